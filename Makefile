@@ -1,0 +1,134 @@
+# Copyright The amsagent Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Everything a person or CI does to this project, as one word each. `make` alone says which.
+# Needed beforehand: Go, make, git, bash. On Debian, as root, `make deps` brings the rest.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+GO      ?= go
+BUILD   := build
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+MODULE  := github.com/amsagent/amsagent
+
+# No cgo: one static file runs on every Linux. No path, build id or VCS stamp: the same sources give the same bytes
+# in any folder, from a clone or from a tarball; the version is stamped by us.
+LDFLAGS := -s -w -buildid= -X $(MODULE)/cmd/amsagent/cli.version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+
+# The largest binary we accept, in bytes, stripped.
+MAX_SIZE := 12000000
+
+FUZZTIME  ?= 20s
+BENCHTIME ?= 1s
+# Set to `skip` to install nothing; tests that miss a Debian package then say so and are skipped.
+DEPS ?= install
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+.PHONY: help
+help: ## this list
+	@echo 'amsagent: what make can do here. The two to start with: make demo, make test.'
+	@echo
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'Settings: FUZZTIME=$(FUZZTIME)  BENCHTIME=$(BENCHTIME)  DEPS=$(DEPS) (skip = install no Debian package)  VERSION=$(VERSION)'
+
+.PHONY: build
+build: ## the agent for this machine, static and stripped: build/amsagent
+	@mkdir -p $(BUILD)
+	$(GOBUILD) -o $(BUILD)/amsagent ./cmd/amsagent
+
+.PHONY: demo
+demo: build ## join and leave a sandbox cluster before your eyes; no root, no cloud, no AMS needed
+	cd sandbox && $(GO) build -trimpath -buildvcs=false -o ../$(BUILD)/sandbox ./cmd/sandbox
+	@$(BUILD)/sandbox demo --agent $(BUILD)/amsagent
+
+.PHONY: test
+test: deps ## every test of the agent and of its sandbox (some minutes on first use: it compiles a database)
+	$(GO) test -shuffle=on ./...
+	cd sandbox && $(GO) test -shuffle=on ./...
+
+.PHONY: race
+race: deps ## the same tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
+	cd sandbox && CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each
+	@tools/scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: size ## speeds as ratios of one run, and the size of the binary
+	@tools/scripts/bench.sh $(BENCHTIME)
+
+.PHONY: e2e
+e2e: deps build ## the heavy tests with real components: crashes at every system call, full disks, real signals
+	@tools/scripts/e2e.sh
+
+.PHONY: lint
+lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages among them
+	@tools/scripts/deps.sh lint $(DEPS)
+	$(BUILD)/tools/golangci-lint run ./...
+	cd sandbox && ../$(BUILD)/tools/golangci-lint run --config ../.golangci.yml ./...
+	cd tools && ../$(BUILD)/tools/golangci-lint run --config ../.golangci.yml ./...
+	@tools/scripts/shellcheck.sh
+
+.PHONY: lint-selftest
+lint-selftest: $(BUILD)/tools/golangci-lint ## proof that the linter refuses a forbidden import
+	cd tools && GOLANGCI_LINT=$(CURDIR)/$(BUILD)/tools/golangci-lint $(GO) test -count=1 ./...
+
+.PHONY: fmt
+fmt: $(BUILD)/tools/gofumpt ## format the Go sources in place (the only target that rewrites them, besides generate)
+	git ls-files -z -co --exclude-standard -- '*.go' | xargs -0 $(BUILD)/tools/gofumpt -w
+
+.PHONY: generate
+generate: ## whatever is made from other sources: completions, man pages, tables
+	$(GO) generate ./...
+
+.PHONY: tidy-check
+tidy-check: ## go.mod and go.sum of the three modules list what is used and nothing else
+	$(GO) mod tidy -diff
+	cd sandbox && $(GO) mod tidy -diff
+	cd tools && $(GO) mod tidy -diff
+
+.PHONY: cross
+cross: ## the agent for linux/amd64 and linux/arm64: build/amsagent-linux-*
+	@mkdir -p $(BUILD)
+	GOOS=linux GOARCH=amd64 $(GOBUILD) -o $(BUILD)/amsagent-linux-amd64 ./cmd/amsagent
+	GOOS=linux GOARCH=arm64 $(GOBUILD) -o $(BUILD)/amsagent-linux-arm64 ./cmd/amsagent
+
+.PHONY: size
+size: cross ## fails where a binary is larger than MAX_SIZE or not static
+	@tools/scripts/size.sh $(MAX_SIZE) $(BUILD)/amsagent-linux-amd64 $(BUILD)/amsagent-linux-arm64
+
+.PHONY: repro
+repro: ## two builds in two folders with two caches, compared byte by byte
+	@tools/scripts/repro.sh '$(LDFLAGS)'
+
+.PHONY: deadcode
+deadcode: $(BUILD)/tools/deadcode ## functions that the binary can never reach (for reading; a library may have some)
+	$(BUILD)/tools/deadcode ./cmd/amsagent
+
+.PHONY: deps
+deps: ## Debian packages that some tests read our output with (java, strace); as root installs, else says what is skipped
+	@tools/scripts/deps.sh test $(DEPS)
+
+.PHONY: clean
+clean: ## remove build/
+	rm -rf $(BUILD)
+
+# Tools are built once per version; their sources and versions are those of tools/go.mod.
+TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+TOOL_gofumpt       := mvdan.cc/gofumpt
+TOOL_staticcheck   := honnef.co/go/tools/cmd/staticcheck
+TOOL_deadcode      := golang.org/x/tools/cmd/deadcode
+TOOL_benchstat     := golang.org/x/perf/cmd/benchstat
+
+$(BUILD)/tools/%: tools/go.mod tools/go.sum
+	@mkdir -p $(BUILD)/tools
+	cd tools && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o ../$@ $(TOOL_$*)
+	@touch $@

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Copyright The amsagent Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs the benchmarks of both modules. Figures of one machine mean little on another, so what we promise is stated as a
+# ratio of two measurements of the same run (benchmarks named …Ratio, which report it in a unit of their own).
+set -euo pipefail
+
+benchtime=${1:-1s}
+run() { # run MODULE-DIR
+  local dirs
+  dirs=$(cd "$1" && git grep -lE '^func Benchmark[A-Z_]' --untracked -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
+  [ -n "$dirs" ] || return 0
+  # shellcheck disable=SC2086 # a list of folders, none with a blank
+  (cd "$1" && go test -run='^$' -bench=. -benchmem -benchtime="$benchtime" $dirs | grep -vE '^(PASS|goos:|goarch:|\?)')
+}
+run .
+[ ! -d sandbox ] || run sandbox

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Copyright The amsagent Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Brings the Debian packages that a group of targets uses, or says what goes without them.
+# usage: deps.sh test|lint [install|skip]
+# Never fails for a missing package: what cannot run says so itself (and with REQUIRE_JAVA=1 or CI it fails there).
+set -euo pipefail
+
+group=${1:?usage: deps.sh test|lint [install|skip]}
+mode=${2:-install}
+
+# What proves the presence of each package is a file or a command, not dpkg: a JDK of another vendor will do.
+missing=() lost=()
+want() { # want PACKAGE WHAT-IS-LOST TEST...
+  local package=$1 loss=$2
+  shift 2
+  if ! "$@" >/dev/null 2>&1; then
+    missing+=("$package")
+    lost+=("$package: $loss")
+  fi
+}
+has() { command -v "$1"; }
+
+case $group in
+test)
+  want default-jdk-headless "the tests in which Java itself reads our files" has javac
+  want libspring-core-java "the tests in which Spring itself reads jee-container.xml" test -e /usr/share/java/spring3-core.jar
+  want libspring-beans-java "the same" test -e /usr/share/java/spring3-beans.jar
+  want libspring-context-java "the same" test -e /usr/share/java/spring3-context.jar
+  want strace "the tests that kill the agent at a chosen system call" has strace
+  ;;
+lint)
+  want shellcheck "the check of our shell scripts" has shellcheck
+  ;;
+*)
+  echo "deps: unknown group '$group'" >&2
+  exit 2
+  ;;
+esac
+
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$mode" = install ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "deps: installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  log=$(mktemp)
+  trap 'rm -f "$log"' EXIT
+  # Lists may be missing or old on a fresh machine; refresh them only when the first try fails.
+  if apt-get install -y --no-install-recommends "${missing[@]}" </dev/null >"$log" 2>&1 ||
+    { apt-get update </dev/null >"$log" 2>&1 &&
+      apt-get install -y --no-install-recommends "${missing[@]}" </dev/null >>"$log" 2>&1; }; then
+    exit 0
+  fi
+  echo "deps: apt-get could not install them:" >&2
+  tail -n 5 "$log" >&2
+fi
+
+echo "deps: not here, so skipped:" >&2
+printf 'deps:   %s\n' "${lost[@]}" >&2
+echo "deps: to have them: sudo apt-get install ${missing[*]}" >&2

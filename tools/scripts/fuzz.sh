@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Copyright The amsagent Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs every fuzz target of the agent's module, one after another, for the given time each.
+# A crasher is left by Go below testdata/fuzz of its package: commit it, it is a regression test from then on.
+set -euo pipefail
+
+time=${1:-20s}
+found=0
+while read -r package; do
+  # `go test -list` also prints a closing "ok" line per package.
+  while read -r target; do
+    found=$((found + 1))
+    echo "== $target  (${package#github.com/amsagent/amsagent/}, $time)"
+    go test -run='^$' -fuzz="^$target\$" -fuzztime="$time" "$package"
+  done < <(go test -list='^Fuzz' "$package" | grep '^Fuzz' || true)
+done < <(git grep -lE '^func Fuzz[A-Z_]' --untracked -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
+
+[ "$found" -gt 0 ] || { echo 'fuzz: no fuzz target found' >&2; exit 1; }
+echo "fuzz: $found targets, no failure"
