@@ -9,7 +9,7 @@ AMSAGENT_E2E_BINARY=$PWD/build/amsagent
 export AMSAGENT_E2E_BINARY
 run() { # run MODULE-DIR
   local dirs
-  dirs=$(cd "$1" && git grep -lE '^//go:build .*\be2e\b' --untracked -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
+  dirs=$(cd "$1" && git grep --untracked -lE '^//go:build .*\be2e\b' -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
   [ -n "$dirs" ] || return 0
   # shellcheck disable=SC2086 # a list of folders, none with a blank
   (cd "$1" && go test -tags e2e -count=1 -timeout 30m $dirs)

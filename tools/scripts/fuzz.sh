@@ -15,7 +15,7 @@ while read -r package; do
     echo "== $target  (${package#github.com/amsagent/amsagent/}, $time)"
     go test -run='^$' -fuzz="^$target\$" -fuzztime="$time" "$package"
   done < <(go test -list='^Fuzz' "$package" | grep '^Fuzz' || true)
-done < <(git grep -lE '^func Fuzz[A-Z_]' --untracked -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
+done < <(git grep --untracked -lE '^func Fuzz[A-Z_]' -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
 
 [ "$found" -gt 0 ] || { echo 'fuzz: no fuzz target found' >&2; exit 1; }
 echo "fuzz: $found targets, no failure"
