@@ -1,0 +1,273 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+)
+
+// standaloneXML is a small jee-container.xml of our own with three sections,
+// a decoy, an https section and the trailing blank of the real files.
+const standaloneXML = `<?xml version="1.0" encoding="UTF-8"?>
+<beans xmlns="http://www.springframework.org/schema/beans">
+	<!-- tomcat.cluster must come first -->
+	<!-- cluster start
+	<bean id="tomcat.cluster" class="io.antmedia.enterprise.cluster.TcpCluster">
+		<constructor-arg value="${clusterdb.host}" />
+	</bean>
+
+	cluster end -->
+	<bean id="tomcat.server" class="org.red5.server.tomcat.TomcatLoader">
+		<!-- cluster --><!-- property name="cluster" ref="tomcat.cluster" /--><!-- cluster -->
+		<!-- cluster start
+		<property name="clusterNotifier" ref="tomcat.cluster" />
+		cluster end -->
+		<!-- https start
+		<bean name="httpsConnector" />
+		https end -->
+		<property name="valves">
+			<list>
+				<bean id="valve.access" class="org.apache.catalina.valves.RemoteIpValve" />
+				<bean id="valve.access" class="org.apache.catalina.valves.AccessLogValve">
+					<property name="pattern" value="a > b" />
+				</bean>
+				<!-- cluster start
+				<bean id="valve.cluster" class="io.antmedia.enterprise.cluster.HttpLiveStreamValve" />
+				cluster end --> 
+			</list>
+		</property>
+	</bean>
+</beans>
+`
+
+var clusterXML = strings.NewReplacer(
+	"<!-- cluster start\n", "<!-- cluster start -->\n",
+	"\tcluster end -->", "\t<!-- cluster end -->",
+).Replace(standaloneXML)
+
+func mustContainer(t *testing.T, src string) *Container {
+	t.Helper()
+	c, err := ParseContainer([]byte(src))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestContainerToggles(t *testing.T) {
+	c := mustContainer(t, standaloneXML)
+	if c.Mode() != ModeStandalone || !c.Marked() {
+		t.Fatalf("mode %s, marked %v", c.Mode(), c.Marked())
+	}
+	if err := c.SetMode(ModeCluster); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(c.Bytes()); got != clusterXML {
+		t.Errorf("cluster form:\n%s", got)
+	}
+	d := mustContainer(t, clusterXML)
+	if d.Mode() != ModeCluster {
+		t.Fatalf("mode %s", d.Mode())
+	}
+	if err := d.SetMode(ModeStandalone); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(d.Bytes()); got != standaloneXML {
+		t.Errorf("standalone form:\n%s", got)
+	}
+}
+
+func TestContainerCRLF(t *testing.T) {
+	crlf := func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }
+	c := mustContainer(t, "\ufeff"+crlf(standaloneXML))
+	if err := c.SetMode(ModeCluster); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(c.Bytes()), "\ufeff"+crlf(clusterXML); got != want {
+		t.Errorf("got\n%q\nwant\n%q", got, want)
+	}
+}
+
+// TestContainerVendorDrift: the vendor's script leaves one more blank behind
+// the opening marker on every run (facts, defect 8).
+func TestContainerVendorDrift(t *testing.T) {
+	drifted := strings.ReplaceAll(standaloneXML, "<!-- cluster start\n", "<!-- cluster start   \n")
+	c := mustContainer(t, drifted)
+	if c.Mode() != ModeStandalone {
+		t.Fatalf("mode %s", c.Mode())
+	}
+	if err := c.SetMode(ModeCluster); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(c.Bytes()); got != clusterXML {
+		t.Errorf("cluster form of a drifted file:\n%s", got)
+	}
+	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(drifted), Spans: c.Spans()}
+	u, err := rec.Undo(c.Bytes())
+	if err != nil || string(u.Bytes) != drifted || !u.Exact {
+		t.Errorf("undone to %q, %v", u.Bytes, err)
+	}
+	// What the script makes of that file in cluster mode, without a record.
+	script := strings.ReplaceAll(clusterXML, "<!-- cluster start -->\n", "<!-- cluster start -->  \n")
+	d := mustContainer(t, script)
+	if err := d.SetMode(ModeStandalone); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(d.Bytes()); got != standaloneXML {
+		t.Errorf("clean standalone form:\n%s", got)
+	}
+}
+
+func TestContainerRefuses(t *testing.T) {
+	replace := func(s, old, repl string, n int) string { return strings.Replace(s, old, repl, n) }
+	tests := []struct {
+		name, src, want string
+		setMode         Mode // "" when parsing already fails
+	}{
+		{"mixed", replace(replace(standaloneXML, "<!-- cluster start\n", "<!-- cluster start -->\n", 1), "\tcluster end -->", "\t<!-- cluster end -->", 1), "line 12: cluster sections disagree", ""},
+		{"nested comment in an active section", replace(clusterXML, "\t\t<constructor-arg", "\t\t<!-- ours -->\n\t\t<constructor-arg", 1), "line 6: a comment inside a cluster section", ModeStandalone},
+		{"two dashes in an active section", replace(clusterXML, "${clusterdb.host}", "a--b", 1), "line 6: `--` inside a cluster section", ModeStandalone},
+		{"nested comment in a commented section", replace(standaloneXML, "\t\t<constructor-arg", "\t\t<!-- ours -->\n\t\t<constructor-arg", 1), "line 6: a comment inside a commented cluster section", ""},
+		{"no end", replace(clusterXML, "\t<!-- cluster end -->\n", "", 1), "line 11: a second cluster start, the section of line 4 has no end yet", ""},
+		{"no start", replace(clusterXML, "\t<!-- cluster start -->\n", "", 1), "line 8: cluster end without a cluster start", ""},
+		{"text behind the opening marker", replace(standaloneXML, "<!-- cluster start\n", "<!-- cluster start here\n", 1), "line 4: text behind the opening marker", ""},
+		{"no closing word", replace(standaloneXML, "\tcluster end -->", "\t-->", 1), "line 4: this cluster section does not end in", ""},
+		{"comment never closed", replace(standaloneXML, "https end -->\n", "https end\n", 1) + "<!-- x", "never closed", ""},
+		{"ill-formed", replace(standaloneXML, "</beans>", "</bean>", 1), "line 30: not well-formed XML", ""},
+		{"not beans", "<html></html>", "line 1: the root element is <html>", ""},
+		{"empty", "", "line 1: no", ""},
+		{"sections without the cluster bean", strings.ReplaceAll(replace(standaloneXML, `id="tomcat.cluster"`, `id="other"`, 1), "xx", ""), "hold no bean tomcat.cluster", ModeCluster},
+		{"section content ill-formed", replace(standaloneXML, "</bean>\n\n\tcluster end", "\n\n\tcluster end", 1), "", ModeCluster},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := ParseContainer([]byte(tt.src))
+			if tt.setMode != "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = c.SetMode(tt.setMode)
+				if got := c.Bytes(); !bytes.Equal(got, []byte(tt.src)) {
+					t.Errorf("refused, yet changed the file")
+				}
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestContainerUnmarked(t *testing.T) {
+	c := mustContainer(t, `<beans><bean id="tomcat.cluster"/></beans>`)
+	if c.Marked() || c.Mode() != ModeCluster {
+		t.Errorf("marked %v, mode %s", c.Marked(), c.Mode())
+	}
+	if err := c.SetMode(ModeStandalone); !errors.Is(err, ErrUnmarked) {
+		t.Errorf("SetMode = %v, want ErrUnmarked", err)
+	}
+}
+
+func TestRemoteIPValve(t *testing.T) {
+	c := mustContainer(t, standaloneXML)
+	if !c.HasRemoteIPValve() {
+		t.Fatal("valve not found")
+	}
+	if err := c.RemoveRemoteIPValve(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetMode(ModeCluster); err != nil {
+		t.Fatal(err)
+	}
+	line := "\t\t\t\t<bean id=\"valve.access\" class=\"org.apache.catalina.valves.RemoteIpValve\" />\n"
+	if got, want := string(c.Bytes()), strings.Replace(clusterXML, line, "", 1); got != want {
+		t.Errorf("got\n%s", got)
+	}
+	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(standaloneXML), Spans: c.Spans()}
+	edited := strings.Replace(string(c.Bytes()), `value="a > b"`, `value="combined"`, 1)
+	u, err := rec.Undo([]byte(edited))
+	if err != nil || len(u.Conflicts) > 0 {
+		t.Fatalf("%v %v", err, u.Conflicts)
+	}
+	if want := strings.Replace(standaloneXML, `value="a > b"`, `value="combined"`, 1); string(u.Bytes) != want {
+		t.Errorf("after an edit elsewhere, undone to\n%s", u.Bytes)
+	}
+
+	commented := mustContainer(t, strings.Replace(standaloneXML, line, "<!--"+line+"-->", 1))
+	if commented.HasRemoteIPValve() {
+		t.Error("a valve in a comment is no valve")
+	}
+	if err := commented.RemoveRemoteIPValve(); err != nil || len(commented.Spans()) != 0 {
+		t.Errorf("removed a valve from a comment: %v", err)
+	}
+	long := strings.Replace(standaloneXML, line, strings.Replace(line, " />", "><property name='x'><bean class='y'/></property></bean>", 1), 1)
+	c = mustContainer(t, long)
+	if err := c.RemoveRemoteIPValve(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(c.Bytes()), strings.Replace(standaloneXML, line, "", 1); got != want {
+		t.Errorf("element with children: got\n%s", got)
+	}
+}
+
+func TestContainerUndoConflict(t *testing.T) {
+	c := mustContainer(t, standaloneXML)
+	if err := c.SetMode(ModeCluster); err != nil {
+		t.Fatal(err)
+	}
+	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(standaloneXML), Spans: c.Spans()}
+	// The vendor's script ran over it: blanks behind the markers.
+	drifted := strings.ReplaceAll(clusterXML, "<!-- cluster start -->\n", "<!-- cluster start --> \n")
+	u, err := rec.Undo([]byte(drifted))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(u.Bytes) != standaloneXML || len(u.Conflicts) == 0 {
+		t.Errorf("conflicts %v, undone to\n%s", u.Conflicts, u.Bytes)
+	}
+	if _, err := rec.Undo([]byte("<beans>")); err == nil {
+		t.Error("undoing over ill-formed XML must fail")
+	}
+}
+
+func FuzzContainer(f *testing.F) {
+	f.Add([]byte(standaloneXML))
+	f.Add([]byte(clusterXML))
+	f.Add([]byte("<beans><!-- cluster start\r\n<a/>cluster end --></beans>"))
+	f.Add([]byte("<!DOCTYPE a [<!ENTITY b \"c>\">]><beans><![CDATA[<!-- cluster start -->]]></beans>"))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		c, err := ParseContainer(src)
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(c.Bytes(), src) {
+			t.Fatalf("%q printed back as %q", src, c.Bytes())
+		}
+		other := ModeCluster
+		if c.Mode() == ModeCluster {
+			other = ModeStandalone
+		}
+		if c.SetMode(other) != nil {
+			return
+		}
+		out := c.Bytes()
+		d, err := ParseContainer(out)
+		if err != nil || d.Mode() != other {
+			t.Fatalf("%q: toggled to %q: %v", src, out, err)
+		}
+		rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: src, Spans: c.Spans()}
+		u, err := rec.Undo(out)
+		if err != nil || !bytes.Equal(u.Bytes, src) {
+			t.Fatalf("%q: undone to %q, %v", src, u.Bytes, err)
+		}
+		for _, s := range c.Spans() {
+			if bytes.ContainsAny(s.Old, "\n\r<") && other == ModeCluster {
+				t.Fatalf("span %q is larger than a marker", s.Old)
+			}
+		}
+	})
+}

@@ -1,0 +1,147 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"strings"
+
+	"github.com/rogpeppe/go-internal/diff"
+)
+
+// Mask is what is shown in place of a secret.
+const Mask = "********"
+
+// maskChanged tells a secret that changes from one that stays.
+const maskChanged = Mask + " (another one)"
+
+// Diff is the unified diff that turns before into after, fit to be shown:
+// values of keys that name a secret, and passwords inside connection strings,
+// are masked on both sides. It is empty when nothing changes.
+func Diff(path string, kind Kind, before, after []byte) string {
+	if bytes.Equal(before, after) {
+		return ""
+	}
+	oldName, newName := "a"+path, "b"+path
+	if before == nil {
+		oldName = "/dev/null"
+	}
+	if after == nil {
+		newName = "/dev/null"
+	}
+	a, b := Redact(kind, before), redactAgainst(kind, before, after)
+	// The first line is the command `diff OLD NEW`, which is not part of the
+	// unified format.
+	out := string(diff.Diff(oldName, a, newName, b))
+	if _, rest, ok := strings.Cut(out, "\n"); ok {
+		return rest
+	}
+	return out
+}
+
+// Redact is the file with its secrets masked.
+func Redact(kind Kind, src []byte) []byte { return redactAgainst(kind, src, src) }
+
+// redactAgainst masks the secrets of after; those that differ from before say
+// so, because the masks alone would look the same.
+func redactAgainst(kind Kind, before, after []byte) []byte {
+	if kind == KindProperties {
+		if p, err := ParseProperties(after); err == nil {
+			old, err := ParseProperties(before)
+			if err != nil {
+				old = nil
+			}
+			return p.redacted(old)
+		}
+	}
+	lines := bytes.SplitAfter(after, []byte{'\n'})
+	for i, l := range lines {
+		lines[i] = []byte(maskURIs(string(l)))
+	}
+	return bytes.Join(lines, nil)
+}
+
+// redacted replaces the raw values that are secrets.
+func (p *Properties) redacted(before *Properties) []byte {
+	var spans []Span
+	for _, e := range p.entries {
+		masked := maskURIs(e.value)
+		if namesSecret(e.key) && e.value != "" {
+			masked = Mask
+		}
+		if masked == e.value {
+			continue
+		}
+		if before != nil {
+			if was, ok := before.Get(e.key); ok && was != e.value && maskedAs(e.key, was) == masked {
+				masked = strings.Replace(masked, Mask, maskChanged, 1)
+			}
+		}
+		spans = append(spans, Span{Anchor: e.key, Off: e.valOff, Old: p.src[e.valOff:e.end], New: []byte(escapeValue(masked, false))})
+	}
+	out, err := applySpans(p.src, spans)
+	if err != nil {
+		return []byte(Mask + "\n") // cannot happen; and if it does, nothing leaks
+	}
+	return out
+}
+
+func maskedAs(key, value string) string {
+	if namesSecret(key) && value != "" {
+		return Mask
+	}
+	return maskURIs(value)
+}
+
+// namesSecret reports whether the key of a property says that its value is not
+// for everyone.
+func namesSecret(key string) bool {
+	k := strings.ToLower(key)
+	for _, w := range []string{"password", "passwd", "secret", "licence_key", "license_key", "token", "accesskey", "credential"} {
+		if strings.Contains(k, w) {
+			return true
+		}
+	}
+	return false
+}
+
+// maskURIs masks the password of every user:password@ it meets: behind "://",
+// and at the start of the text, where releases up to 2.4.1 want their
+// connection string without a scheme.
+func maskURIs(text string) string {
+	var b strings.Builder
+	rest := text
+	if i := strings.IndexAny(text, " \t\"'<>="); i < 0 && !strings.Contains(text, "://") {
+		return maskAuthority(text)
+	}
+	for {
+		i := strings.Index(rest, "://")
+		if i < 0 {
+			b.WriteString(rest)
+			return b.String()
+		}
+		b.WriteString(rest[:i+3])
+		rest = rest[i+3:]
+		end := strings.IndexAny(rest, " \t\r\n\"'<>")
+		if end < 0 {
+			end = len(rest)
+		}
+		b.WriteString(maskAuthority(rest[:end]))
+		rest = rest[end:]
+	}
+}
+
+// maskAuthority masks the password in user:password@host….
+func maskAuthority(s string) string {
+	// The last @: a password somebody forgot to encode may hold one.
+	at := strings.LastIndexByte(s, '@')
+	if at < 0 {
+		return s
+	}
+	colon := strings.IndexByte(s[:at], ':')
+	if colon < 0 {
+		return s
+	}
+	return s[:colon+1] + Mask + s[at:]
+}

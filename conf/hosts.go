@@ -1,0 +1,48 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"net/netip"
+)
+
+// hostsMark ends the one line of /etc/hosts that is ours.
+const hostsMark = "# added by amsagent"
+
+// AddHost gives an /etc/hosts in which name has the address: one marked line
+// at the end, every other line untouched. A marked line of an earlier run is
+// replaced. The spans are those between src and the result; none when it is
+// already so.
+func AddHost(src []byte, address netip.Addr, name string) []Span {
+	line := []byte(address.String() + "\t" + name + "\t" + hostsMark)
+	off := 0
+	for _, l := range bytes.SplitAfter(src, []byte{'\n'}) {
+		body := bytes.TrimRight(l, "\r\n")
+		if bytes.HasSuffix(body, []byte(hostsMark)) {
+			if bytes.Equal(body, line) {
+				return nil
+			}
+			return []Span{{Anchor: "hosts", Off: off, Old: body, New: line}}
+		}
+		off += len(l)
+	}
+	eol := []byte(dominantEOL(src))
+	added := append(bytes.Clone(line), eol...)
+	if len(src) > 0 && src[len(src)-1] != '\n' {
+		added = append(bytes.Clone(eol), line...)
+	}
+	return []Span{{Anchor: "hosts", Off: len(src), New: added}}
+}
+
+// dropMarkedHost removes our line, wherever it now stands.
+func dropMarkedHost(src []byte) []byte {
+	var out []byte
+	for _, l := range bytes.SplitAfter(src, []byte{'\n'}) {
+		if !bytes.HasSuffix(bytes.TrimRight(l, "\r\n"), []byte(hostsMark)) {
+			out = append(out, l...)
+		}
+	}
+	return out
+}

@@ -1,0 +1,213 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+)
+
+// Plan collects what is to become of several files, and commits it as one.
+//
+// Every file is planned from its original: where an undo record knows the file,
+// our former spans are first taken back in memory. So a second join with other
+// values still gives back on leave what the first one found.
+type Plan struct {
+	store  *Store
+	record *Record // as found; nil when there is none
+	files  []PlannedFile
+	// Conflicts are places that others edited after us.
+	Conflicts []Conflict
+	dirs      []string
+}
+
+// PlannedFile is one file of a plan.
+type PlannedFile struct {
+	Before File
+	// After is what it becomes; nil when it is removed.
+	After  []byte
+	Mode   fs.FileMode
+	Kind   Kind
+	record *FileRecord // nil: the file is as it originally was
+}
+
+// Changed reports whether committing the plan would touch the file.
+func (f PlannedFile) Changed() bool {
+	if f.After == nil {
+		return f.Before.Exists()
+	}
+	return !bytes.Equal(f.Before.Bytes, f.After) || !f.Before.Exists() || f.Before.Mode != f.Mode
+}
+
+// Diff is the change as a unified diff with secrets masked.
+func (f PlannedFile) Diff() string { return Diff(f.Before.Path, f.Kind, f.Before.Bytes, f.After) }
+
+// Target is what an edit wants of one file.
+type Target struct {
+	Path string
+	Kind Kind
+	// CreateMode is the permission bits of a file that does not exist yet.
+	CreateMode fs.FileMode
+	// Private takes the file out of the world's sight: it now holds a secret.
+	Private bool
+}
+
+// NewPlan begins a plan. record is [Store.Record]'s, and may be nil.
+func (s *Store) NewPlan(record *Record) *Plan { return &Plan{store: s, record: record} }
+
+// Edit plans one file. edit gets the original — the file without our former
+// spans, nil when it is not there — and returns the spans to replace in it.
+func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error {
+	now, err := p.store.Read(t.Path)
+	if err != nil {
+		return err
+	}
+	original, mode := now.Bytes, now.Mode
+	rec := p.record.File(t.Path)
+	if rec != nil {
+		u, err := rec.Undo(now.Bytes)
+		if err != nil {
+			return err
+		}
+		p.Conflicts = append(p.Conflicts, u.Conflicts...)
+		original = u.Bytes
+		if u.Remove {
+			original = nil
+		}
+		if now.Mode == rec.WrittenMode {
+			mode = rec.Mode
+		}
+	}
+	spans, err := edit(original)
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.Path, err)
+	}
+	after, err := applySpans(original, spans)
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.Path, err)
+	}
+	f := PlannedFile{Before: now, After: after, Mode: mode, Kind: t.Kind}
+	switch {
+	case original == nil && len(spans) == 0:
+		f.After = nil
+	case original == nil:
+		f.Mode = t.CreateMode
+	case t.Private:
+		f.Mode &^= 0o007
+	}
+	if len(spans) > 0 || f.Mode != mode {
+		f.record = &FileRecord{
+			Path: t.Path, Kind: t.Kind, Existed: original != nil, Original: original, Spans: spans,
+			Mode: mode, WrittenMode: f.Mode, Written: sum(after),
+		}
+	}
+	p.files = append(p.files, f)
+	return nil
+}
+
+// PlanUndo plans to give back everything the record knows.
+func (s *Store) PlanUndo(record *Record) (*Plan, error) {
+	p := s.NewPlan(record)
+	if record == nil {
+		return p, nil
+	}
+	for _, rec := range record.Files {
+		now, err := s.Read(rec.Path)
+		if err != nil {
+			return nil, err
+		}
+		u, err := rec.Undo(now.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		f := PlannedFile{Before: now, After: u.Bytes, Mode: now.Mode, Kind: rec.Kind}
+		if u.Remove {
+			f.After = nil
+		} else if now.Mode == rec.WrittenMode {
+			f.Mode = rec.Mode
+		}
+		p.files = append(p.files, f)
+		p.Conflicts = append(p.Conflicts, u.Conflicts...)
+		if len(u.Conflicts) > 0 && now.Exists() && rec.Kind == KindWhole {
+			if err := p.keep(now); err != nil {
+				return nil, err
+			}
+		}
+	}
+	p.dirs = record.Dirs
+	return p, nil
+}
+
+// keep plans a copy of a file whose edits undoing loses.
+func (p *Plan) keep(f File) error {
+	saved, err := p.store.Read(savedName(f.Path))
+	if err != nil {
+		return err
+	}
+	p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: f.Mode, Kind: KindWhole})
+	return nil
+}
+
+// Files lists every file of the plan, changed or not.
+func (p *Plan) Files() []PlannedFile { return p.files }
+
+// Changed lists the files that committing would touch.
+func (p *Plan) Changed() []PlannedFile {
+	var out []PlannedFile
+	for _, f := range p.files {
+		if f.Changed() {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// Commit makes the changes, and leaves a record that can undo them together
+// with those before. It writes nothing when nothing changes.
+func (p *Plan) Commit(purpose string) error {
+	record := &Record{Version: recordVersion}
+	if p.record != nil {
+		record.Dirs = p.record.Dirs
+		for _, f := range p.record.Files {
+			if !p.has(f.Path) {
+				record.Files = append(record.Files, f)
+			}
+		}
+	}
+	for _, f := range p.files {
+		if f.record != nil {
+			record.Files = append(record.Files, f.record)
+		}
+	}
+	if len(p.Changed()) == 0 {
+		return nil
+	}
+	return p.store.Commit(purpose, p.changes(), record, nil)
+}
+
+// CommitUndo makes the changes and forgets the record.
+func (p *Plan) CommitUndo(purpose string) error {
+	if len(p.Changed()) == 0 && p.record == nil {
+		return nil
+	}
+	return p.store.Commit(purpose, p.changes(), nil, p.dirs)
+}
+
+func (p *Plan) has(path string) bool {
+	for _, f := range p.files {
+		if f.Before.Path == path {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Plan) changes() []Change {
+	var out []Change
+	for _, f := range p.Changed() {
+		out = append(out, Change{Before: f.Before, After: f.After, Remove: f.After == nil, Mode: f.Mode})
+	}
+	return out
+}

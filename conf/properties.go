@@ -1,0 +1,474 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"unicode/utf16"
+)
+
+// Properties is a .properties file in the grammar of java.util.Properties
+// (class LineReader and loadConvert of OpenJDK 17): ISO-8859-1 with \uXXXX,
+// separators "=", ":" or blanks, continuation by a backslash at the end of a
+// line, "#" and "!" comments, the last of several equal keys wins.
+//
+// The zero value is not usable; call [ParseProperties].
+type Properties struct {
+	src     []byte
+	entries []property
+	last    map[string]int // key -> index of the entry that wins
+	edits   map[string]Span
+	values  map[string]string // values after edits
+	added   []string          // keys that edits appended, in order
+	eol     string
+	// openEnd says that the source ends in a backslash that would join an
+	// appended line to the last one.
+	openEnd bool
+}
+
+// property is one logical line that holds a key.
+type property struct {
+	key, value string
+	start      int // first byte of the logical line, leading blanks included
+	valOff     int // first byte of the raw value
+	end        int // one past the last byte of the line, terminator excluded
+	next       int // first byte of the next line
+	sep        sepKind
+}
+
+type sepKind int
+
+const (
+	sepNone  sepKind = iota // the key stands alone
+	sepBlank                // only blanks stand between key and value
+	sepSign                 // "=" or ":" stands between them
+)
+
+// SyntaxError tells where a file cannot be read as its format demands.
+type SyntaxError struct {
+	Line int // 1-based
+	Msg  string
+}
+
+func (e *SyntaxError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Msg) }
+
+// ParseProperties reads src. The only thing java.util.Properties refuses is a
+// malformed \uXXXX escape; that is a [*SyntaxError] here as well.
+func ParseProperties(src []byte) (*Properties, error) {
+	p := &Properties{
+		src:    bytes.Clone(src),
+		last:   map[string]int{},
+		edits:  map[string]Span{},
+		values: map[string]string{},
+		eol:    dominantEOL(src),
+	}
+	if err := p.scan(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// dominantEOL is the line ending that most lines of src use; "\n" when there
+// is none to go by.
+func dominantEOL(src []byte) string {
+	crlf := bytes.Count(src, []byte("\r\n"))
+	lf := bytes.Count(src, []byte("\n")) - crlf
+	cr := bytes.Count(src, []byte("\r")) - crlf
+	switch {
+	case crlf > lf && crlf >= cr:
+		return "\r\n"
+	case cr > lf:
+		return "\r"
+	}
+	return "\n"
+}
+
+func isBlank(c byte) bool { return c == ' ' || c == '\t' || c == '\f' }
+
+// scan follows LineReader.readLine step by step, quirks included, so that a
+// file means here what it means to Java: a comment sign counts as one wherever
+// the logical line is still empty, even behind a continuation; an empty line
+// behind a continuation ends the logical line.
+func (p *Properties) scan() error {
+	src := p.src
+	var line []byte // logical characters, each an ISO-8859-1 byte
+	var pos []int   // offset in src of each of them
+	start := 0      // where the logical line began, leading blanks included
+	skipBlanks, appended, backslash := true, false, false
+
+	finish := func(end, next int) error {
+		err := p.addLine(line, pos, start, end, next)
+		line, pos = line[:0], pos[:0]
+		start = next
+		skipBlanks, appended, backslash = true, false, false
+		return err
+	}
+	for off := 0; off < len(src); {
+		c := src[off]
+		if skipBlanks {
+			if isBlank(c) {
+				off++
+				continue
+			}
+			if !appended && (c == '\r' || c == '\n') {
+				off++
+				start = off
+				continue
+			}
+			skipBlanks, appended = false, false
+		}
+		if len(line) == 0 && (c == '#' || c == '!') {
+			for off < len(src) && src[off] != '\n' && src[off] != '\r' {
+				off++
+			}
+			if off < len(src) {
+				off++
+			}
+			start = off
+			skipBlanks = true
+			continue
+		}
+		if c != '\n' && c != '\r' {
+			line, pos = append(line, c), append(pos, off)
+			backslash = c == '\\' && !backslash
+			off++
+			continue
+		}
+		// End of a natural line.
+		off++
+		if len(line) == 0 {
+			skipBlanks, start = true, off
+			continue
+		}
+		if !backslash {
+			end := off - 1
+			if c == '\r' && off < len(src) && src[off] == '\n' {
+				off++ // Java meets this \n as an empty line; for us it belongs to the terminator
+			}
+			if err := finish(end, off); err != nil {
+				return err
+			}
+			continue
+		}
+		if off >= len(src) {
+			// Java stops here: the backslash is dropped, nothing follows.
+			p.openEnd = true
+			line, pos = line[:len(line)-1], pos[:len(pos)-1]
+			if len(line) > 0 {
+				return finish(off, off)
+			}
+			break
+		}
+		line, pos = line[:len(line)-1], pos[:len(pos)-1]
+		skipBlanks, appended, backslash = true, true, false
+		if c == '\r' && off < len(src) && src[off] == '\n' {
+			off++
+		}
+	}
+	if backslash {
+		p.openEnd = true
+		line, pos = line[:len(line)-1], pos[:len(pos)-1]
+	}
+	if appended {
+		// The source ends right behind a continuation: whatever is appended
+		// would be the rest of that line.
+		p.openEnd = true
+	}
+	if len(line) > 0 {
+		return finish(len(src), len(src))
+	}
+	return nil
+}
+
+// addLine splits one logical line as Properties.load0 does.
+func (p *Properties) addLine(line []byte, pos []int, start, end, next int) error {
+	if len(line) == 0 {
+		return nil
+	}
+	keyLen, valStart := 0, len(line)
+	sep := sepNone
+	escaped := false
+	for keyLen < len(line) {
+		c := line[keyLen]
+		if (c == '=' || c == ':') && !escaped {
+			valStart, sep = keyLen+1, sepSign
+			break
+		}
+		if isBlank(c) && !escaped {
+			valStart, sep = keyLen+1, sepBlank
+			break
+		}
+		escaped = c == '\\' && !escaped
+		keyLen++
+	}
+	for valStart < len(line) {
+		c := line[valStart]
+		if !isBlank(c) {
+			if sep != sepBlank || (c != '=' && c != ':') {
+				break
+			}
+			sep = sepSign
+		}
+		valStart++
+	}
+	key, err := unescape(line[:keyLen])
+	if err == nil {
+		var value string
+		value, err = unescape(line[valStart:])
+		if err == nil {
+			valOff := pos[len(pos)-1] + 1
+			if valStart < len(line) {
+				valOff = pos[valStart]
+			}
+			p.last[key] = len(p.entries)
+			p.entries = append(p.entries, property{key: key, value: value, start: start, valOff: valOff, end: end, next: next, sep: sep})
+			return nil
+		}
+	}
+	return &SyntaxError{Line: lineAt(p.src, pos[0]), Msg: err.Error()}
+}
+
+// unescape is Properties.loadConvert. Lone surrogates become U+FFFD.
+func unescape(raw []byte) (string, error) {
+	if bytes.IndexByte(raw, '\\') < 0 && isASCII(raw) {
+		return string(raw), nil
+	}
+	units := make([]uint16, 0, len(raw))
+	for i := 0; i < len(raw); {
+		c := raw[i]
+		i++
+		if c != '\\' || i == len(raw) {
+			units = append(units, uint16(c))
+			continue
+		}
+		c = raw[i]
+		i++
+		switch c {
+		case 'u':
+			if i+4 > len(raw) {
+				return "", fmt.Errorf("malformed \\uxxxx escape")
+			}
+			var u uint16
+			for _, h := range raw[i : i+4] {
+				d := hexDigit(h)
+				if d < 0 {
+					return "", fmt.Errorf("malformed \\uxxxx escape")
+				}
+				u = u<<4 | uint16(d)
+			}
+			i += 4
+			units = append(units, u)
+		case 't':
+			units = append(units, '\t')
+		case 'n':
+			units = append(units, '\n')
+		case 'r':
+			units = append(units, '\r')
+		case 'f':
+			units = append(units, '\f')
+		default:
+			units = append(units, uint16(c))
+		}
+	}
+	return string(utf16.Decode(units)), nil
+}
+
+func isASCII(b []byte) bool {
+	for _, c := range b {
+		if c >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+func hexDigit(c byte) int {
+	switch {
+	case '0' <= c && c <= '9':
+		return int(c - '0')
+	case 'a' <= c && c <= 'f':
+		return int(c-'a') + 10
+	case 'A' <= c && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}
+
+// escapeValue writes value so that java.util.Properties reads it back
+// unchanged, in plain ASCII, with no more escapes than needed. firstSign says
+// that a leading "=" or ":" would be taken for the separator.
+func escapeValue(value string, firstSign bool) string {
+	var b strings.Builder
+	for i, r := range value {
+		switch {
+		case r == '\\':
+			b.WriteString(`\\`)
+		case r == '\t':
+			b.WriteString(`\t`)
+		case r == '\n':
+			b.WriteString(`\n`)
+		case r == '\r':
+			b.WriteString(`\r`)
+		case r == '\f':
+			b.WriteString(`\f`)
+		case r == ' ' && i == 0:
+			b.WriteString(`\ `)
+		case (r == '=' || r == ':') && i == 0 && firstSign:
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < 0x20 || r > 0x7e:
+			for _, u := range utf16.AppendRune(nil, r) {
+				fmt.Fprintf(&b, `\u%04X`, u)
+			}
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// escapeKey writes a key so that it is read back unchanged.
+func escapeKey(key string) string {
+	var b strings.Builder
+	for i, r := range key {
+		switch {
+		case r == '=' || r == ':' || r == ' ', i == 0 && (r == '#' || r == '!'):
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		default:
+			b.WriteString(escapeValue(string(r), false))
+		}
+	}
+	return b.String()
+}
+
+// Get returns the decoded value of key as Java would see it, edits included.
+func (p *Properties) Get(key string) (value string, ok bool) {
+	if v, edited := p.values[key]; edited {
+		return v, true
+	}
+	i, ok := p.last[key]
+	if !ok {
+		return "", false
+	}
+	return p.entries[i].value, true
+}
+
+// Keys lists every key of the source once, in the order of first appearance,
+// then the keys that edits added.
+func (p *Properties) Keys() []string {
+	var keys []string
+	seen := map[string]bool{}
+	for _, e := range p.entries {
+		if !seen[e.key] {
+			seen[e.key] = true
+			keys = append(keys, e.key)
+		}
+	}
+	return append(keys, p.added...)
+}
+
+// Line gives the 1-based line of the source on which key's winning entry
+// begins, 0 when the source does not have the key.
+func (p *Properties) Line(key string) int {
+	i, ok := p.last[key]
+	if !ok {
+		return 0
+	}
+	return lineAt(p.src, p.entries[i].valOff)
+}
+
+// Set gives key the value. It compares decoded values and changes nothing when
+// they are equal; otherwise it replaces the raw value of the line that wins, or
+// appends a line. standalone, if not nil, is the value that undoing gives the
+// key when somebody else edited it in between.
+func (p *Properties) Set(key, value string, standalone *string) {
+	if old, ok := p.Get(key); ok && old == value {
+		return
+	}
+	p.values[key] = value
+	span := Span{Anchor: "key:" + key, Standalone: standalone}
+	if i, ok := p.last[key]; ok {
+		e := p.entries[i]
+		if e.value == value {
+			delete(p.edits, key)
+			return
+		}
+		raw := escapeValue(value, e.sep == sepBlank)
+		if e.sep == sepNone {
+			raw = "=" + raw
+		}
+		span.Off, span.Old, span.New = e.valOff, p.src[e.valOff:e.end], []byte(raw)
+		p.edits[key] = span
+		return
+	}
+	if _, again := p.edits[key]; !again {
+		p.added = append(p.added, key)
+	}
+	span.Added = true
+	p.edits[key] = span // its bytes depend on the other added keys: see Spans
+}
+
+// Spans lists the edits in the order of their offsets. Lines for missing keys
+// are appended; a file that ended without a newline ends without one again.
+func (p *Properties) Spans() []Span {
+	var spans []Span
+	for i, e := range p.entries {
+		if s, ok := p.edits[e.key]; ok && p.last[e.key] == i {
+			spans = append(spans, s)
+		}
+	}
+	terminated := len(p.src) == 0 || p.src[len(p.src)-1] == '\n' || p.src[len(p.src)-1] == '\r'
+	for i, key := range p.added {
+		s := p.edits[key]
+		line := escapeKey(key) + "=" + escapeValue(p.values[key], false)
+		switch {
+		case i == 0 && p.openEnd && terminated:
+			line = p.eol + line + p.eol // the empty line closes the continuation
+		case i == 0 && p.openEnd:
+			line = p.eol + p.eol + line
+		case terminated:
+			line += p.eol
+		default:
+			line = p.eol + line
+		}
+		s.Off, s.New = len(p.src), []byte(line)
+		spans = append(spans, s)
+	}
+	return spans
+}
+
+// Bytes is the file with its edits: the source itself when there are none.
+func (p *Properties) Bytes() []byte {
+	out, err := applySpans(p.src, p.Spans())
+	if err != nil {
+		// The spans come from our own scan of src: they cannot overlap.
+		panic("conf: " + err.Error())
+	}
+	return out
+}
+
+// lineSpan is where the whole line of key's winning entry lies in the source,
+// its newline included. ok is false when the source does not have the key.
+func (p *Properties) lineSpan(key string) (off, end int, ok bool) {
+	i, ok := p.last[key]
+	if !ok {
+		return 0, 0, false
+	}
+	e := p.entries[i]
+	off, end = e.start, e.next
+	if end == e.end && off > 0 {
+		// The line ends the file without a newline: the newline before it
+		// came with it.
+		switch {
+		case off > 1 && p.src[off-1] == '\n' && p.src[off-2] == '\r':
+			off -= 2
+		case p.src[off-1] == '\n' || p.src[off-1] == '\r':
+			off--
+		}
+	}
+	return off, end, true
+}

@@ -1,0 +1,254 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"slices"
+)
+
+// Kind says which editor a file belongs to, and so how its spans are found
+// again after somebody else edited it.
+type Kind string
+
+const (
+	KindProperties Kind = "properties"
+	KindContainer  Kind = "container"
+	KindHosts      Kind = "hosts"
+	// KindWhole is a file of ours, or one replaced as a whole.
+	KindWhole Kind = "whole"
+)
+
+// Record is what undoing needs to know of the files one or more commits
+// changed: for every span its former bytes. It may hold passwords that the
+// files held; it is written with mode 0600.
+type Record struct {
+	Version int           `json:"version"` // of this format: 1
+	Files   []*FileRecord `json:"files"`
+	// Dirs are the directories made for files that were not there, outermost
+	// first, below the root.
+	Dirs []string `json:"dirs,omitempty"`
+}
+
+// FileRecord is the undo record of one file.
+type FileRecord struct {
+	// Path is the file as it was named, below the root; a link stays a link.
+	Path string `json:"path"`
+	Kind Kind   `json:"kind"`
+	// Existed is false for a file that we made: undoing removes it.
+	Existed bool `json:"existed"`
+	// Original is the whole file as the first commit found it, and Spans turn
+	// it into what the last commit wrote.
+	Original []byte `json:"original,omitempty"`
+	Spans    []Span `json:"spans,omitempty"`
+	// Mode is the permission bits as found. We change them only to take a file
+	// that now holds a secret out of the world's sight.
+	Mode fs.FileMode `json:"mode"`
+	// WrittenMode is the permission bits as we left them.
+	WrittenMode fs.FileMode `json:"written_mode"`
+	// Written is the SHA-256 of what we wrote.
+	Written string `json:"written_sha256"`
+}
+
+// File finds the record of path.
+func (r *Record) File(path string) *FileRecord {
+	if r == nil {
+		return nil
+	}
+	for _, f := range r.Files {
+		if f.Path == path {
+			return f
+		}
+	}
+	return nil
+}
+
+// Conflict is one place that somebody else edited after us, so that it could
+// not simply be put back.
+type Conflict struct {
+	Path   string `json:"path"`
+	Anchor string `json:"anchor,omitempty"`
+	Msg    string `json:"message"`
+}
+
+func (c Conflict) String() string { return c.Path + ": " + c.Msg }
+
+// Undone is the outcome of undoing one file in memory.
+type Undone struct {
+	Bytes []byte
+	// Remove says that the file was not there before us.
+	Remove bool
+	// Exact says that Bytes are the very bytes the first commit found.
+	Exact     bool
+	Conflicts []Conflict
+}
+
+// Undo gives what current becomes when our spans are put back. Where current is
+// what we wrote, that is the original, byte for byte. Where other lines were
+// edited since, they stay. Where a span itself was edited since, it gets its
+// standalone form and the result names a conflict. current is nil when the file
+// is gone.
+func (f *FileRecord) Undo(current []byte) (Undone, error) {
+	written, err := applySpans(f.Original, f.Spans)
+	if err != nil {
+		return Undone{}, fmt.Errorf("undo record of %s: %w", f.Path, err)
+	}
+	u, err := f.undo(current, written)
+	if !u.Remove && u.Bytes == nil {
+		u.Bytes = []byte{} // an empty file is not a missing one
+	}
+	return u, err
+}
+
+func (f *FileRecord) undo(current, written []byte) (Undone, error) {
+	switch {
+	case current == nil:
+		u := Undone{Remove: true, Exact: !f.Existed}
+		if f.Existed {
+			u.Conflicts = []Conflict{{Path: f.Path, Msg: "was removed since; it is left removed"}}
+		}
+		return u, nil
+	case bytes.Equal(current, written):
+		return Undone{Bytes: f.Original, Remove: !f.Existed, Exact: true}, nil
+	case f.Existed && bytes.Equal(current, f.Original):
+		return Undone{Bytes: f.Original, Exact: true}, nil
+	case !f.Existed:
+		return Undone{Bytes: current, Remove: true, Conflicts: []Conflict{{
+			Path: f.Path, Msg: "was edited since we made it; it is removed, the edited file is kept beside it as " + savedName(f.Path),
+		}}}, nil
+	}
+	switch f.Kind {
+	case KindProperties:
+		return f.undoProperties(current)
+	case KindContainer:
+		return f.undoContainer(current, written)
+	}
+	if merged, clean := merge3(written, f.Original, current); clean {
+		return Undone{Bytes: merged}, nil
+	}
+	if f.Kind == KindHosts {
+		return Undone{Bytes: dropMarkedHost(current)}, nil
+	}
+	return Undone{Bytes: f.Original, Conflicts: []Conflict{{
+		Path: f.Path, Msg: "the lines we wrote were edited since; the former file is put back, the edited one is kept beside it as " + savedName(f.Path),
+	}}}, nil
+}
+
+// undoContainer puts the sections back: by lines where ours are untouched, else
+// by toggling what is there.
+func (f *FileRecord) undoContainer(current, written []byte) (Undone, error) {
+	if merged, clean := merge3(written, f.Original, current); clean {
+		if c, err := ParseContainer(merged); err == nil {
+			if orig, err := ParseContainer(f.Original); err == nil && orig.Mode() == c.Mode() {
+				return Undone{Bytes: merged}, nil
+			}
+		}
+	}
+	c, err := ParseContainer(current)
+	if err != nil {
+		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
+	}
+	if err := c.SetMode(ModeStandalone); err != nil {
+		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
+	}
+	u := Undone{Bytes: c.Bytes()}
+	for _, s := range f.Spans {
+		u.Conflicts = append(u.Conflicts, Conflict{Path: f.Path, Anchor: s.Anchor, Msg: "edited since we wrote it; the standalone form is written"})
+		if s.Anchor == anchorValve && !c.HasRemoteIPValve() {
+			u.Conflicts[len(u.Conflicts)-1].Msg = "the lines around the RemoteIpValve were edited since; put back by hand: " + string(bytes.TrimSpace(s.Old))
+		}
+	}
+	return u, nil
+}
+
+// undoProperties finds the keys again, wherever they now stand and however
+// their values are now escaped: saving settings in the web panel rewrites the
+// whole file.
+func (f *FileRecord) undoProperties(current []byte) (Undone, error) {
+	p, err := ParseProperties(current)
+	if err != nil {
+		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
+	}
+	orig, err := ParseProperties(f.Original)
+	if err != nil {
+		return Undone{}, fmt.Errorf("undo record of %s: %w", f.Path, err)
+	}
+	writtenBytes, err := applySpans(f.Original, f.Spans)
+	if err != nil {
+		return Undone{}, err
+	}
+	written, err := ParseProperties(writtenBytes)
+	if err != nil {
+		return Undone{}, fmt.Errorf("undo record of %s: %w", f.Path, err)
+	}
+	var u Undone
+	var spans []Span
+	var added []string
+	for _, s := range f.Spans {
+		key := s.Anchor[len("key:"):]
+		now, present := p.Get(key)
+		was, _ := orig.Get(key)
+		ours, _ := written.Get(key)
+		switch {
+		case !present:
+			if !s.Added {
+				u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, key + " was removed since; it is left removed"})
+			}
+		case now == ours && s.Added:
+			added = append(added, key)
+		case now == ours:
+			e := p.entries[p.last[key]]
+			if e.sep == sepSign || !bytes.HasPrefix(s.New, []byte{'='}) {
+				spans = append(spans, Span{Anchor: s.Anchor, Off: e.valOff, Old: p.src[e.valOff:e.end], New: s.Old})
+			}
+		case now == was:
+			// Already what it was.
+		case s.Standalone != nil && now == *s.Standalone:
+			// Somebody switched this node to standalone in between.
+		default:
+			msg := key + " was edited since"
+			if s.Standalone != nil {
+				p.Set(key, *s.Standalone, nil)
+				msg += "; its standalone value is written"
+			}
+			u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, msg})
+		}
+	}
+	if u.Bytes, err = applySpans(p.src, append(spans, p.Spans()...)); err != nil {
+		return Undone{}, err
+	}
+	// Last added first: at the end of a file without a newline each line came
+	// with the newline before it.
+	for _, key := range slices.Backward(added) {
+		if u.Bytes, err = dropLine(u.Bytes, key); err != nil {
+			return Undone{}, err
+		}
+	}
+	return u, nil
+}
+
+// dropLine removes the line of key's winning entry.
+func dropLine(src []byte, key string) ([]byte, error) {
+	p, err := ParseProperties(src)
+	if err != nil {
+		return nil, err
+	}
+	off, end, ok := p.lineSpan(key)
+	if !ok {
+		return src, nil
+	}
+	return slices.Delete(p.src, off, end), nil
+}
+
+// savedName is where an edited file is kept that undoing would lose.
+func savedName(path string) string { return path + ".amsagent-saved" }
+
+func sum(b []byte) string {
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:])
+}
