@@ -155,11 +155,8 @@ func (p *Properties) scan() error {
 		}
 		if off >= len(src) {
 			// Java stops here: the backslash is dropped, nothing follows.
-			p.openEnd = true
+			p.openEnd, backslash = true, false
 			line, pos = line[:len(line)-1], pos[:len(pos)-1]
-			if len(line) > 0 {
-				return finish(off, off)
-			}
 			break
 		}
 		line, pos = line[:len(line)-1], pos[:len(pos)-1]
