@@ -1,0 +1,73 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package control is the small HTTP server through which another process drives
+// a sandbox server. It listens where it is told, which is loopback by default,
+// and has no authentication: it must never be reachable from elsewhere.
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Server is one running control port.
+type Server struct {
+	ln   net.Listener
+	http *http.Server
+	done chan struct{}
+}
+
+// Serve answers h on addr until Close.
+func Serve(ctx context.Context, addr string, h http.Handler) (*Server, error) {
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listening on the control port: %w", err)
+	}
+	s := &Server{
+		ln: ln,
+		// A request to a control port is a few bytes; the bound only keeps a
+		// stuck client from holding a goroutine for ever.
+		http: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second},
+		done: make(chan struct{}),
+	}
+	go func() {
+		defer close(s.done)
+		_ = s.http.Serve(ln) // always non-nil: Close ended it
+	}()
+	return s, nil
+}
+
+// Addr is host:port of the listener.
+func (s *Server) Addr() string { return s.ln.Addr().String() }
+
+// Close ends the server and waits for it. A nil server is closed already.
+func (s *Server) Close() error {
+	if s == nil {
+		return nil
+	}
+	err := s.http.Close()
+	<-s.done
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// JSON answers with v.
+func JSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v) // the reader went away: nothing to be done about it
+}
+
+// Fail answers with a status and the reason.
+func Fail(w http.ResponseWriter, status int, err error) {
+	http.Error(w, err.Error(), status)
+}

@@ -1,0 +1,530 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package mongod_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+func start(t *testing.T, o mongod.Options) *mongod.Server {
+	t.Helper()
+	s, err := mongod.Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// connect makes a client of the real driver with short patience.
+func connect(t *testing.T, uri string, more ...*options.ClientOptions) *mongo.Client {
+	t.Helper()
+	o := options.Client().ApplyURI(uri).
+		SetServerSelectionTimeout(2 * time.Second).
+		SetConnectTimeout(2 * time.Second)
+	c, err := mongo.Connect(append([]*options.ClientOptions{o}, more...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = c.Disconnect(ctx) // a server in trouble cannot be said good-bye to
+	})
+	return c
+}
+
+func TestUpdatesAreAtomicThroughTheProxy(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	const clients, each = 8, 50 // 400 increments, as in the defect that the proxy cures
+	first := connect(t, s.URI()).Database("d").Collection("c")
+	if _, err := first.InsertOne(t.Context(), bson.M{"_id": 1, "n": 0}); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	errs := make(chan error, clients*each)
+	for range clients {
+		c := connect(t, s.URI()).Database("d").Collection("c")
+		for range each {
+			wg.Go(func() {
+				_, err := c.UpdateOne(t.Context(), bson.M{"_id": 1}, bson.M{"$inc": bson.M{"n": 1}})
+				errs <- err
+			})
+		}
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got struct{ N int }
+	if err := first.FindOne(t.Context(), bson.M{"_id": 1}).Decode(&got); err != nil {
+		t.Fatal(err)
+	}
+	if got.N != clients*each {
+		t.Errorf("%d increments arrived as %d", clients*each, got.N)
+	}
+	st := s.Stats()
+	if st.MaxInFlight != 1 {
+		t.Errorf("%d serialised commands at once, want 1", st.MaxInFlight)
+	}
+	if st.Commands["update"] != clients*each {
+		t.Errorf("recorded %d updates, want %d", st.Commands["update"], clients*each)
+	}
+}
+
+// What an agent needs of MongoDB, and a cursor longer than one batch.
+func TestOperations(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	c := connect(t, s.URI()).Database("d").Collection("c")
+	ctx := t.Context()
+	var many []any
+	for i := range 350 {
+		many = append(many, bson.M{"_id": i, "pad": strings.Repeat("x", 100)})
+	}
+	if _, err := c.InsertMany(ctx, many); err != nil {
+		t.Fatal(err)
+	}
+	cur, err := c.Find(ctx, bson.M{}, options.Find().SetBatchSize(50))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []bson.M
+	if err := cur.All(ctx, &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != len(many) {
+		t.Errorf("cursor gave %d documents, want %d", len(got), len(many))
+	}
+	if n := s.Stats().Commands["getMore"]; n < 6 {
+		t.Errorf("%d getMore commands, want at least 6", n)
+	}
+
+	after := options.FindOneAndUpdate().SetUpsert(true).SetReturnDocument(options.After)
+	var row struct {
+		UpdatedAt time.Time `bson:"updated_at"`
+		State     string
+	}
+	err = c.FindOneAndUpdate(ctx, bson.M{"_id": "i-1"}, bson.M{
+		"$set": bson.M{"state": "active"}, "$currentDate": bson.M{"updated_at": true},
+	}, after).Decode(&row)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if row.State != "active" || time.Since(row.UpdatedAt) > time.Minute {
+		t.Errorf("upserted row = %+v", row)
+	}
+
+	index := mongo.IndexModel{Keys: bson.D{{Key: "u", Value: 1}}, Options: options.Index().SetUnique(true)}
+	u := c.Database().Collection("u")
+	if _, err := u.Indexes().CreateOne(ctx, index); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = u.InsertOne(ctx, bson.M{"u": 1})
+	if _, err := u.InsertOne(ctx, bson.M{"u": 1}); !mongo.IsDuplicateKeyError(err) {
+		t.Errorf("second insert of a unique value: %v, want a duplicate key error", err)
+	}
+}
+
+func TestUnacknowledgedWriteLeavesTheConnectionInStep(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	db := connect(t, s.URI()+"?w=0&maxPoolSize=1").Database("d")
+	for i := range 5 {
+		if _, err := db.Collection("c").InsertOne(t.Context(), bson.M{"_id": i}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := db.Collection("c").CountDocuments(t.Context(), bson.M{})
+	if err != nil || n != 5 {
+		t.Errorf("CountDocuments = %d, %v; want 5", n, err)
+	}
+}
+
+// The driver's monitor asks for a stream of hello replies when the server's
+// hello carries a topologyVersion. FerretDB's does not: the driver polls, and
+// nothing can hang on a reply that announces more.
+func TestHelloHasNoTopologyVersion(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	var hello bson.M
+	cmd := bson.D{{Key: "hello", Value: 1}}
+	if err := connect(t, s.URI()).Database("admin").RunCommand(t.Context(), cmd).Decode(&hello); err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := hello["topologyVersion"]; ok {
+		t.Errorf("topologyVersion = %v: the proxy has to learn streaming hellos", v)
+	}
+	if _, ok := hello["localTime"]; !ok {
+		t.Error("hello without localTime")
+	}
+}
+
+func TestDataSurviveARestart(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "a blank")
+	s := start(t, mongod.Options{Dir: dir})
+	if _, err := connect(t, s.URI()).Database("d").Collection("c").InsertOne(t.Context(), bson.M{"_id": 7}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = start(t, mongod.Options{Dir: dir, Listen: s.Addr()}) // the same port, at once
+	n, err := connect(t, s.URI()).Database("d").Collection("c").CountDocuments(t.Context(), bson.M{})
+	if err != nil || n != 1 {
+		t.Errorf("after the restart: %d documents, %v", n, err)
+	}
+}
+
+func TestCloseIsPrompt(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	c := connect(t, s.URI())
+	if err := c.Ping(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// FerretDB waits 3 s for clients that stay; the proxy must have hung up first.
+	if d := time.Since(begin); d > 2*time.Second {
+		t.Errorf("Close took %v", d)
+	}
+}
+
+func TestAuthentication(t *testing.T) {
+	t.Parallel()
+	const password = "p@ss:/?#% &\\wörd"
+	s := start(t, mongod.Options{Users: map[string]string{"ams": password}})
+	uri := func(user, password, rest string) string {
+		return "mongodb://" + url.UserPassword(user, password).String() + "@" + s.Addr() + "/" + rest
+	}
+	tests := []struct {
+		name, uri string
+		wantCode  int // 0: welcome
+	}{
+		{"right password", uri("ams", password, ""), 0},
+		{"right password, mechanism named", uri("ams", password, "?authMechanism=SCRAM-SHA-256"), 0},
+		{"right password, database for data, source named", uri("ams", password, "liveapp?authSource=admin"), 0},
+		{"wrong password", uri("ams", "wrong", ""), 18},
+		{"unknown user", uri("nobody", password, ""), 18},
+		// A database path is the default source of authentication, and the user is not there.
+		{"database path without source", uri("ams", password, "liveapp"), 18},
+		{"old mechanism", uri("ams", password, "?authMechanism=SCRAM-SHA-1"), 18},
+		{"no credentials", s.URI(), 13},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := connect(t, tt.uri).Database("d").Collection("c").InsertOne(t.Context(), bson.M{})
+			if tt.wantCode == 0 {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			var se mongo.ServerError
+			if !errors.As(err, &se) || !se.HasErrorCode(tt.wantCode) {
+				t.Fatalf("InsertOne: %v, want a server error with code %d", err, tt.wantCode)
+			}
+			if strings.Contains(err.Error(), "wörd") {
+				t.Errorf("the error tells the password: %v", err)
+			}
+		})
+	}
+}
+
+func TestReplicaSet(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{ReplicaSet: "rs0"})
+	c := connect(t, s.URI()+"?replicaSet=rs0").Database("d").Collection("c")
+	// With a replica set the driver sends retryable writes.
+	if _, err := c.InsertOne(t.Context(), bson.M{"_id": 1}); err != nil {
+		t.Fatal(err)
+	}
+	err := connect(t, s.URI()+"?replicaSet=other").Ping(t.Context(), nil)
+	if err == nil {
+		t.Error("a client of another replica set was welcome")
+	}
+}
+
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	insert := func(t *testing.T, c *mongo.Client, patience time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		_, err := c.Database("d").Collection("c").InsertOne(ctx, bson.M{})
+		return err
+	}
+	// The driver retries inserts once, but not on a standalone server.
+	tests := []struct {
+		name     string
+		fault    mongod.Fault
+		want     func(error) bool
+		wantDocs int64 // in the end, after one insert during the fault and one after it
+	}{
+		{"delay within patience", mongod.Fault{Mode: mongod.Delay, Delay: 100 * time.Millisecond}, isNil, 2},
+		// The driver stops waiting but keeps its connection for a while: a late
+		// command is executed all the same, as it would be by a slow server.
+		{"delay beyond patience", mongod.Fault{Mode: mongod.Delay, Delay: time.Hour}, mongo.IsTimeout, 2},
+		{"cut before the insert", mongod.Fault{Mode: mongod.Cut, Commands: []string{"insert"}}, mongo.IsNetworkError, 1},
+		{"cut after it was executed", mongod.Fault{Mode: mongod.CutReply, Commands: []string{"insert"}, Times: 1}, mongo.IsNetworkError, 2},
+		{"refuse", mongod.Fault{Mode: mongod.Refuse}, isTrouble, 1},
+		{"black hole", mongod.Fault{Mode: mongod.BlackHole}, mongo.IsTimeout, 1},
+		{"half close", mongod.Fault{Mode: mongod.HalfClose, Commands: []string{"insert"}, Times: 1}, mongo.IsNetworkError, 1},
+		{"truncate", mongod.Fault{Mode: mongod.Truncate, Commands: []string{"insert"}, Times: 1}, mongo.IsNetworkError, 2},
+		{"error", mongod.Fault{Mode: mongod.Error, Commands: []string{"insert"}, Times: 1}, hasCode(91), 1},
+		{"error of choice", mongod.Fault{Mode: mongod.Error, Commands: []string{"insert"}, Code: 10107, Name: "NotWritablePrimary"}, hasCode(10107), 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := start(t, mongod.Options{})
+			c := connect(t, s.URI())
+			// The collection exists, so that the insert below is quick.
+			if err := c.Database("d").CreateCollection(t.Context(), "c"); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Faults().Set(tt.fault); err != nil {
+				t.Fatal(err)
+			}
+			if err := insert(t, c, time.Second); !tt.want(err) {
+				t.Errorf("insert during the fault: %v", err)
+			}
+			s.Faults().Clear()
+			fresh := connect(t, s.URI())
+			if err := insert(t, fresh, time.Minute); err != nil {
+				t.Errorf("insert after the fault: %v", err)
+			}
+			n, err := fresh.Database("d").Collection("c").CountDocuments(t.Context(), bson.M{})
+			if err != nil || n != tt.wantDocs {
+				t.Errorf("%d documents, %v; want %d", n, err, tt.wantDocs)
+			}
+		})
+	}
+}
+
+func isNil(err error) bool     { return err == nil }
+func isTrouble(err error) bool { return mongo.IsTimeout(err) || mongo.IsNetworkError(err) }
+func hasCode(code int) func(error) bool {
+	return func(err error) bool {
+		var se mongo.ServerError
+		return errors.As(err, &se) && se.HasErrorCode(code)
+	}
+}
+
+func TestRefuseIsTheKernelsRefusal(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	if err := s.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := net.Dial("tcp", s.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatalf("dial = %v, want ECONNREFUSED", err)
+		}
+	}
+	s.Faults().Clear()
+	if err := connect(t, s.URI()).Ping(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCutAfterSoManyCommands(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	c := connect(t, s.URI()).Database("d").Collection("c")
+	err := s.Faults().Set(mongod.Fault{
+		Mode: mongod.Cut, After: 3, Commands: []string{"insert"}, Then: mongod.Refuse,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ok := 0
+	for i := range 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if _, err := c.InsertOne(ctx, bson.M{"_id": i}); err == nil {
+			ok++
+		}
+		cancel()
+	}
+	if ok != 3 {
+		t.Errorf("%d inserts passed, want 3", ok)
+	}
+	if got := s.Faults().Current().Mode; got != mongod.Refuse {
+		t.Errorf("mode after the cut = %s, want refuse", got)
+	}
+	if open := s.Stats().Open; open != 0 {
+		t.Errorf("%d connections open while refusing", open)
+	}
+}
+
+func TestFaultOfOneClientDoesNotHoldUpAnother(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	if err := s.Faults().Set(mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"update"}}); err != nil {
+		t.Fatal(err)
+	}
+	stuck := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		_, err := connect(t, s.URI()).Database("d").Collection("c").
+			UpdateOne(ctx, bson.M{}, bson.M{"$set": bson.M{"a": 1}})
+		stuck <- err
+	}()
+	other := connect(t, s.URI()).Database("d").Collection("c")
+	for i := range 10 {
+		if _, err := other.InsertOne(t.Context(), bson.M{"_id": i}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	if err := <-stuck; err == nil {
+		t.Error("the swallowed update succeeded")
+	}
+}
+
+func TestBadFaultsAreRefused(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{Control: "127.0.0.1:0"})
+	for _, query := range []string{
+		"mode=dealy", "mode=delay", "mode=delay&ms=x", "mode=cut&afetr=3", "mode=refuse&commands=insert",
+		"mode=cut&then=what", "mode=error&times=-1",
+	} {
+		status, body := request(t, "POST", s.ControlAddr(), "/fault?"+query)
+		if status != http.StatusBadRequest {
+			t.Errorf("POST /fault?%s = %d %s, want 400", query, status, body)
+		}
+	}
+	if got := s.Faults().Current().Mode; got != mongod.None {
+		t.Errorf("mode = %s after refused requests", got)
+	}
+}
+
+func TestControlPort(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{Control: "127.0.0.1:0"})
+	status, _ := request(t, "POST", s.ControlAddr(), "/fault?mode=delay&ms=500&commands=insert,update&after=2&times=1&then=refuse")
+	if status != http.StatusOK {
+		t.Fatalf("POST /fault = %d", status)
+	}
+	want := mongod.Fault{
+		Mode: mongod.Delay, Delay: 500 * time.Millisecond, Commands: []string{"insert", "update"},
+		After: 2, Times: 1, Then: mongod.Refuse,
+	}
+	if diff := cmp.Diff(want, s.Faults().Current()); diff != "" {
+		t.Errorf("fault (-want +got):\n%s", diff)
+	}
+	if status, _ = request(t, "DELETE", s.ControlAddr(), "/fault"); status != http.StatusOK {
+		t.Errorf("DELETE /fault = %d", status)
+	}
+	if got := s.Faults().Current().Mode; got != mongod.None {
+		t.Errorf("mode after DELETE = %s", got)
+	}
+	_, err := connect(t, s.URI()).Database("reg").Collection("nodes").InsertOne(t.Context(), bson.M{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body := request(t, "GET", s.ControlAddr(), "/commands?name=insert")
+	for _, part := range []string{`"name": "insert"`, `"db": "reg"`, `"collection": "nodes"`, `"ok": true`} {
+		if !strings.Contains(body, part) {
+			t.Errorf("record of commands lacks %s:\n%s", part, body)
+		}
+	}
+	if _, body = request(t, "GET", s.ControlAddr(), "/stats"); !strings.Contains(body, `"insert": 1`) {
+		t.Errorf("stats:\n%s", body)
+	}
+}
+
+func request(t *testing.T, method, addr, path string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+func TestGarbageDoesNotHurt(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	for _, garbage := range []string{
+		"GET / HTTP/1.1\r\n\r\n",
+		"\x00\x00\x00\x00",
+		"\xff\xff\xff\xff\xff\xff\xff\xff",
+		"\x15\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\xdd\x07\x00\x00\x00\x00\x00\x00\x07",
+		"\x12\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\xd4\x07\x00\x00\x00\x00",
+	} {
+		conn, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = fmt.Fprint(conn, garbage)
+		_ = conn.(*net.TCPConn).CloseWrite()
+		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := io.ReadAll(conn); errors.Is(err, context.DeadlineExceeded) || isDeadline(err) {
+			t.Errorf("the connection with %q stays open", garbage)
+		}
+		_ = conn.Close()
+	}
+	if err := connect(t, s.URI()).Ping(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func isDeadline(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+func BenchmarkStart(b *testing.B) {
+	for b.Loop() {
+		s, err := mongod.Start(b.Context(), mongod.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

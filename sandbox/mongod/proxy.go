@@ -1,0 +1,350 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package mongod
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/x/bsonx/bsoncore"
+)
+
+// proxy stands between the clients and FerretDB. Each client connection has a
+// backend connection of its own, because FerretDB keeps state per connection; the
+// order between commands is made by one lock.
+type proxy struct {
+	dial   func(context.Context) (net.Conn, error)
+	faults *Faults
+	auth   *authenticator // nil: no authentication
+	hello  func(bsoncore.Document) bsoncore.Document
+	log    *slog.Logger
+	stats  *recorder
+
+	// turn is held while FerretDB works on one command, and only then: neither a
+	// slow client nor a fault holds up the others.
+	turn     sync.Mutex
+	inFlight atomic.Int32
+
+	mu    sync.Mutex
+	conns map[*clientConn]struct{}
+	// shut turns away a connection that was accepted before its listener was
+	// closed and came here after the others had been cut.
+	shut bool
+	wg   sync.WaitGroup
+}
+
+type clientConn struct {
+	id     int64
+	net    net.Conn
+	raw    net.Conn // below TLS
+	cancel context.CancelFunc
+	auth   authState
+}
+
+// unserialised lists what needs no turn: commands that write nothing and that
+// either must answer promptly (the driver's monitor judges the server by hello)
+// or may wait inside FerretDB (a getMore on a tailable cursor waits for data, and
+// would hold up the very insert it waits for).
+func unserialised(command string) bool {
+	switch command {
+	case "hello", "isMaster", "ismaster", "ping", "buildInfo", "getMore":
+		return true
+	}
+	return false
+}
+
+// acceptFrom serves ln until it is closed.
+func (p *proxy) acceptFrom(ctx context.Context, ln net.Listener, wrap func(net.Conn) net.Conn) {
+	for {
+		raw, err := ln.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of file descriptors, most likely: it passes, or the test ends.
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * time.Millisecond):
+				continue
+			}
+		}
+		connCtx, cancel := context.WithCancel(ctx)
+		c := &clientConn{raw: raw, net: wrap(raw), cancel: cancel}
+		p.mu.Lock()
+		if p.shut {
+			p.mu.Unlock()
+			cancel()
+			_ = raw.Close()
+			continue
+		}
+		p.conns[c] = struct{}{}
+		p.wg.Add(1)
+		p.mu.Unlock()
+		c.id = p.stats.opened()
+		go func() {
+			defer p.wg.Done()
+			err := p.serve(connCtx, c)
+			p.drop(c, false)
+			p.log.Debug("connection ended", "conn", c.id, "err", err)
+		}()
+	}
+}
+
+// drop closes one connection, with RST when reset is set.
+func (p *proxy) drop(c *clientConn, reset bool) {
+	p.mu.Lock()
+	_, known := p.conns[c]
+	delete(p.conns, c)
+	p.mu.Unlock()
+	if !known {
+		return
+	}
+	p.stats.gone()
+	c.cancel()
+	if tcp, ok := c.raw.(*net.TCPConn); ok && reset {
+		_ = tcp.SetLinger(0)
+	}
+	_ = c.raw.Close()
+}
+
+// dropAll cuts every connection; with shut, those on their way in too.
+func (p *proxy) dropAll(shut bool) {
+	p.mu.Lock()
+	p.shut = shut
+	all := make([]*clientConn, 0, len(p.conns))
+	for c := range p.conns {
+		all = append(all, c)
+	}
+	p.mu.Unlock()
+	for _, c := range all {
+		p.drop(c, true)
+	}
+}
+
+// open lets connections in again after dropAll(true).
+func (p *proxy) open() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shut = false
+}
+
+// close ends all connections and waits for their goroutines.
+func (p *proxy) close() {
+	p.dropAll(true)
+	p.wg.Wait()
+}
+
+var errStruck = errors.New("cut by a fault")
+
+func (p *proxy) serve(ctx context.Context, c *clientConn) error {
+	backend, err := p.dial(ctx)
+	if err != nil {
+		return fmt.Errorf("connecting to the backend: %w", err)
+	}
+	defer backend.Close()
+	// A cut from outside closes the client's socket only; this frees a goroutine
+	// that waits for the backend.
+	stop := context.AfterFunc(ctx, func() { _ = backend.Close() })
+	defer stop()
+
+	// Reading goes on while a request is worked on: only so is a client noticed
+	// that hangs up while a fault holds its request.
+	requests := make(chan []byte)
+	gone := make(chan error, 1)
+	p.wg.Go(func() {
+		fromClient := bufio.NewReader(c.net)
+		for {
+			raw, err := readMessage(fromClient)
+			if err != nil {
+				gone <- err
+				return
+			}
+			select {
+			case requests <- raw:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+
+	fromBackend := bufio.NewReader(backend)
+	for {
+		select {
+		case raw := <-requests:
+			if err := p.one(ctx, c, parseRequest(raw), raw, backend, fromBackend, gone); err != nil {
+				return err
+			}
+		case err := <-gone:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// one handles one request: fault, authentication, execution, reply.
+func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
+	backend net.Conn, fromBackend *bufio.Reader, gone <-chan error,
+) error {
+	fault, changed := p.faults.strike(req.command)
+	entry := p.stats.received(c.id, req, len(raw), fault.Mode)
+	switch fault.Mode {
+	case Delay:
+		select {
+		case <-time.After(fault.Delay):
+		case <-changed:
+		case err := <-gone:
+			return err // it lost patience: must not be executed any more
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	case Cut:
+		return errStruck // the connections are closed already
+	case BlackHole:
+		select {
+		case <-changed:
+		case <-gone:
+		case <-ctx.Done():
+		}
+		p.drop(c, true)
+		return errStruck
+	case HalfClose:
+		if cw, ok := c.net.(interface{ CloseWrite() error }); ok {
+			_ = cw.CloseWrite()
+		}
+		select {
+		case <-gone:
+		case <-ctx.Done():
+		}
+		return errStruck
+	case Error:
+		if req.moreToCome {
+			return nil // nobody would read it
+		}
+		reply := replyTo(req, fault.document())
+		p.stats.answered(entry, len(reply), false)
+		_, err := c.net.Write(reply)
+		return err
+	}
+
+	replies, err := p.execute(ctx, c, req, raw, backend, fromBackend)
+	if err != nil {
+		return err
+	}
+	for _, reply := range replies {
+		switch fault.Mode {
+		case CutReply:
+			p.drop(c, true)
+			return errStruck
+		case Truncate:
+			_, _ = c.net.Write(reply[:len(reply)/2])
+			return errStruck
+		}
+		p.stats.answered(entry, len(reply), succeeded(reply))
+		if _, err := c.net.Write(reply); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// execute gets the replies to one request: from the fake authentication, or from
+// FerretDB when it is this request's turn.
+func (p *proxy) execute(ctx context.Context, c *clientConn, req request, raw []byte,
+	backend net.Conn, fromBackend *bufio.Reader,
+) ([][]byte, error) {
+	if p.auth != nil {
+		if doc := p.auth.answer(&c.auth, req); doc != nil {
+			return [][]byte{replyTo(req, doc)}, nil
+		}
+	}
+
+	if !unserialised(req.command) {
+		p.turn.Lock()
+		defer p.turn.Unlock()
+		p.stats.concurrent(p.inFlight.Add(1))
+		defer p.inFlight.Add(-1)
+		if err := ctx.Err(); err != nil {
+			return nil, err // cut while it waited: must not be executed any more
+		}
+	}
+	if _, err := backend.Write(raw); err != nil {
+		return nil, fmt.Errorf("passing a request on: %w", err)
+	}
+	var replies [][]byte
+	for {
+		reply, err := readMessage(fromBackend)
+		if err != nil {
+			return nil, fmt.Errorf("reading the reply of the backend: %w", err)
+		}
+		if isHello(req.command) {
+			reply = rewrite(req, reply, func(doc bsoncore.Document) bsoncore.Document {
+				if p.auth != nil {
+					doc = p.auth.helloReply(req, doc)
+				}
+				if p.hello != nil {
+					doc = p.hello(doc)
+				}
+				return doc
+			})
+		}
+		replies = append(replies, reply)
+		if !wantsMore(reply) {
+			break
+		}
+	}
+	if req.moreToCome {
+		// FerretDB answers an unacknowledged write too; the driver does not read it.
+		return nil, nil
+	}
+	return replies, nil
+}
+
+func isHello(command string) bool {
+	return command == "hello" || command == "isMaster" || command == "ismaster"
+}
+
+func rewrite(req request, reply []byte, change func(bsoncore.Document) bsoncore.Document) []byte {
+	doc := bodyOfReply(reply)
+	if doc == nil {
+		return reply
+	}
+	changed := change(doc)
+	if &changed[0] == &doc[0] {
+		return reply
+	}
+	return replyTo(req, changed)
+}
+
+func succeeded(reply []byte) bool {
+	doc := bodyOfReply(reply)
+	if doc == nil {
+		return false
+	}
+	ok, isNumber := doc.Lookup("ok").AsFloat64OK()
+	if !isNumber || ok != 1 {
+		return false
+	}
+	_, err := doc.LookupErr("writeErrors")
+	return err != nil
+}
+
+func (f Fault) document() bsoncore.Document {
+	code, name, message := f.Code, f.Name, f.Message
+	if code == 0 {
+		code, name = 91, "ShutdownInProgress"
+	}
+	if message == "" {
+		message = "The server is in quiesce mode and will shut down"
+	}
+	return errorDocument(code, name, message)
+}
