@@ -1,0 +1,40 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cluster is the cluster as MongoDB holds it: connection strings, our
+// own registry of nodes (database "amsagent"), and what Ant Media Server (AMS)
+// itself writes there (clusterdb.clusternode and the broadcasts of each
+// application).
+//
+// It is the only package that may import the MongoDB driver. It never reads or
+// writes a file, never asks a cloud, never reads the environment, and never
+// prints: a logger and a clock are handed in.
+//
+// # Connection strings
+//
+//	target, err := cluster.ParseTarget("10.0.2.4")
+//	client, err := cluster.Connect(ctx, target, cluster.Options{AppName: "amsagent join"})
+//	defer client.Close(ctx)
+//	if err := client.Ping(ctx); err != nil { … }   // *cluster.Error, with a Kind
+//
+// A [Target] never shows its password: every way of printing it gives
+// [Target.Redacted], and only [Target.Raw], [Target.URI] and
+// [Target.Schemeless] return the real thing, as a [Secret] that has to be
+// revealed by name.
+//
+// # Clocks
+//
+// Three clocks meet here and are never mixed. A row of our registry is judged
+// by the server's clock ([Client.ServerTime], [Node.Age]). AMS stamps its
+// documents with the clock of the machine it runs on; about AMS on this very
+// machine the local clock is the right judge ([AMSNode.Fresh]).
+//
+// # What the server may lack
+//
+// Nothing here needs transactions, pipeline updates, change streams, TTL
+// indexes or atomic read-modify-write beyond the one document an update names.
+// What a server does not implement comes back as an [Error] of
+// [KindUnsupported].
+//
+// The API is not stable yet.
+package cluster

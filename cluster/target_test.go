@@ -1,0 +1,521 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+)
+
+// secretMark is a password that no message could hold by accident.
+const secretMark = "Sw0rdf1sh"
+
+func TestParseTargetAccepts(t *testing.T) {
+	tests := []struct {
+		name, in string
+		raw      string // "" means unchanged
+		uri      string // "" means as raw
+		bare     bool
+		srv      bool
+		hosts    []string
+		addrs    []string
+		user     string
+		password string
+		redacted string // "" means as raw
+	}{
+		{name: "ipv4", in: "10.0.2.4", uri: "mongodb://10.0.2.4", bare: true,
+			hosts: []string{"10.0.2.4"}, addrs: []string{"10.0.2.4:27017"}},
+		{name: "surrounding blanks", in: " 10.0.2.4\r\n", raw: "10.0.2.4", uri: "mongodb://10.0.2.4", bare: true,
+			hosts: []string{"10.0.2.4"}, addrs: []string{"10.0.2.4:27017"}},
+		{name: "host and port", in: "mongo_1.internal:27018", uri: "mongodb://mongo_1.internal:27018", bare: true,
+			hosts: []string{"mongo_1.internal:27018"}, addrs: []string{"mongo_1.internal:27018"}},
+		{name: "a host called mongodb", in: "mongodb", uri: "mongodb://mongodb", bare: true,
+			hosts: []string{"mongodb"}, addrs: []string{"mongodb:27017"}},
+		{name: "a host called mongodb with a port", in: "mongodb:27017", uri: "mongodb://mongodb:27017", bare: true,
+			hosts: []string{"mongodb:27017"}, addrs: []string{"mongodb:27017"}},
+		{name: "list", in: "10.0.2.4,10.0.2.5:27018,[fd00::1]", uri: "mongodb://10.0.2.4,10.0.2.5:27018,[fd00::1]", bare: true,
+			hosts: []string{"10.0.2.4", "10.0.2.5:27018", "[fd00::1]"},
+			addrs: []string{"10.0.2.4:27017", "10.0.2.5:27018", "[fd00::1]:27017"}},
+		{name: "ipv6 and port", in: "[fd00::1]:27018", uri: "mongodb://[fd00::1]:27018", bare: true,
+			hosts: []string{"[fd00::1]:27018"}, addrs: []string{"[fd00::1]:27018"}},
+		{name: "root dot", in: "db.example.com.", uri: "mongodb://db.example.com.", bare: true,
+			hosts: []string{"db.example.com."}, addrs: []string{"db.example.com.:27017"}},
+		{name: "full", in: "mongodb://amsagent:" + secretMark + "@h1,h2:27018/admin?replicaSet=rs0&tls=true",
+			hosts: []string{"h1", "h2:27018"}, addrs: []string{"h1:27017", "h2:27018"},
+			user: "amsagent", password: secretMark,
+			redacted: "mongodb://amsagent:***@h1,h2:27018/admin?replicaSet=rs0&tls=true"},
+		{name: "every reserved character encoded", in: "mongodb://u:%40%3A%2F%3F%23%25%26%5C%20+@h/",
+			raw:   "mongodb://u:%40%3A%2F%3F%23%25%26%5C%20%2B@h/",
+			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "u", password: `@:/?#%&\ +`,
+			redacted: "mongodb://u:***@h/"},
+		{name: "characters no URI may hold", in: "mongodb://ü:a{b}c\\d^e|f\"g`h[i]$j<k@h/",
+			raw:   "mongodb://%C3%BC:a%7Bb%7Dc%5Cd%5Ee%7Cf%22g%60h%5Bi%5D$j%3Ck@h/",
+			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "ü", password: "a{b}c\\d^e|f\"g`h[i]$j<k",
+			redacted: "mongodb://%C3%BC:***@h/"},
+		{name: "Spring's placeholder", in: "mongodb://u:${HOME}@h/", raw: "mongodb://u:$%7BHOME%7D@h/",
+			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "u", password: "${HOME}",
+			redacted: "mongodb://u:***@h/"},
+		{name: "missing slash, empty options, semicolons", in: "mongodb://h?a=b;;c=d&",
+			raw: "mongodb://h/?a=b&c=d", hosts: []string{"h"}, addrs: []string{"h:27017"},
+			redacted: "mongodb://h/?a=***&c=***"},
+		{name: "no options after all", in: "mongodb://h/?", raw: "mongodb://h/", hosts: []string{"h"}, addrs: []string{"h:27017"}},
+		{name: "slash in an option", in: "mongodb://h/?tlsCAFile=/etc/ca.pem", raw: "mongodb://h/?tlsCAFile=%2Fetc%2Fca.pem",
+			hosts: []string{"h"}, addrs: []string{"h:27017"}},
+		{name: "scheme in capitals", in: "MongoDB://h", raw: "mongodb://h", hosts: []string{"h"}, addrs: []string{"h:27017"}},
+		{name: "srv", in: "mongodb+srv://u:" + secretMark + "@cluster0.abcde.mongodb.net/?retryWrites=true&w=majority",
+			srv: true, hosts: []string{"cluster0.abcde.mongodb.net"}, user: "u", password: secretMark,
+			redacted: "mongodb+srv://u:***@cluster0.abcde.mongodb.net/?retryWrites=true&w=majority"},
+		{name: "x509 needs no password", in: "mongodb://CN%3Dnode@h/?authMechanism=MONGODB-X509",
+			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "CN=node"},
+		{name: "secret options", in: "mongodb://h/?tlsCertificateKeyFilePassword=" + secretMark +
+			"&authMechanismProperties=AWS_SESSION_TOKEN:" + secretMark + "&proxyPassword=" + secretMark,
+			hosts: []string{"h"}, addrs: []string{"h:27017"},
+			redacted: "mongodb://h/?tlsCertificateKeyFilePassword=***&authMechanismProperties=***&proxyPassword=***"},
+		{name: "empty tags mean any", in: "mongodb://h/?readPreference=nearest&readPreferenceTags=dc:a&readPreferenceTags=",
+			hosts: []string{"h"}, addrs: []string{"h:27017"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := ParseTarget(tt.in)
+			if err != nil {
+				t.Fatalf("ParseTarget: %v", err)
+			}
+			or := func(s, other string) string {
+				if s == "" {
+					return other
+				}
+				return s
+			}
+			raw := or(tt.raw, tt.in)
+			want := map[string]any{
+				"raw": raw, "uri": or(tt.uri, raw), "bare": tt.bare, "srv": tt.srv,
+				"hosts": tt.hosts, "addrs": tt.addrs, "user": tt.user, "password": tt.password,
+				"redacted": or(tt.redacted, raw),
+			}
+			have := map[string]any{
+				"raw": got.Raw().Reveal(), "uri": got.URI().Reveal(), "bare": got.Bare(), "srv": got.SRV(),
+				"hosts": got.Hosts(), "addrs": got.Addresses(), "user": got.Username(), "password": got.get().password,
+				"redacted": got.Redacted(),
+			}
+			if diff := cmp.Diff(want, have); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			checkTarget(t, got)
+		})
+	}
+}
+
+// checkTarget holds for whatever parses: it renders to itself, the driver
+// reads the same from it, and its password is nowhere but in Reveal.
+func checkTarget(t *testing.T, got Target) {
+	t.Helper()
+	again, err := ParseTarget(got.Raw().Reveal())
+	if err != nil {
+		t.Fatalf("parsing Raw again: %v", err)
+	}
+	if again.Raw() != got.Raw() || !again.Equal(got) || again.get().password != got.get().password || again.get().user != got.get().user {
+		t.Errorf("parsing Raw again gives something else")
+	}
+	full, err := ParseTarget(got.URI().Reveal())
+	if err != nil {
+		t.Fatalf("parsing URI: %v", err)
+	}
+	if diff := cmp.Diff(got.Hosts(), full.Hosts()); diff != "" {
+		t.Errorf("hosts of URI (-Raw +URI):\n%s", diff)
+	}
+	if less := got.Schemeless().Reveal(); !got.SRV() && schemePlain+less != got.URI().Reveal() {
+		t.Errorf("Schemeless is not the URI without its scheme")
+	} else if got.SRV() && less != "" {
+		t.Errorf("an SRV URI has a schemeless form: %q", less)
+	}
+
+	// Spring evaluates these in AMS's files.
+	for _, bad := range []string{"${", "#{", "\\", " "} {
+		if strings.Contains(got.Raw().Reveal(), bad) {
+			t.Errorf("Raw contains %q", bad)
+		}
+	}
+
+	// What is shown must not depend on the password at all.
+	if p := got.get(); p.hasPassword && p.password != "" {
+		other := *p
+		other.rawPassword, other.password = "x", "x"
+		hidden := &other
+		if shown := (Target{&hidden}).Redacted(); shown != got.Redacted() {
+			t.Errorf("Redacted depends on the password: %q, %q", got.Redacted(), shown)
+		}
+	}
+}
+
+func TestParseTargetRefuses(t *testing.T) {
+	tests := []struct {
+		in   string
+		want TargetError
+	}{
+		{"", TargetError{Problem: "it is empty", Hint: "give an IP address, host:port or a mongodb:// URI"}},
+		{" \n", TargetError{Problem: "it is empty", Hint: "give an IP address, host:port or a mongodb:// URI"}},
+		{strings.Repeat("h", maxTargetLen+1), TargetError{Problem: "it is longer than 8192 bytes"}},
+		{"mongodb://\xff", TargetError{Problem: "it is not UTF-8 text"}},
+		{`"10.0.2.4"`, TargetError{Pos: 1, Problem: "it starts with a quotation mark", Hint: "remove the quotation marks around it"}},
+		{"10.0.2.4 10.0.2.5", TargetError{Part: "host", Pos: 9, Problem: "there is a blank", Hint: "remove it"}},
+		{"h1, h2", TargetError{Part: "host", Pos: 4, Problem: "there is a blank", Hint: "remove it"}},
+		{"mongodb://u:" + secretMark + " x@h/", TargetError{
+			Part: "password", Pos: 22, Problem: "there is a blank",
+			Hint: "remove it, or percent-encode it: a blank is %20",
+		}},
+		{"mongodb://h\n/", TargetError{Part: "host", Pos: 12, Problem: "there is a tab, a line end or another invisible character", Hint: "remove it"}},
+		{"mongodb:/h", TargetError{Part: "scheme", Pos: 1, Problem: "it is incomplete", Hint: "MongoDB's URIs start with mongodb:// or mongodb+srv://"}},
+		{"redis://h", TargetError{
+			Part: "scheme", Pos: 1, Problem: "it is an address of Redis",
+			Hint: "the cluster needs MongoDB: MongoDB's URIs start with mongodb:// or mongodb+srv://",
+		}},
+		{"HTTP://h", TargetError{Part: "scheme", Pos: 1, Problem: "it is a web address", Hint: "MongoDB's URIs start with mongodb:// or mongodb+srv://"}},
+		{"mongo://h", TargetError{
+			Part: "scheme", Pos: 1, Problem: "mongo:// is not a scheme of MongoDB",
+			Hint: "MongoDB's URIs start with mongodb:// or mongodb+srv://",
+		}},
+		{secretMark + "://h", TargetError{
+			Part: "scheme", Pos: 1, Problem: "what stands before :// is not a scheme of MongoDB",
+			Hint: "MongoDB's URIs start with mongodb:// or mongodb+srv://",
+		}},
+		{"file:/etc/amsagent/mongo", TargetError{Part: "scheme", Pos: 1, Problem: "file: is not a connection string", Hint: "read the file first"}},
+		{"mongodb://mongodb://h", TargetError{Part: "scheme", Pos: 11, Problem: "there are two schemes", Hint: "remove one of them"}},
+		{"u:" + secretMark + "@h", TargetError{
+			Pos: 12, Problem: "a user name and a password need a full URI",
+			Hint: "write mongodb://USER:PASSWORD@HOST/",
+		}},
+		{"h/?replicaSet=rs0", TargetError{Pos: 2, Problem: "a database or options need a full URI", Hint: "write mongodb://HOST/?OPTION=VALUE"}},
+
+		{"mongodb://u:" + secretMark + "@x@h/", TargetError{
+			Part: "password", Pos: 22, Problem: "there is more than one @",
+			Hint: "percent-encode it: @ is %40, except before the host",
+		}},
+		{"mongodb://u:" + secretMark + "/x@h/", TargetError{
+			Part: "password", Pos: 22, Problem: "there is a raw / before the @",
+			Hint: "percent-encode it: / is %2F (and an @ in an option is %40)",
+		}},
+		{"mongodb://u:" + secretMark + "?x@h/", TargetError{
+			Part: "password", Pos: 22, Problem: "there is a raw ? before the @",
+			Hint: "percent-encode it: ? is %3F (and an @ in an option is %40)",
+		}},
+		{"mongodb://u:" + secretMark + "#{x}@h/", TargetError{
+			Part: "password", Pos: 22, Problem: "there is a raw # before the @",
+			Hint: "percent-encode it: # is %23 (and an @ in an option is %40)",
+		}},
+		{"mongodb://u:" + secretMark + ":x@h/", TargetError{
+			Part: "password", Pos: 22, Problem: "there is a raw : before the @",
+			Hint: "percent-encode it: : is %3A (and an @ in an option is %40)",
+		}},
+		{"mongodb://u:" + secretMark + "%x@h/", TargetError{
+			Part: "password", Pos: 22, Problem: "% is not followed by two hexadecimal digits",
+			Hint: "percent-encode it: % is %25",
+		}},
+		{"mongodb://u:" + secretMark + "%E9@h/", TargetError{
+			Part: "password", Pos: 13, Problem: "its percent-encoded bytes are not UTF-8",
+			Hint: "encode the UTF-8 bytes of each character: é is %C3%A9",
+		}},
+		{"mongodb://é:" + secretMark + ":x@h/", TargetError{ // positions count characters, not bytes
+			Part: "password", Pos: 22, Problem: "there is a raw : before the @",
+			Hint: "percent-encode it: : is %3A (and an @ in an option is %40)",
+		}},
+		{"mongodb://u:<db_password>@h/", TargetError{
+			Part: "password", Pos: 13, Problem: "it is still a placeholder in angle brackets",
+			Hint: "put the real one in, without the brackets",
+		}},
+		{"mongodb://:" + secretMark + "@h/", TargetError{
+			Part: "user name", Pos: 11, Problem: "it is missing",
+			Hint: "write mongodb://USER:PASSWORD@HOST/",
+		}},
+		{"mongodb://u@h/", TargetError{
+			Part: "password", Problem: "there is a user name without a password",
+			Hint: "write mongodb://USER:PASSWORD@HOST/",
+		}},
+		{"mongodb://u:@h/", TargetError{
+			Part: "password", Problem: "there is a user name without a password",
+			Hint: "write mongodb://USER:PASSWORD@HOST/",
+		}},
+
+		{"mongodb://", TargetError{Part: "host", Pos: 11, Problem: "it is missing"}},
+		{"mongodb://u:" + secretMark + "@/db", TargetError{Part: "host", Pos: 23, Problem: "it is missing"}},
+		{"h1,,h2", TargetError{Part: "host", Pos: 4, Problem: "there is a comma too many, or a host is missing"}},
+		{"h1,", TargetError{Part: "host", Pos: 4, Problem: "there is a comma too many, or a host is missing"}},
+		{":27017", TargetError{Part: "host", Pos: 1, Problem: "it is missing before the port"}},
+		{"h:", TargetError{Part: "host", Pos: 3, Problem: "the port is missing after :"}},
+		{"h:0", TargetError{Part: "host", Pos: 3, Problem: "the port is not between 1 and 65535"}},
+		{"h:65536", TargetError{Part: "host", Pos: 3, Problem: "the port is not between 1 and 65535"}},
+		{"mongodb://u:" + secretMark, TargetError{
+			Part: "host", Pos: 13, Problem: "the port is not a number",
+			Hint: "if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/",
+		}},
+		{"fd00::1", TargetError{Part: "host", Pos: 1, Problem: "an IPv6 address needs brackets", Hint: "write [fd00::1]"}},
+		{"a:b:c", TargetError{
+			Part: "host", Pos: 4, Problem: "there is more than one :",
+			Hint: "write HOST:PORT, an IPv6 address in brackets, a user and a password before an @",
+		}},
+		{"[fd00::1", TargetError{Part: "host", Pos: 1, Problem: "the bracket of the IPv6 address is not closed", Hint: "write [ADDRESS]:PORT"}},
+		{"[10.0.2.4]", TargetError{Part: "host", Pos: 2, Problem: "what stands in brackets is not an IPv6 address"}},
+		{"[fe80::1%eth0]", TargetError{
+			Part: "host", Pos: 2, Problem: "an address with a zone works on one machine only",
+			Hint: "give a global or unique-local address",
+		}},
+		{"[fd00::1]x", TargetError{Part: "host", Pos: 10, Problem: "only :PORT may follow the bracket"}},
+		{"[::]", TargetError{Part: "host", Pos: 2, Problem: "[::] is no address to connect to", Hint: "give the server's own address"}},
+		{"0.0.0.0", TargetError{Part: "host", Pos: 1, Problem: "0.0.0.0 is no address to connect to", Hint: "give the server's own address"}},
+		{"10.0.2.256", TargetError{Part: "host", Pos: 1, Problem: "it looks like an IPv4 address and is none"}},
+		{"10.0.2", TargetError{Part: "host", Pos: 1, Problem: "it looks like an IPv4 address and is none"}},
+		{"27017", TargetError{Part: "host", Pos: 1, Problem: "it looks like an IPv4 address and is none"}},
+		{"a..b", TargetError{Part: "host", Pos: 3, Problem: "there is a dot too many"}},
+		{"-a.b", TargetError{Part: "host", Pos: 1, Problem: "a part of the name starts or ends with a hyphen"}},
+		{strings.Repeat("a", 64), TargetError{Part: "host", Pos: 1, Problem: "a part of the name is longer than 63 characters"}},
+		{"a$b", TargetError{Part: "host", Pos: 2, Problem: "$ is in no host name"}},
+		{"mongodb://%2Ftmp%2Fm.sock/", TargetError{
+			Part: "host", Pos: 11, Problem: "there is a character that no host name has",
+			Hint: "write an international name in its xn-- form; a Unix socket is of no use to AMS",
+		}},
+		{"mongodb+srv://a.b.c,d.e.f/", TargetError{
+			Part: "host", Pos: 20, Problem: "mongodb+srv:// takes one host name, DNS knows the others",
+			Hint: "remove the others, or write mongodb://",
+		}},
+		{"mongodb+srv://a.b.c:27017/", TargetError{
+			Part: "host", Pos: 21, Problem: "mongodb+srv:// takes no port, DNS knows it",
+			Hint: "remove it, or write mongodb://",
+		}},
+		{"mongodb+srv://10.0.2.4/", TargetError{
+			Part: "host", Pos: 15, Problem: "mongodb+srv:// takes a host name, not an address",
+			Hint: "write mongodb:// before an address",
+		}},
+
+		{"mongodb://h/a/b", TargetError{
+			Part: "database", Pos: 14, Problem: "there is a second /",
+			Hint: "percent-encode it if it belongs to the password: / is %2F",
+		}},
+		{"mongodb://h/a.b", TargetError{Part: "database", Pos: 13, Problem: "it is not a name that MongoDB allows for a database"}},
+		{"mongodb://h/a#b", TargetError{Pos: 14, Problem: "there is a raw #", Hint: "percent-encode it: # is %23"}},
+		{"mongodb://h/?replicaSet", TargetError{Part: "options", Pos: 14, Problem: "there is an option without a value", Hint: "write OPTION=VALUE"}},
+		{"mongodb://h/?tls=true&replicaSet=", TargetError{Part: "options", Pos: 23, Problem: "replicaSet has no value"}},
+		{"mongodb://h/?=rs0", TargetError{Part: "options", Pos: 14, Problem: "there is a value without the name of its option", Hint: "write OPTION=VALUE"}},
+		{"mongodb://h/?replica%53et=rs0", TargetError{Part: "options", Pos: 14, Problem: "the name of an option has characters that none has"}},
+		{"mongodb://h/?retryWrites=yes", TargetError{Part: "options", Pos: 14, Problem: "retryWrites has to be true or false"}},
+		{"mongodb://h/?maxPoolSize=1e3", TargetError{Part: "options", Pos: 14, Problem: "maxPoolSize has to be a whole number"}},
+		{"mongodb://h/?srvMaxHosts=1", TargetError{Part: "options", Pos: 14, Problem: "srvMaxHosts is for mongodb+srv:// only", Hint: "remove it"}},
+		{"mongodb://h/?appName=a%zz", TargetError{
+			Part: "options", Pos: 23, Problem: "% is not followed by two hexadecimal digits",
+			Hint: "percent-encode it: % is %25",
+		}},
+		{"mongodb://h1,h2/?directConnection=true", TargetError{
+			Part: "options", Problem: "directConnection and loadBalanced take one host only",
+		}},
+	}
+	for _, tt := range tests {
+		name := tt.in
+		if len(name) > 60 {
+			name = name[:60]
+		}
+		t.Run(name, func(t *testing.T) {
+			got, err := ParseTarget(tt.in)
+			te, ok := errors.AsType[*TargetError](err)
+			if !ok {
+				t.Fatalf("ParseTarget = %v, %v, want a *TargetError", got, err)
+			}
+			if diff := cmp.Diff(tt.want, *te); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			if strings.Contains(err.Error(), secretMark) {
+				t.Errorf("the error shows the password: %v", err)
+			}
+			if !got.IsZero() || got.Raw() != "" {
+				t.Errorf("a refused string gave a Target")
+			}
+		})
+	}
+}
+
+func TestTargetWarnings(t *testing.T) {
+	got, err := ParseTarget("mongodb+srv://db.internal/?nosuch=1&tlsCAFile=x&w=1&w=2&proxyHost=p&apiToken=" + secretMark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"option nosuch is not known to MongoDB's drivers",
+		"option tlsCAFile: AMS's Java driver ignores it and uses the trust and key stores of its JVM",
+		"option w is given twice; the drivers take the last",
+		"option proxyHost: amsagent connects without the proxy",
+		"option apiToken is not known to MongoDB's drivers",
+		"AMS's Java driver wants at least three parts in the host name after mongodb+srv://",
+	}
+	if diff := cmp.Diff(want, got.Warnings()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if strings.Contains(got.Redacted(), secretMark) {
+		t.Errorf("an unknown option shows its value: %v", got)
+	}
+	if got, err := ParseTarget("mongodb://u:" + secretMark + "%0a@h/"); err != nil || len(got.Warnings()) != 1 {
+		t.Errorf("a line end in the password: %v, warnings %q", err, got.Warnings())
+	}
+	if !got.HasCredentials() {
+		t.Error("an option that sounds secret does not count as a credential")
+	}
+	if got.Option("W") != "2" || got.Option("proxypassword") != "" {
+		t.Errorf("Option: w=%q", got.Option("W"))
+	}
+}
+
+func TestTargetProperties(t *testing.T) {
+	for in, want := range map[string][2]bool{ // loopback, credentials
+		"127.0.0.1":            {true, false},
+		"localhost:1,[::1]:2":  {true, false},
+		"localhost,10.0.2.4":   {false, false},
+		"mongodb://u:p@10.1.1": {},
+		"mongodb://u:p@10.1.1.1/?authMechanism=PLAIN":      {false, true},
+		"mongodb://h/?authMechanismProperties=SERVICE:x":   {false, true},
+		"mongodb+srv://localhost.example.com":              {false, false},
+		"mongodb://CN%3Da@h/?authMechanism=MONGODB-X509":   {false, true},
+		"mongodb://localhost/?tlsCertificateKeyFile=a.pem": {true, false},
+	} {
+		got, err := ParseTarget(in)
+		if (err != nil) != (want == [2]bool{} && strings.Contains(in, "10.1.1") && !strings.Contains(in, "10.1.1.1")) {
+			t.Fatalf("ParseTarget(%q): %v", in, err)
+		}
+		if have := [2]bool{got.Loopback(), got.HasCredentials()}; have != want {
+			t.Errorf("%s: loopback, credentials = %v, want %v", in, have, want)
+		}
+	}
+	var zero Target
+	if zero.Loopback() || zero.HasCredentials() || !zero.IsZero() || zero.Redacted() != "" || zero.URI() != "" {
+		t.Error("the zero Target is not empty")
+	}
+}
+
+func TestBuildURI(t *testing.T) {
+	password := "@:/?#%&\\ +\"'ä${x}#{y}\u20ac𝄞"
+	got, err := BuildURI([]string{"10.0.2.4", "[fd00::1]:27018"}, "us er@x", Secret(password),
+		map[string]string{"replicaSet": "rs/0", "authSource": "admin"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "mongodb://us%20er%40x:%40%3A%2F%3F%23%25%26%5C%20%2B%22%27%C3%A4%24%7Bx%7D%23%7By%7D%E2%82%AC%F0%9D%84%9E" +
+		"@10.0.2.4,[fd00::1]:27018/?authSource=admin&replicaSet=rs%2F0"
+	if got.Raw().Reveal() != want {
+		t.Errorf("got  %s\nwant %s", got.Raw().Reveal(), want)
+	}
+	if got.get().password != password || got.Username() != "us er@x" || got.Option("replicaset") != "rs/0" {
+		t.Error("it does not decode to what was given")
+	}
+	checkTarget(t, got)
+	opts := options.Client().ApplyURI(got.Raw().Reveal())
+	if err := opts.Validate(); err != nil {
+		t.Fatalf("the driver refuses it: %v", err)
+	}
+	if opts.Auth.Password != password || opts.Auth.Username != "us er@x" || *opts.ReplicaSet != "rs/0" {
+		t.Error("the driver reads something else")
+	}
+
+	for name, bad := range map[string]struct {
+		hosts    []string
+		user     string
+		password Secret
+	}{
+		"host with credentials": {[]string{"a:b@c"}, "", ""},
+		"host that is a URI":    {[]string{"mongodb://h"}, "", ""},
+		"no host":               {nil, "u", "p"},
+		"password alone":        {[]string{"h"}, "", secretMark},
+		"user alone":            {[]string{"h"}, "u", ""},
+	} {
+		if got, err := BuildURI(bad.hosts, bad.user, bad.password, nil); err == nil {
+			t.Errorf("%s: got %v", name, got)
+		} else if strings.Contains(err.Error(), secretMark) {
+			t.Errorf("%s: the error shows the password", name)
+		}
+	}
+}
+
+// FuzzParseTarget: what parses renders to itself, is read alike by the driver,
+// and is never shown with its password; what does not parse is never quoted.
+func FuzzParseTarget(f *testing.F) {
+	for _, s := range []string{
+		"10.0.2.4", "h:27017", "h1,h2", "[fd00::1]:1", "mongodb://u:p@h/", "mongodb+srv://u:p@a.b.c/d?x=y",
+		"mongodb://u:p%40%2F@h1,h2:1/db?replicaSet=rs0&tls=true;w=majority", "mongodb://u:a{b}\\c@h?a=b",
+		"mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:abcd", "mongodb://u:<password>@h", "redis://h",
+		"mongodb://u:p/w@h/?a=b@c", "mongodb://u:${x}#{y}@h", "mongodb://u:%zz@h",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got, err := ParseTarget(s)
+		if err != nil {
+			if te, ok := errors.AsType[*TargetError](err); !ok || te.Problem == "" {
+				t.Fatalf("not a usable *TargetError: %#v", err)
+			}
+			return
+		}
+		checkTarget(t, got)
+		if got.SRV() || usesFiles(got) {
+			return // the driver would ask DNS or read files
+		}
+		opts := options.Client().ApplyURI(got.URI().Reveal())
+		if err := opts.Validate(); err != nil {
+			// The driver also refuses what it finds inconsistent; but never
+			// because it cuts the string in other places.
+			for _, word := range []string{"unescaped", "must have", "scheme", "invalid host", "invalid username", "invalid password", "invalid database"} {
+				if strings.Contains(err.Error(), word) {
+					t.Fatalf("the driver reads %q otherwise: %v", got.URI().Reveal(), err)
+				}
+			}
+			return
+		}
+		if diff := cmp.Diff(got.Hosts(), opts.Hosts); diff != "" {
+			t.Errorf("hosts, -ours +driver:\n%s", diff)
+		}
+		if opts.Auth != nil && (opts.Auth.Username != got.get().user || opts.Auth.Password != got.get().password) {
+			t.Errorf("the driver reads credentials %q %q, we %q %q",
+				opts.Auth.Username, opts.Auth.Password, got.get().user, got.get().password)
+		}
+	})
+}
+
+func usesFiles(t Target) bool {
+	for _, o := range t.get().options {
+		if strings.Contains(strings.ToLower(o.name), "file") {
+			return true
+		}
+	}
+	return false
+}
+
+// FuzzTargetSecret puts arbitrary passwords, encoded and raw, into a URI: they
+// are never shown, in whatever comes out.
+func FuzzTargetSecret(f *testing.F) {
+	for _, s := range []string{"@", "p@ss", "a/b?c#d", "%", "ä", "\\", "a b", "${a}", "<x>"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, password string) {
+		// A mark on both sides makes a leak of the middle recognisable.
+		password = secretMark + password + secretMark
+		for _, uri := range []string{
+			"mongodb://u:" + password + "@h/?x=y",
+			"mongodb://u:" + encode(password) + "@h/?x=y",
+			"mongodb://h/?proxyPassword=" + password,
+			"u:" + password + "@h",
+		} {
+			got, err := ParseTarget(uri)
+			shown := fmt.Sprint(got, err, got.Warnings())
+			if te, ok := errors.AsType[*TargetError](err); ok {
+				shown += fmt.Sprintf("%+v", *te)
+			}
+			if strings.Contains(shown, secretMark) {
+				t.Fatalf("shown: %s", shown)
+			}
+			if err == nil {
+				if masked := RedactText("x "+uri+" y", got.Secrets()...); strings.Contains(masked, secretMark) {
+					t.Fatalf("RedactText left it: %s", masked)
+				}
+			}
+		}
+	})
+}
