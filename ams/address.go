@@ -1,0 +1,303 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Interface is a network interface of the machine.
+type Interface struct {
+	Name     string
+	Up       bool
+	Loopback bool
+	Addrs    []netip.Addr
+}
+
+// HostInterfaces lists the interfaces of the running system. Below another root
+// nothing is known about them: ErrInterfacesUnknown.
+func HostInterfaces(root string) ([]Interface, error) {
+	if !realRoot(root) {
+		return nil, ErrInterfacesUnknown
+	}
+	list, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("listing the network interfaces: %w", err)
+	}
+	ifaces := make([]Interface, 0, len(list))
+	for _, l := range list {
+		in := Interface{Name: l.Name, Up: l.Flags&net.FlagUp != 0, Loopback: l.Flags&net.FlagLoopback != 0}
+		addrs, err := l.Addrs()
+		if err != nil {
+			return nil, fmt.Errorf("listing the addresses of interface %s: %w", l.Name, err)
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				in.Addrs = append(in.Addrs, p.Addr().Unmap())
+			}
+		}
+		ifaces = append(ifaces, in)
+	}
+	return ifaces, nil
+}
+
+// HostDefaultRoute is the address that the running system would send from to the
+// world outside, IPv4 before IPv6. Nothing is sent: connecting a UDP socket only
+// asks the kernel for the way. Below another root: ErrInterfacesUnknown.
+func HostDefaultRoute(root string) (netip.Addr, error) {
+	if !realRoot(root) {
+		return netip.Addr{}, ErrInterfacesUnknown
+	}
+	var errs []error
+	// Addresses that are reserved for documentation: nobody has them.
+	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
+		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(to), Port: 9})
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		local, ok := c.LocalAddr().(*net.UDPAddr)
+		_ = c.Close()
+		if ok {
+			return local.AddrPort().Addr().Unmap(), nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("looking for the default route: %w", errors.Join(errs...))
+}
+
+// AddressSource says what decided the node address.
+type AddressSource string
+
+// The sources, the strongest first.
+const (
+	AddressFromFlag     AddressSource = "flag"
+	AddressFromMetadata AddressSource = "metadata"
+	AddressFromRoute    AddressSource = "default-route"
+)
+
+// Warnings about a node address.
+const (
+	WarnAddressLoopback  = "AMS-ADDRESS-LOOPBACK"
+	WarnAddressLinkLocal = "AMS-ADDRESS-LINK-LOCAL"
+	WarnAddressPublic    = "AMS-ADDRESS-PUBLIC"
+	WarnAddressBridge    = "AMS-ADDRESS-BRIDGE"
+	WarnAddressDown      = "AMS-ADDRESS-DOWN"
+	WarnAddressNotHere   = "AMS-ADDRESS-NOT-HERE"
+	WarnAddressUnchecked = "AMS-ADDRESS-UNCHECKED"
+)
+
+// AddressOptions are the facts that [ChooseAddress] decides by.
+type AddressOptions struct {
+	// Explicit is the address a person gave, "" for none.
+	Explicit string
+	// Force accepts an explicit address that no interface has, as behind a
+	// translation of addresses.
+	Force bool
+	// Metadata is the private address the cloud gave, and MetadataSource its
+	// name for the reason, as "aws".
+	Metadata       netip.Addr
+	MetadataSource string
+	// Interfaces and DefaultRoute are asked where they are needed; nil means
+	// nothing is known.
+	Interfaces   func() ([]Interface, error)
+	DefaultRoute func() (netip.Addr, error)
+}
+
+// Address is the chosen node address, with why.
+type Address struct {
+	Addr      netip.Addr    `json:"address"`
+	Source    AddressSource `json:"source"`
+	Reason    string        `json:"reason"`
+	Interface string        `json:"interface,omitempty"`
+	Warnings  []Warning     `json:"warnings,omitempty"`
+}
+
+// ChooseAddress decides under which address this node registers: what a person
+// says, else what the cloud says, else the address of the default route. The
+// other nodes must reach it; which one it is decides whether streams travel, so
+// the reason comes with it.
+//
+// It fails with ErrBadAddress, ErrAddressNotHere or ErrNoAddress.
+func ChooseAddress(o AddressOptions) (Address, error) {
+	var a Address
+	switch {
+	case o.Explicit != "":
+		addr, err := ParseAddress(o.Explicit)
+		if err != nil {
+			return Address{}, err
+		}
+		a = Address{Addr: addr, Source: AddressFromFlag, Reason: "given by you"}
+	case o.Metadata.IsValid():
+		from := "instance metadata"
+		if o.MetadataSource != "" {
+			from += " of " + o.MetadataSource
+		}
+		a = Address{Addr: o.Metadata.Unmap(), Source: AddressFromMetadata, Reason: from}
+	default:
+		if o.DefaultRoute == nil {
+			return Address{}, ErrNoAddress
+		}
+		addr, err := o.DefaultRoute()
+		if err != nil {
+			return Address{}, fmt.Errorf("%w: %w", ErrNoAddress, err)
+		}
+		a = Address{Addr: addr.Unmap(), Source: AddressFromRoute, Reason: "address of the default route"}
+	}
+	if err := usable(a.Addr); err != nil {
+		return Address{}, err
+	}
+	if err := a.check(o); err != nil {
+		return Address{}, err
+	}
+	return a, nil
+}
+
+// ParseAddress reads a node address as a person gives it. Its errors say what
+// the text is instead.
+func ParseAddress(s string) (netip.Addr, error) {
+	s = strings.TrimSpace(s)
+	addr, err := netip.ParseAddr(s)
+	if err == nil {
+		addr = addr.Unmap()
+		return addr, usable(addr)
+	}
+	why := "not an IP address"
+	if _, e := netip.ParsePrefix(s); e == nil {
+		why = "a network, not an address"
+	} else if _, e := netip.ParseAddrPort(s); e == nil {
+		why = "an address with a port; give the address alone"
+	} else if _, e := netip.ParseAddr(strings.Trim(s, "[]")); e == nil {
+		why = "an address in brackets; give it without them"
+	} else if strings.ContainsFunc(s, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }) && !strings.ContainsAny(s, ":/@ ") {
+		// The server hands this text to its peers; a name would have to mean the
+		// same machine for all of them.
+		why = "a host name; give the IP address itself"
+	}
+	return netip.Addr{}, fmt.Errorf("%q: %w: it is %s", s, ErrBadAddress, why)
+}
+
+// usable refuses what can never be a node's address.
+func usable(a netip.Addr) error {
+	switch {
+	case !a.IsValid():
+		return ErrNoAddress
+	case a.IsUnspecified():
+		return fmt.Errorf("%s: %w: it means every address", a, ErrBadAddress)
+	case a.IsMulticast():
+		return fmt.Errorf("%s: %w: it is a multicast address", a, ErrBadAddress)
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("%s: %w: it is the broadcast address", a, ErrBadAddress)
+	}
+	return nil
+}
+
+func (a *Address) warn(id, format string, args ...any) {
+	a.Warnings = append(a.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
+}
+
+// check holds the address against the machine's interfaces and against what is
+// known to go wrong in clusters.
+func (a *Address) check(o AddressOptions) error {
+	switch {
+	case a.Addr.IsLoopback():
+		a.warn(WarnAddressLoopback, "%s is a loopback address: no other node can reach it", a.Addr)
+	case a.Addr.IsLinkLocalUnicast():
+		a.warn(WarnAddressLinkLocal, "%s is a link-local address: nodes of other networks cannot reach it", a.Addr)
+	case isPublic(a.Addr):
+		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
+	}
+	var ifaces []Interface
+	err := ErrInterfacesUnknown
+	if o.Interfaces != nil {
+		ifaces, err = o.Interfaces()
+	}
+	if err != nil {
+		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, err)
+		return nil
+	}
+	in, ok := interfaceOf(ifaces, a.Addr)
+	if !ok {
+		if a.Source == AddressFromFlag && !o.Force {
+			return fmt.Errorf("%s: %w; it has %s", a.Addr, ErrAddressNotHere, addressList(ifaces))
+		}
+		a.warn(WarnAddressNotHere, "no interface of this machine has %s; it has %s", a.Addr, addressList(ifaces))
+		return nil
+	}
+	a.Interface = in.Name
+	if bridgeLike(in.Name) {
+		a.warn(WarnAddressBridge, "%s is the address of %s, a network inside this machine: other nodes cannot reach it", a.Addr, in.Name)
+	}
+	if !in.Up {
+		a.warn(WarnAddressDown, "interface %s, which has %s, is down", in.Name, a.Addr)
+	}
+	return nil
+}
+
+func interfaceOf(ifaces []Interface, a netip.Addr) (Interface, bool) {
+	for _, in := range ifaces {
+		for _, have := range in.Addrs {
+			// An interface's own link-local address has its zone, a person's has not.
+			if have.WithZone("") == a.WithZone("") {
+				return in, true
+			}
+		}
+	}
+	return Interface{}, false
+}
+
+// addressList names the addresses that would do, for a person who mistyped one.
+func addressList(ifaces []Interface) string {
+	var list []string
+	for _, in := range ifaces {
+		for _, a := range in.Addrs {
+			if !in.Loopback && !a.IsLinkLocalUnicast() {
+				list = append(list, a.String()+" ("+in.Name+")")
+			}
+		}
+	}
+	if len(list) == 0 {
+		return "no address but the loopback"
+	}
+	return strings.Join(list, ", ")
+}
+
+// isPublic: neither private nor a carrier's shared space (RFC 6598), which
+// clouds use inside.
+func isPublic(a netip.Addr) bool {
+	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
+	return a.IsGlobalUnicast() && !a.IsPrivate() && !shared.Contains(a)
+}
+
+// bridgeLike knows interfaces of containers and virtual machines by their names.
+func bridgeLike(name string) bool {
+	return slices.ContainsFunc([]string{
+		"docker", "br-", "virbr", "veth", "cni", "flannel", "cali", "cilium", "podman", "lxcbr", "lxdbr", "vnet", "kube-", "weave", "vmnet", "vboxnet",
+	}, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+}
+
+// Predict says which address a server would register by the rule, from what is
+// known about the machine; false where that is not enough.
+func (r AddressRule) Predict(host Hostname, ifaces []Interface, route netip.Addr) (netip.Addr, bool) {
+	switch r {
+	case RuleHostname:
+		return host.Addr(), host.Resolvable()
+	case RuleSiteLocal:
+		for _, in := range ifaces {
+			if !in.Up || in.Loopback {
+				continue
+			}
+			for _, a := range in.Addrs {
+				if a.Is4() && a.IsPrivate() {
+					return a, true
+				}
+			}
+		}
+	}
+	return route, route.IsValid()
+}

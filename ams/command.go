@@ -1,0 +1,329 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits of a command where the caller's context sets none. A stop waits for the
+// server to end its streams.
+const (
+	commandLimit       = 5 * time.Minute
+	commandStatusLimit = 15 * time.Second
+	// commandGrace is what a command that was told to end gets before it is killed.
+	commandGrace = 5 * time.Second
+	// commandKeep is how much of its output an error shows: the end, where the
+	// reason is.
+	commandKeep = 2 << 10
+	// commandRoom is how much it may write at all before its writes fail.
+	commandRoom = 8 << 20
+)
+
+// commandPath is the search path of a command. It is not the caller's: a command
+// must behave the same from a terminal, from cloud-init and from a unit.
+const commandPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Command is a service that is started and stopped by a program of the
+// operator's: CMD start|stop|restart|status.
+//
+// The program runs with standard input closed, in a process group of its own,
+// with a fresh environment: PATH, LANG and AMS_HOST_ADDRESS, nothing of ours,
+// so that no secret in our own environment reaches it. It ends when it is done;
+// a server that it leaves running in the background is not waited for.
+//
+// status answers by its exit status as systemctl is-active does: 0 running, 3
+// not running. The first word of its output may say it more exactly (active,
+// inactive, failed, activating, deactivating, reloading), a number after it is
+// the main process. Anything else is unknown, and an error.
+type Command struct {
+	argv []string
+	// HostAddress is given to the program as AMS_HOST_ADDRESS, where valid.
+	HostAddress netip.Addr
+}
+
+// NewCommand takes the command as a person writes it: the absolute path of a
+// program and perhaps fixed arguments, split at blanks. No shell reads it: there
+// is no quoting, and $, ; and > mean themselves. A program with a blank in its
+// path, or anything more, belongs into a script.
+func NewCommand(line string) (*Command, error) {
+	argv := strings.Fields(line)
+	if len(argv) == 0 {
+		return nil, errors.New("the service command is empty")
+	}
+	if !strings.HasPrefix(argv[0], "/") {
+		return nil, fmt.Errorf("the service command %q is not an absolute path", argv[0])
+	}
+	for _, arg := range argv {
+		// The list of processes is readable by everybody. The text itself stays
+		// out of the message for the same reason.
+		if strings.Contains(arg, "mongodb://") || strings.Contains(arg, "mongodb+srv://") {
+			return nil, errors.New("the service command has a connection string as an argument: everybody on the machine could read it")
+		}
+	}
+	st, err := os.Stat(argv[0])
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("the service command: %w", err)
+	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
+		return nil, fmt.Errorf("the service command %s is not a program", argv[0])
+	}
+	return &Command{argv: argv}, nil
+}
+
+// Name is the command as it was given.
+func (c *Command) Name() string { return strings.Join(c.argv, " ") }
+
+// Start runs CMD start.
+func (c *Command) Start(ctx context.Context) error { return c.do(ctx, "start") }
+
+// Stop runs CMD stop.
+func (c *Command) Stop(ctx context.Context) error { return c.do(ctx, "stop") }
+
+// Restart runs CMD restart.
+func (c *Command) Restart(ctx context.Context) error { return c.do(ctx, "restart") }
+
+// Reload has nothing to do: a command reads its configuration when it runs.
+func (c *Command) Reload(context.Context) error { return nil }
+
+func (c *Command) do(ctx context.Context, verb string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandLimit)
+	defer cancel()
+	out, err := c.run(ctx, verb)
+	if err == nil {
+		return nil
+	}
+	e := &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(out.both()), Err: err}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		e.Result = "timeout"
+	case errors.Is(err, context.Canceled):
+		e.Result = "interrupted"
+	}
+	return e
+}
+
+// State runs CMD status.
+func (c *Command) State(ctx context.Context) (State, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandStatusLimit)
+	defer cancel()
+	out, err := c.run(ctx, "status")
+	code := 0
+	var exit *exec.ExitError
+	switch {
+	case !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) && errors.As(err, &exit) && exit.Exited():
+		code = exit.ExitCode()
+	case err != nil:
+		return State{Activity: ActivityUnknown}, fmt.Errorf("asking %s for its status: %w", c.Name(), err)
+	}
+	st, err := commandState(code, out.stdout)
+	if err != nil {
+		return st, fmt.Errorf("asking %s for its status: %w", c.Name(), withOutput(err, out.both()))
+	}
+	return st, nil
+}
+
+// commandState reads the answer of status. The exit status decides; the word
+// only says it more exactly, and a contradiction is an error, not a guess.
+func commandState(code int, stdout []byte) (State, error) {
+	unknown := State{Activity: ActivityUnknown}
+	allowed := map[int][]Activity{
+		0: {ActivityActive, ActivityReloading},
+		3: {ActivityInactive, ActivityFailed, ActivityActivating, ActivityDeactivating},
+	}
+	plausible := allowed[code]
+	if plausible == nil {
+		return unknown, fmt.Errorf("exit status %d; 0 means running, 3 not running", code)
+	}
+	st := State{Activity: plausible[0], Detail: firstLine(stdout)}
+	words := strings.Fields(st.Detail)
+	if len(words) == 0 {
+		return st, nil
+	}
+	word := Activity(strings.ToLower(strings.TrimRight(words[0], ":,.")))
+	if slices.Contains(plausible, word) {
+		st.Activity = word
+	} else if slices.Contains(allowed[3-code], word) {
+		return unknown, fmt.Errorf("it said %q with exit status %d", word, code)
+	}
+	if len(words) > 1 {
+		if pid, err := strconv.Atoi(words[1]); err == nil && pid > 0 && st.Running() {
+			st.MainPID = pid
+		}
+	}
+	return st, nil
+}
+
+type commandOutput struct{ stdout, stderr []byte }
+
+func (o commandOutput) both() []byte { return slices.Concat(o.stderr, o.stdout) }
+
+// run executes the program and gives what it wrote.
+func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
+	var out commandOutput
+	stdout, err := newSink("stdout")
+	if err != nil {
+		return out, err
+	}
+	defer stdout.close()
+	stderr, err := newSink("stderr")
+	if err != nil {
+		return out, err
+	}
+	defer stderr.close()
+
+	cmd := exec.CommandContext(ctx, c.argv[0], append(slices.Clone(c.argv[1:]), verb)...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=" + commandPath, "LANG=C.UTF-8"}
+	if c.HostAddress.IsValid() {
+		cmd.Env = append(cmd.Env, HostAddressVariable+"="+c.HostAddress.String())
+	}
+	cmd.Stdout, cmd.Stderr = stdout.f, stderr.f // Stdin nil is /dev/null
+	// A group of its own: a Ctrl-C meant for us does not tear a half-done start,
+	// and one that hangs can be ended with all it started.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error {
+		if err := unix.Kill(-cmd.Process.Pid, unix.SIGTERM); err != nil {
+			return os.ErrProcessDone
+		}
+		return nil
+	}
+	cmd.WaitDelay = commandGrace
+
+	if err := cmd.Start(); err != nil {
+		return out, err
+	}
+	ended := make(chan struct{})
+	go limit(ended, stdout, stderr)
+	err = cmd.Wait()
+	close(ended)
+	if err != nil && ctx.Err() != nil {
+		// What ignored the signal, or started after it, goes with the group. The
+		// group's number cannot be another's while one of its processes lives.
+		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+		err = errors.Join(ctx.Err(), err)
+	}
+	out.stdout, out.stderr = stdout.take(), stderr.take()
+	return out, err
+}
+
+// sink collects output in memory that belongs to no file system. A pipe would
+// not do: a start command leaves the server behind with our pipe as its output;
+// we would wait for its end, or the server would die of SIGPIPE at its first
+// line once we are gone.
+type sink struct{ f *os.File }
+
+func newSink(name string) (*sink, error) {
+	fd, err := unix.MemfdCreate("amsagent-"+name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("making room for the output of the service command: %w", err)
+	}
+	return &sink{f: os.NewFile(uintptr(fd), name)}, nil
+}
+
+// limit keeps the sinks of a running command bounded, until ended is closed.
+func limit(ended <-chan struct{}, sinks ...*sink) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-tick.C:
+			for _, s := range sinks {
+				if s.size() > commandRoom {
+					s.seal(unix.F_SEAL_GROW)
+				}
+			}
+		}
+	}
+}
+
+func (s *sink) size() int64 {
+	st, err := s.f.Stat()
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+func (s *sink) seal(seals int) { _, _ = unix.FcntlInt(s.f.Fd(), unix.F_ADD_SEALS, seals) }
+
+// take reads the beginning and the end of what was written and closes the sink
+// for writing: a process that is still there gets an error from its writes and
+// does not fill the memory. A script that writes to /dev/stderr by name starts
+// at the front again, which leaves zero bytes: they are nobody's text.
+func (s *sink) take() []byte {
+	s.seal(unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_WRITE)
+	size := s.size()
+	head, _ := io.ReadAll(io.NewSectionReader(s.f, 0, min(size, commandKeep)))
+	rest := max(int64(len(head)), size-commandKeep)
+	end, _ := io.ReadAll(io.NewSectionReader(s.f, rest, size-rest))
+	return bytes.ReplaceAll(slices.Concat(head, end), []byte{0}, nil)
+}
+
+func (s *sink) close() { _ = s.f.Close() }
+
+// tail is the end of a text, for an error message.
+func tail(b []byte) string {
+	b = bytes.TrimSpace(b)
+	if len(b) > commandKeep {
+		b = append([]byte("…"), b[len(b)-commandKeep:]...)
+	}
+	return strings.ToValidUTF8(string(b), "\uFFFD")
+}
+
+func withOutput(err error, out []byte) error {
+	if t := tail(out); t != "" {
+		return fmt.Errorf("%w: it said %q", err, t)
+	}
+	return err
+}
+
+func firstLine(b []byte) string {
+	line, _, _ := bytes.Cut(bytes.TrimSpace(b), []byte("\n"))
+	if len(line) > 200 {
+		line = line[:200]
+	}
+	return strings.ToValidUTF8(strings.TrimSpace(string(line)), "\uFFFD")
+}
+
+// getent asks the C library, which is whom Java asks: with everything that
+// nsswitch.conf names, as systemd's own module for the own hostname. Go's
+// resolver knows only files and DNS, and would find names missing that are not.
+const getent = "/usr/bin/getent"
+
+func systemResolve(ctx context.Context, name string) ([]netip.Addr, error) {
+	if _, err := os.Stat(getent); err != nil {
+		return goResolve(ctx, name)
+	}
+	cmd := exec.CommandContext(ctx, getent, "ahosts", "--", name)
+	cmd.Env = []string{"LANG=C"}
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("resolving %s: %w", name, ctx.Err())
+	case errors.As(err, &exit) && exit.ExitCode() == 2: // not in any database
+		return nil, nil
+	case err != nil:
+		return goResolve(ctx, name)
+	}
+	return getentAddrs(out), nil
+}

@@ -1,0 +1,107 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+)
+
+// Outcomes that a caller branches on. All are wrapped in errors that say which
+// file, unit or address was meant; test with errors.Is.
+var (
+	// ErrNoInstallation: the installation directory does not exist.
+	ErrNoInstallation = errors.New("no such installation directory")
+	// ErrNotAMS: the directory exists and is not an Ant Media Server tree. The
+	// error is a *NotAMSError, which lists what is missing.
+	ErrNotAMS = errors.New("not an Ant Media Server tree")
+	// ErrUnreadable: something of the installation exists and cannot be read.
+	ErrUnreadable = errors.New("unreadable")
+
+	// ErrNotManaged: the service is of the kind that touches nothing (None).
+	ErrNotManaged = errors.New("no service is managed here")
+	// ErrNoSystemd: this machine does not run systemd, or it does not answer.
+	ErrNoSystemd = errors.New("systemd is not available")
+	// ErrNoUnit: systemd does not know the unit.
+	ErrNoUnit = errors.New("no such unit")
+	// ErrUnitMasked: the unit was masked by a person, so nobody can start it.
+	ErrUnitMasked = errors.New("the unit is masked")
+	// ErrUnstable: the service did not stay up. The error is an *UnstableError.
+	ErrUnstable = errors.New("the service did not stay up")
+
+	// ErrBadAddress: a text that is not usable as a node address at all.
+	ErrBadAddress = errors.New("not a usable node address")
+	// ErrAddressNotHere: a good address that no interface of this machine has.
+	ErrAddressNotHere = errors.New("no interface of this machine has the address")
+	// ErrNoAddress: nothing told which address this node has.
+	ErrNoAddress = errors.New("no node address found")
+	// ErrInterfacesUnknown: the interfaces of the machine cannot be known from
+	// here, as below a root that is not the running system.
+	ErrInterfacesUnknown = errors.New("the interfaces of that machine are not known here")
+
+	// ErrNoProcess: no process has that id.
+	ErrNoProcess = errors.New("no such process")
+)
+
+// NotAMSError says what makes a directory not an Ant Media Server tree.
+type NotAMSError struct {
+	Dir     string   // the directory as the caller named it
+	Missing []string // parts below Dir, each with its reason where it is not simply absent
+}
+
+// Error lists all that is missing: a person mends several things in one go.
+func (e *NotAMSError) Error() string {
+	return fmt.Sprintf("%s is not an Ant Media Server tree: missing %s", e.Dir, strings.Join(e.Missing, ", "))
+}
+
+// Is makes errors.Is(err, ErrNotAMS) true.
+func (e *NotAMSError) Is(target error) bool { return target == ErrNotAMS }
+
+// Warning is something a person should know that does not stop us. ID is stable
+// and can be searched for.
+type Warning struct {
+	ID   string `json:"id"`
+	Text string `json:"text"`
+}
+
+func (w Warning) String() string { return w.ID + ": " + w.Text }
+
+// Hint gives the next thing to do about an error of this package, or "".
+// The more particular comes first: a job that timed out is also a context error.
+func Hint(err error) string {
+	var job *JobError
+	var unstable *UnstableError
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &job):
+		return job.hint()
+	case errors.As(err, &unstable):
+		return unstable.hint()
+	case errors.Is(err, ErrNoInstallation):
+		return "give the directory of Ant Media Server with --ams-dir"
+	case errors.Is(err, ErrNotAMS):
+		return "give the directory that holds conf and webapps with --ams-dir"
+	case errors.Is(err, ErrUnitMasked):
+		return "somebody masked the unit; 'systemctl unmask " + DefaultUnit + "' gives it back"
+	case errors.Is(err, ErrNoUnit):
+		return "install Ant Media Server as a service, or say how it is run with --service-command or --service none"
+	case errors.Is(err, ErrNoSystemd):
+		return "say how Ant Media Server is run here with --service-command, or --service none to leave it alone"
+	case errors.Is(err, ErrNotManaged):
+		return "start or restart Ant Media Server yourself"
+	case errors.Is(err, ErrAddressNotHere):
+		return "give one of the machine's own addresses, or force it where the address is translated on the way"
+	case errors.Is(err, ErrBadAddress), errors.Is(err, ErrNoAddress):
+		return "give this node's private IP address, as the other nodes reach it, with --address"
+	case errors.Is(err, fs.ErrPermission):
+		return "run as root"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "it may still come: look with 'amsagent status', or give more time with --timeout"
+	}
+	return ""
+}

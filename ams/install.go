@@ -1,0 +1,311 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/amsagent/amsagent/conf"
+)
+
+// Where things are, in every release.
+const (
+	// DefaultDir is where the vendor's installer puts the server; the vendor's
+	// own scripts know no other place.
+	DefaultDir = "/usr/local/antmedia"
+	// DefaultUnit is the unit that the vendor's installer makes.
+	DefaultUnit = "antmedia.service"
+	// DefaultHTTPPort is what the server listens on where nothing is configured.
+	DefaultHTTPPort = 5080
+
+	containerName = "conf/jee-container.xml"
+	serverName    = "conf/red5.properties"
+	webappsName   = "webapps"
+	jarName       = "ant-media-server.jar"
+	appFileName   = "WEB-INF/red5-web.properties"
+	consoleApp    = "root"
+)
+
+// Warnings of [Open].
+const (
+	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without the file of an application
+	WarnAppBrokenLink = "AMS-APP-BROKEN-LINK"
+	WarnAppShared     = "AMS-APP-SHARED" // two applications with one file
+	WarnHTTPPort      = "AMS-HTTP-PORT"
+	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
+)
+
+// Installation is what [Open] found. It is a picture of that moment.
+type Installation struct {
+	Root string `json:"root"` // what every path is below; "/" is the real root
+	Dir  string `json:"dir"`  // the installation directory, below Root
+	Real string `json:"real"` // the same on this machine, links followed
+
+	Container File `json:"container"` // conf/jee-container.xml
+	Server    File `json:"server"`    // conf/red5.properties
+
+	Release Release `json:"release"`
+
+	HTTPHost    string `json:"http_host"` // what the server binds to; empty or 0.0.0.0 is everything
+	HTTPPort    int    `json:"http_port"`
+	UseGlobalIP bool   `json:"use_global_ip"`
+	NodeGroup   string `json:"node_group"`
+
+	Apps     []App     `json:"apps"` // by name
+	Warnings []Warning `json:"warnings,omitempty"`
+
+	mode    conf.Mode
+	modeErr error
+}
+
+// App is an application of the server, or its console.
+type App struct {
+	Name   string `json:"name"`    // the folder below webapps
+	File   File   `json:"file"`    // its WEB-INF/red5-web.properties
+	DBName string `json:"db_name"` // db.name; "" where the file has none
+	// Err says why the file could not be read; it wraps ErrUnreadable or is the
+	// parser's error. The application still counts: leaving it out of a switch
+	// of mode would break it.
+	Err error `json:"-"`
+}
+
+// Console says whether this is the web console and no application.
+func (a App) Console() bool { return a.Name == consoleApp }
+
+// Open looks at the installation in dir, below root. dir may be empty for
+// DefaultDir, root for the real one.
+//
+// It fails with ErrNoInstallation, ErrNotAMS (all missing parts listed) or
+// ErrUnreadable. A file with broken content is no reason to fail: [Installation.Mode]
+// and [App.Err] say so, and status can still show the rest.
+func Open(root, dir string) (*Installation, error) {
+	root, err := cleanRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	if dir == "" {
+		dir = DefaultDir
+	}
+	if !filepath.IsAbs(dir) && realRoot(root) {
+		if dir, err = filepath.Abs(dir); err != nil {
+			return nil, err
+		}
+	}
+	dir = filepath.Join("/", dir)
+	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
+
+	if in.Real, err = below(root, dir); err == nil {
+		var st fs.FileInfo
+		if st, err = os.Stat(in.Real); err == nil && !st.IsDir() {
+			return nil, fmt.Errorf("opening Ant Media Server in %s: %w: it is not a directory", shown(root, dir), ErrNoInstallation)
+		}
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), ErrNoInstallation)
+	case err != nil:
+		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), unreadable(err))
+	}
+
+	notAMS := &NotAMSError{Dir: shown(root, dir)}
+	var broken []error
+	container := in.required(containerName, &in.Container, notAMS, &broken)
+	server := in.required(serverName, &in.Server, notAMS, &broken)
+	entries := in.webapps(notAMS, &broken)
+	if len(notAMS.Missing) > 0 {
+		broken = append(broken, notAMS)
+	}
+	if len(broken) > 0 {
+		return nil, errors.Join(broken...)
+	}
+
+	if c, err := conf.ParseContainer(container); err != nil {
+		in.modeErr = fmt.Errorf("reading %s: %w", shown(root, in.Container.Path), err)
+	} else {
+		in.mode = c.Mode()
+	}
+	in.readServer(server)
+	in.Release = in.readRelease()
+	in.readApps(entries)
+	return in, nil
+}
+
+// Mode is how jee-container.xml makes the server run. The error says why the
+// file does not tell, with the line where there is one.
+func (in *Installation) Mode() (conf.Mode, error) { return in.mode, in.modeErr }
+
+// BaseURL is where the server answers on this machine: the loopback, unless it
+// binds to one address only.
+func (in *Installation) BaseURL() string {
+	host := in.HTTPHost
+	switch host {
+	case "", "0.0.0.0", "::", "*":
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(in.HTTPPort))
+}
+
+// unreadable makes errors.Is(err, ErrUnreadable) true and keeps the cause.
+func unreadable(err error) error { return fmt.Errorf("%w: %w", ErrUnreadable, err) }
+
+// required reads a file that every installation has. What is wrong with it goes
+// to one of the two lists, so that all of it is told at once.
+func (in *Installation) required(name string, f *File, notAMS *NotAMSError, broken *[]error) []byte {
+	f.Path = filepath.Join(in.Dir, name)
+	var b []byte
+	var err error
+	if f.Real, err = below(in.Root, f.Path); err == nil {
+		b, err = readFile(f.Real, maxConfigSize)
+	}
+	switch {
+	case err == nil:
+		return b
+	case errors.Is(err, fs.ErrNotExist):
+		notAMS.Missing = append(notAMS.Missing, name)
+	case isNotRegular(f.Real):
+		notAMS.Missing = append(notAMS.Missing, name+" (it is there, but not a regular file)")
+	default:
+		*broken = append(*broken, fmt.Errorf("reading %s: %w", shown(in.Root, f.Path), unreadable(err)))
+	}
+	return nil
+}
+
+func isNotRegular(name string) bool {
+	st, err := os.Stat(name)
+	return err == nil && !st.Mode().IsRegular()
+}
+
+func (in *Installation) webapps(notAMS *NotAMSError, broken *[]error) []fs.DirEntry {
+	path := filepath.Join(in.Dir, webappsName)
+	onDisk, err := below(in.Root, path)
+	var st fs.FileInfo
+	if err == nil {
+		st, err = os.Stat(onDisk)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		notAMS.Missing = append(notAMS.Missing, webappsName)
+		return nil
+	case err == nil && !st.IsDir():
+		notAMS.Missing = append(notAMS.Missing, webappsName+" (it is there, but not a directory)")
+		return nil
+	}
+	var entries []fs.DirEntry
+	if err == nil {
+		entries, err = os.ReadDir(onDisk) // sorted by name
+	}
+	if err != nil {
+		*broken = append(*broken, fmt.Errorf("reading %s: %w", shown(in.Root, path), unreadable(err)))
+	}
+	return entries
+}
+
+func (in *Installation) warn(id, format string, args ...any) {
+	in.Warnings = append(in.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
+}
+
+// readServer takes from red5.properties what we need to find and understand the
+// running server.
+func (in *Installation) readServer(b []byte) {
+	p, err := conf.ParseProperties(b)
+	if err != nil {
+		in.warn(WarnServerSyntax, "%s: %v; the server's defaults are assumed", shown(in.Root, in.Server.Path), err)
+		return
+	}
+	get := func(key string) string {
+		v, _ := p.Get(key)
+		return strings.TrimSpace(v)
+	}
+	in.HTTPHost = get("http.host")
+	in.NodeGroup = get("nodeGroup")
+	in.UseGlobalIP = strings.EqualFold(get("useGlobalIp"), "true")
+	if port := get("http.port"); port != "" {
+		if n, err := strconv.Atoi(port); err == nil && n > 0 && n < 1<<16 {
+			in.HTTPPort = n
+		} else {
+			in.warn(WarnHTTPPort, "%s: http.port=%q is no port; %d is assumed", shown(in.Root, in.Server.Path), port, DefaultHTTPPort)
+		}
+	}
+}
+
+func (in *Installation) readRelease() Release {
+	path := filepath.Join(in.Dir, jarName)
+	onDisk, err := below(in.Root, path)
+	if err != nil {
+		return Release{Source: SourceUnknown, Note: shown(in.Root, path) + ": " + err.Error()}
+	}
+	return jarRelease(onDisk, shown(in.Root, path))
+}
+
+// readApps makes an App of every folder, or link to a folder, that has the file
+// of an application. Other files, war archives among them, are none.
+func (in *Installation) readApps(entries []fs.DirEntry) {
+	in.Apps = []App{}
+	seen := make(map[string]string)
+	for _, e := range entries {
+		link := e.Type()&fs.ModeSymlink != 0
+		if !e.IsDir() && !link {
+			continue
+		}
+		app := App{Name: e.Name()}
+		folder := filepath.Join(in.Dir, webappsName, app.Name)
+		if link {
+			onDisk, err := below(in.Root, folder)
+			var st fs.FileInfo
+			if err == nil {
+				st, err = os.Stat(onDisk)
+			}
+			switch {
+			case err == nil && !st.IsDir():
+				continue
+			case err != nil && !errors.Is(err, fs.ErrPermission):
+				in.warn(WarnAppBrokenLink, "%q leads nowhere; it is no application", shown(in.Root, folder))
+				continue
+			}
+		}
+		app.File.Path = filepath.Join(folder, appFileName)
+		if in.readApp(&app) {
+			if other, ok := seen[app.File.Real]; ok && app.Err == nil {
+				in.warn(WarnAppShared, "applications %q and %q have one and the same %s", other, app.Name, appFileName)
+			}
+			seen[app.File.Real] = app.Name
+			in.Apps = append(in.Apps, app)
+		}
+	}
+}
+
+// readApp reads the file of an application and says whether the folder is one.
+func (in *Installation) readApp(app *App) bool {
+	var b []byte
+	var err error
+	if app.File.Real, err = below(in.Root, app.File.Path); err == nil {
+		b, err = readFile(app.File.Real, maxConfigSize)
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, fs.ErrNotExist):
+		// Folders with a dot are those of file systems and of people's tools.
+		if !strings.HasPrefix(app.Name, ".") {
+			in.warn(WarnAppIncomplete, "%q has no %s; it is no application", shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name)), appFileName)
+		}
+		return false
+	default:
+		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), unreadable(err))
+		return true
+	}
+	p, err := conf.ParseProperties(b)
+	if err != nil {
+		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), err)
+		return true
+	}
+	app.DBName, _ = p.Get("db.name")
+	return true
+}

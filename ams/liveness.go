@@ -1,0 +1,221 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	livenessPath = "/rest/v2/liveness"
+	// livenessLimit bounds one call. The server is on this machine; what takes
+	// longer is stuck, and the next call will tell.
+	livenessLimit = 3 * time.Second
+	livenessBody  = 64 << 10
+)
+
+// LivenessState is what one liveness call tells.
+type LivenessState string
+
+// The states.
+const (
+	Live LivenessState = "live"
+	// LiveStarting: nobody listens yet, or the server answers 403 or 503, as it
+	// does while its console comes up or its database is away. It says nothing
+	// about credentials.
+	LiveStarting LivenessState = "starting"
+	// LiveBroken: the server answers 500, because its own hostname does not resolve.
+	LiveBroken LivenessState = "broken"
+	// LiveNoEndpoint: the server answers and does not know the call (before 2.5.1;
+	// for a moment also later ones, until their console is there).
+	LiveNoEndpoint LivenessState = "no-endpoint"
+	// LiveUnknown: no answer in time, or one that is not Ant Media Server's.
+	LiveUnknown LivenessState = "unknown"
+)
+
+// ErrBroken says that the server is up and answers its liveness call with an
+// error, and goes on doing so.
+var ErrBroken = errors.New("the server answers 500 to its liveness call: its own hostname does not resolve")
+
+// Liveness is the answer to one liveness call.
+type Liveness struct {
+	State  LivenessState `json:"state"`
+	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no answer
+	Host   string        `json:"host,omitempty"` // as the server names itself
+	Status string        `json:"status,omitempty"`
+	Detail string        `json:"detail,omitempty"`
+}
+
+func (l Liveness) String() string {
+	if l.Detail == "" {
+		return string(l.State)
+	}
+	return string(l.State) + ": " + l.Detail
+}
+
+// NewHTTPClient is a client for the server on this machine: no proxy, whatever
+// the environment says, no redirects, and a new connection for each call, so
+// that one left over from before a restart tells nothing.
+func NewHTTPClient() *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:             nil,
+			DialContext:       (&net.Dialer{Timeout: livenessLimit}).DialContext,
+			DisableKeepAlives: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// CheckLiveness asks the server at base, as [Installation.BaseURL] gives it,
+// once. A nil client is [NewHTTPClient]'s. The request carries no
+// X-Forwarded-For: with one, the server's address filters would judge somebody
+// else's address instead of ours.
+func CheckLiveness(ctx context.Context, client *http.Client, base string) Liveness {
+	if client == nil {
+		client = NewHTTPClient()
+	}
+	ctx, cancel := context.WithTimeout(ctx, livenessLimit)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+livenessPath, nil)
+	if err != nil {
+		return Liveness{State: LiveUnknown, Detail: err.Error()}
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return noAnswer(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, livenessBody))
+	if err != nil {
+		return noAnswer(err)
+	}
+	return answer(resp, body)
+}
+
+func noAnswer(err error) Liveness {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return Liveness{State: LiveStarting, Detail: "nobody listens yet"}
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return Liveness{State: LiveStarting, Detail: "it hung up"}
+	case errors.Is(err, context.DeadlineExceeded):
+		return Liveness{State: LiveUnknown, Detail: fmt.Sprintf("no answer within %s", livenessLimit)}
+	}
+	return Liveness{State: LiveUnknown, Detail: err.Error()}
+}
+
+func answer(resp *http.Response, body []byte) Liveness {
+	l := Liveness{Code: resp.StatusCode}
+	switch l.Code {
+	case http.StatusOK:
+		var told map[string]any
+		if err := json.Unmarshal(body, &told); err != nil {
+			l.State, l.Detail = LiveUnknown, "it answers 200, but not as Ant Media Server does"
+			return l
+		}
+		l.State = Live
+		l.Host, _ = told["host"].(string)
+		l.Status, _ = told["status"].(string)
+	case http.StatusForbidden, http.StatusServiceUnavailable:
+		l.State, l.Detail = LiveStarting, "it answers "+resp.Status
+	case http.StatusInternalServerError:
+		l.State, l.Detail = LiveBroken, "it answers "+resp.Status+": its own hostname does not resolve"
+	case http.StatusNotFound:
+		l.State, l.Detail = LiveNoEndpoint, "it answers, without a liveness call"
+	default:
+		l.State, l.Detail = LiveUnknown, "it answers "+resp.Status
+		if to := resp.Header.Get("Location"); to != "" {
+			l.Detail += ", leading to " + to
+		}
+	}
+	return l
+}
+
+// WaitOptions tune [WaitLive]. The zero value is usable.
+type WaitOptions struct {
+	// Interval between two calls; 0 is a second, less than a tenth of one a tenth.
+	Interval time.Duration
+	// Release tells whether a missing endpoint is final.
+	Release Release
+	// Progress is told every change of the state, and the state again every 15
+	// seconds, with the time since WaitLive began.
+	Progress func(l Liveness, since time.Duration)
+	// Alive is asked between two calls; its error ends the waiting. It says that
+	// the service has died, and nobody need wait for an answer any more.
+	Alive func(ctx context.Context) error
+}
+
+const (
+	liveInterval    = time.Second
+	liveMinInterval = 100 * time.Millisecond
+	liveProgress    = 15 * time.Second
+	// liveSettled answers of the same bad kind in a row are the truth and no
+	// moment of a start.
+	liveSettled = 5
+)
+
+// WaitLive asks until the server is live. It returns without an error as well
+// when the server answers and its release has no such call: State is then
+// LiveNoEndpoint, and more cannot be known. It fails with ErrBroken, with the
+// error of Alive, or with the context's error.
+func WaitLive(ctx context.Context, client *http.Client, base string, o WaitOptions) (Liveness, error) {
+	if client == nil {
+		client = NewHTTPClient()
+	}
+	if o.Interval == 0 {
+		o.Interval = liveInterval
+	}
+	tick := time.NewTicker(max(o.Interval, liveMinInterval))
+	defer tick.Stop()
+	begin := time.Now()
+	var last Liveness
+	var told time.Time
+	row := 0
+	for {
+		now := CheckLiveness(ctx, client, base)
+		if ctx.Err() != nil {
+			// Our own end is no news about the server.
+			if last.State == "" {
+				last = Liveness{State: LiveUnknown}
+			}
+			return last, fmt.Errorf("waiting for an answer at %s: %w (last seen: %s)", base, ctx.Err(), last)
+		}
+		if row++; now.State != last.State {
+			row = 1
+		}
+		if o.Progress != nil && (now != last || time.Since(told) >= liveProgress) {
+			told = time.Now()
+			o.Progress(now, time.Since(begin))
+		}
+		last = now
+		switch {
+		case now.State == Live:
+			return now, nil
+		case now.State == LiveNoEndpoint && (!o.Release.HasLiveness() || !o.Release.Known() && row >= liveSettled):
+			return now, nil
+		case now.State == LiveBroken && row >= liveSettled:
+			return now, fmt.Errorf("waiting for an answer at %s: %w", base, ErrBroken)
+		}
+		if o.Alive != nil {
+			if err := o.Alive(ctx); err != nil && ctx.Err() == nil {
+				return now, fmt.Errorf("waiting for an answer at %s: %w", base, err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+}
