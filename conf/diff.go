@@ -106,30 +106,29 @@ func namesSecret(key string) bool {
 	return false
 }
 
-// maskURIs masks the password of every user:password@ it meets: behind "://",
-// and at the start of the text, where releases up to 2.4.1 want their
-// connection string without a scheme.
+// maskURIs masks the password of every user:password@host it meets. A scheme is
+// not required: releases up to 2.4.1 want their connection string without one.
+// It rather masks too much than too little.
 func maskURIs(text string) string {
 	var b strings.Builder
-	rest := text
-	if i := strings.IndexAny(text, " \t\"'<>="); i < 0 && !strings.Contains(text, "://") {
-		return maskAuthority(text)
-	}
-	for {
-		i := strings.Index(rest, "://")
-		if i < 0 {
-			b.WriteString(rest)
-			return b.String()
-		}
-		b.WriteString(rest[:i+3])
-		rest = rest[i+3:]
+	for rest := text; rest != ""; {
 		end := strings.IndexAny(rest, " \t\r\n\"'<>")
 		if end < 0 {
 			end = len(rest)
 		}
-		b.WriteString(maskAuthority(rest[:end]))
+		word := rest[:end]
+		if i := strings.Index(word, "://"); i >= 0 {
+			b.WriteString(word[:i+3])
+			word = word[i+3:]
+		}
+		b.WriteString(maskAuthority(word))
+		if end < len(rest) {
+			b.WriteByte(rest[end])
+			end++
+		}
 		rest = rest[end:]
 	}
+	return b.String()
 }
 
 // maskAuthority masks the password in user:password@host….

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"slices"
 )
 
 // Plan collects what is to become of several files, and commits it as one.
@@ -55,7 +56,13 @@ type Target struct {
 }
 
 // NewPlan begins a plan. record is [Store.Record]'s, and may be nil.
-func (s *Store) NewPlan(record *Record) *Plan { return &Plan{store: s, record: record} }
+func (s *Store) NewPlan(record *Record) *Plan {
+	p := &Plan{store: s, record: record}
+	if record != nil {
+		p.dirs = record.Dirs
+	}
+	return p
+}
 
 // Edit plans one file. edit gets the original — the file without our former
 // spans, nil when it is not there — and returns the spans to replace in it.
@@ -136,8 +143,75 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 			}
 		}
 	}
-	p.dirs = record.Dirs
 	return p, nil
+}
+
+// Then edits what the plan already makes of a file, or the file as it is where
+// the plan does not have it. No undo record is kept of it: it is meant for a
+// plan that ends in [Plan.CommitUndo].
+func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, error)) error {
+	i := slices.IndexFunc(p.files, func(f PlannedFile) bool { return f.Before.Path == path })
+	if i < 0 {
+		now, err := p.store.Read(path)
+		if err != nil {
+			return err
+		}
+		i = len(p.files)
+		p.files = append(p.files, PlannedFile{Before: now, After: now.Bytes, Mode: now.Mode, Kind: kind})
+	}
+	f := &p.files[i]
+	spans, err := edit(f.After)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if len(spans) == 0 {
+		return nil
+	}
+	if f.After, err = applySpans(f.After, spans); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// Planned is what path becomes; nil when it is removed, or not in the plan.
+func (p *Plan) Planned(path string) []byte {
+	for _, f := range p.files {
+		if f.Before.Path == path {
+			return f.After
+		}
+	}
+	return nil
+}
+
+// Revert puts back what the plan found after it was committed, together with
+// the undo record it found. A file that somebody wrote since is left as it is
+// and named in the result.
+func (p *Plan) Revert(purpose string) ([]Conflict, error) {
+	var conflicts []Conflict
+	var changes []Change
+	var dirs []string
+	for _, f := range p.Changed() {
+		now, err := p.store.Read(f.Before.Path)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case fileSum(now) == fileSum(f.Before):
+			continue
+		case !bytes.Equal(now.Bytes, f.After):
+			conflicts = append(conflicts, Conflict{Path: f.Before.Path, Msg: "was edited since we wrote it; it is left as it is"})
+			continue
+		}
+		changes = append(changes, Change{Before: now, After: f.Before.Bytes, Remove: !f.Before.Exists(), Mode: f.Before.Mode})
+	}
+	if r, err := p.store.Record(); err == nil && r != nil {
+		for _, d := range r.Dirs {
+			if p.record == nil || !slices.Contains(p.record.Dirs, d) {
+				dirs = append(dirs, d)
+			}
+		}
+	}
+	return conflicts, p.store.Commit(purpose, changes, p.record, dirs)
 }
 
 // keep plans a copy of a file whose edits undoing loses.

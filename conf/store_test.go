@@ -1,0 +1,635 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+const stateDir = "/var/lib/amsagent"
+
+// newTree makes a root with a container, three properties files (one reached
+// through an absolute link, one in a folder with a blank in its name) and the
+// folder of a unit.
+func newTree(t testing.TB) *Store {
+	t.Helper()
+	root := t.TempDir()
+	write := func(path, content string, mode fs.FileMode) {
+		real := filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(real, []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("/ams/conf/jee-container.xml", standaloneXML, 0o644)
+	write("/ams/conf/red5.properties", "# server\nhttp.port=5080\nclusterdb.host=localhost\n", 0o640)
+	write("/ams/webapps/Live App/WEB-INF/red5-web.properties", "db.type=mapdb\ndb.host=localhost\ndb.password=", 0o644)
+	write("/data/root.properties", "db.type=mapdb\r\ndb.host=localhost\r\n", 0o600)
+	if err := os.MkdirAll(filepath.Join(root, "/ams/webapps/root/WEB-INF"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/data/root.properties", filepath.Join(root, "/ams/webapps/root/WEB-INF/red5-web.properties")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "/etc/systemd/system"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return &Store{Root: root, Dir: stateDir}
+}
+
+var propertyPaths = []string{
+	"/ams/conf/red5.properties",
+	"/ams/webapps/Live App/WEB-INF/red5-web.properties",
+	"/ams/webapps/root/WEB-INF/red5-web.properties",
+}
+
+const dropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
+
+// planCluster plans what a join would, towards the given database.
+func planCluster(t testing.TB, s *Store, host string) *Plan {
+	t.Helper()
+	record, err := s.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := s.NewPlan(record)
+	if err := errors.Join(
+		p.Edit(Target{Path: "/ams/conf/jee-container.xml", Kind: KindContainer}, func(src []byte) ([]Span, error) {
+			c, err := ParseContainer(src)
+			if err != nil {
+				return nil, err
+			}
+			err = c.SetMode(ModeCluster)
+			return c.Spans(), err
+		}),
+		p.Edit(Target{Path: dropInPath, Kind: KindWhole, CreateMode: 0o644}, func(src []byte) ([]Span, error) {
+			return []Span{{Anchor: "whole", Old: src, New: []byte("[Service]\nEnvironment=" + host + "\n")}}, nil
+		}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	local := "localhost"
+	for _, path := range propertyPaths {
+		err := p.Edit(Target{Path: path, Kind: KindProperties, Private: true}, func(src []byte) ([]Span, error) {
+			q, err := ParseProperties(src)
+			if err != nil {
+				return nil, err
+			}
+			key := "db.host"
+			if strings.HasSuffix(path, "red5.properties") {
+				key = "clusterdb.host"
+			}
+			q.Set(key, host, &local)
+			q.Set("added.key", "x", &local)
+			return q.Spans(), nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p
+}
+
+// snapshot is everything below the root but the state directory: kind, mode,
+// link target and content.
+func snapshot(t testing.TB, s *Store) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir(s.Root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := s.inside(p)
+		if name == stateDir || name == "/run" {
+			return fs.SkipDir
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		desc := info.Mode().String()
+		switch {
+		case d.Type()&fs.ModeSymlink != 0:
+			to, err := os.Readlink(p)
+			if err != nil {
+				return err
+			}
+			desc += " -> " + to
+		case d.Type().IsRegular():
+			b, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			desc += " " + string(b)
+		}
+		if name != "/var" && name != "/var/lib" {
+			out[name] = desc
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func undoAll(t testing.TB, s *Store) {
+	t.Helper()
+	record, err := s.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.PlanUndo(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Conflicts) > 0 {
+		t.Errorf("conflicts: %v", p.Conflicts)
+	}
+	if err := p.CommitUndo("leave"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCommitAndUndo(t *testing.T) {
+	s := newTree(t)
+	before := snapshot(t, s)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	joined := snapshot(t, s)
+	for path, want := range map[string]string{
+		"/ams/conf/red5.properties": "-rw-r----- # server\nhttp.port=5080\nclusterdb.host=10.0.0.1\nadded.key=x\n",
+		"/ams/webapps/Live App/WEB-INF/red5-web.properties": "-rw-r----- db.type=mapdb\ndb.host=10.0.0.1\ndb.password=\nadded.key=x",
+		"/data/root.properties":                             "-rw------- db.type=mapdb\r\ndb.host=10.0.0.1\r\nadded.key=x\r\n",
+		"/ams/webapps/root/WEB-INF/red5-web.properties":     before["/ams/webapps/root/WEB-INF/red5-web.properties"],
+		"/ams/conf/jee-container.xml":                       "-rw-r--r-- " + clusterXML,
+		dropInPath:                                          "-rw-r--r-- [Service]\nEnvironment=10.0.0.1\n",
+	} {
+		if d := cmp.Diff(want, joined[path]); d != "" {
+			t.Errorf("%s (-want +got):\n%s", path, d)
+		}
+	}
+	if again := planCluster(t, s, "10.0.0.1").Changed(); len(again) != 0 {
+		t.Errorf("a second plan changes %d files, want none: %v", len(again), again[0].Before.Path)
+	}
+	// Another database: leave must still give back what the first join found.
+	if err := planCluster(t, s, "10.0.0.2").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	undoAll(t, s)
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("after undo (-before +after):\n%s", d)
+	}
+	if r, err := s.Record(); r != nil || err != nil {
+		t.Errorf("a record is left: %v %v", r, err)
+	}
+	left, err := os.ReadDir(filepath.Join(s.Root, stateDir))
+	if err != nil || len(left) != 0 {
+		t.Errorf("left in the state directory: %v %v", left, err)
+	}
+}
+
+func TestUndoKeepsUnrelatedEdits(t *testing.T) {
+	s := newTree(t)
+	before := snapshot(t, s)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	edits := []struct{ path, old, repl string }{
+		{"/ams/conf/jee-container.xml", `value="a > b"`, `value="combined"`},
+		{"/ams/conf/red5.properties", "http.port=5080", "http.port=8080\nnew.key=1"},
+		{"/ams/webapps/Live App/WEB-INF/red5-web.properties", "db.type=mapdb\n", "# note\ndb.type=mapdb\n"},
+		{"/data/root.properties", "db.type=mapdb\r\n", "db.type=mapdb\r\nother=1\r\n"},
+	}
+	for _, e := range edits {
+		replaceIn(t, s, e.path, e.old, e.repl)
+		before[e.path] = strings.Replace(before[e.path], e.old, e.repl, 1)
+	}
+	undoAll(t, s)
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("after undo (-want +got):\n%s", d)
+	}
+}
+
+func replaceIn(t testing.TB, s *Store, path, old, repl string) {
+	t.Helper()
+	real := filepath.Join(s.Root, path)
+	b, err := os.ReadFile(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(b, []byte(old)) {
+		t.Fatalf("%s does not hold %q", path, old)
+	}
+	if err := os.WriteFile(real, bytes.Replace(b, []byte(old), []byte(repl), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestUndoConflicts: what we wrote was edited since. It is said, and the
+// standalone form is written.
+func TestUndoConflicts(t *testing.T) {
+	s := newTree(t)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	replaceIn(t, s, "/ams/conf/red5.properties", "clusterdb.host=10.0.0.1", "clusterdb.host=10.9.9.9")
+	replaceIn(t, s, dropInPath, "10.0.0.1", "10.9.9.9")
+	if err := os.Remove(filepath.Join(s.Root, "/data/root.properties")); err != nil {
+		t.Fatal(err)
+	}
+	record, err := s.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.PlanUndo(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range p.Conflicts {
+		got = append(got, c.String())
+	}
+	want := []string{
+		dropInPath + ": was edited since we made it; it is removed, the edited file is kept beside it as " + dropInPath + ".amsagent-saved",
+		"/ams/conf/red5.properties: clusterdb.host was edited since; its standalone value is written",
+		"/ams/webapps/root/WEB-INF/red5-web.properties: was removed since; it is left removed",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("conflicts (-want +got):\n%s", d)
+	}
+	if err := p.CommitUndo("leave"); err != nil {
+		t.Fatal(err)
+	}
+	after := snapshot(t, s)
+	if got, want := after["/ams/conf/red5.properties"], "-rw-r----- # server\nhttp.port=5080\nclusterdb.host=localhost\n"; got != want {
+		t.Errorf("red5.properties: %q, want %q", got, want)
+	}
+	if _, there := after[dropInPath]; there {
+		t.Error("the drop-in is still there")
+	}
+	if got := after[dropInPath+".amsagent-saved"]; !strings.Contains(got, "10.9.9.9") {
+		t.Errorf("the edited drop-in was lost: %q", got)
+	}
+}
+
+// TestUndoAfterPanelSave: the web panel rewrites a file through
+// Properties.store: order and comments are gone, values are escaped.
+func TestUndoAfterPanelSave(t *testing.T) {
+	s := newTree(t)
+	host := "mongodb://u:p%40@h1,h2/?a=b"
+	if err := planCluster(t, s, host).Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	path := "/ams/conf/red5.properties"
+	saved := "#Fri Nov 20 06:08:31 UTC 2026\nadded.key=x\nclusterdb.host=mongodb\\://u\\:p%40@h1,h2/?a\\=b\nhttp.port=5080\n"
+	if err := os.WriteFile(filepath.Join(s.Root, path), []byte(saved), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	undoAll(t, s)
+	got := snapshot(t, s)[path]
+	if want := "-rw-r----- #Fri Nov 20 06:08:31 UTC 2026\nclusterdb.host=localhost\nhttp.port=5080\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestCommitKeepsMetadata(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to give files away")
+	}
+	s := newTree(t)
+	path := "/ams/conf/red5.properties"
+	real := filepath.Join(s.Root, path)
+	if err := os.Chown(real, 4711, 4712); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(real, 0o664); err != nil {
+		t.Fatal(err)
+	}
+	setXattr := func(name string, value []byte) {
+		if err := unix.Setxattr(real, name, value, 0); err != nil {
+			t.Skipf("this file system has no %s: %v", name, err)
+		}
+	}
+	setXattr("user.note", []byte("keep me"))
+	acl := posixACL(
+		aclEntry{0x01, 6, 0xffffffff}, aclEntry{0x02, 4, 4713}, aclEntry{0x04, 6, 0xffffffff},
+		aclEntry{0x10, 6, 0xffffffff}, aclEntry{0x20, 4, 0xffffffff})
+	setXattr("system.posix_acl_access", acl)
+
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string, mode fs.FileMode) {
+		t.Helper()
+		f, err := s.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.UID != 4711 || f.GID != 4712 || f.Mode != mode {
+			t.Errorf("%s: owner %d:%d mode %o, want 4711:4712 %o", when, f.UID, f.GID, f.Mode, mode)
+		}
+		if v, err := getXattr(real, "user.note"); err != nil || string(v) != "keep me" {
+			t.Errorf("%s: xattr %q, %v", when, v, err)
+		}
+		got, err := getXattr(real, "system.posix_acl_access")
+		want := bytes.Clone(acl)
+		if mode&0o007 == 0 {
+			want[len(want)-8+2] = 0 // other: none
+		}
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: acl %x, want %x (%v)", when, got, want, err)
+		}
+	}
+	check("joined", 0o660)
+	undoAll(t, s)
+	check("left", 0o664)
+}
+
+type aclEntry struct {
+	tag, perm uint16
+	id        uint32
+}
+
+func posixACL(entries ...aclEntry) []byte {
+	b := binary.LittleEndian.AppendUint32(nil, 2)
+	for _, e := range entries {
+		b = binary.LittleEndian.AppendUint16(b, e.tag)
+		b = binary.LittleEndian.AppendUint16(b, e.perm)
+		b = binary.LittleEndian.AppendUint32(b, e.id)
+	}
+	return b
+}
+
+func TestReadReportsHardLinks(t *testing.T) {
+	s := newTree(t)
+	path := "/ams/conf/red5.properties"
+	if err := os.Link(filepath.Join(s.Root, path), filepath.Join(s.Root, "/data/other")); err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.Read(path)
+	if err != nil || f.Links != 2 {
+		t.Errorf("links %d, %v; want 2", f.Links, err)
+	}
+	f, err = s.Read("/ams/webapps/root/WEB-INF/red5-web.properties")
+	if err != nil || f.Target != "/data/root.properties" {
+		t.Errorf("target %q, %v", f.Target, err)
+	}
+}
+
+func TestReadRefuses(t *testing.T) {
+	s := newTree(t)
+	if _, err := s.Read("/ams/conf"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a directory: %v", err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(s.Root, "/ams/fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Read("/ams/fifo"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a fifo: %v", err)
+	}
+	if f, err := s.Read("/nothing"); err != nil || f.Exists() {
+		t.Errorf("a missing file: %v %v", f, err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Root, "empty"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := s.Read("/empty"); err != nil || !f.Exists() {
+		t.Errorf("an empty file must not read as a missing one: %v", err)
+	}
+}
+
+func TestCommitRefusesWhatChangedMeanwhile(t *testing.T) {
+	s := newTree(t)
+	p := planCluster(t, s, "10.0.0.1")
+	replaceIn(t, s, "/ams/conf/red5.properties", "5080", "5081")
+	before := snapshot(t, s)
+	if err := p.Commit("join"); !errors.Is(err, ErrChanged) {
+		t.Fatalf("Commit = %v, want ErrChanged", err)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("something was changed:\n%s", d)
+	}
+}
+
+func TestRevert(t *testing.T) {
+	s := newTree(t)
+	standalone := snapshot(t, s)
+	first := planCluster(t, s, "10.0.0.1")
+	if err := first.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	joined := snapshot(t, s)
+	second := planCluster(t, s, "10.0.0.2")
+	if err := second.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	if conflicts, err := second.Revert("rollback"); err != nil || len(conflicts) > 0 {
+		t.Fatal(err, conflicts)
+	}
+	if d := cmp.Diff(joined, snapshot(t, s)); d != "" {
+		t.Errorf("after the revert (-want +got):\n%s", d)
+	}
+	undoAll(t, s)
+	if d := cmp.Diff(standalone, snapshot(t, s)); d != "" {
+		t.Errorf("undo after a revert (-want +got):\n%s", d)
+	}
+	third := planCluster(t, s, "10.0.0.3")
+	if err := third.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := third.Revert("rollback"); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(standalone, snapshot(t, s)); d != "" {
+		t.Errorf("revert of a first join (-want +got):\n%s", d)
+	}
+}
+
+// TestFullDisk: a commit on a file system without room changes nothing.
+func TestFullDisk(t *testing.T) {
+	s, dir := newTree(t), ""
+	dir = filepath.Join(s.Root, "ams/conf")
+	small(t, dir, "size=64k", func() {
+		for name, content := range map[string]string{"jee-container.xml": standaloneXML, "red5.properties": "clusterdb.host=localhost\n"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fill, err := os.Create(filepath.Join(dir, "fill"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = fill.Write(make([]byte, 1024))
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+		if err := fill.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	before := snapshot(t, s)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("Commit = %v, want ENOSPC", err)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("something was changed:\n%s", d)
+	}
+}
+
+func TestReadOnlyTree(t *testing.T) {
+	s := newTree(t)
+	dir := filepath.Join(s.Root, "ams/conf")
+	small(t, dir, "size=64k", func() {
+		for name, content := range map[string]string{"jee-container.xml": standaloneXML, "red5.properties": "clusterdb.host=localhost\n"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+	})
+	before := snapshot(t, s)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); !errors.Is(err, syscall.EROFS) {
+		t.Fatalf("Commit = %v, want EROFS", err)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("something was changed:\n%s", d)
+	}
+}
+
+// small mounts a tmpfs over dir for the test.
+func small(t *testing.T, dir, options string, prepare func()) {
+	t.Helper()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Skipf("needs the right to mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	prepare()
+}
+
+func TestWriteFile(t *testing.T) {
+	s := newTree(t)
+	path := "/run/amsagent/result.json"
+	for _, content := range []string{"a", "b"} {
+		if err := s.WriteFile(path, []byte(content), 0o644, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := s.Read(path); err != nil || string(f.Bytes) != content || f.Mode != 0o644 {
+			t.Errorf("read %q %o, %v", f.Bytes, f.Mode, err)
+		}
+	}
+	real := filepath.Join(s.Root, path)
+	was, err := os.Stat(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WriteFile(path, []byte("b"), 0o644, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.Stat(real); err != nil || !os.SameFile(was, now) {
+		t.Errorf("the same content was written again (%v)", err)
+	}
+	if err := s.RemoveFile(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveFile(path); err != nil {
+		t.Errorf("removing what is not there: %v", err)
+	}
+}
+
+func TestLock(t *testing.T) {
+	s := newTree(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	a, err := s.Lock(ctx, "/run/amsagent/lock", "amsagent join, pid 1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer stop()
+	if _, err := s.Lock(short, "/run/amsagent/lock", "b", nil); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "pid 1") {
+		t.Errorf("second lock: %v", err)
+	}
+	told := make(chan string, 1)
+	got := make(chan error, 1)
+	go func() {
+		b, err := s.Lock(ctx, "/run/amsagent/lock", "c", func(h string) { told <- h })
+		if err == nil {
+			err = b.Unlock()
+		}
+		got <- err
+	}()
+	if h := <-told; h != "amsagent join, pid 1" {
+		t.Errorf("told %q", h)
+	}
+	if err := a.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDiffMasksSecrets(t *testing.T) {
+	before := "a=1\nclusterdb.host=localhost\ndb.password=old secret\nserver.jwtServerSecretKey=k\\\n  ey\nb=2\n"
+	after := "a=1\nclusterdb.host=mongodb://me:p%40ss@h1,h2/?a=b\ndb.password=new secret\nserver.jwtServerSecretKey=k\\\n  ey\nb=2\n"
+	got := Diff("/ams/conf/red5.properties", KindProperties, []byte(before), []byte(after))
+	want := `--- a/ams/conf/red5.properties
++++ b/ams/conf/red5.properties
+@@ -1,5 +1,5 @@
+ a=1
+-clusterdb.host=localhost
+-db.password=********
++clusterdb.host=mongodb://me:********@h1,h2/?a=b
++db.password=******** (another one)
+ server.jwtServerSecretKey=********
+ b=2
+`
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if got := Diff("/etc/amsagent/mongo", KindWhole, nil, []byte("me:s3cret@h1/?x=y\n")); strings.Contains(got, "s3cret") {
+		t.Errorf("a string without a scheme leaks:\n%s", got)
+	}
+	if got := Diff("/f", KindContainer, []byte("<a/>"), []byte(`<a v="mongodb://u:s3c@ret@h/"/>`)); strings.Contains(got, "s3c") || strings.Contains(got, "ret@") {
+		t.Errorf("XML leaks:\n%s", got)
+	}
+}
+
+func BenchmarkPlanNothingToDo(b *testing.B) {
+	s := newTree(b)
+	if err := planCluster(b, s, "10.0.0.1").Commit("join"); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if n := len(planCluster(b, s, "10.0.0.1").Changed()); n != 0 {
+			b.Fatal(fmt.Sprint(n, " changes"))
+		}
+	}
+}
