@@ -72,10 +72,7 @@ e2e: deps build ## the heavy tests with real components: crashes at every system
 .PHONY: lint
 lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages among them
 	@tools/scripts/deps.sh lint $(DEPS)
-	$(BUILD)/tools/golangci-lint run ./...
-	cd sandbox && ../$(BUILD)/tools/golangci-lint run --config ../.golangci.yml ./...
-	cd tools && ../$(BUILD)/tools/golangci-lint run --config ../.golangci.yml ./...
-	@tools/scripts/shellcheck.sh
+	@tools/scripts/lint.sh $(CURDIR)/$(BUILD)/tools/golangci-lint
 
 .PHONY: lint-selftest
 lint-selftest: $(BUILD)/tools/golangci-lint ## proof that the linter refuses a forbidden import

@@ -12,7 +12,7 @@ trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 
 for n in one two; do
   mkdir -p "$work/$n/some/folder-$n"
-  git ls-files -z -co --exclude-standard -- '*.go' go.mod go.sum ':!sandbox' ':!tools' |
+  git ls-files -z -co --exclude-standard -- . ':!sandbox' ':!tools' |
     tar -c --null -T - --ignore-failed-read | tar -x -C "$work/$n/some/folder-$n"
   (cd "$work/$n/some/folder-$n" &&
     GOCACHE="$work/$n/cache" CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$ldflags" -o "$work/$n/amsagent" ./cmd/amsagent)
