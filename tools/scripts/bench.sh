@@ -9,7 +9,7 @@ set -euo pipefail
 benchtime=${1:-1s}
 run() { # run MODULE-DIR
   local dirs
-  dirs=$(cd "$1" && git grep --untracked -lE '^func Benchmark[A-Z_]' -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
+  dirs=$(tools/scripts/packages.sh "$1" '^func Benchmark[A-Z_]')
   [ -n "$dirs" ] || return 0
   # shellcheck disable=SC2086 # a list of folders, none with a blank
   (cd "$1" && go test -run='^$' -bench=. -benchmem -benchtime="$benchtime" $dirs | grep -vE '^(PASS|goos:|goarch:|\?)')

@@ -9,8 +9,11 @@ AMSAGENT_E2E_BINARY=$PWD/build/amsagent
 export AMSAGENT_E2E_BINARY
 run() { # run MODULE-DIR
   local dirs
-  dirs=$(cd "$1" && git grep --untracked -lE '^//go:build .*\be2e\b' -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
-  [ -n "$dirs" ] || return 0
+  dirs=$(tools/scripts/packages.sh "$1" '^//go:build .*\be2e\b')
+  if [ -z "$dirs" ]; then
+    echo "e2e: no test with the tag e2e in module $1"
+    return 0
+  fi
   # shellcheck disable=SC2086 # a list of folders, none with a blank
   (cd "$1" && go test -tags e2e -count=1 -timeout 30m $dirs)
 }

@@ -12,10 +12,10 @@ while read -r package; do
   # `go test -list` also prints a closing "ok" line per package.
   while read -r target; do
     found=$((found + 1))
-    echo "== $target  (${package#github.com/amsagent/amsagent/}, $time)"
+    echo "== $target  ($package, $time)"
     go test -run='^$' -fuzz="^$target\$" -fuzztime="$time" "$package"
   done < <(go test -list='^Fuzz' "$package" | grep '^Fuzz' || true)
-done < <(git grep --untracked -lE '^func Fuzz[A-Z_]' -- '*_test.go' ':!sandbox' ':!tools' | xargs -r -n1 dirname | sort -u | sed 's#^#./#')
+done < <(tools/scripts/packages.sh . '^func Fuzz[A-Z_]')
 
 [ "$found" -gt 0 ] || { echo 'fuzz: no fuzz target found' >&2; exit 1; }
 echo "fuzz: $found targets, no failure"
