@@ -24,7 +24,7 @@ MAX_SIZE := 12000000
 
 FUZZTIME  ?= 20s
 BENCHTIME ?= 1s
-# Set to `skip` to install nothing; tests that miss a Debian package then say so and are skipped.
+# `skip` installs nothing: tests that miss a Debian package say so and are skipped. `require` fails where one is missing.
 DEPS ?= install
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ help: ## this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo 'Settings: FUZZTIME=$(FUZZTIME)  BENCHTIME=$(BENCHTIME)  DEPS=$(DEPS) (skip = install no Debian package)  VERSION=$(VERSION)'
+	@echo 'Settings: FUZZTIME=$(FUZZTIME)  BENCHTIME=$(BENCHTIME)  DEPS=$(DEPS) (or skip: install no Debian package)  VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## the agent for this machine, static and stripped: build/amsagent
@@ -113,6 +113,9 @@ deadcode: $(BUILD)/tools/deadcode ## functions that the binary can never reach (
 .PHONY: deps
 deps: ## Debian packages that some tests read our output with (java, strace); as root installs, else says what is skipped
 	@tools/scripts/deps.sh test $(DEPS)
+
+.PHONY: tools
+tools: $(addprefix $(BUILD)/tools/,golangci-lint gofumpt staticcheck deadcode benchstat) ## all pinned tools, into build/tools
 
 .PHONY: clean
 clean: ## remove build/
