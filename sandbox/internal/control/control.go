@@ -27,7 +27,7 @@ type Server struct {
 func Serve(ctx context.Context, addr string, h http.Handler) (*Server, error) {
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("listening on the control port: %w", err)
+		return nil, fmt.Errorf("listening on %s: %w", addr, err)
 	}
 	s := &Server{
 		ln: ln,

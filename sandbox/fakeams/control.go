@@ -1,0 +1,157 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakeams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/control"
+)
+
+// status is what GET /state answers.
+type status struct {
+	State   State             `json:"state"`
+	Mode    string            `json:"mode"`
+	Release string            `json:"release"`
+	Address string            `json:"address"`
+	NodeID  string            `json:"node_id"`
+	Beats   int               `json:"beats"`
+	Apps    map[string]string `json:"apps"` // "ok", or why it did not start
+	Streams []Stream          `json:"streams"`
+}
+
+// controlHandler is the control port:
+//
+//	GET    /state
+//	POST   /behaviour  ?silent=true liveness=500 clock_skew_ms=N slow_stop_ms=N
+//	POST   /stream     ?app=LiveApp&id=s1 and, for viewers, webrtc=N hls=N dash=N rtmp=N
+//	DELETE /stream     ?app=LiveApp&id=s1
+//	POST   /crash
+//	POST   /stop       as SIGTERM
+func (s *Server) controlHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /state", func(w http.ResponseWriter, _ *http.Request) {
+		control.JSON(w, s.status())
+	})
+	mux.HandleFunc("POST /behaviour", func(w http.ResponseWriter, r *http.Request) {
+		b := s.behaviour()
+		if err := b.apply(r.URL.Query()); err != nil {
+			control.Fail(w, http.StatusBadRequest, err)
+			return
+		}
+		s.SetBehaviour(func(to *Behaviour) { *to = b })
+		control.JSON(w, s.status())
+	})
+	mux.HandleFunc("POST /stream", func(w http.ResponseWriter, r *http.Request) {
+		st, err := parseStream(r.URL.Query())
+		if err == nil {
+			err = s.AddStream(r.Context(), st)
+		}
+		s.answer(w, err)
+	})
+	mux.HandleFunc("DELETE /stream", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		s.answer(w, s.EndStream(r.Context(), q.Get("app"), q.Get("id")))
+	})
+	mux.HandleFunc("POST /crash", func(w http.ResponseWriter, _ *http.Request) {
+		s.Crash()
+		control.JSON(w, s.status())
+	})
+	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, r *http.Request) {
+		s.answer(w, s.Stop(context.WithoutCancel(r.Context())))
+	})
+	return mux
+}
+
+func (s *Server) answer(w http.ResponseWriter, err error) {
+	if err != nil {
+		control.Fail(w, http.StatusBadRequest, err)
+		return
+	}
+	control.JSON(w, s.status())
+}
+
+func (s *Server) status() status {
+	st := status{
+		Mode: s.Mode(), Release: s.Release(), Address: s.address, NodeID: s.nodeID,
+		Apps: map[string]string{}, Streams: s.Streams(),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.State, st.Beats = s.state, s.beats
+	for name, a := range s.apps {
+		st.Apps[name] = "ok"
+		if a.err != nil {
+			st.Apps[name] = a.err.Error()
+		}
+	}
+	return st
+}
+
+func (b *Behaviour) apply(q url.Values) error {
+	var errs []error
+	for key := range q {
+		var err error
+		v := q.Get(key)
+		switch key {
+		case "silent":
+			b.Silent, err = strconv.ParseBool(v)
+		case "liveness":
+			b.Liveness, err = strconv.Atoi(v)
+		case "clock_skew_ms":
+			b.ClockSkew, err = milliseconds(v)
+		case "slow_stop_ms":
+			b.SlowStop, err = milliseconds(v)
+		default:
+			err = errors.New("unknown")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func milliseconds(v string) (time.Duration, error) {
+	n, err := strconv.Atoi(v)
+	return time.Duration(n) * time.Millisecond, err
+}
+
+func parseStream(q url.Values) (Stream, error) {
+	st := Stream{}
+	var errs []error
+	for key := range q {
+		v := q.Get(key)
+		number := func(to *int32) {
+			n, err := strconv.ParseInt(v, 10, 32)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
+			}
+			*to = int32(n)
+		}
+		switch key {
+		case "app":
+			st.App = v
+		case "id":
+			st.ID = v
+		case "webrtc":
+			number(&st.WebRTC)
+		case "hls":
+			number(&st.HLS)
+		case "dash":
+			number(&st.DASH)
+		case "rtmp":
+			number(&st.RTMP)
+		default:
+			errs = append(errs, fmt.Errorf("unknown parameter %q", key))
+		}
+	}
+	return st, errors.Join(errs...)
+}

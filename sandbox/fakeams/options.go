@@ -1,0 +1,103 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakeams
+
+import (
+	"flag"
+	"log/slog"
+	"time"
+)
+
+// Options says how to start. Only Root is needed.
+type Options struct {
+	// Root is the installation.
+	Root string
+	// HostAddress is what the environment variable AMS_HOST_ADDRESS says; a release
+	// before 2.5 ignores it, as the server does.
+	HostAddress string
+	// Release replaces what the jar's manifest says.
+	Release string
+	// HTTPHost is the address to bind, in place of http.host, so that two nodes fit
+	// on one machine. Default 127.0.0.1; "file" binds what the file says.
+	HTTPHost string
+	// HTTPPort replaces http.port; 0 means the file's, -1 any free port.
+	HTTPPort int
+	// Control is the address of the HTTP control port; empty: none.
+	Control string
+	// Period is the time between two registrations; default 5 s, as the server's.
+	Period time.Duration
+	// MongoTimeout bounds the wait for a MongoDB at the start; default 30 s, as the
+	// server's.
+	MongoTimeout time.Duration
+	// StreamWait is how long a stop waits for local streams of each application to
+	// end; default 5.5 s, as the server's.
+	StreamWait time.Duration
+	// LocalAddress replaces the address that the server would find by itself when
+	// HostAddress is empty.
+	LocalAddress string
+	// InstanceID replaces the first part of the node's id.
+	InstanceID string
+	// HostsFile, when set, makes liveness answer 500 unless this file names the
+	// host, as the server does when it cannot resolve its own name.
+	HostsFile string
+	// Litter writes into the installation what the server writes: instance id,
+	// markers of a clean stop, local databases.
+	Litter bool
+	// Behaviour is how it misbehaves.
+	Behaviour Behaviour
+	// Log gets one line for every step; default none. No password is in it.
+	Log *slog.Logger
+}
+
+// Behaviour makes the stand-in misbehave. The zero value is a good server.
+type Behaviour struct {
+	// OnlyIn restricts all of it to "cluster" or "standalone" mode.
+	OnlyIn string
+	// SlowStart is how long liveness answers 403 and nothing is registered.
+	SlowStart time.Duration
+	// NeverUp makes that last for ever.
+	NeverUp bool
+	// FailStart makes the start fail.
+	FailStart bool
+	// CrashAfter ends the server without any order so long after it came up.
+	CrashAfter time.Duration
+	// RegisterAddress is registered in place of the right address.
+	RegisterAddress string
+	// Silent sends no heartbeat.
+	Silent bool
+	// Liveness, when not 0, is the status of every liveness answer.
+	Liveness int
+	// SlowStop is how long a stop takes, before anything else in it.
+	SlowStop time.Duration
+	// ClockSkew is added to this machine's clock.
+	ClockSkew time.Duration
+}
+
+// AddFlags declares a flag for each option.
+func (o *Options) AddFlags(fs *flag.FlagSet) {
+	fs.StringVar(&o.Root, "root", o.Root, "the `folder` of the installation")
+	fs.StringVar(&o.HostAddress, "host-address", o.HostAddress, "the node's `address` (default: $AMS_HOST_ADDRESS)")
+	fs.StringVar(&o.Release, "release", o.Release, "behave as this `version`, whatever the jar says")
+	fs.StringVar(&o.HTTPHost, "http-host", o.HTTPHost, "bind this `address` in place of http.host (default 127.0.0.1; \"file\": obey the file)")
+	fs.IntVar(&o.HTTPPort, "http-port", o.HTTPPort, "listen on this `port` in place of http.port (-1: any)")
+	fs.StringVar(&o.Control, "control", o.Control, "`address` of the HTTP control port")
+	fs.DurationVar(&o.Period, "period", o.Period, "time between two heartbeats (default 5s)")
+	fs.DurationVar(&o.MongoTimeout, "mongo-timeout", o.MongoTimeout, "how long to wait for MongoDB at the start (default 30s)")
+	fs.DurationVar(&o.StreamWait, "stream-wait", o.StreamWait, "how long a stop waits for streams (default 5.5s)")
+	fs.StringVar(&o.LocalAddress, "local-address", o.LocalAddress, "the `address` found without AMS_HOST_ADDRESS")
+	fs.StringVar(&o.InstanceID, "instance-id", o.InstanceID, "first part of the node's `id`")
+	fs.StringVar(&o.HostsFile, "hosts-file", o.HostsFile, "answer 500 unless this `file` names the host")
+	fs.BoolVar(&o.Litter, "litter", o.Litter, "write into the installation what the server writes")
+	b := &o.Behaviour
+	fs.StringVar(&b.OnlyIn, "only-in", b.OnlyIn, "misbehave only in this `mode`: cluster or standalone")
+	fs.DurationVar(&b.SlowStart, "slow-start", b.SlowStart, "answer 403 for so long")
+	fs.BoolVar(&b.NeverUp, "never-up", b.NeverUp, "answer 403 for ever")
+	fs.BoolVar(&b.FailStart, "fail-start", b.FailStart, "fail to start")
+	fs.DurationVar(&b.CrashAfter, "crash-after", b.CrashAfter, "crash so long after coming up")
+	fs.StringVar(&b.RegisterAddress, "register-address", b.RegisterAddress, "register this wrong `address`")
+	fs.BoolVar(&b.Silent, "silent", b.Silent, "send no heartbeat")
+	fs.IntVar(&b.Liveness, "liveness", b.Liveness, "answer liveness with this `status`")
+	fs.DurationVar(&b.SlowStop, "slow-stop", b.SlowStop, "take so long to stop")
+	fs.DurationVar(&b.ClockSkew, "clock-skew", b.ClockSkew, "be so far ahead of the clock")
+}
