@@ -105,3 +105,9 @@ func (s *Store) dropStaging(stateDir string) error {
 	}
 	return removeIfThere(staging)
 }
+
+// Interrupted reports whether a commit was cut short, without repairing it.
+func (s *Store) Interrupted() bool {
+	j, err := s.loadJournal(journalName)
+	return err != nil || j != nil
+}

@@ -1,0 +1,399 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// OnFailure says what becomes of a join that could not be proved.
+type OnFailure string
+
+const (
+	// Rollback puts files, drop-in and service back.
+	Rollback OnFailure = "rollback"
+	// Keep leaves everything as it is, to be looked at.
+	Keep OnFailure = "keep"
+)
+
+// JoinRequest is what an operator wants of a join.
+type JoinRequest struct {
+	Mongo       cluster.Target
+	Role, Group string
+	// Address is the node's address where a person gave it; "" lets the cloud
+	// and the default route decide.
+	Address      string
+	ForceAddress bool
+	Valve        Valve
+	OnFailure    OnFailure
+	// Offline edits the files and touches nothing else: no MongoDB, no
+	// service, no cloud.
+	Offline bool
+	// DryRun plans, and touches nothing at all.
+	DryRun bool
+	// Identify asks who this machine is. Not called with Offline.
+	Identify func(context.Context) (metadata.Instance, error)
+}
+
+// Outcome is how a join or a leave ended well.
+type Outcome string
+
+const (
+	OutcomeJoined    Outcome = "joined"
+	OutcomeUnchanged Outcome = "unchanged" // it was so already
+	OutcomePlanned   Outcome = "planned"   // a dry run
+	OutcomeEdited    Outcome = "edited"    // offline: the files are a cluster node's
+	OutcomeLeft      Outcome = "left"
+)
+
+// Evidence is what proved that AMS is in the cluster.
+type Evidence struct {
+	// ID and Address of AMS's own document in clusterdb.clusternode.
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	// Updated is the document's lastUpdateTime, by this machine's clock.
+	Updated time.Time `json:"updated"`
+	// After is how long it took from AMS's start, or 0 where it ran already.
+	After time.Duration `json:"after_ns"`
+}
+
+// JoinResult is what a join did, or would do.
+type JoinResult struct {
+	Outcome   Outcome           `json:"outcome"`
+	Release   string            `json:"release"`
+	Instance  metadata.Instance `json:"instance"`
+	Role      string            `json:"role"`
+	Group     string            `json:"group"`
+	Address   ams.Address       `json:"address"`
+	Mongo     string            `json:"mongo"` // redacted
+	Files     []FileResult      `json:"files"`
+	Restarted bool              `json:"restarted"`
+	// RestartNeeded tells, of a dry run, that AMS would be restarted.
+	RestartNeeded bool      `json:"restart_needed"`
+	Evidence      *Evidence `json:"evidence,omitempty"`
+	Warnings      []Finding `json:"warnings"`
+}
+
+// replans is how often a plan is made anew because AMS wrote one of its files
+// while we were at it.
+const replans = 3
+
+// Join makes this machine a cluster node and proves it.
+func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
+	store := m.store()
+	f := &facts{}
+	if !req.DryRun {
+		if m.Euid == 0 || m.Root != "" {
+			lock, err := m.lock(ctx, "join")
+			if err != nil {
+				return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched}
+			}
+			defer func() { _ = lock.Unlock() }()
+			if f.warnings, err = m.recover(store); err != nil {
+				return nil, &FailedError{Step: "recovering from an interrupted run", Err: err, State: "the interrupted run is still unfinished; the next run tries again"}
+			}
+		}
+	}
+	if err := m.preflight(ctx, store, req, f); err != nil {
+		return nil, &FailedError{Step: "looking at this machine", Err: err, State: untouched}
+	}
+	defer closeClient(ctx, f.client)
+	if len(f.failed) > 0 {
+		return nil, &PreflightError{Findings: f.failed}
+	}
+	j := &joiner{Machine: m, store: store, req: req, facts: f}
+	j.result = &JoinResult{
+		Release: f.install.Release.String(), Instance: f.inst, Address: f.address,
+		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
+	}
+	err := j.run(ctx)
+	j.result.Warnings = f.warnings
+	return j.result, err
+}
+
+// untouched is the state after everything that fails before the first change.
+const untouched = "nothing was changed on this machine"
+
+// joiner is one join under way.
+type joiner struct {
+	*Machine
+	store  *conf.Store
+	req    JoinRequest
+	facts  *facts
+	result *JoinResult
+
+	wasRunning bool
+	// seen are AMS's documents of this address before the restart: what is
+	// newer is evidence.
+	seen      []cluster.AMSNode
+	startedAt time.Time
+}
+
+func (j *joiner) run(ctx context.Context) error {
+	f := j.facts
+	restart := needsRestart(f.plan) || (f.state != nil && f.state.RestartPending)
+	j.result.RestartNeeded = (restart || !f.service.Running()) && f.service.Known() && !j.req.Offline
+	switch {
+	case j.req.DryRun:
+		j.result.Outcome = OutcomePlanned
+		return nil
+	case j.req.Offline:
+		return j.offline()
+	}
+	j.wasRunning = f.service.Running()
+	var err error
+	if j.seen, err = f.client.AMSNodesByAddress(ctx, f.address.Addr.String()); err != nil {
+		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: untouched, Hint: MongoHint(err)}
+	}
+	unchanged := len(f.plan.Changed()) == 0
+	if unchanged && !j.result.RestartNeeded && f.state != nil && f.state.Phase == PhaseJoined {
+		return j.confirm(ctx)
+	}
+	if err := j.apply(ctx, restart); err != nil {
+		return err
+	}
+	if err := j.restart(ctx, restart); err != nil {
+		return j.failed(ctx, "starting Ant Media Server", err)
+	}
+	ev, err := j.verify(ctx)
+	if err != nil {
+		return j.failed(ctx, "proving that Ant Media Server joined", err)
+	}
+	j.result.Evidence = ev
+	return j.finish(ctx)
+}
+
+// offline edits the files and stops there.
+func (j *joiner) offline() error {
+	f := j.facts
+	j.result.Outcome = OutcomeEdited
+	if len(f.plan.Changed()) == 0 {
+		j.result.Outcome = OutcomeUnchanged
+		return nil
+	}
+	if err := j.commit(); err != nil {
+		return err
+	}
+	j.say("edited %d files; nothing else was touched", len(f.plan.Changed()))
+	return nil
+}
+
+// confirm looks whether a machine whose files need no change is really seen in
+// the cluster. It writes nothing to this machine.
+func (j *joiner) confirm(ctx context.Context) error {
+	ev, err := j.verify(ctx)
+	if err != nil {
+		return &FailedError{Step: "proving that Ant Media Server is in the cluster", Err: err, State: untouched,
+			Hint: "its files are those of a cluster node; look at its log, and at 'amsagent status'", Unknown: isTimeout(err)}
+	}
+	j.result.Evidence = ev
+	j.result.Outcome = OutcomeUnchanged
+	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
+		return &FailedError{Step: "writing the registry", Err: err, State: "this machine is a cluster node; its row in the registry is not up to date", Hint: MongoHint(err)}
+	}
+	return nil
+}
+
+// apply makes the cluster know that we come, and commits the files.
+func (j *joiner) apply(ctx context.Context, restart bool) error {
+	f := j.facts
+	if err := j.register(ctx, cluster.StateJoining, "join"); err != nil {
+		return &FailedError{Step: "writing the registry", Err: err, State: untouched, Hint: MongoHint(err)}
+	}
+	if err := j.save(PhaseJoining, restart); err != nil {
+		return &FailedError{Step: "writing " + statePath, Err: err, State: untouched}
+	}
+	if len(f.plan.Changed()) == 0 {
+		return nil
+	}
+	if err := j.commit(); err != nil {
+		j.restoreState()
+		return err
+	}
+	j.say("wrote %d files", len(f.plan.Changed()))
+	return nil
+}
+
+// commit writes the files, planning anew where AMS wrote one meanwhile.
+func (j *joiner) commit() error {
+	f := j.facts
+	for try := 1; ; try++ {
+		err := f.plan.Commit("join")
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, conf.ErrChanged) || try == replans {
+			return &FailedError{Step: "writing the configuration", Err: err, State: untouched}
+		}
+		j.say("%v: planning again", err)
+		g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, record: f.record}
+		j.checkPlan(j.store, j.req, g)
+		if len(g.failed) > 0 {
+			return &FailedError{Step: "writing the configuration", Err: &PreflightError{Findings: g.failed}, State: untouched}
+		}
+		f.plan, j.result.Files = g.plan, fileResults(g.plan)
+	}
+}
+
+func (j *joiner) save(phase Phase, restart bool) error {
+	f := j.facts
+	return saveState(j.store, State{
+		Phase: phase, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
+		RestartPending: restart, Since: time.Now().UTC().Truncate(time.Second),
+	})
+}
+
+// restoreState puts the state file back as it was found.
+func (j *joiner) restoreState() {
+	var err error
+	if s := j.facts.state; s != nil {
+		err = saveState(j.store, *s)
+	} else {
+		err = j.store.RemoveFile(statePath)
+	}
+	if err != nil {
+		j.log().Warn("the state file could not be put back", "error", err)
+	}
+}
+
+// restart brings AMS up with the new files.
+func (j *joiner) restart(ctx context.Context, restart bool) error {
+	f := j.facts
+	if j.SetAddress != nil {
+		j.SetAddress(f.address.Addr)
+	}
+	if !f.service.Known() {
+		if restart {
+			j.say("%s is not managed here: start it, or restart it, now", "Ant Media Server")
+		}
+		return nil
+	}
+	if !restart && j.wasRunning {
+		return nil
+	}
+	if err := j.Service.Reload(ctx); err != nil {
+		return err
+	}
+	j.startedAt = time.Now()
+	j.result.Restarted = true
+	if j.wasRunning {
+		j.say("restarting %s", j.Service.Name())
+		return j.Service.Restart(ctx)
+	}
+	j.say("starting %s", j.Service.Name())
+	return j.Service.Start(ctx)
+}
+
+// finish records that the node is in.
+func (j *joiner) finish(ctx context.Context) error {
+	f := j.facts
+	j.result.Outcome = OutcomeJoined
+	if err := j.save(PhaseJoined, false); err != nil {
+		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
+	}
+	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
+		return &FailedError{Step: "writing the registry", Err: err, Hint: MongoHint(err),
+			State: "this machine is a cluster node; its row in the registry still says joining: run the same command again"}
+	}
+	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
+	// AMS writes its files in place when somebody saves settings in its
+	// panel, and may have done so over ours.
+	if again, err := j.replan(); err == nil && len(again) > 0 {
+		f.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(again))
+	}
+	return nil
+}
+
+// replan lists the files that no longer are as joined.
+func (j *joiner) replan() ([]string, error) {
+	record, err := j.store.Record()
+	if err != nil {
+		return nil, err
+	}
+	f := j.facts
+	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, record: record}
+	j.checkPlan(j.store, JoinRequest{Mongo: j.req.Mongo, Valve: j.req.Valve, DryRun: true}, g)
+	if len(g.failed) > 0 {
+		return nil, g.failed[0].Err
+	}
+	var paths []string
+	for _, c := range g.plan.Changed() {
+		paths = append(paths, c.Before.Path)
+	}
+	return paths, nil
+}
+
+// failed rolls back, or keeps, what a join did, and says which.
+func (j *joiner) failed(ctx context.Context, step string, cause error) error {
+	e := &FailedError{Step: step, Err: cause, Hint: firstOf(ams.Hint(cause), MongoHint(cause))}
+	bound, cancel := after(ctx, rollbackTime)
+	defer cancel()
+	if j.req.OnFailure == Keep || !j.facts.service.Known() {
+		e.Unknown = isTimeout(cause)
+		e.State = "the files are those of a cluster node; whether Ant Media Server joins is not known"
+		if e.Hint == "" {
+			e.Hint = "look with 'amsagent status', or undo it with 'amsagent leave'"
+		}
+		return e
+	}
+	j.say("rolling back: %v", cause)
+	e.State = j.rollBack(bound)
+	j.setState(bound, cluster.StateFailed, step+": "+cause.Error())
+	return e
+}
+
+// rollBack puts back what the join found and says in a sentence what is left.
+func (j *joiner) rollBack(ctx context.Context) string {
+	conflicts, err := j.facts.plan.Revert("rollback")
+	if err != nil {
+		return fmt.Sprintf("the files could not be put back (%v); they are those of a cluster node: run 'amsagent leave'", err)
+	}
+	for _, c := range conflicts {
+		j.facts.warn(IDConflict, "", "%s", c)
+	}
+	j.restoreState()
+	if !j.result.Restarted {
+		return "the files were put back; Ant Media Server was not touched"
+	}
+	if err := j.Service.Reload(ctx); err != nil {
+		j.log().Warn("the service manager could not be told to read its files again", "error", err)
+	}
+	if !j.wasRunning {
+		if err := j.Service.Stop(ctx); err != nil {
+			return fmt.Sprintf("the files were put back; Ant Media Server, which was not running before, could not be stopped: %v", err)
+		}
+		return "the files were put back and Ant Media Server is stopped, as before"
+	}
+	if j.SetAddress != nil {
+		j.SetAddress(previousAddress(j.facts.state))
+	}
+	if err := j.Service.Restart(ctx); err != nil {
+		return fmt.Sprintf("the files were put back, but Ant Media Server does not start with them either: %v", err)
+	}
+	if _, err := ams.WaitStable(ctx, j.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
+		return fmt.Sprintf("the files were put back, but Ant Media Server does not stay up with them either: %v", err)
+	}
+	return fmt.Sprintf("the files were put back and Ant Media Server runs again as before (%s)", j.facts.mode)
+}
+
+func firstOf(texts ...string) string {
+	for _, t := range texts {
+		if t != "" {
+			return t
+		}
+	}
+	return ""
+}
+
+func isTimeout(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded)
+}

@@ -1,0 +1,430 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// LeaveRequest is what an operator wants of a leave.
+type LeaveRequest struct {
+	// Mongo is where the cluster's memory is; zero where nobody knows any more.
+	Mongo cluster.Target
+	// Now leaves although streams are live on this node: they are cut.
+	Now bool
+	// Offline gives the files back and touches nothing else.
+	Offline bool
+	// DryRun plans, and touches nothing at all.
+	DryRun bool
+	// Identify asks who this machine is, where the state file does not know.
+	Identify func(context.Context) (metadata.Instance, error)
+}
+
+// LeaveResult is what a leave did, or would do.
+type LeaveResult struct {
+	Outcome   Outcome      `json:"outcome"`
+	Files     []FileResult `json:"files"`
+	Restarted bool         `json:"restarted"`
+	// Exact tells that every file is byte for byte what join found.
+	Exact bool `json:"exact"`
+	// Deregistered are the documents of this address that AMS had left in
+	// clusterdb.clusternode.
+	Deregistered []string  `json:"deregistered"`
+	Warnings     []Finding `json:"warnings"`
+}
+
+// leaver is one leave under way.
+type leaver struct {
+	*Machine
+	store   *conf.Store
+	req     LeaveRequest
+	install *ams.Installation
+	record  *conf.Record
+	state   *State
+	plan    *conf.Plan
+	client  *cluster.Client
+	result  *LeaveResult
+
+	id      string
+	address string
+	// seen are AMS's documents of this address while it was still a node.
+	seen      []cluster.AMSNode
+	stoppedAt time.Time
+}
+
+// Leave gives the machine back as join found it: files byte for byte, AMS
+// standalone, the cluster's lists without it.
+//
+// The files change before AMS is restarted, in one restart: a process killed
+// in between leaves AMS serving, never stopped. AMS's document is removed after
+// that, when nobody writes it again.
+func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, error) {
+	store := m.store()
+	l := &leaver{Machine: m, store: store, req: req, result: &LeaveResult{Deregistered: []string{}}}
+	if !req.DryRun {
+		if m.Euid != 0 && m.Root == "" {
+			return nil, &PreflightError{[]Finding{{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo"}}}
+		}
+		lock, err := m.lock(ctx, "leave")
+		if err != nil {
+			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched}
+		}
+		defer func() { _ = lock.Unlock() }()
+		if l.result.Warnings, err = m.recover(store); err != nil {
+			return nil, &FailedError{Step: "recovering from an interrupted run", Err: err, State: "the interrupted run is still unfinished; the next run tries again"}
+		}
+	}
+	err := l.run(ctx)
+	closeClient(ctx, l.client)
+	if err != nil {
+		return nil, err
+	}
+	return l.result, nil
+}
+
+func (l *leaver) warn(id, hint, format string, args ...any) {
+	l.result.Warnings = append(l.result.Warnings, Finding{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+func (l *leaver) run(ctx context.Context) error {
+	if err := l.prepare(ctx); err != nil {
+		return err
+	}
+	l.result.Files = fileResults(l.plan)
+	if l.nothingToDo() {
+		l.result.Outcome, l.result.Exact = OutcomeUnchanged, true
+		return nil
+	}
+	if l.req.DryRun {
+		l.result.Outcome = OutcomePlanned
+		return nil
+	}
+	if l.req.Offline {
+		if err := l.plan.CommitUndo("leave"); err != nil {
+			return &FailedError{Step: "giving the files back", Err: err, State: "the files are still those of a cluster node"}
+		}
+		l.result.Outcome = OutcomeLeft
+		return l.store.RemoveFile(statePath)
+	}
+	if err := l.checkSessions(ctx); err != nil {
+		return err
+	}
+	l.announce(ctx)
+	if err := l.giveBack(ctx); err != nil {
+		return err
+	}
+	return l.deregister(ctx)
+}
+
+// prepare makes every check and plans the change.
+func (l *leaver) prepare(ctx context.Context) error {
+	var err error
+	if l.record, err = l.store.Record(); err != nil {
+		return &FailedError{Step: "reading the undo record", Err: err, State: untouched}
+	}
+	if l.state, err = loadState(l.store); err != nil {
+		return &FailedError{Step: "reading the state", Err: err, State: untouched}
+	}
+	if l.install, err = l.open(); err != nil {
+		return &PreflightError{[]Finding{{ID: IDInstall, Text: err.Error(), Hint: ams.Hint(err), Err: err}}}
+	}
+	if err := l.planFiles(); err != nil {
+		return err
+	}
+	if l.nothingToDo() || l.req.Offline {
+		return nil
+	}
+	l.identify(ctx)
+	l.connect(ctx)
+	return nil
+}
+
+// planFiles plans to give back what join found. Where that, or the vendor's
+// script, leaves a cluster node, the standalone form is planned on top: after
+// leave the machine is no node, whoever made it one.
+func (l *leaver) planFiles() error {
+	var err error
+	if l.plan, err = l.store.PlanUndo(l.record); err != nil {
+		id, hint := classifyFile(err)
+		return &PreflightError{[]Finding{{ID: id, Text: err.Error(), Hint: hint, Err: err}}}
+	}
+	for _, c := range l.plan.Conflicts {
+		l.warn(IDConflict, "", "%s", c)
+	}
+	l.result.Exact = len(l.plan.Conflicts) == 0
+	container := l.install.Container.Path
+	planned := l.plan.Planned(container)
+	if planned == nil {
+		f, err := l.store.Read(container)
+		if err != nil || !f.Exists() {
+			return &PreflightError{[]Finding{{ID: IDInstall, Text: fmt.Sprintf("%s cannot be read: %v", container, err), Err: err}}}
+		}
+		planned = f.Bytes
+	}
+	c, err := conf.ParseContainer(planned)
+	if err != nil {
+		id, hint := classifyFile(err)
+		return &PreflightError{[]Finding{{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err}}}
+	}
+	if c.Mode() != conf.ModeCluster {
+		return nil
+	}
+	l.result.Exact = false
+	var findings []Finding
+	then := func(path string, kind conf.Kind, edit func([]byte) ([]conf.Span, error)) {
+		if err := l.plan.Then(path, kind, edit); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			id, hint := classifyFile(err)
+			findings = append(findings, Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
+		}
+	}
+	then(container, conf.KindContainer, func(src []byte) ([]conf.Span, error) {
+		return containerSpans(l.store, container, src, conf.ModeStandalone, false)
+	})
+	then(l.install.Server.Path, conf.KindProperties, propertySpans(serverSettings(""), conf.ModeStandalone))
+	for _, app := range l.install.Apps {
+		then(app.File.Path, conf.KindProperties, propertySpans(appSettings(""), conf.ModeStandalone))
+	}
+	if len(findings) > 0 {
+		return &PreflightError{findings}
+	}
+	return nil
+}
+
+func (l *leaver) nothingToDo() bool {
+	return l.record == nil && l.state == nil && len(l.plan.Changed()) == 0
+}
+
+// identify finds out under which id and address the cluster knows us.
+func (l *leaver) identify(ctx context.Context) {
+	if l.state != nil {
+		l.id, l.address = l.state.InstanceID, l.state.Address
+	}
+	if l.id == "" && l.req.Identify != nil {
+		inst, err := l.req.Identify(ctx)
+		if err != nil {
+			l.warn(IDIdentity, "", "this machine's row in the registry cannot be found: %v", err)
+			return
+		}
+		l.id = inst.ID
+		if a, err := l.Machine.address("", false, inst); err == nil && l.address == "" {
+			l.address = a.Addr.String()
+		}
+	}
+	if v, err := ams.ReadDropIn(l.Root); err == nil && l.address == "" && v.HostAddress != "" {
+		l.address = v.HostAddress
+	}
+}
+
+// connect reaches MongoDB if it can be reached: leaving does not depend on it.
+func (l *leaver) connect(ctx context.Context) {
+	if l.req.Mongo.IsZero() {
+		l.warn(IDDeregister, "give --mongo to deregister this node", "nobody told where MongoDB is: the cluster's lists keep this node until it is pruned")
+		return
+	}
+	bound, cancel := context.WithTimeout(ctx, mongoTime)
+	defer cancel()
+	c, err := l.Connect(bound, l.req.Mongo)
+	if err == nil {
+		if err = c.Ping(bound); err == nil {
+			l.client = c
+			if l.address != "" {
+				l.seen, err = c.AMSNodesByAddress(bound, l.address)
+			}
+		} else {
+			closeClient(ctx, c)
+		}
+	}
+	if err != nil {
+		l.warn(IDMongo, MongoHint(err), "%v", err)
+	}
+}
+
+// checkSessions refuses to cut streams that nobody said may be cut.
+func (l *leaver) checkSessions(ctx context.Context) error {
+	if l.req.Now || l.client == nil || l.address == "" || len(l.seen) == 0 {
+		return nil
+	}
+	var names []string
+	for _, a := range l.install.Apps {
+		if a.DBName != "" && !a.Console() {
+			names = append(names, a.DBName)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	streams, err := l.client.LocalStreams(ctx, names, l.address, time.Now())
+	if err != nil {
+		return &PreflightError{[]Finding{{ID: IDSessions, Err: err, Text: "the streams of this node cannot be counted: " + err.Error(), Hint: "leave with --now to cut whatever is live"}}}
+	}
+	var live []string
+	for _, d := range streams {
+		for _, id := range d.IDs {
+			live = append(live, d.Database+"/"+id)
+		}
+	}
+	if len(live) == 0 {
+		return nil
+	}
+	return &PreflightError{[]Finding{{
+		ID:   IDSessions,
+		Text: fmt.Sprintf("%d streams are published to this node: %s", len(live), strings.Join(live[:min(len(live), 5)], ", ")),
+		Hint: "wait until they end, or leave with --now to cut them",
+	}}}
+}
+
+// announce tells the others that this node goes, before anything happens.
+func (l *leaver) announce(ctx context.Context) {
+	if l.client == nil || l.id == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, mongoTime)
+	defer cancel()
+	var refused *cluster.TransitionError
+	if err := l.client.SetState(ctx, l.id, cluster.StateDraining, "leave"); err != nil && !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused) {
+		l.warn(IDUnverified, "", "the registry could not be told that this node leaves: %v", err)
+	}
+}
+
+// giveBack puts the files back and restarts AMS with them.
+func (l *leaver) giveBack(ctx context.Context) error {
+	st, err := l.Service.State(ctx)
+	if err != nil {
+		return &PreflightError{[]Finding{{ID: IDService, Text: err.Error(), Hint: ams.Hint(err), Err: err}}}
+	}
+	changed := needsRestart(l.plan)
+	pending := l.state != nil && l.state.Phase == PhaseLeaving && l.state.RestartPending
+	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, DeregisterPending: true}); err != nil {
+		return &FailedError{Step: "writing " + statePath, Err: err, State: untouched}
+	}
+	if err := l.plan.CommitUndo("leave"); err != nil {
+		return &FailedError{Step: "giving the files back", Err: err, State: "the files are still those of a cluster node; run the same command again"}
+	}
+	if n := len(l.plan.Changed()); n > 0 {
+		l.say("gave back %d files", n)
+	}
+	if l.SetAddress != nil {
+		l.SetAddress(netip.Addr{})
+	}
+	// AMS may have written until the moment its successor is up.
+	l.stoppedAt = time.Now()
+	switch {
+	case !changed && !pending:
+	case !st.Known():
+		l.warn(IDService, "restart Ant Media Server now", "Ant Media Server is not managed here: until it is restarted it stays in the cluster")
+	case !st.Running():
+		if err := l.Service.Reload(ctx); err != nil {
+			l.warn(IDService, "", "%v", err)
+		}
+	default:
+		if err := l.restart(ctx); err != nil {
+			return err
+		}
+	}
+	if err := l.save(State{Phase: PhaseLeaving, DeregisterPending: true}); err != nil {
+		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is standalone; its rows in MongoDB remain: run the same command again"}
+	}
+	return nil
+}
+
+func (l *leaver) restart(ctx context.Context) error {
+	failed := func(err error) error {
+		return &FailedError{Step: "starting Ant Media Server standalone", Err: err, Hint: ams.Hint(err),
+			State: "the files were given back; Ant Media Server does not run: look at its log, then run the same command again to deregister"}
+	}
+	if err := l.Service.Reload(ctx); err != nil {
+		return failed(err)
+	}
+	l.say("restarting %s", l.Service.Name())
+	l.result.Restarted = true
+	if err := l.Service.Restart(ctx); err != nil {
+		return failed(err)
+	}
+	l.stoppedAt = time.Now()
+	if _, err := ams.WaitStable(ctx, l.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
+		return failed(err)
+	}
+	return nil
+}
+
+// deregister takes this node out of the cluster's lists.
+func (l *leaver) deregister(ctx context.Context) error {
+	l.result.Outcome = OutcomeLeft
+	if l.req.Mongo.IsZero() {
+		return l.forget()
+	}
+	if l.client == nil {
+		return &FailedError{
+			Step: "deregistering", Err: errors.New("MongoDB cannot be reached"),
+			State: "this machine is standalone; its rows in MongoDB remain",
+			Hint:  "run the same command again when MongoDB is back",
+		}
+	}
+	ctx, cancel := after(ctx, mongoTime)
+	defer cancel()
+	var errs []error
+	if l.address != "" {
+		errs = append(errs, l.removeDocuments(ctx))
+	}
+	if l.id != "" {
+		err := l.client.SetState(ctx, l.id, cluster.StateLeft, "leave")
+		if !errors.Is(err, cluster.ErrNoNode) {
+			errs = append(errs, err)
+		}
+		if err == nil {
+			errs = append(errs, l.client.AddEvent(ctx, cluster.Event{Node: l.id, Kind: "leave", Who: "amsagent", Details: map[string]string{"address": l.address}}))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &FailedError{Step: "deregistering", Err: err, Hint: firstOf(MongoHint(err), "run the same command again"),
+			State: "this machine is standalone; its rows in MongoDB remain"}
+	}
+	l.say("deregistered %s", l.id)
+	return l.forget()
+}
+
+// removeDocuments removes what AMS left in clusternode. A document that is
+// still written belongs to an AMS that runs.
+func (l *leaver) removeDocuments(ctx context.Context) error {
+	r := cluster.AMSRemoval{Address: l.address, StoppedAt: l.stoppedAt, OlderThan: l.stoppedAt}
+	for _, n := range l.seen {
+		r.IDs = append(r.IDs, n.ID)
+	}
+	done, err := l.client.DeleteAMSNodes(ctx, r)
+	for _, n := range done.Deleted {
+		l.result.Deregistered = append(l.result.Deregistered, n.ID)
+	}
+	for _, k := range done.Kept {
+		l.warn(IDDeregister, "restart Ant Media Server, then run the same command again",
+			"AMS's document %s of %s stays: an Ant Media Server with this address still writes it", k.Node.ID, k.Node.IP)
+	}
+	return err
+}
+
+// forget removes the state file: nothing is left to be done.
+func (l *leaver) forget() error {
+	if err := l.store.RemoveFile(statePath); err != nil {
+		return &FailedError{Step: "removing " + statePath, Err: err, State: "this machine left the cluster"}
+	}
+	return nil
+}
+
+func (l *leaver) save(s State) error {
+	s.InstanceID, s.Address, s.Since = l.id, l.address, time.Now().UTC().Truncate(time.Second)
+	if l.state != nil {
+		s.Role, s.Group = l.state.Role, l.state.Group
+	}
+	return saveState(l.store, s)
+}

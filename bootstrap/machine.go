@@ -1,0 +1,192 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// Service is AMS as something that is started and stopped: a systemd unit, a
+// command, or nothing we may touch.
+type Service interface {
+	Name() string
+	State(ctx context.Context) (ams.State, error)
+	Start(ctx context.Context) error
+	Stop(ctx context.Context) error
+	Restart(ctx context.Context) error
+	// Reload makes the service manager read its files again.
+	Reload(ctx context.Context) error
+}
+
+// Machine is where a join or a leave happens, and how it is reached.
+type Machine struct {
+	// Root prefixes every path; "" is the real one.
+	Root string
+	// AMSDir is the installation below Root; "" is where the vendor puts it.
+	AMSDir string
+	// Release overrides what the server's jar says, where it is known.
+	Release ams.Release
+	// Service runs AMS.
+	Service Service
+	// DropIn says that the service is told AMS's address by a systemd drop-in.
+	// Otherwise SetAddress has to do it.
+	DropIn bool
+	// SetAddress, if not nil, hands the node's address to the service before
+	// it is started: a command gets it in its environment.
+	SetAddress func(netip.Addr)
+	// Connect reaches MongoDB. The caller of a method of Machine does not see
+	// the client.
+	Connect func(context.Context, cluster.Target) (*cluster.Client, error)
+	// Version is the agent's own.
+	Version string
+	Log     *slog.Logger
+	// Progress, if not nil, is told each step in words for people.
+	Progress func(string)
+	// Euid is the effective user id of the process.
+	Euid int
+	// HTTP reaches AMS on this machine; nil is the usual client.
+	HTTP *http.Client
+}
+
+func (m *Machine) store() *conf.Store { return &conf.Store{Root: m.Root, Dir: StateDir} }
+
+func (m *Machine) say(format string, args ...any) {
+	if m.Progress != nil {
+		m.Progress(fmt.Sprintf(format, args...))
+	}
+}
+
+func (m *Machine) log() *slog.Logger {
+	if m.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return m.Log
+}
+
+func (m *Machine) http() *http.Client {
+	if m.HTTP == nil {
+		return ams.NewHTTPClient()
+	}
+	return m.HTTP
+}
+
+// lock takes the machine for one command.
+func (m *Machine) lock(ctx context.Context, command string) (*conf.Lock, error) {
+	about := fmt.Sprintf("amsagent %s, pid %d", command, os.Getpid())
+	return m.store().Lock(ctx, lockPath, about, func(holder string) {
+		m.say("waiting: another amsagent is at work (%s)", holder)
+	})
+}
+
+// recover finishes or undoes what an interrupted run left.
+func (m *Machine) recover(store *conf.Store) ([]Finding, error) {
+	r, err := store.Recover()
+	if err != nil {
+		return nil, err
+	}
+	if r == nil {
+		return nil, nil
+	}
+	how := "undone"
+	if r.Finished {
+		how = "finished"
+	}
+	m.say("an interrupted %s was %s first", r.Purpose, how)
+	findings := []Finding{{ID: IDInterrupted, Text: fmt.Sprintf("an interrupted %s was %s first", r.Purpose, how)}}
+	for _, c := range r.Conflicts {
+		findings = append(findings, Finding{ID: IDConflict, Text: c.String()})
+	}
+	return findings, nil
+}
+
+// bootID names this boot of the machine; "" where the kernel does not say.
+func (m *Machine) bootID() string {
+	f, err := m.store().Read("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSpace(f.Bytes))
+}
+
+// open looks at the installation, with the release a person gave.
+func (m *Machine) open() (*ams.Installation, error) {
+	in, err := ams.Open(m.Root, m.AMSDir)
+	if err != nil {
+		return nil, err
+	}
+	if m.Release.Known() {
+		in.Release = m.Release
+	}
+	return in, nil
+}
+
+// address chooses the node's address.
+func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (ams.Address, error) {
+	return ams.ChooseAddress(ams.AddressOptions{
+		Explicit: explicit, Force: force,
+		Metadata: inst.Address, MetadataSource: inst.Provider,
+		Interfaces:   func() ([]ams.Interface, error) { return ams.HostInterfaces(m.Root) },
+		DefaultRoute: func() (netip.Addr, error) { return ams.HostDefaultRoute(m.Root) },
+	})
+}
+
+// Bounds of what happens outside the caller's time, each with its reason.
+const (
+	// rollbackTime: a stop of AMS takes up to a minute and a half with four
+	// applications, a start half a minute.
+	rollbackTime = 3 * time.Minute
+	// mongoTime bounds one call to MongoDB; its own server selection takes
+	// less.
+	mongoTime = 10 * time.Second
+	// mongoPatience is how long preflight waits for a MongoDB that does not
+	// answer yet: in a new environment it boots at the same moment as we do.
+	mongoPatience = 30 * time.Second
+	// mongoRetry is the pause between two attempts.
+	mongoRetry = 2 * time.Second
+	// stableTime is how long AMS must stay up after its start before we call
+	// it started: a JVM that cannot bind its port dies within a second or two.
+	stableTime = 3 * time.Second
+)
+
+// after gives a context that outlives ctx, for what must be done although the
+// caller's time is over.
+func after(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), d)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}
+
+// closeClient ends a connection without waiting for a server that is gone.
+func closeClient(ctx context.Context, c *cluster.Client) {
+	if c == nil {
+		return
+	}
+	ctx, cancel := after(ctx, time.Second)
+	defer cancel()
+	_ = c.Close(ctx)
+}
+
+var errNoConnect = errors.New("no connection to MongoDB is set up")

@@ -1,0 +1,72 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// register writes our row with everything that is known of this machine.
+func (j *joiner) register(ctx context.Context, state cluster.State, reason string) error {
+	f := j.facts
+	group := j.req.Group
+	if group == "" {
+		group = f.inst.Group
+	}
+	n := cluster.Node{
+		ID: f.inst.ID, IP: f.address.Addr.String(), Hostname: firstOf(f.inst.Hostname, f.hostname.Name),
+		Role: j.req.Role, Group: group,
+		Provider: f.inst.Provider, Region: f.inst.Region, Zone: f.inst.Zone, Type: f.inst.Type,
+		Agent: j.Version, AMS: f.install.Release.String(),
+		State: state, Reason: reason, BootID: j.bootID(),
+	}
+	if f.inst.PublicAddress.IsValid() {
+		n.PublicIP = f.inst.PublicAddress.String()
+	}
+	r, err := f.client.Register(ctx, n)
+	if err != nil {
+		return err
+	}
+	if r.Rejoined && state == cluster.StateJoining && r.Before.State == cluster.StateActive {
+		j.log().Info("replaced the row of an earlier life of this machine", "node", n.ID, "address", r.Before.IP)
+	}
+	return nil
+}
+
+// setState changes our row's state as well as it can: the outcome of the
+// command does not depend on it.
+func (j *joiner) setState(ctx context.Context, state cluster.State, reason string) {
+	ctx, cancel := context.WithTimeout(ctx, mongoTime)
+	defer cancel()
+	if err := j.facts.client.SetState(ctx, j.facts.inst.ID, state, reason); err != nil {
+		j.log().Warn("the registry could not be told", "state", string(state), "error", err)
+	}
+}
+
+// event notes what happened for those who look later. Losing one is no failure.
+func (j *joiner) event(ctx context.Context, e cluster.Event) {
+	ctx, cancel := context.WithTimeout(ctx, mongoTime)
+	defer cancel()
+	if err := j.facts.client.AddEvent(ctx, e); err != nil {
+		j.log().Warn("the event could not be noted", "kind", e.Kind, "error", err)
+	}
+}
+
+// previousAddress is what AMS was told before this join.
+func previousAddress(s *State) netip.Addr {
+	if s == nil {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(s.Address)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a
+}
+
+func joinPaths(paths []string) string { return strings.Join(paths, ", ") }

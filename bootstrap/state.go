@@ -1,0 +1,72 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/amsagent/amsagent/conf"
+)
+
+// Paths of the agent's own files, below the root.
+const (
+	StateDir   = "/var/lib/amsagent"
+	statePath  = StateDir + "/state.json"
+	lockPath   = "/run/amsagent/lock"
+	resultPath = "/run/amsagent/result.json"
+)
+
+// Phase is how far a machine is with joining or leaving.
+type Phase string
+
+// The phases. A machine without a state file never joined, or left completely.
+const (
+	PhaseJoining Phase = "joining"
+	PhaseJoined  Phase = "joined"
+	PhaseLeaving Phase = "leaving"
+)
+
+// State is what the agent remembers between two runs. It holds no secret.
+type State struct {
+	Version    int    `json:"version"` // of this format: 1
+	Phase      Phase  `json:"phase"`
+	InstanceID string `json:"instance_id"`
+	Address    string `json:"address"`
+	Role       string `json:"role,omitempty"`
+	Group      string `json:"group,omitempty"`
+	// RestartPending: files were changed and AMS has not been restarted since.
+	RestartPending bool `json:"restart_pending,omitempty"`
+	// DeregisterPending: this machine left, but MongoDB could not be told.
+	DeregisterPending bool      `json:"deregister_pending,omitempty"`
+	Since             time.Time `json:"since"`
+}
+
+const stateVersion = 1
+
+// loadState reads the state file; nil when there is none.
+func loadState(store *conf.Store) (*State, error) {
+	f, err := store.Read(statePath)
+	if err != nil || !f.Exists() {
+		return nil, err
+	}
+	s := &State{}
+	if err := json.Unmarshal(f.Bytes, s); err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w", statePath, err)
+	}
+	if s.Version != stateVersion {
+		return nil, fmt.Errorf("%s was written by another release of amsagent (format %d, this one reads %d)", statePath, s.Version, stateVersion)
+	}
+	return s, nil
+}
+
+func saveState(store *conf.Store, s State) error {
+	s.Version = stateVersion
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	return store.WriteFile(statePath, append(data, '\n'), 0o600, 0o700)
+}
