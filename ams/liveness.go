@@ -183,14 +183,16 @@ func WaitLive(ctx context.Context, client *http.Client, base string, o WaitOptio
 	var last Liveness
 	var told time.Time
 	row := 0
+	outOfTime := func() (Liveness, error) {
+		if last.State == "" {
+			last.State = LiveUnknown
+		}
+		return last, fmt.Errorf("waiting for an answer at %s: %w (last seen: %s)", base, ctx.Err(), last)
+	}
 	for {
 		now := CheckLiveness(ctx, client, base)
 		if ctx.Err() != nil {
-			// Our own end is no news about the server.
-			if last.State == "" {
-				last = Liveness{State: LiveUnknown}
-			}
-			return last, fmt.Errorf("waiting for an answer at %s: %w (last seen: %s)", base, ctx.Err(), last)
+			return outOfTime() // our own end is no news about the server
 		}
 		if row++; now.State != last.State {
 			row = 1
@@ -215,6 +217,7 @@ func WaitLive(ctx context.Context, client *http.Client, base string, o WaitOptio
 		}
 		select {
 		case <-ctx.Done():
+			return outOfTime()
 		case <-tick.C:
 		}
 	}

@@ -24,8 +24,9 @@ const systemdRunning = "/run/systemd/system"
 // systemdBus is the bus over a connection of go-systemd.
 type systemdBus struct{ conn *dbus.Conn }
 
-// dialSystemd connects as systemctl does: root talks to systemd itself, which
-// works without a message bus too, anybody else through the system bus.
+// dialSystemd connects through the system bus; root, where there is no bus, to
+// systemd itself. The bus comes first because it outlives systemd executing itself
+// again, as an upgrade of systemd makes it do, perhaps while our job runs.
 func dialSystemd(ctx context.Context) (bus, error) {
 	if _, err := os.Stat(systemdRunning); err != nil {
 		return nil, fmt.Errorf("%w: this machine does not run it", ErrNoSystemd)
@@ -38,7 +39,7 @@ func dialSystemd(ctx context.Context) (bus, error) {
 	// says nothing must not hold us.
 	ch := make(chan dialled, 1)
 	go func() {
-		conn, err := connectSystemd(ctx)
+		conn, err := dbus.NewWithContext(ctx)
 		ch <- dialled{conn, err}
 	}()
 	select {
@@ -55,21 +56,6 @@ func dialSystemd(ctx context.Context) (bus, error) {
 		}()
 		return nil, noSystemd(ctx.Err())
 	}
-}
-
-func connectSystemd(ctx context.Context) (*dbus.Conn, error) {
-	if os.Geteuid() != 0 {
-		return dbus.NewSystemConnectionContext(ctx)
-	}
-	conn, err := dbus.NewSystemdConnectionContext(ctx)
-	if err == nil {
-		return conn, nil
-	}
-	conn, err2 := dbus.NewSystemConnectionContext(ctx)
-	if err2 != nil {
-		return nil, errors.Join(err, err2)
-	}
-	return conn, nil
 }
 
 func noSystemd(err error) error { return fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err) }

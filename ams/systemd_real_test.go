@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -319,14 +320,55 @@ func TestRealSystemd(t *testing.T) {
 		}
 		err := <-result
 		t.Log(err)
-		// Root's connection is to systemd itself and ends with it: the outcome is
-		// open, which is the truth, and not the same as failed.
-		var job *JobError
-		if err != nil && (!errors.As(err, &job) || !job.Pending()) {
+		if err != nil {
 			t.Errorf("Start = %v", err)
 		}
 		if _, err := WaitStable(ctx, s, time.Second); err != nil {
 			t.Errorf("after it: %v", err)
 		}
 	})
+
+	// Last, because there is no bus after it: root then talks to systemd itself.
+	t.Run("no-message-bus", func(t *testing.T) {
+		s := unit(t, "ExecStart=/bin/sleep infinity\n")
+		if out, err := exec.CommandContext(ctx, "systemctl", "stop", "dbus.socket", "dbus.service").CombinedOutput(); err != nil {
+			t.Fatalf("stopping dbus: %v: %s", err, out)
+		}
+		if err := s.Restart(ctx); err != nil {
+			t.Errorf("Restart = %v", err)
+		}
+		look(t, s)
+		result := make(chan error, 1)
+		go func() { result <- s.Restart(ctx) }()
+		if out, err := exec.CommandContext(ctx, "systemctl", "daemon-reexec").CombinedOutput(); err != nil {
+			t.Fatalf("daemon-reexec: %v: %s", err, out)
+		}
+		// This connection ends with systemd's old self: the outcome may be open,
+		// which is not the same as failed.
+		err := <-result
+		t.Log(err)
+		var job *JobError
+		if err != nil && (!errors.As(err, &job) || !job.Pending()) && !errors.Is(err, ErrNoSystemd) {
+			t.Errorf("Restart = %v", err)
+		}
+	})
+}
+
+// TestRealSystemdNotRoot is the same for somebody who may look and not touch:
+// run it with "setpriv --reuid 65534 --clear-groups" before ams.test.
+func TestRealSystemdNotRoot(t *testing.T) {
+	if os.Getenv("AMSAGENT_TEST_SYSTEMD") != "yes" || os.Geteuid() == 0 {
+		t.Skip("AMSAGENT_TEST_SYSTEMD=yes is not set, or this is root")
+	}
+	s := NewSystemd("dbus.service")
+	if st, err := s.State(t.Context()); err != nil || !st.Running() {
+		t.Errorf("State = %+v, %v", st, err)
+	}
+	for verb, do := range map[string]func(context.Context) error{"start": s.Start, "restart": s.Restart, "reload": s.Reload} {
+		err := do(t.Context())
+		t.Log(err)
+		if !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
+			t.Errorf("%s = %v, hint %q", verb, err, Hint(err))
+		}
+	}
 }

@@ -1,0 +1,238 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func addrs(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// machine is a host with a bit of everything.
+func machine() ([]Interface, error) {
+	return []Interface{
+		{Name: "lo", Up: true, Loopback: true, Addrs: addrs("127.0.0.1", "::1")},
+		{Name: "docker0", Up: true, Addrs: addrs("172.17.0.1")},
+		{Name: "eth0", Up: true, Addrs: addrs("10.0.0.5", "fd00::5", "fe80::5%eth0")},
+		{Name: "eth1", Up: true, Addrs: addrs("203.0.113.9", "2001:db8::9")},
+		{Name: "eth2", Addrs: addrs("192.168.7.7")},
+		{Name: "ens6", Up: true, Addrs: addrs("100.64.3.2", "169.254.10.1")},
+	}, nil
+}
+
+func route(s string) func() (netip.Addr, error) {
+	return func() (netip.Addr, error) { return netip.MustParseAddr(s), nil }
+}
+
+func TestChooseAddress(t *testing.T) {
+	cloud := netip.MustParseAddr("10.0.0.5")
+	for _, c := range []struct {
+		name string
+		o    AddressOptions
+		want Address
+		warn []string
+	}{
+		{
+			"a person's word",
+			AddressOptions{Explicit: " 10.0.0.5 ", Metadata: netip.MustParseAddr("192.168.7.7"), DefaultRoute: route("203.0.113.9")},
+			Address{Addr: cloud, Source: AddressFromFlag, Reason: "given by you", Interface: "eth0"},
+			nil,
+		},
+		{
+			"the cloud's word",
+			AddressOptions{Metadata: cloud, MetadataSource: "aws", DefaultRoute: route("203.0.113.9")},
+			Address{Addr: cloud, Source: AddressFromMetadata, Reason: "instance metadata of aws", Interface: "eth0"},
+			nil,
+		},
+		{
+			"the route",
+			AddressOptions{DefaultRoute: route("10.0.0.5")},
+			Address{Addr: cloud, Source: AddressFromRoute, Reason: "address of the default route", Interface: "eth0"},
+			nil,
+		},
+		{
+			"IPv4 in IPv6 spelling",
+			AddressOptions{Explicit: "::ffff:10.0.0.5"},
+			Address{Addr: cloud, Source: AddressFromFlag, Reason: "given by you", Interface: "eth0"},
+			nil,
+		},
+		{
+			"private IPv6",
+			AddressOptions{Explicit: "fd00::5"},
+			Address{Addr: netip.MustParseAddr("fd00::5"), Source: AddressFromFlag, Reason: "given by you", Interface: "eth0"},
+			nil,
+		},
+		{
+			"a carrier's shared space",
+			AddressOptions{Explicit: "100.64.3.2"},
+			Address{Addr: netip.MustParseAddr("100.64.3.2"), Source: AddressFromFlag, Reason: "given by you", Interface: "ens6"},
+			nil,
+		},
+		{
+			"public, by the route",
+			AddressOptions{DefaultRoute: route("203.0.113.9")},
+			Address{Addr: netip.MustParseAddr("203.0.113.9"), Source: AddressFromRoute, Reason: "address of the default route", Interface: "eth1"},
+			[]string{WarnAddressPublic},
+		},
+		{
+			"a bridge",
+			AddressOptions{Explicit: "172.17.0.1"},
+			Address{Addr: netip.MustParseAddr("172.17.0.1"), Source: AddressFromFlag, Reason: "given by you", Interface: "docker0"},
+			[]string{WarnAddressBridge},
+		},
+		{
+			"loopback",
+			AddressOptions{Explicit: "127.0.0.1"},
+			Address{Addr: netip.MustParseAddr("127.0.0.1"), Source: AddressFromFlag, Reason: "given by you", Interface: "lo"},
+			[]string{WarnAddressLoopback},
+		},
+		{
+			"link-local with its zone",
+			AddressOptions{Explicit: "fe80::5%eth0"},
+			Address{Addr: netip.MustParseAddr("fe80::5%eth0"), Source: AddressFromFlag, Reason: "given by you", Interface: "eth0"},
+			[]string{WarnAddressLinkLocal},
+		},
+		{
+			"IPv4 link-local",
+			AddressOptions{Explicit: "169.254.10.1"},
+			Address{Addr: netip.MustParseAddr("169.254.10.1"), Source: AddressFromFlag, Reason: "given by you", Interface: "ens6"},
+			[]string{WarnAddressLinkLocal},
+		},
+		{
+			"interface down",
+			AddressOptions{Explicit: "192.168.7.7"},
+			Address{Addr: netip.MustParseAddr("192.168.7.7"), Source: AddressFromFlag, Reason: "given by you", Interface: "eth2"},
+			[]string{WarnAddressDown},
+		},
+		{
+			"the cloud's, not here",
+			AddressOptions{Metadata: netip.MustParseAddr("10.1.1.1")},
+			Address{Addr: netip.MustParseAddr("10.1.1.1"), Source: AddressFromMetadata, Reason: "instance metadata"},
+			[]string{WarnAddressNotHere},
+		},
+		{
+			"forced",
+			AddressOptions{Explicit: "198.51.100.7", Force: true},
+			Address{Addr: netip.MustParseAddr("198.51.100.7"), Source: AddressFromFlag, Reason: "given by you"},
+			[]string{WarnAddressPublic, WarnAddressNotHere},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.o.Interfaces = machine
+			got, err := ChooseAddress(c.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.warn, warnings(got.Warnings)); diff != "" {
+				t.Errorf("warnings (-want +got):\n%s", diff)
+			}
+			if got.Warnings = nil; got.Addr != c.want.Addr || got.Source != c.want.Source || got.Reason != c.want.Reason || got.Interface != c.want.Interface {
+				t.Errorf("got %+v, want %+v", got, c.want)
+			}
+		})
+	}
+}
+
+func TestChooseAddressErrors(t *testing.T) {
+	noRoute := errors.New("network is unreachable")
+	for _, c := range []struct {
+		o    AddressOptions
+		want error
+		text string
+	}{
+		{AddressOptions{}, ErrNoAddress, ""},
+		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, noRoute }}, ErrNoAddress, "network is unreachable"},
+		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, nil }}, ErrNoAddress, ""},
+		{AddressOptions{Metadata: netip.MustParseAddr("0.0.0.0")}, ErrBadAddress, "every address"},
+		{AddressOptions{Explicit: "10.0.0.6", Interfaces: machine}, ErrAddressNotHere, "10.0.0.5 (eth0)"},
+		{AddressOptions{Explicit: "10.0.0.6", Interfaces: func() ([]Interface, error) { return nil, nil }}, ErrAddressNotHere, "no address but the loopback"},
+		{AddressOptions{Explicit: "10.0.0.5:5080"}, ErrBadAddress, "with a port"},
+		{AddressOptions{Explicit: "10.0.0.0/24"}, ErrBadAddress, "a network"},
+		{AddressOptions{Explicit: "node-1.internal"}, ErrBadAddress, "a host name"},
+		{AddressOptions{Explicit: "[::1]"}, ErrBadAddress, "brackets"},
+		{AddressOptions{Explicit: "10.0.0"}, ErrBadAddress, "not an IP address"},
+		{AddressOptions{Explicit: "010.0.0.1"}, ErrBadAddress, "not an IP address"},
+		{AddressOptions{Explicit: "10.0.0.256"}, ErrBadAddress, "not an IP address"},
+		{AddressOptions{Explicit: "mongodb://10.0.0.5"}, ErrBadAddress, "not an IP address"},
+		{AddressOptions{Explicit: " "}, ErrBadAddress, ""},
+		{AddressOptions{Explicit: "0.0.0.0", Force: true}, ErrBadAddress, "every address"},
+		{AddressOptions{Explicit: "::", Force: true}, ErrBadAddress, "every address"},
+		{AddressOptions{Explicit: "224.0.0.1", Force: true}, ErrBadAddress, "multicast"},
+		{AddressOptions{Explicit: "255.255.255.255", Force: true}, ErrBadAddress, "broadcast"},
+	} {
+		a, err := ChooseAddress(c.o)
+		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) || Hint(err) == "" {
+			t.Errorf("%+v: %v, hint %q", c.o, err, Hint(err))
+		}
+		if a.Addr.IsValid() {
+			t.Errorf("%+v: an address with the error: %+v", c.o, a)
+		}
+	}
+}
+
+// Unknown is not "not here".
+func TestChooseAddressUnchecked(t *testing.T) {
+	for name, ifaces := range map[string]func() ([]Interface, error){
+		"nobody to ask": nil,
+		"another root":  func() ([]Interface, error) { return HostInterfaces("/srv/image") },
+		"an error":      func() ([]Interface, error) { return nil, errors.New("netlink: permission denied") },
+	} {
+		a, err := ChooseAddress(AddressOptions{Explicit: "10.0.0.6", Interfaces: ifaces})
+		if err != nil || !cmp.Equal(warnings(a.Warnings), []string{WarnAddressUnchecked}) {
+			t.Errorf("%s: %+v, %v", name, a, err)
+		}
+	}
+	if _, err := HostDefaultRoute("/srv/image"); !errors.Is(err, ErrInterfacesUnknown) {
+		t.Errorf("HostDefaultRoute: %v", err)
+	}
+}
+
+func TestHostInterfaces(t *testing.T) {
+	ifaces, err := HostInterfaces("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, ok := interfaceOf(ifaces, netip.MustParseAddr("127.0.0.1"))
+	if !ok || !in.Loopback || !in.Up {
+		t.Errorf("no loopback among %+v", ifaces)
+	}
+	// A machine without any route is in order; a made-up address is not.
+	if a, err := HostDefaultRoute("/"); err == nil {
+		if _, ok := interfaceOf(ifaces, a); !ok {
+			t.Errorf("the default route has %s, which no interface has", a)
+		}
+	}
+}
+
+func TestAddressRulePredict(t *testing.T) {
+	ifaces, _ := machine()
+	public, own := netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("192.0.2.77")
+	host := Hostname{Name: "node", Addrs: []netip.Addr{own}}
+	for _, c := range []struct {
+		rule AddressRule
+		want string
+	}{{RuleHostname, "192.0.2.77"}, {RuleDefaultRoute, "203.0.113.9"}, {RuleSiteLocal, "172.17.0.1"}} {
+		if got, ok := c.rule.Predict(host, ifaces, public); !ok || got.String() != c.want {
+			t.Errorf("%s: %s, %v", string(c.rule), got, ok)
+		}
+		if got, ok := c.rule.Predict(Hostname{}, nil, netip.Addr{}); ok || got.IsValid() {
+			t.Errorf("%s from nothing: %s", string(c.rule), got)
+		}
+	}
+	down := []Interface{{Name: "eth0", Addrs: addrs("10.0.0.5")}, {Name: "lo", Up: true, Loopback: true, Addrs: addrs("10.9.9.9")}, {Name: "e", Up: true, Addrs: addrs("fd00::1", "8.8.8.8")}}
+	if got, ok := RuleSiteLocal.Predict(host, down, public); !ok || got != public {
+		t.Errorf("no private address that is up: %s, %v", got, ok)
+	}
+}

@@ -1,0 +1,282 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// program writes a shell script and gives the command for it.
+func program(t *testing.T, body string) (*Command, string) {
+	t.Helper()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "ctl")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\ncd "+dir+"\n"+body), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c, err := NewCommand(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, dir
+}
+
+func TestNewCommand(t *testing.T) {
+	c, err := NewCommand("  /bin/echo   -n\tone $HOME;x ")
+	if err != nil || c.Name() != "/bin/echo -n one $HOME;x" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	plain := filepath.Join(t.TempDir(), "plain")
+	if err := os.WriteFile(plain, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"", "  ", "echo", "./ctl", "/does/not/exist", "/tmp", plain, "/bin/echo mongodb://u:p@h/", "/bin/echo --x=mongodb+srv://u:p@h/"} {
+		if _, err := NewCommand(line); err == nil || strings.Contains(err.Error(), "u:p") {
+			t.Errorf("NewCommand(%q): %v", line, err)
+		}
+	}
+}
+
+func TestCommandVerbs(t *testing.T) {
+	t.Setenv("AMSAGENT_MONGO", "mongodb://u:hush@h/")
+	c, dir := program(t, `{ echo "$@"; env; readlink /proc/$$/fd/0; pwd; } >>said.$1; echo "pgid $(cut -d' ' -f5 /proc/$$/stat) $$" >>said.$1`)
+	c.HostAddress = netip.MustParseAddr("10.0.0.5")
+	for verb, do := range map[string]func(context.Context) error{"start": c.Start, "stop": c.Stop, "restart": c.Restart} {
+		if err := do(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "said."+verb))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+		said := "\n" + string(b)
+		for _, want := range []string{"\n" + verb + "\n", "\nAMS_HOST_ADDRESS=10.0.0.5\n", "\n/dev/null\n", "\nPATH=" + commandPath + "\n"} {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s: %q is missing in:\n%s", verb, want, b)
+			}
+		}
+		for _, bad := range []string{"hush", "AMSAGENT", "HOME="} {
+			if strings.Contains(said, bad) {
+				t.Errorf("%s: %q is in:\n%s", verb, bad, b)
+			}
+		}
+		group := strings.Fields(lines[len(lines)-1])
+		if len(group) != 3 || group[1] != group[2] {
+			t.Errorf("%s: not a process group of its own: %v", verb, group)
+		}
+	}
+	if err := c.Reload(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "said.reload")); err == nil {
+		t.Error("Reload ran the program")
+	}
+	c.HostAddress = netip.Addr{}
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := os.ReadFile(filepath.Join(dir, "said.start"))
+	if strings.Count(string(b), "AMS_HOST_ADDRESS") != 1 {
+		t.Errorf("an address was given that is not known:\n%s", b)
+	}
+}
+
+func TestCommandFails(t *testing.T) {
+	c, _ := program(t, `echo out; echo "no license, $1" >&2; exit 4`)
+	err := c.Start(t.Context())
+	var job *JobError
+	if !errors.As(err, &job) || job.Result != "failed" || job.Verb != "start" || job.Output != "no license, start\nout" {
+		t.Fatalf("got %#v", err)
+	}
+	if !strings.Contains(err.Error(), `exit status 4: it said "no license, start\nout"`) || !strings.Contains(Hint(err), "/ctl start") {
+		t.Errorf("got %q, hint %q", err, Hint(err))
+	}
+
+	c, _ = program(t, `i=0; while [ $i -lt 3000 ]; do echo "line $i of a talkative program" >&2; i=$((i+1)); done; printf 'the end \377'; exit 1`)
+	err = c.Start(t.Context())
+	if !errors.As(err, &job) || len(job.Output) > commandKeep+10 || !strings.HasSuffix(job.Output, "line 2999 of a talkative program\nthe end \uFFFD") {
+		t.Errorf("%d bytes of output: …%q", len(job.Output), job.Output[max(0, len(job.Output)-80):])
+	}
+
+	// By name a script opens the output anew, at its front.
+	c, _ = program(t, `echo one >&2; echo two >/dev/stderr; echo three >&2; exit 1`)
+	if err := c.Start(t.Context()); !errors.As(err, &job) || strings.ContainsRune(job.Output, 0) || !strings.Contains(job.Output, "two") {
+		t.Errorf("got %v", err)
+	}
+
+	c, dir := program(t, "exit 0\n")
+	if err := os.Remove(filepath.Join(dir, "ctl")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(t.Context()); !errors.As(err, &job) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestCommandLeavesServer: start ends, and the server it left behind holds its
+// output open, writes to it, and lives.
+func TestCommandLeavesServer(t *testing.T) {
+	c, dir := program(t, `if [ "$1" = start ]; then (trap '' HUP; i=0; while [ $i -lt 200 ]; do echo noise || echo refused >refused; i=$((i+1)); sleep 0.05; done; echo end >end) & echo $! >pid; fi; echo "$1 done"`)
+	begin := time.Now()
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("start waited %s for the server", took)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(pid, syscall.SIGKILL) }()
+	// It writes after we are gone, is refused, and goes on.
+	waitFor(t, func() bool { _, err := os.Stat(filepath.Join(dir, "refused")); return err == nil })
+	if err := syscall.Kill(pid, 0); err != nil {
+		t.Errorf("the server is gone: %v", err)
+	}
+}
+
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatal("it did not come within 10 s")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// TestCommandHangs: at the deadline the program goes, and what it started, though
+// both ignore being asked.
+func TestCommandHangs(t *testing.T) {
+	c, dir := program(t, `trap 'echo asked >asked; exit 0' TERM; (trap '' TERM; echo $$ >started; exec sleep 60) & echo $! >pid; wait`)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			if _, err := os.Stat(filepath.Join(dir, "started")); err == nil || time.Now().After(deadline) {
+				return
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+	}()
+	err := c.Start(ctx)
+	var job *JobError
+	if !errors.As(err, &job) || job.Result != "interrupted" || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "asked")); err != nil {
+		t.Error("the program was not asked to end first")
+	}
+	b, _ := os.ReadFile(filepath.Join(dir, "pid"))
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Its parent is process 1 now, which may or may not reap it.
+	waitFor(t, func() bool {
+		stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
+
+	c, _ = program(t, `exec sleep 60`)
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := c.Stop(ctx); !errors.As(err, &job) || job.Result != "timeout" || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if st, err := c.State(ctx); err == nil || st.Known() {
+		t.Errorf("State = %+v, %v", st, err)
+	}
+}
+
+// A program may write without end: what we keep does not grow with it.
+func TestCommandFloods(t *testing.T) {
+	c, _ := program(t, `head -c 100000000 /dev/zero | tr '\0' x; exit 1`)
+	var job *JobError
+	if err := c.Start(t.Context()); !errors.As(err, &job) || len(job.Output) > 2*commandKeep {
+		t.Errorf("%d bytes kept, %v", len(job.Output), job)
+	}
+}
+
+func TestCommandState(t *testing.T) {
+	for _, c := range []struct {
+		code int
+		out  string
+		want State
+		err  string
+	}{
+		{0, "", State{Activity: ActivityActive}, ""},
+		{0, "active\n", State{Activity: ActivityActive, Detail: "active"}, ""},
+		{0, "ACTIVE: 4242 since noon\nmore\n", State{Activity: ActivityActive, MainPID: 4242, Detail: "ACTIVE: 4242 since noon"}, ""},
+		{0, "reloading", State{Activity: ActivityReloading, Detail: "reloading"}, ""},
+		{0, "Ant Media Server is running", State{Activity: ActivityActive, Detail: "Ant Media Server is running"}, ""},
+		{0, "active -1", State{Activity: ActivityActive, Detail: "active -1"}, ""},
+		{3, "", State{Activity: ActivityInactive}, ""},
+		{3, "failed", State{Activity: ActivityFailed, Detail: "failed"}, ""},
+		{3, "activating", State{Activity: ActivityActivating, Detail: "activating"}, ""},
+		{3, "inactive 4242", State{Activity: ActivityInactive, Detail: "inactive 4242"}, ""},
+		{0, "inactive", State{Activity: ActivityUnknown}, `"inactive" with exit status 0`},
+		{0, "failed", State{Activity: ActivityUnknown}, `"failed" with exit status 0`},
+		{3, "active", State{Activity: ActivityUnknown}, `"active" with exit status 3`},
+		{1, "active", State{Activity: ActivityUnknown}, "exit status 1"},
+		{4, "", State{Activity: ActivityUnknown}, "exit status 4"},
+		{127, "", State{Activity: ActivityUnknown}, "exit status 127"},
+	} {
+		got, err := commandState(c.code, []byte(c.out))
+		if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+			t.Errorf("%d %q: %v", c.code, c.out, err)
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%d %q (-want +got):\n%s", c.code, c.out, diff)
+		}
+	}
+	c, _ := program(t, `echo "failed $1"; echo broken >&2; exit 3`)
+	if st, err := c.State(t.Context()); err != nil || st.Activity != ActivityFailed || st.Detail != "failed status" {
+		t.Errorf("State = %+v, %v", st, err)
+	}
+	c, _ = program(t, `echo broken >&2; exit 9`)
+	if st, err := c.State(t.Context()); err == nil || st.Known() || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("State = %+v, %v", st, err)
+	}
+	c, _ = program(t, `kill -9 $$`)
+	if st, err := c.State(t.Context()); err == nil || st.Known() {
+		t.Errorf("State = %+v, %v", st, err)
+	}
+}
+
+func TestGetent(t *testing.T) {
+	if _, err := exec.LookPath(getent); err != nil {
+		t.Skip("no getent here")
+	}
+	addrs, err := systemResolve(t.Context(), "localhost")
+	if err != nil || len(addrs) == 0 || !addrs[0].IsLoopback() {
+		t.Errorf("localhost = %v, %v", addrs, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := systemResolve(ctx, "localhost"); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,111 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestLookupHostname(t *testing.T) {
+	name := func() (string, error) { return "ams-node-1", nil }
+	gives := func(list ...string) func(context.Context, string) ([]netip.Addr, error) {
+		return func(_ context.Context, name string) ([]netip.Addr, error) {
+			if name != "ams-node-1" {
+				return nil, errors.New("asked for " + name)
+			}
+			return addrs(list...), nil
+		}
+	}
+	h, err := LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: gives("fe80::5%eth0", "::ffff:10.0.0.5", "10.0.0.5", "127.0.1.1")})
+	if err != nil || !h.Resolvable() || h.Addr().String() != "10.0.0.5" || h.Source != "system" || len(h.Addrs) != 3 {
+		t.Errorf("%+v, %v", h, err)
+	}
+	h, err = LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: gives()})
+	if err != nil || h.Resolvable() || h.Addr().IsValid() || h.Problem == "" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	h, err = LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no answer") }})
+	if err != nil || h.Resolvable() || h.Problem != "no answer" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for _, name := range []func() (string, error){func() (string, error) { return "", nil }, func() (string, error) { return "", errors.New("uname") }} {
+		if _, err := LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: gives()}); err == nil {
+			t.Error("no name, no error")
+		}
+	}
+	t.Run("a resolver that hangs", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			h, err := LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: func(ctx context.Context, _ string) ([]netip.Addr, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}})
+			if err != nil || h.Resolvable() || !strings.Contains(h.Problem, "deadline") || time.Since(begin) != hostnameLimit {
+				t.Errorf("%+v, %v after %s", h, err, time.Since(begin))
+			}
+		})
+	})
+	// The machine this runs on has a name; whether it resolves is its own affair.
+	if h, err := LookupHostname(t.Context(), HostnameOptions{}); err != nil || h.Name == "" || h.Resolvable() == (h.Problem != "") {
+		t.Errorf("%+v, %v", h, err)
+	}
+}
+
+func TestLookupHostnameBelowRoot(t *testing.T) {
+	// Asked of the files only, never of this machine.
+	never := HostnameOptions{
+		Name:    func() (string, error) { t.Error("asked the kernel"); return "", nil },
+		Resolve: func(context.Context, string) ([]netip.Addr, error) { t.Error("asked a resolver"); return nil, nil },
+	}
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  []netip.Addr
+	}{
+		"own line":   {map[string]string{"etc/hostname": "node-1\n", "etc/hosts": "127.0.0.1 localhost\n10.0.0.5\tnode-1.internal NODE-1 # me\n"}, addrs("10.0.0.5")},
+		"IPv4 first": {map[string]string{"etc/hostname": "# c\n\n node-1", "etc/hosts": "fd00::5 node-1\n10.0.0.5 node-1\n10.0.0.5 node-1"}, addrs("10.0.0.5", "fd00::5")},
+		"only part of another name": {
+			map[string]string{"etc/hostname": "node-1\n", "etc/hosts": "10.0.0.99 ams-node-10\n10.0.0.98 db-for-node-1.internal\n#10.0.0.5 node-1\n10.0.0.97 x # node-1\nnonsense node-1\n10.0.0.21\n"}, nil,
+		},
+		"no hosts":       {map[string]string{"etc/hostname": "node-1\n"}, nil},
+		"absolute links": {map[string]string{"etc/hostname": "-> /run/hostname", "run/hostname": "node-1", "etc/hosts": "-> /srv/hosts", "srv/hosts": "10.0.0.5 node-1\n"}, addrs("10.0.0.5")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := never
+			o.Root = plant(t, c.files)
+			h, err := LookupHostname(t.Context(), o)
+			if err != nil || h.Name != "node-1" || h.Resolvable() != (c.want != nil) || h.Resolvable() == (h.Problem != "") {
+				t.Errorf("%+v, %v", h, err)
+			}
+			if diff := cmp.Diff(c.want, h.Addrs, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+	for name, files := range map[string]map[string]string{
+		"no hostname":    {"etc/hosts": "127.0.0.1 x"},
+		"empty hostname": {"etc/hostname": "\n#x\n"},
+		"hosts a folder": {"etc/hostname": "x", "etc/hosts/": ""},
+	} {
+		o := never
+		o.Root = plant(t, files)
+		if h, err := LookupHostname(t.Context(), o); err == nil {
+			t.Errorf("%s: %+v", name, h)
+		}
+	}
+}
+
+func TestGetentAddrs(t *testing.T) {
+	const out = "10.0.0.5        STREAM node-1\n10.0.0.5        DGRAM  \n10.0.0.5        RAW    \nfe80::1%eth0    STREAM \nnonsense\n\n"
+	if got := javaOrder(getentAddrs([]byte(out))); len(got) != 2 || got[0].String() != "10.0.0.5" {
+		t.Errorf("%v", got)
+	}
+}

@@ -1,0 +1,369 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/conf"
+)
+
+func appNames(in *Installation) []string {
+	names := []string{}
+	for _, a := range in.Apps {
+		names = append(names, a.Name)
+	}
+	return names
+}
+
+func warnings(ws []Warning) []string {
+	var ids []string
+	for _, w := range ws {
+		ids = append(ids, w.ID)
+	}
+	return ids
+}
+
+func TestOpen(t *testing.T) {
+	root := tree(t, nil)
+	in, err := Open(root, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"LiveApp", "My App", "canlı-yayın", "root"}, appNames(in)); diff != "" {
+		t.Errorf("apps (-want +got):\n%s", diff)
+	}
+	for _, a := range in.Apps {
+		if a.Err != nil || a.DBName == "" || a.Console() != (a.Name == "root") {
+			t.Errorf("app %+v", a)
+		}
+		if want := "/usr/local/antmedia/webapps/" + a.Name + "/WEB-INF/red5-web.properties"; a.File.Path != want || a.File.Real != root+want {
+			t.Errorf("file of %s = %+v", a.Name, a.File)
+		}
+	}
+	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
+		t.Errorf("Mode = %v, %v", mode, err)
+	}
+	if in.HTTPPort != 5080 || in.BaseURL() != "http://127.0.0.1:5080" || in.NodeGroup != "default" || in.UseGlobalIP {
+		t.Errorf("%+v", in)
+	}
+	if diff := cmp.Diff(Release{Version: "3.0.3", Source: SourceManifest}, in.Release); diff != "" {
+		t.Errorf("release (-want +got):\n%s", diff)
+	}
+	if len(in.Warnings) != 0 {
+		t.Errorf("warnings: %v", in.Warnings)
+	}
+	if in.Root != root || in.Dir != DefaultDir || in.Real != filepath.Join(root, DefaultDir) {
+		t.Errorf("Root %q, Dir %q, Real %q", in.Root, in.Dir, in.Real)
+	}
+}
+
+func TestOpenServerSettings(t *testing.T) {
+	for _, c := range []struct {
+		name, properties, base string
+		warn                   []string
+	}{
+		{"defaults", "", "http://127.0.0.1:5080", nil},
+		{"java spelling", "http.port : 8\\\n  080 \nhttp.host = \\u0031\\u0030.0.0.5\n", "http://10.0.0.5:8080", nil},
+		{"the last one wins", "http.port=1\nhttp.port=5081\n", "http://127.0.0.1:5081", nil},
+		{"IPv6 of everything", "http.host=::\n", "http://127.0.0.1:5080", nil},
+		{"one IPv6 address", "http.host=fd00::5\n", "http://[fd00::5]:5080", nil},
+		{"no number", "http.port=${port}\n", "http://127.0.0.1:5080", []string{WarnHTTPPort}},
+		{"too large", "http.port=65536\n", "http://127.0.0.1:5080", []string{WarnHTTPPort}},
+		{"malformed", "http.port=5081\nx=\\u00g0\n", "http://127.0.0.1:5080", []string{WarnServerSyntax}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in, err := Open(tree(t, map[string]string{serverName: c.properties}), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if in.BaseURL() != c.base {
+				t.Errorf("BaseURL = %s, want %s", in.BaseURL(), c.base)
+			}
+			if diff := cmp.Diff(c.warn, warnings(in.Warnings)); diff != "" {
+				t.Errorf("warnings (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestOpenMode(t *testing.T) {
+	in, err := Open(tree(t, map[string]string{containerName: clusterXML}), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mode, err := in.Mode(); err != nil || mode != conf.ModeCluster {
+		t.Errorf("Mode = %v, %v", mode, err)
+	}
+	// A broken file is still a tree that can be looked at.
+	for name, broken := range map[string]string{
+		"ill-formed": "<beans>\n<bean>\n</beans>\n",
+		"half open":  strings.Replace(clusterXML, "<!-- cluster end -->", "", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			in, err := Open(tree(t, map[string]string{containerName: broken}), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := in.Mode(); err == nil || !strings.Contains(err.Error(), "jee-container.xml") {
+				t.Errorf("Mode: %v", err)
+			}
+		})
+	}
+}
+
+func TestOpenApps(t *testing.T) {
+	root := tree(t, map[string]string{
+		"webapps/incomplete/WEB-INF/web.xml": "<web-app/>",
+		"webapps/lost+found/":                "",
+		"webapps/.snapshot/":                 "",
+		"webapps/README":                     "a plain file",
+		"webapps/nowhere":                    "-> /does/not/exist",
+		"webapps/loop":                       "-> loop",
+		"webapps/file-link":                  "-> README",
+		"webapps/linked":                     "-> /srv/apps/linked",
+		"webapps/climbing":                   "-> ../../../../../../../../srv/apps/climbing",
+		"webapps/again":                      "-> LiveApp",
+		"webapps/bad\nname/WEB-INF/red5-web.properties":          "db.name=bad\n",
+		"webapps/malformed/WEB-INF/red5-web.properties":          "db.name=\\u12\n",
+		"webapps/no-db/WEB-INF/red5-web.properties":              "",
+		"webapps/folder/WEB-INF/red5-web.properties/":            "",
+		"../../../srv/apps/linked/WEB-INF/red5-web.properties":   "db.name=linked\n",
+		"../../../srv/apps/climbing/WEB-INF/red5-web.properties": "db.name=climbing\n",
+	})
+	if err := syscall.Mkfifo(filepath.Join(root, "usr/local/antmedia/webapps/pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in, err := Open(root, "/usr/local/antmedia/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"LiveApp", "My App", "again", "bad\nname", "canlı-yayın", "climbing", "folder", "linked", "malformed", "no-db", "root"}
+	if diff := cmp.Diff(want, appNames(in)); diff != "" {
+		t.Errorf("apps (-want +got):\n%s", diff)
+	}
+	wantWarnings := []string{WarnAppShared, WarnAppIncomplete, WarnAppBrokenLink, WarnAppIncomplete, WarnAppBrokenLink}
+	if diff := cmp.Diff(wantWarnings, warnings(in.Warnings)); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s\n%v", diff, in.Warnings)
+	}
+	for _, w := range in.Warnings {
+		if strings.Contains(w.Text, "\n") {
+			t.Errorf("a warning of two lines: %q", w.Text)
+		}
+	}
+	apps := map[string]App{}
+	for _, a := range in.Apps {
+		apps[a.Name] = a
+		if a.File.Real != "" && !strings.HasPrefix(a.File.Real, root+"/") {
+			t.Errorf("%s is outside the root: %s", a.Name, a.File.Real)
+		}
+	}
+	if a := apps["linked"]; a.DBName != "linked" || a.File.Real != filepath.Join(root, "srv/apps/linked", appFileName) {
+		t.Errorf("linked: %+v", a)
+	}
+	if a := apps["climbing"]; a.DBName != "climbing" {
+		t.Errorf("climbing: %+v", a)
+	}
+	if apps["again"].File.Real != apps["LiveApp"].File.Real {
+		t.Errorf("again: %+v", apps["again"])
+	}
+	var syntax *conf.SyntaxError
+	if a := apps["malformed"]; !errors.As(a.Err, &syntax) || errors.Is(a.Err, ErrUnreadable) {
+		t.Errorf("malformed: %v", a.Err)
+	}
+	if a := apps["folder"]; !errors.Is(a.Err, ErrUnreadable) {
+		t.Errorf("folder: %v", a.Err)
+	}
+	if a := apps["no-db"]; a.Err != nil || a.DBName != "" {
+		t.Errorf("no-db: %+v", a)
+	}
+	again, err := Open(root, "")
+	if err != nil || !slices.Equal(appNames(again), appNames(in)) {
+		t.Errorf("another order: %v, %v", appNames(again), err)
+	}
+}
+
+// The whole installation may be behind absolute links, as below an image's root.
+func TestOpenLinkedTree(t *testing.T) {
+	root := tree(t, map[string]string{"../antmedia-link": "-> /usr/local/antmedia"})
+	if err := os.Rename(filepath.Join(root, "usr/local/antmedia/conf"), filepath.Join(root, "etc-antmedia")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc-antmedia", filepath.Join(root, "usr/local/antmedia/conf")); err != nil {
+		t.Fatal(err)
+	}
+	in, err := Open(root, "/usr/local/antmedia-link")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := filepath.Join(root, "etc-antmedia/red5.properties"); in.Server.Real != want {
+		t.Errorf("server file at %s, want %s", in.Server.Real, want)
+	}
+	if len(in.Apps) != 4 || in.Real != filepath.Join(root, DefaultDir) || in.Dir != "/usr/local/antmedia-link" {
+		t.Errorf("%+v", in)
+	}
+}
+
+// Without another root a relative directory is taken from where we are.
+func TestOpenRelative(t *testing.T) {
+	root := tree(t, nil)
+	t.Chdir(filepath.Join(root, "usr"))
+	in, err := Open("", "local/antmedia")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := filepath.Join(root, DefaultDir); in.Dir != want || in.Server.Path != filepath.Join(want, serverName) {
+		t.Errorf("Dir %s, server %+v", in.Dir, in.Server)
+	}
+	if _, err := Open("..", ""); err != nil {
+		t.Errorf("a relative root: %v", err)
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
+	t.Run("no directory", func(t *testing.T) {
+		root := t.TempDir()
+		_, err := Open(root, "")
+		if !errors.Is(err, ErrNoInstallation) || errors.Is(err, ErrNotAMS) || !strings.Contains(err.Error(), filepath.Join(root, DefaultDir)) {
+			t.Errorf("%v", err)
+		}
+		if Hint(err) == "" {
+			t.Error("no hint")
+		}
+	})
+	t.Run("a file in its place", func(t *testing.T) {
+		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "x"}), "")
+		if !errors.Is(err, ErrNoInstallation) || !strings.Contains(err.Error(), "not a directory") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("link loop", func(t *testing.T) {
+		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "-> antmedia"}), "")
+		if !errors.Is(err, ErrUnreadable) {
+			t.Errorf("%v", err)
+		}
+	})
+	for name, c := range map[string]struct {
+		changes map[string]string
+		missing []string
+	}{
+		"no container": {map[string]string{containerName: "-"}, []string{containerName}},
+		"no server":    {map[string]string{serverName: "-"}, []string{serverName}},
+		"a folder for a file": {
+			map[string]string{serverName: "-", serverName + "/": ""},
+			[]string{serverName + " (it is there, but not a regular file)"},
+		},
+		"nothing": {
+			map[string]string{
+				containerName: "-", serverName: "-", "webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-",
+				"webapps/My App/WEB-INF/red5-web.properties": "-", "webapps/canlı-yayın/WEB-INF/red5-web.properties": "-", "webapps/LiveApp.war": "-",
+			},
+			[]string{containerName, serverName, webappsName},
+		},
+		"webapps is a file": {
+			map[string]string{
+				"webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-", "webapps/LiveApp.war": "-",
+				"webapps/My App/WEB-INF/red5-web.properties": "-", "webapps/canlı-yayın/WEB-INF/red5-web.properties": "-", "webapps": "x",
+			},
+			[]string{webappsName + " (it is there, but not a directory)"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Open(tree(t, c.changes), "")
+			var not *NotAMSError
+			if !errors.As(err, &not) || !errors.Is(err, ErrNotAMS) {
+				t.Fatalf("%v", err)
+			}
+			if diff := cmp.Diff(c.missing, not.Missing); diff != "" {
+				t.Errorf("missing (-want +got):\n%s", diff)
+			}
+		})
+	}
+	t.Run("a pipe does not hold us", func(t *testing.T) {
+		root := tree(t, map[string]string{containerName: "-"})
+		if err := syscall.Mkfifo(filepath.Join(root, DefaultDir, containerName), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(root, ""); !errors.Is(err, ErrNotAMS) {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("too large", func(t *testing.T) {
+		root := tree(t, nil)
+		if err := os.Truncate(filepath.Join(root, DefaultDir, serverName), maxConfigSize+1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(root, ""); !errors.Is(err, ErrUnreadable) {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("permission", func(t *testing.T) {
+		if os.Geteuid() == 0 {
+			t.Skip("root reads everything; see the run as another user")
+		}
+		root := tree(t, nil)
+		if err := os.Chmod(filepath.Join(root, DefaultDir, containerName), 0); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(root, "")
+		if !errors.Is(err, ErrUnreadable) || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
+			t.Errorf("%v, hint %q", err, Hint(err))
+		}
+	})
+	t.Run("an unreadable application still counts", func(t *testing.T) {
+		if os.Geteuid() == 0 {
+			t.Skip("root reads everything; see the run as another user")
+		}
+		root := tree(t, nil)
+		if err := os.Chmod(filepath.Join(root, DefaultDir, "webapps/LiveApp/WEB-INF"), 0); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Chmod(filepath.Join(root, DefaultDir, "webapps/LiveApp/WEB-INF"), 0o755) })
+		in, err := Open(root, "")
+		if err != nil || len(in.Apps) != 4 || !errors.Is(in.Apps[0].Err, fs.ErrPermission) {
+			t.Errorf("%+v, %v", in, err)
+		}
+	})
+}
+
+// Every shipped release is an installation to us, in the mode it says.
+func TestOpenCorpus(t *testing.T) {
+	corpus, err := filepath.Abs("../../shared/corpus/ams")
+	if err != nil {
+		t.Fatal(err)
+	}
+	releases, err := os.ReadDir(corpus)
+	if err != nil {
+		t.Skip("../shared/corpus not present")
+	}
+	for _, r := range releases {
+		t.Run(r.Name(), func(t *testing.T) {
+			in, err := Open("", filepath.Join(corpus, r.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
+				// 1.9.0 has no sections; its shipped file is the standalone one.
+				t.Errorf("Mode = %q, %v", mode, err)
+			}
+			if in.HTTPPort != 5080 || in.Release.Known() || len(in.Apps) < 2 {
+				t.Errorf("%+v", in)
+			}
+			for _, a := range in.Apps {
+				if a.Err != nil || a.DBName == "" && !a.Console() {
+					t.Errorf("app %+v", a)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,91 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const errRefused = syscall.ECONNREFUSED
+
+func TestReadProcess(t *testing.T) {
+	fields := strings.Repeat("1 ", 18) + "250050 " + strings.Repeat("2 ", 30)
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  Process
+		err   string
+	}{
+		"java": {
+			map[string]string{"proc/42/stat": "42 (java) S " + fields, "proc/stat": "cpu 1\nbtime 1700000000\nx\n", "proc/42/environ": "A=b\x00AMS_HOST_ADDRESS=10.0.0.5\x00AMS_HOST_ADDRESS=no\x00"},
+			Process{PID: 42, Name: "java", HostAddress: "10.0.0.5", HostAddressKnown: true},
+			"",
+		},
+		"a name to trip over": {
+			map[string]string{"proc/42/stat": "42 (a) S 1 (b c) S " + fields, "proc/stat": "btime 1700000000\n"},
+			Process{PID: 42, Name: "a) S 1 (b c"},
+			"",
+		},
+		"not set":      {map[string]string{"proc/42/stat": "42 (java) S " + fields, "proc/stat": "btime 1700000000\n", "proc/42/environ": "XAMS_HOST_ADDRESS=1\x00"}, Process{PID: 42, Name: "java", HostAddressKnown: true}, ""},
+		"gone":         {map[string]string{"proc/stat": "btime 1700000000\n"}, Process{}, "no such process"},
+		"no boot time": {map[string]string{"proc/42/stat": "42 (java) S " + fields, "proc/stat": "cpu\n"}, Process{}, "boot time"},
+		"too short":    {map[string]string{"proc/42/stat": "42 (java) S 1 2", "proc/stat": "btime 1\n"}, Process{}, "too short"},
+		"no name":      {map[string]string{"proc/42/stat": "42 java S", "proc/stat": "btime 1\n"}, Process{}, "no name"},
+		"no number":    {map[string]string{"proc/42/stat": "42 (java) S " + strings.ReplaceAll(fields, "250050", "-1"), "proc/stat": "btime 1\n"}, Process{}, "start time"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := ReadProcess(plant(t, c.files), 42)
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) || errors.Is(err, ErrNoProcess) != (name == "gone") {
+					t.Errorf("got %+v, %v", got, err)
+				}
+				return
+			}
+			c.want.Started = time.Unix(1700000000, 0).Add(2500500 * time.Millisecond)
+			if err != nil || !got.Started.Equal(c.want.Started) {
+				t.Errorf("started %s, want %s; %v", got.Started, c.want.Started, err)
+			}
+			if got.Started = c.want.Started; got != c.want {
+				t.Errorf("got %+v, want %+v", got, c.want)
+			}
+		})
+	}
+	for _, pid := range []int{0, -1, 1 << 30} {
+		if _, err := ReadProcess("", pid); !errors.Is(err, ErrNoProcess) {
+			t.Errorf("process %d: %v", pid, err)
+		}
+	}
+	me, err := ReadProcess("", os.Getpid())
+	if err != nil || time.Since(me.Started) < -editSlack || time.Since(me.Started) > time.Hour || !me.HostAddressKnown {
+		t.Errorf("this process: %+v, %v", me, err)
+	}
+}
+
+func TestEditedAfter(t *testing.T) {
+	started := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+	root := plant(t, map[string]string{"before": "", "same": "", "after": "", "long": "", "link": "-> /after", "loop": "-> loop"})
+	for name, at := range map[string]time.Duration{"before": -time.Hour, "same": time.Second, "after": 3 * time.Second, "long": 48 * time.Hour} {
+		if err := os.Chtimes(filepath.Join(root, name), time.Time{}, started.Add(at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := EditedAfter(root, started, "/before", "/same", "/after", "/gone", "/link", "/long")
+	var got []string
+	for _, e := range list {
+		got = append(got, fmt.Sprintf("%s %s", e.Path, e.At.Sub(started)))
+	}
+	if err != nil || strings.Join(got, ", ") != "/after 3s, /link 3s, /long 48h0m0s" {
+		t.Errorf("got %v, %v", got, err)
+	}
+	list, err = EditedAfter(root, started, "/loop", "/after")
+	if err == nil || len(list) != 1 || !strings.Contains(err.Error(), "/loop") {
+		t.Errorf("got %v, %v", list, err)
+	}
+}

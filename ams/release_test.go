@@ -1,0 +1,225 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseRelease(t *testing.T) {
+	for in, want := range map[string]string{
+		"2.4.2.1": "2.4.2.1", "3.0.3-SNAPSHOT": "3.0.3-SNAPSHOT", "v2.13.2": "2.13.2", "ams-v2.8.0": "2.8.0", " 2.5 \n": "2.5",
+		"3": "3", "2.10.0_hotfix1": "2.10.0_hotfix1", "V2.0.0": "2.0.0", "2.9.0-rc.1": "2.9.0-rc.1",
+	} {
+		r, err := ParseRelease(in)
+		if err != nil || r.Version != want || r.Source != SourceFlag || !r.Known() {
+			t.Errorf("ParseRelease(%q) = %+v, %v", in, r, err)
+		}
+	}
+	for _, in := range []string{"", " ", "v", "latest", "2.", ".2", "2..3", "1.2.3.4.5", "2.4x", "2.4-", "2.4 beta", "20220304", "2.4-ü", "-1", "ams-v", "${project.version}"} {
+		if r, err := ParseRelease(in); err == nil || r.Known() {
+			t.Errorf("ParseRelease(%q) = %+v, want an error", in, r)
+		}
+	}
+}
+
+func release(t *testing.T, s string) Release {
+	t.Helper()
+	if s == "unknown" {
+		return Release{}
+	}
+	r, err := ParseRelease(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestReleaseOrder(t *testing.T) {
+	order := []string{"unknown", "1.9.1", "2.4.1", "2.4.2", "2.4.2.1", "2.5-SNAPSHOT", "2.5.0", "2.5.1", "2.9.9", "2.10.0", "2.13.2", "3.0.3-SNAPSHOT", "3.0.3", "3.1"}
+	for i, a := range order {
+		for j, b := range order {
+			got := release(t, a).Compare(release(t, b))
+			if want := slices.Compare([]int{i}, []int{j}); got != want {
+				t.Errorf("%s compared to %s = %d, want %d", a, b, got, want)
+			}
+		}
+	}
+	if release(t, "2.5").Compare(release(t, "v2.5.0")) != 0 || release(t, "2.5.0-SNAPSHOT").Compare(release(t, "2.5-beta")) != 0 {
+		t.Error("equal releases differ")
+	}
+}
+
+func TestReleaseAbilities(t *testing.T) {
+	for _, c := range []struct {
+		release    string
+		env, live  bool
+		rule       AddressRule
+		atLeast242 bool
+	}{
+		{"unknown", true, true, RuleSiteLocal, false},
+		{"1.9.0", false, false, RuleHostname, false},
+		{"2.4.1", false, false, RuleHostname, false},
+		{"2.4.2", false, false, RuleHostname, true},
+		{"2.4.3", false, false, RuleHostname, true},
+		{"2.5.0", true, false, RuleHostname, true},
+		{"2.5.1", true, true, RuleHostname, true},
+		{"2.12.0", true, true, RuleHostname, true},
+		{"2.13.0", true, true, RuleDefaultRoute, true},
+		{"3.0.3", true, true, RuleDefaultRoute, true},
+		{"3.0.4-SNAPSHOT", true, true, RuleSiteLocal, true},
+		{"3.1.0", true, true, RuleSiteLocal, true},
+	} {
+		r := release(t, c.release)
+		if r.HonoursHostAddress() != c.env || r.HasLiveness() != c.live || r.AddressRule() != c.rule || r.AtLeast(2, 4, 2) != c.atLeast242 {
+			t.Errorf("%s: env %v, liveness %v, rule %q, at least 2.4.2 %v", c.release, r.HonoursHostAddress(), r.HasLiveness(), string(r.AddressRule()), r.AtLeast(2, 4, 2))
+		}
+		if r.AddressRule().String() == string(r.AddressRule()) {
+			t.Errorf("%s: the rule has no words", c.release)
+		}
+	}
+}
+
+func TestJarRelease(t *testing.T) {
+	manifest := func(s string) string { return jar(t, map[string]string{manifestName: s}) }
+	good := "Manifest-Version: 1.0\r\nImplementation-Version: 3.0.3\r\nBuild-Number: 20260504_1200\r\n\r\n"
+	want303 := Release{Version: "3.0.3", Build: "20260504_1200", Source: SourceManifest}
+	for _, c := range []struct {
+		name, jar string
+		want      Release
+		note      string // part of it
+	}{
+		{"good", manifest(good), want303, ""},
+		{"LF", manifest(strings.ReplaceAll(good, "\r\n", "\n")), want303, ""},
+		{"CR alone", manifest(strings.ReplaceAll(good, "\r\n", "\r")), want303, ""},
+		{"no newline at the end", manifest("Implementation-Version: 2.4.2.1"), Release{Version: "2.4.2.1", Source: SourceManifest}, ""},
+		{"names in another case", manifest("IMPLEMENTATION-version: 2.13.2\nbuild-NUMBER: 7\n"), Release{Version: "2.13.2", Build: "7", Source: SourceManifest}, ""},
+		{
+			"continued", manifest("X: y\r\n z\r\nImplementation-Version: 3.0.3-SN\r\n AP\r\n SHOT\r\n\r\n"),
+			Release{Version: "3.0.3-SNAPSHOT", Source: SourceManifest},
+			"",
+		},
+		{"member's name in another case", jar(t, map[string]string{"meta-inf/Manifest.mf": good}), want303, ""},
+		{"only in a later section", manifest("Manifest-Version: 1.0\r\n\r\nName: x\r\nImplementation-Version: 9.9\r\n"), Release{}, "no Implementation-Version"},
+		{"no manifest", jar(t, map[string]string{"x.class": "x"}), Release{}, "no META-INF/MANIFEST.MF"},
+		{"not filled in", manifest("Implementation-Version: ${project.version}\n"), Release{}, "${project.version}"},
+		{"empty version", manifest("Implementation-Version: \n"), Release{}, "no Implementation-Version"},
+		{"empty file", "", Release{}, "not a whole jar"},
+		{"cut", manifest(good)[:60], Release{}, "not a whole jar"},
+		{"not a zip", strings.Repeat("x", 100_000), Release{}, "not a whole jar"},
+		{"manifest without end", manifest("Implementation-Version: 3.0.3\nX: " + strings.Repeat("y", maxManifestSize)), Release{}, "larger than"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in, err := Open(tree(t, map[string]string{jarName: c.jar}), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := in.Release
+			if c.note != "" {
+				if got.Known() || got.Source != SourceUnknown || !strings.Contains(got.Note, c.note) || !strings.Contains(got.Note, jarName) {
+					t.Errorf("release %+v", got)
+				}
+				return
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestJarReleaseOddFiles(t *testing.T) {
+	t.Run("none", func(t *testing.T) {
+		in, err := Open(tree(t, map[string]string{jarName: "-"}), "")
+		if err != nil || in.Release.Known() || !strings.HasSuffix(in.Release.Note, "ant-media-server.jar: not there") {
+			t.Errorf("%+v, %v", in, err)
+		}
+	})
+	t.Run("absolute link below the root", func(t *testing.T) {
+		root := tree(t, map[string]string{jarName: "-> /opt/jars/server.jar", "../../../opt/jars/server.jar": jar(t, map[string]string{manifestName: "Implementation-Version: 2.8.0\n"})})
+		in, err := Open(root, "")
+		if err != nil || in.Release.Version != "2.8.0" {
+			t.Errorf("%+v, %v", in, err)
+		}
+	})
+	t.Run("pipe", func(t *testing.T) {
+		root := tree(t, map[string]string{jarName: "-"})
+		if err := syscall.Mkfifo(filepath.Join(root, DefaultDir, jarName), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		in, err := Open(root, "")
+		if err != nil || in.Release.Known() || !strings.Contains(in.Release.Note, "not a regular file") {
+			t.Errorf("%+v, %v", in, err)
+		}
+	})
+	t.Run("huge", func(t *testing.T) {
+		// Six gigabytes of hole before the archive: only its end may be read.
+		root := tree(t, nil)
+		name := filepath.Join(root, DefaultDir, jarName)
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(b, 6<<30); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		in, err := Open(root, "")
+		if err != nil || in.Release.Version != "3.0.3" {
+			t.Errorf("%+v, %v", in.Release, err)
+		}
+	})
+}
+
+func FuzzManifest(f *testing.F) {
+	f.Add([]byte("Implementation-Version: 3.0.3\r\n\r\n"))
+	f.Add([]byte("A: b\n c\nImplementation-Version: 2\r 5\n"))
+	f.Add([]byte(" x\n:\n\r"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for name, value := range manifestAttributes(b) {
+			if strings.ContainsAny(name+value, "\r\n") {
+				t.Errorf("attribute %q: %q spans lines", name, value)
+			}
+			// Line endings mean nothing.
+			other := manifestAttributes(bytes.ReplaceAll(bytes.ReplaceAll(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")), []byte("\r"), []byte("\n")), []byte("\n"), []byte("\r\n")))
+			if other[name] != value {
+				t.Errorf("with CR LF %q is %q, not %q", name, other[name], value)
+			}
+		}
+	})
+}
+
+func FuzzParseRelease(f *testing.F) {
+	for _, s := range []string{"2.4.2.1", "3.0.3-SNAPSHOT", "ams-v2.8.0", "2.4-", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := ParseRelease(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseRelease(r.Version)
+		if err != nil || again != r || r.Compare(again) != 0 {
+			t.Errorf("%q became %+v, then %+v, %v", s, r, again, err)
+		}
+		if fmt.Sprint(r) != r.Version {
+			t.Errorf("%q prints as %q", r.Version, r)
+		}
+	})
+}
