@@ -270,9 +270,13 @@ func TestGetent(t *testing.T) {
 	if _, err := exec.LookPath(getent); err != nil {
 		t.Skip("no getent here")
 	}
+	// A minimal system does not know even this name.
 	addrs, err := systemResolve(t.Context(), "localhost")
-	if err != nil || len(addrs) == 0 || !addrs[0].IsLoopback() {
+	if err != nil || len(addrs) > 0 && !addrs[0].IsLoopback() {
 		t.Errorf("localhost = %v, %v", addrs, err)
+	}
+	if hosts, err := os.ReadFile("/etc/hosts"); err == nil && len(hostsAddrs(hosts, "localhost")) > 0 && len(addrs) == 0 {
+		t.Errorf("/etc/hosts knows localhost, getent does not")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

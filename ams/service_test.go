@@ -256,6 +256,13 @@ func TestSystemdJobNeverEnds(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	t.Run("connection lost while asking", func(t *testing.T) {
+		s, _ := fakeSystemd(&fakeBus{jobErr: errors.New("connection closed"), dead: true})
+		var job *JobError
+		if err := s.Restart(t.Context()); !errors.As(err, &job) || !job.Pending() || !errors.Is(err, errLostSystemd) {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 func TestSystemdErrors(t *testing.T) {

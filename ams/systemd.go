@@ -26,6 +26,8 @@ const (
 	systemdAlivePoll = time.Second
 )
 
+var errLostSystemd = errors.New("the connection to systemd was lost")
+
 // bus is the little of systemd that we use. The real one is in systemd_dbus.go.
 type bus interface {
 	// properties of a unit and its type, all in one map; a unit that does not
@@ -137,8 +139,12 @@ func (s *Systemd) do(ctx context.Context, verb string) error {
 	}
 	done := make(chan string, 1)
 	if err := b.job(ctx, verb, s.unit, done); err != nil {
-		if ctx.Err() != nil {
-			return &JobError{Service: s.unit, Verb: verb, Result: resultPending, Err: ctx.Err()}
+		switch {
+		case ctx.Err() != nil:
+			return s.jobError(ctx, verb, resultPending, ctx.Err())
+		case !b.alive():
+			// systemd may have taken the request before it went away.
+			return s.jobError(ctx, verb, resultPending, errLostSystemd)
 		}
 		return fmt.Errorf("%s of %s: %w", verb, s.unit, err)
 	}
@@ -155,7 +161,7 @@ func (s *Systemd) do(ctx context.Context, verb string) error {
 			return s.jobError(ctx, verb, resultPending, ctx.Err())
 		case <-tick.C:
 			if !b.alive() {
-				return s.jobError(ctx, verb, resultPending, errors.New("the connection to systemd was lost"))
+				return s.jobError(ctx, verb, resultPending, errLostSystemd)
 			}
 		}
 	}
