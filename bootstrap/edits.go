@@ -52,7 +52,6 @@ type edits struct {
 	private     map[string]bool
 }
 
-
 // setting is a property with its values in the two modes.
 type setting struct {
 	key, cluster, standalone string

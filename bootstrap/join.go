@@ -152,7 +152,7 @@ func (j *joiner) run(ctx context.Context) error {
 	j.wasRunning = f.service.Running()
 	var err error
 	if j.seen, err = f.client.AMSNodesByAddress(ctx, f.address.Addr.String()); err != nil {
-		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: untouched, Hint: MongoHint(err)}
+		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: untouched}
 	}
 	unchanged := len(f.plan.Changed()) == 0
 	if unchanged && !j.result.RestartNeeded && f.state != nil && f.state.Phase == PhaseJoined {
@@ -198,7 +198,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	j.result.Evidence = ev
 	j.result.Outcome = OutcomeUnchanged
 	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
-		return &FailedError{Step: "writing the registry", Err: err, State: "this machine is a cluster node; its row in the registry is not up to date", Hint: MongoHint(err)}
+		return &FailedError{Step: "writing the registry", Err: err, State: "this machine is a cluster node; its row in the registry is not up to date"}
 	}
 	return nil
 }
@@ -207,7 +207,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 func (j *joiner) apply(ctx context.Context, restart bool) error {
 	f := j.facts
 	if err := j.register(ctx, cluster.StateJoining, "join"); err != nil {
-		return &FailedError{Step: "writing the registry", Err: err, State: untouched, Hint: MongoHint(err)}
+		return &FailedError{Step: "writing the registry", Err: err, State: untouched}
 	}
 	if err := j.save(PhaseJoining, restart); err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: untouched}
@@ -301,7 +301,7 @@ func (j *joiner) finish(ctx context.Context) error {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
 	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
-		return &FailedError{Step: "writing the registry", Err: err, Hint: MongoHint(err),
+		return &FailedError{Step: "writing the registry", Err: err,
 			State: "this machine is a cluster node; its row in the registry still says joining: run the same command again"}
 	}
 	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
@@ -334,7 +334,7 @@ func (j *joiner) replan() ([]string, error) {
 
 // failed rolls back, or keeps, what a join did, and says which.
 func (j *joiner) failed(ctx context.Context, step string, cause error) error {
-	e := &FailedError{Step: step, Err: cause, Hint: firstOf(ams.Hint(cause), MongoHint(cause))}
+	e := &FailedError{Step: step, Err: cause, Hint: ams.Hint(cause)}
 	bound, cancel := after(ctx, rollbackTime)
 	defer cancel()
 	if j.req.OnFailure == Keep || !j.facts.service.Known() {

@@ -247,7 +247,7 @@ func (l *leaver) connect(ctx context.Context) {
 		}
 	}
 	if err != nil {
-		l.warn(IDMongo, MongoHint(err), "%v", err)
+		l.warn(IDMongo, "", "%v", err)
 	}
 }
 
@@ -388,7 +388,7 @@ func (l *leaver) deregister(ctx context.Context) error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return &FailedError{Step: "deregistering", Err: err, Hint: firstOf(MongoHint(err), "run the same command again"),
+		return &FailedError{Step: "deregistering", Err: err, Hint: "run the same command again",
 			State: "this machine is standalone; its rows in MongoDB remain"}
 	}
 	l.say("deregistered %s", l.id)

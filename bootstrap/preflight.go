@@ -361,7 +361,7 @@ func (f *facts) failMongo(err error) {
 	if errors.As(err, &e) && (e.Kind == cluster.KindAuth || e.Kind == cluster.KindForbidden) {
 		id = IDMongoAuth
 	}
-	f.fail(id, err, MongoHint(err))
+	f.fail(id, err, "")
 }
 
 // mayCome reports failures that end by themselves when a server has started.
