@@ -1,0 +1,329 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+)
+
+const (
+	amsDatabase   = "clusterdb"
+	amsCollection = "clusternode"
+
+	broadcastCollection = "broadcast"
+
+	// amsFresh is AMS's own limit: it writes every 5 s and takes a node for
+	// dead after four of these periods.
+	amsFresh = 20 * time.Second
+	// streamFresh is AMS's own limit for a stream that it calls live.
+	streamFresh = 20 * time.Second
+)
+
+// AMSNode is a document of clusterdb.clusternode, where each AMS in cluster
+// mode writes about itself every 5 seconds.
+type AMSNode struct {
+	ID string `json:"id"`
+	// IP is the address by which the other nodes call this one.
+	IP string `json:"ip"`
+	// LastUpdate is by the clock of the machine that AMS runs on; zero if the
+	// document does not tell.
+	LastUpdate time.Time `json:"last_update,omitzero"`
+	Memory     string    `json:"memory,omitempty"` // as written, e.g. "586/1945"
+	CPU        *float64  `json:"cpu,omitempty"`    // percent; nil if not known
+	// QueryMS is the mean time of a database query; nil if not known.
+	QueryMS *int64 `json:"query_ms,omitempty"`
+
+	id      bson.RawValue // as stored, which may be no string
+	written bson.RawValue // lastUpdateTime as stored
+}
+
+func readAMSNode(doc bson.Raw) AMSNode {
+	n := AMSNode{
+		IP:         textField(doc, "ip"),
+		LastUpdate: timeField(doc, "lastUpdateTime"),
+		Memory:     textField(doc, "memory"),
+		id:         field(doc, "_id"),
+		written:    field(doc, "lastUpdateTime"),
+	}
+	n.ID = idText(n.id)
+	if cpu, ok := numberField(doc, "cpu"); ok {
+		n.CPU = &cpu
+	}
+	if ms, ok := int64Field(doc, "dbQueryAveargeTimeMs"); ok { // sic
+		n.QueryMS = &ms
+	}
+	return n
+}
+
+// Fresh reports whether AMS would call this node alive: written at most 20 s
+// ago by the clock of the reader. A stamp in the future counts as fresh, as it
+// does for AMS.
+func (n AMSNode) Fresh(now time.Time) bool {
+	return !n.LastUpdate.IsZero() && now.Sub(n.LastUpdate) <= amsFresh
+}
+
+// sameDocument reports whether both are the same document, in whatever
+// version.
+func (n AMSNode) sameDocument(m AMSNode) bool { return n.id.Equal(m.id) }
+
+// sameVersion reports whether nobody wrote the document between both reads.
+func (n AMSNode) sameVersion(m AMSNode) bool {
+	return n.sameDocument(m) && n.IP == m.IP && n.written.Equal(m.written)
+}
+
+// AMSNodes reads all documents of clusternode, ordered by address and id. It
+// never returns nil without an error.
+func (c *Client) AMSNodes(ctx context.Context) ([]AMSNode, error) {
+	return c.readAMSNodes(ctx, "reading AMS's cluster nodes", bson.D{})
+}
+
+// AMSNodesByAddress reads the documents with this address; there can be
+// several, of earlier lives.
+func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNode, error) {
+	return c.readAMSNodes(ctx, "reading AMS's cluster nodes of "+address, addressFilter("ip", address))
+}
+
+func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]AMSNode, error) {
+	docs, err := c.find(ctx, op, c.amsNodes(), filter, nil)
+	if err != nil {
+		return nil, err
+	}
+	nodes := make([]AMSNode, 0, len(docs))
+	for _, doc := range docs {
+		nodes = append(nodes, readAMSNode(doc))
+	}
+	slices.SortFunc(nodes, func(a, b AMSNode) int {
+		return cmp.Or(compareText(a.IP, b.IP), compareText(a.ID, b.ID))
+	})
+	return nodes, nil
+}
+
+// compareText orders addresses as numbers and everything else as text.
+func compareText(a, b string) int {
+	x, errX := netip.ParseAddr(a)
+	y, errY := netip.ParseAddr(b)
+	if errX == nil && errY == nil {
+		return x.Compare(y)
+	}
+	return strings.Compare(a, b)
+}
+
+// SameAddress reports whether two spellings name one address: AMS writes an
+// IPv6 address as Java does, in full, unless it was told what to write.
+func SameAddress(a, b string) bool {
+	if a == b {
+		return true
+	}
+	x, errX := netip.ParseAddr(a)
+	y, errY := netip.ParseAddr(b)
+	return errX == nil && errY == nil && x.Unmap().WithZone("") == y.Unmap().WithZone("")
+}
+
+// addressFilter matches a field that holds the address in one of the
+// spellings that AMS uses.
+func addressFilter(key, address string) bson.D {
+	forms := bson.A{address}
+	if addr, err := netip.ParseAddr(address); err == nil {
+		for _, form := range []string{addr.String(), javaAddress(addr)} {
+			if !slices.Contains(forms, any(form)) {
+				forms = append(forms, form)
+			}
+		}
+	}
+	if len(forms) == 1 {
+		return bson.D{{Key: key, Value: address}}
+	}
+	return bson.D{{Key: key, Value: bson.D{{Key: "$in", Value: forms}}}}
+}
+
+// javaAddress spells an address as Java's getHostAddress: eight groups without
+// leading zeros and without ::.
+func javaAddress(addr netip.Addr) string {
+	if !addr.Is6() || addr.Is4In6() {
+		return addr.Unmap().String()
+	}
+	b := addr.As16()
+	groups := make([]string, 8)
+	for i := range groups {
+		groups[i] = fmt.Sprintf("%x", uint16(b[2*i])<<8|uint16(b[2*i+1]))
+	}
+	return strings.Join(groups, ":")
+}
+
+// AMSRemoval says which documents of clusternode [Client.DeleteAMSNodes] may
+// delete. AMS must have stopped: while it runs, it writes its document again
+// within 5 s.
+type AMSRemoval struct {
+	// Address is required: no document with another address is touched.
+	Address string
+	// IDs are documents seen while our own AMS was running; they go whatever
+	// their age.
+	IDs []string
+	// StoppedAt is when AMS stopped, by the local clock, which was AMS's too.
+	// What was written after it is being written by somebody, and stays. Zero
+	// leaves this out.
+	StoppedAt time.Time
+	// OlderThan lets documents of the address go that are not in IDs and were
+	// last written before it: left by earlier lives. Zero leaves this out.
+	OlderThan time.Time
+}
+
+// AMSRemoved is what became of the documents of one address.
+type AMSRemoved struct {
+	Deleted []AMSNode `json:"deleted"` // are not there any more
+	Kept    []AMSKept `json:"kept"`
+}
+
+// AMSKept is a document that was left alone.
+type AMSKept struct {
+	Node AMSNode `json:"node"`
+	Why  KeptWhy `json:"why"`
+}
+
+// KeptWhy is the reason why a document was left alone.
+type KeptWhy string
+
+// The reasons.
+const (
+	// KeptRewritten: somebody writes it; an AMS with this address is running.
+	KeptRewritten KeptWhy = "rewritten"
+	// KeptUnknown: neither among the ids nor old enough.
+	KeptUnknown KeptWhy = "unknown"
+)
+
+// DeleteAMSNodes removes the documents of an address that has left the
+// cluster. A document is deleted only in the very version that was judged: one
+// that is written meanwhile is kept and reported, never lost and never
+// reported as deleted.
+//
+// With an error, what was done until then is returned as well.
+func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, error) {
+	var done AMSRemoved
+	if r.Address == "" {
+		return done, errors.New("removing AMS's node documents: no address is given")
+	}
+	before, err := c.AMSNodesByAddress(ctx, r.Address)
+	if err != nil {
+		return done, err
+	}
+	var candidates []AMSNode
+	for _, n := range before {
+		known := slices.Contains(r.IDs, n.ID)
+		old := !r.OlderThan.IsZero() && !n.LastUpdate.IsZero() && n.LastUpdate.Before(r.OlderThan)
+		switch {
+		case !r.StoppedAt.IsZero() && n.LastUpdate.After(r.StoppedAt):
+			done.Kept = append(done.Kept, AMSKept{n, KeptRewritten})
+		case !known && !old:
+			done.Kept = append(done.Kept, AMSKept{n, KeptUnknown})
+		default:
+			candidates = append(candidates, n)
+		}
+	}
+	var errs []error
+	for _, n := range candidates {
+		op := "removing AMS's node document " + n.ID
+		errs = append(errs, c.call(ctx, op, func(ctx context.Context) error {
+			// The count says nothing after an attempt whose answer was lost:
+			// the second look below decides.
+			_, err := c.amsNodes().DeleteOne(ctx, n.version())
+			return err
+		}))
+	}
+	if len(candidates) == 0 {
+		return done, nil
+	}
+	after, err := c.AMSNodesByAddress(ctx, r.Address)
+	if err != nil {
+		return done, errors.Join(append(errs, err)...)
+	}
+	for _, n := range candidates {
+		i := slices.IndexFunc(after, n.sameDocument)
+		switch {
+		case i < 0:
+			done.Deleted = append(done.Deleted, n)
+		case !after[i].sameVersion(n):
+			done.Kept = append(done.Kept, AMSKept{after[i], KeptRewritten})
+		}
+		// Otherwise deleting it failed, and errs says why.
+	}
+	return done, errors.Join(errs...)
+}
+
+// version matches the document only as it was read.
+func (n AMSNode) version() bson.D {
+	written := bson.E{Key: "lastUpdateTime", Value: bson.D{{Key: "$exists", Value: false}}}
+	if n.written.Type != 0 {
+		written.Value = n.written
+	}
+	return bson.D{{Key: "_id", Value: n.id}, {Key: "ip", Value: n.IP}, written}
+}
+
+// DatabaseStreams are the streams that an origin serves from one application.
+type DatabaseStreams struct {
+	Database string   `json:"database"`
+	IDs      []string `json:"ids"` // ids of the streams
+	// Err says why this database could not be read; then IDs means nothing.
+	Err error `json:"-"`
+}
+
+// LocalStreams reads which streams are live on the node with this address, by
+// AMS's own rule: published there, broadcasting, and written at most 20 s ago.
+// now is the clock of that node, by which AMS stamps them. databases are the
+// db.name of the applications; one that does not exist has no streams.
+//
+// Unknown is not zero: if any database could not be read, the error is set,
+// and the others are returned with it.
+func (c *Client) LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]DatabaseStreams, error) {
+	switch {
+	case address == "":
+		return nil, errors.New("reading live streams: no address is given")
+	case len(databases) == 0:
+		return nil, errors.New("reading live streams: no application database is named")
+	}
+	since := now.Add(-streamFresh)
+	filter := append(addressFilter("originAdress", address), // sic
+		bson.E{Key: "status", Value: "broadcasting"},
+		// Numbers and dates do not compare with each other.
+		bson.E{Key: "$or", Value: bson.A{
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since.UnixMilli()}}}},
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since}}}},
+		}})
+	projection := bson.D{{Key: "_id", Value: 1}, {Key: "streamId", Value: 1}}
+
+	all := make([]DatabaseStreams, 0, len(databases))
+	var errs []error
+	for _, name := range databases {
+		d := DatabaseStreams{Database: name, IDs: []string{}}
+		op := "reading live streams of " + name
+		docs, err := c.find(ctx, op, c.mongo.Database(name).Collection(broadcastCollection), filter, projection)
+		if err != nil {
+			d.Err = err
+			errs = append(errs, err)
+		}
+		for _, doc := range docs {
+			id := textField(doc, "streamId")
+			if id == "" {
+				id = idText(field(doc, "_id")) // still a stream that counts
+			}
+			d.IDs = append(d.IDs, id)
+		}
+		slices.Sort(d.IDs)
+		all = append(all, d)
+	}
+	return all, errors.Join(errs...)
+}
+
+func (c *Client) amsNodes() *mongo.Collection {
+	return c.mongo.Database(amsDatabase).Collection(amsCollection)
+}

@@ -1,0 +1,345 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"go.mongodb.org/mongo-driver/v2/mongo/readpref"
+	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
+)
+
+// Dialer opens connections. *net.Dialer is one.
+type Dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Options are the settings of [Connect]. The zero value is usable.
+type Options struct {
+	// AppName is what the server's own log calls us.
+	AppName string
+	// Timeout bounds every call, its retries included. Default 10 s.
+	Timeout time.Duration
+	// MaxPool is the number of connections for calls, per server; the driver
+	// keeps one more to watch the server. Default 2.
+	MaxPool int
+	// Log gets a line for every attempt that failed. Default: none.
+	Log *slog.Logger
+	// Dialer replaces the network. Default: *net.Dialer.
+	Dialer Dialer
+	// Now is the local clock. Default: time.Now.
+	Now func() time.Time
+}
+
+const (
+	defaultTimeout = 10 * time.Second
+	defaultPool    = 2
+
+	// maxAttempts counts the first one too. Three reach past one election
+	// and one connection that was cut; what lasts longer is not transient.
+	maxAttempts = 3
+	// firstPause is doubled before each further attempt; jitter halves it at
+	// most, so that 200 nodes do not come back in step after an election.
+	firstPause = 200 * time.Millisecond
+
+	// watchInterval is how often the driver looks after an idle server; it
+	// does so at once when a call needs a server or has failed on one.
+	watchInterval = 30 * time.Second
+	// idleLimit drops connections before the NAT gateways and load balancers
+	// of the clouds forget them without a word (from 240 s on).
+	idleLimit = 60 * time.Second
+	// closeTimeout bounds the good-bye to a server that may be dead.
+	closeTimeout = time.Second
+)
+
+// Client talks to one cluster. Its methods may be called from any goroutine,
+// and each is bounded by [Options.Timeout] and by its context, whichever ends
+// first.
+type Client struct {
+	mongo   *mongo.Client
+	target  Target
+	timeout time.Duration
+	log     *slog.Logger
+	now     func() time.Time
+}
+
+// Connect prepares a client. It asks DNS for a mongodb+srv URI and otherwise
+// opens no connection before the first call: [Client.Ping] tells whether the
+// server is there. Close the client in any case.
+//
+// AMS and we must see the same server, so where a single host is named without
+// a replica set, it is used directly and not asked for other members: that is
+// what AMS's Java driver does.
+func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
+	const op = "preparing the connection to MongoDB"
+	if t.IsZero() {
+		return nil, &Error{Kind: KindConfig, Op: op, Err: errors.New("no address is given")}
+	}
+	c := &Client{target: t, timeout: o.Timeout, log: o.Log, now: o.Now}
+	if c.timeout <= 0 {
+		c.timeout = defaultTimeout
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	opts, err := c.driverOptions(ctx, o)
+	if err == nil {
+		c.mongo, err = mongo.Connect(opts)
+	}
+	if err != nil {
+		e := newError(op, err, t)
+		if e.Kind == KindOther || e.Kind == KindTLS {
+			e.Kind = KindConfig // nothing but the string was looked at
+		}
+		return nil, e
+	}
+	return c, nil
+}
+
+func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientOptions, error) {
+	opts, err := applyURI(ctx, c.target, c.timeout)
+	if err != nil {
+		return nil, err
+	}
+	opts.SetAppName(o.AppName)
+	opts.SetMinPoolSize(0)
+	opts.SetMaxPoolSize(uint64(max(o.MaxPool, 0)))
+	if o.MaxPool <= 0 {
+		opts.SetMaxPoolSize(defaultPool)
+	}
+	opts.SetMaxConnIdleTime(idleLimit)
+	opts.SetServerSelectionTimeout(c.timeout)
+	// Half of it, so that the reason why a server does not answer is known
+	// before the search for a server ends.
+	opts.SetConnectTimeout(c.timeout / 2)
+	opts.SetHeartbeatInterval(watchInterval)
+	opts.SetServerMonitoringMode("poll") // one connection to watch, not two
+	opts.SetReadPreference(readpref.Primary())
+	opts.SetWriteConcern(writeconcern.Majority())
+	if o.Dialer != nil {
+		opts.SetDialer(o.Dialer)
+	}
+	if opts.Direct == nil && !c.target.SRV() && len(opts.Hosts) == 1 && opts.ReplicaSet == nil &&
+		(opts.LoadBalanced == nil || !*opts.LoadBalanced) {
+		opts.SetDirect(true)
+	}
+	if cfg := opts.TLSConfig; cfg != nil {
+		if allowsAnyName(c.target) && !cfg.InsecureSkipVerify {
+			verifyChainOnly(cfg)
+		}
+		// Java does not ask the CA about revocation either, and in a subnet
+		// without a way out the question would hang.
+		if opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil && !cfg.InsecureSkipVerify {
+			opts.SetDisableOCSPEndpointCheck(true)
+		}
+	}
+	return opts, opts.Validate()
+}
+
+// applyURI lets the driver read the URI, which for mongodb+srv asks DNS
+// without regard to any context: the goroutine ends when the resolver gives up.
+func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.ClientOptions, error) {
+	read := func() (*options.ClientOptions, error) {
+		opts := options.Client().ApplyURI(t.URI().Reveal())
+		return opts, opts.Validate()
+	}
+	if !t.SRV() {
+		return read()
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	type result struct {
+		opts *options.ClientOptions
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		opts, err := read()
+		done <- result{opts, err}
+	}()
+	select {
+	case r := <-done:
+		return r.opts, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("asking DNS for the hosts of %s: %w", t.Hosts()[0], ctx.Err())
+	}
+}
+
+// allowsAnyName reports options of the Java driver that ours does not know.
+func allowsAnyName(t Target) bool {
+	return t.Option("tlsAllowInvalidHostnames") == "true" || t.Option("sslInvalidHostNameAllowed") == "true"
+}
+
+// verifyChainOnly keeps the check of the certificate and drops the one of the
+// host name, as the options ask for.
+func verifyChainOnly(cfg *tls.Config) {
+	cfg.InsecureSkipVerify = true
+	roots := cfg.RootCAs
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		between := x509.NewCertPool()
+		for _, cert := range state.PeerCertificates[1:] {
+			between.AddCert(cert)
+		}
+		_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between})
+		if err != nil {
+			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
+		}
+		return nil
+	}
+}
+
+// Target returns where the client connects to.
+func (c *Client) Target() Target { return c.target }
+
+// Close says good-bye and closes all connections, in about a second at most.
+func (c *Client) Close(ctx context.Context) error {
+	// Also when ctx has ended: that is when most clients are closed.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if err := c.mongo.Disconnect(ctx); err != nil && !errors.Is(err, mongo.ErrClientDisconnected) {
+		return newError("closing the connection to MongoDB", err, c.target)
+	}
+	return nil
+}
+
+// call runs one exchange with the server, bounded, and again if it failed in
+// a way that passes. So do must be repeatable: an attempt that failed may have
+// been carried out by the server, with only the answer lost.
+func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	pause := firstPause
+	for attempt := 1; ; attempt++ {
+		err := do(ctx)
+		if err == nil {
+			return nil
+		}
+		e := newError(op, err, c.target)
+		again := attempt < maxAttempts && passes(e.Kind, err) && ctx.Err() == nil
+		c.log.DebugContext(ctx, "call to MongoDB failed", "op", op, "attempt", attempt, "again", again,
+			"kind", string(e.Kind), "host", e.Host, "error", e.Err.Error())
+		if !again {
+			return e
+		}
+		timer := time.NewTimer(pause/2 + rand.N(pause/2))
+		pause *= 2
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return e
+		case <-timer.C:
+		}
+	}
+}
+
+// passes reports failures that a moment later may be gone. A search for a
+// server is none: the driver has repeated it for as long as it was given.
+func passes(k Kind, err error) bool {
+	if _, searched := errors.AsType[topology.ServerSelectionError](err); searched {
+		return false
+	}
+	switch k {
+	case KindLost, KindRefused, KindUnreachable, KindNotPrimary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Ping proves that the server answers and, where the connection string has
+// credentials, that it accepts them. What the user may do there is
+// [Client.CheckAccess]'s question.
+func (c *Client) Ping(ctx context.Context) error {
+	return c.call(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {
+		return c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "ping", Value: 1}}).Err()
+	})
+}
+
+// ServerTime returns the server's clock.
+func (c *Client) ServerTime(ctx context.Context) (time.Time, error) {
+	t, _, err := c.serverTime(ctx)
+	return t, err
+}
+
+// ClockSkew returns how far the local clock is ahead of the server's (behind:
+// negative), and how exact that is: the answer lies within ± the second value.
+// AMS takes every node for dead whose clock is 20 s behind its own.
+func (c *Client) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
+	server, trip, err := c.serverTime(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	return c.now().Add(-trip / 2).Sub(server), trip/2 + time.Millisecond, nil
+}
+
+func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Duration, err error) {
+	const op = "reading MongoDB's clock"
+	var reply bson.Raw
+	err = c.call(ctx, op, func(ctx context.Context) error {
+		start := time.Now() // monotonic: a duration, not the local clock
+		var err error
+		reply, err = c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
+		trip = time.Since(start)
+		return err
+	})
+	if err != nil {
+		return time.Time{}, 0, err
+	}
+	server = timeField(reply, "localTime")
+	if server.IsZero() {
+		return time.Time{}, 0, &Error{
+			Kind: KindUnsupported, Op: op, Host: c.target.hostList(),
+			Err: errors.New("its answer to hello has no localTime"),
+		}
+	}
+	return server, trip, nil
+}
+
+// CheckAccess tries, without changing anything, each right that joining and
+// leaving need: to read and delete AMS's node documents and to write our
+// registry. It also finds a server that takes no writes.
+func (c *Client) CheckAccess(ctx context.Context) error {
+	// Matches no document: AMS's ids and cloud ids are never empty objects.
+	nothing := bson.D{{Key: "_id", Value: bson.D{}}}
+	err := c.call(ctx, "checking the right to read "+amsDatabase+"."+amsCollection, func(ctx context.Context) error {
+		err := c.amsNodes().FindOne(ctx, nothing).Err()
+		if errors.Is(err, mongo.ErrNoDocuments) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = c.call(ctx, "checking the right to write "+registryDatabase+"."+nodesCollection, func(ctx context.Context) error {
+		_, err := c.nodes().UpdateOne(ctx, nothing, bson.D{{Key: "$set", Value: bson.D{{Key: "x", Value: 1}}}})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, "checking the right to delete from "+amsDatabase+"."+amsCollection, func(ctx context.Context) error {
+		_, err := c.amsNodes().DeleteOne(ctx, nothing)
+		return err
+	})
+}
+
+// hostList names the hosts for a message.
+func (t Target) hostList() string { return strings.Join(hostsOf(t), ", ") }

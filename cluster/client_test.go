@@ -1,0 +1,395 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+// quick is a time that a healthy local exchange never needs and a test can
+// wait for.
+const quick = 1500 * time.Millisecond
+
+func connect(t *testing.T, uri string, o Options) *Client {
+	t.Helper()
+	target, err := ParseTarget(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 10 * time.Second
+	}
+	c, err := Connect(t.Context(), target, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(context.Background()); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return c
+}
+
+// checkError holds for every error of a call: typed, named, and clean.
+func checkError(t *testing.T, err error, kind Kind, host string) *Error {
+	t.Helper()
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		t.Fatalf("error is %T (%v), want *Error", err, err)
+	}
+	if e.Kind != kind || KindOf(fmt.Errorf("wrapped: %w", err)) != kind {
+		t.Errorf("kind = %s, want %s (%v)", e.Kind, kind, err)
+	}
+	if e.Host != host {
+		t.Errorf("host = %q, want %q (%v)", e.Host, host, err)
+	}
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		for how, out := range printouts(t, e) {
+			if strings.Contains(out, secretMark) {
+				t.Errorf("%s shows the password: %s", how, out)
+			}
+		}
+	}
+	return e
+}
+
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+func (f dialFunc) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return f(ctx, network, address)
+}
+
+// atOnce runs do for every index, all at the same time: these tests wait for
+// time to run out, which parallel subtests would do two by two.
+func atOnce(n int, do func(i int)) {
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { do(i) })
+	}
+	all.Wait()
+}
+
+func TestNetworkErrors(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := l.Addr().String()
+	_ = l.Close()
+
+	dialError := func(err error) Dialer {
+		return dialFunc(func(_ context.Context, network, address string) (net.Conn, error) {
+			// What the dialler is told is not what it should repeat.
+			return nil, &net.OpError{Op: "dial", Net: network, Err: fmt.Errorf("%w (using %s)", err, secretMark)}
+		})
+	}
+	tests := []struct {
+		name, uri string
+		dialer    Dialer
+		kind      Kind
+		host      string
+		text      string
+	}{
+		{"refused", "mongodb://u:" + secretMark + "@" + closed + "/", nil, KindRefused, closed,
+			"asking MongoDB whether it is there: MongoDB at " + closed + " refused the connection: dial tcp " + closed + ": connect: connection refused"},
+		{"dns", "mongodb://u:" + secretMark + "@db.invalid/", dialError(&net.DNSError{Err: "no such host", Name: "db.invalid", IsNotFound: true}),
+			KindDNS, "db.invalid:27017", "DNS does not find MongoDB at db.invalid:27017"},
+		{"no route", "mongodb://u:" + secretMark + "@10.0.2.4/", dialError(syscall.EHOSTUNREACH), KindUnreachable, "10.0.2.4:27017",
+			"MongoDB at 10.0.2.4:27017 cannot be reached"},
+		{"several", "mongodb://u:" + secretMark + "@h1,h2,h3/", dialFunc(func(ctx context.Context, network, address string) (net.Conn, error) {
+			if address == "h2:27017" {
+				return dialError(syscall.ECONNREFUSED).DialContext(ctx, network, address)
+			}
+			return dialError(syscall.ENETUNREACH).DialContext(ctx, network, address)
+		}), KindRefused, "h2:27017", "h3:27017: dial tcp: network is unreachable"},
+	}
+	errs, took := make([]error, len(tests)), make([]time.Duration, len(tests))
+	atOnce(len(tests), func(i int) {
+		c := connect(t, tests[i].uri, Options{Timeout: quick, Dialer: tests[i].dialer})
+		start := time.Now()
+		errs[i] = c.Ping(t.Context())
+		took[i] = time.Since(start)
+	})
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := errs[i]
+			if took[i] > 10*quick {
+				t.Errorf("it took %s, the limit is %s", took[i], quick)
+			}
+			e := checkError(t, err, tt.kind, tt.host)
+			if !strings.Contains(e.Error(), tt.text) {
+				t.Errorf("got  %s\nwant %s", e, tt.text)
+			}
+			if tt.kind == KindRefused && tt.dialer == nil && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("errors.Is does not find the deadline below %v", err)
+			}
+		})
+	}
+}
+
+func TestServerErrors(t *testing.T) {
+	t.Parallel()
+	rs := func(hello ...bson.E) []bson.E { return append(hello, bson.E{Key: "setName", Value: "rs0"}) }
+	tests := []struct {
+		name    string
+		query   string
+		hello   []bson.E
+		answer  func(name string, cmd bson.Raw) (bson.D, error)
+		timeout time.Duration
+		kind    Kind
+		text    string
+	}{
+		{name: "wrong password", answer: func(string, bson.Raw) (bson.D, error) {
+			return errorReply(18, "AuthenticationFailed", "Authentication failed for "+secretMark), nil
+		}, kind: KindAuth, text: "refused the user name or the password: AuthenticationFailed: Authentication failed for ***"},
+		{name: "Atlas, wrong password", answer: func(string, bson.Raw) (bson.D, error) {
+			return errorReply(8000, "AtlasError", "bad auth : Authentication failed."), nil
+		}, kind: KindAuth, text: "bad auth"},
+		{name: "no right", answer: always(errorReply(13, "Unauthorized", "not authorized on admin")),
+			kind: KindForbidden, text: "Unauthorized: not authorized on admin"},
+		{name: "unknown command", answer: always(errorReply(238, "NotImplemented", "ping is not implemented yet")),
+			kind: KindUnsupported, text: "does not implement it"},
+		{name: "secondary", hello: rs(bson.E{Key: "secondary", Value: true}), answer: always(errorReply(10107, "NotWritablePrimary", "not primary")),
+			kind: KindNotPrimary, text: "not the primary"},
+		{name: "another replica set", query: "&replicaSet=rs1", hello: rs(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "hosts", Value: bson.A{"10.0.2.4:27017"}}),
+			answer: always(okReply()), timeout: quick, kind: KindConfig, text: "no server says that it belongs to replica set rs1"},
+		{name: "some other error", answer: always(errorReply(2, "BadValue", "bad "+secretMark)),
+			kind: KindOther, text: "answered with an error: BadValue: bad ***"},
+		{name: "never answers", answer: func(string, bson.Raw) (bson.D, error) { return nil, errHang },
+			timeout: quick, kind: KindTimeout, text: "did not answer in time"},
+		{name: "always cut", answer: func(string, bson.Raw) (bson.D, error) { return nil, nil },
+			kind: KindLost, text: "was cut"},
+		{name: "server stops it for taking too long", answer: always(errorReply(50, "MaxTimeMSExpired", "operation exceeded time limit")),
+			kind: KindTimeout, text: "MaxTimeMSExpired"},
+	}
+	errs, hosts := make([]error, len(tests)), make([]string, len(tests))
+	atOnce(len(tests), func(i int) {
+		tt := tests[i]
+		s := startFake(t, nil)
+		s.answer = tt.answer
+		if tt.hello != nil {
+			s.setHello(tt.hello...)
+		}
+		hosts[i] = s.addr()
+		// The fake has no users: only who is refused anyway may log in.
+		uri := "mongodb://" + s.addr() + "/?tls=false&tlsCertificateKeyFilePassword=" + secretMark + tt.query
+		if tt.kind == KindAuth {
+			uri = "mongodb://u:" + secretMark + "@" + s.addr() + "/"
+		}
+		errs[i] = connect(t, uri, Options{Timeout: tt.timeout}).Ping(t.Context())
+	})
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			e := checkError(t, errs[i], tt.kind, hosts[i])
+			if !strings.Contains(e.Error(), tt.text) {
+				t.Errorf("got  %s\nwant %s", e, tt.text)
+			}
+		})
+	}
+}
+
+func always(reply bson.D) func(string, bson.Raw) (bson.D, error) {
+	return func(string, bson.Raw) (bson.D, error) { return reply, nil }
+}
+
+func TestCallIsRepeated(t *testing.T) {
+	s := startFake(t, nil)
+	left := 2
+	s.answer = func(string, bson.Raw) (bson.D, error) {
+		if left--; left >= 0 {
+			return errorReply(189, "PrimarySteppedDown", "election"), nil
+		}
+		return okReply(), nil
+	}
+	var log bytes.Buffer
+	c := connect(t, s.addr(), Options{
+		Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err := c.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(s.sent("ping")); got != 3 {
+		t.Errorf("ping was sent %d times, want 3", got)
+	}
+	if got := strings.Count(log.String(), "call to MongoDB failed"); got != 2 {
+		t.Errorf("%d lines in the log for 2 failed attempts:\n%s", got, log.String())
+	}
+}
+
+func TestCanceled(t *testing.T) {
+	s := startFake(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	s.answer = func(string, bson.Raw) (bson.D, error) { cancel(); return nil, errHang }
+	c := connect(t, s.addr(), Options{})
+	err := c.Ping(ctx)
+	checkError(t, err, KindCanceled, s.addr())
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("errors.Is does not find context.Canceled below %v", err)
+	}
+}
+
+func TestServerClock(t *testing.T) {
+	s := startFake(t, nil)
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for _, offset := range []time.Duration{0, 10 * time.Minute, -10 * time.Minute} {
+		s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: at})
+		c := connect(t, s.addr(), Options{Now: func() time.Time { return at.Add(offset) }})
+		got, err := c.ServerTime(t.Context())
+		if err != nil || !got.Equal(at) {
+			t.Errorf("ServerTime = %v, %v, want %v", got, err, at)
+		}
+		skew, accuracy, err := c.ClockSkew(t.Context())
+		if err != nil || (skew-offset).Abs() > accuracy {
+			t.Errorf("ClockSkew = %v ± %v, %v, want %v", skew, accuracy, err, offset)
+		}
+	}
+	s.setHello(bson.E{Key: "isWritablePrimary", Value: true})
+	c := connect(t, s.addr(), Options{})
+	_, err := c.ServerTime(t.Context())
+	checkError(t, err, KindUnsupported, s.addr())
+}
+
+// selfSigned returns a server certificate for a name or address, and a file with
+// it for those who shall trust it.
+func selfSigned(t *testing.T, name string) (tls.Certificate, string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	if ip := net.ParseIP(name); ip != nil {
+		template.DNSNames, template.IPAddresses = nil, []net.IP{ip}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, file
+}
+
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	cert, ca := selfSigned(t, "db.example.com")
+	secure := func(l net.Listener) net.Listener {
+		return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}})
+	}
+	good, goodCA := selfSigned(t, "127.0.0.1")
+	named := func(l net.Listener) net.Listener {
+		return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{good}})
+	}
+	tests := []struct {
+		name, query string
+		wrap        func(net.Listener) net.Listener
+		kind        Kind // "" means it works
+		text        string
+	}{
+		{"right", "tlsCAFile=" + goodCA, named, "", ""},
+		{"unknown CA", "tls=true", named, KindTLS, "certificate signed by unknown authority"},
+		{"another name", "tlsCAFile=" + ca, secure, KindTLS, "127.0.0.1"},
+		{"another name, allowed", "tlsAllowInvalidHostnames=true&tlsCAFile=" + ca, secure, "", ""},
+		{"another name, allowed, unknown CA", "tls=true&sslInvalidHostNameAllowed=true", secure, KindTLS, "unknown authority"},
+		{"anything goes", "tls=true&tlsInsecure=true", secure, "", ""},
+		{"TLS to a plain server", "tls=true&tlsInsecure=true", nil, KindLost, "a server without TLS does this to a client that starts it"},
+		{"plain to a TLS server", "appName=x", secure, KindLost, "a server that requires TLS does this when tls=true is missing"},
+		{"no such CA file", "tlsCAFile=/nonexistent/ca.pem", secure, KindConfig, "the connection string cannot be used"},
+	}
+	errs, hosts := make([]error, len(tests)), make([]string, len(tests))
+	atOnce(len(tests), func(i int) {
+		tt := tests[i]
+		s := startFake(t, tt.wrap)
+		hosts[i] = s.addr()
+		target, err := ParseTarget("mongodb://" + s.addr() + "/?" + tt.query)
+		if err != nil {
+			errs[i] = err
+			return
+		}
+		timeout := 10 * time.Second
+		if tt.kind != "" {
+			timeout = 2 * quick // it is waited for
+		}
+		c, err := Connect(t.Context(), target, Options{Timeout: timeout})
+		if err == nil {
+			defer func() { _ = c.Close(context.Background()) }()
+			err = c.Ping(t.Context())
+		}
+		errs[i] = err
+	})
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.kind == "" {
+				if errs[i] != nil {
+					t.Fatal(errs[i])
+				}
+				return
+			}
+			e := checkError(t, errs[i], tt.kind, hosts[i])
+			if !strings.Contains(e.Error(), tt.text) {
+				t.Errorf("got  %s\nwant %s", e, tt.text)
+			}
+		})
+	}
+}
+
+func TestConnectRefusesNothing(t *testing.T) {
+	_, err := Connect(t.Context(), Target{}, Options{})
+	checkError(t, err, KindConfig, "")
+}
+
+// The commands have to say what the server's defaults must not decide.
+func TestCommandsOnTheWire(t *testing.T) {
+	s := startFake(t, nil)
+	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(bson.E{Key: "n", Value: 1}), nil }
+	c := connect(t, "mongodb://"+s.addr()+"/?w=0&readPreference=secondary", Options{AppName: "test"})
+	if err := c.SetState(t.Context(), "i-1", StateActive, "verified"); err != nil {
+		t.Fatal(err)
+	}
+	sent := s.sent("update")
+	if len(sent) != 1 {
+		t.Fatalf("%d updates, want 1", len(sent))
+	}
+	if w := sent[0].Lookup("writeConcern", "w"); w.StringValue() != "majority" {
+		t.Errorf("write concern %v, want majority", w)
+	}
+	if db := sent[0].Lookup("$db").StringValue(); db != "amsagent" {
+		t.Errorf("database %q", db)
+	}
+	update := sent[0].Lookup("updates", "0", "u").Document()
+	want := `{"$set": {"state": "active","reason": "verified"},"$unset": {"left_at": ""},"$currentDate": {"state_since": true,"updated_at": true}}`
+	if got := update.String(); got != want {
+		t.Errorf("update\n got %s\nwant %s", got, want)
+	}
+}

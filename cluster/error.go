@@ -1,0 +1,362 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"syscall"
+
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/auth"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
+)
+
+// Kind tells apart what an operator has to do about a failure.
+type Kind string
+
+// The kinds of failures.
+const (
+	KindDNS         Kind = "dns"         // the name does not resolve
+	KindRefused     Kind = "refused"     // nothing listens there, or a firewall rejects
+	KindUnreachable Kind = "unreachable" // no route, network down
+	KindTimeout     Kind = "timeout"     // no answer in time: a firewall that drops, or an overloaded server
+	KindLost        Kind = "lost"        // the connection was cut; a write may have happened or not
+	KindTLS         Kind = "tls"         // certificates, or TLS on one side only
+	KindAuth        Kind = "auth"        // wrong user name, password or mechanism
+	KindForbidden   Kind = "forbidden"   // logged in or not, this is not allowed
+	KindNotPrimary  Kind = "notprimary"  // the server takes no writes now, or there is no primary
+	KindUnsupported Kind = "unsupported" // the server does not implement it
+	KindConfig      Kind = "config"      // the connection string cannot be used
+	KindCanceled    Kind = "canceled"    // the caller gave up
+	KindOther       Kind = "other"
+)
+
+// Error is a failure of a call to MongoDB. No part of it holds a secret of
+// the connection string.
+type Error struct {
+	Kind Kind
+	Op   string // what we were doing: "reading the nodes"
+	Host string // host:port concerned; several with commas
+	// Err is the cause in the words of the driver or of the server, cleaned
+	// of secrets. errors.Is finds the original below it (context errors,
+	// errno), but nobody can print that.
+	Err error
+}
+
+// Error gives what we were doing, the summary and the cause.
+func (e *Error) Error() string {
+	s := e.Op + ": " + e.Summary()
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Summary says what is wrong and with which host, without the cause: the
+// first line of a message to a person.
+func (e *Error) Summary() string {
+	at := "MongoDB"
+	if e.Host != "" {
+		at += " at " + e.Host
+	}
+	switch e.Kind {
+	case KindDNS:
+		return "DNS does not find " + at
+	case KindRefused:
+		return at + " refused the connection"
+	case KindUnreachable:
+		return at + " cannot be reached"
+	case KindTimeout:
+		return at + " did not answer in time"
+	case KindLost:
+		return "the connection to " + at + " was cut"
+	case KindTLS:
+		return "no TLS connection to " + at
+	case KindAuth:
+		return at + " refused the user name or the password"
+	case KindForbidden:
+		return at + " does not allow it to this user"
+	case KindNotPrimary:
+		return at + " takes no writes: it is not the primary of its replica set"
+	case KindUnsupported:
+		return at + " does not implement it"
+	case KindConfig:
+		return "the connection string cannot be used"
+	case KindCanceled:
+		return "interrupted"
+	case KindOther:
+	}
+	return at + " answered with an error"
+}
+
+// KindOf returns the kind of the first [Error] in err's chain, or "".
+func KindOf(err error) Kind {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Kind
+	}
+	return ""
+}
+
+// redactedError shows cleaned words and lets errors.Is see the original. That
+// is behind a function, because fmt would print it from a field.
+type redactedError struct {
+	text string
+	is   func(target error) bool
+}
+
+func (e *redactedError) Error() string        { return e.text }
+func (e *redactedError) Is(target error) bool { return e.is(target) }
+
+// newError turns an error of the driver into ours.
+func newError(op string, err error, t Target) *Error {
+	f := diagnose(err, t)
+	return &Error{
+		Kind: f.kind, Op: op, Host: f.host,
+		Err: &redactedError{
+			text: RedactText(f.text, t.Secrets()...),
+			is:   func(target error) bool { return errors.Is(err, target) },
+		},
+	}
+}
+
+// finding is what is known of a failure.
+type finding struct {
+	kind       Kind
+	host, text string
+}
+
+// diagnose finds out what failed, and where. The driver tells least where it
+// matters most: for a server that cannot be reached it reports a timeout of
+// its own search, and keeps the reason in the description of each server.
+func diagnose(err error, t Target) finding {
+	if sel, ok := errors.AsType[topology.ServerSelectionError](err); ok && !errors.Is(err, context.Canceled) {
+		return diagnoseSelection(sel, err, t)
+	}
+	f := finding{kind: kindOf(err), text: innermost(err)}
+	if conn, ok := errors.AsType[topology.ConnectionError](err); ok {
+		// host:port[-5], where 5 counts connections.
+		f.host, _, _ = strings.Cut(conn.ConnectionID, "[-")
+	}
+	if f.host == "" {
+		f.host = t.hostList()
+	}
+	if f.kind == KindDNS {
+		if dns, ok := errors.AsType[*net.DNSError](err); ok {
+			f.host = dns.Name
+		}
+	}
+	return f
+}
+
+// rank orders the kinds by how much they tell when several servers failed in
+// different ways: one wrong password explains more than two timeouts.
+func rank(k Kind) int {
+	order := []Kind{
+		KindAuth, KindForbidden, KindTLS, KindUnsupported, KindNotPrimary, KindLost,
+		KindRefused, KindDNS, KindUnreachable, KindTimeout,
+	}
+	if i := slices.Index(order, k); i >= 0 {
+		return i
+	}
+	return len(order)
+}
+
+func diagnoseSelection(sel topology.ServerSelectionError, err error, t Target) finding {
+	if len(sel.Desc.Servers) == 0 {
+		// The driver drops servers that are not of the replica set asked for.
+		if rs := t.Option("replicaSet"); rs != "" {
+			return finding{KindConfig, t.hostList(), "no server says that it belongs to replica set " + rs}
+		}
+		return finding{KindTimeout, t.hostList(), innermost(err)}
+	}
+	best := finding{kind: KindOther}
+	var hosts, texts []string
+	for i, s := range sel.Desc.Servers {
+		f := finding{kind: KindTimeout, host: s.Addr.String(), text: "no answer yet"}
+		switch {
+		case s.LastError != nil:
+			f.kind, f.text = kindOf(s.LastError), innermost(s.LastError)
+			if f.kind == KindLost {
+				f.text += " (" + hintTLS(t) + ")"
+			}
+		case s.Kind != description.Unknown:
+			f.kind, f.text = KindNotPrimary, "it is "+s.Kind.String()
+		}
+		if i == 0 || rank(f.kind) < rank(best.kind) {
+			best, hosts = f, nil
+		}
+		if f.kind == best.kind {
+			hosts = append(hosts, f.host)
+		}
+		texts = append(texts, f.host+": "+f.text)
+	}
+	best.host = strings.Join(hosts, ", ")
+	if len(texts) > 1 {
+		best.text = strings.Join(texts, "; ")
+	}
+	return best
+}
+
+// hintTLS says why a server may hang up before the first answer: neither side
+// tells the other that it does not understand it.
+func hintTLS(t Target) string {
+	if t.usesTLS() {
+		return "a server without TLS does this to a client that starts it"
+	}
+	return "a server that requires TLS does this when tls=true is missing"
+}
+
+// usesTLS reports whether the drivers start TLS; mongodb+srv and several
+// options switch it on without saying so.
+func (t Target) usesTLS() bool {
+	on := t.SRV()
+	for _, o := range t.get().options {
+		switch name := strings.ToLower(o.name); {
+		case name == "tls" || name == "ssl":
+			on = o.value == "true"
+		case strings.HasPrefix(name, "tls") && strings.HasSuffix(name, "file"):
+			on = true
+		}
+	}
+	return on
+}
+
+// hostsOf names the hosts of a connection string with their ports.
+func hostsOf(t Target) []string {
+	if t.SRV() {
+		return t.Hosts()
+	}
+	return t.Addresses()
+}
+
+// Codes of MongoDB and its kin, from the server's error_codes.yml.
+func kindOfCode(e mongo.ServerError) Kind {
+	has := func(codes ...int) bool { return slices.ContainsFunc(codes, e.HasErrorCode) }
+	switch {
+	case has(18, 11, 334): // AuthenticationFailed, UserNotFound, MechanismUnavailable
+		return KindAuth
+	case has(13): // Unauthorized
+		return KindForbidden
+	case has(8000): // Atlas's own
+		if e.HasErrorMessage("auth") && !e.HasErrorMessage("not authorized") && !e.HasErrorMessage("not allowed") {
+			return KindAuth
+		}
+		return KindForbidden
+	case has(59, 115, 238, 40324): // CommandNotFound, CommandNotSupported, NotImplemented, unknown stage
+		return KindUnsupported
+	case has(10107, 13435, 10058, 11602, 189, 13436, 91, 11600): // not primary, stepping down, starting, stopping
+		return KindNotPrimary
+	case has(50, 262, 89): // MaxTimeMSExpired, ExceededTimeLimit, NetworkTimeout
+		return KindTimeout
+	case e.HasErrorLabel("NetworkError"):
+		return kindOfNetwork(e)
+	}
+	return KindOther
+}
+
+// kindOf classifies one error, whatever it is wrapped in.
+func kindOf(err error) Kind {
+	if errors.Is(err, context.Canceled) {
+		return KindCanceled
+	}
+	if se, ok := errors.AsType[mongo.ServerError](err); ok {
+		if k := kindOfCode(se); k != KindOther {
+			return k
+		}
+	}
+	if _, ok := errors.AsType[*auth.Error](err); ok {
+		// A connection that breaks during the conversation is wrapped as
+		// well, and is no matter of the password.
+		if k := kindOfNetwork(err); k != KindOther {
+			return k
+		}
+		return KindAuth
+	}
+	return kindOfNetwork(err)
+}
+
+func kindOfNetwork(err error) Kind {
+	is := func(targets ...error) bool {
+		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
+	}
+	switch {
+	case isTLS(err):
+		return KindTLS
+	case isDNS(err):
+		return KindDNS
+	case is(syscall.ECONNREFUSED):
+		return KindRefused
+	case is(syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EACCES, syscall.EPERM):
+		return KindUnreachable
+	case is(syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed):
+		return KindLost
+	case mongo.IsTimeout(err):
+		return KindTimeout
+	case mongo.IsNetworkError(err):
+		return KindLost
+	}
+	return KindOther
+}
+
+func isDNS(err error) bool {
+	_, ok := errors.AsType[*net.DNSError](err)
+	return ok
+}
+
+func isTLS(err error) bool {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[tls.AlertError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return true
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "remote error" || op.Op == "local error") {
+		return true // how crypto/tls reports alerts
+	}
+	return strings.Contains(err.Error(), "tls: ")
+}
+
+// innermost returns the words of the error that says most: the driver wraps
+// "connection refused" into three sentences about its own topology.
+func innermost(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Error()
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		return dns.Error()
+	}
+	if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return cert.Error()
+	}
+	if ce, ok := errors.AsType[mongo.CommandError](err); ok && ce.Message != "" && ce.Code != 0 {
+		if ce.Name == "" {
+			return ce.Message
+		}
+		return ce.Name + ": " + ce.Message
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return context.DeadlineExceeded.Error()
+	}
+	return err.Error()
+}

@@ -1,0 +1,213 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+// fakeServer speaks as much of MongoDB's wire protocol as a driver needs, and
+// answers what the test wants. It is for what a real server does not do on
+// demand; how our commands work on documents is tested against one.
+type fakeServer struct {
+	t        *testing.T
+	listener net.Listener
+	// answer returns the reply to a command. nil closes the connection, and
+	// errHang never answers.
+	answer func(name string, cmd bson.Raw) (bson.D, error)
+
+	mu       sync.Mutex
+	hello    bson.D
+	commands []bson.Raw // all but hello
+	done     chan struct{}
+	conns    sync.WaitGroup
+}
+
+var errHang = errors.New("never answer")
+
+func okReply(extra ...bson.E) bson.D { return append(bson.D{{Key: "ok", Value: 1}}, extra...) }
+
+func errorReply(code int32, name, message string) bson.D {
+	return bson.D{
+		{Key: "ok", Value: 0}, {Key: "code", Value: code},
+		{Key: "codeName", Value: name}, {Key: "errmsg", Value: message},
+	}
+}
+
+// startFake starts a server that is a healthy standalone; wrap may put
+// something (TLS) around its listener.
+func startFake(t *testing.T, wrap func(net.Listener) net.Listener) *fakeServer {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &fakeServer{t: t, listener: l, done: make(chan struct{})}
+	s.setHello(bson.E{Key: "isWritablePrimary", Value: true})
+	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(), nil }
+	if wrap != nil {
+		s.listener = wrap(l)
+	}
+	var accept sync.WaitGroup
+	accept.Go(func() {
+		for {
+			conn, err := s.listener.Accept()
+			if err != nil {
+				return
+			}
+			s.conns.Go(func() { s.serve(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		close(s.done)
+		_ = l.Close()
+		accept.Wait()
+		s.conns.Wait()
+	})
+	return s
+}
+
+func (s *fakeServer) addr() string { return s.listener.Addr().String() }
+
+func (s *fakeServer) setHello(extra ...bson.E) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hello = okReply(append([]bson.E{
+		{Key: "maxWireVersion", Value: 21}, {Key: "minWireVersion", Value: 0},
+		{Key: "maxBsonObjectSize", Value: 16 << 20}, {Key: "maxMessageSizeBytes", Value: 48000000},
+		{Key: "maxWriteBatchSize", Value: 100000}, {Key: "helloOk", Value: true},
+	}, extra...)...)
+}
+
+// sent returns the commands of one name so far.
+func (s *fakeServer) sent(name string) []bson.Raw {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []bson.Raw
+	for _, c := range s.commands {
+		if first, err := c.IndexErr(0); err == nil && first.Key() == name {
+			found = append(found, c)
+		}
+	}
+	return found
+}
+
+func (s *fakeServer) serve(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-s.done:
+			_ = conn.Close()
+		case <-stop:
+		}
+	}()
+	const opQuery, opMsg, opReply = 2004, 2013, 1
+	for {
+		var head [16]byte
+		if _, err := io.ReadFull(conn, head[:]); err != nil {
+			return
+		}
+		size, id, op := int(binary.LittleEndian.Uint32(head[:])), head[4:8], binary.LittleEndian.Uint32(head[12:])
+		if size < len(head) || size > 1<<20 {
+			return
+		}
+		body := make([]byte, size-len(head))
+		if _, err := io.ReadFull(conn, body); err != nil {
+			return
+		}
+		var cmd bson.Raw
+		switch op {
+		case opMsg:
+			cmd = bson.Raw(body[5:]) // flags, kind 0
+			n := int(binary.LittleEndian.Uint32(cmd))
+			cmd = withSections(cmd[:n:n], cmd[n:])
+		case opQuery:
+			cmd = bson.Raw(body[4+bytes.IndexByte(body[4:], 0)+1+8:])
+		default:
+			return
+		}
+		reply, hang := s.reply(cmd)
+		if hang {
+			<-s.done
+			return
+		}
+		if reply == nil {
+			return
+		}
+		doc, err := bson.Marshal(reply)
+		if err != nil {
+			s.t.Errorf("marshalling a reply: %v", err)
+			return
+		}
+		var payload []byte
+		if op == opMsg {
+			payload = append(make([]byte, 5), doc...)
+		} else {
+			op = opReply
+			payload = append(make([]byte, 20), doc...)
+			payload[16] = 1 // number of documents
+		}
+		out := binary.LittleEndian.AppendUint32(nil, uint32(16+len(payload)))
+		out = append(append(out, 0, 0, 0, 0), id...)
+		out = binary.LittleEndian.AppendUint32(out, op)
+		if _, err := conn.Write(append(out, payload...)); err != nil {
+			return
+		}
+	}
+}
+
+// withSections puts the documents of a kind 1 section (the updates of an
+// update) into the command, as if they had been sent in it.
+func withSections(cmd bson.Raw, rest []byte) bson.Raw {
+	if len(rest) < 5 || rest[0] != 1 {
+		return cmd
+	}
+	end := bytes.IndexByte(rest[5:], 0)
+	name, docs := string(rest[5:5+end]), rest[5+end+1:]
+	var list bson.A
+	for len(docs) > 4 {
+		n := int(binary.LittleEndian.Uint32(docs))
+		list = append(list, bson.Raw(docs[:n]))
+		docs = docs[n:]
+	}
+	var whole bson.D
+	if bson.Unmarshal(cmd, &whole) != nil {
+		return cmd
+	}
+	raw, err := bson.Marshal(append(whole, bson.E{Key: name, Value: list}))
+	if err != nil {
+		return cmd
+	}
+	return raw
+}
+
+func (s *fakeServer) reply(cmd bson.Raw) (reply bson.D, hang bool) {
+	first, err := cmd.IndexErr(0)
+	if err != nil {
+		return nil, false
+	}
+	name := first.Key()
+	s.mu.Lock()
+	hello, answer := s.hello, s.answer
+	// The driver's own hello has a client document or comes as isMaster; one
+	// that we sent ourselves has neither.
+	if name == "hello" || name == "isMaster" || name == "ismaster" {
+		s.mu.Unlock()
+		return hello, false
+	}
+	s.commands = append(s.commands, bytes.Clone(cmd))
+	s.mu.Unlock()
+	reply, err = answer(name, cmd)
+	return reply, errors.Is(err, errHang)
+}

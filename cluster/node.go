@@ -1,0 +1,435 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+)
+
+const (
+	registryDatabase = "amsagent"
+	nodesCollection  = "nodes"
+	eventsCollection = "events"
+
+	// How long tombstones and events are kept, where the server has TTL
+	// indexes. A month is longer than any incident stays unexplained.
+	keepTombstones = 30 * 24 * time.Hour
+	keepEvents     = 90 * 24 * time.Hour
+)
+
+// ErrNoNode says that the registry has no row of that id.
+var ErrNoNode = errors.New("no such node in the registry")
+
+// Node is one row of the registry: what a machine says about itself. AMS's own
+// word about the same machine is [AMSNode].
+type Node struct {
+	ID       string `bson:"_id" json:"id"` // the cloud's id of the instance
+	IP       string `bson:"ip,omitempty" json:"ip,omitempty"`
+	PublicIP string `bson:"public_ip,omitempty" json:"public_ip,omitempty"`
+	Hostname string `bson:"hostname,omitempty" json:"hostname,omitempty"`
+	Role     string `bson:"role,omitempty" json:"role,omitempty"`
+	Group    string `bson:"group,omitempty" json:"group,omitempty"`
+	Provider string `bson:"provider,omitempty" json:"provider,omitempty"`
+	Region   string `bson:"region,omitempty" json:"region,omitempty"`
+	Zone     string `bson:"zone,omitempty" json:"zone,omitempty"`
+	Type     string `bson:"type,omitempty" json:"type,omitempty"`
+	Agent    string `bson:"agent,omitempty" json:"agent,omitempty"` // version
+	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
+	// BootID and IP together tell one life of the machine from the next.
+	BootID     string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
+	IntervalMS int64  `bson:"interval_ms,omitempty" json:"interval_ms,omitempty"`
+
+	State  State  `bson:"state" json:"state"`
+	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
+	// Seq counts the beats of one life; who beats sets it.
+	Seq int64 `bson:"seq" json:"seq"`
+
+	// These are set by the server's clock and ignored when a Node is written.
+	StateSince time.Time `bson:"state_since,omitempty" json:"state_since,omitzero"`
+	UpdatedAt  time.Time `bson:"updated_at,omitempty" json:"updated_at,omitzero"`
+}
+
+// Age returns how long ago the row was written, by the server's clock. It is
+// not known for a row that was never written by us.
+func (n Node) Age(serverNow time.Time) (age time.Duration, known bool) {
+	if n.UpdatedAt.IsZero() {
+		return 0, false
+	}
+	return max(0, serverNow.Sub(n.UpdatedAt)), true
+}
+
+// SameLife reports whether both rows were written by one life of a machine:
+// the same boot at the same address.
+func (n Node) SameLife(m Node) bool {
+	return n.ID == m.ID && n.BootID == m.BootID && n.IP == m.IP
+}
+
+// fact is a text that is written at registration only.
+type fact struct {
+	key   string
+	value *string
+}
+
+func (n *Node) facts() []fact {
+	return []fact{
+		{"ip", &n.IP},
+		{"public_ip", &n.PublicIP},
+		{"hostname", &n.Hostname},
+		{"role", &n.Role},
+		{"group", &n.Group},
+		{"provider", &n.Provider},
+		{"region", &n.Region},
+		{"zone", &n.Zone},
+		{"type", &n.Type},
+		{"agent", &n.Agent},
+		{"ams", &n.AMS},
+		{"boot_id", &n.BootID},
+	}
+}
+
+// readNode reads a row whatever its fields hold.
+func readNode(doc bson.Raw) Node {
+	n := Node{
+		ID:         idText(field(doc, "_id")),
+		State:      State(textField(doc, "state")),
+		Reason:     textField(doc, "reason"),
+		StateSince: timeField(doc, "state_since"),
+		UpdatedAt:  timeField(doc, "updated_at"),
+	}
+	n.IntervalMS, _ = int64Field(doc, "interval_ms")
+	n.Seq, _ = int64Field(doc, "seq")
+	for _, f := range n.facts() {
+		*f.value = textField(doc, f.key)
+	}
+	return n
+}
+
+// change collects an update. Empty facts are removed rather than written, so
+// that nothing of an earlier registration shines through.
+type change struct{ set, unset, now bson.D }
+
+func (c *change) put(key, value string) {
+	if value == "" {
+		c.remove(key)
+		return
+	}
+	c.set = append(c.set, bson.E{Key: key, Value: value})
+}
+
+func (c *change) remove(keys ...string) {
+	for _, key := range keys {
+		c.unset = append(c.unset, bson.E{Key: key, Value: ""})
+	}
+}
+
+// stamp sets fields to the server's clock.
+func (c *change) stamp(keys ...string) {
+	for _, key := range keys {
+		c.now = append(c.now, bson.E{Key: key, Value: true})
+	}
+}
+
+func (c *change) update() bson.D {
+	var u bson.D
+	for _, part := range []bson.E{{Key: "$set", Value: c.set}, {Key: "$unset", Value: c.unset}, {Key: "$currentDate", Value: c.now}} {
+		if len(part.Value.(bson.D)) > 0 { // an empty operator is an error for old servers
+			u = append(u, part)
+		}
+	}
+	return u
+}
+
+// facts adds what a registration says, without the state.
+func (c *change) facts(n Node) {
+	for _, f := range n.facts() {
+		c.put(f.key, *f.value)
+	}
+	if n.IntervalMS > 0 {
+		c.set = append(c.set, bson.E{Key: "interval_ms", Value: n.IntervalMS})
+	} else {
+		c.remove("interval_ms")
+	}
+	c.stamp("updated_at")
+}
+
+// state adds the entry into a state. left_at is there for a TTL index alone:
+// one on updated_at would delete nodes that are alive and do not beat.
+func (c *change) state(s State, reason string) {
+	c.put("state", string(s))
+	c.put("reason", reason)
+	c.stamp("state_since")
+	if s == StateLeft {
+		c.stamp("left_at")
+	} else {
+		c.remove("left_at")
+	}
+}
+
+// Registration is what [Client.Register] did.
+type Registration struct {
+	Node Node // the row as it is stored now, as every peer reads it
+	// Before is the row of the same id that was there, nil if none was.
+	Before *Node
+	// Rejoined says that Before was of another life (boot or address) and
+	// that its state, load and sessions were dropped. If it was written
+	// moments ago, two machines use one id.
+	Rejoined bool
+}
+
+// Register writes the row of this machine: all facts, and n.State.
+//
+// One id has one row. If the row is of another life of the machine (another
+// boot, another address), all of it is replaced. Within one life, joining and
+// active are taken on from joining, left and failed, and any other state as
+// [State.CanTransition] allows, but a node is never taken out of draining and
+// never put back from active to joining: registering again is no reason to
+// change what a node is doing. Registration.Node tells the state that counts.
+//
+// It may be called again after any error, by several callers at once too.
+func (c *Client) Register(ctx context.Context, n Node) (Registration, error) {
+	op := "registering node " + n.ID
+	switch {
+	case n.ID == "":
+		return Registration{}, errors.New("registering a node: it has no id")
+	case !n.State.Valid():
+		return Registration{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
+	}
+	var r Registration
+	switch before, err := c.Node(ctx, n.ID); {
+	case err == nil:
+		r.Before = &before
+		r.Rejoined = !before.SameLife(n)
+	case !errors.Is(err, ErrNoNode):
+		return Registration{}, err
+	}
+	err := c.call(ctx, op, func(ctx context.Context) error { return c.register(ctx, n) })
+	if err != nil {
+		return Registration{}, err
+	}
+	// What counts is what the peers read.
+	r.Node, err = c.Node(ctx, n.ID)
+	return r, err
+}
+
+// takesOver returns the states of the same life that a registration replaces.
+func (s State) takesOver() []State {
+	if s == StateJoining || s == StateActive {
+		from := []State{StateJoining, StateLeft, StateFailed}
+		return slices.DeleteFunc(from, func(f State) bool { return f == s })
+	}
+	return s.predecessors()
+}
+
+// maxRounds bounds the loops below. A round is repeated only when somebody
+// else changed the row between two of its steps.
+const maxRounds = 8
+
+// register does with conditional updates of one document what servers without
+// pipeline updates cannot do in one: each step names the rows it is for, the
+// steps exclude each other and together cover every row there can be.
+func (c *Client) register(ctx context.Context, n Node) error {
+	life := bson.D{{Key: "_id", Value: n.ID}, {Key: "boot_id", Value: orNull(n.BootID)}, {Key: "ip", Value: orNull(n.IP)}}
+	from := n.State.takesOver()
+	stay := slices.DeleteFunc(States(), func(s State) bool { return s == n.State || slices.Contains(from, s) })
+
+	// Same life, same state: facts and reason. state_since stays.
+	var refresh change
+	refresh.facts(n)
+	refresh.put("reason", n.Reason)
+	// Same life, a state that gives way.
+	var enter change
+	enter.facts(n)
+	enter.state(n.State, n.Reason)
+	// Same life, a state that stays with its reason.
+	var keep change
+	keep.facts(n)
+	// No row, another life, or a row without a usable state.
+	var replace change
+	replace.facts(n)
+	replace.state(n.State, n.Reason)
+	replace.set = append(replace.set, bson.E{Key: "seq", Value: n.Seq})
+	replace.remove("load", "sessions")
+	thisLife := append(slices.Clone(life[1:]), bson.E{Key: "state", Value: anyOf(States())})
+
+	for range maxRounds {
+		for _, step := range []struct {
+			filter bson.D
+			update change
+			upsert bool
+		}{
+			{append(slices.Clone(life), bson.E{Key: "state", Value: n.State}), refresh, false},
+			{append(slices.Clone(life), bson.E{Key: "state", Value: anyOf(from)}), enter, false},
+			{append(slices.Clone(life), bson.E{Key: "state", Value: anyOf(stay)}), keep, false},
+			{bson.D{{Key: "_id", Value: n.ID}, {Key: "$nor", Value: bson.A{thisLife}}}, replace, true},
+		} {
+			res, err := c.nodes().UpdateOne(ctx, step.filter, step.update.update(), options.UpdateOne().SetUpsert(step.upsert))
+			if step.upsert && mongo.IsDuplicateKeyError(err) {
+				break // since the first step a row of this life came into being
+			}
+			if err != nil {
+				return err
+			}
+			if res.MatchedCount+res.UpsertedCount > 0 {
+				return nil
+			}
+		}
+	}
+	return errors.New("others keep changing the row")
+}
+
+// orNull makes a filter that matches a missing field for an empty value,
+// because empty facts are not stored.
+func orNull(s string) any {
+	if s == "" {
+		return nil
+	}
+	return s
+}
+
+func anyOf(states []State) bson.D {
+	values := make(bson.A, 0, len(states))
+	for _, s := range states {
+		values = append(values, s)
+	}
+	return bson.D{{Key: "$in", Value: values}}
+}
+
+// SetState moves the node's row to a state, if [State.CanTransition] allows it
+// from the state the row has at that moment; otherwise it returns a
+// [TransitionError] and changes nothing. state_since is the moment of the
+// change by the server's clock, and is kept when the row is in the state
+// already. updated_at is set as well: this is the node's own word about
+// itself.
+func (c *Client) SetState(ctx context.Context, id string, s State, reason string) error {
+	op := fmt.Sprintf("setting node %s to %s", id, s)
+	if !s.Valid() {
+		return fmt.Errorf("setting the state of node %s: %q is not a state", id, string(s))
+	}
+	// Not an error of the exchange, which call would wrap as one.
+	var refused error
+	err := c.call(ctx, op, func(ctx context.Context) error {
+		var err error
+		refused, err = c.setState(ctx, id, s, reason)
+		return err
+	})
+	return errors.Join(refused, err)
+}
+
+func (c *Client) setState(ctx context.Context, id string, s State, reason string) (refused, err error) {
+	var enter, refresh change
+	enter.state(s, reason)
+	enter.stamp("updated_at")
+	refresh.put("reason", reason)
+	refresh.stamp("updated_at")
+	for range maxRounds {
+		for _, step := range []struct {
+			from   bson.D
+			update change
+		}{{anyOf(s.predecessors()), enter}, {anyOf([]State{s}), refresh}} {
+			filter := bson.D{{Key: "_id", Value: id}, {Key: "state", Value: step.from}}
+			res, err := c.nodes().UpdateOne(ctx, filter, step.update.update())
+			if err != nil {
+				return nil, err
+			}
+			if res.MatchedCount > 0 {
+				return nil, nil
+			}
+		}
+		doc, err := c.nodes().FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Raw()
+		if errors.Is(err, mongo.ErrNoDocuments) {
+			return fmt.Errorf("setting node %s to %s: %w", id, s, ErrNoNode), nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if now := readNode(doc).State; !now.CanTransition(s) {
+			return &TransitionError{ID: id, From: now, To: s}, nil
+		}
+		// Since the first step the row came into a state that allows it.
+	}
+	return nil, errors.New("others keep changing the row")
+}
+
+// Node reads the row of a node; the error is [ErrNoNode] if there is none.
+func (c *Client) Node(ctx context.Context, id string) (Node, error) {
+	op := "reading node " + id
+	docs, err := c.find(ctx, op, c.nodes(), bson.D{{Key: "_id", Value: id}}, nil)
+	if err != nil {
+		return Node{}, err
+	}
+	if len(docs) == 0 {
+		return Node{}, fmt.Errorf("%s: %w", op, ErrNoNode)
+	}
+	return readNode(docs[0]), nil
+}
+
+// Nodes reads all rows, in the order of their ids.
+func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	docs, err := c.find(ctx, "reading the nodes of the registry", c.nodes(), bson.D{}, nil)
+	if err != nil {
+		return nil, err
+	}
+	nodes := make([]Node, 0, len(docs))
+	for _, doc := range docs {
+		nodes = append(nodes, readNode(doc))
+	}
+	slices.SortFunc(nodes, func(a, b Node) int { return compareText(a.ID, b.ID) })
+	return nodes, nil
+}
+
+// EnsureIndexes makes the indexes by which the server forgets, after weeks,
+// nodes that have left and old events. Nothing relies on them: a server
+// without them answers [KindUnsupported], one that does not allow it
+// [KindForbidden], and both may be ignored.
+func (c *Client) EnsureIndexes(ctx context.Context) error {
+	var errs []error
+	for _, ix := range []struct {
+		coll *mongo.Collection
+		key  string
+		keep time.Duration
+	}{{c.nodes(), "left_at", keepTombstones}, {c.events(), "at", keepEvents}} {
+		errs = append(errs, c.call(ctx, "making the index that removes old "+ix.coll.Name(), func(ctx context.Context) error {
+			_, err := ix.coll.Indexes().CreateOne(ctx, mongo.IndexModel{
+				Keys:    bson.D{{Key: ix.key, Value: 1}},
+				Options: options.Index().SetExpireAfterSeconds(int32(ix.keep / time.Second)),
+			})
+			return err
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Client) nodes() *mongo.Collection {
+	return c.mongo.Database(registryDatabase).Collection(nodesCollection)
+}
+
+func (c *Client) events() *mongo.Collection {
+	return c.mongo.Database(registryDatabase).Collection(eventsCollection)
+}
+
+// find reads all documents that match.
+func (c *Client) find(ctx context.Context, op string, coll *mongo.Collection, filter, projection bson.D) ([]bson.Raw, error) {
+	var docs []bson.Raw
+	err := c.call(ctx, op, func(ctx context.Context) error {
+		docs = nil
+		opts := options.Find()
+		if projection != nil {
+			opts.SetProjection(projection)
+		}
+		cur, err := coll.Find(ctx, filter, opts)
+		if err != nil {
+			return err
+		}
+		return cur.All(ctx, &docs)
+	})
+	return docs, err
+}

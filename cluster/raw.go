@@ -1,0 +1,117 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+// Documents here were written by several releases of AMS, by later versions
+// of ourselves and by hands. One field of an unexpected type must not hide a
+// node from the list, so every field is read by itself: what cannot be
+// understood is missing, and missing is not zero.
+
+// field returns the value of a top-level field, or a zero value.
+func field(doc bson.Raw, key string) bson.RawValue {
+	v, err := doc.LookupErr(key)
+	if err != nil {
+		return bson.RawValue{}
+	}
+	return v
+}
+
+func textField(doc bson.Raw, key string) string {
+	v := field(doc, key)
+	if s, ok := v.StringValueOK(); ok {
+		return s
+	}
+	if s, ok := v.SymbolOK(); ok {
+		return s
+	}
+	return ""
+}
+
+// idText renders an _id of any type; strings as they are.
+func idText(v bson.RawValue) string {
+	if s, ok := v.StringValueOK(); ok {
+		return s
+	}
+	if id, ok := v.ObjectIDOK(); ok {
+		return id.Hex()
+	}
+	return v.String()
+}
+
+// numberField reads a number of any type, also one written as text.
+func numberField(doc bson.Raw, key string) (float64, bool) {
+	v := field(doc, key)
+	var f float64
+	switch {
+	case v.Type == bson.TypeInt32:
+		f = float64(v.Int32())
+	case v.Type == bson.TypeInt64:
+		f = float64(v.Int64())
+	case v.Type == bson.TypeDouble:
+		f = v.Double()
+	case v.Type == bson.TypeDecimal128:
+		parsed, err := strconv.ParseFloat(v.Decimal128().String(), 64)
+		if err != nil {
+			return 0, false
+		}
+		f = parsed
+	default:
+		s := strings.TrimSuffix(strings.TrimSpace(textField(doc, key)), "%")
+		parsed, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
+		if err != nil {
+			return 0, false
+		}
+		f = parsed
+	}
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		return 0, false
+	}
+	return f, true
+}
+
+// int64Field reads a whole number that fits.
+func int64Field(doc bson.Raw, key string) (int64, bool) {
+	if v := field(doc, key); v.Type == bson.TypeInt64 {
+		return v.Int64(), true
+	}
+	f, ok := numberField(doc, key)
+	if !ok || math.Abs(f) >= 1<<63 {
+		return 0, false
+	}
+	return int64(f), true
+}
+
+// timeField reads a moment: a date, a timestamp, or milliseconds since 1970 in
+// a number of any type. What lies outside the years 1 to 9999 is missing,
+// because no printer of times can be trusted with it.
+func timeField(doc bson.Raw, key string) time.Time {
+	var t time.Time
+	v := field(doc, key)
+	switch {
+	case v.Type == bson.TypeDateTime:
+		t = time.UnixMilli(v.DateTime())
+	case v.Type == bson.TypeTimestamp:
+		seconds, _ := v.Timestamp()
+		t = time.Unix(int64(seconds), 0)
+	default:
+		ms, ok := int64Field(doc, key)
+		if !ok {
+			return time.Time{}
+		}
+		t = time.UnixMilli(ms)
+	}
+	if t = t.UTC(); t.Year() < 1 || t.Year() > 9999 {
+		return time.Time{}
+	}
+	return t
+}

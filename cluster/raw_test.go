@@ -1,0 +1,261 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"encoding/json"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+func raw(t *testing.T, doc any) bson.Raw {
+	t.Helper()
+	data, err := bson.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestReadAMSNodeTolerates(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, int(250*time.Millisecond), time.UTC)
+	ms := at.UnixMilli()
+	dec, err := bson.ParseDecimal128("1772366400250")
+	if err != nil {
+		t.Fatal(err)
+	}
+	oid := bson.NewObjectID()
+	tests := []struct {
+		name string
+		doc  bson.D
+		want AMSNode
+	}{
+		{"as AMS 2.13 and later write it", bson.D{
+			{Key: "_id", Value: "0cc175b9c0f1b6a831c399e26977266110.0.0.3"}, {Key: "_t", Value: "ClusterNode"},
+			{Key: "ip", Value: "10.0.0.3"}, {Key: "lastUpdateTime", Value: ms}, {Key: "memory", Value: "586/1945"},
+			{Key: "cpu", Value: "7"}, {Key: "dbQueryAveargeTimeMs", Value: int32(3)},
+		}, AMSNode{
+			ID: "0cc175b9c0f1b6a831c399e26977266110.0.0.3", IP: "10.0.0.3", LastUpdate: at, Memory: "586/1945",
+			CPU: ptr(7.0), QueryMS: ptr(int64(3)),
+		}},
+		{"as AMS 2.0 wrote it", bson.D{
+			{Key: "_id", Value: "c6b4..10.0.0.3"}, {Key: "className", Value: "io.antmedia.cluster.ClusterNode"},
+			{Key: "ip", Value: "10.0.0.3"}, {Key: "lastUpdateTime", Value: ms}, {Key: "cpu", Value: int32(7)},
+		}, AMSNode{ID: "c6b4..10.0.0.3", IP: "10.0.0.3", LastUpdate: at, CPU: ptr(7.0)}},
+		{"empty id", bson.D{{Key: "_id", Value: ""}, {Key: "ip", Value: "10.0.0.3"}}, AMSNode{IP: "10.0.0.3"}},
+		{"object id", bson.D{{Key: "_id", Value: oid}}, AMSNode{ID: oid.Hex()}},
+		{"number as id", bson.D{{Key: "_id", Value: int32(4)}}, AMSNode{ID: `{"$numberInt":"4"}`}},
+		{"nothing", bson.D{}, AMSNode{}},
+		{"double time", bson.D{{Key: "lastUpdateTime", Value: float64(ms)}, {Key: "cpu", Value: 7.5}}, AMSNode{LastUpdate: at, CPU: ptr(7.5)}},
+		{"date", bson.D{{Key: "lastUpdateTime", Value: at}, {Key: "cpu", Value: int64(7)}}, AMSNode{LastUpdate: at, CPU: ptr(7.0)}},
+		{"text time", bson.D{{Key: "lastUpdateTime", Value: "1772366400250"}, {Key: "cpu", Value: " 7.5 % "}}, AMSNode{LastUpdate: at, CPU: ptr(7.5)}},
+		{"decimal time", bson.D{{Key: "lastUpdateTime", Value: dec}}, AMSNode{LastUpdate: at}},
+		{"timestamp", bson.D{{Key: "lastUpdateTime", Value: bson.Timestamp{T: uint32(at.Unix())}}}, AMSNode{LastUpdate: at.Truncate(time.Second)}},
+		{"int32 time is what it says", bson.D{{Key: "lastUpdateTime", Value: int32(1000)}}, AMSNode{LastUpdate: time.Unix(1, 0).UTC()}},
+		{"null", bson.D{{Key: "lastUpdateTime", Value: nil}, {Key: "cpu", Value: nil}, {Key: "ip", Value: nil}}, AMSNode{}},
+		{"nonsense", bson.D{
+			{Key: "lastUpdateTime", Value: "yesterday"}, {Key: "cpu", Value: bson.A{1}}, {Key: "ip", Value: int32(3)},
+			{Key: "memory", Value: bson.D{}}, {Key: "dbQueryAveargeTimeMs", Value: "x"},
+		}, AMSNode{}},
+		{"not a number", bson.D{{Key: "lastUpdateTime", Value: math.NaN()}, {Key: "cpu", Value: math.Inf(1)}}, AMSNode{}},
+		{"beyond all calendars", bson.D{{Key: "lastUpdateTime", Value: int64(math.MaxInt64)}}, AMSNode{}},
+		{"before all calendars", bson.D{{Key: "lastUpdateTime", Value: -1e300}}, AMSNode{}},
+		{"symbol", bson.D{{Key: "ip", Value: bson.Symbol("10.0.0.3")}}, AMSNode{IP: "10.0.0.3"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := readAMSNode(raw(t, tt.doc))
+			if diff := cmp.Diff(tt.want, got, cmpopts.IgnoreUnexported(AMSNode{})); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			if _, err := json.Marshal(got); err != nil {
+				t.Errorf("it cannot be shown as JSON: %v", err)
+			}
+		})
+	}
+}
+
+// FuzzReadDocuments: whatever bytes a server sends as a document, reading it
+// neither panics nor gives what cannot be shown.
+func FuzzReadDocuments(f *testing.F) {
+	seed, err := bson.Marshal(bson.D{
+		{Key: "_id", Value: "a"}, {Key: "ip", Value: "10.0.0.3"}, {Key: "lastUpdateTime", Value: int64(1)},
+		{Key: "state", Value: "active"}, {Key: "updated_at", Value: time.Unix(0, 0)}, {Key: "seq", Value: int64(1)},
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(seed))
+	f.Add([]byte{5, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if bson.Raw(data).Validate() != nil {
+			return // the driver gives no such document out
+		}
+		for _, v := range []any{readAMSNode(data), readNode(data)} {
+			if _, err := json.Marshal(v); err != nil {
+				t.Errorf("%#v cannot be shown as JSON: %v", v, err)
+			}
+		}
+	})
+}
+
+func TestAMSNodeFresh(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for age, want := range map[time.Duration]bool{
+		0: true, 20 * time.Second: true, 20*time.Second + time.Millisecond: false,
+		time.Hour: false, -10 * time.Minute: true, // a stamp in the future is fresh for AMS too
+	} {
+		if got := (AMSNode{LastUpdate: now.Add(-age)}).Fresh(now); got != want {
+			t.Errorf("age %s: Fresh = %v, want %v", age, got, want)
+		}
+	}
+	if (AMSNode{}).Fresh(time.Time{}) {
+		t.Error("a node without a time is fresh")
+	}
+}
+
+func TestReadNodeTolerates(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	got := readNode(raw(t, bson.D{
+		{Key: "_id", Value: "i-1"}, {Key: "ip", Value: "10.0.0.3"}, {Key: "state", Value: "active"},
+		{Key: "state_since", Value: at}, {Key: "updated_at", Value: at}, {Key: "seq", Value: 7.0},
+		{Key: "role", Value: int32(3)}, {Key: "interval_ms", Value: "5000"},
+		{Key: "load", Value: bson.D{{Key: "cpu", Value: 3}}}, {Key: "from_the_future", Value: true},
+	}))
+	want := Node{ID: "i-1", IP: "10.0.0.3", State: StateActive, StateSince: at, UpdatedAt: at, Seq: 7, IntervalMS: 5000}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if age, known := got.Age(at.Add(3 * time.Second)); !known || age != 3*time.Second {
+		t.Errorf("Age = %v, %v", age, known)
+	}
+	if age, known := got.Age(at.Add(-time.Second)); !known || age != 0 {
+		t.Errorf("Age of a row from the future = %v, %v", age, known)
+	}
+	if _, known := (Node{}).Age(at); known {
+		t.Error("the age of a row without a time is known")
+	}
+}
+
+// The tags of Node are the contract with other readers; facts is what we write.
+func TestNodeTagsAgree(t *testing.T) {
+	n := Node{IntervalMS: 1, State: StateActive, Reason: "r", StateSince: time.Unix(1, 0), UpdatedAt: time.Unix(1, 0)}
+	facts := []string{"_id", "interval_ms", "state", "reason", "seq", "state_since", "updated_at"}
+	for _, f := range n.facts() {
+		*f.value = f.key
+		facts = append(facts, f.key)
+	}
+	elements, err := raw(t, n).Elements()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tags []string
+	for _, e := range elements {
+		tags = append(tags, e.Key())
+		if s, ok := e.Value().StringValueOK(); ok && slices.Contains(facts[7:], e.Key()) && s != e.Key() {
+			t.Errorf("tag %s holds the fact %s", e.Key(), s)
+		}
+	}
+	slices.Sort(tags)
+	slices.Sort(facts)
+	if diff := cmp.Diff(facts, tags); diff != "" {
+		t.Errorf("-facts +tags:\n%s", diff)
+	}
+	js, err := json.Marshal(n)
+	if err != nil || strings.Contains(string(js), "StateSince") {
+		t.Errorf("JSON: %s, %v", js, err)
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		same bool
+	}{
+		{"10.0.0.3", "10.0.0.3", true},
+		{"10.0.0.3", "10.0.0.30", false},
+		{"10.0.0.3", "::ffff:10.0.0.3", true},
+		{"fd00::1", "fd00:0:0:0:0:0:0:1", true},
+		{"fd00::1", "FD00::1", true},
+		{"fe80::1", "fe80:0:0:0:0:0:0:1%eth0", true},
+		{"node-1", "node-1", true},
+		{"node-1", "NODE-1", false},
+		{"", "", true},
+		{"", "10.0.0.3", false},
+	} {
+		if got := SameAddress(tt.a, tt.b); got != tt.same {
+			t.Errorf("SameAddress(%q, %q) = %v", tt.a, tt.b, got)
+		}
+	}
+	for address, want := range map[string]string{
+		"10.0.0.3":           `{"ip": "10.0.0.3"}`,
+		"node-1":             `{"ip": "node-1"}`,
+		"fd00::1":            `{"ip": {"$in": ["fd00::1","fd00:0:0:0:0:0:0:1"]}}`,
+		"fd00:0:0:0:0:0:0:1": `{"ip": {"$in": ["fd00:0:0:0:0:0:0:1","fd00::1"]}}`,
+	} {
+		if got := raw(t, addressFilter("ip", address)).String(); got != want {
+			t.Errorf("%s:\n got %s\nwant %s", address, got, want)
+		}
+	}
+}
+
+func TestWaitErrorTexts(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	ours := func(age time.Duration) AMSNode { return AMSNode{ID: "a", IP: "10.0.0.3", LastUpdate: now.Add(-age)} }
+	docker := AMSNode{ID: "b", IP: "172.17.0.1", LastUpdate: now}
+	tests := []struct {
+		name    string
+		seen    AMSNotSeenError
+		before  []AMSNode
+		verdict AMSVerdict
+		text    string
+	}{
+		{"never read", AMSNotSeenError{Last: &Error{Kind: KindRefused, Op: "reading", Host: "h:1"}}, nil, AMSUnread,
+			"waited 1m0s for AMS to register as 10.0.0.3: MongoDB could not be read; the last reading failed: reading: MongoDB at h:1 refused the connection"},
+		{"nothing", AMSNotSeenError{Reads: 3}, nil, AMSNothing,
+			"waited 1m0s for AMS to register as 10.0.0.3: no document of this address appeared"},
+		{"docker0", AMSNotSeenError{Reads: 3, Local: []AMSNode{docker}}, nil, AMSElsewhere,
+			"waited 1m0s for AMS to register as 10.0.0.3: it registered as 172.17.0.1, which is another address of this machine"},
+		{"docker0, and an old document of ours", AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(time.Hour)}, Local: []AMSNode{docker}},
+			[]AMSNode{ours(time.Hour)}, AMSElsewhere,
+			"waited 1m0s for AMS to register as 10.0.0.3: it registered as 172.17.0.1, which is another address of this machine"},
+		{"others", AMSNotSeenError{Reads: 3, Appeared: []AMSNode{docker, docker, {IP: "10.0.0.9"}}}, nil, AMSMaybeElsewhere,
+			"waited 1m0s for AMS to register as 10.0.0.3: no document of this address; these appeared meanwhile and may be it under a wrong address: 172.17.0.1, 10.0.0.9"},
+		{"not advancing", AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(time.Hour)}}, []AMSNode{ours(time.Hour)}, AMSNotAdvancing,
+			"waited 1m0s for AMS to register as 10.0.0.3: its document was not written since, the last time was 1h0m0s ago"},
+		{"stale", AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(30 * time.Second)}}, []AMSNode{ours(time.Hour)}, AMSStale,
+			"waited 1m0s for AMS to register as 10.0.0.3: it wrote its document and stopped, the last time was 30s ago by the local clock"},
+		{"without a time", AMSNotSeenError{Reads: 3, Ours: []AMSNode{{ID: "a", IP: "10.0.0.3"}}}, nil, AMSStale,
+			"waited 1m0s for AMS to register as 10.0.0.3: its document has no readable lastUpdateTime"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			e := tt.seen
+			e.Address, e.Waited = "10.0.0.3", time.Minute
+			e.judge(tt.before, now)
+			if e.Verdict != tt.verdict {
+				t.Errorf("verdict %s, want %s", e.Verdict, tt.verdict)
+			}
+			if got := e.Error(); got != tt.text {
+				t.Errorf("got  %s\nwant %s", got, tt.text)
+			}
+		})
+	}
+	many := make([]AMSNode, 0, 8)
+	for _, ip := range strings.Fields("10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6 10.0.0.7") {
+		many = append(many, AMSNode{IP: ip})
+	}
+	if got := addresses(many); got != "10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5 and 2 more" {
+		t.Errorf("addresses: %s", got)
+	}
+}

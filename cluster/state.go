@@ -1,0 +1,78 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"fmt"
+	"slices"
+)
+
+// State is where a node stands in its life, as its row in the registry says.
+type State string
+
+// The states of a node.
+const (
+	StateJoining  State = "joining"
+	StateActive   State = "active"
+	StateDraining State = "draining"
+	StateLeft     State = "left"
+	StateFailed   State = "failed"
+)
+
+// States returns all states, in the order of a life.
+func States() []State {
+	return []State{StateJoining, StateActive, StateDraining, StateLeft, StateFailed}
+}
+
+// Valid reports whether s is one of the states.
+func (s State) Valid() bool { return slices.Contains(States(), s) }
+
+// successors are the arrows: joining → active → draining → left, draining →
+// active for an undrain, joining → failed. Beside these, leaving is possible
+// from everywhere (a machine may have nothing to drain, or no time), and who
+// has left or failed may join again.
+func (s State) successors() []State {
+	switch s {
+	case StateJoining:
+		return []State{StateActive, StateFailed, StateLeft}
+	case StateActive:
+		return []State{StateDraining, StateLeft}
+	case StateDraining:
+		return []State{StateActive, StateLeft}
+	case StateLeft:
+		return []State{StateJoining}
+	case StateFailed:
+		return []State{StateJoining, StateLeft}
+	}
+	return nil
+}
+
+// CanTransition reports whether a node may go from s to next. Staying is no
+// transition and always allowed.
+func (s State) CanTransition(next State) bool {
+	return s.Valid() && (s == next || slices.Contains(s.successors(), next))
+}
+
+// predecessors returns the states from which a node may go to s.
+func (s State) predecessors() []State {
+	var from []State
+	for _, p := range States() {
+		if p != s && p.CanTransition(s) {
+			from = append(from, p)
+		}
+	}
+	return from
+}
+
+// TransitionError is a change of state that is not allowed. The row was not
+// changed.
+type TransitionError struct {
+	ID       string
+	From, To State
+}
+
+// Error names the node and both states.
+func (e *TransitionError) Error() string {
+	return fmt.Sprintf("node %s is %s and cannot become %s", e.ID, e.From, e.To)
+}
