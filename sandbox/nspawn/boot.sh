@@ -22,6 +22,7 @@
 # The distribution of the tree. It is in the cache's name, so that changing one of these makes a new tree.
 : "${NSPAWN_SUITE:=bookworm}"
 : "${NSPAWN_MIRROR:=http://deb.debian.org/debian}"
+NSPAWN_HOSTNAME=ams-node
 NSPAWN_PACKAGES=systemd,systemd-sysv,dbus,udev,iproute2,libpam-systemd,procps,kmod
 
 # Limits in seconds. They are only met where something is wrong: a boot is normally up in one second.
@@ -58,7 +59,7 @@ root_make() {
 	mkdir -p "$cache" || return 1
 	cache=$(cd "$cache" && pwd -P) || return 1
 	local want root
-	want=$(printf '%s %s' "$NSPAWN_SUITE" "$NSPAWN_PACKAGES" | sha256sum | cut -c1-12)
+	want=$(printf '%s %s %s' "$NSPAWN_SUITE" "$NSPAWN_PACKAGES" "$NSPAWN_HOSTNAME" | sha256sum | cut -c1-12)
 	root=$cache/nspawn-$NSPAWN_SUITE-$want
 	nspawn_tools || return 1
 	(
@@ -66,6 +67,10 @@ root_make() {
 		flock 9 || exit 1
 		[ -d "$root" ] && exit 0
 		part=$root.part
+		# What a killed debootstrap leaves mounted would be emptied, or in the way.
+		for mounted in "$part/proc" "$part/sys"; do
+			mountpoint -q "$mounted" && { umount -R "$mounted" || exit 1; }
+		done
 		rm -rf --one-file-system "$part"
 		nspawn_say "making $root (about a minute, once)"
 		if ! debootstrap --variant=minbase --include="$NSPAWN_PACKAGES" "$NSPAWN_SUITE" "$part" "$NSPAWN_MIRROR" >"$part.log" 2>&1 9>&-; then
@@ -76,6 +81,10 @@ root_make() {
 		rm -rf "$part"/var/cache/apt/archives/*.deb "$part"/var/lib/apt/lists/*
 		# Every container gets an id of its own at boot.
 		: >"$part/etc/machine-id"
+		# debootstrap copies this machine's name and gives no hosts file. A fixed name, which nothing resolves, is the
+		# same everywhere; a test that wants it resolvable adds its line.
+		printf '%s\n' "$NSPAWN_HOSTNAME" >"$part/etc/hostname"
+		printf '127.0.0.1\tlocalhost\n::1\tlocalhost\n' >"$part/etc/hosts"
 		rm -f "$part.log"
 		mv "$part" "$root"
 	) 9>"$root.lock" || return 1
@@ -219,7 +228,8 @@ nspawn_main() {
 		return 2
 	fi
 	trap 'poweroff' EXIT
-	trap 'exit 130' INT TERM
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
 	boot "$root" "${bind[@]}" || return 1
 	run "$@"
 	status=$?

@@ -55,7 +55,7 @@ type Options struct {
 	Dir string
 	// Apps are further applications, made after LiveApp's image. A blank in a name
 	// is fine, and is the point of one of the upstream script's defects.
-	Apps []string
+	Apps []string `json:"apps"`
 	// Symlink moves conf/red5.properties and LiveApp's file to /etc/antmedia below
 	// the root, with relative symbolic links in their places.
 	Symlink bool
@@ -88,10 +88,10 @@ type Owner struct{ UID, GID int }
 
 // Tree is what was written.
 type Tree struct {
-	Root string `json:"root"` // as given
-	Dir  string `json:"dir"`  // the installation, Root included
-	Unit string `json:"unit,omitempty"`
-	Apps []string
+	Root string   `json:"root"` // as given
+	Dir  string   `json:"dir"`  // the installation, Root included
+	Unit string   `json:"unit,omitempty"`
+	Apps []string `json:"apps"`
 }
 
 // Conf is the path of a file in conf.

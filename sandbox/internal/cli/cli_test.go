@@ -1,0 +1,450 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/sandbox/internal/cli"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// asSandbox makes this test binary the sandbox binary.
+const asSandbox = "SANDBOX_TEST_AS_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asSandbox) != "" {
+		os.Exit(cli.Main(os.Args[1:], cli.OS()))
+	}
+	os.Exit(m.Run())
+}
+
+func sandbox(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), asSandbox+"=1")
+	return cmd
+}
+
+// run runs to the end and returns exit status and output.
+func run(t *testing.T, cmd *exec.Cmd) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// serve starts a server and returns what its ready line says.
+func serve(t *testing.T, args ...string) (map[string]any, *exec.Cmd) {
+	t.Helper()
+	cmd := sandbox(t, args...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		_ = cmd.Wait()
+		t.Fatalf("no ready line: %v\n%s", err, errs.String())
+	}
+	rest, ok := strings.CutPrefix(line, "ready ")
+	if !ok {
+		t.Fatalf("first line %q", line)
+	}
+	var said map[string]any
+	if err := json.Unmarshal([]byte(rest), &said); err != nil {
+		t.Fatal(err)
+	}
+	return said, cmd
+}
+
+func ended(t *testing.T, cmd *exec.Cmd) int {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); _ = cmd.Wait() }()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the process does not end")
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		args []string
+		want int
+	}{
+		{nil, 2},
+		{[]string{"help"}, 0},
+		{[]string{"mongo", "--help"}, 0},
+		{[]string{"ams", "--help"}, 0},
+		{[]string{"tree", "--help"}, 0},
+		{[]string{"amsctl", "--help"}, 0},
+		{[]string{"nothing"}, 2},
+		{[]string{"mongo", "--no-such-flag"}, 2},
+		{[]string{"mongo", "argument"}, 2},
+		{[]string{"ams"}, 2},
+		{[]string{"amsctl", "start"}, 2},
+		{[]string{"amsctl", "--state", "/x", "--root", "/x", "dance"}, 2},
+		{[]string{"amsctl", "--state", "/x", "--root", "/x", "--die-with-parent", "start"}, 2},
+		{[]string{"tree"}, 2},
+		{[]string{"tree", "--variant", "9", "/nowhere/at/all"}, 1},
+	}
+	for _, tt := range tests {
+		status, stdout, stderr := run(t, sandbox(t, tt.args...))
+		if status != tt.want || stdout != "" || stderr == "" {
+			t.Errorf("%v: exit %d, want %d; stdout %q, stderr %q", tt.args, status, tt.want, stdout, stderr)
+		}
+	}
+}
+
+func TestArgumentFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "args")
+	if err := os.WriteFile(file, []byte("--variant=2.10\n\n--app=My App\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	status, out, stderr := run(t, sandbox(t, "tree", "@"+file, "@"+file+"-missing", filepath.Join(t.TempDir(), "r")))
+	if status != 0 || !strings.Contains(out, `"My App"`) {
+		t.Errorf("exit %d, %s%s", status, out, stderr)
+	}
+}
+
+func TestMongo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	said, cmd := serve(t, "mongo", "--user", "ams:pa:ss", "--tls", dir)
+	uri := strings.Replace(said["uri"].(string), "mongodb://", "mongodb://ams:pa%3Ass@", 1) + "&tlsCAFile=" + filepath.Join(dir, "ca.pem")
+	c, err := mongo.Connect(options.Client().ApplyURI(uri).SetServerSelectionTimeout(5 * time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Disconnect(context.Background()) }()
+	if _, err := c.Database("d").Collection("c").InsertOne(t.Context(), bson.M{}); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Get("http://" + said["control"].(string) + "/stats")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if !strings.Contains(string(b), `"insert": 1`) {
+		t.Errorf("stats: %s", b)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status := ended(t, cmd); status != 0 {
+		t.Errorf("exit %d after SIGTERM", status)
+	}
+}
+
+func TestServersDieWithAnother(t *testing.T) {
+	t.Parallel()
+	other := exec.Command("sleep", "600")
+	if err := other.Start(); err != nil {
+		t.Skip(err)
+	}
+	_, cmd := serve(t, "mongo", "--die-with", strconv.Itoa(other.Process.Pid))
+	_ = other.Process.Kill()
+	_ = other.Wait()
+	if status := ended(t, cmd); status != 0 {
+		t.Errorf("exit %d", status)
+	}
+	if status, _, stderr := run(t, sandbox(t, "mongo", "--die-with", strconv.Itoa(other.Process.Pid))); status != 1 {
+		t.Errorf("with a process that has ended: exit %d, %s", status, stderr)
+	}
+}
+
+func TestServersDieWithTheirParent(t *testing.T) {
+	t.Parallel()
+	// A shell is the parent; it prints the pid of its child and is killed.
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	shell := exec.Command("sh", "-c", `"$0" mongo --die-with-parent & echo $! > "$1"; wait`, os.Args[0], pidFile)
+	shell.Env = append(os.Environ(), asSandbox+"=1")
+	out, err := shell.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shell.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	if line, err := r.ReadString('\n'); err != nil || !strings.HasPrefix(line, "ready ") {
+		t.Fatalf("%q, %v", line, err)
+	}
+	_ = shell.Process.Kill()
+	// The server holds the pipe: its end is the server's end.
+	done := make(chan struct{})
+	go func() { defer close(done); _, _ = io.Copy(io.Discard, r) }()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		b, _ := os.ReadFile(pidFile)
+		t.Errorf("the server outlives its parent: pid %s", b)
+	}
+	_ = shell.Wait()
+}
+
+func TestAMS(t *testing.T) {
+	t.Parallel()
+	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for sig, want := range map[syscall.Signal]int{syscall.SIGTERM: 143, syscall.SIGINT: 0} {
+		said, cmd := serve(t, "ams", "--root", tr.Dir, "--http-port", "-1", "--local-address", "10.1.1.1")
+		if said["mode"] != "standalone" || said["address"] != "10.1.1.1" {
+			t.Errorf("ready: %v", said)
+		}
+		resp, err := http.Get("http://" + said["addr"].(string) + "/rest/v2/liveness")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != 200 {
+			t.Errorf("liveness %d", resp.StatusCode)
+		}
+		_ = cmd.Process.Signal(sig)
+		if status := ended(t, cmd); status != want {
+			t.Errorf("exit %d after %v, want %d", status, sig, want)
+		}
+	}
+	status, _, stderr := run(t, sandbox(t, "ams", "--root", tr.Dir, "--http-port", "-1", "--fail-start"))
+	if status != 1 || !strings.Contains(stderr, "told to fail") {
+		t.Errorf("exit %d, %s", status, stderr)
+	}
+	// Killed by SIGTERM while it waits for a MongoDB that is not there.
+	joined(t, tr, "127.0.0.1:1")
+	cmd := sandbox(t, "ams", "--root", tr.Dir, "--http-port", "-1")
+	errs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(errs).ReadString('\n'); err != nil || !strings.Contains(line, "files read") {
+		t.Fatalf("%q, %v", line, err)
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	if status := ended(t, cmd); status != 143 {
+		t.Errorf("exit %d after SIGTERM during the start", status)
+	}
+}
+
+// joined switches a tree to cluster mode the crude way.
+func joined(t *testing.T, tr tree.Tree, host string) {
+	t.Helper()
+	for file, pairs := range map[string][]string{
+		tr.Conf("jee-container.xml"): {"<!-- cluster start", "<!-- cluster start -->", "cluster end -->", "<!-- cluster end -->"},
+		tr.Conf("red5.properties"):   {"clusterdb.host=localhost", "clusterdb.host=" + host},
+	} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(strings.NewReplacer(pairs...).Replace(string(b))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// service writes a wrapper for a tree and returns a function that calls it.
+func service(t *testing.T, tr tree.Tree, flags ...string) func(action string, env ...string) (int, string, string) {
+	t.Helper()
+	dir := t.TempDir()
+	wrapper := filepath.Join(dir, "ams service") // a blank must do no harm
+	args := []string{
+		"amsctl", "--state", filepath.Join(dir, "state"), "--root", tr.Dir, "--http-port", "-1",
+		"--die-with", strconv.Itoa(os.Getpid()), "--period", "100ms", "--mongo-timeout", "1s",
+	}
+	args = append(args, flags...)
+	if status, out, stderr := run(t, sandbox(t, append(args, "--write-wrapper", wrapper)...)); status != 0 {
+		t.Fatalf("exit %d, %s%s", status, out, stderr)
+	}
+	call := func(action string, env ...string) (int, string, string) {
+		cmd := exec.Command(wrapper, action)
+		cmd.Env = append(append(os.Environ(), asSandbox+"=1"), env...)
+		return run(t, cmd)
+	}
+	t.Cleanup(func() { call("stop") })
+	return call
+}
+
+func TestAMSCtl(t *testing.T) {
+	t.Parallel()
+	m, err := mongod.Start(t.Context(), mongod.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := service(t, tr)
+	expect := func(action string, wantStatus int, wantOut string, env ...string) {
+		t.Helper()
+		status, out, stderr := call(action, env...)
+		if status != wantStatus || strings.TrimSpace(out) != wantOut {
+			t.Fatalf("%s: exit %d, %q, want %d, %q\n%s", action, status, out, wantStatus, wantOut, stderr)
+		}
+	}
+	info := func() (said struct {
+		Addr, Mode, Address string
+		PID                 int
+	}) {
+		t.Helper()
+		_, out, stderr := call("info")
+		if err := json.Unmarshal([]byte(out), &said); err != nil {
+			t.Fatalf("%v: %s%s", err, out, stderr)
+		}
+		return said
+	}
+
+	expect("status", 3, "inactive")
+	expect("stop", 0, "") // already so
+	expect("start", 0, "", "AMS_HOST_ADDRESS=10.0.0.7")
+	expect("status", 0, "active")
+	first := info()
+	if first.Mode != "standalone" || first.Address != "10.0.0.7" {
+		t.Errorf("info: %+v", first)
+	}
+	expect("start", 0, "") // already so
+	if again := info(); again.PID != first.PID {
+		t.Error("a second start made a second process")
+	}
+
+	// A restart reads the files again.
+	joined(t, tr, m.Addr())
+	expect("restart", 0, "", "AMS_HOST_ADDRESS=10.0.0.8")
+	second := info()
+	if second.Mode != "cluster" || second.Address != "10.0.0.8" || second.PID == first.PID {
+		t.Errorf("info: %+v", second)
+	}
+
+	// A server that ends by itself has failed.
+	if err := syscall.Kill(second.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the failure", func() bool { status, out, _ := call("status"); return status == 3 && out == "failed\n" })
+	expect("start", 0, "")
+	expect("status", 0, "active")
+	expect("stop", 0, "")
+	expect("status", 3, "inactive")
+
+	// So has one that does not come up.
+	if err := m.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
+		t.Fatal(err)
+	}
+	status, _, stderr := call("start")
+	if status != 1 || !strings.Contains(stderr, "server selection") {
+		t.Errorf("start without MongoDB: exit %d, %s", status, stderr)
+	}
+	expect("status", 3, "failed")
+	m.Faults().Clear()
+	expect("restart", 0, "")
+	expect("status", 0, "active")
+}
+
+func TestAMSCtlWithAServerThatIsSlow(t *testing.T) {
+	t.Parallel()
+	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := service(t, tr, "--never-up", "--slow-stop", "1h", "--start-wait", "200ms", "--stop-wait", "300ms")
+	// As a unit of type simple: started, though not up.
+	if status, _, stderr := call("start"); status != 0 {
+		t.Errorf("start: exit %d, %s", status, stderr)
+	}
+	if status, out, _ := call("status"); status != 0 || out != "active\n" {
+		t.Errorf("status: exit %d, %s", status, out)
+	}
+	// It does not stop either, and is killed.
+	if status, _, stderr := call("stop"); status != 0 {
+		t.Errorf("stop: exit %d, %s", status, stderr)
+	}
+	if status, out, _ := call("status"); status != 3 || out != "failed\n" {
+		t.Errorf("status: exit %d, %s", status, out)
+	}
+}
+
+func TestTree(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join(t.TempDir(), "r")
+	status, out, stderr := run(t, sandbox(t, "tree", "--http-port", "15080", root))
+	if status != 0 {
+		t.Fatalf("exit %d, %s", status, stderr)
+	}
+	var tr tree.Tree
+	if err := json.Unmarshal([]byte(out), &tr); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(tr.Conf("red5.properties")); err != nil {
+		t.Error(err)
+	}
+	_, list, _ := run(t, sandbox(t, "tree", "--list", "--skip", "etc", root))
+	want, err := tree.Snapshot(root, "etc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, strings.Split(strings.TrimSpace(list), "\n")); diff != "" {
+		t.Errorf("list (-want +got):\n%s", diff)
+	}
+}
