@@ -76,10 +76,11 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 		return err
 	}
 	staging, committed := filepath.Join(stateDir, stagingName), filepath.Join(stateDir, journalName)
-	if err := writeNew(staging, data, func(*os.File) error { return nil }); err != nil {
+	plan, err := createNew(staging, data, func(*os.File) error { return nil })
+	if err != nil {
 		return errors.Join(err, removeIfThere(staging))
 	}
-	if err := s.stage(j, changes); err != nil {
+	if err := s.stage(j, changes, plan); err != nil {
 		return errors.Join(err, s.unstage(j), removeIfThere(staging))
 	}
 	for _, f := range j.Files {
@@ -168,15 +169,22 @@ func (s *Store) missingDirs(dir string) []string {
 
 func (s *Store) real(path string) string { return filepath.Join(s.root(), path) }
 
-// stage writes every new file beside its target and links every old one. The
-// fsyncs run side by side: a journaling file system commits them together.
-func (s *Store) stage(j *journal, changes []Change) error {
+// stage writes every new file beside its target and links every old one, and
+// brings the plan of all this to disk. The fsyncs run side by side: a journaling
+// file system commits them together. A process that is killed leaves a plan that
+// says what to clean up; should a power cut lose the plan and keep a staged
+// file, that file is a stray one and nothing more, because no target is touched
+// before all of this is on disk.
+func (s *Store) stage(j *journal, changes []Change, plan *os.File) error {
 	for _, d := range j.MakeDirs {
 		if err := os.Mkdir(s.real(d), 0o755); err != nil {
-			return err
+			return errors.Join(err, plan.Close())
 		}
 	}
-	return each(len(changes), func(i int) error {
+	return each(len(changes)+1, func(i int) error {
+		if i == len(changes) {
+			return errors.Join(plan.Sync(), plan.Close())
+		}
 		f, c := j.Files[i], changes[i]
 		if f.Backup != "" {
 			if err := backup(s.real(f.Target), s.real(f.Backup)); err != nil {
@@ -295,15 +303,13 @@ func (s *Store) finish(j *journal, stateDir string) error {
 		}
 	}
 	s.removeEmpty(j.RemoveDirs)
+	// No fsync from here on: should a power cut bring the journal back,
+	// recovery finds everything done and comes here again.
 	committed, undo := filepath.Join(stateDir, journalName), filepath.Join(stateDir, undoName)
 	if j.Record != nil {
-		if err := os.Rename(committed, undo); err != nil {
-			return err
-		}
-	} else if err := errors.Join(removeIfThere(undo), removeIfThere(committed)); err != nil {
-		return err
+		return os.Rename(committed, undo)
 	}
-	return syncDir(stateDir)
+	return errors.Join(removeIfThere(undo), removeIfThere(committed))
 }
 
 func (s *Store) drop(path string) error {

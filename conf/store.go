@@ -209,20 +209,28 @@ func (s *Store) RemoveFile(path string) error {
 
 // writeNew makes a file that must not exist, sets it up with prepare before a
 // byte of data is in it, writes and fsyncs it.
-func writeNew(real string, data []byte, prepare func(*os.File) error) (err error) {
-	// 0600 until prepare has given it its owner: data may hold a password.
-	f, err := os.OpenFile(real, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+func writeNew(real string, data []byte, prepare func(*os.File) error) error {
+	f, err := createNew(real, data, prepare)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// createNew is writeNew without the fsync; the caller syncs and closes.
+func createNew(real string, data []byte, prepare func(*os.File) error) (*os.File, error) {
+	// 0600 until prepare has given it its owner: data may hold a password.
+	f, err := os.OpenFile(real, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
 	if err := prepare(f); err != nil {
-		return err
+		return nil, errors.Join(err, f.Close())
 	}
 	if _, err := f.Write(data); err != nil {
-		return err
+		return nil, errors.Join(err, f.Close())
 	}
-	return f.Sync()
+	return f, nil
 }
 
 // copyMeta gives f the owner, the ACL and the other extended attributes, and

@@ -1,0 +1,105 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// BenchmarkCommitRatio compares the commit of a tree of four applications —
+// editing, staging, verifying, journal, renames, undo record, every fsync —
+// with a bare loop that writes, fsyncs and renames the same files. Both run in
+// turn in one process, so that a noisy machine hits both. The ratio is to stay
+// at or below 2.
+func BenchmarkCommitRatio(b *testing.B) {
+	s := newTree(b)
+	app := "db.name=%s\ndb.type=mapdb\ndb.host=localhost\n" + strings.Repeat("settings.some.key=some value of it\n", 30)
+	var paths []string
+	for i := range 4 {
+		p := fmt.Sprintf("/ams/webapps/app%d/WEB-INF/red5-web.properties", i)
+		real := filepath.Join(s.Root, p)
+		if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.WriteFile(real, fmt.Appendf(nil, app, p), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		paths = append(paths, p)
+	}
+	paths = append(paths, "/ams/conf/red5.properties")
+	var ours, bare time.Duration
+	for b.Loop() {
+		start := time.Now()
+		p := s.NewPlan(nil)
+		for _, path := range paths {
+			if err := p.Edit(Target{Path: path, Kind: KindProperties}, func(src []byte) ([]Span, error) {
+				q, err := ParseProperties(src)
+				if err != nil {
+					return nil, err
+				}
+				q.Set("db.type", "mongodb", nil)
+				q.Set("db.host", "10.0.0.1", nil)
+				return q.Spans(), nil
+			}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := p.Edit(Target{Path: "/ams/conf/jee-container.xml", Kind: KindContainer}, func(src []byte) ([]Span, error) {
+			c, err := ParseContainer(src)
+			if err != nil {
+				return nil, err
+			}
+			err = c.SetMode(ModeCluster)
+			return c.Spans(), err
+		}); err != nil {
+			b.Fatal(err)
+		}
+		if err := p.Commit("join"); err != nil {
+			b.Fatal(err)
+		}
+		ours += time.Since(start)
+		changed := p.Changed()
+		undoAll(b, s)
+
+		start = time.Now()
+		for _, f := range changed {
+			if err := bareWrite(filepath.Join(s.Root, f.Before.Path), f.After); err != nil {
+				b.Fatal(err)
+			}
+		}
+		bare += time.Since(start)
+		for _, f := range changed {
+			if err := os.WriteFile(filepath.Join(s.Root, f.Before.Path), f.Before.Bytes, 0o644); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(ours)/float64(bare), "ratio")
+	b.ReportMetric(float64(ours.Microseconds())/float64(b.N), "µs-commit/op")
+	b.ReportMetric(float64(bare.Microseconds())/float64(b.N), "µs-bare/op")
+}
+
+// bareWrite is what anybody would write: no journal, no undo, no owner, and no
+// fsync of the folder.
+func bareWrite(path string, data []byte) error {
+	f, err := os.Create(path + ".tmp")
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
+}
