@@ -21,6 +21,37 @@ type Finding struct {
 
 func (f Finding) String() string { return f.ID + ": " + f.Text }
 
+// Title says in a few words what kind of trouble it is.
+func (f Finding) Title() string {
+	switch f.ID {
+	case IDRoot:
+		return "this needs root"
+	case IDInstall:
+		return "no usable Ant Media Server is here"
+	case IDSections:
+		return "jee-container.xml cannot be switched"
+	case IDFile:
+		return "a configuration file cannot be edited"
+	case IDWritable:
+		return "a folder cannot be written"
+	case IDSpace:
+		return "there is no room"
+	case IDService:
+		return "the service cannot be controlled"
+	case IDAddress:
+		return "this node has no usable address"
+	case IDHostname:
+		return "the host name leads to another address"
+	case IDIdentity:
+		return "this machine cannot be identified"
+	case IDMongoForm:
+		return "this release cannot use that connection string"
+	case IDSessions:
+		return "streams are live on this node"
+	}
+	return "a preflight check failed"
+}
+
 // The ids of the findings of this package; those about addresses and
 // applications come from package ams.
 const (
