@@ -1,0 +1,406 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/record"
+)
+
+// Name of this provider.
+const Name = "aws"
+
+// The addresses of the service. The second exists on Nitro machines where it was switched on.
+const (
+	Endpoint     = "http://169.254.169.254"
+	EndpointIPv6 = "http://[fd00:ec2::254]"
+)
+
+// tagGroup is put on each instance by its Auto Scaling group.
+const tagGroup = "aws:autoscaling:groupName"
+
+// parallel requests at most: the service throttles per instance and shares its packet budget with DNS and NTP.
+const parallel = 4
+
+// optionalAttempts bounds the tries for what a node can live without, so that one broken item does not use up the
+// whole bound of a boot.
+const optionalAttempts = 3
+
+const (
+	hintHopLimit = "the service takes the connection and never answers the token request: from inside a container the hop limit " +
+		"of the metadata options must be 2 or more (aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2); " +
+		"or run on the host, or use --provider generic"
+	hintOff = "the metadata service is switched off for this instance or closed to this process: set HttpEndpoint=enabled in the " +
+		"instance's metadata options, or use --provider generic"
+	hintToken = "the service refuses session tokens that it has just given out: something between this process and the service " +
+		"changes the requests"
+	hintNoV2       = "what answers knows no session tokens (IMDSv2), so it is not the EC2 metadata service, or a very old stand-in for it"
+	hintNoDocument = "every EC2 instance has an identity document, and what answers here has none: use the --provider of the cloud this " +
+		"machine is in, or generic"
+	hintTags = "EC2 shows no tags in the metadata: set InstanceMetadataTags=enabled in the metadata options of the launch template, " +
+		"or give role and group by flag, environment or configuration file (this is also what an instance without any tag looks like)"
+	hintUnreachable = "no metadata service at the address: if this is no EC2 instance use --provider generic, else look for a firewall " +
+		"rule or a missing route to 169.254.169.254"
+)
+
+// Provider reads the metadata of this EC2 instance. It is safe for use by several goroutines.
+type Provider struct {
+	opts    cloud.Options
+	clients []*imds.Client
+	// current is the index of the client in use; it moves on only until one has connected.
+	current   atomic.Int32
+	connected atomic.Bool
+	// slots holds a place for each item that may be read at the same time.
+	slots chan struct{}
+	// serial makes independent items be read one after the other, in a fixed order: two recordings of one machine are
+	// then the same.
+	serial bool
+}
+
+var (
+	_ cloud.Provider  = (*Provider)(nil)
+	_ cloud.TagReader = (*Provider)(nil)
+)
+
+// New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
+func New(opts cloud.Options) (*Provider, error) {
+	opts = opts.WithDefaults()
+	if opts.IsDisabled(Name) {
+		return nil, &cloud.Error{
+			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
+			Cause: errors.New("the EC2 metadata service is disabled by the settings of this process"),
+			Hint:  "unset AWS_EC2_METADATA_DISABLED, or use --provider generic",
+		}
+	}
+	given, err := opts.Endpoint(Name)
+	if err != nil {
+		return nil, err
+	}
+	endpoints := []string{Endpoint, EndpointIPv6}
+	if given != "" {
+		endpoints = []string{given}
+	}
+	p := &Provider{opts: opts, slots: make(chan struct{}, parallel), serial: opts.Record != ""}
+	var wrap func(http.RoundTripper) http.RoundTripper
+	if opts.Record != "" {
+		if err := record.Prepare(opts.Record); err != nil {
+			return nil, err
+		}
+		wrap = func(next http.RoundTripper) http.RoundTripper {
+			return record.NewTransport(opts.Record, next, policy{})
+		}
+	}
+	client := opts.HTTPClient(wrap)
+	fallback := sdk.FalseTernary
+	if opts.AllowIMDSv1 {
+		fallback = sdk.TrueTernary
+	}
+	for _, e := range endpoints {
+		p.clients = append(p.clients, imds.New(imds.Options{
+			HTTPClient: client,
+			Endpoint:   e,
+			// Said outright so that the SDK does not look into the environment.
+			ClientEnableState:     imds.ClientEnabled,
+			EnableFallback:        fallback,
+			Retryer:               sdk.NopRetryer{},
+			DisableDefaultTimeout: true,
+		}))
+	}
+	return p, nil
+}
+
+// Name implements cloud.Provider.
+func (p *Provider) Name() string { return Name }
+
+// Identity reads the identity document alone. It is what proves that this is EC2.
+func (p *Provider) Identity(ctx context.Context) (Identity, error) {
+	// A service that has just come up may not have it yet, so its absence is not believed at once.
+	id, err := item(ctx, p, need{name: "identity document", path: "dynamic/instance-identity/document", notFound: 2}, ParseIdentity)
+	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotFound) {
+		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoDocument
+	}
+	return id, err
+}
+
+// Instance implements cloud.Provider.
+func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+
+	id, err := p.Identity(ctx)
+	if err != nil {
+		return cloud.Instance{}, err
+	}
+	inst := cloud.Instance{
+		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
+		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
+	}
+
+	var (
+		g          = gatherer{serial: p.serial}
+		public, v6 []netip.Addr
+		tags       cloud.TagSet
+	)
+	g.do("life_cycle", func() (err error) {
+		inst.LifeCycle, err = item(ctx, p, optional("instance life cycle", "meta-data/instance-life-cycle"), ParseWord)
+		return err
+	})
+	g.do("hostname", func() (err error) {
+		inst.Hostname, err = item(ctx, p, optional("host name", "meta-data/local-hostname"), ParseHostname)
+		return err
+	})
+	g.do("public_address", func() (err error) {
+		public, err = item(ctx, p, optional("public address", "meta-data/public-ipv4"), ParseAddresses)
+		return err
+	})
+	g.do("ipv6", func() (err error) {
+		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
+		mac, err := item(ctx, p, optional("MAC address", "meta-data/mac"), ParseMAC)
+		if err != nil {
+			return err
+		}
+		v6, err = item(ctx, p, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
+		return err
+	})
+	g.do("tags", func() (err error) {
+		tags, err = p.readTags(ctx)
+		return err
+	})
+	g.wait()
+	if err := g.fatal(); err != nil {
+		return cloud.Instance{}, err
+	}
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		// The caller has gone; half an instance is of no use to it.
+		return cloud.Instance{}, fmt.Errorf("reading the aws metadata: %w", err)
+	}
+
+	if len(public) > 0 {
+		inst.PublicAddress = public[0]
+	}
+	for _, a := range v6 {
+		if a.Is6() && a.IsGlobalUnicast() {
+			inst.IPv6 = a
+			break
+		}
+	}
+	switch {
+	case id.PrivateIP.IsValid():
+		inst.Address, inst.AddressSource = id.PrivateIP, "private address of the identity document"
+	case inst.IPv6.IsValid():
+		inst.Address, inst.AddressSource = inst.IPv6, "first IPv6 address of the first interface, since the instance has no IPv4 address"
+	default:
+		inst.Notes = append(inst.Notes, "the metadata tells no private address of this instance")
+	}
+	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
+	inst.Missing = g.keys
+	for _, err := range g.errs {
+		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
+		inst.Notes = append(inst.Notes, err.Error())
+	}
+	return inst, nil
+}
+
+// ReadTags implements cloud.TagReader. Tags that are not shown are no error: see the hint. With an error the set holds
+// what could be read, and says that it is not all.
+func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+	return p.readTags(ctx)
+}
+
+func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
+	keys, err := item(ctx, p, optional("list of tags", "meta-data/tags/instance"), ParseTagKeys)
+	switch {
+	case errors.Is(err, cloud.ErrNotFound):
+		return cloud.TagSet{Hint: hintTags}, nil
+	case err != nil:
+		return cloud.TagSet{Hint: unread(err)}, err
+	}
+	var (
+		g  = gatherer{serial: p.serial}
+		mu sync.Mutex
+	)
+	set := cloud.TagSet{Tags: cloud.Tags{}, Known: true}
+	if !slices.Contains(keys, tagGroup) {
+		// Whether AWS's own tags are in the list is not written anywhere; asking for it costs one request.
+		keys = append(keys, tagGroup)
+	}
+	for _, key := range keys {
+		g.do(key, func() error {
+			v, err := item(ctx, p, optional("tag "+key, "meta-data/tags/instance/"+key), ParseTagValue)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			set.Tags[key] = v
+			return nil
+		})
+	}
+	g.wait()
+	set.Group = set.Tags[tagGroup]
+	if len(g.errs) > 0 {
+		err := g.errs[0]
+		if more := len(g.errs) - 1; more > 0 {
+			err = fmt.Errorf("%w; and %d more tags", err, more)
+		}
+		// A tag that is there and unread could be the role: the caller must not think that it is not there.
+		set.Known, set.Hint = false, unread(err)
+		return set, err
+	}
+	return set, nil
+}
+
+func unread(err error) string {
+	if hint := cloud.HintOf(err); hint != "" {
+		return fmt.Sprintf("the tags could not be read: %v; %s", err, hint)
+	}
+	return fmt.Sprintf("the tags could not be read: %v", err)
+}
+
+// gatherer runs the requests for independent items side by side and remembers which failed.
+type gatherer struct {
+	serial bool
+	wg     sync.WaitGroup
+	mu     sync.Mutex
+	keys   []string
+	errs   []error
+}
+
+// do runs fn. An item that is not set is no failure.
+func (g *gatherer) do(key string, fn func() error) {
+	run := func() {
+		err := fn()
+		if err == nil || errors.Is(err, cloud.ErrNotFound) {
+			return
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.keys = append(g.keys, key)
+		g.errs = append(g.errs, err)
+	}
+	if g.serial {
+		run()
+		return
+	}
+	g.wg.Go(run)
+}
+
+// wait for all, and put the failures into an order that does not depend on timing.
+func (g *gatherer) wait() {
+	g.wg.Wait()
+	slices.Sort(g.keys)
+	slices.SortFunc(g.errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+}
+
+// fatal returns the failure that is our own and not the service's, if there is one.
+func (g *gatherer) fatal() error {
+	for _, err := range g.errs {
+		if errors.Is(err, errRecording) {
+			return err
+		}
+	}
+	return nil
+}
+
+// need is one item: where it is and how hard to try.
+type need struct {
+	name, path         string
+	attempts, notFound int
+}
+
+func optional(name, path string) need {
+	return need{name: name, path: path, attempts: optionalAttempts}
+}
+
+// item fetches and parses one item through the retry loop.
+func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T, error)) (T, error) {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		var zero T
+		return zero, &cloud.Error{Provider: Name, Item: n.name, Kind: cloud.ErrNotReady, Cause: ctx.Err()}
+	}
+	call := cloud.Call{Provider: Name, Item: n.name, Attempts: n.attempts, NotFoundAttempts: n.notFound, Judge: p.judge}
+	return cloud.Do(ctx, p.opts, call, func(ctx context.Context) (T, error) {
+		body, err := p.fetch(ctx, n.path)
+		if err != nil {
+			var zero T
+			return zero, err
+		}
+		v, err := parse(body)
+		if err != nil {
+			return v, cloud.BadAnswer(err)
+		}
+		return v, nil
+	})
+}
+
+// fetch reads one path below /latest/.
+func (p *Provider) fetch(ctx context.Context, path string) ([]byte, error) {
+	client := p.clients[int(p.current.Load())%len(p.clients)]
+	var body io.ReadCloser
+	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
+		out, err := client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
+		if err != nil {
+			return nil, err
+		}
+		body = out.Content
+	} else {
+		out, err := client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
+		if err != nil {
+			return nil, err
+		}
+		body = out.Content
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
+// judge adds what is known of EC2 to the verdict on one failed try.
+func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
+	if werr, ok := errors.AsType[*record.WriteError](e.Cause); ok {
+		// Not the service's fault, and no retry mends a full disk.
+		e.Kind, e.Cause = errRecording, werr
+		return
+	}
+	token := a.Method() == http.MethodPut
+	if a.Connected() {
+		p.connected.Store(true)
+	}
+	switch {
+	case cloud.Unconnected(e, a):
+		e.Hint = hintUnreachable
+		if !p.connected.Load() {
+			// An IPv6-only machine may have no way to the IPv4 address, and the other way round.
+			p.current.Add(1)
+		}
+	case token && cloud.Unanswered(e):
+		e.Hint = hintHopLimit
+	case e.Status == http.StatusForbidden:
+		e.Hint = hintOff
+	case e.Status == http.StatusUnauthorized:
+		e.Hint = hintToken
+	case token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
+		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoV2
+	}
+}
+
+var errRecording = errors.New("recording what the metadata service says")

@@ -1,0 +1,578 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
+)
+
+func service() metadatatest.Service {
+	return metadatatest.Service{
+		Origin: aws.Endpoint,
+		Token: &metadatatest.Token{
+			Path: "/latest/api/token", TTLHeader: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token",
+		},
+		Required: "/latest/dynamic/instance-identity/document",
+		Optional: "/latest/meta-data/public-ipv4", Field: "public_address",
+		WrongTypes: []string{
+			`{"accountId":111122223333,"instanceId":"i-0abc1234567890def","region":"eu-west-1"}`,
+			`{"accountId":"111122223333","instanceId":["i-0abc1234567890def"],"region":"eu-west-1"}`,
+			`{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":null}`,
+			`{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","privateIp":10}`,
+			`{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","privateIp":"ten"}`,
+			`{"accountId":"111122223333","instanceId":"iid-nocloud","region":"eu-west-1"}`,
+			`[]`, `null`, `{}`, `"i-0abc1234567890def"`,
+		},
+	}
+}
+
+// document is an identity document as the EC2 user guide prints one, with invented values.
+func document(privateIP string) string {
+	return `{
+  "accountId" : "111122223333",
+  "architecture" : "x86_64",
+  "availabilityZone" : "eu-west-1a",
+  "billingProducts" : null,
+  "devpayProductCodes" : null,
+  "marketplaceProductCodes" : null,
+  "imageId" : "ami-0123456789abcdef0",
+  "instanceId" : "i-0abc1234567890def",
+  "instanceType" : "c7i.2xlarge",
+  "kernelId" : null,
+  "pendingTime" : "2026-11-20T08:00:00Z",
+  "privateIp" : ` + privateIP + `,
+  "ramdiskId" : null,
+  "region" : "eu-west-1",
+  "version" : "2017-09-30"
+}`
+}
+
+const (
+	mac  = "0e:49:61:0f:c3:11"
+	mac2 = "0e:49:61:0f:c3:77"
+	meta = "/latest/meta-data/"
+)
+
+func bodies(more ...map[string]string) map[string]string {
+	out := map[string]string{
+		"/latest/dynamic/instance-identity/document":     document(`"10.0.1.23"`),
+		meta + "instance-life-cycle":                     "spot",
+		meta + "local-hostname":                          "ip-10-0-1-23.eu-west-1.compute.internal",
+		meta + "public-ipv4":                             "203.0.113.7",
+		meta + "mac":                                     mac,
+		meta + "network/interfaces/macs/":                mac + "/\n",
+		meta + "tags/instance":                           "Name\namsagent:role\naws:autoscaling:groupName",
+		meta + "tags/instance/Name":                      "edge one",
+		meta + "tags/instance/amsagent:role":             "edge",
+		meta + "tags/instance/aws:autoscaling:groupName": "edge-asg",
+	}
+	for _, m := range more {
+		for k, v := range m {
+			if v == gone {
+				delete(out, k)
+				continue
+			}
+			out[k] = v
+		}
+	}
+	return out
+}
+
+const gone = "\x00gone"
+
+func instance(change ...func(*cloud.Instance)) cloud.Instance {
+	inst := cloud.Instance{
+		Provider: "aws", ID: "i-0abc1234567890def", IDSource: "instance id of the identity document", AccountID: "111122223333",
+		Region: "eu-west-1", Zone: "eu-west-1a", Type: "c7i.2xlarge", LifeCycle: "spot",
+		Hostname: "ip-10-0-1-23.eu-west-1.compute.internal",
+		Address:  netip.MustParseAddr("10.0.1.23"), AddressSource: "private address of the identity document",
+		PublicAddress: netip.MustParseAddr("203.0.113.7"),
+		Tags:          cloud.Tags{"Name": "edge one", "amsagent:role": "edge", "aws:autoscaling:groupName": "edge-asg"},
+		TagsKnown:     true, Group: "edge-asg",
+	}
+	for _, c := range change {
+		c(&inst)
+	}
+	return inst
+}
+
+const hintTags = "EC2 shows no tags in the metadata: set InstanceMetadataTags=enabled in the metadata options of the launch template, " +
+	"or give role and group by flag, environment or configuration file (this is also what an instance without any tag looks like)"
+
+func machines() []metadatatest.Machine {
+	v6path := meta + "network/interfaces/macs/" + mac + "/ipv6s"
+	return []metadatatest.Machine{
+		{Name: "ipv4", Bodies: bodies(), Want: instance()},
+		{
+			Name: "dual_stack",
+			Bodies: bodies(map[string]string{
+				v6path: "2001:db8:1f18::a1\n2001:db8:1f18::a2\n",
+			}),
+			Want: instance(func(i *cloud.Instance) { i.IPv6 = netip.MustParseAddr("2001:db8:1f18::a1") }),
+		},
+		{
+			// The document's privateIp is null in an IPv6-only subnet, and the host name is the resource's.
+			Name: "ipv6_only",
+			Bodies: bodies(map[string]string{
+				"/latest/dynamic/instance-identity/document": document("null"),
+				meta + "local-hostname":                      "i-0abc1234567890def.eu-west-1.compute.internal",
+				meta + "public-ipv4":                         gone,
+				v6path:                                       "2001:db8:1f18::a1",
+			}),
+			Want: instance(func(i *cloud.Instance) {
+				i.Hostname = "i-0abc1234567890def.eu-west-1.compute.internal"
+				i.Address, i.IPv6, i.PublicAddress = netip.MustParseAddr("2001:db8:1f18::a1"), netip.MustParseAddr("2001:db8:1f18::a1"), netip.Addr{}
+				i.AddressSource = "first IPv6 address of the first interface, since the instance has no IPv4 address"
+			}),
+		},
+		{
+			// Such a machine does have a link-local IPv4 address, for the metadata service alone.
+			Name: "ipv6_only_with_link_local_ipv4",
+			Bodies: bodies(map[string]string{
+				"/latest/dynamic/instance-identity/document": document(`"169.254.1.74"`),
+				meta + "public-ipv4":                         gone,
+				v6path:                                       "fe80::1\n2001:db8:1f18::a1",
+			}),
+			Want: instance(func(i *cloud.Instance) {
+				i.Address, i.IPv6, i.PublicAddress = netip.MustParseAddr("2001:db8:1f18::a1"), netip.MustParseAddr("2001:db8:1f18::a1"), netip.Addr{}
+				i.AddressSource = "first IPv6 address of the first interface, since the instance has no IPv4 address"
+			}),
+		},
+		{
+			// The list of interfaces has no order; the first by the cloud's count is the one of meta-data/mac.
+			Name: "several_nics_in_any_order",
+			Bodies: bodies(map[string]string{
+				meta + "network/interfaces/macs/":                         mac2 + "/\n" + mac + "/\n",
+				meta + "network/interfaces/macs/" + mac2 + "/ipv6s":       "2001:db8:2::1",
+				meta + "network/interfaces/macs/" + mac2 + "/local-ipv4s": "10.9.9.9",
+				v6path: "2001:db8:1::1",
+			}),
+			Want: instance(func(i *cloud.Instance) { i.IPv6 = netip.MustParseAddr("2001:db8:1::1") }),
+		},
+		{
+			Name:   "private_subnet",
+			Bodies: bodies(map[string]string{meta + "public-ipv4": gone}),
+			Want:   instance(func(i *cloud.Instance) { i.PublicAddress = netip.Addr{} }),
+		},
+		{
+			Name: "tags_off",
+			Bodies: bodies(map[string]string{
+				meta + "tags/instance": gone, meta + "tags/instance/amsagent:role": gone,
+				meta + "tags/instance/Name": gone, meta + "tags/instance/aws:autoscaling:groupName": gone,
+			}),
+			Want: instance(func(i *cloud.Instance) { i.Tags, i.TagsKnown, i.TagsHint, i.Group = nil, false, hintTags, "" }),
+		},
+		{
+			Name: "tags_on_and_in_no_group",
+			Bodies: bodies(map[string]string{
+				meta + "tags/instance": "Name\namsagent:role", meta + "tags/instance/aws:autoscaling:groupName": gone,
+			}),
+			Want: instance(func(i *cloud.Instance) {
+				i.Group = ""
+				delete(i.Tags, "aws:autoscaling:groupName")
+			}),
+		},
+		{
+			Name:   "group_tag_not_in_the_list",
+			Bodies: bodies(map[string]string{meta + "tags/instance": "Name\namsagent:role\n"}),
+			Want:   instance(),
+		},
+		{
+			// An instance tag was removed between the two requests.
+			Name:   "listed_tag_is_gone",
+			Bodies: bodies(map[string]string{meta + "tags/instance/Name": gone}),
+			Want:   instance(func(i *cloud.Instance) { delete(i.Tags, "Name") }),
+		},
+		{
+			Name: "odd_but_legal_tags",
+			Bodies: bodies(map[string]string{
+				meta + "tags/instance":                   "Name\r\namsagent:role\r\naws:autoscaling:groupName\r\na+b-c=d.e,f_g:h@i\r\nempty\r\n_index",
+				meta + "tags/instance/empty":             "",
+				meta + "tags/instance/a+b-c=d.e,f_g:h@i": "Größe: 1/2 + <x> & \"y\"",
+			}),
+			Want: instance(func(i *cloud.Instance) {
+				i.Tags["empty"], i.Tags["a+b-c=d.e,f_g:h@i"] = "", "Größe: 1/2 + <x> & \"y\""
+			}),
+		},
+		{
+			Name:   "malformed_tag_list",
+			Bodies: bodies(map[string]string{meta + "tags/instance": "<html><body>no</body></html>"}),
+			Want: instance(func(i *cloud.Instance) {
+				i.Tags, i.TagsKnown, i.Group, i.Missing = nil, false, "", []string{"tags"}
+				i.TagsHint = `the tags could not be read: reading the list of tags from the aws metadata: unusable answer from the metadata service: ` +
+					`the list of tags holds "<html><body>no</body></html>", which is no tag key (tried 3 times)`
+			}),
+		},
+		{
+			Name:   "several_domains",
+			Bodies: bodies(map[string]string{meta + "local-hostname": "ip-10-0-1-23.corp.example.com corp2.example.com\n"}),
+			Want:   instance(func(i *cloud.Instance) { i.Hostname = "ip-10-0-1-23.corp.example.com" }),
+		},
+		{
+			Name: "unknown_fields_and_words",
+			Bodies: bodies(map[string]string{
+				"/latest/dynamic/instance-identity/document": strings.Replace(document(`"10.0.1.23"`), "{", `{"newField":{"deep":[1,2]},`, 1),
+				meta + "instance-life-cycle":                 "capacity-block",
+			}),
+			Want: instance(func(i *cloud.Instance) { i.LifeCycle = "capacity-block" }),
+		},
+		{
+			Name: "bare_minimum",
+			Bodies: map[string]string{
+				"/latest/dynamic/instance-identity/document": `{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1"}`,
+			},
+			Want: cloud.Instance{
+				Provider: "aws", ID: "i-0abc1234567890def", IDSource: "instance id of the identity document",
+				AccountID: "111122223333", Region: "eu-west-1", TagsHint: hintTags,
+			},
+		},
+	}
+}
+
+func open(o cloud.Options) (cloud.Provider, error) {
+	p, err := aws.New(o)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func TestConformance(t *testing.T) {
+	svc := service()
+	metadatatest.Run(t, metadatatest.Suite{Name: aws.Name, Open: open, Machines: machines(), Service: &svc})
+}
+
+// A response to the token request is sent with a hop limit, which in a container eats it: the connection comes about and
+// nothing follows.
+func TestHopLimitHint(t *testing.T) {
+	f := metadatatest.NewFake(t, service(), bodies())
+	f.Break("/latest/api/token", -1, metadatatest.Slow())
+	p, err := aws.New(cloud.Options{
+		Endpoints: map[string]string{"aws": f.URL()}, AttemptTimeout: 100 * time.Millisecond, Timeout: 300 * time.Millisecond, RetryWait: time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.Instance(t.Context())
+	if hint := cloud.HintOf(err); !strings.Contains(hint, "--http-put-response-hop-limit 2") {
+		t.Errorf("hint = %q, want the hop limit; error: %v", hint, err)
+	}
+	if want := "connected, and no answer in time"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("error = %v, want %q in it", err, want)
+	}
+}
+
+// Where nobody takes the connection the hop limit is not the reason.
+func TestNoHopLimitHintWithoutConnection(t *testing.T) {
+	p, err := aws.New(cloud.Options{
+		AttemptTimeout: 50 * time.Millisecond, Timeout: 200 * time.Millisecond, RetryWait: time.Millisecond,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.Instance(t.Context())
+	if hint := cloud.HintOf(err); strings.Contains(hint, "hop") || !strings.Contains(hint, "no metadata service") {
+		t.Errorf("hint = %q; error: %v", hint, err)
+	}
+}
+
+// An instance that has lost its way to the IPv4 address reaches the service by IPv6, and stays with what worked.
+func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
+	f := metadatatest.NewFake(t, service(), bodies())
+	var dialled []string
+	o := cloud.Options{
+		RetryWait: time.Millisecond,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			dialled = append(dialled, addr)
+			if addr == "169.254.169.254:80" {
+				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
+		},
+		// One connection after the other, for the list above.
+		Record: t.TempDir(),
+	}
+	p, err := aws.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Instance(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"169.254.169.254:80", "[fd00:ec2::254]:80"}
+	if got := slices.Compact(dialled); !slices.Equal(got, want) {
+		t.Errorf("dialled %v, want %v", got, want)
+	}
+}
+
+// Without a token nothing is asked, whatever the token request says.
+func TestNoIMDSv1Fallback(t *testing.T) {
+	for _, tt := range []struct {
+		fault metadatatest.Fault
+		name  string
+		kind  error
+	}{
+		{metadatatest.Status(http.StatusNotFound), "404", cloud.ErrNotThisCloud},
+		{metadatatest.Status(http.StatusMethodNotAllowed), "405", cloud.ErrNotThisCloud},
+		{metadatatest.Status(http.StatusForbidden), "403", cloud.ErrForbidden},
+		{metadatatest.Status(http.StatusBadRequest), "400", cloud.ErrBadAnswer},
+		{metadatatest.Status(http.StatusInternalServerError), "500", cloud.ErrNotReady},
+		{metadatatest.HTML(), "html", cloud.ErrBadAnswer},
+		{metadatatest.Closed(), "closed", cloud.ErrNotReady},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := metadatatest.NewFake(t, service(), bodies())
+			f.Break("/latest/api/token", -1, tt.fault)
+			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: 150 * time.Millisecond, RetryWait: time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = p.Instance(t.Context())
+			if !errors.Is(err, tt.kind) {
+				t.Errorf("error = %v, want %v", err, tt.kind)
+			}
+			for _, r := range f.Seen() {
+				if r.Path != "/latest/api/token" {
+					t.Errorf("%s %s was asked without a token", r.Method, r.Path)
+				}
+			}
+		})
+	}
+}
+
+// v1 is a service as it was before session tokens.
+func v1(bodies map[string]string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, ok := bodies[r.URL.Path]
+		if !ok || r.Method != http.MethodGet {
+			http.Error(w, "no", http.StatusForbidden)
+			return
+		}
+		fmt.Fprint(w, body)
+	})
+}
+
+type handlerTransport struct{ h http.Handler }
+
+func TestIMDSv1WhereAllowed(t *testing.T) {
+	rt := handlerTransport{v1(bodies())}
+	p, err := aws.New(cloud.Options{Transport: rt, AllowIMDSv1: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inst, err := p.Instance(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if inst.ID != "i-0abc1234567890def" {
+		t.Errorf("ID = %q", inst.ID)
+	}
+	p, err = aws.New(cloud.Options{Transport: rt})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Instance(t.Context()); !errors.Is(err, cloud.ErrForbidden) {
+		t.Errorf("not allowed: error = %v, want ErrForbidden", err)
+	}
+}
+
+func TestDisabled(t *testing.T) {
+	_, err := aws.New(cloud.Options{Disabled: []string{"aws"}})
+	if !errors.Is(err, cloud.ErrForbidden) || cloud.HintOf(err) == "" {
+		t.Errorf("error = %v, hint = %q", err, cloud.HintOf(err))
+	}
+}
+
+// The SDK looks at these where the caller does not say; a library of ours is told its settings.
+func TestEnvironmentIsNotRead(t *testing.T) {
+	f := metadatatest.NewFake(t, service(), bodies())
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://192.0.2.1")
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6")
+	var dialled []string
+	p, err := aws.New(cloud.Options{
+		Record: t.TempDir(), // serial
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			dialled = append(dialled, addr)
+			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Instance(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := slices.Compact(dialled); !slices.Equal(got, []string{"169.254.169.254:80"}) {
+		t.Errorf("dialled %v", got)
+	}
+}
+
+// The SDK pays for its own retries out of a bucket of 500 tokens that timeouts empty by ten each; ours must not run dry.
+func TestNoRetryQuota(t *testing.T) {
+	f := metadatatest.NewFake(t, service(), bodies())
+	f.Break("/latest/dynamic/instance-identity/document", 150, metadatatest.Status(http.StatusInternalServerError))
+	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: 30 * time.Second, RetryWait: time.Nanosecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Instance(t.Context()); err != nil {
+		t.Fatalf("after 150 failures: %v", err)
+	}
+}
+
+// TestErrorTexts freezes what an operator reads at 3 am.
+func TestErrorTexts(t *testing.T) {
+	const doc = "/latest/dynamic/instance-identity/document"
+	for _, tt := range []struct {
+		name, path string
+		fault      metadatatest.Fault
+		want       string
+	}{
+		{"off", "/latest/api/token", metadatatest.Status(403), "reading the identity document from the aws metadata: the metadata service refuses (HTTP 403)"},
+		{"redirect", doc, metadatatest.Redirect("http://192.0.2.1/"), "reading the identity document from the aws metadata: the answer is a redirect (HTTP 302), which is not followed"},
+		{"page", doc, metadatatest.HTML(), "reading the identity document from the aws metadata: unusable answer from the metadata service: the identity document is not the JSON expected: invalid character '<' looking for beginning of value (tried 3 times)"},
+		{"huge", doc, metadatatest.Huge(), "reading the identity document from the aws metadata: unusable answer from the metadata service: the answer is larger than 1048576 bytes (tried 3 times)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := metadatatest.NewFake(t, service(), bodies())
+			f.Break(tt.path, -1, tt.fault)
+			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err = p.Instance(t.Context()); err == nil || err.Error() != tt.want {
+				t.Errorf("error:\n got %v\nwant %s", err, tt.want)
+			}
+		})
+	}
+}
+
+// A tag may hold the connection string of the cluster's database.
+func TestTagSecretsAreNotPrinted(t *testing.T) {
+	const secret = "hunter2"
+	f := metadatatest.NewFake(t, service(), bodies(map[string]string{
+		meta + "tags/instance":                "amsagent:mongo\namsagent-mongo\nother",
+		meta + "tags/instance/amsagent:mongo": "mongodb://ams:" + secret + "@10.0.2.4/?authSource=" + secret,
+		meta + "tags/instance/amsagent-mongo": "ams:" + secret + "@10.0.2.4",
+		meta + "tags/instance/other":          "mongodb+srv://a.example/?tlsCertificateKeyFilePassword=" + secret,
+	}))
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Log: logger, Record: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inst, err := p.Instance(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := inst.Tags["amsagent:mongo"]; !strings.Contains(got, secret) {
+		t.Fatalf("a caller must get the whole value, got %q", got)
+	}
+	js, err := json.Marshal(inst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logger.Info("instance", "tags", inst.Tags)
+	for name, out := range map[string]string{
+		"json": string(js), "%v": fmt.Sprintf("%v", inst), "%+v": fmt.Sprintf("%+v", inst), "%#v": fmt.Sprintf("%#v", inst), "log": log.String(),
+	} {
+		if strings.Contains(out, secret) {
+			t.Errorf("%s shows the password: %s", name, out)
+		}
+	}
+	if want := `"amsagent:mongo":"mongodb://***@10.0.2.4/?***"`; !strings.Contains(string(js), want) {
+		t.Errorf("JSON lacks %s: %s", want, js)
+	}
+}
+
+func TestReadTagsWaitsForNothing(t *testing.T) {
+	f := metadatatest.NewFake(t, service(), bodies())
+	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := p.ReadTags(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if set.Group != "edge-asg" || !set.Known || !maps.Equal(set.Tags, instance().Tags) {
+		t.Errorf("ReadTags() = %+v", set)
+	}
+	if n := f.Count("/latest/dynamic/instance-identity/document"); n != 0 {
+		t.Errorf("reading the tags read the identity document %d times", n)
+	}
+}
+
+// A tag that exists and cannot be read might be the role: it must not look as if there were none.
+func TestUnreadableTagMeansUnknownTags(t *testing.T) {
+	f := metadatatest.NewFake(t, service(), bodies())
+	f.Break(meta+"tags/instance/amsagent:role", -1, metadatatest.Status(http.StatusInternalServerError))
+	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inst, err := p.Instance(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if inst.TagsKnown || inst.TagsHint == "" || !slices.Contains(inst.Missing, "tags") {
+		t.Errorf("TagsKnown = %v, TagsHint = %q, Missing = %v", inst.TagsKnown, inst.TagsHint, inst.Missing)
+	}
+	if inst.Group != "edge-asg" {
+		t.Errorf("Group = %q; what could be read is lost", inst.Group)
+	}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (h handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	w := &responseBuffer{header: http.Header{}, status: http.StatusOK}
+	h.h.ServeHTTP(w, req)
+	return &http.Response{
+		StatusCode: w.status, Header: w.header, Body: readCloser{bytes.NewReader(w.body.Bytes())}, Request: req, ProtoMajor: 1, ProtoMinor: 1,
+	}, nil
+}
+
+type readCloser struct{ *bytes.Reader }
+
+// Close implements io.Closer.
+func (readCloser) Close() error { return nil }
+
+type responseBuffer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+// Header implements http.ResponseWriter.
+func (w *responseBuffer) Header() http.Header { return w.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (w *responseBuffer) WriteHeader(status int) { w.status = status }
+
+// Write implements http.ResponseWriter.
+func (w *responseBuffer) Write(p []byte) (int, error) { return w.body.Write(p) }

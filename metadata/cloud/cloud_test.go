@@ -1,0 +1,336 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cloud_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+func call() cloud.Call { return cloud.Call{Provider: "test", Item: "thing"} }
+
+// status makes a try of fn look as if the service had answered so.
+type status int
+
+// RoundTrip implements http.RoundTripper.
+func (s status) RoundTrip(req *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: int(s), Body: io.NopCloser(strings.NewReader("x")), Header: http.Header{}, Request: req}, nil
+}
+
+type failing struct{ err error }
+
+// RoundTrip implements http.RoundTripper.
+func (f failing) RoundTrip(*http.Request) (*http.Response, error) { return nil, f.err }
+
+type silent struct{}
+
+// RoundTrip implements http.RoundTripper.
+func (silent) RoundTrip(req *http.Request) (*http.Response, error) {
+	<-req.Context().Done()
+	return nil, req.Context().Err()
+}
+
+// get is what a provider does in a try.
+func get(rt http.RoundTripper) func(context.Context) (string, error) {
+	client := cloud.Options{Transport: rt}.WithDefaults().HTTPClient(nil)
+	return func(ctx context.Context) (string, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://metadata.example/x", http.NoBody)
+		if err != nil {
+			return "", err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return "", err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return "", errors.New("not 200")
+		}
+		return string(b), nil
+	}
+}
+
+func TestVerdicts(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		rt    http.RoundTripper
+		kind  error
+		tries int
+		text  string
+	}{
+		{"400", status(400), cloud.ErrBadAnswer, 1, "unusable answer from the metadata service (HTTP 400)"},
+		{"401 is tried once more", status(401), cloud.ErrForbidden, 2, "the metadata service refuses (HTTP 401)"},
+		{"403", status(403), cloud.ErrForbidden, 1, "the metadata service refuses (HTTP 403)"},
+		{"404", status(404), cloud.ErrNotFound, 1, "not set in the metadata (HTTP 404)"},
+		{"405", status(405), cloud.ErrBadAnswer, 1, "(HTTP 405)"},
+		{"408", status(408), cloud.ErrNotReady, 5, "(HTTP 408)"},
+		{"410", status(410), cloud.ErrNotReady, 5, "(HTTP 410)"},
+		{"429", status(429), cloud.ErrNotReady, 5, "(HTTP 429)"},
+		{"500", status(500), cloud.ErrNotReady, 5, "(HTTP 500)"},
+		{"599", status(599), cloud.ErrNotReady, 5, "(HTTP 599)"},
+		{"307", status(307), cloud.ErrBadAnswer, 1, "a redirect (HTTP 307), which is not followed"},
+		{"refused", failing{&net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}}, cloud.ErrNotReady, 5, "dial tcp: connection refused"},
+		{"closed", failing{io.EOF}, cloud.ErrNotReady, 5, "EOF"},
+		{"silent", silent{}, cloud.ErrNotReady, 5, "no connection in time"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := call()
+				c.Attempts = 5
+				n := 0
+				fn := get(tt.rt)
+				_, err := cloud.Do(t.Context(), cloud.Options{}, c, func(ctx context.Context) (string, error) {
+					n++
+					return fn(ctx)
+				})
+				if !errors.Is(err, tt.kind) {
+					t.Errorf("error = %v, want %v", err, tt.kind)
+				}
+				if n != tt.tries {
+					t.Errorf("%d tries, want %d", n, tt.tries)
+				}
+				if err == nil || !strings.Contains(err.Error(), tt.text) {
+					t.Errorf("error = %v, want %q in it", err, tt.text)
+				}
+			})
+		})
+	}
+}
+
+// Waits double from the first to the longest, each shortened at random by up to a half.
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var at []time.Time
+		fn := get(status(500))
+		_, err := cloud.Do(ctx, cloud.Options{}, call(), func(ctx context.Context) (string, error) {
+			at = append(at, time.Now())
+			return fn(ctx)
+		})
+		if !errors.Is(err, cloud.ErrNotReady) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error = %v, want both not ready and the deadline", err)
+		}
+		want := cloud.DefaultRetryWait
+		for i := 1; i < len(at); i++ {
+			if d := at[i].Sub(at[i-1]); d < want/2 || d > want {
+				t.Errorf("wait %d was %v, want between %v and %v", i, d, want/2, want)
+			}
+			want = min(2*want, cloud.MaxRetryWait)
+		}
+		// A minute holds 30 to 60 waits of the longest kind: kind to the service, and soon there when it comes up.
+		if len(at) < 30 || len(at) > 66 {
+			t.Errorf("%d tries in a minute", len(at))
+		}
+		if took := time.Since(at[0]); took > time.Minute {
+			t.Errorf("took %v, beyond the bound", took)
+		}
+	})
+}
+
+func TestEachTryHasItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		begin := time.Now()
+		n := 0
+		_, err := cloud.Do(ctx, cloud.Options{}, call(), func(ctx context.Context) (string, error) {
+			n++
+			if d, ok := ctx.Deadline(); !ok || time.Until(d) > cloud.DefaultAttemptTimeout {
+				t.Errorf("try %d: deadline %v, %v", n, time.Until(d), ok)
+			}
+			<-ctx.Done()
+			return "", ctx.Err()
+		})
+		if !errors.Is(err, context.DeadlineExceeded) || n < 4 {
+			t.Errorf("%d tries, error %v", n, err)
+		}
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("took %v with a bound of 10s", took)
+		}
+	})
+}
+
+func TestCancelDuringWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() {
+			_, err := cloud.Do(ctx, cloud.Options{RetryWait: time.Hour}, call(), get(status(500)))
+			done <- err
+		}()
+		synctest.Wait()
+		begin := time.Now()
+		cancel()
+		err := <-done
+		if !errors.Is(err, context.Canceled) || !errors.Is(err, cloud.ErrNotReady) {
+			t.Errorf("error = %v, want both the cancellation and the last failure", err)
+		}
+		if took := time.Since(begin); took != 0 {
+			t.Errorf("took %v to notice", took)
+		}
+	})
+}
+
+// Bad answers count by themselves: what came before them was another trouble.
+func TestBadAnswersAfterOtherTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		v, err := cloud.Do(t.Context(), cloud.Options{}, call(), func(ctx context.Context) (string, error) {
+			n++
+			switch {
+			case n <= 4:
+				return get(status(500))(ctx)
+			case n <= 6:
+				if _, err := get(status(200))(ctx); err != nil {
+					return "", err
+				}
+				return "", cloud.BadAnswer(errors.New("odd"))
+			}
+			return "well", nil
+		})
+		if err != nil || v != "well" {
+			t.Errorf("got %q, %v", v, err)
+		}
+	})
+}
+
+func TestProxyIsNil(t *testing.T) {
+	if _, ok := cloud.HTTPTransport(cloud.Options{}.WithDefaults()).(*http.Transport); !ok {
+		t.Fatal("the transport is no *http.Transport any more; look after the proxy anew")
+	}
+	tr := cloud.HTTPTransport(cloud.Options{}.WithDefaults()).(*http.Transport)
+	if tr.Proxy != nil {
+		t.Error("the metadata transport has a proxy function")
+	}
+}
+
+type endless struct{ sent int }
+
+// Read implements io.Reader.
+func (e *endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'x'
+	}
+	e.sent += len(p)
+	return len(p), nil
+}
+
+// Close implements io.Closer.
+func (e *endless) Close() error { return nil }
+
+type endlessTransport struct{ body *endless }
+
+// RoundTrip implements http.RoundTripper.
+func (e endlessTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: 200, Body: e.body, Header: http.Header{}, Request: req}, nil
+}
+
+func TestBodyBound(t *testing.T) {
+	body := &endless{}
+	_, err := cloud.Do(t.Context(), cloud.Options{RetryWait: time.Nanosecond}, call(), get(endlessTransport{body}))
+	if !errors.Is(err, cloud.ErrBadAnswer) {
+		t.Errorf("error = %v", err)
+	}
+	if most := 3 * (cloud.MaxBody + 1); body.sent > most {
+		t.Errorf("read %d bytes in three tries, want at most %d", body.sent, most)
+	}
+}
+
+func TestEndpoint(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "http://127.0.0.1:1338": "http://127.0.0.1:1338", "http://127.0.0.1:1338/": "http://127.0.0.1:1338",
+		"http://[fd00:ec2::254]": "http://[fd00:ec2::254]", "https://metadata.example": "https://metadata.example",
+		"127.0.0.1:1338": "!", "http://x/latest": "!", "http://u:secret@x": "!", "http://": "!", "http://x?y": "!", "http://x#y": "!", "unix:///x": "!",
+	} {
+		got, err := cloud.Options{Endpoints: map[string]string{"aws": in}}.Endpoint("aws")
+		if want == "!" {
+			if err == nil || strings.Contains(err.Error(), "secret") {
+				t.Errorf("Endpoint(%q) = %q, %v", in, got, err)
+			}
+			continue
+		}
+		if err != nil || got != want {
+			t.Errorf("Endpoint(%q) = %q, %v, want %q", in, got, err, want)
+		}
+	}
+}
+
+func TestTagsRedacted(t *testing.T) {
+	for in, want := range map[string]string{
+		"edge":                                    "edge",
+		"10.0.2.4":                                "10.0.2.4",
+		"10.0.2.4,10.0.2.5:27017":                 "10.0.2.4,10.0.2.5:27017",
+		"mongodb://10.0.2.4/?replicaSet=rs0":      "mongodb://10.0.2.4/?***",
+		"mongodb://u:p@10.0.2.4/?authSource=x":    "mongodb://***@10.0.2.4/?***",
+		"mongodb://u:p@ss@h/db":                   "mongodb://***@h/db",
+		"mongodb://u:p/w?x@h/db":                  "mongodb://***@h/db",
+		"u:p@h1,h2/?replicaSet=rs0":               "***@h1,h2/?***",
+		"someone@example.com":                     "***@example.com",
+		"https://example.com/?token=abc":          "https://example.com/?***",
+		"what? no":                                "what? no",
+		"mongodb+srv://u:p%40ss@h/?x=1&y=u2:p2@z": "mongodb+srv://***@z",
+	} {
+		if got := (cloud.Tags{"k": in}).Redacted()["k"]; got != want {
+			t.Errorf("redacted %q = %q, want %q", in, got, want)
+		}
+	}
+	tags := cloud.Tags{"b": "mongodb://u:hunter2@h", "a": "x"}
+	var log bytes.Buffer
+	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "tags", tags)
+	js, err := json.Marshal(tags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, out := range []string{fmt.Sprint(tags), fmt.Sprintf("%+v %#v %s", tags, tags, tags), log.String(), string(js)} {
+		if strings.Contains(out, "hunter2") {
+			t.Errorf("shows the password: %s", out)
+		}
+	}
+	if got, want := tags.String(), `{a="x" b="mongodb://***@h"}`; got != want {
+		t.Errorf("String() = %s, want %s", got, want)
+	}
+}
+
+func TestInstanceJSON(t *testing.T) {
+	b, err := json.Marshal(cloud.Instance{Provider: "none", ID: "x", Address: netip.MustParseAddr("10.0.0.1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"provider":"none","id":"x","address":"10.0.0.1","tags_known":false}`; string(b) != want {
+		t.Errorf("got  %s\nwant %s", b, want)
+	}
+}
+
+func TestHintOf(t *testing.T) {
+	err := fmt.Errorf("joining: %w", &cloud.Error{Provider: "p", Item: "i", Kind: cloud.ErrForbidden, Hint: "do this"})
+	if got := cloud.HintOf(err); got != "do this" {
+		t.Errorf("HintOf() = %q", got)
+	}
+	if got := cloud.HintOf(fmt.Errorf("x: %w", &cloud.UnsupportedError{Provider: "azure"})); !strings.Contains(got, "--provider generic") {
+		t.Errorf("HintOf() = %q", got)
+	}
+	if got := cloud.HintOf(errors.New("plain")); got != "" {
+		t.Errorf("HintOf() = %q", got)
+	}
+}

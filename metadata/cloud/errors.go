@@ -1,0 +1,105 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cloud
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// What a caller may branch on. An error of this package is an *Error that matches one of them.
+var (
+	// ErrNotThisCloud: something answers, and it is not this cloud's metadata service.
+	ErrNotThisCloud = errors.New("not this cloud")
+	// ErrNotReady: no usable answer within the bound; later there may be one.
+	ErrNotReady = errors.New("the metadata service is not ready")
+	// ErrNotFound: the service says that the item is not set.
+	ErrNotFound = errors.New("not set in the metadata")
+	// ErrForbidden: the service refuses us; asking again will not help.
+	ErrForbidden = errors.New("the metadata service refuses")
+	// ErrBadAnswer: the service answers something that cannot be what was asked for.
+	ErrBadAnswer = errors.New("unusable answer from the metadata service")
+	// ErrUnsupported: this build has no provider for a cloud that it knows by name.
+	ErrUnsupported = errors.New("no metadata provider for this cloud in this build")
+	// ErrUnknownProvider: not the name of any cloud.
+	ErrUnknownProvider = errors.New("unknown metadata provider")
+)
+
+// Error says what was asked of which service, what came back and what an operator can do about it.
+type Error struct {
+	Provider string
+	// Item is what was being read, in words.
+	Item string
+	// Kind is one of the sentinels of this package.
+	Kind error
+	// Status is the last HTTP status, 0 where there was no answer.
+	Status int
+	// Attempts counts the tries made.
+	Attempts int
+	// Hint is what to do; it may be empty.
+	Hint string
+	// Cause is the last error seen below, or nil.
+	Cause error
+	// Context is the error of the context, if that is what ended the waiting.
+	Context error
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "reading the %s from the %s metadata: ", e.Item, e.Provider)
+	switch {
+	case e.Status >= 300 && e.Status < 400:
+		fmt.Fprintf(&b, "the answer is a redirect (HTTP %d), which is not followed", e.Status)
+	case e.Status >= 400:
+		fmt.Fprintf(&b, "%v (HTTP %d)", e.Kind, e.Status)
+	case e.Cause != nil:
+		fmt.Fprintf(&b, "%v: %v", e.Kind, e.Cause)
+	default:
+		fmt.Fprintf(&b, "%v", e.Kind)
+	}
+	if e.Attempts > 1 {
+		fmt.Fprintf(&b, " (tried %d times)", e.Attempts)
+	}
+	return b.String()
+}
+
+// Unwrap gives errors.Is and errors.As the kind, the cause and what ended the waiting.
+func (e *Error) Unwrap() []error {
+	var out []error
+	for _, err := range []error{e.Kind, e.Cause, e.Context} {
+		if err != nil {
+			out = append(out, err)
+		}
+	}
+	return out
+}
+
+// UnsupportedError is what opening a known cloud without a provider gives. It matches ErrUnsupported.
+type UnsupportedError struct{ Provider string }
+
+// Error implements error.
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("%v: %s", ErrUnsupported, e.Provider)
+}
+
+// Is makes errors.Is match ErrUnsupported.
+func (e *UnsupportedError) Is(target error) bool { return target == ErrUnsupported }
+
+// Hint says what an operator can do.
+func (e *UnsupportedError) Hint() string {
+	return "with --provider generic the machine's own facts are used: cloud-init's instance data or the machine id, the host name and the address of the default route"
+}
+
+// HintOf returns the hint carried by err or by an error it wraps, or "".
+func HintOf(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Hint
+	}
+	if e, ok := errors.AsType[*UnsupportedError](err); ok {
+		return e.Hint()
+	}
+	return ""
+}

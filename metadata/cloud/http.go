@@ -1,0 +1,199 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cloud
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync"
+	"time"
+)
+
+// errTooLarge ends the reading of an answer that no metadata service gives.
+var errTooLarge = fmt.Errorf("the answer is larger than %d bytes", MaxBody)
+
+// HTTPClient returns the client that every provider uses: no proxy, no redirect, bounded bodies, and each request noted in
+// the Attempt of its context. wrap, which may be nil, is put around the transport: the recorder.
+func (o Options) HTTPClient(wrap func(http.RoundTripper) http.RoundTripper) *http.Client {
+	next := o.Transport
+	if next == nil {
+		next = o.newTransport()
+	}
+	if wrap != nil {
+		next = wrap(next)
+	}
+	return &http.Client{
+		Transport: &transport{next: next},
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			// A redirect would carry the session token to whoever the answer names.
+			return http.ErrUseLastResponse
+		},
+	}
+}
+
+func (o Options) newTransport() *http.Transport {
+	dial := o.DialContext
+	if dial == nil {
+		// A link-local address that does not take a connection within a second is not there.
+		dial = (&net.Dialer{Timeout: time.Second}).DialContext
+	}
+	return &http.Transport{
+		// Nil is the point: the usual ProxyFromEnvironment would send link-local requests, and the session token with
+		// them, to the proxy of a cron or cloud-init environment.
+		Proxy:                  nil,
+		DialContext:            dial,
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    4,
+		IdleConnTimeout:        10 * time.Second,
+		ResponseHeaderTimeout:  o.AttemptTimeout,
+		TLSHandshakeTimeout:    time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+}
+
+// Attempt is what one try saw on the wire. It is kept beside the errors because a library between us and the wire
+// replaces errors by its own: the AWS SDK's, for one, has no way back to the cause.
+type Attempt struct {
+	mu        sync.Mutex
+	method    string
+	connected bool
+	status    int
+	err       error
+}
+
+type attemptKey struct{}
+
+// withAttempt returns a context whose requests are noted in the Attempt.
+func withAttempt(ctx context.Context) (context.Context, *Attempt) {
+	a := &Attempt{}
+	return context.WithValue(ctx, attemptKey{}, a), a
+}
+
+func (a *Attempt) began(method string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.method, a.connected, a.status, a.err = method, false, 0, nil
+}
+
+func (a *Attempt) failed(err error) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.err = err
+}
+
+// failure is what went wrong on the wire in the last request of this try, nil if nothing did.
+func (a *Attempt) failure() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err
+}
+
+func (a *Attempt) gotConn() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.connected = true
+}
+
+func (a *Attempt) answered(status int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.connected, a.status = true, status
+}
+
+// Method of the last request of this try.
+func (a *Attempt) Method() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.method
+}
+
+// Connected says whether the last request of this try reached somebody.
+func (a *Attempt) Connected() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.connected
+}
+
+// Status of the last answer of this try, 0 for none.
+func (a *Attempt) Status() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.status
+}
+
+type transport struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	a, _ := req.Context().Value(attemptKey{}).(*Attempt)
+	if a != nil {
+		a.began(req.Method)
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
+			GotConn: func(httptrace.GotConnInfo) { a.gotConn() },
+		}))
+	}
+	resp, err := t.next.RoundTrip(req)
+	if err != nil {
+		a.failed(err)
+		return nil, err
+	}
+	if a != nil {
+		a.answered(resp.StatusCode)
+	}
+	resp.Body = &boundedBody{body: resp.Body, left: MaxBody, attempt: a}
+	return resp, nil
+}
+
+// CloseIdleConnections is what http.Client.CloseIdleConnections looks for.
+func (t *transport) CloseIdleConnections() {
+	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// boundedBody fails instead of ending at the bound: an answer cut there could still look whole.
+type boundedBody struct {
+	body    io.ReadCloser
+	left    int
+	attempt *Attempt
+}
+
+// Read implements io.Reader.
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, errTooLarge
+	}
+	// One byte more than allowed is asked for, to tell "exactly at the bound" from "beyond".
+	if len(p) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.body.Read(p)
+	if b.left -= n; b.left < 0 {
+		b.attempt.failed(errTooLarge)
+		return 0, errTooLarge
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.attempt.failed(err)
+	}
+	return n, err
+}
+
+// Close implements io.Closer. What is left of a small answer is read first so that the connection can be used again.
+func (b *boundedBody) Close() error {
+	if b.left >= 0 {
+		_, err := io.CopyN(io.Discard, b.body, int64(min(b.left, 4<<10)))
+		if err != nil && !errors.Is(err, io.EOF) {
+			return errors.Join(err, b.body.Close())
+		}
+	}
+	return b.body.Close()
+}

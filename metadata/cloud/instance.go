@@ -1,0 +1,136 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cloud
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Instance is what a cloud, or the machine itself, says about this machine. An empty field means "not there" unless its
+// name is in Missing: then it could not be read, which is not the same.
+type Instance struct {
+	// Provider is the name of the provider that filled this in.
+	Provider string `json:"provider"`
+	// ID names this machine in the cluster's registry. It stays the same for the life of the machine.
+	ID string `json:"id"`
+	// IDSource says in words where ID comes from.
+	IDSource  string `json:"id_source,omitempty"`
+	AccountID string `json:"account_id,omitempty"`
+	Region    string `json:"region,omitempty"`
+	Zone      string `json:"zone,omitempty"`
+	Type      string `json:"type,omitempty"`
+	// LifeCycle is the cloud's own word: on-demand, spot, …
+	LifeCycle string `json:"life_cycle,omitempty"`
+	Hostname  string `json:"hostname,omitempty"`
+	// Address is the one the other nodes should use: the private IPv4 address, or IPv6 on a machine that has nothing else.
+	// It is the zero Addr where none is known.
+	Address netip.Addr `json:"address,omitzero"`
+	// AddressSource says in words where Address comes from: the wrong one of several addresses is the commonest
+	// cluster fault there is, so the choice must be visible.
+	AddressSource string     `json:"address_source,omitempty"`
+	IPv6          netip.Addr `json:"ipv6,omitzero"`
+	PublicAddress netip.Addr `json:"public_address,omitzero"`
+	Tags          Tags       `json:"tags,omitempty"`
+	// TagsKnown is false where the cloud does not show us the tags; an empty Tags then says nothing, and TagsHint what
+	// to do about it.
+	TagsKnown bool   `json:"tags_known"`
+	TagsHint  string `json:"tags_hint,omitempty"`
+	// Group is the scaling group this machine belongs to.
+	Group string `json:"group,omitempty"`
+	// Missing names the fields (as in JSON) that exist but could not be read this time.
+	Missing []string `json:"missing,omitempty"`
+	// Notes are sentences for people about what was found and chosen.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// Provider reads one cloud's metadata. Opening one makes no request.
+type Provider interface {
+	// Name is the word that opened this provider.
+	Name() string
+	// Instance reads everything. It is called at join, and again whenever the daemon wants to know whether something
+	// changed; nothing is cached between calls except the session token.
+	Instance(ctx context.Context) (Instance, error)
+}
+
+// TagReader is a Provider that can read the tags and the group alone, for callers that wait for them: a scaling group
+// tags an instance after it has started.
+type TagReader interface {
+	ReadTags(ctx context.Context) (TagSet, error)
+}
+
+// TagSet is the part of Instance that may come later than the rest.
+type TagSet struct {
+	Tags  Tags
+	Known bool
+	Hint  string
+	Group string
+}
+
+// Tags are the tags of an instance. A tag may hold a connection string, so all ways of printing the whole map hide what
+// could be a password; a single value is read as from any map.
+type Tags map[string]string
+
+// Redacted returns a copy that may be shown: in a value with an @ all before it is hidden, and in a URI the query too.
+func (t Tags) Redacted() map[string]string {
+	if t == nil {
+		return nil
+	}
+	out := make(map[string]string, len(t))
+	for k, v := range t {
+		out[k] = redactValue(v)
+	}
+	return out
+}
+
+func redactValue(v string) string {
+	const hidden = "***"
+	scheme := ""
+	if i := strings.Index(v, "://"); i >= 0 {
+		scheme, v = v[:i+len("://")], v[i+len("://"):]
+		// Options of a URI can hold tokens and key passwords.
+		if q := strings.IndexByte(v, '?'); q >= 0 && strings.LastIndexByte(v, '@') < q {
+			v = v[:q] + "?" + hidden
+		}
+	}
+	// The last @, since a password may hold one that nobody escaped: rather too much hidden than too little.
+	if at := strings.LastIndexByte(v, '@'); at >= 0 {
+		rest := v[at+1:]
+		if q := strings.IndexByte(rest, '?'); q >= 0 {
+			rest = rest[:q] + "?" + hidden
+		}
+		v = hidden + "@" + rest
+	}
+	return scheme + v
+}
+
+// String implements fmt.Stringer with the redacted values in a fixed order.
+func (t Tags) String() string {
+	red := t.Redacted()
+	var b strings.Builder
+	b.WriteString("{")
+	for i, k := range slices.Sorted(maps.Keys(red)) {
+		if i > 0 {
+			b.WriteString(" ")
+		}
+		fmt.Fprintf(&b, "%s=%q", k, red[k])
+	}
+	b.WriteString("}")
+	return b.String()
+}
+
+// GoString implements fmt.GoStringer, so that %#v hides what %v hides.
+func (t Tags) GoString() string { return "cloud.Tags" + t.String() }
+
+// LogValue implements slog.LogValuer.
+func (t Tags) LogValue() slog.Value { return slog.StringValue(t.String()) }
+
+// MarshalJSON implements json.Marshaler with the redacted values.
+func (t Tags) MarshalJSON() ([]byte, error) { return json.Marshal(t.Redacted()) }

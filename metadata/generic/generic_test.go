@@ -1,0 +1,374 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package generic_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/generic"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
+)
+
+// The machine id of the trees, and what systemd-id128 makes of it (worked out apart from this code).
+const (
+	machineID = "0123456789abcdef0123456789abcdef"
+	derivedID = "9de891b3bea241469e3d059c8ef2862b"
+)
+
+const hintTags = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
+
+func addrs(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// lookup answers like the kernel of a machine with these interfaces.
+func lookup(m map[string][]netip.Addr) func(*cloud.Options) {
+	return func(o *cloud.Options) {
+		o.Interfaces = func(name string) ([]netip.Addr, error) {
+			a, ok := m[name]
+			if !ok {
+				return nil, fmt.Errorf("interface %s: no such network interface", name)
+			}
+			return a, nil
+		}
+	}
+}
+
+func base(hostname string) cloud.Instance {
+	return cloud.Instance{Provider: "generic", ID: "m-" + derivedID, IDSource: "derived from the machine id", Hostname: hostname, TagsHint: hintTags}
+}
+
+func with(i cloud.Instance, change func(*cloud.Instance)) cloud.Instance {
+	change(&i)
+	return i
+}
+
+func machines() []metadatatest.Machine {
+	eth0 := lookup(map[string][]netip.Addr{"eth0": addrs("10.0.1.23", "fe80::1")})
+	onEth0 := func(i cloud.Instance) cloud.Instance {
+		i.Address, i.AddressSource = netip.MustParseAddr("10.0.1.23"), "address of the default route's interface eth0"
+		return i
+	}
+	return []metadatatest.Machine{
+		{
+			Name: "bare_metal", Root: "testdata/bare-metal",
+			Options: lookup(map[string][]netip.Addr{"eno1": addrs("169.254.9.9", "10.0.1.5", "10.0.1.6", "fe80::5")}),
+			Want: with(base("edge-1"), func(i *cloud.Instance) {
+				i.Address, i.AddressSource = netip.MustParseAddr("10.0.1.5"), "address of the default route's interface eno1"
+			}),
+		},
+		{
+			// The lowest metric wins, of equals the first; docker0 and the VPN are not asked (AMS issues 6707, 4957).
+			Name: "multi_homed", Root: "testdata/multi-homed",
+			Options: lookup(map[string][]netip.Addr{
+				"tun0": addrs("10.10.8.2"), "ens5": addrs("10.0.1.23"), "docker0": addrs("172.17.0.1"),
+				"ens6": addrs("10.0.2.23", "2001:db8::61", "2001:db8::62", "fd00::63", "2001:db8::64", "fe80::6"),
+			}),
+			Want: with(base("origin-1"), func(i *cloud.Instance) {
+				i.Address, i.AddressSource = netip.MustParseAddr("10.0.2.23"), "address of the default route's interface ens6"
+				// Not the temporary one, not the deprecated one, not the unique local one.
+				i.IPv6 = netip.MustParseAddr("2001:db8::64")
+			}),
+		},
+		{
+			Name: "ipv6_only", Root: "testdata/ipv6-only",
+			Options: lookup(map[string][]netip.Addr{"ens5": addrs("169.254.1.74", "2001:db8::a1", "fe80::a1")}),
+			Want: with(base("v6"), func(i *cloud.Instance) {
+				i.Address, i.IPv6 = netip.MustParseAddr("2001:db8::a1"), netip.MustParseAddr("2001:db8::a1")
+				i.AddressSource = "address of the IPv6 default route's interface ens5, since there is no IPv4 default route with an address"
+			}),
+		},
+		{Name: "no_route", Root: "testdata/no-route", Options: lookup(nil), Want: base("lonely")},
+		{
+			Name: "interface_vanished", Root: "testdata/bare-metal", Options: lookup(nil),
+			Want: base("edge-1"),
+		},
+		{
+			Name: "public_address_on_the_default_route", Root: "testdata/bare-metal",
+			Options: lookup(map[string][]netip.Addr{"eno1": addrs("203.0.113.7")}),
+			Want: with(base("edge-1"), func(i *cloud.Instance) {
+				i.Address, i.AddressSource = netip.MustParseAddr("203.0.113.7"), "address of the default route's interface eno1"
+				i.PublicAddress = i.Address
+			}),
+		},
+		{
+			Name: "golden_image_with_a_name", Root: "testdata/unsealed", Options: lookup(nil),
+			Want: with(base("node-7"), func(i *cloud.Instance) { i.ID, i.IDSource = "host-node-7", "host name, since there is no machine id" }),
+		},
+		{Name: "golden_image_without_a_name", Root: "testdata/nameless", Options: lookup(nil), WantErr: cloud.ErrNotFound},
+		{Name: "machine_id_of_dbus", Root: "testdata/dbus-only", Options: lookup(nil), Want: base("old")},
+		{
+			Name: "cloud_init_hetzner", Root: "testdata/hetzner", Options: eth0,
+			Want: onEth0(with(base("edge-1"), func(i *cloud.Instance) {
+				i.ID, i.IDSource, i.Region, i.Zone = "4711", "cloud-init's instance id on hetzner", "eu-central", "fsn1-dc14"
+			})),
+		},
+		{
+			Name: "cloud_init_hyphens_and_nulls", Root: "testdata/cloud-init-hyphens-and-nulls", Options: eth0,
+			Want: onEth0(with(base("from-etc"), func(i *cloud.Instance) {
+				i.ID, i.IDSource = "386734086", "cloud-init's instance id on digitalocean"
+			})),
+		},
+		// A seed that a person wrote has the same id on every clone.
+		{Name: "cloud_init_nocloud", Root: "testdata/nocloud", Options: eth0, Want: onEth0(base("seeded"))},
+		{Name: "cloud_init_without_a_source", Root: "testdata/cloud-init-none", Options: eth0, Want: onEth0(base("plain"))},
+		{Name: "cloud_init_broken", Root: "testdata/cloud-init-broken", Options: eth0, Want: onEth0(base("broken"))},
+		{
+			Name: "cloud_init_wrong_types", Root: "testdata/cloud-init-wrong-types", Options: eth0,
+			Want: onEth0(with(base("odd"), func(i *cloud.Instance) { i.Zone = "z1" })),
+		},
+	}
+}
+
+func open(o cloud.Options) (cloud.Provider, error) {
+	p, err := generic.New(o)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func TestConformance(t *testing.T) {
+	metadatatest.Run(t, metadatatest.Suite{Name: generic.Name, Open: open, Machines: machines()})
+}
+
+// What went wrong or was chosen is told in words, since the address a node registers is what clusters break by.
+func TestNotes(t *testing.T) {
+	for name, want := range map[string]string{
+		"no_route":                            "no default route with a usable address was found: give the address of this node by --address",
+		"interface_vanished":                  "interface eno1: no such network interface",
+		"public_address_on_the_default_route": "203.0.113.7, the address of the default route, is public",
+		"cloud_init_broken":                   "reading cloud-init's instance data: unexpected end of JSON input",
+		"cloud_init_wrong_types":              "v1.instance_id: neither text nor a number",
+	} {
+		for _, m := range machines() {
+			if m.Name != name {
+				continue
+			}
+			o := cloud.Options{Root: m.Root}
+			m.Options(&o)
+			p, err := generic.New(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			inst, err := p.Instance(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all := strings.Join(inst.Notes, "\n"); !strings.Contains(all, want) {
+				t.Errorf("%s: notes %q, want %q in them", name, all, want)
+			}
+		}
+	}
+}
+
+func TestNoIdentityHint(t *testing.T) {
+	p, err := generic.New(cloud.Options{Root: "testdata/nameless"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Instance(t.Context()); !strings.Contains(cloud.HintOf(err), "systemd-machine-id-setup") {
+		t.Errorf("hint = %q, error = %v", cloud.HintOf(err), err)
+	}
+}
+
+// Below another root the interfaces of the machine we run on say nothing.
+func TestForeignRootAsksNoInterface(t *testing.T) {
+	p, err := generic.New(cloud.Options{Root: "testdata/bare-metal"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inst, err := p.Instance(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if inst.Address.IsValid() {
+		t.Errorf("Address = %s, from this machine's own interfaces", inst.Address)
+	}
+}
+
+func TestMachineID(t *testing.T) {
+	got, err := generic.DeriveMachineID(machineID)
+	if err != nil || got != derivedID {
+		t.Errorf("DeriveMachineID() = %q, %v, want %q", got, err, derivedID)
+	}
+	for _, bad := range []string{"", "uninitialized", machineID[:31], machineID + "0", strings.Repeat("0", 32), strings.Repeat("g", 32)} {
+		if got, err := generic.DeriveMachineID(bad); err == nil {
+			t.Errorf("DeriveMachineID(%q) = %q, want an error", bad, got)
+		} else if len(bad) > 13 && strings.Contains(err.Error(), bad) {
+			t.Errorf("the error shows the machine id: %v", err)
+		}
+	}
+}
+
+// The same derivation by systemd itself, where there is one.
+func TestMachineIDAgreesWithSystemd(t *testing.T) {
+	tool, err := exec.LookPath("systemd-id128")
+	if err != nil {
+		t.Skip("systemd-id128 is not installed")
+	}
+	out, err := exec.CommandContext(t.Context(), tool, "machine-id", "--app-specific=e3db9ca5a4ae4ac0aaf7e6b2eb021a95").Output()
+	if err != nil {
+		t.Skipf("this machine has no machine id: %v", err)
+	}
+	got, err := generic.MachineID("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.TrimSpace(string(out)); got != want {
+		t.Errorf("MachineID() = %s, systemd says %s", got, want)
+	}
+}
+
+// The id itself must not get out by any way of looking at an instance.
+func TestMachineIDStaysInside(t *testing.T) {
+	for _, m := range machines() {
+		o := cloud.Options{Root: m.Root, Record: t.TempDir()}
+		m.Options(&o)
+		p, err := generic.New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inst, err := p.Instance(t.Context())
+		if out := fmt.Sprintf("%+v %v", inst, err); strings.Contains(out, machineID) {
+			t.Errorf("%s: %s", m.Name, out)
+		}
+		for name, body := range recording(t, o.Record) {
+			for _, secret := range []string{machineID, "4711", "386734086", "edge-1", "seeded"} {
+				if strings.Contains(body, secret) {
+					t.Errorf("%s: the recording's %s holds %q:\n%s", m.Name, name, secret, body)
+				}
+			}
+		}
+	}
+}
+
+func recording(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[e.Name()] = string(b)
+	}
+	return out
+}
+
+func TestRecord(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "rec")
+	o := cloud.Options{Root: "testdata/hetzner", Record: dir}
+	p, err := generic.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Instance(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"cloud-init.json": `{
+  "cloud_name": "hetzner",
+  "cloud_id": "hetzner",
+  "platform": "hetzner",
+  "instance_id": "instance-1",
+  "region": "eu-central",
+  "availability_zone": "fsn1-dc14",
+  "local_hostname": "host-1"
+}
+`}
+	if d := cmp.Diff(want, recording(t, dir)); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestReadCloudInitAbsent(t *testing.T) {
+	if _, err := generic.ReadCloudInit(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error = %v, want fs.ErrNotExist", err)
+	}
+}
+
+func TestReadCloudInitTooLarge(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, generic.CloudInitPath)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(`{"v1":{}}`+strings.Repeat(" ", 9<<20)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := generic.ReadCloudInit(root); err == nil || !strings.Contains(err.Error(), "larger than") {
+		t.Errorf("error = %v", err)
+	}
+}
+
+// The kernel's own tables of the machine this test runs on are read without a mistake.
+func TestOwnRoutes(t *testing.T) {
+	for path, parse := range map[string]func([]byte) string{"/proc/net/route": generic.ParseRoutes, "/proc/net/ipv6_route": generic.ParseIPv6Routes} {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Logf("%s: %v", path, err)
+			continue
+		}
+		name := parse(b)
+		if name == "lo" {
+			t.Errorf("%s: default route by lo", path)
+		}
+		if name == "" {
+			continue
+		}
+		if _, err := cloud.InterfaceAddresses(name); err != nil {
+			t.Errorf("%s: interface %s: %v", path, name, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, m := range machines() {
+		for _, path := range []string{"proc/net/route", "proc/net/ipv6_route", "proc/net/if_inet6", "run/cloud-init/instance-data.json"} {
+			if b, err := os.ReadFile(filepath.Join(m.Root, path)); err == nil {
+				f.Add(b)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, name := range []string{generic.ParseRoutes(b), generic.ParseIPv6Routes(b)} {
+			if strings.ContainsAny(name, " \t\n") || (name != "" && !strings.Contains(string(b), name)) {
+				t.Errorf("interface %q", name)
+			}
+		}
+		for a := range generic.ParseIfInet6(b) {
+			if !a.Is6() {
+				t.Errorf("address %s", a)
+			}
+		}
+		ci, _ := generic.ParseCloudInit(b)
+		for _, v := range []string{ci.CloudName, ci.CloudID, ci.InstanceID, ci.Region, ci.AvailabilityZone, ci.LocalHostname} {
+			if strings.ContainsAny(v, "\n\r\x00") || len(v) > 400 {
+				t.Errorf("let through %q", v)
+			}
+		}
+		if _, err := generic.DeriveMachineID(string(b)); err == nil && len(b) != 32 {
+			t.Errorf("an id out of %q", b)
+		}
+	})
+}

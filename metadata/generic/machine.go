@@ -1,0 +1,129 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package generic
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// appID is this program's own 128-bit id (systemd-id128 new). It must never change: every derived id would.
+const appID = "e3db9ca5a4ae4ac0aaf7e6b2eb021a95"
+
+// MachineID returns an id of this machine that is derived from /etc/machine-id and cannot be turned back into it: the
+// same that `systemd-id128 machine-id --app-specific=e3db9ca5a4ae4ac0aaf7e6b2eb021a95` prints.
+func MachineID(root string) (string, error) {
+	var errs []error
+	// The second is where D-Bus kept it before systemd did.
+	for _, path := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
+		b, err := readSmall(filepath.Join(root, path))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		id, err := DeriveMachineID(strings.TrimSpace(string(b)))
+		if err == nil {
+			return id, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", path, err))
+	}
+	return "", fmt.Errorf("reading the machine id: %w", errors.Join(errs...))
+}
+
+// DeriveMachineID is sd_id128_get_machine_app_specific: HMAC-SHA256 of the application's id, keyed by the machine's, cut
+// to 128 bits and marked as a random UUID.
+func DeriveMachineID(machineID string) (string, error) {
+	key, err := hex.DecodeString(machineID)
+	if err != nil || len(key) != 16 || isZero(key) {
+		// Empty and "uninitialized" are what a golden image has before its first boot. The text is not shown.
+		return "", fmt.Errorf("no machine id of 32 hexadecimal digits (%d bytes)", len(machineID))
+	}
+	app, err := hex.DecodeString(appID)
+	if err != nil {
+		return "", fmt.Errorf("application id: %w", err)
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write(app)
+	id := mac.Sum(nil)[:16]
+	id[6] = id[6]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	return hex.EncodeToString(id), nil
+}
+
+func isZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Hostname returns the host name as the files of this machine tell it: /etc/hostname, else the kernel's. It is "" where
+// neither names anything but the local host.
+func Hostname(root string) string {
+	for _, path := range []string{"/etc/hostname", "/proc/sys/kernel/hostname"} {
+		b, err := readSmall(filepath.Join(root, path))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			line = strings.TrimSpace(line)
+			if line == "" || strings.HasPrefix(line, "#") {
+				continue
+			}
+			if usableHostname(line) {
+				return line
+			}
+			break
+		}
+	}
+	return ""
+}
+
+// usableHostname refuses what every unconfigured machine is called, and what is no name.
+func usableHostname(s string) bool {
+	switch strings.ToLower(s) {
+	case "localhost", "localhost.localdomain", "(none)", "-":
+		return false
+	}
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_'
+	})
+}
+
+// readSmall reads the start of a file that should hold one line.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 4<<10))
+}
+
+// readTable reads a file of /proc, which a container may not have.
+func readTable(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	// A full routing table of the Internet is of this order; a default route is printed first.
+	return io.ReadAll(io.LimitReader(f, 32<<20))
+}

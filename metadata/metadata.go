@@ -1,0 +1,175 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/generic"
+	"github.com/amsagent/amsagent/metadata/none"
+)
+
+// The types that callers and providers share live in package cloud, which the providers can import.
+type (
+	// Instance is what a cloud, or the machine itself, says about this machine.
+	Instance = cloud.Instance
+	// Provider reads one cloud's metadata.
+	Provider = cloud.Provider
+	// TagReader is a Provider that can read tags and group alone.
+	TagReader = cloud.TagReader
+	// TagSet is the part of Instance that may come later than the rest.
+	TagSet = cloud.TagSet
+	// Tags are the tags of an instance; printed as a whole they hide what could be a password.
+	Tags = cloud.Tags
+	// Options are the settings of detection and of every provider.
+	Options = cloud.Options
+	// Error says what was asked of which service, what came back, and what to do.
+	Error = cloud.Error
+	// UnsupportedError is what opening a known cloud without a provider gives.
+	UnsupportedError = cloud.UnsupportedError
+)
+
+// What a caller may branch on; see package cloud.
+var (
+	ErrNotThisCloud    = cloud.ErrNotThisCloud
+	ErrNotReady        = cloud.ErrNotReady
+	ErrNotFound        = cloud.ErrNotFound
+	ErrForbidden       = cloud.ErrForbidden
+	ErrBadAnswer       = cloud.ErrBadAnswer
+	ErrUnsupported     = cloud.ErrUnsupported
+	ErrUnknownProvider = cloud.ErrUnknownProvider
+)
+
+// The names of the providers, as --provider takes them. Auto is none: Detect finds which.
+const (
+	AWS     = aws.Name
+	Azure   = "azure"
+	Alibaba = "alibaba"
+	GCP     = "gcp"
+	Generic = generic.Name
+	None    = none.Name
+)
+
+// Names returns the names that Open knows, in the order of help texts.
+func Names() []string { return []string{AWS, Azure, Alibaba, GCP, Generic, None} }
+
+// Open opens a provider by its name. It makes no request. For a cloud whose provider this build lacks the error matches
+// ErrUnsupported: such a machine can still be described by Generic.
+func Open(provider string, opts Options) (Provider, error) {
+	switch provider {
+	case AWS:
+		return open(aws.New(opts))
+	case Generic:
+		return open(generic.New(opts))
+	case None:
+		return open(none.New(opts))
+	case Azure, Alibaba, GCP:
+		return nil, &UnsupportedError{Provider: provider}
+	default:
+		return nil, fmt.Errorf("%w: %q is none of %s", ErrUnknownProvider, provider, strings.Join(Names(), ", "))
+	}
+}
+
+// open keeps a nil pointer of a provider from becoming a Provider that is not nil.
+func open[P Provider](p P, err error) (Provider, error) {
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// HintOf returns the hint that an error of this package carries, or "".
+func HintOf(err error) string { return cloud.HintOf(err) }
+
+// TagValue returns the value of one of the agent's tags ("role", "group", "mongo"), spelled amsagent:role or, for clouds
+// that forbid the colon, amsagent-role. The colon wins where both are set. A blank value counts as not set.
+func TagValue(tags map[string]string, name string) (value string, ok bool) {
+	return Lookup(tags, TagNames(name)...)
+}
+
+// TagNames returns the spellings of one of the agent's tags, the preferred one first.
+func TagNames(name string) []string { return []string{"amsagent:" + name, "amsagent-" + name} }
+
+// Lookup returns the first of several tags that is set, for those who chose tag names of their own.
+func Lookup(tags map[string]string, keys ...string) (value string, ok bool) {
+	for _, k := range keys {
+		if v := strings.TrimSpace(tags[k]); v != "" {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// The bounds of WaitForTags where the caller gives none.
+const (
+	// defaultTagWait: an Auto Scaling group is known to tag an instance up to about a minute after it boots.
+	defaultTagWait = time.Minute
+	// defaultTagInterval is kind to a service that throttles.
+	defaultTagInterval = 2 * time.Second
+)
+
+// TagWait are the settings of WaitForTags; the zero value works.
+type TagWait struct {
+	// Timeout bounds the whole waiting.
+	Timeout time.Duration
+	// Interval is the time between two readings.
+	Interval time.Duration
+	// Log gets a line when the waiting begins.
+	Log *slog.Logger
+}
+
+// WaitForTags reads tags and group until enough says that they will do. A scaling group tags an instance after it has
+// started, so a role read too early is no role. It returns the last set read, with an error that matches ErrNotReady
+// when the time was up, and at once when the service refuses or when the provider has no tags to wait for (ErrNotFound).
+func WaitForTags(ctx context.Context, p Provider, w TagWait, enough func(TagSet) bool) (TagSet, error) {
+	r, ok := p.(TagReader)
+	if !ok {
+		return TagSet{}, &Error{Provider: p.Name(), Item: "tags", Kind: ErrNotFound, Cause: errors.New("this provider knows no tags")}
+	}
+	if w.Timeout <= 0 {
+		w.Timeout = defaultTagWait
+	}
+	if w.Interval <= 0 {
+		w.Interval = defaultTagInterval
+	}
+	if w.Log == nil {
+		w.Log = slog.New(slog.DiscardHandler)
+	}
+	bound, cancel := context.WithTimeout(ctx, w.Timeout)
+	defer cancel()
+	var last TagSet
+	for n := 1; ; n++ {
+		set, err := r.ReadTags(bound)
+		last = set
+		switch {
+		case err == nil && enough(set):
+			return set, nil
+		case err != nil && bound.Err() == nil && !errors.Is(err, ErrNotReady):
+			return set, err
+		}
+		if n == 1 {
+			w.Log.Info("waiting for the instance's tags", "provider", p.Name(), "timeout", w.Timeout, "hint", last.Hint)
+		}
+		timer := time.NewTimer(w.Interval)
+		select {
+		case <-bound.Done():
+			timer.Stop()
+			if err := ctx.Err(); err != nil {
+				return last, fmt.Errorf("waiting for the instance's tags: %w", err)
+			}
+			return last, &Error{
+				Provider: p.Name(), Item: "tags", Kind: ErrNotReady, Attempts: n, Hint: last.Hint, Context: bound.Err(),
+				Cause: fmt.Errorf("what was waited for is still not there after %v", w.Timeout),
+			}
+		case <-timer.C:
+		}
+	}
+}

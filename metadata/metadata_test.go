@@ -1,0 +1,290 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package metadata_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
+)
+
+func TestOpen(t *testing.T) {
+	for _, name := range metadata.Names() {
+		p, err := metadata.Open(name, metadata.Options{Root: t.TempDir()})
+		switch name {
+		case metadata.Azure, metadata.Alibaba, metadata.GCP:
+			if !errors.Is(err, metadata.ErrUnsupported) {
+				t.Errorf("Open(%s) error = %v, want ErrUnsupported", name, err)
+			}
+			if e, ok := errors.AsType[*metadata.UnsupportedError](err); !ok || e.Provider != name || p != nil {
+				t.Errorf("Open(%s) = %v, %v", name, p, err)
+			}
+			if !strings.Contains(metadata.HintOf(err), "--provider generic") {
+				t.Errorf("Open(%s): hint %q", name, metadata.HintOf(err))
+			}
+		default:
+			if err != nil || p == nil || p.Name() != name {
+				t.Errorf("Open(%s) = %v, %v", name, p, err)
+			}
+		}
+	}
+	p, err := metadata.Open("aws ", metadata.Options{})
+	if !errors.Is(err, metadata.ErrUnknownProvider) || p != nil || !strings.Contains(err.Error(), "aws, azure, alibaba, gcp, generic, none") {
+		t.Errorf("Open(\"aws \") = %v, %v", p, err)
+	}
+	// A nil pointer in an interface is not nil.
+	if p, err := metadata.Open("aws", metadata.Options{Endpoints: map[string]string{"aws": "nonsense"}}); err == nil || p != nil {
+		t.Errorf("Open with a bad endpoint = %v, %v", p, err)
+	}
+}
+
+func TestTagValue(t *testing.T) {
+	for _, tt := range []struct {
+		tags map[string]string
+		want string
+		ok   bool
+	}{
+		{nil, "", false},
+		{map[string]string{"role": "edge"}, "", false},
+		{map[string]string{"amsagent:role": "edge"}, "edge", true},
+		{map[string]string{"amsagent-role": "origin"}, "origin", true},
+		{map[string]string{"amsagent:role": "edge", "amsagent-role": "origin"}, "edge", true},
+		{map[string]string{"amsagent:role": " ", "amsagent-role": " origin\t"}, "origin", true},
+		{map[string]string{"AMSAGENT:ROLE": "edge"}, "", false},
+	} {
+		if got, ok := metadata.TagValue(tt.tags, "role"); got != tt.want || ok != tt.ok {
+			t.Errorf("TagValue(%v) = %q, %v, want %q, %v", tt.tags, got, ok, tt.want, tt.ok)
+		}
+	}
+	// The type of Instance's tags goes in without a conversion.
+	if v, ok := metadata.Lookup(metadata.Tags{"my-role": "x"}, "our:role", "my-role"); v != "x" || !ok {
+		t.Errorf("Lookup() = %q, %v", v, ok)
+	}
+}
+
+// scripted is a provider whose tags come in time.
+type scripted struct {
+	sets []metadata.TagSet
+	errs []error
+	n    int
+}
+
+func (s *scripted) Name() string { return "scripted" }
+
+func (s *scripted) Instance(context.Context) (metadata.Instance, error) {
+	return metadata.Instance{}, nil
+}
+
+func (s *scripted) ReadTags(context.Context) (metadata.TagSet, error) {
+	i := min(s.n, len(s.sets)-1)
+	s.n++
+	var err error
+	if i < len(s.errs) {
+		err = s.errs[i]
+	}
+	return s.sets[i], err
+}
+
+func hasRole(s metadata.TagSet) bool {
+	_, ok := metadata.TagValue(s.Tags, "role")
+	return ok
+}
+
+// buildkite/agent issue 491: at boot a scaling group's tags are not on the instance yet.
+func TestWaitForTagsThatComeLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &scripted{
+			sets: []metadata.TagSet{{Hint: "off"}, {}, {Known: true}, {Known: true, Tags: metadata.Tags{"amsagent:role": "edge"}}},
+			errs: []error{nil, &metadata.Error{Kind: metadata.ErrNotReady}},
+		}
+		begin := time.Now()
+		set, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{}, hasRole)
+		if err != nil || !hasRole(set) {
+			t.Errorf("WaitForTags() = %+v, %v", set, err)
+		}
+		if took := time.Since(begin); took != 6*time.Second {
+			t.Errorf("took %v for three waits of 2 s", took)
+		}
+	})
+}
+
+func TestWaitForTagsIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &scripted{sets: []metadata.TagSet{{Hint: "switch them on"}}}
+		begin := time.Now()
+		set, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{Timeout: 10 * time.Second, Interval: 3 * time.Second}, hasRole)
+		if !errors.Is(err, metadata.ErrNotReady) || metadata.HintOf(err) != "switch them on" || set.Hint != "switch them on" {
+			t.Errorf("WaitForTags() = %+v, %v, hint %q", set, err, metadata.HintOf(err))
+		}
+		if took := time.Since(begin); took != 10*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+func TestWaitForTagsEndsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		p := &scripted{sets: []metadata.TagSet{{}}, errs: []error{&metadata.Error{Kind: metadata.ErrForbidden}}}
+		if _, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{}, hasRole); !errors.Is(err, metadata.ErrForbidden) {
+			t.Errorf("error = %v", err)
+		}
+		none, err := metadata.Open("none", metadata.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := metadata.WaitForTags(t.Context(), none, metadata.TagWait{}, hasRole); !errors.Is(err, metadata.ErrNotFound) {
+			t.Errorf("error = %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := metadata.WaitForTags(ctx, &scripted{sets: []metadata.TagSet{{}}}, metadata.TagWait{}, hasRole); !errors.Is(err, context.Canceled) {
+			t.Errorf("error = %v", err)
+		}
+		if took := time.Since(begin); took != 0 {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+// The whole story on a machine that says by its firmware that it is EC2.
+func TestDetectOpenInstance(t *testing.T) {
+	opts := metadata.Options{
+		Root: tree(t, dmi("board_asset_tag=i-0abc1234567890def")), Endpoints: map[string]string{"aws": fakeAWS(t)},
+	}
+	d, err := metadata.Detect(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := metadata.Open(d.Provider, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inst, err := p.Instance(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	role, _ := metadata.TagValue(inst.Tags, "role")
+	if inst.ID != "i-0abc1234567890def" || inst.Address != netip.MustParseAddr("10.0.1.23") || role != "edge" || inst.Group != "edge-asg" {
+		t.Errorf("instance: %+v", inst)
+	}
+}
+
+// Each package says what it is and that its API may change, and each file whose it is.
+func TestHouseRules(t *testing.T) {
+	for _, dir := range []string{".", "cloud", "record", "aws", "generic", "none", "metadatatest"} {
+		b, err := os.ReadFile(dir + "/doc.go")
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if !strings.Contains(string(b), "not stable yet") {
+			t.Errorf("%s/doc.go does not say that the API is not stable yet", dir)
+		}
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if !strings.HasSuffix(f.Name(), ".go") {
+				continue
+			}
+			b, err := os.ReadFile(dir + "/" + f.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(string(b), "// Copyright The amsagent Authors\n// SPDX-License-Identifier: Apache-2.0\n\n") {
+				t.Errorf("%s/%s has no licence header", dir, f.Name())
+			}
+		}
+	}
+}
+
+func BenchmarkDetect(b *testing.B) {
+	opts := metadata.Options{Root: tree(b, dmi("sys_vendor=Amazon EC2", "product_name=c7i.2xlarge", "board_asset_tag=i-0abc1234567890def",
+		"chassis_asset_tag=Amazon EC2", "product_uuid="+xenUUID)), NoNetwork: true}
+	for b.Loop() {
+		if d, err := metadata.Detect(b.Context(), opts); err != nil || d.Provider != "aws" {
+			b.Fatalf("%+v, %v", d, err)
+		}
+	}
+}
+
+// What a machine in no cloud pays for the files alone.
+func BenchmarkDetectGeneric(b *testing.B) {
+	opts := metadata.Options{Root: tree(b, dmi("sys_vendor=Dell Inc.", "product_name=PowerEdge R640")), NoNetwork: true}
+	for b.Loop() {
+		if d, err := metadata.Detect(b.Context(), opts); err != nil || d.Provider != "generic" {
+			b.Fatalf("%+v, %v", d, err)
+		}
+	}
+}
+
+// Detection and identity from nothing against a healthy service, with the tags of a usual instance and with the most that
+// AWS allows. The service answers after the milliseconds that a real one needs.
+func BenchmarkDetectAndIdentity(b *testing.B) {
+	for _, bench := range []struct {
+		name string
+		tags int
+		wait time.Duration
+	}{
+		{"3tags", 3, 0}, {"50tags", 50, 0}, {"3tags_2ms_service", 3, 2 * time.Millisecond}, {"50tags_2ms_service", 50, 2 * time.Millisecond},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			bodies := awsBodies()
+			keys := []string{"Name", "amsagent:role", "aws:autoscaling:groupName"}
+			for i := len(keys); i < bench.tags; i++ {
+				key := fmt.Sprintf("tag-%d", i)
+				keys = append(keys, key)
+				bodies["/latest/meta-data/tags/instance/"+key] = "value"
+			}
+			bodies["/latest/meta-data/tags/instance"] = strings.Join(keys, "\n")
+			f := metadatatest.NewFake(b, awsService(), bodies)
+			f.Delay(bench.wait)
+			opts := metadata.Options{Root: tree(b, dmi("board_asset_tag=i-0abc1234567890def")), Endpoints: map[string]string{"aws": f.URL()}}
+			n := 0
+			for b.Loop() {
+				n++
+				d, err := metadata.Detect(b.Context(), opts)
+				if err != nil {
+					b.Fatal(err)
+				}
+				p, err := metadata.Open(d.Provider, opts)
+				if err != nil {
+					b.Fatal(err)
+				}
+				inst, err := p.Instance(b.Context())
+				if err != nil || len(inst.Tags) != bench.tags {
+					b.Fatalf("%+v, %v", inst, err)
+				}
+			}
+			seen := f.Seen()
+			b.ReportMetric(float64(len(seen))/float64(n), "requests/op")
+			b.ReportMetric(b.Elapsed().Seconds()*1000/float64(n), "ms/op")
+			// Nothing is asked twice.
+			once := map[string]int{}
+			for _, s := range seen {
+				once[s.Method+" "+s.Path]++
+			}
+			for what, c := range once {
+				if c != n {
+					b.Errorf("%s was asked %d times in %d readings", what, c, n)
+				}
+			}
+			if !slices.ContainsFunc(seen, func(s metadatatest.Seen) bool { return s.Path == document }) {
+				b.Error("the identity document was not read")
+			}
+		})
+	}
+}

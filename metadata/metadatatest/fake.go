@@ -1,0 +1,316 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package metadatatest
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Service describes how a cloud's metadata service is spoken to.
+type Service struct {
+	// Origin is the address that is used where none is set: http://169.254.169.254.
+	Origin string
+	// Token describes the session token, nil for clouds without.
+	Token *Token
+	// Header must be in every request but the one for the token: its name and value. Empty for clouds without.
+	Header [2]string
+	// Required is the path without whose answer there is no Instance.
+	Required string
+	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON.
+	Optional, Field string
+	// WrongTypes are answers to Required that are well-formed and not what the cloud documents.
+	WrongTypes []string
+}
+
+// Token describes a session token.
+type Token struct {
+	Path      string
+	TTLHeader string
+	Header    string
+}
+
+// Seen is one request that reached the fake.
+type Seen struct {
+	Method, Path string
+	Header       http.Header
+}
+
+// Fault is one way for an answer to go wrong.
+type Fault func(f *Fake, w http.ResponseWriter, r *http.Request)
+
+// Fake is a metadata service on loopback that serves bodies by path and can be told to misbehave.
+type Fake struct {
+	svc    Service
+	server *httptest.Server
+
+	mu     sync.Mutex
+	bodies map[string]string
+	faults map[string][]planned
+	seen   []Seen
+	issued int
+	valid  map[string]bool
+	delay  time.Duration
+}
+
+type planned struct {
+	fault Fault
+	left  int // how often it still happens; negative: for good
+}
+
+// NewFake starts a fake that serves the bodies, until the test ends.
+func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
+	tb.Helper()
+	f := &Fake{svc: svc, bodies: map[string]string{}, faults: map[string][]planned{}, valid: map[string]bool{}}
+	for k, v := range bodies {
+		f.bodies[k] = v
+	}
+	f.server = httptest.NewServer(f)
+	tb.Cleanup(func() {
+		// Whoever still waits for a slow answer is let go first, else Close waits for it.
+		f.server.CloseClientConnections()
+		f.server.Close()
+	})
+	return f
+}
+
+// URL is the origin of the fake.
+func (f *Fake) URL() string { return f.server.URL }
+
+// Addr is its host and port.
+func (f *Fake) Addr() string { return strings.TrimPrefix(f.server.URL, "http://") }
+
+// Set changes what a path answers; Unset makes it a 404.
+func (f *Fake) Set(path, body string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bodies[path] = body
+}
+
+// Unset makes a path answer 404.
+func (f *Fake) Unset(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.bodies, path)
+}
+
+// Break makes the next n answers of a path go wrong, all of them where n is negative. Several faults of one path come one
+// after the other. The path "*" stands for every path but the token's.
+func (f *Fake) Break(path string, n int, fault Fault) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.faults[path] = append(f.faults[path], planned{fault, n})
+}
+
+// Expire makes all session tokens given out so far invalid.
+func (f *Fake) Expire() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.valid)
+}
+
+// Delay makes every answer come so much later, as a real service's do.
+func (f *Fake) Delay(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delay = d
+}
+
+// Seen returns the requests so far.
+func (f *Fake) Seen() []Seen {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]Seen(nil), f.seen...)
+}
+
+// Count returns how many requests there were for a path, of any method.
+func (f *Fake) Count(path string) int {
+	n := 0
+	for _, s := range f.Seen() {
+		if s.Path == path {
+			n++
+		}
+	}
+	return n
+}
+
+// ServeHTTP implements http.Handler.
+func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	f.seen = append(f.seen, Seen{r.Method, r.URL.Path, r.Header.Clone()})
+	fault, delay := f.nextFault(r.URL.Path), f.delay
+	f.mu.Unlock()
+	if delay > 0 {
+		timer := time.NewTimer(delay)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if fault != nil {
+		fault(f, w, r)
+		return
+	}
+	f.serve(w, r)
+}
+
+func (f *Fake) nextFault(path string) Fault {
+	keys := []string{path}
+	if f.svc.Token == nil || path != f.svc.Token.Path {
+		keys = append(keys, "*")
+	}
+	for _, key := range keys {
+		for len(f.faults[key]) > 0 {
+			p := &f.faults[key][0]
+			if p.left == 0 {
+				f.faults[key] = f.faults[key][1:]
+				continue
+			}
+			if p.left > 0 {
+				p.left--
+			}
+			return p.fault
+		}
+	}
+	return nil
+}
+
+// serve is the healthy service.
+func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("X-Forwarded-For") != "" {
+		http.Error(w, "forwarded requests are refused", http.StatusForbidden)
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t := f.svc.Token; t != nil {
+		if r.URL.Path == t.Path {
+			if r.Method != http.MethodPut || r.Header.Get(t.TTLHeader) == "" {
+				http.Error(w, "bad token request", http.StatusBadRequest)
+				return
+			}
+			f.issued++
+			token := fmt.Sprintf("token-%d", f.issued)
+			f.valid[token] = true
+			w.Header().Set(t.TTLHeader, r.Header.Get(t.TTLHeader))
+			fmt.Fprint(w, token)
+			return
+		}
+		if got := r.Header.Values(t.Header); len(got) != 1 || !f.valid[got[0]] {
+			http.Error(w, "no valid token", http.StatusUnauthorized)
+			return
+		}
+	}
+	if h := f.svc.Header; h[0] != "" && r.Header.Get(h[0]) != h[1] {
+		http.Error(w, "missing header", http.StatusBadRequest)
+		return
+	}
+	if r.Method != http.MethodGet {
+		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+		return
+	}
+	body, ok := f.bodies[r.URL.Path]
+	if !ok {
+		// HTML, as EC2 answers.
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, "<!DOCTYPE html><html><head><title>404 - Not Found</title></head><body><h1>404 - Not Found</h1></body></html>")
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	fmt.Fprint(w, body)
+}
+
+// Status answers with a status and an HTML page.
+func Status(code int) Fault {
+	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(code)
+		fmt.Fprintf(w, "<html><body><h1>%d</h1></body></html>", code)
+	}
+}
+
+// Body answers 200 with a body.
+func Body(body string) Fault {
+	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) }
+}
+
+// HTML answers 200 with a page, as a captive portal does.
+func HTML() Fault { return Body("<!DOCTYPE html>\n<html><body>Please log in</body></html>\n") }
+
+// Slow never answers.
+func Slow() Fault {
+	return func(_ *Fake, _ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+}
+
+// SlowBody sends the head and the first byte, and then nothing.
+func SlowBody() Fault {
+	return func(_ *Fake, w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		fmt.Fprint(w, "{")
+		if fl, ok := w.(http.Flusher); ok {
+			fl.Flush()
+		}
+		<-r.Context().Done()
+	}
+}
+
+// Closed takes the connection and closes it without an answer.
+func Closed() Fault {
+	return func(*Fake, http.ResponseWriter, *http.Request) {
+		// The server ends the connection and says nothing about it.
+		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to abort an answer
+	}
+}
+
+// Truncated promises the whole body, sends half of it and closes the connection.
+func Truncated() Fault {
+	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		body := f.bodies[r.URL.Path]
+		f.mu.Unlock()
+		w.Header().Set("Content-Length", fmt.Sprint(len(body)+1))
+		fmt.Fprint(w, body[:len(body)/2])
+		if fl, ok := w.(http.Flusher); ok {
+			fl.Flush()
+		}
+		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to abort an answer
+	}
+}
+
+// Huge answers the right body with blanks after it, beyond a mebibyte.
+func Huge() Fault {
+	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		body := f.bodies[r.URL.Path]
+		f.mu.Unlock()
+		fmt.Fprint(w, body)
+		blanks := strings.Repeat(" ", 64<<10)
+		for range 18 {
+			if _, err := fmt.Fprint(w, blanks); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Redirect sends the client elsewhere.
+func Redirect(to string) Fault {
+	return func(_ *Fake, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to, http.StatusFound) }
+}
+
+// ExpireThenServe makes all tokens invalid and then serves the request, which is refused if it carries one of them.
+func ExpireThenServe() Fault {
+	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
+		f.Expire()
+		f.serve(w, r)
+	}
+}
