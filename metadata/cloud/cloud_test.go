@@ -243,7 +243,7 @@ type endlessTransport struct{ body *endless }
 
 // RoundTrip implements http.RoundTripper.
 func (e endlessTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: 200, Body: e.body, Header: http.Header{}, Request: req}, nil
+	return &http.Response{StatusCode: http.StatusOK, Body: e.body, Header: http.Header{}, Request: req}, nil
 }
 
 func TestBodyBound(t *testing.T) {

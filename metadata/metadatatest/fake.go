@@ -5,6 +5,7 @@ package metadatatest
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -201,7 +202,7 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 			token := fmt.Sprintf("token-%d", f.issued)
 			f.valid[token] = true
 			w.Header().Set(t.TTLHeader, r.Header.Get(t.TTLHeader))
-			fmt.Fprint(w, token)
+			say(w, token)
 			return
 		}
 		if got := r.Header.Values(t.Header); len(got) != 1 || !f.valid[got[0]] {
@@ -222,25 +223,28 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 		// HTML, as EC2 answers.
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(http.StatusNotFound)
-		fmt.Fprint(w, "<!DOCTYPE html><html><head><title>404 - Not Found</title></head><body><h1>404 - Not Found</h1></body></html>")
+		say(w, "<!DOCTYPE html><html><head><title>404 - Not Found</title></head><body><h1>404 - Not Found</h1></body></html>")
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain")
-	fmt.Fprint(w, body)
+	say(w, body)
 }
+
+// say sends a text. Whoever asked may have gone, which is its own affair.
+func say(w io.Writer, s string) { _, _ = io.WriteString(w, s) }
 
 // Status answers with a status and an HTML page.
 func Status(code int) Fault {
 	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(code)
-		fmt.Fprintf(w, "<html><body><h1>%d</h1></body></html>", code)
+		say(w, fmt.Sprintf("<html><body><h1>%d</h1></body></html>", code))
 	}
 }
 
 // Body answers 200 with a body.
 func Body(body string) Fault {
-	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) }
+	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) { say(w, body) }
 }
 
 // HTML answers 200 with a page, as a captive portal does.
@@ -255,7 +259,7 @@ func Slow() Fault {
 func SlowBody() Fault {
 	return func(_ *Fake, w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "100")
-		fmt.Fprint(w, "{")
+		say(w, "{")
 		if fl, ok := w.(http.Flusher); ok {
 			fl.Flush()
 		}
@@ -278,7 +282,7 @@ func Truncated() Fault {
 		body := f.bodies[r.URL.Path]
 		f.mu.Unlock()
 		w.Header().Set("Content-Length", fmt.Sprint(len(body)+1))
-		fmt.Fprint(w, body[:len(body)/2])
+		say(w, body[:len(body)/2])
 		if fl, ok := w.(http.Flusher); ok {
 			fl.Flush()
 		}
@@ -292,10 +296,10 @@ func Huge() Fault {
 		f.mu.Lock()
 		body := f.bodies[r.URL.Path]
 		f.mu.Unlock()
-		fmt.Fprint(w, body)
+		say(w, body)
 		blanks := strings.Repeat(" ", 64<<10)
 		for range 18 {
-			if _, err := fmt.Fprint(w, blanks); err != nil {
+			if _, err := io.WriteString(w, blanks); err != nil {
 				return
 			}
 		}

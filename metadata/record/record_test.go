@@ -98,7 +98,8 @@ func (keepAll) Path(_ *record.Mapper, path string) string { return path }
 
 func (keepAll) Body(_ *record.Mapper, _ string, body []byte) string { return string(body) }
 
-func fetch(t *testing.T, rt http.RoundTripper, url string) (*http.Response, string, error) {
+// fetch returns the status, 0 where there was no answer, and the body as far as it came.
+func fetch(t *testing.T, rt http.RoundTripper, url string) (status int, body string, err error) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {
@@ -107,11 +108,11 @@ func fetch(t *testing.T, rt http.RoundTripper, url string) (*http.Response, stri
 	req.Header.Set("X-Aws-Ec2-Metadata-Token", "secret-token")
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
-		return nil, "", err
+		return 0, "", err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	return resp, string(b), err
+	return resp.StatusCode, string(b), err
 }
 
 func TestRecordAndReplay(t *testing.T) {
@@ -144,11 +145,11 @@ func TestRecordAndReplay(t *testing.T) {
 	round := func(rt http.RoundTripper) []seen {
 		var out []seen
 		for _, path := range []string{"/x", "/x", "/x", "/cut"} {
-			resp, body, err := fetch(t, rt, server.URL+path)
-			if resp == nil {
+			status, body, err := fetch(t, rt, server.URL+path)
+			if status == 0 {
 				t.Fatalf("%s: %v", path, err)
 			}
-			out = append(out, seen{resp.StatusCode, body, errors.Is(err, io.ErrUnexpectedEOF)})
+			out = append(out, seen{status, body, errors.Is(err, io.ErrUnexpectedEOF)})
 		}
 		return out
 	}
@@ -173,8 +174,8 @@ func TestRecordAndReplay(t *testing.T) {
 			t.Errorf("replayed, answer %d: %+v, want %+v", i, again[i], want[i])
 		}
 	}
-	if resp, _, err := fetch(t, replay, server.URL+"/other"); err != nil || resp.StatusCode != http.StatusNotFound {
-		t.Errorf("what was not recorded: %v, %v", resp, err)
+	if status, _, err := fetch(t, replay, server.URL+"/other"); err != nil || status != http.StatusNotFound {
+		t.Errorf("what was not recorded: %d, %v", status, err)
 	}
 	if got := replay.Asked()["GET /x"]; got != 3 {
 		t.Errorf("Asked() = %v", replay.Asked())
