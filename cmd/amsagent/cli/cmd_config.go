@@ -1,0 +1,199 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// configTagsTimeout bounds how long `config` asks the cloud for tags. The other commands wait longer; this one answers a
+// person who may be on a laptop, and it says so when it gave up.
+const configTagsTimeout = 5 * time.Second
+
+type configOptions struct {
+	offline bool
+}
+
+func (o *configOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.offline, "offline", false, "do not ask the cloud for instance tags")
+}
+
+func newConfigCommand(g *globals) *cobra.Command {
+	var opts configOptions
+	cmd := &cobra.Command{
+		Use:   "config [flags]",
+		Short: "print the effective settings and where each comes from",
+		Long:  configHelp(),
+		Example: "  amsagent config\n" +
+			"  # what a join with these flags would use, and why\n" +
+			"  amsagent config --role edge --mongo 10.0.2.4\n" +
+			"  # is config.yaml right? exit code 0 says yes\n" +
+			"  amsagent config --offline > /dev/null",
+		GroupID:               groupAdvanced,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runConfig(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	for _, row := range settingsTable() {
+		if row.flag != "" && !row.global {
+			g.addSettings(cmd, row.key)
+		}
+	}
+	return cmd
+}
+
+func configHelp() string {
+	var b strings.Builder
+	b.WriteString("Each setting is taken from the first of these that has it:\n\n" +
+		"  1. the flag\n" +
+		"  2. the variable AMSAGENT_ and the key in capitals\n" +
+		"  3. /etc/amsagent/config.yaml\n" +
+		"  4. instance tags (mongo, role, group): amsagent:role, or amsagent-role where\n" +
+		"     the cloud allows no colon\n" +
+		"  5. the default\n\n" +
+		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
+		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it.\n\n" +
+		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
+		"is refused: write mongo: file:/etc/amsagent/mongo. The keys:\n\n")
+	for _, row := range settingsTable() {
+		if row.noFile {
+			continue
+		}
+		name := "  " + row.key
+		if row.def != "" {
+			name += ": " + row.def
+		}
+		b.WriteString(name + "\n" + wrap(row.help))
+	}
+	return b.String()
+}
+
+// configRow is one effective setting.
+type configRow struct {
+	Key string `json:"key"`
+	// Value is null where the setting is not set. It never holds a password.
+	Value   *string `json:"value"`
+	Origin  origin  `json:"origin"`
+	Default string  `json:"default,omitempty"`
+	// File is the file that held the value, for mongo.
+	File string `json:"file,omitempty"`
+}
+
+// configData is what `config` prints.
+type configData struct {
+	ConfigFile struct {
+		Path  string `json:"path"`
+		Found bool   `json:"found"`
+	} `json:"config_file"`
+	Settings []configRow `json:"settings"`
+	// Notes say what could not be looked at.
+	Notes []string `json:"notes,omitempty"`
+}
+
+func runConfig(ctx context.Context, opts configOptions, g *globals) error {
+	var data configData
+	if !opts.offline {
+		note, err := configTags(ctx, g)
+		if err != nil {
+			return err
+		}
+		if note != "" {
+			data.Notes = append(data.Notes, note)
+		}
+	}
+	mongo, err := g.mongo()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		data.Notes = append(data.Notes, "the MongoDB address is in a file that only root can read: "+err.Error())
+	case err != nil && !errors.Is(err, errNoMongo):
+		return err
+	}
+
+	path, perr := underRoot(g.settings.Root, g.settings.Config)
+	if perr != nil {
+		path = g.settings.Config
+	}
+	data.ConfigFile.Path = path
+	if _, serr := os.Stat(path); serr == nil {
+		data.ConfigFile.Found = true
+	}
+	for _, row := range settingsTable() {
+		v := g.settings.values[row.key]
+		r := configRow{Key: row.key, Origin: v.origin, Default: row.def}
+		text := v.text
+		if row.key == keyMongo {
+			text = mongo.Target.Redacted()
+			if mongo.Origin.Layer != layerDefault {
+				r.Origin = mongo.Origin
+			}
+			r.File = mongo.File
+		}
+		if text != "" {
+			r.Value = &text
+		}
+		data.Settings = append(data.Settings, r)
+	}
+	return g.result("config", data, func(w *textWriter) { configText(w, data) })
+}
+
+// configTags applies the instance's tags. That the cloud does not answer is a note: the other settings are worth seeing.
+func configTags(ctx context.Context, g *globals) (note string, _ error) {
+	ctx, cancel := context.WithTimeout(ctx, configTagsTimeout)
+	defer cancel()
+	m, err := g.instance(ctx)
+	var bad *settingError
+	switch {
+	case err == nil:
+		return tagsNote(m.Instance), nil
+	case errors.As(err, &bad):
+		return "", err
+	case errors.Is(context.Cause(ctx), context.Canceled):
+		return "", err
+	}
+	return "instance tags were not read: " + err.Error(), nil
+}
+
+func configText(w *textWriter, data configData) {
+	set := 0
+	rows := [][]string{}
+	for _, r := range data.Settings {
+		text := "-"
+		if r.Value != nil {
+			text = *r.Value
+		}
+		from := r.Origin.String()
+		if r.File != "" && r.File != from {
+			from += ", in " + r.File
+		}
+		if r.Origin.Layer != layerDefault {
+			set++
+		} else if r.Value == nil {
+			from = ""
+		}
+		rows = append(rows, []string{r.Key, text, from})
+	}
+	w.line("%s; %d of %d are not the default", w.color.green("the settings are valid"), set, len(rows))
+	w.b.WriteByte('\n')
+	w.table(rows)
+	w.b.WriteByte('\n')
+	found := "not there"
+	if data.ConfigFile.Found {
+		found = "read"
+	}
+	w.line("settings file: %s (%s)", printable(data.ConfigFile.Path), found)
+	for _, n := range data.Notes {
+		w.line("note: %s", oneLine(n))
+	}
+	w.line("every key and its meaning: %s", w.color.bold("amsagent help config"))
+}

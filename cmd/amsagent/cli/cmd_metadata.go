@@ -1,0 +1,183 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/metadata"
+)
+
+type metadataOptions struct {
+	record string
+}
+
+func (o *metadataOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.record, "record", "", "keep all that is asked and answered in the empty or new folder `DIR`, redacted, for a bug report or a test")
+}
+
+func newMetadataCommand(g *globals) *cobra.Command {
+	var opts metadataOptions
+	cmd := &cobra.Command{
+		Use:   "metadata [flags]",
+		Short: "print what the cloud says about this machine, and how we know the cloud",
+		Long: "The cloud is found by the firmware's strings, then by cloud-init's data, and only\n" +
+			"then by asking the network. All that was looked at is printed.",
+		Example: "  amsagent metadata\n" +
+			"  amsagent metadata --provider aws -o json\n" +
+			"  amsagent metadata --record /tmp/metadata",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runMetadata(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, keyProvider)
+	return cmd
+}
+
+// metadataData is what `metadata` prints.
+type metadataData struct {
+	Instance  metadata.Instance  `json:"instance"`
+	Detection metadata.Detection `json:"detection"`
+	// Recorded is the folder that was written.
+	Recorded string `json:"recorded,omitempty"`
+}
+
+func runMetadata(ctx context.Context, opts metadataOptions, g *globals) error {
+	m, err := g.readInstance(ctx, opts.record)
+	if err != nil {
+		return &userError{Msg: "cannot tell what this machine is", Cause: err}
+	}
+	data := metadataData{Instance: m.Instance, Detection: m.Detection}
+	if opts.record != "" {
+		o, oerr := g.metadataOptions(opts.record)
+		if oerr != nil {
+			return oerr
+		}
+		data.Recorded = o.Record
+	}
+	return g.result("metadata", data, func(w *textWriter) { metadataText(w, data) })
+}
+
+func metadataText(w *textWriter, data metadataData) {
+	inst := data.Instance
+	w.line("%s", printable(metadataVerdict(data)))
+	w.b.WriteByte('\n')
+	address := ""
+	if inst.Address.IsValid() {
+		address = inst.Address.String()
+		if inst.AddressSource != "" {
+			address += " (" + inst.AddressSource + ")"
+		}
+	}
+	id := inst.ID
+	if inst.IDSource != "" {
+		id += " (" + inst.IDSource + ")"
+	}
+	w.fields(
+		"id", id,
+		"address", address,
+		"public address", addrText(inst.PublicAddress),
+		"ipv6", addrText(inst.IPv6),
+		"hostname", inst.Hostname,
+		"region", inst.Region,
+		"zone", inst.Zone,
+		"type", inst.Type,
+		"life cycle", inst.LifeCycle,
+		"group", inst.Group,
+		"account", inst.AccountID,
+		"not readable", strings.Join(inst.Missing, ", "),
+	)
+
+	switch {
+	case len(inst.Tags) > 0:
+		w.heading("TAGS")
+		var rows [][]string
+		red := inst.Tags.Redacted()
+		for _, k := range slices.Sorted(maps.Keys(red)) {
+			rows = append(rows, []string{k, red[k]})
+		}
+		w.table(rows)
+	case inst.TagsKnown:
+		w.heading("TAGS")
+		w.line("  none")
+	default:
+		w.heading("TAGS")
+		w.line("  not known: %s", oneLine(inst.TagsHint))
+	}
+
+	w.heading("EVIDENCE")
+	var rows [][]string
+	for _, e := range data.Detection.Evidence {
+		mark := " "
+		if e.Decided {
+			mark = "*"
+		}
+		value := e.Value
+		if value == "" {
+			value = "-"
+		}
+		rows = append(rows, []string{mark, e.Source, value, e.Verdict})
+	}
+	w.table(rows)
+	w.line("  (* decided)")
+
+	if len(inst.Notes) > 0 {
+		w.heading("NOTES")
+		for _, n := range inst.Notes {
+			w.line("  %s", oneLine(n))
+		}
+	}
+	w.b.WriteByte('\n')
+	if data.Recorded != "" {
+		w.line("recorded in %s; look through it before you give it away", printable(data.Recorded))
+	}
+	w.line("which settings come from this: %s", w.color.bold("amsagent config"))
+}
+
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+// metadataVerdict is the first line: what this machine is, in one sentence.
+func metadataVerdict(data metadataData) string {
+	inst, d := data.Instance, data.Detection
+	name := map[string]string{
+		metadata.AWS: "AWS", metadata.Azure: "Azure", metadata.Alibaba: "Alibaba Cloud", metadata.GCP: "Google Cloud",
+	}[d.Provider]
+	var what string
+	switch {
+	case name != "":
+		what = "an instance in " + name
+	case d.Platform != "":
+		what = "an instance in " + d.Platform
+	case d.Provider == metadata.None:
+		what = "a machine nobody was asked about"
+	default:
+		what = "a machine in no cloud that we know"
+	}
+	verdict := fmt.Sprintf("this is %s, %s", inst.ID, what)
+	if inst.Type != "" {
+		verdict += ", " + inst.Type
+	}
+	if place := inst.Zone; place != "" {
+		verdict += ", in " + place
+	} else if inst.Region != "" {
+		verdict += ", in " + inst.Region
+	}
+	return verdict
+}

@@ -1,0 +1,87 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker: -ldflags "-X github.com/amsagent/amsagent/cmd/amsagent/cli.version=v1.2.3".
+var version string
+
+func newVersionCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:                   "version [flags]",
+		Short:                 "print the version of this program",
+		Example:               "  amsagent version\n  amsagent version -o json",
+		GroupID:               groupAdvanced,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runVersion(cmd.Context(), g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage)
+	noSettings(cmd)
+	return cmd
+}
+
+// versionData is what `version` prints.
+type versionData struct {
+	Version string `json:"version"`
+	// Commit and CommitTime are there when the build was made in a clone and nobody switched the stamp off.
+	Commit     string `json:"commit,omitempty"`
+	CommitTime string `json:"commit_time,omitempty"`
+	Modified   bool   `json:"modified,omitempty"`
+	Go         string `json:"go"`
+	Platform   string `json:"platform"`
+}
+
+func runVersion(_ context.Context, g *globals) error {
+	v := currentVersion()
+	return g.result("version", v, func(w *textWriter) {
+		detail := []string{v.Go, v.Platform}
+		if v.Commit != "" {
+			commit := "commit " + v.Commit[:min(12, len(v.Commit))]
+			if v.Modified {
+				commit += " with changes"
+			}
+			detail = append([]string{commit}, detail...)
+		}
+		w.line("amsagent %s (%s)", v.Version, strings.Join(detail, ", "))
+	})
+}
+
+// currentVersion is the version of the program that runs.
+func currentVersion() versionData {
+	info, _ := debug.ReadBuildInfo()
+	return buildVersion(version, info)
+}
+
+// buildVersion prefers what the linker was told; `go install` leaves the module's version instead.
+func buildVersion(stamped string, info *debug.BuildInfo) versionData {
+	v := versionData{Version: stamped, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if info != nil {
+		if v.Version == "" && info.Main.Version != "" && info.Main.Version != "(devel)" {
+			v.Version = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				v.Commit = s.Value
+			case "vcs.time":
+				v.CommitTime = s.Value
+			case "vcs.modified":
+				v.Modified = s.Value == "true"
+			}
+		}
+	}
+	if v.Version == "" {
+		v.Version = "unknown"
+	}
+	return v
+}

@@ -1,0 +1,196 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	securejoin "github.com/cyphar/filepath-securejoin"
+	"go.yaml.in/yaml/v3"
+)
+
+// configFile is config.yaml as it was read: values with their lines, and everything wrong with the file itself.
+type configFile struct {
+	// path is the one to open, with the root before it.
+	path   string
+	values map[string]fileValue
+	errs   []error
+}
+
+type fileValue struct {
+	text string
+	line int
+}
+
+// maxSmallFile bounds the files we read whole: config.yaml and the one with the connection string.
+const maxSmallFile = 256 << 10
+
+// underRoot puts a path below root. Links inside the tree are followed as a process that has the tree as its root would
+// follow them: one to /etc stays inside.
+func underRoot(root, path string) (string, error) {
+	if root == "" {
+		return path, nil
+	}
+	return securejoin.SecureJoin(root, path)
+}
+
+// readSmallFile reads a regular file. It opens without waiting, so that a FIFO in its place is refused, not waited for.
+func readSmallFile(path string) ([]byte, fs.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxSmallFile+1))
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(b) > maxSmallFile {
+		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("larger than %d KiB", maxSmallFile>>10)}
+	}
+	return b, info, nil
+}
+
+// readConfigFile reads config.yaml. A missing one is fine unless somebody named it: then nil is not what they meant.
+func readConfigFile(root, path string, named *origin) (*configFile, error) {
+	full, err := underRoot(root, path)
+	if err != nil {
+		full = path
+	} else {
+		var b []byte
+		if b, _, err = readSmallFile(full); err == nil {
+			return parseConfigFile(full, b), nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) && named == nil {
+		return nil, nil
+	}
+	source, l := full, layerFile
+	if named != nil {
+		source, l = named.String(), named.Layer
+	}
+	return nil, &settingError{source: source, layer: l, err: fmt.Errorf("reading the settings: %w", err)}
+}
+
+// parseConfigFile never fails as a whole where it can name a line instead.
+func parseConfigFile(path string, b []byte) *configFile {
+	c := &configFile{path: path, values: map[string]fileValue{}}
+	add := func(line int, id string, hints []string, format string, args ...any) {
+		source := path
+		if line > 0 {
+			source = fmt.Sprintf("%s:%d", path, line)
+		}
+		c.errs = append(c.errs, &settingError{
+			source: source, layer: layerFile, line: line, err: fmt.Errorf(format, args...), hints: hints, id: id,
+		})
+	}
+	fail := func(line int, hints []string, format string, args ...any) { add(line, "", hints, format, args...) }
+	shape := []string{"the file is a list of `key: value` lines; `amsagent help config` lists the keys"}
+
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	var doc yaml.Node
+	switch err := dec.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return c // empty, or comments only
+	case err != nil:
+		line, text := yamlLine(err)
+		fail(line, shape, "not YAML: %s", text)
+		return c
+	}
+	var second yaml.Node
+	if err := dec.Decode(&second); err == nil {
+		fail(second.Line, shape, "a second document in one file")
+	} else if !errors.Is(err, io.EOF) {
+		line, text := yamlLine(err)
+		fail(line, shape, "not YAML: %s", text)
+	}
+	top := &doc
+	if top.Kind == yaml.DocumentNode && len(top.Content) == 1 {
+		top = top.Content[0]
+	}
+	if top.Kind == yaml.ScalarNode && top.Tag == "!!null" {
+		return c
+	}
+	if top.Kind != yaml.MappingNode {
+		fail(top.Line, shape, "not a list of settings")
+		return c
+	}
+
+	var known []string
+	for _, row := range settingsTable() {
+		if !row.noFile {
+			known = append(known, row.key)
+		}
+	}
+	seen := map[string]int{}
+	for i := 0; i+1 < len(top.Content); i += 2 {
+		k, v := top.Content[i], top.Content[i+1]
+		if k.Kind != yaml.ScalarNode {
+			fail(k.Line, shape, "a key that is not a word")
+			continue
+		}
+		if first, dup := seen[k.Value]; dup {
+			fail(k.Line, nil, "%s is set a second time, first in line %d", k.Value, first)
+			continue
+		}
+		seen[k.Value] = k.Line
+		if !slices.Contains(known, k.Value) {
+			row, ok := settingByKey(k.Value)
+			switch near := suggest(k.Value, known); {
+			case ok:
+				fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.flag, row.env())}, "%s cannot be set in this file", k.Value)
+			case near != "":
+				fail(k.Line, []string{fmt.Sprintf("did you mean %s?", near)}, "unknown key %q", k.Value)
+			default:
+				fail(k.Line, shape[:1], "unknown key %q", k.Value)
+			}
+			continue
+		}
+		if v.Kind != yaml.ScalarNode {
+			fail(v.Line, shape, "%s must be one plain value", k.Value)
+			continue
+		}
+		if v.Tag == "!!null" {
+			continue // `role:` with nothing after it: not set
+		}
+		if k.Value == keyMongo && hasPassword(v.Value) {
+			add(v.Line, idConfigSecret, []string{
+				"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo",
+			}, "a password does not belong into this file, everybody can read it")
+			continue
+		}
+		c.values[k.Value] = fileValue{text: v.Value, line: v.Line}
+	}
+	return c
+}
+
+var yamlLinePrefix = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+
+// yamlLine takes the line number out of the parser's message, which has it only as text.
+func yamlLine(err error) (int, string) {
+	text := err.Error()
+	m := yamlLinePrefix.FindStringSubmatch(text)
+	if m == nil {
+		return 0, text
+	}
+	line, _ := strconv.Atoi(m[1])
+	return line, strings.TrimPrefix(text, m[0])
+}

@@ -1,0 +1,149 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestConfigFile(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		text string
+		// want are key=value@line, or the errors after "!".
+		want string
+	}{
+		{"empty", "", ""},
+		{"comments", "# nothing\n\n", ""},
+		{"document mark only", "---\n", ""},
+		{"plain", "role: edge\ngroup: \"edges in eu\"\n", "group=edges in eu@2 role=edge@1"},
+		{"words stay words", "role: 0123\nmongo: 10.0.2.4\ntimeout: 1h\n", "mongo=10.0.2.4@2 role=0123@1 timeout=1h@3"},
+		{"no value", "role:\ngroup: ~\n", ""},
+		{"windows", "\ufeffrole: edge\r\ngroup: x\r\n", "group=x@2 role=edge@1"},
+		{"unknown", "roel: edge\n", `!/c:1: unknown key "roel" [did you mean role?]`},
+		{"dashes", "service-command: x\n", `!/c:1: unknown key "service-command" [did you mean service_command?]`},
+		{"capitals", "\nRole: x\n", `!/c:2: unknown key "Role" [did you mean role?]`},
+		{"far off", "xyzzy: 1\n", "!/c:1: unknown key \"xyzzy\" [the file is a list of `key: value` lines; `amsagent help config` lists the keys]"},
+		{"not here", "root: /mnt\n", "!/c:1: root cannot be set in this file [use --root or AMSAGENT_ROOT]"},
+		{"twice", "role: a\nrole: b\n", "role=a@1 !/c:2: role is set a second time, first in line 1 []"},
+		{"list", "role: [a]\n", "!/c:1: role must be one plain value"},
+		{"map", "role:\n  x: y\n", "!/c:2: role must be one plain value"},
+		{"alias", "role: &a edge\ngroup: *a\n", "role=edge@1 !/c:2: group must be one plain value"},
+		{"key is a list", "? [a]\n: b\n", "!/c:1: a key that is not a word"},
+		{"merge", "<<: {role: x}\n", `!/c:1: unknown key "<<"`},
+		{"no settings", "- role\n", "!/c:1: not a list of settings"},
+		{"a word", "role\n", "!/c:1: not a list of settings"},
+		{"two documents", "role: a\n---\nrole: b\n", "role=a@1 !/c:"},
+		{"broken", "role: 'a\n", "!/c:"},
+		{"tab", "role: a\n\tgroup: b\n", "!/c:"},
+		{"shell form", "role=edge\n", "!/c:1: not a list of settings"},
+		{"password", "# db\nmongo: mongodb://u:hunter22@h/\n", "!/c:2: a password does not belong into this file, everybody can read it [put it into a file of its own"},
+		{"password without scheme", "mongo: u:hunter22@h\n", "!/c:1: a password does not belong"},
+		{"option is a password", "mongo: mongodb://h/?tlsCertificateKeyFilePassword=hunter22\n", "!/c:1: a password does not belong"},
+		{"user alone", "mongo: mongodb://u@h/?authMechanism=MONGODB-X509&tls=true\n", "mongo=mongodb://u@h/?authMechanism=MONGODB-X509&tls=true@1"},
+		{"in a file", "mongo: file:/etc/amsagent/mongo\n", "mongo=file:/etc/amsagent/mongo@1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := parseConfigFile("/c", []byte(tt.text))
+			var got []string
+			for _, row := range settingsTable() {
+				if v, ok := c.values[row.key]; ok {
+					got = append(got, row.key+"="+v.text+"@"+string(rune('0'+v.line)))
+				}
+			}
+			// The table's order is not the alphabet's.
+			for i := range got {
+				for j := i + 1; j < len(got); j++ {
+					if got[j] < got[i] {
+						got[i], got[j] = got[j], got[i]
+					}
+				}
+			}
+			for _, err := range c.errs {
+				var e *settingError
+				if !errors.As(err, &e) {
+					t.Fatalf("%T", err)
+				}
+				got = append(got, "!"+err.Error()+" ["+strings.Join(e.allHints(), "; ")+"]")
+			}
+			text := strings.Join(got, " ")
+			if text != tt.want && (!strings.Contains(tt.want, "!") || !strings.HasPrefix(text, tt.want)) {
+				t.Errorf("got  %s\nwant %s", text, tt.want)
+			}
+			if strings.Contains(text, "hunter22") {
+				t.Error("the password is shown")
+			}
+		})
+	}
+}
+
+func TestReadConfigFile(t *testing.T) {
+	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\n", "outside.yaml": "role: wrong\n"})
+	c, err := readConfigFile(root, "/etc/amsagent/config.yaml", nil)
+	if err != nil || c.values["role"].text != "edge" || c.path != filepath.Join(root, "etc/amsagent/config.yaml") {
+		t.Errorf("%+v, %v", c, err)
+	}
+	// Links are followed as inside a chroot.
+	if err := os.Symlink("/etc/amsagent/config.yaml", filepath.Join(root, "link.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = readConfigFile(root, "/link.yaml", nil); err != nil || c.values["role"].text != "edge" {
+		t.Errorf("absolute link: %+v, %v", c, err)
+	}
+	if err := os.Symlink("../../../../../../etc/amsagent/config.yaml", filepath.Join(root, "up.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = readConfigFile(root, "/up.yaml", nil); err != nil || c.values["role"].text != "edge" {
+		t.Errorf("link upwards: %+v, %v", c, err)
+	}
+
+	if c, err = readConfigFile(root, "/none.yaml", nil); c != nil || err != nil {
+		t.Errorf("missing: %+v, %v", c, err)
+	}
+	if _, err = readConfigFile(root, "/none.yaml", &origin{Layer: layerEnv, Name: "AMSAGENT_CONFIG"}); err == nil ||
+		!strings.HasPrefix(err.Error(), "AMSAGENT_CONFIG: reading the settings: open ") {
+		t.Errorf("named and missing: %v", err)
+	}
+	if _, err = readConfigFile(root, "/etc", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("directory: %v", err)
+	}
+	// A FIFO must be refused at once, not waited for.
+	if err := syscall.Mkfifo(filepath.Join(root, "fifo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = readConfigFile(root, "/fifo", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("fifo: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "big"), make([]byte, maxSmallFile+1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = readConfigFile(root, "/big", nil); err == nil || !strings.Contains(err.Error(), "larger than 256 KiB") {
+		t.Errorf("big: %v", err)
+	}
+}
+
+// Whatever the file holds, the answer is values or errors with this file's name, never a crash.
+func FuzzConfigFile(f *testing.F) {
+	for _, s := range []string{"", "role: edge\n", "a: [b\n", "? x\n", "role: &a b\ngroup: *a\n", "mongo: mongodb://u:p@h\n", "---\n---\n", "\x00", "\ufeff", "<<: *x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		c := parseConfigFile("/c", []byte(s))
+		for _, err := range c.errs {
+			if !strings.HasPrefix(err.Error(), "/c") {
+				t.Errorf("no source: %v", err)
+			}
+		}
+		for key, v := range c.values {
+			if _, ok := settingByKey(key); !ok || v.line < 1 {
+				t.Errorf("%q in line %d", key, v.line)
+			}
+		}
+	})
+}

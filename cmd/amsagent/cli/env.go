@@ -1,0 +1,148 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Env is everything the command line touches outside its arguments, so that a test can set it. What is left out has a
+// harmless stand-in: no variables, nothing to read, output thrown away, nobody at a terminal.
+type Env struct {
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+
+	LookupEnv func(name string) (string, bool)
+	// Environ lists NAME=value; it is read only to find misspelt AMSAGENT_ variables.
+	Environ func() []string
+
+	// IsTerminal tells whether one of the three streams above is a terminal.
+	IsTerminal func(stream any) bool
+	// IsJournal tells whether a stream is the systemd journal that JOURNAL_STREAM names.
+	IsJournal func(stream any, journalStream string) bool
+
+	Now     func() time.Time
+	Geteuid func() int
+
+	// Signals delivers the signals that mean "stop", until the returned function is called.
+	Signals func() (<-chan os.Signal, func())
+	// Exit ends the process at once; only a second signal leads to it.
+	Exit func(code int)
+}
+
+// OS is the real environment of this process.
+func OS() Env {
+	return Env{
+		Stdin:      os.Stdin,
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
+		LookupEnv:  os.LookupEnv,
+		Environ:    os.Environ,
+		IsTerminal: isTerminal,
+		IsJournal:  isJournal,
+		Now:        time.Now,
+		Geteuid:    os.Geteuid,
+		Signals:    stopSignals,
+		Exit:       os.Exit, //nolint:forbidigo // a second signal ends the process here and now; nothing below Main may
+	}
+}
+
+func (e Env) withDefaults() Env {
+	if e.Stdin == nil {
+		e.Stdin = eofReader{}
+	}
+	if e.Stdout == nil {
+		e.Stdout = io.Discard
+	}
+	if e.Stderr == nil {
+		e.Stderr = io.Discard
+	}
+	if e.LookupEnv == nil {
+		e.LookupEnv = func(string) (string, bool) { return "", false }
+	}
+	if e.Environ == nil {
+		e.Environ = func() []string { return nil }
+	}
+	if e.IsTerminal == nil {
+		e.IsTerminal = func(any) bool { return false }
+	}
+	if e.IsJournal == nil {
+		e.IsJournal = func(any, string) bool { return false }
+	}
+	if e.Now == nil {
+		e.Now = time.Now
+	}
+	if e.Geteuid == nil {
+		e.Geteuid = func() int { return -1 }
+	}
+	if e.Signals == nil {
+		e.Signals = func() (<-chan os.Signal, func()) { return nil, func() {} }
+	}
+	if e.Exit == nil {
+		e.Exit = func(int) {}
+	}
+	return e
+}
+
+// getenv gives a variable's value; one that is set but empty counts as not set, because that is what a unit's
+// EnvironmentFile with `NAME=` means.
+func (e Env) getenv(name string) string {
+	v, _ := e.LookupEnv(name)
+	return v
+}
+
+type eofReader struct{}
+
+func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok || f == nil {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// isJournal compares the stream's device and inode with the pair in JOURNAL_STREAM. The variable alone proves nothing:
+// cloud-init's user-data inherits it while its output goes through a pipe into a file.
+func isJournal(stream any, journalStream string) bool {
+	f, ok := stream.(*os.File)
+	if !ok || f == nil || journalStream == "" {
+		return false
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return false
+	}
+	return journalStream == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+}
+
+// stopSignals asks for the signals that end a command in order. One that our parent told us to ignore stays ignored:
+// that is how nohup and a shell's & protect a job.
+//
+// SIGPIPE is asked for only to be dropped: a reader that goes away (`| head`) must give us a write error to report, not
+// kill a join between two files. Asking, unlike ignoring, is not inherited by the commands we start.
+func stopSignals() (<-chan os.Signal, func()) {
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	ch := make(chan os.Signal, 2)
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signal.Notify(ch, sig)
+		}
+	}
+	return ch, func() {
+		signal.Stop(ch)
+		signal.Stop(pipe)
+	}
+}

@@ -1,0 +1,250 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// userError is an error for a person: what could not be done, why, what to do about it, and which state is left.
+//
+// A command fills in what it knows. ID, Exit and Hints that it leaves empty come from the table in errors_table.go by
+// the Cause, so that a library's error means the same in every command.
+type userError struct {
+	// Msg says what could not be done: "cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection".
+	Msg   string
+	Cause error
+	Hints []string
+	// State says what is left on this machine. Every command that writes sets it.
+	State string
+	Exit  int
+	ID    string
+}
+
+func (e *userError) Error() string {
+	if e.Cause == nil {
+		return e.Msg
+	}
+	return e.Msg + ": " + e.Cause.Error()
+}
+
+func (e *userError) Unwrap() error { return e.Cause }
+
+// stateUntouched is true of everything that ends with exit code 2 or 3.
+const stateUntouched = "nothing was changed on this machine"
+
+// interruptedError is the cause of a context that a signal ended.
+type interruptedError struct{ sig os.Signal }
+
+func (e *interruptedError) Error() string { return "interrupted by signal: " + e.sig.String() }
+
+// explain turns any error into one for a person.
+func (g *globals) explain(err error) *userError {
+	var out userError
+	var ue *userError
+	if errors.As(err, &ue) {
+		out = *ue
+		base := &userError{}
+		if ue.Cause != nil {
+			base = g.explain(ue.Cause)
+		}
+		if out.ID == "" {
+			out.ID = base.ID
+		}
+		if out.Exit == 0 {
+			out.Exit = base.Exit
+		}
+		if len(out.Hints) == 0 {
+			out.Hints = base.Hints
+		}
+		if out.State == "" {
+			out.State = base.State
+		}
+	} else {
+		out = userError{Msg: err.Error()}
+		if all := flatten(err); len(all) > 1 {
+			out.Msg, out.Cause = fmt.Sprintf("%d things are wrong", len(all)), err
+		}
+		for _, class := range errorTable() {
+			if class.match(err) {
+				out.ID, out.Exit = class.id, class.exit
+				if class.hint != nil {
+					out.Hints = class.hint(err, g)
+				}
+				break
+			}
+		}
+	}
+	// MongoDB's errors come in two halves: what is wrong belongs into the first line, the driver's words into the second.
+	if ce, ok := directly[*cluster.Error](out.Cause); ok {
+		out.Msg, out.Cause = out.Msg+": "+ce.Summary(), ce.Err
+	} else if ce, ok := directly[*cluster.Error](err); ok {
+		out.Msg, out.Cause = ce.Op+": "+ce.Summary(), ce.Err
+	}
+	if out.ID == "" {
+		out.ID = idFailed
+	}
+	if out.Exit == 0 {
+		out.Exit = exitFailed
+	}
+	if out.State == "" && (out.Exit == exitUsage || out.Exit == exitPreflight) {
+		out.State = stateUntouched
+	}
+	return &out
+}
+
+// directly tells whether err itself, not one that it wraps, is a T.
+func directly[T error](err error) (T, bool) {
+	t, ok := err.(T) //nolint:errorlint // a wrapping text must not get lost
+	return t, ok
+}
+
+// flatten takes what errors.Join joined apart, however deep. Any other error is one, also where it wraps several things
+// below a text of its own.
+func flatten(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	var texts []string
+	for _, e := range joined.Unwrap() {
+		all = append(all, flatten(e)...)
+		texts = append(texts, e.Error())
+	}
+	if err.Error() != strings.Join(texts, "\n") {
+		return []error{err}
+	}
+	return all
+}
+
+// report prints err on stderr in the form asked for and returns the exit code.
+func (g *globals) report(ctx context.Context, err error) int {
+	var sig *interruptedError
+	if errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &sig) {
+		// A command says what its interruption left; it need not know the number.
+		var ue *userError
+		if !errors.As(err, &ue) {
+			err = &userError{Msg: "interrupted", Cause: sig, ID: idInterrupted, Exit: exitInterrupted}
+		} else {
+			c := *ue
+			c.ID, c.Exit = idInterrupted, exitInterrupted
+			err = &c
+		}
+	}
+	e := g.explain(err)
+	if g.isJSON() {
+		g.errorJSON(e)
+	} else {
+		g.errorText(e)
+	}
+	return e.Exit
+}
+
+func (g *globals) errorText(e *userError) {
+	var b bytes.Buffer
+	c := g.palette(g.env.Stderr)
+	line := func(label, text string) { fmt.Fprintf(&b, "amsagent: %s%s\n", label, text) }
+	line(c.red("error:")+" ", oneLine(g.redact(e.Msg))+" ["+e.ID+"]")
+	if e.Cause != nil {
+		for _, cause := range flatten(e.Cause) {
+			for _, text := range printableLines(g.redact(cause.Error())) {
+				line("cause: ", text)
+			}
+		}
+	}
+	for _, hint := range e.Hints {
+		line(c.yellow("hint:")+" ", oneLine(g.redact(hint)))
+	}
+	if e.State != "" {
+		line("", oneLine(g.redact(e.State)))
+	}
+	// Where stderr cannot be written to there is nobody to tell; the exit code says it.
+	_, _ = g.env.Stderr.Write(b.Bytes())
+}
+
+// errorObject is the JSON form; its field names are an interface.
+type errorObject struct {
+	SchemaVersion int `json:"schema_version"`
+	Error         struct {
+		ID       string   `json:"id"`
+		Message  string   `json:"message"`
+		Cause    string   `json:"cause,omitempty"`
+		Hints    []string `json:"hints"`
+		State    string   `json:"state,omitempty"`
+		ExitCode int      `json:"exit_code"`
+	} `json:"error"`
+}
+
+func (g *globals) errorJSON(e *userError) {
+	var o errorObject
+	o.SchemaVersion = schemaVersion
+	o.Error.ID = e.ID
+	o.Error.Message = g.redact(e.Msg)
+	if e.Cause != nil {
+		o.Error.Cause = g.redact(e.Cause.Error())
+	}
+	o.Error.Hints = []string{}
+	for _, h := range e.Hints {
+		o.Error.Hints = append(o.Error.Hints, g.redact(h))
+	}
+	o.Error.State = g.redact(e.State)
+	o.Error.ExitCode = e.Exit
+	_ = writeJSONLine(g.env.Stderr, o)
+}
+
+func writeJSONLine(w io.Writer, v any) error {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// printableLines splits a text into lines that cannot do anything to a terminal: what servers and metadata say goes
+// through here.
+func printableLines(s string) []string {
+	var lines []string
+	for line := range strings.SplitSeq(strings.TrimSpace(s), "\n") {
+		if line = strings.TrimRightFunc(line, unicode.IsSpace); line != "" {
+			lines = append(lines, printable(line))
+		}
+	}
+	return lines
+}
+
+func oneLine(s string) string { return strings.Join(printableLines(s), "; ") }
+
+// printable makes control characters visible and drops broken UTF-8.
+func printable(s string) string {
+	bad := func(r rune) bool {
+		return r == utf8.RuneError || (r != '\t' && !unicode.IsPrint(r) && !unicode.Is(unicode.Zs, r))
+	}
+	if !strings.ContainsFunc(s, bad) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if bad(r) {
+			fmt.Fprintf(&b, "\\u%04x", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}

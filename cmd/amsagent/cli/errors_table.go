@@ -1,0 +1,274 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"syscall"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// Ids of errors are an interface: people search for them, and each has a page.
+const (
+	idFailed       = "AMS-FAILED"
+	idUsage        = "AMS-USAGE"
+	idConfig       = "AMS-CONFIG"
+	idConfigSecret = "AMS-CONFIG-SECRET"
+	idOutput       = "AMS-OUTPUT"
+	idInterrupted  = "AMS-INTERRUPTED"
+	idTimeout      = "AMS-TIMEOUT"
+	idPermission   = "AMS-PERMISSION"
+	idDiskFull     = "AMS-DISK-FULL"
+	idReadOnly     = "AMS-READ-ONLY"
+	idMongoMissing = "AMS-MONGO-MISSING"
+
+	idMongo            = "AMS-MONGO"
+	idMongoDNS         = "AMS-MONGO-DNS"
+	idMongoRefused     = "AMS-MONGO-REFUSED"
+	idMongoUnreachable = "AMS-MONGO-UNREACHABLE"
+	idMongoTimeout     = "AMS-MONGO-TIMEOUT"
+	idMongoLost        = "AMS-MONGO-LOST"
+	idMongoTLS         = "AMS-MONGO-TLS"
+	idMongoAuth        = "AMS-MONGO-AUTH"
+	idMongoForbidden   = "AMS-MONGO-FORBIDDEN"
+	idMongoNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
+	idMongoUnsupported = "AMS-MONGO-UNSUPPORTED"
+	idMongoConfig      = "AMS-MONGO-CONFIG"
+
+	idMetadataWrongCloud  = "AMS-METADATA-WRONG-CLOUD"
+	idMetadataNotReady    = "AMS-METADATA-NOT-READY"
+	idMetadataNotFound    = "AMS-METADATA-NOT-FOUND"
+	idMetadataForbidden   = "AMS-METADATA-FORBIDDEN"
+	idMetadataBadAnswer   = "AMS-METADATA-BAD-ANSWER"
+	idMetadataUnsupported = "AMS-METADATA-UNSUPPORTED"
+)
+
+// errNoMongo: no setting, no tag and no file says where MongoDB is.
+var errNoMongo = errors.New("no MongoDB address is known")
+
+// errorClass maps what a library returns to an id, an exit code and advice.
+type errorClass struct {
+	id   string
+	exit int
+	// meaning is the line of `help errors`.
+	meaning string
+	match   func(error) bool
+	// hint may look at the error and at the machine to be true; nil means no advice.
+	hint func(err error, g *globals) []string
+}
+
+// errorTable is THE place where a library's error gets its id, exit code and hints. The first row that matches wins, so
+// the particular stands before the general.
+func errorTable() []errorClass {
+	return []errorClass{
+		{
+			id: idInterrupted, exit: exitInterrupted,
+			meaning: "a signal ended the command",
+			match:   as[*interruptedError],
+		},
+
+		// Settings.
+		{
+			id: idConfigSecret, exit: exitUsage,
+			meaning: "a password stands in config.yaml, which everybody can read",
+			match: func(err error) bool {
+				return anySetting(err, func(e *settingError) bool { return e.id == idConfigSecret })
+			},
+			hint: settingHints,
+		},
+		{
+			id: idUsage, exit: exitUsage,
+			meaning: "what stands on the command line is wrong",
+			match: func(err error) bool {
+				return anySetting(err, func(e *settingError) bool { return e.layer == layerFlag })
+			},
+			hint: settingHints,
+		},
+		{
+			id: idConfig, exit: exitUsage,
+			meaning: "a variable, config.yaml, a tag or a file that they name is wrong",
+			match:   as[*settingError],
+			hint:    settingHints,
+		},
+		{
+			id: idMongoMissing, exit: exitUsage,
+			meaning: "nothing says where MongoDB is",
+			match:   is(errNoMongo),
+			hint: func(error, *globals) []string {
+				return []string{"give --mongo ADDRESS, or AMSAGENT_MONGO, or mongo: in config.yaml, or the instance tag amsagent:mongo"}
+			},
+		},
+
+		// MongoDB. Each kind of failure wants something else done.
+		mongoClass(idMongoDNS, exitFailed, cluster.KindDNS, "DNS does not find MongoDB's name",
+			"the name must resolve on this machine: check its spelling, and the DNS settings of this network"),
+		mongoClass(idMongoRefused, exitFailed, cluster.KindRefused, "nothing listens where MongoDB should, or a firewall rejects us",
+			"mongod must run there and listen on that address (net.bindIp), and the security group of the database must admit this subnet"),
+		mongoClass(idMongoUnreachable, exitFailed, cluster.KindUnreachable, "there is no way to MongoDB's network",
+			"this machine needs a route to that network: check the subnet, peering and the network's state"),
+		mongoClass(idMongoTimeout, exitFailed, cluster.KindTimeout, "MongoDB gave no answer in time",
+			"a firewall or security group that drops packets looks like this: it must admit the port from this subnet"),
+		mongoClass(idMongoLost, exitFailed, cluster.KindLost, "the connection to MongoDB was cut",
+			"run the same command again; where it happens each time, a server that requires TLS does this when tls=true is missing"),
+		mongoClass(idMongoTLS, exitFailed, cluster.KindTLS, "no TLS connection to MongoDB",
+			"the certificate must be valid for that name, and its authority known to this machine or named by tlsCAFile in the URI"),
+		mongoClass(idMongoAuth, exitFailed, cluster.KindAuth, "MongoDB refused the user name or the password",
+			"check user, password and authSource in the URI; @ : / ? # % in a password must be percent-encoded"),
+		mongoClass(idMongoForbidden, exitFailed, cluster.KindForbidden, "MongoDB does not allow it to this user",
+			"the user needs readWrite on the databases amsagent and clusterdb"),
+		mongoClass(idMongoNotPrimary, exitFailed, cluster.KindNotPrimary, "MongoDB takes no writes now",
+			"name all members and replicaSet in the URI, or wait until the replica set has a primary"),
+		mongoClass(idMongoUnsupported, exitFailed, cluster.KindUnsupported, "the server does not implement what is needed", ""),
+		mongoClass(idMongoConfig, exitUsage, cluster.KindConfig, "the connection string cannot be used",
+			"see the cause, and put the MongoDB address right"),
+		{
+			id: idMongo, exit: exitFailed,
+			meaning: "MongoDB answered with an error",
+			match: func(err error) bool {
+				k := cluster.KindOf(err)
+				return k != "" && k != cluster.KindCanceled
+			},
+		},
+
+		// The result was made and could not be delivered. Stands before the errno that caused it.
+		{
+			id: idOutput, exit: exitFailed,
+			meaning: "the result was made and could not be written to stdout",
+			match:   as[*outputError],
+		},
+
+		// The cloud's metadata. Before the deadlines, which its errors wrap.
+		{
+			id: idMetadataForbidden, exit: exitFailed,
+			meaning: "the metadata service refuses to answer us",
+			match:   is(metadata.ErrForbidden), hint: metadataHint,
+		},
+		{
+			id: idMetadataWrongCloud, exit: exitFailed,
+			meaning: "what answers is not this cloud's metadata service",
+			match:   is(metadata.ErrNotThisCloud), hint: metadataHint,
+		},
+		{
+			id: idMetadataNotReady, exit: exitFailed,
+			meaning: "the metadata service gave no usable answer in time",
+			match:   is(metadata.ErrNotReady), hint: metadataHint,
+		},
+		{
+			id: idMetadataNotFound, exit: exitFailed,
+			meaning: "the metadata service lacks what is needed",
+			match:   is(metadata.ErrNotFound), hint: metadataHint,
+		},
+		{
+			id: idMetadataBadAnswer, exit: exitFailed,
+			meaning: "the metadata service answers what cannot be true",
+			match:   is(metadata.ErrBadAnswer), hint: metadataHint,
+		},
+		{
+			id: idMetadataUnsupported, exit: exitUsage,
+			meaning: "this build cannot read the metadata of that cloud",
+			match:   is(metadata.ErrUnsupported, metadata.ErrUnknownProvider), hint: metadataHint,
+		},
+
+		// This machine.
+		{
+			id: idDiskFull, exit: exitFailed,
+			meaning: "a file system is full",
+			match:   is(syscall.ENOSPC, syscall.EDQUOT),
+			hint: func(error, *globals) []string {
+				return []string{"make room on that file system, then run the same command again"}
+			},
+		},
+		{
+			id: idReadOnly, exit: exitFailed,
+			meaning: "a file system is mounted read-only",
+			match:   is(syscall.EROFS),
+			hint: func(error, *globals) []string {
+				return []string{"mount that file system writable, then run the same command again"}
+			},
+		},
+		{
+			id: idPermission, exit: exitFailed,
+			meaning: "a file may not be read or written",
+			match:   is(fs.ErrPermission),
+			hint: func(_ error, g *globals) []string {
+				if g.env.Geteuid() != 0 {
+					return []string{"run it as root"}
+				}
+				return nil
+			},
+		},
+		{
+			id: idTimeout, exit: exitUnknown,
+			meaning: "time ran out",
+			match:   is(context.DeadlineExceeded),
+		},
+	}
+}
+
+func is(targets ...error) func(error) bool {
+	return func(err error) bool {
+		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
+	}
+}
+
+func as[T error](err error) bool {
+	var t T
+	return errors.As(err, &t)
+}
+
+func mongoClass(id string, exit int, kind cluster.Kind, meaning, hint string) errorClass {
+	c := errorClass{
+		id: id, exit: exit, meaning: meaning,
+		match: func(err error) bool { return cluster.KindOf(err) == kind },
+	}
+	if hint != "" {
+		c.hint = func(error, *globals) []string { return []string{hint} }
+	}
+	return c
+}
+
+func anySetting(err error, cond func(*settingError) bool) bool {
+	return slices.ContainsFunc(flatten(err), func(e error) bool {
+		var se *settingError
+		return errors.As(e, &se) && cond(se)
+	})
+}
+
+func settingHints(err error, g *globals) []string {
+	var hints []string
+	for _, e := range flatten(err) {
+		var se *settingError
+		if !errors.As(e, &se) {
+			continue
+		}
+		for _, h := range se.allHints() {
+			if !slices.Contains(hints, h) {
+				hints = append(hints, h)
+			}
+		}
+		if errors.Is(e, fs.ErrPermission) && g.env.Geteuid() != 0 && !slices.Contains(hints, "run it as root") {
+			hints = append(hints, "run it as root")
+		}
+	}
+	return hints
+}
+
+// metadataHint is the library's own, which knows what it asked.
+func metadataHint(err error, _ *globals) []string {
+	if h := metadata.HintOf(err); h != "" {
+		return []string{h}
+	}
+	return nil
+}
+
+// usageError is an error in what stands on the command line.
+func usageError(hints []string, format string, args ...any) *userError {
+	return &userError{Msg: fmt.Sprintf(format, args...), Hints: hints, Exit: exitUsage, ID: idUsage}
+}

@@ -1,0 +1,255 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+func errorGlobals(e *testEnv) *globals {
+	g := newGlobals(e.env().withDefaults())
+	g.setForm("text", "auto", 0)
+	return g
+}
+
+// examples has an error for every row of the table, as a library returns it.
+func examples() map[string]error {
+	mongo := func(k cluster.Kind) error {
+		return fmt.Errorf("looking at the cluster: %w", &cluster.Error{Kind: k, Op: "reading the nodes", Host: "10.0.0.1:27017", Err: errors.New("words of the driver")})
+	}
+	meta := func(kind error) error {
+		return &metadata.Error{Provider: "aws", Item: "identity document", Kind: kind, Hint: "what to do", Context: context.DeadlineExceeded}
+	}
+	return map[string]error{
+		idInterrupted:         &interruptedError{syscall.SIGTERM},
+		idConfigSecret:        parseConfigFile("/c", []byte("mongo: mongodb://u:p@h\n")).errs[0],
+		idUsage:               &settingError{source: "--role", layer: layerFlag, err: valueError{text: "x", hints: []string{"y"}}},
+		idConfig:              &settingError{source: "AMSAGENT_ROLE", layer: layerEnv, err: valueError{text: "x", hints: []string{"y"}}},
+		idMongoMissing:        errNoMongo,
+		idMongoDNS:            mongo(cluster.KindDNS),
+		idMongoRefused:        mongo(cluster.KindRefused),
+		idMongoUnreachable:    mongo(cluster.KindUnreachable),
+		idMongoTimeout:        mongo(cluster.KindTimeout),
+		idMongoLost:           mongo(cluster.KindLost),
+		idMongoTLS:            mongo(cluster.KindTLS),
+		idMongoAuth:           mongo(cluster.KindAuth),
+		idMongoForbidden:      mongo(cluster.KindForbidden),
+		idMongoNotPrimary:     mongo(cluster.KindNotPrimary),
+		idMongoUnsupported:    mongo(cluster.KindUnsupported),
+		idMongoConfig:         mongo(cluster.KindConfig),
+		idMongo:               mongo(cluster.KindOther),
+		idOutput:              &outputError{syscall.ENOSPC},
+		idMetadataForbidden:   meta(metadata.ErrForbidden),
+		idMetadataWrongCloud:  meta(metadata.ErrNotThisCloud),
+		idMetadataNotReady:    meta(metadata.ErrNotReady),
+		idMetadataNotFound:    meta(metadata.ErrNotFound),
+		idMetadataBadAnswer:   meta(metadata.ErrBadAnswer),
+		idMetadataUnsupported: &metadata.UnsupportedError{Provider: "gcp"},
+		idDiskFull:            &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC},
+		idReadOnly:            &fs.PathError{Op: "open", Path: "/x", Err: syscall.EROFS},
+		idPermission:          &fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES},
+		idTimeout:             fmt.Errorf("waiting: %w", context.DeadlineExceeded),
+	}
+}
+
+func TestEveryRowIsReached(t *testing.T) {
+	g := errorGlobals(&testEnv{})
+	ex := examples()
+	seen := map[string]bool{}
+	for _, row := range errorTable() {
+		if seen[row.id] {
+			t.Errorf("%s is there twice", row.id)
+		}
+		seen[row.id] = true
+		if !regexp.MustCompile(`^AMS(-[A-Z]+)+$`).MatchString(row.id) || row.meaning == "" || strings.HasSuffix(row.meaning, ".") {
+			t.Errorf("%s: meaning %q", row.id, row.meaning)
+		}
+		if !slices.ContainsFunc(exitCodes(), func(c exitCode) bool { return c.code == row.exit }) {
+			t.Errorf("%s: exit code %d is in no table", row.id, row.exit)
+		}
+		err := ex[row.id]
+		if err == nil {
+			t.Errorf("%s: the test has no example", row.id)
+			continue
+		}
+		// The same alone, wrapped, and as the cause of what a command says.
+		for _, e := range []error{err, fmt.Errorf("doing: %w", err), &userError{Msg: "cannot do", Cause: err}, &userError{Msg: "a", Cause: &userError{Msg: "b", Cause: err}}} {
+			got := g.explain(e)
+			if got.ID != row.id || got.Exit != row.exit {
+				t.Errorf("%s: %T is explained as %s, exit %d", row.id, e, got.ID, got.Exit)
+			}
+			if row.hint != nil && len(got.Hints) == 0 {
+				t.Errorf("%s: no hint", row.id)
+			}
+		}
+		// What a command knows better wins.
+		own := g.explain(&userError{Msg: "m", Cause: err, Hints: []string{"own"}, Exit: exitPreflight, ID: "AMS-OWN", State: "s"})
+		if own.ID != "AMS-OWN" || own.Exit != exitPreflight || len(own.Hints) != 1 || own.State != "s" {
+			t.Errorf("%s: %+v", row.id, own)
+		}
+	}
+	if got := g.explain(errors.New("anything")); got.ID != idFailed || got.Exit != exitFailed || got.Msg != "anything" {
+		t.Errorf("%+v", got)
+	}
+	code, stdout, _ := run(t, nil, "help", "ams-mongo-auth")
+	if code != 0 || !strings.Contains(stdout, "AMS-MONGO-AUTH") || strings.Count(stdout, "\n") != 1 {
+		t.Errorf("help of an id: exit %d, %s", code, stdout)
+	}
+}
+
+// Where there is a page of an error, there is an error; the other way round once docs/errors exists.
+func TestErrorPages(t *testing.T) {
+	pages, err := filepath.Glob("../../../docs/errors/AMS-*.md")
+	if err != nil || len(pages) == 0 {
+		t.Skip("no pages of errors")
+	}
+	ids := []string{idFailed}
+	for _, row := range errorTable() {
+		ids = append(ids, row.id)
+	}
+	for _, id := range ids {
+		if _, err := os.Stat("../../../docs/errors/" + id + ".md"); err != nil {
+			t.Errorf("%s has no page", id)
+		}
+	}
+	for _, p := range pages {
+		if id := strings.TrimSuffix(filepath.Base(p), ".md"); !slices.Contains(ids, id) {
+			t.Errorf("%s is the page of no error", p)
+		}
+	}
+}
+
+// The four lines are an interface of the README.
+func TestErrorLines(t *testing.T) {
+	e := &testEnv{}
+	g := errorGlobals(e)
+	code := g.report(t.Context(), &userError{
+		Msg:   "cannot switch to cluster mode",
+		Cause: &cluster.Error{Kind: cluster.KindRefused, Op: "asking MongoDB", Host: "10.0.1.7:27017", Err: errors.New("dial tcp 10.0.1.7:27017: connect: connection refused")},
+		Hints: []string{"the security group of the database must admit port 27017 from this subnet"},
+		State: "nothing was changed on this machine",
+		Exit:  exitPreflight,
+	})
+	const want = `amsagent: error: cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection [AMS-MONGO-REFUSED]
+amsagent: cause: dial tcp 10.0.1.7:27017: connect: connection refused
+amsagent: hint: the security group of the database must admit port 27017 from this subnet
+amsagent: nothing was changed on this machine
+`
+	if e.stderr.String() != want || code != exitPreflight {
+		t.Errorf("exit %d, got:\n%s\nwant:\n%s", code, e.stderr.String(), want)
+	}
+}
+
+func TestManyCauses(t *testing.T) {
+	e := &testEnv{}
+	g := errorGlobals(e)
+	g.report(t.Context(), &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: exitPreflight})
+	const want = "amsagent: error: 2 checks failed [AMS-FAILED]\namsagent: cause: first\namsagent: cause: and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
+	if e.stderr.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
+	}
+	// An error that wraps several things below its own text is one.
+	one := &metadata.Error{Provider: "aws", Item: "x", Kind: metadata.ErrNotReady, Cause: errors.New("y"), Context: context.DeadlineExceeded}
+	if got := flatten(errors.Join(one, errors.Join(errors.New("z")))); len(got) != 2 || got[0].Error() != one.Error() {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestErrorJSONObject(t *testing.T) {
+	e := &testEnv{}
+	g := errorGlobals(e)
+	g.setForm("json", "always", 0)
+	g.addSecrets("hunter22")
+	g.report(t.Context(), &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: exitUnknown, ID: "AMS-X"})
+	const want = `{"schema_version":1,"error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n"
+	if e.stderr.String() != want {
+		t.Errorf("got  %s\nwant %s", e.stderr.String(), want)
+	}
+}
+
+func TestTerminalIsSafe(t *testing.T) {
+	e := &testEnv{}
+	g := errorGlobals(e)
+	g.report(t.Context(), errors.New("server says \x1b[2J\x07 and \u202e and \xff and \u00e9"))
+	if got := e.stderr.String(); !strings.HasPrefix(got, `amsagent: error: server says \u001b[2J\u0007 and \u202e and \ufffd and é [`) {
+		t.Errorf("%q", got)
+	}
+}
+
+// The words of others may carry a password in any of its spellings; none comes through in any form of output.
+func TestNoSecretComesThrough(t *testing.T) {
+	const password = `p@:/?#%&\"ä ß`
+	target, err := cluster.BuildURI([]string{"10.0.0.1"}, "app", cluster.Secret(password), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uri := target.URI().Reveal()
+	quoted, err := json.Marshal(password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaks := []string{password, uri, strings.TrimPrefix(uri, "mongodb://"), strings.Trim(string(quoted), `"`), fmt.Sprintf("%+q", password)}
+	for _, form := range []string{"text", "json"} {
+		for _, terminal := range []bool{false, true} {
+			e := &testEnv{}
+			env := e.env()
+			env.IsTerminal = func(any) bool { return terminal }
+			g := newGlobals(env.withDefaults())
+			g.setForm(form, "auto", -4)
+			g.known(target)
+			for _, leak := range leaks {
+				g.report(t.Context(), &userError{Msg: "m " + leak, Cause: errors.New("c " + leak), Hints: []string{"h " + leak}, State: "s " + leak})
+				l := g.log().With("with", leak).WithGroup("g")
+				l.Debug("m "+leak, "string", leak, "error", errors.New(leak), "list", []string{leak}, "uri", target) //nolint:sloglint // the message leaks, too
+				g.progress("p " + leak)
+				if err := g.result("x", map[string]any{"v": leak, "n": 1}, func(w *textWriter) { w.line("%s", leak) }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			all := e.stdout.String() + e.stderr.String()
+			for _, leak := range []string{password, `p%40`, `p@:`, `p\u0040`} {
+				if strings.Contains(all, leak) {
+					t.Errorf("%s, terminal %t: %q comes through:\n%s", form, terminal, leak, all)
+				}
+			}
+			if !strings.Contains(all, "***") {
+				t.Error("nothing was printed")
+			}
+		}
+	}
+}
+
+// A password that is a word of ours must not break the object that it is kept out of.
+func TestRedactedJSONStaysJSON(t *testing.T) {
+	for _, password := range []string{"kind", "1", "true", `"`, `\`, "schema_version", "null", "a"} {
+		e := &testEnv{}
+		g := errorGlobals(e)
+		g.setForm("json", "never", 0)
+		g.addSecrets(cluster.Secret(password))
+		if err := g.result("kind", map[string]any{"value": "x " + password + " y", "n": 1, "null": nil, "true": true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		var got map[string]any
+		if err := json.Unmarshal(e.stdout.Bytes(), &got); err != nil {
+			t.Fatalf("password %q: %v in\n%s", password, err, e.stdout.String())
+		}
+		if got["schema_version"] != 1.0 || got["true"] != true || got["value"] != "x *** y" {
+			t.Errorf("password %q: %v", password, got)
+		}
+	}
+}

@@ -1,0 +1,85 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes are an interface: a number is never given another meaning. Callers are told to treat an unknown one as
+// failure.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitPreflight   = 3
+	exitUnknown     = 4
+	exitNotMember   = 5
+	exitDegraded    = 6
+	exitInterrupted = 130
+)
+
+type exitCode struct {
+	code    int
+	meaning string
+}
+
+// exitCodes is the one table: every command's help and `help exit-codes` are printed from it.
+func exitCodes() []exitCode {
+	return []exitCode{
+		{exitOK, "done, or already so"},
+		{exitFailed, "failed; the message says which state is left"},
+		{exitUsage, "usage or configuration is wrong; nothing was changed"},
+		{exitPreflight, "a preflight check failed; nothing was changed"},
+		{exitUnknown, "time ran out; the outcome is not known yet"},
+		{exitNotMember, "this machine is not a member of a cluster"},
+		{exitDegraded, "degraded; only with status --strict"},
+		{exitInterrupted, "interrupted by a signal"},
+	}
+}
+
+const (
+	annotationExits  = "amsagent/exits"
+	annotationNoLoad = "amsagent/no-settings"
+)
+
+func annotate(cmd *cobra.Command, key, value string) {
+	if cmd.Annotations == nil {
+		cmd.Annotations = map[string]string{}
+	}
+	cmd.Annotations[key] = value
+}
+
+// exits says with which codes a command can end; its help lists them.
+func exits(cmd *cobra.Command, codes ...int) {
+	words := make([]string, len(codes))
+	for i, c := range codes {
+		words[i] = strconv.Itoa(c)
+	}
+	annotate(cmd, annotationExits, strings.Join(words, ","))
+}
+
+// noSettings keeps a command away from config.yaml and the environment's settings: `version` must work where they are
+// wrong.
+func noSettings(cmd *cobra.Command) { annotate(cmd, annotationNoLoad, "true") }
+
+// exitStatus prints the rows of the table that cmd names, or all of them without cmd.
+func exitStatus(cmd *cobra.Command) string {
+	var only []string
+	if cmd != nil {
+		only = strings.Split(cmd.Annotations[annotationExits], ",")
+	}
+	var b strings.Builder
+	for _, row := range exitCodes() {
+		if cmd == nil || slices.Contains(only, strconv.Itoa(row.code)) {
+			fmt.Fprintf(&b, "  %-4d %s\n", row.code, row.meaning)
+		}
+	}
+	return b.String()
+}

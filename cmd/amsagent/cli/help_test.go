@@ -1,0 +1,189 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// everyCommand calls f for each command a person can see, the root first.
+func everyCommand(t *testing.T, f func(t *testing.T, args []string, cmd *cobra.Command)) {
+	t.Helper()
+	newRoot := func() *cobra.Command {
+		root := newRootCommand(newGlobals(Env{}.withDefaults()))
+		root.InitDefaultHelpCmd()
+		return root
+	}
+	var walk func(path []string, cmd *cobra.Command)
+	walk = func(path []string, cmd *cobra.Command) {
+		if cmd.Hidden {
+			return
+		}
+		t.Run(cmd.CommandPath(), func(t *testing.T) { f(t, path, cmd) })
+		for _, c := range cmd.Commands() {
+			walk(append(slices.Clone(path), c.Name()), c)
+		}
+	}
+	walk(nil, newRoot())
+}
+
+// A flag defined twice panics when the help is made, so this catches that too.
+func TestHelpOfEveryCommand(t *testing.T) {
+	everyCommand(t, func(t *testing.T, args []string, cmd *cobra.Command) {
+		code, stdout, stderr := run(t, nil, append(args, "--help")...)
+		if code != 0 || stderr != "" {
+			t.Fatalf("exit %d, stderr:\n%s", code, stderr)
+		}
+		golden(t, filepath.Join("help", strings.ReplaceAll(cmd.CommandPath(), " ", "_")+".txt"), stdout)
+
+		i := strings.LastIndex(stdout, "\nEXIT STATUS\n")
+		if i < 0 || !regexp.MustCompile(`\nEXIT STATUS\n(  \d+ +\S.*\n)+$`).MatchString(stdout[i:]) {
+			t.Errorf("does not end with EXIT STATUS and its codes:\n%s", stdout)
+		}
+		if !strings.Contains(stdout, "\nEXAMPLES\n") || !strings.Contains(cmd.Example, "amsagent "+strings.Join(args, " ")) {
+			t.Error("has no example of its own")
+		}
+		if cmd.Short == "" || strings.HasSuffix(cmd.Short, ".") || unicode.IsUpper([]rune(cmd.Short)[0]) || strings.Contains(cmd.Short, "\n") {
+			t.Errorf("short text %q: one line, lower case, no full stop", cmd.Short)
+		}
+		for _, code := range strings.Split(cmd.Annotations[annotationExits], ",") {
+			if !strings.Contains(stdout[i:], "\n  "+code+" ") {
+				t.Errorf("exit code %s is in no table", code)
+			}
+		}
+		if cmd.HasParent() && cmd.Name() != "help" && cmd.GroupID == "" {
+			t.Error("is in no group")
+		}
+		_, byHelp, _ := run(t, nil, append([]string{"help"}, args...)...)
+		if byHelp != stdout {
+			t.Errorf("`help %s` says something else:\n%s", strings.Join(args, " "), byHelp)
+		}
+	})
+}
+
+func TestTopics(t *testing.T) {
+	for _, topic := range topics() {
+		if topic.text == nil {
+			continue // a command's help
+		}
+		code, stdout, stderr := run(t, nil, "help", topic.name)
+		if code != 0 || stderr != "" {
+			t.Fatalf("%s: exit %d, stderr:\n%s", topic.name, code, stderr)
+		}
+		golden(t, filepath.Join("help", "topic_"+topic.name+".txt"), stdout)
+	}
+}
+
+func TestHelpIsPlain(t *testing.T) {
+	files, err := filepath.Glob("testdata/help/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, line := range strings.Split(string(b), "\n") {
+			if n := len([]rune(line)); n > 100 {
+				t.Errorf("%s:%d: %d characters", f, i+1, n)
+			}
+			if strings.ContainsAny(line, "\u2014\t\x1b") || strings.Contains(line, "TODO") || strings.TrimRight(line, " ") != line {
+				t.Errorf("%s:%d: %q", f, i+1, line)
+			}
+		}
+	}
+}
+
+// The flags are an interface: scripts and user-data use them. A line that goes away or changes here breaks somebody.
+func TestFlagsAreFrozen(t *testing.T) {
+	var b strings.Builder
+	everyCommand(t, func(_ *testing.T, _ []string, cmd *cobra.Command) {
+		line := func(kind string) func(*pflag.Flag) {
+			return func(f *pflag.Flag) {
+				short := ""
+				if f.Shorthand != "" {
+					short = " -" + f.Shorthand
+				}
+				fmt.Fprintf(&b, "%s%s --%s%s %s default=%q\n", cmd.CommandPath(), kind, f.Name, short, f.Value.Type(), f.DefValue)
+			}
+		}
+		cmd.LocalNonPersistentFlags().VisitAll(line(""))
+		if !cmd.HasParent() {
+			cmd.PersistentFlags().VisitAll(line(" (global)"))
+		}
+	})
+	golden(t, "flags.txt", b.String())
+}
+
+// The variables and the keys are an interface too.
+func TestSettingsAreFrozen(t *testing.T) {
+	var b strings.Builder
+	keys := map[string]bool{}
+	for _, row := range settingsTable() {
+		if keys[row.key] {
+			t.Errorf("%s is there twice", row.key)
+		}
+		keys[row.key] = true
+		if row.help == "" || row.arg == "" || (row.words == nil) == (row.check == nil) {
+			t.Errorf("%s: needs help, a word for its value, and either words or a check", row.key)
+		}
+		if row.def != "" {
+			if canon, err := row.canonical(row.def); err != nil || canon != row.def {
+				t.Errorf("%s: default %q: %q, %v", row.key, row.def, canon, err)
+			}
+		}
+		if row.flag != "" && row.flag != strings.ReplaceAll(row.key, "_", "-") {
+			t.Errorf("%s: the flag is --%s", row.key, row.flag)
+		}
+		fmt.Fprintf(&b, "%s %s flag=%q file=%t tag=%q words=%v default=%q\n", row.key, row.env(), row.flag, !row.noFile, row.tag, row.words, row.def)
+	}
+	golden(t, "settings.txt", b.String())
+}
+
+// The README repeats the exit codes; it must not say another number.
+func TestExitCodesEqualDocs(t *testing.T) {
+	b, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Skip("README.md is not there")
+	}
+	rows := regexp.MustCompile("(?m)^\\| *`?(\\d+)`? *\\| ").FindAllStringSubmatch(string(b), -1)
+	if len(rows) == 0 {
+		t.Skip("README.md has no table of exit codes")
+	}
+	var got, want []string
+	for _, r := range rows {
+		got = append(got, r[1])
+	}
+	for _, c := range exitCodes() {
+		want = append(want, fmt.Sprint(c.code))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("README.md has the codes %v, the program %v", got, want)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	want := []int{0, 1, 2, 3, 4, 5, 6, 130}
+	var got []int
+	for _, c := range exitCodes() {
+		got = append(got, c.code)
+		if c.meaning == "" || strings.HasSuffix(c.meaning, ".") {
+			t.Errorf("%d: %q", c.code, c.meaning)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("codes %v, want %v", got, want)
+	}
+}

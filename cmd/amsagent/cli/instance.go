@@ -1,0 +1,121 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// machine is what is known about the machine we run on.
+type machine struct {
+	Detection metadata.Detection
+	Instance  metadata.Instance
+	// Provider can be asked again, for tags that come late.
+	Provider metadata.Provider
+}
+
+// instance finds the cloud, reads the instance, and lets its tags and its group count as settings.
+func (g *globals) instance(ctx context.Context) (machine, error) {
+	m, err := g.readInstance(ctx, "")
+	if err != nil {
+		return machine{}, err
+	}
+	return m, g.useTags(m.Instance.Tags, m.Instance.Group)
+}
+
+// useTags makes tags and group count as settings, where nothing that counts more says otherwise. It may be called again
+// when tags have come.
+func (g *globals) useTags(tags metadata.Tags, group string) error {
+	err := g.settings.applyTags(func(name string) (string, string, bool) { return findTag(tags, name) })
+	if err != nil {
+		return err
+	}
+	g.settings.applyGroup(group, "scaling group")
+	return nil
+}
+
+// findTag looks for a tag by the name that is set, and by the same name with a dash for clouds that allow no colon. A
+// blank tag counts as none.
+func findTag(tags map[string]string, name string) (found, text string, ok bool) {
+	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
+		if v, ok := metadata.Lookup(tags, n); ok {
+			return n, v, true
+		}
+	}
+	return "", "", false
+}
+
+// readInstance finds the cloud and reads the instance. With record, a folder, all that is asked and answered is kept.
+func (g *globals) readInstance(ctx context.Context, record string) (machine, error) {
+	opts, err := g.metadataOptions(record)
+	if err != nil {
+		return machine{}, err
+	}
+	var m machine
+	if o := g.settings.origin(keyProvider); g.settings.Provider != "auto" {
+		m.Detection = metadata.Given(g.settings.Provider, o.String())
+	} else if m.Detection, err = metadata.Detect(ctx, opts); err != nil {
+		return machine{}, err
+	}
+	by := m.Detection.Decisive()
+	g.log().Debug("provider", "name", m.Detection.Provider, "by", by.Source, "value", by.Value)
+
+	m.Provider, err = metadata.Open(m.Detection.Provider, opts)
+	if errors.Is(err, metadata.ErrUnsupported) && g.settings.Provider == "auto" {
+		// Nobody asked for this cloud's metadata by name, and the machine's own facts are enough to join.
+		g.log().Warn("this build cannot read the metadata of the cloud it runs on; the machine's own facts are used",
+			"cloud", m.Detection.Provider)
+		m.Provider, err = metadata.Open(metadata.Generic, opts)
+	}
+	if err != nil {
+		return machine{}, err
+	}
+	if m.Instance, err = m.Provider.Instance(ctx); err != nil {
+		return machine{}, err
+	}
+	// A tag may hold a connection string; whatever else is printed, its password is not.
+	for _, v := range m.Instance.Tags {
+		if t, perr := cluster.ParseTarget(v); perr == nil {
+			g.addSecrets(t.Secrets()...)
+		}
+	}
+	return m, nil
+}
+
+func (g *globals) metadataOptions(record string) (metadata.Options, error) {
+	opts := metadata.Options{
+		Root:      g.settings.Root,
+		Endpoints: g.settings.Endpoints,
+		Log:       g.log(),
+		Address:   g.settings.Address,
+	}
+	// The AWS SDK's own variables besides the address, which is a setting of ours too.
+	if off, err := strconv.ParseBool(g.env.getenv("AWS_EC2_METADATA_DISABLED")); err == nil && off {
+		opts.Disabled = append(opts.Disabled, metadata.AWS)
+	}
+	if record != "" {
+		dir, err := underRoot(g.settings.Root, record)
+		if err != nil {
+			return metadata.Options{}, err
+		}
+		opts.Record = dir
+	}
+	return opts, nil
+}
+
+// tagsNote says why there are no tags, where the cloud would have some.
+func tagsNote(inst metadata.Instance) string {
+	switch {
+	case inst.TagsKnown || inst.TagsHint == "":
+		return ""
+	default:
+		return "no instance tags: " + inst.TagsHint
+	}
+}

@@ -1,0 +1,447 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// update rewrites what the golden tests compare with: go test ./cmd/amsagent/cli -update
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"amsagent": func() { os.Exit(Main(os.Args[1:], OS())) },
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"imds": imds, "mode": mode},
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}
+
+// imds DIR serves the files below DIR as AWS's metadata, token and all, and points the agent at it. A folder is answered
+// with the list of what is in it.
+func imds(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: imds DIR")
+	}
+	dir := ts.MkAbs(args[0])
+	const token = "a-session-token"
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		path := filepath.Join(dir, filepath.Clean(r.URL.Path))
+		switch {
+		case r.Method == http.MethodPut && r.URL.Path == "/latest/api/token":
+			w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
+			_, _ = io.WriteString(w, token)
+			return
+		case r.Header.Get("X-Aws-Ec2-Metadata-Token") != token:
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if entries, err := os.ReadDir(path); err == nil {
+			for _, e := range entries {
+				_, _ = fmt.Fprintln(w, e.Name())
+			}
+			return
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write(bytes.TrimSuffix(b, []byte("\n")))
+	}))
+	ts.Defer(srv.Close)
+	ts.Setenv("AMSAGENT_AWS_ENDPOINT", srv.URL)
+}
+
+// mode OCTAL FILE checks a file's permissions.
+func mode(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: mode OCTAL FILE")
+	}
+	info, err := os.Stat(ts.MkAbs(args[1]))
+	ts.Check(err)
+	if got := fmt.Sprintf("%04o", info.Mode().Perm()); (got == args[0]) == neg {
+		ts.Fatalf("%s has mode %s", args[1], got)
+	}
+}
+
+// fixedNow keeps times out of the goldens.
+func fixedNow() time.Time { return time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC) }
+
+// testEnv is an environment of its own: these variables, buffers, an empty machine below root.
+type testEnv struct {
+	vars   map[string]string
+	stdout bytes.Buffer
+	stderr lockedBuffer
+}
+
+func (e *testEnv) env() Env {
+	return Env{
+		Stdout:    &e.stdout,
+		Stderr:    &e.stderr,
+		LookupEnv: func(k string) (string, bool) { v, ok := e.vars[k]; return v, ok },
+		Environ: func() []string {
+			var out []string
+			for k, v := range e.vars {
+				out = append(out, k+"="+v)
+			}
+			return out
+		},
+		Now:     fixedNow,
+		Geteuid: func() int { return 1000 },
+	}
+}
+
+// lockedBuffer is written by the goroutine that watches signals too.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// run runs one command line with the given variables, on an empty machine unless they name a root.
+func run(t *testing.T, vars map[string]string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	vars = maps.Clone(vars)
+	if vars == nil {
+		vars = map[string]string{}
+	}
+	if _, ok := vars["AMSAGENT_ROOT"]; !ok {
+		vars["AMSAGENT_ROOT"] = t.TempDir()
+	}
+	e := &testEnv{vars: vars}
+	code = Main(args, e.env())
+	return code, e.stdout.String(), e.stderr.String()
+}
+
+// tree makes a root with files, whose names end in ! for mode 0600.
+func tree(t *testing.T, files map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range files {
+		mode := os.FileMode(0o644)
+		if n, ok := strings.CutSuffix(name, "!"); ok {
+			name, mode = n, 0o600
+		}
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+// golden compares got with testdata/NAME, or writes it there.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v (make it with -update)", err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s differs (-want +got; -update rewrites it):\n%s", path, diff)
+	}
+}
+
+func TestUnknownCommand(t *testing.T) {
+	for _, tt := range []struct{ args, hint string }{
+		{"confg", "did you mean `amsagent config`?"},
+		{"verison", "did you mean `amsagent version`?"},
+		{"meta --root /nowhere", "did you mean `amsagent metadata`?"},
+		{"Config", "did you mean `amsagent config`?"},
+		{"xyzzy", "`amsagent help` lists the commands"},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			args := strings.Fields(tt.args)
+			code, stdout, stderr := run(t, nil, args...)
+			want := "amsagent: error: unknown command \"" + args[0] + "\" [AMS-USAGE]\n" +
+				"amsagent: hint: " + tt.hint + "\n" +
+				"amsagent: nothing was changed on this machine\n"
+			if code != exitUsage || stdout != "" || stderr != want {
+				t.Errorf("exit %d, stdout %q, stderr:\n%s\nwant:\n%s", code, stdout, stderr, want)
+			}
+		})
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		args []string
+		want []string
+	}{
+		{"no command", nil, []string{"no command given", "amsagent join --mongo"}},
+		{"unknown flag", []string{"config", "--mongoo", "x"}, []string{"unknown flag --mongoo of amsagent config", "did you mean --mongo?"}},
+		{"unknown flag with a value", []string{"config", "--mongoo=mongodb://u:hunter22@h"}, []string{"unknown flag --mongoo of"}},
+		{"unknown letter", []string{"config", "-x"}, []string{"unknown flag -x"}},
+		{"unknown letter with a value", []string{"config", "-mmongodb://u:hunter22@h"}, []string{"unknown flag -m"}},
+		{"no value", []string{"config", "--role"}, []string{"--role needs a value"}},
+		{"not a truth", []string{"config", "--offline=maybe"}, []string{"offline", "see: amsagent config --help"}},
+		{"argument", []string{"config", "10.0.2.4"}, []string{`takes no argument: "10.0.2.4"`, "did you mean --mongo 10.0.2.4?"}},
+		{"secret argument", []string{"config", "mongodb://u:hunter22@h"}, []string{"takes no argument"}},
+		{"secret command", []string{"mongodb://u:hunter22@h"}, []string{"unknown command"}},
+		{"empty value", []string{"config", "--mongo", ""}, []string{"--mongo: the value is empty"}},
+		{"wrong word", []string{"config", "--provider", "asw"}, []string{`--provider: "asw" is not one of auto, aws,`, "did you mean aws?"}},
+		{"wrong form", []string{"-o", "yaml", "config"}, []string{`--output: "yaml" is not one of text, json`}},
+		{"no root", []string{"config", "--root", "/does/not/exist"}, []string{"--root: ", "/does/not/exist: no such file or directory"}},
+		{"root is a file", []string{"config", "--root", "main_test.go"}, []string{"--root: ", "is not a directory"}},
+		{"named config is missing", []string{"config", "--config", "/does/not/exist"}, []string{"--config: reading the settings: open ", "/does/not/exist: no such file"}},
+		{"secret as address", []string{"config", "--mongo", "mongodb://u:hunter22@h:port"}, []string{"--mongo: connection string"}},
+		{"no shell", []string{"completion"}, []string{"completion needs one shell"}},
+		{"wrong shell", []string{"completion", "bsh"}, []string{"did you mean bash?"}},
+		{"no topic", []string{"help", "exit-code"}, []string{"did you mean `amsagent help exit-codes`?"}},
+		{"two topics", []string{"help", "config", "version"}, []string{"one command or topic"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			code, stdout, stderr := run(t, nil, tt.args...)
+			if code != exitUsage || stdout != "" {
+				t.Errorf("exit %d, want %d; stdout %q", code, exitUsage, stdout)
+			}
+			for _, want := range append(tt.want, "amsagent: error: ", "[AMS-USAGE]\n", "\namsagent: nothing was changed on this machine\n") {
+				if !strings.Contains(stderr, want) {
+					t.Errorf("stderr lacks %q:\n%s", want, stderr)
+				}
+			}
+			if strings.Contains(stderr, "hunter22") {
+				t.Errorf("a password is shown:\n%s", stderr)
+			}
+			if strings.Contains(stderr, "failed to") {
+				t.Errorf("says failed to:\n%s", stderr)
+			}
+		})
+	}
+}
+
+// failingWriter is a stdout that cannot be written to.
+type failingWriter struct{ err error }
+
+func (f failingWriter) Write([]byte) (int, error) { return 0, f.err }
+
+func TestStdoutFails(t *testing.T) {
+	for _, args := range [][]string{
+		{"version"},
+		{"--version"},
+		{"version", "-o", "json"},
+		{"config", "--offline"},
+		{"completion", "bash"},
+		{"--help"},
+		{"version", "--help"},
+		{"help"},
+		{"help", "exit-codes"},
+		{"help", "version"},
+	} {
+		for _, errno := range []error{syscall.ENOSPC, syscall.EPIPE, syscall.EBADF} {
+			t.Run(strings.Join(args, " ")+"/"+errno.Error(), func(t *testing.T) {
+				e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": t.TempDir()}}
+				env := e.env()
+				env.Stdout = failingWriter{errno}
+				code := Main(args, env)
+				if code != exitFailed || !strings.Contains(e.stderr.String(), "AMS-OUTPUT") ||
+					!strings.Contains(e.stderr.String(), "writing to standard output: "+errno.Error()) {
+					t.Errorf("exit %d, stderr:\n%s", code, e.stderr.String())
+				}
+			})
+		}
+	}
+}
+
+func TestStderrFails(t *testing.T) {
+	e := &testEnv{}
+	env := e.env()
+	env.Stderr = failingWriter{syscall.ENOSPC}
+	if code := Main([]string{"nonsense"}, env); code != exitUsage {
+		t.Errorf("exit %d, want %d", code, exitUsage)
+	}
+	if code := Main([]string{"version", "--log-level", "debug"}, env); code != exitOK {
+		t.Errorf("exit %d, want %d: the result was written", code, exitOK)
+	}
+}
+
+func TestZeroEnv(t *testing.T) {
+	if code := Main([]string{"version"}, Env{}); code != exitOK {
+		t.Errorf("exit %d", code)
+	}
+	if code := Main(nil, Env{}); code != exitUsage {
+		t.Errorf("exit %d", code)
+	}
+}
+
+// fakeSignals delivers signals that the test sends.
+type fakeSignals struct{ ch chan os.Signal }
+
+func (f fakeSignals) source() (<-chan os.Signal, func()) { return f.ch, func() {} }
+
+func TestInterrupt(t *testing.T) {
+	sig := fakeSignals{make(chan os.Signal, 2)}
+	exited := make(chan int, 1)
+	e := &testEnv{}
+	env := e.env()
+	env.Signals = sig.source
+	env.Exit = func(code int) { exited <- code }
+	g := newGlobals(env.withDefaults())
+	g.setForm("text", "auto", 0)
+	ctx, stop := g.interruptible(t.Context())
+	defer stop()
+
+	sig.ch <- syscall.SIGTERM
+	<-ctx.Done()
+	if code := g.report(ctx, ctx.Err()); code != exitInterrupted {
+		t.Errorf("exit %d, want %d", code, exitInterrupted)
+	}
+	const want = "amsagent: error: interrupted [AMS-INTERRUPTED]\namsagent: cause: interrupted by signal: terminated\n"
+	if !strings.Contains(e.stderr.String(), want) {
+		t.Errorf("stderr:\n%s\nlacks:\n%s", e.stderr.String(), want)
+	}
+	// What a command says about its interruption is kept, with our number.
+	ue := &userError{Msg: "the join was stopped", Cause: ctx.Err(), State: "the files are as before", Exit: exitFailed}
+	if code := g.report(ctx, ue); code != exitInterrupted || !strings.Contains(e.stderr.String(), "amsagent: the files are as before\n") {
+		t.Errorf("exit %d, stderr:\n%s", code, e.stderr.String())
+	}
+	// An error that has nothing to do with the signal keeps its own.
+	if code := g.report(ctx, errors.New("undo failed")); code != exitFailed {
+		t.Errorf("exit %d, want %d", code, exitFailed)
+	}
+
+	sig.ch <- syscall.SIGINT
+	if code := <-exited; code != exitInterrupted {
+		t.Errorf("second signal: exit %d, want %d", code, exitInterrupted)
+	}
+}
+
+func TestJSONErrors(t *testing.T) {
+	for _, args := range [][]string{
+		{"-o", "json", "nonsense"}, {"nonsense", "-ojson"}, {"nonsense", "--output=json"}, {"--bogus", "--output", "json"},
+	} {
+		code, stdout, stderr := run(t, nil, args...)
+		if code != exitUsage || stdout != "" || !strings.HasPrefix(stderr, `{"schema_version":1,"error":{"id":"AMS-USAGE","message":"unknown `) ||
+			strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, `"exit_code":2}}`) || !strings.Contains(stderr, `"state":"nothing was changed on this machine"`) {
+			t.Errorf("%v: exit %d, stdout %q, stderr %s", args, code, stdout, stderr)
+		}
+	}
+	code, _, stderr := run(t, map[string]string{"AMSAGENT_OUTPUT": "json"}, "nonsense")
+	if code != exitUsage || !strings.HasPrefix(stderr, "{") {
+		t.Errorf("by variable: exit %d, stderr %s", code, stderr)
+	}
+	_, _, stderr = run(t, nil, "nonsense", "--", "-o", "json")
+	if strings.HasPrefix(stderr, "{") {
+		t.Errorf("after --: %s", stderr)
+	}
+}
+
+func TestVersionOutput(t *testing.T) {
+	code, stdout, stderr := run(t, nil, "version")
+	if code != 0 || stderr != "" || !regexp.MustCompile(`^amsagent \S+ \(.*go1\.[0-9.]+.*, linux/[a-z0-9]+\)\n$`).MatchString(stdout) {
+		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+	_, again, _ := run(t, nil, "--version")
+	if again != stdout {
+		t.Errorf("--version says %q, version %q", again, stdout)
+	}
+	_, stdout, _ = run(t, nil, "version", "-o", "json")
+	if !strings.HasPrefix(stdout, "{\n  \"schema_version\": 1,\n  \"kind\": \"version\",\n  \"version\": ") {
+		t.Errorf("json: %s", stdout)
+	}
+	// It must work where everything else is wrong.
+	code, _, stderr = run(t, map[string]string{"AMSAGENT_TIMEOUT": "x", "AMSAGENT_CONFIG": "/does/not/exist"}, "version")
+	if code != 0 || stderr != "" {
+		t.Errorf("with wrong settings: exit %d, stderr %q", code, stderr)
+	}
+}
+
+func TestBuildVersion(t *testing.T) {
+	info := &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}, Settings: []debug.BuildSetting{
+		{Key: "vcs.revision", Value: "0123456789abcdef"}, {Key: "vcs.time", Value: "2026-11-20T08:00:00Z"}, {Key: "vcs.modified", Value: "true"},
+	}}
+	for _, tt := range []struct {
+		stamped string
+		info    *debug.BuildInfo
+		want    string
+	}{
+		{"v9", info, "v9"}, {"", info, "v1.2.3"}, {"", nil, "unknown"}, {"", &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}}, "unknown"},
+	} {
+		if got := buildVersion(tt.stamped, tt.info); got.Version != tt.want {
+			t.Errorf("%q: %q, want %q", tt.stamped, got.Version, tt.want)
+		}
+	}
+	if v := buildVersion("", info); v.Commit != "0123456789abcdef" || v.CommitTime != "2026-11-20T08:00:00Z" || !v.Modified {
+		t.Errorf("%+v", v)
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range shells() {
+		code, stdout, stderr := run(t, nil, "completion", shell)
+		if code != 0 || stderr != "" || !strings.Contains(stdout, "amsagent") || len(stdout) < 1000 {
+			t.Errorf("%s: exit %d, %d bytes, stderr %q", shell, code, len(stdout), stderr)
+		}
+	}
+	// What the scripts call.
+	code, stdout, _ := run(t, nil, "__complete", "config", "--provider", "a")
+	if code != 0 || !slices.Contains(strings.Split(stdout, "\n"), "aws") {
+		t.Errorf("exit %d, stdout %q", code, stdout)
+	}
+	code, stdout, stderr := run(t, map[string]string{"AMSAGENT_TIMEOUT": "wrong"}, "__complete", "config", "--on-failure", "")
+	if code != 0 || !strings.HasPrefix(stdout, "rollback\nkeep\n") || strings.Contains(stderr, "error") {
+		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+	code, stdout, _ = run(t, nil, "__complete", "he")
+	if code != 0 || !strings.HasPrefix(stdout, "help\t") {
+		t.Errorf("exit %d, stdout %q", code, stdout)
+	}
+}

@@ -1,0 +1,123 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// storedMongo is where join keeps the connection string, for the daemon and for the commands that follow.
+const storedMongo = "/etc/amsagent/mongo"
+
+// mongoSource is the cluster's MongoDB with the place it was found in.
+type mongoSource struct {
+	Target cluster.Target
+	Origin origin
+	// File is the file that held the address, "" where the setting itself did.
+	File string
+}
+
+// filePath takes the path out of file:PATH; file:///PATH, as a URL is written, means the same.
+func filePath(v string) (string, bool) {
+	path, ok := strings.CutPrefix(v, "file:")
+	if !ok {
+		return "", false
+	}
+	if strings.HasPrefix(path, "///") {
+		path = path[2:]
+	}
+	return path, true
+}
+
+func hasPassword(v string) bool {
+	t, err := cluster.ParseTarget(v)
+	if err != nil {
+		// What does not parse but has an @ is treated as if it had one: the advice about passwords comes first.
+		return strings.Contains(v, "@")
+	}
+	return len(t.Secrets()) > 0
+}
+
+// mongo finds the address of the cluster's MongoDB: flag, environment, systemd's credential, config.yaml, instance tag
+// (after useInstance), and last the file that join wrote. It is read when asked for, because the file may be readable by
+// root only and most commands do not need it.
+func (g *globals) mongo() (mongoSource, error) {
+	v := g.settings.values[keyMongo]
+	if dir := g.env.getenv("CREDENTIALS_DIRECTORY"); dir != "" && v.origin.Layer < layerCredential {
+		path := filepath.Join(dir, "mongo")
+		src, err := g.mongoFile(path, origin{Layer: layerCredential, Name: path})
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return src, err
+		}
+	}
+	if v.text == "" {
+		src, err := g.mongoFile(storedMongo, origin{Layer: layerStored, Name: storedMongo})
+		if errors.Is(err, fs.ErrNotExist) {
+			return mongoSource{}, errNoMongo
+		}
+		return src, err
+	}
+	if path, ok := filePath(v.text); ok {
+		return g.mongoFile(path, v.origin)
+	}
+	t, err := cluster.ParseTarget(v.text)
+	if err != nil {
+		return mongoSource{}, &settingError{source: v.origin.String(), layer: v.origin.Layer, line: v.origin.Line, err: err}
+	}
+	g.known(t)
+	if len(t.Secrets()) > 0 && (v.origin.Layer == layerFlag || v.origin.Layer == layerTag) {
+		// We cannot take back what ps and the console have shown already, so this is said, not warned of.
+		g.log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.origin.String())
+	}
+	return mongoSource{Target: t, Origin: v.origin}, nil
+}
+
+// mongoFile reads an address from a file. One newline at its end is what editors and echo leave there.
+func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
+	full, err := underRoot(g.settings.Root, path)
+	if err != nil {
+		return mongoSource{}, fmt.Errorf("reading the MongoDB address: %w", err)
+	}
+	b, info, err := readSmallFile(full)
+	if err != nil {
+		return mongoSource{}, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
+	}
+	fail := func(err error) (mongoSource, error) {
+		source := o.String()
+		if o.Name != path {
+			source += ": " + full
+		}
+		return mongoSource{}, &settingError{source: source, layer: o.Layer, line: o.Line, err: err}
+	}
+	text := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
+	if text == "" {
+		return fail(errors.New("the file is empty"))
+	}
+	if _, ok := filePath(text); ok {
+		return fail(errors.New("a file: inside a file is not followed"))
+	}
+	t, err := cluster.ParseTarget(text)
+	if err != nil {
+		return fail(err)
+	}
+	g.known(t)
+	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 {
+		g.log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
+	}
+	return mongoSource{Target: t, Origin: o, File: full}, nil
+}
+
+// known keeps the secrets of a target out of everything printed from here on, and says what is odd about it.
+func (g *globals) known(t cluster.Target) {
+	g.addSecrets(t.Secrets()...)
+	for _, w := range t.Warnings() {
+		g.log().Warn("MongoDB address: " + w) //nolint:sloglint // cluster's own words, without values
+	}
+}

@@ -1,0 +1,162 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// loaded makes globals as a command gets them.
+func loaded(t *testing.T, e *testEnv, args ...string) *globals {
+	t.Helper()
+	g := newGlobals(e.env().withDefaults())
+	g.setForm("text", "auto", slog.LevelInfo)
+	root := newRootCommand(g)
+	cmd, rest, err := root.Find(append([]string{"config"}, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.ParseFlags(rest); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.load(cmd); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func TestMongoSources(t *testing.T) {
+	const secret = "mongodb://app:hunter22@10.9.9.9/?authSource=admin"
+	for _, tt := range []struct {
+		name  string
+		args  []string
+		vars  map[string]string
+		files map[string]string
+		tags  map[string]string
+		// want is the redacted address, or the error after "!".
+		want, from, file string
+		log              string
+	}{
+		{name: "nothing", want: "!no MongoDB address is known"},
+		{name: "flag", args: []string{"--mongo", "10.0.0.1"}, vars: map[string]string{"AMSAGENT_MONGO": "10.0.0.2"}, want: "10.0.0.1", from: "--mongo"},
+		{
+			name: "variable over credential", vars: map[string]string{"AMSAGENT_MONGO": "10.0.0.2", "CREDENTIALS_DIRECTORY": "/cred"},
+			files: map[string]string{"cred/mongo!": "10.0.0.3\n"}, want: "10.0.0.2", from: "AMSAGENT_MONGO",
+		},
+		{
+			name: "credential over file", vars: map[string]string{"CREDENTIALS_DIRECTORY": "/cred"},
+			files: map[string]string{"cred/mongo!": "10.0.0.3\n", "etc/amsagent/config.yaml": "mongo: 10.0.0.4\n"},
+			want:  "10.0.0.3", from: "/cred/mongo", file: "/cred/mongo",
+		},
+		{
+			name: "no such credential", vars: map[string]string{"CREDENTIALS_DIRECTORY": "/cred"},
+			files: map[string]string{"etc/amsagent/config.yaml": "mongo: 10.0.0.4\n"}, want: "10.0.0.4", from: "ROOT/etc/amsagent/config.yaml:1",
+		},
+		{
+			name: "file over tag", files: map[string]string{"etc/amsagent/config.yaml": "mongo: 10.0.0.4\n"},
+			tags: map[string]string{"amsagent:mongo": "10.0.0.5"}, want: "10.0.0.4", from: "ROOT/etc/amsagent/config.yaml:1",
+		},
+		{
+			name: "tag over what join kept", files: map[string]string{"etc/amsagent/mongo!": secret + "\n"},
+			tags: map[string]string{"amsagent:mongo": "10.0.0.5"}, want: "10.0.0.5", from: "instance tag amsagent:mongo",
+		},
+		{
+			name: "what join kept", files: map[string]string{"etc/amsagent/mongo!": secret + "\n"},
+			want: "mongodb://app:***@10.9.9.9/?authSource=admin", from: "/etc/amsagent/mongo", file: "/etc/amsagent/mongo",
+		},
+		{
+			name: "file:", args: []string{"--mongo", "file:/run/secrets/m"}, files: map[string]string{"run/secrets/m!": secret + "\r\n"},
+			want: "mongodb://app:***@10.9.9.9/?authSource=admin", from: "--mongo", file: "/run/secrets/m",
+		},
+		{
+			name: "file: in config.yaml", files: map[string]string{"etc/amsagent/config.yaml": "mongo: file:/m\n", "m!": "h1,h2:27018"},
+			want: "h1,h2:27018", from: "ROOT/etc/amsagent/config.yaml:1", file: "/m",
+		},
+		{name: "file: missing", args: []string{"--mongo", "file:/m"}, want: "!--mongo: reading the MongoDB address: open ROOT/m: no such file or directory"},
+		{name: "file: empty", args: []string{"--mongo", "file:/m"}, files: map[string]string{"m": "\n"}, want: "!--mongo: ROOT/m: the file is empty"},
+		{name: "file: nested", args: []string{"--mongo", "file:/m"}, files: map[string]string{"m": "file:/n"}, want: "!--mongo: ROOT/m: a file: inside a file is not followed"},
+		{name: "file: nonsense", args: []string{"--mongo", "file:/m"}, files: map[string]string{"m!": "mongodb://app:hunter22@h:x/"}, want: "!--mongo: ROOT/m: connection string"},
+		{name: "file: two lines", args: []string{"--mongo", "file:/m"}, files: map[string]string{"m!": "h1\nh2\n"}, want: "!--mongo: ROOT/m: connection string"},
+		{name: "file: a directory", args: []string{"--mongo", "file:/d"}, files: map[string]string{"d/x": ""}, want: "!--mongo: reading the MongoDB address: read ROOT/d: not a regular file"},
+		{
+			name: "world-readable with a password", args: []string{"--mongo", "file:/m"}, files: map[string]string{"m": secret},
+			want: "mongodb://app:***@10.9.9.9/?authSource=admin", from: "--mongo", file: "/m", log: "everybody on this machine can read the MongoDB password",
+		},
+		{name: "world-readable without", args: []string{"--mongo", "file:/m"}, files: map[string]string{"m": "10.0.0.1"}, want: "10.0.0.1", from: "--mongo", file: "/m"},
+		{
+			name: "password on the command line", args: []string{"--mongo", secret},
+			want: "mongodb://app:***@10.9.9.9/?authSource=admin", from: "--mongo", log: "level=INFO msg=\"the MongoDB password came in a place that others can read",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root := tree(t, tt.files)
+			e := &testEnv{vars: tt.vars}
+			g := loaded(t, e, append([]string{"--root", root}, tt.args...)...)
+			if err := g.useTags(tt.tags, ""); err != nil {
+				t.Fatal(err)
+			}
+			inRoot := func(s string) string { return strings.ReplaceAll(s, "ROOT", root) }
+			src, err := g.mongo()
+			if want, ok := strings.CutPrefix(tt.want, "!"); ok {
+				if err == nil || !strings.HasPrefix(err.Error(), inRoot(want)) || strings.Contains(err.Error(), "hunter22") {
+					t.Errorf("error %v, want %s", err, inRoot(want))
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantFile := ""
+			if tt.file != "" {
+				wantFile = filepath.Join(root, tt.file)
+			}
+			if src.Target.Redacted() != tt.want || src.Origin.String() != inRoot(tt.from) || src.File != wantFile {
+				t.Errorf("%s from %q in %q, want %s from %q in %q", src.Target.Redacted(), src.Origin, src.File, tt.want, inRoot(tt.from), wantFile)
+			}
+			log := e.stderr.String()
+			if (tt.log == "") != (log == "") || !strings.Contains(log, tt.log) || strings.Contains(log, "hunter22") {
+				t.Errorf("log %q, want %q", log, tt.log)
+			}
+			if strings.Contains(src.Target.Redacted(), "***") && g.redact("the word hunter22 here") != "the word *** here" {
+				t.Error("the password is not known as a secret")
+			}
+		})
+	}
+}
+
+func TestMongoFileIsNoFIFO(t *testing.T) {
+	root := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(root, "m"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := loaded(t, &testEnv{}, "--root", root, "--mongo", "file:/m")
+	if _, err := g.mongo(); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestMongoNotReadable(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may read everything")
+	}
+	root := tree(t, map[string]string{"etc/amsagent/mongo!": "10.0.0.1"})
+	if err := os.Chmod(filepath.Join(root, "etc/amsagent/mongo"), 0); err != nil {
+		t.Fatal(err)
+	}
+	g := loaded(t, &testEnv{}, "--root", root)
+	_, err := g.mongo()
+	if !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("%v", err)
+	}
+	if e := g.explain(err); e.Exit != exitUsage || len(e.Hints) == 0 || e.Hints[0] != "run it as root" {
+		t.Errorf("%+v", e)
+	}
+}

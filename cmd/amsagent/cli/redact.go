@@ -1,0 +1,111 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// addSecrets makes texts known that must never be printed.
+func (g *globals) addSecrets(secrets ...cluster.Secret) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range secrets {
+		if s != "" && !slices.Contains(g.secrets, s) {
+			g.secrets = append(g.secrets, s)
+		}
+	}
+}
+
+// redact is the last thing that happens to every text before it is printed.
+func (g *globals) redact(text string) string {
+	g.mu.Lock()
+	secrets := slices.Clone(g.secrets)
+	g.mu.Unlock()
+	return cluster.RedactText(text, secrets...)
+}
+
+// redactAttr redacts a log attribute while it is still what it is: once quoted and escaped, a secret is harder to find.
+func (g *globals) redactAttr(a slog.Attr) slog.Attr {
+	switch a.Value.Kind() {
+	case slog.KindString:
+		a.Value = slog.StringValue(g.redact(a.Value.String()))
+	case slog.KindAny:
+		switch v := a.Value.Any().(type) {
+		case error, fmt.Stringer, []string, []byte:
+			a.Value = slog.StringValue(g.redact(fmt.Sprint(v)))
+		}
+	case slog.KindBool, slog.KindDuration, slog.KindFloat64, slog.KindInt64, slog.KindTime, slog.KindUint64,
+		slog.KindGroup, slog.KindLogValuer:
+	}
+	return a
+}
+
+// redactJSON redacts the string values of a JSON text and nothing else of it: a password "1" or "kind" must not break
+// the object that it is kept out of.
+func (g *globals) redactJSON(b []byte) []byte {
+	var out bytes.Buffer
+	for len(b) > 0 {
+		start := bytes.IndexByte(b, '"')
+		if start < 0 {
+			break
+		}
+		end := start + 1
+		for end < len(b) && b[end] != '"' {
+			if b[end] == '\\' {
+				end++
+			}
+			end++
+		}
+		end = min(end+1, len(b))
+		lit := b[start:end]
+		out.Write(b[:start])
+		b = b[end:]
+		if bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte(":")) {
+			out.Write(lit) // a field's name
+			continue
+		}
+		out.Write(g.redactLiteral(lit))
+	}
+	out.Write(b)
+	return out.Bytes()
+}
+
+func (g *globals) redactLiteral(lit []byte) []byte {
+	var s string
+	if err := json.Unmarshal(lit, &s); err != nil {
+		return lit
+	}
+	r := g.redact(s)
+	if r == s {
+		return lit
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(r); err != nil {
+		return []byte(`"***"`)
+	}
+	return bytes.TrimSpace(b.Bytes())
+}
+
+// redactWriter redacts what is written through it. Handlers write one record per call, so no secret is cut in two.
+type redactWriter struct {
+	w      io.Writer
+	redact func(string) string
+}
+
+func (r redactWriter) Write(p []byte) (int, error) {
+	if _, err := io.WriteString(r.w, r.redact(string(p))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

@@ -1,0 +1,395 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// Main runs one command line and returns its exit code. It is the only place that turns an error into a code.
+func Main(args []string, env Env) int {
+	g := newGlobals(env.withDefaults())
+	// Asked before anything is parsed, so that an error in the arguments also comes in the form asked for.
+	g.setForm(formAsked(args, g.env.getenv), "auto", slog.LevelInfo)
+
+	ctx, stop := g.interruptible(context.Background())
+	defer stop()
+
+	root := newRootCommand(g)
+	root.SetArgs(append([]string{}, args...)) // never nil: cobra would take the process's own
+	_, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		err = g.helpErr
+	}
+	if err == nil {
+		return exitOK
+	}
+	return g.report(ctx, unknownCommand(root, err))
+}
+
+// globals is what every command gets: the environment, the effective settings, and how to say things.
+type globals struct {
+	env      Env
+	settings *settings
+	// given are the settings' flags as they stood on the command line.
+	given map[string]given
+	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
+	helpErr error
+
+	mu      sync.Mutex // guards what the goroutine that watches signals reads too
+	output  string
+	color   string
+	logger  *slog.Logger
+	secrets []cluster.Secret
+}
+
+func newGlobals(env Env) *globals {
+	return &globals{env: env, given: map[string]given{}, settings: &settings{values: map[string]value{}}}
+}
+
+// setForm fixes how everything from here on is printed.
+func (g *globals) setForm(output, color string, level slog.Level) {
+	g.mu.Lock()
+	g.output, g.color = output, color
+	g.mu.Unlock()
+	l := slog.New(g.newHandler(level))
+	g.mu.Lock()
+	g.logger = l
+	g.mu.Unlock()
+}
+
+func (g *globals) isJSON() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.output == "json"
+}
+
+// log is the logger to hand to libraries.
+func (g *globals) log() *slog.Logger {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.logger
+}
+
+// interruptible returns a context that the first signal cancels; its cause says which. Commands then undo what is half
+// done. Who sends a second one does not want to wait for that: the process ends at once, and the next run repairs.
+func (g *globals) interruptible(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals, release := g.env.Signals()
+	quit := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-quit:
+			return
+		case sig := <-signals:
+			cancel(&interruptedError{sig})
+			g.log().Warn("stopping in order; a second signal stops at once", "signal", sig.String())
+		}
+		select {
+		case <-quit:
+		case <-signals:
+			g.env.Exit(exitInterrupted)
+		}
+	}()
+	return ctx, func() {
+		release()
+		close(quit)
+		<-ended
+		cancel(nil)
+	}
+}
+
+// formAsked finds -o in arguments that may not parse.
+func formAsked(args []string, getenv func(string) string) string {
+	form := getenv(envPrefix + "OUTPUT")
+	for i, a := range args {
+		if a == "--" {
+			break
+		}
+		switch {
+		case a == "-o" || a == "--output":
+			if i+1 < len(args) {
+				form = args[i+1]
+			}
+		case strings.HasPrefix(a, "--output="):
+			form = strings.TrimPrefix(a, "--output=")
+		case strings.HasPrefix(a, "-o"):
+			form = strings.TrimPrefix(strings.TrimPrefix(a, "-o"), "=")
+		}
+	}
+	if form == "json" {
+		return "json"
+	}
+	return "text"
+}
+
+const (
+	groupEveryday = "everyday"
+	groupAdvanced = "advanced"
+)
+
+// newRootCommand puts the commands together.
+func newRootCommand(g *globals) *cobra.Command {
+	var version bool
+	root := &cobra.Command{
+		Use:   "amsagent COMMAND",
+		Short: "make a machine join, serve in and leave an Ant Media Server cluster",
+		Long: "Amsagent makes a machine that runs Ant Media Server join its cluster on boot,\n" +
+			"be seen while it works, and leave without cutting a stream. The cluster's own\n" +
+			"MongoDB is all it needs besides.",
+		Example: "  # the whole of a machine's user-data\n" +
+			"  amsagent join --mongo 10.0.2.4",
+		SilenceErrors:         true,
+		SilenceUsage:          true,
+		DisableFlagsInUseLine: true,
+		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
+		PersistentPreRunE:     func(cmd *cobra.Command, _ []string) error { return g.load(cmd) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if version {
+				return runVersion(cmd.Context(), g)
+			}
+			// A script whose verb got lost must not take this for success.
+			if _, err := g.env.Stderr.Write([]byte(helpText(cmd))); err != nil {
+				return &outputError{err}
+			}
+			return usageError([]string{"start with: amsagent join --mongo ADDRESS"}, "no command given")
+		},
+	}
+	exits(root, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
+	noSettings(root)
+	root.SetOut(g.env.Stdout)
+	root.SetErr(g.env.Stderr)
+	root.SetIn(g.env.Stdin)
+	root.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Everyday"}, &cobra.Group{ID: groupAdvanced, Title: "Advanced"})
+	root.AddCommand(
+		newMetadataCommand(g),
+		newConfigCommand(g),
+		newVersionCommand(g),
+		newCompletionCommand(g),
+	)
+	root.SetHelpCommand(newHelpCommand(g))
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { g.helpErr = g.write([]byte(helpText(cmd))) })
+	root.SetUsageFunc(func(cmd *cobra.Command) error { return g.write([]byte(helpText(cmd))) })
+	root.SetFlagErrorFunc(flagError)
+
+	f := root.Flags()
+	f.BoolVar(&version, "version", false, "print the version and stop")
+	for _, row := range settingsTable() {
+		if row.global {
+			g.addSettingFlag(root, root.PersistentFlags(), row)
+		}
+	}
+	never := &settingFlag{g: g, key: keyColor, name: "no-color", fixed: "never"}
+	root.PersistentFlags().VarPF(never, "no-color", "", "the same as --color never").NoOptDefVal = "true"
+	return root
+}
+
+// load makes the settings before a command runs.
+func (g *globals) load(cmd *cobra.Command) error {
+	src := sources{flags: g.given, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
+	screen := src
+	screen.only = func(row setting) bool { return row.global }
+	early, err := resolveSettings(screen)
+	if err != nil {
+		return err
+	}
+	// What the shells' scripts call must work where config.yaml does not.
+	completes := cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd
+	if _, ok := cmd.Annotations[annotationNoLoad]; ok || completes {
+		g.apply(early)
+		return nil
+	}
+	root, err := findRoot(early)
+	if err != nil {
+		return err
+	}
+	var named *origin
+	if o := early.origin(keyConfig); o.Layer > layerDefault {
+		named = &o
+	}
+	if src.file, err = readConfigFile(root, early.Config, named); err != nil {
+		return err
+	}
+	s, err := resolveSettings(src)
+	if err != nil {
+		return err
+	}
+	s.Root = root
+	s.values[keyRoot] = value{text: root, origin: s.origin(keyRoot)}
+	g.apply(s)
+	for _, w := range s.warnings {
+		g.log().Warn(w) //nolint:sloglint // made of the settings' names
+	}
+	return nil
+}
+
+func (g *globals) apply(s *settings) {
+	g.settings = s
+	g.setForm(s.Output, s.Color, s.LogLevel)
+}
+
+// findRoot makes --root absolute and looks whether it is there: a misspelt one would look like an empty machine.
+func findRoot(s *settings) (string, error) {
+	if s.Root == "" {
+		return "", nil
+	}
+	o := s.origin(keyRoot)
+	fail := func(err error) (string, error) {
+		return "", &settingError{source: o.String(), layer: o.Layer, err: err}
+	}
+	abs, err := filepath.Abs(s.Root)
+	if err != nil {
+		return fail(err)
+	}
+	if abs == "/" {
+		return "", nil
+	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return fail(err)
+	}
+	if !info.IsDir() {
+		return fail(fmt.Errorf("%s is not a directory", abs))
+	}
+	return abs, nil
+}
+
+// settingFlag is the flag of a row of the settings table. It only keeps the text; resolveSettings judges it together
+// with the other sources, so that a wrong value reads the same wherever it stood.
+type settingFlag struct {
+	g     *globals
+	key   string
+	name  string
+	arg   string
+	def   string
+	fixed string // the value of a flag that takes none
+}
+
+func (f *settingFlag) String() string { return f.def }
+
+func (f *settingFlag) Type() string {
+	if f.fixed != "" {
+		return "bool"
+	}
+	return f.arg
+}
+
+func (f *settingFlag) Set(v string) error {
+	if f.fixed == "" {
+		f.g.given[f.key] = given{text: v, name: "--" + f.name}
+		return nil
+	}
+	on, err := strconv.ParseBool(v)
+	if err != nil {
+		return err
+	}
+	if on {
+		f.g.given[f.key] = given{text: f.fixed, name: "--" + f.name}
+	}
+	return nil
+}
+
+func (g *globals) addSettingFlag(cmd *cobra.Command, fs *pflag.FlagSet, row setting) {
+	help := row.help
+	if row.words != nil {
+		help += " (" + strings.Join(row.words, ", ") + ")"
+	}
+	fs.VarP(&settingFlag{g: g, key: row.key, name: row.flag, arg: row.arg, def: row.def}, row.flag, row.short, help)
+	if row.words != nil {
+		words := row.words
+		// Fails only for a flag that was not defined, and it just was.
+		_ = cmd.RegisterFlagCompletionFunc(row.flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return words, cobra.ShellCompDirectiveNoFileComp
+		})
+	}
+}
+
+// addSettings gives a command the flags of some settings.
+func (g *globals) addSettings(cmd *cobra.Command, keys ...string) {
+	for _, key := range keys {
+		if row, ok := settingByKey(key); ok {
+			g.addSettingFlag(cmd, cmd.Flags(), row)
+		}
+	}
+}
+
+// noArgs refuses positional arguments and says what may have been meant.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hints := []string{fmt.Sprintf("see: %s --help", cmd.CommandPath())}
+	if cmd.Flags().Lookup("mongo") != nil {
+		if _, err := cluster.ParseTarget(args[0]); err == nil {
+			hints = []string{"did you mean --mongo " + args[0] + "?"}
+		}
+	}
+	return usageError(hints, "%s takes no argument: %q", cmd.CommandPath(), args[0])
+}
+
+// flagError says what is wrong with the flags, and which one may have been meant.
+func flagError(cmd *cobra.Command, err error) error {
+	see := fmt.Sprintf("see: %s --help", cmd.CommandPath())
+	var missing *pflag.NotExistError
+	var novalue *pflag.ValueRequiredError
+	switch {
+	case errors.As(err, &missing):
+		name := missing.GetSpecifiedName()
+		if missing.GetSpecifiedShortnames() != "" {
+			return usageError([]string{see}, "unknown flag -%s", name)
+		}
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				names = append(names, f.Name)
+			}
+		})
+		if near := suggest(name, names); near != "" {
+			see = fmt.Sprintf("did you mean --%s?", near)
+		}
+		return usageError([]string{see}, "unknown flag --%s of %s", name, cmd.CommandPath())
+	case errors.As(err, &novalue):
+		return usageError([]string{see}, "--%s needs a value", novalue.GetFlag().Name)
+	}
+	return usageError([]string{see}, "%s", err.Error())
+}
+
+// unknownCommand replaces cobra's own message, which exists as text only.
+func unknownCommand(root *cobra.Command, err error) error {
+	rest, ok := strings.CutPrefix(err.Error(), "unknown command ")
+	var ue *userError
+	if !ok || errors.As(err, &ue) {
+		return err
+	}
+	name := rest
+	if quoted, qerr := strconv.QuotedPrefix(rest); qerr == nil {
+		name, _ = strconv.Unquote(quoted)
+	}
+	hints := []string{"`amsagent help` lists the commands"}
+	var names []string
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() {
+			names = append(names, c.Name())
+		}
+	}
+	if near := suggest(name, names); near != "" {
+		hints = []string{fmt.Sprintf("did you mean `amsagent %s`?", near)}
+	}
+	return usageError(hints, "unknown command %q", name)
+}

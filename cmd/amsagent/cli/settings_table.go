@@ -1,0 +1,353 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+const envPrefix = "AMSAGENT_"
+
+// Keys of the settings, as config.yaml spells them.
+const (
+	keyMongo          = "mongo"
+	keyRole           = "role"
+	keyGroup          = "group"
+	keyAddress        = "address"
+	keyAMSDir         = "ams_dir"
+	keyAMSRelease     = "ams_release"
+	keyProvider       = "provider"
+	keyService        = "service"
+	keyServiceCommand = "service_command"
+	keyRemoteIPValve  = "remote_ip_valve"
+	keyTimeout        = "timeout"
+	keyOnFailure      = "on_failure"
+	keyRoot           = "root"
+	keyConfig         = "config"
+	keyOutput         = "output"
+	keyLogLevel       = "log_level"
+	keyColor          = "color"
+	keyTagMongo       = "tag_mongo"
+	keyTagRole        = "tag_role"
+	keyTagGroup       = "tag_group"
+
+	keyAWSEndpoint            = "aws_endpoint"
+	keyAWSAutoscalingEndpoint = "aws_autoscaling_endpoint"
+	keyAzureEndpoint          = "azure_endpoint"
+	keyAlibabaEndpoint        = "alibaba_endpoint"
+	keyAlibabaESSEndpoint     = "alibaba_ess_endpoint"
+	keyGCPEndpoint            = "gcp_endpoint"
+)
+
+// setting is one row of the table that flags, environment variables, config.yaml keys, instance tags and their
+// documentation are all made from.
+type setting struct {
+	key  string
+	help string
+	// arg is the word for the value in help: --timeout DURATION.
+	arg string
+	def string
+	// flag is the long flag, "" for none; short its letter; global marks a flag of every command.
+	flag   string
+	short  string
+	global bool
+	// alsoEnv are other people's variables that mean the same; ours wins.
+	alsoEnv []string
+	// noFile: cannot stand in config.yaml, because it decides which file that is.
+	noFile bool
+	// tag is the name below amsagent: for a setting that instance tags may carry.
+	tag string
+	// words are the values allowed, where they are a closed set.
+	words []string
+	// secret values are never echoed, not even when they are wrong.
+	secret bool
+	// check returns the value in its one canonical spelling. It never touches the machine.
+	check func(value string) (string, error)
+}
+
+// env is the variable of a setting: always the key with our prefix, so that nobody has to look it up.
+func (s setting) env() string { return envPrefix + strings.ToUpper(s.key) }
+
+// settingsTable lists every setting in the order in which `config` and the help topics show them.
+func settingsTable() []setting {
+	return []setting{
+		{
+			key: keyMongo, flag: "mongo", arg: "ADDRESS", tag: "mongo", secret: true, check: checkMongo,
+			help: "the cluster's MongoDB: IP, host[:port], a comma list, mongodb://…, mongodb+srv://…, or file:PATH holding one of these; a password given here shows in the process list, one in a file does not",
+		},
+		{
+			key: keyRole, flag: "role", arg: "ROLE", tag: "role", check: checkRole,
+			help: "what this node is for: origin, edge, or a word of yours",
+		},
+		{
+			key: keyGroup, flag: "group", arg: "GROUP", tag: "group", check: checkGroup,
+			help: "the scaling group; where unset, the one the cloud names",
+		},
+		{
+			key: keyAddress, flag: "address", arg: "IP", check: checkAddress,
+			help: "the address other nodes reach this one by; where unset, the private address the cloud names",
+		},
+		{
+			key: keyAMSDir, flag: "ams-dir", arg: "DIR", def: "/usr/local/antmedia", check: checkAbsPath,
+			help: "where Ant Media Server is installed",
+		},
+		{
+			key: keyAMSRelease, flag: "ams-release", arg: "RELEASE", check: checkRelease,
+			help: "the release of Ant Media Server; where unset, read from its jar",
+		},
+		{
+			key: keyProvider, flag: "provider", arg: "NAME", def: "auto", words: []string{"auto", "aws", "azure", "alibaba", "gcp", "generic", "none"},
+			help: "the cloud this machine runs on",
+		},
+		{
+			key: keyService, flag: "service", arg: "KIND", def: "auto", words: []string{"auto", "systemd", "none"},
+			help: "how Ant Media Server is started and stopped; none leaves it alone, and is implied by --root",
+		},
+		{
+			key: keyServiceCommand, flag: "service-command", arg: "COMMAND", check: checkCommand,
+			help: "a command called with start, stop, restart or status, instead of systemd",
+		},
+		{
+			key: keyRemoteIPValve, flag: "remote-ip-valve", arg: "WHAT", def: "auto", words: []string{"keep", "remove", "auto"},
+			help: "Tomcat's RemoteIpValve; auto removes it on Azure, whose gateway sends a header that makes it answer 403",
+		},
+		{
+			key: keyTimeout, flag: "timeout", arg: "DURATION", def: "5m", check: checkDuration(time.Second, 24*time.Hour),
+			help: "how long to wait for the outcome",
+		},
+		{
+			key: keyOnFailure, flag: "on-failure", arg: "WHAT", def: "rollback", words: []string{"rollback", "keep"},
+			help: "what happens to the changes of a join that fails",
+		},
+		{
+			key: keyTagMongo, arg: "NAME", def: "amsagent:mongo", check: checkTagName,
+			help: "the instance tag with the MongoDB address",
+		},
+		{
+			key: keyTagRole, arg: "NAME", def: "amsagent:role", check: checkTagName,
+			help: "the instance tag with the role",
+		},
+		{
+			key: keyTagGroup, arg: "NAME", def: "amsagent:group", check: checkTagName,
+			help: "the instance tag with the group",
+		},
+		{
+			key: keyAWSEndpoint, arg: "ORIGIN", check: checkOrigin, alsoEnv: []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"},
+			help: "the metadata service of AWS",
+		},
+		{
+			key: keyAWSAutoscalingEndpoint, arg: "ORIGIN", check: checkOrigin, alsoEnv: []string{"AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL"},
+			help: "the Auto Scaling API of AWS",
+		},
+		{
+			key: keyAzureEndpoint, arg: "ORIGIN", check: checkOrigin,
+			help: "the metadata service of Azure",
+		},
+		{
+			key: keyAlibabaEndpoint, arg: "ORIGIN", check: checkOrigin,
+			help: "the metadata service of Alibaba Cloud",
+		},
+		{
+			key: keyAlibabaESSEndpoint, arg: "ORIGIN", check: checkOrigin,
+			help: "the Auto Scaling (ESS) API of Alibaba Cloud",
+		},
+		{
+			key: keyGCPEndpoint, arg: "ORIGIN", check: checkOrigin,
+			help: "the metadata service of Google Cloud",
+		},
+		{
+			key: keyOutput, flag: "output", short: "o", global: true, arg: "FORMAT", def: "text", words: []string{"text", "json"},
+			help: "form of the result and of errors",
+		},
+		{
+			key: keyRoot, flag: "root", global: true, arg: "DIR", noFile: true, check: checkNonEmpty,
+			help: "work on the tree below DIR: every path read or written is taken from there, and no service is touched",
+		},
+		{
+			key: keyConfig, flag: "config", global: true, arg: "FILE", def: "/etc/amsagent/config.yaml", noFile: true, check: checkNonEmpty,
+			help: "the settings file",
+		},
+		{
+			key: keyLogLevel, flag: "log-level", global: true, arg: "LEVEL", def: "info", words: []string{"debug", "info", "warn", "error"},
+			help: "how much is said on stderr",
+		},
+		{
+			key: keyColor, flag: "color", global: true, arg: "WHEN", def: "auto", words: []string{"auto", "always", "never"},
+			help: "color; auto is on a terminal where NO_COLOR is not set",
+		},
+	}
+}
+
+func settingByKey(key string) (setting, bool) {
+	for _, s := range settingsTable() {
+		if s.key == key {
+			return s, true
+		}
+	}
+	return setting{}, false
+}
+
+// canonical checks a value against the row: its words, or its check.
+func (s setting) canonical(value string) (string, error) {
+	switch {
+	case value == "":
+		return "", errors.New("the value is empty")
+	case s.words != nil:
+		if slices.Contains(s.words, value) {
+			return value, nil
+		}
+		err := valueError{text: fmt.Sprintf("%q is not one of %s", value, strings.Join(s.words, ", "))}
+		if near := suggest(value, s.words); near != "" {
+			err.hints = []string{fmt.Sprintf("did you mean %s?", near)}
+		}
+		return "", err
+	case s.check != nil:
+		return s.check(value)
+	}
+	return value, nil
+}
+
+// valueError is what is wrong with a value, with what to do about it.
+type valueError struct {
+	text  string
+	hints []string
+}
+
+func (p valueError) Error() string { return p.text }
+
+func checkNonEmpty(v string) (string, error) { return v, nil }
+
+var roleWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+func checkRole(v string) (string, error) {
+	if !roleWord.MatchString(v) {
+		return "", valueError{
+			text:  fmt.Sprintf("%q is not a role", v),
+			hints: []string{"a role is one word of letters, digits, dot, dash and underscore, at most 63: origin, edge"},
+		}
+	}
+	return v, nil
+}
+
+// maxGroup is the longest name that any of the clouds allows for a scaling group (AWS: 255).
+const maxGroup = 255
+
+func checkGroup(v string) (string, error) {
+	if len(v) > maxGroup || strings.TrimSpace(v) != v || strings.ContainsFunc(v, unicode.IsControl) {
+		return "", valueError{
+			text:  fmt.Sprintf("%q is not a group name", v),
+			hints: []string{fmt.Sprintf("a group is a name of at most %d characters, without control characters or blanks around it", maxGroup)},
+		}
+	}
+	return v, nil
+}
+
+func checkAddress(v string) (string, error) {
+	a, err := netip.ParseAddr(v)
+	hint := []string{"give one IP address of this machine, such as 10.0.1.5"}
+	switch {
+	case err != nil:
+		return "", valueError{text: fmt.Sprintf("%q is not an IP address", v), hints: hint}
+	case a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "", valueError{text: fmt.Sprintf("%s is not the address of one machine", a), hints: hint}
+	case a.Zone() != "":
+		return "", valueError{text: fmt.Sprintf("%s has a zone; other nodes cannot use it", a), hints: hint}
+	}
+	return a.Unmap().String(), nil
+}
+
+func checkAbsPath(v string) (string, error) {
+	if !filepath.IsAbs(v) {
+		return "", valueError{text: fmt.Sprintf("%q is not an absolute path", v)}
+	}
+	return filepath.Clean(v), nil
+}
+
+var releaseWord = regexp.MustCompile(`^[0-9]{1,4}(\.[0-9]{1,4}){1,3}([-+._][0-9A-Za-z.-]{1,40})?$`)
+
+func checkRelease(v string) (string, error) {
+	if !releaseWord.MatchString(v) {
+		return "", valueError{text: fmt.Sprintf("%q is not a release of Ant Media Server", v), hints: []string{"a release looks like 2.14.0 or 3.0.3"}}
+	}
+	return v, nil
+}
+
+func checkCommand(v string) (string, error) {
+	if strings.TrimSpace(v) == "" || strings.ContainsAny(v, "\x00\n\r") {
+		return "", valueError{text: fmt.Sprintf("%q is not a command", v)}
+	}
+	return v, nil
+}
+
+func checkDuration(least, most time.Duration) func(string) (string, error) {
+	return func(v string) (string, error) {
+		d, err := time.ParseDuration(v)
+		switch {
+		case err != nil:
+			return "", valueError{text: fmt.Sprintf("%q is not a duration", v), hints: []string{"a duration looks like 90s, 5m or 1h30m"}}
+		case d < least || d > most:
+			return "", valueError{text: fmt.Sprintf("%s is outside %s to %s", v, shortDuration(least), shortDuration(most))}
+		}
+		return shortDuration(d), nil
+	}
+}
+
+func checkTagName(v string) (string, error) {
+	if len(v) > 128 || strings.TrimSpace(v) != v || strings.ContainsFunc(v, unicode.IsControl) {
+		return "", valueError{text: fmt.Sprintf("%q is not a tag name", v)}
+	}
+	return v, nil
+}
+
+// checkOrigin accepts scheme, host and port only: the paths are ours, and one in the setting would be added to them.
+func checkOrigin(v string) (string, error) {
+	hint := []string{"give an origin without a path, such as http://127.0.0.1:1338"}
+	u, err := url.Parse(v)
+	switch {
+	case err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || u.Opaque != "":
+		return "", valueError{text: "not an http or https origin", hints: hint}
+	case u.User != nil:
+		return "", valueError{text: "an origin has no user and password", hints: hint}
+	case (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return "", valueError{text: fmt.Sprintf("%q has more than an origin", v), hints: hint}
+	}
+	if p := u.Port(); p != "" {
+		if n, err := strconv.Atoi(p); err != nil || n < 1 || n > 65535 {
+			return "", valueError{text: fmt.Sprintf("%q has no usable port", v), hints: hint}
+		}
+	} else if strings.HasSuffix(u.Host, ":") {
+		return "", valueError{text: fmt.Sprintf("%q has no usable port", v), hints: hint}
+	}
+	return u.Scheme + "://" + u.Host, nil
+}
+
+// checkMongo checks the syntax only; file:PATH is read when a command needs it (see mongo.go).
+func checkMongo(v string) (string, error) {
+	v = strings.TrimSpace(v)
+	if path, ok := filePath(v); ok {
+		if !filepath.IsAbs(path) {
+			return "", valueError{text: fmt.Sprintf("file:%s is not an absolute path", path), hints: []string{"write file:/etc/amsagent/mongo"}}
+		}
+		return "file:" + filepath.Clean(path), nil
+	}
+	if v == "" {
+		return "", errors.New("the value is empty")
+	}
+	if _, err := cluster.ParseTarget(v); err != nil {
+		return "", err
+	}
+	return v, nil
+}
