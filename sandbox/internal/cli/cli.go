@@ -51,6 +51,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"mongo", "a MongoDB-wire server that can be made to misbehave", runMongo},
+		{"aws", "the metadata service of an EC2 instance", runAWS},
 		{"ams", "a stand-in for Ant Media Server", runAMS},
 		{"amsctl", "start, stop, restart, status of a stand-in, without systemd", runAMSCtl},
 		{"tree", "write an Ant Media Server installation, or list one", runTree},

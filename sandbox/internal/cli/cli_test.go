@@ -193,6 +193,39 @@ func TestMongo(t *testing.T) {
 	}
 }
 
+func TestAWS(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	userData := filepath.Join(dir, "user-data")
+	instance := filepath.Join(dir, "instance.json")
+	for file, text := range map[string]string{userData: "#!/bin/sh\n", instance: `{"zone": "eu-west-1c", "id": "i-9"}`} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said, cmd := serve(t, "aws", "--allow-v1", "--instance", instance, "--ip", "10.0.3.4", "--tag", "amsagent:role=origin",
+		"--tag", "Name=", "--user-data", userData)
+	for path, want := range map[string]string{
+		"meta-data/instance-id": "i-9", "meta-data/placement/availability-zone": "eu-west-1c",
+		"meta-data/local-ipv4": "10.0.3.4", "meta-data/local-hostname": "ip-10-0-3-4.eu-west-1.compute.internal",
+		"meta-data/tags/instance": "amsagent:role\naws:autoscaling:groupName", "user-data": "#!/bin/sh\n",
+	} {
+		resp, err := http.Get(said["endpoint"].(string) + "/latest/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if string(b) != want {
+			t.Errorf("%s: %q, want %q", path, b, want)
+		}
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	if status := ended(t, cmd); status != 0 {
+		t.Errorf("exit %d", status)
+	}
+}
+
 func TestServersDieWithAnother(t *testing.T) {
 	t.Parallel()
 	other := exec.Command("sleep", "600")

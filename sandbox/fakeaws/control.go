@@ -1,0 +1,139 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakeaws
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/control"
+)
+
+// controlHandler is the control port:
+//
+//	GET    /instance       what is told
+//	PATCH  /instance       JSON: the fields in it are replaced
+//	PUT    /item?path=P    the body becomes meta-data/P, 404 when it is empty
+//	PUT    /tag?key=K      the body becomes the tag's value
+//	DELETE /tag?key=K
+//	GET    /fault
+//	POST   /fault          ?path=P and one of status=N (body=S), truncate=true, hang=true, reset=true; ms=N times=N method=M
+//	DELETE /fault          all of them
+//	POST   /expire-tokens
+//	GET    /requests
+func (s *Server) controlHandler() http.Handler {
+	mux := http.NewServeMux()
+	instance := func(w http.ResponseWriter) { control.JSON(w, s.Instance()) }
+	mux.HandleFunc("GET /instance", func(w http.ResponseWriter, _ *http.Request) { instance(w) })
+	mux.HandleFunc("PATCH /instance", func(w http.ResponseWriter, r *http.Request) {
+		i := s.Instance()
+		d := json.NewDecoder(r.Body)
+		d.DisallowUnknownFields()
+		if err := d.Decode(&i); err != nil {
+			control.Fail(w, http.StatusBadRequest, fmt.Errorf("reading the instance: %w", err))
+			return
+		}
+		s.Update(func(to *Instance) { *to = i })
+		instance(w)
+	})
+	body := func(w http.ResponseWriter, r *http.Request, key string, use func(i *Instance, key, value string)) {
+		name := r.URL.Query().Get(key)
+		b, err := io.ReadAll(r.Body)
+		if err == nil && name == "" {
+			err = fmt.Errorf("parameter %s is needed", key)
+		}
+		if err != nil {
+			control.Fail(w, http.StatusBadRequest, err)
+			return
+		}
+		s.Update(func(i *Instance) { use(i, name, string(b)) })
+		instance(w)
+	}
+	mux.HandleFunc("PUT /item", func(w http.ResponseWriter, r *http.Request) {
+		body(w, r, "path", func(i *Instance, key, value string) {
+			if i.Extra == nil {
+				i.Extra = map[string]string{}
+			}
+			i.Extra[key] = value
+		})
+	})
+	mux.HandleFunc("PUT /tag", func(w http.ResponseWriter, r *http.Request) {
+		body(w, r, "key", func(i *Instance, key, value string) {
+			if i.Tags == nil {
+				i.Tags = map[string]string{}
+			}
+			i.Tags[key] = value
+		})
+	})
+	mux.HandleFunc("DELETE /tag", func(w http.ResponseWriter, r *http.Request) {
+		body(w, r, "key", func(i *Instance, key, _ string) { delete(i.Tags, key) })
+	})
+	mux.HandleFunc("GET /fault", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Faults()) })
+	mux.HandleFunc("POST /fault", func(w http.ResponseWriter, r *http.Request) {
+		f, err := parseFault(r.URL.Query())
+		if err == nil {
+			err = s.AddFault(f)
+		}
+		if err != nil {
+			control.Fail(w, http.StatusBadRequest, err)
+			return
+		}
+		control.JSON(w, s.Faults())
+	})
+	mux.HandleFunc("DELETE /fault", func(w http.ResponseWriter, _ *http.Request) {
+		s.ClearFaults()
+		control.JSON(w, s.Faults())
+	})
+	mux.HandleFunc("POST /expire-tokens", func(w http.ResponseWriter, _ *http.Request) {
+		s.ExpireTokens()
+		instance(w)
+	})
+	mux.HandleFunc("GET /requests", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Requests()) })
+	return mux
+}
+
+// parseFault refuses what it does not know: a test with a misspelt parameter
+// would otherwise pass against a healthy service.
+func parseFault(q url.Values) (Fault, error) {
+	var f Fault
+	var errs []error
+	for key := range q {
+		var err error
+		v := q.Get(key)
+		switch key {
+		case "path":
+			f.Path = v
+		case "method":
+			f.Method = v
+		case "body":
+			f.Body = v
+		case "status":
+			f.Status, err = strconv.Atoi(v)
+		case "times":
+			f.Times, err = strconv.Atoi(v)
+		case "ms":
+			var n int
+			n, err = strconv.Atoi(v)
+			f.Delay = time.Duration(n) * time.Millisecond
+		case "truncate":
+			f.Truncate, err = strconv.ParseBool(v)
+		case "hang":
+			f.Hang, err = strconv.ParseBool(v)
+		case "reset":
+			f.Reset, err = strconv.ParseBool(v)
+		default:
+			err = errors.New("unknown")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
+		}
+	}
+	return f, errors.Join(errs...)
+}

@@ -1,0 +1,11 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fakeaws is a fake of the metadata service that an EC2 instance sees at
+// 169.254.169.254: session tokens with the semantics of IMDSv2, the items an agent
+// asks for, tags that the operator may not have switched on, and faults that can
+// be switched on and off while it runs.
+//
+// It knows nothing of AWS's other services. It answers on loopback unless told
+// otherwise. The API is not stable.
+package fakeaws

@@ -1,0 +1,96 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+)
+
+func runAWS(ctx context.Context, env Env, args []string) error {
+	fs := newFlags(env, "aws", "[flags]")
+	var l life
+	l.addFlags(fs)
+	var o fakeaws.Options
+	var file, id, ip, userData string
+	var noTags bool
+	tags := map[string]string{}
+	fs.StringVar(&o.Listen, "listen", "127.0.0.1:0", "`address` of the service")
+	fs.StringVar(&o.Control, "control", "127.0.0.1:0", "`address` of the HTTP control port; empty: none")
+	fs.BoolVar(&o.AllowV1, "allow-v1", false, "answer without a token too")
+	fs.StringVar(&file, "instance", "", "tell what this JSON `file` says, over the sample")
+	fs.StringVar(&id, "id", "", "the instance's `id`")
+	fs.StringVar(&ip, "ip", "", "its private IPv4 `address`")
+	fs.StringVar(&userData, "user-data", "", "serve this `file` as user data")
+	fs.BoolVar(&noTags, "no-tags", false, "show no tags (InstanceMetadataTags=disabled)")
+	fs.Func("tag", "a tag as `key=value`; an empty value takes it away (may be repeated)", func(s string) error {
+		key, value, ok := strings.Cut(s, "=")
+		if !ok || key == "" {
+			return fmt.Errorf("want key=value")
+		}
+		tags[key] = value
+		return nil
+	})
+	if err := parse(fs, args, 0); err != nil {
+		return err
+	}
+	i := fakeaws.Sample()
+	if file != "" {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("reading the instance: %w", err)
+		}
+		if err := json.Unmarshal(b, &i); err != nil {
+			return fmt.Errorf("reading the instance from %s: %w", file, err)
+		}
+	}
+	if id != "" {
+		i.ID = id
+	}
+	if ip != "" && len(i.NICs) > 0 {
+		i.NICs[0].IPv4s = []string{ip}
+		i.Hostname = "ip-" + strings.ReplaceAll(ip, ".", "-") + "." + i.Region + ".compute.internal"
+	}
+	if userData != "" {
+		b, err := os.ReadFile(userData)
+		if err != nil {
+			return fmt.Errorf("reading the user data: %w", err)
+		}
+		i.UserData = string(b)
+	}
+	for key, value := range tags {
+		if value == "" {
+			delete(i.Tags, key)
+		} else {
+			i.Tags[key] = value
+		}
+	}
+	if noTags {
+		i.TagsEnabled = false
+	}
+	o.Instance = &i
+
+	ctx, stop, err := l.context(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	o.Log = l.log(env)
+	s, err := fakeaws.Start(context.WithoutCancel(ctx), o)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	err = announce(env.Stdout, map[string]string{"addr": s.Addr(), "control": s.ControlAddr(), "endpoint": s.Endpoint()})
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return s.Close()
+}
