@@ -25,7 +25,8 @@ type Identity struct {
 // Compiled once, never changed.
 var (
 	instanceID = regexp.MustCompile(`^i-[0-9a-f]{8,32}$`)
-	accountID  = regexp.MustCompile(`^[0-9]{12}$`)
+	// Twelve digits at AWS; amazon-ec2-metadata-mock has ten.
+	accountID = regexp.MustCompile(`^[0-9]{10,12}$`)
 	// plainWord is what regions, zones, types and life cycles look like, with room for what AWS has yet to name.
 	plainWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	hostname  = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})$`)

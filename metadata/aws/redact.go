@@ -92,7 +92,9 @@ func redactDocument(m *record.Mapper, body []byte) string {
 			if !plainWord.MatchString(s) {
 				doc[k] = record.Redacted
 			}
-		case k == "accountId", k == "instanceId", k == "imageId", k == "kernelId", k == "ramdiskId", k == "privateIp":
+		case k == "accountId" && accountID.MatchString(s):
+			doc[k] = "123456789012"
+		case k == "instanceId", k == "imageId", k == "kernelId", k == "ramdiskId", k == "privateIp":
 			// What the mapper leaves alone is not of the form we know.
 			if r := m.Text(s); r != s || s == "" {
 				doc[k] = r

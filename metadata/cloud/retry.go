@@ -116,9 +116,6 @@ func try[T any](ctx context.Context, o Options, c Call, fn func(context.Context)
 // BadAnswer marks an answer that was received and cannot be what was asked for.
 func BadAnswer(cause error) error { return &Error{Kind: ErrBadAnswer, Cause: cause} }
 
-// Final marks an error that must end the retry loop as it is.
-func Final(kind, cause error) error { return &Error{Kind: kind, Cause: cause} }
-
 func verdict(err error, a *Attempt) *Error {
 	status := a.Status()
 	if e, ok := errors.AsType[*Error](err); ok {

@@ -28,9 +28,6 @@ const (
 	addrTentative  = 0x40
 )
 
-// DefaultRoutes are the interfaces that the default routes leave by, "" where there is none.
-type DefaultRoutes struct{ IPv4, IPv6 string }
-
 // ParseRoutes reads /proc/net/route and returns the interface of the default route with the lowest metric; of equals, the
 // first, as the kernel does.
 func ParseRoutes(b []byte) string {
@@ -118,17 +115,18 @@ type addresses struct {
 // readAddresses looks up the addresses of the default routes' interfaces.
 func readAddresses(o cloud.Options) (addresses, error) {
 	var (
-		out   addresses
-		errs  []error
-		r     DefaultRoutes
+		out  addresses
+		errs []error
+		// The interfaces that the default routes leave by.
+		via   struct{ v4, v6 string }
 		avoid map[netip.Addr]bool
 	)
 	for _, t := range []struct {
 		path string
 		use  func([]byte)
 	}{
-		{"/proc/net/route", func(b []byte) { r.IPv4 = ParseRoutes(b) }},
-		{"/proc/net/ipv6_route", func(b []byte) { r.IPv6 = ParseIPv6Routes(b) }},
+		{"/proc/net/route", func(b []byte) { via.v4 = ParseRoutes(b) }},
+		{"/proc/net/ipv6_route", func(b []byte) { via.v6 = ParseIPv6Routes(b) }},
 		{"/proc/net/if_inet6", func(b []byte) { avoid = ParseIfInet6(b) }},
 	} {
 		b, err := readTable(o.Path(t.path))
@@ -138,22 +136,22 @@ func readAddresses(o cloud.Options) (addresses, error) {
 		}
 		t.use(b)
 	}
-	if r.IPv4 != "" {
-		list, err := o.Interfaces(r.IPv4)
+	if via.v4 != "" {
+		list, err := o.Interfaces(via.v4)
 		if err != nil {
 			errs = append(errs, err)
 		}
 		if out.v4 = pickIPv4(list); out.v4.IsValid() {
-			out.v4From = r.IPv4
+			out.v4From = via.v4
 		}
 	}
-	if r.IPv6 != "" {
-		list, err := o.Interfaces(r.IPv6)
+	if via.v6 != "" {
+		list, err := o.Interfaces(via.v6)
 		if err != nil {
 			errs = append(errs, err)
 		}
 		if out.v6 = pickIPv6(list, avoid); out.v6.IsValid() {
-			out.v6From = r.IPv6
+			out.v6From = via.v6
 		}
 	}
 	return out, errors.Join(errs...)
