@@ -93,11 +93,10 @@ func (c Config) running() (*proc.Process, error) {
 		return nil, err
 	}
 	// Looked at after it was taken hold of: the number cannot change hands now.
-	if got, err := proc.Birth(pid); err != nil || got != birth || p.Ended() {
-		_ = p.Close()
-		return nil, nil
+	if got, err := proc.Birth(pid); err == nil && got == birth && !p.Ended() {
+		return p, nil
 	}
-	return p, nil
+	return nil, p.Close() // it has ended, or the number is another's
 }
 
 // Status asks after the server.
@@ -229,7 +228,7 @@ func (c Config) stop(ctx context.Context) error {
 	if p == nil {
 		return removeAll(c.path("pid"), c.path("failed"))
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	if err := p.Signal(unix.SIGTERM); err != nil && !p.Ended() {
 		return err
 	}

@@ -56,7 +56,7 @@ func manifestOf(jar string) (version, build string, err error) {
 	if err != nil {
 		return "", "", fmt.Errorf("reading the manifest of %s: %w", jar, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		key, value, _ := strings.Cut(lines.Text(), ":")

@@ -349,9 +349,11 @@ func (s *Server) Stop(ctx context.Context) error {
 	s.cancel()
 	for _, a := range s.in.apps {
 		deadline := time.Now().Add(s.o.StreamWait)
-		for s.liveIn(a.name) > 0 && time.Now().Before(deadline) && wait(ctx, 20*time.Millisecond) {
+		live := s.liveIn(a.name)
+		for live > 0 && time.Now().Before(deadline) && wait(ctx, 20*time.Millisecond) {
+			live = s.liveIn(a.name)
 		}
-		if s.liveIn(a.name) > 0 {
+		if live > 0 {
 			if err := s.abandon(ctx, a.name); err != nil {
 				errs = append(errs, err)
 			}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -469,7 +470,8 @@ func TestBehaviours(t *testing.T) {
 		if n := count(t, "crash"); n != 1 {
 			t.Errorf("documents after the crash: %d, want 1", n)
 		}
-		if _, err := http.Get("http://" + s.HTTPAddr()); err == nil {
+		if conn, err := net.Dial("tcp", s.HTTPAddr()); err == nil {
+			_ = conn.Close()
 			t.Error("HTTP answers after the crash")
 		}
 	})

@@ -143,7 +143,10 @@ func (p *proxy) close() {
 	p.wg.Wait()
 }
 
-var errStruck = errors.New("cut by a fault")
+var (
+	errStruck = errors.New("cut by a fault")
+	errHungUp = errors.New("the client hung up")
+)
 
 func (p *proxy) serve(ctx context.Context, c *clientConn) error {
 	backend, err := p.dial(ctx)
@@ -159,13 +162,15 @@ func (p *proxy) serve(ctx context.Context, c *clientConn) error {
 	// Reading goes on while a request is worked on: only so is a client noticed
 	// that hangs up while a fault holds its request.
 	requests := make(chan []byte)
-	gone := make(chan error, 1)
+	gone := make(chan struct{})
+	var hungUp error // set before gone is closed
 	p.wg.Go(func() {
 		fromClient := bufio.NewReader(c.net)
 		for {
 			raw, err := readMessage(fromClient)
 			if err != nil {
-				gone <- err
+				hungUp = err
+				close(gone)
 				return
 			}
 			select {
@@ -183,8 +188,8 @@ func (p *proxy) serve(ctx context.Context, c *clientConn) error {
 			if err := p.one(ctx, c, parseRequest(raw), raw, backend, fromBackend, gone); err != nil {
 				return err
 			}
-		case err := <-gone:
-			return err
+		case <-gone:
+			return hungUp
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -193,7 +198,7 @@ func (p *proxy) serve(ctx context.Context, c *clientConn) error {
 
 // one handles one request: fault, authentication, execution, reply.
 func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
-	backend net.Conn, fromBackend *bufio.Reader, gone <-chan error,
+	backend net.Conn, fromBackend *bufio.Reader, gone <-chan struct{},
 ) error {
 	fault, changed := p.faults.strike(req.command)
 	entry := p.stats.received(c.id, req, len(raw), fault.Mode)
@@ -202,8 +207,8 @@ func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 		select {
 		case <-time.After(fault.Delay):
 		case <-changed:
-		case err := <-gone:
-			return err // it lost patience: must not be executed any more
+		case <-gone:
+			return errHungUp // it lost patience: must not be executed any more
 		case <-ctx.Done():
 			return ctx.Err()
 		}

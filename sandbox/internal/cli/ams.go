@@ -76,7 +76,7 @@ func runAMS(ctx context.Context, env Env, args []string) error {
 	case <-ctx.Done():
 		return ending(ctx)
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	said := amsInfo{
 		Addr: s.HTTPAddr(), Control: s.ControlAddr(), PID: os.Getpid(),
 		Mode: s.Mode(), Address: s.Address(), NodeID: s.NodeID(),
@@ -123,7 +123,7 @@ func runAMS(ctx context.Context, env Env, args []string) error {
 
 // ending is the exit status for what ended ctx: after SIGTERM that of a JVM.
 func ending(ctx context.Context) error {
-	var sig errSignal
+	var sig signalError
 	if errors.As(context.Cause(ctx), &sig) && sig.Signal == syscall.SIGTERM {
 		return exitError{status: 128 + int(syscall.SIGTERM)}
 	}
@@ -200,7 +200,7 @@ func runAMSCtl(ctx context.Context, env Env, args []string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(env.Stdout, st)
+		say(env.Stdout, "%s\n", st)
 		if st != amsctl.Active {
 			return exitError{status: 3}
 		}
@@ -210,7 +210,7 @@ func runAMSCtl(ctx context.Context, env Env, args []string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(env.Stdout, strings.TrimSpace(string(b)))
+		say(env.Stdout, "%s\n", strings.TrimSpace(string(b)))
 		return nil
 	default:
 		return exitError{2, fmt.Sprintf("amsctl: no action %q (start, stop, restart, status, info)", action)}

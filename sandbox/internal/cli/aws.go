@@ -86,7 +86,7 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }() // for the ways out before the last line
 	err = announce(env.Stdout, map[string]string{"addr": s.Addr(), "control": s.ControlAddr(), "endpoint": s.Endpoint()})
 	if err != nil {
 		return err

@@ -61,11 +61,11 @@ func commands() []command {
 // Main runs one subcommand and returns the exit status.
 func Main(args []string, env Env) int {
 	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
-		fmt.Fprint(env.Stderr, "usage: sandbox COMMAND [flags]\n\n")
+		say(env.Stderr, "usage: sandbox COMMAND [flags]\n\n")
 		for _, c := range commands() {
-			fmt.Fprintf(env.Stderr, "  %-8s %s\n", c.name, c.does)
+			say(env.Stderr, "  %-8s %s\n", c.name, c.does)
 		}
-		fmt.Fprint(env.Stderr, `
+		say(env.Stderr, `
 sandbox COMMAND --help shows the flags. An argument @FILE stands for the lines of
 FILE, one argument each; a file that is not there stands for none.
 
@@ -94,15 +94,15 @@ ams: 143 after SIGTERM, as a Java server.
 			return 0
 		case errors.As(err, &exit):
 			if exit.text != "" {
-				fmt.Fprintf(env.Stderr, "sandbox: %s\n", exit.text)
+				say(env.Stderr, "sandbox: %s\n", exit.text)
 			}
 			return exit.status
 		default:
-			fmt.Fprintf(env.Stderr, "sandbox: error: %v\n", err)
+			say(env.Stderr, "sandbox: error: %v\n", err)
 			return 1
 		}
 	}
-	fmt.Fprintf(env.Stderr, "sandbox: no command %q (sandbox help lists them)\n", args[0])
+	say(env.Stderr, "sandbox: no command %q (sandbox help lists them)\n", args[0])
 	return 2
 }
 
@@ -141,7 +141,7 @@ func newFlags(env Env, name, synopsis string) *flag.FlagSet {
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(env.Stderr)
 	fs.Usage = func() {
-		fmt.Fprintf(env.Stderr, "usage: sandbox %s %s\n", name, synopsis)
+		say(env.Stderr, "usage: sandbox %s %s\n", name, synopsis)
 		fs.PrintDefaults()
 	}
 	return fs
@@ -184,10 +184,10 @@ func (l *life) log(env Env) *slog.Logger {
 	return slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// errSignal is the cause of a context that a signal ended.
-type errSignal struct{ os.Signal }
+// signalError is the cause of a context that a signal ended.
+type signalError struct{ os.Signal }
 
-func (e errSignal) Error() string { return "got signal " + e.String() }
+func (e signalError) Error() string { return "got signal " + e.String() }
 
 var errOrphaned = errors.New("the process to die with has ended")
 
@@ -199,7 +199,7 @@ func (l *life) context(ctx context.Context) (context.Context, context.CancelFunc
 	go func() {
 		select {
 		case s := <-signals:
-			cancel(errSignal{s})
+			cancel(signalError{s})
 		case <-ctx.Done():
 		}
 		signal.Stop(signals) // a second signal ends the process at once
@@ -216,7 +216,7 @@ func (l *life) context(ctx context.Context) (context.Context, context.CancelFunc
 			return nil, nil, fmt.Errorf("finding the process to die with: %w", err)
 		}
 		go func() {
-			defer p.Close()
+			defer func() { _ = p.Close() }()
 			if p.Wait(ctx) {
 				cancel(errOrphaned)
 			}
@@ -224,6 +224,9 @@ func (l *life) context(ctx context.Context) (context.Context, context.CancelFunc
 	}
 	return ctx, stop, nil
 }
+
+// say prints. A reader that went away is no reason to fail.
+func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 
 // announce prints the one line that machines wait for.
 func announce(w io.Writer, v any) error {

@@ -289,7 +289,7 @@ func TestAMS(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		if resp.StatusCode != 200 {
+		if resp.StatusCode != http.StatusOK {
 			t.Errorf("liveness %d", resp.StatusCode)
 		}
 		_ = cmd.Process.Signal(sig)
@@ -381,7 +381,8 @@ func TestAMSCtl(t *testing.T) {
 	info := func() (said struct {
 		Addr, Mode, Address string
 		PID                 int
-	}) {
+	},
+	) {
 		t.Helper()
 		_, out, stderr := call("info")
 		if err := json.Unmarshal([]byte(out), &said); err != nil {

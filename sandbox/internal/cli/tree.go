@@ -63,7 +63,7 @@ func runTree(_ context.Context, env Env, args []string) error {
 			return err
 		}
 		for _, l := range lines {
-			fmt.Fprintln(env.Stdout, l)
+			say(env.Stdout, "%s\n", l)
 		}
 		return nil
 	}
