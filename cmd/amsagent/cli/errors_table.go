@@ -11,7 +11,10 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -28,6 +31,10 @@ const (
 	idDiskFull     = "AMS-DISK-FULL"
 	idReadOnly     = "AMS-READ-ONLY"
 	idMongoMissing = "AMS-MONGO-MISSING"
+	idPreflight    = "AMS-PREFLIGHT"
+	idLocked       = "AMS-LOCKED"
+	idService      = "AMS-SERVICE"
+	idNotSeen      = "AMS-NOT-SEEN"
 
 	idMongo            = "AMS-MONGO"
 	idMongoDNS         = "AMS-MONGO-DNS"
@@ -176,6 +183,32 @@ func errorTable() []errorClass {
 			match:   is(metadata.ErrUnsupported, metadata.ErrUnknownProvider), hint: metadataHint,
 		},
 
+		// The other libraries: the particular first, a time that ran out last.
+		{
+			id: idLocked, exit: exitUnknown,
+			meaning: "another amsagent is at work on this machine",
+			match:   is(conf.ErrLocked),
+			hint: func(error, *globals) []string {
+				return []string{"it may still be at work: look with `amsagent status`, or wait longer with --timeout"}
+			},
+		},
+		{
+			id: idNotSeen, exit: exitFailed,
+			meaning: "Ant Media Server was not seen in the cluster",
+			match:   as[*bootstrap.NotSeenError],
+			hint: func(error, *globals) []string {
+				return []string{"look at the server's own log for why it did not come up, or did not reach MongoDB"}
+			},
+		},
+		{
+			id: idService, exit: exitFailed,
+			meaning: "Ant Media Server could not be started or stopped",
+			match: func(err error) bool {
+				return as[*ams.JobError](err) || is(ams.ErrUnstable, ams.ErrNoSystemd, ams.ErrNoUnit, ams.ErrUnitMasked)(err)
+			},
+			hint: func(err error, _ *globals) []string { return someHint(ams.Hint(err)) },
+		},
+
 		// This machine.
 		{
 			id: idDiskFull, exit: exitFailed,
@@ -210,6 +243,13 @@ func errorTable() []errorClass {
 			match:   is(context.DeadlineExceeded),
 		},
 	}
+}
+
+func someHint(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return []string{text}
 }
 
 func is(targets ...error) func(error) bool {

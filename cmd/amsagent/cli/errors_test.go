@@ -17,7 +17,10 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -60,6 +63,9 @@ func examples() map[string]error {
 		idMetadataNotFound:    meta(metadata.ErrNotFound),
 		idMetadataBadAnswer:   meta(metadata.ErrBadAnswer),
 		idMetadataUnsupported: &metadata.UnsupportedError{Provider: "gcp"},
+		idLocked:              fmt.Errorf("waiting: %w", errors.Join(conf.ErrLocked, context.DeadlineExceeded)),
+		idNotSeen:             &bootstrap.NotSeenError{},
+		idService:             ams.ErrNoUnit,
 		idDiskFull:            &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC},
 		idReadOnly:            &fs.PathError{Op: "open", Path: "/x", Err: syscall.EROFS},
 		idPermission:          &fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES},
@@ -118,7 +124,7 @@ func TestErrorPages(t *testing.T) {
 	if err != nil || len(pages) == 0 {
 		t.Skip("no pages of errors")
 	}
-	ids := []string{idFailed}
+	ids := []string{idFailed, idPreflight}
 	for _, row := range errorTable() {
 		ids = append(ids, row.id)
 	}

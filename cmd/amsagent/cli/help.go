@@ -86,6 +86,7 @@ func errorsTopic() string {
 	for _, c := range errorTable() {
 		b.WriteString(errorLine(c))
 	}
+	b.WriteString(errorLine(errorClass{id: idPreflight, exit: exitPreflight, meaning: "several checks failed; each cause begins with its own id"}))
 	b.WriteString(errorLine(errorClass{id: idFailed, exit: exitFailed, meaning: "anything else; the message has all that is known"}))
 	return b.String()
 }

@@ -35,8 +35,12 @@ func Main(args []string, env Env) int {
 	if err == nil {
 		err = g.helpErr
 	}
-	if err == nil {
+	var quiet *quietError
+	switch {
+	case err == nil:
 		return exitOK
+	case errors.As(err, &quiet):
+		return quiet.code
 	}
 	return g.report(ctx, unknownCommand(root, err))
 }
@@ -178,6 +182,9 @@ func newRootCommand(g *globals) *cobra.Command {
 	root.SetIn(g.env.Stdin)
 	root.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Everyday"}, &cobra.Group{ID: groupAdvanced, Title: "Advanced"})
 	root.AddCommand(
+		newJoinCommand(g),
+		newLeaveCommand(g),
+		newStatusCommand(g),
 		newMetadataCommand(g),
 		newConfigCommand(g),
 		newVersionCommand(g),

@@ -1,0 +1,157 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+)
+
+type joinOptions struct {
+	dryRun       bool
+	offline      bool
+	forceAddress bool
+}
+
+func (o *joinOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
+	fs.BoolVar(&o.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
+	fs.BoolVar(&o.forceAddress, "force-address", false, "take --address although no interface of this machine has it")
+}
+
+func newJoinCommand(g *globals) *cobra.Command {
+	var opts joinOptions
+	cmd := &cobra.Command{
+		Use:   "join --mongo ADDRESS [flags]",
+		Short: "make this machine a node of the cluster, and prove it",
+		Long: "Every check is made before the first change, and all that fail are listed.\n" +
+			"The files change as one: all of them, or none. Ant Media Server is restarted only\n" +
+			"if something changed. Success means that the server itself was seen in the\n" +
+			"cluster, as its own fresh document in clusterdb.clusternode under this machine's\n" +
+			"address; otherwise everything is put back.\n\n" +
+			"Done twice, the second run writes nothing and restarts nothing. A run that was\n" +
+			"killed is finished by the next one. `amsagent leave` gives back what join found,\n" +
+			"byte for byte.",
+		Example: "  amsagent join --mongo 10.0.2.4\n" +
+			"  amsagent join --mongo file:/run/secrets/mongo --role edge --group edges\n" +
+			"  amsagent join --mongo 10.0.2.4 --dry-run",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runJoin(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyOnFailure)...)
+	return cmd
+}
+
+func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
+	m, err := g.bootstrapMachine(opts.offline)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
+	req := bootstrap.JoinRequest{
+		ForceAddress: opts.forceAddress, Offline: opts.offline, DryRun: opts.dryRun,
+		OnFailure: bootstrap.OnFailure(g.settings.OnFailure), Valve: bootstrap.Valve(g.settings.RemoteIPValve),
+	}
+	if !opts.offline {
+		// First of all: the instance's tags may say where MongoDB is.
+		req.Identify = g.identified(ctx)
+	}
+	src, err := g.mongo()
+	if err != nil {
+		if req.Identify != nil && errors.Is(err, errNoMongo) {
+			if _, ierr := req.Identify(ctx); ierr != nil {
+				err = errors.Join(err, fmt.Errorf("and no instance tag could be read: %w", ierr))
+			}
+		}
+		return &userError{Msg: "cannot join", Cause: err}
+	}
+	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
+
+	res, err := m.Join(ctx, req)
+	err = g.failure("join", err)
+	if !opts.dryRun {
+		var o bootstrap.Outcome
+		if res != nil {
+			o = res.Outcome
+		}
+		g.keepOutcome("join", o, err)
+	}
+	if res != nil {
+		g.findings(res.Warnings)
+	}
+	if err != nil {
+		return err
+	}
+	return g.result("join", res, func(w *textWriter) { joinText(w, res, m.Service.Name(), src.Target) })
+}
+
+func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
+	n := changedFiles(res.Files)
+	who := "node " + res.Instance.ID
+	if res.Role != "" {
+		who = res.Role + " " + res.Instance.ID
+	}
+	switch res.Outcome {
+	case bootstrap.OutcomePlanned:
+		restart := "no restart"
+		if res.RestartNeeded {
+			restart = "a restart of " + service
+		}
+		if n == 0 {
+			w.line("%s", w.color.bold("nothing to write"))
+		} else {
+			w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("a join would write %s, with %s", count(n, "file"), restart)))
+		}
+	case bootstrap.OutcomeEdited:
+		w.line("%s; nothing else was touched", w.color.green(count(n, "file")+" edited"))
+	case bootstrap.OutcomeUnchanged:
+		if res.Evidence == nil {
+			w.line("%s", w.color.green("nothing to do: the files are those of a cluster node already"))
+			break
+		}
+		w.line("%s: %s is in the cluster as %s", w.color.green("nothing to do"), printable(who), res.Address.Addr)
+	case bootstrap.OutcomeJoined, bootstrap.OutcomeLeft:
+		w.line("%s: %s is in the cluster as %s", w.color.green("joined"), printable(who), res.Address.Addr)
+	}
+	evidence, address := "", ""
+	if ev := res.Evidence; ev != nil {
+		evidence = fmt.Sprintf("Ant Media Server's own document %s, written %s", ev.ID, w.ago(ev.Updated))
+		if ev.After > 0 {
+			evidence += fmt.Sprintf(", seen %s after its start", rounded(ev.After))
+		}
+	}
+	if res.Address.Addr.IsValid() {
+		address = res.Address.Addr.String() + ", " + res.Address.Reason
+	}
+	w.fields(
+		"evidence", evidence,
+		"address", address,
+		"group", res.Group,
+		"server", "Ant Media Server "+res.Release,
+		"mongodb", mongo.Redacted(),
+	)
+	if res.Outcome == bootstrap.OutcomePlanned {
+		writeFiles(w, res.Files)
+		return
+	}
+	var rows [][]string
+	for _, f := range res.Files {
+		if f.Changed {
+			rows = append(rows, []string{"wrote", f.Path})
+		}
+	}
+	w.table(rows)
+}

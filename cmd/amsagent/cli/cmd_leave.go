@@ -1,0 +1,115 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+type leaveOptions struct {
+	now, dryRun, offline bool
+}
+
+func (o *leaveOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.now, "now", false, "leave although streams are published to this node: they are cut")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
+	fs.BoolVar(&o.offline, "offline", false, "give the files back and touch nothing else: no MongoDB, no service, no cloud")
+}
+
+func newLeaveCommand(g *globals) *cobra.Command {
+	var opts leaveOptions
+	cmd := &cobra.Command{
+		Use:   "leave [flags]",
+		Short: "take this machine out of the cluster and give its files back",
+		Long: "Every file becomes what join found, byte for byte. Lines that somebody else edited\n" +
+			"since stay; where our own were edited, that is said and they get their standalone\n" +
+			"form. Ant Media Server is restarted standalone, its document is removed from the\n" +
+			"cluster's list, and this node's row in the registry says left.\n\n" +
+			"A node that the vendor's script switched is made standalone as well. MongoDB being\n" +
+			"away keeps nobody from leaving; run leave again when it is back.",
+		Example: "  amsagent leave\n" +
+			"  amsagent leave --dry-run\n" +
+			"  amsagent leave --now --timeout 2m",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runLeave(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, machineSettings()...)
+	return cmd
+}
+
+func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
+	m, err := g.bootstrapMachine(opts.offline)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
+	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun}
+	if !opts.offline {
+		req.Identify = func(ctx context.Context) (metadata.Instance, error) {
+			i, err := g.instance(ctx)
+			return i.Instance, err
+		}
+		src, err := g.mongo()
+		if err != nil && !errors.Is(err, errNoMongo) {
+			return &userError{Msg: "cannot leave", Cause: err}
+		}
+		req.Mongo = src.Target
+	}
+	res, err := m.Leave(ctx, req)
+	err = g.failure("leave", err)
+	if !opts.dryRun {
+		var o bootstrap.Outcome
+		if res != nil {
+			o = res.Outcome
+		}
+		g.keepOutcome("leave", o, err)
+	}
+	if res != nil {
+		g.findings(res.Warnings)
+	}
+	if err != nil {
+		return err
+	}
+	return g.result("leave", res, func(w *textWriter) { leaveText(w, res) })
+}
+
+func leaveText(w *textWriter, res *bootstrap.LeaveResult) {
+	n := changedFiles(res.Files)
+	switch res.Outcome {
+	case bootstrap.OutcomeUnchanged:
+		w.line("%s: this machine is not a cluster node", w.color.green("nothing to do"))
+		return
+	case bootstrap.OutcomePlanned:
+		w.line("%s; nothing was touched", w.color.bold("leaving would give back "+count(n, "file")))
+		writeFiles(w, res.Files)
+		return
+	case bootstrap.OutcomeLeft, bootstrap.OutcomeJoined, bootstrap.OutcomeEdited:
+	}
+	w.line("%s: this machine is standalone", w.color.green("left"))
+	gave := ""
+	if n > 0 {
+		gave = count(n, "file") + " given back"
+		if res.Exact {
+			gave += ", byte for byte as join found them"
+		}
+	}
+	removed := ""
+	if len(res.Deregistered) > 0 {
+		removed = fmt.Sprintf("%s of Ant Media Server removed from the cluster's list", count(len(res.Deregistered), "document"))
+	}
+	w.fields("files", gave, "cluster", removed)
+}

@@ -1,0 +1,160 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+type statusOptions struct{ strict bool }
+
+func (o *statusOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
+}
+
+func newStatusCommand(g *globals) *cobra.Command {
+	var opts statusOptions
+	cmd := &cobra.Command{
+		Use:   "status [flags]",
+		Short: "show this node from three sides, and where they disagree",
+		Long: "Three sides: the files on disk, the server that runs, and this node's rows as its\n" +
+			"peers read them from MongoDB. What contradicts each other is named, with what to do.",
+		Example: "  amsagent status\n" +
+			"  amsagent status --strict\n" +
+			"  amsagent status -o json",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitNotMember, exitDegraded, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, machineSettings()...)
+	return cmd
+}
+
+func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
+	m, err := g.bootstrapMachine(false)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
+	req := bootstrap.StatusRequest{
+		Valve: bootstrap.Valve(g.settings.RemoteIPValve),
+		Identify: func(ctx context.Context) (metadata.Instance, error) {
+			i, err := g.instance(ctx)
+			return i.Instance, err
+		},
+	}
+	switch src, err := g.mongo(); {
+	case err == nil:
+		req.Mongo = src.Target
+	case !errors.Is(err, errNoMongo):
+		return err
+	}
+	s, err := m.Status(ctx, req)
+	if err != nil {
+		return &userError{Msg: "cannot look at this machine", Cause: err}
+	}
+	if err := g.result("status", s, func(w *textWriter) { statusText(w, s) }); err != nil {
+		return err
+	}
+	switch {
+	case !s.Member:
+		return &quietError{exitNotMember}
+	case opts.strict && (len(s.Disagree) > 0 || s.Files.Err != "" || s.Process.Err != "" || !s.Row.Looked):
+		return &quietError{exitDegraded}
+	}
+	return nil
+}
+
+// quietError ends a command whose result says all there is to say with a code of its own.
+type quietError struct{ code int }
+
+func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+func statusText(w *textWriter, s *bootstrap.Status) {
+	w.line("%s", statusVerdict(w, s))
+	files := printable(s.Files.Err)
+	if s.Files.Mode != "" {
+		files = fmt.Sprintf("%s, Ant Media Server %s in %s", s.Files.Mode, s.Files.Release, s.Files.Dir)
+		if s.Files.Undo {
+			files += ", leave can give the former bytes back"
+		}
+	}
+	process := s.Process.Err
+	if process == "" {
+		process = fmt.Sprintf("%s is %s", s.Process.Service, s.Process.State)
+		if !s.Process.State.Since.IsZero() && s.Process.State.Running() {
+			process += ", since " + w.ago(s.Process.State.Since)
+		}
+		process += "; " + s.Process.Liveness.String()
+	}
+	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "cluster", amsText(w, s.Row))
+	if len(s.Disagree) == 0 {
+		return
+	}
+	w.heading("What disagrees")
+	for _, d := range s.Disagree {
+		w.line("  %s %s", w.color.yellow(d.ID+":"), printable(d.Text))
+		if d.Hint != "" {
+			w.line("      %s", printable(d.Hint))
+		}
+	}
+}
+
+func statusVerdict(w *textWriter, s *bootstrap.Status) string {
+	switch {
+	case !s.Member && s.Files.Mode == conf.ModeStandalone:
+		return w.color.bold("not a member") + ": this machine is standalone"
+	case !s.Member:
+		return w.color.bold("not a member") + ": no Ant Media Server is found here"
+	case len(s.Disagree) > 0:
+		return w.color.yellow("degraded") + fmt.Sprintf(": %s", count(len(s.Disagree), "disagreement"))
+	case !s.Row.Looked:
+		return w.color.yellow("unknown") + ": a cluster node by its files; the cluster could not be asked"
+	}
+	return w.color.green("active") + ": in the cluster as " + printable(s.Row.Address)
+}
+
+func registryText(w *textWriter, r bootstrap.RowView) string {
+	switch {
+	case !r.Looked:
+		return printable(r.Err)
+	case r.Registry == nil:
+		return "no row of this node"
+	}
+	text := fmt.Sprintf("%s is %s", r.Registry.ID, r.Registry.State)
+	if !r.Registry.StateSince.IsZero() {
+		text += ", since " + w.ago(r.Registry.StateSince)
+	}
+	return printable(text)
+}
+
+func amsText(w *textWriter, r bootstrap.RowView) string {
+	if !r.Looked || r.Address == "" {
+		return ""
+	}
+	if len(r.AMS) == 0 {
+		return "Ant Media Server has no document as " + r.Address
+	}
+	text := ""
+	for _, n := range r.AMS {
+		if text != "" {
+			text += "; "
+		}
+		text += fmt.Sprintf("%s written %s", n.ID, w.ago(n.LastUpdate))
+	}
+	return printable(text)
+}

@@ -1,0 +1,241 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// machineSettings are those of every command that looks at, or changes, the server on this machine.
+func machineSettings() []string {
+	return []string{keyMongo, keyAddress, keyAMSDir, keyAMSRelease, keyProvider, keyService, keyServiceCommand, keyRemoteIPValve, keyTimeout}
+}
+
+// bootstrapMachine makes of the settings what bootstrap needs. offline leaves the service alone.
+func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
+	s := g.settings
+	m := &bootstrap.Machine{
+		Root: s.Root, AMSDir: s.AMSDir, Service: ams.None{},
+		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(),
+		Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
+			return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Log: g.log()})
+		},
+	}
+	if s.AMSRelease != "" {
+		r, err := ams.ParseRelease(s.AMSRelease)
+		if err != nil {
+			o := s.origin(keyAMSRelease)
+			return nil, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+		}
+		m.Release = r
+	}
+	switch {
+	case s.ServiceCommand != "":
+		cmd, err := ams.NewCommand(s.ServiceCommand)
+		if err != nil {
+			o := s.origin(keyServiceCommand)
+			return nil, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+		}
+		if !offline {
+			m.Service = cmd
+			m.SetAddress = func(a netip.Addr) { cmd.HostAddress = a }
+		}
+		return m, nil
+	case s.Service == "none" || (s.Service == "auto" && s.Root != ""):
+		// A tree with systemd's folder will be started by systemd, whoever does that.
+		info, err := os.Stat(s.Root + "/etc/systemd/system")
+		m.DropIn = err == nil && info.IsDir()
+		return m, nil
+	}
+	m.DropIn = true
+	if !offline {
+		m.Service = ams.NewSystemd(ams.DefaultUnit)
+	}
+	return m, nil
+}
+
+// identified asks once who this machine is, and hands the answer, or the error, to whoever asks again.
+func (g *globals) identified(ctx context.Context) func(context.Context) (metadata.Instance, error) {
+	m, err := g.instance(ctx)
+	return func(context.Context) (metadata.Instance, error) { return m.Instance, err }
+}
+
+// explicitAddress is the node's address where a person or a tag gave it.
+func (g *globals) explicitAddress() string {
+	if !g.settings.Address.IsValid() {
+		return ""
+	}
+	return g.settings.Address.String()
+}
+
+// failure turns what bootstrap returns into an error for a person.
+func (g *globals) failure(verb string, err error) error {
+	var pre *bootstrap.PreflightError
+	var failed *bootstrap.FailedError
+	switch {
+	case errors.As(err, &failed):
+		u := &userError{Msg: "cannot " + verb + ": " + failed.Step, Cause: failed.Err, State: failed.State, Exit: exitFailed}
+		if failed.Unknown {
+			u.Exit = exitUnknown
+		}
+		if failed.Hint != "" {
+			u.Hints = []string{failed.Hint}
+		}
+		return u
+	case errors.As(err, &pre):
+		return g.preflight(verb, pre)
+	}
+	return err
+}
+
+// preflight lists all that failed. The advice about a library's error is that of the one table.
+func (g *globals) preflight(verb string, pre *bootstrap.PreflightError) error {
+	u := &userError{Exit: exitPreflight, State: stateUntouched}
+	var causes []error
+	for _, f := range pre.Findings {
+		hints, id := []string{f.Hint}, f.ID
+		if f.Err != nil {
+			e := g.explain(f.Err)
+			if f.Hint == "" {
+				hints = e.Hints
+			}
+			if e.ID != idFailed && cluster.KindOf(f.Err) != "" {
+				id = e.ID
+			}
+		}
+		causes = append(causes, errors.New(id+": "+f.Text))
+		for _, h := range hints {
+			if h != "" && !slices.Contains(u.Hints, h) {
+				u.Hints = append(u.Hints, h)
+			}
+		}
+		u.ID = id
+	}
+	u.Msg, u.Cause = "cannot "+verb, errors.Join(causes...)
+	if len(pre.Findings) == 1 {
+		f := pre.Findings[0]
+		u.Msg, u.Cause = "cannot "+verb+": "+f.Title(), errors.New(f.Text)
+		var mongo *cluster.Error
+		if errors.As(f.Err, &mongo) {
+			u.Msg, u.Cause = "cannot "+verb+": "+mongo.Summary(), mongo.Err
+		}
+		return u
+	}
+	u.ID = idPreflight
+	u.Msg += fmt.Sprintf(": %d checks failed", len(pre.Findings))
+	return u
+}
+
+// findings says what a person should know and what stopped nothing.
+func (g *globals) findings(ws []bootstrap.Finding) {
+	for _, w := range ws {
+		text := w.String()
+		if w.Hint != "" {
+			text += " (" + w.Hint + ")"
+		}
+		g.log().Warn(oneLine(text)) //nolint:sloglint // the finding's own words
+	}
+}
+
+// resultPath is where the last outcome of join and leave is kept for machines.
+const resultPath = "/run/amsagent/result.json"
+
+// outcome is what that file holds. It has no secrets and everybody may read it.
+type outcome struct {
+	SchemaVersion int       `json:"schema_version"`
+	Command       string    `json:"command"`
+	Outcome       string    `json:"outcome"`
+	ExitCode      int       `json:"exit_code"`
+	At            time.Time `json:"at"`
+	Message       string    `json:"message,omitempty"`
+	State         string    `json:"state,omitempty"`
+}
+
+// keepOutcome writes the outcome of a command. That it could not be written is no failure of the command.
+func (g *globals) keepOutcome(command string, result bootstrap.Outcome, err error) {
+	if g.env.Geteuid() != 0 && g.settings.Root == "" {
+		return
+	}
+	o := outcome{SchemaVersion: schemaVersion, Command: command, Outcome: string(result), At: g.env.Now().UTC().Truncate(time.Second)}
+	store := &conf.Store{Root: g.settings.Root, Dir: bootstrap.StateDir}
+	if err != nil {
+		e := g.explain(err)
+		o.Outcome, o.ExitCode, o.Message, o.State = "failed", e.Exit, g.redact(e.Error()), g.redact(e.State)
+	} else if f, rerr := store.Read(resultPath); result == bootstrap.OutcomeUnchanged && rerr == nil && f.Exists() {
+		var last outcome
+		if json.Unmarshal(f.Bytes, &last) == nil && last.ExitCode == exitOK && last.Command == command {
+			return // nothing was done, so nothing is written
+		}
+	}
+	b, merr := json.MarshalIndent(o, "", "  ")
+	if merr == nil {
+		merr = store.WriteFile(resultPath, append(b, '\n'), 0o644, 0o755)
+	}
+	if merr != nil && !errors.Is(merr, fs.ErrPermission) {
+		g.log().Warn("the outcome could not be kept", "path", resultPath, "error", merr)
+	}
+}
+
+// writeFiles prints the diffs of a plan.
+func writeFiles(w *textWriter, files []bootstrap.FileResult) {
+	for _, f := range files {
+		if !f.Changed {
+			continue
+		}
+		w.b.WriteByte('\n')
+		if f.Diff == "" {
+			w.line("%s", printable(f.Path))
+		}
+		for line := range strings.SplitSeq(strings.TrimSuffix(f.Diff, "\n"), "\n") {
+			w.line("%s", w.diffLine(printable(line)))
+		}
+		if f.Mode != "" {
+			w.line("mode of %s becomes %s", printable(f.Path), f.Mode)
+		}
+	}
+}
+
+func (w *textWriter) diffLine(line string) string {
+	switch {
+	case strings.HasPrefix(line, "---"), strings.HasPrefix(line, "+++"):
+		return w.color.bold(line)
+	case strings.HasPrefix(line, "+"):
+		return w.color.green(line)
+	case strings.HasPrefix(line, "-"):
+		return w.color.red(line)
+	}
+	return line
+}
+
+func changedFiles(files []bootstrap.FileResult) int {
+	n := 0
+	for _, f := range files {
+		if f.Changed {
+			n++
+		}
+	}
+	return n
+}
+
+func count(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
+}

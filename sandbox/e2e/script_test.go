@@ -1,0 +1,414 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// binaries are the programs under test, built once.
+type binaries struct{ dir, agent, sandbox string }
+
+// bins is set by TestMain, before any test runs, and never changed.
+var bins binaries
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "amsagent-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	bins = binaries{dir: dir, agent: filepath.Join(dir, "amsagent"), sandbox: filepath.Join(dir, "sandbox")}
+	for _, b := range []struct{ out, dir, pkg string }{{bins.agent, "../..", "./cmd/amsagent"}, {bins.sandbox, "..", "./cmd/sandbox"}} {
+		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", b.out, b.pkg)
+		cmd.Dir, cmd.Env = b.dir, append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", b.pkg, err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// TestScripts tells the agent's stories, each in a file of testdata/script:
+// `amsagent` is the real binary, started without a terminal and with standard
+// input at /dev/null. What a story needs around it are the commands of [world].
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "../../testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			w := &world{ctx: context.Background(), nodes: map[string]string{}}
+			env.Values["world"] = w
+			env.Defer(w.close)
+			env.Setenv("PATH", bins.dir+":"+env.Getenv("PATH"))
+			env.Setenv("NO_COLOR", "1")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"mongod":      worldCommand((*world).mongod),
+			"fault":       worldCommand((*world).fault),
+			"node":        worldCommand((*world).node),
+			"service":     worldCommand((*world).service),
+			"snapshot":    worldCommand((*world).snapshot),
+			"same":        worldCommand((*world).same),
+			"clusternode": worldCommand((*world).clusternode),
+			"row":         worldCommand((*world).row),
+			"broadcast":   worldCommand((*world).broadcast),
+			"replace":     worldCommand((*world).replace),
+			"noleak":      worldCommand((*world).noleak),
+			"mode":        worldCommand((*world).mode),
+			"restarts":    worldCommand((*world).restarts),
+		},
+	})
+}
+
+// world is what surrounds the agent in one script.
+type world struct {
+	ctx   context.Context
+	mongo *mongod.Server
+	users map[string]string
+	nodes map[string]string // name -> root
+	svcs  []amsctl.Config
+	taken map[string][]string // snapshots
+}
+
+func (w *world) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for _, s := range w.svcs {
+		_ = s.Stop(ctx)
+	}
+	if w.mongo != nil {
+		_ = w.mongo.Close()
+	}
+}
+
+func worldCommand(f func(*world, *testscript.TestScript, bool, []string) error) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		ts.Check(f(ts.Value("world").(*world), ts, neg, args))
+	}
+}
+
+// mongod [user:password]: starts a MongoDB-wire server; $MONGO is its address.
+// `mongod stop` ends it, `mongod addr` only takes a free port for one.
+func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
+	o := mongod.Options{Dir: ts.MkAbs("mongo")}
+	switch {
+	case len(args) == 1 && args[0] == "stop":
+		err := w.mongo.Close()
+		w.mongo = nil
+		return err
+	case len(args) == 1 && args[0] == "start":
+		o.Listen, o.Users = ts.Getenv("MONGO"), w.users
+	case len(args) == 1:
+		user, password, _ := strings.Cut(args[0], ":")
+		w.users = map[string]string{user: password}
+		o.Users = w.users
+	}
+	var err error
+	if w.mongo, err = mongod.Start(w.ctx, o); err != nil {
+		return err
+	}
+	ts.Setenv("MONGO", w.mongo.Addr())
+	_, port, _ := strings.Cut(w.mongo.Addr(), ":")
+	ts.Setenv("MONGO_PORT", port)
+	return nil
+}
+
+// fault MODE [delay=D] [after=N] [times=N] [commands=a,b] [then=MODE]; fault none.
+func (w *world) fault(_ *testscript.TestScript, _ bool, args []string) error {
+	f := mongod.Fault{Mode: mongod.Mode(args[0])}
+	for _, a := range args[1:] {
+		k, v, _ := strings.Cut(a, "=")
+		var err error
+		switch k {
+		case "delay":
+			f.Delay, err = time.ParseDuration(v)
+		case "after":
+			f.After, err = strconv.Atoi(v)
+		case "times":
+			f.Times, err = strconv.Atoi(v)
+		case "commands":
+			f.Commands = strings.Split(v, ",")
+		case "then":
+			f.Then = mongod.Mode(v)
+		default:
+			err = fmt.Errorf("unknown setting %q", k)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.mongo.Faults().Set(f)
+}
+
+// node NAME [variant=V] [version=R] [port=P] [apps=a,b] [hosts=yes] [-- flags of the stand-in]:
+// writes an installation below $WORK/NAME with a machine id, and a service
+// command for it. $NAME is the root, $NAME_SVC the command, $NAME_AMS the
+// installation. Its AMS runs on a free port of the loopback.
+func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
+	name := args[0]
+	root := ts.MkAbs(name)
+	o := tree.Options{NoUnit: true, Host: name, HostResolves: true}
+	flags := []string{}
+	for i, a := range args[1:] {
+		if a == "--" {
+			flags = args[i+2:]
+			break
+		}
+		k, v, _ := strings.Cut(a, "=")
+		switch k {
+		case "variant":
+			o.Variant = v
+		case "version":
+			o.Version = v
+		case "apps":
+			o.Apps = strings.Split(v, ",")
+		case "hosts":
+			o.HostResolves = v == "yes"
+		case "jar":
+			o.NoJar = v == "no"
+		case "symlink":
+			o.Symlink = v == "yes"
+		default:
+			return fmt.Errorf("unknown setting %q", k)
+		}
+	}
+	tr, err := tree.Write(root, o)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/machine-id"), fmt.Appendf(nil, "%032x\n", len(w.nodes)+1), 0o444); err != nil {
+		return err
+	}
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	cfg := amsctl.Config{
+		State: ts.MkAbs(name + ".state"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
+		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--http-port", port, "--die-with", strconv.Itoa(os.Getpid())}, flags...),
+	}
+	svc := ts.MkAbs(name + ".svc")
+	if err := cfg.WriteWrapper(svc); err != nil {
+		return err
+	}
+	// A wrapper that counts what it is asked to do.
+	b, err := os.ReadFile(svc)
+	if err != nil {
+		return err
+	}
+	counted := strings.Replace(string(b), "exec ", "echo \"$1\" >>'"+svc+".log'\nexec ", 1)
+	if err := os.WriteFile(svc, []byte(counted), 0o755); err != nil {
+		return err
+	}
+	w.nodes[name] = root
+	w.svcs = append(w.svcs, cfg)
+	ts.Setenv(name, root)
+	ts.Setenv(name+"_AMS", tr.Dir)
+	ts.Setenv(name+"_SVC", svc)
+	// The flags that every command of this node needs.
+	ts.Setenv(name+"_PORT", port)
+	return nil
+}
+
+func freePort() (string, error) {
+	s, err := listenLoopback()
+	if err != nil {
+		return "", err
+	}
+	_, port, _ := strings.Cut(s.Addr().String(), ":")
+	return port, s.Close()
+}
+
+// service NAME start|stop|status: what an operator does by hand.
+func (w *world) service(ts *testscript.TestScript, neg bool, args []string) error {
+	out, err := exec.Command(ts.Getenv(args[0]+"_SVC"), args[1]).CombinedOutput()
+	ts.Logf("%s", out)
+	if neg != (err != nil) {
+		return fmt.Errorf("service %v: %v: %s", args, err, out)
+	}
+	return nil
+}
+
+// snapshot NAME: remembers every byte, mode and owner of the node's tree.
+// same NAME: fails where it is not as it was. What the agent keeps of its own
+// below /var/lib and /run is left out.
+func (w *world) snapshot(_ *testscript.TestScript, _ bool, args []string) error {
+	s, err := tree.Snapshot(w.nodes[args[0]], "var/lib", "var", "run")
+	if w.taken == nil {
+		w.taken = map[string][]string{}
+	}
+	w.taken[args[0]] = s
+	return err
+}
+
+func (w *world) same(_ *testscript.TestScript, neg bool, args []string) error {
+	now, err := tree.Snapshot(w.nodes[args[0]], "var/lib", "var", "run")
+	if err != nil {
+		return err
+	}
+	was := w.taken[args[0]]
+	if was == nil {
+		return errors.New("no snapshot was taken")
+	}
+	a, b := strings.Join(was, "\n"), strings.Join(now, "\n")
+	if (a == b) == neg {
+		return fmt.Errorf("the tree of %s: want changed %v\n--- was\n%s\n--- is\n%s", args[0], neg, a, b)
+	}
+	return nil
+}
+
+func (w *world) client() (*cluster.Client, error) {
+	addr := w.mongo.Addr()
+	for u, p := range w.users {
+		t, err := cluster.BuildURI([]string{addr}, u, cluster.Secret(p), map[string]string{"authSource": "admin"})
+		if err != nil {
+			return nil, err
+		}
+		return cluster.Connect(w.ctx, t, cluster.Options{})
+	}
+	t, err := cluster.ParseTarget(addr)
+	if err != nil {
+		return nil, err
+	}
+	return cluster.Connect(w.ctx, t, cluster.Options{})
+}
+
+// clusternode ADDRESS: AMS has a document of this address in clusterdb.
+func (w *world) clusternode(_ *testscript.TestScript, neg bool, args []string) error {
+	c, err := w.client()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(w.ctx) }()
+	n, err := c.AMSNodesByAddress(w.ctx, args[0])
+	if err != nil {
+		return err
+	}
+	if (len(n) == 0) != neg {
+		return fmt.Errorf("%d documents of %s", len(n), args[0])
+	}
+	return nil
+}
+
+// row ADDRESS STATE [ROLE]: the registry has this node in this state.
+func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
+	c, err := w.client()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(w.ctx) }()
+	nodes, err := c.Nodes(w.ctx)
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, n := range nodes {
+		if n.IP != args[0] {
+			continue
+		}
+		found = string(n.State) == args[1] && (len(args) < 3 || n.Role == args[2])
+		if !found && !neg {
+			return fmt.Errorf("row %+v", n)
+		}
+	}
+	if found == neg {
+		return fmt.Errorf("row of %s: %+v", args[0], nodes)
+	}
+	return nil
+}
+
+// replace FILE OLD NEW: an operator edits a file.
+func (w *world) replace(ts *testscript.TestScript, _ bool, args []string) error {
+	file := ts.MkAbs(args[0])
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	unquote := strings.NewReplacer(`\n`, "\n", `\t`, "\t")
+	old, repl := unquote.Replace(args[1]), unquote.Replace(args[2])
+	if !strings.Contains(string(b), old) {
+		return fmt.Errorf("%s does not hold %q", args[0], old)
+	}
+	return os.WriteFile(file, []byte(strings.Replace(string(b), old, repl, 1)), 0o644)
+}
+
+// noleak TEXT: neither the last command's output nor any file below $WORK that
+// everybody may read holds the text.
+func (w *world) noleak(ts *testscript.TestScript, _ bool, args []string) error {
+	for _, name := range []string{"stdout", "stderr"} {
+		if strings.Contains(ts.ReadFile(name), args[0]) {
+			return fmt.Errorf("%s holds %q", name, args[0])
+		}
+	}
+	return filepath.WalkDir(ts.MkAbs("."), func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || strings.Contains(p, "/mongo/") {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		b, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		if info.Mode()&0o004 != 0 && strings.Contains(string(b), args[0]) {
+			return fmt.Errorf("%s (%s) holds %q", p, info.Mode(), args[0])
+		}
+		return nil
+	})
+}
+
+// mode FILE OCTAL: the file has these permission bits.
+func (w *world) mode(ts *testscript.TestScript, _ bool, args []string) error {
+	info, err := os.Stat(ts.MkAbs(args[0]))
+	if err != nil {
+		return err
+	}
+	if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[1] {
+		return fmt.Errorf("%s has mode %s, want %s", args[0], got, args[1])
+	}
+	return nil
+}
+
+// restarts NAME N: the agent asked N times for a start, stop or restart.
+func (w *world) restarts(ts *testscript.TestScript, _ bool, args []string) error {
+	b, err := os.ReadFile(ts.Getenv(args[0]+"_SVC") + ".log")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	n := 0
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if line == "start" || line == "stop" || line == "restart" {
+			n++
+		}
+	}
+	if strconv.Itoa(n) != args[1] {
+		return fmt.Errorf("the service was touched %d times, want %s:\n%s", n, args[1], b)
+	}
+	return nil
+}
