@@ -10,12 +10,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/readpref"
@@ -75,6 +78,34 @@ type Client struct {
 	timeout time.Duration
 	log     *slog.Logger
 	now     func() time.Time
+	watch   *watch
+}
+
+// watch keeps the last failure to hear from each server.
+type watch struct {
+	mu     sync.Mutex
+	failed map[string]error
+}
+
+func (w *watch) monitor() *event.ServerMonitor {
+	return &event.ServerMonitor{
+		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.failed[hostOf(e.ConnectionID)] = e.Failure
+		},
+		ServerHeartbeatSucceeded: func(e *event.ServerHeartbeatSucceededEvent) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			delete(w.failed, hostOf(e.ConnectionID))
+		},
+	}
+}
+
+func (w *watch) recent() map[string]error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.failed)
 }
 
 // Connect prepares a client. It asks DNS for a mongodb+srv URI and otherwise
@@ -89,7 +120,10 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	if t.IsZero() {
 		return nil, &Error{Kind: KindConfig, Op: op, Err: errors.New("no address is given")}
 	}
-	c := &Client{target: t, timeout: o.Timeout, log: o.Log, now: o.Now}
+	c := &Client{
+		target: t, timeout: o.Timeout, log: o.Log, now: o.Now,
+		watch: &watch{failed: make(map[string]error)},
+	}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
 	}
@@ -104,7 +138,7 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 		c.mongo, err = mongo.Connect(opts)
 	}
 	if err != nil {
-		e := newError(op, err, t)
+		e := newError(op, err, t, nil)
 		if e.Kind == KindOther || e.Kind == KindTLS {
 			e.Kind = KindConfig // nothing but the string was looked at
 		}
@@ -133,6 +167,8 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	opts.SetServerMonitoringMode("poll") // one connection to watch, not two
 	opts.SetReadPreference(readpref.Primary())
 	opts.SetWriteConcern(writeconcern.Majority())
+	opts.SetServerMonitor(c.watch.monitor())
+	opts.SetMonitor(noteAnswers())
 	if o.Dialer != nil {
 		opts.SetDialer(o.Dialer)
 	}
@@ -214,9 +250,35 @@ func (c *Client) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	if err := c.mongo.Disconnect(ctx); err != nil && !errors.Is(err, mongo.ErrClientDisconnected) {
-		return newError("closing the connection to MongoDB", err, c.target)
+		return newError("closing the connection to MongoDB", err, c.target, nil)
 	}
 	return nil
+}
+
+// lastAnswer keeps the last "not me, not now" that a call got from a server.
+type lastAnswer struct {
+	mu  sync.Mutex
+	err error
+}
+
+type lastAnswerKey struct{}
+
+func (l *lastAnswer) get() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// noteAnswers hands such an answer to the call that it is for.
+func noteAnswers() *event.CommandMonitor {
+	return &event.CommandMonitor{Failed: func(ctx context.Context, e *event.CommandFailedEvent) {
+		// What ended with the call's own time is no answer.
+		if l, ok := ctx.Value(lastAnswerKey{}).(*lastAnswer); ok && kindOf(e.Failure) == KindNotPrimary {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.err = e.Failure
+		}
+	}}
 }
 
 // call runs one exchange with the server, bounded, and again if it failed in
@@ -225,13 +287,20 @@ func (c *Client) Close(ctx context.Context) error {
 func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
+	last := new(lastAnswer)
+	ctx = context.WithValue(ctx, lastAnswerKey{}, last)
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
 		err := do(ctx)
 		if err == nil {
 			return nil
 		}
-		e := newError(op, err, c.target)
+		e := newError(op, err, c.target, c.watch.recent())
+		if told := last.get(); told != nil && e.Kind == KindTimeout {
+			// The driver repeats what a server refuses for a moment until the
+			// time is up, and then tells the time only.
+			e = newError(op, told, c.target, nil)
+		}
 		again := attempt < maxAttempts && passes(e.Kind, err) && ctx.Err() == nil
 		c.log.DebugContext(ctx, "call to MongoDB failed", "op", op, "attempt", attempt, "again", again,
 			"kind", string(e.Kind), "host", e.Host, "error", e.Err.Error())

@@ -93,14 +93,28 @@ func atOnce(n int, do func(i int)) {
 	all.Wait()
 }
 
-func TestNetworkErrors(t *testing.T) {
-	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// closedPort returns an address that refuses connections for as long as the
+// test runs: the port is bound, so that nobody else gets it, and not listened on.
+func closedPort(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed := l.Addr().String()
-	_ = l.Close()
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
+}
+
+func TestNetworkErrors(t *testing.T) {
+	t.Parallel()
+	closed := closedPort(t)
 
 	dialError := func(err error) Dialer {
 		return dialFunc(func(_ context.Context, network, address string) (net.Conn, error) {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/auth"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
@@ -119,9 +120,10 @@ type redactedError struct {
 func (e *redactedError) Error() string        { return e.text }
 func (e *redactedError) Is(target error) bool { return e.is(target) }
 
-// newError turns an error of the driver into ours.
-func newError(op string, err error, t Target) *Error {
-	f := diagnose(err, t)
+// newError turns an error of the driver into ours. recent is what watching the
+// servers found last, by their address.
+func newError(op string, err error, t Target, recent map[string]error) *Error {
+	f := diagnose(err, t, recent)
 	return &Error{
 		Kind: f.kind, Op: op, Host: f.host,
 		Err: &redactedError{
@@ -140,17 +142,23 @@ type finding struct {
 // diagnose finds out what failed, and where. The driver tells least where it
 // matters most: for a server that cannot be reached it reports a timeout of
 // its own search, and keeps the reason in the description of each server.
-func diagnose(err error, t Target) finding {
+func diagnose(err error, t Target, recent map[string]error) finding {
 	if sel, ok := errors.AsType[topology.ServerSelectionError](err); ok && !errors.Is(err, context.Canceled) {
-		return diagnoseSelection(sel, err, t)
+		return diagnoseSelection(sel, err, t, recent)
 	}
 	f := finding{kind: kindOf(err), text: innermost(err)}
 	if conn, ok := errors.AsType[topology.ConnectionError](err); ok {
-		// host:port[-5], where 5 counts connections.
-		f.host, _, _ = strings.Cut(conn.ConnectionID, "[-")
+		f.host = hostOf(conn.ConnectionID)
 	}
 	if f.host == "" {
 		f.host = t.hostList()
+	}
+	if f.kind == KindLost || f.kind == KindTimeout {
+		// After a cut the driver searches the server again, and when the time
+		// is up it reports the cut. What the search found is newer.
+		if now := recent[f.host]; now != nil && kindOf(now) != KindOther {
+			f.kind, f.text = kindOf(now), innermost(now)
+		}
 	}
 	if f.kind == KindDNS {
 		if dns, ok := errors.AsType[*net.DNSError](err); ok {
@@ -158,6 +166,13 @@ func diagnose(err error, t Target) finding {
 		}
 	}
 	return f
+}
+
+// hostOf returns the address from the driver's name for a connection, which is
+// host:port[-5] where 5 counts connections.
+func hostOf(connectionID string) string {
+	host, _, _ := strings.Cut(connectionID, "[-")
+	return host
 }
 
 // rank orders the kinds by how much they tell when several servers failed in
@@ -173,7 +188,7 @@ func rank(k Kind) int {
 	return len(order)
 }
 
-func diagnoseSelection(sel topology.ServerSelectionError, err error, t Target) finding {
+func diagnoseSelection(sel topology.ServerSelectionError, err error, t Target, recent map[string]error) finding {
 	if len(sel.Desc.Servers) == 0 {
 		// The driver drops servers that are not of the replica set asked for.
 		if rs := t.Option("replicaSet"); rs != "" {
@@ -185,9 +200,15 @@ func diagnoseSelection(sel topology.ServerSelectionError, err error, t Target) f
 	var hosts, texts []string
 	for i, s := range sel.Desc.Servers {
 		f := finding{kind: KindTimeout, host: s.Addr.String(), text: "no answer yet"}
+		// The description tells why the server was given up, which may have
+		// been a cut connection; what came after it says more.
+		last := s.LastError
+		if now := recent[f.host]; now != nil {
+			last = now
+		}
 		switch {
-		case s.LastError != nil:
-			f.kind, f.text = kindOf(s.LastError), innermost(s.LastError)
+		case last != nil:
+			f.kind, f.text = kindOf(last), innermost(last)
 			if f.kind == KindLost {
 				f.text += " (" + hintTLS(t) + ")"
 			}
@@ -271,7 +292,12 @@ func kindOf(err error) Kind {
 	if errors.Is(err, context.Canceled) {
 		return KindCanceled
 	}
-	if se, ok := errors.AsType[mongo.ServerError](err); ok {
+	se, ok := errors.AsType[mongo.ServerError](err)
+	if inner, isInner := errors.AsType[driver.Error](err); !ok && isInner {
+		// As kept in the description of a server.
+		se, ok = mongo.CommandError{Code: inner.Code, Message: inner.Message, Labels: inner.Labels, Name: inner.Name, Wrapped: inner.Wrapped}, true
+	}
+	if ok {
 		if k := kindOfCode(se); k != KindOther {
 			return k
 		}
@@ -354,6 +380,9 @@ func innermost(err error) string {
 			return ce.Message
 		}
 		return ce.Name + ": " + ce.Message
+	}
+	if inner, ok := errors.AsType[driver.Error](err); ok && inner.Code != 0 {
+		return inner.Name + ": " + inner.Message
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return context.DeadlineExceeded.Error()

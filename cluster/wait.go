@@ -64,14 +64,17 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	for {
+		short := endsBefore(ctx, c.timeout)
 		ours, err := c.AMSNodesByAddress(ctx, w.Address)
+		// A reading that our own end cut short says nothing about MongoDB.
+		ended := err != nil && (ctx.Err() != nil || short && KindOf(err) == KindTimeout)
 		switch {
 		case err == nil:
 			seen.Reads, seen.Ours, seen.Last = seen.Reads+1, ours, nil
-		case ctx.Err() == nil:
+		case !ended:
 			seen.Last = err
 		}
-		if w.Progress != nil && ctx.Err() == nil {
+		if w.Progress != nil && !ended {
 			w.Progress(ours, err)
 		}
 		switch KindOf(err) {
@@ -95,6 +98,12 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 		case <-tick.C:
 		}
 	}
+}
+
+// endsBefore reports whether ctx ends within d.
+func endsBefore(ctx context.Context, d time.Duration) bool {
+	deadline, ok := ctx.Deadline()
+	return ok && time.Until(deadline) < d
 }
 
 // written returns the newest document that is fresh and was written since
@@ -128,11 +137,10 @@ func (c *Client) lookAround(ctx context.Context, seen *AMSNotSeenError, w AMSWai
 	defer cancel()
 	all, err := c.AMSNodes(ctx)
 	if err != nil {
-		if seen.Last == nil {
-			seen.Last = err
-		}
+		seen.Last = err
 	} else {
 		seen.Reads++
+		seen.Last = nil
 		seen.Ours = nil
 		for _, n := range all {
 			local := slices.ContainsFunc(w.LocalAddresses, func(a string) bool { return SameAddress(a, n.IP) })

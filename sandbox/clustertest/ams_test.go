@@ -1,0 +1,597 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+func TestAMSNodes(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	if got, err := c.AMSNodes(t.Context()); err != nil || got == nil || len(got) != 0 {
+		t.Errorf("an empty cluster: %v, %v", got, err)
+	}
+
+	now := time.Now().Truncate(time.Millisecond)
+	id := bson.NewObjectID()
+	b.insert(
+		b.ams(),
+		bson.M{"_id": "z10.0.0.3", "_t": "ClusterNode", "ip": own, "lastUpdateTime": now.UnixMilli(), "cpu": "7", "memory": "1/2"},
+		bson.M{"_id": "a10.0.0.3", "ip": own, "lastUpdateTime": float64(now.Add(-time.Hour).UnixMilli()), "cpu": 7.5},
+		bson.M{"_id": "b10.0.0.20", "ip": "10.0.0.20", "lastUpdateTime": now, "cpu": int32(7), "dbQueryAveargeTimeMs": int64(4)},
+		bson.M{"_id": id, "ip": "10.0.0.100"},
+		bson.M{"_id": "", "lastUpdateTime": "soon"},
+		bson.M{"_id": "v6", "ip": "fd00:0:0:0:0:0:0:1", "lastUpdateTime": now.UnixMilli()},
+	)
+	got, err := c.AMSNodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, n := range got {
+		cpu := "-"
+		if n.CPU != nil {
+			cpu = fmt.Sprint(*n.CPU)
+		}
+		lines = append(lines, fmt.Sprintf("%s %s fresh=%v cpu=%s", n.IP, n.ID, n.Fresh(now), cpu))
+	}
+	want := []string{
+		"  fresh=false cpu=-",
+		"10.0.0.3 a10.0.0.3 fresh=false cpu=7.5",
+		"10.0.0.3 z10.0.0.3 fresh=true cpu=7",
+		"10.0.0.20 b10.0.0.20 fresh=true cpu=7",
+		"10.0.0.100 " + id.Hex() + " fresh=false cpu=-",
+		"fd00:0:0:0:0:0:0:1 v6 fresh=true cpu=-",
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for address, ids := range map[string]string{
+		own: "a10.0.0.3 z10.0.0.3", "10.0.0.2": "", "10.0.0.20": "b10.0.0.20", "fd00::1": "v6", "10.0.0.100": id.Hex(),
+	} {
+		got, err := c.AMSNodesByAddress(t.Context(), address)
+		if err != nil || idsOf(got) != ids {
+			t.Errorf("%s: %q, %v, want %q", address, idsOf(got), err, ids)
+		}
+	}
+}
+
+// More documents than one batch of the cursor holds.
+func TestAMSNodesOfABigCluster(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	docs := make([]any, 0, 350)
+	for i := range 350 {
+		ip := fmt.Sprintf("10.0.%d.%d", i/250, i%250)
+		docs = append(docs, bson.M{"_id": "x" + ip, "ip": ip, "lastUpdateTime": int64(i), "memory": strings.Repeat("m", i)})
+	}
+	b.insert(b.ams(), docs...)
+	got, err := c.AMSNodes(t.Context())
+	if err != nil || len(got) != len(docs) {
+		t.Fatalf("%d nodes, %v", len(got), err)
+	}
+	for i, n := range got {
+		if n.ID != "x"+n.IP || len(n.Memory) != i || n.LastUpdate.UnixMilli() != int64(i) {
+			t.Fatalf("node %d: %+v", i, n)
+		}
+	}
+}
+
+func why(kept []cluster.AMSKept) map[string]cluster.KeptWhy {
+	m := make(map[string]cluster.KeptWhy)
+	for _, k := range kept {
+		m[k.Node.ID] = k.Why
+	}
+	return m
+}
+
+func TestDeleteAMSNodes(t *testing.T) {
+	t.Parallel()
+	stopped := time.Now().Truncate(time.Millisecond)
+	before, after := stopped.Add(-3*time.Second), stopped.Add(3*time.Second)
+	long := stopped.Add(-time.Hour)
+	tests := []struct {
+		name    string
+		removal cluster.AMSRemoval
+		deleted string
+		kept    map[string]cluster.KeptWhy
+	}{
+		{"nothing is said", cluster.AMSRemoval{Address: own}, "", map[string]cluster.KeptWhy{
+			"": cluster.KeptUnknown, "mine": cluster.KeptUnknown, "later": cluster.KeptUnknown, "earlier-life": cluster.KeptUnknown, "timeless": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
+		}},
+		{"ids", cluster.AMSRemoval{Address: own, IDs: []string{"mine", "theirs", "timeless", "", "nobody"}}, " mine timeless", map[string]cluster.KeptWhy{
+			"later": cluster.KeptUnknown, "earlier-life": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
+		}},
+		{"ids, and it still runs", cluster.AMSRemoval{Address: own, IDs: []string{"mine", "later"}, StoppedAt: stopped}, "mine", map[string]cluster.KeptWhy{
+			"": cluster.KeptUnknown, "later": cluster.KeptRewritten, "earlier-life": cluster.KeptUnknown, "timeless": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
+		}},
+		{"age", cluster.AMSRemoval{Address: own, OlderThan: stopped.Add(-20 * time.Second)}, " earlier-life", map[string]cluster.KeptWhy{
+			"mine": cluster.KeptUnknown, "later": cluster.KeptUnknown, "timeless": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
+		}},
+		{"ids and age", cluster.AMSRemoval{
+			Address: own, IDs: []string{"mine", "hex"}, StoppedAt: stopped, OlderThan: stopped.Add(-20 * time.Second),
+		}, " earlier-life hex mine", map[string]cluster.KeptWhy{"later": cluster.KeptRewritten, "timeless": cluster.KeptUnknown}},
+		{"all up to the stop", cluster.AMSRemoval{Address: own, StoppedAt: stopped, OlderThan: stopped}, " earlier-life hex mine", map[string]cluster.KeptWhy{
+			"later": cluster.KeptRewritten, "timeless": cluster.KeptUnknown,
+		}},
+		{"nothing of that address", cluster.AMSRemoval{Address: "10.0.0.4", IDs: []string{"mine"}, OlderThan: after}, "", map[string]cluster.KeptWhy{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, mongod.Options{})
+			b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+			hex := bson.NewObjectID()
+			b.insert(
+				b.ams(),
+				bson.M{"_id": "mine", "ip": own, "lastUpdateTime": before.UnixMilli()},
+				bson.M{"_id": "later", "ip": own, "lastUpdateTime": after.UnixMilli()},
+				bson.M{"_id": "earlier-life", "ip": own, "lastUpdateTime": float64(long.UnixMilli())},
+				bson.M{"_id": "timeless", "ip": own},
+				bson.M{"_id": "", "ip": own, "lastUpdateTime": long},
+				bson.M{"_id": hex, "ip": own, "lastUpdateTime": before.UnixMilli()},
+				bson.M{"_id": "theirs", "ip": "10.0.0.30", "lastUpdateTime": long.UnixMilli()},
+				bson.M{"_id": "mine10.0.0.3", "ip": "10.0.0.31", "lastUpdateTime": long.UnixMilli()},
+			)
+			named := func(id string) string { // the tests cannot know it
+				if id == hex.Hex() {
+					return "hex"
+				}
+				return id
+			}
+			if i := slices.Index(tt.removal.IDs, "hex"); i >= 0 {
+				tt.removal.IDs[i] = hex.Hex()
+			}
+			if tt.removal.OlderThan.Equal(stopped.Add(-20 * time.Second)) {
+				// hex was written 3 s before the stop, like mine
+				_ = hex
+			}
+			all := b.count(b.ams(), bson.M{})
+			got, err := c.DeleteAMSNodes(t.Context(), tt.removal)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var deleted []string
+			for _, n := range got.Deleted {
+				deleted = append(deleted, named(n.ID))
+			}
+			slices.Sort(deleted)
+			if have := strings.Join(deleted, " "); have != tt.deleted {
+				t.Errorf("deleted %q, want %q", have, tt.deleted)
+			}
+			kept := make(map[string]cluster.KeptWhy)
+			for id, w := range why(got.Kept) {
+				kept[named(id)] = w
+			}
+			if diff := cmp.Diff(tt.kept, kept); diff != "" {
+				t.Errorf("kept (-want +got):\n%s", diff)
+			}
+			if left := b.count(b.ams(), bson.M{}); left != all-len(deleted) {
+				t.Errorf("%d documents left of %d after deleting %d", left, all, len(deleted))
+			}
+			for _, n := range got.Deleted {
+				if b.count(b.ams(), bson.M{"_id": n.ID}) != 0 {
+					t.Errorf("%q was reported as deleted and is there", n.ID)
+				}
+			}
+		})
+	}
+	c := connect(t, startServer(t, mongod.Options{}).URI(), cluster.Options{})
+	if _, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{IDs: []string{"mine"}}); err == nil {
+		t.Error("a removal without an address was carried out")
+	}
+}
+
+// The moment between our look and our delete is when a running AMS writes.
+func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	at := time.Now().Add(-time.Second)
+	b.write("mine", own, at)
+	b.write("other", own, at)
+
+	fault(t, s, mongod.Fault{Mode: mongod.Delay, Delay: 500 * time.Millisecond, Commands: []string{"delete"}, Times: 1})
+	type result struct {
+		removed cluster.AMSRemoved
+		err     error
+	}
+	done := make(chan result, 1)
+	go func() {
+		r, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine", "other"}})
+		done <- result{r, err}
+	}()
+	eventually(t, "the delete is on its way", func() bool { return s.Stats().Struck > 0 })
+	b.write("mine", own, at.Add(5*time.Second))
+	r := <-done
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	if idsOf(r.removed.Deleted) != "other" || why(r.removed.Kept)["mine"] != cluster.KeptRewritten || len(r.removed.Kept) != 1 {
+		t.Errorf("deleted %q, kept %v", idsOf(r.removed.Deleted), r.removed.Kept)
+	}
+	if got := r.removed.Kept[0].Node.LastUpdate.UnixMilli(); got != at.Add(5*time.Second).UnixMilli() {
+		t.Errorf("the version reported is of %d", got)
+	}
+	if n := b.count(b.ams(), bson.M{"_id": "mine", "lastUpdateTime": at.Add(5 * time.Second).UnixMilli()}); n != 1 {
+		t.Error("what AMS wrote meanwhile is lost")
+	}
+}
+
+// The same without arranging the moment: whatever happens, the report is true
+// and no write of AMS is lost.
+func TestDeleteAMSNodesWhileAMSWrites(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	for round := range 15 {
+		id := fmt.Sprintf("mine-%d", round)
+		b.write(id, own, time.UnixMilli(1000))
+		var stop atomic.Bool
+		var last int64 = 1000 // the last stamp that found its document
+		var writer sync.WaitGroup
+		writer.Go(func() {
+			for stamp := int64(1001); !stop.Load(); stamp++ {
+				res, err := b.ams().UpdateOne(t.Context(), bson.M{"_id": id}, bson.M{"$set": bson.M{"lastUpdateTime": stamp}})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if res.MatchedCount == 0 {
+					return // deleted
+				}
+				last = stamp
+			}
+		})
+		got, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{id}})
+		stop.Store(true)
+		writer.Wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		there := b.count(b.ams(), bson.M{"_id": id})
+		switch {
+		case len(got.Deleted)+len(got.Kept) != 1:
+			t.Errorf("round %d: deleted %v, kept %v", round, got.Deleted, got.Kept)
+		case len(got.Kept) == 1 && there == 0:
+			t.Errorf("round %d: kept, and it is gone", round)
+		case len(got.Deleted) == 1 && there == 1:
+			t.Errorf("round %d: deleted, and it is there", round)
+		case len(got.Deleted) == 1 && got.Deleted[0].LastUpdate.UnixMilli() != last:
+			t.Errorf("round %d: version %d was deleted, version %d was written", round, got.Deleted[0].LastUpdate.UnixMilli(), last)
+		}
+		if _, err := b.ams().DeleteMany(t.Context(), bson.M{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDeleteAMSNodesAnswerLost(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b := open(t, s)
+	c := connect(t, s.URI(), cluster.Options{Timeout: 2 * time.Second})
+	b.write("mine", own, time.Now())
+	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"delete"}, Times: 1})
+	got, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine"}})
+	if err != nil || idsOf(got.Deleted) != "mine" || len(got.Kept) != 0 {
+		t.Errorf("deleted %q, kept %v, %v", idsOf(got.Deleted), got.Kept, err)
+	}
+
+	// It cannot be deleted: not reported as deleted, nor as kept on purpose.
+	b.write("mine", own, time.Now())
+	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"delete"}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
+	got, err = c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine"}})
+	if cluster.KindOf(err) != cluster.KindForbidden || len(got.Deleted)+len(got.Kept) != 0 {
+		t.Errorf("deleted %v, kept %v, %v", got.Deleted, got.Kept, err)
+	}
+
+	// It was deleted, and then nothing can be read any more: not claimed.
+	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, After: 1, Code: 13, Name: "Unauthorized", Message: "not authorized"})
+	got, err = c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine"}})
+	if cluster.KindOf(err) != cluster.KindForbidden || len(got.Deleted)+len(got.Kept) != 0 {
+		t.Errorf("deleted %v, kept %v, %v", got.Deleted, got.Kept, err)
+	}
+}
+
+func TestLocalStreams(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	now := time.Now().Truncate(time.Millisecond)
+	broadcast := func(id, status, origin string, at any) bson.M {
+		return bson.M{"_id": bson.NewObjectID(), "streamId": id, "status": status, "originAdress": origin, "updateTime": at, "webRTCViewerCount": int32(3)}
+	}
+	b.insert(
+		b.Database("liveapp").Collection("broadcast"),
+		broadcast("live", "broadcasting", own, now.UnixMilli()),
+		broadcast("just-live", "broadcasting", own, now.Add(-20*time.Second).UnixMilli()),
+		broadcast("dated", "broadcasting", own, now),
+		broadcast("double", "broadcasting", own, float64(now.UnixMilli())),
+		broadcast("left-over", "broadcasting", own, now.Add(-20*time.Second-time.Millisecond).UnixMilli()),
+		broadcast("old-date", "broadcasting", own, now.Add(-time.Minute)),
+		broadcast("finished", "finished", own, now.UnixMilli()),
+		broadcast("elsewhere", "broadcasting", "10.0.0.30", now.UnixMilli()),
+		bson.M{"streamId": "room", "status": "broadcasting", "virtual": true, "updateTime": now.UnixMilli()},
+		bson.M{"streamId": "timeless", "status": "broadcasting", "originAdress": own},
+	)
+	b.insert(
+		b.Database("webrtcappee").Collection("broadcast"),
+		bson.M{"_id": "x", "status": "broadcasting", "originAdress": own, "updateTime": now.UnixMilli()},
+	)
+	got, err := c.LocalStreams(t.Context(), []string{"webrtcappee", "liveapp", "nosuch"}, own, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []cluster.DatabaseStreams{
+		{Database: "webrtcappee", IDs: []string{"x"}},
+		{Database: "liveapp", IDs: []string{"dated", "double", "just-live", "live"}},
+		{Database: "nosuch", IDs: []string{}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+
+	// The clock of the node decides, not that of the server or of the test.
+	for _, skew := range []time.Duration{10 * time.Minute, -10 * time.Minute} {
+		got, err := c.LocalStreams(t.Context(), []string{"liveapp"}, own, now.Add(skew))
+		if n := len(got[0].IDs); err != nil || (skew > 0) != (n == 0) {
+			t.Errorf("%s later: %d streams, %v", skew, n, err)
+		}
+	}
+
+	// Unknown is not zero.
+	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, After: 1, Times: 1, Code: 13, Name: "Unauthorized", Message: "not authorized"})
+	got, err = c.LocalStreams(t.Context(), []string{"webrtcappee", "liveapp", "nosuch"}, own, now)
+	if cluster.KindOf(err) != cluster.KindForbidden || len(got) != 3 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if got[0].Err != nil || got[1].Err == nil || got[2].Err != nil || len(got[0].IDs) != 1 {
+		t.Errorf("%+v", got)
+	}
+	for _, bad := range []struct {
+		databases []string
+		address   string
+	}{{nil, own}, {[]string{"liveapp"}, ""}, {[]string{""}, own}, {[]string{"a b/c"}, own}} {
+		if got, err := c.LocalStreams(t.Context(), bad.databases, bad.address, now); err == nil {
+			t.Errorf("LocalStreams(%q, %q) = %v", bad.databases, bad.address, got)
+		}
+	}
+}
+
+// amsWriter plays AMS: it writes its document again and again, by a clock.
+func amsWriter(t *testing.T, b backdoor, id, ip string, clock func() time.Time) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var w sync.WaitGroup
+	w.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				_, _ = b.ams().UpdateOne(ctx, bson.M{"_id": id},
+					bson.M{"$set": bson.M{"ip": ip, "lastUpdateTime": clock().UnixMilli()}}, upsert())
+			}
+		}
+	})
+	return func() { cancel(); w.Wait() }
+}
+
+func TestWaitAMSNode(t *testing.T) {
+	t.Parallel()
+	const poll = 20 * time.Millisecond
+	for _, skew := range []time.Duration{0, 10 * time.Minute, -10 * time.Minute} {
+		t.Run(skew.String(), func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, mongod.Options{})
+			b := open(t, s)
+			// This machine's clock is wrong, AMS's with it; the server's is not.
+			clock := func() time.Time { return time.Now().Add(skew) }
+			c := connect(t, s.URI(), cluster.Options{Now: clock})
+			// What was there before proves nothing, however fresh it is.
+			b.write("mine", own, clock())
+			b.write("future", own, clock().Add(10*time.Minute))
+			b.write("earlier-life", own, clock().Add(-time.Hour))
+			b.write("neighbour", "10.0.0.30", clock())
+			before, err := c.AMSNodes(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var reads atomic.Int64
+			type result struct {
+				node cluster.AMSNode
+				err  error
+			}
+			done := make(chan result, 1)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			go func() {
+				n, err := c.WaitAMSNode(ctx, cluster.AMSWait{
+					Address: own, Before: before, Poll: poll,
+					Progress: func(ours []cluster.AMSNode, err error) {
+						if err != nil || len(ours) != 3 {
+							t.Errorf("progress: %v, %v", ours, err)
+						}
+						reads.Add(1)
+					},
+				})
+				done <- result{n, err}
+			}()
+			eventually(t, "it looks several times", func() bool { return reads.Load() >= 3 })
+			select {
+			case r := <-done:
+				t.Fatalf("old documents were taken as proof: %+v, %v", r.node, r.err)
+			default:
+			}
+			stop := amsWriter(t, b, "mine", own, clock)
+			defer stop()
+			r := <-done
+			if r.err != nil || r.node.ID != "mine" || !r.node.Fresh(clock()) {
+				t.Errorf("%+v, %v", r.node, r.err)
+			}
+		})
+	}
+}
+
+// Without knowledge of what was there before, AMS has to be seen writing.
+func TestWaitAMSNodeWithoutBefore(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	b.write("mine", own, time.Now())
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	w := cluster.AMSWait{Address: own, Poll: 20 * time.Millisecond}
+	_, err := c.WaitAMSNode(ctx, w)
+	if e, ok := errors.AsType[*cluster.AMSNotSeenError](err); !ok || e.Verdict != cluster.AMSNotAdvancing {
+		t.Errorf("a document that stands still: %v", err)
+	}
+	stop := amsWriter(t, b, "mine", own, time.Now)
+	defer stop()
+	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if n, err := c.WaitAMSNode(ctx, w); err != nil || n.ID != "mine" {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
+	t.Parallel()
+	const known = "172.17.0.1" // also an address of this machine
+	tests := []struct {
+		name    string
+		prepare func(b backdoor) // before AMS is started
+		then    func(b backdoor) // while it is waited for
+		verdict cluster.AMSVerdict
+		text    string
+	}{
+		{"nothing", nil, nil, cluster.AMSNothing, "no document of this address appeared"},
+		{
+			"docker0", nil, func(b backdoor) { b.write("x", known, time.Now()) },
+			cluster.AMSElsewhere, "it registered as 172.17.0.1, which is another address of this machine",
+		},
+		{
+			"wrong address", func(b backdoor) { b.write("neighbour", "10.0.0.30", time.Now()) },
+			func(b backdoor) { b.write("x", "203.0.113.9", time.Now()) },
+			cluster.AMSMaybeElsewhere, "may be it under a wrong address: 203.0.113.9",
+		},
+		{
+			"not advancing", func(b backdoor) { b.write("mine", own, time.Now()) }, nil,
+			cluster.AMSNotAdvancing, "its document was not written since",
+		},
+		{
+			"stale", nil, func(b backdoor) { b.write("mine", own, time.Now().Add(-10*time.Minute)) },
+			cluster.AMSStale, "the last time was 10m",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, mongod.Options{})
+			b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+			if tt.prepare != nil {
+				tt.prepare(b)
+			}
+			before, err := c.AMSNodes(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.then != nil {
+				tt.then(b)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 600*time.Millisecond)
+			defer cancel()
+			_, err = c.WaitAMSNode(ctx, cluster.AMSWait{
+				Address: own, Before: before, Poll: 20 * time.Millisecond, LocalAddresses: []string{"127.0.0.1", own, known},
+			})
+			e, ok := errors.AsType[*cluster.AMSNotSeenError](err)
+			if !ok {
+				t.Fatalf("got %v", err)
+			}
+			if e.Verdict != tt.verdict || !strings.Contains(e.Error(), tt.text) || e.Last != nil || e.Reads < 2 {
+				t.Errorf("%s, %d reads: %v", e.Verdict, e.Reads, e)
+			}
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Error("the reason why it ended is not there")
+			}
+		})
+	}
+}
+
+// MongoDB may go away and come back while we wait.
+func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{Timeout: time.Second})
+	before, err := c.AMSNodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed atomic.Bool
+	done := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	fault(t, s, mongod.Fault{Mode: mongod.Refuse})
+	go func() {
+		_, err := c.WaitAMSNode(ctx, cluster.AMSWait{
+			Address: own, Before: before, Poll: 20 * time.Millisecond,
+			Progress: func(_ []cluster.AMSNode, err error) { failed.Store(failed.Load() || err != nil) },
+		})
+		done <- err
+	}()
+	eventually(t, "it notices the outage", failed.Load)
+	s.Faults().Clear()
+	b.write("mine", own, time.Now())
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+
+	// And it may stay away.
+	fault(t, s, mongod.Fault{Mode: mongod.Refuse})
+	ctx, cancel = context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	_, err = c.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
+	e, ok := errors.AsType[*cluster.AMSNotSeenError](err)
+	if !ok || e.Verdict != cluster.AMSUnread || cluster.KindOf(e.Last) != cluster.KindRefused {
+		t.Errorf("an outage until the end: %v", err)
+	}
+	if took := time.Since(start); took > 15*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	s.Faults().Clear()
+
+	// A refusal does not pass by waiting.
+	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
+	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	start = time.Now()
+	_, err = c.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
+	if took := time.Since(start); cluster.KindOf(err) != cluster.KindForbidden || took > 20*time.Second {
+		t.Errorf("%v after %s", err, took)
+	}
+	if _, err := c.WaitAMSNode(ctx, cluster.AMSWait{}); err == nil {
+		t.Error("it waited for no address")
+	}
+}

@@ -1,0 +1,242 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// password has every character that hurts somewhere.
+const password = `p@:/?#%&\ +"'<>{}$=;ß€`
+
+func TestCredentials(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{Users: map[string]string{"amsagent": password}})
+	uri := func(user, pw string) string {
+		t.Helper()
+		target, err := cluster.BuildURI([]string{s.Addr()}, user, cluster.Secret(pw), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return target.URI().Reveal()
+	}
+	var log safeBuilder
+	o := cluster.Options{Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+
+	good := connect(t, uri("amsagent", password), o)
+	if err := good.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := good.CheckAccess(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, bad := range map[string]string{
+		"wrong password": uri("amsagent", password+"x"),
+		"wrong user":     uri("somebody", password),
+	} {
+		c := connect(t, bad, o)
+		start := time.Now()
+		err := c.Ping(t.Context())
+		if took := time.Since(start); took > 8*time.Second {
+			t.Errorf("%s: it took %s to be told so", name, took)
+		}
+		e, ok := errors.AsType[*cluster.Error](err)
+		if !ok || e.Kind != cluster.KindAuth || e.Host != s.Addr() {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if want := "MongoDB at " + s.Addr() + " refused the user name or the password"; e.Summary() != want {
+			t.Errorf("%s: %s", name, e.Summary())
+		}
+		noPassword(t, name, fmt.Sprintf("%v %+v %#v", err, err, err))
+		if _, err := c.Register(t.Context(), node()); cluster.KindOf(err) != cluster.KindAuth {
+			t.Errorf("%s: registering: %v", name, err)
+		}
+	}
+	// Without any, the server answers a ping and nothing else.
+	c := connect(t, s.URI(), o)
+	if err := c.Ping(t.Context()); err != nil {
+		t.Errorf("ping without credentials: %v", err)
+	}
+	if err := c.CheckAccess(t.Context()); cluster.KindOf(err) != cluster.KindForbidden {
+		t.Errorf("access without credentials: %v", err)
+	}
+	if log.String() == "" {
+		t.Error("failed calls left no line in the log")
+	}
+	noPassword(t, "log", log.String())
+}
+
+func noPassword(t *testing.T, where, text string) {
+	t.Helper()
+	for _, part := range []string{password, password[:8], `%40%3A`, `"'<>{}`, "ß€"} {
+		if strings.Contains(text, part) {
+			t.Errorf("%s shows the password: %s", where, text)
+		}
+	}
+}
+
+type safeBuilder struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *safeBuilder) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *safeBuilder) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func TestServerMisbehaves(t *testing.T) {
+	t.Parallel()
+	const limit = 1500 * time.Millisecond
+	tests := []struct {
+		name  string
+		fault mongod.Fault
+		kind  cluster.Kind // "" means that the call works in spite of it
+	}{
+		{"absent", mongod.Fault{Mode: mongod.Refuse}, cluster.KindRefused},
+		{"slow", mongod.Fault{Mode: mongod.Delay, Delay: time.Minute, Commands: []string{"find"}}, cluster.KindTimeout},
+		{"a little slow", mongod.Fault{Mode: mongod.Delay, Delay: 300 * time.Millisecond, Commands: []string{"find"}}, ""},
+		{"deaf", mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"find"}}, cluster.KindTimeout},
+		{"cut once in a call", mongod.Fault{Mode: mongod.CutReply, Commands: []string{"find"}, Times: 1}, ""},
+		{"half an answer once", mongod.Fault{Mode: mongod.Truncate, Commands: []string{"find"}, Times: 1}, ""},
+		{"closed once", mongod.Fault{Mode: mongod.HalfClose, Commands: []string{"find"}, Times: 1}, ""},
+		{"election", mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Times: 1, Code: 189, Name: "PrimarySteppedDown"}, ""},
+		{"election that does not end", mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Code: 189, Name: "PrimarySteppedDown"}, cluster.KindNotPrimary},
+		{"not implemented", mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Code: 238, Name: "NotImplemented"}, cluster.KindUnsupported},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, mongod.Options{})
+			o := cluster.Options{Timeout: limit}
+			if tt.kind == cluster.KindRefused {
+				// The driver looks twice, half a second apart, before it
+				// lets go of the connections that were cut.
+				o.Timeout = 2 * limit
+			}
+			if tt.kind == "" {
+				o.Timeout = 30 * time.Second
+			}
+			c := connect(t, s.URI(), o)
+			if err := c.Ping(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			fault(t, s, tt.fault)
+			start := time.Now()
+			_, err := c.Nodes(t.Context())
+			if took := time.Since(start); took > 6*limit {
+				t.Errorf("it took %s", took)
+			}
+			if cluster.KindOf(err) != tt.kind || (err == nil) != (tt.kind == "") {
+				t.Errorf("kind %q, want %q: %v", cluster.KindOf(err), tt.kind, err)
+			}
+			if e, ok := errors.AsType[*cluster.Error](err); ok && (e.Host != s.Addr() || e.Op != "reading the nodes of the registry") {
+				t.Errorf("host %q, op %q", e.Host, e.Op)
+			}
+			// It is over when the server is well again.
+			s.Faults().Clear()
+			eventually(t, "the client recovers", func() bool { _, err := c.Nodes(t.Context()); return err == nil })
+		})
+	}
+}
+
+// A call ends with its caller's context, and closing never hangs.
+func TestBounds(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	target, err := cluster.ParseTarget(s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cluster.Connect(t.Context(), target, cluster.Options{Timeout: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fault(t, s, mongod.Fault{Mode: mongod.BlackHole})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if err := c.Ping(ctx); cluster.KindOf(err) != cluster.KindTimeout {
+		t.Errorf("Ping: %v", err)
+	}
+	_ = c.Close(ctx) // ctx has ended already
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("a dead server held the client for %s", took)
+	}
+	if err := c.Close(context.Background()); err != nil {
+		t.Errorf("closing twice: %v", err)
+	}
+	if err := c.Ping(t.Context()); err == nil {
+		t.Error("a closed client pings")
+	}
+}
+
+// "No background noise": what an idle client costs the server.
+func TestFewConnections(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	c := connect(t, s.URI(), cluster.Options{})
+	var all sync.WaitGroup
+	for range 30 {
+		all.Go(func() {
+			if err := c.Ping(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := s.Stats().Accepted; n > 3 {
+		t.Errorf("%d connections for 30 calls at once, want 3 at most: 2 to call and 1 to watch", n)
+	}
+}
+
+func TestReplicaSetOption(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{ReplicaSet: "rs0"})
+	if err := connect(t, s.URI()+"?replicaSet=rs0", cluster.Options{}).CheckAccess(t.Context()); err != nil {
+		t.Error(err)
+	}
+	err := connect(t, s.URI()+"?replicaSet=other", cluster.Options{Timeout: time.Second}).Ping(t.Context())
+	if cluster.KindOf(err) != cluster.KindConfig || !strings.Contains(err.Error(), "replica set other") {
+		t.Errorf("another replica set: %v", err)
+	}
+	// One of several hosts is enough.
+	dead := startServer(t, mongod.Options{})
+	fault(t, dead, mongod.Fault{Mode: mongod.Refuse})
+	if err := connect(t, dead.Addr()+","+s.Addr(), cluster.Options{}).Ping(t.Context()); err != nil {
+		t.Errorf("one host of two is dead: %v", err)
+	}
+}
+
+func TestServerClock(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	for _, skew := range []time.Duration{0, 10 * time.Minute, -10 * time.Minute} {
+		c := connect(t, s.URI(), cluster.Options{Now: func() time.Time { return time.Now().Add(skew) }})
+		got, accuracy, err := c.ClockSkew(t.Context())
+		if err != nil || (got-skew).Abs() > accuracy+time.Second {
+			t.Errorf("skew %s ± %s, %v, want %s", got, accuracy, err, skew)
+		}
+	}
+}

@@ -1,0 +1,154 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// own is the address of the node that the tests play.
+const own = "10.0.0.3"
+
+func startServer(t *testing.T, o mongod.Options) *mongod.Server {
+	t.Helper()
+	s, err := mongod.Start(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Faults().Clear()
+		if err := s.Close(); err != nil {
+			t.Errorf("closing the server: %v", err)
+		}
+	})
+	return s
+}
+
+func connect(t *testing.T, uri string, o cluster.Options) *cluster.Client {
+	t.Helper()
+	target, err := cluster.ParseTarget(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cluster.Connect(t.Context(), target, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(context.Background()); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return c
+}
+
+// backdoor is a client of the test's own: it writes as AMS does and looks at
+// what is really stored.
+type backdoor struct {
+	t *testing.T
+	*mongo.Client
+}
+
+func open(t *testing.T, s *mongod.Server) backdoor {
+	t.Helper()
+	m, err := mongo.Connect(options.Client().ApplyURI(s.URI()).SetTimeout(20 * time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Disconnect(context.Background()) })
+	return backdoor{t, m}
+}
+
+func (b backdoor) ams() *mongo.Collection   { return b.Database("clusterdb").Collection("clusternode") }
+func (b backdoor) nodes() *mongo.Collection { return b.Database("amsagent").Collection("nodes") }
+
+func (b backdoor) insert(coll *mongo.Collection, docs ...any) {
+	b.t.Helper()
+	if _, err := coll.InsertMany(b.t.Context(), docs); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// write stamps a document of clusternode as AMS does.
+func (b backdoor) write(id, ip string, at time.Time) {
+	b.t.Helper()
+	_, err := b.ams().UpdateOne(b.t.Context(), bson.M{"_id": id},
+		bson.M{"$set": bson.M{"_t": "ClusterNode", "ip": ip, "lastUpdateTime": at.UnixMilli(), "memory": "586/1945", "cpu": "7"}},
+		upsert())
+	if err != nil {
+		b.t.Error(err)
+	}
+}
+
+func (b backdoor) row(id string) bson.M {
+	b.t.Helper()
+	var doc bson.M
+	if err := b.nodes().FindOne(b.t.Context(), bson.M{"_id": id}).Decode(&doc); err != nil {
+		b.t.Fatal(err)
+	}
+	return doc
+}
+
+func (b backdoor) count(coll *mongo.Collection, filter any) int {
+	b.t.Helper()
+	n, err := coll.CountDocuments(b.t.Context(), filter)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return int(n)
+}
+
+// fault puts a fault in force.
+func fault(t *testing.T, s *mongod.Server, f mongod.Fault) {
+	t.Helper()
+	if err := s.Faults().Set(f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually polls a condition; the limit is generous, the wait is not.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatalf("it did not come true: %s", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// pass waits until the clock of the server shows another millisecond.
+func pass(t *testing.T, c *cluster.Client) {
+	t.Helper()
+	start, err := c.ServerTime(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the server's clock goes on", func() bool {
+		now, err := c.ServerTime(t.Context())
+		return err == nil && now.After(start)
+	})
+}
+
+func idsOf(nodes []cluster.AMSNode) string {
+	ids := make([]string, 0, len(nodes))
+	for _, n := range nodes {
+		ids = append(ids, n.ID)
+	}
+	return strings.Join(ids, " ")
+}
+
+func upsert() options.Lister[options.UpdateOneOptions] { return options.UpdateOne().SetUpsert(true) }

@@ -1,0 +1,478 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+func node() cluster.Node {
+	return cluster.Node{
+		ID: "i-0abc", IP: own, PublicIP: "198.51.100.7", Hostname: "ip-10-0-0-3", Role: "origin", Group: "origins",
+		Provider: "aws", Region: "eu-central-1", Zone: "eu-central-1a", Type: "c7g.large", Agent: "0.1.0", AMS: "3.0.3",
+		BootID: "boot-1", IntervalMS: 5000, State: cluster.StateJoining, Reason: "join",
+	}
+}
+
+// byServer ignores what the server's clock decides.
+var byServer = cmpopts.IgnoreFields(cluster.Node{}, "StateSince", "UpdatedAt")
+
+func register(t *testing.T, c *cluster.Client, n cluster.Node) cluster.Registration {
+	t.Helper()
+	r, err := c.Register(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestRegister(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+
+	if _, err := c.Node(t.Context(), "i-0abc"); !errors.Is(err, cluster.ErrNoNode) {
+		t.Fatalf("reading a node that is not there: %v", err)
+	}
+	before, err := c.ServerTime(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := register(t, c, node())
+	after, err := c.ServerTime(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Before != nil || first.Rejoined {
+		t.Errorf("the first registration found %+v, rejoined %v", first.Before, first.Rejoined)
+	}
+	if diff := cmp.Diff(node(), first.Node, byServer); diff != "" {
+		t.Errorf("-written +stored:\n%s", diff)
+	}
+	for name, at := range map[string]time.Time{"updated_at": first.Node.UpdatedAt, "state_since": first.Node.StateSince} {
+		if at.Before(before) || at.After(after) {
+			t.Errorf("%s = %v, the server's clock was between %v and %v", name, at, before, after)
+		}
+	}
+	if age, known := first.Node.Age(after); !known || age > after.Sub(before) {
+		t.Errorf("Age = %v, %v", age, known)
+	}
+
+	// Again: nothing changes but the time.
+	pass(t, c)
+	again := register(t, c, node())
+	if again.Before == nil || again.Rejoined {
+		t.Errorf("the second registration found %+v, rejoined %v", again.Before, again.Rejoined)
+	}
+	if diff := cmp.Diff(first.Node, again.Node, cmpopts.IgnoreFields(cluster.Node{}, "UpdatedAt")); diff != "" {
+		t.Errorf("registering twice (-once +twice):\n%s", diff)
+	}
+	if !again.Node.UpdatedAt.After(first.Node.UpdatedAt) {
+		t.Error("updated_at did not move")
+	}
+
+	// What is empty now is gone, not left from before.
+	less := cluster.Node{ID: "i-0abc", IP: own, BootID: "boot-1", State: cluster.StateActive}
+	if diff := cmp.Diff(less, register(t, c, less).Node, byServer); diff != "" {
+		t.Errorf("-written +stored:\n%s", diff)
+	}
+	row := b.row("i-0abc")
+	var keys []string
+	for k := range row {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	if diff := cmp.Diff([]string{"_id", "boot_id", "ip", "seq", "state", "state_since", "updated_at"}, keys); diff != "" {
+		t.Errorf("fields of the row:\n%s", diff)
+	}
+	if n := b.count(b.nodes(), bson.M{}); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
+
+	for _, bad := range []cluster.Node{{State: cluster.StateJoining}, {ID: "i-1"}, {ID: "i-1", State: "dancing"}} {
+		if _, err := c.Register(t.Context(), bad); err == nil {
+			t.Errorf("Register(%+v) succeeded", bad)
+		}
+	}
+}
+
+// Without a boot id and an address, the same rules hold: they are missing in
+// the row and match what is missing.
+func TestRegisterWithoutBootID(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	c := connect(t, s.URI(), cluster.Options{})
+	n := cluster.Node{ID: "m-1", State: cluster.StateActive}
+	first := register(t, c, n)
+	pass(t, c)
+	again := register(t, c, n)
+	if again.Rejoined || !again.Node.StateSince.Equal(first.Node.StateSince) {
+		t.Errorf("rejoined %v, state_since %v, then %v", again.Rejoined, first.Node.StateSince, again.Node.StateSince)
+	}
+}
+
+func TestRejoinReplacesTheRow(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	for name, change := range map[string]func(*cluster.Node){
+		"another boot":    func(n *cluster.Node) { n.BootID = "boot-2" },
+		"another address": func(n *cluster.Node) { n.IP = "10.0.0.99" },
+	} {
+		for _, old := range append(cluster.States(), "from-the-future", "") {
+			id := fmt.Sprintf("%s, was %s", name, old)
+			b.insert(b.nodes(), bson.M{
+				"_id": id, "ip": own, "boot_id": "boot-1", "role": "edge", "hostname": "old", "state": string(old), "seq": int64(99),
+				"reason": "old", "left_at": time.Now(), "load": bson.M{"cpu": 3}, "sessions": bson.M{"viewers": 3},
+				"state_since": time.Unix(1, 0), "updated_at": time.Unix(1, 0),
+			})
+			n := node()
+			n.ID, n.Hostname = id, ""
+			change(&n)
+			r := register(t, c, n)
+			if !r.Rejoined || r.Before == nil || r.Before.State != old || r.Before.Role != "edge" {
+				t.Errorf("%s: rejoined %v, before %+v", id, r.Rejoined, r.Before)
+			}
+			if diff := cmp.Diff(n, r.Node, byServer); diff != "" {
+				t.Errorf("%s (-written +stored):\n%s", id, diff)
+			}
+			if r.Node.StateSince.Year() < 2000 {
+				t.Errorf("%s: state_since is of the earlier life", id)
+			}
+			row := b.row(id)
+			for _, key := range []string{"load", "sessions", "left_at", "hostname"} {
+				if _, there := row[key]; there {
+					t.Errorf("%s: %s of the earlier life is still there", id, key)
+				}
+			}
+			if n := b.count(b.nodes(), bson.M{"_id": id}); n != 1 {
+				t.Errorf("%s: %d rows", id, n)
+			}
+		}
+	}
+}
+
+// Within one life registering again must not take a node out of what it does.
+func TestRegisterAgainKeepsTheState(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	J, A, D, L, F := cluster.StateJoining, cluster.StateActive, cluster.StateDraining, cluster.StateLeft, cluster.StateFailed
+	for _, tt := range []struct{ was, as, is cluster.State }{
+		{J, J, J}, {A, J, A}, {D, J, D}, {L, J, J}, {F, J, J},
+		{J, A, A}, {A, A, A}, {D, A, D}, {L, A, A}, {F, A, A},
+		{J, F, F}, {A, F, A}, {D, F, D}, {L, F, L}, {F, F, F},
+		{J, L, L}, {A, L, L}, {D, L, L}, {L, L, L}, {F, L, L},
+		{A, D, D}, {J, D, J},
+	} {
+		id := fmt.Sprintf("%s as %s", tt.was, tt.as)
+		b.insert(b.nodes(), bson.M{
+			"_id": id, "ip": own, "boot_id": "boot-1", "state": string(tt.was), "reason": "old", "seq": int64(99),
+			"load": bson.M{"cpu": 3}, "state_since": time.Unix(1, 0), "updated_at": time.Unix(1, 0),
+		})
+		n := node()
+		n.ID, n.State, n.Reason = id, tt.as, "new"
+		got := register(t, c, n).Node
+		if got.State != tt.is {
+			t.Errorf("%s: became %s, want %s", id, got.State, tt.is)
+		}
+		if changed := got.StateSince.Year() > 2000; changed != (tt.is != tt.was) {
+			t.Errorf("%s: state_since moved: %v", id, changed)
+		}
+		wantReason := "new"
+		if tt.is != tt.as {
+			wantReason = "old" // the reason of the state that stays
+		}
+		if got.Reason != wantReason || got.Role != "origin" || got.Seq != 99 || got.UpdatedAt.Year() < 2000 {
+			t.Errorf("%s: %+v", id, got)
+		}
+		row := b.row(id)
+		if _, there := row["load"]; !there {
+			t.Errorf("%s: load of the same life is gone", id)
+		}
+		if _, there := row["left_at"]; there != (tt.is == L && tt.was != L) {
+			t.Errorf("%s: left_at there: %v", id, there)
+		}
+	}
+}
+
+func TestSetState(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	for _, from := range cluster.States() {
+		for _, to := range cluster.States() {
+			id := fmt.Sprintf("%s to %s", from, to)
+			doc := bson.M{
+				"_id": id, "ip": own, "state": string(from), "reason": "old", "seq": int64(3),
+				"state_since": time.Unix(1, 0).UTC(), "updated_at": time.Unix(1, 0).UTC(),
+			}
+			if from == cluster.StateLeft {
+				doc["left_at"] = time.Unix(1, 0).UTC()
+			}
+			b.insert(b.nodes(), doc)
+			was := b.row(id)
+			err := c.SetState(t.Context(), id, to, "because")
+			row := b.row(id)
+			if !from.CanTransition(to) {
+				te, ok := errors.AsType[*cluster.TransitionError](err)
+				if !ok || te.From != from || te.To != to || te.ID != id {
+					t.Errorf("%s: %v", id, err)
+				}
+				if diff := cmp.Diff(was, row); diff != "" {
+					t.Errorf("%s was refused and changed the row:\n%s", id, diff)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s: %v", id, err)
+				continue
+			}
+			got, err := c.Node(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.State != to || got.Reason != "because" || got.Seq != 3 || got.UpdatedAt.Year() < 2000 {
+				t.Errorf("%s: %+v", id, got)
+			}
+			if moved := got.StateSince.Year() > 2000; moved != (from != to) {
+				t.Errorf("%s: state_since moved: %v", id, moved)
+			}
+			if _, there := row["left_at"]; there != (to == cluster.StateLeft) {
+				t.Errorf("%s: left_at there: %v", id, there)
+			}
+		}
+	}
+
+	if err := c.SetState(t.Context(), "nobody", cluster.StateLeft, ""); !errors.Is(err, cluster.ErrNoNode) {
+		t.Errorf("setting the state of nobody: %v", err)
+	}
+	if n := b.count(b.nodes(), bson.M{"_id": "nobody"}); n != 0 {
+		t.Error("setting the state of nobody made a row")
+	}
+	if err := c.SetState(t.Context(), "nobody", "dancing", ""); err == nil {
+		t.Error("there is no state dancing")
+	}
+	b.insert(b.nodes(), bson.M{"_id": "odd", "state": int32(3)})
+	if _, ok := errors.AsType[*cluster.TransitionError](c.SetState(t.Context(), "odd", cluster.StateActive, "")); !ok {
+		t.Error("a row with an unreadable state took another")
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b := open(t, s)
+	const clients, each = 8, 6
+	var all sync.WaitGroup
+	for i := range clients {
+		c := connect(t, s.URI(), cluster.Options{Timeout: 60 * time.Second})
+		for j := range each {
+			all.Go(func() {
+				// The same row from everywhere, in two lives.
+				n := node()
+				n.State = []cluster.State{cluster.StateJoining, cluster.StateActive}[j%2]
+				if _, err := c.Register(t.Context(), n); err != nil {
+					t.Errorf("registering: %v", err)
+				}
+				// And one of each client's own.
+				n.ID = fmt.Sprintf("i-%d", i)
+				if _, err := c.Register(t.Context(), n); err != nil {
+					t.Errorf("registering: %v", err)
+				}
+				err := c.SetState(t.Context(), n.ID, cluster.StateActive, "")
+				if err != nil {
+					t.Errorf("setting the state: %v", err)
+				}
+			})
+		}
+	}
+	all.Wait()
+	c := connect(t, s.URI(), cluster.Options{})
+	nodes, err := c.Nodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(nodes) != clients+1 || b.count(b.nodes(), bson.M{}) != clients+1 {
+		t.Errorf("%d rows, want %d", len(nodes), clients+1)
+	}
+	for _, n := range nodes {
+		if n.State != cluster.StateActive || n.Role != "origin" || n.StateSince.After(n.UpdatedAt) {
+			t.Errorf("%+v", n)
+		}
+	}
+	if !slices.IsSortedFunc(nodes, func(a, b cluster.Node) int { return cmpText(a.ID, b.ID) }) {
+		t.Error("the nodes are not in order")
+	}
+
+	// The state is entered once; everybody else confirms it.
+	since := nodes[0].StateSince
+	pass(t, c)
+	for range 10 {
+		all.Go(func() {
+			if err := c.SetState(t.Context(), nodes[0].ID, cluster.StateActive, "again"); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.Register(t.Context(), nodes[0]); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n, err := c.Node(t.Context(), nodes[0].ID); err != nil || !n.StateSince.Equal(since) {
+		t.Errorf("state_since moved from %v to %v (%v)", since, n.StateSince, err)
+	}
+}
+
+func cmpText(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// A write whose answer is lost is repeated, and must not count twice.
+func TestAnswerLost(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	register(t, c, node())
+
+	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 1})
+	if err := c.SetState(t.Context(), "i-0abc", cluster.StateActive, "verified"); err != nil {
+		t.Fatal(err)
+	}
+	n, err := c.Node(t.Context(), "i-0abc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The lost attempt entered the state, the repeated one confirmed it after
+	// a pause of 100 ms at least.
+	if d := n.UpdatedAt.Sub(n.StateSince); n.State != cluster.StateActive || d < 50*time.Millisecond {
+		t.Errorf("state %s, entered %v before it was confirmed", n.State, d)
+	}
+
+	for after := range 4 { // each of the steps of a registration
+		again := node()
+		again.BootID = fmt.Sprintf("boot-%d", 10+after)
+		fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, After: after, Times: 1})
+		r := register(t, c, again)
+		if diff := cmp.Diff(again, r.Node, byServer); diff != "" {
+			t.Errorf("answer %d lost (-written +stored):\n%s", after, diff)
+		}
+		s.Faults().Clear()
+	}
+	if n := b.count(b.nodes(), bson.M{}); n != 1 {
+		t.Errorf("%d rows", n)
+	}
+
+	cut := int64(2)
+	event := cluster.Event{
+		Node: "i-0abc", Kind: "leave", Who: "root", Why: "scale-in", Cut: &cut,
+		Details: map[string]string{"hook": "terminating"},
+	}
+	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 1})
+	if err := c.AddEvent(t.Context(), event); err != nil {
+		t.Fatal(err)
+	}
+	var events []struct {
+		cluster.Event `bson:",inline"`
+		At            time.Time `bson:"at"`
+	}
+	cur, err := b.Database("amsagent").Collection("events").Find(t.Context(), bson.M{})
+	if err == nil {
+		err = cur.All(t.Context(), &events)
+	}
+	if err != nil || len(events) != 1 {
+		t.Fatalf("%d events, %v", len(events), err)
+	}
+	if diff := cmp.Diff(event, events[0].Event); diff != "" {
+		t.Errorf("-written +stored:\n%s", diff)
+	}
+	if now, err := c.ServerTime(t.Context()); err != nil || now.Sub(events[0].At) < 50*time.Millisecond || now.Sub(events[0].At) > time.Minute {
+		t.Errorf("the event is of %v, the server's clock says %v (%v)", events[0].At, now, err)
+	}
+	if err := c.AddEvent(t.Context(), cluster.Event{Kind: "join"}); err == nil {
+		t.Error("an event without a node was written")
+	}
+}
+
+// What this server lacks is said, and harms nothing else.
+func TestIndexesAreOptional(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	c := connect(t, s.URI(), cluster.Options{})
+	err := c.EnsureIndexes(t.Context())
+	if kind := cluster.KindOf(err); kind != cluster.KindUnsupported {
+		t.Errorf("EnsureIndexes: kind %q, %v", kind, err)
+	}
+	register(t, c, node())
+	if err := c.AddEvent(t.Context(), cluster.Event{Node: "i-0abc", Kind: "join"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A right that is missing is found before anything is changed.
+func TestCheckAccess(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	b.write("a", own, time.Now())
+	b.write("", own, time.Now())
+	if err := c.CheckAccess(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// (This server makes an empty collection for an update that matches
+	// nothing; MongoDB does not.)
+	if a, n := b.count(b.ams(), bson.M{}), b.count(b.nodes(), bson.M{}); a != 2 || n != 0 {
+		t.Errorf("%d documents of AMS and %d of ours, want 2 and 0", a, n)
+	}
+	// An election may be waited out, so this lasts until the time is up.
+	impatient := connect(t, s.URI(), cluster.Options{Timeout: time.Second})
+	for _, command := range []string{"find", "update", "delete"} {
+		fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{command}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
+		if err := c.CheckAccess(t.Context()); cluster.KindOf(err) != cluster.KindForbidden {
+			t.Errorf("%s not allowed: %v", command, err)
+		}
+		fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{command}, Code: 10107, Name: "NotWritablePrimary", Message: "not primary"})
+		if err := impatient.CheckAccess(t.Context()); cluster.KindOf(err) != cluster.KindNotPrimary {
+			t.Errorf("%s on a secondary: %v", command, err)
+		}
+		s.Faults().Clear()
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	c := connect(t, s.URI(), cluster.Options{})
+	fault(t, s, mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"update"}})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Register(ctx, node())
+		done <- err
+	}()
+	eventually(t, "the update arrives", func() bool { return s.Stats().Struck > 0 })
+	cancel()
+	if err := <-done; cluster.KindOf(err) != cluster.KindCanceled || !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+}
