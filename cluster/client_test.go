@@ -129,12 +129,18 @@ func TestNetworkErrors(t *testing.T) {
 		host      string
 		text      string
 	}{
-		{"refused", "mongodb://u:" + secretMark + "@" + closed + "/", nil, KindRefused, closed,
-			"asking MongoDB whether it is there: MongoDB at " + closed + " refused the connection: dial tcp " + closed + ": connect: connection refused"},
-		{"dns", "mongodb://u:" + secretMark + "@db.invalid/", dialError(&net.DNSError{Err: "no such host", Name: "db.invalid", IsNotFound: true}),
-			KindDNS, "db.invalid:27017", "DNS does not find MongoDB at db.invalid:27017"},
-		{"no route", "mongodb://u:" + secretMark + "@10.0.2.4/", dialError(syscall.EHOSTUNREACH), KindUnreachable, "10.0.2.4:27017",
-			"MongoDB at 10.0.2.4:27017 cannot be reached"},
+		{
+			"refused", "mongodb://u:" + secretMark + "@" + closed + "/", nil, KindRefused, closed,
+			"asking MongoDB whether it is there: MongoDB at " + closed + " refused the connection: dial tcp " + closed + ": connect: connection refused",
+		},
+		{
+			"dns", "mongodb://u:" + secretMark + "@db.invalid/", dialError(&net.DNSError{Err: "no such host", Name: "db.invalid", IsNotFound: true}),
+			KindDNS, "db.invalid:27017", "DNS does not find MongoDB at db.invalid:27017",
+		},
+		{
+			"no route", "mongodb://u:" + secretMark + "@10.0.2.4/", dialError(syscall.EHOSTUNREACH), KindUnreachable, "10.0.2.4:27017",
+			"MongoDB at 10.0.2.4:27017 cannot be reached",
+		},
 		{"several", "mongodb://u:" + secretMark + "@h1,h2,h3/", dialFunc(func(ctx context.Context, network, address string) (net.Conn, error) {
 			if address == "h2:27017" {
 				return dialError(syscall.ECONNREFUSED).DialContext(ctx, network, address)
@@ -184,22 +190,38 @@ func TestServerErrors(t *testing.T) {
 		{name: "Atlas, wrong password", answer: func(string, bson.Raw) (bson.D, error) {
 			return errorReply(8000, "AtlasError", "bad auth : Authentication failed."), nil
 		}, kind: KindAuth, text: "bad auth"},
-		{name: "no right", answer: always(errorReply(13, "Unauthorized", "not authorized on admin")),
-			kind: KindForbidden, text: "Unauthorized: not authorized on admin"},
-		{name: "unknown command", answer: always(errorReply(238, "NotImplemented", "ping is not implemented yet")),
-			kind: KindUnsupported, text: "does not implement it"},
-		{name: "secondary", hello: rs(bson.E{Key: "secondary", Value: true}), answer: always(errorReply(10107, "NotWritablePrimary", "not primary")),
-			kind: KindNotPrimary, text: "not the primary"},
-		{name: "another replica set", query: "&replicaSet=rs1", hello: rs(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "hosts", Value: bson.A{"10.0.2.4:27017"}}),
-			answer: always(okReply()), timeout: quick, kind: KindConfig, text: "no server says that it belongs to replica set rs1"},
-		{name: "some other error", answer: always(errorReply(2, "BadValue", "bad "+secretMark)),
-			kind: KindOther, text: "answered with an error: BadValue: bad ***"},
-		{name: "never answers", answer: func(string, bson.Raw) (bson.D, error) { return nil, errHang },
-			timeout: quick, kind: KindTimeout, text: "did not answer in time"},
-		{name: "always cut", answer: func(string, bson.Raw) (bson.D, error) { return nil, nil },
-			kind: KindLost, text: "was cut"},
-		{name: "server stops it for taking too long", answer: always(errorReply(50, "MaxTimeMSExpired", "operation exceeded time limit")),
-			kind: KindTimeout, text: "MaxTimeMSExpired"},
+		{
+			name: "no right", answer: always(errorReply(13, "Unauthorized", "not authorized on admin")),
+			kind: KindForbidden, text: "Unauthorized: not authorized on admin",
+		},
+		{
+			name: "unknown command", answer: always(errorReply(238, "NotImplemented", "ping is not implemented yet")),
+			kind: KindUnsupported, text: "does not implement it",
+		},
+		{
+			name: "secondary", hello: rs(bson.E{Key: "secondary", Value: true}), answer: always(errorReply(10107, "NotWritablePrimary", "not primary")),
+			kind: KindNotPrimary, text: "not the primary",
+		},
+		{
+			name: "another replica set", query: "&replicaSet=rs1", hello: rs(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "hosts", Value: bson.A{"10.0.2.4:27017"}}),
+			answer: always(okReply()), timeout: quick, kind: KindConfig, text: "no server says that it belongs to replica set rs1",
+		},
+		{
+			name: "some other error", answer: always(errorReply(2, "BadValue", "bad "+secretMark)),
+			kind: KindOther, text: "answered with an error: BadValue: bad ***",
+		},
+		{
+			name: "never answers", answer: func(string, bson.Raw) (bson.D, error) { return nil, errHang },
+			timeout: quick, kind: KindTimeout, text: "did not answer in time",
+		},
+		{
+			name: "always cut", answer: func(string, bson.Raw) (bson.D, error) { return nil, nil },
+			kind: KindLost, text: "was cut",
+		},
+		{
+			name: "server stops it for taking too long", answer: always(errorReply(50, "MaxTimeMSExpired", "operation exceeded time limit")),
+			kind: KindTimeout, text: "MaxTimeMSExpired",
+		},
 	}
 	errs, hosts := make([]error, len(tests)), make([]string, len(tests))
 	atOnce(len(tests), func(i int) {

@@ -38,8 +38,10 @@ func okReply(extra ...bson.E) bson.D { return append(bson.D{{Key: "ok", Value: 1
 
 func errorReply(code int32, name, message string) bson.D {
 	return bson.D{
-		{Key: "ok", Value: 0}, {Key: "code", Value: code},
-		{Key: "codeName", Value: name}, {Key: "errmsg", Value: message},
+		{Key: "ok", Value: 0},
+		{Key: "code", Value: code},
+		{Key: "codeName", Value: name},
+		{Key: "errmsg", Value: message},
 	}
 }
 
@@ -82,9 +84,12 @@ func (s *fakeServer) setHello(extra ...bson.E) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hello = okReply(append([]bson.E{
-		{Key: "maxWireVersion", Value: 21}, {Key: "minWireVersion", Value: 0},
-		{Key: "maxBsonObjectSize", Value: 16 << 20}, {Key: "maxMessageSizeBytes", Value: 48000000},
-		{Key: "maxWriteBatchSize", Value: 100000}, {Key: "helloOk", Value: true},
+		{Key: "maxWireVersion", Value: 21},
+		{Key: "minWireVersion", Value: 0},
+		{Key: "maxBsonObjectSize", Value: 16 << 20},
+		{Key: "maxMessageSizeBytes", Value: 48000000},
+		{Key: "maxWriteBatchSize", Value: 100000},
+		{Key: "helloOk", Value: true},
 	}, extra...)...)
 }
 

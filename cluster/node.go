@@ -140,11 +140,14 @@ func (c *change) stamp(keys ...string) {
 
 func (c *change) update() bson.D {
 	var u bson.D
-	for _, part := range []bson.E{{Key: "$set", Value: c.set}, {Key: "$unset", Value: c.unset}, {Key: "$currentDate", Value: c.now}} {
-		if len(part.Value.(bson.D)) > 0 { // an empty operator is an error for old servers
-			u = append(u, part)
+	add := func(operator string, fields bson.D) {
+		if len(fields) > 0 { // an empty operator is an error for old servers
+			u = append(u, bson.E{Key: operator, Value: fields})
 		}
 	}
+	add("$set", c.set)
+	add("$unset", c.unset)
+	add("$currentDate", c.now)
 	return u
 }
 

@@ -41,16 +41,23 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 		want AMSNode
 	}{
 		{"as AMS 2.13 and later write it", bson.D{
-			{Key: "_id", Value: "0cc175b9c0f1b6a831c399e26977266110.0.0.3"}, {Key: "_t", Value: "ClusterNode"},
-			{Key: "ip", Value: "10.0.0.3"}, {Key: "lastUpdateTime", Value: ms}, {Key: "memory", Value: "586/1945"},
-			{Key: "cpu", Value: "7"}, {Key: "dbQueryAveargeTimeMs", Value: int32(3)},
+			{Key: "_id", Value: "0cc175b9c0f1b6a831c399e26977266110.0.0.3"},
+			{Key: "_t", Value: "ClusterNode"},
+			{Key: "ip", Value: "10.0.0.3"},
+			{Key: "lastUpdateTime", Value: ms},
+			{Key: "memory", Value: "586/1945"},
+			{Key: "cpu", Value: "7"},
+			{Key: "dbQueryAveargeTimeMs", Value: int32(3)},
 		}, AMSNode{
 			ID: "0cc175b9c0f1b6a831c399e26977266110.0.0.3", IP: "10.0.0.3", LastUpdate: at, Memory: "586/1945",
 			CPU: ptr(7.0), QueryMS: ptr(int64(3)),
 		}},
 		{"as AMS 2.0 wrote it", bson.D{
-			{Key: "_id", Value: "c6b4..10.0.0.3"}, {Key: "className", Value: "io.antmedia.cluster.ClusterNode"},
-			{Key: "ip", Value: "10.0.0.3"}, {Key: "lastUpdateTime", Value: ms}, {Key: "cpu", Value: int32(7)},
+			{Key: "_id", Value: "c6b4..10.0.0.3"},
+			{Key: "className", Value: "io.antmedia.cluster.ClusterNode"},
+			{Key: "ip", Value: "10.0.0.3"},
+			{Key: "lastUpdateTime", Value: ms},
+			{Key: "cpu", Value: int32(7)},
 		}, AMSNode{ID: "c6b4..10.0.0.3", IP: "10.0.0.3", LastUpdate: at, CPU: ptr(7.0)}},
 		{"empty id", bson.D{{Key: "_id", Value: ""}, {Key: "ip", Value: "10.0.0.3"}}, AMSNode{IP: "10.0.0.3"}},
 		{"object id", bson.D{{Key: "_id", Value: oid}}, AMSNode{ID: oid.Hex()}},
@@ -64,8 +71,11 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 		{"int32 time is what it says", bson.D{{Key: "lastUpdateTime", Value: int32(1000)}}, AMSNode{LastUpdate: time.Unix(1, 0).UTC()}},
 		{"null", bson.D{{Key: "lastUpdateTime", Value: nil}, {Key: "cpu", Value: nil}, {Key: "ip", Value: nil}}, AMSNode{}},
 		{"nonsense", bson.D{
-			{Key: "lastUpdateTime", Value: "yesterday"}, {Key: "cpu", Value: bson.A{1}}, {Key: "ip", Value: int32(3)},
-			{Key: "memory", Value: bson.D{}}, {Key: "dbQueryAveargeTimeMs", Value: "x"},
+			{Key: "lastUpdateTime", Value: "yesterday"},
+			{Key: "cpu", Value: bson.A{1}},
+			{Key: "ip", Value: int32(3)},
+			{Key: "memory", Value: bson.D{}},
+			{Key: "dbQueryAveargeTimeMs", Value: "x"},
 		}, AMSNode{}},
 		{"not a number", bson.D{{Key: "lastUpdateTime", Value: math.NaN()}, {Key: "cpu", Value: math.Inf(1)}}, AMSNode{}},
 		{"beyond all calendars", bson.D{{Key: "lastUpdateTime", Value: int64(math.MaxInt64)}}, AMSNode{}},
@@ -89,13 +99,17 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 // neither panics nor gives what cannot be shown.
 func FuzzReadDocuments(f *testing.F) {
 	seed, err := bson.Marshal(bson.D{
-		{Key: "_id", Value: "a"}, {Key: "ip", Value: "10.0.0.3"}, {Key: "lastUpdateTime", Value: int64(1)},
-		{Key: "state", Value: "active"}, {Key: "updated_at", Value: time.Unix(0, 0)}, {Key: "seq", Value: int64(1)},
+		{Key: "_id", Value: "a"},
+		{Key: "ip", Value: "10.0.0.3"},
+		{Key: "lastUpdateTime", Value: int64(1)},
+		{Key: "state", Value: "active"},
+		{Key: "updated_at", Value: time.Unix(0, 0)},
+		{Key: "seq", Value: int64(1)},
 	})
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add([]byte(seed))
+	f.Add(seed)
 	f.Add([]byte{5, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if bson.Raw(data).Validate() != nil {
@@ -127,10 +141,16 @@ func TestAMSNodeFresh(t *testing.T) {
 func TestReadNodeTolerates(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	got := readNode(raw(t, bson.D{
-		{Key: "_id", Value: "i-1"}, {Key: "ip", Value: "10.0.0.3"}, {Key: "state", Value: "active"},
-		{Key: "state_since", Value: at}, {Key: "updated_at", Value: at}, {Key: "seq", Value: 7.0},
-		{Key: "role", Value: int32(3)}, {Key: "interval_ms", Value: "5000"},
-		{Key: "load", Value: bson.D{{Key: "cpu", Value: 3}}}, {Key: "from_the_future", Value: true},
+		{Key: "_id", Value: "i-1"},
+		{Key: "ip", Value: "10.0.0.3"},
+		{Key: "state", Value: "active"},
+		{Key: "state_since", Value: at},
+		{Key: "updated_at", Value: at},
+		{Key: "seq", Value: 7.0},
+		{Key: "role", Value: int32(3)},
+		{Key: "interval_ms", Value: "5000"},
+		{Key: "load", Value: bson.D{{Key: "cpu", Value: 3}}},
+		{Key: "from_the_future", Value: true},
 	}))
 	want := Node{ID: "i-1", IP: "10.0.0.3", State: StateActive, StateSince: at, UpdatedAt: at, Seq: 7, IntervalMS: 5000}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -220,23 +240,57 @@ func TestWaitErrorTexts(t *testing.T) {
 		verdict AMSVerdict
 		text    string
 	}{
-		{"never read", AMSNotSeenError{Last: &Error{Kind: KindRefused, Op: "reading", Host: "h:1"}}, nil, AMSUnread,
-			"waited 1m0s for AMS to register as 10.0.0.3: MongoDB could not be read; the last reading failed: reading: MongoDB at h:1 refused the connection"},
-		{"nothing", AMSNotSeenError{Reads: 3}, nil, AMSNothing,
-			"waited 1m0s for AMS to register as 10.0.0.3: no document of this address appeared"},
-		{"docker0", AMSNotSeenError{Reads: 3, Local: []AMSNode{docker}}, nil, AMSElsewhere,
-			"waited 1m0s for AMS to register as 10.0.0.3: it registered as 172.17.0.1, which is another address of this machine"},
-		{"docker0, and an old document of ours", AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(time.Hour)}, Local: []AMSNode{docker}},
-			[]AMSNode{ours(time.Hour)}, AMSElsewhere,
-			"waited 1m0s for AMS to register as 10.0.0.3: it registered as 172.17.0.1, which is another address of this machine"},
-		{"others", AMSNotSeenError{Reads: 3, Appeared: []AMSNode{docker, docker, {IP: "10.0.0.9"}}}, nil, AMSMaybeElsewhere,
-			"waited 1m0s for AMS to register as 10.0.0.3: no document of this address; these appeared meanwhile and may be it under a wrong address: 172.17.0.1, 10.0.0.9"},
-		{"not advancing", AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(time.Hour)}}, []AMSNode{ours(time.Hour)}, AMSNotAdvancing,
-			"waited 1m0s for AMS to register as 10.0.0.3: its document was not written since, the last time was 1h0m0s ago"},
-		{"stale", AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(30 * time.Second)}}, []AMSNode{ours(time.Hour)}, AMSStale,
-			"waited 1m0s for AMS to register as 10.0.0.3: it wrote its document and stopped, the last time was 30s ago by the local clock"},
-		{"without a time", AMSNotSeenError{Reads: 3, Ours: []AMSNode{{ID: "a", IP: "10.0.0.3"}}}, nil, AMSStale,
-			"waited 1m0s for AMS to register as 10.0.0.3: its document has no readable lastUpdateTime"},
+		{
+			"never read",
+			AMSNotSeenError{Last: &Error{Kind: KindRefused, Op: "reading", Host: "h:1"}},
+			nil, AMSUnread,
+			"waited 1m0s for AMS to register as 10.0.0.3: MongoDB could not be read; the last reading failed: reading: MongoDB at h:1 refused the connection",
+		},
+		{
+			"nothing",
+			AMSNotSeenError{Reads: 3},
+			nil, AMSNothing,
+			"waited 1m0s for AMS to register as 10.0.0.3: no document of this address appeared",
+		},
+		{
+			"docker0",
+			AMSNotSeenError{Reads: 3, Local: []AMSNode{docker}},
+			nil, AMSElsewhere,
+			"waited 1m0s for AMS to register as 10.0.0.3: it registered as 172.17.0.1, which is another address of this machine",
+		},
+		{
+			"docker0, and an old document of ours",
+			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(time.Hour)}, Local: []AMSNode{docker}},
+			[]AMSNode{ours(time.Hour)},
+			AMSElsewhere,
+			"waited 1m0s for AMS to register as 10.0.0.3: it registered as 172.17.0.1, which is another address of this machine",
+		},
+		{
+			"others",
+			AMSNotSeenError{Reads: 3, Appeared: []AMSNode{docker, docker, {IP: "10.0.0.9"}}},
+			nil, AMSMaybeElsewhere,
+			"waited 1m0s for AMS to register as 10.0.0.3: no document of this address; these appeared meanwhile and may be it under a wrong address: 172.17.0.1, 10.0.0.9",
+		},
+		{
+			"not advancing",
+			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(time.Hour)}},
+			[]AMSNode{ours(time.Hour)},
+			AMSNotAdvancing,
+			"waited 1m0s for AMS to register as 10.0.0.3: its document was not written since, the last time was 1h0m0s ago",
+		},
+		{
+			"stale",
+			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(30 * time.Second)}},
+			[]AMSNode{ours(time.Hour)},
+			AMSStale,
+			"waited 1m0s for AMS to register as 10.0.0.3: it wrote its document and stopped, the last time was 30s ago by the local clock",
+		},
+		{
+			"without a time",
+			AMSNotSeenError{Reads: 3, Ours: []AMSNode{{ID: "a", IP: "10.0.0.3"}}},
+			nil, AMSStale,
+			"waited 1m0s for AMS to register as 10.0.0.3: its document has no readable lastUpdateTime",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

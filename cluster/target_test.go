@@ -29,56 +29,92 @@ func TestParseTargetAccepts(t *testing.T) {
 		password string
 		redacted string // "" means as raw
 	}{
-		{name: "ipv4", in: "10.0.2.4", uri: "mongodb://10.0.2.4", bare: true,
-			hosts: []string{"10.0.2.4"}, addrs: []string{"10.0.2.4:27017"}},
-		{name: "surrounding blanks", in: " 10.0.2.4\r\n", raw: "10.0.2.4", uri: "mongodb://10.0.2.4", bare: true,
-			hosts: []string{"10.0.2.4"}, addrs: []string{"10.0.2.4:27017"}},
-		{name: "host and port", in: "mongo_1.internal:27018", uri: "mongodb://mongo_1.internal:27018", bare: true,
-			hosts: []string{"mongo_1.internal:27018"}, addrs: []string{"mongo_1.internal:27018"}},
-		{name: "a host called mongodb", in: "mongodb", uri: "mongodb://mongodb", bare: true,
-			hosts: []string{"mongodb"}, addrs: []string{"mongodb:27017"}},
-		{name: "a host called mongodb with a port", in: "mongodb:27017", uri: "mongodb://mongodb:27017", bare: true,
-			hosts: []string{"mongodb:27017"}, addrs: []string{"mongodb:27017"}},
-		{name: "list", in: "10.0.2.4,10.0.2.5:27018,[fd00::1]", uri: "mongodb://10.0.2.4,10.0.2.5:27018,[fd00::1]", bare: true,
+		{
+			name: "ipv4", in: "10.0.2.4", uri: "mongodb://10.0.2.4", bare: true,
+			hosts: []string{"10.0.2.4"}, addrs: []string{"10.0.2.4:27017"},
+		},
+		{
+			name: "surrounding blanks", in: " 10.0.2.4\r\n", raw: "10.0.2.4", uri: "mongodb://10.0.2.4", bare: true,
+			hosts: []string{"10.0.2.4"}, addrs: []string{"10.0.2.4:27017"},
+		},
+		{
+			name: "host and port", in: "mongo_1.internal:27018", uri: "mongodb://mongo_1.internal:27018", bare: true,
+			hosts: []string{"mongo_1.internal:27018"}, addrs: []string{"mongo_1.internal:27018"},
+		},
+		{
+			name: "a host called mongodb", in: "mongodb", uri: "mongodb://mongodb", bare: true,
+			hosts: []string{"mongodb"}, addrs: []string{"mongodb:27017"},
+		},
+		{
+			name: "a host called mongodb with a port", in: "mongodb:27017", uri: "mongodb://mongodb:27017", bare: true,
+			hosts: []string{"mongodb:27017"}, addrs: []string{"mongodb:27017"},
+		},
+		{
+			name: "list", in: "10.0.2.4,10.0.2.5:27018,[fd00::1]", uri: "mongodb://10.0.2.4,10.0.2.5:27018,[fd00::1]", bare: true,
 			hosts: []string{"10.0.2.4", "10.0.2.5:27018", "[fd00::1]"},
-			addrs: []string{"10.0.2.4:27017", "10.0.2.5:27018", "[fd00::1]:27017"}},
-		{name: "ipv6 and port", in: "[fd00::1]:27018", uri: "mongodb://[fd00::1]:27018", bare: true,
-			hosts: []string{"[fd00::1]:27018"}, addrs: []string{"[fd00::1]:27018"}},
-		{name: "root dot", in: "db.example.com.", uri: "mongodb://db.example.com.", bare: true,
-			hosts: []string{"db.example.com."}, addrs: []string{"db.example.com.:27017"}},
-		{name: "full", in: "mongodb://amsagent:" + secretMark + "@h1,h2:27018/admin?replicaSet=rs0&tls=true",
+			addrs: []string{"10.0.2.4:27017", "10.0.2.5:27018", "[fd00::1]:27017"},
+		},
+		{
+			name: "ipv6 and port", in: "[fd00::1]:27018", uri: "mongodb://[fd00::1]:27018", bare: true,
+			hosts: []string{"[fd00::1]:27018"}, addrs: []string{"[fd00::1]:27018"},
+		},
+		{
+			name: "root dot", in: "db.example.com.", uri: "mongodb://db.example.com.", bare: true,
+			hosts: []string{"db.example.com."}, addrs: []string{"db.example.com.:27017"},
+		},
+		{
+			name: "full", in: "mongodb://amsagent:" + secretMark + "@h1,h2:27018/admin?replicaSet=rs0&tls=true",
 			hosts: []string{"h1", "h2:27018"}, addrs: []string{"h1:27017", "h2:27018"},
 			user: "amsagent", password: secretMark,
-			redacted: "mongodb://amsagent:***@h1,h2:27018/admin?replicaSet=rs0&tls=true"},
-		{name: "every reserved character encoded", in: "mongodb://u:%40%3A%2F%3F%23%25%26%5C%20+@h/",
+			redacted: "mongodb://amsagent:***@h1,h2:27018/admin?replicaSet=rs0&tls=true",
+		},
+		{
+			name: "every reserved character encoded", in: "mongodb://u:%40%3A%2F%3F%23%25%26%5C%20+@h/",
 			raw:   "mongodb://u:%40%3A%2F%3F%23%25%26%5C%20%2B@h/",
 			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "u", password: `@:/?#%&\ +`,
-			redacted: "mongodb://u:***@h/"},
-		{name: "characters no URI may hold", in: "mongodb://ü:a{b}c\\d^e|f\"g`h[i]$j<k@h/",
+			redacted: "mongodb://u:***@h/",
+		},
+		{
+			name: "characters no URI may hold", in: "mongodb://ü:a{b}c\\d^e|f\"g`h[i]$j<k@h/",
 			raw:   "mongodb://%C3%BC:a%7Bb%7Dc%5Cd%5Ee%7Cf%22g%60h%5Bi%5D$j%3Ck@h/",
 			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "ü", password: "a{b}c\\d^e|f\"g`h[i]$j<k",
-			redacted: "mongodb://%C3%BC:***@h/"},
-		{name: "Spring's placeholder", in: "mongodb://u:${HOME}@h/", raw: "mongodb://u:$%7BHOME%7D@h/",
+			redacted: "mongodb://%C3%BC:***@h/",
+		},
+		{
+			name: "Spring's placeholder", in: "mongodb://u:${HOME}@h/", raw: "mongodb://u:$%7BHOME%7D@h/",
 			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "u", password: "${HOME}",
-			redacted: "mongodb://u:***@h/"},
-		{name: "missing slash, empty options, semicolons", in: "mongodb://h?a=b;;c=d&",
+			redacted: "mongodb://u:***@h/",
+		},
+		{
+			name: "missing slash, empty options, semicolons", in: "mongodb://h?a=b;;c=d&",
 			raw: "mongodb://h/?a=b&c=d", hosts: []string{"h"}, addrs: []string{"h:27017"},
-			redacted: "mongodb://h/?a=***&c=***"},
+			redacted: "mongodb://h/?a=***&c=***",
+		},
 		{name: "no options after all", in: "mongodb://h/?", raw: "mongodb://h/", hosts: []string{"h"}, addrs: []string{"h:27017"}},
-		{name: "slash in an option", in: "mongodb://h/?tlsCAFile=/etc/ca.pem", raw: "mongodb://h/?tlsCAFile=%2Fetc%2Fca.pem",
-			hosts: []string{"h"}, addrs: []string{"h:27017"}},
-		{name: "scheme in capitals", in: "MongoDB://h", raw: "mongodb://h", hosts: []string{"h"}, addrs: []string{"h:27017"}},
-		{name: "srv", in: "mongodb+srv://u:" + secretMark + "@cluster0.abcde.mongodb.net/?retryWrites=true&w=majority",
-			srv: true, hosts: []string{"cluster0.abcde.mongodb.net"}, user: "u", password: secretMark,
-			redacted: "mongodb+srv://u:***@cluster0.abcde.mongodb.net/?retryWrites=true&w=majority"},
-		{name: "x509 needs no password", in: "mongodb://CN%3Dnode@h/?authMechanism=MONGODB-X509",
-			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "CN=node"},
-		{name: "secret options", in: "mongodb://h/?tlsCertificateKeyFilePassword=" + secretMark +
-			"&authMechanismProperties=AWS_SESSION_TOKEN:" + secretMark + "&proxyPassword=" + secretMark,
+		{
+			name: "slash in an option", in: "mongodb://h/?tlsCAFile=/etc/ca.pem", raw: "mongodb://h/?tlsCAFile=%2Fetc%2Fca.pem",
 			hosts: []string{"h"}, addrs: []string{"h:27017"},
-			redacted: "mongodb://h/?tlsCertificateKeyFilePassword=***&authMechanismProperties=***&proxyPassword=***"},
-		{name: "empty tags mean any", in: "mongodb://h/?readPreference=nearest&readPreferenceTags=dc:a&readPreferenceTags=",
-			hosts: []string{"h"}, addrs: []string{"h:27017"}},
+		},
+		{name: "scheme in capitals", in: "MongoDB://h", raw: "mongodb://h", hosts: []string{"h"}, addrs: []string{"h:27017"}},
+		{
+			name: "srv", in: "mongodb+srv://u:" + secretMark + "@cluster0.abcde.mongodb.net/?retryWrites=true&w=majority",
+			srv: true, hosts: []string{"cluster0.abcde.mongodb.net"}, user: "u", password: secretMark,
+			redacted: "mongodb+srv://u:***@cluster0.abcde.mongodb.net/?retryWrites=true&w=majority",
+		},
+		{
+			name: "x509 needs no password", in: "mongodb://CN%3Dnode@h/?authMechanism=MONGODB-X509",
+			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "CN=node",
+		},
+		{
+			name: "secret options", in: "mongodb://h/?tlsCertificateKeyFilePassword=" + secretMark +
+				"&authMechanismProperties=AWS_SESSION_TOKEN:" + secretMark + "&proxyPassword=" + secretMark,
+			hosts: []string{"h"}, addrs: []string{"h:27017"},
+			redacted: "mongodb://h/?tlsCertificateKeyFilePassword=***&authMechanismProperties=***&proxyPassword=***",
+		},
+		{
+			name: "empty tags mean any", in: "mongodb://h/?readPreference=nearest&readPreferenceTags=dc:a&readPreferenceTags=",
+			hosts: []string{"h"}, addrs: []string{"h:27017"},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -173,11 +173,28 @@ func TestRegisterAgainKeepsTheState(t *testing.T) {
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	J, A, D, L, F := cluster.StateJoining, cluster.StateActive, cluster.StateDraining, cluster.StateLeft, cluster.StateFailed
 	for _, tt := range []struct{ was, as, is cluster.State }{
-		{J, J, J}, {A, J, A}, {D, J, D}, {L, J, J}, {F, J, J},
-		{J, A, A}, {A, A, A}, {D, A, D}, {L, A, A}, {F, A, A},
-		{J, F, F}, {A, F, A}, {D, F, D}, {L, F, L}, {F, F, F},
-		{J, L, L}, {A, L, L}, {D, L, L}, {L, L, L}, {F, L, L},
-		{A, D, D}, {J, D, J},
+		{J, J, J},
+		{A, J, A},
+		{D, J, D},
+		{L, J, J},
+		{F, J, J},
+		{J, A, A},
+		{A, A, A},
+		{D, A, D},
+		{L, A, A},
+		{F, A, A},
+		{J, F, F},
+		{A, F, A},
+		{D, F, D},
+		{L, F, L},
+		{F, F, F},
+		{J, L, L},
+		{A, L, L},
+		{D, L, L},
+		{L, L, L},
+		{F, L, L},
+		{A, D, D},
+		{J, D, J},
 	} {
 		id := fmt.Sprintf("%s as %s", tt.was, tt.as)
 		b.insert(b.nodes(), bson.M{
