@@ -60,7 +60,8 @@ type Behaviour struct {
 	NeverUp bool
 	// FailStart makes the start fail.
 	FailStart bool
-	// CrashAfter ends the server without any order so long after it came up.
+	// CrashAfter ends the server without any order so long after its HTTP port began to
+	// answer, up or not.
 	CrashAfter time.Duration
 	// RegisterAddress is registered in place of the right address.
 	RegisterAddress string
@@ -94,7 +95,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.DurationVar(&b.SlowStart, "slow-start", b.SlowStart, "answer 403 for so long")
 	fs.BoolVar(&b.NeverUp, "never-up", b.NeverUp, "answer 403 for ever")
 	fs.BoolVar(&b.FailStart, "fail-start", b.FailStart, "fail to start")
-	fs.DurationVar(&b.CrashAfter, "crash-after", b.CrashAfter, "crash so long after coming up")
+	fs.DurationVar(&b.CrashAfter, "crash-after", b.CrashAfter, "crash so long after the start")
 	fs.StringVar(&b.RegisterAddress, "register-address", b.RegisterAddress, "register this wrong `address`")
 	fs.BoolVar(&b.Silent, "silent", b.Silent, "send no heartbeat")
 	fs.IntVar(&b.Liveness, "liveness", b.Liveness, "answer liveness with this `status`")

@@ -164,6 +164,13 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 // run brings the server up and keeps it registered.
 func (s *Server) run(ctx context.Context) {
 	b := s.behaviour()
+	if b.CrashAfter > 0 {
+		s.loops.Go(func() {
+			if wait(ctx, b.CrashAfter) {
+				go s.Crash() // it waits for this goroutine
+			}
+		})
+	}
 	s.startApps(ctx)
 	if b.NeverUp || !wait(ctx, b.SlowStart) {
 		<-ctx.Done()
@@ -185,13 +192,6 @@ func (s *Server) run(ctx context.Context) {
 	s.mu.Unlock()
 	s.log.Info("up", "http", s.HTTPAddr())
 
-	if b.CrashAfter > 0 {
-		s.loops.Go(func() {
-			if wait(ctx, b.CrashAfter) {
-				go s.Crash() // it waits for this goroutine
-			}
-		})
-	}
 	failing := false
 	first := true
 	for {

@@ -462,7 +462,8 @@ func TestBehaviours(t *testing.T) {
 	})
 	t.Run("crash", func(t *testing.T) {
 		t.Parallel()
-		s := begin(t, "crash", fakeams.Behaviour{CrashAfter: 100 * time.Millisecond})
+		s := begin(t, "crash", fakeams.Behaviour{CrashAfter: time.Second})
+		await(t, "ready", s.Ready())
 		await(t, "the crash", s.Done())
 		if !errors.Is(s.Err(), fakeams.ErrCrashed) || s.State() != fakeams.Crashed {
 			t.Errorf("%s, %v", s.State(), s.Err())

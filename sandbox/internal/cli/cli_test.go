@@ -33,6 +33,10 @@ import (
 // asSandbox makes this test binary the sandbox binary.
 const asSandbox = "SANDBOX_TEST_AS_MAIN"
 
+// environment makes it so; and a binary with the race detector would sleep for a
+// second before each exit.
+var environment = []string{asSandbox + "=1", "GORACE=atexit_sleep_ms=0"}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(asSandbox) != "" {
 		os.Exit(cli.Main(os.Args[1:], cli.OS()))
@@ -43,7 +47,7 @@ func TestMain(m *testing.M) {
 func sandbox(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), asSandbox+"=1")
+	cmd.Env = append(os.Environ(), environment...)
 	return cmd
 }
 
@@ -248,7 +252,7 @@ func TestServersDieWithTheirParent(t *testing.T) {
 	// A shell is the parent; it prints the pid of its child and is killed.
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	shell := exec.Command("sh", "-c", `"$0" mongo --die-with-parent & echo $! > "$1"; wait`, os.Args[0], pidFile)
-	shell.Env = append(os.Environ(), asSandbox+"=1")
+	shell.Env = append(os.Environ(), environment...)
 	out, err := shell.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -352,7 +356,7 @@ func service(t *testing.T, tr tree.Tree, flags ...string) func(action string, en
 	}
 	call := func(action string, env ...string) (int, string, string) {
 		cmd := exec.Command(wrapper, action)
-		cmd.Env = append(append(os.Environ(), asSandbox+"=1"), env...)
+		cmd.Env = append(append(os.Environ(), environment...), env...)
 		return run(t, cmd)
 	}
 	t.Cleanup(func() { call("stop") })

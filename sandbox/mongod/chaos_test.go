@@ -1,0 +1,112 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package mongod_test
+
+import (
+	"context"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// Faults that come and go under load must neither hang the server nor lose what
+// it acknowledged.
+func TestChaos(t *testing.T) {
+	t.Parallel()
+	s := start(t, mongod.Options{})
+	setUp := connect(t, s.URI()).Database("d").Collection("c")
+	if _, err := setUp.InsertOne(t.Context(), bson.M{"_id": 1, "n": 0}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	var tried, acknowledged atomic.Int64
+	var wg sync.WaitGroup
+	for range 6 {
+		c := connect(t, s.URI()+"?retryWrites=false").Database("d").Collection("c")
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				one, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+				tried.Add(1)
+				if _, err := c.UpdateOne(one, bson.M{"_id": 1}, bson.M{"$inc": bson.M{"n": 1}}); err == nil {
+					acknowledged.Add(1)
+				}
+				cancel()
+			}
+		})
+	}
+	modes := []mongod.Fault{
+		{Mode: mongod.None},
+		{Mode: mongod.Delay, Delay: 5 * time.Millisecond},
+		{Mode: mongod.Cut},
+		{Mode: mongod.Cut, After: 7, Then: mongod.Refuse},
+		{Mode: mongod.CutReply, Times: 3},
+		{Mode: mongod.Refuse},
+		{Mode: mongod.BlackHole},
+		{Mode: mongod.HalfClose, Times: 2},
+		{Mode: mongod.Truncate, Times: 5},
+		{Mode: mongod.Error, Times: 5, Then: mongod.Delay, Delay: time.Millisecond},
+	}
+	tick := time.NewTicker(30 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-tick.C:
+			if err := s.Faults().Set(modes[rand.IntN(len(modes))]); err != nil {
+				t.Fatal(err)
+			}
+		case <-ctx.Done():
+		}
+	}
+	s.Faults().Clear()
+	wg.Wait()
+	var got struct{ N int64 }
+	if err := connect(t, s.URI()).Database("d").Collection("c").FindOne(t.Context(), bson.M{"_id": 1}).Decode(&got); err != nil {
+		t.Fatalf("after the chaos: %v", err)
+	}
+	t.Logf("%d tried, %d acknowledged, %d executed", tried.Load(), acknowledged.Load(), got.N)
+	if got.N < acknowledged.Load() || got.N > tried.Load() {
+		t.Errorf("%d updates executed, of %d tried and %d acknowledged", got.N, tried.Load(), acknowledged.Load())
+	}
+	if acknowledged.Load() == 0 || acknowledged.Load() == tried.Load() {
+		t.Error("the faults did everything, or nothing")
+	}
+}
+
+// Not parallel: it counts goroutines of the whole process.
+func TestNothingIsLeftBehind(t *testing.T) {
+	once := func() {
+		s, err := mongod.Start(t.Context(), mongod.Options{Control: "127.0.0.1:0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := connect(t, s.URI()).Ping(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		_ = s.Faults().Set(mongod.Fault{Mode: mongod.BlackHole})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The driver's goroutines end with the test, not before.
+	once()
+	perRound := -runtime.NumGoroutine()
+	once()
+	perRound += runtime.NumGoroutine()
+	before := runtime.NumGoroutine()
+	const rounds = 10
+	for range rounds {
+		once()
+	}
+	if after := runtime.NumGoroutine(); after > before+rounds*(perRound+1) {
+		t.Errorf("%d goroutines before, %d after %d servers (%d each with their clients)", before, after, rounds, perRound)
+	}
+}

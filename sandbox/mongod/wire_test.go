@@ -1,0 +1,85 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package mongod
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"testing"
+
+	"go.mongodb.org/mongo-driver/v2/x/bsonx/bsoncore"
+)
+
+// message makes an OP_MSG, with a document sequence before the body, as no driver
+// sends it but the protocol allows.
+func message(flags uint32, body bsoncore.Document, sequence bool) []byte {
+	var raw []byte
+	raw = append(raw, make([]byte, headerLen)...)
+	binary.LittleEndian.PutUint32(raw[4:], 42)
+	binary.LittleEndian.PutUint32(raw[12:], opMsg)
+	raw = binary.LittleEndian.AppendUint32(raw, flags)
+	if sequence {
+		doc := bsoncore.NewDocumentBuilder().AppendInt32("x", 1).Build()
+		section := append([]byte("documents\x00"), doc...)
+		raw = append(raw, 1)
+		raw = binary.LittleEndian.AppendUint32(raw, uint32(4+len(section)))
+		raw = append(raw, section...)
+	}
+	raw = append(append(raw, 0), body...)
+	if flags&flagChecksumPresent != 0 {
+		raw = append(raw, 1, 2, 3, 4)
+	}
+	binary.LittleEndian.PutUint32(raw, uint32(len(raw)))
+	return raw
+}
+
+func TestParseRequest(t *testing.T) {
+	t.Parallel()
+	insert := bsoncore.NewDocumentBuilder().AppendString("insert", "nodes").AppendString("$db", "amsagent").Build()
+	more := bsoncore.NewDocumentBuilder().AppendInt64("getMore", 7).AppendString("collection", "c").AppendString("$db", "d").Build()
+	tests := []struct {
+		name             string
+		raw              []byte
+		command, db, col string
+		moreToCome       bool
+	}{
+		{"plain", message(0, insert, false), "insert", "amsagent", "nodes", false},
+		{"sequence first", message(0, insert, true), "insert", "amsagent", "nodes", false},
+		{"checksum", message(flagChecksumPresent, insert, false), "insert", "amsagent", "nodes", false},
+		{"unacknowledged", message(flagMoreToCome, insert, false), "insert", "amsagent", "nodes", true},
+		{"getMore", message(0, more, false), "getMore", "d", "c", false},
+	}
+	for _, tt := range tests {
+		raw, err := readMessage(bufio.NewReader(bytes.NewReader(tt.raw)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := parseRequest(raw)
+		if got.id != 42 || got.command != tt.command || got.db != tt.db || got.collection != tt.col || got.moreToCome != tt.moreToCome {
+			t.Errorf("%s: %+v", tt.name, got)
+		}
+	}
+}
+
+func FuzzParseRequest(f *testing.F) {
+	f.Add(message(0, bsoncore.NewDocumentBuilder().AppendString("insert", "c").Build(), true))
+	f.Add(replyTo(request{opcode: opQuery}, errorDocument(1, "a", "b")))
+	f.Add([]byte("\x12\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\xd4\x07\x00\x00\x00\x00"))
+	f.Fuzz(func(_ *testing.T, b []byte) {
+		raw, err := readMessage(bufio.NewReader(bytes.NewReader(b)))
+		if err != nil {
+			return
+		}
+		// None of these may panic.
+		req := parseRequest(raw)
+		_ = succeeded(raw)
+		_ = wantsMore(raw)
+		a := authenticator{db: "admin"}
+		var s authState
+		_ = a.answer(&s, req)
+		_ = rewrite(req, raw, func(d bsoncore.Document) bsoncore.Document { return a.helloReply(req, d) })
+		_ = rewrite(req, raw, replicaSetHello("rs", "a"))
+	})
+}
