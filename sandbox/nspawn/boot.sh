@@ -21,7 +21,8 @@
 
 # The distribution of the tree. It is in the cache's name, so that changing one of these makes a new tree.
 : "${NSPAWN_SUITE:=bookworm}"
-: "${NSPAWN_MIRROR:=http://deb.debian.org/debian}"
+# Where its packages come from; empty: debootstrap's own default.
+: "${NSPAWN_MIRROR:=}"
 NSPAWN_HOSTNAME=ams-node
 NSPAWN_PACKAGES=systemd,systemd-sysv,dbus,udev,iproute2,libpam-systemd,procps,kmod
 
@@ -73,7 +74,7 @@ root_make() {
 		done
 		rm -rf --one-file-system "$part"
 		nspawn_say "making $root (about a minute, once)"
-		if ! debootstrap --variant=minbase --include="$NSPAWN_PACKAGES" "$NSPAWN_SUITE" "$part" "$NSPAWN_MIRROR" >"$part.log" 2>&1 9>&-; then
+		if ! debootstrap --variant=minbase --include="$NSPAWN_PACKAGES" "$NSPAWN_SUITE" "$part" ${NSPAWN_MIRROR:+"$NSPAWN_MIRROR"} >"$part.log" 2>&1 9>&-; then
 			nspawn_say "debootstrap failed; the end of $part.log:"
 			tail -n 20 "$part.log" >&2
 			exit 1
