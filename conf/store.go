@@ -288,7 +288,14 @@ func listXattrs(real string) ([]string, error) {
 	if size, err = unix.Llistxattr(real, buf); err != nil {
 		return nil, err
 	}
-	return strings.Split(strings.TrimRight(string(buf[:size]), "\x00"), "\x00"), nil
+	return attributeNames(buf[:size]), nil
+}
+
+// attributeNames splits what listxattr gave. It may have given nothing where it
+// announced something: an overlay counts its own attributes and does not show
+// them.
+func attributeNames(list []byte) []string {
+	return strings.FieldsFunc(string(list), func(r rune) bool { return r == 0 })
 }
 
 func getXattr(real, name string) ([]byte, error) {

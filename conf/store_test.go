@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -362,6 +363,20 @@ func TestCommitKeepsMetadata(t *testing.T) {
 	check("joined", 0o660)
 	undoAll(t, s)
 	check("left", 0o664)
+}
+
+// On an overlay, as in a container, listxattr announces a list and then gives an
+// empty one: that is no attribute, not one without a name.
+func TestAttributeNames(t *testing.T) {
+	for list, want := range map[string][]string{
+		"":                    {},
+		"user.a\x00":          {"user.a"},
+		"user.a\x00user.b\x00": {"user.a", "user.b"},
+	} {
+		if got := attributeNames([]byte(list)); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", list, got, want)
+		}
+	}
 }
 
 type aclEntry struct {
