@@ -177,7 +177,7 @@ func TestCommitAndUndo(t *testing.T) {
 	}
 	joined := snapshot(t, s)
 	for path, want := range map[string]string{
-		"/ams/conf/red5.properties": "-rw-r----- # server\nhttp.port=5080\nclusterdb.host=10.0.0.1\nadded.key=x\n",
+		"/ams/conf/red5.properties":                         "-rw-r----- # server\nhttp.port=5080\nclusterdb.host=10.0.0.1\nadded.key=x\n",
 		"/ams/webapps/Live App/WEB-INF/red5-web.properties": "-rw-r----- db.type=mapdb\ndb.host=10.0.0.1\ndb.password=\nadded.key=x",
 		"/data/root.properties":                             "-rw------- db.type=mapdb\r\ndb.host=10.0.0.1\r\nadded.key=x\r\n",
 		"/ams/webapps/root/WEB-INF/red5-web.properties":     before["/ams/webapps/root/WEB-INF/red5-web.properties"],
@@ -369,8 +369,8 @@ func TestCommitKeepsMetadata(t *testing.T) {
 // empty one: that is no attribute, not one without a name.
 func TestAttributeNames(t *testing.T) {
 	for list, want := range map[string][]string{
-		"":                    {},
-		"user.a\x00":          {"user.a"},
+		"":                     {},
+		"user.a\x00":           {"user.a"},
 		"user.a\x00user.b\x00": {"user.a", "user.b"},
 	} {
 		if got := attributeNames([]byte(list)); !slices.Equal(got, want) {
