@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"net/netip"
 	"path"
+	"slices"
+	"time"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
@@ -48,7 +50,8 @@ type edits struct {
 	removeValve bool
 	address     netip.Addr // not valid: none is written
 	dropIn      bool
-	hostName    string // "": /etc/hosts is left alone
+	stopTimeout time.Duration // of the drop-in; 0: it says nothing of it
+	hostName    string        // "": /etc/hosts is left alone
 	private     map[string]bool
 }
 
@@ -103,12 +106,12 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	})
 	form := e.mongoForm.Reveal()
 	edit(e.install.Server.Path, conf.KindProperties, 0, propertySpans(serverSettings(form), conf.ModeCluster))
-	for _, app := range e.install.Apps {
+	for _, app := range distinct(e.install.Apps) {
 		edit(app.File.Path, conf.KindProperties, 0, propertySpans(appSettings(form), conf.ModeCluster))
 	}
 	edit(MongoPath, conf.KindWhole, 0o600, whole([]byte(e.mongo.Raw().Reveal()+"\n")))
 	if e.dropIn {
-		edit(ams.DropInPath, conf.KindWhole, 0o644, whole(ams.DropIn(e.address, ams.StopTimeout(len(e.install.Apps)))))
+		edit(ams.DropInPath, conf.KindWhole, 0o644, whole(ams.DropIn(e.address, e.stopTimeout)))
 	}
 	if e.hostName != "" {
 		edit(hostsPath, conf.KindHosts, 0o644, func(src []byte) ([]conf.Span, error) {
@@ -118,29 +121,19 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	return plan, errors.Join(errs...)
 }
 
-// hostsPath is where one line makes the machine's own name resolvable.
-const hostsPath = "/etc/hosts"
-
-// planStandalone plans the standalone form of a node that was not switched by
-// us: what a clean standalone file has.
-func planStandalone(store *conf.Store, install *ams.Installation) (*conf.Plan, error) {
-	plan := store.NewPlan(nil)
-	var errs []error
-	edit := func(path string, kind conf.Kind, f func([]byte) ([]conf.Span, error)) {
-		if err := plan.Edit(conf.Target{Path: path, Kind: kind}, f); err != nil {
-			errs = append(errs, fileError(path, err))
+// distinct drops applications whose file another one's link leads to.
+func distinct(apps []ams.App) []ams.App {
+	var out []ams.App
+	for _, a := range apps {
+		if !slices.ContainsFunc(out, func(b ams.App) bool { return b.File.Real == a.File.Real }) {
+			out = append(out, a)
 		}
 	}
-	container := install.Container.Path
-	edit(container, conf.KindContainer, func(src []byte) ([]conf.Span, error) {
-		return containerSpans(store, container, src, conf.ModeStandalone, false)
-	})
-	edit(install.Server.Path, conf.KindProperties, propertySpans(serverSettings(""), conf.ModeStandalone))
-	for _, app := range install.Apps {
-		edit(app.File.Path, conf.KindProperties, propertySpans(appSettings(""), conf.ModeStandalone))
-	}
-	return plan, errors.Join(errs...)
+	return out
 }
+
+// hostsPath is where one line makes the machine's own name resolvable.
+const hostsPath = "/etc/hosts"
 
 func fileError(path string, err error) error {
 	var perr *fs.PathError

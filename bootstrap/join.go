@@ -136,11 +136,14 @@ type joiner struct {
 	// newer is evidence.
 	seen      []cluster.AMSNode
 	startedAt time.Time
+	// elsewhere is what was last seen of this machine under other addresses.
+	elsewhere []string
 }
 
 func (j *joiner) run(ctx context.Context) error {
 	f := j.facts
-	restart := needsRestart(f.plan) || (f.state != nil && f.state.RestartPending)
+	// A command is told the address when it starts the server: no file shows it.
+	restart := needsRestart(f.plan) || (f.state != nil && (f.state.RestartPending || f.state.Address != f.address.Addr.String()))
 	j.result.RestartNeeded = (restart || !f.service.Running()) && f.service.Known() && !j.req.Offline
 	switch {
 	case j.req.DryRun:
@@ -153,6 +156,11 @@ func (j *joiner) run(ctx context.Context) error {
 	var err error
 	if j.seen, err = f.client.AMSNodesByAddress(ctx, f.address.Addr.String()); err != nil {
 		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: untouched}
+	}
+	if !restart && f.service.Running() && (f.state == nil || f.state.Phase != PhaseJoined) && !j.seenFresh() {
+		// Somebody else made the files a node's: the server that runs may have
+		// been started before.
+		restart, j.result.RestartNeeded = true, true
 	}
 	unchanged := len(f.plan.Changed()) == 0
 	if unchanged && !j.result.RestartNeeded && f.state != nil && f.state.Phase == PhaseJoined {
@@ -235,7 +243,7 @@ func (j *joiner) commit() error {
 			return &FailedError{Step: "writing the configuration", Err: err, State: untouched}
 		}
 		j.say("%v: planning again", err)
-		g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, record: f.record}
+		g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: f.record}
 		j.checkPlan(j.store, j.req, g)
 		if len(g.failed) > 0 {
 			return &FailedError{Step: "writing the configuration", Err: &PreflightError{Findings: g.failed}, State: untouched}
@@ -320,7 +328,7 @@ func (j *joiner) replan() ([]string, error) {
 		return nil, err
 	}
 	f := j.facts
-	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, record: record}
+	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record}
 	j.checkPlan(j.store, JoinRequest{Mongo: j.req.Mongo, Valve: j.req.Valve, DryRun: true}, g)
 	if len(g.failed) > 0 {
 		return nil, g.failed[0].Err
@@ -334,7 +342,7 @@ func (j *joiner) replan() ([]string, error) {
 
 // failed rolls back, or keeps, what a join did, and says which.
 func (j *joiner) failed(ctx context.Context, step string, cause error) error {
-	e := &FailedError{Step: step, Err: cause, Hint: ams.Hint(cause)}
+	e := &FailedError{Step: step, Err: cause}
 	bound, cancel := after(ctx, rollbackTime)
 	defer cancel()
 	if j.req.OnFailure == Keep || !j.facts.service.Known() {

@@ -193,7 +193,7 @@ func (l *leaver) planFiles() error {
 		return containerSpans(l.store, container, src, conf.ModeStandalone, false)
 	})
 	then(l.install.Server.Path, conf.KindProperties, propertySpans(serverSettings(""), conf.ModeStandalone))
-	for _, app := range l.install.Apps {
+	for _, app := range distinct(l.install.Apps) {
 		then(app.File.Path, conf.KindProperties, propertySpans(appSettings(""), conf.ModeStandalone))
 	}
 	if len(findings) > 0 {
@@ -280,9 +280,18 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	}
 	return &PreflightError{[]Finding{{
 		ID:   IDSessions,
-		Text: fmt.Sprintf("%d streams are published to this node: %s", len(live), strings.Join(live[:min(len(live), 5)], ", ")),
+		Text: fmt.Sprintf("published to this node: %s", sample(live)),
 		Hint: "wait until they end, or leave with --now to cut them",
 	}}}
+}
+
+// sample names the first few of many.
+func sample(names []string) string {
+	const few = 5
+	if len(names) <= few {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)
 }
 
 // announce tells the others that this node goes, before anything happens.
@@ -407,6 +416,10 @@ func (l *leaver) removeDocuments(ctx context.Context) error {
 		l.result.Deregistered = append(l.result.Deregistered, n.ID)
 	}
 	for _, k := range done.Kept {
+		if k.Why != cluster.KeptRewritten {
+			l.warn(IDDeregister, "", "AMS's document %s of %s stays: it does not say when it was written", k.Node.ID, k.Node.IP)
+			continue
+		}
 		l.warn(IDDeregister, "restart Ant Media Server, then run the same command again",
 			"AMS's document %s of %s stays: an Ant Media Server with this address still writes it", k.Node.ID, k.Node.IP)
 	}

@@ -152,6 +152,9 @@ const (
 	// mongoTime bounds one call to MongoDB; its own server selection takes
 	// less.
 	mongoTime = 10 * time.Second
+	// mongoFirst bounds the first attempt: after that a person is told that we
+	// wait. The driver itself searches on for as long as it is allowed to.
+	mongoFirst = 2 * time.Second
 	// mongoPatience is how long preflight waits for a MongoDB that does not
 	// answer yet: in a new environment it boots at the same moment as we do.
 	mongoPatience = 30 * time.Second

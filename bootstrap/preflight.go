@@ -170,6 +170,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		removeValve: req.Valve == ValveRemove || (req.Valve != ValveKeep && f.inst.Provider == metadata.Azure),
 		address:     f.address.Addr,
 		dropIn:      m.DropIn,
+		stopTimeout: stopTimeout(f),
 		private:     m.privateFiles(store, req.Mongo, f),
 	}
 	if f.address.Addr.IsValid() && f.hostname.Name != "" && (!f.hostname.Resolvable() || m.hostsLineIsOurs(f.record)) {
@@ -195,6 +196,19 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	if !req.DryRun {
 		m.checkWritable(store, f)
 	}
+}
+
+// stopTimeout is what our drop-in says of it: never less than what is in effect,
+// which an operator may have raised, and nothing where that is endless.
+func stopTimeout(f *facts) time.Duration {
+	want := ams.StopTimeout(len(f.install.Apps))
+	if !f.service.Known() {
+		return want
+	}
+	if f.service.StopTimeout == 0 {
+		return 0
+	}
+	return max(want, f.service.StopTimeout)
 }
 
 // hostsLineIsOurs reports whether an earlier join made the name resolvable:
@@ -327,8 +341,12 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 	f.client = c
 	ctx, cancel := context.WithTimeout(ctx, patience(ctx))
 	defer cancel()
+	attempt := mongoFirst
 	for told := false; ; told = true {
-		err = c.CheckAccess(ctx)
+		bound, stop := context.WithTimeout(ctx, attempt)
+		err = c.CheckAccess(bound)
+		stop()
+		attempt = mongoTime
 		if err == nil || ctx.Err() != nil || !mayCome(err) {
 			break
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,8 +19,14 @@ const (
 	// verifyPoll is how often the cluster is asked. AMS writes its document
 	// every 5 s; a tenth of that wastes nobody's time.
 	verifyPoll = 500 * time.Millisecond
+	// lookAround is how often all documents are read, to find this machine
+	// under another address. Two hundred machines may be joining at once.
+	lookAround = 2 * time.Second
+	// wrongAfter is when a document under another of our own addresses is
+	// final: AMS has written it three times.
+	wrongAfter = 15 * time.Second
 	// progressEvery is how often a waiting command says what it sees.
-	progressEvery = 10 * time.Second
+	progressEvery = 15 * time.Second
 )
 
 // NotSeenError says what was seen while waiting for AMS to appear in the
@@ -51,9 +58,14 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	start := time.Now()
 	told := start
 	var last observation
+	var looked time.Time // at everybody's documents
 	for {
 		var ev *Evidence
-		ev, last = j.look(ctx, address)
+		everybody := time.Since(looked) >= lookAround
+		if everybody {
+			looked = time.Now()
+		}
+		ev, last = j.look(ctx, address, everybody)
 		if ev != nil {
 			if j.result.Restarted {
 				ev.After = time.Since(j.startedAt).Round(time.Millisecond)
@@ -79,7 +91,7 @@ type observation struct {
 	fatal error // waiting longer is of no use
 }
 
-func (j *joiner) look(ctx context.Context, address string) (*Evidence, observation) {
+func (j *joiner) look(ctx context.Context, address string, everybody bool) (*Evidence, observation) {
 	var o observation
 	note := func(format string, args ...any) { o.saw = append(o.saw, fmt.Sprintf(format, args...)) }
 
@@ -96,51 +108,79 @@ func (j *joiner) look(ctx context.Context, address string) (*Evidence, observati
 	}
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
-	nodes, err := j.facts.client.AMSNodes(ctx)
+	own, err := j.facts.client.AMSNodesByAddress(ctx, address)
 	if err != nil {
 		note("%s", summary(err))
 		return nil, o
 	}
 	now := time.Now()
-	mine := 0
-	for _, n := range nodes {
-		switch {
-		case cluster.SameAddress(n.IP, address):
-			mine++
-			if j.isEvidence(n, now) {
-				return &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate}, o
-			}
-		case !j.startedAt.IsZero() && n.LastUpdate.After(j.startedAt) && !j.known(n):
-			note("since the start %s appeared as %s: if that is this machine, it registers under another address", n.ID, n.IP)
+	for _, n := range own {
+		if j.isEvidence(n, now, st) {
+			return &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate}, o
 		}
 	}
-	if mine == 0 {
-		note("no document of this address among %d", len(nodes))
+	if len(own) == 0 {
+		note("no document of this address")
 	} else {
 		note("its document is old or does not move")
 	}
+	if everybody {
+		o.fatal = j.lookElsewhere(ctx)
+	}
+	o.saw = append(o.saw, j.elsewhere...)
 	if j.facts.install.Release.HasLiveness() || !j.facts.install.Release.Known() {
 		note("liveness: %s", ams.CheckLiveness(ctx, j.http(), j.facts.install.BaseURL()))
 	}
 	return nil, o
 }
 
+// lookElsewhere looks for this machine's AMS under another address. That is
+// certain, and waiting of no use, when the address is one of our own and AMS has
+// had time to write under it again and again.
+func (j *joiner) lookElsewhere(ctx context.Context) error {
+	nodes, err := j.facts.client.AMSNodes(ctx)
+	if err != nil || j.startedAt.IsZero() {
+		return nil //nolint:nilerr // the look at our own document already said it
+	}
+	j.elsewhere = nil
+	mine, err := ams.HostInterfaces(j.Root)
+	if err != nil {
+		mine = nil // below another root: unknown
+	}
+	for _, n := range nodes {
+		if !n.LastUpdate.After(j.startedAt) || j.known(n) {
+			continue
+		}
+		j.elsewhere = append(j.elsewhere, fmt.Sprintf("since the start %s appeared as %s: if that is this machine, it registers under another address", n.ID, n.IP))
+		for _, ifc := range mine {
+			for _, a := range ifc.Addrs {
+				if cluster.SameAddress(a.String(), n.IP) && time.Since(j.startedAt) > wrongAfter {
+					return fmt.Errorf("the server registers as %s, an address of this machine's %s", n.IP, ifc.Name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // isEvidence reports whether a document of our address was written by the AMS
-// that runs now: fresh, and, where we restarted it, written after that and
-// newer than anything seen before.
-func (j *joiner) isEvidence(n cluster.AMSNode, now time.Time) bool {
+// that runs now. One that we started must have written it after that, newer than
+// anything seen before. One that ran already must be known to run, or be seen to
+// write: a fresh document may be the last word of a dead one.
+func (j *joiner) isEvidence(n cluster.AMSNode, now time.Time, st ams.State) bool {
 	if !n.Fresh(now) {
 		return false
 	}
-	if j.startedAt.IsZero() {
-		return true
-	}
+	moved := true
 	for _, old := range j.seen {
 		if old.ID == n.ID && !n.LastUpdate.After(old.LastUpdate) {
-			return false
+			moved = false
 		}
 	}
-	return !n.LastUpdate.Before(j.startedAt.Truncate(time.Millisecond))
+	if !j.startedAt.IsZero() {
+		return moved && !n.LastUpdate.Before(j.startedAt.Truncate(time.Millisecond))
+	}
+	return moved || (st.Running() && n.LastUpdate.After(st.Started))
 }
 
 // known reports whether the document was there before the restart.
@@ -151,4 +191,10 @@ func (j *joiner) known(n cluster.AMSNode) bool {
 		}
 	}
 	return false
+}
+
+// seenFresh reports whether AMS was seen under this address before the join.
+func (j *joiner) seenFresh() bool {
+	now := time.Now()
+	return slices.ContainsFunc(j.seen, func(n cluster.AMSNode) bool { return n.Fresh(now) })
 }

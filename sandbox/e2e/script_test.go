@@ -64,6 +64,8 @@ func TestScripts(t *testing.T) {
 			env.Defer(w.close)
 			env.Setenv("PATH", bins.dir+":"+env.Getenv("PATH"))
 			env.Setenv("NO_COLOR", "1")
+			// A story that goes wrong ends soon.
+			env.Setenv("AMSAGENT_TIMEOUT", "20s")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -196,6 +198,13 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 			return fmt.Errorf("unknown setting %q", k)
 		}
 	}
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	if o.HTTPPort, err = strconv.Atoi(port); err != nil {
+		return err
+	}
 	tr, err := tree.Write(root, o)
 	if err != nil {
 		return err
@@ -203,13 +212,9 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	if err := os.WriteFile(filepath.Join(root, "etc/machine-id"), fmt.Appendf(nil, "%032x\n", len(w.nodes)+1), 0o444); err != nil {
 		return err
 	}
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
 	cfg := amsctl.Config{
 		State: ts.MkAbs(name + ".state"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--http-port", port, "--die-with", strconv.Itoa(os.Getpid())}, flags...),
+		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--die-with", strconv.Itoa(os.Getpid())}, flags...),
 	}
 	svc := ts.MkAbs(name + ".svc")
 	if err := cfg.WriteWrapper(svc); err != nil {

@@ -71,6 +71,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		return err
 	}
 	switch {
+	case !s.Member && s.Files.Err != "" && s.Files.Dir != "":
+		return &quietError{exitFailed}
 	case !s.Member:
 		return &quietError{exitNotMember}
 	case opts.strict && (len(s.Disagree) > 0 || s.Files.Err != "" || s.Process.Err != "" || !s.Row.Looked):
@@ -116,6 +118,8 @@ func statusText(w *textWriter, s *bootstrap.Status) {
 
 func statusVerdict(w *textWriter, s *bootstrap.Status) string {
 	switch {
+	case s.Files.Err != "" && s.Files.Dir != "":
+		return w.color.red("broken") + ": the server cannot start with these files"
 	case !s.Member && s.Files.Mode == conf.ModeStandalone:
 		return w.color.bold("not a member") + ": this machine is standalone"
 	case !s.Member:

@@ -27,6 +27,10 @@ func machineSettings() []string {
 	return []string{keyMongo, keyAddress, keyAMSDir, keyAMSRelease, keyProvider, keyService, keyServiceCommand, keyRemoteIPValve, keyTimeout}
 }
 
+// mongoTimeout bounds each call to MongoDB. The driver searches for a server that long before it says why there is none,
+// and a person wants to know sooner than after its own half minute.
+const mongoTimeout = 5 * time.Second
+
 // bootstrapMachine makes of the settings what bootstrap needs. offline leaves the service alone.
 func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	s := g.settings
@@ -34,7 +38,7 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		Root: s.Root, AMSDir: s.AMSDir, Service: ams.None{},
 		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(),
 		Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
-			return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Log: g.log()})
+			return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()})
 		},
 	}
 	if s.AMSRelease != "" {

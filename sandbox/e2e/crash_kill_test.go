@@ -1,0 +1,177 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e && amd64
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// crashWorkers is how many nodes are at work side by side. They wait for their
+// servers most of the time.
+const crashWorkers = 24
+
+// TestCrashKill kills an online join and an online leave before every call that
+// changes something outside of the process: files, messages to MongoDB, child
+// processes. After that every configuration file is old or new, and whichever
+// command comes next ends well, with AMS up in the right mode, nothing left
+// behind and the registry right.
+func TestCrashKill(t *testing.T) {
+	m := startCrashMongo(t)
+	nodes := make([]*crashNode, crashWorkers)
+	for i := range nodes {
+		nodes[i] = newCrashNode(t, i, crashNodeOptions{mongo: m, shm: true})
+		nodes[i].learn(t)
+	}
+	for _, cmd := range []string{"join", "leave"} {
+		t.Run(cmd, func(t *testing.T) {
+			begin := time.Now()
+			probe, err := crashTarget(nodes[0], cmd, shot{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := nodes[0].finish("leave"); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s makes %d calls: %s", cmd, len(probe.Calls), tally(probe.Calls))
+			var killed, missed atomic.Int64
+			type job struct {
+				at   int
+				next string
+			}
+			var jobs []job
+			for at := 1; at <= len(probe.Calls)+2; at++ {
+				jobs = append(jobs, job{at, "join"}, job{at, "leave"})
+			}
+			crashEach(t, nodes, len(jobs), func(n *crashNode, i int) error {
+				j := jobs[i]
+				r, err := crashTarget(n, cmd, shot{At: j.at, Kill: true})
+				if err != nil {
+					return err
+				}
+				if r.Hit == nil {
+					missed.Add(1) // this run made fewer calls
+				} else {
+					killed.Add(1)
+				}
+				where := fmt.Sprintf("%s killed before %v, then %s", cmd, r.Hit, j.next)
+				if err := n.oldOrNew(); err != nil {
+					return fmt.Errorf("%s: %w", where, err)
+				}
+				if err := n.finish(j.next); err != nil {
+					return fmt.Errorf("%s: %w", where, err)
+				}
+				return nil
+			})
+			t.Logf("%s: killed %d times (%d runs ended before), in %s", cmd, killed.Load(), missed.Load(), time.Since(begin).Round(time.Second))
+			if int(killed.Load()) < 2*(len(probe.Calls)-3) {
+				t.Errorf("%d kills of %d calls", killed.Load(), len(probe.Calls))
+			}
+		})
+	}
+}
+
+// crashTarget runs a command under the tracer, on a node that is standalone. A
+// join finds a machine that the agent has never seen.
+func crashTarget(n *crashNode, cmd string, s shot) (traced, error) {
+	args := []string{cmd}
+	switch cmd {
+	case "join":
+		args = append(args, "--role", "edge")
+		for _, dir := range []string{"var/lib", "run"} {
+			if err := os.RemoveAll(filepath.Join(n.root, dir)); err != nil {
+				return traced{}, err
+			}
+		}
+	case "leave":
+		if r := n.agent("join", "--role", "edge"); r.Exit != 0 {
+			return traced{}, fmt.Errorf("joining, to leave: exit %d\n%s", r.Exit, r.Err)
+		}
+	}
+	return traceAgent(n.argv(args...), n.env, s)
+}
+
+// finish runs the next command after a crash, and leaves. Everything has to be
+// right after each of both.
+func (n *crashNode) finish(next string) error {
+	if next == "join" {
+		if r := n.agent("join", "--role", "edge"); r.Exit != 0 {
+			return fmt.Errorf("the next join: exit %d\n%s", r.Exit, r.Err)
+		}
+		if err := n.isJoined(); err != nil {
+			return fmt.Errorf("after the next join: %w", err)
+		}
+	}
+	if r := n.agent("leave"); r.Exit != 0 {
+		return fmt.Errorf("leaving: exit %d\n%s", r.Exit, r.Err)
+	}
+	if err := n.isLeft(); err != nil {
+		return fmt.Errorf("after leaving: %w", err)
+	}
+	return nil
+}
+
+// crashEach does count jobs on the nodes, side by side. A node whose job failed is
+// not used again: nobody knows what it is like.
+func crashEach(t *testing.T, nodes []*crashNode, count int, job func(n *crashNode, i int) error) {
+	t.Helper()
+	next := make(chan int)
+	var wg sync.WaitGroup
+	var failures atomic.Int64
+	for _, n := range nodes {
+		wg.Go(func() {
+			for i := range next {
+				if err := job(n, i); err != nil {
+					failures.Add(1)
+					t.Error(err)
+					if err := n.repair(); err != nil {
+						t.Errorf("this node cannot be used any more: %v", err)
+						return
+					}
+				}
+			}
+		})
+	}
+	gone := make(chan struct{})
+	go func() { wg.Wait(); close(gone) }()
+loop:
+	for i := range count {
+		select {
+		case next <- i:
+		case <-gone:
+			t.Errorf("no node is left for jobs %d to %d", i, count)
+			break loop
+		}
+		if failures.Load() > 30 {
+			t.Error("too many failures; the rest is not tried")
+			break
+		}
+	}
+	close(next)
+	wg.Wait()
+}
+
+// repair puts a node back after a failed job, by force.
+func (n *crashNode) repair() error {
+	_ = filepath.WalkDir(n.root, func(p string, _ os.DirEntry, _ error) error {
+		if strings.Contains(filepath.Base(p), ".amsagent-") {
+			_ = os.Remove(p)
+		}
+		return nil
+	})
+	_ = n.agent("leave", "--now")
+	if n.differences(n.clean) != nil || n.isLeft() != nil {
+		return errors.Join(n.differences(n.clean), n.isLeft())
+	}
+	return nil
+}

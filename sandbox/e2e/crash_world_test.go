@@ -1,0 +1,458 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// amsOwner owns the installation: not who runs the agent, so that owners have to
+// be kept.
+const amsOwner = 1500
+
+// secret is the password in the connection string: files that get it leave the
+// world's sight.
+const crashUser, crashPassword = "ams", "p@ss/w:rd"
+
+// crashMongo is one database for all nodes of a test.
+type crashMongo struct {
+	server *mongod.Server
+	target cluster.Target
+	client *cluster.Client
+}
+
+func startCrashMongo(t *testing.T) *crashMongo {
+	t.Helper()
+	s, err := mongod.Start(context.Background(), mongod.Options{Dir: t.TempDir(), Users: map[string]string{crashUser: crashPassword}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	m := &crashMongo{server: s}
+	if m.target, err = cluster.BuildURI([]string{s.Addr()}, crashUser, crashPassword, map[string]string{"authSource": "admin"}); err != nil {
+		t.Fatal(err)
+	}
+	if m.client, err = cluster.Connect(context.Background(), m.target, cluster.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = m.client.Close(ctx)
+	})
+	return m
+}
+
+// crashNode is a machine with an installation, a service and an agent.
+type crashNode struct {
+	root string
+	dir  string // of the installation
+	addr string
+	env  []string
+	svc  amsctl.Config
+	wrap string // the service command
+	m    *crashMongo
+	// clean and joined are the tree before a join and after it, by path.
+	clean, joined map[string]string
+}
+
+// crashNodeOptions: the zero value is a node that is joined and left offline.
+type crashNodeOptions struct {
+	mongo *crashMongo // nil: offline
+	// shm puts the tree into memory: for what does not depend on the disk.
+	shm bool
+	// tree changes how the installation is written.
+	tree func(*tree.Options)
+	args []string // of the stand-in
+}
+
+// newCrashNode writes a machine. number makes its address and its id.
+func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
+	t.Helper()
+	base := t.TempDir()
+	if info, err := os.Stat("/dev/shm"); o.shm && err == nil && info.IsDir() {
+		if base, err = os.MkdirTemp("/dev/shm", "amsagent-crash-"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(base) })
+	}
+	n := &crashNode{root: filepath.Join(base, "root"), addr: fmt.Sprintf("127.0.%d.%d", 1+number/200, 1+number%200), m: o.mongo}
+	to := tree.Options{Host: fmt.Sprintf("node%d", number), Owner: &tree.Owner{UID: amsOwner, GID: amsOwner}}
+	if os.Geteuid() != 0 {
+		to.Owner = nil
+	}
+	if o.tree != nil {
+		o.tree(&to)
+	}
+	tr, err := tree.Write(n.root, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.dir = tr.Dir
+	id := filepath.Join(n.root, "etc/machine-id")
+	if err := errors.Join(os.RemoveAll(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", number+1), 0o444)); err != nil {
+		t.Fatal(err)
+	}
+	n.env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "NO_COLOR=1", "AMSAGENT_ROOT=" + n.root, "AMSAGENT_PROVIDER=none",
+		"AMSAGENT_ADDRESS=" + n.addr, "AMSAGENT_TIMEOUT=60s",
+	}
+	if o.mongo == nil {
+		n.env = append(n.env, "AMSAGENT_MONGO=mongodb://"+crashUser+":p%40ss%2Fw%3Ard@127.0.0.1:27017/?authSource=admin")
+	} else {
+		n.env = append(n.env, "AMSAGENT_MONGO="+o.mongo.target.URI().Reveal())
+		port, err := freePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.wrap = filepath.Join(base, "svc")
+		n.env = append(n.env, "AMSAGENT_SERVICE_COMMAND="+n.wrap)
+		n.svc = amsctl.Config{
+			State: filepath.Join(base, "state"), Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
+			Args: append([]string{"--root", tr.Dir, "--period", "100ms", "--mongo-timeout", "5s", "--http-port", port, "--die-with", strconv.Itoa(os.Getpid())}, o.args...),
+		}
+		if err := n.svc.WriteWrapper(n.wrap + ".real"); err != nil {
+			t.Fatal(err)
+		}
+		n.wrapper(t, "")
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			_ = n.svc.Stop(ctx)
+		})
+		if err := n.svc.Start(context.Background(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.clean = n.snapshot(t)
+	return n
+}
+
+// wrapper writes the service command: it notes what it is asked for, and runs
+// lines before it does it.
+func (n *crashNode) wrapper(t testing.TB, lines string) {
+	t.Helper()
+	text := "#!/bin/sh\necho \"$1\" >>'" + n.wrap + ".log'\n" + lines + "\nexec '" + n.wrap + ".real' \"$@\"\n"
+	if err := os.WriteFile(n.wrap, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// touched counts how often the service command was asked to do something.
+func (n *crashNode) touched(t testing.TB) int {
+	t.Helper()
+	b, err := os.ReadFile(n.wrap + ".log")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	count := 0
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if line == "start" || line == "stop" || line == "restart" {
+			count++
+		}
+	}
+	return count
+}
+
+// argv is a command of the agent as this node needs it.
+func (n *crashNode) argv(args ...string) []string {
+	if n.m == nil && (args[0] == "join" || args[0] == "leave") {
+		args = append(args, "--offline")
+	}
+	return append([]string{bins.agent}, args...)
+}
+
+// ran is how a command ended.
+type ran struct {
+	Exit     int
+	Out, Err string
+}
+
+func (n *crashNode) start(args ...string) (*exec.Cmd, *strings.Builder, *strings.Builder) {
+	argv := n.argv(args...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = n.env
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	return cmd, &out, &errs
+}
+
+// agent runs a command to its end.
+func (n *crashNode) agent(args ...string) ran {
+	cmd, out, errs := n.start(args...)
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		return ran{Exit: -1, Err: err.Error()}
+	}
+	return ran{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
+}
+
+// mustRun runs a command that has to end well.
+func (n *crashNode) mustRun(t testing.TB, args ...string) ran {
+	t.Helper()
+	r := n.agent(args...)
+	if r.Exit != 0 {
+		t.Fatalf("amsagent %s: exit %d\n%s%s", strings.Join(args, " "), r.Exit, r.Out, r.Err)
+	}
+	return r
+}
+
+// learn joins and leaves once, to know what a joined tree looks like.
+func (n *crashNode) learn(t testing.TB) {
+	t.Helper()
+	n.mustRun(t, "join", "--role", "edge")
+	n.joined = n.snapshot(t)
+	if err := n.isJoined(); err != nil {
+		t.Fatalf("after a join: %v", err)
+	}
+	n.mustRun(t, "leave")
+	if err := n.isLeft(); err != nil {
+		t.Fatalf("after a leave: %v", err)
+	}
+}
+
+func (n *crashNode) snapshot(t testing.TB) map[string]string {
+	t.Helper()
+	m, err := n.look()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// look lists type, mode, owner and content of everything but what the agent keeps
+// for itself.
+func (n *crashNode) look() (map[string]string, error) {
+	lines, err := tree.Snapshot(n.root, "var/lib", "run", "proc")
+	if err != nil {
+		return nil, err
+	}
+	m := map[string]string{}
+	for _, line := range lines {
+		f := strings.SplitN(line, " ", 4)
+		m[f[3]] = strings.Join(f[:3], " ")
+	}
+	return m, nil
+}
+
+// oldOrNew says where the tree is neither as it was nor as it is to be. Files
+// that the transaction has beside the others do not count.
+func (n *crashNode) oldOrNew() error {
+	now, err := n.look()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for path, line := range now {
+		if strings.Contains(path, ".amsagent-") || line == n.clean[path] || line == n.joined[path] {
+			continue
+		}
+		errs = append(errs, fmt.Errorf("%s is neither old nor new: %q, old %q, new %q", path, line, n.clean[path], n.joined[path]))
+	}
+	for path, line := range n.clean {
+		if _, there := now[path]; !there && n.joined[path] != "" {
+			errs = append(errs, fmt.Errorf("%s is gone (%q)", path, line))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// differences lists where the tree is not as wanted.
+func (n *crashNode) differences(want map[string]string) error {
+	now, err := n.look()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for path, line := range want {
+		if now[path] != line {
+			errs = append(errs, fmt.Errorf("%s is %q, want %q", path, now[path], line))
+		}
+	}
+	for path, line := range now {
+		if _, ok := want[path]; !ok {
+			errs = append(errs, fmt.Errorf("%s should not be there (%s)", path, line))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// strays lists temporary files anywhere below the root.
+func (n *crashNode) strays() error {
+	var errs []error
+	err := filepath.WalkDir(n.root, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		base := filepath.Base(p)
+		if strings.Contains(base, ".amsagent-") || strings.HasPrefix(base, "journal") {
+			errs = append(errs, fmt.Errorf("left behind: %s", p))
+		}
+		return nil
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+const crashStateDir = "var/lib/amsagent"
+
+// rememberedState is the state file; nil where there is none.
+func (n *crashNode) rememberedState() (map[string]any, error) {
+	b, err := os.ReadFile(filepath.Join(n.root, crashStateDir, "state.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var s map[string]any
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("state.json: %w", err)
+	}
+	return s, nil
+}
+
+// kept lists what the agent has in its state folder.
+func (n *crashNode) kept() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(n.root, crashStateDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	names := []string{}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}
+
+// isJoined proves that a join is complete, everywhere it can be seen.
+func (n *crashNode) isJoined() error {
+	errs := []error{n.strays()}
+	if n.joined != nil {
+		errs = append(errs, n.differences(n.joined))
+	}
+	names, err := n.kept()
+	want := "state.json undo.json"
+	if n.m == nil {
+		want = "undo.json"
+	}
+	if got := strings.Join(names, " "); got != want {
+		err = errors.Join(err, fmt.Errorf("the state folder holds %q, want %q", got, want))
+	}
+	errs = append(errs, err)
+	if n.m != nil {
+		s, err := n.rememberedState()
+		if s["phase"] != "joined" || s["restart_pending"] != nil {
+			err = errors.Join(err, fmt.Errorf("state.json says %v", s))
+		}
+		errs = append(errs, err, n.row("active"), n.running("cluster"), n.documents(true))
+	}
+	return errors.Join(errs...)
+}
+
+// isLeft proves that nothing of a join is left.
+func (n *crashNode) isLeft() error {
+	errs := []error{n.strays(), n.differences(n.clean)}
+	names, err := n.kept()
+	if len(names) > 0 {
+		err = errors.Join(err, fmt.Errorf("the state folder holds %v", names))
+	}
+	errs = append(errs, err)
+	if n.m != nil {
+		errs = append(errs, n.row("left"), n.running("standalone"), n.documents(false))
+	}
+	return errors.Join(errs...)
+}
+
+// row proves that the registry has this node in that state. A node that was
+// never registered has left, too.
+func (n *crashNode) row(want cluster.State) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	nodes, err := n.m.client.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range nodes {
+		if r.IP == n.addr {
+			if r.State != want {
+				return fmt.Errorf("the row in the registry says %s (%s), want %s", r.State, r.Reason, want)
+			}
+			return nil
+		}
+	}
+	if want == cluster.StateLeft {
+		return nil
+	}
+	return errors.New("no row in the registry")
+}
+
+// running proves that AMS is up in that mode.
+func (n *crashNode) running(mode string) error {
+	return eventually(10*time.Second, func() error {
+		st, err := n.svc.Status()
+		if err != nil || st != amsctl.Active {
+			return fmt.Errorf("the service is %s: %w", st, err)
+		}
+		b, err := n.svc.Info()
+		if err != nil {
+			return err
+		}
+		var info struct {
+			Mode    string `json:"mode"`
+			Address string `json:"address"`
+		}
+		if err := json.Unmarshal(b, &info); err != nil {
+			return err
+		}
+		if info.Mode != mode || (mode == "cluster" && info.Address != n.addr) {
+			return fmt.Errorf("AMS runs as %+v, want %s", info, mode)
+		}
+		return nil
+	})
+}
+
+// documents proves that AMS's own document is in the cluster, or is not.
+func (n *crashNode) documents(want bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	docs, err := n.m.client.AMSNodesByAddress(ctx, n.addr)
+	if err != nil {
+		return err
+	}
+	if (len(docs) > 0) != want {
+		return fmt.Errorf("%d documents of %s in clusternode", len(docs), n.addr)
+	}
+	return nil
+}
+
+// eventually asks until the answer is good or the time is over.
+func eventually(limit time.Duration, ask func() error) error {
+	deadline := time.Now().Add(limit)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ask()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		<-tick.C
+	}
+}

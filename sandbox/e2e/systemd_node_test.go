@@ -1,0 +1,684 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// What stands in the machine, and where.
+const (
+	nodeUnit     = "antmedia.service"
+	nodeHome     = "/usr/local/antmedia"
+	nodeAddress  = "10.9.0.7"
+	nodeMongo    = "10.9.0.4"
+	nodeControl  = "127.0.0.1:27018" // of the database
+	nodeID       = "i-0abc1234567890def"
+	nodeHostname = "ams-node" // boot.sh's; nothing resolves it
+	nodeDropIn   = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
+	nodeFlags    = "/opt/fakeams/flags"
+	nodeStarts   = "/var/log/antmedia/starts"
+	nodeLog      = "/var/log/antmedia/antmedia-error.log"
+	nodeUserData = "/opt/fakeams/user-data"
+	nodeNotHad   = 77 // exit status of the shell below
+)
+
+// bootedNode is a container with a booted systemd: an instance in EC2, as far as
+// the agent can see, on which Ant Media Server was installed by its installer.
+// It has a network of its own, with nothing behind it.
+type bootedNode struct {
+	leader int    // its process 1, as this machine numbers it
+	root   string // its files, seen from here
+	mongo  *mongo.Client
+	http   *http.Client
+	unit   []byte   // the vendor's
+	pure   []string // the tree before anything happened
+}
+
+// bootNode boots one, and skips the test where none can be had.
+func bootNode(t *testing.T) *bootedNode {
+	t.Helper()
+	giveUp := t.Skipf
+	if os.Getenv("REQUIRE_SYSTEMD") != "" {
+		giveUp = t.Fatalf
+	}
+	if os.Geteuid() != 0 {
+		giveUp("booting a systemd needs root: run it as root, or with sudo")
+	}
+	share := t.TempDir()
+	for name, from := range map[string]string{"amsagent": nodeAgent(t), "sandbox": bins.sandbox} {
+		nodeCopy(t, from, filepath.Join(share, name))
+	}
+	mounts, links := nodeTraces(t)
+
+	// The shell holds the container: the end of its standard input, which comes also
+	// when this process dies, powers it off. A session of its own keeps signals meant
+	// for us from it.
+	const script = `. "$1"
+root=$(root_make "" </dev/null) || exit 77
+trap poweroff EXIT
+boot "$root" --private-network --bind-ro="$2:/share" || exit 1
+echo "leader $NSPAWN_LEADER"
+read -r _
+trap - EXIT
+poweroff`
+	cmd := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", share)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := cmd.Start(); err != nil {
+		giveUp("bash: %v", err)
+	}
+	n := &bootedNode{}
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	if _, err := fmt.Sscanf(line, "leader %d\n", &n.leader); err != nil {
+		_ = in.Close()
+		_ = cmd.Wait()
+		if cmd.ProcessState.ExitCode() == nodeNotHad {
+			giveUp("no tree to boot can be had here: it needs debootstrap and systemd-nspawn, which apt-get installs as root, and a mirror\n%s", said.String())
+		}
+		t.Fatalf("no systemd was booted: %v\n%s", cmd.ProcessState, said.String())
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("powering off: %v\n%s", err, said.String())
+		}
+		mountsAfter, linksAfter := nodeTraces(t)
+		if !slices.Equal(mounts, mountsAfter) || !slices.Equal(links, linksAfter) {
+			t.Errorf("left behind: mounts\n%s\nnetwork interfaces %v, before %v", strings.Join(mountsAfter, "\n"), linksAfter, links)
+		}
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/share", n.leader)); err == nil {
+			t.Errorf("process %d of the container is still there", n.leader)
+		}
+	})
+	n.root = fmt.Sprintf("/proc/%d/root", n.leader)
+	n.install(t)
+	t.Logf("booted and installed in %s; %s", time.Since(begin).Round(time.Millisecond), strings.ReplaceAll(strings.TrimSpace(said.String()), "\n", "; "))
+	return n
+}
+
+// nodeAgent is the agent with the flags that a release has: where nobody hands
+// one over, built by make itself.
+func nodeAgent(t *testing.T) string {
+	t.Helper()
+	if built := os.Getenv("AMSAGENT_E2E_BINARY"); built != "" {
+		return built
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("make", "-C", "../..", "build", "BUILD="+dir).CombinedOutput(); err != nil {
+		t.Fatalf("make build: %v\n%s", err, out)
+	}
+	return filepath.Join(dir, "amsagent")
+}
+
+func nodeCopy(t *testing.T, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, b, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// nodeTraces lists what a container could leave behind on this machine: mounts of
+// its own, and network interfaces with the names it uses.
+func nodeTraces(t *testing.T) (mounts, links []string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, "nspawn") {
+			mounts = append(mounts, strings.TrimSpace(line))
+		}
+	}
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range ifaces {
+		if i.Name == "amsagent-wire" {
+			links = append(links, i.Name)
+		}
+	}
+	return mounts, links
+}
+
+// install makes an EC2 instance of the container: firmware, metadata service,
+// network, a database in the same subnet, Ant Media Server.
+func (n *bootedNode) install(t *testing.T) {
+	t.Helper()
+	n.sh(t, `
+cp /share/amsagent /share/sandbox /usr/local/bin/
+
+# No file can be added to sysfs, but another folder can lie over it.
+mkdir -p /opt/fakeams
+cp -a /sys/class /opt/fakeams/class 2>/dev/null || true
+rm -rf /opt/fakeams/class/dmi
+sandbox tree --dmi aws /opt/fakeams/aws >/dev/null
+cp -a /opt/fakeams/aws/sys/class/dmi /opt/fakeams/class/
+mount --bind /opt/fakeams/class /sys/class
+
+ip link add eth0 type veth peer name amsagent-wire
+ip link set amsagent-wire up
+ip addr add `+nodeAddress+`/24 dev eth0
+ip addr add `+nodeMongo+`/24 dev eth0
+ip addr add 169.254.169.254/32 dev lo
+ip link set eth0 up
+
+systemd-run -q --unit=mongo -p Type=exec sandbox mongo --listen `+nodeMongo+`:27017 --control `+nodeControl+`
+systemd-run -q --unit=imds -p Type=exec sandbox aws --listen 169.254.169.254:80 --ip `+nodeAddress+` --tag amsagent:role=origin
+
+useradd --system --home-dir `+nodeHome+` --shell /bin/false antmedia
+printf '#!/bin/sh\namsagent join --mongo `+nodeMongo+`\n' >`+nodeUserData+`
+chmod 755 `+nodeUserData+`
+`)
+	n.http = &http.Client{Transport: &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true}}
+	var err error
+	n.mongo, err = mongo.Connect(options.Client().ApplyURI("mongodb://" + nodeMongo + "/?directConnection=true").SetDialer(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.mongo.Disconnect(context.Background()) })
+	n.until(t, "the database", func() bool { return n.mongo.Ping(t.Context(), nil) == nil })
+	n.reset(t)
+	if n.unit, err = os.ReadFile(n.path("/etc/systemd/system/" + nodeUnit)); err != nil {
+		t.Fatal(err)
+	}
+	n.pure = n.bytes(t)
+}
+
+// reset gives the machine back as it was installed, whatever a test left of it,
+// with a server that behaves as flags say, running standalone.
+func (n *bootedNode) reset(t *testing.T, flags ...string) {
+	t.Helper()
+	for _, db := range []string{"amsagent", "clusterdb"} {
+		if err := n.mongo.Database(db).Drop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.behave(t, flags...)
+	n.sh(t, `
+rm -f /run/fakeams-hold
+systemctl stop `+nodeUnit+` 2>/dev/null || true
+rm -rf `+nodeHome+` /etc/amsagent /var/lib/amsagent /run/amsagent /var/log/antmedia
+rm -rf /etc/systemd/system/`+nodeUnit+` /etc/systemd/system/`+nodeUnit+`.d /run/systemd/system/`+nodeUnit+`*
+printf '127.0.0.1\tlocalhost\n::1\tlocalhost\n' >/etc/hosts
+sandbox tree --owner "$(id -u antmedia):$(id -g antmedia)" \
+	--exec 'echo $$ >>`+nodeStarts+`; exec /usr/local/bin/sandbox ams --root "$ANTMEDIA_HOME" --hosts-file /etc/hosts @`+nodeFlags+`' / >/dev/null
+systemctl daemon-reload
+systemctl reset-failed `+nodeUnit+` 2>/dev/null || true
+systemctl start `+nodeUnit+`
+`)
+	n.until(t, "a server that is up", func() bool { return n.mode(t) == "standalone" })
+	if n.pure != nil {
+		n.same(t, "after an installation", n.pure)
+	}
+}
+
+// behave changes how the stand-in behaves from its next start on.
+func (n *bootedNode) behave(t *testing.T, flags ...string) {
+	t.Helper()
+	if err := os.WriteFile(n.path(nodeFlags), []byte(strings.Join(flags, "\n")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// path is a file of the machine, seen from here.
+func (n *bootedNode) path(p string) string { return filepath.Join(n.root, p) }
+
+func (n *bootedNode) read(t *testing.T, p string) string {
+	t.Helper()
+	b, err := os.ReadFile(n.path(p))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// command is a command in the machine, with the environment of a login there and
+// standard input at /dev/null.
+func (n *bootedNode) command(args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{
+		"-t", strconv.Itoa(n.leader), "-a", "env", "-i",
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
+	}, args...)...)
+}
+
+// nodeRun is a command that has ended.
+type nodeRun struct {
+	code           int
+	stdout, stderr string
+	took           time.Duration
+}
+
+func (r nodeRun) String() string {
+	return fmt.Sprintf("exit %d after %s\n%s%s", r.code, r.took.Round(time.Millisecond), r.stdout, r.stderr)
+}
+
+// nodeProcess is a command that was started.
+type nodeProcess struct {
+	cmd      *exec.Cmd
+	out, err bytes.Buffer
+	begin    time.Time
+	over     chan struct{}
+}
+
+func (n *bootedNode) start(t *testing.T, args ...string) *nodeProcess {
+	t.Helper()
+	r := &nodeProcess{cmd: n.command(args...), begin: time.Now(), over: make(chan struct{})}
+	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.err
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { defer close(r.over); _ = r.cmd.Wait() }()
+	return r
+}
+
+// ended reports whether the command has ended.
+func (r *nodeProcess) ended() bool {
+	select {
+	case <-r.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// nodeLimit is longer than any command here may take.
+const nodeLimit = 90 * time.Second
+
+func (r *nodeProcess) wait(t *testing.T) nodeRun {
+	t.Helper()
+	select {
+	case <-r.over:
+	case <-time.After(nodeLimit):
+		_ = r.cmd.Process.Kill()
+		<-r.over
+		t.Errorf("%v did not end within %s", r.cmd.Args, nodeLimit)
+	}
+	return nodeRun{code: r.cmd.ProcessState.ExitCode(), stdout: r.out.String(), stderr: r.err.String(), took: time.Since(r.begin)}
+}
+
+// signal is for the command itself, which nsenter has as its child.
+func (r *nodeProcess) signal(t *testing.T, sig syscall.Signal) {
+	t.Helper()
+	pid := r.cmd.Process.Pid
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatalf("nsenter has these children: %q", b)
+	}
+	if err := syscall.Kill(child, sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs a command to its end.
+func (n *bootedNode) run(t *testing.T, args ...string) nodeRun {
+	t.Helper()
+	return n.start(t, args...).wait(t)
+}
+
+// sh runs a script that must succeed.
+func (n *bootedNode) sh(t *testing.T, script string) string {
+	t.Helper()
+	r := n.run(t, "sh", "-euc", script)
+	if r.code != 0 {
+		t.Fatalf("%s\n%s", script, r)
+	}
+	return r.stdout
+}
+
+// agent runs the agent and expects an exit code.
+func (n *bootedNode) agent(t *testing.T, want int, args ...string) nodeRun {
+	t.Helper()
+	r := n.run(t, append([]string{"amsagent"}, args...)...)
+	r.expect(t, want)
+	return r
+}
+
+// expect is the exit code that it must have had.
+func (r nodeRun) expect(t *testing.T, want int) {
+	t.Helper()
+	if r.code != want {
+		t.Fatalf("want exit %d: %s", want, r)
+	}
+}
+
+// says: stdout begins with this.
+func (r nodeRun) says(t *testing.T, first string) {
+	t.Helper()
+	if !strings.HasPrefix(r.stdout, first) {
+		t.Errorf("want %q first:\n%s", first, r)
+	}
+}
+
+// explains: the error is what a person gets, with this id, and at its end the
+// state that is left.
+func (r nodeRun) explains(t *testing.T, id, state string) {
+	t.Helper()
+	var lines []string
+	for line := range strings.Lines(r.stderr) {
+		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "amsagent: "); ok {
+			lines = append(lines, rest)
+		}
+	}
+	kinds := []string{}
+	for i, l := range lines {
+		kind, _, _ := strings.Cut(l, ": ")
+		if i == len(lines)-1 {
+			kind = l
+		}
+		if !slices.Contains(kinds, kind) {
+			kinds = append(kinds, kind)
+		}
+	}
+	if want := []string{"error", "cause", "hint", state}; !slices.Equal(kinds, want) || !strings.HasSuffix(lines[0], "["+id+"]") {
+		t.Errorf("want error, cause, hint with the id %s and then %q:\n%s", id, state, r)
+	}
+	if r.stdout != "" {
+		t.Errorf("an error has no result: %s", r.stdout)
+	}
+}
+
+// nodeUnitState is what systemd itself says of the server's unit.
+type nodeUnitState map[string]string
+
+func (n *bootedNode) show(t *testing.T) nodeUnitState {
+	t.Helper()
+	s := nodeUnitState{}
+	for line := range strings.Lines(n.sh(t, "systemctl show "+nodeUnit+" -p ActiveState,SubState,Result,LoadState,MainPID,InvocationID,"+
+		"NRestarts,Environment,TimeoutStopUSec,DropInPaths,NeedDaemonReload,ExecMainStartTimestamp")) {
+		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
+		s[k] = v
+	}
+	return s
+}
+
+// want compares some properties.
+func (s nodeUnitState) want(t *testing.T, want map[string]string) {
+	t.Helper()
+	for k, v := range want {
+		if s[k] != v {
+			t.Errorf("%s=%s, want %s", k, s[k], v)
+		}
+	}
+}
+
+// starts is how often the server was started since the last reset.
+func (n *bootedNode) starts(t *testing.T) int {
+	t.Helper()
+	return strings.Count(n.read(t, nodeStarts), "\n")
+}
+
+// liveness is the server's answer; 0 where there is none.
+func (n *bootedNode) liveness() int {
+	resp, err := n.http.Get("http://127.0.0.1:5080/rest/v2/liveness")
+	if err != nil {
+		return 0
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode
+}
+
+// mode is how the running server runs; empty where none is up. One that is up and
+// cannot resolve its own name answers 500.
+func (n *bootedNode) mode(t *testing.T) string {
+	t.Helper()
+	if code := n.liveness(); code != http.StatusOK && code != http.StatusInternalServerError {
+		return ""
+	}
+	log := n.read(t, nodeLog)
+	_, last, _ := strings.Cut(log[max(0, strings.LastIndex(log, `msg="files read"`)):], " mode=")
+	mode, _, _ := strings.Cut(last, " ")
+	return mode
+}
+
+// bytes lists the contents, modes and owners of all that a join may change.
+func (n *bootedNode) bytes(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	for _, dir := range []string{nodeHome, "/etc"} {
+		s, err := tree.Snapshot(n.path(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range s {
+			all = append(all, dir+": "+line)
+		}
+	}
+	return all
+}
+
+// same compares with an earlier list, and looks that nothing is remembered of a
+// join.
+func (n *bootedNode) same(t *testing.T, when string, was []string) {
+	t.Helper()
+	if now := n.bytes(t); !slices.Equal(was, now) {
+		t.Errorf("%s the tree is not as before\n%s", when, nodeDifference(was, now))
+	}
+	entries, err := os.ReadDir(n.path("/var/lib/amsagent"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		t.Errorf("%s /var/lib/amsagent still has %s", when, e.Name())
+	}
+}
+
+// nodeDifference lists what is in one list only.
+func nodeDifference(was, now []string) string {
+	var b strings.Builder
+	for _, l := range was {
+		if !slices.Contains(now, l) {
+			fmt.Fprintf(&b, "- %s\n", l)
+		}
+	}
+	for _, l := range now {
+		if !slices.Contains(was, l) {
+			fmt.Fprintf(&b, "+ %s\n", l)
+		}
+	}
+	return b.String()
+}
+
+// touched lists inode, size and times of every file: equal lists, and nobody has
+// written any, not even the same bytes.
+func (n *bootedNode) touched(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	for _, dir := range []string{nodeHome, "/etc", "/var/lib/amsagent"} {
+		err := filepath.WalkDir(n.path(dir), func(p string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			st, ok := info.Sys().(*syscall.Stat_t)
+			if !ok {
+				return fmt.Errorf("%s: no inode", p)
+			}
+			all = append(all, fmt.Sprintf("%s inode %d size %d mtime %d ctime %d", strings.TrimPrefix(p, n.root), st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// nodeDocument is AMS's own document.
+type nodeDocument struct {
+	ID      string `bson:"_id"`
+	IP      string `bson:"ip"`
+	Updated int64  `bson:"lastUpdateTime"`
+}
+
+// clusternode lists AMS's own documents.
+func (n *bootedNode) clusternode(t *testing.T) []nodeDocument {
+	t.Helper()
+	c, err := n.mongo.Database("clusterdb").Collection("clusternode").Find(t.Context(), bson.D{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var nodes []nodeDocument
+	if err := c.All(t.Context(), &nodes); err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(nodes, func(a, b nodeDocument) int { return cmp.Compare(a.IP, b.IP) })
+	return nodes
+}
+
+// inCluster: AMS has exactly one document, of the node's address, that a living
+// AMS wrote.
+func (n *bootedNode) inCluster(t *testing.T) {
+	t.Helper()
+	nodes := n.clusternode(t)
+	if len(nodes) != 1 || nodes[0].IP != nodeAddress || time.Since(time.UnixMilli(nodes[0].Updated)) > 20*time.Second {
+		t.Errorf("clusternode has %+v, want one fresh document of %s", nodes, nodeAddress)
+	}
+}
+
+// row is this node's row in the registry.
+func (n *bootedNode) row(t *testing.T, state string) {
+	t.Helper()
+	var rows []bson.M
+	c, err := n.mongo.Database("amsagent").Collection("nodes").Find(t.Context(), bson.D{})
+	if err == nil {
+		err = c.All(t.Context(), &rows)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) != 1 {
+		t.Fatalf("the registry has %v", rows)
+	}
+	for k, want := range map[string]any{
+		"_id": nodeID, "ip": nodeAddress, "role": "origin", "group": "edge-asg", "provider": "aws", "state": state,
+	} {
+		if rows[0][k] != want {
+			t.Errorf("the row's %s is %v, want %v", k, rows[0][k], want)
+		}
+	}
+}
+
+// looks counts how often somebody has read AMS's documents: who proves a join
+// does nothing else.
+func (n *bootedNode) looks(t *testing.T) int {
+	t.Helper()
+	resp, err := n.http.Get("http://" + nodeControl + "/commands?name=find")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []struct {
+		Collection string `json:"collection"`
+	}
+	if err := json.Unmarshal(b, &all); err != nil {
+		t.Fatalf("%v: %s", err, b)
+	}
+	count := 0
+	for _, c := range all {
+		if c.Collection == "clusternode" {
+			count++
+		}
+	}
+	return count
+}
+
+// DialContext connects inside the machine's network.
+func (n *bootedNode) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	type dialled struct {
+		conn net.Conn
+		err  error
+	}
+	ch := make(chan dialled, 1)
+	go func() {
+		// The thread goes to the other network and never comes back: it ends with
+		// this goroutine, because nobody unlocks it.
+		runtime.LockOSThread()
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", n.leader))
+		if err != nil {
+			ch <- dialled{err: err}
+			return
+		}
+		defer func() { _ = ns.Close() }()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			ch <- dialled{err: fmt.Errorf("entering the network: %w", err)}
+			return
+		}
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, network, address)
+		ch <- dialled{conn, err}
+	}()
+	d := <-ch
+	return d.conn, d.err
+}
+
+// until waits for something that must come.
+func (n *bootedNode) until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		<-tick.C
+	}
+}
