@@ -211,6 +211,18 @@ func TestSystemdJobs(t *testing.T) {
 	}
 }
 
+// The connection of a caller who goes away is closed, and all that it says is
+// that it was closed.
+func TestSystemdCallerGoesAway(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	closed := errors.New("use of closed network connection")
+	s, _ := fakeSystemd(&fakeBus{props: map[string]any{}, jobErr: closed})
+	if err := s.Reload(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestSystemdJobNeverEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &fakeBus{props: map[string]any{"ActiveState": "activating", "SubState": "start", "LoadState": "loaded"}}

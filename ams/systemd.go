@@ -4,6 +4,7 @@
 package ams
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,7 +78,7 @@ func (s *Systemd) State(ctx context.Context) (State, error) {
 	defer b.close()
 	st, err := s.look(ctx, b)
 	if err != nil {
-		return unknown, fmt.Errorf("asking systemd about %s: %w", s.unit, err)
+		return unknown, fmt.Errorf("asking systemd about %s: %w", s.unit, cmp.Or(ctx.Err(), err))
 	}
 	return st, nil
 }
@@ -118,7 +119,8 @@ func (s *Systemd) Reload(ctx context.Context) error {
 	}
 	defer b.close()
 	if err := b.reload(ctx); err != nil {
-		return fmt.Errorf("making systemd read its units again: %w", err)
+		// The connection ends with the context, and tells only of that.
+		return fmt.Errorf("making systemd read its units again: %w", cmp.Or(ctx.Err(), err))
 	}
 	return nil
 }

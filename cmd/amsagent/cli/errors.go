@@ -133,7 +133,8 @@ func flatten(err error) []error {
 // report prints err on stderr in the form asked for and returns the exit code.
 func (g *globals) report(ctx context.Context, err error) int {
 	var sig *interruptedError
-	if errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &sig) {
+	// Libraries that wait say why their context ended, the others only that it did.
+	if errors.As(err, &sig) || (errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &sig)) {
 		// A command says what its interruption left; it need not know the number.
 		var ue *userError
 		if !errors.As(err, &ue) {

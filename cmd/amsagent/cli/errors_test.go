@@ -161,6 +161,20 @@ amsagent: nothing was changed on this machine
 	}
 }
 
+// Whatever a command was doing when the signal came, and whichever of the two a library returns: what the context was
+// ended with, or only that it was.
+func TestInterruptedInTheMiddle(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(&interruptedError{syscall.SIGTERM})
+	for _, cause := range []error{context.Cause(ctx), fmt.Errorf("asking: %w", ctx.Err())} {
+		e := &testEnv{}
+		code := errorGlobals(e).report(ctx, &userError{Msg: "cannot join", Cause: cause, State: "put back", Exit: exitFailed})
+		if out := e.stderr.String(); code != exitInterrupted || !strings.Contains(out, "[AMS-INTERRUPTED]") || !strings.HasSuffix(out, "amsagent: put back\n") {
+			t.Errorf("%v: exit %d\n%s", cause, code, out)
+		}
+	}
+}
+
 func TestManyCauses(t *testing.T) {
 	e := &testEnv{}
 	g := errorGlobals(e)
