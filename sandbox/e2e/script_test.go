@@ -20,6 +20,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -81,6 +82,7 @@ func TestScripts(t *testing.T) {
 			"replace":     worldCommand((*world).replace),
 			"noleak":      worldCommand((*world).noleak),
 			"mode":        worldCommand((*world).mode),
+			"imds":        worldCommand((*world).imds),
 			"restarts":    worldCommand((*world).restarts),
 		},
 	})
@@ -90,6 +92,7 @@ func TestScripts(t *testing.T) {
 type world struct {
 	ctx   context.Context
 	mongo *mongod.Server
+	aws   *fakeaws.Server
 	users map[string]string
 	nodes map[string]string // name -> root
 	svcs  []amsctl.Config
@@ -101,6 +104,9 @@ func (w *world) close() {
 	defer cancel()
 	for _, s := range w.svcs {
 		_ = s.Stop(ctx)
+	}
+	if w.aws != nil {
+		_ = w.aws.Close()
 	}
 	if w.mongo != nil {
 		_ = w.mongo.Close()
@@ -192,6 +198,8 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 			o.HostResolves = v == "yes"
 		case "jar":
 			o.NoJar = v == "no"
+		case "dmi":
+			o.DMI = v
 		case "symlink":
 			o.Symlink = v == "yes"
 		default:

@@ -4,13 +4,18 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
 )
 
 func listenLoopback() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
@@ -30,4 +35,66 @@ func (w *world) broadcast(_ *testscript.TestScript, _ bool, args []string) error
 		{Key: "updateTime", Value: time.Now().Add(time.Minute).UnixMilli()},
 	})
 	return err
+}
+
+// imds start ADDRESS [tag=value…]: EC2's metadata service says that this machine
+// has the private ADDRESS and the tags; $AMSAGENT_AWS_ENDPOINT leads to it.
+// imds fault PATH STATUS|hang|truncate|reset [times]; imds clear; imds notags;
+// imds tag KEY VALUE; imds expire; imds stop.
+func (w *world) imds(ts *testscript.TestScript, _ bool, args []string) error {
+	switch args[0] {
+	case "start":
+		i := fakeaws.Sample()
+		i.NICs[0].IPv4s = []string{args[1]}
+		for _, a := range args[2:] {
+			k, v, _ := strings.Cut(a, "=")
+			i.Tags[k] = v
+		}
+		var err error
+		w.aws, err = fakeaws.Start(w.ctx, fakeaws.Options{Instance: &i})
+		if err != nil {
+			return err
+		}
+		ts.Setenv("AMSAGENT_AWS_ENDPOINT", w.aws.Endpoint())
+	case "fault":
+		f := fakeaws.Fault{Path: args[1]}
+		switch args[2] {
+		case "hang":
+			f.Hang = true
+		case "truncate":
+			f.Truncate = true
+		case "reset":
+			f.Reset = true
+		default:
+			n, err := strconv.Atoi(args[2])
+			if err != nil {
+				return err
+			}
+			f.Status = n
+		}
+		if len(args) > 3 {
+			n, err := strconv.Atoi(args[3])
+			if err != nil {
+				return err
+			}
+			f.Times = n
+		}
+		return w.aws.AddFault(f)
+	case "clear":
+		w.aws.ClearFaults()
+	case "expire":
+		w.aws.ExpireTokens()
+	case "notags":
+		w.aws.Update(func(i *fakeaws.Instance) { i.TagsEnabled = false })
+	case "tag":
+		w.aws.Update(func(i *fakeaws.Instance) {
+			i.TagsEnabled = true
+			i.Tags[args[1]] = args[2]
+		})
+	case "stop":
+		return w.aws.Close()
+	default:
+		return fmt.Errorf("imds %s is not known", args[0])
+	}
+	return nil
 }

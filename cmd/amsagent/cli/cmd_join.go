@@ -70,6 +70,9 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		req.Identify = g.identified(ctx)
 	}
 	src, err := g.mongo()
+	if errors.Is(err, errNoMongo) && req.Identify != nil {
+		src, err = g.awaitMongoTag(ctx)
+	}
 	if err != nil {
 		if req.Identify != nil && errors.Is(err, errNoMongo) {
 			if _, ierr := req.Identify(ctx); ierr != nil {

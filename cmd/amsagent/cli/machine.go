@@ -80,6 +80,29 @@ func (g *globals) identified(ctx context.Context) func(context.Context) (metadat
 	return func(context.Context) (metadata.Instance, error) { return m.Instance, err }
 }
 
+// awaitMongoTag waits a while for the tag that says where MongoDB is, where nothing else does: a scaling group tags an
+// instance after it has started.
+func (g *globals) awaitMongoTag(ctx context.Context) (mongoSource, error) {
+	m, err := g.instance(ctx)
+	if err != nil || !m.Instance.TagsKnown || m.Provider == nil {
+		return mongoSource{}, errNoMongo
+	}
+	set, err := metadata.WaitForTags(ctx, m.Provider, metadata.TagWait{Log: g.log()}, func(s metadata.TagSet) bool {
+		if err := g.useTags(s.Tags, s.Group); err != nil {
+			return true // a malformed tag is said below; more waiting does not mend it
+		}
+		_, err := g.mongo()
+		return !errors.Is(err, errNoMongo)
+	})
+	if err != nil {
+		return mongoSource{}, errNoMongo
+	}
+	if err := g.useTags(set.Tags, set.Group); err != nil {
+		return mongoSource{}, err
+	}
+	return g.mongo()
+}
+
 // explicitAddress is the node's address where a person or a tag gave it.
 func (g *globals) explicitAddress() string {
 	if !g.settings.Address.IsValid() {

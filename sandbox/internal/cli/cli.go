@@ -54,6 +54,7 @@ func commands() []command {
 		{"aws", "the metadata service of an EC2 instance", runAWS},
 		{"ams", "a stand-in for Ant Media Server", runAMS},
 		{"amsctl", "start, stop, restart, status of a stand-in, without systemd", runAMSCtl},
+		{"demo", "show what the agent does, from a join to a leave", runDemo},
 		{"tree", "write an Ant Media Server installation, or list one", runTree},
 	}
 }
