@@ -93,7 +93,7 @@ func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	f := &facts{}
 	if !req.DryRun {
 		if m.Euid == 0 || m.Root != "" {
-			lock, err := m.lock(ctx, "join")
+			lock, err := m.lock(ctx)
 			if err != nil {
 				return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched}
 			}
@@ -132,12 +132,9 @@ type joiner struct {
 	result *JoinResult
 
 	wasRunning bool
-	// seen are AMS's documents of this address before the restart: what is
-	// newer is evidence.
+	// seen are AMS's documents, of all nodes, before anything was changed.
 	seen      []cluster.AMSNode
 	startedAt time.Time
-	// elsewhere is what was last seen of this machine under other addresses.
-	elsewhere []string
 }
 
 func (j *joiner) run(ctx context.Context) error {
@@ -154,10 +151,10 @@ func (j *joiner) run(ctx context.Context) error {
 	}
 	j.wasRunning = f.service.Running()
 	var err error
-	if j.seen, err = f.client.AMSNodesByAddress(ctx, f.address.Addr.String()); err != nil {
+	if j.seen, err = f.client.AMSNodes(ctx); err != nil {
 		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: untouched}
 	}
-	if !restart && f.service.Running() && (f.state == nil || f.state.Phase != PhaseJoined) && !j.seenFresh() {
+	if !restart && f.service.Running() && (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
 		// Somebody else made the files a node's: the server that runs may have
 		// been started before.
 		restart, j.result.RestartNeeded = true, true
@@ -171,6 +168,11 @@ func (j *joiner) run(ctx context.Context) error {
 	}
 	if err := j.restart(ctx, restart); err != nil {
 		return j.failed(ctx, "starting Ant Media Server", err)
+	}
+	if j.result.Restarted {
+		if err := j.save(PhaseJoining, false); err != nil {
+			j.log().Warn("the state file could not be written", "error", err)
+		}
 	}
 	ev, err := j.verify(ctx)
 	if err != nil {

@@ -77,7 +77,7 @@ func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, er
 		if m.Euid != 0 && m.Root == "" {
 			return nil, &PreflightError{[]Finding{{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo"}}}
 		}
-		lock, err := m.lock(ctx, "leave")
+		lock, err := m.lock(ctx)
 		if err != nil {
 			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched}
 		}

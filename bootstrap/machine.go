@@ -6,12 +6,10 @@ package bootstrap
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -85,9 +83,8 @@ func (m *Machine) http() *http.Client {
 }
 
 // lock takes the machine for one command.
-func (m *Machine) lock(ctx context.Context, command string) (*conf.Lock, error) {
-	about := fmt.Sprintf("amsagent %s, pid %d", command, os.Getpid())
-	return m.store().Lock(ctx, lockPath, about, func(holder string) {
+func (m *Machine) lock(ctx context.Context) (*conf.Lock, error) {
+	return m.store().Lock(ctx, lockPath, func(holder string) {
 		m.say("waiting: another amsagent is at work (%s)", holder)
 	})
 }
@@ -191,5 +188,3 @@ func closeClient(ctx context.Context, c *cluster.Client) {
 	defer cancel()
 	_ = c.Close(ctx)
 }
-
-var errNoConnect = errors.New("no connection to MongoDB is set up")

@@ -27,9 +27,10 @@ const lockPoll = 100 * time.Millisecond
 type Lock struct{ f *os.File }
 
 // Lock takes the lock file at path below the root, waiting until ctx ends.
-// waiting, if not nil, is called once when it has to wait, with what the holder
-// wrote about itself. about is written into the file for the next who waits.
-func (s *Store) Lock(ctx context.Context, path, about string, waiting func(holder string)) (*Lock, error) {
+// waiting, if not nil, is called once when it has to wait, with who holds the
+// lock. Nothing is written into the file: taking the lock to find that there is
+// nothing to do writes no byte.
+func (s *Store) Lock(ctx context.Context, path string, waiting func(holder string)) (*Lock, error) {
 	real, err := s.resolve(path)
 	if err != nil {
 		return nil, err
@@ -50,7 +51,7 @@ func (s *Store) Lock(ctx context.Context, path, about string, waiting func(holde
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
 		}
-		holder := readHolder(f)
+		holder := holderOf(f)
 		if !told && waiting != nil {
 			waiting(holder)
 			told = true
@@ -61,17 +62,29 @@ func (s *Store) Lock(ctx context.Context, path, about string, waiting func(holde
 		case <-time.After(lockPoll):
 		}
 	}
-	// For people only: a failure to write it changes nothing.
-	if err := f.Truncate(0); err == nil {
-		_, _ = f.WriteAt([]byte(about+"\n"), 0)
-	}
 	return &Lock{f}, nil
 }
 
-func readHolder(f *os.File) string {
-	buf := make([]byte, 200)
-	n, _ := f.ReadAt(buf, 0)
-	return strings.TrimSpace(string(buf[:n]))
+// holderOf asks the kernel which process holds the lock on f. It is for people
+// only: where the kernel does not tell, as across containers, nobody is named.
+func holderOf(f *os.File) string {
+	const unknown = "its process is not known"
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return unknown
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return unknown
+	}
+	// 1: FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		if w := strings.Fields(line); len(w) > 5 && w[1] == "FLOCK" && w[5] == file {
+			return "pid " + w[4]
+		}
+	}
+	return unknown
 }
 
 // Unlock gives the lock back.

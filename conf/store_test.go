@@ -582,25 +582,26 @@ func TestLock(t *testing.T) {
 	s := newTree(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	a, err := s.Lock(ctx, "/run/amsagent/lock", "amsagent join, pid 1", nil)
+	a, err := s.Lock(ctx, "/run/amsagent/lock", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	holder := fmt.Sprintf("pid %d", os.Getpid())
 	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer stop()
-	if _, err := s.Lock(short, "/run/amsagent/lock", "b", nil); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "pid 1") {
+	if _, err := s.Lock(short, "/run/amsagent/lock", nil); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), holder) {
 		t.Errorf("second lock: %v", err)
 	}
 	told := make(chan string, 1)
 	got := make(chan error, 1)
 	go func() {
-		b, err := s.Lock(ctx, "/run/amsagent/lock", "c", func(h string) { told <- h })
+		b, err := s.Lock(ctx, "/run/amsagent/lock", func(h string) { told <- h })
 		if err == nil {
 			err = b.Unlock()
 		}
 		got <- err
 	}()
-	if h := <-told; h != "amsagent join, pid 1" {
+	if h := <-told; h != holder {
 		t.Errorf("told %q", h)
 	}
 	if err := a.Unlock(); err != nil {
