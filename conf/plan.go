@@ -184,34 +184,86 @@ func (p *Plan) Planned(path string) []byte {
 }
 
 // Revert puts back what the plan found after it was committed, together with
-// the undo record it found. A file that somebody wrote since is left as it is
-// and named in the result.
+// the undo record it found. Edits that somebody made since stay where they can
+// be told from ours; a file where they cannot is left as it is and named, and the
+// record keeps what undoing it needs.
 func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	var conflicts []Conflict
 	var changes []Change
 	var dirs []string
-	for _, f := range p.Changed() {
+	committed, err := p.store.Record()
+	if err != nil {
+		return nil, err
+	}
+	record := p.record
+	keep := func(f *FileRecord) {
+		next := &Record{Version: recordVersion, Files: []*FileRecord{f}}
+		if record != nil {
+			next.Dirs = record.Dirs
+			for _, g := range record.Files {
+				if g.Path != f.Path {
+					next.Files = append(next.Files, g)
+				}
+			}
+		}
+		record = next
+	}
+	for _, f := range slices.Backward(p.Changed()) {
 		now, err := p.store.Read(f.Before.Path)
 		if err != nil {
 			return nil, err
 		}
+		c := Change{Before: now, After: f.Before.Bytes, Remove: !f.Before.Exists(), Mode: f.Before.Mode}
 		switch {
-		case fileSum(now) == fileSum(f.Before):
+		case fileSum(now) == fileSum(f.Before) && now.Mode == f.Before.Mode:
 			continue
-		case !bytes.Equal(now.Bytes, f.After):
-			conflicts = append(conflicts, Conflict{Path: f.Before.Path, Msg: "was edited since we wrote it; it is left as it is"})
-			continue
+		case bytes.Equal(now.Bytes, f.After) || fileSum(now) == fileSum(f.Before):
+		default:
+			ours := committed.File(f.Before.Path)
+			merged, remove, more := p.revertEdited(f, ours, now.Bytes)
+			conflicts = append(conflicts, more...)
+			if merged == nil && !remove {
+				if ours != nil {
+					keep(ours)
+				}
+				continue
+			}
+			c.After, c.Remove = merged, remove
+			if now.Mode != f.Mode {
+				c.Mode = now.Mode // somebody set it
+			}
 		}
-		changes = append(changes, Change{Before: now, After: f.Before.Bytes, Remove: !f.Before.Exists(), Mode: f.Before.Mode})
+		changes = append(changes, c)
 	}
-	if r, err := p.store.Record(); err == nil && r != nil {
-		for _, d := range r.Dirs {
-			if p.record == nil || !slices.Contains(p.record.Dirs, d) {
+	if committed != nil {
+		for _, d := range committed.Dirs {
+			if record == nil || !slices.Contains(record.Dirs, d) {
 				dirs = append(dirs, d)
 			}
 		}
 	}
-	return conflicts, p.store.Commit(purpose, changes, p.record, dirs)
+	return conflicts, p.store.Commit(purpose, changes, record, dirs)
+}
+
+// revertEdited takes our change back in a file that was edited since. Nothing
+// and no removal means that it cannot be done.
+func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, now []byte) (merged []byte, remove bool, _ []Conflict) {
+	left := []Conflict{{Path: f.Before.Path, Msg: "was edited since we wrote it; it is left as it is"}}
+	if now == nil || f.Kind == KindWhole {
+		return nil, false, left
+	}
+	if p.record.File(f.Before.Path) == nil && ours != nil {
+		// It was as it originally was: this is what leaving does.
+		u, err := ours.Undo(now)
+		if err != nil {
+			return nil, false, left
+		}
+		return u.Bytes, u.Remove, u.Conflicts
+	}
+	if merged, clean := merge3(f.After, f.Before.Bytes, now); clean && merged != nil {
+		return merged, false, nil
+	}
+	return nil, false, left
 }
 
 // keep plans a copy of a file whose edits undoing loses.
@@ -266,7 +318,11 @@ func (p *Plan) CommitUndo(purpose string) error {
 	if len(p.Changed()) == 0 && p.record == nil {
 		return nil
 	}
-	return p.store.Commit(purpose, p.changes(), nil, p.dirs)
+	// What a commit puts in place last, undoing takes away first: a crash in
+	// between leaves the same kind of prefix.
+	changes := p.changes()
+	slices.Reverse(changes)
+	return p.store.Commit(purpose, changes, nil, p.dirs)
 }
 
 func (p *Plan) has(path string) bool {

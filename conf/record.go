@@ -139,6 +139,29 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 	}}}, nil
 }
 
+// holdsOurs reports whether current has something in it that undoing would take
+// back.
+func (f *FileRecord) holdsOurs(current []byte) bool {
+	if current == nil {
+		return false
+	}
+	u, err := f.Undo(current)
+	return err != nil || u.Remove || !bytes.Equal(u.Bytes, current)
+}
+
+// check proves that the record is whole: that it makes of the original what was
+// written.
+func (f *FileRecord) check() error {
+	written, err := applySpans(f.Original, f.Spans)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Path, err)
+	}
+	if sum(written) != f.Written {
+		return fmt.Errorf("%s: it does not give what was written", f.Path)
+	}
+	return nil
+}
+
 // undoContainer puts the sections back: by lines where ours are untouched, else
 // by toggling what is there.
 func (f *FileRecord) undoContainer(current, written []byte) (Undone, error) {

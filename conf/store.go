@@ -136,14 +136,24 @@ func readFile(real string) (File, error) {
 	}, nil
 }
 
-// Record loads the undo record of the last commit; nil when there is none.
+// Record loads the undo record of the last commit; nil when there is none. One
+// that cannot be used is a [DamagedError] or a [VersionError].
 func (s *Store) Record() (*Record, error) {
 	j, err := s.loadJournal(undoName)
 	if err != nil || j == nil {
 		return nil, err
 	}
-	if j.Record == nil || j.Record.Version != recordVersion {
-		return nil, fmt.Errorf("%s: written by another release of amsagent", s.statePath(undoName))
+	path := s.statePath(undoName)
+	switch {
+	case j.Record == nil:
+		return nil, &DamagedError{Path: path, Err: errors.New("it holds no record")}
+	case j.Record.Version != recordVersion:
+		return nil, &VersionError{Path: path, Version: j.Record.Version}
+	}
+	for _, f := range j.Record.Files {
+		if err := f.check(); err != nil {
+			return nil, &DamagedError{Path: path, Err: err}
+		}
 	}
 	return j.Record, nil
 }
@@ -162,6 +172,9 @@ func (s *Store) makeStateDir() (string, error) {
 	return real, nil
 }
 
+// writeSuffix ends the name of the temporary file of [Store.WriteFile].
+const writeSuffix = ".amsagent-tmp"
+
 // WriteFile atomically replaces a file of our own below the root: temporary
 // file beside it, fsync, rename, fsync of the directory. Missing directories
 // are made with dirMode. Nothing is written when the file already holds data
@@ -178,8 +191,8 @@ func (s *Store) WriteFile(path string, data []byte, mode, dirMode fs.FileMode) e
 	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return err
 	}
-	temp := filepath.Join(dir, "."+filepath.Base(real)+".amsagent-tmp")
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	temp := filepath.Join(dir, "."+filepath.Base(real)+writeSuffix)
+	if err := removeIfThere(temp); err != nil {
 		return err
 	}
 	if err := writeNew(temp, data, func(f *os.File) error { return f.Chmod(mode) }); err != nil {
@@ -321,14 +334,39 @@ func syncDir(dir string) error {
 }
 
 func removeIfThere(real string) error {
-	if err := os.Remove(real); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := os.Remove(real)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	// A read-only file system refuses to remove even what is not there.
+	if _, serr := os.Lstat(real); errors.Is(serr, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
-// recordVersion is the version of the format of [Record].
+// recordVersion is the version of the format of [Record] and of the journal.
 const recordVersion = 1
+
+// DamagedError says that what the agent wrote down about its own changes cannot
+// be used. Nothing was changed because of it.
+type DamagedError struct {
+	Path string // below the root
+	Err  error
+}
+
+func (e *DamagedError) Error() string { return e.Path + " is damaged: " + e.Err.Error() }
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// VersionError says that another release of amsagent wrote the file.
+type VersionError struct {
+	Path    string // below the root
+	Version int
+}
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("%s was written by another release of amsagent (format %d, this one reads %d)", e.Path, e.Version, recordVersion)
+}
 
 func (s *Store) loadJournal(name string) (*journal, error) {
 	real, err := s.resolve(s.statePath(name))
@@ -341,7 +379,13 @@ func (s *Store) loadJournal(name string) (*journal, error) {
 	}
 	j := &journal{}
 	if err := json.Unmarshal(f.Bytes, j); err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w", s.statePath(name), err)
+		return nil, &DamagedError{Path: s.statePath(name), Err: err}
 	}
-	return j, nil
+	switch j.Version {
+	case recordVersion:
+		return j, nil
+	case 0:
+		return nil, &DamagedError{Path: s.statePath(name), Err: errors.New("it does not say its format")}
+	}
+	return nil, &VersionError{Path: s.statePath(name), Version: j.Version}
 }
