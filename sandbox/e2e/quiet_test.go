@@ -1,0 +1,103 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// changes are the system calls that change a file system.
+const changes = "write,pwrite64,writev,pwritev,ftruncate,truncate,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,mkdir,mkdirat,chmod,fchmod,fchmodat,chown,fchown,fchownat,symlinkat,setxattr,fsetxattr"
+
+// TestSecondJoinWritesNothing watches every system call of a join that has
+// nothing to do: none changes anything below the machine's root, and the service
+// is asked for its state only.
+func TestSecondJoinWritesNothing(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed: its system calls are not watched")
+	}
+	dir := t.TempDir()
+	mongo, err := mongod.Start(t.Context(), mongod.Options{Dir: filepath.Join(dir, "mongo")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mongo.Close() })
+	root := filepath.Join(dir, "root")
+	tr, err := tree.Write(root, tree.Options{Host: "node", HostResolves: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := amsctl.Config{
+		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
+		Args: []string{"--root", tr.Dir, "--period", "200ms", "--http-port", "-1"},
+	}
+	wrapper := filepath.Join(dir, "svc")
+	if err := svc.WriteWrapper(wrapper); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command(wrapper, "stop").CombinedOutput(); err != nil {
+			t.Errorf("stopping the service: %v: %s", err, out)
+		}
+	})
+	args := []string{"join", "--root", root, "--provider", "none", "--address", "127.0.0.91", "--service-command", wrapper, "--mongo", mongo.Addr(), "--timeout", "20s"}
+	if out, err := exec.Command(bins.agent, args...).CombinedOutput(); err != nil {
+		t.Fatalf("the first join: %v\n%s", err, out)
+	}
+	info, err := svc.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	trace := filepath.Join(dir, "trace")
+	// -y names the file behind each descriptor.
+	cmd := exec.Command(strace, append([]string{"-f", "-qq", "-y", "-o", trace, "-e", "trace=" + changes + ",openat", bins.agent}, args...)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.HasPrefix(lastResult(string(out)), "nothing to do") {
+		t.Fatalf("the second join: %v\n%s", err, out)
+	}
+	b, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	create := regexp.MustCompile(`O_(WRONLY|RDWR|TRUNC)`)
+	for line := range strings.Lines(string(b)) {
+		seen++
+		if !strings.Contains(line, root) {
+			continue
+		}
+		if strings.Contains(line, "openat(") && (!create.MatchString(line) || strings.Contains(line, "/run/amsagent/lock")) {
+			continue // reading; or the lock, in which nothing is written
+		}
+		t.Errorf("it changed something: %s", strings.TrimSpace(line))
+	}
+	if seen == 0 {
+		t.Error("strace saw nothing: this test proves nothing")
+	}
+	if now, err := svc.Info(); err != nil || string(now) != string(info) {
+		t.Errorf("the service was restarted: %s, %v; before: %s", now, err, info)
+	}
+}
+
+// lastResult drops the log lines before the result.
+func lastResult(out string) string {
+	for line := range strings.Lines(out) {
+		if !strings.HasPrefix(line, "time=") {
+			return line
+		}
+	}
+	return ""
+}
