@@ -24,6 +24,7 @@ const MongoPath = "/etc/amsagent/mongo"
 // Valve says what becomes of the RemoteIpValve bean.
 type Valve string
 
+// What can become of it.
 const (
 	ValveKeep   Valve = "keep"
 	ValveRemove Valve = "remove"

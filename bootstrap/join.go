@@ -47,6 +47,7 @@ type JoinRequest struct {
 // Outcome is how a join or a leave ended well.
 type Outcome string
 
+// The outcomes.
 const (
 	OutcomeJoined    Outcome = "joined"
 	OutcomeUnchanged Outcome = "unchanged" // it was so already
@@ -62,6 +63,8 @@ type Evidence struct {
 	Address string `json:"address"`
 	// Updated is the document's lastUpdateTime, by this machine's clock.
 	Updated time.Time `json:"updated"`
+	// Seen is when we saw it.
+	Seen time.Time `json:"seen"`
 	// After is how long it took from AMS's start, or 0 where it ran already.
 	After time.Duration `json:"after_ns"`
 }
@@ -202,8 +205,10 @@ func (j *joiner) offline() error {
 func (j *joiner) confirm(ctx context.Context) error {
 	ev, err := j.verify(ctx)
 	if err != nil {
-		return &FailedError{Step: "proving that Ant Media Server is in the cluster", Err: err, State: untouched,
-			Hint: "its files are those of a cluster node; look at its log, and at 'amsagent status'", Unknown: isTimeout(err)}
+		return &FailedError{
+			Step: "proving that Ant Media Server is in the cluster", Err: err, State: untouched, Unknown: isTimeout(err),
+			Hint: "its files are those of a cluster node; look at its log, and at 'amsagent status'",
+		}
 	}
 	j.result.Evidence = ev
 	j.result.Outcome = OutcomeUnchanged
@@ -311,8 +316,10 @@ func (j *joiner) finish(ctx context.Context) error {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
 	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
-		return &FailedError{Step: "writing the registry", Err: err,
-			State: "this machine is a cluster node; its row in the registry still says joining: run the same command again"}
+		return &FailedError{
+			Step: "writing the registry", Err: err,
+			State: "this machine is a cluster node; its row in the registry still says joining: run the same command again",
+		}
 	}
 	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
 	// AMS writes its files in place when somebody saves settings in its

@@ -350,8 +350,10 @@ func (l *leaver) giveBack(ctx context.Context) error {
 
 func (l *leaver) restart(ctx context.Context) error {
 	failed := func(err error) error {
-		return &FailedError{Step: "starting Ant Media Server standalone", Err: err, Hint: ams.Hint(err),
-			State: "the files were given back; Ant Media Server does not run: look at its log, then run the same command again to deregister"}
+		return &FailedError{
+			Step: "starting Ant Media Server standalone", Err: err, Hint: ams.Hint(err),
+			State: "the files were given back; Ant Media Server does not run: look at its log, then run the same command again to deregister",
+		}
 	}
 	if err := l.Service.Reload(ctx); err != nil {
 		return failed(err)
@@ -397,8 +399,10 @@ func (l *leaver) deregister(ctx context.Context) error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return &FailedError{Step: "deregistering", Err: err, Hint: "run the same command again",
-			State: "this machine is standalone; its rows in MongoDB remain"}
+		return &FailedError{
+			Step: "deregistering", Err: err, Hint: "run the same command again",
+			State: "this machine is standalone; its rows in MongoDB remain",
+		}
 	}
 	l.say("deregistered %s", l.id)
 	return l.forget()

@@ -236,7 +236,6 @@ func unjoin(err error) []error {
 	if err == nil {
 		return nil
 	}
-	//nolint:errorlint // what errors.Join made is taken apart on purpose
 	if j, ok := err.(interface{ Unwrap() []error }); ok {
 		return j.Unwrap()
 	}

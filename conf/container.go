@@ -12,6 +12,7 @@ import (
 // Mode is how an AMS installation runs.
 type Mode string
 
+// The modes.
 const (
 	ModeStandalone Mode = "standalone"
 	ModeCluster    Mode = "cluster"
@@ -193,8 +194,7 @@ func (c *Container) Spans() []Span { return c.spans }
 func (c *Container) Bytes() []byte {
 	out, err := applySpans(c.src, c.spans)
 	if err != nil {
-		// The spans come from our own scan of src: they cannot overlap.
-		panic("conf: " + err.Error())
+		panic("conf: " + err.Error()) //nolint:forbidigo // the spans come from our own scan of src: they cannot overlap
 	}
 	return out
 }

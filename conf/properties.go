@@ -442,8 +442,7 @@ func (p *Properties) Spans() []Span {
 func (p *Properties) Bytes() []byte {
 	out, err := applySpans(p.src, p.Spans())
 	if err != nil {
-		// The spans come from our own scan of src: they cannot overlap.
-		panic("conf: " + err.Error())
+		panic("conf: " + err.Error()) //nolint:forbidigo // the spans come from our own scan of src: they cannot overlap
 	}
 	return out
 }

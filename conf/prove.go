@@ -52,7 +52,7 @@ func wellFormed(src []byte) error {
 	for {
 		tok, err := d.Token()
 		line, _ := d.InputPos()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		var xerr *xml.SyntaxError

@@ -16,6 +16,7 @@ import (
 // again after somebody else edited it.
 type Kind string
 
+// The kinds.
 const (
 	KindProperties Kind = "properties"
 	KindContainer  Kind = "container"

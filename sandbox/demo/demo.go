@@ -121,10 +121,10 @@ func (d *demo) print(format string, args ...any) {
 	_, _ = fmt.Fprintf(d.o.Out, format+"\n", args...)
 }
 
-func (d *demo) heading(format string, args ...any) {
+func (d *demo) heading(text string) {
 	d.step++
 	d.print("")
-	d.print("%d. %s", d.step, fmt.Sprintf(format, args...))
+	d.print("%d. %s", d.step, text)
 }
 
 // check counts a claim and fails the demo where it does not hold.

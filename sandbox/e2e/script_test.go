@@ -261,7 +261,7 @@ func (w *world) service(ts *testscript.TestScript, neg bool, args []string) erro
 	out, err := exec.Command(ts.Getenv(args[0]+"_SVC"), args[1]).CombinedOutput()
 	ts.Logf("%s", out)
 	if neg != (err != nil) {
-		return fmt.Errorf("service %v: %v: %s", args, err, out)
+		return fmt.Errorf("service %v: %w: %s", args, err, out)
 	}
 	return nil
 }
