@@ -64,7 +64,7 @@ func examples() map[string]error {
 		idMetadataBadAnswer:   meta(metadata.ErrBadAnswer),
 		idMetadataUnsupported: &metadata.UnsupportedError{Provider: "gcp"},
 		idLocked:              fmt.Errorf("waiting: %w", errors.Join(conf.ErrLocked, context.DeadlineExceeded)),
-		idNotSeen:             &bootstrap.NotSeenError{},
+		idNotSeen:             &bootstrap.NotSeenError{Err: errors.New("not seen")},
 		idService:             ams.ErrNoUnit,
 		idDiskFull:            &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC},
 		idReadOnly:            &fs.PathError{Op: "open", Path: "/x", Err: syscall.EROFS},

@@ -80,6 +80,10 @@ func (g *globals) readInstance(ctx context.Context, record string) (machine, err
 	if m.Instance, err = m.Provider.Instance(ctx); err != nil {
 		return machine{}, err
 	}
+	if g.settings.Provider == "auto" {
+		// Also where its own metadata could not be read, it is that cloud that the machine runs on.
+		m.Instance.Provider = m.Detection.Provider
+	}
 	// A tag may hold a connection string; whatever else is printed, its password is not.
 	for _, v := range m.Instance.Tags {
 		if t, perr := cluster.ParseTarget(v); perr == nil {
