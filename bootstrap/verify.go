@@ -5,6 +5,8 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +20,9 @@ const (
 	// watchPoll is how often the service is looked at while the cluster is
 	// asked: a server that died is told at once, not when time runs out.
 	watchPoll = 500 * time.Millisecond
+	// settleTime is how long AMS must stay up after its first document. It starts
+	// its applications meanwhile.
+	settleTime = 2 * time.Second
 	// progressEvery is how often a waiting command says what it sees.
 	progressEvery = 15 * time.Second
 )
@@ -30,10 +35,14 @@ type NotSeenError struct {
 }
 
 func (e *NotSeenError) Error() string {
-	if e.Saw == "" {
-		return e.Err.Error()
+	text := "Ant Media Server was not seen in the cluster"
+	if e.Err != nil {
+		text = e.Err.Error()
 	}
-	return e.Err.Error() + " (" + e.Saw + ")"
+	if e.Saw != "" {
+		text += " (" + e.Saw + ")"
+	}
+	return text
 }
 
 func (e *NotSeenError) Unwrap() error { return e.Err }
@@ -42,22 +51,40 @@ func (e *NotSeenError) Unwrap() error { return e.Err }
 // by the AMS that runs now. AMS's clock is this machine's clock, so ours judges.
 func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	if n, ok := j.alreadySeen(); ok {
-		return &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate}, nil
+		return &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}, nil
 	}
-	ctx, died := context.WithCancelCause(ctx)
+	watched, died := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
-	watcher.Go(func() { j.watch(ctx, died) })
-	n, err := j.await(ctx)
+	watcher.Go(func() { j.watch(watched, died) })
+	n, err := j.await(watched)
 	died(nil)
 	watcher.Wait()
-	if err != nil {
+	var unstable *ams.UnstableError
+	switch {
+	case errors.As(context.Cause(watched), &unstable):
+		return nil, unstable
+	case err != nil:
 		return nil, &NotSeenError{Saw: j.look(context.WithoutCancel(ctx)), Err: err}
 	}
-	ev := &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate}
+	ev := &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}
 	if j.result.Restarted {
 		ev.After = time.Since(j.startedAt).Round(time.Millisecond)
 	}
-	return ev, nil
+	return ev, j.settle(ctx, ev)
+}
+
+// settle watches a server that we started for a moment longer: one that writes
+// its document and dies of its next step has not joined. A time that runs out
+// now does not take the evidence back.
+func (j *joiner) settle(ctx context.Context, ev *Evidence) error {
+	if !j.result.Restarted {
+		return nil
+	}
+	_, err := ams.WaitStable(ctx, j.Service, settleTime)
+	if err == nil || errors.Is(err, ams.ErrNotManaged) || isTimeout(err) {
+		return nil
+	}
+	return fmt.Errorf("its document %s appeared, but %w", ev.ID, err)
 }
 
 // alreadySeen finds the evidence that needs no waiting: where AMS was not

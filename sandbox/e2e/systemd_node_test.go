@@ -243,6 +243,7 @@ func (n *bootedNode) reset(t *testing.T, flags ...string) {
 	n.behave(t, flags...)
 	n.sh(t, `
 rm -f /run/fakeams-hold
+systemctl kill -s KILL `+nodeUnit+` 2>/dev/null || true
 systemctl stop `+nodeUnit+` 2>/dev/null || true
 rm -rf `+nodeHome+` /etc/amsagent /var/lib/amsagent /run/amsagent /var/log/antmedia
 rm -rf /etc/systemd/system/`+nodeUnit+` /etc/systemd/system/`+nodeUnit+`.d /run/systemd/system/`+nodeUnit+`*
@@ -535,6 +536,9 @@ func (n *bootedNode) touched(t *testing.T) []string {
 	t.Helper()
 	var all []string
 	for _, dir := range []string{nodeHome, "/etc", "/var/lib/amsagent"} {
+		if _, err := os.Lstat(n.path(dir)); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		err := filepath.WalkDir(n.path(dir), func(p string, d fs.DirEntry, err error) error {
 			if err != nil {
 				return err

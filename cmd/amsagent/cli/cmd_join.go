@@ -131,7 +131,8 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 	}
 	evidence, address := "", ""
 	if ev := res.Evidence; ev != nil {
-		evidence = fmt.Sprintf("Ant Media Server's own document %s, written %s", ev.ID, w.ago(ev.Updated))
+		// As it was when it was seen: a join watches the server for a moment longer.
+		evidence = fmt.Sprintf("Ant Media Server's own document %s, written %s", ev.ID, agoAt(ev.Seen, ev.Updated))
 		if ev.After > 0 {
 			evidence += fmt.Sprintf(", seen %s after its start", rounded(ev.After))
 		}

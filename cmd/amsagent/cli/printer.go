@@ -130,11 +130,14 @@ func (w *textWriter) fields(pairs ...string) {
 }
 
 // ago says how long ago t was, as a person would: "12 s ago".
-func (w *textWriter) ago(t time.Time) string {
+func (w *textWriter) ago(t time.Time) string { return agoAt(w.now, t) }
+
+// agoAt says how long before now t was.
+func agoAt(now, t time.Time) string {
 	if t.IsZero() {
 		return "never"
 	}
-	d := w.now.Sub(t)
+	d := now.Sub(t)
 	switch {
 	case d < 0:
 		return "in " + roughly(-d)
