@@ -30,6 +30,8 @@ var (
 	ErrNoUnit = errors.New("no such unit")
 	// ErrUnitMasked: the unit was masked by a person, so nobody can start it.
 	ErrUnitMasked = errors.New("the unit is masked")
+	// ErrUnitBroken: systemd has no usable file of the unit.
+	ErrUnitBroken = errors.New("systemd cannot use the unit's file")
 	// ErrUnstable: the service did not stay up. The error is an *UnstableError.
 	ErrUnstable = errors.New("the service did not stay up")
 
@@ -88,6 +90,8 @@ func Hint(err error) string {
 		return "give the directory that holds conf and webapps with --ams-dir"
 	case errors.Is(err, ErrUnitMasked):
 		return "somebody masked the unit; 'systemctl unmask " + DefaultUnit + "' gives it back"
+	case errors.Is(err, ErrUnitBroken):
+		return "see what systemd says of it: systemctl status " + DefaultUnit
 	case errors.Is(err, ErrNoUnit):
 		return "install Ant Media Server as a service, or say how it is run with --service-command or --service none"
 	case errors.Is(err, ErrNoSystemd):

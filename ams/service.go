@@ -68,6 +68,21 @@ func (s State) Crashing() bool {
 	return s.Activity == ActivityActivating && strings.HasPrefix(s.Sub, "auto-restart")
 }
 
+// Startable says why the service's manager could not start it: ErrUnitMasked,
+// ErrNoUnit or ErrUnitBroken; nil where nothing is known against it. The server
+// may run all the same, started before; who restarts it then does harm.
+func (s State) Startable() error {
+	switch s.Load {
+	case "", "loaded", "merged", "stub":
+		return nil
+	case "masked":
+		return ErrUnitMasked
+	case "not-found":
+		return ErrNoUnit
+	}
+	return fmt.Errorf("%w: %s", ErrUnitBroken, s.Load)
+}
+
 // String is the state in a few words: "failed (exit-code, exit status 1)".
 func (s State) String() string {
 	if !s.Known() {

@@ -108,6 +108,17 @@ func TestWaitStable(t *testing.T) {
 	}
 }
 
+func TestStartable(t *testing.T) {
+	for load, want := range map[string]error{
+		"": nil, "loaded": nil, "masked": ErrUnitMasked, "not-found": ErrNoUnit, "bad-setting": ErrUnitBroken, "error": ErrUnitBroken,
+	} {
+		err := State{Load: load}.Startable()
+		if !errors.Is(err, want) || (err != nil && Hint(err) == "") {
+			t.Errorf("%q: %v, hint %q", load, err, Hint(err))
+		}
+	}
+}
+
 func TestStateString(t *testing.T) {
 	for want, st := range map[string]State{
 		"unknown":                  {},

@@ -92,11 +92,13 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 
 func (m *Machine) checkService(ctx context.Context, f *facts) {
 	st, err := m.Service.State(ctx)
-	switch {
-	case err != nil:
+	if err == nil {
+		if err = st.Startable(); err != nil {
+			err = fmt.Errorf("%s: %w", m.Service.Name(), err)
+		}
+	}
+	if err != nil {
 		f.fail(IDService, err, ams.Hint(err))
-	case st.Load == "masked":
-		f.fail(IDService, fmt.Errorf("%s: %w", m.Service.Name(), ams.ErrUnitMasked), ams.Hint(ams.ErrUnitMasked))
 	}
 	f.service = st
 }
@@ -193,7 +195,8 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 			f.warn(IDHardLink, "", "%s has %d names; the others keep the old content", file.Before.Path, file.Before.Links)
 		}
 	}
-	if !req.DryRun {
+	// Who is not root is told so; that he may not write is no news then.
+	if !req.DryRun && (m.Euid == 0 || m.Root != "") {
 		m.checkWritable(store, f)
 	}
 }
@@ -289,6 +292,7 @@ func (m *Machine) checkWritable(store *conf.Store, f *facts) {
 			dirs = append(dirs, d)
 		}
 	}
+	var readOnly []string
 	for _, d := range dirs {
 		var st unix.Statfs_t
 		if err := unix.Statfs(d, &st); err != nil {
@@ -296,7 +300,7 @@ func (m *Machine) checkWritable(store *conf.Store, f *facts) {
 			continue
 		}
 		if st.Flags&unix.ST_RDONLY != 0 {
-			f.fail(IDWritable, fmt.Errorf("%s is on a read-only file system: %w", d, syscall.EROFS), "mount it writable")
+			readOnly = append(readOnly, d)
 			continue
 		}
 		if err := unix.Access(d, unix.W_OK); err != nil {
@@ -306,6 +310,15 @@ func (m *Machine) checkWritable(store *conf.Store, f *facts) {
 		if free := int64(st.Bavail) * st.Bsize; free < minFree && st.Blocks > 0 {
 			f.fail(IDSpace, fmt.Errorf("%s is full (%d bytes free, %d needed): %w", d, free, minFree, syscall.ENOSPC), "make room on that file system")
 		}
+	}
+	if n := len(readOnly); n > 0 {
+		where := readOnly[0]
+		if n > 1 {
+			where += fmt.Sprintf(" and %d more folders are", n-1)
+		} else {
+			where += " is"
+		}
+		f.fail(IDWritable, fmt.Errorf("%s on a read-only file system: %w", where, syscall.EROFS), "mount it writable")
 	}
 }
 

@@ -204,7 +204,7 @@ func errorTable() []errorClass {
 			id: idService, exit: exitFailed,
 			meaning: "Ant Media Server could not be started or stopped",
 			match: func(err error) bool {
-				return as[*ams.JobError](err) || is(ams.ErrUnstable, ams.ErrNoSystemd, ams.ErrNoUnit, ams.ErrUnitMasked)(err)
+				return as[*ams.JobError](err) || is(ams.ErrUnstable, ams.ErrNoSystemd, ams.ErrNoUnit, ams.ErrUnitMasked, ams.ErrUnitBroken)(err)
 			},
 			hint: func(err error, _ *globals) []string { return someHint(ams.Hint(err)) },
 		},
