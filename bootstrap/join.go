@@ -388,6 +388,7 @@ func (j *joiner) rollBack(ctx context.Context) string {
 		if err := j.Service.Stop(ctx); err != nil {
 			return fmt.Sprintf("the files were put back; Ant Media Server, which was not running before, could not be stopped: %v", err)
 		}
+		j.dropDocuments(ctx)
 		return "the files were put back and Ant Media Server is stopped, as before"
 	}
 	if j.SetAddress != nil {
@@ -399,6 +400,7 @@ func (j *joiner) rollBack(ctx context.Context) string {
 	if _, err := ams.WaitStable(ctx, j.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
 		return fmt.Sprintf("the files were put back, but Ant Media Server does not stay up with them either: %v", err)
 	}
+	j.dropDocuments(ctx)
 	return fmt.Sprintf("the files were put back and Ant Media Server runs again as before (%s)", j.facts.mode)
 }
 

@@ -1,0 +1,32 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+)
+
+// dropDocuments removes what AMS wrote of itself in the cluster before a join was
+// taken back: it runs standalone again, nobody writes these documents any more,
+// and the others would list a node that is none.
+func (j *joiner) dropDocuments(ctx context.Context) {
+	in, err := j.open()
+	if err != nil {
+		return
+	}
+	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, mongoTime)
+	defer cancel()
+	stopped := time.Now()
+	r := cluster.AMSRemoval{Address: j.facts.address.Addr.String(), StoppedAt: stopped, OlderThan: stopped}
+	if _, err := j.facts.client.DeleteAMSNodes(ctx, r); err != nil {
+		j.log().Warn("the document of Ant Media Server in the cluster could not be removed", "error", err)
+	}
+}
