@@ -97,14 +97,6 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 			errs = append(errs, fileError(path, err))
 		}
 	}
-	container := e.install.Container.Path
-	kind := conf.KindContainer
-	if swap, err := unmarked(store, container); err == nil && swap {
-		kind = conf.KindWhole
-	}
-	edit(container, kind, 0, func(src []byte) ([]conf.Span, error) {
-		return containerSpans(store, container, src, conf.ModeCluster, e.removeValve)
-	})
 	form := e.mongoForm.Reveal()
 	edit(e.install.Server.Path, conf.KindProperties, 0, propertySpans(serverSettings(form), conf.ModeCluster))
 	for _, app := range distinct(e.install.Apps) {
@@ -119,6 +111,16 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 			return conf.AddHost(src, e.address, e.hostName), nil
 		})
 	}
+	// The container decides the mode. It comes last, so that a machine that
+	// goes down in the middle boots a server whose mode fits its settings.
+	container := e.install.Container.Path
+	kind := conf.KindContainer
+	if swap, err := unmarked(store, container); err == nil && swap {
+		kind = conf.KindWhole
+	}
+	edit(container, kind, 0, func(src []byte) ([]conf.Span, error) {
+		return containerSpans(store, container, src, conf.ModeCluster, e.removeValve)
+	})
 	return plan, errors.Join(errs...)
 }
 

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/amsagent/amsagent/conf"
 )
 
 // Finding is the outcome of one check that is not plain success. Its ID is
@@ -48,6 +50,8 @@ func (f Finding) Title() string {
 		return "this release cannot use that connection string"
 	case IDSessions:
 		return "streams are live on this node"
+	case IDRecord:
+		return "what the agent wrote down about its changes cannot be used"
 	}
 	return "a preflight check failed"
 }
@@ -80,10 +84,16 @@ const (
 	IDUnverified  = "AMS-UNVERIFIED"   // a check could not be made
 	IDDeregister  = "AMS-DEREGISTER"   // the cluster still lists this node
 	IDDrift       = "AMS-DRIFT"        // the files differ from what was joined with
+	IDRecord      = "AMS-RECORD"       // the agent's own files cannot be used
 )
 
 // PreflightError lists every check that failed. Nothing was changed.
-type PreflightError struct{ Findings []Finding }
+type PreflightError struct {
+	Findings []Finding
+	// State is what the machine is in where that is not simply untouched: an
+	// interrupted run was finished first.
+	State string
+}
 
 func (e *PreflightError) Error() string {
 	if len(e.Findings) == 1 {
@@ -124,6 +134,48 @@ type FailedError struct {
 
 func (e *FailedError) Error() string { return e.Step + ": " + e.Err.Error() }
 func (e *FailedError) Unwrap() error { return e.Err }
+
+// leftBy says what a commit that failed left of the files, and what to do about
+// it. before and after are the sentences for files that are all as they were, and
+// all as they were to be.
+func leftBy(err error, before, after string) (state, hint string) {
+	var u *conf.UnfinishedError
+	if !errors.As(err, &u) {
+		return before, ""
+	}
+	const again = "run the same command again: it finishes or undoes what was begun"
+	switch {
+	case len(u.New)+len(u.Edited) == 0:
+		return before + ", but temporary files are left beside the configuration", "the next join or leave removes them"
+	case len(u.Old)+len(u.Edited) == 0:
+		return after + ", but what was begun is not finished", again
+	}
+	var parts []string
+	for _, p := range []struct {
+		what  string
+		paths []string
+	}{{"new", u.New}, {"as before", u.Old}, {"edited by somebody else", u.Edited}} {
+		if len(p.paths) > 0 {
+			parts = append(parts, p.what+": "+joinPaths(p.paths))
+		}
+	}
+	return "the files are half changed (" + strings.Join(parts, "; ") + ")", again + "; do not restart Ant Media Server before that"
+}
+
+// recordFinding is what to say of a file of the agent's own that cannot be used;
+// false where err is of another kind. way is the way out of a damaged one.
+func recordFinding(err error, way string) (Finding, bool) {
+	var damaged *conf.DamagedError
+	var version *conf.VersionError
+	switch {
+	case errors.As(err, &damaged):
+		return Finding{ID: IDRecord, Text: err.Error(), Hint: way, Err: err}, true
+	case errors.As(err, &version):
+		return Finding{ID: IDRecord, Text: err.Error(), Err: err,
+			Hint: "run the release of amsagent that wrote it; or move the file away: 'amsagent leave' then makes this machine standalone without it"}, true
+	}
+	return Finding{}, false
+}
 
 // ErrNotMember says that this machine is not a cluster node.
 var ErrNotMember = errors.New("this machine is not a cluster node")

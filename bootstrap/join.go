@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -86,34 +87,40 @@ type JoinResult struct {
 	Warnings      []Finding `json:"warnings"`
 }
 
-// replans is how often a plan is made anew because AMS wrote one of its files
-// while we were at it.
-const replans = 3
+const (
+	// replans is how often a plan is made because AMS wrote one of its files
+	// while we were at it.
+	replans = 8
+	// replanPause is about how long we wait before that: who saves settings
+	// saves several in a row.
+	replanPause = 100 * time.Millisecond
+)
 
 // Join makes this machine a cluster node and proves it.
 func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
 	store := m.store()
 	f := &facts{}
+	found := untouched
 	if !req.DryRun {
 		if m.Euid == 0 || m.Root != "" {
 			lock, err := m.lock(ctx)
 			if err != nil {
-				return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched}
+				return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 			}
 			defer func() { _ = lock.Unlock() }()
-			if f.warnings, err = m.recover(store); err != nil {
-				return nil, &FailedError{Step: "recovering from an interrupted run", Err: err, State: "the interrupted run is still unfinished; the next run tries again"}
+			if f.warnings, found, err = m.recover(store); err != nil {
+				return nil, notRecovered(err, leaveFirst)
 			}
 		}
 	}
 	if err := m.preflight(ctx, store, req, f); err != nil {
-		return nil, &FailedError{Step: "looking at this machine", Err: err, State: untouched}
+		return nil, &FailedError{Step: "looking at this machine", Err: err, State: found}
 	}
 	defer closeClient(ctx, f.client)
 	if len(f.failed) > 0 {
-		return nil, &PreflightError{Findings: f.failed}
+		return nil, &PreflightError{Findings: f.failed, State: found}
 	}
-	j := &joiner{Machine: m, store: store, req: req, facts: f}
+	j := &joiner{Machine: m, store: store, req: req, facts: f, found: found}
 	j.result = &JoinResult{
 		Release: f.install.Release.String(), Instance: f.inst, Address: f.address,
 		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
@@ -121,6 +128,15 @@ func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	err := j.run(ctx)
 	j.result.Warnings = f.warnings
 	return j.result, err
+}
+
+// notRecovered is the error of a command that could not finish, or undo, what an
+// interrupted one left.
+func notRecovered(err error, way string) error {
+	if n, ok := recordFinding(err, way); ok {
+		return &PreflightError{Findings: []Finding{n}}
+	}
+	return &FailedError{Step: "recovering from an interrupted run", Err: err, State: "the interrupted run is still unfinished; the next run tries again"}
 }
 
 // untouched is the state after everything that fails before the first change.
@@ -134,6 +150,9 @@ type joiner struct {
 	facts  *facts
 	result *JoinResult
 
+	// found is the state after everything that fails before the first change.
+	found string
+	// wasRunning tells whether AMS is to run after a rollback.
 	wasRunning bool
 	// seen are AMS's documents, of all nodes, before anything was changed.
 	seen      []cluster.AMSNode
@@ -150,12 +169,13 @@ func (j *joiner) run(ctx context.Context) error {
 		j.result.Outcome = OutcomePlanned
 		return nil
 	case j.req.Offline:
-		return j.offline()
+		return j.offline(ctx)
 	}
-	j.wasRunning = f.service.Running()
+	// An interrupted join may have left it stopped, in the middle of a restart.
+	j.wasRunning = f.service.Running() || (f.state != nil && f.state.WasRunning)
 	var err error
 	if j.seen, err = f.client.AMSNodes(ctx); err != nil {
-		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: untouched}
+		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: j.found}
 	}
 	if !restart && f.service.Running() && (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
 		// Somebody else made the files a node's: the server that runs may have
@@ -186,15 +206,16 @@ func (j *joiner) run(ctx context.Context) error {
 }
 
 // offline edits the files and stops there.
-func (j *joiner) offline() error {
+func (j *joiner) offline(ctx context.Context) error {
 	f := j.facts
 	j.result.Outcome = OutcomeEdited
 	if len(f.plan.Changed()) == 0 {
 		j.result.Outcome = OutcomeUnchanged
 		return nil
 	}
-	if err := j.commit(); err != nil {
-		return err
+	if err := j.commit(ctx); err != nil {
+		state, hint := leftBy(err, j.found, "the files are those of a cluster node")
+		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: hint}
 	}
 	j.say("edited %d files; nothing else was touched", len(f.plan.Changed()))
 	return nil
@@ -206,7 +227,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	ev, err := j.verify(ctx)
 	if err != nil {
 		return &FailedError{
-			Step: "proving that Ant Media Server is in the cluster", Err: err, State: untouched, Unknown: isTimeout(err),
+			Step: "proving that Ant Media Server is in the cluster", Err: err, State: j.found, Unknown: isTimeout(err),
 			Hint: "its files are those of a cluster node; look at its log, and at 'amsagent status'",
 		}
 	}
@@ -218,42 +239,65 @@ func (j *joiner) confirm(ctx context.Context) error {
 	return nil
 }
 
-// apply makes the cluster know that we come, and commits the files.
+// apply notes what is begun, makes the cluster know that we come, and commits
+// the files. The note comes first: a leave after a crash must know that there is
+// a row.
 func (j *joiner) apply(ctx context.Context, restart bool) error {
 	f := j.facts
-	if err := j.register(ctx, cluster.StateJoining, "join"); err != nil {
-		return &FailedError{Step: "writing the registry", Err: err, State: untouched}
-	}
 	if err := j.save(PhaseJoining, restart); err != nil {
-		return &FailedError{Step: "writing " + statePath, Err: err, State: untouched}
+		return &FailedError{Step: "writing " + statePath, Err: err, State: j.asFound()}
+	}
+	if err := j.register(ctx, cluster.StateJoining, "join"); err != nil {
+		return &FailedError{Step: "writing the registry", Err: err, State: j.asFound()}
 	}
 	if len(f.plan.Changed()) == 0 {
 		return nil
 	}
-	if err := j.commit(); err != nil {
-		j.restoreState()
-		return err
+	if err := j.commit(ctx); err != nil {
+		const step = "writing the configuration"
+		bound, cancel := after(ctx, mongoTime)
+		defer cancel()
+		j.failedRow(bound, step+": "+err.Error())
+		e := &FailedError{Step: step, Err: err}
+		var u *conf.UnfinishedError
+		if !errors.As(err, &u) {
+			e.State = j.asFound()
+			return e
+		}
+		// The note stays: the next run has to know.
+		e.State, e.Hint = leftBy(err, j.found, "the files are those of a cluster node, Ant Media Server was not restarted")
+		return e
 	}
 	j.say("wrote %d files", len(f.plan.Changed()))
 	return nil
 }
 
+// asFound puts the state file back where nothing else was changed, and says so.
+func (j *joiner) asFound() string {
+	if err := j.restoreState(); err != nil {
+		return fmt.Sprintf("%s but the agent's own %s, which could not be put back: %v", j.found, statePath, err)
+	}
+	return j.found
+}
+
 // commit writes the files, planning anew where AMS wrote one meanwhile.
-func (j *joiner) commit() error {
+func (j *joiner) commit(ctx context.Context) error {
 	f := j.facts
 	for try := 1; ; try++ {
 		err := f.plan.Commit("join")
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, conf.ErrChanged) || try == replans {
-			return &FailedError{Step: "writing the configuration", Err: err, State: untouched}
+		if err == nil || !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
+			return err
 		}
 		j.say("%v: planning again", err)
-		g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: f.record}
+		// A file that was written over ours is in the record now.
+		record, rerr := j.store.Record()
+		if rerr != nil {
+			return errors.Join(err, rerr)
+		}
+		g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record}
 		j.checkPlan(j.store, j.req, g)
 		if len(g.failed) > 0 {
-			return &FailedError{Step: "writing the configuration", Err: &PreflightError{Findings: g.failed}, State: untouched}
+			return errors.Join(err, &PreflightError{Findings: g.failed})
 		}
 		f.plan, j.result.Files = g.plan, fileResults(g.plan)
 	}
@@ -263,21 +307,48 @@ func (j *joiner) save(phase Phase, restart bool) error {
 	f := j.facts
 	return saveState(j.store, State{
 		Phase: phase, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
-		RestartPending: restart, Since: time.Now().UTC().Truncate(time.Second),
+		RestartPending: restart, WasRunning: phase == PhaseJoining && j.wasRunning, WasJoined: phase == PhaseJoining && j.wasJoined(),
+		Since: time.Now().UTC().Truncate(time.Second),
+	})
+}
+
+// wasJoined reports whether this machine was a proven node before this join, and
+// before the interrupted ones that this join goes on with.
+func (j *joiner) wasJoined() bool {
+	s := j.facts.state
+	return s != nil && (s.Phase == PhaseJoined || s.WasJoined)
+}
+
+// unproved reports whether this join goes on with one that was interrupted, or
+// kept, before it was proved: then what is on the disk is no state to go back
+// to.
+func (j *joiner) unproved() bool {
+	s := j.facts.state
+	return s != nil && s.Phase == PhaseJoining && !s.WasJoined
+}
+
+// saveUndoing notes that the join is being taken back: should we be killed in
+// the middle, whoever comes next has to restart AMS, and what was found is not
+// reached before that.
+func (j *joiner) saveUndoing() error {
+	if s := j.facts.state; j.wasJoined() {
+		back := *s
+		back.RestartPending, back.WasRunning = j.result.Restarted, j.wasRunning
+		return saveState(j.store, back)
+	}
+	f := j.facts
+	return saveState(j.store, State{
+		Phase: PhaseLeaving, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
+		RestartPending: j.result.Restarted, DeregisterPending: true, WasRunning: j.wasRunning, Since: time.Now().UTC().Truncate(time.Second),
 	})
 }
 
 // restoreState puts the state file back as it was found.
-func (j *joiner) restoreState() {
-	var err error
+func (j *joiner) restoreState() error {
 	if s := j.facts.state; s != nil {
-		err = saveState(j.store, *s)
-	} else {
-		err = j.store.RemoveFile(statePath)
+		return saveState(j.store, *s)
 	}
-	if err != nil {
-		j.log().Warn("the state file could not be put back", "error", err)
-	}
+	return j.store.RemoveFile(statePath)
 }
 
 // restart brings AMS up with the new files.
@@ -292,7 +363,7 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 		}
 		return nil
 	}
-	if !restart && j.wasRunning {
+	if !restart && f.service.Running() {
 		return nil
 	}
 	if err := j.Service.Reload(ctx); err != nil {
@@ -300,7 +371,7 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 	}
 	j.startedAt = time.Now()
 	j.result.Restarted = true
-	if j.wasRunning {
+	if f.service.Running() {
 		j.say("restarting %s", j.Service.Name())
 		return j.Service.Restart(ctx)
 	}
@@ -364,44 +435,107 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	}
 	j.say("rolling back: %v", cause)
 	e.State = j.rollBack(bound)
-	j.setState(bound, cluster.StateFailed, step+": "+cause.Error())
+	j.failedRow(bound, step+": "+cause.Error())
 	return e
 }
 
 // rollBack puts back what the join found and says in a sentence what is left.
 func (j *joiner) rollBack(ctx context.Context) string {
-	conflicts, err := j.facts.plan.Revert("rollback")
+	if err := j.saveUndoing(); err != nil {
+		j.log().Warn("the state file could not be written", "error", err)
+	}
+	conflicts, err := j.revert(ctx)
 	if err != nil {
-		return fmt.Sprintf("the files could not be put back (%v); they are those of a cluster node: run 'amsagent leave'", err)
+		state, hint := leftBy(err, "they are still those of a cluster node", "they are as before")
+		return fmt.Sprintf("the files could not be put back (%v); %s: %s", err, state, firstOf(hint, "run 'amsagent leave'"))
 	}
 	for _, c := range conflicts {
 		j.facts.warn(IDConflict, "", "%s", c)
 	}
-	j.restoreState()
+	back := "the files were put back"
+	if len(conflicts) > 0 {
+		back = "the files were put back, but for " + joinPaths(conflictPaths(conflicts))
+	}
 	if !j.result.Restarted {
-		return "the files were put back; Ant Media Server was not touched"
+		return back + noteOf(j.restoreAfter()) + "; Ant Media Server was not touched"
 	}
 	if err := j.Service.Reload(ctx); err != nil {
 		j.log().Warn("the service manager could not be told to read its files again", "error", err)
 	}
 	if !j.wasRunning {
 		if err := j.Service.Stop(ctx); err != nil {
-			return fmt.Sprintf("the files were put back; Ant Media Server, which was not running before, could not be stopped: %v", err)
+			return fmt.Sprintf("%s; Ant Media Server, which was not running before, could not be stopped: %v", back, err)
 		}
 		j.dropDocuments(ctx)
-		return "the files were put back and Ant Media Server is stopped, as before"
+		return back + noteOf(j.restoreAfter()) + " and Ant Media Server is stopped, as before"
 	}
 	if j.SetAddress != nil {
 		j.SetAddress(previousAddress(j.facts.state))
 	}
 	if err := j.Service.Restart(ctx); err != nil {
-		return fmt.Sprintf("the files were put back, but Ant Media Server does not start with them either: %v", err)
+		return fmt.Sprintf("%s, but Ant Media Server does not start with them either (%v): %s", back, err, j.serverNow(ctx))
 	}
 	if _, err := ams.WaitStable(ctx, j.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
-		return fmt.Sprintf("the files were put back, but Ant Media Server does not stay up with them either: %v", err)
+		return fmt.Sprintf("%s, but Ant Media Server does not stay up with them either: %v", back, err)
 	}
 	j.dropDocuments(ctx)
-	return fmt.Sprintf("the files were put back and Ant Media Server runs again as before (%s)", j.facts.mode)
+	mode, err := j.facts.install.Mode()
+	if err != nil {
+		mode = j.facts.mode
+	}
+	return fmt.Sprintf("%s%s and Ant Media Server runs again as before (%s)", back, noteOf(j.restoreAfter()), mode)
+}
+
+// revert puts the files back, again and again where AMS writes them meanwhile.
+func (j *joiner) revert(ctx context.Context) ([]conf.Conflict, error) {
+	for try := 1; ; try++ {
+		conflicts, err := j.revertOnce()
+		if err == nil || !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
+			return conflicts, err
+		}
+	}
+}
+
+func (j *joiner) revertOnce() ([]conf.Conflict, error) {
+	const purpose = "rollback"
+	if !j.unproved() {
+		return j.facts.plan.Revert(purpose)
+	}
+	record, err := j.store.Record()
+	if err != nil {
+		return nil, err
+	}
+	plan, err := j.store.PlanUndo(record)
+	if err != nil {
+		return nil, err
+	}
+	return plan.Conflicts, plan.CommitUndo(purpose)
+}
+
+// restoreAfter puts the state file back after a rollback.
+func (j *joiner) restoreAfter() error {
+	if j.unproved() {
+		return j.store.RemoveFile(statePath)
+	}
+	return j.restoreState()
+}
+
+// noteOf adds to a sentence that the state file is not as it was found.
+func noteOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	return fmt.Sprintf(" (but %s, which could not be put back: %v)", statePath, err)
+}
+
+func conflictPaths(conflicts []conf.Conflict) []string {
+	var paths []string
+	for _, c := range conflicts {
+		if !slices.Contains(paths, c.Path) {
+			paths = append(paths, c.Path)
+		}
+	}
+	return paths
 }
 
 func firstOf(texts ...string) string {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,6 +58,16 @@ type leaver struct {
 	client  *cluster.Client
 	result  *LeaveResult
 
+	// found is the state after everything that fails before the first change.
+	found string
+	// bare tells that the record was damaged: what join made is known by its
+	// name alone.
+	bare bool
+	// conflicts are those of the plan.
+	conflicts []Finding
+	// drained tells that this run made the row say draining.
+	drained bool
+
 	id      string
 	address string
 	// seen are AMS's documents of this address while it was still a node.
@@ -72,18 +83,18 @@ type leaver struct {
 // that, when nobody writes it again.
 func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, error) {
 	store := m.store()
-	l := &leaver{Machine: m, store: store, req: req, result: &LeaveResult{Deregistered: []string{}}}
+	l := &leaver{Machine: m, store: store, req: req, found: untouched, result: &LeaveResult{Deregistered: []string{}}}
 	if !req.DryRun {
 		if m.Euid != 0 && m.Root == "" {
-			return nil, &PreflightError{[]Finding{{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo"}}}
+			return nil, l.refused(Finding{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo"})
 		}
 		lock, err := m.lock(ctx)
 		if err != nil {
-			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched}
+			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 		}
 		defer func() { _ = lock.Unlock() }()
-		if l.result.Warnings, err = m.recover(store); err != nil {
-			return nil, &FailedError{Step: "recovering from an interrupted run", Err: err, State: "the interrupted run is still unfinished; the next run tries again"}
+		if err := l.recover(); err != nil {
+			return nil, err
 		}
 	}
 	err := l.run(ctx)
@@ -91,7 +102,59 @@ func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, er
 	if err != nil {
 		return nil, err
 	}
+	l.result.Warnings = append(l.result.Warnings, l.conflicts...)
 	return l.result, nil
+}
+
+// refused is the error of a leave that changed nothing.
+func (l *leaver) refused(fs ...Finding) error {
+	return &PreflightError{Findings: fs, State: l.found}
+}
+
+// recover finishes or undoes what an interrupted run left. Leaving is the way out
+// of everything: where the journal cannot be used, what the interrupted run left
+// beside the files gives them back.
+func (l *leaver) recover() error {
+	warnings, found, err := l.Machine.recover(l.store)
+	var damaged *conf.DamagedError
+	if errors.As(err, &damaged) {
+		if err = l.setAside(damaged); err == nil {
+			warnings, _, err = l.Machine.recover(l.store)
+			found = l.found
+		}
+	}
+	if err != nil {
+		return notRecovered(err, "")
+	}
+	l.found = found
+	l.result.Warnings = append(l.result.Warnings, warnings...)
+	return nil
+}
+
+// setAside puts a file of ours that cannot be used out of the way.
+func (l *leaver) setAside(damaged *conf.DamagedError) error {
+	name, err := l.store.SetAside(damaged.Path)
+	if err != nil {
+		return fmt.Errorf("putting it out of the way: %w", errors.Join(err, damaged))
+	}
+	l.bare = true
+	l.found = "a damaged file was kept as " + name + "; beyond that nothing was changed on this machine"
+	l.warn(IDRecord, "", "%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
+	paths := []string{MongoPath, ams.DropInPath, hostsPath}
+	if in, err := l.open(); err == nil {
+		paths = append(paths, in.Container.Path, in.Server.Path)
+		for _, app := range distinct(in.Apps) {
+			paths = append(paths, app.File.Path)
+		}
+	}
+	restored, err := l.store.Salvage(paths)
+	for _, path := range restored {
+		l.warn(IDRecord, "", "%s was put back as the interrupted run found it; what was there is kept as %s.amsagent-saved", path, path)
+	}
+	if err != nil {
+		return fmt.Errorf("putting back what an interrupted run left: %w", err)
+	}
+	return nil
 }
 
 func (l *leaver) warn(id, hint, format string, args ...any) {
@@ -112,11 +175,11 @@ func (l *leaver) run(ctx context.Context) error {
 		return nil
 	}
 	if l.req.Offline {
-		if err := l.plan.CommitUndo("leave"); err != nil {
-			return &FailedError{Step: "giving the files back", Err: err, State: "the files are still those of a cluster node"}
+		if err := l.commit(ctx); err != nil {
+			return l.notGivenBack(err)
 		}
 		l.result.Outcome = OutcomeLeft
-		return l.store.RemoveFile(statePath)
+		return l.forget()
 	}
 	if err := l.checkSessions(ctx); err != nil {
 		return err
@@ -131,14 +194,11 @@ func (l *leaver) run(ctx context.Context) error {
 // prepare makes every check and plans the change.
 func (l *leaver) prepare(ctx context.Context) error {
 	var err error
-	if l.record, err = l.store.Record(); err != nil {
-		return &FailedError{Step: "reading the undo record", Err: err, State: untouched}
-	}
-	if l.state, err = loadState(l.store); err != nil {
-		return &FailedError{Step: "reading the state", Err: err, State: untouched}
+	if err = l.read(); err != nil {
+		return err
 	}
 	if l.install, err = l.open(); err != nil {
-		return &PreflightError{[]Finding{{ID: IDInstall, Text: err.Error(), Hint: ams.Hint(err), Err: err}}}
+		return l.refused(Finding{ID: IDInstall, Text: err.Error(), Hint: ams.Hint(err), Err: err})
 	}
 	if err := l.planFiles(); err != nil {
 		return err
@@ -151,6 +211,39 @@ func (l *leaver) prepare(ctx context.Context) error {
 	return nil
 }
 
+// read loads what the agent wrote down. A damaged file keeps nobody from leaving.
+func (l *leaver) read() error {
+	var err error
+	var damaged *conf.DamagedError
+	if l.record, err = l.store.Record(); errors.As(err, &damaged) {
+		l.bare = true
+		if l.req.DryRun {
+			l.warn(IDRecord, "", "%v; this machine is made standalone without it", err)
+			err = nil
+		} else if err = l.setAside(damaged); err == nil {
+			l.record, err = l.store.Record()
+		}
+	}
+	if err != nil {
+		if n, ok := recordFinding(err, ""); ok {
+			return l.refused(n)
+		}
+		return &FailedError{Step: "reading the undo record", Err: err, State: l.found}
+	}
+	if l.state, err = loadState(l.store); errors.As(err, &damaged) {
+		// Nothing in it that cannot be found out again.
+		l.warn(IDRecord, "", "%v; it is not needed", err)
+		l.state, err = &State{Phase: PhaseLeaving, DeregisterPending: true, forgotten: true}, nil
+	}
+	if err != nil {
+		if n, ok := recordFinding(err, ""); ok {
+			return l.refused(n)
+		}
+		return &FailedError{Step: "reading the state", Err: err, State: l.found}
+	}
+	return nil
+}
+
 // planFiles plans to give back what join found. Where that, or the vendor's
 // script, leaves a cluster node, the standalone form is planned on top: after
 // leave the machine is no node, whoever made it one.
@@ -158,10 +251,11 @@ func (l *leaver) planFiles() error {
 	var err error
 	if l.plan, err = l.store.PlanUndo(l.record); err != nil {
 		id, hint := classifyFile(err)
-		return &PreflightError{[]Finding{{ID: id, Text: err.Error(), Hint: hint, Err: err}}}
+		return l.refused(Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
 	}
+	l.conflicts = nil
 	for _, c := range l.plan.Conflicts {
-		l.warn(IDConflict, "", "%s", c)
+		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: c.String()})
 	}
 	l.result.Exact = len(l.plan.Conflicts) == 0
 	container := l.install.Container.Path
@@ -169,14 +263,19 @@ func (l *leaver) planFiles() error {
 	if planned == nil {
 		f, err := l.store.Read(container)
 		if err != nil || !f.Exists() {
-			return &PreflightError{[]Finding{{ID: IDInstall, Text: fmt.Sprintf("%s cannot be read: %v", container, err), Err: err}}}
+			return l.refused(Finding{ID: IDInstall, Text: fmt.Sprintf("%s cannot be read: %v", container, err), Err: err})
 		}
 		planned = f.Bytes
 	}
 	c, err := conf.ParseContainer(planned)
 	if err != nil {
 		id, hint := classifyFile(err)
-		return &PreflightError{[]Finding{{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err}}}
+		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})
+	}
+	if l.bare && l.record == nil {
+		if err := l.planOurs(); err != nil {
+			return err
+		}
 	}
 	if c.Mode() != conf.ModeCluster {
 		return nil
@@ -189,21 +288,67 @@ func (l *leaver) planFiles() error {
 			findings = append(findings, Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
 		}
 	}
-	then(container, conf.KindContainer, func(src []byte) ([]conf.Span, error) {
-		return containerSpans(l.store, container, src, conf.ModeStandalone, false)
-	})
 	then(l.install.Server.Path, conf.KindProperties, propertySpans(serverSettings(""), conf.ModeStandalone))
 	for _, app := range distinct(l.install.Apps) {
 		then(app.File.Path, conf.KindProperties, propertySpans(appSettings(""), conf.ModeStandalone))
 	}
+	then(container, conf.KindContainer, func(src []byte) ([]conf.Span, error) {
+		return containerSpans(l.store, container, src, conf.ModeStandalone, false)
+	})
 	if len(findings) > 0 {
-		return &PreflightError{findings}
+		return l.refused(findings...)
 	}
 	return nil
 }
 
+// planOurs plans to remove what join makes, by its name: there is no record that
+// tells it.
+func (l *leaver) planOurs() error {
+	l.result.Exact = false
+	for _, path := range []string{MongoPath, ams.DropInPath} {
+		if err := l.plan.Remove(path); err != nil {
+			return l.refused(Finding{ID: IDFile, Text: err.Error(), Err: err})
+		}
+	}
+	err := l.plan.Then(hostsPath, conf.KindHosts, func(src []byte) ([]conf.Span, error) { return conf.DropHost(src), nil })
+	if err != nil {
+		return l.refused(Finding{ID: IDFile, Text: err.Error(), Err: err})
+	}
+	return nil
+}
+
+// commit gives the files back, planning anew where AMS wrote one meanwhile.
+func (l *leaver) commit(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := l.plan.CommitUndo("leave")
+		if err == nil || !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
+			return err
+		}
+		l.say("%v: planning again", err)
+		record, rerr := l.store.Record()
+		if rerr != nil {
+			return errors.Join(err, rerr)
+		}
+		l.record = record
+		if perr := l.planFiles(); perr != nil {
+			return errors.Join(err, perr)
+		}
+		l.result.Files = fileResults(l.plan)
+	}
+}
+
+// notGivenBack is the error of a leave that could not write the files.
+func (l *leaver) notGivenBack(err error) error {
+	e := &FailedError{Step: "giving the files back", Err: err}
+	e.State, e.Hint = leftBy(err, "the files are still those of a cluster node", "the files were given back")
+	if l.found != untouched {
+		e.State += " (" + l.found + ")"
+	}
+	return e
+}
+
 func (l *leaver) nothingToDo() bool {
-	return l.record == nil && l.state == nil && len(l.plan.Changed()) == 0
+	return l.record == nil && l.state == nil && !l.bare && len(l.plan.Changed()) == 0
 }
 
 // identify finds out under which id and address the cluster knows us.
@@ -267,7 +412,7 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	}
 	streams, err := l.client.LocalStreams(ctx, names, l.address, time.Now())
 	if err != nil {
-		return &PreflightError{[]Finding{{ID: IDSessions, Err: err, Text: "the streams of this node cannot be counted: " + err.Error(), Hint: "leave with --now to cut whatever is live"}}}
+		return l.refused(Finding{ID: IDSessions, Err: err, Text: "the streams of this node cannot be counted: " + err.Error(), Hint: "leave with --now to cut whatever is live"})
 	}
 	var live []string
 	for _, d := range streams {
@@ -278,11 +423,11 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	if len(live) == 0 {
 		return nil
 	}
-	return &PreflightError{[]Finding{{
+	return l.refused(Finding{
 		ID:   IDSessions,
 		Text: fmt.Sprintf("published to this node: %s", sample(live)),
 		Hint: "wait until they end, or leave with --now to cut them",
-	}}}
+	})
 }
 
 // sample names the first few of many.
@@ -302,8 +447,37 @@ func (l *leaver) announce(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
 	var refused *cluster.TransitionError
-	if err := l.client.SetState(ctx, l.id, cluster.StateDraining, "leave"); err != nil && !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused) {
+	before, err := l.client.Node(ctx, l.id)
+	if err == nil {
+		err = l.client.SetState(ctx, l.id, cluster.StateDraining, leaving)
+	}
+	switch {
+	case err == nil:
+		l.drained = before.State == cluster.StateActive
+	case !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused):
 		l.warn(IDUnverified, "", "the registry could not be told that this node leaves: %v", err)
+	}
+}
+
+// takeBack undoes what was announced and noted: nothing was changed, and this
+// node serves on.
+func (l *leaver) takeBack(ctx context.Context) {
+	ctx, cancel := after(ctx, mongoTime)
+	defer cancel()
+	if l.drained {
+		if err := l.client.SetState(ctx, l.id, cluster.StateActive, "leaving failed"); err != nil {
+			l.log().Warn("the registry could not be told", "state", string(cluster.StateActive), "error", err)
+		}
+	}
+	var err error
+	switch {
+	case l.state == nil:
+		err = l.store.RemoveFile(statePath)
+	case !l.state.forgotten:
+		err = saveState(l.store, *l.state)
+	}
+	if err != nil {
+		l.log().Warn("the state file could not be put back", "error", err)
 	}
 }
 
@@ -311,16 +485,25 @@ func (l *leaver) announce(ctx context.Context) {
 func (l *leaver) giveBack(ctx context.Context) error {
 	st, err := l.Service.State(ctx)
 	if err != nil {
-		return &PreflightError{[]Finding{{ID: IDService, Text: err.Error(), Hint: ams.Hint(err), Err: err}}}
+		l.takeBack(ctx)
+		return l.refused(Finding{ID: IDService, Text: err.Error(), Hint: ams.Hint(err), Err: err})
 	}
 	changed := needsRestart(l.plan)
-	pending := l.state != nil && l.state.Phase == PhaseLeaving && l.state.RestartPending
-	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, DeregisterPending: true}); err != nil {
-		return &FailedError{Step: "writing " + statePath, Err: err, State: untouched}
+	pending := l.restartPending()
+	// An interrupted run may have left it stopped, in the middle of a restart.
+	wasRunning := st.Running() || (l.state != nil && l.state.WasRunning)
+	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, WasRunning: wasRunning, DeregisterPending: true}); err != nil {
+		l.takeBack(ctx)
+		return &FailedError{Step: "writing " + statePath, Err: err, State: l.found}
 	}
-	if err := l.plan.CommitUndo("leave"); err != nil {
-		return &FailedError{Step: "giving the files back", Err: err, State: "the files are still those of a cluster node; run the same command again"}
+	if err := l.commit(ctx); err != nil {
+		var u *conf.UnfinishedError
+		if !errors.As(err, &u) || len(u.New)+len(u.Edited) == 0 {
+			l.takeBack(ctx)
+		}
+		return l.notGivenBack(err)
 	}
+	changed = needsRestart(l.plan)
 	if n := len(l.plan.Changed()); n > 0 {
 		l.say("gave back %d files", n)
 	}
@@ -330,15 +513,15 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	// AMS may have written until the moment its successor is up.
 	l.stoppedAt = time.Now()
 	switch {
-	case !changed && !pending:
+	case !changed && !pending && (st.Running() || !wasRunning):
 	case !st.Known():
 		l.warn(IDService, "restart Ant Media Server now", "Ant Media Server is not managed here: until it is restarted it stays in the cluster")
-	case !st.Running():
+	case !st.Running() && !wasRunning:
 		if err := l.Service.Reload(ctx); err != nil {
 			l.warn(IDService, "", "%v", err)
 		}
 	default:
-		if err := l.restart(ctx); err != nil {
+		if err := l.restart(ctx, st.Running()); err != nil {
 			return err
 		}
 	}
@@ -348,20 +531,43 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	return nil
 }
 
-func (l *leaver) restart(ctx context.Context) error {
+// restartPending reports whether an earlier run changed files that the server
+// that runs has not read. A join that was killed before it changed any counts
+// not.
+func (l *leaver) restartPending() bool {
+	switch {
+	case l.state == nil:
+		return false
+	case l.state.forgotten:
+		now := time.Now()
+		return slices.ContainsFunc(l.seen, func(n cluster.AMSNode) bool { return n.Fresh(now) })
+	}
+	return l.state.RestartPending && l.state.Phase != PhaseJoining
+}
+
+func (l *leaver) restart(ctx context.Context, runs bool) error {
 	failed := func(err error) error {
+		bound, cancel := after(ctx, mongoTime)
+		defer cancel()
 		return &FailedError{
 			Step: "starting Ant Media Server standalone", Err: err, Hint: ams.Hint(err),
-			State: "the files were given back; Ant Media Server does not run: look at its log, then run the same command again to deregister",
+			State: "the files were given back; of Ant Media Server: " + l.serverNow(bound) + ". Look at its log, then run the same command again: it starts it, and deregisters",
 		}
 	}
 	if err := l.Service.Reload(ctx); err != nil {
 		return failed(err)
 	}
-	l.say("restarting %s", l.Service.Name())
 	l.result.Restarted = true
-	if err := l.Service.Restart(ctx); err != nil {
-		return failed(err)
+	if runs {
+		l.say("restarting %s", l.Service.Name())
+		if err := l.Service.Restart(ctx); err != nil {
+			return failed(err)
+		}
+	} else {
+		l.say("starting %s", l.Service.Name())
+		if err := l.Service.Start(ctx); err != nil {
+			return failed(err)
+		}
 	}
 	l.stoppedAt = time.Now()
 	if _, err := ams.WaitStable(ctx, l.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
@@ -390,7 +596,7 @@ func (l *leaver) deregister(ctx context.Context) error {
 		errs = append(errs, l.removeDocuments(ctx))
 	}
 	if l.id != "" {
-		err := l.client.SetState(ctx, l.id, cluster.StateLeft, "leave")
+		err := l.client.SetState(ctx, l.id, cluster.StateLeft, leaving)
 		if !errors.Is(err, cluster.ErrNoNode) {
 			errs = append(errs, err)
 		}

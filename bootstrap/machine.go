@@ -8,8 +8,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
+	"path"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -89,14 +91,15 @@ func (m *Machine) lock(ctx context.Context) (*conf.Lock, error) {
 	})
 }
 
-// recover finishes or undoes what an interrupted run left.
-func (m *Machine) recover(store *conf.Store) ([]Finding, error) {
-	r, err := store.Recover()
-	if err != nil {
-		return nil, err
+// recover finishes or undoes what an interrupted run left. state is what to say
+// of the machine where nothing else is changed after that.
+func (m *Machine) recover(store *conf.Store) (_ []Finding, state string, _ error) {
+	if err := store.RemoveTemps(path.Dir(lockPath)); err != nil {
+		return nil, untouched, err
 	}
-	if r == nil {
-		return nil, nil
+	r, err := store.Recover()
+	if err != nil || r == nil {
+		return nil, untouched, err
 	}
 	how := "undone"
 	if r.Finished {
@@ -107,7 +110,7 @@ func (m *Machine) recover(store *conf.Store) ([]Finding, error) {
 	for _, c := range r.Conflicts {
 		findings = append(findings, Finding{ID: IDConflict, Text: c.String()})
 	}
-	return findings, nil
+	return findings, fmt.Sprintf("an interrupted %s was %s first; beyond that nothing was changed on this machine", r.Purpose, how), nil
 }
 
 // bootID names this boot of the machine; "" where the kernel does not say.
@@ -177,6 +180,24 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	}
+}
+
+// pauseAbout waits for between half of d and one and a half: whoever does the
+// same thing as often as we do must not be met each time.
+func pauseAbout(ctx context.Context, d time.Duration) error {
+	return pause(ctx, d/2+rand.N(d))
+}
+
+// serverNow says whether AMS runs, for the end of a sentence.
+func (m *Machine) serverNow(ctx context.Context) string {
+	st, err := m.Service.State(ctx)
+	switch {
+	case err != nil || !st.Known():
+		return "whether it runs is not known"
+	case st.Running():
+		return "it runs, with which of the files is not known"
+	}
+	return "it does not run"
 }
 
 // closeClient ends a connection without waiting for a server that is gone.

@@ -54,15 +54,33 @@ func (f *facts) warnAll(ws []ams.Warning) {
 	}
 }
 
+// leaveFirst is the way out of a damaged record: a join over it would take the
+// files of a cluster node for what it found.
+const leaveFirst = "run 'amsagent leave': it makes this machine standalone without that file, and keeps it; then join again"
+
 // preflight makes every check that can be made before the first change and
 // plans the change. It stops at nothing: one run must show all that is wrong.
 func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequest, f *facts) error {
 	var err error
 	if f.record, err = store.Record(); err != nil {
-		return err
+		n, ok := recordFinding(err, leaveFirst)
+		if !ok {
+			return err
+		}
+		f.failed = append(f.failed, n)
 	}
 	if f.state, err = loadState(store); err != nil {
-		return err
+		var damaged *conf.DamagedError
+		n, ok := recordFinding(err, "")
+		switch {
+		case errors.As(err, &damaged):
+			// Nothing in it that cannot be found out again.
+			f.warn(IDRecord, "", "%v; it is written anew", err)
+		case ok:
+			f.failed = append(f.failed, n)
+		default:
+			return err
+		}
 	}
 	if m.Euid != 0 && !req.DryRun && m.Root == "" {
 		f.fail(IDRoot, errors.New("only root may change this machine's configuration"), "run it with sudo, or from user-data")

@@ -32,10 +32,28 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	if err != nil {
 		return err
 	}
+	if state == cluster.StateActive && r.Node.State == cluster.StateDraining && r.Node.Reason == leaving {
+		// A leave that was not finished began to drain this node, and it is to
+		// stay now. Who drains it for another reason is left alone.
+		if err := f.client.SetState(ctx, f.inst.ID, state, reason); err != nil {
+			return err
+		}
+	}
 	if r.Rejoined && state == cluster.StateJoining && r.Before.State == cluster.StateActive {
 		j.log().Info("replaced the row of an earlier life of this machine", "node", n.ID, "address", r.Before.IP)
 	}
 	return nil
+}
+
+// leaving is the reason that a leave gives for what it makes of the row.
+const leaving = "leave"
+
+// failedRow makes the row say that the join came to nothing. A node that was in
+// the cluster before still is.
+func (j *joiner) failedRow(ctx context.Context, reason string) {
+	if !j.wasJoined() {
+		j.setState(ctx, cluster.StateFailed, reason)
+	}
 }
 
 // setState changes our row's state as well as it can: the outcome of the

@@ -5,7 +5,7 @@ package bootstrap
 
 import (
 	"encoding/json"
-	"fmt"
+	"errors"
 	"time"
 
 	"github.com/amsagent/amsagent/conf"
@@ -39,14 +39,22 @@ type State struct {
 	Group      string `json:"group,omitempty"`
 	// RestartPending: files were changed and AMS has not been restarted since.
 	RestartPending bool `json:"restart_pending,omitempty"`
+	// WasRunning: AMS ran when the command began, and is to run when it ends.
+	WasRunning bool `json:"was_running,omitempty"`
+	// WasJoined: this machine was a proven node when a join began.
+	WasJoined bool `json:"was_joined,omitempty"`
 	// DeregisterPending: this machine left, but MongoDB could not be told.
 	DeregisterPending bool      `json:"deregister_pending,omitempty"`
 	Since             time.Time `json:"since"`
+
+	// forgotten stands for a state file that was damaged.
+	forgotten bool
 }
 
 const stateVersion = 1
 
-// loadState reads the state file; nil when there is none.
+// loadState reads the state file; nil when there is none. One that cannot be used
+// is a [conf.DamagedError] or a [conf.VersionError].
 func loadState(store *conf.Store) (*State, error) {
 	f, err := store.Read(statePath)
 	if err != nil || !f.Exists() {
@@ -54,12 +62,15 @@ func loadState(store *conf.Store) (*State, error) {
 	}
 	s := &State{}
 	if err := json.Unmarshal(f.Bytes, s); err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w", statePath, err)
+		return nil, &conf.DamagedError{Path: statePath, Err: err}
 	}
-	if s.Version != stateVersion {
-		return nil, fmt.Errorf("%s was written by another release of amsagent (format %d, this one reads %d)", statePath, s.Version, stateVersion)
+	switch s.Version {
+	case stateVersion:
+		return s, nil
+	case 0:
+		return nil, &conf.DamagedError{Path: statePath, Err: errors.New("it does not say its format")}
 	}
-	return s, nil
+	return nil, &conf.VersionError{Path: statePath, Version: s.Version}
 }
 
 func saveState(store *conf.Store, s State) error {

@@ -36,6 +36,14 @@ func AddHost(src []byte, address netip.Addr, name string) []Span {
 	return []Span{{Anchor: "hosts", Off: len(src), New: added}}
 }
 
+// DropHost gives the spans that remove the marked line; none where there is none.
+func DropHost(src []byte) []Span {
+	if out := dropMarkedHost(src); len(out) != len(src) {
+		return []Span{{Anchor: "hosts", Old: src, New: out}}
+	}
+	return nil
+}
+
 // dropMarkedHost removes our line, wherever it now stands.
 func dropMarkedHost(src []byte) []byte {
 	var out []byte

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 )
 
@@ -170,6 +171,19 @@ func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, e
 	if f.After, err = applySpans(f.After, spans); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
+	return nil
+}
+
+// Remove plans to remove a file of ours, and its folder where that is empty then.
+// A file that is not there, or already in the plan, is no error. Like
+// [Plan.Then] it is meant for a plan that ends in [Plan.CommitUndo].
+func (p *Plan) Remove(path string) error {
+	now, err := p.store.Read(path)
+	if err != nil || p.has(path) || !now.Exists() {
+		return err
+	}
+	p.files = append(p.files, PlannedFile{Before: now, Kind: KindWhole})
+	p.dirs = append(p.dirs, filepath.Dir(path))
 	return nil
 }
 

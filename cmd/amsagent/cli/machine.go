@@ -134,6 +134,9 @@ func (g *globals) failure(verb string, err error) error {
 // preflight lists all that failed. The advice about a library's error is that of the one table.
 func (g *globals) preflight(verb string, pre *bootstrap.PreflightError) error {
 	u := &userError{Exit: exitPreflight, State: stateUntouched}
+	if pre.State != "" {
+		u.State = pre.State
+	}
 	var causes []error
 	for _, f := range pre.Findings {
 		hints, id := []string{f.Hint}, f.ID
