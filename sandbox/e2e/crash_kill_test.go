@@ -31,8 +31,8 @@ func TestCrashKill(t *testing.T) {
 	nodes := make([]*crashNode, crashWorkers)
 	for i := range nodes {
 		nodes[i] = newCrashNode(t, i, crashNodeOptions{mongo: m, shm: true})
-		nodes[i].learn(t)
 	}
+	crashLearn(t, nodes)
 	for _, cmd := range []string{"join", "leave"} {
 		t.Run(cmd, func(t *testing.T) {
 			begin := time.Now()
@@ -78,6 +78,19 @@ func TestCrashKill(t *testing.T) {
 				t.Errorf("%d kills of %d calls", killed.Load(), len(probe.Calls))
 			}
 		})
+	}
+}
+
+// crashLearn lets every node join and leave once.
+func crashLearn(t *testing.T, nodes []*crashNode) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, n := range nodes {
+		wg.Go(func() { n.learn(t) })
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
 	}
 }
 

@@ -143,7 +143,7 @@ func (tr *tracing) run(dir string, argv, env []string) (_ traced, err error) {
 		defer f.Close()
 		fds = append(fds, f.Fd())
 	}
-	if tr.pid, err = syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Dir: "/", Env: env, Files: fds, Sys: &syscall.SysProcAttr{Ptrace: true}}); err != nil {
+	if tr.pid, err = syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Dir: "/", Env: env, Files: fds, Sys: &syscall.SysProcAttr{Ptrace: true, Setpgid: true}}); err != nil {
 		return traced{}, err
 	}
 	var mu sync.Mutex
@@ -171,7 +171,9 @@ func (tr *tracing) run(dir string, argv, env []string) (_ traced, err error) {
 	tr.threads[tr.pid] = nil
 	resume(tr.pid, 0)
 	for {
-		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
+		// Only what this thread began, in the group of the program: the thread may
+		// have children of other tests.
+		tid, err := unix.Wait4(-tr.pid, &ws, unix.WALL|unix.WNOTHREAD, nil)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
