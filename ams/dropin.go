@@ -25,6 +25,10 @@ const HostAddressVariable = "AMS_HOST_ADDRESS"
 // written anew by every upgrade; a drop-in stays.
 const DropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
 
+// RuntimeDropInPath is where a drop-in lies that no reboot keeps. Of two with one
+// name the one in /etc counts.
+const RuntimeDropInPath = "/run/systemd/system/antmedia.service.d/50-amsagent.conf"
+
 // dropInMark begins our drop-in; by it we know our own again.
 const dropInMark = "# Written by amsagent"
 

@@ -554,6 +554,7 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 			State: "the files were given back; of Ant Media Server: " + l.serverNow(bound) + ". Look at its log, then run the same command again: it starts it, and deregisters",
 		}
 	}
+	defer l.linger(ctx)()
 	if err := l.Service.Reload(ctx); err != nil {
 		return failed(err)
 	}

@@ -160,6 +160,8 @@ const (
 	mongoPatience = 30 * time.Second
 	// mongoRetry is the pause between two attempts.
 	mongoRetry = 2 * time.Second
+	// reloadTime bounds a reload of systemd's units after the caller's time.
+	reloadTime = 10 * time.Second
 	// stableTime is how long AMS must stay up after its start before we call
 	// it started: a JVM that cannot bind its port dies within a second or two.
 	stableTime = 3 * time.Second

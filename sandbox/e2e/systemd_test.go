@@ -474,7 +474,11 @@ func (n *bootedNode) killed(t *testing.T) {
 		n.held(t)
 		kill(t, p)
 		n.release(t)
-		n.show(t).want(t, map[string]string{"InvocationID": before["InvocationID"], "DropInPaths": ""})
+		u := n.show(t)
+		u.want(t, map[string]string{"InvocationID": before["InvocationID"], "TimeoutStopUSec": "2min"})
+		if strings.Contains(u["DropInPaths"], "/etc/") || strings.Contains(u["Environment"], "AMS_HOST_ADDRESS") {
+			t.Errorf("the drop-in was not given back: %v", u)
+		}
 		if mode := n.mode(t); mode != "cluster" {
 			t.Fatalf("the server runs %q", mode)
 		}
