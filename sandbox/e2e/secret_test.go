@@ -1,0 +1,95 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// TestNoProcessGetsTheSecret looks at every program that a join and a leave
+// start, with its arguments and its environment: none of them holds the password,
+// which every user of the machine could read there.
+func TestNoProcessGetsTheSecret(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed: the programs it starts are not watched")
+	}
+	const password = "s3cret@&\\ w0rd"
+	dir := t.TempDir()
+	mongo, err := mongod.Start(t.Context(), mongod.Options{Dir: filepath.Join(dir, "mongo"), Users: map[string]string{"ams": password}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mongo.Close() })
+	target, err := cluster.BuildURI([]string{mongo.Addr()}, "ams", password, map[string]string{"authSource": "admin"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(dir, "root")
+	tr, err := tree.Write(root, tree.Options{Host: "node", HostResolves: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "mongo.uri"), []byte(target.URI().Reveal()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	svc := amsctl.Config{
+		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
+		Args: []string{"--root", tr.Dir, "--period", "200ms", "--http-port", "-1"},
+	}
+	wrapper := filepath.Join(dir, "svc")
+	if err := svc.WriteWrapper(wrapper); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command(wrapper, "stop").CombinedOutput(); err != nil {
+			t.Errorf("stopping the service: %v: %s", err, out)
+		}
+	})
+	encoded := strings.TrimPrefix(target.URI().Reveal(), "mongodb://ams:")
+	encoded, _, _ = strings.Cut(encoded, "@")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, args := range [][]string{
+		{"join", "--mongo", "file:/mongo.uri", "--address", "127.0.0.92", "--role", "edge"},
+		{"status"},
+		{"leave"},
+	} {
+		trace := filepath.Join(dir, "trace."+args[0])
+		args = append(args, "--root", root, "--provider", "none", "--service-command", wrapper, "--log-level", "debug", "--timeout", "20s")
+		// -v and a large -s show whole argument lists and environments; -b lets go
+		// of each program once it was seen: the server would be waited for.
+		cmd := exec.CommandContext(ctx, strace, append([]string{"-f", "-b", "execve", "-qq", "-v", "-s", "65536", "-o", trace, "-e", "trace=execve", bins.agent}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+		seen, err := os.ReadFile(trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(seen), "execve("); n < 2 {
+			t.Errorf("%s: strace saw %d programs: this proves nothing", args[0], n)
+		}
+		for _, form := range []string{"s3cret", encoded} {
+			if strings.Contains(string(seen), form) {
+				t.Errorf("%s: a program it started got the password (%s)", args[0], form)
+			}
+			if strings.Contains(string(out), form) {
+				t.Errorf("%s: it printed the password (%s)", args[0], form)
+			}
+		}
+	}
+}
