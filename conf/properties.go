@@ -368,16 +368,6 @@ func (p *Properties) Keys() []string {
 	return append(keys, p.added...)
 }
 
-// Line gives the 1-based line of the source on which key's winning entry
-// begins, 0 when the source does not have the key.
-func (p *Properties) Line(key string) int {
-	i, ok := p.last[key]
-	if !ok {
-		return 0
-	}
-	return lineAt(p.src, p.entries[i].valOff)
-}
-
 // Set gives key the value. It compares decoded values and changes nothing when
 // they are equal; otherwise it replaces the raw value of the line that wins, or
 // appends a line. standalone, if not nil, is the value that undoing gives the

@@ -84,18 +84,10 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
 
 	res, err := m.Join(ctx, req)
-	err = g.failure("join", err)
-	if !opts.dryRun {
-		var o bootstrap.Outcome
-		if res != nil {
-			o = res.Outcome
-		}
-		g.keepOutcome("join", o, err)
+	if res == nil {
+		res = &bootstrap.JoinResult{}
 	}
-	if res != nil {
-		g.findings(res.Warnings)
-	}
-	if err != nil {
+	if err := g.conclude("join", opts.dryRun, res.Outcome, res.Warnings, err); err != nil {
 		return err
 	}
 	return g.result("join", res, func(w *textWriter) { joinText(w, res, m.Service.Name(), src.Target) })

@@ -70,18 +70,10 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 		req.Mongo = src.Target
 	}
 	res, err := m.Leave(ctx, req)
-	err = g.failure("leave", err)
-	if !opts.dryRun {
-		var o bootstrap.Outcome
-		if res != nil {
-			o = res.Outcome
-		}
-		g.keepOutcome("leave", o, err)
+	if res == nil {
+		res = &bootstrap.LeaveResult{}
 	}
-	if res != nil {
-		g.findings(res.Warnings)
-	}
-	if err != nil {
+	if err := g.conclude("leave", opts.dryRun, res.Outcome, res.Warnings, err); err != nil {
 		return err
 	}
 	return g.result("leave", res, func(w *textWriter) { leaveText(w, res) })

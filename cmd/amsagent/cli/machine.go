@@ -183,6 +183,17 @@ func (g *globals) findings(ws []bootstrap.Finding) {
 	}
 }
 
+// conclude says what a join or a leave has to say beside its result, keeps its outcome for machines, and makes of its error
+// one for a person.
+func (g *globals) conclude(verb string, dryRun bool, result bootstrap.Outcome, found []bootstrap.Finding, err error) error {
+	err = g.failure(verb, err)
+	if !dryRun {
+		g.keepOutcome(verb, result, err)
+	}
+	g.findings(found)
+	return err
+}
+
 // resultPath is where the last outcome of join and leave is kept for machines.
 const resultPath = "/run/amsagent/result.json"
 
