@@ -99,11 +99,9 @@ func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, er
 	}
 	err := l.run(ctx)
 	closeClient(ctx, l.client)
-	if err != nil {
-		return nil, err
-	}
 	l.result.Warnings = append(l.result.Warnings, l.conflicts...)
-	return l.result, nil
+	// With an error, too: the warnings often say why.
+	return l.result, err
 }
 
 // refused is the error of a leave that changed nothing.
