@@ -327,19 +327,24 @@ func (j *joiner) unproved() bool {
 	return s != nil && s.Phase == PhaseJoining && !s.WasJoined
 }
 
+// runsNew reports whether AMS may run with the files of a node because of this
+// join, or of the interrupted one that it goes on with: then taking the files back
+// is not enough.
+func (j *joiner) runsNew() bool { return j.result.Restarted || j.unproved() }
+
 // saveUndoing notes that the join is being taken back: should we be killed in
 // the middle, whoever comes next has to restart AMS, and what was found is not
 // reached before that.
 func (j *joiner) saveUndoing() error {
 	if s := j.facts.state; j.wasJoined() {
 		back := *s
-		back.RestartPending, back.WasRunning = j.result.Restarted, j.wasRunning
+		back.RestartPending, back.WasRunning = j.runsNew(), j.wasRunning
 		return saveState(j.store, back)
 	}
 	f := j.facts
 	return saveState(j.store, State{
 		Phase: PhaseLeaving, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
-		RestartPending: j.result.Restarted, DeregisterPending: true, WasRunning: j.wasRunning, Since: time.Now().UTC().Truncate(time.Second),
+		RestartPending: j.runsNew(), DeregisterPending: true, WasRunning: j.wasRunning, Since: time.Now().UTC().Truncate(time.Second),
 	})
 }
 
@@ -456,7 +461,7 @@ func (j *joiner) rollBack(ctx context.Context) string {
 	if len(conflicts) > 0 {
 		back = "the files were put back, but for " + joinPaths(conflictPaths(conflicts))
 	}
-	if !j.result.Restarted {
+	if !j.runsNew() {
 		return back + noteOf(j.restoreAfter()) + "; Ant Media Server was not touched"
 	}
 	if err := j.Service.Reload(ctx); err != nil {

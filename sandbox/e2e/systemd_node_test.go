@@ -337,7 +337,7 @@ func (r *nodeProcess) wait(t *testing.T) nodeRun {
 	select {
 	case <-r.over:
 	case <-time.After(nodeLimit):
-		_ = r.cmd.Process.Kill()
+		r.signal(t, syscall.SIGKILL)
 		<-r.over
 		t.Errorf("%v did not end within %s", r.cmd.Args, nodeLimit)
 	}

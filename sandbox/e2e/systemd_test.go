@@ -418,18 +418,32 @@ func (n *bootedNode) killed(t *testing.T) {
 		}
 	}
 	t.Run("WhileItProves", func(t *testing.T) {
-		n.reset(t, "--only-in=cluster", "--never-up")
+		n.reset(t, "--only-in=cluster", "--slow-start=3s")
 		before := n.show(t)
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.verifying(t, p, before)
 		kill(t, p)
 		n.agent(t, 0, "status").says(t, "degraded: ")
 		n.row(t, "joining")
-		n.behave(t)
-		n.agent(t, 0, "join", "--mongo", nodeMongo)
+		// The server was on its way: the next join has only to wait for it.
+		n.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "joined: ")
 		n.joined(t, "after the next join")
+		if got := n.starts(t); got != 2 {
+			t.Errorf("%d starts", got)
+		}
 		n.agent(t, 0, "leave")
 		n.standalone(t, "after the leave")
+	})
+	t.Run("WhileItProvesThenFails", func(t *testing.T) {
+		n.reset(t, "--only-in=cluster", "--never-up")
+		before := n.show(t)
+		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
+		n.verifying(t, p, before)
+		kill(t, p)
+		r := n.agent(t, 1, "join", "--mongo", nodeMongo, "--timeout", "3s")
+		r.explains(t, "AMS-NOT-SEEN", rolledBack)
+		n.standalone(t, "after the rollback")
+		n.row(t, "failed")
 	})
 	t.Run("WhileItProvesThenLeave", func(t *testing.T) {
 		n.reset(t, "--only-in=cluster", "--never-up")
