@@ -146,7 +146,7 @@ func leftBy(err error, before, after string) (state, hint string) {
 	const again = "run the same command again: it finishes or undoes what was begun"
 	switch {
 	case len(u.New)+len(u.Edited) == 0:
-		return before + ", but temporary files are left beside the configuration", "the next join or leave removes them"
+		return before + ", but temporary files, or an empty folder, are left", "the next join or leave removes them"
 	case len(u.Old)+len(u.Edited) == 0:
 		return after + ", but what was begun is not finished", again
 	}

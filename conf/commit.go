@@ -124,7 +124,7 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 	s.sweep(j)
 	plan, err := createNew(staging, data, func(*os.File) error { return nil })
 	if err != nil {
-		return errors.Join(err, removeIfThere(staging))
+		return s.abandon(j, stateDir, err)
 	}
 	if err := s.stage(j, changes, plan); err != nil {
 		return s.abandon(j, stateDir, err)
@@ -499,7 +499,9 @@ func (s *Store) finish(j *journal, stateDir string, edited []string) error {
 		}
 		return removeIfThere(committed)
 	}
-	s.removeEmpty(j.RemoveDirs)
+	if err := s.removeEmpty(j.RemoveDirs); err != nil {
+		return err
+	}
 	// No fsync from here on: should a power cut bring the journal back,
 	// recovery finds everything done and comes here again.
 	if j.Record != nil {
@@ -578,19 +580,27 @@ func (s *Store) dropBeside(j *journal) error {
 }
 
 // removeEmpty removes directories innermost first; one that is not empty, or
-// not there, stays as it is.
-func (s *Store) removeEmpty(dirs []string) {
+// not there, stays as it is: a directory somebody now uses is his.
+func (s *Store) removeEmpty(dirs []string) error {
+	var errs []error
 	for _, d := range slices.Backward(dirs) {
-		// The outcome does not matter: a directory somebody now uses is his.
-		_ = os.Remove(s.real(d))
+		real := s.real(d)
+		err := unix.Rmdir(real)
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTEMPTY), errors.Is(err, fs.ErrExist),
+			errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EBUSY):
+			continue
+		}
+		if _, serr := os.Lstat(real); !errors.Is(serr, fs.ErrNotExist) {
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: real, Err: err})
+		}
 	}
+	return errors.Join(errs...)
 }
 
 // unstage removes what staging made. Targets were not touched.
 func (s *Store) unstage(j *journal) error {
-	err := s.dropBeside(j)
-	s.removeEmpty(j.MakeDirs)
-	return err
+	return errors.Join(s.dropBeside(j), s.removeEmpty(j.MakeDirs))
 }
 
 // rollBack puts every old file back and forgets the journal. A file that
