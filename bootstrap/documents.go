@@ -11,15 +11,20 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
+// modeNow is how the files on the disk make AMS run now.
+func (j *joiner) modeNow() (conf.Mode, error) {
+	in, err := j.open()
+	if err != nil {
+		return "", err
+	}
+	return in.Mode()
+}
+
 // dropDocuments removes what AMS wrote of itself in the cluster before a join was
 // taken back: it runs standalone again, nobody writes these documents any more,
 // and the others would list a node that is none.
 func (j *joiner) dropDocuments(ctx context.Context) {
-	in, err := j.open()
-	if err != nil {
-		return
-	}
-	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
+	if mode, err := j.modeNow(); err != nil || mode != conf.ModeStandalone {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)

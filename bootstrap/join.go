@@ -391,6 +391,10 @@ func (j *joiner) finish(ctx context.Context) error {
 	if err := j.save(PhaseJoined, false); err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
+	// Of a leave that was not finished; it is none any more.
+	if err := j.store.RemoveFile(LeftMongoPath); err != nil {
+		j.log().Warn("a file that a leave left could not be removed", "path", LeftMongoPath, "error", err)
+	}
 	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
 		return &FailedError{
 			Step: "writing the registry", Err: err,
@@ -484,7 +488,7 @@ func (j *joiner) rollBack(ctx context.Context) string {
 		return fmt.Sprintf("%s, but Ant Media Server does not stay up with them either: %v", back, err)
 	}
 	j.dropDocuments(ctx)
-	mode, err := j.facts.install.Mode()
+	mode, err := j.modeNow()
 	if err != nil {
 		mode = j.facts.mode
 	}

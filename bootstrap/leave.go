@@ -474,6 +474,9 @@ func (l *leaver) takeBack(ctx context.Context) {
 	case !l.state.forgotten:
 		err = saveState(l.store, *l.state)
 	}
+	if l.state == nil || l.state.Phase != PhaseLeaving {
+		err = errors.Join(err, l.store.RemoveFile(LeftMongoPath))
+	}
 	if err != nil {
 		l.log().Warn("the state file could not be put back", "error", err)
 	}
@@ -482,6 +485,12 @@ func (l *leaver) takeBack(ctx context.Context) {
 // giveBack puts the files back and restarts AMS with them.
 func (l *leaver) giveBack(ctx context.Context) error {
 	st, err := l.Service.State(ctx)
+	if err == nil && st.Running() {
+		// It is to be restarted, and could not be started again.
+		if err = st.Startable(); err != nil {
+			err = fmt.Errorf("%s: %w", l.Service.Name(), err)
+		}
+	}
 	if err != nil {
 		l.takeBack(ctx)
 		return l.refused(Finding{ID: IDService, Text: err.Error(), Hint: ams.Hint(err), Err: err})
@@ -637,8 +646,11 @@ func (l *leaver) removeDocuments(ctx context.Context) error {
 
 // forget removes the state file: nothing is left to be done.
 func (l *leaver) forget() error {
-	if err := l.store.RemoveFile(statePath); err != nil {
-		return &FailedError{Step: "removing " + statePath, Err: err, State: "this machine left the cluster"}
+	// The state last: while it is there, a leave is not over.
+	for _, path := range []string{LeftMongoPath, statePath} {
+		if err := l.store.RemoveFile(path); err != nil {
+			return &FailedError{Step: "removing " + path, Err: err, State: "this machine left the cluster"}
+		}
 	}
 	return nil
 }
@@ -647,6 +659,9 @@ func (l *leaver) save(s State) error {
 	s.InstanceID, s.Address, s.Since = l.id, l.address, time.Now().UTC().Truncate(time.Second)
 	if l.state != nil {
 		s.Role, s.Group = l.state.Role, l.state.Group
+	}
+	if err := l.keepMongo(); err != nil {
+		return err
 	}
 	return saveState(l.store, s)
 }

@@ -32,6 +32,7 @@ func TestSystemd(t *testing.T) {
 	t.Run("Service", n.service)
 	t.Run("Interrupted", n.interrupted)
 	t.Run("Killed", n.killed)
+	t.Run("MongoAway", n.mongoAway)
 	t.Run("MayNot", n.mayNot)
 	t.Run("TwoAtOnce", n.twoAtOnce)
 	t.Run("SlowToStop", n.slowToStop)
@@ -320,6 +321,22 @@ func (n *bootedNode) service(t *testing.T) {
 			}
 		})
 	}
+	t.Run("LeaveWhileItIsMasked", func(t *testing.T) {
+		n.reset(t)
+		n.agent(t, 0, "join", "--mongo", nodeMongo)
+		n.sh(t, "mv "+unit+" /opt/fakeams/unit; ln -s /dev/null "+unit+"; systemctl daemon-reload")
+		was, before := n.bytes(t), n.show(t)
+		n.agent(t, 3, "leave").explains(t, "AMS-SERVICE", nothing)
+		n.show(t).want(t, before)
+		if now := n.bytes(t); !slices.Equal(was, now) {
+			t.Errorf("files were written\n%s", nodeDifference(was, now))
+		}
+		n.inCluster(t)
+		n.row(t, "active")
+		n.sh(t, "mv /opt/fakeams/unit "+unit+"; systemctl daemon-reload")
+		n.agent(t, 0, "leave")
+		n.standalone(t, "after the leave")
+	})
 	t.Run("DoesNotStop", func(t *testing.T) {
 		n.reset(t, "--only-in=standalone", "--slow-stop=1h")
 		r := n.agent(t, 1, "join", "--mongo", nodeMongo, "--timeout", "4s")
@@ -517,6 +534,30 @@ func (n *bootedNode) killed(t *testing.T) {
 		n.agent(t, 0, "leave", "--mongo", nodeMongo)
 		n.standalone(t, "after a leave")
 	})
+}
+
+// mongoAway: leaving does not depend on the database. The same command, when it
+// is back, tells it.
+func (n *bootedNode) mongoAway(t *testing.T) {
+	n.reset(t)
+	n.agent(t, 0, "join", "--mongo", nodeMongo)
+	n.sh(t, "systemctl kill -s STOP mongo")
+	resume := func() { n.sh(t, "systemctl kill -s CONT mongo") }
+	defer resume()
+	r := n.agent(t, 1, "leave")
+	t.Logf("leave without a database: %s", r)
+	n.show(t).want(t, map[string]string{"ActiveState": "active", "DropInPaths": "", "NeedDaemonReload": "no"})
+	if was, now := n.pure, n.bytes(t); !slices.Equal(was, now) {
+		t.Errorf("the tree is not as before\n%s", nodeDifference(was, now))
+	}
+	starts := n.starts(t)
+	resume()
+	n.agent(t, 0, "leave").says(t, "left: this machine is standalone")
+	n.standalone(t, "after the next leave")
+	n.row(t, "left")
+	if got := n.starts(t); got != starts {
+		t.Errorf("the next leave restarted the server %d times", got-starts)
+	}
 }
 
 // mayNot: who may not change the machine changes nothing, and is told so.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 )
 
@@ -58,11 +59,13 @@ func (g *globals) mongo() (mongoSource, error) {
 		}
 	}
 	if v.text == "" {
-		src, err := g.mongoFile(storedMongo, origin{Layer: layerStored, Name: storedMongo})
-		if errors.Is(err, fs.ErrNotExist) {
-			return mongoSource{}, errNoMongo
+		for _, path := range []string{storedMongo, bootstrap.LeftMongoPath} {
+			src, err := g.mongoFile(path, origin{Layer: layerStored, Name: path})
+			if err == nil || !errors.Is(err, fs.ErrNotExist) {
+				return src, err
+			}
 		}
-		return src, err
+		return mongoSource{}, errNoMongo
 	}
 	if path, ok := filePath(v.text); ok {
 		return g.mongoFile(path, v.origin)
