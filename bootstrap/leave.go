@@ -660,8 +660,9 @@ func (l *leaver) save(s State) error {
 	if l.state != nil {
 		s.Role, s.Group = l.state.Role, l.state.Group
 	}
-	if err := l.keepMongo(); err != nil {
+	// The state first: by it a join, too, sees that there is something to clear.
+	if err := saveState(l.store, s); err != nil {
 		return err
 	}
-	return saveState(l.store, s)
+	return l.keepMongo()
 }
