@@ -244,7 +244,11 @@ func (j *joiner) confirm(ctx context.Context) error {
 // a row.
 func (j *joiner) apply(ctx context.Context, restart bool) error {
 	f := j.facts
-	if err := j.save(PhaseJoining, restart); err != nil {
+	err := j.save(PhaseJoining, restart)
+	if err == nil {
+		err = keepMongo(j.store, f.plan, j.req.Mongo)
+	}
+	if err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: j.asFound()}
 	}
 	if err := j.register(ctx, cluster.StateJoining, "join"); err != nil {
@@ -350,7 +354,11 @@ func (j *joiner) saveUndoing() error {
 
 // restoreState puts the state file back as it was found.
 func (j *joiner) restoreState() error {
-	if s := j.facts.state; s != nil {
+	s := j.facts.state
+	if err := dropMongo(j.store, s); err != nil {
+		return err
+	}
+	if s != nil {
 		return saveState(j.store, *s)
 	}
 	return j.store.RemoveFile(statePath)
@@ -388,12 +396,12 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 func (j *joiner) finish(ctx context.Context) error {
 	f := j.facts
 	j.result.Outcome = OutcomeJoined
+	// Before the state: once that says joined, nobody looks for this any more.
+	if err := dropMongo(j.store, nil); err != nil {
+		j.log().Warn("a file that is not needed any more could not be removed", "path", LeftMongoPath, "error", err)
+	}
 	if err := j.save(PhaseJoined, false); err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
-	}
-	// Of a leave that was not finished; it is none any more.
-	if err := j.store.RemoveFile(LeftMongoPath); err != nil {
-		j.log().Warn("a file that a leave left could not be removed", "path", LeftMongoPath, "error", err)
 	}
 	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
 		return &FailedError{
@@ -524,7 +532,7 @@ func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 // restoreAfter puts the state file back after a rollback.
 func (j *joiner) restoreAfter() error {
 	if j.unproved() {
-		return j.store.RemoveFile(statePath)
+		return errors.Join(dropMongo(j.store, nil), j.store.RemoveFile(statePath))
 	}
 	return j.restoreState()
 }

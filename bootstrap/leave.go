@@ -474,10 +474,7 @@ func (l *leaver) takeBack(ctx context.Context) {
 	case !l.state.forgotten:
 		err = saveState(l.store, *l.state)
 	}
-	if l.state == nil || l.state.Phase != PhaseLeaving {
-		err = errors.Join(err, l.store.RemoveFile(LeftMongoPath))
-	}
-	if err != nil {
+	if err = errors.Join(err, dropMongo(l.store, l.state)); err != nil {
 		l.log().Warn("the state file could not be put back", "error", err)
 	}
 }
@@ -664,5 +661,5 @@ func (l *leaver) save(s State) error {
 	if err := saveState(l.store, s); err != nil {
 		return err
 	}
-	return l.keepMongo()
+	return keepMongo(l.store, l.plan, l.req.Mongo)
 }
