@@ -1,0 +1,251 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// single is one pretended machine with its own database.
+type single struct {
+	root, ams, log string
+	args           []string // what every command of it needs
+	svc            amsctl.Config
+}
+
+func newSingle(t *testing.T, address string) *single {
+	t.Helper()
+	dir := t.TempDir()
+	mongo, err := mongod.Start(t.Context(), mongod.Options{Dir: filepath.Join(dir, "mongo")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mongo.Close() })
+	s := &single{root: filepath.Join(dir, "root"), log: filepath.Join(dir, "svc.log")}
+	tr, err := tree.Write(s.root, tree.Options{Host: "node", HostResolves: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ams = tr.Dir
+	s.svc = amsctl.Config{
+		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
+		Args: []string{"--root", tr.Dir, "--period", "200ms", "--http-port", "-1"},
+	}
+	wrapper := filepath.Join(dir, "svc")
+	if err := s.svc.WriteWrapper(wrapper); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(wrapper)
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := strings.Replace(string(b), "exec ", "echo \"$1\" >>'"+s.log+"'\nexec ", 1)
+	if err := os.WriteFile(wrapper, []byte(counted), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command(wrapper, "stop").CombinedOutput(); err != nil {
+			t.Errorf("stopping the service: %v: %s", err, out)
+		}
+	})
+	if out, err := exec.Command(wrapper, "start").CombinedOutput(); err != nil {
+		t.Fatalf("starting the service: %v: %s", err, out)
+	}
+	s.args = []string{"--root", s.root, "--provider", "none", "--address", address, "--service-command", wrapper, "--mongo", mongo.Addr(), "--timeout", "60s"}
+	return s
+}
+
+func (s *single) run(command string, more ...string) (string, int) {
+	out, err := exec.Command(bins.agent, append(append([]string{command}, s.args...), more...)...).CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return string(out), 0
+	case errors.As(err, &exit):
+		return string(out), exit.ExitCode()
+	}
+	return err.Error(), -1
+}
+
+func (s *single) snapshot(t *testing.T) string {
+	t.Helper()
+	lines, err := tree.Snapshot(s.root, "var/lib", "var", "run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// touches counts how often the service was started, stopped or restarted.
+func (s *single) touches(t *testing.T) int {
+	t.Helper()
+	b, err := os.ReadFile(s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for line := range strings.Lines(string(b)) {
+		if line != "status\n" {
+			n++
+		}
+	}
+	return n
+}
+
+// TestEightJoinsAtOnce: user-data, a unit and an operator may all join the same
+// machine in the same second. All succeed, and the server is restarted once.
+func TestEightJoinsAtOnce(t *testing.T) {
+	s := newSingle(t, "127.0.0.101")
+	before, touched := s.snapshot(t), s.touches(t)
+	var wg sync.WaitGroup
+	outs, codes := make([]string, 8), make([]int, 8)
+	for i := range outs {
+		wg.Go(func() { outs[i], codes[i] = s.run("join") })
+	}
+	wg.Wait()
+	joined := 0
+	for i, out := range outs {
+		if codes[i] != 0 {
+			t.Errorf("join %d: exit %d\n%s", i, codes[i], out)
+		}
+		if strings.Contains(out, "\njoined: ") || strings.HasPrefix(out, "joined: ") {
+			joined++
+		}
+	}
+	if n := s.touches(t) - touched; joined != 1 || n != 1 {
+		t.Errorf("%d of the joins did something, and the service was touched %d times; want 1 and 1", joined, n)
+	}
+	if out, code := s.run("leave"); code != 0 {
+		t.Fatalf("leave: exit %d\n%s", code, out)
+	}
+	if after := s.snapshot(t); after != before {
+		t.Errorf("the tree after leaving:\n%s\nand before:\n%s", after, before)
+	}
+}
+
+// TestJoinAndLeaveAtOnce: whichever comes last wins, whole.
+func TestJoinAndLeaveAtOnce(t *testing.T) {
+	s := newSingle(t, "127.0.0.102")
+	before := s.snapshot(t)
+	if out, code := s.run("join"); code != 0 {
+		t.Fatalf("join: exit %d\n%s", code, out)
+	}
+	joined := s.snapshot(t)
+	var wg sync.WaitGroup
+	for _, command := range []string{"leave", "join", "leave", "join"} {
+		wg.Go(func() {
+			if out, code := s.run(command); code != 0 {
+				t.Errorf("%s: exit %d\n%s", command, code, out)
+			}
+		})
+	}
+	wg.Wait()
+	if now := s.snapshot(t); now != before && now != joined {
+		t.Errorf("neither joined nor left:\n%s", now)
+	}
+	if out, code := s.run("leave"); code != 0 {
+		t.Fatalf("leave: exit %d\n%s", code, out)
+	}
+	if after := s.snapshot(t); after != before {
+		t.Errorf("the tree after leaving:\n%s\nand before:\n%s", after, before)
+	}
+	if status, err := s.svc.Status(); err != nil || status != amsctl.Active {
+		t.Errorf("the server is %s, %v", status, err)
+	}
+}
+
+// TestFullDisks fills, in turn, each file system that a join writes to: nothing
+// is changed, and the message says why. The same where it is read-only.
+func TestFullDisks(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount small file systems")
+	}
+	for _, tt := range []struct{ name, dir string }{
+		{"conf", "usr/local/antmedia/conf"},
+		{"an application", "usr/local/antmedia/webapps/LiveApp/WEB-INF"},
+		{"the state", "var/lib/amsagent"},
+		{"our configuration", "etc/amsagent"},
+	} {
+		for _, readOnly := range []bool{false, true} {
+			name := tt.name + " full"
+			if readOnly {
+				name = tt.name + " read-only"
+			}
+			t.Run(name, func(t *testing.T) {
+				s := newSingle(t, "127.0.0.103")
+				dir := filepath.Join(s.root, tt.dir)
+				if err := os.MkdirAll(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				kept := t.TempDir()
+				if err := os.CopyFS(filepath.Join(kept, "c"), os.DirFS(dir)); err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k,mode=0755"); err != nil {
+					t.Skipf("mounting is not allowed here: %v", err)
+				}
+				t.Cleanup(func() {
+					if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+						t.Error(err)
+					}
+				})
+				if err := os.CopyFS(dir, os.DirFS(filepath.Join(kept, "c"))); err != nil {
+					t.Fatal(err)
+				}
+				if readOnly {
+					if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					fill(t, filepath.Join(dir, "fill"))
+				}
+				before, touched := s.snapshot(t), s.touches(t)
+				out, code := s.run("join")
+				if code != 3 || !strings.Contains(out, "amsagent: nothing was changed on this machine") {
+					t.Errorf("exit %d, want 3 and nothing changed\n%s", code, out)
+				}
+				word := "full"
+				if readOnly {
+					word = "read-only file system"
+				}
+				if !strings.Contains(out, word) {
+					t.Errorf("the message does not say %q:\n%s", word, out)
+				}
+				if after := s.snapshot(t); after != before || s.touches(t) != touched {
+					t.Errorf("something was changed:\n%s", after)
+				}
+			})
+		}
+	}
+}
+
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = f.Write(make([]byte, 512))
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	// The write that failed has grown the file; closing it says nothing new.
+	_ = f.Close()
+}
