@@ -578,7 +578,37 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 	if _, err := ams.WaitStable(ctx, l.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
 		return failed(err)
 	}
+	if !l.overwritten() {
+		return nil
+	}
+	l.say("restarting %s once more", l.Service.Name())
+	if err := l.Service.Restart(ctx); err != nil {
+		return failed(err)
+	}
+	l.stoppedAt = time.Now()
 	return nil
+}
+
+// overwritten gives the files back once more where the server that was stopped
+// had saved its settings, read before, over them. It cannot do so again.
+func (l *leaver) overwritten() bool {
+	if l.record == nil || !l.result.Exact {
+		return false // not what the record alone gives back
+	}
+	plan, err := l.store.PlanUndo(l.record)
+	if err != nil || len(plan.Changed()) == 0 {
+		return false
+	}
+	var paths []string
+	for _, f := range plan.Changed() {
+		paths = append(paths, f.Before.Path)
+	}
+	if err := plan.CommitUndo("leave"); err != nil {
+		l.warn(IDDrift, "look at these files", "the server saved its settings while it was left, and these could not be given back: %s: %v", joinPaths(paths), err)
+		return false
+	}
+	l.say("gave back once more what the server had saved meanwhile: %s", joinPaths(paths))
+	return true
 }
 
 // deregister takes this node out of the cluster's lists.

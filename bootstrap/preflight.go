@@ -247,6 +247,8 @@ func classifyFile(err error) (id, hint string) {
 		return IDSections, "put the jee-container.xml of this release in its place"
 	case errors.As(err, &syntax):
 		return IDFile, "mend that line"
+	case errors.Is(err, conf.ErrEmpty):
+		return IDFile, "put the file back from a backup, or from another node"
 	case errors.Is(err, fs.ErrPermission):
 		return IDFile, "run as root"
 	}

@@ -5,10 +5,12 @@ package conf
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"time"
 )
 
 // Plan collects what is to become of several files, and commits it as one.
@@ -56,6 +58,30 @@ type Target struct {
 	Private bool
 }
 
+// ErrEmpty says that a settings file has no byte in it: it is being written for
+// longer than anybody takes, or was lost.
+var ErrEmpty = errors.New("the file is empty")
+
+// AMS saves its settings by emptying the file and writing it. A plan made of the
+// empty one would lose them all.
+const (
+	emptyPoll  = 20 * time.Millisecond
+	emptyPolls = 50
+)
+
+// readWhole reads a file for a plan, waiting a second for one that is just being
+// written.
+func (s *Store) readWhole(path string, kind Kind) (File, error) {
+	for range emptyPolls {
+		f, err := s.Read(path)
+		if err != nil || kind != KindProperties || !f.Exists() || len(f.Bytes) > 0 {
+			return f, err
+		}
+		time.Sleep(emptyPoll)
+	}
+	return File{}, fmt.Errorf("%s: %w", path, ErrEmpty)
+}
+
 // NewPlan begins a plan. record is [Store.Record]'s, and may be nil.
 func (s *Store) NewPlan(record *Record) *Plan {
 	p := &Plan{store: s, record: record}
@@ -68,7 +94,7 @@ func (s *Store) NewPlan(record *Record) *Plan {
 // Edit plans one file. edit gets the original — the file without our former
 // spans, nil when it is not there — and returns the spans to replace in it.
 func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error {
-	now, err := p.store.Read(t.Path)
+	now, err := p.store.readWhole(t.Path, t.Kind)
 	if err != nil {
 		return err
 	}
@@ -122,7 +148,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		return p, nil
 	}
 	for _, rec := range record.Files {
-		now, err := s.Read(rec.Path)
+		now, err := s.readWhole(rec.Path, rec.Kind)
 		if err != nil {
 			return nil, err
 		}
