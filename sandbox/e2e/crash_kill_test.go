@@ -19,7 +19,23 @@ import (
 
 // crashWorkers is how many nodes are at work side by side. They wait for their
 // servers most of the time.
-const crashWorkers = 24
+const crashWorkers = 32
+
+// crashFleet makes nodes that join and leave online. Their databases answer one
+// call at a time, hence several.
+func crashFleet(t *testing.T, first int) []*crashNode {
+	t.Helper()
+	nodes := make([]*crashNode, crashWorkers)
+	var m *crashMongo
+	for i := range nodes {
+		if i%8 == 0 {
+			m = startCrashMongo(t)
+		}
+		nodes[i] = newCrashNode(t, first+i, crashNodeOptions{mongo: m, shm: true})
+	}
+	crashLearn(t, nodes)
+	return nodes
+}
 
 // TestCrashKill kills an online join and an online leave before every call that
 // changes something outside of the process: files, messages to MongoDB, child
@@ -27,12 +43,7 @@ const crashWorkers = 24
 // command comes next ends well, with AMS up in the right mode, nothing left
 // behind and the registry right.
 func TestCrashKill(t *testing.T) {
-	m := startCrashMongo(t)
-	nodes := make([]*crashNode, crashWorkers)
-	for i := range nodes {
-		nodes[i] = newCrashNode(t, i, crashNodeOptions{mongo: m, shm: true})
-	}
-	crashLearn(t, nodes)
+	nodes := crashFleet(t, 0)
 	for _, cmd := range []string{"join", "leave"} {
 		t.Run(cmd, func(t *testing.T) {
 			begin := time.Now()
@@ -97,14 +108,12 @@ func crashLearn(t *testing.T, nodes []*crashNode) {
 // crashTarget runs a command under the tracer, on a node that is standalone. A
 // join finds a machine that the agent has never seen.
 func crashTarget(n *crashNode, cmd string, s shot) (traced, error) {
-	args := []string{cmd}
+	args := []string{cmd, "-o", "json"}
 	switch cmd {
 	case "join":
 		args = append(args, "--role", "edge")
-		for _, dir := range []string{"var/lib", "run"} {
-			if err := os.RemoveAll(filepath.Join(n.root, dir)); err != nil {
-				return traced{}, err
-			}
+		if err := n.removeState(); err != nil {
+			return traced{}, err
 		}
 	case "leave":
 		if r := n.agent("join", "--role", "edge"); r.Exit != 0 {

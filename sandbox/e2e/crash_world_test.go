@@ -29,9 +29,9 @@ import (
 // be kept.
 const amsOwner = 1500
 
-// secret is the password in the connection string: files that get it leave the
-// world's sight.
-const crashUser, crashPassword = "ams", "p@ss/w:rd"
+// The password is in the connection string: files that get it leave the world's
+// sight. Only a join is told of it, by a file.
+const crashUser, crashPassword, secretFile = "ams", "p@ss/w:rd", "/secret"
 
 // crashMongo is one database for all nodes of a test.
 type crashMongo struct {
@@ -42,7 +42,8 @@ type crashMongo struct {
 
 func startCrashMongo(t *testing.T) *crashMongo {
 	t.Helper()
-	s, err := mongod.Start(context.Background(), mongod.Options{Dir: t.TempDir(), Users: map[string]string{crashUser: crashPassword}})
+	dir := memoryDir(t)
+	s, err := mongod.Start(context.Background(), mongod.Options{Dir: dir, Users: map[string]string{crashUser: crashPassword}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,6 +72,8 @@ type crashNode struct {
 	svc  amsctl.Config
 	wrap string // the service command
 	m    *crashMongo
+	// failed tells that a join failed: then the row may say so for good.
+	failed bool
 	// clean and joined are the tree before a join and after it, by path.
 	clean, joined map[string]string
 }
@@ -85,15 +88,26 @@ type crashNodeOptions struct {
 	args []string // of the stand-in
 }
 
+// memoryDir is a folder in memory, where there is one.
+func memoryDir(t testing.TB) string {
+	t.Helper()
+	if info, err := os.Stat("/dev/shm"); err != nil || !info.IsDir() {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "amsagent-crash-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 // newCrashNode writes a machine. number makes its address and its id.
 func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 	t.Helper()
 	base := t.TempDir()
-	if info, err := os.Stat("/dev/shm"); o.shm && err == nil && info.IsDir() {
-		if base, err = os.MkdirTemp("/dev/shm", "amsagent-crash-"); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.RemoveAll(base) })
+	if o.shm {
+		base = memoryDir(t)
 	}
 	n := &crashNode{root: filepath.Join(base, "root"), addr: fmt.Sprintf("127.0.%d.%d", 1+number/200, 1+number%200), m: o.mongo}
 	to := tree.Options{Host: fmt.Sprintf("node%d", number), Owner: &tree.Owner{UID: amsOwner, GID: amsOwner}}
@@ -116,10 +130,14 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "NO_COLOR=1", "AMSAGENT_ROOT=" + n.root, "AMSAGENT_PROVIDER=none",
 		"AMSAGENT_ADDRESS=" + n.addr, "AMSAGENT_TIMEOUT=60s",
 	}
-	if o.mongo == nil {
-		n.env = append(n.env, "AMSAGENT_MONGO=mongodb://"+crashUser+":p%40ss%2Fw%3Ard@127.0.0.1:27017/?authSource=admin")
-	} else {
-		n.env = append(n.env, "AMSAGENT_MONGO="+o.mongo.target.URI().Reveal())
+	mongo := "mongodb://" + crashUser + ":p%40ss%2Fw%3Ard@127.0.0.1:27017/?authSource=admin"
+	if o.mongo != nil {
+		mongo = o.mongo.target.URI().Reveal()
+	}
+	if err := os.WriteFile(filepath.Join(n.root, secretFile), []byte(mongo), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if o.mongo != nil {
 		port, err := freePort()
 		if err != nil {
 			t.Fatal(err)
@@ -128,7 +146,7 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 		n.env = append(n.env, "AMSAGENT_SERVICE_COMMAND="+n.wrap)
 		n.svc = amsctl.Config{
 			State: filepath.Join(base, "state"), Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
-			Args: append([]string{"--root", tr.Dir, "--period", "100ms", "--mongo-timeout", "5s", "--http-port", port, "--die-with", strconv.Itoa(os.Getpid())}, o.args...),
+			Args: append([]string{"--root", tr.Dir, "--period", "500ms", "--mongo-timeout", "5s", "--http-port", port, "--die-with", strconv.Itoa(os.Getpid())}, o.args...),
 		}
 		if err := n.svc.WriteWrapper(n.wrap + ".real"); err != nil {
 			t.Fatal(err)
@@ -175,6 +193,9 @@ func (n *crashNode) touched(t testing.TB) int {
 
 // argv is a command of the agent as this node needs it.
 func (n *crashNode) argv(args ...string) []string {
+	if args[0] == "join" {
+		args = append(args, "--mongo", "file:"+secretFile)
+	}
 	if n.m == nil && (args[0] == "join" || args[0] == "leave") {
 		args = append(args, "--offline")
 	}
@@ -295,14 +316,19 @@ func (n *crashNode) differences(want map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// strays lists temporary files anywhere below the root.
-func (n *crashNode) strays() error {
+// strays lists temporary files anywhere below the root; ownTemps excuses those
+// that the agent has beside its own files: nobody can remove a file from a disk
+// that refuses it.
+func (n *crashNode) strays(ownTemps bool) error {
 	var errs []error
 	err := filepath.WalkDir(n.root, func(p string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		base := filepath.Base(p)
+		if ownTemps && strings.HasSuffix(base, ".amsagent-tmp") {
+			return nil
+		}
 		if strings.Contains(base, ".amsagent-") || strings.HasPrefix(base, "journal") {
 			errs = append(errs, fmt.Errorf("left behind: %s", p))
 		}
@@ -344,7 +370,7 @@ func (n *crashNode) kept() ([]string, error) {
 
 // isJoined proves that a join is complete, everywhere it can be seen.
 func (n *crashNode) isJoined() error {
-	errs := []error{n.strays()}
+	errs := []error{n.strays(false)}
 	if n.joined != nil {
 		errs = append(errs, n.differences(n.joined))
 	}
@@ -369,14 +395,18 @@ func (n *crashNode) isJoined() error {
 
 // isLeft proves that nothing of a join is left.
 func (n *crashNode) isLeft() error {
-	errs := []error{n.strays(), n.differences(n.clean)}
+	errs := []error{n.strays(false), n.differences(n.clean)}
 	names, err := n.kept()
 	if len(names) > 0 {
 		err = errors.Join(err, fmt.Errorf("the state folder holds %v", names))
 	}
 	errs = append(errs, err)
 	if n.m != nil {
-		errs = append(errs, n.row("left"), n.running("standalone"), n.documents(false))
+		row := n.row(cluster.StateLeft)
+		if row != nil && n.failed {
+			row = n.row(cluster.StateFailed)
+		}
+		errs = append(errs, row, n.running("standalone"), n.documents(false))
 	}
 	return errors.Join(errs...)
 }
