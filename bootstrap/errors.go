@@ -171,8 +171,10 @@ func recordFinding(err error, way string) (Finding, bool) {
 	case errors.As(err, &damaged):
 		return Finding{ID: IDRecord, Text: err.Error(), Hint: way, Err: err}, true
 	case errors.As(err, &version):
-		return Finding{ID: IDRecord, Text: err.Error(), Err: err,
-			Hint: "run the release of amsagent that wrote it; or move the file away: 'amsagent leave' then makes this machine standalone without it"}, true
+		return Finding{
+			ID: IDRecord, Text: err.Error(), Err: err,
+			Hint: "run the release of amsagent that wrote it; or move the file away: 'amsagent leave' then makes this machine standalone without it",
+		}, true
 	}
 	return Finding{}, false
 }

@@ -77,7 +77,7 @@ func (s *Store) readWhole(path string, kind Kind) (File, error) {
 		if err != nil || kind != KindProperties || !f.Exists() || len(f.Bytes) > 0 {
 			return f, err
 		}
-		time.Sleep(emptyPoll)
+		<-time.After(emptyPoll) // a second in all: no context is worth its way through every edit
 	}
 	return File{}, fmt.Errorf("%s: %w", path, ErrEmpty)
 }

@@ -94,7 +94,7 @@ func memoryDir(t testing.TB) string {
 	if info, err := os.Stat("/dev/shm"); err != nil || !info.IsDir() {
 		return t.TempDir()
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "amsagent-crash-")
+	dir, err := os.MkdirTemp("/dev/shm", "amsagent-crash-") //nolint:usetesting // in memory: thousands of fsyncs would take an hour on a disk
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,22 +173,6 @@ func (n *crashNode) wrapper(t testing.TB, lines string) {
 	if err := os.WriteFile(n.wrap, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// touched counts how often the service command was asked to do something.
-func (n *crashNode) touched(t testing.TB) int {
-	t.Helper()
-	b, err := os.ReadFile(n.wrap + ".log")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
-	count := 0
-	for line := range strings.SplitSeq(string(b), "\n") {
-		if line == "start" || line == "stop" || line == "restart" {
-			count++
-		}
-	}
-	return count
 }
 
 // argv is a command of the agent as this node needs it.
