@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -94,6 +95,9 @@ const (
 	// replanPause is about how long we wait before that: who saves settings
 	// saves several in a row.
 	replanPause = 100 * time.Millisecond
+	// saveTime is what saving the settings takes AMS, well counted: it reads the
+	// file, changes a value and writes all of it.
+	saveTime = 50 * time.Millisecond
 )
 
 // Join makes this machine a cluster node and proves it.
@@ -152,6 +156,8 @@ type joiner struct {
 
 	// found is the state after everything that fails before the first change.
 	found string
+	// done are the plans that were committed.
+	done []*conf.Plan
 	// wasRunning tells whether AMS is to run after a rollback.
 	wasRunning bool
 	// seen are AMS's documents, of all nodes, before anything was changed.
@@ -276,6 +282,22 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 	return nil
 }
 
+// writtenOver lists files of a plan just committed that are something else again a
+// moment later.
+func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan) []string {
+	changed := plan.Changed()
+	if len(changed) == 0 || pause(ctx, saveTime) != nil {
+		return nil
+	}
+	var paths []string
+	for _, f := range changed {
+		if now, err := m.store().Read(f.Before.Path); err == nil && !bytes.Equal(now.Bytes, f.After) {
+			paths = append(paths, f.Before.Path)
+		}
+	}
+	return paths
+}
+
 // asFound puts the state file back where nothing else was changed, and says so.
 func (j *joiner) asFound() string {
 	if err := j.restoreState(); err != nil {
@@ -284,12 +306,20 @@ func (j *joiner) asFound() string {
 	return j.found
 }
 
-// commit writes the files, planning anew where AMS wrote one meanwhile.
+// commit writes the files, planning anew where AMS wrote one meanwhile, or over
+// ours what it had read before.
 func (j *joiner) commit(ctx context.Context) error {
 	f := j.facts
 	for try := 1; ; try++ {
 		err := f.plan.Commit("join")
-		if err == nil || !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
+		if err == nil {
+			j.done = append(j.done, f.plan)
+			paths := j.writtenOver(ctx, f.plan)
+			if len(paths) == 0 || try == replans {
+				return nil
+			}
+			err = fmt.Errorf("%s: %w", joinPaths(paths), conf.ErrChanged)
+		} else if !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
 			return err
 		}
 		j.say("%v: planning again", err)
@@ -515,9 +545,20 @@ func (j *joiner) revert(ctx context.Context) ([]conf.Conflict, error) {
 
 func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 	const purpose = "rollback"
-	if !j.unproved() {
-		return j.facts.plan.Revert(purpose)
+	if j.facts.record != nil && !j.unproved() {
+		var conflicts []conf.Conflict
+		for len(j.done) > 0 {
+			last := len(j.done) - 1
+			cs, err := j.done[last].Revert(purpose)
+			if err != nil {
+				return nil, err
+			}
+			conflicts = append(conflicts, cs...)
+			j.done = j.done[:last]
+		}
+		return conflicts, nil
 	}
+	// Nothing of ours is to be left, whoever else wrote meanwhile.
 	record, err := j.store.Record()
 	if err != nil {
 		return nil, err

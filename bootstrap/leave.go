@@ -315,11 +315,16 @@ func (l *leaver) planOurs() error {
 	return nil
 }
 
-// commit gives the files back, planning anew where AMS wrote one meanwhile.
+// commit gives the files back, planning anew where AMS wrote one meanwhile, or
+// over them what it had read before.
 func (l *leaver) commit(ctx context.Context) error {
 	for try := 1; ; try++ {
 		err := l.plan.CommitUndo("leave")
-		if err == nil || !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
+		if err == nil {
+			l.onceMore(ctx)
+			return nil
+		}
+		if !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
 			return err
 		}
 		l.say("%v: planning again", err)
@@ -327,12 +332,35 @@ func (l *leaver) commit(ctx context.Context) error {
 		if rerr != nil {
 			return errors.Join(err, rerr)
 		}
-		l.record = record
+		if record != nil {
+			l.record = record
+		}
 		if perr := l.planFiles(); perr != nil {
 			return errors.Join(err, perr)
 		}
 		l.result.Files = fileResults(l.plan)
 	}
+}
+
+// onceMore gives files back again over which somebody wrote, in the moment they
+// were given back, what he had read before.
+func (l *leaver) onceMore(ctx context.Context) {
+	plan, paths := l.plan, []string(nil)
+	for range replans {
+		if paths = l.writtenOver(ctx, plan); len(paths) == 0 || l.record == nil {
+			return
+		}
+		// The record that is gone from the disk still knows what was ours.
+		again, err := l.store.PlanUndo(l.record)
+		if err != nil || len(again.Changed()) == 0 {
+			return
+		}
+		l.say("given back once more, written by somebody else meanwhile: %s", joinPaths(paths))
+		if again.CommitUndo("leave") == nil {
+			plan = again
+		}
+	}
+	l.warn(IDDrift, "look at these files", "written by somebody else while they were given back: %s", joinPaths(paths))
 }
 
 // notGivenBack is the error of a leave that could not write the files.
@@ -507,8 +535,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		}
 		return l.notGivenBack(err)
 	}
-	changed = needsRestart(l.plan)
-	if n := len(l.plan.Changed()); n > 0 {
+	if n := countChanged(l.result.Files); n > 0 {
 		l.say("gave back %d files", n)
 	}
 	if l.SetAddress != nil {
@@ -692,4 +719,14 @@ func (l *leaver) save(s State) error {
 		return err
 	}
 	return keepMongo(l.store, l.plan, l.req.Mongo)
+}
+
+func countChanged(files []FileResult) int {
+	n := 0
+	for _, f := range files {
+		if f.Changed {
+			n++
+		}
+	}
+	return n
 }

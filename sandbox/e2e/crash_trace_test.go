@@ -66,6 +66,9 @@ type shot struct {
 	Errno syscall.Errno
 	// Lasting makes all counted calls from At on fail.
 	Lasting bool
+	// Before, if not nil, is called before every counted call is made, the
+	// thread that is about to make it stopped.
+	Before func(call)
 	// Each, if not nil, sees every counted call when it has been made, the
 	// thread that made it still stopped.
 	Each func(call)
@@ -263,6 +266,9 @@ func (tr *tracing) enter(tid int, nr uint64, args [6]uint64) *call {
 		tr.out.Hit = &c
 	}
 	tr.out.Calls = append(tr.out.Calls, c)
+	if tr.shot.Before != nil {
+		tr.shot.Before(c)
+	}
 	switch {
 	case hit && tr.shot.Kill:
 		_ = unix.Kill(tr.pid, unix.SIGKILL)
