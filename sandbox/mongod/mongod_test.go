@@ -62,14 +62,16 @@ func TestUpdatesAreAtomicThroughTheProxy(t *testing.T) {
 	t.Parallel()
 	s := start(t, mongod.Options{})
 	const clients, each = 8, 50 // 400 increments, as in the defect that the proxy cures
-	first := connect(t, s.URI()).Database("d").Collection("c")
+	// 400 calls through one gate take their time on a busy machine.
+	patient := options.Client().SetServerSelectionTimeout(time.Minute).SetConnectTimeout(time.Minute)
+	first := connect(t, s.URI(), patient).Database("d").Collection("c")
 	if _, err := first.InsertOne(t.Context(), bson.M{"_id": 1, "n": 0}); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
 	errs := make(chan error, clients*each)
 	for range clients {
-		c := connect(t, s.URI()).Database("d").Collection("c")
+		c := connect(t, s.URI(), patient).Database("d").Collection("c")
 		for range each {
 			wg.Go(func() {
 				_, err := c.UpdateOne(t.Context(), bson.M{"_id": 1}, bson.M{"$inc": bson.M{"n": 1}})
