@@ -140,7 +140,12 @@ func notRecovered(err error, way string) error {
 	if n, ok := recordFinding(err, way); ok {
 		return &PreflightError{Findings: []Finding{n}}
 	}
-	return &FailedError{Step: "recovering from an interrupted run", Err: err, State: "the interrupted run is still unfinished; the next run tries again"}
+	e := &FailedError{Step: "looking for an interrupted run", Err: err, State: untouched}
+	var interrupted *conf.InterruptedError
+	if errors.As(err, &interrupted) {
+		e.Step, e.State = "recovering from an interrupted run", "the interrupted "+interrupted.Purpose+" is still unfinished; the next run tries again"
+	}
+	return e
 }
 
 // untouched is the state after everything that fails before the first change.
@@ -221,7 +226,7 @@ func (j *joiner) offline(ctx context.Context) error {
 	}
 	if err := j.commit(ctx); err != nil {
 		state, hint := leftBy(err, j.found, "the files are those of a cluster node")
-		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: hint}
+		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: firstOf(protectedHint(j.store, f.plan, err), hint)}
 	}
 	j.say("edited %d files; nothing else was touched", len(f.plan.Changed()))
 	return nil
@@ -268,7 +273,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 		bound, cancel := after(ctx, mongoTime)
 		defer cancel()
 		j.failedRow(bound, step+": "+err.Error())
-		e := &FailedError{Step: step, Err: err}
+		e := &FailedError{Step: step, Err: err, Hint: protectedHint(j.store, f.plan, err)}
 		var u *conf.UnfinishedError
 		if !errors.As(err, &u) {
 			e.State = j.asFound()

@@ -367,6 +367,7 @@ func (l *leaver) onceMore(ctx context.Context) {
 func (l *leaver) notGivenBack(err error) error {
 	e := &FailedError{Step: "giving the files back", Err: err}
 	e.State, e.Hint = leftBy(err, "the files are still those of a cluster node", "the files were given back")
+	e.Hint = firstOf(protectedHint(l.store, l.plan, err), e.Hint)
 	if l.found != untouched {
 		e.State += " (" + l.found + ")"
 	}

@@ -306,6 +306,10 @@ func (m *Machine) checkWritable(store *conf.Store, f *facts) {
 	if len(f.plan.Changed()) == 0 {
 		return
 	}
+	immutable := protected(store, f.plan)
+	for _, p := range immutable {
+		f.fail(IDWritable, fmt.Errorf("%s is protected against every change: %w", p, syscall.EPERM), chattr(p))
+	}
 	dirs := []string{existing(store, StateDir)}
 	for _, file := range f.plan.Changed() {
 		if d := existing(store, path.Dir(file.Before.Target)); !slices.Contains(dirs, d) {
@@ -324,7 +328,13 @@ func (m *Machine) checkWritable(store *conf.Store, f *facts) {
 			continue
 		}
 		if err := unix.Access(d, unix.W_OK); err != nil {
-			f.fail(IDWritable, &fs.PathError{Op: "write", Path: d, Err: err}, "run as root")
+			hint := "run as root"
+			if errors.Is(err, unix.EPERM) {
+				hint = chattr(d)
+			}
+			if !slices.Contains(immutable, d) {
+				f.fail(IDWritable, &fs.PathError{Op: "write", Path: d, Err: err}, hint)
+			}
 			continue
 		}
 		if free := int64(st.Bavail) * st.Bsize; free < minFree && st.Blocks > 0 {

@@ -70,7 +70,7 @@ func (s *Store) Recover() (*Recovery, error) {
 	}
 	if !r.Finished {
 		if _, err := s.rollBack(j, stateDir); err != nil {
-			return nil, fmt.Errorf("undoing the interrupted %s: %w", j.Purpose, err)
+			return nil, &InterruptedError{Doing: "undoing", Purpose: j.Purpose, Err: err}
 		}
 		for _, f := range j.Files {
 			r.Files = append(r.Files, f.Target)
@@ -80,7 +80,7 @@ func (s *Store) Recover() (*Recovery, error) {
 	for _, f := range todo {
 		late, err := s.installLate(f)
 		if err != nil {
-			return nil, fmt.Errorf("finishing the interrupted %s: %w", j.Purpose, err)
+			return nil, &InterruptedError{Doing: "finishing", Purpose: j.Purpose, Err: err}
 		}
 		if late {
 			edited = append(edited, f.Target)
@@ -90,10 +90,22 @@ func (s *Store) Recover() (*Recovery, error) {
 		r.Files = append(r.Files, f.Target)
 	}
 	if err := errors.Join(s.syncDirs(j), s.finish(j, stateDir, edited)); err != nil {
-		return nil, fmt.Errorf("finishing the interrupted %s: %w", j.Purpose, err)
+		return nil, &InterruptedError{Doing: "finishing", Purpose: j.Purpose, Err: err}
 	}
 	return r, nil
 }
+
+// InterruptedError says that an interrupted commit was found, and that neither
+// finishing nor undoing it is done yet. The next [Store.Recover] tries again.
+type InterruptedError struct {
+	Doing, Purpose string
+	Err            error
+}
+
+func (e *InterruptedError) Error() string {
+	return e.Doing + " the interrupted " + e.Purpose + ": " + e.Err.Error()
+}
+func (e *InterruptedError) Unwrap() error { return e.Err }
 
 func (r *Recovery) conflict(target string) {
 	r.Conflicts = append(r.Conflicts, Conflict{Path: target, Msg: "was written by somebody else after the interruption; it is left as it is"})
@@ -249,7 +261,7 @@ func (s *Store) dropStaging(stateDir string) error {
 		return nil
 	default:
 		if err := s.unstage(j); err != nil {
-			return fmt.Errorf("removing what the interrupted %s had staged: %w", j.Purpose, err)
+			return &InterruptedError{Doing: "cleaning up after", Purpose: j.Purpose, Err: err}
 		}
 	}
 	return removeIfThere(staging)

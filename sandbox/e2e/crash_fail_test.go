@@ -6,12 +6,9 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -200,24 +197,6 @@ func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, 
 	return claim, errors.New("no claim that this test knows")
 }
 
-// stateSaid is what an error says of the state of the machine.
-func stateSaid(stderr string) (string, error) {
-	for line := range strings.Lines(stderr) {
-		var o struct {
-			Error *struct {
-				State string `json:"state"`
-			} `json:"error"`
-		}
-		if json.Unmarshal([]byte(line), &o) == nil && o.Error != nil {
-			if o.Error.State == "" {
-				return "", fmt.Errorf("an error without a state: %s", line)
-			}
-			return o.Error.State, nil
-		}
-	}
-	return "", fmt.Errorf("it failed without an error:\n%s", stderr)
-}
-
 // differencesBut is differences, where temporary files may be left: those of the
 // agent's own files always, those of the transaction where strays allows it.
 func (n *crashNode) differencesBut(want map[string]string, strays bool) error {
@@ -289,9 +268,4 @@ func (n *crashNode) halfChanged(state string, before, after map[string]string) e
 		}
 	}
 	return errors.Join(append(errs, n.oldOrNew())...)
-}
-
-// removeState makes a machine that the agent has never seen.
-func (n *crashNode) removeState() error {
-	return errors.Join(os.RemoveAll(filepath.Join(n.root, "var/lib")), os.RemoveAll(filepath.Join(n.root, "run")))
 }

@@ -123,26 +123,6 @@ func crashTarget(n *crashNode, cmd string, s shot) (traced, error) {
 	return traceAgent(n.argv(args...), n.env, s)
 }
 
-// finish runs the next command after a crash, and leaves. Everything has to be
-// right after each of both.
-func (n *crashNode) finish(next string) error {
-	if next == "join" {
-		if r := n.agent("join", "--role", "edge"); r.Exit != 0 {
-			return fmt.Errorf("the next join: exit %d\n%s", r.Exit, r.Err)
-		}
-		if err := n.isJoined(); err != nil {
-			return fmt.Errorf("after the next join: %w", err)
-		}
-	}
-	if r := n.agent("leave"); r.Exit != 0 {
-		return fmt.Errorf("leaving: exit %d\n%s", r.Exit, r.Err)
-	}
-	if err := n.isLeft(); err != nil {
-		return fmt.Errorf("after leaving: %w", err)
-	}
-	return nil
-}
-
 // crashEach does count jobs on the nodes, side by side. A node whose job failed is
 // not used again: nobody knows what it is like.
 func crashEach(t *testing.T, nodes []*crashNode, count int, job func(n *crashNode, i int) error) {

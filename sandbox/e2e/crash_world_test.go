@@ -457,6 +457,65 @@ func (n *crashNode) documents(want bool) error {
 	return nil
 }
 
+// finish runs the next command after a crash, and leaves. Everything has to be
+// right after each of both.
+func (n *crashNode) finish(next string) error {
+	if next == "join" {
+		if r := n.agent("join", "--role", "edge"); r.Exit != 0 {
+			return fmt.Errorf("the next join: exit %d\n%s", r.Exit, r.Err)
+		}
+		if err := n.isJoined(); err != nil {
+			return fmt.Errorf("after the next join: %w", err)
+		}
+	}
+	if r := n.agent("leave"); r.Exit != 0 {
+		return fmt.Errorf("leaving: exit %d\n%s", r.Exit, r.Err)
+	}
+	if err := n.isLeft(); err != nil {
+		return fmt.Errorf("after leaving: %w", err)
+	}
+	return nil
+}
+
+// stateSaid is what an error says of the state of the machine.
+func stateSaid(stderr string) (string, error) {
+	for line := range strings.Lines(stderr) {
+		var o struct {
+			Error *struct {
+				State string `json:"state"`
+			} `json:"error"`
+		}
+		if json.Unmarshal([]byte(line), &o) == nil && o.Error != nil {
+			if o.Error.State == "" {
+				return "", fmt.Errorf("an error without a state: %s", line)
+			}
+			return o.Error.State, nil
+		}
+	}
+	return "", fmt.Errorf("it failed without an error:\n%s", stderr)
+}
+
+// touched counts how often the service command was asked to do something.
+func (n *crashNode) touched(t testing.TB) int {
+	t.Helper()
+	b, err := os.ReadFile(n.wrap + ".log")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	count := 0
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if line == "start" || line == "stop" || line == "restart" {
+			count++
+		}
+	}
+	return count
+}
+
+// removeState makes a machine that the agent has never seen.
+func (n *crashNode) removeState() error {
+	return errors.Join(os.RemoveAll(filepath.Join(n.root, "var/lib")), os.RemoveAll(filepath.Join(n.root, "run")))
+}
+
 // eventually asks until the answer is good or the time is over.
 func eventually(limit time.Duration, ask func() error) error {
 	deadline := time.Now().Add(limit)
