@@ -224,11 +224,11 @@ func (n *bootedNode) doesNotComeUp(t *testing.T) {
 	}{
 		// With Restart=on-failure systemd starts it again and again: that must be
 		// noticed long before the time is over.
-		{"FailsToStart", []string{"--fail-start"}, time.Minute, 15 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
-		{"Crashes", []string{"--crash-after=1s"}, time.Minute, 15 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
-		{"CrashesBeforeItIsUp", []string{"--never-up", "--crash-after=1s"}, time.Minute, 15 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
-		{"NeverUp", []string{"--never-up"}, 4 * time.Second, 15 * time.Second, "AMS-NOT-SEEN", "liveness: starting: it answers 403"},
-		{"WrongAddress", []string{"--register-address=10.9.0.99"}, 4 * time.Second, 15 * time.Second, "AMS-NOT-SEEN", "may be it under a wrong address: 10.9.0.99"},
+		{"FailsToStart", []string{"--fail-start"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
+		{"Crashes", []string{"--crash-after=1s"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
+		{"CrashesBeforeItIsUp", []string{"--never-up", "--crash-after=1s"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
+		{"NeverUp", []string{"--never-up"}, 4 * time.Second, 30 * time.Second, "AMS-NOT-SEEN", "liveness: starting: it answers 403"},
+		{"WrongAddress", []string{"--register-address=10.9.0.99"}, 4 * time.Second, 30 * time.Second, "AMS-NOT-SEEN", "may be it under a wrong address: 10.9.0.99"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n.reset(t, append([]string{"--only-in=cluster"}, tt.flags...)...)
@@ -644,8 +644,9 @@ func (n *bootedNode) speed(t *testing.T) {
 	r := n.agent(t, 0, "join", "--mongo", nodeMongo)
 	own := n.ownStart(t, n.show(t))
 	t.Logf("join with a server that needs %s to start: %s, so %s beside it", own.Round(time.Millisecond), r.took.Round(time.Millisecond), (r.took - own).Round(time.Millisecond))
-	// The two seconds for which it is watched, a stop, some looks.
-	if r.took-own > 5*time.Second {
+	// The two seconds for which it is watched, a stop, some looks: three in all. A busy
+	// machine has its time.
+	if r.took-own > 15*time.Second {
 		t.Errorf("a join took %s, of which the server's start was %s", r.took, own)
 	}
 	r = n.agent(t, 0, "leave")
