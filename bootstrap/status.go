@@ -101,15 +101,16 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 		s.Phase = state.Phase
 		s.Row.ID, s.Row.Address = state.InstanceID, state.Address
 	}
-	install := m.viewFiles(store, req, state, s)
-	m.viewProcess(ctx, install, s)
+	service, serr := m.Service.State(ctx)
+	install := m.viewFiles(store, req, state, service, s)
+	m.viewProcess(ctx, install, service, serr, s)
 	m.viewRow(ctx, req, s)
 	s.Member = s.Files.Mode == conf.ModeCluster || state != nil
 	s.compare(state)
 	return s, nil
 }
 
-func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, s *Status) *ams.Installation {
+func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, service ams.State, s *Status) *ams.Installation {
 	v := &s.Files
 	in, err := m.open()
 	if err != nil {
@@ -129,7 +130,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 	if v.Err != "" || v.Mode != conf.ModeCluster || req.Mongo.IsZero() || state == nil {
 		return in
 	}
-	f := &facts{install: in, record: record, address: ams.Address{Addr: previousAddress(state)}}
+	f := &facts{install: in, record: record, service: service, address: ams.Address{Addr: previousAddress(state)}}
 	m.checkPlan(store, JoinRequest{Mongo: req.Mongo, Valve: req.Valve, DryRun: true}, f)
 	if f.plan != nil {
 		for _, c := range f.plan.Changed() {
@@ -139,12 +140,11 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 	return in
 }
 
-func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, s *Status) {
+func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service ams.State, serr error, s *Status) {
 	v := &s.Process
 	v.Service = m.Service.Name()
-	var err error
-	if v.State, err = m.Service.State(ctx); err != nil {
-		v.Err = err.Error()
+	if v.State = service; serr != nil {
+		v.Err = serr.Error()
 	}
 	if in == nil {
 		return
