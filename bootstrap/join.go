@@ -358,12 +358,12 @@ func (j *joiner) wasJoined() bool {
 	return s != nil && (s.Phase == PhaseJoined || s.WasJoined)
 }
 
-// unproved reports whether this join goes on with one that was interrupted, or
-// kept, before it was proved: then what is on the disk is no state to go back
-// to.
+// unproved reports whether this join goes on where another join, a leave or a
+// rollback was interrupted, or a join was kept that was not proved: then what is
+// on the disk is no state to go back to.
 func (j *joiner) unproved() bool {
 	s := j.facts.state
-	return s != nil && s.Phase == PhaseJoining && !s.WasJoined
+	return s != nil && s.Phase != PhaseJoined && !s.WasJoined
 }
 
 // runsNew reports whether AMS may run with the files of a node because of this
@@ -486,13 +486,13 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 		return e
 	}
 	j.say("rolling back: %v", cause)
-	e.State = j.rollBack(bound)
+	e.State = j.rollBack(bound, step+": "+cause.Error())
 	j.failedRow(bound, step+": "+cause.Error())
 	return e
 }
 
 // rollBack puts back what the join found and says in a sentence what is left.
-func (j *joiner) rollBack(ctx context.Context) string {
+func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	if err := j.saveUndoing(); err != nil {
 		j.log().Warn("the state file could not be written", "error", err)
 	}
@@ -509,7 +509,7 @@ func (j *joiner) rollBack(ctx context.Context) string {
 		back = "the files were put back, but for " + joinPaths(conflictPaths(conflicts))
 	}
 	if !j.runsNew() {
-		return back + noteOf(j.restoreAfter()) + "; Ant Media Server was not touched"
+		return back + noteOf(j.restoreAfter(ctx, reason)) + "; Ant Media Server was not touched"
 	}
 	if err := j.Service.Reload(ctx); err != nil {
 		j.log().Warn("the service manager could not be told to read its files again", "error", err)
@@ -519,7 +519,7 @@ func (j *joiner) rollBack(ctx context.Context) string {
 			return fmt.Sprintf("%s; Ant Media Server, which was not running before, could not be stopped: %v", back, err)
 		}
 		j.dropDocuments(ctx)
-		return back + noteOf(j.restoreAfter()) + " and Ant Media Server is stopped, as before"
+		return back + noteOf(j.restoreAfter(ctx, reason)) + " and Ant Media Server is stopped, as before"
 	}
 	if j.SetAddress != nil {
 		j.SetAddress(previousAddress(j.facts.state))
@@ -535,7 +535,7 @@ func (j *joiner) rollBack(ctx context.Context) string {
 	if err != nil {
 		mode = j.facts.mode
 	}
-	return fmt.Sprintf("%s%s and Ant Media Server runs again as before (%s)", back, noteOf(j.restoreAfter()), mode)
+	return fmt.Sprintf("%s%s and Ant Media Server runs again as before (%s)", back, noteOf(j.restoreAfter(ctx, reason)), mode)
 }
 
 // revert puts the files back, again and again where AMS writes them meanwhile.
@@ -575,8 +575,10 @@ func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 	return plan.Conflicts, plan.CommitUndo(purpose)
 }
 
-// restoreAfter puts the state file back after a rollback.
-func (j *joiner) restoreAfter() error {
+// restoreAfter puts the state file back after a rollback. The row comes first:
+// without the state nobody remembers that there is one.
+func (j *joiner) restoreAfter(ctx context.Context, reason string) error {
+	j.failedRow(ctx, reason)
 	if j.unproved() {
 		return errors.Join(dropMongo(j.store, nil), j.store.RemoveFile(statePath))
 	}

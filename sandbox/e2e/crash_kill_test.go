@@ -92,6 +92,63 @@ func TestCrashKill(t *testing.T) {
 	}
 }
 
+// TestCrashKillRollback kills a join that is taken back, because the server does
+// not come up with the new files, before every call.
+func TestCrashKillRollback(t *testing.T) {
+	nodes := make([]*crashNode, crashWorkers)
+	var m *crashMongo
+	for i := range nodes {
+		if i%8 == 0 {
+			m = startCrashMongo(t)
+		}
+		n := newCrashNode(t, 100+i, crashNodeOptions{mongo: m, shm: true, args: []string{"--fail-start", "--only-in", "cluster"}})
+		n.mustRun(t, "join", "--offline")
+		n.joined = n.snapshot(t)
+		n.mustRun(t, "leave", "--offline")
+		n.failed = true
+		nodes[i] = n
+	}
+	probe, err := crashTarget(nodes[0], "join", shot{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[0].isLeft(); err != nil || probe.Exit != 1 {
+		t.Fatalf("exit %d, %v\n%s", probe.Exit, err, probe.Err)
+	}
+	begin := time.Now()
+	var killed atomic.Int64
+	crashEach(t, nodes, len(probe.Calls)+2, func(n *crashNode, i int) error {
+		r, err := crashTarget(n, "join", shot{At: i + 1, Kill: true})
+		if err != nil {
+			return err
+		}
+		if r.Hit != nil {
+			killed.Add(1)
+		}
+		where := fmt.Sprintf("a join without success killed before %v", r.Hit)
+		if err := n.oldOrNew(); err != nil {
+			return fmt.Errorf("%s: %w", where, err)
+		}
+		if i%2 == 0 {
+			// It fails again, and all is as before the first one.
+			if r := n.agent("join", "--role", "edge"); r.Exit != 1 {
+				return fmt.Errorf("%s: the next join: exit %d\n%s", where, r.Exit, r.Err)
+			}
+			if err := n.isLeft(); err != nil {
+				return fmt.Errorf("%s: after the next join: %w", where, err)
+			}
+		}
+		if r := n.agent("leave"); r.Exit != 0 {
+			return fmt.Errorf("%s: leaving: exit %d\n%s", where, r.Exit, r.Err)
+		}
+		if err := n.isLeft(); err != nil {
+			return fmt.Errorf("%s: after leaving: %w", where, err)
+		}
+		return nil
+	})
+	t.Logf("killed %d times, in %s", killed.Load(), time.Since(begin).Round(time.Second))
+}
+
 // crashLearn lets every node join and leave once.
 func crashLearn(t *testing.T, nodes []*crashNode) {
 	t.Helper()

@@ -1,0 +1,343 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// interrupted leaves a join as a crash does after so many of its renames: staged
+// and journalled, the first of its files replaced.
+func interrupted(t *testing.T, s *Store, renames int) (before, after map[string]string, j *journal) {
+	t.Helper()
+	before = snapshot(t, s)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	after = snapshot(t, s)
+	undoAll(t, s)
+	p := planCluster(t, s, "10.0.0.1")
+	record := &Record{Version: recordVersion}
+	for _, f := range p.files {
+		record.Files = append(record.Files, f.record)
+	}
+	return before, after, interruptedCommit(t, s, "join", p.changes(), record, nil, renames)
+}
+
+func interruptedCommit(t *testing.T, s *Store, purpose string, changes []Change, record *Record, dirs []string, renames int) *journal {
+	t.Helper()
+	state, err := s.makeStateDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := s.newJournal(purpose, changes, record, dirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := createNew(filepath.Join(state, journalName), data, func(*os.File) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.stage(j, changes, plan); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range j.Files[:renames] {
+		if err := s.installFile(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return j
+}
+
+func recovered(t *testing.T, s *Store) *Recovery {
+	t.Helper()
+	r, err := s.Recover()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func stateNames(t *testing.T, s *Store) []string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(s.Root, stateDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func remove(t *testing.T, s *Store, path string) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(s.Root, path)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRecoverFinishes: with everything staged, however many were replaced, the
+// next run finishes, and leave gives back what was found.
+func TestRecoverFinishes(t *testing.T) {
+	for renames := range 6 {
+		s := newTree(t)
+		before, after, _ := interrupted(t, s, renames)
+		r := recovered(t, s)
+		if !r.Finished || len(r.Files) != 5-renames || len(r.Conflicts) > 0 {
+			t.Errorf("after %d renames: %+v", renames, r)
+		}
+		if d := cmp.Diff(after, snapshot(t, s)); d != "" {
+			t.Errorf("after %d renames (-want +got):\n%s", renames, d)
+		}
+		undoAll(t, s)
+		if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+			t.Errorf("after %d renames, undone (-want +got):\n%s", renames, d)
+		}
+	}
+}
+
+// TestRecoverWithoutTemps: somebody tidied up beside the files. With the backups
+// there it is undone; without them too, both sides come from the records.
+func TestRecoverWithoutTemps(t *testing.T) {
+	for _, backups := range []bool{true, false} {
+		for _, renames := range []int{0, 2} {
+			s := newTree(t)
+			before, _, j := interrupted(t, s, renames)
+			for i, f := range j.Files {
+				if i >= renames && f.Temp != "" {
+					remove(t, s, f.Temp)
+				}
+				if !backups && f.Backup != "" {
+					remove(t, s, f.Backup)
+				}
+			}
+			if r := recovered(t, s); r.Finished {
+				t.Errorf("backups %v, %d renames: finished", backups, renames)
+			}
+			if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+				t.Errorf("backups %v, %d renames (-want +got):\n%s", backups, renames, d)
+			}
+			if names := stateNames(t, s); len(names) > 0 {
+				t.Errorf("left: %v", names)
+			}
+		}
+	}
+}
+
+// TestRecoverImpossible: neither side is to be had. Nothing is changed, the error
+// says so, and setting the journal aside is the way out.
+func TestRecoverImpossible(t *testing.T) {
+	s := newTree(t)
+	_, _, j := interrupted(t, s, 2)
+	for i, f := range j.Files {
+		if i >= 2 {
+			remove(t, s, f.Temp)
+		}
+		if f.Backup != "" {
+			remove(t, s, f.Backup)
+		}
+	}
+	j.Record = nil
+	data, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Root, stateDir, journalName), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	was := snapshot(t, s)
+	_, err = s.Recover()
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) || damaged.Path != stateDir+"/journal" {
+		t.Fatalf("Recover = %v, want a DamagedError of the journal", err)
+	}
+	if d := cmp.Diff(was, snapshot(t, s)); d != "" {
+		t.Errorf("something was changed:\n%s", d)
+	}
+	name, err := s.SetAside(damaged.Path)
+	if err != nil || name != stateDir+"/journal.damaged-1" {
+		t.Fatalf("SetAside = %q, %v", name, err)
+	}
+	if r := recovered(t, s); r != nil {
+		t.Errorf("still something to recover: %+v", r)
+	}
+}
+
+// TestRecoverForeignEdits: somebody edits a file after the crash. His edit stays,
+// it is named, and leave still takes back what was ours.
+func TestRecoverForeignEdits(t *testing.T) {
+	const path = "/ams/conf/red5.properties"
+	for _, op := range []string{"join", "leave"} {
+		for _, renames := range []int{0, 5} {
+			s := newTree(t)
+			before := snapshot(t, s)
+			if op == "join" {
+				interrupted(t, s, renames)
+			} else {
+				if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+					t.Fatal(err)
+				}
+				record, err := s.Record()
+				if err != nil {
+					t.Fatal(err)
+				}
+				p, err := s.PlanUndo(record)
+				if err != nil {
+					t.Fatal(err)
+				}
+				interruptedCommit(t, s, "leave", p.changes(), nil, p.dirs, renames)
+			}
+			replaceIn(t, s, path, "http.port=5080", "http.port=9090")
+			r := recovered(t, s)
+			if len(r.Conflicts) != 1 || r.Conflicts[0].Path != path {
+				t.Errorf("%s, %d renames: conflicts %v", op, renames, r.Conflicts)
+			}
+			undoAll(t, s)
+			before[path] = strings.Replace(before[path], "5080", "9090", 1)
+			if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+				t.Errorf("%s, %d renames, undone (-want +got):\n%s", op, renames, d)
+			}
+			if names := stateNames(t, s); len(names) > 0 {
+				t.Errorf("%s, %d renames: left %v", op, renames, names)
+			}
+		}
+	}
+}
+
+// TestDamagedFiles: what the agent wrote down is torn, garbage, or another
+// release's. Each is told apart, and nothing is touched.
+func TestDamagedFiles(t *testing.T) {
+	for _, name := range []string{journalName, undoName} {
+		for _, tt := range []struct {
+			what, content string
+			damaged       bool
+		}{
+			{"empty", "", true},
+			{"torn", `{"version":1,"files":[{"target":"/a`, true},
+			{"garbage", "\x00\xff\x00", true},
+			{"another thing", "{}", true},
+			{"another release's", `{"version":7}`, false},
+		} {
+			s := newTree(t)
+			if _, err := s.makeStateDir(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(s.Root, stateDir, name), []byte(tt.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			was := snapshot(t, s)
+			var err error
+			if name == journalName {
+				_, err = s.Recover()
+			} else {
+				_, err = s.Record()
+			}
+			var damaged *DamagedError
+			var version *VersionError
+			if errors.As(err, &damaged) != tt.damaged || errors.As(err, &version) == tt.damaged {
+				t.Errorf("%s %s: %v", tt.what, name, err)
+			}
+			if d := cmp.Diff(was, snapshot(t, s)); d != "" {
+				t.Errorf("%s %s: something was changed:\n%s", tt.what, name, d)
+			}
+			if names := stateNames(t, s); !slices.Equal(names, []string{name}) {
+				t.Errorf("%s %s: the state folder holds %v", tt.what, name, names)
+			}
+		}
+	}
+}
+
+// TestDamagedRecord: a record that reads, but does not give what was written.
+func TestDamagedRecord(t *testing.T) {
+	s := newTree(t)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(s.Root, stateDir, undoName)
+	j, err := s.loadJournal(undoName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.Record.Files[0].Original = append(j.Record.Files[0].Original, 'x')
+	data, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var damaged *DamagedError
+	if _, err := s.Record(); !errors.As(err, &damaged) {
+		t.Errorf("Record = %v, want a DamagedError", err)
+	}
+}
+
+// TestTornStaging: the plan of a commit was not on the disk yet, so it goes.
+func TestTornStaging(t *testing.T) {
+	s := newTree(t)
+	before := snapshot(t, s)
+	dir, err := s.makeStateDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{stagingName, ".state.json" + writeSuffix} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(`{"versi`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := recovered(t, s); r != nil {
+		t.Errorf("recovered %+v", r)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Error(d)
+	}
+	if names := stateNames(t, s); len(names) > 0 {
+		t.Errorf("left: %v", names)
+	}
+}
+
+// TestSalvage undoes an interrupted join without its journal.
+func TestSalvage(t *testing.T) {
+	s := newTree(t)
+	before, _, j := interrupted(t, s, 5)
+	remove(t, s, stateDir+"/journal")
+	var paths []string
+	for _, f := range j.Files {
+		paths = append(paths, f.Target)
+	}
+	restored, err := s.Salvage(paths)
+	if err != nil || len(restored) != 4 { // the drop-in was not there before
+		t.Fatalf("restored %v, %v", restored, err)
+	}
+	after := snapshot(t, s)
+	for path, want := range before {
+		if after[path] != want {
+			t.Errorf("%s is %q, want %q", path, after[path], want)
+		}
+	}
+	for path := range after {
+		if strings.Contains(path, besideMark+j.ID) {
+			t.Errorf("left behind: %s", path)
+		}
+	}
+	for _, path := range restored {
+		if _, kept := after[savedName(path)]; !kept {
+			t.Errorf("what was in %s is lost", path)
+		}
+	}
+}
