@@ -23,6 +23,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/readpref"
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
 )
 
@@ -81,10 +82,47 @@ type Client struct {
 	watch   *watch
 }
 
-// watch keeps the last failure to hear from each server.
+// watch keeps the last failure to hear from each server, and the last one for
+// which the driver dropped its connections to it.
 type watch struct {
-	mu     sync.Mutex
-	failed map[string]error
+	mu      sync.Mutex
+	failed  map[string]error
+	cleared map[string]error
+}
+
+func newWatch() *watch {
+	return &watch{failed: make(map[string]error), cleared: make(map[string]error)}
+}
+
+// pools hears why connections were dropped. A call that waited for one of them
+// is told only that another call failed, in an error that cannot be unwrapped.
+func (w *watch) pools() *event.PoolMonitor {
+	return &event.PoolMonitor{Event: func(e *event.PoolEvent) {
+		if e.Type != event.ConnectionPoolCleared {
+			return
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.cleared[e.Address] = e.Error
+	}}
+}
+
+// cause returns the error behind err where another call has met it.
+func (w *watch) cause(err error) error {
+	var refused driver.RetryablePoolError
+	if !errors.As(err, &refused) {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for host, why := range w.cleared {
+		if why != nil && strings.Contains(err.Error(), "connection pool for "+host+" was cleared") {
+			return why
+		}
+	}
+	// The driver tells those who wait a moment before it tells us why. This
+	// call was not sent, so it may be repeated as after a cut.
+	return fmt.Errorf("%w: %w", net.ErrClosed, err)
 }
 
 func (w *watch) monitor() *event.ServerMonitor {
@@ -122,7 +160,7 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	}
 	c := &Client{
 		target: t, timeout: o.Timeout, log: o.Log, now: o.Now,
-		watch: &watch{failed: make(map[string]error)},
+		watch: newWatch(),
 	}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
@@ -168,6 +206,7 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	opts.SetReadPreference(readpref.Primary())
 	opts.SetWriteConcern(writeconcern.Majority())
 	opts.SetServerMonitor(c.watch.monitor())
+	opts.SetPoolMonitor(c.watch.pools())
 	opts.SetMonitor(noteAnswers())
 	if o.Dialer != nil {
 		opts.SetDialer(o.Dialer)
@@ -295,7 +334,7 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 		if err == nil {
 			return nil
 		}
-		e := newError(op, err, c.target, c.watch.recent())
+		e := newError(op, c.watch.cause(err), c.target, c.watch.recent())
 		if told := last.get(); told != nil && e.Kind == KindTimeout {
 			// The driver repeats what a server refuses for a moment until the
 			// time is up, and then tells the time only.

@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -274,6 +275,42 @@ func TestCallIsRepeated(t *testing.T) {
 	}
 	if got := strings.Count(log.String(), "call to MongoDB failed"); got != 2 {
 		t.Errorf("%d lines in the log for 2 failed attempts:\n%s", got, log.String())
+	}
+}
+
+// A call that waits for a connection while another one is refused is told that
+// the other one failed: its own answer would have been the same.
+func TestCallWaitsForARefusedOne(t *testing.T) {
+	s := startFake(t, nil)
+	s.answer = func(string, bson.Raw) (bson.D, error) {
+		return errorReply(18, "AuthenticationFailed", "Authentication failed."), nil
+	}
+	c := connect(t, "mongodb://u:"+secretMark+"@"+s.addr()+"/", Options{MaxPool: 2})
+	errs := make([]error, 32)
+	atOnce(len(errs), func(i int) { errs[i] = c.Ping(t.Context()) })
+	for _, err := range errs {
+		checkError(t, err, KindAuth, s.addr())
+	}
+}
+
+// The same where the other call lost its connection: what waited was not sent,
+// and is repeated.
+func TestCallWaitsForOneThatIsCut(t *testing.T) {
+	s := startFake(t, nil)
+	var calls atomic.Int64
+	s.answer = func(string, bson.Raw) (bson.D, error) {
+		if calls.Add(1)%2 == 1 {
+			return nil, nil // the connection ends
+		}
+		return okReply(), nil
+	}
+	c := connect(t, s.addr(), Options{MaxPool: 1})
+	errs := make([]error, 32)
+	atOnce(len(errs), func(i int) { errs[i] = c.Ping(t.Context()) })
+	for _, err := range errs {
+		if err != nil && KindOf(err) != KindLost {
+			t.Error(err)
+		}
 	}
 }
 
