@@ -324,6 +324,15 @@ func noteAnswers() *event.CommandMonitor {
 // a way that passes. So do must be repeatable: an attempt that failed may have
 // been carried out by the server, with only the answer lost.
 func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
+	return c.attempts(ctx, op, maxAttempts, do)
+}
+
+// once is call without a second attempt, for what the next one replaces.
+func (c *Client) once(ctx context.Context, op string, do func(context.Context) error) error {
+	return c.attempts(ctx, op, 1, do)
+}
+
+func (c *Client) attempts(ctx context.Context, op string, most int, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	last := new(lastAnswer)
@@ -340,7 +349,7 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 			// time is up, and then tells the time only.
 			e = newError(op, told, c.target, nil)
 		}
-		again := attempt < maxAttempts && passes(e.Kind, err) && ctx.Err() == nil
+		again := attempt < most && passes(e.Kind, err) && ctx.Err() == nil
 		c.log.DebugContext(ctx, "call to MongoDB failed", "op", op, "attempt", attempt, "again", again,
 			"kind", string(e.Kind), "host", e.Host, "error", e.Err.Error())
 		if !again {

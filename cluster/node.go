@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -45,8 +46,10 @@ type Node struct {
 	Agent    string `bson:"agent,omitempty" json:"agent,omitempty"` // version
 	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
 	// BootID and IP together tell one life of the machine from the next.
-	BootID     string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
-	IntervalMS int64  `bson:"interval_ms,omitempty" json:"interval_ms,omitempty"`
+	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
+	// Port is where AMS answers HTTP; 0 where nobody told.
+	Port       int   `bson:"port,omitempty" json:"port,omitempty"`
+	IntervalMS int64 `bson:"interval_ms,omitempty" json:"interval_ms,omitempty"`
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
@@ -56,6 +59,14 @@ type Node struct {
 	// These are set by the server's clock and ignored when a Node is written.
 	StateSince time.Time `bson:"state_since,omitempty" json:"state_since,omitzero"`
 	UpdatedAt  time.Time `bson:"updated_at,omitempty" json:"updated_at,omitzero"`
+
+	// These are written by [Client.Beat] and ignored when a Node is written;
+	// nil until the first beat.
+	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
+	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
+	Devices  []string  `bson:"gpus,omitempty" json:"gpus,omitempty"` // names of the GPUs
+	// ClockMS is how far the machine's clock is ahead of the server's.
+	ClockMS *int64 `bson:"clock_ms,omitempty" json:"clock_ms,omitempty"`
 }
 
 // Age returns how long ago the row was written, by the server's clock. It is
@@ -107,6 +118,11 @@ func readNode(doc bson.Raw) Node {
 	}
 	n.IntervalMS, _ = int64Field(doc, "interval_ms")
 	n.Seq, _ = int64Field(doc, "seq")
+	if port := intField(doc, "port"); port != nil && *port > 0 && *port <= math.MaxUint16 {
+		n.Port = *port
+	}
+	n.Load, n.Sessions, n.Devices = readLoad(doc), readSessions(doc), textsField(doc, "gpus")
+	n.ClockMS = rateField(doc, "clock_ms")
 	for _, f := range n.facts() {
 		*f.value = textField(doc, f.key)
 	}
@@ -156,10 +172,14 @@ func (c *change) facts(n Node) {
 	for _, f := range n.facts() {
 		c.put(f.key, *f.value)
 	}
-	if n.IntervalMS > 0 {
-		c.set = append(c.set, bson.E{Key: "interval_ms", Value: n.IntervalMS})
-	} else {
-		c.remove("interval_ms")
+	// The interval is the daemon's word, which who registers may not know.
+	for _, number := range []struct {
+		key   string
+		value int64
+	}{{"interval_ms", n.IntervalMS}, {"port", int64(n.Port)}} {
+		if number.value > 0 {
+			c.set = append(c.set, bson.E{Key: number.key, Value: number.value})
+		}
 	}
 	c.stamp("updated_at")
 }
@@ -260,7 +280,10 @@ func (c *Client) register(ctx context.Context, n Node) error {
 	replace.facts(n)
 	replace.state(n.State, n.Reason)
 	replace.set = append(replace.set, bson.E{Key: "seq", Value: n.Seq})
-	replace.remove("load", "sessions")
+	replace.remove("load", "sessions", "gpus", "clock_ms")
+	if n.IntervalMS <= 0 {
+		replace.remove("interval_ms")
+	}
 	thisLife := append(slices.Clone(life[1:]), bson.E{Key: "state", Value: anyOf(States())})
 
 	for range maxRounds {

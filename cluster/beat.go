@@ -1,0 +1,343 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+)
+
+// Load is how busy a machine was at a beat. Each reading may be missing, and
+// a missing reading is nil, never zero.
+type Load struct {
+	// CPU is the busy share of all cores since the beat before, in percent.
+	CPU *int `json:"cpu,omitempty"`
+	// Mem is the share of memory in use, in percent, as AMS's own limit counts
+	// it.
+	Mem *int `json:"mem,omitempty"`
+	// NetRx and NetTx are bytes per second since the beat before, over the
+	// interfaces to other machines.
+	NetRx *int64 `json:"net_rx,omitempty"`
+	NetTx *int64 `json:"net_tx,omitempty"`
+	// Disk is the share in use of the volume that AMS is on, in percent.
+	Disk *int `json:"disk,omitempty"`
+	// GPUs are the devices by their index; nil where there are none, or where
+	// nobody could tell.
+	GPUs []GPULoad `json:"gpus,omitempty"`
+	// Score is the busiest of the resources that AMS is limited by, in percent.
+	Score *int `json:"score,omitempty"`
+}
+
+// GPULoad is how busy one device was, in percent each; nil where the driver
+// does not tell, as for a device that is split (MIG).
+type GPULoad struct {
+	Util *int `json:"util,omitempty"`
+	Enc  *int `json:"enc,omitempty"`
+	Dec  *int `json:"dec,omitempty"`
+	Mem  *int `json:"mem,omitempty"`
+}
+
+// Sessions are the publishers and viewers that a node serves itself; nil where
+// nobody could count.
+type Sessions struct {
+	Publishers *int `json:"publishers,omitempty"`
+	Viewers    *int `json:"viewers,omitempty"`
+	// By says how the viewers were counted.
+	By CountedBy `json:"by,omitempty"`
+}
+
+// CountedBy is a way to count viewers.
+type CountedBy string
+
+// The ways.
+const (
+	CountedByAMS         CountedBy = "ams"         // AMS's own statistics
+	CountedByConnections CountedBy = "connections" // established connections, an estimate
+)
+
+// Total is the number of sessions; known only where both parts are.
+func (s Sessions) Total() (n int, known bool) {
+	if s.Publishers == nil || s.Viewers == nil {
+		return 0, false
+	}
+	return *s.Publishers + *s.Viewers, true
+}
+
+// Equal reports whether both say the same.
+func (s Sessions) Equal(t Sessions) bool {
+	same := func(a, b *int) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
+	return same(s.Publishers, t.Publishers) && same(s.Viewers, t.Viewers) && s.By == t.By
+}
+
+// Beat is one heartbeat of a node.
+type Beat struct {
+	ID  string // of the row
+	Seq int64  // counts the beats of one life
+	Load
+	Sessions Sessions
+
+	// What follows changes rarely, and is written when it differs from the
+	// beat before.
+
+	// Interval is the time from beat to beat.
+	Interval time.Duration
+	// Clock is how far the machine's clock is ahead of the server's. AMS stamps
+	// its document by it. nil is not known.
+	Clock *time.Duration
+	// Devices are the names of the GPUs by index.
+	Devices []string
+}
+
+// clockStep is by how much the clock may wander before a beat tells: readers
+// compare it with a limit of seconds.
+const clockStep = 500 * time.Millisecond
+
+// Beat writes one heartbeat, in one update that the primary alone acknowledges:
+// a beat that is lost in an election is followed by the next one. last is the
+// beat that the row holds already, nil if that is not known; of what changes
+// rarely only the difference to it is written.
+//
+// The error is [ErrNoNode] where there is no row of that id: somebody removed
+// it, and the node has to register again. A beat is not repeated here; the next
+// one is newer.
+func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
+	if b.ID == "" {
+		return errors.New("a beat: it has no node")
+	}
+	op := "writing a beat of node " + b.ID
+	var reply bson.Raw
+	// Not UpdateOne, which says "ordered" as well: every byte here is sent by
+	// every node every few seconds.
+	command := bson.D{
+		{Key: "update", Value: nodesCollection},
+		{Key: "updates", Value: bson.A{bson.D{
+			{Key: "q", Value: bson.D{{Key: "_id", Value: b.ID}}},
+			{Key: "u", Value: b.update(last)},
+		}}},
+		{Key: "writeConcern", Value: bson.D{{Key: "w", Value: int32(1)}}},
+	}
+	err := c.once(ctx, op, func(ctx context.Context) error {
+		var err error
+		reply, err = c.mongo.Database(registryDatabase).RunCommand(ctx, command).Raw()
+		if err == nil {
+			err = writeErrors(reply)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if n, ok := int64Field(reply, "n"); ok && n == 0 {
+		return fmt.Errorf("%s: %w", op, ErrNoNode)
+	}
+	return nil
+}
+
+// writeErrors finds what a server refused although it calls the command done.
+func writeErrors(reply bson.Raw) error {
+	list, ok := field(reply, "writeErrors").ArrayOK()
+	if !ok {
+		return nil
+	}
+	values, err := list.Values()
+	if err != nil || len(values) == 0 {
+		return err
+	}
+	doc, _ := values[0].DocumentOK()
+	code, _ := int64Field(doc, "code")
+	return mongo.CommandError{Code: int32(code), Name: textField(doc, "codeName"), Message: textField(doc, "errmsg")}
+}
+
+func (b Beat) update(last *Beat) bson.D {
+	set := bson.D{{Key: "seq", Value: small(b.Seq)}, {Key: "load", Value: b.Load.document()}}
+	var unset bson.D
+	put := func(key string, value any, known bool) {
+		if known {
+			set = append(set, bson.E{Key: key, Value: value})
+		} else {
+			unset = append(unset, bson.E{Key: key, Value: ""})
+		}
+	}
+	if last == nil || !b.Sessions.Equal(last.Sessions) {
+		put("sessions", b.Sessions.document(), true)
+	}
+	if last == nil || b.Interval != last.Interval {
+		put("interval_ms", small(b.Interval.Milliseconds()), b.Interval > 0)
+	}
+	if last == nil || clockMoved(b.Clock, last.Clock) {
+		var ms int64
+		if b.Clock != nil {
+			ms = b.Clock.Milliseconds()
+		}
+		put("clock_ms", small(ms), b.Clock != nil)
+	}
+	if last == nil || !slices.Equal(b.Devices, last.Devices) {
+		put("gpus", b.Devices, len(b.Devices) > 0)
+	}
+	u := bson.D{{Key: "$set", Value: set}}
+	if len(unset) > 0 {
+		u = append(u, bson.E{Key: "$unset", Value: unset})
+	}
+	return append(u, bson.E{Key: "$currentDate", Value: bson.D{{Key: "updated_at", Value: true}}})
+}
+
+func clockMoved(a, b *time.Duration) bool {
+	if a == nil || b == nil {
+		return (a == nil) != (b == nil)
+	}
+	return (*a - *b).Abs() >= clockStep
+}
+
+// small writes a number in four bytes where it fits.
+func small(n int64) any {
+	if n >= math.MinInt32 && n <= math.MaxInt32 {
+		return int32(n)
+	}
+	return n
+}
+
+func (l Load) document() bson.D {
+	d := bson.D{}
+	percent := func(key string, v *int) {
+		if v != nil {
+			d = append(d, bson.E{Key: key, Value: int32(*v)})
+		}
+	}
+	rate := func(key string, v *int64) {
+		if v != nil {
+			d = append(d, bson.E{Key: key, Value: small(*v)})
+		}
+	}
+	percent("cpu", l.CPU)
+	percent("mem", l.Mem)
+	rate("net_rx", l.NetRx)
+	rate("net_tx", l.NetTx)
+	percent("disk", l.Disk)
+	if len(l.GPUs) > 0 {
+		d = append(d, bson.E{Key: "gpus", Value: packGPUs(l.GPUs)})
+	}
+	percent("score", l.Score)
+	return d
+}
+
+// A device takes four bytes in a row: utilisation, encoder, decoder, memory, in
+// percent each, 255 where it is not known. As documents eight devices would take
+// more room than all the rest of a beat.
+const (
+	gpuBytes   = 4
+	gpuUnknown = 0xff
+)
+
+func packGPUs(gpus []GPULoad) bson.Binary {
+	data := make([]byte, 0, gpuBytes*len(gpus))
+	for _, g := range gpus {
+		for _, v := range []*int{g.Util, g.Enc, g.Dec, g.Mem} {
+			b := byte(gpuUnknown)
+			if v != nil {
+				b = byte(min(max(*v, 0), gpuUnknown-1))
+			}
+			data = append(data, b)
+		}
+	}
+	return bson.Binary{Data: data}
+}
+
+func unpackGPUs(data []byte) []GPULoad {
+	var gpus []GPULoad
+	for part := range slices.Chunk(data, gpuBytes) {
+		if len(part) < gpuBytes {
+			break
+		}
+		value := func(i int) *int {
+			if part[i] == gpuUnknown {
+				return nil
+			}
+			n := int(part[i])
+			return &n
+		}
+		gpus = append(gpus, GPULoad{Util: value(0), Enc: value(1), Dec: value(2), Mem: value(3)})
+	}
+	return gpus
+}
+
+func (s Sessions) document() bson.D {
+	d := bson.D{}
+	if s.Publishers != nil {
+		d = append(d, bson.E{Key: "publishers", Value: int32(*s.Publishers)})
+	}
+	if s.Viewers != nil {
+		d = append(d, bson.E{Key: "viewers", Value: int32(*s.Viewers)})
+		if s.By != "" {
+			d = append(d, bson.E{Key: "by", Value: string(s.By)})
+		}
+	}
+	return d
+}
+
+// readLoad reads the load of a row; nil where the row has none.
+func readLoad(row bson.Raw) *Load {
+	doc, ok := field(row, "load").DocumentOK()
+	if !ok {
+		return nil
+	}
+	l := &Load{
+		CPU: intField(doc, "cpu"), Mem: intField(doc, "mem"), Disk: intField(doc, "disk"), Score: intField(doc, "score"),
+		NetRx: rateField(doc, "net_rx"), NetTx: rateField(doc, "net_tx"),
+	}
+	if _, data, ok := field(doc, "gpus").BinaryOK(); ok {
+		l.GPUs = unpackGPUs(data)
+	}
+	return l
+}
+
+func readSessions(row bson.Raw) *Sessions {
+	doc, ok := field(row, "sessions").DocumentOK()
+	if !ok {
+		return nil
+	}
+	return &Sessions{
+		Publishers: intField(doc, "publishers"), Viewers: intField(doc, "viewers"), By: CountedBy(textField(doc, "by")),
+	}
+}
+
+func intField(doc bson.Raw, key string) *int {
+	n, ok := int64Field(doc, key)
+	if !ok || n < math.MinInt32 || n > math.MaxInt32 {
+		return nil
+	}
+	i := int(n)
+	return &i
+}
+
+func rateField(doc bson.Raw, key string) *int64 {
+	n, ok := int64Field(doc, key)
+	if !ok {
+		return nil
+	}
+	return &n
+}
+
+func textsField(doc bson.Raw, key string) []string {
+	list, ok := field(doc, key).ArrayOK()
+	if !ok {
+		return nil
+	}
+	values, err := list.Values()
+	if err != nil {
+		return nil
+	}
+	var texts []string
+	for _, v := range values {
+		s, _ := v.StringValueOK() // the place counts, whatever stands there
+		texts = append(texts, s)
+	}
+	return texts
+}
