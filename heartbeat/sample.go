@@ -1,0 +1,76 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package heartbeat
+
+import (
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// Sample is one look at the machine. Pointers are nil where nobody could tell.
+type Sample struct {
+	At time.Time
+	// Load is what a beat says of it.
+	Load cluster.Load
+
+	CPU    *float64 // percent of all cores busy since the sample before
+	CPUMax *float64 // the same of the busiest core
+	Cores  int
+	Load1  *float64 // the kernel's load average of one minute
+
+	MemTotal, MemUsed   *uint64 // bytes, as AMS's own limit counts them
+	DiskTotal, DiskUsed *uint64 // bytes of the volume that AMS is on
+
+	AMS     *Process // the server's process; nil where none runs or none is known
+	GPUs    GPUReading
+	Session cluster.Sessions
+
+	// Missing says what could not be read, and why.
+	Missing []Missing
+}
+
+// Missing is a reading that could not be had.
+type Missing struct {
+	What string // "cpu", "memory", "network", "disk", "ams", "gpu", "publishers", "viewers"
+	Err  error
+}
+
+// Process is the load of one process.
+type Process struct {
+	PID     int
+	CPU     *float64 // percent of one core since the sample before: may exceed 100
+	RSS     *uint64  // bytes
+	Threads *int
+}
+
+// GPUState says whether devices could be read.
+type GPUState string
+
+// The states. Absent, failing and zero load are three different things.
+const (
+	GPUAbsent  GPUState = "absent"  // no device and no driver here
+	GPUFailing GPUState = "failing" // there ought to be some; Reason says what is wrong
+	GPUReady   GPUState = "ready"   // Devices are as of At
+)
+
+// GPUReading is the latest word about the devices.
+type GPUReading struct {
+	State   GPUState
+	Reason  string
+	At      time.Time
+	Devices []GPU // by index
+}
+
+// GPU is one device. Percentages are 0 to 100; nil where the driver does not
+// tell ("N/A", as for a device in MIG mode).
+type GPU struct {
+	Index              int
+	Name, UUID         string
+	Driver             string // its version
+	Util, Enc, Dec     *float64
+	MemUsed, MemTotal  *uint64 // bytes
+	Temperature, Power *float64
+	MIG                bool
+}
