@@ -36,7 +36,10 @@ type JoinRequest struct {
 	Address      string
 	ForceAddress bool
 	Valve        Valve
-	OnFailure    OnFailure
+	// Interval is the time from beat to beat, for the row; 0 leaves it to the
+	// daemon.
+	Interval  time.Duration
+	OnFailure OnFailure
 	// Offline edits the files and touches nothing else: no MongoDB, no
 	// service, no cloud.
 	Offline bool

@@ -18,16 +18,9 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	if group == "" {
 		group = f.inst.Group
 	}
-	n := cluster.Node{
-		ID: f.inst.ID, IP: f.address.Addr.String(), Hostname: firstOf(f.inst.Hostname, f.hostname.Name),
-		Role: j.req.Role, Group: group,
-		Provider: f.inst.Provider, Region: f.inst.Region, Zone: f.inst.Zone, Type: f.inst.Type,
-		Agent: j.Version, AMS: f.install.Release.String(),
-		State: state, Reason: reason, BootID: j.bootID(),
-	}
-	if f.inst.PublicAddress.IsValid() {
-		n.PublicIP = f.inst.PublicAddress.String()
-	}
+	n := j.nodeOf(f, j.req.Role, group)
+	n.State, n.Reason = state, reason
+	n.IntervalMS = j.req.Interval.Milliseconds()
 	r, err := f.client.Register(ctx, n)
 	if err != nil {
 		return err

@@ -1,0 +1,256 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+const testMongo = "mongodb://u:p%40ss@10.0.2.4:27017/?replicaSet=rs0"
+
+// joinedTree is a machine that has joined, with the state file of a join.
+func joinedTree(t *testing.T) *Machine {
+	t.Helper()
+	m := ownTree(t, "3.0", "3.0.3")
+	// Where systemd's folder is, a drop-in says the address.
+	if err := os.MkdirAll(filepath.Join(m.Root, "etc/systemd/system"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.DropIn = true
+	joinOffline(t, m, testMongo, "10.0.1.7")
+	s := State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Role: "edge", Group: "edges"}
+	if err := saveState(m.store(), s); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func convergeRequest(t *testing.T, inst metadata.Instance, err error) ConvergeRequest {
+	return ConvergeRequest{
+		Mongo: mustTarget(t, testMongo), Valve: ValveAuto, Address: inst.Address.String(), ForceAddress: true,
+		Identify: func(context.Context) (metadata.Instance, error) { return inst, err },
+	}
+}
+
+func joinedAs() metadata.Instance {
+	return metadata.Instance{Provider: "aws", ID: "i-1", Address: netip.MustParseAddr("10.0.1.7"), Zone: "eu-west-1a"}
+}
+
+func converge(t *testing.T, m *Machine, req ConvergeRequest) *Convergence {
+	t.Helper()
+	c, err := m.Converge(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func ids(findings []Finding) string {
+	var out []string
+	for _, f := range findings {
+		out = append(out, f.ID)
+	}
+	return strings.Join(out, " ")
+}
+
+// snapshot are all files below the root, with their modification times: a
+// convergence that finds nothing to mend must not even touch one.
+func snapshot(t *testing.T, m *Machine) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(m.Root, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Base(name) == "lock" {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			b, rerr := os.ReadFile(name)
+			files[name], err = string(b)+info.ModTime().String(), rerr
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func TestConvergeAsJoined(t *testing.T) {
+	m := joinedTree(t)
+	before := snapshot(t, m)
+	c := converge(t, m, convergeRequest(t, joinedAs(), nil))
+	if c.Phase != PhaseJoined || len(c.Repairs) > 0 || c.RestartNeeded {
+		t.Errorf("got %+v", c)
+	}
+	after := snapshot(t, m)
+	for name, was := range before {
+		if after[name] != was {
+			t.Errorf("%s was written", name)
+		}
+	}
+	n := c.Node
+	if n.ID != "i-1" || n.IP != "10.0.1.7" || n.Role != "edge" || n.Group != "edges" || n.Zone != "eu-west-1a" || n.Port != 5080 || n.AMS != "3.0.3" {
+		t.Errorf("row: %+v", n)
+	}
+}
+
+func TestConvergeNeverJoined(t *testing.T) {
+	m := ownTree(t, "3.0", "3.0.3")
+	before := treeFiles(t, m)
+	c := converge(t, m, convergeRequest(t, joinedAs(), nil))
+	if c.Phase != "" || len(c.Repairs)+len(c.Files) > 0 {
+		t.Errorf("got %+v", c)
+	}
+	for name, was := range before {
+		if treeFiles(t, m)[name] != was {
+			t.Errorf("%s was written", name)
+		}
+	}
+}
+
+// Every way in which a machine is found other than it joined.
+func TestConvergeRepairs(t *testing.T) {
+	moved := joinedAs()
+	moved.Address = netip.MustParseAddr("10.0.1.9")
+	cloned := moved
+	cloned.ID = "i-2"
+	tests := []struct {
+		name    string
+		disturb func(t *testing.T, m *Machine)
+		inst    metadata.Instance
+		repairs string
+	}{
+		{name: "new address", inst: moved, repairs: "AMS-MOVED AMS-DRIFT"},
+		{name: "copy of the disk", inst: cloned, repairs: "AMS-CLONED AMS-MOVED AMS-DRIFT"},
+		{name: "lost drop-in", inst: joinedAs(), repairs: "AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
+			if err := os.Remove(filepath.Join(m.Root, ams.DropInPath)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "files of an upgrade", inst: joinedAs(), repairs: "AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
+			fresh := ownTree(t, "3.0", "3.0.3")
+			for _, name := range []string{"conf/red5.properties", "conf/jee-container.xml", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
+				b, err := os.ReadFile(filepath.Join(fresh.Root, ams.DefaultDir, name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(m.Root, ams.DefaultDir, name), b, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m := joinedTree(t)
+			original := treeFiles(t, ownTree(t, "3.0", "3.0.3"))
+			if tt.disturb != nil {
+				tt.disturb(t, m)
+			}
+			c := converge(t, m, convergeRequest(t, tt.inst, nil))
+			if got := ids(c.Repairs); got != tt.repairs {
+				t.Errorf("repairs %q, want %q: %v", got, tt.repairs, c.Repairs)
+			}
+			s, err := loadState(m.store())
+			if err != nil || s.InstanceID != tt.inst.ID || s.Address != tt.inst.Address.String() || s.Phase != PhaseJoined {
+				t.Errorf("state %+v, %v", s, err)
+			}
+			if c.Node.IP != tt.inst.Address.String() || c.Node.ID != tt.inst.ID {
+				t.Errorf("row %+v", c.Node)
+			}
+			v, err := ams.ReadDropIn(m.Root)
+			if err != nil || v.HostAddress != tt.inst.Address.String() {
+				t.Errorf("drop-in %+v, %v", v, err)
+			}
+			if in, err := m.open(); err != nil {
+				t.Error(err)
+			} else if mode, err := in.Mode(); mode != "cluster" {
+				t.Errorf("mode %s, %v", mode, err)
+			}
+			// The second run finds nothing, and leave still knows the original.
+			if c := converge(t, m, convergeRequest(t, tt.inst, nil)); len(c.Repairs) > 0 {
+				t.Errorf("the second run repairs %v", c.Repairs)
+			}
+			leaveOffline(t, m)
+			left := treeFiles(t, m)
+			for name, was := range original {
+				if left[name] != was {
+					t.Errorf("%s is not as before the join", name)
+				}
+			}
+		})
+	}
+}
+
+// A cloud that does not answer at boot makes no stranger of a node.
+func TestConvergeWithoutMetadata(t *testing.T) {
+	m := joinedTree(t)
+	req := convergeRequest(t, metadata.Instance{}, errors.New("the metadata service does not answer"))
+	req.Address = "10.0.1.7"
+	before := snapshot(t, m)
+	c := converge(t, m, req)
+	if len(c.Repairs) > 0 || !strings.HasPrefix(ids(c.Warnings), IDIdentity) {
+		t.Errorf("repairs %v, warnings %v", c.Repairs, c.Warnings)
+	}
+	if c.Node.ID != "i-1" {
+		t.Errorf("row %+v", c.Node)
+	}
+	for name, was := range snapshot(t, m) {
+		if before[name] != was {
+			t.Errorf("%s was written", name)
+		}
+	}
+}
+
+// serviceThat is a service in one state, which must not be touched.
+type serviceThat struct {
+	ams.None
+	state ams.State
+}
+
+func (s serviceThat) State(context.Context) (ams.State, error) { return s.state, nil }
+
+func TestConvergeOwesARestart(t *testing.T) {
+	m := joinedTree(t)
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
+	moved := joinedAs()
+	moved.Address = netip.MustParseAddr("10.0.1.9")
+	if c := converge(t, m, convergeRequest(t, moved, nil)); !c.RestartNeeded {
+		t.Error("the server runs with the old address, and no restart is owed")
+	}
+	// It stays owed until somebody restarts, and ends when the server is started.
+	if c := converge(t, m, convergeRequest(t, moved, nil)); !c.RestartNeeded {
+		t.Error("forgotten by the second run")
+	}
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityInactive}}
+	if c := converge(t, m, convergeRequest(t, moved, nil)); c.RestartNeeded {
+		t.Error("a server that does not run needs no restart")
+	}
+}
+
+func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
+	for _, phase := range []Phase{PhaseJoining, PhaseLeaving} {
+		m := joinedTree(t)
+		s := State{Phase: phase, InstanceID: "i-1", Address: "10.0.1.7"}
+		if err := saveState(m.store(), s); err != nil {
+			t.Fatal(err)
+		}
+		moved := joinedAs()
+		moved.ID = "i-2"
+		c := converge(t, m, convergeRequest(t, moved, nil))
+		if c.Phase != phase || len(c.Repairs) > 0 {
+			t.Errorf("%s: %+v", phase, c)
+		}
+	}
+}
