@@ -193,8 +193,11 @@ func clockMoved(a, b *time.Duration) bool {
 	if a == nil || b == nil {
 		return (a == nil) != (b == nil)
 	}
-	return (*a - *b).Abs() >= clockStep
+	return ClockMoved(*a, *b)
 }
+
+// ClockMoved reports whether a clock wandered far enough for a beat to tell.
+func ClockMoved(was, is time.Duration) bool { return (is - was).Abs() >= clockStep }
 
 // small writes a number in four bytes where it fits.
 func small(n int64) any {
