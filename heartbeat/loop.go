@@ -1,0 +1,250 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package heartbeat
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+const (
+	// jitter spreads the beats of nodes that were booted together; a beat is
+	// early or late by no more than this share of the interval.
+	jitter = 0.05
+	// leastSendTime and mostSendTime bound the writing of one beat, which
+	// otherwise gets its interval: what takes longer is followed by a newer one.
+	leastSendTime = time.Second
+	mostSendTime  = 5 * time.Second
+	// mostBackOff is how long at most no beat is tried while MongoDB is away.
+	// Longer, and a node stays silent for too long after it is back.
+	mostBackOff = 15 * time.Second
+	// clockEvery is how often this machine's clock is compared with the
+	// server's. A clock that drifts by a second in this time is broken.
+	clockEvery = 5 * time.Minute
+	// fullEvery is after how many beats everything is written again: what a row
+	// lost by another hand comes back.
+	fullEvery = 120
+)
+
+// Sender writes beats. [cluster.Client] is one.
+type Sender interface {
+	Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error
+	// ClockSkew tells how far the local clock is ahead of the server's.
+	ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error)
+}
+
+// Loop samples the machine at an even pace and beats into the registry. Beats
+// that cannot be written are dropped, never queued.
+type Loop struct {
+	// ID is the row's.
+	ID string
+	// Interval is the time from beat to beat.
+	Interval time.Duration
+	// Sample looks at the machine. It must not block for long.
+	Sample func(context.Context) Sample
+	// Sender is nil where there is nothing to beat into: then the loop only
+	// samples.
+	Sender Sender
+	// Enroll writes the node's row again after somebody removed it.
+	Enroll func(context.Context) error
+	// Report, if not nil, is told of each round when it ends. It runs on the
+	// loop's goroutine: a loop that reports is a loop that makes progress.
+	Report func(Report)
+	Log    *slog.Logger
+	// Rand is a number from 0 to 1; nil is a random one.
+	Rand func() float64
+}
+
+// Report is one round of the loop.
+type Report struct {
+	Sample Sample
+	// Tried tells that a beat was sent; Err is what came of it.
+	Tried   bool
+	Err     error
+	Latency time.Duration // of the write
+	Seq     int64         // of the last beat that was written; 0: none yet
+	// Dropped counts the beats that were not written since the last one that
+	// was.
+	Dropped int
+	// RetryIn is how long no beat is tried now.
+	RetryIn time.Duration
+}
+
+// beats is the loop's memory of one run.
+type beats struct {
+	*Loop
+	seq     int64
+	last    *cluster.Beat // that the row holds; nil: not known
+	sinceAt int           // beats since everything was written
+	dropped int
+	backOff time.Duration
+	notTill time.Time
+	clock   *time.Duration
+	clocked time.Time
+}
+
+// Run beats until ctx ends. The first beat comes within one interval, at a
+// moment of its own, so that nodes booted together do not beat together.
+func (l *Loop) Run(ctx context.Context) {
+	b := &beats{Loop: l}
+	if b.Log == nil {
+		b.Log = slog.New(slog.DiscardHandler)
+	}
+	if b.Rand == nil {
+		b.Rand = rand.Float64
+	}
+	if b.Interval <= 0 {
+		b.Interval = cluster.DefaultInterval
+	}
+	due := time.Now().Add(time.Duration(b.Rand() * float64(b.Interval)))
+	for {
+		if !sleepUntil(ctx, due) {
+			return
+		}
+		b.round(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		due = b.next(due, time.Now())
+	}
+}
+
+// next keeps the pace: a round that was late does not move all that follow, and
+// rounds that were missed are not made up for.
+func (b *beats) next(due, now time.Time) time.Time {
+	due = due.Add(b.Interval)
+	if due.Before(now) {
+		due = now.Add(b.Interval / 2)
+	}
+	return due.Add(time.Duration((2*b.Rand() - 1) * jitter * float64(b.Interval)))
+}
+
+func sleepUntil(ctx context.Context, t time.Time) bool {
+	timer := time.NewTimer(time.Until(t))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return ctx.Err() == nil
+	}
+}
+
+func (b *beats) round(ctx context.Context) {
+	s := b.Sample(ctx)
+	r := Report{Sample: s}
+	now := time.Now()
+	switch {
+	case b.Sender == nil:
+	case now.Before(b.notTill):
+		b.dropped++
+	default:
+		r.Tried = true
+		r.Err = b.send(ctx, s)
+		r.Latency = time.Since(now)
+		if ctx.Err() != nil {
+			return
+		}
+		b.outcome(r.Err)
+	}
+	r.Seq, r.Dropped = b.seq, b.dropped
+	if left := time.Until(b.notTill); left > 0 {
+		r.RetryIn = left
+	}
+	if b.Report != nil {
+		b.Report(r)
+	}
+}
+
+// send writes one beat. The row being gone is mended at once: the node is alive,
+// whoever removed it.
+func (b *beats) send(ctx context.Context, s Sample) error {
+	ctx, cancel := context.WithTimeout(ctx, min(max(b.Interval, leastSendTime), mostSendTime))
+	defer cancel()
+	b.readClock(ctx)
+	beat := cluster.Beat{
+		ID: b.ID, Seq: b.seq + 1, Load: s.Load, Sessions: s.Session,
+		Interval: b.Interval, Clock: b.clock, Devices: deviceNames(s.GPUs),
+	}
+	last := b.last
+	if b.sinceAt >= fullEvery {
+		last = nil
+	}
+	err := b.Sender.Beat(ctx, beat, last)
+	if errors.Is(err, cluster.ErrNoNode) && b.Enroll != nil {
+		b.Log.Warn("the registry has no row of this node any more; it registers again", "node", b.ID)
+		if err = b.Enroll(ctx); err == nil {
+			last = nil
+			err = b.Sender.Beat(ctx, beat, nil)
+		}
+	}
+	if err != nil {
+		// It may have been written or not.
+		b.last = nil
+		return err
+	}
+	if b.sinceAt++; last == nil {
+		b.sinceAt = 1
+	}
+	b.seq++
+	// What the row holds of what changes rarely: the clock only moves there in
+	// steps.
+	if last != nil && !clockTold(last.Clock, beat.Clock) {
+		beat.Clock = last.Clock
+	}
+	b.last = &beat
+	return nil
+}
+
+func clockTold(was, is *time.Duration) bool {
+	if was == nil || is == nil {
+		return (was == nil) != (is == nil)
+	}
+	return cluster.ClockMoved(*was, *is)
+}
+
+// readClock compares the clocks now and then. Where it cannot, what was known
+// stays.
+func (b *beats) readClock(ctx context.Context) {
+	if !b.clocked.IsZero() && time.Since(b.clocked) < clockEvery {
+		return
+	}
+	skew, accuracy, err := b.Sender.ClockSkew(ctx)
+	if err != nil || accuracy > time.Second {
+		return // a beat that follows tells what is wrong
+	}
+	b.clock, b.clocked = &skew, time.Now()
+}
+
+// outcome notes how a beat went and when to try the next one.
+func (b *beats) outcome(err error) {
+	if err == nil {
+		if b.dropped > 0 {
+			b.Log.Info("beats are written again", "dropped", b.dropped)
+		}
+		b.dropped, b.backOff, b.notTill = 0, 0, time.Time{}
+		return
+	}
+	if b.dropped++; b.dropped == 1 {
+		b.Log.Warn("a beat could not be written; those that follow are dropped until MongoDB is back", "error", err)
+	}
+	// After a broken connection the clock may be another server's.
+	b.clocked = time.Time{}
+	b.backOff = min(max(2*b.backOff, b.Interval/2), mostBackOff)
+	// A thousand nodes see MongoDB come back at the same moment.
+	b.notTill = time.Now().Add(time.Duration((0.5 + b.Rand()/2) * float64(b.backOff)))
+}
+
+func deviceNames(r GPUReading) []string {
+	var names []string
+	for _, d := range r.Devices {
+		names = append(names, d.Name)
+	}
+	return names
+}

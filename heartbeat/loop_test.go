@@ -1,0 +1,286 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package heartbeat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// fakeRegistry takes beats, or does not, as the test says.
+type fakeRegistry struct {
+	mu     sync.Mutex
+	beats  []sent
+	fail   error
+	hang   bool
+	gone   bool
+	skew   time.Duration
+	clocks int
+}
+
+type sent struct {
+	at   time.Time
+	beat cluster.Beat
+	full bool
+}
+
+func (f *fakeRegistry) set(change func(*fakeRegistry)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+func (f *fakeRegistry) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
+	f.mu.Lock()
+	hang := f.hang
+	f.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return f.fail
+	}
+	if f.gone {
+		return fmt.Errorf("writing a beat: %w", cluster.ErrNoNode)
+	}
+	f.beats = append(f.beats, sent{time.Now(), b, last == nil})
+	return nil
+}
+
+func (f *fakeRegistry) ClockSkew(context.Context) (time.Duration, time.Duration, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clocks++
+	return f.skew, time.Millisecond, f.fail
+}
+
+func (f *fakeRegistry) taken() []sent {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]sent(nil), f.beats...)
+}
+
+// run starts a loop in a bubble of its own clock.
+func run(t *testing.T, f *fakeRegistry, change func(*Loop)) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	l := &Loop{
+		ID: "i-1", Interval: 5 * time.Second, Sender: f,
+		Sample: func(context.Context) Sample { return Sample{At: time.Now()} },
+	}
+	if change != nil {
+		change(l)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); l.Run(ctx) }()
+	return func() { cancel(); <-done }
+}
+
+func TestLoopKeepsThePace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		start := time.Now()
+		stop := run(t, f, nil)
+		time.Sleep(11 * time.Minute)
+		stop()
+		beats := f.taken()
+		if n := len(beats); n < 129 || n > 134 {
+			t.Fatalf("%d beats in 11 minutes at 5 s", n)
+		}
+		if first := beats[0].at.Sub(start); first > 5*time.Second {
+			t.Errorf("the first beat came after %s", first)
+		}
+		for i := 1; i < len(beats); i++ {
+			if gap := beats[i].at.Sub(beats[i-1].at); gap < 4500*time.Millisecond || gap > 5500*time.Millisecond {
+				t.Errorf("beat %d came %s after the one before", i, gap)
+			}
+			if beats[i].beat.Seq != beats[i-1].beat.Seq+1 {
+				t.Errorf("seq %d after %d", beats[i].beat.Seq, beats[i-1].beat.Seq)
+			}
+		}
+		if !beats[0].full || beats[1].full {
+			t.Error("the first beat writes all, the second does not")
+		}
+		if !beats[fullEvery].full {
+			t.Errorf("beat %d does not write all", fullEvery)
+		}
+		if f.clocks > 4 {
+			t.Errorf("the clock was read %d times in 11 minutes", f.clocks)
+		}
+	})
+}
+
+// A thousand loops started at one moment spread over the interval.
+func TestLoopsSpreadOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var buckets [5]int
+		start := time.Now()
+		var stops []func()
+		var all []*fakeRegistry
+		for range 1000 {
+			f := &fakeRegistry{}
+			all = append(all, f)
+			stops = append(stops, run(t, f, nil))
+		}
+		time.Sleep(5 * time.Second)
+		for _, stop := range stops {
+			stop()
+		}
+		for _, f := range all {
+			if beats := f.taken(); len(beats) > 0 {
+				buckets[min(int(beats[0].at.Sub(start)/time.Second), 4)]++
+			}
+		}
+		for second, n := range buckets {
+			if n < 100 || n > 300 {
+				t.Errorf("%d of 1000 first beats in second %d: %v", n, second, buckets)
+			}
+		}
+	})
+}
+
+func TestLoopMongoAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		var last Report
+		var mu sync.Mutex
+		rounds := 0
+		stop := run(t, f, func(l *Loop) {
+			l.Report = func(r Report) { mu.Lock(); last, rounds = r, rounds+1; mu.Unlock() }
+		})
+		time.Sleep(time.Minute)
+		before := len(f.taken())
+		f.set(func(f *fakeRegistry) { f.fail = errors.New("away") })
+		time.Sleep(10 * time.Minute)
+		mu.Lock()
+		if last.Dropped < 110 || last.Seq != int64(before) {
+			t.Errorf("after ten minutes: %+v", last)
+		}
+		if rounds < 125 {
+			t.Errorf("only %d rounds: sampling stopped while MongoDB is away", rounds)
+		}
+		mu.Unlock()
+		if got := len(f.taken()); got != before {
+			t.Errorf("%d beats were written meanwhile", got-before)
+		}
+		back := time.Now()
+		f.set(func(f *fakeRegistry) { f.fail = nil })
+		time.Sleep(time.Minute)
+		stop()
+		after := f.taken()[before:]
+		if len(after) == 0 {
+			t.Fatal("no beat after MongoDB came back")
+		}
+		if late := after[0].at.Sub(back); late > mostBackOff+6*time.Second {
+			t.Errorf("the first beat came %s after MongoDB", late)
+		}
+		if !after[0].full || after[0].beat.Seq != int64(before)+1 {
+			t.Errorf("the first beat after an outage: full %v, seq %d", after[0].full, after[0].beat.Seq)
+		}
+		if len(after) > 13 {
+			t.Errorf("%d beats in the first minute: some were queued", len(after))
+		}
+	})
+}
+
+// A write that hangs costs the beats it covers, and no more.
+func TestLoopMongoHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{hang: true}
+		rounds := 0
+		var mu sync.Mutex
+		stop := run(t, f, func(l *Loop) { l.Report = func(Report) { mu.Lock(); rounds++; mu.Unlock() } })
+		time.Sleep(5 * time.Minute)
+		mu.Lock()
+		if rounds < 30 {
+			t.Errorf("%d rounds in 5 minutes: the loop hangs with MongoDB", rounds)
+		}
+		mu.Unlock()
+		f.set(func(f *fakeRegistry) { f.hang = false })
+		time.Sleep(30 * time.Second)
+		stop()
+		if len(f.taken()) == 0 {
+			t.Error("no beat after it came back")
+		}
+	})
+}
+
+func TestLoopRegistersAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		enrolled := 0
+		stop := run(t, f, func(l *Loop) {
+			l.Enroll = func(context.Context) error { enrolled++; f.set(func(f *fakeRegistry) { f.gone = false }); return nil }
+		})
+		time.Sleep(20 * time.Second)
+		f.set(func(f *fakeRegistry) { f.gone = true })
+		time.Sleep(20 * time.Second)
+		stop()
+		if enrolled != 1 {
+			t.Fatalf("registered %d times", enrolled)
+		}
+		full := 0
+		for _, b := range f.taken() {
+			if b.full {
+				full++
+			}
+		}
+		if full != 2 {
+			t.Errorf("%d full beats; the first after registering has to be one", full)
+		}
+	})
+}
+
+func TestLoopTellsTheClockInSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{skew: 10 * time.Minute}
+		stop := run(t, f, nil)
+		time.Sleep(time.Minute)
+		f.set(func(f *fakeRegistry) { f.skew += 100 * time.Millisecond })
+		time.Sleep(2 * clockEvery)
+		stop()
+		beats := f.taken()
+		for _, b := range beats {
+			if b.beat.Clock == nil || *b.beat.Clock < 10*time.Minute {
+				t.Fatalf("clock %v", b.beat.Clock)
+			}
+		}
+	})
+}
+
+func TestLoopWithoutRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rounds := 0
+		var mu sync.Mutex
+		ctx, cancel := context.WithCancel(t.Context())
+		l := &Loop{
+			Interval: time.Second, Sample: func(context.Context) Sample { return Sample{} },
+			Report: func(r Report) {
+				mu.Lock()
+				defer mu.Unlock()
+				if rounds++; r.Tried || r.Err != nil {
+					t.Errorf("a beat without a registry: %+v", r)
+				}
+			},
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); l.Run(ctx) }()
+		time.Sleep(time.Minute)
+		cancel()
+		<-done
+		if rounds < 55 {
+			t.Errorf("%d rounds in a minute", rounds)
+		}
+	})
+}
