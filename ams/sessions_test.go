@@ -1,0 +1,257 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func opened(t *testing.T, changes map[string]string) *Installation {
+	t.Helper()
+	in, err := Open(tree(t, changes), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in
+}
+
+var shipped = Ports{HTTP: 5080, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: 5000}
+
+func TestPorts(t *testing.T) {
+	for name, c := range map[string]struct {
+		properties string
+		want       Ports
+	}{
+		"nothing set": {"", shipped},
+		"all set": {
+			"http.port=80\nhttps.port=443\nrtmp.port=1936\nrtmps.enabled=true\nrtmps.port=8444\nserver.srt_port=4201\nserver.origin_port=5001\n",
+			Ports{HTTP: 80, HTTPS: 443, RTMP: 1936, RTMPS: 8444, SRT: 4201, Origin: 5001},
+		},
+		"java spelling": {"http.port : 8\\\n  080 \nrtmps.enabled: ON\nhttps.port=1\nhttps.port=2\n", Ports{HTTP: 8080, HTTPS: 2, RTMP: 1935, RTMPS: 8443, SRT: 4200, Origin: 5000}},
+		"no ports":      {"http.port=${port}\nhttps.port=0\nrtmp.port=65536\nserver.srt_port=-1\nserver.origin_port=\nrtmps.enabled=false\nrtmps.port=8443\n", shipped},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := opened(t, map[string]string{serverName: c.properties}).Ports()
+			if err != nil || got != c.want {
+				t.Errorf("%+v, %v, want %+v", got, err, c.want)
+			}
+		})
+	}
+	t.Run("the file as it is now", func(t *testing.T) {
+		in := opened(t, nil)
+		if err := os.WriteFile(in.Server.Real, []byte("http.port=8081\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := in.Ports(); err != nil || got.HTTP != 8081 {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if diff := cmp.Diff([]int{8081, 5443}, Ports{HTTP: 8081, HTTPS: 5443, RTMP: 1935}.Viewers()); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("broken", func(t *testing.T) {
+		in := opened(t, map[string]string{serverName: "http.port=1\nx=\\u00g0\n"})
+		if got, err := in.Ports(); err == nil || got != shipped {
+			t.Errorf("malformed: %+v, %v", got, err)
+		}
+		if err := os.Remove(in.Server.Real); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := in.Ports(); !errors.Is(err, ErrUnreadable) || got != shipped {
+			t.Errorf("gone: %+v, %v", got, err)
+		}
+		if _, err := in.ServerKey(); !errors.Is(err, ErrUnreadable) || errors.Is(err, ErrNoServerToken) {
+			t.Errorf("gone: %v", err)
+		}
+	})
+}
+
+// Every shipped release listens on the same ports, takes no token as it is
+// shipped, and has a database for each application.
+func TestSessionsCorpus(t *testing.T) {
+	var dirs []string
+	for _, pattern := range []string{"../testdata/trees/*/conf", "../../shared/corpus/ams/*/conf"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) == 0 {
+			t.Logf("%s: not present", pattern)
+		}
+		dirs = append(dirs, found...)
+	}
+	if len(dirs) == 0 {
+		t.Skip("neither trees nor corpus are here")
+	}
+	for _, dir := range dirs {
+		dir, err := filepath.Abs(filepath.Dir(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(filepath.Base(filepath.Dir(dir))+" "+filepath.Base(dir), func(t *testing.T) {
+			in, err := Open("", dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := in.Ports(); err != nil || got != shipped {
+				t.Errorf("ports %+v, %v", got, err)
+			}
+			if _, err := in.ServerKey(); !errors.Is(err, ErrNoServerToken) {
+				t.Errorf("key: %v", err)
+			}
+			if names, err := in.Databases(); err != nil || len(names) == 0 {
+				t.Errorf("databases %q, %v", names, err)
+			}
+		})
+	}
+}
+
+func TestDatabases(t *testing.T) {
+	in := opened(t, map[string]string{"webapps/again/WEB-INF/red5-web.properties": appProperties("live")})
+	got, err := in.Databases()
+	if err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"livedb", "mydb", "yayindb"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	in = opened(t, map[string]string{
+		"webapps/bad/WEB-INF/red5-web.properties":   "db.name=\\u12\n",
+		"webapps/no-db/WEB-INF/red5-web.properties": "",
+		"webapps/root/WEB-INF/red5-web.properties":  "",
+	})
+	got, err = in.Databases()
+	if err == nil || !strings.Contains(err.Error(), "bad") || !strings.Contains(err.Error(), "no-db") || strings.Contains(err.Error(), "root") {
+		t.Errorf("two applications are not known: %v", err)
+	}
+	if len(got) != 3 {
+		t.Errorf("the others: %q", got)
+	}
+}
+
+const jwt = "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey="
+
+// The vendor's documentation shows a secret, and the token it must give.
+func TestServerKeyMakesTheTokenOfTheDocumentation(t *testing.T) {
+	key, err := opened(t, map[string]string{serverName: jwt + "cizvvh7f6ys0w3x0s1gzg6c2qzpk0gb9\n"}).ServerKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.tA6sZwz_MvD9Nocf3Xv_DXhJaeTNgfsHPlg3RHEoZRk"
+	if got := key.token("{}"); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestServerKeyToken(t *testing.T) {
+	for name, c := range map[string]struct{ spelled, secret string }{
+		"plain":          {"s3cret", "s3cret"},
+		"escaped":        {`a\\b\=c\u00e9 `, `a\b=cé `}, // the blank belongs to it
+		"over two lines": {"ab\\\n  cd", "abcd"},
+		"dollar":         {"a$b{c}", "a$b{c}"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			key, err := opened(t, map[string]string{serverName: jwt + c.spelled + "\n"}).ServerKey()
+			if err != nil {
+				t.Fatal(err)
+			}
+			now := time.Unix(1_800_000_000, 0)
+			parts := strings.Split(key.Token(now), ".")
+			if len(parts) != 3 {
+				t.Fatalf("%q", parts)
+			}
+			mac := hmac.New(sha256.New, []byte(c.secret))
+			mac.Write([]byte(parts[0] + "." + parts[1]))
+			if want := base64.RawURLEncoding.EncodeToString(mac.Sum(nil)); parts[2] != want {
+				t.Errorf("signature %s, want %s", parts[2], want)
+			}
+			var decoded [2]map[string]any
+			for i := range decoded {
+				b, err := base64.RawURLEncoding.DecodeString(parts[i])
+				if err == nil {
+					err = json.Unmarshal(b, &decoded[i])
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			want := [2]map[string]any{{"alg": "HS256", "typ": "JWT"}, {"exp": float64(1_800_000_060)}}
+			if diff := cmp.Diff(want, decoded); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+	if got := (ServerKey{}).Token(time.Now()); got != "" {
+		t.Errorf("a key that is not set makes %q", got)
+	}
+}
+
+func TestServerKeyNotPossible(t *testing.T) {
+	const secret = "0123456789abcdef0123456789abcdef"
+	for name, c := range map[string]struct{ properties, why string }{
+		"missing":        {"", "server.jwtServerControlEnabled is not true"},
+		"off":            {"server.jwtServerControlEnabled=false\nserver.jwtServerSecretKey=" + secret + "\n", "server.jwtServerControlEnabled is not true"},
+		"no secret":      {jwt + "\n", "server.jwtServerSecretKey is empty"},
+		"jwks only":      {jwt + "\nserver.jwksURL=https://example.org/\n", "server.jwksURL is set"},
+		"jwks wins":      {jwt + secret + "\nserver.jwksURL=https://example.org/\n", "server.jwksURL is set"},
+		"placeholder":    {jwt + "${" + secret + "}\n", "a placeholder"},
+		"the last wins":  {jwt + secret + "\nserver.jwtServerSecretKey=\n", "server.jwtServerSecretKey is empty"},
+		"off in the end": {jwt + secret + "\nserver.jwtServerControlEnabled=0\n", "server.jwtServerControlEnabled is not true"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := opened(t, map[string]string{serverName: c.properties})
+			_, err := in.ServerKey()
+			if !errors.Is(err, ErrNoServerToken) || !strings.Contains(err.Error(), c.why) || !strings.Contains(err.Error(), "red5.properties") {
+				t.Errorf("%v", err)
+			}
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("the secret is told: %v", err)
+			}
+		})
+	}
+	for _, yes := range []string{"true", "TRUE", " true ", "on", "yes", "1"} {
+		in := opened(t, map[string]string{serverName: "server.jwtServerControlEnabled=" + yes + "\nserver.jwtServerSecretKey=" + secret + "\n"})
+		if _, err := in.ServerKey(); err != nil {
+			t.Errorf("%q: %v", yes, err)
+		}
+	}
+}
+
+func TestServerKeyKeepsItsSecret(t *testing.T) {
+	const secret = "0123456789abcdef0123456789abcdef"
+	in := opened(t, map[string]string{serverName: jwt + secret + "\n"})
+	key, err := in.ServerKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	type holder struct{ key ServerKey }
+	shown := key.Token(time.Now())
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		for _, v := range []any{key, &key, holder{key}, in} {
+			shown += fmt.Sprintf(verb, v)
+		}
+	}
+	for _, v := range []any{key, in} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown += string(b)
+	}
+	if strings.Contains(shown, secret) || strings.Contains(shown, fmt.Sprintf("%x", secret)) {
+		t.Errorf("the secret is told: %s", shown)
+	}
+}

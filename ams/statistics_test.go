@@ -1,0 +1,165 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func count(n int) *int { return &n }
+
+func TestReadStatistics(t *testing.T) {
+	recorded, err := os.ReadFile("testdata/sessions/system-resources.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := Statistics{
+		LocalStreams: count(3), LocalWebRTCStreams: count(2),
+		WebRTCViewers: count(11), HLSViewers: count(140), DASHViewers: count(0),
+		CPU: count(37), ProcessCPU: count(21), EncodersBlocked: count(1),
+	}
+	for name, c := range map[string]struct {
+		code int
+		body string
+		want Statistics
+		err  error
+		text string
+	}{
+		"current":         {200, string(recorded), full, nil, ""},
+		"old, no DASH":    {200, `{"cpuUsage":12,"localLiveStreams":1,"localWebRTCViewers":4,"localHLSViewers":5}`, Statistics{CPU: count(12), LocalStreams: count(1), WebRTCViewers: count(4), HLSViewers: count(5)}, nil, ""},
+		"as text":         {200, `{"localLiveStreams":"7","localHLSViewers":" 8 ","localDASHViewers":2.0}`, Statistics{LocalStreams: count(7), HLSViewers: count(8), DASHViewers: count(2)}, nil, ""},
+		"not measured":    {200, `{"localLiveStreams":0,"localHLSViewers":-1,"localDASHViewers":null,"localWebRTCViewers":{"LiveApp":3},"cpuUsage":{"systemCPULoad":-1}}`, Statistics{LocalStreams: count(0)}, nil, ""},
+		"nonsense figure": {200, `{"localLiveStreams":1e300,"localHLSViewers":"NaN","localDASHViewers":true,"localWebRTCViewers":[1],"cpuUsage":"busy","encodersBlocked":2}`, Statistics{EncodersBlocked: count(2)}, nil, ""},
+		"wrong token":     {403, "Invalid Server JWT Token", Statistics{}, ErrForbidden, "403"},
+		"login":           {401, "", Statistics{}, ErrForbidden, "401"},
+		"older release":   {404, "", Statistics{}, ErrNoStatistics, "404"},
+		"its fault":       {500, "", Statistics{}, ErrNotStatistics, "500"},
+		"elsewhere":       {302, "", Statistics{}, ErrNotStatistics, "302"},
+		"empty":           {200, "", Statistics{}, ErrNotStatistics, ""},
+		"nginx":           {200, "<html>welcome</html>", Statistics{}, ErrNotStatistics, ""},
+		"cut":             {200, string(recorded[:len(recorded)/2]), Statistics{}, ErrNotStatistics, ""},
+		"a list":          {200, "[]", Statistics{}, ErrNotStatistics, ""},
+		"somebody else":   {200, `{"status":"ok"}`, Statistics{}, ErrNotStatistics, ""},
+		"nothing":         {200, "null", Statistics{}, ErrNotStatistics, ""},
+		"endless":         {200, `{"localLiveStreams":3}` + strings.Repeat(" ", statisticsBody), Statistics{}, ErrNotStatistics, "longer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method != http.MethodGet || r.URL.Path != "/rest/v2/system-resources" || r.Header.Get("X-Forwarded-For") != "" {
+					t.Errorf("%s %s %v", r.Method, r.URL, r.Header)
+				}
+				if r.Header.Get("ProxyAuthorization") != "to.k.en" {
+					t.Errorf("token %q", r.Header.Get("ProxyAuthorization"))
+				}
+				if c.code == 302 {
+					w.Header().Set("Location", "/elsewhere")
+				}
+				w.WriteHeader(c.code)
+				_, _ = io.WriteString(w, c.body)
+			}))
+			defer srv.Close()
+			// A client that would follow: the token must not go with it.
+			got, err := ReadStatistics(t.Context(), &http.Client{Transport: NewHTTPClient().Transport}, srv.URL+"/", "to.k.en")
+			if !errors.Is(err, c.err) {
+				t.Fatalf("%v", err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), c.text) || strings.Contains(err.Error(), "to.k.en")) {
+				t.Errorf("%v", err)
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestReadStatisticsNoAnswer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	if _, err := ReadStatistics(t.Context(), nil, "http://"+l.Addr().String(), "to.k.en"); !errors.Is(err, syscall.ECONNREFUSED) || strings.Contains(err.Error(), "to.k.en") {
+		t.Errorf("refused: %v", err)
+	}
+	if _, err := ReadStatistics(t.Context(), nil, "http://%", "to.k.en"); err == nil {
+		t.Error("no address, no error")
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	hang := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { cancel(); <-r.Context().Done() }))
+	defer hang.Close()
+	if _, err := ReadStatistics(ctx, nil, hang.URL, ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("our own end: %v", err)
+	}
+}
+
+// transport answers from memory, so that its time can be invented.
+type transport func(*http.Request) (*http.Response, error)
+
+func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func TestReadStatisticsInTime(t *testing.T) {
+	for name, rt := range map[string]transport{
+		"no answer": func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		},
+		"half an answer": func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(readUntil{r.Context()}), Request: r}, nil
+		},
+		"no connection": func(r *http.Request) (*http.Response, error) {
+			return nil, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				_, err := ReadStatistics(t.Context(), &http.Client{Transport: rt}, "http://127.0.0.1:5080", "")
+				if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) > statisticsLimit {
+					t.Errorf("%v after %s", err, time.Since(begin))
+				}
+			})
+		})
+	}
+}
+
+// readUntil is a body that never comes.
+type readUntil struct{ ctx context.Context }
+
+func (r readUntil) Read([]byte) (int, error) { <-r.ctx.Done(); return 0, r.ctx.Err() }
+
+func TestStatisticsViewers(t *testing.T) {
+	for name, c := range map[string]struct {
+		s        Statistics
+		n        *int
+		complete bool
+	}{
+		"all":      {Statistics{WebRTCViewers: count(1), HLSViewers: count(2), DASHViewers: count(4)}, count(7), true},
+		"none":     {Statistics{WebRTCViewers: count(0), HLSViewers: count(0), DASHViewers: count(0)}, count(0), true},
+		"one kind": {Statistics{HLSViewers: count(2)}, count(2), false},
+		"unknown":  {Statistics{LocalStreams: count(3)}, nil, false},
+	} {
+		n, complete := c.s.Viewers()
+		if diff := cmp.Diff(c.n, n); diff != "" || complete != c.complete {
+			t.Errorf("%s: complete %v; (-want +got):\n%s", name, complete, diff)
+		}
+		if c.s.HLSViewers != nil && c.n == c.s.HLSViewers {
+			t.Error("it is the statistics' own number")
+		}
+	}
+}
