@@ -17,7 +17,7 @@ type Sample struct {
 
 	CPU    *float64 // percent of all cores busy since the sample before
 	CPUMax *float64 // the same of the busiest core
-	Cores  int
+	Cores  int      // online; 0 is not known
 	Load1  *float64 // the kernel's load average of one minute
 
 	MemTotal, MemUsed   *uint64 // bytes, as AMS's own limit counts them
@@ -33,7 +33,9 @@ type Sample struct {
 
 // Missing is a reading that could not be had.
 type Missing struct {
-	What string // "cpu", "memory", "network", "disk", "ams", "gpu", "publishers", "viewers"
+	// What is "cpu", "load", "memory", "network", "disk", "ams", "gpu",
+	// "publishers", "viewers", or "sessions" where nobody answered for both.
+	What string
 	Err  error
 }
 
@@ -51,16 +53,22 @@ type GPUState string
 // The states. Absent, failing and zero load are three different things.
 const (
 	GPUAbsent  GPUState = "absent"  // no device and no driver here
+	GPUPending GPUState = "pending" // there are some, and the first reading is to come
 	GPUFailing GPUState = "failing" // there ought to be some; Reason says what is wrong
 	GPUReady   GPUState = "ready"   // Devices are as of At
 )
 
 // GPUReading is the latest word about the devices.
 type GPUReading struct {
-	State   GPUState
-	Reason  string
-	At      time.Time
-	Devices []GPU // by index
+	State GPUState
+	// Reason says what is wrong: where nothing can be read, or, of devices that
+	// are ready, with some of them.
+	Reason string
+	// At is when the devices were read last.
+	At time.Time
+	// Devices are there when ready, each at its index. One that does not answer
+	// keeps its place, without readings.
+	Devices []GPU
 }
 
 // GPU is one device. Percentages are 0 to 100; nil where the driver does not

@@ -1,0 +1,171 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package heartbeat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/shirou/gopsutil/v4/cpu"
+)
+
+// cpuMeter measures how busy the cores were between two looks.
+//
+// Busy is user, nice, system, both kinds of interrupts, and steal. Idle is idle
+// and iowait, in which a core could have run something else; Java's own
+// measure, which AMS compares with its limit, counts so too.
+//
+// Stolen time is busy because something wanted to run in it: of a core that
+// works for 20 % and is kept waiting by the host for 70 %, a tenth is left to
+// give. Java leaves it out of both sides, so that we are never below its figure
+// and are above it where the host has nothing left, as on a burstable machine
+// whose credits are spent.
+//
+// Guest time is not added: the kernel has counted it as user time already.
+type cpuMeter struct {
+	at   time.Time
+	last []coreTimes
+}
+
+// coreTimes are the counters of one core, in seconds.
+type coreTimes struct {
+	name                      string
+	work, steal, idle, iowait float64
+}
+
+// shortLook is a time in which the counters, of a hundredth of a second each,
+// need not go on.
+const shortLook = 20 * time.Millisecond
+
+var errNoProgress = errors.New("no core has a counter that went on since the look before")
+
+type cpuReading struct {
+	all, busiest *float64 // percent
+	cores        int      // online
+}
+
+// read looks at the cores. Each is compared with itself: one that came since
+// or was renamed is left out until the next look, and so is one whose counters
+// went back, as after a move of the machine to another host. One that is
+// offline now has no say.
+func (m *cpuMeter) read(ctx context.Context, proc string, clock func() time.Time) (cpuReading, error) {
+	cores, err := readCores(ctx, proc)
+	if err != nil {
+		return cpuReading{}, err // the next look is compared with the one before this
+	}
+	at := clock()
+	reading := cpuReading{cores: len(cores)}
+	last, since := m.last, at.Sub(m.at)
+	m.last, m.at = cores, at
+	if last == nil {
+		return reading, ErrFirst
+	}
+	var busy, total, busiest float64
+	for i, c := range cores {
+		before, ok := coreNamed(last, c.name, i)
+		if !ok {
+			continue
+		}
+		b, t, ok := c.since(before, since)
+		if !ok {
+			continue
+		}
+		busy, total, busiest = busy+b, total+t, max(busiest, b/t*100)
+	}
+	switch {
+	case total <= 0 && since < shortLook:
+		return reading, errNoTime
+	case total <= 0:
+		return reading, errNoProgress
+	}
+	all := busy / total * 100
+	reading.all, reading.busiest = &all, &busiest
+	return reading, nil
+}
+
+// since is the time in which the core was busy, and all of its time, between
+// two looks.
+func (c coreTimes) since(before coreTimes, elapsed time.Duration) (busy, total float64, ok bool) {
+	work := c.work - before.work
+	// Two counters are known to go back a little where nothing happened: iowait
+	// on a kernel without ticks, and steal on some hosts.
+	steal, iowait := max(c.steal-before.steal, 0), max(c.iowait-before.iowait, 0)
+	idle := max(c.idle-before.idle, 0) + iowait
+	busy, total = work+steal, work+steal+idle
+	switch {
+	case work < 0 || total <= 0:
+		return 0, 0, false
+	case elapsed > 0 && total > 4*elapsed.Seconds()+60:
+		// A core has one second in each second. Counters that jumped (a known
+		// fault of steal on Xen, a machine that was resumed) tell nothing.
+		return 0, 0, false
+	}
+	return busy, total, true
+}
+
+// coreNamed finds a core by its name, which mostly is where it was.
+func coreNamed(cores []coreTimes, name string, at int) (coreTimes, bool) {
+	if at < len(cores) && cores[at].name == name {
+		return cores[at], true
+	}
+	for _, c := range cores {
+		if c.name == name {
+			return c, true
+		}
+	}
+	return coreTimes{}, false
+}
+
+// readCores reads the counters of the cores that are online. The line of their
+// sum is not used: it keeps the time of cores that went offline.
+func readCores(ctx context.Context, proc string) ([]coreTimes, error) {
+	times, err := cpu.TimesWithContext(ctx, true)
+	if err == nil && len(times) == 0 {
+		// gopsutil says the same of a file that is not there and of one without
+		// cores.
+		name := filepath.Join(proc, "stat")
+		if _, err = os.Stat(name); err == nil {
+			err = fmt.Errorf("%s: no line of a core that can be read", name)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the cores: %w", err)
+	}
+	cores := make([]coreTimes, 0, len(times))
+	for _, t := range times {
+		cores = append(cores, coreTimes{
+			name:   t.CPU,
+			work:   t.User + t.Nice + t.System + t.Irq + t.Softirq,
+			steal:  t.Steal,
+			idle:   t.Idle,
+			iowait: t.Iowait,
+		})
+	}
+	return cores, nil
+}
+
+// readLoad1 reads the load average of one minute. Not by gopsutil, which asks
+// the running kernel where the file of another root is missing.
+func readLoad1(proc string) (*float64, error) {
+	b, err := readFile(filepath.Join(proc, "loadavg"))
+	if err != nil {
+		return nil, fmt.Errorf("reading the load average: %w", err)
+	}
+	text, _, _ := strings.Cut(string(b), " ")
+	load, err := strconv.ParseFloat(text, 64)
+	if err == nil && (math.IsNaN(load) || math.IsInf(load, 0) || load < 0) {
+		err = errors.New("not a load")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the load average: %w", err)
+	}
+	return &load, nil
+}

@@ -1,0 +1,649 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package heartbeat
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// machine is a tree below testdata/machines at two looks, five seconds apart.
+// A case is a file: below 1/ and 2/ what the machine has at the first look and
+// at the second, and what the second sample says of it. A name that ends in @ is
+// a link. The lines before the first file say why the case is there; the line
+// "ams: N" gives the process of the server.
+type machine struct {
+	dir  string // holds 1, 2 and root, a link to one of them
+	pid  int
+	want string
+	now  time.Time
+}
+
+func openMachine(t testing.TB, file string) *machine {
+	t.Helper()
+	ar, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{dir: t.TempDir(), now: time.Unix(1_700_000_000, 0)}
+	for line := range strings.Lines(string(ar.Comment)) {
+		if v, ok := strings.CutPrefix(line, "ams: "); ok {
+			if m.pid, err = strconv.Atoi(strings.TrimSpace(v)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, f := range ar.Files {
+		if f.Name == "want" {
+			m.want = string(f.Data)
+			continue
+		}
+		name := filepath.Join(m.dir, f.Name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if link, ok := strings.CutSuffix(name, "@"); ok {
+			err = os.Symlink(strings.TrimSpace(string(f.Data)), link)
+		} else {
+			err = os.WriteFile(name, f.Data, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.look(t, 1)
+	return m
+}
+
+// look makes the machine be as it was at look n.
+func (m *machine) look(t testing.TB, n int) {
+	t.Helper()
+	root := filepath.Join(m.dir, "root")
+	_ = os.Remove(root)
+	if err := os.Symlink(strconv.Itoa(n), root); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *machine) sampler() *Sampler {
+	o := SamplerOptions{Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now }}
+	if m.pid != 0 {
+		o.AMSPID = func(context.Context) (int, error) { return m.pid, nil }
+	}
+	return NewSampler(o)
+}
+
+// tell writes a sample as the cases do. Of an error it tells only the end that
+// want has, since it holds names of files in a temporary folder.
+func tell(s Sample, want string) string {
+	var b strings.Builder
+	number := func(p *float64) string {
+		if p == nil {
+			return "unknown"
+		}
+		return strconv.FormatFloat(*p, 'f', 2, 64)
+	}
+	missing := func(what string) bool {
+		for _, m := range s.Missing {
+			if m.What == what {
+				text := m.Err.Error()
+				for line := range strings.Lines(want) {
+					expected, ok := strings.CutPrefix(strings.TrimSpace(line), what+" unknown: ")
+					expected, _, _ = strings.Cut(expected, " cores ")
+					if ok && strings.Contains(text, expected) {
+						text = expected
+					}
+				}
+				fmt.Fprintf(&b, "%s unknown: %s", what, text)
+				return true
+			}
+		}
+		return false
+	}
+	if !missing("cpu") {
+		fmt.Fprintf(&b, "cpu %s max %s", number(s.CPU), number(s.CPUMax))
+	}
+	if s.Cores != 0 {
+		fmt.Fprintf(&b, " cores %d", s.Cores)
+	}
+	b.WriteByte('\n')
+	if !missing("load") {
+		fmt.Fprintf(&b, "load %s", number(s.Load1))
+	}
+	b.WriteByte('\n')
+	if !missing("memory") {
+		fmt.Fprintf(&b, "memory %s of %d MiB", number(share(*s.MemUsed, *s.MemTotal)), *s.MemTotal>>20)
+	}
+	b.WriteByte('\n')
+	if !missing("network") {
+		fmt.Fprintf(&b, "network %d %d", *s.Load.NetRx, *s.Load.NetTx)
+	}
+	b.WriteByte('\n')
+	if missing("ams") {
+		b.WriteByte('\n')
+	} else if s.AMS != nil {
+		fmt.Fprintf(&b, "ams %d cpu %s threads %d\n", s.AMS.PID, number(s.AMS.CPU), *s.AMS.Threads)
+	}
+	if s.Load.Score == nil {
+		b.WriteString("score unknown\n")
+	} else {
+		fmt.Fprintf(&b, "score %d\n", *s.Load.Score)
+	}
+	return b.String()
+}
+
+func TestMachines(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("testdata/machines/*.txtar")
+	if err != nil || len(files) < 50 {
+		t.Fatalf("%d machines, %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			m := openMachine(t, file)
+			s := m.sampler()
+			first := s.Sample(t.Context())
+			if first.CPU != nil || first.Load.CPU != nil || first.Load.NetRx != nil {
+				t.Errorf("the first sample knows a change: %v", first)
+			}
+			m.now = m.now.Add(5 * time.Second)
+			m.look(t, 2)
+			second := s.Sample(t.Context())
+			if diff := cmp.Diff(m.want, tell(second, m.want)); diff != "" {
+				t.Errorf("-want +got:\n%s\nmissing: %v", diff, second.Missing)
+			}
+			checkConsistent(t, second)
+		})
+	}
+}
+
+// checkConsistent holds what is true of every sample: what is missing is nil
+// and has a reason, what is there is in its bounds, and a beat says the same.
+func checkConsistent(t *testing.T, s Sample) {
+	t.Helper()
+	for _, r := range []struct {
+		what  string
+		known bool
+	}{
+		{whatCPU, s.CPU != nil && s.CPUMax != nil && s.Load.CPU != nil},
+		{whatLoad, s.Load1 != nil},
+		{whatMemory, s.MemTotal != nil && s.MemUsed != nil && s.Load.Mem != nil},
+		{whatNetwork, s.Load.NetRx != nil && s.Load.NetTx != nil},
+	} {
+		missing := slices.ContainsFunc(s.Missing, func(m Missing) bool { return m.What == r.what && m.Err != nil })
+		if missing == r.known {
+			t.Errorf("%s: known is %v and missing is %v", r.what, r.known, missing)
+		}
+	}
+	for _, p := range []*int{s.Load.CPU, s.Load.Mem, s.Load.Disk, s.Load.Score} {
+		if p != nil && (*p < 0 || *p > 100) {
+			t.Errorf("%d %%", *p)
+		}
+	}
+	if s.CPU != nil && (*s.CPUMax < *s.CPU-0.01 || *s.CPUMax > 100.01) {
+		t.Errorf("the busiest core is at %v, all together at %v", *s.CPUMax, *s.CPU)
+	}
+	if s.MemUsed != nil && *s.MemUsed > *s.MemTotal {
+		t.Errorf("%d of %d bytes in use", *s.MemUsed, *s.MemTotal)
+	}
+	if s.Load.Disk != nil && *s.DiskUsed > *s.DiskTotal {
+		t.Errorf("%d of %d bytes on disk", *s.DiskUsed, *s.DiskTotal)
+	}
+}
+
+// Files that are there and cannot be read are no reading either.
+func TestUnreadable(t *testing.T) {
+	t.Parallel()
+	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
+	s := m.sampler()
+	s.Sample(t.Context())
+	m.now = m.now.Add(5 * time.Second)
+	m.look(t, 2)
+	for _, name := range []string{"stat", "meminfo", "loadavg", "net/dev", "812/stat"} {
+		// A folder opens and cannot be read, for root too.
+		name = filepath.Join(m.dir, "2/proc", name)
+		if err := errors.Join(os.Remove(name), os.Mkdir(name, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := s.Sample(t.Context())
+	checkConsistent(t, got)
+	var what []string
+	for _, m := range got.Missing {
+		what = append(what, m.What)
+	}
+	if diff := cmp.Diff([]string{"cpu", "load", "network", "ams", "memory"}, what); diff != "" {
+		t.Errorf("missing -want +got:\n%s", diff)
+	}
+	if got.Load.Score != nil || got.AMS != nil {
+		t.Errorf("score %v, ams %v of nothing", got.Load.Score, got.AMS)
+	}
+}
+
+// A pipe in the place of a file must not stop the beats.
+func TestPipesDoNotHang(t *testing.T) {
+	t.Parallel()
+	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
+	for _, name := range []string{"loadavg", "812/stat", "812/cgroup"} {
+		name = filepath.Join(m.dir, "1/proc", name)
+		if err := errors.Join(os.Remove(name), syscall.Mkfifo(name, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan Sample, 1)
+	go func() { done <- m.sampler().Sample(context.Background()) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the sample hangs")
+	}
+}
+
+// The readings of this machine are plausible, and the third sample knows all.
+func TestThisMachine(t *testing.T) {
+	t.Parallel()
+	s := NewSampler(SamplerOptions{
+		AMSDir: "/",
+		AMSPID: func(context.Context) (int, error) { return os.Getpid(), nil },
+		GPUs:   func() GPUReading { return GPUReading{State: GPUAbsent} },
+		Sessions: func(context.Context) (cluster.Sessions, []Missing) {
+			n := 3
+			return cluster.Sessions{Publishers: &n}, []Missing{{What: "viewers", Err: errors.New("nobody counts")}}
+		},
+		Wait: 10 * time.Second,
+	})
+	defer s.Close()
+	s.Sample(t.Context())
+	burn(300 * time.Millisecond)
+	got := s.Sample(t.Context())
+	checkConsistent(t, got)
+	for _, check := range []struct {
+		name string
+		ok   bool
+	}{
+		{"cpu", got.CPU != nil && *got.CPU > 0 && *got.CPU <= 100},
+		{"busiest core", got.CPUMax != nil && *got.CPUMax > 20 && *got.CPUMax <= 100.01},
+		{"cores", got.Cores >= runtime.NumCPU()},
+		{"load", got.Load1 != nil && *got.Load1 < 1e6},
+		{"memory", got.MemTotal != nil && *got.MemTotal > 64<<20 && *got.MemUsed > 1<<20},
+		{"disk", got.DiskTotal != nil && *got.DiskTotal > 1<<20 && got.Load.Disk != nil},
+		{"ams", got.AMS != nil && got.AMS.PID == os.Getpid() && *got.AMS.Threads > 1},
+		{"ams memory", *got.AMS.RSS > 1<<20 && *got.AMS.RSS < 4<<30},
+		{"ams cpu", got.AMS.CPU != nil && *got.AMS.CPU > 20 && *got.AMS.CPU < 100*float64(got.Cores)+100},
+		{"sessions", *got.Session.Publishers == 3 && got.Session.Viewers == nil},
+		{"gpus", got.GPUs.State == GPUAbsent && got.Load.GPUs == nil},
+		{"score", got.Load.Score != nil},
+	} {
+		if !check.ok {
+			t.Errorf("%s is not plausible: %s", check.name, tell(got, ""))
+		}
+	}
+	for _, m := range got.Missing {
+		// A sandbox without any card is possible, and says so.
+		if m.What != "viewers" && m.What != whatNetwork {
+			t.Errorf("missing %s: %v", m.What, m.Err)
+		}
+	}
+	t.Logf("disk %d %% score %d rss %d\n%s", *got.Load.Disk, *got.Load.Score, *got.AMS.RSS, tell(got, ""))
+}
+
+func burn(d time.Duration) {
+	end := time.Now().Add(d)
+	for now := time.Now(); now.Before(end); now = time.Now() {
+		_ = now.String()
+	}
+}
+
+// What hangs costs the first sample its patience and the later ones nothing, is
+// asked once, and is used when it comes.
+func TestSlowAnswers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var asked, open, most atomic.Int32
+		hang := make(chan struct{})
+		s := NewSampler(SamplerOptions{Root: t.TempDir(), AMSDir: "/usr/local/antmedia"})
+		s.statfs = func(_ string, st *syscall.Statfs_t) error {
+			asked.Add(1)
+			most.Store(max(most.Load(), open.Add(1)))
+			defer open.Add(-1)
+			<-hang
+			*st = syscall.Statfs_t{Bsize: 4096, Blocks: 1000, Bfree: 500, Bavail: 400}
+			return nil
+		}
+		for i, want := range []time.Duration{defaultWait, 0, 0} {
+			start := time.Now()
+			got := s.Sample(t.Context())
+			if took := time.Since(start); took != want {
+				t.Errorf("sample %d took %v, want %v", i, took, want)
+			}
+			if got.Load.Disk != nil || got.DiskTotal != nil || !missing(got, whatDisk, errNoAnswer) {
+				t.Errorf("sample %d: disk %v, missing %v", i, got.Load.Disk, got.Missing)
+			}
+			time.Sleep(5 * time.Second) //nolint:forbidigo // the clock of synctest: no time passes
+		}
+		if n := asked.Load(); n != 1 {
+			t.Errorf("asked %d times while the first call hung", n)
+		}
+		close(hang)
+		synctest.Wait()
+		got := s.Sample(t.Context())
+		if got.Load.Disk == nil || *got.Load.Disk != 56 {
+			t.Errorf("the late answer is not used: %v, missing %v", got.Load.Disk, got.Missing)
+		}
+		if most.Load() != 1 {
+			t.Errorf("%d calls at once", most.Load())
+		}
+	})
+}
+
+// An answer that takes longer than a sample waits, every time, is the next
+// sample's, every time.
+func TestAlwaysLateAnswers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		s := NewSampler(SamplerOptions{Root: t.TempDir(), Sessions: func(ctx context.Context) (cluster.Sessions, []Missing) {
+			n++
+			count := n
+			select {
+			case <-time.After(3 * time.Second):
+				return cluster.Sessions{Publishers: &count}, nil
+			case <-ctx.Done():
+				t.Error("the question ended with its sample")
+				return cluster.Sessions{}, nil
+			}
+		}})
+		for i := range 4 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			got := s.Sample(ctx)
+			cancel()
+			switch {
+			case i == 0 && (got.Session.Publishers != nil || !missing(got, whatSessions, errNoAnswer)):
+				t.Errorf("sample 0: %v, missing %v", got.Session, got.Missing)
+			case i > 0 && (got.Session.Publishers == nil || *got.Session.Publishers != i):
+				t.Errorf("sample %d: %v, missing %v", i, got.Session, got.Missing)
+			}
+			time.Sleep(5 * time.Second) //nolint:forbidigo // the clock of synctest: no time passes
+		}
+	})
+}
+
+// One that hangs takes nothing from the others that have answered.
+func TestOneHangsOthersAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSampler(SamplerOptions{
+			Root:   t.TempDir(),
+			AMSDir: "/",
+			AMSPID: func(ctx context.Context) (int, error) {
+				<-ctx.Done()
+				return 0, ctx.Err()
+			},
+			Sessions: func(context.Context) (cluster.Sessions, []Missing) {
+				n := 7
+				return cluster.Sessions{Viewers: &n}, nil
+			},
+		})
+		defer s.Close()
+		got := s.Sample(t.Context())
+		if got.Load.Disk == nil || got.Session.Viewers == nil {
+			t.Errorf("disk %v, sessions %v, missing %v", got.Load.Disk, got.Session, got.Missing)
+		}
+		if !missing(got, whatAMS, errNoAnswer) {
+			t.Errorf("missing %v", got.Missing)
+		}
+	})
+}
+
+func missing(s Sample, what string, err error) bool {
+	return slices.ContainsFunc(s.Missing, func(m Missing) bool { return m.What == what && errors.Is(m.Err, err) })
+}
+
+// A sample ends with the context of its caller, and says what it has.
+func TestContextEnds(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	hang := make(chan struct{})
+	defer close(hang)
+	s := NewSampler(SamplerOptions{AMSDir: "/", Wait: time.Hour})
+	s.statfs = func(string, *syscall.Statfs_t) error { <-hang; return nil }
+	if got := s.Sample(ctx); got.MemTotal == nil {
+		t.Errorf("missing %v", got.Missing)
+	}
+}
+
+// Nobody to ask is nothing missing.
+func TestNobodyToAsk(t *testing.T) {
+	t.Parallel()
+	m := openMachine(t, "testdata/machines/iowait-is-idle.txtar")
+	got := m.sampler().Sample(t.Context())
+	for _, m := range got.Missing {
+		if !errors.Is(m.Err, ErrFirst) {
+			t.Errorf("missing %s: %v", m.What, m.Err)
+		}
+	}
+	if got.GPUs.State != "" || got.AMS != nil || got.Load.Disk != nil {
+		t.Errorf("got %v", got)
+	}
+}
+
+// The log hears of a reading when it goes and when it is back, not in between,
+// and nothing of the first look.
+func TestLog(t *testing.T) {
+	t.Parallel()
+	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
+	var out bytes.Buffer
+	s := m.sampler()
+	s.log = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == "err" {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	file := filepath.Join(m.dir, "1/proc/meminfo")
+	away := file + ".away"
+	s.Sample(t.Context())
+	if err := os.Rename(file, away); err != nil {
+		t.Fatal(err)
+	}
+	s.Sample(t.Context())
+	s.Sample(t.Context())
+	if err := os.Rename(away, file); err != nil {
+		t.Fatal(err)
+	}
+	s.Sample(t.Context())
+	s.Sample(t.Context())
+	want := "level=WARN msg=\"a reading is missing\" reading=memory\nlevel=INFO msg=\"a reading is back\" reading=memory\n"
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// A beat says of the devices what was read, and no more.
+func TestGPULoads(t *testing.T) {
+	t.Parallel()
+	half, full, used, total := 49.6, 100.4, uint64(25), uint64(100)
+	pct := func(n int) *int { return &n }
+	devices := []GPU{{Index: 0, Util: &half, Enc: &full, MemUsed: &used, MemTotal: &total}, {Index: 1, MIG: true}}
+	for _, tt := range []struct {
+		name    string
+		reading GPUReading
+		want    []cluster.GPULoad
+		missing bool
+	}{
+		{"ready", GPUReading{State: GPUReady, Devices: devices}, []cluster.GPULoad{{Util: pct(50), Enc: pct(100), Mem: pct(25)}, {}}, false},
+		{"absent", GPUReading{State: GPUAbsent}, nil, false},
+		{"pending", GPUReading{State: GPUPending}, nil, false},
+		{"failing with old devices", GPUReading{State: GPUFailing, Reason: "the driver is gone", Devices: devices}, nil, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := NewSampler(SamplerOptions{Root: t.TempDir(), GPUs: func() GPUReading { return tt.reading }})
+			got := s.Sample(t.Context())
+			if diff := cmp.Diff(tt.want, got.Load.GPUs); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.reading, got.GPUs); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			has := slices.ContainsFunc(got.Missing, func(m Missing) bool { return m.What == whatGPU && m.Err.Error() == tt.reading.Reason })
+			if has != tt.missing {
+				t.Errorf("missing %v", got.Missing)
+			}
+		})
+	}
+}
+
+// Several at once: for the race detector, and for a sampler that a person's
+// command looks through between two beats.
+func TestConcurrent(t *testing.T) {
+	t.Parallel()
+	s := NewSampler(SamplerOptions{AMSDir: "/", AMSPID: func(context.Context) (int, error) { return os.Getpid(), nil }})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for range 5 {
+				checkConsistent(t, s.Sample(t.Context()))
+				s.SetLimits(Limits{CPU: 50 + i})
+			}
+		})
+	}
+	wg.Wait()
+	s.Close()
+	s.Sample(t.Context())
+	s.Close()
+}
+
+func TestReadFile(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{0, 1, 1023, 1024, 1025, 5000, maxProcFile} {
+		name := filepath.Join(t.TempDir(), "f")
+		want := bytes.Repeat([]byte("x"), size)
+		if err := os.WriteFile(name, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readFile(name); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes of %d, %v", len(got), size, err)
+		}
+	}
+	if b, err := readFile("/dev/zero"); err == nil {
+		t.Errorf("%d bytes of a file without end", len(b))
+	}
+}
+
+// A sample must not keep anything open.
+func TestNoLeak(t *testing.T) {
+	s := NewSampler(SamplerOptions{AMSDir: "/", AMSPID: func(context.Context) (int, error) { return os.Getpid(), nil }, Wait: time.Minute})
+	count := func() (files, goroutines int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries), runtime.NumGoroutine()
+	}
+	s.Sample(t.Context())
+	files, goroutines := count()
+	for range 200 {
+		s.Sample(t.Context())
+	}
+	// A goroutine that has answered may not have ended yet.
+	for range 100 {
+		if f, g := count(); f <= files && g <= goroutines {
+			return
+		}
+		runtime.Gosched()
+	}
+	f, g := count()
+	t.Errorf("%d files and %d goroutines before, %d and %d after", files, goroutines, f, g)
+}
+
+func BenchmarkSample(b *testing.B) {
+	s := NewSampler(SamplerOptions{
+		AMSDir:   "/",
+		AMSPID:   func(context.Context) (int, error) { return os.Getpid(), nil },
+		GPUs:     func() GPUReading { return GPUReading{State: GPUAbsent} },
+		Sessions: func(context.Context) (cluster.Sessions, []Missing) { return cluster.Sessions{}, nil },
+	})
+	defer s.Close()
+	b.ReportAllocs()
+	before := cpuTime(b)
+	for b.Loop() {
+		s.Sample(b.Context())
+	}
+	b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")
+}
+
+func cpuTime(b *testing.B) time.Duration {
+	var ru syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+// FuzzSample feeds every file that we read with one text: nothing panics, and
+// what is told is within its bounds.
+func FuzzSample(f *testing.F) {
+	for _, name := range []string{"linux-6.8-vm", "cgroup1-service", "network-garbage"} {
+		ar, err := txtar.ParseFile("testdata/machines/" + name + ".txtar")
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, file := range ar.Files {
+			f.Add(file.Data)
+		}
+	}
+	f.Add([]byte("cpu0 18446744073709551615 18446744073709551615 1 1 1 1 1 1\n"))
+	f.Add([]byte("MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n"))
+	m := openMachine(f, "testdata/machines/linux-6.8-vm.txtar")
+	var names []string
+	err := filepath.WalkDir(filepath.Join(m.dir, "2"), func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			names = append(names, path)
+		}
+		return err
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m.look(t, 1)
+		s := m.sampler()
+		s.Sample(t.Context())
+		m.now = m.now.Add(5 * time.Second)
+		m.look(t, 2)
+		for _, name := range names {
+			old, err := os.ReadFile(name)
+			if err = errors.Join(err, os.WriteFile(name, data, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			checkConsistent(t, s.Sample(t.Context()))
+			if err := os.WriteFile(name, old, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
