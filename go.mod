@@ -19,7 +19,6 @@ require (
 )
 
 require (
-	github.com/VictoriaMetrics/metrics v1.40.1 // indirect
 	github.com/aws/smithy-go v1.28.7 // indirect
 	github.com/ebitengine/purego v0.11.2 // indirect
 	github.com/go-ole/go-ole v1.2.6 // indirect

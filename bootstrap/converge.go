@@ -247,7 +247,11 @@ func (m *Machine) StateFile() (*State, error) { return loadState(m.store()) }
 // Prove waits until AMS's own document of this address is seen, written by the
 // AMS that runs now, and returns it. It ends with ctx, or when the service dies.
 // Nothing is written.
-func (m *Machine) Prove(ctx context.Context, client *cluster.Client, address netip.Addr) (*Evidence, error) {
+func (m *Machine) Prove(ctx context.Context, client *cluster.Client, address string) (*Evidence, error) {
+	addr, err := netip.ParseAddr(address)
+	if err != nil {
+		return nil, err
+	}
 	install, err := m.open()
 	if err != nil {
 		return nil, err
@@ -258,7 +262,7 @@ func (m *Machine) Prove(ctx context.Context, client *cluster.Client, address net
 	}
 	j := &joiner{
 		Machine: m, store: m.store(), result: &JoinResult{},
-		facts: &facts{install: install, service: service, client: client, address: ams.Address{Addr: address}},
+		facts: &facts{install: install, service: service, client: client, address: ams.Address{Addr: addr}},
 	}
 	if j.seen, err = client.AMSNodes(ctx); err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,6 +36,8 @@ type Env struct {
 
 	// Signals delivers the signals that mean "stop", until the returned function is called.
 	Signals func() (<-chan os.Signal, func())
+	// Notify tells the service manager that started us; it does nothing where there is none.
+	Notify func(state string)
 	// Exit ends the process at once; only a second signal leads to it.
 	Exit func(code int)
 }
@@ -52,6 +55,7 @@ func OS() Env {
 		Now:        time.Now,
 		Geteuid:    os.Geteuid,
 		Signals:    stopSignals,
+		Notify:     notify,
 		Exit:       os.Exit, //nolint:forbidigo // a second signal ends the process here and now; nothing below Main may
 	}
 }
@@ -87,6 +91,9 @@ func (e Env) withDefaults() Env {
 	if e.Signals == nil {
 		e.Signals = func() (<-chan os.Signal, func()) { return nil, func() {} }
 	}
+	if e.Notify == nil {
+		e.Notify = func(string) {}
+	}
 	if e.Exit == nil {
 		e.Exit = func(int) {}
 	}
@@ -111,6 +118,12 @@ func isTerminal(stream any) bool {
 	}
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
+}
+
+// notify speaks systemd's protocol of sd_notify(3). The socket's address is in a variable, which the library reads.
+func notify(state string) {
+	// Nobody can be told that nobody can be told.
+	_, _ = daemon.SdNotify(false, state)
 }
 
 // isJournal compares the stream's device and inode with the pair in JOURNAL_STREAM. The variable alone proves nothing:

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -59,6 +60,8 @@ type globals struct {
 	color   string
 	logger  *slog.Logger
 	secrets []cluster.Secret
+	// reload is told of hangups; nil where they mean "stop".
+	reload chan struct{}
 }
 
 func newGlobals(env Env) *globals {
@@ -74,6 +77,20 @@ func (g *globals) setForm(output, color string, level slog.Level) {
 	g.mu.Lock()
 	g.logger = l
 	g.mu.Unlock()
+}
+
+// hangup reports whether a hangup means "read your settings again", as it does to a daemon.
+func (g *globals) hangup() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.reload == nil {
+		return false
+	}
+	select {
+	case g.reload <- struct{}{}:
+	default: // one that waits is enough
+	}
+	return true
 }
 
 func (g *globals) isJSON() bool {
@@ -98,12 +115,18 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		select {
-		case <-quit:
-			return
-		case sig := <-signals:
-			cancel(&interruptedError{sig})
-			g.log().Warn("stopping in order; a second signal stops at once", "signal", sig.String())
+		for stopped := false; !stopped; {
+			select {
+			case <-quit:
+				return
+			case sig := <-signals:
+				if sig == syscall.SIGHUP && g.hangup() {
+					continue
+				}
+				stopped = true
+				cancel(&interruptedError{sig})
+				g.log().Warn("stopping in order; a second signal stops at once", "signal", sig.String())
+			}
 		}
 		select {
 		case <-quit:
@@ -185,6 +208,8 @@ func newRootCommand(g *globals) *cobra.Command {
 		newJoinCommand(g),
 		newLeaveCommand(g),
 		newStatusCommand(g),
+		newRunCommand(g),
+		newConvergeCommand(g),
 		newMetadataCommand(g),
 		newConfigCommand(g),
 		newVersionCommand(g),

@@ -86,6 +86,10 @@ type settings struct {
 	RemoteIPValve  string
 	Timeout        time.Duration
 	OnFailure      string
+	AutoJoin       bool
+	BeatInterval   time.Duration
+	// Metrics is host:port, or off.
+	Metrics string
 	// Root is absolute, "" for the real one.
 	Root     string
 	Config   string
@@ -284,6 +288,9 @@ func (s *settings) fill() {
 	s.RemoteIPValve = text(keyRemoteIPValve)
 	s.Timeout, _ = time.ParseDuration(text(keyTimeout))
 	s.OnFailure = text(keyOnFailure)
+	s.AutoJoin = text(keyAutoJoin) == "yes"
+	s.BeatInterval, _ = time.ParseDuration(text(keyBeatInterval))
+	s.Metrics = text(keyMetrics)
 	s.Root = text(keyRoot)
 	s.Config = text(keyConfig)
 	s.Output = text(keyOutput)

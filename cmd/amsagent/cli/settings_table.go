@@ -35,6 +35,9 @@ const (
 	keyRemoteIPValve  = "remote_ip_valve"
 	keyTimeout        = "timeout"
 	keyOnFailure      = "on_failure"
+	keyAutoJoin       = "auto_join"
+	keyBeatInterval   = "beat_interval"
+	keyMetrics        = "metrics_address"
 	keyRoot           = "root"
 	keyConfig         = "config"
 	keyOutput         = "output"
@@ -131,6 +134,18 @@ func settingsTable() []setting {
 		{
 			key: keyOnFailure, flag: "on-failure", arg: "WHAT", def: "rollback", words: []string{"rollback", "keep"},
 			help: "what happens to the changes of a join that fails",
+		},
+		{
+			key: keyAutoJoin, arg: "WHEN", def: "yes", words: []string{"yes", "no"},
+			help: "whether the daemon lets a machine that never joined join by itself, where it is told where MongoDB is",
+		},
+		{
+			key: keyBeatInterval, flag: "beat-interval", arg: "DURATION", def: "5s", check: checkDuration(time.Second, time.Minute),
+			help: "the time from one heartbeat to the next; a node is called silent after two and a second",
+		},
+		{
+			key: keyMetrics, flag: "metrics-address", arg: "HOST:PORT", def: "127.0.0.1:9771", check: checkListen,
+			help: "where the daemon serves /metrics and /healthz; off for nowhere",
 		},
 		{
 			key: keyTagMongo, arg: "NAME", def: "amsagent:mongo", check: checkTagName,
@@ -303,6 +318,19 @@ func checkDuration(least, most time.Duration) func(string) (string, error) {
 		}
 		return shortDuration(d), nil
 	}
+}
+
+// checkListen accepts an address to listen on: a literal one, because a name that does not resolve yet must not keep the
+// daemon from its work.
+func checkListen(v string) (string, error) {
+	if v == "off" {
+		return v, nil
+	}
+	a, err := netip.ParseAddrPort(v)
+	if err != nil || a.Addr().Zone() != "" {
+		return "", valueError{text: fmt.Sprintf("%q is no address to listen on", v), hints: []string{"such as 127.0.0.1:9771, [::]:9771, or off"}}
+	}
+	return a.String(), nil
 }
 
 func checkTagName(v string) (string, error) {

@@ -1,0 +1,163 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// Paths of the daemon's own files, below the root.
+const (
+	controlSocket = "/run/amsagent/control.sock"
+	daemonLock    = "/run/amsagent/daemon.lock"
+)
+
+func newRunCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run [flags]",
+		Short: "be the daemon: keep this node as it joined, and let the cluster see it",
+		Long: "The daemon brings the machine back to what it joined as (a new address, files that an\n" +
+			"upgrade restored, a copied disk), proves that Ant Media Server is in the cluster, and\n" +
+			"from then on writes a heartbeat with load and sessions into the registry. A machine\n" +
+			"that never joined joins by itself where its settings or tags say where MongoDB is.\n\n" +
+			"Restarting it changes nothing in the cluster. SIGHUP makes it read its settings\n" +
+			"again. systemd runs it as amsagent.service; `amsagent status` shows what it does.",
+		Example: "  systemctl start amsagent\n" +
+			"  amsagent run --beat-interval 1s",
+		GroupID:               groupAdvanced,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+	}
+	cmd.RunE = func(*cobra.Command, []string) error { return runDaemon(cmd, g) }
+	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyOnFailure, keyBeatInterval, keyMetrics)...)
+	return cmd
+}
+
+func runDaemon(cmd *cobra.Command, g *globals) error {
+	reload := make(chan struct{}, 1)
+	g.mu.Lock()
+	g.reload = reload
+	g.mu.Unlock()
+	m, err := g.bootstrapMachine(false)
+	if err != nil {
+		return err
+	}
+	// The steps of a join are the daemon's log already.
+	a := &daemonAdapter{g: g, cmd: cmd, machine: m}
+	o := daemon.Options{
+		Machine: m, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
+		Connect: a.connect, Notify: g.env.Notify, Reload: reload,
+		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
+		Version: currentVersion().Version, Log: g.log(),
+	}
+	if o.Metrics = g.settings.Metrics; o.Metrics == "off" {
+		o.Metrics = ""
+	}
+	root, dir, interval := g.settings.Root, g.settings.AMSDir, g.settings.BeatInterval
+	o.Sampler = func(client func() *cluster.Client, address func() string) daemon.Sampler {
+		return daemon.NewMachineSampler(daemon.MachineOptions{
+			Root: root, AMSDir: dir, Service: m.Service, Interval: interval, Log: g.log(),
+			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) },
+		}, client, address)
+	}
+	err = daemon.New(o).Run(cmd.Context())
+	var running *daemon.RunningError
+	switch {
+	case errors.As(err, &running):
+		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: untouchedState}
+	case err != nil:
+		return &userError{Msg: "cannot run", Cause: err, State: untouchedState}
+	}
+	return nil
+}
+
+// untouchedState is the last line of an error after which nothing was changed.
+const untouchedState = "nothing was changed on this machine"
+
+// daemonAdapter gives the daemon what globals knows. The daemon asks from several goroutines, and globals is made for
+// one.
+type daemonAdapter struct {
+	g       *globals
+	cmd     *cobra.Command
+	machine *bootstrap.Machine
+
+	mu         sync.Mutex
+	inst       metadata.Instance
+	identified time.Time
+}
+
+// identityAge is how long an answer of the metadata service holds: a machine gets another address when it boots, and the
+// daemon looks at its files far more often than that.
+const identityAge = 10 * time.Minute
+
+func (a *daemonAdapter) settings() daemon.Settings {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.g.settings
+	return daemon.Settings{
+		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, Role: s.Role, Group: s.Group,
+		Address: a.g.explicitAddress(), Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
+	}
+}
+
+func (a *daemonAdapter) reread() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.identified = time.Time{}
+	return a.g.load(a.cmd)
+}
+
+// mongo finds MongoDB, in the instance's tags last.
+func (a *daemonAdapter) mongo(ctx context.Context) (cluster.Target, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	src, err := a.g.mongo()
+	if errors.Is(err, errNoMongo) {
+		if _, ierr := a.identifyLocked(ctx); ierr == nil {
+			src, err = a.g.mongo()
+		}
+	}
+	if errors.Is(err, errNoMongo) {
+		return cluster.Target{}, errors.Join(daemon.ErrNoMongo, err)
+	}
+	return src.Target, err
+}
+
+func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.identifyLocked(ctx)
+}
+
+func (a *daemonAdapter) identifyLocked(ctx context.Context) (metadata.Instance, error) {
+	if !a.identified.IsZero() && time.Since(a.identified) < identityAge {
+		return a.inst, nil
+	}
+	m, err := a.g.instance(ctx)
+	if err != nil {
+		return metadata.Instance{}, err
+	}
+	a.inst, a.identified = m.Instance, time.Now()
+	return a.inst, nil
+}
+
+func (a *daemonAdapter) connect(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
+	return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, MaxPool: daemonPool, Log: a.g.log()})
+}
+
+// daemonPool is how many connections a daemon holds at most: a thousand nodes with a hundred each is more than a server
+// takes. Two let a beat pass a slow query.
+const daemonPool = 2

@@ -1,0 +1,291 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/heartbeat"
+)
+
+// metrics are counters that live as long as the daemon. What is a state now is
+// taken from the view when somebody asks.
+//
+// They are written out by hand: Prometheus' own library adds 2.7 MB to the binary,
+// and the small one that is maintained writes to standard error before main runs
+// wherever the kernel has no pressure stall information. A test reads the result
+// with Prometheus' parser and linter.
+type metrics struct {
+	sent, failed, dropped     atomic.Uint64
+	repairs                   atomic.Uint64
+	joins, joinFailures       atomic.Uint64
+	restarts, restartFailures atomic.Uint64
+	latency                   histogram
+}
+
+func newMetrics() *metrics {
+	return &metrics{latency: histogram{bounds: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}}}
+}
+
+// histogram counts durations by upper bounds, in seconds.
+type histogram struct {
+	bounds []float64
+
+	mu     sync.Mutex
+	counts []uint64 // by bound, not added up
+	n      uint64
+	sum    float64
+}
+
+func (h *histogram) observe(d time.Duration) {
+	v := d.Seconds()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.counts == nil {
+		h.counts = make([]uint64, len(h.bounds))
+	}
+	if i := sort.SearchFloat64s(h.bounds, v); i < len(h.counts) {
+		h.counts[i]++
+	}
+	h.n++
+	h.sum += v
+}
+
+func (m *metrics) count(r heartbeat.Report) {
+	switch {
+	case r.Tried && r.Err == nil:
+		m.sent.Add(1)
+		m.latency.observe(r.Latency)
+	case r.Tried:
+		m.failed.Add(1)
+	case r.Dropped > 0:
+		m.dropped.Add(1)
+	}
+}
+
+func (m *metrics) repaired(n int) { m.repairs.Add(uint64(n)) }
+
+func (m *metrics) joined(err error) {
+	if err != nil {
+		m.joinFailures.Add(1)
+		return
+	}
+	m.joins.Add(1)
+}
+
+func (m *metrics) restarted(err error) {
+	if err != nil {
+		m.restartFailures.Add(1)
+		return
+	}
+	m.restarts.Add(1)
+}
+
+// labelValue escapes what the text format wants escaped, and nothing else.
+var labelValue = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
+
+// exposition writes families in the text format of Prometheus 0.0.4. A reading
+// that is not known has no line: zero would be a lie, and NaN breaks sums.
+type exposition struct{ w *bytes.Buffer }
+
+func (e exposition) family(name, kind, help string) {
+	fmt.Fprintf(e.w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+}
+
+// counters writes a family of counters by one label; label "" is a family of one.
+func (e exposition) counters(name, help, label string, values ...counter) {
+	e.family(name, "counter", help)
+	for _, v := range values {
+		if label == "" {
+			fmt.Fprintf(e.w, "%s %d\n", name, v.value.Load())
+			continue
+		}
+		fmt.Fprintf(e.w, "%s{%s=%q} %d\n", name, label, v.of, v.value.Load())
+	}
+}
+
+// counter is one line of a family.
+type counter struct {
+	of    string
+	value *atomic.Uint64
+}
+
+func (e exposition) histogram(name, help string, h *histogram) {
+	e.family(name, "histogram", help)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var sum uint64
+	for i, bound := range h.bounds {
+		if h.counts != nil {
+			sum += h.counts[i]
+		}
+		fmt.Fprintf(e.w, "%s_bucket{le=%q} %d\n", name, number(bound), sum)
+	}
+	fmt.Fprintf(e.w, "%s_bucket{le=\"+Inf\"} %d\n%s_sum %s\n%s_count %d\n", name, h.n, name, number(h.sum), name, h.n)
+}
+
+func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
+
+// gauge writes a family of one line; nothing where the value is not known.
+func (e exposition) gauge(name, help string, value *float64) {
+	if value != nil {
+		e.family(name, "gauge", help)
+		fmt.Fprintf(e.w, "%s %s\n", name, number(*value))
+	}
+}
+
+// labelled writes a line of a family.
+func (e exposition) labelled(name string, value float64, labels ...string) {
+	fmt.Fprintf(e.w, "%s{", name)
+	for i := 0; i+1 < len(labels); i += 2 {
+		if i > 0 {
+			e.w.WriteByte(',')
+		}
+		fmt.Fprintf(e.w, `%s="%s"`, labels[i], labelValue.Replace(labels[i+1]))
+	}
+	fmt.Fprintf(e.w, "} %s\n", number(value))
+}
+
+func ptr[T int | int64 | uint64](v *T, unit float64) *float64 {
+	if v == nil {
+		return nil
+	}
+	f := float64(*v) * unit
+	return &f
+}
+
+func ratio(percent *float64) *float64 {
+	if percent == nil {
+		return nil
+	}
+	f := *percent / 100
+	return &f
+}
+
+func seconds(d *time.Duration) *float64 {
+	if d == nil {
+		return nil
+	}
+	f := d.Seconds()
+	return &f
+}
+
+func stamp(t time.Time) *float64 {
+	if t.IsZero() {
+		return nil
+	}
+	f := float64(t.UnixMilli()) / 1000
+	return &f
+}
+
+func known(b bool) *float64 {
+	f := 0.0
+	if b {
+		f = 1
+	}
+	return &f
+}
+
+// write gives everything in one piece.
+func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
+	e := exposition{new(bytes.Buffer)}
+	e.family("amsagent_build_info", "gauge", "The version of the agent, in a label; the value is always 1.")
+	e.labelled("amsagent_build_info", 1, "version", v.Version)
+	e.gauge("amsagent_start_time_seconds", "When the agent was started, in seconds since 1970.", stamp(v.Started))
+	e.gauge("amsagent_member", "Whether this machine has joined a cluster.", known(v.Phase == bootstrap.PhaseJoined))
+	e.family("amsagent_node_state", "gauge", "The state of this node in the registry: 1 for the one it is in.")
+	for _, state := range cluster.States() {
+		e.labelled("amsagent_node_state", *known(v.State == state), "state", string(state))
+	}
+	e.gauge("amsagent_trouble", "Whether something keeps the agent from its work; its status says what.", known(v.Trouble != ""))
+	e.gauge("amsagent_restart_pending", "Whether Ant Media Server has to be restarted, and sessions keep it from that.", known(v.RestartPending))
+	e.counters("amsagent_beats_total", "Heartbeats by what became of them: dropped ones were not tried while MongoDB was away.",
+		"result", counter{"sent", &m.sent}, counter{"failed", &m.failed}, counter{"dropped", &m.dropped})
+	e.histogram("amsagent_beat_duration_seconds", "How long writing a heartbeat took.", &m.latency)
+	e.gauge("amsagent_last_beat_time_seconds", "When a heartbeat was last written, in seconds since 1970.", stamp(v.Beat.Last))
+	e.gauge("amsagent_server_document_age_seconds", "How old Ant Media Server's own document in the cluster is; other nodes take it for dead above 20.", seconds(v.AMSAge))
+	e.counters("amsagent_joins_total", "Joins that the agent made by itself.",
+		"result", counter{"joined", &m.joins}, counter{"failed", &m.joinFailures})
+	e.counters("amsagent_repairs_total", "Differences from what was joined with that the agent has mended.", "", counter{"", &m.repairs})
+	e.counters("amsagent_server_restarts_total", "Restarts of Ant Media Server that the agent made.",
+		"result", counter{"done", &m.restarts}, counter{"failed", &m.restartFailures})
+	machine(e, s)
+	_, _ = w.Write(e.w.Bytes())
+}
+
+// machine writes what the machine is doing.
+func machine(e exposition, s heartbeat.Sample) {
+	e.gauge("amsagent_cpu_busy_ratio", "Busy share of all cores since the sample before.", ratio(s.CPU))
+	e.gauge("amsagent_cpu_busiest_core_ratio", "Busy share of the busiest core since the sample before.", ratio(s.CPUMax))
+	e.gauge("amsagent_memory_used_bytes", "Memory in use, as Ant Media Server's own limit counts it.", ptr(s.MemUsed, 1))
+	e.gauge("amsagent_memory_total_bytes", "Memory of this machine.", ptr(s.MemTotal, 1))
+	e.gauge("amsagent_network_receive_bytes_per_second", "Bytes received per second since the sample before.", ptr(s.Load.NetRx, 1))
+	e.gauge("amsagent_network_transmit_bytes_per_second", "Bytes sent per second since the sample before.", ptr(s.Load.NetTx, 1))
+	e.gauge("amsagent_disk_used_bytes", "Used room of the volume that Ant Media Server is on.", ptr(s.DiskUsed, 1))
+	e.gauge("amsagent_disk_total_bytes", "Size of the volume that Ant Media Server is on.", ptr(s.DiskTotal, 1))
+	e.gauge("amsagent_score_ratio", "Load of the busiest of the resources that Ant Media Server is limited by.", ptr(s.Load.Score, 0.01))
+	e.gauge("amsagent_publishers", "Streams that are published to this node.", ptr(s.Session.Publishers, 1))
+	if s.Session.Viewers != nil {
+		const name = "amsagent_viewers"
+		e.family(name, "gauge", "Viewers that this node serves, with how they were counted.")
+		e.labelled(name, float64(*s.Session.Viewers), "counted_by", string(s.Session.By))
+	}
+	if p := s.AMS; p != nil {
+		e.gauge("amsagent_server_cpu_cores", "Cores that Ant Media Server's process keeps busy.", ratio(p.CPU))
+		e.gauge("amsagent_server_resident_memory_bytes", "Resident memory of Ant Media Server's process.", ptr(p.RSS, 1))
+		e.gauge("amsagent_server_threads", "Threads of Ant Media Server's process.", ptr(p.Threads, 1))
+	}
+	devices(e, s.GPUs)
+	if len(s.Missing) > 0 {
+		const name = "amsagent_reading_missing"
+		e.family(name, "gauge", "Readings that could not be had; the agent's status says why.")
+		for _, m := range s.Missing {
+			e.labelled(name, 1, "what", m.What)
+		}
+	}
+}
+
+// devices writes the GPUs, each family with the devices that it is known of.
+func devices(e exposition, r heartbeat.GPUReading) {
+	e.family("amsagent_gpu_state", "gauge", "Whether GPUs can be read: 1 for the state they are in.")
+	for _, s := range []heartbeat.GPUState{heartbeat.GPUAbsent, heartbeat.GPUPending, heartbeat.GPUFailing, heartbeat.GPUReady} {
+		e.labelled("amsagent_gpu_state", *known(r.State == s), "state", string(s))
+	}
+	if len(r.Devices) == 0 {
+		return
+	}
+	for _, f := range []struct {
+		name, help string
+		value      func(heartbeat.GPU) *float64
+	}{
+		{"amsagent_gpu_utilization_ratio", "Busy share of the GPU.", func(g heartbeat.GPU) *float64 { return ratio(g.Util) }},
+		{"amsagent_gpu_encoder_utilization_ratio", "Busy share of the GPU's encoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Enc) }},
+		{"amsagent_gpu_decoder_utilization_ratio", "Busy share of the GPU's decoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Dec) }},
+		{"amsagent_gpu_memory_used_bytes", "Memory of the GPU in use.", func(g heartbeat.GPU) *float64 { return ptr(g.MemUsed, 1) }},
+		{"amsagent_gpu_memory_total_bytes", "Memory of the GPU.", func(g heartbeat.GPU) *float64 { return ptr(g.MemTotal, 1) }},
+	} {
+		first := true
+		for _, g := range r.Devices {
+			value := f.value(g)
+			if value == nil {
+				continue
+			}
+			if first {
+				e.family(f.name, "gauge", f.help)
+				first = false
+			}
+			e.labelled(f.name, *value, "gpu", strconv.Itoa(g.Index), "name", g.Name, "uuid", g.UUID)
+		}
+	}
+}

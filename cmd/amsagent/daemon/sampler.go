@@ -1,0 +1,105 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/heartbeat"
+)
+
+// MachineOptions are what looks at a real machine.
+type MachineOptions struct {
+	Root, AMSDir string
+	// Service tells which process AMS is.
+	Service interface {
+		State(context.Context) (ams.State, error)
+	}
+	// Open looks at the installation.
+	Open func() (*ams.Installation, error)
+	// NVIDIASMI is the program that tells of NVIDIA's devices; "" searches it.
+	NVIDIASMI string
+	Interval  time.Duration
+	Log       *slog.Logger
+}
+
+// pidEvery is how long the service's process is taken for the same one: asking
+// the service manager costs more than the rest of a sample.
+const pidEvery = 15 * time.Second
+
+// NewMachineSampler puts together what package heartbeat has for it.
+func NewMachineSampler(o MachineOptions, client func() *cluster.Client, address func() string) Sampler {
+	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Command: o.NVIDIASMI, Interval: o.Interval, Log: o.Log})
+	sessions := &heartbeat.SessionCounter{Open: o.Open, Root: o.Root, Streams: func() (heartbeat.Streams, string) {
+		if c := client(); c != nil {
+			return c, address()
+		}
+		return nil, ""
+	}}
+	pid := &mainPID{service: o.Service}
+	s := &machineSampler{gpus: gpus, open: o.Open}
+	s.Sampler = heartbeat.NewSampler(heartbeat.SamplerOptions{
+		Root: o.Root, AMSDir: o.AMSDir, AMSPID: pid.get, GPUs: gpus.Latest, Sessions: sessions.Count, Log: o.Log,
+	})
+	return s
+}
+
+type machineSampler struct {
+	*heartbeat.Sampler
+	gpus *heartbeat.GPUWatcher
+	open func() (*ams.Installation, error)
+}
+
+// Run keeps the watcher of the GPUs going and the limits up to date.
+func (s *machineSampler) Run(ctx context.Context) {
+	var work sync.WaitGroup
+	work.Go(func() { _ = s.gpus.Run(ctx) }) // ends with ctx alone
+	for {
+		if in, err := s.open(); err == nil {
+			if p, err := in.ServerSettings(); err == nil {
+				s.SetLimits(heartbeat.ReadLimits(in.Release, p.Get))
+			}
+		}
+		if !pause(ctx, limitsEvery) {
+			break
+		}
+	}
+	work.Wait()
+}
+
+// limitsEvery is how often AMS's own limits are read again.
+const limitsEvery = 10 * time.Minute
+
+// mainPID remembers the service's process for a while.
+type mainPID struct {
+	service interface {
+		State(context.Context) (ams.State, error)
+	}
+	mu    sync.Mutex
+	pid   int
+	asked time.Time
+}
+
+func (m *mainPID) get(ctx context.Context) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.asked.IsZero() && time.Since(m.asked) < pidEvery {
+		return m.pid, nil
+	}
+	st, err := m.service.State(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if !st.Known() {
+		return 0, errors.New("nobody tells which process the server is")
+	}
+	m.pid, m.asked = st.MainPID, time.Now()
+	return m.pid, nil
+}

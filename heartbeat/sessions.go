@@ -1,0 +1,195 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package heartbeat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
+)
+
+const (
+	whatPublishers = "publishers"
+	whatViewers    = "viewers"
+
+	// publishersEvery is how long a count of publishers is good for: it is a
+	// query of every application's streams, by every node.
+	publishersEvery = 10 * time.Second
+	// lookEvery is after how long the installation and the other nodes are
+	// looked at again.
+	lookEvery = time.Minute
+	// refusedFor is how long a server that refused our token is left alone.
+	refusedFor = time.Minute
+)
+
+// errNotMember says that nobody can be asked for this node's streams.
+var errNotMember = errors.New("this machine is no node of a cluster")
+
+// Streams tells what is published to a node, and who its neighbours are.
+// [cluster.Client] is one.
+type Streams interface {
+	LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]cluster.DatabaseStreams, error)
+	AMSNodes(ctx context.Context) ([]cluster.AMSNode, error)
+}
+
+// SessionCounter counts the sessions of this node: publishers by AMS's own rule
+// for what is live here, viewers by AMS's statistics where it lets us ask for
+// them, else by connections. It is for one caller at a time.
+type SessionCounter struct {
+	// Open looks at the installation.
+	Open func() (*ams.Installation, error)
+	// Streams is where to look for publishers, with this node's address; nil and
+	// "" while this machine is no node.
+	Streams func() (Streams, string)
+	// Root is what /proc is below.
+	Root string
+	// HTTP reaches AMS on this machine; nil is the usual client.
+	HTTP *http.Client
+	Now  func() time.Time
+
+	mu         sync.Mutex
+	install    *ams.Installation
+	installErr error
+	looked     time.Time
+
+	publishers    *int
+	publishersErr error
+	counted       time.Time
+	of            string // the address they were counted for
+
+	peers   map[netip.Addr]bool
+	peersAt time.Time
+	refused time.Time
+}
+
+// Count counts. What could not be counted is nil, with its reason.
+func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if c.Now != nil {
+		now = c.Now()
+	}
+	if c.install == nil || now.Sub(c.looked) >= lookEvery {
+		c.install, c.installErr = c.Open()
+		c.looked = now
+	}
+	if c.installErr != nil {
+		return cluster.Sessions{}, []Missing{{whatPublishers, c.installErr}, {whatViewers, c.installErr}}
+	}
+	var s cluster.Sessions
+	var missing []Missing
+	var err error
+	if s.Publishers, err = c.countPublishers(ctx, now); err != nil {
+		missing = append(missing, Missing{whatPublishers, err})
+	}
+	if s.Viewers, s.By, err = c.countViewers(ctx, now); err != nil {
+		missing = append(missing, Missing{whatViewers, err})
+	}
+	return s, missing
+}
+
+func (c *SessionCounter) countPublishers(ctx context.Context, now time.Time) (*int, error) {
+	streams, address := c.Streams()
+	if streams == nil || address == "" {
+		c.counted = time.Time{}
+		return nil, errNotMember
+	}
+	if age := now.Sub(c.counted); c.of == address && age >= 0 && age < publishersEvery {
+		return c.publishers, c.publishersErr
+	}
+	c.publishers, c.publishersErr = publishersOf(ctx, streams, c.install, address, now)
+	c.counted, c.of = now, address
+	if c.publishersErr != nil {
+		c.counted = time.Time{} // look again at the next beat
+	}
+	return c.publishers, c.publishersErr
+}
+
+func publishersOf(ctx context.Context, streams Streams, in *ams.Installation, address string, now time.Time) (*int, error) {
+	databases, err := in.Databases()
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	if len(databases) == 0 {
+		return &n, nil // a server without applications serves nobody
+	}
+	found, err := streams.LocalStreams(ctx, databases, address, now)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range found {
+		n += len(d.IDs)
+	}
+	return &n, nil
+}
+
+// countViewers asks AMS where that is possible. The connections are an estimate,
+// and better than nothing.
+func (c *SessionCounter) countViewers(ctx context.Context, now time.Time) (*int, cluster.CountedBy, error) {
+	var asked error
+	if since := now.Sub(c.refused); c.refused.IsZero() || since < 0 || since >= refusedFor {
+		n, err := c.askServer(ctx, now)
+		if err == nil {
+			c.refused = time.Time{}
+			return n, cluster.CountedByAMS, nil
+		}
+		if asked = err; errors.Is(err, ams.ErrNoServerToken) || errors.Is(err, ams.ErrForbidden) || errors.Is(err, ams.ErrNoStatistics) {
+			c.refused = now
+		}
+	}
+	ports, err := c.install.Ports()
+	if err != nil {
+		return nil, "", errors.Join(asked, err)
+	}
+	c.readPeers(ctx, now)
+	found, err := ams.CountConnections(c.Root, ports.Viewers(), func(a netip.Addr) bool { return c.peers[a] })
+	if err != nil {
+		return nil, "", errors.Join(asked, err)
+	}
+	return &found.Total, cluster.CountedByConnections, nil
+}
+
+func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (*int, error) {
+	key, err := c.install.ServerKey()
+	if err != nil {
+		return nil, err
+	}
+	s, err := ams.ReadStatistics(ctx, c.HTTP, c.install.BaseURL(), key.Token(now))
+	if err != nil {
+		return nil, err
+	}
+	n, complete := s.Viewers()
+	if !complete {
+		return nil, fmt.Errorf("%w: it does not tell every kind of viewer", ams.ErrNoStatistics)
+	}
+	return n, nil
+}
+
+// readPeers learns the addresses of the other nodes, which fetch streams as
+// viewers do. Where they cannot be read, those known stay.
+func (c *SessionCounter) readPeers(ctx context.Context, now time.Time) {
+	streams, _ := c.Streams()
+	if streams == nil || (!c.peersAt.IsZero() && now.Sub(c.peersAt) < lookEvery) {
+		return
+	}
+	nodes, err := streams.AMSNodes(ctx)
+	if err != nil {
+		return
+	}
+	c.peersAt, c.peers = now, make(map[netip.Addr]bool, len(nodes))
+	for _, n := range nodes {
+		if a, err := netip.ParseAddr(n.IP); err == nil {
+			c.peers[a.Unmap()] = true
+		}
+	}
+}
