@@ -25,20 +25,28 @@ type status struct {
 	Beats   int               `json:"beats"`
 	Apps    map[string]string `json:"apps"` // "ok", or why it did not start
 	Streams []Stream          `json:"streams"`
+	Viewers []Viewers         `json:"viewers"` // besides those of Streams
 }
 
 // controlHandler is the control port:
 //
 //	GET    /state
-//	POST   /behaviour  ?silent=true liveness=500 clock_skew_ms=N slow_stop_ms=N
-//	POST   /stream     ?app=LiveApp&id=s1 and, for viewers, webrtc=N hls=N dash=N rtmp=N
+//	GET    /stats      sessions served, live, left and cut
+//	POST   /behaviour  ?silent=true liveness=500 statistics=500 clock_skew_ms=N slow_stop_ms=N
+//	POST   /stream     ?app=LiveApp&id=s1 and, for viewers, webrtc=N hls=N dash=N rtmp=N;
+//	                   announced=true: it ends as finished
 //	DELETE /stream     ?app=LiveApp&id=s1
+//	POST   /viewers    ?app=LiveApp&stream=s1 kind=hls n=3 connect=true from=10.0.0.9
+//	DELETE /viewers    ?app=LiveApp&stream=s1 kind=hls n=3; without n all of that kind
 //	POST   /crash
 //	POST   /stop       as SIGTERM
 func (s *Server) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /state", func(w http.ResponseWriter, _ *http.Request) {
 		control.JSON(w, s.status())
+	})
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
+		control.JSON(w, s.Stats())
 	})
 	mux.HandleFunc("POST /behaviour", func(w http.ResponseWriter, r *http.Request) {
 		b := s.behaviour()
@@ -60,6 +68,17 @@ func (s *Server) controlHandler() http.Handler {
 		q := r.URL.Query()
 		s.answer(w, s.EndStream(r.Context(), q.Get("app"), q.Get("id")))
 	})
+	for method, do := range map[string]func(context.Context, Viewers) error{
+		http.MethodPost: s.AddViewers, http.MethodDelete: s.RemoveViewers,
+	} {
+		mux.HandleFunc(method+" /viewers", func(w http.ResponseWriter, r *http.Request) {
+			v, err := parseViewers(r.URL.Query())
+			if err == nil {
+				err = do(r.Context(), v)
+			}
+			s.answer(w, err)
+		})
+	}
 	mux.HandleFunc("POST /crash", func(w http.ResponseWriter, _ *http.Request) {
 		s.Crash()
 		control.JSON(w, s.status())
@@ -81,7 +100,7 @@ func (s *Server) answer(w http.ResponseWriter, err error) {
 func (s *Server) status() status {
 	st := status{
 		Mode: s.Mode(), Release: s.Release(), Address: s.address, NodeID: s.nodeID,
-		Apps: map[string]string{}, Streams: s.Streams(),
+		Apps: map[string]string{}, Streams: s.Streams(), Viewers: s.Audience(),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,6 +124,8 @@ func (b *Behaviour) apply(q url.Values) error {
 			b.Silent, err = strconv.ParseBool(v)
 		case "liveness":
 			b.Liveness, err = strconv.Atoi(v)
+		case "statistics":
+			b.Statistics, err = strconv.Atoi(v)
 		case "clock_skew_ms":
 			b.ClockSkew, err = milliseconds(v)
 		case "slow_stop_ms":
@@ -149,9 +170,46 @@ func parseStream(q url.Values) (Stream, error) {
 			number(&st.DASH)
 		case "rtmp":
 			number(&st.RTMP)
+		case "announced":
+			b, err := strconv.ParseBool(v)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
+			}
+			st.Announced = b
 		default:
 			errs = append(errs, fmt.Errorf("unknown parameter %q", key))
 		}
 	}
 	return st, errors.Join(errs...)
+}
+
+func parseViewers(q url.Values) (Viewers, error) {
+	var v Viewers
+	var errs []error
+	for key := range q {
+		var err error
+		value := q.Get(key)
+		switch key {
+		case "app":
+			v.App = value
+		case "stream":
+			v.Stream = value
+		case "kind":
+			v.Kind = ViewerKind(value)
+		case "from":
+			v.From = value
+		case "n":
+			if v.N, err = strconv.Atoi(value); err == nil && v.N < 1 {
+				err = errors.New("want at least one")
+			}
+		case "connect":
+			v.Connect, err = strconv.ParseBool(value)
+		default:
+			err = errors.New("unknown")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
+		}
+	}
+	return v, errors.Join(errs...)
 }

@@ -6,7 +6,12 @@
 // readers of its own (a mistake of the agent's editors cannot hide behind the same
 // mistake here), decides by them between standalone and cluster mode, refuses to
 // start where the server would, registers itself in MongoDB every five seconds,
-// and answers /rest/v2/liveness.
+// and answers /rest/v2/liveness and, to who holds the server token,
+// /rest/v2/system-resources.
+//
+// Publishers and viewers come and go as they are told to. A stop or a crash cuts
+// those who are there, as the server's does, and [Stats] counts them: a drain that
+// did its work has cut none.
 //
 // It never streams anything, and it writes into the installation only when asked
 // to ([Options.Litter]). What the cluster part of the server does is known from its

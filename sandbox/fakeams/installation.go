@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // installation is what the server reads from its files when it starts.
@@ -25,7 +26,11 @@ type installation struct {
 	httpPort       int
 	useGlobalIP    bool
 	store          database // of the cluster
-	apps           []app
+	jwt            struct {
+		enabled         bool
+		secret, jwksURL string
+	}
+	apps []app
 }
 
 // database is where something is kept.
@@ -83,6 +88,8 @@ func readInstallation(root, version string) (*installation, error) {
 		return nil, fmt.Errorf("conf/red5.properties: http.port: %w", err)
 	}
 	in.useGlobalIP = red5["useGlobalIp"] == "true"
+	in.jwt.enabled = springTrue(red5["server.jwtServerControlEnabled"])
+	in.jwt.secret, in.jwt.jwksURL = red5["server.jwtServerSecretKey"], red5["server.jwksURL"]
 	if in.cluster {
 		in.store = database{
 			kind: "mongodb", name: "clusterdb",
@@ -108,6 +115,11 @@ func readInstallation(root, version string) (*installation, error) {
 		})
 	}
 	return in, nil
+}
+
+// springTrue is what Spring takes for true.
+func springTrue(s string) bool {
+	return slices.Contains([]string{"true", "on", "yes", "1"}, strings.ToLower(strings.TrimSpace(s)))
 }
 
 // globQuote keeps the characters of a path from being taken for a pattern.

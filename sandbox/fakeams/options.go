@@ -38,6 +38,9 @@ type Options struct {
 	LocalAddress string
 	// InstanceID replaces the first part of the node's id.
 	InstanceID string
+	// Stats is a file that always holds the count of sessions, as [Stats]; empty:
+	// none.
+	Stats string
 	// HostsFile, when set, makes liveness answer 500 unless this file names the
 	// host, as the server does when it cannot resolve its own name.
 	HostsFile string
@@ -69,6 +72,9 @@ type Behaviour struct {
 	Silent bool
 	// Liveness, when not 0, is the status of every liveness answer.
 	Liveness int
+	// Statistics, when not 0, is the status of every answer to who asks for them with
+	// the right token.
+	Statistics int
 	// SlowStop is how long a stop takes, before anything else in it.
 	SlowStop time.Duration
 	// ClockSkew is added to this machine's clock.
@@ -88,6 +94,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.DurationVar(&o.StreamWait, "stream-wait", o.StreamWait, "how long a stop waits for streams (default 5.5s)")
 	fs.StringVar(&o.LocalAddress, "local-address", o.LocalAddress, "the `address` found without AMS_HOST_ADDRESS")
 	fs.StringVar(&o.InstanceID, "instance-id", o.InstanceID, "first part of the node's `id`")
+	fs.StringVar(&o.Stats, "stats", o.Stats, "keep the count of sessions, served and cut, in this `file`")
 	fs.StringVar(&o.HostsFile, "hosts-file", o.HostsFile, "answer 500 unless this `file` names the host")
 	fs.BoolVar(&o.Litter, "litter", o.Litter, "write into the installation what the server writes")
 	b := &o.Behaviour
@@ -99,6 +106,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.StringVar(&b.RegisterAddress, "register-address", b.RegisterAddress, "register this wrong `address`")
 	fs.BoolVar(&b.Silent, "silent", b.Silent, "send no heartbeat")
 	fs.IntVar(&b.Liveness, "liveness", b.Liveness, "answer liveness with this `status`")
+	fs.IntVar(&b.Statistics, "statistics", b.Statistics, "answer system-resources with this `status`")
 	fs.DurationVar(&b.SlowStop, "slow-stop", b.SlowStop, "take so long to stop")
 	fs.DurationVar(&b.ClockSkew, "clock-skew", b.ClockSkew, "be so far ahead of the clock")
 }

@@ -64,6 +64,14 @@ type Server struct {
 	streams map[[2]string]Stream
 	beats   int
 	err     error // how it ended
+
+	started  time.Time
+	viewers  map[audience]int      // without a connection
+	watching map[*watcher]struct{} // with one
+	stats    Stats                 // of what is over
+	cut      bool                  // all sessions were
+
+	statsFile sync.Mutex // taken before mu
 }
 
 type appRuntime struct {
@@ -101,7 +109,9 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 		ready: make(chan struct{}), done: make(chan struct{}),
 		state: Starting, b: o.Behaviour,
 		apps: map[string]*appRuntime{}, clients: map[string]*mongo.Client{}, streams: map[[2]string]Stream{},
+		started: time.Now(), viewers: map[audience]int{}, watching: map[*watcher]struct{}{},
 	}
+	s.writeStats()
 	for _, a := range in.apps {
 		s.apps[a.name] = &appRuntime{app: a}
 	}
@@ -346,6 +356,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	if !wait(ctx, slow) {
 		errs = append(errs, ctx.Err())
 	}
+	s.cutAll()
 	s.cancel()
 	for _, a := range s.in.apps {
 		deadline := time.Now().Add(s.o.StreamWait)
@@ -390,6 +401,7 @@ func (s *Server) finish(state State, err error) {
 		if s.cancel != nil {
 			s.cancel()
 		}
+		s.cutAll()
 		_ = s.http.Close()
 		s.loops.Wait()
 		// A client that lost its server would wait for it to say good-bye.
@@ -407,6 +419,7 @@ func (s *Server) finish(state State, err error) {
 		s.mu.Lock()
 		s.state, s.err = state, err
 		s.mu.Unlock()
+		s.writeStats()
 		s.log.Info("ended", "state", string(state), "err", err)
 		close(s.done)
 	})
@@ -429,8 +442,8 @@ func (s *Server) behaviour() Behaviour {
 	return s.b
 }
 
-// SetBehaviour changes what can change while it runs: Silent, Liveness, SlowStop
-// and ClockSkew.
+// SetBehaviour changes what can change while it runs: Silent, Liveness, Statistics,
+// SlowStop and ClockSkew.
 func (s *Server) SetBehaviour(change func(*Behaviour)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -497,13 +510,12 @@ func (s *Server) Streams() []Stream {
 	})
 }
 
-// httpHandler is the little of the server's HTTP that is needed without a login.
+// httpHandler is the little of the server's HTTP that is needed.
 func (s *Server) httpHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /rest/v2/liveness", s.liveness)
-	mux.HandleFunc("GET /rest/v2/", func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "Not allowed", http.StatusForbidden) // needs a session
-	})
+	mux.HandleFunc("GET /rest/v2/", s.console)
+	mux.HandleFunc("GET /{app}/play/{stream}", s.play)
 	mux.HandleFunc("GET /{app}/rest/v2/version", func(w http.ResponseWriter, r *http.Request) {
 		rt, ok := s.app(r.PathValue("app"))
 		up := s.State() == Up && ok && rt.err == nil
@@ -533,6 +545,10 @@ func (s *Server) liveness(w http.ResponseWriter, r *http.Request) {
 	}
 	if s.State() != Up {
 		http.Error(w, "Not allowed IP", http.StatusForbidden)
+		return
+	}
+	// A wrong token is refused where none is needed, too.
+	if s.tokenGiven(r) && !s.tokenAccepted(w, r) {
 		return
 	}
 	name, err := os.Hostname()

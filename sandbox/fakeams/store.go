@@ -126,6 +126,9 @@ type Stream struct {
 	HLS    int32  `json:"hls"`
 	DASH   int32  `json:"dash"`
 	RTMP   int32  `json:"rtmp"`
+	// Announced: somebody had made its document before it began. At its end that
+	// stays, as finished; any other is deleted.
+	Announced bool `json:"announced,omitempty"`
 }
 
 // AddStream lets a stream begin, or changes the number of its viewers. It is written
@@ -138,9 +141,13 @@ func (s *Server) AddStream(ctx context.Context, st Stream) error {
 	if st.ID == "" {
 		return errors.New("adding a stream: it has no id")
 	}
-	s.mu.Lock()
-	s.streams[[2]string{st.App, st.ID}] = st
-	s.mu.Unlock()
+	key := [2]string{st.App, st.ID}
+	if !s.change(func() {
+		st.Announced = st.Announced || s.streams[key].Announced
+		s.streams[key] = st
+	}) {
+		return errors.New("adding a stream: the server takes none any more")
+	}
 	if rt.client == nil {
 		return nil
 	}
@@ -151,7 +158,7 @@ func (s *Server) AddStream(ctx context.Context, st Stream) error {
 			"webRTCViewerCount": st.WebRTC, "hlsViewerCount": st.HLS,
 			"dashViewerCount": st.DASH, "rtmpViewerCount": st.RTMP,
 		},
-		"$setOnInsert": bson.M{"type": "liveStream", "startTime": now, "zombi": true, "virtual": false},
+		"$setOnInsert": bson.M{"type": "liveStream", "startTime": now, "zombi": !st.Announced, "virtual": false},
 	}, options.UpdateOne().SetUpsert(true))
 	if err != nil {
 		return fmt.Errorf("adding a stream: %w", err)
@@ -160,19 +167,32 @@ func (s *Server) AddStream(ctx context.Context, st Stream) error {
 }
 
 // EndStream lets a stream end: the server deletes one that nobody had announced.
+// Its viewers that came by AddViewers stay, and wait for it to come back.
 func (s *Server) EndStream(ctx context.Context, app, id string) error {
 	rt, ok := s.app(app)
-	s.mu.Lock()
-	_, known := s.streams[[2]string{app, id}]
-	delete(s.streams, [2]string{app, id})
-	s.mu.Unlock()
+	var st Stream
+	var known bool
+	s.leave(func() {
+		st, known = s.streams[[2]string{app, id}]
+		delete(s.streams, [2]string{app, id})
+	})
 	if !ok || !known {
 		return fmt.Errorf("ending a stream: no stream %q in application %q", id, app)
 	}
 	if rt.client == nil {
 		return nil
 	}
-	if _, err := rt.broadcasts().DeleteOne(ctx, bson.M{"streamId": id, "originAdress": s.address}); err != nil {
+	ours := bson.M{"streamId": id, "originAdress": s.address}
+	var err error
+	if st.Announced {
+		_, err = rt.broadcasts().UpdateOne(ctx, ours, bson.M{"$set": bson.M{
+			"status": "finished", "updateTime": s.now().UnixMilli(),
+			"webRTCViewerCount": int32(0), "hlsViewerCount": int32(0), "dashViewerCount": int32(0), "rtmpViewerCount": int32(0),
+		}})
+	} else {
+		_, err = rt.broadcasts().DeleteOne(ctx, ours)
+	}
+	if err != nil {
 		return fmt.Errorf("ending a stream: %w", err)
 	}
 	return nil
