@@ -13,7 +13,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,7 +32,8 @@ import (
 
 // Config is one service.
 type Config struct {
-	// State is the folder of the service's own files: pid, log, info.json, failed.
+	// State is the folder of the service's own files: pid, log, info.json, stats.json,
+	// failed.
 	State string `json:"state"`
 	// Sandbox is the binary that has the subcommand ams.
 	Sandbox string `json:"sandbox"`
@@ -137,7 +141,7 @@ func (c Config) start(ctx context.Context, env []string) error {
 	if p != nil {
 		return p.Close()
 	}
-	if err := removeAll(c.path("failed"), c.path("pid"), c.path("info.json")); err != nil {
+	if err := removeAll(c.path("failed"), c.path("pid"), c.path("info.json"), c.path("stats.json")); err != nil {
 		return err
 	}
 	log, err := os.OpenFile(c.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -156,7 +160,10 @@ func (c Config) start(ctx context.Context, env []string) error {
 	defer ready.Close()
 
 	// Not CommandContext: the server outlives us.
-	cmd := exec.Command(c.Sandbox, append([]string{"ams", "--ready-fd", "3", "--info", c.path("info.json")}, c.Args...)...)
+	// Of a flag that is given twice the last one counts, and that is the caller's.
+	cmd := exec.Command(c.Sandbox, append([]string{
+		"ams", "--ready-fd", "3", "--info", c.path("info.json"), "--control", "127.0.0.1:0", "--stats", c.path("stats.json"),
+	}, c.Args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{child}
 	cmd.Env = env
@@ -271,6 +278,58 @@ func (c Config) Info() ([]byte, error) {
 		return nil, fmt.Errorf("reading what the server said of itself: %w", err)
 	}
 	return b, nil
+}
+
+// StatsFile is where a server keeps its count of sessions, also after its end.
+func (c Config) StatsFile() string {
+	file := c.path("stats.json")
+	for _, arg := range c.Args {
+		if own, ok := strings.CutPrefix(arg, "--stats="); ok {
+			file = own
+		}
+	}
+	return file
+}
+
+// ErrNotRunning means that there is no server to talk to.
+var ErrNotRunning = errors.New("the server does not run")
+
+// Control sends a request to the running server's control port and returns the
+// answer.
+func (c Config) Control(ctx context.Context, method, path string, query url.Values) ([]byte, error) {
+	if st, err := c.Status(); err != nil {
+		return nil, err
+	} else if st != Active {
+		return nil, ErrNotRunning
+	}
+	b, err := c.Info()
+	if err != nil {
+		return nil, err
+	}
+	var said struct{ Control string }
+	if err := json.Unmarshal(b, &said); err != nil {
+		return nil, fmt.Errorf("reading what the server said of itself: %w", err)
+	}
+	if said.Control == "" {
+		return nil, errors.New("the server was told to have no control port")
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+said.Control+path+"?"+query.Encode(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking the server: %w", err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("asking the server: %w", err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("asking the server: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("the server says: %s", strings.TrimSpace(string(answer)))
+	}
+	return answer, nil
 }
 
 // Load reads a configuration that WriteWrapper wrote.

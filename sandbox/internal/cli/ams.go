@@ -10,7 +10,11 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/url"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -131,7 +135,9 @@ func ending(ctx context.Context) error {
 }
 
 func runAMSCtl(ctx context.Context, env Env, args []string) error {
-	fs := newFlags(env, "amsctl", "[--config FILE | --state FOLDER --root FOLDER [flags of ams]] start|stop|restart|status|info\n"+
+	fs := newFlags(env, "amsctl", "[--config FILE | --state FOLDER --root FOLDER [flags of ams]] start|stop|restart|status|info|stats\n"+
+		"       sandbox amsctl … publish|unpublish APP STREAM\n"+
+		"       sandbox amsctl … view|unview APP STREAM [-n N] [--kind webrtc|hls|dash|rtmp] [--connect [--from ADDRESS]]\n"+
 		"       sandbox amsctl --state FOLDER --root FOLDER [flags of ams] --write-wrapper FILE")
 	// The flags of ams are declared here too: a mistake is found now, not in a log.
 	var o fakeams.Options
@@ -157,7 +163,13 @@ func runAMSCtl(ctx context.Context, env Env, args []string) error {
 	if wrapper != "" {
 		want = 0
 	}
-	if fs.NArg() != want {
+	var request *controlRequest
+	if wrapper == "" && isSessions(fs.Arg(0)) {
+		var err error
+		if request, err = sessionsRequest(env, fs.Args()); err != nil {
+			return err
+		}
+	} else if fs.NArg() != want {
 		fs.Usage()
 		return exitError{2, "amsctl: want exactly one action"}
 	}
@@ -188,6 +200,11 @@ func runAMSCtl(ctx context.Context, env Env, args []string) error {
 		return c.WriteWrapper(wrapper)
 	}
 
+	if request != nil {
+		_, err := c.Control(ctx, request.method, request.path, request.query)
+		return err
+	}
+
 	switch action := fs.Arg(0); action {
 	case "start":
 		return c.Start(ctx, env.Environ())
@@ -212,7 +229,90 @@ func runAMSCtl(ctx context.Context, env Env, args []string) error {
 		}
 		say(env.Stdout, "%s\n", strings.TrimSpace(string(b)))
 		return nil
+	case "stats":
+		b, err := c.Control(ctx, http.MethodGet, "/stats", nil)
+		if errors.Is(err, amsctl.ErrNotRunning) {
+			var st fakeams.Stats
+			if st, err = fakeams.ReadStats(c.StatsFile()); err == nil {
+				b, err = json.MarshalIndent(st, "", "  ")
+			}
+		}
+		if err != nil {
+			return err
+		}
+		say(env.Stdout, "%s\n", strings.TrimSpace(string(b)))
+		return nil
 	default:
-		return exitError{2, fmt.Sprintf("amsctl: no action %q (start, stop, restart, status, info)", action)}
+		return exitError{2, fmt.Sprintf("amsctl: no action %q (start, stop, restart, status, info, stats, publish, unpublish, view, unview)", action)}
 	}
+}
+
+// controlRequest is what an action asks of the server's control port.
+type controlRequest struct {
+	method, path string
+	query        url.Values
+}
+
+func isSessions(action string) bool {
+	return slices.Contains([]string{"publish", "unpublish", "view", "unview"}, action)
+}
+
+// sessionsRequest reads an action about sessions: its name, application and stream,
+// and flags wherever they stand.
+func sessionsRequest(env Env, args []string) (*controlRequest, error) {
+	action := args[0]
+	viewing := strings.HasSuffix(action, "view")
+	fs := newFlags(env, "amsctl "+action, "APP STREAM [flags]")
+	var n int
+	var kind, from string
+	var connect bool
+	if viewing {
+		fs.IntVar(&n, "n", 0, "how `many` viewers (view: default 1; unview: default all of the kind)")
+		fs.StringVar(&kind, "kind", string(fakeams.WebRTC), "how they watch: webrtc, hls, dash or rtmp")
+	}
+	if action == "view" {
+		fs.BoolVar(&connect, "connect", false, "each opens a real connection to the HTTP port")
+		fs.StringVar(&from, "from", "", "with --connect: the local `address` to come from")
+	}
+	var words []string
+	for rest := args[1:]; ; {
+		if err := fs.Parse(rest); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return nil, err
+			}
+			return nil, exitError{status: 2}
+		}
+		if fs.NArg() == 0 {
+			break
+		}
+		words, rest = append(words, fs.Arg(0)), fs.Args()[1:]
+	}
+	if len(words) != 2 || n < 0 {
+		fs.Usage()
+		return nil, exitError{2, "amsctl " + action + ": want an application and a stream"}
+	}
+	q := url.Values{"app": {words[0]}}
+	if !viewing {
+		q.Set("id", words[1])
+		if action == "unpublish" {
+			return &controlRequest{http.MethodDelete, "/stream", q}, nil
+		}
+		q.Set("announced", "true")
+		return &controlRequest{http.MethodPost, "/stream", q}, nil
+	}
+	q.Set("stream", words[1])
+	q.Set("kind", kind)
+	if n > 0 {
+		q.Set("n", strconv.Itoa(n))
+	}
+	if action == "unview" {
+		return &controlRequest{http.MethodDelete, "/viewers", q}, nil
+	}
+	if connect {
+		q.Set("connect", "true")
+	}
+	if from != "" {
+		q.Set("from", from)
+	}
+	return &controlRequest{http.MethodPost, "/viewers", q}, nil
 }
