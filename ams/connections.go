@@ -123,7 +123,8 @@ func (c *counter) read(from io.Reader) error {
 		for errors.Is(err, bufio.ErrBufferFull) { // longer than any the kernel writes
 			_, err = r.ReadSlice('\n')
 		}
-		if err != nil && !errors.Is(err, io.EOF) {
+		end := errors.Is(err, io.EOF)
+		if err != nil && !end {
 			return err
 		}
 		switch {
@@ -132,7 +133,7 @@ func (c *counter) read(from io.Reader) error {
 		case !first && len(line) > 0 && (!whole || !c.line(line)):
 			c.Unread++
 		}
-		if err != nil {
+		if end {
 			return nil
 		}
 	}

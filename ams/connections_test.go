@@ -133,9 +133,9 @@ func TestCountConnectionsOfThisMachine(t *testing.T) {
 				t.Skipf("no %s here: %v", network, err)
 			}
 			defer l.Close()
-			port := l.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // of this listener
+			port := l.Addr().(*net.TCPAddr).Port
 			for range 3 {
-				c, err := net.Dial(network, l.Addr().String()) //nolint:noctx // on loopback
+				c, err := net.Dial(network, l.Addr().String())
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -87,8 +87,8 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-// ErrNoServerToken: this server takes no token that could be made here. The error
-// says why.
+// ErrNoServerToken says that this server takes no token that could be made here.
+// The error that wraps it says why.
 var ErrNoServerToken = errors.New("no token for the server's statistics can be made")
 
 // ServerKey makes tokens for the server's REST calls. The secret is nowhere that

@@ -120,7 +120,7 @@ func TestReadStatisticsInTime(t *testing.T) {
 			return nil, r.Context().Err()
 		},
 		"half an answer": func(r *http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: 200, Body: io.NopCloser(readUntil{r.Context()}), Request: r}, nil
+			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(readUntil{r.Context()}), Request: r}, nil
 		},
 		"no connection": func(r *http.Request) (*http.Response, error) {
 			return nil, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}

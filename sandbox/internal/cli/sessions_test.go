@@ -83,8 +83,12 @@ func TestAMSCtlSessions(t *testing.T) {
 			}
 			call(1, "publish", "Nobody", "s1")
 			for _, bad := range [][]string{
-				{"publish", "LiveApp"}, {"view", "LiveApp", "s1", "s2"}, {"view", "LiveApp", "s1", "-n", "-1"},
-				{"unpublish", "LiveApp", "s1", "-n", "1"}, {"unview", "LiveApp", "s1", "--connect"}, {"stats", "now"},
+				{"publish", "LiveApp"},
+				{"view", "LiveApp", "s1", "s2"},
+				{"view", "LiveApp", "s1", "-n", "-1"},
+				{"unpublish", "LiveApp", "s1", "-n", "1"},
+				{"unview", "LiveApp", "s1", "--connect"},
+				{"stats", "now"},
 			} {
 				call(2, bad...)
 			}
