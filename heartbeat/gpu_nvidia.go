@@ -392,8 +392,11 @@ func (f *gpuFrames) take() (GPUReading, bool) {
 		}
 		devices = append(devices, g)
 	}
-	if f.torn || len(f.wrong) > 0 {
-		for i := len(devices); i < len(f.before); i++ {
+	if n := len(devices); n < len(f.before) && (f.torn || len(f.wrong) > 0) {
+		if len(f.wrong) == 0 {
+			f.wrong = append(f.wrong, "rows of nvidia-smi are not whole")
+		}
+		for i := n; i < len(f.before); i++ {
 			devices = append(devices, f.silent(i))
 		}
 	}

@@ -77,14 +77,14 @@ func parse(args []string) (query, error) {
 		case "--loop-ms", "-lms", "--loop", "-l":
 			n, err := strconv.Atoi(value)
 			if err != nil || n <= 0 {
-				return q, fmt.Errorf("Invalid combination of input arguments. Bad loop %q", value) //nolint:staticcheck,revive // as the tool says it
+				return q, fmt.Errorf("Invalid combination of input arguments. Bad loop %q", value) //nolint:staticcheck // as the tool says it
 			}
 			q.loop = time.Duration(n) * time.Millisecond
 			if name == "--loop" || name == "-l" {
 				q.loop = time.Duration(n) * time.Second
 			}
 		default:
-			return q, fmt.Errorf("Invalid combination of input arguments. Option %q is not recognized", args[i]) //nolint:staticcheck,revive // as the tool says it
+			return q, fmt.Errorf("Invalid combination of input arguments. Option %q is not recognized", args[i]) //nolint:staticcheck // as the tool says it
 		}
 	}
 	if len(q.fields) == 0 || !csv || !bare {

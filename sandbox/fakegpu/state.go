@@ -169,16 +169,16 @@ func quote(word string) string {
 
 // cell is a device's answer to one field; false: no driver knows that.
 func (d Device) cell(i int, driver, field string) (string, bool) {
-	reading := func(f float64, decimals int) (string, bool) {
+	reading := func(f float64, decimals int) string {
 		switch {
 		case d.Error != "":
-			return "[" + d.Error + "]", true
+			return "[" + d.Error + "]"
 		case f < 0:
-			return "[N/A]", true
+			return "[N/A]"
 		}
-		return strconv.FormatFloat(f, 'f', decimals, 64), true
+		return strconv.FormatFloat(f, 'f', decimals, 64)
 	}
-	busy := func(f float64) (string, bool) {
+	busy := func(f float64) string {
 		if d.MIG {
 			f = -1
 		}
@@ -194,19 +194,19 @@ func (d Device) cell(i int, driver, field string) (string, bool) {
 	case "driver_version":
 		return driver, true
 	case "utilization.gpu":
-		return busy(d.Util)
+		return busy(d.Util), true
 	case "utilization.encoder":
-		return busy(d.Encoder)
+		return busy(d.Encoder), true
 	case "utilization.decoder":
-		return busy(d.Decoder)
+		return busy(d.Decoder), true
 	case "memory.used":
-		return reading(d.MemUsed, 0)
+		return reading(d.MemUsed, 0), true
 	case "memory.total":
-		return reading(d.MemTotal, 0)
+		return reading(d.MemTotal, 0), true
 	case "temperature.gpu":
-		return reading(d.Temperature, 0)
+		return reading(d.Temperature, 0), true
 	case "power.draw":
-		return reading(d.Power, 2)
+		return reading(d.Power, 2), true
 	case "mig.mode.current":
 		if d.MIG {
 			return "Enabled", true
