@@ -33,7 +33,7 @@ const query = "--query-gpu=index,name,utilization.gpu,utilization.encoder,memory
 func install(t *testing.T, s fakegpu.State) (tool, state string) {
 	t.Helper()
 	root := t.TempDir()
-	state, err := fakegpu.Install(root, s, "/usr/bin/env", asTool+"=1", os.Args[0])
+	state, err := fakegpu.Install(root, s, "/usr/bin/env", asTool+"=1", "GORACE=atexit_sleep_ms=0", os.Args[0])
 	if err != nil {
 		t.Fatal(err)
 	}
