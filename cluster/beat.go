@@ -122,10 +122,14 @@ func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
 			{Key: "q", Value: bson.D{{Key: "_id", Value: b.ID}}},
 			{Key: "u", Value: b.update(last)},
 		}}},
-		{Key: "writeConcern", Value: bson.D{{Key: "w", Value: int32(1)}}},
 	}
+	concern := bson.E{Key: "writeConcern", Value: bson.D{{Key: "w", Value: int32(1)}}}
 	err := c.once(ctx, op, func(ctx context.Context) error {
 		var err error
+		command := command
+		if !c.watch.standalone() {
+			command = append(slices.Clone(command), concern)
+		}
 		reply, err = c.mongo.Database(registryDatabase).RunCommand(ctx, command).Raw()
 		if err == nil {
 			err = writeErrors(reply)
@@ -166,8 +170,18 @@ func (b Beat) update(last *Beat) bson.D {
 			unset = append(unset, bson.E{Key: key, Value: ""})
 		}
 	}
-	if last == nil || !b.Sessions.Equal(last.Sessions) {
+	switch {
+	case last == nil:
 		put("sessions", b.Sessions.document(), true)
+	case !b.Sessions.Equal(last.Sessions):
+		// Often only the viewers differ, so each part is written by itself.
+		was, is := last.Sessions.document(), b.Sessions.document()
+		for _, key := range []string{"publishers", "viewers", "by"} {
+			before, _ := lookup(was, key)
+			if now, known := lookup(is, key); now != before {
+				put("sessions."+key, now, known)
+			}
+		}
 	}
 	if last == nil || b.Interval != last.Interval {
 		put("interval_ms", small(b.Interval.Milliseconds()), b.Interval > 0)
@@ -283,6 +297,14 @@ func (s Sessions) document() bson.D {
 		}
 	}
 	return d
+}
+
+func lookup(d bson.D, key string) (any, bool) {
+	i := slices.IndexFunc(d, func(e bson.E) bool { return e.Key == key })
+	if i < 0 {
+		return nil, false
+	}
+	return d[i].Value, true
 }
 
 // readLoad reads the load of a row; nil where the row has none.

@@ -24,6 +24,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/readpref"
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
 )
 
@@ -88,6 +89,8 @@ type watch struct {
 	mu      sync.Mutex
 	failed  map[string]error
 	cleared map[string]error
+	// alone says that the server is no member of a replica set.
+	alone bool
 }
 
 func newWatch() *watch {
@@ -137,7 +140,21 @@ func (w *watch) monitor() *event.ServerMonitor {
 			defer w.mu.Unlock()
 			delete(w.failed, hostOf(e.ConnectionID))
 		},
+		ServerDescriptionChanged: func(e *event.ServerDescriptionChangedEvent) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if kind := e.NewDescription.Kind; kind != description.UnknownStr {
+				w.alone = kind == description.ServerKindStandalone.String()
+			}
+		},
 	}
+}
+
+// standalone reports whether the server has nobody to wait for with a write.
+func (w *watch) standalone() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.alone
 }
 
 func (w *watch) recent() map[string]error {

@@ -42,11 +42,17 @@ const (
 )
 
 // agentLimit is how long an agent may be silent: two beats and a second.
-func agentLimit(interval time.Duration) time.Duration {
-	if interval <= 0 {
-		interval = DefaultInterval
+func agentLimit(interval time.Duration) time.Duration { return 2*interval + beatSlack }
+
+// maxInterval bounds what a row may say: nobody is alive for an hour because of
+// a number that somebody wrote.
+const maxInterval = 5 * time.Minute
+
+func intervalOf(n Node) time.Duration {
+	if n.IntervalMS <= 0 {
+		return DefaultInterval
 	}
-	return 2*interval + beatSlack
+	return time.Duration(min(n.IntervalMS, maxInterval.Milliseconds())) * time.Millisecond
 }
 
 // Heard is when a witness was last heard.
@@ -55,6 +61,10 @@ type Heard struct {
 	Known bool          `json:"known"`
 	Age   time.Duration `json:"age_ns,omitempty"`
 	Fresh bool          `json:"fresh"`
+	// Guess says that Age is by a clock that nobody told us about: AMS stamps
+	// with its machine's, and this one's may be wrong. What was seen to change
+	// is no guess.
+	Guess bool `json:"guess,omitempty"`
 }
 
 // Member is one machine of the cluster, from both sides.
@@ -99,172 +109,252 @@ func (m Member) State() State {
 	return m.Node.State
 }
 
+// Endpoint is where the node's AMS answers HTTP; false where nobody told. A
+// port that is only usual is none: a refusal there would prove nothing.
+func (m Member) Endpoint() (address string, port int, known bool) {
+	if m.Node == nil || m.Node.IP == "" || m.Node.Port <= 0 {
+		return "", 0, false
+	}
+	return m.Node.IP, m.Node.Port, true
+}
+
+// Beats reports whether an agent ever beat for this row. A row that a join wrote
+// and nobody beats for promises nothing, so its age says nothing about the
+// machine.
+func (n Node) Beats() bool { return n.Seq > 0 || n.IntervalMS > 0 }
+
+// Overdue tells in how long the agent will be taken for silent, where a beat of
+// it is late already. Who looks again then finds out no later than can be.
+func (m Member) Overdue() (in time.Duration, late bool) {
+	if m.Node == nil || !m.Agent.Fresh || !m.Node.Beats() {
+		return 0, false
+	}
+	interval := intervalOf(*m.Node)
+	if m.Agent.Age <= interval+beatSlack/2 {
+		return 0, false
+	}
+	return agentLimit(interval) - m.Agent.Age, true
+}
+
 // Refused takes into account that nobody listens where the node's AMS ought to
 // answer: of a node whose agent is silent, that is the end. Without it, AMS is
 // taken for silent only when it has missed two of its periods.
 func (m *Member) Refused() {
-	if !m.Agent.Fresh {
+	if m.Node != nil && !m.Agent.Fresh {
 		m.Server.Fresh = false
 		m.Verdict = VerdictGone
 	}
 }
 
 // Observer judges the members of a cluster, one look after the other. It
-// remembers when AMS's documents changed under its eyes, so that the clocks of
-// the nodes do not matter; on the first look it relies on what each agent said
-// of its machine's clock. The zero value is ready. It is not for several
-// goroutines at once.
+// remembers since when it has seen what each witness wrote last, so that from
+// the second look on no clock but its own matters: not those of the nodes, and
+// not that of a server which is set while we look. On the first look it relies
+// on the server's clock, and for AMS on what each agent said of its machine's.
+// The zero value is ready. It is not for several goroutines at once.
 type Observer struct {
-	seen map[string]observed
+	rows, docs map[string]observed
+	// last is when the look before was taken; zero before the first.
+	last time.Time
+	// Looks failed between gone and back; zero where none ever did. lost says
+	// that they still do.
+	gone, back time.Time
+	lost       bool
 }
 
+// observed is what a witness wrote last, with what is known of when.
 type observed struct {
-	doc AMSNode
-	// changed is when the document was seen to change, by the observer's own
-	// clock; zero until it did.
-	changed time.Time
+	row Node    // of an agent
+	doc AMSNode // or of AMS
+	// written is when, by the observer's own clock; zero where nobody knows.
+	written time.Time
+	guess   bool
+}
+
+// Lost tells that a look failed. While the database was away nobody could write
+// to it: of silence since, only what comes after its return counts.
+func (o *Observer) Lost(now time.Time) {
+	if o.lost {
+		return
+	}
+	o.lost = true
+	if !o.back.IsZero() && o.last.Sub(o.back) <= amsFresh {
+		return // it went away again before everybody could write
+	}
+	if o.gone = o.last; o.gone.IsZero() {
+		o.gone = now
+	}
 }
 
 // Look is one look at the cluster.
 type Look struct {
 	Nodes []Node    // of the registry
 	AMS   []AMSNode // of clusternode
-	// ServerTime is the clock of MongoDB at the time of the look.
+	// ServerTime is MongoDB's clock when the look began, and At the local one.
 	ServerTime time.Time
+	At         time.Time
 }
 
-// Look reads the registry, AMS's documents and the server's clock.
+// Look reads the server's clock, the registry and AMS's documents.
 func (c *Client) Look(ctx context.Context) (Look, error) {
-	var l Look
+	l := Look{At: c.now()}
 	var err error
+	// The clock first: reading that takes long, or has to be repeated, must not
+	// make the nodes look older than they are.
+	if l.ServerTime, err = c.ServerTime(ctx); err != nil {
+		return Look{}, err
+	}
 	if l.Nodes, err = c.Nodes(ctx); err != nil {
 		return Look{}, err
 	}
-	if l.AMS, err = c.AMSNodes(ctx); err != nil {
-		return Look{}, err
-	}
-	l.ServerTime, err = c.ServerTime(ctx)
+	l.AMS, err = c.AMSNodes(ctx)
 	return l, err
 }
 
 // Judge puts rows and documents together by address and judges each machine.
-// now is the observer's own clock. The order is that of the addresses.
+// now is the observer's own clock when the look began. The order is that of the
+// addresses.
+//
+// A row that says left owns nothing: what is written under its address since is
+// another machine's, or ought to be seen for itself.
 func (o *Observer) Judge(l Look, now time.Time) []Member {
-	owner := ownersOf(l.Nodes)
+	if o.lost {
+		o.lost, o.back = false, now
+	}
 	members := make([]Member, 0, len(l.Nodes))
+	owner := make(map[string]int, len(l.Nodes)) // address -> member
 	for i := range l.Nodes {
 		members = append(members, Member{Node: &l.Nodes[i], AMS: []AMSNode{}})
+		n := l.Nodes[i]
+		if n.IP == "" || n.State == StateLeft {
+			continue
+		}
+		// Of several rows with one address all but the one written last are
+		// of earlier machines.
+		key := oneSpelling(n.IP)
+		if j, taken := owner[key]; !taken || n.UpdatedAt.After(l.Nodes[j].UpdatedAt) {
+			owner[key] = i
+		}
 	}
 	for _, doc := range l.AMS {
-		i, ok := owner(doc.IP)
+		key := oneSpelling(doc.IP)
+		if doc.IP == "" {
+			key = "id " + doc.key() // no address is not one that all of them share
+		}
+		i, ok := owner[key]
 		if !ok {
-			i = slices.IndexFunc(members, func(m Member) bool { return m.Node == nil && SameAddress(m.AMS[0].IP, doc.IP) })
-			if i < 0 {
-				members = append(members, Member{AMS: []AMSNode{}})
-				i = len(members) - 1
-			}
+			i = len(members)
+			members = append(members, Member{AMS: []AMSNode{}})
+			owner[key] = i
 		}
 		members[i].AMS = append(members[i].AMS, doc)
 	}
-	seen := make(map[string]observed, len(l.AMS))
-	for i := range members {
-		o.judge(&members[i], l.ServerTime, now, seen)
+	next := Observer{
+		rows: make(map[string]observed, len(l.Nodes)), docs: make(map[string]observed, len(l.AMS)),
+		last: now, gone: o.gone, back: o.back,
 	}
-	o.seen = seen
+	for i := range members {
+		o.judge(&members[i], l.ServerTime, now, &next)
+	}
+	*o = next
 	slices.SortStableFunc(members, func(a, b Member) int {
 		return cmp.Or(compareText(a.Address(), b.Address()), compareText(a.ID(), b.ID()))
 	})
 	return members
 }
 
-// ownersOf tells which row an address belongs to: of several with the same one,
-// the one that is in the cluster, and of these the one written last. The others
-// are earlier machines that had the address.
-func ownersOf(nodes []Node) func(address string) (int, bool) {
-	byAddress := make(map[string]int)
-	spelling := func(a string) string {
-		if addr, err := netip.ParseAddr(a); err == nil {
-			return addr.Unmap().WithZone("").String()
-		}
-		return a
+// oneSpelling gives all spellings of an address the same one.
+func oneSpelling(address string) string {
+	if addr, err := netip.ParseAddr(address); err == nil {
+		return addr.Unmap().WithZone("").String()
 	}
-	for i, n := range nodes {
-		if n.IP == "" {
-			continue
-		}
-		key := spelling(n.IP)
-		j, taken := byAddress[key]
-		if !taken || betterOwner(n, nodes[j]) {
-			byAddress[key] = i
-		}
-	}
-	return func(address string) (int, bool) {
-		i, ok := byAddress[spelling(address)]
-		return i, ok
-	}
+	return address
 }
 
-func betterOwner(a, b Node) bool {
-	if in := a.State != StateLeft; in != (b.State != StateLeft) {
-		return in
-	}
-	return a.UpdatedAt.After(b.UpdatedAt)
-}
-
-func (o *Observer) judge(m *Member, server, now time.Time, seen map[string]observed) {
+func (o *Observer) judge(m *Member, server, now time.Time, next *Observer) {
 	slices.SortStableFunc(m.AMS, func(a, b AMSNode) int { return b.LastUpdate.Compare(a.LastUpdate) })
-	// The clock of the machine, as far as its agent told.
-	clock := server
+	clock, told := server, false // of the machine, as far as its agent told
 	if n := m.Node; n != nil {
 		if n.ClockMS != nil {
-			clock = server.Add(time.Duration(*n.ClockMS) * time.Millisecond)
+			clock, told = server.Add(time.Duration(*n.ClockMS)*time.Millisecond), true
 		}
-		if age, known := n.Age(server); known {
-			limit := agentLimit(time.Duration(n.IntervalMS) * time.Millisecond)
-			m.Agent = Heard{Known: true, Age: age, Fresh: age <= limit}
+		if !n.UpdatedAt.IsZero() {
+			is, again := o.rows[n.ID]
+			if !again || !is.row.UpdatedAt.Equal(n.UpdatedAt) || is.row.Seq != n.Seq {
+				is = o.written(server.Sub(n.UpdatedAt), now, true)
+			}
+			is.row = *n
+			next.rows[n.ID] = is
+			m.Agent = o.heard(is, now, agentLimit(intervalOf(*n)))
 		}
 	}
 	for _, doc := range m.AMS {
-		before, again := o.seen[doc.key()]
-		is := observed{doc: doc, changed: before.changed}
-		if again && !doc.sameVersion(before.doc) {
-			is.changed = now
+		is, again := o.docs[doc.key()]
+		switch {
+		case again && doc.sameVersion(is.doc):
+		case doc.LastUpdate.IsZero() && !again:
+			is.written = time.Time{} // nothing is known of it until it changes
+		default:
+			is = o.written(clock.Sub(doc.LastUpdate), now, told && !doc.LastUpdate.IsZero())
 		}
-		seen[doc.key()] = is
-		if doc.LastUpdate.IsZero() {
+		is.doc = doc
+		next.docs[doc.key()] = is
+		if is.written.IsZero() {
 			continue
 		}
-		// A stamp of the future is a clock that nobody told us of: it was
-		// written, and we cannot say when.
-		age := max(0, clock.Sub(doc.LastUpdate))
-		if !is.changed.IsZero() {
-			age = now.Sub(is.changed)
-		}
-		if !m.Server.Known || age < m.Server.Age {
-			m.Server = Heard{Known: true, Age: age}
+		if heard := o.heard(is, now, amsFresh); !m.Server.Known || heard.Age < m.Server.Age {
+			m.Server = heard
 		}
 	}
-	m.Server.Fresh = m.Server.Known && m.Server.Age <= amsFresh
+	// AMS's own rule waits for four periods, because one witness that is late is
+	// no proof. Two that are late are; a row that nobody ever beat for is none.
+	late := m.Node != nil && m.Node.Beats() && !o.fresh(now.Add(-m.Server.Age), now, agentLimit(amsPeriod))
 	switch {
 	case m.Agent.Fresh && m.Server.Fresh:
 		m.Verdict = VerdictAlive
 	case m.Agent.Fresh:
 		m.Verdict = VerdictAMSStale
-	case m.Server.Fresh && m.Server.Age <= agentLimit(amsPeriod):
-		m.Verdict = VerdictAgentStale
-	case m.Server.Fresh && m.Node == nil:
-		// There is no agent that could speak for it: AMS's own rule holds.
+	case m.Server.Fresh && !late:
 		m.Verdict = VerdictAgentStale
 	default:
-		// AMS's own rule waits for four periods, because one witness that is
-		// late is no proof. Two that are late are.
 		m.Verdict = VerdictGone
 		m.Server.Fresh = false
 	}
 }
 
-// key names the document whatever its id is.
-func (n AMSNode) key() string { return n.id.String() + " " + n.IP }
+// written tells when a witness wrote what was not there at the look before. age
+// is how old that is by its stamp, and told whether that stamp's clock is known.
+func (o *Observer) written(age time.Duration, now time.Time, told bool) observed {
+	// A stamp of the future is a clock that nobody told us of: it was written,
+	// and we cannot say when.
+	at := now.Add(-max(0, age))
+	switch {
+	case o.last.IsZero():
+		return observed{written: at, guess: !told}
+	case !told:
+		at = now
+	case at.Before(o.last):
+		at = o.last // it came after that, whatever the stamp says
+	}
+	return observed{written: at}
+}
+
+func (o *Observer) heard(is observed, now time.Time, limit time.Duration) Heard {
+	return Heard{Known: true, Age: now.Sub(is.written), Fresh: o.fresh(is.written, now, limit), Guess: is.guess}
+}
+
+// fresh reports whether a witness that wrote last at written has been silent for
+// no longer than limit. Where the database was away, one that was heard before
+// has as long again after its return.
+func (o *Observer) fresh(written, now time.Time, limit time.Duration) bool {
+	if now.Sub(written) <= limit {
+		return true
+	}
+	return !o.back.IsZero() && now.Sub(o.back) <= limit && o.gone.Sub(written) <= limit
+}
+
+// key names the document, whatever its id is.
+func (n AMSNode) key() string { return n.id.String() }
 
 // RemoveNode deletes the row of a node if nobody has written it since it was
 // read. It reports whether the row is not there any more.

@@ -152,7 +152,11 @@ func TestReadNodeTolerates(t *testing.T) {
 		{Key: "load", Value: bson.D{{Key: "cpu", Value: 3}}},
 		{Key: "from_the_future", Value: true},
 	}))
-	want := Node{ID: "i-1", IP: "10.0.0.3", State: StateActive, StateSince: at, UpdatedAt: at, Seq: 7, IntervalMS: 5000}
+	cpu := 3
+	want := Node{
+		ID: "i-1", IP: "10.0.0.3", State: StateActive, StateSince: at, UpdatedAt: at, Seq: 7, IntervalMS: 5000,
+		Load: &Load{CPU: &cpu},
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
