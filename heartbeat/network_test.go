@@ -4,7 +4,6 @@
 package heartbeat
 
 import (
-	"errors"
 	"math"
 	"os"
 	"path/filepath"
@@ -93,18 +92,24 @@ func TestNetworkAfterReset(t *testing.T) {
 // right.
 func TestClockSetBack(t *testing.T) {
 	t.Parallel()
-	m := openMachine(t, "testdata/machines/iowait-is-idle.txtar")
+	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
 	s := m.sampler()
 	s.Sample(t.Context())
 	m.look(t, 2)
 	m.now = m.now.Add(-time.Hour)
 	got := s.Sample(t.Context())
+	if got.Load.CPU == nil || *got.Load.CPU != 50 {
+		t.Errorf("the cores' own time does not go by the clock: missing %v", got.Missing)
+	}
+	if got.AMS == nil || got.AMS.CPU != nil {
+		t.Errorf("ams %v", got.AMS)
+	}
 	if got.Load.NetRx != nil || !missing(got, whatNetwork, errNoTime) {
 		t.Errorf("rate %v, missing %v", got.Load.NetRx, got.Missing)
 	}
 	m.now = m.now.Add(5 * time.Second)
 	got = s.Sample(t.Context())
-	if got.Load.NetRx == nil || errors.Is(got.Missing[0].Err, errNoTime) {
+	if got.Load.NetRx == nil || got.AMS.CPU == nil {
 		t.Errorf("missing %v", got.Missing)
 	}
 }

@@ -47,6 +47,31 @@ func TestProcessNobodyTells(t *testing.T) {
 	}
 }
 
+// Another process of the same number is in another control group.
+func TestProcessNumberReusedElsewhere(t *testing.T) {
+	t.Parallel()
+	m := openMachine(t, "testdata/machines/cgroup2-memorymax.txtar")
+	s := m.sampler()
+	if got := s.Sample(t.Context()); *got.Load.Mem != 50 {
+		t.Fatalf("memory %d", *got.Load.Mem)
+	}
+	for name, replace := range map[string][2]string{
+		"2/proc/812/stat":   {" 0 50 ", " 0 51 "},
+		"2/proc/812/cgroup": {"0::/system.slice/antmedia.service", "0::/user.slice"},
+	} {
+		name = filepath.Join(m.dir, name)
+		b, err := os.ReadFile(name)
+		b = bytes.ReplaceAll(b, []byte(replace[0]), []byte(replace[1]))
+		if err = errors.Join(err, os.WriteFile(name, b, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.look(t, 2)
+	if got := s.Sample(t.Context()); *got.Load.Mem != 20 {
+		t.Errorf("memory %d", *got.Load.Mem)
+	}
+}
+
 // A service that does not run is no failure, and its successor starts from
 // nothing.
 func TestProcessRestarts(t *testing.T) {

@@ -238,8 +238,11 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	}
 	if s.opts.GPUs != nil {
 		out.GPUs = s.opts.GPUs()
-		if out.GPUs.State == GPUFailing {
-			miss(whatGPU, errors.New(out.GPUs.Reason))
+		switch state, reason := out.GPUs.State, out.GPUs.Reason; {
+		case state == GPUFailing:
+			miss(whatGPU, errors.New(cmp.Or(reason, "the devices cannot be read")))
+		case state == GPUReady && reason != "": // some of them
+			miss(whatGPU, errors.New(reason))
 		}
 		out.Load.GPUs = gpuLoads(out.GPUs)
 	}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/shirou/gopsutil/v4/common"
 
 	"github.com/amsagent/amsagent/cluster"
 )
@@ -497,6 +498,8 @@ func TestGPULoads(t *testing.T) {
 		{"ready", GPUReading{State: GPUReady, Devices: devices}, []cluster.GPULoad{{Util: pct(50), Enc: pct(100), Mem: pct(25)}, {}}, false},
 		{"absent", GPUReading{State: GPUAbsent}, nil, false},
 		{"pending", GPUReading{State: GPUPending}, nil, false},
+		{"ready but for one of them", GPUReading{State: GPUReady, Reason: "GPU 1 has fallen off the bus", Devices: devices}, []cluster.GPULoad{{Util: pct(50), Enc: pct(100), Mem: pct(25)}, {}}, true},
+		{"absent, and somebody says why", GPUReading{State: GPUAbsent, Reason: "no device"}, nil, false},
 		{"failing with old devices", GPUReading{State: GPUFailing, Reason: "the driver is gone", Devices: devices}, nil, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -596,6 +599,32 @@ func BenchmarkSample(b *testing.B) {
 	b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")
 }
 
+// A machine of 128 cores and 200 containers.
+func BenchmarkSampleLargeMachine(b *testing.B) {
+	root := b.TempDir()
+	var stat, dev strings.Builder
+	stat.WriteString("cpu  1 2 3 4 5 6 7 8 9 10\n")
+	for i := range 128 {
+		fmt.Fprintf(&stat, "cpu%d 1%d 2345678 3456789 456789012 567890 0 78901 89012 0 0\n", i, i)
+	}
+	fmt.Fprintf(&stat, "intr 123456789%s\nctxt 1\n", strings.Repeat(" 0", 9000))
+	dev.WriteString("Inter-|   Receive\n face |bytes\n eth0: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n")
+	for i := range 200 {
+		fmt.Fprintf(&dev, "veth%d: 123456789 1234567 0 0 0 0 0 0 123456789 1234567 0 0 0 0 0 0\n", i)
+	}
+	for name, text := range map[string]string{"stat": stat.String(), "net/dev": dev.String(), "meminfo": "MemTotal: 100 kB\nMemFree: 5 kB\nMemAvailable: 50 kB\n", "loadavg": "1 1 1 1/1 1\n"} {
+		name = filepath.Join(root, "proc", name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	s := NewSampler(SamplerOptions{Root: root})
+	b.ReportAllocs()
+	for b.Loop() {
+		s.Sample(b.Context())
+	}
+}
+
 func cpuTime(b *testing.B) time.Duration {
 	var ru syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
@@ -604,9 +633,11 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
-// FuzzSample feeds every file that we read with one text: nothing panics, and
-// what is told is within its bounds.
-func FuzzSample(f *testing.F) {
+// FuzzReadings feeds every file that we read with one text: nothing panics, and
+// what is told is within its bounds. The meters are called without a sampler,
+// whose goroutines would make the fuzzer see something new in every run. It
+// writes files: -fuzzminimizetime=20x keeps it from doing nothing else.
+func FuzzReadings(f *testing.F) {
 	for _, name := range []string{"linux-6.8-vm", "cgroup1-service", "network-garbage"} {
 		ar, err := txtar.ParseFile("testdata/machines/" + name + ".txtar")
 		if err != nil {
@@ -616,34 +647,81 @@ func FuzzSample(f *testing.F) {
 			f.Add(file.Data)
 		}
 	}
-	f.Add([]byte("cpu0 18446744073709551615 18446744073709551615 1 1 1 1 1 1\n"))
+	f.Add([]byte("cpu  1\ncpu0 18446744073709551615 18446744073709551615 1 1 1 1 1 1\n"))
 	f.Add([]byte("MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n"))
-	m := openMachine(f, "testdata/machines/linux-6.8-vm.txtar")
-	var names []string
-	err := filepath.WalkDir(filepath.Join(m.dir, "2"), func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
-			names = append(names, path)
-		}
-		return err
-	})
-	if err != nil {
-		f.Fatal(err)
-	}
+	m := openMachine(f, "testdata/machines/cgroup2-memorymax.txtar")
+	whole := m.sampler()
+	now := m.now
+	clock := func() time.Time { now = now.Add(5 * time.Second); return now }
 	f.Fuzz(func(t *testing.T, data []byte) {
-		m.look(t, 1)
-		s := m.sampler()
-		s.Sample(t.Context())
-		m.now = m.now.Add(5 * time.Second)
-		m.look(t, 2)
-		for _, name := range names {
-			old, err := os.ReadFile(name)
-			if err = errors.Join(err, os.WriteFile(name, data, 0o644)); err != nil {
-				t.Fatal(err)
-			}
-			checkConsistent(t, s.Sample(t.Context()))
-			if err := os.WriteFile(name, old, 0o644); err != nil {
+		root := t.TempDir()
+		proc, sys := filepath.Join(root, "proc"), filepath.Join(root, "sys")
+		group := filepath.Join(sys, "fs/cgroup/system.slice/antmedia.service")
+		for _, name := range []string{"stat", "meminfo", "loadavg", "net/dev", "812/stat", "812/cgroup"} {
+			name = filepath.Join(proc, name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, data, 0o644)); err != nil {
 				t.Fatal(err)
 			}
 		}
+		if err := os.MkdirAll(group, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"memory.max", "memory.current", "memory.stat"} {
+			if err := os.WriteFile(filepath.Join(group, name), data, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fuzzed := context.WithValue(t.Context(), common.EnvKey, common.EnvMap{common.HostProcEnvKey: proc, common.HostSysEnvKey: sys})
+		sound := context.WithValue(t.Context(), common.EnvKey, whole.env)
+
+		var s Sample
+		var cores cpuMeter
+		var network networkMeter
+		var process processMeter
+		for _, look := range []struct {
+			ctx       context.Context //nolint:containedctx // a row of a table
+			proc, sys string
+		}{{sound, whole.proc, whole.sys}, {fuzzed, proc, sys}, {fuzzed, proc, sys}, {sound, whole.proc, whole.sys}} {
+			s = Sample{}
+			cpu, err := cores.read(look.ctx, look.proc, clock)
+			if (err == nil) != (cpu.all != nil) {
+				t.Errorf("cpu %v and %v", cpu.all, err)
+			}
+			s.CPU, s.CPUMax = cpu.all, cpu.busiest
+			if rx, tx, err := network.read(look.ctx, look.sys, clock); err == nil && (rx == nil || tx == nil || *rx < 0 || *tx < 0) {
+				t.Errorf("network %v %v", rx, tx)
+			}
+			if load, err := readLoad1(look.proc); err == nil && (*load < 0 || *load != *load) {
+				t.Errorf("load %v", *load)
+			}
+			if p, err := process.read(look.proc, 812, clock); err == nil && p != nil && p.CPU != nil && !(*p.CPU >= 0) {
+				t.Errorf("process %v", *p.CPU)
+			}
+			var memory memoryMeter
+			if mem, err := memory.read(look.ctx, look.proc, look.sys, 812, 1); err == nil {
+				if mem.used > mem.total || mem.total == 0 {
+					t.Errorf("memory %d of %d", mem.used, mem.total)
+				}
+				s.MemTotal, s.MemUsed = &mem.total, &mem.used
+			}
+			for _, p := range []*float64{s.CPU, s.CPUMax} {
+				if p != nil && !(*p >= 0 && *p <= 100.01) {
+					t.Errorf("cpu %v", *p)
+				}
+			}
+			if sc := score(&s, Limits{}); sc != nil && (*sc < 0 || *sc > 100) {
+				t.Errorf("score %d", *sc)
+			}
+		}
 	})
+}
+
+// gopsutil would take HOST_PROC from the environment.
+func TestEnvironmentDecidesNothing(t *testing.T) {
+	t.Setenv("HOST_PROC", t.TempDir())
+	t.Setenv("HOST_SYS", t.TempDir())
+	got := NewSampler(SamplerOptions{}).Sample(t.Context())
+	if got.MemTotal == nil || got.Cores == 0 {
+		t.Errorf("missing %v", got.Missing)
+	}
 }
