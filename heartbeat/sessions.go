@@ -55,10 +55,9 @@ type SessionCounter struct {
 	HTTP *http.Client
 	Now  func() time.Time
 
-	mu         sync.Mutex
-	install    *ams.Installation
-	installErr error
-	looked     time.Time
+	mu     sync.Mutex
+	server server
+	looked time.Time
 
 	publishers    *int
 	publishersErr error
@@ -70,6 +69,31 @@ type SessionCounter struct {
 	refused time.Time
 }
 
+// server is what the files say of the server, without what is not needed here.
+type server struct {
+	err          error
+	base         string
+	databases    []string
+	databasesErr error
+	ports        []int
+	portsErr     error
+	key          ams.ServerKey
+	keyErr       error
+}
+
+func lookAt(open func() (*ams.Installation, error)) server {
+	in, err := open()
+	if err != nil {
+		return server{err: err}
+	}
+	s := server{base: in.BaseURL()}
+	s.databases, s.databasesErr = in.Databases()
+	s.key, s.keyErr = in.ServerKey()
+	ports, err := in.Ports()
+	s.ports, s.portsErr = ports.Viewers(), err
+	return s
+}
+
 // Count counts. What could not be counted is nil, with its reason.
 func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing) {
 	c.mu.Lock()
@@ -78,12 +102,11 @@ func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing
 	if c.Now != nil {
 		now = c.Now()
 	}
-	if c.install == nil || now.Sub(c.looked) >= lookEvery {
-		c.install, c.installErr = c.Open()
-		c.looked = now
+	if c.looked.IsZero() || now.Sub(c.looked) >= lookEvery {
+		c.server, c.looked = lookAt(c.Open), now
 	}
-	if c.installErr != nil {
-		return cluster.Sessions{}, []Missing{{whatPublishers, c.installErr}, {whatViewers, c.installErr}}
+	if err := c.server.err; err != nil {
+		return cluster.Sessions{}, []Missing{{whatPublishers, err}, {whatViewers, err}}
 	}
 	var s cluster.Sessions
 	var missing []Missing
@@ -106,7 +129,7 @@ func (c *SessionCounter) countPublishers(ctx context.Context, now time.Time) (*i
 	if age := now.Sub(c.counted); c.of == address && age >= 0 && age < publishersEvery {
 		return c.publishers, c.publishersErr
 	}
-	c.publishers, c.publishersErr = publishersOf(ctx, streams, c.install, address, now)
+	c.publishers, c.publishersErr = publishersOf(ctx, streams, c.server, address, now)
 	c.counted, c.of = now, address
 	if c.publishersErr != nil {
 		c.counted = time.Time{} // look again at the next beat
@@ -114,16 +137,15 @@ func (c *SessionCounter) countPublishers(ctx context.Context, now time.Time) (*i
 	return c.publishers, c.publishersErr
 }
 
-func publishersOf(ctx context.Context, streams Streams, in *ams.Installation, address string, now time.Time) (*int, error) {
-	databases, err := in.Databases()
-	if err != nil {
-		return nil, err
+func publishersOf(ctx context.Context, streams Streams, s server, address string, now time.Time) (*int, error) {
+	if s.databasesErr != nil {
+		return nil, s.databasesErr
 	}
 	n := 0
-	if len(databases) == 0 {
+	if len(s.databases) == 0 {
 		return &n, nil // a server without applications serves nobody
 	}
-	found, err := streams.LocalStreams(ctx, databases, address, now)
+	found, err := streams.LocalStreams(ctx, s.databases, address, now)
 	if err != nil {
 		return nil, err
 	}
@@ -147,12 +169,11 @@ func (c *SessionCounter) countViewers(ctx context.Context, now time.Time) (*int,
 			c.refused = now
 		}
 	}
-	ports, err := c.install.Ports()
-	if err != nil {
-		return nil, "", errors.Join(asked, err)
+	if c.server.portsErr != nil {
+		return nil, "", errors.Join(asked, c.server.portsErr)
 	}
 	c.readPeers(ctx, now)
-	found, err := ams.CountConnections(c.Root, ports.Viewers(), func(a netip.Addr) bool { return c.peers[a] })
+	found, err := ams.CountConnections(c.Root, c.server.ports, func(a netip.Addr) bool { return c.peers[a] })
 	if err != nil {
 		return nil, "", errors.Join(asked, err)
 	}
@@ -160,11 +181,10 @@ func (c *SessionCounter) countViewers(ctx context.Context, now time.Time) (*int,
 }
 
 func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (*int, error) {
-	key, err := c.install.ServerKey()
-	if err != nil {
-		return nil, err
+	if c.server.keyErr != nil {
+		return nil, c.server.keyErr
 	}
-	s, err := ams.ReadStatistics(ctx, c.HTTP, c.install.BaseURL(), key.Token(now))
+	s, err := ams.ReadStatistics(ctx, c.HTTP, c.server.base, c.server.key.Token(now))
 	if err != nil {
 		return nil, err
 	}

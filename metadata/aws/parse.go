@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -22,16 +21,51 @@ type Identity struct {
 	PrivateIP netip.Addr
 }
 
-// Compiled once, never changed.
+// word is a shape of text: a prefix, and then so many characters of a kind. (As regular expressions, repetitions up to
+// such counts take megabytes for as long as the process lives.)
+type word struct {
+	prefix      string
+	first, rest func(rune) bool // first nil: as rest
+	least, most int             // characters behind the prefix
+}
+
+// MatchString reports whether all of s has the shape.
+func (w word) MatchString(s string) bool {
+	s, ok := strings.CutPrefix(s, w.prefix)
+	if !ok || !utf8.ValidString(s) {
+		return false
+	}
+	n := 0
+	for _, r := range s {
+		allowed := w.rest
+		if n == 0 && w.first != nil {
+			allowed = w.first
+		}
+		if n++; !allowed(r) {
+			return false
+		}
+	}
+	return n >= w.least && n <= w.most
+}
+
+func isDigit(r rune) bool     { return r >= '0' && r <= '9' }
+func isHex(r rune) bool       { return isDigit(r) || (r >= 'a' && r <= 'f') }
+func isAlphanum(r rune) bool  { return isDigit(r) || (r >= 'a' && r <= 'z') || (r >= 'A' && r <= 'Z') }
+func isNameStart(r rune) bool { return isAlphanum(r) || r == '_' }
+func isName(r rune) bool      { return isNameStart(r) || r == '.' || r == '-' }
+func isTagKey(r rune) bool {
+	return unicode.IsLetter(r) || unicode.IsNumber(r) || strings.ContainsRune("+-=.,_:@", r)
+}
+
 var (
-	instanceID = regexp.MustCompile(`^i-[0-9a-f]{8,32}$`)
+	instanceID = word{prefix: "i-", rest: isHex, least: 8, most: 32}
 	// Twelve digits at AWS; amazon-ec2-metadata-mock has ten.
-	accountID = regexp.MustCompile(`^[0-9]{10,12}$`)
+	accountID = word{rest: isDigit, least: 10, most: 12}
 	// plainWord is what regions, zones, types and life cycles look like, with room for what AWS has yet to name.
-	plainWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-	hostname  = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})$`)
+	plainWord = word{first: isAlphanum, rest: isName, least: 1, most: 64}
+	hostname  = word{first: isNameStart, rest: isName, least: 1, most: 253}
 	// tagKey is what AWS allows in a key once tags are shown in the metadata.
-	tagKey = regexp.MustCompile(`^[\pL\pN+\-=.,_:@]{1,128}$`)
+	tagKey = word{rest: isTagKey, least: 1, most: 128}
 )
 
 // maxTagValue: AWS allows 256 characters, of at most four bytes each.
@@ -55,7 +89,7 @@ func ParseIdentity(body []byte) (Identity, error) {
 		return Identity{}, fmt.Errorf("the identity document is not the JSON expected: %w", err)
 	}
 	var errs []error
-	check := func(field, value string, re *regexp.Regexp, required bool) string {
+	check := func(field, value string, re word, required bool) string {
 		if re.MatchString(value) || (value == "" && !required) {
 			return value
 		}

@@ -62,6 +62,8 @@ type globals struct {
 	secrets []cluster.Secret
 	// reload is told of hangups; nil where they mean "stop".
 	reload chan struct{}
+	// calm says that a signal is the only end of this command, and nothing to tell anybody.
+	calm bool
 }
 
 func newGlobals(env Env) *globals {
@@ -91,6 +93,26 @@ func (g *globals) hangup() bool {
 	default: // one that waits is enough
 	}
 	return true
+}
+
+// stopLevel is how loud a signal is told: for a daemon it is the usual end.
+func (g *globals) stopLevel() slog.Level {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.calm:
+		return slog.LevelDebug
+	case g.reload != nil:
+		return slog.LevelInfo
+	}
+	return slog.LevelWarn
+}
+
+// setCalm says that a signal is how this command ends.
+func (g *globals) setCalm() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.calm = true
 }
 
 func (g *globals) isJSON() bool {
@@ -125,7 +147,7 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 				}
 				stopped = true
 				cancel(&interruptedError{sig})
-				g.log().Warn("stopping in order; a second signal stops at once", "signal", sig.String())
+				g.log().Log(ctx, g.stopLevel(), "stopping in order; a second signal stops at once", "signal", sig.String())
 			}
 		}
 		select {
@@ -208,6 +230,7 @@ func newRootCommand(g *globals) *cobra.Command {
 		newJoinCommand(g),
 		newLeaveCommand(g),
 		newStatusCommand(g),
+		newNodesCommand(g),
 		newRunCommand(g),
 		newConvergeCommand(g),
 		newMetadataCommand(g),

@@ -245,10 +245,13 @@ func (p valueError) Error() string { return p.text }
 
 func checkNonEmpty(v string) (string, error) { return v, nil }
 
-var roleWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+const maxRole = 63
+
+var roleWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 func checkRole(v string) (string, error) {
-	if !roleWord.MatchString(v) {
+	// The length apart: a repetition up to a count makes a large program of a regular expression.
+	if len(v) > maxRole || !roleWord.MatchString(v) {
 		return "", valueError{
 			text:  fmt.Sprintf("%q is not a role", v),
 			hints: []string{"a role is one word of letters, digits, dot, dash and underscore, at most 63: origin, edge"},
@@ -291,10 +294,12 @@ func checkAbsPath(v string) (string, error) {
 	return filepath.Clean(v), nil
 }
 
-var releaseWord = regexp.MustCompile(`^[0-9]{1,4}(\.[0-9]{1,4}){1,3}([-+._][0-9A-Za-z.-]{1,40})?$`)
+const maxRelease = 60
+
+var releaseWord = regexp.MustCompile(`^[0-9]{1,4}(\.[0-9]{1,4}){1,3}([-+._][0-9A-Za-z.-]+)?$`)
 
 func checkRelease(v string) (string, error) {
-	if !releaseWord.MatchString(v) {
+	if len(v) > maxRelease || !releaseWord.MatchString(v) {
 		return "", valueError{text: fmt.Sprintf("%q is not a release of Ant Media Server", v), hints: []string{"a release looks like 2.14.0 or 3.0.3"}}
 	}
 	return v, nil

@@ -92,6 +92,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyRemoteIPValve: "remove", keyTimeout: "90s", keyOnFailure: "keep", keyRoot: "/mnt", keyConfig: "/c.yaml",
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
 		keyTagMongo: "db", keyTagRole: "Role", keyTagGroup: "Group",
+		keyAutoJoin: "no", keyBeatInterval: "7s", keyMetrics: "[::1]:9100",
 		keyAWSEndpoint: "http://127.0.0.1:1", keyAzureEndpoint: "http://127.0.0.1:2", keyAlibabaEndpoint: "http://127.0.0.1:3",
 		keyGCPEndpoint: "http://127.0.0.1:4", keyAWSAutoscalingEndpoint: "http://127.0.0.1:5", keyAlibabaESSEndpoint: "http://127.0.0.1:6",
 	}
@@ -99,7 +100,9 @@ func TestEverySettingIsRead(t *testing.T) {
 		return map[string]any{
 			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address.String(), keyAMSDir: s.AMSDir,
 			keyAMSRelease: s.AMSRelease, keyProvider: s.Provider, keyService: s.Service, keyServiceCommand: s.ServiceCommand,
-			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root, keyConfig: s.Config,
+			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
+			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
+			keyConfig: s.Config,
 			keyOutput: s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
 			keyTagMongo: s.values[keyTagMongo].text, keyTagRole: s.values[keyTagRole].text, keyTagGroup: s.values[keyTagGroup].text,
 			keyAWSEndpoint: s.Endpoints["aws"], keyAzureEndpoint: s.Endpoints["azure"], keyAlibabaEndpoint: s.Endpoints["alibaba"],
@@ -113,6 +116,10 @@ func TestEverySettingIsRead(t *testing.T) {
 			t.Fatal("no key")
 		case keyTimeout:
 			want = 90 * time.Second
+		case keyBeatInterval:
+			want = 7 * time.Second
+		case keyAutoJoin:
+			want = false
 		case keyLogLevel:
 			want = slog.LevelDebug
 		}
@@ -157,6 +164,10 @@ func TestWrongValues(t *testing.T) {
 		{keyAddress, "255.255.255.255", "is not the address of one machine"},
 		{keyAddress, "ff02::1", "is not the address of one machine"},
 		{keyAddress, "fe80::1%eth0", "has a zone"},
+		{keyMetrics, "localhost:9100", "is no address to listen on"},
+		{keyMetrics, ":9100", "is no address to listen on"},
+		{keyBeatInterval, "10ms", "is outside 1s to 1m"},
+		{keyAutoJoin, "true", "is not one of yes, no"},
 		{keyAMSDir, "antmedia", "is not an absolute path"},
 		{keyAMSRelease, "latest", "is not a release"},
 		{keyAMSRelease, "3", "is not a release"},

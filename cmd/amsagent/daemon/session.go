@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -250,6 +251,7 @@ func (m *member) enter(ctx context.Context) {
 		}
 	}
 	m.indexes(ctx)
+	debug.FreeOSMemory() // starting took more than all that follows
 }
 
 // proveTime is after how long the waiting for AMS is told, and begun anew with a
