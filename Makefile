@@ -23,8 +23,9 @@ TAGS    := nethttpomithttp2
 GCFLAGS := -gcflags=all=-l -gcflags=runtime/...= -gcflags=crypto/...= -gcflags=internal/...=
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' $(GCFLAGS) -ldflags '$(LDFLAGS)'
 
-# The largest binary we accept, in bytes, stripped.
-MAX_SIZE := 12000000
+# The largest binary we accept, in bytes, stripped: 12 MB for what joins and leaves, of which MongoDB's driver has 9, and
+# 1 MB for the daemon with its sampling and its sockets.
+MAX_SIZE := 13000000
 
 FUZZTIME  ?= 20s
 BENCHTIME ?= 1s
