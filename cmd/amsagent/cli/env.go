@@ -28,6 +28,12 @@ type Env struct {
 
 	// IsTerminal tells whether one of the three streams above is a terminal.
 	IsTerminal func(stream any) bool
+	// Size is that of a terminal in columns and rows, 0 where it is not known.
+	Size func(stream any) (columns, rows int)
+	// ScreenEvents delivers SIGWINCH and SIGTSTP, to redraw and to leave the terminal in order, until the returned
+	// function is called. Suspend then stops this process as SIGTSTP would have, and returns when it goes on.
+	ScreenEvents func() (<-chan os.Signal, func())
+	Suspend      func()
 	// IsJournal tells whether a stream is the systemd journal that JOURNAL_STREAM names.
 	IsJournal func(stream any, journalStream string) bool
 
@@ -51,12 +57,17 @@ func OS() Env {
 		LookupEnv:  os.LookupEnv,
 		Environ:    os.Environ,
 		IsTerminal: isTerminal,
-		IsJournal:  isJournal,
-		Now:        time.Now,
-		Geteuid:    os.Geteuid,
-		Signals:    stopSignals,
-		Notify:     notify,
-		Exit:       os.Exit, //nolint:forbidigo // a second signal ends the process here and now; nothing below Main may
+
+		Size:         terminalSize,
+		ScreenEvents: screenEvents,
+		Suspend:      suspend,
+
+		IsJournal: isJournal,
+		Now:       time.Now,
+		Geteuid:   os.Geteuid,
+		Signals:   stopSignals,
+		Notify:    notify,
+		Exit:      os.Exit, //nolint:forbidigo // a second signal ends the process here and now; nothing below Main may
 	}
 }
 
@@ -78,6 +89,15 @@ func (e Env) withDefaults() Env {
 	}
 	if e.IsTerminal == nil {
 		e.IsTerminal = func(any) bool { return false }
+	}
+	if e.Size == nil {
+		e.Size = func(any) (int, int) { return 0, 0 }
+	}
+	if e.ScreenEvents == nil {
+		e.ScreenEvents = func() (<-chan os.Signal, func()) { return nil, func() {} }
+	}
+	if e.Suspend == nil {
+		e.Suspend = func() {}
 	}
 	if e.IsJournal == nil {
 		e.IsJournal = func(any, string) bool { return false }
@@ -125,6 +145,30 @@ func notify(state string) {
 	// Nobody can be told that nobody can be told.
 	_, _ = daemon.SdNotify(false, state)
 }
+
+func terminalSize(stream any) (columns, rows int) {
+	f, ok := stream.(*os.File)
+	if !ok || f == nil {
+		return 0, 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0, 0
+	}
+	return int(size.Col), int(size.Row)
+}
+
+func screenEvents() (<-chan os.Signal, func()) {
+	ch := make(chan os.Signal, 4)
+	signal.Notify(ch, syscall.SIGWINCH)
+	if !signal.Ignored(syscall.SIGTSTP) {
+		signal.Notify(ch, syscall.SIGTSTP)
+	}
+	return ch, func() { signal.Stop(ch) }
+}
+
+// suspend stops this process until somebody lets it go on. Where that cannot be, it just goes on.
+func suspend() { _ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) }
 
 // isJournal compares the stream's device and inode with the pair in JOURNAL_STREAM. The variable alone proves nothing:
 // cloud-init's user-data inherits it while its output goes through a pipe into a file.

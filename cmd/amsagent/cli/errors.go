@@ -207,14 +207,21 @@ func (g *globals) errorJSON(e *userError) {
 }
 
 func writeJSONLine(w io.Writer, v any) error {
+	b, err := jsonLine(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
+}
+
+// jsonLine is a value in one line.
+func jsonLine(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return err
-	}
-	_, err := w.Write(b.Bytes())
-	return err
+	err := enc.Encode(v)
+	return b.Bytes(), err
 }
 
 // printableLines splits a text into lines that cannot do anything to a terminal: what servers and metadata say goes

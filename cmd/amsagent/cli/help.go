@@ -195,6 +195,9 @@ func runHelp(root *cobra.Command, args []string, g *globals) error {
 	if len(args) == 0 {
 		return g.write([]byte(helpText(root)))
 	}
+	if cmd, rest, err := root.Find(args); err == nil && len(rest) == 0 && len(args) > 1 && cmd.IsAvailableCommand() {
+		return g.write([]byte(helpText(cmd))) // a command of a command
+	}
 	if len(args) > 1 {
 		return usageError([]string{"see: amsagent help --help"}, "help is about one command or topic")
 	}

@@ -226,3 +226,20 @@ func (p palette) dim(s string) string    { return p.wrap("2", s) }
 func (p palette) red(s string) string    { return p.wrap("31", s) }
 func (p palette) green(s string) string  { return p.wrap("32", s) }
 func (p palette) yellow(s string) string { return p.wrap("33", s) }
+
+// From alarming on a load wants to be looked at: it is where AMS refuses more by default. Nearly full is worse.
+const (
+	loadAlarming = 75
+	loadFull     = 90
+)
+
+// load colors what shows a load in percent.
+func (p palette) load(percent *int, s string) string {
+	switch {
+	case percent == nil || *percent < loadAlarming:
+		return s
+	case *percent < loadFull:
+		return p.yellow(s)
+	}
+	return p.red(s)
+}

@@ -390,7 +390,13 @@ func noArgs(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	hints := []string{fmt.Sprintf("see: %s --help", cmd.CommandPath())}
-	if cmd.Flags().Lookup("mongo") != nil {
+	var below []string
+	for _, c := range cmd.Commands() {
+		below = append(below, c.Name())
+	}
+	if near := suggest(args[0], below); near != "" {
+		hints = []string{fmt.Sprintf("did you mean `%s %s`?", cmd.CommandPath(), near)}
+	} else if cmd.Flags().Lookup("mongo") != nil {
 		if _, err := cluster.ParseTarget(args[0]); err == nil {
 			hints = []string{"did you mean --mongo " + args[0] + "?"}
 		}

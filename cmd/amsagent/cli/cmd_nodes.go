@@ -1,0 +1,597 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+type nodesOptions struct {
+	roles, groups, states []string
+	sort                  string
+	all, watch, noProbe   bool
+	interval              time.Duration
+}
+
+func (o *nodesOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.StringSliceVar(&o.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
+	fs.StringSliceVar(&o.groups, "group", nil, "only nodes of these scaling `GROUPS`")
+	fs.StringSliceVar(&o.states, "state", nil, "only nodes in these `STATES` (joining, active, draining, left, failed)")
+	fs.StringVar(&o.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY turns it round; what is not known comes last")
+	fs.BoolVar(&o.all, "all", false, "show nodes that have left, too")
+	fs.BoolVar(&o.watch, "watch", false, "go on looking: redraw on a terminal, elsewhere print a line for each change")
+	fs.DurationVar(&o.interval, "interval", 0, "with --watch: time between two looks (default: half of the shortest beat, 500ms to 2s)")
+	fs.BoolVar(&o.noProbe, "no-probe", false, "do not try whether anybody listens on the port of a node whose agent is silent")
+}
+
+func newNodesCommand(g *globals) *cobra.Command {
+	var opts nodesOptions
+	cmd := &cobra.Command{
+		Use:   "nodes [flags]",
+		Short: "show the cluster: every node, its state, load and sessions, and whether it lives",
+		Long: "Two witnesses tell whether a node lives: its agent, which beats into the registry, and\n" +
+			"its Ant Media Server (AMS), which writes a list of its own.\n\n" +
+			"  alive        both are heard\n" +
+			"  ams-stale    the agent is heard, AMS is silent for 20 s or more\n" +
+			"  agent-stale  AMS is heard, the agent is silent for two beats and a second, or is none\n" +
+			"  gone         neither is heard: AMS not for 11 s, or nobody listens on its port\n\n" +
+			"The verdict is one thing, the state (joining, active, draining, left, failed) another:\n" +
+			"the state is what the node last said it was doing.\n\n" +
+			"- is not known, never zero. ~ is a guess: an age by a clock that nobody vouches for, or\n" +
+			"viewers counted by their connections. Only MongoDB is needed: no root, no AMS, no node.",
+		Example: "  amsagent nodes\n" +
+			"  amsagent nodes --watch --role origin --sort -cpu\n" +
+			"  amsagent nodes --mongo 10.0.2.4 --state active,draining -o json",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runNodes(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, keyMongo)
+	cmd.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Commands"})
+	cmd.AddCommand(newNodesPruneCommand(g))
+	return cmd
+}
+
+func (o *nodesOptions) check() error {
+	for _, s := range o.states {
+		if cluster.State(s).Valid() {
+			continue
+		}
+		var words []string
+		for _, st := range cluster.States() {
+			words = append(words, string(st))
+		}
+		return usageError(nearHint(s, words), "--state: %q is not one of %s", s, strings.Join(words, ", "))
+	}
+	if key := strings.TrimPrefix(o.sort, "-"); !slices.Contains(sortKeys(), key) {
+		return usageError(nearHint(key, sortKeys()), "--sort: %q is not one of %s", o.sort, strings.Join(sortKeys(), ", "))
+	}
+	const least, most = 100 * time.Millisecond, time.Hour
+	if o.interval != 0 && (o.interval < least || o.interval > most) {
+		return usageError(nil, "--interval: %s is outside %s to %s", o.interval, shortDuration(least), shortDuration(most))
+	}
+	if o.interval != 0 && !o.watch {
+		return usageError([]string{"add --watch"}, "--interval is for --watch")
+	}
+	return nil
+}
+
+func nearHint(word string, words []string) []string {
+	if near := suggest(word, words); near != "" {
+		return []string{"did you mean " + near + "?"}
+	}
+	return nil
+}
+
+// looker is the cluster as far as these commands read it.
+type looker interface {
+	Look(ctx context.Context) (cluster.Look, error)
+}
+
+func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
+	if err := opts.check(); err != nil {
+		return err
+	}
+	c, err := g.connectCluster(ctx, "amsagent nodes")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	if opts.watch {
+		return watchNodes(ctx, opts, g, c)
+	}
+	l, err := c.Look(ctx)
+	if err != nil {
+		return &userError{Msg: "cannot look at the cluster", Cause: err}
+	}
+	var o cluster.Observer
+	data := viewNodes(ctx, opts, l, o.Judge(l, l.At))
+	return g.result("nodes", data, func(w *textWriter) { nodesText(w, data, g.tableStyle()) })
+}
+
+// connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
+func (g *globals) connectCluster(ctx context.Context, app string) (*cluster.Client, error) {
+	const msg = "cannot look at the cluster"
+	src, err := g.mongo()
+	if err != nil {
+		return nil, &userError{Msg: msg, Cause: err}
+	}
+	c, err := cluster.Connect(ctx, src.Target, cluster.Options{AppName: app, Timeout: mongoTimeout, Log: g.log()})
+	if err != nil {
+		return nil, &userError{Msg: msg, Cause: err}
+	}
+	return c, nil
+}
+
+// viewNodes makes of a look what is shown of it.
+func viewNodes(ctx context.Context, opts nodesOptions, l cluster.Look, members []cluster.Member) nodesData {
+	data := nodesData{ServerTime: l.ServerTime, Members: []nodeView{}}
+	matches := func(value string, among []string) bool { return len(among) == 0 || slices.Contains(among, value) }
+	for _, m := range members {
+		v := nodeView{Member: m}
+		switch {
+		case !matches(v.role(), opts.roles), !matches(v.group(), opts.groups), !matches(string(v.State()), opts.states):
+		case v.State() == cluster.StateLeft && !opts.all && len(opts.states) == 0:
+			data.LeftHidden++
+		default:
+			data.Members = append(data.Members, v)
+		}
+	}
+	if !opts.noProbe {
+		probeMembers(ctx, data.Members)
+	}
+	data.Summary = summarize(data.Members)
+	sortNodes(data.Members, opts.sort)
+	return data
+}
+
+// probeResult is what became of a connection to AMS's port.
+type probeResult string
+
+const (
+	probeRefused  probeResult = "refused"   // nobody listens: the machine is there, AMS is not
+	probeOpen     probeResult = "open"      // somebody listens
+	probeNoAnswer probeResult = "no-answer" // no way there from here, which proves nothing
+)
+
+const (
+	probeTime  = 500 * time.Millisecond
+	probesOnce = 16
+	// probesTime bounds all of them: of hundreds that do not answer the rest is not tried this time.
+	probesTime = 2 * time.Second
+)
+
+// probeMembers tries the ports of nodes whose agent is silent while AMS's document is too young to be called so. It is what
+// lets a node be called gone before AMS has missed two of its periods.
+func probeMembers(ctx context.Context, members []nodeView) {
+	ctx, cancel := context.WithTimeout(ctx, probesTime)
+	defer cancel()
+	var all sync.WaitGroup
+	slots := make(chan struct{}, probesOnce)
+	for i := range members {
+		v := &members[i]
+		if v.Verdict != cluster.VerdictAgentStale {
+			continue
+		}
+		ip, port, known := v.Endpoint()
+		if !known {
+			continue
+		}
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			if v.Probe = probe(ctx, ip, port); v.Probe == probeRefused {
+				v.Refused()
+			}
+		})
+	}
+	all.Wait()
+}
+
+// probe opens a connection and closes it. Only addresses: a name in a row would make this machine ask DNS for it.
+func probe(ctx context.Context, ip string, port int) probeResult {
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return probeNoAnswer
+	}
+	d := net.Dialer{Timeout: probeTime}
+	c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(addr.String(), strconv.Itoa(port)))
+	switch {
+	case err == nil:
+		_ = c.Close()
+		return probeOpen
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return probeRefused
+	}
+	return probeNoAnswer
+}
+
+// tableStyle is what stdout can show.
+func (g *globals) tableStyle() tableStyle {
+	t := tableStyle{color: g.palette(g.env.Stdout), utf8: g.env.utf8Terminal()}
+	if g.env.IsTerminal(g.env.Stdout) {
+		t.width, t.height = g.env.Size(g.env.Stdout)
+	}
+	return t
+}
+
+func nodesText(w *textWriter, data nodesData, t tableStyle) {
+	w.line("%s", headline(data, t.color))
+	if len(data.Members) > 0 {
+		w.b.WriteByte('\n')
+		for _, line := range nodeTable(data.Members, t) {
+			w.line("%s", line)
+		}
+	}
+	after := afterword(data)
+	if len(after) > 0 {
+		w.b.WriteByte('\n')
+	}
+	for _, line := range after {
+		w.line("%s", line)
+	}
+}
+
+func headline(data nodesData, p palette) string {
+	if len(data.Members) == 0 {
+		if data.LeftHidden > 0 {
+			return "no nodes"
+		}
+		return "no nodes: nothing is registered, or nothing matches"
+	}
+	return data.Summary.line(p)
+}
+
+// longGone is when a dead node's row is no news any more.
+const longGone = 10 * time.Minute
+
+func afterword(data nodesData) []string {
+	var lines []string
+	if data.LeftHidden > 0 {
+		lines = append(lines, fmt.Sprintf("%d left; --all shows %s", data.LeftHidden, map[bool]string{true: "it", false: "them"}[data.LeftHidden == 1]))
+	}
+	old := 0
+	for _, v := range data.Members {
+		if v.Verdict == cluster.VerdictGone && v.State() != cluster.StateLeft && v.Agent.Age > longGone {
+			old++
+		}
+	}
+	if old > 0 {
+		lines = append(lines, fmt.Sprintf("%d gone for more than %s; amsagent nodes prune tells what can be removed", old, roughly(longGone)))
+	}
+	return lines
+}
+
+// The poll of --watch where nobody says another.
+const (
+	pollLeast = 500 * time.Millisecond
+	pollMost  = 2 * time.Second
+	// afterDeadline lets a beat that comes in the last moment be read.
+	afterDeadline = 50 * time.Millisecond
+)
+
+// watcher is one `nodes --watch`.
+type watcher struct {
+	opts nodesOptions
+	g    *globals
+	c    looker
+	o    cluster.Observer
+
+	data nodesData
+	// seen is when data was read; zero before that.
+	seen time.Time
+	// every is the time between two looks.
+	every time.Duration
+	// begun is when the look under way was begun, zero where none is.
+	begun time.Time
+	// failed is why the last look failed.
+	failed error
+
+	screen *screen // nil where lines are printed
+	known  map[string]nodeView
+}
+
+type looked struct {
+	look    cluster.Look
+	members []cluster.Member
+	err     error
+}
+
+func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
+	w := &watcher{opts: opts, g: g, c: c}
+	var events <-chan os.Signal
+	if g.env.IsTerminal(g.env.Stdout) && !g.isJSON() {
+		w.screen = &screen{w: g.env.Stdout}
+		// At once, also where a look is under way: a second signal ends the process.
+		defer context.AfterFunc(ctx, w.screen.end)()
+		defer w.screen.end()
+		var release func()
+		events, release = g.env.ScreenEvents()
+		defer release()
+	}
+	g.setCalm()
+	err := w.run(ctx, events)
+	if ctx.Err() != nil && err == nil {
+		// To stop it is the only way to end it: nothing went wrong, and nothing is to be said.
+		return &quietError{exitInterrupted}
+	}
+	return err
+}
+
+// run looks until ctx ends or nothing can be shown any more.
+func (w *watcher) run(ctx context.Context, events <-chan os.Signal) error {
+	results := make(chan looked, 1)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	// What is on the screen ages while MongoDB does not answer.
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			if !w.begun.IsZero() {
+				<-results
+			}
+			return nil
+		case <-next.C:
+			w.begun = time.Now()
+			go func() { results <- w.look(ctx) }()
+		case r := <-results:
+			w.begun = time.Time{}
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err = w.take(ctx, r); err == nil {
+				next.Reset(w.pause())
+			}
+		case <-second.C:
+			if w.failed != nil || !w.begun.IsZero() && time.Since(w.begun) > pollMost {
+				err = w.redraw()
+			}
+		case sig := <-events:
+			if sig == syscall.SIGTSTP {
+				w.screen.release()
+				w.g.env.Suspend()
+			}
+			err = w.redraw()
+		}
+		if err != nil {
+			if !w.begun.IsZero() {
+				<-results
+			}
+			return err
+		}
+	}
+}
+
+func (w *watcher) look(ctx context.Context) looked {
+	ctx, cancel := context.WithTimeout(ctx, mongoTimeout)
+	defer cancel()
+	l, err := w.c.Look(ctx)
+	return looked{look: l, err: err}
+}
+
+// take shows what a look found, or that it failed.
+func (w *watcher) take(ctx context.Context, r looked) error {
+	if r.err != nil {
+		w.o.Lost(time.Now())
+		if w.seen.IsZero() {
+			return &userError{Msg: "cannot look at the cluster", Cause: r.err}
+		}
+		if w.screen == nil && (w.failed == nil || cluster.KindOf(w.failed) != cluster.KindOf(r.err)) {
+			w.g.log().Warn("MongoDB is away; going on", "last_look", agoAt(time.Now(), w.seen), "error", r.err)
+		}
+		w.failed = r.err
+		return w.redraw()
+	}
+	if w.failed != nil && w.screen == nil {
+		w.g.log().Info("MongoDB is back", "after", rounded(time.Since(w.seen)))
+	}
+	w.failed = nil
+	w.data = viewNodes(ctx, w.opts, r.look, w.o.Judge(r.look, r.look.At))
+	first := w.seen.IsZero()
+	w.seen = r.look.At
+	w.every = w.opts.interval
+	if w.every == 0 {
+		w.every = pollFor(w.data.Members)
+	}
+	if w.screen == nil {
+		return w.changes(first)
+	}
+	return w.redraw()
+}
+
+// pollFor looks twice as often as the fastest agent beats.
+func pollFor(members []nodeView) time.Duration {
+	poll := pollMost
+	for _, v := range members {
+		if v.Node != nil && v.Agent.Fresh && v.Node.IntervalMS > 0 {
+			poll = min(poll, time.Duration(v.Node.IntervalMS)*time.Millisecond/2)
+		}
+	}
+	return max(poll, pollLeast)
+}
+
+// pause is the time to the next look: sooner where an agent is late already, to tell its silence when it is one.
+func (w *watcher) pause() time.Duration {
+	every := w.every
+	if w.failed != nil || w.every > mongoTimeout {
+		return every // who looks that rarely does not want to be told at once
+	}
+	for _, v := range w.data.Members {
+		if in, late := v.Overdue(); late {
+			every = min(every, max(in, 0)+afterDeadline)
+		}
+	}
+	return every
+}
+
+// redraw shows on the screen what is known.
+func (w *watcher) redraw() error {
+	if w.screen == nil || w.seen.IsZero() {
+		return nil
+	}
+	t := w.g.tableStyle()
+	if t.width <= 0 || t.height <= 0 {
+		t.width, t.height = 80, 24
+	}
+	return w.screen.draw(w.lines(t), t.height)
+}
+
+func (w *watcher) lines(t tableStyle) []string {
+	age := time.Since(w.seen)
+	silent := !w.begun.IsZero() && time.Since(w.begun) > pollMost
+	t.faded = w.failed != nil || silent
+	// Lines of our own are cut before they are painted.
+	plain := headline(w.data, palette{})
+	head := fit(plain, t.width, t.more())
+	if head == plain {
+		head = headline(w.data, t.color)
+	}
+	note := t.color.dim(fit(fmt.Sprintf("%s, every %s", w.g.env.Now().Format(time.TimeOnly), rounded(w.every)), t.width, t.more()))
+	switch {
+	case w.failed != nil:
+		what := "MongoDB is away"
+		var ce *cluster.Error
+		if errors.As(w.failed, &ce) {
+			what = ce.Summary()
+		}
+		note = t.color.red(fit(printable(w.g.redact(what))+"; this is from "+roughly(age)+" ago", t.width, t.more()))
+	case silent:
+		note = t.color.yellow(fit("MongoDB does not answer; this is from "+roughly(age)+" ago", t.width, t.more()))
+	}
+	lines := []string{w.g.redact(head), note, ""}
+	after := afterword(w.data)
+	room := t.height - 1 - len(lines)
+	if len(after) > 0 && room-len(after)-1 > len(w.data.Members) {
+		room -= len(after) + 1
+	} else {
+		after = nil
+	}
+	if len(w.data.Members) > 0 {
+		for _, line := range nodeScreen(w.data.Members, t, room) {
+			lines = append(lines, w.g.redact(line))
+		}
+	}
+	if len(after) > 0 {
+		lines = append(lines, "")
+		for _, line := range after {
+			lines = append(lines, t.color.dim(fit(line, t.width, t.more())))
+		}
+	}
+	return lines[:min(len(lines), max(1, t.height-1))]
+}
+
+// nodeChange is one line of --watch with -o json.
+type nodeChange struct {
+	SchemaVersion int       `json:"schema_version"`
+	Kind          string    `json:"kind"`
+	At            time.Time `json:"at"`
+	// Change is "first" for what the first look finds, then "new", "changed" or "removed".
+	Change string `json:"change"`
+	// Verdict and State before; only with "changed".
+	VerdictBefore cluster.Verdict `json:"verdict_before,omitempty"`
+	StateBefore   cluster.State   `json:"state_before,omitempty"`
+	Node          nodeView        `json:"member"`
+}
+
+// changes prints one line for each node whose verdict or state is not what it was; at first for all.
+func (w *watcher) changes(first bool) error {
+	now := w.g.env.Now()
+	if first && !w.g.isJSON() {
+		if err := w.print(now, headline(w.data, palette{})); err != nil {
+			return err
+		}
+	}
+	known := make(map[string]nodeView, len(w.data.Members))
+	for _, v := range w.data.Members {
+		key := v.ID() + " " + v.Address()
+		known[key] = v
+		before, was := w.known[key]
+		change := ""
+		switch {
+		case first:
+			change = "first"
+		case !was:
+			change = "new"
+		case before.Verdict != v.Verdict || before.State() != v.State():
+			change = "changed"
+		default:
+			continue
+		}
+		if err := w.tell(now, change, before, v); err != nil {
+			return err
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(w.known)) {
+		if _, still := known[key]; !still {
+			if err := w.tell(now, "removed", w.known[key], w.known[key]); err != nil {
+				return err
+			}
+		}
+	}
+	w.known = known
+	return nil
+}
+
+func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
+	if w.g.isJSON() {
+		c := nodeChange{SchemaVersion: schemaVersion, Kind: "node", At: now, Change: change, Node: v}
+		if change == "changed" {
+			c.VerdictBefore, c.StateBefore = before.Verdict, before.State()
+		}
+		b, err := jsonLine(c)
+		if err != nil {
+			return fmt.Errorf("encoding the result: %w", err)
+		}
+		return w.g.write(w.g.redactJSON(b))
+	}
+	id := "(no agent)"
+	if v.Node != nil {
+		id = dash(v.Node.ID)
+	}
+	words := []string{id, dash(v.Address())}
+	state, verdict := dash(string(v.State())), string(v.Verdict)
+	switch change {
+	case "changed":
+		if before.State() != v.State() {
+			words = append(words, dash(string(before.State()))+" -> "+state)
+		}
+		if before.Verdict != v.Verdict {
+			words = append(words, string(before.Verdict)+" -> "+verdict)
+		}
+	case "removed":
+		words = append(words, verdict+" -> removed")
+	case "new":
+		words = append(words, state, verdict, "(new)")
+	default:
+		words = append(words, state, verdict)
+	}
+	return w.print(now, printable(strings.Join(words, " ")))
+}
+
+func (w *watcher) print(now time.Time, line string) error {
+	return w.g.write([]byte(w.g.redact(now.Format(time.TimeOnly)+" "+line) + "\n"))
+}

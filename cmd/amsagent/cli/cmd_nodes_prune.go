@@ -1,0 +1,376 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+type pruneOptions struct {
+	olderThan                   time.Duration
+	yes, left, amsOnly, noProbe bool
+}
+
+func (o *pruneOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.DurationVar(&o.olderThan, "older-than", 10*time.Minute, "only what has been silent for so long")
+	fs.BoolVar(&o.yes, "yes", false, "do it; without it, what would be removed is printed and nothing is")
+	fs.BoolVar(&o.left, "left", false, "remove the rows of nodes that have left, too")
+	fs.BoolVar(&o.amsOnly, "ams-only", false, "remove what only Ant Media Server's own list has, without a row, too")
+	fs.BoolVar(&o.noProbe, "no-probe", false, "do not try whether anybody listens on a node's port, and keep it where somebody does")
+}
+
+func newNodesPruneCommand(g *globals) *cobra.Command {
+	var opts pruneOptions
+	cmd := &cobra.Command{
+		Use:   "prune [flags]",
+		Short: "remove the rows of machines that both witnesses call gone",
+		Long: "A row goes where the agent has been silent for --older-than, Ant Media Server's own\n" +
+			"document is missing or as old, nobody listens on the server's port, and nothing of\n" +
+			"that changed between two looks some seconds apart. The documents of that address go\n" +
+			"with it. What is written in the meantime stays.\n\n" +
+			"Without --yes nothing is removed.",
+		Example: "  amsagent nodes prune\n" +
+			"  amsagent nodes prune --older-than 1h --yes\n" +
+			"  amsagent nodes prune --left --ams-only --yes",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runNodesPrune(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, keyMongo)
+	return cmd
+}
+
+const (
+	// pruneLeast is AMS's own limit: who is silent for less may be busy.
+	pruneLeast = 20 * time.Second
+	// pruneWait is longer than AMS's period: whoever lives writes between two looks.
+	pruneWait = 6 * time.Second
+	// pruneWaitAll is for a cluster in which nobody at all is heard: a database that was away looks like that, and agents
+	// come back to it after a pause.
+	pruneWaitAll = 21 * time.Second
+)
+
+// pruner is the cluster as far as prune changes it.
+type pruner interface {
+	looker
+	RemoveNode(ctx context.Context, n cluster.Node) (bool, error)
+	DeleteAMSNodes(ctx context.Context, r cluster.AMSRemoval) (cluster.AMSRemoved, error)
+	AddEvent(ctx context.Context, e cluster.Event) error
+}
+
+// pruneData is what `nodes prune` prints.
+type pruneData struct {
+	DryRun    bool   `json:"dry_run"`
+	OlderThan string `json:"older_than"`
+	// Remove is what was removed, or what would be; Kept is what is gone too and stays.
+	Remove []pruneItem `json:"remove"`
+	Kept   []pruneItem `json:"kept"`
+}
+
+type pruneItem struct {
+	ID      string        `json:"id,omitempty"` // of the row; "" where there is none
+	Address string        `json:"address"`
+	State   cluster.State `json:"state,omitempty"`
+	Role    string        `json:"role,omitempty"`
+	Group   string        `json:"group,omitempty"`
+	Why     string        `json:"why"`
+	// Documents are AMS's own of this address.
+	Documents []string `json:"documents"`
+
+	member cluster.Member
+}
+
+func runNodesPrune(ctx context.Context, opts pruneOptions, g *globals) error {
+	if opts.olderThan < pruneLeast {
+		return usageError(nil, "--older-than: %s is less than %s, for which a server that lives may be silent", opts.olderThan, shortDuration(pruneLeast))
+	}
+	c, err := g.connectCluster(ctx, "amsagent nodes prune")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	return prune(ctx, opts, g, c)
+}
+
+func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
+	fail := func(err error) error {
+		return &userError{Msg: "cannot look at the cluster", Cause: err, State: "nothing was removed"}
+	}
+	var o cluster.Observer
+	l, err := c.Look(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	members := o.Judge(l, l.At)
+	data := pruneData{DryRun: !opts.yes, OlderThan: shortDuration(opts.olderThan), Remove: []pruneItem{}, Kept: []pruneItem{}}
+	data.judge(opts, members)
+	if len(data.Remove) > 0 {
+		wait := pruneWait
+		if !slices.ContainsFunc(members, func(m cluster.Member) bool { return m.Verdict != cluster.VerdictGone }) {
+			wait = pruneWaitAll
+		}
+		g.progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", count(len(data.Remove), "machine"), rounded(wait)))
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-ctx.Done():
+			return fail(ctx.Err())
+		case <-timer.C:
+		}
+		if l, err = c.Look(ctx); err != nil {
+			return fail(err)
+		}
+		members = o.Judge(l, l.At)
+		data.judge(opts, members)
+		if !opts.noProbe {
+			data.probe(ctx, members)
+		}
+	}
+	if opts.yes {
+		err = data.remove(ctx, g, c)
+	}
+	if rerr := g.result("prune", data, func(w *textWriter) { pruneText(w, data) }); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	return err
+}
+
+// judge decides about each member that is gone.
+func (d *pruneData) judge(opts pruneOptions, members []cluster.Member) {
+	d.Remove, d.Kept = []pruneItem{}, []pruneItem{}
+	for _, m := range members {
+		if m.Verdict != cluster.VerdictGone {
+			continue
+		}
+		item := pruneItem{Address: m.Address(), Documents: []string{}, member: m}
+		for _, doc := range m.AMS {
+			item.Documents = append(item.Documents, doc.ID)
+		}
+		if n := m.Node; n != nil {
+			item.ID, item.State, item.Role, item.Group = n.ID, n.State, n.Role, n.Group
+		}
+		if item.Why = whyKept(opts, m); item.Why != "" {
+			d.Kept = append(d.Kept, item)
+			continue
+		}
+		item.Why = whyGone(m)
+		d.Remove = append(d.Remove, item)
+	}
+}
+
+// whyKept tells why a member that is gone stays; "" where it goes.
+func whyKept(opts pruneOptions, m cluster.Member) string {
+	// Both limits again, and AMS's own: the verdict is in a hurry, this is not.
+	young := func(who string, h cluster.Heard) string {
+		if h.Known && h.Age < opts.olderThan {
+			return fmt.Sprintf("%s silent for only %s", who, roughly(h.Age))
+		}
+		return ""
+	}
+	switch {
+	case m.Node == nil && !m.Server.Known:
+		return "Ant Media Server's document has no readable time"
+	case m.Node == nil && m.Address() == "":
+		return "Ant Media Server's document has no address"
+	case m.Node != nil && !m.Agent.Known:
+		return "the row does not tell when it was written"
+	}
+	if why := young("the agent is", m.Agent); why != "" {
+		return why
+	}
+	if why := young("Ant Media Server is", m.Server); why != "" {
+		return why
+	}
+	switch {
+	case m.Node == nil && !opts.amsOnly:
+		return "has no row; --ams-only removes it"
+	case m.State() == cluster.StateLeft && !opts.left:
+		return "has left; --left removes it"
+	}
+	return ""
+}
+
+func whyGone(m cluster.Member) string {
+	var words []string
+	switch {
+	case m.State() == cluster.StateLeft:
+		words = append(words, "left "+roughly(m.Agent.Age)+" ago")
+	case m.Node != nil:
+		words = append(words, "agent silent for "+roughly(m.Agent.Age))
+	default:
+		words = append(words, "no agent")
+	}
+	switch {
+	case m.Server.Known:
+		words = append(words, "Ant Media Server for "+roughly(m.Server.Age))
+	case m.State() != cluster.StateLeft:
+		words = append(words, "Ant Media Server has no document")
+	}
+	return strings.Join(words, ", ")
+}
+
+// probe keeps those on whose port somebody listens: a server under load may not come to write for minutes, and serves.
+func (d *pruneData) probe(ctx context.Context, members []cluster.Member) {
+	var views []nodeView
+	for _, item := range d.Remove {
+		v := nodeView{Member: item.member}
+		// Where the address is another machine's by now, that one would answer.
+		reused := slices.ContainsFunc(members, func(m cluster.Member) bool {
+			return m.Verdict != cluster.VerdictGone && m.ID() != v.ID() && cluster.SameAddress(m.Address(), v.Address())
+		})
+		if v.State() != cluster.StateLeft && !reused {
+			v.Verdict = cluster.VerdictAgentStale // the probe is for those in doubt
+		}
+		views = append(views, v)
+	}
+	probeMembers(ctx, views)
+	remove := d.Remove
+	d.Remove = []pruneItem{}
+	for i, item := range remove {
+		if views[i].Probe == probeOpen {
+			ip, port, _ := item.member.Endpoint()
+			item.Why = fmt.Sprintf("somebody listens on port %d of %s", port, ip)
+			d.Kept = append(d.Kept, item)
+			continue
+		}
+		d.Remove = append(d.Remove, item)
+	}
+}
+
+// remove does it. What could not be removed moves to Kept.
+func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
+	var errs []error
+	plan := d.Remove
+	d.Remove = []pruneItem{}
+	keep := func(item pruneItem, why string) {
+		item.Why = why
+		d.Kept = append(d.Kept, item)
+	}
+	for _, item := range plan {
+		if err := ctx.Err(); err != nil {
+			errs = append(errs, err)
+			keep(item, "not done")
+			continue
+		}
+		m := item.member
+		// The row first: whoever has written it since is alive, and then nothing of it is touched.
+		if m.Node != nil {
+			switch gone, err := c.RemoveNode(ctx, *m.Node); {
+			case err != nil:
+				errs = append(errs, err)
+				keep(item, "not done")
+				continue
+			case !gone:
+				keep(item, "the row was written just now")
+				continue
+			}
+		}
+		removed, err := removeDocuments(ctx, c, m)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if m.Node == nil && len(removed) == 0 {
+			if err == nil {
+				keep(item, "the document was written just now")
+			} else {
+				keep(item, "not done")
+			}
+			continue
+		}
+		item.Documents = removed
+		d.Remove = append(d.Remove, item)
+		event := cluster.Event{Node: m.ID(), Kind: "prune", Who: "amsagent", Why: item.Why, Details: map[string]string{}}
+		for key, value := range map[string]string{
+			"address": item.Address, "state": string(item.State), "role": item.Role, "group": item.Group, "documents": strings.Join(removed, " "),
+		} {
+			if value != "" {
+				event.Details[key] = value
+			}
+		}
+		if err := c.AddEvent(ctx, event); err != nil {
+			g.log().Warn("the event could not be noted", "kind", event.Kind, "node", event.Node, "error", err)
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return &userError{
+		Msg: "cannot remove everything", Cause: errors.Join(errs...),
+		State: fmt.Sprintf("%d of %d were removed", len(d.Remove), len(plan)),
+	}
+}
+
+// removeDocuments removes AMS's documents of a member as they were seen, and none that was written since.
+func removeDocuments(ctx context.Context, c pruner, m cluster.Member) ([]string, error) {
+	removed := []string{}
+	if len(m.AMS) == 0 || m.AMS[0].LastUpdate.IsZero() {
+		return removed, nil
+	}
+	newest := m.AMS[0].LastUpdate // they come newest first
+	var addresses []string
+	var errs []error
+	for _, doc := range m.AMS {
+		if doc.IP == "" || slices.Contains(addresses, doc.IP) {
+			continue
+		}
+		addresses = append(addresses, doc.IP)
+		r, err := c.DeleteAMSNodes(ctx, cluster.AMSRemoval{Address: doc.IP, OlderThan: newest.Add(time.Millisecond)})
+		errs = append(errs, err)
+		for _, n := range r.Deleted {
+			if !slices.Contains(removed, n.ID) {
+				removed = append(removed, n.ID)
+			}
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+func pruneText(w *textWriter, d pruneData) {
+	what := count(len(d.Remove), "machine")
+	switch {
+	case len(d.Remove) == 0:
+		w.line("%s: nobody has been gone for %s", w.color.green("nothing to do"), d.OlderThan)
+	case d.DryRun:
+		w.line("%s; nothing was touched", w.color.bold(what+" would be removed"))
+	default:
+		w.line("%s", w.color.green(what+" removed"))
+	}
+	rows := func(items []pruneItem) {
+		var table [][]string
+		for _, item := range items {
+			why := item.Why
+			if n := len(item.Documents); n > 0 {
+				why += "; " + count(n, "document") + " of Ant Media Server"
+			}
+			id := item.ID
+			if id == "" {
+				id = "(no row)"
+			}
+			table = append(table, []string{id, dash(item.Address), dash(string(item.State)), why})
+		}
+		w.table(table)
+	}
+	rows(d.Remove)
+	if len(d.Kept) > 0 {
+		w.heading("Gone and kept")
+		rows(d.Kept)
+	}
+	if d.DryRun && len(d.Remove) > 0 {
+		w.b.WriteByte('\n')
+		w.line("to remove them: the same command with %s", w.color.bold("--yes"))
+	}
+}

@@ -1,0 +1,664 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// nodeView is one machine of the cluster as `nodes` shows it.
+type nodeView struct {
+	cluster.Member
+	// Probe is what a look at AMS's port told, where one was needed.
+	Probe probeResult `json:"probe,omitempty"`
+}
+
+// nodesData is what `nodes` prints.
+type nodesData struct {
+	ServerTime time.Time    `json:"server_time"`
+	Summary    nodesSummary `json:"summary"`
+	Members    []nodeView   `json:"members"`
+	// LeftHidden counts the nodes that have left and are not among Members.
+	LeftHidden int `json:"left_hidden"`
+}
+
+// nodesSummary counts the members shown.
+type nodesSummary struct {
+	Nodes    int                     `json:"nodes"`
+	Verdicts map[cluster.Verdict]int `json:"verdicts"`
+	States   map[cluster.State]int   `json:"states"`
+	Roles    map[string]int          `json:"roles"`
+	// Publishers and Viewers are of the nodes that are heard and could count; nil where none could.
+	Publishers *int `json:"publishers,omitempty"`
+	Viewers    *int `json:"viewers,omitempty"`
+	// Estimated says that some viewers were counted by their connections.
+	Estimated bool `json:"viewers_estimated,omitempty"`
+	// NotCounted are nodes that are not gone and whose sessions nobody knows.
+	NotCounted int `json:"not_counted"`
+}
+
+func summarize(members []nodeView) nodesSummary {
+	s := nodesSummary{
+		Nodes: len(members), Verdicts: map[cluster.Verdict]int{}, States: map[cluster.State]int{}, Roles: map[string]int{},
+	}
+	add := func(sum **int, n *int) {
+		if n == nil {
+			return
+		}
+		if *sum == nil {
+			*sum = new(int)
+		}
+		**sum += *n
+	}
+	for _, m := range members {
+		s.Verdicts[m.Verdict]++
+		if m.Node != nil {
+			s.States[m.State()]++
+			s.Roles[m.Node.Role]++
+		}
+		sessions := m.sessions()
+		if sessions == nil || sessions.Publishers == nil || sessions.Viewers == nil {
+			if m.Verdict != cluster.VerdictGone {
+				s.NotCounted++
+			}
+		}
+		if sessions != nil {
+			add(&s.Publishers, sessions.Publishers)
+			add(&s.Viewers, sessions.Viewers)
+			s.Estimated = s.Estimated || sessions.Viewers != nil && sessions.By == cluster.CountedByConnections
+		}
+	}
+	return s
+}
+
+// line is the summary in one line.
+func (s nodesSummary) line(p palette) string {
+	verdicts := map[cluster.Verdict]func(string) string{
+		cluster.VerdictAlive: p.green, cluster.VerdictAMSStale: p.yellow, cluster.VerdictAgentStale: p.yellow, cluster.VerdictGone: p.red,
+	}
+	var parts []string
+	var words []string
+	for _, v := range cluster.Verdicts() {
+		if n := s.Verdicts[v]; n > 0 {
+			words = append(words, verdicts[v](fmt.Sprintf("%d %s", n, v)))
+		}
+	}
+	head := count(s.Nodes, "node")
+	if len(words) > 0 {
+		head += ": " + strings.Join(words, ", ")
+	}
+	parts = append(parts, head)
+	words = nil
+	for _, st := range slices.Sorted(maps.Keys(s.States)) {
+		if n := s.States[st]; n > 0 && st != cluster.StateActive && st != "" {
+			words = append(words, fmt.Sprintf("%d %s", n, printable(string(st))))
+		}
+	}
+	if len(words) > 0 {
+		parts = append(parts, strings.Join(words, ", "))
+	}
+	words = nil
+	roles := slices.SortedFunc(maps.Keys(s.Roles), func(a, b string) int {
+		known := []string{"edge", "origin"} // first the origins
+		return cmp.Or(slices.Index(known, b)-slices.Index(known, a), strings.Compare(a, b))
+	})
+	for _, role := range roles {
+		if role != "" {
+			words = append(words, printable(count(s.Roles[role], role)))
+		}
+	}
+	if n := s.Roles[""]; n > 0 && len(words) > 0 {
+		words = append(words, fmt.Sprintf("%d without a role", n))
+	}
+	if len(words) > 0 {
+		parts = append(parts, strings.Join(words, ", "))
+	}
+	words = nil
+	if s.Publishers != nil {
+		words = append(words, count(*s.Publishers, "publisher"))
+	}
+	if s.Viewers != nil {
+		about := ""
+		if s.Estimated {
+			about = "about "
+		}
+		words = append(words, about+count(*s.Viewers, "viewer"))
+	}
+	if s.NotCounted > 0 && len(words) > 0 {
+		words = append(words, count(s.NotCounted, "node")+" not counted")
+	}
+	if len(words) > 0 {
+		parts = append(parts, strings.Join(words, ", "))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// load is what the node said last of its load; nil where that is not known now: what a machine said before it fell silent
+// is no load of today.
+func (v nodeView) load() *cluster.Load {
+	if v.Node == nil || !v.Agent.Fresh {
+		return nil
+	}
+	return v.Node.Load
+}
+
+func (v nodeView) sessions() *cluster.Sessions {
+	if v.Node == nil || !v.Agent.Fresh {
+		return nil
+	}
+	return v.Node.Sessions
+}
+
+// cpu and mem are the agent's word, or AMS's own where there is no agent.
+func (v nodeView) cpu() *int {
+	if l := v.load(); l != nil {
+		return l.CPU
+	}
+	if v.Node != nil || !v.Server.Fresh || v.AMS[0].CPU == nil {
+		return nil
+	}
+	n := int(min(max(*v.AMS[0].CPU, 0), 1000))
+	return &n
+}
+
+func (v nodeView) mem() *int {
+	if l := v.load(); l != nil {
+		return l.Mem
+	}
+	if v.Node != nil || !v.Server.Fresh {
+		return nil
+	}
+	used, total, ok := strings.Cut(v.AMS[0].Memory, "/")
+	a, errA := strconv.Atoi(strings.TrimSpace(used))
+	b, errB := strconv.Atoi(strings.TrimSpace(total))
+	if !ok || errA != nil || errB != nil || a < 0 || b <= 0 || a > b {
+		return nil
+	}
+	n := 100 * a / b
+	return &n
+}
+
+func (v nodeView) score() *int {
+	if l := v.load(); l != nil {
+		return l.Score
+	}
+	return nil
+}
+
+// gpu finds the busiest device: by what its busiest part does, be it the cores, the encoder or the decoder.
+func (v nodeView) gpu() (busiest *int, index, devices int) {
+	if l := v.load(); l != nil {
+		devices = len(l.GPUs)
+		for i, d := range l.GPUs {
+			for _, part := range []*int{d.Util, d.Enc, d.Dec} {
+				if part != nil && (busiest == nil || *part > *busiest) {
+					busiest, index = part, i
+				}
+			}
+		}
+	}
+	if v.Node != nil && v.Agent.Fresh {
+		devices = max(devices, len(v.Node.Devices))
+	}
+	return busiest, index, devices
+}
+
+func (v nodeView) role() string {
+	if v.Node == nil {
+		return ""
+	}
+	return v.Node.Role
+}
+
+func (v nodeView) group() string {
+	if v.Node == nil {
+		return ""
+	}
+	return v.Node.Group
+}
+
+func percentText(n *int) string {
+	if n == nil {
+		return "-"
+	}
+	return strconv.Itoa(*n) + "%"
+}
+
+func countText(n *int) string {
+	if n == nil {
+		return "-"
+	}
+	return strconv.Itoa(*n)
+}
+
+// ageText says how long ago a witness was heard; ~ where that rests on a clock that nobody vouches for.
+func ageText(h cluster.Heard) string {
+	if !h.Known {
+		return "-"
+	}
+	guess := ""
+	if h.Guess {
+		guess = "~"
+	}
+	return guess + roughly(h.Age)
+}
+
+func gpuText(v nodeView) string {
+	busiest, index, devices := v.gpu()
+	switch {
+	case devices == 0:
+		return "-"
+	case devices == 1:
+		return percentText(busiest)
+	case busiest == nil:
+		return fmt.Sprintf("- of %d", devices)
+	}
+	return fmt.Sprintf("%d%% #%d of %d", *busiest, index, devices)
+}
+
+func sessionsText(v nodeView) string {
+	s := v.sessions()
+	if s == nil || s.Publishers == nil && s.Viewers == nil {
+		return "-"
+	}
+	about := ""
+	if s.Viewers != nil && s.By == cluster.CountedByConnections {
+		about = "~"
+	}
+	return countText(s.Publishers) + "/" + about + countText(s.Viewers)
+}
+
+func versionText(v nodeView) string {
+	switch n := v.Node; {
+	case n == nil || n.Agent == "" && n.AMS == "":
+		return "-"
+	case n.AMS == "":
+		return n.Agent
+	case n.Agent == "":
+		return "AMS " + n.AMS
+	default:
+		return n.Agent + ", AMS " + n.AMS
+	}
+}
+
+// nodeColumn is one column of the table.
+type nodeColumn struct {
+	title string
+	text  func(nodeView) string
+	// percent makes it a column with a bar.
+	percent func(nodeView) *int
+	right   bool
+	// spare says that the column is of no use on a terminal where no row has anything in it.
+	spare bool
+	paint func(palette, nodeView, string) string
+	// most bounds the column on a terminal, where one long word must not push the others out; 0 does not.
+	most int
+}
+
+func nodeColumns() []nodeColumn {
+	byLoad := func(percent func(nodeView) *int) func(palette, nodeView, string) string {
+		return func(p palette, v nodeView, s string) string { return p.load(percent(v), s) }
+	}
+	of := func(value func(*cluster.Node) string) func(nodeView) string {
+		return func(v nodeView) string {
+			if v.Node == nil {
+				return "-"
+			}
+			return dash(printable(value(v.Node)))
+		}
+	}
+	heard := func(who func(nodeView) cluster.Heard) func(palette, nodeView, string) string {
+		return func(p palette, v nodeView, s string) string {
+			if h := who(v); h.Known && !h.Fresh {
+				return p.yellow(s)
+			}
+			return s
+		}
+	}
+	load := func(title string, percent func(nodeView) *int) nodeColumn {
+		return nodeColumn{title: title, percent: percent, right: true, paint: byLoad(percent), text: func(v nodeView) string { return percentText(percent(v)) }}
+	}
+	score := load("SCORE", nodeView.score)
+	score.spare = true
+	return []nodeColumn{
+		{title: "NODE", text: func(v nodeView) string {
+			if v.Node == nil {
+				return "(no agent)"
+			}
+			return dash(printable(v.Node.ID))
+		}},
+		{title: "ROLE", text: of(func(n *cluster.Node) string { return n.Role }), spare: true, most: 12},
+		{title: "GROUP", text: of(func(n *cluster.Node) string { return n.Group }), spare: true, most: 24},
+		{title: "ZONE", text: of(func(n *cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
+		{title: "ADDRESS", text: func(v nodeView) string { return dash(printable(v.Address())) }},
+		{title: "STATE", text: of(func(n *cluster.Node) string { return string(n.State) }), paint: paintState},
+		{title: "VERDICT", text: func(v nodeView) string { return string(v.Verdict) }, paint: paintVerdict},
+		{
+			title: "AGENT", right: true, text: func(v nodeView) string { return ageText(v.Agent) },
+			paint: heard(func(v nodeView) cluster.Heard { return v.Agent }),
+		},
+		{
+			title: "AMS", right: true, text: func(v nodeView) string { return ageText(v.Server) },
+			paint: heard(func(v nodeView) cluster.Heard { return v.Server }),
+		},
+		load("CPU", nodeView.cpu),
+		{
+			title: "GPU", right: true, text: gpuText, spare: true,
+			paint: byLoad(func(v nodeView) *int { n, _, _ := v.gpu(); return n }),
+		},
+		load("MEM", nodeView.mem),
+		score,
+		{title: "PUB/VIEW", right: true, text: sessionsText},
+		{title: "VERSION", text: func(v nodeView) string { return printable(versionText(v)) }, spare: true},
+	}
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func paintState(p palette, v nodeView, s string) string {
+	switch v.State() {
+	case cluster.StateJoining, cluster.StateDraining:
+		return p.yellow(s)
+	case cluster.StateFailed:
+		return p.red(s)
+	case cluster.StateActive, cluster.StateLeft:
+	}
+	return s
+}
+
+func paintVerdict(p palette, v nodeView, s string) string {
+	switch v.Verdict {
+	case cluster.VerdictAlive:
+		return p.green(s)
+	case cluster.VerdictAMSStale, cluster.VerdictAgentStale:
+		return p.yellow(s)
+	case cluster.VerdictGone:
+		return p.red(s)
+	}
+	return s
+}
+
+// tableStyle is what the table is printed on.
+type tableStyle struct {
+	color palette
+	// width and height are those of the terminal, 0 where it is none: then nothing is left out.
+	width, height int
+	utf8          bool
+	// faded shows what was seen before and may not be true any more.
+	faded bool
+}
+
+func (t tableStyle) more() string {
+	if t.utf8 {
+		return "…"
+	}
+	return "..."
+}
+
+// narrower is what a narrow terminal does without, in this order: columns, and eighths of the bars.
+func narrower() []string {
+	return []string{"VERSION", "ZONE", "bar 5", "GROUP", "SCORE", "bar 0", "NODE", "GPU", "MEM", "ROLE", "PUB/VIEW", "AMS", "AGENT", "CPU", "STATE"}
+}
+
+const (
+	columnGap   = 2
+	fullBar     = 8
+	smallestBar = 4
+)
+
+// nodeTable renders the members, a header first.
+func nodeTable(members []nodeView, t tableStyle) []string {
+	columns := nodeColumns()
+	barWidth := 0
+	if t.width > 0 {
+		barWidth = fullBar
+		columns = slices.DeleteFunc(columns, func(c nodeColumn) bool {
+			return c.spare && !slices.ContainsFunc(members, func(v nodeView) bool { return c.text(v) != "-" })
+		})
+	}
+	widthOf := func(c nodeColumn) int {
+		w := 0
+		for _, v := range members {
+			w = max(w, textWidth(c.text(v)))
+		}
+		if t.width > 0 && c.most > 0 {
+			w = min(w, c.most)
+		}
+		if c.percent != nil {
+			w = max(w, len("100%"))
+			if barWidth > 0 {
+				w += barWidth + 1
+			}
+		}
+		return max(w, len(c.title))
+	}
+	total := func() int {
+		sum := -columnGap
+		for _, c := range columns {
+			sum += widthOf(c) + columnGap
+		}
+		return sum
+	}
+	for _, step := range narrower() {
+		if t.width == 0 || total() <= t.width {
+			break
+		}
+		if eighths, ok := strings.CutPrefix(step, "bar "); ok {
+			barWidth = int(eighths[0] - '0')
+			continue
+		}
+		columns = slices.DeleteFunc(columns, func(c nodeColumn) bool { return c.title == step })
+	}
+	if t.width > 0 {
+		// A dropped column may have left room for bars again.
+		for barWidth = fullBar; barWidth > 0 && total() > t.width; barWidth-- {
+			if barWidth == smallestBar {
+				barWidth = 0
+				break
+			}
+		}
+	}
+	// What still does not fit is cut.
+	widths := make([]int, len(columns))
+	x := 0
+	for i, c := range columns {
+		widths[i] = widthOf(c)
+		if t.width > 0 {
+			widths[i] = min(widths[i], max(0, t.width-x))
+		}
+		x += widths[i] + columnGap
+	}
+	pad := func(c nodeColumn, s string, w int, last bool) (before, after string) {
+		blanks := strings.Repeat(" ", max(0, w-textWidth(s)))
+		switch {
+		case c.right:
+			return blanks, ""
+		case last:
+			return "", ""
+		}
+		return "", blanks
+	}
+	gap := strings.Repeat(" ", columnGap)
+	lines := make([]string, 0, len(members)+1)
+	row := func(cell func(i int, c nodeColumn, last bool) string) {
+		var b strings.Builder
+		for i, c := range columns {
+			if widths[i] == 0 {
+				break
+			}
+			if i > 0 {
+				b.WriteString(gap)
+			}
+			b.WriteString(cell(i, c, i == len(columns)-1))
+		}
+		lines = append(lines, strings.TrimRight(b.String(), " "))
+	}
+	color := t.color
+	if t.faded {
+		color = palette{}
+	}
+	row(func(i int, c nodeColumn, last bool) string {
+		s := fit(c.title, widths[i], "")
+		before, after := pad(c, s, widths[i], last)
+		return before + color.bold(s) + after
+	})
+	for _, v := range members {
+		color := color
+		if v.State() == cluster.StateLeft {
+			color = palette{}
+		}
+		row(func(i int, c nodeColumn, last bool) string {
+			s := fit(c.text(v), widths[i], t.more())
+			painted := s
+			if c.paint != nil {
+				painted = c.paint(color, v, s)
+			}
+			if c.percent != nil && barWidth > 0 {
+				drawn := strings.Repeat(" ", barWidth)
+				if n := c.percent(v); n != nil {
+					drawn = color.load(n, bar(*n, barWidth, t.utf8))
+				}
+				return drawn + strings.Repeat(" ", max(1, widths[i]-barWidth-textWidth(s))) + painted
+			}
+			before, after := pad(c, s, widths[i], last)
+			return before + painted + after
+		})
+		if last := len(lines) - 1; v.State() == cluster.StateLeft && !t.faded {
+			lines[last] = t.color.dim(lines[last])
+		}
+	}
+	if t.faded {
+		for i := range lines {
+			lines[i] = t.color.dim(lines[i])
+		}
+	}
+	return lines
+}
+
+// nodeScreen fits the table into a number of lines. Rows that do not fit are left out, first those that need nobody's
+// attention, and counted in a last line.
+func nodeScreen(members []nodeView, t tableStyle, room int) []string {
+	if len(members)+1 <= room {
+		return nodeTable(members, t)
+	}
+	hide := len(members) - max(0, room-2) // the header, and the line that tells
+	hidden := map[int]bool{}
+	calm := 0
+	for _, only := range []bool{true, false} {
+		for i := len(members) - 1; i >= 0 && len(hidden) < hide; i-- {
+			well := members[i].Verdict == cluster.VerdictAlive && members[i].State() == cluster.StateActive
+			if !hidden[i] && (!only || well) {
+				hidden[i] = true
+				if well {
+					calm++
+				}
+			}
+		}
+	}
+	var shown []nodeView
+	for i, m := range members {
+		if !hidden[i] {
+			shown = append(shown, m)
+		}
+	}
+	tell := fmt.Sprintf("%s %d more", t.more(), hide)
+	if calm == hide {
+		tell += ", all alive and active"
+	} else if calm > 0 {
+		tell += fmt.Sprintf(", %d of them alive and active", calm)
+	}
+	lines := nodeTable(shown, t)
+	if room < 2 {
+		return []string{fit(tell, t.width, t.more())}[:max(0, room)]
+	}
+	return append(lines, t.color.dim(fit(tell, t.width, t.more())))
+}
+
+// sortKeys are the words that --sort takes.
+func sortKeys() []string {
+	return []string{"address", "name", "role", "group", "state", "verdict", "age", "cpu", "gpu", "mem", "sessions", "score"}
+}
+
+// sortNodes orders members, which come in the order of their addresses. What is not known comes last, whichever way.
+func sortNodes(members []nodeView, key string) {
+	key, reverse := strings.CutPrefix(key, "-")
+	number := func(value func(nodeView) *int) func(a, b nodeView) (int, bool, bool) {
+		return func(a, b nodeView) (int, bool, bool) {
+			x, y := value(a), value(b)
+			if x == nil || y == nil {
+				return 0, x != nil, y != nil
+			}
+			return cmp.Compare(*x, *y), true, true
+		}
+	}
+	text := func(value func(nodeView) string) func(a, b nodeView) (int, bool, bool) {
+		return func(a, b nodeView) (int, bool, bool) {
+			x, y := value(a), value(b)
+			return strings.Compare(x, y), x != "", y != ""
+		}
+	}
+	index := func(v nodeView) *int {
+		n := slices.Index(cluster.Verdicts(), v.Verdict)
+		return &n
+	}
+	compare, ok := map[string]func(a, b nodeView) (int, bool, bool){
+		"name":    text(func(v nodeView) string { return v.ID() }),
+		"role":    text(nodeView.role),
+		"group":   text(nodeView.group),
+		"verdict": number(index),
+		"state": number(func(v nodeView) *int {
+			if v.Node == nil {
+				return nil
+			}
+			n := slices.Index(cluster.States(), v.State())
+			return &n
+		}),
+		"age": func(a, b nodeView) (int, bool, bool) {
+			return cmp.Compare(a.Agent.Age, b.Agent.Age), a.Agent.Known, b.Agent.Known
+		},
+		"cpu":   number(nodeView.cpu),
+		"gpu":   number(func(v nodeView) *int { n, _, _ := v.gpu(); return n }),
+		"mem":   number(nodeView.mem),
+		"score": number(nodeView.score),
+		"sessions": number(func(v nodeView) *int {
+			if s := v.sessions(); s != nil {
+				if n, known := s.Total(); known {
+					return &n
+				}
+			}
+			return nil
+		}),
+	}[key]
+	if !ok { // the addresses
+		if reverse {
+			slices.Reverse(members)
+		}
+		return
+	}
+	slices.SortStableFunc(members, func(a, b nodeView) int {
+		c, knownA, knownB := compare(a, b)
+		switch {
+		case knownA != knownB:
+			return map[bool]int{true: -1, false: 1}[knownA]
+		case !knownA:
+			return 0
+		case reverse:
+			return -c
+		}
+		return c
+	})
+}

@@ -1,0 +1,311 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+// aNode is a node that is well; change makes it another.
+func aNode(i int, change ...func(*nodeView)) nodeView {
+	v := nodeView{Member: cluster.Member{
+		Node: &cluster.Node{
+			ID: fmt.Sprintf("i-0123456789abcde%02x", i), IP: fmt.Sprintf("10.0.%d.%d", i/200, 5+i%200), Role: "origin", Group: "origins-a",
+			Zone: "eu-west-1a", Agent: "0.3.0", AMS: "3.0.3", State: cluster.StateActive, Seq: 7, IntervalMS: 5000,
+			Load:     &cluster.Load{CPU: ptr((i * 37) % 101), Mem: ptr((i*13 + 40) % 101), Score: ptr(max((i*37)%101, (i*13+40)%101))},
+			Sessions: &cluster.Sessions{Publishers: ptr(i % 7), Viewers: ptr(i * 31 % 400), By: cluster.CountedByAMS},
+		},
+		AMS:     []cluster.AMSNode{{ID: fmt.Sprint("x", i)}},
+		Agent:   cluster.Heard{Known: true, Fresh: true, Age: 3 * time.Second},
+		Server:  cluster.Heard{Known: true, Fresh: true, Age: 4 * time.Second},
+		Verdict: cluster.VerdictAlive,
+	}}
+	for _, f := range change {
+		f(&v)
+	}
+	return v
+}
+
+// aCluster has one of each kind.
+func aCluster() []nodeView {
+	edge := func(v *nodeView) { v.Node.Role, v.Node.Group = "edge", "edges" }
+	return []nodeView{
+		aNode(1, func(v *nodeView) {
+			v.Node.Load = &cluster.Load{CPU: ptr(83), Mem: ptr(61), Score: ptr(97), GPUs: []cluster.GPULoad{{Util: ptr(40), Enc: ptr(97)}, {Util: ptr(12)}}}
+		}),
+		aNode(2, func(v *nodeView) { // the agent of a machine with devices of which the driver tells nothing
+			v.Node.Load, v.Node.Devices = &cluster.Load{CPU: ptr(0), Mem: ptr(100)}, []string{"A100", "A100", "A100", "A100"}
+			v.Node.Sessions = &cluster.Sessions{Publishers: ptr(0), Viewers: ptr(12), By: cluster.CountedByConnections}
+		}),
+		aNode(3, edge, func(v *nodeView) {
+			v.Verdict, v.Server = cluster.VerdictAMSStale, cluster.Heard{Known: true, Age: 80 * time.Second, Guess: true}
+			v.Node.Sessions = nil
+		}),
+		aNode(4, edge, func(v *nodeView) {
+			v.Verdict, v.Agent.Fresh, v.Agent.Age, v.Node.State = cluster.VerdictAgentStale, false, 14*time.Second, cluster.StateDraining
+		}),
+		aNode(5, edge, func(v *nodeView) {
+			v.Verdict, v.Agent.Fresh, v.Server.Fresh, v.Agent.Age, v.Server.Age = cluster.VerdictGone, false, false, 3*time.Hour, 3*time.Hour
+		}),
+		aNode(6, func(v *nodeView) {
+			*v = nodeView{Member: cluster.Member{
+				AMS:    []cluster.AMSNode{{ID: "0c8a10.0.0.99", IP: "10.0.0.99", CPU: ptr(7.0), Memory: "586/1945"}},
+				Server: cluster.Heard{Known: true, Fresh: true, Age: 2 * time.Second, Guess: true}, Verdict: cluster.VerdictAgentStale,
+			}}
+		}),
+		aNode(7, edge, func(v *nodeView) {
+			v.Node.State, v.Node.Role, v.Node.Load, v.Node.Sessions = cluster.StateJoining, "\x1b[2Jtranscoder", nil, nil
+			v.Node.Group = "生产"
+		}),
+	}
+}
+
+func dataOf(members []nodeView) nodesData {
+	return nodesData{Members: members, Summary: summarize(members)}
+}
+
+func TestNodesTable(t *testing.T) {
+	for name, s := range map[string]tableStyle{
+		"plain":     {},
+		"80":        {width: 80, utf8: true},
+		"80-ascii":  {width: 80},
+		"120":       {width: 120, utf8: true},
+		"120-ascii": {width: 120},
+		"160":       {width: 160, utf8: true},
+		"200":       {width: 200, utf8: true},
+		"40":        {width: 40, utf8: true},
+		"10":        {width: 10, utf8: true},
+		"120-color": {width: 120, utf8: true, color: palette{on: true}},
+		"80-color":  {width: 80, utf8: true, color: palette{on: true}},
+		"80-faded":  {width: 80, utf8: true, faded: true, color: palette{on: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data := dataOf(aCluster())
+			data.LeftHidden = 2
+			w := &textWriter{}
+			nodesText(w, data, s)
+			golden(t, filepath.Join("nodes", "table-"+name+".txt"), w.b.String())
+			for _, line := range nodeTable(data.Members, s) {
+				if n := textWidth(withoutColor(line)); s.width > 0 && n > s.width {
+					t.Errorf("%d columns: %q", n, line)
+				}
+				if strings.Contains(line, "\x1b[2J") {
+					t.Errorf("a row wrote to the terminal: %q", line)
+				}
+			}
+		})
+	}
+	// The same words with and without color.
+	plain := nodeTable(aCluster(), tableStyle{width: 120, utf8: true})
+	colored := nodeTable(aCluster(), tableStyle{width: 120, utf8: true, color: palette{on: true}})
+	for i := range plain {
+		if got := withoutColor(colored[i]); got != plain[i] {
+			t.Errorf("with color: %q\nwithout:    %q", got, plain[i])
+		}
+	}
+}
+
+func withoutColor(s string) string {
+	for {
+		before, rest, ok := strings.Cut(s, "\x1b[")
+		if !ok {
+			return s
+		}
+		_, after, _ := strings.Cut(rest, "m")
+		s = before + after
+	}
+}
+
+func TestManyNodes(t *testing.T) {
+	var members []nodeView
+	for i := range 200 {
+		members = append(members, aNode(i, func(v *nodeView) {
+			switch i {
+			case 150:
+				v.Verdict, v.Agent.Fresh, v.Server.Fresh = cluster.VerdictGone, false, false
+			case 199:
+				v.Node.State = cluster.StateDraining
+			}
+		}))
+	}
+	s := tableStyle{width: 80, height: 24, utf8: true}
+	lines := nodeScreen(members, s, 20)
+	golden(t, "nodes/screen-200.txt", strings.Join(lines, "\n")+"\n")
+	if len(lines) != 20 {
+		t.Errorf("%d lines", len(lines))
+	}
+	for room := range 25 {
+		if got := nodeScreen(members, s, room); len(got) > room {
+			t.Errorf("%d lines in %d", len(got), room)
+		}
+		if got := nodeScreen(members[:3], s, room); len(got) > max(room, 0) {
+			t.Errorf("%d lines in %d", len(got), room)
+		}
+	}
+	// When even what is not well does not fit.
+	for i := range members {
+		if i%2 == 0 {
+			members[i].Verdict = cluster.VerdictGone
+		}
+	}
+	lines = nodeScreen(members, s, 10)
+	if got := lines[9]; got != "… 192 more, 99 of them alive and active" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestNodesSummary(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		members []nodeView
+		want    string
+	}{
+		{"all kinds", aCluster(), "7 nodes: 3 alive, 1 ams-stale, 2 agent-stale, 1 gone; 1 draining, 1 joining; 2 origins, 3 edges, 1 \\u001b[2Jtranscoder; 1 publisher, about 43 viewers, 4 nodes not counted"},
+		{"one", []nodeView{aNode(1)}, "1 node: 1 alive; 1 origin; 1 publisher, 31 viewers"},
+		{"nobody counts", []nodeView{aNode(1, func(v *nodeView) { v.Node.Sessions = &cluster.Sessions{} })}, "1 node: 1 alive; 1 origin"},
+		{"zero is known", []nodeView{aNode(0)}, "1 node: 1 alive; 1 origin; 0 publishers, 0 viewers"},
+		{"no roles", []nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" })}, "1 node: 1 alive; 0 publishers, 0 viewers"},
+		{"some without", []nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" }), aNode(1)}, "2 nodes: 2 alive; 1 origin, 1 without a role; 1 publisher, 31 viewers"},
+	} {
+		if got := headline(dataOf(tt.members), palette{}); got != tt.want {
+			t.Errorf("%s:\n%s\nwant\n%s", tt.name, got, tt.want)
+		}
+	}
+	if got := headline(nodesData{}, palette{}); got != "no nodes: nothing is registered, or nothing matches" {
+		t.Error(got)
+	}
+	if got := headline(nodesData{LeftHidden: 1}, palette{}); got != "no nodes" {
+		t.Error(got)
+	}
+}
+
+func TestNodesSort(t *testing.T) {
+	order := func(key string) string {
+		members := aCluster()
+		sortNodes(members, key)
+		var out []string
+		for _, m := range members {
+			out = append(out, m.Address()[len("10.0.0."):])
+		}
+		return strings.Join(out, " ")
+	}
+	for key, want := range map[string]string{
+		"address":   "6 7 8 9 10 99 12",
+		"-address":  "12 99 10 9 8 7 6",
+		"name":      "99 6 7 8 9 10 12",
+		"cpu":       "7 99 8 6 9 10 12",
+		"-cpu":      "6 8 99 7 9 10 12",
+		"mem":       "99 6 8 7 9 10 12",
+		"gpu":       "6 7 8 9 10 99 12",
+		"-score":    "6 8 7 9 10 99 12",
+		"sessions":  "7 6 8 9 10 99 12",
+		"-sessions": "6 7 8 9 10 99 12",
+		"verdict":   "6 7 12 8 9 99 10",
+		"-verdict":  "10 9 99 8 6 7 12",
+		"state":     "12 6 7 8 10 9 99",
+		"age":       "6 7 8 12 9 10 99",
+		"-age":      "10 9 6 7 8 12 99",
+		"role":      "12 8 9 10 6 7 99",
+		"group":     "8 9 10 6 7 12 99",
+	} {
+		if got := order(key); got != want {
+			t.Errorf("%s: %s, want %s", key, got, want)
+		}
+	}
+}
+
+func TestBar(t *testing.T) {
+	for _, tt := range []struct {
+		percent     int
+		utf8, ascii string
+	}{
+		{0, "    ", "...."},
+		{1, "▏   ", "...."},
+		{3, "▏   ", "...."},
+		{50, "██  ", "##.."},
+		{63, "██▌ ", "###."},
+		{99, "███▉", "####"},
+		{100, "████", "####"},
+		{1000, "████", "####"},
+		{-5, "    ", "...."},
+	} {
+		if got := bar(tt.percent, 4, true); got != tt.utf8 {
+			t.Errorf("%d%%: %q", tt.percent, got)
+		}
+		if got := bar(tt.percent, 4, false); got != tt.ascii {
+			t.Errorf("%d%%: %q", tt.percent, got)
+		}
+	}
+}
+
+func TestFit(t *testing.T) {
+	for _, tt := range []struct {
+		s     string
+		width int
+		want  string
+	}{
+		{"abc", 3, "abc"},
+		{"abcd", 3, "ab…"},
+		{"abcd", 1, "…"},
+		{"abcd", 0, ""},
+		{"生产组", 6, "生产组"},
+		{"生产组", 5, "生产…"},
+		{"生产组", 4, "生…"},
+		{"e\u0301e\u0301", 2, "e\u0301e\u0301"},
+		{"", 0, ""},
+	} {
+		if got := fit(tt.s, tt.width, "…"); got != tt.want {
+			t.Errorf("%q in %d: %q, want %q", tt.s, tt.width, got, tt.want)
+		}
+	}
+}
+
+func TestUTF8Terminal(t *testing.T) {
+	for _, tt := range []struct {
+		vars map[string]string
+		want bool
+	}{
+		{nil, false},
+		{map[string]string{"LANG": "C.UTF-8"}, true},
+		{map[string]string{"LANG": "de_DE.utf8"}, true},
+		{map[string]string{"LANG": "C.UTF-8", "LC_ALL": "C"}, false},
+		{map[string]string{"LANG": "C", "LC_CTYPE": "en_US.UTF-8"}, true},
+		{map[string]string{"LANG": "en_US.UTF-8", "LC_ALL": ""}, true},
+	} {
+		e := &testEnv{vars: tt.vars}
+		if got := e.env().utf8Terminal(); got != tt.want {
+			t.Errorf("%v: %t", tt.vars, got)
+		}
+	}
+}
+
+// What a person reads is no more than what a program gets.
+func TestNodesJSON(t *testing.T) {
+	data := dataOf(aCluster())
+	b, err := envelope("nodes", data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`"kind": "nodes"`, `"verdict": "agent-stale"`, `"state": "draining"`, `"agent_heard": {`, `"ams_heard": {`, `"left_hidden": 0`,
+		`"not_counted": 4`, `"viewers_estimated": true`, `"enc": 97`,
+	} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("lacks %s", want)
+		}
+	}
+	if diff := cmp.Diff(map[cluster.Verdict]int{"alive": 3, "ams-stale": 1, "agent-stale": 2, "gone": 1}, data.Summary.Verdicts); diff != "" {
+		t.Error(diff)
+	}
+}
