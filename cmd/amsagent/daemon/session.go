@@ -101,6 +101,11 @@ const idleTime = time.Minute
 func (d *Daemon) join(ctx context.Context, s Settings, mongo cluster.Target) error {
 	d.view.setActivity("joining")
 	d.status()
+	// Its tags may say the role. The join itself says what keeps them from being
+	// read.
+	if _, err := d.o.Identify(ctx); err == nil {
+		s = d.o.Settings()
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var beside sync.WaitGroup
