@@ -103,17 +103,25 @@ func (d *Daemon) join(ctx context.Context, s Settings, mongo cluster.Target) err
 	d.status()
 	// Its tags may say the role. The join itself says what keeps them from being
 	// read.
-	if _, err := d.o.Identify(ctx); err == nil {
+	inst, err := d.o.Identify(ctx)
+	if err == nil {
 		s = d.o.Settings()
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var beside sync.WaitGroup
-	beside.Go(func() { d.loop(s, nil, nil).Run(ctx) })
+	loop := d.loop(s, nil, nil)
+	if client, cerr := d.o.Connect(ctx, mongo); cerr == nil && err == nil {
+		// The join writes the row; a node that takes minutes to come up is heard
+		// meanwhile.
+		loop.ID, loop.Sender = inst.ID, newcomer{client}
+		defer func() { _ = client.Close(ctx) }()
+	}
+	beside.Go(func() { loop.Run(ctx) })
 	defer beside.Wait()
 	defer cancel()
 
-	err := d.step(func() error {
+	err = d.step(func() error {
 		bound, stop := context.WithTimeout(ctx, s.JoinTimeout)
 		defer stop()
 		res, err := d.o.Machine.Join(bound, bootstrap.JoinRequest{
@@ -137,6 +145,17 @@ func (d *Daemon) join(ctx context.Context, s Settings, mongo cluster.Target) err
 		return fmt.Errorf("joining: %w (%s)", err, failed.State)
 	}
 	return fmt.Errorf("joining: %w", err)
+}
+
+// newcomer beats for a node whose row may not be there yet.
+type newcomer struct{ *cluster.Client }
+
+// Beat writes a beat, if there is a row.
+func (n newcomer) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
+	if err := n.Client.Beat(ctx, b, last); !errors.Is(err, cluster.ErrNoNode) {
+		return err
+	}
+	return nil
 }
 
 // member is one session as a node of the cluster.
