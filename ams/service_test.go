@@ -178,6 +178,16 @@ func (b *fakeBus) resetFailed(_ context.Context, unit string) error {
 	return ErrNoUnit // must not matter
 }
 
+func (b *fakeBus) enable(_ context.Context, units []string) error {
+	b.calls = append(b.calls, "enable "+strings.Join(units, " "))
+	return b.jobErr
+}
+
+func (b *fakeBus) disable(_ context.Context, units []string) error {
+	b.calls = append(b.calls, "disable "+strings.Join(units, " "))
+	return b.jobErr
+}
+
 func (b *fakeBus) reload(context.Context) error { b.calls = append(b.calls, "reload"); return b.jobErr }
 func (b *fakeBus) alive() bool                  { return !b.dead }
 func (b *fakeBus) close()                       { b.closed++ }

@@ -38,6 +38,10 @@ type bus interface {
 	// which has room for it.
 	job(ctx context.Context, verb, unit string, done chan<- string) error
 	resetFailed(ctx context.Context, unit string) error
+	// enable and disable make and remove the links by which units start at boot.
+	// What they changed counts after a reload.
+	enable(ctx context.Context, units []string) error
+	disable(ctx context.Context, units []string) error
 	reload(ctx context.Context) error
 	alive() bool
 	close()

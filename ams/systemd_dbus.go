@@ -87,6 +87,17 @@ func (b systemdBus) resetFailed(ctx context.Context, unit string) error {
 	return busError(b.conn.ResetFailedUnitContext(ctx, unit))
 }
 
+func (b systemdBus) enable(ctx context.Context, units []string) error {
+	// Persistently, and over no link of somebody else.
+	_, _, err := b.conn.EnableUnitFilesContext(ctx, units, false, false)
+	return busError(err)
+}
+
+func (b systemdBus) disable(ctx context.Context, units []string) error {
+	_, err := b.conn.DisableUnitFilesContext(ctx, units, false)
+	return busError(err)
+}
+
 func (b systemdBus) reload(ctx context.Context) error { return busError(b.conn.ReloadContext(ctx)) }
 func (b systemdBus) alive() bool                      { return b.conn.Connected() }
 func (b systemdBus) close()                           { b.conn.Close() }

@@ -1,0 +1,154 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// unitsBus is a systemd with several units, each "UnitFileState ActiveState"; one
+// that is not listed has no file.
+type unitsBus struct {
+	fakeBus
+	units map[string]string
+}
+
+func (b *unitsBus) properties(_ context.Context, unit string) (map[string]any, error) {
+	is, ok := b.units[unit]
+	if !ok {
+		return map[string]any{"LoadState": "not-found", "ActiveState": "inactive", "UnitFileState": ""}, b.propsErr
+	}
+	file, active, _ := strings.Cut(is, " ")
+	load := "loaded"
+	if file == "masked" {
+		load = "masked"
+	}
+	return map[string]any{"LoadState": load, "ActiveState": active, "UnitFileState": file}, b.propsErr
+}
+
+func fakeUnits(units map[string]string) (*Units, *unitsBus) {
+	b := &unitsBus{units: units, fakeBus: fakeBus{result: ends("done")}}
+	u := NewUnits("node.service", "agent.service")
+	u.dial = func(context.Context) (bus, error) { return b, nil }
+	return u, b
+}
+
+func TestUnits(t *testing.T) {
+	const node, agent = "node.service", "agent.service"
+	for _, tt := range []struct {
+		name            string
+		units           map[string]string
+		state           UnitsState
+		enable, disable []string
+		want            error // of Enable
+	}{
+		{
+			"fresh", map[string]string{node: "disabled inactive", agent: "disabled inactive"}, UnitsState{},
+			[]string{"enable node.service agent.service", "reload", "reset node.service", "start node.service", "reset agent.service", "start agent.service"}, nil, nil,
+		},
+		{
+			"as it is to be", map[string]string{node: "enabled active", agent: "enabled active"}, UnitsState{true, true, true},
+			nil, []string{"disable agent.service node.service", "reload", "stop agent.service", "stop node.service"}, nil,
+		},
+		{
+			"runs and starts at no boot", map[string]string{node: "disabled active", agent: "disabled active"}, UnitsState{false, true, true},
+			[]string{"enable node.service agent.service", "reload"}, []string{"stop agent.service", "stop node.service"}, nil,
+		},
+		{
+			"failed", map[string]string{node: "enabled active", agent: "enabled failed"}, UnitsState{true, false, true},
+			[]string{"reset agent.service", "start agent.service"}, []string{"disable agent.service node.service", "reload", "stop node.service"}, nil,
+		},
+		{
+			"waits for its restart", map[string]string{node: "enabled active", agent: "enabled activating"}, UnitsState{true, false, true},
+			[]string{"reset agent.service", "start agent.service"}, []string{"disable agent.service node.service", "reload", "stop agent.service", "stop node.service"}, nil,
+		},
+		{
+			"until the next boot only", map[string]string{agent: "enabled-runtime active"}, UnitsState{false, true, true},
+			[]string{"enable agent.service", "reload"}, []string{"disable agent.service", "reload", "stop agent.service"}, nil,
+		},
+		{
+			"made by hand, without a place", map[string]string{agent: "static inactive"}, UnitsState{true, false, false},
+			[]string{"reset agent.service", "start agent.service"}, nil, nil,
+		},
+		{
+			"masked", map[string]string{node: "enabled active", agent: "masked inactive"}, UnitsState{false, false, true},
+			nil, []string{"disable node.service", "reload", "stop node.service"}, ErrUnitMasked,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			u, b := fakeUnits(tt.units)
+			if got, err := u.State(t.Context()); err != nil || got != tt.state {
+				t.Errorf("State() = %+v, %v; want %+v", got, err, tt.state)
+			}
+			if err := u.Enable(t.Context()); !errors.Is(err, tt.want) {
+				t.Errorf("Enable() = %v, want %v", err, tt.want)
+			}
+			if diff := cmp.Diff(tt.enable, b.calls); diff != "" {
+				t.Errorf("Enable (-want +got):\n%s", diff)
+			}
+			b.calls = nil
+			if err := u.Disable(t.Context()); err != nil {
+				t.Errorf("Disable() = %v", err)
+			}
+			if diff := cmp.Diff(tt.disable, b.calls); diff != "" {
+				t.Errorf("Disable (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestUnitsAreNotInstalled(t *testing.T) {
+	u, b := fakeUnits(nil)
+	_, err := u.State(t.Context())
+	for what, err := range map[string]error{"State": err, "Enable": u.Enable(t.Context()), "Disable": u.Disable(t.Context())} {
+		if !errors.Is(err, ErrNoUnit) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if len(b.calls) > 0 {
+		t.Errorf("it did %v", b.calls)
+	}
+}
+
+// What cannot be enabled is not started: a daemon that is gone after the next boot
+// would be a riddle then. What cannot be disabled is stopped all the same.
+func TestUnitsRefused(t *testing.T) {
+	refused := errors.New("read-only file system")
+	u, b := fakeUnits(map[string]string{"agent.service": "disabled inactive"})
+	b.jobErr = refused
+	if err := u.Enable(t.Context()); !errors.Is(err, refused) {
+		t.Errorf("got %v", err)
+	}
+	if diff := cmp.Diff([]string{"enable agent.service", "reload"}, b.calls); diff != "" {
+		t.Error(diff)
+	}
+	u, b = fakeUnits(map[string]string{"agent.service": "enabled active"})
+	b.jobErr = refused
+	if err := u.Disable(t.Context()); !errors.Is(err, refused) {
+		t.Errorf("got %v", err)
+	}
+	if diff := cmp.Diff([]string{"disable agent.service", "reload", "stop agent.service"}, b.calls); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestUnitsStartTakesLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, b := fakeUnits(map[string]string{"agent.service": "enabled inactive"})
+		b.result = nil
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		var job *JobError
+		if err := u.Enable(ctx); !errors.As(err, &job) || !job.Pending() {
+			t.Errorf("got %v", err)
+		}
+	})
+}
