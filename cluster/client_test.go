@@ -461,7 +461,7 @@ func TestCommandsOnTheWire(t *testing.T) {
 		t.Errorf("database %q", db)
 	}
 	update := sent[0].Lookup("updates", "0", "u").Document()
-	want := `{"$set": {"state": "active","reason": "verified"},"$unset": {"left_at": ""},"$currentDate": {"state_since": true,"updated_at": true}}`
+	want := `{"$set": {"state": "active","reason": "verified"},"$unset": {"left_at": "","cut": ""},"$currentDate": {"state_since": true,"updated_at": true}}`
 	if got := update.String(); got != want {
 		t.Errorf("update\n got %s\nwant %s", got, want)
 	}

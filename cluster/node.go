@@ -65,6 +65,9 @@ type Node struct {
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
 	Devices  []string  `bson:"gpus,omitempty" json:"gpus,omitempty"` // names of the GPUs
+	// Cut is how many sessions were cut when the node left; nil where nobody
+	// counted, or it has not left.
+	Cut *int `bson:"cut,omitempty" json:"cut,omitempty"`
 	// ClockMS is how far the machine's clock is ahead of the server's.
 	ClockMS *int64 `bson:"clock_ms,omitempty" json:"clock_ms,omitempty"`
 }
@@ -123,6 +126,7 @@ func readNode(doc bson.Raw) Node {
 	}
 	n.Load, n.Sessions, n.Devices = readLoad(doc), readSessions(doc), textsField(doc, "gpus")
 	n.ClockMS = rateField(doc, "clock_ms")
+	n.Cut = intField(doc, "cut")
 	for _, f := range n.facts() {
 		*f.value = textField(doc, f.key)
 	}
@@ -193,7 +197,7 @@ func (c *change) state(s State, reason string) {
 	if s == StateLeft {
 		c.stamp("left_at")
 	} else {
-		c.remove("left_at")
+		c.remove("left_at", "cut")
 	}
 }
 
@@ -350,12 +354,30 @@ func (c *Client) SetState(ctx context.Context, id string, s State, reason string
 	return errors.Join(refused, err)
 }
 
-func (c *Client) setState(ctx context.Context, id string, s State, reason string) (refused, err error) {
+// SetLeft moves the row to left, as SetState does, and leaves word of how many
+// sessions were cut, for who looks when the machine is gone. nil is not known.
+func (c *Client) SetLeft(ctx context.Context, id, reason string, cut *int) error {
+	op := fmt.Sprintf("setting node %s to %s", id, StateLeft)
+	var more bson.D
+	if cut != nil {
+		more = bson.D{{Key: "cut", Value: int32(*cut)}}
+	}
+	var refused error
+	err := c.call(ctx, op, func(ctx context.Context) error {
+		var err error
+		refused, err = c.setState(ctx, id, StateLeft, reason, more...)
+		return err
+	})
+	return errors.Join(refused, err)
+}
+
+func (c *Client) setState(ctx context.Context, id string, s State, reason string, more ...bson.E) (refused, err error) {
 	var enter, refresh change
 	enter.state(s, reason)
 	enter.stamp("updated_at")
 	refresh.put("reason", reason)
 	refresh.stamp("updated_at")
+	enter.set, refresh.set = append(enter.set, more...), append(refresh.set, more...)
 	for range maxRounds {
 		for _, step := range []struct {
 			from   bson.D

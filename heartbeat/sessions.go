@@ -94,6 +94,15 @@ func lookAt(open func() (*ams.Installation, error)) server {
 	return s
 }
 
+// CountNow is Count without what was counted moments ago: who drains a node wants
+// to know.
+func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Missing) {
+	c.mu.Lock()
+	c.counted = time.Time{}
+	c.mu.Unlock()
+	return c.Count(ctx)
+}
+
 // Count counts. What could not be counted is nil, with its reason.
 func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing) {
 	c.mu.Lock()

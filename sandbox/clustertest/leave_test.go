@@ -1,0 +1,107 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+func TestRepairStreams(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	now := time.Now().Truncate(time.Millisecond)
+	old := now.Add(-time.Minute)
+	broadcast := func(id, status, origin string, at any, more ...bson.E) bson.D {
+		return append(bson.D{
+			{Key: "_id", Value: id}, {Key: "streamId", Value: id}, {Key: "status", Value: status},
+			{Key: "originAdress", Value: origin}, {Key: "updateTime", Value: at}, {Key: "webRTCViewerCount", Value: int32(3)},
+		}, more...)
+	}
+	b.insert(
+		b.Database("liveapp").Collection("broadcast"),
+		broadcast("left-over", "broadcasting", own, old.UnixMilli()),
+		broadcast("left-over-date", "broadcasting", own, old),
+		bson.D{{Key: "_id", Value: "timeless"}, {Key: "status", Value: "broadcasting"}, {Key: "originAdress", Value: own}},
+		broadcast("zombi", "broadcasting", own, old.UnixMilli(), bson.E{Key: "zombi", Value: true}),
+		broadcast("live", "broadcasting", own, now.UnixMilli()),
+		broadcast("live-zombi", "broadcasting", own, now.UnixMilli(), bson.E{Key: "zombi", Value: true}),
+		broadcast("elsewhere", "broadcasting", "10.0.0.30", old.UnixMilli()),
+		broadcast("finished", "finished", own, old.UnixMilli()),
+	)
+	got, err := c.RepairStreams(t.Context(), []string{"liveapp", "nosuch"}, own, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []cluster.RepairedStreams{{Database: "liveapp", Ended: 3, Removed: 1}, {Database: "nosuch"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	cur, err := b.Database("liveapp").Collection("broadcast").Find(t.Context(), bson.D{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var docs []struct {
+		ID      string `bson:"_id"`
+		Status  string `bson:"status"`
+		Viewers int32  `bson:"webRTCViewerCount"`
+	}
+	if err := cur.All(t.Context(), &docs); err != nil {
+		t.Fatal(err)
+	}
+	status := map[string]string{}
+	for _, d := range docs {
+		status[d.ID] = d.Status
+		if d.Status == "terminated_unexpectedly" && d.Viewers != 0 {
+			t.Errorf("%s ended with %d viewers", d.ID, d.Viewers)
+		}
+	}
+	ended := "terminated_unexpectedly"
+	if diff := cmp.Diff(map[string]string{
+		"left-over": ended, "left-over-date": ended, "timeless": ended,
+		"live": "broadcasting", "live-zombi": "broadcasting", "elsewhere": "broadcasting", "finished": "finished",
+	}, status); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	// Twice is once.
+	if got, err := c.RepairStreams(t.Context(), []string{"liveapp"}, own, now); err != nil || got[0].Ended+got[0].Removed != 0 {
+		t.Errorf("the second time: %+v, %v", got, err)
+	}
+	if _, err := c.RepairStreams(t.Context(), []string{"liveapp"}, "", now); err == nil {
+		t.Error("without an address")
+	}
+}
+
+// A tombstone tells how many sessions were cut, until the node comes back.
+func TestSetLeft(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	c := connect(t, s.URI(), cluster.Options{})
+	n := node()
+	n.State = cluster.StateActive
+	if _, err := c.Register(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	cut := 3
+	for range 2 {
+		if err := c.SetLeft(t.Context(), n.ID, "scale-in", &cut); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.Node(t.Context(), n.ID)
+		if err != nil || got.State != cluster.StateLeft || got.Cut == nil || *got.Cut != 3 || got.Reason != "scale-in" {
+			t.Fatalf("%+v, %v", got, err)
+		}
+	}
+	n.State = cluster.StateJoining
+	if r, err := c.Register(t.Context(), n); err != nil || r.Node.Cut != nil || r.Node.State != cluster.StateJoining {
+		t.Errorf("after it came back: %+v, %v", r.Node, err)
+	}
+}
