@@ -1,0 +1,235 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+func num[T any](v T) *T { return &v }
+
+func member(t *testing.T, c *cluster.Client, id, ip string) {
+	t.Helper()
+	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", IntervalMS: 5000, Port: 5080})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A beat arrives whole, keeps what it does not name, and takes away what is not
+// known any more.
+func TestBeat(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	if err := c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 1}, nil); !errors.Is(err, cluster.ErrNoNode) {
+		t.Errorf("a beat without a row: %v", err)
+	}
+	if n := b.count(b.nodes(), bson.M{}); n != 0 {
+		t.Errorf("it made %d rows", n)
+	}
+	member(t, c, "i-1", own)
+	before, err := c.Node(t.Context(), "i-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass(t, c)
+
+	first := cluster.Beat{
+		ID: "i-1", Seq: 1, Interval: time.Second, Clock: num(-1500 * time.Millisecond), Devices: []string{"A10G", "A10G"},
+		Load: cluster.Load{
+			CPU: num(83), Mem: num(61), NetRx: num(int64(1) << 40), NetTx: num(int64(7)), Disk: num(3), Score: num(97),
+			GPUs: []cluster.GPULoad{{Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
+		},
+		Sessions: cluster.Sessions{Publishers: num(3), Viewers: num(431), By: cluster.CountedByConnections},
+	}
+	check := func(want cluster.Beat) cluster.Node {
+		t.Helper()
+		n, err := c.Node(t.Context(), "i-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want.Load, *n.Load); diff != "" {
+			t.Errorf("load, -want +got:\n%s", diff)
+		}
+		if diff := cmp.Diff(want.Sessions, *n.Sessions); diff != "" {
+			t.Errorf("sessions, -want +got:\n%s", diff)
+		}
+		if diff := cmp.Diff(want.Devices, n.Devices); diff != "" || n.Seq != want.Seq || n.IntervalMS != want.Interval.Milliseconds() {
+			t.Errorf("%+v", n)
+		}
+		if (n.ClockMS == nil) != (want.Clock == nil) || n.ClockMS != nil && *n.ClockMS != want.Clock.Milliseconds() {
+			t.Errorf("clock %v", n.ClockMS)
+		}
+		if n.IP != own || n.State != cluster.StateActive || n.BootID != "b" || n.Port != 5080 || !n.StateSince.Equal(before.StateSince) {
+			t.Errorf("the beat changed what is none of its business: %+v", n)
+		}
+		if !n.UpdatedAt.After(before.UpdatedAt) {
+			t.Errorf("updated_at %s, before %s", n.UpdatedAt, before.UpdatedAt)
+		}
+		return n
+	}
+	if err := c.Beat(t.Context(), first, nil); err != nil {
+		t.Fatal(err)
+	}
+	check(first)
+
+	// The difference only.
+	second := first
+	second.Seq, second.Load = 2, cluster.Load{CPU: num(0)}
+	second.Sessions.Viewers = num(7)
+	if err := c.Beat(t.Context(), second, &first); err != nil {
+		t.Fatal(err)
+	}
+	check(second)
+	third := second
+	third.Seq, third.Load, third.Clock, third.Devices, third.Sessions = 3, cluster.Load{}, nil, nil, cluster.Sessions{Publishers: num(0)}
+	if err := c.Beat(t.Context(), third, &second); err != nil {
+		t.Fatal(err)
+	}
+	check(third)
+	fourth := third
+	fourth.Seq, fourth.Sessions = 4, cluster.Sessions{Publishers: num(0), Viewers: num(1), By: cluster.CountedByAMS}
+	if err := c.Beat(t.Context(), fourth, &third); err != nil {
+		t.Fatal(err)
+	}
+	check(fourth)
+	// Not known what the row holds: all of it.
+	if err := c.Beat(t.Context(), first, nil); err != nil {
+		t.Fatal(err)
+	}
+	check(first)
+
+	// Another life drops what this one said.
+	r, err := c.Register(t.Context(), cluster.Node{ID: "i-1", IP: own, State: cluster.StateJoining, BootID: "c"})
+	if err != nil || r.Node.Load != nil || r.Node.Sessions != nil || r.Node.Devices != nil || r.Node.ClockMS != nil || r.Node.Beats() {
+		t.Errorf("%+v, %v", r.Node, err)
+	}
+}
+
+// A cut connection costs one beat, and the next one counts.
+func TestBeatCut(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	c := connect(t, s.URI(), cluster.Options{Timeout: 5 * time.Second})
+	member(t, c, "i-1", own)
+	fault(t, s, mongod.Fault{Mode: mongod.Cut, Times: 1, Commands: []string{"update"}})
+	if err := c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 1}, nil); cluster.KindOf(err) != cluster.KindLost {
+		t.Errorf("%v", err)
+	}
+	if err := c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 2}, nil); err != nil {
+		t.Error(err)
+	}
+	if n, err := c.Node(t.Context(), "i-1"); err != nil || n.Seq != 2 {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+// The witnesses as a real server keeps them, with clocks ten minutes off.
+func TestLookAndJudge(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	var o cluster.Observer
+	says := func() string {
+		t.Helper()
+		l, err := c.Look(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(l.At); l.ServerTime.IsZero() || d < 0 || d > time.Minute {
+			t.Errorf("%+v", l)
+		}
+		var out []string
+		for _, m := range o.Judge(l, l.At) {
+			out = append(out, fmt.Sprintf("%s %s %s", m.ID(), m.Address(), m.Verdict))
+		}
+		return strings.Join(out, "; ")
+	}
+	if got := says(); got != "" {
+		t.Errorf("an empty cluster: %s", got)
+	}
+	member(t, c, "told", "10.0.0.1")
+	member(t, c, "untold", "fd00::2")
+	member(t, c, "tombstone", "10.0.0.4")
+	if err := c.Beat(t.Context(), cluster.Beat{ID: "told", Seq: 1, Clock: num(-10 * time.Minute)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetState(t.Context(), "tombstone", cluster.StateLeft, "test"); err != nil {
+		t.Fatal(err)
+	}
+	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
+	b.write("x10.0.0.1", "10.0.0.1", ago(10*time.Minute))
+	b.write("y", "fd00:0:0:0:0:0:0:2", ago(10*time.Minute))
+	b.write("z", "10.0.0.4", ago(0))
+	b.write("old", "10.0.0.1", ago(time.Hour))
+	o = cluster.Observer{}
+	const untold = "told 10.0.0.1 alive; tombstone 10.0.0.4 ams-stale; z 10.0.0.4 agent-stale; untold fd00::2 "
+	if got := says(); got != untold+"ams-stale" {
+		t.Errorf("first look: %s", got)
+	}
+	b.write("y", "fd00:0:0:0:0:0:0:2", ago(10*time.Minute-5*time.Second))
+	if got := says(); got != untold+"alive" {
+		t.Errorf("it was seen to change: %s", got)
+	}
+}
+
+func TestRemoveNode(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	member(t, c, "i-1", own)
+	member(t, c, "i-2", "10.0.0.4")
+	n, err := c.Node(t.Context(), "i-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass(t, c)
+	if err := c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := c.RemoveNode(t.Context(), n); err != nil || gone {
+		t.Errorf("a row that was written since: %t, %v", gone, err)
+	}
+	if n, err = c.Node(t.Context(), "i-1"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is none, which is as good
+		if gone, err := c.RemoveNode(t.Context(), n); err != nil || !gone {
+			t.Errorf("%t, %v", gone, err)
+		}
+	}
+	if n := b.count(b.nodes(), bson.M{}); n != 1 {
+		t.Errorf("%d rows are left, want the other one", n)
+	}
+	// A row that we never wrote has no time.
+	b.insert(b.nodes(), bson.M{"_id": "i-3"})
+	if n, err = c.Node(t.Context(), "i-3"); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := c.RemoveNode(t.Context(), n); err != nil || !gone {
+		t.Errorf("%t, %v", gone, err)
+	}
+	// The answer is lost: what is there decides.
+	if n, err = c.Node(t.Context(), "i-2"); err != nil {
+		t.Fatal(err)
+	}
+	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Times: 1, Commands: []string{"delete"}})
+	if gone, err := c.RemoveNode(t.Context(), n); err != nil || !gone {
+		t.Errorf("%t, %v", gone, err)
+	}
+	if _, err := c.RemoveNode(t.Context(), cluster.Node{}); err == nil {
+		t.Error("a row without an id")
+	}
+}
