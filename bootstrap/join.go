@@ -88,7 +88,9 @@ type JoinResult struct {
 	// RestartNeeded tells, of a dry run, that AMS would be restarted.
 	RestartNeeded bool      `json:"restart_needed"`
 	Evidence      *Evidence `json:"evidence,omitempty"`
-	Warnings      []Finding `json:"warnings"`
+	// Daemon is what became of the agent's own daemon.
+	Daemon   DaemonOutcome `json:"daemon,omitempty"`
+	Warnings []Finding     `json:"warnings"`
 }
 
 const (
@@ -103,8 +105,16 @@ const (
 	saveTime = 50 * time.Millisecond
 )
 
-// Join makes this machine a cluster node and proves it.
+// Join makes this machine a cluster node, proves it, and lets the daemon follow.
 func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
+	res, err := m.join(ctx, req)
+	if err == nil && !req.Offline {
+		m.startDaemon(ctx, res, req.DryRun)
+	}
+	return res, err
+}
+
+func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
 	store := m.store()
 	f := &facts{}
 	found := untouched

@@ -42,8 +42,10 @@ type LeaveResult struct {
 	Exact bool `json:"exact"`
 	// Deregistered are the documents of this address that AMS had left in
 	// clusterdb.clusternode.
-	Deregistered []string  `json:"deregistered"`
-	Warnings     []Finding `json:"warnings"`
+	Deregistered []string `json:"deregistered"`
+	// Daemon is what became of the agent's own daemon.
+	Daemon   DaemonOutcome `json:"daemon,omitempty"`
+	Warnings []Finding     `json:"warnings"`
 }
 
 // leaver is one leave under way.
@@ -67,6 +69,9 @@ type leaver struct {
 	conflicts []Finding
 	// drained tells that this run made the row say draining.
 	drained bool
+	// daemonStopped tells that this run stopped the daemon, daemonBack that it is
+	// to run again: nothing was changed.
+	daemonStopped, daemonBack bool
 
 	id      string
 	address string
@@ -82,13 +87,23 @@ type leaver struct {
 // in between leaves AMS serving, never stopped. AMS's document is removed after
 // that, when nobody writes it again.
 func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, error) {
-	store := m.store()
-	l := &leaver{Machine: m, store: store, req: req, found: untouched, result: &LeaveResult{Deregistered: []string{}}}
-	if !req.DryRun {
-		if m.Euid != 0 && m.Root == "" {
+	l := &leaver{Machine: m, store: m.store(), req: req, found: untouched, result: &LeaveResult{Deregistered: []string{}}}
+	res, err := l.leave(ctx)
+	if l.daemonBack {
+		// Not before the machine is unlocked: what is started locks it.
+		if err := m.enableDaemon(ctx); err != nil {
+			l.warn(IDDaemon, daemonHint(err, "systemctl enable --now amsagent-node amsagent"), "the daemon was stopped and could not be started again: %v", err)
+		}
+	}
+	return res, err
+}
+
+func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
+	if !l.req.DryRun {
+		if l.Euid != 0 && l.Root == "" {
 			return nil, l.refused(Finding{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo"})
 		}
-		lock, err := m.lock(ctx)
+		lock, err := l.lock(ctx)
 		if err != nil {
 			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 		}
@@ -165,10 +180,17 @@ func (l *leaver) run(ctx context.Context) error {
 	}
 	l.result.Files = fileResults(l.plan)
 	if l.nothingToDo() {
+		// A daemon that runs would make it a node: it lets a machine join by itself.
+		if !l.req.Offline {
+			l.stopDaemon(ctx)
+		}
 		l.result.Outcome, l.result.Exact = OutcomeUnchanged, true
 		return nil
 	}
 	if l.req.DryRun {
+		if !l.req.Offline {
+			l.stopDaemon(ctx)
+		}
 		l.result.Outcome = OutcomePlanned
 		return nil
 	}
@@ -182,6 +204,7 @@ func (l *leaver) run(ctx context.Context) error {
 	if err := l.checkSessions(ctx); err != nil {
 		return err
 	}
+	l.stopDaemon(ctx)
 	l.announce(ctx)
 	if err := l.giveBack(ctx); err != nil {
 		return err
@@ -489,6 +512,7 @@ func (l *leaver) announce(ctx context.Context) {
 // takeBack undoes what was announced and noted: nothing was changed, and this
 // node serves on.
 func (l *leaver) takeBack(ctx context.Context) {
+	l.daemonBack = l.daemonStopped
 	ctx, cancel := after(ctx, mongoTime)
 	defer cancel()
 	if l.drained {

@@ -51,6 +51,9 @@ type Machine struct {
 	// Connect reaches MongoDB. The caller of a method of Machine does not see
 	// the client.
 	Connect func(context.Context, cluster.Target) (*cluster.Client, error)
+	// Daemon is the agent's own, which a join starts and a leave stops; nil where
+	// there is none to be started or stopped, and for the daemon itself.
+	Daemon Daemon
 	// Version is the agent's own.
 	Version string
 	Log     *slog.Logger

@@ -37,6 +37,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 			"if something changed. Success means that the server itself was seen in the\n" +
 			"cluster, as its own fresh document in clusterdb.clusternode under this machine's\n" +
 			"address; otherwise everything is put back.\n\n" +
+			"The daemon, where it is installed, is started then and runs after every boot.\n\n" +
 			"Done twice, the second run writes nothing and restarts nothing. A run that was\n" +
 			"killed is finished by the next one. `amsagent leave` gives back what join found,\n" +
 			"byte for byte.",
@@ -59,6 +60,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if err != nil {
 		return err
 	}
+	handleDaemon(m)
 	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
 	defer cancel()
 	req := bootstrap.JoinRequest{
@@ -138,6 +140,7 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 		"group", res.Group,
 		"server", "Ant Media Server "+res.Release,
 		"mongodb", mongo.Redacted(),
+		"daemon", daemonText(res.Daemon, res.Outcome == bootstrap.OutcomePlanned),
 	)
 	if res.Outcome == bootstrap.OutcomePlanned {
 		writeFiles(w, res.Files)
@@ -150,4 +153,16 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 		}
 	}
 	w.table(rows)
+}
+
+// daemonText says what became of the daemon; nothing where it is as it was.
+func daemonText(o bootstrap.DaemonOutcome, dryRun bool) string {
+	text := map[bootstrap.DaemonOutcome]string{
+		bootstrap.DaemonEnabled:  "started, and enabled for every boot",
+		bootstrap.DaemonDisabled: "stopped, and disabled",
+	}[o]
+	if text != "" && dryRun {
+		return "would be " + text
+	}
+	return text
 }

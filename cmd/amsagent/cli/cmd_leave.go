@@ -34,6 +34,7 @@ func newLeaveCommand(g *globals) *cobra.Command {
 			"since stay; where our own were edited, that is said and they get their standalone\n" +
 			"form. Ant Media Server is restarted standalone, its document is removed from the\n" +
 			"cluster's list, and this node's row in the registry says left.\n\n" +
+			"The daemon is stopped first and disabled: it would register the node again.\n\n" +
 			"A node that the vendor's script switched is made standalone as well. MongoDB being\n" +
 			"away keeps nobody from leaving; run leave again when it is back.",
 		Example: "  amsagent leave\n" +
@@ -55,6 +56,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	if err != nil {
 		return err
 	}
+	handleDaemon(m)
 	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
 	defer cancel()
 	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun}
@@ -76,17 +78,19 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	if err := g.conclude("leave", opts.dryRun, res.Outcome, res.Warnings, err); err != nil {
 		return err
 	}
-	return g.result("leave", res, func(w *textWriter) { leaveText(w, res) })
+	return g.result("leave", res, func(w *textWriter) { leaveText(w, res, opts.dryRun) })
 }
 
-func leaveText(w *textWriter, res *bootstrap.LeaveResult) {
+func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool) {
 	n := changedFiles(res.Files)
 	switch res.Outcome {
 	case bootstrap.OutcomeUnchanged:
 		w.line("%s: this machine is not a cluster node", w.color.green("nothing to do"))
+		w.fields("daemon", daemonText(res.Daemon, dryRun))
 		return
 	case bootstrap.OutcomePlanned:
 		w.line("%s; nothing was touched", w.color.bold("leaving would give back "+count(n, "file")))
+		w.fields("daemon", daemonText(res.Daemon, dryRun))
 		writeFiles(w, res.Files)
 		return
 	case bootstrap.OutcomeLeft, bootstrap.OutcomeJoined, bootstrap.OutcomeEdited:
@@ -103,5 +107,5 @@ func leaveText(w *textWriter, res *bootstrap.LeaveResult) {
 	if len(res.Deregistered) > 0 {
 		removed = fmt.Sprintf("%s of Ant Media Server removed from the cluster's list", count(len(res.Deregistered), "document"))
 	}
-	w.fields("files", gave, "cluster", removed)
+	w.fields("files", gave, "cluster", removed, "daemon", daemonText(res.Daemon, dryRun))
 }

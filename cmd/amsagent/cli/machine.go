@@ -74,6 +74,17 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	return m, nil
 }
 
+// daemonUnits are the agent's own, in the order in which they start: packaging/systemd has them.
+func daemonUnits() *ams.Units { return ams.NewUnits("amsagent-node.service", "amsagent.service") }
+
+// handleDaemon lets a join start the daemon and a leave stop it, where systemd runs Ant Media Server. The daemon itself
+// never calls it: it does not start itself.
+func handleDaemon(m *bootstrap.Machine) {
+	if _, ok := m.Service.(*ams.Systemd); ok {
+		m.Daemon = daemonUnits()
+	}
+}
+
 // identified asks once who this machine is, and hands the answer, or the error, to whoever asks again.
 func (g *globals) identified(ctx context.Context) func(context.Context) (metadata.Instance, error) {
 	m, err := g.instance(ctx)
