@@ -1,0 +1,174 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/ams"
+)
+
+// fakeDaemon notes what is asked of it, and whether the machine is locked then.
+type fakeDaemon struct {
+	t        *testing.T
+	m        *Machine
+	state    ams.UnitsState
+	stateErr error
+	err      error // of Enable and Disable
+	calls    []string
+}
+
+func (d *fakeDaemon) State(context.Context) (ams.UnitsState, error) { return d.state, d.stateErr }
+
+func (d *fakeDaemon) Enable(context.Context) error {
+	ctx, cancel := context.WithCancel(d.t.Context())
+	lock, err := d.m.store().Lock(ctx, lockPath, func(string) { cancel() })
+	if err != nil {
+		d.t.Errorf("the daemon is started while the machine is locked: %v", err)
+	} else {
+		_ = lock.Unlock()
+	}
+	cancel()
+	d.calls = append(d.calls, "enable")
+	return d.err
+}
+
+func (d *fakeDaemon) Disable(context.Context) error {
+	d.calls = append(d.calls, "disable")
+	return d.err
+}
+
+var (
+	daemonOff  = ams.UnitsState{}
+	daemonOn   = ams.UnitsState{Enabled: true, Active: true, Any: true}
+	daemonHalf = ams.UnitsState{Enabled: true, Any: true}
+)
+
+func TestStartDaemon(t *testing.T) {
+	refused := errors.New("read-only file system")
+	pending := &ams.JobError{Service: "amsagent.service", Verb: "start", Result: "pending", Err: context.DeadlineExceeded}
+	masked := ams.ErrUnitMasked
+	for _, tt := range []struct {
+		name  string
+		state ams.UnitsState
+		look  error
+		err   error
+		dry   bool
+		want  DaemonOutcome
+		calls []string
+		warns string // in the warning and its hint
+		says  string
+	}{
+		{name: "fresh", state: daemonOff, want: DaemonEnabled, calls: []string{"enable"}},
+		{name: "stopped", state: daemonHalf, want: DaemonEnabled, calls: []string{"enable"}},
+		{name: "as it is to be", state: daemonOn, want: DaemonUnchanged},
+		{name: "dry", state: daemonOff, dry: true, want: DaemonEnabled},
+		{name: "dry, as it is to be", state: daemonOn, dry: true, want: DaemonUnchanged},
+		{name: "not installed", look: ams.ErrNoUnit, want: DaemonNotInstalled, says: "no daemon is installed"},
+		{name: "dry, not installed", look: ams.ErrNoUnit, dry: true, want: DaemonNotInstalled},
+		{name: "nobody answers", look: ams.ErrNoSystemd, want: DaemonFailed, warns: "journalctl -u amsagent"},
+		{name: "refused", err: refused, want: DaemonFailed, calls: []string{"enable"}, warns: "read-only file system"},
+		{name: "masked", err: masked, want: DaemonFailed, calls: []string{"enable"}, warns: "unmask"},
+		{name: "slow", err: pending, want: DaemonEnabled, calls: []string{"enable"}, says: "is being started"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := &Machine{Root: t.TempDir()}
+			d := &fakeDaemon{t: t, m: m, state: tt.state, stateErr: tt.look, err: tt.err}
+			var said []string
+			m.Daemon, m.Progress = d, func(s string) { said = append(said, s) }
+			res := &JoinResult{}
+			m.startDaemon(t.Context(), res, tt.dry)
+			if res.Daemon != tt.want {
+				t.Errorf("outcome %q, want %q", res.Daemon, tt.want)
+			}
+			if diff := cmp.Diff(tt.calls, d.calls); diff != "" {
+				t.Errorf("calls (-want +got):\n%s", diff)
+			}
+			if got := strings.Join(said, "\n"); (tt.says == "") != (got == "") || !strings.Contains(got, tt.says) {
+				t.Errorf("it said %q, want %q", got, tt.says)
+			}
+			switch {
+			case tt.warns == "" && len(res.Warnings) == 0:
+			case len(res.Warnings) != 1 || res.Warnings[0].ID != IDDaemon || !strings.Contains(res.Warnings[0].Text+res.Warnings[0].Hint, tt.warns):
+				t.Errorf("warnings %v, want %q", res.Warnings, tt.warns)
+			}
+		})
+	}
+	t.Run("none", func(t *testing.T) {
+		m, res := &Machine{}, &JoinResult{}
+		m.startDaemon(t.Context(), res, false)
+		if res.Daemon != "" || len(res.Warnings) > 0 {
+			t.Errorf("got %+v", res)
+		}
+	})
+}
+
+func TestLeaveStopsDaemon(t *testing.T) {
+	refused := errors.New("no such thing")
+	for _, tt := range []struct {
+		name   string
+		joined bool
+		req    LeaveRequest
+		state  ams.UnitsState
+		look   error
+		svc    error // of the service
+		err    error // of Disable
+		want   DaemonOutcome
+		calls  []string
+		failed bool // the leave
+	}{
+		{name: "runs", joined: true, state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
+		{name: "does not run", joined: true, state: daemonOff, want: DaemonUnchanged},
+		{name: "not installed", joined: true, look: ams.ErrNoUnit, want: DaemonNotInstalled},
+		{name: "cannot be stopped", joined: true, state: daemonOn, err: refused, want: DaemonFailed, calls: []string{"disable"}},
+		{name: "dry", joined: true, req: LeaveRequest{DryRun: true}, state: daemonOn, want: DaemonDisabled},
+		{name: "offline", joined: true, req: LeaveRequest{Offline: true}, state: daemonOn},
+		{name: "never joined", state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
+		// It serves on, and is to be seen as before.
+		{name: "taken back", joined: true, state: daemonOn, svc: refused, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
+		{name: "taken back, did not run", joined: true, state: daemonOff, svc: refused, want: DaemonUnchanged, failed: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			if tt.joined {
+				m = joinedTree(t)
+			}
+			d := &fakeDaemon{t: t, m: m, state: tt.state, stateErr: tt.look, err: tt.err}
+			m.Daemon, m.Service = d, brokenService{ams.None{}, tt.svc}
+			res, err := m.Leave(t.Context(), tt.req)
+			if (err != nil) != tt.failed {
+				t.Fatal(err)
+			}
+			if res.Daemon != tt.want {
+				t.Errorf("outcome %q, want %q", res.Daemon, tt.want)
+			}
+			if diff := cmp.Diff(tt.calls, d.calls); diff != "" {
+				t.Errorf("calls (-want +got):\n%s", diff)
+			}
+			warned := slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == IDDaemon })
+			if warned != (tt.want == DaemonFailed) {
+				t.Errorf("warnings %v", res.Warnings)
+			}
+		})
+	}
+}
+
+// brokenService is a service that does not say its state.
+type brokenService struct {
+	ams.None
+	err error
+}
+
+func (s brokenService) State(ctx context.Context) (ams.State, error) {
+	if s.err != nil {
+		return ams.State{}, s.err
+	}
+	return s.None.State(ctx)
+}
