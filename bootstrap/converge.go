@@ -121,11 +121,9 @@ func (k *converger) run(ctx context.Context) error {
 	before := k.state
 	f.state = &before
 	k.identify(ctx)
-	if err := k.mend(ctx); err != nil {
-		return err
-	}
-	k.node()
-	return nil
+	err = k.mend(ctx)
+	k.node() // also where the files cannot be mended: the node serves, and is to be seen
+	return err
 }
 
 func (k *converger) warn(id, format string, args ...any) {

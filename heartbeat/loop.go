@@ -138,6 +138,9 @@ func sleepUntil(ctx context.Context, t time.Time) bool {
 
 func (b *beats) round(ctx context.Context) {
 	s := b.Sample(ctx)
+	if ctx.Err() != nil {
+		return // what was cut short tells nothing
+	}
 	r := Report{Sample: s}
 	now := time.Now()
 	switch {

@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -132,6 +133,13 @@ func (a *daemonAdapter) mongo(ctx context.Context) (cluster.Target, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	src, err := a.g.mongo()
+	if err == nil && src.Origin.Layer == layerTag {
+		// The tag says where to join. Who joined elsewhere since then, by hand, stays there.
+		stored, serr := a.g.mongoFile(storedMongo, origin{Layer: layerStored, Name: storedMongo})
+		if !errors.Is(serr, fs.ErrNotExist) {
+			src, err = stored, serr
+		}
+	}
 	if errors.Is(err, errNoMongo) {
 		if _, ierr := a.identifyLocked(ctx); ierr == nil {
 			src, err = a.g.mongo()

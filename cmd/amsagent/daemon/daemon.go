@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -67,13 +68,17 @@ type Options struct {
 	// Control is the path of the control socket, Lock that of the file that
 	// keeps a second daemon away.
 	Control, Lock string
-	Version       string
-	Log           *slog.Logger
+	// Periods replaces the usual periods that are not zero.
+	Periods Periods
+	Version string
+	Log     *slog.Logger
 }
 
 // Sampler looks at the machine.
 type Sampler interface {
 	Sample(context.Context) heartbeat.Sample
+	// Connections counts what is connected to the server, on any of its ports.
+	Connections() (int, error)
 	// Run looks after what the sampler keeps running, until ctx ends.
 	Run(context.Context)
 }
@@ -81,48 +86,107 @@ type Sampler interface {
 // ErrNoMongo says that nobody told where MongoDB is.
 var ErrNoMongo = errors.New("nobody told where MongoDB is")
 
+// Periods say how often the daemon looks at what, and how long it waits. A zero
+// is the usual one.
+type Periods struct {
+	// State is how often the state file is looked at: a join or a leave by hand
+	// is followed within this time.
+	State time.Duration
+	// Retry and MostRetry bound the pauses after something failed, Rejoin and
+	// MostRejoin those after a join that had begun to change things.
+	Retry, MostRetry   time.Duration
+	Rejoin, MostRejoin time.Duration
+	// Idle is after what a machine that is no node looks again whether it is to
+	// join.
+	Idle time.Duration
+	// Drift is how often the files are compared with what was joined with: an
+	// upgrade of AMS may restore old ones at any time.
+	Drift time.Duration
+	// Sessions is how often a daemon that waits to restart AMS looks whether the
+	// last session has ended, Quiet for how long there must have been none. It is
+	// longer than a count of publishers may be old.
+	Sessions, Quiet time.Duration
+	// Witness is how often AMS's own word is looked at. It is a compromise: two
+	// more queries for each node.
+	Witness time.Duration
+	// Prove is after how long the waiting for AMS is told, and begun anew with a
+	// fresh look at the service.
+	Prove time.Duration
+	// Stop is how long the end waits for a loop that hangs.
+	Stop time.Duration
+}
+
+func (p Periods) withDefaults() Periods {
+	for _, d := range []struct {
+		period *time.Duration
+		usual  time.Duration
+	}{
+		{&p.State, 500 * time.Millisecond},
+		{&p.Retry, 2 * time.Second},
+		{&p.MostRetry, time.Minute},
+		{&p.Rejoin, 15 * time.Second},
+		{&p.MostRejoin, 10 * time.Minute},
+		{&p.Idle, time.Minute},
+		{&p.Drift, time.Minute},
+		{&p.Sessions, 5 * time.Second},
+		{&p.Quiet, 15 * time.Second},
+		{&p.Witness, 15 * time.Second},
+		{&p.Prove, time.Minute},
+		{&p.Stop, 2 * time.Second},
+	} {
+		if *d.period <= 0 {
+			*d.period = d.usual
+		}
+	}
+	return p
+}
+
 const (
-	// statePoll is how often the state file is looked at: a join or a leave by
-	// hand is followed within this time.
-	statePoll = 500 * time.Millisecond
-	// leastRetry and mostRetry bound the pauses after something failed.
-	leastRetry = 2 * time.Second
-	mostRetry  = time.Minute
-	// leastRejoin and mostRejoin are those after a join or a repair that had
-	// begun to change things.
-	leastRejoin = 15 * time.Second
-	mostRejoin  = 10 * time.Minute
 	// convergeTime bounds a convergence: metadata that does not answer must not
 	// keep a node from beating.
 	convergeTime = time.Minute
-	// driftEvery is how often the files are compared with what was joined with:
-	// an upgrade of AMS may restore old ones at any time.
-	driftEvery = time.Minute
+	// restartTime bounds a restart of AMS.
+	restartTime = 5 * time.Minute
 )
 
 // Daemon is one running agent.
 type Daemon struct {
-	o       Options
-	log     *slog.Logger
-	view    *view
-	metrics *metrics
-	once    sync.Once // to say what a server lacks
+	o        Options
+	log      *slog.Logger
+	view     *view
+	metrics  *metrics
+	once     sync.Once    // to say what a server lacks
+	interval atomic.Int64 // from beat to beat, of the settings in use
 
 	mu     sync.Mutex
 	client *cluster.Client // of the session; nil between sessions
-	// own is the state file as the daemon itself left it.
+	// own is the state file as the daemon itself knows it.
 	own *bootstrap.State
-	// working counts the daemon's own steps that write the state file.
-	working int
+	// mine, while a step of the daemon's own is under way, tells which states of
+	// the file may be of its making; nil between steps.
+	mine func(*bootstrap.State) bool
+	// steps counts the beginnings and ends of steps.
+	steps int
+	// reread tells that the settings are other ones than the session has.
+	reread  bool
 	sampler Sampler
+
+	// What follows is for the goroutine of follow alone.
+	phase  bootstrap.Phase // of the last convergence
+	left   bool            // somebody made this machine leave while we watched
+	idling string          // what was last said of idling
+	warned []string        // by the last convergence
+	failed string          // what was last said of files that could not be mended
 }
 
 // New prepares a daemon.
 func New(o Options) *Daemon {
+	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics()}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
+	d.interval.Store(int64(o.Settings().Interval))
 	d.sampler = o.Sampler(d.sessionClient, func() string { return d.view.get().Address })
 	return d
 }
@@ -135,12 +199,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	servers, err := d.listen(ctx)
-	if err != nil {
-		return err
-	}
+	servers := d.listen(ctx)
 	var work sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	work.Go(func() { d.sampler.Run(ctx) })
 	work.Go(func() { d.follow(ctx) })
 	work.Go(func() { d.reloads(ctx) })
@@ -150,10 +212,32 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.status()
 	<-ctx.Done()
 	d.o.Notify("STOPPING=1")
-	cancel()
-	work.Wait()
+	ended := make(chan struct{})
+	go func() {
+		work.Wait()
+		close(ended)
+	}()
 	servers.close()
+	d.await(ended)
 	return nil
+}
+
+// await waits for the work to end. A loop that hangs must not keep the machine
+// from going down; a join that is being taken back may, for it has a bound.
+func (d *Daemon) await(ended <-chan struct{}) {
+	for {
+		timer := time.NewTimer(d.o.Periods.Stop)
+		select {
+		case <-ended:
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		if !d.stepping() {
+			d.log.Error("something hangs; it is not waited for")
+			return
+		}
+	}
 }
 
 // reloads reads the settings again when asked.
@@ -169,7 +253,9 @@ func (d *Daemon) reloads(ctx context.Context) {
 			d.log.Error("the settings could not be read again; the old ones stay", "error", err)
 		} else {
 			d.log.Info("settings read again")
-			d.forget() // the session begins anew, with them
+			d.mu.Lock()
+			d.reread = true // the session begins anew, with them
+			d.mu.Unlock()
 		}
 		d.o.Notify("READY=1")
 		d.status()
@@ -183,83 +269,131 @@ func (d *Daemon) sessionClient() *cluster.Client {
 }
 
 // follow runs one session after the other: each ends when the state file is
-// another one.
+// another one, or the settings are.
 func (d *Daemon) follow(ctx context.Context) {
-	retry := leastRetry
+	p := d.o.Periods
+	retry := p.Retry
 	for ctx.Err() == nil {
 		session, end := context.WithCancelCause(ctx)
+		d.begin()
 		var watcher sync.WaitGroup
 		watcher.Go(func() { d.watchState(session, end) })
 		err := d.session(session)
+		if err == nil || session.Err() != nil {
+			retry = p.Retry
+		} else {
+			// A join that was taken back restarted AMS twice.
+			least, most := p.Retry, p.MostRetry
+			if _, tried := errors.AsType[*bootstrap.FailedError](err); tried {
+				least, most = p.Rejoin, p.MostRejoin
+			}
+			retry = max(retry, least)
+			d.trouble(err)
+			d.log.Error("it is tried again", "error", err, "in", retry.String())
+			again := retry
+			retry = min(2*retry, most)
+			// Whoever joins or leaves meanwhile is followed at once.
+			d.beside(session, func() {
+				if !pause(session, again) {
+					retry = p.Retry
+				}
+			})
+		}
 		end(nil)
 		watcher.Wait()
-		if ctx.Err() != nil {
-			return
-		}
-		if err == nil || errors.Is(context.Cause(session), errStateChanged) {
-			retry = leastRetry
-			continue
-		}
-		// A join that was taken back restarted AMS twice.
-		least, most := leastRetry, mostRetry
-		if _, tried := errors.AsType[*bootstrap.FailedError](err); tried {
-			least, most = leastRejoin, mostRejoin
-		}
-		retry = max(retry, least)
-		d.trouble(err)
-		d.log.Error("it is tried again", "error", err, "in", retry.String())
-		if !pause(ctx, retry) {
-			return
-		}
-		retry = min(2*retry, most)
 	}
 }
 
-// errStateChanged ends a session because somebody joined or left by hand.
-var errStateChanged = errors.New("the state file was changed by another amsagent")
+// errStateChanged ends a session because somebody joined or left by hand, or
+// because there are new settings.
+var errStateChanged = errors.New("the state file or the settings were changed")
+
+// begin notes what the session that follows goes by.
+func (d *Daemon) begin() {
+	s, err := d.o.Machine.StateFile()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reread = false
+	if err == nil { // a damaged file is the convergence's matter
+		d.own = s
+	}
+}
 
 func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
-	for pause(ctx, statePoll) {
-		s, err := d.o.Machine.StateFile()
-		d.mu.Lock()
-		same := d.working > 0 || sameState(s, d.own)
-		d.mu.Unlock()
-		if err != nil || same {
-			continue // a damaged file is the next convergence's matter
+	for pause(ctx, d.o.Periods.State) {
+		if d.changed() {
+			end(errStateChanged)
+			return
 		}
-		end(errStateChanged)
-		return
 	}
+}
+
+// changed reports whether the session is to begin anew.
+func (d *Daemon) changed() bool {
+	d.mu.Lock()
+	steps := d.steps
+	d.mu.Unlock()
+	s, err := d.o.Machine.StateFile()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.reread && d.mine == nil:
+		return true // a join under way is not cut for it
+	case err != nil || d.steps != steps || sameState(s, d.own):
+		return false
+	}
+	return d.mine == nil || !d.mine(s)
 }
 
 func sameState(a, b *bootstrap.State) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return *a == *b
-}
-
-// forget ends the session as if the state file had changed.
-func (d *Daemon) forget() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.own = &bootstrap.State{}
+	x, y := *a, *b
+	x.Since, y.Since = time.Time{}, time.Time{} // equal times may differ in their zone
+	return x == y && a.Since.Equal(b.Since)
 }
 
 // step runs something that may write the state file, and remembers how it left
-// it.
-func (d *Daemon) step(do func() error) error {
+// it. What is not of its making is somebody else's, who is at work meanwhile.
+func (d *Daemon) step(mine func(*bootstrap.State) bool, do func() error) error {
 	d.mu.Lock()
-	d.working++
+	d.mine = mine
+	d.steps++
 	d.mu.Unlock()
 	err := do()
 	s, serr := d.o.Machine.StateFile()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.working--; serr == nil {
+	if serr == nil && mine(s) {
 		d.own = s
 	}
+	d.mine = nil
+	d.steps++
 	return err
+}
+
+func (d *Daemon) stepping() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mine != nil
+}
+
+// anyState is what a join may leave.
+func anyState(*bootstrap.State) bool { return true }
+
+// memberState is what a convergence or a restart of AMS may leave.
+func memberState(s *bootstrap.State) bool { return s != nil && s.Phase == bootstrap.PhaseJoined }
+
+// beside runs do with the loop beside it, which only samples: the watchdog is to
+// see progress, and health and metrics are there, whatever do waits for.
+func (d *Daemon) beside(ctx context.Context, do func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var loop sync.WaitGroup
+	loop.Go(func() { d.loop(nil).Run(ctx) })
+	defer loop.Wait()
+	defer cancel()
+	do()
 }
 
 func pause(ctx context.Context, t time.Duration) bool {

@@ -23,42 +23,52 @@ const (
 	leastHealth = 30 * time.Second
 	// requestTime bounds reading a request and writing its answer.
 	requestTime = 10 * time.Second
-	closeTime   = time.Second
+	// closeTime is what an answer under way gets at the end.
+	closeTime = 200 * time.Millisecond
 )
 
 // servers are the two sockets that answer questions.
-type servers []*http.Server
+type servers struct {
+	http   []*http.Server
+	socket string // its path; "" where there is none
+}
 
-func (s servers) close() {
+func (s *servers) close() {
+	if s.socket != "" {
+		_ = os.Remove(s.socket) // one that is left is replaced by the next daemon
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
-	for _, srv := range s {
+	for _, srv := range s.http {
 		if err := srv.Shutdown(ctx); err != nil {
 			_ = srv.Close()
 		}
 	}
 }
 
-// listen opens the control socket and, where asked for, the metrics. The latter
-// are worth a warning where their port is taken, and no more: beats are what the
+// listen opens the control socket and, where asked for, the metrics. A name or a
+// port that is taken is worth a line in the log, and no more: beats are what the
 // daemon is for.
-func (d *Daemon) listen(ctx context.Context) (servers, error) {
-	control, err := listenUnix(ctx, d.o.Control)
-	if err != nil {
-		return nil, err
+func (d *Daemon) listen(ctx context.Context) *servers {
+	s := new(servers)
+	if control, err := listenUnix(ctx, d.o.Control); err != nil {
+		d.log.Error("no control socket: `amsagent status` cannot ask this daemon", "error", err)
+	} else {
+		s.socket = d.o.Control
+		s.http = append(s.http, d.serveHTTP(control, d.controlHandler()))
 	}
-	s := servers{d.serveHTTP(control, d.controlHandler())}
 	if d.o.Metrics == "" {
-		return s, nil
+		return s
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", d.o.Metrics)
 	if err != nil {
 		d.log.Error("no metrics and no health are served", "address", d.o.Metrics, "error", err)
-		return s, nil
+		return s
 	}
 	d.view.change(func(v *View) { v.Metrics = l.Addr().String() })
-	return append(s, d.serveHTTP(l, d.metricsHandler())), nil
+	s.http = append(s.http, d.serveHTTP(l, d.metricsHandler()))
+	return s
 }
 
 // listenUnix replaces the socket of a daemon that was killed; the lock says that
@@ -144,7 +154,7 @@ func (d *Daemon) health(now time.Time) Health {
 	if last.IsZero() {
 		last = v.Started
 	}
-	limit := max(healthLimit*d.o.Settings().Interval, leastHealth)
+	limit := max(healthLimit*time.Duration(d.interval.Load()), leastHealth)
 	if since := now.Sub(last); since > limit {
 		return Health{Why: fmt.Sprintf("the loop has not gone round for %s", since.Round(time.Second))}
 	}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -250,8 +251,12 @@ func machine(e exposition, s heartbeat.Sample) {
 	if len(s.Missing) > 0 {
 		const name = "amsagent_reading_missing"
 		e.family(name, "gauge", "Readings that could not be had; the agent's status says why.")
+		var told []string // a line that comes twice spoils the whole page
 		for _, m := range s.Missing {
-			e.labelled(name, 1, "what", m.What)
+			if !slices.Contains(told, m.What) {
+				told = append(told, m.What)
+				e.labelled(name, 1, "what", m.What)
+			}
 		}
 	}
 }

@@ -44,7 +44,7 @@ func NewMachineSampler(o MachineOptions, client func() *cluster.Client, address 
 		return nil, ""
 	}}
 	pid := &mainPID{service: o.Service}
-	s := &machineSampler{gpus: gpus, open: o.Open}
+	s := &machineSampler{gpus: gpus, open: o.Open, root: o.Root}
 	s.Sampler = heartbeat.NewSampler(heartbeat.SamplerOptions{
 		Root: o.Root, AMSDir: o.AMSDir, AMSPID: pid.get, GPUs: gpus.Latest, Sessions: sessions.Count, Log: o.Log,
 	})
@@ -55,6 +55,7 @@ type machineSampler struct {
 	*heartbeat.Sampler
 	gpus *heartbeat.GPUWatcher
 	open func() (*ams.Installation, error)
+	root string
 }
 
 // Run keeps the watcher of the GPUs going and the limits up to date.
@@ -72,6 +73,21 @@ func (s *machineSampler) Run(ctx context.Context) {
 		}
 	}
 	work.Wait()
+}
+
+// Connections counts what is connected to any of the server's ports, whatever it
+// is for.
+func (s *machineSampler) Connections() (int, error) {
+	in, err := s.open()
+	if err != nil {
+		return 0, err
+	}
+	p, err := in.Ports()
+	if err != nil {
+		return 0, err
+	}
+	found, err := ams.CountConnections(s.root, []int{p.HTTP, p.HTTPS, p.RTMP, p.RTMPS}, nil)
+	return found.Total, err
 }
 
 // limitsEvery is how often AMS's own limits are read again.

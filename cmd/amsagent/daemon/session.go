@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,45 +21,77 @@ import (
 // session converges the machine and then does what it is for, until the state
 // file is another one. It returns an error for what is worth another try.
 func (d *Daemon) session(ctx context.Context) error {
-	mongo, merr := d.o.Mongo(ctx)
-	if merr != nil && !errors.Is(merr, ErrNoMongo) {
-		return merr
-	}
-	s := d.o.Settings() // after MongoDB was looked for: that reads the instance's tags
-	c, err := d.converge(ctx, s, mongo)
-	if err != nil {
+	var mongo cluster.Target
+	var s Settings
+	var c *bootstrap.Convergence
+	var merr, err error
+	d.beside(ctx, func() {
+		if mongo, merr = d.o.Mongo(ctx); merr != nil && !errors.Is(merr, ErrNoMongo) {
+			err = merr
+			return
+		}
+		s = d.settings() // after MongoDB was looked for: that may read the instance's tags
+		c, err = d.converge(ctx, s, mongo)
+	})
+	if c == nil {
 		return err
 	}
-	d.view.setPhase(c.Phase)
+	d.follows(c.Phase)
 	switch c.Phase {
 	case bootstrap.PhaseJoined:
 		if merr != nil {
 			return merr
 		}
-		return d.serve(ctx, s, mongo, c)
+		return d.serve(ctx, s, mongo, c, err)
 	case bootstrap.PhaseLeaving:
-		return d.idle(ctx, s, "a leave was begun and not finished: run amsagent leave again")
+		return d.idle(ctx, "a leave was begun and not finished: run amsagent leave again")
 	case bootstrap.PhaseJoining:
 		if merr == nil {
-			return d.join(ctx, s, mongo)
+			return d.join(ctx, mongo, false)
 		}
-		return d.idle(ctx, s, "a join was begun and not proved: run the same amsagent join again")
+		return d.idle(ctx, "a join was begun and not proved: run the same amsagent join again")
 	}
 	switch {
+	case merr == nil && d.left:
+		return d.idle(ctx, hasLeft)
 	case merr == nil && s.AutoJoin:
-		return d.join(ctx, s, mongo)
+		return d.join(ctx, mongo, true)
 	case merr == nil:
-		return d.idle(ctx, s, "not a member; auto_join is off")
+		return d.idle(ctx, "not a member; auto_join is off")
 	}
-	return d.idle(ctx, s, "not a member; waiting for amsagent join")
+	return d.idle(ctx, "not a member; waiting for amsagent join")
 }
 
-// converge brings the machine back to what it joined as.
+const hasLeft = "this machine left by hand: amsagent join brings it back"
+
+// settings are the effective ones, which the loop goes by from now on.
+func (d *Daemon) settings() Settings {
+	s := d.o.Settings()
+	d.interval.Store(int64(s.Interval))
+	return s
+}
+
+// follows notes the phase. Who made a node leave does not want it back: a machine
+// that joins by itself is one that never joined.
+func (d *Daemon) follows(p bootstrap.Phase) {
+	switch {
+	case p == bootstrap.PhaseJoined:
+		d.left = false
+	case p == "" && (d.phase == bootstrap.PhaseJoined || d.phase == bootstrap.PhaseLeaving):
+		d.left = true
+	}
+	d.phase = p
+	d.view.setPhase(p)
+}
+
+// converge brings the machine back to what it joined as. With an error, what it
+// returns is nil, or a node whose files could not be mended: that one serves all
+// the same, and is to be seen.
 func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target) (*bootstrap.Convergence, error) {
 	bound, cancel := context.WithTimeout(ctx, convergeTime)
 	defer cancel()
 	var c *bootstrap.Convergence
-	err := d.step(func() error {
+	err := d.step(memberState, func() error {
 		var err error
 		c, err = d.o.Machine.Converge(bound, bootstrap.ConvergeRequest{
 			Mongo: mongo, Role: s.Role, Group: s.Group, Address: s.Address, Valve: s.Valve, Interval: s.Interval,
@@ -66,62 +99,101 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target)
 		})
 		return err
 	})
-	if err != nil {
+	if err != nil && (c == nil || c.Phase != bootstrap.PhaseJoined || c.Node.ID == "") {
 		return nil, err
+	}
+	if err != nil {
+		return c, err // what was found is not mended
 	}
 	for _, f := range c.Repairs {
 		d.log.Warn("repaired", "id", f.ID, "what", f.Text)
 	}
+	var warned []string
 	for _, f := range c.Warnings {
-		d.log.Warn("not as it should be", "id", f.ID, "what", f.Text)
+		warned = append(warned, f.String())
+		if !slices.Contains(d.warned, f.String()) { // said once, not every minute
+			d.log.Warn("not as it should be", "id", f.ID, "what", f.Text)
+		}
 	}
+	d.warned = warned
 	d.metrics.repaired(len(c.Repairs))
 	d.view.setConvergence(c)
 	return c, nil
 }
 
+// mended notes whether the files of a node are as they should be.
+func (d *Daemon) mended(err error) {
+	d.trouble(err)
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != d.failed {
+		d.log.Error("the files could not be compared or mended; it is tried again every now and then", "error", err)
+	}
+	d.failed = text
+}
+
 // idle samples without a registry: metrics and health are there also on a machine
 // that is no node.
-func (d *Daemon) idle(ctx context.Context, s Settings, why string) error {
+func (d *Daemon) idle(ctx context.Context, why string) error {
 	d.view.setActivity(why)
 	d.trouble(nil)
-	d.log.Info("idle", "why", why)
+	if why != d.idling {
+		d.log.Info("idle", "why", why)
+	}
+	d.idling = why
+	d.status()
 	// A tag may name MongoDB later: look again every now and then.
-	ctx, cancel := context.WithTimeout(ctx, idleTime)
-	defer cancel()
-	d.loop(s, nil, nil).Run(ctx)
+	d.beside(ctx, func() { pause(ctx, d.o.Periods.Idle) })
 	return nil
 }
 
-// idleTime is after what a machine that is no node looks again whether it is to
-// join.
-const idleTime = time.Minute
-
-// join makes this machine a node, with the loop running beside it.
-func (d *Daemon) join(ctx context.Context, s Settings, mongo cluster.Target) error {
+// join makes this machine a node, with the loop running beside it. by is true
+// where nobody but the settings asked for it.
+func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error {
 	d.view.setActivity("joining")
+	d.idling = ""
 	d.status()
-	// Its tags may say the role. The join itself says what keeps them from being
-	// read.
-	inst, err := d.o.Identify(ctx)
-	if err == nil {
-		s = d.o.Settings()
+	var gone bool
+	var err error
+	d.beside(ctx, func() {
+		inst, ierr := d.o.Identify(ctx)
+		if by && ierr == nil {
+			if gone, err = d.leftBefore(ctx, mongo, inst.ID); gone || err != nil {
+				return
+			}
+		}
+		// The instance's tags say role and group.
+		err = d.joinAs(ctx, d.settings(), mongo)
+	})
+	if gone {
+		d.left = true
+		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var beside sync.WaitGroup
-	loop := d.loop(s, nil, nil)
-	if client, cerr := d.o.Connect(ctx, mongo); cerr == nil && err == nil {
-		// The join writes the row; a node that takes minutes to come up is heard
-		// meanwhile.
-		loop.ID, loop.Sender = inst.ID, newcomer{client}
-		defer func() { _ = client.Close(ctx) }()
-	}
-	beside.Go(func() { loop.Run(ctx) })
-	defer beside.Wait()
-	defer cancel()
+	return err
+}
 
-	err = d.step(func() error {
+// leftBefore reports whether the registry remembers that somebody made this
+// machine leave, before this daemon was started.
+func (d *Daemon) leftBefore(ctx context.Context, mongo cluster.Target, id string) (bool, error) {
+	client, err := d.o.Connect(ctx, mongo)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = client.Close(ctx) }()
+	n, err := client.Node(ctx, id)
+	if errors.Is(err, cluster.ErrNoNode) {
+		return false, nil
+	}
+	return n.State == cluster.StateLeft && n.Reason == reasonLeave, err
+}
+
+// reasonLeave is what a leave by hand writes into the row.
+const reasonLeave = "leave"
+
+func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) error {
+	err := d.step(anyState, func() error {
 		bound, stop := context.WithTimeout(ctx, s.JoinTimeout)
 		defer stop()
 		res, err := d.o.Machine.Join(bound, bootstrap.JoinRequest{
@@ -147,17 +219,6 @@ func (d *Daemon) join(ctx context.Context, s Settings, mongo cluster.Target) err
 	return fmt.Errorf("joining: %w", err)
 }
 
-// newcomer beats for a node whose row may not be there yet.
-type newcomer struct{ *cluster.Client }
-
-// Beat writes a beat, if there is a row.
-func (n newcomer) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
-	if err := n.Client.Beat(ctx, b, last); !errors.Is(err, cluster.ErrNoNode) {
-		return err
-	}
-	return nil
-}
-
 // member is one session as a node of the cluster.
 type member struct {
 	d      *Daemon
@@ -169,25 +230,27 @@ type member struct {
 	enrolled atomic.Bool
 }
 
-// serve beats and follows AMS until the session ends.
-func (d *Daemon) serve(ctx context.Context, s Settings, mongo cluster.Target, c *bootstrap.Convergence) error {
+// serve beats and follows AMS until the session ends. unmended is why the files
+// could not be mended; nil where they are well.
+func (d *Daemon) serve(ctx context.Context, s Settings, mongo cluster.Target, c *bootstrap.Convergence, unmended error) error {
 	client, err := d.o.Connect(ctx, mongo)
 	if err != nil {
 		return err
 	}
+	d.idling = ""
 	m := &member{d: d, client: client, node: c.Node}
 	d.mu.Lock()
 	d.client = client
 	d.mu.Unlock()
 	d.view.setNode(c.Node)
 	d.view.setActivity("serving")
-	d.trouble(nil)
+	d.mended(unmended)
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
-	work.Go(func() { d.loop(s, m, &m.node).Run(ctx) })
+	work.Go(func() { d.loop(m).Run(ctx) })
 	work.Go(func() { m.enter(ctx) })
 	work.Go(func() { m.witness(ctx) })
-	err = m.drift(ctx, s, mongo, c.RestartNeeded)
+	err = m.drift(ctx, s, mongo, unmended == nil && c.RestartNeeded)
 	cancel()
 	work.Wait()
 	d.mu.Lock()
@@ -197,10 +260,10 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo cluster.Target, c 
 	return err
 }
 
-func (d *Daemon) loop(s Settings, m *member, node *cluster.Node) *heartbeat.Loop {
-	l := &heartbeat.Loop{Interval: s.Interval, Sample: d.sampler.Sample, Report: d.report, Log: d.log}
+func (d *Daemon) loop(m *member) *heartbeat.Loop {
+	l := &heartbeat.Loop{Interval: time.Duration(d.interval.Load()), Sample: d.sampler.Sample, Report: d.report, Log: d.log}
 	if m != nil {
-		l.ID, l.Sender, l.Enroll = node.ID, m, m.enroll
+		l.ID, l.Sender, l.Enroll = m.node.ID, m, m.enroll
 	}
 	return l
 }
@@ -225,18 +288,25 @@ func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 // enroll writes our row: joining until AMS was seen. Within one life that takes
 // nothing back: a node that drains goes on draining.
 func (m *member) enroll(ctx context.Context) error {
-	n := m.node
-	n.State, n.Reason = cluster.StateJoining, "run"
-	if m.proved.Load() {
-		n.State = cluster.StateActive
+	for {
+		proved := m.proved.Load()
+		n := m.node
+		n.State, n.Reason = cluster.StateJoining, "run"
+		if proved {
+			n.State = cluster.StateActive
+		}
+		r, err := m.client.Register(ctx, n)
+		if err != nil {
+			return err
+		}
+		m.enrolled.Store(true)
+		m.d.view.setState(r.Node.State, r.Node.StateSince)
+		if proved == m.proved.Load() {
+			return nil
+		}
+		// AMS was seen meanwhile, and who saw it may have been first: a row that
+		// somebody had removed would stay as it is.
 	}
-	r, err := m.client.Register(ctx, n)
-	if err != nil {
-		return err
-	}
-	m.enrolled.Store(true)
-	m.d.view.setState(r.Node.State, r.Node.StateSince)
-	return nil
 }
 
 // enter proves that AMS is in the cluster and makes the row say so, for as long
@@ -249,8 +319,9 @@ func (m *member) enter(ctx context.Context) {
 			m.d.log.Warn(what, "error", err) //nolint:sloglint // one of the two sentences below
 		}
 	}
-	for retry := leastRetry; ; retry = min(2*retry, mostRetry/2) {
-		bound, cancel := context.WithTimeout(ctx, proveTime)
+	p := m.d.o.Periods
+	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/2) {
+		bound, cancel := context.WithTimeout(ctx, p.Prove)
 		ev, err := m.d.o.Machine.Prove(bound, m.client, m.node.IP)
 		cancel()
 		if err == nil {
@@ -264,7 +335,7 @@ func (m *member) enter(ctx context.Context) {
 	}
 	m.proved.Store(true)
 	// A state is not a beat: it is kept until MongoDB has taken it.
-	for retry := leastRetry; ; retry = min(2*retry, mostRetry/4) {
+	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/4) {
 		err := m.enroll(ctx)
 		if err == nil {
 			break
@@ -277,10 +348,6 @@ func (m *member) enter(ctx context.Context) {
 	m.indexes(ctx)
 	debug.FreeOSMemory() // starting took more than all that follows
 }
-
-// proveTime is after how long the waiting for AMS is told, and begun anew with a
-// fresh look at the service.
-const proveTime = time.Minute
 
 // indexes asks once for the indexes by which the server forgets.
 func (m *member) indexes(ctx context.Context) {
@@ -297,76 +364,103 @@ func (m *member) indexes(ctx context.Context) {
 }
 
 // witness looks every now and then how old AMS's own word is: other nodes take
-// this one for dead by it, whatever it does.
+// this one for dead by it, whatever it does. It reads our row, too, which others
+// may change.
 func (m *member) witness(ctx context.Context) {
 	silent := false
-	for pause(ctx, witnessEvery) {
-		docs, err := m.client.AMSNodesByAddress(ctx, m.node.IP)
-		if err != nil {
-			m.d.view.setWitness(nil)
-			continue
-		}
-		now := time.Now()
-		var age *time.Duration
-		for _, doc := range docs {
-			if doc.LastUpdate.IsZero() {
-				continue
-			}
-			if a := max(0, now.Sub(doc.LastUpdate)); age == nil || a < *age {
-				age = &a
-			}
+	for pause(ctx, m.d.o.Periods.Witness) {
+		m.own(ctx)
+		age, err := m.serverAge(ctx)
+		if ctx.Err() != nil {
+			return
 		}
 		m.d.view.setWitness(age)
-		if was := silent; m.proved.Load() {
-			if silent = age == nil || *age > amsSilent; silent != was && silent {
-				m.d.log.Warn("Ant Media Server does not write its document any more; other nodes take this one for dead", "address", m.node.IP)
-			} else if silent != was {
-				m.d.log.Info("Ant Media Server writes its document again", "address", m.node.IP)
-			}
+		if err != nil || !m.proved.Load() {
+			continue
+		}
+		was := silent
+		switch silent = age == nil || *age > amsSilent; {
+		case silent && !was:
+			m.d.log.Warn("Ant Media Server does not write its document any more; other nodes take this one for dead", "address", m.node.IP)
+		case was && !silent:
+			m.d.log.Info("Ant Media Server writes its document again", "address", m.node.IP)
 		}
 	}
 }
 
-const (
-	// witnessEvery is a compromise: it is one more query for each node.
-	witnessEvery = 15 * time.Second
-	// amsSilent is AMS's own limit.
-	amsSilent = 20 * time.Second
-)
+// own tells what others made of our row.
+func (m *member) own(ctx context.Context) {
+	if !m.enrolled.Load() {
+		return
+	}
+	n, err := m.client.Node(ctx, m.node.ID)
+	if err == nil && n.SameLife(m.node) {
+		m.d.view.setState(n.State, n.StateSince)
+	}
+}
+
+// serverAge is how old AMS's own document is; nil where there is none.
+func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
+	docs, err := m.client.AMSNodesByAddress(ctx, m.node.IP)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	var age *time.Duration
+	for _, doc := range docs {
+		if doc.LastUpdate.IsZero() {
+			continue
+		}
+		if a := max(0, now.Sub(doc.LastUpdate)); age == nil || a < *age {
+			age = &a
+		}
+	}
+	return age, nil
+}
+
+// amsSilent is AMS's own limit.
+const amsSilent = 20 * time.Second
 
 // drift compares the files with what was joined with every now and then, and
 // restarts AMS where it runs with others, as soon as that cuts nobody.
 func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, restart bool) error {
-	m.d.view.setRestart(restart)
-	next := time.Now().Add(driftEvery)
+	p := m.d.o.Periods
+	nobody := quiet{least: p.Quiet, after: time.Now()}
+	next := time.Now().Add(p.Drift)
 	for {
-		if restart && m.mayRestart(ctx) {
-			m.d.log.Info("restarting Ant Media Server: it runs with other settings than its files have, and nobody is on it")
-			err := m.d.step(func() error { return m.d.o.Machine.Restart(ctx) })
-			m.d.metrics.restarted(err)
-			if err != nil {
-				return err
-			}
-			return nil // the next session proves it
+		m.d.view.setRestart(restart)
+		if restart && nobody.look(time.Now(), m.d.view.get()) && m.restartCutsNobody(ctx) {
+			return m.restart(ctx)
 		}
-		if !pause(ctx, driftPoll) {
+		wait := time.Until(next)
+		if restart {
+			wait = min(wait, p.Sessions)
+		}
+		if !pause(ctx, wait) {
 			return nil
 		}
 		if time.Now().Before(next) {
 			continue
 		}
-		next = time.Now().Add(driftEvery)
+		next = time.Now().Add(p.Drift)
+		if m.d.view.get().Beat.Error != "" {
+			// It may be somewhere else by now, or have another password.
+			if t, err := m.d.o.Mongo(ctx); err == nil && !t.Equal(mongo) {
+				m.d.log.Info("another MongoDB is named now", "mongodb", t)
+				return nil // the next session has it
+			}
+		}
 		c, err := m.d.converge(ctx, s, mongo)
-		switch {
-		case err != nil && ctx.Err() == nil:
-			m.d.trouble(err)
-			m.d.log.Warn("the files could not be compared", "error", err)
-		case err == nil && c.Phase != bootstrap.PhaseJoined:
+		if ctx.Err() != nil {
 			return nil
-		case err == nil:
-			m.d.trouble(nil)
-			restart = c.RestartNeeded
-			m.d.view.setRestart(restart)
+		}
+		m.d.mended(err)
+		switch {
+		case c == nil:
+		case c.Phase != bootstrap.PhaseJoined:
+			return nil
+		default:
+			restart = err == nil && c.RestartNeeded
 			if !c.Node.SameLife(m.node) {
 				return nil // another address: the next session registers it
 			}
@@ -374,13 +468,49 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, re
 	}
 }
 
-// driftPoll is how often somebody who waits for a restart looks whether the last
-// session has ended.
-const driftPoll = 5 * time.Second
+// restart lets AMS take up what its files say. It is not cut in the middle, which
+// might leave AMS stopped.
+func (m *member) restart(ctx context.Context) error {
+	m.d.log.Info("restarting Ant Media Server: it runs with other settings than its files have, and nobody is on it")
+	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTime)
+	defer cancel()
+	err := m.d.step(memberState, func() error { return m.d.o.Machine.Restart(whole) })
+	m.d.metrics.restarted(err)
+	return err // the next session proves it
+}
 
-// mayRestart reports whether a restart cuts no session. What is not known counts
-// as a session.
-func (m *member) mayRestart(context.Context) bool {
-	n, known := m.d.view.sessions().Total()
-	return known && n == 0
+// quiet tells when there has been no session for a while. What is not known
+// counts as one.
+type quiet struct {
+	least time.Duration
+	after time.Time // rounds before that are of another session
+	since time.Time
+}
+
+func (q *quiet) look(now time.Time, v View) bool {
+	n, known := v.Sessions.Total()
+	switch {
+	case !known || n > 0 || !v.Beat.Round.After(q.after):
+		q.since = time.Time{}
+		return false
+	case q.since.IsZero():
+		q.since = now
+	}
+	return now.Sub(q.since) >= q.least
+}
+
+// restartCutsNobody takes a second look, with other eyes. Publishers are counted
+// in the cluster's memory, and an AMS that runs with other files may keep its
+// streams elsewhere. Where it was not seen in the cluster just now, nothing may
+// be connected to any of its ports.
+func (m *member) restartCutsNobody(ctx context.Context) bool {
+	age, err := m.serverAge(ctx)
+	if err != nil {
+		return false
+	}
+	if age != nil && *age <= m.d.o.Periods.Quiet {
+		return true
+	}
+	n, err := m.d.sampler.Connections()
+	return err == nil && n == 0
 }
