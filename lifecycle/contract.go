@@ -1,0 +1,117 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// Node is this machine as a node of the cluster. Its methods return when their
+// context ends, and may be called again after any outcome: a step that was
+// interrupted is done once more.
+type Node interface {
+	// SetState writes the state of our row, by majority.
+	SetState(ctx context.Context, s cluster.State, reason string) error
+	// Sessions counts the sessions of this node now. Two calls are two counts: an
+	// answer that is kept from the call before would prove nothing.
+	Sessions(ctx context.Context) (cluster.Sessions, error)
+	// StopServer stops Ant Media Server and returns when it has ended.
+	StopServer(ctx context.Context) error
+	// StartServer starts it.
+	StartServer(ctx context.Context) error
+	// Deregister removes AMS's own document of our address and makes our row say
+	// that this machine has left.
+	Deregister(ctx context.Context, t Tombstone) error
+	// Joined reports whether this machine ever was proved to be in the cluster. It
+	// must not block.
+	Joined() bool
+}
+
+// Tombstone is what others can read of a node that has left.
+type Tombstone struct {
+	Reason string `json:"reason,omitempty"`
+	Who    string `json:"who,omitempty"`
+	// Sessions are those that were there when AMS was stopped, Cut how many of
+	// them were cut by that; nil where nobody could count.
+	Sessions *cluster.Sessions `json:"sessions,omitempty"`
+	Cut      *int              `json:"cut,omitempty"`
+	// RepairStreams asks to end the streams that our address left "broadcasting".
+	RepairStreams bool `json:"repair_streams,omitempty"`
+}
+
+// Result is what the cloud is told about a hook.
+type Result string
+
+// The results.
+const (
+	Continue Result = "CONTINUE"
+	Abandon  Result = "ABANDON"
+)
+
+// Completer speaks to the cloud whose hook waits for us. Its methods return when
+// their context ends.
+type Completer interface {
+	// Discover finds the hook of this machine's group for its end or its start; nil
+	// where there is none.
+	Discover(ctx context.Context, launching bool) (*Hook, error)
+	// Heartbeat makes the hook wait for one more of its timeouts.
+	Heartbeat(ctx context.Context, h Hook) error
+	// Complete ends the waiting.
+	Complete(ctx context.Context, h Hook, r Result) error
+}
+
+// What a Completer answers, where its caller decides by it. Everything else is
+// tried again.
+var (
+	// ErrNoAction: the hook does not wait, not yet perhaps.
+	ErrNoAction = errors.New("the hook does not wait for this machine")
+	// ErrGone: it waits no longer and will not again; or the machine, its group or
+	// the hook is gone.
+	ErrGone = errors.New("the hook is over")
+)
+
+// DeniedError says which permission this machine's role lacks.
+type DeniedError struct {
+	Permission string `json:"permission"` // "autoscaling:CompleteLifecycleAction"
+	// Policy is the least that has to be granted, ready to be pasted.
+	Policy string `json:"policy,omitempty"`
+	Err    error  `json:"-"`
+}
+
+// Error names the permission.
+func (e *DeniedError) Error() string {
+	text := "permission " + e.Permission + " is missing"
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// Unwrap returns the cloud's own answer.
+func (e *DeniedError) Unwrap() error { return e.Err }
+
+// Source watches for notices.
+type Source interface {
+	// Name is for logs.
+	Name() string
+	// Watch reports what it sees until ctx ends. A notice may be reported again
+	// and again: its ID says that it is the same.
+	Watch(ctx context.Context, report func(Notice)) error
+}
+
+// DrainRequest asks for a drain by hand.
+type DrainRequest struct {
+	// Deadline is how long sessions are waited for; 0 is what is configured.
+	Deadline time.Duration `json:"deadline_ns,omitempty"`
+	// Now waits for none.
+	Now    bool   `json:"now,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	Who    string `json:"who,omitempty"`
+	// RepairStreams ends the streams that this node leaves "broadcasting".
+	RepairStreams bool `json:"repair_streams,omitempty"`
+}
