@@ -76,6 +76,11 @@ type RowView struct {
 	// AMS are the documents of this address that AMS wrote itself.
 	AMS   []cluster.AMSNode `json:"ams"`
 	Fresh bool              `json:"fresh"` // one of AMS is
+	// Agent and Server are when the two witnesses of this node were heard, and
+	// Verdict what they say together; "" where there is nothing to judge.
+	Agent   cluster.Heard   `json:"agent_heard"`
+	Server  cluster.Heard   `json:"ams_heard"`
+	Verdict cluster.Verdict `json:"verdict,omitempty"`
 	// Looked tells whether MongoDB answered.
 	Looked bool `json:"looked"`
 }
@@ -191,11 +196,12 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 	defer closeClient(ctx, c)
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
-	now, err := c.ServerTime(ctx)
+	skew, _, err := c.ClockSkew(ctx)
 	if err != nil {
 		v.Err = err.Error()
 		return
 	}
+	now := time.Now().Add(-skew)
 	if v.ID != "" {
 		switch n, err := c.Node(ctx, v.ID); {
 		case err == nil:
@@ -216,7 +222,28 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 			v.Fresh = v.Fresh || n.Fresh(time.Now())
 		}
 	}
+	v.judge(now, skew)
 	v.Looked = true
+}
+
+// judge asks both witnesses. AMS stamps with this machine's clock, of which we
+// know how far it is ahead of the server's.
+func (v *RowView) judge(now time.Time, skew time.Duration) {
+	look := cluster.Look{AMS: v.AMS, ServerTime: now}
+	if v.Registry != nil {
+		n, ms := *v.Registry, skew.Milliseconds()
+		n.ClockMS = &ms
+		if v.Address != "" {
+			n.IP = v.Address // where the row has another one, that is told elsewhere
+		}
+		look.Nodes = []cluster.Node{n}
+	}
+	var o cluster.Observer
+	for _, m := range o.Judge(look, now) {
+		if m.Node != nil || v.Registry == nil {
+			v.Agent, v.Server, v.Verdict = m.Agent, m.Server, m.Verdict
+		}
+	}
 }
 
 // compare names what contradicts each other.
@@ -258,6 +285,9 @@ func (s *Status) compare(state *State) {
 		add("STATUS-NOT-SEEN", "look at the server's log; other nodes take this one for dead", "the server runs, but its own document in the cluster is missing or old")
 	case files.Mode == conf.ModeStandalone && row.Fresh:
 		add("STATUS-STILL-SEEN", "restart the server", "the files make the server standalone, but it is still seen in the cluster")
+	}
+	if n := row.Registry; n != nil && n.Beats() && !row.Agent.Fresh && n.State != cluster.StateLeft && files.Mode == conf.ModeCluster {
+		add("STATUS-SILENT", "systemctl status amsagent", "the agent is silent: its last beat was %s ago", row.Agent.Age.Round(time.Second))
 	}
 	switch {
 	case state != nil && state.Phase == PhaseJoined && row.Registry == nil:

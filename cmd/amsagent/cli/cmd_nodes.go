@@ -313,9 +313,8 @@ type watcher struct {
 }
 
 type looked struct {
-	look    cluster.Look
-	members []cluster.Member
-	err     error
+	look cluster.Look
+	err  error
 }
 
 func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {

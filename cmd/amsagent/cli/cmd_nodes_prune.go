@@ -79,6 +79,8 @@ type pruneData struct {
 	// Remove is what was removed, or what would be; Kept is what is gone too and stays.
 	Remove []pruneItem `json:"remove"`
 	Kept   []pruneItem `json:"kept"`
+
+	failed bool
 }
 
 type pruneItem struct {
@@ -305,7 +307,7 @@ func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
 			g.log().Warn("the event could not be noted", "kind", event.Kind, "node", event.Node, "error", err)
 		}
 	}
-	if len(errs) == 0 {
+	if d.failed = len(errs) > 0; !d.failed {
 		return nil
 	}
 	return &userError{
@@ -342,6 +344,8 @@ func removeDocuments(ctx context.Context, c pruner, m cluster.Member) ([]string,
 func pruneText(w *textWriter, d pruneData) {
 	what := count(len(d.Remove), "machine")
 	switch {
+	case len(d.Remove) == 0 && d.failed:
+		w.line("nothing was removed")
 	case len(d.Remove) == 0:
 		w.line("%s: nobody has been gone for %s", w.color.green("nothing to do"), d.OlderThan)
 	case d.DryRun:

@@ -7,19 +7,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/metadata"
 )
 
-type statusOptions struct{ strict bool }
+type statusOptions struct {
+	strict bool
+	wait   string
+}
 
 func (o *statusOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
+	fs.StringVar(&o.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with both witnesses heard and nothing in the way")
 }
 
 func newStatusCommand(g *globals) *cobra.Command {
@@ -31,19 +37,23 @@ func newStatusCommand(g *globals) *cobra.Command {
 			"peers read them from MongoDB. What contradicts each other is named, with what to do.",
 		Example: "  amsagent status\n" +
 			"  amsagent status --strict\n" +
+			"  amsagent status --wait active --timeout 2m\n" +
 			"  amsagent status -o json",
 		GroupID:               groupEveryday,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), opts, g) },
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitNotMember, exitDegraded, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
 	return cmd
 }
 
 func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
+	if err := opts.check(); err != nil {
+		return err
+	}
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
@@ -63,14 +73,26 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	case !errors.Is(err, errNoMongo):
 		return err
 	}
-	s, err := m.Status(ctx, req)
+	look := func(ctx context.Context) (*bootstrap.Status, error) { return m.Status(ctx, req) }
+	var s *bootstrap.Status
+	var werr error
+	if opts.wait == "" {
+		s, err = look(ctx)
+	} else {
+		s, werr, err = waitStatus(ctx, cluster.State(opts.wait), g, look)
+	}
 	if err != nil {
 		return &userError{Msg: "cannot look at this machine", Cause: err}
 	}
-	if err := g.result("status", s, func(w *textWriter) { statusText(w, s) }); err != nil {
+	t := g.tableStyle()
+	if err := g.result("status", s, func(w *textWriter) { statusText(w, s, t) }); err != nil {
 		return err
 	}
 	switch {
+	case werr != nil:
+		return werr
+	case opts.wait != "" && !opts.strict:
+		return nil
 	case !s.Member && s.Files.Err != "" && s.Files.Dir != "":
 		return &quietError{exitFailed}
 	case !s.Member:
@@ -86,7 +108,7 @@ type quietError struct{ code int }
 
 func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
-func statusText(w *textWriter, s *bootstrap.Status) {
+func statusText(w *textWriter, s *bootstrap.Status, t tableStyle) {
 	w.line("%s", statusVerdict(w, s))
 	files := printable(s.Files.Err)
 	if s.Files.Mode != "" {
@@ -103,7 +125,14 @@ func statusText(w *textWriter, s *bootstrap.Status) {
 		}
 		process += "; " + s.Process.Liveness.String()
 	}
-	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "cluster", amsText(w, s.Row))
+	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
+		"sessions", statusSessions(s.Row))
+	if lines := loadLines(s.Row, t); len(lines) > 0 {
+		w.heading("Load")
+		for _, line := range lines {
+			w.line("  %s", line)
+		}
+	}
 	if len(s.Disagree) == 0 {
 		return
 	}
@@ -161,4 +190,68 @@ func amsText(w *textWriter, r bootstrap.RowView) string {
 		text += fmt.Sprintf("%s written %s", n.ID, w.ago(n.LastUpdate))
 	}
 	return printable(text)
+}
+
+// agentText says when the agent was heard; nothing where none ever was.
+func agentText(r bootstrap.RowView) string {
+	if !r.Looked || r.Registry == nil || !r.Registry.Beats() || !r.Agent.Known {
+		return ""
+	}
+	text := fmt.Sprintf("last beat %s ago, one every %s", roughly(r.Agent.Age), rounded(time.Duration(r.Registry.IntervalMS)*time.Millisecond))
+	if r.Registry.IntervalMS <= 0 {
+		text = fmt.Sprintf("last beat %s ago", roughly(r.Agent.Age))
+	}
+	if !r.Agent.Fresh {
+		text += ": silent"
+	}
+	return text
+}
+
+func statusSessions(r bootstrap.RowView) string {
+	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
+	s := v.sessions()
+	if s == nil || s.Publishers == nil && s.Viewers == nil {
+		return ""
+	}
+	part := func(n *int, one string) string {
+		if n == nil {
+			return one + "s not known"
+		}
+		return count(*n, one)
+	}
+	text := part(s.Publishers, "publisher") + ", " + part(s.Viewers, "viewer")
+	if s.Viewers != nil && s.By == cluster.CountedByConnections {
+		text += " (counted by connections)"
+	}
+	return text
+}
+
+// loadLines shows what the agent beat last, with bars on a terminal.
+func loadLines(r bootstrap.RowView, t tableStyle) []string {
+	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
+	load := v.load()
+	if load == nil {
+		return nil
+	}
+	gpu, index, devices := v.gpu()
+	gpuName := "GPU"
+	if devices > 1 && gpu != nil {
+		gpuName = fmt.Sprintf("GPU #%d of %d", index, devices)
+	}
+	var lines []string
+	for _, row := range []struct {
+		name    string
+		percent *int
+	}{{"CPU", load.CPU}, {"memory", load.Mem}, {"disk", load.Disk}, {gpuName, gpu}, {"score", load.Score}} {
+		if row.percent == nil {
+			continue
+		}
+		const nameWidth, barWidth = 13, 20
+		line := fmt.Sprintf("%-*s", nameWidth, row.name)
+		if t.width >= nameWidth+barWidth+10 {
+			line += t.color.load(row.percent, bar(*row.percent, barWidth, t.utf8)) + " "
+		}
+		lines = append(lines, line+t.color.load(row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
+	}
+	return lines
 }

@@ -411,7 +411,7 @@ func (t tableStyle) more() string {
 
 // narrower is what a narrow terminal does without, in this order: columns, and eighths of the bars.
 func narrower() []string {
-	return []string{"VERSION", "ZONE", "bar 5", "GROUP", "SCORE", "bar 0", "NODE", "GPU", "MEM", "ROLE", "PUB/VIEW", "AMS", "AGENT", "CPU", "STATE"}
+	return []string{"VERSION", "ZONE", "bar 5", "SCORE", "GROUP", "bar 0", "NODE", "GPU", "MEM", "ROLE", "PUB/VIEW", "AMS", "AGENT", "CPU", "STATE"}
 }
 
 const (

@@ -1,0 +1,697 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// play is a cluster that a test plays, and the terminal or pipe it is watched through.
+type play struct {
+	mu    sync.Mutex
+	nodes map[string]cluster.Node
+	err   error
+	hang  bool
+	looks int
+
+	// What prune did.
+	removed []string
+	events  []cluster.Event
+	deleted []cluster.AMSRemoval
+	docs    []cluster.AMSNode
+	fail    error
+
+	out      lockedBuffer
+	env      testEnv
+	terminal bool
+	json     bool
+	columns  int
+	sized    chan os.Signal
+	stopped  int
+}
+
+func (p *play) set(f func(*play)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(p)
+}
+
+// node puts a row there, as beaten at this moment.
+func (p *play) node(id, ip string, change ...func(*cluster.Node)) {
+	p.set(func(p *play) {
+		if p.nodes == nil {
+			p.nodes = map[string]cluster.Node{}
+		}
+		n := cluster.Node{ID: id, IP: ip, Role: "origin", State: cluster.StateActive, Seq: p.nodes[id].Seq + 1, IntervalMS: 5000, UpdatedAt: time.Now()}
+		for _, f := range change {
+			f(&n)
+		}
+		p.nodes[id] = n
+	})
+}
+
+func (p *play) Look(ctx context.Context) (cluster.Look, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.looks++
+	if p.hang {
+		p.mu.Unlock()
+		<-ctx.Done()
+		p.mu.Lock()
+		return cluster.Look{}, &cluster.Error{Kind: cluster.KindTimeout, Op: "looking", Host: "10.0.2.4:27017", Err: ctx.Err()}
+	}
+	if p.err != nil {
+		return cluster.Look{}, p.err
+	}
+	l := cluster.Look{ServerTime: time.Now(), At: time.Now(), AMS: p.docs}
+	for _, id := range []string{"i-1", "i-2", "i-3", "i-4", "i-5"} {
+		if n, ok := p.nodes[id]; ok {
+			l.Nodes = append(l.Nodes, n)
+		}
+	}
+	return l, nil
+}
+
+func (p *play) globals() *globals {
+	env := p.env.env()
+	env.Stdout = &p.out
+	env.Now = time.Now
+	env.IsTerminal = func(stream any) bool { return p.terminal && stream == any(&p.out) }
+	env.Size = func(any) (int, int) { return p.columns, 12 }
+	if p.sized == nil {
+		p.sized = make(chan os.Signal, 1)
+	}
+	env.ScreenEvents = func() (<-chan os.Signal, func()) { return p.sized, func() {} }
+	env.Suspend = func() { p.set(func(p *play) { p.stopped++ }) }
+	g := newGlobals(env.withDefaults())
+	form := "text"
+	if p.json {
+		form = "json"
+	}
+	g.setForm(form, "auto", 0)
+	return g
+}
+
+// watch runs `nodes --watch` while do plays.
+func (p *play) watch(t *testing.T, opts nodesOptions, do func()) error {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	g := p.globals()
+	go func() { done <- watchNodes(ctx, opts, g, p) }()
+	do()
+	cancel()
+	return <-done
+}
+
+func (p *play) lines() []string {
+	var out []string
+	for line := range strings.Lines(p.out.String()) {
+		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ") // the time
+		out = append(out, rest)
+	}
+	return out
+}
+
+func TestWatchLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &play{}
+		p.node("i-1", "10.0.0.1")
+		p.node("i-2", "10.0.0.2")
+		err := p.watch(t, nodesOptions{noProbe: true}, func() {
+			passes(4 * time.Second)
+			p.node("i-1", "10.0.0.1")
+			p.node("i-3", "10.0.0.3", func(n *cluster.Node) { n.State = cluster.StateJoining })
+			passes(3 * time.Second)
+			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = cluster.StateDraining })
+			p.node("i-3", "10.0.0.3", func(n *cluster.Node) { n.State = cluster.StateLeft })
+			passes(5 * time.Second)
+			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = cluster.StateDraining })
+			passes(time.Second)
+		})
+		var quiet *quietError
+		if !errors.As(err, &quiet) || quiet.code != exitInterrupted {
+			t.Errorf("%v", err)
+		}
+		want := []string{
+			"2 nodes: 2 ams-stale; 2 origins",
+			"i-1 10.0.0.1 active ams-stale",
+			"i-2 10.0.0.2 active ams-stale",
+			"i-3 10.0.0.3 joining ams-stale (new)",
+			"i-1 10.0.0.1 active -> draining",
+			"i-3 10.0.0.3 ams-stale -> removed", // left, and those are not shown
+			"i-2 10.0.0.2 ams-stale -> gone",
+		}
+		if diff := cmp.Diff(want, p.lines()); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+		if got := p.env.stderr.String(); got != "" {
+			t.Errorf("stderr: %s", got)
+		}
+	})
+}
+
+// A kill is told within two beats and a second, and hardly later.
+func TestWatchIsInTime(t *testing.T) {
+	for _, interval := range []time.Duration{time.Second, 5 * time.Second} {
+		for _, opts := range []nodesOptions{{noProbe: true}, {noProbe: true, interval: time.Second}} {
+			synctest.Test(t, func(t *testing.T) {
+				p := &play{}
+				beat := func() {
+					p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.IntervalMS = interval.Milliseconds() })
+				}
+				beat()
+				_ = p.watch(t, opts, func() {
+					for range 20 {
+						passes(interval)
+						beat()
+					}
+					if got := p.lines(); len(got) != 2 {
+						t.Errorf("%q", got)
+					}
+					looks := p.looks
+					if most := int(20*interval/pollLeast) + 30; looks > most {
+						t.Errorf("%d looks", looks)
+					}
+					limit := 2*interval + time.Second
+					passes(limit + 100*time.Millisecond)
+					if got := p.lines(); len(got) != 3 || got[2] != "i-1 10.0.0.1 ams-stale -> gone" {
+						t.Errorf("%s after the last beat: %q", limit, got)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestWatchJSON(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &play{json: true, terminal: true}
+		p.node("i-1", "10.0.0.1")
+		_ = p.watch(t, nodesOptions{}, func() { passes(15 * time.Second) })
+		var got []string
+		for line := range strings.Lines(p.out.String()) {
+			var c struct {
+				SchemaVersion int `json:"schema_version"`
+				Kind, Change  string
+				At            time.Time
+				Before        string `json:"verdict_before"`
+				Member        struct {
+					Node    cluster.Node
+					Verdict cluster.Verdict
+				}
+			}
+			if err := json.Unmarshal([]byte(line), &c); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			got = append(got, fmt.Sprintf("%d %s %s %s>%s %s %t", c.SchemaVersion, c.Kind, c.Change, c.Before, c.Member.Verdict, c.Member.Node.ID, c.At.IsZero()))
+		}
+		if diff := cmp.Diff([]string{"1 node first >ams-stale i-1 false", "1 node changed ams-stale>gone i-1 false"}, got); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	})
+}
+
+func TestWatchWithoutMongoDB(t *testing.T) {
+	away := &cluster.Error{Kind: cluster.KindRefused, Op: "looking", Host: "10.0.2.4:27017", Err: syscall.ECONNREFUSED}
+	t.Run("from the start", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{err: away}
+			g := p.globals()
+			err := watchNodes(t.Context(), nodesOptions{}, g, p)
+			if code := g.report(t.Context(), err); code != exitFailed || p.out.String() != "" || !strings.Contains(p.env.stderr.String(), "AMS-MONGO-REFUSED") {
+				t.Errorf("exit %d, %s", code, p.env.stderr.String())
+			}
+		})
+	})
+	t.Run("lines", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{}
+			p.node("i-1", "10.0.0.1")
+			_ = p.watch(t, nodesOptions{}, func() {
+				passes(3 * time.Second)
+				p.set(func(p *play) { p.err = away })
+				passes(time.Minute)
+				p.set(func(p *play) { p.err = nil })
+				passes(3 * time.Second)
+				p.node("i-1", "10.0.0.1")
+				passes(3 * time.Second)
+			})
+			// Nobody could beat meanwhile, so nobody is called gone for it.
+			if diff := cmp.Diff([]string{"1 node: 1 ams-stale; 1 origin", "i-1 10.0.0.1 active ams-stale"}, p.lines()); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			stderr := p.env.stderr.String()
+			if strings.Count(stderr, "MongoDB is away; going on") != 1 || strings.Count(stderr, "MongoDB is back") != 1 {
+				t.Errorf("stderr:\n%s", stderr)
+			}
+		})
+	})
+	t.Run("screen", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{terminal: true, columns: 80}
+			p.node("i-1", "10.0.0.1")
+			_ = p.watch(t, nodesOptions{}, func() {
+				passes(3 * time.Second)
+				p.set(func(p *play) { p.err = away })
+				passes(9*time.Second + time.Millisecond)
+				if got := p.frame(); !strings.Contains(got, "\x1b[31mMongoDB at 10.0.2.4:27017 refused the connection; this is from 10 s ago\x1b[0m") ||
+					!strings.Contains(got, "\x1b[2mi-1") {
+					t.Errorf("%q", got)
+				}
+				p.set(func(p *play) { p.err, p.hang = nil, true })
+				passes(4 * time.Second)
+				if got := p.frame(); !strings.Contains(got, "this is from 14 s ago") {
+					t.Errorf("%q", got)
+				}
+				p.set(func(p *play) { p.hang = false })
+				passes(2 * time.Second) // the one that hangs is given up
+				p.node("i-1", "10.0.0.1")
+				passes(4 * time.Second)
+				if got := p.frame(); strings.Contains(got, "ago") || !strings.Contains(got, ", every 2 s") || !strings.Contains(got, "\x1b[33mams-stale") {
+					t.Errorf("%q", got)
+				}
+			})
+		})
+	})
+}
+
+// frame is what was drawn last.
+func (p *play) frame() string {
+	s := p.out.String()
+	if i := strings.LastIndex(s, cursorHome); i >= 0 {
+		return s[i:]
+	}
+	return s
+}
+
+func TestWatchScreen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &play{terminal: true, columns: 60}
+		p.node("i-1", "10.0.0.1")
+		p.node("i-2", "10.0.0.2")
+		err := p.watch(t, nodesOptions{}, func() {
+			passes(time.Second)
+			first := p.out.String()
+			if !strings.HasPrefix(first, strings.Repeat("\r\n", 11)+cursorHide+cursorHome) || strings.Count(first, cursorHide) != 1 {
+				t.Errorf("%q", first)
+			}
+			if n := strings.Count(p.frame(), "\r\n"); n != 6 || !strings.HasSuffix(p.frame(), "\r\n"+clearRest) {
+				t.Errorf("%d lines: %q", n, p.frame())
+			}
+			// Another size: at once.
+			p.columns = 20
+			p.sized <- syscall.SIGWINCH
+			synctest.Wait()
+			for line := range strings.SplitSeq(strings.TrimSuffix(strings.TrimPrefix(p.frame(), cursorHome), clearRest), "\r\n") {
+				if n := textWidth(withoutColor(strings.TrimPrefix(line, clearLine))); n > 20 {
+					t.Errorf("%d columns: %q", n, line)
+				}
+			}
+			// Ctrl-Z leaves a terminal with a cursor, and takes it again.
+			p.sized <- syscall.SIGTSTP
+			synctest.Wait()
+			if out := p.out.String(); p.stopped != 1 || strings.Count(out, cursorShow) != 1 || strings.Count(out, cursorHide) != 2 {
+				t.Errorf("stopped %d times: %q", p.stopped, out)
+			}
+		})
+		var quiet *quietError
+		if !errors.As(err, &quiet) || quiet.code != exitInterrupted {
+			t.Errorf("%v", err)
+		}
+		if !strings.HasSuffix(p.out.String(), cursorShow) {
+			t.Errorf("the cursor stays hidden: %q", p.frame())
+		}
+	})
+}
+
+// A terminal that goes away ends it, with the cursor asked back all the same.
+func TestWatchTerminalGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &play{terminal: true, columns: 80}
+		p.node("i-1", "10.0.0.1")
+		g := p.globals()
+		g.env.Stdout = failingWriter{syscall.EIO}
+		g.env.IsTerminal = func(any) bool { return true }
+		var oe *outputError
+		if err := watchNodes(t.Context(), nodesOptions{}, g, p); !errors.As(err, &oe) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestProbe(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := l.Addr().(*net.TCPAddr).Port
+	shut, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := shut.Addr().(*net.TCPAddr).Port
+	_ = shut.Close()
+	defer func() { _ = l.Close() }()
+	var members []nodeView
+	for i := range 40 {
+		members = append(members, aNode(i, func(v *nodeView) {
+			v.Node.IP, v.Node.Port = "127.0.0.1", refused
+			v.Agent.Fresh, v.Verdict = false, cluster.VerdictAgentStale
+			switch i {
+			case 0:
+				v.Node.Port = open
+			case 1: // nobody told where AMS listens: a refusal on the usual port would prove nothing
+				v.Node.Port = 0
+			case 2: // not in doubt
+				v.Agent.Fresh, v.Verdict = true, cluster.VerdictAlive
+			case 3: // a name would be looked up
+				v.Node.IP = "localhost"
+			case 4:
+				v.Node.IP = "::ffff:127.0.0.1"
+			}
+		}))
+	}
+	probeMembers(t.Context(), members)
+	for i, v := range members {
+		want, verdict := probeRefused, cluster.VerdictGone
+		switch i {
+		case 0:
+			want, verdict = probeOpen, cluster.VerdictAgentStale
+		case 1:
+			want, verdict = "", cluster.VerdictAgentStale
+		case 2:
+			want, verdict = "", cluster.VerdictAlive
+		case 3:
+			want, verdict = probeNoAnswer, cluster.VerdictAgentStale
+		}
+		if v.Probe != want || v.Verdict != verdict {
+			t.Errorf("%d: %q, %s", i, v.Probe, v.Verdict)
+		}
+	}
+}
+
+func TestViewNodes(t *testing.T) {
+	var members []cluster.Member
+	for _, v := range aCluster() {
+		members = append(members, v.Member)
+	}
+	left := aNode(9, func(v *nodeView) {
+		v.Node.State, v.Verdict, v.Agent.Fresh = cluster.StateLeft, cluster.VerdictGone, false
+	})
+	members = append(members, left.Member)
+	for _, tt := range []struct {
+		name   string
+		opts   nodesOptions
+		want   string
+		hidden int
+	}{
+		{"all but the tombstones", nodesOptions{}, "6 7 8 9 10 99 12", 1},
+		{"tombstones too", nodesOptions{all: true}, "6 7 8 9 10 99 12 14", 0},
+		{"only they", nodesOptions{states: []string{"left"}}, "14", 0},
+		{"a role", nodesOptions{roles: []string{"edge"}}, "8 9 10", 0},
+		{"several", nodesOptions{roles: []string{"edge", "origin"}, states: []string{"draining", "active"}}, "6 7 8 9 10", 0},
+		{"a group", nodesOptions{groups: []string{"生产"}}, "12", 0},
+		{"none", nodesOptions{roles: []string{"x"}}, "", 0},
+	} {
+		tt.opts.sort = "address"
+		data := viewNodes(t.Context(), tt.opts, cluster.Look{}, members)
+		var got []string
+		for _, v := range data.Members {
+			got = append(got, v.Address()[len("10.0.0."):])
+		}
+		if s := strings.Join(got, " "); s != tt.want || data.LeftHidden != tt.hidden || data.Summary.Nodes != len(got) || data.Members == nil {
+			t.Errorf("%s: %s, %d hidden", tt.name, s, data.LeftHidden)
+		}
+	}
+}
+
+func TestNodesUsage(t *testing.T) {
+	for _, tt := range []struct{ args, want string }{
+		{"--state activ", "did you mean active?"},
+		{"--sort cpuu", "did you mean cpu?"},
+		{"--sort -x", `--sort: "-x" is not one of address`},
+		{"--watch --interval 1ms", "--interval: 1ms is outside 100ms to 1h"},
+		{"--interval 1s", "--interval is for --watch"},
+		{"10.0.2.4", "did you mean --mongo 10.0.2.4?"},
+		{"pruen", "did you mean `amsagent nodes prune`?"},
+		{"prune --older-than 5s", "--older-than: 5s is less than 20s"},
+		{"prune now", "takes no argument"},
+		{"", "AMS-MONGO-MISSING"},
+		{"prune", "AMS-MONGO-MISSING"},
+	} {
+		code, stdout, stderr := run(t, nil, append([]string{"nodes"}, strings.Fields(tt.args)...)...)
+		if code != exitUsage || stdout != "" || !strings.Contains(stderr, tt.want) {
+			t.Errorf("%s: exit %d, %q\n%s", tt.args, code, stdout, stderr)
+		}
+	}
+	code, _, stderr := run(t, nil, "nodes", "--mongo", "127.0.0.1:1")
+	if code != exitFailed || !strings.Contains(stderr, "cannot look at the cluster: MongoDB at 127.0.0.1:1 refused") {
+		t.Errorf("exit %d\n%s", code, stderr)
+	}
+}
+
+func (p *play) RemoveNode(_ context.Context, n cluster.Node) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fail != nil {
+		return false, p.fail
+	}
+	if now, ok := p.nodes[n.ID]; ok && !now.UpdatedAt.Equal(n.UpdatedAt) {
+		return false, nil
+	}
+	delete(p.nodes, n.ID)
+	p.removed = append(p.removed, n.ID)
+	return true, nil
+}
+
+func (p *play) DeleteAMSNodes(_ context.Context, r cluster.AMSRemoval) (cluster.AMSRemoved, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.deleted = append(p.deleted, r)
+	var done cluster.AMSRemoved
+	var rest []cluster.AMSNode
+	for _, d := range p.docs {
+		if d.IP == r.Address && d.LastUpdate.Before(r.OlderThan) {
+			done.Deleted = append(done.Deleted, d)
+		} else {
+			rest = append(rest, d)
+		}
+	}
+	p.docs = rest
+	return done, nil
+}
+
+func (p *play) AddEvent(_ context.Context, e cluster.Event) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.events = append(p.events, e)
+	return nil
+}
+
+func (p *play) doc(id, ip string) {
+	p.set(func(p *play) { p.docs = append(p.docs, cluster.AMSNode{ID: id, IP: ip, LastUpdate: time.Now()}) })
+}
+
+// aGraveyard has one of each kind of what prune may meet.
+func (p *play) aGraveyard() {
+	p.doc("d1", "10.0.0.1")
+	p.node("i-1", "10.0.0.1")
+	p.node("i-4", "10.0.0.4", func(n *cluster.Node) { n.State = cluster.StateLeft })
+	passes(2 * time.Hour)
+	p.node("i-2", "10.0.0.2")
+	passes(5 * time.Minute)
+	p.node("i-3", "10.0.0.3")
+	passes(time.Second)
+}
+
+func (p *play) prune(t *testing.T, opts pruneOptions) (code int) {
+	t.Helper()
+	if opts.olderThan == 0 {
+		opts.olderThan = 10 * time.Minute
+	}
+	p.out.b.Reset()
+	g := p.globals()
+	if err := prune(t.Context(), opts, g, p); err != nil {
+		return g.report(t.Context(), err)
+	}
+	return 0
+}
+
+func TestPrune(t *testing.T) {
+	t.Run("dry", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{}
+			p.aGraveyard()
+			begin := time.Now()
+			code := p.prune(t, pruneOptions{})
+			want := "1 machine would be removed; nothing was touched\n" +
+				"  i-1  10.0.0.1  active  agent silent for 2 h, Ant Media Server for 2 h; 1 document of Ant Media Server\n" +
+				"\nGone and kept\n" +
+				"  i-2  10.0.0.2  active  the agent is silent for only 5 min\n" +
+				"  i-4  10.0.0.4  left    has left; --left removes it\n" +
+				"\nto remove them: the same command with --yes\n"
+			if diff := cmp.Diff(want, p.out.String()); diff != "" || code != 0 {
+				t.Errorf("exit %d, -want +got:\n%s", code, diff)
+			}
+			if len(p.removed)+len(p.events)+len(p.deleted) > 0 || len(p.nodes) != 4 {
+				t.Error("it did something")
+			}
+			if took := time.Since(begin); took != pruneWait {
+				t.Errorf("it took %s", took)
+			}
+		})
+	})
+	t.Run("for real", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{}
+			p.aGraveyard()
+			if code := p.prune(t, pruneOptions{yes: true, left: true}); code != 0 {
+				t.Errorf("exit %d: %s", code, p.env.stderr.String())
+			}
+			if diff := cmp.Diff([]string{"i-1", "i-4"}, p.removed); diff != "" {
+				t.Error(diff)
+			}
+			if len(p.docs) != 0 || len(p.events) != 2 || p.events[0].Kind != "prune" || p.events[0].Node != "i-1" ||
+				p.events[0].Details["documents"] != "d1" || p.events[0].Details["address"] != "10.0.0.1" {
+				t.Errorf("%+v, %+v", p.docs, p.events)
+			}
+			if !strings.HasPrefix(p.out.String(), "2 machines removed\n") {
+				t.Error(p.out.String())
+			}
+			// Done twice is done once, at once.
+			looks := p.looks
+			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || p.looks != looks+1 || !strings.HasPrefix(p.out.String(), "nothing to do: nobody has been gone for 10m\n") {
+				t.Errorf("exit %d: %s", code, p.out.String())
+			}
+		})
+	})
+	t.Run("who writes between the looks stays", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{}
+			p.aGraveyard()
+			go func() {
+				passes(3 * time.Second)
+				p.node("i-1", "10.0.0.1")
+			}()
+			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || len(p.removed)+len(p.deleted) > 0 {
+				t.Errorf("exit %d, removed %v, %v\n%s", code, p.removed, p.deleted, p.out.String())
+			}
+		})
+	})
+	t.Run("only AMS knows it", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{}
+			p.doc("d9", "10.0.0.9")
+			passes(time.Hour)
+			p.node("i-1", "10.0.0.1")
+			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || !strings.Contains(p.out.String(), "(no row)  10.0.0.9  -  has no row; --ams-only removes it; 1 document") {
+				t.Errorf("exit %d: %s", code, p.out.String())
+			}
+			if code := p.prune(t, pruneOptions{yes: true, amsOnly: true}); code != 0 || len(p.docs) != 0 || len(p.events) != 1 || p.events[0].Node != "d9" {
+				t.Errorf("exit %d: %s", code, p.out.String())
+			}
+		})
+	})
+	t.Run("nobody is heard", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{}
+			p.node("i-1", "10.0.0.1")
+			p.node("i-2", "10.0.0.2")
+			passes(time.Hour)
+			go func() {
+				passes(15 * time.Second) // back to a database that was away
+				p.node("i-1", "10.0.0.1")
+			}()
+			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || fmt.Sprint(p.removed) != "[i-2]" {
+				t.Errorf("exit %d, removed %v", code, p.removed)
+			}
+		})
+	})
+	t.Run("MongoDB fails", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{fail: &cluster.Error{Kind: cluster.KindForbidden, Op: "removing node i-1", Host: "h:1", Err: errors.New("not authorized")}}
+			p.aGraveyard()
+			code := p.prune(t, pruneOptions{yes: true})
+			stderr := p.env.stderr.String()
+			if code != exitFailed || !strings.Contains(stderr, "amsagent: 0 of 1 were removed") || !strings.Contains(stderr, "AMS-MONGO-FORBIDDEN") ||
+				!strings.HasPrefix(p.out.String(), "nothing was removed") || len(p.deleted) > 0 {
+				t.Errorf("exit %d:\n%s%s", code, p.out.String(), stderr)
+			}
+		})
+	})
+	t.Run("json", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{json: true}
+			p.aGraveyard()
+			code := p.prune(t, pruneOptions{})
+			var got struct {
+				Kind         string
+				DryRun       bool `json:"dry_run"`
+				Remove, Kept []pruneItem
+			}
+			if err := json.Unmarshal([]byte(p.out.String()), &got); err != nil || code != 0 || got.Kind != "prune" || !got.DryRun || len(got.Remove) != 1 || len(got.Kept) != 2 {
+				t.Errorf("exit %d, %v: %+v", code, err, got)
+			}
+		})
+	})
+}
+
+// Somebody who listens is no machine that is gone, whatever it writes (issue #7045 of Ant-Media-Server).
+func TestPruneKeepsWhoListens(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	port := l.Addr().(*net.TCPAddr).Port
+	gone := func(i int, ip string) pruneItem {
+		v := aNode(i, func(v *nodeView) {
+			v.Node.IP, v.Node.Port, v.Verdict, v.Agent.Fresh = ip, port, cluster.VerdictGone, false
+		})
+		return pruneItem{ID: v.ID(), Address: ip, member: v.Member}
+	}
+	d := pruneData{Remove: []pruneItem{gone(1, "127.0.0.1"), gone(2, "127.0.0.2")}}
+	d.probe(t.Context(), nil)
+	if len(d.Remove) != 1 || len(d.Kept) != 1 || d.Kept[0].Why != fmt.Sprintf("somebody listens on port %d of 127.0.0.1", port) {
+		t.Errorf("%+v", d)
+	}
+	// Another machine has the address now: that it listens says nothing of the old one.
+	d = pruneData{Remove: []pruneItem{gone(1, "127.0.0.1")}}
+	d.probe(t.Context(), []cluster.Member{aNode(7, func(v *nodeView) { v.Node.IP = "127.0.0.1" }).Member})
+	if len(d.Remove) != 1 || len(d.Kept) != 0 {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestScreenEnd(t *testing.T) {
+	var b bytes.Buffer
+	s := &screen{w: &b}
+	s.end()
+	if b.Len() != 0 {
+		t.Errorf("a cursor that was not hidden is shown: %q", b.String())
+	}
+	if err := s.draw([]string{"x"}, 5); err != nil || b.Len() != 0 {
+		t.Errorf("drawn after the end: %q", b.String())
+	}
+}
+
+// passes lets time pass in a bubble of synctest, where it costs none.
+func passes(d time.Duration) { <-time.After(d) }
