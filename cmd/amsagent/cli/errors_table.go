@@ -14,6 +14,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -35,6 +36,12 @@ const (
 	idLocked       = "AMS-LOCKED"
 	idService      = "AMS-SERVICE"
 	idNotSeen      = "AMS-NOT-SEEN"
+	idNoDaemon     = "AMS-NO-DAEMON"
+	idOddDaemon    = "AMS-ODD-DAEMON"
+	idLostDaemon   = "AMS-LOST-DAEMON"
+	idRefused      = "AMS-REFUSED"
+	idUndrained    = "AMS-UNDRAINED"
+	idEvent        = "AMS-EVENT"
 
 	idMongo            = "AMS-MONGO"
 	idMongoDNS         = "AMS-MONGO-DNS"
@@ -207,6 +214,51 @@ func errorTable() []errorClass {
 				return as[*ams.JobError](err) || is(ams.ErrUnstable, ams.ErrNoSystemd, ams.ErrNoUnit, ams.ErrUnitMasked, ams.ErrUnitBroken)(err)
 			},
 			hint: func(err error, _ *globals) []string { return someHint(ams.Hint(err)) },
+		},
+
+		// The daemon, asked over its socket.
+		{
+			id: idNoDaemon, exit: exitFailed,
+			meaning: "no daemon runs on this machine",
+			match:   as[*noDaemonError],
+			hint: func(error, *globals) []string {
+				return []string{"systemctl start amsagent", "why it does not run: journalctl -u amsagent"}
+			},
+		},
+		{
+			id: idOddDaemon, exit: exitFailed,
+			meaning: "what listens on the control socket is no daemon of this version",
+			match:   as[*oddDaemonError],
+			hint: func(error, *globals) []string {
+				return []string{"systemctl restart amsagent; that changes nothing in the cluster"}
+			},
+		},
+		{
+			id: idLostDaemon, exit: exitUnknown,
+			meaning: "the daemon went away before it had answered",
+			match:   as[*lostError],
+			hint: func(error, *globals) []string {
+				return []string{"look with `systemctl status amsagent`, then run the same command again"}
+			},
+		},
+		{
+			id: idRefused, exit: exitFailed,
+			meaning: "the daemon did not do what it was asked, and says why",
+			match:   as[*daemon.Refusal],
+		},
+
+		{
+			id: idUndrained, exit: exitFailed,
+			meaning: "somebody took back the drain that was followed",
+			match:   as[*undrainedError],
+		},
+		{
+			id: idEvent, exit: exitUsage,
+			meaning: "what was handed over is no event of a lifecycle hook",
+			match:   as[*eventError],
+			hint: func(error, *globals) []string {
+				return []string{"an event is the JSON of a lifecycle action, as EventBridge, SQS or SNS deliver it; see docs/drain.md"}
+			},
 		},
 
 		// This machine.

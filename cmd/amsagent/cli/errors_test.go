@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -66,6 +68,12 @@ func examples() map[string]error {
 		idLocked:              fmt.Errorf("waiting: %w", errors.Join(conf.ErrLocked, context.DeadlineExceeded)),
 		idNotSeen:             &bootstrap.NotSeenError{Err: errors.New("not seen")},
 		idService:             ams.ErrNoUnit,
+		idNoDaemon:            &noDaemonError{path: "/run/x.sock", err: syscall.ENOENT},
+		idOddDaemon:           &oddDaemonError{what: "odd"},
+		idLostDaemon:          &lostError{io.EOF},
+		idRefused:             &daemon.Refusal{Code: daemon.RefusedFailed, Message: "no"},
+		idUndrained:           &undrainedError{by: "alice"},
+		idEvent:               &eventError{errors.New("the event is empty")},
 		idDiskFull:            &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC},
 		idReadOnly:            &fs.PathError{Op: "open", Path: "/x", Err: syscall.EROFS},
 		idPermission:          &fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES},

@@ -1,0 +1,289 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+type drainOptions struct {
+	deadline, timeout time.Duration
+	now, repair       bool
+	detach            bool
+	reason            string
+}
+
+func (o *drainOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.DurationVar(&o.deadline, "deadline", 0, "cut the sessions that are left after this `DURATION` (default: the daemon's setting, 1h)")
+	fs.BoolVar(&o.now, "now", false, "wait for no session: all are cut")
+	fs.StringVar(&o.reason, "reason", "", "a `TEXT` for whoever asks why")
+	fs.BoolVar(&o.repair, "repair-streams", false, "end the streams that this node leaves \"broadcasting\" in the cluster")
+	addFollowFlags(fs, &o.detach, &o.timeout)
+}
+
+func addFollowFlags(fs *pflag.FlagSet, detach *bool, timeout *time.Duration) {
+	fs.BoolVar(detach, "detach", false, "do not wait: end as soon as the daemon has begun")
+	fs.DurationVar(timeout, "timeout", 0, "follow no longer than this `DURATION`; the drain goes on (default: to its end)")
+}
+
+func newDrainCommand(g *globals) *cobra.Command {
+	var opts drainOptions
+	cmd := &cobra.Command{
+		Use:   "drain [flags]",
+		Short: "take this node out of the cluster without cutting a stream",
+		Long: "The node is announced as draining, so that nothing new comes to it, and serves until\n" +
+			"its last publisher and viewer have gone, or until the deadline. Then Ant Media Server\n" +
+			"is stopped, the node is taken off the cluster's lists, and a cloud's hook that waits\n" +
+			"for it is completed. The files stay as they are.\n\n" +
+			"The daemon does all that; this command follows it, and says at least every 30 s how\n" +
+			"many are left. Ending this command ends nothing else. Where a drain is under way\n" +
+			"already, it is joined. `amsagent undrain` takes it back until the server is stopped.",
+		Example: "  amsagent drain\n" +
+			"  amsagent drain --deadline 20m --reason \"kernel update\"\n" +
+			"  amsagent drain --now --repair-streams\n" +
+			"  amsagent drain --detach",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDrain(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	return cmd
+}
+
+// Bounds of --deadline. A stream may last for days; what is shorter than a second means --now.
+const (
+	leastDeadline = time.Second
+	mostDeadline  = 7 * 24 * time.Hour
+	maxReason     = 200
+)
+
+func (o *drainOptions) check(changed bool) error {
+	switch {
+	case o.now && changed:
+		return usageError(nil, "--now and --deadline contradict each other")
+	case changed && (o.deadline < leastDeadline || o.deadline > mostDeadline):
+		return usageError([]string{"to wait for no session: --now"}, "--deadline: %s is outside %s to %s",
+			shortDuration(o.deadline), shortDuration(leastDeadline), shortDuration(mostDeadline))
+	case len(o.reason) > maxReason || oneLine(o.reason) != strings.TrimSpace(o.reason):
+		return usageError(nil, "--reason: one line of at most %d bytes", maxReason)
+	}
+	return checkFollow(o.detach, o.timeout)
+}
+
+func checkFollow(detach bool, timeout time.Duration) error {
+	switch {
+	case timeout < 0:
+		return usageError(nil, "--timeout: %s is before now", shortDuration(timeout))
+	case detach && timeout != 0:
+		return usageError(nil, "--detach waits for nothing, so that --timeout bounds nothing")
+	}
+	return nil
+}
+
+// drainData is the result of drain, undrain and event.
+type drainData struct {
+	// Result is one word: left, draining, launching, active, not-draining, not-this-instance, test, stale.
+	Result string `json:"result"`
+	// Event is what was read, of `event`.
+	Event *lifecycle.Event `json:"event,omitempty"`
+	// Instance is this machine's id, where it was asked for.
+	Instance string            `json:"instance_id,omitempty"`
+	Drain    *daemon.DrainView `json:"drain,omitempty"`
+}
+
+func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
+	if err := opts.check(opts.deadline != 0); err != nil {
+		return err
+	}
+	c := g.controlClient()
+	began := time.Now()
+	v, err := c.drain(ctx, daemon.DrainRequest{
+		Deadline: opts.deadline, Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
+	})
+	if err != nil {
+		return g.drainRefused("cannot drain", err)
+	}
+	if opts.detach {
+		return g.detached("drain", drainData{Drain: &v})
+	}
+	f := &follower{g: g, c: c, pace: g.pace(), began: began}
+	return g.followed(ctx, "drain", f, v, opts.timeout, drainData{})
+}
+
+// drainRefused makes of what the daemon says before anything was begun an error for a person.
+func (g *globals) drainRefused(msg string, err error) error {
+	u := &userError{Msg: msg, Cause: err}
+	var refusal *daemon.Refusal
+	switch {
+	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotMember:
+		u.Exit, u.State = exitNotMember, untouchedState
+	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedInvalid:
+		u.Exit, u.State = exitUsage, untouchedState
+	case errors.As(err, &refusal), as[*noDaemonError](err), as[*oddDaemonError](err):
+		u.State = untouchedState
+	case as[*lostError](err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), as[*interruptedError](err):
+		u.State = "the daemon may have begun what it was asked; `amsagent status` tells"
+	}
+	return u
+}
+
+// detached says what was begun.
+func (g *globals) detached(command string, data drainData) error {
+	data.Result = "draining"
+	if data.Drain.Launching() {
+		data.Result = "launching"
+	}
+	if v := data.Drain; !v.Ended.IsZero() && v.Outcome != "" {
+		data.Result = string(v.Outcome)
+	}
+	return g.result(command, data, func(w *textWriter) {
+		if data.Result != "draining" {
+			w.line("%s", w.color.bold(printable(data.Result)))
+			return
+		}
+		w.line("%s: %s", w.color.yellow("draining"), printable(progressOf(*data.Drain, w.now)))
+		w.line("`amsagent drain` follows it, `amsagent undrain` takes it back")
+	})
+}
+
+// followed follows a drain or a launch to its end, and says how it ended.
+func (g *globals) followed(ctx context.Context, command string, f *follower, first daemon.DrainView, timeout time.Duration, data drainData) error {
+	// A signal ends the following alone; that is said below.
+	g.setCalm()
+	inner := ctx
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		inner, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	v, err := f.follow(inner, first)
+	if err != nil {
+		return unfollowed(ctx, f, v, err, timeout)
+	}
+	data.Drain = &v
+	switch {
+	case v.Outcome == daemon.OutcomeFailed:
+		u := &userError{Msg: "the drain failed", State: nodeState(v), Exit: exitFailed}
+		if f.launch {
+			u.Msg = "this node does not serve"
+		}
+		if v.Error != "" {
+			u.Cause = errors.New(v.Error)
+		}
+		return u
+	case v.Outcome == daemon.OutcomeUndrained:
+		return &userError{Msg: "this node does not leave", Cause: &undrainedError{v.By}, State: nodeState(v)}
+	case f.launch:
+		data.Result = "active"
+	default:
+		data.Result = "left"
+	}
+	return g.result(command, data, func(w *textWriter) { drainText(w, data) })
+}
+
+// undrainedError: the drain that was followed was taken back.
+type undrainedError struct{ by string }
+
+func (e *undrainedError) Error() string {
+	if e.by == "" {
+		return "the drain was taken back"
+	}
+	return "the drain was taken back by " + e.by
+}
+
+// unfollowed says what goes on when we do not look any more.
+func unfollowed(ctx context.Context, f *follower, v daemon.DrainView, err error, timeout time.Duration) error {
+	u := &userError{Cause: err, State: "the drain goes on", Hints: []string{"`amsagent drain` follows it again, `amsagent undrain` takes it back"}}
+	if f.launch {
+		u.State, u.Hints = "the daemon goes on", []string{"`amsagent status` shows how far it is"}
+	} else if v.Irreversible {
+		u.Hints = []string{"`amsagent drain` follows it again; it is too late to take it back"}
+	}
+	switch {
+	case ctx.Err() != nil:
+		u.Msg = "stopped following; nothing else was stopped"
+	case timeout > 0 && errors.Is(err, context.DeadlineExceeded):
+		u.Msg, u.Cause, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", rounded(timeout)), errors.New(progressOf(v, f.g.env.Now())), idTimeout, exitUnknown
+	case errors.Is(err, errForgotten):
+		u.Msg, u.State, u.Exit = "it was followed in vain", nodeState(v), exitFailed
+		u.Hints = []string{"`amsagent status` and journalctl -u amsagent tell more"}
+	default:
+		u.Msg, u.Exit = "lost sight of it", exitUnknown
+		if !as[*noDaemonError](err) {
+			break
+		}
+		u.State = "the drain goes on when the daemon is back: systemctl start amsagent"
+	}
+	return u
+}
+
+// nodeState is the last line of an error: what this node is now.
+func nodeState(v daemon.DrainView) string {
+	switch v.State {
+	case "":
+		return "this machine is no node of a cluster"
+	case cluster.StateActive:
+		return "this node is active"
+	case cluster.StateDraining:
+		return "this node is draining still"
+	case cluster.StateLeft:
+		return "this node has left the cluster"
+	case cluster.StateJoining, cluster.StateFailed:
+	}
+	return "this node is " + string(v.State)
+}
+
+func drainText(w *textWriter, data drainData) {
+	v := data.Drain
+	if data.Result == "active" {
+		w.line("%s: this node serves", w.color.green("active"))
+		return
+	}
+	verdict := w.color.green("left") + ": this node is out of the cluster"
+	if v.Cut != nil && *v.Cut > 0 {
+		verdict = w.color.yellow("left") + ": this node is out of the cluster, " + count(*v.Cut, "session") + " cut"
+	}
+	w.line("%s", verdict)
+	hook, took := "", ""
+	if v.Hook != nil {
+		hook = printable(v.Hook.Name + " of " + v.Hook.Group)
+	}
+	if !v.Began.IsZero() && v.Ended.After(v.Began) {
+		took = rounded(v.Ended.Sub(v.Began))
+	}
+	w.fields("reason", printable(v.Reason), "hook", hook, "took", took)
+	for _, n := range v.Notes {
+		w.line("  %s", printable(oneLine(n)))
+	}
+}
+
+// who says who asks, for those who read it elsewhere.
+func (g *globals) who(command string) string {
+	name := ""
+	for _, v := range []string{"SUDO_USER", "USER", "LOGNAME"} {
+		if name = g.env.getenv(v); name != "" {
+			break
+		}
+	}
+	if name == "" {
+		name = fmt.Sprintf("uid %d", g.env.Geteuid())
+	}
+	if r := []rune(name); len(r) > 64 {
+		name = string(r[:64])
+	}
+	return printable(name) + ", amsagent " + command
+}

@@ -1,0 +1,189 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+type eventOptions struct {
+	file, instance string
+	detach         bool
+	timeout        time.Duration
+}
+
+func (o *eventOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.file, "file", "", "read the event from `FILE`, not from standard input")
+	fs.StringVar(&o.instance, "instance-id", "", "this machine's instance `ID` (default: the daemon's, else the cloud's metadata)")
+	addFollowFlags(fs, &o.detach, &o.timeout)
+}
+
+func newEventCommand(g *globals) *cobra.Command {
+	var opts eventOptions
+	cmd := &cobra.Command{
+		Use:   "event [flags] < EVENT",
+		Short: "act on a lifecycle event of the cloud: be a hook's target",
+		Long: "The event is JSON of Amazon's Auto Scaling as EventBridge, SQS or SNS deliver it:\n" +
+			"whole, its detail alone, a flat message, in an envelope or as the one record of a\n" +
+			"list. Where it is about this machine, it is handed to the daemon and followed to its\n" +
+			"end: a termination until this node has left, a launch until it serves.\n\n" +
+			"An event about another machine is none of ours: exit 0, so that one command can be\n" +
+			"sent to a whole group. The same is true of test notifications, and of events that\n" +
+			"are older than any hook waits. It runs as a command or a step of Systems Manager;\n" +
+			"docs/drain.md has recipes.",
+		Example: "  amsagent event --file /tmp/event.json\n" +
+			"  aws sqs receive-message --queue-url URL | amsagent event --detach",
+		GroupID:               groupAdvanced,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runEvent(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, keyProvider)
+	return cmd
+}
+
+const (
+	// stdinTime is how long standard input may stay silent: a caller that forgot to give it one, and left its own open,
+	// would wait for ever.
+	stdinTime = 30 * time.Second
+	// whoTime bounds the question who this machine is.
+	whoTime = 30 * time.Second
+)
+
+func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
+	if err := checkFollow(opts.detach, opts.timeout); err != nil {
+		return err
+	}
+	data, err := g.readEvent(ctx, opts.file, stdinTime)
+	if err != nil {
+		return err
+	}
+	e, err := lifecycle.ParseEvent(data)
+	if err != nil {
+		return &userError{Msg: "cannot read the event", Cause: &eventError{err}}
+	}
+	nothing := func(result, text, instance string) error {
+		return g.result("event", drainData{Result: result, Event: &e, Instance: instance}, func(w *textWriter) { w.line("%s", printable(text)) })
+	}
+	if e.Test {
+		return nothing("test", "nothing to do: "+e.Shape, "")
+	}
+	id, err := g.instanceID(ctx, opts.instance)
+	if err != nil {
+		return &userError{
+			Msg: "cannot tell whether the event is about this machine", Cause: err, State: untouchedState,
+			Hints: []string{"start the daemon, which knows: systemctl start amsagent; or say it: --instance-id ID"},
+		}
+	}
+	now := g.env.Now()
+	switch {
+	case id != e.InstanceID:
+		return nothing("not-this-instance", fmt.Sprintf("not this instance: the event is about %s, this is %s", e.InstanceID, id), id)
+	case e.Stale(now):
+		return nothing("stale", fmt.Sprintf("nothing to do: the event is from %s, and no hook waits that long", agoAt(now, e.Time)), id)
+	}
+	n := e.Notice(now)
+	g.progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
+	c := g.controlClient()
+	began := time.Now()
+	v, err := c.notice(ctx, n)
+	if err != nil {
+		return g.drainRefused("cannot act on the event", err)
+	}
+	result := drainData{Event: &e, Instance: id}
+	if opts.detach {
+		result.Drain = &v
+		return g.detached("event", result)
+	}
+	f := &follower{g: g, c: c, pace: g.pace(), began: began, launch: e.Hook.Launching}
+	return g.followed(ctx, "event", f, v, opts.timeout, result)
+}
+
+// eventError: what was read is no event that we know.
+type eventError struct{ err error }
+
+func (e *eventError) Error() string { return e.err.Error() }
+func (e *eventError) Unwrap() error { return e.err }
+
+// readEvent reads a file, or standard input.
+func (g *globals) readEvent(ctx context.Context, file string, patience time.Duration) ([]byte, error) {
+	how := []string{"amsagent event < event.json, or --file event.json"}
+	if file != "" && file != "-" {
+		path, err := underRoot(g.settings.Root, file)
+		if err != nil {
+			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
+		}
+		b, _, err := readSmallFile(path)
+		if err != nil {
+			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
+		}
+		return b, nil
+	}
+	if g.env.IsTerminal(g.env.Stdin) {
+		return nil, usageError(how, "the event is missing: standard input is a terminal")
+	}
+	type read struct {
+		b   []byte
+		err error
+	}
+	// Whoever reads cannot be stopped, and ends with the process.
+	done := make(chan read, 1)
+	go func() {
+		b, err := io.ReadAll(io.LimitReader(g.env.Stdin, lifecycle.MaxEvent+1))
+		done <- read{b, err}
+	}()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return nil, &userError{Msg: "waiting for the event", Cause: context.Cause(ctx), State: untouchedState}
+	case <-timer.C:
+		return nil, usageError(how, "the event is missing: standard input is open and said nothing for %s", rounded(patience))
+	case r := <-done:
+		if r.err != nil {
+			return nil, &userError{Msg: "cannot read the event from standard input", Cause: r.err, Exit: exitUsage, Hints: how}
+		}
+		if len(strings.TrimSpace(string(r.b))) == 0 {
+			return nil, usageError(how, "the event is missing: standard input is empty")
+		}
+		return r.b, nil
+	}
+}
+
+// instanceID is who this machine is: what was given, else what the daemon found out, else what the cloud says.
+func (g *globals) instanceID(ctx context.Context, given string) (string, error) {
+	if given != "" {
+		return given, nil
+	}
+	v, err := g.controlClient().status(ctx)
+	if err == nil && v.ID != "" {
+		return v.ID, nil
+	}
+	if err != nil {
+		g.log().Debug("the daemon does not say who this machine is", "error", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, whoTime)
+	defer cancel()
+	m, merr := g.readInstance(ctx, "")
+	if merr != nil {
+		return "", errors.Join(err, merr)
+	}
+	if m.Instance.ID == "" {
+		return "", errors.Join(err, errors.New("the metadata does not name this instance"))
+	}
+	return m.Instance.ID, nil
+}
+

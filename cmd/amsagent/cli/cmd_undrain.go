@@ -1,0 +1,77 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+)
+
+func newUndrainCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "undrain [flags]",
+		Short: "take a drain back: this node serves again",
+		Long: "As long as Ant Media Server has not been told to stop, a drain can be taken back: the\n" +
+			"node becomes active again, whoever asked for the drain. A cloud that wants to end the\n" +
+			"machine is not stopped by that: it ends it when its hook's time is over.",
+		Example:               "  amsagent undrain",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runUndrain(cmd.Context(), g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitInterrupted)
+	return cmd
+}
+
+// undrainTime is how long the registry is waited for: that a node serves again counts from the daemon's word on, and is
+// told to the others as soon as MongoDB takes it.
+const undrainTime = 10 * time.Second
+
+func runUndrain(ctx context.Context, g *globals) error {
+	c := g.controlClient()
+	v, err := c.undrain(ctx, daemon.UndrainRequest{Who: g.who("undrain")})
+	var refusal *daemon.Refusal
+	switch {
+	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotDraining:
+		data := drainData{Result: "not-draining", Drain: refusal.View}
+		return g.result("undrain", data, func(w *textWriter) {
+			w.line("%s: this node is not draining", w.color.green("nothing to do"))
+		})
+	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedTooLate:
+		u := &userError{
+			Msg: "it is too late to take the drain back", Cause: err, Exit: exitFailed, State: "the drain goes on",
+			Hints: []string{"where the machine stays: `amsagent join` makes it a node again when it has left"},
+		}
+		if refusal.View != nil && refusal.View.State == cluster.StateLeft {
+			u.State = nodeState(*refusal.View)
+		}
+		return u
+	case err != nil:
+		return g.drainRefused("cannot undrain", err)
+	}
+	for limit := time.Now().Add(undrainTime); v.State == cluster.StateDraining && time.Now().Before(limit) && wait(ctx, controlRetry); {
+		now, err := c.drainView(ctx)
+		if err != nil {
+			g.log().Debug("the daemon could not be asked again", "error", err)
+			break
+		}
+		v = now
+	}
+	if v.State == cluster.StateDraining {
+		g.log().Warn("the registry could not be told yet; the daemon goes on trying")
+	}
+	return g.result("undrain", drainData{Result: "active", Drain: &v}, func(w *textWriter) {
+		w.line("%s: this node serves again", w.color.green("active"))
+		for _, n := range v.Notes {
+			w.line("  %s", printable(oneLine(n)))
+		}
+	})
+}

@@ -1,0 +1,289 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+const (
+	// controlDial and controlTime bound connecting to the daemon and one answer of it: it does not wait for MongoDB or a
+	// cloud before it answers.
+	controlDial = 2 * time.Second
+	controlTime = 10 * time.Second
+	// controlPatience is how long a daemon that is being restarted is waited for before anything was asked of it.
+	controlPatience = 5 * time.Second
+	controlRetry    = 250 * time.Millisecond
+	// maxControl is more than any answer has.
+	maxControl = 1 << 20
+)
+
+// controlClient talks to the daemon over its socket.
+type controlClient struct {
+	path     string
+	http     *http.Client
+	patience time.Duration
+	timeout  time.Duration
+}
+
+func (g *globals) controlClient() *controlClient {
+	path := g.settings.Root + controlSocket
+	return &controlClient{
+		path: path, patience: controlPatience, timeout: controlTime,
+		http: &http.Client{Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				d := net.Dialer{Timeout: controlDial}
+				return d.DialContext(ctx, "unix", path)
+			},
+		}},
+	}
+}
+
+// noDaemonError: nobody listens on the control socket.
+type noDaemonError struct {
+	path string
+	err  error
+}
+
+func (e *noDaemonError) Error() string {
+	return "no daemon answers at " + e.path + ": " + e.err.Error()
+}
+func (e *noDaemonError) Unwrap() error { return e.err }
+
+// oddDaemonError: what answers is no daemon of ours, or one of another version.
+type oddDaemonError struct {
+	path string
+	old  bool
+	what string
+}
+
+func (e *oddDaemonError) Error() string { return e.what }
+
+// lostError: the daemon went away in the middle of an answer.
+type lostError struct{ err error }
+
+func (e *lostError) Error() string {
+	return "the daemon went away in the middle of its answer: " + e.err.Error()
+}
+func (e *lostError) Unwrap() error { return e.err }
+
+// send asks once and returns the answer with its status judged; the body is the caller's to close.
+func (c *controlClient) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var reader io.Reader = http.NoBody
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("encoding the request: %w", err)
+		}
+		reader = bytes.NewReader(b)
+	}
+	// A host name is needed and means nothing.
+	req, err := http.NewRequestWithContext(ctx, method, "http://amsagent"+path, reader)
+	if err != nil {
+		return nil, fmt.Errorf("making the request: %w", err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.classify(ctx, err)
+	}
+	if resp.StatusCode == http.StatusOK && isJSONType(resp) {
+		return resp, nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return nil, c.refused(resp)
+}
+
+func isJSONType(resp *http.Response) bool {
+	kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return err == nil && (kind == "application/json" || kind == "application/x-ndjson")
+}
+
+// refused makes an error of an answer that is no success.
+func (c *controlClient) refused(resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxControl))
+	var r daemon.Refusal
+	if err == nil && isJSONType(resp) && json.Unmarshal(b, &r) == nil && r.Code != "" {
+		return &r
+	}
+	odd := &oddDaemonError{path: c.path}
+	switch resp.StatusCode {
+	case http.StatusNotFound, http.StatusMethodNotAllowed:
+		odd.old = true
+		odd.what = "the daemon that runs does not know this request: it is of another version"
+	default:
+		odd.what = fmt.Sprintf("what listens at %s answers %s, and not as a daemon of ours does", c.path, resp.Status)
+	}
+	return odd
+}
+
+// classify makes of what net/http says something that a person can act on.
+func (c *controlClient) classify(ctx context.Context, err error) error {
+	var op *net.OpError
+	dialing := errors.As(err, &op) && op.Op == "dial"
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+		return &noDaemonError{path: c.path, err: bare(err)}
+	case dialing:
+		return fmt.Errorf("connecting to the daemon at %s: %w", c.path, bare(err))
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return &lostError{bare(err)}
+	}
+	return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s does not answer as a daemon does: %s", c.path, bare(err))}
+}
+
+// bare takes off the address that net/http puts before an error, and which is none of the operator's.
+func bare(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	for {
+		wrapped, ok := err.(interface{ Unwrap() error }) //nolint:errorlint // it is taken apart on purpose
+		if !ok || wrapped.Unwrap() == nil {
+			return err
+		}
+		err = wrapped.Unwrap()
+	}
+}
+
+// call asks, and decodes the answer. A daemon that is being restarted is waited for, for a moment: what is asked here
+// may be asked twice. One that is not there at all is told at once.
+func (c *controlClient) call(ctx context.Context, method, path string, body, answer any) error {
+	limit := time.Now().Add(c.patience)
+	for {
+		err := c.once(ctx, method, path, body, answer)
+		if err == nil || !comesBack(err) || time.Now().After(limit) || !wait(ctx, controlRetry) {
+			return err
+		}
+	}
+}
+
+// comesBack reports whether an error is one of a daemon that is being restarted: its socket is still there.
+func comesBack(err error) bool {
+	var refusal *daemon.Refusal
+	return as[*lostError](err) || errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotReady
+}
+
+func (c *controlClient) once(ctx context.Context, method, path string, body, answer any) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("the daemon gave no answer in %s: %w", rounded(c.timeout), context.DeadlineExceeded))
+	defer cancel()
+	resp, err := c.send(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxControl+1))
+	switch {
+	case err != nil:
+		return c.classify(ctx, err)
+	case len(b) > maxControl:
+		return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers without end", c.path)}
+	}
+	if err := json.Unmarshal(b, answer); err != nil {
+		return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers what is no JSON of ours: %s", c.path, err)}
+	}
+	return nil
+}
+
+func (c *controlClient) status(ctx context.Context) (daemon.View, error) {
+	var v daemon.View
+	return v, c.call(ctx, http.MethodGet, daemon.PathStatus, nil, &v)
+}
+
+func (c *controlClient) drainView(ctx context.Context) (daemon.DrainView, error) {
+	var v daemon.DrainView
+	return v, c.call(ctx, http.MethodGet, daemon.PathDrain, nil, &v)
+}
+
+func (c *controlClient) drain(ctx context.Context, r daemon.DrainRequest) (daemon.DrainView, error) {
+	var v daemon.DrainView
+	return v, c.call(ctx, http.MethodPost, daemon.PathDrain, r, &v)
+}
+
+func (c *controlClient) undrain(ctx context.Context, r daemon.UndrainRequest) (daemon.DrainView, error) {
+	var v daemon.DrainView
+	return v, c.call(ctx, http.MethodPost, daemon.PathUndrain, r, &v)
+}
+
+func (c *controlClient) notice(ctx context.Context, n lifecycle.Notice) (daemon.DrainView, error) {
+	var v daemon.DrainView
+	return v, c.call(ctx, http.MethodPost, daemon.PathNotice, n, &v)
+}
+
+// follow hands over views as the daemon sends them, until one of the two goes away or take returns false. Silence for
+// longer than the time given is a daemon that hangs.
+func (c *controlClient) follow(ctx context.Context, silence time.Duration, take func(daemon.DrainView) bool) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	hung := time.AfterFunc(silence, func() {
+		cancel(&lostError{fmt.Errorf("nothing was heard for %s", rounded(silence))})
+	})
+	defer hung.Stop()
+	resp, err := c.send(ctx, http.MethodGet, daemon.PathDrain+"?"+daemon.QueryFollow+"=1", nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(make([]byte, 0, 4096), maxControl)
+	for lines.Scan() {
+		hung.Reset(silence)
+		line := bytes.TrimSpace(lines.Bytes())
+		if len(line) == 0 {
+			continue
+		}
+		var v daemon.DrainView
+		if err := json.Unmarshal(line, &v); err != nil {
+			var cut *json.SyntaxError
+			if errors.As(err, &cut) && cut.Offset == int64(len(line)) {
+				return &lostError{io.ErrUnexpectedEOF} // killed while it wrote
+			}
+			return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers what is no JSON of ours: %s", c.path, err)}
+		}
+		if !take(v) {
+			return nil
+		}
+	}
+	switch err := lines.Err(); {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, bufio.ErrTooLong):
+		return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers without end", c.path)}
+	case err != nil:
+		return &lostError{bare(err)}
+	}
+	return &lostError{io.EOF}
+}
+
+// wait waits unless ctx ends.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
