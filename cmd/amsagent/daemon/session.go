@@ -159,7 +159,11 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 	var err error
 	d.beside(ctx, func() {
 		inst, ierr := d.o.Identify(ctx)
-		if by && ierr == nil {
+		if ierr != nil {
+			err = fmt.Errorf("joining: %w", ierr)
+			return
+		}
+		if by {
 			if gone, err = d.leftBefore(ctx, mongo, inst.ID); gone || err != nil {
 				return
 			}
