@@ -137,13 +137,20 @@ func (m Member) Overdue() (in time.Duration, late bool) {
 }
 
 // Refused takes into account that nobody listens where the node's AMS ought to
-// answer: of a node whose agent is silent, that is the end. Without it, AMS is
-// taken for silent only when it has missed two of its periods.
+// answer: of a node whose agent has fallen silent, that is the end. Without it,
+// AMS is taken for silent only when it has missed two of its periods.
+//
+// It changes nothing where AMS has written since the agent fell silent: it lives,
+// and what refuses us is a firewall, or AMS listens elsewhere.
 func (m *Member) Refused() {
-	if m.Node != nil && !m.Agent.Fresh {
-		m.Server.Fresh = false
-		m.Verdict = VerdictGone
+	if m.Node == nil || !m.Node.Beats() || m.Agent.Fresh || m.Server.Guess {
+		return
 	}
+	if m.Server.Known && m.Server.Age < m.Agent.Age-intervalOf(*m.Node)-beatSlack/2 {
+		return
+	}
+	m.Server.Fresh = false
+	m.Verdict = VerdictGone
 }
 
 // Observer judges the members of a cluster, one look after the other. It

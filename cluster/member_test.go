@@ -376,13 +376,15 @@ func TestMembersByAddress(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	s := newStage(t)
-	s.beat("a", "10.0.0.1", func(n *Node) { n.Port = 5080; n.IntervalMS = 1000 })
+	zero := int64(0)
+	s.beat("a", "10.0.0.1", func(n *Node) { n.Port = 5080; n.IntervalMS = 1000; n.ClockMS = &zero })
+	s.pass(900 * time.Millisecond) // both die between two beats, and AMS wrote last
 	s.write("d", "10.0.0.1", 0)
 	m := s.look()[0]
 	if m.Refused(); m.Verdict != VerdictAlive {
 		t.Errorf("its agent is heard: %+v", m)
 	}
-	s.pass(3001 * time.Millisecond)
+	s.pass(2101 * time.Millisecond)
 	m = s.look()[0]
 	if m.Verdict != VerdictAgentStale {
 		t.Fatalf("%+v", m)
@@ -396,6 +398,32 @@ func TestRefused(t *testing.T) {
 	// What was made of one look does not stain the next.
 	s.beat("a", "10.0.0.1")
 	s.want("a 10.0.0.1 alive")
+
+	// AMS writes on: somebody else refuses us.
+	s.pass(5 * time.Second)
+	s.write("d", "10.0.0.1", 0)
+	m = s.look()[0]
+	if m.Refused(); m.Verdict != VerdictAgentStale || !m.Server.Fresh {
+		t.Errorf("%+v", m)
+	}
+	// A row that nobody beats for tells nothing of when its machine died.
+	s = newStage(t)
+	s.rows["a"] = Node{ID: "a", IP: "10.0.0.1", Port: 5080, UpdatedAt: s.server()}
+	s.pass(time.Minute)
+	s.write("d", "10.0.0.1", 0)
+	m = s.look()[0]
+	if m.Refused(); m.Verdict != VerdictAgentStale {
+		t.Errorf("%+v", m)
+	}
+	// Nor does a document by a clock that nobody knows.
+	s.beat("a", "10.0.0.1", func(n *Node) { n.IntervalMS = 1000 })
+	s.write("d", "10.0.0.1", time.Minute)
+	s.pass(10 * time.Second)
+	s.o = Observer{}
+	m = s.look()[0]
+	if m.Refused(); m.Verdict != VerdictAgentStale || !m.Server.Guess {
+		t.Errorf("%+v", m)
+	}
 }
 
 func TestOverdue(t *testing.T) {

@@ -94,7 +94,11 @@ func (p *play) globals() *globals {
 	env.Stdout = &p.out
 	env.Now = time.Now
 	env.IsTerminal = func(stream any) bool { return p.terminal && stream == any(&p.out) }
-	env.Size = func(any) (int, int) { return p.columns, 12 }
+	env.Size = func(any) (int, int) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.columns, 12
+	}
 	if p.sized == nil {
 		p.sized = make(chan os.Signal, 1)
 	}
@@ -186,7 +190,8 @@ func TestWatchIsInTime(t *testing.T) {
 					if got := p.lines(); len(got) != 2 {
 						t.Errorf("%q", got)
 					}
-					looks := p.looks
+					looks := 0
+					p.set(func(p *play) { looks = p.looks })
 					if most := int(20*interval/pollLeast) + 30; looks > most {
 						t.Errorf("%d looks", looks)
 					}
@@ -317,7 +322,7 @@ func TestWatchScreen(t *testing.T) {
 				t.Errorf("%d lines: %q", n, p.frame())
 			}
 			// Another size: at once.
-			p.columns = 20
+			p.set(func(p *play) { p.columns = 20 })
 			p.sized <- syscall.SIGWINCH
 			synctest.Wait()
 			for line := range strings.SplitSeq(strings.TrimSuffix(strings.TrimPrefix(p.frame(), cursorHome), clearRest), "\r\n") {
@@ -386,6 +391,8 @@ func TestProbe(t *testing.T) {
 				v.Node.IP = "localhost"
 			case 4:
 				v.Node.IP = "::ffff:127.0.0.1"
+			case 5: // AMS writes on: the refusal is somebody else's
+				v.Agent.Age, v.Server.Age = time.Minute, time.Second
 			}
 		}))
 	}
@@ -401,6 +408,8 @@ func TestProbe(t *testing.T) {
 			want, verdict = "", cluster.VerdictAlive
 		case 3:
 			want, verdict = probeNoAnswer, cluster.VerdictAgentStale
+		case 5:
+			verdict = cluster.VerdictAgentStale
 		}
 		if v.Probe != want || v.Verdict != verdict {
 			t.Errorf("%d: %q, %s", i, v.Probe, v.Verdict)

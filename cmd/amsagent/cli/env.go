@@ -167,8 +167,22 @@ func screenEvents() (<-chan os.Signal, func()) {
 	return ch, func() { signal.Stop(ch) }
 }
 
-// suspend stops this process until somebody lets it go on. Where that cannot be, it just goes on.
-func suspend() { _ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) }
+// suspend stops this process until somebody lets it go on. The signal reaches us a moment after we have sent it, so we
+// wait for its end; where nothing stops us, not for long.
+func suspend() {
+	goOn := make(chan os.Signal, 1)
+	signal.Notify(goOn, syscall.SIGCONT)
+	defer signal.Stop(goOn)
+	if syscall.Kill(os.Getpid(), syscall.SIGSTOP) != nil {
+		return
+	}
+	patience := time.NewTimer(time.Second)
+	defer patience.Stop()
+	select {
+	case <-goOn:
+	case <-patience.C:
+	}
+}
 
 // isJournal compares the stream's device and inode with the pair in JOURNAL_STREAM. The variable alone proves nothing:
 // cloud-init's user-data inherits it while its output goes through a pipe into a file.
