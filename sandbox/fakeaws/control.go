@@ -4,6 +4,7 @@
 package fakeaws
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
@@ -27,8 +29,16 @@ import (
 //	POST   /fault          ?path=P and one of status=N (body=S), truncate=true, hang=true, reset=true; ms=N times=N method=M
 //	DELETE /fault          all of them
 //	POST   /expire-tokens
+//	POST   /rotate-credentials
+//	PUT    /target         the body becomes the target lifecycle state, not there when it is empty
+//	POST   /spot           ?action=terminate&in=120s; action=termination-time: the older item alone
+//	POST   /rebalance
+//	POST   /scheduled      JSON: one maintenance event
+//	DELETE /signals        all of them but the target
 //	GET    /requests
-func (s *Server) controlHandler() http.Handler {
+//
+// With an Auto Scaling API also what [AutoScaling.Handler] has, below /asg/.
+func (s *Server) controlHandler(asg *AutoScaling) http.Handler {
 	mux := http.NewServeMux()
 	instance := func(w http.ResponseWriter) { control.JSON(w, s.Instance()) }
 	mux.HandleFunc("GET /instance", func(w http.ResponseWriter, _ *http.Request) { instance(w) })
@@ -95,8 +105,60 @@ func (s *Server) controlHandler() http.Handler {
 		s.ExpireTokens()
 		instance(w)
 	})
+	mux.HandleFunc("POST /rotate-credentials", func(w http.ResponseWriter, _ *http.Request) {
+		s.RotateCredentials()
+		instance(w)
+	})
+	s.signalHandlers(mux, instance)
+	if asg != nil {
+		mux.Handle("/asg/", http.StripPrefix("/asg", asg.Handler()))
+	}
 	mux.HandleFunc("GET /requests", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Requests()) })
 	return mux
+}
+
+func (s *Server) signalHandlers(mux *http.ServeMux, instance func(http.ResponseWriter)) {
+	mux.HandleFunc("PUT /target", func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			control.Fail(w, http.StatusBadRequest, err)
+			return
+		}
+		s.SetTarget(strings.TrimSpace(string(b)))
+		instance(w)
+	})
+	mux.HandleFunc("POST /spot", func(w http.ResponseWriter, r *http.Request) {
+		in, err := time.ParseDuration(cmp.Or(r.URL.Query().Get("in"), "120s"))
+		if err != nil {
+			control.Fail(w, http.StatusBadRequest, err)
+			return
+		}
+		action := cmp.Or(r.URL.Query().Get("action"), "terminate")
+		if action == "termination-time" {
+			action = ""
+		}
+		s.Interrupt(action, time.Now().Add(in))
+		instance(w)
+	})
+	mux.HandleFunc("POST /rebalance", func(w http.ResponseWriter, _ *http.Request) {
+		s.Recommend(time.Now())
+		instance(w)
+	})
+	mux.HandleFunc("POST /scheduled", func(w http.ResponseWriter, r *http.Request) {
+		e := Scheduled{ID: "instance-event-0d59937288b749b32", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(time.Hour)}
+		d := json.NewDecoder(r.Body)
+		d.DisallowUnknownFields()
+		if err := d.Decode(&e); err != nil && !errors.Is(err, io.EOF) {
+			control.Fail(w, http.StatusBadRequest, fmt.Errorf("reading the event: %w", err))
+			return
+		}
+		s.Schedule(e)
+		instance(w)
+	})
+	mux.HandleFunc("DELETE /signals", func(w http.ResponseWriter, _ *http.Request) {
+		s.ClearSignals()
+		instance(w)
+	})
 }
 
 // parseFault refuses what it does not know: a test with a misspelt parameter

@@ -33,6 +33,10 @@ type Instance struct {
 	TagsEnabled bool              `json:"tags_enabled"`
 	// Role is the name of the instance profile's role; empty: none.
 	Role string `json:"role"`
+	// Credentials are the role's; those of Sample where they are empty.
+	Credentials Credentials `json:"credentials"`
+	// Signals are what is to come.
+	Signals Signals `json:"signals"`
 	// UserData is served raw; empty: none.
 	UserData string `json:"user_data"`
 	// Extra are items by their path below meta-data, such as
@@ -69,7 +73,7 @@ func Sample() Instance {
 			"Name": "ams-edge", "aws:autoscaling:groupName": "edge-asg", "amsagent:role": "edge",
 		},
 		TagsEnabled: true,
-		Role:        "ams-node",
+		Role:        "ams-node", Credentials: sampleCredentials(),
 	}
 }
 
@@ -77,6 +81,10 @@ func (i Instance) clone() Instance {
 	i.NICs = slices.Clone(i.NICs)
 	i.Tags = maps.Clone(i.Tags)
 	i.Extra = maps.Clone(i.Extra)
+	i.Signals = i.Signals.clone()
+	if i.Credentials.AccessKeyID == "" {
+		i.Credentials = sampleCredentials()
+	}
 	return i
 }
 
@@ -163,13 +171,16 @@ func (i Instance) items(now time.Time) (map[string]string, error) {
 		meta("iam/info", string(info))
 		creds, err := json.Marshal(map[string]string{
 			"Code": "Success", "LastUpdated": stamp, "Type": "AWS-HMAC",
-			"AccessKeyId": "ASIAFAKEFAKEFAKEFAKE", "SecretAccessKey": "fake-secret-of-the-sandbox",
-			"Token": "fake-session-token-of-the-sandbox", "Expiration": now.Add(6 * time.Hour).UTC().Format(time.RFC3339),
+			"AccessKeyId": i.Credentials.AccessKeyID, "SecretAccessKey": i.Credentials.Secret,
+			"Token": i.Credentials.Token, "Expiration": now.Add(i.Credentials.Valid).UTC().Format(time.RFC3339),
 		})
 		if err != nil {
 			return nil, fmt.Errorf("making credentials: %w", err)
 		}
 		meta("iam/security-credentials/"+i.Role, string(creds))
+	}
+	if err := i.Signals.items(meta); err != nil {
+		return nil, err
 	}
 	set("user-data", i.UserData)
 	for path, value := range i.Extra {

@@ -29,6 +29,9 @@ type Options struct {
 	Control string
 	// Instance is what is told; nil means Sample.
 	Instance *Instance
+	// AutoScaling is driven by this control port too, below /asg/; nil: none. It is
+	// not attached and not closed by this.
+	AutoScaling *AutoScaling
 	// AllowV1 answers without a token too (HttpTokens=optional).
 	AllowV1 bool
 	// Log gets a line for each request; default none.
@@ -49,6 +52,8 @@ type Server struct {
 	changed  chan struct{} // closed and replaced when the faults change
 	requests []Request
 	seen     int
+	rotated  int      // how often the credentials were
+	former   []string // keys that were in force
 }
 
 type armed struct {
@@ -85,7 +90,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	if o.Control != "" {
-		if s.control, err = control.Serve(ctx, o.Control, s.controlHandler()); err != nil {
+		if s.control, err = control.Serve(ctx, o.Control, s.controlHandler(o.AutoScaling)); err != nil {
 			_ = s.http.Close()
 			return nil, err
 		}

@@ -20,6 +20,9 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 	var o fakeaws.Options
 	var file, id, ip, userData string
 	var noTags bool
+	var group, asgListen string
+	var hooks []fakeaws.Hook
+	var asgOptions fakeaws.AutoScalingOptions
 	tags := map[string]string{}
 	fs.StringVar(&o.Listen, "listen", "127.0.0.1:0", "`address` of the service")
 	fs.StringVar(&o.Control, "control", "127.0.0.1:0", "`address` of the HTTP control port; empty: none")
@@ -37,8 +40,20 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 		tags[key] = value
 		return nil
 	})
+	fs.StringVar(&group, "group", "", "serve an Auto Scaling API too, in which the instance belongs to the group of this `name`")
+	fs.StringVar(&asgListen, "autoscaling", "127.0.0.1:0", "`address` of that API")
+	fs.DurationVar(&asgOptions.WaitDelay, "wait-delay", 0, "`time` from the change of the target state to the wait of the hooks")
+	fs.DurationVar(&asgOptions.ActionDelay, "action-delay", 0, "`time` for which the API knows of no lifecycle action although the wait is on")
+	fs.Func("hook", "a `hook` of the group, NAME:terminating|launching[:HEARTBEAT[:GLOBAL]] (may be repeated)", func(s string) error {
+		h, err := fakeaws.ParseHook(s)
+		hooks = append(hooks, h)
+		return err
+	})
 	if err := parse(fs, args, 0); err != nil {
 		return err
+	}
+	if group == "" && len(hooks) > 0 {
+		return fmt.Errorf("--hook needs --group")
 	}
 	i := fakeaws.Sample()
 	if file != "" {
@@ -82,12 +97,28 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 	}
 	defer stop()
 	o.Log = l.log(env)
+	if group != "" {
+		asgOptions.Listen, asgOptions.Region, asgOptions.Log = asgListen, i.Region, o.Log
+		o.AutoScaling, err = fakeaws.StartAutoScaling(context.WithoutCancel(ctx), asgOptions)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = o.AutoScaling.Close() }()
+		o.AutoScaling.Group(group, hooks...)
+	}
 	s, err := fakeaws.Start(context.WithoutCancel(ctx), o)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = s.Close() }() // for the ways out before the last line
-	err = announce(env.Stdout, map[string]string{"addr": s.Addr(), "control": s.ControlAddr(), "endpoint": s.Endpoint()})
+	ready := map[string]string{"addr": s.Addr(), "control": s.ControlAddr(), "endpoint": s.Endpoint()}
+	if o.AutoScaling != nil {
+		if err := o.AutoScaling.Attach(group, "", s); err != nil {
+			return err
+		}
+		ready["autoscaling"] = o.AutoScaling.Endpoint()
+	}
+	err = announce(env.Stdout, ready)
 	if err != nil {
 		return err
 	}

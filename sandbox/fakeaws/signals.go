@@ -1,0 +1,169 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakeaws
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Signals are what the metadata says about the future of the instance. Its zero
+// value is an instance outside of any group of which nobody wants anything.
+type Signals struct {
+	// Target is autoscaling/target-lifecycle-state; empty: not there.
+	Target string `json:"target,omitempty"`
+	// Spot is spot/instance-action; nil: not there.
+	Spot *Interruption `json:"spot,omitempty"`
+	// Rebalance is when events/recommendations/rebalance was made; nil: not there.
+	Rebalance *time.Time `json:"rebalance,omitempty"`
+	// Scheduled is events/maintenance/scheduled; nil: not there.
+	Scheduled []Scheduled `json:"scheduled,omitempty"`
+}
+
+// Interruption is the notice of a Spot instance.
+type Interruption struct {
+	Action string    `json:"action,omitempty"` // empty: the older item spot/termination-time alone
+	Time   time.Time `json:"time"`
+}
+
+// Scheduled is one maintenance event.
+type Scheduled struct {
+	ID          string    `json:"id"`
+	Code        string    `json:"code"`  // instance-reboot, instance-retirement, ...
+	State       string    `json:"state"` // active, canceled, completed
+	NotBefore   time.Time `json:"not_before"`
+	NotAfter    time.Time `json:"not_after,omitzero"`
+	Description string    `json:"description"`
+}
+
+func (s Signals) clone() Signals {
+	if s.Spot != nil {
+		spot := *s.Spot
+		s.Spot = &spot
+	}
+	if s.Rebalance != nil {
+		at := *s.Rebalance
+		s.Rebalance = &at
+	}
+	s.Scheduled = append([]Scheduled(nil), s.Scheduled...)
+	return s
+}
+
+// items calls meta with each item that is set.
+func (s Signals) items(meta func(path, value string)) error {
+	meta("autoscaling/target-lifecycle-state", s.Target)
+	if s.Spot != nil {
+		at := s.Spot.Time.UTC().Format(time.RFC3339)
+		meta("spot/termination-time", at)
+		if s.Spot.Action != "" {
+			meta("spot/instance-action", fmt.Sprintf(`{"action": %q, "time": %q}`, s.Spot.Action, at))
+		}
+	}
+	if s.Rebalance != nil {
+		meta("events/recommendations/rebalance", fmt.Sprintf(`{"noticeTime": %q}`, s.Rebalance.UTC().Format(time.RFC3339)))
+	}
+	if s.Scheduled == nil {
+		return nil
+	}
+	const date = "2 Jan 2006 15:04:05 GMT"
+	list := []map[string]string{}
+	for _, e := range s.Scheduled {
+		m := map[string]string{
+			"EventId": e.ID, "Code": e.Code, "State": e.State,
+			"NotBefore": e.NotBefore.UTC().Format(date), "Description": e.Description,
+		}
+		if !e.NotAfter.IsZero() {
+			m["NotAfter"] = e.NotAfter.UTC().Format(date)
+		}
+		list = append(list, m)
+	}
+	b, err := json.MarshalIndent(list, "", "  ")
+	if err != nil {
+		return fmt.Errorf("making the scheduled events: %w", err)
+	}
+	meta("events/maintenance/scheduled", string(b))
+	return nil
+}
+
+// SetTarget changes the target lifecycle state; empty: the item is not there.
+func (s *Server) SetTarget(state string) { s.Update(func(i *Instance) { i.Signals.Target = state }) }
+
+// Interrupt gives the notice of a Spot instance: action (terminate, stop,
+// hibernate) happens at the time. An empty action tells it in the older form alone.
+func (s *Server) Interrupt(action string, at time.Time) {
+	s.Update(func(i *Instance) { i.Signals.Spot = &Interruption{Action: action, Time: at} })
+}
+
+// Recommend recommends to rebalance.
+func (s *Server) Recommend(at time.Time) {
+	s.Update(func(i *Instance) { i.Signals.Rebalance = &at })
+}
+
+// Schedule adds a maintenance event, or replaces the one of the same id.
+func (s *Server) Schedule(e Scheduled) {
+	s.Update(func(i *Instance) {
+		for n := range i.Signals.Scheduled {
+			if i.Signals.Scheduled[n].ID == e.ID {
+				i.Signals.Scheduled[n] = e
+				return
+			}
+		}
+		i.Signals.Scheduled = append(i.Signals.Scheduled, e)
+	})
+}
+
+// ClearSignals takes everything back but the target state.
+func (s *Server) ClearSignals() {
+	s.Update(func(i *Instance) { i.Signals = Signals{Target: i.Signals.Target} })
+}
+
+// Credentials are what the instance's role gives.
+type Credentials struct {
+	AccessKeyID string `json:"access_key_id"`
+	Secret      string `json:"secret"`
+	Token       string `json:"token"`
+	// Valid is how long they are, from each reading on.
+	Valid time.Duration `json:"valid_ns"`
+}
+
+func sampleCredentials() Credentials {
+	return Credentials{
+		AccessKeyID: "ASIAFAKEFAKEFAKEFAKE", Secret: "fake-secret-of-the-sandbox",
+		Token: "fake-session-token-of-the-sandbox", Valid: 6 * time.Hour,
+	}
+}
+
+// RotateCredentials gives the role new credentials. An Auto Scaling API that this
+// server is attached to takes the former ones for expired from now on.
+func (s *Server) RotateCredentials() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rotated++
+	c := sampleCredentials()
+	c.AccessKeyID = fmt.Sprintf("ASIAFAKE%012d", s.rotated)
+	c.Token = fmt.Sprintf("%s-%d", c.Token, s.rotated)
+	c.Valid = s.instance.Credentials.Valid
+	s.former = append(s.former, s.instance.Credentials.AccessKeyID)
+	s.instance.Credentials = c
+}
+
+// owns tells whether a key is this instance's, and whether it is in force.
+func (s *Server) owns(key, token string) (owns, inForce bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.instance.Credentials
+	if s.instance.Role == "" {
+		return false, false
+	}
+	if key == c.AccessKeyID {
+		return true, token == c.Token
+	}
+	for _, f := range s.former {
+		if f == key {
+			return true, false
+		}
+	}
+	return false, false
+}
