@@ -1,0 +1,408 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/aws"
+)
+
+// awsWatcher is what an AWSSource needs of metadata/aws.
+type awsWatcher interface {
+	Watch(ctx context.Context, o aws.WatchOptions, fn func(aws.Signal))
+}
+
+// AWSSource makes notices of what the metadata of an EC2 instance signals.
+//
+// A first look at a machine in service gives [Resume]: it may have been parked
+// before this process began, and only the manager knows.
+type AWSSource struct {
+	watcher  awsWatcher
+	instance string
+	opts     aws.WatchOptions
+	log      *slog.Logger
+	unknown  map[string]bool // what was logged once
+}
+
+var _ Source = (*AWSSource)(nil)
+
+// NewAWSSource makes a source for the instance with this id. The logger may be nil.
+func NewAWSSource(w awsWatcher, instance string, o aws.WatchOptions, log *slog.Logger) *AWSSource {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if o.Log == nil {
+		o.Log = log
+	}
+	return &AWSSource{watcher: w, instance: instance, opts: o, log: log, unknown: map[string]bool{}}
+}
+
+// Name implements Source.
+func (s *AWSSource) Name() string { return "aws-metadata" }
+
+// Watch implements Source.
+func (s *AWSSource) Watch(ctx context.Context, report func(Notice)) error {
+	s.watcher.Watch(ctx, s.opts, func(signal aws.Signal) {
+		notices, known := awsNotices(s.instance, signal)
+		if !known && !s.unknown[string(signal.Kind)+signal.Value] {
+			s.unknown[string(signal.Kind)+signal.Value] = true
+			s.log.Warn("the cloud signals something that this version does not know, and nothing is done about it",
+				"signal", signal.Kind, "value", signal.Value, "text", signal.Text)
+		}
+		for _, n := range notices {
+			report(n)
+		}
+	})
+	return ctx.Err()
+}
+
+// awsNotices tells what a signal means.
+func awsNotices(instance string, s aws.Signal) (notices []Notice, known bool) {
+	n := Notice{Received: s.Seen, Deadline: s.At}
+	as := func(kind Kind, source, who, reason string) {
+		n.ID, n.Kind, n.Source, n.Who, n.Reason = NoticeID(providerAWS, instance, kind), kind, source, who, reason
+		if s.ID != "" {
+			// Several maintenance events may be announced at once.
+			n.ID += "/" + s.ID
+		}
+		if s.Gone {
+			n.Kind, n.Deadline = Withdrawn, time.Time{}
+		}
+	}
+	switch s.Kind {
+	case aws.SignalTarget:
+		return awsTarget(instance, s)
+	case aws.SignalSpot:
+		as(Interrupt, "aws-spot", "EC2 Spot", "spot interruption ("+s.Value+")")
+	case aws.SignalRebalance:
+		as(Rebalance, "aws-rebalance", "EC2 Spot", "rebalance recommendation")
+		// Its time is when it was made.
+		n.Deadline = time.Time{}
+	case aws.SignalScheduled:
+		reason := "scheduled event " + s.Value
+		if s.Text != "" {
+			reason += ": " + s.Text
+		}
+		switch s.Value {
+		case "instance-stop", "instance-retirement":
+			as(Terminate, "aws-scheduled", "EC2", reason)
+		case "instance-reboot", "system-reboot", "system-maintenance":
+			// Maintenance of network or power takes the machine away for a while, too.
+			as(Reboot, "aws-scheduled", "EC2", reason)
+		default:
+			return nil, false
+		}
+	default:
+		return nil, false
+	}
+	return []Notice{n}, true
+}
+
+// awsTarget tells what a change of the target lifecycle state means.
+func awsTarget(instance string, s aws.Signal) (notices []Notice, known bool) {
+	add := func(kind Kind, about Kind, reason string) {
+		notices = append(notices, Notice{
+			ID: NoticeID(providerAWS, instance, about), Kind: kind, Source: "aws-lifecycle", Who: "Auto Scaling",
+			Reason: reason, Received: s.Seen,
+		})
+	}
+	goes := func(state string) bool { return state == aws.TargetTerminated || state == aws.TargetWarmedTerminated }
+	switch {
+	case s.Value == aws.TargetInService:
+		// What ends a termination is no resumption: the machine was never away.
+		if !goes(s.Before) {
+			add(Resume, Resume, "in service again")
+		}
+	case goes(s.Value):
+		add(Terminate, Terminate, "scale-in")
+	case s.Value == aws.TargetDetached:
+		// It may be attached again, and until then nobody sends viewers to it.
+		add(Park, Park, "detached from the group")
+	case s.Value == aws.TargetStandby:
+		add(Park, Park, "standby")
+	case strings.HasPrefix(s.Value, "Warmed:"):
+		add(Park, Park, "return to the warm pool ("+strings.TrimPrefix(s.Value, "Warmed:")+")")
+	default:
+		return nil, false
+	}
+	if goes(s.Before) && !goes(s.Value) {
+		// After what comes in its place, so that nothing is taken up in between.
+		add(Withdrawn, Terminate, "target state "+s.Value+" in place of "+s.Before)
+	}
+	return notices, true
+}
+
+// awsAPI is what an AWSCompleter needs of metadata/aws.
+type awsAPI interface {
+	Membership(ctx context.Context) (*aws.Membership, error)
+	Hooks(ctx context.Context, group string) ([]aws.LifecycleHook, error)
+	Heartbeat(ctx context.Context, a aws.Action) error
+	Complete(ctx context.Context, a aws.Action, abandon bool) error
+}
+
+// AWSCompleterOptions are the settings of an AWSCompleter; the zero value works.
+type AWSCompleterOptions struct {
+	// Group is the group as the instance's tag names it; "" asks the API.
+	Group string
+	// Hooks names the hooks that are ours to complete, where a group has others
+	// too; none means all.
+	Hooks []string
+	// Fresh is how long what was discovered is not asked for again.
+	Fresh time.Duration
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// defaultFresh: hooks are changed by people, and a drain takes no longer.
+const defaultFresh = 10 * time.Minute
+
+// AWSCompleter completes the hooks of an Auto Scaling group.
+//
+// Where several hooks of a group wait at the same transition, they are one [Hook]
+// here with all their names, separated by a comma, which no name can hold: it is
+// completed when each of them is.
+type AWSCompleter struct {
+	api  awsAPI
+	opts AWSCompleterOptions
+	log  *slog.Logger
+
+	mu    sync.Mutex
+	group string
+	hooks []aws.LifecycleHook
+	asked time.Time // when the hooks were; zero: never
+	// done are the hooks of this wait that are completed while others are not.
+	done map[string]bool
+	// blind is until when it is not tried again to ask where the instance is,
+	// since that is forbidden.
+	blind time.Time
+}
+
+var _ Completer = (*AWSCompleter)(nil)
+
+// NewAWSCompleter makes a completer. It asks nothing.
+func NewAWSCompleter(api awsAPI, o AWSCompleterOptions) *AWSCompleter {
+	if o.Fresh <= 0 {
+		o.Fresh = defaultFresh
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &AWSCompleter{api: api, opts: o, log: o.Log, group: o.Group, done: map[string]bool{}}
+}
+
+const hookSeparator = ","
+
+// Discover implements Completer. What it has once learnt it says again when the
+// API does not answer or the permission is gone: a hook has a name that stays.
+func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, error) {
+	c.mu.Lock()
+	group, hooks, asked := c.group, c.hooks, c.asked
+	c.mu.Unlock()
+	if asked.IsZero() || time.Since(asked) > c.opts.Fresh {
+		g, h, err := c.ask(ctx, group)
+		switch {
+		case err == nil:
+			group, hooks = g, h
+			c.mu.Lock()
+			c.group, c.hooks, c.asked = g, h, time.Now()
+			c.mu.Unlock()
+		case !asked.IsZero() && !errors.Is(err, ErrGone):
+			c.log.Warn("the hooks of the group cannot be read, going on with those known from before", "group", group, "err", err)
+		case group != "" && len(c.opts.Hooks) > 0 && !errors.Is(err, ErrGone):
+			// All that is needed was given.
+			return &Hook{Provider: providerAWS, Group: group, Name: strings.Join(c.opts.Hooks, hookSeparator), Launching: launching}, nil
+		default:
+			return nil, err
+		}
+	}
+	return c.pick(group, hooks, launching), nil
+}
+
+// pick makes one hook of those of a transition, nil of none.
+func (c *AWSCompleter) pick(group string, hooks []aws.LifecycleHook, launching bool) *Hook {
+	var names []string
+	var timeout, limit time.Duration
+	least := func(to *time.Duration, d time.Duration) {
+		if d > 0 && (*to == 0 || d < *to) {
+			*to = d
+		}
+	}
+	for _, h := range hooks {
+		if h.Launching != launching || (len(c.opts.Hooks) > 0 && !slices.Contains(c.opts.Hooks, h.Name)) {
+			continue
+		}
+		names = append(names, h.Name)
+		least(&timeout, h.Timeout)
+		least(&limit, h.Limit)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	hook := &Hook{Provider: providerAWS, Group: group, Name: strings.Join(names, hookSeparator), Launching: launching, Timeout: timeout}
+	if limit > 0 {
+		// From now on at the latest: the wait has not begun, or just now.
+		hook.Limit = time.Now().Add(limit)
+	}
+	return hook
+}
+
+// ask asks the API for the hooks of the group, and for the group where it is not known.
+func (c *AWSCompleter) ask(ctx context.Context, group string) (string, []aws.LifecycleHook, error) {
+	if group == "" {
+		m, err := c.api.Membership(ctx)
+		if err != nil {
+			return "", nil, awsError(err)
+		}
+		if m == nil {
+			return "", nil, nil
+		}
+		group = m.Group
+	}
+	hooks, err := c.api.Hooks(ctx, group)
+	return group, hooks, awsError(err)
+}
+
+// Heartbeat implements Completer. It has worked where one hook of several was told.
+func (c *AWSCompleter) Heartbeat(ctx context.Context, h Hook) error {
+	var first error
+	told := false
+	for _, a := range c.actions(h) {
+		switch err := c.api.Heartbeat(ctx, a); {
+		case err == nil:
+			told = true
+		case first == nil || (errors.Is(first, aws.ErrNoAction) && !errors.Is(err, aws.ErrNoAction)):
+			first = err
+		}
+	}
+	if first == nil || (told && errors.Is(first, aws.ErrNoAction)) {
+		return nil
+	}
+	return c.explain(ctx, h, first)
+}
+
+// Complete implements Completer. The end of a machine goes on whatever the result
+// says: to abandon it would keep a machine that is not wanted, or skip the hooks
+// of others.
+func (c *AWSCompleter) Complete(ctx context.Context, h Hook, r Result) error {
+	var first error
+	for _, a := range c.actions(h) {
+		err := c.api.Complete(ctx, a, h.Launching && r == Abandon)
+		if err == nil {
+			c.mu.Lock()
+			c.done[a.Hook] = true
+			c.mu.Unlock()
+			continue
+		}
+		if first == nil || errors.Is(first, aws.ErrNoAction) {
+			first = err
+		}
+	}
+	if first != nil {
+		first = c.explain(ctx, h, first)
+	}
+	if first == nil || errors.Is(first, ErrGone) {
+		// The same hooks may wait again, for a machine that comes out of a warm pool.
+		c.mu.Lock()
+		clear(c.done)
+		c.mu.Unlock()
+	}
+	return first
+}
+
+// actions are those of a hook's names that are not completed yet.
+func (c *AWSCompleter) actions(h Hook) []aws.Action {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []aws.Action
+	names := strings.Split(h.Name, hookSeparator)
+	for _, name := range names {
+		if c.done[name] {
+			continue
+		}
+		a := aws.Action{Group: h.Group, Hook: name}
+		if len(names) == 1 {
+			a.Token = h.Token
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// explain finds out whether a hook that does not wait will wait yet.
+func (c *AWSCompleter) explain(ctx context.Context, h Hook, err error) error {
+	if !errors.Is(err, aws.ErrNoAction) {
+		return awsError(err)
+	}
+	c.mu.Lock()
+	blind := time.Now().Before(c.blind)
+	c.mu.Unlock()
+	if blind {
+		return awsError(err)
+	}
+	m, merr := c.api.Membership(ctx)
+	switch {
+	case merr != nil:
+		if _, denied := errors.AsType[*aws.DeniedError](merr); denied {
+			c.mu.Lock()
+			c.blind = time.Now().Add(c.opts.Fresh)
+			c.mu.Unlock()
+			c.log.Info("whether the hook is over cannot be asked, so it is tried until the machine goes", "err", merr)
+		}
+		return awsError(err)
+	case m == nil:
+		return fmt.Errorf("%w: the instance is in no group any more", ErrGone)
+	case awsOver(m.State, h.Launching):
+		return fmt.Errorf("%w: the instance is %s", ErrGone, m.State)
+	}
+	return fmt.Errorf("%w (the instance is %s)", awsError(err), m.State)
+}
+
+// awsOver reports whether in this lifecycle state no hook will wait for the
+// transition any more.
+func awsOver(state string, launching bool) bool {
+	rest, warmed := strings.CutPrefix(state, "Warmed:")
+	main, step, _ := strings.Cut(rest, ":")
+	if step == "Proceed" || step == "Retained" {
+		return true
+	}
+	switch main {
+	case "Terminated", "Detached", "Detaching", "Standby", "EnteringStandby":
+		return true
+	case "Stopped", "Running", "Hibernated":
+		// In the pool; the way there had its hooks.
+		return true
+	case "InService":
+		return launching
+	case "Pending":
+		// On the way into the pool a hook of either transition may wait.
+		return !launching && !warmed
+	case "Terminating":
+		return launching
+	}
+	return false
+}
+
+func awsError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if d, ok := errors.AsType[*aws.DeniedError](err); ok {
+		return &DeniedError{Permission: d.Action, Policy: d.Policy, Err: errors.New(d.Reason)}
+	}
+	switch {
+	case errors.Is(err, aws.ErrNoAction):
+		return fmt.Errorf("%w: %w", ErrNoAction, err)
+	case errors.Is(err, aws.ErrNoGroup):
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	return err
+}

@@ -1,0 +1,583 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
+	"github.com/aws/aws-sdk-go-v2/service/autoscaling/types"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// What a caller of AutoScaling may branch on, besides *DeniedError.
+var (
+	// ErrNoAction: no hook waits for this instance, which may mean not yet: the metadata tells of a termination before
+	// the group has come to its wait.
+	ErrNoAction = errors.New("no active lifecycle action")
+	// ErrNoGroup: the group is not there, or not any more.
+	ErrNoGroup = errors.New("no such Auto Scaling group")
+)
+
+// DeniedError says that the role of the instance may not make a call, or that the instance has no role.
+type DeniedError struct {
+	// Action is the permission that is missing, as policies spell it: autoscaling:CompleteLifecycleAction.
+	Action string
+	// Policy is the smallest policy with which everything works, as JSON for the role.
+	Policy string
+	// Reason is what AWS says.
+	Reason string
+}
+
+// Error implements error.
+func (e *DeniedError) Error() string {
+	return fmt.Sprintf("the role of this instance lacks the permission %s: %s", e.Action, e.Reason)
+}
+
+const (
+	// DefaultCallTimeout bounds one call with its retries. Who waits for the answer is on its way out.
+	DefaultCallTimeout = 10 * time.Second
+	// apiAttemptTimeout bounds one try, so that a connection that went silent leaves time for another.
+	apiAttemptTimeout = 4 * time.Second
+	apiAttempts       = 3
+	apiWait           = 400 * time.Millisecond
+	// credentialsWindow: credentials are renewed so long before they end, as AWS advises.
+	credentialsWindow = 5 * time.Minute
+)
+
+const (
+	hintAPIUnreachable = "the Auto Scaling API has to be reachable from this subnet: by a NAT gateway, by an interface VPC endpoint for autoscaling, " +
+		"or by a proxy (HTTPS_PROXY in the environment of the daemon)"
+	noRole = "the instance has no IAM role (instance profile)"
+)
+
+// AutoScalingOptions are the settings of AutoScaling; the zero value works.
+type AutoScalingOptions struct {
+	// Endpoint is the origin of the API; "" makes it from region and domain as the metadata tells them.
+	Endpoint string
+	// Proxy finds the proxy for a request to the API, which unlike the metadata is often reached by one; nil uses none.
+	Proxy func(*http.Request) (*url.URL, error)
+	// Timeout bounds one call with its retries.
+	Timeout time.Duration
+	// Log gets a line for each retry; nil is the provider's.
+	Log *slog.Logger
+	// Transport replaces the HTTP transport, for tests.
+	Transport http.RoundTripper
+}
+
+// AutoScaling speaks to the Auto Scaling API for this one instance, with the credentials of its role. It is safe for use
+// by several goroutines, and nothing is asked before the first call.
+type AutoScaling struct {
+	p    *Provider
+	opts AutoScalingOptions
+	// credentials are kept and renewed here; the metadata service is asked for them, never a file or the environment.
+	credentials *sdk.CredentialsCache
+	http        *http.Client
+
+	mu     sync.Mutex
+	client *autoscaling.Client
+	place  place
+}
+
+// place is where this instance is, which says where the API is.
+type place struct{ partition, region, account, instance, domain string }
+
+// AutoScaling opens the API. It makes no request.
+func (p *Provider) AutoScaling(o AutoScalingOptions) (*AutoScaling, error) {
+	if o.Endpoint != "" {
+		// The same rules as for the addresses of the metadata.
+		given, err := cloud.Options{Endpoints: map[string]string{"the Auto Scaling API": o.Endpoint}}.Endpoint("the Auto Scaling API")
+		if err != nil {
+			return nil, err
+		}
+		o.Endpoint = given
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultCallTimeout
+	}
+	if o.Log == nil {
+		o.Log = p.opts.Log
+	}
+	transport := o.Transport
+	if transport == nil {
+		transport = &http.Transport{
+			Proxy:                  o.Proxy,
+			DialContext:            (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+			TLSHandshakeTimeout:    3 * time.Second,
+			ResponseHeaderTimeout:  apiAttemptTimeout,
+			IdleConnTimeout:        30 * time.Second,
+			MaxIdleConnsPerHost:    2,
+			MaxResponseHeaderBytes: 64 << 10,
+		}
+	}
+	return &AutoScaling{
+		p: p, opts: o,
+		credentials: sdk.NewCredentialsCache(
+			ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
+			func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
+		),
+		http: &http.Client{
+			Transport: checked{transport},
+			CheckRedirect: func(*http.Request, []*http.Request) error {
+				// A redirect would carry the signature to whoever the answer names.
+				return http.ErrUseLastResponse
+			},
+		},
+	}, nil
+}
+
+// roleMetadata lets the SDK read the role's credentials through our way to the metadata, with its bounds and its choice
+// between the two addresses.
+type roleMetadata struct{ p *Provider }
+
+// GetMetadata implements ec2rolecreds.GetMetadataAPIClient.
+func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput, _ ...func(*imds.Options)) (*imds.GetMetadataOutput, error) {
+	const dir = "iam/security-credentials"
+	path := strings.Trim(in.Path, "/")
+	name := "credentials of the role"
+	if path == dir {
+		// The list is at the folder's own name.
+		path, name = dir+"/", "name of the role"
+	}
+	body, err := item(ctx, r.p, optional(name, "meta-data/"+path), func(b []byte) ([]byte, error) {
+		if len(bytes.TrimSpace(b)) == 0 {
+			return nil, errors.New("the answer is empty")
+		}
+		return b, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &imds.GetMetadataOutput{Content: io.NopCloser(bytes.NewReader(body))}, nil
+}
+
+// checked bounds the answers and looks at them: the SDK takes a success without a body, or with the page of some proxy, for
+// done, and then a hook would wait that we believe to be completed.
+type checked struct{ next http.RoundTripper }
+
+var errNotAPI = errors.New("the answer is not one of the Auto Scaling API")
+
+// RoundTrip implements http.RoundTripper.
+func (c checked) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := c.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody+1))
+	resp.Body.Close()
+	switch {
+	case err != nil:
+		return nil, err
+	case len(body) > cloud.MaxBody, resp.StatusCode < 400 && (resp.StatusCode != http.StatusOK || !isResponse(body)):
+		return nil, fmt.Errorf("%w (HTTP %d, %d bytes)", errNotAPI, resp.StatusCode, len(body))
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return resp, nil
+}
+
+// isResponse says whether the outermost element is that of an answer: <CompleteLifecycleActionResponse>.
+func isResponse(body []byte) bool {
+	d := xml.NewDecoder(bytes.NewReader(body))
+	for {
+		t, err := d.Token()
+		if err != nil {
+			return false
+		}
+		if start, ok := t.(xml.StartElement); ok {
+			return strings.HasSuffix(start.Name.Local, "Response") && start.Name.Local != "ErrorResponse"
+		}
+	}
+}
+
+// CloseIdleConnections ends the connections that wait for the next call.
+func (a *AutoScaling) CloseIdleConnections() { a.http.CloseIdleConnections() }
+
+// CloseIdleConnections is what http.Client.CloseIdleConnections looks for.
+func (c checked) CloseIdleConnections() {
+	if c, ok := c.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// Membership is how the group sees this instance.
+type Membership struct {
+	Group string
+	// State is the lifecycle state, such as InService or Terminating:Wait.
+	State string
+}
+
+// Membership asks how the group sees this instance. It is nil for an instance that is in no group, or in none any more.
+func (a *AutoScaling) Membership(ctx context.Context) (*Membership, error) {
+	var m *Membership
+	err := a.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, c *autoscaling.Client, where place) error {
+		m = nil
+		out, err := c.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{where.instance}})
+		if err != nil {
+			return err
+		}
+		for _, i := range out.AutoScalingInstances {
+			if sdk.ToString(i.InstanceId) == where.instance && sdk.ToString(i.AutoScalingGroupName) != "" {
+				m = &Membership{Group: sdk.ToString(i.AutoScalingGroupName), State: sdk.ToString(i.LifecycleState)}
+			}
+		}
+		return nil
+	})
+	return m, err
+}
+
+// LifecycleHook is one hook of a group.
+type LifecycleHook struct {
+	Name string
+	// Launching tells the hook of a start from that of an end.
+	Launching bool
+	// Timeout is how long the group waits from one heartbeat to the next, Limit how long in all; 0 is not told.
+	Timeout, Limit time.Duration
+}
+
+// Hooks lists the hooks of a group, in the order of their names.
+func (a *AutoScaling) Hooks(ctx context.Context, group string) ([]LifecycleHook, error) {
+	var hooks []LifecycleHook
+	err := a.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context, c *autoscaling.Client, _ place) error {
+		hooks = nil
+		out, err := c.DescribeLifecycleHooks(ctx, &autoscaling.DescribeLifecycleHooksInput{AutoScalingGroupName: &group})
+		if err != nil {
+			return err
+		}
+		for _, h := range out.LifecycleHooks {
+			hook := LifecycleHook{Name: sdk.ToString(h.LifecycleHookName), Timeout: seconds(h.HeartbeatTimeout), Limit: seconds(h.GlobalTimeout)}
+			switch sdk.ToString(h.LifecycleTransition) {
+			case "autoscaling:EC2_INSTANCE_TERMINATING":
+			case "autoscaling:EC2_INSTANCE_LAUNCHING":
+				hook.Launching = true
+			default:
+				continue
+			}
+			if hook.Name != "" {
+				hooks = append(hooks, hook)
+			}
+		}
+		slices.SortFunc(hooks, func(a, b LifecycleHook) int { return strings.Compare(a.Name, b.Name) })
+		return nil
+	})
+	return hooks, err
+}
+
+func seconds(n *int32) time.Duration { return time.Duration(max(0, sdk.ToInt32(n))) * time.Second }
+
+// Action names one action of one hook.
+type Action struct {
+	Group, Hook string
+	// Token is the action's, where it is known. The instance's id does as well.
+	Token string
+}
+
+// Heartbeat makes the hook wait for its whole timeout again. ErrNoAction means that it does not wait.
+func (a *AutoScaling) Heartbeat(ctx context.Context, action Action) error {
+	return a.call(ctx, "RecordLifecycleActionHeartbeat", action.Group, func(ctx context.Context, c *autoscaling.Client, where place) error {
+		_, err := c.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
+			AutoScalingGroupName: &action.Group, LifecycleHookName: &action.Hook,
+			InstanceId: &where.instance, LifecycleActionToken: orNil(action.Token),
+		})
+		return err
+	})
+}
+
+// Complete ends the wait of the hook: the transition goes on, or with abandon is given up. ErrNoAction means that it
+// does not wait.
+func (a *AutoScaling) Complete(ctx context.Context, action Action, abandon bool) error {
+	result := "CONTINUE"
+	if abandon {
+		result = "ABANDON"
+	}
+	return a.call(ctx, "CompleteLifecycleAction", action.Group, func(ctx context.Context, c *autoscaling.Client, where place) error {
+		_, err := c.CompleteLifecycleAction(ctx, &autoscaling.CompleteLifecycleActionInput{
+			AutoScalingGroupName: &action.Group, LifecycleHookName: &action.Hook, LifecycleActionResult: &result,
+			InstanceId: &where.instance, LifecycleActionToken: orNil(action.Token),
+		})
+		return err
+	})
+}
+
+func orNil(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// open finds out where the API is, once.
+func (a *AutoScaling) open(ctx context.Context) (*autoscaling.Client, place, error) {
+	a.mu.Lock()
+	client, where := a.client, a.place
+	a.mu.Unlock()
+	if client != nil {
+		return client, where, nil
+	}
+	id, err := item(ctx, a.p, optional("identity document", "dynamic/instance-identity/document"), ParseIdentity)
+	if err != nil {
+		return nil, place{}, err
+	}
+	where = place{region: id.Region, account: id.AccountID, instance: id.InstanceID}
+	for _, part := range []struct {
+		name, usual string
+		to          *string
+	}{
+		{"partition", usualPartition(id.Region), &where.partition},
+		{"domain", usualDomain(id.Region), &where.domain},
+	} {
+		*part.to, err = item(ctx, a.p, optional("services "+part.name, "meta-data/services/"+part.name), ParseWord)
+		if errors.Is(err, cloud.ErrNotFound) {
+			*part.to, err = part.usual, nil
+		}
+		if err != nil {
+			return nil, place{}, err
+		}
+	}
+	endpoint := a.opts.Endpoint
+	if endpoint == "" {
+		endpoint = "https://autoscaling." + where.region + "." + where.domain
+	}
+	client = autoscaling.New(autoscaling.Options{
+		Region: where.region, BaseEndpoint: &endpoint, Credentials: a.credentials, HTTPClient: a.http,
+		// The SDK pays for its retries out of a bucket and tells nobody: call retries instead.
+		Retryer: sdk.NopRetryer{},
+	})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.client == nil {
+		a.client, a.place = client, where
+	}
+	return a.client, a.place, nil
+}
+
+func usualPartition(region string) string {
+	switch {
+	case strings.HasPrefix(region, "cn-"):
+		return "aws-cn"
+	case strings.HasPrefix(region, "us-gov-"):
+		return "aws-us-gov"
+	default:
+		return "aws"
+	}
+}
+
+func usualDomain(region string) string {
+	if strings.HasPrefix(region, "cn-") {
+		return "amazonaws.com.cn"
+	}
+	return "amazonaws.com"
+}
+
+// call makes one call with its retries.
+func (a *AutoScaling) call(
+	ctx context.Context, action, group string, do func(context.Context, *autoscaling.Client, place) error,
+) error {
+	bound, cancel := context.WithTimeout(ctx, a.opts.Timeout)
+	defer cancel()
+	wait := apiWait
+	renewed := false
+	for n := 1; ; n++ {
+		client, where, err := a.open(bound)
+		if err != nil {
+			return fmt.Errorf("calling %s: %w", action, err)
+		}
+		try, cancel := context.WithTimeout(bound, apiAttemptTimeout)
+		err = do(try, client, where)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		v := a.judge(action, group, where, err)
+		if v.expired && !renewed {
+			// Once: credentials that are new and refused are refused for another reason.
+			renewed = true
+			a.credentials.Invalidate()
+			a.opts.Log.Info("the credentials of the role have ended, fetching new ones", "action", action, "err", v.err)
+			continue
+		}
+		pause := wait/2 + rand.N(wait/2+1)
+		deadline, _ := bound.Deadline()
+		if !v.retry || n >= apiAttempts || ctx.Err() != nil || time.Until(deadline) <= pause {
+			return v.err
+		}
+		a.opts.Log.Warn("the Auto Scaling API gave no usable answer, trying again",
+			"action", action, "attempt", n, "wait", pause.Round(time.Millisecond), "err", v.err)
+		wait *= 3
+		timer := time.NewTimer(pause)
+		select {
+		case <-bound.Done():
+			timer.Stop()
+			return v.err
+		case <-timer.C:
+		}
+	}
+}
+
+// verdict is what one failed try means.
+type verdict struct {
+	err            error
+	retry, expired bool
+}
+
+func (a *AutoScaling) judge(action, group string, where place, err error) verdict {
+	doing := "calling " + action
+	denied := func(reason string) verdict {
+		return verdict{err: &DeniedError{Action: "autoscaling:" + action, Policy: policyFor(where, group), Reason: reason}}
+	}
+	// Of the metadata: the credentials could not be had.
+	if e, ok := errors.AsType[*cloud.Error](err); ok {
+		if errors.Is(e.Kind, cloud.ErrNotFound) {
+			return denied(noRole)
+		}
+		return verdict{err: fmt.Errorf("%s: %w", doing, e)}
+	}
+	api, ok := errors.AsType[smithy.APIError](err)
+	if !ok {
+		if errors.Is(err, errNotAPI) {
+			return verdict{retry: true, err: fmt.Errorf("%s: %w", doing, wireCause(err))}
+		}
+		if _, sent := errors.AsType[*smithyhttp.ResponseError](err); sent {
+			// Something answers, and it does not speak as the API does.
+			return verdict{retry: true, err: fmt.Errorf("%s: the answer is not one of the Auto Scaling API%s", doing, statusOf(err))}
+		}
+		if _, garbled := errors.AsType[*smithy.DeserializationError](err); garbled {
+			return verdict{retry: true, err: fmt.Errorf("%s: the answer is not one of the Auto Scaling API", doing)}
+		}
+		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: wireCause(err)}}
+	}
+	code, message := api.ErrorCode(), printable(api.ErrorMessage())
+	plain := fmt.Errorf("%s: %s: %s", doing, code, message)
+	switch code {
+	case "AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnauthorizedAccess", "NotAuthorized", "OptInRequired":
+		return denied(message)
+	case "AssumeRoleUnauthorizedAccess":
+		return denied("EC2 cannot take on the role of the instance: " + message)
+	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException", "InvalidToken", "InvalidAccessKeyId":
+		return verdict{expired: true, err: plain}
+	case "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "InvalidSignatureException":
+		// The SDK takes the API's clock from its first answer: the second try is signed by that.
+		return verdict{retry: true, err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
+	case "ValidationError":
+		switch {
+		case strings.Contains(message, "No active Lifecycle Action"):
+			return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrNoAction, message)}
+		case strings.Contains(message, "not found"):
+			return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrNoGroup, message)}
+		}
+		return verdict{err: plain}
+	case "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "ResourceContention",
+		"ServiceUnavailable", "InternalFailure", "InternalError", "RequestTimeout":
+		return verdict{retry: true, err: plain}
+	}
+	if _, contention := errors.AsType[*types.ResourceContentionFault](err); contention {
+		return verdict{retry: true, err: plain}
+	}
+	status := 0
+	if re, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
+		status = re.HTTPStatusCode()
+	}
+	return verdict{retry: status >= 500 || status == http.StatusTooManyRequests, err: fmt.Errorf("%w%s", plain, statusOf(err))}
+}
+
+func statusOf(err error) string {
+	if re, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
+		return fmt.Sprintf(" (HTTP %d)", re.HTTPStatusCode())
+	}
+	return ""
+}
+
+// UnreachableError says that the API could not be spoken to.
+type UnreachableError struct {
+	Action string
+	Cause  error
+}
+
+// Error implements error.
+func (e *UnreachableError) Error() string {
+	return fmt.Sprintf("calling %s: the Auto Scaling API cannot be reached: %v", e.Action, e.Cause)
+}
+
+// Unwrap gives errors.Is and errors.As the cause.
+func (e *UnreachableError) Unwrap() error { return e.Cause }
+
+// Hint says what an operator can do.
+func (e *UnreachableError) Hint() string { return hintAPIUnreachable }
+
+// wireCause takes the SDK's layers off.
+func wireCause(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
+	}
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		return ue.Err
+	}
+	if se, ok := errors.AsType[*smithyhttp.RequestSendError](err); ok {
+		return se.Err
+	}
+	return err
+}
+
+// Policy is the smallest policy with which everything works for a group, as JSON for the role. What is not known is a
+// star; nothing is asked.
+func (a *AutoScaling) Policy(group string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return policyFor(a.place, group)
+}
+
+func policyFor(where place, group string) string {
+	orStar := func(s string) string {
+		if s == "" {
+			return "*"
+		}
+		return s
+	}
+	type statement struct {
+		Effect   string
+		Action   []string
+		Resource string
+	}
+	partition := where.partition
+	if partition == "" {
+		partition = "aws"
+	}
+	b, err := json.Marshal(struct {
+		Version   string
+		Statement []statement
+	}{"2012-10-17", []statement{
+		{
+			"Allow",
+			[]string{"autoscaling:CompleteLifecycleAction", "autoscaling:RecordLifecycleActionHeartbeat"},
+			fmt.Sprintf("arn:%s:autoscaling:%s:%s:autoScalingGroup:*:autoScalingGroupName/%s",
+				partition, orStar(where.region), orStar(where.account), orStar(group)),
+		},
+		// AWS knows no narrower resource for these.
+		{"Allow", []string{"autoscaling:DescribeAutoScalingInstances", "autoscaling:DescribeLifecycleHooks"}, "*"},
+	}})
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}

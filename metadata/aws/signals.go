@@ -1,0 +1,402 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// The intervals of Watch where the caller gives none. Together they are less than one request in a second, on a service
+// that shares its packets with DNS and NTP.
+const (
+	// DefaultStateInterval bounds how long a scale-in goes unseen.
+	DefaultStateInterval = 2 * time.Second
+	// DefaultInterval is what AWS advises for the two minutes that a Spot instance is given.
+	DefaultInterval = 5 * time.Second
+	// DefaultScheduledInterval: scheduled events are announced days ahead.
+	DefaultScheduledInterval = time.Minute
+)
+
+const (
+	// oldFormEvery: the older item of an interruption has come together with the newer one for years. It is asked for
+	// once in so many rounds that the newer one is not there.
+	oldFormEvery = 6
+	// maxPause bounds the back-off of an item that cannot be read: of a Spot instance's two minutes not much may be lost.
+	maxPause = 15 * time.Second
+	// maxRefusedPause is for a service that refuses us, which is switched on again by a person if at all.
+	maxRefusedPause = time.Minute
+	// goneAfter is how often in a row an item has to be missing before it is believed to be taken back. A service that
+	// says 404 once by mistake must not put a node back into service that goes in two minutes.
+	goneAfter = 3
+	// staleAfter: AWS takes a Spot instance away some minutes after the time it has told, if not then.
+	staleAfter = time.Hour
+)
+
+// SignalKind is what a signal is about.
+type SignalKind string
+
+// The kinds, named as the items they are read from.
+const (
+	SignalTarget    SignalKind = "autoscaling/target-lifecycle-state"
+	SignalSpot      SignalKind = "spot/instance-action"
+	SignalRebalance SignalKind = "events/recommendations/rebalance"
+	SignalScheduled SignalKind = "events/maintenance/scheduled"
+)
+
+// Signal is a change of what the metadata says about the future of this instance. What was there already when the
+// watching began is a change too.
+type Signal struct {
+	Kind SignalKind
+	// Value is the target state, the action of an interruption, the code of a scheduled event.
+	Value string
+	// Before is the target state before, "" where none was seen yet.
+	Before string
+	// ID is the cloud's id of a scheduled event.
+	ID string
+	// At is when it happens, of a rebalance recommendation when it was made; zero is not told.
+	At time.Time
+	// Text is what the cloud says about it, for people.
+	Text string
+	// Gone says that what was signalled is taken back, or over.
+	Gone bool
+	// Seen is when the answer came.
+	Seen time.Time
+}
+
+// WatchOptions are the settings of Watch; the zero value works.
+type WatchOptions struct {
+	// StateInterval is the time between two looks at the target state, Interval at the signals of Spot instances,
+	// ScheduledInterval at scheduled events.
+	StateInterval, Interval, ScheduledInterval time.Duration
+	// Log gets a line when the signals can no longer be read, and one when they can again; nil is the provider's.
+	Log *slog.Logger
+}
+
+// Watch calls fn with every signal until ctx ends, one call at a time. It survives whatever the service does: an item
+// that cannot be read is asked for again after a pause that grows, and has no influence on the others.
+//
+// fn must not block for long: the next look waits for it.
+func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
+	if o.StateInterval <= 0 {
+		o.StateInterval = DefaultStateInterval
+	}
+	if o.Interval <= 0 {
+		o.Interval = DefaultInterval
+	}
+	if o.ScheduledInterval <= 0 {
+		o.ScheduledInterval = max(DefaultScheduledInterval, o.Interval)
+	}
+	if o.Log == nil {
+		o.Log = p.opts.Log
+	}
+	w := &watch{p: p, log: o.Log, fn: fn, told: map[string]bool{}, unwell: map[string]bool{}}
+	var wg sync.WaitGroup
+	for _, l := range []struct {
+		name  string
+		every time.Duration
+		look  func(context.Context) error
+	}{
+		{"target lifecycle state", o.StateInterval, w.target},
+		{"spot interruption", o.Interval, w.spot},
+		{"rebalance recommendation", o.Interval, w.rebalance},
+		{"scheduled events", o.ScheduledInterval, w.scheduled},
+	} {
+		wg.Go(func() { w.loop(ctx, l.name, l.every, l.look) })
+	}
+	wg.Wait()
+}
+
+// watch is one run of Watch. The fields without a lock belong to one loop each.
+type watch struct {
+	p   *Provider
+	log *slog.Logger
+
+	emitting sync.Mutex
+	fn       func(Signal)
+
+	troubles sync.Mutex
+	told     map[string]bool // troubles that have their line in the log
+	unwell   map[string]bool // items that cannot be read now
+	since    time.Time
+
+	state string // the last target state, "" for none seen
+
+	spotRound, spotMissing int
+	interruption           Interruption
+
+	rebalanceMissing int
+	rebalanced       time.Time
+
+	events        map[string]ScheduledEvent // what was signalled and not taken back
+	eventsOver    map[string]bool           // what was told to be over
+	eventsMissing map[string]int
+}
+
+func (w *watch) emit(s Signal) {
+	s.Seen = time.Now()
+	w.emitting.Lock()
+	defer w.emitting.Unlock()
+	w.fn(s)
+}
+
+func (w *watch) loop(ctx context.Context, name string, every time.Duration, look func(context.Context) error) {
+	failures := 0
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		began := time.Now()
+		err := look(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		pause := every - time.Since(began)
+		if err == nil {
+			failures = 0
+			w.well(name)
+		} else {
+			failures++
+			w.trouble(name, err)
+			pause = backOff(every, failures, err)
+		}
+		timer.Reset(max(pause, 0))
+	}
+}
+
+// backOff doubles the interval with every failure, and shortens it at random so that a fleet whose service comes back
+// does not ask at the same moment.
+func backOff(every time.Duration, failures int, err error) time.Duration {
+	most := maxPause
+	if errors.Is(err, cloud.ErrForbidden) || errors.Is(err, cloud.ErrNotThisCloud) {
+		most = maxRefusedPause
+	}
+	pause := every
+	for range failures {
+		if pause *= 2; pause >= most {
+			break
+		}
+	}
+	// An interval that is longer than the bound is kept: it was chosen so.
+	pause = max(min(pause, most), every)
+	return pause - rand.N(pause/4+1)
+}
+
+// read reads one item, once, or twice where the session token had ended. found is false for an item that is not set.
+func read[T any](ctx context.Context, w *watch, name, path string, parse func([]byte) (T, error)) (v T, found bool, err error) {
+	for again := false; ; again = true {
+		v, err = item(ctx, w.p, need{name: name, path: path, attempts: 1}, parse)
+		e, ok := errors.AsType[*cloud.Error](err)
+		switch {
+		case err == nil:
+			return v, true, nil
+		case !ok || ctx.Err() != nil:
+			return v, false, err
+		case errors.Is(e.Kind, cloud.ErrNotFound):
+			return v, false, nil
+		case e.Status == http.StatusUnauthorized && !again:
+			// The SDK has dropped the token. With a new one this goes, or the service means it.
+		default:
+			return v, false, err
+		}
+	}
+}
+
+// target looks at where the group wants the instance. A missing item says nothing: it is missing before the first
+// transition, outside of a group, and after leaving one.
+func (w *watch) target(ctx context.Context) error {
+	state, found, err := read(ctx, w, "target lifecycle state", "meta-data/"+string(SignalTarget), ParseTargetState)
+	if err != nil || !found || state == w.state {
+		return err
+	}
+	before := w.state
+	w.state = state
+	w.emit(Signal{Kind: SignalTarget, Value: state, Before: before})
+	return nil
+}
+
+func (w *watch) spot(ctx context.Context) error {
+	at, found, err := read(ctx, w, "spot interruption", "meta-data/"+string(SignalSpot), ParseInstanceAction)
+	if err != nil {
+		return err
+	}
+	if !found && (w.interruption.Action != "" || w.spotRound%oldFormEvery == 0) {
+		at, found, err = read(ctx, w, "spot termination time", "meta-data/spot/termination-time", ParseTerminationTime)
+		if err != nil {
+			return err
+		}
+	}
+	// A machine that is there long after its end was stopped and started again.
+	found = found && !at.Time.IsZero() && time.Since(at.Time) < staleAfter
+	if !found {
+		w.spotRound++
+		if w.interruption.Action == "" {
+			return nil
+		}
+		if w.spotMissing++; w.spotMissing < goneAfter {
+			return nil
+		}
+		gone := w.interruption
+		w.interruption, w.spotMissing = Interruption{}, 0
+		w.emit(Signal{Kind: SignalSpot, Value: gone.Action, At: gone.Time, Gone: true})
+		return nil
+	}
+	w.spotRound, w.spotMissing = 0, 0
+	if at == w.interruption {
+		return nil
+	}
+	w.interruption = at
+	w.emit(Signal{Kind: SignalSpot, Value: at.Action, At: at.Time})
+	return nil
+}
+
+func (w *watch) rebalance(ctx context.Context) error {
+	at, found, err := read(ctx, w, "rebalance recommendation", "meta-data/"+string(SignalRebalance), ParseRebalance)
+	if err != nil {
+		return err
+	}
+	if !found {
+		if w.rebalanced.IsZero() {
+			return nil
+		}
+		if w.rebalanceMissing++; w.rebalanceMissing < goneAfter {
+			return nil
+		}
+		gone := w.rebalanced
+		w.rebalanced, w.rebalanceMissing = time.Time{}, 0
+		w.emit(Signal{Kind: SignalRebalance, At: gone, Gone: true})
+		return nil
+	}
+	w.rebalanceMissing = 0
+	if at.Equal(w.rebalanced) {
+		return nil
+	}
+	w.rebalanced = at
+	w.emit(Signal{Kind: SignalRebalance, At: at})
+	return nil
+}
+
+func (w *watch) scheduled(ctx context.Context) error {
+	var unreadable error
+	events, found, err := read(ctx, w, "scheduled events", "meta-data/"+string(SignalScheduled),
+		func(body []byte) ([]ScheduledEvent, error) {
+			events, err := ParseScheduled(body)
+			if len(events) > 0 {
+				// What can be read counts, and the rest is told.
+				unreadable, err = err, nil
+			}
+			return events, err
+		})
+	if err != nil {
+		return err
+	}
+	if !found {
+		events = nil
+	}
+	if w.events == nil {
+		w.events, w.eventsOver, w.eventsMissing = map[string]ScheduledEvent{}, map[string]bool{}, map[string]int{}
+	}
+	listed := map[string]bool{}
+	for _, e := range events {
+		listed[e.ID] = true
+		delete(w.eventsMissing, e.ID)
+		known, have := w.events[e.ID]
+		s := Signal{Kind: SignalScheduled, Value: e.Code, ID: e.ID, At: e.NotBefore, Text: e.Description}
+		switch {
+		case e.State == EventActive:
+			delete(w.eventsOver, e.ID)
+			if have && known.Code == e.Code && known.NotBefore.Equal(e.NotBefore) {
+				continue
+			}
+			w.events[e.ID] = e
+			w.emit(s)
+		case !w.eventsOver[e.ID]:
+			// One that was over at the first look is told as well: it may have been taken back while nobody looked.
+			w.eventsOver[e.ID] = true
+			delete(w.events, e.ID)
+			s.Gone = true
+			w.emit(s)
+		}
+	}
+	for id := range w.eventsOver {
+		if !listed[id] {
+			delete(w.eventsOver, id)
+		}
+	}
+	if unreadable == nil {
+		for id, e := range w.events {
+			if listed[id] {
+				continue
+			}
+			if w.eventsMissing[id]++; w.eventsMissing[id] < goneAfter {
+				continue
+			}
+			delete(w.events, id)
+			delete(w.eventsMissing, id)
+			w.emit(Signal{Kind: SignalScheduled, Value: e.Code, ID: id, At: e.NotBefore, Text: e.Description, Gone: true})
+		}
+	}
+	if unreadable != nil {
+		return &cloud.Error{Provider: Name, Item: "scheduled events", Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Cause: unreadable}
+	}
+	return nil
+}
+
+// trouble says that an item cannot be read, once for each kind of trouble, until all is well again. An outage of the
+// service is one line for all items.
+func (w *watch) trouble(name string, err error) {
+	w.troubles.Lock()
+	defer w.troubles.Unlock()
+	if len(w.unwell) == 0 {
+		w.since = time.Now()
+	}
+	w.unwell[name] = true
+	key := troubleKey(name, err)
+	if w.told[key] {
+		return
+	}
+	w.told[key] = true
+	w.log.Warn("a signal of the cloud cannot be read, notices may come late", "provider", Name, "item", name, "err", err, "hint", cloud.HintOf(err))
+}
+
+func (w *watch) well(name string) {
+	w.troubles.Lock()
+	defer w.troubles.Unlock()
+	if !w.unwell[name] {
+		return
+	}
+	if delete(w.unwell, name); len(w.unwell) > 0 {
+		return
+	}
+	clear(w.told)
+	w.log.Info("the signals of the cloud can be read again", "provider", Name, "after", time.Since(w.since).Round(100*time.Millisecond))
+}
+
+// troubleKey is the same for what is the same trouble to an operator. What is wrong with one answer is its item's own.
+func troubleKey(name string, err error) string {
+	e, ok := errors.AsType[*cloud.Error](err)
+	switch {
+	case !ok:
+		return err.Error()
+	case errors.Is(e.Kind, cloud.ErrBadAnswer):
+		return name
+	case e.Status != 0:
+		return http.StatusText(e.Status)
+	case cloud.Unanswered(e):
+		return "silent"
+	default:
+		return "unreachable"
+	}
+}
