@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io/fs"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"time"
 
@@ -67,6 +68,10 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 		Connect: a.connect, Notify: g.env.Notify, Reload: reload,
 		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
 		Version: currentVersion().Version, Log: g.log(),
+	}
+	// systemd's own, for the process it started: sd_watchdog_enabled(3).
+	if us, err := strconv.ParseInt(g.env.getenv("WATCHDOG_USEC"), 10, 64); err == nil {
+		o.Watchdog = time.Duration(us) * time.Microsecond
 	}
 	if o.Metrics = g.settings.Metrics; o.Metrics == "off" {
 		o.Metrics = ""

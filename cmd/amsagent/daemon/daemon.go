@@ -61,6 +61,9 @@ type Options struct {
 	Sampler func(client func() *cluster.Client, address func() string) Sampler
 	// Notify tells the service manager; it is never nil.
 	Notify func(state string)
+	// Watchdog is after how long without a word the service manager ends the
+	// daemon; 0 is never.
+	Watchdog time.Duration
 	// Reload delivers requests to read the settings again.
 	Reload <-chan struct{}
 	// Metrics is the address, host:port, of /metrics and /healthz; "" for none.
@@ -208,7 +211,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	work.Go(func() { d.reloads(ctx) })
 	// From here on the machine may go on booting: what follows takes as long as
 	// AMS and MongoDB take.
-	d.o.Notify("READY=1")
+	d.o.Notify(d.ready())
 	d.status()
 	<-ctx.Done()
 	d.o.Notify("STOPPING=1")
@@ -257,7 +260,7 @@ func (d *Daemon) reloads(ctx context.Context) {
 			d.reread = true // the session begins anew, with them
 			d.mu.Unlock()
 		}
-		d.o.Notify("READY=1")
+		d.o.Notify(d.ready())
 		d.status()
 	}
 }
