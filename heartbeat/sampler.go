@@ -266,8 +266,8 @@ func (s *Sampler) Close() {
 func (s *Sampler) report(ctx context.Context, missing []Missing) {
 	var now []string
 	for _, m := range missing {
-		if errors.Is(m.Err, ErrFirst) || errors.Is(m.Err, errNoTime) {
-			continue
+		if errors.Is(m.Err, ErrFirst) || errors.Is(m.Err, errNoTime) || errors.Is(m.Err, errNotMember) {
+			continue // nothing that anybody could mend
 		}
 		if !slices.Contains(now, m.What) {
 			now = append(now, m.What)
