@@ -1,0 +1,385 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// drive takes the drain from step to step. Each step is written down before it
+// is begun, so whoever comes after a kill begins it once more.
+func (m *Manager) drive(ctx context.Context) {
+	for ctx.Err() == nil {
+		now := time.Now()
+		m.mu.Lock()
+		if m.r.Step == StepNone && len(m.r.Notices) > 0 {
+			m.joined = m.o.Node.Joined()
+			if m.advance(now); m.r.Step != StepNone {
+				m.commit()
+			}
+		}
+		step, gen, changed, next := m.r.Step, m.gen, m.changed, m.nextDue(now)
+		last, over := m.lastMoment(now)
+		m.mu.Unlock()
+		if over {
+			return
+		}
+		switch step {
+		case StepNone, StepDone:
+			wait := time.Hour
+			if step == StepNone && !next.IsZero() {
+				wait = next.Sub(now)
+			}
+			sleep(ctx, wait, changed)
+		case StepAnnouncing:
+			m.announce(ctx, gen)
+		case StepDraining:
+			m.observe(ctx, gen)
+		case StepStopping:
+			m.stop(ctx, last)
+		case StepDeregistering:
+			m.deregister(ctx, last)
+		case StepCompleting:
+			m.complete(ctx, last)
+		}
+	}
+}
+
+// lastMoment is when a shutdown waits for us no longer; over tells that there is
+// nothing more to do for it.
+func (m *Manager) lastMoment(now time.Time) (last time.Time, over bool) {
+	n := m.r.has(Shutdown)
+	if n == nil {
+		return time.Time{}, false
+	}
+	switch {
+	case m.over || m.r.Step == StepNone || m.r.Step == StepDone:
+		return n.Deadline, true
+	case n.Deadline.IsZero():
+		return time.Time{}, false
+	}
+	return n.Deadline, !now.Before(n.Deadline)
+}
+
+// announce gives the registry a moment to know before sessions are counted: the
+// others send nobody here any more then.
+func (m *Manager) announce(ctx context.Context, gen int) {
+	until := time.Now().Add(announceTime)
+	for {
+		m.mu.Lock()
+		if m.gen != gen || m.r.Step != StepAnnouncing {
+			m.mu.Unlock()
+			return
+		}
+		now := time.Now()
+		if m.r.Said == cluster.StateDraining || !now.Before(until) || m.late(now) {
+			m.r.Step = StepDraining
+			m.commit()
+			m.mu.Unlock()
+			return
+		}
+		wait, changed := min(until.Sub(now), m.r.Deadline.Sub(now)), m.changed
+		m.mu.Unlock()
+		if !sleep(ctx, wait, changed) {
+			return
+		}
+	}
+}
+
+// late tells that the deadline has come. The lock is held.
+func (m *Manager) late(now time.Time) bool {
+	return !m.r.Deadline.IsZero() && !now.Before(m.r.Deadline)
+}
+
+// observe counts the sessions until two counts in a row know of none, or until
+// the deadline.
+func (m *Manager) observe(ctx context.Context, gen int) {
+	var next time.Time
+	for {
+		m.mu.Lock()
+		now := time.Now()
+		if m.gen != gen || m.r.Step != StepDraining || m.late(now) || m.zeros >= 2 {
+			m.verdict(gen, now)
+			m.mu.Unlock()
+			return
+		}
+		if _, known := m.trouble["record"]; known && !now.Before(next) {
+			m.commit() // the disk may have room again
+		}
+		at, changed := m.r.Deadline, m.changed
+		m.mu.Unlock()
+		if now.Before(next) {
+			if !sleep(ctx, min(next.Sub(now), at.Sub(now)), changed) {
+				return
+			}
+			continue
+		}
+		next = now.Add(m.o.SampleInterval)
+		m.sample(ctx, gen, at)
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// sample counts once. A count that an earlier deadline cuts short is none.
+func (m *Manager) sample(ctx context.Context, gen int, at time.Time) {
+	ctx, cancel := m.during(ctx, func() bool {
+		return m.gen == gen && m.r.Step == StepDraining && !m.r.Deadline.Before(at)
+	})
+	defer cancel()
+	bound, stop := context.WithTimeout(ctx, min(max(sampleTime, m.o.SampleInterval), time.Until(at)))
+	defer stop()
+	s, err := m.o.Node.Sessions(bound)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.gen != gen || m.r.Step != StepDraining {
+		return
+	}
+	now := time.Now()
+	if err != nil {
+		s = cluster.Sessions{}
+	}
+	m.sessions, m.counted = &s, now
+	n, known := m.left(s)
+	switch {
+	case !known:
+		m.zeros = 0
+		why := "not all of them are known"
+		if err != nil {
+			why = err.Error()
+		}
+		m.troubleLocked("sessions", "the sessions cannot be counted, so the deadline is waited for: "+why)
+	case n > 0:
+		m.zeros = 0
+		m.troubleLocked("sessions", "")
+	default:
+		m.zeros++
+		m.troubleLocked("sessions", "")
+	}
+	m.publish(now)
+}
+
+// left is how many sessions this node waits for, by its role: an edge for its
+// viewers, all others for publishers, too. Unknown is not zero.
+func (m *Manager) left(s cluster.Sessions) (n int, known bool) {
+	if m.o.Role == "edge" {
+		if s.Viewers == nil {
+			return 0, false
+		}
+		return *s.Viewers, true
+	}
+	return s.Total()
+}
+
+// verdict ends the observing, if it is still what this drain is about: an undrain
+// that came first has won. The lock is held.
+func (m *Manager) verdict(gen int, now time.Time) {
+	r := m.r
+	if m.gen != gen || r.Step != StepDraining || (m.zeros < 2 && !m.late(now)) {
+		return
+	}
+	none := m.zeros >= 2
+	word := "no session is left"
+	if !none {
+		word = "the deadline has come"
+		if list := m.o.timeline(r); len(list) > 0 {
+			word += ", by the word of " + list[0].By
+		}
+		if m.sessions != nil {
+			word += "; " + sessionsText(*m.sessions)
+		}
+	}
+	m.noteLocked(word)
+	switch {
+	case r.has(Shutdown) != nil:
+		// systemd stops AMS, and another unit deregisters after that.
+		m.over = true
+		m.endEvent("the machine goes down", nil)
+	case r.goal() == goalPause:
+		r.Step = StepDone
+		m.endEvent("drained", nil)
+	default:
+		c := r.cause()
+		r.Tomb = &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: r.Repair}
+		if m.sessions != nil && now.Sub(m.counted) <= 2*m.o.SampleInterval+time.Second {
+			s := *m.sessions
+			r.Tomb.Sessions = &s
+			if n, known := m.left(s); known {
+				if m.o.Role == "edge" && s.Publishers != nil {
+					n += *s.Publishers
+				}
+				r.Tomb.Cut = &n
+			}
+		}
+		r.Step = StepStopping
+	}
+	m.commit()
+}
+
+func (m *Manager) endEvent(what string, cut *int) {
+	c := m.r.cause()
+	e := cluster.Event{Kind: "drained", Who: orText(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"result": what}}
+	if cut != nil {
+		n := int64(*cut)
+		e.Cut = &n
+	}
+	m.event(e)
+}
+
+// bound is how long a step may take: its own time, less where the machine ends
+// before, and something in any case.
+func (m *Manager) bound(own, keep time.Duration, last time.Time) time.Duration {
+	m.mu.Lock()
+	ends := end(m.o.timeline(m.r))
+	m.mu.Unlock()
+	if ends.IsZero() || !last.IsZero() && last.Before(ends) {
+		ends = last
+	}
+	if ends.IsZero() {
+		return own
+	}
+	return min(own, max(time.Until(ends)-keep, leastStep))
+}
+
+// leastStep is what each step gets even where there is no time: trying costs
+// little.
+const leastStep = time.Second
+
+// stop stops AMS and waits for its end. A server that cannot be stopped does not
+// keep the machine.
+func (m *Manager) stop(ctx context.Context, last time.Time) {
+	own := m.bound(m.o.StopTime, 2*leastStep, last)
+	bound, cancel := context.WithTimeout(ctx, own)
+	defer cancel()
+	var err error
+	for {
+		if err = m.o.Node.StopServer(bound); err == nil || ctx.Err() != nil {
+			break
+		}
+		m.mu.Lock()
+		if m.troubleLocked("stop", "Ant Media Server cannot be stopped: "+err.Error()) {
+			m.publish(time.Now())
+		}
+		m.mu.Unlock()
+		if !sleep(bound, time.Second, nil) {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil {
+		m.noteLocked(fmt.Sprintf("Ant Media Server was not seen to end within %s; going on: %v", own.Round(time.Second), err))
+	} else {
+		m.troubleLocked("stop", "")
+	}
+	m.r.Step, m.r.Say = StepDeregistering, cluster.StateLeft
+	m.commit()
+}
+
+// deregister waits until the registry knows, but not for long: what could not be
+// written stays owed, and the machine goes.
+func (m *Manager) deregister(ctx context.Context, last time.Time) {
+	until := time.Now().Add(m.bound(m.o.DeregisterTime, leastStep, last))
+	for {
+		m.mu.Lock()
+		told, now := m.r.Said == cluster.StateLeft, time.Now()
+		if told || !now.Before(until) {
+			if !told {
+				m.noteLocked("the registry could not be told that this node has left: that stays owed, and is done as soon as MongoDB is back")
+			}
+			m.r.Step = StepCompleting
+			if m.r.HookFirst || m.settled() {
+				m.done()
+			}
+			m.commit()
+			m.mu.Unlock()
+			return
+		}
+		changed := m.changed
+		m.mu.Unlock()
+		if !sleep(ctx, until.Sub(now), changed) {
+			return
+		}
+	}
+}
+
+// done ends a drain. The lock is held.
+func (m *Manager) done() {
+	r := m.r
+	r.Step = StepDone
+	what := "left"
+	if r.goal() == goalPark {
+		what = "parked"
+	}
+	var cut *int
+	if r.Tomb != nil {
+		cut = r.Tomb.Cut
+	}
+	m.noteLocked("done: this node has " + map[bool]string{true: "been parked", false: "left"}[r.goal() == goalPark])
+	m.endEvent(what, cut)
+}
+
+// complete waits until the cloud has been told, or does not want to know.
+func (m *Manager) complete(ctx context.Context, last time.Time) {
+	began := time.Now()
+	for {
+		m.mu.Lock()
+		now := time.Now()
+		r := m.r
+		switch {
+		case r.Step != StepCompleting:
+			m.mu.Unlock()
+			return
+		case !last.IsZero() && !now.Before(last):
+			m.mu.Unlock()
+			return // the machine does not wait
+		case r.HookFirst && m.o.Node.Joined():
+			m.joined, r.HookFirst = true, false
+			m.noteLocked("this machine has joined after all: it drains first")
+			m.gen++
+			r.Step, r.Say, r.Said, r.Begun = StepAnnouncing, cluster.StateDraining, "", now
+			m.commit()
+			m.mu.Unlock()
+			return
+		case m.settled(), r.goal() == goalPark && (now.Sub(began) >= idleHookTime || r.Start != nil):
+			if a := r.open(false); a != nil && r.goal() == goalPark && m.tryOf(a, opContinue).denied == "" {
+				a.End, a.EndedAt = EndLeft, now
+				m.noteLocked("hook " + a.Hook.Name + " does not wait for this machine")
+			}
+			if r.HookFirst {
+				r.Step, r.Say = StepDeregistering, cluster.StateLeft
+				c := r.cause()
+				r.Tomb = &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source)}
+			} else {
+				m.done()
+			}
+			m.commit()
+			m.mu.Unlock()
+			return
+		}
+		wait, changed := time.Minute, m.changed
+		if r.HookFirst {
+			wait = m.o.SampleInterval
+		}
+		if r.goal() == goalPark {
+			wait = min(wait, idleHookTime-now.Sub(began))
+		}
+		if n := r.has(Shutdown); n != nil && !n.Deadline.IsZero() {
+			last = n.Deadline
+			wait = min(wait, last.Sub(now))
+		}
+		m.mu.Unlock()
+		if !sleep(ctx, wait, changed) {
+			return
+		}
+	}
+}

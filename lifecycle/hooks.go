@@ -1,0 +1,405 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+)
+
+// op is one call to the cloud.
+type op string
+
+const (
+	opNone     op = ""
+	opDiscover op = "discover"
+	opBeat     op = "heartbeat"
+	opContinue op = "continue"
+	opAbandon  op = "abandon"
+)
+
+// try is the memory of one kind of call.
+type try struct {
+	at      time.Time // not before
+	backOff time.Duration
+	since   time.Time // of the first try
+	denied  string
+	told    bool // of the cap being near
+}
+
+func (m *Manager) tryAt(key string) *try {
+	t := m.tries[key]
+	if t == nil {
+		t = &try{}
+		m.tries[key] = t
+	}
+	return t
+}
+
+func (m *Manager) tryOf(a *waiter, o op) *try {
+	return m.tryAt(string(o) + "/" + a.key())
+}
+
+func (a *waiter) key() string {
+	return a.Hook.Provider + "/" + a.Hook.Group + "/" + a.Hook.Name + "/" + strconv.FormatBool(a.Hook.Launching)
+}
+
+// call is what is to be done next about a hook.
+type call struct {
+	op        op
+	hook      Hook
+	launching bool
+	try       *try
+}
+
+// hooks keeps the cloud waiting and tells it when it needs to wait no longer.
+// One call after the other, and a call that is not wanted any more is cut short.
+func (m *Manager) hooks(ctx context.Context) {
+	if m.o.Completer == nil {
+		return
+	}
+	for ctx.Err() == nil {
+		m.mu.Lock()
+		now := time.Now()
+		next, found := m.nextCall()
+		changed := m.changed
+		m.mu.Unlock()
+		switch {
+		case !found:
+			sleep(ctx, time.Hour, changed)
+		case next.try.at.After(now):
+			sleep(ctx, next.try.at.Sub(now), changed)
+		default:
+			m.do(ctx, next)
+		}
+	}
+}
+
+// nextCall finds the call whose time comes first. The lock is held.
+func (m *Manager) nextCall() (best call, found bool) {
+	consider := func(c call) {
+		if !found || c.try.at.Before(best.try.at) {
+			best, found = c, true
+		}
+	}
+	for _, launching := range []bool{false, true} {
+		if m.wantsDiscovery(launching) {
+			consider(call{op: opDiscover, launching: launching, try: m.tryAt(string(opDiscover) + strconv.FormatBool(launching))})
+		}
+	}
+	for i := range m.r.Hooks {
+		a := &m.r.Hooks[i]
+		if o := m.wanted(a); o != opNone {
+			consider(call{op: o, hook: a.Hook, launching: a.Hook.Launching, try: m.tryOf(a, o)})
+		}
+	}
+	return best, found
+}
+
+// wantsDiscovery tells that a hook may wait of which nobody told us.
+func (m *Manager) wantsDiscovery(launching bool) bool {
+	r := m.r
+	for i := range r.Hooks {
+		if r.Hooks[i].Hook.Launching == launching {
+			return false
+		}
+	}
+	if launching {
+		return r.Start != nil && !r.NoLaunchHook && m.o.Prove != nil
+	}
+	return r.Step != StepNone && r.hooked() && !r.NoHook
+}
+
+// wanted is what is to be done about a hook now.
+func (m *Manager) wanted(a *waiter) op {
+	r := m.r
+	switch {
+	case a.End != "":
+		return opNone
+	case a.Hook.Launching:
+		switch {
+		case r.Start == nil || m.o.Prove == nil:
+			return opNone
+		case r.Start.Proved:
+			return opContinue
+		case !r.Start.Failed:
+			return opBeat
+		case m.o.AbandonOnFailure:
+			return opAbandon
+		}
+		return opNone
+	}
+	switch r.Step {
+	case StepCompleting, StepDone:
+		return opContinue
+	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
+		if r.HookFirst {
+			return opNone
+		}
+		return opBeat
+	case StepNone:
+	}
+	return opNone
+}
+
+// settled tells that nothing more is to be had from the cloud about the end of
+// this machine. A permission that is missing settles it: nobody waits at 3 am for
+// somebody to grant it, although it is tried on.
+func (m *Manager) settled() bool {
+	if m.o.Completer == nil {
+		return true
+	}
+	if m.wantsDiscovery(false) {
+		return m.tryAt(string(opDiscover)+strconv.FormatBool(false)).denied != ""
+	}
+	for i := range m.r.Hooks {
+		a := &m.r.Hooks[i]
+		if !a.Hook.Launching && a.End == "" && m.tryOf(a, opContinue).denied == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// find gives the hook of a call as the record has it now, if the call is wanted
+// still.
+func (m *Manager) find(c call) *waiter {
+	for i := range m.r.Hooks {
+		if a := &m.r.Hooks[i]; a.same(c.hook) && m.wanted(a) == c.op {
+			return a
+		}
+	}
+	return nil
+}
+
+// do makes one call and takes its answer.
+func (m *Manager) do(ctx context.Context, c call) {
+	wanted, cancel := m.during(ctx, func() bool {
+		if c.op == opDiscover {
+			return m.wantsDiscovery(c.launching)
+		}
+		return m.find(c) != nil
+	})
+	defer cancel()
+	bound, stop := context.WithTimeout(wanted, callTime)
+	defer stop()
+	var (
+		err   error
+		found *Hook
+	)
+	switch c.op {
+	case opDiscover:
+		found, err = m.o.Completer.Discover(bound, c.launching)
+	case opBeat:
+		err = m.o.Completer.Heartbeat(bound, c.hook)
+	case opContinue:
+		err = m.o.Completer.Complete(bound, c.hook, Continue)
+	case opAbandon:
+		err = m.o.Completer.Complete(bound, c.hook, Abandon)
+	case opNone:
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if ctx.Err() != nil && err != nil {
+		return
+	}
+	now := time.Now()
+	if c.try.since.IsZero() {
+		c.try.since = now
+	}
+	if c.op == opDiscover {
+		if m.wantsDiscovery(c.launching) {
+			m.discovered(c, found, err, now)
+		}
+		return
+	}
+	a := m.find(c)
+	if a == nil && err == nil && c.op != opBeat {
+		// It was told although it is not wanted any more; that cannot be taken back.
+		for i := range m.r.Hooks {
+			if m.r.Hooks[i].same(c.hook) && m.r.Hooks[i].End == "" {
+				a = &m.r.Hooks[i]
+			}
+		}
+	}
+	if a != nil {
+		m.answered(c, a, err, now)
+	}
+}
+
+// discovered takes the answer to the question for a hook.
+func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
+	r := m.r
+	var denied *DeniedError
+	switch {
+	case errors.As(err, &denied):
+		m.denied(c, denied, now)
+	case err != nil && !errors.Is(err, ErrGone):
+		m.failed(c, "the cloud cannot be asked for its hook: "+err.Error(), callTime, now)
+	case found == nil || err != nil:
+		if c.launching {
+			r.NoLaunchHook = true
+		} else {
+			r.NoHook = true
+		}
+		m.troubleLocked(string(c.op), "")
+		m.commit()
+	default:
+		h := *found
+		h.Launching, h.Limit = c.launching, anchor(h.Limit, now)
+		since := now
+		if n := r.has(Terminate, Park); n != nil && !c.launching {
+			since = n.Received
+		} else if r.Start != nil && c.launching {
+			since = r.Start.Notice.Received
+		}
+		r.learn(h, since)
+		m.troubleLocked(string(c.op), "")
+		m.noteLocked("hook " + h.Name + " of group " + h.Group + " waits for this machine")
+		m.commit()
+	}
+}
+
+// answered takes the cloud's answer about a hook.
+func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
+	var denied *DeniedError
+	switch {
+	case err == nil && c.op == opBeat:
+		a.Beats++
+		a.Beaten, a.Denied = now, ""
+		c.try.backOff, c.try.denied, c.try.at = 0, "", now.Add(beatEvery(a.Hook.Timeout))
+		m.troubleLocked(string(c.op), "")
+		m.nearCap(a, c.try, now)
+		m.commit()
+	case err == nil:
+		a.End = EndCompleted
+		if c.op == opAbandon {
+			a.End = EndAbandoned
+		}
+		m.ended(a, c, now)
+		m.noteLocked("hook " + a.Hook.Name + " is " + string(a.End))
+		m.commit()
+	case errors.Is(err, ErrGone):
+		a.End = EndGone
+		m.ended(a, c, now)
+		m.noteLocked("hook " + a.Hook.Name + " did not wait for our word: " + err.Error())
+		m.commit()
+	case errors.Is(err, ErrNoAction):
+		c.try.backOff, c.try.denied, c.try.at = 0, "", now.Add(noActionEvery)
+		m.troubleLocked(string(c.op), "")
+		if a.Beats == 0 && c.op == opBeat {
+			// Its time has not begun.
+			a.Since, a.Denied = now, ""
+			m.r.Deadline = deadline(m.o.timeline(m.r))
+		}
+		if a.Hook.Launching && c.op != opBeat && now.Sub(c.try.since) > idleHookTime {
+			a.End, a.EndedAt = EndLeft, now
+			m.noteLocked("hook " + a.Hook.Name + " does not wait for the start of this machine")
+			m.commit()
+			return
+		}
+		m.publish(now)
+	case errors.As(err, &denied):
+		if c.op == opBeat {
+			a.Denied = denied.Permission
+		}
+		m.denied(c, denied, now)
+	default:
+		// A heartbeat has time until its hook lapses, but not for a second failure
+		// of that length.
+		most := callTime
+		if a.Hook.Timeout > 0 && c.op == opBeat {
+			most = min(most, max(a.Hook.Timeout/16, time.Second))
+		}
+		m.failed(c, fmt.Sprintf("hook %s: %s: %v", a.Hook.Name, c.op, err), most, now)
+	}
+}
+
+func (m *Manager) ended(a *waiter, c call, now time.Time) {
+	a.EndedAt, a.Denied = now, ""
+	m.troubleLocked(string(opBeat), "")
+	m.troubleLocked(string(c.op), "")
+}
+
+// denied says once what has to be granted. The drain goes on without.
+func (m *Manager) denied(c call, err *DeniedError, now time.Time) {
+	if c.try.denied != err.Permission {
+		c.try.denied = err.Permission
+		m.noteLocked("this machine may not " + err.Permission + "; the least policy that grants it: " + orText(err.Policy, "not known"))
+	}
+	m.troubleLocked(string(c.op), err.Error())
+	c.try.at = now.Add(deniedEvery)
+	m.commit()
+}
+
+// failed plans the next try of a call.
+func (m *Manager) failed(c call, text string, most time.Duration, now time.Time) {
+	c.try.backOff = min(max(2*c.try.backOff, time.Second), most)
+	c.try.at = now.Add(time.Duration((0.5 + m.o.Rand()/2) * float64(c.try.backOff)))
+	if m.troubleLocked(string(c.op), text) {
+		m.publish(now)
+	}
+}
+
+// beatEvery is from one heartbeat to the next: half the hook's timeout.
+func beatEvery(timeout time.Duration) time.Duration {
+	if timeout <= 0 {
+		timeout = unknownTimeout
+	}
+	return timeout / 2
+}
+
+// nearCap says once that the hook cannot be kept waiting for much longer.
+func (m *Manager) nearCap(a *waiter, t *try, now time.Time) {
+	limit := a.limit()
+	if t.told || limit.IsZero() || limit.Sub(now) > limit.Sub(a.Since)/10 {
+		return
+	}
+	t.told = true
+	m.noteLocked(fmt.Sprintf("hook %s can be kept waiting for %s more, whatever it hears (%d heartbeats so far)",
+		a.Hook.Name, limit.Sub(now).Round(time.Second), a.Beats))
+}
+
+// FinishStop tells the cloud what a drain could not tell because the machine went
+// down in the middle of it. It is for whoever deregisters after AMS has stopped,
+// in a process of its own: one attempt, and only where a hook waits.
+func FinishStop(ctx context.Context, files Files, path string, c Completer, log *slog.Logger) error {
+	r, err := load(files, path)
+	if err != nil || r == nil || c == nil {
+		return err
+	}
+	if r.has(Shutdown) == nil || r.goal() < goalPark {
+		return nil
+	}
+	var errs []error
+	if r.open(false) == nil && len(r.Hooks) == 0 && r.hooked() && !r.NoHook {
+		h, err := c.Discover(ctx, false)
+		if err != nil {
+			return fmt.Errorf("asking for the hook that waits: %w", err)
+		}
+		if h != nil {
+			r.learn(*h, time.Now())
+		}
+	}
+	for i := range r.Hooks {
+		a := &r.Hooks[i]
+		if a.Hook.Launching || a.End != "" {
+			continue
+		}
+		switch err := c.Complete(ctx, a.Hook, Continue); {
+		case err == nil:
+			log.Info("the hook is completed", "hook", a.Hook.Name)
+		case errors.Is(err, ErrGone), errors.Is(err, ErrNoAction):
+			log.Info("the hook does not wait", "hook", a.Hook.Name, "answer", err.Error())
+		default:
+			errs = append(errs, fmt.Errorf("completing hook %s: %w", a.Hook.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,790 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// What a person is answered.
+var (
+	// ErrNotJoined: this machine is no proven node, so there is nothing to drain.
+	ErrNotJoined = errors.New("this machine has not finished joining")
+	// ErrNotDraining: there is nothing to take back.
+	ErrNotDraining = errors.New("this node is not draining")
+	// ErrTooLate: Ant Media Server is being stopped already, or the machine goes
+	// down.
+	ErrTooLate = errors.New("it is too late: this node is going already")
+	// ErrLeft: the node has left, or is parked.
+	ErrLeft = errors.New("this node has left already")
+	// ErrBusy: a drain is under way.
+	ErrBusy = errors.New("a drain is under way")
+)
+
+// RebalancePolicy says what the advice of a cloud to go is worth.
+type RebalancePolicy string
+
+// The policies.
+const (
+	// RebalanceIgnore is the default: a group that follows the advice ends this
+	// machine by its hook anyway, after another one is there. A node that goes by
+	// itself takes its capacity away first, and is paid for all the same.
+	RebalanceIgnore RebalancePolicy = "ignore"
+	RebalanceDrain  RebalancePolicy = "drain"
+)
+
+// Options make a Manager. Node and Files are needed, the rest may be left out.
+type Options struct {
+	Node  Node
+	Files Files
+	Path  string // of the record; DefaultPath
+	// ID is the node's, for its events.
+	ID   string
+	Role string
+	// Completer is nil where the cloud has no hooks.
+	Completer Completer
+	Sources   []Source
+	Rebalance RebalancePolicy
+
+	// Deadline is how long sessions are waited for; RoleDeadlines is the same for
+	// some roles.
+	Deadline      time.Duration
+	RoleDeadlines map[string]time.Duration
+	// Reserve is kept of the cloud's time for stopping, deregistering and
+	// completing.
+	Reserve time.Duration
+	// StopTime bounds the stop of AMS, DeregisterTime the waiting for the registry.
+	StopTime       time.Duration
+	DeregisterTime time.Duration
+	// SampleInterval is the time from one count of the sessions to the next.
+	SampleInterval time.Duration
+
+	// Prove returns when this machine is seen in the cluster: the evidence that a
+	// launch hook is completed by. nil proves nothing, and such hooks are left
+	// alone.
+	Prove func(ctx context.Context) error
+	// ProveTime is after what a start has failed.
+	ProveTime time.Duration
+	// AbandonOnFailure gives a machine that did not start back to the cloud.
+	AbandonOnFailure bool
+
+	// Event writes an event of the cluster's history.
+	Event func(ctx context.Context, e cluster.Event) error
+	// Uptime is [BootClock], or nil: then the wall clock has to do.
+	Uptime func() (boot string, up time.Duration)
+	Log    *slog.Logger
+	// Rand is a number from 0 to 1; nil is a random one.
+	Rand func() float64
+}
+
+const (
+	// DefaultDeadline is how long sessions are waited for.
+	DefaultDeadline = time.Hour
+	// defaultReserve: AMS takes some 17 s to end with streams on it, the rest a
+	// second each.
+	defaultReserve        = 30 * time.Second
+	defaultStopTime       = 90 * time.Second
+	defaultDeregisterTime = 10 * time.Second
+	defaultProveTime      = 10 * time.Minute
+	// announceTime is how long observing waits for the registry to know.
+	announceTime = 2 * time.Second
+	// callTime bounds one call to the cloud or to the registry.
+	callTime = 10 * time.Second
+	// sampleTime bounds one count of the sessions.
+	sampleTime = 5 * time.Second
+	// progressEvery is how often people hear of a drain in which nothing changes.
+	progressEvery = 30 * time.Second
+	// quietTime is how long they hear of no change after they heard of one.
+	quietTime = 5 * time.Second
+	// noActionEvery is how often a hook that does not wait yet is asked again.
+	noActionEvery = 5 * time.Second
+	// deniedEvery is how often a call that was denied is tried again: somebody may
+	// grant it meanwhile.
+	deniedEvery = time.Minute
+	// unknownTimeout is the shortest that a cloud allows a hook.
+	unknownTimeout = 30 * time.Second
+	// idleHookTime is how long a hook that may not exist for what happens (detach,
+	// standby, a start that the cloud does not wait for) is asked for.
+	idleHookTime = 10 * time.Minute
+	// usualStopTime is systemd's, for a shutdown of which nothing is known.
+	usualStopTime = 90 * time.Second
+	maxNotes      = 20
+	maxMemory     = 32
+)
+
+// Manager has the word over how this node goes.
+type Manager struct {
+	o   Options
+	log *slog.Logger
+	ran atomic.Bool
+
+	mu      sync.Mutex
+	r       *record
+	gen     int           // counts drains and undrains
+	changed chan struct{} // closed, and made anew, at each change
+	joined  bool          // at the last look
+	over    bool          // the drain of a shutdown has ended
+
+	sessions *cluster.Sessions
+	counted  time.Time
+	zeros    int
+	trouble  map[string]string
+	notes    []Note
+	// withdrawn, handled and ignored are ids that this life has seen.
+	withdrawn map[string]time.Time
+	handled   map[string]bool
+	ignored   map[string]bool
+	tries     map[string]*try
+	view      atomic.Pointer[View]
+	events    chan cluster.Event
+	unwritten atomic.Int32 // events
+}
+
+// NewManager makes a manager and takes up what a former life of the daemon was
+// about. A record that cannot be read is said, and is no drain.
+func NewManager(o Options) (*Manager, error) {
+	var missing []error
+	if o.Node == nil {
+		missing = append(missing, errors.New("no node"))
+	}
+	if o.Files == nil {
+		missing = append(missing, errors.New("no place for its record"))
+	}
+	switch o.Rebalance {
+	case RebalanceIgnore, RebalanceDrain, "":
+	default:
+		missing = append(missing, fmt.Errorf("%q is no policy for a rebalance", string(o.Rebalance)))
+	}
+	for role, d := range o.RoleDeadlines {
+		if d < 0 {
+			missing = append(missing, fmt.Errorf("the deadline of role %s is negative", role))
+		}
+	}
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("making a lifecycle manager: %w", errors.Join(missing...))
+	}
+	for _, d := range []struct {
+		value *time.Duration
+		usual time.Duration
+	}{
+		{&o.Deadline, DefaultDeadline},
+		{&o.Reserve, defaultReserve},
+		{&o.StopTime, defaultStopTime},
+		{&o.DeregisterTime, defaultDeregisterTime},
+		{&o.SampleInterval, time.Second},
+		{&o.ProveTime, defaultProveTime},
+	} {
+		if *d.value <= 0 {
+			*d.value = d.usual
+		}
+	}
+	if o.Path == "" {
+		o.Path = DefaultPath
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Float64
+	}
+	if o.Uptime == nil {
+		o.Uptime = func() (string, time.Duration) { return "", 0 }
+	}
+	m := &Manager{
+		o: o, log: o.Log, changed: make(chan struct{}), r: &record{}, gen: 1,
+		trouble: map[string]string{}, withdrawn: map[string]time.Time{}, handled: map[string]bool{}, ignored: map[string]bool{},
+		tries: map[string]*try{}, events: make(chan cluster.Event, maxMemory),
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := load(o.Files, o.Path)
+	if err != nil {
+		m.noteLocked("the record of a drain cannot be used, so there is none: " + err.Error())
+	}
+	if r != nil {
+		m.r = r
+		m.takeUp()
+	}
+	m.commit()
+	return m, nil
+}
+
+// takeUp goes on with what was read.
+func (m *Manager) takeUp() {
+	r := m.r
+	boot, up := m.o.Uptime()
+	same := r.wake(time.Now(), boot, up)
+	// A shutdown that this process survives, or follows, is over.
+	r.drop(func(n Notice) bool { return n.Kind == Shutdown })
+	if !same {
+		m.takeUpAfterBoot()
+		return
+	}
+	if r.Step != StepNone && r.goal() == goalNone {
+		m.noteLocked("the machine did not go down: this node serves again")
+		m.serveAgain()
+		return
+	}
+	if r.Step != StepNone && r.Step != StepDone {
+		m.noteLocked("going on with the drain that was begun at " + r.Begun.Format(time.RFC3339) + ", step " + string(r.Step))
+	}
+}
+
+// takeUpAfterBoot keeps what the cloud said and nothing else: the machine that a
+// person drained, parked or restarted comes back by being started.
+func (m *Manager) takeUpAfterBoot() {
+	r := m.r
+	observing := r.Step.observing()
+	if r.Step != StepNone && !observing {
+		m.noteLocked("the machine was started again: the drain before that is over")
+		m.r = &record{}
+		return
+	}
+	r.drop(func(n Notice) bool { return n.Kind != Terminate && n.Kind != Interrupt })
+	r.Dismissed, r.Say, r.Said, r.HookFirst = nil, "", "", false
+	if r.Start != nil {
+		r.Start.Server = false
+	}
+	if !observing {
+		return
+	}
+	if len(r.Notices) == 0 {
+		m.noteLocked("the machine was started again: the drain before that is over")
+		m.r = &record{Start: r.Start}
+		return
+	}
+	m.noteLocked("the machine was started again, and is to go all the same: draining")
+	r.Step, r.Say = StepAnnouncing, cluster.StateDraining
+}
+
+// commit makes a change of the record durable, and known. The lock is held.
+func (m *Manager) commit() {
+	now := time.Now()
+	m.r.Deadline = time.Time{}
+	if m.r.Step != StepNone {
+		m.r.Deadline = deadline(m.o.timeline(m.r))
+	}
+	boot, up := m.o.Uptime()
+	if err := m.r.save(m.o.Files, m.o.Path, now, boot, up); err != nil {
+		// What was decided is decided: a full disk keeps nobody on a machine that
+		// goes.
+		m.troubleLocked("record", "a restart of the agent would forget this drain: "+err.Error())
+	} else {
+		m.troubleLocked("record", "")
+	}
+	m.publish(now)
+}
+
+// publish tells of a change that needs not be kept. The lock is held.
+func (m *Manager) publish(now time.Time) {
+	v := m.viewOf(now)
+	m.view.Store(&v)
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// noteLocked says something to whoever looks at the log or at the view.
+func (m *Manager) noteLocked(text string) {
+	m.log.Info("lifecycle", "what", text)
+	m.notes = append(m.notes, Note{At: time.Now().Round(0), Text: text})
+	if len(m.notes) > maxNotes {
+		m.notes = slices.Delete(m.notes, 0, len(m.notes)-maxNotes)
+	}
+}
+
+// troubleLocked says what goes wrong, once for each wording; "" is that it goes
+// well.
+func (m *Manager) troubleLocked(what, text string) (told bool) {
+	was := m.trouble[what]
+	switch {
+	case was == text:
+		return false
+	case text == "":
+		delete(m.trouble, what)
+		m.log.Info("goes well again", "what", what)
+	default:
+		m.trouble[what] = text
+		m.log.Warn("does not go well", "what", what, "error", text)
+	}
+	return true
+}
+
+// event puts an event into the queue; the lock is held.
+func (m *Manager) event(e cluster.Event) {
+	if m.o.Event == nil {
+		return
+	}
+	e.Node = m.o.ID
+	select {
+	case m.events <- e:
+		m.unwritten.Add(1)
+	default:
+		m.log.Warn("an event was dropped, too many wait to be written", "kind", e.Kind)
+	}
+}
+
+// Notice takes a notice. It may come twice, late, or contradict another.
+func (m *Manager) Notice(n Notice) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.take(n); err != nil {
+		m.log.Info("a notice has no effect", "id", n.ID, "kind", string(n.Kind), "reason", err.Error())
+	}
+}
+
+// Drain drains this node because a person wants it. A second request is the
+// same drain: its deadline, if it says one, takes the place of the first one's.
+func (m *Manager) Drain(req DrainRequest) error {
+	now := time.Now()
+	n := Notice{ID: askID, Source: "drain", Kind: Ask, Reason: req.Reason, Who: req.Who, Received: now}
+	switch {
+	case req.Now:
+		n.Deadline = now
+	case req.Deadline > 0:
+		n.Deadline = now.Add(req.Deadline)
+	case req.Deadline < 0:
+		return fmt.Errorf("a deadline of %s is none", req.Deadline)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if req.RepairStreams && !m.r.Repair {
+		defer func(was *record) {
+			// Only where the request was taken.
+			if m.r == was && m.r.Step != StepNone && m.r.Tomb == nil {
+				m.r.Repair = true
+				m.commit()
+			}
+		}(m.r)
+	}
+	return m.take(n)
+}
+
+// askID is the same for all requests of people, so that the last one counts.
+const askID = "drain"
+
+// take handles a notice. The lock is held.
+func (m *Manager) take(n Notice) error {
+	now := time.Now()
+	n = copyNotice(n)
+	if n.ID == "" {
+		n.ID = n.Source + ":" + string(n.Kind)
+	}
+	if n.Received = anchor(n.Received, now); n.Received.IsZero() || n.Received.After(now) {
+		n.Received = now
+	}
+	n.Deadline = anchor(n.Deadline, now)
+	if n.Hook != nil {
+		n.Hook.Limit = anchor(n.Hook.Limit, now)
+	}
+	switch n.Kind {
+	case Withdrawn:
+		return m.withdraw(n)
+	case Resume, Launch:
+		return m.takeStart(n)
+	case Rebalance:
+		if m.o.Rebalance != RebalanceDrain {
+			if !m.ignored[n.ID] {
+				remember(m.ignored, n.ID, true)
+				m.noteLocked("the cloud advises to go (" + noticeWord(n) + "); configured is to ignore that")
+				m.event(cluster.Event{Kind: "notice", Who: n.Source, Why: n.Reason, Details: map[string]string{"kind": string(n.Kind), "done": "ignored"}})
+				m.publish(now)
+			}
+			return nil
+		}
+	case Shutdown:
+		if n.Deadline.IsZero() {
+			n.Deadline = now.Add(usualStopTime)
+		}
+	case Terminate, Interrupt, Reboot, Park, Ask:
+	default:
+		return fmt.Errorf("%q is no kind of notice", string(n.Kind))
+	}
+	if slices.Contains(m.r.Dismissed, n.ID) {
+		return nil // a person has overruled it
+	}
+	if at, ok := m.withdrawn[n.ID]; ok && !n.Received.After(at) {
+		return errors.New("it came late: it was withdrawn already")
+	}
+	for i := range m.r.Notices {
+		if m.r.Notices[i].ID == n.ID {
+			return m.again(&m.r.Notices[i], n)
+		}
+	}
+	return m.fresh(n, now)
+}
+
+// again takes what is new in a notice that is known.
+func (m *Manager) again(was *Notice, n Notice) error {
+	if n.Kind == Ask && m.r.Step == StepDone {
+		return ErrLeft
+	}
+	changed := false
+	switch {
+	case n.Deadline.IsZero():
+	case n.Kind == Ask && was.Deadline.Equal(n.Deadline):
+	case n.Kind == Ask:
+		was.Deadline, was.Received, was.Who, changed = n.Deadline, n.Received, n.Who, true
+		m.noteLocked("the deadline is now " + n.Deadline.Format(time.RFC3339) + ", by --deadline of " + orText(n.Who, "nobody named"))
+	case was.Deadline.IsZero() || was.Deadline.Sub(n.Deadline) > time.Second:
+		was.Deadline, changed = n.Deadline, true
+		m.noteLocked("the deadline of " + noticeWord(n) + " is earlier now: " + n.Deadline.Format(time.RFC3339))
+	}
+	if n.Hook != nil {
+		known := len(m.r.Hooks)
+		if m.r.learn(*n.Hook, was.Received) {
+			changed = true
+			if m.r.Step == StepDone && (len(m.r.Hooks) > known || m.r.open(false) != nil) {
+				m.r.Step = StepCompleting
+			}
+		}
+	}
+	if changed {
+		m.advance(time.Now())
+		m.commit()
+	}
+	return nil
+}
+
+// fresh takes a notice that is not known yet.
+func (m *Manager) fresh(n Notice, now time.Time) error {
+	r := m.r
+	before := r.goal()
+	m.joined = m.o.Node.Joined()
+	switch {
+	case n.Kind == Ask && r.Step == StepDone && before >= goalPark:
+		return ErrLeft
+	case n.Kind == Ask && r.Step == StepNone && !m.joined:
+		return ErrNotJoined
+	}
+	r.Notices = append(r.Notices, n)
+	if n.Hook != nil {
+		r.learn(*n.Hook, n.Received)
+	}
+	m.noteLocked("notice: " + noticeWord(n))
+	switch {
+	case r.Step == StepNone:
+		m.advance(now)
+	case r.Step == StepDone && before >= goalPark:
+		if n.Kind == Terminate || n.Kind == Park {
+			// Nothing is left to drain, but the cloud may wait again.
+			for i := range r.Hooks {
+				if a := &r.Hooks[i]; !a.Hook.Launching {
+					*a = waiter{Hook: a.Hook, Since: n.Received}
+					a.Hook.Limit = time.Time{}
+				}
+			}
+			m.tries = map[string]*try{}
+			r.Step, r.Start = StepCompleting, nil
+		}
+	case r.Step == StepDone && goalOf(n.Kind) > goalPause:
+		m.begin(now)
+	}
+	m.commit()
+	return nil
+}
+
+// advance begins a drain that is due.
+func (m *Manager) advance(now time.Time) {
+	if m.r.Step != StepNone {
+		return
+	}
+	for _, n := range m.r.Notices {
+		if goalOf(n.Kind) != goalNone && !now.Before(m.o.due(n)) {
+			m.begin(now)
+			return
+		}
+	}
+}
+
+// nextDue is when a drain begins that is announced; zero where none is.
+func (m *Manager) nextDue(now time.Time) time.Time {
+	var next time.Time
+	for _, n := range m.r.Notices {
+		at := m.o.due(n)
+		if !at.After(now) {
+			at = now.Add(m.o.SampleInterval) // it waits for the join
+		}
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// begin begins a drain.
+func (m *Manager) begin(now time.Time) {
+	r := m.r
+	if !m.joined && r.goal() == goalPause {
+		return // nothing to pause
+	}
+	m.gen++
+	m.tries = map[string]*try{}
+	m.zeros, m.sessions, m.counted = 0, nil, time.Time{}
+	r.Begun, r.Tomb, r.HookFirst = now, nil, false
+	if r.Start != nil {
+		m.noteLocked("the start is given up: this machine is to go")
+		m.dropStart()
+	}
+	c := r.cause()
+	e := cluster.Event{Kind: "drain", Who: orText(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"kind": string(c.Kind)}}
+	if m.joined {
+		r.Step, r.Say, r.Said = StepAnnouncing, cluster.StateDraining, ""
+		e.Details["deadline"] = deadline(m.o.timeline(r)).UTC().Format(time.RFC3339)
+	} else {
+		m.noteLocked("this machine never finished joining: nobody waits for it, so the cloud is told at once")
+		r.Step, r.HookFirst = StepCompleting, true
+		e.Details["joined"] = "never"
+	}
+	m.event(e)
+}
+
+// withdraw takes back a notice.
+func (m *Manager) withdraw(n Notice) error {
+	r := m.r
+	remember(m.withdrawn, n.ID, n.Received)
+	delete(m.ignored, n.ID)
+	delete(m.handled, n.ID)
+	if i := slices.Index(r.Dismissed, n.ID); i >= 0 {
+		r.Dismissed = slices.Delete(r.Dismissed, i, i+1)
+		m.commit()
+		return nil
+	}
+	if r.Start != nil && r.Start.Notice.ID == n.ID && !r.Start.Server {
+		m.dropStart()
+		m.commit()
+		return nil
+	}
+	i := slices.IndexFunc(r.Notices, func(in Notice) bool { return in.ID == n.ID })
+	if i < 0 {
+		return nil
+	}
+	was := r.Notices[i]
+	if m.irreversible() {
+		if was.Kind == Park && r.goal() == goalPark {
+			return m.takeStart(Notice{
+				ID: n.ID + ":back", Source: n.Source, Kind: Resume, Reason: n.Reason, Who: n.Who, Received: n.Received, Hook: n.Hook,
+			})
+		}
+		return fmt.Errorf("%w: it is at step %s", ErrTooLate, r.Step)
+	}
+	r.Notices = slices.Delete(r.Notices, i, i+1)
+	m.noteLocked("withdrawn: " + noticeWord(was))
+	if !r.hooked() {
+		m.dropHooks(false)
+	}
+	if r.Step != StepNone && !m.anyDue(time.Now()) {
+		m.undrain(orText(n.Who, n.Source), "withdrawn")
+	}
+	m.commit()
+	return nil
+}
+
+func (m *Manager) anyDue(now time.Time) bool {
+	return slices.ContainsFunc(m.r.Notices, func(n Notice) bool { return !now.Before(m.o.due(n)) })
+}
+
+// irreversible tells that AMS is being stopped, or more.
+func (m *Manager) irreversible() bool {
+	switch m.r.Step {
+	case StepNone, StepAnnouncing, StepDraining:
+		return false
+	case StepDone:
+		return m.r.goal() != goalPause
+	case StepStopping, StepDeregistering, StepCompleting:
+	}
+	return true
+}
+
+// Undrain takes a drain back. It is [ErrTooLate] from the moment on in which AMS
+// is being stopped. What a cloud said is overruled by it until the cloud takes it
+// back or says something else.
+func (m *Manager) Undrain(who string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.r
+	switch {
+	case r.Step == StepNone:
+		return ErrNotDraining
+	case m.irreversible():
+		return fmt.Errorf("%w (step %s)", ErrTooLate, r.Step)
+	case r.has(Shutdown) != nil:
+		return fmt.Errorf("%w: the machine goes down", ErrTooLate)
+	}
+	now := time.Now()
+	for _, n := range r.Notices {
+		if n.Kind != Ask && !now.Before(m.o.due(n)) {
+			r.Dismissed = append(r.Dismissed, n.ID)
+			m.noteLocked(orText(who, "somebody") + " overruled " + noticeWord(n) + ": the cloud may take this machine all the same")
+		}
+	}
+	if n := len(r.Dismissed); n > maxMemory {
+		r.Dismissed = slices.Delete(r.Dismissed, 0, n-maxMemory)
+	}
+	r.drop(func(n Notice) bool { return !now.Before(m.o.due(n)) })
+	m.undrain(who, "undrain")
+	m.commit()
+	return nil
+}
+
+// undrain makes the node serve again.
+func (m *Manager) undrain(who, why string) {
+	m.noteLocked("this node serves again: " + why + " by " + orText(who, "somebody"))
+	m.serveAgain()
+	m.event(cluster.Event{Kind: "undrain", Who: who, Why: why})
+}
+
+func (m *Manager) serveAgain() {
+	r := m.r
+	m.gen++
+	m.zeros, m.sessions = 0, nil
+	r.Step, r.Begun, r.Tomb, r.Repair, r.HookFirst, r.NoHook = StepNone, time.Time{}, nil, false, false, false
+	r.Say, r.Said = cluster.StateActive, ""
+	m.dropHooks(false)
+}
+
+// Forget ends the memory of a drain that is done, because this machine joins
+// anew. While one is under way it is [ErrBusy].
+func (m *Manager) Forget() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.r.Step != StepNone && m.r.Step != StepDone {
+		return ErrBusy
+	}
+	if m.r.Step == StepDone {
+		m.gen++
+		m.r = &record{Start: m.r.Start}
+		m.tries = map[string]*try{}
+		m.commit()
+	}
+	return nil
+}
+
+func (m *Manager) dropHooks(launching bool) {
+	m.r.Hooks = slices.DeleteFunc(m.r.Hooks, func(a waiter) bool { return a.Hook.Launching == launching })
+}
+
+func (m *Manager) dropStart() {
+	m.r.Start, m.r.NoLaunchHook = nil, false
+	m.dropHooks(true)
+}
+
+// Run does what notices ask for until ctx ends, or until a shutdown is drained
+// for: then it returns nil while the machine goes down. It runs once.
+func (m *Manager) Run(ctx context.Context) error {
+	if m.ran.Swap(true) {
+		return errors.New("this lifecycle manager has run already")
+	}
+	events, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopEvents()
+	var last sync.WaitGroup
+	last.Go(func() { m.writeEvents(events) })
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var work sync.WaitGroup
+	work.Go(func() { m.register(ctx) })
+	work.Go(func() { m.hooks(ctx) })
+	work.Go(func() { m.starts(ctx) })
+	work.Go(func() { m.tell(ctx) })
+	for _, s := range m.o.Sources {
+		work.Go(func() { m.watch(ctx, s) })
+	}
+	m.drive(ctx)
+	cancel()
+	work.Wait()
+	m.flush(stopEvents)
+	last.Wait()
+	return nil
+}
+
+// watch keeps a source at work.
+func (m *Manager) watch(ctx context.Context, s Source) {
+	for retry := time.Second; ; retry = min(2*retry, time.Minute) {
+		began := time.Now()
+		err := s.Watch(ctx, m.Notice)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			retry = time.Second
+		}
+		text := "it ended"
+		if err != nil {
+			text = err.Error()
+		}
+		m.log.Warn("a source of notices stopped and is started again", "source", s.Name(), "error", text, "in", retry)
+		if !m.pause(ctx, retry) {
+			return
+		}
+	}
+}
+
+// pause waits, with some jitter.
+func (m *Manager) pause(ctx context.Context, d time.Duration) bool {
+	return sleep(ctx, time.Duration((0.8+0.4*m.o.Rand())*float64(d)), nil)
+}
+
+// sleep waits for d, ctx or wake; false is that ctx ended.
+func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-wake:
+	case <-timer.C:
+	}
+	return ctx.Err() == nil
+}
+
+// during gives a context that ends as soon as valid says no; it is asked under
+// the lock, at each change.
+func (m *Manager) during(ctx context.Context, valid func() bool) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		for {
+			m.mu.Lock()
+			ok, changed := valid(), m.changed
+			m.mu.Unlock()
+			if !ok {
+				cancel()
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+		}
+	}()
+	return ctx, cancel
+}
+
+func orText(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+// remember keeps an id, and not too many.
+func remember[T any](in map[string]T, id string, v T) {
+	if len(in) >= maxMemory {
+		for k := range in {
+			delete(in, k)
+			break
+		}
+	}
+	in[id] = v
+}

@@ -1,0 +1,188 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+const (
+	leastRegistryRetry = 500 * time.Millisecond
+	mostRegistryRetry  = 15 * time.Second
+)
+
+// register makes the registry hold what the record wants it to, one call after
+// the other, for as long as it takes: a state is not a beat, it is owed until
+// MongoDB has taken it. Nothing else waits for it.
+func (m *Manager) register(ctx context.Context) {
+	var (
+		retry  time.Duration
+		notTil time.Time
+		tried  cluster.State
+		said   string    // the reason that the row has, while draining
+		saidAt time.Time // and since when
+	)
+	for ctx.Err() == nil {
+		m.mu.Lock()
+		now := time.Now()
+		say, owed, changed := m.r.Say, m.r.Say != m.r.Said, m.changed
+		reason, wait := m.reason(), time.Hour
+		if say != tried {
+			retry, notTil, tried = 0, time.Time{}, say
+		}
+		switch {
+		case say == "":
+		case owed:
+			wait = notTil.Sub(now)
+		case say == cluster.StateDraining && m.r.Step.observing() && reason != said:
+			// How it goes, for whoever looks from elsewhere; the beats tell the
+			// numbers more often.
+			wait = max(saidAt.Add(progressEvery).Sub(now), notTil.Sub(now))
+		}
+		tomb := m.r.Tomb
+		m.mu.Unlock()
+		if wait > 0 {
+			sleep(ctx, wait, changed)
+			continue
+		}
+		err := m.say(ctx, say, reason, tomb)
+		if err == nil {
+			retry, notTil, said, saidAt = 0, time.Time{}, reason, time.Now()
+			continue
+		}
+		// A call that a change has cut short is no failure.
+		if !errors.Is(err, errChanged) {
+			retry = min(max(2*retry, leastRegistryRetry), mostRegistryRetry)
+			notTil = time.Now().Add(time.Duration((0.5 + m.o.Rand()/2) * float64(retry)))
+		}
+	}
+}
+
+// errChanged says that something else is wanted meanwhile.
+var errChanged = errors.New("something else is wanted meanwhile")
+
+// say tells the registry once.
+func (m *Manager) say(ctx context.Context, say cluster.State, reason string, tomb *Tombstone) error {
+	wanted, cancel := m.during(ctx, func() bool { return m.r.Say == say })
+	defer cancel()
+	bound, stop := context.WithTimeout(wanted, callTime)
+	defer stop()
+	var err error
+	if say == cluster.StateLeft {
+		t := Tombstone{}
+		if tomb != nil {
+			t = *tomb
+		}
+		err = m.o.Node.Deregister(bound, t)
+	} else {
+		err = m.o.Node.SetState(bound, say, reason)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.r.Say != say || ctx.Err() != nil {
+		return errChanged
+	}
+	if err != nil && say != cluster.StateLeft && refused(err) {
+		m.noteLocked("the registry does not take the state " + string(say) + ", and is left as it is: " + err.Error())
+		err = nil
+	}
+	if err != nil {
+		if m.troubleLocked("registry", "the registry cannot be told "+string(say)+" yet: "+err.Error()) {
+			m.publish(time.Now())
+		}
+		return err
+	}
+	m.troubleLocked("registry", "")
+	if m.r.Said != say {
+		m.r.Said = say
+		m.commit()
+	}
+	return nil
+}
+
+// refused tells that asking again would change nothing: the row is at its end
+// already. One that says joining is about to say active.
+func refused(err error) bool {
+	var te *cluster.TransitionError
+	return errors.As(err, &te) && te.From != cluster.StateJoining
+}
+
+// reason is what the row says, while this node drains and after. The lock is
+// held.
+func (m *Manager) reason() string {
+	if m.r.Step == StepNone {
+		return "serving again"
+	}
+	c := m.r.cause()
+	text := orText(c.Reason, string(c.Kind))
+	if m.r.Step.observing() && m.sessions != nil {
+		text += ": " + sessionsText(*m.sessions)
+	}
+	return cut(text, mostReason)
+}
+
+// mostReason keeps rows short: everybody reads all of them.
+const mostReason = 160
+
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	for i := range s {
+		if i > most-len("…") {
+			return s[:i] + "…"
+		}
+	}
+	return s
+}
+
+// writeEvents writes the events as they come, each until it is written.
+func (m *Manager) writeEvents(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-m.events:
+			m.writeEvent(ctx, e)
+			m.unwritten.Add(-1)
+		}
+	}
+}
+
+func (m *Manager) writeEvent(ctx context.Context, e cluster.Event) {
+	for retry := leastRegistryRetry; ; retry = min(2*retry, mostRegistryRetry) {
+		bound, cancel := context.WithTimeout(ctx, callTime)
+		err := m.o.Event(bound, e)
+		cancel()
+		if err == nil {
+			return
+		}
+		m.log.Debug("an event is not written yet", "kind", e.Kind, "error", err)
+		if !m.pause(ctx, retry) {
+			m.log.Warn("an event was not written", "kind", e.Kind, "why", e.Why, "error", err)
+			return
+		}
+	}
+}
+
+// flush gives the events that wait a moment, and no more: who stops us waits.
+func (m *Manager) flush(stop context.CancelFunc) {
+	defer stop()
+	if m.o.Event == nil {
+		return
+	}
+	until := time.Now().Add(flushTime)
+	for m.unwritten.Load() > 0 && time.Now().Before(until) {
+		if !sleep(context.Background(), flushTime/20, nil) {
+			return
+		}
+	}
+}
+
+// flushTime is how long the end of the daemon waits for events.
+const flushTime = time.Second

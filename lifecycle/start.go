@@ -1,0 +1,207 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// takeStart handles a notice that this machine is to serve.
+func (m *Manager) takeStart(n Notice) error {
+	r := m.r
+	if r.Start != nil && r.Start.Notice.ID == n.ID {
+		if n.Hook != nil && r.learn(startHook(*n.Hook), r.Start.Notice.Received) {
+			m.commit()
+		}
+		return nil
+	}
+	if m.handled[n.ID] {
+		return nil
+	}
+	g := r.goal()
+	switch {
+	case r.Step != StepNone && g == goalLeave:
+		return errors.New("this machine is to leave, which weighs more")
+	case r.Step != StepNone && g == goalPark && n.Kind == Launch:
+		return errors.New("this machine is being parked, which weighs more")
+	case r.Step != StepNone && g == goalPark && !m.irreversible():
+		remember(m.handled, n.ID, true)
+		for _, in := range r.Notices {
+			if in.Kind == Park {
+				remember(m.withdrawn, in.ID, n.Received)
+			}
+		}
+		r.drop(func(in Notice) bool { return in.Kind == Park })
+		m.noteLocked("not parked after all: " + noticeWord(n))
+		if !r.hooked() {
+			m.dropHooks(false)
+		}
+		if !m.anyDue(time.Now()) {
+			m.undrain(orText(n.Who, n.Source), "resumed")
+		}
+		m.commit()
+		return nil
+	case r.Step != StepNone && g == goalPause:
+		return errors.New("this machine is about to be started again")
+	}
+	server := r.Step != StepNone // it is parked, or about to be
+	if !server && (m.o.Prove == nil || m.o.Completer == nil) {
+		return nil // nothing waits
+	}
+	remember(m.handled, n.ID, true)
+	if n.Hook != nil {
+		r.learn(startHook(*n.Hook), n.Received)
+		n.Hook.Launching = true
+	}
+	r.Start = &start{Notice: n, Server: server}
+	m.tries = map[string]*try{}
+	m.noteLocked("notice: " + noticeWord(n))
+	if server {
+		m.event(cluster.Event{Kind: "resume", Who: orText(n.Who, n.Source), Why: n.Reason})
+	}
+	m.commit()
+	return nil
+}
+
+func startHook(h Hook) Hook {
+	h.Launching = true
+	return h
+}
+
+// starts makes a parked machine serve again, and proves to the cloud that this
+// one does.
+func (m *Manager) starts(ctx context.Context) {
+	for ctx.Err() == nil {
+		m.mu.Lock()
+		r, changed := m.r, m.changed
+		ready := r.Start != nil && (r.Step == StepNone || r.Step == StepDone && r.goal() == goalPark)
+		if ready && r.Step == StepDone {
+			m.unpark()
+		}
+		var id string
+		var server, proved bool
+		if ready {
+			id, server, proved = r.Start.Notice.ID, r.Start.Server, r.Start.Proved
+		}
+		if ready && proved && m.startSettled() {
+			m.dropStart()
+			m.commit()
+			m.mu.Unlock()
+			continue
+		}
+		m.mu.Unlock()
+		if !ready || proved {
+			sleep(ctx, time.Hour, changed)
+			continue
+		}
+		m.prove(ctx, id, server)
+	}
+}
+
+// unpark forgets the drain that parked this machine; what was owed to the
+// registry about it is no longer true. The lock is held.
+func (m *Manager) unpark() {
+	r := m.r
+	m.gen++
+	r.drop(func(n Notice) bool { return n.Kind == Park || goalOf(n.Kind) == goalPause })
+	r.Step, r.Begun, r.Tomb, r.NoHook, r.HookFirst, r.Repair = StepNone, time.Time{}, nil, false, false, false
+	r.Say, r.Said = "", ""
+	m.dropHooks(false)
+	m.commit()
+}
+
+// startSettled tells that the cloud has been told that this machine serves, or
+// does not want to know.
+func (m *Manager) startSettled() bool {
+	if m.o.Completer == nil || m.o.Prove == nil {
+		return true
+	}
+	if m.wantsDiscovery(true) {
+		return m.tryAt(string(opDiscover)+"true").denied != ""
+	}
+	for i := range m.r.Hooks {
+		a := &m.r.Hooks[i]
+		if a.Hook.Launching && a.End == "" && m.tryOf(a, opContinue).denied == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// prove starts the server where it has to, and waits for the evidence that it
+// serves. Time that runs out is told; the evidence counts even when it comes after
+// that.
+func (m *Manager) prove(ctx context.Context, id string, server bool) {
+	ctx, cancel := m.during(ctx, func() bool {
+		return m.r.Start != nil && m.r.Start.Notice.ID == id && m.r.Step == StepNone
+	})
+	defer cancel()
+	fails := time.AfterFunc(m.o.ProveTime, func() { m.startFailed(id) })
+	defer fails.Stop()
+	for retry := time.Second; ; retry = min(2*retry, 15*time.Second) {
+		err := m.startOnce(ctx, server)
+		if ctx.Err() != nil {
+			return
+		}
+		m.mu.Lock()
+		if err == nil {
+			m.troubleLocked("start", "")
+			if m.r.Start != nil && m.r.Start.Notice.ID == id {
+				m.r.Start.Proved, m.r.Start.Failed = true, false
+				m.noteLocked("this machine is seen in the cluster")
+				m.commit()
+			}
+			m.mu.Unlock()
+			return
+		}
+		if m.troubleLocked("start", "this machine does not serve yet: "+err.Error()) {
+			m.publish(time.Now())
+		}
+		m.mu.Unlock()
+		if !m.pause(ctx, retry) {
+			return
+		}
+	}
+}
+
+func (m *Manager) startOnce(ctx context.Context, server bool) error {
+	if server {
+		bound, cancel := context.WithTimeout(ctx, m.o.StopTime)
+		err := m.o.Node.StartServer(bound)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("starting Ant Media Server: %w", err)
+		}
+	}
+	if m.o.Prove == nil {
+		return nil
+	}
+	bound, cancel := context.WithTimeout(ctx, m.o.ProveTime)
+	defer cancel()
+	return m.o.Prove(bound)
+}
+
+// startFailed gives up on a start, as far as the cloud is concerned.
+func (m *Manager) startFailed(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.r.Start
+	if s == nil || s.Notice.ID != id || s.Proved || s.Failed {
+		return
+	}
+	s.Failed = true
+	text := "this machine was not seen in the cluster within " + m.o.ProveTime.String()
+	if m.o.AbandonOnFailure {
+		text += ": it is given back to the cloud"
+	} else {
+		text += ": its hook is left to its timeout, unless it serves before that"
+	}
+	m.noteLocked(text)
+	m.commit()
+}
