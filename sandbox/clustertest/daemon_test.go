@@ -1,0 +1,571 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// service is the stand-in AMS in this very process, as something to start and stop.
+type service struct {
+	dir     string
+	mu      sync.Mutex
+	address string
+	server  *fakeams.Server
+	started time.Time
+	starts  int
+}
+
+func (s *service) Name() string                 { return "the stand-in" }
+func (s *service) Reload(context.Context) error { return nil }
+
+func (s *service) State(context.Context) (ams.State, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.server == nil || s.server.State() == fakeams.Crashed {
+		return ams.State{Activity: ams.ActivityInactive}, nil
+	}
+	return ams.State{Activity: ams.ActivityActive, Started: s.started}, nil
+}
+
+func (s *service) Start(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	started := time.Now()
+	server, err := fakeams.Start(context.Background(), fakeams.Options{
+		Root: s.dir, HostAddress: s.address, HTTPPort: -1, Period: 50 * time.Millisecond,
+		MongoTimeout: 5 * time.Second, StreamWait: 50 * time.Millisecond, LocalAddress: "10.0.0.99",
+	})
+	if err != nil {
+		return err
+	}
+	s.server, s.started = server, started
+	s.starts++
+	return nil
+}
+
+func (s *service) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.server == nil {
+		return nil
+	}
+	err := s.server.Stop(ctx)
+	s.server = nil
+	return err
+}
+
+func (s *service) Restart(ctx context.Context) error {
+	return errors.Join(s.Stop(ctx), s.Start(ctx))
+}
+
+func (s *service) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.starts
+}
+
+func (s *service) silent(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.server.SetBehaviour(func(b *fakeams.Behaviour) { b.Silent = on })
+}
+
+// eyes are a sampler that sees what the test wants.
+type eyes struct {
+	mu          sync.Mutex
+	sessions    cluster.Sessions
+	connections int
+	hang        chan struct{} // nil: it does not hang
+}
+
+func (e *eyes) Run(ctx context.Context) { <-ctx.Done() }
+
+func (e *eyes) Sample(context.Context) heartbeat.Sample {
+	e.mu.Lock()
+	hang, s := e.hang, heartbeat.Sample{At: time.Now(), Session: e.sessions}
+	e.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	return s
+}
+
+func (e *eyes) Connections() (int, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.connections, nil
+}
+
+func (e *eyes) see(publishers, viewers, connections int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sessions, e.connections = cluster.Sessions{Publishers: &publishers, Viewers: &viewers}, connections
+}
+
+// agent is a daemon in this process.
+type agent struct {
+	t       *testing.T
+	root    string
+	mongo   *mongod.Server
+	client  *cluster.Client
+	door    backdoor
+	svc     *service
+	machine *bootstrap.Machine
+	eyes    *eyes
+	reload  chan struct{}
+	o       daemon.Options
+
+	mu       sync.Mutex
+	log      bytes.Buffer
+	watchdog int
+	told     string // the last status
+	stop     context.CancelFunc
+	ended    chan struct{}
+}
+
+const nodeID = "i-0123456789abcdef0"
+
+// newAgent makes a machine that has joined, without a daemon yet.
+func newAgent(t *testing.T) *agent {
+	t.Helper()
+	a := &agent{t: t, root: t.TempDir(), mongo: startServer(t, mongod.Options{}), eyes: &eyes{}, reload: make(chan struct{})}
+	a.client, a.door = connect(t, a.mongo.URI(), cluster.Options{}), open(t, a.mongo)
+	tr, err := tree.Write(a.root, tree.Options{NoUnit: true, Host: "node", HostResolves: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.svc = &service{dir: tr.Dir}
+	t.Cleanup(func() {
+		if err := a.svc.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	target := a.client.Target()
+	log := slog.New(slog.NewTextHandler(a, nil))
+	open := func(ctx context.Context, to cluster.Target) (*cluster.Client, error) {
+		return cluster.Connect(ctx, to, cluster.Options{Timeout: 2 * time.Second, MaxPool: 2})
+	}
+	a.machine = &bootstrap.Machine{
+		Root: a.root, Service: a.svc, Connect: open, Version: "test", Log: log,
+		SetAddress: func(to netip.Addr) {
+			a.svc.mu.Lock()
+			defer a.svc.mu.Unlock()
+			if a.svc.address = ""; to.IsValid() {
+				a.svc.address = to.String()
+			}
+		},
+	}
+	identify := func(context.Context) (metadata.Instance, error) {
+		return metadata.Instance{ID: nodeID, Provider: "none", Address: netip.MustParseAddr(own)}, nil
+	}
+	var interval atomic.Int64
+	interval.Store(int64(50 * time.Millisecond))
+	a.o = daemon.Options{
+		Machine: a.machine, Identify: identify, Connect: open, Reload: a.reload, Log: log, Version: "test",
+		Mongo: func(context.Context) (cluster.Target, error) { return target, nil },
+		Settings: func() daemon.Settings {
+			return daemon.Settings{Interval: time.Duration(interval.Load()), JoinTimeout: 20 * time.Second}
+		},
+		Reread: func() error { return nil },
+		Notify: func(s string) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			switch text, status := strings.CutPrefix(s, "STATUS="); {
+			case status:
+				a.told = text
+			case s == "WATCHDOG=1":
+				a.watchdog++
+			}
+		},
+		Sampler: func(func() *cluster.Client, func() string) daemon.Sampler { return a.eyes },
+		Control: filepath.Join(a.root, "c"), Lock: filepath.Join(a.root, "l"),
+		Periods: daemon.Periods{
+			State: 10 * time.Millisecond, Retry: 20 * time.Millisecond, MostRetry: 100 * time.Millisecond,
+			Drift: 100 * time.Millisecond, Sessions: 20 * time.Millisecond, Quiet: 300 * time.Millisecond,
+			Witness: 50 * time.Millisecond, Stop: 200 * time.Millisecond,
+		},
+	}
+	if err := a.svc.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: target, Role: "edge", Identify: identify}); err != nil {
+		t.Fatal(err)
+	}
+	a.eyes.see(0, 0, 0)
+	return a
+}
+
+func (a *agent) Write(b []byte) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.log.Write(b)
+}
+
+func (a *agent) text() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.log.String()
+}
+
+func (a *agent) status() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.told
+}
+
+func (a *agent) rounds() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.watchdog
+}
+
+func (a *agent) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	a.stop, a.ended = cancel, make(chan struct{})
+	d := daemon.New(a.o)
+	go func() {
+		defer close(a.ended)
+		if err := d.Run(ctx); err != nil {
+			a.t.Error(err)
+		}
+	}()
+	a.t.Cleanup(func() {
+		a.end()
+		if a.t.Failed() {
+			a.t.Logf("log:\n%s", a.text())
+		}
+	})
+	a.serves()
+}
+
+// serves waits until the node beats and is active.
+func (a *agent) serves() {
+	a.t.Helper()
+	eventually(a.t, "the node is active and beats", func() bool {
+		return strings.HasPrefix(a.status(), "active; ") && strings.Contains(a.status(), "last beat at")
+	})
+}
+
+func (a *agent) end() {
+	a.stop()
+	<-a.ended
+}
+
+// says waits until the log has a text so many times.
+func (a *agent) says(text string, times int) {
+	a.t.Helper()
+	eventually(a.t, "the log says "+text, func() bool { return strings.Count(a.text(), text) >= times })
+}
+
+// roundsGoOn waits for so many more rounds of the loop.
+func (a *agent) roundsGoOn(n int) {
+	a.t.Helper()
+	to := a.rounds() + n
+	eventually(a.t, "the loop goes round", func() bool { return a.rounds() >= to })
+}
+
+func (a *agent) file(name string) string { return filepath.Join(a.svc.dir, name) }
+
+func (a *agent) write(name, text string) {
+	a.t.Helper()
+	if err := os.WriteFile(a.file(name), []byte(text), 0o644); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+func (a *agent) read(name string) string {
+	a.t.Helper()
+	b, err := os.ReadFile(a.file(name))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return string(b)
+}
+
+const appFile = "webapps/LiveApp/WEB-INF/red5-web.properties"
+
+// TestDaemonDrift: an upgrade restores a file. It is mended at once, and AMS is
+// restarted when that cuts nobody, as far as anybody can know.
+func TestDaemonDrift(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.eyes.see(1, 0, 0)
+	a.start()
+	joined := a.read(appFile)
+	starts := a.svc.count()
+	upgrade := func() {
+		t.Helper()
+		times := strings.Count(a.text(), "id=AMS-DRIFT")
+		a.write(appFile, strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1))
+		a.says("id=AMS-DRIFT", times+1)
+		if a.read(appFile) != joined {
+			t.Error("the file is not as it was joined with")
+		}
+	}
+	stays := func(why string) {
+		t.Helper()
+		a.roundsGoOn(20)
+		if a.svc.count() != starts {
+			t.Errorf("AMS was restarted: %s", why)
+		}
+	}
+	if joined == strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1) {
+		t.Fatal("the file of a node is not what this test takes it for")
+	}
+	upgrade()
+	stays("somebody publishes")
+	a.eyes.mu.Lock()
+	a.eyes.sessions = cluster.Sessions{Viewers: new(int)}
+	a.eyes.mu.Unlock()
+	stays("nobody knows who publishes")
+	// A server that runs with other files is not seen, and its publishers neither.
+	a.svc.silent(true)
+	a.eyes.see(0, 0, 1)
+	stays("somebody is connected to a server outside of the cluster")
+	a.eyes.see(0, 0, 0)
+	eventually(t, "AMS is restarted", func() bool { return a.svc.count() == starts+1 })
+	a.serves()
+	a.roundsGoOn(20)
+	if a.svc.count() != starts+1 || strings.Count(a.text(), "restarting Ant Media Server") != 1 {
+		t.Errorf("AMS was started %d times", a.svc.count()-starts)
+	}
+	s, err := a.machine.StateFile()
+	if err != nil || s.RestartPending {
+		t.Errorf("the state file: %+v, %v", s, err)
+	}
+
+	// Once more, with a server that is seen: its own count is enough.
+	a.eyes.see(0, 0, 3)
+	upgrade()
+	eventually(t, "AMS is restarted", func() bool { return a.svc.count() == starts+2 })
+	a.serves()
+}
+
+// TestDaemonUnmended: a file that cannot be mended keeps no node from being seen.
+func TestDaemonUnmended(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	const container = "conf/jee-container.xml"
+	joined := a.read(container)
+	a.write(container, "<beans>")
+	a.start()
+	a.says("the files could not be compared or mended", 1)
+	a.roundsGoOn(20)
+	if n := strings.Count(a.text(), "the files could not be compared or mended"); n != 1 {
+		t.Errorf("it was said %d times", n)
+	}
+	if row := a.door.row(nodeID); row["state"] != "active" {
+		t.Errorf("the row: %v", row)
+	}
+	a.write(container, joined)
+	eventually(t, "nothing is wrong", func() bool { return !strings.Contains(a.status(), "AMS") && strings.Contains(a.status(), "last beat") })
+}
+
+// TestDaemonWitness: AMS's own word stops, comes back, and comes under another
+// address. Each is said once.
+func TestDaemonWitness(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	const lost, back = "does not write its document any more", "writes its document again"
+	age := func(d time.Duration) {
+		t.Helper()
+		if _, err := a.door.ams().UpdateMany(t.Context(), bson.M{"ip": own}, bson.M{"$set": bson.M{"lastUpdateTime": time.Now().Add(-d).UnixMilli()}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.says("is in the cluster", 1)
+	a.svc.silent(true)
+	a.roundsGoOn(3)
+	age(30 * time.Second)
+	a.says(lost, 1)
+	a.roundsGoOn(20)
+	a.svc.silent(false)
+	a.says(back, 1)
+	// It is killed, its document is removed by others, and it comes back.
+	if err := a.svc.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.door.ams().DeleteMany(t.Context(), bson.M{}); err != nil {
+		t.Fatal(err)
+	}
+	a.says(lost, 2)
+	a.svc.mu.Lock()
+	a.svc.address = "10.0.0.77" // not the one of this node
+	a.svc.mu.Unlock()
+	if err := a.svc.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.roundsGoOn(20)
+	a.machine.SetAddress(netip.MustParseAddr(own))
+	if err := a.svc.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.says(back, 2)
+	if n, m := strings.Count(a.text(), lost), strings.Count(a.text(), back); n != 2 || m != 2 {
+		t.Errorf("said %d and %d times", n, m)
+	}
+	if row := a.door.row(nodeID); row["state"] != "active" {
+		t.Errorf("the row: %v", row)
+	}
+}
+
+// TestDaemonStateKept: AMS was seen, and MongoDB took no writes just then.
+func TestDaemonStateKept(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	if _, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"state": "joining"}}); err != nil {
+		t.Fatal(err)
+	}
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.Error, Commands: []string{"update"}, Code: 10107, Name: "NotWritablePrimary"})
+	ctx, cancel := context.WithCancel(t.Context())
+	a.ended, a.stop = make(chan struct{}), cancel
+	go func() {
+		defer close(a.ended)
+		_ = daemon.New(a.o).Run(ctx)
+	}()
+	t.Cleanup(a.end)
+	a.says("Ant Media Server is in the cluster", 1)
+	a.says("the registry could not be told yet", 1)
+	a.roundsGoOn(3)
+	if row := a.door.row(nodeID); row["state"] != "joining" {
+		t.Errorf("the row: %v", row)
+	}
+	a.mongo.Faults().Clear()
+	eventually(t, "the state is written", func() bool { return a.door.row(nodeID)["state"] == "active" })
+	a.serves()
+}
+
+// TestDaemonWaitsForOthers: another amsagent has the machine for long, as a join
+// by hand may. Meanwhile the loop goes round, and what it leaves is followed.
+func TestDaemonWaitsForOthers(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.o.Periods.Drift = time.Hour
+	a.start()
+	store := &conf.Store{Root: a.root, Dir: bootstrap.StateDir}
+	lock, err := store.Lock(t.Context(), "/run/amsagent/lock", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.reload <- struct{}{} // the session that follows waits for the lock
+	a.says("settings read again", 1)
+	a.roundsGoOn(30)
+	// The other one is a leave.
+	path := filepath.Join(a.root, bootstrap.StateDir, "state.json")
+	state, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.Replace(state, []byte(`"joined"`), []byte(`"leaving"`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.roundsGoOn(10)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	a.roundsGoOn(10)
+	if err := lock.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	a.says("this machine left by hand", 1)
+}
+
+// TestDaemonHangs: the watchdog hears nothing from a loop that hangs, and the end
+// does not wait for it.
+func TestDaemonHangs(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	hang := make(chan struct{})
+	a.eyes.mu.Lock()
+	a.eyes.hang = hang
+	a.eyes.mu.Unlock()
+	eventually(t, "the loop hangs", func() bool {
+		was := a.rounds()
+		<-time.After(200 * time.Millisecond)
+		return a.rounds() == was
+	})
+	begin := time.Now()
+	a.end()
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("the end took %s", took)
+	}
+	a.says("something hangs; it is not waited for", 1)
+	close(hang)
+}
+
+// TestDaemonSessionsLeaveNothing: two hundred sessions cost nothing that stays.
+func TestDaemonSessionsLeaveNothing(t *testing.T) {
+	a := newAgent(t)
+	a.start()
+	const proof = "Ant Media Server is in the cluster"
+	begin := func(n int) {
+		t.Helper()
+		for range n {
+			times := strings.Count(a.text(), proof)
+			a.reload <- struct{}{}
+			a.says(proof, times+1)
+		}
+	}
+	settled := func() (goroutines, files int) {
+		t.Helper()
+		a.serves()
+		// What has ended is gone a moment later.
+		var seen [][2]int
+		for range 10 {
+			a.roundsGoOn(2)
+			seen = append(seen, [2]int{runtime.NumGoroutine(), descriptors(t)})
+		}
+		least := slices.MinFunc(seen, func(a, b [2]int) int { return a[0] - b[0] })
+		return least[0], least[1]
+	}
+	begin(20)
+	g, f := settled()
+	begin(200)
+	g2, f2 := settled()
+	if g2 > g+5 || f2 > f+5 {
+		t.Errorf("goroutines %d, then %d; descriptors %d, then %d", g, g2, f, f2)
+	}
+	t.Logf("goroutines %d, then %d; descriptors %d, then %d", g, g2, f, f2)
+	if row := a.door.row(nodeID); row["state"] != "active" {
+		t.Errorf("the row: %v", row)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
