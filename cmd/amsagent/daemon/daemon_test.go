@@ -1,0 +1,663 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// pretended is a machine without files.
+type pretended struct {
+	mu        sync.Mutex
+	state     *bootstrap.State
+	converged int
+	joins     []time.Time
+	converge  func(context.Context) (*bootstrap.Convergence, error)
+	join      func(context.Context) error
+}
+
+func (p *pretended) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
+	p.mu.Lock()
+	p.converged++
+	f, c := p.converge, &bootstrap.Convergence{}
+	if p.state != nil {
+		c.Phase = p.state.Phase
+	}
+	p.mu.Unlock()
+	if f != nil {
+		return f(ctx)
+	}
+	return c, nil
+}
+
+func (p *pretended) Join(ctx context.Context, _ bootstrap.JoinRequest) (*bootstrap.JoinResult, error) {
+	p.mu.Lock()
+	p.joins = append(p.joins, time.Now())
+	p.mu.Unlock()
+	return nil, p.join(ctx)
+}
+
+func (p *pretended) Prove(ctx context.Context, _ *cluster.Client, _ string) (*bootstrap.Evidence, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (p *pretended) Restart(context.Context) error { return nil }
+
+func (p *pretended) StateFile() (*bootstrap.State, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state, nil
+}
+
+func (p *pretended) set(s *bootstrap.State) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.state = s
+}
+
+func (p *pretended) looks() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.converged
+}
+
+// still is a sampler that sees nothing.
+type still struct{ hang chan struct{} }
+
+func (s still) Run(ctx context.Context)   { <-ctx.Done() }
+func (s still) Connections() (int, error) { return 0, nil }
+func (s still) Sample(context.Context) heartbeat.Sample {
+	if s.hang != nil {
+		<-s.hang // the first one tells that it has begun
+		<-s.hang
+	}
+	return heartbeat.Sample{At: time.Now()}
+}
+
+// told keeps what a daemon says.
+type told struct {
+	mu    sync.Mutex
+	log   bytes.Buffer
+	sent  []string
+	round []time.Time
+}
+
+func (l *told) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.Write(b)
+}
+
+func (l *told) notify(s string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sent = append(l.sent, s)
+	if s == "WATCHDOG=1" {
+		l.round = append(l.round, time.Now())
+	}
+}
+
+func (l *told) rounds() []time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.round
+}
+
+func (l *told) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.String()
+}
+
+// longest is the longest time without a round, up to now.
+func (l *told) longest(since time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var most time.Duration
+	for _, at := range append(l.round, time.Now()) {
+		most = max(most, at.Sub(since))
+		since = at
+	}
+	return most
+}
+
+func newPretended(p *pretended, l *told, change func(*Options)) *Daemon {
+	o := Options{
+		Machine: p, Notify: l.notify, Log: slog.New(slog.NewTextHandler(l, nil)), Version: "test",
+		Settings: func() Settings {
+			return Settings{Interval: 5 * time.Second, AutoJoin: true, JoinTimeout: 5 * time.Minute}
+		},
+		Reread:   func() error { return nil },
+		Mongo:    func(context.Context) (cluster.Target, error) { return cluster.ParseTarget("127.0.0.1:1") },
+		Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil },
+		Connect:  func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("no network") },
+		Sampler:  func(func() *cluster.Client, func() string) Sampler { return still{} },
+	}
+	if change != nil {
+		change(&o)
+	}
+	return New(o)
+}
+
+// A join that fails restarts AMS twice: it is tried ever more rarely. Whatever is
+// waited for, the watchdog sees a loop that goes round.
+func TestJoinThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
+		p.join = func(ctx context.Context) error {
+			pause(ctx, 3*time.Minute)
+			return &bootstrap.FailedError{Step: "starting", Err: errors.New("it died"), State: "taken back"}
+		}
+		l := &told{}
+		d := newPretended(p, l, nil)
+		begin := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { d.follow(ctx) })
+		pause(ctx, 2*time.Hour)
+		synctest.Wait()
+		if gap := l.longest(begin); gap > 11*time.Second {
+			t.Errorf("no round for %s", gap)
+		}
+		if h := d.health(time.Now()); !h.Healthy {
+			t.Errorf("%+v", h)
+		}
+		var pauses []time.Duration
+		for i, at := range p.joins[1:] {
+			pauses = append(pauses, (at.Sub(p.joins[i]) - 3*time.Minute).Round(time.Second))
+		}
+		want := []time.Duration{15, 30, 60, 120, 240, 480, 600, 600, 600}
+		for i := range want {
+			want[i] *= time.Second
+		}
+		if diff := cmp.Diff(want, pauses[:min(len(want), len(pauses))]); diff != "" {
+			t.Errorf("pauses (-want +got):\n%s", diff)
+		}
+		if n := d.metrics.joinFailures.Load(); int(n) != len(p.joins) && int(n) != len(p.joins)-1 {
+			t.Errorf("%d failures of %d joins", n, len(p.joins))
+		}
+		v := d.view.get()
+		if v.Activity != "joining" || !strings.Contains(v.Trouble, "it died (taken back)") || !strings.Contains(d.view.line(), "it died") {
+			t.Errorf("%+v", v)
+		}
+		// Who joins by hand meanwhile need not wait for the next attempt.
+		p.set(nil)
+		pause(ctx, time.Second)
+		synctest.Wait()
+		if !strings.Contains(l.text(), "it is tried again") || d.view.get().Phase != "" {
+			t.Errorf("the state file is not followed: %+v", d.view.get())
+		}
+		cancel()
+		work.Wait()
+	})
+}
+
+// A machine that is no node says so once, and looks every minute.
+func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, l := &pretended{}, &told{}
+		reload := make(chan struct{})
+		var broken error
+		d := newPretended(p, l, func(o *Options) {
+			o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+			o.Reload, o.Reread = reload, func() error { return broken }
+		})
+		begin := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { d.follow(ctx) })
+		work.Go(func() { d.reloads(ctx) })
+		pause(ctx, time.Hour+30*time.Second) // not at the moment of a look
+		if n := p.looks(); n < 59 || n > 61 {
+			t.Errorf("it looked %d times", n)
+		}
+		if n := strings.Count(l.text(), "msg=idle"); n != 1 {
+			t.Errorf("it was said %d times", n)
+		}
+		if gap := l.longest(begin); gap > 11*time.Second {
+			t.Errorf("no round for %s", gap)
+		}
+		// New settings count at once, broken ones not at all.
+		n := p.looks()
+		reload <- struct{}{}
+		pause(ctx, time.Second)
+		if p.looks() != n+1 {
+			t.Error("new settings change nothing")
+		}
+		broken = errors.New("line 3")
+		reload <- struct{}{}
+		pause(ctx, time.Second)
+		if p.looks() != n+1 || !strings.Contains(l.text(), "the old ones stay") {
+			t.Error("broken settings are followed")
+		}
+		cancel()
+		work.Wait()
+	})
+}
+
+// New settings that come while a step is under way are not forgotten with its end.
+func TestReloadDuringStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, l := &pretended{}, &told{}
+		p.converge = func(ctx context.Context) (*bootstrap.Convergence, error) {
+			pause(ctx, 30*time.Second)
+			return &bootstrap.Convergence{}, ctx.Err()
+		}
+		reload := make(chan struct{})
+		d := newPretended(p, l, func(o *Options) {
+			o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+			o.Reload = reload
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { d.follow(ctx) })
+		work.Go(func() { d.reloads(ctx) })
+		pause(ctx, 10*time.Second)
+		reload <- struct{}{}
+		pause(ctx, 22*time.Second) // the first look ended at 30 s
+		if n := p.looks(); n != 2 {
+			t.Errorf("it looked %d times", n)
+		}
+		cancel()
+		work.Wait()
+	})
+}
+
+// While we wait for another amsagent, what it does to the state file is followed.
+func TestStateChangedByOthers(t *testing.T) {
+	joined := &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(1000, 0)}
+	elsewhere := *joined
+	elsewhere.Since = joined.Since.In(time.FixedZone("", 7200))
+	for _, tt := range []struct {
+		name    string
+		own, is *bootstrap.State
+		mine    func(*bootstrap.State) bool
+		want    bool
+	}{
+		{"the same", joined, joined, nil, false},
+		{"the same in another zone", joined, &elsewhere, nil, false},
+		{"none at all", nil, nil, nil, false},
+		{"another", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Address: "10.0.0.2"}, nil, true},
+		{"gone", joined, nil, nil, true},
+		{"of our own making", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Address: "10.0.0.2"}, memberState, false},
+		{"a leave while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseLeaving}, memberState, true},
+		{"gone while we wait", joined, nil, memberState, true},
+		{"our own join", nil, &bootstrap.State{Phase: bootstrap.PhaseJoining}, anyState, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := newPretended(&pretended{state: tt.is}, &told{}, nil)
+			d.own, d.mine = tt.own, tt.mine
+			if got := d.changed(); got != tt.want {
+				t.Errorf("changed: %v", got)
+			}
+		})
+	}
+}
+
+// Warnings that stay are said once, and again after they were gone.
+func TestWarningsSaidOnce(t *testing.T) {
+	p, l := &pretended{}, &told{}
+	warn := true
+	p.converge = func(context.Context) (*bootstrap.Convergence, error) {
+		c := &bootstrap.Convergence{}
+		if warn {
+			c.Warnings = []bootstrap.Finding{{ID: "AMS-IDENTITY", Text: "nobody answers"}}
+		}
+		return c, nil
+	}
+	d := newPretended(p, l, nil)
+	for _, now := range []bool{true, true, false, true, true} {
+		warn = now
+		if _, err := d.converge(t.Context(), Settings{}, cluster.Target{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(l.text(), "nobody answers"); n != 2 {
+		t.Errorf("said %d times:\n%s", n, l.text())
+	}
+}
+
+func TestQuiet(t *testing.T) {
+	zero, one := 0, 1
+	begin := time.Unix(1000, 0)
+	at := func(s int) time.Time { return begin.Add(time.Duration(s) * time.Second) }
+	view := func(round int, publishers, viewers *int) View {
+		return View{Beat: BeatView{Round: at(round)}, Sessions: cluster.Sessions{Publishers: publishers, Viewers: viewers}}
+	}
+	q := quiet{least: 15 * time.Second, after: begin}
+	for _, step := range []struct {
+		now  int
+		view View
+		want bool
+	}{
+		{1, view(-5, &zero, &zero), false}, // of the session before
+		{20, view(-5, &zero, &zero), false},
+		{21, view(20, &zero, &zero), false},
+		{30, view(30, &zero, &zero), false},
+		{35, view(35, &zero, &zero), false},
+		{36, view(36, &zero, &zero), true},
+		{40, view(40, &zero, &one), false}, // somebody came
+		{45, view(45, &zero, &zero), false},
+		{50, view(50, nil, &zero), false}, // nobody knows
+		{55, view(55, &zero, &zero), false},
+		{69, view(69, &zero, &zero), false},
+		{70, view(70, &zero, &zero), true},
+	} {
+		if got := q.look(at(step.now), step.view); got != step.want {
+			t.Errorf("after %d s: %v", step.now, got)
+		}
+	}
+}
+
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "amsagent", "daemon.lock")
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// What a daemon that was killed left.
+	if err := os.WriteFile(path, []byte("4194304000000000\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	release, err := lockFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = lockFile(path)
+	var running *RunningError
+	if !errors.As(err, &running) || running.PID != os.Getpid() {
+		t.Errorf("%v", err)
+	}
+	release()
+	release, err = lockFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	link := filepath.Join(t.TempDir(), "l")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockFile(link); err == nil {
+		t.Error("a symbolic link was followed")
+	}
+}
+
+// freshSocket keeps paths short: a socket's has 107 bytes at most.
+func freshSocket(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return filepath.Join(dir, "run", "c.sock")
+}
+
+func TestControlSocket(t *testing.T) {
+	path := freshSocket(t)
+	for _, left := range []string{"", ".new"} {
+		// A daemon that was killed leaves its socket, perhaps under the other name.
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		old, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + left, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		old.SetUnlinkOnClose(false)
+		if err := old.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l, err := listenUnix(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|0o660 {
+			t.Errorf("%v, %v", info.Mode(), err)
+		}
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(c.Close(), l.Close(), os.Remove(path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, taken := range []func() error{
+		func() error { return os.WriteFile(path, []byte("x"), 0o600) },
+		func() error { return os.Mkdir(path, 0o755) },
+		func() error { return os.Symlink("/nowhere", path) },
+	} {
+		if err := taken(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := listenUnix(t.Context(), path); err == nil {
+			t.Error("what is no socket was replaced")
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What hangs is not waited for, and neither answers nor keeps others from it.
+func TestHang(t *testing.T) {
+	hang := make(chan struct{})
+	path := freshSocket(t)
+	l := &told{}
+	d := newPretended(&pretended{}, l, func(o *Options) {
+		o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+		o.Settings = func() Settings { return Settings{Interval: 10 * time.Millisecond} }
+		o.Sampler = func(func() *cluster.Client, func() string) Sampler { return still{hang} }
+		o.Control, o.Lock, o.Metrics = path, path+".lock", "127.0.0.1:0"
+		o.Periods.Stop = 50 * time.Millisecond
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	var v View
+	for v.Activity == "" || v.Activity == "starting" {
+		if b, _, err := askSocket(path); err == nil {
+			if err := json.Unmarshal(b, &v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pause(ctx, time.Millisecond)
+	}
+	get := func() int {
+		resp, err := http.Get("http://" + v.Metrics + "/healthz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	hang <- struct{}{}
+	if code := get(); code != http.StatusOK {
+		t.Errorf("health at first: %d", code)
+	}
+	d.view.change(func(v *View) { v.Started = v.Started.Add(-time.Minute) })
+	if code := get(); code != http.StatusServiceUnavailable {
+		t.Errorf("health after a minute: %d", code)
+	}
+	if n := len(l.rounds()); n != 0 {
+		t.Errorf("the watchdog heard %d times of a loop that hangs", n)
+	}
+	cancel()
+	if err := <-ended; err != nil || !strings.Contains(l.text(), "something hangs") {
+		t.Errorf("%v\n%s", err, l.text())
+	}
+	close(hang)
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+func askSocket(path string) ([]byte, int, error) {
+	c := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
+	}}
+	resp, err := c.Get("http://daemon/v1/status")
+	if err != nil {
+		return nil, 0, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return b, resp.StatusCode, err
+}
+
+func TestHealth(t *testing.T) {
+	for _, tt := range []struct {
+		interval, since time.Duration
+		want            bool
+	}{
+		{time.Second, 29 * time.Second, true},
+		{time.Second, 31 * time.Second, false},
+		{time.Minute, 4*time.Minute - time.Second, true},
+		{time.Minute, 4*time.Minute + time.Second, false},
+	} {
+		d := newPretended(&pretended{}, &told{}, func(o *Options) {
+			o.Settings = func() Settings { return Settings{Interval: tt.interval} }
+		})
+		now := time.Now()
+		d.view.change(func(v *View) { v.Beat.Round = now.Add(-tt.since) })
+		if h := d.health(now); h.Healthy != tt.want || (h.Why == "") != tt.want {
+			t.Errorf("%s after %s: %+v", tt.interval, tt.since, h)
+		}
+	}
+}
+
+func TestLine(t *testing.T) {
+	at := time.Date(2026, 5, 4, 3, 2, 1, 0, time.Local)
+	n := func(n int) *int { return &n }
+	for _, tt := range []struct {
+		view View
+		want string
+	}{
+		{View{Activity: "starting"}, "starting"},
+		{View{Activity: "joining", Trouble: "joining: two\nlines\tof it"}, "joining; joining: two lines of it"},
+		{View{Activity: "serving", Phase: bootstrap.PhaseJoined}, "serving"},
+		{
+			View{Phase: bootstrap.PhaseJoined, State: cluster.StateActive, Sessions: cluster.Sessions{Publishers: n(1), Viewers: n(20)}, Beat: BeatView{Last: at}},
+			"active; 1 publisher; 20 viewers; last beat at 03:02:01",
+		},
+		{
+			View{Phase: bootstrap.PhaseJoined, State: cluster.StateDraining, Beat: BeatView{Last: at, Dropped: 3}},
+			"draining; ? publishers; ? viewers; last beat at 03:02:01, MongoDB does not take it",
+		},
+		{View{Phase: bootstrap.PhaseJoined, Activity: "serving", Beat: BeatView{Dropped: 3}}, "serving; no beat yet: MongoDB does not take it"},
+	} {
+		w := &view{v: tt.view}
+		if got := w.line(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
+// A reading that is not known has no line, one that is missing twice has one, and
+// what others chose comes through as text.
+func TestMetrics(t *testing.T) {
+	m := newMetrics()
+	m.count(heartbeat.Report{Tried: true, Latency: 3 * time.Millisecond})
+	m.count(heartbeat.Report{Tried: true, Latency: 10 * time.Second})
+	m.count(heartbeat.Report{Tried: true, Err: errors.New("x"), Dropped: 1})
+	m.count(heartbeat.Report{Dropped: 2})
+	m.count(heartbeat.Report{}) // no node
+	m.joined(nil)
+	m.joined(errors.New("x"))
+	m.repaired(2)
+	m.restarted(errors.New("x"))
+	busy, zero := 12.5, 0
+	var b strings.Builder
+	m.write(&b, View{Version: `1"\` + "\n", Started: time.Unix(1, 5e8), Sessions: cluster.Sessions{}}, heartbeat.Sample{
+		CPU: &busy, Session: cluster.Sessions{Publishers: &zero},
+		Missing: []heartbeat.Missing{{What: "gpu", Err: errors.New("x")}, {What: "gpu", Err: errors.New("y")}},
+		GPUs: heartbeat.GPUReading{State: heartbeat.GPUReady, Devices: []heartbeat.GPU{
+			{Index: 0, Name: "A", UUID: "a"}, {Index: 1, Name: "B", UUID: "b", Util: &busy},
+		}},
+	})
+	got := b.String()
+	for _, want := range []string{
+		`amsagent_build_info{version="1\"\\\n"} 1`,
+		"amsagent_start_time_seconds 1.5",
+		`amsagent_beats_total{result="sent"} 2`,
+		`amsagent_beats_total{result="failed"} 1`,
+		`amsagent_beats_total{result="dropped"} 1`,
+		`amsagent_beat_duration_seconds_bucket{le="0.0025"} 0`,
+		`amsagent_beat_duration_seconds_bucket{le="0.005"} 1`,
+		`amsagent_beat_duration_seconds_bucket{le="5"} 1`,
+		`amsagent_beat_duration_seconds_bucket{le="+Inf"} 2`,
+		"amsagent_beat_duration_seconds_sum 10.003",
+		`amsagent_joins_total{result="joined"} 1`,
+		`amsagent_joins_total{result="failed"} 1`,
+		"amsagent_repairs_total 2",
+		`amsagent_server_restarts_total{result="failed"} 1`,
+		"amsagent_cpu_busy_ratio 0.125",
+		"amsagent_publishers 0",
+		`amsagent_gpu_utilization_ratio{gpu="1",name="B",uuid="b"} 0.125`,
+		`amsagent_reading_missing{what="gpu"} 1`,
+	} {
+		if strings.Count(got, want+"\n") != 1 {
+			t.Errorf("not once: %s", want)
+		}
+	}
+	for _, name := range []string{"amsagent_viewers", "amsagent_memory", "amsagent_last_beat", "amsagent_server_document_age", "amsagent_gpu_memory", "amsagent_score", `gpu="0"`} {
+		if strings.Contains(got, name) {
+			t.Errorf("%s is there although nobody knows it", name)
+		}
+	}
+	if t.Failed() {
+		t.Log(got)
+	}
+}
+
+// What many ask at once is answered from one piece, whatever happens meanwhile.
+func TestViewTogether(t *testing.T) {
+	d := newPretended(&pretended{}, &told{}, nil)
+	var work sync.WaitGroup
+	for i := range 4 {
+		work.Go(func() {
+			for j := range 100 {
+				d.report(heartbeat.Report{Tried: true, Seq: int64(j), Sample: heartbeat.Sample{
+					Missing: []heartbeat.Missing{{What: fmt.Sprint(i), Err: errors.New("x")}},
+				}})
+				d.view.setConvergence(&bootstrap.Convergence{Repairs: []bootstrap.Finding{{ID: "x"}}})
+				d.metrics.write(io.Discard, d.view.get(), d.view.lastSample())
+				if _, err := json.Marshal(d.view.get()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	work.Wait()
+}
