@@ -168,7 +168,7 @@ func (m *Manager) sample(ctx context.Context, gen int, at time.Time) {
 // left is how many sessions this node waits for, by its role: an edge for its
 // viewers, all others for publishers, too. Unknown is not zero.
 func (m *Manager) left(s cluster.Sessions) (n int, known bool) {
-	if m.o.Role == "edge" {
+	if m.o.Role() == "edge" {
 		if s.Viewers == nil {
 			return 0, false
 		}
@@ -211,7 +211,7 @@ func (m *Manager) verdict(gen int, now time.Time) {
 			s := *m.sessions
 			r.Tomb.Sessions = &s
 			if n, known := m.left(s); known {
-				if m.o.Role == "edge" && s.Publishers != nil {
+				if m.o.Role() == "edge" && s.Publishers != nil {
 					n += *s.Publishers
 				}
 				r.Tomb.Cut = &n

@@ -50,8 +50,9 @@ type Options struct {
 	Files Files
 	Path  string // of the record; DefaultPath
 	// ID is the node's, for its events.
-	ID   string
-	Role string
+	ID string
+	// Role tells the node's role, which it may learn when it joins; nil is none.
+	Role func() string
 	// Completer is nil where the cloud has no hooks.
 	Completer Completer
 	Sources   []Source
@@ -197,6 +198,9 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	if o.Rand == nil {
 		o.Rand = rand.Float64
+	}
+	if o.Role == nil {
+		o.Role = func() string { return "" }
 	}
 	if o.Uptime == nil {
 		o.Uptime = func() (string, time.Duration) { return "", 0 }

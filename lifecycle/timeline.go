@@ -88,15 +88,15 @@ func (o *Options) asked(r *record) (by string, at time.Time) {
 		return by, at
 	}
 	by = "the configured deadline"
-	if _, ok := o.RoleDeadlines[o.Role]; ok {
-		by += " of role " + o.Role
+	if _, ok := o.RoleDeadlines[o.Role()]; ok {
+		by += " of role " + o.Role()
 	}
 	return by, r.Begun.Add(o.wait())
 }
 
 // wait is for how long sessions are waited for where nobody says otherwise.
 func (o *Options) wait() time.Duration {
-	if d, ok := o.RoleDeadlines[o.Role]; ok {
+	if d, ok := o.RoleDeadlines[o.Role()]; ok {
 		return d
 	}
 	return o.Deadline

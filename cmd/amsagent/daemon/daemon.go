@@ -59,6 +59,8 @@ type Options struct {
 	// Sampler makes what looks at the machine. client and address are those of
 	// the session: nil and "" between sessions.
 	Sampler func(client func() *cluster.Client, address func() string) Sampler
+	// Lifecycle is how this node goes; nil is a node that nobody can drain.
+	Lifecycle *Lifecycle
 	// Notify tells the service manager; it is never nil.
 	Notify func(state string)
 	// Watchdog is after how long without a word the service manager ends the
@@ -173,6 +175,7 @@ type Daemon struct {
 	// reread tells that the settings are other ones than the session has.
 	reread  bool
 	sampler Sampler
+	life    *life // nil: see Options.Lifecycle
 
 	// What follows is for the goroutine of follow alone.
 	phase  bootstrap.Phase // of the last convergence
@@ -202,10 +205,20 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer release()
+	if o := d.o.Lifecycle; o != nil {
+		if d.life, err = newLife(d, *o); err != nil {
+			return err
+		}
+	}
 	servers := d.listen(ctx)
 	var work sync.WaitGroup
-	ctx, cancel := context.WithCancel(ctx)
+	asked := ctx
+	// A machine that goes down wants us to drain first.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(asked))
 	defer cancel()
+	if d.life != nil {
+		work.Go(func() { d.life.run(ctx) })
+	}
 	work.Go(func() { d.sampler.Run(ctx) })
 	work.Go(func() { d.follow(ctx) })
 	work.Go(func() { d.reloads(ctx) })
@@ -213,8 +226,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// AMS and MongoDB take.
 	d.o.Notify(d.ready())
 	d.status()
-	<-ctx.Done()
+	<-asked.Done()
 	d.o.Notify("STOPPING=1")
+	if d.life != nil {
+		d.life.shutdown(ctx, d.o.Lifecycle.Stopping)
+	}
+	cancel()
 	ended := make(chan struct{})
 	go func() {
 		work.Wait()

@@ -121,7 +121,10 @@ func (d *Daemon) serveHTTP(l net.Listener, h http.Handler) *http.Server {
 // controlHandler answers the command line, which talks to us as root.
 func (d *Daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.view.get()) })
+	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.view.get()) })
+	if d.life != nil {
+		d.life.handle(mux)
+	}
 	return mux
 }
 
@@ -130,6 +133,14 @@ func (d *Daemon) metricsHandler() http.Handler {
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		d.metrics.write(w, d.view.get(), d.view.lastSample())
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		// For a load balancer: red as soon as this node drains.
+		v := d.view.get()
+		if !v.Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		writeJSON(w, map[string]any{"ready": v.Ready, "state": v.State})
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		h := d.health(time.Now())

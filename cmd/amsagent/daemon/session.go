@@ -42,6 +42,9 @@ func (d *Daemon) session(ctx context.Context) error {
 		if merr != nil {
 			return merr
 		}
+		if d.life.gone() {
+			return d.away(ctx)
+		}
 		return d.serve(ctx, s, mongo, c, err)
 	case bootstrap.PhaseLeaving:
 		return d.idle(ctx, "a leave was begun and not finished: run amsagent leave again")
@@ -149,6 +152,19 @@ func (d *Daemon) idle(ctx context.Context, why string) error {
 	return nil
 }
 
+// away samples while this node is out of the cluster, after a drain, until it is to
+// come back.
+func (d *Daemon) away(ctx context.Context) error {
+	d.view.setActivity("this node has left the cluster")
+	d.trouble(nil)
+	d.status()
+	d.beside(ctx, func() {
+		for d.life.gone() && pause(ctx, d.o.Periods.State) {
+		}
+	})
+	return nil
+}
+
 // join makes this machine a node, with the loop running beside it. by is true
 // where nobody but the settings asked for it.
 func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error {
@@ -243,6 +259,7 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo cluster.Target, c 
 	}
 	d.idling = ""
 	m := &member{d: d, client: client, node: c.Node}
+	d.view.change(func(v *View) { v.Proved = false })
 	d.mu.Lock()
 	d.client = client
 	d.mu.Unlock()
@@ -254,6 +271,12 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo cluster.Target, c 
 	work.Go(func() { d.loop(m).Run(ctx) })
 	work.Go(func() { m.enter(ctx) })
 	work.Go(func() { m.witness(ctx) })
+	work.Go(func() {
+		// No beat and no registration may follow the word that we have left.
+		for !d.life.gone() && pause(ctx, d.o.Periods.State) {
+		}
+		cancel()
+	})
 	err = m.drift(ctx, s, mongo, unmended == nil && c.RestartNeeded)
 	cancel()
 	work.Wait()
@@ -275,6 +298,9 @@ func (d *Daemon) loop(m *member) *heartbeat.Loop {
 // Beat writes a beat once our row is there: one of an earlier life must not look
 // alive.
 func (m *member) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
+	if m.d.life.gone() {
+		return errGone
+	}
 	if !m.enrolled.Load() {
 		if err := m.enroll(ctx); err != nil {
 			return err
@@ -283,6 +309,9 @@ func (m *member) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) e
 	}
 	return m.client.Beat(ctx, b, last)
 }
+
+// errGone says that this node has said good-bye, and is not to be heard any more.
+var errGone = errors.New("this node has left the cluster")
 
 // ClockSkew compares the clocks.
 func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
@@ -293,6 +322,9 @@ func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 // nothing back: a node that drains goes on draining.
 func (m *member) enroll(ctx context.Context) error {
 	for {
+		if m.d.life.gone() {
+			return errGone
+		}
 		proved := m.proved.Load()
 		n := m.node
 		n.State, n.Reason = cluster.StateJoining, "run"
@@ -338,6 +370,7 @@ func (m *member) enter(ctx context.Context) {
 		}
 	}
 	m.proved.Store(true)
+	m.d.view.change(func(v *View) { v.Proved = true })
 	// A state is not a beat: it is kept until MongoDB has taken it.
 	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/4) {
 		err := m.enroll(ctx)
@@ -433,7 +466,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, re
 	next := time.Now().Add(p.Drift)
 	for {
 		m.d.view.setRestart(restart)
-		if restart && nobody.look(time.Now(), m.d.view.get()) && m.restartCutsNobody(ctx) {
+		if restart && m.d.life.ready() && nobody.look(time.Now(), m.d.view.get()) && m.restartCutsNobody(ctx) {
 			return m.restart(ctx)
 		}
 		wait := time.Until(next)

@@ -13,6 +13,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // View is what the daemon knows of itself, as the control socket tells it.
@@ -34,6 +35,14 @@ type View struct {
 	// State is the row's, as the daemon last wrote it.
 	State      cluster.State `json:"state,omitempty"`
 	StateSince time.Time     `json:"state_since,omitzero"`
+	// Proved tells that Ant Media Server was seen in the cluster since the daemon
+	// was started.
+	Proved bool `json:"proved"`
+	// Ready is whether new sessions may come here, as far as the agent knows: not
+	// while this node drains, nor where it is none.
+	Ready bool `json:"ready"`
+	// Lifecycle is how this node goes, where it does.
+	Lifecycle *lifecycle.View `json:"lifecycle,omitempty"`
 
 	Beat BeatView `json:"beat"`
 	// Load and Sessions are those of the last round.
@@ -87,7 +96,9 @@ func (w *view) change(f func(*View)) {
 func (w *view) get() View {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.v
+	v := w.v
+	v.Ready = v.State == cluster.StateActive && v.Proved && (v.Lifecycle == nil || v.Lifecycle.Ready)
+	return v
 }
 
 func (w *view) lastSample() heartbeat.Sample {
@@ -116,6 +127,8 @@ func (w *view) setTrouble(text string) (changed bool) {
 func (w *view) setNode(n cluster.Node) {
 	w.change(func(v *View) { v.ID, v.Address, v.Role, v.Group = n.ID, n.IP, n.Role, n.Group })
 }
+
+func (w *view) setLife(l lifecycle.View) { w.change(func(v *View) { v.Lifecycle = &l }) }
 
 func (w *view) setState(s cluster.State, since time.Time) {
 	w.change(func(v *View) { v.State, v.StateSince = s, since })
@@ -178,6 +191,9 @@ func (w *view) line() string {
 		parts = append(parts, "last beat at "+v.Beat.Last.Format(time.TimeOnly)+", MongoDB does not take it")
 	case !v.Beat.Last.IsZero():
 		parts = append(parts, "last beat at "+v.Beat.Last.Format(time.TimeOnly))
+	}
+	if l := v.Lifecycle; l != nil && l.Progress != "" {
+		parts = append(parts, l.Progress)
 	}
 	if v.Trouble != "" {
 		parts = append(parts, v.Trouble)

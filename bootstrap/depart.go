@@ -1,0 +1,117 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// Departure is what a node that goes leaves in the cluster. The files on its disk
+// stay those of a node: the machine goes, or comes back as one.
+type Departure struct {
+	// ID is the row's, Address the node's.
+	ID, Address string
+	// Documents are the ids of AMS's documents that were seen while it ran; they
+	// go whatever their age.
+	Documents []string
+	// StoppedAt is when AMS had stopped, by this machine's clock.
+	StoppedAt time.Time
+	Reason    string
+	// Cut is how many sessions were cut; nil is not known.
+	Cut *int
+	// RepairStreams ends the streams that this address leaves "broadcasting".
+	RepairStreams bool
+}
+
+// Departed is what was done of it.
+type Departed struct {
+	Documents []string                  `json:"documents"` // of AMS, removed
+	Streams   []cluster.RepairedStreams `json:"streams,omitempty"`
+}
+
+// Depart takes this node out of the cluster's lists, after AMS has stopped. It may
+// be repeated until it succeeds.
+func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departure) (Departed, error) {
+	var done Departed
+	var errs []error
+	if d.Address != "" {
+		removed, err := client.DeleteAMSNodes(ctx, cluster.AMSRemoval{
+			Address: d.Address, IDs: d.Documents, StoppedAt: d.StoppedAt, OlderThan: d.StoppedAt,
+		})
+		for _, n := range removed.Deleted {
+			done.Documents = append(done.Documents, n.ID)
+		}
+		for _, k := range removed.Kept {
+			m.log().Warn("a document of Ant Media Server stays: somebody still writes it, or it does not say when it was written",
+				"document", k.Node.ID, "address", k.Node.IP, "why", string(k.Why))
+		}
+		errs = append(errs, err)
+	}
+	if d.RepairStreams && d.Address != "" {
+		var err error
+		if done.Streams, err = m.repairStreams(ctx, client, d); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := client.SetLeft(ctx, d.ID, d.Reason, d.Cut); !errors.Is(err, cluster.ErrNoNode) {
+		errs = append(errs, err) // without a row there is nothing to deregister
+	}
+	return done, errors.Join(errs...)
+}
+
+func (m *Machine) repairStreams(ctx context.Context, client *cluster.Client, d Departure) ([]cluster.RepairedStreams, error) {
+	in, err := m.open()
+	if err != nil {
+		return nil, err
+	}
+	databases, err := in.Databases()
+	if err != nil && len(databases) == 0 {
+		return nil, err
+	}
+	done, rerr := client.RepairStreams(ctx, databases, d.Address, time.Now())
+	return done, errors.Join(err, rerr)
+}
+
+// StopServer stops AMS and waits until it has stopped; it returns when that was.
+// A server that does not run has stopped already.
+func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
+	lock, err := m.lock(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer func() { _ = lock.Unlock() }()
+	st, err := m.Service.State(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if !st.Known() {
+		return time.Time{}, fmt.Errorf("stopping Ant Media Server: %w", ams.ErrNotManaged)
+	}
+	if st.Running() || st.Activity == ams.ActivityActivating {
+		if err := m.Service.Stop(ctx); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return time.Now(), nil
+}
+
+// StartServer starts AMS where it does not run.
+func (m *Machine) StartServer(ctx context.Context) error {
+	lock, err := m.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Unlock() }()
+	st, err := m.Service.State(ctx)
+	if err != nil || st.Running() {
+		return err
+	}
+	return m.Service.Start(ctx)
+}

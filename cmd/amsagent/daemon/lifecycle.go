@@ -1,0 +1,352 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+// Leaver is bootstrap's machine, as far as a node that goes uses it.
+type Leaver interface {
+	StopServer(context.Context) (stoppedAt time.Time, err error)
+	StartServer(context.Context) error
+	Depart(ctx context.Context, client *cluster.Client, d bootstrap.Departure) (bootstrap.Departed, error)
+}
+
+// Counter counts the sessions of this node, now.
+type Counter interface {
+	Sessions(context.Context) (cluster.Sessions, error)
+}
+
+// Lifecycle is how this node goes, and comes back.
+type Lifecycle struct {
+	// New makes the manager of it.
+	New func(lifecycle.Options) (*lifecycle.Manager, error)
+	// Options are those that the daemon does not fill in: record, hooks, deadlines.
+	Options lifecycle.Options
+	Leaver  Leaver
+	// Stopping reports whether the machine is going down, and until when we may
+	// take.
+	Stopping func(context.Context) (deadline time.Time, down bool)
+}
+
+// life is the part of the daemon that goes.
+type life struct {
+	d       *Daemon
+	leaver  Leaver
+	manager *lifecycle.Manager
+
+	mu        sync.Mutex
+	stoppedAt time.Time
+	documents []string // of AMS, seen before it was stopped
+	track     tracker
+}
+
+func newLife(d *Daemon, o Lifecycle) (*life, error) {
+	l := &life{d: d, leaver: o.Leaver}
+	opts := o.Options
+	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
+	opts.Role = func() string { return d.view.get().Role }
+	var err error
+	l.manager, err = o.New(opts)
+	return l, err
+}
+
+// Run drains when it has to, until ctx ends.
+func (l *life) run(ctx context.Context) {
+	var work sync.WaitGroup
+	work.Go(func() { _ = l.manager.Run(ctx) }) // it ends with ctx alone
+	for v := range l.manager.Subscribe(ctx) {
+		l.mu.Lock()
+		l.track.see(v)
+		l.mu.Unlock()
+		l.d.view.setLife(v)
+		l.d.status()
+	}
+	work.Wait()
+}
+
+// gone reports whether this node is, or is about to be, out of the cluster: then
+// no beat makes it look alive.
+func (l *life) gone() bool {
+	if l == nil {
+		return false
+	}
+	switch v := l.manager.View(); v.State {
+	case lifecycle.StateLeft, lifecycle.StateParked:
+		return true
+	case lifecycle.StateDraining:
+		return v.Step != lifecycle.StepAnnouncing && v.Step != lifecycle.StepDraining
+	case lifecycle.StateActive, lifecycle.StateResuming:
+	}
+	return false
+}
+
+// ready reports whether new sessions may come here.
+func (l *life) ready() bool { return l == nil || l.manager.View().Ready }
+
+// client lends the connection of the session, or one for this call alone: a node
+// that has left has no session, and may still owe a word.
+func (l *life) client(ctx context.Context) (*cluster.Client, func(), error) {
+	if c := l.d.sessionClient(); c != nil {
+		return c, func() {}, nil
+	}
+	mongo, err := l.d.o.Mongo(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := l.d.o.Connect(ctx, mongo)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, func() { _ = c.Close(ctx) }, nil
+}
+
+// who is the node as it joined.
+func (l *life) who() (id, address string, err error) {
+	s, err := l.d.o.Machine.StateFile()
+	if err == nil && s == nil {
+		err = bootstrap.ErrNotMember
+	}
+	if err != nil {
+		return "", "", err
+	}
+	return s.InstanceID, s.Address, nil
+}
+
+// Joined implements lifecycle.Node.
+func (l *life) Joined() bool { return l.d.view.get().Phase == bootstrap.PhaseJoined }
+
+// SetState implements lifecycle.Node.
+func (l *life) SetState(ctx context.Context, s cluster.State, reason string) error {
+	id, _, err := l.who()
+	if err != nil {
+		return err
+	}
+	c, done, err := l.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := c.SetState(ctx, id, s, reason); err != nil {
+		return err
+	}
+	l.d.view.setState(s, time.Now())
+	return nil
+}
+
+// Sessions implements lifecycle.Node.
+func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
+	c, ok := l.d.sampler.(Counter)
+	if !ok {
+		return cluster.Sessions{}, errors.New("nobody counts sessions here")
+	}
+	return c.Sessions(ctx)
+}
+
+// StopServer implements lifecycle.Node.
+func (l *life) StopServer(ctx context.Context) error {
+	l.remember(ctx)
+	var at time.Time
+	err := l.d.step(memberState, func() error {
+		var err error
+		at, err = l.leaver.StopServer(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stoppedAt = at
+	return nil
+}
+
+// remember notes which documents AMS writes while it still does.
+func (l *life) remember(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, rememberTime)
+	defer cancel()
+	_, address, err := l.who()
+	if err != nil {
+		return
+	}
+	c, done, err := l.client(ctx)
+	if err != nil {
+		return // those that are old enough are found all the same
+	}
+	defer done()
+	docs, err := c.AMSNodesByAddress(ctx, address)
+	if err != nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.documents = nil
+	for _, n := range docs {
+		l.documents = append(l.documents, n.ID)
+	}
+}
+
+// rememberTime bounds that: a MongoDB that is away must not hold the stop.
+const rememberTime = 2 * time.Second
+
+// StartServer implements lifecycle.Node.
+func (l *life) StartServer(ctx context.Context) error {
+	return l.d.step(memberState, func() error { return l.leaver.StartServer(ctx) })
+}
+
+// Deregister implements lifecycle.Node.
+func (l *life) Deregister(ctx context.Context, t lifecycle.Tombstone) error {
+	id, address, err := l.who()
+	if err != nil {
+		return err
+	}
+	c, done, err := l.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	l.mu.Lock()
+	d := bootstrap.Departure{
+		ID: id, Address: address, Documents: l.documents, StoppedAt: l.stoppedAt,
+		Reason: t.Reason, Cut: t.Cut, RepairStreams: t.RepairStreams,
+	}
+	l.mu.Unlock()
+	if d.Reason == "" {
+		d.Reason = "drained"
+	}
+	if d.StoppedAt.IsZero() {
+		d.StoppedAt = time.Now() // the daemon was started again since
+	}
+	if _, err := l.leaver.Depart(ctx, c, d); err != nil {
+		return err
+	}
+	l.d.view.setState(cluster.StateLeft, time.Now())
+	return nil
+}
+
+// prove returns when this node is seen in the cluster.
+func (l *life) prove(ctx context.Context) error {
+	for {
+		if v := l.d.view.get(); v.State == cluster.StateActive && v.Proved {
+			return nil
+		}
+		if !pause(ctx, l.d.o.Periods.State) {
+			return fmt.Errorf("waiting for this node to be seen in the cluster: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func (l *life) event(ctx context.Context, e cluster.Event) error {
+	id, _, err := l.who()
+	if err != nil {
+		return err
+	}
+	c, done, err := l.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	e.Node = id
+	return c.AddEvent(ctx, e)
+}
+
+// shutdown drains while AMS still serves, where the machine is going down. It
+// returns when there is nothing more to wait for.
+func (l *life) shutdown(ctx context.Context, stopping func(context.Context) (time.Time, bool)) {
+	if l == nil || stopping == nil || !l.Joined() {
+		return
+	}
+	deadline, down := stopping(ctx)
+	if !down {
+		return // a restart of the agent is not a leave
+	}
+	l.d.log.Info("the machine goes down: draining while Ant Media Server serves", "deadline", deadline)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	l.manager.Notice(lifecycle.Notice{
+		ID: "shutdown", Source: "systemd", Kind: lifecycle.Shutdown, Reason: "the machine goes down", Received: time.Now(), Deadline: deadline,
+	})
+	for v := range l.manager.Subscribe(ctx) {
+		// A machine that has time wants to be told that we use it.
+		l.d.o.Notify(fmt.Sprintf("STATUS=%s\nWATCHDOG=1", l.d.view.line()))
+		if v.Finished() {
+			return
+		}
+	}
+}
+
+// tracker makes of what the manager tells the story of one drain, which the
+// command line follows to its end.
+type tracker struct {
+	view DrainView
+	was  lifecycle.View
+}
+
+func (t *tracker) see(v lifecycle.View) {
+	began := v.Step != lifecycle.StepNone && (t.view.ID == "" || !v.Begun.Equal(t.view.Began))
+	starting := v.Start == "starting" && t.was.Start != "starting"
+	switch {
+	case began:
+		t.view = DrainView{ID: "drain-" + v.Begun.UTC().Format(time.RFC3339Nano), Began: v.Begun}
+	case starting && v.Step == lifecycle.StepNone:
+		now := time.Now()
+		t.view = DrainView{ID: "start-" + now.UTC().Format(time.RFC3339Nano), Began: now, Kind: lifecycle.Launch}
+	}
+	d := &t.view
+	d.State = v.Registry
+	d.Notes = notesOf(v)
+	switch {
+	case v.Step != lifecycle.StepNone:
+		d.Kind, d.Reason, d.Who = v.Kind, v.Reason, v.Who
+		d.Step = v.Progress
+		d.Deadline, d.DeadlineOwner = v.Deadline, v.DeadlineBy
+		d.Irreversible = v.Step != lifecycle.StepAnnouncing && v.Step != lifecycle.StepDraining
+		d.Cut = v.Cut
+		if v.Sessions != nil {
+			d.Sessions = *v.Sessions
+		}
+		d.Hook = nil
+		if len(v.Hooks) > 0 {
+			d.Hook = &v.Hooks[0].Hook
+		}
+		if v.Finished() && d.Ended.IsZero() {
+			d.Ended, d.Outcome = time.Now(), OutcomeLeft
+		}
+	case d.ID != "" && !d.Launching() && d.Ended.IsZero():
+		d.Ended, d.Outcome, d.Step = time.Now(), OutcomeUndrained, ""
+		d.By = lastWord(v)
+	case d.Launching() && d.Ended.IsZero() && v.Start == "proved":
+		d.Ended, d.Outcome = time.Now(), OutcomeActive
+	case d.Launching() && d.Ended.IsZero() && v.Start == "failed":
+		d.Ended, d.Outcome, d.Error = time.Now(), OutcomeFailed, lastWord(v)
+	}
+	t.was = v
+}
+
+func notesOf(v lifecycle.View) []string {
+	var notes []string
+	for _, n := range v.Notes {
+		notes = append(notes, n.Text)
+	}
+	for what, trouble := range v.Trouble {
+		notes = append(notes, what+": "+trouble)
+	}
+	return notes
+}
+
+func lastWord(v lifecycle.View) string {
+	if len(v.Notes) == 0 {
+		return ""
+	}
+	return v.Notes[len(v.Notes)-1].Text
+}
