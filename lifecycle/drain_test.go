@@ -1,0 +1,422 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+func TestTerminateDrainsAndCompletesLast(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers, w.stopTime = p(2), 3*time.Second
+		l := w.live()
+		defer l.kill()
+		if v := l.View(); v.State != StateActive || !v.Ready {
+			t.Fatalf("before: %s, ready %v", v.State, v.Ready)
+		}
+		l.Notice(terminate())
+		if v := l.View(); v.Ready || v.State != StateDraining {
+			t.Fatalf("right after the notice: %s, ready %v", v.State, v.Ready)
+		}
+		synctest.Wait()
+		if w.row != cluster.StateDraining {
+			t.Errorf("the row says %s", w.row)
+		}
+		tick(20 * time.Minute)
+		if w.stops != 0 {
+			t.Fatal("AMS was stopped with viewers on it")
+		}
+		if n := len(w.beats); n != 5 { // at once, and each 5 minutes
+			t.Errorf("%d heartbeats in 20 minutes", n)
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		took := l.until("done", time.Minute, isDone)
+		if most := 2*time.Second + w.stopTime + 100*time.Millisecond; took > most {
+			t.Errorf("from the last session to the completed hook: %s, at most %s", took, most)
+		}
+		t.Logf("last session gone to hook completed: %s with a stop of %s", took, w.stopTime)
+		if got, want := w.order(), "row:draining beat row:draining beat stop deregister? row:left complete? complete"; !sameOrder(got, want) {
+			t.Errorf("order: %s", got)
+		}
+		if v := l.View(); v.State != StateLeft || v.Ready || !v.Finished() || v.Cut == nil || *v.Cut != 0 {
+			t.Errorf("after: %+v", v)
+		}
+		if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" || w.row != cluster.StateLeft {
+			t.Errorf("completed %v, row %s", w.completed, w.row)
+		}
+		synctest.Wait()
+		if len(w.events) != 2 || w.events[0].Kind != "drain" || w.events[1].Kind != "drained" {
+			t.Errorf("events: %+v", w.events)
+		}
+	})
+}
+
+// sameOrder compares the last part, from the stop on.
+func sameOrder(got, want string) bool {
+	i, j := indexOf(got, "stop"), indexOf(want, "stop")
+	return i >= 0 && j >= 0 && got[i:] == want[j:]
+}
+
+func indexOf(s, part string) int {
+	for i := range s {
+		if len(s[i:]) >= len(part) && s[i:i+len(part)] == part {
+			return i
+		}
+	}
+	return -1
+}
+
+func TestDeadlineCutsAndCounts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.publishers, w.viewers = p(2), p(31)
+		l := w.live()
+		defer l.kill()
+		began := time.Now()
+		if err := l.Drain(DrainRequest{Deadline: 11 * time.Minute, Who: "root", RepairStreams: true}); err != nil {
+			t.Fatal(err)
+		}
+		tick(3 * time.Second)
+		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 11m of the deadline that was asked for"; got != want {
+			t.Errorf("progress %q, want %q", got, want)
+		}
+		l.until("done", 12*time.Minute, isDone)
+		if at := w.cutAt.Sub(began); at < 11*time.Minute || at > 11*time.Minute+time.Second {
+			t.Errorf("cut after %s", at)
+		}
+		if len(w.tombs) != 1 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 33 || !w.tombs[0].RepairStreams || w.tombs[0].Who != "root" {
+			t.Errorf("tombstones: %+v", w.tombs)
+		}
+		if len(w.completed) != 0 {
+			t.Errorf("a person's drain completed %v", w.completed)
+		}
+	})
+}
+
+func TestRoles(t *testing.T) {
+	for _, c := range []struct {
+		role                string
+		publishers, viewers *int
+		ends                bool
+	}{
+		{"origin", p(0), p(0), true},
+		{"origin", p(1), p(0), false},
+		{"origin", p(0), p(1), false},
+		{"origin", nil, p(0), false},
+		{"edge", p(1), p(0), true},
+		{"edge", nil, p(0), true},
+		{"edge", p(0), nil, false},
+		{"edge", p(0), p(1), false},
+		{"transcoder", p(0), p(1), false},
+		{"", p(0), nil, false},
+	} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.publishers, w.viewers = c.publishers, c.viewers
+			l := w.live(func(o *Options) { o.Role = func() string { return c.role }; o.RoleDeadlines = map[string]time.Duration{"edge": 10 * time.Minute} })
+			defer l.kill()
+			l.Drain(DrainRequest{})
+			tick(9 * time.Minute)
+			if ended := isDone(l.View()); ended != c.ends {
+				t.Errorf("%s with %s: ended %v", c.role, sessionsText(cluster.Sessions{Publishers: c.publishers, Viewers: c.viewers}), ended)
+			}
+			tick(2 * time.Minute)
+			if ended := isDone(l.View()); ended != (c.ends || c.role == "edge") {
+				t.Errorf("%s: the role's deadline: ended %v", c.role, ended)
+			}
+			tick(time.Hour)
+			if !isDone(l.View()) {
+				t.Errorf("%s: not ended after the deadline", c.role)
+			}
+		})
+	}
+}
+
+func TestUnknownIsNotZero(t *testing.T) {
+	for name, change := range map[string]func(*world){
+		"error":   func(w *world) { w.countErr = errMongo },
+		"hanging": func(w *world) { w.countHang = true },
+		"partly":  func(w *world) { w.publishers = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				change(w)
+				l := w.live()
+				defer l.kill()
+				l.Drain(DrainRequest{Deadline: 5 * time.Minute})
+				tick(4*time.Minute + 50*time.Second)
+				v := l.View()
+				if v.Step != StepDraining || v.Trouble["sessions"] == "" {
+					t.Errorf("step %s, trouble %v", v.Step, v.Trouble)
+				}
+				took := l.until("done", time.Minute, isDone)
+				if took > 11*time.Second {
+					t.Errorf("late by %s", took)
+				}
+				if w.tombs[0].Cut != nil {
+					t.Errorf("cut %d of sessions that nobody counted", *w.tombs[0].Cut)
+				}
+			})
+		})
+	}
+}
+
+func TestOneZeroIsNoVerdict(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		l.Drain(DrainRequest{})
+		tick(3 * time.Second)
+		for range 50 {
+			// Zero for one count out of two.
+			w.set(func(w *world) { w.viewers = p(0) })
+			l.until("a zero", 3*time.Second, func(v View) bool { return v.Sessions != nil && *v.Sessions.Viewers == 0 })
+			w.set(func(w *world) { w.viewers = p(1) })
+			tick(1100 * time.Millisecond)
+		}
+		if w.stops != 0 {
+			t.Error("stopped by one zero")
+		}
+	})
+}
+
+func TestNowWaitsForNobody(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(9)
+		l := w.live()
+		defer l.kill()
+		l.Drain(DrainRequest{Now: true})
+		l.until("done", 3*time.Second, isDone)
+		if w.cut != 9 {
+			t.Errorf("cut %d", w.cut)
+		}
+	})
+}
+
+func TestSpotHasTwoMinutes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		l.Drain(DrainRequest{Deadline: 3 * time.Hour})
+		tick(time.Hour + time.Minute)
+		began := time.Now()
+		l.Notice(spot(2 * time.Minute))
+		l.until("done", 2*time.Minute, isDone)
+		if at := w.cutAt.Sub(began); at < 89*time.Second || at > 91*time.Second {
+			t.Errorf("cut after %s", at)
+		}
+	})
+}
+
+func TestMongoAwayHoldsNothing(t *testing.T) {
+	for name, change := range map[string]func(*world){
+		"refusing": func(w *world) { w.mongoErr = errMongo },
+		"hanging":  func(w *world) { w.mongoHang = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				change(w)
+				l := w.live()
+				l.Notice(terminate())
+				if l.View().Ready {
+					t.Error("ready")
+				}
+				tick(30 * time.Second)
+				if v := l.View(); v.Step != StepDraining || v.Trouble["registry"] == "" || v.RegistryTold {
+					t.Errorf("%s %v", v.Step, v.Trouble)
+				}
+				w.set(func(w *world) { w.viewers = p(0) })
+				took := l.until("done", time.Minute, isDone)
+				if took > 2*time.Second+defaultDeregisterTime+100*time.Millisecond {
+					t.Errorf("done after %s", took)
+				}
+				if got := w.order(); !sameOrder(got, "stop deregister? complete? complete") {
+					t.Errorf("order %s", got)
+				}
+				l.kill()
+				// A restart of the agent does what is owed when MongoDB is back.
+				l = w.live()
+				tick(time.Minute)
+				if w.row == cluster.StateLeft {
+					t.Fatal("told a dead registry")
+				}
+				w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
+				l.until("told", 30*time.Second, func(v View) bool { return v.RegistryTold })
+				if w.row != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
+					t.Errorf("row %s, %d stops, completed %v", w.row, w.stops, w.completed)
+				}
+				l.kill()
+			})
+		})
+	}
+}
+
+func TestServerThatDoesNotStop(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.stopErr = errMongo
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		took := l.until("done", 3*time.Minute, isDone)
+		if took < defaultStopTime || len(w.completed) != 1 || w.row != cluster.StateLeft {
+			t.Errorf("after %s: completed %v, row %s", took, w.completed, w.row)
+		}
+	})
+}
+
+func TestShutdownDrainsAndReturns(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		leave time.Duration // when the viewer leaves
+		least time.Duration
+		most  time.Duration
+	}{
+		{"nobody there", 0, 0, 1200 * time.Millisecond},
+		{"viewer leaves", 20 * time.Second, 20 * time.Second, 23 * time.Second},
+		{"deadline", time.Hour, 58 * time.Second, 60 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				if c.leave > 0 {
+					w.viewers = p(1)
+					time.AfterFunc(c.leave, func() { w.set(func(w *world) { w.viewers = p(0) }) })
+				}
+				l := w.live()
+				began := time.Now()
+				l.Notice(Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Deadline: began.Add(time.Minute)})
+				if err := <-l.ended; err != nil {
+					t.Error(err)
+				}
+				l.ended <- nil
+				if took := time.Since(began); took < c.least || took > c.most {
+					t.Errorf("returned after %s", took)
+				}
+				if w.stops != 0 || len(w.tombs) != 0 || w.row != cluster.StateDraining {
+					t.Errorf("%d stops, %d tombstones, row %s", w.stops, len(w.tombs), w.row)
+				}
+				// The machine does not go down after all.
+				l = w.live()
+				l.until("active", time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.RegistryTold })
+				if w.row != cluster.StateActive || w.file != nil {
+					t.Errorf("row %s, file %q", w.row, w.file)
+				}
+				l.kill()
+			})
+		})
+	}
+}
+
+func TestShutdownInTheMiddleOfADrain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		l.Notice(terminate())
+		tick(time.Minute)
+		if l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)}); l.View().Step != StepDraining {
+			t.Errorf("step %s", l.View().Step)
+		}
+		if err := l.Undrain("root"); err == nil {
+			t.Error("an undrain of a machine that goes down")
+		}
+		began := time.Now()
+		<-l.ended
+		if took := time.Since(began); took < 28*time.Second || took > 30*time.Second {
+			t.Errorf("returned after %s", took)
+		}
+		if w.stops != 0 || len(w.completed) != 0 {
+			t.Errorf("%d stops, completed %v", w.stops, w.completed)
+		}
+		// Who deregisters after AMS has stopped completes the hook.
+		if err := FinishStop(t.Context(), w, "", w, w.options().Log); err != nil || len(w.completed) != 1 {
+			t.Errorf("completed %v, %v", w.completed, err)
+		}
+		// A new boot that is to go all the same drains again.
+		w.boot, w.gone, w.row = "boot-2", false, cluster.StateActive
+		l = w.live()
+		defer l.kill()
+		if v := l.View(); v.Ready || v.Kind != Terminate {
+			t.Errorf("%+v", v)
+		}
+	})
+}
+
+func TestShutdownOfOneThatNeverJoinedOrHasLeft(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.joined = false
+		l := w.live()
+		l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)})
+		began := time.Now()
+		<-l.ended
+		if time.Since(began) > 0 {
+			t.Error("it waited")
+		}
+		w = newWorld(t)
+		l = w.live()
+		l.Drain(DrainRequest{})
+		l.until("done", time.Minute, isDone)
+		l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)})
+		began = time.Now()
+		<-l.ended
+		if time.Since(began) > 0 || w.row != cluster.StateLeft {
+			t.Error("it waited")
+		}
+	})
+}
+
+func TestReboot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		at := time.Now().Add(72 * time.Hour)
+		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: Reboot, Reason: "system-reboot", Deadline: at})
+		tick(70*time.Hour + 59*time.Minute)
+		if v := l.View(); !v.Ready || v.NextDrain.IsZero() {
+			t.Fatalf("drains days before: %+v", v)
+		}
+		tick(2 * time.Minute)
+		if v := l.View(); v.Ready || v.Step != StepDraining {
+			t.Fatalf("does not drain: %+v", v)
+		}
+		l.until("done", 2*time.Hour, isDone)
+		if !time.Now().Before(at) || w.stops != 0 || len(w.tombs) != 0 || w.row != cluster.StateDraining {
+			t.Errorf("at %s: %d stops, row %s", time.Until(at), w.stops, w.row)
+		}
+		l.kill()
+		// Still the same boot: the drain stays as it is.
+		l = w.live()
+		if v := l.View(); v.Ready || v.Step != StepDone {
+			t.Errorf("%+v", v)
+		}
+		// The cloud thinks better of it.
+		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: Withdrawn})
+		l.until("active", time.Second, func(v View) bool { return v.Ready && v.RegistryTold })
+		l.Notice(Notice{ID: "event-2", Source: "aws-events", Kind: Reboot, Deadline: time.Now().Add(time.Minute)})
+		l.until("done", time.Minute, isDone)
+		l.kill()
+		w.boot = "boot-2"
+		l = w.live()
+		defer l.kill()
+		if v := l.View(); !v.Ready || w.file != nil {
+			t.Errorf("after the reboot: %+v", v)
+		}
+	})
+}

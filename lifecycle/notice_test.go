@@ -1,0 +1,464 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+func TestEachNoticeAloneAndTwice(t *testing.T) {
+	for _, c := range []struct {
+		n     Notice
+		state State
+		stops int
+	}{
+		{Notice{Kind: Terminate}, StateLeft, 1},
+		{Notice{Kind: Interrupt}, StateLeft, 1},
+		{Notice{Kind: Ask}, StateLeft, 1},
+		{Notice{Kind: Rebalance}, StateActive, 0},
+		{Notice{Kind: Park}, StateParked, 1},
+		{Notice{Kind: Reboot}, StateDraining, 0},
+		{Notice{Kind: Resume}, StateActive, 0},
+		{Notice{Kind: Launch}, StateActive, 0},
+		{Notice{Kind: Withdrawn}, StateActive, 0},
+		{Notice{Kind: "what"}, StateActive, 0},
+		{Notice{}, StateActive, 0},
+	} {
+		for _, times := range []int{1, 2, 20} {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				l := w.live()
+				defer l.kill()
+				for range times {
+					l.Notice(c.n)
+					tick(10 * time.Second)
+				}
+				if v := l.View(); v.State != c.state || w.stops != c.stops || !v.Finished() {
+					t.Errorf("%q %d times: state %s, step %s, %d stops", c.n.Kind, times, v.State, v.Step, w.stops)
+				}
+				drains := 0
+				for _, e := range w.events {
+					if e.Kind == "drain" {
+						drains++
+					}
+				}
+				if drains > 1 {
+					t.Errorf("%q %d times: %d drains", c.n.Kind, times, drains)
+				}
+			})
+		}
+	}
+}
+
+func TestRebalanceByPolicy(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live(func(o *Options) { o.Rebalance = RebalanceDrain })
+		defer l.kill()
+		n := Notice{ID: "r", Source: "aws-rebalance", Kind: Rebalance}
+		l.Notice(n)
+		tick(time.Minute)
+		if l.View().State != StateDraining {
+			t.Fatal("does not drain")
+		}
+		l.Notice(Notice{ID: "r", Source: "aws-rebalance", Kind: Withdrawn})
+		tick(time.Second)
+		if v := l.View(); v.State != StateActive || w.row != cluster.StateActive {
+			t.Errorf("%s, row %s", v.State, w.row)
+		}
+		// Late: it was seen before it was withdrawn.
+		n.Received = time.Now().Add(-time.Minute)
+		l.Notice(n)
+		tick(time.Second)
+		if l.View().State != StateActive {
+			t.Error("a notice that was withdrawn drains")
+		}
+	})
+}
+
+func TestWithdrawn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		l.Drain(DrainRequest{Deadline: 30 * time.Minute})
+		tick(time.Minute)
+		l.Notice(Notice{ID: terminate().ID, Kind: Withdrawn, Source: "aws-lifecycle"})
+		tick(time.Second)
+		if v := l.View(); v.State != StateDraining || len(v.Hooks) != 0 {
+			t.Errorf("a person wants it still: %s, hooks %v", v.State, v.Hooks)
+		}
+		beats := len(w.beats)
+		if err := l.Undrain("root"); err != nil {
+			t.Error(err)
+		}
+		tick(20 * time.Minute)
+		if v := l.View(); v.State != StateActive || len(w.beats) != beats || w.file != nil {
+			t.Errorf("%s, %d heartbeats more, file %s", v.State, len(w.beats)-beats, w.file)
+		}
+		// Too late.
+		w.set(func(w *world) { w.viewers, w.stopTime = p(0), 10*time.Second })
+		l.Notice(terminate())
+		tick(3 * time.Second)
+		if l.View().Step != StepStopping {
+			t.Fatalf("step %s", l.View().Step)
+		}
+		l.Notice(Notice{ID: terminate().ID, Kind: Withdrawn})
+		l.until("done", time.Minute, isDone)
+		if len(w.completed) != 1 {
+			t.Errorf("completed %v", w.completed)
+		}
+	})
+}
+
+func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		if err := l.Undrain("root"); !errors.Is(err, ErrNotDraining) {
+			t.Error(err)
+		}
+		l.Notice(terminate())
+		tick(time.Second)
+		if err := l.Undrain("root"); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			l.Notice(terminate()) // the source sees it still
+			tick(2 * time.Second)
+		}
+		if v := l.View(); v.State != StateActive || len(v.Dismissed) != 1 {
+			t.Errorf("%s, dismissed %v", v.State, v.Dismissed)
+		}
+		l.kill()
+		l = w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		if l.View().State != StateActive {
+			t.Error("forgotten by a restart of the agent")
+		}
+		l.Notice(Notice{ID: terminate().ID, Kind: Withdrawn})
+		tick(time.Second)
+		l.Notice(terminate())
+		if l.View().State != StateDraining {
+			t.Error("a new notice does not drain")
+		}
+		l.Undrain("root")
+		l.Notice(spot(2 * time.Minute))
+		if l.View().State != StateDraining {
+			t.Error("another notice does not drain")
+		}
+	})
+}
+
+func TestOneOwnerOfTheDeadline(t *testing.T) {
+	start := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
+	at := func(d time.Duration) time.Time { return start.Add(d) }
+	ask := func(d time.Duration) Notice {
+		return Notice{ID: askID, Source: "drain", Kind: Ask, Who: "root", Received: start, Deadline: at(d)}
+	}
+	end := func(id string, d time.Duration) Notice {
+		return Notice{ID: id, Source: "aws", Kind: Interrupt, Received: start, Deadline: at(d)}
+	}
+	hook := func(timeout time.Duration) waiter {
+		return waiter{Hook: Hook{Name: "h", Timeout: timeout}, Since: start}
+	}
+	beaten := func(a waiter, d time.Duration) waiter { a.Beaten = at(d); return a }
+	limited := func(a waiter, d time.Duration) waiter { a.Hook.Limit = at(d); return a }
+	term := Notice{ID: "t", Source: "aws-lifecycle", Kind: Terminate, Received: start}
+	for _, c := range []struct {
+		name    string
+		notices []Notice
+		hooks   []waiter
+		want    time.Duration
+		by      string
+	}{
+		{"configured", []Notice{term}, nil, time.Hour, "the configured deadline"},
+		{"a person shortens", []Notice{term, ask(10 * time.Minute)}, nil, 10 * time.Minute, "--deadline of root"},
+		{"a person lengthens what is configured", []Notice{ask(3 * time.Hour)}, nil, 3 * time.Hour, "--deadline of root"},
+		{"the cloud shortens a person's", []Notice{ask(3 * time.Hour), end("s", 2*time.Minute)}, nil, 90 * time.Second, "aws (interrupt)"},
+		{"a person does not lengthen the cloud's", []Notice{end("s", 2*time.Minute), ask(3 * time.Hour)}, nil, 90 * time.Second, "aws (interrupt)"},
+		{"the earlier of two", []Notice{end("a", 20*time.Minute), end("b", 10*time.Minute)}, nil, 9*time.Minute + 30*time.Second, "aws (interrupt)"},
+		{"little time is shared", []Notice{end("a", 20*time.Second)}, nil, 10 * time.Second, "aws (interrupt)"},
+		{"none at all", []Notice{end("a", -time.Minute)}, nil, -time.Minute, "aws (interrupt)"},
+		{"a hook that lapses", []Notice{term}, []waiter{hook(10 * time.Minute)}, 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through"},
+		{"a short one", []Notice{term}, []waiter{hook(40 * time.Second)}, 30 * time.Second, "hook h, unless a heartbeat gets through"},
+		{
+			"a heartbeat moves it", []Notice{term, ask(3 * time.Hour)},
+			[]waiter{beaten(hook(10*time.Minute), time.Hour)}, time.Hour + 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through",
+		},
+		{
+			"not beyond a hundred timeouts", []Notice{term, ask(100 * time.Hour)},
+			[]waiter{beaten(hook(time.Minute), 99*time.Minute)}, 99*time.Minute + 30*time.Second, "hook h, which waits no longer than that",
+		},
+		{
+			"not beyond two days", []Notice{term, ask(100 * time.Hour)},
+			[]waiter{beaten(hook(2*time.Hour), 47*time.Hour)}, 48*time.Hour - 30*time.Second, "hook h, which waits no longer than that",
+		},
+		{"what the cloud says itself", []Notice{term}, []waiter{limited(hook(time.Hour), 20*time.Minute)}, 19*time.Minute + 30*time.Second, "hook h, which waits no longer than that"},
+		{
+			"systemd's time", []Notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(15 * time.Minute)}},
+			nil, 15*time.Minute - time.Second, "the stop of the machine",
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := Options{Deadline: time.Hour, Reserve: 30 * time.Second}
+			r := &record{Step: StepDraining, Begun: start, Notices: c.notices, Hooks: c.hooks}
+			list := o.timeline(r)
+			if got := deadline(list).Sub(start); got != c.want {
+				t.Errorf("%s, want %s; %+v", got, c.want, list)
+			}
+			if len(list) == 0 || !list[0].Decides || list[0].By != c.by {
+				t.Errorf("%+v", list)
+			}
+		})
+	}
+}
+
+func TestLaterCopiesOfANotice(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		s := spot(10 * time.Minute)
+		l.Notice(s)
+		first := l.View().Deadline
+		s.Deadline = s.Deadline.Add(time.Hour)
+		l.Notice(s)
+		if got := l.View().Deadline; !got.Equal(first) {
+			t.Errorf("a later copy moves the deadline from %s to %s", first, got)
+		}
+		s.Deadline = s.Deadline.Add(-time.Hour - 5*time.Minute)
+		l.Notice(s)
+		if got := l.View().Deadline; first.Sub(got) != 5*time.Minute {
+			t.Errorf("an earlier one moves it by %s", first.Sub(got))
+		}
+		l.Drain(DrainRequest{Deadline: time.Minute, Who: "a"})
+		tick(time.Second)
+		l.Drain(DrainRequest{}) // says none
+		if got := time.Until(l.View().Deadline); got != 59*time.Second {
+			t.Errorf("%s", got)
+		}
+		l.Drain(DrainRequest{Deadline: 2 * time.Minute, Who: "b"})
+		if got := time.Until(l.View().Deadline); got != 2*time.Minute {
+			t.Errorf("a person's second word: %s", got)
+		}
+		// A hook that is told of later, by another source.
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		tick(time.Second)
+		if hooks := l.View().Hooks; len(hooks) != 0 {
+			t.Errorf("%+v", hooks)
+		}
+		l.Notice(terminate())
+		l.Notice(terminate())
+		tick(time.Second)
+		if hooks := l.View().Hooks; len(hooks) != 1 || hooks[0].Beats != 1 {
+			t.Errorf("%+v", hooks)
+		}
+	})
+}
+
+func TestNeverJoinedCompletesAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.joined, w.viewers, w.row = false, p(3), cluster.StateJoining
+		l := w.live()
+		defer l.kill()
+		if err := l.Drain(DrainRequest{}); !errors.Is(err, ErrNotJoined) {
+			t.Errorf("drain: %v", err)
+		}
+		l.Notice(terminate())
+		tick(0)
+		if len(w.completed) != 1 {
+			t.Errorf("completed %v", w.completed)
+		}
+		l.until("done", time.Second, isDone)
+		if w.stops != 0 || w.row != cluster.StateLeft {
+			t.Errorf("%d stops, row %s", w.stops, w.row)
+		}
+	})
+}
+
+func TestNoticeDuringTheJoin(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.joined, w.viewers, w.waitsFrom = false, p(3), time.Now().Add(time.Minute)
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		l.Notice(Notice{Kind: Reboot, ID: "r", Deadline: time.Now().Add(time.Hour)})
+		tick(30 * time.Second)
+		if len(w.completed) != 0 || l.View().Ready {
+			t.Errorf("completed %v", w.completed)
+		}
+		w.set(func(w *world) { w.joined = true }) // the join won
+		l.until("draining", 2*time.Second, func(v View) bool { return v.Step == StepDraining })
+		tick(40 * time.Second)
+		if len(w.completed) != 0 || w.row != cluster.StateDraining {
+			t.Errorf("completed %v with viewers there, row %s", w.completed, w.row)
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("done", time.Minute, isDone)
+		if w.cut != 0 || len(w.completed) != 1 {
+			t.Errorf("cut %d, completed %v", w.cut, w.completed)
+		}
+	})
+}
+
+func TestRebootDuringTheJoinWaitsForIt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.joined = false
+		l := w.live()
+		defer l.kill()
+		l.Notice(Notice{Kind: Reboot, ID: "r", Deadline: time.Now().Add(time.Hour)})
+		tick(10 * time.Second)
+		if !l.View().Ready {
+			t.Error("there is nothing to drain")
+		}
+		w.set(func(w *world) { w.joined = true })
+		tick(2 * time.Second)
+		if l.View().Ready {
+			t.Error("it joined and does not drain")
+		}
+	})
+}
+
+func TestNoticesAfterTheEnd(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		l.Drain(DrainRequest{})
+		l.until("done", time.Minute, isDone)
+		if err := l.Drain(DrainRequest{}); !errors.Is(err, ErrLeft) {
+			t.Error(err)
+		}
+		if err := l.Undrain("root"); !errors.Is(err, ErrTooLate) {
+			t.Error(err)
+		}
+		// The cloud takes the machine that a person drained.
+		for range 3 {
+			l.Notice(terminate())
+			tick(10 * time.Second)
+		}
+		if !isDone(l.View()) || len(w.completed) != 1 || w.stops != 1 {
+			t.Errorf("%s, completed %v, %d stops", l.View().Step, w.completed, w.stops)
+		}
+		if err := l.Forget(); err != nil || !l.View().Ready || w.file != nil {
+			t.Errorf("%v, file %s", err, w.file)
+		}
+	})
+}
+
+func TestHookToldAfterTheEnd(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("done", time.Minute, isDone)
+		l.Notice(terminate()) // the event comes late, with the hook
+		l.until("done", time.Minute, func(v View) bool { return isDone(v) && len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
+		if w.stops != 1 {
+			t.Errorf("%d stops", w.stops)
+		}
+	})
+}
+
+// TestUndrainRaces lets undrains and the verdict meet: whoever is told that it
+// won has won.
+func TestUndrainRaces(t *testing.T) {
+	won, lost := 0, 0
+	for round := range 200 {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			l := w.live()
+			defer l.kill()
+			l.Notice(terminate())
+			// The verdict falls at the second count, one second after the first.
+			tick(999*time.Millisecond + time.Duration(round%3)*time.Millisecond/2)
+			var wg sync.WaitGroup
+			var mu sync.Mutex
+			undone := 0
+			<-time.After(time.Second - time.Duration(999+(round%3)/2)*time.Millisecond)
+			for i := range 8 {
+				wg.Go(func() {
+					if i%2 == 0 {
+						l.Notice(terminate())
+						l.View()
+						return
+					}
+					if err := l.Undrain(fmt.Sprint("person ", i)); err == nil {
+						mu.Lock()
+						undone++
+						mu.Unlock()
+					}
+				})
+			}
+			wg.Wait()
+			tick(time.Minute)
+			v := l.View()
+			switch {
+			case undone == 1 && v.State == StateActive && w.stops == 0 && w.row == cluster.StateActive && len(w.completed) == 0:
+				won++
+			case undone == 0 && v.State == StateLeft && w.stops == 1 && len(w.completed) == 1:
+				lost++
+			default:
+				t.Errorf("%d undrains were told that they won; state %s, %d stops, row %s, completed %v", undone, v.State, w.stops, w.row, w.completed)
+			}
+		})
+	}
+	t.Logf("undrain won %d times, the verdict %d times", won, lost)
+	if won == 0 || lost == 0 {
+		t.Errorf("no race: undrain won %d, lost %d", won, lost)
+	}
+}
+
+func TestSubscribe(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(2)
+		l := w.live()
+		defer l.kill()
+		var steps []Step
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for v := range l.Subscribe(t.Context()) {
+				if len(steps) == 0 || steps[len(steps)-1] != v.Step {
+					steps = append(steps, v.Step)
+				}
+				if v.Step == StepDone {
+					return
+				}
+			}
+		}()
+		synctest.Wait()
+		l.Notice(terminate())
+		tick(time.Minute)
+		w.set(func(w *world) { w.viewers, w.stopTime, w.mongoTime, w.cloudTime = p(0), time.Second, time.Second, time.Second })
+		<-done
+		want := []Step{StepNone, StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting, StepDone}
+		if fmt.Sprint(steps) != fmt.Sprint(want) {
+			t.Errorf("%v", steps)
+		}
+	})
+}

@@ -1,0 +1,443 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+)
+
+// world is a machine, its cluster and its cloud, all of them fakes that fail as
+// the test says.
+type world struct {
+	t   *testing.T
+	mu  sync.Mutex
+	log []entry
+
+	// The machine.
+	publishers, viewers *int
+	countErr            error
+	countHang           bool
+	countTime           time.Duration
+	running, joined     bool
+	stopTime            time.Duration
+	stopErr, startErr   error
+	stops               int
+	cutAt               time.Time // when AMS was stopped with sessions
+	cut                 int
+	boot                string
+	up                  time.Duration
+
+	// The registry.
+	row         cluster.State
+	reason      string
+	mongoErr    error
+	mongoHang   bool
+	mongoTime   time.Duration
+	tombs       []Tombstone
+	registerErr func(cluster.State) error
+	events      []cluster.Event
+
+	// The cloud.
+	hook       *Hook // that discovery finds
+	waitsFrom  time.Time
+	gone       bool
+	cloudErr   func(op) error
+	cloudHang  bool
+	cloudTime  time.Duration
+	beats      []time.Time
+	completed  []string // names with results
+	completing int
+	proveErr   error
+	proveHang  bool
+
+	// The disk.
+	file      []byte
+	diskErr   error
+	snapshots [][]byte
+	onWrite   func([]byte)
+}
+
+type entry struct {
+	at   time.Time
+	what string
+}
+
+func newWorld(t *testing.T) *world {
+	zero, one := 0, 0
+	return &world{t: t, publishers: &zero, viewers: &one, running: true, joined: true, row: cluster.StateActive, boot: "boot-1"}
+}
+
+func (w *world) set(change func(*world)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change(w)
+}
+
+func (w *world) did(what string) { w.log = append(w.log, entry{time.Now(), what}) }
+
+func (w *world) times(what string) []time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var times []time.Time
+	for _, e := range w.log {
+		if e.what == what {
+			times = append(times, e.at)
+		}
+	}
+	return times
+}
+
+// order is what was done, without repetitions in a row.
+func (w *world) order() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var list []string
+	for _, e := range w.log {
+		if len(list) == 0 || list[len(list)-1] != e.what {
+			list = append(list, e.what)
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+func hold(ctx context.Context, d time.Duration, forever bool) error {
+	if forever {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if d <= 0 {
+		return ctx.Err()
+	}
+	if !sleep(ctx, d, nil) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (w *world) SetState(ctx context.Context, s cluster.State, reason string) error {
+	w.mu.Lock()
+	d, hang := w.mongoTime, w.mongoHang
+	w.mu.Unlock()
+	if err := hold(ctx, d, hang); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mongoErr != nil {
+		return w.mongoErr
+	}
+	if w.registerErr != nil {
+		if err := w.registerErr(s); err != nil {
+			return err
+		}
+	}
+	if !w.row.CanTransition(s) {
+		return &cluster.TransitionError{ID: "i-1", From: w.row, To: s}
+	}
+	w.row, w.reason = s, reason
+	w.did("row:" + string(s))
+	return nil
+}
+
+func (w *world) Sessions(ctx context.Context) (cluster.Sessions, error) {
+	w.mu.Lock()
+	d, hang := w.countTime, w.countHang
+	w.mu.Unlock()
+	if err := hold(ctx, d, hang); err != nil {
+		return cluster.Sessions{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.countErr != nil {
+		return cluster.Sessions{}, w.countErr
+	}
+	return cluster.Sessions{Publishers: num(w.publishers), Viewers: num(w.viewers), By: cluster.CountedByAMS}, nil
+}
+
+func num(p *int) *int {
+	if p == nil {
+		return nil
+	}
+	n := *p
+	return &n
+}
+
+func (w *world) StopServer(ctx context.Context) error {
+	w.mu.Lock()
+	if w.running {
+		if n, _ := (cluster.Sessions{Publishers: w.publishers, Viewers: w.viewers}).Total(); n > 0 {
+			w.cut, w.cutAt = w.cut+n, time.Now()
+			zero, nought := 0, 0
+			w.publishers, w.viewers = &zero, &nought
+		}
+	}
+	d := w.stopTime
+	w.did("stop")
+	w.mu.Unlock()
+	if err := hold(ctx, d, false); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopErr != nil {
+		return w.stopErr
+	}
+	w.running = false
+	w.stops++
+	return nil
+}
+
+func (w *world) StartServer(context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.did("start")
+	if w.startErr != nil {
+		return w.startErr
+	}
+	w.running = true
+	return nil
+}
+
+func (w *world) Deregister(ctx context.Context, tomb Tombstone) error {
+	w.mu.Lock()
+	d, hang := w.mongoTime, w.mongoHang
+	w.did("deregister?")
+	w.mu.Unlock()
+	if err := hold(ctx, d, hang); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mongoErr != nil {
+		return w.mongoErr
+	}
+	w.row = cluster.StateLeft
+	w.tombs = append(w.tombs, tomb)
+	w.did("row:left")
+	return nil
+}
+
+func (w *world) Joined() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.joined
+}
+
+func (w *world) cloud(ctx context.Context, o op) error {
+	w.mu.Lock()
+	d, hang := w.cloudTime, w.cloudHang
+	w.mu.Unlock()
+	if err := hold(ctx, d, hang); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cloudErr != nil {
+		return w.cloudErr(o)
+	}
+	return nil
+}
+
+func (w *world) Discover(ctx context.Context, launching bool) (*Hook, error) {
+	if err := w.cloud(ctx, opDiscover); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.hook == nil || w.hook.Launching != launching {
+		return nil, nil
+	}
+	h := *w.hook
+	return &h, nil
+}
+
+func (w *world) state() error {
+	switch {
+	case w.gone:
+		return ErrGone
+	case time.Now().Before(w.waitsFrom):
+		return ErrNoAction
+	}
+	return nil
+}
+
+func (w *world) Heartbeat(ctx context.Context, h Hook) error {
+	if err := w.cloud(ctx, opBeat); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.state(); err != nil {
+		return err
+	}
+	w.beats = append(w.beats, time.Now())
+	w.did("beat")
+	return nil
+}
+
+func (w *world) Complete(ctx context.Context, h Hook, r Result) error {
+	w.set(func(w *world) { w.did("complete?") })
+	if err := w.cloud(ctx, opContinue); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.state(); err != nil {
+		return err
+	}
+	w.completed = append(w.completed, h.Name+" "+string(r))
+	w.gone = true // an action is completed once
+	w.did("complete")
+	return nil
+}
+
+// Read, WriteFile and RemoveFile are the disk.
+func (w *world) Read(string) (conf.File, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return conf.File{Bytes: slices.Clone(w.file)}, nil
+}
+
+func (w *world) WriteFile(_ string, data []byte, mode, _ fs.FileMode) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.diskErr != nil {
+		return w.diskErr
+	}
+	if mode != 0o600 {
+		w.t.Errorf("drain.json is written with mode %v", mode)
+	}
+	w.file = slices.Clone(data)
+	w.snapshots = append(w.snapshots, w.file)
+	if w.onWrite != nil {
+		w.onWrite(w.file)
+	}
+	return nil
+}
+
+func (w *world) RemoveFile(string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.diskErr != nil {
+		return w.diskErr
+	}
+	w.file = nil
+	return nil
+}
+
+func (w *world) options() Options {
+	return Options{
+		Node: w, Files: w, Completer: w, ID: "i-1", Log: slog.New(slog.DiscardHandler),
+		Event: func(_ context.Context, e cluster.Event) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.mongoErr != nil {
+				return w.mongoErr
+			}
+			w.events = append(w.events, e)
+			return nil
+		},
+		Uptime: func() (string, time.Duration) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.boot, w.up
+		},
+		Prove: func(ctx context.Context) error {
+			w.mu.Lock()
+			err, hang := w.proveErr, w.proveHang
+			w.did("prove")
+			w.mu.Unlock()
+			if hang {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return err
+		},
+		Rand: func() float64 { return 0.5 },
+	}
+}
+
+// life is one run of a manager.
+type life struct {
+	*Manager
+	t      *testing.T
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+func (w *world) live(change ...func(*Options)) *life {
+	w.t.Helper()
+	o := w.options()
+	for _, c := range change {
+		c(&o)
+	}
+	m, err := NewManager(o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &life{Manager: m, t: w.t, cancel: cancel, ended: make(chan error, 1)}
+	go func() { l.ended <- m.Run(ctx) }()
+	return l
+}
+
+// kill ends a life as kill -9 would: nothing is said to anybody.
+func (l *life) kill() {
+	l.cancel()
+	<-l.ended
+}
+
+// until waits, by the bubble's clock, and tells how long it took.
+func (l *life) until(what string, most time.Duration, cond func(View) bool) time.Duration {
+	l.t.Helper()
+	began := time.Now()
+	for !cond(l.View()) {
+		if time.Since(began) > most {
+			v := l.View()
+			l.t.Fatalf("after %s it is not so: %s; state %s step %s trouble %v notes %v", most, what, v.State, v.Step, v.Trouble, v.Notes)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	defer synctest.Wait()
+	return time.Since(began)
+}
+
+func tick(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func isDone(v View) bool { return v.Step == StepDone }
+
+func bubble(t *testing.T, f func(*testing.T)) {
+	t.Helper()
+	synctest.Test(t, f)
+}
+
+func terminate() Notice {
+	return Notice{
+		ID: "aws:i-1:terminate", Source: "aws-lifecycle", Kind: Terminate, Reason: "scale-in",
+		Hook: &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: 10 * time.Minute},
+	}
+}
+
+func spot(in time.Duration) Notice {
+	return Notice{ID: "aws:i-1:spot", Source: "aws-spot", Kind: Interrupt, Reason: "spot interruption", Deadline: time.Now().Add(in)}
+}
+
+var errMongo = errors.New("server selection timed out")
+
+func p(n int) *int { return &n }
