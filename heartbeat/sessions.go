@@ -62,10 +62,12 @@ type SessionCounter struct {
 	publishers    *int
 	publishersErr error
 	counted       time.Time
-	of            string // the address they were counted for
+	of            string  // the address they were counted for
+	from          Streams // where they were counted
 
 	peers   map[netip.Addr]bool
-	peersAt time.Time
+	peersAt time.Time // when they were last asked for
+	peersOf Streams   // whom; nil after an answer that was none
 	refused time.Time
 }
 
@@ -111,7 +113,7 @@ func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing
 	if c.Now != nil {
 		now = c.Now()
 	}
-	if c.looked.IsZero() || now.Sub(c.looked) >= lookEvery {
+	if age := now.Sub(c.looked); c.looked.IsZero() || c.server.err != nil || age < 0 || age >= lookEvery {
 		c.server, c.looked = lookAt(c.Open), now
 	}
 	if err := c.server.err; err != nil {
@@ -135,11 +137,11 @@ func (c *SessionCounter) countPublishers(ctx context.Context, now time.Time) (*i
 		c.counted = time.Time{}
 		return nil, errNotMember
 	}
-	if age := now.Sub(c.counted); c.of == address && age >= 0 && age < publishersEvery {
+	if age := now.Sub(c.counted); c.of == address && c.from == streams && age >= 0 && age < publishersEvery {
 		return c.publishers, c.publishersErr
 	}
 	c.publishers, c.publishersErr = publishersOf(ctx, streams, c.server, address, now)
-	c.counted, c.of = now, address
+	c.counted, c.of, c.from = now, address, streams
 	if c.publishersErr != nil {
 		c.counted = time.Time{} // look again at the next beat
 	}
@@ -208,14 +210,20 @@ func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (*int, er
 // viewers do. Where they cannot be read, those known stay.
 func (c *SessionCounter) readPeers(ctx context.Context, now time.Time) {
 	streams, _ := c.Streams()
-	if streams == nil || (!c.peersAt.IsZero() && now.Sub(c.peersAt) < lookEvery) {
+	wait := lookEvery
+	if c.peersOf == nil {
+		wait = publishersEvery // who does not answer is not asked at every beat
+	}
+	if age := now.Sub(c.peersAt); streams == nil ||
+		(!c.peersAt.IsZero() && (c.peersOf == nil || c.peersOf == streams) && age >= 0 && age < wait) {
 		return
 	}
+	c.peersAt, c.peersOf = now, nil
 	nodes, err := streams.AMSNodes(ctx)
 	if err != nil {
 		return
 	}
-	c.peersAt, c.peers = now, make(map[netip.Addr]bool, len(nodes))
+	c.peersOf, c.peers = streams, make(map[netip.Addr]bool, len(nodes))
 	for _, n := range nodes {
 		if a, err := netip.ParseAddr(n.IP); err == nil {
 			c.peers[a.Unmap()] = true
