@@ -152,13 +152,14 @@ func TestNone(t *testing.T) {
 
 // fakeBus is systemd with one unit.
 type fakeBus struct {
-	props    map[string]any
-	propsErr error
-	jobErr   error
-	result   func(done chan<- string) // ends the job
-	calls    []string
-	dead     bool
-	closed   int
+	props       map[string]any
+	propsErr    error
+	jobErr      error
+	result      func(done chan<- string) // ends the job
+	calls       []string
+	dead        bool
+	closed      int
+	systemState string
 }
 
 func (b *fakeBus) properties(context.Context, string) (map[string]any, error) {
@@ -187,6 +188,8 @@ func (b *fakeBus) disable(_ context.Context, units []string) error {
 	b.calls = append(b.calls, "disable "+strings.Join(units, " "))
 	return b.jobErr
 }
+
+func (b *fakeBus) system(context.Context) (string, error) { return b.systemState, b.jobErr }
 
 func (b *fakeBus) reload(context.Context) error { b.calls = append(b.calls, "reload"); return b.jobErr }
 func (b *fakeBus) alive() bool                  { return !b.dead }
@@ -386,5 +389,19 @@ func TestSystemdState(t *testing.T) {
 	s, _ = fakeSystemd(&fakeBus{props: map[string]any{}})
 	if st, err := s.State(t.Context()); err != nil || st.Known() {
 		t.Errorf("an empty answer: %+v, %v", st, err)
+	}
+}
+
+func TestSystemStopping(t *testing.T) {
+	for state, want := range map[string]bool{"running": false, "degraded": false, "stopping": true, "starting": false, "": false} {
+		b := &fakeBus{systemState: state}
+		s := &Systemd{unit: "x.service", dial: func(context.Context) (bus, error) { return b, nil }}
+		if got, err := s.SystemStopping(t.Context()); got != want || err != nil || b.closed != 1 {
+			t.Errorf("%q: %v, %v, closed %d times", state, got, err, b.closed)
+		}
+	}
+	s := &Systemd{unit: "x.service", dial: func(context.Context) (bus, error) { return nil, ErrNoSystemd }}
+	if got, err := s.SystemStopping(t.Context()); got || !errors.Is(err, ErrNoSystemd) {
+		t.Errorf("without systemd: %v, %v", got, err)
 	}
 }

@@ -43,6 +43,8 @@ type bus interface {
 	enable(ctx context.Context, units []string) error
 	disable(ctx context.Context, units []string) error
 	reload(ctx context.Context) error
+	// system is the state of the whole machine: running, degraded, stopping...
+	system(ctx context.Context) (string, error)
 	alive() bool
 	close()
 }
@@ -127,6 +129,23 @@ func (s *Systemd) Reload(ctx context.Context) error {
 		return fmt.Errorf("making systemd read its units again: %w", cmp.Or(ctx.Err(), err))
 	}
 	return nil
+}
+
+// SystemStopping reports whether the machine is going down, and not only this
+// unit.
+func (s *Systemd) SystemStopping(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, systemdCallLimit)
+	defer cancel()
+	b, err := s.dial(ctx)
+	if err != nil {
+		return false, fmt.Errorf("asking systemd whether the machine goes down: %w", err)
+	}
+	defer b.close()
+	state, err := b.system(ctx)
+	if err != nil {
+		return false, fmt.Errorf("asking systemd whether the machine goes down: %w", cmp.Or(ctx.Err(), err))
+	}
+	return state == "stopping", nil
 }
 
 func (s *Systemd) do(ctx context.Context, verb string) error {

@@ -99,8 +99,21 @@ func (b systemdBus) disable(ctx context.Context, units []string) error {
 }
 
 func (b systemdBus) reload(ctx context.Context) error { return busError(b.conn.ReloadContext(ctx)) }
-func (b systemdBus) alive() bool                      { return b.conn.Connected() }
-func (b systemdBus) close()                           { b.conn.Close() }
+
+func (b systemdBus) system(ctx context.Context) (string, error) {
+	p, err := b.conn.SystemStateContext(ctx)
+	if err != nil {
+		return "", busError(err)
+	}
+	state, ok := p.Value.Value().(string)
+	if !ok {
+		return "", fmt.Errorf("systemd's SystemState is no text: %s", p.Value)
+	}
+	return state, nil
+}
+
+func (b systemdBus) alive() bool { return b.conn.Connected() }
+func (b systemdBus) close()      { b.conn.Close() }
 
 // busError gives systemd's error names the meaning that callers branch on.
 func busError(err error) error {

@@ -45,7 +45,7 @@ func newRunCommand(g *globals) *cobra.Command {
 	}
 	cmd.RunE = func(*cobra.Command, []string) error { return runDaemon(cmd, g) }
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
-	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyOnFailure, keyBeatInterval, keyMetrics)...)
+	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyOnFailure, keyBeatInterval, keyMetrics, keyDrainDeadline)...)
 	return cmd
 }
 
@@ -73,6 +73,7 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	if us, err := strconv.ParseInt(g.env.getenv("WATCHDOG_USEC"), 10, 64); err == nil {
 		o.Watchdog = time.Duration(us) * time.Microsecond
 	}
+	o.Lifecycle = a.lifecycleOptions()
 	if o.Metrics = g.settings.Metrics; o.Metrics == "off" {
 		o.Metrics = ""
 	}

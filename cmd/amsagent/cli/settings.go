@@ -89,7 +89,10 @@ type settings struct {
 	AutoJoin       bool
 	BeatInterval   time.Duration
 	// Metrics is host:port, or off.
-	Metrics string
+	Metrics          string
+	DrainDeadline    time.Duration
+	Rebalance        string
+	AbandonOnFailure bool
 	// Root is absolute, "" for the real one.
 	Root     string
 	Config   string
@@ -291,6 +294,9 @@ func (s *settings) fill() {
 	s.AutoJoin = text(keyAutoJoin) == "yes"
 	s.BeatInterval, _ = time.ParseDuration(text(keyBeatInterval))
 	s.Metrics = text(keyMetrics)
+	s.DrainDeadline, _ = time.ParseDuration(text(keyDrainDeadline))
+	s.Rebalance = text(keyRebalance)
+	s.AbandonOnFailure = text(keyAbandon) == "yes"
 	s.Root = text(keyRoot)
 	s.Config = text(keyConfig)
 	s.Output = text(keyOutput)

@@ -38,6 +38,9 @@ const (
 	keyAutoJoin       = "auto_join"
 	keyBeatInterval   = "beat_interval"
 	keyMetrics        = "metrics_address"
+	keyDrainDeadline  = "drain_deadline"
+	keyRebalance      = "rebalance"
+	keyAbandon        = "abandon_on_failure"
 	keyRoot           = "root"
 	keyConfig         = "config"
 	keyOutput         = "output"
@@ -146,6 +149,18 @@ func settingsTable() []setting {
 		{
 			key: keyMetrics, flag: "metrics-address", arg: "HOST:PORT", def: "127.0.0.1:9771", check: checkListen,
 			help: "where the daemon serves /metrics and /healthz; off for nowhere",
+		},
+		{
+			key: keyDrainDeadline, flag: "drain-deadline", arg: "DURATION", def: "1h", check: checkDuration(time.Second, 48*time.Hour),
+			help: "how long a node that drains waits for its sessions; a cloud's own deadline may be earlier",
+		},
+		{
+			key: keyRebalance, arg: "WHAT", def: "ignore", words: []string{"ignore", "drain"},
+			help: "what becomes of a cloud's advice to leave a Spot instance: its group ends the instance by its hook in any case",
+		},
+		{
+			key: keyAbandon, arg: "WHEN", def: "no", words: []string{"yes", "no"},
+			help: "whether a launch hook is abandoned where this machine does not join, which makes the cloud replace it; otherwise the hook is left to its timeout",
 		},
 		{
 			key: keyTagMongo, arg: "NAME", def: "amsagent:mongo", check: checkTagName,

@@ -93,6 +93,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
 		keyTagMongo: "db", keyTagRole: "Role", keyTagGroup: "Group",
 		keyAutoJoin: "no", keyBeatInterval: "7s", keyMetrics: "[::1]:9100",
+		keyDrainDeadline: "30m", keyRebalance: "drain", keyAbandon: "yes",
 		keyAWSEndpoint: "http://127.0.0.1:1", keyAzureEndpoint: "http://127.0.0.1:2", keyAlibabaEndpoint: "http://127.0.0.1:3",
 		keyGCPEndpoint: "http://127.0.0.1:4", keyAWSAutoscalingEndpoint: "http://127.0.0.1:5", keyAlibabaESSEndpoint: "http://127.0.0.1:6",
 	}
@@ -102,6 +103,7 @@ func TestEverySettingIsRead(t *testing.T) {
 			keyAMSRelease: s.AMSRelease, keyProvider: s.Provider, keyService: s.Service, keyServiceCommand: s.ServiceCommand,
 			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
 			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
+			keyDrainDeadline: s.DrainDeadline, keyRebalance: s.Rebalance, keyAbandon: s.AbandonOnFailure,
 			keyConfig: s.Config,
 			keyOutput: s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
 			keyTagMongo: s.values[keyTagMongo].text, keyTagRole: s.values[keyTagRole].text, keyTagGroup: s.values[keyTagGroup].text,
@@ -120,6 +122,10 @@ func TestEverySettingIsRead(t *testing.T) {
 			want = 7 * time.Second
 		case keyAutoJoin:
 			want = false
+		case keyAbandon:
+			want = true
+		case keyDrainDeadline:
+			want = 30 * time.Minute
 		case keyLogLevel:
 			want = slog.LevelDebug
 		}

@@ -55,7 +55,8 @@ type DrainView struct {
 	// State is that of our row; "" on a machine that is no node.
 	State cluster.State  `json:"state,omitempty"`
 	Kind  lifecycle.Kind `json:"kind,omitempty"`
-	// Step is what is being done, in words: "waiting for the sessions to end".
+	// Step is what is being done, in words: "stopping Ant Media Server". Until it is
+	// Irreversible, these have the numbers of sessions in them.
 	Step   string    `json:"step,omitempty"`
 	Began  time.Time `json:"began,omitzero"`
 	Reason string    `json:"reason,omitempty"`
@@ -63,13 +64,13 @@ type DrainView struct {
 	Who string `json:"who,omitempty"`
 
 	Sessions cluster.Sessions `json:"sessions"`
-	// Deadline is when the sessions are waited for no longer, DeadlineOwner who set
-	// it: "the hook", "--deadline", "spot".
+	// Deadline is when the sessions are waited for no longer, DeadlineOwner whose
+	// word that is: "hook drain", "--deadline of alice", "the configured deadline".
 	Deadline      time.Time       `json:"deadline,omitzero"`
 	DeadlineOwner string          `json:"deadline_owner,omitempty"`
 	Hook          *lifecycle.Hook `json:"hook,omitempty"`
-	// Notes are what a person should know and what stops nothing: a permission that
-	// is missing, MongoDB being away, a hook whose longest wait comes near.
+	// Notes are what happened, and what does not go well but stops nothing: a
+	// permission that is missing, MongoDB being away.
 	Notes []string `json:"notes,omitempty"`
 	// Irreversible tells that AMS is being stopped: there is no way back.
 	Irreversible bool `json:"irreversible,omitempty"`

@@ -5,7 +5,6 @@ package daemon
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"time"
@@ -21,13 +20,10 @@ const maxRequest = 64 << 10
 func (l *life) handle(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+PathDrain, l.serveView)
 	mux.HandleFunc("POST "+PathDrain, func(w http.ResponseWriter, r *http.Request) {
-		var q DrainRequest
-		if !readRequest(w, r, &q) {
-			return
+		var q lifecycle.DrainRequest
+		if readRequest(w, r, &q) {
+			l.answer(w, l.manager.Drain(q))
 		}
-		l.answer(w, l.manager.Drain(lifecycle.DrainRequest{
-			Deadline: q.Deadline, Now: q.Now, Reason: q.Reason, Who: q.Who, RepairStreams: q.RepairStreams,
-		}))
 	})
 	mux.HandleFunc("POST "+PathUndrain, func(w http.ResponseWriter, r *http.Request) {
 		var q UndrainRequest
@@ -50,53 +46,30 @@ func readRequest(w http.ResponseWriter, r *http.Request, to any) bool {
 		err = json.Unmarshal(body, to)
 	}
 	if err != nil {
-		refuse(w, http.StatusBadRequest, &Refusal{Code: RefusedInvalid, Message: "the request cannot be read: " + err.Error()})
+		refuse(w, &Refusal{Code: RefusedInvalid, Message: "the request cannot be read: " + err.Error()})
 	}
 	return err == nil
 }
 
-func refuse(w http.ResponseWriter, code int, r *Refusal) {
+func refuse(w http.ResponseWriter, r *Refusal) {
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
+	w.WriteHeader(r.HTTPStatus())
 	_ = json.NewEncoder(w).Encode(r) // the reader going away is all that can fail
 }
 
-// drainView is the story as it is now: the manager may have gone on since it was
-// last looked at.
-func (l *life) drainView() DrainView {
-	v := l.manager.View()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.track.see(v)
-	d := l.track.view
-	if d.State == "" {
-		d.State = l.d.view.get().State
-	}
-	return d
-}
-
 func (l *life) answer(w http.ResponseWriter, err error) {
-	v := l.drainView()
-	if err == nil {
-		writeJSON(w, v)
+	v := l.manager.View()
+	if err != nil {
+		refuse(w, Refuse(err, v))
 		return
 	}
-	r := &Refusal{Code: RefusedFailed, Message: err.Error(), View: &v}
-	switch {
-	case errors.Is(err, lifecycle.ErrNotJoined), errors.Is(err, lifecycle.ErrLeft):
-		r.Code = RefusedNotMember
-	case errors.Is(err, lifecycle.ErrNotDraining):
-		r.Code = RefusedNotDraining
-	case errors.Is(err, lifecycle.ErrTooLate):
-		r.Code = RefusedTooLate
-	}
-	refuse(w, http.StatusConflict, r)
+	writeJSON(w, v)
 }
 
 // serveView answers once, or with ?follow=1 again and again until the reader goes.
 func (l *life) serveView(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Get(QueryFollow) == "" {
-		writeJSON(w, l.drainView())
+		writeJSON(w, l.manager.View())
 		return
 	}
 	// The server's own bound is for answers that end.
@@ -117,7 +90,7 @@ func (l *life) serveView(w http.ResponseWriter, r *http.Request) {
 		if err := control.SetWriteDeadline(time.Now().Add(requestTime)); err != nil {
 			return
 		}
-		if out.Encode(l.drainView()) != nil || control.Flush() != nil {
+		if out.Encode(l.manager.View()) != nil || control.Flush() != nil {
 			return
 		}
 	}

@@ -48,7 +48,6 @@ type life struct {
 	mu        sync.Mutex
 	stoppedAt time.Time
 	documents []string // of AMS, seen before it was stopped
-	track     tracker
 }
 
 func newLife(d *Daemon, o Lifecycle) (*life, error) {
@@ -66,9 +65,6 @@ func (l *life) run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { _ = l.manager.Run(ctx) }) // it ends with ctx alone
 	for v := range l.manager.Subscribe(ctx) {
-		l.mu.Lock()
-		l.track.see(v)
-		l.mu.Unlock()
 		l.d.view.setLife(v)
 		l.d.status()
 	}
@@ -283,70 +279,4 @@ func (l *life) shutdown(ctx context.Context, stopping func(context.Context) (tim
 			return
 		}
 	}
-}
-
-// tracker makes of what the manager tells the story of one drain, which the
-// command line follows to its end.
-type tracker struct {
-	view DrainView
-	was  lifecycle.View
-}
-
-func (t *tracker) see(v lifecycle.View) {
-	began := v.Step != lifecycle.StepNone && (t.view.ID == "" || !v.Begun.Equal(t.view.Began))
-	starting := v.Start == "starting" && t.was.Start != "starting"
-	switch {
-	case began:
-		t.view = DrainView{ID: "drain-" + v.Begun.UTC().Format(time.RFC3339Nano), Began: v.Begun}
-	case starting && v.Step == lifecycle.StepNone:
-		now := time.Now()
-		t.view = DrainView{ID: "start-" + now.UTC().Format(time.RFC3339Nano), Began: now, Kind: lifecycle.Launch}
-	}
-	d := &t.view
-	d.State = v.Registry
-	d.Notes = notesOf(v)
-	switch {
-	case v.Step != lifecycle.StepNone:
-		d.Kind, d.Reason, d.Who = v.Kind, v.Reason, v.Who
-		d.Step = v.Progress
-		d.Deadline, d.DeadlineOwner = v.Deadline, v.DeadlineBy
-		d.Irreversible = v.Step != lifecycle.StepAnnouncing && v.Step != lifecycle.StepDraining
-		d.Cut = v.Cut
-		if v.Sessions != nil {
-			d.Sessions = *v.Sessions
-		}
-		d.Hook = nil
-		if len(v.Hooks) > 0 {
-			d.Hook = &v.Hooks[0].Hook
-		}
-		if v.Finished() && d.Ended.IsZero() {
-			d.Ended, d.Outcome = time.Now(), OutcomeLeft
-		}
-	case d.ID != "" && !d.Launching() && d.Ended.IsZero():
-		d.Ended, d.Outcome, d.Step = time.Now(), OutcomeUndrained, ""
-		d.By = lastWord(v)
-	case d.Launching() && d.Ended.IsZero() && v.Start == "proved":
-		d.Ended, d.Outcome = time.Now(), OutcomeActive
-	case d.Launching() && d.Ended.IsZero() && v.Start == "failed":
-		d.Ended, d.Outcome, d.Error = time.Now(), OutcomeFailed, lastWord(v)
-	}
-	t.was = v
-}
-
-func notesOf(v lifecycle.View) []string {
-	var notes []string
-	for _, n := range v.Notes {
-		notes = append(notes, n.Text)
-	}
-	for what, trouble := range v.Trouble {
-		notes = append(notes, what+": "+trouble)
-	}
-	return notes
-}
-
-func lastWord(v lifecycle.View) string {
-	if len(v.Notes) == 0 {
-		return ""
-	}
-	return v.Notes[len(v.Notes)-1].Text
 }

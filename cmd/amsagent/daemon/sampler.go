@@ -6,6 +6,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -44,7 +45,7 @@ func NewMachineSampler(o MachineOptions, client func() *cluster.Client, address 
 		return nil, ""
 	}}
 	pid := &mainPID{service: o.Service}
-	s := &machineSampler{gpus: gpus, open: o.Open, root: o.Root}
+	s := &machineSampler{gpus: gpus, sessions: sessions, open: o.Open, root: o.Root}
 	s.Sampler = heartbeat.NewSampler(heartbeat.SamplerOptions{
 		Root: o.Root, AMSDir: o.AMSDir, AMSPID: pid.get, GPUs: gpus.Latest, Sessions: sessions.Count, Log: o.Log,
 	})
@@ -53,9 +54,10 @@ func NewMachineSampler(o MachineOptions, client func() *cluster.Client, address 
 
 type machineSampler struct {
 	*heartbeat.Sampler
-	gpus *heartbeat.GPUWatcher
-	open func() (*ams.Installation, error)
-	root string
+	gpus     *heartbeat.GPUWatcher
+	sessions *heartbeat.SessionCounter
+	open     func() (*ams.Installation, error)
+	root     string
 }
 
 // Run keeps the watcher of the GPUs going and the limits up to date.
@@ -73,6 +75,20 @@ func (s *machineSampler) Run(ctx context.Context) {
 		}
 	}
 	work.Wait()
+}
+
+// Sessions counts publishers and viewers now. What could not be counted is nil;
+// the error says why.
+func (s *machineSampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
+	n, missing := s.sessions.CountNow(ctx)
+	var errs []error
+	for _, m := range missing {
+		errs = append(errs, fmt.Errorf("%s: %w", m.What, m.Err))
+	}
+	if len(errs) == 2 {
+		return n, errors.Join(errs...)
+	}
+	return n, nil
 }
 
 // Connections counts what is connected to any of the server's ports, whatever it

@@ -1,0 +1,190 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/aws"
+)
+
+// daemonUnit is the daemon's own.
+const daemonUnit = "amsagent.service"
+
+// lifecycleOptions makes of the settings how this node goes.
+func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
+	s := a.g.settings
+	c := &cloud{a: a, known: make(chan struct{})}
+	l := &daemon.Lifecycle{
+		New: lifecycle.NewManager, Leaver: a.machine,
+		Options: lifecycle.Options{
+			Files:     &conf.Store{Root: s.Root, Dir: bootstrap.StateDir},
+			Deadline:  s.DrainDeadline,
+			Rebalance: lifecycle.RebalancePolicy(s.Rebalance),
+			Completer: c, Sources: []lifecycle.Source{c},
+			AbandonOnFailure: s.AbandonOnFailure,
+			Uptime:           lifecycle.BootClock(s.Root),
+		},
+	}
+	if _, ok := a.machine.Service.(*ams.Systemd); ok {
+		l.Stopping = systemdStopping
+	}
+	return l
+}
+
+// shutdownReserve is what we leave of systemd's time for the stop of this very process.
+const shutdownReserve = 5 * time.Second
+
+// systemdStopping asks systemd whether the machine goes down, and how long it waits for us.
+func systemdStopping(ctx context.Context) (time.Time, bool) {
+	unit := ams.NewSystemd(daemonUnit)
+	down, err := unit.SystemStopping(ctx)
+	if err != nil || !down {
+		return time.Time{}, false
+	}
+	st, err := unit.State(ctx)
+	if err != nil || st.StopTimeout <= shutdownReserve {
+		return time.Now().Add(time.Hour), true // who waits without an end gets the usual one
+	}
+	return time.Now().Add(st.StopTimeout - shutdownReserve), true
+}
+
+// cloud is this machine's cloud as a source of notices and as the owner of hooks. Which one it is is found out when the
+// network is there; until then, and on a cloud without either, it is silent.
+type cloud struct {
+	a *daemonAdapter
+
+	once      sync.Once
+	known     chan struct{} // closed when the cloud is
+	source    lifecycle.Source
+	completer lifecycle.Completer
+}
+
+// Name implements lifecycle.Source.
+func (c *cloud) Name() string { return "cloud" }
+
+// Watch implements lifecycle.Source.
+func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error {
+	for {
+		inst, err := c.a.identify(ctx)
+		if err == nil {
+			err = c.open(inst)
+		}
+		if err == nil {
+			break
+		}
+		// The daemon says elsewhere why the metadata cannot be read.
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(identifyEvery):
+		}
+	}
+	if c.source == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return c.source.Watch(ctx, report)
+}
+
+// identifyEvery is how often a cloud that does not answer is asked again.
+const identifyEvery = 10 * time.Second
+
+// open prepares what this cloud has.
+func (c *cloud) open(inst metadata.Instance) error {
+	if inst.Provider != metadata.AWS {
+		c.once.Do(func() { close(c.known) })
+		return nil
+	}
+	opts, api, err := c.a.awsOptions()
+	if err != nil {
+		return err
+	}
+	p, err := aws.New(opts)
+	if err != nil {
+		return err
+	}
+	scaling, err := p.AutoScaling(api)
+	if err != nil {
+		return err
+	}
+	c.once.Do(func() {
+		c.source = lifecycle.NewAWSSource(p, inst.ID, aws.WatchOptions{}, c.a.g.log())
+		c.completer = lifecycle.NewAWSCompleter(scaling, lifecycle.AWSCompleterOptions{Group: inst.Group, Log: c.a.g.log()})
+		close(c.known)
+	})
+	return nil
+}
+
+// awsOptions are those of the metadata and of the API.
+func (a *daemonAdapter) awsOptions() (metadata.Options, aws.AutoScalingOptions, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	opts, err := a.g.metadataOptions("")
+	return opts, aws.AutoScalingOptions{Endpoint: a.g.settings.AWSAutoscalingEndpoint, Proxy: a.g.proxy()}, err
+}
+
+// ready waits until the cloud is known.
+func (c *cloud) ready(ctx context.Context) error {
+	select {
+	case <-c.known:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("which cloud this machine is on is not known yet: %w", context.Cause(ctx))
+	}
+}
+
+// Discover implements lifecycle.Completer.
+func (c *cloud) Discover(ctx context.Context, launching bool) (*lifecycle.Hook, error) {
+	if err := c.ready(ctx); err != nil {
+		return nil, err
+	}
+	if c.completer == nil {
+		return nil, nil //nolint:nilnil // no hook, and no error: this cloud has none
+	}
+	return c.completer.Discover(ctx, launching)
+}
+
+// Heartbeat implements lifecycle.Completer.
+func (c *cloud) Heartbeat(ctx context.Context, h lifecycle.Hook) error {
+	return c.ask(ctx, h, func() error { return c.completer.Heartbeat(ctx, h) })
+}
+
+// Complete implements lifecycle.Completer.
+func (c *cloud) Complete(ctx context.Context, h lifecycle.Hook, r lifecycle.Result) error {
+	return c.ask(ctx, h, func() error { return c.completer.Complete(ctx, h, r) })
+}
+
+func (c *cloud) ask(ctx context.Context, h lifecycle.Hook, call func() error) error {
+	if err := c.ready(ctx); err != nil {
+		return err
+	}
+	if c.completer == nil {
+		return fmt.Errorf("%w: this machine is not on %s", lifecycle.ErrGone, h.Provider)
+	}
+	return call()
+}
+
+// proxy finds the proxy for calls to a cloud's API, as the environment says: unlike the metadata, an API is often reached
+// by one only.
+func (g *globals) proxy() func(*http.Request) (*url.URL, error) {
+	get := g.env.getenv
+	https, none := cmp.Or(get("HTTPS_PROXY"), get("https_proxy")), cmp.Or(get("NO_PROXY"), get("no_proxy"))
+	if https == "" || none == "*" {
+		return nil
+	}
+	return http.ProxyFromEnvironment
+}
