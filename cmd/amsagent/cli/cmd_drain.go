@@ -114,7 +114,13 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	v, err := c.drain(ctx, daemon.DrainRequest{
 		Deadline: opts.deadline, Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
 	})
-	if err != nil {
+	var refusal *daemon.Refusal
+	switch {
+	case errors.As(err, &refusal) && refusal.View != nil && refusal.View.State == cluster.StateLeft:
+		// Already so, in this life of the daemon or in one before.
+		v = *refusal.View
+		return g.result("drain", drainData{Result: "left", Drain: &v}, func(w *textWriter) { drainText(w, v) })
+	case err != nil:
 		return g.drainRefused("cannot drain", err)
 	}
 	if opts.detach {
@@ -184,6 +190,7 @@ func (g *globals) followed(ctx context.Context, command string, f *follower, fir
 		if v.Error != "" {
 			u.Cause = errors.New(v.Error)
 		}
+		u.Hints = []string{"`amsagent status` and journalctl -u amsagent tell more"}
 		return u
 	case v.Outcome == daemon.OutcomeUndrained:
 		return &userError{Msg: "this node does not leave", Cause: &undrainedError{v.By}, State: nodeState(v)}
@@ -192,15 +199,18 @@ func (g *globals) followed(ctx context.Context, command string, f *follower, fir
 	default:
 		data.Result = "left"
 	}
-	return g.result(command, data, func(w *textWriter) { drainText(w, data) })
+	return g.result(command, data, func(w *textWriter) { drainText(w, v) })
 }
 
-// undrainedError: the drain that was followed was taken back.
+// undrainedError: the drain that was followed was taken back. by is who did, or a sentence of the daemon's on it.
 type undrainedError struct{ by string }
 
 func (e *undrainedError) Error() string {
-	if e.by == "" {
+	switch {
+	case e.by == "":
 		return "the drain was taken back"
+	case strings.Contains(e.by, ": "):
+		return e.by
 	}
 	return "the drain was taken back by " + e.by
 }
@@ -218,7 +228,7 @@ func unfollowed(ctx context.Context, f *follower, v daemon.DrainView, err error,
 		u.Msg = "stopped following; nothing else was stopped"
 	case timeout > 0 && errors.Is(err, context.DeadlineExceeded):
 		u.Msg, u.Cause, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", rounded(timeout)), errors.New(progressOf(v, f.g.env.Now())), idTimeout, exitUnknown
-	case errors.Is(err, errForgotten):
+	case errors.Is(err, errForgotten), errors.Is(err, errNotBegun):
 		u.Msg, u.State, u.Exit = "it was followed in vain", nodeState(v), exitFailed
 		u.Hints = []string{"`amsagent status` and journalctl -u amsagent tell more"}
 	default:
@@ -247,17 +257,21 @@ func nodeState(v daemon.DrainView) string {
 	return "this node is " + string(v.State)
 }
 
-func drainText(w *textWriter, data drainData) {
-	v := data.Drain
-	if data.Result == "active" {
-		w.line("%s: this node serves", w.color.green("active"))
-		return
-	}
-	verdict := w.color.green("left") + ": this node is out of the cluster"
+func drainText(w *textWriter, v daemon.DrainView) {
+	cut := ""
+	word := w.color.green
 	if v.Cut != nil && *v.Cut > 0 {
-		verdict = w.color.yellow("left") + ": this node is out of the cluster, " + count(*v.Cut, "session") + " cut"
+		cut, word = ", "+count(*v.Cut, "session")+" cut", w.color.yellow
 	}
-	w.line("%s", verdict)
+	switch {
+	case v.State == cluster.StateActive:
+		w.line("%s: this node serves", word("active"))
+		return
+	case v.State == cluster.StateDraining:
+		w.line("%s: nobody is on this node any more, and the machine is about to go", word("drained"))
+	default:
+		w.line("%s: this node is out of the cluster%s", word("left"), cut)
+	}
 	hook, took := "", ""
 	if v.Hook != nil {
 		hook = printable(v.Hook.Name + " of " + v.Hook.Group)
@@ -265,10 +279,7 @@ func drainText(w *textWriter, data drainData) {
 	if !v.Began.IsZero() && v.Ended.After(v.Began) {
 		took = rounded(v.Ended.Sub(v.Began))
 	}
-	w.fields("reason", printable(v.Reason), "hook", hook, "took", took)
-	for _, n := range v.Notes {
-		w.line("  %s", printable(oneLine(n)))
-	}
+	w.fields("reason", printable(v.Reason), "asked by", printable(v.Who), "hook", hook, "took", took)
 }
 
 // who says who asks, for those who read it elsewhere.

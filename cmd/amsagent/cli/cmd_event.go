@@ -186,4 +186,3 @@ func (g *globals) instanceID(ctx context.Context, given string) (string, error) 
 	}
 	return m.Instance.ID, nil
 }
-

@@ -70,8 +70,5 @@ func runUndrain(ctx context.Context, g *globals) error {
 	}
 	return g.result("undrain", drainData{Result: "active", Drain: &v}, func(w *textWriter) {
 		w.line("%s: this node serves again", w.color.green("active"))
-		for _, n := range v.Notes {
-			w.line("  %s", printable(oneLine(n)))
-		}
 	})
 }

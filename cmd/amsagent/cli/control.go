@@ -45,7 +45,7 @@ func (g *globals) controlClient() *controlClient {
 	path := g.settings.Root + controlSocket
 	return &controlClient{
 		path: path, patience: controlPatience, timeout: controlTime,
-		http: &http.Client{Transport: &http.Transport{
+		http: &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				d := net.Dialer{Timeout: controlDial}
@@ -54,6 +54,9 @@ func (g *globals) controlClient() *controlClient {
 		}},
 	}
 }
+
+// noRedirect: a daemon sends nobody elsewhere.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // noDaemonError: nobody listens on the control socket.
 type noDaemonError struct {

@@ -47,7 +47,7 @@ type follower struct {
 	id string
 	// began is when it was asked for: what ended before is another one's end.
 	began time.Time
-	// awaits what ends a launch, not a drain.
+	// launch says that it is a launch, not a drain.
 	launch bool
 
 	last  daemon.DrainView
@@ -58,12 +58,15 @@ type follower struct {
 	told  bool      // that it is
 }
 
-// errForgotten: the daemon knows nothing of what we follow.
-var errForgotten = errors.New("the daemon knows nothing of it any more")
+var (
+	// errForgotten: the daemon knows nothing of what we follow.
+	errForgotten = errors.New("the daemon knows nothing of it any more")
+	// errNotBegun: it does nothing about what it was asked.
+	errNotBegun = errors.New("the daemon does nothing about it")
+)
 
 // follow returns the view with which it ended. first is what the daemon answered when it was asked.
 func (f *follower) follow(ctx context.Context, first daemon.DrainView) (daemon.DrainView, error) {
-	f.noted = map[string]bool{}
 	views := make(chan daemon.DrainView)
 	broken := make(chan error, 1)
 	reading, stop := context.WithCancel(ctx)
@@ -157,88 +160,101 @@ func (f *follower) found() {
 
 // take looks at a view, says what is new in it, and reports whether it is the end.
 func (f *follower) take(v daemon.DrainView) (done bool, err error) {
-	if f.id == "" {
-		if !f.fresh(v) {
-			f.last = v
-			if time.Since(f.began) > f.adopt {
-				return false, errForgotten
-			}
-			return f.idleLaunch(v), nil
-		}
-		f.id = v.ID
-	}
+	f.notes(v)
+	was := f.last
+	f.last = v
 	switch {
-	case v.ID == "" || v.ID != f.id:
-		f.last = v
-		if v.State == cluster.StateLeft && !f.launch {
-			v.Outcome = daemon.OutcomeLeft // told by its row alone
-			f.last = v
-			return true, nil
-		}
+	case f.id == "" && !f.fresh(v):
+		// Nothing waits for a node that serves already.
+		return f.launch && v.State == cluster.StateActive && !v.Draining(), f.begun(v)
+	case f.id == "":
+		f.id = v.ID
+	case v.ID != f.id && v.Draining() && !f.launch:
+		f.id = v.ID // whatever came between: it is draining, and we are to see it gone
+	case v.ID != f.id && !f.launch && v.State == cluster.StateLeft:
+		f.last.Outcome = daemon.OutcomeLeft // told by its row alone
+		return true, nil
+	case v.ID != f.id && !f.launch && v.State == cluster.StateActive:
+		f.last.Outcome = daemon.OutcomeUndrained // by whom was forgotten
+		return true, nil
+	case v.ID != f.id:
 		return false, errForgotten
-	case !v.Ended.IsZero():
-		f.notes(v)
-		f.last = v
+	}
+	if !v.Ended.IsZero() {
 		return true, nil
 	}
-	f.say(v)
+	f.say(was, v)
 	return false, nil
+}
+
+// begun is an error where the daemon had time to begin what it was asked, and did not.
+func (f *follower) begun(v daemon.DrainView) error {
+	if f.id != "" || time.Since(f.began) <= f.adopt {
+		return nil
+	}
+	if n := len(v.Notes); n > 0 {
+		return fmt.Errorf("%w: %s", errNotBegun, v.Notes[n-1])
+	}
+	return errNotBegun
 }
 
 // fresh reports whether a view is about what was asked for, and not about what ended before.
 func (f *follower) fresh(v daemon.DrainView) bool {
-	return v.ID != "" && v.Launching() == f.launch && (v.Ended.IsZero() || !v.Ended.Before(f.began) || v.State == cluster.StateLeft)
+	return v.ID != "" && v.Launching() == f.launch && (v.Ended.IsZero() || v.Ended.After(f.began.Add(-fullSeconds)) || v.State == cluster.StateLeft)
 }
 
-// idleLaunch reports that there is nothing to wait for: the node serves already.
-func (f *follower) idleLaunch(v daemon.DrainView) bool {
-	return f.launch && v.State == cluster.StateActive && v.ID == ""
-}
+// fullSeconds is what a time may lose on its way, with something for a clock that is put right.
+const fullSeconds = 2 * time.Second
 
 // idle says every now and then how things are, where nothing changes.
 func (f *follower) idle() error {
-	now := time.Now()
-	if f.id == "" && now.Sub(f.began) > f.adopt {
-		return errForgotten
+	if err := f.begun(f.last); err != nil {
+		return err
 	}
+	now := time.Now()
 	if f.said.IsZero() || now.Sub(f.said) < f.every {
 		return nil
 	}
-	f.said, f.shown = now, f.last.Sessions
+	f.said = now
 	if f.told {
 		f.g.progress(fmt.Sprintf("the daemon has been away for %s", rounded(now.Sub(f.lost))))
 		return nil
 	}
+	f.shown = f.last.Sessions
 	f.g.progress(progressOf(f.last, f.g.env.Now()))
 	return nil
 }
 
 // say prints a line where a view is news.
-func (f *follower) say(v daemon.DrainView) {
-	f.notes(v)
-	was, now := f.last, time.Now()
-	f.last = v
+func (f *follower) say(was, v daemon.DrainView) {
+	now := time.Now()
 	n, known := v.Sessions.Total()
 	// A busy node's numbers change all the time; that the last session is gone is told at once.
 	numbers := !f.shown.Equal(v.Sessions) && (known && n == 0 || now.Sub(f.said) >= f.gap)
-	if numbers || f.said.IsZero() || was.State != v.State || was.Step != v.Step || was.Irreversible != v.Irreversible ||
+	// Before the server stops, a step has the numbers in its words.
+	step := was.Step != v.Step && (v.Irreversible || v.Launching())
+	if numbers || step || f.said.IsZero() || was.State != v.State || was.Irreversible != v.Irreversible ||
 		was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineOwner != v.DeadlineOwner {
 		f.said, f.shown = now, v.Sessions
 		f.g.progress(progressOf(v, f.g.env.Now()))
 	}
 }
 
-// notes says each note once.
+// notes says each note once. Those that were there before us are history, which `amsagent status` tells.
 func (f *follower) notes(v daemon.DrainView) {
+	first := f.noted == nil
+	if first {
+		f.noted = map[string]bool{}
+	}
 	for _, note := range v.Notes {
-		if !f.noted[note] {
-			f.noted[note] = true
-			f.g.log().Warn(oneLine(note)) //nolint:sloglint // the daemon's own words
+		if !f.noted[note] && !first {
+			f.g.progress(note)
 		}
+		f.noted[note] = true
 	}
 }
 
-// progressOf is a drain in one line: "2 publishers, 31 viewers left, 11 min of the hook's budget".
+// progressOf is a drain in one line: "2 publishers, 31 viewers left, 11m of the hook's budget".
 func progressOf(v daemon.DrainView, now time.Time) string {
 	if v.ID == "" {
 		return "waiting for the daemon to begin"
@@ -283,17 +299,23 @@ func sessionsLeft(s cluster.Sessions) string {
 }
 
 func budgetLeft(v daemon.DrainView, now time.Time) string {
-	if v.Deadline.IsZero() {
-		return ""
-	}
 	left := v.Deadline.Sub(now)
 	switch {
+	case v.Deadline.IsZero():
+		return ""
 	case left <= 0:
 		return "the deadline has come"
-	case v.DeadlineOwner == "the hook":
-		return roughly(left) + " of the hook's budget"
-	case v.DeadlineOwner != "":
-		return roughly(left) + " to the deadline (" + v.DeadlineOwner + ")"
+	case left >= time.Minute:
+		left = left.Truncate(time.Minute)
+	default:
+		left = left.Truncate(time.Second)
 	}
-	return roughly(left) + " to the deadline"
+	text := shortDuration(left)
+	switch {
+	case strings.HasPrefix(v.DeadlineOwner, "hook "):
+		return text + " of the hook's budget"
+	case v.DeadlineOwner != "":
+		return text + " to the deadline (" + v.DeadlineOwner + ")"
+	}
+	return text + " to the deadline"
 }

@@ -1,0 +1,471 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+// fakeDaemon answers on a control socket as the daemon does. It can be killed and started again.
+type fakeDaemon struct {
+	t    *testing.T
+	root string
+
+	mu      sync.Mutex
+	view    daemon.DrainView
+	status  daemon.View
+	changed chan struct{} // closed at each change of the view
+	refuse  *daemon.Refusal
+	notices []lifecycle.Notice
+	drains  []daemon.DrainRequest
+	undrain []daemon.UndrainRequest
+	follows int
+	// begin is what a drain or a notice makes of the view.
+	begin func(*daemon.DrainView)
+	srv   *http.Server
+}
+
+func newFakeDaemon(t *testing.T) *fakeDaemon {
+	t.Helper()
+	// Short: the path of a socket has at most 107 bytes.
+	root, err := os.MkdirTemp("", "cli")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(root) })
+	d := &fakeDaemon{t: t, root: root, changed: make(chan struct{})}
+	d.view.State = cluster.StateActive
+	d.begin = func(v *daemon.DrainView) {
+		*v = drainOf("d1", 2, 31)
+	}
+	d.start()
+	t.Cleanup(d.kill)
+	return d
+}
+
+// drainOf is a drain under way.
+func drainOf(id string, publishers, viewers int) daemon.DrainView {
+	return daemon.DrainView{
+		ID: id, State: cluster.StateDraining, Kind: lifecycle.Terminate, Step: "waiting for the sessions to end",
+		Began: time.Now(), Deadline: fixedNow().Add(11*time.Minute + 20*time.Second), DeadlineOwner: "hook drain, unless a heartbeat gets through",
+		Reason: "scale-in", Sessions: sessionsOf(publishers, viewers),
+	}
+}
+
+func sessionsOf(publishers, viewers int) cluster.Sessions {
+	return cluster.Sessions{Publishers: &publishers, Viewers: &viewers, By: cluster.CountedByAMS}
+}
+
+func (d *fakeDaemon) socket() string { return d.root + controlSocket }
+
+// start listens, as the one that was killed did.
+func (d *fakeDaemon) start() {
+	d.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(d.socket()), 0o755); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.Remove(d.socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.t.Fatal(err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(d.t.Context(), "unix", d.socket())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+daemon.PathStatus, func(w http.ResponseWriter, _ *http.Request) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.answer(w, d.status)
+	})
+	mux.HandleFunc("GET "+daemon.PathDrain, d.serveDrain)
+	mux.HandleFunc("POST "+daemon.PathDrain, func(w http.ResponseWriter, r *http.Request) {
+		var req daemon.DrainRequest
+		d.take(w, r, &req, func() {
+			d.drains = append(d.drains, req)
+			d.begun()
+		})
+	})
+	mux.HandleFunc("POST "+daemon.PathNotice, func(w http.ResponseWriter, r *http.Request) {
+		var n lifecycle.Notice
+		d.take(w, r, &n, func() {
+			d.notices = append(d.notices, n)
+			d.begun()
+		})
+	})
+	mux.HandleFunc("POST "+daemon.PathUndrain, func(w http.ResponseWriter, r *http.Request) {
+		var req daemon.UndrainRequest
+		d.take(w, r, &req, func() {
+			d.undrain = append(d.undrain, req)
+			d.view.Ended, d.view.Outcome, d.view.By, d.view.State = time.Now(), daemon.OutcomeUndrained, req.Who, cluster.StateActive
+			d.signal()
+		})
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: time.Second}
+	d.mu.Lock()
+	d.srv = srv
+	d.mu.Unlock()
+	go func() { _ = srv.Serve(l) }()
+}
+
+// kill ends it as kill -9 does: connections are cut, the socket stays.
+func (d *fakeDaemon) kill() {
+	d.mu.Lock()
+	srv := d.srv
+	d.mu.Unlock()
+	_ = srv.Close()
+}
+
+// begun lets begin make a drain where none is under way. d.mu is held.
+func (d *fakeDaemon) begun() {
+	if !d.view.Draining() {
+		d.begin(&d.view)
+		d.signal()
+	}
+}
+
+func (d *fakeDaemon) signal() {
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+// set changes the view; those who follow see it.
+func (d *fakeDaemon) set(change func(*daemon.DrainView)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(&d.view)
+	d.signal()
+}
+
+func (d *fakeDaemon) take(w http.ResponseWriter, r *http.Request, to any, do func()) {
+	b, err := io.ReadAll(r.Body)
+	if err == nil {
+		err = json.Unmarshal(b, to)
+	}
+	if err != nil {
+		d.t.Errorf("%s %s: %v", r.Method, r.URL, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refuse != nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusConflict)
+		_ = json.NewEncoder(w).Encode(d.refuse)
+		return
+	}
+	do()
+	d.answer(w, d.view)
+}
+
+func (d *fakeDaemon) answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func (d *fakeDaemon) serveDrain(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Query().Get(daemon.QueryFollow) == "" {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.answer(w, d.view)
+		return
+	}
+	d.mu.Lock()
+	d.follows++
+	d.mu.Unlock()
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	for {
+		d.mu.Lock()
+		v, changed := d.view, d.changed
+		d.mu.Unlock()
+		if json.NewEncoder(w).Encode(v) != nil || http.NewResponseController(w).Flush() != nil {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(daemon.FollowEvery):
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// command is one command line that runs beside the test.
+type command struct {
+	*testEnv
+	t    *testing.T
+	sig  chan os.Signal
+	done chan int
+	code int
+}
+
+func (d *fakeDaemon) run(args ...string) *command {
+	return d.runWith("", args...)
+}
+
+func (d *fakeDaemon) runWith(stdin string, args ...string) *command {
+	d.t.Helper()
+	c := &command{
+		t: d.t, testEnv: &testEnv{vars: map[string]string{"AMSAGENT_ROOT": d.root, "USER": "alice"}},
+		sig: make(chan os.Signal, 2), done: make(chan int, 1),
+	}
+	env := c.env()
+	env.Stdin = strings.NewReader(stdin)
+	env.Signals = fakeSignals{c.sig}.source
+	go func() { c.done <- Main(args, env) }()
+	return c
+}
+
+// ends waits for the exit code.
+func (c *command) ends(want int) {
+	c.t.Helper()
+	select {
+	case c.code = <-c.done:
+	case <-time.After(20 * time.Second):
+		c.t.Fatalf("does not end; stderr:\n%s", c.stderr.String())
+	}
+	if c.code != want {
+		c.t.Errorf("exit %d, want %d; stdout:\n%s\nstderr:\n%s", c.code, want, c.stdout.String(), c.stderr.String())
+	}
+}
+
+// says waits until stderr has a text.
+func (c *command) says(want string) {
+	c.t.Helper()
+	eventually(c.t, func() bool { return strings.Contains(c.stderr.String(), want) }, func() string {
+		return fmt.Sprintf("stderr lacks %q:\n%s", want, c.stderr.String())
+	})
+}
+
+func (c *command) said(wants ...string) {
+	c.t.Helper()
+	for _, want := range wants {
+		if !strings.Contains(c.stderr.String(), want) {
+			c.t.Errorf("stderr lacks %q:\n%s", want, c.stderr.String())
+		}
+	}
+}
+
+func eventually(t *testing.T, ok func() bool, why func() string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for !ok() {
+		if !wait(ctx, 2*time.Millisecond) {
+			t.Fatal(why())
+		}
+	}
+}
+
+// impatient is a client that gives up soon.
+func (d *fakeDaemon) impatient(g *globals) *controlClient {
+	g.settings.Root = d.root
+	c := g.controlClient()
+	c.patience, c.timeout = 300*time.Millisecond, 300*time.Millisecond
+	return c
+}
+
+func plainGlobals(e *testEnv) *globals {
+	g := newGlobals(e.env().withDefaults())
+	g.setForm("text", "never", 0)
+	return g
+}
+
+func TestControlNoDaemon(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.kill()
+	e := &testEnv{}
+	g := plainGlobals(e)
+	c := d.impatient(g)
+
+	// The socket is there and nobody listens: it may come back, so it is waited for.
+	begin := time.Now()
+	_, err := c.status(t.Context())
+	if !as[*noDaemonError](err) || time.Since(begin) < c.patience {
+		t.Errorf("after %s: %v", time.Since(begin), err)
+	}
+	// No socket: told at once.
+	if err := os.Remove(d.socket()); err != nil {
+		t.Fatal(err)
+	}
+	begin = time.Now()
+	_, err = c.status(t.Context())
+	if !as[*noDaemonError](err) || time.Since(begin) > c.patience {
+		t.Errorf("after %s: %v", time.Since(begin), err)
+	}
+	if code := g.report(t.Context(), g.drainRefused("cannot drain", err)); code != exitFailed {
+		t.Errorf("exit %d", code)
+	}
+	want := "amsagent: error: cannot drain [AMS-NO-DAEMON]\namsagent: cause: no daemon answers at " + d.socket() + ": no such file or directory\n" +
+		"amsagent: hint: systemctl start amsagent\namsagent: hint: why it does not run: journalctl -u amsagent\namsagent: nothing was changed on this machine\n"
+	if e.stderr.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
+	}
+}
+
+func TestControlComesBack(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.kill()
+	c := d.impatient(plainGlobals(&testEnv{}))
+	c.patience = 10 * time.Second
+	go func() {
+		wait(t.Context(), 100*time.Millisecond)
+		d.start()
+	}()
+	if _, err := c.status(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestControlPermission(t *testing.T) {
+	e := &testEnv{}
+	g := plainGlobals(e)
+	c := g.controlClient()
+	err := c.classify(t.Context(), &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)})
+	if code := g.report(t.Context(), g.drainRefused("cannot drain", err)); code != exitFailed {
+		t.Errorf("exit %d", code)
+	}
+	for _, want := range []string{"[AMS-PERMISSION]", "connecting to the daemon at /run/amsagent/control.sock: permission denied", "hint: run it as root"} {
+		if !strings.Contains(e.stderr.String(), want) {
+			t.Errorf("lacks %q:\n%s", want, e.stderr.String())
+		}
+	}
+}
+
+// What listens there may be anything.
+func TestControlOddAnswers(t *testing.T) {
+	serve := func(t *testing.T, handle func(net.Conn)) *controlClient {
+		d := newFakeDaemon(t)
+		d.kill()
+		if err := os.Remove(d.socket()); err != nil {
+			t.Fatal(err)
+		}
+		var lc net.ListenConfig
+		l, err := lc.Listen(t.Context(), "unix", d.socket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer func() { _ = conn.Close() }()
+					_, _ = conn.Read(make([]byte, 4096))
+					handle(conn)
+				}()
+			}
+		}()
+		return d.impatient(plainGlobals(&testEnv{}))
+	}
+	say := func(text string) func(net.Conn) {
+		return func(c net.Conn) { _, _ = io.WriteString(c, text) }
+	}
+	const ok = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+	for _, tt := range []struct {
+		name   string
+		handle func(net.Conn)
+		want   func(error) bool
+		text   string
+	}{
+		{"garbage", say("SSH-2.0-OpenSSH_9.2\r\n"), as[*oddDaemonError], "does not answer as a daemon does"},
+		{"web page", say("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>x"), as[*oddDaemonError], "answers 200 OK, and not as a daemon"},
+		{"no json", say(ok + "Content-Length: 5\r\n\r\nhello"), as[*oddDaemonError], "no JSON of ours"},
+		{"wrong types", say(ok + "Content-Length: 8\r\n\r\n{\"id\":5}"), as[*oddDaemonError], "no JSON of ours"},
+		{"404 of an older daemon", say("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n404"), as[*oddDaemonError], "of another version"},
+		{"405 of an older daemon", say("HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n"), as[*oddDaemonError], "of another version"},
+		{"500 without a word", say("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"), as[*oddDaemonError], "500 Internal Server Error"},
+		{"redirect", say("HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n"), as[*oddDaemonError], "answers 302 Found"},
+		{"hangs up", func(net.Conn) {}, as[*lostError], "went away"},
+		{"cut off", say(ok + "Content-Length: 500\r\n\r\n{\"id\":\"d1\""), as[*lostError], "went away"},
+		{"silent", func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }, is(context.DeadlineExceeded), "no answer in 300 ms"},
+		{"slow to the end", func(c net.Conn) {
+			_, _ = io.WriteString(c, ok+"Content-Length: 500\r\n\r\n{")
+			_, _ = c.Read(make([]byte, 1))
+		}, is(context.DeadlineExceeded), "no answer in 300 ms"},
+		{"endless", func(c net.Conn) {
+			if _, err := io.WriteString(c, ok+"\r\n"); err != nil {
+				return
+			}
+			for {
+				if _, err := c.Write([]byte(strings.Repeat(" ", 4096))); err != nil {
+					return
+				}
+			}
+		}, as[*oddDaemonError], "without end"},
+		{"refusal", say("HTTP/1.1 409 Conflict\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{\"code\":\"too-late\",\"message\":\"it stops\"}"), as[*daemon.Refusal], "it stops"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := serve(t, tt.handle)
+			_, err := c.drainView(t.Context())
+			if err == nil || tt.want != nil && !tt.want(err) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("%T %v", err, err)
+			}
+			if strings.Contains(err.Error(), "http://") {
+				t.Errorf("names an address that is none: %v", err)
+			}
+		})
+	}
+}
+
+func TestControlStreams(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.begin(&d.view)
+	c := d.impatient(plainGlobals(&testEnv{}))
+	seen := make(chan daemon.DrainView, 10)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- c.follow(t.Context(), 5*time.Second, func(v daemon.DrainView) bool {
+			seen <- v
+			return *v.Sessions.Viewers > 0
+		})
+	}()
+	if v := <-seen; v.ID != "d1" {
+		t.Errorf("%+v", v)
+	}
+	d.set(func(v *daemon.DrainView) { v.Sessions = sessionsOf(0, 0) })
+	if v := <-seen; *v.Sessions.Viewers != 0 {
+		t.Errorf("%+v", v)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	// One that says nothing.
+	err := c.follow(t.Context(), 50*time.Millisecond, func(daemon.DrainView) bool { return true })
+	if !as[*lostError](err) || !strings.Contains(err.Error(), "nothing was heard for 50 ms") {
+		t.Errorf("%v", err)
+	}
+	// One that is killed.
+	go func() {
+		ended <- c.follow(t.Context(), 5*time.Second, func(v daemon.DrainView) bool { seen <- v; return true })
+	}()
+	<-seen
+	d.kill()
+	if err := <-ended; !as[*lostError](err) {
+		t.Errorf("%v", err)
+	}
+}
