@@ -168,7 +168,7 @@ func (m *Manager) sample(ctx context.Context, gen int, at time.Time) {
 // left is how many sessions this node waits for, by its role: an edge for its
 // viewers, all others for publishers, too. Unknown is not zero.
 func (m *Manager) left(s cluster.Sessions) (n int, known bool) {
-	if m.o.Role() == "edge" {
+	if m.role() == "edge" {
 		if s.Viewers == nil {
 			return 0, false
 		}
@@ -176,6 +176,9 @@ func (m *Manager) left(s cluster.Sessions) (n int, known bool) {
 	}
 	return s.Total()
 }
+
+// role is the one that the drain began with, where it was known.
+func (m *Manager) role() string { return orText(m.r.Role, m.o.Role()) }
 
 // verdict ends the observing, if it is still what this drain is about: an undrain
 // that came first has won. The lock is held.
@@ -211,7 +214,7 @@ func (m *Manager) verdict(gen int, now time.Time) {
 			s := *m.sessions
 			r.Tomb.Sessions = &s
 			if n, known := m.left(s); known {
-				if m.o.Role() == "edge" && s.Publishers != nil {
+				if m.role() == "edge" && s.Publishers != nil {
 					n += *s.Publishers
 				}
 				r.Tomb.Cut = &n
@@ -347,6 +350,7 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 			m.noteLocked("this machine has joined after all: it drains first")
 			m.gen++
 			r.Step, r.Say, r.Said, r.Begun = StepAnnouncing, cluster.StateDraining, "", now
+			m.settle()
 			m.commit()
 			m.mu.Unlock()
 			return

@@ -119,7 +119,10 @@ func TestRoles(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			w := newWorld(t)
 			w.publishers, w.viewers = c.publishers, c.viewers
-			l := w.live(func(o *Options) { o.Role = func() string { return c.role }; o.RoleDeadlines = map[string]time.Duration{"edge": 10 * time.Minute} })
+			l := w.live(func(o *Options) {
+				o.Role = func() string { return c.role }
+				o.RoleDeadlines = map[string]time.Duration{"edge": 10 * time.Minute}
+			})
 			defer l.kill()
 			l.Drain(DrainRequest{})
 			tick(9 * time.Minute)

@@ -272,7 +272,7 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 	switch {
 	case err == nil && c.op == opBeat:
 		a.Beats++
-		a.Beaten, a.Denied = now, ""
+		a.Beaten, a.Denied, a.Failing = now, "", false
 		c.try.backOff, c.try.denied, c.try.at = 0, "", now.Add(beatEvery(a.Hook.Timeout))
 		m.troubleLocked(string(c.op), "")
 		m.nearCap(a, c.try, now)
@@ -295,8 +295,11 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		m.troubleLocked(string(c.op), "")
 		if a.Beats == 0 && c.op == opBeat {
 			// Its time has not begun.
-			a.Since, a.Denied = now, ""
-			m.r.Deadline = deadline(m.o.timeline(m.r))
+			a.Since = now
+		}
+		if c.op == opBeat && (a.Denied != "" || a.Failing) {
+			a.Denied, a.Failing = "", false
+			m.commit()
 		}
 		if a.Hook.Launching && c.op != opBeat && now.Sub(c.try.since) > idleHookTime {
 			a.End, a.EndedAt = EndLeft, now
@@ -307,12 +310,16 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		m.publish(now)
 	case errors.As(err, &denied):
 		if c.op == opBeat {
-			a.Denied = denied.Permission
+			a.Denied, a.Failing = denied.Permission, true
 		}
 		m.denied(c, denied, now)
 	default:
 		// A heartbeat has time until its hook lapses, but not for a second failure
 		// of that length.
+		if c.op == opBeat && !a.Failing {
+			a.Failing = true
+			m.commit()
+		}
 		most := callTime
 		if a.Hook.Timeout > 0 && c.op == opBeat {
 			most = min(most, max(a.Hook.Timeout/16, time.Second))

@@ -51,7 +51,8 @@ type Options struct {
 	Path  string // of the record; DefaultPath
 	// ID is the node's, for its events.
 	ID string
-	// Role tells the node's role, which it may learn when it joins; nil is none.
+	// Role tells the node's role, which it may learn when it joins; nil is none. It
+	// must neither block nor call the manager.
 	Role func() string
 	// Completer is nil where the cloud has no hooks.
 	Completer Completer
@@ -536,6 +537,7 @@ func (m *Manager) begin(now time.Time) {
 	m.tries = map[string]*try{}
 	m.zeros, m.sessions, m.counted = 0, nil, time.Time{}
 	r.Begun, r.Tomb, r.HookFirst = now, nil, false
+	m.settle()
 	if r.Start != nil {
 		m.noteLocked("the start is given up: this machine is to go")
 		m.dropStart()
@@ -672,6 +674,12 @@ func (m *Manager) Forget() error {
 		m.commit()
 	}
 	return nil
+}
+
+// settle keeps what is configured now for the drain that begins.
+func (m *Manager) settle() {
+	m.r.Role = m.o.Role()
+	m.r.Wait, m.r.WaitOfRole = m.o.wait(m.r.Role)
 }
 
 func (m *Manager) dropHooks(launching bool) {

@@ -173,9 +173,10 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		return Notice{ID: id, Source: "aws", Kind: Interrupt, Received: start, Deadline: at(d)}
 	}
 	hook := func(timeout time.Duration) waiter {
-		return waiter{Hook: Hook{Name: "h", Timeout: timeout}, Since: start}
+		return waiter{Hook: Hook{Name: "h", Timeout: timeout}, Since: start, Failing: true}
 	}
 	beaten := func(a waiter, d time.Duration) waiter { a.Beaten = at(d); return a }
+	heard := func(a waiter) waiter { a.Failing = false; return a }
 	limited := func(a waiter, d time.Duration) waiter { a.Hook.Limit = at(d); return a }
 	term := Notice{ID: "t", Source: "aws-lifecycle", Kind: Terminate, Received: start}
 	for _, c := range []struct {
@@ -194,28 +195,36 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		{"little time is shared", []Notice{end("a", 20*time.Second)}, nil, 10 * time.Second, "aws (interrupt)"},
 		{"none at all", []Notice{end("a", -time.Minute)}, nil, -time.Minute, "aws (interrupt)"},
 		{"a hook that lapses", []Notice{term}, []waiter{hook(10 * time.Minute)}, 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through"},
+		{"a hook that hears of us", []Notice{term}, []waiter{heard(hook(10 * time.Minute))}, time.Hour, "the configured deadline"},
 		{"a short one", []Notice{term}, []waiter{hook(40 * time.Second)}, 30 * time.Second, "hook h, unless a heartbeat gets through"},
 		{
-			"a heartbeat moves it", []Notice{term, ask(3 * time.Hour)},
-			[]waiter{beaten(hook(10*time.Minute), time.Hour)}, time.Hour + 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through",
+			"a heartbeat moves it",
+			[]Notice{term, ask(3 * time.Hour)},
+			[]waiter{beaten(hook(10*time.Minute), time.Hour)},
+			time.Hour + 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through",
 		},
 		{
-			"not beyond a hundred timeouts", []Notice{term, ask(100 * time.Hour)},
-			[]waiter{beaten(hook(time.Minute), 99*time.Minute)}, 99*time.Minute + 30*time.Second, "hook h, which waits no longer than that",
+			"not beyond a hundred timeouts",
+			[]Notice{term, ask(100 * time.Hour)},
+			[]waiter{beaten(hook(time.Minute), 99*time.Minute)},
+			99*time.Minute + 30*time.Second, "hook h, which waits no longer than that",
 		},
 		{
-			"not beyond two days", []Notice{term, ask(100 * time.Hour)},
-			[]waiter{beaten(hook(2*time.Hour), 47*time.Hour)}, 48*time.Hour - 30*time.Second, "hook h, which waits no longer than that",
+			"not beyond two days",
+			[]Notice{term, ask(100 * time.Hour)},
+			[]waiter{beaten(hook(2*time.Hour), 47*time.Hour)},
+			48*time.Hour - 30*time.Second, "hook h, which waits no longer than that",
 		},
 		{"what the cloud says itself", []Notice{term}, []waiter{limited(hook(time.Hour), 20*time.Minute)}, 19*time.Minute + 30*time.Second, "hook h, which waits no longer than that"},
 		{
-			"systemd's time", []Notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(15 * time.Minute)}},
+			"systemd's time",
+			[]Notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(15 * time.Minute)}},
 			nil, 15*time.Minute - time.Second, "the stop of the machine",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := Options{Deadline: time.Hour, Reserve: 30 * time.Second}
-			r := &record{Step: StepDraining, Begun: start, Notices: c.notices, Hooks: c.hooks}
+			o := Options{Deadline: time.Hour, Reserve: 30 * time.Second, Completer: newWorld(t)}
+			r := &record{Step: StepDraining, Begun: start, Wait: time.Hour, Notices: c.notices, Hooks: c.hooks}
 			list := o.timeline(r)
 			if got := deadline(list).Sub(start); got != c.want {
 				t.Errorf("%s, want %s; %+v", got, c.want, list)
@@ -454,7 +463,9 @@ func TestSubscribe(t *testing.T) {
 		synctest.Wait()
 		l.Notice(terminate())
 		tick(time.Minute)
-		w.set(func(w *world) { w.viewers, w.stopTime, w.mongoTime, w.cloudTime = p(0), time.Second, time.Second, time.Second })
+		w.set(func(w *world) {
+			w.viewers, w.stopTime, w.mongoTime, w.cloudTime = p(0), time.Second, time.Second, time.Second
+		})
 		<-done
 		want := []Step{StepNone, StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting, StepDone}
 		if fmt.Sprint(steps) != fmt.Sprint(want) {

@@ -84,6 +84,11 @@ type record struct {
 
 	Step  Step      `json:"step,omitempty"`
 	Begun time.Time `json:"begun,omitzero"`
+	// Role and Wait are what was configured then: a restart with other settings,
+	// or before the role is known again, moves no deadline.
+	Role       string        `json:"role,omitempty"`
+	Wait       time.Duration `json:"wait_ns,omitempty"`
+	WaitOfRole bool          `json:"wait_of_role,omitempty"`
 	// Deadline is what the notices come to; it is written for people, and worked
 	// out anew from what it comes from.
 	Deadline time.Time `json:"deadline,omitzero"`
@@ -124,8 +129,10 @@ type waiter struct {
 	Since  time.Time `json:"since"`
 	Beaten time.Time `json:"beaten,omitzero"`
 	Beats  int       `json:"beats,omitempty"`
-	// Denied is the permission that is missing.
-	Denied string `json:"denied,omitempty"`
+	// Failing: the last heartbeat did not get through. Denied is the permission that
+	// is missing.
+	Failing bool   `json:"failing,omitempty"`
+	Denied  string `json:"denied,omitempty"`
 	// End says what came of it: "" as long as it waits.
 	End     End       `json:"end,omitempty"`
 	EndedAt time.Time `json:"ended_at,omitzero"`

@@ -52,7 +52,8 @@ func (o *Options) timeline(r *record) []Moment {
 		if limit := a.limit(); !limit.IsZero() {
 			list = append(list, Moment{At: limit.Add(-min(o.Reserve, limit.Sub(a.Since)/4)), Ends: limit, By: name + ", which waits no longer than that"})
 		}
-		if lapse := a.lapse(); !lapse.IsZero() {
+		// As long as it hears of us, its timeout says nothing.
+		if lapse := a.lapse(); !lapse.IsZero() && (a.Failing || a.Denied != "" || o.Completer == nil) {
 			word := ", unless a heartbeat gets through"
 			if a.Denied != "" {
 				word = ", which cannot be kept waiting: permission " + a.Denied + " is missing"
@@ -88,18 +89,18 @@ func (o *Options) asked(r *record) (by string, at time.Time) {
 		return by, at
 	}
 	by = "the configured deadline"
-	if _, ok := o.RoleDeadlines[o.Role()]; ok {
-		by += " of role " + o.Role()
+	if r.WaitOfRole {
+		by += " of role " + r.Role
 	}
-	return by, r.Begun.Add(o.wait())
+	return by, r.Begun.Add(r.Wait)
 }
 
 // wait is for how long sessions are waited for where nobody says otherwise.
-func (o *Options) wait() time.Duration {
-	if d, ok := o.RoleDeadlines[o.Role()]; ok {
-		return d
+func (o *Options) wait(role string) (d time.Duration, ofRole bool) {
+	if d, ok := o.RoleDeadlines[role]; ok {
+		return d, true
 	}
-	return o.Deadline
+	return o.Deadline, false
 }
 
 func noticeWord(n Notice) string {
@@ -167,7 +168,8 @@ func (o *Options) due(n Notice) time.Time {
 	switch n.Kind {
 	case Reboot, Interrupt:
 		if !n.Deadline.IsZero() {
-			return later(n.Received, n.Deadline.Add(-o.wait()-o.Reserve))
+			wait, _ := o.wait(o.Role())
+			return later(n.Received, n.Deadline.Add(-wait-o.Reserve))
 		}
 	case Terminate, Rebalance, Park, Ask, Shutdown, Resume, Launch, Withdrawn:
 	}

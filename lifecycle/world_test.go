@@ -38,7 +38,7 @@ type world struct {
 	cutAt               time.Time // when AMS was stopped with sessions
 	cut                 int
 	boot                string
-	up                  time.Duration
+	born                time.Time
 
 	// The registry.
 	row         cluster.State
@@ -77,7 +77,7 @@ type entry struct {
 
 func newWorld(t *testing.T) *world {
 	zero, one := 0, 0
-	return &world{t: t, publishers: &zero, viewers: &one, running: true, joined: true, row: cluster.StateActive, boot: "boot-1"}
+	return &world{t: t, publishers: &zero, viewers: &one, running: true, joined: true, row: cluster.StateActive, boot: "boot-1", born: time.Now()}
 }
 
 func (w *world) set(change func(*world)) {
@@ -353,7 +353,7 @@ func (w *world) options() Options {
 		Uptime: func() (string, time.Duration) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			return w.boot, w.up
+			return w.boot, time.Hour + time.Since(w.born)
 		},
 		Prove: func(ctx context.Context) error {
 			w.mu.Lock()

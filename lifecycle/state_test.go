@@ -1,0 +1,412 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+)
+
+// TestKilledAtEveryWrite lets a drain be killed after each write of its record,
+// and right before each, and goes on from there.
+func TestKilledAtEveryWrite(t *testing.T) {
+	const viewerLeaves = 3 * time.Minute
+	scenes := map[string]func(*world, *life){
+		"zero": func(w *world, l *life) { l.Notice(terminate()) },
+		"deadline": func(w *world, l *life) {
+			l.Notice(terminate())
+			l.Drain(DrainRequest{Deadline: 2 * time.Minute, Who: "root"})
+		},
+		"park":     func(w *world, l *life) { n := terminate(); n.Kind = Park; l.Notice(n) },
+		"unjoined": func(w *world, l *life) { w.set(func(w *world) { w.joined = false }); l.Notice(terminate()) },
+	}
+	for name, begin := range scenes {
+		t.Run(name, func(t *testing.T) {
+			writes := 0
+			whole := func(killAt int, before bool) (end string) {
+				bubble(t, func(t *testing.T) {
+					w := newWorld(t)
+					w.viewers, w.stopTime, w.mongoTime, w.cloudTime = p(1), 2*time.Second, 50*time.Millisecond, 50*time.Millisecond
+					w.countTime = 10 * time.Millisecond
+					began := time.Now()
+					time.AfterFunc(viewerLeaves, func() {
+						w.set(func(w *world) {
+							if w.cut == 0 {
+								w.viewers = p(0)
+							}
+						})
+					})
+					killed := make(chan struct{})
+					n := 0
+					var kept []byte
+					w.onWrite = func(data []byte) { // the lock is held
+						if n++; n == killAt {
+							if before {
+								w.file = kept // the rename did not come to be
+							}
+							w.diskErr = errors.New("killed") // nothing of this life is written any more
+							close(killed)
+						}
+						kept = data
+					}
+					l := w.live()
+					begin(w, l)
+					if killAt > 0 {
+						<-killed
+						l.kill()
+						w.set(func(w *world) { w.diskErr, w.onWrite = nil, nil })
+						tick(5 * time.Second) // systemd starts it again
+						l = w.live()
+						asked := slices.ContainsFunc(l.View().Notices, func(n Notice) bool { return n.Kind == Ask })
+						if l.View().Step == StepNone || name == "deadline" && !asked {
+							// Killed before the very first write: nobody was promised anything, and
+							// the source sees the notice still.
+							begin(w, l)
+						}
+					}
+					if v := l.View(); v.Ready {
+						t.Errorf("killed at write %d (before %v): ready", killAt, before)
+					}
+					l.until("done", 20*time.Minute, isDone)
+					tick(30 * time.Second)
+					v := l.View()
+					if w.cut > 0 && w.cutAt.Before(began.Add(2*time.Minute)) {
+						t.Errorf("killed at write %d (before %v): cut %d after %s", killAt, before, w.cut, w.cutAt.Sub(began))
+					}
+					if name == "deadline" && killAt > 4 && w.cutAt.Sub(began) > 2*time.Minute+7*time.Second {
+						t.Errorf("killed at write %d (before %v): cut only after %s", killAt, before, w.cutAt.Sub(began))
+					}
+					if got := w.order(); name != "unjoined" && strings.Index(got, "row:left") > strings.Index(got, "complete?") {
+						t.Errorf("killed at write %d (before %v): the cloud was told first: %s", killAt, before, got)
+					}
+					end = fmt.Sprintf("state %s, row %s, cut %d, completed %v, registry told %v", v.State, w.row, w.cut, w.completed, v.RegistryTold)
+					l.kill()
+					if killAt == 0 {
+						writes = len(w.snapshots)
+					}
+				})
+				return end
+			}
+			want := whole(0, false)
+			if writes < 4 {
+				t.Fatalf("only %d writes", writes)
+			}
+			for i := 1; i <= writes; i++ {
+				for _, before := range []bool{false, true} {
+					if got := whole(i, before); got != want {
+						t.Errorf("killed at write %d of %d (before %v): %s\nwant %s", i, writes, before, got, want)
+					}
+				}
+			}
+			t.Logf("%d writes, each killed after and before: %s", writes, want)
+		})
+	}
+}
+
+func TestSameDeadlineAfterARestart(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		l.Notice(terminate())
+		l.Drain(DrainRequest{Deadline: 47 * time.Minute, Who: "root"})
+		tick(time.Minute)
+		want := l.View()
+		for range 10 {
+			l.kill()
+			tick(time.Minute)
+			l = w.live()
+			v := l.View()
+			if !v.Deadline.Equal(want.Deadline) || v.DeadlineBy != want.DeadlineBy || !v.Begun.Equal(want.Begun) {
+				t.Errorf("deadline %s by %s, want %s by %s", v.Deadline, v.DeadlineBy, want.Deadline, want.DeadlineBy)
+			}
+			if v.Ready {
+				t.Error("ready")
+			}
+			tick(time.Second)
+		}
+		l.kill()
+	})
+}
+
+// TestClockJumps sets the wall clock while the agent is down. In a running agent
+// nothing can move the deadlines: they carry the monotonic clock.
+func TestClockJumps(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		jump time.Duration
+		boot bool // the kernel's clock is to be had
+		want time.Duration
+	}{
+		{"forward", 5 * time.Hour, true, 29 * time.Minute},
+		{"back", -5 * time.Hour, true, 29 * time.Minute},
+		{"a little", 300 * time.Millisecond, true, 29*time.Minute - 300*time.Millisecond},
+		{"forward, and nothing else to tell", 10 * time.Minute, false, 19 * time.Minute},
+		{"back, and nothing else to tell", -5 * time.Hour, false, 30 * time.Minute},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				now := time.Now()
+				r := &record{
+					Step: StepDraining, Begun: now,
+					Notices: []Notice{{ID: askID, Source: "drain", Kind: Ask, Received: now, Deadline: now.Add(30 * time.Minute)}},
+				}
+				w := newWorld(t)
+				boot := ""
+				if c.boot {
+					boot = "boot-1"
+				}
+				if err := r.save(w, "", now, boot, time.Hour); err != nil {
+					t.Fatal(err)
+				}
+				// One minute later, by a clock that was set: as if all was written at
+				// another time.
+				back, err := load(w, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				back.Saved = back.Saved.Add(-c.jump)
+				back.each(func(t *time.Time) { *t = t.Add(-c.jump) })
+				tick(time.Minute)
+				up := time.Hour + time.Minute
+				if !back.wake(time.Now(), boot, up) {
+					t.Error("another boot")
+				}
+				o := Options{Deadline: time.Hour, Reserve: time.Second}
+				if got := time.Until(deadline(o.timeline(back))); got != c.want {
+					t.Errorf("%s left, want %s", got, c.want)
+				}
+			})
+		})
+	}
+}
+
+func TestDeadlinesAreMonotonic(t *testing.T) {
+	// Outside of a bubble, where the clock is the machine's.
+	w := newWorld(t)
+	w.viewers = p(1)
+	m, err := NewManager(w.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wall := time.Now().Round(0).Add(time.Minute) // as a cloud gives it
+	n := terminate()
+	n.Deadline, n.Received, n.Hook.Limit = wall, wall.Add(-2*time.Minute), wall
+	m.Notice(n)
+	check := func(r *record) {
+		r.each(func(at *time.Time) {
+			if !strings.Contains(at.String(), "m=") {
+				t.Errorf("%s follows the wall clock", at)
+			}
+		})
+	}
+	check(m.r)
+	if m, err = NewManager(w.options()); err != nil {
+		t.Fatal(err)
+	}
+	check(m.r)
+	// What is written and shown is the wall's.
+	if v := m.View(); v.Notices[0].Deadline.Sub(wall).Abs() > time.Millisecond || strings.Contains(v.Deadline.String(), "m=") {
+		t.Errorf("%s, want %s", v.Notices[0].Deadline, wall)
+	}
+	if strings.Contains(string(w.file), "m=") {
+		t.Errorf("%s", w.file)
+	}
+}
+
+func TestDamagedRecordIsNoDrain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		l.Notice(terminate())
+		tick(time.Second)
+		good := w.file
+		l.kill()
+		bad := map[string][]byte{
+			"empty": {}, "text": []byte("no json"), "null": []byte("null"), "array": []byte("[]"), "nothing": []byte("{}"),
+			"newer":           []byte(`{"version": 2, "step": "draining"}`),
+			"unknown step":    []byte(`{"version": 1, "step": "dancing"}`),
+			"no reason":       []byte(`{"version": 1, "step": "draining"}`),
+			"no goal":         []byte(`{"version":1,"step":"draining","begun":"2026-11-20T08:00:00Z","notices":[{"id":"x","kind":"launch"}]}`),
+			"unknown state":   []byte(`{"version": 1, "say": "dancing"}`),
+			"a strange clock": []byte(`{"version": 1, "step": "done", "saved": "99999-01-01T00:00:00Z"}`),
+		}
+		for i := 0; i < len(good); i += 7 {
+			bad[fmt.Sprintf("cut at %d", i)] = good[:i]
+			flipped := slices.Clone(good)
+			flipped[i] ^= 0x15
+			bad[fmt.Sprintf("flipped at %d", i)] = flipped
+		}
+		for name, data := range bad {
+			w.set(func(w *world) { w.file = data })
+			l := w.live()
+			tick(time.Second)
+			v := l.View()
+			if !json.Valid(data) || !strings.Contains(name, " at ") {
+				if v.State != StateActive || !v.Ready || len(data) > 0 && len(v.Notes) == 0 {
+					t.Errorf("%s: state %s, notes %v", name, v.State, v.Notes)
+				}
+			}
+			l.kill()
+		}
+	})
+}
+
+func TestDiskFull(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers, w.diskErr = p(1), errors.New("no space left on device")
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(10 * time.Second)
+		if v := l.View(); v.Step != StepDraining || v.Trouble["record"] == "" {
+			t.Errorf("%s %v", v.Step, v.Trouble)
+		}
+		w.set(func(w *world) { w.diskErr = nil })
+		tick(3 * time.Second)
+		if v := l.View(); v.Trouble["record"] != "" || w.file == nil {
+			t.Errorf("not written once there is room: %v", v.Trouble)
+		}
+	})
+}
+
+func TestRecordOnARealDisk(t *testing.T) {
+	root := t.TempDir()
+	store := &conf.Store{Root: root, Dir: "/var/lib/amsagent"}
+	w := newWorld(t)
+	w.viewers = p(1)
+	o := w.options()
+	o.Files = store
+	m, err := NewManager(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(root, DefaultPath)
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("a record of nothing: %v", err)
+	}
+	m.Notice(terminate())
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v %v", info, err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || !json.Valid(data) {
+		t.Errorf("%s %v", data, err)
+	}
+	again, err := NewManager(o)
+	if err != nil || again.View().State != StateDraining || !again.View().Deadline.Equal(m.View().Deadline) {
+		t.Errorf("%+v %v", again.View(), err)
+	}
+	if err := again.Undrain("root"); err != nil {
+		t.Fatal(err)
+	}
+	again.mu.Lock()
+	again.r.Dismissed, again.r.Said = nil, cluster.StateActive
+	again.commit()
+	again.mu.Unlock()
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("a record of nothing: %v", err)
+	}
+}
+
+func TestBootClock(t *testing.T) {
+	root := t.TempDir()
+	if boot, _ := BootClock(root)(); boot != "" {
+		t.Errorf("boot %q without a kernel to ask", boot)
+	}
+	dir := filepath.Join(root, "proc/sys/kernel/random")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "boot_id"), []byte("abc\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	boot, up := BootClock(root)()
+	_, later := BootClock(root)()
+	if boot != "abc" || up <= 0 || later < up {
+		t.Errorf("%q %s %s", boot, up, later)
+	}
+}
+
+func TestAnotherBoot(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		n     Notice
+		until func(View) bool
+		state State
+	}{
+		{"a person's drain, under way", Notice{Kind: Ask}, func(v View) bool { return v.Step == StepDraining }, StateActive},
+		{"the cloud's, under way", terminate(), func(v View) bool { return v.Step == StepDraining }, StateDraining},
+		{"a person's, done", Notice{Kind: Ask}, isDone, StateActive},
+		{"the cloud's, done", terminate(), isDone, StateActive},
+		{"parked", Notice{Kind: Park}, isDone, StateActive},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				l := w.live()
+				l.Notice(c.n)
+				tick(3 * time.Second)
+				if !c.until(l.View()) {
+					w.set(func(w *world) { w.viewers = p(0) })
+				}
+				l.until("there", time.Minute, c.until)
+				l.kill()
+				w.boot, w.row = "boot-2", cluster.StateActive
+				l = w.live()
+				defer l.kill()
+				tick(time.Second)
+				if v := l.View(); v.State != c.state || v.Ready != (c.state == StateActive) {
+					t.Errorf("%s, ready %v, notes %v", v.State, v.Ready, v.Notes)
+				}
+				if want := cluster.State(c.state); w.row != want {
+					t.Errorf("row %s", w.row)
+				}
+			})
+		})
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	w := &world{}
+	now := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
+	n := terminate()
+	r := &record{Step: StepDraining, Begun: now, Notices: []Notice{n}, Hooks: []waiter{{Hook: *n.Hook, Since: now}}, Say: cluster.StateDraining}
+	if err := r.save(w, "", now, "boot", time.Hour); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(w.file)
+	f.Add([]byte(`{"version":1,"step":"done","begun":"2026-11-20T08:00:00Z","notices":[{"id":"x","kind":"park","hook":{}}],"start":{}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		w := newWorld(t)
+		w.file = bytes.Clone(data)
+		m, err := NewManager(w.options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := m.View()
+		if _, err := json.Marshal(v); err != nil && !strings.Contains(err.Error(), "year outside") {
+			t.Errorf("%v", err)
+		}
+		m.Notice(terminate())
+		if m.View().Ready && len(m.View().Dismissed) == 0 {
+			t.Errorf("ready after a notice; before: %+v", v)
+		}
+	})
+}
