@@ -1,0 +1,753 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+)
+
+const (
+	daemonUnit    = "amsagent.service"
+	convergeUnit  = "amsagent-node.service"
+	serverControl = "127.0.0.1:5999" // of the stand-in
+	cloudNoMongo  = "/opt/cloud/no-mongo"
+)
+
+// TestSystemdDaemon is the life of one machine with the units of the agent, through
+// several boots of one disk.
+func TestSystemdDaemon(t *testing.T) {
+	m := newMachine(t)
+	for _, step := range []struct {
+		name string
+		do   func(*testing.T)
+	}{
+		{"GoldenImage", m.goldenImage},
+		{"Units", m.unitFiles},
+		{"Restart", m.restart},
+		{"Reload", m.reload},
+		{"SecondDaemon", m.secondDaemon},
+		{"Watchdog", m.watchdog},
+		{"OtherAddress", m.otherAddress},
+		{"Upgrade", m.upgrade},
+		{"LeaveAndJoin", m.leaveAndJoin},
+		{"Clone", m.clone},
+		{"MongoAwayAtBoot", m.mongoAwayAtBoot},
+		{"MetadataAwayAtBoot", m.metadataAwayAtBoot},
+		{"StaysLeft", m.staysLeft},
+	} {
+		if !t.Run(step.name, step.do) {
+			t.Logf("the daemon said:\n%s", m.journal(t))
+			t.FailNow() // each step begins where the one before it ended
+		}
+	}
+}
+
+// machine is a disk that can be booted again and again: a golden image on which
+// nothing was ever joined. What it is told of its cloud stands in files, and its
+// network and the database are units of its own, there before the agent.
+type machine struct {
+	*bootedNode
+	disk string // its files, whether it is booted or not
+	in   io.Writer
+	out  *bufio.Reader
+	said *bytes.Buffer
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	giveUp := t.Skipf
+	if os.Getenv("REQUIRE_SYSTEMD") != "" {
+		giveUp = t.Fatalf
+	}
+	if os.Geteuid() != 0 {
+		giveUp("booting a systemd needs root: run it as root, or with sudo")
+	}
+	work := t.TempDir()
+	mounts, links := nodeTraces(t)
+
+	// As in bootNode: the end of standard input ends all of it, in order.
+	const script = `. "$1"
+root=$(root_make "" </dev/null) || exit 77
+mkdir "$2/top" "$2/disk"
+finish() {
+	poweroff
+	! mountpoint -q "$2/disk" || umount "$2/disk"
+	! mountpoint -q "$2/top" || umount "$2/top"
+}
+trap 'finish "" "$2"' EXIT
+mount -t tmpfs tmpfs "$2/top" && mkdir "$2/top/upper" "$2/top/work" || exit 77
+mount -t overlay -o "lowerdir=$root,upperdir=$2/top/upper,workdir=$2/top/work" overlay "$2/disk" || exit 77
+echo made
+while read -r what; do
+	case $what in
+	boot) boot "$2/disk" --volatile=no --private-network && echo "leader $NSPAWN_LEADER" || echo failed ;;
+	poweroff) poweroff && echo off || echo failed ;;
+	esac
+done`
+	cmd := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", work)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	m := &machine{bootedNode: &bootedNode{}, disk: filepath.Join(work, "disk"), said: &bytes.Buffer{}}
+	cmd.Stderr = m.said
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		giveUp("bash: %v", err)
+	}
+	m.in, m.out = in, bufio.NewReader(out)
+	t.Cleanup(func() {
+		_ = in.Close()
+		err := cmd.Wait()
+		mountsAfter, linksAfter := nodeTraces(t)
+		if !slices.Equal(mounts, mountsAfter) || !slices.Equal(links, linksAfter) {
+			t.Errorf("left behind: mounts\n%s\nnetwork interfaces %v, before %v", strings.Join(mountsAfter, "\n"), linksAfter, links)
+		}
+		if err != nil && !t.Skipped() {
+			t.Errorf("powering off: %v\n%s", err, m.said)
+		}
+	})
+	if line, _ := m.out.ReadString('\n'); line != "made\n" {
+		giveUp("no disk to boot can be had here: it needs debootstrap, systemd-nspawn, a mirror, and overlays\n%s", m.said)
+	}
+	m.installAll(t)
+	m.http = &http.Client{Transport: &http.Transport{DialContext: m.DialContext, DisableKeepAlives: true}}
+	m.mongo, err = mongo.Connect(options.Client().ApplyURI("mongodb://" + nodeMongo + "/?directConnection=true&serverSelectionTimeoutMS=3000").SetDialer(m))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.mongo.Disconnect(context.Background()) })
+	return m
+}
+
+// installAll makes of a Debian an instance with Ant Media Server and the agent, as
+// their installers leave them, and a cloud around it.
+func (m *machine) installAll(t *testing.T) {
+	t.Helper()
+	for to, from := range map[string]string{"/usr/bin/amsagent": nodeAgent(t), "/usr/local/bin/sandbox": bins.sandbox} {
+		nodeCopy(t, from, m.disk+to)
+	}
+	units, err := filepath.Glob("../../packaging/systemd/*.service")
+	if err != nil || len(units) != 2 {
+		t.Fatalf("units: %v, %v", units, err)
+	}
+	for _, u := range units {
+		b, err := os.ReadFile(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.write(t, "/usr/lib/systemd/system/"+filepath.Base(u), string(b))
+	}
+	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\n")
+	m.write(t, "/opt/cloud/up", `#!/bin/sh
+set -eu
+. /opt/cloud/instance
+cp -a /sys/class /run/cloud-class 2>/dev/null || true
+rm -rf /run/cloud-class/dmi
+cp -a /opt/cloud/firmware/sys/class/dmi /run/cloud-class/
+mount --bind /run/cloud-class /sys/class
+ip link add eth0 type veth peer name amsagent-wire
+ip link set amsagent-wire up
+ip addr add "$IP/24" dev eth0
+ip addr add `+nodeMongo+`/24 dev eth0
+ip addr add 169.254.169.254/32 dev lo
+ip link set eth0 up
+`)
+	m.write(t, "/etc/systemd/system/cloud.service", `[Unit]
+Wants=network.target network-online.target
+Before=network.target network-online.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh /opt/cloud/up
+[Install]
+WantedBy=multi-user.target
+`)
+	m.write(t, "/etc/systemd/system/mongo.service", `[Unit]
+After=cloud.service
+ConditionPathExists=!`+cloudNoMongo+`
+[Service]
+Type=exec
+ExecStart=/usr/local/bin/sandbox mongo --listen `+nodeMongo+`:27017 --control `+nodeControl+` --dir /opt/cloud/database
+[Install]
+WantedBy=multi-user.target
+`)
+	m.write(t, "/etc/systemd/system/imds.service", `[Unit]
+After=cloud.service
+ConditionPathExists=!/opt/cloud/no-metadata
+[Service]
+Type=exec
+EnvironmentFile=/opt/cloud/instance
+ExecStart=/usr/local/bin/sandbox aws --listen 169.254.169.254:80 --id ${ID} --ip ${IP} --tag amsagent:role=origin
+[Install]
+WantedBy=multi-user.target
+`)
+	m.instance(t, nodeID, nodeAddress)
+	m.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=1s\n")
+	m.onDisk(t, `
+"$1/usr/local/bin/sandbox" tree --dmi aws "$1/opt/cloud/firmware" >/dev/null
+mkdir -p "$1/opt/cloud/database"
+chroot "$1" useradd --system --home-dir `+nodeHome+` --shell /bin/false antmedia
+"$1/usr/local/bin/sandbox" tree --owner "$(chroot "$1" id -u antmedia):$(chroot "$1" id -g antmedia)" \
+	--exec 'echo "$$ $AMS_HOST_ADDRESS" >>`+nodeStarts+`; exec /usr/local/bin/sandbox ams --root "$ANTMEDIA_HOME" --hosts-file /etc/hosts @`+nodeFlags+`' "$1" >/dev/null
+cp -a "$1`+nodeHome+`" "$1/opt/cloud/vendor"
+chroot "$1" systemctl enable -q cloud mongo imds antmedia amsagent-node amsagent`)
+}
+
+// write writes a file on the disk.
+func (m *machine) write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(m.disk+path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(m.disk+path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// instance changes which machine the cloud says this is, from the next boot on.
+func (m *machine) instance(t *testing.T, id, ip string) {
+	t.Helper()
+	m.write(t, "/opt/cloud/instance", "ID="+id+"\nIP="+ip+"\n")
+}
+
+// onDisk runs a script outside of the machine; $1 is the disk.
+func (m *machine) onDisk(t *testing.T, script string) {
+	t.Helper()
+	if out, err := exec.Command("bash", "-euc", script, "bash", m.disk).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+func (m *machine) tell(t *testing.T, what string) string {
+	t.Helper()
+	if _, err := fmt.Fprintln(m.in, what); err != nil {
+		t.Fatalf("%v\n%s", err, m.said)
+	}
+	line, err := m.out.ReadString('\n')
+	if err != nil || line == "failed\n" {
+		t.Fatalf("%s: %v\n%s", what, err, m.said)
+	}
+	return line
+}
+
+// boot starts the machine and returns when systemd says that all is up.
+func (m *machine) boot(t *testing.T) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	if _, err := fmt.Sscanf(m.tell(t, "boot"), "leader %d\n", &m.leader); err != nil {
+		t.Fatal(err)
+	}
+	m.root = fmt.Sprintf("/proc/%d/root", m.leader)
+	took := time.Since(begin)
+	t.Logf("booted in %s", took.Round(time.Millisecond))
+	if state := m.run(t, "systemctl", "is-system-running"); state.stdout != "running\n" {
+		t.Errorf("the system is %s%s", state.stdout, m.sh(t, "systemctl --failed --no-legend --plain"))
+	}
+	return took
+}
+
+// reboot shuts the machine down, lets do change the disk, and boots it.
+func (m *machine) reboot(t *testing.T, do func()) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	m.tell(t, "poweroff")
+	t.Logf("powered off in %s", time.Since(begin).Round(time.Millisecond))
+	m.onDisk(t, `rm -f "$1`+nodeStarts+`"`)
+	do()
+	return m.boot(t)
+}
+
+// unit asks systemd.
+func (m *machine) unit(t *testing.T, name string) map[string]string {
+	t.Helper()
+	p := map[string]string{}
+	for line := range strings.Lines(m.sh(t, "systemctl show "+name+" -p ActiveState,SubState,Result,UnitFileState,MainPID,InvocationID,NRestarts,StatusText,"+
+		"ActiveEnterTimestampMonotonic,InactiveExitTimestampMonotonic,ExecMainStartTimestampMonotonic,ExecMainStatus,ExecMainCode")) {
+		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
+		p[k] = v
+	}
+	return p
+}
+
+func (m *machine) journal(t *testing.T) string {
+	t.Helper()
+	if m.leader == 0 {
+		return ""
+	}
+	return m.run(t, "journalctl", "--no-pager", "-b", "-o", "short-precise", "-u", "amsagent", "-u", "amsagent-node").stdout
+}
+
+// rows are all of the registry, by id.
+func (m *machine) rows(t *testing.T) map[string]bson.M {
+	t.Helper()
+	var all []bson.M
+	c, err := m.mongo.Database("amsagent").Collection("nodes").Find(t.Context(), bson.D{})
+	if err == nil {
+		err = c.All(t.Context(), &all)
+	}
+	if err != nil {
+		return nil // it is not up yet
+	}
+	rows := map[string]bson.M{}
+	for _, r := range all {
+		rows[fmt.Sprint(r["_id"])] = r
+	}
+	return rows
+}
+
+// active waits until the row of id says that its node is in the cluster under this
+// address, and beats; systemd says the same.
+func (m *machine) active(t *testing.T, id, ip string) bson.M {
+	t.Helper()
+	m.until(t, "an active row of "+id+" at "+ip, func() bool {
+		r := m.rows(t)[id]
+		return r != nil && r["state"] == "active" && r["ip"] == ip
+	})
+	m.beats(t, id, 1)
+	m.until(t, "the status", func() bool {
+		return strings.HasPrefix(m.unit(t, daemonUnit)["StatusText"], "active; 0 publishers; 0 viewers; last beat at ")
+	})
+	return m.rows(t)[id]
+}
+
+// beats waits for some.
+func (m *machine) beats(t *testing.T, id string, n int) {
+	t.Helper()
+	seen := map[any]bool{}
+	m.until(t, "beats of "+id, func() bool {
+		if r := m.rows(t)[id]; r != nil && r["load"] != nil {
+			seen[r["updated_at"]] = true
+		}
+		return len(seen) > n
+	})
+}
+
+// started lists the addresses that the server was told at each start of it since
+// the boot.
+func (m *machine) started(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	for line := range strings.Lines(m.read(t, nodeStarts)) {
+		_, address, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		out = append(out, address)
+	}
+	return out
+}
+
+func (m *machine) startedWith(t *testing.T, want ...string) {
+	t.Helper()
+	if got := m.started(t); !slices.Equal(got, want) {
+		t.Errorf("the server was started with the addresses %q, want %q", got, want)
+	}
+}
+
+// micros reads a time of systemd, in microseconds since the boot.
+func micros(t *testing.T, s string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// goldenImage: nobody ever said join; the settings say where MongoDB is.
+func (m *machine) goldenImage(t *testing.T) {
+	m.boot(t)
+	ready := m.unit(t, daemonUnit)
+	var told []string
+	m.until(t, "an active row", func() bool {
+		if s := m.unit(t, daemonUnit)["StatusText"]; len(told) == 0 || told[len(told)-1] != s {
+			told = append(told, s)
+		}
+		return m.rows(t)[nodeID]["state"] == "active"
+	})
+	r := m.active(t, nodeID, nodeAddress)
+	if r["role"] != "origin" {
+		t.Errorf("row %v", r)
+	}
+	t.Logf("status: %q", told)
+	// Ready before anything was waited for: the server that joined began later.
+	server := m.unit(t, nodeUnit)
+	if up, again := micros(t, ready["ActiveEnterTimestampMonotonic"]), micros(t, server["ExecMainStartTimestampMonotonic"]); up == 0 || up >= again {
+		t.Errorf("the daemon was ready at %d µs, the server that joined was started at %d µs", up, again)
+	}
+	if ready["ActiveState"] != "active" || ready["SubState"] != "running" {
+		t.Errorf("when the machine was up the daemon was %v", ready)
+	}
+	m.startedWith(t, "", nodeAddress)
+	if u := m.unit(t, convergeUnit); u["ActiveState"] != "active" || u["SubState"] != "exited" || u["Result"] != "success" {
+		t.Errorf("%s is %v", convergeUnit, u)
+	}
+	// Without the other unit the server would start a moment earlier.
+	u := m.unit(t, convergeUnit)
+	t.Logf("converging a machine that never joined took %d ms", (micros(t, u["ActiveEnterTimestampMonotonic"])-micros(t, u["InactiveExitTimestampMonotonic"]))/1000)
+	if nodes := m.clusternode(t); len(nodes) != 1 || nodes[0].IP != nodeAddress {
+		t.Errorf("clusternode: %+v", nodes)
+	}
+	if got := m.journal(t); strings.Contains(got, "level=WARN") || strings.Contains(got, "level=ERROR") {
+		t.Errorf("there is nothing to warn of:\n%s", got)
+	}
+}
+
+// unitFiles: nothing in them that systemd does not know.
+func (m *machine) unitFiles(t *testing.T) {
+	r := m.run(t, "systemd-analyze", "verify", "--man=no", daemonUnit, convergeUnit)
+	r.expect(t, 0)
+	if r.stderr != "" {
+		t.Errorf("systemd complains: %s", r.stderr)
+	}
+}
+
+// still looks that what is done changes neither the row's state nor the server.
+func (m *machine) still(t *testing.T, do func()) {
+	t.Helper()
+	was, server, starts := m.rows(t)[nodeID], m.unit(t, nodeUnit)["InvocationID"], m.started(t)
+	do()
+	m.beats(t, nodeID, 2)
+	now := m.active(t, nodeID, nodeAddress)
+	for _, k := range []string{"state", "state_since", "boot_id", "ip"} {
+		if now[k] != was[k] {
+			t.Errorf("the row's %s was %v and is %v", k, was[k], now[k])
+		}
+	}
+	if now := m.unit(t, nodeUnit)["InvocationID"]; now != server || !slices.Equal(starts, m.started(t)) {
+		t.Errorf("the server was restarted")
+	}
+}
+
+func (m *machine) restart(t *testing.T) {
+	was := m.unit(t, daemonUnit)
+	m.still(t, func() {
+		r := m.run(t, "systemctl", "restart", "amsagent")
+		r.expect(t, 0)
+		t.Logf("restarted in %s", r.took.Round(time.Millisecond))
+		if r.took > 5*time.Second {
+			t.Errorf("it took %s", r.took)
+		}
+	})
+	if now := m.unit(t, daemonUnit); now["MainPID"] == was["MainPID"] || now["NRestarts"] != "0" || now["Result"] != "success" {
+		t.Errorf("was %v, is %v", was, now)
+	}
+	if _, err := os.Stat(m.path("/run/amsagent/lock")); err != nil {
+		t.Errorf("the lock of the commands is gone: %v", err)
+	}
+}
+
+func (m *machine) reload(t *testing.T) {
+	was := m.unit(t, daemonUnit)
+	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1500ms\n")
+	m.still(t, func() {
+		m.run(t, "systemctl", "reload", "amsagent").expect(t, 0)
+		m.until(t, "the new interval", func() bool { return m.rows(t)[nodeID]["interval_ms"] == int64(1500) })
+	})
+	now := m.unit(t, daemonUnit)
+	if now["MainPID"] != was["MainPID"] || now["ActiveState"] != "active" || now["SubState"] != "running" {
+		t.Errorf("was %v, is %v", was, now)
+	}
+	// What cannot be read leaves the settings as they were.
+	m.write(t, "/etc/amsagent/config.yaml", "beat_interval: quick\n")
+	m.still(t, func() { m.run(t, "systemctl", "reload", "amsagent").expect(t, 0) })
+	if now := m.unit(t, daemonUnit); now["MainPID"] != was["MainPID"] || now["ActiveState"] != "active" {
+		t.Errorf("was %v, is %v", was, now)
+	}
+	// Who starts with it is not started again and again.
+	r := m.run(t, "systemctl", "restart", "amsagent")
+	if r.code == 0 {
+		t.Errorf("it starts with settings that are wrong: %s", r)
+	}
+	if now := m.unit(t, daemonUnit); now["ActiveState"] != "failed" || now["ExecMainStatus"] != "2" {
+		t.Errorf("with settings that are wrong it is %v", now)
+	}
+	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\n")
+	m.still(t, func() { m.run(t, "systemctl", "restart", "amsagent").expect(t, 0) })
+}
+
+func (m *machine) secondDaemon(t *testing.T) {
+	m.still(t, func() {
+		r := m.agent(t, 1, "run")
+		if !strings.Contains(r.stderr, "another amsagent daemon runs on this machine, with pid "+m.unit(t, daemonUnit)["MainPID"]) {
+			t.Errorf("%s", r)
+		}
+	})
+	if got := m.agent(t, 0, "status").stdout; !strings.HasPrefix(got, "active: ") {
+		t.Errorf("the first one does not answer any more: %s", got)
+	}
+	// The other way round: somebody tries one by hand, and systemd does not start its
+	// own again and again meanwhile.
+	m.sh(t, "systemctl stop amsagent")
+	byHand := m.start(t, "amsagent", "run")
+	m.beats(t, nodeID, 1)
+	if r := m.run(t, "systemctl", "start", "amsagent"); r.code == 0 {
+		t.Errorf("there are two: %s", r)
+	}
+	if u := m.unit(t, daemonUnit); u["ActiveState"] != "failed" || u["ExecMainStatus"] != "1" {
+		t.Errorf("with a daemon that was started by hand it is %v", u)
+	}
+	byHand.signal(t, syscall.SIGTERM)
+	byHand.wait(t).expect(t, 0)
+	m.still(t, func() { m.sh(t, "systemctl start amsagent") })
+}
+
+// watchdog: a daemon that hangs is replaced. What systemd sends it then is what a
+// crash ends with, too.
+func (m *machine) watchdog(t *testing.T) {
+	m.sh(t, `mkdir -p /run/systemd/system/amsagent.service.d
+printf '[Service]\nWatchdogSec=4s\nRestartSec=1s\n' >/run/systemd/system/amsagent.service.d/quick.conf
+systemctl daemon-reload; systemctl restart amsagent`)
+	was := m.unit(t, daemonUnit)
+	m.still(t, func() {
+		begin := time.Now()
+		m.sh(t, "kill -STOP "+was["MainPID"])
+		m.until(t, "another process", func() bool {
+			now := m.unit(t, daemonUnit)
+			return now["NRestarts"] == "1" && now["ActiveState"] == "active" && now["MainPID"] != was["MainPID"]
+		})
+		t.Logf("replaced after %s", time.Since(begin).Round(time.Millisecond))
+	})
+	if got := m.journal(t); !strings.Contains(got, "Failed with result 'watchdog'") {
+		t.Errorf("that was not the watchdog:\n%s", got)
+	}
+	m.sh(t, "rm -r /run/systemd/system/amsagent.service.d; systemctl daemon-reload")
+}
+
+// otherAddress: the machine was stopped and has another address when it boots.
+func (m *machine) otherAddress(t *testing.T) {
+	const moved = "10.9.0.8"
+	was := m.rows(t)[nodeID]
+	m.reboot(t, func() { m.instance(t, nodeID, moved) })
+	now := m.active(t, nodeID, moved)
+	if now["boot_id"] == was["boot_id"] || len(m.rows(t)) != 1 {
+		t.Errorf("rows %v, before %v", m.rows(t), was)
+	}
+	// The files were mended before the server's first start, and once was enough.
+	m.startedWith(t, moved)
+	if env := m.read(t, "/proc/"+m.unit(t, nodeUnit)["MainPID"]+"/environ"); !strings.Contains(env, "\x00AMS_HOST_ADDRESS="+moved+"\x00") {
+		t.Errorf("the server's environment is %q", env)
+	}
+	if got := m.journal(t); !strings.Contains(got, "AMS-MOVED") {
+		t.Errorf("nobody tells of it:\n%s", got)
+	}
+}
+
+// upgrade: an installer puts its own files in the place of ours while the server
+// serves somebody.
+func (m *machine) upgrade(t *testing.T) {
+	const moved = "10.9.0.8"
+	m.stream(t, http.MethodPost)
+	m.until(t, "a publisher", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "1 publisher") })
+	begin := time.Now()
+	const container = nodeHome + "/conf/jee-container.xml"
+	joined := m.read(t, container)
+	m.sh(t, "cp -a /opt/cloud/vendor/conf/. "+nodeHome+"/conf/")
+	if m.read(t, container) == joined {
+		t.Fatal("the installer's file is that of a node")
+	}
+	// It looks once a minute.
+	for m.read(t, container) != joined {
+		if time.Since(begin) > 70*time.Second {
+			t.Fatal("nobody repairs the files")
+		}
+		m.beats(t, nodeID, 1)
+	}
+	t.Logf("repaired after %s", time.Since(begin).Round(time.Second))
+	// Longer than it watches a server that nobody is on.
+	m.beats(t, nodeID, 22)
+	m.startedWith(t, moved)
+	m.stream(t, http.MethodDelete)
+	begin = time.Now()
+	m.until(t, "a restart", func() bool { return len(m.started(t)) > 1 })
+	t.Logf("restarted %s after the last session", time.Since(begin).Round(time.Second))
+	m.active(t, nodeID, moved)
+	m.startedWith(t, moved, moved)
+}
+
+// stream begins or ends one on the server.
+func (m *machine) stream(t *testing.T, method string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+serverControl+"/stream?app=LiveApp&id=s1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := m.http.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		t.Fatalf("%s: %s", method, resp.Status)
+	}
+}
+
+// leaveAndJoin: both handle the daemon.
+func (m *machine) leaveAndJoin(t *testing.T) {
+	const moved = "10.9.0.8"
+	on := func(when string) {
+		t.Helper()
+		for _, name := range []string{daemonUnit, convergeUnit} {
+			if u := m.unit(t, name); u["ActiveState"] != "active" || u["UnitFileState"] != "enabled" {
+				t.Errorf("%s %s is %v", when, name, u)
+			}
+		}
+	}
+	off := func(when string) {
+		t.Helper()
+		for _, name := range []string{daemonUnit, convergeUnit} {
+			if u := m.unit(t, name); u["ActiveState"] != "inactive" || u["UnitFileState"] != "disabled" || u["Result"] != "success" {
+				t.Errorf("%s %s is %v", when, name, u)
+			}
+		}
+	}
+	if r := m.agent(t, 0, "leave", "--dry-run"); !strings.Contains(r.stdout, "would be stopped") {
+		t.Errorf("%s", r)
+	}
+	on("after a dry run")
+	r := m.agent(t, 0, "leave")
+	if !strings.Contains(r.stdout, "stopped, and disabled") {
+		t.Errorf("%s", r)
+	}
+	t.Logf("leave: %s", r)
+	off("after the leave")
+	m.until(t, "a standalone server", func() bool { return m.mode(t) == "standalone" })
+	left := m.rows(t)[nodeID]
+	m.agent(t, 0, "leave").says(t, "nothing to do")
+	if r := m.agent(t, 0, "join", "--dry-run"); !strings.Contains(r.stdout, "would be started") {
+		t.Errorf("%s", r)
+	}
+	off("after a dry run of a join")
+	m.run(t, "sleep", "3")
+	if now := m.rows(t)[nodeID]; now["state"] != "left" || now["updated_at"] != left["updated_at"] {
+		t.Errorf("the row of a node that left: %v, before %v", now, left)
+	}
+
+	// A join that fails leaves the daemon as it was.
+	m.write(t, nodeFlags, "--only-in=cluster\n--fail-start\n")
+	m.agent(t, 1, "join")
+	off("after a join that was rolled back")
+	m.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=1s\n")
+
+	r = m.agent(t, 0, "join", "--mongo", nodeMongo)
+	if !strings.Contains(r.stdout, "started, and enabled") {
+		t.Errorf("%s", r)
+	}
+	t.Logf("join: %s", r)
+	on("after the join")
+	since := m.rows(t)[nodeID]["state_since"]
+	if now := m.active(t, nodeID, moved); now["state_since"] != since {
+		t.Errorf("the daemon began another life of the row: %v, before %v", now, since)
+	}
+	daemon, server, files := m.unit(t, daemonUnit), m.unit(t, nodeUnit), m.touched(t)
+	r = m.agent(t, 0, "join")
+	r.says(t, "nothing to do")
+	if now := m.unit(t, daemonUnit); now["InvocationID"] != daemon["InvocationID"] || m.unit(t, nodeUnit)["InvocationID"] != server["InvocationID"] {
+		t.Errorf("a second join restarted something")
+	}
+	if now := m.touched(t); !slices.Equal(files, now) {
+		t.Errorf("a second join wrote files\n%s", nodeDifference(files, now))
+	}
+	// Somebody stopped it.
+	m.sh(t, "systemctl stop amsagent")
+	m.agent(t, 0, "join").says(t, "nothing to do")
+	on("after a join on a machine whose daemon was stopped")
+	m.active(t, nodeID, moved)
+}
+
+// clone: an image of a node's disk, booted as another instance.
+func (m *machine) clone(t *testing.T) {
+	const id, ip = "i-0fedcba9876543210", "10.9.0.9"
+	was := m.rows(t)[nodeID]
+	m.reboot(t, func() { m.instance(t, id, ip) })
+	m.active(t, id, ip)
+	m.startedWith(t, ip)
+	if now := m.rows(t)[nodeID]; now["ip"] != was["ip"] || now["boot_id"] != was["boot_id"] || len(m.rows(t)) != 2 {
+		t.Errorf("the clone touched the row of its origin: %v, before %v", now, was)
+	}
+	if got := m.journal(t); !strings.Contains(got, "AMS-CLONED") {
+		t.Errorf("nobody tells of it:\n%s", got)
+	}
+	m.instance(t, nodeID, nodeAddress)
+	m.reboot(t, func() {})
+	m.active(t, nodeID, nodeAddress)
+}
+
+// mongoAwayAtBoot: the boot, and the server, wait for nobody.
+func (m *machine) mongoAwayAtBoot(t *testing.T) {
+	usual := m.reboot(t, func() {})
+	m.active(t, nodeID, nodeAddress)
+	// A server without a database is none: this one waits for it.
+	m.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=60s\n")
+	took := m.reboot(t, func() { m.write(t, cloudNoMongo, "") })
+	if took > usual+5*time.Second {
+		t.Errorf("a boot takes %s, and %s without a database", usual, took)
+	}
+	u, server := m.unit(t, convergeUnit), m.unit(t, nodeUnit)
+	held := (micros(t, u["ActiveEnterTimestampMonotonic"]) - micros(t, u["InactiveExitTimestampMonotonic"])) / 1000
+	t.Logf("converging took %d ms", held)
+	if held > 3000 || server["ActiveState"] != "active" || m.unit(t, daemonUnit)["ActiveState"] != "active" {
+		t.Errorf("%v, %v", u, server)
+	}
+	m.until(t, "a status that tells", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "MongoDB") })
+	t.Logf("status: %s", m.unit(t, daemonUnit)["StatusText"])
+	begin := time.Now()
+	m.sh(t, "rm "+cloudNoMongo+"; systemctl start mongo")
+	m.active(t, nodeID, nodeAddress)
+	t.Logf("in the cluster %s after the database came", time.Since(begin).Round(time.Millisecond))
+	m.startedWith(t, nodeAddress)
+}
+
+// metadataAwayAtBoot: the machine is taken for the one that joined, and the server
+// waits no longer than the unit says.
+func (m *machine) metadataAwayAtBoot(t *testing.T) {
+	m.reboot(t, func() { m.write(t, "/opt/cloud/no-metadata", "") })
+	u := m.unit(t, convergeUnit)
+	held := (micros(t, u["ActiveEnterTimestampMonotonic"]) - micros(t, u["InactiveExitTimestampMonotonic"])) / 1000
+	t.Logf("converging took %d ms", held)
+	if held > 45000 || u["Result"] != "success" {
+		t.Errorf("%v", u)
+	}
+	m.sh(t, "rm /opt/cloud/no-metadata; systemctl start imds")
+	m.active(t, nodeID, nodeAddress)
+	m.startedWith(t, nodeAddress)
+}
+
+// staysLeft: who left does not come back with the next boot.
+func (m *machine) staysLeft(t *testing.T) {
+	m.agent(t, 0, "leave")
+	left := m.rows(t)[nodeID]
+	m.reboot(t, func() {})
+	m.until(t, "a standalone server", func() bool { return m.mode(t) == "standalone" })
+	m.startedWith(t, "")
+	m.until(t, "the database", func() bool { return m.rows(t) != nil })
+	if now := m.rows(t)[nodeID]; now["state"] != "left" || now["updated_at"] != left["updated_at"] {
+		t.Errorf("the row is %v", now)
+	}
+	if u := m.unit(t, daemonUnit); u["ActiveState"] != "inactive" {
+		t.Errorf("the daemon is %v", u)
+	}
+}
