@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -96,13 +95,13 @@ func checkFollow(detach bool, timeout time.Duration) error {
 
 // drainData is the result of drain, undrain and event.
 type drainData struct {
-	// Result is one word: left, draining, launching, active, not-draining, not-this-instance, test, stale.
+	// Result is one word: left, parked, draining, launching, active, not-draining, not-this-instance, test, stale.
 	Result string `json:"result"`
 	// Event is what was read, of `event`.
 	Event *lifecycle.Event `json:"event,omitempty"`
 	// Instance is this machine's id, where it was asked for.
-	Instance string            `json:"instance_id,omitempty"`
-	Drain    *daemon.DrainView `json:"drain,omitempty"`
+	Instance string          `json:"instance_id,omitempty"`
+	Drain    *lifecycle.View `json:"drain,omitempty"`
 }
 
 func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
@@ -111,15 +110,13 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	}
 	c := g.controlClient()
 	began := time.Now()
-	v, err := c.drain(ctx, daemon.DrainRequest{
+	v, err := c.drain(ctx, lifecycle.DrainRequest{
 		Deadline: opts.deadline, Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
 	})
 	var refusal *daemon.Refusal
 	switch {
-	case errors.As(err, &refusal) && refusal.View != nil && refusal.View.State == cluster.StateLeft:
-		// Already so, in this life of the daemon or in one before.
-		v = *refusal.View
-		return g.result("drain", drainData{Result: "left", Drain: &v}, func(w *textWriter) { drainText(w, v) })
+	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedLeft && refusal.View != nil:
+		v = *refusal.View // already so
 	case err != nil:
 		return g.drainRefused("cannot drain", err)
 	}
@@ -149,25 +146,25 @@ func (g *globals) drainRefused(msg string, err error) error {
 
 // detached says what was begun.
 func (g *globals) detached(command string, data drainData) error {
-	data.Result = "draining"
-	if data.Drain.Launching() {
+	v := *data.Drain
+	switch data.Result = string(v.State); {
+	case v.Start == "starting":
 		data.Result = "launching"
-	}
-	if v := data.Drain; !v.Ended.IsZero() && v.Outcome != "" {
-		data.Result = string(v.Outcome)
+	case v.State == "":
+		return unfollowed(nil, v, errForgotten, false, 0)
 	}
 	return g.result(command, data, func(w *textWriter) {
-		if data.Result != "draining" {
+		if v.State != lifecycle.StateDraining {
 			w.line("%s", w.color.bold(printable(data.Result)))
 			return
 		}
-		w.line("%s: %s", w.color.yellow("draining"), printable(progressOf(*data.Drain, w.now)))
+		w.line("%s: %s", w.color.yellow("draining"), printable(progressOf(v, w.now)))
 		w.line("`amsagent drain` follows it, `amsagent undrain` takes it back")
 	})
 }
 
-// followed follows a drain or a launch to its end, and says how it ended.
-func (g *globals) followed(ctx context.Context, command string, f *follower, first daemon.DrainView, timeout time.Duration, data drainData) error {
+// followed follows a drain or a start to its end, and says how it ended.
+func (g *globals) followed(ctx context.Context, command string, f *follower, first lifecycle.View, timeout time.Duration, data drainData) error {
 	// A signal ends the following alone; that is said below.
 	g.setCalm()
 	inner := ctx
@@ -178,108 +175,99 @@ func (g *globals) followed(ctx context.Context, command string, f *follower, fir
 	}
 	v, err := f.follow(inner, first)
 	if err != nil {
-		return unfollowed(ctx, f, v, err, timeout)
+		u := unfollowed(ctx.Err(), v, err, f.launch, timeout)
+		if u.ID == idTimeout {
+			u.Cause = errors.New(progressOf(v, g.env.Now()))
+		}
+		return u
 	}
 	data.Drain = &v
-	switch {
-	case v.Outcome == daemon.OutcomeFailed:
-		u := &userError{Msg: "the drain failed", State: nodeState(v), Exit: exitFailed}
-		if f.launch {
-			u.Msg = "this node does not serve"
-		}
-		if v.Error != "" {
-			u.Cause = errors.New(v.Error)
-		}
-		u.Hints = []string{"`amsagent status` and journalctl -u amsagent tell more"}
-		return u
-	case v.Outcome == daemon.OutcomeUndrained:
-		return &userError{Msg: "this node does not leave", Cause: &undrainedError{v.By}, State: nodeState(v)}
-	case f.launch:
-		data.Result = "active"
-	default:
-		data.Result = "left"
-	}
+	data.Result = string(v.State)
 	return g.result(command, data, func(w *textWriter) { drainText(w, v) })
 }
 
-// undrainedError: the drain that was followed was taken back. by is who did, or a sentence of the daemon's on it.
-type undrainedError struct{ by string }
-
-func (e *undrainedError) Error() string {
-	switch {
-	case e.by == "":
-		return "the drain was taken back"
-	case strings.Contains(e.by, ": "):
-		return e.by
-	}
-	return "the drain was taken back by " + e.by
-}
-
-// unfollowed says what goes on when we do not look any more.
-func unfollowed(ctx context.Context, f *follower, v daemon.DrainView, err error, timeout time.Duration) error {
+// unfollowed says what goes on where we do not look any more, and what is where there is nothing to look at. ended is why
+// the command's own context ended, if it did.
+func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout time.Duration) *userError {
 	u := &userError{Cause: err, State: "the drain goes on", Hints: []string{"`amsagent drain` follows it again, `amsagent undrain` takes it back"}}
-	if f.launch {
+	switch {
+	case launch:
 		u.State, u.Hints = "the daemon goes on", []string{"`amsagent status` shows how far it is"}
-	} else if v.Irreversible {
+	case !undrainable(v):
 		u.Hints = []string{"`amsagent drain` follows it again; it is too late to take it back"}
 	}
+	look := []string{"`amsagent status` and journalctl -u amsagent tell more"}
 	switch {
-	case ctx.Err() != nil:
+	case ended != nil:
 		u.Msg = "stopped following; nothing else was stopped"
 	case timeout > 0 && errors.Is(err, context.DeadlineExceeded):
-		u.Msg, u.Cause, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", rounded(timeout)), errors.New(progressOf(v, f.g.env.Now())), idTimeout, exitUnknown
-	case errors.Is(err, errForgotten), errors.Is(err, errNotBegun):
-		u.Msg, u.State, u.Exit = "it was followed in vain", nodeState(v), exitFailed
-		u.Hints = []string{"`amsagent status` and journalctl -u amsagent tell more"}
+		u.Msg, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", rounded(timeout)), idTimeout, exitUnknown
+	case as[*undrainedError](err):
+		u.Msg, u.State, u.Hints = "this node does not leave", nodeState(v), nil
+	case errors.Is(err, errNotServing):
+		u.Msg, u.State, u.Hints, u.Exit = "this node does not serve", nodeState(v), look, exitFailed
+	case errors.Is(err, errNotTaken), errors.Is(err, errForgotten):
+		u.Msg, u.State, u.Hints, u.Exit = "it was followed in vain", nodeState(v), look, exitFailed
+	case as[*noDaemonError](err):
+		u.Msg, u.Exit, u.Hints = "lost sight of it", exitUnknown, nil
+		u.State = "the drain goes on when the daemon is back"
+		if launch {
+			u.State = "the daemon goes on when it is back"
+		}
 	default:
 		u.Msg, u.Exit = "lost sight of it", exitUnknown
-		if !as[*noDaemonError](err) {
-			break
-		}
-		u.State = "the drain goes on when the daemon is back: systemctl start amsagent"
 	}
 	return u
 }
 
-// nodeState is the last line of an error: what this node is now.
-func nodeState(v daemon.DrainView) string {
-	switch v.State {
-	case "":
-		return "this machine is no node of a cluster"
-	case cluster.StateActive:
-		return "this node is active"
-	case cluster.StateDraining:
-		return "this node is draining still"
-	case cluster.StateLeft:
-		return "this node has left the cluster"
-	case cluster.StateJoining, cluster.StateFailed:
-	}
-	return "this node is " + string(v.State)
+// undrainable reports whether a drain can still be taken back.
+func undrainable(v lifecycle.View) bool {
+	return v.State == lifecycle.StateDraining && (v.Step == lifecycle.StepAnnouncing || v.Step == lifecycle.StepDraining)
 }
 
-func drainText(w *textWriter, v daemon.DrainView) {
-	cut := ""
-	word := w.color.green
+// nodeState is the last line of an error: what this node is now.
+func nodeState(v lifecycle.View) string {
+	switch v.State {
+	case lifecycle.StateActive:
+		return "this node is active"
+	case lifecycle.StateDraining:
+		return "this node is draining still"
+	case lifecycle.StateLeft:
+		return "this node has left the cluster"
+	case lifecycle.StateParked, lifecycle.StateResuming:
+		return "this node is " + string(v.State)
+	}
+	return "the daemon knows of no node"
+}
+
+func drainText(w *textWriter, v lifecycle.View) {
+	what := map[lifecycle.State]string{
+		lifecycle.StateActive:   "this node serves",
+		lifecycle.StateDraining: "nobody is on this node any more; the machine is about to be restarted",
+		lifecycle.StateLeft:     "this node is out of the cluster",
+		lifecycle.StateParked:   "this node is out of the cluster, and comes back when the cloud wants it",
+	}[v.State]
+	word := w.color.green(printable(string(v.State)))
 	if v.Cut != nil && *v.Cut > 0 {
-		cut, word = ", "+count(*v.Cut, "session")+" cut", w.color.yellow
+		what += "; " + count(*v.Cut, "session") + " cut"
+		word = w.color.yellow(printable(string(v.State)))
 	}
-	switch {
-	case v.State == cluster.StateActive:
-		w.line("%s: this node serves", word("active"))
-		return
-	case v.State == cluster.StateDraining:
-		w.line("%s: nobody is on this node any more, and the machine is about to go", word("drained"))
-	default:
-		w.line("%s: this node is out of the cluster%s", word("left"), cut)
+	w.line("%s: %s", word, what)
+	pairs := []string{"reason", v.Reason, "asked by", v.Who}
+	for _, h := range v.Hooks {
+		text := string(h.End)
+		switch {
+		case text == "" && h.Denied != "":
+			text = "waits for its timeout: permission " + h.Denied + " is missing"
+		case text == "":
+			text = "waits"
+		}
+		pairs = append(pairs, "hook "+h.Name, text)
 	}
-	hook, took := "", ""
-	if v.Hook != nil {
-		hook = printable(v.Hook.Name + " of " + v.Hook.Group)
+	if !v.RegistryTold && v.Registry != "" {
+		pairs = append(pairs, "registry", "not told yet; the daemon goes on trying")
 	}
-	if !v.Began.IsZero() && v.Ended.After(v.Began) {
-		took = rounded(v.Ended.Sub(v.Began))
-	}
-	w.fields("reason", printable(v.Reason), "asked by", printable(v.Who), "hook", hook, "took", took)
+	w.fields(pairs...)
 }
 
 // who says who asks, for those who read it elsewhere.

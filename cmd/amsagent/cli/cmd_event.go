@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,6 +103,12 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	v, err := c.notice(ctx, n)
 	if err != nil {
 		return g.drainRefused("cannot act on the event", err)
+	}
+	if slices.Contains(v.Dismissed, n.ID) && v.State == lifecycle.StateActive {
+		return &userError{
+			Msg: "this event was overruled by hand", Cause: &undrainedError{lastWord(v)}, State: nodeState(v),
+			Hints: []string{"`amsagent drain` drains this node all the same"},
+		}
 	}
 	result := drainData{Event: &e, Instance: id}
 	if opts.detach {

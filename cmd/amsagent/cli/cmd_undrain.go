@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 func newUndrainCommand(g *globals) *cobra.Command {
@@ -45,19 +45,19 @@ func runUndrain(ctx context.Context, g *globals) error {
 		return g.result("undrain", data, func(w *textWriter) {
 			w.line("%s: this node is not draining", w.color.green("nothing to do"))
 		})
-	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedTooLate:
+	case errors.As(err, &refusal) && (refusal.Code == daemon.RefusedTooLate || refusal.Code == daemon.RefusedLeft):
 		u := &userError{
 			Msg: "it is too late to take the drain back", Cause: err, Exit: exitFailed, State: "the drain goes on",
 			Hints: []string{"where the machine stays: `amsagent join` makes it a node again when it has left"},
 		}
-		if refusal.View != nil && refusal.View.State == cluster.StateLeft {
+		if refusal.View != nil && refusal.View.State == lifecycle.StateLeft {
 			u.State = nodeState(*refusal.View)
 		}
 		return u
 	case err != nil:
 		return g.drainRefused("cannot undrain", err)
 	}
-	for limit := time.Now().Add(undrainTime); v.State == cluster.StateDraining && time.Now().Before(limit) && wait(ctx, controlRetry); {
+	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && wait(ctx, controlRetry); {
 		now, err := c.drainView(ctx)
 		if err != nil {
 			g.log().Debug("the daemon could not be asked again", "error", err)
@@ -65,10 +65,16 @@ func runUndrain(ctx context.Context, g *globals) error {
 		}
 		v = now
 	}
-	if v.State == cluster.StateDraining {
+	if v.State != lifecycle.StateActive {
+		return &userError{Msg: "the drain was taken back, and another one has begun", State: nodeState(v), Exit: exitFailed}
+	}
+	if !v.RegistryTold {
 		g.log().Warn("the registry could not be told yet; the daemon goes on trying")
 	}
 	return g.result("undrain", drainData{Result: "active", Drain: &v}, func(w *textWriter) {
 		w.line("%s: this node serves again", w.color.green("active"))
+		for _, id := range v.Dismissed {
+			w.line("  overruled: %s; the cloud may take this machine all the same", printable(id))
+		}
 	})
 }

@@ -214,29 +214,29 @@ func (c *controlClient) status(ctx context.Context) (daemon.View, error) {
 	return v, c.call(ctx, http.MethodGet, daemon.PathStatus, nil, &v)
 }
 
-func (c *controlClient) drainView(ctx context.Context) (daemon.DrainView, error) {
-	var v daemon.DrainView
+func (c *controlClient) drainView(ctx context.Context) (lifecycle.View, error) {
+	var v lifecycle.View
 	return v, c.call(ctx, http.MethodGet, daemon.PathDrain, nil, &v)
 }
 
-func (c *controlClient) drain(ctx context.Context, r daemon.DrainRequest) (daemon.DrainView, error) {
-	var v daemon.DrainView
+func (c *controlClient) drain(ctx context.Context, r lifecycle.DrainRequest) (lifecycle.View, error) {
+	var v lifecycle.View
 	return v, c.call(ctx, http.MethodPost, daemon.PathDrain, r, &v)
 }
 
-func (c *controlClient) undrain(ctx context.Context, r daemon.UndrainRequest) (daemon.DrainView, error) {
-	var v daemon.DrainView
+func (c *controlClient) undrain(ctx context.Context, r daemon.UndrainRequest) (lifecycle.View, error) {
+	var v lifecycle.View
 	return v, c.call(ctx, http.MethodPost, daemon.PathUndrain, r, &v)
 }
 
-func (c *controlClient) notice(ctx context.Context, n lifecycle.Notice) (daemon.DrainView, error) {
-	var v daemon.DrainView
+func (c *controlClient) notice(ctx context.Context, n lifecycle.Notice) (lifecycle.View, error) {
+	var v lifecycle.View
 	return v, c.call(ctx, http.MethodPost, daemon.PathNotice, n, &v)
 }
 
 // follow hands over views as the daemon sends them, until one of the two goes away or take returns false. Silence for
 // longer than the time given is a daemon that hangs.
-func (c *controlClient) follow(ctx context.Context, silence time.Duration, take func(daemon.DrainView) bool) error {
+func (c *controlClient) follow(ctx context.Context, silence time.Duration, take func(lifecycle.View) bool) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	hung := time.AfterFunc(silence, func() {
@@ -256,7 +256,7 @@ func (c *controlClient) follow(ctx context.Context, silence time.Duration, take 
 		if len(line) == 0 {
 			continue
 		}
-		var v daemon.DrainView
+		var v lifecycle.View
 		if err := json.Unmarshal(line, &v); err != nil {
 			var cut *json.SyntaxError
 			if errors.As(err, &cut) && cut.Offset == int64(len(line)) {

@@ -8,11 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // pace is how a drain is followed.
@@ -23,14 +26,12 @@ type pace struct {
 	silence time.Duration
 	// retry is the time from one try to reach the daemon to the next, patience how long that goes on.
 	retry, patience time.Duration
-	// adopt is how long the daemon gets to begin what it was asked.
-	adopt time.Duration
 }
 
 func (g *globals) pace() pace {
 	p := pace{
 		every: progressLog, gap: 5 * time.Second, silence: 4 * daemon.FollowEvery,
-		retry: controlRetry, patience: time.Minute, adopt: controlTime,
+		retry: controlRetry, patience: time.Minute,
 	}
 	if g.env.IsTerminal(g.env.Stderr) {
 		p.gap = time.Second
@@ -38,41 +39,51 @@ func (g *globals) pace() pace {
 	return p
 }
 
-// follower follows one drain, or one launch, to its end.
+// follower follows one drain, or one start, to its end.
 type follower struct {
 	g *globals
 	c *controlClient
 	pace
-	// id is the drain's; "" until the daemon has begun it.
-	id string
-	// began is when it was asked for: what ended before is another one's end.
-	began time.Time
-	// launch says that it is a launch, not a drain.
+	// launch says that it is a start, not a drain.
 	launch bool
+	// began is when it was asked for: notes from before are no news.
+	began time.Time
 
-	last  daemon.DrainView
-	said  time.Time
-	shown cluster.Sessions // in the last line
-	noted map[string]bool
-	lost  time.Time // since when the daemon is away; zero where it is not
-	told  bool      // that it is
+	last    lifecycle.View
+	said    time.Time
+	shown   cluster.Sessions // in the last line
+	noted   map[lifecycle.Note]bool
+	trouble map[string]string
+	lost    time.Time // since when the daemon is away; zero where it is not
+	told    bool      // that it is
 }
 
+// How a drain or a start ends otherwise than it should.
 var (
 	// errForgotten: the daemon knows nothing of what we follow.
 	errForgotten = errors.New("the daemon knows nothing of it any more")
-	// errNotBegun: it does nothing about what it was asked.
-	errNotBegun = errors.New("the daemon does nothing about it")
+	// errNotTaken: it does nothing about what it was asked.
+	errNotTaken = errors.New("the daemon does nothing about it")
+	// errNotServing: the start has failed.
+	errNotServing = errors.New("Ant Media Server is not seen in the cluster") //nolint:staticcheck // a name
 )
 
+// undrainedError: the drain that was followed was taken back. by is the daemon's own word on it.
+type undrainedError struct{ by string }
+
+func (e *undrainedError) Error() string { return orElse(e.by, "the drain was taken back") }
+
 // follow returns the view with which it ended. first is what the daemon answered when it was asked.
-func (f *follower) follow(ctx context.Context, first daemon.DrainView) (daemon.DrainView, error) {
-	views := make(chan daemon.DrainView)
+func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.View, error) {
+	f.noted, f.trouble = map[lifecycle.Note]bool{}, map[string]string{}
+	if done, err := f.take(first); done || err != nil {
+		return f.last, err
+	}
+	views := make(chan lifecycle.View)
 	broken := make(chan error, 1)
 	reading, stop := context.WithCancel(ctx)
-	defer stop()
 	read := func() {
-		broken <- f.c.follow(reading, f.silence, func(v daemon.DrainView) bool {
+		broken <- f.c.follow(reading, f.silence, func(v lifecycle.View) bool {
 			select {
 			case views <- v:
 				return true
@@ -80,9 +91,6 @@ func (f *follower) follow(ctx context.Context, first daemon.DrainView) (daemon.D
 				return false
 			}
 		})
-	}
-	if done, err := f.take(first); done || err != nil {
-		return f.last, err
 	}
 	running := true
 	go read()
@@ -94,7 +102,7 @@ func (f *follower) follow(ctx context.Context, first daemon.DrainView) (daemon.D
 	}()
 	tick := time.NewTicker(min(f.gap, f.every, time.Second))
 	defer tick.Stop()
-	again := time.NewTimer(0)
+	again := time.NewTimer(f.retry)
 	again.Stop()
 	defer again.Stop()
 	for {
@@ -119,9 +127,7 @@ func (f *follower) follow(ctx context.Context, first daemon.DrainView) (daemon.D
 			running = true
 			go read()
 		case <-tick.C:
-			if err := f.idle(); err != nil {
-				return f.last, err
-			}
+			f.idle()
 		}
 	}
 }
@@ -159,113 +165,132 @@ func (f *follower) found() {
 }
 
 // take looks at a view, says what is new in it, and reports whether it is the end.
-func (f *follower) take(v daemon.DrainView) (done bool, err error) {
-	f.notes(v)
+func (f *follower) take(v lifecycle.View) (done bool, err error) {
+	first := f.last.State == ""
+	f.news(v)
 	was := f.last
 	f.last = v
+	if f.launch {
+		done, err = startEnded(v)
+	} else {
+		done, err = drainEnded(v, first)
+	}
+	if !done && err == nil {
+		f.say(was, v)
+	}
+	return done, err
+}
+
+// drainEnded judges a drain. first tells that this is what the daemon answered when it was asked for one.
+func drainEnded(v lifecycle.View, first bool) (bool, error) {
+	switch v.State {
+	case lifecycle.StateDraining, lifecycle.StateLeft, lifecycle.StateParked:
+		return v.Finished(), nil
+	case lifecycle.StateActive, lifecycle.StateResuming:
+		if first {
+			return false, errNotTaken
+		}
+		return false, &undrainedError{by: lastWord(v)}
+	}
+	return false, errForgotten
+}
+
+// serveAgain begins the note by which the daemon tells that a drain was taken back, and by whom.
+const serveAgain = "this node serves again"
+
+func lastWord(v lifecycle.View) string {
+	for _, n := range slices.Backward(v.Notes) {
+		if strings.HasPrefix(n.Text, serveAgain) {
+			return n.Text
+		}
+	}
+	return ""
+}
+
+// startEnded judges a start.
+func startEnded(v lifecycle.View) (bool, error) {
 	switch {
-	case f.id == "" && !f.fresh(v):
-		// Nothing waits for a node that serves already.
-		return f.launch && v.State == cluster.StateActive && !v.Draining(), f.begun(v)
-	case f.id == "":
-		f.id = v.ID
-	case v.ID != f.id && v.Draining() && !f.launch:
-		f.id = v.ID // whatever came between: it is draining, and we are to see it gone
-	case v.ID != f.id && !f.launch && v.State == cluster.StateLeft:
-		f.last.Outcome = daemon.OutcomeLeft // told by its row alone
+	case v.Start == "failed":
+		return false, errNotServing
+	case v.Start == "starting", v.State == lifecycle.StateResuming:
+		return false, nil
+	case v.State == lifecycle.StateActive:
 		return true, nil
-	case v.ID != f.id && !f.launch && v.State == cluster.StateActive:
-		f.last.Outcome = daemon.OutcomeUndrained // by whom was forgotten
-		return true, nil
-	case v.ID != f.id:
+	case v.State == "":
 		return false, errForgotten
 	}
-	if !v.Ended.IsZero() {
-		return true, nil
-	}
-	f.say(was, v)
-	return false, nil
+	return false, errNotTaken
 }
 
-// begun is an error where the daemon had time to begin what it was asked, and did not.
-func (f *follower) begun(v daemon.DrainView) error {
-	if f.id != "" || time.Since(f.began) <= f.adopt {
-		return nil
+// idle says every now and then how things are, where nothing changes.
+func (f *follower) idle() {
+	now := time.Now()
+	if now.Sub(f.said) < f.every {
+		return
 	}
-	if n := len(v.Notes); n > 0 {
-		return fmt.Errorf("%w: %s", errNotBegun, v.Notes[n-1])
+	f.said = now
+	if f.told {
+		f.g.progress(fmt.Sprintf("the daemon has been away for %s", rounded(now.Sub(f.lost))))
+		return
 	}
-	return errNotBegun
+	f.shown = sessionsIn(f.last)
+	f.g.progress(progressOf(f.last, f.g.env.Now()))
 }
 
-// fresh reports whether a view is about what was asked for, and not about what ended before.
-func (f *follower) fresh(v daemon.DrainView) bool {
-	return v.ID != "" && v.Launching() == f.launch && (v.Ended.IsZero() || v.Ended.After(f.began.Add(-fullSeconds)) || v.State == cluster.StateLeft)
+// say prints a line where a view is another one.
+func (f *follower) say(was, v lifecycle.View) {
+	now := time.Now()
+	s := sessionsIn(v)
+	n, known := s.Total()
+	// A busy node's numbers change all the time; that the last session is gone is told at once.
+	numbers := !f.shown.Equal(s) && (known && n == 0 || now.Sub(f.said) >= f.gap)
+	if numbers || f.said.IsZero() || was.State != v.State || was.Step != v.Step || was.Start != v.Start ||
+		was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineBy != v.DeadlineBy {
+		f.said, f.shown = now, s
+		f.g.progress(progressOf(v, f.g.env.Now()))
+	}
+}
+
+func sessionsIn(v lifecycle.View) cluster.Sessions {
+	if v.Sessions == nil {
+		return cluster.Sessions{}
+	}
+	return *v.Sessions
+}
+
+// news says what happened, and what does not go well, each once.
+func (f *follower) news(v lifecycle.View) {
+	for _, n := range v.Notes {
+		n.At = n.At.UTC()
+		if !f.noted[n] && n.At.After(f.began.Add(-fullSeconds)) {
+			f.g.progress(n.Text)
+		}
+		f.noted[n] = true
+	}
+	for _, about := range slices.Sorted(maps.Keys(v.Trouble)) {
+		if text := v.Trouble[about]; f.trouble[about] != text {
+			f.trouble[about] = text
+			f.g.log().Warn(oneLine(text), "about", about) //nolint:sloglint // the daemon's own words
+		}
+	}
 }
 
 // fullSeconds is what a time may lose on its way, with something for a clock that is put right.
 const fullSeconds = 2 * time.Second
 
-// idle says every now and then how things are, where nothing changes.
-func (f *follower) idle() error {
-	if err := f.begun(f.last); err != nil {
-		return err
+// progressOf is a view in one line: "2 publishers, 31 viewers left, 11m of the hook's budget". The daemon's own line is from
+// when something changed last; how much time is left is said as of now.
+func progressOf(v lifecycle.View, now time.Time) string {
+	switch {
+	case v.Start == "starting":
+		return "waiting for this node to serve"
+	case v.Step != lifecycle.StepDraining:
+		return orElse(v.Progress, string(v.State))
 	}
-	now := time.Now()
-	if f.said.IsZero() || now.Sub(f.said) < f.every {
-		return nil
+	parts := []string{"counting the sessions"}
+	if v.Sessions != nil {
+		parts[0] = sessionsLeft(*v.Sessions)
 	}
-	f.said = now
-	if f.told {
-		f.g.progress(fmt.Sprintf("the daemon has been away for %s", rounded(now.Sub(f.lost))))
-		return nil
-	}
-	f.shown = f.last.Sessions
-	f.g.progress(progressOf(f.last, f.g.env.Now()))
-	return nil
-}
-
-// say prints a line where a view is news.
-func (f *follower) say(was, v daemon.DrainView) {
-	now := time.Now()
-	n, known := v.Sessions.Total()
-	// A busy node's numbers change all the time; that the last session is gone is told at once.
-	numbers := !f.shown.Equal(v.Sessions) && (known && n == 0 || now.Sub(f.said) >= f.gap)
-	// Before the server stops, a step has the numbers in its words.
-	step := was.Step != v.Step && (v.Irreversible || v.Launching())
-	if numbers || step || f.said.IsZero() || was.State != v.State || was.Irreversible != v.Irreversible ||
-		was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineOwner != v.DeadlineOwner {
-		f.said, f.shown = now, v.Sessions
-		f.g.progress(progressOf(v, f.g.env.Now()))
-	}
-}
-
-// notes says each note once. Those that were there before us are history, which `amsagent status` tells.
-func (f *follower) notes(v daemon.DrainView) {
-	first := f.noted == nil
-	if first {
-		f.noted = map[string]bool{}
-	}
-	for _, note := range v.Notes {
-		if !f.noted[note] && !first {
-			f.g.progress(note)
-		}
-		f.noted[note] = true
-	}
-}
-
-// progressOf is a drain in one line: "2 publishers, 31 viewers left, 11m of the hook's budget".
-func progressOf(v daemon.DrainView, now time.Time) string {
-	if v.ID == "" {
-		return "waiting for the daemon to begin"
-	}
-	if v.Launching() {
-		return orElse(v.Step, "waiting for this node to serve")
-	}
-	if v.Irreversible {
-		return orElse(v.Step, "leaving")
-	}
-	parts := []string{sessionsLeft(v.Sessions)}
 	if budget := budgetLeft(v, now); budget != "" {
 		parts = append(parts, budget)
 	}
@@ -298,7 +323,7 @@ func sessionsLeft(s cluster.Sessions) string {
 	return count(*s.Publishers, "publisher") + ", " + about + count(*s.Viewers, "viewer") + " left"
 }
 
-func budgetLeft(v daemon.DrainView, now time.Time) string {
+func budgetLeft(v lifecycle.View, now time.Time) string {
 	left := v.Deadline.Sub(now)
 	switch {
 	case v.Deadline.IsZero():
@@ -312,10 +337,10 @@ func budgetLeft(v daemon.DrainView, now time.Time) string {
 	}
 	text := shortDuration(left)
 	switch {
-	case strings.HasPrefix(v.DeadlineOwner, "hook "):
+	case strings.HasPrefix(v.DeadlineBy, "hook "):
 		return text + " of the hook's budget"
-	case v.DeadlineOwner != "":
-		return text + " to the deadline (" + v.DeadlineOwner + ")"
+	case v.DeadlineBy != "":
+		return text + " to the deadline (" + v.DeadlineBy + ")"
 	}
 	return text + " to the deadline"
 }
