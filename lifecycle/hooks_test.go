@@ -1,0 +1,303 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+var errThrottled = errors.New("Throttling: Rate exceeded")
+
+func TestHookIsDiscovered(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers, w.hook = p(1), terminate().Hook
+		failing := true
+		w.cloudErr = func(o op) error {
+			if o == opDiscover && failing {
+				return errThrottled
+			}
+			return nil
+		}
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		tick(20 * time.Second)
+		if v := l.View(); len(v.Hooks) != 0 || v.Trouble["discover"] == "" {
+			t.Errorf("%+v", v)
+		}
+		failing = false
+		tick(15 * time.Second)
+		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats != 1 || len(v.Trouble) != 0 {
+			t.Errorf("%+v", v)
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("done", time.Minute, isDone)
+		if len(w.completed) != 1 {
+			t.Errorf("completed %v", w.completed)
+		}
+	})
+}
+
+func TestNoHookNoWaiting(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("done", 3*time.Second, isDone)
+		if n := len(w.times("complete?")); n != 0 {
+			t.Errorf("%d calls", n)
+		}
+	})
+}
+
+func TestCompleteWaitsForTheWaitState(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.waitsFrom = time.Now().Add(62 * time.Second) // the load balancer comes first
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		l.until("left", 5*time.Second, func(v View) bool { return v.State == StateLeft })
+		l.until("done", 2*time.Minute, isDone)
+		if at := time.Since(w.waitsFrom); at > noActionEvery {
+			t.Errorf("completed %s after it waited", at)
+		}
+		calls := w.times("complete?")
+		for i := 1; i < len(calls); i++ {
+			if d := calls[i].Sub(calls[i-1]); d != noActionEvery {
+				t.Errorf("asked after %s", d)
+			}
+		}
+	})
+}
+
+func TestHookThatTimedOutMeanwhile(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(time.Minute)
+		w.set(func(w *world) { w.gone = true })
+		tick(10 * time.Minute)
+		v := l.View()
+		if v.Hooks[0].End != EndGone || v.Step != StepDraining {
+			t.Errorf("%+v", v.Hooks)
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("done", 4*time.Second, isDone)
+		if len(w.completed) != 0 || w.row != cluster.StateLeft {
+			t.Errorf("completed %v, row %s", w.completed, w.row)
+		}
+	})
+}
+
+func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		denied := true
+		w.cloudErr = func(op) error {
+			if denied {
+				return &DeniedError{Permission: "autoscaling:CompleteLifecycleAction", Policy: `{"Version":"2012-10-17"}`, Err: errors.New("AccessDenied")}
+			}
+			return nil
+		}
+		l := w.live(func(o *Options) { o.Deadline = 3 * time.Minute })
+		defer l.kill()
+		n := terminate()
+		l.Notice(n)
+		tick(2 * time.Minute)
+		v := l.View()
+		if v.Hooks[0].Denied == "" || !strings.Contains(v.Trouble["heartbeat"], "autoscaling:CompleteLifecycleAction") {
+			t.Errorf("%+v %v", v.Hooks, v.Trouble)
+		}
+		l.until("done", 2*time.Minute, isDone)
+		v = l.View()
+		if w.row != cluster.StateLeft || v.State != StateLeft || !v.Finished() {
+			t.Errorf("row %s", w.row)
+		}
+		told := 0
+		for _, n := range v.Notes {
+			if strings.Contains(n.Text, "2012-10-17") {
+				told++
+			}
+		}
+		if told != 2 { // once for heartbeats, once for the completion
+			t.Errorf("told %d times: %v", told, v.Notes)
+		}
+		// Somebody grants it.
+		denied = false
+		tick(61 * time.Second)
+		if len(w.completed) != 1 || l.View().Hooks[0].End != EndCompleted {
+			t.Errorf("completed %v", w.completed)
+		}
+	})
+}
+
+func TestDiscoveryDenied(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.cloudErr = func(op) error { return &DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"} }
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("done", 5*time.Second, isDone)
+	})
+}
+
+func TestHeartbeats(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		timeout time.Duration
+		every   time.Duration
+	}{
+		{"an hour", time.Hour, 30 * time.Minute},
+		{"the least", 30 * time.Second, 15 * time.Second},
+		{"not known", 0, 15 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers, w.cloudTime = p(1), 100*time.Millisecond
+				l := w.live(func(o *Options) { o.Deadline = 3 * time.Hour })
+				defer l.kill()
+				n := terminate()
+				n.Hook.Timeout = c.timeout
+				l.Notice(n)
+				tick(4 * c.every)
+				if len(w.beats) != 4 {
+					t.Errorf("%d heartbeats", len(w.beats))
+				}
+			})
+		})
+	}
+}
+
+// TestHeartbeatsThatFail: one that fails is tried again before the hook lapses,
+// and when none gets through the node leaves in order before the cloud takes it.
+func TestHeartbeatsThatFail(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(time.Second)
+		began := time.Now()
+		w.set(func(w *world) { w.cloudErr = func(op) error { return errThrottled } })
+		tick(6 * time.Minute)
+		if v := l.View(); !strings.Contains(v.DeadlineBy, "unless a heartbeat gets through") {
+			t.Errorf("deadline by %s", v.DeadlineBy)
+		}
+		w.set(func(w *world) { w.cloudErr = nil })
+		tick(11 * time.Second)
+		if v := l.View(); v.DeadlineBy != "the configured deadline" || v.Hooks[0].Beats != 2 {
+			t.Errorf("deadline by %s, %d heartbeats", v.DeadlineBy, v.Hooks[0].Beats)
+		}
+		if gap := w.beats[1].Sub(w.beats[0]); gap > 10*time.Minute {
+			t.Errorf("%s from heartbeat to heartbeat", gap)
+		}
+		last := w.beats[1]
+		w.set(func(w *world) { w.cloudHang = true })
+		l.until("left", time.Hour, func(v View) bool { return v.State == StateLeft })
+		if at := time.Since(last); at > 10*time.Minute || at < 9*time.Minute {
+			t.Errorf("left %s after the last heartbeat", at)
+		}
+		w.set(func(w *world) { w.cloudHang = false })
+		l.until("done", 21*time.Second, isDone)
+		t.Logf("left %s after the notice", time.Since(began))
+	})
+}
+
+func TestCapIsAnnounced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live(func(o *Options) { o.Deadline = 100 * time.Hour })
+		defer l.kill()
+		n := terminate()
+		n.Hook.Timeout = 30 * time.Second // at most 50 minutes
+		l.Notice(n)
+		tick(44 * time.Minute)
+		near := func() (told int) {
+			for _, n := range l.View().Notes {
+				if strings.Contains(n.Text, "can be kept waiting for") {
+					told++
+				}
+			}
+			return told
+		}
+		if near() != 0 {
+			t.Error("told too early")
+		}
+		tick(4 * time.Minute)
+		if near() != 1 {
+			t.Errorf("told %d times: %v", near(), l.View().Notes)
+		}
+		began := l.View().Begun
+		l.until("done", 3*time.Minute, isDone)
+		if took := time.Since(began); took > 50*time.Minute || took < 49*time.Minute {
+			t.Errorf("done after %s", took)
+		}
+	})
+}
+
+func TestCloudThatFailsAtTheEnd(t *testing.T) {
+	for name, change := range map[string]func(*world){
+		"throttled": func(w *world) { w.cloudErr = func(op) error { return errThrottled } },
+		"hanging":   func(w *world) { w.cloudHang = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				change(w)
+				l := w.live()
+				defer l.kill()
+				l.Notice(terminate())
+				tick(10 * time.Minute)
+				if v := l.View(); v.State != StateLeft || v.Step != StepCompleting || v.Trouble["continue"] == "" {
+					t.Errorf("%s %s %v", v.State, v.Step, v.Trouble)
+				}
+				w.set(func(w *world) { w.cloudErr, w.cloudHang = nil, false })
+				l.until("done", 21*time.Second, isDone)
+				if len(w.completed) != 1 {
+					t.Errorf("completed %v", w.completed)
+				}
+			})
+		})
+	}
+}
+
+// TestAHeartbeatThatHangsDelaysNoCompletion: the call is cut short.
+func TestAHeartbeatThatHangsDelaysNoCompletion(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(5*time.Minute - 100*time.Millisecond)
+		w.set(func(w *world) { w.cloudTime = 9 * time.Second })
+		tick(500 * time.Millisecond)
+		w.set(func(w *world) { w.viewers, w.cloudTime = p(0), 0 })
+		if took := l.until("done", time.Minute, isDone); took > 2100*time.Millisecond {
+			t.Errorf("%s", took)
+		}
+	})
+}

@@ -1,0 +1,240 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+func park() Notice { n := terminate(); n.ID, n.Kind, n.Reason = "pool", Park, "warm pool"; return n }
+
+func launchHook() *Hook {
+	return &Hook{Provider: "aws", Group: "edge", Name: "up", Launching: true, Timeout: 2 * time.Minute}
+}
+
+func TestParkAndResume(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		for round := range 3 {
+			l.Notice(park())
+			tick(time.Minute)
+			if v := l.View(); v.State != StateDraining || v.Ready {
+				t.Fatalf("round %d: %s", round, v.State)
+			}
+			w.set(func(w *world) { w.viewers = p(0) })
+			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
+			if w.running || w.row != cluster.StateLeft || len(w.completed) != round*2+1 {
+				t.Fatalf("round %d: running %v, row %s, completed %v", round, w.running, w.row, w.completed)
+			}
+			l.Notice(park()) // the source sees it still
+			l.kill()
+			tick(time.Minute)
+			l = w.live()
+			if v := l.View(); v.State != StateParked || v.Ready {
+				t.Fatalf("round %d: after a restart of the agent %s", round, v.State)
+			}
+			w.set(func(w *world) {
+				w.gone, w.viewers, w.hook = false, p(1), launchHook()
+				w.proveErr = errors.New("no document yet")
+			})
+			l.Notice(Notice{ID: "pool", Source: "aws-lifecycle", Kind: Withdrawn})
+			tick(3 * time.Minute)
+			if v := l.View(); v.State != StateResuming || v.Ready || !w.running || len(w.beats) == 0 {
+				t.Fatalf("round %d: resuming: %s running %v, %d heartbeats", round, v.State, w.running, len(w.beats))
+			}
+			w.set(func(w *world) { w.proveErr = nil; w.row = cluster.StateActive })
+			l.until("active", 20*time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
+			if last := w.completed[len(w.completed)-1]; last != "up CONTINUE" {
+				t.Errorf("round %d: completed %v", round, w.completed)
+			}
+			if w.file != nil {
+				t.Errorf("round %d: %s", round, w.file)
+			}
+			w.set(func(w *world) { w.gone, w.hook = false, nil })
+			tick(time.Minute)
+			if w.row != cluster.StateActive {
+				t.Errorf("round %d: row %s", round, w.row)
+			}
+		}
+		l.kill()
+	})
+}
+
+func TestParkWithoutAHook(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.hook, w.waitsFrom = park().Hook, time.Now().Add(1000*time.Hour) // detached: the group's hook never waits
+		l := w.live()
+		defer l.kill()
+		n := park()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked })
+		took := l.until("done", 11*time.Minute, isDone)
+		if v := l.View(); v.Hooks[0].End != EndLeft {
+			t.Errorf("%+v after %s", v.Hooks, took)
+		}
+	})
+}
+
+func TestResumeBeforeItIsParked(t *testing.T) {
+	for _, step := range []Step{StepDraining, StepStopping, StepDeregistering, StepCompleting} {
+		t.Run(string(step), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers, w.stopTime, w.mongoTime, w.cloudTime = p(1), 2*time.Second, 100*time.Millisecond, 2*time.Second
+				l := w.live()
+				defer l.kill()
+				l.Notice(park())
+				tick(10 * time.Second)
+				if step != StepDraining {
+					w.set(func(w *world) { w.viewers = p(0) })
+				}
+				l.until("there", time.Minute, func(v View) bool { return v.Step == step })
+				l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
+				l.until("active", time.Minute, func(v View) bool { return v.State == StateActive })
+				w.set(func(w *world) {
+					if !w.running {
+						t.Error("AMS does not run")
+					}
+				})
+				if starts := len(w.times("start")); (starts > 0) != (step != StepDraining) {
+					t.Errorf("%d starts", starts)
+				}
+			})
+		})
+	}
+}
+
+func TestTerminateWhileParkedAndWhileResuming(t *testing.T) {
+	for _, resuming := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			l := w.live()
+			defer l.kill()
+			l.Notice(park())
+			l.until("parked", time.Minute, isDone)
+			w.set(func(w *world) { w.gone, w.proveHang = false, true })
+			if resuming {
+				l.Notice(Notice{ID: "back", Kind: Resume})
+				l.until("resuming", time.Second, func(v View) bool { return v.State == StateResuming })
+			}
+			l.Notice(terminate())
+			if l.View().Ready {
+				t.Error("ready")
+			}
+			l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft && isDone(v) })
+			if len(w.completed) != 2 {
+				t.Errorf("resuming %v: completed %v", resuming, w.completed)
+			}
+		})
+	}
+}
+
+func TestLaunchHook(t *testing.T) {
+	launch := Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch}
+	t.Run("evidence", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.hook, w.proveErr = launchHook(), errors.New("no document yet")
+			l := w.live()
+			defer l.kill()
+			for range 5 {
+				l.Notice(launch)
+				tick(time.Minute)
+			}
+			if len(w.completed) != 0 || len(w.beats) < 5 {
+				t.Errorf("completed %v, %d heartbeats", w.completed, len(w.beats))
+			}
+			w.set(func(w *world) { w.proveErr = nil })
+			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
+			l.Notice(launch)
+			tick(time.Minute)
+			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" || w.file != nil {
+				t.Errorf("completed %v", w.completed)
+			}
+		})
+	})
+	t.Run("failure", func(t *testing.T) {
+		for _, abandon := range []bool{false, true} {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.hook, w.proveHang = launchHook(), true
+				l := w.live(func(o *Options) { o.AbandonOnFailure = abandon })
+				defer l.kill()
+				l.Notice(launch)
+				l.until("failed", 11*time.Minute, func(v View) bool { return v.Start == "failed" })
+				tick(time.Second)
+				beats := len(w.beats)
+				tick(5 * time.Minute)
+				if len(w.beats) != beats {
+					t.Error("heartbeats of a start that failed")
+				}
+				if abandon != (len(w.completed) == 1 && w.completed[0] == "up ABANDON") {
+					t.Errorf("abandon %v: completed %v", abandon, w.completed)
+				}
+				if abandon {
+					return
+				}
+				// It comes late, but it comes.
+				w.set(func(w *world) { w.proveHang = false })
+				l.until("done", 20*time.Minute, func(v View) bool { return v.Start == "" })
+				if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
+					t.Errorf("completed %v", w.completed)
+				}
+			})
+		}
+	})
+	t.Run("killed", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.hook, w.proveHang = launchHook(), true
+			l := w.live()
+			l.Notice(launch)
+			tick(time.Minute)
+			l.kill()
+			w.set(func(w *world) { w.proveHang = false })
+			l = w.live()
+			defer l.kill()
+			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
+			if len(w.completed) != 1 {
+				t.Errorf("completed %v", w.completed)
+			}
+		})
+	})
+	t.Run("terminated meanwhile", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.hook, w.proveHang, w.joined = launchHook(), true, false
+			l := w.live()
+			defer l.kill()
+			l.Notice(launch)
+			tick(time.Minute)
+			l.Notice(terminate())
+			l.Notice(launch)
+			l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft && isDone(v) })
+			if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" {
+				t.Errorf("completed %v", w.completed)
+			}
+		})
+	})
+	t.Run("no hook", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			l := w.live()
+			defer l.kill()
+			l.Notice(launch)
+			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
+			if v := l.View(); !v.Ready || w.file != nil {
+				t.Errorf("%+v", v)
+			}
+		})
+	})
+}
