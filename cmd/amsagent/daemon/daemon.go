@@ -335,6 +335,9 @@ func (d *Daemon) begin() {
 	defer d.mu.Unlock()
 	d.reread = false
 	if err == nil { // a damaged file is the convergence's matter
+		if d.own != nil && !sameState(s, d.own) {
+			d.life.joinedAnew()
+		}
 		d.own = s
 	}
 }

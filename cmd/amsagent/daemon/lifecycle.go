@@ -87,6 +87,17 @@ func (l *life) gone() bool {
 	return false
 }
 
+// joinedAnew ends the memory of a drain that is done: somebody has joined, or made
+// this machine leave, by hand.
+func (l *life) joinedAnew() {
+	if l == nil {
+		return
+	}
+	if err := l.manager.Forget(); err != nil {
+		l.d.log.Info("the drain under way goes on", "why", err)
+	}
+}
+
 // ready reports whether new sessions may come here.
 func (l *life) ready() bool { return l == nil || l.manager.View().Ready }
 
