@@ -141,6 +141,7 @@ type agent struct {
 	machine *bootstrap.Machine
 	eyes    *eyes
 	reload  chan struct{}
+	target  atomic.Pointer[cluster.Target] // where MongoDB is
 	o       daemon.Options
 
 	mu       sync.Mutex
@@ -169,6 +170,7 @@ func newAgent(t *testing.T) *agent {
 		}
 	})
 	target := a.client.Target()
+	a.target.Store(&target)
 	log := slog.New(slog.NewTextHandler(a, nil))
 	open := func(ctx context.Context, to cluster.Target) (*cluster.Client, error) {
 		return cluster.Connect(ctx, to, cluster.Options{Timeout: 2 * time.Second, MaxPool: 2})
@@ -190,7 +192,7 @@ func newAgent(t *testing.T) *agent {
 	interval.Store(int64(50 * time.Millisecond))
 	a.o = daemon.Options{
 		Machine: a.machine, Identify: identify, Connect: open, Reload: a.reload, Log: log, Version: "test",
-		Mongo: func(context.Context) (cluster.Target, error) { return target, nil },
+		Mongo: func(context.Context) (cluster.Target, error) { return *a.target.Load(), nil },
 		Settings: func() daemon.Settings {
 			return daemon.Settings{Interval: time.Duration(interval.Load()), JoinTimeout: 20 * time.Second}
 		},
@@ -462,6 +464,62 @@ func TestDaemonStateKept(t *testing.T) {
 	a.mongo.Faults().Clear()
 	eventually(t, "the state is written", func() bool { return a.door.row(nodeID)["state"] == "active" })
 	a.serves()
+}
+
+// TestDaemonMongoElsewhere: MongoDB is gone, and the settings say where the new one
+// is. Nobody sends a signal.
+func TestDaemonMongoElsewhere(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	starts := a.svc.count()
+	other := startServer(t, mongod.Options{})
+	client := connect(t, other.URI(), cluster.Options{})
+	to := client.Target()
+	a.target.Store(&to)
+	a.roundsGoOn(10)
+	if strings.Contains(a.text(), "another MongoDB is named now") {
+		t.Error("a node whose MongoDB answers was moved")
+	}
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.Refuse})
+	a.says("another MongoDB is named now", 1)
+	eventually(t, "the node is in the other MongoDB", func() bool {
+		n, err := client.Node(t.Context(), nodeID)
+		return err == nil && n.State == cluster.StateActive && n.Seq > 0
+	})
+	if n := a.svc.count() - starts; n != 1 {
+		t.Errorf("AMS was restarted %d times", n)
+	}
+}
+
+// TestDaemonEndsWithoutMongo: a database that takes and does not answer holds up
+// no end.
+func TestDaemonEndsWithoutMongo(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []mongod.Mode{mongod.BlackHole, mongod.Refuse} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			a := newAgent(t)
+			a.o.Periods.Stop = 0 // the usual
+			a.start()
+			fault(t, a.mongo, mongod.Fault{Mode: mode})
+			a.says("a beat could not be written", 1)
+			begin := time.Now()
+			a.end()
+			if took := time.Since(begin); took > 3*time.Second {
+				t.Errorf("the end took %s", took)
+			} else {
+				t.Logf("the end took %s", took)
+			}
+			if strings.Contains(a.text(), "something hangs") {
+				t.Error("it was not waited for what ends by itself")
+			}
+			a.mongo.Faults().Clear()
+			if row := a.door.row(nodeID); row["state"] != "active" {
+				t.Errorf("the row: %v", row)
+			}
+		})
+	}
 }
 
 // TestDaemonWaitsForOthers: another amsagent has the machine for long, as a join
