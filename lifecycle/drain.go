@@ -27,6 +27,10 @@ func (m *Manager) drive(ctx context.Context) {
 		last, over := m.lastMoment(now)
 		m.mu.Unlock()
 		if over {
+			m.mu.Lock()
+			m.over = true
+			m.publish(time.Now())
+			m.mu.Unlock()
 			return
 		}
 		switch step {
@@ -355,9 +359,11 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 			m.mu.Unlock()
 			return
 		case m.settled(), r.goal() == goalPark && (now.Sub(began) >= idleHookTime || r.Start != nil):
-			if a := r.open(false); a != nil && r.goal() == goalPark && m.tryOf(a, opContinue).denied == "" {
-				a.End, a.EndedAt = EndLeft, now
-				m.noteLocked("hook " + a.Hook.Name + " does not wait for this machine")
+			for i := range r.Hooks {
+				if a := &r.Hooks[i]; a.End == "" && m.parking() && m.tryOf(a, opContinue).denied == "" {
+					a.End, a.EndedAt = EndLeft, now
+					m.noteLocked("hook " + a.Hook.Name + " does not wait for this machine")
+				}
 			}
 			if r.HookFirst {
 				r.Step, r.Say = StepDeregistering, cluster.StateLeft

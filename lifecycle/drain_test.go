@@ -307,6 +307,9 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 					t.Error(err)
 				}
 				l.ended <- nil
+				if !l.View().Finished() {
+					t.Error("who waits for the end is not told of it")
+				}
 				if took := time.Since(began); took < c.least || took > c.most {
 					t.Errorf("returned after %s", took)
 				}

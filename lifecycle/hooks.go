@@ -110,9 +110,19 @@ func (m *Manager) wantsDiscovery(launching bool) bool {
 		}
 	}
 	if launching {
+		if m.parking() {
+			return !r.NoLaunchHook
+		}
 		return r.Start != nil && !r.NoLaunchHook && m.o.Prove != nil
 	}
 	return r.Step != StepNone && r.hooked() && !r.NoHook
+}
+
+// parking tells that this machine is on its way out of service to come back: a
+// pool lets either hook wait for that, the launch hook where the machine has never
+// served.
+func (m *Manager) parking() bool {
+	return m.r.Step != StepNone && m.r.Step != StepDone && m.r.goal() == goalPark
 }
 
 // wanted is what is to be done about a hook now.
@@ -121,7 +131,7 @@ func (m *Manager) wanted(a *waiter) op {
 	switch {
 	case a.End != "":
 		return opNone
-	case a.Hook.Launching:
+	case a.Hook.Launching && !m.parking():
 		switch {
 		case r.Start == nil || m.o.Prove == nil:
 			return opNone
@@ -154,12 +164,21 @@ func (m *Manager) settled() bool {
 	if m.o.Completer == nil {
 		return true
 	}
-	if m.wantsDiscovery(false) {
-		return m.tryAt(string(opDiscover)+strconv.FormatBool(false)).denied != ""
+	parking := m.parking()
+	for _, launching := range []bool{false, true} {
+		if (!launching || parking) && m.wantsDiscovery(launching) &&
+			m.tryAt(string(opDiscover)+strconv.FormatBool(launching)).denied == "" {
+			return false
+		}
+	}
+	for i := range m.r.Hooks {
+		if a := &m.r.Hooks[i]; parking && a.End == EndCompleted {
+			return true // only one of them waited
+		}
 	}
 	for i := range m.r.Hooks {
 		a := &m.r.Hooks[i]
-		if !a.Hook.Launching && a.End == "" && m.tryOf(a, opContinue).denied == "" {
+		if (!a.Hook.Launching || parking) && a.End == "" && m.tryOf(a, opContinue).denied == "" {
 			return false
 		}
 	}
@@ -292,6 +311,10 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		m.commit()
 	case errors.Is(err, ErrNoAction):
 		c.try.backOff, c.try.denied, c.try.at = 0, "", now.Add(noActionEvery)
+		if a.Hook.Launching && now.Sub(c.try.since) > time.Minute {
+			// Most starts of the agent are none of the machine: be kind to the API.
+			c.try.at = now.Add(6 * noActionEvery)
+		}
 		m.troubleLocked(string(c.op), "")
 		if a.Beats == 0 && c.op == opBeat {
 			// Its time has not begun.

@@ -535,12 +535,17 @@ func (m *Manager) begin(now time.Time) {
 	}
 	m.gen++
 	m.tries = map[string]*try{}
+	clear(m.handled) // who goes may be told to come back once more
 	m.zeros, m.sessions, m.counted = 0, nil, time.Time{}
 	r.Begun, r.Tomb, r.HookFirst = now, nil, false
 	m.settle()
 	if r.Start != nil {
 		m.noteLocked("the start is given up: this machine is to go")
-		m.dropStart()
+		if r.goal() == goalPark {
+			r.Start = nil // its hook may be what waits for the parking
+		} else {
+			m.dropStart()
+		}
 	}
 	c := r.cause()
 	e := cluster.Event{Kind: "drain", Who: orText(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"kind": string(c.Kind)}}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -24,24 +25,23 @@ func (m *Manager) takeStart(n Notice) error {
 	if m.handled[n.ID] {
 		return nil
 	}
+	if n.Kind == Resume {
+		// Nothing that a person overruled before is meant any more.
+		r.Dismissed = nil
+	}
 	g := r.goal()
 	switch {
+	case r.Step.observing() && g == goalLeave && n.Kind == Resume:
+		m.dropParks(n)
+		m.commit()
+		return errors.New("this machine is to leave for another reason")
 	case r.Step != StepNone && g == goalLeave:
 		return errors.New("this machine is to leave, which weighs more")
 	case r.Step != StepNone && g == goalPark && n.Kind == Launch:
 		return errors.New("this machine is being parked, which weighs more")
 	case r.Step != StepNone && g == goalPark && !m.irreversible():
-		remember(m.handled, n.ID, true)
-		for _, in := range r.Notices {
-			if in.Kind == Park {
-				remember(m.withdrawn, in.ID, n.Received)
-			}
-		}
-		r.drop(func(in Notice) bool { return in.Kind == Park })
+		m.dropParks(n)
 		m.noteLocked("not parked after all: " + noticeWord(n))
-		if !r.hooked() {
-			m.dropHooks(false)
-		}
 		if !m.anyDue(time.Now()) {
 			m.undrain(orText(n.Who, n.Source), "resumed")
 		}
@@ -67,6 +67,19 @@ func (m *Manager) takeStart(n Notice) error {
 	}
 	m.commit()
 	return nil
+}
+
+// dropParks takes back what parks this machine, because of n.
+func (m *Manager) dropParks(n Notice) {
+	for _, in := range m.r.Notices {
+		if in.Kind == Park {
+			remember(m.withdrawn, in.ID, n.Received)
+		}
+	}
+	m.r.drop(func(in Notice) bool { return in.Kind == Park })
+	if !m.r.hooked() {
+		m.dropHooks(false)
+	}
 }
 
 func startHook(h Hook) Hook {
@@ -112,7 +125,10 @@ func (m *Manager) unpark() {
 	r.drop(func(n Notice) bool { return n.Kind == Park || goalOf(n.Kind) == goalPause })
 	r.Step, r.Begun, r.Tomb, r.NoHook, r.HookFirst, r.Repair = StepNone, time.Time{}, nil, false, false, false
 	r.Say, r.Said = "", ""
-	m.dropHooks(false)
+	// Whatever waited has been told, or waits no more; who starts is asked for anew.
+	r.Hooks = slices.DeleteFunc(r.Hooks, func(a waiter) bool { return !a.Hook.Launching || a.End != "" })
+	r.NoLaunchHook = false
+	m.tries = map[string]*try{}
 	m.commit()
 }
 

@@ -238,3 +238,51 @@ func TestLaunchHook(t *testing.T) {
 		})
 	})
 }
+
+// TestIntoThePool: a machine that never served goes into the pool by its launch
+// hook, one that served by the hook of its end.
+func TestIntoThePool(t *testing.T) {
+	for _, joined := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.joined, w.hook = joined, launchHook()
+			l := w.live()
+			defer l.kill()
+			n := park()
+			n.Hook = nil
+			l.Notice(n)
+			l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked && isDone(v) })
+			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
+				t.Errorf("joined %v: completed %v", joined, w.completed)
+			}
+		})
+	}
+}
+
+func TestParkedAgainUnderTheSameID(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		for round := range 3 {
+			l.Notice(Notice{ID: "aws/i-1/park", Source: "aws-lifecycle", Kind: Park})
+			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
+			l.Notice(Notice{ID: "aws/i-1/resume", Source: "aws-lifecycle", Kind: Resume})
+			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive && v.Start == "" })
+			if n := len(w.times("start")); n != round+1 {
+				t.Fatalf("round %d: %d starts", round, n)
+			}
+			w.set(func(w *world) { w.row = cluster.StateActive })
+		}
+		// Overruled by a person, and meant anew after it was in service.
+		l.Notice(Notice{ID: "aws/i-1/park", Source: "aws-lifecycle", Kind: Park})
+		l.Undrain("root")
+		tick(time.Second)
+		l.Notice(Notice{ID: "aws/i-1/resume", Source: "aws-lifecycle", Kind: Resume})
+		tick(time.Second)
+		l.Notice(Notice{ID: "aws/i-1/park", Source: "aws-lifecycle", Kind: Park})
+		if l.View().Ready {
+			t.Error("not parked")
+		}
+	})
+}

@@ -68,6 +68,8 @@ type View struct {
 	// Start is how the start is going that a cloud waits for: "", "starting",
 	// "proved", "failed".
 	Start string `json:"start,omitempty"`
+	// Over: the machine goes down, and nothing more is done before that.
+	Over bool `json:"over,omitempty"`
 	// Trouble is what does not go well now, by what it is about.
 	Trouble map[string]string `json:"trouble,omitempty"`
 	Notes   []Note            `json:"notes,omitempty"`
@@ -90,6 +92,9 @@ type HookView struct {
 // Finished tells that a drain has come to its end as far as this node goes:
 // whatever the cloud still has to be told, nobody needs to wait for it.
 func (v View) Finished() bool {
+	if v.Over {
+		return true
+	}
 	switch v.State {
 	case StateLeft, StateParked:
 		return v.Step == StepDone
@@ -149,7 +154,7 @@ func (m *Manager) viewOf(now time.Time) View {
 	r := m.r.onWall(now)
 	v := View{
 		State: r.state(), Step: r.Step, Begun: r.Begun, Deadline: r.Deadline, Notices: r.Notices, Dismissed: r.Dismissed,
-		Registry: r.Say, RegistryTold: r.Say == r.Said, Counted: m.counted.Round(0),
+		Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
 		Trouble: maps.Clone(m.trouble), Notes: slices.Clone(m.notes),
 	}
 	v.Ready = v.State == StateActive
