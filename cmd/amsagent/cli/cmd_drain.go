@@ -154,8 +154,12 @@ func (g *globals) detached(command string, data drainData) error {
 		return unfollowed(nil, v, errForgotten, false, 0)
 	}
 	return g.result(command, data, func(w *textWriter) {
-		if v.State != lifecycle.StateDraining {
-			w.line("%s", w.color.bold(printable(data.Result)))
+		switch {
+		case data.Result == "launching":
+			w.line("%s", w.color.yellow(data.Result))
+			return
+		case v.State != lifecycle.StateDraining:
+			drainText(w, v)
 			return
 		}
 		w.line("%s: %s", w.color.yellow("draining"), printable(progressOf(v, w.now)))

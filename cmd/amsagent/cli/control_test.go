@@ -31,16 +31,16 @@ type fakeDaemon struct {
 	root string
 
 	mu      sync.Mutex
-	view    daemon.DrainView
+	view    lifecycle.View
 	status  daemon.View
 	changed chan struct{} // closed at each change of the view
 	refuse  *daemon.Refusal
 	notices []lifecycle.Notice
-	drains  []daemon.DrainRequest
+	drains  []lifecycle.DrainRequest
 	undrain []daemon.UndrainRequest
 	follows int
 	// begin is what a drain or a notice makes of the view.
-	begin func(*daemon.DrainView)
+	begin func(*lifecycle.View)
 	srv   *http.Server
 }
 
@@ -53,9 +53,9 @@ func newFakeDaemon(t *testing.T) *fakeDaemon {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(root) })
 	d := &fakeDaemon{t: t, root: root, changed: make(chan struct{})}
-	d.view.State = cluster.StateActive
-	d.begin = func(v *daemon.DrainView) {
-		*v = drainOf("d1", 2, 31)
+	d.view = activeView()
+	d.begin = func(v *lifecycle.View) {
+		*v = drainOf(2, 31)
 	}
 	d.start()
 	t.Cleanup(d.kill)
@@ -63,12 +63,17 @@ func newFakeDaemon(t *testing.T) *fakeDaemon {
 }
 
 // drainOf is a drain under way.
-func drainOf(id string, publishers, viewers int) daemon.DrainView {
-	return daemon.DrainView{
-		ID: id, State: cluster.StateDraining, Kind: lifecycle.Terminate, Step: "waiting for the sessions to end",
-		Began: time.Now(), Deadline: fixedNow().Add(11*time.Minute + 20*time.Second), DeadlineOwner: "hook drain, unless a heartbeat gets through",
-		Reason: "scale-in", Sessions: sessionsOf(publishers, viewers),
+func drainOf(publishers, viewers int) lifecycle.View {
+	s := sessionsOf(publishers, viewers)
+	return lifecycle.View{
+		State: lifecycle.StateDraining, Step: lifecycle.StepDraining, Kind: lifecycle.Terminate, Reason: "scale-in", Who: "Auto Scaling",
+		Begun: time.Now(), Deadline: fixedNow().Add(11*time.Minute + 20*time.Second), DeadlineBy: "hook drain, unless a heartbeat gets through",
+		Sessions: &s, Registry: cluster.StateDraining, RegistryTold: true,
 	}
+}
+
+func activeView() lifecycle.View {
+	return lifecycle.View{State: lifecycle.StateActive, Ready: true, Registry: cluster.StateActive, RegistryTold: true}
 }
 
 func sessionsOf(publishers, viewers int) cluster.Sessions {
@@ -102,7 +107,7 @@ func (d *fakeDaemon) start() {
 	})
 	mux.HandleFunc("GET "+daemon.PathDrain, d.serveDrain)
 	mux.HandleFunc("POST "+daemon.PathDrain, func(w http.ResponseWriter, r *http.Request) {
-		var req daemon.DrainRequest
+		var req lifecycle.DrainRequest
 		d.take(w, r, &req, func() {
 			d.drains = append(d.drains, req)
 			d.begun()
@@ -119,7 +124,8 @@ func (d *fakeDaemon) start() {
 		var req daemon.UndrainRequest
 		d.take(w, r, &req, func() {
 			d.undrain = append(d.undrain, req)
-			d.view.Ended, d.view.Outcome, d.view.By, d.view.State = time.Now(), daemon.OutcomeUndrained, req.Who, cluster.StateActive
+			d.view = activeView()
+			d.view.Notes = []lifecycle.Note{{At: time.Now(), Text: "this node serves again: undrain by " + req.Who}}
 			d.signal()
 		})
 	})
@@ -140,7 +146,7 @@ func (d *fakeDaemon) kill() {
 
 // begun lets begin make a drain where none is under way. d.mu is held.
 func (d *fakeDaemon) begun() {
-	if !d.view.Draining() {
+	if d.view.State != lifecycle.StateDraining {
 		d.begin(&d.view)
 		d.signal()
 	}
@@ -152,7 +158,7 @@ func (d *fakeDaemon) signal() {
 }
 
 // set changes the view; those who follow see it.
-func (d *fakeDaemon) set(change func(*daemon.DrainView)) {
+func (d *fakeDaemon) set(change func(*lifecycle.View)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change(&d.view)
@@ -395,7 +401,7 @@ func TestControlOddAnswers(t *testing.T) {
 		{"garbage", say("SSH-2.0-OpenSSH_9.2\r\n"), as[*oddDaemonError], "does not answer as a daemon does"},
 		{"web page", say("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>x"), as[*oddDaemonError], "answers 200 OK, and not as a daemon"},
 		{"no json", say(ok + "Content-Length: 5\r\n\r\nhello"), as[*oddDaemonError], "no JSON of ours"},
-		{"wrong types", say(ok + "Content-Length: 8\r\n\r\n{\"id\":5}"), as[*oddDaemonError], "no JSON of ours"},
+		{"wrong types", say(ok + "Content-Length: 11\r\n\r\n{\"state\":5}"), as[*oddDaemonError], "no JSON of ours"},
 		{"404 of an older daemon", say("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n404"), as[*oddDaemonError], "of another version"},
 		{"405 of an older daemon", say("HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n"), as[*oddDaemonError], "of another version"},
 		{"500 without a word", say("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"), as[*oddDaemonError], "500 Internal Server Error"},
@@ -436,18 +442,18 @@ func TestControlStreams(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.begin(&d.view)
 	c := d.impatient(plainGlobals(&testEnv{}))
-	seen := make(chan daemon.DrainView, 10)
+	seen := make(chan lifecycle.View, 10)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- c.follow(t.Context(), 5*time.Second, func(v daemon.DrainView) bool {
+		ended <- c.follow(t.Context(), 5*time.Second, func(v lifecycle.View) bool {
 			seen <- v
 			return *v.Sessions.Viewers > 0
 		})
 	}()
-	if v := <-seen; v.ID != "d1" {
+	if v := <-seen; v.Step != lifecycle.StepDraining {
 		t.Errorf("%+v", v)
 	}
-	d.set(func(v *daemon.DrainView) { v.Sessions = sessionsOf(0, 0) })
+	d.set(func(v *lifecycle.View) { *v = drainOf(0, 0) })
 	if v := <-seen; *v.Sessions.Viewers != 0 {
 		t.Errorf("%+v", v)
 	}
@@ -455,13 +461,13 @@ func TestControlStreams(t *testing.T) {
 		t.Error(err)
 	}
 	// One that says nothing.
-	err := c.follow(t.Context(), 50*time.Millisecond, func(daemon.DrainView) bool { return true })
+	err := c.follow(t.Context(), 50*time.Millisecond, func(lifecycle.View) bool { return true })
 	if !as[*lostError](err) || !strings.Contains(err.Error(), "nothing was heard for 50 ms") {
 		t.Errorf("%v", err)
 	}
 	// One that is killed.
 	go func() {
-		ended <- c.follow(t.Context(), 5*time.Second, func(v daemon.DrainView) bool { seen <- v; return true })
+		ended <- c.follow(t.Context(), 5*time.Second, func(v lifecycle.View) bool { seen <- v; return true })
 	}()
 	<-seen
 	d.kill()

@@ -20,30 +20,43 @@ import (
 )
 
 // left ends a drain as one should end.
-func left(v *daemon.DrainView) {
+func left(v *lifecycle.View) {
 	none := 0
-	v.State, v.Step, v.Irreversible, v.Sessions = cluster.StateLeft, "", true, sessionsOf(0, 0)
-	v.Ended, v.Outcome, v.Cut = v.Began.Add(4*time.Minute), daemon.OutcomeLeft, &none
+	s := sessionsOf(0, 0)
+	v.State, v.Step, v.Progress, v.Sessions, v.Cut = lifecycle.StateLeft, lifecycle.StepDone, "left", &s, &none
+	v.Registry, v.RegistryTold, v.Deadline, v.DeadlineBy = cluster.StateLeft, true, time.Time{}, ""
+}
+
+// stopping is from where there is no way back.
+func stopping(v *lifecycle.View) {
+	v.Step, v.Progress = lifecycle.StepStopping, "stopping Ant Media Server"
+}
+
+func counted(publishers, viewers int) func(*lifecycle.View) {
+	return func(v *lifecycle.View) {
+		s := sessionsOf(publishers, viewers)
+		v.Sessions = &s
+	}
 }
 
 func TestDrain(t *testing.T) {
 	d := newFakeDaemon(t)
 	c := d.run("drain", "--deadline", "20m", "--reason", " kernel update ", "--repair-streams")
 	c.says(`msg="2 publishers, 31 viewers left, 11m of the hook's budget"`)
-	d.set(func(v *daemon.DrainView) { v.Sessions = sessionsOf(0, 0) })
+	d.set(counted(0, 0))
 	c.says(`msg="no publishers and no viewers left, 11m of the hook's budget"`)
-	d.set(func(v *daemon.DrainView) { v.Irreversible, v.Step = true, "stopping Ant Media Server" })
+	d.set(stopping)
 	c.says(`msg="stopping Ant Media Server"`)
-	d.set(func(v *daemon.DrainView) {
+	d.set(func(v *lifecycle.View) {
 		left(v)
-		v.Hook = &lifecycle.Hook{Provider: "aws", Group: "edge-asg", Name: "drain"}
+		v.Hooks = []lifecycle.HookView{{Hook: lifecycle.Hook{Provider: "aws", Group: "edge-asg", Name: "drain"}, End: lifecycle.EndCompleted}}
 	})
 	c.ends(exitOK)
-	const want = "left: this node is out of the cluster\n  reason  scale-in\n  hook    drain of edge-asg\n  took    4 min\n"
+	const want = "left: this node is out of the cluster\n  reason      scale-in\n  asked by    Auto Scaling\n  hook drain  completed\n"
 	if diff := cmp.Diff(want, c.stdout.String()); diff != "" {
 		t.Error(diff)
 	}
-	wantReq := []daemon.DrainRequest{{Deadline: 20 * time.Minute, Reason: "kernel update", Who: "alice, amsagent drain", RepairStreams: true}}
+	wantReq := []lifecycle.DrainRequest{{Deadline: 20 * time.Minute, Reason: "kernel update", Who: "alice, amsagent drain", RepairStreams: true}}
 	if diff := cmp.Diff(wantReq, d.drains); diff != "" {
 		t.Error(diff)
 	}
@@ -53,21 +66,21 @@ func TestDrainJSON(t *testing.T) {
 	d := newFakeDaemon(t)
 	c := d.run("drain", "-o", "json")
 	c.says(`"msg":"2 publishers, 31 viewers left, 11m of the hook's budget"`)
-	d.set(func(v *daemon.DrainView) {
+	d.set(func(v *lifecycle.View) {
 		left(v)
 		cut := 3
-		v.Cut, v.Notes = &cut, []string{"the hook could not be completed: permission autoscaling:CompleteLifecycleAction is missing"}
+		v.Cut, v.Trouble = &cut, map[string]string{"hook drain": "permission autoscaling:CompleteLifecycleAction is missing"}
 	})
 	c.ends(exitOK)
 	var got struct {
 		SchemaVersion int `json:"schema_version"`
 		Kind, Result  string
-		Drain         daemon.DrainView
+		Drain         lifecycle.View
 	}
 	if err := json.Unmarshal(c.stdout.Bytes(), &got); err != nil {
 		t.Fatal(err, c.stdout.String())
 	}
-	if got.SchemaVersion != 1 || got.Kind != "drain" || got.Result != "left" || got.Drain.ID != "d1" || *got.Drain.Cut != 3 {
+	if got.SchemaVersion != 1 || got.Kind != "drain" || got.Result != "left" || got.Drain.State != lifecycle.StateLeft || *got.Drain.Cut != 3 {
 		t.Errorf("%+v", got)
 	}
 	for line := range strings.Lines(c.stderr.String()) {
@@ -75,7 +88,7 @@ func TestDrainJSON(t *testing.T) {
 			t.Errorf("no JSON on stderr: %s", line)
 		}
 	}
-	c.said("permission autoscaling:CompleteLifecycleAction is missing")
+	c.said(`"level":"WARN","msg":"permission autoscaling:CompleteLifecycleAction is missing","about":"hook drain"`)
 }
 
 // Sessions that were cut stand in the first line.
@@ -83,13 +96,13 @@ func TestDrainCut(t *testing.T) {
 	d := newFakeDaemon(t)
 	c := d.run("drain", "--now")
 	c.says("31 viewers")
-	d.set(func(v *daemon.DrainView) {
+	d.set(func(v *lifecycle.View) {
 		left(v)
 		cut := 33
 		v.Cut = &cut
 	})
 	c.ends(exitOK)
-	if !strings.HasPrefix(c.stdout.String(), "left: this node is out of the cluster, 33 sessions cut\n") || !d.drains[0].Now {
+	if !strings.HasPrefix(c.stdout.String(), "left: this node is out of the cluster; 33 sessions cut\n") || !d.drains[0].Now {
 		t.Errorf("%s%+v", c.stdout.String(), d.drains)
 	}
 }
@@ -103,51 +116,50 @@ func TestDrainJoins(t *testing.T) {
 	d.set(left)
 	one.ends(exitOK)
 	two.ends(exitOK)
-	// And who comes when all is over learns that.
-	three := d.run("drain")
-	d.mu.Lock()
-	d.begin = func(*daemon.DrainView) {}
-	d.mu.Unlock()
-	three.ends(exitOK)
 }
 
 func TestDrainOfOneThatLeft(t *testing.T) {
 	d := newFakeDaemon(t)
-	d.set(func(v *daemon.DrainView) {
-		*v = drainOf("d0", 0, 0)
-		v.Began = v.Began.Add(-time.Hour)
-		left(v)
-	})
-	d.begin = func(*daemon.DrainView) {}
-	c := d.run("drain")
-	c.ends(exitOK)
-	if !strings.HasPrefix(c.stdout.String(), "left: ") {
-		t.Error(c.stdout.String())
-	}
-	d.refuse = &daemon.Refusal{Code: daemon.RefusedNotMember, Message: "this node has left already", View: &d.view}
+	v := drainOf(0, 0)
+	left(&v)
+	d.refuse = &daemon.Refusal{Code: daemon.RefusedLeft, Message: "this node has left already", View: &v}
 	for _, args := range [][]string{{"drain"}, {"drain", "--detach"}} {
-		c = d.run(args...)
+		c := d.run(args...)
 		c.ends(exitOK)
-		if !strings.HasPrefix(c.stdout.String(), "left: ") {
-			t.Error(c.stdout.String())
+		if !strings.HasPrefix(c.stdout.String(), "left: this node is out of the cluster\n") || d.follows > 0 {
+			t.Error(c.stdout.String(), d.follows)
 		}
 	}
 }
 
-// What ended before it was asked is another drain's end: the new one is waited for.
-func TestDrainAfterAnother(t *testing.T) {
+// What becomes of a machine that stays.
+func TestDrainOtherEnds(t *testing.T) {
 	d := newFakeDaemon(t)
-	d.set(func(v *daemon.DrainView) {
-		*v = drainOf("d0", 0, 0)
-		v.State, v.Ended, v.Outcome, v.By = cluster.StateActive, time.Now().Add(-time.Minute), daemon.OutcomeUndrained, "bob"
-	})
-	d.begin = func(*daemon.DrainView) {} // it takes a moment
 	c := d.run("drain")
-	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 0 }, func() string { return "does not follow" })
-	d.set(func(v *daemon.DrainView) { *v = drainOf("d1", 0, 1) })
-	c.says("0 publishers, 1 viewer left")
-	d.set(left)
+	c.says("31 viewers")
+	d.set(func(v *lifecycle.View) {
+		left(v)
+		v.State, v.Registry, v.RegistryTold = lifecycle.StateParked, cluster.StateLeft, false
+		v.Hooks = []lifecycle.HookView{{Hook: lifecycle.Hook{Name: "drain"}, Denied: "autoscaling:CompleteLifecycleAction"}}
+	})
 	c.ends(exitOK)
+	const want = "parked: this node is out of the cluster, and comes back when the cloud wants it\n  reason      scale-in\n  asked by    Auto Scaling\n" +
+		"  hook drain  waits for its timeout: permission autoscaling:CompleteLifecycleAction is missing\n" +
+		"  registry    not told yet; the daemon goes on trying\n"
+	if diff := cmp.Diff(want, c.stdout.String()); diff != "" {
+		t.Error(diff)
+	}
+
+	d.set(func(v *lifecycle.View) { *v = drainOf(1, 1) })
+	c = d.run("drain")
+	c.says("1 viewer left")
+	d.set(func(v *lifecycle.View) {
+		v.Step, v.Progress = lifecycle.StepDone, "drained, waiting for the restart of the machine"
+	})
+	c.ends(exitOK)
+	if !strings.HasPrefix(c.stdout.String(), "draining: nobody is on this node any more; the machine is about to be restarted\n") {
+		t.Error(c.stdout.String())
+	}
 }
 
 func TestDrainDetach(t *testing.T) {
@@ -215,18 +227,7 @@ func TestDrainUndrained(t *testing.T) {
 		t.Error(u.stdout.String())
 	}
 	c.ends(exitFailed)
-	c.said("amsagent: error: this node does not leave [AMS-UNDRAINED]\namsagent: cause: the drain was taken back by alice, amsagent undrain\namsagent: this node is active\n")
-}
-
-func TestDrainFailed(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain")
-	c.says("31 viewers")
-	d.set(func(v *daemon.DrainView) {
-		v.Ended, v.Outcome, v.Error = time.Now(), daemon.OutcomeFailed, "Ant Media Server does not stop: job timed out"
-	})
-	c.ends(exitFailed)
-	c.said("amsagent: error: the drain failed", "amsagent: cause: Ant Media Server does not stop: job timed out\n", "amsagent: this node is draining still\n")
+	c.said("amsagent: error: this node does not leave [AMS-UNDRAINED]\namsagent: cause: this node serves again: undrain by alice, amsagent undrain\namsagent: this node is active\n")
 }
 
 // The daemon is killed in the middle; its successor goes on with the same drain, and so do we.
@@ -238,7 +239,7 @@ func TestDrainDaemonKilled(t *testing.T) {
 	c.says("the daemon is away; it goes on where it was when it is back")
 	d.start()
 	c.says("the daemon is back after")
-	d.set(func(v *daemon.DrainView) { v.Sessions = sessionsOf(0, 0) })
+	d.set(counted(0, 0))
 	c.says("no publishers and no viewers left")
 	d.set(left)
 	c.ends(exitOK)
@@ -264,20 +265,18 @@ func TestDrainStreamEnds(t *testing.T) {
 
 func TestDrainForgotten(t *testing.T) {
 	for _, tt := range []struct {
-		then daemon.DrainView
-		exit int
+		then lifecycle.View
 		want string
 	}{
-		{daemon.DrainView{State: cluster.StateActive}, exitFailed, "the drain was taken back\n"},
-		{daemon.DrainView{State: cluster.StateFailed}, exitFailed, "the daemon knows nothing of it any more\n"},
-		{daemon.DrainView{State: cluster.StateLeft}, exitOK, ""},
-		{daemon.DrainView{}, exitFailed, "this machine is no node of a cluster\n"},
+		{activeView(), "amsagent: cause: the drain was taken back\n"},
+		{lifecycle.View{}, "amsagent: cause: the daemon knows nothing of it any more\n"},
+		{lifecycle.View{State: "of a later version"}, "amsagent: cause: the daemon knows nothing of it any more\n"},
 	} {
 		d := newFakeDaemon(t)
 		c := d.run("drain")
 		c.says("31 viewers")
-		d.set(func(v *daemon.DrainView) { *v = tt.then })
-		c.ends(tt.exit)
+		d.set(func(v *lifecycle.View) { *v = tt.then })
+		c.ends(exitFailed)
 		c.said(tt.want)
 	}
 }
@@ -294,7 +293,7 @@ func TestDrainInterrupted(t *testing.T) {
 		t.Errorf("%+v\n%s", d.undrain, c.stderr.String())
 	}
 	// Where there is no way back, none is offered.
-	d.set(func(v *daemon.DrainView) { v.Irreversible, v.Step = true, "stopping Ant Media Server" })
+	d.set(stopping)
 	c = d.run("drain")
 	c.says("stopping Ant Media Server")
 	c.sig <- syscall.SIGTERM
@@ -321,7 +320,7 @@ func (d *fakeDaemon) quick(e *testEnv) (*globals, *follower) {
 	c := d.impatient(g)
 	return g, &follower{g: g, c: c, began: time.Now(), pace: pace{
 		every: 60 * time.Millisecond, gap: 20 * time.Millisecond, silence: 5 * time.Second,
-		retry: 5 * time.Millisecond, patience: 300 * time.Millisecond, adopt: 200 * time.Millisecond,
+		retry: 5 * time.Millisecond, patience: 300 * time.Millisecond,
 	}}
 }
 
@@ -338,7 +337,7 @@ func TestFollowLost(t *testing.T) {
 	}
 	for _, want := range []string{
 		"the daemon is away; it goes on where it was when it is back", "the daemon has been away for", "amsagent: error: lost sight of it [AMS-NO-DAEMON]\n",
-		"connection refused", "amsagent: the drain goes on when the daemon is back: systemctl start amsagent\n",
+		"connection refused", "amsagent: hint: systemctl start amsagent\n", "amsagent: the drain goes on when the daemon is back\n",
 	} {
 		if !strings.Contains(e.stderr.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, e.stderr.String())
@@ -383,9 +382,11 @@ func TestFollowPace(t *testing.T) {
 	_, f = d.quick(e)
 	f.g = plainGlobals(e)
 	f.every, f.gap = time.Hour, time.Hour
-	v := drainOf("d1", 2, 1000)
+	f.noted, f.trouble = map[lifecycle.Note]bool{}, map[string]string{}
+	v := drainOf(2, 1000)
 	for n := 1000; n >= 0; n-- {
-		v.Sessions = sessionsOf(0, n)
+		counted(0, n)(&v)
+		v.Progress = sessionsLeft(*v.Sessions) // the daemon's words change with each
 		if done, err := f.take(v); done || err != nil {
 			t.Fatal(done, err)
 		}
@@ -393,47 +394,24 @@ func TestFollowPace(t *testing.T) {
 	if got := e.stderr.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "no publishers and no viewers left") {
 		t.Errorf("%s", got)
 	}
-	// A moved deadline is news; a second more or less is none.
+	// A moved deadline is news; half a second more or less is none.
 	v.Deadline = v.Deadline.Add(500 * time.Millisecond)
 	_, _ = f.take(v)
 	v.Deadline = v.Deadline.Add(-5 * time.Minute)
 	_, _ = f.take(v)
-	v.Notes = []string{"MongoDB is away"}
+	// What happened before is history.
+	v.Notes = []lifecycle.Note{{At: f.began.Add(-time.Hour), Text: "an old note"}, {At: time.Now(), Text: "a new note"}}
+	v.Trouble = map[string]string{"registry": "MongoDB is away"}
 	_, _ = f.take(v)
 	_, _ = f.take(v)
-	if got := e.stderr.String(); strings.Count(got, "\n") != 4 || strings.Count(got, "MongoDB is away") != 1 || !strings.Contains(got, "6m of the hook's budget") {
+	if got := e.stderr.String(); strings.Count(got, "\n") != 5 || strings.Count(got, "MongoDB is away") != 1 ||
+		!strings.Contains(got, "a new note") || strings.Contains(got, "an old note") || !strings.Contains(got, "6m of the hook's budget") {
 		t.Errorf("%s", got)
 	}
-}
-
-// A drain that was taken back and begun again between two looks is followed on: it is to be seen gone.
-func TestDrainAnew(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain")
-	c.says("31 viewers")
-	d.set(func(v *daemon.DrainView) { *v = drainOf("d2", 0, 7) })
-	c.says("7 viewers")
-	d.set(left)
-	c.ends(exitOK)
-}
-
-// The daemon's words have the numbers in them, and change with each.
-func TestFollowStepsWithNumbers(t *testing.T) {
-	d := newFakeDaemon(t)
-	e := &testEnv{}
-	_, f := d.quick(e)
-	f.every, f.gap = time.Hour, time.Hour
-	v := drainOf("d1", 0, 50)
-	for n := 50; n > 0; n-- {
-		v.Sessions, v.Step = sessionsOf(0, n), count(n, "viewer")+" left"
-		_, _ = f.take(v)
-	}
-	v.Irreversible, v.Step = true, "stopping Ant Media Server"
+	stopping(&v)
 	_, _ = f.take(v)
-	v.Step = "telling the cloud that it may go on"
-	_, _ = f.take(v)
-	if got := e.stderr.String(); strings.Count(got, "\n") != 3 || !strings.Contains(got, "telling the cloud") {
-		t.Error(got)
+	if got := e.stderr.String(); strings.Count(got, "\n") != 6 || !strings.Contains(got, "stopping Ant Media Server") {
+		t.Errorf("%s", got)
 	}
 }
 
@@ -441,12 +419,8 @@ func TestFollowStepsWithNumbers(t *testing.T) {
 func TestFollowNothingBegins(t *testing.T) {
 	d := newFakeDaemon(t)
 	g, f := d.quick(&testEnv{})
-	d.view.Notes = []string{"alice overruled event (scale-in)"}
 	err := g.followed(t.Context(), "drain", f, d.view, 0, drainData{})
-	if !strings.Contains(err.Error(), "the daemon does nothing about it: alice overruled event (scale-in)") {
-		t.Error(err)
-	}
-	if e := g.explain(err); !errors.Is(err, errNotBegun) || e.Exit != exitFailed || e.State != "this node is active" {
+	if e := g.explain(err); !errors.Is(err, errNotTaken) || e.Exit != exitFailed || e.State != "this node is active" {
 		t.Errorf("%+v", e)
 	}
 }
@@ -455,27 +429,31 @@ func TestProgressOf(t *testing.T) {
 	now := fixedNow()
 	one, none := 1, 0
 	by := cluster.CountedByConnections
+	sessions := func(s cluster.Sessions) func(*lifecycle.View) {
+		return func(v *lifecycle.View) { v.Sessions, v.Deadline = &s, time.Time{} }
+	}
 	for _, tt := range []struct {
-		change func(*daemon.DrainView)
+		change func(*lifecycle.View)
 		want   string
 	}{
-		{func(*daemon.DrainView) {}, "2 publishers, 31 viewers left, 11m of the hook's budget"},
-		{func(v *daemon.DrainView) { v.DeadlineOwner = "" }, "2 publishers, 31 viewers left, 11m to the deadline"},
-		{func(v *daemon.DrainView) { v.DeadlineOwner = "--deadline of alice" }, "2 publishers, 31 viewers left, 11m to the deadline (--deadline of alice)"},
-		{func(v *daemon.DrainView) { v.Deadline = now }, "2 publishers, 31 viewers left, the deadline has come"},
-		{func(v *daemon.DrainView) { v.Deadline = time.Time{} }, "2 publishers, 31 viewers left"},
-		{func(v *daemon.DrainView) {
-			v.Sessions, v.Deadline = cluster.Sessions{Publishers: &one, Viewers: &one, By: by}, time.Time{}
-		}, "1 publisher, about 1 viewer left"},
-		{func(v *daemon.DrainView) { v.Sessions, v.Deadline = cluster.Sessions{Viewers: &none}, time.Time{} }, "0 viewers left, publishers not known"},
-		{func(v *daemon.DrainView) { v.Sessions, v.Deadline = cluster.Sessions{Publishers: &one}, time.Time{} }, "1 publisher left, viewers not known"},
-		{func(v *daemon.DrainView) { v.Sessions, v.Deadline = cluster.Sessions{}, time.Time{} }, "publishers and viewers not known"},
-		{func(v *daemon.DrainView) { v.Irreversible = true }, "waiting for the sessions to end"},
-		{func(v *daemon.DrainView) { v.Irreversible, v.Step = true, "" }, "leaving"},
-		{func(v *daemon.DrainView) { v.Kind, v.Step = lifecycle.Launch, "" }, "waiting for this node to serve"},
-		{func(v *daemon.DrainView) { v.ID = "" }, "waiting for the daemon to begin"},
+		{func(*lifecycle.View) {}, "2 publishers, 31 viewers left, 11m of the hook's budget"},
+		{func(v *lifecycle.View) { v.DeadlineBy = "" }, "2 publishers, 31 viewers left, 11m to the deadline"},
+		{func(v *lifecycle.View) { v.DeadlineBy = "--deadline of alice" }, "2 publishers, 31 viewers left, 11m to the deadline (--deadline of alice)"},
+		{func(v *lifecycle.View) { v.Deadline = now.Add(65 * time.Minute) }, "2 publishers, 31 viewers left, 1h5m of the hook's budget"},
+		{func(v *lifecycle.View) { v.Deadline = now.Add(2 * time.Hour) }, "2 publishers, 31 viewers left, 2h of the hook's budget"},
+		{func(v *lifecycle.View) { v.Deadline = now.Add(40500 * time.Millisecond) }, "2 publishers, 31 viewers left, 40s of the hook's budget"},
+		{func(v *lifecycle.View) { v.Deadline = now }, "2 publishers, 31 viewers left, the deadline has come"},
+		{func(v *lifecycle.View) { v.Deadline = time.Time{} }, "2 publishers, 31 viewers left"},
+		{func(v *lifecycle.View) { v.Sessions, v.Deadline = nil, time.Time{} }, "counting the sessions"},
+		{sessions(cluster.Sessions{Publishers: &one, Viewers: &one, By: by}), "1 publisher, about 1 viewer left"},
+		{sessions(cluster.Sessions{Viewers: &none}), "0 viewers left, publishers not known"},
+		{sessions(cluster.Sessions{Publishers: &one}), "1 publisher left, viewers not known"},
+		{sessions(cluster.Sessions{}), "publishers and viewers not known"},
+		{stopping, "stopping Ant Media Server"},
+		{func(v *lifecycle.View) { *v = lifecycle.View{State: lifecycle.StateActive, Start: "starting"} }, "waiting for this node to serve"},
+		{func(v *lifecycle.View) { *v = lifecycle.View{State: lifecycle.StateResuming} }, "resuming"},
 	} {
-		v := drainOf("d1", 2, 31)
+		v := drainOf(2, 31)
 		tt.change(&v)
 		if got := progressOf(v, now); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
@@ -485,7 +463,7 @@ func TestProgressOf(t *testing.T) {
 
 func TestUndrain(t *testing.T) {
 	d := newFakeDaemon(t)
-	d.refuse = &daemon.Refusal{Code: daemon.RefusedNotDraining, Message: "this node is not draining", View: &daemon.DrainView{State: cluster.StateActive}}
+	d.refuse = &daemon.Refusal{Code: daemon.RefusedNotDraining, Message: "this node is not draining", View: &lifecycle.View{State: lifecycle.StateActive}}
 	c := d.run("undrain")
 	c.ends(exitOK)
 	if c.stdout.String() != "nothing to do: this node is not draining\n" {
@@ -496,11 +474,11 @@ func TestUndrain(t *testing.T) {
 	if !strings.Contains(c.stdout.String(), `"result": "not-draining"`) {
 		t.Error(c.stdout.String())
 	}
-	d.refuse = &daemon.Refusal{Code: daemon.RefusedTooLate, Message: "Ant Media Server is being stopped", View: &daemon.DrainView{State: cluster.StateDraining}}
+	d.refuse = &daemon.Refusal{Code: daemon.RefusedTooLate, Message: "Ant Media Server is being stopped", View: &lifecycle.View{State: lifecycle.StateDraining}}
 	c = d.run("undrain")
 	c.ends(exitFailed)
 	c.said("amsagent: error: it is too late to take the drain back [AMS-REFUSED]\namsagent: cause: Ant Media Server is being stopped\n", "amsagent: the drain goes on\n")
-	d.refuse.View.State = cluster.StateLeft
+	d.refuse.View.State = lifecycle.StateLeft
 	c = d.run("undrain")
 	c.ends(exitFailed)
 	c.said("amsagent: this node has left the cluster\n")
@@ -592,44 +570,58 @@ func TestEventOfAnother(t *testing.T) {
 }
 
 func TestEventLaunch(t *testing.T) {
-	launch := func(v *daemon.DrainView) {
-		*v = daemon.DrainView{ID: "l1", Kind: lifecycle.Launch, State: cluster.StateJoining, Began: time.Now(), Step: "waiting for Ant Media Server to show up"}
+	launch := func(v *lifecycle.View) {
+		*v = lifecycle.View{State: lifecycle.StateActive, Start: "starting", Registry: cluster.StateJoining}
 	}
 	d := newFakeDaemon(t)
 	d.status.ID = "i-0abc"
 	d.begin = launch
-	d.set(func(v *daemon.DrainView) { v.State = cluster.StateJoining })
 	c := d.runWith(launchOf(bridge), "event")
-	c.says("waiting for Ant Media Server to show up")
-	d.set(func(v *daemon.DrainView) {
-		v.State, v.Ended, v.Outcome = cluster.StateActive, time.Now(), daemon.OutcomeActive
-	})
+	c.says("waiting for this node to serve")
+	d.set(func(v *lifecycle.View) { v.Start = "proved" })
 	c.ends(exitOK)
-	if c.stdout.String() != "active: this node serves\n" || !d.notices[0].Hook.Launching || d.notices[0].Kind != lifecycle.Launch {
+	if !strings.HasPrefix(c.stdout.String(), "active: this node serves\n") || !d.notices[0].Hook.Launching || d.notices[0].Kind != lifecycle.Launch {
 		t.Errorf("%s%+v", c.stdout.String(), d.notices)
 	}
-
-	d.set(launch)
 	c = d.runWith(launchOf(bridge), "event", "--detach")
 	c.ends(exitOK)
 	if c.stdout.String() != "launching\n" {
 		t.Error(c.stdout.String())
 	}
-	c = d.runWith(launchOf(bridge), "event")
-	c.says("waiting for Ant Media Server to show up")
-	d.set(func(v *daemon.DrainView) {
-		v.State, v.Ended, v.Outcome, v.Error = cluster.StateFailed, time.Now(), daemon.OutcomeFailed, "Ant Media Server was not seen"
-	})
-	c.ends(exitFailed)
-	c.said("amsagent: error: this node does not serve", "cause: Ant Media Server was not seen\n", "amsagent: this node is failed\n")
-
-	// One that serves already, with nothing to complete.
-	d.set(func(v *daemon.DrainView) { *v = daemon.DrainView{State: cluster.StateActive} })
-	d.mu.Lock()
-	d.begin = func(*daemon.DrainView) {}
-	d.mu.Unlock()
-	c = d.runWith(launchOf(bridge), "event")
+	// A parked machine comes back.
+	d.begin = func(v *lifecycle.View) { v.State, v.Start = lifecycle.StateResuming, "starting" }
+	resume := strings.Replace(launchOf(bridge), `"LifecycleActionToken"`, `"Origin":"WarmPool","LifecycleActionToken"`, 1)
+	c = d.runWith(resume, "event")
+	c.says("waiting for this node to serve")
+	d.set(func(v *lifecycle.View) { *v = activeView() })
 	c.ends(exitOK)
+
+	d.begin = launch
+	c = d.runWith(launchOf(bridge), "event")
+	c.says("waiting for this node to serve")
+	d.set(func(v *lifecycle.View) { v.Start = "failed" })
+	c.ends(exitFailed)
+	c.said("amsagent: error: this node does not serve", "cause: Ant Media Server is not seen in the cluster\n", "amsagent: this node is active\n")
+
+	// One that is to go does not come.
+	d.set(func(v *lifecycle.View) { *v = drainOf(0, 1) })
+	c = d.runWith(launchOf(bridge), "event")
+	c.ends(exitFailed)
+	c.said("cause: the daemon does nothing about it\n", "amsagent: this node is draining still\n")
+}
+
+// What a person has overruled stays so, and is said.
+func TestEventOverruled(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.status.ID = "i-0abc"
+	d.begin = func(v *lifecycle.View) {
+		v.Dismissed = []string{"aws/i-0abc/terminate"}
+		v.Notes = []lifecycle.Note{{At: time.Now(), Text: "this node serves again: undrain by bob"}}
+	}
+	c := d.runWith(bridge, "event")
+	c.ends(exitFailed)
+	c.said("amsagent: error: this event was overruled by hand [AMS-UNDRAINED]\n", "amsagent: cause: this node serves again: undrain by bob\n",
+		"amsagent: hint: `amsagent drain` drains this node all the same\n", "amsagent: this node is active\n")
 }
 
 func TestEventUsage(t *testing.T) {
