@@ -167,9 +167,9 @@ type Daemon struct {
 	client *cluster.Client // of the session; nil between sessions
 	// own is the state file as the daemon itself knows it.
 	own *bootstrap.State
-	// mine, while a step of the daemon's own is under way, tells which states of
-	// the file may be of its making; nil between steps.
-	mine func(*bootstrap.State) bool
+	// mine, for each step of the daemon's own that is under way, tells which states
+	// of the file may be of its making.
+	mine map[int]func(*bootstrap.State) bool
 	// steps counts the beginnings and ends of steps.
 	steps int
 	// reread tells that the settings are other ones than the session has.
@@ -188,7 +188,9 @@ type Daemon struct {
 // New prepares a daemon.
 func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
-	d := &Daemon{o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics()}
+	d := &Daemon{
+		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]func(*bootstrap.State) bool{},
+	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -210,6 +212,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	ready := d.ready() // before anybody holds the settings to ask the cloud
 	servers := d.listen(ctx)
 	var work sync.WaitGroup
 	asked := ctx
@@ -224,7 +227,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	work.Go(func() { d.reloads(ctx) })
 	// From here on the machine may go on booting: what follows takes as long as
 	// AMS and MongoDB take.
-	d.o.Notify(d.ready())
+	d.o.Notify(ready)
 	d.status()
 	<-asked.Done()
 	d.o.Notify("STOPPING=1")
@@ -360,12 +363,17 @@ func (d *Daemon) changed() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case d.reread && d.mine == nil:
+	case d.reread && len(d.mine) == 0:
 		return true // a join under way is not cut for it
 	case err != nil || d.steps != steps || sameState(s, d.own):
 		return false
 	}
-	return d.mine == nil || !d.mine(s)
+	for _, mine := range d.mine {
+		if mine(s) {
+			return false
+		}
+	}
+	return true
 }
 
 func sameState(a, b *bootstrap.State) bool {
@@ -381,8 +389,9 @@ func sameState(a, b *bootstrap.State) bool {
 // it. What is not of its making is somebody else's, who is at work meanwhile.
 func (d *Daemon) step(mine func(*bootstrap.State) bool, do func() error) error {
 	d.mu.Lock()
-	d.mine = mine
 	d.steps++
+	number := d.steps
+	d.mine[number] = mine
 	d.mu.Unlock()
 	err := do()
 	s, serr := d.o.Machine.StateFile()
@@ -391,7 +400,7 @@ func (d *Daemon) step(mine func(*bootstrap.State) bool, do func() error) error {
 	if serr == nil && mine(s) {
 		d.own = s
 	}
-	d.mine = nil
+	delete(d.mine, number)
 	d.steps++
 	return err
 }
@@ -399,7 +408,7 @@ func (d *Daemon) step(mine func(*bootstrap.State) bool, do func() error) error {
 func (d *Daemon) stepping() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.mine != nil
+	return len(d.mine) > 0
 }
 
 // anyState is what a join may leave.

@@ -310,11 +310,57 @@ func TestStateChangedByOthers(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newPretended(&pretended{state: tt.is}, &told{}, nil)
-			d.own, d.mine = tt.own, tt.mine
+			d.own = tt.own
+			if tt.mine != nil {
+				d.mine[1] = tt.mine
+			}
 			if got := d.changed(); got != tt.want {
 				t.Errorf("changed: %v", got)
 			}
 		})
+	}
+}
+
+// A drain may stop AMS while the files are compared: the end of one step is not
+// that of the other.
+func TestStepsTogether(t *testing.T) {
+	p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
+	d := newPretended(p, &told{}, nil)
+	d.begin()
+	go1, go2, begun := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var work sync.WaitGroup
+	for _, wait := range []chan struct{}{go1, go2} {
+		work.Go(func() {
+			err := d.step(memberState, func() error {
+				begun <- struct{}{}
+				<-wait
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	<-begun
+	<-begun
+	close(go1)
+	for {
+		d.mu.Lock()
+		steps := d.steps
+		d.mu.Unlock()
+		if steps == 3 {
+			break
+		}
+		pause(t.Context(), time.Millisecond)
+	}
+	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true})
+	if !d.stepping() || d.changed() {
+		t.Error("the step that is still under way is forgotten")
+	}
+	close(go2)
+	work.Wait()
+	if d.stepping() || d.changed() {
+		t.Error("a step that has ended is remembered")
 	}
 }
 
