@@ -248,11 +248,15 @@ func (m *Manager) bound(own, keep time.Duration, last time.Time) time.Duration {
 	if ends.IsZero() || !last.IsZero() && last.Before(ends) {
 		ends = last
 	}
-	if ends.IsZero() {
+	left := time.Until(ends)
+	if ends.IsZero() || left < -outlived {
 		return own
 	}
-	return min(own, max(time.Until(ends)-keep, leastStep))
+	return min(own, max(left-keep, leastStep))
 }
+
+// outlived is after what nobody believes in an end any more that did not come.
+const outlived = 10 * time.Second
 
 // leastStep is what each step gets even where there is no time: trying costs
 // little.

@@ -276,9 +276,13 @@ func (m *Manager) takeUpAfterBoot() {
 // commit makes a change of the record durable, and known. The lock is held.
 func (m *Manager) commit() {
 	now := time.Now()
-	m.r.Deadline = time.Time{}
-	if m.r.Step != StepNone {
+	switch {
+	case m.r.Step == StepNone:
+		m.r.Deadline = time.Time{}
+	case m.r.Step.observing():
 		m.r.Deadline = deadline(m.o.timeline(m.r))
+	default:
+		// What it was when AMS was stopped.
 	}
 	boot, up := m.o.Uptime()
 	if err := m.r.save(m.o.Files, m.o.Path, now, boot, up); err != nil {

@@ -1,0 +1,199 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// TestRandomFaults lets a hundred machines go while everything around them fails
+// at random, and holds to what must be so whatever happens.
+func TestRandomFaults(t *testing.T) {
+	sum := map[string]int{}
+	for seed := range uint64(100) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			bubble(t, func(t *testing.T) { chaos(t, seed, sum) })
+		})
+	}
+	t.Log(sum)
+	for _, what := range []string{"killed", "cut", "undrained", "completed", "gone"} {
+		if sum[what] == 0 {
+			t.Errorf("never %s: the faults are too tame", what)
+		}
+	}
+}
+
+func chaos(t *testing.T, seed uint64, sum map[string]int) {
+	rng := rand.New(rand.NewPCG(seed, 4))
+	chance := func(percent int) bool { return rng.IntN(100) < percent }
+	between := func(a, b time.Duration) time.Duration { return a + time.Duration(rng.Int64N(int64(b-a))) }
+
+	w := newWorld(t)
+	w.publishers, w.viewers = p(rng.IntN(3)), p(rng.IntN(30))
+	w.stopTime, w.mongoTime, w.cloudTime = between(0, 20*time.Second), between(0, 300*time.Millisecond), between(0, time.Second)
+	w.countTime = between(0, 200*time.Millisecond)
+	hook := terminate().Hook
+	hook.Timeout = between(30*time.Second, 20*time.Minute)
+	if chance(50) {
+		w.hook = hook
+	}
+	w.waitsFrom = time.Now().Add(between(0, 3*time.Minute))
+	configured := between(10*time.Minute, 40*time.Minute)
+	options := func(o *Options) { o.Deadline = configured; o.Rand = func() float64 { return 0.5 } }
+
+	l := w.live(options)
+	now, undrains := false, 0
+	told := false // a notice was given and not taken back
+	saidUnended := false
+	check := func() {
+		v := l.View()
+		saidUnended = saidUnended || slices.ContainsFunc(v.Notes, func(n Note) bool { return strings.Contains(n.Text, "was not seen to end") })
+		if told && v.Ready {
+			t.Errorf("ready while it drains: %+v", v)
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.cut > 0 && !now && w.cutAt.Before(v.Deadline) && v.Step != StepNone {
+			t.Errorf("%d sessions were cut %s before the deadline", w.cut, v.Deadline.Sub(w.cutAt))
+		}
+	}
+
+	until := time.Now().Add(between(5*time.Minute, 50*time.Minute))
+	for time.Now().Before(until) && !t.Failed() {
+		tick(between(time.Millisecond, 20*time.Second))
+		check()
+		n := terminate()
+		n.Hook = nil
+		if chance(50) {
+			h := *hook
+			n.Hook = &h
+		}
+		switch rng.IntN(24) {
+		case 0, 1:
+			l.Notice(n)
+			told = told || !slices.Contains(l.View().Dismissed, n.ID)
+		case 2:
+			if chance(20) {
+				n := spot(between(time.Minute, 10*time.Minute))
+				l.Notice(n)
+				told = told || !slices.Contains(l.View().Dismissed, n.ID)
+			}
+		case 3:
+			if l.Drain(DrainRequest{Deadline: between(time.Minute, time.Hour), Who: "root"}) == nil {
+				told = true
+			}
+		case 4:
+			if chance(5) && l.Drain(DrainRequest{Now: true}) == nil {
+				now, told = true, true
+			}
+		case 5:
+			if chance(30) && l.Undrain("root") == nil {
+				undrains++
+				told = false
+				sum["undrained"]++
+			}
+		case 6:
+			if chance(30) && !l.View().Finished() {
+				l.Notice(Notice{ID: n.ID, Kind: Withdrawn})
+				told = !l.View().Ready
+			}
+		case 7, 8:
+			w.set(func(w *world) { w.mongoErr = errMongo })
+		case 9:
+			w.set(func(w *world) { w.mongoHang = true })
+		case 10, 11:
+			w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
+		case 12:
+			w.set(func(w *world) { w.cloudErr = func(op) error { return errThrottled } })
+		case 13:
+			w.set(func(w *world) { w.cloudErr = func(op) error { return &DeniedError{Permission: "p"} } })
+		case 14:
+			w.set(func(w *world) { w.cloudHang = true })
+		case 15, 16:
+			w.set(func(w *world) { w.cloudErr, w.cloudHang = nil, false })
+		case 17:
+			w.set(func(w *world) { w.countErr = errors.New("403") })
+		case 18:
+			w.set(func(w *world) { w.countErr = nil })
+		case 19:
+			w.set(func(w *world) { w.diskErr = errors.New("no space left on device") })
+		case 20:
+			w.set(func(w *world) { w.diskErr = nil })
+		case 21, 22:
+			// What is not on the disk is lost by a kill, that is not the point here.
+			if l.View().Trouble["record"] == "" {
+				l.kill()
+				tick(between(0, 10*time.Second))
+				l = w.live(options)
+				sum["killed"]++
+			}
+		case 23:
+			w.set(func(w *world) {
+				if w.running {
+					w.viewers, w.publishers = p(rng.IntN(*w.viewers+1)), p(rng.IntN(*w.publishers+1))
+				}
+				if chance(3) {
+					w.gone = true
+				}
+			})
+		}
+	}
+	// All is mended, everybody goes home, and the cloud takes the machine for good.
+	w.set(func(w *world) {
+		w.mongoErr, w.mongoHang, w.cloudErr, w.cloudHang, w.countErr, w.diskErr = nil, false, nil, false, nil, nil
+		w.publishers, w.viewers = p(0), p(0)
+	})
+	last := terminate()
+	last.ID = "the end"
+	l.Notice(last)
+	told = true
+	l.until("done", 10*time.Minute, func(v View) bool { return isDone(v) && v.RegistryTold && hooksEnded(v) })
+	check()
+	v := l.View()
+	if w.row != cluster.StateLeft || v.State != StateLeft {
+		t.Errorf("row %s, state %s", w.row, v.State)
+	}
+	if w.running && !saidUnended {
+		t.Errorf("AMS runs, and nobody said so; trouble %v, %+v", v.Trouble, v.Notes)
+	}
+	if len(w.completed) > 1 || len(w.completed) == 0 && !w.gone {
+		t.Errorf("completed %v, gone %v", w.completed, w.gone)
+	}
+	if len(w.completed) == 1 {
+		sum["completed"]++
+		if at, stop := w.times("complete"), w.times("deregister?"); len(stop) == 0 || at[0].Before(stop[0]) {
+			t.Error("the cloud was told before the registry was tried")
+		}
+	} else {
+		sum["gone"]++
+	}
+	if w.cut > 0 {
+		sum["cut"]++
+	}
+	// Everything that came of it is known after one more restart.
+	l.kill()
+	l = w.live(options)
+	defer l.kill()
+	tick(time.Minute)
+	if v := l.View(); v.State != StateLeft || !isDone(v) {
+		t.Errorf("after a restart: %s %s", v.State, v.Step)
+	}
+}
+
+func hooksEnded(v View) bool {
+	for _, h := range v.Hooks {
+		if h.End == "" {
+			return false
+		}
+	}
+	return true
+}
