@@ -240,7 +240,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		work.Wait()
 		close(ended)
 	}()
-	servers.close()
+	servers.close(ctx)
 	d.await(ended)
 	return nil
 }

@@ -33,11 +33,11 @@ type servers struct {
 	socket string // its path; "" where there is none
 }
 
-func (s *servers) close() {
+func (s *servers) close(ctx context.Context) {
 	if s.socket != "" {
 		_ = os.Remove(s.socket) // one that is left is replaced by the next daemon
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
 	defer cancel()
 	for _, srv := range s.http {
 		if err := srv.Shutdown(ctx); err != nil {

@@ -488,10 +488,9 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, re
 			}
 		}
 		c, err := m.d.converge(ctx, s, mongo)
-		if ctx.Err() != nil {
-			return nil
+		if ctx.Err() == nil {
+			m.d.mended(err)
 		}
-		m.d.mended(err)
 		switch {
 		case c == nil:
 		case c.Phase != bootstrap.PhaseJoined:

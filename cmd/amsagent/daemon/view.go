@@ -107,8 +107,6 @@ func (w *view) lastSample() heartbeat.Sample {
 	return w.sample
 }
 
-func (w *view) sessions() cluster.Sessions { return w.get().Sessions }
-
 func (w *view) setPhase(p bootstrap.Phase) {
 	w.change(func(v *View) {
 		if v.Phase = p; p != bootstrap.PhaseJoined {
