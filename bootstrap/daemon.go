@@ -32,7 +32,7 @@ const (
 	DaemonFailed       DaemonOutcome = "failed"        // a warning says why
 )
 
-// IDDaemon: the agent's own daemon could not be started or stopped.
+// IDDaemon is the id of a finding: the daemon could not be started or stopped.
 const IDDaemon = "AMS-DAEMON"
 
 // Bounds of what is asked about the daemon. It says that it is up before it begins
