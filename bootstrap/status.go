@@ -273,7 +273,8 @@ func (s *Status) compare(state *State) {
 	if state == nil && files.Mode == conf.ModeCluster {
 		add("STATUS-FOREIGN", "amsagent join takes it over; amsagent leave makes it standalone", "the files are a cluster node's, and not amsagent made them so")
 	}
-	if proc.State.Known() && !proc.State.Running() && files.Mode == conf.ModeCluster {
+	left := row.Registry != nil && row.Registry.State == cluster.StateLeft // and is stopped for that
+	if proc.State.Known() && !proc.State.Running() && files.Mode == conf.ModeCluster && !left {
 		add("STATUS-STOPPED", "look at the log of "+proc.Service, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
 	if !row.Looked {

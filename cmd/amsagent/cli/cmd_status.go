@@ -32,9 +32,9 @@ func newStatusCommand(g *globals) *cobra.Command {
 	var opts statusOptions
 	cmd := &cobra.Command{
 		Use:   "status [flags]",
-		Short: "show this node from three sides, and where they disagree",
-		Long: "Three sides: the files on disk, the server that runs, and this node's rows as its\n" +
-			"peers read them from MongoDB. What contradicts each other is named, with what to do.",
+		Short: "show this node from four sides, and where they disagree",
+		Long: "Four sides: the files on disk, the server that runs, this node's rows as its\n" +
+			"peers read them from MongoDB, and the daemon with what the cloud wants of it. What\ncontradicts each other is named, with what to do.",
 		Example: "  amsagent status\n" +
 			"  amsagent status --strict\n" +
 			"  amsagent status --wait active --timeout 2m\n" +
@@ -85,7 +85,9 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		return &userError{Msg: "cannot look at this machine", Cause: err}
 	}
 	t := g.tableStyle()
-	if err := g.result("status", s, func(w *textWriter) { statusText(w, s, t) }); err != nil {
+	v := &statusView{Status: s}
+	v.askDaemon(ctx, g)
+	if err := g.result("status", v, func(w *textWriter) { statusText(w, v, t) }); err != nil {
 		return err
 	}
 	switch {
@@ -108,8 +110,12 @@ type quietError struct{ code int }
 
 func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
-func statusText(w *textWriter, s *bootstrap.Status, t tableStyle) {
-	w.line("%s", statusVerdict(w, s))
+func statusText(w *textWriter, s *statusView, t tableStyle) {
+	verdict := s.lifeVerdict(w)
+	if verdict == "" {
+		verdict = statusVerdict(w, s.Status)
+	}
+	w.line("%s", verdict)
 	files := printable(s.Files.Err)
 	if s.Files.Mode != "" {
 		files = fmt.Sprintf("%s, Ant Media Server %s in %s", s.Files.Mode, s.Files.Release, s.Files.Dir)
@@ -126,7 +132,8 @@ func statusText(w *textWriter, s *bootstrap.Status, t tableStyle) {
 		process += "; " + s.Process.Liveness.String()
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
-		"sessions", statusSessions(s.Row))
+		"sessions", statusSessions(s.Row), "daemon", s.daemonText())
+	s.lifeText(w)
 	if lines := loadLines(s.Row, t); len(lines) > 0 {
 		w.heading("Load")
 		for _, line := range lines {

@@ -236,6 +236,7 @@ func newRootCommand(g *globals) *cobra.Command {
 		newRunCommand(g),
 		newEventCommand(g),
 		newConvergeCommand(g),
+		newDeregisterCommand(g),
 		newMetadataCommand(g),
 		newConfigCommand(g),
 		newVersionCommand(g),

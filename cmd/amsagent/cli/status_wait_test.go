@@ -135,7 +135,7 @@ func TestStatusShowsTheLoad(t *testing.T) {
 	})
 	text := func(s *bootstrap.Status, style tableStyle) string {
 		w := &textWriter{now: fixedNow()}
-		statusText(w, s, style)
+		statusText(w, &statusView{Status: s}, style)
 		return w.b.String()
 	}
 	golden(t, "nodes/status-plain.txt", text(s, tableStyle{}))

@@ -1,0 +1,54 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// ErrServing says that AMS still runs: it would write its document again at once.
+var ErrServing = errors.New("Ant Media Server still runs") //nolint:staticcheck // a name
+
+// DeregisterRequest is what a machine that goes down tells the cluster last.
+type DeregisterRequest struct {
+	Mongo  cluster.Target
+	Reason string
+}
+
+// Deregister takes this node out of the cluster's lists after AMS has stopped. It
+// changes nothing on the disk: a machine that is only restarted joins again by
+// itself. A machine that never joined has nothing to say.
+func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Departed, error) {
+	s, err := loadState(m.store())
+	if err != nil {
+		return nil, err
+	}
+	if s == nil || s.InstanceID == "" {
+		return nil, ErrNotMember
+	}
+	st, err := m.Service.State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if st.Running() {
+		return nil, fmt.Errorf("deregistering: %w", ErrServing)
+	}
+	c, err := m.Connect(ctx, req.Mongo)
+	if err != nil {
+		return nil, err
+	}
+	defer closeClient(ctx, c)
+	// Nobody on this machine writes AMS's document any more, so all that is there
+	// of this address is from before.
+	done, err := m.Depart(ctx, c, Departure{ID: s.InstanceID, Address: s.Address, StoppedAt: time.Now(), Reason: req.Reason})
+	if err == nil {
+		err = c.AddEvent(ctx, cluster.Event{Node: s.InstanceID, Kind: "leave", Who: "amsagent", Why: req.Reason})
+	}
+	return &done, err
+}

@@ -1,0 +1,96 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// nodeUnit is the unit whose stop deregisters.
+const nodeUnit = "amsagent-node.service"
+
+type deregisterOptions struct{ onShutdown bool }
+
+func (o *deregisterOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.onShutdown, "on-shutdown", false, "do nothing unless systemd says that the machine is going down")
+}
+
+func newDeregisterCommand(g *globals) *cobra.Command {
+	var opts deregisterOptions
+	cmd := &cobra.Command{
+		Use:   "deregister [flags]",
+		Short: "take a node whose server has stopped out of the cluster's lists",
+		Long: "The last word of a machine that goes down: Ant Media Server's own document is\n" +
+			"removed, and this node's row says left. systemd runs it, after Ant Media Server has\n" +
+			"stopped, as the end of amsagent-node.service. The files stay those of a node: a\n" +
+			"machine that comes back joins again by itself. To leave for good: amsagent leave.",
+		Example:               "  amsagent deregister --on-shutdown",
+		GroupID:               groupAdvanced,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitNotMember, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, machineSettings()...)
+	return cmd
+}
+
+type deregisterResult struct {
+	Done    bool     `json:"done"`
+	Why     string   `json:"why,omitempty"`
+	Removed []string `json:"removed"`
+}
+
+func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) error {
+	m, err := g.bootstrapMachine(false)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
+	res := &deregisterResult{Removed: []string{}}
+	if opts.onShutdown {
+		down, err := ams.NewSystemd(nodeUnit).SystemStopping(ctx)
+		if err != nil {
+			return &userError{Msg: "cannot tell whether this machine goes down", Cause: err, State: stillListed}
+		}
+		if !down {
+			res.Why = "the machine is not going down"
+			return g.result("deregister", res, func(w *textWriter) { deregisterText(w, res) })
+		}
+	}
+	src, err := g.mongo()
+	if err != nil && !errors.Is(err, errNoMongo) {
+		return &userError{Msg: "cannot deregister", Cause: err, State: stillListed}
+	}
+	done, err := m.Deregister(ctx, bootstrap.DeregisterRequest{Mongo: src.Target, Reason: "machine stopped"})
+	switch {
+	case errors.Is(err, bootstrap.ErrNotMember):
+		res.Why = "this machine is no node"
+	case err != nil:
+		return &userError{Msg: "cannot deregister", Cause: err, State: stillListed}
+	default:
+		res.Done = true
+		res.Removed = append(res.Removed, done.Documents...)
+	}
+	return g.result("deregister", res, func(w *textWriter) { deregisterText(w, res) })
+}
+
+const stillListed = "the cluster's lists still have this node"
+
+func deregisterText(w *textWriter, res *deregisterResult) {
+	if !res.Done {
+		w.line("%s: %s", w.color.bold("nothing to do"), res.Why)
+		return
+	}
+	w.line("%s: %s of Ant Media Server removed from the cluster's list", w.color.green("deregistered"), count(len(res.Removed), "document"))
+}
