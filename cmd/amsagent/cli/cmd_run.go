@@ -147,6 +147,7 @@ func (a *daemonAdapter) mongo(ctx context.Context) (cluster.Target, error) {
 		}
 	}
 	if errors.Is(err, errNoMongo) {
+		a.identified = time.Time{} // tags may come after the instance has started
 		if _, ierr := a.identifyLocked(ctx); ierr == nil {
 			src, err = a.g.mongo()
 		}
