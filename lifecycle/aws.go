@@ -94,11 +94,16 @@ func awsNotices(instance string, s aws.Signal) (notices []Notice, known bool) {
 		}
 		switch s.Value {
 		case "instance-stop", "instance-retirement":
-			as(Terminate, "aws-scheduled", "EC2", reason)
+			// No group and no hook is behind it, only a date.
+			as(Interrupt, "aws-scheduled", "EC2", reason)
 		case "instance-reboot", "system-reboot", "system-maintenance":
 			// Maintenance of network or power takes the machine away for a while, too.
 			as(Reboot, "aws-scheduled", "EC2", reason)
 		default:
+			return nil, false
+		}
+		if s.At.IsZero() && !s.Gone {
+			// Without a date it could be in two weeks: nobody is sent away for that.
 			return nil, false
 		}
 	default:

@@ -320,6 +320,10 @@ func (w *watch) scheduled(ctx context.Context) error {
 			if have && known.Code == e.Code && known.NotBefore.Equal(e.NotBefore) {
 				continue
 			}
+			if have {
+				// Another date is another event to whoever plans by it.
+				w.emit(Signal{Kind: SignalScheduled, Value: known.Code, ID: e.ID, At: known.NotBefore, Text: known.Description, Gone: true})
+			}
 			w.events[e.ID] = e
 			w.emit(s)
 		case !w.eventsOver[e.ID]:
