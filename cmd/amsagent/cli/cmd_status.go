@@ -34,7 +34,8 @@ func newStatusCommand(g *globals) *cobra.Command {
 		Use:   "status [flags]",
 		Short: "show this node from four sides, and where they disagree",
 		Long: "Four sides: the files on disk, the server that runs, this node's rows as its\n" +
-			"peers read them from MongoDB, and the daemon with what the cloud wants of it. What\ncontradicts each other is named, with what to do.",
+			"peers read them from MongoDB, and the daemon with what the cloud wants of it. What\n" +
+			"contradicts each other is named, with what to do.",
 		Example: "  amsagent status\n" +
 			"  amsagent status --strict\n" +
 			"  amsagent status --wait active --timeout 2m\n" +

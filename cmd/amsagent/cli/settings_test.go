@@ -92,7 +92,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyRemoteIPValve: "remove", keyTimeout: "90s", keyOnFailure: "keep", keyRoot: "/mnt", keyConfig: "/c.yaml",
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
 		keyTagMongo: "db", keyTagRole: "Role", keyTagGroup: "Group",
-		keyAutoJoin: "no", keyBeatInterval: "7s", keyMetrics: "[::1]:9100",
+		keyAutoJoin: "no", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
 		keyDrainDeadline: "30m", keyRebalance: "drain", keyAbandon: "yes",
 		keyAWSEndpoint: "http://127.0.0.1:1", keyAzureEndpoint: "http://127.0.0.1:2", keyAlibabaEndpoint: "http://127.0.0.1:3",
 		keyGCPEndpoint: "http://127.0.0.1:4", keyAWSAutoscalingEndpoint: "http://127.0.0.1:5", keyAlibabaESSEndpoint: "http://127.0.0.1:6",
