@@ -1,0 +1,142 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/host"
+)
+
+// buildAgent makes the agent, or takes the one that AMSAGENT_BENCH_BINARY names:
+// how it is linked is part of what is measured.
+func buildAgent(b *testing.B) string {
+	b.Helper()
+	if path := os.Getenv("AMSAGENT_BENCH_BINARY"); path != "" {
+		return path
+	}
+	return build(b, "../..", "amsagent", "-ldflags=-s -w", "-tags=nethttpomithttp2")
+}
+
+func buildSandbox(b *testing.B) string {
+	b.Helper()
+	return build(b, "..", "sandbox")
+}
+
+func build(b *testing.B, module, name string, flags ...string) string {
+	b.Helper()
+	out := filepath.Join(b.TempDir(), name)
+	cmd := exec.Command("go", append(append([]string{"build", "-trimpath", "-buildvcs=false", "-o", out}, flags...), "./cmd/"+name)...)
+	cmd.Dir, cmd.Env = module, append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		b.Fatalf("building %s: %v\n%s", name, err, text)
+	}
+	return out
+}
+
+// startMongo runs a MongoDB-wire server in a process of its own, so that its work
+// is not counted as ours, and returns its address.
+func startMongo(b *testing.B, sandbox string) (addr string, pid int) {
+	b.Helper()
+	cmd := exec.Command(sandbox, "mongo", "--listen", "127.0.0.1:0", "--die-with", strconv.Itoa(os.Getpid()))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		b.Fatalf("the server did not start: %v", err)
+	}
+	var said struct{ Addr string }
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(line, "ready ")), &said); err != nil || said.Addr == "" {
+		b.Fatalf("the server said %q: %v", line, err)
+	}
+	return said.Addr, cmd.Process.Pid
+}
+
+// newHosts makes machines that joined.
+func newHosts(b *testing.B, n int, o host.Options) []*host.Host {
+	b.Helper()
+	// Not TempDir: the path of a socket must be short.
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = os.RemoveAll(dir) })
+	hosts := make([]*host.Host, n)
+	for i := range hosts {
+		o := o
+		o.Dir = filepath.Join(dir, strconv.Itoa(i))
+		o.Name, o.ID = fmt.Sprintf("edge-%d", i+1), fmt.Sprintf("i-0be0c000000%06d", i+1)
+		o.Role = "edge"
+		if o.Address == "" {
+			o.Address = fmt.Sprintf("10.0.9.%d", i+1)
+		}
+		h, err := host.New(b.Context(), o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() {
+			if err := h.Close(); err != nil {
+				b.Error(err)
+			}
+		})
+		if err := h.Join(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		hosts[i] = h
+	}
+	return hosts
+}
+
+// setting reads a number of the environment.
+func setting(b *testing.B, name string, usual float64) float64 {
+	b.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return usual
+	}
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil || v <= 0 {
+		b.Fatalf("%s=%q is no number above zero", name, text)
+	}
+	return v
+}
+
+func pause(b *testing.B, d time.Duration) {
+	b.Helper()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-b.Context().Done():
+		b.Fatal(b.Context().Err())
+	}
+}
+
+// quantile takes one of values, which it sorts.
+func quantile[T ~int64 | ~float64](values []T, q float64) T {
+	if len(values) == 0 {
+		return 0
+	}
+	slices.Sort(values)
+	return values[int(q*float64(len(values)-1)+0.5)]
+}

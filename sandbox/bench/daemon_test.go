@@ -1,0 +1,106 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/host"
+)
+
+// The bounds that the figures are held against by whoever reads them.
+const (
+	mostResident = 14.0 // MiB
+	mostCPU      = 0.05 // seconds in a minute
+)
+
+// BenchmarkDaemon is what `amsagent run` takes of a machine: after BENCH_MINUTES
+// (10) of beats every five seconds, with metrics that are asked for every fifteen.
+// The agent looks at this machine, as root does; without root it looks at an empty
+// tree, and the figures are a little too good.
+func BenchmarkDaemon(b *testing.B) {
+	minutes := setting(b, "BENCH_MINUTES", 10)
+	agent, sandbox := buildAgent(b), buildSandbox(b)
+	mongo, _ := startMongo(b, sandbox)
+	h := newHosts(b, 1, host.Options{
+		Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: 5 * time.Second, Real: os.Geteuid() == 0,
+	})[0]
+	for b.Loop() {
+		if err := h.StartAgent(); err != nil {
+			b.Fatal(err)
+		}
+		// Starting is not what a minute costs.
+		pause(b, 20*time.Second)
+		first, began := usage(b, h), time.Now()
+		peak := first
+		for time.Since(began).Minutes() < minutes {
+			pause(b, 15*time.Second)
+			scrape(b, h.Metrics())
+			if u := usage(b, h); u.RSS > peak.RSS {
+				peak = u
+			}
+		}
+		last, took := usage(b, h), time.Since(began).Minutes()
+		v, err := h.View(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		if v.State != "active" || v.Beat.Seq < int64(took*60/5/2) {
+			b.Fatalf("the daemon is %q and has written %d beats: there is nothing to measure", v.State, v.Beat.Seq)
+		}
+		mb := func(n int64) float64 { return float64(n) / (1 << 20) }
+		cpu := (last.CPU - first.CPU).Seconds() / took
+		b.ReportMetric(mb(last.RSS), "MiB-resident")
+		b.ReportMetric(mb(peak.RSS), "MiB-peak")
+		b.ReportMetric(mb(last.Anon), "MiB-anon")
+		b.ReportMetric(mb(last.File), "MiB-file")
+		b.ReportMetric(mb(last.Shmem), "MiB-shmem")
+		b.ReportMetric(cpu, "cpu-s/min")
+		b.ReportMetric((last.Children-first.Children).Seconds()/took, "children-cpu-s/min")
+		b.ReportMetric(float64(last.Minor-first.Minor)/took, "faults/min")
+		b.ReportMetric(float64(last.Major-first.Major)/took, "disk-faults/min")
+		b.ReportMetric(float64(last.Threads), "threads")
+		b.ReportMetric(float64(last.FDs), "fds")
+		b.ReportMetric(0, "ns/op") // minutes by the clock, which nobody asked for
+		b.Logf("after %.1f minutes and %d beats: %.2f MiB resident (bound %.0f), %.3f s of CPU a minute (bound %.2f); load average %s",
+			took, v.Beat.Seq, mb(last.RSS), mostResident, cpu, mostCPU, host.LoadAverage())
+		if err := h.StopAgent(syscall.SIGTERM); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func usage(b *testing.B, h *host.Host) host.Usage {
+	b.Helper()
+	u, err := host.ReadUsage(h.AgentPID())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return u
+}
+
+// scrape asks for the metrics as Prometheus does.
+func scrape(b *testing.B, addr string) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n == 0 || resp.StatusCode != http.StatusOK {
+		b.Fatalf("metrics: %s, %d bytes, %v", resp.Status, n, err)
+	}
+}

@@ -1,0 +1,132 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"bufio"
+	"context"
+	"math/rand/v2"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/host"
+)
+
+// BenchmarkGone kills a node hard, agent and AMS at once, at any moment between
+// two beats, and takes the time until `amsagent nodes --watch` says that it is
+// gone: BENCH_KILLS times (10) for each of the two intervals.
+func BenchmarkGone(b *testing.B) {
+	for _, tt := range []struct {
+		name     string
+		interval time.Duration
+		bound    time.Duration // that the issue of the figures set
+	}{
+		{"beat=1s", time.Second, 4 * time.Second},
+		{"beat=5s", 5 * time.Second, 12 * time.Second},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			kills := int(setting(b, "BENCH_KILLS", 10))
+			agent, sandbox := buildAgent(b), buildSandbox(b)
+			mongo, _ := startMongo(b, sandbox)
+			// On the address that the stand-in listens on: who looks tries its port.
+			h := newHosts(b, 1, host.Options{Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: tt.interval, Address: "127.0.0.1", NoCloud: true})[0]
+			for b.Loop() {
+				took := make([]time.Duration, 0, kills)
+				lines := watch(b, agent, mongo)
+				if err := h.StartAgent(); err != nil {
+					b.Fatal(err)
+				}
+				for range kills {
+					await(b, lines, h.Address(), "alive")
+					// Both witnesses have to have written since, and at another phase
+					// each time.
+					pause(b, 2*tt.interval+rand.N(6*time.Second))
+					start := time.Now()
+					if err := h.KillAMS(); err != nil {
+						b.Fatal(err)
+					}
+					if err := h.StopAgent(syscall.SIGKILL); err != nil {
+						b.Fatal(err)
+					}
+					took = append(took, await(b, lines, h.Address(), "gone").Sub(start))
+					if err := h.StartAMS(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+					if err := h.StartAgent(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := h.StopAgent(syscall.SIGTERM); err != nil {
+					b.Fatal(err)
+				}
+				b.Logf("%d kills: median %.1f s, most %.1f s (bound %.0f s); load average %s",
+					kills, quantile(took, 0.5).Seconds(), quantile(took, 1).Seconds(), tt.bound.Seconds(), host.LoadAverage())
+				b.ReportMetric(quantile(took, 0.5).Seconds(), "s-median")
+				b.ReportMetric(quantile(took, 1).Seconds(), "s-most")
+				b.ReportMetric(0, "ns/op")
+			}
+		})
+	}
+}
+
+// seen is a line of the watcher with the time at which it came.
+type seen struct {
+	text string
+	at   time.Time
+}
+
+// watch runs `amsagent nodes --watch`.
+func watch(b *testing.B, agent, mongo string) <-chan seen {
+	b.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, agent, "nodes", "--watch", "--mongo", mongo)
+	cmd.Env = []string{"NO_COLOR=1"}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	lines := make(chan seen, 100)
+	go func() {
+		defer close(lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			lines <- seen{s.Text(), time.Now()}
+		}
+	}()
+	b.Cleanup(func() {
+		cancel()
+		for range lines { // it may wait for room
+		}
+		_ = cmd.Wait()
+	})
+	return lines
+}
+
+// await waits for a line about a node with a word in it.
+func await(b *testing.B, lines <-chan seen, address, word string) time.Time {
+	b.Helper()
+	const patience = time.Minute
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	var all []string
+	for {
+		select {
+		case l, ok := <-lines:
+			if !ok {
+				b.Fatalf("the watcher has ended; it said\n%s", strings.Join(all, "\n"))
+			}
+			all = append(all, l.text)
+			if strings.Contains(l.text, address) && strings.Contains(l.text, word) {
+				return l.at
+			}
+		case <-late.C:
+			b.Fatalf("%s is not called %s after %s; the watcher said\n%s", address, word, patience, strings.Join(all, "\n"))
+		}
+	}
+}
