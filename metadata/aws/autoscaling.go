@@ -458,7 +458,7 @@ func (a *AutoScaling) judge(action, group string, where place, err error) verdic
 		if errors.Is(err, errNotAPI) {
 			return verdict{retry: true, err: fmt.Errorf("%s: %w", doing, wireCause(err))}
 		}
-		if _, sent := errors.AsType[*smithyhttp.ResponseError](err); sent {
+		if re, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && re.HTTPStatusCode() != 0 {
 			// Something answers, and it does not speak as the API does.
 			return verdict{retry: true, err: fmt.Errorf("%s: the answer is not one of the Auto Scaling API%s", doing, statusOf(err))}
 		}

@@ -1,0 +1,340 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// apiInMemory is the Auto Scaling API without a network.
+type apiInMemory struct {
+	mu      sync.Mutex
+	calls   []apiCall
+	answers []func(req *http.Request) (*http.Response, error) // one after the other, the last for good
+}
+
+type apiCall struct {
+	url, auth, token string
+	form             url.Values
+}
+
+// RoundTrip implements http.RoundTripper.
+func (a *apiInMemory) RoundTrip(req *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	a.calls = append(a.calls, apiCall{
+		req.Method + " " + req.URL.String(), req.Header.Get("Authorization"), req.Header.Get("X-Amz-Security-Token"), form,
+	})
+	answer := a.answers[0]
+	if len(a.answers) > 1 {
+		a.answers = a.answers[1:]
+	}
+	a.mu.Unlock()
+	return answer(req)
+}
+
+func xmlAnswer(status int, body string) func(req *http.Request) (*http.Response, error) {
+	return func(req *http.Request) (*http.Response, error) { return reply(req, status, body), nil }
+}
+
+func xmlError(status int, code, message string) func(req *http.Request) (*http.Response, error) {
+	return xmlAnswer(status, `<ErrorResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><Error><Type>Sender</Type><Code>`+code+
+		`</Code><Message>`+message+`</Message></Error><RequestId>7c6e177f-f082-11e1-ac58-3714bEXAMPLE</RequestId></ErrorResponse>`)
+}
+
+func xmlDone(action string) func(req *http.Request) (*http.Response, error) {
+	return xmlAnswer(http.StatusOK, `<`+action+`Response xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><`+action+
+		`Result/><ResponseMetadata><RequestId>7c6e177f-f082-11e1-ac58-3714bEXAMPLE</RequestId></ResponseMetadata></`+action+`Response>`)
+}
+
+const credentials = `{"Code":"Success","LastUpdated":"2026-11-20T08:00:00Z","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE%d","SecretAccessKey":"s","Token":"t%d","Expiration":"2099-01-01T00:00:00Z"}`
+
+// instanceWithRole is the metadata of an instance whose role gives other credentials with every reading.
+func instanceWithRole() *imdsInMemory {
+	m := newIMDS()
+	m.set("dynamic/instance-identity/document", document(`"10.0.1.23"`))
+	m.set("services/domain", "amazonaws.com")
+	m.set("services/partition", "aws")
+	m.set("iam/security-credentials/", "ams-node")
+	n := 0
+	m.breakWith(func(path string) (int, string, bool) {
+		if path != "iam/security-credentials/ams-node" {
+			return 0, "", false
+		}
+		n++
+		return http.StatusOK, fmt.Sprintf(credentials, n, n), false
+	})
+	return m
+}
+
+func openAPI(t *testing.T, imds *imdsInMemory, o aws.AutoScalingOptions, answers ...func(*http.Request) (*http.Response, error)) (*aws.AutoScaling, *apiInMemory, *bytes.Buffer) {
+	t.Helper()
+	log := &bytes.Buffer{}
+	p, err := aws.New(cloud.Options{Transport: imds, RetryWait: time.Millisecond, Log: slog.New(slog.NewTextHandler(&locked{w: log}, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := &apiInMemory{answers: answers}
+	o.Transport = api
+	a, err := p.AutoScaling(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, api, log
+}
+
+func TestAutoScalingWire(t *testing.T) {
+	t.Parallel()
+	a, api, log := openAPI(
+		t, instanceWithRole(), aws.AutoScalingOptions{},
+		xmlAnswer(200, `<DescribeAutoScalingInstancesResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><DescribeAutoScalingInstancesResult>
+			<AutoScalingInstances><member><AutoScalingGroupName>edge-asg</AutoScalingGroupName><InstanceId>i-0abc1234567890def</InstanceId>
+			<LifecycleState>Terminating:Wait</LifecycleState></member></AutoScalingInstances></DescribeAutoScalingInstancesResult></DescribeAutoScalingInstancesResponse>`),
+		xmlAnswer(200, `<?xml version="1.0"?><DescribeLifecycleHooksResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><DescribeLifecycleHooksResult><LifecycleHooks>
+			<member><LifecycleHookName>z</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_TERMINATING</LifecycleTransition><HeartbeatTimeout>300</HeartbeatTimeout><GlobalTimeout>30000</GlobalTimeout></member>
+			<member><LifecycleHookName>up</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_LAUNCHING</LifecycleTransition></member>
+			<member><LifecycleHookName>other</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_DREAMING</LifecycleTransition></member>
+			</LifecycleHooks></DescribeLifecycleHooksResult></DescribeLifecycleHooksResponse>`),
+		xmlDone("RecordLifecycleActionHeartbeat"), xmlDone("CompleteLifecycleAction"), xmlDone("CompleteLifecycleAction"),
+	)
+	ctx := t.Context()
+	m, err := a.Membership(ctx)
+	if err != nil || m == nil || *m != (aws.Membership{Group: "edge-asg", State: "Terminating:Wait"}) {
+		t.Fatal(m, err)
+	}
+	hooks, err := a.Hooks(ctx, "edge-asg")
+	if diff := cmp.Diff([]aws.LifecycleHook{
+		{Name: "up", Launching: true},
+		{Name: "z", Timeout: 5 * time.Minute, Limit: 30000 * time.Second},
+	}, hooks); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	for _, err := range []error{
+		a.Heartbeat(ctx, aws.Action{Group: "edge-asg", Hook: "z"}),
+		a.Complete(ctx, aws.Action{Group: "edge-asg", Hook: "z"}, false),
+		a.Complete(ctx, aws.Action{Group: "edge-asg", Hook: "up", Token: "tok"}, true),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	var forms []string
+	for _, c := range api.calls {
+		forms = append(forms, c.form.Encode())
+		if c.url != "POST https://autoscaling.eu-west-1.amazonaws.com/" || c.token != "t1" ||
+			!strings.HasPrefix(c.auth, "AWS4-HMAC-SHA256 Credential=ASIAEXAMPLE1/") || !strings.Contains(c.auth, "/eu-west-1/autoscaling/aws4_request") {
+			t.Errorf("%+v", c)
+		}
+	}
+	want := []string{
+		"Action=DescribeAutoScalingInstances&InstanceIds.member.1=i-0abc1234567890def&Version=2011-01-01",
+		"Action=DescribeLifecycleHooks&AutoScalingGroupName=edge-asg&Version=2011-01-01",
+		"Action=RecordLifecycleActionHeartbeat&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleHookName=z&Version=2011-01-01",
+		"Action=CompleteLifecycleAction&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleActionResult=CONTINUE&LifecycleHookName=z&Version=2011-01-01",
+		"Action=CompleteLifecycleAction&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleActionResult=ABANDON&LifecycleActionToken=tok&LifecycleHookName=up&Version=2011-01-01",
+	}
+	if diff := cmp.Diff(want, forms); diff != "" {
+		t.Error(diff)
+	}
+	if log.Len() != 0 {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// TestAutoScalingPlace holds where the API is looked for: what the metadata says, and where it says nothing what the
+// region means.
+func TestAutoScalingPlace(t *testing.T) {
+	t.Parallel()
+	china := strings.ReplaceAll(document(`"10.0.1.23"`), "eu-west-1", "cn-north-1")
+	gov := strings.ReplaceAll(document(`"10.0.1.23"`), "eu-west-1", "us-gov-west-1")
+	for _, tt := range []struct{ name, document, domain, partition, given, url, arn string }{
+		{"told", china, "amazonaws.com.cn", "aws-cn", "", "POST https://autoscaling.cn-north-1.amazonaws.com.cn/", "arn:aws-cn:autoscaling:cn-north-1:111122223333:autoScalingGroup:*:autoScalingGroupName/g"},
+		{"not told, China", china, "", "", "", "POST https://autoscaling.cn-north-1.amazonaws.com.cn/", "arn:aws-cn:autoscaling:cn-north-1:"},
+		{"not told, GovCloud", gov, "", "", "", "POST https://autoscaling.us-gov-west-1.amazonaws.com/", "arn:aws-us-gov:autoscaling:us-gov-west-1:"},
+		{"a new partition", document("null"), "cloud.example", "aws-iso-x", "", "POST https://autoscaling.eu-west-1.cloud.example/", "arn:aws-iso-x:"},
+		{"given", document("null"), "amazonaws.com", "aws", "http://127.0.0.1:9/", "POST http://127.0.0.1:9/", "arn:aws:autoscaling:eu-west-1:"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			imds := instanceWithRole()
+			imds.set("dynamic/instance-identity/document", tt.document)
+			imds.set("services/domain", tt.domain)
+			imds.set("services/partition", tt.partition)
+			a, api, _ := openAPI(t, imds, aws.AutoScalingOptions{Endpoint: tt.given}, xmlDone("RecordLifecycleActionHeartbeat"))
+			if err := a.Heartbeat(t.Context(), aws.Action{Group: "g", Hook: "h"}); err != nil {
+				t.Fatal(err)
+			}
+			if api.calls[0].url != tt.url {
+				t.Error(api.calls[0].url)
+			}
+			if p := a.Policy("g"); !strings.Contains(p, tt.arn) || !json.Valid([]byte(p)) {
+				t.Error(p)
+			}
+		})
+	}
+	p, err := aws.New(cloud.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.AutoScaling(aws.AutoScalingOptions{Endpoint: "http://user:secret@x/path"}); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Error(err)
+	}
+}
+
+func TestAutoScalingErrors(t *testing.T) {
+	t.Parallel()
+	refused := func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }
+	policy := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["autoscaling:CompleteLifecycleAction","autoscaling:RecordLifecycleActionHeartbeat"],` +
+		`"Resource":"arn:aws:autoscaling:eu-west-1:111122223333:autoScalingGroup:*:autoScalingGroupName/g"},` +
+		`{"Effect":"Allow","Action":["autoscaling:DescribeAutoScalingInstances","autoscaling:DescribeLifecycleHooks"],"Resource":"*"}]}`
+	denied := func(reason string) error {
+		return &aws.DeniedError{Action: "autoscaling:CompleteLifecycleAction", Policy: policy, Reason: reason}
+	}
+	for _, tt := range []struct {
+		name    string
+		answers []func(*http.Request) (*http.Response, error)
+		want    error // matched, or compared with a *DeniedError
+		text    string
+		calls   int
+	}{
+		{"no action", list(xmlError(400, "ValidationError", "No active Lifecycle Action found with instance ID i-0abc1234567890def")), aws.ErrNoAction, "", 1},
+		{"no group", list(xmlError(400, "ValidationError", "AutoScalingGroup name not found - null")), aws.ErrNoGroup, "", 1},
+		{"invalid", list(xmlError(400, "ValidationError", "1 validation error detected")), nil, "ValidationError: 1 validation error", 1},
+		{"denied", list(xmlError(403, "AccessDenied", "User: x is not authorized")), denied("User: x is not authorized"), "", 1},
+		{"throttled once", list(xmlError(400, "Throttling", "Rate exceeded"), xmlDone("CompleteLifecycleAction")), nil, "", 2},
+		{"throttled", list(xmlError(400, "Throttling", "Rate exceeded")), nil, "Throttling: Rate exceeded", 3},
+		{"contention", list(xmlError(500, "ResourceContention", "pending update"), xmlDone("CompleteLifecycleAction")), nil, "", 2},
+		{"500", list(xmlError(500, "InternalFailure", "x"), xmlDone("CompleteLifecycleAction")), nil, "", 2},
+		{"a new kind of 500", list(xmlError(503, "Tired", "x")), nil, "Tired: x (HTTP 503)", 3},
+		{"a page", list(xmlAnswer(502, "<html>Bad Gateway</html>")), nil, "HTTP 502", 3},
+		{"a page as a success", list(xmlAnswer(200, "<html><p>login"), xmlDone("CompleteLifecycleAction")), nil, "", 2},
+		{"nothing as a success", list(xmlAnswer(200, "")), nil, "not one of the Auto Scaling API (HTTP 200, 0 bytes)", 3},
+		{"a redirect", list(xmlAnswer(302, "")), nil, "not one of the Auto Scaling API (HTTP 302", 3},
+		{"too much", list(xmlAnswer(200, "<aResponse>"+strings.Repeat("x", cloud.MaxBody))), nil, "not one of the Auto Scaling API", 3},
+		{"unreachable", list(refused), nil, "cannot be reached: connection refused", 3},
+		{"expired", list(xmlError(403, "ExpiredToken", "expired"), xmlDone("CompleteLifecycleAction")), nil, "", 2},
+		{"expired for ever", list(xmlError(403, "ExpiredToken", "expired")), nil, "ExpiredToken", 2},
+		{"clock", list(xmlError(403, "RequestExpired", "Request has expired"), xmlDone("CompleteLifecycleAction")), nil, "", 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a, api, log := openAPI(t, instanceWithRole(), aws.AutoScalingOptions{}, tt.answers...)
+			err := a.Complete(t.Context(), aws.Action{Group: "g", Hook: "h"}, false)
+			want, isDenied := errors.AsType[*aws.DeniedError](tt.want)
+			switch got, _ := errors.AsType[*aws.DeniedError](err); {
+			case isDenied:
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Error(diff)
+				}
+			case tt.want != nil:
+				if !errors.Is(err, tt.want) {
+					t.Error(err)
+				}
+			case tt.text == "":
+				if err != nil {
+					t.Error(err)
+				}
+			case err == nil || !strings.Contains(err.Error(), tt.text):
+				t.Error(err)
+			}
+			if len(api.calls) != tt.calls {
+				t.Errorf("%d calls, want %d:\n%s", len(api.calls), tt.calls, log)
+			}
+			if tt.name == "expired" && (api.calls[0].token == api.calls[1].token) {
+				t.Error("the credentials were not fetched again")
+			}
+			if lines := strings.Count(log.String(), "\n"); lines != tt.calls-1 {
+				t.Errorf("%d retries and %d lines:\n%s", tt.calls-1, lines, log)
+			}
+		})
+	}
+}
+
+func list[T any](v ...T) []T { return v }
+
+// TestAutoScalingNoRole holds that a machine without a role is told what is missing as one without permissions is.
+func TestAutoScalingNoRole(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*imdsInMemory){
+		"no role": func(m *imdsInMemory) { m.set("iam/security-credentials/", "") },
+		"role that cannot be taken on": func(m *imdsInMemory) {
+			m.breakWith(func(path string) (int, string, bool) {
+				return at(path == "iam/security-credentials/ams-node", 200), `{"Code":"AssumeRoleUnauthorizedAccess","Message":"EC2 cannot assume the role ams-node"}`, false
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			imds := instanceWithRole()
+			change(imds)
+			a, api, _ := openAPI(t, imds, aws.AutoScalingOptions{}, xmlDone("x"))
+			_, err := a.Hooks(t.Context(), "g")
+			d, ok := errors.AsType[*aws.DeniedError](err)
+			if !ok || d.Action != "autoscaling:DescribeLifecycleHooks" || !strings.Contains(d.Reason, "role") || !strings.Contains(d.Policy, "autoScalingGroupName/g") {
+				t.Error(err)
+			}
+			if len(api.calls) != 0 {
+				t.Error("the API was called without credentials")
+			}
+		})
+	}
+}
+
+// TestAutoScalingBound holds that a call ends in time whoever is silent, and at once when its caller goes.
+func TestAutoScalingBound(t *testing.T) {
+	t.Parallel()
+	silent := func(req *http.Request) (*http.Response, error) {
+		<-req.Context().Done()
+		return nil, req.Context().Err()
+	}
+	hang := func(path string) (int, string, bool) { return 0, "", true }
+	for name, imdsHangs := range map[string]bool{"the API": false, "the metadata": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			imds := instanceWithRole()
+			if imdsHangs {
+				imds.breakWith(hang)
+			}
+			a, _, _ := openAPI(t, imds, aws.AutoScalingOptions{Timeout: 200 * time.Millisecond}, silent)
+			began := time.Now()
+			err := a.Complete(t.Context(), aws.Action{Group: "g", Hook: "h"}, false)
+			if took := time.Since(began); err == nil || took > 3*time.Second {
+				t.Errorf("%v after %v", err, took)
+			}
+			if !imdsHangs && !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			began = time.Now()
+			if err := a.Complete(ctx, aws.Action{Group: "g", Hook: "h"}, false); err == nil || time.Since(began) > 150*time.Millisecond {
+				t.Errorf("%v after %v", err, time.Since(began))
+			}
+		})
+	}
+}
