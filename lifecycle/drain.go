@@ -302,15 +302,16 @@ func (m *Manager) deregister(ctx context.Context, last time.Time) {
 	until := time.Now().Add(m.bound(m.o.DeregisterTime, leastStep, last))
 	for {
 		m.mu.Lock()
-		told, now := m.r.Said == cluster.StateLeft, time.Now()
-		if told || !now.Before(until) {
+		now := time.Now()
+		if m.r.Step != StepDeregistering {
+			m.mu.Unlock()
+			return
+		}
+		if told := m.r.Said == cluster.StateLeft; told || !now.Before(until) {
 			if !told {
 				m.noteLocked("the registry could not be told that this node has left: that stays owed, and is done as soon as MongoDB is back")
 			}
-			m.r.Step = StepCompleting
-			if m.r.HookFirst || m.settled() {
-				m.done()
-			}
+			m.deregistered()
 			m.commit()
 			m.mu.Unlock()
 			return
@@ -320,6 +321,14 @@ func (m *Manager) deregister(ctx context.Context, last time.Time) {
 		if !sleep(ctx, until.Sub(now), changed) {
 			return
 		}
+	}
+}
+
+// deregistered goes on to the cloud. The lock is held.
+func (m *Manager) deregistered() {
+	m.r.Step = StepCompleting
+	if m.r.HookFirst || m.settled() {
+		m.done()
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-var errThrottled = errors.New("Throttling: Rate exceeded")
+var errThrottled = errors.New("rate exceeded")
 
 func TestHookIsDiscovered(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -34,7 +34,7 @@ func TestHookIsDiscovered(t *testing.T) {
 		if v := l.View(); len(v.Hooks) != 0 || v.Trouble["discover"] == "" {
 			t.Errorf("%+v", v)
 		}
-		failing = false
+		w.set(func(*world) { failing = false })
 		tick(15 * time.Second)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats != 1 || len(v.Trouble) != 0 {
 			t.Errorf("%+v", v)
@@ -140,7 +140,7 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 			t.Errorf("told %d times: %v", told, v.Notes)
 		}
 		// Somebody grants it.
-		denied = false
+		w.set(func(*world) { denied = false })
 		tick(61 * time.Second)
 		if len(w.completed) != 1 || l.View().Hooks[0].End != EndCompleted {
 			t.Errorf("completed %v", w.completed)

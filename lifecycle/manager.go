@@ -149,6 +149,7 @@ type Manager struct {
 	ignored   map[string]bool
 	tries     map[string]*try
 	view      atomic.Pointer[View]
+	wish      atomic.Pointer[wish]
 	events    chan cluster.Event
 	unwritten atomic.Int32 // events
 }
@@ -284,23 +285,31 @@ func (m *Manager) commit() {
 	default:
 		// What it was when AMS was stopped.
 	}
+	// Nobody waits for a disk to learn that nobody is to be sent here: to tell it
+	// before it is kept does no harm, since each step may be begun again.
+	m.publish(now)
 	boot, up := m.o.Uptime()
+	text := ""
 	if err := m.r.save(m.o.Files, m.o.Path, now, boot, up); err != nil {
 		// What was decided is decided: a full disk keeps nobody on a machine that
 		// goes.
-		m.troubleLocked("record", "a restart of the agent would forget this drain: "+err.Error())
-	} else {
-		m.troubleLocked("record", "")
+		text = "a restart of the agent would forget this drain: " + err.Error()
 	}
-	m.publish(now)
+	if m.troubleLocked("record", text) {
+		m.publish(now)
+	}
 }
 
 // publish tells of a change that needs not be kept. The lock is held.
 func (m *Manager) publish(now time.Time) {
+	changed := m.changed
+	m.changed = make(chan struct{})
 	v := m.viewOf(now)
 	m.view.Store(&v)
-	close(m.changed)
-	m.changed = make(chan struct{})
+	m.wish.Store(&wish{
+		say: m.r.Say, owed: m.r.Say != m.r.Said, observing: m.r.Step.observing(), reason: m.reason(), tomb: m.r.Tomb, changed: m.changed,
+	})
+	close(changed)
 }
 
 // noteLocked says something to whoever looks at the log or at the view.
@@ -724,7 +733,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.drive(ctx)
 	cancel()
 	work.Wait()
-	m.flush(stopEvents)
+	m.flush(ctx, stopEvents)
 	last.Wait()
 	return nil
 }

@@ -16,6 +16,17 @@ const (
 	mostRegistryRetry  = 15 * time.Second
 )
 
+// wish is what the registry is to hold, as of one change. It is read without the
+// lock, which may wait for a disk.
+type wish struct {
+	say       cluster.State
+	owed      bool
+	observing bool
+	reason    string
+	tomb      *Tombstone
+	changed   <-chan struct{} // closed at the next one
+}
+
 // register makes the registry hold what the record wants it to, one call after
 // the other, for as long as it takes: a state is not a beat, it is owed until
 // MongoDB has taken it. Nothing else waits for it.
@@ -28,31 +39,28 @@ func (m *Manager) register(ctx context.Context) {
 		saidAt time.Time // and since when
 	)
 	for ctx.Err() == nil {
-		m.mu.Lock()
 		now := time.Now()
-		say, owed, changed := m.r.Say, m.r.Say != m.r.Said, m.changed
-		reason, wait := m.reason(), time.Hour
-		if say != tried {
-			retry, notTil, tried = 0, time.Time{}, say
+		w := m.wish.Load()
+		wait := time.Hour
+		if w.say != tried {
+			retry, notTil, tried = 0, time.Time{}, w.say
 		}
 		switch {
-		case say == "":
-		case owed:
+		case w.say == "":
+		case w.owed:
 			wait = notTil.Sub(now)
-		case say == cluster.StateDraining && m.r.Step.observing() && reason != said:
+		case w.say == cluster.StateDraining && w.observing && w.reason != said:
 			// How it goes, for whoever looks from elsewhere; the beats tell the
 			// numbers more often.
 			wait = max(saidAt.Add(progressEvery).Sub(now), notTil.Sub(now))
 		}
-		tomb := m.r.Tomb
-		m.mu.Unlock()
 		if wait > 0 {
-			sleep(ctx, wait, changed)
+			sleep(ctx, wait, w.changed)
 			continue
 		}
-		err := m.say(ctx, say, reason, tomb)
+		err := m.say(ctx, w.say, w.reason, w.tomb)
 		if err == nil {
-			retry, notTil, said, saidAt = 0, time.Time{}, reason, time.Now()
+			retry, notTil, said, saidAt = 0, time.Time{}, w.reason, time.Now()
 			continue
 		}
 		// A call that a change has cut short is no failure.
@@ -100,6 +108,9 @@ func (m *Manager) say(ctx context.Context, say cluster.State, reason string, tom
 	m.troubleLocked("registry", "")
 	if m.r.Said != say {
 		m.r.Said = say
+		if say == cluster.StateLeft && m.r.Step == StepDeregistering {
+			m.deregistered()
+		}
 		m.commit()
 	}
 	return nil
@@ -171,14 +182,15 @@ func (m *Manager) writeEvent(ctx context.Context, e cluster.Event) {
 }
 
 // flush gives the events that wait a moment, and no more: who stops us waits.
-func (m *Manager) flush(stop context.CancelFunc) {
+func (m *Manager) flush(ctx context.Context, stop context.CancelFunc) {
 	defer stop()
+	ctx = context.WithoutCancel(ctx)
 	if m.o.Event == nil {
 		return
 	}
 	until := time.Now().Add(flushTime)
 	for m.unwritten.Load() > 0 && time.Now().Before(until) {
-		if !sleep(context.Background(), flushTime/20, nil) {
+		if !sleep(ctx, flushTime/20, nil) {
 			return
 		}
 	}

@@ -262,10 +262,8 @@ func (r *record) cause() Notice {
 	return best
 }
 
-func (r *record) drop(match func(Notice) bool) (dropped bool) {
-	was := len(r.Notices)
+func (r *record) drop(match func(Notice) bool) {
 	r.Notices = slices.DeleteFunc(r.Notices, match)
-	return len(r.Notices) != was
 }
 
 // hooked tells that the cloud may have a hook that waits for the end of this

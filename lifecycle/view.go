@@ -266,8 +266,8 @@ func sessionsText(s cluster.Sessions) string {
 
 // shortTime is a time as people say it: 11m, 1h5m, 40s.
 func shortTime(d time.Duration) string {
-	if d = max(d, 0); d < time.Minute {
-		return d.Round(time.Second).String()
+	if d = max(d, 0).Round(time.Second); d < time.Minute {
+		return d.String()
 	}
 	text := strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
 	if d >= time.Hour {

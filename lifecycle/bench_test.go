@@ -1,0 +1,125 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+)
+
+// fastNode is a node whose answers take no time.
+type fastNode struct {
+	told, done chan time.Time
+	ready      func() bool
+	sessions   func() cluster.Sessions
+}
+
+func (n *fastNode) SetState(_ context.Context, s cluster.State, _ string) error {
+	if n.ready != nil && n.ready() {
+		return errors.New("ready")
+	}
+	if s == cluster.StateDraining {
+		select {
+		case n.told <- time.Now():
+		default:
+		}
+	}
+	return nil
+}
+
+func (n *fastNode) Sessions(context.Context) (cluster.Sessions, error) { return n.sessions(), nil }
+func (*fastNode) StopServer(context.Context) error                     { return nil }
+func (*fastNode) StartServer(context.Context) error                    { return nil }
+func (*fastNode) Deregister(context.Context, Tombstone) error          { return nil }
+func (*fastNode) Joined() bool                                         { return true }
+func (*fastNode) Discover(context.Context, bool) (*Hook, error)        { return nil, nil }
+func (*fastNode) Heartbeat(context.Context, Hook) error                { return nil }
+
+func (n *fastNode) Complete(context.Context, Hook, Result) error {
+	n.done <- time.Now()
+	return nil
+}
+
+// BenchmarkNotice measures from a notice to readiness off and the word in the
+// registry, and to the record being on a real disk.
+func BenchmarkNotice(b *testing.B) {
+	var kept, told []time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		n := &fastNode{
+			told: make(chan time.Time, 1), done: make(chan time.Time, 1),
+			sessions: func() cluster.Sessions { return cluster.Sessions{Publishers: p(1), Viewers: p(1)} },
+		}
+		m, err := NewManager(Options{
+			Node: n, Completer: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
+			Uptime: BootClock("/"),
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		n.ready = func() bool { return m.View().Ready }
+		ctx, cancel := context.WithCancel(b.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- m.Run(ctx) }()
+		b.StartTimer()
+		began := time.Now()
+		m.Notice(terminate())
+		if m.View().Ready {
+			b.Fatal("ready")
+		}
+		kept = append(kept, time.Since(began))
+		told = append(told, (<-n.told).Sub(began))
+		b.StopTimer()
+		cancel()
+		<-ended
+		b.StartTimer()
+	}
+	report(b, "on-disk", kept)
+	report(b, "ready-off-and-registry", told)
+}
+
+// BenchmarkLastSession measures from the end of the last session to the completed
+// hook, with an AMS that stops at once.
+func BenchmarkLastSession(b *testing.B) {
+	const interval = 50 * time.Millisecond
+	var took []time.Duration
+	for b.Loop() {
+		n := &fastNode{told: make(chan time.Time, 1), done: make(chan time.Time, 1)}
+		gone := time.Now().Add(4 * interval)
+		n.sessions = func() cluster.Sessions {
+			if time.Now().Before(gone) {
+				return cluster.Sessions{Publishers: p(0), Viewers: p(1)}
+			}
+			return cluster.Sessions{Publishers: p(0), Viewers: p(0)}
+		}
+		m, err := NewManager(Options{
+			Node: n, Completer: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
+			SampleInterval: interval,
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(b.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- m.Run(ctx) }()
+		m.Notice(terminate())
+		took = append(took, (<-n.done).Sub(gone)-2*interval)
+		cancel()
+		<-ended
+	}
+	report(b, "beyond-2-samples", took)
+}
+
+func report(b *testing.B, what string, all []time.Duration) {
+	slices.Sort(all)
+	b.ReportMetric(float64(all[len(all)*99/100].Microseconds())/1000, what+"-p99-ms")
+	b.ReportMetric(float64(all[len(all)/2].Microseconds())/1000, what+"-p50-ms")
+	b.ReportMetric(0, "ns/op")
+}

@@ -1,0 +1,236 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+func TestNewManagerSaysAllThatIsMissing(t *testing.T) {
+	_, err := NewManager(Options{Rebalance: "perhaps", RoleDeadlines: map[string]time.Duration{"edge": -1}})
+	if err == nil {
+		t.Fatal("made of nothing")
+	}
+	for _, want := range []string{"no node", "no place", `"perhaps"`, "edge"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %s", err, want)
+		}
+	}
+}
+
+func TestRunsOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		l := newWorld(t).live()
+		tick(time.Second)
+		if err := l.Run(t.Context()); err == nil {
+			t.Error("ran twice")
+		}
+		l.kill()
+	})
+}
+
+// TestNothingLiesBetweenNoticeAndRegistry: no timer, only the disk.
+func TestNothingLiesBetweenNoticeAndRegistry(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		tick(time.Hour)
+		began := time.Now()
+		l.Notice(terminate())
+		synctest.Wait()
+		if at := w.times("row:draining"); len(at) != 1 || at[0] != began {
+			t.Errorf("told at %v, notice at %v", at, began)
+		}
+		if !bytes.Contains(w.snapshots[0], []byte(`"announcing"`)) {
+			t.Errorf("%s", w.snapshots[0])
+		}
+	})
+}
+
+type fakeSource struct {
+	mu   sync.Mutex
+	runs int
+	err  error
+}
+
+func (*fakeSource) Name() string { return "fake" }
+
+func (s *fakeSource) Watch(ctx context.Context, report func(Notice)) error {
+	s.mu.Lock()
+	s.runs++
+	runs := s.runs
+	s.mu.Unlock()
+	if runs < 3 {
+		return s.err
+	}
+	report(terminate())
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestASourceThatStopsIsStartedAgain(t *testing.T) {
+	for _, err := range []error{nil, errors.New("no token")} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			s := &fakeSource{err: err}
+			l := w.live(func(o *Options) { o.Sources = []Source{s} })
+			l.until("done", time.Minute, isDone)
+			l.kill()
+		})
+	}
+}
+
+func TestRegistryThatRefuses(t *testing.T) {
+	for _, c := range []struct {
+		from    cluster.State
+		refused bool // for good
+	}{{cluster.StateLeft, true}, {cluster.StateFailed, true}, {cluster.StateJoining, false}} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.viewers, w.row = p(1), c.from
+			l := w.live()
+			defer l.kill()
+			l.Notice(terminate())
+			tick(time.Minute)
+			if v := l.View(); v.RegistryTold != c.refused || (v.Trouble["registry"] == "") != c.refused {
+				t.Errorf("from %s: told %v, trouble %v", c.from, v.RegistryTold, v.Trouble)
+			}
+			w.set(func(w *world) { w.row = cluster.StateActive })
+			tick(20 * time.Second)
+			if !c.refused && w.row != cluster.StateDraining {
+				t.Errorf("from %s: row %s", c.from, w.row)
+			}
+		})
+	}
+}
+
+func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.publishers, w.viewers = p(2), p(31)
+		var lines lockedBuffer
+		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewJSONHandler(&lines, nil)) })
+		defer l.kill()
+		l.Notice(terminate())
+		var last time.Time
+		for i := range 10 {
+			tick(30 * time.Second)
+			if i == 5 {
+				w.set(func(w *world) { w.viewers = p(30) })
+			}
+		}
+		n := 0
+		for line := range strings.Lines(lines.String()) {
+			var e struct {
+				Time     time.Time
+				Msg      string
+				Progress string
+			}
+			if err := json.Unmarshal([]byte(line), &e); err != nil || e.Msg != "draining" {
+				continue
+			}
+			n++
+			if !last.IsZero() && e.Time.Sub(last) > 31*time.Second {
+				t.Errorf("%s between two lines", e.Time.Sub(last))
+			}
+			last = e.Time
+			if !strings.Contains(e.Progress, "2 publishers, 3") || !strings.Contains(e.Progress, "of the configured deadline") {
+				t.Errorf("%s", e.Progress)
+			}
+		}
+		if n < 10 || n > 12 {
+			t.Errorf("%d lines", n)
+		}
+		if w.reason != "scale-in: 2 publishers, 30 viewers left" {
+			t.Errorf("the row says %q", w.reason)
+		}
+		if n := len(w.times("row:draining")); n > 5 {
+			t.Errorf("%d writes", n)
+		}
+	})
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(data []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(data)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func TestTimesAsPeopleSayThem(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 40 * time.Second: "40s", 59*time.Second + 600*time.Millisecond: "1m",
+		11*time.Minute + 10*time.Second: "11m", time.Hour: "1h", 65 * time.Minute: "1h5m", 48 * time.Hour: "48h", 10 * time.Minute: "10m",
+		110 * time.Minute: "1h50m",
+	} {
+		if got := shortTime(d); got != want {
+			t.Errorf("%s: %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestEventsWaitForMongo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.mongoErr = errMongo
+		l := w.live()
+		l.Notice(terminate())
+		l.until("done", time.Minute, isDone)
+		if len(w.events) != 0 {
+			t.Error("written into nothing")
+		}
+		w.set(func(w *world) { w.mongoErr = nil })
+		tick(20 * time.Second)
+		if len(w.events) != 2 {
+			t.Errorf("%+v", w.events)
+		}
+		began := time.Now()
+		l.kill()
+		if time.Since(began) > 0 {
+			t.Error("the end waited for nothing")
+		}
+	})
+}
+
+func TestViewIsOneDocument(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(3)
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(2 * time.Second)
+		data, err := json.Marshal(l.View())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back View
+		if err := json.Unmarshal(data, &back); err != nil || back.State != StateDraining || *back.Sessions.Viewers != 3 {
+			t.Errorf("%s %v", data, err)
+		}
+		t.Logf("%s", data)
+	})
+}
