@@ -557,6 +557,48 @@ func TestDaemonWaitsForOthers(t *testing.T) {
 	a.says("this machine left by hand", 1)
 }
 
+// TestDaemonByHand: a person takes the machine out of the cluster and back, while
+// the settings would have it in, and MongoDB is slow. No step of the daemon that was
+// under way writes behind the person's back.
+func TestDaemonByHand(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	settings := a.o.Settings
+	a.o.Settings = func() daemon.Settings {
+		s := settings()
+		s.AutoJoin = true
+		return s
+	}
+	a.o.Periods.Idle = 50 * time.Millisecond
+	a.start()
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.Delay, Delay: 50 * time.Millisecond, Commands: []string{"update"}})
+	if _, err := a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: *a.target.Load()}); err != nil {
+		t.Fatal(err)
+	}
+	a.mongo.Faults().Clear()
+	left := a.door.row(nodeID)
+	eventually(t, "the daemon knows", func() bool { return strings.Contains(a.status(), "left by hand") })
+	a.roundsGoOn(30)
+	now := a.door.row(nodeID)
+	if now["state"] != "left" || now["state_since"] != left["state_since"] || now["updated_at"] != left["updated_at"] {
+		t.Errorf("the row was %v, and is %v", left, now)
+	}
+	if n := a.door.count(a.door.ams(), bson.M{}); n != 0 {
+		t.Errorf("AMS has %d documents", n)
+	}
+	if _, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Identify: a.o.Identify}); err != nil {
+		t.Fatal(err)
+	}
+	a.serves()
+	eventually(t, "the row is active and beats", func() bool {
+		row := a.door.row(nodeID)
+		return row["state"] == "active" && row["sessions"] != nil
+	})
+	if n := strings.Count(a.text(), "msg=joined"); n != 0 {
+		t.Errorf("the daemon joined %d times by itself", n)
+	}
+}
+
 // TestDaemonHangs: the watchdog hears nothing from a loop that hangs, and the end
 // does not wait for it.
 func TestDaemonHangs(t *testing.T) {
