@@ -1,10 +1,11 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package demo shows a newcomer what the agent does: two machines join a cluster,
-// are seen, and one leaves as it came. The agent is the real binary; MongoDB, the
-// cloud and Ant Media Server are those of the sandbox. Every claim on the screen
-// is checked while it is made, and a demo that is not as it says fails.
+// Package demo shows a newcomer what the agent does: two machines join a cluster
+// and are seen, one goes by a scale-in without cutting its viewer off, the other
+// leaves as it came. The agent is the real binary; MongoDB, the cloud and Ant Media
+// Server are those of the sandbox. Every claim on the screen is checked while it is
+// made, and a demo that is not as it says fails.
 //
 // The API is not stable.
 package demo
@@ -12,16 +13,11 @@ package demo
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -29,7 +25,6 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
 // Options says how to run the demo.
@@ -48,7 +43,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if _, err := os.Stat(agent); err != nil {
 		return fmt.Errorf("the agent is not there; `make demo` builds it: %w", err)
 	}
-	dir, err := os.MkdirTemp("", "amsagent-demo-")
+	parent := os.TempDir()
+	if len(parent) > maxParent {
+		parent = "/tmp"
+	}
+	dir, err := os.MkdirTemp(parent, "amsagent-demo-")
 	if err != nil {
 		return err
 	}
@@ -56,6 +55,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, d.close()) }()
 	return d.run()
 }
+
+// maxParent is what a path may have before ours: that of a socket has 107 bytes.
+const maxParent = 40
 
 type demo struct {
 	ctx   context.Context
@@ -65,29 +67,28 @@ type demo struct {
 	start time.Time
 	step  int
 
-	mongo  *mongod.Server
-	client *cluster.Client
-	nodes  []*node
-	checks int
-	// untouched is the digest of the machine before anything happened to it.
+	mongo   *mongod.Server
+	client  *cluster.Client
+	scaling *fakeaws.AutoScaling
+	nodes   []*node // the origin, the edge
+	viewer  *viewer
+	checks  int
+	// untouched is the digest of the origin before anything happened to it.
 	untouched string
-}
-
-// node is one pretended machine.
-type node struct {
-	name, id, address string
-	tree              tree.Tree
-	aws               *fakeaws.Server
-	svc               amsctl.Config
-	wrapper           string
 }
 
 func (d *demo) close() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), 20*time.Second)
 	defer cancel()
 	var errs []error
+	if d.viewer != nil {
+		_ = d.viewer.conn.Close() // it may have been before
+	}
 	for _, n := range d.nodes {
-		errs = append(errs, n.svc.Stop(ctx), n.aws.Close())
+		errs = append(errs, n.stop(ctx), n.svc.Stop(ctx), n.aws.Close())
+	}
+	if d.scaling != nil {
+		errs = append(errs, d.scaling.Close())
 	}
 	if d.client != nil {
 		errs = append(errs, d.client.Close(ctx))
@@ -99,20 +100,25 @@ func (d *demo) close() error {
 }
 
 func (d *demo) run() error {
-	d.print("amsagent makes a machine with Ant Media Server (AMS) join its cluster on boot, and")
-	d.print("leave without a trace. This shows it on two pretended machines of a scaling group.")
+	d.print("amsagent makes a machine with Ant Media Server (AMS), a server for live video, a node of a")
+	d.print("cluster, and takes it out again without cutting anybody off. This shows it on two pretended")
+	d.print("machines: origin-1 takes streams in, edge-1 passes them on to viewers.")
 	d.print("")
-	d.print("Real here: the agent, and all it does to files. Pretended: AMS (a stand-in that")
-	d.print("reads its files and behaves as AMS does), MongoDB (FerretDB), and EC2's metadata.")
-	for _, step := range []func() error{d.setUp, d.before, d.plan, d.join, d.joinSecond, d.list, d.again, d.status, d.leave, d.after} {
+	d.print("Real here: the agent, and all it does to files. Pretended: AMS (a stand-in that reads its")
+	d.print("files and behaves as AMS does), MongoDB (FerretDB), and AWS: what it tells a machine, and the")
+	d.print("scaling groups that start and end machines.")
+	for _, step := range []func() error{d.setUp, d.before, d.plan, d.join, d.audience, d.scaleIn, d.finish, d.others, d.again, d.leave} {
 		if err := step(); err != nil {
+			for _, n := range d.nodes {
+				err = fmt.Errorf("%w%s", err, n.diary())
+			}
 			return fmt.Errorf("the demo is not as it should be: %w", err)
 		}
 	}
 	d.print("")
-	d.print("That was all of it, in %.0f s; %d claims were checked on the way. On a real machine it is", time.Since(d.start).Seconds(), d.checks)
-	d.print("one line of user-data:   amsagent join --mongo ADDRESS")
-	d.print("Next: amsagent join --help, and README.md.")
+	d.print("That was all of it, in %.0f s; %d claims were checked on the way. On a real machine it is one line", time.Since(d.start).Seconds(), d.checks)
+	d.print("of user-data:   amsagent join --mongo ADDRESS")
+	d.print("and the daemon: amsagent run, as a service. Next: amsagent --help, and README.md.")
 	return nil
 }
 
@@ -148,76 +154,20 @@ func (d *demo) setUp() error {
 	if d.client, err = cluster.Connect(d.ctx, target, cluster.Options{AppName: "demo"}); err != nil {
 		return err
 	}
+	if d.scaling, err = fakeaws.StartAutoScaling(d.ctx, fakeaws.AutoScalingOptions{}); err != nil {
+		return err
+	}
+	d.scaling.Group("origins")
+	d.scaling.Group("edges", fakeaws.Hook{Name: hook, HeartbeatTimeout: hookTimeout})
 	for _, m := range []struct{ name, id, address, role, mac string }{
 		{"origin-1", "i-0a1b2c3d4e5f60001", "10.0.1.11", "origin", "0e:49:61:0f:c3:11"},
 		{"edge-1", "i-0a1b2c3d4e5f60002", "10.0.2.12", "edge", "0e:49:61:0f:c3:12"},
 	} {
-		n, err := d.machine(m.name, m.id, m.address, m.role, m.mac)
-		if err != nil {
+		if err := d.machine(m.name, m.id, m.address, m.role, m.mac); err != nil {
 			return err
 		}
-		d.nodes = append(d.nodes, n)
 	}
 	return nil
-}
-
-func (d *demo) machine(name, id, address, role, mac string) (*node, error) {
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	n := &node{name: name, id: id, address: address}
-	root := filepath.Join(d.dir, name)
-	if n.tree, err = tree.Write(root, tree.Options{Host: name, HostResolves: true, DMI: "aws", HTTPPort: port}); err != nil {
-		return nil, err
-	}
-	i := fakeaws.Sample()
-	i.ID, i.Hostname = id, name+".internal"
-	i.NICs[0].MAC, i.NICs[0].IPv4s, i.NICs[0].Public = mac, []string{address}, ""
-	i.Tags = map[string]string{"amsagent:role": role, "aws:autoscaling:groupName": role + "s"}
-	if n.aws, err = fakeaws.Start(d.ctx, fakeaws.Options{Instance: &i}); err != nil {
-		return nil, err
-	}
-	n.svc = amsctl.Config{
-		State: filepath.Join(d.dir, name+".service"), Sandbox: d.o.Sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
-		Args: []string{"--root", n.tree.Dir, "--period", "1s", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())},
-	}
-	n.wrapper = filepath.Join(d.dir, name+"-service")
-	if err := n.svc.WriteWrapper(n.wrapper); err != nil {
-		return nil, err
-	}
-	return n, n.svc.Start(d.ctx, nil)
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	port := l.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a TCP listener's address is one
-	return port, l.Close()
-}
-
-// agentRun runs the agent on a machine, shows the command, and returns what it
-// said. The settings that make it look at the pretended machine are in its
-// environment.
-func (d *demo) agentRun(n *node, args ...string) (string, error) {
-	d.print("   %s$ amsagent %s", n.name, strings.Join(args, " "))
-	cmd := exec.CommandContext(d.ctx, d.agent, args...)
-	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1",
-		"AMSAGENT_ROOT=" + n.tree.Root,
-		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
-		"AMSAGENT_AWS_ENDPOINT=" + n.aws.Endpoint(),
-		"AMSAGENT_LOG_LEVEL=error",
-	}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("amsagent %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
-	}
-	return strings.ReplaceAll(string(out), d.dir+"/", ""), nil
 }
 
 // show indents what a command printed, at most so many lines of it.
@@ -232,19 +182,9 @@ func (d *demo) show(out string, most int) {
 	}
 }
 
-// digest is one line for every byte, mode and owner of the installation.
-func (n *node) digest() (string, int, error) {
-	lines, err := tree.Snapshot(n.tree.Root, "var/lib", "var", "run")
-	if err != nil {
-		return "", 0, err
-	}
-	h := sha256.Sum256([]byte(strings.Join(lines, "\n")))
-	return hex.EncodeToString(h[:8]), len(lines), nil
-}
-
 func (d *demo) before() error {
-	n := d.nodes[1]
-	d.heading("A machine as AMS's installer leaves it: standalone")
+	n := d.nodes[0]
+	d.heading("A machine as AMS's installer leaves it: standalone, it knows of no cluster")
 	for _, f := range []struct{ path, grep string }{
 		{n.tree.Conf("jee-container.xml"), "cluster start"},
 		{n.tree.Conf("red5.properties"), "clusterdb.host"},
@@ -266,12 +206,12 @@ func (d *demo) before() error {
 		return err
 	}
 	d.untouched = sum
-	d.print("   %d files and folders; every byte, mode and owner of them: %s", files, sum)
+	d.print("   %d files and folders; one sum over every byte, mode and owner: %s", files, sum)
 	return nil
 }
 
 func (d *demo) plan() error {
-	n := d.nodes[1]
+	n := d.nodes[0]
 	was, _, err := n.digest()
 	if err != nil {
 		return err
@@ -282,7 +222,7 @@ func (d *demo) plan() error {
 		return err
 	}
 	d.print("     (of the diffs, the changed lines alone are shown here)")
-	d.show(changedLines(out), 60)
+	d.show(changedLines(out), 16)
 	is, _, err := n.digest()
 	if err != nil {
 		return err
@@ -312,14 +252,12 @@ func changedLines(out string) string {
 }
 
 func (d *demo) join() error {
-	d.heading("The join. It ends well only when AMS itself was seen in the cluster: its own")
-	d.print("   document in MongoDB, written after its start, under this machine's address")
+	d.heading("Both machines join, each at its own boot. A join ends well only when AMS itself was seen in the")
+	d.print("   cluster: its own entry in MongoDB, written after its start, under this machine's address")
+	if err := d.joinNode(d.nodes[0]); err != nil {
+		return err
+	}
 	return d.joinNode(d.nodes[1])
-}
-
-func (d *demo) joinSecond() error {
-	d.heading("A second machine does the same, at its own boot")
-	return d.joinNode(d.nodes[0])
 }
 
 func (d *demo) joinNode(n *node) error {
@@ -327,56 +265,15 @@ func (d *demo) joinNode(n *node) error {
 	if err != nil {
 		return err
 	}
-	d.show(out, 6)
+	d.show(out, 4)
 	seen, err := d.client.AMSNodesByAddress(d.ctx, n.address)
 	return errors.Join(err,
 		d.check(strings.HasPrefix(out, "joined: "), "the join did not say that it joined"),
 		d.check(len(seen) == 1 && seen[0].Fresh(time.Now()), "AMS has %d documents as %s", len(seen), n.address))
 }
 
-// list shows the cluster as MongoDB holds it.
-func (d *demo) list() error {
-	d.heading("The cluster, as every node reads it from MongoDB")
-	return d.printCluster(map[string]string{d.nodes[0].id: "active", d.nodes[1].id: "active"}, 2)
-}
-
-func (d *demo) printCluster(states map[string]string, fresh int) error {
-	rows, err := d.client.Nodes(d.ctx)
-	if err != nil {
-		return err
-	}
-	docs, err := d.client.AMSNodes(d.ctx)
-	if err != nil {
-		return err
-	}
-	now, err := d.client.ServerTime(d.ctx)
-	if err != nil {
-		return err
-	}
-	d.print("     %-8s %-20s %-11s %-11s %-8s %s", "ROLE", "INSTANCE", "ADDRESS", "ZONE", "STATE", "AMS'S OWN WORD")
-	alive := 0
-	for _, r := range rows {
-		word := "none"
-		for _, a := range docs {
-			if cluster.SameAddress(a.IP, r.IP) {
-				word = fmt.Sprintf("written %.0f s ago", max(now.Sub(a.LastUpdate), 0).Seconds())
-				if a.Fresh(time.Now()) {
-					alive++
-				}
-			}
-		}
-		d.print("     %-8s %-20s %-11s %-11s %-8s %s", r.Role, r.ID, r.IP, r.Zone, r.State, word)
-		if err := d.check(string(r.State) == states[r.ID], "%s is %s, not %s", r.ID, r.State, states[r.ID]); err != nil {
-			return err
-		}
-	}
-	return errors.Join(
-		d.check(len(rows) == len(states), "%d rows, not %d", len(rows), len(states)),
-		d.check(alive == fresh, "AMS is seen on %d nodes, not %d", alive, fresh))
-}
-
 func (d *demo) again() error {
-	n := d.nodes[1]
+	n := d.nodes[0]
 	was, _, err := n.digest()
 	if err != nil {
 		return err
@@ -385,7 +282,7 @@ func (d *demo) again() error {
 	if err != nil {
 		return err
 	}
-	d.heading("Joining again: nothing is written, nothing is restarted")
+	d.heading("Joining again: nothing is written, nothing is restarted, the concert goes on")
 	out, err := d.agentRun(n, "join", "--mongo", d.mongo.Addr())
 	if err != nil {
 		return err
@@ -396,42 +293,45 @@ func (d *demo) again() error {
 		return err
 	}
 	after, err := n.svc.Info()
+	if err != nil {
+		return err
+	}
+	st, err := n.stats()
 	return errors.Join(err,
+		d.check(st.Live.Publishers == 1, "the publisher is gone: %+v", st),
 		d.check(was == is, "the second join changed the machine"),
 		d.check(bytes.Equal(before, after), "the second join restarted AMS"),
 		d.check(strings.HasPrefix(out, "nothing to do"), "the second join did something"))
 }
 
-func (d *demo) status() error {
-	d.heading("The same node from three sides")
-	out, err := d.agentRun(d.nodes[1], "status")
-	if err != nil {
+func (d *demo) leave() error {
+	n := d.nodes[0]
+	d.heading("The concert is over. Leaving by hand: the machine is what it was before, byte for byte")
+	if err := d.endStream(); err != nil {
 		return err
 	}
-	d.show(out, 8)
-	return d.check(strings.HasPrefix(out, "active: "), "the node is not active")
-}
-
-func (d *demo) leave() error {
-	d.heading("Leaving")
-	out, err := d.agentRun(d.nodes[1], "leave")
+	out, err := d.agentRun(n, "leave")
 	if err != nil {
 		return err
 	}
 	d.show(out, 4)
-	return d.printCluster(map[string]string{d.nodes[0].id: "active", d.nodes[1].id: "left"}, 1)
-}
-
-func (d *demo) after() error {
-	n := d.nodes[1]
-	d.heading("The machine is what it was before the join, byte for byte")
 	got, files, err := n.digest()
 	if err != nil {
 		return err
 	}
-	d.print("   %d files and folders; every byte, mode and owner of them: %s", files, got)
+	d.print("   %d files and folders; one sum over every byte, mode and owner: %s, as in step 1", files, got)
 	status, err := n.svc.Status()
+	if err != nil {
+		return err
+	}
+	row, err := d.client.Node(d.ctx, n.id)
+	if err != nil {
+		return err
+	}
+	docs, err := d.client.AMSNodes(d.ctx)
 	return errors.Join(err,
 		d.check(got == d.untouched, "the digest is %s, and it was %s", got, d.untouched),
-		d.check(status == amsctl.Active, "AMS is %s after leaving", status))
+		d.check(status == amsctl.Active, "AMS is %s after leaving", status),
+		d.check(row.State == cluster.StateLeft, "the row is %s after leaving", row.State),
+		d.check(len(docs) == 0, "AMS's list has %d nodes", len(docs)))
 }

@@ -1,0 +1,317 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package demo
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// node is one pretended machine.
+type node struct {
+	name, id, address string
+	tree              tree.Tree
+	aws               *fakeaws.Server
+	scaling           *fakeaws.AutoScaling
+	svc               amsctl.Config
+	wrapper           string
+	http              string // where its AMS answers
+	control           *http.Client
+
+	daemon *exec.Cmd     // nil where none was started
+	ended  chan struct{} // closed when it has ended
+	log    string        // the file of its log
+}
+
+// machine makes a machine with a standalone AMS that runs.
+func (d *demo) machine(name, id, address, role, mac string) error {
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	n := &node{
+		name: name, id: id, address: address, scaling: d.scaling,
+		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), log: filepath.Join(d.dir, name+".log"),
+	}
+	root := filepath.Join(d.dir, name)
+	if n.tree, err = tree.Write(root, tree.Options{Host: name, HostResolves: true, DMI: "aws", HTTPPort: port}); err != nil {
+		return err
+	}
+	if err := errors.Join(n.statistics(), n.proc()); err != nil {
+		return err
+	}
+	socket := filepath.Join(root, "run/amsagent/control.sock")
+	n.control = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+	n.svc = amsctl.Config{
+		State: filepath.Join(d.dir, name+".service"), Sandbox: d.o.Sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
+		Args: []string{"--root", n.tree.Dir, "--period", "1s", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())},
+	}
+	n.wrapper = filepath.Join(d.dir, name+"-service")
+	if err := n.svc.WriteWrapper(n.wrapper); err != nil {
+		return err
+	}
+	i := fakeaws.Sample()
+	i.ID, i.Hostname = id, name+".internal"
+	i.NICs[0].MAC, i.NICs[0].IPv4s, i.NICs[0].Public = mac, []string{address}, ""
+	i.Tags = map[string]string{"amsagent:role": role}
+	if n.aws, err = fakeaws.Start(d.ctx, fakeaws.Options{Instance: &i}); err != nil {
+		return err
+	}
+	d.nodes = append(d.nodes, n) // from here on there is something to close
+	if err := d.scaling.Attach(role+"s", "", n.aws); err != nil {
+		return err
+	}
+	return n.svc.Start(d.ctx, nil)
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	port := l.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a TCP listener's address is one
+	return port, l.Close()
+}
+
+// statistics lets AMS be asked for its viewers, as its operator may.
+func (n *node) statistics() error {
+	file := n.tree.Conf("red5.properties")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	text := string(b)
+	for key, value := range map[string]string{"server.jwtServerControlEnabled=false": "true", "server.jwtServerSecretKey=": "a-secret-of-the-demo-and-of-nobody-else"} {
+		if !strings.Contains(text, key+"\n") {
+			return fmt.Errorf("%s has no line %s", file, key)
+		}
+		name, _, _ := strings.Cut(key, "=")
+		text = strings.Replace(text, key+"\n", name+"="+value+"\n", 1)
+	}
+	return os.WriteFile(file, []byte(text), 0o644)
+}
+
+// proc gives the machine what this one says of its load, but not its connections.
+func (n *node) proc() error {
+	proc := filepath.Join(n.tree.Root, "proc")
+	for _, dir := range []string{"net", "sys/kernel/random"} {
+		if err := os.MkdirAll(filepath.Join(proc, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"stat", "meminfo", "loadavg", "cpuinfo", "uptime", "self", "net/dev"} {
+		if err := os.Symlink("/proc/"+name, filepath.Join(proc, name)); err != nil {
+			return err
+		}
+	}
+	const none = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+	for name, text := range map[string]string{
+		"net/tcp": none, "net/tcp6": none, "sys/kernel/random/boot_id": "00000000-0000-4000-8000-0000" + n.id[len(n.id)-8:] + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(proc, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// digest is one line for every byte, mode and owner of the installation.
+func (n *node) digest() (string, int, error) {
+	lines, err := tree.Snapshot(n.tree.Root, "var/lib", "var", "run", "proc")
+	if err != nil {
+		return "", 0, err
+	}
+	h := sha256.Sum256([]byte(strings.Join(lines, "\n")))
+	return hex.EncodeToString(h[:8]), len(lines), nil
+}
+
+// stats are the sessions of the machine's AMS, also after its end.
+func (n *node) stats() (st fakeams.Stats, err error) {
+	b, err := n.svc.Control(context.Background(), http.MethodGet, "/stats", nil)
+	if errors.Is(err, amsctl.ErrNotRunning) {
+		return fakeams.ReadStats(n.svc.StatsFile())
+	}
+	if err != nil {
+		return st, err
+	}
+	return st, json.Unmarshal(b, &st)
+}
+
+// environ are the settings that make the agent look at the pretended machine.
+func (n *node) environ() []string {
+	return []string{
+		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1",
+		"AMSAGENT_ROOT=" + n.tree.Root,
+		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
+		"AMSAGENT_AWS_ENDPOINT=" + n.aws.Endpoint(),
+		"AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + n.scaling.Endpoint(),
+		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0",
+	}
+}
+
+// agentRun runs the agent on a machine, shows the command, and returns what it
+// said.
+func (d *demo) agentRun(n *node, args ...string) (string, error) {
+	d.print("   %s$ amsagent %s", n.name, strings.Join(args, " "))
+	cmd := exec.CommandContext(d.ctx, d.agent, args...)
+	cmd.Env = append(n.environ(), "AMSAGENT_LOG_LEVEL=error")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("amsagent %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
+	}
+	return strings.ReplaceAll(string(out), d.dir+"/", ""), nil
+}
+
+// daemon starts the daemon, which ends with us at the latest.
+func (d *demo) daemon(n *node, args ...string) error {
+	d.print("   %s$ amsagent %s &", n.name, strings.Join(args, " "))
+	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(d.agent, args...) // ended by stop, in order
+	cmd.Env, cmd.Stderr = n.environ(), log
+	// A Ctrl-C is for us: we tell it when.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		// Pdeathsig means the end of the thread: this one waits.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(ended)
+		err := errors.Join(cmd.Start(), log.Close())
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // whether it should have ended is asked elsewhere
+		}
+	}()
+	if err := <-started; err != nil {
+		return err
+	}
+	n.daemon, n.ended = cmd, ended
+	return nil
+}
+
+// stop ends the daemon.
+func (n *node) stop(ctx context.Context) error {
+	if n.daemon == nil {
+		return nil
+	}
+	_ = n.daemon.Process.Signal(syscall.SIGTERM) // it may have ended
+	var err error
+	select {
+	case <-n.ended:
+	case <-ctx.Done():
+		err = fmt.Errorf("the daemon of %s had to be killed: %w", n.name, ctx.Err())
+		_ = n.daemon.Process.Kill()
+		<-n.ended
+	}
+	n.daemon = nil
+	return err
+}
+
+// diary is the end of the daemon's log, for who has to find out why.
+func (n *node) diary() string {
+	b, err := os.ReadFile(n.log)
+	if err != nil || len(b) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("\nthe daemon of %s said last:\n%s", n.name, strings.TrimSpace(string(b[max(0, len(b)-2000):])))
+}
+
+// view is what the demo needs of what a daemon says of itself.
+type view struct {
+	Ready     bool   `json:"ready"`
+	State     string `json:"state"`
+	Metrics   string `json:"metrics"`
+	Lifecycle *struct {
+		State    string    `json:"state"`
+		Step     string    `json:"step"`
+		Reason   string    `json:"reason"`
+		Progress string    `json:"progress"`
+		Counted  time.Time `json:"counted"`
+		Sessions *struct {
+			Viewers *int `json:"viewers"`
+		} `json:"sessions"`
+	} `json:"lifecycle"`
+}
+
+// ask asks the daemon on its control socket, as `amsagent status` does.
+func (n *node) ask(ctx context.Context) (view, error) {
+	var v view
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://amsagent/v1/status", nil)
+	if err != nil {
+		return v, err
+	}
+	resp, err := n.control.Do(req)
+	if err != nil {
+		return v, err
+	}
+	defer resp.Body.Close()
+	return v, json.NewDecoder(resp.Body).Decode(&v)
+}
+
+// ready asks as a load balancer does, and returns the status it is answered with.
+func (n *node) ready(ctx context.Context, address string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	return resp.StatusCode, resp.Body.Close()
+}
+
+// until waits until something holds. why says what is missing; "" nothing.
+func (d *demo) until(what string, why func() string) error {
+	ctx, cancel := context.WithTimeout(d.ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		missing := why()
+		if missing == "" {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting until %s: %w: %s", what, ctx.Err(), missing)
+		}
+	}
+}
+
+// patience is far more than anything here takes, on a busy machine, too.
+const patience = 30 * time.Second

@@ -1,0 +1,337 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package demo
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+)
+
+const (
+	app, stream = "LiveApp", "concert"
+	hook        = "drain"
+	// hookTimeout is what the group waits without a word. It is an hour on AWS;
+	// here it is short, so that the agent's word is seen.
+	hookTimeout = 10 * time.Second
+)
+
+// viewer is somebody who watches, over a connection of his own.
+type viewer struct {
+	conn net.Conn
+	r    *bufio.Reader
+}
+
+func watch(ctx context.Context, address string) (*viewer, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	v := &viewer{conn: conn, r: bufio.NewReader(conn)}
+	_, err = fmt.Fprintf(conn, "GET /%s/play/%s?kind=hls HTTP/1.1\r\nHost: edge\r\n\r\n", app, stream)
+	line := ""
+	for err == nil && line != "\r\n" { // to the end of the answer's head
+		if line, err = v.r.ReadString('\n'); strings.HasPrefix(line, "HTTP/") && !strings.Contains(line, " 200 ") {
+			err = fmt.Errorf("the viewer is told %q", strings.TrimSpace(line))
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return v, nil
+}
+
+// served reports whether nobody has hung up on the viewer.
+func (v *viewer) served() bool {
+	if err := v.conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+		return false
+	}
+	_, err := v.r.ReadByte()
+	return err == nil || errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// audience starts the daemons, and lets somebody stream and somebody watch.
+func (d *demo) audience() error {
+	origin, edge := d.nodes[0], d.nodes[1]
+	d.heading("The agent stays as a daemon, so that the cluster knows how every node is.")
+	d.print("   Somebody streams a concert to the origin, and one viewer watches it at the edge")
+	_, err := origin.svc.Control(d.ctx, http.MethodPost, "/stream", url.Values{"app": {app}, "id": {stream}, "announced": {"true"}})
+	if err == nil {
+		d.viewer, err = watch(d.ctx, edge.http)
+	}
+	for _, n := range d.nodes {
+		if err == nil {
+			err = d.daemon(n, "run", "--beat-interval", "1s")
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := d.until("both nodes tell their load and their sessions", func() string {
+		for i, n := range d.nodes {
+			row, err := d.client.Node(d.ctx, n.id)
+			switch s := row.Sessions; {
+			case err != nil:
+				return err.Error()
+			case row.State != cluster.StateActive || row.Load == nil || row.Load.CPU == nil || row.Load.Mem == nil:
+				return fmt.Sprintf("%s is %s, its load %+v", n.name, row.State, row.Load)
+			case s == nil || s.Publishers == nil || s.Viewers == nil || *s.Publishers != 1-i || *s.Viewers != i:
+				return fmt.Sprintf("the sessions of %s are %+v", n.name, s)
+			}
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
+	out, err := d.agentRun(origin, "nodes")
+	if err != nil {
+		return err
+	}
+	d.show(out, 6)
+	d.print("   (Nothing is on a node but what its own agent saw. The load here is this computer's, which")
+	d.print("   both pretend to be; - is not known: it has no GPU that they know of. PUB/VIEW is who streams")
+	d.print("   and who watches: AMS counts, if server.jwtServerControlEnabled lets itself be asked.)")
+	return d.check(strings.HasPrefix(out, "2 nodes: 2 alive; 1 origin, 1 edge; 1 publisher, 1 viewer\n"), "the cluster is not as it should be:\n%s", out)
+}
+
+// since prints a line of a story with its time.
+func (d *demo) since(begin time.Time, format string, args ...any) {
+	d.print("     +%4.1f s  %s", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// scaleIn lets the group take the edge away while somebody watches.
+func (d *demo) scaleIn() error {
+	edge := d.nodes[1]
+	d.heading("The scaling group shrinks: AWS takes edge-1 away, while somebody watches there. AWS waits")
+	d.print("   before it switches the machine off, since the group has a lifecycle hook: AWS's word for that")
+	v, err := edge.ask(d.ctx)
+	if err != nil {
+		return err
+	}
+	metrics := v.Metrics
+	before, err := edge.ready(d.ctx, metrics)
+	if err := errors.Join(err, d.check(before == http.StatusOK && v.Ready, "edge-1 is not ready before: %d", before)); err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := d.scaling.Terminate(edge.id); err != nil {
+		return err
+	}
+	d.since(begin, "the group: edge-1 is to be terminated; the hook waits")
+	if err := d.until("edge-1 has noticed", func() string {
+		code, err := edge.ready(d.ctx, metrics)
+		if err != nil {
+			return err.Error()
+		}
+		if code == http.StatusServiceUnavailable {
+			return ""
+		}
+		return fmt.Sprintf("its readiness is %d", code)
+	}); err != nil {
+		return err
+	}
+	d.since(begin, "edge-1 has read it in its metadata, where it looks every 2 s: for a load balancer")
+	d.print("              it is not ready any more (GET /readyz: %d, before: %d)", http.StatusServiceUnavailable, before)
+	if err := d.until("the cluster knows", func() string {
+		row, err := d.client.Node(d.ctx, edge.id)
+		if err != nil {
+			return err.Error()
+		}
+		if row.State == cluster.StateDraining {
+			return ""
+		}
+		return "its row is " + string(row.State)
+	}); err != nil {
+		return err
+	}
+	d.since(begin, "MongoDB: edge-1 is \"draining\", so that nobody new is sent to it")
+	if err := d.until("edge-1 has counted", func() string {
+		var err error
+		if v, err = edge.ask(d.ctx); err != nil {
+			return err.Error()
+		}
+		if l := v.Lifecycle; l != nil && l.Step == "draining" && l.Sessions != nil && l.Sessions.Viewers != nil {
+			return ""
+		}
+		return fmt.Sprintf("%+v", v.Lifecycle)
+	}); err != nil {
+		return err
+	}
+	first := v.Lifecycle.Counted
+	d.since(begin, "edge-1: %s", v.Lifecycle.Progress)
+	err = d.check(*v.Lifecycle.Sessions.Viewers == 1 && v.Lifecycle.Reason == "scale-in", "edge-1 is draining for %q with %d viewers",
+		v.Lifecycle.Reason, *v.Lifecycle.Sessions.Viewers)
+	if err != nil {
+		return err
+	}
+	// Long enough for a daemon that forgets its viewer to do something rash.
+	if err := d.until("edge-1 has counted thrice more", func() string {
+		if !d.viewer.served() {
+			err = errors.New("the viewer was cut off")
+			return ""
+		}
+		if v, err = edge.ask(d.ctx); err != nil {
+			return ""
+		}
+		if l := v.Lifecycle; l == nil || l.Step != "draining" {
+			err = fmt.Errorf("edge-1 does not drain any more: %+v", l)
+			return ""
+		}
+		if v.Lifecycle.Counted.Sub(first) < thrice {
+			return "last at " + v.Lifecycle.Counted.String()
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	d.since(begin, "the viewer is still served; edge-1 waits, and so does AWS")
+	status, err := edge.svc.Status()
+	return errors.Join(err, d.check(status == amsctl.Active, "AMS is %s", status), d.open(edge))
+}
+
+// thrice is a little less than three counts take, which are a second apart.
+const thrice = 2500 * time.Millisecond
+
+// open checks that AWS still waits.
+func (d *demo) open(n *node) error {
+	for _, m := range d.scaling.Members() {
+		if m.Instance == n.id {
+			return d.check(len(m.Waiting) == 1 && m.Waiting[0].Hook == hook, "the hook does not wait: %+v", m)
+		}
+	}
+	return d.check(false, "%s is in no group any more", n.name)
+}
+
+// finish lets the viewer go.
+func (d *demo) finish() error {
+	edge := d.nodes[1]
+	d.heading("The viewer has seen enough. Nobody is left: now edge-1 goes, in this order")
+	begin := time.Now()
+	if err := d.viewer.conn.Close(); err != nil {
+		return err
+	}
+	d.since(begin, "the viewer hangs up")
+	if err := d.until("AMS has stopped", func() string {
+		if status, err := edge.svc.Status(); err != nil || status != amsctl.Inactive {
+			return fmt.Sprintf("it is %s: %v", status, err)
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
+	d.since(begin, "two counts in a row, a second apart, found nobody: AMS was stopped")
+	var row cluster.Node
+	if err := d.until("the cluster knows that edge-1 has left", func() string {
+		var err error
+		if row, err = d.client.Node(d.ctx, edge.id); err != nil {
+			return err.Error()
+		}
+		docs, err := d.client.AMSNodesByAddress(d.ctx, edge.address)
+		if err != nil || row.State != cluster.StateLeft || len(docs) > 0 {
+			return fmt.Sprintf("its row is %s, and AMS has %d documents: %v", row.State, len(docs), err)
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
+	d.since(begin, "MongoDB: edge-1 is off AMS's list of nodes, and its row says \"left\"")
+	ctx, cancel := context.WithTimeout(d.ctx, patience)
+	defer cancel()
+	told, err := d.scaling.WaitFor(ctx, func(e fakeaws.Entry) bool { return e.What == fakeaws.Completed })
+	if err != nil {
+		return err
+	}
+	d.since(begin, "AWS: the hook was completed, and AWS switches the machine off")
+	if _, err := d.scaling.WaitFor(ctx, func(e fakeaws.Entry) bool { return e.What == fakeaws.State && e.Text == "Terminated" }); err != nil {
+		return err
+	}
+	// The machine is off, and so is all that ran on it.
+	if err := edge.stop(ctx); err != nil {
+		return err
+	}
+	d.books()
+	st, err := edge.stats()
+	return errors.Join(err,
+		d.check(told.Text == "CONTINUE" && told.By == edge.id && told.Hook == hook, "the hook got %q from %q", told.Text, told.By),
+		d.check(st.State == fakeams.Stopped && st.Served.Viewers == 1 && st.Left.Viewers == 1 && st.Cut == (fakeams.Counts{}), "AMS was %s with %+v", st.State, st),
+		d.check(!row.StateSince.After(told.Time), "the hook was completed before the node had left"))
+}
+
+// books shows what the group noted.
+func (d *demo) books() {
+	d.print("   The same in the books of the group:")
+	var begin time.Time
+	for _, e := range d.scaling.Books() {
+		text := ""
+		switch e.What {
+		case fakeaws.Target:
+			if begin = e.Time; e.Text != "Terminated" {
+				continue
+			}
+			text = "edge-1 is to be " + e.Text
+		case fakeaws.State:
+			if e.Text != "Terminated" {
+				continue
+			}
+			text = "edge-1 is " + e.Text
+		case fakeaws.Wait:
+			text = "hook \"" + e.Hook + "\" waits"
+		case fakeaws.Heartbeat:
+			text = "hook \"" + e.Hook + "\" is asked to wait longer"
+		case fakeaws.Completed:
+			text = "hook \"" + e.Hook + "\" is completed by edge-1: " + e.Text
+		case fakeaws.TimedOut:
+			text = "hook \"" + e.Hook + "\" has waited in vain"
+		case fakeaws.Call:
+			continue
+		}
+		d.print("     +%4.1f s  %s", e.Time.Sub(begin).Seconds(), text)
+	}
+}
+
+// others shows what is left of the edge for the other node.
+func (d *demo) others() error {
+	origin, edge := d.nodes[0], d.nodes[1]
+	d.heading("The machine is gone. What the other node sees")
+	out, err := d.agentRun(origin, "nodes", "--all")
+	if err != nil {
+		return err
+	}
+	d.show(out, 6)
+	row, err := d.client.Node(d.ctx, edge.id)
+	if err != nil {
+		return err
+	}
+	cut := -1
+	if row.Cut != nil {
+		cut = *row.Cut
+	}
+	d.print("   edge-1's row, kept for a month: %s, for the reason %q, with %d sessions cut", row.State, row.Reason, cut)
+	st, err := origin.stats()
+	return errors.Join(err,
+		d.check(row.State == cluster.StateLeft && row.Reason == "scale-in" && cut == 0, "the row is %+v", row),
+		d.check(strings.Contains(out, edge.id) && strings.Contains(out, " left "), "edge-1 is not in the list:\n%s", out),
+		d.check(st.Live.Publishers == 1 && st.Cut == (fakeams.Counts{}), "the origin lost its publisher: %+v", st))
+}
+
+// endStream lets the publisher end the stream.
+func (d *demo) endStream() error {
+	_, err := d.nodes[0].svc.Control(d.ctx, http.MethodDelete, "/stream", url.Values{"app": {app}, "id": {stream}})
+	return err
+}
