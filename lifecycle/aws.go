@@ -372,25 +372,18 @@ func (c *AWSCompleter) explain(ctx context.Context, h Hook, err error) error {
 }
 
 // awsOver reports whether in this lifecycle state no hook will wait for the
-// transition any more.
+// transition any more. The API may lag behind the metadata that told of the
+// transition, so a state that can come before it says nothing.
 func awsOver(state string, launching bool) bool {
-	rest, warmed := strings.CutPrefix(state, "Warmed:")
-	main, step, _ := strings.Cut(rest, ":")
-	if step == "Proceed" || step == "Retained" {
-		return true
-	}
+	main, step, _ := strings.Cut(strings.TrimPrefix(state, "Warmed:"), ":")
 	switch main {
-	case "Terminated", "Detached", "Detaching", "Standby", "EnteringStandby":
+	case "Terminated", "Detached", "Detaching":
 		return true
-	case "Stopped", "Running", "Hibernated":
-		// In the pool; the way there had its hooks.
-		return true
-	case "InService":
-		return launching
-	case "Pending":
-		// On the way into the pool a hook of either transition may wait.
-		return !launching && !warmed
 	case "Terminating":
+		return launching || step == "Proceed" || step == "Retained"
+	case "Pending":
+		return launching && state == "Pending:Proceed"
+	case "InService":
 		return launching
 	}
 	return false

@@ -437,14 +437,20 @@ func TestWatchScheduled(t *testing.T) {
 func TestWatchSurvives(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(path string) (int, string, bool){
-		"hang":               func(string) (int, string, bool) { return 0, "", true },
-		"429":                func(string) (int, string, bool) { return http.StatusTooManyRequests, "slow down", false },
-		"500":                func(string) (int, string, bool) { return http.StatusInternalServerError, "", false },
-		"503 of the token":   func(path string) (int, string, bool) { return at(path == "api/token", http.StatusServiceUnavailable), "", false },
-		"401 for ever":       func(path string) (int, string, bool) { return at(path != "api/token", http.StatusUnauthorized), "", false },
-		"403":                func(string) (int, string, bool) { return http.StatusForbidden, "", false },
-		"404 of the token":   func(path string) (int, string, bool) { return at(path == "api/token", http.StatusNotFound), "", false },
-		"garbage":            func(path string) (int, string, bool) { return at(path != "api/token", http.StatusOK), "<html>\x00", false },
+		"hang": func(string) (int, string, bool) { return 0, "", true },
+		"429":  func(string) (int, string, bool) { return http.StatusTooManyRequests, "slow down", false },
+		"500":  func(string) (int, string, bool) { return http.StatusInternalServerError, "", false },
+		"503 of the token": func(path string) (int, string, bool) {
+			return at(path == "api/token", http.StatusServiceUnavailable), "", false
+		},
+		"401 for ever": func(path string) (int, string, bool) {
+			return at(path != "api/token", http.StatusUnauthorized), "", false
+		},
+		"403":              func(string) (int, string, bool) { return http.StatusForbidden, "", false },
+		"404 of the token": func(path string) (int, string, bool) { return at(path == "api/token", http.StatusNotFound), "", false },
+		"garbage": func(path string) (int, string, bool) {
+			return at(path != "api/token", http.StatusOK), "<html>\x00", false
+		},
 		"redirect":           func(string) (int, string, bool) { return http.StatusFound, "", false },
 		"garbage as a token": func(path string) (int, string, bool) { return at(path == "api/token", http.StatusOK), "\x00\n", false },
 		"too large": func(path string) (int, string, bool) {

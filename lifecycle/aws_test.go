@@ -1,0 +1,367 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/metadata/aws"
+)
+
+func TestAWSNotices(t *testing.T) {
+	t.Parallel()
+	seen := time.Date(2026, 11, 20, 8, 20, 0, 0, time.UTC)
+	at := seen.Add(2 * time.Minute)
+	target := func(before, value string) aws.Signal {
+		return aws.Signal{Kind: aws.SignalTarget, Before: before, Value: value, Seen: seen}
+	}
+	notice := func(id string, kind Kind, reason string) Notice {
+		return Notice{ID: "aws/i-1/" + id, Kind: kind, Source: "aws-lifecycle", Who: "Auto Scaling", Reason: reason, Received: seen}
+	}
+	terminate := notice("terminate", Terminate, "scale-in")
+	for _, tt := range []struct {
+		name   string
+		signal aws.Signal
+		want   []Notice
+		known  bool
+	}{
+		{"first look in service", target("", "InService"), []Notice{notice("resume", Resume, "in service again")}, true},
+		{"first look terminated", target("", "Terminated"), []Notice{terminate}, true},
+		{"scale-in", target("InService", "Terminated"), []Notice{terminate}, true},
+		{"scale-in taken back", target("Terminated", "InService"), []Notice{notice("terminate", Withdrawn, "target state InService in place of Terminated")}, true},
+		{"into the pool", target("InService", "Warmed:Stopped"), []Notice{notice("park", Park, "return to the warm pool (Stopped)")}, true},
+		{"a pool to come", target("InService", "Warmed:Frozen"), []Notice{notice("park", Park, "return to the warm pool (Frozen)")}, true},
+		{"out of the pool", target("Warmed:Hibernated", "InService"), []Notice{notice("resume", Resume, "in service again")}, true},
+		{"end in the pool", target("Warmed:Running", "Warmed:Terminated"), []Notice{terminate}, true},
+		{"standby", target("InService", "Standby"), []Notice{notice("park", Park, "standby")}, true},
+		{"detached", target("InService", "Detached"), []Notice{notice("park", Park, "detached from the group")}, true},
+		{"attached again", target("Detached", "InService"), []Notice{notice("resume", Resume, "in service again")}, true},
+		{"standby in place of an end", target("Terminated", "Standby"), []Notice{
+			notice("park", Park, "standby"), notice("terminate", Withdrawn, "target state Standby in place of Terminated"),
+		}, true},
+		{"unheard of", target("InService", "Frozen"), nil, false},
+		{"spot", aws.Signal{Kind: aws.SignalSpot, Value: "terminate", At: at, Seen: seen}, []Notice{
+			{ID: "aws/i-1/interrupt", Kind: Interrupt, Source: "aws-spot", Who: "EC2 Spot", Reason: "spot interruption (terminate)", Received: seen, Deadline: at},
+		}, true},
+		{"spot taken back", aws.Signal{Kind: aws.SignalSpot, Value: "terminate", At: at, Seen: seen, Gone: true}, []Notice{
+			{ID: "aws/i-1/interrupt", Kind: Withdrawn, Source: "aws-spot", Who: "EC2 Spot", Reason: "spot interruption (terminate)", Received: seen},
+		}, true},
+		{"rebalance", aws.Signal{Kind: aws.SignalRebalance, At: at, Seen: seen}, []Notice{
+			{ID: "aws/i-1/rebalance", Kind: Rebalance, Source: "aws-rebalance", Who: "EC2 Spot", Reason: "rebalance recommendation", Received: seen},
+		}, true},
+		{"reboot", aws.Signal{Kind: aws.SignalScheduled, Value: "system-reboot", ID: "e1", At: at, Text: "because", Seen: seen}, []Notice{
+			{ID: "aws/i-1/reboot/e1", Kind: Reboot, Source: "aws-scheduled", Who: "EC2", Reason: "scheduled event system-reboot: because", Received: seen, Deadline: at},
+		}, true},
+		{"retirement canceled", aws.Signal{Kind: aws.SignalScheduled, Value: "instance-retirement", ID: "e2", At: at, Seen: seen, Gone: true}, []Notice{
+			{ID: "aws/i-1/interrupt/e2", Kind: Withdrawn, Source: "aws-scheduled", Who: "EC2", Reason: "scheduled event instance-retirement", Received: seen},
+		}, true},
+		{"without a date", aws.Signal{Kind: aws.SignalScheduled, Value: "instance-stop", ID: "e3", Seen: seen}, nil, false},
+		{"an event unheard of", aws.Signal{Kind: aws.SignalScheduled, Value: "instance-party", ID: "e4", At: at, Seen: seen}, nil, false},
+		{"a signal unheard of", aws.Signal{Kind: "weather"}, nil, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, known := awsNotices("i-1", tt.signal)
+			if known != tt.known {
+				t.Errorf("known: %v", known)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+type watcherFunc func(ctx context.Context, o aws.WatchOptions, fn func(aws.Signal))
+
+func (f watcherFunc) Watch(ctx context.Context, o aws.WatchOptions, fn func(aws.Signal)) {
+	f(ctx, o, fn)
+}
+
+func TestAWSSource(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	s := NewAWSSource(watcherFunc(func(ctx context.Context, o aws.WatchOptions, fn func(aws.Signal)) {
+		if o.StateInterval != time.Second || o.Log == nil {
+			t.Errorf("options %+v", o)
+		}
+		for _, state := range []string{"InService", "Frozen", "InService", "Frozen", "Terminated", "Terminated"} {
+			fn(aws.Signal{Kind: aws.SignalTarget, Value: state})
+		}
+		cancel()
+	}), "i-1", aws.WatchOptions{StateInterval: time.Second}, slog.New(slog.NewTextHandler(&log, nil)))
+	var kinds []Kind
+	if err := s.Watch(ctx, func(n Notice) { kinds = append(kinds, n.Kind) }); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]Kind{Resume, Resume, Terminate, Terminate}, kinds); diff != "" {
+		t.Error(diff)
+	}
+	if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "Frozen") {
+		t.Errorf("log:\n%s", log.String())
+	}
+}
+
+// fakeAWS is a group as its API shows it.
+type fakeAWS struct {
+	member    *aws.Membership
+	memberErr error
+	hooks     []aws.LifecycleHook
+	hooksErr  error
+	wait      map[string]error // by hook: what is answered to a word
+	calls     []string
+}
+
+func (f *fakeAWS) Membership(context.Context) (*aws.Membership, error) {
+	f.calls = append(f.calls, "membership")
+	return f.member, f.memberErr
+}
+
+func (f *fakeAWS) Hooks(_ context.Context, group string) ([]aws.LifecycleHook, error) {
+	f.calls = append(f.calls, "hooks "+group)
+	return f.hooks, f.hooksErr
+}
+
+func (f *fakeAWS) Heartbeat(_ context.Context, a aws.Action) error {
+	f.calls = append(f.calls, strings.TrimSpace("beat "+a.Group+" "+a.Hook+" "+a.Token))
+	return f.wait[a.Hook]
+}
+
+func (f *fakeAWS) Complete(_ context.Context, a aws.Action, abandon bool) error {
+	f.calls = append(f.calls, strings.TrimSpace(fmt.Sprint("complete ", a.Group, " ", a.Hook, " ", a.Token, map[bool]string{true: " abandon"}[abandon])))
+	return f.wait[a.Hook]
+}
+
+func (f *fakeAWS) said() []string {
+	out := f.calls
+	f.calls = nil
+	return out
+}
+
+func deniedAWS(action string) error {
+	return &aws.DeniedError{Action: "autoscaling:" + action, Policy: `{"x":1}`, Reason: "not authorized"}
+}
+
+func wantCalls(t *testing.T, f *fakeAWS, want ...string) {
+	t.Helper()
+	if diff := cmp.Diff(want, f.said()); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+}
+
+func TestAWSDiscover(t *testing.T) {
+	t.Parallel()
+	hooks := []aws.LifecycleHook{
+		{Name: "a", Timeout: time.Hour, Limit: 48 * time.Hour},
+		{Name: "b", Timeout: 5 * time.Minute, Limit: 8 * time.Hour},
+		{Name: "up", Launching: true, Timeout: time.Minute},
+	}
+	t.Run("by the tag, once", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooks: hooks}
+		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g"})
+		h, err := c.Discover(t.Context(), false)
+		if err != nil || h == nil {
+			t.Fatal(h, err)
+		}
+		if left := time.Until(h.Limit); left > 8*time.Hour || left < 8*time.Hour-time.Minute {
+			t.Error(h.Limit)
+		}
+		h.Limit = time.Time{}
+		if diff := cmp.Diff(&Hook{Provider: "aws", Group: "g", Name: "a,b", Timeout: 5 * time.Minute}, h); diff != "" {
+			t.Error(diff)
+		}
+		h, err = c.Discover(t.Context(), true)
+		if diff := cmp.Diff(&Hook{Provider: "aws", Group: "g", Name: "up", Launching: true, Timeout: time.Minute}, h); diff != "" || err != nil {
+			t.Error(diff, err)
+		}
+		wantCalls(t, f, "hooks g")
+	})
+	t.Run("by the API", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooks: hooks, member: &aws.Membership{Group: "g2"}}
+		c := NewAWSCompleter(f, AWSCompleterOptions{Hooks: []string{"b"}})
+		h, err := c.Discover(t.Context(), false)
+		if err != nil || h == nil || h.Name != "b" || h.Group != "g2" {
+			t.Fatal(h, err)
+		}
+		wantCalls(t, f, "membership", "hooks g2")
+	})
+	t.Run("in no group, or without a hook", func(t *testing.T) {
+		t.Parallel()
+		if h, err := NewAWSCompleter(&fakeAWS{}, AWSCompleterOptions{}).Discover(t.Context(), false); h != nil || err != nil {
+			t.Error(h, err)
+		}
+		if h, err := NewAWSCompleter(&fakeAWS{}, AWSCompleterOptions{Group: "g"}).Discover(t.Context(), false); h != nil || err != nil {
+			t.Error(h, err)
+		}
+	})
+	t.Run("denied", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooksErr: deniedAWS("DescribeLifecycleHooks")}
+		_, err := NewAWSCompleter(f, AWSCompleterOptions{Group: "g"}).Discover(t.Context(), false)
+		d, ok := errors.AsType[*DeniedError](err)
+		if !ok || d.Permission != "autoscaling:DescribeLifecycleHooks" || d.Policy != `{"x":1}` || d.Err.Error() != "not authorized" {
+			t.Error(err)
+		}
+		// With all names given there is nothing to be asked.
+		h, err := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Hooks: []string{"drain"}}).Discover(t.Context(), false)
+		if diff := cmp.Diff(&Hook{Provider: "aws", Group: "g", Name: "drain"}, h); diff != "" || err != nil {
+			t.Error(diff, err)
+		}
+	})
+	t.Run("the group is gone", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooksErr: fmt.Errorf("x: %w", aws.ErrNoGroup)}
+		if _, err := NewAWSCompleter(f, AWSCompleterOptions{Group: "g"}).Discover(t.Context(), false); !errors.Is(err, ErrGone) {
+			t.Error(err)
+		}
+	})
+	t.Run("known from before", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooks: hooks}
+		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Fresh: time.Nanosecond})
+		if _, err := c.Discover(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		for _, bad := range []error{errors.New("throttled"), deniedAWS("DescribeLifecycleHooks")} {
+			f.hooksErr = bad
+			if h, err := c.Discover(t.Context(), false); err != nil || h == nil || h.Name != "a,b" {
+				t.Error(h, err)
+			}
+		}
+	})
+}
+
+func TestAWSComplete(t *testing.T) {
+	t.Parallel()
+	none := fmt.Errorf("x: %w", aws.ErrNoAction)
+	hook := Hook{Provider: "aws", Group: "g", Name: "drain", Token: "tok"}
+	two := Hook{Provider: "aws", Group: "g", Name: "a,b", Token: "tok"}
+	open := func(f *fakeAWS) *AWSCompleter { return NewAWSCompleter(f, AWSCompleterOptions{Group: "g"}) }
+
+	t.Run("the end always goes on", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{}
+		if err := open(f).Complete(t.Context(), hook, Abandon); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, f, "complete g drain tok")
+	})
+	t.Run("a launch may be abandoned", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{}
+		up := Hook{Group: "g", Name: "up", Launching: true}
+		if err := errors.Join(open(f).Complete(t.Context(), up, Abandon), open(f).Complete(t.Context(), up, Continue)); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, f, "complete g up  abandon", "complete g up")
+	})
+	t.Run("not yet, and then over", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{wait: map[string]error{"drain": none}, member: &aws.Membership{State: "Terminating"}}
+		c := open(f)
+		if err := c.Complete(t.Context(), hook, Continue); !errors.Is(err, ErrNoAction) || errors.Is(err, ErrGone) {
+			t.Error(err)
+		}
+		f.member.State = "Terminating:Proceed"
+		if err := c.Complete(t.Context(), hook, Continue); !errors.Is(err, ErrGone) {
+			t.Error(err)
+		}
+		f.member = nil
+		if err := c.Heartbeat(t.Context(), hook); !errors.Is(err, ErrGone) {
+			t.Error(err)
+		}
+	})
+	t.Run("not yet, and blind", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{wait: map[string]error{"drain": none}, memberErr: deniedAWS("DescribeAutoScalingInstances")}
+		c := open(f)
+		for range 3 {
+			if err := c.Complete(t.Context(), hook, Continue); !errors.Is(err, ErrNoAction) {
+				t.Error(err)
+			}
+		}
+		// What is forbidden is not asked for every five seconds.
+		wantCalls(t, f, "complete g drain tok", "membership", "complete g drain tok", "complete g drain tok")
+	})
+	t.Run("each of several", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{wait: map[string]error{"b": none}, member: &aws.Membership{State: "Terminating:Wait"}}
+		c := open(f)
+		if err := c.Heartbeat(t.Context(), two); err != nil {
+			t.Error(err)
+		}
+		if err := c.Complete(t.Context(), two, Continue); !errors.Is(err, ErrNoAction) {
+			t.Error(err)
+		}
+		f.wait = nil
+		if err := c.Complete(t.Context(), two, Continue); err != nil {
+			t.Error(err)
+		}
+		// And all of them again, when they wait again.
+		if err := c.Complete(t.Context(), two, Continue); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, f, "beat g a", "beat g b", "complete g a", "complete g b", "membership", "complete g b", "complete g a", "complete g b")
+	})
+	t.Run("one of several is denied", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{wait: map[string]error{"a": none, "b": deniedAWS("CompleteLifecycleAction")}}
+		err := open(f).Complete(t.Context(), two, Continue)
+		if d, ok := errors.AsType[*DeniedError](err); !ok || d.Permission != "autoscaling:CompleteLifecycleAction" {
+			t.Error(err)
+		}
+		if err := open(f).Heartbeat(t.Context(), two); err == nil || errors.Is(err, ErrNoAction) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAWSOver(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		state      string
+		end, start bool // whether a hook of that transition is over
+	}{
+		{"Pending", false, false},
+		{"Pending:Wait", false, false},
+		{"Pending:Proceed", false, true},
+		{"InService", false, true},
+		{"Terminating", false, true},
+		{"Terminating:Wait", false, true},
+		{"Terminating:Proceed", true, true},
+		{"Terminating:Retained", true, true},
+		{"Terminated", true, true},
+		{"Detaching", true, true},
+		{"Detached", true, true},
+		{"EnteringStandby", false, false},
+		{"Standby", false, false},
+		{"Warmed:Pending", false, false},
+		{"Warmed:Pending:Wait", false, false},
+		{"Warmed:Pending:Proceed", false, false},
+		{"Warmed:Stopped", false, false},
+		{"Warmed:Running", false, false},
+		{"Warmed:Hibernated", false, false},
+		{"Warmed:Terminating", false, true},
+		{"Warmed:Terminating:Wait", false, true},
+		{"Warmed:Terminating:Proceed", true, true},
+		{"Warmed:Terminated", true, true},
+		{"Frozen", false, false},
+	} {
+		if end, start := awsOver(tt.state, false), awsOver(tt.state, true); end != tt.end || start != tt.start {
+			t.Errorf("%s: end %v, start %v", tt.state, end, start)
+		}
+	}
+}
