@@ -54,6 +54,7 @@ type AutoScaling struct {
 	mu      sync.Mutex
 	groups  map[string]*group
 	members map[string]*member
+	owners  map[string]*Server // whose role's keys are good, in a group or not
 	denied  map[string]bool
 	faults  []*armedAPI
 	healed  chan struct{} // closed and replaced when the faults are taken away
@@ -155,7 +156,7 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 	o.Region = cmp.Or(o.Region, "eu-west-1")
 	a := &AutoScaling{
 		o: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
-		groups: map[string]*group{}, members: map[string]*member{}, denied: map[string]bool{},
+		groups: map[string]*group{}, members: map[string]*member{}, owners: map[string]*Server{}, denied: map[string]bool{},
 		healed: make(chan struct{}), changed: make(chan struct{}),
 	}
 	var err error
@@ -226,6 +227,7 @@ func (a *AutoScaling) Attach(groupName, id string, meta *Server) error {
 	m := &member{id: id, group: g, meta: meta, gone: make(chan struct{})}
 	a.members[id] = m
 	if meta != nil {
+		a.owners[id] = meta
 		meta.Update(func(i *Instance) {
 			if i.Tags == nil {
 				i.Tags = map[string]string{}

@@ -194,11 +194,8 @@ func (a *AutoScaling) authorise(r *http.Request, call string) (string, *apiError
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	by, found, inForce := "", a.o.AnyKey, a.o.AnyKey
-	for id, member := range a.members {
-		if member.meta == nil {
-			continue
-		}
-		if owns, ok := member.meta.owns(m[1], token); owns && (!found || ok) {
+	for id, owner := range a.owners {
+		if owns, ok := owner.owns(m[1], token); owns && (!inForce || ok) {
 			by, found, inForce = id, true, ok
 		}
 	}

@@ -85,6 +85,10 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	} else {
 		s.instance = Sample()
 	}
+	if s.instance.Credentials == sampleCredentials() {
+		// Each instance of a group has its own, so that the books can tell who spoke.
+		s.instance.Credentials.Token += "-" + s.instance.ID
+	}
 	var err error
 	if s.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(s.serve)); err != nil {
 		return nil, err
