@@ -29,6 +29,7 @@ MAX_SIZE := 14500000
 
 FUZZTIME  ?= 20s
 BENCHTIME ?= 1s
+SOAK      ?= 30m
 # `skip` installs nothing: tests that miss a Debian package say so and are skipped. `require` fails where one is missing.
 DEPS ?= install
 
@@ -67,12 +68,16 @@ fuzz: ## every fuzz target for FUZZTIME each
 	@tools/scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: size ## speeds as ratios of one run, and the size of the binary
+bench: size build ## speeds as ratios of one run, what a daemon takes after BENCH_MINUTES (10), and the size of the binary
 	@tools/scripts/bench.sh $(BENCHTIME)
 
 .PHONY: e2e
 e2e: deps build ## the heavy tests with real components: crashes at every system call, full disks, real signals
 	@tools/scripts/e2e.sh
+
+.PHONY: soak
+soak: deps build ## daemons for SOAK (30m) beside a MongoDB that is cut, slowed and restarted at random; SOAK_SEED repeats a run
+	@SOAK=$(SOAK) E2E_RUN='^TestSoak$$' E2E_TIMEOUT=24h tools/scripts/e2e.sh
 
 .PHONY: lint
 lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages among them
