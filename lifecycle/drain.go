@@ -104,9 +104,17 @@ func (m *Manager) late(now time.Time) bool {
 // the deadline.
 func (m *Manager) observe(ctx context.Context, gen int) {
 	var next time.Time
+	last := false
 	for {
 		m.mu.Lock()
 		now := time.Now()
+		if !last && m.gen == gen && m.r.Step == StepDraining && m.late(now) && !m.freshCount(now) {
+			// Whom the stop cuts is to be known.
+			last = true
+			m.mu.Unlock()
+			m.sample(ctx, gen, now.Add(lastCountTime), true)
+			continue
+		}
 		if m.gen != gen || m.r.Step != StepDraining || m.late(now) || m.zeros >= 2 {
 			m.verdict(gen, now)
 			m.mu.Unlock()
@@ -124,17 +132,26 @@ func (m *Manager) observe(ctx context.Context, gen int) {
 			continue
 		}
 		next = now.Add(m.o.SampleInterval)
-		m.sample(ctx, gen, at)
+		m.sample(ctx, gen, at, false)
 		if ctx.Err() != nil {
 			return
 		}
 	}
 }
 
-// sample counts once. A count that an earlier deadline cuts short is none.
-func (m *Manager) sample(ctx context.Context, gen int, at time.Time) {
+// lastCountTime is how long the stop waits for a count where there is none.
+const lastCountTime = time.Second
+
+// freshCount tells that the last count says who is there now. The lock is held.
+func (m *Manager) freshCount(now time.Time) bool {
+	return m.sessions != nil && now.Sub(m.counted) <= 2*m.o.SampleInterval+time.Second
+}
+
+// sample counts once, until at. A count that an earlier deadline cuts short is
+// none; the last one is made after the deadline.
+func (m *Manager) sample(ctx context.Context, gen int, at time.Time, last bool) {
 	ctx, cancel := m.during(ctx, func() bool {
-		return m.gen == gen && m.r.Step == StepDraining && !m.r.Deadline.Before(at)
+		return m.gen == gen && m.r.Step == StepDraining && (last || !m.r.Deadline.Before(at))
 	})
 	defer cancel()
 	bound, stop := context.WithTimeout(ctx, min(max(sampleTime, m.o.SampleInterval), time.Until(at)))
@@ -214,7 +231,7 @@ func (m *Manager) verdict(gen int, now time.Time) {
 	default:
 		c := r.cause()
 		r.Tomb = &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: r.Repair}
-		if m.sessions != nil && now.Sub(m.counted) <= 2*m.o.SampleInterval+time.Second {
+		if m.freshCount(now) {
 			s := *m.sessions
 			r.Tomb.Sessions = &s
 			if n, known := m.left(s); known {

@@ -200,8 +200,8 @@ func TestNowWaitsForNobody(t *testing.T) {
 		defer l.kill()
 		l.Drain(DrainRequest{Now: true})
 		l.until("done", 3*time.Second, isDone)
-		if w.cut != 9 {
-			t.Errorf("cut %d", w.cut)
+		if w.cut != 9 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 9 {
+			t.Errorf("cut %d, tombstones %+v", w.cut, w.tombs)
 		}
 	})
 }

@@ -242,6 +242,9 @@ func (m *Manager) takeUp() {
 		m.serveAgain()
 		return
 	}
+	if r.Wait <= 0 {
+		m.settle()
+	}
 	if r.Step != StepNone && r.Step != StepDone {
 		m.noteLocked("going on with the drain that was begun at " + r.Begun.Format(time.RFC3339) + ", step " + string(r.Step))
 	}

@@ -122,6 +122,37 @@ func TestWithdrawn(t *testing.T) {
 	})
 }
 
+// TestBackInService: the source says something else after it was started again.
+func TestBackInService(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		other *Notice
+		state State
+	}{
+		{"nothing else", nil, StateActive},
+		{"parked, too", &Notice{ID: "p", Source: "aws-lifecycle", Kind: Park}, StateActive},
+		{"an event", &Notice{ID: "e", Source: "event", Kind: Terminate}, StateDraining},
+		{"a person", &Notice{ID: askID, Source: "drain", Kind: Ask}, StateDraining},
+	} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.viewers = p(1)
+			l := w.live()
+			defer l.kill()
+			l.Notice(terminate())
+			if c.other != nil {
+				l.Notice(*c.other)
+			}
+			tick(time.Minute)
+			l.Notice(Notice{ID: "r", Source: "aws-lifecycle", Kind: Resume})
+			tick(time.Second)
+			if v := l.View(); v.State != c.state || w.stops != 0 {
+				t.Errorf("%s: %s", c.name, v.State)
+			}
+		})
+	}
+}
+
 func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -215,6 +246,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 			[]waiter{beaten(hook(2*time.Hour), 47*time.Hour)},
 			48*time.Hour - 30*time.Second, "hook h, which waits no longer than that",
 		},
+		{"a timeout that cannot be", []Notice{term, ask(100 * time.Hour)}, []waiter{heard(hook(1 << 62))}, 48*time.Hour - 30*time.Second, "hook h, which waits no longer than that"},
 		{"what the cloud says itself", []Notice{term}, []waiter{limited(hook(time.Hour), 20*time.Minute)}, 19*time.Minute + 30*time.Second, "hook h, which waits no longer than that"},
 		{
 			"systemd's time",

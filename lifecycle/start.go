@@ -31,22 +31,13 @@ func (m *Manager) takeStart(n Notice) error {
 	}
 	g := r.goal()
 	switch {
-	case r.Step.observing() && g == goalLeave && n.Kind == Resume:
-		m.dropParks(n)
-		m.commit()
-		return errors.New("this machine is to leave for another reason")
+	case r.Step.observing() && n.Kind == Resume && g >= goalPark:
+		remember(m.handled, n.ID, true)
+		return m.backInService(n)
 	case r.Step != StepNone && g == goalLeave:
 		return errors.New("this machine is to leave, which weighs more")
 	case r.Step != StepNone && g == goalPark && n.Kind == Launch:
 		return errors.New("this machine is being parked, which weighs more")
-	case r.Step != StepNone && g == goalPark && !m.irreversible():
-		m.dropParks(n)
-		m.noteLocked("not parked after all: " + noticeWord(n))
-		if !m.anyDue(time.Now()) {
-			m.undrain(orText(n.Who, n.Source), "resumed")
-		}
-		m.commit()
-		return nil
 	case r.Step != StepNone && g == goalPause:
 		return errors.New("this machine is about to be started again")
 	}
@@ -69,17 +60,31 @@ func (m *Manager) takeStart(n Notice) error {
 	return nil
 }
 
-// dropParks takes back what parks this machine, because of n.
-func (m *Manager) dropParks(n Notice) {
-	for _, in := range m.r.Notices {
-		if in.Kind == Park {
+// backInService takes back what is in force of the source that says so now, and
+// all that parks: the machine was never away.
+func (m *Manager) backInService(n Notice) error {
+	r := m.r
+	over := func(in Notice) bool {
+		return in.Kind == Park || in.Kind == Terminate && in.Source == n.Source
+	}
+	for _, in := range r.Notices {
+		if over(in) {
 			remember(m.withdrawn, in.ID, n.Received)
+			m.noteLocked(noticeWord(in) + " is taken back: " + noticeWord(n))
 		}
 	}
-	m.r.drop(func(in Notice) bool { return in.Kind == Park })
-	if !m.r.hooked() {
+	r.drop(over)
+	if !r.hooked() {
 		m.dropHooks(false)
 	}
+	var err error
+	if m.anyDue(time.Now()) {
+		err = errors.New("this machine is to leave for another reason")
+	} else {
+		m.undrain(orText(n.Who, n.Source), "resumed")
+	}
+	m.commit()
+	return err
 }
 
 func startHook(h Hook) Hook {

@@ -332,6 +332,11 @@ func load(files Files, path string) (*record, error) {
 	case r.Step != StepNone && r.goal() == goalNone:
 		return nil, &conf.DamagedError{Path: path, Err: errors.New("a drain without a goal")}
 	}
+	for _, n := range r.Notices {
+		if n.ID == "" || goalOf(n.Kind) == goalNone {
+			return nil, &conf.DamagedError{Path: path, Err: fmt.Errorf("a notice %q of kind %q", n.ID, string(n.Kind))}
+		}
+	}
 	for _, s := range []cluster.State{r.Say, r.Said} {
 		if s != "" && !s.Valid() {
 			return nil, &conf.DamagedError{Path: path, Err: fmt.Errorf("%q is no state", string(s))}

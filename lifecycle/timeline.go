@@ -121,7 +121,7 @@ func (a *waiter) limit() time.Time {
 	if !a.Hook.Limit.IsZero() || a.Hook.Timeout <= 0 {
 		return a.Hook.Limit
 	}
-	return a.Since.Add(min(LongestWait, hookTimes*a.Hook.Timeout))
+	return a.Since.Add(min(LongestWait, hookTimes*min(a.Hook.Timeout, LongestWait)))
 }
 
 // hookTimes is by how often its timeout a hook can be kept waiting.
