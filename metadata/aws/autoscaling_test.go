@@ -28,7 +28,15 @@ import (
 type apiInMemory struct {
 	mu      sync.Mutex
 	calls   []apiCall
-	answers []func(req *http.Request) (*http.Response, error) // one after the other, the last for good
+	answers []answer // one after the other, the last for good
+}
+
+// answer is what the API does with one call.
+type answer struct {
+	status int
+	body   string
+	err    error
+	hang   bool
 }
 
 type apiCall struct {
@@ -50,24 +58,29 @@ func (a *apiInMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 	a.calls = append(a.calls, apiCall{
 		req.Method + " " + req.URL.String(), req.Header.Get("Authorization"), req.Header.Get("X-Amz-Security-Token"), form,
 	})
-	answer := a.answers[0]
+	next := a.answers[0]
 	if len(a.answers) > 1 {
 		a.answers = a.answers[1:]
 	}
 	a.mu.Unlock()
-	return answer(req)
+	switch {
+	case next.hang:
+		<-req.Context().Done()
+		return nil, req.Context().Err()
+	case next.err != nil:
+		return nil, next.err
+	}
+	return reply(req, next.status, next.body), nil
 }
 
-func xmlAnswer(status int, body string) func(req *http.Request) (*http.Response, error) {
-	return func(req *http.Request) (*http.Response, error) { return reply(req, status, body), nil }
-}
+func xmlAnswer(status int, body string) answer { return answer{status: status, body: body} }
 
-func xmlError(status int, code, message string) func(req *http.Request) (*http.Response, error) {
+func xmlError(status int, code, message string) answer {
 	return xmlAnswer(status, `<ErrorResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><Error><Type>Sender</Type><Code>`+code+
 		`</Code><Message>`+message+`</Message></Error><RequestId>7c6e177f-f082-11e1-ac58-3714bEXAMPLE</RequestId></ErrorResponse>`)
 }
 
-func xmlDone(action string) func(req *http.Request) (*http.Response, error) {
+func xmlDone(action string) answer {
 	return xmlAnswer(http.StatusOK, `<`+action+`Response xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><`+action+
 		`Result/><ResponseMetadata><RequestId>7c6e177f-f082-11e1-ac58-3714bEXAMPLE</RequestId></ResponseMetadata></`+action+`Response>`)
 }
@@ -92,7 +105,7 @@ func instanceWithRole() *imdsInMemory {
 	return m
 }
 
-func openAPI(t *testing.T, imds *imdsInMemory, o aws.AutoScalingOptions, answers ...func(*http.Request) (*http.Response, error)) (*aws.AutoScaling, *apiInMemory, *bytes.Buffer) {
+func openAPI(t *testing.T, imds *imdsInMemory, o aws.AutoScalingOptions, answers ...answer) (*aws.AutoScaling, *apiInMemory, *bytes.Buffer) {
 	t.Helper()
 	log := &bytes.Buffer{}
 	p, err := aws.New(cloud.Options{Transport: imds, RetryWait: time.Millisecond, Log: slog.New(slog.NewTextHandler(&locked{w: log}, nil))})
@@ -208,7 +221,7 @@ func TestAutoScalingPlace(t *testing.T) {
 
 func TestAutoScalingErrors(t *testing.T) {
 	t.Parallel()
-	refused := func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }
+	refused := answer{err: errors.New("connection refused")}
 	policy := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["autoscaling:CompleteLifecycleAction","autoscaling:RecordLifecycleActionHeartbeat"],` +
 		`"Resource":"arn:aws:autoscaling:eu-west-1:111122223333:autoScalingGroup:*:autoScalingGroupName/g"},` +
 		`{"Effect":"Allow","Action":["autoscaling:DescribeAutoScalingInstances","autoscaling:DescribeLifecycleHooks"],"Resource":"*"}]}`
@@ -217,7 +230,7 @@ func TestAutoScalingErrors(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name    string
-		answers []func(*http.Request) (*http.Response, error)
+		answers []answer
 		want    error // matched, or compared with a *DeniedError
 		text    string
 		calls   int
@@ -308,10 +321,7 @@ func TestAutoScalingNoRole(t *testing.T) {
 // TestAutoScalingBound holds that a call ends in time whoever is silent, and at once when its caller goes.
 func TestAutoScalingBound(t *testing.T) {
 	t.Parallel()
-	silent := func(req *http.Request) (*http.Response, error) {
-		<-req.Context().Done()
-		return nil, req.Context().Err()
-	}
+	silent := answer{hang: true}
 	hang := func(path string) (int, string, bool) { return 0, "", true }
 	for name, imdsHangs := range map[string]bool{"the API": false, "the metadata": true} {
 		t.Run(name, func(t *testing.T) {
