@@ -17,6 +17,9 @@ const (
 	statePath  = StateDir + "/state.json"
 	lockPath   = "/run/amsagent/lock"
 	resultPath = "/run/amsagent/result.json"
+	// drainPath is the daemon's: what it is about when this node goes. A node that
+	// left by hand has nothing more to remember of it.
+	drainPath = StateDir + "/drain.json"
 )
 
 // Phase is how far a machine is with joining or leaving.
