@@ -188,8 +188,11 @@ ExecStart=/bin/sh /opt/cloud/up
 [Install]
 WantedBy=multi-user.target
 `)
+	// Elsewhere in the world both are: there before this machine boots, and still when
+	// it goes down.
 	m.write(t, "/etc/systemd/system/mongo.service", `[Unit]
 After=cloud.service
+Before=amsagent-node.service antmedia.service amsagent.service
 ConditionPathExists=!`+cloudNoMongo+`
 [Service]
 Type=exec
@@ -199,6 +202,7 @@ WantedBy=multi-user.target
 `)
 	m.write(t, "/etc/systemd/system/imds.service", `[Unit]
 After=cloud.service
+Before=amsagent-node.service antmedia.service amsagent.service
 ConditionPathExists=!/opt/cloud/no-metadata
 [Service]
 Type=exec
