@@ -109,6 +109,9 @@ func (d *demo) run() error {
 	d.print("scaling groups that start and end machines.")
 	for _, step := range []func() error{d.setUp, d.before, d.plan, d.join, d.audience, d.scaleIn, d.finish, d.others, d.again, d.leave} {
 		if err := step(); err != nil {
+			if d.ctx.Err() != nil {
+				return fmt.Errorf("the demo was ended: %w", context.Cause(d.ctx))
+			}
 			for _, n := range d.nodes {
 				err = fmt.Errorf("%w%s", err, n.diary())
 			}
@@ -170,13 +173,17 @@ func (d *demo) setUp() error {
 	return nil
 }
 
-// show indents what a command printed, at most so many lines of it.
+// show indents what a command printed, at most so many lines of it, and of them
+// what a screen has room for.
 func (d *demo) show(out string, most int) {
 	lines := strings.Split(strings.TrimRight(out, "\n"), "\n")
 	for i, l := range lines {
 		if i == most {
 			d.print("     … and %d more lines", len(lines)-most)
 			break
+		}
+		if r := []rune(l); len(r) > screenWidth {
+			l = string(r[:screenWidth-1]) + "…"
 		}
 		d.print("     %s", l)
 	}

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -21,6 +22,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
@@ -166,7 +169,8 @@ func (n *node) stats() (st fakeams.Stats, err error) {
 // environ are the settings that make the agent look at the pretended machine.
 func (n *node) environ() []string {
 	return []string{
-		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1",
+		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1", "TERM=xterm",
+		"LANG=" + os.Getenv("LANG"), "LC_ALL=" + os.Getenv("LC_ALL"), "LC_CTYPE=" + os.Getenv("LC_CTYPE"),
 		"AMSAGENT_ROOT=" + n.tree.Root,
 		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
 		"AMSAGENT_AWS_ENDPOINT=" + n.aws.Endpoint(),
@@ -181,13 +185,62 @@ func (d *demo) agentRun(n *node, args ...string) (string, error) {
 	d.print("   %s$ amsagent %s", n.name, strings.Join(args, " "))
 	cmd := exec.CommandContext(d.ctx, d.agent, args...)
 	cmd.Env = append(n.environ(), "AMSAGENT_LOG_LEVEL=error")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("amsagent %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if args[0] == "nodes" {
+		// A table is as wide as its terminal, and wide without one.
+		if screen, tty, err := terminal(screenWidth); err == nil {
+			read := make(chan struct{})
+			go func() {
+				defer close(read)
+				_, _ = io.Copy(&stdout, screen) // ends with an error when the last writer has gone
+			}()
+			cmd.Stdout = tty
+			defer func() { _ = screen.Close() }()
+			err := errors.Join(cmd.Start(), tty.Close())
+			if err == nil {
+				err = cmd.Wait()
+			}
+			<-read
+			return d.said(args, strings.ReplaceAll(stdout.String(), "\r\n", "\n"), stderr.String(), err)
+		}
 	}
-	return strings.ReplaceAll(string(out), d.dir+"/", ""), nil
+	err := cmd.Run()
+	return d.said(args, stdout.String(), stderr.String(), err)
+}
+
+func (d *demo) said(args []string, stdout, stderr string, err error) (string, error) {
+	if err != nil {
+		return "", fmt.Errorf("amsagent %s: %w\n%s%s", strings.Join(args, " "), err, stdout, stderr)
+	}
+	return strings.ReplaceAll(stdout, d.dir+"/", ""), nil
+}
+
+// screenWidth is what is shown of a line, besides the margin: one that wraps is
+// hard to read.
+const screenWidth = 95
+
+// terminal makes one of that many columns: what is written to tty is read from
+// screen.
+func terminal(columns uint16) (screen, tty *os.File, err error) {
+	if screen, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
+		return nil, nil, err
+	}
+	fd := int(screen.Fd())
+	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 50, Col: columns})
+	}
+	if err == nil {
+		tty, err = os.OpenFile("/dev/pts/"+strconv.Itoa(number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, screen.Close())
+	}
+	return screen, tty, nil
 }
 
 // daemon starts the daemon, which ends with us at the latest.

@@ -101,22 +101,24 @@ func (d *demo) audience() error {
 		return err
 	}
 	d.show(out, 6)
-	d.print("   (Nothing is on a node but what its own agent saw. The load here is this computer's, which")
-	d.print("   both pretend to be; - is not known: it has no GPU that they know of. PUB/VIEW is who streams")
-	d.print("   and who watches: AMS counts, if server.jwtServerControlEnabled lets itself be asked.)")
+	d.print("   AGENT, AMS: how long ago each was heard. VERDICT: is the node alive, by the two of them. CPU and")
+	d.print("   MEM: here those of your own computer, twice. PUB/VIEW: how many stream and watch there; AMS")
+	d.print("   tells that where its settings let the agent ask (server.jwtServerControlEnabled=true)")
 	return d.check(strings.HasPrefix(out, "2 nodes: 2 alive; 1 origin, 1 edge; 1 publisher, 1 viewer\n"), "the cluster is not as it should be:\n%s", out)
 }
 
 // since prints a line of a story with its time.
 func (d *demo) since(begin time.Time, format string, args ...any) {
-	d.print("     +%4.1f s  %s", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+	d.print("     %7s  %s", clock(time.Since(begin)), fmt.Sprintf(format, args...))
 }
+
+func clock(d time.Duration) string { return fmt.Sprintf("+%.1f s", d.Seconds()) }
 
 // scaleIn lets the group take the edge away while somebody watches.
 func (d *demo) scaleIn() error {
 	edge := d.nodes[1]
-	d.heading("The scaling group shrinks: AWS takes edge-1 away, while somebody watches there. AWS waits")
-	d.print("   before it switches the machine off, since the group has a lifecycle hook: AWS's word for that")
+	d.heading("The scaling group shrinks: AWS wants edge-1 back while somebody watches there. The group has a")
+	d.print("   lifecycle hook, so AWS waits with switching the machine off until it hears from the agent")
 	v, err := edge.ask(d.ctx)
 	if err != nil {
 		return err
@@ -130,7 +132,7 @@ func (d *demo) scaleIn() error {
 	if err := d.scaling.Terminate(edge.id); err != nil {
 		return err
 	}
-	d.since(begin, "the group: edge-1 is to be terminated; the hook waits")
+	d.since(begin, "AWS: edge-1 is to be terminated; the hook begins to wait")
 	if err := d.until("edge-1 has noticed", func() string {
 		code, err := edge.ready(d.ctx, metrics)
 		if err != nil {
@@ -143,8 +145,8 @@ func (d *demo) scaleIn() error {
 	}); err != nil {
 		return err
 	}
-	d.since(begin, "edge-1 has read it in its metadata, where it looks every 2 s: for a load balancer")
-	d.print("              it is not ready any more (GET /readyz: %d, before: %d)", http.StatusServiceUnavailable, before)
+	d.since(begin, "edge-1 has noticed: it asks AWS's metadata service every 2 s. Load balancers that ask it")
+	d.print("              hear \"not ready\" from now on (GET /readyz answers %d; before, %d)", http.StatusServiceUnavailable, before)
 	if err := d.until("the cluster knows", func() string {
 		row, err := d.client.Node(d.ctx, edge.id)
 		if err != nil {
@@ -157,7 +159,7 @@ func (d *demo) scaleIn() error {
 	}); err != nil {
 		return err
 	}
-	d.since(begin, "MongoDB: edge-1 is \"draining\", so that nobody new is sent to it")
+	d.since(begin, "MongoDB, where all nodes look: edge-1 is \"draining\", send nobody new there")
 	if err := d.until("edge-1 has counted", func() string {
 		var err error
 		if v, err = edge.ask(d.ctx); err != nil {
@@ -171,7 +173,7 @@ func (d *demo) scaleIn() error {
 		return err
 	}
 	first := v.Lifecycle.Counted
-	d.since(begin, "edge-1: %s", v.Lifecycle.Progress)
+	d.since(begin, "edge-1 waits: %s", v.Lifecycle.Progress)
 	err = d.check(*v.Lifecycle.Sessions.Viewers == 1 && v.Lifecycle.Reason == "scale-in", "edge-1 is draining for %q with %d viewers",
 		v.Lifecycle.Reason, *v.Lifecycle.Sessions.Viewers)
 	if err != nil {
@@ -200,7 +202,7 @@ func (d *demo) scaleIn() error {
 	if err != nil {
 		return err
 	}
-	d.since(begin, "the viewer is still served; edge-1 waits, and so does AWS")
+	d.since(begin, "the viewer is still served; edge-1 goes on waiting, and so does AWS")
 	status, err := edge.svc.Status()
 	return errors.Join(err, d.check(status == amsctl.Active, "AMS is %s", status), d.open(edge))
 }
@@ -221,7 +223,7 @@ func (d *demo) open(n *node) error {
 // finish lets the viewer go.
 func (d *demo) finish() error {
 	edge := d.nodes[1]
-	d.heading("The viewer has seen enough. Nobody is left: now edge-1 goes, in this order")
+	d.heading("The viewer has seen enough. Nobody is left, and edge-1 goes, in this order")
 	begin := time.Now()
 	if err := d.viewer.conn.Close(); err != nil {
 		return err
@@ -235,7 +237,7 @@ func (d *demo) finish() error {
 	}); err != nil {
 		return err
 	}
-	d.since(begin, "two counts in a row, a second apart, found nobody: AMS was stopped")
+	d.since(begin, "two counts in a row, a second apart, have found nobody: AMS is stopped")
 	var row cluster.Node
 	if err := d.until("the cluster knows that edge-1 has left", func() string {
 		var err error
@@ -257,7 +259,7 @@ func (d *demo) finish() error {
 	if err != nil {
 		return err
 	}
-	d.since(begin, "AWS: the hook was completed, and AWS switches the machine off")
+	d.since(begin, "AWS: the hook is completed, the machine may be switched off")
 	if _, err := d.scaling.WaitFor(ctx, func(e fakeaws.Entry) bool { return e.What == fakeaws.State && e.Text == "Terminated" }); err != nil {
 		return err
 	}
@@ -265,17 +267,18 @@ func (d *demo) finish() error {
 	if err := edge.stop(ctx); err != nil {
 		return err
 	}
-	d.books()
+	beats := d.books()
 	st, err := edge.stats()
 	return errors.Join(err,
+		d.check(beats > 0, "the hook was never asked to wait longer"),
 		d.check(told.Text == "CONTINUE" && told.By == edge.id && told.Hook == hook, "the hook got %q from %q", told.Text, told.By),
 		d.check(st.State == fakeams.Stopped && st.Served.Viewers == 1 && st.Left.Viewers == 1 && st.Cut == (fakeams.Counts{}), "AMS was %s with %+v", st.State, st),
 		d.check(!row.StateSince.After(told.Time), "the hook was completed before the node had left"))
 }
 
-// books shows what the group noted.
-func (d *demo) books() {
-	d.print("   The same in the books of the group:")
+// books shows what the group noted, and counts how often it was asked to wait.
+func (d *demo) books() (beats int) {
+	d.print("   All of it as AWS noted it (its hook waits %.0f s from word to word here; an hour is usual):", hookTimeout.Seconds())
 	var begin time.Time
 	for _, e := range d.scaling.Books() {
 		text := ""
@@ -284,16 +287,17 @@ func (d *demo) books() {
 			if begin = e.Time; e.Text != "Terminated" {
 				continue
 			}
-			text = "edge-1 is to be " + e.Text
+			text = "edge-1 shall be " + e.Text
 		case fakeaws.State:
 			if e.Text != "Terminated" {
 				continue
 			}
 			text = "edge-1 is " + e.Text
 		case fakeaws.Wait:
-			text = "hook \"" + e.Hook + "\" waits"
+			text = "hook \"" + e.Hook + "\" begins to wait"
 		case fakeaws.Heartbeat:
-			text = "hook \"" + e.Hook + "\" is asked to wait longer"
+			beats++
+			text = "hook \"" + e.Hook + "\" is asked by edge-1 to wait longer"
 		case fakeaws.Completed:
 			text = "hook \"" + e.Hook + "\" is completed by edge-1: " + e.Text
 		case fakeaws.TimedOut:
@@ -301,14 +305,31 @@ func (d *demo) books() {
 		case fakeaws.Call:
 			continue
 		}
-		d.print("     +%4.1f s  %s", e.Time.Sub(begin).Seconds(), text)
+		d.print("     %7s  %s", clock(e.Time.Sub(begin)), text)
 	}
+	return beats
 }
+
+// silence is what two beats and a second are at a beat a second, and a little.
+const silence = 3200 * time.Millisecond
 
 // others shows what is left of the edge for the other node.
 func (d *demo) others() error {
 	origin, edge := d.nodes[0], d.nodes[1]
-	d.heading("The machine is gone. What the other node sees")
+	d.heading("The machine is off. What the other node sees, now that nothing is heard of edge-1")
+	if err := d.until("edge-1 is silent", func() string {
+		now, err := d.client.ServerTime(d.ctx)
+		if err != nil {
+			return err.Error()
+		}
+		row, err := d.client.Node(d.ctx, edge.id)
+		if age, _ := row.Age(now); err != nil || age < silence {
+			return fmt.Sprintf("last heard %s ago: %v", age, err)
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
 	out, err := d.agentRun(origin, "nodes", "--all")
 	if err != nil {
 		return err
@@ -322,11 +343,12 @@ func (d *demo) others() error {
 	if row.Cut != nil {
 		cut = *row.Cut
 	}
-	d.print("   edge-1's row, kept for a month: %s, for the reason %q, with %d sessions cut", row.State, row.Reason, cut)
+	d.print("   (a hyphen is \"not known\", which is not zero)")
+	d.print("   edge-1's entry in MongoDB, for who asks tomorrow: %s; reason: %s; sessions cut: %d", row.State, row.Reason, cut)
 	st, err := origin.stats()
 	return errors.Join(err,
 		d.check(row.State == cluster.StateLeft && row.Reason == "scale-in" && cut == 0, "the row is %+v", row),
-		d.check(strings.Contains(out, edge.id) && strings.Contains(out, " left "), "edge-1 is not in the list:\n%s", out),
+		d.check(strings.Contains(out, edge.id) && strings.Contains(out, " left ") && strings.Contains(out, "1 alive, 1 gone; 1 left;"), "edge-1 is not in the list:\n%s", out),
 		d.check(st.Live.Publishers == 1 && st.Cut == (fakeams.Counts{}), "the origin lost its publisher: %+v", st))
 }
 
