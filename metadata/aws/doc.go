@@ -10,6 +10,8 @@
 //
 // Fetching and parsing are apart: the Parse functions are pure and are fuzzed.
 //
-// It never reads the AWS environment variables or shared files, and never asks for credentials or user data. The API is
-// not stable yet.
+// Watch polls what the service signals about the future of the instance and tells the changes. AutoScaling speaks to the
+// Auto Scaling API about this one instance, with the credentials of its role; only then are credentials asked for.
+//
+// It never reads the AWS environment variables or shared files, and never asks for user data. The API is not stable yet.
 package aws

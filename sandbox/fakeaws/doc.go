@@ -6,6 +6,9 @@
 // asks for, tags that the operator may not have switched on, and faults that can
 // be switched on and off while it runs.
 //
-// It knows nothing of AWS's other services. It answers on loopback unless told
-// otherwise. The API is not stable.
+// Beside it stands a fake of the Auto Scaling API with its groups and hooks, see
+// [AutoScaling]: it moves instances through their states in time, tells their
+// metadata services, and keeps books. It knows nothing of AWS's other services.
+//
+// Both answer on loopback unless told otherwise. The API is not stable.
 package fakeaws
