@@ -162,7 +162,7 @@ func bare(err error) error {
 		return errno
 	}
 	for {
-		wrapped, ok := err.(interface{ Unwrap() error }) //nolint:errorlint // it is taken apart on purpose
+		wrapped, ok := err.(interface{ Unwrap() error })
 		if !ok || wrapped.Unwrap() == nil {
 			return err
 		}

@@ -47,7 +47,7 @@ type fakeDaemon struct {
 func newFakeDaemon(t *testing.T) *fakeDaemon {
 	t.Helper()
 	// Short: the path of a socket has at most 107 bytes.
-	root, err := os.MkdirTemp("", "cli")
+	root, err := os.MkdirTemp("", "cli") //nolint:usetesting // t.TempDir has the test's name in it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -97,7 +97,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 	defer func() {
 		stop()
 		if running {
-			<-broken
+			_ = <-broken // our own end
 		}
 	}()
 	tick := time.NewTicker(min(f.gap, f.every, time.Second))
@@ -262,7 +262,7 @@ func sessionsIn(v lifecycle.View) cluster.Sessions {
 func (f *follower) news(v lifecycle.View) {
 	for _, n := range v.Notes {
 		n.At = n.At.UTC()
-		if !f.noted[n] && n.At.After(f.began.Add(-fullSeconds)) {
+		if !f.noted[n] && n.At.After(f.began.Add(-clockSlack)) {
 			f.g.progress(n.Text)
 		}
 		f.noted[n] = true
@@ -275,8 +275,8 @@ func (f *follower) news(v lifecycle.View) {
 	}
 }
 
-// fullSeconds is what a time may lose on its way, with something for a clock that is put right.
-const fullSeconds = 2 * time.Second
+// clockSlack is what a time may lose on its way, with something for a clock that is put right.
+const clockSlack = 2 * time.Second
 
 // progressOf is a view in one line: "2 publishers, 31 viewers left, 11m of the hook's budget". The daemon's own line is from
 // when something changed last; how much time is left is said as of now.

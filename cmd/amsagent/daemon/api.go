@@ -49,7 +49,7 @@ const (
 )
 
 // Refusal is what the daemon says where it does not do what it was asked.
-type Refusal struct {
+type Refusal struct { //nolint:errname // it is an answer before it is an error
 	Code    RefusalCode `json:"code"`
 	Message string      `json:"message"`
 	// View is how things are instead.
