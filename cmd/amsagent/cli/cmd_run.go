@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"sync"
@@ -53,6 +54,9 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	// What lives is small, and what is garbage would otherwise be allowed to grow to 4 MB. The rounds are short and
 	// seconds apart: time is what a daemon has.
 	debug.SetGCPercent(daemonGC)
+	// For each core the runtime keeps caches and wakes threads, also on a machine with a hundred of them. What the daemon
+	// does, one can do.
+	runtime.GOMAXPROCS(1)
 	reload := make(chan struct{}, 1)
 	g.mu.Lock()
 	g.reload = reload

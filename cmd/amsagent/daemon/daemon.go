@@ -95,7 +95,8 @@ var ErrNoMongo = errors.New("nobody told where MongoDB is")
 // is the usual one.
 type Periods struct {
 	// State is how often the state file is looked at: a join or a leave by hand
-	// is followed within this time.
+	// is followed within this time. Twice a second would be half of what the daemon
+	// costs.
 	State time.Duration
 	// Retry and MostRetry bound the pauses after something failed, Rejoin and
 	// MostRejoin those after a join that had begun to change things.
@@ -126,7 +127,7 @@ func (p Periods) withDefaults() Periods {
 		period *time.Duration
 		usual  time.Duration
 	}{
-		{&p.State, 500 * time.Millisecond},
+		{&p.State, 2 * time.Second},
 		{&p.Retry, 2 * time.Second},
 		{&p.MostRetry, time.Minute},
 		{&p.Rejoin, 15 * time.Second},
@@ -173,7 +174,9 @@ type Daemon struct {
 	// steps counts the beginnings and ends of steps.
 	steps int
 	// reread tells that the settings are other ones than the session has.
-	reread  bool
+	reread bool
+	// again wakes who looks at the state file, for that. It has room for one.
+	again   chan struct{}
 	sampler Sampler
 	life    *life // nil: see Options.Lifecycle
 
@@ -190,6 +193,7 @@ func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
 		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]func(*bootstrap.State) bool{},
+		again: make(chan struct{}, 1),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -279,6 +283,10 @@ func (d *Daemon) reloads(ctx context.Context) {
 			d.mu.Lock()
 			d.reread = true // the session begins anew, with them
 			d.mu.Unlock()
+			select {
+			case d.again <- struct{}{}:
+			default:
+			}
 		}
 		d.o.Notify(d.ready())
 		d.status()
@@ -346,8 +354,18 @@ func (d *Daemon) begin() {
 }
 
 func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
-	for pause(ctx, d.o.Periods.State) {
-		if d.changed() {
+	for {
+		timer := time.NewTimer(d.o.Periods.State)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-d.again:
+		}
+		timer.Stop()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case d.changed():
 			end(errStateChanged)
 			return
 		}
