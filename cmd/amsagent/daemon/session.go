@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -383,7 +382,7 @@ func (m *member) enter(ctx context.Context) {
 		}
 	}
 	m.indexes(ctx)
-	debug.FreeOSMemory() // starting took more than all that follows
+	rest() // starting took more than all that follows
 }
 
 // indexes asks once for the indexes by which the server forgets.
@@ -491,6 +490,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, re
 		if ctx.Err() == nil {
 			m.d.mended(err)
 		}
+		rest() // three quarters of a minute's garbage were for this
 		switch {
 		case c == nil:
 		case c.Phase != bootstrap.PhaseJoined:
