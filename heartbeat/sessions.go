@@ -23,6 +23,8 @@ const (
 	// publishersEvery is how long a count of publishers is good for: it is a
 	// query of every application's streams, by every node.
 	publishersEvery = 10 * time.Second
+	// publishersTime bounds it: a MongoDB that is away must leave time to ask AMS.
+	publishersTime = 2 * time.Second
 	// lookEvery is after how long the installation and the other nodes are
 	// looked at again.
 	lookEvery = time.Minute
@@ -122,7 +124,13 @@ func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing
 	var s cluster.Sessions
 	var missing []Missing
 	var err error
-	if s.Publishers, err = c.countPublishers(ctx, now); err != nil {
+	if s.Publishers, err = c.countPublishers(ctx, now); err != nil && !errors.Is(err, errNotMember) {
+		// AMS itself knows what it takes in, also while MongoDB is away.
+		if own, serr := c.statistics(ctx, now); serr == nil && own.LocalStreams != nil {
+			s.Publishers, err = own.LocalStreams, nil
+		}
+	}
+	if err != nil {
 		missing = append(missing, Missing{whatPublishers, err})
 	}
 	if s.Viewers, s.By, err = c.countViewers(ctx, now); err != nil {
@@ -140,7 +148,9 @@ func (c *SessionCounter) countPublishers(ctx context.Context, now time.Time) (*i
 	if age := now.Sub(c.counted); c.of == address && c.from == streams && age >= 0 && age < publishersEvery {
 		return c.publishers, c.publishersErr
 	}
-	c.publishers, c.publishersErr = publishersOf(ctx, streams, c.server, address, now)
+	bound, cancel := context.WithTimeout(ctx, publishersTime)
+	defer cancel()
+	c.publishers, c.publishersErr = publishersOf(bound, streams, c.server, address, now)
 	c.counted, c.of, c.from = now, address, streams
 	if c.publishersErr != nil {
 		c.counted = time.Time{} // look again at the next beat
@@ -191,11 +201,16 @@ func (c *SessionCounter) countViewers(ctx context.Context, now time.Time) (*int,
 	return &found.Total, cluster.CountedByConnections, nil
 }
 
-func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (*int, error) {
+// statistics asks AMS for what it says of itself, where it lets us.
+func (c *SessionCounter) statistics(ctx context.Context, now time.Time) (ams.Statistics, error) {
 	if c.server.keyErr != nil {
-		return nil, c.server.keyErr
+		return ams.Statistics{}, c.server.keyErr
 	}
-	s, err := ams.ReadStatistics(ctx, c.HTTP, c.server.base, c.server.key.Token(now))
+	return ams.ReadStatistics(ctx, c.HTTP, c.server.base, c.server.key.Token(now))
+}
+
+func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (*int, error) {
+	s, err := c.statistics(ctx, now)
 	if err != nil {
 		return nil, err
 	}

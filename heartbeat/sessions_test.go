@@ -321,3 +321,22 @@ func TestSessionsWithoutServer(t *testing.T) {
 	c.later(time.Second)
 	c.is("the file is back", 0, 0, cluster.CountedByConnections)
 }
+
+// While MongoDB is away, AMS itself tells what it takes in: a machine that goes
+// down then must not wait for what nobody can count.
+func TestPublishersWithoutMongo(t *testing.T) {
+	c := newCounted(t, serverKey)
+	c.answer = figures(1, 0, 0)
+	c.streams.err = errors.New("MongoDB is away")
+	c.is("AMS tells", 7, 1, cluster.CountedByAMS)
+	c.streams.err = nil
+	c.is("MongoDB is back", 0, 1, cluster.CountedByAMS)
+
+	// A machine that is no node has no publishers to tell of.
+	c.streams = nil
+	c.is("no node", -1, 1, cluster.CountedByAMS)
+
+	c = newCounted(t, "")
+	c.streams.err = errors.New("MongoDB is away")
+	c.is("AMS lets nobody ask", -1, 0, cluster.CountedByConnections)
+}
