@@ -254,7 +254,8 @@ func (w *watch) spot(ctx context.Context) error {
 		return nil
 	}
 	w.spotRound, w.spotMissing = 0, 0
-	if at == w.interruption {
+	if at.Action == w.interruption.Action && !at.Time.Before(w.interruption.Time) {
+		// Of two times the earlier one counts. (There is a stand-in that tells another with every answer.)
 		return nil
 	}
 	w.interruption = at
@@ -280,7 +281,8 @@ func (w *watch) rebalance(ctx context.Context) error {
 		return nil
 	}
 	w.rebalanceMissing = 0
-	if at.Equal(w.rebalanced) {
+	if !w.rebalanced.IsZero() {
+		// The advice stands, whenever it was given.
 		return nil
 	}
 	w.rebalanced = at
