@@ -76,7 +76,7 @@ func startMongo(b *testing.B, sandbox string) (addr string, pid int) {
 func newHosts(b *testing.B, n int, o host.Options) []*host.Host {
 	b.Helper()
 	// Not TempDir: the path of a socket must be short.
-	dir, err := os.MkdirTemp("", "bench")
+	dir, err := os.MkdirTemp("", "bench") //nolint:usetesting // see above
 	if err != nil {
 		b.Fatal(err)
 	}

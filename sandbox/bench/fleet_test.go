@@ -159,9 +159,16 @@ func newFleet(b *testing.B, addr string, nodes int) *fleet {
 		rows[i] = bson.D{
 			{Key: "_id", Value: nodeID(i)},
 			{Key: "ip", Value: fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)},
-			{Key: "hostname", Value: fmt.Sprintf("edge-%d.internal", i)}, {Key: "role", Value: "edge"}, {Key: "group", Value: "edges"},
-			{Key: "provider", Value: "aws"}, {Key: "region", Value: "eu-west-1"}, {Key: "zone", Value: "eu-west-1a"},
-			{Key: "type", Value: "c6i.large"}, {Key: "agent", Value: "0.2.0"}, {Key: "ams", Value: "3.0.3"}, {Key: "state", Value: "active"},
+			{Key: "hostname", Value: fmt.Sprintf("edge-%d.internal", i)},
+			{Key: "role", Value: "edge"},
+			{Key: "group", Value: "edges"},
+			{Key: "provider", Value: "aws"},
+			{Key: "region", Value: "eu-west-1"},
+			{Key: "zone", Value: "eu-west-1a"},
+			{Key: "type", Value: "c6i.large"},
+			{Key: "agent", Value: "0.2.0"},
+			{Key: "ams", Value: "3.0.3"},
+			{Key: "state", Value: "active"},
 		}
 	}
 	if nodes == 0 {
@@ -318,6 +325,7 @@ func (f *fleet) cost() cost {
 }
 
 func (c cost) sub(d cost) cost { return cost{c.cpu - d.cpu, c.allocs - d.allocs, c.bytes - d.bytes} }
+
 func (c cost) add(d cost) cost { return cost{c.cpu + d.cpu, c.allocs + d.allocs, c.bytes + d.bytes} }
 
 // bare is the loop to compare with: the driver's own way to write such an update.
@@ -345,11 +353,15 @@ func (r *bare) run(ctx context.Context, callers int, length time.Duration) float
 					{Key: "$set", Value: bson.D{
 						{Key: "seq", Value: seq},
 						{Key: "load", Value: bson.D{
-							{Key: "cpu", Value: rand.Int32N(101)}, {Key: "mem", Value: rand.Int32N(101)},
-							{Key: "net_rx", Value: rand.Int32N(1 << 28)}, {Key: "net_tx", Value: rand.Int32N(1 << 28)},
-							{Key: "disk", Value: rand.Int32N(101)}, {Key: "score", Value: rand.Int32N(101)},
+							{Key: "cpu", Value: rand.Int32N(101)},
+							{Key: "mem", Value: rand.Int32N(101)},
+							{Key: "net_rx", Value: rand.Int32N(1 << 28)},
+							{Key: "net_tx", Value: rand.Int32N(1 << 28)},
+							{Key: "disk", Value: rand.Int32N(101)},
+							{Key: "score", Value: rand.Int32N(101)},
 						}},
-						{Key: "sessions.publishers", Value: rand.Int32N(20)}, {Key: "sessions.viewers", Value: rand.Int32N(2000)},
+						{Key: "sessions.publishers", Value: rand.Int32N(20)},
+						{Key: "sessions.viewers", Value: rand.Int32N(2000)},
 					}},
 					{Key: "$currentDate", Value: bson.D{{Key: "updated_at", Value: true}}},
 				})

@@ -156,7 +156,7 @@ func answerTo(op uint32, body []byte, rows *sync.Map) ([]byte, error) {
 			return nil, fmt.Errorf("an update that is no beat: %s", request)
 		}
 		n, _ := rows.LoadOrStore(id, new(atomic.Int64))
-		n.(*atomic.Int64).Add(1) //nolint:forcetypeassert // nothing else is in it
+		n.(*atomic.Int64).Add(1)
 		doc = bson.D{{Key: "n", Value: 1}, {Key: "nModified", Value: 1}, {Key: "ok", Value: 1.0}}
 	default:
 		doc = bson.D{{Key: "ok", Value: 1.0}}
@@ -167,8 +167,15 @@ func answerTo(op uint32, body []byte, rows *sync.Map) ([]byte, error) {
 
 func hello() bson.D {
 	return bson.D{
-		{Key: "ismaster", Value: true}, {Key: "isWritablePrimary", Value: true}, {Key: "helloOk", Value: true},
-		{Key: "maxBsonObjectSize", Value: 16 << 20}, {Key: "maxMessageSizeBytes", Value: 48_000_000}, {Key: "maxWriteBatchSize", Value: 100_000},
-		{Key: "localTime", Value: time.Now()}, {Key: "minWireVersion", Value: 0}, {Key: "maxWireVersion", Value: 21}, {Key: "ok", Value: 1.0},
+		{Key: "ismaster", Value: true},
+		{Key: "isWritablePrimary", Value: true},
+		{Key: "helloOk", Value: true},
+		{Key: "maxBsonObjectSize", Value: 16 << 20},
+		{Key: "maxMessageSizeBytes", Value: 48_000_000},
+		{Key: "maxWriteBatchSize", Value: 100_000},
+		{Key: "localTime", Value: time.Now()},
+		{Key: "minWireVersion", Value: 0},
+		{Key: "maxWireVersion", Value: 21},
+		{Key: "ok", Value: 1.0},
 	}
 }

@@ -104,7 +104,7 @@ type soak struct {
 func newSoak(t *testing.T, seed uint64) *soak {
 	t.Helper()
 	// Not TempDir: the path of a socket must be short.
-	dir, err := os.MkdirTemp("", "soak")
+	dir, err := os.MkdirTemp("", "soak") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}

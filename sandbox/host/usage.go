@@ -89,10 +89,8 @@ func ReadUsage(pid int) (Usage, error) {
 	}
 	// Ticks are coarse for a process that works for some milliseconds in a minute;
 	// where the scheduler's own figure is to be had, it is exact.
-	if b, err = os.ReadFile(filepath.Join(dir, "schedstat")); err == nil {
-		if cpu, ok := schedstat(dir); ok {
-			u.CPU = cpu
-		}
+	if cpu, ok := schedstat(dir); ok {
+		u.CPU = cpu
 	}
 	return u, nil
 }
