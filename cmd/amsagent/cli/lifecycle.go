@@ -6,7 +6,9 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"sync"
@@ -31,7 +33,7 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	l := &daemon.Lifecycle{
 		New: lifecycle.NewManager, Leaver: a.machine,
 		Options: lifecycle.Options{
-			Files:     &conf.Store{Root: s.Root, Dir: bootstrap.StateDir},
+			Files:     drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
 			Deadline:  s.DrainDeadline,
 			Rebalance: lifecycle.RebalancePolicy(s.Rebalance),
 			Completer: c, Sources: []lifecycle.Source{c},
@@ -44,6 +46,23 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	}
 	return l
 }
+
+// drainFiles keeps the record of a drain where join and leave keep theirs. They clean up there what interrupted writing
+// left, and that of this very moment with it: then it is written once more.
+type drainFiles struct{ *conf.Store }
+
+// WriteFile implements lifecycle.Files.
+func (f drainFiles) WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error {
+	var err error
+	for range writeTries {
+		if err = f.Store.WriteFile(path, data, mode, dirMode); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
+const writeTries = 5
 
 // shutdownReserve is what we leave of systemd's time for the stop of this very process.
 const shutdownReserve = 5 * time.Second

@@ -47,7 +47,10 @@ type life struct {
 
 	mu        sync.Mutex
 	stoppedAt time.Time
-	documents []string // of AMS, seen before it was stopped
+	documents []string // of AMS, seen before it had stopped
+
+	lending sync.Mutex // for own; it may wait for the instance's tags
+	own     *lent      // our own connection; nil: none
 }
 
 func newLife(d *Daemon, o Lifecycle) (*life, error) {
@@ -64,11 +67,17 @@ func newLife(d *Daemon, o Lifecycle) (*life, error) {
 func (l *life) run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { _ = l.manager.Run(ctx) }) // it ends with ctx alone
+	work.Go(func() {
+		for pause(ctx, unusedTime) {
+			l.closeUnused(ctx, unusedTime)
+		}
+	})
 	for v := range l.manager.Subscribe(ctx) {
 		l.d.view.setLife(v)
 		l.d.status()
 	}
 	work.Wait()
+	l.closeUnused(context.WithoutCancel(ctx), 0)
 }
 
 // gone reports whether this node is, or is about to be, out of the cluster: then
@@ -101,22 +110,81 @@ func (l *life) joinedAnew() {
 // ready reports whether new sessions may come here.
 func (l *life) ready() bool { return l == nil || l.manager.View().Ready }
 
-// client lends the connection of the session, or one for this call alone: a node
-// that has left has no session, and may still owe a word.
-func (l *life) client(ctx context.Context) (*cluster.Client, func(), error) {
-	if c := l.d.sessionClient(); c != nil {
-		return c, func() {}, nil
+// with lends a connection to do: that of the session, or our own. A node that goes
+// has no session soon, and what it owes must not be cut short by the end of that.
+func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
+	if c := l.d.sessionClient(); c != nil && !l.gone() {
+		return do(c)
 	}
-	mongo, err := l.d.o.Mongo(ctx)
+	c, err := l.lend(ctx)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	c, err := l.d.o.Connect(ctx, mongo)
-	if err != nil {
-		return nil, nil, err
-	}
-	return c, func() { _ = c.Close(ctx) }, nil
+	err = do(c.client)
+	l.giveBack(ctx, c, err != nil)
+	return err
 }
+
+// lent is a connection of our own and how many use it.
+type lent struct {
+	client *cluster.Client
+	users  int
+	used   time.Time
+}
+
+// lend connects where nobody has, to where MongoDB is by now.
+func (l *life) lend(ctx context.Context) (*lent, error) {
+	l.lending.Lock()
+	defer l.lending.Unlock()
+	if l.own == nil {
+		mongo, err := l.d.o.Mongo(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c, err := l.d.o.Connect(ctx, mongo)
+		if err != nil {
+			return nil, err
+		}
+		l.own = &lent{client: c}
+	}
+	l.own.users++
+	return l.own, nil
+}
+
+// giveBack closes a connection that failed, or that is the last of its kind: the
+// next call looks anew where MongoDB is.
+func (l *life) giveBack(ctx context.Context, c *lent, failed bool) {
+	l.lending.Lock()
+	c.users--
+	c.used = time.Now()
+	if failed && l.own == c {
+		l.own = nil
+	}
+	unused := c.users == 0 && l.own != c
+	l.lending.Unlock()
+	if unused {
+		_ = c.client.Close(ctx)
+	}
+}
+
+// closeUnused closes our own connection once nobody has needed it for a while.
+func (l *life) closeUnused(ctx context.Context, age time.Duration) {
+	l.lending.Lock()
+	c := l.own
+	if c != nil && (c.users > 0 || time.Since(c.used) < age) {
+		c = nil
+	}
+	if c != nil {
+		l.own = nil
+	}
+	l.lending.Unlock()
+	if c != nil {
+		_ = c.client.Close(ctx)
+	}
+}
+
+// unusedTime is that while.
+const unusedTime = 30 * time.Second
 
 // who is the node as it joined.
 func (l *life) who() (id, address string, err error) {
@@ -130,8 +198,15 @@ func (l *life) who() (id, address string, err error) {
 	return s.InstanceID, s.Address, nil
 }
 
-// Joined implements lifecycle.Node.
-func (l *life) Joined() bool { return l.d.view.get().Phase == bootstrap.PhaseJoined }
+// Joined implements lifecycle.Node. The state file tells: who was started a moment
+// ago, or cannot mend the files, is a node all the same, with people on it.
+func (l *life) Joined() bool {
+	s, err := l.d.o.Machine.StateFile()
+	if err != nil {
+		return l.d.view.get().Phase == bootstrap.PhaseJoined
+	}
+	return s != nil && s.Phase == bootstrap.PhaseJoined
+}
 
 // SetState implements lifecycle.Node.
 func (l *life) SetState(ctx context.Context, s cluster.State, reason string) error {
@@ -139,12 +214,7 @@ func (l *life) SetState(ctx context.Context, s cluster.State, reason string) err
 	if err != nil {
 		return err
 	}
-	c, done, err := l.client(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if err := c.SetState(ctx, id, s, reason); err != nil {
+	if err := l.with(ctx, func(c *cluster.Client) error { return c.SetState(ctx, id, s, reason) }); err != nil {
 		return err
 	}
 	l.d.view.setState(s, time.Now())
@@ -162,7 +232,10 @@ func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
 
 // StopServer implements lifecycle.Node.
 func (l *life) StopServer(ctx context.Context) error {
-	l.remember(ctx)
+	// A document outlives its server, so that nobody waits for this.
+	var beside sync.WaitGroup
+	beside.Go(func() { l.remember(ctx) })
+	defer beside.Wait()
 	var at time.Time
 	err := l.d.step(memberState, func() error {
 		var err error
@@ -178,7 +251,7 @@ func (l *life) StopServer(ctx context.Context) error {
 	return nil
 }
 
-// remember notes which documents AMS writes while it still does.
+// remember notes which documents AMS writes.
 func (l *life) remember(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, rememberTime)
 	defer cancel()
@@ -186,14 +259,14 @@ func (l *life) remember(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	c, done, err := l.client(ctx)
+	var docs []cluster.AMSNode
+	err = l.with(ctx, func(c *cluster.Client) error {
+		var err error
+		docs, err = c.AMSNodesByAddress(ctx, address)
+		return err
+	})
 	if err != nil {
 		return // those that are old enough are found all the same
-	}
-	defer done()
-	docs, err := c.AMSNodesByAddress(ctx, address)
-	if err != nil {
-		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -214,14 +287,12 @@ func (l *life) StartServer(ctx context.Context) error {
 // Deregister implements lifecycle.Node.
 func (l *life) Deregister(ctx context.Context, t lifecycle.Tombstone) error {
 	id, address, err := l.who()
-	if err != nil {
+	switch {
+	case errors.Is(err, bootstrap.ErrNotMember):
+		return nil // it never began to join: nobody knows it
+	case err != nil:
 		return err
 	}
-	c, done, err := l.client(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
 	l.mu.Lock()
 	d := bootstrap.Departure{
 		ID: id, Address: address, Documents: l.documents, StoppedAt: l.stoppedAt,
@@ -234,7 +305,11 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Tombstone) error {
 	if d.StoppedAt.IsZero() {
 		d.StoppedAt = time.Now() // the daemon was started again since
 	}
-	if _, err := l.leaver.Depart(ctx, c, d); err != nil {
+	err = l.with(ctx, func(c *cluster.Client) error {
+		_, err := l.leaver.Depart(ctx, c, d)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	l.d.view.setState(cluster.StateLeft, time.Now())
@@ -253,18 +328,23 @@ func (l *life) prove(ctx context.Context) error {
 	}
 }
 
+// event writes an event, of whoever this machine is: one that never joined goes as
+// well. Where there is no MongoDB to write it to, it is for the log alone.
 func (l *life) event(ctx context.Context, e cluster.Event) error {
 	id, _, err := l.who()
+	if errors.Is(err, bootstrap.ErrNotMember) {
+		inst, ierr := l.d.o.Identify(ctx)
+		id, err = inst.ID, ierr
+	}
 	if err != nil {
 		return err
 	}
-	c, done, err := l.client(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
 	e.Node = id
-	return c.AddEvent(ctx, e)
+	err = l.with(ctx, func(c *cluster.Client) error { return c.AddEvent(ctx, e) })
+	if errors.Is(err, ErrNoMongo) {
+		return nil
+	}
+	return err
 }
 
 // shutdown drains while AMS still serves, where the machine is going down. It

@@ -36,13 +36,13 @@ func (d *Daemon) session(ctx context.Context) error {
 		return err
 	}
 	d.follows(c.Phase)
+	if c.Phase != bootstrap.PhaseLeaving && d.life.gone() {
+		return d.away(ctx) // nor does a machine join that the cloud takes
+	}
 	switch c.Phase {
 	case bootstrap.PhaseJoined:
 		if merr != nil {
 			return merr
-		}
-		if d.life.gone() {
-			return d.away(ctx)
 		}
 		return d.serve(ctx, s, mongo, c, err)
 	case bootstrap.PhaseLeaving:

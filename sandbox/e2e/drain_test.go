@@ -1,0 +1,627 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// TestDrainScaleIn: a group takes a machine with viewers on it. They are served to
+// the end, and then everybody is told, the cloud last.
+func TestDrainScaleIn(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}, ending(10*time.Second))
+	p := h.serving()
+	h.viewers(2)
+	if !p.ready() {
+		t.Error("a node that serves is not ready")
+	}
+	h.terminate()
+	h.rowIs(cluster.StateDraining)
+	if p.ready() {
+		t.Error("a node that drains is ready")
+	}
+	v := p.counted(2)
+	if v.Kind != lifecycle.Terminate || v.Reason != "scale-in" || v.State != lifecycle.StateDraining || v.Deadline.IsZero() {
+		t.Errorf("the drain: %+v", v)
+	}
+	// The hook hears of it while they watch, and more than once.
+	until(t, "two heartbeats", func() string {
+		if n := len(h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Heartbeat })); n < 2 {
+			return h.story()
+		}
+		return ""
+	})
+	if st := h.live(); st.Live.Viewers != 2 || !h.serverRuns() {
+		t.Errorf("those who watch: %+v", st)
+	}
+	h.viewersGo()
+	gone := time.Now()
+	e := h.completed("drain", 20*time.Second)
+	t.Logf("the hook was completed %s after the last viewer", e.Time.Sub(gone).Round(time.Millisecond))
+	n := h.hasLeft()
+	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || st.State != "stopped" {
+		t.Errorf("the sessions: %+v", st)
+	}
+	if n.Reason != "scale-in" || n.Cut == nil || *n.Cut != 0 {
+		t.Errorf("the row: %+v", n)
+	}
+	p.step(lifecycle.StepDone)
+	// The daemon that comes after this one has nothing to do.
+	touched, told := h.touches(), len(h.calls("CompleteLifecycleAction"))
+	p.end(syscall.SIGKILL)
+	p = h.daemon()
+	p.viewIs("it has left", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
+	wait(2 * time.Second)
+	if h.touches() != touched || len(h.calls("CompleteLifecycleAction")) != told || h.row().State != cluster.StateLeft || h.serverRuns() {
+		t.Errorf("after it had left: %+v\n%s", h.row(), h.story())
+	}
+}
+
+// TestDrainWords: what says nothing, what is taken back, and what two people say
+// at once. Nobody is cut by any of it.
+func TestDrainWords(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.2", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	h.aws.Schedule(fakeaws.Scheduled{ID: "instance-event-1", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(72 * time.Hour)})
+	p := h.serving()
+	h.viewers(3)
+	touched := h.touches()
+
+	// What is announced for Monday drains nobody today.
+	v := p.life("the reboot is known", func(v lifecycle.View) bool { return len(v.Notices) == 1 })
+	if v.Notices[0].Kind != lifecycle.Reboot || v.NextDrain.Before(time.Now().Add(70*time.Hour)) || !v.Ready {
+		t.Errorf("a reboot in three days: %+v", v)
+	}
+	h.aws.Recommend(time.Now())
+	p.says("configured is to ignore that")
+
+	say := func(want, exit int, text string, args ...string) {
+		t.Helper()
+		out, code := h.run(args...)
+		if code != exit || !strings.Contains(out, text) || want != 0 && p.view().Lifecycle.State != lifecycle.StateActive {
+			t.Errorf("%v: exit %d\n%s", args, code, out)
+		}
+	}
+	for _, ev := range []struct{ name, text, says string }{
+		{"a test notification", `{"AutoScalingGroupName":"edge-asg","Service":"AWS Auto Scaling","Time":"2026-11-20T08:00:00.000Z","AccountId":"123456789012","Event":"autoscaling:TEST_NOTIFICATION","RequestId":"1","AutoScalingGroupARN":"arn:aws:autoscaling:eu-west-1:123456789012:autoScalingGroup:1:autoScalingGroupName/edge-asg"}`, "nothing to do"},
+		{"another machine's", hookEvent("i-0fffffffffffffff0", "drain", false), "not this instance"},
+	} {
+		if out, code := h.event(ev.text); code != 0 || !strings.Contains(out, ev.says) {
+			t.Errorf("%s: exit %d\n%s", ev.name, code, out)
+		}
+	}
+	say(1, 0, "this node is not draining", "undrain")
+	if !p.ready() || h.row().State != cluster.StateActive {
+		t.Errorf("after what says nothing: %+v", h.row())
+	}
+
+	// Many at once: one drain, and who takes it back last has it.
+	for range 3 {
+		var all sync.WaitGroup
+		for i := range 6 {
+			all.Go(func() {
+				args := []string{"drain", "--detach", "--reason", "kernel"}
+				if i%2 == 1 {
+					args = []string{"undrain"}
+				}
+				if out, code := h.run(args...); code != 0 {
+					// A drain that begins while the other is taken back is told.
+					if i%2 == 0 || !strings.Contains(out, "another one has begun") {
+						t.Errorf("%v: exit %d\n%s", args, code, out)
+					}
+				}
+			})
+		}
+		all.Wait()
+	}
+	say(0, 0, "", "undrain")
+	h.rowIs(cluster.StateActive)
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+
+	// A person overrules the cloud, whatever it goes on saying.
+	if out, code := h.event(hookEvent(h.id, "drain", false), "--detach"); code != 0 {
+		t.Errorf("a hook's event: exit %d\n%s", code, out)
+	}
+	v = p.counted(3)
+	h.terminate()
+	h.rowIs(cluster.StateDraining)
+	if out, code := h.event(hookEvent(h.id, "drain", false), "--detach"); code != 0 {
+		t.Errorf("the same event: exit %d\n%s", code, out)
+	}
+	wait(3 * time.Second)
+	if w := p.view().Lifecycle; len(w.Notices) != 2 || !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > 2*time.Second {
+		t.Errorf("one drain from two who tell of it: %+v\nbefore: %+v", w, v)
+	}
+	say(0, 0, "overruled", "undrain")
+	h.rowIs(cluster.StateActive)
+	wait(3 * time.Second)
+	v = *p.view().Lifecycle
+	if v.State != lifecycle.StateActive || len(v.Dismissed) != 1 {
+		t.Errorf("the cloud was overruled: %+v", v)
+	}
+	if out, code := h.event(hookEvent(h.id, "drain", false)); code != 1 || !strings.Contains(out, "overruled by hand") {
+		t.Errorf("the event that was overruled: exit %d\n%s", code, out)
+	}
+	// And is overruled, by somebody who has no time.
+	out, code := h.run("drain", "--now", "--repair-streams")
+	if code != 0 || !strings.Contains(out, "3 sessions cut") {
+		t.Errorf("drain --now: exit %d\n%s", code, out)
+	}
+	h.hasLeft()
+	if st := h.sessions(); st.Cut.Viewers != 3 || h.touches() != touched+1 {
+		t.Errorf("the sessions: %+v, touched %d times after %d", st, h.touches(), touched)
+	}
+	say(0, 1, "too late", "undrain")
+	say(0, 0, "left", "drain") // already so
+}
+
+// TestDrainSpot: two minutes, here ten seconds, are all there is. Those who watch
+// are served to that deadline, not a moment less, whatever comes meanwhile.
+func TestDrainSpot(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.3", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	p := h.serving()
+	h.viewers(2)
+	h.aws.Recommend(time.Now())
+	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
+	h.aws.Interrupt("terminate", at)
+	v := p.counted(2)
+	if v.Kind != lifecycle.Interrupt || !v.Deadline.Before(at) || time.Until(v.Deadline) < time.Second {
+		t.Errorf("the drain: %+v", v)
+	}
+	// The token ends, and a scale-in on top: the earlier deadline stays.
+	h.aws.ExpireTokens()
+	h.terminate()
+	v = p.life("two notices", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
+	if v.Deadline.After(at) {
+		t.Errorf("a second notice made it later: %+v", v)
+	}
+	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
+		if st := h.live(); st.Live.Viewers != 2 {
+			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
+		}
+		wait(100 * time.Millisecond)
+	}
+	e := h.completed("drain", 10*time.Second)
+	n := h.hasLeft()
+	if late := e.Time.Sub(at); late > 0 {
+		t.Errorf("the hook was completed %s after the machine's end", late)
+	}
+	if st := h.sessions(); st.Cut.Viewers != 2 || n.Cut == nil || *n.Cut != 2 {
+		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+	}
+}
+
+// TestDrainPark: standby and a warm pool. The node leaves and comes back, and the
+// group lets nobody come to it before AMS is seen.
+func TestDrainPark(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, ending(30*time.Second),
+		fakeaws.Hook{Name: "serve", Launching: true, HeartbeatTimeout: 30 * time.Second})
+	p := h.serving()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Aside and back while they watch: nothing is stopped.
+	h.viewers(2)
+	touched := h.touches()
+	must(h.asg.Standby(h.id))
+	p.counted(2)
+	h.rowIs(cluster.StateDraining)
+	must(h.asg.Restore(h.id))
+	h.rowIs(cluster.StateActive)
+	if st := h.live(); st.Live.Viewers != 2 || h.touches() != touched {
+		t.Errorf("the sessions: %+v", st)
+	}
+	// Aside, for good.
+	must(h.asg.Standby(h.id))
+	h.rowIs(cluster.StateDraining)
+	h.viewersGo()
+	h.hasLeft()
+	p.life("parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked })
+	must(h.asg.Restore(h.id))
+	h.rowIs(cluster.StateActive)
+	v := p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	if !h.serverRuns() || len(h.documents()) != 1 || v.Lifecycle.Step != "" {
+		t.Errorf("back in service: %+v", v)
+	}
+	if n := len(h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Completed })); n != 0 {
+		t.Errorf("hooks were completed for a standby:\n%s", h.story())
+	}
+	// Into the pool: the hook waits for us.
+	must(h.asg.Pool(h.id, "Running", false))
+	h.completed("drain", 20*time.Second)
+	h.hasLeft()
+	p.step(lifecycle.StepDone)
+	// Out of it, with an AMS that takes its time.
+	must(h.asg.Launch(h.id))
+	e := h.completed("serve", 30*time.Second)
+	n := h.row()
+	if n.State != cluster.StateActive || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(h.documents()) != 1 {
+		t.Errorf("the launch hook was completed at %s, and the row is %+v\n%s", e.Time, n, h.story())
+	}
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	// Into the pool once more, and from there to its end.
+	must(h.asg.Pool(h.id, "Running", false))
+	until(t, "in the pool", func() string {
+		if m := h.asg.Members(); m[0].State != "Warmed:Running" {
+			return h.story()
+		}
+		return ""
+	})
+	p.step(lifecycle.StepDone)
+	h.terminate()
+	until(t, "the end of the machine", func() string {
+		if n := h.entries(func(e fakeaws.Entry) bool { return e.Text == "Warmed:Terminated" && e.What == fakeaws.State }); len(n) == 0 {
+			return h.story()
+		}
+		return ""
+	})
+	h.hasLeft()
+}
+
+// TestDrainNeverJoined: a machine that cannot join holds nobody up, and does not
+// join any more once it is to go.
+func TestDrainNeverJoined(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.5", fakeaws.AutoScalingOptions{}, ending(time.Minute),
+		fakeaws.Hook{Name: "serve", Launching: true, HeartbeatTimeout: time.Minute})
+	if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.asg.Launch(h.id); err != nil {
+		t.Fatal(err)
+	}
+	p := h.daemon()
+	p.life("it starts", func(v lifecycle.View) bool { return v.Start == "starting" })
+	wait(time.Second)
+	h.terminate()
+	asked := time.Now()
+	e := h.completed("drain", 15*time.Second)
+	t.Logf("completed %s after the notice", e.Time.Sub(asked).Round(time.Millisecond))
+	p.step(lifecycle.StepDone)
+	if e := h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Completed && e.Hook == "serve" }); len(e) > 0 {
+		t.Errorf("the launch hook was completed: %+v", e)
+	}
+	h.mongo.Faults().Clear()
+	wait(4 * time.Second)
+	nodes, err := h.client.Nodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		if n.State != cluster.StateLeft {
+			t.Errorf("a machine that is gone joined: %+v\n%s", n, p.text())
+		}
+	}
+}
+
+// TestDrainDuringAbsence: the notice comes while no daemon runs. Who is started then
+// is a node with people on it, not one that never joined.
+func TestDrainDuringAbsence(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.6", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	p := h.serving()
+	h.viewers(2)
+	p.end(syscall.SIGTERM)
+	h.terminate()
+	wait(500 * time.Millisecond)
+	p = h.daemon()
+	p.counted(2)
+	h.rowIs(cluster.StateDraining)
+	wait(2 * time.Second)
+	if st := h.live(); st.Live.Viewers != 2 || len(h.calls("CompleteLifecycleAction")) > 0 {
+		t.Errorf("those who watch: %+v\n%s", st, h.story())
+	}
+	h.viewersGo()
+	h.completed("drain", 15*time.Second)
+	h.hasLeft()
+}
+
+// TestDrainAPI: an API that answers with everything but what it should.
+func TestDrainAPI(t *testing.T) {
+	t.Parallel()
+	db := newDatabase(t)
+	t.Run("denied", func(t *testing.T) {
+		t.Parallel()
+		h := newScaled(t, db, "10.0.8.7", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+		h.asg.Deny("DescribeAutoScalingInstances", "DescribeLifecycleHooks", "RecordLifecycleActionHeartbeat", "CompleteLifecycleAction")
+		p := h.serving()
+		h.viewers(1)
+		h.terminate()
+		p.counted(1)
+		h.viewersGo()
+		h.hasLeft()
+		p.step(lifecycle.StepDone)
+		text := p.text()
+		for _, permission := range []string{"autoscaling:DescribeLifecycleHooks"} {
+			if n := strings.Count(text, "this machine may not "+permission); n == 0 || n > 2 {
+				t.Errorf("%s is missed %d times in the log", permission, n)
+			}
+		}
+		if !strings.Contains(text, `\"Effect\":\"Allow\"`) && !strings.Contains(text, `\"Effect\": \"Allow\"`) {
+			t.Errorf("no policy in the log")
+		}
+		out, _ := h.run("status", "-o", "json")
+		if !strings.Contains(out, "autoscaling:DescribeLifecycleHooks") {
+			t.Errorf("the status does not name the permission: %s", out)
+		}
+		// Somebody grants it: the hook is told all the same.
+		h.asg.Allow()
+	})
+	t.Run("completion denied", func(t *testing.T) {
+		t.Parallel()
+		h := newScaled(t, db, "10.0.8.8", fakeaws.AutoScalingOptions{}, ending(8*time.Second))
+		h.asg.Deny("RecordLifecycleActionHeartbeat", "CompleteLifecycleAction")
+		p := h.serving()
+		h.viewers(1)
+		h.terminate()
+		v := p.life("the hook cannot be kept waiting", func(v lifecycle.View) bool { return strings.Contains(v.DeadlineBy, "is missing") })
+		if left := time.Until(v.Deadline); left > 8*time.Second {
+			t.Errorf("the deadline does not know that the hook lapses: %+v", v)
+		}
+		// The viewer stays: cut at the deadline, not before.
+		until(t, "the server ends", func() string {
+			if h.serverRuns() {
+				return "it runs"
+			}
+			if early := time.Until(v.Deadline); early > 0 {
+				t.Errorf("cut %s before the deadline", early)
+			}
+			return ""
+		})
+		h.hasLeft()
+		out, code := h.run("drain")
+		if code != 0 || !strings.Contains(out, "permission autoscaling:CompleteLifecycleAction is missing") {
+			t.Errorf("drain: exit %d\n%s", code, out)
+		}
+	})
+	t.Run("faults", func(t *testing.T) {
+		t.Parallel()
+		h := newScaled(t, db, "10.0.8.9", fakeaws.AutoScalingOptions{}, ending(20*time.Second))
+		p := h.serving()
+		h.viewers(1)
+		for _, f := range []fakeaws.APIFault{
+			{Code: "Throttling", Message: "Rate exceeded", Times: 2},
+			{Code: "InternalFailure", Status: 500, Times: 2},
+			{Empty: true, Times: 1},
+			{Body: "<html>a proxy's</html>", Times: 1},
+			{Reset: true, Times: 1},
+		} {
+			if err := h.asg.AddFault(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.terminate()
+		p.counted(1)
+		until(t, "the faults are over", func() string {
+			if f := h.asg.Faults(); len(f) > 0 {
+				return fmt.Sprint(f)
+			}
+			return ""
+		})
+		if st := h.live(); st.Live.Viewers != 1 {
+			t.Errorf("those who watch: %+v", st)
+		}
+		for _, f := range []fakeaws.APIFault{
+			{Action: "CompleteLifecycleAction", Code: "Throttling", Times: 1},
+			{Action: "CompleteLifecycleAction", Code: "ServiceUnavailable", Status: 503, Times: 1},
+			{Action: "CompleteLifecycleAction", Deaf: true, Times: 1}, // it is done, and nobody hears it
+		} {
+			if err := h.asg.AddFault(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.viewersGo()
+		h.completed("drain", 25*time.Second)
+		h.hasLeft()
+		p.step(lifecycle.StepDone)
+	})
+	t.Run("timed out meanwhile", func(t *testing.T) {
+		t.Parallel()
+		hook := ending(4 * time.Second)
+		hook.GlobalTimeout = 6 * time.Second
+		h := newScaled(t, db, "10.0.8.10", fakeaws.AutoScalingOptions{}, hook)
+		if err := h.asg.AddFault(fakeaws.APIFault{Action: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
+			t.Fatal(err)
+		}
+		p := h.serving()
+		h.viewers(1)
+		h.terminate()
+		h.hasLeft() // by its deadline
+		p.step(lifecycle.StepDone)
+		until(t, "the machine is gone", func() string {
+			if h.asg.Gone(h.id) != nil {
+				return h.story()
+			}
+			return ""
+		})
+	})
+}
+
+// TestDrainMetadata: the metadata service is away, refuses the token, and forgets.
+func TestDrainMetadata(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.11", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	p := h.serving()
+	h.viewers(1)
+	h.aws.ExpireTokens()
+	if err := h.aws.AddFault(fakeaws.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 3}); err != nil {
+		t.Fatal(err)
+	}
+	h.terminate()
+	p.counted(1)
+	// In the middle: 404 for what said Terminated, then 503, then silence.
+	for _, f := range []fakeaws.Fault{
+		{Path: "meta-data/autoscaling/*", Status: 404, Times: 2},
+		{Path: "meta-data/autoscaling/*", Status: 503, Times: 1},
+		{Path: "/latest/api/token", Status: 403, Times: 1},
+	} {
+		if err := h.aws.AddFault(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.aws.RotateCredentials()
+	wait(6 * time.Second)
+	if v := p.view(); v.State != cluster.StateDraining || h.live().Live.Viewers != 1 {
+		t.Errorf("the drain: %+v", v)
+	}
+	h.viewersGo()
+	h.completed("drain", 30*time.Second)
+	h.hasLeft()
+}
+
+// TestDrainMongoAway: MongoDB is away at every stage. It delays nothing, and
+// learns what it has missed.
+func TestDrainMongoAway(t *testing.T) {
+	t.Parallel()
+	for i, at := range []string{"before", "draining", "stopping"} {
+		for j, f := range []mongod.Fault{{Mode: mongod.Refuse}, {Mode: mongod.BlackHole}} {
+			if i == 1 && j == 1 {
+				continue
+			}
+			t.Run(at+" "+string(f.Mode), func(t *testing.T) {
+				t.Parallel()
+				h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 20+2*i+j), fakeaws.AutoScalingOptions{}, ending(time.Minute))
+				p := h.serving()
+				h.viewers(1)
+				away := func(when string) {
+					if at == when {
+						if err := h.mongo.Faults().Set(f); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				away("before")
+				h.terminate()
+				p.counted(1)
+				away("draining")
+				wait(time.Second)
+				if p.ready() {
+					t.Error("it is ready")
+				}
+				if at == "stopping" {
+					h.people(http.MethodPost, "/behaviour", "slow_stop_ms", "1500")
+				}
+				h.viewersGo()
+				gone := time.Now()
+				if at == "stopping" {
+					p.step(lifecycle.StepStopping)
+					away("stopping")
+				}
+				e := h.completed("drain", 25*time.Second)
+				took := e.Time.Sub(gone)
+				t.Logf("completed %s after the last viewer", took.Round(time.Millisecond))
+				if took > 20*time.Second {
+					t.Errorf("MongoDB held it up: %s", took)
+				}
+				v := p.step(lifecycle.StepDone)
+				if v.RegistryTold || v.Trouble["registry"] == "" {
+					t.Errorf("what is owed is not said: %+v", v)
+				}
+				// Also a daemon that is started meanwhile knows what is owed.
+				if j == 0 {
+					p.end(syscall.SIGKILL)
+					p = h.daemon()
+				}
+				h.mongo.Faults().Clear()
+				n := h.hasLeft()
+				if n.Cut == nil || *n.Cut != 0 || n.Reason != "scale-in" {
+					t.Errorf("the row: %+v", n)
+				}
+				p.life("it is told", func(v lifecycle.View) bool { return v.RegistryTold })
+			})
+		}
+	}
+}
+
+// TestDrainOrigin: an origin waits for who publishes. Where MongoDB cannot tell, it
+// waits for the deadline, and no longer.
+func TestDrainOrigin(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.30", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:role"] = "origin" })
+	p := h.serving()
+	h.people(http.MethodPost, "/stream", "id", "live1")
+	out, code := h.run("drain", "--detach", "--deadline", "12s", "--reason", "new kernel", "--repair-streams")
+	if code != 0 || !strings.Contains(out, "draining") {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	v := p.life("the publisher is counted", func(v lifecycle.View) bool {
+		return v.Sessions != nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1
+	})
+	wait(2 * time.Second)
+	if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
+		t.Fatal(err)
+	}
+	p.life("nobody can count", func(v lifecycle.View) bool { return v.Trouble["sessions"] != "" })
+	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
+		if st := h.live(); st.Live.Publishers != 1 {
+			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
+		}
+		wait(100 * time.Millisecond)
+	}
+	until(t, "the server ends", func() string {
+		if h.serverRuns() {
+			return "it runs"
+		}
+		return ""
+	})
+	if late := time.Since(v.Deadline); late > 4*time.Second {
+		t.Errorf("it was stopped %s after the deadline", late)
+	}
+	h.mongo.Faults().Clear()
+	if n := h.hasLeft(); n.Cut != nil && *n.Cut != 1 {
+		t.Errorf("the row: %+v", n)
+	}
+	p.step(lifecycle.StepDone)
+}
+
+// TestDrainReboot: a machine that is about to be started again drains, stays a node,
+// and serves again after that. A restart of the agent before it ends nothing.
+func TestDrainReboot(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.31", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	p := h.serving()
+	p.end(syscall.SIGTERM)
+	h.viewers(1)
+	h.aws.Schedule(fakeaws.Scheduled{ID: "instance-event-2", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(time.Minute)})
+	p = h.daemon()
+	v := p.counted(1)
+	h.rowIs(cluster.StateDraining)
+	p.end(syscall.SIGTERM)
+	p = h.daemon()
+	w := p.counted(1)
+	if !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > time.Second || h.row().State != cluster.StateDraining {
+		t.Errorf("another drain: %+v\nbefore: %+v", w, v)
+	}
+	h.viewersGo()
+	p.step(lifecycle.StepDone)
+	if !h.serverRuns() || p.ready() || h.row().State != cluster.StateDraining {
+		t.Errorf("drained: %+v", h.row())
+	}
+	// The boot.
+	p.end(syscall.SIGKILL)
+	h.aws.ClearSignals()
+	h.write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
+	p = h.daemon()
+	h.rowIs(cluster.StateActive)
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+}

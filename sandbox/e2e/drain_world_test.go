@@ -1,0 +1,292 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+const scalingGroup = "edge-asg"
+
+// scaled is a host in an Auto Scaling group.
+type scaled struct {
+	*host
+	asg *fakeaws.AutoScaling
+}
+
+// newScaled starts a host with a scaling group of its own around it. The settings
+// tell where MongoDB is, so that its daemon joins by itself.
+func newScaled(t *testing.T, m *mongod.Server, ip string, o fakeaws.AutoScalingOptions, hooks ...fakeaws.Hook) *scaled {
+	t.Helper()
+	asg, err := fakeaws.StartAutoScaling(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = asg.Close() })
+	h := &scaled{host: newHost(t, m, ip), asg: asg}
+	asg.Group(scalingGroup, hooks...)
+	if err := asg.Attach(scalingGroup, "", h.aws); err != nil {
+		t.Fatal(err)
+	}
+	h.env = []string{"AMSAGENT_MONGO=" + mongoURI(m, daemonPassword), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + asg.Endpoint()}
+	h.config("")
+	// So that its statistics tell who watches, from the first question on: its
+	// connections are not in the /proc that it has here.
+	f, err := os.OpenFile(h.tree.Conf("red5.properties"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString("\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n")
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(h.wrapper, "restart").CombinedOutput(); err != nil {
+		t.Fatalf("restarting the service: %v: %s", err, out)
+	}
+	return h
+}
+
+// ending is a hook for the end of a machine, as people set it.
+func ending(timeout time.Duration) fakeaws.Hook {
+	return fakeaws.Hook{Name: "drain", HeartbeatTimeout: timeout}
+}
+
+// serving starts the daemon and waits until the node serves and nothing is under
+// way.
+func (h *scaled) serving() *process {
+	h.t.Helper()
+	p := h.daemon()
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready && v.Lifecycle != nil && v.Lifecycle.Start == "" })
+	return p
+}
+
+// people asks the stand-in AMS for sessions: POST lets them come, DELETE lets them go.
+func (h *scaled) people(method, path string, query ...string) {
+	h.t.Helper()
+	if err := h.tryPeople(method, path, query...); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *scaled) tryPeople(method, path string, query ...string) error {
+	q := url.Values{}
+	if path != "/behaviour" {
+		q.Set("app", "LiveApp")
+	}
+	for i := 0; i < len(query); i += 2 {
+		q.Set(query[i], query[i+1])
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_, err := h.svc.Control(ctx, method, path, q)
+	return err
+}
+
+func (h *scaled) viewers(n int) {
+	h.t.Helper()
+	h.people(http.MethodPost, "/viewers", "stream", "s1", "n", strconv.Itoa(n))
+}
+
+// viewersGo lets all go. The server cannot tell MongoDB of it where that is away.
+func (h *scaled) viewersGo() {
+	h.t.Helper()
+	err := h.tryPeople(http.MethodDelete, "/viewers", "stream", "s1")
+	if n := h.live().Live.Viewers; n > 0 {
+		h.t.Fatalf("%d viewers stay: %v", n, err)
+	}
+}
+
+// sessions are what the stand-in AMS counted, in its life until now or until its end.
+func (h *scaled) sessions() fakeams.Stats {
+	h.t.Helper()
+	st, err := fakeams.ReadStats(h.svc.StatsFile())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return st
+}
+
+// live are those of now, as the server says.
+func (h *scaled) live() (st fakeams.Stats) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	b, err := h.svc.Control(ctx, http.MethodGet, "/stats", nil)
+	if err == nil {
+		err = json.Unmarshal(b, &st)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return st
+}
+
+// serverRuns asks the service, not what the agent says of it.
+func (h *scaled) serverRuns() bool {
+	h.t.Helper()
+	st, err := h.svc.Status()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return st == "active"
+}
+
+// life waits until the daemon says something of the node's going.
+func (p *process) life(what string, ok func(lifecycle.View) bool) lifecycle.View {
+	p.h.t.Helper()
+	v := p.viewIs(what, func(v daemon.View) bool { return v.Lifecycle != nil && ok(*v.Lifecycle) })
+	return *v.Lifecycle
+}
+
+func (p *process) step(s lifecycle.Step) lifecycle.View {
+	p.h.t.Helper()
+	return p.life("step "+string(s), func(v lifecycle.View) bool { return v.Step == s })
+}
+
+// counted waits until so many viewers were counted in the drain under way.
+func (p *process) counted(viewers int) lifecycle.View {
+	p.h.t.Helper()
+	return p.life(fmt.Sprintf("%d viewers are counted", viewers), func(v lifecycle.View) bool {
+		return v.Step == lifecycle.StepDraining && v.Sessions != nil && v.Sessions.Viewers != nil && *v.Sessions.Viewers == viewers
+	})
+}
+
+func (p *process) ready() bool {
+	p.h.t.Helper()
+	_, code := p.get("/readyz")
+	return code == http.StatusOK
+}
+
+// documents are AMS's own of this node's address.
+func (h *scaled) documents() []cluster.AMSNode {
+	h.t.Helper()
+	docs, err := h.client.AMSNodesByAddress(context.Background(), h.ip)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return docs
+}
+
+// hasLeft waits until the cluster's lists are without this node, and holds its AMS
+// to have stopped.
+func (h *scaled) hasLeft() cluster.Node {
+	h.t.Helper()
+	h.rowIs(cluster.StateLeft)
+	until(h.t, "AMS's document is gone", func() string {
+		if docs := h.documents(); len(docs) > 0 {
+			return fmt.Sprintf("%+v", docs)
+		}
+		return ""
+	})
+	if h.serverRuns() {
+		h.t.Error("the row says left, and Ant Media Server runs")
+	}
+	return h.row()
+}
+
+// entries are the lines of the books that fit.
+func (h *scaled) entries(fits func(fakeaws.Entry) bool) []fakeaws.Entry {
+	return slices.DeleteFunc(h.asg.Books(), func(e fakeaws.Entry) bool { return e.Instance != h.id || !fits(e) })
+}
+
+func (h *scaled) calls(action string) []fakeaws.Entry {
+	return h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Call && e.Text == action })
+}
+
+// completed waits until a hook was told, and gives the line about it.
+func (h *scaled) completed(hook string, within time.Duration) fakeaws.Entry {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	e, err := h.asg.WaitFor(ctx, func(e fakeaws.Entry) bool {
+		return e.Instance == h.id && e.Hook == hook && (e.What == fakeaws.Completed || e.What == fakeaws.TimedOut)
+	})
+	switch {
+	case err != nil:
+		h.t.Fatalf("hook %s waits: %v\n%s", hook, err, h.story())
+	case e.What != fakeaws.Completed || e.Text != "CONTINUE" || e.By != h.id:
+		h.t.Fatalf("hook %s: %+v\n%s", hook, e, h.story())
+	}
+	return e
+}
+
+// story is what happened in the cloud, for a test that failed.
+func (h *scaled) story() string {
+	var b strings.Builder
+	for _, e := range h.asg.Books() {
+		fmt.Fprintf(&b, "%s %s %s %s %s %s\n", e.Time.Format("05.000"), e.What, e.Hook, e.Text, e.Code, e.Instance)
+	}
+	return b.String()
+}
+
+// terminate is a scale-in.
+func (h *scaled) terminate() {
+	h.t.Helper()
+	if err := h.asg.Terminate(h.id); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// event gives an event to the agent, on its standard input.
+func (h *scaled) event(text string, args ...string) (string, int) {
+	h.t.Helper()
+	cmd := exec.Command(bins.agent, append([]string{"event"}, args...)...)
+	cmd.Env, cmd.Stdin = h.environ(), strings.NewReader(text)
+	out, err := cmd.CombinedOutput()
+	if err != nil && cmd.ProcessState == nil {
+		h.t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// hookEvent is what EventBridge sends when a hook begins to wait.
+func hookEvent(instance, hook string, launching bool) string {
+	kind, transition, from, to := "TERMINATE", "TERMINATING", "AutoScalingGroup", "EC2"
+	if launching {
+		kind, transition, from, to = "LAUNCH", "LAUNCHING", to, from
+	}
+	return fmt.Sprintf(`{"version":"0","id":"12345678-1234-1234-1234-123456789012","detail-type":"EC2 Instance-%s Lifecycle Action",`+
+		`"source":"aws.autoscaling","account":"123456789012","time":%q,"region":"eu-west-1","resources":[],"detail":{`+
+		`"LifecycleActionToken":"87654321-4321-4321-4321-210987654321","AutoScalingGroupName":%q,"LifecycleHookName":%q,`+
+		`"EC2InstanceId":%q,"LifecycleTransition":"autoscaling:EC2_INSTANCE_%s","Origin":%q,"Destination":%q}}`,
+		strings.ToLower(kind), time.Now().UTC().Format(time.RFC3339), scalingGroup, hook, instance, transition, from, to)
+}
+
+// record is the drain as it is kept on disk.
+func (h *scaled) record() (r struct {
+	Step     lifecycle.Step `json:"step"`
+	Deadline time.Time      `json:"deadline"`
+	Begun    time.Time      `json:"begun"`
+},
+) {
+	h.t.Helper()
+	b, err := os.ReadFile(filepath.Join(h.root, lifecycle.DefaultPath))
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	if err != nil && !os.IsNotExist(err) {
+		h.t.Fatal(err)
+	}
+	return r
+}
