@@ -109,7 +109,8 @@ func (a *AutoScaling) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Amzn-Requestid", id)
 	w.Header().Set("Content-Type", "text/xml")
 	_, _ = io.WriteString(w, xml.Header)
-	_ = xml.NewEncoder(w).Encode(envelope{ //nolint:errcheck // the reader went away
+	// An error is that of a reader that went away, here and below.
+	_ = xml.NewEncoder(w).Encode(envelope{
 		XMLName: xml.Name{Space: apiNamespace, Local: call + "Response"},
 		Result:  result, RequestID: id,
 	})
@@ -153,7 +154,7 @@ func (a *AutoScaling) fail(w http.ResponseWriter, e *apiError) {
 	if e.status >= http.StatusInternalServerError {
 		kind = "Receiver"
 	}
-	_ = xml.NewEncoder(w).Encode(struct { //nolint:errcheck // the reader went away
+	_ = xml.NewEncoder(w).Encode(struct {
 		XMLName   xml.Name
 		Type      string `xml:"Error>Type"`
 		Code      string `xml:"Error>Code"`
