@@ -10,4 +10,6 @@
 // so that all of it runs on recorded /proc and /sys trees.
 //
 // It never decides anything: who joins, drains or leaves is not its matter.
+//
+// The API is not stable yet.
 package heartbeat
