@@ -77,7 +77,7 @@ e2e: deps build ## the heavy tests with real components: crashes at every system
 
 .PHONY: soak
 soak: deps build ## daemons for SOAK (30m) beside a MongoDB that is cut, slowed and restarted at random; SOAK_SEED repeats a run
-	@SOAK=$(SOAK) E2E_RUN='^TestSoak$$' E2E_TIMEOUT=24h tools/scripts/e2e.sh
+	@SOAK=$(SOAK) E2E_RUN='^TestSoak$$' E2E_FLAGS=-v E2E_TIMEOUT=24h tools/scripts/e2e.sh
 
 .PHONY: lint
 lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages among them

@@ -15,7 +15,7 @@ run() { # run MODULE-DIR
     return 0
   fi
   # shellcheck disable=SC2086 # a list of folders, none with a blank
-  (cd "$1" && go test -tags e2e -count=1 -timeout "${E2E_TIMEOUT:-30m}" -run "${E2E_RUN:-.}" $dirs)
+  (cd "$1" && go test -tags e2e -count=1 ${E2E_FLAGS:-} -timeout "${E2E_TIMEOUT:-30m}" -run "${E2E_RUN:-.}" $dirs)
 }
 run .
 [ ! -d sandbox ] || run sandbox
