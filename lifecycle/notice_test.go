@@ -476,7 +476,8 @@ func TestUndrainRaces(t *testing.T) {
 func TestSubscribe(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.viewers = p(2)
+		// Steps that take no time may be missed.
+		w.viewers, w.mongoTime = p(2), time.Second
 		l := w.live()
 		defer l.kill()
 		var steps []Step
