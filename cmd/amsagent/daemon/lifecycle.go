@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -44,6 +45,8 @@ type life struct {
 	d       *Daemon
 	leaver  Leaver
 	manager *lifecycle.Manager
+
+	departures atomic.Int64
 
 	mu        sync.Mutex
 	stoppedAt time.Time
@@ -94,6 +97,20 @@ func (l *life) gone() bool {
 	case lifecycle.StateActive, lifecycle.StateResuming:
 	}
 	return false
+}
+
+// goneSince is gone for who may have slept through it: a node that was parked for a
+// moment serves again by a session that begins anew.
+func (l *life) goneSince(departures int64) bool {
+	return l != nil && (l.departures.Load() != departures || l.gone())
+}
+
+// departed counts how often this node began to go for good.
+func (l *life) departed() int64 {
+	if l == nil {
+		return 0
+	}
+	return l.departures.Load()
 }
 
 // joinedAnew ends the memory of a drain that is done: somebody has joined, or made
@@ -232,6 +249,7 @@ func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
 
 // StopServer implements lifecycle.Node.
 func (l *life) StopServer(ctx context.Context) error {
+	l.departures.Add(1)
 	// A document outlives its server, so that nobody waits for this.
 	var beside sync.WaitGroup
 	beside.Go(func() { l.remember(ctx) })

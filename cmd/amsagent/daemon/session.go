@@ -36,6 +36,7 @@ func (d *Daemon) session(ctx context.Context) error {
 		return err
 	}
 	d.follows(c.Phase)
+	departures := d.life.departed()
 	if c.Phase != bootstrap.PhaseLeaving && d.life.gone() {
 		return d.away(ctx) // nor does a machine join that the cloud takes
 	}
@@ -44,7 +45,7 @@ func (d *Daemon) session(ctx context.Context) error {
 		if merr != nil {
 			return merr
 		}
-		return d.serve(ctx, s, mongo, c, err)
+		return d.serve(ctx, s, mongo, c, departures, err)
 	case bootstrap.PhaseLeaving:
 		return d.idle(ctx, "a leave was begun and not finished: run amsagent leave again")
 	case bootstrap.PhaseJoining:
@@ -172,7 +173,21 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 	d.status()
 	var gone bool
 	var err error
+	// What is to go joins no more.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	d.beside(ctx, func() {
+		var watcher sync.WaitGroup
+		defer watcher.Wait()
+		ended, end := context.WithCancel(ctx)
+		defer end()
+		watcher.Go(func() {
+			for pause(ended, d.o.Periods.State) {
+				if d.life.gone() {
+					cancel()
+				}
+			}
+		})
 		inst, ierr := d.o.Identify(ctx)
 		if ierr != nil {
 			err = fmt.Errorf("joining: %w", ierr)
@@ -188,6 +203,9 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 	})
 	if gone {
 		d.left = true
+		return nil
+	}
+	if d.life.gone() {
 		return nil
 	}
 	return err
@@ -245,19 +263,23 @@ type member struct {
 	node   cluster.Node
 	// proved tells that AMS was seen in this session.
 	proved atomic.Bool
+	// departures are those that were counted when the session began.
+	departures int64
 	// enrolled tells that our row is that of this life.
 	enrolled atomic.Bool
 }
 
 // serve beats and follows AMS until the session ends. unmended is why the files
 // could not be mended; nil where they are well.
-func (d *Daemon) serve(ctx context.Context, s Settings, mongo cluster.Target, c *bootstrap.Convergence, unmended error) error {
+func (d *Daemon) serve(
+	ctx context.Context, s Settings, mongo cluster.Target, c *bootstrap.Convergence, departures int64, unmended error,
+) error {
 	client, err := d.o.Connect(ctx, mongo)
 	if err != nil {
 		return err
 	}
 	d.idling = ""
-	m := &member{d: d, client: client, node: c.Node}
+	m := &member{d: d, client: client, node: c.Node, departures: departures}
 	d.view.change(func(v *View) { v.Proved = false })
 	d.mu.Lock()
 	d.client = client
@@ -272,7 +294,7 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo cluster.Target, c 
 	work.Go(func() { m.witness(ctx) })
 	work.Go(func() {
 		// No beat and no registration may follow the word that we have left.
-		for !d.life.gone() && pause(ctx, d.o.Periods.State) {
+		for !m.gone() && pause(ctx, d.o.Periods.State) {
 		}
 		cancel()
 	})
@@ -297,7 +319,7 @@ func (d *Daemon) loop(m *member) *heartbeat.Loop {
 // Beat writes a beat once our row is there: one of an earlier life must not look
 // alive.
 func (m *member) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
-	if m.d.life.gone() {
+	if m.gone() {
 		return errGone
 	}
 	if !m.enrolled.Load() {
@@ -308,6 +330,9 @@ func (m *member) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) e
 	}
 	return m.client.Beat(ctx, b, last)
 }
+
+// gone reports whether this session's node has left, whatever came after that.
+func (m *member) gone() bool { return m.d.life.goneSince(m.departures) }
 
 // errGone says that this node has said good-bye, and is not to be heard any more.
 var errGone = errors.New("this node has left the cluster")
@@ -321,7 +346,7 @@ func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 // nothing back: a node that drains goes on draining.
 func (m *member) enroll(ctx context.Context) error {
 	for {
-		if m.d.life.gone() {
+		if m.gone() {
 			return errGone
 		}
 		proved := m.proved.Load()
