@@ -17,8 +17,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -51,6 +53,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	// Whoever closes the window, or reads the first lines only, finds all tidied up.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGPIPE)
+	defer stop()
 	d := &demo{ctx: ctx, o: o, dir: dir, agent: agent, start: time.Now()}
 	defer func() { err = errors.Join(err, d.close()) }()
 	return d.run()

@@ -42,9 +42,8 @@ type node struct {
 	http              string // where its AMS answers
 	control           *http.Client
 
-	daemon *exec.Cmd     // nil where none was started
-	ended  chan struct{} // closed when it has ended
-	log    string        // the file of its log
+	daemon *process // nil where none was started
+	log    string   // the file of its log
 }
 
 // machine makes a machine with a standalone AMS that runs.
@@ -183,7 +182,7 @@ func (n *node) environ() []string {
 // said.
 func (d *demo) agentRun(n *node, args ...string) (string, error) {
 	d.print("   %s$ amsagent %s", n.name, strings.Join(args, " "))
-	cmd := exec.CommandContext(d.ctx, d.agent, args...)
+	cmd := exec.Command(d.agent, args...)
 	cmd.Env = append(n.environ(), "AMSAGENT_LOG_LEVEL=error")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -197,16 +196,57 @@ func (d *demo) agentRun(n *node, args ...string) (string, error) {
 			}()
 			cmd.Stdout = tty
 			defer func() { _ = screen.Close() }()
-			err := errors.Join(cmd.Start(), tty.Close())
-			if err == nil {
-				err = cmd.Wait()
+			p, err := spawn(cmd)
+			if err = errors.Join(err, tty.Close()); err == nil {
+				err = d.wait(p)
 			}
 			<-read
 			return d.said(args, strings.ReplaceAll(stdout.String(), "\r\n", "\n"), stderr.String(), err)
 		}
 	}
-	err := cmd.Run()
+	p, err := spawn(cmd)
+	if err == nil {
+		err = d.wait(p)
+	}
 	return d.said(args, stdout.String(), stderr.String(), err)
+}
+
+// process is a program that runs, or has run.
+type process struct {
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when it has
+	err   error         // how, to be read after that
+}
+
+// spawn starts a program that ends with us at the latest, however we end.
+func spawn(cmd *exec.Cmd) (*process, error) {
+	// A Ctrl-C is for us: we tell it when.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p := &process{cmd: cmd, ended: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// Pdeathsig means the end of the thread: this one waits.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(p.ended)
+		err := cmd.Start()
+		if started <- err; err == nil {
+			p.err = cmd.Wait()
+		}
+	}()
+	return p, <-started
+}
+
+// wait waits for a command's end, and kills it where nobody waits for us.
+func (d *demo) wait(p *process) error {
+	select {
+	case <-p.ended:
+		return p.err
+	case <-d.ctx.Done():
+		_ = p.cmd.Process.Kill() // it may have ended
+		<-p.ended
+		return context.Cause(d.ctx)
+	}
 }
 
 func (d *demo) said(args []string, stdout, stderr string, err error) (string, error) {
@@ -250,26 +290,13 @@ func (d *demo) daemon(n *node, args ...string) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(d.agent, args...) // ended by stop, in order
+	cmd := exec.Command(d.agent, args...)
 	cmd.Env, cmd.Stderr = n.environ(), log
-	// A Ctrl-C is for us: we tell it when.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	started, ended := make(chan error, 1), make(chan struct{})
-	go func() {
-		// Pdeathsig means the end of the thread: this one waits.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(ended)
-		err := errors.Join(cmd.Start(), log.Close())
-		started <- err
-		if err == nil {
-			_ = cmd.Wait() // whether it should have ended is asked elsewhere
-		}
-	}()
-	if err := <-started; err != nil {
+	p, err := spawn(cmd)
+	if err = errors.Join(err, log.Close()); err != nil {
 		return err
 	}
-	n.daemon, n.ended = cmd, ended
+	n.daemon = p
 	return nil
 }
 
@@ -278,14 +305,14 @@ func (n *node) stop(ctx context.Context) error {
 	if n.daemon == nil {
 		return nil
 	}
-	_ = n.daemon.Process.Signal(syscall.SIGTERM) // it may have ended
+	_ = n.daemon.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 	var err error
 	select {
-	case <-n.ended:
+	case <-n.daemon.ended:
 	case <-ctx.Done():
 		err = fmt.Errorf("the daemon of %s had to be killed: %w", n.name, ctx.Err())
-		_ = n.daemon.Process.Kill()
-		<-n.ended
+		_ = n.daemon.cmd.Process.Kill()
+		<-n.daemon.ended
 	}
 	n.daemon = nil
 	return err
