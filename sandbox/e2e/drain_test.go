@@ -24,7 +24,7 @@ import (
 // the end, and then everybody is told, the cloud last.
 func TestDrainScaleIn(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}, ending(10*time.Second))
+	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}, endHook(10*time.Second))
 	p := h.serving()
 	h.viewers(2)
 	if !p.ready() {
@@ -76,7 +76,7 @@ func TestDrainScaleIn(t *testing.T) {
 // at once. Nobody is cut by any of it.
 func TestDrainWords(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.2", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	h := newScaled(t, newDatabase(t), "10.0.8.2", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	h.aws.Schedule(fakeaws.Scheduled{ID: "instance-event-1", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(72 * time.Hour)})
 	p := h.serving()
 	h.viewers(3)
@@ -174,7 +174,7 @@ func TestDrainWords(t *testing.T) {
 // are served to that deadline, not a moment less, whatever comes meanwhile.
 func TestDrainSpot(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.3", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	h := newScaled(t, newDatabase(t), "10.0.8.3", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	p := h.serving()
 	h.viewers(2)
 	h.aws.Recommend(time.Now())
@@ -211,7 +211,7 @@ func TestDrainSpot(t *testing.T) {
 // group lets nobody come to it before AMS is seen.
 func TestDrainPark(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, ending(30*time.Second),
+	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
 		fakeaws.Hook{Name: "serve", Launching: true, HeartbeatTimeout: 30 * time.Second})
 	p := h.serving()
 	must := func(err error) {
@@ -285,7 +285,7 @@ func TestDrainNeverJoined(t *testing.T) {
 	for i, why := range []string{"without MongoDB", "without evidence"} {
 		t.Run(why, func(t *testing.T) {
 			t.Parallel()
-			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 40+i), fakeaws.AutoScalingOptions{}, ending(time.Minute),
+			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 40+i), fakeaws.AutoScalingOptions{}, endHook(time.Minute),
 				fakeaws.Hook{Name: "serve", Launching: true, HeartbeatTimeout: time.Minute})
 			if i == 0 {
 				if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
@@ -341,7 +341,7 @@ func TestDrainNeverJoined(t *testing.T) {
 // is a node with people on it, not one that never joined.
 func TestDrainDuringAbsence(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.6", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	h := newScaled(t, newDatabase(t), "10.0.8.6", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	p := h.serving()
 	h.viewers(2)
 	p.end(syscall.SIGTERM)
@@ -365,7 +365,7 @@ func TestDrainAPI(t *testing.T) {
 	db := newDatabase(t)
 	t.Run("denied", func(t *testing.T) {
 		t.Parallel()
-		h := newScaled(t, db, "10.0.8.7", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+		h := newScaled(t, db, "10.0.8.7", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 		h.asg.Deny("DescribeAutoScalingInstances", "DescribeLifecycleHooks", "RecordLifecycleActionHeartbeat", "CompleteLifecycleAction")
 		p := h.serving()
 		h.viewers(1)
@@ -392,7 +392,7 @@ func TestDrainAPI(t *testing.T) {
 	})
 	t.Run("completion denied", func(t *testing.T) {
 		t.Parallel()
-		h := newScaled(t, db, "10.0.8.8", fakeaws.AutoScalingOptions{}, ending(8*time.Second))
+		h := newScaled(t, db, "10.0.8.8", fakeaws.AutoScalingOptions{}, endHook(8*time.Second))
 		h.asg.Deny("RecordLifecycleActionHeartbeat", "CompleteLifecycleAction")
 		p := h.serving()
 		h.viewers(1)
@@ -419,7 +419,7 @@ func TestDrainAPI(t *testing.T) {
 	})
 	t.Run("faults", func(t *testing.T) {
 		t.Parallel()
-		h := newScaled(t, db, "10.0.8.9", fakeaws.AutoScalingOptions{}, ending(20*time.Second))
+		h := newScaled(t, db, "10.0.8.9", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
 		p := h.serving()
 		h.viewers(1)
 		for _, f := range []fakeaws.APIFault{
@@ -460,7 +460,7 @@ func TestDrainAPI(t *testing.T) {
 	})
 	t.Run("timed out meanwhile", func(t *testing.T) {
 		t.Parallel()
-		hook := ending(4 * time.Second)
+		hook := endHook(4 * time.Second)
 		hook.GlobalTimeout = 6 * time.Second
 		h := newScaled(t, db, "10.0.8.10", fakeaws.AutoScalingOptions{}, hook)
 		if err := h.asg.AddFault(fakeaws.APIFault{Action: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
@@ -483,7 +483,7 @@ func TestDrainAPI(t *testing.T) {
 // TestDrainMetadata: the metadata service is away, refuses the token, and forgets.
 func TestDrainMetadata(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.11", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	h := newScaled(t, newDatabase(t), "10.0.8.11", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	p := h.serving()
 	h.viewers(1)
 	h.aws.ExpireTokens()
@@ -523,7 +523,7 @@ func TestDrainMongoAway(t *testing.T) {
 			}
 			t.Run(at+" "+string(f.Mode), func(t *testing.T) {
 				t.Parallel()
-				h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 20+2*i+j), fakeaws.AutoScalingOptions{}, ending(time.Minute))
+				h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 20+2*i+j), fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 				p := h.serving()
 				h.viewers(1)
 				away := func(when string) {
@@ -580,7 +580,7 @@ func TestDrainMongoAway(t *testing.T) {
 // can tell, it waits for the deadline, and no longer.
 func TestDrainOrigin(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.30", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	h := newScaled(t, newDatabase(t), "10.0.8.30", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:role"] = "origin" })
 	p := h.serving()
 	h.people(http.MethodPost, "/stream", "id", "live1")
@@ -623,7 +623,7 @@ func TestDrainOrigin(t *testing.T) {
 // and serves again after that. A restart of the agent before it ends nothing.
 func TestDrainReboot(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.31", fakeaws.AutoScalingOptions{}, ending(time.Minute))
+	h := newScaled(t, newDatabase(t), "10.0.8.31", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	p := h.serving()
 	p.end(syscall.SIGTERM)
 	h.viewers(1)

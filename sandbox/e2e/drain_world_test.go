@@ -67,8 +67,8 @@ func newScaled(t *testing.T, m *mongod.Server, ip string, o fakeaws.AutoScalingO
 	return h
 }
 
-// ending is a hook for the end of a machine, as people set it.
-func ending(timeout time.Duration) fakeaws.Hook {
+// endHook is a hook for the end of a machine, as people set it.
+func endHook(timeout time.Duration) fakeaws.Hook {
 	return fakeaws.Hook{Name: "drain", HeartbeatTimeout: timeout}
 }
 

@@ -1,0 +1,454 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// TestCrashKillDrain kills the daemon at each step of a drain. Who is started after
+// it goes on with the same drain to the same deadline, and nobody is cut.
+func TestCrashKillDrain(t *testing.T) {
+	for i, c := range []struct {
+		step  lifecycle.Step
+		how   syscall.Signal
+		delay time.Duration // of the hook's wait
+		stage func(h *scaled)
+		goOn  func(h *scaled)
+	}{
+		{step: lifecycle.StepAnnouncing, how: syscall.SIGKILL, stage: func(h *scaled) {
+			h.fault(mongod.Fault{Mode: mongod.Delay, Delay: 5 * time.Second, Commands: []string{"update"}})
+		}, goOn: func(h *scaled) { h.mongo.Faults().Clear() }},
+		{step: lifecycle.StepDraining, how: syscall.SIGKILL},
+		{step: lifecycle.StepDraining, how: syscall.SIGTERM},
+		{step: lifecycle.StepStopping, how: syscall.SIGKILL, stage: func(h *scaled) {
+			h.people(http.MethodPost, "/behaviour", "slow_stop_ms", "3000")
+			h.viewersGo()
+		}},
+		{step: lifecycle.StepDeregistering, how: syscall.SIGKILL, stage: func(h *scaled) {
+			h.fault(mongod.Fault{Mode: mongod.Refuse})
+			h.viewersGo()
+		}, goOn: func(h *scaled) { h.mongo.Faults().Clear() }},
+		{step: lifecycle.StepCompleting, how: syscall.SIGKILL, delay: 15 * time.Second, stage: func(h *scaled) { h.viewersGo() }},
+		{step: lifecycle.StepCompleting, how: syscall.SIGTERM, delay: 15 * time.Second, stage: func(h *scaled) { h.viewersGo() }},
+	} {
+		t.Run(fmt.Sprintf("%s %s", c.step, c.how), func(t *testing.T) {
+			t.Parallel()
+			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 50+i), fakeaws.AutoScalingOptions{WaitDelay: c.delay}, endHook(time.Minute))
+			p := h.serving()
+			h.viewers(1)
+			if c.step != lifecycle.StepAnnouncing {
+				h.terminate()
+				p.counted(1)
+			}
+			if c.stage != nil {
+				c.stage(h)
+			}
+			if c.step == lifecycle.StepAnnouncing {
+				h.terminate()
+			}
+			before := p.step(c.step)
+			p.end(c.how)
+			if kept := h.record(); kept.Step != c.step && c.step != lifecycle.StepStopping || kept.Begun.Sub(before.Begun).Abs() > time.Second {
+				t.Errorf("what is kept: %+v\nwas: %+v", kept, before)
+			}
+			served := c.step == lifecycle.StepAnnouncing || c.step == lifecycle.StepDraining
+			wait(time.Second)
+			if served && h.live().Live.Viewers != 1 {
+				t.Errorf("those who watch: %+v", h.live())
+			}
+			p = h.daemon()
+			p.says("going on with the drain that was begun at")
+			after := *p.view().Lifecycle
+			if !after.Begun.Equal(before.Begun) || after.Deadline.Sub(before.Deadline).Abs() > time.Second {
+				t.Errorf("another drain: %+v\nbefore: %+v", after, before)
+			}
+			if c.goOn != nil {
+				c.goOn(h)
+			}
+			if served {
+				h.rowIs(cluster.StateDraining)
+				p.counted(1)
+				if h.live().Live.Viewers != 1 || p.ready() {
+					t.Errorf("those who watch: %+v", h.live())
+				}
+				h.viewersGo()
+			}
+			h.completed("drain", 40*time.Second)
+			n := h.hasLeft()
+			if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 1 || n.Cut == nil || *n.Cut != 0 {
+				t.Errorf("the sessions: %+v, the row: %+v", st, n)
+			}
+			p.step(lifecycle.StepDone)
+		})
+	}
+}
+
+func (h *scaled) fault(f mongod.Fault) {
+	h.t.Helper()
+	if err := h.mongo.Faults().Set(f); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// TestDrain100: a hundred scale-ins in a row, on some machines at a time, while
+// whatever can fail fails at random.
+func TestDrain100(t *testing.T) {
+	total, machines := 100, 6
+	if testing.Short() {
+		total, machines = 12, 4
+	}
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("AMSAGENT_E2E_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("AMSAGENT_E2E_SEED=%d", seed)
+	db := newDatabase(t)
+	began := time.Now()
+	var mu sync.Mutex
+	var done int
+	var figures drainFigures
+	next := func() (n int, ok bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if done == total {
+			return 0, false
+		}
+		done++
+		return done, true
+	}
+	var all sync.WaitGroup
+	for m := range machines {
+		h := newScaled(t, db, fmt.Sprintf("10.0.9.%d", m+1), fakeaws.AutoScalingOptions{ActionDelay: 300 * time.Millisecond}, endHook(20*time.Second))
+		all.Go(func() {
+			for {
+				n, ok := next()
+				if !ok {
+					return
+				}
+				r := &scaleIn{h: h, rand: rand.New(rand.NewPCG(seed, uint64(n))), number: n}
+				if !r.play() {
+					return
+				}
+				mu.Lock()
+				figures.add(r)
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	db.Faults().Clear()
+	if done != total || figures.rounds != total {
+		t.Errorf("%d of %d scale-ins were played to their end", figures.rounds, total)
+	}
+	nodes, err := connectTo(t, db).Nodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := 0
+	for _, n := range nodes {
+		if n.State == cluster.StateLeft {
+			left++
+		} else {
+			t.Errorf("a row is left behind: %s %s (%s)", n.ID, n.State, n.Reason)
+		}
+	}
+	if left != total {
+		t.Errorf("%d rows say left, of %d", left, total)
+	}
+	docs, err := connectTo(t, db).AMSNodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range docs {
+		t.Errorf("a document of Ant Media Server is left behind: %+v", d)
+	}
+	t.Logf("%d scale-ins on %d machines in %s\n%s", total, machines, time.Since(began).Round(time.Second), figures.text())
+}
+
+func connectTo(t *testing.T, m *mongod.Server) *cluster.Client {
+	t.Helper()
+	return (&host{t: t}).connect(m)
+}
+
+// scaleIn is one of the hundred.
+type scaleIn struct {
+	h      *scaled
+	rand   *rand.Rand
+	number int
+
+	faults []string
+	// noticed and told are from the change of the target state to readiness being
+	// off and the registry knowing; after is from the last session's end to the
+	// hook's completion.
+	noticed, told, after time.Duration
+	cut                  bool
+}
+
+// play returns false where no other can be played on this machine.
+func (r *scaleIn) play() bool {
+	h := r.h
+	t := h.t
+	id := fmt.Sprintf("i-0ddd%013d", r.number)
+	if h.row0() {
+		if !r.reborn(id) {
+			return false
+		}
+	} else {
+		if err := h.asg.Detach(h.id); err != nil { // nobody signs with another's key
+			t.Error(err)
+			return false
+		}
+		h.id = id
+		h.aws.Update(func(i *fakeaws.Instance) { i.ID = id })
+		if err := h.asg.Attach(scalingGroup, "", h.aws); err != nil {
+			t.Error(err)
+			return false
+		}
+	}
+	r.cut = r.rand.IntN(8) == 0
+	deadline := "1h"
+	if r.cut {
+		deadline = "5s"
+	}
+	h.config("drain_deadline: " + deadline + "\n")
+	p := h.serving()
+	viewers := r.rand.IntN(4)
+	if r.cut {
+		viewers++
+	}
+	if viewers > 0 {
+		h.viewers(viewers)
+	}
+	r.trouble("before", p)
+	began := time.Now()
+	h.terminate()
+	if r.rand.IntN(4) == 0 {
+		if out, code := h.event(hookEvent(h.id, "drain", false), "--detach"); code != 0 {
+			t.Errorf("%d: the event: exit %d: %s", r.number, code, out)
+		}
+		r.faults = append(r.faults, "event")
+	}
+	until(t, fmt.Sprintf("%d: readiness is off", r.number), func() string {
+		v, body, err := p.ask()
+		if err != nil || v.Lifecycle == nil || v.Lifecycle.Step == "" {
+			return fmt.Sprint(body, err)
+		}
+		return ""
+	})
+	r.noticed = time.Since(began)
+	if viewers > 0 {
+		until(t, fmt.Sprintf("%d: the registry knows", r.number), func() string {
+			if v, body, err := p.ask(); err != nil || v.State != cluster.StateDraining {
+				return fmt.Sprint(body, err)
+			}
+			return ""
+		})
+		r.told = time.Since(began)
+	}
+	if v, _, err := p.ask(); err == nil {
+		if next := r.trouble("draining", p); next != nil {
+			p = next
+			if w := p.life("it goes on", func(w lifecycle.View) bool { return w.Step != "" }); !w.Begun.Equal(v.Lifecycle.Begun) || w.Deadline.Sub(v.Lifecycle.Deadline) > time.Second {
+				t.Errorf("%d: another drain after a kill: %+v\nbefore: %+v", r.number, w, v.Lifecycle)
+			}
+		}
+		r.watch(v.Lifecycle.Deadline, viewers)
+	}
+	gone := time.Now()
+	e := h.completed("drain", 60*time.Second)
+	r.after = e.Time.Sub(gone)
+	if viewers == 0 || r.cut {
+		r.after = 0
+	}
+	h.hasLeft()
+	st := h.sessions()
+	switch {
+	case r.cut && st.Cut.Viewers != viewers, !r.cut && st.Cut.Viewers != 0, st.Served.Viewers != viewers:
+		t.Errorf("%d (%s): %d viewers: %+v", r.number, strings.Join(r.faults, ", "), viewers, st)
+	}
+	if n := h.row(); n.Cut == nil || *n.Cut != st.Cut.Viewers {
+		t.Errorf("%d: the row: %+v, AMS: %+v", r.number, n, st)
+	}
+	if timedOut := h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.TimedOut }); len(timedOut) > 0 {
+		t.Errorf("%d: a hook waited in vain: %+v", r.number, timedOut)
+	}
+	p.step(lifecycle.StepDone)
+	p.end(syscall.SIGKILL) // the machine is gone
+	h.aws.ClearFaults()
+	h.asg.ClearFaults()
+	return !t.Failed()
+}
+
+// watch holds that nobody is cut while they watch, and lets them go.
+func (r *scaleIn) watch(deadline time.Time, viewers int) {
+	h := r.h
+	if viewers == 0 {
+		return
+	}
+	end := time.Now().Add(time.Duration(r.rand.IntN(2500)) * time.Millisecond)
+	if r.cut {
+		end = deadline.Add(-300 * time.Millisecond)
+	}
+	for time.Now().Before(end) {
+		if st := h.live(); st.Live.Viewers != viewers {
+			h.t.Errorf("%d (%s): cut %s before the deadline: %+v", r.number, strings.Join(r.faults, ", "), time.Until(deadline), st)
+			return
+		}
+		wait(100 * time.Millisecond)
+	}
+	if !r.cut {
+		h.viewersGo()
+	}
+}
+
+// trouble lets something fail, or nothing. It returns the daemon that came after one
+// that was killed.
+func (r *scaleIn) trouble(when string, p *process) *process {
+	h := r.h
+	note := func(what string, errs ...error) {
+		r.faults = append(r.faults, when+": "+what)
+		if err := errors.Join(errs...); err != nil {
+			h.t.Error(err)
+		}
+	}
+	api := func(f fakeaws.APIFault) error { return h.asg.AddFault(f) }
+	switch r.rand.IntN(14) {
+	case 0:
+		note("throttled", api(fakeaws.APIFault{Code: "Throttling", Message: "Rate exceeded", Times: 1 + r.rand.IntN(3)}))
+	case 1:
+		note("500", api(fakeaws.APIFault{Code: "InternalFailure", Status: 500, Times: 1 + r.rand.IntN(2)}))
+	case 2:
+		note("nothing", api(fakeaws.APIFault{Empty: true, Times: 1}), api(fakeaws.APIFault{Reset: true, Times: 1}))
+	case 3:
+		note("deaf", api(fakeaws.APIFault{Action: "CompleteLifecycleAction", Deaf: true, Times: 1}))
+	case 4:
+		note("slow API", api(fakeaws.APIFault{Delay: time.Second, Times: 4}))
+	case 5:
+		h.aws.ExpireTokens()
+		note("401", h.aws.AddFault(fakeaws.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 1}))
+	case 6:
+		note("metadata 503", h.aws.AddFault(fakeaws.Fault{Status: 503, Times: 2}))
+	case 7:
+		h.aws.RotateCredentials()
+		note("new credentials")
+	case 8:
+		note("MongoDB cut", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}))
+	case 9:
+		note("MongoDB silent for a moment", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 2}))
+	case 10:
+		note("slow AMS", h.tryPeople(http.MethodPost, "/behaviour", "slow_stop_ms", "700"))
+	case 11, 12:
+		if when == "before" {
+			return nil
+		}
+		note("kill -9")
+		p.end(syscall.SIGKILL)
+		return h.daemon()
+	default:
+	}
+	return nil
+}
+
+// row0 reports whether this machine has been another one before.
+func (h *scaled) row0() bool { return strings.HasPrefix(h.id, "i-0ddd") }
+
+// reborn makes the next machine of the group: a copy of the disk, with an AMS that
+// was started by the boot.
+func (r *scaleIn) reborn(id string) bool {
+	h := r.h
+	h.id = id
+	h.aws.Update(func(i *fakeaws.Instance) { i.ID = id })
+	err := errors.Join(os.RemoveAll(filepath.Join(h.root, "run/amsagent")), h.forgetDrain())
+	if err == nil {
+		h.aws.SetTarget("InService")
+		err = h.asg.Attach(scalingGroup, "", h.aws)
+	}
+	if err != nil {
+		h.t.Error(err)
+		return false
+	}
+	// As the drop-in of its unit would have it.
+	cmd := exec.Command(h.wrapper, "start")
+	cmd.Env = append(os.Environ(), "AMS_HOST_ADDRESS="+h.ip)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		h.t.Errorf("%d: starting the service: %v: %s", r.number, err, out)
+		return false
+	}
+	return true
+}
+
+func (h *scaled) forgetDrain() error {
+	err := os.Remove(filepath.Join(h.root, lifecycle.DefaultPath))
+	if os.IsNotExist(err) {
+		return nil
+	}
+	return err
+}
+
+// drainFigures are the times of all that were played.
+type drainFigures struct {
+	rounds               int
+	noticed, told, after []time.Duration
+	calm                 []time.Duration // after, where nothing failed
+}
+
+func (f *drainFigures) add(r *scaleIn) {
+	f.rounds++
+	f.noticed = append(f.noticed, r.noticed)
+	if r.told > 0 {
+		f.told = append(f.told, r.told)
+	}
+	if r.after > 0 {
+		f.after = append(f.after, r.after)
+		if len(r.faults) == 0 {
+			f.calm = append(f.calm, r.after)
+		}
+	}
+}
+
+func (f *drainFigures) text() string {
+	var b strings.Builder
+	for _, line := range []struct {
+		name string
+		list []time.Duration
+	}{
+		{"notice → readiness off", f.noticed},
+		{"notice → registry draining", f.told},
+		{"last session gone → hook completed", f.after},
+		{"the same, where nothing failed", f.calm},
+	} {
+		if len(line.list) == 0 {
+			continue
+		}
+		slices.Sort(line.list)
+		at := func(p float64) time.Duration {
+			return line.list[min(int(p*float64(len(line.list))), len(line.list)-1)].Round(time.Millisecond)
+		}
+		fmt.Fprintf(&b, "%-36s n=%-3d median %s, p99 %s, max %s\n", line.name, len(line.list), at(0.5), at(0.99), at(1))
+	}
+	return b.String()
+}
