@@ -281,7 +281,8 @@ func (c *AWSCompleter) Heartbeat(ctx context.Context, h Hook) error {
 	var first error
 	told := false
 	for _, a := range c.actions(h) {
-		switch err := c.api.Heartbeat(ctx, a); {
+		err := byEither(a, func(a aws.Action) error { return c.api.Heartbeat(ctx, a) })
+		switch {
 		case err == nil:
 			told = true
 		case first == nil || (errors.Is(first, aws.ErrNoAction) && !errors.Is(err, aws.ErrNoAction)):
@@ -300,7 +301,7 @@ func (c *AWSCompleter) Heartbeat(ctx context.Context, h Hook) error {
 func (c *AWSCompleter) Complete(ctx context.Context, h Hook, r Result) error {
 	var first error
 	for _, a := range c.actions(h) {
-		err := c.api.Complete(ctx, a, h.Launching && r == Abandon)
+		err := byEither(a, func(a aws.Action) error { return c.api.Complete(ctx, a, h.Launching && r == Abandon) })
 		if err == nil {
 			c.mu.Lock()
 			c.done[a.Hook] = true
@@ -321,6 +322,18 @@ func (c *AWSCompleter) Complete(ctx context.Context, h Hook, r Result) error {
 		c.mu.Unlock()
 	}
 	return first
+}
+
+// byEither calls with the token, and where that waits for nothing, without: the
+// token of an event that came late, or twice, is another action's, while the
+// instance's id is good for whichever waits.
+func byEither(a aws.Action, call func(aws.Action) error) error {
+	err := call(a)
+	if a.Token != "" && errors.Is(err, aws.ErrNoAction) {
+		a.Token = ""
+		err = call(a)
+	}
+	return err
 }
 
 // actions are those of a hook's names that are not completed yet.

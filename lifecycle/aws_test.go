@@ -294,7 +294,8 @@ func TestAWSComplete(t *testing.T) {
 			}
 		}
 		// What is forbidden is not asked for every five seconds.
-		wantCalls(t, f, "complete g drain tok", "membership", "complete g drain tok", "complete g drain tok")
+		wantCalls(t, f, "complete g drain tok", "complete g drain", "membership",
+			"complete g drain tok", "complete g drain", "complete g drain tok", "complete g drain")
 	})
 	t.Run("each of several", func(t *testing.T) {
 		t.Parallel()
