@@ -125,8 +125,9 @@ func (d *demo) run() error {
 	}
 	d.print("")
 	d.print("That was all of it, in %.0f s; %d claims were checked on the way. On a real machine it is one line", time.Since(d.start).Seconds(), d.checks)
-	d.print("of user-data:   amsagent join --mongo ADDRESS")
-	d.print("and the daemon: amsagent run, as a service. Next: amsagent --help, and README.md.")
+	d.print("in the script that a cloud runs at boot (user-data):   amsagent join --mongo ADDRESS")
+	d.print("and the daemon as a service:                           amsagent run")
+	d.print("Next: amsagent --help, and README.md.")
 	return nil
 }
 

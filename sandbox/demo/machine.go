@@ -119,7 +119,9 @@ func (n *node) statistics() error {
 	return os.WriteFile(file, []byte(text), 0o644)
 }
 
-// proc gives the machine what this one says of its load, but not its connections.
+// proc gives the machine what this one says of its load. Its connections are left
+// out: they would be everybody's, and AMS is asked for viewers. Where it does not
+// answer they are not known then, and whoever drains waits.
 func (n *node) proc() error {
 	proc := filepath.Join(n.tree.Root, "proc")
 	for _, dir := range []string{"net", "sys/kernel/random"} {
@@ -132,15 +134,8 @@ func (n *node) proc() error {
 			return err
 		}
 	}
-	const none = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-	for name, text := range map[string]string{
-		"net/tcp": none, "net/tcp6": none, "sys/kernel/random/boot_id": "00000000-0000-4000-8000-0000" + n.id[len(n.id)-8:] + "\n",
-	} {
-		if err := os.WriteFile(filepath.Join(proc, name), []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
+	boot := "00000000-0000-4000-8000-0000" + n.id[len(n.id)-8:] + "\n"
+	return os.WriteFile(filepath.Join(proc, "sys/kernel/random/boot_id"), []byte(boot), 0o644)
 }
 
 // digest is one line for every byte, mode and owner of the installation.
@@ -339,7 +334,8 @@ type view struct {
 		Progress string    `json:"progress"`
 		Counted  time.Time `json:"counted"`
 		Sessions *struct {
-			Viewers *int `json:"viewers"`
+			Publishers *int `json:"publishers"`
+			Viewers    *int `json:"viewers"`
 		} `json:"sessions"`
 	} `json:"lifecycle"`
 }

@@ -165,7 +165,7 @@ func (d *demo) scaleIn() error {
 		if v, err = edge.ask(d.ctx); err != nil {
 			return err.Error()
 		}
-		if l := v.Lifecycle; l != nil && l.Step == "draining" && l.Sessions != nil && l.Sessions.Viewers != nil {
+		if l := v.Lifecycle; l != nil && l.Step == "draining" && l.Sessions != nil && l.Sessions.Publishers != nil && l.Sessions.Viewers != nil {
 			return ""
 		}
 		return fmt.Sprintf("%+v", v.Lifecycle)
@@ -173,7 +173,7 @@ func (d *demo) scaleIn() error {
 		return err
 	}
 	first := v.Lifecycle.Counted
-	d.since(begin, "edge-1 waits: %s", v.Lifecycle.Progress)
+	d.since(begin, "edge-1: %s (so long AWS waits at most)", v.Lifecycle.Progress)
 	err = d.check(*v.Lifecycle.Sessions.Viewers == 1 && v.Lifecycle.Reason == "scale-in", "edge-1 is draining for %q with %d viewers",
 		v.Lifecycle.Reason, *v.Lifecycle.Sessions.Viewers)
 	if err != nil {
