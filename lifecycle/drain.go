@@ -115,7 +115,7 @@ func (m *Manager) observe(ctx context.Context, gen int) {
 			m.sample(ctx, gen, now.Add(lastCountTime), true)
 			continue
 		}
-		if m.gen != gen || m.r.Step != StepDraining || m.late(now) || m.zeros >= 2 {
+		if m.gen != gen || m.r.Step != StepDraining || m.late(now) || m.inVain(now) || m.zeros >= 2 {
 			m.verdict(gen, now)
 			m.mu.Unlock()
 			return
@@ -166,8 +166,15 @@ func (m *Manager) sample(ctx context.Context, gen int, at time.Time, last bool) 
 	if err != nil {
 		s = cluster.Sessions{}
 	}
+	first := m.sessions == nil
 	m.sessions, m.counted = &s, now
 	n, known := m.left(s)
+	switch {
+	case known || somebody(s):
+		m.blind = time.Time{}
+	case m.blind.IsZero():
+		m.blind = now
+	}
 	switch {
 	case !known:
 		m.zeros = 0
@@ -175,15 +182,49 @@ func (m *Manager) sample(ctx context.Context, gen int, at time.Time, last bool) 
 		if err != nil {
 			why = err.Error()
 		}
-		m.troubleLocked("sessions", "the sessions cannot be counted, so the deadline is waited for: "+why)
+		until := "so the deadline is waited for: "
+		if m.r.has(Shutdown) != nil && !m.blind.IsZero() {
+			until = "and a machine that goes down waits for that " + m.o.BlindTime.String() + " at most: "
+		}
+		m.troubleLocked("sessions", "the sessions cannot be counted, "+until+why)
 	case n > 0:
 		m.zeros = 0
 		m.troubleLocked("sessions", "")
 	default:
 		m.zeros++
+		if first && m.noneBefore(now) {
+			m.zeros++
+		}
 		m.troubleLocked("sessions", "")
 	}
 	m.publish(now)
+}
+
+// noneBefore tells that the count before this drain knew of nobody either: a
+// machine that goes down with nobody on it is not to wait for a second count. The
+// lock is held.
+func (m *Manager) noneBefore(now time.Time) bool {
+	if m.r.has(Shutdown) == nil {
+		return false
+	}
+	s, at := m.o.Before()
+	n, known := m.left(s)
+	return known && n == 0 && !at.After(now) && now.Sub(at) <= beforeTime
+}
+
+// beforeTime is how old that count may be.
+const beforeTime = 15 * time.Second
+
+// inVain tells that a machine that goes down has waited long enough for sessions
+// that nobody can count. The lock is held.
+func (m *Manager) inVain(now time.Time) bool {
+	n := m.r.has(Shutdown)
+	return n != nil && !m.blind.IsZero() && now.Sub(later(m.blind, n.Received)) >= m.o.BlindTime
+}
+
+// somebody tells that there are sessions, whatever else is not known.
+func somebody(s cluster.Sessions) bool {
+	return s.Publishers != nil && *s.Publishers > 0 || s.Viewers != nil && *s.Viewers > 0
 }
 
 // left is how many sessions this node waits for, by its role: an edge for its
@@ -205,12 +246,16 @@ func (m *Manager) role() string { return orText(m.r.Role, m.o.Role()) }
 // that came first has won. The lock is held.
 func (m *Manager) verdict(gen int, now time.Time) {
 	r := m.r
-	if m.gen != gen || r.Step != StepDraining || (m.zeros < 2 && !m.late(now)) {
+	if m.gen != gen || r.Step != StepDraining || (m.zeros < 2 && !m.late(now) && !m.inVain(now)) {
 		return
 	}
 	none := m.zeros >= 2
 	word := "no session is left"
-	if !none {
+	switch {
+	case none:
+	case !m.late(now):
+		word = "nobody could count the sessions for " + m.o.BlindTime.String() + ", and the machine goes down"
+	default:
 		word = "the deadline has come"
 		if list := m.o.timeline(r); len(list) > 0 {
 			word += ", by the word of " + list[0].By
@@ -224,26 +269,34 @@ func (m *Manager) verdict(gen int, now time.Time) {
 	case r.has(Shutdown) != nil:
 		// systemd stops AMS, and another unit deregisters after that.
 		m.over = true
-		m.endEvent("the machine goes down", nil)
+		r.Tomb = m.tombstone(now)
+		m.endEvent("the machine goes down", r.Tomb.Cut)
 	case r.goal() == goalPause:
 		r.Step = StepDone
 		m.endEvent("drained", nil)
 	default:
-		c := r.cause()
-		r.Tomb = &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: r.Repair}
-		if m.freshCount(now) {
-			s := *m.sessions
-			r.Tomb.Sessions = &s
-			if n, known := m.left(s); known {
-				if m.role() == "edge" && s.Publishers != nil {
-					n += *s.Publishers
-				}
-				r.Tomb.Cut = &n
-			}
-		}
+		r.Tomb = m.tombstone(now)
 		r.Step = StepStopping
 	}
 	m.commit()
+}
+
+// tombstone says who is there right before AMS is stopped. The lock is held.
+func (m *Manager) tombstone(now time.Time) *Tombstone {
+	c := m.r.cause()
+	t := &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: m.r.Repair}
+	if !m.freshCount(now) {
+		return t
+	}
+	s := *m.sessions
+	t.Sessions = &s
+	if n, known := m.left(s); known {
+		if m.role() == "edge" && s.Publishers != nil {
+			n += *s.Publishers
+		}
+		t.Cut = &n
+	}
+	return t
 }
 
 func (m *Manager) endEvent(what string, cut *int) {

@@ -396,11 +396,25 @@ func (m *Manager) nearCap(a *waiter, t *try, now time.Time) {
 		a.Hook.Name, limit.Sub(now).Round(time.Second), a.Beats))
 }
 
+// LastWord is what is known of a node that goes for whoever deregisters after AMS
+// has stopped, in a process of its own; nil where no drain of this boot tells.
+func LastWord(files Files, path, boot string) (*Tombstone, error) {
+	r, err := load(files, orText(path, DefaultPath))
+	if err != nil || r == nil || r.Step == StepNone || r.Boot != "" && boot != "" && r.Boot != boot {
+		return nil, err
+	}
+	if r.Tomb == nil { // the drain was killed, so nobody counted
+		c := r.cause()
+		return &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: r.Repair}, nil
+	}
+	return r.Tomb, nil
+}
+
 // FinishStop tells the cloud what a drain could not tell because the machine went
 // down in the middle of it. It is for whoever deregisters after AMS has stopped,
 // in a process of its own: one attempt, and only where a hook waits.
 func FinishStop(ctx context.Context, files Files, path string, c Completer, log *slog.Logger) error {
-	r, err := load(files, path)
+	r, err := load(files, orText(path, DefaultPath))
 	if err != nil || r == nil || c == nil {
 		return err
 	}

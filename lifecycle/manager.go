@@ -71,6 +71,13 @@ type Options struct {
 	DeregisterTime time.Duration
 	// SampleInterval is the time from one count of the sessions to the next.
 	SampleInterval time.Duration
+	// BlindTime is how long a machine that goes down waits for sessions that nobody
+	// can count. Their number is as likely nought, and whoever told the machine to
+	// go down waits, too.
+	BlindTime time.Duration
+	// Before is the last count that was made before a drain; nil is none. It must
+	// neither block nor call the manager.
+	Before func() (s cluster.Sessions, at time.Time)
 
 	// Prove returns when this machine is seen in the cluster: the evidence that a
 	// launch hook is completed by. nil proves nothing, and such hooks are left
@@ -99,6 +106,7 @@ const (
 	defaultStopTime       = 90 * time.Second
 	defaultDeregisterTime = 10 * time.Second
 	defaultProveTime      = 10 * time.Minute
+	defaultBlindTime      = 2 * time.Minute
 	// announceTime is how long observing waits for the registry to know.
 	announceTime = 2 * time.Second
 	// callTime bounds one call to the cloud or to the registry.
@@ -141,6 +149,7 @@ type Manager struct {
 	sessions *cluster.Sessions
 	counted  time.Time
 	zeros    int
+	blind    time.Time // since when nobody can count them; zero: somebody can
 	trouble  map[string]string
 	notes    []Note
 	// withdrawn, handled and ignored are ids that this life has seen.
@@ -187,6 +196,7 @@ func NewManager(o Options) (*Manager, error) {
 		{&o.DeregisterTime, defaultDeregisterTime},
 		{&o.SampleInterval, time.Second},
 		{&o.ProveTime, defaultProveTime},
+		{&o.BlindTime, defaultBlindTime},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.usual
@@ -203,6 +213,9 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	if o.Role == nil {
 		o.Role = func() string { return "" }
+	}
+	if o.Before == nil {
+		o.Before = func() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
 	}
 	if o.Uptime == nil {
 		o.Uptime = func() (string, time.Duration) { return "", 0 }
@@ -233,6 +246,9 @@ func (m *Manager) takeUp() {
 	same := r.wake(time.Now(), boot, up)
 	// A shutdown that this process survives, or follows, is over.
 	r.drop(func(n Notice) bool { return n.Kind == Shutdown })
+	if r.Step.observing() {
+		r.Tomb = nil // of that one
+	}
 	if !same {
 		m.takeUpAfterBoot()
 		return
@@ -552,7 +568,7 @@ func (m *Manager) begin(now time.Time) {
 	m.gen++
 	m.tries = map[string]*try{}
 	clear(m.handled) // who goes may be told to come back once more
-	m.zeros, m.sessions, m.counted = 0, nil, time.Time{}
+	m.zeros, m.sessions, m.counted, m.blind = 0, nil, time.Time{}, time.Time{}
 	r.Begun, r.Tomb, r.HookFirst = now, nil, false
 	m.settle()
 	if r.Start != nil {

@@ -1,0 +1,181 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+func goesDown(in time.Duration) Notice {
+	return Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Reason: "the machine goes down", Deadline: time.Now().Add(in)}
+}
+
+// A machine that goes down with nobody on it has been counted a moment ago.
+func TestShutdownBelievesTheCountBefore(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		before      cluster.Sessions
+		age         time.Duration
+		viewers     *int
+		kind        Kind
+		least, most time.Duration
+	}{
+		{"none before", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(0), Shutdown, 0, 50 * time.Millisecond},
+		{"somebody before", cluster.Sessions{Publishers: p(0), Viewers: p(1)}, 4 * time.Second, p(0), Shutdown, time.Second, 1100 * time.Millisecond},
+		{"unknown before", cluster.Sessions{Publishers: p(0)}, 4 * time.Second, p(0), Shutdown, time.Second, 1100 * time.Millisecond},
+		{"long before", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, time.Minute, p(0), Shutdown, time.Second, 1100 * time.Millisecond},
+		{"somebody now", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(1), Shutdown, 11 * time.Second, 13 * time.Second},
+		{"a person's drain", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(0), Ask, time.Second, 1100 * time.Millisecond},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = c.viewers
+				time.AfterFunc(10*time.Second, func() { w.set(func(w *world) { w.viewers = p(0) }) })
+				at := time.Now().Add(-c.age)
+				l := w.live(func(o *Options) { o.Before = func() (cluster.Sessions, time.Time) { return c.before, at } })
+				defer l.kill()
+				n := goesDown(time.Hour)
+				n.Kind = c.kind
+				l.Notice(n)
+				took := l.until("drained", time.Minute, View.Finished)
+				if took < c.least || took > c.most {
+					t.Errorf("it took %s", took)
+				}
+			})
+		})
+	}
+}
+
+// Whoever pulls the plug in the end waits no quarter of an hour for sessions that
+// nobody can count.
+func TestShutdownThatCannotCount(t *testing.T) {
+	begin := func(t *testing.T, do func(*world)) (*world, *life) {
+		w := newWorld(t)
+		do(w)
+		l := w.live()
+		l.Notice(goesDown(15 * time.Minute))
+		return w, l
+	}
+	took := func(l *life) time.Duration {
+		began := time.Now()
+		<-l.ended
+		l.ended <- nil
+		return time.Since(began)
+	}
+	between := func(t *testing.T, got, least, most time.Duration) {
+		t.Helper()
+		if got < least || got > most {
+			t.Errorf("it waited for %s, want %s to %s", got, least, most)
+		}
+	}
+	bubble(t, func(t *testing.T) {
+		_, l := begin(t, func(w *world) { w.countErr = errors.New("nobody answers") })
+		tick(3 * time.Second)
+		if text := l.View().Trouble["sessions"]; !strings.Contains(text, "2m0s at most: nobody answers") {
+			t.Errorf("trouble: %s", text)
+		}
+		between(t, took(l), 115*time.Second, 2*time.Minute)
+		if v := l.View(); !v.Finished() || v.Cut != nil || !strings.Contains(v.Notes[len(v.Notes)-1].Text, "nobody could count the sessions for 2m0s") {
+			t.Errorf("%+v", v)
+		}
+	})
+	// A count that hangs is none.
+	bubble(t, func(t *testing.T) {
+		_, l := begin(t, func(w *world) { w.countHang = true })
+		between(t, took(l), 2*time.Minute, 2*time.Minute+10*time.Second)
+	})
+	// MongoDB is away, so publishers are unknown; but there are viewers, until there
+	// are none.
+	bubble(t, func(t *testing.T) {
+		_, l := begin(t, func(w *world) {
+			w.publishers, w.viewers, w.mongoHang = nil, p(3), true
+			time.AfterFunc(5*time.Minute, func() { w.set(func(w *world) { w.viewers = p(0) }) })
+		})
+		between(t, took(l), 7*time.Minute, 7*time.Minute+5*time.Second)
+	})
+	// The deadline comes first all the same.
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.countErr = errors.New("nobody answers")
+		l := w.live()
+		l.Notice(goesDown(30 * time.Second))
+		between(t, took(l), 28*time.Second, 30*time.Second)
+	})
+	// It is none of a drain: that one waits for its deadline.
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.countErr = errors.New("nobody answers")
+		l := w.live()
+		if err := l.Drain(DrainRequest{Deadline: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		tick(10 * time.Minute)
+		if v := l.View(); v.Step != StepDraining {
+			t.Fatalf("step %s", v.Step)
+		}
+		// What was unknown for long before counts from now on.
+		l.Notice(goesDown(15 * time.Minute))
+		between(t, took(l), 2*time.Minute-time.Second, 2*time.Minute+2*time.Second)
+	})
+	// It comes back in time.
+	bubble(t, func(t *testing.T) {
+		w, l := begin(t, func(w *world) { w.countErr = errors.New("nobody answers") })
+		tick(time.Minute)
+		w.set(func(w *world) { w.countErr, w.viewers = nil, p(2) })
+		tick(5 * time.Minute)
+		if v := l.View(); v.Step != StepDraining || v.Over {
+			t.Fatalf("step %s with two viewers", v.Step)
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		between(t, took(l), 0, 3*time.Second)
+	})
+}
+
+func TestLastWord(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		word := func() *Tombstone {
+			t.Helper()
+			tomb, err := LastWord(w, "", "boot-1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return tomb
+		}
+		if tomb := word(); tomb != nil {
+			t.Errorf("without a drain: %+v", tomb)
+		}
+		w.viewers = p(2)
+		l := w.live()
+		if err := l.Drain(DrainRequest{Deadline: time.Hour, Reason: "maintenance", Who: "root", RepairStreams: true}); err != nil {
+			t.Fatal(err)
+		}
+		l.Notice(goesDown(30 * time.Second))
+		tick(5 * time.Second)
+		// Killed now, nobody has counted who is cut.
+		if tomb := word(); tomb == nil || tomb.Cut != nil || tomb.Reason != "maintenance" || tomb.Who != "root" || !tomb.RepairStreams {
+			t.Errorf("in the middle: %+v", tomb)
+		}
+		<-l.ended
+		if tomb := word(); tomb == nil || tomb.Cut == nil || *tomb.Cut != 2 || tomb.Reason != "maintenance" || !tomb.RepairStreams {
+			t.Errorf("at the end: %+v", tomb)
+		}
+		if tomb, err := LastWord(w, "", "boot-2"); err != nil || tomb != nil {
+			t.Errorf("of another boot: %+v, %v", tomb, err)
+		}
+		// The machine did not go down: the drain that was asked for goes on, and counts
+		// anew.
+		l = w.live()
+		defer l.kill()
+		if v := l.View(); v.Step != StepDraining || v.Cut != nil {
+			t.Errorf("%+v", v)
+		}
+	})
+}
