@@ -19,6 +19,10 @@ var ErrServing = errors.New("Ant Media Server still runs") //nolint:staticcheck 
 type DeregisterRequest struct {
 	Mongo  cluster.Target
 	Reason string
+	// Cut is how many sessions the stop of AMS has cut; nil is not known.
+	Cut *int
+	// RepairStreams ends the streams that this address leaves "broadcasting".
+	RepairStreams bool
 }
 
 // Deregister takes this node out of the cluster's lists after AMS has stopped. It
@@ -46,7 +50,9 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 	defer closeClient(ctx, c)
 	// Nobody on this machine writes AMS's document any more, so all that is there
 	// of this address is from before.
-	done, err := m.Depart(ctx, c, Departure{ID: s.InstanceID, Address: s.Address, StoppedAt: time.Now(), Reason: req.Reason})
+	done, err := m.Depart(ctx, c, Departure{
+		ID: s.InstanceID, Address: s.Address, StoppedAt: time.Now(), Reason: req.Reason, Cut: req.Cut, RepairStreams: req.RepairStreams,
+	})
 	if err == nil {
 		err = c.AddEvent(ctx, cluster.Event{Node: s.InstanceID, Kind: "leave", Who: "amsagent", Why: req.Reason})
 	}

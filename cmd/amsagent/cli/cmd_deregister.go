@@ -6,12 +6,15 @@ package cli
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // nodeUnit is the unit whose stop deregisters.
@@ -72,7 +75,20 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	if err != nil && !errors.Is(err, errNoMongo) {
 		return &userError{Msg: "cannot deregister", Cause: err, State: stillListed}
 	}
-	done, err := m.Deregister(ctx, bootstrap.DeregisterRequest{Mongo: src.Target, Reason: "machine stopped"})
+	req := bootstrap.DeregisterRequest{Mongo: src.Target, Reason: "machine stopped"}
+	files := &conf.Store{Root: g.settings.Root, Dir: bootstrap.StateDir}
+	boot, _ := lifecycle.BootClock(g.settings.Root)()
+	last, err := lifecycle.LastWord(files, "", boot)
+	if err != nil {
+		g.log().Warn("what the drain came to cannot be read", "error", err)
+	}
+	if last != nil {
+		req.Reason, req.Cut, req.RepairStreams = last.Reason, last.Cut, last.RepairStreams
+	}
+	done, err := m.Deregister(ctx, req)
+	if !errors.Is(err, bootstrap.ErrServing) {
+		g.finishStop(ctx, m, files) // last, and whether MongoDB heard of it or not
+	}
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):
 		res.Why = "this machine is no node"
@@ -84,6 +100,19 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	}
 	return g.result("deregister", res, func(w *textWriter) { deregisterText(w, res) })
 }
+
+// finishStop completes the hook that a drain was for which the machine did not wait for.
+func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files lifecycle.Files) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
+	defer cancel()
+	c := newCloud(&daemonAdapter{g: g, machine: m})
+	if err := lifecycle.FinishStop(ctx, files, "", c.late(), g.log()); err != nil {
+		g.log().Warn("the hook is left to its timeout", "error", err)
+	}
+}
+
+// finishTime bounds that, beside the time that MongoDB gets.
+const finishTime = 8 * time.Second
 
 const stillListed = "the cluster's lists still have this node"
 

@@ -29,7 +29,7 @@ const daemonUnit = "amsagent.service"
 // lifecycleOptions makes of the settings how this node goes.
 func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	s := a.g.settings
-	c := &cloud{a: a, known: make(chan struct{})}
+	c := newCloud(a)
 	l := &daemon.Lifecycle{
 		New: lifecycle.NewManager, Leaver: a.machine,
 		Options: lifecycle.Options{
@@ -92,18 +92,38 @@ type cloud struct {
 	completer lifecycle.Completer
 }
 
+func newCloud(a *daemonAdapter) *cloud { return &cloud{a: a, known: make(chan struct{})} }
+
 // Name implements lifecycle.Source.
 func (c *cloud) Name() string { return "cloud" }
 
 // Watch implements lifecycle.Source.
 func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error {
+	if err := c.settle(ctx); err != nil {
+		return err
+	}
+	if c.source == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return c.source.Watch(ctx, report)
+}
+
+// settle finds out which cloud this is, however long that takes.
+func (c *cloud) settle(ctx context.Context) error {
 	for {
 		inst, err := c.a.identify(ctx)
+		if err != nil {
+			// Who this machine is may never be known; where it is not, is.
+			if p, perr := c.a.provider(ctx); perr == nil && p != metadata.AWS {
+				inst, err = metadata.Instance{Provider: p}, nil
+			}
+		}
 		if err == nil {
 			err = c.open(inst)
 		}
 		if err == nil {
-			break
+			return nil
 		}
 		// The daemon says elsewhere why the metadata cannot be read.
 		select {
@@ -112,11 +132,42 @@ func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error 
 		case <-time.After(identifyEvery):
 		}
 	}
-	if c.source == nil {
-		<-ctx.Done()
-		return ctx.Err()
+}
+
+// provider is the cloud that somebody named, or that shows.
+func (a *daemonAdapter) provider(ctx context.Context) (string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.g.settings.Provider; p != "auto" {
+		return p, nil
 	}
-	return c.source.Watch(ctx, report)
+	opts, err := a.g.metadataOptions("")
+	if err != nil {
+		return "", err
+	}
+	d, err := metadata.Detect(ctx, opts)
+	return d.Provider, err
+}
+
+// late is this cloud as a completer that looks for it only when it is asked.
+func (c *cloud) late() lifecycle.Completer { return lateCloud{c} }
+
+type lateCloud struct{ *cloud }
+
+// Discover implements lifecycle.Completer.
+func (c lateCloud) Discover(ctx context.Context, launching bool) (*lifecycle.Hook, error) {
+	if err := c.settle(ctx); err != nil {
+		return nil, err
+	}
+	return c.cloud.Discover(ctx, launching)
+}
+
+// Complete implements lifecycle.Completer.
+func (c lateCloud) Complete(ctx context.Context, h lifecycle.Hook, r lifecycle.Result) error {
+	if err := c.settle(ctx); err != nil {
+		return err
+	}
+	return c.cloud.Complete(ctx, h, r)
 }
 
 // identifyEvery is how often a cloud that does not answer is asked again.

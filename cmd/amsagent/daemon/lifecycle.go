@@ -60,6 +60,7 @@ func newLife(d *Daemon, o Lifecycle) (*life, error) {
 	l := &life{d: d, leaver: o.Leaver}
 	opts := o.Options
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
+	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.Sessions, v.Beat.Round }
 	opts.Role = func() string { return d.view.get().Role }
 	var err error
 	l.manager, err = o.New(opts)
