@@ -103,9 +103,14 @@ func (h *scaled) tryPeople(method, path string, query ...string) error {
 	return err
 }
 
+// viewers lets some come. The server cannot tell MongoDB of them where that is away.
 func (h *scaled) viewers(n int) {
 	h.t.Helper()
-	h.people(http.MethodPost, "/viewers", "stream", "s1", "n", strconv.Itoa(n))
+	before := h.live().Live.Viewers
+	err := h.tryPeople(http.MethodPost, "/viewers", "stream", "s1", "n", strconv.Itoa(n))
+	if now := h.live().Live.Viewers; now != before+n {
+		h.t.Fatalf("%d viewers, want %d: %v", now, before+n, err)
+	}
 }
 
 // viewersGo lets all go. The server cannot tell MongoDB of it where that is away.
@@ -128,18 +133,23 @@ func (h *scaled) sessions() fakeams.Stats {
 }
 
 // live are those of now, as the server says.
-func (h *scaled) live() (st fakeams.Stats) {
+func (h *scaled) live() fakeams.Stats {
 	h.t.Helper()
+	st, err := h.tryLive()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return st
+}
+
+func (h *scaled) tryLive() (st fakeams.Stats, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	b, err := h.svc.Control(ctx, http.MethodGet, "/stats", nil)
 	if err == nil {
 		err = json.Unmarshal(b, &st)
 	}
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return st
+	return st, err
 }
 
 // serverRuns asks the service, not what the agent says of it.
@@ -225,7 +235,7 @@ func (h *scaled) completed(hook string, within time.Duration) fakeaws.Entry {
 	switch {
 	case err != nil:
 		h.t.Fatalf("hook %s waits: %v\n%s", hook, err, h.story())
-	case e.What != fakeaws.Completed || e.Text != "CONTINUE" || e.By != h.id:
+	case e.What != fakeaws.Completed || e.Text != "CONTINUE":
 		h.t.Fatalf("hook %s: %+v\n%s", hook, e, h.story())
 	}
 	return e
