@@ -190,7 +190,7 @@ func (m *Manager) flush(ctx context.Context, stop context.CancelFunc) {
 	}
 	until := time.Now().Add(flushTime)
 	for m.unwritten.Load() > 0 && time.Now().Before(until) {
-		if !sleep(ctx, flushTime/20, nil) {
+		if !sleep(ctx, flushTime/100, nil) {
 			return
 		}
 	}
