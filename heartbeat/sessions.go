@@ -23,6 +23,9 @@ const (
 	// publishersEvery is how long a count of publishers is good for: it is a
 	// query of every application's streams, by every node.
 	publishersEvery = 10 * time.Second
+	// connectionsEvery is the same for viewers by connections: the kernel walks its
+	// whole table for it.
+	connectionsEvery = 10 * time.Second
 	// publishersTime bounds it: a MongoDB that is away must leave time to ask AMS.
 	publishersTime = 2 * time.Second
 	// lookEvery is after how long the installation and the other nodes are
@@ -71,6 +74,9 @@ type SessionCounter struct {
 	peersAt time.Time // when they were last asked for
 	peersOf Streams   // whom; nil after an answer that was none
 	refused time.Time
+
+	connected   int // connections, when they were counted last
+	connectedAt time.Time
 }
 
 // server is what the files say of the server, without what is not needed here.
@@ -102,7 +108,7 @@ func lookAt(open func() (*ams.Installation, error)) server {
 // to know.
 func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Missing) {
 	c.mu.Lock()
-	c.counted = time.Time{}
+	c.counted, c.connectedAt = time.Time{}, time.Time{}
 	c.mu.Unlock()
 	return c.Count(ctx)
 }
@@ -193,12 +199,21 @@ func (c *SessionCounter) countViewers(ctx context.Context, now time.Time) (*int,
 	if c.server.portsErr != nil {
 		return nil, "", errors.Join(asked, c.server.portsErr)
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, "", errors.Join(asked, err) // AMS was not given the time to answer
+	}
+	if age := now.Sub(c.connectedAt); !c.connectedAt.IsZero() && age >= 0 && age < connectionsEvery {
+		n := c.connected
+		return &n, cluster.CountedByConnections, nil
+	}
 	c.readPeers(ctx, now)
 	found, err := ams.CountConnections(c.Root, c.server.ports, func(a netip.Addr) bool { return c.peers[a] })
 	if err != nil {
 		return nil, "", errors.Join(asked, err)
 	}
-	return &found.Total, cluster.CountedByConnections, nil
+	c.connected, c.connectedAt = found.Total, now
+	n := found.Total
+	return &n, cluster.CountedByConnections, nil
 }
 
 // statistics asks AMS for what it says of itself, where it lets us.

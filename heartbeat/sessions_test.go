@@ -129,6 +129,7 @@ func (c *counted) connections(from ...string) {
 // is counts, and fails where the figures are others; -1 is not known.
 func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy) []Missing {
 	c.t.Helper()
+	c.connectedAt = time.Time{} // how long a count of connections holds has a test of its own
 	s, missing := c.Count(c.t.Context())
 	value := func(n *int) int {
 		if n == nil {
@@ -339,4 +340,39 @@ func TestPublishersWithoutMongo(t *testing.T) {
 	c = newCounted(t, "")
 	c.streams.err = errors.New("MongoDB is away")
 	c.is("AMS lets nobody ask", -1, 0, cluster.CountedByConnections)
+}
+
+// The kernel walks its whole table for a count of connections: a beat every
+// second must not make it do so. Who drains wants to know, and is told.
+func TestConnectionsAreCountedNowAndThen(t *testing.T) {
+	c := newCounted(t, "")
+	viewers := func(count func(context.Context) (cluster.Sessions, []Missing)) int {
+		t.Helper()
+		s, missing := count(t.Context())
+		if s.Viewers == nil {
+			t.Fatalf("not counted: %v", missing)
+		}
+		return *s.Viewers
+	}
+	c.connections("10.0.0.50", "10.0.0.51")
+	if n := viewers(c.Count); n != 2 {
+		t.Errorf("%d viewers", n)
+	}
+	c.connections()
+	if n := viewers(c.Count); n != 2 {
+		t.Errorf("%d viewers, counted again at once", n)
+	}
+	if n := viewers(c.CountNow); n != 0 {
+		t.Errorf("%d viewers for who drains", n)
+	}
+	c.connections("10.0.0.50")
+	c.later(connectionsEvery)
+	if n := viewers(c.Count); n != 1 {
+		t.Errorf("%d viewers after a while", n)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if s, missing := c.CountNow(ended); s.Viewers != nil || len(missing) == 0 {
+		t.Errorf("a count that was cut short: %+v", s)
+	}
 }

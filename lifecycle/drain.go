@@ -157,6 +157,9 @@ func (m *Manager) sample(ctx context.Context, gen int, at time.Time, last bool) 
 	bound, stop := context.WithTimeout(ctx, min(max(sampleTime, m.o.SampleInterval), time.Until(at)))
 	defer stop()
 	s, err := m.o.Node.Sessions(bound)
+	if ctx.Err() != nil {
+		return // it was cut short, and half a count is none
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.gen != gen || m.r.Step != StepDraining {
