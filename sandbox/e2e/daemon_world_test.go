@@ -41,7 +41,7 @@ const (
 
 // host is a pretended machine in EC2 on which the real daemon runs.
 type host struct {
-	t       *testing.T
+	t       testing.TB
 	root    string
 	id, ip  string
 	svc     amsctl.Config
@@ -54,7 +54,7 @@ type host struct {
 }
 
 // newDatabase starts a MongoDB with a password.
-func newDatabase(t *testing.T) *mongod.Server {
+func newDatabase(t testing.TB) *mongod.Server {
 	t.Helper()
 	m, err := mongod.Start(context.Background(), mongod.Options{
 		Dir: filepath.Join(t.TempDir(), "mongo"), Users: map[string]string{daemonUser: daemonPassword},
@@ -70,7 +70,7 @@ func mongoURI(m *mongod.Server, password string) string {
 	return "mongodb://" + daemonUser + ":" + password + "@" + m.Addr() + "/?authSource=admin&directConnection=true"
 }
 
-func newHost(t *testing.T, m *mongod.Server, ip string) *host {
+func newHost(t testing.TB, m *mongod.Server, ip string) *host {
 	t.Helper()
 	dir := t.TempDir()
 	h := &host{t: t, root: filepath.Join(dir, "r"), ip: ip, mongo: m, id: "i-0abc" + strings.ReplaceAll(fmt.Sprintf("%13s", strings.ReplaceAll(ip, ".", "")), " ", "0")}
@@ -259,7 +259,7 @@ func (h *host) forget() {
 }
 
 // until waits until why returns "".
-func until(t *testing.T, what string, why func() string) {
+func until(t testing.TB, what string, why func() string) {
 	t.Helper()
 	deadline := time.Now().Add(25 * time.Second)
 	for {

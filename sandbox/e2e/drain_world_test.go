@@ -37,7 +37,7 @@ type scaled struct {
 
 // newScaled starts a host with a scaling group of its own around it. The settings
 // tell where MongoDB is, so that its daemon joins by itself.
-func newScaled(t *testing.T, m *mongod.Server, ip string, o fakeaws.AutoScalingOptions, hooks ...fakeaws.Hook) *scaled {
+func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingOptions, hooks ...fakeaws.Hook) *scaled {
 	t.Helper()
 	asg, err := fakeaws.StartAutoScaling(context.Background(), o)
 	if err != nil {
