@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
@@ -62,7 +61,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	defer cancel()
 	res := &deregisterResult{Removed: []string{}}
 	if opts.onShutdown {
-		down, err := ams.NewSystemd(nodeUnit).SystemStopping(ctx)
+		down, err := goesDown(ctx, nodeUnit)
 		if err != nil {
 			return &userError{Msg: "cannot tell whether this machine goes down", Cause: err, State: stillListed}
 		}

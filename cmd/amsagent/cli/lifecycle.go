@@ -42,7 +42,7 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 		},
 	}
 	if _, ok := a.machine.Service.(*ams.Systemd); ok {
-		l.Stopping = systemdStopping
+		l.Stopping = a.systemdStopping
 	}
 	return l
 }
@@ -68,18 +68,44 @@ const writeTries = 5
 const shutdownReserve = 5 * time.Second
 
 // systemdStopping asks systemd whether the machine goes down, and how long it waits for us.
-func systemdStopping(ctx context.Context) (time.Time, bool) {
-	unit := ams.NewSystemd(daemonUnit)
-	down, err := unit.SystemStopping(ctx)
+func (a *daemonAdapter) systemdStopping(ctx context.Context) (time.Time, bool) {
+	down, err := goesDown(ctx, daemonUnit)
+	if err != nil {
+		a.g.log().Warn("cannot tell whether the machine goes down: nobody is waited for", "error", err)
+	}
 	if err != nil || !down {
 		return time.Time{}, false
 	}
-	st, err := unit.State(ctx)
-	if err != nil || st.StopTimeout <= shutdownReserve {
-		return time.Now().Add(time.Hour), true // who waits without an end gets the usual one
+	var limit time.Duration
+	if st, err := ams.NewSystemd(daemonUnit).State(ctx); err == nil {
+		limit = st.StopTimeout
 	}
-	return time.Now().Add(st.StopTimeout - shutdownReserve), true
+	if limit <= 0 {
+		return time.Now().Add(lifecycle.DefaultDeadline), true // who waits without an end gets the usual one
+	}
+	return time.Now().Add(limit - min(shutdownReserve, limit/2)), true
 }
+
+// goesDown asks systemd whether the machine goes down. The bus over which we ask is on its way down then, too: an answer
+// that it took along is asked for again, of systemd itself.
+func goesDown(ctx context.Context, unit string) (down bool, err error) {
+	for range stoppingTries {
+		if down, err = ams.NewSystemd(unit).SystemStopping(ctx); err == nil || ctx.Err() != nil {
+			return down, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, err
+		case <-time.After(stoppingRetry):
+		}
+	}
+	return false, err
+}
+
+const (
+	stoppingTries = 5
+	stoppingRetry = 200 * time.Millisecond
+)
 
 // cloud is this machine's cloud as a source of notices and as the owner of hooks. Which one it is is found out when the
 // network is there; until then, and on a cloud without either, it is silent.
