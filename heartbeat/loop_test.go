@@ -92,7 +92,7 @@ func TestLoopKeepsThePace(t *testing.T) {
 		f := &fakeRegistry{}
 		start := time.Now()
 		stop := run(t, f, nil)
-		time.Sleep(11 * time.Minute)
+		elapse(11 * time.Minute)
 		stop()
 		beats := f.taken()
 		if n := len(beats); n < 129 || n > 134 {
@@ -133,7 +133,7 @@ func TestLoopsSpreadOut(t *testing.T) {
 			all = append(all, f)
 			stops = append(stops, run(t, f, nil))
 		}
-		time.Sleep(5 * time.Second)
+		elapse(5 * time.Second)
 		for _, stop := range stops {
 			stop()
 		}
@@ -159,10 +159,10 @@ func TestLoopMongoAway(t *testing.T) {
 		stop := run(t, f, func(l *Loop) {
 			l.Report = func(r Report) { mu.Lock(); last, rounds = r, rounds+1; mu.Unlock() }
 		})
-		time.Sleep(time.Minute)
+		elapse(time.Minute)
 		before := len(f.taken())
 		f.set(func(f *fakeRegistry) { f.fail = errors.New("away") })
-		time.Sleep(10 * time.Minute)
+		elapse(10 * time.Minute)
 		mu.Lock()
 		if last.Dropped < 110 || last.Seq != int64(before) {
 			t.Errorf("after ten minutes: %+v", last)
@@ -176,7 +176,7 @@ func TestLoopMongoAway(t *testing.T) {
 		}
 		back := time.Now()
 		f.set(func(f *fakeRegistry) { f.fail = nil })
-		time.Sleep(time.Minute)
+		elapse(time.Minute)
 		stop()
 		after := f.taken()[before:]
 		if len(after) == 0 {
@@ -201,14 +201,14 @@ func TestLoopMongoHangs(t *testing.T) {
 		rounds := 0
 		var mu sync.Mutex
 		stop := run(t, f, func(l *Loop) { l.Report = func(Report) { mu.Lock(); rounds++; mu.Unlock() } })
-		time.Sleep(5 * time.Minute)
+		elapse(5 * time.Minute)
 		mu.Lock()
 		if rounds < 30 {
 			t.Errorf("%d rounds in 5 minutes: the loop hangs with MongoDB", rounds)
 		}
 		mu.Unlock()
 		f.set(func(f *fakeRegistry) { f.hang = false })
-		time.Sleep(30 * time.Second)
+		elapse(30 * time.Second)
 		stop()
 		if len(f.taken()) == 0 {
 			t.Error("no beat after it came back")
@@ -223,9 +223,9 @@ func TestLoopRegistersAgain(t *testing.T) {
 		stop := run(t, f, func(l *Loop) {
 			l.Enroll = func(context.Context) error { enrolled++; f.set(func(f *fakeRegistry) { f.gone = false }); return nil }
 		})
-		time.Sleep(20 * time.Second)
+		elapse(20 * time.Second)
 		f.set(func(f *fakeRegistry) { f.gone = true })
-		time.Sleep(20 * time.Second)
+		elapse(20 * time.Second)
 		stop()
 		if enrolled != 1 {
 			t.Fatalf("registered %d times", enrolled)
@@ -246,9 +246,9 @@ func TestLoopTellsTheClockInSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRegistry{skew: 10 * time.Minute}
 		stop := run(t, f, nil)
-		time.Sleep(time.Minute)
+		elapse(time.Minute)
 		f.set(func(f *fakeRegistry) { f.skew += 100 * time.Millisecond })
-		time.Sleep(2 * clockEvery)
+		elapse(2 * clockEvery)
 		stop()
 		beats := f.taken()
 		for _, b := range beats {
@@ -276,7 +276,7 @@ func TestLoopWithoutRegistry(t *testing.T) {
 		}
 		done := make(chan struct{})
 		go func() { defer close(done); l.Run(ctx) }()
-		time.Sleep(time.Minute)
+		elapse(time.Minute)
 		cancel()
 		<-done
 		if rounds < 55 {
@@ -284,3 +284,6 @@ func TestLoopWithoutRegistry(t *testing.T) {
 		}
 	})
 }
+
+// elapse lets time pass by the bubble's own clock.
+func elapse(d time.Duration) { <-time.After(d) }

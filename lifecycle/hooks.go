@@ -418,7 +418,7 @@ func FinishStop(ctx context.Context, files Files, path string, c Completer, log 
 	if err != nil || r == nil || c == nil {
 		return err
 	}
-	if r.has(Shutdown) == nil || r.goal() < goalPark {
+	if r.Step == StepNone || r.goal() < goalPark {
 		return nil
 	}
 	var errs []error

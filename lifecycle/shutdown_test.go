@@ -138,6 +138,44 @@ func TestShutdownThatCannotCount(t *testing.T) {
 	})
 }
 
+// Who never joined is not drained for a shutdown, and who was killed is told of
+// none: the hook is completed all the same.
+func TestFinishStopWithoutShutdown(t *testing.T) {
+	for name, joined := range map[string]bool{"killed": true, "never joined": false} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.joined, w.waitsFrom = joined, time.Now().Add(5*time.Second)
+				l := w.live()
+				l.Notice(terminate())
+				tick(time.Second)
+				l.kill()
+				if err := FinishStop(t.Context(), w, "", w, w.options().Log); err != nil || len(w.completed) != 0 {
+					t.Errorf("before it waits: completed %v, %v", w.completed, err)
+				}
+				tick(5 * time.Second)
+				if err := FinishStop(t.Context(), w, "", w, w.options().Log); err != nil || len(w.completed) != 1 {
+					t.Errorf("completed %v, %v", w.completed, err)
+				}
+			})
+		})
+	}
+	// A person's drain has no hook, and nobody is asked for one.
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.cloudErr = func(op) error { return errors.New("somebody asked") }
+		l := w.live()
+		if err := l.Drain(DrainRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		tick(500 * time.Millisecond)
+		l.kill()
+		if err := FinishStop(t.Context(), w, "", w, w.options().Log); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestLastWord(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)

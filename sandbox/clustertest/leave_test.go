@@ -22,8 +22,12 @@ func TestRepairStreams(t *testing.T) {
 	old := now.Add(-time.Minute)
 	broadcast := func(id, status, origin string, at any, more ...bson.E) bson.D {
 		return append(bson.D{
-			{Key: "_id", Value: id}, {Key: "streamId", Value: id}, {Key: "status", Value: status},
-			{Key: "originAdress", Value: origin}, {Key: "updateTime", Value: at}, {Key: "webRTCViewerCount", Value: int32(3)},
+			{Key: "_id", Value: id},
+			{Key: "streamId", Value: id},
+			{Key: "status", Value: status},
+			{Key: "originAdress", Value: origin},
+			{Key: "updateTime", Value: at},
+			{Key: "webRTCViewerCount", Value: int32(3)},
 		}, more...)
 	}
 	b.insert(

@@ -85,7 +85,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 		req.Reason, req.Cut, req.RepairStreams = last.Reason, last.Cut, last.RepairStreams
 	}
 	done, err := m.Deregister(ctx, req)
-	if !errors.Is(err, bootstrap.ErrServing) {
+	if opts.onShutdown && !errors.Is(err, bootstrap.ErrServing) {
 		g.finishStop(ctx, m, files) // last, and whether MongoDB heard of it or not
 	}
 	switch {

@@ -55,6 +55,12 @@ func TestCloudWithoutHooks(t *testing.T) {
 			}
 			cancel()
 			<-ended
+			// Who looks for the cloud only now needs nobody who watches.
+			once, stop := context.WithTimeout(t.Context(), bound)
+			defer stop()
+			if err := newCloud(&daemonAdapter{g: g}).late().Complete(once, hook, lifecycle.Continue); errors.Is(err, lifecycle.ErrGone) != gone {
+				t.Errorf("complete, late: %v", err)
+			}
 		})
 	}
 }

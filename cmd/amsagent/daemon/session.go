@@ -158,11 +158,18 @@ func (d *Daemon) away(ctx context.Context) error {
 	d.view.setActivity("this node has left the cluster")
 	d.trouble(nil)
 	d.status()
-	d.beside(ctx, func() {
-		for d.life.gone() && pause(ctx, d.o.Periods.State) {
-		}
-	})
+	d.beside(ctx, func() { d.while(ctx, d.life.gone) })
 	return nil
+}
+
+// while looks as often as at the state file whether something still holds, and
+// returns when it does not, or when ctx ends.
+func (d *Daemon) while(ctx context.Context, holds func() bool) {
+	for holds() {
+		if !pause(ctx, d.o.Periods.State) {
+			return
+		}
+	}
 }
 
 // join makes this machine a node, with the loop running beside it. by is true
@@ -294,8 +301,7 @@ func (d *Daemon) serve(
 	work.Go(func() { m.witness(ctx) })
 	work.Go(func() {
 		// No beat and no registration may follow the word that we have left.
-		for !m.gone() && pause(ctx, d.o.Periods.State) {
-		}
+		d.while(ctx, func() bool { return !m.gone() })
 		cancel()
 	})
 	err = m.drift(ctx, s, mongo, unmended == nil && c.RestartNeeded)
