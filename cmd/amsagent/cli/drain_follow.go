@@ -97,7 +97,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 	defer func() {
 		stop()
 		if running {
-			<-broken // our own end
+			<-broken //nolint:errcheck // our own end
 		}
 	}()
 	tick := time.NewTicker(min(f.gap, f.every, time.Second))
