@@ -1,0 +1,501 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+const (
+	shutdownStats  = "/var/log/antmedia/stats.json"
+	shutdownDropIn = "/etc/systemd/system/amsagent.service.d/90-short.conf"
+)
+
+// TestSystemdShutdown is how a machine goes down with people on it, again and
+// again with one disk. Each step but the first begins with a machine that is off,
+// and ends with one.
+func TestSystemdShutdown(t *testing.T) {
+	s := &goingDown{machine: newMachine(t)}
+	// Its statistics tell who watches, and its file tells it after the end, too. The
+	// journal is to outlive the machine.
+	s.onDisk(t, `mkdir -p "$1/var/log/journal"
+printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>"$1`+nodeHome+`/conf/red5.properties"`)
+	s.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=1s\n--stats="+shutdownStats+"\n")
+	for _, step := range []struct {
+		name string
+		do   func(*testing.T)
+	}{
+		{"NoLeave", s.noLeave},
+		{"NoSessions", s.noSessions},
+		{"UntilTheyEnd", s.untilTheyEnd},
+		{"UntilTheDeadline", s.untilTheDeadline},
+		{"InTheMiddleOfADrain", s.inTheMiddle},
+		{"KilledAgent", s.killedAgent},
+		{"NoMongo", s.noMongo},
+		{"Reboot", s.reboots},
+	} {
+		if !t.Run(step.name, step.do) {
+			t.Logf("the journal:\n%s", s.lines(t, "-o", "short-monotonic"))
+			t.FailNow()
+		}
+	}
+}
+
+// goingDown is a machine that goes down.
+type goingDown struct {
+	*machine
+	begun time.Time // when it was told
+}
+
+// up boots the machine and waits until its node serves.
+func (s *goingDown) up(t *testing.T) bson.M {
+	t.Helper()
+	s.onDisk(t, `rm -f "$1`+nodeStarts+`"`)
+	s.boot(t)
+	r := s.active(t, nodeID, nodeAddress)
+	s.until(t, "readiness", func() bool { v, err := s.status(); return err == nil && v.Ready })
+	return r
+}
+
+// goDown tells systemd to power off, or to reboot.
+func (s *goingDown) goDown(t *testing.T, verb string) {
+	t.Helper()
+	s.begun = time.Now()
+	s.run(t, "systemctl", verb).expect(t, 0)
+}
+
+// off waits until the machine is.
+func (s *goingDown) off(t *testing.T) {
+	t.Helper()
+	s.until(t, "the end of the machine", func() bool {
+		return syscall.Kill(s.leader, 0) != nil
+	})
+	t.Logf("off %s after the order", time.Since(s.begun).Round(time.Millisecond))
+	s.tell(t, "poweroff")
+	s.leader = 0
+}
+
+// status asks the daemon, which answers for as long as it drains.
+func (s *goingDown) status() (v daemon.View, err error) {
+	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", s.path("/run/amsagent/control.sock"))
+		},
+	}}
+	resp, err := c.Get("http://daemon" + daemon.PathStatus)
+	if err != nil {
+		return v, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return v, json.NewDecoder(resp.Body).Decode(&v)
+}
+
+// viewers lets some come (POST) or go (DELETE), and gives how many there are. A
+// server whose database is away says that it failed, and they are gone all the same.
+func (s *goingDown) viewers(t *testing.T, method string, n int) int {
+	t.Helper()
+	ask := func(method, path string) []byte {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+serverControl+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := s.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = resp.Body.Close() }()
+		var b json.RawMessage
+		_ = json.NewDecoder(resp.Body).Decode(&b)
+		return b
+	}
+	if n > 0 {
+		ask(method, "/viewers?app=LiveApp&stream=s1&n="+strconv.Itoa(n))
+	}
+	var st fakeams.Stats
+	if err := json.Unmarshal(ask(http.MethodGet, "/stats"), &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Live.Viewers
+}
+
+// watched lets viewers come and waits until the agent knows of them.
+func (s *goingDown) watched(t *testing.T, n int) {
+	t.Helper()
+	if got := s.viewers(t, http.MethodPost, n); got != n {
+		t.Fatalf("%d viewers, want %d", got, n)
+	}
+	s.until(t, "the count of the viewers", func() bool {
+		v, err := s.status()
+		return err == nil && v.Sessions.Viewers != nil && *v.Sessions.Viewers == n
+	})
+}
+
+// draining waits until nobody new is sent here.
+func (s *goingDown) draining(t *testing.T) {
+	t.Helper()
+	s.until(t, "readiness off", func() bool { v, err := s.status(); return err == nil && !v.Ready })
+	ready := time.Since(s.begun)
+	s.until(t, "a draining row", func() bool { return s.rows(t)[nodeID]["state"] == "draining" })
+	t.Logf("readiness off within %s, the row draining within %s", ready.Round(time.Millisecond), time.Since(s.begun).Round(time.Millisecond))
+}
+
+// sessions are those of the server's life that has ended.
+func (s *goingDown) sessions(t *testing.T) fakeams.Stats {
+	t.Helper()
+	st, err := fakeams.ReadStats(s.disk + shutdownStats)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// remains is what the cluster's memory holds when the machine is off.
+func (s *goingDown) remains(t *testing.T) (row bson.M, documents int64, events []string) {
+	t.Helper()
+	srv, err := mongod.Start(t.Context(), mongod.Options{Dir: s.disk + "/opt/cloud/database"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = srv.Close() }()
+	c, err := mongo.Connect(options.Client().ApplyURI(srv.URI()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Disconnect(context.Background()) }()
+	if err := c.Database("amsagent").Collection("nodes").FindOne(t.Context(), bson.D{{Key: "_id", Value: nodeID}}).Decode(&row); err != nil {
+		t.Fatal(err)
+	}
+	if documents, err = c.Database("clusterdb").Collection("clusternode").CountDocuments(t.Context(), bson.D{}); err != nil {
+		t.Fatal(err)
+	}
+	found, err := c.Database("amsagent").Collection("events").Find(t.Context(), bson.D{{Key: "at", Value: bson.D{{Key: "$gte", Value: s.begun}}}})
+	var all []bson.M
+	if err == nil {
+		err = found.All(t.Context(), &all)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		events = append(events, fmt.Sprint(e["kind"]))
+	}
+	return row, documents, events
+}
+
+// left: the cluster knows that this machine has gone, and how many were cut.
+func (s *goingDown) left(t *testing.T, cut any) {
+	t.Helper()
+	row, documents, events := s.remains(t)
+	t.Logf("row: %v, %v, cut %v; events %v", row["state"], row["reason"], row["cut"], events)
+	if row["state"] != "left" || documents != 0 {
+		t.Errorf("the row is %v, and there are %d documents of the server", row, documents)
+	}
+	if fmt.Sprint(row["cut"]) != fmt.Sprint(cut) {
+		t.Errorf("the row says that %v sessions were cut, want %v", row["cut"], cut)
+	}
+}
+
+// lines are those of the journal since the last boot.
+func (s *goingDown) lines(t *testing.T, more ...string) string {
+	t.Helper()
+	args := append([]string{"-D", s.disk + "/var/log/journal", "-b", "-u", "amsagent", "-u", "amsagent-node", "-u", "antmedia", "--no-pager", "-q"}, more...)
+	out, err := exec.Command("journalctl", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Sprintf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+// moments are the beginnings and the ends of the last stop of each unit, by the
+// kernel's own clock.
+type moments map[string]time.Duration
+
+func (s *goingDown) moments(t *testing.T) moments {
+	t.Helper()
+	at := moments{}
+	d := json.NewDecoder(strings.NewReader(s.lines(t, "-o", "json")))
+	for d.More() {
+		var e struct {
+			Unit    string `json:"UNIT"`
+			ID      string `json:"MESSAGE_ID"`
+			Up      string `json:"__MONOTONIC_TIMESTAMP"`
+			Message any    `json:"MESSAGE"`
+		}
+		if err := d.Decode(&e); err != nil {
+			t.Fatal(err)
+		}
+		up, err := strconv.ParseInt(e.Up, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimSuffix(e.Unit, ".service")
+		switch e.ID {
+		case "de5b426a63be47a7b6ac3eaac82e2f6f": // stopping, as systemd's catalog has it
+			at[name+" stopping"] = time.Duration(up) * time.Microsecond
+		case "9d1aaa27d60140bd96365438aad20286":
+			at[name+" stopped"] = time.Duration(up) * time.Microsecond
+		}
+	}
+	order := []string{
+		"amsagent stopping", "amsagent stopped", "antmedia stopping", "antmedia stopped", "amsagent-node stopping", "amsagent-node stopped",
+	}
+	for i, what := range order {
+		if _, ok := at[what]; !ok {
+			t.Fatalf("the journal does not tell when %s", what)
+		}
+		if i > 0 && at[what] < at[order[i-1]] {
+			t.Errorf("%s came before %s", what, order[i-1])
+		}
+	}
+	ms := func(a, b string) time.Duration { return (at[b] - at[a]).Round(time.Millisecond) }
+	t.Logf("stop of the daemon %s, of the server %s, deregistering %s", ms("amsagent stopping", "amsagent stopped"),
+		ms("antmedia stopping", "antmedia stopped"), ms("amsagent-node stopping", "amsagent-node stopped"))
+	return at
+}
+
+// noLeave: a unit that is stopped alone says nothing of the machine.
+func (s *goingDown) noLeave(t *testing.T) {
+	was := s.up(t)
+	s.watched(t, 1)
+	same := func(what string) {
+		t.Helper()
+		now := s.rows(t)[nodeID]
+		for _, k := range []string{"state", "state_since", "boot_id", "ip"} {
+			if now[k] != was[k] {
+				t.Errorf("after %s the row's %s is %v, was %v", what, k, now[k], was[k])
+			}
+		}
+		if nodes := s.clusternode(t); len(nodes) != 1 {
+			t.Errorf("after %s there are the documents %v", what, nodes)
+		}
+	}
+	for _, args := range [][]string{{"restart", "amsagent"}, {"stop", "amsagent"}, {"start", "amsagent"}, {"restart", "amsagent-node"}, {"stop", "amsagent-node"}, {"start", "amsagent-node"}} {
+		what := strings.Join(args, " ")
+		r := s.run(t, append([]string{"systemctl"}, args...)...)
+		r.expect(t, 0)
+		t.Logf("%s took %s", what, r.took.Round(time.Millisecond))
+		if r.took > 5*time.Second {
+			t.Errorf("%s waited for somebody", what)
+		}
+		if n := s.viewers(t, "", 0); n != 1 {
+			t.Errorf("after %s there are %d viewers", what, n)
+		}
+		same(what)
+	}
+	s.beats(t, nodeID, 2)
+	same("beats")
+	s.run(t, "systemctl", "stop", "antmedia").expect(t, 0)
+	s.beats(t, nodeID, 2)
+	same("a stop of the server")
+	s.run(t, "systemctl", "start", "antmedia").expect(t, 0)
+	s.until(t, "a server that is up", func() bool { return s.mode(t) == "cluster" })
+	s.goDown(t, "poweroff")
+	s.off(t)
+	s.left(t, 0)
+}
+
+// noSessions: nobody is there, and nobody is waited for.
+func (s *goingDown) noSessions(t *testing.T) {
+	s.up(t)
+	s.beats(t, nodeID, 1)
+	s.goDown(t, "poweroff")
+	s.off(t)
+	at := s.moments(t)
+	server := at["antmedia stopped"] - at["antmedia stopping"]
+	more := at["amsagent-node stopped"] - at["amsagent stopping"] - server
+	t.Logf("from SIGTERM of the daemon to the end of deregistering: %s more than the server's own %s", more.Round(time.Millisecond), server.Round(time.Millisecond))
+	// 150 ms where nobody else works on this machine. A count that is waited for
+	// takes a second.
+	if more > 900*time.Millisecond {
+		t.Errorf("going down takes %s more than the stop of the server", more)
+	}
+	s.left(t, 0)
+}
+
+// untilTheyEnd: two watch, and both see the end.
+func (s *goingDown) untilTheyEnd(t *testing.T) {
+	s.up(t)
+	s.watched(t, 2)
+	s.goDown(t, "poweroff")
+	s.draining(t)
+	for n := 2; n > 0; n-- {
+		s.beats(t, nodeID, 2)
+		if got := s.viewers(t, "", 0); got != n || s.unit(t, nodeUnit)["ActiveState"] != "active" {
+			t.Fatalf("%d viewers are served, want %d", got, n)
+		}
+		if v, err := s.status(); err != nil || v.Lifecycle == nil || v.Lifecycle.Sessions == nil || v.Ready {
+			t.Errorf("a daemon that drains says %+v, %v", v, err)
+		} else {
+			t.Logf("status: %s", v.Lifecycle.Progress)
+		}
+		s.viewers(t, http.MethodDelete, 1)
+	}
+	last := time.Now()
+	s.off(t)
+	took := time.Since(last)
+	t.Logf("off %s after the last viewer", took.Round(time.Millisecond))
+	if took > 15*time.Second {
+		t.Error("the machine does not go down")
+	}
+	s.moments(t)
+	if st := s.sessions(t); st.Cut.Viewers != 0 || st.Left.Viewers != 2 {
+		t.Errorf("sessions %+v", st)
+	}
+	s.left(t, 0)
+}
+
+// untilTheDeadline: who never ends is cut when systemd's time is over.
+func (s *goingDown) untilTheDeadline(t *testing.T) {
+	s.write(t, shutdownDropIn, "[Service]\nTimeoutStopSec=12s\n")
+	s.up(t)
+	s.watched(t, 2)
+	s.goDown(t, "poweroff")
+	s.draining(t)
+	s.off(t)
+	at := s.moments(t)
+	// 12 s less what is left for the daemon's own end.
+	if took := at["amsagent stopped"] - at["amsagent stopping"]; took < 5*time.Second || took > 8*time.Second {
+		t.Errorf("they were served for %s", took)
+	}
+	if st := s.sessions(t); st.Cut.Viewers != 2 || st.State != fakeams.Stopped {
+		t.Errorf("sessions %+v", st)
+	}
+	s.left(t, 2)
+	s.onDisk(t, `rm -r "$1/etc/systemd/system/amsagent.service.d"`)
+}
+
+// inTheMiddle: the drain that somebody asked for goes on, with its own deadline.
+func (s *goingDown) inTheMiddle(t *testing.T) {
+	s.up(t)
+	s.watched(t, 1)
+	asked := time.Now()
+	s.agent(t, 0, "drain", "--deadline", "7s", "--reason", "maintenance", "--detach")
+	s.until(t, "a draining row", func() bool { return s.rows(t)[nodeID]["state"] == "draining" })
+	was, err := s.status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	since := s.rows(t)[nodeID]["state_since"]
+	s.goDown(t, "poweroff")
+	s.until(t, "both reasons", func() bool { v, err := s.status(); return err == nil && len(v.Lifecycle.Notices) == 2 })
+	if now, err := s.status(); err != nil || !now.Lifecycle.Deadline.Equal(was.Lifecycle.Deadline) || !now.Lifecycle.Begun.Equal(was.Lifecycle.Begun) {
+		t.Errorf("another drain: %+v, before %+v, %v", now.Lifecycle, was.Lifecycle, err)
+	}
+	if now := s.rows(t)[nodeID]; now["state"] != "draining" || now["state_since"] != since {
+		t.Errorf("the row is %v", now)
+	}
+	s.until(t, "the end of the daemon", func() bool { _, err := s.status(); return err != nil })
+	if took := time.Since(asked); took < 7*time.Second || took > 10*time.Second {
+		t.Errorf("it was served for %s", took)
+	}
+	s.off(t)
+	s.moments(t)
+	if st := s.sessions(t); st.Cut.Viewers != 1 {
+		t.Errorf("sessions %+v", st)
+	}
+	s.left(t, 1)
+}
+
+// killedAgent: systemd does not start it again on the way down. Nobody waits for
+// the viewer then, and the last word is said all the same.
+func (s *goingDown) killedAgent(t *testing.T) {
+	s.up(t)
+	s.watched(t, 1)
+	s.goDown(t, "poweroff")
+	s.draining(t)
+	pid := s.unit(t, daemonUnit)["MainPID"]
+	killed := time.Now()
+	s.sh(t, "kill -9 "+pid)
+	s.off(t)
+	if took := time.Since(killed); took > 15*time.Second {
+		t.Errorf("it went down %s after the kill", took)
+	}
+	if n := strings.Count(s.lines(t, "-o", "cat"), "Started "+daemonUnit); n != 1 {
+		t.Errorf("it was started %d times", n)
+	}
+	s.moments(t)
+	s.left(t, nil)
+}
+
+// noMongo: nobody can be told, and the viewer is served by the word of the server
+// alone.
+func (s *goingDown) noMongo(t *testing.T) {
+	was := s.up(t)
+	s.watched(t, 1)
+	s.run(t, "systemctl", "stop", "mongo").expect(t, 0)
+	s.goDown(t, "poweroff")
+	s.until(t, "readiness off", func() bool { v, err := s.status(); return err == nil && !v.Ready })
+	s.run(t, "sleep", "6")
+	if n := s.viewers(t, "", 0); n != 1 || s.unit(t, daemonUnit)["ActiveState"] != "deactivating" {
+		t.Fatalf("%d viewers are served", n)
+	}
+	v, err := s.status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("status: %s; %v", v.Lifecycle.Progress, v.Lifecycle.Trouble)
+	s.viewers(t, http.MethodDelete, 1)
+	last := time.Now()
+	s.off(t)
+	t.Logf("off %s after the last viewer", time.Since(last).Round(time.Millisecond))
+	at := s.moments(t)
+	if took := at["amsagent-node stopped"] - at["amsagent-node stopping"]; took > 25*time.Second {
+		t.Errorf("deregistering took %s", took)
+	}
+	if st := s.sessions(t); st.Cut.Viewers != 0 || st.Left.Viewers != 1 {
+		t.Errorf("sessions %+v", st)
+	}
+	if said := s.lines(t, "-o", "cat"); !strings.Contains(said, "cannot deregister") || !strings.Contains(said, "the registry cannot be told draining yet") {
+		t.Errorf("nobody says what could not be written:\n%s", said)
+	}
+	if row, documents, _ := s.remains(t); row["state"] != "active" || documents != 1 || row["boot_id"] != was["boot_id"] {
+		t.Errorf("the row is %v, with %d documents", row, documents)
+	}
+}
+
+// reboots: a leave and a join. What boots the machine again is the one who booted it
+// before: a container ends with the order to be started anew.
+func (s *goingDown) reboots(t *testing.T) {
+	was := s.up(t)
+	s.watched(t, 1)
+	s.goDown(t, "reboot")
+	s.draining(t)
+	s.viewers(t, http.MethodDelete, 1)
+	s.off(t)
+	s.moments(t)
+	s.left(t, 0)
+	now := s.up(t)
+	if now["boot_id"] == was["boot_id"] || len(s.rows(t)) != 1 || now["cut"] != nil || now["left_at"] != nil {
+		t.Errorf("rows %v, before %v", s.rows(t), was)
+	}
+	s.startedWith(t, nodeAddress)
+	if nodes := s.clusternode(t); len(nodes) != 1 {
+		t.Errorf("documents %v", nodes)
+	}
+	if v, err := s.status(); err != nil || v.Lifecycle.Step != "" || len(v.Lifecycle.Notices) != 0 {
+		t.Errorf("after the reboot: %+v, %v", v.Lifecycle, err)
+	}
+}
