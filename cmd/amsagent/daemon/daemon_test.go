@@ -278,7 +278,7 @@ func TestReloadDuringStep(t *testing.T) {
 		work.Go(func() { d.reloads(ctx) })
 		pause(ctx, 10*time.Second)
 		reload <- struct{}{}
-		pause(ctx, 22*time.Second) // the first look ended at 30 s
+		pause(ctx, 25*time.Second) // the first look ended at 30 s, and the settings are looked at within two
 		if n := p.looks(); n != 2 {
 			t.Errorf("it looked %d times", n)
 		}
