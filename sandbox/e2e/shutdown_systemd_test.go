@@ -52,6 +52,7 @@ printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456
 		{"UntilTheDeadline", s.untilTheDeadline},
 		{"InTheMiddleOfADrain", s.inTheMiddle},
 		{"KilledAgent", s.killedAgent},
+		{"Hook", s.hook},
 		{"NoMongo", s.noMongo},
 		{"Reboot", s.reboots},
 	} {
@@ -438,6 +439,54 @@ func (s *goingDown) killedAgent(t *testing.T) {
 	}
 	s.moments(t)
 	s.left(t, nil)
+}
+
+// hook: a scale-in is under way when somebody powers the machine off. The cloud is
+// not left waiting.
+func (s *goingDown) hook(t *testing.T) {
+	const dropIn, control, api = "/etc/systemd/system/imds.service.d/group.conf", "127.0.0.1:5998", "127.0.0.1:5997"
+	s.write(t, dropIn, "[Service]\nExecStart=\nExecStart=/usr/local/bin/sandbox aws --listen 169.254.169.254:80 --id ${ID} --ip ${IP} "+
+		"--tag amsagent:role=origin --control "+control+" --autoscaling "+api+" --group edge-asg --hook drain:terminating:10m --verbose\n")
+	s.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\naws_autoscaling_endpoint: http://"+api+"\n")
+	s.up(t)
+	s.watched(t, 1)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+control+"/asg/terminate", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := s.http.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	s.begun = time.Now()
+	s.draining(t)
+	s.until(t, "a heartbeat of the hook", func() bool {
+		v, err := s.status()
+		return err == nil && len(v.Lifecycle.Hooks) == 1 && v.Lifecycle.Hooks[0].Beats > 0
+	})
+	s.goDown(t, "poweroff")
+	s.until(t, "both reasons", func() bool { v, err := s.status(); return err == nil && len(v.Lifecycle.Notices) == 2 })
+	s.viewers(t, http.MethodDelete, 1)
+	s.off(t)
+	s.moments(t)
+	s.left(t, 0)
+	out, err := exec.Command("journalctl", "-D", s.disk+"/var/log/journal", "-b", "-q", "-o", "cat", "-u", "imds", "-u", "antmedia", "-u", "amsagent-node").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	_, end, _ := strings.Cut(string(out), "Stopped "+nodeUnit)
+	var told []string
+	for line := range strings.Lines(end) {
+		if strings.Contains(line, "CompleteLifecycleAction") || strings.Contains(line, "deregistered: ") {
+			told = append(told, strings.TrimSpace(line))
+		}
+	}
+	t.Logf("after the server had stopped:\n%s", strings.Join(told, "\n"))
+	if n := strings.Count(string(out), "CompleteLifecycleAction"); n != 1 || !strings.Contains(end, "CompleteLifecycleAction") || !strings.Contains(end, "the hook is completed") {
+		t.Errorf("the hook was completed %d times:\n%s", n, end)
+	}
+	s.onDisk(t, `rm -r "$1/etc/systemd/system/imds.service.d"`)
 }
 
 // noMongo: nobody can be told, and the viewer is served by the word of the server
