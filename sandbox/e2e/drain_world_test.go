@@ -19,9 +19,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rogpeppe/go-internal/testscript"
+
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -299,4 +302,60 @@ func (h *scaled) record() (r struct {
 		h.t.Fatal(err)
 	}
 	return r
+}
+
+// viewers NAME N: so many come to the node's AMS; viewers NAME none: all go.
+func (w *world) viewers(ts *testscript.TestScript, _ bool, args []string) error {
+	c, err := amsctl.Load(filepath.Join(ts.MkAbs(args[0]+".state"), "config.json"))
+	if err != nil {
+		return err
+	}
+	method, q := http.MethodDelete, url.Values{"app": {"LiveApp"}, "stream": {"s1"}}
+	if args[1] != "none" {
+		method = http.MethodPost
+		q.Set("n", args[1])
+	}
+	_, err = c.Control(w.ctx, method, "/viewers", q)
+	return err
+}
+
+// asg start HOOK…: the instance of `imds` is in a group with these hooks, each
+// NAME:terminating or NAME:launching; $AMSAGENT_AWS_AUTOSCALING_ENDPOINT leads to its
+// API. asg deny ACTION…; asg terminate; asg launch; asg completed HOOK waits for it.
+func (w *world) scaling(ts *testscript.TestScript, _ bool, args []string) error {
+	id := w.aws.Instance().ID
+	switch args[0] {
+	case "start":
+		var hooks []fakeaws.Hook
+		for _, a := range args[1:] {
+			h, err := fakeaws.ParseHook(a)
+			if err != nil {
+				return err
+			}
+			hooks = append(hooks, h)
+		}
+		var err error
+		if w.asg, err = fakeaws.StartAutoScaling(w.ctx, fakeaws.AutoScalingOptions{}); err != nil {
+			return err
+		}
+		ts.Defer(func() { _ = w.asg.Close() })
+		ts.Setenv("AMSAGENT_AWS_AUTOSCALING_ENDPOINT", w.asg.Endpoint())
+		w.asg.Group(scalingGroup, hooks...)
+		return w.asg.Attach(scalingGroup, "", w.aws)
+	case "deny":
+		w.asg.Deny(args[1:]...)
+		return nil
+	case "terminate":
+		return w.asg.Terminate(id)
+	case "launch":
+		return w.asg.Launch(id)
+	case "completed":
+		ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+		defer cancel()
+		_, err := w.asg.WaitFor(ctx, func(e fakeaws.Entry) bool {
+			return e.What == fakeaws.Completed && e.Instance == id && e.Hook == args[1] && e.Text == "CONTINUE"
+		})
+		return err
+	}
+	return fmt.Errorf("asg %s is not known", args[0])
 }

@@ -84,6 +84,8 @@ func TestScripts(t *testing.T) {
 			"mode":        worldCommand((*world).mode),
 			"imds":        worldCommand((*world).imds),
 			"restarts":    worldCommand((*world).restarts),
+			"viewers":     worldCommand((*world).viewers),
+			"asg":         worldCommand((*world).scaling),
 		},
 	})
 }
@@ -93,6 +95,7 @@ type world struct {
 	ctx   context.Context
 	mongo *mongod.Server
 	aws   *fakeaws.Server
+	asg   *fakeaws.AutoScaling
 	users map[string]string
 	nodes map[string]string // name -> root
 	svcs  []amsctl.Config
