@@ -175,7 +175,9 @@ func TestCommandHangs(t *testing.T) {
 		defer cancel()
 		deadline := time.Now().Add(10 * time.Second)
 		for {
-			if _, err := os.Stat(filepath.Join(dir, "started")); err == nil || time.Now().After(deadline) {
+			_, err := os.Stat(filepath.Join(dir, "started"))
+			pid, _ := os.ReadFile(filepath.Join(dir, "pid"))
+			if err == nil && len(pid) > 0 || time.Now().After(deadline) {
 				return
 			}
 			<-time.After(10 * time.Millisecond)

@@ -177,12 +177,10 @@ func TestCountConnectionsFromElsewhere(t *testing.T) {
 		err error
 	}
 	results := make(chan result, 1)
-	go func() {
-		// The thread ends with this goroutine, and the namespace with it.
-		runtime.LockOSThread()
+	go onOwnThread(func() {
 		got, err := countInNamespace()
 		results <- result{got, err}
-	}()
+	})
 	r := <-results
 	if errors.Is(r.err, unix.EPERM) {
 		t.Skip(r.err)
@@ -191,6 +189,25 @@ func TestCountConnectionsFromElsewhere(t *testing.T) {
 	if diff := cmp.Diff(want, r.got); r.err != nil || diff != "" {
 		t.Errorf("%v (-want +got):\n%s", r.err, diff)
 	}
+}
+
+// onOwnThread runs f on a thread that ends with it, and the namespace with the
+// thread. The first thread of the process is none: it never ends, and /proc/self/net
+// is the network of that one, for every test.
+func onOwnThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
+	runtime.UnlockOSThread()
 }
 
 func countInNamespace() (Connections, error) {
