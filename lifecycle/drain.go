@@ -64,10 +64,22 @@ func (m *Manager) lastMoment(now time.Time) (last time.Time, over bool) {
 	switch {
 	case m.over || m.r.Step == StepNone || m.r.Step == StepDone:
 		return n.Deadline, true
-	case n.Deadline.IsZero():
-		return time.Time{}, false
 	}
-	return n.Deadline, !now.Before(n.Deadline)
+	last = m.shutdownEnds(*n)
+	return last, !last.IsZero() && !now.Before(last)
+}
+
+// shutdownEnds is until when a machine that goes down waits for us. A cloud that
+// does not answer is not waited for longer than it usually takes to tell it: no
+// session is served by that, and whoever deregisters tries once more.
+func (m *Manager) shutdownEnds(n Notice) time.Time {
+	last := n.Deadline
+	if m.r.Step == StepCompleting {
+		if at := n.Received.Add(m.o.Reserve); last.IsZero() || at.Before(last) {
+			last = at
+		}
+	}
+	return last
 }
 
 // announce gives the registry a moment to know before sessions are counted: the
@@ -469,8 +481,8 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 		if r.goal() == goalPark {
 			wait = min(wait, idleHookTime-now.Sub(began))
 		}
-		if n := r.has(Shutdown); n != nil && !n.Deadline.IsZero() {
-			last = n.Deadline
+		if n := r.has(Shutdown); n != nil {
+			last = m.shutdownEnds(*n)
 			wait = min(wait, last.Sub(now))
 		}
 		m.mu.Unlock()

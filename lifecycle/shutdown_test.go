@@ -176,6 +176,39 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 	})
 }
 
+// A cloud that does not answer holds a machine no longer that has left already.
+func TestShutdownWhileTheCloudIsAway(t *testing.T) {
+	for name, before := range map[string]bool{"long before": true, "in the drain": false} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.cloudErr = func(op) error { return errors.New("connection refused") }
+				l := w.live()
+				l.Notice(terminate())
+				if before {
+					tick(time.Hour)
+					if v := l.View(); v.Step != StepCompleting || w.row != cluster.StateLeft {
+						t.Fatalf("step %s, row %s", v.Step, w.row)
+					}
+				}
+				began := time.Now()
+				l.Notice(goesDown(15 * time.Minute))
+				<-l.ended
+				if took := time.Since(began); took > 31*time.Second {
+					t.Errorf("the machine waited for %s", took)
+				}
+				if !l.View().Finished() {
+					t.Error("who waits for the end is not told of it")
+				}
+				w.cloudErr = nil
+				if err := FinishStop(t.Context(), w, "", w, w.options().Log); err != nil || len(w.completed) != 1 {
+					t.Errorf("completed %v, %v", w.completed, err)
+				}
+			})
+		})
+	}
+}
+
 func TestLastWord(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
