@@ -282,9 +282,10 @@ func TestDrainPark(t *testing.T) {
 // does not join any more once it is to go.
 func TestDrainNeverJoined(t *testing.T) {
 	t.Parallel()
+	var all together
+	defer all.Wait()
 	for i, why := range []string{"without MongoDB", "without evidence"} {
-		t.Run(why, func(t *testing.T) {
-			t.Parallel()
+		all.run(t, why, func(t *testing.T) {
 			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 40+i), fakeaws.AutoScalingOptions{}, endHook(time.Minute),
 				fakeaws.Hook{Name: "serve", Launching: true, HeartbeatTimeout: time.Minute})
 			if i == 0 {
@@ -363,8 +364,9 @@ func TestDrainDuringAbsence(t *testing.T) {
 func TestDrainAPI(t *testing.T) {
 	t.Parallel()
 	db := newDatabase(t)
-	t.Run("denied", func(t *testing.T) {
-		t.Parallel()
+	var all together
+	defer all.Wait()
+	all.run(t, "denied", func(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.7", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 		h.asg.Deny("DescribeAutoScalingInstances", "DescribeLifecycleHooks", "RecordLifecycleActionHeartbeat", "CompleteLifecycleAction")
 		p := h.serving()
@@ -390,8 +392,7 @@ func TestDrainAPI(t *testing.T) {
 		// Somebody grants it: the hook is told all the same.
 		h.asg.Allow()
 	})
-	t.Run("completion denied", func(t *testing.T) {
-		t.Parallel()
+	all.run(t, "completion denied", func(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.8", fakeaws.AutoScalingOptions{}, endHook(8*time.Second))
 		h.asg.Deny("RecordLifecycleActionHeartbeat", "CompleteLifecycleAction")
 		p := h.serving()
@@ -417,8 +418,7 @@ func TestDrainAPI(t *testing.T) {
 			t.Errorf("drain: exit %d\n%s", code, out)
 		}
 	})
-	t.Run("faults", func(t *testing.T) {
-		t.Parallel()
+	all.run(t, "faults", func(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.9", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
 		p := h.serving()
 		h.viewers(1)
@@ -458,8 +458,7 @@ func TestDrainAPI(t *testing.T) {
 		h.hasLeft()
 		p.step(lifecycle.StepDone)
 	})
-	t.Run("timed out meanwhile", func(t *testing.T) {
-		t.Parallel()
+	all.run(t, "timed out meanwhile", func(t *testing.T) {
 		hook := endHook(4 * time.Second)
 		hook.GlobalTimeout = 6 * time.Second
 		h := newScaled(t, db, "10.0.8.10", fakeaws.AutoScalingOptions{}, hook)
@@ -516,13 +515,14 @@ func TestDrainMetadata(t *testing.T) {
 // learns what it has missed.
 func TestDrainMongoAway(t *testing.T) {
 	t.Parallel()
+	var all together
+	defer all.Wait()
 	for i, at := range []string{"before", "draining", "stopping"} {
 		for j, f := range []mongod.Fault{{Mode: mongod.Refuse}, {Mode: mongod.BlackHole}} {
 			if i == 1 && j == 1 {
 				continue
 			}
-			t.Run(at+" "+string(f.Mode), func(t *testing.T) {
-				t.Parallel()
+			all.run(t, at+" "+string(f.Mode), func(t *testing.T) {
 				h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 20+2*i+j), fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 				p := h.serving()
 				h.viewers(1)

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,6 +32,15 @@ import (
 )
 
 const scalingGroup = "edge-asg"
+
+// together runs subtests side by side, more of them than there are cores: all they
+// do is wait.
+type together struct{ sync.WaitGroup }
+
+func (w *together) run(t *testing.T, name string, test func(*testing.T)) {
+	t.Helper()
+	w.Go(func() { t.Run(name, test) })
+}
 
 // scaled is a host in an Auto Scaling group.
 type scaled struct {
