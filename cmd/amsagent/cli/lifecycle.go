@@ -39,6 +39,7 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 			Completer: c, Sources: []lifecycle.Source{c},
 			AbandonOnFailure: s.AbandonOnFailure,
 			Uptime:           lifecycle.BootClock(s.Root),
+			StopTime:         stopTime(s.Root, s.AMSDir),
 		},
 	}
 	if _, ok := a.machine.Service.(*ams.Systemd); ok {
@@ -46,6 +47,20 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	}
 	return l
 }
+
+// stopTime is how long a drain waits for the end of Ant Media Server: longer than the service manager does, by the drop-in
+// of a join, before it kills. Who goes on earlier deregisters a server that still writes that it is there. 0 is the usual
+// time.
+func stopTime(root, dir string) time.Duration {
+	in, err := ams.Open(root, dir)
+	if err != nil {
+		return 0
+	}
+	return ams.StopTimeout(len(in.Apps)) + stopMargin
+}
+
+// stopMargin is for the killing, and for who tells us of it.
+const stopMargin = 30 * time.Second
 
 // drainFiles keeps the record of a drain where join and leave keep theirs. They clean up there what interrupted writing
 // left, and that of this very moment with it: then it is written once more.
