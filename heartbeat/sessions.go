@@ -104,11 +104,12 @@ func lookAt(open func() (*ams.Installation, error)) server {
 	return s
 }
 
-// CountNow is Count without what was counted moments ago: who drains a node wants
-// to know.
+// CountNow is Count without what was counted, or refused, moments ago: who drains
+// a node wants to know. A server that starts refuses the same call that it answers
+// a second later, and connections are a poor count beside its own.
 func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Missing) {
 	c.mu.Lock()
-	c.counted, c.connectedAt = time.Time{}, time.Time{}
+	c.counted, c.connectedAt, c.refused = time.Time{}, time.Time{}, time.Time{}
 	c.mu.Unlock()
 	return c.Count(ctx)
 }

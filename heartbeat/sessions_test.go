@@ -376,3 +376,16 @@ func TestConnectionsAreCountedNowAndThen(t *testing.T) {
 		t.Errorf("a count that was cut short: %+v", s)
 	}
 }
+
+// A server that starts refuses what it answers a moment later: a drain must not go
+// by its connections for a minute.
+func TestCountNowAsksAgain(t *testing.T) {
+	c := newCounted(t, serverKey)
+	c.is("AMS starts, and refuses", 0, 0, cluster.CountedByConnections)
+	c.answer = figures(1, 0, 0)
+	c.is("a refusal is kept", 0, 0, cluster.CountedByConnections)
+	s, _ := c.CountNow(t.Context())
+	if s.Viewers == nil || *s.Viewers != 1 || s.By != cluster.CountedByAMS {
+		t.Errorf("for who drains: %+v", s)
+	}
+}
