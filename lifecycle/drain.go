@@ -112,8 +112,24 @@ func (m *Manager) late(now time.Time) bool {
 	return !m.r.Deadline.IsZero() && !now.Before(m.r.Deadline)
 }
 
-// observe counts the sessions until two counts in a row know of none, or until
-// the deadline.
+// How many counts in a row have to know of nobody. A player of HLS may be between
+// two connections at one moment: where viewers are counted by these, it takes
+// longer than that lasts until nobody is there.
+const (
+	zerosNeeded        = 2
+	zerosByConnections = 10
+)
+
+// none tells that the sessions have been seen to be none. The lock is held.
+func (m *Manager) none() bool {
+	if m.sessions != nil && m.sessions.By == cluster.CountedByConnections {
+		return m.zeros >= zerosByConnections
+	}
+	return m.zeros >= zerosNeeded
+}
+
+// observe counts the sessions until counts in a row know of none, or until the
+// deadline.
 func (m *Manager) observe(ctx context.Context, gen int) {
 	var next time.Time
 	last := false
@@ -127,7 +143,7 @@ func (m *Manager) observe(ctx context.Context, gen int) {
 			m.sample(ctx, gen, now.Add(lastCountTime), true)
 			continue
 		}
-		if m.gen != gen || m.r.Step != StepDraining || m.late(now) || m.inVain(now) || m.zeros >= 2 {
+		if m.gen != gen || m.r.Step != StepDraining || m.late(now) || m.inVain(now) || m.none() {
 			m.verdict(gen, now)
 			m.mu.Unlock()
 			return
@@ -208,7 +224,7 @@ func (m *Manager) sample(ctx context.Context, gen int, at time.Time, last bool) 
 	default:
 		m.zeros++
 		if first && m.noneBefore(now) {
-			m.zeros++
+			m.zeros = zerosByConnections
 		}
 		m.troubleLocked("sessions", "")
 	}
@@ -261,10 +277,10 @@ func (m *Manager) role() string { return orText(m.r.Role, m.o.Role()) }
 // that came first has won. The lock is held.
 func (m *Manager) verdict(gen int, now time.Time) {
 	r := m.r
-	if m.gen != gen || r.Step != StepDraining || (m.zeros < 2 && !m.late(now) && !m.inVain(now)) {
+	if m.gen != gen || r.Step != StepDraining || (!m.none() && !m.late(now) && !m.inVain(now)) {
 		return
 	}
-	none := m.zeros >= 2
+	none := m.none()
 	word := "no session is left"
 	switch {
 	case none:

@@ -57,6 +57,32 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 	})
 }
 
+// A player of HLS has no connection at some moments: where viewers are counted by
+// connections, two counts of none prove nothing.
+func TestConnectionsHaveToStayAway(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers, w.countedBy = p(2), cluster.CountedByConnections
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(10 * time.Second)
+		for range 5 { // between two segments, again and again
+			w.set(func(w *world) { w.viewers = p(0) })
+			tick(6 * time.Second)
+			w.set(func(w *world) { w.viewers = p(2) })
+			tick(2 * time.Second)
+		}
+		if w.stops != 0 {
+			t.Fatal("AMS was stopped while players were between two segments")
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		if took := l.until("done", time.Minute, isDone); took < 8*time.Second || took > 12*time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
 // sameOrder compares the last part, from the stop on.
 func sameOrder(got, want string) bool {
 	i, j := indexOf(got, "stop"), indexOf(want, "stop")

@@ -28,6 +28,7 @@ type world struct {
 
 	// The machine.
 	publishers, viewers *int
+	countedBy           cluster.CountedBy // "" is by AMS
 	countErr            error
 	countHang           bool
 	countTime           time.Duration
@@ -165,7 +166,11 @@ func (w *world) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	if w.countErr != nil {
 		return cluster.Sessions{}, w.countErr
 	}
-	return cluster.Sessions{Publishers: num(w.publishers), Viewers: num(w.viewers), By: cluster.CountedByAMS}, nil
+	by := cluster.CountedByAMS
+	if w.countedBy != "" {
+		by = w.countedBy
+	}
+	return cluster.Sessions{Publishers: num(w.publishers), Viewers: num(w.viewers), By: by}, nil
 }
 
 func num(p *int) *int {
