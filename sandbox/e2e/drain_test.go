@@ -13,8 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -347,8 +349,18 @@ func TestDrainDuringAbsence(t *testing.T) {
 	h.viewers(2)
 	p.end(syscall.SIGTERM)
 	h.terminate()
-	wait(500 * time.Millisecond)
+	// Another command is at work, so that the daemon has not looked at anything when
+	// it hears of it.
+	lock, err := (&conf.Store{Root: h.root, Dir: bootstrap.StateDir}).Lock(t.Context(), "/run/amsagent/lock", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	p = h.daemon()
+	p.step(lifecycle.StepDraining)
+	wait(2 * time.Second)
+	if err := lock.Unlock(); err != nil {
+		t.Error(err)
+	}
 	p.counted(2)
 	h.rowIs(cluster.StateDraining)
 	wait(2 * time.Second)
