@@ -91,6 +91,7 @@ type settings struct {
 	// Metrics is host:port, or off.
 	Metrics          string
 	DrainDeadline    time.Duration
+	RoleDeadlines    map[string]time.Duration
 	Rebalance        string
 	AbandonOnFailure bool
 	// Root is absolute, "" for the real one.
@@ -295,6 +296,10 @@ func (s *settings) fill() {
 	s.BeatInterval, _ = time.ParseDuration(text(keyBeatInterval))
 	s.Metrics = text(keyMetrics)
 	s.DrainDeadline, _ = time.ParseDuration(text(keyDrainDeadline))
+	s.RoleDeadlines = nil
+	if v := text(keyRoleDeadlines); v != "" {
+		s.RoleDeadlines, _ = roleDeadlines(v)
+	}
 	s.Rebalance = text(keyRebalance)
 	s.AbandonOnFailure = text(keyAbandon) == "yes"
 	s.Root = text(keyRoot)

@@ -39,6 +39,7 @@ const (
 	keyBeatInterval   = "beat_interval"
 	keyMetrics        = "metrics_address"
 	keyDrainDeadline  = "drain_deadline"
+	keyRoleDeadlines  = "drain_deadlines"
 	keyRebalance      = "rebalance"
 	keyAbandon        = "abandon_on_failure"
 	keyRoot           = "root"
@@ -151,8 +152,12 @@ func settingsTable() []setting {
 			help: "where the daemon serves /metrics and /healthz; off for nowhere",
 		},
 		{
-			key: keyDrainDeadline, flag: "drain-deadline", arg: "DURATION", def: "1h", check: checkDuration(time.Second, 48*time.Hour),
+			key: keyDrainDeadline, flag: "drain-deadline", arg: "DURATION", def: "1h", check: checkDuration(leastDrain, mostDrain),
 			help: "how long a node that drains waits for its sessions; a cloud's own deadline may be earlier",
+		},
+		{
+			key: keyRoleDeadlines, arg: "ROLE=DURATION,…", check: checkRoleDeadlines,
+			help: "the same for some roles: origin=2h,edge=20m",
 		},
 		{
 			key: keyRebalance, arg: "WHAT", def: "ignore", words: []string{"ignore", "drain"},
@@ -338,6 +343,51 @@ func checkDuration(least, most time.Duration) func(string) (string, error) {
 		}
 		return shortDuration(d), nil
 	}
+}
+
+// The least and the most that a node may wait for its sessions: a cloud's hook waits no longer than two days.
+const (
+	leastDrain = time.Second
+	mostDrain  = 48 * time.Hour
+)
+
+// checkRoleDeadlines accepts a list of ROLE=DURATION.
+func checkRoleDeadlines(v string) (string, error) {
+	list, err := roleDeadlines(v)
+	if err != nil {
+		return "", err
+	}
+	parts := make([]string, 0, len(list))
+	for role, d := range list {
+		parts = append(parts, role+"="+shortDuration(d))
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ","), nil
+}
+
+func roleDeadlines(v string) (map[string]time.Duration, error) {
+	list := map[string]time.Duration{}
+	for part := range strings.SplitSeq(v, ",") {
+		role, text, ok := strings.Cut(strings.TrimSpace(part), "=")
+		if !ok {
+			return nil, valueError{text: fmt.Sprintf("%q is no role with its deadline", part), hints: []string{"such as origin=2h,edge=20m"}}
+		}
+		role, err := checkRole(strings.TrimSpace(role))
+		if err != nil {
+			return nil, err
+		}
+		if _, twice := list[role]; twice {
+			return nil, valueError{text: fmt.Sprintf("the role %s has two deadlines", role)}
+		}
+		text, err = checkDuration(leastDrain, mostDrain)(strings.TrimSpace(text))
+		if err != nil {
+			return nil, err
+		}
+		if list[role], err = time.ParseDuration(text); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
 }
 
 // checkListen accepts an address to listen on: a literal one, because a name that does not resolve yet must not keep the
