@@ -132,7 +132,7 @@ func settingsTable() []setting {
 			help: "Tomcat's RemoteIpValve; auto removes it on Azure, whose gateway sends a header that makes it answer 403",
 		},
 		{
-			key: keyTimeout, flag: "timeout", arg: "DURATION", def: "5m", check: checkDuration(time.Second, 24*time.Hour),
+			key: keyTimeout, flag: "timeout", arg: "DURATION", def: "5m", check: checkDuration(24*time.Hour),
 			help: "how long to wait for the outcome",
 		},
 		{
@@ -144,7 +144,7 @@ func settingsTable() []setting {
 			help: "whether the daemon lets a machine that never joined join by itself, where it is told where MongoDB is",
 		},
 		{
-			key: keyBeatInterval, flag: "beat-interval", arg: "DURATION", def: "5s", check: checkDuration(time.Second, time.Minute),
+			key: keyBeatInterval, flag: "beat-interval", arg: "DURATION", def: "5s", check: checkDuration(time.Minute),
 			help: "the time from one heartbeat to the next; a node is called silent after two and a second",
 		},
 		{
@@ -152,7 +152,7 @@ func settingsTable() []setting {
 			help: "where the daemon serves /metrics and /healthz; off for nowhere",
 		},
 		{
-			key: keyDrainDeadline, flag: "drain-deadline", arg: "DURATION", def: "1h", check: checkDuration(leastDrain, mostDrain),
+			key: keyDrainDeadline, flag: "drain-deadline", arg: "DURATION", def: "1h", check: checkDuration(mostDrain),
 			help: "how long a node that drains waits for its sessions; a cloud's own deadline may be earlier",
 		},
 		{
@@ -332,7 +332,9 @@ func checkCommand(v string) (string, error) {
 	return v, nil
 }
 
-func checkDuration(least, most time.Duration) func(string) (string, error) {
+// checkDuration accepts a duration from a second on: nothing here is done more often, or sooner.
+func checkDuration(most time.Duration) func(string) (string, error) {
+	const least = time.Second
 	return func(v string) (string, error) {
 		d, err := time.ParseDuration(v)
 		switch {
@@ -345,11 +347,8 @@ func checkDuration(least, most time.Duration) func(string) (string, error) {
 	}
 }
 
-// The least and the most that a node may wait for its sessions: a cloud's hook waits no longer than two days.
-const (
-	leastDrain = time.Second
-	mostDrain  = 48 * time.Hour
-)
+// mostDrain is the most that a node may wait for its sessions: a cloud's hook waits no longer.
+const mostDrain = 48 * time.Hour
 
 // checkRoleDeadlines accepts a list of ROLE=DURATION.
 func checkRoleDeadlines(v string) (string, error) {
@@ -379,7 +378,7 @@ func roleDeadlines(v string) (map[string]time.Duration, error) {
 		if _, twice := list[role]; twice {
 			return nil, valueError{text: fmt.Sprintf("the role %s has two deadlines", role)}
 		}
-		text, err = checkDuration(leastDrain, mostDrain)(strings.TrimSpace(text))
+		text, err = checkDuration(mostDrain)(strings.TrimSpace(text))
 		if err != nil {
 			return nil, err
 		}
