@@ -132,7 +132,7 @@ func settingsTable() []setting {
 			help: "Tomcat's RemoteIpValve; auto removes it on Azure, whose gateway sends a header that makes it answer 403",
 		},
 		{
-			key: keyTimeout, flag: "timeout", arg: "DURATION", def: "5m", check: checkDuration(24*time.Hour),
+			key: keyTimeout, flag: "timeout", arg: "DURATION", def: "5m", check: checkDuration(24 * time.Hour),
 			help: "how long to wait for the outcome",
 		},
 		{
