@@ -100,7 +100,7 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 }
 
 // daemonGC is the garbage that may gather, in percent of what lives.
-const daemonGC = 5
+const daemonGC = 20
 
 // untouchedState is the last line of an error after which nothing was changed.
 const untouchedState = "nothing was changed on this machine"
