@@ -130,7 +130,9 @@ func statusText(w *textWriter, s *statusView, t tableStyle) {
 		if !s.Process.State.Since.IsZero() && s.Process.State.Running() {
 			process += ", since " + w.ago(s.Process.State.Since)
 		}
-		process += "; " + s.Process.Liveness.String()
+		if !s.Process.State.Known() || s.Process.State.Running() {
+			process += "; " + s.Process.Liveness.String() // who was stopped does not answer, and is not starting
+		}
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
 		"sessions", statusSessions(s.Row), "daemon", s.daemonText())
