@@ -212,8 +212,12 @@ func (c *SessionCounter) countViewers(ctx context.Context, now time.Time) (*int,
 	if err != nil {
 		return nil, "", errors.Join(asked, err)
 	}
-	c.connected, c.connectedAt = found.Total, now
 	n := found.Total
+	if n == 0 {
+		// Where a proxy on this machine stands before AMS, everybody comes through it.
+		n = found.Local
+	}
+	c.connected, c.connectedAt = n, now
 	return &n, cluster.CountedByConnections, nil
 }
 

@@ -389,3 +389,15 @@ func TestCountNowAsksAgain(t *testing.T) {
 		t.Errorf("for who drains: %+v", s)
 	}
 }
+
+// Where a proxy on the machine itself stands before AMS, nobody is connected from
+// elsewhere, and a drain must not take that for nobody.
+func TestViewersBehindAProxyOfTheMachine(t *testing.T) {
+	c := newCounted(t, "")
+	c.connections("127.0.0.1", "127.0.0.1", "127.0.0.1")
+	c.is("all come through the proxy", 0, 3, cluster.CountedByConnections)
+	c.connections("127.0.0.1", "10.0.0.50")
+	c.is("one does not", 0, 1, cluster.CountedByConnections)
+	c.connections()
+	c.is("nobody", 0, 0, cluster.CountedByConnections)
+}
