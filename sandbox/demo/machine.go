@@ -28,6 +28,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -48,16 +49,16 @@ type node struct {
 
 // machine makes a machine with a standalone AMS that runs.
 func (d *demo) machine(name, id, address, role, mac string) error {
-	port, err := freePort()
+	httpPort, err := port.Free()
 	if err != nil {
 		return err
 	}
 	n := &node{
 		name: name, id: id, address: address, scaling: d.scaling,
-		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), log: filepath.Join(d.dir, name+".log"),
+		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(httpPort)), log: filepath.Join(d.dir, name+".log"),
 	}
 	root := filepath.Join(d.dir, name)
-	if n.tree, err = tree.Write(root, tree.Options{Host: name, HostResolves: true, DMI: "aws", HTTPPort: port}); err != nil {
+	if n.tree, err = tree.Write(root, tree.Options{Host: name, HostResolves: true, DMI: "aws", HTTPPort: httpPort}); err != nil {
 		return err
 	}
 	if err := errors.Join(n.statistics(), n.proc()); err != nil {
@@ -90,15 +91,6 @@ func (d *demo) machine(name, id, address, role, mac string) error {
 		return err
 	}
 	return n.svc.Start(d.ctx, nil)
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	port := l.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a TCP listener's address is one
-	return port, l.Close()
 }
 
 // statistics lets AMS be asked for its viewers, as its operator may.

@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -251,12 +252,8 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 }
 
 func freePort() (string, error) {
-	s, err := listenLoopback()
-	if err != nil {
-		return "", err
-	}
-	_, port, _ := strings.Cut(s.Addr().String(), ":")
-	return port, s.Close()
+	n, err := port.Free()
+	return strconv.Itoa(n), err
 }
 
 // service NAME start|stop|status: what an operator does by hand.

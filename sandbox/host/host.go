@@ -21,6 +21,7 @@ import (
 
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -75,12 +76,12 @@ func New(ctx context.Context, o Options) (_ *Host, err error) {
 			err = errors.Join(err, h.Close())
 		}
 	}()
-	port, err := freePort()
+	httpPort, err := port.Free()
 	if err != nil {
 		return nil, err
 	}
 	if h.tree, err = tree.Write(filepath.Join(o.Dir, "root"), tree.Options{
-		Host: o.Name, HostResolves: true, DMI: "aws", HTTPPort: port, NoUnit: true,
+		Host: o.Name, HostResolves: true, DMI: "aws", HTTPPort: httpPort, NoUnit: true,
 	}); err != nil {
 		return nil, err
 	}
@@ -98,10 +99,11 @@ func New(ctx context.Context, o Options) (_ *Host, err error) {
 			return nil, err
 		}
 	}
-	if port, err = freePort(); err != nil {
+	metricsPort, err := port.Free()
+	if err != nil {
 		return nil, err
 	}
-	h.metrics = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	h.metrics = net.JoinHostPort("127.0.0.1", strconv.Itoa(metricsPort))
 	h.svc = amsctl.Config{
 		State: filepath.Join(o.Dir, "service"), Sandbox: o.Sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
 		Args: []string{
@@ -139,19 +141,6 @@ func (h *Host) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd.Env = append(h.environ(), "AMSAGENT_AMS_DIR="+h.tree.Dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Unshareflags: syscall.CLONE_NEWNS}
 	return cmd
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		return 0, errors.Join(err, l.Close())
-	}
-	n, err := strconv.Atoi(port)
-	return n, errors.Join(err, l.Close())
 }
 
 // ID is the row's.
