@@ -186,7 +186,7 @@ func (b Beat) update(last *Beat) bson.D {
 	if last == nil || b.Interval != last.Interval {
 		put("interval_ms", small(b.Interval.Milliseconds()), b.Interval > 0)
 	}
-	if last == nil || clockMoved(b.Clock, last.Clock) {
+	if last == nil || ClockMoved(last.Clock, b.Clock) {
 		var ms int64
 		if b.Clock != nil {
 			ms = b.Clock.Milliseconds()
@@ -203,15 +203,14 @@ func (b Beat) update(last *Beat) bson.D {
 	return append(u, bson.E{Key: "$currentDate", Value: bson.D{{Key: "updated_at", Value: true}}})
 }
 
-func clockMoved(a, b *time.Duration) bool {
-	if a == nil || b == nil {
-		return (a == nil) != (b == nil)
+// ClockMoved reports whether a clock wandered far enough for a beat to tell, or
+// became known, or unknown.
+func ClockMoved(was, is *time.Duration) bool {
+	if was == nil || is == nil {
+		return (was == nil) != (is == nil)
 	}
-	return ClockMoved(*a, *b)
+	return (*is - *was).Abs() >= clockStep
 }
-
-// ClockMoved reports whether a clock wandered far enough for a beat to tell.
-func ClockMoved(was, is time.Duration) bool { return (is - was).Abs() >= clockStep }
 
 // small writes a number in four bytes where it fits.
 func small(n int64) any {

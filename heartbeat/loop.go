@@ -198,18 +198,11 @@ func (b *beats) send(ctx context.Context, s Sample) error {
 	b.seq++
 	// What the row holds of what changes rarely: the clock only moves there in
 	// steps.
-	if last != nil && !clockTold(last.Clock, beat.Clock) {
+	if last != nil && !cluster.ClockMoved(last.Clock, beat.Clock) {
 		beat.Clock = last.Clock
 	}
 	b.last = &beat
 	return nil
-}
-
-func clockTold(was, is *time.Duration) bool {
-	if was == nil || is == nil {
-		return (was == nil) != (is == nil)
-	}
-	return cluster.ClockMoved(*was, *is)
 }
 
 // readClock compares the clocks now and then. Where it cannot, what was known
