@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 )
@@ -115,34 +114,10 @@ func (s *Server) status() status {
 }
 
 func (b *Behaviour) apply(q url.Values) error {
-	var errs []error
-	for key := range q {
-		var err error
-		v := q.Get(key)
-		switch key {
-		case "silent":
-			b.Silent, err = strconv.ParseBool(v)
-		case "liveness":
-			b.Liveness, err = strconv.Atoi(v)
-		case "statistics":
-			b.Statistics, err = strconv.Atoi(v)
-		case "clock_skew_ms":
-			b.ClockSkew, err = milliseconds(v)
-		case "slow_stop_ms":
-			b.SlowStop, err = milliseconds(v)
-		default:
-			err = errors.New("unknown")
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func milliseconds(v string) (time.Duration, error) {
-	n, err := strconv.Atoi(v)
-	return time.Duration(n) * time.Millisecond, err
+	return control.Decode(q, map[string]any{
+		"silent": &b.Silent, "liveness": &b.Liveness, "statistics": &b.Statistics,
+		"clock_skew_ms": &b.ClockSkew, "slow_stop_ms": &b.SlowStop,
+	})
 }
 
 func parseStream(q url.Values) (Stream, error) {

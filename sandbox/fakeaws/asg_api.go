@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"crypto/rand"
 	"encoding/xml"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/control"
 )
 
 // The calls that the API knows.
@@ -344,44 +345,12 @@ func list(form url.Values, name string) []string {
 	return out
 }
 
-// parseAPIFault refuses what it does not know, as parseFault does.
 func parseAPIFault(q url.Values) (APIFault, error) {
 	var f APIFault
-	var errs []error
-	for key := range q {
-		var err error
-		v := q.Get(key)
-		switch key {
-		case "action":
-			f.Action = v
-		case "code":
-			f.Code = v
-		case "message":
-			f.Message = v
-		case "body":
-			f.Body = v
-		case "status":
-			f.Status, err = strconv.Atoi(v)
-		case "times":
-			f.Times, err = strconv.Atoi(v)
-		case "ms":
-			var n int
-			n, err = strconv.Atoi(v)
-			f.Delay = time.Duration(n) * time.Millisecond
-		case "empty":
-			f.Empty, err = strconv.ParseBool(v)
-		case "hang":
-			f.Hang, err = strconv.ParseBool(v)
-		case "reset":
-			f.Reset, err = strconv.ParseBool(v)
-		case "deaf":
-			f.Deaf, err = strconv.ParseBool(v)
-		default:
-			err = errors.New("unknown")
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
-		}
-	}
-	return f, errors.Join(errs...)
+	err := control.Decode(q, map[string]any{
+		"action": &f.Action, "code": &f.Code, "message": &f.Message, "body": &f.Body,
+		"status": &f.Status, "times": &f.Times, "ms": &f.Delay,
+		"empty": &f.Empty, "hang": &f.Hang, "reset": &f.Reset, "deaf": &f.Deaf,
+	})
+	return f, err
 }

@@ -11,7 +11,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -161,41 +160,12 @@ func (s *Server) signalHandlers(mux *http.ServeMux, instance func(http.ResponseW
 	})
 }
 
-// parseFault refuses what it does not know: a test with a misspelt parameter
-// would otherwise pass against a healthy service.
 func parseFault(q url.Values) (Fault, error) {
 	var f Fault
-	var errs []error
-	for key := range q {
-		var err error
-		v := q.Get(key)
-		switch key {
-		case "path":
-			f.Path = v
-		case "method":
-			f.Method = v
-		case "body":
-			f.Body = v
-		case "status":
-			f.Status, err = strconv.Atoi(v)
-		case "times":
-			f.Times, err = strconv.Atoi(v)
-		case "ms":
-			var n int
-			n, err = strconv.Atoi(v)
-			f.Delay = time.Duration(n) * time.Millisecond
-		case "truncate":
-			f.Truncate, err = strconv.ParseBool(v)
-		case "hang":
-			f.Hang, err = strconv.ParseBool(v)
-		case "reset":
-			f.Reset, err = strconv.ParseBool(v)
-		default:
-			err = errors.New("unknown")
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
-		}
-	}
-	return f, errors.Join(errs...)
+	err := control.Decode(q, map[string]any{
+		"path": &f.Path, "method": &f.Method, "body": &f.Body,
+		"status": &f.Status, "times": &f.Times, "ms": &f.Delay,
+		"truncate": &f.Truncate, "hang": &f.Hang, "reset": &f.Reset,
+	})
+	return f, err
 }

@@ -13,6 +13,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
+	"strconv"
 	"time"
 )
 
@@ -70,4 +72,34 @@ func JSON(w http.ResponseWriter, v any) {
 // Fail answers with a status and the reason.
 func Fail(w http.ResponseWriter, status int, err error) {
 	http.Error(w, err.Error(), status)
+}
+
+// Decode sets fields from parameters of the same names: *string, *bool, *int, or
+// *time.Duration, which is given in milliseconds. It refuses what it does not
+// know: a test with a misspelt parameter would otherwise pass against a healthy
+// service.
+func Decode(q url.Values, fields map[string]any) error {
+	var errs []error
+	for key := range q {
+		var err error
+		v := q.Get(key)
+		switch to := fields[key].(type) {
+		case *string:
+			*to = v
+		case *bool:
+			*to, err = strconv.ParseBool(v)
+		case *int:
+			*to, err = strconv.Atoi(v)
+		case *time.Duration:
+			var n int
+			n, err = strconv.Atoi(v)
+			*to = time.Duration(n) * time.Millisecond
+		default:
+			err = errors.New("unknown")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
+		}
+	}
+	return errors.Join(errs...)
 }
