@@ -228,7 +228,7 @@ func (k *converger) node() {
 func (m *Machine) nodeOf(f *facts, role, group string) cluster.Node {
 	n := cluster.Node{
 		ID: f.inst.ID, IP: f.address.Addr.String(), Hostname: firstOf(f.inst.Hostname, f.hostname.Name),
-		Role: role, Group: group,
+		Name: f.inst.Name, Role: role, Group: group,
 		Provider: f.inst.Provider, Region: f.inst.Region, Zone: f.inst.Zone, Type: f.inst.Type,
 		Agent: m.Version, AMS: f.install.Release.String(), BootID: m.bootID(), Port: f.install.HTTPPort,
 	}

@@ -37,6 +37,8 @@ type Node struct {
 	IP       string `bson:"ip,omitempty" json:"ip,omitempty"`
 	PublicIP string `bson:"public_ip,omitempty" json:"public_ip,omitempty"`
 	Hostname string `bson:"hostname,omitempty" json:"hostname,omitempty"`
+	// Name is what the cloud's signals call the machine by, where that is not ID.
+	Name     string `bson:"name,omitempty" json:"name,omitempty"`
 	Role     string `bson:"role,omitempty" json:"role,omitempty"`
 	Group    string `bson:"group,omitempty" json:"group,omitempty"`
 	Provider string `bson:"provider,omitempty" json:"provider,omitempty"`
@@ -98,6 +100,7 @@ func (n *Node) facts() []fact {
 		{"ip", &n.IP},
 		{"public_ip", &n.PublicIP},
 		{"hostname", &n.Hostname},
+		{"name", &n.Name},
 		{"role", &n.Role},
 		{"group", &n.Group},
 		{"provider", &n.Provider},

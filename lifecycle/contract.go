@@ -95,6 +95,14 @@ func (e *DeniedError) Error() string {
 // Unwrap returns the cloud's own answer.
 func (e *DeniedError) Unwrap() error { return e.Err }
 
+// Peers knows the other nodes of the cluster.
+type Peers interface {
+	// Serving returns those of the machines, named by id or as their cloud's
+	// signals call them, that run the agent and have neither left nor gone: who
+	// waits for them. An error is that nobody knows.
+	Serving(ctx context.Context, machines []string) ([]string, error)
+}
+
 // Source watches for notices.
 type Source interface {
 	// Name is for logs.

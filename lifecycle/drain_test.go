@@ -376,7 +376,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 			t.Errorf("%d stops, completed %v", w.stops, w.completed)
 		}
 		// Who deregisters after AMS has stopped completes the hook.
-		if err := FinishStop(t.Context(), w, "", w, w.options().Log); err != nil || len(w.completed) != 1 {
+		if err := FinishStop(t.Context(), w, "", w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 			t.Errorf("completed %v, %v", w.completed, err)
 		}
 		// A new boot that is to go all the same drains again.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -115,7 +116,7 @@ func (m *Manager) wantsDiscovery(launching bool) bool {
 		}
 		return r.Start != nil && !r.NoLaunchHook && m.o.Prove != nil
 	}
-	return r.Step != StepNone && r.hooked() && !r.NoHook
+	return r.Step != StepNone && r.asks() && !r.NoHook
 }
 
 // parking tells that this machine is on its way out of service to come back: a
@@ -148,7 +149,7 @@ func (m *Manager) wanted(a *waiter) op {
 	case StepCompleting, StepDone:
 		return opContinue
 	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
-		if r.HookFirst {
+		if r.HookFirst || a.Hook.Fixed {
 			return opNone
 		}
 		return opBeat
@@ -217,7 +218,9 @@ func (m *Manager) do(ctx context.Context, c call) {
 	case opBeat:
 		err = m.o.Completer.Heartbeat(bound, c.hook)
 	case opContinue:
-		err = m.o.Completer.Complete(bound, c.hook, Continue)
+		if err = m.alone(bound, c.hook); err == nil {
+			err = m.o.Completer.Complete(bound, c.hook, Continue)
+		}
 	case opAbandon:
 		err = m.o.Completer.Complete(bound, c.hook, Abandon)
 	case opNone:
@@ -331,6 +334,14 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 			return
 		}
 		m.publish(now)
+	case errors.Is(err, errOthers):
+		// Who looks at this machine is to know why it still waits.
+		c.try.backOff, c.try.at = 0, now.Add(noActionEvery)
+		if limit := a.Hook.Limit; !limit.IsZero() && limit.Before(c.try.at) {
+			c.try.at = limit
+		}
+		m.troubleLocked(string(c.op), err.Error())
+		m.publish(now)
 	case errors.As(err, &denied):
 		if c.op == opBeat {
 			a.Denied, a.Failing = denied.Permission, true
@@ -349,6 +360,31 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		}
 		m.failed(c, fmt.Sprintf("hook %s: %s: %v", a.Hook.Name, c.op, err), most, now)
 	}
+}
+
+// errOthers: other machines behind the same word of ours have not left yet.
+var errOthers = errors.New("other machines wait for the same word")
+
+// alone tells whether our word about a hook cuts nobody else's sessions: it lets
+// all machines of the hook go. When the cloud waits no longer, it is said all the
+// same: then it tells no more than that we have left.
+func (m *Manager) alone(ctx context.Context, h Hook) error { return alone(ctx, m.o.Peers, h) }
+
+func alone(ctx context.Context, p Peers, h Hook) error {
+	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
+		return nil
+	}
+	if p == nil {
+		return fmt.Errorf("%w, and nobody can be asked whether they have left: %s", errOthers, strings.Join(h.Others, ", "))
+	}
+	serving, err := p.Serving(ctx, h.Others)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w, and it is not known whether they have left (%s): %w", errOthers, strings.Join(h.Others, ", "), err)
+	case len(serving) > 0:
+		return fmt.Errorf("%w, and have not left yet: %s", errOthers, strings.Join(serving, ", "))
+	}
+	return nil
 }
 
 func (m *Manager) ended(a *waiter, c call, now time.Time) {
@@ -413,7 +449,9 @@ func LastWord(files Files, path, boot string) (*Tombstone, error) {
 // FinishStop tells the cloud what a drain could not tell because the machine went
 // down in the middle of it. It is for whoever deregisters after AMS has stopped,
 // in a process of its own: one attempt, and only where a hook waits.
-func FinishStop(ctx context.Context, files Files, path string, c Completer, log *slog.Logger) error {
+//
+// A hook that others wait behind is left to the last of them, of whom p tells.
+func FinishStop(ctx context.Context, files Files, path string, c Completer, p Peers, log *slog.Logger) error {
 	r, err := load(files, orText(path, DefaultPath))
 	if err != nil || r == nil || c == nil {
 		return err
@@ -422,7 +460,7 @@ func FinishStop(ctx context.Context, files Files, path string, c Completer, log 
 		return nil
 	}
 	var errs []error
-	if r.open(false) == nil && len(r.Hooks) == 0 && r.hooked() && !r.NoHook {
+	if r.open(false) == nil && len(r.Hooks) == 0 && r.asks() && !r.NoHook {
 		h, err := c.Discover(ctx, false)
 		if err != nil {
 			return fmt.Errorf("asking for the hook that waits: %w", err)
@@ -436,9 +474,15 @@ func FinishStop(ctx context.Context, files Files, path string, c Completer, log 
 		if a.Hook.Launching || a.End != "" {
 			continue
 		}
-		switch err := c.Complete(ctx, a.Hook, Continue); {
+		err := alone(ctx, p, a.Hook)
+		if err == nil {
+			err = c.Complete(ctx, a.Hook, Continue)
+		}
+		switch {
 		case err == nil:
 			log.Info("the hook is completed", "hook", a.Hook.Name)
+		case errors.Is(err, errOthers):
+			log.Info("the hook is left to the last of its machines", "hook", a.Hook.Name, "why", err.Error())
 		case errors.Is(err, ErrGone), errors.Is(err, ErrNoAction):
 			log.Info("the hook does not wait", "hook", a.Hook.Name, "answer", err.Error())
 		default:

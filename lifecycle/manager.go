@@ -56,6 +56,9 @@ type Options struct {
 	Role func() string
 	// Completer is nil where the cloud has no hooks.
 	Completer Completer
+	// Peers tells who else waits behind the same word of ours. With nil such a word
+	// is said only when the cloud waits no longer.
+	Peers     Peers
 	Sources   []Source
 	Rebalance RebalancePolicy
 

@@ -58,6 +58,11 @@ type Hook struct {
 	Name     string `json:"name"`
 	// Token is the cloud's for this one action, where it gave one.
 	Token string `json:"token,omitempty"`
+	// Others are the other machines that the same word of ours lets go, by id or as
+	// the cloud's signals call them: the word is said when they have left, too.
+	Others []string `json:"others,omitempty"`
+	// Fixed tells that nothing we say makes the cloud wait longer than Limit.
+	Fixed bool `json:"fixed,omitempty"`
 	// Launching tells the hook of a start from that of an end.
 	Launching bool `json:"launching,omitempty"`
 	// Timeout is how long the cloud waits from one word of ours to the next; 0 is

@@ -155,6 +155,11 @@ func (a *waiter) same(h Hook) bool {
 	return a.Hook.Provider == h.Provider && a.Hook.Group == h.Group && a.Hook.Name == h.Name && a.Hook.Launching == h.Launching
 }
 
+func (h Hook) equal(o Hook) bool {
+	return h.Provider == o.Provider && h.Group == o.Group && h.Name == o.Name && h.Token == o.Token && h.Launching == o.Launching &&
+		h.Timeout == o.Timeout && h.Limit.Equal(o.Limit) && h.Fixed == o.Fixed && slices.Equal(h.Others, o.Others)
+}
+
 // clone copies what later changes may touch.
 func (r *record) clone() *record {
 	c := *r
@@ -267,8 +272,13 @@ func (r *record) drop(match func(Notice) bool) {
 }
 
 // hooked tells that the cloud may have a hook that waits for the end of this
-// machine.
-func (r *record) hooked() bool { return r.has(Terminate, Park) != nil }
+// machine: one that has to be asked for, or that came with a notice.
+func (r *record) hooked() bool {
+	return r.asks() || slices.ContainsFunc(r.Notices, func(n Notice) bool { return n.Hook != nil && !n.Hook.Launching })
+}
+
+// asks tells that the cloud may have a hook of which no notice tells.
+func (r *record) asks() bool { return r.has(Terminate, Park) != nil }
 
 // open finds the hook that is open, for the end or the start of the machine.
 func (r *record) open(launching bool) *waiter {
@@ -303,7 +313,10 @@ func (r *record) learn(h Hook, since time.Time) (changed bool) {
 		if a.Hook.Limit.IsZero() || !h.Limit.IsZero() && a.Hook.Limit.Sub(h.Limit) > time.Second {
 			a.Hook.Limit = h.Limit
 		}
-		return a.Hook != was
+		if len(h.Others) > 0 {
+			a.Hook.Others = h.Others
+		}
+		return !a.Hook.equal(was)
 	}
 	r.Hooks = append(r.Hooks, waiter{Hook: h, Since: since})
 	return true

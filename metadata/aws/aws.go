@@ -19,7 +19,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
-	"github.com/amsagent/amsagent/metadata/record"
 )
 
 // Name of this provider.
@@ -96,16 +95,10 @@ func New(opts cloud.Options) (*Provider, error) {
 		endpoints = []string{given}
 	}
 	p := &Provider{opts: opts, slots: make(chan struct{}, parallel), serial: opts.Record != ""}
-	var wrap func(http.RoundTripper) http.RoundTripper
-	if opts.Record != "" {
-		if err := record.Prepare(opts.Record); err != nil {
-			return nil, err
-		}
-		wrap = func(next http.RoundTripper) http.RoundTripper {
-			return record.NewTransport(opts.Record, next, policy{})
-		}
+	client, err := opts.RecordingClient(policy{})
+	if err != nil {
+		return nil, err
 	}
-	client := opts.HTTPClient(wrap)
 	fallback := sdk.FalseTernary
 	if opts.AllowIMDSv1 {
 		fallback = sdk.TrueTernary
@@ -152,23 +145,23 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	}
 
 	var (
-		g          = gatherer{serial: p.serial}
+		g          = cloud.Gatherer{Serial: p.serial}
 		public, v6 []netip.Addr
 		tags       cloud.TagSet
 	)
-	g.do("life_cycle", func() (err error) {
+	g.Do("life_cycle", func() (err error) {
 		inst.LifeCycle, err = item(ctx, p, optional("instance life cycle", "meta-data/instance-life-cycle"), ParseWord)
 		return err
 	})
-	g.do("hostname", func() (err error) {
+	g.Do("hostname", func() (err error) {
 		inst.Hostname, err = item(ctx, p, optional("host name", "meta-data/local-hostname"), ParseHostname)
 		return err
 	})
-	g.do("public_address", func() (err error) {
+	g.Do("public_address", func() (err error) {
 		public, err = item(ctx, p, optional("public address", "meta-data/public-ipv4"), ParseAddresses)
 		return err
 	})
-	g.do("ipv6", func() (err error) {
+	g.Do("ipv6", func() (err error) {
 		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
 		mac, err := item(ctx, p, optional("MAC address", "meta-data/mac"), ParseMAC)
 		if err != nil {
@@ -177,12 +170,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		v6, err = item(ctx, p, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
 		return err
 	})
-	g.do("tags", func() (err error) {
+	g.Do("tags", func() (err error) {
 		tags, err = p.readTags(ctx)
 		return err
 	})
-	g.wait()
-	if err := g.fatal(); err != nil {
+	g.Wait()
+	if err := g.Fatal(); err != nil {
 		return cloud.Instance{}, err
 	}
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
@@ -208,8 +201,8 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		inst.Notes = append(inst.Notes, "the metadata tells no private address of this instance")
 	}
 	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
-	inst.Missing = g.keys
-	for _, err := range g.errs {
+	inst.Missing = g.Keys()
+	for _, err := range g.Errors() {
 		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
 		inst.Notes = append(inst.Notes, err.Error())
 	}
@@ -233,7 +226,7 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 		return cloud.TagSet{Hint: unread(err)}, err
 	}
 	var (
-		g  = gatherer{serial: p.serial}
+		g  = cloud.Gatherer{Serial: p.serial}
 		mu sync.Mutex
 	)
 	set := cloud.TagSet{Tags: cloud.Tags{}, Known: true}
@@ -242,7 +235,7 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 		keys = append(keys, tagGroup)
 	}
 	for _, key := range keys {
-		g.do(key, func() error {
+		g.Do(key, func() error {
 			v, err := item(ctx, p, optional("tag "+key, "meta-data/tags/instance/"+key), ParseTagValue)
 			if err != nil {
 				return err
@@ -253,11 +246,11 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 			return nil
 		})
 	}
-	g.wait()
+	g.Wait()
 	set.Group = set.Tags[tagGroup]
-	if len(g.errs) > 0 {
-		err := g.errs[0]
-		if more := len(g.errs) - 1; more > 0 {
+	if len(g.Errors()) > 0 {
+		err := g.Errors()[0]
+		if more := len(g.Errors()) - 1; more > 0 {
 			err = fmt.Errorf("%w; and %d more tags", err, more)
 		}
 		// A tag that is there and unread could be the role: the caller must not think that it is not there.
@@ -272,51 +265,6 @@ func unread(err error) string {
 		return fmt.Sprintf("the tags could not be read: %v; %s", err, hint)
 	}
 	return fmt.Sprintf("the tags could not be read: %v", err)
-}
-
-// gatherer runs the requests for independent items side by side and remembers which failed.
-type gatherer struct {
-	serial bool
-	wg     sync.WaitGroup
-	mu     sync.Mutex
-	keys   []string
-	errs   []error
-}
-
-// do runs fn. An item that is not set is no failure.
-func (g *gatherer) do(key string, fn func() error) {
-	run := func() {
-		err := fn()
-		if err == nil || errors.Is(err, cloud.ErrNotFound) {
-			return
-		}
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.keys = append(g.keys, key)
-		g.errs = append(g.errs, err)
-	}
-	if g.serial {
-		run()
-		return
-	}
-	g.wg.Go(run)
-}
-
-// wait for all, and put the failures into an order that does not depend on timing.
-func (g *gatherer) wait() {
-	g.wg.Wait()
-	slices.Sort(g.keys)
-	slices.SortFunc(g.errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-}
-
-// fatal returns the failure that is our own and not the service's, if there is one.
-func (g *gatherer) fatal() error {
-	for _, err := range g.errs {
-		if errors.Is(err, errRecording) {
-			return err
-		}
-	}
-	return nil
 }
 
 // need is one item: where it is and how hard to try.
@@ -376,9 +324,7 @@ func (p *Provider) fetch(ctx context.Context, path string) ([]byte, error) {
 
 // judge adds what is known of EC2 to the verdict on one failed try.
 func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
-	if werr, ok := errors.AsType[*record.WriteError](e.Cause); ok {
-		// Not the service's fault, and no retry mends a full disk.
-		e.Kind, e.Cause = errRecording, werr
+	if cloud.JudgeRecording(e) {
 		return
 	}
 	token := a.Method() == http.MethodPut
@@ -402,5 +348,3 @@ func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
 		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoV2
 	}
 }
-
-var errRecording = errors.New("recording what the metadata service says")

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Instance is what a cloud, or the machine itself, says about this machine. An empty field means "not there" unless its
@@ -22,7 +23,9 @@ type Instance struct {
 	// ID names this machine in the cluster's registry. It stays the same for the life of the machine.
 	ID string `json:"id"`
 	// IDSource says in words where ID comes from.
-	IDSource  string `json:"id_source,omitempty"`
+	IDSource string `json:"id_source,omitempty"`
+	// Name is the cloud's own name of this machine, where its signals call it by that instead of by ID.
+	Name      string `json:"name,omitempty"`
 	AccountID string `json:"account_id,omitempty"`
 	Region    string `json:"region,omitempty"`
 	Zone      string `json:"zone,omitempty"`
@@ -45,6 +48,8 @@ type Instance struct {
 	TagsHint  string `json:"tags_hint,omitempty"`
 	// Group is the scaling group this machine belongs to.
 	Group string `json:"group,omitempty"`
+	// StopWindow is how long the cloud lets a machine go down by itself before it switches it off; 0 is not known.
+	StopWindow time.Duration `json:"stop_window_ns,omitempty"`
 	// Missing names the fields (as in JSON) that exist but could not be read this time.
 	Missing []string `json:"missing,omitempty"`
 	// Notes are sentences for people about what was found and chosen.

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -86,7 +87,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	}
 	done, err := m.Deregister(ctx, req)
 	if opts.onShutdown && !errors.Is(err, bootstrap.ErrServing) {
-		g.finishStop(ctx, m, files) // last, and whether MongoDB heard of it or not
+		g.finishStop(ctx, m, files, src.Target) // last, and whether MongoDB heard of it or not
 	}
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):
@@ -101,13 +102,30 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 }
 
 // finishStop completes the hook that a drain was for which the machine did not wait for.
-func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files lifecycle.Files) {
+func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files lifecycle.Files, mongo cluster.Target) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
 	defer cancel()
 	c := newCloud(&daemonAdapter{g: g, machine: m})
-	if err := lifecycle.FinishStop(ctx, files, "", c.late(), g.log()); err != nil {
+	if err := lifecycle.FinishStop(ctx, files, "", c.late(), lastPeers{m, mongo}, g.log()); err != nil {
 		g.log().Warn("the hook is left to its timeout", "error", err)
 	}
+}
+
+// lastPeers asks the cluster once, by a connection of its own, who else still serves.
+type lastPeers struct {
+	m     *bootstrap.Machine
+	mongo cluster.Target
+}
+
+// Serving implements lifecycle.Peers.
+func (p lastPeers) Serving(ctx context.Context, machines []string) ([]string, error) {
+	c, err := p.m.Connect(ctx, p.mongo)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	var peers cluster.Peers
+	return peers.Serving(ctx, c, machines)
 }
 
 // finishTime bounds that, beside the time that MongoDB gets.

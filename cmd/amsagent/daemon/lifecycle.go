@@ -47,6 +47,7 @@ type life struct {
 	manager *lifecycle.Manager
 
 	departures atomic.Int64
+	peers      cluster.Peers
 
 	mu        sync.Mutex
 	stoppedAt time.Time
@@ -59,6 +60,7 @@ type life struct {
 func newLife(d *Daemon, o Lifecycle) (*life, error) {
 	l := &life{d: d, leaver: o.Leaver}
 	opts := o.Options
+	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
 	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.Sessions, v.Beat.Round }
 	opts.Role = func() string { return d.view.get().Role }
@@ -237,6 +239,15 @@ func (l *life) SetState(ctx context.Context, s cluster.State, reason string) err
 	}
 	l.d.view.setState(s, time.Now())
 	return nil
+}
+
+// Serving implements lifecycle.Peers.
+func (l *life) Serving(ctx context.Context, machines []string) (serving []string, err error) {
+	err = l.with(ctx, func(c *cluster.Client) error {
+		serving, err = l.peers.Serving(ctx, c, machines)
+		return err
+	})
+	return serving, err
 }
 
 // Sessions implements lifecycle.Node.

@@ -1,0 +1,51 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// Peers tells which other machines of the cluster still serve. It remembers what
+// it saw, as an [Observer] does. The zero value is ready.
+type Peers struct {
+	mu       sync.Mutex
+	observer Observer
+}
+
+// Serving looks at the cluster and returns those of the machines, named by id or
+// by [Node.Name], whose agent may still have sessions to wait for: it has beaten,
+// has not said that it left, and is not gone by both witnesses. A machine that no
+// row names runs no agent, and nobody waits for it.
+func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	look, err := c.Look(ctx)
+	if err != nil {
+		p.observer.Lost(c.now())
+		return nil, err
+	}
+	return serving(p.observer.Judge(look, look.At), machines), nil
+}
+
+func serving(members []Member, machines []string) []string {
+	var out []string
+	for _, m := range members {
+		n := m.Node
+		if n == nil || !n.Beats() {
+			continue
+		}
+		i := slices.IndexFunc(machines, func(s string) bool { return s != "" && (s == n.ID || s == n.Name) })
+		if i < 0 || n.State == StateLeft || n.State == StateFailed || m.Verdict == VerdictGone {
+			continue
+		}
+		if !slices.Contains(out, machines[i]) {
+			out = append(out, machines[i])
+		}
+	}
+	slices.Sort(out)
+	return out
+}

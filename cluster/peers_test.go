@@ -1,0 +1,49 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestServing(t *testing.T) {
+	member := func(id, name string, s State, v Verdict) Member {
+		return Member{Node: &Node{ID: id, Name: name, State: s, Seq: 1}, Verdict: v}
+	}
+	quiet := Member{Node: &Node{ID: "never-beat", State: StateActive}, Verdict: VerdictAMSStale}
+	members := []Member{
+		member("id-1", "edge_1", StateDraining, VerdictAlive),
+		member("id-2", "edge_2", StateLeft, VerdictGone),
+		member("id-3", "edge_3", StateActive, VerdictGone),
+		member("id-4", "edge_4", StateActive, VerdictAMSStale),
+		member("id-5", "edge_5", StateFailed, VerdictAgentStale),
+		// Two rows of one name: a machine that was imaged anew, and its former life.
+		member("id-6", "edge_6", StateLeft, VerdictGone),
+		member("id-7", "edge_6", StateActive, VerdictAgentStale),
+		member("id-8", "", StateActive, VerdictAlive),
+		quiet,
+		{AMS: []AMSNode{{ID: "ams-only"}}, Verdict: VerdictAgentStale},
+	}
+	for _, tc := range []struct {
+		name     string
+		machines []string
+		want     []string
+	}{
+		{"by name", []string{"edge_1", "edge_2", "edge_3"}, []string{"edge_1"}},
+		{"by id", []string{"id-4", "id-2"}, []string{"id-4"}},
+		{"failed is not serving", []string{"edge_5"}, nil},
+		{"one of two rows serves", []string{"edge_6"}, []string{"edge_6"}},
+		{"nobody we know", []string{"edge_99", ""}, nil},
+		{"no agent there", []string{"never-beat", "ams-only"}, nil},
+		{"in order", []string{"id-8", "edge_4", "edge_1"}, []string{"edge_1", "edge_4", "id-8"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, serving(members, tc.machines)); diff != "" {
+				t.Errorf("-want +got\n%s", diff)
+			}
+		})
+	}
+}
