@@ -61,6 +61,28 @@ const leaveFirst = "run 'amsagent leave': it makes this machine standalone witho
 // preflight makes every check that can be made before the first change and
 // plans the change. It stops at nothing: one run must show all that is wrong.
 func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequest, f *facts) error {
+	if err := checkRecord(store, f); err != nil {
+		return err
+	}
+	if m.Euid != 0 && !req.DryRun && m.Root == "" {
+		f.fail(IDRoot, errors.New("only root may change this machine's configuration"), "run it with sudo, or from user-data")
+	}
+	m.checkInstall(f)
+	m.checkService(ctx, f)
+	m.checkIdentity(ctx, req, f)
+	if f.install != nil {
+		m.checkPlan(store, req, f)
+	}
+	if !req.Offline {
+		checkTarget(req, f)
+		m.checkMongo(ctx, req, f)
+	}
+	return nil
+}
+
+// checkRecord reads what the agent wrote down about its changes. The error is for
+// what is neither good nor bad, as a folder that may not be read.
+func checkRecord(store *conf.Store, f *facts) error {
 	var err error
 	if f.record, err = store.Record(); err != nil {
 		n, ok := recordFinding(err, leaveFirst)
@@ -82,30 +104,24 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 			return err
 		}
 	}
-	if m.Euid != 0 && !req.DryRun && m.Root == "" {
-		f.fail(IDRoot, errors.New("only root may change this machine's configuration"), "run it with sudo, or from user-data")
-	}
+	return nil
+}
+
+// checkInstall looks at the installation.
+func (m *Machine) checkInstall(f *facts) {
+	var err error
 	if f.install, err = m.open(); err != nil {
 		f.fail(IDInstall, err, ams.Hint(err))
 		f.install = nil
-	} else {
-		f.warnAll(f.install.Warnings)
-		if !f.install.Release.Known() {
-			f.warn(IDRelease, "say which it is with --ams-release", "the release of Ant Media Server is not known; it is taken for a current one")
-		}
-		if f.mode, err = f.install.Mode(); err != nil {
-			f.mode = ""
-		}
+		return
 	}
-	m.checkService(ctx, f)
-	m.checkIdentity(ctx, req, f)
-	if f.install != nil {
-		m.checkPlan(store, req, f)
+	f.warnAll(f.install.Warnings)
+	if !f.install.Release.Known() {
+		f.warn(IDRelease, "say which it is with --ams-release", "the release of Ant Media Server is not known; it is taken for a current one")
 	}
-	if !req.Offline {
-		m.checkMongo(ctx, req, f)
+	if f.mode, err = f.install.Mode(); err != nil {
+		f.mode = ""
 	}
-	return nil
 }
 
 func (m *Machine) checkService(ctx context.Context, f *facts) {
@@ -215,7 +231,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	}
 	// Who is not root is told so; that he may not write is no news then.
 	if !req.DryRun && (m.Euid == 0 || m.Root != "") {
-		m.checkWritable(store, f)
+		checkWritable(store, plan.Changed(), f)
 	}
 }
 
@@ -302,16 +318,16 @@ const minFree = 1 << 20
 
 // checkWritable finds read-only and full file systems before anything is
 // staged on them.
-func (m *Machine) checkWritable(store *conf.Store, f *facts) {
-	if len(f.plan.Changed()) == 0 {
+func checkWritable(store *conf.Store, files []conf.PlannedFile, f *facts) {
+	if len(files) == 0 {
 		return
 	}
-	immutable := protected(store, f.plan)
+	immutable := protected(store, files)
 	for _, p := range immutable {
 		f.fail(IDWritable, fmt.Errorf("%s is protected against every change: %w", p, syscall.EPERM), chattr(p))
 	}
 	dirs := []string{existing(store, StateDir)}
-	for _, file := range f.plan.Changed() {
+	for _, file := range files {
 		if d := existing(store, path.Dir(file.Before.Target)); !slices.Contains(dirs, d) {
 			dirs = append(dirs, d)
 		}
@@ -366,15 +382,19 @@ func existing(store *conf.Store, dir string) string {
 	}
 }
 
-// checkMongo asks MongoDB itself, waiting a little for one that boots at the
-// same moment as we do.
-func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
+// checkTarget looks at the connection string alone.
+func checkTarget(req JoinRequest, f *facts) {
 	for _, w := range req.Mongo.Warnings() {
 		f.warn(IDMongoOption, "", "connection string: %s", w)
 	}
 	if req.Mongo.Loopback() && f.address.Addr.IsValid() && !f.address.Addr.IsLoopback() {
 		f.warn(IDMongoLocal, "give the address of the cluster's database", "MongoDB at %s is this very machine; no other node can join that cluster", req.Mongo.Redacted())
 	}
+}
+
+// checkMongo asks MongoDB itself, waiting a little for one that boots at the
+// same moment as we do.
+func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 	c, err := m.Connect(ctx, req.Mongo)
 	if err != nil {
 		f.failMongo(err)

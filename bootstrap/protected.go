@@ -15,10 +15,10 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// protected lists what a plan touches, and the folders around it, that somebody
+// protected lists what changing these files touches, and the folders around it, that somebody
 // made immutable (chattr +i, +a): root itself is refused then, with an error that
 // does not say why.
-func protected(store *conf.Store, plan *conf.Plan) []string {
+func protected(store *conf.Store, files []conf.PlannedFile) []string {
 	root := store.Root
 	if root == "" {
 		root = "/"
@@ -30,7 +30,7 @@ func protected(store *conf.Store, plan *conf.Plan) []string {
 			paths = append(paths, path.Join(own, e.Name()))
 		}
 	}
-	for _, f := range plan.Changed() {
+	for _, f := range files {
 		target := path.Join(root, f.Before.Target)
 		paths = append(paths, target, path.Dir(target))
 	}
@@ -51,7 +51,7 @@ func protectedHint(store *conf.Store, plan *conf.Plan, err error) string {
 	if !errors.Is(err, syscall.EPERM) {
 		return ""
 	}
-	if paths := protected(store, plan); len(paths) > 0 {
+	if paths := protected(store, plan.Changed()); len(paths) > 0 {
 		return chattr(paths[0])
 	}
 	return ""

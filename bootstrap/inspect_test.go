@@ -1,0 +1,110 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+func inspect(t *testing.T, m *Machine, req JoinRequest) *Inspection {
+	t.Helper()
+	if req.Identify == nil {
+		req.Identify = func(context.Context) (metadata.Instance, error) {
+			return metadata.Instance{ID: "i-1", Address: netip.MustParseAddr("10.0.0.5")}, nil
+		}
+	}
+	before := treeFiles(t, m)
+	in, err := m.Inspect(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(before, treeFiles(t, m)); d != "" {
+		t.Errorf("an inspection wrote:\n%s", d)
+	}
+	return in
+}
+
+func findingIDs(fs []Finding) []string {
+	var out []string
+	for _, f := range fs {
+		out = append(out, f.ID)
+	}
+	return out
+}
+
+// An inspection finds what the preflight of a join finds, without a join.
+func TestInspect(t *testing.T) {
+	m := ownTree(t, "3.0", "3.0.3")
+	in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "10.0.2.4")})
+	if len(in.Failed) > 0 || !in.Planned || !in.Writable || in.Mode != conf.ModeStandalone || in.State != nil || in.Unread != nil {
+		t.Errorf("%+v", in)
+	}
+	if !slices.Contains(in.Changes, "/usr/local/antmedia/conf/jee-container.xml") || !slices.Contains(in.Changes, MongoPath) {
+		t.Errorf("a join would change %v", in.Changes)
+	}
+	if _, err := os.Stat(filepath.Join(m.Root, StateDir)); err == nil {
+		t.Error("the agent's folder was made")
+	}
+
+	// Nobody knows where MongoDB is: that the files can be edited is known all the same.
+	if in := inspect(t, m, JoinRequest{}); !in.Planned || in.Changes != nil || len(in.Failed) > 0 {
+		t.Errorf("%+v", in)
+	}
+	// A loopback address is told without asking anybody.
+	if in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "127.0.0.1")}); !slices.Contains(findingIDs(in.Warnings), IDMongoLocal) {
+		t.Errorf("%v", in.Warnings)
+	}
+
+	edit(t, m, "conf/jee-container.xml", "cluster end -->", "cluster end")
+	in = inspect(t, m, JoinRequest{Identify: func(context.Context) (metadata.Instance, error) {
+		return metadata.Instance{}, errors.New("nobody answers")
+	}})
+	if got := findingIDs(in.Failed); !slices.Equal(got, []string{IDIdentity, IDSections}) && !slices.Equal(got, []string{IDIdentity, IDFile}) || in.Planned {
+		t.Errorf("failed: %v", in.Failed)
+	}
+	empty := &Machine{Root: t.TempDir(), Service: m.Service}
+	in, err := empty.Inspect(t.Context(), JoinRequest{Identify: func(context.Context) (metadata.Instance, error) {
+		return metadata.Instance{}, nil
+	}})
+	if err != nil || !slices.Contains(findingIDs(in.Failed), IDInstall) || in.Install != nil {
+		t.Errorf("%+v, %v", in, err)
+	}
+}
+
+// What a joined machine remembers is in it, and a record that cannot be used is a finding.
+func TestInspectRecord(t *testing.T) {
+	m := ownTree(t, "3.0", "3.0.3")
+	joinOffline(t, m, "10.0.2.4", "10.0.0.5")
+	if in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "10.0.2.4")}); !in.Undo || in.Mode != conf.ModeCluster {
+		t.Errorf("%+v", in)
+	}
+	if err := os.WriteFile(filepath.Join(m.Root, statePath), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if in := inspect(t, m, JoinRequest{}); !slices.Contains(findingIDs(in.Warnings), IDRecord) {
+		t.Errorf("%v", in.Warnings)
+	}
+}
+
+func TestReach(t *testing.T) {
+	m := &Machine{Connect: func(context.Context, cluster.Target) (*cluster.Client, error) {
+		return nil, &cluster.Error{Kind: cluster.KindAuth, Op: "x", Err: errors.New("y")}
+	}, Progress: func(s string) { t.Errorf("said: %s", s) }}
+	c, failed, warnings := m.Reach(t.Context(), mustTarget(t, "10.0.2.4"))
+	if c != nil || !slices.Equal(findingIDs(failed), []string{IDMongoAuth}) || len(warnings) > 0 {
+		t.Errorf("%v, %v, %v", c, failed, warnings)
+	}
+}
