@@ -1,0 +1,148 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+)
+
+// ServerFacts is what a server says of itself.
+type ServerFacts struct {
+	Version string `json:"version"` // "" where it does not say
+	// Wire is the newest version of the protocol that it speaks; 0 is not known.
+	Wire int `json:"wire,omitempty"`
+	// ReplicaSet is its name, "" for a server of its own; Members how many hosts it has.
+	ReplicaSet string `json:"replica_set,omitempty"`
+	Members    int    `json:"members,omitempty"`
+	// Writable tells that it takes writes now.
+	Writable bool `json:"writable"`
+	// Forgets tells whether the server has the index by which it forgets the nodes
+	// that have left; nil is not known.
+	Forgets *bool `json:"forgets,omitempty"`
+}
+
+// ServerFacts asks the server about itself. It changes nothing.
+func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
+	const op = "asking MongoDB about itself"
+	var f ServerFacts
+	var hello bson.Raw
+	err := c.call(ctx, op, func(ctx context.Context) error {
+		var err error
+		hello, err = c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
+		return err
+	})
+	if err != nil {
+		return f, err
+	}
+	wire, _ := int64Field(hello, "maxWireVersion")
+	f.Wire, f.ReplicaSet = int(wire), textField(hello, "setName")
+	f.Writable, _ = field(hello, "isWritablePrimary").BooleanOK()
+	if hosts, ok := field(hello, "hosts").ArrayOK(); ok {
+		values, _ := hosts.Values()
+		f.Members = len(values)
+	}
+	// What is not told is no failure of the rest.
+	var build bson.Raw
+	if c.once(ctx, op, func(ctx context.Context) error {
+		var err error
+		build, err = c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "buildInfo", Value: 1}}).Raw()
+		return err
+	}) == nil {
+		f.Version = textField(build, "version")
+	}
+	f.Forgets = c.forgets(ctx)
+	return f, nil
+}
+
+// forgets looks for an index with a time to live on the rows; nil is not known.
+func (c *Client) forgets(ctx context.Context) *bool {
+	var specs []mongo.IndexSpecification
+	err := c.once(ctx, "listing the indexes of the registry", func(ctx context.Context) error {
+		var err error
+		specs, err = c.nodes().Indexes().ListSpecifications(ctx)
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	found := slices.ContainsFunc(specs, func(s mongo.IndexSpecification) bool { return s.ExpireAfterSeconds != nil })
+	return &found
+}
+
+// Latency is the median of n round trips of a ping, after one that opens the
+// connection.
+func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
+	var trips []time.Duration
+	for i := range n + 1 {
+		start := time.Now()
+		if err := c.Ping(ctx); err != nil {
+			return 0, err
+		}
+		if i > 0 {
+			trips = append(trips, time.Since(start))
+		}
+	}
+	slices.Sort(trips)
+	if len(trips) == 0 {
+		return 0, nil
+	}
+	return trips[len(trips)/2], nil
+}
+
+// OpenToAll reports whether the server shows its databases to somebody who does
+// not log in: it asks as one. An error is for a question without an answer.
+func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
+	const op = "asking MongoDB without a password"
+	c := &Client{target: t, timeout: o.Timeout, log: o.Log, now: o.Now, watch: newWatch()}
+	if c.timeout <= 0 {
+		c.timeout = defaultTimeout
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	opts, err := c.driverOptions(ctx, o)
+	if err == nil {
+		opts.Auth = nil
+		c.mongo, err = mongo.Connect(opts)
+	}
+	if err != nil {
+		return false, newError(op, err, t, nil)
+	}
+	defer func() { _ = c.Close(ctx) }()
+	err = c.once(ctx, op, func(ctx context.Context) error {
+		return c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}).Err()
+	})
+	switch KindOf(err) {
+	case "":
+		return true, nil
+	case KindForbidden, KindAuth:
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+// UsesTLS reports whether connections to the target are encrypted: mongodb+srv
+// and several options switch that on without saying so.
+func (t Target) UsesTLS() bool { return t.usesTLS() }
+
+// HostNames are the hosts without their ports.
+func (t Target) HostNames() []string {
+	var names []string
+	for _, h := range hostsOf(t) {
+		name := h
+		if i := strings.LastIndexByte(h, ':'); i >= 0 && !strings.HasSuffix(h, "]") {
+			name = h[:i]
+		}
+		names = append(names, strings.Trim(name, "[]"))
+	}
+	return names
+}

@@ -1,0 +1,137 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+func TestServerFacts(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		indexes bson.D // the reply to listIndexes
+		build   bson.D
+		want    ServerFacts
+		forgets string
+	}{
+		{
+			"a primary with all", listReply(bson.D{{Key: "v", Value: 2}, {Key: "key", Value: bson.D{{Key: "left_at", Value: 1}}}, {Key: "name", Value: "left_at_1"}, {Key: "expireAfterSeconds", Value: 60}}),
+			okReply(bson.E{Key: "version", Value: "7.0.14"}),
+			ServerFacts{Version: "7.0.14", Wire: 21, ReplicaSet: "rs0", Members: 3, Writable: true}, "yes",
+		},
+		{
+			"no index with a time to live", listReply(bson.D{{Key: "v", Value: 2}, {Key: "key", Value: bson.D{{Key: "_id", Value: 1}}}, {Key: "name", Value: "_id_"}}),
+			okReply(bson.E{Key: "version", Value: "7.0.14"}),
+			ServerFacts{Version: "7.0.14", Wire: 21, ReplicaSet: "rs0", Members: 3, Writable: true}, "no",
+		},
+		{
+			"it tells nothing more", errorReply(13, "Unauthorized", "not authorized"), errorReply(59, "CommandNotFound", "no such command"),
+			ServerFacts{Wire: 21, ReplicaSet: "rs0", Members: 3, Writable: true}, "",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := startFake(t, nil)
+			s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "setName", Value: "rs0"},
+				bson.E{Key: "hosts", Value: bson.A{"a:1", "b:1", "c:1"}}, bson.E{Key: "me", Value: s.listener.Addr().String()})
+			s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+				switch name {
+				case "listIndexes":
+					return tt.indexes, nil
+				case "buildInfo":
+					return tt.build, nil
+				}
+				return okReply(), nil
+			}
+			f, err := connect(t, "mongodb://"+s.listener.Addr().String()+"/?directConnection=true", Options{}).ServerFacts(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			forgets := ""
+			if f.Forgets != nil {
+				forgets = map[bool]string{true: "yes", false: "no"}[*f.Forgets]
+			}
+			f.Forgets = nil
+			if f != tt.want || forgets != tt.forgets {
+				t.Errorf("%+v, forgets %q", f, forgets)
+			}
+		})
+	}
+}
+
+func listReply(specs ...bson.D) bson.D {
+	batch := bson.A{}
+	for _, s := range specs {
+		batch = append(batch, s)
+	}
+	return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: int64(0)}, {Key: "ns", Value: "amsagent.nodes"}, {Key: "firstBatch", Value: batch}}})
+}
+
+// A server that is asked without a password sees none, whatever the connection string has.
+func TestOpenToAll(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		reply bson.D
+		open  bool
+		kind  Kind
+	}{
+		{"open", okReply(bson.E{Key: "databases", Value: bson.A{}}), true, ""},
+		{"closed", errorReply(13, "Unauthorized", "command listDatabases requires authentication"), false, ""},
+		{"odd", errorReply(8, "UnknownError", "no"), false, KindOther},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := startFake(t, nil)
+			s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+				if name == "saslStart" {
+					t.Error("it logs in")
+				}
+				return tt.reply, nil
+			}
+			target, err := ParseTarget("mongodb://amsagent:secret@" + s.listener.Addr().String() + "/?authSource=admin")
+			if err != nil {
+				t.Fatal(err)
+			}
+			open, err := OpenToAll(t.Context(), target, Options{Timeout: 5 * time.Second})
+			if open != tt.open || KindOf(err) != tt.kind {
+				t.Errorf("%v, %v", open, err)
+			}
+		})
+	}
+}
+
+func TestLatency(t *testing.T) {
+	s := startFake(t, nil)
+	pings := 0
+	s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+		if name == "ping" {
+			pings++
+		}
+		return okReply(), nil
+	}
+	d, err := connect(t, "mongodb://"+s.listener.Addr().String(), Options{}).Latency(t.Context(), 3)
+	if err != nil || d <= 0 || d > quick || pings != 4 {
+		t.Errorf("%v, %v after %d pings", d, err, pings)
+	}
+}
+
+func TestHostNames(t *testing.T) {
+	for text, want := range map[string][]string{
+		"10.0.0.1": {"10.0.0.1"}, "db:27018": {"db"}, "mongodb://u:p@[2001:db8::1]:27018,h2/": {"2001:db8::1", "h2"},
+		"mongodb+srv://c.example.net/": {"c.example.net"},
+	} {
+		target, err := ParseTarget(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := target.HostNames(); !slices.Equal(got, want) {
+			t.Errorf("%s: %v", text, got)
+		}
+		if target.UsesTLS() != target.SRV() {
+			t.Errorf("%s: TLS %v", text, target.UsesTLS())
+		}
+	}
+}
