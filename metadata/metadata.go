@@ -11,8 +11,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/azure"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/gcp"
 	"github.com/amsagent/amsagent/metadata/generic"
 	"github.com/amsagent/amsagent/metadata/none"
 )
@@ -51,9 +54,9 @@ var (
 // The names of the providers, as --provider takes them. Auto is none: Detect finds which.
 const (
 	AWS     = aws.Name
-	Azure   = "azure"
-	Alibaba = "alibaba"
-	GCP     = "gcp"
+	Azure   = azure.Name
+	Alibaba = alibaba.Name
+	GCP     = gcp.Name
 	Generic = generic.Name
 	None    = none.Name
 )
@@ -67,12 +70,16 @@ func Open(provider string, opts Options) (Provider, error) {
 	switch provider {
 	case AWS:
 		return open(aws.New(opts))
+	case Azure:
+		return open(azure.New(opts))
+	case Alibaba:
+		return open(alibaba.New(opts))
+	case GCP:
+		return open(gcp.New(opts))
 	case Generic:
 		return open(generic.New(opts))
 	case None:
 		return open(none.New(opts))
-	case Azure, Alibaba, GCP:
-		return nil, &UnsupportedError{Provider: provider}
 	default:
 		return nil, fmt.Errorf("%w: %q is none of %s", ErrUnknownProvider, provider, strings.Join(Names(), ", "))
 	}

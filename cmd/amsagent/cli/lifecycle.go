@@ -20,7 +20,6 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
-	"github.com/amsagent/amsagent/metadata/aws"
 )
 
 // daemonUnit is the daemon's own.
@@ -156,7 +155,7 @@ func (c *cloud) settle(ctx context.Context) error {
 		inst, err := c.a.identify(ctx)
 		if err != nil {
 			// Who this machine is may never be known; where it is not, is.
-			if p, perr := c.a.provider(ctx); perr == nil && p != metadata.AWS {
+			if p, perr := c.a.provider(ctx); perr == nil && !hasSignals(p) {
 				inst, err = metadata.Instance{Provider: p}, nil
 			}
 		}
@@ -173,6 +172,15 @@ func (c *cloud) settle(ctx context.Context) error {
 		case <-time.After(identifyEvery):
 		}
 	}
+}
+
+// hasSignals tells that this cloud's signals name the instance, so that it has to be known first.
+func hasSignals(provider string) bool {
+	switch provider {
+	case metadata.AWS:
+		return true
+	}
+	return false
 }
 
 // provider is the cloud that somebody named, or that shows.
@@ -216,36 +224,29 @@ const identifyEvery = 10 * time.Second
 
 // open prepares what this cloud has.
 func (c *cloud) open(inst metadata.Instance) error {
-	if inst.Provider != metadata.AWS {
-		c.once.Do(func() { close(c.known) })
-		return nil
+	var (
+		source    lifecycle.Source
+		completer lifecycle.Completer
+		err       error
+	)
+	switch inst.Provider {
+	case metadata.AWS:
+		source, completer, err = openAWS(c.a, inst)
+	case metadata.Azure:
+		source, completer, err = openAzure(c.a, inst)
+	case metadata.Alibaba:
+		source, completer, err = openAlibaba(c.a, inst)
+	case metadata.GCP:
+		source, completer, err = openGCP(c.a, inst)
 	}
-	opts, api, err := c.a.awsOptions()
-	if err != nil {
-		return err
-	}
-	p, err := aws.New(opts)
-	if err != nil {
-		return err
-	}
-	scaling, err := p.AutoScaling(api)
 	if err != nil {
 		return err
 	}
 	c.once.Do(func() {
-		c.source = lifecycle.NewAWSSource(p, inst.ID, aws.WatchOptions{}, c.a.g.log())
-		c.completer = lifecycle.NewAWSCompleter(scaling, lifecycle.AWSCompleterOptions{Group: inst.Group, Log: c.a.g.log()})
+		c.source, c.completer = source, completer
 		close(c.known)
 	})
 	return nil
-}
-
-// awsOptions are those of the metadata and of the API.
-func (a *daemonAdapter) awsOptions() (metadata.Options, aws.AutoScalingOptions, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	opts, err := a.g.metadataOptions("")
-	return opts, aws.AutoScalingOptions{Endpoint: a.g.settings.AWSAutoscalingEndpoint, Proxy: a.g.proxy()}, err
 }
 
 // ready waits until the cloud is known.
@@ -280,6 +281,10 @@ func (c *cloud) Complete(ctx context.Context, h lifecycle.Hook, r lifecycle.Resu
 }
 
 func (c *cloud) ask(ctx context.Context, h lifecycle.Hook, call func() error) error {
+	// Whose hook it is shows before the metadata answer, which they may never do.
+	if p, err := c.a.provider(ctx); err == nil && p != h.Provider {
+		return fmt.Errorf("%w: this machine is on %s, not on %s", lifecycle.ErrGone, p, h.Provider)
+	}
 	if err := c.ready(ctx); err != nil {
 		return err
 	}
