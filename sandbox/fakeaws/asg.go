@@ -478,19 +478,19 @@ func (a *AutoScaling) Books() []Entry {
 	return append([]Entry{}, a.books...)
 }
 
+// Follow returns the books, and a channel that is closed with their next entry.
+func (a *AutoScaling) Follow() ([]Entry, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]Entry{}, a.books...), a.changed
+}
+
 // WaitFor waits until the books hold an entry that fits, and returns the first.
 func (a *AutoScaling) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
 	for {
-		a.mu.Lock()
-		changed := a.changed
-		i := slices.IndexFunc(a.books, fits)
-		var e Entry
-		if i >= 0 {
-			e = a.books[i]
-		}
-		a.mu.Unlock()
-		if i >= 0 {
-			return e, nil
+		books, changed := a.Follow()
+		if i := slices.IndexFunc(books, fits); i >= 0 {
+			return books[i], nil
 		}
 		select {
 		case <-changed:
