@@ -68,7 +68,7 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	// The steps of a join are the daemon's log already.
 	a := &daemonAdapter{g: g, cmd: cmd, machine: m}
 	o := daemon.Options{
-		Machine: m, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
+		Machine: bootstrap.NewKeeper(m), Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
 		Connect: a.connect, Notify: g.env.Notify, Reload: reload,
 		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
 		Version: currentVersion().Version, Log: g.log(),

@@ -1,0 +1,258 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"reflect"
+	"sync"
+	"syscall"
+	"time"
+
+	securejoin "github.com/cyphar/filepath-securejoin"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+const (
+	// wholeEvery is after how long the files are read although nobody wrote to them,
+	// and the service and the resolver are asked although nobody told of a change:
+	// what a look at the files' times cannot show is found within this time.
+	wholeEvery = 15 * time.Minute
+	// settledAfter is how long ago a file must have been written for its times to
+	// tell it from the next version of it. The kernel's clock for them goes on in
+	// steps of some milliseconds, and a second one is what old file systems know.
+	settledAfter = 2 * time.Second
+)
+
+// Keeper is a machine that is looked at again and again, as the daemon does. It
+// remembers how it was, and reads files again when they were written since then.
+type Keeper struct {
+	*Machine
+
+	mu    sync.Mutex
+	clean *clean
+	state *noted
+	now   func() time.Time
+}
+
+// clean is a convergence that had nothing to do.
+type clean struct {
+	at     time.Time
+	req    ConvergeRequest
+	inst   metadata.Instance
+	result Convergence
+	files  map[string]stamp // by their names below the root
+}
+
+// noted is the state file as it was read last.
+type noted struct {
+	stamp stamp
+	state State
+}
+
+// NewKeeper makes a keeper that remembers nothing yet.
+func NewKeeper(m *Machine) *Keeper { return &Keeper{Machine: m, now: time.Now} }
+
+// stamp is what the kernel knows of a file without reading it. Who writes to a
+// file, renames another one over it, or changes its owner or mode, changes ctime,
+// which nobody can set, unlike mtime: tools that restore files put that back. It is
+// the clock's time; a clock that was set back would have to meet the nanosecond.
+type stamp struct {
+	exists   bool
+	dev, ino uint64
+	size     int64
+	ctime    syscall.Timespec
+}
+
+// stamp looks at a file.
+func (k *Keeper) stamp(name string) (stamp, error) {
+	real, err := k.onDisk(name)
+	if err != nil {
+		return stamp{}, err
+	}
+	info, err := os.Stat(real)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return stamp{}, nil
+	}
+	if err != nil {
+		return stamp{}, err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return stamp{}, errors.New("no times to be had on this system")
+	}
+	return stamp{exists: true, dev: st.Dev, ino: st.Ino, size: st.Size, ctime: st.Ctim}, nil
+}
+
+// settled reports whether a file was last written long enough before t for every
+// version after t to have another stamp.
+func (s stamp) settled(t time.Time) bool {
+	return !s.exists || time.Unix(s.ctime.Unix()).Before(t.Add(-settledAfter))
+}
+
+// StateFile is [Machine.StateFile], and reads the file when it was written.
+func (k *Keeper) StateFile() (*State, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	began := k.now()
+	s, err := k.stamp(statePath)
+	switch {
+	case err == nil && !s.exists:
+		k.state = nil
+		return nil, nil //nolint:nilnil // as loadState
+	case err == nil && k.state != nil && k.state.stamp == s:
+		state := k.state.state
+		return &state, nil
+	}
+	k.state = nil
+	state, rerr := k.Machine.StateFile()
+	if err == nil && rerr == nil && state != nil && s.settled(began) {
+		k.state = &noted{s, *state}
+	}
+	return state, rerr
+}
+
+// Converge is [Machine.Converge]. Where the last one had nothing to do, and
+// neither the files nor the machine's identity nor what was asked for has changed
+// since, its result stands.
+func (k *Keeper) Converge(ctx context.Context, req ConvergeRequest) (*Convergence, error) {
+	began := k.now()
+	// Asked once for both: it may be a question to the cloud.
+	inst, err := req.Identify(ctx)
+	req.Identify = func(context.Context) (metadata.Instance, error) { return inst, err }
+	if err == nil && k.unchanged(began, req, inst) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		c := k.clean.result
+		return &c, nil
+	}
+	k.mu.Lock()
+	k.clean = nil
+	k.mu.Unlock()
+	c, cerr := k.Machine.Converge(ctx, req)
+	if err == nil && cerr == nil && c.nothing() {
+		k.remember(began, req, inst, c)
+	}
+	return c, cerr
+}
+
+// nothing reports whether there was nothing to do, and nothing that may be
+// another matter the next time. What warns is looked at again.
+func (c *Convergence) nothing() bool {
+	return c.Phase == PhaseJoined && len(c.Repairs) == 0 && len(c.Warnings) == 0 && !c.RestartNeeded
+}
+
+func (k *Keeper) unchanged(now time.Time, req ConvergeRequest, inst metadata.Instance) bool {
+	k.mu.Lock()
+	last := k.clean
+	k.mu.Unlock()
+	if last == nil {
+		return false
+	}
+	if age := now.Sub(last.at); age < 0 || age >= wholeEvery || !last.req.same(req) || !reflect.DeepEqual(last.inst, inst) {
+		return false
+	}
+	// The machine may have lost its address, or got another one.
+	address, err := k.address(req.Address, req.ForceAddress, inst)
+	if err != nil || address.Addr.String() != last.result.Node.IP {
+		return false
+	}
+	for name, was := range last.files {
+		if s, err := k.stamp(name); err != nil || s != was {
+			return false
+		}
+	}
+	return true
+}
+
+// same compares what was asked for, but for how to identify the machine.
+func (r ConvergeRequest) same(o ConvergeRequest) bool {
+	return r.Mongo.Equal(o.Mongo) && r.Role == o.Role && r.Group == o.Group && r.Address == o.Address &&
+		r.ForceAddress == o.ForceAddress && r.Valve == o.Valve && r.Interval == o.Interval
+}
+
+// remember notes the files by which a convergence came to its result, if none of
+// them was written since shortly before it began.
+func (k *Keeper) remember(began time.Time, req ConvergeRequest, inst metadata.Instance, c *Convergence) {
+	names, err := k.inputs()
+	if err != nil {
+		return
+	}
+	files := make(map[string]stamp, len(names))
+	for _, name := range names {
+		s, err := k.stamp(name)
+		if err != nil || !s.settled(began) {
+			return
+		}
+		files[name] = s
+	}
+	req.Identify = nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.clean = &clean{at: began, req: req, inst: inst, result: *c, files: files}
+}
+
+// inputs are the files and folders that a convergence goes by. A folder is there
+// for its names: an application that was deployed, a journal that a killed join
+// left, a drop-in of the operator.
+func (k *Keeper) inputs() ([]string, error) {
+	in, err := k.open()
+	if err != nil {
+		return nil, err
+	}
+	names := []string{
+		StateDir, statePath, StateDir + "/undo.json",
+		MongoPath, path.Dir(ams.DropInPath), ams.DropInPath, hostsPath, "/etc/hostname",
+		in.Dir, path.Join(in.Dir, "ant-media-server.jar"), in.Server.Path, in.Container.Path,
+	}
+	// The old releases' two forms of the container lie beside it.
+	dir := path.Dir(in.Container.Path)
+	beside, err := k.list(dir)
+	if err != nil {
+		return nil, err
+	}
+	names = append(names, dir)
+	for _, name := range beside {
+		names = append(names, path.Join(dir, name))
+	}
+	// Also of folders that are no application yet.
+	dir = path.Join(in.Dir, "webapps")
+	apps, err := k.list(dir)
+	if err != nil {
+		return nil, err
+	}
+	names = append(names, dir)
+	for _, name := range apps {
+		names = append(names, path.Join(dir, name, "WEB-INF/red5-web.properties"))
+	}
+	return names, nil
+}
+
+// list gives the names in a folder.
+func (k *Keeper) list(dir string) ([]string, error) {
+	real, err := k.onDisk(dir)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(real)
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, err
+}
+
+// onDisk is where a file is, links followed below the root.
+func (k *Keeper) onDisk(name string) (string, error) {
+	if k.Root == "" {
+		return name, nil // the kernel follows them
+	}
+	return securejoin.SecureJoin(k.Root, name)
+}
