@@ -283,8 +283,8 @@ func diagBody(family byte, own, other string) []byte {
 func TestDiagMessages(t *testing.T) {
 	refused := make([]byte, 20)
 	binary.NativeEndian.PutUint32(refused, uint32(0xffffffff)) // -EPERM
-	viewer := message(sockDiagByFamily, diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1"))
-	mapped := message(sockDiagByFamily, diagBody(unix.AF_INET6, "[::ffff:10.0.0.5]:5080", "[::ffff:127.0.0.1]:1"))
+	viewer := message(diagTCP, diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1"))
+	mapped := message(diagTCP, diagBody(unix.AF_INET6, "[::ffff:10.0.0.5]:5080", "[::ffff:127.0.0.1]:1"))
 	done := message(unix.NLMSG_DONE, make([]byte, 4))
 	for name, c := range map[string]struct {
 		b    []byte
@@ -294,9 +294,9 @@ func TestDiagMessages(t *testing.T) {
 	}{
 		"more to come": {slices.Concat(viewer, viewer), Connections{Total: 2, ByPort: map[int]int{5080: 2}}, false, nil},
 		"the end":      {slices.Concat(viewer, mapped, done), Connections{Total: 1, ByPort: map[int]int{5080: 1}, Local: 1}, true, nil},
-		"odd lengths":  {slices.Concat(message(sockDiagByFamily, append(diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1"), 1, 2, 3)), []byte{0}, done), Connections{Total: 1, ByPort: map[int]int{5080: 1}}, true, nil},
-		"of no family": {slices.Concat(message(sockDiagByFamily, diagBody(unix.AF_UNIX, "1.1.1.1:1", "2.2.2.2:2")), done), Connections{Unread: 1}, true, nil},
-		"too short":    {slices.Concat(message(sockDiagByFamily, make([]byte, diagMessageSize-4)), done), Connections{Unread: 1}, true, nil},
+		"odd lengths":  {slices.Concat(message(diagTCP, append(diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1"), 1, 2, 3)), []byte{0}, done), Connections{Total: 1, ByPort: map[int]int{5080: 1}}, true, nil},
+		"of no family": {slices.Concat(message(diagTCP, diagBody(unix.AF_UNIX, "1.1.1.1:1", "2.2.2.2:2")), done), Connections{Unread: 1}, true, nil},
+		"too short":    {slices.Concat(message(diagTCP, make([]byte, diagMessageSize-4)), done), Connections{Unread: 1}, true, nil},
 		"refused":      {message(unix.NLMSG_ERROR, refused), Connections{}, false, unix.EPERM},
 		"bad refusal":  {message(unix.NLMSG_ERROR, nil), Connections{}, false, errCutMessage},
 		"cut":          {viewer[:len(viewer)-1], Connections{}, false, errCutMessage},
@@ -346,7 +346,7 @@ func TestCountConnectionsAllocatesNothingPerLine(t *testing.T) {
 func FuzzCountConnections(f *testing.F) {
 	f.Add(crowd(3))
 	f.Add([]byte(connectionsHeader + socket(1, "[2001:db8::5]:5443", "[2001:db8:1::77]:50000", "01")))
-	f.Add(message(sockDiagByFamily, diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1")))
+	f.Add(message(diagTCP, diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, try := range []func(*counter) error{
 			func(c *counter) error { return c.read(bytes.NewReader(b)) },
