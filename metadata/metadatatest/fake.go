@@ -22,6 +22,8 @@ type Service struct {
 	Token *Token
 	// Header must be in every request but the one for the token: its name and value. Empty for clouds without.
 	Header [2]string
+	// Answer is a header that every answer of the service carries, whatever else is wrong with it. Empty for clouds without.
+	Answer [2]string
 	// Required is the path without whose answer there is no Instance.
 	Required string
 	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON.
@@ -143,6 +145,9 @@ func (f *Fake) Count(path string) int {
 
 // ServeHTTP implements http.Handler.
 func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := f.svc.Answer; h[0] != "" {
+		w.Header().Set(h[0], h[1])
+	}
 	f.mu.Lock()
 	f.seen = append(f.seen, Seen{r.Method, r.URL.Path, r.Header.Clone()})
 	fault, delay := f.nextFault(r.URL.Path), f.delay
