@@ -38,6 +38,9 @@ type processStat struct {
 	pages   uint64 // resident
 }
 
+// ended says that the process is a zombie that nobody has collected yet.
+func (st processStat) ended() bool { return st.state == 'Z' || st.state == 'X' || st.state == 'x' }
+
 // read looks at the process pid. nil without an error is a process that does
 // not run: it ended, or is a zombie that nobody has collected yet.
 func (m *processMeter) read(proc string, pid int, clock func() time.Time) (*Process, error) {
@@ -57,7 +60,7 @@ func (m *processMeter) read(proc string, pid int, clock func() time.Time) (*Proc
 	if err != nil {
 		return nil, fmt.Errorf("reading process %d: %w", pid, err)
 	}
-	if st.state == 'Z' || st.state == 'X' || st.state == 'x' {
+	if st.ended() {
 		return nil, nil
 	}
 	at := clock()
@@ -72,8 +75,9 @@ func (m *processMeter) read(proc string, pid int, clock func() time.Time) (*Proc
 	return p, nil
 }
 
-// again looks at the process of the look before, for when nobody can say which
-// process is the server's now. nil if that one does not run any more.
+// again looks at the process of the look before, for when nobody says which
+// process is the server's now. nil if that one does not run any more. Its number
+// alone does not tell: that is given to another one some time after its end.
 func (m *processMeter) again(proc string, clock func() time.Time) *Process {
 	started := m.last.started
 	p, err := m.read(proc, m.pid, clock)

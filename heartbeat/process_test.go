@@ -77,17 +77,44 @@ func TestProcessNumberReusedElsewhere(t *testing.T) {
 func TestProcessRestarts(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
-	pid := 812
+	pid, asked := 812, 0
 	s := m.sampler()
-	s.opts.AMSPID = func(context.Context) (int, error) { return pid, nil }
+	s.opts.AMSPID = func(context.Context) (int, error) { asked++; return pid, nil }
+	stat := filepath.Join(m.dir, "root/proc/812/stat")
+	b, err := os.ReadFile(stat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reused := bytes.Replace(b, []byte(" 3400 "), []byte(" 9900 "), 1) // its start
+	if bytes.Equal(b, reused) {
+		t.Fatalf("not in %q", b)
+	}
 	for i, step := range []struct {
 		pid        int
+		stat       []byte // nil: there is no such process
 		runs, cpus bool
-	}{{812, true, false}, {812, true, true}, {0, false, false}, {812, true, false}, {4711, false, false}} {
+		asked      int
+	}{
+		{812, b, true, false, 1},
+		{812, b, true, true, 1}, // it is the one that was told of
+		{0, nil, false, false, 2},
+		{0, nil, false, false, 3},
+		{812, b, true, false, 4},
+		{812, b, true, true, 4},
+		{812, reused, true, false, 5}, // another one, of the same number
+		{0, reused, true, true, 5},    // whoever is asked is late, and it runs
+		{4711, nil, false, false, 6},
+	} {
 		pid = step.pid
+		_ = os.Remove(stat)
+		if step.stat != nil {
+			if err := os.WriteFile(stat, step.stat, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
 		got := s.Sample(t.Context())
-		if (got.AMS != nil) != step.runs || step.runs && (got.AMS.CPU != nil) != step.cpus || missing(got, whatAMS, nil) {
-			t.Errorf("step %d: %v, missing %v", i, got.AMS, got.Missing)
+		if (got.AMS != nil) != step.runs || step.runs && (got.AMS.CPU != nil) != step.cpus || missing(got, whatAMS, nil) || asked != step.asked {
+			t.Errorf("step %d: %v, missing %v, asked %d times", i, got.AMS, got.Missing, asked)
 		}
 		for _, m := range got.Missing {
 			if m.What == whatAMS {
@@ -95,6 +122,20 @@ func TestProcessRestarts(t *testing.T) {
 			}
 		}
 		m.now = m.now.Add(5 * time.Second)
+	}
+
+	// One that lives is not the main process for ever.
+	pid = 812
+	if err := os.WriteFile(stat, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	asked = 0
+	for range int(2 * pidEvery / (5 * time.Second)) {
+		s.Sample(t.Context())
+		m.now = m.now.Add(5 * time.Second)
+	}
+	if asked != 2 {
+		t.Errorf("asked %d times in %s", asked, 2*pidEvery)
 	}
 }
 

@@ -54,6 +54,10 @@ const (
 	// gone. It is longer than a beat on purpose: an answer that takes seconds
 	// each time is better late than never.
 	askLimit = 20 * time.Second
+	// pidEvery is after how long AMSPID is asked again although the process that it
+	// told of is still there: asking a service manager costs more than the rest of a
+	// sample, and a main process that lives stays the main process but in odd units.
+	pidEvery = 5 * time.Minute
 	// maxProcFile is more than any file we read whole ourselves. What is larger
 	// is not what its name says.
 	maxProcFile = 64 << 10
@@ -70,7 +74,8 @@ type SamplerOptions struct {
 	// Limits is where AMS refuses streams. [Sampler.SetLimits] changes it.
 	Limits Limits
 
-	// AMSPID tells the main process of the service; 0 where none runs.
+	// AMSPID tells the main process of the service; 0 where none runs. It is asked
+	// when the process that it told of has ended, and now and then.
 	AMSPID func(ctx context.Context) (int, error)
 	// GPUs tells the latest word about the devices. It must not wait.
 	GPUs func() GPUReading
@@ -105,6 +110,7 @@ type Sampler struct {
 
 	volume   ask[volume]
 	pid      ask[pidAnswer]
+	pidAt    time.Time // when the process was last told
 	sessions ask[sessionsAnswer]
 	// statfs is the system's own, but for tests in which it hangs.
 	statfs func(path string, to *syscall.Statfs_t) error
@@ -173,7 +179,11 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	if s.opts.AMSDir != "" {
 		s.volume.start(ctx, s.readVolume)
 	}
-	if s.opts.AMSPID != nil {
+	if age := out.At.Sub(s.pidAt); s.opts.AMSPID != nil && age >= 0 && age < pidEvery {
+		out.AMS = s.process.again(s.proc, s.opts.Now)
+	}
+	asksPID := s.opts.AMSPID != nil && out.AMS == nil
+	if asksPID {
 		s.pid.start(ctx, func(ctx context.Context) pidAnswer {
 			pid, err := s.opts.AMSPID(ctx)
 			return pidAnswer{pid, err}
@@ -201,10 +211,11 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	out.Load.NetRx, out.Load.NetTx = rx, tx
 
 	// The server's process tells its control group, and that its memory limit.
-	if s.opts.AMSPID != nil {
+	if asksPID {
 		answer, err := s.pid.take(waiting)
 		if err = cmp.Or(err, answer.err); err == nil {
 			out.AMS, err = s.process.read(s.proc, answer.pid, s.opts.Now)
+			s.pidAt = out.At
 		} else if out.AMS = s.process.again(s.proc, s.opts.Now); out.AMS != nil {
 			err = nil // nobody tells, and it is the one that we knew
 		}

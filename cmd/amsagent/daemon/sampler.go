@@ -31,8 +31,8 @@ type MachineOptions struct {
 	Log       *slog.Logger
 }
 
-// pidEvery is how long the service's process is taken for the same one: asking
-// the service manager costs more than the rest of a sample.
+// pidEvery bounds how often the service manager is asked which process the server
+// is while there is none; a process that runs is looked at itself.
 const pidEvery = 15 * time.Second
 
 // NewMachineSampler puts together what package heartbeat has for it.
