@@ -179,6 +179,7 @@ type Daemon struct {
 	again   chan struct{}
 	sampler Sampler
 	life    *life // nil: see Options.Lifecycle
+	began   time.Time
 
 	// What follows is for the goroutine of follow alone.
 	phase  bootstrap.Phase // of the last convergence
@@ -193,7 +194,7 @@ func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
 		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]func(*bootstrap.State) bool{},
-		again: make(chan struct{}, 1),
+		again: make(chan struct{}, 1), began: time.Now(),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -355,7 +356,7 @@ func (d *Daemon) begin() {
 
 func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
 	for {
-		timer := time.NewTimer(d.o.Periods.State)
+		timer := time.NewTimer(d.untilTick(d.o.Periods.State))
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
@@ -455,6 +456,13 @@ func pause(ctx context.Context, t time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
+}
+
+// untilTick is the time to the next of the moments that are a period apart, the
+// same for all who wait so: each time that the process wakes costs more than the
+// looks for which it does.
+func (d *Daemon) untilTick(period time.Duration) time.Duration {
+	return period - time.Since(d.began)%period
 }
 
 // trouble notes what keeps the daemon from its work, for status.
