@@ -59,6 +59,7 @@ const (
 	OutcomePlanned   Outcome = "planned"   // a dry run
 	OutcomeEdited    Outcome = "edited"    // offline: the files are a cluster node's
 	OutcomeLeft      Outcome = "left"
+	OutcomeSealed    Outcome = "sealed" // ready to be cloned
 )
 
 // Evidence is what proved that AMS is in the cluster.

@@ -220,6 +220,42 @@ func (s *Store) RemoveFile(path string) error {
 	return syncDir(filepath.Dir(real))
 }
 
+// Stat tells about a file below the root, itself and not what it leads to.
+func (s *Store) Stat(path string) (fs.FileInfo, error) {
+	dir, err := s.resolve(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	return os.Lstat(filepath.Join(dir, filepath.Base(path)))
+}
+
+// Empty makes a file below the root empty where it stands: one that something is
+// mounted on cannot be replaced.
+func (s *Store) Empty(path string) error {
+	real, err := s.resolve(path)
+	if err != nil {
+		return err
+	}
+	return os.Truncate(real, 0)
+}
+
+// List names the regular files of a folder below the root, sorted; none where it
+// is not there.
+func (s *Store) List(dir string) ([]string, error) {
+	real, err := s.resolve(dir)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(real)
+	var names []string
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, ignore(err, fs.ErrNotExist)
+}
+
 // writeNew makes a file that must not exist, sets it up with prepare before a
 // byte of data is in it, writes and fsyncs it.
 func writeNew(real string, data []byte, prepare func(*os.File) error) error {

@@ -229,6 +229,7 @@ func newRootCommand(g *globals) *cobra.Command {
 	root.AddCommand(
 		newJoinCommand(g),
 		newLeaveCommand(g),
+		newSealCommand(g),
 		newStatusCommand(g),
 		newNodesCommand(g),
 		newDrainCommand(g),

@@ -1,0 +1,433 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/conf"
+)
+
+// SealItem is one kind of thing that every clone of an image would share.
+type SealItem string
+
+// The items. The last two are kept unless somebody asks for their removal: clones
+// may be meant to share them.
+const (
+	SealAgent    SealItem = "agent"      // what the agent remembers of this machine
+	SealIdentity SealItem = "identity"   // the server's own ids and the marks of its first start
+	SealMarkers  SealItem = "markers"    // by which an application takes itself for crashed
+	SealDatabase SealItem = "databases"  // users and streams of this machine
+	SealJWT      SealItem = "jwt"        // the key that opens the server's REST API
+	SealName     SealItem = "name"       // server.name, where it is this machine's
+	SealHosts    SealItem = "hosts"      // this machine's name and address in /etc/hosts
+	SealLogs     SealItem = "logs"       // of the server and of the vendor's scripts
+	SealMachine  SealItem = "machine-id" // by which systemd, and we, tell machines apart
+	SealTLS      SealItem = "tls"        // certificates and private keys
+	SealLicence  SealItem = "licence"
+)
+
+// SealItems returns all items, in the order in which they are removed.
+func SealItems() []SealItem {
+	return []SealItem{
+		SealIdentity, SealMarkers, SealDatabase, SealJWT, SealName, SealHosts, SealLogs, SealTLS, SealLicence, SealMachine, SealAgent,
+	}
+}
+
+// Kept reports whether an item stays where nobody says otherwise.
+func (i SealItem) Kept() bool { return i == SealTLS || i == SealLicence }
+
+// IDs of findings of a seal.
+const (
+	IDSealJoined  = "AMS-SEAL-JOINED"  // the machine is a node
+	IDSealRunning = "AMS-SEAL-RUNNING" // the server runs
+	IDSealDaemon  = "AMS-SEAL-DAEMON"  // the daemon runs
+	IDSealSecret  = "AMS-SEAL-SECRET"  // a secret stays in the image
+)
+
+// SealRequest is what an operator wants of a seal.
+type SealRequest struct {
+	// Joined seals a machine that is a node: its files are given back first, and
+	// the cluster is not told.
+	Joined bool
+	// Keep stays, Remove goes, whatever is usual.
+	Keep, Remove []SealItem
+	// DryRun looks, and touches nothing.
+	DryRun bool
+}
+
+func (r SealRequest) removes(i SealItem) bool {
+	if slices.Contains(r.Keep, i) {
+		return false
+	}
+	return !i.Kept() || slices.Contains(r.Remove, i)
+}
+
+// Sealed is one thing that was found.
+type Sealed struct {
+	Item SealItem `json:"item"`
+	Path string   `json:"path"`
+	// What says it in words: "removed", "server.name is empty now".
+	What string `json:"what"`
+	// Kept tells that it stays.
+	Kept bool `json:"kept,omitempty"`
+	// Err is why it could not be removed.
+	Err string `json:"error,omitempty"`
+}
+
+// SealResult is what a seal found and did.
+type SealResult struct {
+	Outcome  Outcome   `json:"outcome"`
+	Found    []Sealed  `json:"found"`
+	Warnings []Finding `json:"warnings"`
+}
+
+// sealer is one seal under way.
+type sealer struct {
+	*Machine
+	store   *conf.Store
+	req     SealRequest
+	install *ams.Installation
+	result  *SealResult
+	failed  error
+}
+
+// Seal makes the disk of this machine one that can be cloned: what names this
+// machine, or was made for it alone, is removed, so that each clone makes its own.
+// It may be run again after any outcome, and finds nothing the second time.
+func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error) {
+	s := &sealer{Machine: m, store: m.store(), req: req, result: &SealResult{Found: []Sealed{}, Warnings: []Finding{}}}
+	if err := s.check(ctx); err != nil {
+		return s.result, err
+	}
+	if !req.DryRun {
+		lock, err := m.lock(ctx)
+		if err != nil {
+			return s.result, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
+		}
+		defer func() { _ = lock.Unlock() }()
+		warnings, _, err := m.recover(s.store)
+		if err != nil {
+			return s.result, notRecovered(err, "")
+		}
+		s.result.Warnings = append(s.result.Warnings, warnings...)
+	}
+	return s.result, s.seal(ctx)
+}
+
+// check refuses what no image is made of.
+func (s *sealer) check(ctx context.Context) error {
+	var findings []Finding
+	if s.Euid != 0 && s.Root == "" && !s.req.DryRun {
+		findings = append(findings, Finding{ID: IDRoot, Text: "only root may change this machine", Hint: "run it with sudo"})
+	}
+	var err error
+	if s.install, err = s.open(); err != nil {
+		findings = append(findings, Finding{ID: IDInstall, Text: err.Error(), Hint: "--ams-dir says where it is", Err: err})
+		return &PreflightError{Findings: findings}
+	}
+	st, err := s.Service.State(ctx)
+	switch {
+	case err != nil:
+		s.warn(IDUnverified, "", "whether the server runs is not known: %v", err)
+	case st.Running(), st.Activity == ams.ActivityActivating, st.Activity == ams.ActivityDeactivating:
+		findings = append(findings, Finding{
+			ID:   IDSealRunning,
+			Text: "Ant Media Server runs: it would go on serving without its databases, and write again what a seal removes",
+			Hint: "stop it first (systemctl stop antmedia), and make the image before it is started again",
+		})
+	}
+	joined, err := s.joined()
+	switch {
+	case err != nil:
+		findings = append(findings, Finding{ID: IDRecord, Text: err.Error(), Hint: "amsagent leave mends it", Err: err})
+	case joined && !s.req.Joined:
+		findings = append(findings, Finding{
+			ID:   IDSealJoined,
+			Text: "this machine is a node of a cluster: every clone would believe to be it",
+			Hint: "run amsagent leave first, so that the cluster knows; or amsagent seal --joined, which gives the files back and tells nobody",
+		})
+	}
+	if len(findings) > 0 {
+		return &PreflightError{Findings: findings}
+	}
+	if !joined {
+		return nil
+	}
+	s.say("this machine is a node: its files are given back first")
+	res, err := s.Leave(ctx, LeaveRequest{Offline: true, DryRun: s.req.DryRun})
+	if res != nil {
+		for _, f := range res.Files {
+			s.found(Sealed{Item: SealAgent, Path: f.Path, What: "given back as before the join"})
+		}
+		s.result.Warnings = append(s.result.Warnings, res.Warnings...)
+	}
+	return err
+}
+
+// joined reports whether anything makes this machine a node: our own memory, or
+// the files.
+func (s *sealer) joined() (bool, error) {
+	record, err := s.store.Record()
+	if err != nil {
+		return false, err
+	}
+	state, err := loadState(s.store)
+	if err != nil {
+		return false, err
+	}
+	mode, err := s.install.Mode()
+	return record != nil || state != nil || err == nil && mode == conf.ModeCluster, nil
+}
+
+func (s *sealer) warn(id, hint, format string, args ...any) {
+	s.result.Warnings = append(s.result.Warnings, Finding{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+func (s *sealer) found(f Sealed) { s.result.Found = append(s.result.Found, f) }
+
+func (s *sealer) seal(ctx context.Context) error {
+	if s.Daemon != nil {
+		if d, err := s.Daemon.State(ctx); err == nil && d.Active {
+			s.warn(IDSealDaemon, "stop it before the image is made: systemctl stop amsagent amsagent-node",
+				"the daemon runs: it may let this machine join again before the image is made")
+		}
+	}
+	s.settings()
+	s.files()
+	s.outcome()
+	if s.failed != nil {
+		return &FailedError{
+			Step: "sealing", Err: s.failed, State: "what the list does not name as failed is removed; the image is not clonable yet",
+			Hint: "mend the cause and run amsagent seal again",
+		}
+	}
+	return nil
+}
+
+func (s *sealer) outcome() {
+	done := slices.ContainsFunc(s.result.Found, func(f Sealed) bool { return !f.Kept })
+	switch {
+	case !done:
+		s.result.Outcome = OutcomeUnchanged
+	case s.req.DryRun:
+		s.result.Outcome = OutcomePlanned
+	default:
+		s.result.Outcome = OutcomeSealed
+	}
+}
+
+// settings changes the files that stay, all of them or none.
+func (s *sealer) settings() {
+	plan := s.store.NewPlan(nil)
+	var found []Sealed
+	edit := func(item SealItem, file string, kind conf.Kind, f func([]byte) ([]conf.Span, string, error)) {
+		what := ""
+		err := plan.Then(file, kind, func(src []byte) ([]conf.Span, error) {
+			if src == nil {
+				return nil, nil
+			}
+			spans, text, err := f(src)
+			if len(spans) == 0 || err != nil || text == "" {
+				return nil, err
+			}
+			what = text
+			if !s.req.removes(item) {
+				return nil, nil
+			}
+			return spans, nil
+		})
+		switch {
+		case err != nil:
+			s.failed = errors.Join(s.failed, err)
+			found = append(found, Sealed{Item: item, Path: file, What: "cannot be edited", Err: err.Error()})
+		case what != "":
+			found = append(found, Sealed{Item: item, Path: file, What: what, Kept: !s.req.removes(item)})
+		}
+	}
+	server := s.install.Server.Path
+	edit(SealJWT, server, conf.KindProperties, emptied("server.jwtServerSecretKey", nil))
+	edit(SealName, server, conf.KindProperties, emptied("server.name", s.ours))
+	edit(SealLicence, server, conf.KindProperties, emptied("server.licence_key", nil))
+	edit(SealHosts, hostsPath, conf.KindHosts, s.hostsLine)
+	s.result.Found = append(s.result.Found, found...)
+	if s.req.DryRun || s.failed != nil {
+		return
+	}
+	if err := plan.CommitUndo("seal"); err != nil {
+		s.failed = errors.Join(s.failed, err)
+	}
+}
+
+// emptied empties a property whose value fits; nil fits any.
+func emptied(key string, fits func(string) bool) func([]byte) ([]conf.Span, string, error) {
+	return func(src []byte) ([]conf.Span, string, error) {
+		p, err := conf.ParseProperties(src)
+		if err != nil {
+			return nil, "", err
+		}
+		if v, ok := p.Get(key); !ok || v == "" || fits != nil && !fits(v) {
+			return nil, "", nil
+		}
+		p.Set(key, "", nil)
+		return p.Spans(), key + " is made empty", nil
+	}
+}
+
+// ours tells that a name is this machine's own and no other's.
+func (s *sealer) ours(name string) bool {
+	if name == s.hostName() {
+		return true
+	}
+	addr, err := netip.ParseAddr(name)
+	return err == nil && slices.Contains(s.addresses(), addr)
+}
+
+// hostName is this machine's, by its file: below another root the running kernel
+// has another one.
+func (s *sealer) hostName() string {
+	f, err := s.store.Read("/etc/hostname")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(f.Bytes))
+}
+
+func (s *sealer) addresses() []netip.Addr {
+	ifs, err := ams.HostInterfaces(s.Root)
+	if err != nil {
+		return nil
+	}
+	var out []netip.Addr
+	for _, i := range ifs {
+		out = append(out, i.Addrs...)
+	}
+	return out
+}
+
+// hostsLine drops the line that the vendor's switch of mode adds: one address that
+// is no loopback, and this machine's name alone. On a clone it leads to the
+// machine that the image was made of.
+func (s *sealer) hostsLine(src []byte) ([]conf.Span, string, error) {
+	name := s.hostName()
+	if name == "" {
+		return nil, "", nil
+	}
+	var out []byte
+	dropped := 0
+	for _, line := range bytes.SplitAfter(src, []byte{'\n'}) {
+		text, _, _ := strings.Cut(string(line), "#")
+		f := strings.Fields(text)
+		if len(f) == 2 && f[1] == name {
+			if a, err := netip.ParseAddr(f[0]); err == nil && !a.IsLoopback() {
+				dropped++
+				continue
+			}
+		}
+		out = append(out, line...)
+	}
+	if dropped == 0 {
+		return nil, "", nil
+	}
+	return []conf.Span{{Anchor: "hosts", Old: src, New: out}}, fmt.Sprintf("the line of %s is removed", name), nil
+}
+
+// files removes the files that go. Ours are the last: as long as one of the others
+// is there, it shows that this machine was not sealed.
+func (s *sealer) files() {
+	dir := s.install.Dir
+	for _, name := range []string{"instanceId", "initialized", "SECRET_KEY", "fqdn", "shutdown.token"} {
+		s.file(SealIdentity, path.Join(dir, name))
+		s.file(SealIdentity, path.Join(dir, "conf", name))
+	}
+	for _, app := range s.install.Apps {
+		for _, name := range []string{".initialized", ".closed"} {
+			s.file(SealMarkers, path.Join(path.Dir(path.Dir(app.File.Path)), name))
+		}
+	}
+	s.matching(SealDatabase, dir, isDatabase)
+	s.matching(SealLogs, path.Join(dir, "log"), func(string) bool { return true })
+	for _, name := range []string{"change_server_mode.log", "enable_ssl.log"} {
+		s.file(SealLogs, path.Join(dir, name))
+	}
+	s.matching(SealTLS, path.Join(dir, "conf"), func(name string) bool {
+		return slices.Contains([]string{".pem", ".key", ".jks", ".p12"}, path.Ext(name))
+	})
+	s.machineID()
+	s.matching(SealAgent, StateDir, func(string) bool { return true })
+	s.file(SealAgent, resultPath)
+}
+
+// isDatabase tells the files of AMS's embedded database, and what it writes beside
+// them.
+func isDatabase(name string) bool {
+	base, _, _ := strings.Cut(name, ".db")
+	rest := strings.TrimPrefix(name, base)
+	return base != "" && (rest == ".db" || strings.HasPrefix(rest, ".db."))
+}
+
+func (s *sealer) matching(item SealItem, dir string, fits func(string) bool) {
+	names, err := s.store.List(dir)
+	if err != nil {
+		s.failed = errors.Join(s.failed, err)
+		s.found(Sealed{Item: item, Path: dir, What: "cannot be looked into", Err: err.Error()})
+	}
+	for _, name := range names {
+		if fits(name) {
+			s.file(item, path.Join(dir, name))
+		}
+	}
+}
+
+func (s *sealer) file(item SealItem, file string) {
+	f, err := s.store.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !f.Mode().IsRegular() {
+		return
+	}
+	found := Sealed{Item: item, Path: file, What: "removed", Kept: !s.req.removes(item)}
+	switch {
+	case found.Kept:
+		found.What = "kept"
+		if item == SealTLS && path.Ext(file) != ".crt" {
+			found.What = "kept: every clone will have it"
+		}
+	case err == nil && !s.req.DryRun:
+		err = s.store.RemoveFile(file)
+	}
+	if err != nil && !found.Kept {
+		found.What, found.Err = "cannot be removed", err.Error()
+		s.failed = errors.Join(s.failed, err)
+	}
+	s.found(found)
+}
+
+// machineID empties the id of the machine, by which systemd makes a new one at the
+// next boot; a file that is not there would be a first boot, with all that belongs
+// to one. That of D-Bus is a copy where it is no link.
+func (s *sealer) machineID() {
+	const systemd, dbus = "/etc/machine-id", "/var/lib/dbus/machine-id"
+	f, err := s.store.Read(systemd)
+	if err == nil && len(f.Bytes) > 0 && string(bytes.TrimSpace(f.Bytes)) != "uninitialized" {
+		found := Sealed{Item: SealMachine, Path: systemd, What: "made empty", Kept: !s.req.removes(SealMachine)}
+		if found.Kept {
+			found.What = "kept"
+		} else if !s.req.DryRun {
+			if err := s.store.Empty(systemd); err != nil {
+				found.What, found.Err = "cannot be emptied", err.Error()
+				s.failed = errors.Join(s.failed, err)
+			}
+		}
+		s.found(found)
+	}
+	s.file(SealMachine, dbus)
+}

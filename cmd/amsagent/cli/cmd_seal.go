@@ -1,0 +1,139 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+type sealOptions struct {
+	dryRun, joined bool
+	keep, remove   []string
+}
+
+func (o *sealOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.dryRun, "dry-run", false, "list what would be removed and touch nothing")
+	fs.BoolVar(&o.joined, "joined", false, "seal a machine that is a node: its files are given back first, and the cluster is not told")
+	fs.StringSliceVar(&o.keep, "keep", nil, "`ITEM`s that stay in the image (may be repeated)")
+	fs.StringSliceVar(&o.remove, "remove", nil, "`ITEM`s that usually stay and are to go: tls, licence")
+}
+
+func newSealCommand(g *globals) *cobra.Command {
+	var opts sealOptions
+	cmd := &cobra.Command{
+		Use:   "seal [flags]",
+		Short: "make this machine's disk clonable, as the last step of building an image",
+		Long: "What names this machine, or was made for it alone, is removed, so that each clone makes\n" +
+			"its own. The items, in the order in which they go:\n\n" +
+			sealHelp() + "\n" +
+			"Ant Media Server must be stopped: users and streams of this machine are in its databases,\n" +
+			"and they are removed. A node of a cluster is refused: leave first. It may be run again\n" +
+			"after any outcome; the second time it finds nothing.\n\n" +
+			"SSH host keys and cloud-init's memory are the image builder's: `cloud-init clean` and the\n" +
+			"tools that make images remove them.",
+		Example: "  systemctl stop antmedia && amsagent seal\n" +
+			"  amsagent seal --dry-run\n" +
+			"  amsagent seal --keep logs,jwt --remove tls\n" +
+			"  amsagent seal --root /mnt/image",
+		GroupID:               groupAdvanced,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSeal(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyTimeout)
+	return cmd
+}
+
+// sealHelp is the list of items for people.
+func sealHelp() string {
+	words := map[bootstrap.SealItem]string{
+		bootstrap.SealIdentity: "ids of the server, and the marks of its first start",
+		bootstrap.SealMarkers:  "by which an application takes itself for crashed",
+		bootstrap.SealDatabase: "the server's own databases: users and streams",
+		bootstrap.SealJWT:      "server.jwtServerSecretKey, the key to the server's REST API",
+		bootstrap.SealName:     "server.name, where it is this machine's name or address",
+		bootstrap.SealHosts:    "the line with this machine's name in /etc/hosts",
+		bootstrap.SealLogs:     "logs of the server and of the vendor's scripts",
+		bootstrap.SealTLS:      "certificates and private keys; stay unless --remove tls",
+		bootstrap.SealLicence:  "server.licence_key; stays unless --remove licence",
+		bootstrap.SealMachine:  "/etc/machine-id is made empty; systemd makes a new one",
+		bootstrap.SealAgent:    "what amsagent remembers of this machine",
+	}
+	var b strings.Builder
+	for _, i := range bootstrap.SealItems() {
+		fmt.Fprintf(&b, "  %-11s %s\n", i, words[i])
+	}
+	return b.String()
+}
+
+func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
+	req := bootstrap.SealRequest{Joined: opts.joined, DryRun: opts.dryRun}
+	for _, list := range []struct {
+		flag  string
+		words []string
+		into  *[]bootstrap.SealItem
+	}{{"--keep", opts.keep, &req.Keep}, {"--remove", opts.remove, &req.Remove}} {
+		for _, word := range list.words {
+			item := bootstrap.SealItem(strings.TrimSpace(word))
+			if !slices.Contains(bootstrap.SealItems(), item) {
+				return usageError([]string{"amsagent seal --help lists the items"}, "%s: %q is no item", list.flag, word)
+			}
+			*list.into = append(*list.into, item)
+		}
+	}
+	m, err := g.bootstrapMachine(false)
+	if err != nil {
+		return err
+	}
+	handleDaemon(m)
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
+	res, err := m.Seal(ctx, req)
+	g.findings(res.Warnings)
+	if err = g.failure("seal", err); err != nil {
+		// What was removed is gone, whatever failed after it.
+		for _, f := range res.Found {
+			if f.Err != "" {
+				g.progress(fmt.Sprintf("%s: %s: %s", f.Path, f.What, f.Err))
+			}
+		}
+		return err
+	}
+	return g.result("seal", res, func(w *textWriter) { sealText(w, res) })
+}
+
+func sealText(w *textWriter, res *bootstrap.SealResult) {
+	gone, kept := 0, 0
+	for _, f := range res.Found {
+		if f.Kept {
+			kept++
+		} else {
+			gone++
+		}
+	}
+	switch res.Outcome {
+	case bootstrap.OutcomePlanned:
+		w.line("%s; nothing was touched", w.color.bold("sealing would remove "+count(gone, "thing")))
+	case bootstrap.OutcomeSealed:
+		w.line("%s: %s removed; make the image before Ant Media Server is started again", w.color.green("sealed"), count(gone, "thing"))
+	default:
+		w.line("%s: nothing here names this machine", w.color.green("nothing to do"))
+	}
+	for _, f := range res.Found {
+		w.line("  %-11s %s: %s", f.Item, f.Path, f.What)
+	}
+	if kept > 0 {
+		w.line("  (%s in the image; --remove takes them out)", count(kept, "thing")+" left")
+	}
+}
