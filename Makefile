@@ -48,10 +48,19 @@ build: ## the agent for this machine, static and stripped: build/amsagent
 	@mkdir -p $(BUILD)
 	$(GOBUILD) -o $(BUILD)/amsagent ./cmd/amsagent
 
+# An unknown cloud is refused before anything is built.
+CLOUD  := aws
+CLOUDS := aws
+ifneq ($(filter demo,$(MAKECMDGOALS)),)
+  ifeq ($(filter $(CLOUD),$(CLOUDS)),)
+    $(error CLOUD=$(CLOUD): no such cloud can be pretended (there are: $(CLOUDS)))
+  endif
+endif
+
 .PHONY: demo
 demo: build ## join and leave a sandbox cluster before your eyes; no root, no cloud, no AMS needed
 	cd sandbox && $(GO) build -trimpath -buildvcs=false -o ../$(BUILD)/sandbox ./cmd/sandbox
-	@$(BUILD)/sandbox demo --agent $(BUILD)/amsagent
+	@$(BUILD)/sandbox demo --cloud $(CLOUD) --agent $(BUILD)/amsagent
 
 .PHONY: test
 test: deps ## every test of the agent and of its sandbox (some minutes on first use: it compiles a database)

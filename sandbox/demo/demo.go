@@ -25,7 +25,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -33,11 +33,16 @@ import (
 type Options struct {
 	Agent   string // the agent's binary
 	Sandbox string // the sandbox's own binary
+	Cloud   string // one of fakecloud.Names
 	Out     io.Writer
 }
 
 // Run runs the demo in a temporary folder and leaves nothing behind.
 func Run(ctx context.Context, o Options) (err error) {
+	words, err := wordsOf(o.Cloud)
+	if err != nil {
+		return err
+	}
 	agent, err := filepath.Abs(o.Agent)
 	if err != nil {
 		return err
@@ -56,7 +61,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	// Whoever closes the window, or reads the first lines only, finds all tidied up.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	d := &demo{ctx: ctx, o: o, dir: dir, agent: agent, start: time.Now()}
+	d := &demo{ctx: ctx, o: o, dir: dir, agent: agent, words: words, start: time.Now()}
 	defer func() { err = errors.Join(err, d.close()) }()
 	return d.run()
 }
@@ -72,12 +77,13 @@ type demo struct {
 	start time.Time
 	step  int
 
-	mongo   *mongod.Server
-	client  *cluster.Client
-	scaling *fakeaws.AutoScaling
-	nodes   []*node // the origin, the edge
-	viewer  *viewer
-	checks  int
+	words  words
+	mongo  *mongod.Server
+	client *cluster.Client
+	cloud  fakecloud.Cloud
+	nodes  []*node // the origin, the edge
+	viewer *viewer
+	checks int
 	// untouched is the digest of the origin before anything happened to it.
 	untouched string
 }
@@ -90,10 +96,10 @@ func (d *demo) close() error {
 		_ = d.viewer.conn.Close() // it may have been before
 	}
 	for _, n := range d.nodes {
-		errs = append(errs, n.stop(ctx), n.svc.Stop(ctx), n.aws.Close())
+		errs = append(errs, n.stop(ctx), n.svc.Stop(ctx), n.meta.Close())
 	}
-	if d.scaling != nil {
-		errs = append(errs, d.scaling.Close())
+	if d.cloud != nil {
+		errs = append(errs, d.cloud.Close())
 	}
 	if d.client != nil {
 		errs = append(errs, d.client.Close(ctx))
@@ -110,8 +116,11 @@ func (d *demo) run() error {
 	d.print("machines: origin-1 takes streams in, edge-1 passes them on to viewers.")
 	d.print("")
 	d.print("Real here: the agent, and all it does to files. Pretended: AMS (a stand-in that reads its")
-	d.print("files and behaves as AMS does), MongoDB (FerretDB), and AWS: what it tells a machine, and the")
-	d.print("scaling groups that start and end machines.")
+	d.print("files and behaves as AMS does), MongoDB (FerretDB), and the cloud. This time it is")
+	d.print("%s.", d.words.title)
+	if others := d.words.others(); others != "" {
+		d.print("(make demo CLOUD=NAME tells the same of others: %s.)", others)
+	}
 	for _, step := range []func() error{d.setUp, d.before, d.plan, d.join, d.audience, d.scaleIn, d.finish, d.others, d.again, d.leave} {
 		if err := step(); err != nil {
 			if d.ctx.Err() != nil {
@@ -163,16 +172,15 @@ func (d *demo) setUp() error {
 	if d.client, err = cluster.Connect(d.ctx, target, cluster.Options{AppName: "demo"}); err != nil {
 		return err
 	}
-	if d.scaling, err = fakeaws.StartAutoScaling(d.ctx, fakeaws.AutoScalingOptions{}); err != nil {
+	if d.cloud, err = fakecloud.Open(d.ctx, d.o.Cloud, fakecloud.Options{Lead: d.words.lead}); err != nil {
 		return err
 	}
-	d.scaling.Group("origins")
-	d.scaling.Group("edges", fakeaws.Hook{Name: hook, HeartbeatTimeout: hookTimeout})
-	for _, m := range []struct{ name, id, address, role, mac string }{
-		{"origin-1", "i-0a1b2c3d4e5f60001", "10.0.1.11", "origin", "0e:49:61:0f:c3:11"},
-		{"edge-1", "i-0a1b2c3d4e5f60002", "10.0.2.12", "edge", "0e:49:61:0f:c3:12"},
+	for i, m := range []fakecloud.Machine{
+		{Name: "origin-1", Address: "10.0.1.11", Role: "origin", MAC: "0e:49:61:0f:c3:11"},
+		{Name: "edge-1", Address: "10.0.2.12", Role: "edge", MAC: "0e:49:61:0f:c3:12"},
 	} {
-		if err := d.machine(m.name, m.id, m.address, m.role, m.mac); err != nil {
+		m.ID = fakecloud.ID(d.o.Cloud, i+1)
+		if err := d.machine(m); err != nil {
 			return err
 		}
 	}

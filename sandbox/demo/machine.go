@@ -27,38 +27,38 @@ import (
 
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
 // node is one pretended machine.
 type node struct {
-	name, id, address string
-	tree              tree.Tree
-	aws               *fakeaws.Server
-	scaling           *fakeaws.AutoScaling
-	svc               amsctl.Config
-	wrapper           string
-	http              string // where its AMS answers
-	control           *http.Client
+	name, id, address, role, mac string
+
+	tree    tree.Tree
+	meta    fakecloud.Metadata
+	svc     amsctl.Config
+	wrapper string
+	http    string // where its AMS answers
+	control *http.Client
 
 	daemon *process // nil where none was started
 	log    string   // the file of its log
 }
 
 // machine makes a machine with a standalone AMS that runs.
-func (d *demo) machine(name, id, address, role, mac string) error {
+func (d *demo) machine(m fakecloud.Machine) error {
 	httpPort, err := port.Free()
 	if err != nil {
 		return err
 	}
 	n := &node{
-		name: name, id: id, address: address, scaling: d.scaling,
-		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(httpPort)), log: filepath.Join(d.dir, name+".log"),
+		name: m.Name, id: m.ID, address: m.Address, role: m.Role, mac: m.MAC,
+		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(httpPort)), log: filepath.Join(d.dir, m.Name+".log"),
 	}
-	root := filepath.Join(d.dir, name)
-	if n.tree, err = tree.Write(root, tree.Options{Host: name, HostResolves: true, DMI: "aws", HTTPPort: httpPort}); err != nil {
+	root := filepath.Join(d.dir, m.Name)
+	if n.tree, err = tree.Write(root, tree.Options{Host: m.Name, HostResolves: true, DMI: d.cloud.Name(), HTTPPort: httpPort}); err != nil {
 		return err
 	}
 	if err := errors.Join(n.statistics(), n.proc()); err != nil {
@@ -72,24 +72,17 @@ func (d *demo) machine(name, id, address, role, mac string) error {
 		},
 	}}
 	n.svc = amsctl.Config{
-		State: filepath.Join(d.dir, name+".service"), Sandbox: d.o.Sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
+		State: filepath.Join(d.dir, m.Name+".service"), Sandbox: d.o.Sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
 		Args: []string{"--root", n.tree.Dir, "--period", "1s", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())},
 	}
-	n.wrapper = filepath.Join(d.dir, name+"-service")
+	n.wrapper = filepath.Join(d.dir, m.Name+"-service")
 	if err := n.svc.WriteWrapper(n.wrapper); err != nil {
 		return err
 	}
-	i := fakeaws.Sample()
-	i.ID, i.Hostname = id, name+".internal"
-	i.NICs[0].MAC, i.NICs[0].IPv4s, i.NICs[0].Public = mac, []string{address}, ""
-	i.Tags = map[string]string{"amsagent:role": role}
-	if n.aws, err = fakeaws.Start(d.ctx, fakeaws.Options{Instance: &i}); err != nil {
+	if n.meta, err = d.cloud.Machine(d.ctx, m); err != nil {
 		return err
 	}
 	d.nodes = append(d.nodes, n) // from here on there is something to close
-	if err := d.scaling.Attach(role+"s", "", n.aws); err != nil {
-		return err
-	}
 	return n.svc.Start(d.ctx, nil)
 }
 
@@ -126,7 +119,7 @@ func (n *node) proc() error {
 			return err
 		}
 	}
-	boot := "00000000-0000-4000-8000-0000" + n.id[len(n.id)-8:] + "\n"
+	boot := "00000000-0000-4000-8000-" + strings.ReplaceAll(n.mac, ":", "") + "\n"
 	return os.WriteFile(filepath.Join(proc, "sys/kernel/random/boot_id"), []byte(boot), 0o644)
 }
 
@@ -154,15 +147,13 @@ func (n *node) stats() (st fakeams.Stats, err error) {
 
 // environ are the settings that make the agent look at the pretended machine.
 func (n *node) environ() []string {
-	return []string{
+	return append([]string{
 		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1", "TERM=xterm",
 		"LANG=" + os.Getenv("LANG"), "LC_ALL=" + os.Getenv("LC_ALL"), "LC_CTYPE=" + os.Getenv("LC_CTYPE"),
 		"AMSAGENT_ROOT=" + n.tree.Root,
 		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
-		"AMSAGENT_AWS_ENDPOINT=" + n.aws.Endpoint(),
-		"AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + n.scaling.Endpoint(),
 		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0",
-	}
+	}, n.meta.Environ()...)
 }
 
 // agentRun runs the agent on a machine, shows the command, and returns what it

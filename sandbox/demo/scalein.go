@@ -6,28 +6,24 @@ package demo
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
 )
 
-const (
-	app, stream = "LiveApp", "concert"
-	hook        = "drain"
-	// hookTimeout is what the group waits without a word. It is an hour on AWS;
-	// here it is short, so that the agent's word is seen.
-	hookTimeout = 10 * time.Second
-)
+const app, stream = "LiveApp", "concert"
 
 // viewer is somebody who watches, over a connection of his own.
 type viewer struct {
@@ -101,10 +97,46 @@ func (d *demo) audience() error {
 		return err
 	}
 	d.show(out, 6)
+	err = d.check(strings.HasPrefix(out, "2 nodes: 2 alive; 1 origin, 1 edge; 1 publisher, 1 viewer\n"), "the cluster is not as it should be:\n%s", out)
 	d.print("   AGENT, AMS: how long ago each was heard. VERDICT: is the node alive, by the two of them. CPU and")
 	d.print("   MEM: here those of your own computer, twice. PUB/VIEW: how many stream and watch there; AMS")
 	d.print("   tells that where its settings let the agent ask (server.jwtServerControlEnabled=true)")
-	return d.check(strings.HasPrefix(out, "2 nodes: 2 alive; 1 origin, 1 edge; 1 publisher, 1 viewer\n"), "the cluster is not as it should be:\n%s", out)
+	return errors.Join(err, d.places())
+}
+
+// places shows where the nodes run, as programs are told.
+func (d *demo) places() error {
+	out, err := d.agentRun(d.nodes[0], "nodes", "-o", "json")
+	if err != nil {
+		return err
+	}
+	type place struct {
+		ID       string `json:"id"`
+		Provider string `json:"provider"`
+		Group    string `json:"group"`
+		Zone     string `json:"zone,omitempty"`
+	}
+	var list struct {
+		Members []struct {
+			Node place `json:"node"`
+		} `json:"members"`
+	}
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return fmt.Errorf("reading the list of nodes: %w: %s", err, out)
+	}
+	d.print("     (of each node, what the cloud told of it)")
+	for i, m := range list.Members {
+		b, err := json.Marshal(m.Node)
+		if err != nil {
+			return err
+		}
+		d.print("     %s", b)
+		n := d.nodes[i]
+		if err := d.check(m.Node.ID == n.id && m.Node.Provider == d.cloud.Name() && m.Node.Group == n.role+"s", "%s is listed as %s", n.name, b); err != nil {
+			return err
+		}
+	}
+	return d.check(len(list.Members) == len(d.nodes), "%d nodes are listed", len(list.Members))
 }
 
 // since prints a line of a story with its time.
@@ -114,11 +146,10 @@ func (d *demo) since(begin time.Time, format string, args ...any) {
 
 func clock(d time.Duration) string { return fmt.Sprintf("+%.1f s", d.Seconds()) }
 
-// scaleIn lets the group take the edge away while somebody watches.
+// scaleIn lets the cloud take the edge away while somebody watches.
 func (d *demo) scaleIn() error {
 	edge := d.nodes[1]
-	d.heading("The scaling group shrinks: AWS wants edge-1 back while somebody watches there. The group has a")
-	d.print("   lifecycle hook, so AWS waits with switching the machine off until it hears from the agent")
+	d.heading(strings.Join(d.words.shrink, "\n   "))
 	v, err := edge.ask(d.ctx)
 	if err != nil {
 		return err
@@ -129,10 +160,10 @@ func (d *demo) scaleIn() error {
 		return err
 	}
 	begin := time.Now()
-	if err := d.scaling.Terminate(edge.id); err != nil {
+	if err := d.cloud.ScaleIn(edge.id); err != nil {
 		return err
 	}
-	d.since(begin, "AWS: edge-1 is to be terminated; the hook begins to wait")
+	d.since(begin, "%s", d.words.begin)
 	if err := d.until("edge-1 has noticed", func() string {
 		code, err := edge.ready(d.ctx, metrics)
 		if err != nil {
@@ -145,7 +176,7 @@ func (d *demo) scaleIn() error {
 	}); err != nil {
 		return err
 	}
-	d.since(begin, "edge-1 has noticed: it asks AWS's metadata service every 2 s. Load balancers that ask it")
+	d.since(begin, "edge-1 has noticed: %s. Load balancers that ask it", d.words.noticed)
 	d.print("              hear \"not ready\" from now on (GET /readyz answers %d; before, %d)", http.StatusServiceUnavailable, before)
 	if err := d.until("the cluster knows", func() string {
 		row, err := d.client.Node(d.ctx, edge.id)
@@ -173,8 +204,8 @@ func (d *demo) scaleIn() error {
 		return err
 	}
 	first := v.Lifecycle.Counted
-	d.since(begin, "edge-1: %s (so long AWS waits at most)", v.Lifecycle.Progress)
-	err = d.check(*v.Lifecycle.Sessions.Viewers == 1 && v.Lifecycle.Reason == "scale-in", "edge-1 is draining for %q with %d viewers",
+	d.since(begin, "edge-1: %s (%s)", v.Lifecycle.Progress, d.words.budget)
+	err = d.check(*v.Lifecycle.Sessions.Viewers == 1 && v.Lifecycle.Reason == d.words.reason, "edge-1 is draining for %q with %d viewers",
 		v.Lifecycle.Reason, *v.Lifecycle.Sessions.Viewers)
 	if err != nil {
 		return err
@@ -202,23 +233,21 @@ func (d *demo) scaleIn() error {
 	if err != nil {
 		return err
 	}
-	d.since(begin, "the viewer is still served; edge-1 goes on waiting, and so does AWS")
+	d.since(begin, "the viewer is still served; %s", d.words.waits)
 	status, err := edge.svc.Status()
-	return errors.Join(err, d.check(status == amsctl.Active, "AMS is %s", status), d.open(edge))
+	return errors.Join(err,
+		d.check(status == amsctl.Active, "AMS is %s", status),
+		d.check(!slices.ContainsFunc(d.noted(edge), over), "%s does not wait: %+v", d.words.short, d.noted(edge)))
 }
 
 // thrice is a little less than three counts take, which are a second apart.
 const thrice = 2500 * time.Millisecond
 
-// open checks that AWS still waits.
-func (d *demo) open(n *node) error {
-	for _, m := range d.scaling.Members() {
-		if m.Instance == n.id {
-			return d.check(len(m.Waiting) == 1 && m.Waiting[0].Hook == hook, "the hook does not wait: %+v", m)
-		}
-	}
-	return d.check(false, "%s is in no group any more", n.name)
-}
+// noted is what the cloud has in its books about a machine.
+func (d *demo) noted(n *node) []fakecloud.Entry { return fakecloud.Of(d.cloud.Books(), n.id) }
+
+// over is what ends a cloud's waiting.
+func over(e fakecloud.Entry) bool { return e.What == fakecloud.Answer || e.What == fakecloud.Gone }
 
 // finish lets the viewer go.
 func (d *demo) finish() error {
@@ -255,57 +284,50 @@ func (d *demo) finish() error {
 	d.since(begin, "MongoDB: edge-1 is off AMS's list of nodes, and its row says \"left\"")
 	ctx, cancel := context.WithTimeout(d.ctx, patience)
 	defer cancel()
-	told, err := d.scaling.WaitFor(ctx, func(e fakeaws.Entry) bool { return e.What == fakeaws.Completed })
-	if err != nil {
-		return err
+	awaited := func(what string) (fakecloud.Entry, error) {
+		return d.cloud.WaitFor(ctx, func(e fakecloud.Entry) bool { return e.ID == edge.id && e.What == what })
 	}
-	d.since(begin, "AWS: the hook is completed, the machine may be switched off")
-	if _, err := d.scaling.WaitFor(ctx, func(e fakeaws.Entry) bool { return e.What == fakeaws.State && e.Text == "Terminated" }); err != nil {
+	told := fakecloud.Entry{Time: time.Now()}
+	if d.words.answer != "" {
+		var err error
+		if told, err = awaited(fakecloud.Answer); err != nil {
+			return err
+		}
+		d.since(begin, "%s", d.words.told)
+	} else {
+		// The daemon ends as it does on the way down of a machine, and the machine with it.
+		if err := errors.Join(edge.stop(ctx), d.cloud.Off(edge.id)); err != nil {
+			return err
+		}
+		d.since(begin, "%s", d.words.told)
+	}
+	gone, err := awaited(fakecloud.Gone)
+	if err != nil {
 		return err
 	}
 	// The machine is off, and so is all that ran on it.
 	if err := edge.stop(ctx); err != nil {
 		return err
 	}
-	beats := d.books()
+	beats := d.books(edge)
 	st, err := edge.stats()
 	return errors.Join(err,
-		d.check(beats > 0, "the hook was never asked to wait longer"),
-		d.check(told.Text == "CONTINUE" && told.By == edge.id && told.Hook == hook, "the hook got %q from %q", told.Text, told.By),
+		d.check(beats > 0 || !d.words.beats, "%s was never asked to wait longer", d.words.short),
+		d.check(strings.Contains(told.Text, d.words.answer), "%s was told %q", d.words.short, told.Text),
+		d.check(!gone.Late, "%s took the machine when the time was over: %s", d.words.short, gone.Text),
 		d.check(st.State == fakeams.Stopped && st.Served.Viewers == 1 && st.Left.Viewers == 1 && st.Cut == (fakeams.Counts{}), "AMS was %s with %+v", st.State, st),
-		d.check(!row.StateSince.After(told.Time), "the hook was completed before the node had left"))
+		d.check(!row.StateSince.After(told.Time), "%s was told before the node had left", d.words.short))
 }
 
-// books shows what the group noted, and counts how often it was asked to wait.
-func (d *demo) books() (beats int) {
-	d.print("   All of it as AWS noted it (its hook waits %.0f s from word to word here; an hour is usual):", hookTimeout.Seconds())
-	var begin time.Time
-	for _, e := range d.scaling.Books() {
-		text := ""
-		switch e.What {
-		case fakeaws.Target:
-			if begin = e.Time; e.Text != "Terminated" {
-				continue
-			}
-			text = "edge-1 shall be " + e.Text
-		case fakeaws.State:
-			if e.Text != "Terminated" {
-				continue
-			}
-			text = "edge-1 is " + e.Text
-		case fakeaws.Wait:
-			text = "hook \"" + e.Hook + "\" begins to wait"
-		case fakeaws.Heartbeat:
+// books shows what the cloud noted, and counts how often it was asked to wait.
+func (d *demo) books(n *node) (beats int) {
+	d.print("   %s", d.words.books)
+	noted := d.noted(n)
+	for _, e := range noted {
+		if e.What == fakecloud.Heartbeat {
 			beats++
-			text = "hook \"" + e.Hook + "\" is asked by edge-1 to wait longer"
-		case fakeaws.Completed:
-			text = "hook \"" + e.Hook + "\" is completed by edge-1: " + e.Text
-		case fakeaws.TimedOut:
-			text = "hook \"" + e.Hook + "\" has waited in vain"
-		case fakeaws.Call:
-			continue
 		}
-		d.print("     %7s  %s", clock(e.Time.Sub(begin)), text)
+		d.print("     %7s  %s", clock(e.Time.Sub(noted[0].Time)), e.Text)
 	}
 	return beats
 }
@@ -347,7 +369,7 @@ func (d *demo) others() error {
 	d.print("   edge-1's entry in MongoDB, for who asks tomorrow: %s; reason: %s; sessions cut: %d", row.State, row.Reason, cut)
 	st, err := origin.stats()
 	return errors.Join(err,
-		d.check(row.State == cluster.StateLeft && row.Reason == "scale-in" && cut == 0, "the row is %+v", row),
+		d.check(row.State == cluster.StateLeft && row.Reason == d.words.reason && cut == 0, "the row is %+v", row),
 		d.check(strings.Contains(out, edge.id) && strings.Contains(out, " left ") && strings.Contains(out, "1 alive, 1 gone; 1 left;"), "edge-1 is not in the list:\n%s", out),
 		d.check(st.Live.Publishers == 1 && st.Cut == (fakeams.Counts{}), "the origin lost its publisher: %+v", st))
 }

@@ -126,6 +126,7 @@ func (c *awsCloud) entries(books []fakeaws.Entry) []Entry {
 		}
 		e := Entry{Time: b.Time, What: Other, ID: b.Instance}
 		hook := "hook " + strconv.Quote(b.Hook)
+		by, _ := c.named(b.By)
 		switch b.What {
 		case fakeaws.Target:
 			if b.Text != "Terminated" {
@@ -135,9 +136,9 @@ func (c *awsCloud) entries(books []fakeaws.Entry) []Entry {
 		case fakeaws.Wait:
 			e.Text = hook + " begins to wait"
 		case fakeaws.Heartbeat:
-			e.What, e.Text = Heartbeat, hook+" is asked by "+name+" to wait longer"
+			e.What, e.Text = Heartbeat, hook+" is asked by "+by+" to wait longer"
 		case fakeaws.Completed:
-			e.What, e.Text = Answer, hook+" is completed by "+name+": "+b.Text
+			e.What, e.Text = Answer, hook+" is completed by "+by+": "+b.Text
 		case fakeaws.TimedOut:
 			late[b.Instance] = true
 			e.Text = hook + " has waited in vain (" + b.Text + ")"

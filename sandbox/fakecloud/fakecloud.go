@@ -65,6 +65,19 @@ type Machine struct {
 	Name, ID, Address, Role, MAC string
 }
 
+// ID is the id of the n-th machine, in the form that ids have in a cloud.
+func ID(cloud string, n int) string {
+	switch cloud {
+	case "azure": // the SMBIOS UUID
+		return fmt.Sprintf("5c08b38e-4d1b-4f0a-9e6c-3b2a1c0d%04x", n)
+	case "alibaba":
+		return fmt.Sprintf("i-bp13znx0m0me8cq%04d", n)
+	case "gcp":
+		return fmt.Sprintf("456789012345678%04d", n)
+	}
+	return fmt.Sprintf("i-0a1b2c3d4e5f6%04x", n)
+}
+
 // Metadata is the metadata service of one machine.
 type Metadata interface {
 	// Environ are the settings, as KEY=value, by which the agent finds this cloud's

@@ -7,17 +7,23 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/amsagent/amsagent/sandbox/demo"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
 )
 
 func runDemo(ctx context.Context, env Env, args []string) error {
-	fs := newFlags(env, "demo", "[--agent FILE]")
+	fs := newFlags(env, "demo", "[--cloud NAME] [--agent FILE]")
 	agent := fs.String("agent", "build/amsagent", "the agent's binary, a `file`")
+	cloud := fs.String("cloud", "aws", "the cloud that is pretended, a `name`: "+strings.Join(fakecloud.Names(), ", "))
 	var l life
 	l.addFlags(fs)
 	if err := parse(fs, args, 0); err != nil {
 		return err
+	}
+	if err := fakecloud.Check(*cloud); err != nil {
+		return exitError{2, "demo: --cloud: " + err.Error()}
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -28,5 +34,5 @@ func runDemo(ctx context.Context, env Env, args []string) error {
 		return err
 	}
 	defer cancel()
-	return demo.Run(ctx, demo.Options{Agent: *agent, Sandbox: self, Out: env.Stdout})
+	return demo.Run(ctx, demo.Options{Agent: *agent, Sandbox: self, Cloud: *cloud, Out: env.Stdout})
 }
