@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +30,17 @@ type CloudInit struct {
 	Region           string `json:"region,omitempty"`
 	AvailabilityZone string `json:"availability_zone,omitempty"`
 	LocalHostname    string `json:"local_hostname,omitempty"`
+
+	// What follows is the cloud's own, below ds, for the clouds whose data we know: see readData.
+
+	InstanceType string `json:"instance_type,omitempty"`
+	Group        string `json:"group,omitempty"`
+	// Private and Public are addresses of this machine.
+	Private netip.Addr `json:"private,omitzero"`
+	Public  netip.Addr `json:"public,omitzero"`
+	// TagsKnown says that this cloud's tags are in the data, and all of them could be read.
+	Tags      map[string]string `json:"tags,omitempty"`
+	TagsKnown bool              `json:"tags_known,omitempty"`
 }
 
 // ReadCloudInit reads cloud-init's instance data below a root. Where there is none it returns an error that matches
@@ -54,6 +66,7 @@ func ReadCloudInit(root string) (CloudInit, error) {
 func ParseCloudInit(b []byte) (CloudInit, error) {
 	var doc struct {
 		V1 map[string]json.RawMessage `json:"v1"`
+		DS json.RawMessage            `json:"ds"`
 	}
 	if err := json.Unmarshal(b, &doc); err != nil {
 		return CloudInit{}, fmt.Errorf("reading cloud-init's instance data: %w", err)
@@ -82,6 +95,7 @@ func ParseCloudInit(b []byte) (CloudInit, error) {
 		CloudName: get("cloud_name"), CloudID: get("cloud_id"), Platform: get("platform"), InstanceID: get("instance_id"),
 		Region: get("region"), AvailabilityZone: get("availability_zone"), LocalHostname: get("local_hostname"),
 	}
+	errs = append(errs, readData(&ci, doc.DS)...)
 	if len(errs) > 0 {
 		return ci, fmt.Errorf("reading cloud-init's instance data: %w", errors.Join(errs...))
 	}
@@ -113,6 +127,22 @@ func (ci CloudInit) HasOwnID() bool {
 		return false
 	}
 	return ci.InstanceID != "" && !strings.HasPrefix(ci.InstanceID, "iid-")
+}
+
+// The marks that cloud-init leaves besides: its generator's at boot, and that of its end.
+const (
+	cloudInitEnabled = "/run/cloud-init/enabled"
+	cloudInitResult  = "/run/cloud-init/result.json"
+)
+
+// cloudInitAtWork says whether instance data may still come.
+func cloudInitAtWork(root string) bool {
+	return exists(root, cloudInitEnabled) && !exists(root, cloudInitResult)
+}
+
+func exists(root, path string) bool {
+	_, err := os.Lstat(filepath.Join(root, path))
+	return err == nil
 }
 
 // absent says whether an error of ReadCloudInit means that there simply is none.

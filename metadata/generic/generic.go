@@ -7,6 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/record"
@@ -19,9 +23,14 @@ const Name = "generic"
 const recordFile = "cloud-init.json"
 
 const (
-	hintTags = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
-	hintID   = "run systemd-machine-id-setup (and seal golden images, so that clones do not share the id), or give the machine a host name"
+	hintTags       = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
+	hintNoTags     = "cloud-init hands on no tags of %s: give role and group by flag, environment or configuration file"
+	hintBrokenTags = "not all tags in cloud-init's data can be read (see the notes): give role and group by flag, environment or configuration file"
+	hintNotYet     = "cloud-init is still looking for its cloud at this boot: cloud-init status --wait shows when it has done so, and why it has not"
+	hintID         = "run systemd-machine-id-setup (and seal golden images, so that clones do not share the id), or give the machine a host name"
 )
+
+const noteForbidden = "the instance's id in the firmware is for root only: the agent, as root, calls this machine by that, not by the id above"
 
 // Provider tells what this machine knows about itself.
 type Provider struct{ opts cloud.Options }
@@ -52,8 +61,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		inst.Notes = append(inst.Notes, err.Error())
 	}
 
-	ci, err := ReadCloudInit(p.opts.Root)
+	ci, err := p.cloudInit(ctx)
+	late := errors.Is(err, errNotYet)
 	if err != nil && !absent(err) {
+		if ctx.Err() != nil {
+			return cloud.Instance{}, fmt.Errorf("reading this machine's own facts: %w", err)
+		}
 		note(err)
 	}
 	if p.opts.Record != "" && err == nil {
@@ -61,37 +74,104 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 			return cloud.Instance{}, &record.WriteError{Err: err}
 		}
 	}
-	inst.Region, inst.Zone = ci.Region, ci.AvailabilityZone
+	inst.Region, inst.Zone, inst.Type, inst.Group = ci.Region, ci.AvailabilityZone, ci.InstanceType, ci.Group
 	inst.Hostname = ci.LocalHostname
 	if !usableHostname(inst.Hostname) {
 		inst.Hostname = Hostname(p.opts.Root)
 	}
-
-	if ci.HasOwnID() {
-		inst.ID, inst.IDSource = ci.InstanceID, "cloud-init's instance id on "+ci.CloudName
-	} else if inst.ID, inst.IDSource, err = Identify(p.opts.Root, inst.Hostname); err != nil {
-		return cloud.Instance{}, err
+	switch {
+	case ci.TagsKnown:
+		inst.Tags, inst.TagsKnown, inst.TagsHint = ci.Tags, true, ""
+	case ci.Tags != nil:
+		// What could not be read may be the role.
+		inst.Tags, inst.TagsHint = ci.Tags, hintBrokenTags
+		inst.Missing = append(inst.Missing, "tags")
+	case ci.CloudName != "" && ci.HasOwnID():
+		inst.TagsHint = fmt.Sprintf(hintNoTags, ci.CloudName)
 	}
+
+	fw := readFirmware(p.opts.Root)
+	switch {
+	case ci.HasOwnID():
+		inst.ID, inst.IDSource = ci.InstanceID, "cloud-init's instance id on "+ci.CloudName
+	case fw.id != "":
+		inst.ID, inst.IDSource = fw.id, fw.source
+	case late:
+		// The machine id would name this machine otherwise than it is named in a minute.
+		return cloud.Instance{}, &cloud.Error{
+			Provider: Name, Item: "instance id", Kind: cloud.ErrNotReady, Hint: hintNotYet, Cause: err,
+		}
+	default:
+		if inst.ID, inst.IDSource, err = Identify(p.opts.Root, inst.Hostname); err != nil {
+			return cloud.Instance{}, err
+		}
+		if fw.forbidden {
+			inst.Notes = append(inst.Notes, noteForbidden)
+		}
+	}
+	if late {
+		inst.TagsHint = hintNotYet
+		inst.Missing = append(inst.Missing, "region", "tags", "zone")
+	}
+	slices.Sort(inst.Missing)
 
 	a, err := readAddresses(p.opts)
 	if err != nil {
 		note(err)
 	}
-	inst.IPv6 = a.v6
+	inst.IPv6, inst.PublicAddress = a.v6, ci.Public
 	switch {
 	case a.v4.IsValid():
 		inst.Address, inst.AddressSource = a.v4, "address of the default route's interface "+a.v4From
 	case a.v6.IsValid():
 		inst.Address, inst.AddressSource = a.v6, "address of the IPv6 default route's interface "+a.v6From+", since there is no IPv4 default route with an address"
+	case ci.Private.IsValid():
+		inst.Address, inst.AddressSource = ci.Private, "private address in cloud-init's data, since there is no default route with an address"
 	default:
 		inst.Notes = append(inst.Notes, "no default route with a usable address was found: give the address of this node by --address")
 	}
 	if a.v4.IsValid() && !a.v4.IsPrivate() && !carrierGrade(a.v4) {
 		inst.PublicAddress = a.v4
+		there := ""
+		if ci.Private.IsValid() {
+			there = fmt.Sprintf(", which is %s by what the cloud says", ci.Private)
+		}
 		// Nodes that register a public address talk across the Internet, or not at all: AMS issues 2384, 7791.
-		inst.Notes = append(inst.Notes, fmt.Sprintf("%s, the address of the default route, is public: if the nodes have a private network, give this node's address there by --address", a.v4))
+		inst.Notes = append(inst.Notes, fmt.Sprintf("%s, the address of the default route, is public: if the nodes have a private network, give this node's address there%s by --address", a.v4, there))
 	}
 	return inst, nil
+}
+
+// errNotYet: cloud-init is at work and has not written what it found.
+var errNotYet = errors.New("cloud-init is enabled and has not written its instance data yet")
+
+// cloudInit reads cloud-init's data. At boot we may be earlier than cloud-init is done with its search: then it is waited
+// for, as for a metadata service that is not up yet. It writes the data before it runs anybody's script, so a join in user
+// data never waits; and once it has ended without them, there will be none.
+func (p *Provider) cloudInit(ctx context.Context) (CloudInit, error) {
+	bound, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+	pause := p.opts.RetryWait
+	for n := 1; ; n++ {
+		ci, err := ReadCloudInit(p.opts.Root)
+		if err == nil || !absent(err) || !cloudInitAtWork(p.opts.Root) {
+			return ci, err
+		}
+		if n == 1 {
+			p.opts.Log.Info("waiting for cloud-init to find out where this machine is", "provider", Name, "timeout", p.opts.Timeout)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-bound.Done():
+			timer.Stop()
+			if err := ctx.Err(); err != nil {
+				return CloudInit{}, err
+			}
+			return CloudInit{}, errNotYet
+		case <-timer.C:
+		}
+		pause = min(2*pause, cloud.MaxRetryWait)
+	}
 }
 
 // Identify names a machine by its derived machine id, else by its host name.
@@ -115,5 +195,35 @@ func redact(ci CloudInit) CloudInit {
 	if ci.LocalHostname != "" {
 		ci.LocalHostname = m.Name("host", ci.LocalHostname)
 	}
+	ci.Group = m.Name("group", ci.Group)
+	for _, a := range []*netip.Addr{&ci.Private, &ci.Public} {
+		if a.IsValid() {
+			// What is put in its place is an address, too.
+			*a, _ = netip.ParseAddr(m.Text(a.String()))
+		}
+	}
+	if ci.Tags != nil {
+		tags := make(map[string]string, len(ci.Tags))
+		for _, k := range slices.Sorted(maps.Keys(ci.Tags)) {
+			switch k {
+			case "amsagent:role", "amsagent-role":
+				// Which of a few words it is matters, and names nobody.
+				tags[k] = redactRole(m, ci.Tags[k])
+			case "amsagent:group", "amsagent-group", "amsagent:mongo", "amsagent-mongo":
+				tags[k] = m.Name("value", ci.Tags[k])
+			default:
+				tags[m.Name("tag", k)] = m.Name("value", ci.Tags[k])
+			}
+		}
+		ci.Tags = tags
+	}
 	return ci
+}
+
+func redactRole(m *record.Mapper, v string) string {
+	switch v {
+	case "", "origin", "edge":
+		return v
+	}
+	return m.Name("role", v)
 }

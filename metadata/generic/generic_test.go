@@ -11,8 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -117,12 +119,14 @@ func machines() []metadatatest.Machine {
 			Name: "cloud_init_hetzner", Root: "testdata/hetzner", Options: eth0,
 			Want: onEth0(with(base("edge-1"), func(i *cloud.Instance) {
 				i.ID, i.IDSource, i.Region, i.Zone = "4711", "cloud-init's instance id on hetzner", "eu-central", "fsn1-dc14"
+				i.TagsHint = noTags("hetzner")
 			})),
 		},
 		{
 			Name: "cloud_init_hyphens_and_nulls", Root: "testdata/cloud-init-hyphens-and-nulls", Options: eth0,
 			Want: onEth0(with(base("from-etc"), func(i *cloud.Instance) {
 				i.ID, i.IDSource = "386734086", "cloud-init's instance id on digitalocean"
+				i.TagsHint = noTags("digitalocean")
 			})),
 		},
 		// A seed that a person wrote has the same id on every clone.
@@ -136,6 +140,111 @@ func machines() []metadatatest.Machine {
 	}
 }
 
+func noTags(name string) string {
+	return "cloud-init hands on no tags of " + name + ": give role and group by flag, environment or configuration file"
+}
+
+const hintNotYet = "cloud-init is still looking for its cloud at this boot: cloud-init status --wait shows when it has done so, and why it has not"
+
+// cloudMachines are machines of clouds that are read through cloud-init and the firmware; see testdata/README.
+func cloudMachines() []metadatatest.Machine {
+	eth0 := lookup(map[string][]netip.Addr{"eth0": addrs("10.0.1.23", "fe80::1")})
+	at := func(i cloud.Instance, change func(*cloud.Instance)) cloud.Instance {
+		i.Address, i.AddressSource = netip.MustParseAddr("10.0.1.23"), "address of the default route's interface eth0"
+		change(&i)
+		return i
+	}
+	serial := "firmware's product_serial, which is the instance's id on this cloud"
+	return []metadatatest.Machine{
+		{
+			// What was said at the launch counts least, a free-form tag most.
+			Name: "oci", Root: "testdata/oci", Options: eth0,
+			Want: at(base("edge-1"), func(i *cloud.Instance) {
+				i.ID, i.IDSource = "ocid1.instance.oc1.phx.anyhqljtexampleexampleexample", "cloud-init's instance id on oracle"
+				i.Region, i.Zone, i.Type, i.Group = "us-phoenix-1", "phx-ad-1", "VM.Standard.E4.Flex", "ocid1.instancepool.oc1.phx.aaaaaaaaexample"
+				i.TagsKnown, i.TagsHint = true, ""
+				i.Tags = cloud.Tags{
+					"amsagent-role": "edge", "cost center": "42", "stage": "live", "amsagent:group": "pool-edges",
+					"Oracle-Tags:CreatedBy": "default/someone@example.com", "Oracle-Tags:CreatedOn": "2026-11-20T08:00:00.123Z",
+				}
+			}),
+		},
+		{
+			Name: "openstack", Root: "testdata/openstack", Options: eth0,
+			Want: at(base("origin-1"), func(i *cloud.Instance) {
+				i.ID, i.IDSource = "b0fa911b-69d4-4476-bbe2-1c92bff6535c", "cloud-init's instance id on openstack"
+				i.Zone, i.Type, i.PublicAddress = "nova", "m1.large", netip.MustParseAddr("203.0.113.7")
+				i.TagsKnown, i.TagsHint = true, ""
+				i.Tags = cloud.Tags{"amsagent:role": "origin", "amsagent-group": "west", "priority": "7"}
+			}),
+		},
+		{
+			Name: "openstack_without_a_route", Root: "testdata/openstack",
+			Options: lookup(map[string][]netip.Addr{"eth0": addrs("fe80::1")}),
+			Want: with(base("origin-1"), func(i *cloud.Instance) {
+				i.ID, i.IDSource = "b0fa911b-69d4-4476-bbe2-1c92bff6535c", "cloud-init's instance id on openstack"
+				i.Zone, i.Type, i.PublicAddress = "nova", "m1.large", netip.MustParseAddr("203.0.113.7")
+				i.Address, i.AddressSource = netip.MustParseAddr("10.0.1.23"), "private address in cloud-init's data, since there is no default route with an address"
+				i.TagsKnown, i.TagsHint = true, ""
+				i.Tags = cloud.Tags{"amsagent:role": "origin", "amsagent-group": "west", "priority": "7"}
+			}),
+		},
+		{
+			// A config drive can be anybody's, so it is the firmware that is believed. No property was given: that is known.
+			Name: "openstack_by_config_drive", Root: "testdata/openstack-config-drive", Options: eth0,
+			Want: at(base("edge-7"), func(i *cloud.Instance) {
+				i.ID, i.IDSource = "0d3b7c9e-5a2f-4c1d-8e6f-7a8b9c0d1e2f", "firmware's product_uuid, which is the instance's id on this cloud"
+				i.Zone, i.TagsKnown, i.TagsHint, i.Tags = "az-2", true, "", cloud.Tags{}
+			}),
+		},
+		{
+			Name: "digitalocean", Root: "testdata/digitalocean", Options: lookup(map[string][]netip.Addr{"eth0": addrs("203.0.113.9", "10.17.0.9")}),
+			Want: with(base("edge-1"), func(i *cloud.Instance) {
+				i.ID, i.IDSource, i.Region, i.Zone = "386734086", "cloud-init's instance id on digitalocean", "nyc3", "nyc3"
+				i.Address, i.AddressSource = netip.MustParseAddr("203.0.113.9"), "address of the default route's interface eth0"
+				i.PublicAddress, i.TagsHint = i.Address, noTags("digitalocean")
+			}),
+		},
+		{
+			// It passes for EC2 by its UUID and its platform.
+			Name: "brightbox", Root: "testdata/brightbox", Options: eth0,
+			Want: at(base("edge-b"), func(i *cloud.Instance) {
+				i.ID, i.IDSource, i.Region, i.Zone = "srv-1ab2c", "cloud-init's instance id on brightbox", "gb1", "gb1-a"
+				i.TagsHint = noTags("brightbox")
+			}),
+		},
+		// Somebody has switched cloud-init off after the first boot: the machine stays the same one.
+		{
+			Name: "cloud_init_switched_off", Root: "testdata/switched-off", Options: eth0,
+			Want: at(base("edge-2"), func(i *cloud.Instance) { i.ID, i.IDSource = "4712", serial }),
+		},
+		{Name: "cloud_init_ended_without_data", Root: "testdata/ended", Options: eth0, Want: at(base("edge-2"), func(*cloud.Instance) {})},
+		// The firmware that a container sees is its host's, and so is the number in it.
+		{Name: "container_on_a_droplet", Root: "testdata/container", Options: eth0, Want: at(base("ct-1"), func(*cloud.Instance) {})},
+	}
+}
+
+// bootingMachines are looked at before cloud-init has written its data, and do not wait for long.
+func bootingMachines() []metadatatest.Machine {
+	eth0 := lookup(map[string][]netip.Addr{"eth0": addrs("10.0.1.23")})
+	impatient := func(o *cloud.Options) {
+		eth0(o)
+		o.Timeout, o.RetryWait = 20*time.Millisecond, time.Millisecond
+	}
+	return []metadatatest.Machine{
+		// The machine id would be another name than the one of a minute later.
+		{Name: "still_booting", Root: "testdata/booting", Options: impatient, WantErr: cloud.ErrNotReady},
+		{
+			Name: "still_booting_with_an_id_in_the_firmware", Root: "testdata/booting-hetzner", Options: impatient,
+			Want: with(base("edge-2"), func(i *cloud.Instance) {
+				i.ID, i.IDSource = "4712", "firmware's product_serial, which is the instance's id on this cloud"
+				i.Address, i.AddressSource = netip.MustParseAddr("10.0.1.23"), "address of the default route's interface eth0"
+				i.TagsHint, i.Missing = hintNotYet, []string{"region", "tags", "zone"}
+			}),
+		},
+	}
+}
+
 func open(o cloud.Options) (cloud.Provider, error) {
 	p, err := generic.New(o)
 	if err != nil {
@@ -145,7 +254,8 @@ func open(o cloud.Options) (cloud.Provider, error) {
 }
 
 func TestConformance(t *testing.T) {
-	metadatatest.Run(t, metadatatest.Suite{Name: generic.Name, Open: open, Machines: machines()})
+	all := slices.Concat(machines(), cloudMachines(), bootingMachines())
+	metadatatest.Run(t, metadatatest.Suite{Name: generic.Name, Open: open, Machines: all})
 }
 
 // What went wrong or was chosen is told in words, since the address a node registers is what clusters break by.
@@ -238,7 +348,7 @@ func TestMachineIDAgreesWithSystemd(t *testing.T) {
 
 // The id itself must not get out by any way of looking at an instance.
 func TestMachineIDStaysInside(t *testing.T) {
-	for _, m := range machines() {
+	for _, m := range slices.Concat(machines(), cloudMachines()) {
 		o := cloud.Options{Root: m.Root, Record: t.TempDir()}
 		m.Options(&o)
 		p, err := generic.New(o)
@@ -250,7 +360,10 @@ func TestMachineIDStaysInside(t *testing.T) {
 			t.Errorf("%s: %s", m.Name, out)
 		}
 		for name, body := range recording(t, o.Record) {
-			for _, secret := range []string{machineID, "4711", "386734086", "edge-1", "seeded"} {
+			for _, secret := range []string{
+				machineID, "4711", "386734086", "edge-1", "seeded", "someone@", "ocid1.", "b0fa911b", "10.0.1.23", "203.0.113.7", "203.0.113.9",
+				"10.108.0.4", "pool-edges", "west", "srv-1ab2c", "AAAAC3Nz", "live",
+			} {
 				if strings.Contains(body, secret) {
 					t.Errorf("%s: the recording's %s holds %q:\n%s", m.Name, name, secret, body)
 				}
@@ -343,7 +456,7 @@ func TestOwnRoutes(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, m := range machines() {
+	for _, m := range slices.Concat(machines(), cloudMachines()) {
 		for _, path := range []string{"proc/net/route", "proc/net/ipv6_route", "proc/net/if_inet6", "run/cloud-init/instance-data.json"} {
 			if b, err := os.ReadFile(filepath.Join(m.Root, path)); err == nil {
 				f.Add(b)
@@ -362,9 +475,19 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		ci, _ := generic.ParseCloudInit(b)
-		for _, v := range []string{ci.CloudName, ci.CloudID, ci.InstanceID, ci.Region, ci.AvailabilityZone, ci.LocalHostname} {
+		for _, v := range []string{ci.CloudName, ci.CloudID, ci.InstanceID, ci.Region, ci.AvailabilityZone, ci.LocalHostname, ci.InstanceType, ci.Group} {
 			if strings.ContainsAny(v, "\n\r\x00") || len(v) > 400 {
 				t.Errorf("let through %q", v)
+			}
+		}
+		for k, v := range ci.Tags {
+			if k == "" || len(k) > 511 || len(v) > 4<<10 || strings.ContainsAny(k, "\n\x00") {
+				t.Errorf("let through the tag %q=%q", k, v)
+			}
+		}
+		for _, a := range []netip.Addr{ci.Private, ci.Public} {
+			if a.IsValid() && !a.IsGlobalUnicast() {
+				t.Errorf("let through the address %s", a)
 			}
 		}
 		if _, err := generic.DeriveMachineID(string(b)); err == nil && len(b) != 32 {

@@ -5,6 +5,7 @@ package metadatatest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,7 +23,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -125,9 +126,11 @@ func quick(o cloud.Options) cloud.Options {
 	return o
 }
 
-// patient are bounds for a service that is expected to answer in the end.
+// patient are bounds for a service that is expected to answer in the end, where the machine has none of its own.
 func patient(o cloud.Options) cloud.Options {
-	o.AttemptTimeout, o.Timeout, o.RetryWait = 500*time.Millisecond, 20*time.Second, time.Millisecond
+	o.AttemptTimeout = cmp.Or(o.AttemptTimeout, 500*time.Millisecond)
+	o.Timeout = cmp.Or(o.Timeout, 20*time.Second)
+	o.RetryWait = cmp.Or(o.RetryWait, time.Millisecond)
 	return o
 }
 
@@ -178,7 +181,7 @@ func (s Suite) machine(t *testing.T, m Machine) {
 func (s Suite) same(t *testing.T, got, want cloud.Instance) {
 	t.Helper()
 	got.Notes, want.Notes = nil, nil
-	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+	if d := gocmp.Diff(want, got, gocmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("Instance() differs (-want +got):\n%s", d)
 	}
 }
