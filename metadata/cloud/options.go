@@ -46,6 +46,9 @@ type Options struct {
 	Disabled []string
 	// NoNetwork makes Detect decide by files alone.
 	NoNetwork bool
+	// TagNames are the names of tags that somebody chose for the agent's own. Where tags hold other people's secrets as
+	// well, as on Google Cloud, these are kept beside amsagent's usual ones, and no others.
+	TagNames []string
 	// AllowIMDSv1 lets the AWS provider ask without a session token where no token is to be had. Any program that can
 	// be made to fetch a URL can read such metadata, so it is off unless somebody says so.
 	AllowIMDSv1 bool

@@ -1,15 +1,326 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gcp reads the instance metadata of Google Cloud.
 package gcp
 
-import "github.com/amsagent/amsagent/metadata/cloud"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
 
 // Name of this provider.
 const Name = "gcp"
 
-// New opens the provider. It makes no request.
-func New(cloud.Options) (cloud.Provider, error) {
-	return nil, &cloud.UnsupportedError{Provider: Name}
+// Endpoint is the address of the service. Its name, metadata.google.internal, is not used: at boot DNS may come later.
+const Endpoint = "http://169.254.169.254"
+
+// How long a machine has from the soft power-off to the hard one, as the API's reference has it today
+// (Scheduling.skipGuestOsShutdown: "120 seconds between GCE ACPI G2 Soft Off and ACPI G3 Mechanical Off for Standard VMs
+// and 30 seconds for Spot VMs"). Older pages say 90 seconds for a standard VM.
+const (
+	StopWindowSpot     = 30 * time.Second
+	StopWindowStandard = 120 * time.Second
+)
+
+// What LifeCycle says of a machine.
+const (
+	Spot     = "spot"
+	Standard = "standard"
+)
+
+const (
+	base         = "/computeMetadata/v1/"
+	pathInstance = base + "instance/"
+	pathProject  = base + "project/"
+	recursive    = "?recursive=true&alt=json"
+
+	// Every request carries this header, so that no web page can make a browser ask, and every answer too: by that the
+	// service is known.
+	flavorHeader = "Metadata-Flavor"
+	flavor       = "Google"
+)
+
+const (
+	// optionalAttempts bounds the tries for what a node can live without.
+	optionalAttempts = 3
+	// lostAttempts are those made when nobody takes the connection any more after the service has answered already:
+	// a network interface that is set up once more at the first boot takes the service away for some 300 ms. With the
+	// usual waits these last for a second at least.
+	lostAttempts = 5
+)
+
+const (
+	hintForeign = "what answers is not Google's metadata server: use the --provider of the cloud this machine is in, or generic"
+	hintRefused = "the metadata server refuses this process: look for a proxy or a metadata concealment between it and 169.254.169.254, " +
+		"or use --provider generic"
+	hintUnreachable = "no metadata server at the address: if this is no machine of Google Cloud use --provider generic, else look for a " +
+		"firewall rule or a missing route to 169.254.169.254"
+)
+
+// Provider reads the metadata of this machine. It is safe for use by several goroutines.
+type Provider struct {
+	opts   cloud.Options
+	origin string
+	client *http.Client
 }
+
+var (
+	_ cloud.Provider  = (*Provider)(nil)
+	_ cloud.TagReader = (*Provider)(nil)
+)
+
+// New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
+func New(opts cloud.Options) (*Provider, error) {
+	opts = opts.WithDefaults()
+	origin, err := opts.Endpoint(Name)
+	if err != nil {
+		return nil, err
+	}
+	if origin == "" {
+		origin = Endpoint
+	}
+	client, err := opts.RecordingClient(policy{})
+	if err != nil {
+		return nil, err
+	}
+	return &Provider{opts: opts, origin: origin, client: client}, nil
+}
+
+// Name implements cloud.Provider.
+func (p *Provider) Name() string { return Name }
+
+// Instance implements cloud.Provider.
+func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+
+	m, err := item(ctx, p, need{name: "instance", path: pathInstance + recursive, notFound: 2},
+		func(b []byte) (Machine, error) { return ParseMachine(b, p.ours) })
+	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotFound) {
+		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintForeign
+	}
+	if err != nil {
+		return cloud.Instance{}, err
+	}
+	inst := cloud.Instance{
+		Provider: Name, ID: m.ID, IDSource: "id of the instance metadata", Name: m.Name,
+		Region: m.Region, Zone: m.Zone, Type: m.Type, Hostname: m.Hostname,
+		LifeCycle: m.LifeCycle, StopWindow: stopWindow(m.LifeCycle), Group: m.Group,
+		Missing: m.Missing, Notes: m.Notes,
+	}
+	if m.LifeCycle == "" {
+		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata does not tell whether this is a Spot VM: %s are planned with", StopWindowSpot))
+	}
+	p.addresses(&inst, m.Interfaces)
+
+	project, err := p.project(ctx)
+	if err != nil {
+		e, _ := errors.AsType[*cloud.Error](err)
+		if e == nil || !answers(e) {
+			// A recording that cannot be written.
+			return cloud.Instance{}, err
+		}
+	}
+	if cerr := context.Cause(ctx); cerr != nil && !errors.Is(cerr, context.DeadlineExceeded) {
+		// The caller has gone; half an instance is of no use to it.
+		return cloud.Instance{}, fmt.Errorf("reading the %s metadata: %w", Name, cerr)
+	}
+	inst.AccountID = project.ID
+	set := tags(m, project, err)
+	inst.Tags, inst.TagsKnown, inst.TagsHint = set.Tags, set.Known, set.Hint
+	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
+		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
+		inst.Missing = append(inst.Missing, "account_id")
+		inst.Notes = append(inst.Notes, err.Error())
+	}
+	if len(m.Unknown) > 0 {
+		p.opts.Log.Debug("the metadata has fields that this version does not know", "provider", Name, "fields", strings.Join(m.Unknown, ","))
+	}
+	return inst, nil
+}
+
+// stopWindow is how long a machine has to go down. Where nobody says which kind it is, the shorter time does no harm.
+func stopWindow(lifeCycle string) time.Duration {
+	if lifeCycle == Spot || lifeCycle == "" {
+		return StopWindowSpot
+	}
+	return StopWindowStandard
+}
+
+// answers tells that an error is one of the service, of whatever kind.
+func answers(e *cloud.Error) bool {
+	for _, kind := range []error{cloud.ErrNotReady, cloud.ErrNotFound, cloud.ErrForbidden, cloud.ErrBadAnswer, cloud.ErrNotThisCloud} {
+		if errors.Is(e.Kind, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// addresses chooses the interface that others reach this machine by.
+func (p *Provider) addresses(inst *cloud.Instance, nics []Interface) {
+	if len(nics) == 0 {
+		inst.Notes = append(inst.Notes, "the metadata tells no network interface of this instance")
+		return
+	}
+	nic, which := nics[0], "the first network interface"
+	if len(nics) > 1 {
+		mac, name, err := defaultRoute(p.opts)
+		i := indexMAC(nics, mac)
+		switch {
+		case err != nil:
+			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since the default route cannot be read: %v", len(nics), err))
+		case mac == "":
+			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since there is no default route", len(nics)))
+		case i < 0:
+			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since none has the hardware address of %s, which has the default route", len(nics), name))
+		default:
+			nic, which = nics[i], "the network interface with the default route"
+		}
+	}
+	inst.IPv6 = nic.IPv6
+	inst.PublicAddress = nic.Public
+	switch {
+	case nic.Address.IsValid():
+		inst.Address, inst.AddressSource = nic.Address, "private address of "+which
+	case nic.IPv6.IsValid():
+		inst.Address, inst.AddressSource = nic.IPv6, "IPv6 address of "+which+", since it has no IPv4 address"
+	default:
+		inst.Notes = append(inst.Notes, "the metadata tells no address of "+which)
+	}
+}
+
+func (p *Provider) project(ctx context.Context) (Project, error) {
+	return item(ctx, p, need{name: "project", path: pathProject + recursive, attempts: optionalAttempts},
+		func(b []byte) (Project, error) { return ParseProject(b, p.ours) })
+}
+
+// ReadTags implements cloud.TagReader.
+func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+	m, err := item(ctx, p, need{name: "attributes", path: pathInstance + "attributes/" + recursive, attempts: optionalAttempts},
+		func(b []byte) (Machine, error) { return ParseAttributes(b, p.ours) })
+	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
+		return cloud.TagSet{Hint: unread(err)}, err
+	}
+	project, err := p.project(ctx)
+	set := tags(m, project, err)
+	if errors.Is(err, cloud.ErrNotFound) {
+		err = nil
+	}
+	return set, err
+}
+
+// tags puts the attributes of the project below those of the machine.
+func tags(m Machine, project Project, err error) cloud.TagSet {
+	set := cloud.TagSet{Tags: cloud.Tags{}, Known: !m.missing("tags"), Group: m.Group}
+	if !set.Known {
+		set.Hint = "the attributes of this instance are of no form that is known here"
+	}
+	maps.Copy(set.Tags, project.Attributes)
+	maps.Copy(set.Tags, m.Attributes)
+	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
+		// One that is there and unread could say where MongoDB is: the caller must not think that it is not there.
+		set.Known, set.Hint = false, unread(err)
+	}
+	return set
+}
+
+func unread(err error) string {
+	if hint := cloud.HintOf(err); hint != "" {
+		return fmt.Sprintf("the attributes could not be read: %v; %s", err, hint)
+	}
+	return fmt.Sprintf("the attributes could not be read: %v", err)
+}
+
+// ours tells whether an attribute is one of those that are kept. All others are somebody else's, and may be secret.
+func (p *Provider) ours(key string) bool {
+	if strings.HasPrefix(key, "amsagent") || key == attributeCreatedBy || key == attributeTemplate {
+		return true
+	}
+	for _, name := range p.opts.TagNames {
+		// An attribute's key holds no colon.
+		if key == name || key == strings.ReplaceAll(name, ":", "-") {
+			return true
+		}
+	}
+	return false
+}
+
+// need is one item: where it is and how hard to try.
+type need struct {
+	name, path         string
+	attempts, notFound int
+}
+
+// item fetches and parses one item through the retry loop.
+func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T, error)) (T, error) {
+	try := func(attempts int) (T, error) {
+		call := cloud.Call{Provider: Name, Item: n.name, Attempts: attempts, NotFoundAttempts: n.notFound, Judge: judge}
+		return cloud.Do(ctx, p.opts, call, func(ctx context.Context) (T, error) {
+			var zero T
+			_, body, err := p.get(ctx, p.client, n.path)
+			if err != nil {
+				return zero, err
+			}
+			v, err := parse(body)
+			if err != nil {
+				return v, cloud.BadAnswer(err)
+			}
+			return v, nil
+		})
+	}
+	v, err := try(n.attempts)
+	if e, ok := errors.AsType[*cloud.Error](err); ok && n.attempts > 0 && lost(e) && ctx.Err() == nil {
+		return try(lostAttempts)
+	}
+	return v, err
+}
+
+// lost tells that the service could not be reached: unlike one that says something wrong it is likely to come back.
+func lost(e *cloud.Error) bool {
+	return errors.Is(e.Kind, cloud.ErrNotReady) && e.Status == 0 && !cloud.Unanswered(e)
+}
+
+// get makes one request. What does not say that it is Google's service is not believed.
+func (p *Provider) get(ctx context.Context, client *http.Client, path string) (http.Header, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.origin+path, http.NoBody)
+	if err != nil {
+		return nil, nil, err
+	}
+	req.Header.Set(flavorHeader, flavor)
+	h, body, err := cloud.Fetch(client, req)
+	if err != nil {
+		return h, nil, err
+	}
+	if got := h.Get(flavorHeader); got != flavor {
+		return h, nil, &cloud.Error{
+			Kind: cloud.ErrNotThisCloud, Hint: hintForeign,
+			Cause: fmt.Errorf("the answer carries no header %s: %s", flavorHeader, flavor),
+		}
+	}
+	return h, body, nil
+}
+
+// judge adds what is known of Google's service to the verdict on one failed try.
+func judge(e *cloud.Error, a *cloud.Attempt) {
+	switch {
+	case cloud.JudgeRecording(e), e.Hint != "":
+	case cloud.Unconnected(e, a):
+		e.Hint = hintUnreachable
+	case errors.Is(e.Kind, cloud.ErrForbidden):
+		e.Hint = hintRefused
+	}
+}
+
+// valid leaves out what names no machine.
+func valid(a netip.Addr) bool { return a.IsValid() && a.IsGlobalUnicast() }

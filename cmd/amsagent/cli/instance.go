@@ -100,6 +100,9 @@ func (g *globals) metadataOptions(record string) (metadata.Options, error) {
 		Log:       g.log(),
 		Address:   g.settings.Address,
 	}
+	for _, key := range []string{keyTagMongo, keyTagRole, keyTagGroup} {
+		opts.TagNames = append(opts.TagNames, g.settings.values[key].text)
+	}
 	// The AWS SDK's own variables besides the address, which is a setting of ours too.
 	if off, err := strconv.ParseBool(g.env.getenv("AWS_EC2_METADATA_DISABLED")); err == nil && off {
 		opts.Disabled = append(opts.Disabled, metadata.AWS)
