@@ -39,14 +39,14 @@ const (
 	daemonPassword = "s3cret-of-the-cluster"
 )
 
-// host is a pretended machine in EC2 on which the real daemon runs.
+// host is a pretended machine on which the real daemon runs.
 type host struct {
 	t       testing.TB
 	root    string
 	id, ip  string
 	svc     amsctl.Config
 	wrapper string
-	aws     *fakeaws.Server
+	aws     *fakeaws.Server // nil on another cloud
 	tree    tree.Tree
 	mongo   *mongod.Server
 	client  *cluster.Client
@@ -70,10 +70,26 @@ func mongoURI(m *mongod.Server, password string) string {
 	return "mongodb://" + daemonUser + ":" + password + "@" + m.Addr() + "/?authSource=admin&directConnection=true"
 }
 
+// newHost makes a machine in EC2.
 func newHost(t testing.TB, m *mongod.Server, ip string) *host {
 	t.Helper()
+	h := newHostIn(t, m, "aws", "i-0abc"+strings.ReplaceAll(fmt.Sprintf("%13s", strings.ReplaceAll(ip, ".", "")), " ", "0"), ip)
+	i := fakeaws.Sample()
+	i.ID, i.NICs[0].IPv4s = h.id, []string{ip}
+	var err error
+	if h.aws, err = fakeaws.Start(context.Background(), fakeaws.Options{Instance: &i}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.aws.Close() })
+	return h
+}
+
+// newHostIn makes one with the firmware of a cloud and an Ant Media Server that
+// runs. Who is to tell it about itself is for h.env to say.
+func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
+	t.Helper()
 	dir := t.TempDir()
-	h := &host{t: t, root: filepath.Join(dir, "r"), ip: ip, mongo: m, id: "i-0abc" + strings.ReplaceAll(fmt.Sprintf("%13s", strings.ReplaceAll(ip, ".", "")), " ", "0")}
+	h := &host{t: t, root: filepath.Join(dir, "r"), ip: ip, mongo: m, id: id}
 	h.client = h.connect(m)
 	port, err := freePort()
 	if err != nil {
@@ -83,15 +99,10 @@ func newHost(t testing.TB, m *mongod.Server, ip string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.tree, err = tree.Write(h.root, tree.Options{NoUnit: true, Host: "node", HostResolves: true, DMI: "aws", HTTPPort: number}); err != nil {
+	if h.tree, err = tree.Write(h.root, tree.Options{NoUnit: true, Host: "node", HostResolves: true, DMI: cloud, HTTPPort: number}); err != nil {
 		t.Fatal(err)
 	}
 	h.proc()
-	i := fakeaws.Sample()
-	i.ID, i.NICs[0].IPv4s = h.id, []string{ip}
-	if h.aws, err = fakeaws.Start(context.Background(), fakeaws.Options{Instance: &i}); err != nil {
-		t.Fatal(err)
-	}
 	h.svc = amsctl.Config{
 		State: filepath.Join(dir, "s"), Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
 		Args: []string{"--root", h.tree.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--stream-wait", "100ms", "--die-with", strconv.Itoa(os.Getpid())},
@@ -111,7 +122,6 @@ func newHost(t testing.TB, m *mongod.Server, ip string) *host {
 		if err := h.svc.Stop(ctx); err != nil {
 			t.Error(err)
 		}
-		_ = h.aws.Close()
 	})
 	if out, err := exec.Command(h.wrapper, "start").CombinedOutput(); err != nil {
 		t.Fatalf("starting the service: %v: %s", err, out)
@@ -181,11 +191,14 @@ func (h *host) config(lines string) {
 }
 
 func (h *host) environ() []string {
-	return append([]string{
+	env := []string{
 		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1",
-		"AMSAGENT_ROOT=" + h.root, "AMSAGENT_SERVICE_COMMAND=" + h.wrapper,
-		"AMSAGENT_AWS_ENDPOINT=" + h.aws.Endpoint(), "AMSAGENT_TIMEOUT=20s",
-	}, h.env...)
+		"AMSAGENT_ROOT=" + h.root, "AMSAGENT_SERVICE_COMMAND=" + h.wrapper, "AMSAGENT_TIMEOUT=20s",
+	}
+	if h.aws != nil {
+		env = append(env, "AMSAGENT_AWS_ENDPOINT="+h.aws.Endpoint())
+	}
+	return append(env, h.env...)
 }
 
 // run runs another command of the agent.

@@ -64,20 +64,25 @@ func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingO
 	}
 	h.env = []string{"AMSAGENT_MONGO=" + mongoURI(m, daemonPassword), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + asg.Endpoint()}
 	h.config("")
-	// So that its statistics tell who watches, from the first question on: its
-	// connections are not in the /proc that it has here.
+	h.statistics()
+	return h
+}
+
+// statistics lets Ant Media Server tell who watches, from the first question on: its
+// connections are not in the /proc that it has here.
+func (h *host) statistics() {
+	h.t.Helper()
 	f, err := os.OpenFile(h.tree.Conf("red5.properties"), os.O_APPEND|os.O_WRONLY, 0)
 	if err == nil {
 		_, err = f.WriteString("\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n")
 		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	if out, err := exec.Command(h.wrapper, "restart").CombinedOutput(); err != nil {
-		t.Fatalf("restarting the service: %v: %s", err, out)
+		h.t.Fatalf("restarting the service: %v: %s", err, out)
 	}
-	return h
 }
 
 // endHook is a hook for the end of a machine, as people set it.
