@@ -74,8 +74,8 @@ type Options struct {
 	Exec string
 	// User and Group go into the unit; default antmedia.
 	User, Group string
-	// DMI writes what /sys/class/dmi/id holds on a cloud: aws, azure, alibaba, gcp,
-	// or kvm for no cloud. Empty: nothing.
+	// DMI writes what /sys/class/dmi/id holds on a cloud, one of [Firmware]; kvm is
+	// that of no cloud. Empty: nothing.
 	DMI string
 	// Host writes /etc/hostname, /etc/hosts (which names localhost and, if
 	// HostResolves, the host too) and /etc/machine-id.
@@ -334,7 +334,8 @@ func (w *writer) chown(p string, o Owner) {
 	}))
 }
 
-// dmi is what the firmware of a cloud's machine says of itself.
+// dmi is what the firmware of a cloud's machine says of itself. Strings that a cloud
+// is known by are its own; the others are likely ones, and decide nothing.
 var dmi = map[string]map[string]string{
 	"aws": {
 		"sys_vendor": "Amazon EC2", "product_name": "c7i.2xlarge", "bios_vendor": "Amazon EC2",
@@ -342,16 +343,35 @@ var dmi = map[string]map[string]string{
 		"product_uuid": "ec2e1916-9099-7caf-fd21-012345abcdef",
 	},
 	"azure": {
+		// Vendor and product are those of any Hyper-V: the tag alone tells. The UUID's
+		// first half is in the other byte order than the cloud's id, on some machines.
 		"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine", "bios_vendor": "Microsoft Corporation",
 		"board_asset_tag": "", "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77",
+		"product_uuid": "8eb3085c-1b4d-0a4f-9e6c-3b2a1c0d0001",
 	},
 	"alibaba": {
 		"sys_vendor": "Alibaba Cloud", "product_name": "Alibaba Cloud ECS", "bios_vendor": "SeaBIOS",
-		"board_asset_tag": "", "chassis_asset_tag": "",
+		"board_asset_tag": "", "chassis_asset_tag": "", "product_uuid": "3f1c0a52-7d5e-4c0b-9f43-6a1d2e8b7c90",
 	},
 	"gcp": {
 		"sys_vendor": "Google", "product_name": "Google Compute Engine", "bios_vendor": "Google",
 		"board_asset_tag": "", "chassis_asset_tag": "", "product_serial": "GoogleCloud-0123456789ABCDEF0123456789ABCDEF",
+	},
+	"oci": {
+		"sys_vendor": "QEMU", "product_name": "Standard PC (i440FX + PIIX, 1996)", "bios_vendor": "SeaBIOS",
+		"board_asset_tag": "", "chassis_asset_tag": "OracleCloud.com",
+	},
+	"hetzner": {
+		"sys_vendor": "Hetzner", "product_name": "vServer", "bios_vendor": "Hetzner",
+		"board_asset_tag": "", "chassis_asset_tag": "",
+	},
+	"digitalocean": {
+		"sys_vendor": "DigitalOcean", "product_name": "Droplet", "bios_vendor": "DigitalOcean",
+		"board_asset_tag": "", "chassis_asset_tag": "",
+	},
+	"openstack": {
+		"sys_vendor": "OpenStack Foundation", "product_name": "OpenStack Nova", "bios_vendor": "SeaBIOS",
+		"board_asset_tag": "", "chassis_asset_tag": "",
 	},
 	"kvm": {
 		"sys_vendor": "QEMU", "product_name": "Standard PC (Q35 + ICH9, 2009)", "bios_vendor": "SeaBIOS",
@@ -359,11 +379,14 @@ var dmi = map[string]map[string]string{
 	},
 }
 
+// Firmware lists the names for DMI in [Options].
+func Firmware() []string { return slices.Sorted(maps.Keys(dmi)) }
+
 func (w *writer) machine(o Options) {
 	if o.DMI != "" {
 		values, ok := dmi[o.DMI]
 		if !ok {
-			w.try(fmt.Errorf("unknown machine %q (known: %s)", o.DMI, strings.Join(slices.Sorted(maps.Keys(dmi)), ", ")))
+			w.try(fmt.Errorf("unknown machine %q (known: %s)", o.DMI, strings.Join(Firmware(), ", ")))
 		}
 		for name, value := range values {
 			mode := fs.FileMode(0o444)

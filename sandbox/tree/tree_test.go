@@ -6,6 +6,7 @@ package tree_test
 import (
 	"archive/zip"
 	"bytes"
+	stdcmp "cmp"
 	"encoding/xml"
 	"errors"
 	"flag"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -257,6 +259,26 @@ func TestOptions(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(tr.Dir, "log") + "/."); err != nil {
 		t.Errorf("log does not lead anywhere: %v", err)
+	}
+}
+
+// TestFirmware: the agent knows each cloud by its firmware alone, and nothing by the
+// firmware of a machine that is in none.
+func TestFirmware(t *testing.T) {
+	t.Parallel()
+	for _, name := range tree.Firmware() {
+		tr := write(t, tree.Options{DMI: name})
+		d, err := metadata.Detect(t.Context(), metadata.Options{Root: tr.Root, NoNetwork: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := name
+		if name == "kvm" {
+			want = metadata.Generic
+		}
+		if got := stdcmp.Or(d.Platform, d.Provider); got != want {
+			t.Errorf("a machine with the firmware of %s is in %s, by %+v", name, got, d.Decisive())
+		}
 	}
 }
 

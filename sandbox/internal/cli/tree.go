@@ -51,7 +51,7 @@ func runTree(_ context.Context, env Env, args []string) error {
 	fs.StringVar(&o.Exec, "exec", "", "shell `command` of start.sh")
 	fs.StringVar(&o.User, "user", "antmedia", "user in the unit")
 	fs.StringVar(&o.Group, "group", "antmedia", "group in the unit")
-	fs.StringVar(&o.DMI, "dmi", "", "firmware strings of aws, azure, alibaba, gcp or kvm")
+	fs.StringVar(&o.DMI, "dmi", "", "firmware strings of a `cloud`: "+strings.Join(tree.Firmware(), ", "))
 	fs.StringVar(&o.Host, "host", "", "write /etc/hostname and /etc/hosts for this `name`")
 	fs.BoolVar(&o.HostResolves, "host-resolves", false, "name the host in /etc/hosts")
 	if err := parse(fs, args, 1); err != nil {
