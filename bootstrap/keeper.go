@@ -181,7 +181,7 @@ func (r ConvergeRequest) same(o ConvergeRequest) bool {
 // remember notes the files by which a convergence came to its result, if none of
 // them was written since shortly before it began.
 func (k *Keeper) remember(began time.Time, req ConvergeRequest, inst metadata.Instance, c *Convergence) {
-	names, err := k.inputs()
+	names, err := k.inputs(c)
 	if err != nil {
 		return
 	}
@@ -199,31 +199,33 @@ func (k *Keeper) remember(began time.Time, req ConvergeRequest, inst metadata.In
 	k.clean = &clean{at: began, req: req, inst: inst, result: *c, files: files}
 }
 
-// inputs are the files and folders that a convergence goes by. A folder is there
-// for its names: an application that was deployed, a journal that a killed join
-// left, a drop-in of the operator.
-func (k *Keeper) inputs() ([]string, error) {
-	in, err := k.open()
-	if err != nil {
-		return nil, err
+// inputs are the files and folders that a convergence went by, those of its plan
+// among them. A folder is there for its names: an application that was deployed, a
+// journal that a killed join left, a drop-in of the operator.
+func (k *Keeper) inputs(c *Convergence) ([]string, error) {
+	names := []string{StateDir, statePath, StateDir + "/undo.json", path.Dir(ams.DropInPath), hostsPath, "/etc/hostname"}
+	dir := ""
+	for _, f := range c.Files {
+		names = append(names, f.Path)
+		if path.Base(f.Path) == "jee-container.xml" {
+			dir = path.Dir(f.Path)
+		}
 	}
-	names := []string{
-		StateDir, statePath, StateDir + "/undo.json",
-		MongoPath, path.Dir(ams.DropInPath), ams.DropInPath, hostsPath, "/etc/hostname",
-		in.Dir, path.Join(in.Dir, "ant-media-server.jar"), in.Server.Path, in.Container.Path,
+	if dir == "" {
+		return nil, errors.New("the files were not compared")
 	}
+	server := path.Dir(dir)
+	names = append(names, server, path.Join(server, "ant-media-server.jar"), dir)
 	// The old releases' two forms of the container lie beside it.
-	dir := path.Dir(in.Container.Path)
 	beside, err := k.list(dir)
 	if err != nil {
 		return nil, err
 	}
-	names = append(names, dir)
 	for _, name := range beside {
 		names = append(names, path.Join(dir, name))
 	}
 	// Also of folders that are no application yet.
-	dir = path.Join(in.Dir, "webapps")
+	dir = path.Join(server, "webapps")
 	apps, err := k.list(dir)
 	if err != nil {
 		return nil, err
