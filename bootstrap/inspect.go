@@ -123,3 +123,11 @@ func (m *Machine) Reach(ctx context.Context, target cluster.Target) (client *clu
 	quiet.checkMongo(ctx, JoinRequest{Mongo: target}, f)
 	return f.client, f.failed, f.warnings
 }
+
+// StatusIDs lists the ids of every [Disagreement].
+func StatusIDs() []string {
+	return []string{
+		"STATUS-ADDRESS", "STATUS-DRIFT", "STATUS-FILES", "STATUS-FOREIGN", "STATUS-INTERRUPTED", "STATUS-JOINING", "STATUS-LEAVING",
+		"STATUS-NO-ROW", "STATUS-NOT-SEEN", "STATUS-RESTART", "STATUS-ROW", "STATUS-SILENT", "STATUS-STILL-SEEN", "STATUS-STOPPED",
+	}
+}

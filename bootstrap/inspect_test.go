@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"testing"
 
@@ -106,5 +107,21 @@ func TestReach(t *testing.T) {
 	c, failed, warnings := m.Reach(t.Context(), mustTarget(t, "10.0.2.4"))
 	if c != nil || !slices.Equal(findingIDs(failed), []string{IDMongoAuth}) || len(warnings) > 0 {
 		t.Errorf("%v, %v, %v", c, failed, warnings)
+	}
+}
+
+// The list of the ids of disagreements is that of the code.
+func TestStatusIDs(t *testing.T) {
+	src, err := os.ReadFile("status.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, m := range regexp.MustCompile(`add\("(STATUS-[A-Z-]+)"`).FindAllSubmatch(src, -1) {
+		want = append(want, string(m[1]))
+	}
+	slices.Sort(want)
+	if got := slices.Sorted(slices.Values(StatusIDs())); !slices.Equal(got, slices.Compact(want)) {
+		t.Errorf("listed %v\nused   %v", got, want)
 	}
 }

@@ -39,7 +39,7 @@ func exitCodes() []exitCode {
 		{exitPreflight, "a preflight check failed; nothing was changed"},
 		{exitUnknown, "time ran out; the outcome is not known yet"},
 		{exitNotMember, "this machine is not a member of a cluster"},
-		{exitDegraded, "degraded; only with status --strict"},
+		{exitDegraded, "degraded; only from status --strict and doctor"},
 		{exitInterrupted, "interrupted by a signal"},
 	}
 }

@@ -1,0 +1,341 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+)
+
+func checkRecord(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, _ *patient, in *bootstrap.Inspection) []Result {
+		if in.Unread != nil {
+			return one(notKnown(in.Unread))
+		}
+		found := findings(in.Failed, in.Warnings, bootstrap.IDRecord)
+		if in.Interrupted {
+			found = append(found, bad("run the same join or leave again: it finishes what was begun",
+				"a run of amsagent was killed while it wrote the files").as(IDUnfinished))
+		}
+		switch {
+		case len(found) > 0:
+			return found
+		case in.State == nil && !in.Undo:
+			return one(good("this machine never joined, or left completely"))
+		case in.State == nil:
+			return one(good("the files are a node's, and can be given back; no join was proved here"))
+		case !in.Undo:
+			return one(warning("a leave makes the files standalone all the same", "this machine is %s, but what is needed to give the former bytes back is not there", in.State.Phase))
+		}
+		return one(good("%s as %s; the former bytes can be given back", in.State.Phase, in.State.Address))
+	})(ctx, p)
+}
+
+func checkConfig(_ context.Context, p *patient) []Result {
+	var found []Result
+	for _, f := range p.Config {
+		found = append(found, Result{ID: f.ID, Verdict: Bad, Seen: f.Text, Hint: f.Hint, Err: f.Err})
+	}
+	switch {
+	case len(found) > 0:
+		return found
+	case p.ConfigSeen == "":
+		return one(unknown("not read"))
+	}
+	return one(good("%s", p.ConfigSeen))
+}
+
+// checkSecrets finds passwords that every user of this machine can read.
+func checkSecrets(ctx context.Context, p *patient) []Result {
+	var found, read []string
+	look := func(path string, holds func([]byte) bool) error {
+		f, err := p.store.Read(path)
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			// Not even we can: then others cannot either.
+			read = append(read, path)
+			return nil
+		case err != nil:
+			return err
+		case !f.Exists() || !holds(f.Bytes):
+			return nil
+		}
+		read = append(read, path)
+		if f.Mode.Perm()&0o004 != 0 && p.reachable(f.Target) {
+			found = append(found, path)
+		}
+		return nil
+	}
+	var errs []error
+	for _, path := range p.Secrets {
+		errs = append(errs, look(path, func(b []byte) bool {
+			t, err := cluster.ParseTarget(strings.TrimSpace(string(b)))
+			return err != nil || t.HasCredentials()
+		}))
+	}
+	if in, err := p.inspection.get(ctx); err == nil && in.Install != nil {
+		for _, f := range confFiles(in.Install)[1:] {
+			errs = append(errs, look(f.Path, holdsPassword))
+		}
+	}
+	if err := errors.Join(errs...); err != nil && len(found) == 0 {
+		return one(notKnown(err))
+	}
+	switch {
+	case len(found) > 0:
+		return one(bad("chmod o-r FILE", "every user of this machine can read the password of MongoDB in %s", few(found)))
+	case len(read) == 0:
+		return one(good("no password of MongoDB is in any file"))
+	}
+	return one(good("the password of MongoDB is in %s, and not for everybody", few(read)))
+}
+
+// reachable reports whether everybody may enter the folders of a file.
+func (p *patient) reachable(path string) bool {
+	for dir := filepath.Dir(path); dir != "/"; dir = filepath.Dir(dir) {
+		if info, err := os.Stat(filepath.Join(p.root, dir)); err == nil && info.Mode().Perm()&0o001 == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// holdsPassword reports whether a file of Ant Media Server has a password of MongoDB.
+func holdsPassword(b []byte) bool {
+	props, err := conf.ParseProperties(b)
+	if err != nil {
+		return false
+	}
+	for _, key := range []string{"clusterdb.host", "db.host"} {
+		v, ok := props.Get(key)
+		if !ok {
+			continue
+		}
+		if t, err := cluster.ParseTarget(strings.TrimSpace(v)); err == nil && t.HasCredentials() {
+			return true
+		}
+	}
+	for _, key := range []string{"clusterdb.password", "db.password"} {
+		if v, _ := props.Get(key); v != "" {
+			return true
+		}
+	}
+	return false
+}
+
+func seeService(p *patient, in *bootstrap.Inspection) Result {
+	if !in.Service.Known() {
+		return unknown("nobody was asked: the server is left alone here")
+	}
+	return good("%s answers", p.Machine.Service.Name())
+}
+
+// manyRestarts is what a server does not do by chance.
+const manyRestarts = 3
+
+func checkUnit(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		s := in.Service
+		if !s.Known() {
+			return one(unknown("how the server is doing is not known"))
+		}
+		name := p.Machine.Service.Name()
+		log := "journalctl -u " + name + " -n 50 tells why"
+		var found []Result
+		switch {
+		case s.Activity == ams.ActivityFailed:
+			found = append(found, bad(log, "%s is %s", name, s))
+		case s.Crashing():
+			found = append(found, bad(log, "%s dies again and again: %s", name, s))
+		case s.Restarts >= manyRestarts:
+			found = append(found, warning(log, "%s was started again %d times by itself", name, s.Restarts))
+		}
+		if in.State != nil && s.UnitFile == "disabled" {
+			found = append(found, warning("systemctl enable "+name, "%s does not start at boot: a node that reboots does not come back", name))
+		}
+		if s.NeedReload {
+			found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(IDReload))
+		}
+		if len(found) > 0 {
+			return found
+		}
+		return one(good("%s is %s", name, s))
+	})(ctx, p)
+}
+
+// checkDropIn: an operator, or another tool, may have removed it, or put a later one
+// over it.
+func checkDropIn(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		v, err := ams.ReadDropIn(p.root)
+		switch {
+		case err != nil:
+			return one(notKnown(err))
+		case in.Unread != nil:
+			return one(notKnown(in.Unread))
+		case in.State == nil || in.State.Phase != bootstrap.PhaseJoined:
+			if v.Exists && v.Ours && in.State == nil && !in.Undo {
+				return one(warning("rm "+ams.DropInPath+"; systemctl daemon-reload", "this machine is no node, and %s is still there", ams.DropInPath))
+			}
+			return one(good("none is needed: this machine is no node"))
+		case !p.Machine.DropIn:
+			return one(good("none is needed: systemd does not run the server here"))
+		case !v.Exists:
+			return one(bad("amsagent join writes it again", "%s is lost: the server registers under an address of its own choice", ams.DropInPath))
+		case v.HostAddress != in.State.Address:
+			return one(bad("amsagent join writes it again", "%s says %s, and this node joined as %s", ams.DropInPath, strconv.Quote(v.HostAddress), in.State.Address))
+		}
+		s := in.Service
+		if s.Known() && s.Fragment != "" {
+			switch {
+			case !slices.ContainsFunc(s.DropIns, func(d string) bool { return filepath.Base(d) == filepath.Base(ams.DropInPath) }):
+				return one(bad("systemctl daemon-reload", "%s is there, and systemd does not know of it", ams.DropInPath))
+			case s.HostAddress != "" && s.HostAddress != in.State.Address:
+				return one(bad("systemctl cat "+p.Machine.Service.Name()+" shows which one", "another drop-in stands over ours: the next start gets %s=%s", ams.HostAddressVariable, s.HostAddress))
+			}
+		}
+		return one(good("%s=%s, %s to stop", ams.HostAddressVariable, v.HostAddress, span(v.StopTimeout)))
+	})(ctx, p)
+}
+
+// daemonUnits are the agent's own.
+func daemonUnits() []string { return []string{"amsagent-node.service", daemonUnit} }
+
+func checkDaemonUnits(ctx context.Context, p *patient) []Result {
+	if p.Unit == nil {
+		return one(unknown("nobody was asked about units here"))
+	}
+	joined, known := p.joined(ctx)
+	if !known {
+		return one(unknown("whether this machine is a node is not known"))
+	}
+	var found []Result
+	var seen, missing []string
+	for _, name := range daemonUnits() {
+		s, err := p.Unit(ctx, name)
+		switch {
+		case errors.Is(err, ams.ErrNoUnit):
+			missing = append(missing, name)
+			continue
+		case err != nil:
+			return one(notKnown(err))
+		}
+		seen = append(seen, fmt.Sprintf("%s %s", name, s))
+		found = append(found, judgeUnit(name, s, joined)...)
+	}
+	switch {
+	case len(found) > 0:
+		return found
+	case len(missing) > 0 && joined:
+		return one(warning("install the package of amsagent, which has them", "not installed: %s. Nobody drains this node, beats for it, or mends it at boot", strings.Join(missing, ", ")))
+	case len(missing) > 0:
+		return one(good("not installed: %s", strings.Join(missing, ", ")))
+	case !joined:
+		return one(good("installed; a join starts them"))
+	}
+	return one(good("%s", strings.Join(seen, ", ")))
+}
+
+func judgeUnit(name string, s ams.State, joined bool) []Result {
+	var found []Result
+	if s.NeedReload {
+		found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(IDReload))
+	}
+	if err := s.Startable(); err != nil {
+		hint := "systemctl status " + name
+		if errors.Is(err, ams.ErrUnitMasked) {
+			hint = "systemctl unmask " + name
+		}
+		if joined || !errors.Is(err, ams.ErrUnitMasked) {
+			return append(found, bad(hint, "%s: %v", name, err))
+		}
+		return append(found, warning(hint, "%s: %v, so that a join cannot start it", name, err))
+	}
+	log := "journalctl -u " + name + " -n 50 tells why"
+	switch {
+	case s.Activity == ams.ActivityFailed || s.Crashing():
+		return append(found, bad(log, "%s is %s", name, s))
+	case !joined:
+		return found
+	case !s.Running() && s.Activity != ams.ActivityActivating:
+		return append(found, bad("systemctl enable --now "+name, "%s is %s, on a node", name, s))
+	case s.UnitFile == "disabled":
+		return append(found, bad("systemctl enable "+name, "%s does not start at boot", name))
+	}
+	return found
+}
+
+func checkDaemon(ctx context.Context, p *patient) []Result {
+	if p.Daemon == nil {
+		return one(unknown("nobody was asked"))
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	v, err := p.Daemon(ctx)
+	switch {
+	case errors.Is(err, ErrNoDaemon):
+		joined, known := p.joined(ctx)
+		switch {
+		case !known:
+			return one(unknown("none answers; whether this machine is a node is not known"))
+		case joined && p.live():
+			return one(bad("systemctl start amsagent; why it does not run: journalctl -u amsagent", "none answers: nobody beats for this node, and nobody drains it"))
+		case joined:
+			return inTree()
+		}
+		return one(good("none runs, and none is needed before a join"))
+	case err != nil:
+		return one(notKnown(err))
+	}
+	var found []Result
+	for _, t := range v.Trouble {
+		found = append(found, warning("amsagent status shows more, and journalctl -u amsagent when it began", "%s", t).as(IDTrouble))
+	}
+	if v.Version != p.Machine.Version {
+		found = append(found, warning("systemctl restart amsagent; that changes nothing in the cluster",
+			"the daemon is of version %s, and this program of %s", v.Version, p.Machine.Version).as(IDTrouble))
+	}
+	if len(found) > 0 {
+		return found
+	}
+	return one(good("%s", v.Activity))
+}
+
+// checkViews takes over what `amsagent status` would name.
+func checkViews(ctx context.Context, p *patient) []Result {
+	s, err := p.status.get(ctx)
+	if err != nil {
+		return one(notKnown(err))
+	}
+	var found []Result
+	for _, d := range s.Disagree {
+		// A run that was killed is told with the agent's own files.
+		if d.ID != "STATUS-INTERRUPTED" {
+			found = append(found, warning(d.Hint, "%s", d.Text).as(d.ID))
+		}
+	}
+	switch {
+	case len(found) > 0:
+		return found
+	case !s.Member:
+		return one(good("this machine is no node"))
+	case s.Files.Err != "":
+		return one(unknown("the files could not be looked at: %s", s.Files.Err))
+	case !s.Row.Looked:
+		return one(unknown("the registry could not be looked at: %s", s.Row.Err))
+	}
+	return one(good("they agree: in the cluster as %s", s.Row.Address))
+}

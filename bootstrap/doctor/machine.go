@@ -1,0 +1,292 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+func checkWritable(ctx context.Context, p *patient) []Result {
+	return preflight(func(_ *patient, in *bootstrap.Inspection) Result {
+		switch {
+		case in.Install == nil:
+			return noInstall()
+		case !in.Writable:
+			return unknown("only root may look")
+		}
+		return good("the folders of all files that a join writes")
+	}, bootstrap.IDWritable)(ctx, p)
+}
+
+// What a volume must have left. A node records, and its log grows: what is nearly
+// full today is full tonight.
+const (
+	fewBytes  = 1 << 30
+	fewInodes = 10_000
+)
+
+func checkSpace(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		found := findings(in.Failed, in.Warnings, bootstrap.IDSpace)
+		dirs := []string{"/var/log/antmedia", "/var/lib"}
+		if in.Install != nil {
+			dirs = append([]string{in.Install.Dir}, dirs...)
+		}
+		var seen []string
+		var volumes []unix.Fsid
+		for _, dir := range dirs {
+			var st unix.Statfs_t
+			if err := unix.Statfs(filepath.Join(p.root, dir), &st); err != nil || slices.Contains(volumes, st.Fsid) {
+				continue
+			}
+			volumes = append(volumes, st.Fsid)
+			free := st.Bavail * uint64(max(st.Bsize, 0))
+			switch {
+			case st.Blocks == 0: // a file system that does not count
+			case free < fewBytes && len(found) == 0:
+				found = append(found, warning("make room; recordings are below webapps/*/streams", "%s has %s left", dir, size(free)))
+			default:
+				seen = append(seen, fmt.Sprintf("%s left on the volume of %s", size(free), dir))
+			}
+			if st.Files > 0 && st.Ffree < fewInodes {
+				found = append(found, warning("remove small files; segments of HLS are below webapps/*/streams", "the volume of %s has room for %d more files only", dir, st.Ffree).as(IDInodes))
+			}
+		}
+		switch {
+		case len(found) > 0:
+			return found
+		case len(seen) == 0:
+			return one(unknown("no file system says how full it is"))
+		}
+		return one(good("%s", strings.Join(seen, ", ")))
+	})(ctx, p)
+}
+
+func size(n uint64) string {
+	const unit = 1024
+	switch {
+	case n >= unit*unit*unit:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(unit*unit*unit))
+	case n >= unit*unit:
+		return fmt.Sprintf("%d MiB", n/(unit*unit))
+	}
+	return fmt.Sprintf("%d KiB", n/unit)
+}
+
+// checkTimeSync asks the kernel whether somebody keeps its clock.
+func checkTimeSync(_ context.Context, p *patient) []Result {
+	if !p.live() {
+		return inTree()
+	}
+	var t unix.Timex // asks, because no mode is set
+	state, err := unix.Adjtimex(&t)
+	if err != nil {
+		return one(notKnown(fmt.Errorf("asking the kernel about its clock: %w", err)))
+	}
+	return one(judgeSync(state, t.Status))
+}
+
+func judgeSync(state int, status int32) Result {
+	if state == unix.TIME_ERROR || status&unix.STA_UNSYNC != 0 {
+		return warning("let chrony or systemd-timesyncd run: nodes that are 20 s apart take each other for dead",
+			"nobody keeps this machine's clock (timedatectl says more)")
+	}
+	return good("the clock is kept")
+}
+
+// usualMemoryLimit is what Ant Media Server takes where nothing is configured.
+const usualMemoryLimit = 75
+
+// checkMemory: above its limit the server refuses every new stream and viewer.
+func checkMemory(ctx context.Context, p *patient) []Result {
+	if !p.live() {
+		return inTree()
+	}
+	b, err := p.system("/proc/meminfo")
+	if err != nil {
+		return one(notKnown(err))
+	}
+	used, ok := memoryUsed(b)
+	if !ok {
+		return one(unknown("/proc/meminfo does not tell"))
+	}
+	limit := usualMemoryLimit
+	if in, err := p.inspection.get(ctx); err == nil && in.Install != nil {
+		if s, ok := p.read(in.Install.Server, "red5.properties"); ok {
+			if n, err := strconv.Atoi(s.get("server.memory_limit_percentage")); err == nil && n > 0 {
+				limit = n
+			}
+		}
+	}
+	if used >= limit {
+		return one(warning("drain and restart this node, or give it more memory", "%d %% are in use: above %d %% the server refuses streams and viewers", used, limit))
+	}
+	return one(good("%d %% are in use; the server's limit is %d %%", used, limit))
+}
+
+// memoryUsed is what is not available, in percent.
+func memoryUsed(meminfo []byte) (percent int, ok bool) {
+	values := map[string]uint64{}
+	s := bufio.NewScanner(bytes.NewReader(meminfo))
+	for s.Scan() {
+		if f := strings.Fields(s.Text()); len(f) >= 2 {
+			if n, err := strconv.ParseUint(f[1], 10, 50); err == nil {
+				values[strings.TrimSuffix(f[0], ":")] = n
+			}
+		}
+	}
+	total, known := values["MemTotal"]
+	free, alsoKnown := values["MemAvailable"]
+	if !known || !alsoKnown || total == 0 || free > total {
+		return 0, false
+	}
+	return int((total - free) * 100 / total), true
+}
+
+// manyFiles is what the vendor's unit gives the server. Each viewer takes several.
+const manyFiles = 65536
+
+func checkOpenFiles(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		switch {
+		case !p.live():
+			return inTree()
+		case in.Service.MainPID == 0:
+			return one(unknown("the server does not run, or nobody tells its process"))
+		}
+		b, err := p.system(filepath.Join("/proc", strconv.Itoa(in.Service.MainPID), "limits"))
+		if err != nil {
+			return one(notKnown(err))
+		}
+		return one(judgeFiles(b))
+	})(ctx, p)
+}
+
+func judgeFiles(limits []byte) Result {
+	for line := range strings.Lines(string(limits)) {
+		rest, ok := strings.CutPrefix(line, "Max open files")
+		if !ok {
+			continue
+		}
+		f := strings.Fields(rest)
+		if len(f) > 0 && f[0] == "unlimited" {
+			return good("unlimited")
+		}
+		if len(f) == 0 {
+			break
+		}
+		n, err := strconv.Atoi(f[0])
+		switch {
+		case err != nil:
+		case n < manyFiles:
+			return warning("LimitNOFILE=65536 in a drop-in: systemctl edit "+ams.DefaultUnit, "the server may open %d files; the vendor's unit gives it %d, and each viewer takes some", n, manyFiles)
+		default:
+			return good("%d", n)
+		}
+		break
+	}
+	return unknown("the kernel does not tell the limit")
+}
+
+const (
+	vendorNVIDIA = "0x10de"
+	// displayClass begins the class of what shows or computes pictures.
+	displayClass = "0x03"
+	// oldDriver is the first branch of NVIDIA's driver that current encoders accept
+	// (Video Codec SDK 11.1); it is the last one for old devices, too.
+	oldDriver = 470
+)
+
+// pciGPUs lists NVIDIA's devices on the bus with the driver that each has.
+func (p *patient) pciGPUs() (drivers []string, err error) {
+	dir := filepath.Join(p.root, "/sys/bus/pci/devices")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	word := func(path string) string {
+		b, _ := os.ReadFile(path)
+		return strings.TrimSpace(string(b))
+	}
+	for _, e := range entries {
+		at := filepath.Join(dir, e.Name())
+		if word(filepath.Join(at, "vendor")) != vendorNVIDIA || !strings.HasPrefix(word(filepath.Join(at, "class")), displayClass) {
+			continue
+		}
+		driver, err := os.Readlink(filepath.Join(at, "driver"))
+		if err != nil {
+			driver = ""
+		}
+		drivers = append(drivers, filepath.Base(driver))
+	}
+	return drivers, nil
+}
+
+func checkGPU(ctx context.Context, p *patient) []Result {
+	drivers, err := p.pciGPUs()
+	if err != nil && (!errors.Is(err, fs.ErrNotExist) || !p.live()) {
+		if !p.live() {
+			return inTree()
+		}
+		return one(notKnown(err))
+	}
+	var ours []string
+	for _, d := range drivers {
+		if d != "vfio-pci" { // handed on to a virtual machine
+			ours = append(ours, d)
+		}
+	}
+	if len(ours) == 0 {
+		return one(good("no GPU of NVIDIA is here: streams are encoded by the CPU"))
+	}
+	for _, d := range ours {
+		switch d {
+		case "nvidia":
+		case ".":
+			return one(bad("install NVIDIA's driver, then restart the server: it looks for devices at its start only", "a GPU of NVIDIA is on the bus, and no driver has it").as(IDGPUDriver))
+		default:
+			return one(bad("install NVIDIA's own driver, then restart the server", "a GPU of NVIDIA is on the bus, and driver %s has it, which encodes nothing", d).as(IDGPUDriver))
+		}
+	}
+	if p.GPUs == nil || !p.live() {
+		return one(unknown("%d on the bus with NVIDIA's driver; nobody was asked how they are", len(ours)))
+	}
+	v, err := p.GPUs(ctx)
+	switch {
+	case err != nil:
+		return one(notKnown(err))
+	case v.Trouble != "":
+		return one(bad("nvidia-smi, run by hand, says more", "%d on the bus, and the driver does not answer: %s", len(ours), v.Trouble).as(IDGPUDriver))
+	}
+	return one(judgeGPUs(v, len(ours)))
+}
+
+func judgeGPUs(v GPUView, onBus int) Result {
+	major, _, _ := strings.Cut(v.Driver, ".")
+	n, err := strconv.Atoi(major)
+	switch {
+	case len(v.Devices) < onBus:
+		return bad("nvidia-smi and dmesg say which one was lost", "%d on the bus, and the driver shows %d", onBus, len(v.Devices)).as(IDGPUDriver)
+	case err == nil && n < oldDriver:
+		return warning(fmt.Sprintf("install a driver of branch %d or later", oldDriver), "driver %s is too old for current encoders", v.Driver).as(IDGPUDriver)
+	case v.Driver == "":
+		return good("%s", few(v.Devices))
+	}
+	return good("%s; driver %s", few(v.Devices), v.Driver)
+}

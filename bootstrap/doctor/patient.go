@@ -1,0 +1,216 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// The times of what several checks wait for. All of them begin at once, and none
+// may take all of the time: the others need some after it.
+const (
+	identifyTime = 6 * time.Second
+	// reachTime is for MongoDB: preflight waits half of it for a server that boots.
+	reachTime = 10 * time.Second
+	askTime   = 3 * time.Second
+)
+
+// errNoMongo is why nothing is known about MongoDB.
+var errNoMongo = errors.New("nobody told where MongoDB is")
+
+// patient is the machine, as far as several checks look at the same.
+type patient struct {
+	Options
+	root  string
+	store *conf.Store
+
+	identity   *future[metadata.Instance]
+	inspection *future[*bootstrap.Inspection]
+	mongo      *future[reached]
+	look       *future[cluster.Look]
+	status     *future[*bootstrap.Status]
+	hook       *future[HookView]
+}
+
+// reached is what the checks of a join found of MongoDB.
+type reached struct {
+	client           *cluster.Client
+	failed, warnings []bootstrap.Finding
+}
+
+// future is an answer that is under way.
+type future[T any] struct {
+	done  chan struct{}
+	value T
+	err   error
+}
+
+func begin[T any](f func() (T, error)) *future[T] {
+	a := &future[T]{done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		a.value, a.err = f()
+	}()
+	return a
+}
+
+// get waits for the answer.
+func (a *future[T]) get(ctx context.Context) (T, error) {
+	select {
+	case <-a.done:
+		return a.value, a.err
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
+func newPatient(ctx context.Context, o Options) *patient {
+	p := &patient{Options: o, root: o.Machine.Root}
+	p.store = &conf.Store{Root: p.root, Dir: bootstrap.StateDir}
+	p.identity = begin(func() (metadata.Instance, error) {
+		if o.Join.Identify == nil {
+			return metadata.Instance{}, errors.New("nobody was asked who this machine is")
+		}
+		ctx, cancel := context.WithTimeout(ctx, identifyTime)
+		defer cancel()
+		return o.Join.Identify(ctx)
+	})
+	join := o.Join
+	join.Identify = p.identity.get
+	p.inspection = begin(func() (*bootstrap.Inspection, error) { return o.Machine.Inspect(ctx, join) })
+	p.mongo = begin(func() (reached, error) {
+		if o.Join.Mongo.IsZero() {
+			return reached{}, p.noMongo()
+		}
+		ctx, cancel := context.WithTimeout(ctx, reachTime)
+		defer cancel()
+		c, failed, warnings := o.Machine.Reach(ctx, o.Join.Mongo)
+		return reached{c, failed, warnings}, nil
+	})
+	p.look = begin(func() (cluster.Look, error) {
+		c, err := p.client(ctx)
+		if err != nil {
+			return cluster.Look{}, err
+		}
+		return c.Look(ctx)
+	})
+	p.status = begin(func() (*bootstrap.Status, error) {
+		return o.Machine.Status(ctx, bootstrap.StatusRequest{Mongo: o.Join.Mongo, Valve: o.Join.Valve, Identify: p.identity.get})
+	})
+	p.hook = begin(func() (HookView, error) {
+		if o.Hooks == nil {
+			return HookView{}, errors.New("nobody was asked for hooks")
+		}
+		return o.Hooks.TerminationHook(ctx)
+	})
+	return p
+}
+
+func (p *patient) noMongo() error {
+	if p.MongoErr != nil {
+		return p.MongoErr
+	}
+	return errNoMongo
+}
+
+// client is a connection over which MongoDB has answered.
+func (p *patient) client(ctx context.Context) (*cluster.Client, error) {
+	r, err := p.mongo.get(ctx)
+	switch {
+	case err != nil:
+		return nil, err
+	case r.client == nil || len(r.failed) > 0:
+		return nil, errors.New("MongoDB could not be asked")
+	}
+	return r.client, nil
+}
+
+// close ends the connection once nobody uses it any more.
+func (p *patient) close(ctx context.Context) {
+	select {
+	case <-p.mongo.done:
+	default:
+		return // the process ends soon, and with it what does not answer
+	}
+	if c := p.mongo.value.client; c != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = c.Close(ctx)
+	}
+}
+
+// joined is whether this machine is a node, or about to be or not to be one; known
+// is false where only root may look.
+func (p *patient) joined(ctx context.Context) (joined, known bool) {
+	in, err := p.inspection.get(ctx)
+	if err != nil || in.Unread != nil {
+		return false, false
+	}
+	return in.State != nil, true
+}
+
+// live tells that it is the running machine that is looked at, and no tree.
+func (p *patient) live() bool { return p.root == "" }
+
+// inTree is what a check of the running machine says about a tree.
+func inTree() []Result { return one(unknown("a tree below another root does not run")) }
+
+// system reads a file of /proc, /sys or /etc.
+func (p *patient) system(path string) ([]byte, error) {
+	return os.ReadFile(filepath.Join(p.root, path))
+}
+
+// inspected runs a check on the inspection.
+func inspected(f func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result) func(context.Context, *patient) []Result {
+	return func(ctx context.Context, p *patient) []Result {
+		in, err := p.inspection.get(ctx)
+		if err != nil {
+			return one(notKnown(err))
+		}
+		return f(ctx, p, in)
+	}
+}
+
+// findings are the results of what a join would say, by its ids.
+func findings(failed, warnings []bootstrap.Finding, ids ...string) []Result {
+	var out []Result
+	add := func(v Verdict, list []bootstrap.Finding) {
+		for _, f := range list {
+			for _, id := range ids {
+				if f.ID != id {
+					continue
+				}
+				verdict := v
+				if id == bootstrap.IDUnverified || id == ams.WarnAddressUnchecked {
+					verdict = Unknown
+				}
+				out = append(out, Result{ID: f.ID, Verdict: verdict, Seen: f.Text, Hint: f.Hint, Err: f.Err})
+			}
+		}
+	}
+	add(Bad, failed)
+	add(Warning, warnings)
+	return out
+}
+
+// preflight is a check of a join: what it found by these ids, else what otherwise says.
+func preflight(otherwise func(p *patient, in *bootstrap.Inspection) Result, ids ...string) func(context.Context, *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		if found := findings(in.Failed, in.Warnings, ids...); len(found) > 0 {
+			return found
+		}
+		return one(otherwise(p, in))
+	})
+}

@@ -1,0 +1,290 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/conf"
+)
+
+func checkRights(_ context.Context, p *patient) []Result {
+	switch {
+	case p.root != "":
+		return one(good("the tree below %s is looked at", p.root))
+	case p.Machine.Euid == 0:
+		return one(good("run as root"))
+	}
+	r := unknown("not run as root: what only root may look at is not known")
+	r.Hint = "sudo amsagent doctor"
+	return one(r)
+}
+
+func seeInstall(_ *patient, in *bootstrap.Inspection) Result {
+	mode := "in a mode that its files do not tell"
+	if in.Mode != "" {
+		mode = string(in.Mode)
+	}
+	return good("%s, %s", in.Install.Dir, mode)
+}
+
+// noInstall is what a check of the installation's files says where there is none.
+func noInstall() Result { return unknown("no Ant Media Server is found here") }
+
+// oldest is the first release whose files are known; see docs/ARCHITECTURE.md.
+const oldestMajor, oldestMinor = 1, 7
+
+func checkRelease(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, _ *patient, in *bootstrap.Inspection) []Result {
+		if found := findings(in.Failed, in.Warnings, bootstrap.IDRelease); len(found) > 0 {
+			return found
+		}
+		if in.Install == nil {
+			return one(noInstall())
+		}
+		r := in.Install.Release
+		if !r.AtLeast(oldestMajor, oldestMinor) {
+			return one(warning("upgrade Ant Media Server", "%s is older than all that this agent was tried with (%d.%d)", r, oldestMajor, oldestMinor))
+		}
+		text := r.String()
+		if !r.HonoursHostAddress() {
+			text += "; it takes its address from the host name"
+		}
+		return one(good("%s", text))
+	})(ctx, p)
+}
+
+func seeSections(_ *patient, in *bootstrap.Inspection) Result {
+	switch {
+	case in.Install == nil:
+		return noInstall()
+	case !in.Planned:
+		return unknown("not looked at, because other files cannot be edited")
+	}
+	return good("they can be switched; now %s", in.Mode)
+}
+
+func seeFiles(_ *patient, in *bootstrap.Inspection) Result {
+	if in.Install == nil {
+		return noInstall()
+	}
+	if !in.Planned {
+		return unknown("not all of them were looked at")
+	}
+	return good("red5.properties and the files of %d applications can be read and edited", len(in.Install.Apps))
+}
+
+func seeApps(_ *patient, in *bootstrap.Inspection) Result {
+	if in.Install == nil {
+		return noInstall()
+	}
+	var names []string
+	for _, a := range in.Install.Apps {
+		names = append(names, strconv.Quote(a.Name))
+	}
+	if len(names) == 0 {
+		return warning("put back webapps/root from the release", "there is none, not even the web panel")
+	}
+	return good("%s", few(names))
+}
+
+// confFiles are the files of the installation that AMS reads and writes itself.
+func confFiles(in *ams.Installation) []ams.File {
+	files := []ams.File{in.Container, in.Server}
+	for _, a := range in.Apps {
+		files = append(files, a.File)
+	}
+	return files
+}
+
+// checkOwners finds files that AMS cannot read or save: an editor that was run as
+// root leaves them behind.
+func checkOwners(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		if in.Install == nil {
+			return one(noInstall())
+		}
+		found := findings(in.Failed, in.Warnings, bootstrap.IDFileOwner)
+		info, err := os.Stat(in.Install.Real)
+		if err != nil {
+			return append(found, notKnown(err))
+		}
+		owner, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return append(found, unknown("this file system has no owners"))
+		}
+		var foreign, closed []string
+		for _, f := range confFiles(in.Install) {
+			info, err := os.Stat(f.Real)
+			if err != nil {
+				continue // told elsewhere
+			}
+			st, ok := info.Sys().(*syscall.Stat_t)
+			switch {
+			case !ok:
+			case st.Uid != owner.Uid && f.Path != in.Install.Container.Path:
+				// AMS saves its settings into these.
+				foreign = append(foreign, f.Path)
+			case st.Uid != owner.Uid && !readableBy(st, owner), st.Uid == owner.Uid && st.Mode&0o400 == 0:
+				closed = append(closed, f.Path)
+			}
+		}
+		if len(foreign) > 0 && len(found) == 0 {
+			found = append(found, warning(fmt.Sprintf("chown %d:%d FILE", owner.Uid, owner.Gid),
+				"not owned by uid %d, which owns the installation, so that settings cannot be saved: %s", owner.Uid, few(foreign)))
+		}
+		if len(closed) > 0 {
+			found = append(found, bad(fmt.Sprintf("chown %d:%d FILE; chmod 0640 FILE", owner.Uid, owner.Gid),
+				"the server cannot read %s", few(closed)))
+		}
+		if len(found) > 0 {
+			return found
+		}
+		return one(good("all belong to uid %d, as the installation does", owner.Uid))
+	})(ctx, p)
+}
+
+func readableBy(st, who *syscall.Stat_t) bool {
+	return who.Uid == 0 || st.Mode&0o004 != 0 || st.Gid == who.Gid && st.Mode&0o040 != 0
+}
+
+// settingsFile is one .properties file, read.
+type settingsFile struct {
+	name  string // as people call it
+	props *conf.Properties
+}
+
+func (p *patient) read(f ams.File, name string) (settingsFile, bool) {
+	file, err := p.store.Read(f.Path)
+	if err != nil || !file.Exists() {
+		return settingsFile{}, false
+	}
+	props, err := conf.ParseProperties(file.Bytes)
+	return settingsFile{name, props}, err == nil
+}
+
+// get is the value without the blanks around it, which are told elsewhere.
+func (s settingsFile) get(key string) string {
+	v, _ := s.props.Get(key)
+	return strings.TrimSpace(v)
+}
+
+// checkSettings finds what the vendor's script leaves half done: it never adds a
+// missing line, and goes on where sed failed.
+func checkSettings(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		if in.Install == nil || in.Mode == "" {
+			return one(unknown("the files do not tell a mode"))
+		}
+		if in.Mode == conf.ModeStandalone {
+			return one(good("standalone: each server by itself"))
+		}
+		server, ok := p.read(in.Install.Server, "red5.properties")
+		if !ok {
+			return one(unknown("red5.properties cannot be read"))
+		}
+		host := server.get("clusterdb.host")
+		const hint = "amsagent join writes all of them alike"
+		var found []Result
+		if host == "" || host == "localhost" {
+			found = append(found, bad(hint, "the sections are those of a cluster node, but clusterdb.host is %q: half switched", host))
+		}
+		var local, other []string
+		for _, a := range in.Install.Apps {
+			app, ok := p.read(a.File, a.Name)
+			switch {
+			case !ok:
+			case app.get("db.type") != "mongodb":
+				local = append(local, strconv.Quote(a.Name))
+			case !slices.Contains([]string{host, "mongodb://" + host}, app.get("db.host")):
+				other = append(other, strconv.Quote(a.Name))
+			}
+		}
+		if len(local) > 0 {
+			found = append(found, bad(hint, "a cluster node, but the applications %s do not use MongoDB: their streams are seen by nobody else", few(local)))
+		}
+		if len(other) > 0 {
+			found = append(found, warning(hint, "the applications %s use another database than clusterdb.host", few(other)))
+		}
+		if len(found) > 0 {
+			return found
+		}
+		return one(good("red5.properties and %d applications name the same database", len(in.Install.Apps)))
+	})(ctx, p)
+}
+
+// markerBlanks are what the vendor's script leaves behind a marker, one more each time.
+var markerBlanks = regexp.MustCompile(`cluster start[ \t]+\r?\n`)
+
+// checkBlanks: blanks at the end of a value belong to it.
+func checkBlanks(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		if in.Install == nil {
+			return one(noInstall())
+		}
+		var found []string
+		look := func(f ams.File, name string, keys ...string) {
+			s, ok := p.read(f, name)
+			if !ok {
+				return
+			}
+			for _, k := range keys {
+				if v, _ := s.props.Get(k); strings.TrimRight(v, " \t") != v {
+					found = append(found, fmt.Sprintf("%s in %s", k, name))
+				}
+			}
+		}
+		look(in.Install.Server, "red5.properties", "clusterdb.host", "clusterdb.user", "clusterdb.password", "useGlobalIp", "http.port", "nodeGroup")
+		for _, a := range in.Install.Apps {
+			look(a.File, strconv.Quote(a.Name), "db.type", "db.host", "db.name", "db.user", "db.password")
+		}
+		if len(found) > 0 {
+			return one(warning("remove them; amsagent join writes those of the database anew",
+				"blanks at the end belong to the value: %s", few(found)))
+		}
+		text := "none"
+		if f, err := p.store.Read(in.Install.Container.Path); err == nil && markerBlanks.Match(f.Bytes) {
+			text += "; those behind the markers in jee-container.xml, which the vendor's script leaves, do no harm"
+		}
+		return one(good("%s", text))
+	})(ctx, p)
+}
+
+// checkRedis: the vendor's script takes what is neither an address nor begins with
+// "mongo" for Redis: a DNS name, an address with a port.
+func checkRedis(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		if in.Install == nil {
+			return one(noInstall())
+		}
+		var accident, meant []string
+		for _, a := range in.Install.Apps {
+			s, ok := p.read(a.File, a.Name)
+			if !ok || s.get("db.type") != "redisdb" {
+				continue
+			}
+			if host := s.get("db.host"); strings.HasPrefix(host, "redis") || strings.HasSuffix(host, ".yaml") {
+				meant = append(meant, strconv.Quote(a.Name))
+			} else {
+				accident = append(accident, strconv.Quote(a.Name))
+			}
+		}
+		switch {
+		case len(accident) > 0:
+			return one(bad("amsagent join writes db.type=mongodb", "db.type is redisdb in %s, but db.host is no address of Redis: the vendor's script takes a name, or an address with a port, for Redis", few(accident)))
+		case len(meant) > 0:
+			return one(warning("amsagent join replaces it: a cluster that this agent knows has MongoDB", "Redis is configured in %s", few(meant)))
+		}
+		return one(good("no application is set to Redis"))
+	})(ctx, p)
+}

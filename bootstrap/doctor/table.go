@@ -1,0 +1,129 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"slices"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// The ids of checks and findings that only the doctor has. Those of a join keep
+// theirs: see package bootstrap.
+const (
+	IDApps        = "AMS-APP"           // the applications
+	IDSettings    = "AMS-SETTINGS"      // files that do not agree about the mode
+	IDBlanks      = "AMS-BLANKS"        // blanks at the end of values
+	IDRedis       = "AMS-REDIS"         // Redis, and nobody meant it
+	IDHosts       = "AMS-HOSTS"         // what is left in /etc/hosts
+	IDMongoOpen   = "AMS-MONGO-OPEN"    // MongoDB is open to everybody
+	IDMongoPlain  = "AMS-MONGO-PLAIN"   // no TLS over a public network
+	IDMongoSlow   = "AMS-MONGO-SLOW"    // far away
+	IDMongoOld    = "AMS-MONGO-OLD"     // no longer maintained
+	IDMongoTTL    = "AMS-MONGO-TTL"     // old rows stay
+	IDMongoNoName = "AMS-MONGO-MISSING" // nobody told where it is
+	IDNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
+	IDRows        = "AMS-ROWS"           // two nodes with one address
+	IDPeers       = "AMS-PEERS"          // other nodes cannot be reached
+	IDPorts       = "AMS-PORTS"          // ports that another process has
+	IDTimeline    = "AMS-TIMELINE"       // deadlines that contradict each other
+	IDHook        = "AMS-HOOK"           // no hook of the cloud
+	IDHookDenied  = "AMS-HOOK-DENIED"    // a permission is missing
+	IDConfig      = "AMS-CONFIG"         // settings
+	IDSecret      = "AMS-SECRET"         // a secret that others can read
+	IDUnit        = "AMS-UNIT"           // how the service is doing
+	IDReload      = "AMS-RELOAD"         // systemd has not read its files
+	IDDropIn      = "AMS-DROP-IN"        // our drop-in
+	IDNoDaemon    = "AMS-NO-DAEMON"      // no daemon answers
+	IDTrouble     = "AMS-DAEMON-TROUBLE" // the daemon's own view
+	IDViews       = "AMS-VIEWS"          // the views of this node disagree
+	IDUnfinished  = "AMS-UNFINISHED"     // a run was killed while it wrote
+	IDTimeSync    = "AMS-TIME-SYNC"      // nobody sets the clock
+	IDMemory      = "AMS-MEMORY"         // memory above AMS's limit
+	IDOpenFiles   = "AMS-OPEN-FILES"     // too few files
+	IDInodes      = "AMS-INODES"         // no inodes
+	IDGPU         = "AMS-GPU"            // devices and driver
+	IDGPUDriver   = "AMS-GPU-DRIVER"     // a driver that does not do
+	idStatusStem  = "STATUS-"
+)
+
+// checks is THE table: what is shown, and in which order.
+func checks() []check {
+	return []check{
+		{bootstrap.IDRoot, GroupServer, "the right to look", checkRights},
+		{bootstrap.IDInstall, GroupServer, "installation", preflight(seeInstall, bootstrap.IDInstall)},
+		{bootstrap.IDRelease, GroupServer, "release", checkRelease},
+		{bootstrap.IDSections, GroupServer, "sections of jee-container.xml", preflight(seeSections, bootstrap.IDSections)},
+		{bootstrap.IDFile, GroupServer, "settings files", preflight(seeFiles, bootstrap.IDFile, bootstrap.IDHardLink,
+			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort)},
+		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared)},
+		{bootstrap.IDFileOwner, GroupServer, "owners of the files", checkOwners},
+		{IDSettings, GroupServer, "agreement of the settings", checkSettings},
+		{IDBlanks, GroupServer, "blanks at the end of values", checkBlanks},
+		{IDRedis, GroupServer, "kind of database", checkRedis},
+
+		{IDMongoNoName, GroupMongo, "address of MongoDB", checkMongoAddress},
+		{bootstrap.IDMongoForm, GroupMongo, "connection string and release", checkMongoForm},
+		{bootstrap.IDMongoOption, GroupMongo, "options of the connection string", checkMongoOptions},
+		{bootstrap.IDMongoLocal, GroupMongo, "reach of the address", checkMongoLocal},
+		{bootstrap.IDMongo, GroupMongo, "answer", checkMongoAnswer},
+		{bootstrap.IDMongoAuth, GroupMongo, "login and rights", checkMongoAuth},
+		{IDNotPrimary, GroupMongo, "writes", checkMongoWrites},
+		{IDMongoOpen, GroupMongo, "closed to strangers", checkMongoOpen},
+		{IDMongoPlain, GroupMongo, "encryption", checkMongoPlain},
+		{IDMongoSlow, GroupMongo, "latency", checkMongoSlow},
+		{bootstrap.IDClock, GroupMongo, "clock against MongoDB's", checkClock},
+		{IDMongoOld, GroupMongo, "version", checkMongoVersion},
+		{IDMongoTTL, GroupMongo, "index that forgets nodes", checkMongoTTL},
+		{IDRows, GroupMongo, "one node for one address", checkRows},
+
+		{bootstrap.IDIdentity, GroupNetwork, "identity of this machine", preflight(seeIdentity, bootstrap.IDIdentity)},
+		{bootstrap.IDAddress, GroupNetwork, "node address", preflight(seeAddress, bootstrap.IDAddress, ams.WarnAddressLoopback,
+			ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge, ams.WarnAddressDown, ams.WarnAddressNotHere,
+			ams.WarnAddressUnchecked)},
+		{bootstrap.IDHostname, GroupNetwork, "host name", checkHostname},
+		{IDHosts, GroupNetwork, "lines of /etc/hosts", checkHosts},
+		{IDPorts, GroupNetwork, "ports", checkPorts},
+		{IDPeers, GroupNetwork, "other nodes", checkPeers},
+
+		{IDHook, GroupGoing, "hook of the cloud", checkHook},
+		{IDTimeline, GroupGoing, "deadlines", checkTimeline},
+
+		{bootstrap.IDRecord, GroupAgent, "the agent's own files", checkRecord},
+		{IDConfig, GroupAgent, "settings", checkConfig},
+		{IDSecret, GroupAgent, "secrets", checkSecrets},
+		{bootstrap.IDService, GroupAgent, "control of the server", preflight(seeService, bootstrap.IDService)},
+		{IDUnit, GroupAgent, "the server's unit", checkUnit},
+		{IDDropIn, GroupAgent, "drop-in of the server's unit", checkDropIn},
+		{bootstrap.IDDaemon, GroupAgent, "the daemon's units", checkDaemonUnits},
+		{IDNoDaemon, GroupAgent, "the daemon", checkDaemon},
+		{IDViews, GroupAgent, "files, server, registry", checkViews},
+
+		{bootstrap.IDWritable, GroupMachine, "writable folders", checkWritable},
+		{bootstrap.IDSpace, GroupMachine, "disk space", checkSpace},
+		{IDTimeSync, GroupMachine, "time synchronisation", checkTimeSync},
+		{IDMemory, GroupMachine, "memory", checkMemory},
+		{IDOpenFiles, GroupMachine, "open files of the server", checkOpenFiles},
+		{IDGPU, GroupMachine, "GPUs", checkGPU},
+	}
+}
+
+// IDs lists every id that a result may have, but for those of package cli's table of
+// errors about MongoDB.
+func IDs() []string {
+	ids := []string{
+		bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
+		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared,
+		ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge,
+		ams.WarnAddressDown, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
+		IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
+	}
+	for _, c := range checks() {
+		ids = append(ids, c.id)
+	}
+	ids = append(ids, bootstrap.StatusIDs()...)
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}

@@ -1,0 +1,428 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+type doctorOptions struct {
+	ignore []string
+}
+
+func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.StringSliceVar(&o.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
+}
+
+func newDoctorCommand(g *globals) *cobra.Command {
+	var opts doctorOptions
+	cmd := &cobra.Command{
+		Use:   "doctor [flags]",
+		Short: "look for what is wrong, or will be, and change nothing",
+		Long: "Makes every check of a join and more, all side by side, and lists every result\n" +
+			"with what was seen; what is wrong comes last, with what to do. It works before a\n" +
+			"join, after one and in the build of an image, needs no daemon, and is over after\n" +
+			"15 seconds where nothing answers. What is not known is neither good nor bad.",
+		Example: "  amsagent doctor\n" +
+			"  amsagent doctor --mongo 10.0.2.4\n" +
+			"  amsagent doctor --ignore AMS-GPU --ignore AMS-HOOK\n" +
+			"  amsagent doctor -o json",
+		GroupID:               groupEveryday,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitDegraded, exitInterrupted)
+	// It reads the settings itself: that they are wrong is something to be listed.
+	noSettings(cmd)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, doctorSettings()...)
+	return cmd
+}
+
+// doctorSettings are those of a join, and how long a drain waits.
+func doctorSettings() []string {
+	return append(slices.DeleteFunc(machineSettings(), func(k string) bool { return k == keyTimeout }), keyRole, keyDrainDeadline)
+}
+
+// doctorTime bounds all of it, and doctorIdentify the look at the instance, which comes before the rest: its tags may say
+// where MongoDB is.
+const (
+	doctorTime     = 15 * time.Second
+	doctorIdentify = 5 * time.Second
+)
+
+func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
+	if err := checkIgnored(opts.ignore); err != nil {
+		return err
+	}
+	begin := g.env.Now()
+	config, seen, err := g.loadLeniently()
+	if err != nil {
+		return err
+	}
+	o := doctor.Options{Ignore: opts.ignore, Config: config, ConfigSeen: seen}
+	if err := g.examine(ctx, &o); err != nil {
+		return err
+	}
+	o.Limit = max(doctorTime-g.env.Now().Sub(begin), doctorTime/2)
+	results := doctor.Run(ctx, o)
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	data := doctorData{Counts: doctor.Count(results), Checks: results}
+	t := g.tableStyle()
+	if err := g.result("doctor", data, func(w *textWriter) { doctorText(w, data, t) }); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(results, doctor.Result.Wrong) {
+		return &quietError{exitDegraded}
+	}
+	return nil
+}
+
+// doctorData is the result of the command.
+type doctorData struct {
+	Counts doctor.Counts   `json:"counts"`
+	Checks []doctor.Result `json:"checks"`
+}
+
+// checkIgnored refuses ids that nothing has: a misspelt one would ignore nothing, and say so to nobody.
+func checkIgnored(ids []string) error {
+	known := doctor.IDs()
+	for _, c := range errorTable() {
+		known = append(known, c.id)
+	}
+	for _, id := range ids {
+		if slices.Contains(known, id) {
+			continue
+		}
+		hint := "`amsagent doctor -o json` lists the ids"
+		if near := suggest(id, known); near != "" {
+			hint = "did you mean " + near + "?"
+		}
+		return usageError([]string{hint}, "--ignore %s: no check and no finding has this id", id)
+	}
+	return nil
+}
+
+// loadLeniently reads the settings as every command does, and lists what is wrong with them instead of stopping at it.
+// Only what stands on the command line is an error.
+func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ error) {
+	early := g.settings
+	root, err := findRoot(early)
+	if err != nil {
+		return nil, "", err
+	}
+	src := sources{flags: g.given, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
+	var named *origin
+	if o := early.origin(keyConfig); o.Layer > layerDefault {
+		named = &o
+	}
+	src.file, err = readConfigFile(root, early.Config, named)
+	s, serr := resolveSettings(src)
+	if err = errors.Join(err, serr); err != nil {
+		for _, e := range flatten(err) {
+			if anySetting(e, func(se *settingError) bool { return se.layer == layerFlag }) {
+				return nil, "", err
+			}
+			u := g.explain(e)
+			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Text: e.Error(), Hint: strings.Join(u.Hints, "; ")})
+		}
+		// What is left of them: without the file, and where that is not enough without the environment.
+		src.file = nil
+		if s, serr = resolveSettings(src); serr != nil {
+			src.lookupEnv, src.environ = nil, nil
+			if s, serr = resolveSettings(src); serr != nil {
+				return nil, "", serr
+			}
+		}
+	}
+	s.Root = root
+	s.values[keyRoot] = value{text: root, origin: s.origin(keyRoot)}
+	g.apply(s)
+	for _, w := range s.warnings {
+		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w})
+	}
+	seen = early.Config + " is read"
+	if src.file == nil {
+		seen = "there is no " + early.Config + ": the defaults, and what the command line says"
+	}
+	return wrong, seen, nil
+}
+
+// examine collects what the doctor needs.
+func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
+	m, err := g.bootstrapMachine(false)
+	if err != nil {
+		return err
+	}
+	m.Progress = nil
+	o.Machine = m
+	bound, cancel := context.WithTimeout(ctx, doctorIdentify)
+	defer cancel()
+	o.Join.Identify = g.identified(bound)
+	src, err := g.mongo()
+	switch {
+	case err == nil:
+		o.Join.Mongo, o.MongoFrom = src.Target, cmp.Or(src.File, src.Origin.String())
+	case !errors.Is(err, errNoMongo):
+		o.MongoErr = err
+	}
+	o.Join.Role, o.Join.Group, o.Join.Address = g.settings.Role, g.settings.Group, g.explicitAddress()
+	o.Join.Valve = bootstrap.Valve(g.settings.RemoteIPValve)
+	o.Connect = cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()}
+	o.Secrets = []string{storedMongo, bootstrap.LeftMongoPath}
+	if path, ok := filePath(g.settings.Mongo); ok && !slices.Contains(o.Secrets, path) {
+		o.Secrets = append(o.Secrets, path)
+	}
+	if _, ok := m.Service.(*ams.Systemd); ok {
+		o.Unit = func(ctx context.Context, name string) (ams.State, error) { return ams.NewSystemd(name).State(ctx) }
+	}
+	c := g.controlClient()
+	c.patience = 0
+	o.Daemon = func(ctx context.Context) (doctor.DaemonView, error) { return askDaemonForDoctor(ctx, c) }
+	root := g.settings.Root
+	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
+	o.Hooks = g.doctorHooks(m, o.Join.Identify)
+	o.Drain, o.Reserve = g.settings.DrainDeadline, doctorReserve
+	if d, ok := g.settings.RoleDeadlines[g.settings.Role]; ok {
+		o.Drain = d
+	}
+	o.Explain = g.explainForDoctor
+	return nil
+}
+
+// doctorReserve is what package lifecycle keeps of a cloud's time for the last steps.
+const doctorReserve = 30 * time.Second
+
+// explainForDoctor gives a library's error the id and the advice that every command gives it.
+func (g *globals) explainForDoctor(err error) (id, hint string) {
+	e := g.explain(err)
+	hint = strings.Join(e.Hints, "; ")
+	if cluster.KindOf(err) != "" && e.ID != idFailed {
+		id = e.ID
+	}
+	return id, hint
+}
+
+func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonView, error) {
+	v, err := c.status(ctx)
+	var none *noDaemonError
+	switch {
+	case errors.As(err, &none):
+		return doctor.DaemonView{}, fmt.Errorf("%w: %w", doctor.ErrNoDaemon, err)
+	case err != nil:
+		return doctor.DaemonView{}, err
+	}
+	d := doctor.DaemonView{Version: v.Version, Activity: v.Activity}
+	if v.Trouble != "" {
+		d.Trouble = append(d.Trouble, v.Trouble)
+	}
+	if v.Lifecycle != nil {
+		var about []string
+		for what, text := range v.Lifecycle.Trouble {
+			about = append(about, what+": "+text)
+		}
+		slices.Sort(about)
+		d.Trouble = append(d.Trouble, about...)
+	}
+	if v.RestartPending {
+		d.Trouble = append(d.Trouble, "Ant Media Server runs with other settings than its files have; it is restarted once nobody is on it")
+	}
+	for _, w := range v.Warnings {
+		d.Trouble = append(d.Trouble, w.String())
+	}
+	return d, nil
+}
+
+// gpuTime is for nvidia-smi: without the persistence daemon it initialises all devices first.
+const (
+	gpuTime = 8 * time.Second
+	gpuLook = 50 * time.Millisecond
+)
+
+// askGPUs lets the sampler of the daemon take one reading.
+func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
+	ctx, cancel := context.WithTimeout(ctx, gpuTime)
+	w := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: root, Interval: time.Second})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = w.Run(ctx) // ends with ctx
+	}()
+	defer func() {
+		cancel()
+		<-ended // its child with it
+	}()
+	tick := time.NewTicker(gpuLook)
+	defer tick.Stop()
+	for {
+		r := w.Latest()
+		switch r.State {
+		case heartbeat.GPUFailing:
+			return doctor.GPUView{Trouble: r.Reason}, nil
+		case heartbeat.GPUAbsent:
+			return doctor.GPUView{Trouble: "nvidia-smi is not there"}, nil
+		case heartbeat.GPUReady:
+			var v doctor.GPUView
+			for _, d := range r.Devices {
+				v.Devices, v.Driver = append(v.Devices, d.Name), cmp.Or(v.Driver, d.Driver)
+			}
+			return v, nil
+		case heartbeat.GPUPending:
+		}
+		select {
+		case <-ctx.Done():
+			return doctor.GPUView{}, fmt.Errorf("asking nvidia-smi: %w", context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// doctorText lists all, and what is wrong once more at the end: that is where a terminal is read at night.
+func doctorText(w *textWriter, data doctorData, t tableStyle) {
+	w.line("%s", doctorVerdict(w, data.Counts))
+	var group doctor.Group
+	for i := 0; i < len(data.Checks); i++ {
+		r := data.Checks[i]
+		if r.Group != group {
+			group = r.Group
+			w.heading(string(group))
+		}
+		// What one thing keeps from being known is told once.
+		same := i + 1
+		for same < len(data.Checks) && sameUnknown(r, data.Checks[same]) {
+			same++
+		}
+		line := fmt.Sprintf("%-24s %s: %s", r.ID, r.Title, oneLine(r.Seen))
+		if same > i+1 {
+			line = fmt.Sprintf("%-24s %s", fmt.Sprintf("%d checks", same-i), oneLine(r.Seen))
+		}
+		if t.width > 0 {
+			line = fit(line, max(t.width-doctorMark-1, doctorMark), t.more())
+		}
+		w.line("  %s %s", doctorWord(w, r), line)
+		if same > i+1 {
+			var ids []string
+			for _, r := range data.Checks[i:same] {
+				ids = append(ids, r.ID)
+			}
+			w.b.WriteString(indented(strings.Join(ids, " "), doctorMark, cmp.Or(t.width, doctorWidth)))
+			i = same - 1
+		}
+	}
+	doctorProblems(w, data.Checks)
+	w.b.WriteByte('\n')
+	w.line("%s", doctorCounts(data.Counts))
+}
+
+func sameUnknown(a, b doctor.Result) bool {
+	return a.Verdict == doctor.Unknown && b.Verdict == doctor.Unknown && !a.Ignored && !b.Ignored && a.Group == b.Group && a.Seen == b.Seen
+}
+
+// doctorWidth is that of a list of ids where no terminal says its own.
+const doctorWidth = 100
+
+// indented breaks a text into lines that begin with n blanks.
+func indented(text string, n, width int) string {
+	var b strings.Builder
+	at := 0
+	for word := range strings.FieldsSeq(text) {
+		switch {
+		case at == 0:
+			b.WriteString(strings.Repeat(" ", n) + word)
+			at = n + len(word)
+		case at+1+len(word) > width:
+			b.WriteString("\n" + strings.Repeat(" ", n) + word)
+			at = n + len(word)
+		default:
+			b.WriteString(" " + word)
+			at += 1 + len(word)
+		}
+	}
+	return b.String() + "\n"
+}
+
+// doctorMark is how wide the first column is, with the blanks around it.
+const doctorMark = 12
+
+// doctorWord is the verdict in one word, which reads without color, too.
+func doctorWord(w *textWriter, r doctor.Result) string {
+	word, paint := "good", w.color.green
+	switch {
+	case r.Ignored:
+		word, paint = "ignored", w.color.dim
+	case r.Verdict == doctor.Bad:
+		word, paint = "BAD", w.color.red
+	case r.Verdict == doctor.Warning:
+		word, paint = "warning", w.color.yellow
+	case r.Verdict == doctor.Unknown:
+		word, paint = "not known", w.color.dim
+	}
+	return paint(fmt.Sprintf("%-9s", word))
+}
+
+func doctorVerdict(w *textWriter, c doctor.Counts) string {
+	switch {
+	case c.Bad > 0:
+		return w.color.red("ill") + ": " + count(c.Bad+c.Warning, "thing") + " wrong"
+	case c.Warning > 0:
+		return w.color.yellow("not well") + ": " + count(c.Warning, "warning")
+	case c.Unknown > 0:
+		return w.color.green("well") + ", as far as it is known"
+	}
+	return w.color.green("well")
+}
+
+// doctorProblems gathers what is wrong, the worst last: it is the first to be mended.
+func doctorProblems(w *textWriter, results []doctor.Result) {
+	headed := false
+	for _, v := range []doctor.Verdict{doctor.Warning, doctor.Bad} {
+		for _, r := range results {
+			if r.Verdict != v || r.Ignored {
+				continue
+			}
+			if !headed {
+				w.heading("What is wrong")
+				headed = true
+			}
+			paint := w.color.yellow
+			if v == doctor.Bad {
+				paint = w.color.red
+			}
+			w.line("  %s %s", paint(r.ID+":"), oneLine(r.Seen))
+			if r.Hint != "" {
+				w.line("      %s", oneLine(r.Hint))
+			}
+		}
+	}
+}
+
+func doctorCounts(c doctor.Counts) string {
+	parts := []string{fmt.Sprintf("%d bad", c.Bad), count(c.Warning, "warning"), fmt.Sprintf("%d not known", c.Unknown)}
+	if c.Ignored > 0 {
+		parts = append(parts, fmt.Sprintf("%d ignored", c.Ignored))
+	}
+	return strings.Join(append(parts, fmt.Sprintf("%d good", c.Good)), ", ")
+}
+
+// doctorIdentity is who this machine is, asked once.
+type doctorIdentity func(context.Context) (metadata.Instance, error)
