@@ -231,6 +231,7 @@ func newRootCommand(g *globals) *cobra.Command {
 		newLeaveCommand(g),
 		newSealCommand(g),
 		newStatusCommand(g),
+		newDoctorCommand(g),
 		newNodesCommand(g),
 		newDrainCommand(g),
 		newUndrainCommand(g),
