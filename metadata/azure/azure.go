@@ -1,15 +1,326 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package azure reads the instance metadata of Azure.
 package azure
 
-import "github.com/amsagent/amsagent/metadata/cloud"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
 
 // Name of this provider.
 const Name = "azure"
 
-// New opens the provider. It makes no request.
-func New(cloud.Options) (cloud.Provider, error) {
-	return nil, &cloud.UnsupportedError{Provider: Name}
+// Endpoint is the address of the service.
+const Endpoint = "http://169.254.169.254"
+
+// loadBalancerVersion is the one that the load balancer's part began with.
+const loadBalancerVersion = "2020-10-01"
+
+const (
+	// optionalAttempts bounds the tries for what a node can live without.
+	optionalAttempts = 3
+	// notFoundAttempts: right after the boot of a machine the service may not know it yet.
+	notFoundAttempts = 4
+	// goneTime is for how long a 410 is believed to end by itself, where the caller has set no bound: Azure says 70 s at
+	// most.
+	goneTime = 75 * time.Second
+)
+
+const (
+	hintUnreachable = "no metadata service at the address: it answers only the primary address of the primary network interface, over a " +
+		"route to 169.254.169.254 that DHCP sets; if this is no Azure machine use --provider generic, else look for a firewall rule"
+	hintRequest = "the service takes none of the versions that this agent can ask for, or something between changes the requests: a proxy, " +
+		"say, by the header X-Forwarded-For"
+	hintForbidden = "something between this process and the metadata service refuses its requests: a firewall rule for this user, or a " +
+		"metadata policy of the machine (its security profile's proxyAgentSettings); or use --provider generic"
+	hintThrottled = "Azure answers five requests in a second, whoever on the machine asks: something else here asks often"
+	hintGone      = "the service is not there for the moment, and says to ask again for 70 seconds at most"
+	hintNotAzure  = "every Azure machine has this, and what answers here has it not: use the --provider of the cloud this machine is in, or generic"
+	hintTags      = "none of the instance's tags is ours; a tag that is set or changed on the scale set reaches a machine when that is " +
+		"rebooted, reimaged or gets another disk, not before"
+)
+
+// Provider reads the metadata of this virtual machine. It is safe for use by several goroutines.
+type Provider struct {
+	opts   cloud.Options
+	origin string
+	client *http.Client
+	// events is for Scheduled Events, whose first answer may take minutes.
+	events *http.Client
+
+	reads, polls                    *pace
+	instanceVersions, eventVersions *versions
+	// bounded tells that the caller has set a bound of its own.
+	bounded bool
+}
+
+var _ cloud.Provider = (*Provider)(nil)
+
+// New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
+func New(opts cloud.Options) (*Provider, error) {
+	bounded := opts.Timeout > 0
+	opts = opts.WithDefaults()
+	if opts.IsDisabled(Name) {
+		return nil, &cloud.Error{
+			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
+			Cause: errors.New("the Azure metadata service is disabled by the settings of this process"), Hint: "use --provider generic",
+		}
+	}
+	origin, err := opts.Endpoint(Name)
+	if err != nil {
+		return nil, err
+	}
+	if origin == "" {
+		origin = Endpoint
+	}
+	p := &Provider{
+		opts: opts, origin: origin, bounded: bounded, reads: newPace(readsPerSecond), polls: newPace(pollsPerSecond),
+		// Before 2021-01-01 the part about user data is missing, which is not asked for; the last is what cloud-init falls
+		// back to, and has the tags in their old form only.
+		instanceVersions: newVersions("2021-12-13", "2021-08-01", "2021-02-01", flatTagsVersion),
+		eventVersions:    newVersions("2020-07-01", "2019-08-01", "2019-01-01"),
+	}
+	if p.client, err = opts.RecordingClient(policy{}); err != nil {
+		return nil, err
+	}
+	patient := opts
+	patient.AttemptTimeout = DefaultFirstTimeout
+	p.events = patient.HTTPClient(nil)
+	return p, nil
+}
+
+// flatTagsVersion is older than the list of tags.
+const flatTagsVersion = "2019-06-01"
+
+// Name implements cloud.Provider.
+func (p *Provider) Name() string { return Name }
+
+// Machine reads what the metadata say about this machine: one request, where the service has the version.
+func (p *Provider) Machine(ctx context.Context) (Machine, error) {
+	began := time.Now()
+	for {
+		bound, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+		m, err := p.machine(bound, 0)
+		cancel()
+		e, ok := errors.AsType[*cloud.Error](err)
+		switch {
+		case !ok:
+			return m, err
+		case e.Status == http.StatusGone && !p.bounded && ctx.Err() == nil && time.Since(began) < goneTime:
+			// It says itself that it comes back.
+			continue
+		case errors.Is(e.Kind, cloud.ErrNotFound):
+			e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNotAzure
+		}
+		return m, err
+	}
+}
+
+// machine reads them with so many tries, 0: as many as there is time for.
+func (p *Provider) machine(ctx context.Context, attempts int) (Machine, error) {
+	need := need{name: "instance", attempts: attempts, notFound: notFoundAttempts}
+	return versioned(p.instanceVersions, func(version string) (Machine, error) {
+		need.path = "/metadata/instance?api-version=" + version
+		if version > flatTagsVersion {
+			// Else a machine that is still being made gets a part of the answer, and no word about that.
+			need.path += "&extended=true"
+		}
+		return item(ctx, p, need, ParseInstance)
+	})
+}
+
+// versioned asks with the version that is known to do, and with an older one where the service does not have it.
+func versioned[T any](v *versions, ask func(version string) (T, error)) (T, error) {
+	// A service that has another opinion each time is not followed for ever.
+	for tries := 0; ; tries++ {
+		version := v.current()
+		out, err := ask(version)
+		status, ok := errors.AsType[*cloud.StatusError](err)
+		if !ok || status.Status != http.StatusBadRequest || tries > 2*len(v.known) || !v.refused(version, ParseNewestVersions(status.Body)) {
+			return out, err
+		}
+	}
+}
+
+// Instance implements cloud.Provider.
+func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
+	m, err := p.Machine(ctx)
+	if err != nil {
+		return cloud.Instance{}, err
+	}
+	inst := cloud.Instance{
+		Provider: Name, ID: m.VMID, IDSource: "vmId of the instance metadata", Name: m.Name, AccountID: m.Subscription,
+		Region: m.Location, Zone: m.Zone, Type: m.Size, LifeCycle: m.Priority, Hostname: m.Hostname, Group: m.ScaleSet,
+		Tags: m.Tags, TagsKnown: m.Tags != nil,
+	}
+	if !hasOwn(m.Tags) {
+		inst.TagsHint = hintTags
+	}
+	note := func(format string, args ...any) { inst.Notes = append(inst.Notes, fmt.Sprintf(format, args...)) }
+	if m.FlatTags {
+		note("this metadata service knows tags in their old form only, name:value;name:value: a value with a semicolon is cut there")
+	}
+	if m.Name == "" {
+		note("the metadata tell no name of this machine, so scheduled events cannot be known to be about it")
+	}
+	nic, why := p.pick(m.NICs)
+	if why.note != "" {
+		note("%s", why.note)
+	}
+	var public bool
+	if len(nic.IPv6) > 0 {
+		inst.IPv6 = nic.IPv6[0]
+	}
+	switch {
+	case len(nic.IPv4) > 0:
+		inst.Address, inst.PublicAddress = nic.IPv4[0].Private, nic.IPv4[0].Public
+		inst.AddressSource = "private address of " + why.source
+		public = inst.PublicAddress.IsValid()
+	case inst.IPv6.IsValid():
+		inst.Address, inst.AddressSource = inst.IPv6, "IPv6 address of "+why.source+", since it has no IPv4 address"
+	default:
+		note("the metadata tell no private address of this machine")
+	}
+	if public || !inst.Address.IsValid() {
+		return inst, nil
+	}
+	// Public addresses of the Standard kind show at the load balancer only.
+	g := cloud.Gatherer{Serial: true}
+	g.Do("public_address", func() (err error) {
+		inst.PublicAddress, err = p.frontend(ctx, inst.Address)
+		return err
+	})
+	g.Wait()
+	if err := g.Fatal(); err != nil {
+		return cloud.Instance{}, err
+	}
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		// The caller has gone; half an instance is of no use to it.
+		return cloud.Instance{}, fmt.Errorf("reading the azure metadata: %w", err)
+	}
+	inst.Missing = g.Keys()
+	for _, err := range g.Errors() {
+		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
+		note("%s", err)
+	}
+	return inst, nil
+}
+
+// hasOwn tells that a tag is meant for this agent.
+func hasOwn(tags cloud.Tags) bool {
+	for name := range tags {
+		if strings.HasPrefix(strings.ToLower(name), "amsagent") {
+			return true
+		}
+	}
+	return false
+}
+
+// frontend finds the public address by which a load balancer leads to a private one; none is no error.
+func (p *Provider) frontend(ctx context.Context, private netip.Addr) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+	list, err := item(ctx, p, need{
+		name: "load balancer", path: "/metadata/loadbalancer?api-version=" + loadBalancerVersion, attempts: optionalAttempts,
+	}, ParseLoadBalancer)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, f := range list {
+		if f.Private == private {
+			return f.Public, nil
+		}
+	}
+	return netip.Addr{}, nil
+}
+
+// need is one item: where it is and how hard to try.
+type need struct {
+	name, path         string
+	attempts, notFound int
+}
+
+// item fetches and parses one item through the retry loop.
+func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T, error)) (T, error) {
+	var last *cloud.Error
+	call := cloud.Call{
+		Provider: Name, Item: n.name, Attempts: n.attempts, NotFoundAttempts: n.notFound,
+		Judge: func(e *cloud.Error, a *cloud.Attempt) {
+			if errors.Is(e.Cause, errPaced) && last != nil {
+				// The time was up before it could be asked again: what counts is why it had to be.
+				*e = *last
+				return
+			}
+			p.judge(e, a)
+			was := *e
+			last = &was
+		},
+	}
+	return cloud.Do(ctx, p.opts, call, func(try context.Context) (T, error) {
+		var zero T
+		try, cancel, err := p.paced(ctx, try)
+		if err != nil {
+			return zero, err
+		}
+		defer cancel()
+		body, err := p.get(try, p.client, n.path)
+		if err != nil {
+			return zero, err
+		}
+		v, err := parse(body)
+		if err != nil {
+			return v, cloud.BadAnswer(err)
+		}
+		return v, nil
+	})
+}
+
+var errPaced = errors.New("the time was up before the next request was due")
+
+// paced waits for the turn of a request. The time of a try begins then, and not while it waits.
+func (p *Provider) paced(ctx, try context.Context) (context.Context, context.CancelFunc, error) {
+	if err := p.reads.wait(ctx); err != nil {
+		return nil, nil, &cloud.Error{Kind: cloud.ErrNotReady, Cause: fmt.Errorf("%w: %w", errPaced, err)}
+	}
+	try, cancel := context.WithTimeout(context.WithoutCancel(try), p.opts.AttemptTimeout)
+	stop := context.AfterFunc(ctx, cancel)
+	return try, func() { stop(); cancel() }, nil
+}
+
+// get makes one request.
+func (p *Provider) get(ctx context.Context, client *http.Client, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.origin+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Metadata", "true")
+	_, body, err := cloud.Fetch(client, req)
+	return body, err
+}
+
+// judge adds what is known of Azure to the verdict on one failed try.
+func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
+	if cloud.JudgeRecording(e) {
+		return
+	}
+	switch {
+	case cloud.Unconnected(e, a):
+		e.Hint = hintUnreachable
+	case e.Status == http.StatusBadRequest, e.Status == http.StatusMethodNotAllowed:
+		e.Hint = hintRequest
+	case e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden:
+		e.Hint = hintForbidden
+	case e.Status == http.StatusGone:
+		e.Hint = hintGone
+	case e.Status == http.StatusTooManyRequests:
+		e.Hint = hintThrottled
+	}
 }
