@@ -184,8 +184,19 @@ func Detect(ctx context.Context, opts Options) (Detection, error) {
 		}
 	}
 	fw := readDMI(opts)
-	d, done := detectDMI(fw)
+	var (
+		d         Detection
+		done      bool
+		container = generic.Container(opts.Root)
+	)
+	if container != "" {
+		d.Evidence = append(d.Evidence, Evidence{Source: container, Verdict: "a container: the strings of the firmware are its host's, so cloud-init's word counts more"})
+		done = detectCloudInit(&d, opts)
+	}
 	if !done {
+		done = detectDMI(&d, fw)
+	}
+	if !done && container == "" {
 		done = detectCloudInit(&d, opts)
 	}
 	if !done {
@@ -202,8 +213,7 @@ func Detect(ctx context.Context, opts Options) (Detection, error) {
 }
 
 // detectDMI goes through the table and notes each string once: how it decided, or that it did not.
-func detectDMI(fw dmi) (Detection, bool) {
-	var d Detection
+func detectDMI(d *Detection, fw dmi) bool {
 	hit := slices.IndexFunc(rules(), func(r rule) bool { v, ok := fw.value[r.name]; return ok && r.fits(fw, v) })
 	var decided *rule
 	if hit >= 0 {
@@ -233,13 +243,13 @@ func detectDMI(fw dmi) (Detection, bool) {
 		d.Evidence = append(d.Evidence, e)
 	}
 	if decided == nil {
-		return d, false
+		return false
 	}
 	d.Provider, d.Platform = decided.provider, decided.platform
 	d.Evidence = append(d.Evidence, Evidence{
 		Source: sourceOf(decided.name), Value: shown(decided.name, fw.value[decided.name]), Verdict: decided.verdict, Decided: true,
 	})
-	return d, true
+	return true
 }
 
 func sourceOf(name string) string {
@@ -296,7 +306,7 @@ func detectCloudInit(d *Detection, opts Options) bool {
 			d.Provider = GCP
 		default:
 			if ci.HasOwnID() {
-				d.Provider, d.Platform = Generic, strings.ToLower(ci.CloudName)
+				d.Provider, d.Platform = Generic, platformName(strings.ToLower(ci.CloudName))
 				break
 			}
 			e.Verdict = "says where its seed came from, and that is no cloud"
@@ -307,6 +317,14 @@ func detectCloudInit(d *Detection, opts Options) bool {
 	}
 	d.Evidence = append(d.Evidence, e)
 	return e.Decided
+}
+
+// platformName is one word for a platform that cloud-init and the firmware are read for.
+func platformName(cloudName string) string {
+	if cloudName == "oracle" {
+		return "oci"
+	}
+	return cloudName
 }
 
 // recorded is the file that a recording holds of the detection.

@@ -192,6 +192,13 @@ func machines() []metadatatest.Machine {
 			}),
 		},
 		{
+			Name: "tags_on_and_no_role",
+			Bodies: bodies(map[string]string{
+				meta + "tags/instance": "Name\naws:autoscaling:groupName", meta + "tags/instance/amsagent:role": gone,
+			}),
+			Want: instance(func(i *cloud.Instance) { delete(i.Tags, "amsagent:role") }),
+		},
+		{
 			Name:   "group_tag_not_in_the_list",
 			Bodies: bodies(map[string]string{meta + "tags/instance": "Name\namsagent:role\n"}),
 			Want:   instance(),
@@ -258,7 +265,9 @@ func open(o cloud.Options) (cloud.Provider, error) {
 
 func TestConformance(t *testing.T) {
 	svc := service()
-	metadatatest.Run(t, metadatatest.Suite{Name: aws.Name, Open: open, Machines: machines(), Service: &svc})
+	metadatatest.Run(t, metadatatest.Suite{
+		Name: aws.Name, Open: open, Machines: machines(), Service: &svc, Secrets: []string{"0e:49:61:0f:c3:11", "ami-0123456789abcdef0", "token-1"},
+	})
 }
 
 // A response to the token request is sent with a hop limit, which in a container eats it: the connection comes about and

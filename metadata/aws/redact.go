@@ -5,6 +5,7 @@ package aws
 
 import (
 	"encoding/json"
+	"net/netip"
 	"regexp"
 	"strings"
 
@@ -94,6 +95,9 @@ func redactDocument(m *record.Mapper, body []byte) string {
 			}
 		case k == "accountId" && accountID.MatchString(s):
 			doc[k] = "123456789012"
+		case k == "privateIp" && isAddress(s):
+			// A link-local one stays as it is: it names no machine, and tells which kind of subnet this is.
+			doc[k] = m.Text(s)
 		case k == "instanceId", k == "imageId", k == "kernelId", k == "ramdiskId", k == "privateIp":
 			// What the mapper leaves alone is not of the form we know.
 			if r := m.Text(s); r != s || s == "" {
@@ -110,6 +114,11 @@ func redactDocument(m *record.Mapper, body []byte) string {
 		return record.Redacted
 	}
 	return string(out)
+}
+
+func isAddress(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil
 }
 
 // emptyLike keeps the type, which is what a parser trips over, and nothing else.

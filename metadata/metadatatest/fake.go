@@ -41,8 +41,8 @@ type Token struct {
 
 // Seen is one request that reached the fake.
 type Seen struct {
-	Method, Path string
-	Header       http.Header
+	Method, Path, Query string
+	Header              http.Header
 }
 
 // Fault is one way for an answer to go wrong.
@@ -60,6 +60,7 @@ type Fake struct {
 	issued int
 	valid  map[string]bool
 	delay  time.Duration
+	told   func(Seen)
 }
 
 type planned struct {
@@ -125,6 +126,13 @@ func (f *Fake) Delay(d time.Duration) {
 	f.delay = d
 }
 
+// OnRequest has fn called with every request, before it is answered.
+func (f *Fake) OnRequest(fn func(Seen)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.told = fn
+}
+
 // Seen returns the requests so far.
 func (f *Fake) Seen() []Seen {
 	f.mu.Lock()
@@ -149,9 +157,13 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(h[0], h[1])
 	}
 	f.mu.Lock()
-	f.seen = append(f.seen, Seen{r.Method, r.URL.Path, r.Header.Clone()})
-	fault, delay := f.nextFault(r.URL.Path), f.delay
+	seen := Seen{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone()}
+	f.seen = append(f.seen, seen)
+	fault, delay, told := f.nextFault(r.URL.Path), f.delay, f.told
 	f.mu.Unlock()
+	if told != nil {
+		told(seen)
+	}
 	if delay > 0 {
 		timer := time.NewTimer(delay)
 		defer timer.Stop()
@@ -223,7 +235,11 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
 	}
-	body, ok := f.bodies[r.URL.Path]
+	// With its query first, where one path has several answers.
+	body, ok := f.bodies[r.URL.RequestURI()]
+	if !ok {
+		body, ok = f.bodies[r.URL.Path]
+	}
 	if !ok {
 		// HTML, as EC2 answers.
 		w.Header().Set("Content-Type", "text/html")
