@@ -1,0 +1,322 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// cloudStory is what the story of a machine that leaves well is like on one cloud.
+type cloudStory struct {
+	name string
+	// patient is a cloud that waits long enough for somebody to hang up, short one
+	// that does not wait for the end of a concert.
+	patient, short fakecloud.Options
+	// told: the cloud takes a word of ours. Elsewhere the machine's own end is all
+	// that it sees.
+	told bool
+	// unseen is how long a notice may go unseen at most, and the rounding of its time:
+	// by so much the agent may take the cloud's deadline for a later one. What it keeps
+	// for the last steps is far more.
+	unseen time.Duration
+	// source is what a notice of the end comes from, in the words of the agent, and
+	// reason what the row says of it.
+	source, reason string
+}
+
+func cloudStories() []cloudStory {
+	return []cloudStory{
+		{
+			name: "aws", told: true, source: "aws-lifecycle", reason: "scale-in",
+			patient: fakecloud.Options{Lead: 10 * time.Second}, // from word to word
+			short:   fakecloud.Options{Lead: 5 * time.Second, Limit: 20 * time.Second},
+			unseen:  2500 * time.Millisecond, // a hook does not tell since when it waits
+		},
+	}
+}
+
+// TestCloudStory: each cloud takes a machine away while somebody watches there. The
+// story is the same everywhere, and so is what is checked; the signals, the deadline
+// and who is told are the cloud's own.
+func TestCloudStory(t *testing.T) {
+	for _, c := range cloudStories() {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			db := newDatabase(t)
+			var all together
+			defer all.Wait()
+			all.run(t, "hangs up in time", func(t *testing.T) { c.hangsUp(t, newOnCloud(t, db, c, 1, c.patient)) })
+			all.run(t, "never goes", func(t *testing.T) { c.neverGoes(t, newOnCloud(t, db, c, 2, c.short)) })
+			all.run(t, "metadata fail in bursts", func(t *testing.T) { c.bursts(t, newOnCloud(t, db, c, 3, c.patient)) })
+			all.run(t, "the daemon is killed", func(t *testing.T) { c.killed(t, newOnCloud(t, db, c, 4, c.patient)) })
+		})
+	}
+}
+
+// TestCloudStoryOfAll: a cloud that can be pretended has its story told.
+func TestCloudStoryOfAll(t *testing.T) {
+	var told []string
+	for _, c := range cloudStories() {
+		told = append(told, c.name)
+	}
+	if got, want := strings.Join(told, " "), strings.Join(fakecloud.Names(), " "); got != want {
+		t.Errorf("the stories are those of %s, the clouds %s", got, want)
+	}
+}
+
+// onCloud is a host on a pretended cloud.
+type onCloud struct {
+	*scaled
+	cloud fakecloud.Cloud
+	meta  fakecloud.Metadata
+}
+
+func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakecloud.Options) *onCloud {
+	t.Helper()
+	cloud, err := fakecloud.Open(context.Background(), c.name, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cloud.Close() })
+	m := fakecloud.Machine{
+		Name: fmt.Sprintf("edge-%d", n), ID: fakecloud.ID(c.name, n), Address: fmt.Sprintf("10.0.10.%d", n),
+		Role: "edge", MAC: fmt.Sprintf("0e:49:61:0f:c3:%02x", n),
+	}
+	h := &onCloud{cloud: cloud, scaled: &scaled{host: newHostIn(t, db, c.name, m.ID, m.Address)}}
+	if h.meta, err = cloud.Machine(context.Background(), m); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = h.meta.Close()
+		if t.Failed() {
+			t.Logf("the books of %s:\n%s", cloud.Title(), h.story())
+		}
+	})
+	h.env = append(h.meta.Environ(), "AMSAGENT_MONGO="+mongoURI(db, daemonPassword))
+	h.config("")
+	h.statistics()
+	return h
+}
+
+// story is what the cloud has in its books about this machine.
+func (h *onCloud) story() string {
+	var b strings.Builder
+	for _, e := range fakecloud.Of(h.cloud.Books(), h.id) {
+		fmt.Fprintf(&b, "%s %s: %s\n", e.Time.Format("05.000"), e.What, e.Text)
+	}
+	return b.String()
+}
+
+// noted waits for a line of the books about this machine.
+func (h *onCloud) noted(what string) fakecloud.Entry {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	e, err := h.cloud.WaitFor(ctx, func(e fakecloud.Entry) bool { return e.ID == h.id && e.What == what })
+	if err != nil {
+		h.t.Fatalf("%s: %v", what, err)
+	}
+	return e
+}
+
+// written is how often something is in the books about this machine.
+func (h *onCloud) written(what string) (n int) {
+	for _, e := range fakecloud.Of(h.cloud.Books(), h.id) {
+		if e.What == what {
+			n++
+		}
+	}
+	return n
+}
+
+// taken lets the cloud take a machine with a viewer, and waits until the cluster and
+// the load balancers know.
+func (c cloudStory) taken(t *testing.T, h *onCloud, p *process) lifecycle.View {
+	t.Helper()
+	row := h.row()
+	if row.Provider != c.name || row.Role != "edge" || row.Group != "edges" || !p.ready() {
+		t.Errorf("a node that serves: %+v", row)
+	}
+	begin := time.Now()
+	if err := h.cloud.ScaleIn(h.id); err != nil {
+		t.Fatal(err)
+	}
+	h.rowIs(cluster.StateDraining)
+	t.Logf("the cluster knew %s after the notice", time.Since(begin).Round(10*time.Millisecond))
+	if p.ready() {
+		t.Error("a node that drains is ready")
+	}
+	v := p.counted(1)
+	if v.State != lifecycle.StateDraining || v.Reason != c.reason || v.Deadline.IsZero() || len(v.Notices) != 1 || v.Notices[0].Source != c.source {
+		t.Errorf("the drain: %+v", v)
+	}
+	if h.written(fakecloud.Answer)+h.written(fakecloud.Gone) > 0 {
+		t.Error("the cloud was told while somebody watches")
+	}
+	return v
+}
+
+// leaves waits for the end of the story and holds its order: the server has ended,
+// then the row says so, then the cloud is told, then the machine is gone and not
+// because the time was over.
+func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut int) {
+	t.Helper()
+	n := h.hasLeft()
+	stopped, err := os.Stat(h.svc.StatsFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := h.sessions(); st.State != "stopped" || st.Cut.Viewers != cut || st.Left.Viewers != 1-cut || stopped.ModTime().After(n.StateSince.Add(clockGrain)) {
+		t.Errorf("the server ended at %s with %+v, and the row said left at %s", stopped.ModTime(), st, n.StateSince)
+	}
+	if n.Reason != c.reason || n.Cut == nil || *n.Cut != cut {
+		t.Errorf("the row: %+v", n)
+	}
+	var told time.Time
+	if c.told {
+		told = h.noted(fakecloud.Answer).Time
+		p.step(lifecycle.StepDone)
+	} else {
+		p.step(lifecycle.StepDone)
+		told = time.Now()
+		// The machine ends, which is the only word that there is.
+		if err := h.cloud.Off(h.id); err != nil {
+			t.Error(err)
+		}
+	}
+	gone := h.noted(fakecloud.Gone)
+	if n.StateSince.After(told) || told.After(gone.Time) || gone.Late {
+		t.Errorf("the row said left at %s, the cloud was told at %s, and: %+v", n.StateSince, told, gone)
+	}
+	if n := h.written(fakecloud.Answer); n > 1 || (n == 1) != c.told {
+		t.Errorf("the cloud was told %d times", n)
+	}
+}
+
+// clockGrain is what a date in MongoDB is rounded by.
+const clockGrain = time.Millisecond
+
+// serves holds that the viewer is served for some time.
+func (h *onCloud) serves(until time.Time) {
+	h.t.Helper()
+	for time.Now().Before(until) {
+		if st := h.live(); st.Live.Viewers != 1 {
+			h.t.Fatalf("cut %s too early: %+v", time.Until(until), st)
+		}
+		wait(100 * time.Millisecond)
+	}
+}
+
+// hangsUp: nobody is cut, and the cloud has its machine as soon as it can.
+func (c cloudStory) hangsUp(t *testing.T, h *onCloud) {
+	p := h.serving()
+	h.viewers(1)
+	c.taken(t, h, p)
+	h.serves(time.Now().Add(2 * time.Second))
+	h.viewersGo()
+	gone := time.Now()
+	c.leaves(t, h, p, 0)
+	t.Logf("the machine was gone %s after its last viewer", h.noted(fakecloud.Gone).Time.Sub(gone).Round(10*time.Millisecond))
+}
+
+// neverGoes: served until the cloud's own deadline less what the last steps take,
+// then cut, once, and done before the machine is taken.
+func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
+	p := h.serving()
+	h.viewers(1)
+	v := c.taken(t, h, p)
+	ends := h.noted(fakecloud.Notice).Time.Add(max(h.cloud.Lead(), c.short.Limit))
+	var decides lifecycle.Moment
+	for _, m := range v.Timeline {
+		if m.Decides {
+			decides = m
+		}
+	}
+	span := decides.Ends.Sub(v.Begun)
+	if late := decides.Ends.Sub(ends); late > c.unseen || late < -3*time.Second {
+		t.Errorf("the cloud takes the machine at %s, and the agent believes in %s: %+v", ends, decides.Ends, v.Timeline)
+	}
+	if left := decides.Ends.Sub(v.Deadline); left < span/5 || left > span*3/4 || !v.Deadline.Equal(decides.At) {
+		t.Errorf("of %s it keeps %s for the last steps: %+v", span, left, v.Timeline)
+	}
+	h.serves(v.Deadline.Add(-200 * time.Millisecond))
+	c.leaves(t, h, p, 1)
+	if since := h.row().StateSince; !since.Before(ends) {
+		t.Errorf("it had left at %s, and the cloud took it at %s", since, ends)
+	}
+}
+
+// bursts: the metadata service fails for a while again and again, from before the
+// notice to the end.
+func (c cloudStory) bursts(t *testing.T, h *onCloud) {
+	p := h.serving()
+	h.viewers(1)
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	failing := make(chan struct{})
+	all.Go(func() {
+		defer h.meta.Heal()
+		for i := 0; ; i++ {
+			f := []fakecloud.Fault{{Status: 503}, {Reset: true}, {Status: 429}, {Hang: true}, {Truncate: true}, {Status: 500}}[i%6]
+			if err := h.meta.Fail(f); err != nil {
+				t.Error(err)
+			}
+			if i == 0 {
+				close(failing)
+			}
+			for _, heal := range []bool{true, false} {
+				select {
+				case <-time.After(time.Second):
+				case <-ctx.Done():
+					return
+				}
+				if heal {
+					h.meta.Heal()
+				}
+			}
+		}
+	})
+	<-failing
+	c.taken(t, h, p)
+	h.serves(time.Now().Add(4 * time.Second))
+	h.viewersGo()
+	c.leaves(t, h, p, 0)
+}
+
+// killed: who is started after a daemon that was killed goes on with its drain.
+func (c cloudStory) killed(t *testing.T, h *onCloud) {
+	p := h.serving()
+	h.viewers(1)
+	before := c.taken(t, h, p)
+	p.end(syscall.SIGKILL)
+	h.serves(time.Now().Add(time.Second))
+	p = h.daemon()
+	p.says("going on with the drain that was begun at")
+	after := p.counted(1)
+	if !after.Begun.Equal(before.Begun) || after.Deadline.Sub(before.Deadline).Abs() > 2*time.Second || len(after.Notices) != 1 {
+		t.Errorf("another drain: %+v\nbefore: %+v", after, before)
+	}
+	h.serves(time.Now().Add(3 * time.Second))
+	if p.ready() || h.row().State != cluster.StateDraining {
+		t.Errorf("it serves again: %+v", h.row())
+	}
+	h.viewersGo()
+	c.leaves(t, h, p, 0)
+}
