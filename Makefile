@@ -30,6 +30,9 @@ MAX_SIZE := 14500000
 FUZZTIME  ?= 20s
 BENCHTIME ?= 1s
 SOAK      ?= 30m
+# Where `make install` puts things; DESTDIR is prefixed to all of it, for who packages it in another way.
+PREFIX    ?= /usr/local
+DESTDIR   ?=
 # `skip` installs nothing: tests that miss a Debian package say so and are skipped. `require` fails where one is missing.
 DEPS ?= install
 
@@ -102,8 +105,20 @@ fmt: $(BUILD)/tools/gofumpt ## format the Go sources in place (the only target t
 	git ls-files -z -co --exclude-standard -- '*.go' | xargs -0 $(BUILD)/tools/gofumpt -w
 
 .PHONY: generate
-generate: ## whatever is made from other sources: completions, man pages, tables
-	$(GO) generate ./...
+generate: ## man pages, completions, licences and changelogs, as the packages hold them: build/package/data
+	@tools/scripts/package.sh data '$(VERSION)' $(BUILD)
+
+.PHONY: package
+package: cross $(BUILD)/tools/nfpm ## .deb and .rpm for both machines, the same bytes in any folder: build/packages
+	@tools/scripts/package.sh all '$(VERSION)' $(BUILD)
+
+.PHONY: install
+install: build generate ## what the packages hold, below $(DESTDIR)$(PREFIX) (/usr/local); enables and starts nothing
+	@tools/scripts/package-install.sh install '$(DESTDIR)' '$(PREFIX)' $(BUILD)
+
+.PHONY: uninstall
+uninstall: ## removes what install put there; run amsagent leave before, on a node
+	@tools/scripts/package-install.sh uninstall '$(DESTDIR)' '$(PREFIX)' $(BUILD)
 
 .PHONY: tidy-check
 tidy-check: ## go.mod and go.sum of the three modules list what is used and nothing else
@@ -146,6 +161,7 @@ TOOL_gofumpt       := mvdan.cc/gofumpt
 TOOL_staticcheck   := honnef.co/go/tools/cmd/staticcheck
 TOOL_deadcode      := golang.org/x/tools/cmd/deadcode
 TOOL_benchstat     := golang.org/x/perf/cmd/benchstat
+TOOL_nfpm          := github.com/goreleaser/nfpm/v2/cmd/nfpm
 
 $(BUILD)/tools/%: tools/go.mod tools/go.sum
 	@mkdir -p $(BUILD)/tools

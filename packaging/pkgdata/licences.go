@@ -55,12 +55,12 @@ var legalName = regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice|patents|thir
 // linkedModules lists what the program is made of, with the standard library first, and the legal texts of it, from the
 // very sources that are compiled. What has no licence, or one that nobody has looked at, is an error: such a package must
 // not be given to anybody.
-func linkedModules(ctx context.Context, top string) ([]module, error) {
-	goroot, err := goOutput(ctx, top, "", "env", "GOROOT")
+func linkedModules(top string) ([]module, error) {
+	goroot, err := goOutput(top, "", "env", "GOROOT")
 	if err != nil {
 		return nil, err
 	}
-	goversion, err := goOutput(ctx, top, "", "env", "GOVERSION")
+	goversion, err := goOutput(top, "", "env", "GOVERSION")
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func linkedModules(ctx context.Context, top string) ([]module, error) {
 	}
 	sources := map[string]source{}
 	for _, arch := range architectures() {
-		out, err := goOutput(ctx, top, arch, "list", "-deps", "-tags", buildTags, "-json=Dir,ImportPath,Standard,Module", "./cmd/amsagent")
+		out, err := goOutput(top, arch, "list", "-deps", "-tags", buildTags, "-json=Dir,ImportPath,Standard,Module", "./cmd/amsagent")
 		if err != nil {
 			return nil, err
 		}
@@ -131,8 +131,8 @@ func linkedModules(ctx context.Context, top string) ([]module, error) {
 	return all, nil
 }
 
-func goOutput(ctx context.Context, dir, arch string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "go", args...)
+func goOutput(dir, arch string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(context.Background(), "go", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
 	if arch != "" {
@@ -272,7 +272,7 @@ License: Apache-2.0
 			if t.licence == "Apache-2.0" || t.licence == "MPL-2.0" {
 				continue // below, once
 			}
-			fmt.Fprintf(&body, "\n--- %s\n\n%s", t.name, t.text)
+			fmt.Fprintf(&body, "\n--- %s\n\n%s", t.name, apacheText.ReplaceAllString(t.text, "\n    [the Apache License 2.0, as below]\n"))
 		}
 		paragraph(&b, body.String())
 	}
@@ -281,6 +281,9 @@ License: Apache-2.0
 	}
 	return b.Bytes()
 }
+
+// apacheText is the whole licence where it stands among others: Debian wants a reference in its place.
+var apacheText = regexp.MustCompile(`(?s)\n[ \t]*Apache License\n[ \t]*Version 2\.0, January 2004\n.*?accepting\s+any\s+such\s+warranty\s+or\s+additional\s+liability\.(?:\s+END OF TERMS AND CONDITIONS)?[ \t]*\n`)
 
 // fileName is a module in a field that knows no blanks.
 func (m module) fileName() string { return strings.ReplaceAll(m.path, " ", "-") }

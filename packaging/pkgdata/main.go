@@ -12,7 +12,6 @@ package main
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -31,7 +30,7 @@ const (
 )
 
 func main() {
-	if err := run(context.Background(), os.Args[1:], os.Stdout); err != nil {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "pkgdata:", err)
 		os.Exit(1)
 	}
@@ -42,7 +41,7 @@ type options struct {
 	epoch              int64
 }
 
-func run(ctx context.Context, args []string, stdout io.Writer) error {
+func run(args []string, stdout io.Writer) error {
 	var o options
 	fs := flag.NewFlagSet("pkgdata", flag.ContinueOnError)
 	fs.StringVar(&o.out, "out", "", "the `folder` to fill; without it only the version is printed")
@@ -57,7 +56,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	version := packageVersion(o.describe, time.Unix(o.epoch, 0))
 	if o.out != "" {
-		if err := o.write(ctx, version); err != nil {
+		if err := o.write(version); err != nil {
 			return err
 		}
 	}
@@ -66,7 +65,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 }
 
 // write fills the folder.
-func (o options) write(ctx context.Context, version string) error {
+func (o options) write(version string) error {
 	date := time.Unix(o.epoch, 0).UTC()
 	files := map[string][]byte{}
 	for name, page := range manPages(cli.Describe(), date, o.describe) {
@@ -84,7 +83,7 @@ func (o options) write(ctx context.Context, version string) error {
 		}
 		files[filepath.Join("completions", name)] = b.Bytes()
 	}
-	modules, err := linkedModules(ctx, o.top)
+	modules, err := linkedModules(o.top)
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,12 @@ test)
   want libspring-beans-java "the same" test -e /usr/share/java/spring3-beans.jar
   want libspring-context-java "the same" test -e /usr/share/java/spring3-context.jar
   want strace "the tests that kill the agent at a chosen system call" has strace
+  want lintian "the check of the .deb packages" has lintian
+  want rpm "the tests that install the .rpm packages" has rpm
+  want rpmlint "the check of the .rpm packages" has rpmlint
+  want mandoc "the check of the man pages" has mandoc
+  want groff "the same, by the program that formats them" has groff
+  want man-db "the same, as a reader sees them" has man
   ;;
 lint)
   want shellcheck "the check of our shell scripts" has shellcheck
