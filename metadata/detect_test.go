@@ -8,10 +8,14 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -117,6 +121,15 @@ func detectCases() []detectCase {
 		{"cloud-init brightbox", map[string]string{cloudInit: `{"v1":{"cloud_name":"brightbox","platform":"ec2","instance_id":"srv-1"}}`}, "generic", "brightbox", "/" + cloudInit},
 		{"cloud-init unknown ec2", map[string]string{cloudInit: `{"v1":{"cloud_name":"unknown","platform":"ec2","instance_id":"i-00000001"}}`}, "generic", "", "network"},
 		{"cloud-init nocloud", map[string]string{cloudInit: `{"v1":{"cloud_name":"nocloud","instance_id":"iid-local01"}}`}, "generic", "", "network"},
+		{"cloud-init oracle", map[string]string{cloudInit: `{"v1":{"cloud_name":"oracle","instance_id":"ocid1.instance.x"}}`}, "generic", "oci", "/" + cloudInit},
+		{"cloud-init openstack", map[string]string{cloudInit: `{"v1":{"cloud_name":"openstack","instance_id":"b0fa911b"}}`}, "generic", "openstack", "/" + cloudInit},
+
+		// A container sees the firmware of its host, and two of them are not one machine.
+		{"container with a cloud-init of its own", and(and(dmi("board_asset_tag=i-0abc1234567890def"), "run/systemd/container", "lxc\n"), cloudInit, `{"v1":{"cloud_name":"lxd","instance_id":"4f7d2c"}}`), "generic", "lxd", "/" + cloudInit},
+		{"container of docker", and(dmi("board_asset_tag=i-0abc1234567890def"), ".dockerenv", ""), "aws", "", dirDMI + "board_asset_tag"},
+		{"container of podman, seeded", and(and(dmi("chassis_asset_tag="+azureTag), "run/.containerenv", ""), cloudInit, `{"v1":{"cloud_name":"nocloud","instance_id":"iid-1"}}`), "azure", "", dirDMI + "chassis_asset_tag"},
+		{"container on a machine in no cloud", map[string]string{".dockerenv": ""}, "generic", "", "network"},
+
 		{"cloud-init broken", map[string]string{cloudInit: `{"v1":`}, "generic", "", "network"},
 	}
 }
@@ -144,6 +157,73 @@ func TestDetect(t *testing.T) {
 			}
 			checkEvidence(t, d)
 		})
+	}
+}
+
+// Somebody answers at the link-local address on many clouds, and on some as EC2 does. Where the firmware or cloud-init has
+// spoken nobody there is even asked, however well he plays his part.
+func TestDetectIsNotTempted(t *testing.T) {
+	var asked atomic.Int64
+	tempting := map[string]string{}
+	for name, start := range map[string]func(testing.TB) string{"aws": fakeAWS, "azure": fakeAzure, "gcp": fakeGCP, "alibaba": fakeAlibaba} {
+		behind, err := url.Parse(start(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		proxy := httputil.NewSingleHostReverseProxy(behind)
+		proxy.Transport = &http.Transport{} // not the default one: it reads the proxy variables once for all tests
+		// EC2 serves nothing that was forwarded.
+		proxy.Director = nil
+		proxy.Rewrite = func(r *httputil.ProxyRequest) { r.SetURL(behind) }
+		tempting[name] = serve(t, func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			proxy.ServeHTTP(w, r)
+		})
+	}
+	for _, tt := range detectCases() {
+		for name, u := range tempting {
+			t.Run(tt.name+"/"+name, func(t *testing.T) {
+				before := asked.Load()
+				d, err := metadata.Detect(t.Context(), metadata.Options{
+					Root: tree(t, tt.files), Endpoints: map[string]string{"aws": u, "azure": u, "gcp": u, "alibaba": u},
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tt.decidedBy == "network" {
+					// Here he is asked, and believed: the control, without which the rest would show nothing.
+					if d.Provider != name {
+						t.Errorf("detected %s where only %s is to be seen", d.Provider, name)
+					}
+					return
+				}
+				if d.Provider != tt.provider || d.Platform != tt.platform || d.Decisive().Source != tt.decidedBy {
+					t.Errorf("detected %s %q by %s, want %s %q by %s", d.Provider, d.Platform, d.Decisive().Source, tt.provider, tt.platform, tt.decidedBy)
+				}
+				if n := asked.Load() - before; n != 0 {
+					t.Errorf("the network was asked %d times", n)
+				}
+			})
+		}
+	}
+}
+
+// Every row of the table stands in a test, so that a row that is added without one is found.
+func TestDetectCoversTheTable(t *testing.T) {
+	shown := map[string]bool{}
+	for _, tt := range detectCases() {
+		shown[tt.provider+" "+tt.platform+" by "+strings.TrimPrefix(tt.decidedBy, dirDMI)] = true
+	}
+	for _, want := range []string{
+		"aws  by board_asset_tag", "aws  by product_uuid", "aws  by /sys/hypervisor/uuid", "aws  by sys_vendor", "azure  by chassis_asset_tag",
+		"alibaba  by product_name", "gcp  by product_name", "gcp  by product_serial", "generic oci by chassis_asset_tag", "generic hetzner by sys_vendor",
+		"generic digitalocean by sys_vendor", "generic openstack by product_name", "generic openstack by chassis_asset_tag",
+		"generic brightbox by product_serial", "generic zstack by chassis_asset_tag", "generic e24cloud by sys_vendor", "generic outscale by sys_vendor",
+		"generic tilaa by sys_vendor",
+	} {
+		if !shown[want] {
+			t.Errorf("no case shows: %s", want)
+		}
 	}
 }
 
