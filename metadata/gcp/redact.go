@@ -6,6 +6,8 @@ package gcp
 import (
 	"bytes"
 	"encoding/json"
+	"net"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -234,10 +236,12 @@ func redactInterfaces(m *record.Mapper, v any) any {
 func redactAddresses(m *record.Mapper, v any) any {
 	switch v := v.(type) {
 	case string:
-		if s := m.Text(v); s != v || v == "" {
-			return s
+		host, _, _ := strings.Cut(v, "/")
+		_, err := netip.ParseAddr(host)
+		if _, merr := net.ParseMAC(v); v != "" && err != nil && merr != nil {
+			return record.Redacted
 		}
-		return record.Redacted
+		return m.Text(v)
 	case []any:
 		for i := range v {
 			v[i] = redactAddresses(m, v[i])
@@ -291,7 +295,7 @@ func redactAttributes(m *record.Mapper, fields map[string]any) map[string]any {
 			out[k] = record.Redacted
 		case !ownAttribute.MatchString(k):
 			out[m.Name("attribute", k)] = record.Redacted
-		case !strings.HasSuffix(k, "mongo") && isText && plainWord.MatchString(s):
+		case !strings.HasSuffix(k, "mongo") && isText && plainWord.MatchString(strings.TrimSpace(s)):
 			out[k] = s
 		case isText:
 			out[k] = m.Name("value", s)
