@@ -55,6 +55,9 @@ type Convergence struct {
 	RestartNeeded bool `json:"restart_needed"`
 	// Node is the row of this machine with all facts, but without a state.
 	Node cluster.Node `json:"node"`
+	// Unread tells that nobody wrote to the files since a [Keeper] read them, which
+	// was not done again.
+	Unread bool `json:"-"`
 }
 
 // Converge brings a machine that has joined back to what it joined as: files that

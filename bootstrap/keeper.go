@@ -131,6 +131,7 @@ func (k *Keeper) Converge(ctx context.Context, req ConvergeRequest) (*Convergenc
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		c := k.clean.result
+		c.Unread = true
 		return &c, nil
 	}
 	k.mu.Lock()

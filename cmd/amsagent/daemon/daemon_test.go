@@ -206,7 +206,7 @@ func TestJoinThatFails(t *testing.T) {
 		}
 		// Who joins by hand meanwhile need not wait for the next attempt.
 		p.set(nil)
-		pause(ctx, time.Second)
+		pause(ctx, d.o.Periods.State)
 		synctest.Wait()
 		if !strings.Contains(l.text(), "it is tried again") || d.view.get().Phase != "" {
 			t.Errorf("the state file is not followed: %+v", d.view.get())

@@ -13,14 +13,18 @@ import (
 
 // rest gives back the memory of work that comes seldom, like starting or comparing
 // files: its garbage, and the pages of the program that are mapped for it.
-//
-// The kernel maps sixteen pages and more of a program for each one that is used,
-// and counts them all as ours, for ever: all 12 MB after some minutes, of which
-// less than 7 are used. Dropping the read-only mappings writes nothing and reads
-// nothing: the pages stay in the file cache, whence the next use maps them again
-// in a microsecond.
 func rest() {
 	debug.FreeOSMemory()
+	unmap()
+}
+
+// unmap drops the pages of the program.
+//
+// The kernel maps sixteen of them for each one that is used, and counts them all as
+// ours, for ever: all 12 MB after some minutes, of which less than 7 are used.
+// Dropping the read-only mappings writes nothing and reads nothing: the pages stay
+// in the file cache, whence the next use maps them again in a microsecond.
+func unmap() {
 	maps, err := os.ReadFile("/proc/self/maps") // of the process, whatever the root
 	if err != nil {
 		return

@@ -31,9 +31,13 @@ type MachineOptions struct {
 	Log       *slog.Logger
 }
 
-// pidEvery bounds how often the service manager is asked which process the server
-// is while there is none; a process that runs is looked at itself.
-const pidEvery = 15 * time.Second
+// The service manager is asked which process the server is while there is none;
+// a process that runs is looked at itself. One that runs and is not told of is
+// asked for as seldom as one that is: some commands know no processes.
+const (
+	pidEvery     = 15 * time.Second
+	pidlessEvery = 5 * time.Minute
+)
 
 // NewMachineSampler puts together what package heartbeat has for it.
 func NewMachineSampler(o MachineOptions, client func() *cluster.Client, address func() string) Sampler {
@@ -114,15 +118,16 @@ type mainPID struct {
 	service interface {
 		State(context.Context) (ams.State, error)
 	}
-	mu    sync.Mutex
-	pid   int
-	asked time.Time
+	mu   sync.Mutex
+	pid  int
+	next time.Time // when to ask again
 }
 
 func (m *mainPID) get(ctx context.Context) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.asked.IsZero() && time.Since(m.asked) < pidEvery {
+	now := time.Now()
+	if now.Before(m.next) {
 		return m.pid, nil
 	}
 	st, err := m.service.State(ctx)
@@ -132,6 +137,9 @@ func (m *mainPID) get(ctx context.Context) (int, error) {
 	if !st.Known() {
 		return 0, errors.New("nobody tells which process the server is")
 	}
-	m.pid, m.asked = st.MainPID, time.Now()
+	m.pid, m.next = st.MainPID, now.Add(pidEvery)
+	if st.Running() && st.MainPID == 0 {
+		m.next = now.Add(pidlessEvery)
+	}
 	return m.pid, nil
 }

@@ -521,7 +521,11 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, re
 		if ctx.Err() == nil {
 			m.d.mended(err)
 		}
-		rest() // three quarters of a minute's garbage were for this
+		if c != nil && c.Unread {
+			unmap()
+		} else {
+			rest()
+		}
 		switch {
 		case c == nil:
 		case c.Phase != bootstrap.PhaseJoined:

@@ -1,0 +1,58 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+)
+
+type answering struct {
+	state ams.State
+	err   error
+	n     int
+}
+
+func (a *answering) State(context.Context) (ams.State, error) {
+	a.n++
+	return a.state, a.err
+}
+
+// How often the service manager is asked for the server's process, in ten minutes
+// of beats.
+func TestMainPID(t *testing.T) {
+	for name, c := range map[string]struct {
+		answering
+		pid, asked int
+	}{
+		"it runs":                   {answering{state: ams.State{Activity: ams.ActivityActive, MainPID: 812}}, 812, 40},
+		"it does not run":           {answering{state: ams.State{Activity: ams.ActivityInactive}}, 0, 40},
+		"it runs, without a number": {answering{state: ams.State{Activity: ams.ActivityActive}}, 0, 2},
+		"nobody tells":              {answering{state: ams.State{Activity: ams.ActivityUnknown}}, 0, 120},
+		"a failure":                 {answering{err: errors.New("no bus")}, 0, 120},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				service := c.answering
+				m := &mainPID{service: &service}
+				fails := service.err != nil || !service.state.Known()
+				for range 120 {
+					pid, err := m.get(t.Context())
+					if pid != c.pid || (err != nil) != fails {
+						t.Errorf("%d, %v", pid, err)
+					}
+					pause(t.Context(), 5*time.Second)
+				}
+				if service.n != c.asked {
+					t.Errorf("asked %d times, want %d", service.n, c.asked)
+				}
+			})
+		})
+	}
+}
