@@ -1,15 +1,366 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package alibaba reads the instance metadata of Alibaba Cloud.
 package alibaba
 
-import "github.com/amsagent/amsagent/metadata/cloud"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
 
 // Name of this provider.
 const Name = "alibaba"
 
-// New opens the provider. It makes no request.
-func New(cloud.Options) (cloud.Provider, error) {
-	return nil, &cloud.UnsupportedError{Provider: Name}
+// Endpoint is the address of the service. It is not link-local, and answers in a VPC only.
+const Endpoint = "http://100.100.100.200"
+
+// EndpointECS is the key of [cloud.Options.Endpoints] under which another address of the ECS API is given.
+const EndpointECS = "alibaba-ecs"
+
+// tagGroup is put on each instance by its scaling group.
+const tagGroup = "acs:autoscaling:scalingGroupId"
+
+// parallel requests at most: how many the service bears is not published.
+const parallel = 4
+
+// optionalAttempts bounds the tries for what a node can live without, so that one broken item does not use up the
+// whole bound of a boot.
+const optionalAttempts = 3
+
+const (
+	tokenPath   = "/latest/api/token"
+	ttlHeader   = "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds"
+	tokenHeader = "X-Aliyun-Ecs-Metadata-Token"
+	// tokenTTL is the longest that the service gives.
+	tokenTTL = 6 * time.Hour
+	// tokenEarly: a token is renewed so long before its end, which is counted by the service's clock and not by ours.
+	tokenEarly = 10 * time.Minute
+)
+
+const (
+	hintSilent = "the service takes the connection and never answers the token request: look for something between this process and " +
+		"100.100.100.200 that swallows PUT requests; or use --provider generic"
+	hintOff = "the metadata service is switched off for this instance or closed to this process: set HttpEndpoint=enabled in the " +
+		"instance's metadata options (aliyun ecs ModifyInstanceMetadataOptions), or use --provider generic"
+	hintToken = "the service refuses session tokens that it has just given out: something between this process and the service " +
+		"changes the requests"
+	hintNoToken    = "what answers gives no session token (hardened mode), so it is not the metadata service of Alibaba Cloud, or a stand-in for it"
+	hintNoDocument = "every ECS instance has an identity document, and what answers here has none: use the --provider of the cloud this " +
+		"machine is in, or generic"
+	hintUnreachable = "no metadata service at 100.100.100.200, which answers in a VPC only: if this is no ECS instance use --provider " +
+		"generic, else look for a firewall rule or a missing route"
+)
+
+// Provider reads the metadata of this ECS instance. It is safe for use by several goroutines.
+type Provider struct {
+	opts   cloud.Options
+	origin string
+	client *http.Client
+	ecs    *api
+	// slots holds a place for each item that may be read at the same time.
+	slots chan struct{}
+	// serial makes independent items be read one after the other, in a fixed order: two recordings of one machine are
+	// then the same.
+	serial bool
+
+	session session
+	keys    roleKeys
+
+	mu sync.Mutex
+	// deaf is until when the ECS API is not asked again, since it refused or did not answer; why says it.
+	deaf time.Time
+	why  string
+}
+
+var (
+	_ cloud.Provider  = (*Provider)(nil)
+	_ cloud.TagReader = (*Provider)(nil)
+)
+
+// New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
+func New(opts cloud.Options) (*Provider, error) {
+	opts = opts.WithDefaults()
+	if opts.IsDisabled(Name) {
+		return nil, &cloud.Error{
+			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
+			Cause: errors.New("the metadata service of Alibaba Cloud is disabled by the settings of this process"),
+			Hint:  "use --provider generic",
+		}
+	}
+	origin, err := opts.Endpoint(Name)
+	if err != nil {
+		return nil, err
+	}
+	if origin == "" {
+		origin = Endpoint
+	}
+	client, err := opts.RecordingClient(policy{})
+	if err != nil {
+		return nil, err
+	}
+	p := &Provider{opts: opts, origin: origin, client: client, slots: make(chan struct{}, parallel), serial: opts.Record != ""}
+	ecsAt, err := opts.Endpoint(EndpointECS)
+	if err != nil {
+		return nil, err
+	}
+	// One that has to be asked for what is a convenience gets little time.
+	p.ecs, err = newAPI(p, ecsProduct, APIOptions{Endpoint: ecsAt, Proxy: opts.APIProxy, Timeout: ecsTimeout, Log: opts.Log, Transport: opts.Transport})
+	return p, err
+}
+
+// Name implements cloud.Provider.
+func (p *Provider) Name() string { return Name }
+
+// Identity reads the identity document alone. It is what proves that this is an ECS instance.
+func (p *Provider) Identity(ctx context.Context) (Identity, error) {
+	// A service that has just come up may not have it yet, so its absence is not believed at once.
+	id, err := item(ctx, p, need{name: "identity document", path: "dynamic/instance-identity/document", notFound: 2}, ParseIdentity)
+	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotFound) {
+		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoDocument
+	}
+	return id, err
+}
+
+// Instance implements cloud.Provider.
+func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+
+	id, err := p.Identity(ctx)
+	if err != nil {
+		return cloud.Instance{}, err
+	}
+	inst := cloud.Instance{
+		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
+		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
+	}
+	var (
+		g          = cloud.Gatherer{Serial: p.serial}
+		public, v6 []netip.Addr
+		private    = id.PrivateIP
+		tags       cloud.TagSet
+	)
+	source := "private address of the identity document"
+	g.Do("name", func() (err error) {
+		inst.Name, err = item(ctx, p, optional("instance name", "meta-data/instance/instance-name"), ParseName)
+		return err
+	})
+	g.Do("hostname", func() (err error) {
+		inst.Hostname, err = item(ctx, p, optional("host name", "meta-data/hostname"), ParseHostname)
+		return err
+	})
+	g.Do("public_address", func() (err error) {
+		public, err = item(ctx, p, optional("public address", "meta-data/eipv4"), ParseAddresses)
+		return err
+	})
+	g.Do("life_cycle", func() error {
+		// The metadata name no life cycle; only what is about to be taken back is known to be a spot instance.
+		_, err := item(ctx, p, optional("spot termination time", spotPath), ParseTerminationTime)
+		if err == nil {
+			inst.LifeCycle = "spot"
+		}
+		return err
+	})
+	if !private.IsValid() {
+		g.Do("address", func() error {
+			list, err := item(ctx, p, optional("private address", "meta-data/private-ipv4"), ParseAddresses)
+			if err == nil && len(list) > 0 && list[0].Is4() {
+				private, source = list[0], "private address of the first interface"
+			}
+			return err
+		})
+	}
+	g.Do("ipv6", func() (err error) {
+		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
+		mac := id.MAC
+		if mac == "" {
+			if mac, err = item(ctx, p, optional("MAC address", "meta-data/mac"), ParseMAC); err != nil {
+				return err
+			}
+		}
+		v6, err = item(ctx, p, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
+		return err
+	})
+	g.Do("tags", func() (err error) {
+		tags, err = p.readTags(ctx, id)
+		return err
+	})
+	g.Wait()
+	if err := g.Fatal(); err != nil {
+		return cloud.Instance{}, err
+	}
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		// The caller has gone; half an instance is of no use to it.
+		return cloud.Instance{}, fmt.Errorf("reading the alibaba metadata: %w", err)
+	}
+
+	if len(public) > 0 {
+		inst.PublicAddress = public[0]
+	}
+	for _, a := range v6 {
+		if a.Is6() && a.IsGlobalUnicast() {
+			inst.IPv6 = a
+			break
+		}
+	}
+	switch {
+	case private.IsValid():
+		inst.Address, inst.AddressSource = private, source
+	case inst.IPv6.IsValid():
+		inst.Address, inst.AddressSource = inst.IPv6, "first IPv6 address of the first interface, since the instance has no IPv4 address"
+	default:
+		inst.Notes = append(inst.Notes, "the metadata tells no private address of this instance")
+	}
+	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
+	inst.Missing = g.Keys()
+	for _, err := range g.Errors() {
+		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
+		inst.Notes = append(inst.Notes, err.Error())
+	}
+	return inst, nil
+}
+
+// need is one item: where it is and how hard to try.
+type need struct {
+	name, path         string
+	attempts, notFound int
+}
+
+func optional(name, path string) need {
+	return need{name: name, path: path, attempts: optionalAttempts}
+}
+
+// item fetches and parses one item through the retry loop.
+func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T, error)) (T, error) {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		var zero T
+		return zero, &cloud.Error{Provider: Name, Item: n.name, Kind: cloud.ErrNotReady, Cause: ctx.Err()}
+	}
+	call := cloud.Call{Provider: Name, Item: n.name, Attempts: n.attempts, NotFoundAttempts: n.notFound, Judge: p.judge}
+	return cloud.Do(ctx, p.opts, call, func(ctx context.Context) (T, error) {
+		body, err := p.fetch(ctx, n.path)
+		if err != nil {
+			var zero T
+			return zero, err
+		}
+		v, err := parse(body)
+		if err != nil {
+			return v, cloud.BadAnswer(err)
+		}
+		return v, nil
+	})
+}
+
+// fetch reads one path below /latest/.
+func (p *Provider) fetch(ctx context.Context, path string) ([]byte, error) {
+	token, err := p.session.token(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.origin+"/latest/"+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	if token != "" {
+		req.Header.Set(tokenHeader, token)
+	}
+	_, body, err := cloud.Fetch(p.client, req)
+	if se, ok := errors.AsType[*cloud.StatusError](err); ok && se.Status == http.StatusUnauthorized {
+		// It ended early or was lost; the retry gets a new one.
+		p.session.drop(token)
+	}
+	return body, err
+}
+
+// session is the token of hardened mode. The service answers the request for one whether or not the mode is enforced, so
+// that it is always asked for first.
+type session struct {
+	mu    sync.Mutex
+	value string
+	until time.Time
+	// plain says that there is none to be had and none is needed.
+	plain bool
+}
+
+func (s *session) drop(token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.value == token {
+		s.value, s.plain = "", false
+	}
+}
+
+// token gives the token in force, or a new one. Who comes while one is being fetched waits for that one.
+func (s *session) token(ctx context.Context, p *Provider) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if s.plain || s.value != "" && now.Before(s.until) {
+		return s.value, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, p.origin+tokenPath, http.NoBody)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set(ttlHeader, strconv.Itoa(int(tokenTTL/time.Second)))
+	_, body, err := cloud.Fetch(p.client, req)
+	if se, ok := errors.AsType[*cloud.StatusError](err); ok && p.opts.AllowIMDSv1 && unknownToService(se.Status) {
+		p.opts.Log.Warn("the metadata service gives no session token, and is asked without one, as the settings allow",
+			"provider", Name, "status", se.Status)
+		s.value, s.plain = "", true
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(body))
+	if token == "" || len(token) > 1024 || strings.ContainsFunc(token, notInToken) {
+		return "", cloud.BadAnswer(errors.New("the answer to the token request is no session token"))
+	}
+	s.value, s.until = token, now.Add(tokenTTL-tokenEarly)
+	return token, nil
+}
+
+// notInToken is what would break out of a header, or is a page of something else.
+func notInToken(r rune) bool { return r <= ' ' || r > '~' || r == '<' || r == '>' }
+
+// unknownToService is the answer of a service that knows no session tokens. 403 is none of them: it says that the service
+// is switched off.
+func unknownToService(status int) bool {
+	return status == http.StatusNotFound || status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented
+}
+
+// judge adds what is known of this service to the verdict on one failed try.
+func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
+	if cloud.JudgeRecording(e) {
+		return
+	}
+	token := a.Method() == http.MethodPut
+	switch {
+	case cloud.Unconnected(e, a):
+		e.Hint = hintUnreachable
+	case token && cloud.Unanswered(e):
+		e.Hint = hintSilent
+	case e.Status == http.StatusForbidden:
+		e.Hint = hintOff
+	case e.Status == http.StatusUnauthorized:
+		e.Hint = hintToken
+	case token && unknownToService(e.Status):
+		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoToken
+	}
 }

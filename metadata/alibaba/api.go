@@ -1,0 +1,441 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package alibaba
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// What a caller of the APIs may branch on, besides *DeniedError.
+var (
+	// ErrOver: no lifecycle action waits with this hook and this token, any more.
+	ErrOver = errors.New("no lifecycle action waits with this token")
+	// ErrLimit: the action waits, and cannot be made to wait longer than it does.
+	ErrLimit = errors.New("the lifecycle action cannot be made to wait longer")
+	// ErrThrottled: too many calls of this account. It is among what is tried again.
+	ErrThrottled = errors.New("the API takes no more calls for the moment")
+)
+
+// DeniedError says that the RAM role of the instance may not make a call, or that the instance has no role.
+type DeniedError struct {
+	// Action is the permission that is missing, as policies spell it: ess:CompleteLifecycleAction.
+	Action string
+	// Policy is the smallest policy with which everything works, as JSON for the role.
+	Policy string
+	// Reason is what Alibaba Cloud says.
+	Reason string
+	// NoRole tells that there is no role at all.
+	NoRole bool
+}
+
+// Error implements error.
+func (e *DeniedError) Error() string {
+	if e.NoRole {
+		return e.Reason
+	}
+	return fmt.Sprintf("the RAM role of this instance lacks the permission %s: %s", e.Action, e.Reason)
+}
+
+// UnreachableError says that an API could not be spoken to.
+type UnreachableError struct {
+	Action string
+	Cause  error
+	hint   string
+}
+
+// Error implements error.
+func (e *UnreachableError) Error() string {
+	return fmt.Sprintf("calling %s: the API cannot be reached: %v", e.Action, e.Cause)
+}
+
+// Unwrap gives errors.Is and errors.As the cause.
+func (e *UnreachableError) Unwrap() error { return e.Cause }
+
+// Hint says what an operator can do.
+func (e *UnreachableError) Hint() string { return e.hint }
+
+// product is one of the services.
+type product struct {
+	name, version, setting string
+	// hosts are tried one after the other until one takes a connection: the region's own, the one that needs no way
+	// into the internet, and the one that knows all the older regions.
+	hosts []string
+}
+
+var (
+	essProduct = product{
+		name: "ess", version: "2022-02-22", setting: "alibaba_ess_endpoint",
+		hosts: []string{"ess.REGION.aliyuncs.com", "ess-vpc.REGION.aliyuncs.com", "ess.aliyuncs.com"},
+	}
+	ecsProduct = product{
+		name: "ecs", version: "2014-05-26", setting: "alibaba_ecs_endpoint",
+		hosts: []string{"ecs.REGION.aliyuncs.com", "ecs-vpc.REGION.aliyuncs.com", "ecs.aliyuncs.com"},
+	}
+)
+
+const (
+	// DefaultCallTimeout bounds one call with its retries. Who waits for the answer is on its way out.
+	DefaultCallTimeout = 10 * time.Second
+	// apiAttemptTimeout bounds one try, so that a connection that went silent leaves time for another.
+	apiAttemptTimeout = 4 * time.Second
+	apiDialTimeout    = 2 * time.Second
+	apiAttempts       = 3
+	apiWait           = 400 * time.Millisecond
+)
+
+// APIOptions are the settings of an API; the zero value works.
+type APIOptions struct {
+	// Endpoint is the origin of the API; "" makes it from the region.
+	Endpoint string
+	// Proxy finds the proxy for a request to the API, which unlike the metadata is often reached by one; nil uses none.
+	Proxy func(*http.Request) (*url.URL, error)
+	// Timeout bounds one call with its retries.
+	Timeout time.Duration
+	// Log gets a line for each retry; nil is the provider's.
+	Log *slog.Logger
+	// Transport replaces the HTTP transport, for tests.
+	Transport http.RoundTripper
+}
+
+// api speaks to one product for this one instance, with the credentials of its role. Nothing is asked before the first
+// call.
+type api struct {
+	p       *Provider
+	product product
+	opts    APIOptions
+	http    *http.Client
+
+	mu sync.Mutex
+	// self is who and where this instance is; the zero value is not known yet.
+	self Identity
+	// host is the index of the one in use; it moves on only until one has connected.
+	host      int
+	connected bool
+	// skew is how far the clock of the API is ahead of ours, where it said that we are wrong.
+	skew time.Duration
+}
+
+func newAPI(p *Provider, what product, o APIOptions) (*api, error) {
+	if o.Endpoint != "" {
+		// The same rules as for the addresses of the metadata.
+		given, err := cloud.Options{Endpoints: map[string]string{what.name: o.Endpoint}}.Endpoint(what.name)
+		if err != nil {
+			return nil, err
+		}
+		o.Endpoint = given
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultCallTimeout
+	}
+	if o.Log == nil {
+		o.Log = p.opts.Log
+	}
+	if o.Transport == nil {
+		o.Transport = &http.Transport{
+			Proxy:                  o.Proxy,
+			DialContext:            (&net.Dialer{Timeout: apiDialTimeout}).DialContext,
+			TLSHandshakeTimeout:    apiDialTimeout,
+			ResponseHeaderTimeout:  apiAttemptTimeout,
+			IdleConnTimeout:        30 * time.Second,
+			MaxIdleConnsPerHost:    1,
+			MaxResponseHeaderBytes: 64 << 10,
+		}
+	}
+	return &api{p: p, product: what, opts: o, http: &http.Client{
+		Transport: o.Transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			// A redirect would carry the signature to whoever the answer names.
+			return http.ErrUseLastResponse
+		},
+	}}, nil
+}
+
+// where finds out who and where this instance is, once.
+func (a *api) where(ctx context.Context) (Identity, error) {
+	a.mu.Lock()
+	self := a.self
+	a.mu.Unlock()
+	if self.InstanceID != "" {
+		return self, nil
+	}
+	self, err := item(ctx, a.p, optional("identity document", "dynamic/instance-identity/document"), ParseIdentity)
+	if err != nil {
+		return Identity{}, err
+	}
+	a.know(self)
+	return self, nil
+}
+
+func (a *api) know(self Identity) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.self = self
+}
+
+// origin is where the next request goes.
+func (a *api) origin(region string) string {
+	if a.opts.Endpoint != "" {
+		return a.opts.Endpoint
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return "https://" + strings.ReplaceAll(a.product.hosts[a.host%len(a.product.hosts)], "REGION", region)
+}
+
+// reached notes whether somebody took a connection.
+func (a *api) reached(ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if ok {
+		a.connected = true
+	} else if !a.connected {
+		a.host++
+	}
+}
+
+// call makes one call with its retries. params are those of the call; the region is added. The answer is read into out.
+func (a *api) call(ctx context.Context, action string, params url.Values, out any) error {
+	return a.callAtMost(ctx, apiAttempts, action, params, out)
+}
+
+// callAtMost is call with so many tries. Credentials and clock are put right in any case.
+func (a *api) callAtMost(ctx context.Context, tries int, action string, params url.Values, out any) error {
+	bound, cancel := context.WithTimeout(ctx, a.opts.Timeout)
+	defer cancel()
+	wait := apiWait
+	var renewed, clocked bool
+	for n := 1; ; n++ {
+		v := a.try(bound, action, params, out)
+		if v.err == nil {
+			return nil
+		}
+		switch {
+		case v.expired && !renewed:
+			// Once: credentials that are new and refused are refused for another reason.
+			renewed = true
+			a.p.keys.drop(v.used)
+			a.opts.Log.Info("the credentials of the RAM role are refused, fetching new ones", "action", action, "err", v.err)
+			continue
+		case v.clock != 0 && !clocked:
+			clocked = true
+			a.mu.Lock()
+			a.skew = v.clock
+			a.mu.Unlock()
+			a.opts.Log.Warn("the clock of this machine is wrong by the clock of the API, which is gone by from now on",
+				"ahead", (-v.clock).Round(time.Second), "action", action)
+			continue
+		}
+		pause := wait/2 + mathrand.N(wait/2+1)
+		deadline, _ := bound.Deadline()
+		if !v.retry || n >= tries || ctx.Err() != nil || time.Until(deadline) <= pause {
+			return v.err
+		}
+		a.opts.Log.Warn("the API gave no usable answer, trying again",
+			"action", action, "attempt", n, "wait", pause.Round(time.Millisecond), "err", v.err)
+		wait *= 3
+		timer := time.NewTimer(pause)
+		select {
+		case <-bound.Done():
+			timer.Stop()
+			return v.err
+		case <-timer.C:
+		}
+	}
+}
+
+// verdict is what one try came to.
+type verdict struct {
+	err            error
+	retry, expired bool
+	// clock is how far the API's clock is ahead of ours, where it refused because of that.
+	clock time.Duration
+	used  Credentials
+}
+
+var errNotAPI = errors.New("the answer is not one of the API")
+
+// try makes one request and reads the answer.
+func (a *api) try(ctx context.Context, action string, params url.Values, out any) verdict {
+	self, err := a.where(ctx)
+	if err != nil {
+		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
+	}
+	keys, err := a.p.keys.get(ctx, a.p)
+	if errors.Is(err, errNoRole) {
+		return verdict{err: &DeniedError{Action: a.product.name + ":" + action, Policy: policyJSON(), Reason: errNoRole.Error(), NoRole: true}}
+	}
+	if err != nil {
+		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiAttemptTimeout)
+	defer cancel()
+	q := url.Values{"RegionId": {self.Region}}
+	for k, v := range params {
+		q[k] = v
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.origin(self.Region)+"/?"+canonicalQuery(q), http.NoBody)
+	if err != nil {
+		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
+	}
+	req.Header.Set("Accept", "application/json")
+	a.mu.Lock()
+	now := time.Now().Add(a.skew)
+	a.mu.Unlock()
+	sign(req, keys, call{action: action, version: a.product.version, nonce: rand.Text(), at: now})
+	resp, err := a.http.Do(req)
+	a.reached(err == nil)
+	if err != nil {
+		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: wireCause(err), hint: a.unreachable()}}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody+1))
+	switch {
+	case err != nil:
+		return verdict{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, wireCause(err))}
+	case resp.StatusCode == http.StatusOK && isAnswer(body):
+		if err := json.Unmarshal(body, out); err != nil {
+			return verdict{err: fmt.Errorf("calling %s: the answer is not the JSON expected: %w", action, err)}
+		}
+		return verdict{}
+	}
+	v := a.judge(action, resp, body)
+	v.used = keys
+	return v
+}
+
+// isAnswer tells the answer of the API from the page of some proxy: a success that nobody gave would leave a hook waiting
+// that we believe to be completed.
+func isAnswer(body []byte) bool {
+	var doc struct {
+		RequestID string          `json:"RequestId"`
+		Code      json.RawMessage `json:"Code"`
+	}
+	return len(body) <= cloud.MaxBody && bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")) &&
+		json.Unmarshal(body, &doc) == nil && doc.RequestID != "" && len(doc.Code) == 0
+}
+
+func (a *api) judge(action string, resp *http.Response, body []byte) verdict {
+	doing := "calling " + action
+	var doc struct {
+		Code    string `json:"Code"`
+		Message string `json:"Message"`
+	}
+	if json.Unmarshal(body, &doc) != nil || doc.Code == "" {
+		return verdict{
+			retry: resp.StatusCode < 400 || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests,
+			err:   fmt.Errorf("%s: %w (HTTP %d, %d bytes)", doing, errNotAPI, resp.StatusCode, len(body)),
+		}
+	}
+	code, message := printable(doc.Code), printable(doc.Message)
+	plain := fmt.Errorf("%s: %s: %s (HTTP %d)", doing, code, message, resp.StatusCode)
+	has := func(prefixes ...string) bool {
+		for _, p := range prefixes {
+			if strings.HasPrefix(code, p) {
+				return true
+			}
+		}
+		return false
+	}
+	switch {
+	case has("Throttling"), resp.StatusCode == http.StatusTooManyRequests:
+		return verdict{retry: true, err: fmt.Errorf("%s: %w: %s: %s", doing, ErrThrottled, code, message)}
+	case has("InvalidTimeStamp", "InvalidTimestamp", "RequestTimeTooSkewed"):
+		v := verdict{err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
+		if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+			v.clock = time.Until(at).Round(time.Second)
+		}
+		return v
+	case has("InvalidSecurityToken", "InvalidAccessKeyId", "MissingSecurityToken", "SecurityTokenExpired"):
+		return verdict{expired: true, err: plain}
+	case has("LifecycleHookIdAndLifecycleActionToken"):
+		return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrOver, message)}
+	case has("LifecycleAction.TimeExceeded", "LifecycleAction.RecordTimesExceeded"):
+		return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrLimit, code)}
+	case has("Forbidden", "NoPermission", "AccessDenied", "NotAuthorized", "Unauthorized"):
+		return verdict{err: &DeniedError{Action: a.product.name + ":" + action, Policy: policyJSON(), Reason: code + ": " + message}}
+	case has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "InternalFailure", "SystemBusy"):
+		return verdict{retry: true, err: plain}
+	}
+	return verdict{retry: resp.StatusCode >= 500, err: plain}
+}
+
+func (a *api) unreachable() string {
+	name := strings.ToUpper(a.product.name)
+	return "the " + name + " API has to be reachable from this subnet: by a NAT gateway, by its address in the VPC (" +
+		a.product.setting + ": https://" + a.product.name + "-vpc.REGION.aliyuncs.com), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
+}
+
+// wireCause takes the layers of net/http off.
+func wireCause(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
+	}
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		return ue.Err
+	}
+	return err
+}
+
+// printable makes one line of what somebody else says.
+func printable(s string) string {
+	const most = 300
+	s = strings.ToValidUTF8(strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s), "?")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// list reads a list in both shapes that the APIs have: [...], and {"InstanceId":[...]} around it.
+type list[T any] []T
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *list[T]) UnmarshalJSON(b []byte) error {
+	*l = nil
+	b = bytes.TrimSpace(b)
+	if len(b) == 0 || b[0] != '{' {
+		return json.Unmarshal(b, (*[]T)(l))
+	}
+	var wrapped map[string]json.RawMessage
+	if err := json.Unmarshal(b, &wrapped); err != nil {
+		return err
+	}
+	for _, raw := range wrapped {
+		if len(raw) > 0 && raw[0] == '[' {
+			if len(wrapped) > 1 {
+				return errors.New("a wrapped list has more than one member")
+			}
+			return json.Unmarshal(raw, (*[]T)(l))
+		}
+	}
+	return nil
+}
+
+// policyJSON is the smallest policy with which everything works. ESS knows resources for some of these actions only, and a
+// denial would be told apart by none, so that they stand together.
+func policyJSON() string {
+	return `{"Version":"1","Statement":[{"Effect":"Allow","Action":["ess:DescribeScalingInstances","ess:DescribeScalingActivities",` +
+		`"ess:DescribeLifecycleActions","ess:RecordLifecycleActionHeartbeat","ess:CompleteLifecycleAction","ecs:ListTagResources"],"Resource":"*"}]}`
+}
