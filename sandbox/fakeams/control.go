@@ -6,10 +6,8 @@ package fakeams
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 )
@@ -121,70 +119,21 @@ func (b *Behaviour) apply(q url.Values) error {
 }
 
 func parseStream(q url.Values) (Stream, error) {
-	st := Stream{}
-	var errs []error
-	for key := range q {
-		v := q.Get(key)
-		number := func(to *int32) {
-			n, err := strconv.ParseInt(v, 10, 32)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
-			}
-			*to = int32(n)
-		}
-		switch key {
-		case "app":
-			st.App = v
-		case "id":
-			st.ID = v
-		case "webrtc":
-			number(&st.WebRTC)
-		case "hls":
-			number(&st.HLS)
-		case "dash":
-			number(&st.DASH)
-		case "rtmp":
-			number(&st.RTMP)
-		case "announced":
-			b, err := strconv.ParseBool(v)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
-			}
-			st.Announced = b
-		default:
-			errs = append(errs, fmt.Errorf("unknown parameter %q", key))
-		}
-	}
-	return st, errors.Join(errs...)
+	var st Stream
+	err := control.Decode(q, map[string]any{
+		"app": &st.App, "id": &st.ID, "announced": &st.Announced,
+		"webrtc": &st.WebRTC, "hls": &st.HLS, "dash": &st.DASH, "rtmp": &st.RTMP,
+	})
+	return st, err
 }
 
 func parseViewers(q url.Values) (Viewers, error) {
 	var v Viewers
-	var errs []error
-	for key := range q {
-		var err error
-		value := q.Get(key)
-		switch key {
-		case "app":
-			v.App = value
-		case "stream":
-			v.Stream = value
-		case "kind":
-			v.Kind = ViewerKind(value)
-		case "from":
-			v.From = value
-		case "n":
-			if v.N, err = strconv.Atoi(value); err == nil && v.N < 1 {
-				err = errors.New("want at least one")
-			}
-		case "connect":
-			v.Connect, err = strconv.ParseBool(value)
-		default:
-			err = errors.New("unknown")
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
-		}
+	err := control.Decode(q, map[string]any{
+		"app": &v.App, "stream": &v.Stream, "kind": (*string)(&v.Kind), "from": &v.From, "n": &v.N, "connect": &v.Connect,
+	})
+	if err == nil && q.Has("n") && v.N < 1 {
+		err = errors.New("parameter n: want at least one")
 	}
-	return v, errors.Join(errs...)
+	return v, err
 }

@@ -4,13 +4,8 @@
 package mongod
 
 import (
-	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 )
@@ -58,42 +53,11 @@ func (s *Server) handler() http.Handler {
 	return mux
 }
 
-// parseFault refuses what it does not know: a test with a misspelt parameter
-// would otherwise pass against a healthy server.
 func parseFault(q url.Values) (Fault, error) {
-	f := Fault{}
-	var errs []error
-	number := func(key, s string) int {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("parameter %s: %w", key, err))
-		}
-		return n
-	}
-	for key := range q {
-		v := q.Get(key)
-		switch key {
-		case "mode":
-			f.Mode = Mode(v)
-		case "ms":
-			f.Delay = time.Duration(number(key, v)) * time.Millisecond
-		case "after":
-			f.After = number(key, v)
-		case "times":
-			f.Times = number(key, v)
-		case "commands":
-			f.Commands = strings.Split(v, ",")
-		case "code":
-			f.Code = int32(number(key, v))
-		case "name":
-			f.Name = v
-		case "message":
-			f.Message = v
-		case "then":
-			f.Then = Mode(v)
-		default:
-			errs = append(errs, fmt.Errorf("unknown parameter %q", key))
-		}
-	}
-	return f, errors.Join(errs...)
+	var f Fault
+	err := control.Decode(q, map[string]any{
+		"mode": (*string)(&f.Mode), "then": (*string)(&f.Then), "ms": &f.Delay, "after": &f.After, "times": &f.Times,
+		"commands": &f.Commands, "code": &f.Code, "name": &f.Name, "message": &f.Message,
+	})
+	return f, err
 }

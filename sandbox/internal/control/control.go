@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -74,9 +75,9 @@ func Fail(w http.ResponseWriter, status int, err error) {
 	http.Error(w, err.Error(), status)
 }
 
-// Decode sets fields from parameters of the same names: *string, *bool, *int, or
-// *time.Duration, which is given in milliseconds. It refuses what it does not
-// know: a test with a misspelt parameter would otherwise pass against a healthy
+// Decode sets fields from parameters of the same names: *string, *bool, *int,
+// *int32, *[]string, which is given with commas, or *time.Duration, which is given
+// in milliseconds. It refuses what it does not know: a test with a misspelt parameter would otherwise pass against a healthy
 // service.
 func Decode(q url.Values, fields map[string]any) error {
 	var errs []error
@@ -90,6 +91,12 @@ func Decode(q url.Values, fields map[string]any) error {
 			*to, err = strconv.ParseBool(v)
 		case *int:
 			*to, err = strconv.Atoi(v)
+		case *int32:
+			var n int64
+			n, err = strconv.ParseInt(v, 10, 32)
+			*to = int32(n)
+		case *[]string:
+			*to = strings.Split(v, ",")
 		case *time.Duration:
 			var n int
 			n, err = strconv.Atoi(v)

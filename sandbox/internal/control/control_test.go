@@ -1,0 +1,63 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package control_test
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/sandbox/internal/control"
+)
+
+type parameters struct {
+	Text string
+	Yes  bool
+	N    int
+	Code int32
+	List []string
+	Time time.Duration
+}
+
+func TestDecode(t *testing.T) {
+	t.Parallel()
+	for query, c := range map[string]struct {
+		want parameters
+		err  string // what the error names; empty: there is none
+	}{
+		"":                  {},
+		"text=a%20b&yes=1":  {want: parameters{Text: "a b", Yes: true}},
+		"n=-3&code=91":      {want: parameters{N: -3, Code: 91}},
+		"list=a,b&time=500": {want: parameters{List: []string{"a", "b"}, Time: 500 * time.Millisecond}},
+		"txet=a":            {err: "parameter txet: unknown"},
+		"n=3s":              {err: "parameter n"},
+		"code=4294967296":   {err: "parameter code"},
+		"yes=perhaps":       {err: "parameter yes"},
+		"time=5s":           {err: "parameter time"},
+	} {
+		q, err := url.ParseQuery(query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got parameters
+		err = control.Decode(q, map[string]any{
+			"text": &got.Text, "yes": &got.Yes, "n": &got.N, "code": &got.Code, "list": &got.List, "time": &got.Time,
+		})
+		switch {
+		case c.err != "":
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%q: %v, want an error of %q", query, err, c.err)
+			}
+		case err != nil:
+			t.Errorf("%q: %v", query, err)
+		default:
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("%q (-want +got):\n%s", query, diff)
+			}
+		}
+	}
+}
