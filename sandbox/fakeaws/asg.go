@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // AutoScalingOptions says how to start. The zero value is an account without a
@@ -50,14 +51,13 @@ type AutoScaling struct {
 	log     *slog.Logger
 	http    *control.Server
 	control *control.Server
+	faults  faults.List[APIFault]
 
 	mu      sync.Mutex
 	groups  map[string]*group
 	members map[string]*member
 	owners  map[string]*Server // whose role's keys are good, in a group or not
 	denied  map[string]bool
-	faults  []*armedAPI
-	healed  chan struct{} // closed and replaced when the faults are taken away
 	changed chan struct{} // closed and replaced with every entry
 	books   []Entry
 	closed  bool
@@ -157,7 +157,7 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 	a := &AutoScaling{
 		o: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		groups: map[string]*group{}, members: map[string]*member{}, owners: map[string]*Server{}, denied: map[string]bool{},
-		healed: make(chan struct{}), changed: make(chan struct{}),
+		changed: make(chan struct{}),
 	}
 	var err error
 	if a.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(a.serve)); err != nil {
@@ -606,39 +606,18 @@ func (f APIFault) validate() error {
 	return nil
 }
 
-type armedAPI struct {
-	APIFault
-	struck int
-}
-
 // AddFault puts a fault in force beside those that are; the first that matches a
 // call counts.
 func (a *AutoScaling) AddFault(f APIFault) error {
 	if err := f.validate(); err != nil {
 		return fmt.Errorf("adding a fault: %w", err)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.faults = append(a.faults, &armedAPI{APIFault: f})
+	a.faults.Add(f, f.Times)
 	return nil
 }
 
 // ClearFaults heals the API. Calls that hang are closed.
-func (a *AutoScaling) ClearFaults() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.faults = nil
-	close(a.healed)
-	a.healed = make(chan struct{})
-}
+func (a *AutoScaling) ClearFaults() { a.faults.Clear() }
 
 // Faults lists what is in force.
-func (a *AutoScaling) Faults() []APIFault {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out := []APIFault{}
-	for _, f := range a.faults {
-		out = append(out, f.APIFault)
-	}
-	return out
-}
+func (a *AutoScaling) Faults() []APIFault { return a.faults.All() }

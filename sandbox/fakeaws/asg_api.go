@@ -55,7 +55,7 @@ func (a *AutoScaling) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	call := form.Get("Action")
-	fault, healed := a.strike(call)
+	fault, healed := a.faults.Strike(func(f APIFault) bool { return f.Action == "" || f.Action == call })
 	if fault.Delay > 0 {
 		select {
 		case <-time.After(fault.Delay):
@@ -120,23 +120,6 @@ func (a *AutoScaling) serve(w http.ResponseWriter, r *http.Request) {
 func requestID() string {
 	t := strings.ToLower(rand.Text() + rand.Text())
 	return t[:8] + "-" + t[8:12] + "-" + t[12:16] + "-" + t[16:20] + "-" + t[20:32]
-}
-
-// strike finds the fault that counts for a call.
-func (a *AutoScaling) strike(call string) (APIFault, <-chan struct{}) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for i, f := range a.faults {
-		if f.Action != "" && f.Action != call {
-			continue
-		}
-		f.struck++
-		if f.Times > 0 && f.struck >= f.Times {
-			a.faults = append(a.faults[:i:i], a.faults[i+1:]...)
-		}
-		return f.APIFault, a.healed
-	}
-	return APIFault{}, a.healed
 }
 
 func (a *AutoScaling) note(e Entry, code string) {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // Options says how to start. The zero value serves [Sample] on a free port of
@@ -44,21 +45,15 @@ type Server struct {
 	allowV1 bool
 	http    *control.Server
 	control *control.Server
+	faults  faults.List[Fault]
 
 	mu       sync.Mutex
 	instance Instance
 	tokens   map[string]time.Time // when they expire
-	faults   []*armed
-	changed  chan struct{} // closed and replaced when the faults change
 	requests []Request
 	seen     int
 	rotated  int      // how often the credentials were
 	former   []string // keys that were in force
-}
-
-type armed struct {
-	Fault
-	struck int
 }
 
 // Request is one line of the record.
@@ -78,7 +73,6 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		log:     cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		allowV1: o.AllowV1,
 		tokens:  map[string]time.Time{},
-		changed: make(chan struct{}),
 	}
 	if o.Instance != nil {
 		s.instance = o.Instance.clone()
@@ -146,31 +140,15 @@ func (s *Server) AddFault(f Fault) error {
 	if err := f.validate(); err != nil {
 		return fmt.Errorf("adding a fault: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults = append(s.faults, &armed{Fault: f})
+	s.faults.Add(f, f.Times)
 	return nil
 }
 
 // ClearFaults heals the service. Connections that hang are closed.
-func (s *Server) ClearFaults() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults = nil
-	close(s.changed)
-	s.changed = make(chan struct{})
-}
+func (s *Server) ClearFaults() { s.faults.Clear() }
 
 // Faults lists what is in force.
-func (s *Server) Faults() []Fault {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := []Fault{}
-	for _, f := range s.faults {
-		out = append(out, f.Fault)
-	}
-	return out
-}
+func (s *Server) Faults() []Fault { return s.faults.All() }
 
 // ExpireTokens makes every token that was given out invalid.
 func (s *Server) ExpireTokens() {
@@ -196,26 +174,11 @@ const (
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	seq := s.record(r)
-	s.mu.Lock()
-	var fault Fault
-	changed := s.changed
-	for i, f := range s.faults {
-		if !f.matches(r) {
-			continue
-		}
-		fault = f.Fault
-		f.struck++
-		if f.Times > 0 && f.struck >= f.Times {
-			s.faults = append(s.faults[:i:i], s.faults[i+1:]...)
-		}
-		break
-	}
-	s.mu.Unlock()
-
+	fault, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r) })
 	if fault.Delay > 0 {
 		select {
 		case <-time.After(fault.Delay):
-		case <-changed:
+		case <-healed:
 		case <-r.Context().Done():
 			return
 		}
@@ -223,7 +186,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case fault.Hang:
 		select {
-		case <-changed:
+		case <-healed:
 		case <-r.Context().Done():
 		}
 		panic(http.ErrAbortHandler)

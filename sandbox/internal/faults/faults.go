@@ -1,0 +1,76 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package faults is the list of what goes wrong with a pretended service, while it
+// runs. What a fault is, and what it does to an answer, is the service's own.
+package faults
+
+import (
+	"slices"
+	"sync"
+)
+
+// List holds the faults of one service. The zero value is a healthy one. All methods
+// may be called from any goroutine.
+type List[F any] struct {
+	mu     sync.Mutex
+	armed  []*armed[F]
+	healed chan struct{} // closed and replaced when the faults are taken away
+}
+
+type armed[F any] struct {
+	fault F
+	left  int // strikes; 0: without an end
+}
+
+// Add puts a fault in force beside those that are. times ends it after so many
+// strikes; 0 means never.
+func (l *List[F]) Add(f F, times int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.armed = append(l.armed, &armed[F]{f, times})
+}
+
+// Clear heals the service. Who waits on what Strike gave him waits no longer.
+func (l *List[F]) Clear() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.armed = nil
+	if l.healed != nil {
+		close(l.healed)
+		l.healed = nil
+	}
+}
+
+// All lists what is in force.
+func (l *List[F]) All() []F {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := []F{}
+	for _, a := range l.armed {
+		out = append(out, a.fault)
+	}
+	return out
+}
+
+// Strike finds the first fault that matches a request, and the zero one where none
+// does. The channel is closed when the service is healed.
+func (l *List[F]) Strike(matches func(F) bool) (F, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.healed == nil {
+		l.healed = make(chan struct{})
+	}
+	for i, a := range l.armed {
+		if !matches(a.fault) {
+			continue
+		}
+		if a.left == 1 {
+			l.armed = slices.Delete(l.armed, i, i+1)
+		}
+		a.left = max(0, a.left-1)
+		return a.fault, l.healed
+	}
+	var none F
+	return none, l.healed
+}
