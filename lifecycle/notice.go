@@ -42,8 +42,10 @@ type Notice struct {
 	Source string `json:"source"` // "aws-lifecycle", "aws-spot", "event", "drain"...
 	Kind   Kind   `json:"kind"`
 	// Reason is for people, Who the person or program behind it where known.
-	Reason   string    `json:"reason,omitempty"`
-	Who      string    `json:"who,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	Who    string `json:"who,omitempty"`
+	// By says whose the deadline is, where several could have been.
+	By       string    `json:"by,omitempty"`
 	Received time.Time `json:"received"`
 	// Deadline is when the machine goes whatever we do; zero is not known.
 	Deadline time.Time `json:"deadline,omitzero"`

@@ -253,6 +253,11 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 			[]Notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(15 * time.Minute)}},
 			nil, 15*time.Minute - time.Second, "the stop of the machine",
 		},
+		{
+			"a cloud's time for it",
+			[]Notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(10 * time.Second), By: "the 30 s of the cloud"}},
+			nil, 9 * time.Second, "the stop of the machine (the 30 s of the cloud)",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := Options{Deadline: time.Hour, Reserve: 30 * time.Second, Completer: newWorld(t)}

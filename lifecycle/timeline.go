@@ -106,7 +106,11 @@ func (o *Options) wait(role string) (d time.Duration, ofRole bool) {
 func noticeWord(n Notice) string {
 	text := n.Source
 	if n.Kind == Shutdown {
-		return "the stop of the machine"
+		text = "the stop of the machine"
+		if n.By != "" {
+			text += " (" + n.By + ")"
+		}
+		return text
 	}
 	if n.Reason != "" {
 		text += " (" + n.Reason + ")"

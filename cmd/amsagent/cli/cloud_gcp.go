@@ -6,9 +6,19 @@ package cli
 import (
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/gcp"
 )
 
-// openGCP makes the source of notices and the completer of hooks of a machine on Google Cloud; nil is that there is none.
-func openGCP(_ *daemonAdapter, _ metadata.Instance) (lifecycle.Source, lifecycle.Completer, error) {
-	return nil, nil, nil
+// openGCP makes the source of notices of a machine on Google Cloud, which need not be known for that. There is nothing to
+// complete: no word of ours makes that cloud wait, or go on.
+func openGCP(a *daemonAdapter, _ metadata.Instance) (lifecycle.Source, lifecycle.Completer, error) {
+	opts, _, err := a.cloudOptions()
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := gcp.New(opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	return lifecycle.NewGCPSource(p, gcp.WatchOptions{}, a.g.log()), nil, nil
 }

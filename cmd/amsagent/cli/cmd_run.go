@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -115,6 +116,8 @@ type daemonAdapter struct {
 	mu         sync.Mutex
 	inst       metadata.Instance
 	identified time.Time
+	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
+	known atomic.Pointer[metadata.Instance]
 }
 
 // identityAge is how long an answer of the metadata service holds: a machine gets another address when it boots, and the
@@ -177,6 +180,7 @@ func (a *daemonAdapter) identifyLocked(ctx context.Context) (metadata.Instance, 
 		return metadata.Instance{}, err
 	}
 	a.inst, a.identified = m.Instance, time.Now()
+	a.known.Store(&m.Instance)
 	return a.inst, nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/gcp"
 )
 
 // daemonUnit is the daemon's own.
@@ -81,23 +82,55 @@ const writeTries = 5
 // shutdownReserve is what we leave of systemd's time for the stop of this very process.
 const shutdownReserve = 5 * time.Second
 
-// systemdStopping asks systemd whether the machine goes down, and how long it waits for us.
-func (a *daemonAdapter) systemdStopping(ctx context.Context) (time.Time, bool) {
+// systemdStopping asks systemd whether the machine goes down, and how long we may take: no longer than systemd waits for
+// us, and no longer than the cloud leaves us of the time in which a machine has to be down.
+func (a *daemonAdapter) systemdStopping(ctx context.Context) (deadline time.Time, by string, down bool) {
 	down, err := goesDown(ctx, daemonUnit)
 	if err != nil {
 		a.g.log().Warn("cannot tell whether the machine goes down: nobody is waited for", "error", err)
 	}
 	if err != nil || !down {
-		return time.Time{}, false
+		return time.Time{}, "", false
 	}
 	var limit time.Duration
 	if st, err := ams.NewSystemd(daemonUnit).State(ctx); err == nil {
 		limit = st.StopTimeout
 	}
-	if limit <= 0 {
-		return time.Now().Add(lifecycle.DefaultDeadline), true // who waits without an end gets the usual one
+	span, by := stopSpan(limit, a.known.Load())
+	return time.Now().Add(span), by, true
+}
+
+// stopSpan is how long a machine that goes down may drain, and by whose word. What the machine is may not be known.
+func stopSpan(systemd time.Duration, inst *metadata.Instance) (span time.Duration, by string) {
+	span, by = systemd-min(shutdownReserve, systemd/2), "systemd's TimeoutStopSec"
+	if systemd <= 0 {
+		span, by = lifecycle.DefaultDeadline, "the usual deadline" // who waits without an end gets the usual one
 	}
-	return time.Now().Add(limit - min(shutdownReserve, limit/2)), true
+	if inst == nil || inst.StopWindow <= 0 {
+		return span, by
+	}
+	// The stop of Ant Media Server and the deregistering come after us and have to be over before the machine is.
+	if left := inst.StopWindow - min(stopReserve, inst.StopWindow*2/3); left < span {
+		return left, stopWindowWord(*inst)
+	}
+	return span, by
+}
+
+// stopReserve is what comes after a drain: Ant Media Server takes some 17 s to end with streams on it, deregistering and
+// the rest of the machine a few more. Of a time that is short for that a third is left for those who watch, and the two
+// thirds are enough where one application has streams: of 30 s, 20.
+const stopReserve = 30 * time.Second
+
+func stopWindowWord(inst metadata.Instance) string {
+	window := fmt.Sprintf("the %d s that ", int(inst.StopWindow.Seconds()))
+	if inst.Provider == metadata.GCP {
+		kind := "a standard VM"
+		if inst.StopWindow <= gcp.StopWindowSpot {
+			kind = "a Spot VM"
+		}
+		return window + "Google Cloud gives " + kind
+	}
+	return window + inst.Provider + " gives this machine"
 }
 
 // goesDown asks systemd whether the machine goes down. The bus over which we ask is on its way down then, too: an answer

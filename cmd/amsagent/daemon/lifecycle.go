@@ -35,9 +35,9 @@ type Lifecycle struct {
 	// Options are those that the daemon does not fill in: record, hooks, deadlines.
 	Options lifecycle.Options
 	Leaver  Leaver
-	// Stopping reports whether the machine is going down, and until when we may
-	// take.
-	Stopping func(context.Context) (deadline time.Time, down bool)
+	// Stopping reports whether the machine is going down, until when we may take,
+	// and by whose word.
+	Stopping func(context.Context) (deadline time.Time, by string, down bool)
 }
 
 // life is the part of the daemon that goes.
@@ -379,19 +379,19 @@ func (l *life) event(ctx context.Context, e cluster.Event) error {
 
 // shutdown drains while AMS still serves, where the machine is going down. It
 // returns when there is nothing more to wait for.
-func (l *life) shutdown(ctx context.Context, stopping func(context.Context) (time.Time, bool)) {
+func (l *life) shutdown(ctx context.Context, stopping func(context.Context) (time.Time, string, bool)) {
 	if l == nil || stopping == nil || !l.Joined() {
 		return
 	}
-	deadline, down := stopping(ctx)
+	deadline, by, down := stopping(ctx)
 	if !down {
 		return // a restart of the agent is not a leave
 	}
-	l.d.log.Info("the machine goes down: draining while Ant Media Server serves", "deadline", deadline)
+	l.d.log.Info("the machine goes down: draining while Ant Media Server serves", "deadline", deadline, "by", by)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	l.manager.Notice(lifecycle.Notice{
-		ID: "shutdown", Source: "systemd", Kind: lifecycle.Shutdown, Reason: "the machine goes down", Received: time.Now(), Deadline: deadline,
+		ID: "shutdown", Source: "systemd", Kind: lifecycle.Shutdown, Reason: "the machine goes down", Received: time.Now(), Deadline: deadline, By: by,
 	})
 	for v := range l.manager.Subscribe(ctx) {
 		// A machine that has time wants to be told that we use it.

@@ -1,0 +1,111 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/gcp"
+)
+
+const providerGCP = "gcp"
+
+// gcpWatcher is what a GCPSource needs of metadata/gcp.
+type gcpWatcher interface {
+	Watch(ctx context.Context, o gcp.WatchOptions, fn func(gcp.Signal))
+}
+
+// GCPSource makes notices of what the metadata of a machine on Google Cloud signals.
+//
+// A scale-in of a managed instance group is not among it: of that nothing is told
+// before the machine is switched off, see [Shutdown].
+type GCPSource struct {
+	watcher gcpWatcher
+	opts    gcp.WatchOptions
+	log     *slog.Logger
+	told    map[string]bool // what was logged once
+}
+
+var _ Source = (*GCPSource)(nil)
+
+// NewGCPSource makes a source. The logger may be nil.
+func NewGCPSource(w gcpWatcher, o gcp.WatchOptions, log *slog.Logger) *GCPSource {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if o.Log == nil {
+		o.Log = log
+	}
+	return &GCPSource{watcher: w, opts: o, log: log, told: map[string]bool{}}
+}
+
+// Name implements Source.
+func (s *GCPSource) Name() string { return "gcp-metadata" }
+
+// Watch implements Source.
+func (s *GCPSource) Watch(ctx context.Context, report func(Notice)) error {
+	s.watcher.Watch(ctx, s.opts, func(signal gcp.Signal) {
+		if signal.Kind == gcp.SignalMaintenance && signal.Value == gcp.MaintenanceMigrate {
+			if !signal.Gone {
+				// Everybody stays connected; pictures may stand still for a moment.
+				s.log.Info("this machine is moved to another host while it runs: nothing is done about it", "signal", signal.Kind, "value", signal.Value)
+			}
+			return
+		}
+		n, known := gcpNotice(signal)
+		if !known {
+			if key := string(signal.Kind) + signal.Value; !s.told[key] {
+				s.told[key] = true
+				s.log.Warn("the cloud signals something that this version does not know, and nothing is done about it",
+					"signal", signal.Kind, "value", signal.Value, "text", signal.Text)
+			}
+			return
+		}
+		report(n)
+	})
+	return ctx.Err()
+}
+
+// gcpNotice tells what a signal means. The metadata speak of this machine alone,
+// so a notice needs no id of an instance to be known again.
+func gcpNotice(s gcp.Signal) (n Notice, known bool) {
+	n = Notice{Received: s.Seen, Deadline: s.At}
+	as := func(kind Kind, more, source, reason string) {
+		n.ID, n.Kind, n.Source, n.Reason = NoticeID(providerGCP, "self", kind)+more, kind, source, reason
+		n.Who = "Google Cloud"
+	}
+	expected := gcp.Preempted
+	switch s.Kind {
+	case gcp.SignalPreempted:
+		as(Interrupt, "", "gcp-preempted", "preemption of a Spot VM")
+	case gcp.SignalMaintenance:
+		expected = gcp.MaintenanceTerminate
+		as(Reboot, "", "gcp-maintenance", "host maintenance")
+	case gcp.SignalStopState:
+		expected = gcp.PendingStop
+		reason := "graceful shutdown"
+		if s.Text != "" {
+			reason += " (to be " + s.Text + ")"
+		}
+		as(Terminate, "", "gcp-shutdown", reason)
+	case gcp.SignalUpcoming:
+		expected = s.Value
+		reason := "upcoming host maintenance"
+		if s.Text != "" {
+			reason += " (" + s.Text + ")"
+		}
+		as(Reboot, "/upcoming", "gcp-maintenance", reason)
+	default:
+		return Notice{}, false
+	}
+	switch {
+	case s.Gone:
+		n.Kind, n.Deadline = Withdrawn, time.Time{}
+	case s.Value != expected:
+		return Notice{}, false
+	}
+	return n, true
+}
