@@ -230,6 +230,9 @@ func (c check) complete(r Result, o Options) Result {
 	if r.ID == "" {
 		r.ID = c.id
 	}
+	if r.Hint == "" && (r.Verdict == Bad || r.Verdict == Warning) {
+		r.Hint = advice(r.ID)
+	}
 	r.Page = pages + r.ID + ".md"
 	r.Ignored = r.Verdict != Good && (slices.Contains(o.Ignore, r.ID) || slices.Contains(o.Ignore, r.Check))
 	return r

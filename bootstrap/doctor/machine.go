@@ -91,7 +91,7 @@ func size(n uint64) string {
 
 // checkTimeSync asks the kernel whether somebody keeps its clock.
 func checkTimeSync(_ context.Context, p *patient) []Result {
-	if !p.live() {
+	if !p.running {
 		return inTree()
 	}
 	var t unix.Timex // asks, because no mode is set
@@ -115,7 +115,7 @@ const usualMemoryLimit = 75
 
 // checkMemory: above its limit the server refuses every new stream and viewer.
 func checkMemory(ctx context.Context, p *patient) []Result {
-	if !p.live() {
+	if !p.running {
 		return inTree()
 	}
 	b, err := p.system("/proc/meminfo")
@@ -165,7 +165,7 @@ const manyFiles = 65536
 func checkOpenFiles(ctx context.Context, p *patient) []Result {
 	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
 		switch {
-		case !p.live():
+		case !p.running:
 			return inTree()
 		case in.Service.MainPID == 0:
 			return one(unknown("the server does not run, or nobody tells its process"))
@@ -240,8 +240,8 @@ func (p *patient) pciGPUs() (drivers []string, err error) {
 
 func checkGPU(ctx context.Context, p *patient) []Result {
 	drivers, err := p.pciGPUs()
-	if err != nil && (!errors.Is(err, fs.ErrNotExist) || !p.live()) {
-		if !p.live() {
+	if err != nil && (!errors.Is(err, fs.ErrNotExist) || !p.running) {
+		if !p.running {
 			return inTree()
 		}
 		return one(notKnown(err))
@@ -264,7 +264,7 @@ func checkGPU(ctx context.Context, p *patient) []Result {
 			return one(bad("install NVIDIA's own driver, then restart the server", "a GPU of NVIDIA is on the bus, and driver %s has it, which encodes nothing", d).as(IDGPUDriver))
 		}
 	}
-	if p.GPUs == nil || !p.live() {
+	if p.GPUs == nil || !p.running {
 		return one(unknown("%d on the bus with NVIDIA's driver; nobody was asked how they are", len(ours)))
 	}
 	v, err := p.GPUs(ctx)

@@ -181,9 +181,8 @@ func checkPeers(ctx context.Context, p *patient) []Result {
 	if len(peers) == 0 {
 		return one(good("there is no other node yet"))
 	}
-	if p.root != "" {
-		// From a tree's point of view the network is somebody else's.
-		return inTree()
+	if !p.running {
+		return inTree() // its network is somebody else's
 	}
 	total := len(peers)
 	peers = sample(peers, mostPeers)
@@ -194,7 +193,7 @@ func checkPeers(ctx context.Context, p *patient) []Result {
 		for _, port := range []int{peer.port, peer.origin} {
 			wg.Go(func() {
 				at := net.JoinHostPort(peer.address, strconv.Itoa(port))
-				err := dial(ctx, at)
+				err := p.dial(ctx, at)
 				mu.Lock()
 				defer mu.Unlock()
 				switch {

@@ -34,6 +34,10 @@ type patient struct {
 	Options
 	root  string
 	store *conf.Store
+	// running tells that it is the running machine that is looked at, and no tree.
+	running bool
+	// dial tries a connection and ends it.
+	dial func(ctx context.Context, at string) error
 
 	identity   *future[metadata.Instance]
 	inspection *future[*bootstrap.Inspection]
@@ -77,7 +81,7 @@ func (a *future[T]) get(ctx context.Context) (T, error) {
 }
 
 func newPatient(ctx context.Context, o Options) *patient {
-	p := &patient{Options: o, root: o.Machine.Root}
+	p := &patient{Options: o, root: o.Machine.Root, running: o.Machine.Root == "", dial: dial}
 	p.store = &conf.Store{Root: p.root, Dir: bootstrap.StateDir}
 	p.identity = begin(func() (metadata.Instance, error) {
 		if o.Join.Identify == nil {
@@ -160,9 +164,6 @@ func (p *patient) joined(ctx context.Context) (joined, known bool) {
 	}
 	return in.State != nil, true
 }
-
-// live tells that it is the running machine that is looked at, and no tree.
-func (p *patient) live() bool { return p.root == "" }
 
 // inTree is what a check of the running machine says about a tree.
 func inTree() []Result { return one(unknown("a tree below another root does not run")) }

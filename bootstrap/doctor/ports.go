@@ -81,7 +81,7 @@ func checkPorts(ctx context.Context, p *patient) []Result {
 		switch {
 		case in.Install == nil:
 			return one(noInstall())
-		case !p.live():
+		case !p.running:
 			return inTree()
 		}
 		ports := p.serverPorts(in.Install)

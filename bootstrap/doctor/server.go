@@ -68,6 +68,10 @@ func seeSections(_ *patient, in *bootstrap.Inspection) Result {
 	switch {
 	case in.Install == nil:
 		return noInstall()
+	case in.Mode == "":
+		// A join can write it anew, from what it remembers.
+		_, err := in.Install.Mode()
+		return Result{Verdict: Bad, Hint: "amsagent join writes it again; until then do not restart the server", Seen: err.Error(), Err: err}
 	case !in.Planned:
 		return unknown("not looked at, because other files cannot be edited")
 	}

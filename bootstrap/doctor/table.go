@@ -127,3 +127,35 @@ func IDs() []string {
 	slices.Sort(ids)
 	return slices.Compact(ids)
 }
+
+// advice is for findings of a join that come without any: there they are told beside
+// what was done about them.
+func advice(id string) string {
+	switch id {
+	case ams.WarnHTTPPort:
+		return "correct http.port in red5.properties"
+	case ams.WarnServerSyntax:
+		return "mend that line of red5.properties"
+	case bootstrap.IDHardLink:
+		return "remove the other names: find / -xdev -samefile FILE"
+	case bootstrap.IDConflict:
+		return "look at that place: a leave cannot give it back as it was"
+	case ams.WarnAppIncomplete:
+		return "deploy the application again, or move the folder out of webapps"
+	case ams.WarnAppBrokenLink:
+		return "remove the link, or put back what it led to"
+	case ams.WarnAppShared:
+		return "give each application a file of its own, unless this is meant"
+	case ams.WarnAddressPublic, ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressBridge, ams.WarnAddressDown, ams.WarnAddressNotHere:
+		return "give this node's private address, as the other nodes reach it, with --address"
+	case bootstrap.IDHostname:
+		return "give the machine a name: hostnamectl set-hostname NAME"
+	case bootstrap.IDMongoOption:
+		return "correct the connection string: what the drivers do not know they pass over"
+	case bootstrap.IDRecord:
+		return "amsagent join writes it anew"
+	case bootstrap.IDRelease:
+		return "say which it is with --ams-release"
+	}
+	return ""
+}

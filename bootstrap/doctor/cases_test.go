@@ -1,0 +1,643 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+func noServer(c *clinic) { c.remove("usr/local/antmedia") }
+
+// older makes the release one that takes its address from the host name.
+func release(version string) func(c *clinic) {
+	return func(c *clinic) { c.o.Machine.Release, _ = ams.ParseRelease(version) }
+}
+
+func serverCases() []aCase {
+	return []aCase{
+		{bootstrap.IDRoot, "root", func(c *clinic) { c.o.Machine.Root, c.o.Machine.Euid = "", 0 }, Good, "", "run as root"},
+		{bootstrap.IDRoot, "a tree", func(c *clinic) { c.o.Machine.Euid = 1000 }, Good, "", "the tree below"},
+		{bootstrap.IDRoot, "somebody", func(c *clinic) { c.o.Machine.Root, c.o.Machine.Euid = "", 1000 }, Unknown, "", "only root"},
+
+		{bootstrap.IDInstall, "there", nil, Good, "", "/usr/local/antmedia, standalone"},
+		{bootstrap.IDInstall, "missing", noServer, Bad, "", "no such installation"},
+		{bootstrap.IDInstall, "half", func(c *clinic) { c.remove("usr/local/antmedia/webapps") }, Bad, "", "missing webapps"},
+		{bootstrap.IDInstall, "cannot be looked at", func(c *clinic) { c.put("var/lib/amsagent/undo.json/x", "") }, Unknown, "", "undo.json"},
+
+		{bootstrap.IDRelease, "current", nil, Good, "", "3.0.3"},
+		{bootstrap.IDRelease, "takes the host name", release("2.4.3"), Good, "", "from the host name"},
+		{bootstrap.IDRelease, "not told", func(c *clinic) { c.o.Machine.Release = ams.Release{} }, Warning, "", "not known"},
+		{bootstrap.IDRelease, "ancient", release("1.6.0"), Warning, "", "older than all"},
+		{bootstrap.IDRelease, "none", noServer, Unknown, "", ""},
+
+		{bootstrap.IDSections, "standalone", nil, Good, "", "now standalone"},
+		{bootstrap.IDSections, "cluster", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "now cluster"},
+		{bootstrap.IDSections, "mixed", func(c *clinic) {
+			c.join("10.0.2.4")
+			c.edit1(container, "<!-- cluster start -->", "<!-- cluster start")
+			c.edit1(container, "<!-- cluster end -->", "cluster end -->")
+		}, Bad, "", "line"},
+		{bootstrap.IDSections, "unmarked", func(c *clinic) {
+			c.edit(container, "<!-- cluster start", "<!--")
+			c.edit(container, "cluster end -->", "-->")
+		}, Bad, "", "no marked cluster section"},
+		{bootstrap.IDSections, "none", noServer, Unknown, "", ""},
+
+		{bootstrap.IDFile, "all parse", nil, Good, "", "can be read and edited"},
+		{bootstrap.IDFile, "malformed escape", func(c *clinic) { c.put(liveApp, "db.host=\\u12\n") }, Bad, "", "line 1"},
+		{bootstrap.IDFile, "empty", func(c *clinic) { c.put(server, "") }, Bad, "", "empty"},
+		{bootstrap.IDFile, "a port that is none", func(c *clinic) { c.put(server, "http.port=many\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "no port"},
+		{bootstrap.IDFile, "a second name", func(c *clinic) {
+			if err := os.Link(filepath.Join(c.root, server), filepath.Join(c.root, "usr/local/antmedia/conf/copy")); err != nil {
+				c.t.Fatal(err)
+			}
+			c.target("10.0.2.4")
+		}, Warning, bootstrap.IDHardLink, "2 names"},
+		{bootstrap.IDFile, "none", noServer, Unknown, "", ""},
+
+		{IDApps, "some", nil, Good, "", `"LiveApp"`},
+		{IDApps, "incomplete", func(c *clinic) { c.put("usr/local/antmedia/webapps/Half/index.html", "") }, Warning, ams.WarnAppIncomplete, "Half"},
+		{IDApps, "a link to nowhere", func(c *clinic) { c.link("usr/local/antmedia/webapps/Gone", "/nowhere") }, Warning, ams.WarnAppBrokenLink, "Gone"},
+		{IDApps, "no folder at all", func(c *clinic) {
+			c.remove("usr/local/antmedia/webapps")
+			c.put("usr/local/antmedia/webapps/README", "")
+		}, Warning, "", "not even the web panel"},
+		{IDApps, "none", noServer, Unknown, "", ""},
+
+		{bootstrap.IDFileOwner, "all alike", nil, Good, "", "all belong to uid"},
+		{bootstrap.IDFileOwner, "edited as another user", func(c *clinic) { c.own(liveApp, 4242) }, Warning, "", "settings cannot be saved"},
+		{bootstrap.IDFileOwner, "closed to the server", func(c *clinic) {
+			c.own(container, 4242)
+			c.own("usr/local/antmedia", 4343)
+			c.mode(container, 0o600)
+		}, Bad, "", "cannot read"},
+		{bootstrap.IDFileOwner, "a password will go in", func(c *clinic) {
+			c.own(liveApp, 4242)
+			c.target("mongodb://u:p@10.0.2.4")
+		}, Warning, "", "will hold a password"},
+		{bootstrap.IDFileOwner, "none", noServer, Unknown, "", ""},
+
+		{IDSettings, "standalone", nil, Good, "", "standalone"},
+		{IDSettings, "a node", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "the same database"},
+		{IDSettings, "half switched", func(c *clinic) {
+			c.join("10.0.2.4")
+			c.edit(server, "clusterdb.host=10.0.2.4", "clusterdb.host=localhost")
+		}, Bad, "", "half switched"},
+		{IDSettings, "an application left behind", func(c *clinic) {
+			c.join("10.0.2.4")
+			c.edit(liveApp, "db.type=mongodb", "db.type=mapdb")
+		}, Bad, "", `"LiveApp" do not use MongoDB`},
+		{IDSettings, "another database", func(c *clinic) {
+			c.join("10.0.2.4")
+			c.edit(liveApp, "db.host=10.0.2.4", "db.host=10.0.9.9")
+		}, Warning, "", "another database"},
+		{IDSettings, "broken", func(c *clinic) { c.put(container, "<beans>") }, Unknown, "", "do not tell a mode"},
+
+		{IDBlanks, "none", nil, Good, "", "none"},
+		{IDBlanks, "behind a marker", func(c *clinic) { c.edit1(container, "<!-- cluster start", "<!-- cluster start   ") }, Good, "", "do no harm"},
+		{IDBlanks, "in a value", func(c *clinic) { c.put(liveApp, "db.type=mongodb\ndb.host=10.0.2.4  \ndb.name=live\n") }, Warning, "", `db.host in "LiveApp"`},
+		{IDBlanks, "no server", noServer, Unknown, "", ""},
+
+		{IDRedis, "none", nil, Good, "", "no application"},
+		{IDRedis, "by accident", func(c *clinic) { c.put(liveApp, "db.type=redisdb\ndb.host=mongo.internal:27017\ndb.name=live\n") }, Bad, "", "takes a name"},
+		{IDRedis, "meant", func(c *clinic) { c.put(liveApp, "db.type=redisdb\ndb.host=redis://10.0.0.9\ndb.name=live\n") }, Warning, "", "Redis is configured"},
+		{IDRedis, "no server", noServer, Unknown, "", ""},
+	}
+}
+
+func TestServer(t *testing.T) { runCases(t, serverCases()) }
+
+// slowService never answers.
+type slowService struct{ fakeService }
+
+func (s *slowService) State(ctx context.Context) (ams.State, error) {
+	<-ctx.Done()
+	return ams.State{}, ctx.Err()
+}
+
+// edit1 replaces the first one only.
+func (c *clinic) edit1(path, old, repl string) {
+	c.t.Helper()
+	at := filepath.Join(c.root, path)
+	b, err := os.ReadFile(at)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	i := indexOf(string(b), old)
+	if i < 0 {
+		c.t.Fatalf("%s does not hold %q", path, old)
+	}
+	out := string(b[:i]) + repl + string(b[i+len(old):])
+	if err := os.WriteFile(at, []byte(out), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func indexOf(s, sub string) int {
+	for i := range s {
+		if len(s)-i >= len(sub) && s[i:i+len(sub)] == sub {
+			return i
+		}
+	}
+	return -1
+}
+
+func (c *clinic) own(path string, uid int) {
+	c.t.Helper()
+	if os.Geteuid() != 0 {
+		c.t.Skip("only root gives files away")
+	}
+	if err := os.Chown(filepath.Join(c.root, path), uid, uid); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// fail is a MongoDB that could not be reached, or refused us.
+func fail(kind cluster.Kind, id string) func(c *clinic) {
+	return func(c *clinic) {
+		c.target("mongodb://u:p@10.0.2.4")
+		err := &cluster.Error{Kind: kind, Op: "asking MongoDB", Host: "10.0.2.4:27017", Err: errors.New("no")}
+		c.mongo = finished(reached{failed: []bootstrap.Finding{{ID: id, Text: err.Error(), Err: err}}}, nil)
+	}
+}
+
+func skewed(id string) func(c *clinic) {
+	return func(c *clinic) {
+		c.target("10.0.2.4")
+		c.mongo = finished(reached{warnings: []bootstrap.Finding{{ID: id, Text: "this machine's clock is off", Hint: "chrony"}}}, nil)
+	}
+}
+
+// mongoCases are those without a server; with one see sandbox/clustertest.
+func mongoCases() []aCase {
+	unreachable := fail(cluster.KindRefused, bootstrap.IDMongo)
+	at := func(s string) func(c *clinic) { return func(c *clinic) { c.target(s) } }
+	cases := []aCase{
+		{IDMongoNoName, "told", func(c *clinic) { c.target("mongodb://u:secret@10.0.2.4"); c.o.MongoFrom = "--mongo" }, Good, "", "from --mongo"},
+		{IDMongoNoName, "wrong", func(c *clinic) { c.o.MongoErr = errors.New("two ports") }, Bad, "", "two ports"},
+
+		{bootstrap.IDMongoForm, "fine", at("10.0.2.4"), Good, "", "can use it"},
+		{bootstrap.IDMongoForm, "too new for the release", func(c *clinic) { release("2.3.0")(c); c.target("mongodb+srv://c.example.net") }, Bad, "", "mongodb+srv"},
+		{bootstrap.IDMongoOption, "fine", at("10.0.2.4"), Good, "", "nothing odd"},
+		{bootstrap.IDMongoOption, "odd", at("mongodb://10.0.2.4/?apendName=x"), Warning, "", "connection string"},
+		{bootstrap.IDMongoLocal, "fine", at("10.0.2.4"), Good, "", "not only"},
+		{bootstrap.IDMongoLocal, "this machine", at("127.0.0.1"), Warning, "", "no other node can join"},
+		{bootstrap.IDMongoLocal, "a cluster of one", func(c *clinic) { c.target("127.0.0.1"); c.o.Join.Address, c.o.Join.ForceAddress = "127.0.0.1", true }, Good, "", "cluster of one"},
+
+		{bootstrap.IDMongo, "refused", unreachable, Bad, "", "no"},
+		{bootstrap.IDMongoAuth, "refused", fail(cluster.KindAuth, bootstrap.IDMongoAuth), Bad, "", "refused the user name"},
+		{bootstrap.IDMongoAuth, "not reached", unreachable, Unknown, "", "could not be asked"},
+		{IDNotPrimary, "no primary", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Bad, "", "takes no writes"},
+		{bootstrap.IDMongo, "no primary is told elsewhere", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Good, "", "answers"},
+
+		{IDMongoOpen, "not reached", func(c *clinic) { c.target("127.0.0.1:1"); c.o.Connect.Timeout = time.Second }, Unknown, "", "could not be asked"},
+		{IDMongoPlain, "private", at("10.0.2.4"), Good, "", "private network"},
+		{IDMongoPlain, "loopback", at("127.0.0.1"), Good, "", "private network"},
+		{IDMongoPlain, "public", at("mongodb://8.8.8.8"), Warning, "", "nothing is encrypted"},
+		{IDMongoPlain, "public, with TLS", at("mongodb://8.8.8.8/?tls=true"), Good, "", "TLS"},
+		{IDMongoPlain, "a name that does not resolve", at("mongodb://nowhere.invalid"), Unknown, "", "not known"},
+
+		{bootstrap.IDClock, "off", skewed(bootstrap.IDClock), Warning, "", "off"},
+		{bootstrap.IDClock, "not compared", skewed(bootstrap.IDUnverified), Unknown, bootstrap.IDUnverified, "off"},
+
+		{IDRows, "nobody else", rows(node("i-1", "10.0.0.5", 0)), Good, "", "nobody else has 10.0.0.5"},
+		{IDRows, "an earlier machine", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", time.Hour)), Warning, "", "its agent is silent"},
+		{IDRows, "two machines", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", 0)), Bad, "", "its agent beats"},
+		{IDRows, "one that has left", rows(node("i-1", "10.0.0.5", 0), left(node("i-0", "10.0.0.5", 0))), Good, "", "nobody else"},
+		{IDRows, "two servers", func(c *clinic) {
+			rows(node("i-1", "10.0.0.5", 0))(c)
+			c.look.value.AMS = []cluster.AMSNode{{ID: "a", IP: "10.0.0.5", LastUpdate: time.Now()}, {ID: "b", IP: "10.0.0.5", LastUpdate: time.Now()}}
+		}, Warning, "", "2 documents"},
+		{IDRows, "no address", func(c *clinic) {
+			rows(node("i-1", "10.0.0.5", 0))(c)
+			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("no") }
+		}, Unknown, "", "address is not known"},
+	}
+	for _, c := range checks() {
+		if c.group == GroupMongo {
+			cases = append(cases, aCase{c.id, "nobody told", nil, Unknown, "", "nobody told where MongoDB is"})
+		}
+	}
+	return cases
+}
+
+func TestMongo(t *testing.T) { runCases(t, mongoCases()) }
+
+func node(id, ip string, age time.Duration) cluster.Node {
+	return cluster.Node{ID: id, IP: ip, State: cluster.StateActive, Seq: 5, IntervalMS: 5000, UpdatedAt: time.Now().Add(-age)}
+}
+
+func left(n cluster.Node) cluster.Node {
+	n.State = cluster.StateLeft
+	return n
+}
+
+func rows(nodes ...cluster.Node) func(c *clinic) {
+	return func(c *clinic) {
+		c.target("10.0.2.4")
+		now := time.Now()
+		c.look = finished(cluster.Look{Nodes: nodes, ServerTime: now, At: now}, nil)
+	}
+}
+
+// others are other nodes whose servers are heard of.
+func peersAt(peers ...peer) func(c *clinic) {
+	return func(c *clinic) {
+		rows(node("i-1", "10.0.0.5", 0))(c)
+		c.running = true
+		for i, p := range peers {
+			n := node(fmt.Sprintf("p-%d", i), p.address, 0)
+			n.Port = p.port
+			c.look.value.Nodes = append(c.look.value.Nodes, n)
+			c.look.value.AMS = append(c.look.value.AMS, cluster.AMSNode{ID: fmt.Sprintf("a-%d", i), IP: p.address, LastUpdate: time.Now()})
+		}
+	}
+}
+
+func networkCases(open, closed int) []aCase {
+	identity := func(i metadata.Instance, err error) func(c *clinic) {
+		return func(c *clinic) {
+			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return i, err }
+		}
+	}
+	return []aCase{
+		{bootstrap.IDIdentity, "known", nil, Good, "", "i-1 on aws"},
+		{bootstrap.IDIdentity, "nobody answers", identity(metadata.Instance{}, errors.New("no answer")), Bad, "", "no answer"},
+		{bootstrap.IDIdentity, "not asked", func(c *clinic) { c.o.Join.Offline = true }, Unknown, "", "nobody was asked"},
+
+		{bootstrap.IDAddress, "from the cloud", nil, Unknown, ams.WarnAddressUnchecked, "10.0.0.5"},
+		{bootstrap.IDAddress, "public", identity(metadata.Instance{ID: "i-1", Address: netip.MustParseAddr("8.8.8.8")}, nil), Warning, ams.WarnAddressPublic, "8.8.8.8"},
+		{bootstrap.IDAddress, "no address", func(c *clinic) { c.o.Join.Address = "10.0.0.0/8" }, Bad, "", "a network"},
+		{bootstrap.IDAddress, "nobody knows", identity(metadata.Instance{}, errors.New("no answer")), Unknown, "", "without an identity"},
+
+		{bootstrap.IDHostname, "resolves", nil, Good, "", "node-1 resolves to 10.0.0.5"},
+		{bootstrap.IDHostname, "will resolve", func(c *clinic) { c.put("etc/hosts", "127.0.0.1 localhost\n") }, Good, "", "a join adds a line"},
+		{bootstrap.IDHostname, "lost", func(c *clinic) { c.state("joined"); c.put("etc/hosts", "127.0.0.1 localhost\n") }, Bad, "", "answers 500"},
+		{bootstrap.IDHostname, "another address, and the release takes it", func(c *clinic) {
+			release("2.4.3")(c)
+			c.put("etc/hosts", "10.9.9.9 node-1\n")
+		}, Bad, "", "10.9.9.9"},
+		{bootstrap.IDHostname, "several, and the release takes the first", func(c *clinic) {
+			release("2.4.3")(c)
+			c.put("etc/hosts", "10.0.0.5 node-1\n10.0.0.6 node-1\n")
+		}, Warning, "", "takes the first"},
+		{bootstrap.IDHostname, "no name", func(c *clinic) { c.remove("etc/hostname") }, Warning, "", "could not be looked up"},
+		{bootstrap.IDHostname, "no name, no identity", func(c *clinic) {
+			identity(metadata.Instance{}, errors.New("no answer"))(c)
+			c.remove("etc/hostname")
+		}, Unknown, "", "hostname"},
+
+		{IDHosts, "clean", nil, Good, "", "nothing odd"},
+		{IDHosts, "an address without a name", func(c *clinic) { c.put("etc/hosts", "127.0.0.1 localhost\n10.0.0.21\n") }, Warning, "", "line 2"},
+		{IDHosts, "no address", func(c *clinic) { c.put("etc/hosts", "node-1 10.0.0.5\n") }, Warning, "", "begins with no address"},
+		{IDHosts, "two addresses", func(c *clinic) { c.put("etc/hosts", "10.0.0.5 node-1\n10.0.0.9 node-1 # old\n") }, Warning, "", "10.0.0.5, 10.0.0.9"},
+		{IDHosts, "no file", func(c *clinic) { c.remove("etc/hosts") }, Good, "", "no /etc/hosts"},
+		{IDHosts, "a folder", func(c *clinic) { c.remove("etc/hosts"); c.put("etc/hosts/x", "") }, Unknown, "", ""},
+
+		{IDPeers, "alone", peersAt(), Good, "", "no other node"},
+		{IDPeers, "all answer", peersAt(peer{address: "127.0.0.1", port: open}), Good, "", "1 of 1"},
+		{IDPeers, "nobody listens", peersAt(peer{address: "127.0.0.1", port: closed}), Warning, "", "nobody listens at 127.0.0.1"},
+		{IDPeers, "no way", func(c *clinic) {
+			peersAt(peer{address: "240.0.0.1", port: open})(c)
+			c.dial = func(context.Context, string) error { return context.DeadlineExceeded }
+		}, Bad, "", "no connection to 240.0.0.1"},
+		{IDPeers, "a tree", func(c *clinic) {
+			peersAt(peer{address: "127.0.0.1", port: open})(c)
+			c.running = false
+		}, Unknown, "", "does not run"},
+		{IDPeers, "nobody told", nil, Unknown, "", "nobody told"},
+
+		{IDPorts, "free", proc("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
+		{IDPorts, "the server's", proc(listenTCP(5080, 77), ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "listens on 5080"},
+		{IDPorts, "taken", proc(listenTCP(5080, 77), ams.State{Activity: ams.ActivityInactive}), Bad, "", "taken by nginx (pid 7)"},
+		{IDPorts, "taken, by whom is not known", proc(listenTCP(1935, 78), ams.State{Activity: ams.ActivityInactive}), Bad, "", "taken by another process"},
+		{IDPorts, "one of them is another's", proc(listenTCP(5080, 77)+listenTCP(1935, 79), ams.State{Activity: ams.ActivityActive, MainPID: 9}), Bad, "", "5080 (HTTP) is taken by nginx"},
+		{IDPorts, "who it is cannot be seen", proc(listenTCP(5080, 78), ams.State{Activity: ams.ActivityActive, MainPID: 7}), Unknown, "", "only root sees"},
+		{IDPorts, "it does not listen", proc("", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Warning, "", "nobody listens on port 5080"},
+		{IDPorts, "a tree", nil, Unknown, "", "does not run"},
+		{IDPorts, "no list", func(c *clinic) { c.running = true }, Unknown, "", "/proc/net/tcp"},
+	}
+}
+
+// listenTCP is a line of /proc/net/tcp of a socket that listens on all addresses.
+func listenTCP(port, inode int) string {
+	return fmt.Sprintf("   0: 00000000:%04X 00000000:0000 0A 00000000:00000000 00:00000000 00000000   999        0 %d 1 0000000000000000 100 0 0 10 0\n", port, inode)
+}
+
+// proc is a /proc with these listeners; the socket 77 belongs to nginx, and 79 to java, the server.
+func proc(tcp string, state ams.State) func(c *clinic) {
+	return func(c *clinic) {
+		c.running, c.service.state = true, state
+		c.put("proc/net/tcp", "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"+tcp)
+		c.put("proc/7/comm", "nginx\n")
+		c.link("proc/7/fd/3", "socket:[77]")
+		c.put("proc/9/comm", "java\n")
+		c.link("proc/9/fd/3", "socket:[79]")
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	open, closed := listen(t), listen(t)
+	port := closed.port
+	closed.close()
+	runCases(t, networkCases(open.port, port))
+}
+
+func hooked(v HookView, err error) func(c *clinic) {
+	return func(c *clinic) {
+		c.o.Hooks, c.o.Drain, c.o.Reserve = hooks{v, err}, time.Hour, 30*time.Second
+	}
+}
+
+type hooks struct {
+	v   HookView
+	err error
+}
+
+func (h hooks) TerminationHook(context.Context) (HookView, error) { return h.v, h.err }
+
+// unit answers for every unit.
+func unit(states map[string]ams.State) func(context.Context, string) (ams.State, error) {
+	return func(_ context.Context, name string) (ams.State, error) {
+		s, ok := states[name]
+		if !ok {
+			return s, fmt.Errorf("asking about %s: %w", name, ams.ErrNoUnit)
+		}
+		return s, nil
+	}
+}
+
+func goingCases() []aCase {
+	good := HookView{Group: "edges", Name: "drain", Timeout: 30 * time.Minute, Limit: 48 * time.Hour, Unproved: "may keep it waiting"}
+	short, quick := good, good
+	short.Limit = 20 * time.Minute
+	quick.Timeout = 40 * time.Second
+	return []aCase{
+		{IDHook, "there", hooked(good, nil), Good, "", "drain of group edges; may keep it waiting"},
+		{IDHook, "no hook", hooked(HookView{Group: "edges"}, nil), Warning, "", "a scale-in cuts"},
+		{IDHook, "no group", hooked(HookView{}, nil), Good, "", "in no scaling group"},
+		{IDHook, "no cloud", hooked(HookView{Without: "no hooks of generic"}, nil), Good, "", "no hooks of generic"},
+		{IDHook, "denied", hooked(HookView{Denied: "autoscaling:DescribeLifecycleHooks", Policy: `{"Version":"2012-10-17"}`, Answer: "not authorized"}, nil), Bad, IDHookDenied, "autoscaling:DescribeLifecycleHooks is missing: not authorized"},
+		{IDHook, "no answer", hooked(HookView{}, errors.New("no answer")), Unknown, "", "no answer"},
+		{IDHook, "nobody asked", nil, Unknown, "", "nobody was asked"},
+
+		{IDTimeline, "all fits", func(c *clinic) {
+			hooked(good, nil)(c)
+			c.o.Unit = unit(map[string]ams.State{daemonUnit: {StopTimeout: 15 * time.Minute}})
+			c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
+		}, Good, "", "drain deadline 1h · hook drain waits 30m at a time, 48h in all · power-off gives it 15m (less: who is still there is cut) · the server's stop 10s (a join makes it"},
+		{IDTimeline, "the hook ends first", hooked(short, nil), Warning, "", "the sessions get 19m30s and not 1h"},
+		{IDTimeline, "a hook too quick for one lost call", hooked(quick, nil), Warning, "", "timeout of 40s"},
+		{IDTimeline, "killed while it stops", func(c *clinic) {
+			c.join("10.0.2.4")
+			c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
+		}, Warning, "", "kills the server 10s after"},
+		{IDTimeline, "not told", func(c *clinic) { c.o.Drain = 0 }, Unknown, "", "not known"},
+	}
+}
+
+func TestGoing(t *testing.T) { runCases(t, goingCases()) }
+
+func agentCases() []aCase {
+	active := ams.State{Activity: ams.ActivityActive, Sub: "running", Load: "loaded", UnitFile: "enabled"}
+	with := func(s ams.State, f func(*ams.State)) ams.State { f(&s); return s }
+	state := func(s ams.State) func(c *clinic) { return func(c *clinic) { c.service.state = s } }
+	units := func(joined bool, daemon ams.State, names ...string) func(c *clinic) {
+		return func(c *clinic) {
+			if joined {
+				c.state("joined")
+			}
+			all := map[string]ams.State{"amsagent-node.service": active, daemonUnit: daemon}
+			for _, n := range names {
+				delete(all, n)
+			}
+			c.o.Unit = unit(all)
+		}
+	}
+	daemon := func(joined bool, v DaemonView, err error) func(c *clinic) {
+		return func(c *clinic) {
+			c.running = true
+			if joined {
+				c.state("joined")
+			}
+			c.o.Daemon = func(context.Context) (DaemonView, error) { return v, err }
+		}
+	}
+	nodeWithDropIn := func(c *clinic) { c.o.Machine.DropIn = true; c.join("10.0.2.4") }
+	status := func(s bootstrap.Status, err error) func(c *clinic) {
+		return func(c *clinic) { c.status = finished(&s, err) }
+	}
+	return []aCase{
+		{bootstrap.IDRecord, "never joined", nil, Good, "", "never joined"},
+		{bootstrap.IDRecord, "joined", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "joined as 10.0.0.5"},
+		{bootstrap.IDRecord, "edited offline", func(c *clinic) { c.join("10.0.2.4"); c.remove("var/lib/amsagent/state.json") }, Good, "", "can be given back"},
+		{bootstrap.IDRecord, "the undo record is lost", func(c *clinic) { c.state("joined") }, Warning, "", "is not there"},
+		{bootstrap.IDRecord, "damaged", func(c *clinic) { c.put("var/lib/amsagent/undo.json", "{") }, Bad, "", "undo.json"},
+		{bootstrap.IDRecord, "of a later version", func(c *clinic) { c.put("var/lib/amsagent/state.json", `{"version":99}`) }, Bad, "", "99"},
+		{bootstrap.IDRecord, "interrupted", func(c *clinic) { c.put("var/lib/amsagent/journal", "{}") }, Bad, IDUnfinished, "killed while it wrote"},
+		{bootstrap.IDRecord, "cannot be looked at", func(c *clinic) { c.put("var/lib/amsagent/undo.json/x", "") }, Unknown, "", "undo.json"},
+
+		{IDConfig, "read", func(c *clinic) { c.o.ConfigSeen = "/etc/amsagent/config.yaml is read" }, Good, "", "is read"},
+		{IDConfig, "wrong", func(c *clinic) {
+			c.o.Config = []bootstrap.Finding{{ID: "AMS-CONFIG", Text: "config.yaml:3: unknown key", Hint: "did you mean role?"}}
+		}, Bad, "", "unknown key"},
+		{IDConfig, "not read", nil, Unknown, "", "not read"},
+
+		{IDSecret, "none", nil, Good, "", "no password"},
+		{IDSecret, "kept", func(c *clinic) { c.secret(0o600) }, Good, "", "not for everybody"},
+		{IDSecret, "for everybody", func(c *clinic) { c.secret(0o644) }, Bad, "", "/etc/amsagent/mongo"},
+		{IDSecret, "for everybody, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "not for everybody"},
+		{IDSecret, "in the server's files", func(c *clinic) { c.put(server, "clusterdb.host=mongodb://u:secret@10.0.2.4\n") }, Bad, "", "red5.properties"},
+		{IDSecret, "in a key of its own", func(c *clinic) { c.put(liveApp, "db.host=10.0.2.4\ndb.password=secret\n") }, Bad, "", "LiveApp"},
+		{IDSecret, "no secret", func(c *clinic) { c.secret(0o644); c.put("etc/amsagent/mongo", "10.0.2.4\n") }, Good, "", "no password"},
+		{IDSecret, "a folder", func(c *clinic) { c.o.Secrets = []string{"/etc"} }, Unknown, "", "etc"},
+
+		{bootstrap.IDService, "answers", state(active), Good, "", "answers"},
+		{bootstrap.IDService, "masked", state(with(active, func(s *ams.State) { s.Load = "masked" })), Bad, "", "masked"},
+		{bootstrap.IDService, "no systemd", func(c *clinic) { c.service.err = ams.ErrNoSystemd }, Bad, "", "not available"},
+		{bootstrap.IDService, "left alone", nil, Unknown, "", "left alone"},
+
+		{IDUnit, "runs", state(active), Good, "", "antmedia.service is active"},
+		{IDUnit, "failed", state(ams.State{Activity: ams.ActivityFailed, Result: "exit-code", Exit: "exit status 1"}), Bad, "", "failed (exit-code"},
+		{IDUnit, "dies again and again", state(ams.State{Activity: ams.ActivityActivating, Sub: "auto-restart"}), Bad, "", "again and again"},
+		{IDUnit, "started again often", state(with(active, func(s *ams.State) { s.Restarts = 7 })), Warning, "", "7 times"},
+		{IDUnit, "not at boot", func(c *clinic) {
+			c.state("joined")
+			c.service.state = with(active, func(s *ams.State) { s.UnitFile = "disabled" })
+		}, Warning, "", "at boot"},
+		{IDUnit, "not read again", state(with(active, func(s *ams.State) { s.NeedReload = true })), Warning, IDReload, "not read them again"},
+		{IDUnit, "not known", nil, Unknown, "", "not known"},
+
+		{IDDropIn, "no node", nil, Good, "", "no node"},
+		{IDDropIn, "written", nodeWithDropIn, Good, "", "AMS_HOST_ADDRESS=10.0.0.5"},
+		{IDDropIn, "lost", func(c *clinic) { nodeWithDropIn(c); c.remove("etc/systemd") }, Bad, "", "is lost"},
+		{IDDropIn, "another address", func(c *clinic) { nodeWithDropIn(c); c.edit(ams.DropInPath, "10.0.0.5", "10.0.0.6") }, Bad, "", "10.0.0.6"},
+		{IDDropIn, "left over", func(c *clinic) { c.put(ams.DropInPath, string(ams.DropIn(netip.MustParseAddr("10.0.0.5"), 0))) }, Warning, "", "still there"},
+		{IDDropIn, "unknown to systemd", func(c *clinic) {
+			nodeWithDropIn(c)
+			c.service.state = with(active, func(s *ams.State) { s.Fragment = "/etc/systemd/system/antmedia.service" })
+		}, Bad, "", "does not know of it"},
+		{IDDropIn, "overruled", func(c *clinic) {
+			nodeWithDropIn(c)
+			c.service.state = with(active, func(s *ams.State) {
+				s.Fragment, s.DropIns, s.HostAddress = "/x", []string{ams.DropInPath, "/x/60-local.conf"}, "10.7.7.7"
+			})
+		}, Bad, "", "10.7.7.7"},
+		{IDDropIn, "a folder", func(c *clinic) { c.put(ams.DropInPath+"/x", "") }, Unknown, "", ""},
+
+		{bootstrap.IDDaemon, "runs", units(true, active), Good, "", "amsagent.service active"},
+		{bootstrap.IDDaemon, "before a join", units(false, ams.State{Activity: ams.ActivityInactive, Load: "loaded", UnitFile: "disabled"}), Good, "", "a join starts them"},
+		{bootstrap.IDDaemon, "stopped on a node", units(true, ams.State{Activity: ams.ActivityInactive, Load: "loaded", UnitFile: "enabled"}), Bad, "", "inactive, on a node"},
+		{bootstrap.IDDaemon, "disabled on a node", units(true, with(active, func(s *ams.State) { s.UnitFile = "disabled" })), Bad, "", "at boot"},
+		{bootstrap.IDDaemon, "masked", units(false, with(active, func(s *ams.State) { s.Load = "masked" })), Warning, "", "masked"},
+		{bootstrap.IDDaemon, "masked on a node", units(true, with(active, func(s *ams.State) { s.Load = "masked" })), Bad, "", "masked"},
+		{bootstrap.IDDaemon, "failed", units(false, ams.State{Activity: ams.ActivityFailed, Load: "loaded"}), Bad, "", "failed"},
+		{bootstrap.IDDaemon, "not read again", units(true, with(active, func(s *ams.State) { s.NeedReload = true })), Warning, IDReload, "not read"},
+		{bootstrap.IDDaemon, "not installed", units(false, active, daemonUnit, "amsagent-node.service"), Good, "", "not installed"},
+		{bootstrap.IDDaemon, "not installed on a node", units(true, active, daemonUnit), Warning, "", "Nobody drains"},
+		{bootstrap.IDDaemon, "no systemd", nil, Unknown, "", "nobody was asked"},
+
+		{IDNoDaemon, "well", daemon(true, DaemonView{Version: "test", Activity: "beating"}, nil), Good, "", "beating"},
+		{IDNoDaemon, "none, on a node", daemon(true, DaemonView{}, fmt.Errorf("x: %w", ErrNoDaemon)), Bad, "", "nobody drains it"},
+		{IDNoDaemon, "none, before a join", daemon(false, DaemonView{}, ErrNoDaemon), Good, "", "none is needed"},
+		{IDNoDaemon, "trouble", daemon(true, DaemonView{Version: "test", Trouble: []string{"MongoDB does not answer"}}, nil), Warning, IDTrouble, "MongoDB does not answer"},
+		{IDNoDaemon, "another version", daemon(true, DaemonView{Version: "older"}, nil), Warning, IDTrouble, "of version older"},
+		{IDNoDaemon, "hangs", daemon(true, DaemonView{}, errors.New("no answer")), Unknown, "", "no answer"},
+
+		{IDViews, "no node", nil, Good, "", "no node"},
+		{IDViews, "agree", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Looked: true, Address: "10.0.0.5"}}, nil), Good, "", "in the cluster as 10.0.0.5"},
+		{IDViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "STATUS-DRIFT", "edited"},
+		{IDViews, "the registry was not seen", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Err: "no answer"}}, nil), Unknown, "", "no answer"},
+		{IDViews, "nothing was seen", status(bootstrap.Status{}, fs.ErrPermission), Unknown, "", "permission"},
+	}
+}
+
+func (c *clinic) secret(mode os.FileMode) {
+	c.o.Secrets = []string{bootstrap.MongoPath}
+	c.put(bootstrap.MongoPath, "mongodb://u:secret@10.0.2.4\n")
+	c.mode(bootstrap.MongoPath, mode)
+	// What the test's own folders are does not matter to the machine in it.
+}
+
+func TestAgent(t *testing.T) { runCases(t, agentCases()) }
+
+func machineCases() []aCase {
+	running := func(f func(c *clinic)) func(c *clinic) {
+		return func(c *clinic) {
+			c.running = true
+			if f != nil {
+				f(c)
+			}
+		}
+	}
+	limits := func(soft string) func(c *clinic) {
+		return running(func(c *clinic) {
+			c.service.state = ams.State{Activity: ams.ActivityActive, MainPID: 7}
+			c.put("proc/7/limits", "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            "+soft+"              524288               files     \n")
+		})
+	}
+	gpu := func(driver string, v GPUView, err error) func(c *clinic) {
+		return running(func(c *clinic) {
+			c.put("sys/bus/pci/devices/0000:00:1e.0/vendor", "0x10de\n")
+			c.put("sys/bus/pci/devices/0000:00:1e.0/class", "0x030200\n")
+			if driver != "" {
+				c.link("sys/bus/pci/devices/0000:00:1e.0/driver", "../../drivers/"+driver)
+			}
+			// The sound of the same card.
+			c.put("sys/bus/pci/devices/0000:00:1e.1/vendor", "0x10de\n")
+			c.put("sys/bus/pci/devices/0000:00:1e.1/class", "0x040300\n")
+			c.o.GPUs = func(context.Context) (GPUView, error) { return v, err }
+		})
+	}
+	memory := func(available string) func(c *clinic) {
+		return running(func(c *clinic) { c.put("proc/meminfo", "MemTotal:       1000 kB\nMemFree: 1 kB\n"+available) })
+	}
+	return []aCase{
+		{bootstrap.IDWritable, "writable", nil, Good, "", "the folders"},
+		{bootstrap.IDWritable, "not root", func(c *clinic) {
+			c.o.Machine.Root = ""
+			c.o.Machine.Euid = 1000
+			c.o.Machine.AMSDir = filepath.Join(c.root, ams.DefaultDir)
+		}, Unknown, "", "only root"},
+		{bootstrap.IDWritable, "none", noServer, Unknown, "", ""},
+		{bootstrap.IDSpace, "enough", nil, Good, "", "left on the volume"},
+
+		{IDTimeSync, "a tree", nil, Unknown, "", "does not run"},
+
+		{IDMemory, "enough", memory("MemAvailable: 600 kB\n"), Good, "", "40 % are in use; the server's limit is 75 %"},
+		{IDMemory, "short", memory("MemAvailable: 100 kB\n"), Warning, "", "90 % are in use"},
+		{IDMemory, "short of its own limit", func(c *clinic) {
+			memory("MemAvailable: 600 kB\n")(c)
+			c.put(server, "server.memory_limit_percentage=40\n")
+		}, Warning, "", "above 40 %"},
+		{IDMemory, "not told", memory(""), Unknown, "", "does not tell"},
+		{IDMemory, "a tree", nil, Unknown, "", "does not run"},
+
+		{IDOpenFiles, "enough", limits("65536"), Good, "", "65536"},
+		{IDOpenFiles, "unlimited", limits("unlimited"), Good, "", "unlimited"},
+		{IDOpenFiles, "few", limits("1024"), Warning, "", "may open 1024"},
+		{IDOpenFiles, "odd", limits("many"), Unknown, "", "does not tell"},
+		{IDOpenFiles, "stopped", running(nil), Unknown, "", "does not run"},
+
+		{IDGPU, "none", running(nil), Good, "", "no GPU of NVIDIA"},
+		{IDGPU, "well", gpu("nvidia", GPUView{Devices: []string{"Tesla T4"}, Driver: "535.161.07"}, nil), Good, "", "Tesla T4; driver 535.161.07"},
+		{IDGPU, "no driver", gpu("", GPUView{}, nil), Bad, IDGPUDriver, "no driver has it"},
+		{IDGPU, "nouveau", gpu("nouveau", GPUView{}, nil), Bad, IDGPUDriver, "nouveau"},
+		{IDGPU, "handed on", gpu("vfio-pci", GPUView{}, nil), Good, "", "no GPU of NVIDIA"},
+		{IDGPU, "does not answer", gpu("nvidia", GPUView{Trouble: "Driver/library version mismatch"}, nil), Bad, IDGPUDriver, "mismatch"},
+		{IDGPU, "lost", gpu("nvidia", GPUView{Driver: "535.1"}, nil), Bad, IDGPUDriver, "the driver shows 0"},
+		{IDGPU, "old", gpu("nvidia", GPUView{Devices: []string{"Tesla K80"}, Driver: "390.157"}, nil), Warning, IDGPUDriver, "too old"},
+		{IDGPU, "not asked", func(c *clinic) { gpu("nvidia", GPUView{}, nil)(c); c.o.GPUs = nil }, Unknown, "", "nobody was asked"},
+		{IDGPU, "hangs", gpu("nvidia", GPUView{}, context.DeadlineExceeded), Unknown, "", "in time"},
+		{IDGPU, "a tree", nil, Unknown, "", "does not run"},
+	}
+}
+
+func TestMachine(t *testing.T) { runCases(t, machineCases()) }
+
+// Every check has a case in which it is good, one in which something is wrong, and one in which it is not known.
+func TestEveryCheckHasItsCases(t *testing.T) {
+	have := map[string]map[Verdict]bool{}
+	for _, cases := range [][]aCase{serverCases(), mongoCases(), networkCases(1, 1), goingCases(), agentCases(), machineCases()} {
+		for _, c := range cases {
+			if have[c.check] == nil {
+				have[c.check] = map[Verdict]bool{}
+			}
+			v := c.verdict
+			if v == Warning {
+				v = Bad
+			}
+			have[c.check][v] = true
+		}
+	}
+	// With a server that answers: sandbox/clustertest. What the kernel says: TestJudge.
+	elsewhere := map[string][]Verdict{
+		bootstrap.IDRoot:      {Bad}, // never wrong
+		IDMongoTTL:            {Bad, Good},
+		bootstrap.IDMongoAuth: {Good}, IDNotPrimary: {Good}, IDMongoOpen: {Good, Bad}, IDMongoSlow: {Good, Bad},
+		IDMongoOld: {Good, Bad}, bootstrap.IDClock: {Good},
+		bootstrap.IDAddress: {Good}, bootstrap.IDWritable: {Bad}, bootstrap.IDSpace: {Bad, Unknown}, IDTimeSync: {Good, Bad},
+	}
+	for _, c := range checks() {
+		for _, v := range []Verdict{Good, Bad, Unknown} {
+			if !have[c.id][v] && !slices.Contains(elsewhere[c.id], v) {
+				t.Errorf("%s has no case in which it is %s", c.id, v)
+			}
+		}
+	}
+}

@@ -1,0 +1,238 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// treesDir holds the project's own installations, written by hand.
+const treesDir = "../../sandbox/tree/files"
+
+const (
+	container = "usr/local/antmedia/conf/jee-container.xml"
+	server    = "usr/local/antmedia/conf/red5.properties"
+	liveApp   = "usr/local/antmedia/webapps/LiveApp/WEB-INF/red5-web.properties"
+)
+
+// clinic is a machine to be looked at: a tree, and whatever the rest of the world would say.
+type clinic struct {
+	t       *testing.T
+	root    string
+	running bool // looked at as the running machine, although it is a tree
+	o       Options
+	service fakeService
+
+	// What stands in the place of an answer, where a test has one.
+	mongo  *future[reached]
+	look   *future[cluster.Look]
+	status *future[*bootstrap.Status]
+	dial   func(context.Context, string) error
+}
+
+type fakeService struct {
+	state ams.State
+	err   error
+}
+
+func (s *fakeService) Name() string                             { return ams.DefaultUnit }
+func (s *fakeService) State(context.Context) (ams.State, error) { return s.state, s.err }
+
+// Nobody may start or stop anything.
+var errTouched = errors.New("the doctor touches the server")
+
+func (s *fakeService) Start(context.Context) error   { return errTouched }
+func (s *fakeService) Stop(context.Context) error    { return errTouched }
+func (s *fakeService) Restart(context.Context) error { return errTouched }
+func (s *fakeService) Reload(context.Context) error  { return errTouched }
+
+func newClinic(t *testing.T) *clinic {
+	t.Helper()
+	c := &clinic{t: t, root: t.TempDir()}
+	if err := os.CopyFS(filepath.Join(c.root, ams.DefaultDir), os.DirFS(filepath.Join(treesDir, "3.0"))); err != nil {
+		t.Fatal(err)
+	}
+	release, err := ams.ParseRelease("3.0.3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.put("etc/hostname", "node-1\n")
+	c.put("etc/hosts", "127.0.0.1 localhost\n10.0.0.5 node-1\n")
+	c.o = Options{
+		Machine: &bootstrap.Machine{Root: c.root, Service: &c.service, Release: release, Version: "test"},
+		Join: bootstrap.JoinRequest{Identify: func(context.Context) (metadata.Instance, error) {
+			return metadata.Instance{ID: "i-1", Provider: "aws", Address: netip.MustParseAddr("10.0.0.5")}, nil
+		}},
+		Connect: cluster.Options{Timeout: 1},
+		Drain:   1,
+	}
+	c.o.Machine.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) {
+		return nil, &cluster.Error{Kind: cluster.KindRefused, Op: "asking", Err: errors.New("refused")}
+	}
+	return c
+}
+
+func (c *clinic) put(path, content string) {
+	c.t.Helper()
+	at := filepath.Join(c.root, path)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(content), 0o644)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *clinic) link(path, to string) {
+	c.t.Helper()
+	at := filepath.Join(c.root, path)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.Symlink(to, at)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *clinic) edit(path, old, repl string) {
+	c.t.Helper()
+	at := filepath.Join(c.root, path)
+	b, err := os.ReadFile(at)
+	if err != nil || !strings.Contains(string(b), old) {
+		c.t.Fatalf("%s does not hold %q: %v", path, old, err)
+	}
+	if err := os.WriteFile(at, []byte(strings.ReplaceAll(string(b), old, repl)), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *clinic) mode(path string, mode os.FileMode) {
+	c.t.Helper()
+	if err := os.Chmod(filepath.Join(c.root, path), mode); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *clinic) remove(path string) {
+	c.t.Helper()
+	if err := os.RemoveAll(filepath.Join(c.root, path)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *clinic) target(s string) {
+	c.t.Helper()
+	t, err := cluster.ParseTarget(s)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.o.Join.Mongo = t
+}
+
+// join makes the files those of a node, as a join does, and the state file that of a proved one.
+func (c *clinic) join(mongo string) {
+	c.t.Helper()
+	c.target(mongo)
+	m := *c.o.Machine
+	m.Service, m.Euid, m.DropIn = ams.None{}, os.Geteuid(), c.o.Machine.DropIn
+	if _, err := m.Join(c.t.Context(), bootstrap.JoinRequest{Mongo: c.o.Join.Mongo, Address: "10.0.0.5", Offline: true}); err != nil {
+		c.t.Fatal(err)
+	}
+	c.state("joined")
+}
+
+func (c *clinic) state(phase string) {
+	c.put("var/lib/amsagent/state.json", fmt.Sprintf(`{"version":1,"phase":%q,"instance_id":"i-1","address":"10.0.0.5"}`, phase))
+}
+
+func finished[T any](v T, err error) *future[T] {
+	done := make(chan struct{})
+	close(done)
+	return &future[T]{done: done, value: v, err: err}
+}
+
+// check makes one check.
+func (c *clinic) check(id string) []Result {
+	c.t.Helper()
+	p := newPatient(c.t.Context(), c.o)
+	p.running = c.running
+	for _, f := range []struct {
+		given bool
+		set   func()
+	}{
+		{c.mongo != nil, func() { p.mongo = c.mongo }},
+		{c.look != nil, func() { p.look = c.look }},
+		{c.status != nil, func() { p.status = c.status }},
+		{c.dial != nil, func() { p.dial = c.dial }},
+	} {
+		if f.given {
+			f.set()
+		}
+	}
+	for _, row := range checks() {
+		if row.id != id {
+			continue
+		}
+		var out []Result
+		for _, r := range row.run(c.t.Context(), p) {
+			out = append(out, row.complete(r, c.o))
+		}
+		return out
+	}
+	c.t.Fatalf("no check %s", id)
+	return nil
+}
+
+// aCase is one machine and what a check says of it.
+type aCase struct {
+	check, name string
+	make        func(c *clinic)
+	verdict     Verdict
+	id          string // "" is the check's
+	seen        string // part of it
+}
+
+func runCases(t *testing.T, cases []aCase) {
+	t.Helper()
+	for _, tt := range cases {
+		t.Run(tt.check+"/"+tt.name, func(t *testing.T) {
+			c := newClinic(t)
+			if tt.make != nil {
+				tt.make(c)
+			}
+			want := tt.id
+			if want == "" {
+				want = tt.check
+			}
+			results := c.check(tt.check)
+			if len(results) == 0 {
+				t.Fatal("no result at all")
+			}
+			i := slices.IndexFunc(results, func(r Result) bool { return r.ID == want && r.Verdict == tt.verdict })
+			if i < 0 {
+				i = slices.IndexFunc(results, func(r Result) bool { return r.ID == want })
+			}
+			if i < 0 {
+				t.Fatalf("no %s in %+v", want, results)
+			}
+			r := results[i]
+			if r.Verdict != tt.verdict || !strings.Contains(r.Seen, tt.seen) {
+				t.Errorf("%s: %q, want %s: %q", r.Verdict, r.Seen, tt.verdict, tt.seen)
+			}
+			if r.Title == "" || r.Group == "" || r.Seen == "" || r.Page != "docs/errors/"+want+".md" || !slices.Contains(IDs(), r.ID) {
+				t.Errorf("incomplete: %+v", r)
+			}
+			if (r.Verdict == Bad || r.Verdict == Warning) && r.Hint == "" && r.Err == nil {
+				t.Errorf("no hint: %+v", r)
+			}
+		})
+	}
+}

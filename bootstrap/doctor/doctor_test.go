@@ -1,0 +1,323 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// aListener listens on the loopback.
+type aListener struct {
+	port  int
+	close func()
+}
+
+func listen(t *testing.T) aListener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	addr, _ := netip.ParseAddrPort(l.Addr().String())
+	return aListener{int(addr.Port()), func() { _ = l.Close() }}
+}
+
+// snapshot is every file of a tree with its mode and time.
+func snapshot(t *testing.T, root string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		text := info.Mode().String() + info.ModTime().String()
+		if info.Mode().IsRegular() {
+			b, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			text += string(b)
+		}
+		all[p] = text
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// All is listed, in the order of the table, and nothing is changed, whatever is wrong.
+func TestRun(t *testing.T) {
+	for name, prepare := range map[string]func(*clinic){
+		"before a join": nil,
+		"a node":        func(c *clinic) { c.join("mongodb://u:secret@10.0.2.4"); c.put("var/lib/amsagent/journal", "{}") },
+		"nothing":       noServer,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newClinic(t)
+			if prepare != nil {
+				prepare(c)
+			}
+			before := snapshot(t, c.root)
+			results := Run(t.Context(), c.o)
+			if d := cmp.Diff(before, snapshot(t, c.root)); d != "" {
+				t.Errorf("the doctor changed something:\n%s", d)
+			}
+			var order []string
+			for _, r := range results {
+				if len(order) == 0 || order[len(order)-1] != r.Check {
+					order = append(order, r.Check)
+				}
+				if strings.Contains(r.Seen+r.Hint, "secret") {
+					t.Errorf("a secret: %+v", r)
+				}
+			}
+			var want []string
+			for _, c := range checks() {
+				want = append(want, c.id)
+			}
+			if d := cmp.Diff(want, order); d != "" {
+				t.Errorf("checks that are not listed, or not in order:\n%s", d)
+			}
+			if n := Count(results); n.Bad+n.Warning+n.Unknown+n.Good != len(results) || n.Ignored != 0 {
+				t.Errorf("%+v of %d", n, len(results))
+			}
+		})
+	}
+}
+
+func TestIgnore(t *testing.T) {
+	c := newClinic(t)
+	noServer(c)
+	wrong := func() (ids []string) {
+		for _, r := range Run(t.Context(), c.o) {
+			if r.Wrong() {
+				ids = append(ids, r.ID)
+			}
+		}
+		return ids
+	}
+	if got := wrong(); !slices.Equal(got, []string{bootstrap.IDInstall}) {
+		t.Fatalf("wrong: %v", got)
+	}
+	c.o.Ignore = []string{bootstrap.IDInstall}
+	if got := wrong(); len(got) > 0 {
+		t.Errorf("wrong although ignored: %v", got)
+	}
+	if n := Count(Run(t.Context(), c.o)); n.Ignored != 1 || n.Bad != 0 {
+		t.Errorf("%+v", n)
+	}
+	// By the check's id, and by the finding's.
+	row := check{id: "AMS-ADDRESS"}
+	for _, id := range []string{"AMS-ADDRESS", ams.WarnAddressPublic} {
+		if r := row.complete(warning("", "x").as(ams.WarnAddressPublic), Options{Ignore: []string{id}}); !r.Ignored {
+			t.Errorf("not ignored by %s", id)
+		}
+	}
+	if r := row.complete(good("x"), Options{Ignore: []string{"AMS-ADDRESS"}}); r.Ignored {
+		t.Error("what is good cannot be ignored")
+	}
+}
+
+// An error of a library gets the id that every command gives it.
+func TestExplain(t *testing.T) {
+	c := newClinic(t)
+	c.target("10.0.2.4")
+	c.o.Explain = func(err error) (string, string) {
+		if cluster.KindOf(err) == cluster.KindRefused {
+			return "AMS-MONGO-REFUSED", "let it listen"
+		}
+		return "", ""
+	}
+	fail(cluster.KindRefused, bootstrap.IDMongo)(c)
+	r := c.check(bootstrap.IDMongo)
+	if len(r) != 1 || r[0].ID != "AMS-MONGO-REFUSED" || r[0].Check != bootstrap.IDMongo || r[0].Hint != "let it listen" || r[0].Page != "docs/errors/AMS-MONGO-REFUSED.md" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// With everything dead it is over in time, and says what it does not know.
+func TestBounded(t *testing.T) {
+	c := newClinic(t)
+	synctest.Test(t, func(t *testing.T) {
+		hang := func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		c.o.Machine.Service = &slowService{}
+		c.target("10.0.2.4")
+		c.o.Join.Identify = func(ctx context.Context) (metadata.Instance, error) { return metadata.Instance{}, hang(ctx) }
+		c.o.Machine.Connect = func(ctx context.Context, _ cluster.Target) (*cluster.Client, error) { return nil, hang(ctx) }
+		c.o.Connect.Dialer = deadDialer{}
+		c.o.Unit = func(ctx context.Context, _ string) (ams.State, error) { return ams.State{}, hang(ctx) }
+		c.o.Daemon = func(ctx context.Context) (DaemonView, error) { return DaemonView{}, hang(ctx) }
+		// This one does not even listen to its context.
+		stuck := make(chan struct{})
+		c.o.Hooks = stuckHooks{stuck}
+		begin := time.Now()
+		results := Run(t.Context(), c.o)
+		if took := time.Since(begin); took > defaultLimit {
+			t.Errorf("it took %s", took)
+		}
+		n := 0
+		for _, r := range results {
+			if r.Check == IDHook {
+				n++
+				if r.Verdict != Unknown || !strings.Contains(r.Seen, "15s") && !strings.Contains(r.Seen, "in time") {
+					t.Errorf("%+v", r)
+				}
+			}
+			// What is on the disk is known all the same.
+			if r.ID == bootstrap.IDFile && r.Verdict != Good {
+				t.Errorf("%+v", r)
+			}
+		}
+		if n != 1 {
+			t.Errorf("the hook is told %d times", n)
+		}
+		close(stuck)
+		synctest.Wait()
+	})
+}
+
+type stuckHooks struct{ ch chan struct{} }
+
+func (s stuckHooks) TerminationHook(context.Context) (HookView, error) {
+	<-s.ch
+	return HookView{}, errors.New("late")
+}
+
+type deadDialer struct{}
+
+func (deadDialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestJudge(t *testing.T) {
+	if r := judgeSync(unix.TIME_OK, 0); r.Verdict != Good {
+		t.Errorf("%+v", r)
+	}
+	for _, r := range []Result{judgeSync(unix.TIME_ERROR, 0), judgeSync(unix.TIME_OK, unix.STA_UNSYNC)} {
+		if r.Verdict != Warning || r.Hint == "" {
+			t.Errorf("%+v", r)
+		}
+	}
+	for d, want := range map[time.Duration]string{time.Hour: "1h", 90 * time.Second: "1m30s", 48 * time.Hour: "48h", 30 * time.Second: "30s", 15 * time.Minute: "15m"} {
+		if got := span(d); got != want {
+			t.Errorf("%v: %s", d, got)
+		}
+	}
+	for n, want := range map[uint64]string{3 << 30: "3.0 GiB", 5 << 20: "5 MiB", 100: "0 KiB"} {
+		if got := size(n); got != want {
+			t.Errorf("%d: %s", n, got)
+		}
+	}
+	if got := few([]string{"a", "b", "c", "d"}); got != "a, b and 2 more" {
+		t.Error(got)
+	}
+}
+
+// Of many nodes some are tried, from all over the list.
+func TestSample(t *testing.T) {
+	var list []peer
+	for i := range 100 {
+		list = append(list, peer{port: i})
+	}
+	got := sample(list, mostPeers)
+	if len(got) != mostPeers || got[0].port != 0 || got[4].port != 80 {
+		t.Errorf("%v", got)
+	}
+	if got := sample(list[:3], mostPeers); len(got) != 3 {
+		t.Errorf("%v", got)
+	}
+}
+
+// A file system that is full, or has no inodes left, in a mount of its own.
+func TestSpace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root mounts")
+	}
+	for _, tt := range []struct {
+		options string
+		id      string
+	}{{"size=512m,nr_inodes=200000", bootstrap.IDSpace}, {"size=2g,nr_inodes=200", IDInodes}} {
+		c := newClinic(t)
+		at := filepath.Join(c.root, "var/log/antmedia")
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", at, "tmpfs", 0, tt.options); err != nil {
+			t.Skipf("no mount here: %v", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+		if !slices.ContainsFunc(c.check(bootstrap.IDSpace), func(r Result) bool { return r.ID == tt.id && r.Verdict == Warning && r.Hint != "" }) {
+			t.Errorf("%s: %+v", tt.options, c.check(bootstrap.IDSpace))
+		}
+	}
+}
+
+// A read-only folder is found before a join finds it.
+func TestReadOnly(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root mounts")
+	}
+	c := newClinic(t)
+	at := filepath.Join(c.root, "usr/local/antmedia/conf")
+	if err := unix.Mount(at, at, "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("no mount here: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	if err := unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Skipf("no mount here: %v", err)
+	}
+	r := c.check(bootstrap.IDWritable)
+	if len(r) != 1 || r[0].Verdict != Bad || !strings.Contains(r[0].Seen, "read-only") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// Ids are words of capitals, and each check has one of its own.
+func TestTable(t *testing.T) {
+	seen := map[string]bool{}
+	group := Group("")
+	groups := map[Group]bool{}
+	for _, c := range checks() {
+		if seen[c.id] || !strings.HasPrefix(c.id, "AMS-") || strings.ToUpper(c.id) != c.id || c.title == "" || c.run == nil {
+			t.Errorf("%+v", c)
+		}
+		seen[c.id] = true
+		if c.group != group {
+			if groups[c.group] {
+				t.Errorf("group %s stands in two places", c.group)
+			}
+			group, groups[c.group] = c.group, true
+		}
+	}
+}
