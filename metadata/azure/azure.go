@@ -168,6 +168,9 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if m.FlatTags {
 		note("this metadata service knows tags in their old form only, name:value;name:value: a value with a semicolon is cut there")
 	}
+	if m.OddTags > 0 {
+		note("%d tags were left out that Azure does not allow", m.OddTags)
+	}
 	if m.Name == "" {
 		note("the metadata tell no name of this machine, so scheduled events cannot be known to be about it")
 	}

@@ -20,8 +20,11 @@ type choice struct{ source, note string }
 
 // pick takes the interface that the default route leaves by: the order in the metadata means nothing.
 func (p *Provider) pick(nics []NIC) (NIC, choice) {
-	if len(nics) == 0 {
+	switch len(nics) {
+	case 0:
 		return NIC{}, choice{}
+	case 1:
+		return nics[0], choice{source: "the only network interface"}
 	}
 	name, mac, err := p.defaultInterface()
 	if err == nil {
@@ -30,9 +33,6 @@ func (p *Provider) pick(nics []NIC) (NIC, choice) {
 				return n, choice{source: fmt.Sprintf("the network interface with the MAC of %s, by which the default route leaves", name)}
 			}
 		}
-	}
-	if len(nics) == 1 {
-		return nics[0], choice{source: "the only network interface"}
 	}
 	if err == nil {
 		// A bridge, a bond or a team in front may have another MAC, and has the address.

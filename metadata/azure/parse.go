@@ -29,7 +29,9 @@ type Machine struct {
 	// form, which cannot be taken apart for sure.
 	Tags     cloud.Tags
 	FlatTags bool
-	NICs     []NIC
+	// OddTags counts those that were left out, since Azure does not allow such.
+	OddTags int
+	NICs    []NIC
 }
 
 // NIC is one network interface.
@@ -72,11 +74,9 @@ func ParseInstance(body []byte) (Machine, error) {
 			OSProfile      struct {
 				ComputerName string `json:"computerName"`
 			} `json:"osProfile"`
-			Tags     *string `json:"tags"`
-			TagsList *[]struct {
-				Name  string `json:"name"`
-				Value string `json:"value"`
-			} `json:"tagsList"`
+			// Tags in a form that nobody has seen yet cost no node its identity.
+			Tags     json.RawMessage `json:"tags"`
+			TagsList json.RawMessage `json:"tagsList"`
 		} `json:"compute"`
 		Network struct {
 			Interface []struct {
@@ -120,23 +120,9 @@ func ParseInstance(body []byte) (Machine, error) {
 		id := strings.TrimRight(c.VirtualMachineScaleSet.ID, "/")
 		m.ScaleSet = check("virtualMachineScaleSet.id", id[strings.LastIndexByte(id, '/')+1:])
 	}
-	switch {
-	case c.TagsList != nil:
-		m.Tags = cloud.Tags{}
-		if len(*c.TagsList) > maxTags {
-			errs = append(errs, fmt.Errorf("the instance metadata holds %d tags", len(*c.TagsList)))
-			break
-		}
-		for _, t := range *c.TagsList {
-			if !isTag(t.Name) || t.Name == "" || !isTag(t.Value) {
-				errs = append(errs, fmt.Errorf("the instance metadata holds a tag %s that Azure does not allow", quoteShort(t.Name)))
-				continue
-			}
-			m.Tags[t.Name] = t.Value
-		}
-	case c.Tags != nil:
-		m.FlatTags = true
-		m.Tags = ParseFlatTags(*c.Tags)
+	m.Tags, m.OddTags = parseTags(c.TagsList)
+	if flat := (*string)(nil); m.Tags == nil && json.Unmarshal(c.Tags, &flat) == nil && flat != nil {
+		m.FlatTags, m.Tags = true, ParseFlatTags(*flat)
 	}
 	if len(doc.Network.Interface) > maxNICs {
 		errs = append(errs, fmt.Errorf("the instance metadata holds %d network interfaces", len(doc.Network.Interface)))
@@ -169,6 +155,26 @@ func ParseInstance(body []byte) (Machine, error) {
 		return Machine{}, errors.Join(errs...)
 	}
 	return m, nil
+}
+
+// parseTags reads the list of tags; nil is that there is none that could be read.
+func parseTags(raw json.RawMessage) (tags cloud.Tags, odd int) {
+	var list []struct {
+		Name  string `json:"name"`
+		Value string `json:"value"`
+	}
+	if json.Unmarshal(raw, &list) != nil || list == nil {
+		return nil, 0
+	}
+	tags = cloud.Tags{}
+	for _, t := range list {
+		if t.Name == "" || !isTag(t.Name) || !isTag(t.Value) || len(tags) == maxTags {
+			odd++
+			continue
+		}
+		tags[t.Name] = t.Value
+	}
+	return tags, odd
 }
 
 // ParseFlatTags takes name:value;name:value apart, which is all that versions before 2019-06-04 tell. A value with a

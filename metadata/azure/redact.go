@@ -154,6 +154,9 @@ func redactTag(m *record.Mapper, key, value string) string {
 	if isOwn(key) && !strings.HasSuffix(strings.ToLower(key), "mongo") && plain {
 		return value
 	}
+	if !isTag(value) {
+		return m.Name("value", value) + "\n" // as unusable as it was
+	}
 	return m.Name("value", value)
 }
 
