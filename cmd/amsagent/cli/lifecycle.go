@@ -216,6 +216,9 @@ func hasSignals(provider string) bool {
 	return false
 }
 
+// hasHooks tells that this cloud may let a hook wait of which no notice tells: it has to be asked.
+func hasHooks(provider string) bool { return provider == metadata.AWS || provider == metadata.Alibaba }
+
 // provider is the cloud that somebody named, or that shows.
 func (a *daemonAdapter) provider(ctx context.Context) (string, error) {
 	a.mu.Lock()
@@ -238,6 +241,9 @@ type lateCloud struct{ *cloud }
 
 // Discover implements lifecycle.Completer.
 func (c lateCloud) Discover(ctx context.Context, launching bool) (*lifecycle.Hook, error) {
+	if p, err := c.a.provider(ctx); err == nil && !hasHooks(p) {
+		return nil, nil //nolint:nilnil // as below
+	}
 	if err := c.settle(ctx); err != nil {
 		return nil, err
 	}
@@ -246,6 +252,9 @@ func (c lateCloud) Discover(ctx context.Context, launching bool) (*lifecycle.Hoo
 
 // Complete implements lifecycle.Completer.
 func (c lateCloud) Complete(ctx context.Context, h lifecycle.Hook, r lifecycle.Result) error {
+	if err := c.ours(ctx, h); err != nil {
+		return err
+	}
 	if err := c.settle(ctx); err != nil {
 		return err
 	}
@@ -282,6 +291,14 @@ func (c *cloud) open(inst metadata.Instance) error {
 	return nil
 }
 
+// ours is an error where a hook is another cloud's. That shows before the metadata answer, which they may never do.
+func (c *cloud) ours(ctx context.Context, h lifecycle.Hook) error {
+	if p, err := c.a.provider(ctx); err == nil && p != h.Provider {
+		return fmt.Errorf("%w: this machine is on %s, not on %s", lifecycle.ErrGone, p, h.Provider)
+	}
+	return nil
+}
+
 // ready waits until the cloud is known.
 func (c *cloud) ready(ctx context.Context) error {
 	select {
@@ -294,6 +311,9 @@ func (c *cloud) ready(ctx context.Context) error {
 
 // Discover implements lifecycle.Completer.
 func (c *cloud) Discover(ctx context.Context, launching bool) (*lifecycle.Hook, error) {
+	if p, err := c.a.provider(ctx); err == nil && !hasHooks(p) {
+		return nil, nil //nolint:nilnil // no hook, and no error: nobody needs to be asked for one
+	}
 	if err := c.ready(ctx); err != nil {
 		return nil, err
 	}
@@ -314,9 +334,8 @@ func (c *cloud) Complete(ctx context.Context, h lifecycle.Hook, r lifecycle.Resu
 }
 
 func (c *cloud) ask(ctx context.Context, h lifecycle.Hook, call func() error) error {
-	// Whose hook it is shows before the metadata answer, which they may never do.
-	if p, err := c.a.provider(ctx); err == nil && p != h.Provider {
-		return fmt.Errorf("%w: this machine is on %s, not on %s", lifecycle.ErrGone, p, h.Provider)
+	if err := c.ours(ctx, h); err != nil {
+		return err
 	}
 	if err := c.ready(ctx); err != nil {
 		return err

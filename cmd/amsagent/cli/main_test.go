@@ -100,15 +100,19 @@ func fixedNow() time.Time { return time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 // testEnv is an environment of its own: these variables, buffers, an empty machine below root.
 type testEnv struct {
 	vars   map[string]string
+	stdin  io.Reader
+	tty    bool // standard input is a terminal
 	stdout bytes.Buffer
 	stderr lockedBuffer
 }
 
 func (e *testEnv) env() Env {
 	return Env{
-		Stdout:    &e.stdout,
-		Stderr:    &e.stderr,
-		LookupEnv: func(k string) (string, bool) { v, ok := e.vars[k]; return v, ok },
+		Stdin:      e.stdin,
+		IsTerminal: func(f any) bool { return e.tty && f == e.stdin },
+		Stdout:     &e.stdout,
+		Stderr:     &e.stderr,
+		LookupEnv:  func(k string) (string, bool) { v, ok := e.vars[k]; return v, ok },
 		Environ: func() []string {
 			var out []string
 			for k, v := range e.vars {

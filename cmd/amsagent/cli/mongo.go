@@ -6,9 +6,11 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -68,6 +70,9 @@ func (g *globals) mongo() (mongoSource, error) {
 		return mongoSource{}, errNoMongo
 	}
 	if path, ok := filePath(v.text); ok {
+		if path == pipePath {
+			return g.mongoStdin(v.origin)
+		}
 		return g.mongoFile(path, v.origin)
 	}
 	t, err := cluster.ParseTarget(v.text)
@@ -115,6 +120,61 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 		g.log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
 	}
 	return mongoSource{Target: t, Origin: o, File: full}, nil
+}
+
+// pipePath is standard input in the place of a file: a pipe from a cloud's vault shows the password to nobody.
+const pipePath = "-"
+
+// pipeTime bounds the waiting for it. Nobody types there, and a boot must not hang on a pipe that nobody closes.
+const pipeTime = 30 * time.Second
+
+// mongoStdin reads the address from standard input, once: whoever asks again gets the same.
+func (g *globals) mongoStdin(o origin) (mongoSource, error) {
+	fail := func(err error) (mongoSource, error) {
+		return mongoSource{}, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address from standard input: %w", err)}
+	}
+	if o.Layer != layerFlag {
+		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))
+	}
+	if g.piped == nil {
+		if g.env.IsTerminal(g.env.Stdin) {
+			return fail(errors.New("it is a terminal"))
+		}
+		read := make(chan *piped, 1)
+		go func() {
+			b, err := io.ReadAll(io.LimitReader(g.env.Stdin, maxSmallFile+1))
+			read <- &piped{b, err}
+		}()
+		select {
+		case g.piped = <-read:
+		case <-time.After(pipeTime):
+			return fail(fmt.Errorf("it was not closed within %s", pipeTime))
+		}
+	}
+	text := strings.TrimSpace(string(g.piped.text))
+	switch {
+	case g.piped.err != nil:
+		return fail(g.piped.err)
+	case len(g.piped.text) > maxSmallFile:
+		return fail(fmt.Errorf("more than %d KiB came", maxSmallFile>>10))
+	case text == "":
+		return fail(errors.New("nothing came: did the command before the pipe fail?"))
+	}
+	if _, ok := filePath(text); ok {
+		return fail(errors.New("a file: inside is not followed"))
+	}
+	t, err := cluster.ParseTarget(text)
+	if err != nil {
+		return fail(err)
+	}
+	g.known(t)
+	return mongoSource{Target: t, Origin: o}, nil
+}
+
+// piped is what came on standard input.
+type piped struct {
+	text []byte
+	err  error
 }
 
 // known keeps the secrets of a target out of everything printed from here on, and says what is odd about it.

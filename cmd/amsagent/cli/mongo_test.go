@@ -160,3 +160,44 @@ func TestMongoNotReadable(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 }
+
+// TestMongoFromStdin: a pipe from a cloud's vault, read once, and never waited for by a boot for long.
+func TestMongoFromStdin(t *testing.T) {
+	const secret = "mongodb://app:hunter22@10.9.9.9/?authSource=admin"
+	for _, tt := range []struct {
+		name, in, fails string
+		terminal        bool
+		vars            map[string]string
+	}{
+		{name: "a line", in: secret + "\n"},
+		{name: "without an end of line", in: secret},
+		{name: "a failed command before the pipe", in: "\n", fails: "did the command before the pipe fail?"},
+		{name: "a terminal", terminal: true, fails: "it is a terminal"},
+		{name: "too much", in: strings.Repeat("x", maxSmallFile+1), fails: "KiB came"},
+		{name: "a file: inside", in: "file:/etc/shadow", fails: "is not followed"},
+		{name: "no address", in: "mongodb://", fails: "standard input"},
+		{name: "in the environment", in: secret, vars: map[string]string{"AMSAGENT_MONGO": "file:-"}, fails: "for the command line"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := &testEnv{stdin: strings.NewReader(tt.in), tty: tt.terminal}
+			args := []string{"--mongo", "file:-"}
+			if tt.vars != nil {
+				e.vars, args = tt.vars, nil
+			}
+			g := loaded(t, e, args...)
+			for range 2 { // who asks again gets the same
+				src, err := g.mongo()
+				switch {
+				case tt.fails != "":
+					if err == nil || !strings.Contains(err.Error(), tt.fails) || strings.Contains(err.Error(), "hunter22") {
+						t.Fatalf("%v", err)
+					}
+				case err != nil:
+					t.Fatal(err)
+				case src.Target.Redacted() != "mongodb://app:***@10.9.9.9/?authSource=admin" || src.Origin.Name != "--mongo":
+					t.Errorf("%s from %s", src.Target.Redacted(), src.Origin.Name)
+				}
+			}
+		})
+	}
+}

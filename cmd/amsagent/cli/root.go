@@ -60,6 +60,8 @@ type globals struct {
 	color   string
 	logger  *slog.Logger
 	secrets []cluster.Secret
+	// piped is what came on standard input as the MongoDB address; nil where nobody has read it.
+	piped *piped
 	// reload is told of hangups; nil where they mean "stop".
 	reload chan struct{}
 	// calm says that a signal is the only end of this command, and nothing to tell anybody.

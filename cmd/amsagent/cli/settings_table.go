@@ -93,7 +93,7 @@ func settingsTable() []setting {
 	return []setting{
 		{
 			key: keyMongo, flag: "mongo", arg: "ADDRESS", tag: "mongo", secret: true, check: checkMongo,
-			help: "the cluster's MongoDB: IP, host[:port], a comma list, mongodb://…, mongodb+srv://…, or file:PATH holding one of these; a password given here shows in the process list, one in a file does not",
+			help: "the cluster's MongoDB: IP, host[:port], a comma list, mongodb://…, mongodb+srv://…, or file:PATH holding one of these (file:- is standard input); a password given here shows in the process list, one in a file does not",
 		},
 		{
 			key: keyRole, flag: "role", arg: "ROLE", tag: "role", check: checkRole,
@@ -435,6 +435,9 @@ func checkOrigin(v string) (string, error) {
 func checkMongo(v string) (string, error) {
 	v = strings.TrimSpace(v)
 	if path, ok := filePath(v); ok {
+		if path == pipePath {
+			return v, nil
+		}
 		if !filepath.IsAbs(path) {
 			return "", valueError{text: fmt.Sprintf("file:%s is not an absolute path", path), hints: []string{"write file:/etc/amsagent/mongo"}}
 		}
