@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,10 +24,7 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
-	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
-	"github.com/aws/aws-sdk-go-v2/service/autoscaling/types"
 	"github.com/aws/smithy-go"
-	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -96,9 +93,12 @@ type AutoScaling struct {
 	credentials *sdk.CredentialsCache
 	http        *http.Client
 
-	mu     sync.Mutex
-	client *autoscaling.Client
-	place  place
+	mu       sync.Mutex
+	endpoint string // "" until it is known
+	place    place
+	// skew is how far the API's clock is ahead of ours, where it refused us for that: it knows the time, and a machine that
+	// has just booted may not.
+	skew time.Duration
 }
 
 // place is where this instance is, which says where the API is.
@@ -139,7 +139,7 @@ func (p *Provider) AutoScaling(o AutoScalingOptions) (*AutoScaling, error) {
 			func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
 		),
 		http: &http.Client{
-			Transport: checked{transport},
+			Transport: transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error {
 				// A redirect would carry the signature to whoever the answer names.
 				return http.ErrUseLastResponse
@@ -173,53 +173,8 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	return &imds.GetMetadataOutput{Content: io.NopCloser(bytes.NewReader(body))}, nil
 }
 
-// checked bounds the answers and looks at them: the SDK takes a success without a body, or with the page of some proxy, for
-// done, and then a hook would wait that we believe to be completed.
-type checked struct{ next http.RoundTripper }
-
-var errNotAPI = errors.New("the answer is not one of the Auto Scaling API")
-
-// RoundTrip implements http.RoundTripper.
-func (c checked) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := c.next.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody+1))
-	resp.Body.Close()
-	switch {
-	case err != nil:
-		return nil, err
-	case len(body) > cloud.MaxBody, resp.StatusCode < 400 && (resp.StatusCode != http.StatusOK || !isResponse(body)):
-		return nil, fmt.Errorf("%w (HTTP %d, %d bytes)", errNotAPI, resp.StatusCode, len(body))
-	}
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return resp, nil
-}
-
-// isResponse says whether the outermost element is that of an answer: <CompleteLifecycleActionResponse>.
-func isResponse(body []byte) bool {
-	d := xml.NewDecoder(bytes.NewReader(body))
-	for {
-		t, err := d.Token()
-		if err != nil {
-			return false
-		}
-		if start, ok := t.(xml.StartElement); ok {
-			return strings.HasSuffix(start.Name.Local, "Response") && start.Name.Local != "ErrorResponse"
-		}
-	}
-}
-
 // CloseIdleConnections ends the connections that wait for the next call.
 func (a *AutoScaling) CloseIdleConnections() { a.http.CloseIdleConnections() }
-
-// CloseIdleConnections is what http.Client.CloseIdleConnections looks for.
-func (c checked) CloseIdleConnections() {
-	if c, ok := c.next.(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
-}
 
 // Membership is how the group sees this instance.
 type Membership struct {
@@ -230,21 +185,18 @@ type Membership struct {
 
 // Membership asks how the group sees this instance. It is nil for an instance that is in no group, or in none any more.
 func (a *AutoScaling) Membership(ctx context.Context) (*Membership, error) {
-	var m *Membership
-	err := a.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, c *autoscaling.Client, where place) error {
-		m = nil
-		out, err := c.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{where.instance}})
-		if err != nil {
-			return err
-		}
-		for _, i := range out.AutoScalingInstances {
-			if sdk.ToString(i.InstanceId) == where.instance && sdk.ToString(i.AutoScalingGroupName) != "" {
-				m = &Membership{Group: sdk.ToString(i.AutoScalingGroupName), State: sdk.ToString(i.LifecycleState)}
-			}
-		}
-		return nil
+	found, where, err := a.call(ctx, "DescribeAutoScalingInstances", "", func(where place) url.Values {
+		return url.Values{"InstanceIds.member.1": {where.instance}}
 	})
-	return m, err
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range found {
+		if i["InstanceId"] == where.instance && i["AutoScalingGroupName"] != "" {
+			return &Membership{Group: i["AutoScalingGroupName"], State: i["LifecycleState"]}, nil
+		}
+	}
+	return nil, nil //nolint:nilnil // in no group
 }
 
 // LifecycleHook is one hook of a group.
@@ -258,33 +210,38 @@ type LifecycleHook struct {
 
 // Hooks lists the hooks of a group, in the order of their names.
 func (a *AutoScaling) Hooks(ctx context.Context, group string) ([]LifecycleHook, error) {
-	var hooks []LifecycleHook
-	err := a.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context, c *autoscaling.Client, _ place) error {
-		hooks = nil
-		out, err := c.DescribeLifecycleHooks(ctx, &autoscaling.DescribeLifecycleHooksInput{AutoScalingGroupName: &group})
-		if err != nil {
-			return err
-		}
-		for _, h := range out.LifecycleHooks {
-			hook := LifecycleHook{Name: sdk.ToString(h.LifecycleHookName), Timeout: seconds(h.HeartbeatTimeout), Limit: seconds(h.GlobalTimeout)}
-			switch sdk.ToString(h.LifecycleTransition) {
-			case "autoscaling:EC2_INSTANCE_TERMINATING":
-			case "autoscaling:EC2_INSTANCE_LAUNCHING":
-				hook.Launching = true
-			default:
-				continue
-			}
-			if hook.Name != "" {
-				hooks = append(hooks, hook)
-			}
-		}
-		slices.SortFunc(hooks, func(a, b LifecycleHook) int { return strings.Compare(a.Name, b.Name) })
-		return nil
+	found, _, err := a.call(ctx, "DescribeLifecycleHooks", group, func(place) url.Values {
+		return url.Values{"AutoScalingGroupName": {group}}
 	})
-	return hooks, err
+	if err != nil {
+		return nil, err
+	}
+	var hooks []LifecycleHook
+	for _, h := range found {
+		hook := LifecycleHook{Name: h["LifecycleHookName"], Timeout: seconds(h["HeartbeatTimeout"]), Limit: seconds(h["GlobalTimeout"])}
+		switch h["LifecycleTransition"] {
+		case "autoscaling:EC2_INSTANCE_TERMINATING":
+		case "autoscaling:EC2_INSTANCE_LAUNCHING":
+			hook.Launching = true
+		default:
+			continue
+		}
+		if hook.Name != "" {
+			hooks = append(hooks, hook)
+		}
+	}
+	slices.SortFunc(hooks, func(a, b LifecycleHook) int { return strings.Compare(a.Name, b.Name) })
+	return hooks, nil
 }
 
-func seconds(n *int32) time.Duration { return time.Duration(max(0, sdk.ToInt32(n))) * time.Second }
+// seconds reads a number of seconds; 0 where there is none.
+func seconds(s string) time.Duration {
+	n, err := strconv.ParseInt(s, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(max(0, n)) * time.Second
+}
 
 // Action names one action of one hook.
 type Action struct {
@@ -295,13 +252,8 @@ type Action struct {
 
 // Heartbeat makes the hook wait for its whole timeout again. ErrNoAction means that it does not wait.
 func (a *AutoScaling) Heartbeat(ctx context.Context, action Action) error {
-	return a.call(ctx, "RecordLifecycleActionHeartbeat", action.Group, func(ctx context.Context, c *autoscaling.Client, where place) error {
-		_, err := c.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
-			AutoScalingGroupName: &action.Group, LifecycleHookName: &action.Hook,
-			InstanceId: &where.instance, LifecycleActionToken: orNil(action.Token),
-		})
-		return err
-	})
+	_, _, err := a.call(ctx, "RecordLifecycleActionHeartbeat", action.Group, action.params)
+	return err
 }
 
 // Complete ends the wait of the hook: the transition goes on, or with abandon is given up. ErrNoAction means that it
@@ -311,33 +263,34 @@ func (a *AutoScaling) Complete(ctx context.Context, action Action, abandon bool)
 	if abandon {
 		result = "ABANDON"
 	}
-	return a.call(ctx, "CompleteLifecycleAction", action.Group, func(ctx context.Context, c *autoscaling.Client, where place) error {
-		_, err := c.CompleteLifecycleAction(ctx, &autoscaling.CompleteLifecycleActionInput{
-			AutoScalingGroupName: &action.Group, LifecycleHookName: &action.Hook, LifecycleActionResult: &result,
-			InstanceId: &where.instance, LifecycleActionToken: orNil(action.Token),
-		})
-		return err
+	_, _, err := a.call(ctx, "CompleteLifecycleAction", action.Group, func(where place) url.Values {
+		params := action.params(where)
+		params.Set("LifecycleActionResult", result)
+		return params
 	})
+	return err
 }
 
-func orNil(s string) *string {
-	if s == "" {
-		return nil
+// params are what both calls for an action say of it.
+func (a Action) params(where place) url.Values {
+	params := url.Values{"AutoScalingGroupName": {a.Group}, "LifecycleHookName": {a.Hook}, "InstanceId": {where.instance}}
+	if a.Token != "" {
+		params.Set("LifecycleActionToken", a.Token)
 	}
-	return &s
+	return params
 }
 
 // open finds out where the API is, once.
-func (a *AutoScaling) open(ctx context.Context) (*autoscaling.Client, place, error) {
+func (a *AutoScaling) open(ctx context.Context) (place, error) {
 	a.mu.Lock()
-	client, where := a.client, a.place
+	endpoint, where := a.endpoint, a.place
 	a.mu.Unlock()
-	if client != nil {
-		return client, where, nil
+	if endpoint != "" {
+		return where, nil
 	}
 	id, err := item(ctx, a.p, optional("identity document", "dynamic/instance-identity/document"), ParseIdentity)
 	if err != nil {
-		return nil, place{}, err
+		return place{}, err
 	}
 	where = place{region: id.Region, account: id.AccountID, instance: id.InstanceID}
 	for _, part := range []struct {
@@ -352,24 +305,17 @@ func (a *AutoScaling) open(ctx context.Context) (*autoscaling.Client, place, err
 			*part.to, err = part.usual, nil
 		}
 		if err != nil {
-			return nil, place{}, err
+			return place{}, err
 		}
 	}
-	endpoint := a.opts.Endpoint
+	endpoint = a.opts.Endpoint
 	if endpoint == "" {
 		endpoint = "https://autoscaling." + where.region + "." + where.domain
 	}
-	client = autoscaling.New(autoscaling.Options{
-		Region: where.region, BaseEndpoint: &endpoint, Credentials: a.credentials, HTTPClient: a.http,
-		// The SDK pays for its retries out of a bucket and tells nobody: call retries instead.
-		Retryer: sdk.NopRetryer{},
-	})
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.client == nil {
-		a.client, a.place = client, where
-	}
-	return a.client, a.place, nil
+	a.endpoint, a.place = endpoint, where
+	return where, nil
 }
 
 func usualPartition(region string) string {
@@ -390,24 +336,22 @@ func usualDomain(region string) string {
 	return "amazonaws.com"
 }
 
-// call makes one call with its retries.
-func (a *AutoScaling) call(
-	ctx context.Context, action, group string, do func(context.Context, *autoscaling.Client, place) error,
-) error {
+// call makes one call with its retries, and returns the list in its answer.
+func (a *AutoScaling) call(ctx context.Context, action, group string, params func(place) url.Values) ([]map[string]string, place, error) {
 	bound, cancel := context.WithTimeout(ctx, a.opts.Timeout)
 	defer cancel()
 	wait := apiWait
 	renewed := false
 	for n := 1; ; n++ {
-		client, where, err := a.open(bound)
+		where, err := a.open(bound)
 		if err != nil {
-			return fmt.Errorf("calling %s: %w", action, err)
+			return nil, where, fmt.Errorf("calling %s: %w", action, err)
 		}
 		try, cancel := context.WithTimeout(bound, apiAttemptTimeout)
-		err = do(try, client, where)
+		found, err := a.post(try, action, params(where))
 		cancel()
 		if err == nil {
-			return nil
+			return found, where, nil
 		}
 		v := a.judge(action, group, where, err)
 		if v.expired && !renewed {
@@ -420,7 +364,7 @@ func (a *AutoScaling) call(
 		pause := wait/2 + rand.N(wait/2+1)
 		deadline, _ := bound.Deadline()
 		if !v.retry || n >= apiAttempts || ctx.Err() != nil || time.Until(deadline) <= pause {
-			return v.err
+			return nil, where, v.err
 		}
 		a.opts.Log.Warn("the Auto Scaling API gave no usable answer, trying again",
 			"action", action, "attempt", n, "wait", pause.Round(time.Millisecond), "err", v.err)
@@ -429,7 +373,7 @@ func (a *AutoScaling) call(
 		select {
 		case <-bound.Done():
 			timer.Stop()
-			return v.err
+			return nil, where, v.err
 		case <-timer.C:
 		}
 	}
@@ -458,13 +402,6 @@ func (a *AutoScaling) judge(action, group string, where place, err error) verdic
 		if errors.Is(err, errNotAPI) {
 			return verdict{retry: true, err: fmt.Errorf("%s: %w", doing, wireCause(err))}
 		}
-		if re, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && re.HTTPStatusCode() != 0 {
-			// Something answers, and it does not speak as the API does.
-			return verdict{retry: true, err: fmt.Errorf("%s: the answer is not one of the Auto Scaling API%s", doing, statusOf(err))}
-		}
-		if _, garbled := errors.AsType[*smithy.DeserializationError](err); garbled {
-			return verdict{retry: true, err: fmt.Errorf("%s: the answer is not one of the Auto Scaling API", doing)}
-		}
 		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: wireCause(err)}}
 	}
 	code, message := api.ErrorCode(), printable(api.ErrorMessage())
@@ -477,7 +414,12 @@ func (a *AutoScaling) judge(action, group string, where place, err error) verdic
 	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException", "InvalidToken", "InvalidAccessKeyId":
 		return verdict{expired: true, err: plain}
 	case "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "InvalidSignatureException":
-		// The SDK takes the API's clock from its first answer: the second try is signed by that.
+		// The next try is signed by the API's clock.
+		if e, ok := errors.AsType[*apiError](err); ok && e.skew != nil {
+			a.mu.Lock()
+			a.skew = *e.skew
+			a.mu.Unlock()
+		}
 		return verdict{retry: true, err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
 	case "ValidationError":
 		switch {
@@ -491,21 +433,14 @@ func (a *AutoScaling) judge(action, group string, where place, err error) verdic
 		"ServiceUnavailable", "InternalFailure", "InternalError", "RequestTimeout":
 		return verdict{retry: true, err: plain}
 	}
-	if _, contention := errors.AsType[*types.ResourceContentionFault](err); contention {
-		return verdict{retry: true, err: plain}
+	e, ok := errors.AsType[*apiError](err)
+	if !ok {
+		return verdict{err: plain} // of the credentials
 	}
-	status := 0
-	if re, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
-		status = re.HTTPStatusCode()
+	return verdict{
+		retry: e.status >= 500 || e.status == http.StatusTooManyRequests,
+		err:   fmt.Errorf("%w (HTTP %d)", plain, e.status),
 	}
-	return verdict{retry: status >= 500 || status == http.StatusTooManyRequests, err: fmt.Errorf("%w%s", plain, statusOf(err))}
-}
-
-func statusOf(err error) string {
-	if re, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
-		return fmt.Sprintf(" (HTTP %d)", re.HTTPStatusCode())
-	}
-	return ""
 }
 
 // UnreachableError says that the API could not be spoken to.
@@ -525,16 +460,13 @@ func (e *UnreachableError) Unwrap() error { return e.Cause }
 // Hint says what an operator can do.
 func (e *UnreachableError) Hint() string { return hintAPIUnreachable }
 
-// wireCause takes the SDK's layers off.
+// wireCause takes the layers of net/http off.
 func wireCause(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
 	}
 	if ue, ok := errors.AsType[*url.Error](err); ok {
 		return ue.Err
-	}
-	if se, ok := errors.AsType[*smithyhttp.RequestSendError](err); ok {
-		return se.Err
 	}
 	return err
 }

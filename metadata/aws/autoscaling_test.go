@@ -247,6 +247,11 @@ func TestAutoScalingErrors(t *testing.T) {
 		{"a page", list(xmlAnswer(502, "<html>Bad Gateway</html>")), nil, "HTTP 502", 3},
 		{"a page as a success", list(xmlAnswer(200, "<html><p>login"), xmlDone("CompleteLifecycleAction")), nil, "", 2},
 		{"nothing as a success", list(xmlAnswer(200, "")), nil, "not one of the Auto Scaling API (HTTP 200, 0 bytes)", 3},
+		{"another answer", list(xmlDone("DescribeLifecycleHooks"), xmlDone("CompleteLifecycleAction")), nil, "", 2},
+		{"cut", list(xmlAnswer(200, "<CompleteLifecycleActionResponse><x>")), nil, "not one of the Auto Scaling API (HTTP 200, 36 bytes)", 3},
+		{"two answers", list(xmlAnswer(200, "<CompleteLifecycleActionResponse/><CompleteLifecycleActionResponse/>")), nil, "not one of the Auto Scaling API", 3},
+		{"an error as a success", list(xmlAnswer(200, xmlError(200, "AccessDenied", "x").body)), nil, "not one of the Auto Scaling API", 3},
+		{"a page as a refusal", list(xmlAnswer(403, "<html><Error><Code>x</Code></Error></html>")), nil, "not one of the Auto Scaling API (HTTP 403", 3},
 		{"a redirect", list(xmlAnswer(302, "")), nil, "not one of the Auto Scaling API (HTTP 302", 3},
 		{"too much", list(xmlAnswer(200, "<aResponse>"+strings.Repeat("x", cloud.MaxBody))), nil, "not one of the Auto Scaling API", 3},
 		{"unreachable", list(refused), nil, "cannot be reached: connection refused", 3},
@@ -289,6 +294,85 @@ func TestAutoScalingErrors(t *testing.T) {
 }
 
 func list[T any](v ...T) []T { return v }
+
+// TestAutoScalingClock holds that a machine whose clock is wrong is heard: the API says what time it is.
+func TestAutoScalingClock(t *testing.T) {
+	t.Parallel()
+	ahead := time.Now().Add(3 * time.Hour)
+	var signed []time.Time
+	clock := roundTripper(func(req *http.Request) (*http.Response, error) {
+		at, err := time.Parse("20060102T150405Z", req.Header.Get("X-Amz-Date"))
+		if err != nil {
+			return nil, err
+		}
+		signed = append(signed, at)
+		next := xmlDone("RecordLifecycleActionHeartbeat")
+		if at.Before(ahead.Add(-5 * time.Minute)) {
+			next = xmlError(http.StatusForbidden, "RequestExpired", "Request has expired")
+		}
+		resp := reply(req, next.status, next.body)
+		resp.Header = http.Header{"Date": {ahead.UTC().Format(http.TimeFormat)}}
+		return resp, nil
+	})
+	p, err := aws.New(cloud.Options{Transport: instanceWithRole(), RetryWait: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := p.AutoScaling(aws.AutoScalingOptions{Transport: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := a.Heartbeat(t.Context(), aws.Action{Group: "g", Hook: "h"}); err != nil {
+			t.Error(err)
+		}
+	}
+	// The second call is right at once.
+	if len(signed) != 3 || signed[1].Sub(ahead).Abs() > time.Minute || signed[2].Sub(ahead).Abs() > time.Minute {
+		t.Errorf("signed at %v, and it is %v", signed, ahead)
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+func TestReadXML(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		body, root string
+		found      []map[string]string
+		fails      bool
+	}{
+		{body: "", fails: true},
+		{body: "<?xml version='1.0'?>", fails: true},
+		{body: "<a/>", root: "a"},
+		{body: "<a><member><x>1 &amp; 2</x><y/></member>\n<member></member></a>", root: "a", found: []map[string]string{{"x": "1 & 2"}, {}}},
+		{body: "<a><b><member><x>1</x><z><x>2</x><member><x>3</x></member></z><y><![CDATA[<4>]]></y></member></b><x>5</x></a>", root: "a", found: []map[string]string{{"x": "1", "y": "<4>"}}},
+		{body: "<n:a xmlns:n='u'><n:member><n:x>1</n:x></n:member></n:a>", root: "a", found: []map[string]string{{"x": "1"}}},
+		{body: "<member><x>1</x></member>", root: "member", found: []map[string]string{{"x": "1"}}},
+		{body: "<a></b>", fails: true},
+		{body: "<a>", fails: true},
+		{body: "<a/><a/>", fails: true},
+		{body: "no document", fails: true},
+	} {
+		root, found, err := aws.ReadXML([]byte(tt.body), "member")
+		if (err != nil) != tt.fails || root != tt.root || !cmp.Equal(found, tt.found) {
+			t.Errorf("%s: %q, %v, %v", tt.body, root, found, err)
+		}
+	}
+}
+
+func FuzzReadXML(f *testing.F) {
+	f.Add([]byte("<a><b><member><x>1</x><z><x>2</x><member><x>3</x></member></z></member></b></a>"))
+	f.Add([]byte("<ErrorResponse><Error><Code>c</Code></Error></ErrorResponse>"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if root, found, err := aws.ReadXML(b, "member"); err != nil && (root != "" || found != nil) || err == nil && root == "" {
+			t.Errorf("%q, %v, %v", root, found, err)
+		}
+	})
+}
 
 // TestAutoScalingNoRole holds that a machine without a role is told what is missing as one without permissions is.
 func TestAutoScalingNoRole(t *testing.T) {
