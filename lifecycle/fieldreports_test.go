@@ -1,0 +1,291 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/aws"
+)
+
+// The reports of the field that are about how a machine goes, each played as it was told. The others stand beside the
+// metadata of their cloud; internal/house counts them all.
+
+// noActive is what the API of EC2 Auto Scaling answers while, or because, nothing waits.
+var noActive = fmt.Errorf("ValidationError: No active Lifecycle Action found with instance ID i-1: %w", aws.ErrNoAction)
+
+// asg is a scaling group as its API shows it, with a hook that waits from a moment on that may come later than the state says.
+type asg struct {
+	mu       sync.Mutex
+	state    string
+	hooks    []aws.LifecycleHook
+	accepts  time.Time // from when on a word about the hook is taken
+	said     []string
+	saidWhen []time.Time
+	done     []string
+}
+
+func (g *asg) Membership(context.Context) (*aws.Membership, error) {
+	touch()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return &aws.Membership{Group: "edge-asg", State: g.state}, nil
+}
+
+func (g *asg) Hooks(_ context.Context, group string) ([]aws.LifecycleHook, error) {
+	touch()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if group != "edge-asg" {
+		return nil, fmt.Errorf("there is no group %s", group)
+	}
+	return slices.Clone(g.hooks), nil
+}
+
+func (g *asg) word(what string, a aws.Action) error {
+	touch()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.said, g.saidWhen = append(g.said, what), append(g.saidWhen, time.Now())
+	if time.Now().Before(g.accepts) {
+		return noActive
+	}
+	if what == "complete" {
+		g.done = append(g.done, a.Group+" "+a.Hook+" "+a.Token)
+		g.accepts = time.Now().Add(100 * time.Hour) // an action is completed once
+	}
+	return nil
+}
+
+func (g *asg) Heartbeat(_ context.Context, a aws.Action) error { return g.word("beat", a) }
+
+func (g *asg) Complete(_ context.Context, a aws.Action, abandon bool) error {
+	if abandon {
+		return g.word("abandon", a)
+	}
+	return g.word("complete", a)
+}
+
+func (g *asg) set(change func(*asg)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	change(g)
+}
+
+func (g *asg) completed() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.done)
+}
+
+// completes is when, and how often, completing was tried.
+func (g *asg) completes() []time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []time.Time
+	for i, what := range g.said {
+		if what == "complete" {
+			out = append(out, g.saidWhen[i])
+		}
+	}
+	return out
+}
+
+func newASG() *asg {
+	return &asg{state: "InService", hooks: []aws.LifecycleHook{
+		{Name: "drain", Timeout: 10 * time.Minute, Limit: 48 * time.Hour},
+		{Name: "up", Launching: true, Timeout: 10 * time.Minute, Limit: 48 * time.Hour},
+	}}
+}
+
+// through makes the manager speak to the group by the completer that a real machine has.
+func (g *asg) through(o *Options) {
+	o.Completer = NewAWSCompleter(g, AWSCompleterOptions{Group: "edge-asg"})
+}
+
+// signal is what EC2's metadata tell, as the manager gets it.
+func signal(t *testing.T, l *life, before, state string) {
+	t.Helper()
+	notices, known := awsNotices("i-1", aws.Signal{Kind: aws.SignalTarget, Value: state, Before: before, Seen: time.Now()})
+	if !known {
+		t.Fatalf("target state %q is not known", state)
+	}
+	for _, n := range notices {
+		l.Notice(n)
+	}
+}
+
+// PrairieLearn/PrairieLearn#15586: right after Terminating:Wait the API still said that there was no active lifecycle
+// action. The process took that for the end and exited, and the machine was stuck until its hook timed out.
+func TestFieldReport01_NoActiveActionRightAfterTheWaitBegan(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, g := newWorld(t), newASG()
+		w.viewers = p(0)
+		g.state, g.accepts = "Terminating:Wait", time.Now().Add(23*time.Second)
+		l := w.live(g.through)
+		defer l.kill()
+		signal(t, l, "InService", "Terminated")
+		l.until("left", 5*time.Second, func(v View) bool { return v.State == StateLeft })
+		l.until("done", time.Minute, isDone)
+		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg drain " {
+			t.Errorf("completed %q", got)
+		}
+		tries := g.completes()
+		if len(tries) < 4 {
+			t.Errorf("tried %d times in 23 s", len(tries))
+		}
+		for i := 1; i < len(tries); i++ {
+			if d := tries[i].Sub(tries[i-1]); d > 5*time.Second {
+				t.Errorf("tried again after %s", d)
+			}
+		}
+		select {
+		case err := <-l.ended:
+			t.Errorf("the process ended: %v", err)
+		default:
+		}
+	})
+}
+
+// PrairieLearn/PrairieLearn#15522: the metadata say Terminated before the group comes to Terminating:Wait, since the load
+// balancer goes first. Draining begins at once, completing waits; and a SIGTERM in between, a restart of the agent, is no end
+// of the drain.
+func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, g := newWorld(t), newASG()
+		w.viewers = p(2)
+		g.state, g.accepts = "Terminating", time.Now().Add(5*time.Minute)
+		l := w.live(g.through)
+		began := time.Now()
+		signal(t, l, "InService", "Terminated")
+		if l.View().Ready {
+			t.Error("ready after the word")
+		}
+		tick(time.Second)
+		if v := l.View(); v.Step != StepDraining || w.row != cluster.StateDraining {
+			t.Errorf("step %s, row %s: draining does not wait for the group", v.Step, w.row)
+		}
+		deadline := l.View().Deadline
+		tick(90 * time.Second)
+		l.kill() // SIGTERM of the agent alone
+		l = w.live(g.through)
+		defer l.kill()
+		tick(time.Second)
+		if v := l.View(); v.Step != StepDraining || v.Ready || !v.Deadline.Equal(deadline) {
+			t.Errorf("after the restart: step %s, ready %v, deadline %s, before %s", v.Step, v.Ready, v.Deadline, deadline)
+		}
+		if w.stops != 0 || len(g.completed()) != 0 {
+			t.Errorf("%d stops, completed %v with viewers there", w.stops, g.completed())
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("left", 20*time.Second, func(v View) bool { return v.State == StateLeft })
+		tick(time.Minute)
+		if len(g.completed()) != 0 {
+			t.Error("completed before the group waited")
+		}
+		g.set(func(g *asg) { g.state = "Terminating:Wait" })
+		l.until("done", 10*time.Minute, isDone)
+		if took := time.Since(began); took < 5*time.Minute || took > 5*time.Minute+noActionEvery+time.Second || len(g.completed()) != 1 {
+			t.Errorf("completed %v after %s, the group waits after 5m", g.completed(), took)
+		}
+		if w.cut != 0 {
+			t.Errorf("%d sessions were cut", w.cut)
+		}
+	})
+}
+
+// aws/aws-node-termination-handler#1075, #1112: who learns of its end from the metadata has no token of the hook, drained and
+// never completed, and the machine stayed until the hook's timeout. The names are found by the API, and are enough.
+func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, g := newWorld(t), newASG()
+		w.viewers = p(1)
+		g.state = "Terminating:Wait"
+		l := w.live(g.through)
+		defer l.kill()
+		signal(t, l, "InService", "Terminated")
+		tick(20 * time.Minute) // two timeouts of the hook: it must hear of us
+		if beats := strings.Count(strings.Join(g.said, " "), "beat"); beats < 4 {
+			t.Errorf("%d heartbeats in two of the hook's timeouts", beats)
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		if took := l.until("done", time.Minute, isDone); took > 10*time.Second {
+			t.Errorf("done %s after the last viewer left", took)
+		}
+		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg drain " {
+			t.Errorf("completed %q, want the hook that was found, without a token", got)
+		}
+		if order := w.order(); !strings.HasSuffix(order, "stop deregister? row:left") {
+			t.Errorf("order: %s", order)
+		}
+	})
+}
+
+// aws-samples/amazon-ec2-auto-scaling-group-examples#5: a launch was completed from user data before its hook was active.
+// The call failed, nobody made it again, and the group gave the machine up.
+func TestFieldReport05_LaunchCompletedBeforeItsHookWaits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, g := newWorld(t), newASG()
+		g.state, g.accepts = "Pending", time.Now().Add(2*time.Minute)
+		l := w.live(g.through)
+		defer l.kill()
+		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
+		tick(time.Minute)
+		if len(g.completed()) != 0 || len(g.completes()) == 0 {
+			t.Errorf("completed %v in %d tries", g.completed(), len(g.completes()))
+		}
+		if v := l.View(); !v.Ready || v.State != StateActive {
+			t.Errorf("ready %v, state %s: the node serves, whatever the hook says", v.Ready, v.State)
+		}
+		g.set(func(g *asg) { g.state = "Pending:Wait" })
+		l.until("completed", 5*time.Minute, func(v View) bool { return v.Start == "" })
+		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg up " {
+			t.Errorf("completed %q", got)
+		}
+	})
+}
+
+// aws/aws-codedeploy-agent#390: a machine of a warm pool waits twice, when it goes into the pool and when it comes out. The
+// script of its first boot does not run again, and the second wait timed out.
+func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, g := newWorld(t), newASG()
+		w.viewers = p(0)
+		g.state = "Warmed:Pending:Wait"
+		l := w.live(g.through)
+		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
+		l.until("first", time.Minute, func(v View) bool { return v.Start == "" && len(g.completed()) == 1 })
+
+		// Into the pool: the target says so, and the machine is stopped there.
+		g.set(func(g *asg) { g.state, g.accepts = "Warmed:Stopped", time.Now().Add(100*time.Hour) })
+		signal(t, l, "", "Warmed:Stopped")
+		l.until("parked", 5*time.Minute, func(v View) bool { return v.State == StateParked })
+		if w.running || w.row != cluster.StateLeft {
+			t.Errorf("in the pool: running %v, row %s", w.running, w.row)
+		}
+		l.kill()
+		tick(48 * time.Hour)
+
+		// Out of it: no user data, only the daemon of a new boot.
+		w.set(func(w *world) { w.boot, w.born, w.running = "boot-2", time.Now(), true }) // a boot starts the server, not we
+		g.set(func(g *asg) { g.state, g.accepts = "Pending:Wait", time.Now() })
+		l = w.live(g.through)
+		defer l.kill()
+		signal(t, l, "", "InService")
+		l.until("second", 5*time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
+		if got := g.completed(); len(got) != 2 || got[0] != "edge-asg up " || got[1] != "edge-asg up " {
+			t.Errorf("completed %q, want the launch hook twice", got)
+		}
+		if len(w.times("start")) != 0 {
+			t.Error("the server was started again under those who are on it")
+		}
+	})
+}

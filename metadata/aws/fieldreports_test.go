@@ -1,0 +1,136 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
+)
+
+// aws/aws-node-termination-handler#229, #668: the session token expired, every poll was refused from then on, and the notice
+// was missed. Here it expires every minute for an hour; then the notice comes, in the very moment of an expiry.
+func TestFieldReport03_TokenExpiresUnderThePolling(t *testing.T) {
+	t.Parallel()
+	imds := newIMDS()
+	imds.set(string(aws.SignalTarget), "InService")
+	watch(t, imds, aws.WatchOptions{}, func(w *watching) {
+		w.want(t, time.Minute, aws.Signal{Kind: aws.SignalTarget, Value: "InService"})
+		for range 60 {
+			imds.expire()
+			w.want(t, time.Minute)
+		}
+		imds.expire()
+		imds.set(string(aws.SignalTarget), "Terminated")
+		w.want(t, 2*aws.DefaultStateInterval, aws.Signal{Kind: aws.SignalTarget, Value: "Terminated", Before: "InService"})
+		if _, tokens := imds.count(); tokens != 62 {
+			t.Errorf("%d tokens for one at first and 61 expiries", tokens)
+		}
+		if n := w.lines("WARN"); n != 0 {
+			t.Errorf("%d warnings about what mends itself:\n%s", n, w.log)
+		}
+	})
+}
+
+// buildkite/agent#491: at boot the tags of the group were not on the instance yet, and it went on without its role. They are
+// read again for about a minute.
+func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
+	t.Parallel()
+	imds := newIMDS()
+	for path, body := range map[string]string{
+		"dynamic/instance-identity/document": document(`"10.0.1.23"`), "instance-life-cycle": "on-demand", "tags/instance": "Name", "tags/instance/Name": "edge",
+	} {
+		imds.set(path, body)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		p, err := aws.New(cloud.Options{Transport: imds})
+		if err != nil {
+			t.Fatal(err)
+		}
+		inst, err := p.Instance(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := metadata.TagValue(inst.Tags, "role"); ok || !inst.TagsKnown {
+			t.Fatalf("tags %v, known %v: there is nothing to wait for", inst.Tags, inst.TagsKnown)
+		}
+		go func() {
+			timer := time.NewTimer(41 * time.Second)
+			<-timer.C
+			imds.set("tags/instance/amsagent:role", "edge")
+			imds.set("tags/instance/aws:autoscaling:groupName", "edge-asg")
+			imds.set("tags/instance", "Name\namsagent:role\naws:autoscaling:groupName")
+		}()
+		begin := time.Now()
+		set, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{}, func(s metadata.TagSet) bool {
+			_, ok := metadata.TagValue(s.Tags, "role")
+			return ok
+		})
+		role, _ := metadata.TagValue(set.Tags, "role")
+		if err != nil || role != "edge" || set.Group != "edge-asg" {
+			t.Errorf("role %q, group %q, %v", role, set.Group, err)
+		}
+		if took := time.Since(begin); took < 41*time.Second || took > 45*time.Second {
+			t.Errorf("took %v for tags that come after 41 s", took)
+		}
+	})
+}
+
+// github-aws-runners/terraform-aws-github-runner#2592, seek-oss/aec#411: a tag key with a space forbids tags in the metadata
+// (or, once they are on, the launch). So on such machines there are none, and the role has to come by another way: the
+// instance must be readable without, and say which ways there are. Should a service list such a key all the same, it must
+// not be asked for by a broken path, nor the role taken for absent.
+func TestFieldReport08_TagKeysWithSpaces(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		more    map[string]string
+		missing bool
+	}{
+		"tags are off": {map[string]string{meta + "tags/instance": gone}, false},
+		"a key with a space is listed": {map[string]string{
+			meta + "tags/instance": "Name\ncost center\namsagent:role", meta + "tags/instance/cost center": "42",
+		}, true},
+		"a key with a slash is listed": {map[string]string{meta + "tags/instance": "Name\nteam/stage\namsagent:role"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := metadatatest.NewFake(t, service(), bodies(tt.more, map[string]string{meta + "tags/instance/aws:autoscaling:groupName": gone}))
+			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			inst, err := p.Instance(t.Context())
+			if err != nil {
+				t.Fatalf("the instance cannot be read: %v", err)
+			}
+			if inst.ID == "" || !inst.Address.IsValid() {
+				t.Errorf("instance %+v", inst)
+			}
+			if inst.TagsKnown {
+				t.Errorf("tags %v: a role that cannot be seen is not one that is not set", inst.Tags)
+			}
+			if inst.TagsHint == "" || (!tt.missing && !strings.Contains(inst.TagsHint, "by flag, environment or configuration file")) {
+				t.Errorf("hint %q", inst.TagsHint)
+			}
+			for _, r := range f.Seen() {
+				if strings.ContainsAny(r.Path, " ") || strings.Contains(r.Path, "team") {
+					t.Errorf("asked for %q", r.Path)
+				}
+			}
+			// And nobody waits a minute for tags that will not come.
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if set, err := p.ReadTags(ctx); err == nil && set.Known {
+				t.Errorf("ReadTags() = %+v", set)
+			}
+		})
+	}
+}
