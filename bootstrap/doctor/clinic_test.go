@@ -162,21 +162,12 @@ func finished[T any](v T, err error) *future[T] {
 // check makes one check.
 func (c *clinic) check(id string) []Result {
 	c.t.Helper()
-	p := newPatient(c.t.Context(), c.o)
-	p.running = c.running
-	for _, f := range []struct {
-		given bool
-		set   func()
-	}{
-		{c.mongo != nil, func() { p.mongo = c.mongo }},
-		{c.look != nil, func() { p.look = c.look }},
-		{c.status != nil, func() { p.status = c.status }},
-		{c.dial != nil, func() { p.dial = c.dial }},
-	} {
-		if f.given {
-			f.set()
-		}
+	p := newPatient(c.o)
+	p.running, p.mongo, p.look, p.status = c.running, c.mongo, c.look, c.status
+	if c.dial != nil {
+		p.dial = c.dial
 	}
+	p.start(c.t.Context())
 	for _, row := range checks() {
 		if row.id != id {
 			continue

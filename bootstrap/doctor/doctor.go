@@ -186,7 +186,8 @@ func Run(ctx context.Context, o Options) []Result {
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.Limit-min(lastWord, o.Limit/10))
 	defer cancel()
-	p := newPatient(ctx, o)
+	p := newPatient(o)
+	p.start(ctx)
 	defer p.close(ctx)
 	table := checks()
 	answers := make([]chan []Result, len(table))

@@ -80,46 +80,64 @@ func (a *future[T]) get(ctx context.Context) (T, error) {
 	}
 }
 
-func newPatient(ctx context.Context, o Options) *patient {
-	p := &patient{Options: o, root: o.Machine.Root, running: o.Machine.Root == "", dial: dial}
-	p.store = &conf.Store{Root: p.root, Dir: bootstrap.StateDir}
-	p.identity = begin(func() (metadata.Instance, error) {
-		if o.Join.Identify == nil {
-			return metadata.Instance{}, errors.New("nobody was asked who this machine is")
-		}
-		ctx, cancel := context.WithTimeout(ctx, identifyTime)
-		defer cancel()
-		return o.Join.Identify(ctx)
-	})
-	join := o.Join
-	join.Identify = p.identity.get
-	p.inspection = begin(func() (*bootstrap.Inspection, error) { return o.Machine.Inspect(ctx, join) })
-	p.mongo = begin(func() (reached, error) {
-		if o.Join.Mongo.IsZero() {
-			return reached{}, p.noMongo()
-		}
-		ctx, cancel := context.WithTimeout(ctx, reachTime)
-		defer cancel()
-		c, failed, warnings := o.Machine.Reach(ctx, o.Join.Mongo)
-		return reached{c, failed, warnings}, nil
-	})
-	p.look = begin(func() (cluster.Look, error) {
-		c, err := p.client(ctx)
-		if err != nil {
-			return cluster.Look{}, err
-		}
-		return c.Look(ctx)
-	})
-	p.status = begin(func() (*bootstrap.Status, error) {
-		return o.Machine.Status(ctx, bootstrap.StatusRequest{Mongo: o.Join.Mongo, Valve: o.Join.Valve, Identify: p.identity.get})
-	})
-	p.hook = begin(func() (HookView, error) {
-		if o.Hooks == nil {
-			return HookView{}, errors.New("nobody was asked for hooks")
-		}
-		return o.Hooks.TerminationHook(ctx)
-	})
-	return p
+func newPatient(o Options) *patient {
+	return &patient{
+		Options: o, root: o.Machine.Root, running: o.Machine.Root == "", dial: dial,
+		store: &conf.Store{Root: o.Machine.Root, Dir: bootstrap.StateDir},
+	}
+}
+
+// start begins all that several checks wait for. What is there already stays.
+func (p *patient) start(ctx context.Context) {
+	o := p.Options
+	if p.identity == nil {
+		p.identity = begin(func() (metadata.Instance, error) {
+			if o.Join.Identify == nil {
+				return metadata.Instance{}, errors.New("nobody was asked who this machine is")
+			}
+			ctx, cancel := context.WithTimeout(ctx, identifyTime)
+			defer cancel()
+			return o.Join.Identify(ctx)
+		})
+	}
+	if p.inspection == nil {
+		join := o.Join
+		join.Identify = p.identity.get
+		p.inspection = begin(func() (*bootstrap.Inspection, error) { return o.Machine.Inspect(ctx, join) })
+	}
+	if p.mongo == nil {
+		p.mongo = begin(func() (reached, error) {
+			if o.Join.Mongo.IsZero() {
+				return reached{}, p.noMongo()
+			}
+			ctx, cancel := context.WithTimeout(ctx, reachTime)
+			defer cancel()
+			c, failed, warnings := o.Machine.Reach(ctx, o.Join.Mongo)
+			return reached{c, failed, warnings}, nil
+		})
+	}
+	if p.look == nil {
+		p.look = begin(func() (cluster.Look, error) {
+			c, err := p.client(ctx)
+			if err != nil {
+				return cluster.Look{}, err
+			}
+			return c.Look(ctx)
+		})
+	}
+	if p.status == nil {
+		p.status = begin(func() (*bootstrap.Status, error) {
+			return o.Machine.Status(ctx, bootstrap.StatusRequest{Mongo: o.Join.Mongo, Valve: o.Join.Valve, Identify: p.identity.get})
+		})
+	}
+	if p.hook == nil {
+		p.hook = begin(func() (HookView, error) {
+			if o.Hooks == nil {
+				return HookView{}, errors.New("nobody was asked for hooks")
+			}
+			return o.Hooks.TerminationHook(ctx)
+		})
+	}
 }
 
 func (p *patient) noMongo() error {
