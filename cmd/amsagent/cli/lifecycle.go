@@ -185,7 +185,7 @@ func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error 
 // settle finds out which cloud this is, however long that takes.
 func (c *cloud) settle(ctx context.Context) error {
 	for {
-		inst, err := c.a.identify(ctx)
+		inst, err := c.who(ctx)
 		if err != nil {
 			// Who this machine is may never be known; where it is not, is.
 			if p, perr := c.a.provider(ctx); perr == nil && !hasSignals(p) {
@@ -205,6 +205,15 @@ func (c *cloud) settle(ctx context.Context) error {
 		case <-time.After(identifyEvery):
 		}
 	}
+}
+
+// who is this machine, as far as its signals need it.
+func (c *cloud) who(ctx context.Context) (metadata.Instance, error) {
+	if p, err := c.a.provider(ctx); err == nil && p == metadata.Azure {
+		// Its events are off until somebody asks for them, and that takes minutes: the rest is found out beside it.
+		return metadata.Instance{Provider: p}, nil
+	}
+	return c.a.identify(ctx)
 }
 
 // hasSignals tells that this cloud's signals name the instance, so that it has to be known first.
