@@ -329,7 +329,7 @@ func (w *watch) scaling(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		pause := w.pace
+		var pause time.Duration
 		denied, isDenied := errors.AsType[*DeniedError](err)
 		switch {
 		case isDenied:

@@ -95,7 +95,7 @@ func parseSystemEvent(raw json.RawMessage) (SystemEvent, error) {
 	}
 	e := SystemEvent{
 		ID: pick("eventid", "id"), Type: pick("eventtype", "instanceeventtype", "eventname", "type", "name"),
-		State: pick("eventcyclestatus", "instanceeventcyclestatus", "eventstatus", "status", "state"),
+		State:  pick("eventcyclestatus", "instanceeventcyclestatus", "eventstatus", "status", "state"),
 		Reason: printable(pick("reason", "reasoncode", "description")),
 	}
 	if len(e.Reason) > maxReason {
