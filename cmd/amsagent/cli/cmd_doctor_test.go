@@ -1,0 +1,195 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/bootstrap/doctor"
+)
+
+func doctorSample() doctorData {
+	results := []doctor.Result{
+		{ID: "AMS-INSTALL", Check: "AMS-INSTALL", Group: doctor.GroupServer, Title: "installation", Verdict: doctor.Good, Seen: "/usr/local/antmedia, cluster"},
+		{ID: "AMS-REDIS", Check: "AMS-REDIS", Group: doctor.GroupServer, Title: "kind of database", Verdict: doctor.Warning, Seen: "Redis is configured in \"Live\x1b[31mApp\"", Hint: "amsagent join replaces it"},
+		{ID: "AMS-MONGO-REFUSED", Check: "AMS-MONGO", Group: doctor.GroupMongo, Title: "answer", Verdict: doctor.Bad, Seen: "asking MongoDB: MongoDB at 10.0.2.4:27017 refused the connection: connect: connection refused", Hint: "mongod must run there"},
+		{ID: "AMS-MONGO-SLOW", Check: "AMS-MONGO-SLOW", Group: doctor.GroupMongo, Title: "latency", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
+		{ID: "AMS-CLOCK", Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
+		{ID: "AMS-HOOK", Check: "AMS-HOOK", Group: doctor.GroupGoing, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
+		{ID: "AMS-GPU", Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs", Verdict: doctor.Unknown, Seen: "nobody was asked"},
+	}
+	for i := range results {
+		results[i].Page = "docs/errors/" + results[i].ID + ".md"
+	}
+	return doctorData{Counts: doctor.Count(results), Checks: results}
+}
+
+// What somebody reads at night: the words carry it, the colors only help.
+func TestDoctorText(t *testing.T) {
+	for name, style := range map[string]tableStyle{
+		"plain": {}, "80-color": {color: palette{on: true}, width: 80, utf8: true}, "40": {width: 40},
+	} {
+		w := &textWriter{color: style.color, now: fixedNow()}
+		doctorText(w, doctorSample(), style)
+		golden(t, filepath.Join("doctor", name+".txt"), w.b.String())
+		list, _, _ := strings.Cut(w.b.String(), "What is wrong")
+		for line := range strings.Lines(list) {
+			if style.width > 0 && !style.color.on && textWidth(strings.TrimSuffix(line, "\n")) > style.width {
+				t.Errorf("%s: too wide: %q", name, line)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		c    doctor.Counts
+		want string
+	}{
+		{doctor.Counts{Bad: 1, Warning: 2}, "ill: 3 things wrong"}, {doctor.Counts{Warning: 1, Unknown: 4}, "not well: 1 warning"},
+		{doctor.Counts{Unknown: 1, Good: 3}, "well, as far as it is known"}, {doctor.Counts{Good: 3, Ignored: 1}, "well"},
+	} {
+		if got := doctorVerdict(&textWriter{}, tt.c); got != tt.want {
+			t.Errorf("%+v: %s", tt.c, got)
+		}
+	}
+}
+
+// doctorTree is a standalone installation below a root.
+func doctorTree(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	if err := os.CopyFS(filepath.Join(root, "usr/local/antmedia"), os.DirFS("../../../testdata/trees/3.0")); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"etc/hostname": "node-1\n", "etc/hosts": "127.0.0.1 localhost\n10.0.0.5 node-1\n"} {
+		if err := os.MkdirAll(filepath.Join(root, "etc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func doctorJSON(t *testing.T, vars map[string]string, args ...string) (int, doctorData, string) {
+	t.Helper()
+	code, stdout, stderr := run(t, vars, append([]string{"doctor", "-o", "json", "--provider", "none"}, args...)...)
+	var d struct {
+		SchemaVersion int    `json:"schema_version"`
+		Kind          string `json:"kind"`
+		doctorData
+	}
+	if err := json.Unmarshal([]byte(stdout), &d); err != nil {
+		t.Fatalf("exit %d: %v\n%s%s", code, err, stdout, stderr)
+	}
+	if d.SchemaVersion != 1 || d.Kind != "doctor" || len(d.Checks) == 0 {
+		t.Errorf("%+v", d)
+	}
+	return code, d.doctorData, stderr
+}
+
+func wrongIDs(d doctorData) []string {
+	var ids []string
+	for _, r := range d.Checks {
+		if r.Wrong() {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids
+}
+
+// An image in the making: nothing is wrong with it, and much is not known.
+func TestDoctorImage(t *testing.T) {
+	root := doctorTree(t)
+	code, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
+	ids := slices.DeleteFunc(wrongIDs(d), func(id string) bool { return id == "AMS-RELEASE" || id == "AMS-SPACE" }) // no jar; whatever disk the test has
+	if len(ids) > 0 {
+		t.Errorf("wrong: %v", ids)
+	}
+	if code != exitDegraded {
+		t.Errorf("exit %d, and no release is known", code)
+	}
+	code, d, _ = doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5", "--ignore", "AMS-RELEASE,AMS-SPACE")
+	if code != exitOK || d.Counts.Ignored < 1 || d.Counts.Unknown < 10 {
+		t.Errorf("exit %d, %+v", code, d.Counts)
+	}
+	if _, err := os.Stat(filepath.Join(root, "var")); err == nil {
+		t.Error("something was written")
+	}
+}
+
+// Settings that are wrong are a result among others; flags that are wrong are the caller's.
+func TestDoctorSettings(t *testing.T) {
+	root := doctorTree(t)
+	write := func(text string) {
+		t.Helper()
+		dir := filepath.Join(root, "etc/amsagent")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct{ file, id, seen string }{
+		{"roel: edge\n", "AMS-CONFIG", "config.yaml:1: unknown key"},
+		{"role: [\n", "AMS-CONFIG", "not YAML"},
+		{"mongo: mongodb://u:hunter2@10.0.2.4\n", "AMS-CONFIG-SECRET", "everybody can read it"},
+	} {
+		write(tt.file)
+		code, d, stderr := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
+		i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == tt.id })
+		if code != exitDegraded || i < 0 || d.Checks[i].Check != "AMS-CONFIG" || d.Checks[i].Verdict != doctor.Bad || !strings.Contains(d.Checks[i].Seen, tt.seen) || d.Checks[i].Hint == "" {
+			t.Errorf("%q: exit %d, %+v", tt.file, code, d.Checks)
+		}
+		if strings.Contains(stderr, "hunter2") {
+			t.Errorf("a secret: %s", stderr)
+		}
+	}
+	code, d, _ := doctorJSON(t, map[string]string{"AMSAGENT_BEAT_INTERVAL": "soon"}, "--root", root, "--address", "10.0.0.5")
+	if !slices.Contains(wrongIDs(d), "AMS-CONFIG") || code != exitDegraded {
+		t.Errorf("exit %d, %v", code, wrongIDs(d))
+	}
+	write("role: edge\n")
+	if _, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5"); slices.Contains(wrongIDs(d), "AMS-CONFIG") {
+		t.Errorf("%v", wrongIDs(d))
+	}
+	for _, args := range [][]string{
+		{"--address", "here"}, {"--root", filepath.Join(root, "nowhere")}, {"--ignore", "AMS-ISNTALL"}, {"extra"},
+	} {
+		if code, stdout, stderr := run(t, nil, append([]string{"doctor"}, args...)...); code != exitUsage || stdout != "" || !strings.Contains(stderr, "AMS-USAGE") {
+			t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
+		}
+	}
+	if _, _, stderr := run(t, nil, "doctor", "--ignore", "AMS-ISNTALL"); !strings.Contains(stderr, "did you mean AMS-INSTALL?") {
+		t.Error(stderr)
+	}
+}
+
+// MongoDB that is not there has the id, the advice and the page that a join gives it.
+func TestDoctorMongo(t *testing.T) {
+	root := doctorTree(t)
+	begin := time.Now()
+	_, d, stderr := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5", "--mongo", "mongodb://u:hunter2@127.0.0.1:1/")
+	i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == "AMS-MONGO-REFUSED" })
+	if i < 0 || d.Checks[i].Check != "AMS-MONGO" || d.Checks[i].Verdict != doctor.Bad || !strings.Contains(d.Checks[i].Hint, "mongod must run there") || d.Checks[i].Page != "docs/errors/AMS-MONGO-REFUSED.md" {
+		t.Errorf("%+v", d.Checks)
+	}
+	if took := time.Since(begin); took > doctorTime+time.Second {
+		t.Errorf("it took %s", took)
+	}
+	for _, r := range d.Checks {
+		if strings.Contains(r.Seen+r.Hint, "hunter2") {
+			t.Errorf("a secret: %+v", r)
+		}
+	}
+	if strings.Contains(stderr, "hunter2") {
+		t.Errorf("a secret: %s", stderr)
+	}
+}
