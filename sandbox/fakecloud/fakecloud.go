@@ -130,7 +130,7 @@ func Of(books []Entry, id string) []Entry {
 }
 
 // Names are the clouds that Open knows.
-func Names() []string { return []string{"aws"} }
+func Names() []string { return []string{"aws", "gcp"} }
 
 // ErrUnknown is that Open knows no such cloud.
 var ErrUnknown = errors.New("no such cloud")
@@ -147,6 +147,9 @@ func Check(name string) error {
 func Open(ctx context.Context, name string, o Options) (Cloud, error) {
 	if err := Check(name); err != nil {
 		return nil, err
+	}
+	if name == "gcp" {
+		return NewGCP(ctx, o)
 	}
 	return NewAWS(ctx, o)
 }

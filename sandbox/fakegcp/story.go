@@ -1,0 +1,192 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakegcp
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// What is in the books of what happened to the machine.
+const (
+	// Notice: the metadata tells that something will be.
+	Notice = "notice"
+	// TakenBack: it tells that it will not.
+	TakenBack = "taken-back"
+	// SoftOff: the power button was pressed, and the guest has its window.
+	SoftOff = "soft-off"
+	// Gone: the machine is off. Late: not by itself.
+	Gone = "gone"
+)
+
+// Entry is one line of the books.
+type Entry struct {
+	Time time.Time `json:"time"`
+	What string    `json:"what"`
+	Text string    `json:"text,omitempty"`
+	Late bool      `json:"late,omitempty"`
+}
+
+// Books are what has happened, oldest first.
+func (s *Server) Books() []Entry {
+	books, _ := s.Follow()
+	return books
+}
+
+// Follow gives the books, and a channel that is closed when there is more in them.
+func (s *Server) Follow() ([]Entry, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.books), s.more
+}
+
+// WaitFor waits until the books hold an entry that fits, and returns the first.
+func (s *Server) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
+	for {
+		books, more := s.Follow()
+		if i := slices.IndexFunc(books, fits); i >= 0 {
+			return books[i], nil
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return Entry{}, fmt.Errorf("waiting for an entry in the books of %s: %w", s.Instance().Name, ctx.Err())
+		}
+	}
+}
+
+// note adds a line. The lock is held.
+func (s *Server) note(what, text string, late bool) {
+	s.books = append(s.books, Entry{Time: time.Now(), What: what, Text: text, Late: late})
+	s.log.Info("books", "what", what, "text", text, "late", late)
+	close(s.more)
+	s.more = make(chan struct{})
+}
+
+// signal changes what is told, and says so in the books.
+func (s *Server) signal(what, text string, change func(*Signals)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.instance.Signals)
+	s.note(what, text, false)
+	s.touch()
+}
+
+// Preempt takes a Spot VM: it is told, the power button is pressed at the same
+// moment, and after the window (0: the machine's own) it is off.
+func (s *Server) Preempt(window time.Duration) {
+	s.signal(Notice, "is preempted", func(g *Signals) { g.Preempted = true })
+	s.powerDown(window)
+}
+
+// Announce tells of a preemption, or that there is none, and does nothing else.
+func (s *Server) Announce(preempted bool) {
+	what, text := Notice, "is preempted"
+	if !preempted {
+		what, text = TakenBack, "is not preempted"
+	}
+	s.signal(what, text, func(g *Signals) { g.Preempted = preempted })
+}
+
+// ScaleIn takes the machine as a managed instance group does: nobody is told
+// anything, the power button is pressed.
+func (s *Server) ScaleIn(window time.Duration) { s.powerDown(window) }
+
+// Maintain sets maintenance-event; "" or NONE is that there is none.
+func (s *Server) Maintain(event string) {
+	what := Notice
+	if event == "" || event == "NONE" {
+		what = TakenBack
+	}
+	s.signal(what, "is told of maintenance: "+event, func(g *Signals) { g.Maintenance = event })
+}
+
+// Plan sets upcoming-maintenance, as it is sent.
+func (s *Server) Plan(upcoming string) {
+	s.signal(Notice, "is told of upcoming maintenance: "+upcoming, func(g *Signals) { g.Upcoming = upcoming })
+}
+
+// Stop begins a graceful shutdown: the guest has up to that long until the power
+// button is pressed, and may be off before. target is what it becomes: STOPPED,
+// DELETED.
+func (s *Server) Stop(longest time.Duration, target string) {
+	s.signal(Notice, "is to shut down gracefully, to be "+target, func(g *Signals) {
+		g.StopState, g.StopTarget, g.StopRequested, g.StopMax = "PENDING_STOP", target, time.Now(), longest
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.arm(longest, func() { s.powerDown(0) })
+}
+
+// Unstop takes a graceful shutdown back.
+func (s *Server) Unstop() {
+	s.signal(TakenBack, "is to go on after all", func(g *Signals) {
+		g.StopState, g.StopTarget, g.StopRequested, g.StopMax = "", "", time.Time{}, 0
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.arm(0, nil)
+}
+
+// powerDown presses the button and waits for the window.
+func (s *Server) powerDown(window time.Duration) {
+	s.mu.Lock()
+	if window <= 0 {
+		window = s.instance.Window()
+	}
+	s.note(SoftOff, "hears the power button, and has "+window.String(), false)
+	s.arm(window, func() { s.off(true) })
+	press := s.softOff
+	s.mu.Unlock()
+	if press != nil {
+		press()
+	}
+}
+
+// Off tells that the machine has switched itself off, as a shutdown ends. It is
+// gone, and not late; where nothing is under way with it, nothing follows.
+func (s *Server) Off() { s.off(false) }
+
+func (s *Server) off(late bool) {
+	s.mu.Lock()
+	if s.under == nil {
+		s.mu.Unlock()
+		return
+	}
+	s.arm(0, nil)
+	text := "has switched itself off"
+	if late {
+		text = "is switched off: its time was over"
+	}
+	s.note(Gone, text, late)
+	pulled := s.hardOff
+	s.mu.Unlock()
+	if late && pulled != nil {
+		pulled()
+	}
+}
+
+// arm does something after a while, in place of what was to be done. The lock is
+// held.
+func (s *Server) arm(after time.Duration, do func()) {
+	if s.under != nil {
+		s.under.Stop()
+		s.under = nil
+	}
+	if do == nil || s.closed {
+		return
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(after, func() {
+		s.mu.Lock()
+		current := s.under == timer
+		s.mu.Unlock()
+		if current {
+			do()
+		}
+	})
+	s.under = timer
+}
