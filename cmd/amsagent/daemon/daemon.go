@@ -179,7 +179,6 @@ type Daemon struct {
 	again   chan struct{}
 	sampler Sampler
 	life    *life // nil: see Options.Lifecycle
-	began   time.Time
 
 	// What follows is for the goroutine of follow alone.
 	phase  bootstrap.Phase // of the last convergence
@@ -194,7 +193,7 @@ func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
 		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]func(*bootstrap.State) bool{},
-		again: make(chan struct{}, 1), began: time.Now(),
+		again: make(chan struct{}, 1),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -356,7 +355,7 @@ func (d *Daemon) begin() {
 
 func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
 	for {
-		timer := time.NewTimer(d.untilTick(d.o.Periods.State))
+		timer := time.NewTimer(untilTick(d.o.Periods.State))
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
@@ -458,11 +457,16 @@ func pause(ctx context.Context, t time.Duration) bool {
 	}
 }
 
-// untilTick is the time to the next of the moments that are a period apart, the
-// same for all who wait so: each time that the process wakes costs more than the
-// looks for which it does.
-func (d *Daemon) untilTick(period time.Duration) time.Duration {
-	return period - time.Since(d.began)%period
+// untilTick is the time to the next of the moments that are a period apart by the
+// clock, for looks at this machine alone. They are the same for all who wait so, the
+// looks at the cloud's signals among them: each time that the process wakes costs
+// more than what it looks at. One that is nearly here is the one that was waited for.
+func untilTick(period time.Duration) time.Duration {
+	left := period - time.Duration(time.Now().UnixNano())%period
+	if left < period/10 {
+		left += period
+	}
+	return left
 }
 
 // trouble notes what keeps the daemon from its work, for status.

@@ -166,7 +166,7 @@ func (d *Daemon) away(ctx context.Context) error {
 // returns when it does not, or when ctx ends.
 func (d *Daemon) while(ctx context.Context, holds func() bool) {
 	for holds() {
-		if !pause(ctx, d.untilTick(d.o.Periods.State)) {
+		if !pause(ctx, untilTick(d.o.Periods.State)) {
 			return
 		}
 	}
@@ -189,7 +189,7 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 		ended, end := context.WithCancel(ctx)
 		defer end()
 		watcher.Go(func() {
-			for pause(ended, d.untilTick(d.o.Periods.State)) {
+			for pause(ended, untilTick(d.o.Periods.State)) {
 				if d.life.gone() {
 					cancel()
 				}
