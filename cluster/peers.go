@@ -6,6 +6,7 @@ package cluster
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -17,9 +18,10 @@ type Peers struct {
 }
 
 // Serving looks at the cluster and returns those of the machines, named by id or
-// by [Node.Name], whose agent may still have sessions to wait for: it has beaten,
-// has not said that it left, and is not gone by both witnesses. A machine that no
-// row names runs no agent, and nobody waits for it.
+// by [Node.Name] in any case (a cloud's signals need not keep to one), whose agent
+// may still have sessions to wait for: it has beaten, has not said that it left, and
+// is not gone by both witnesses. A machine that no row names runs no agent, and
+// nobody waits for it.
 func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -38,7 +40,7 @@ func serving(members []Member, machines []string) []string {
 		if n == nil || !n.Beats() {
 			continue
 		}
-		i := slices.IndexFunc(machines, func(s string) bool { return s != "" && (s == n.ID || s == n.Name) })
+		i := slices.IndexFunc(machines, func(s string) bool { return s != "" && (s == n.ID || strings.EqualFold(s, n.Name)) })
 		if i < 0 || n.State == StateLeft || n.State == StateFailed || m.Verdict == VerdictGone {
 			continue
 		}

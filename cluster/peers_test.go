@@ -33,6 +33,7 @@ func TestServing(t *testing.T) {
 		want     []string
 	}{
 		{"by name", []string{"edge_1", "edge_2", "edge_3"}, []string{"edge_1"}},
+		{"by name in another case", []string{"EDGE_1"}, []string{"EDGE_1"}},
 		{"by id", []string{"id-4", "id-2"}, []string{"id-4"}},
 		{"failed is not serving", []string{"edge_5"}, nil},
 		{"one of two rows serves", []string{"edge_6"}, []string{"edge_6"}},
