@@ -1,0 +1,303 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/azure"
+	"github.com/amsagent/amsagent/metadata/gcp"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
+	"github.com/amsagent/amsagent/sandbox/host"
+)
+
+// What was promised of the clouds.
+const (
+	mostIdentity = 50.0 // ms, from nothing to a known instance
+	mostPolling  = 0.1  // % of a core
+)
+
+// serviceWait is what a healthy metadata service takes for an answer.
+const serviceWait = time.Millisecond
+
+// firmware is what shows each cloud.
+func firmware(cloud string) (name, value string) {
+	switch cloud {
+	case metadata.AWS:
+		return "board_asset_tag", "i-0abc1234567890def"
+	case metadata.Azure:
+		return "chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77"
+	case metadata.Alibaba:
+		return "product_name", "Alibaba Cloud ECS"
+	default:
+		return "product_name", "Google Compute Engine"
+	}
+}
+
+// counter stands before a metadata service, takes a while for each answer, and counts.
+type counter struct {
+	*httptest.Server
+	mu   sync.Mutex
+	seen map[string]int
+}
+
+func count(b *testing.B, origin string, wait time.Duration) *counter {
+	b.Helper()
+	to, err := url.Parse(origin)
+	if err != nil {
+		b.Fatal(err)
+	}
+	// Rewrite and not Director: no service of a cloud answers what was forwarded.
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, Transport: &http.Transport{MaxIdleConnsPerHost: 16},
+	}
+	c := &counter{seen: map[string]int{}}
+	c.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.mu.Lock()
+		c.seen[r.Method+" "+r.URL.RequestURI()]++
+		c.mu.Unlock()
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			proxy.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		}
+	}))
+	b.Cleanup(func() {
+		c.CloseClientConnections()
+		c.Close()
+	})
+	return c
+}
+
+func (c *counter) take() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := c.seen
+	c.seen = map[string]int{}
+	return out
+}
+
+// onCloud starts a cloud with one edge in it, and returns how its metadata are found, through a counter.
+func onCloud(b *testing.B, name string, wait time.Duration) (metadata.Options, *counter) {
+	b.Helper()
+	ctx := b.Context()
+	c, err := fakecloud.Open(ctx, name, fakecloud.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = c.Close() })
+	meta, err := c.Machine(ctx, fakecloud.Machine{Name: "edge-1", ID: fakecloud.ID(name, 1), Address: "10.0.2.12", Role: "edge", MAC: "0e:49:61:0f:c3:12"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = meta.Close() })
+	var counted *counter
+	for _, e := range meta.Environ() {
+		if origin, ok := strings.CutPrefix(e, "AMSAGENT_"+strings.ToUpper(name)+"_ENDPOINT="); ok {
+			counted = count(b, origin, wait)
+		}
+	}
+	if counted == nil {
+		b.Fatalf("%s tells no address of its metadata: %q", name, meta.Environ())
+	}
+	root := b.TempDir()
+	file, value := firmware(name)
+	path := filepath.Join(root, "sys/class/dmi/id", file)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(value+"\n"), 0o600)); err != nil {
+		b.Fatal(err)
+	}
+	return metadata.Options{Root: root, Endpoints: map[string]string{name: counted.URL}}, counted
+}
+
+// BenchmarkCloudIdentity is from nothing to a known instance, on a service that takes a millisecond for each answer: which
+// cloud it is, and all that it says of this machine. The bound is 50 ms, and that nothing is asked for twice.
+func BenchmarkCloudIdentity(b *testing.B) {
+	for _, name := range fakecloud.Names() {
+		b.Run(name, func(b *testing.B) {
+			opts, seen := onCloud(b, name, serviceWait)
+			var took []time.Duration
+			requests, twice := 0, 0
+			for b.Loop() {
+				began := time.Now()
+				d, err := metadata.Detect(b.Context(), opts)
+				if err != nil {
+					b.Fatal(err)
+				}
+				p, err := metadata.Open(d.Provider, opts)
+				if err != nil {
+					b.Fatal(err)
+				}
+				inst, err := p.Instance(b.Context())
+				took = append(took, time.Since(began))
+				if role, _ := metadata.TagValue(inst.Tags, "role"); err != nil || d.Provider != name || inst.ID != fakecloud.ID(name, 1) || role != "edge" && name != metadata.Alibaba {
+					b.Fatalf("detected %s, instance %+v, %v", d.Provider, inst, err)
+				}
+				for what, n := range seen.take() {
+					requests += n
+					if n > 1 {
+						twice++
+						b.Errorf("%s was asked %d times", what, n)
+					}
+				}
+			}
+			n := float64(len(took))
+			median, slow := ms(quantile(took, 0.5)), ms(quantile(took, 0.99))
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(median, "ms")
+			b.ReportMetric(slow, "ms-p99")
+			b.ReportMetric(median/mostIdentity, "of-50ms")
+			b.ReportMetric(float64(requests)/n, "requests")
+			b.ReportMetric(float64(twice)/n, "asked-twice")
+		})
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// The child that polls is told by these what to do.
+const (
+	pollCloud    = "AMSAGENT_BENCH_POLL"
+	pollEndpoint = "AMSAGENT_BENCH_POLL_ENDPOINT"
+	pollSeconds  = "AMSAGENT_BENCH_POLL_SECONDS"
+)
+
+// polled is what the child prints.
+type polled struct {
+	CPU, Wall time.Duration
+	Notices   int
+}
+
+// BenchmarkCloudPolling is what the looking for a cloud's signals takes of a core: the loops of the daemon, with their
+// usual intervals, in a process of their own, whose CPU time the kernel tells. It looks for BENCH_CLOUD_SECONDS (60) after
+// the first seconds, and what is shown of a minute is scaled from that. The bound is 0.1 % of a core.
+func BenchmarkCloudPolling(b *testing.B) {
+	seconds := setting(b, "BENCH_CLOUD_SECONDS", 60)
+	for _, name := range fakecloud.Names() {
+		b.Run(name, func(b *testing.B) {
+			if pollingOf(name) == nil {
+				b.Skip("nothing polls the metadata of this cloud")
+			}
+			opts, seen := onCloud(b, name, serviceWait)
+			var got polled
+			for b.Loop() {
+				cmd := exec.CommandContext(b.Context(), os.Args[0], "-test.run=^TestCloudPollingChild$", "-test.v")
+				cmd.Env = append(os.Environ(), pollCloud+"="+name, pollEndpoint+"="+opts.Endpoints[name], fmt.Sprintf("%s=%g", pollSeconds, seconds))
+				out, err := cmd.CombinedOutput()
+				_, text, ok := strings.Cut(string(out), "POLLED ")
+				text, _, _ = strings.Cut(text, "\n")
+				if err = errors.Join(err, json.Unmarshal([]byte(text), &got)); err != nil || !ok {
+					b.Fatalf("%v\n%s", err, out)
+				}
+			}
+			requests := 0
+			for _, n := range seen.take() {
+				requests += n
+			}
+			percent := 100 * got.CPU.Seconds() / got.Wall.Seconds()
+			whole := got.Wall + pollWarmUp
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(percent, "%-of-a-core")
+			b.ReportMetric(percent/mostPolling, "of-0.1%")
+			b.ReportMetric(1000*got.CPU.Seconds()/got.Wall.Minutes(), "cpu-ms/min")
+			b.ReportMetric(float64(requests)/float64(max(1, b.N))/whole.Minutes(), "requests/min")
+			b.Logf("%s: %v of CPU in %v, %d notices; load average %s", name, got.CPU, got.Wall.Round(time.Millisecond), got.Notices, host.LoadAverage())
+		})
+	}
+}
+
+// pollWarmUp is left out: opening connections and the first answers are not what a minute costs.
+const pollWarmUp = 5 * time.Second
+
+// pollingOf makes the source of a cloud as the daemon does, nil where there is none.
+func pollingOf(name string) func(metadata.Options, string) (lifecycle.Source, error) {
+	switch name {
+	case metadata.AWS:
+		return func(o metadata.Options, id string) (lifecycle.Source, error) {
+			p, err := aws.New(o)
+			return lifecycle.NewAWSSource(p, id, aws.WatchOptions{}, nil), err
+		}
+	case metadata.Azure:
+		return func(o metadata.Options, _ string) (lifecycle.Source, error) {
+			p, err := azure.New(o)
+			return lifecycle.NewAzureSource(p, lifecycle.AzureSourceOptions{}), err
+		}
+	case metadata.GCP:
+		return func(o metadata.Options, _ string) (lifecycle.Source, error) {
+			p, err := gcp.New(o)
+			return lifecycle.NewGCPSource(p, gcp.WatchOptions{}, nil), err
+		}
+	}
+	return nil
+}
+
+// TestCloudPollingChild is not a test: it is the process that BenchmarkCloudPolling looks at.
+func TestCloudPollingChild(t *testing.T) {
+	name := os.Getenv(pollCloud)
+	if name == "" {
+		t.Skip("for BenchmarkCloudPolling")
+	}
+	length, err := time.ParseDuration(os.Getenv(pollSeconds) + "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := pollingOf(name)(metadata.Options{Endpoints: map[string]string{name: os.Getenv(pollEndpoint)}}, fakecloud.ID(name, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got polled
+	ended := make(chan error, 1)
+	go func() { ended <- source.Watch(ctx, func(lifecycle.Notice) { got.Notices++ }) }()
+	wait := func(d time.Duration) {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case err := <-ended:
+			t.Fatalf("the looking ended: %v", err)
+		}
+	}
+	wait(pollWarmUp)
+	before, began := cpu(t), time.Now()
+	wait(length)
+	got.CPU, got.Wall = cpu(t)-before, time.Since(began)
+	cancel()
+	<-ended
+	out, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("POLLED %s\n", out)
+}
+
+// cpu is what this process has used of the processors, by the kernel's count.
+func cpu(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
