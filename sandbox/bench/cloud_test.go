@@ -69,6 +69,8 @@ func count(b *testing.B, origin string, wait time.Duration) *counter {
 	// Rewrite and not Director: no service of a cloud answers what was forwarded.
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, Transport: &http.Transport{MaxIdleConnsPerHost: 16},
+		// Who held a poll and has gone is no news.
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
 	c := &counter{seen: map[string]int{}}
 	c.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
