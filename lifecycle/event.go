@@ -14,11 +14,15 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/amsagent/amsagent/metadata/alibaba"
 )
 
 // Event is what a cloud's hook tells its target about one instance.
 type Event struct {
 	InstanceID string `json:"instance_id,omitempty"`
+	// Instances are all that the event is about, where they are several.
+	Instances []string `json:"instances,omitempty"`
 	Group      string `json:"group,omitempty"`
 	Kind       Kind   `json:"kind,omitempty"`
 	// Hook waits for our word. Its name is "" where the event does not tell it.
@@ -47,8 +51,13 @@ const maxWraps = 6
 
 // ParseEvent reads an event of Amazon's Auto Scaling as any of its ways delivers
 // it: EventBridge's object or its detail alone, the flat body of an SQS message,
-// the envelope of SNS, a list with one record, and these in each other. Fields
-// that nobody knows are skipped.
+// the envelope of SNS, a list with one record, and these in each other. Of Alibaba
+// Cloud it reads what a template of OOS can be made to hand over, an object of the
+// placeholders of a lifecycle hook:
+//
+//	{"regionId":"cn-hangzhou","instanceIds":["i-1","i-2"],"lifecycleHookId":"ash-1","lifecycleActionToken":"..."}
+//
+// Fields that nobody knows are skipped.
 func ParseEvent(data []byte) (Event, error) {
 	switch {
 	case len(data) > MaxEvent:
@@ -69,6 +78,7 @@ const (
 	shapeSNS         = "SNS envelope"
 	shapeSQS         = "SQS record"
 	shapeList        = "list of records"
+	shapeOOS         = "OOS placeholders"
 )
 
 // parseEvent unwraps one layer. outer are the names of those around it.
@@ -129,6 +139,8 @@ func parseEvent(data []byte, depth int, outer []string) (Event, error) {
 			shape = shapeFlat
 		}
 		return action(o, "", append(slices.Clip(outer), shape))
+	case o.has("lifecycleActionToken"), o.has("lifecycleHookId"):
+		return oosAction(o, append(slices.Clip(outer), shapeOOS))
 	case o.has("body"): // one record alone
 		return inner(shapeSQS, o.fields["body"])
 	case o.has("Body"):
@@ -226,6 +238,98 @@ func action(o object, detailType string, shapes []string) (Event, error) {
 	return e, nil
 }
 
+// oosAction reads the placeholders of a hook of Alibaba Cloud. They do not say
+// what happens; lifecycleTransition, which whoever writes the template adds, is
+// SCALE_IN where it is missing.
+func oosAction(o object, shapes []string) (Event, error) {
+	e := Event{Shape: strings.Join(shapes, ", "), Kind: Terminate}
+	var transition string
+	var errs []error
+	for name, to := range map[string]*string{
+		"lifecycleHookId": &e.Hook.Name, "lifecycleActionToken": &e.Hook.Token,
+		"scalingGroupId": &e.Group, "lifecycleTransition": &transition,
+	} {
+		var err error
+		if *to, err = o.text(name, maxName); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	ids, err := o.ids("instanceIds")
+	if errs = append(errs, err); errors.Join(errs...) != nil {
+		return Event{}, errors.Join(errs...)
+	}
+	switch {
+	case len(ids) == 0:
+		return Event{}, errors.New("the event names no instance: instanceIds is missing or empty")
+	case e.Hook.Name == "" || e.Hook.Token == "":
+		return Event{}, errors.New("the event names no lifecycle action: it has to have lifecycleHookId and lifecycleActionToken")
+	case strings.Contains(e.Hook.Name+e.Hook.Token, "${") || strings.Contains(e.Hook.Name+e.Hook.Token, hookSeparator):
+		return Event{}, errors.New("the event's lifecycleHookId or lifecycleActionToken is a placeholder that nobody has replaced")
+	}
+	switch transition {
+	case "", "SCALE_IN":
+	case "SCALE_OUT":
+		e.Kind, e.Hook.Launching = Launch, true
+	default:
+		return Event{}, fmt.Errorf("the event's lifecycleTransition is neither SCALE_IN nor SCALE_OUT: %q", clean(transition))
+	}
+	e.InstanceID = ids[0]
+	if len(ids) > 1 {
+		e.Instances = ids
+	}
+	e.Hook.Provider, e.Hook.Group = providerAlibaba, e.Group
+	e.Time, _ = o.time("time")
+	return e, nil
+}
+
+// maxInstances is more than one scaling activity is about.
+const maxInstances = 1000
+
+// ids reads a list of instance ids: as a list, or as the text that a placeholder
+// becomes, which is that of a list or has commas between.
+func (o object) ids(name string) ([]string, error) {
+	if !o.has(name) {
+		return nil, nil
+	}
+	var ids []string
+	raw := o.fields[name]
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		if raw = json.RawMessage(strings.TrimSpace(text)); len(raw) == 0 || raw[0] != '[' {
+			ids = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+			raw = nil
+		}
+	}
+	if raw != nil && json.Unmarshal(raw, &ids) != nil {
+		return nil, fmt.Errorf("the event's %s is no list of instances", name)
+	}
+	for _, id := range ids {
+		if id == "" || len(id) > maxWord || strings.ContainsFunc(id, notInID) {
+			return nil, fmt.Errorf("the event's %s holds what is no instance id: %q", name, clean(id))
+		}
+	}
+	if len(ids) > maxInstances {
+		return nil, fmt.Errorf("the event's %s holds %d instances", name, len(ids))
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
+}
+
+// For is the event as it concerns one instance; false where it does not.
+func (e Event) For(instance string) (Event, bool) {
+	if len(e.Instances) == 0 {
+		return e, e.InstanceID == instance
+	}
+	if !slices.Contains(e.Instances, instance) {
+		return e, false
+	}
+	e.InstanceID = instance
+	if !e.Hook.Launching {
+		e.Hook.Others = slices.DeleteFunc(slices.Clone(e.Instances), func(id string) bool { return id == instance })
+	}
+	return e, true
+}
+
 const providerAWS = "aws"
 
 // NoticeID is the ID of a notice about what the cloud wants with an instance. It
@@ -248,8 +352,11 @@ func (e Event) Notice(now time.Time) Notice {
 	if e.Hook.Name != "" {
 		n.Reason += ", hook " + e.Hook.Name
 	}
-	if e.Hook.Name != "" && e.Hook.Group != "" {
+	if e.Hook.Name != "" && (e.Hook.Group != "" || e.Hook.Provider == providerAlibaba) {
 		h := e.Hook
+		if h.Provider == providerAlibaba { // whose hooks are known by their tokens, and wait no longer than that
+			h.Timeout, h.Limit = alibabaTimeout(max(len(e.Instances)-1, 0)), now.Add(alibaba.LongestWait)
+		}
 		n.Hook = &h
 	}
 	return n

@@ -29,6 +29,8 @@ var (
 	ErrOver = errors.New("no lifecycle action waits with this token")
 	// ErrLimit: the action waits, and cannot be made to wait longer than it does.
 	ErrLimit = errors.New("the lifecycle action cannot be made to wait longer")
+	// ErrOften: it was prolonged as often as it can be. It is an ErrLimit, which no shorter time mends.
+	ErrOften = fmt.Errorf("%w, as often as it was", ErrLimit)
 	// ErrThrottled: too many calls of this account. It is among what is tried again.
 	ErrThrottled = errors.New("the API takes no more calls for the moment")
 )
@@ -366,8 +368,10 @@ func (a *api) judge(action string, resp *http.Response, body []byte) verdict {
 		return verdict{expired: true, err: plain}
 	case has("LifecycleHookIdAndLifecycleActionToken"):
 		return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrOver, message)}
-	case has("LifecycleAction.TimeExceeded", "LifecycleAction.RecordTimesExceeded"):
+	case has("LifecycleAction.TimeExceeded"):
 		return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrLimit, code)}
+	case has("LifecycleAction.RecordTimesExceeded"):
+		return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrOften, code)}
 	case has("Forbidden", "NoPermission", "AccessDenied", "NotAuthorized", "Unauthorized"):
 		return verdict{err: &DeniedError{Action: a.product.name + ":" + action, Policy: policyJSON(), Reason: code + ": " + message}}
 	case has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "InternalFailure", "SystemBusy"):

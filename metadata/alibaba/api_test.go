@@ -239,7 +239,7 @@ func TestAPIErrors(t *testing.T) {
 		calls   int
 	}{
 		{"over", []answer{bad(400, "LifecycleHookIdAndLifecycleActionToken.Invalid", "does not match")}, alibaba.ErrOver, "", 1},
-		{"too often", []answer{bad(400, "LifecycleAction.RecordTimesExceeded", "x")}, alibaba.ErrLimit, "", 1},
+		{"too often", []answer{bad(400, "LifecycleAction.RecordTimesExceeded", "x")}, alibaba.ErrOften, "", 1},
 		{"too long", []answer{bad(400, "LifecycleAction.TimeExceeded", "x")}, alibaba.ErrLimit, "", 1},
 		{"wrong parameter", []answer{bad(400, "InvalidParamter", "The specified value of parameter is invalid.")}, nil, "InvalidParamter", 1},
 		{"a storm", []answer{bad(400, "Throttling.User", "slow down"), bad(429, "Throttling", "slow down"), done()}, nil, "", 3},

@@ -165,12 +165,11 @@ func (w *watch) loop(ctx context.Context, name string, every time.Duration, look
 			return
 		case <-timer.C:
 		}
-		began := time.Now()
 		err := look(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		pause := every - time.Since(began)
+		pause := untilTick(every)
 		if err == nil {
 			failures = 0
 			w.well(name)
@@ -179,8 +178,18 @@ func (w *watch) loop(ctx context.Context, name string, every time.Duration, look
 			w.trouble(name, err)
 			pause = backOff(every, failures, err)
 		}
-		timer.Reset(max(pause, 0))
+		timer.Reset(pause)
 	}
+}
+
+// untilTick is the time to the next of the moments that are an interval apart by the clock. So all that is looked at wakes
+// the process together, which costs more than a look does. A moment that is nearly here is the one that was waited for.
+func untilTick(every time.Duration) time.Duration {
+	left := every - time.Duration(time.Now().UnixNano())%every
+	if left < every/10 {
+		left += every
+	}
+	return left
 }
 
 // backOff doubles the interval with every failure, and shortens it at random so that a fleet whose service comes back

@@ -6,9 +6,23 @@ package cli
 import (
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/alibaba"
 )
 
-// openAlibaba makes the source of notices and the completer of hooks of a machine on Alibaba Cloud; nil is that there is none.
-func openAlibaba(_ *daemonAdapter, _ metadata.Instance) (lifecycle.Source, lifecycle.Completer, error) {
-	return nil, nil, nil
+// openAlibaba makes the source of notices and the completer of hooks of an ECS instance.
+func openAlibaba(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, lifecycle.Completer, error) {
+	opts, s, err := a.cloudOptions()
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := alibaba.New(opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	scaling, err := p.ESS(alibaba.APIOptions{Endpoint: s.AlibabaESSEndpoint, Proxy: a.g.proxy()})
+	if err != nil {
+		return nil, nil, err
+	}
+	return lifecycle.NewAlibabaSource(p, inst.ID, alibaba.WatchOptions{Scaling: scaling}, a.g.log()),
+		lifecycle.NewAlibabaCompleter(scaling, lifecycle.AlibabaCompleterOptions{Log: a.g.log()}), nil
 }

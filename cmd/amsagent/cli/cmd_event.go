@@ -37,7 +37,9 @@ func newEventCommand(g *globals) *cobra.Command {
 		Short: "act on a lifecycle event of the cloud: be a hook's target",
 		Long: "The event is JSON of Amazon's Auto Scaling as EventBridge, SQS or SNS deliver it:\n" +
 			"whole, its detail alone, a flat message, in an envelope or as the one record of a\n" +
-			"list. Where it is about this machine, it is handed to the daemon and followed to its\n" +
+			"list; or, of Alibaba Cloud, an object of the placeholders of an OOS template:\n" +
+			"regionId, instanceIds, lifecycleHookId, lifecycleActionToken.\n\n" +
+			"Where it is about this machine, it is handed to the daemon and followed to its\n" +
 			"end: a termination until this node has left, a launch until it serves.\n\n" +
 			"An event about another machine is none of ours: exit 0, so that one command can be\n" +
 			"sent to a whole group. The same is true of test notifications, and of events that\n" +
@@ -90,12 +92,14 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 		}
 	}
 	now := g.env.Now()
+	mine, about := e.For(id)
 	switch {
-	case id != e.InstanceID:
+	case !about:
 		return nothing("not-this-instance", fmt.Sprintf("not this instance: the event is about %s, this is %s", e.InstanceID, id), id)
 	case e.Stale(now):
 		return nothing("stale", fmt.Sprintf("nothing to do: the event is from %s, and no hook waits that long", agoAt(now, e.Time)), id)
 	}
+	e = mine
 	n := e.Notice(now)
 	g.progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
 	c := g.controlClient()

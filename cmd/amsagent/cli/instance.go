@@ -99,6 +99,7 @@ func (g *globals) metadataOptions(record string) (metadata.Options, error) {
 		Endpoints: g.settings.Endpoints,
 		Log:       g.log(),
 		Address:   g.settings.Address,
+		APIProxy:  g.proxy(),
 	}
 	for _, key := range []string{keyTagMongo, keyTagRole, keyTagGroup} {
 		opts.TagNames = append(opts.TagNames, g.settings.values[key].text)

@@ -219,7 +219,7 @@ func (c *cloud) who(ctx context.Context) (metadata.Instance, error) {
 // hasSignals tells that this cloud's signals name the instance, so that it has to be known first.
 func hasSignals(provider string) bool {
 	switch provider {
-	case metadata.AWS:
+	case metadata.AWS, metadata.Alibaba:
 		return true
 	}
 	return false

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/alibaba"
 )
 
 // layer says where a value comes from. A higher layer wins over a lower one.
@@ -310,6 +311,7 @@ func (s *settings) fill() {
 	s.Endpoints = map[string]string{}
 	for provider, key := range map[string]string{
 		"aws": keyAWSEndpoint, "azure": keyAzureEndpoint, "alibaba": keyAlibabaEndpoint, "gcp": keyGCPEndpoint,
+		alibaba.EndpointECS: keyAlibabaECSEndpoint,
 	} {
 		if v := text(key); v != "" {
 			s.Endpoints[provider] = v

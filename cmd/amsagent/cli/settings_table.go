@@ -56,6 +56,7 @@ const (
 	keyAzureEndpoint          = "azure_endpoint"
 	keyAlibabaEndpoint        = "alibaba_endpoint"
 	keyAlibabaESSEndpoint     = "alibaba_ess_endpoint"
+	keyAlibabaECSEndpoint     = "alibaba_ecs_endpoint"
 	keyGCPEndpoint            = "gcp_endpoint"
 )
 
@@ -198,6 +199,10 @@ func settingsTable() []setting {
 		{
 			key: keyAlibabaESSEndpoint, arg: "ORIGIN", check: checkOrigin,
 			help: "the Auto Scaling (ESS) API of Alibaba Cloud",
+		},
+		{
+			key: keyAlibabaECSEndpoint, arg: "ORIGIN", check: checkOrigin,
+			help: "the ECS API of Alibaba Cloud, which tells the tags",
 		},
 		{
 			key: keyGCPEndpoint, arg: "ORIGIN", check: checkOrigin,

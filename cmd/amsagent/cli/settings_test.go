@@ -96,6 +96,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyDrainDeadline: "30m", keyRoleDeadlines: "edge=20m,origin=2h", keyRebalance: "drain", keyAbandon: "yes",
 		keyAWSEndpoint: "http://127.0.0.1:1", keyAzureEndpoint: "http://127.0.0.1:2", keyAlibabaEndpoint: "http://127.0.0.1:3",
 		keyGCPEndpoint: "http://127.0.0.1:4", keyAWSAutoscalingEndpoint: "http://127.0.0.1:5", keyAlibabaESSEndpoint: "http://127.0.0.1:6",
+		keyAlibabaECSEndpoint: "http://127.0.0.1:7",
 	}
 	field := func(s *settings, key string) any {
 		return map[string]any{
@@ -109,6 +110,7 @@ func TestEverySettingIsRead(t *testing.T) {
 			keyTagMongo: s.values[keyTagMongo].text, keyTagRole: s.values[keyTagRole].text, keyTagGroup: s.values[keyTagGroup].text,
 			keyAWSEndpoint: s.Endpoints["aws"], keyAzureEndpoint: s.Endpoints["azure"], keyAlibabaEndpoint: s.Endpoints["alibaba"],
 			keyGCPEndpoint: s.Endpoints["gcp"], keyAWSAutoscalingEndpoint: s.AWSAutoscalingEndpoint, keyAlibabaESSEndpoint: s.AlibabaESSEndpoint,
+			keyAlibabaECSEndpoint: s.Endpoints["alibaba-ecs"],
 		}[key]
 	}
 	for _, row := range settingsTable() {

@@ -1,0 +1,445 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/alibaba"
+)
+
+const providerAlibaba = alibaba.Name
+
+// alibabaWatcher is what an AlibabaSource needs of metadata/alibaba.
+type alibabaWatcher interface {
+	Watch(ctx context.Context, o alibaba.WatchOptions, fn func(alibaba.Signal))
+}
+
+// AlibabaSource makes notices of what the metadata of an ECS instance and its
+// scaling group signal.
+//
+// A first look at a machine in service gives [Resume]: it may have been parked
+// before this process began, and only the manager knows.
+type AlibabaSource struct {
+	watcher  alibabaWatcher
+	instance string
+	opts     alibaba.WatchOptions
+	log      *slog.Logger
+	unknown  map[string]bool // what was logged once
+}
+
+var _ Source = (*AlibabaSource)(nil)
+
+// NewAlibabaSource makes a source for the instance with this id. The logger may be
+// nil.
+func NewAlibabaSource(w alibabaWatcher, instance string, o alibaba.WatchOptions, log *slog.Logger) *AlibabaSource {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if o.Log == nil {
+		o.Log = log
+	}
+	return &AlibabaSource{watcher: w, instance: instance, opts: o, log: log, unknown: map[string]bool{}}
+}
+
+// Name implements Source.
+func (s *AlibabaSource) Name() string { return "alibaba" }
+
+// Watch implements Source.
+func (s *AlibabaSource) Watch(ctx context.Context, report func(Notice)) error {
+	s.watcher.Watch(ctx, s.opts, func(signal alibaba.Signal) {
+		notices, known := alibabaNotices(s.instance, signal)
+		if !known && !s.unknown[string(signal.Kind)+signal.Value] {
+			s.unknown[string(signal.Kind)+signal.Value] = true
+			s.log.Warn("the cloud signals something that this version does not know, and nothing is done about it",
+				"signal", signal.Kind, "value", signal.Value, "text", signal.Text)
+		}
+		for _, n := range notices {
+			report(n)
+		}
+	})
+	return ctx.Err()
+}
+
+// alibabaNotices tells what a signal means.
+func alibabaNotices(instance string, s alibaba.Signal) (notices []Notice, known bool) {
+	n := Notice{Received: s.Seen, Deadline: s.At}
+	as := func(kind Kind, source, who, reason string) {
+		n.ID, n.Kind, n.Source, n.Who, n.Reason = NoticeID(providerAlibaba, instance, kind), kind, source, who, reason
+		if s.ID != "" {
+			// Several system events may be announced at once.
+			n.ID += "/" + s.ID
+		}
+		if s.Gone {
+			n.Kind, n.Deadline = Withdrawn, time.Time{}
+		}
+	}
+	switch s.Kind {
+	case alibaba.SignalScaling:
+		return alibabaScaling(instance, s)
+	case alibaba.SignalSpot:
+		as(Interrupt, "alibaba-spot", "ECS spot", "spot instance is taken back")
+	case alibaba.SignalEvent:
+		reason := "system event " + s.Value
+		if s.Text != "" {
+			reason += ": " + s.Text
+		}
+		_, does, _ := strings.Cut(s.Value, ".")
+		switch {
+		case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
+			// On another host, without what its local disks held, and it comes back.
+			as(Reboot, "alibaba-events", "ECS", reason)
+		case does == "Stop", does == "Delete", does == "Release":
+			as(Interrupt, "alibaba-events", "ECS", reason)
+		default:
+			return nil, false
+		}
+		if s.At.IsZero() && !s.Gone {
+			if s.State != "Executing" {
+				// Without a date it could be in two weeks: nobody is sent away for that.
+				return nil, false
+			}
+			n.Deadline = s.Seen
+		}
+	default:
+		return nil, false
+	}
+	return []Notice{n}, true
+}
+
+// alibabaStep is the part of a lifecycle state that says what is done: Removing of
+// Removing:Wait. An instance that is protected from scale-in is in service.
+func alibabaStep(state string) string {
+	step, _, _ := strings.Cut(state, ":")
+	if step == alibaba.StateProtected {
+		return alibaba.StateInService
+	}
+	return step
+}
+
+// alibabaScaling tells what a change of the state in the scaling group means.
+func alibabaScaling(instance string, s alibaba.Signal) (notices []Notice, known bool) {
+	add := func(kind Kind, about Kind, reason string) {
+		notices = append(notices, Notice{
+			ID: NoticeID(providerAlibaba, instance, about), Kind: kind, Source: "alibaba-scaling", Who: "Auto Scaling",
+			Reason: reason, Received: s.Seen,
+		})
+	}
+	step, before := alibabaStep(s.Value), alibabaStep(s.Before)
+	if s.Value == "" {
+		// Out of the group: released, or removed by somebody who keeps it. What was
+		// announced before that stands.
+		return nil, true
+	}
+	switch step {
+	case alibaba.StateInService:
+		// What ends a removal is no resumption: the machine was never away.
+		if before != alibaba.StateRemoving && before != alibaba.StateInService {
+			add(Resume, Resume, "in service again")
+		}
+	case alibaba.StateRemoving:
+		add(Terminate, Terminate, "scale-in")
+	case alibaba.StateStandby:
+		add(Park, Park, "standby")
+	case alibaba.StateStopped:
+		add(Park, Park, "stopped by the group")
+	case alibaba.StatePending:
+		if s.Value != step { // a hook waits
+			add(Launch, Launch, "launch")
+		}
+	default:
+		return nil, false
+	}
+	if before == alibaba.StateRemoving && step != before {
+		// After what comes in its place, so that nothing is taken up in between.
+		add(Withdrawn, Terminate, "state "+s.Value+" in place of "+s.Before)
+	}
+	return notices, true
+}
+
+// alibabaAPI is what an AlibabaCompleter needs of metadata/alibaba.
+type alibabaAPI interface {
+	Membership(ctx context.Context) (*alibaba.Membership, error)
+	Pending(ctx context.Context, group string) ([]alibaba.Action, error)
+	Heartbeat(ctx context.Context, hook, token string, wait time.Duration) error
+	Complete(ctx context.Context, hook, token string, abandon bool) error
+}
+
+// AlibabaCompleterOptions are the settings of an AlibabaCompleter; the zero value
+// works.
+type AlibabaCompleterOptions struct {
+	// Patience is how long Discover looks for an action that is not there yet, and
+	// Every how often.
+	Patience, Every time.Duration
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+const (
+	// alibabaBeat is what one heartbeat asks for. The manager beats at half of that:
+	// 18 times in the six hours that a wait can last, of the 20 that are allowed.
+	alibabaBeat = 40 * time.Minute
+	// alibabaPatience: an action is listed some moments after the instance has begun
+	// to wait. It is less than a call may take.
+	alibabaPatience = 6 * time.Second
+	alibabaEvery    = time.Second
+)
+
+// AlibabaCompleter completes the lifecycle actions of a scaling group of ESS.
+//
+// A hook has no name that stays good: each of its waits has a token, which is to
+// be found by asking. Where several hooks wait for this machine, they are one
+// [Hook] here, with their ids and, in the same order, their tokens, each separated
+// by a comma, which neither can hold.
+//
+// One token may be that of several machines. Then all beat, and each of them as
+// much less often as they are many: the cloud counts the heartbeats of a token.
+type AlibabaCompleter struct {
+	api  alibabaAPI
+	opts AlibabaCompleterOptions
+	log  *slog.Logger
+
+	mu sync.Mutex
+	// done are the tokens that are completed, or over, while others are not.
+	done map[string]bool
+}
+
+var _ Completer = (*AlibabaCompleter)(nil)
+
+// NewAlibabaCompleter makes a completer. It asks nothing.
+func NewAlibabaCompleter(api alibabaAPI, o AlibabaCompleterOptions) *AlibabaCompleter {
+	o.Patience, o.Every = cmp.Or(o.Patience, alibabaPatience), cmp.Or(o.Every, alibabaEvery)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &AlibabaCompleter{api: api, opts: o, log: o.Log, done: map[string]bool{}}
+}
+
+// Discover implements Completer. A machine that is on its way and does not wait
+// yet is an error, so that it is asked about again.
+func (c *AlibabaCompleter) Discover(ctx context.Context, launching bool) (*Hook, error) {
+	deadline := time.Now().Add(c.opts.Patience)
+	for {
+		h, err := c.look(ctx, launching)
+		if !errors.Is(err, ErrNoAction) || time.Now().Add(c.opts.Every).After(deadline) {
+			return h, err
+		}
+		timer := time.NewTimer(c.opts.Every)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, err
+		case <-timer.C:
+		}
+	}
+}
+
+func (c *AlibabaCompleter) look(ctx context.Context, launching bool) (*Hook, error) {
+	m, err := c.api.Membership(ctx)
+	if err != nil {
+		return nil, alibabaError(err)
+	}
+	if m == nil {
+		return nil, nil //nolint:nilnil // in no group, so no hook
+	}
+	step := alibabaStep(m.State)
+	switch {
+	case launching && step != alibaba.StatePending,
+		!launching && step != alibaba.StateRemoving && step != alibaba.StateInService:
+		return nil, nil //nolint:nilnil // no hook waits in this state, nor in one that follows on it
+	case !launching && step == alibaba.StateInService:
+		// Somebody else saw the end first, or it was taken back, which is told by another notice.
+		return nil, fmt.Errorf("%w: the instance is %s", ErrNoAction, m.State)
+	}
+	actions, err := c.api.Pending(ctx, m.Group)
+	if err != nil {
+		return nil, alibabaError(err)
+	}
+	if len(actions) == 0 {
+		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", ErrNoAction, m.State)
+	}
+	return alibabaHook(m.Group, actions, launching, time.Now()), nil
+}
+
+// alibabaHook makes one hook of the actions that wait for this machine.
+func alibabaHook(group string, actions []alibaba.Action, launching bool, now time.Time) *Hook {
+	h := &Hook{Provider: providerAlibaba, Group: group, Launching: launching, Limit: now.Add(alibaba.LongestWait)}
+	var names, tokens []string
+	for _, a := range actions {
+		names, tokens = append(names, a.Hook), append(tokens, a.Token)
+		for _, id := range a.Others {
+			if !slices.Contains(h.Others, id) {
+				h.Others = append(h.Others, id)
+			}
+		}
+	}
+	slices.Sort(h.Others)
+	h.Name, h.Token = strings.Join(names, hookSeparator), strings.Join(tokens, hookSeparator)
+	h.Timeout = alibabaTimeout(len(h.Others))
+	if launching {
+		// Others are waited for until they have left, and those who start with us
+		// have only come: the first that serves says so for all. Nobody is sent to
+		// the others before their health is known to the load balancer.
+		h.Others = nil
+	}
+	return h
+}
+
+// alibabaTimeout is what a heartbeat of one of several machines asks for.
+func alibabaTimeout(others int) time.Duration {
+	return min(alibabaBeat*time.Duration(1+others), alibaba.LongestWait)
+}
+
+// Heartbeat implements Completer. It has worked where one action of several was
+// told.
+func (c *AlibabaCompleter) Heartbeat(ctx context.Context, h Hook) error {
+	wait := h.Timeout
+	if wait < alibaba.LeastWait {
+		wait = alibabaTimeout(len(h.Others))
+	}
+	if left := time.Until(h.Limit).Truncate(time.Second); !h.Limit.IsZero() && left < wait {
+		if left < alibaba.LeastWait {
+			return nil // nothing is to be had any more, and the manager knows
+		}
+		wait = left
+	}
+	return c.each(ctx, h, func(hook, token string) error {
+		for wait := wait; ; wait = max(wait/2, alibaba.LeastWait) {
+			err := c.api.Heartbeat(ctx, hook, token, wait)
+			if errors.Is(err, alibaba.ErrOften) && h.Timeout >= alibaba.LongestWait {
+				// More machines than heartbeats: others have asked for as long as there is.
+				return nil
+			}
+			// How the six hours are counted is not written anywhere: less may be had.
+			if !errors.Is(err, alibaba.ErrLimit) || errors.Is(err, alibaba.ErrOften) || wait <= alibaba.LeastWait {
+				return err
+			}
+		}
+	}, false)
+}
+
+// Complete implements Completer. The end of a machine goes on whatever the result
+// says: to abandon it would do the same, and to roll it back would keep a machine
+// that is not wanted.
+func (c *AlibabaCompleter) Complete(ctx context.Context, h Hook, r Result) error {
+	if h.Launching && r == Abandon {
+		if err := c.mayAbandon(ctx, h); err != nil {
+			return err
+		}
+	}
+	return c.each(ctx, h, func(hook, token string) error {
+		return c.api.Complete(ctx, hook, token, h.Launching && r == Abandon)
+	}, true)
+}
+
+// mayAbandon is an error where to give up our start would release others with us
+// that may serve.
+func (c *AlibabaCompleter) mayAbandon(ctx context.Context, h Hook) error {
+	h.Token = "" // so that it is looked up
+	actions, err := c.actions(ctx, h)
+	if err != nil {
+		return err
+	}
+	for _, a := range actions {
+		if len(a.Others) > 0 {
+			return fmt.Errorf("%w for us: to abandon it would release other machines, too: %s", ErrGone, strings.Join(a.Others, ", "))
+		}
+	}
+	return nil
+}
+
+// each says something about every action of a hook that is not done with. last
+// tells that what is said ends the wait.
+func (c *AlibabaCompleter) each(ctx context.Context, h Hook, say func(hook, token string) error, last bool) error {
+	actions, err := c.actions(ctx, h)
+	if err != nil {
+		return err
+	}
+	var first error
+	told, over := 0, 0
+	for _, a := range actions {
+		c.mu.Lock()
+		done := c.done[a.Token]
+		c.mu.Unlock()
+		if done {
+			told++
+			continue
+		}
+		err := say(a.Hook, a.Token)
+		switch {
+		case err == nil:
+			told++
+		case errors.Is(err, alibaba.ErrOver):
+			over++
+		default:
+			first = cmp.Or(first, err)
+			continue
+		}
+		if last && len(actions) > 1 {
+			c.mu.Lock()
+			c.done[a.Token] = true
+			c.mu.Unlock()
+		}
+	}
+	switch {
+	case first != nil:
+		return alibabaError(first)
+	case told == 0:
+		// Somebody else has completed it, or its time is over.
+		return fmt.Errorf("%w: the lifecycle action is completed, or its time was over", ErrGone)
+	}
+	if last {
+		c.mu.Lock()
+		clear(c.done)
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// actions are those that a hook is made of. One that came without its tokens is
+// looked up.
+func (c *AlibabaCompleter) actions(ctx context.Context, h Hook) ([]alibaba.Action, error) {
+	names, tokens := strings.Split(h.Name, hookSeparator), strings.Split(h.Token, hookSeparator)
+	if h.Token != "" && len(names) == len(tokens) {
+		out := make([]alibaba.Action, len(names))
+		for i := range names {
+			out[i] = alibaba.Action{Hook: names[i], Token: tokens[i]}
+		}
+		return out, nil
+	}
+	m, err := c.api.Membership(ctx)
+	if err != nil {
+		return nil, alibabaError(err)
+	}
+	if m == nil {
+		return nil, fmt.Errorf("%w: the instance is in no group any more", ErrGone)
+	}
+	all, err := c.api.Pending(ctx, m.Group)
+	if err != nil {
+		return nil, alibabaError(err)
+	}
+	all = slices.DeleteFunc(all, func(a alibaba.Action) bool { return !slices.Contains(names, a.Hook) })
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%w: the instance is %s", ErrNoAction, m.State)
+	}
+	return all, nil
+}
+
+func alibabaError(err error) error {
+	if d, ok := errors.AsType[*alibaba.DeniedError](err); ok {
+		return &DeniedError{Permission: d.Action, Policy: d.Policy, Err: errors.New(d.Reason)}
+	}
+	if errors.Is(err, alibaba.ErrOver) {
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	return err
+}
