@@ -1,0 +1,485 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakeazure
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// The types of events that Azure documents.
+const (
+	Terminate = "Terminate"
+	Preempt   = "Preempt"
+	Reboot    = "Reboot"
+	Redeploy  = "Redeploy"
+	Freeze    = "Freeze"
+)
+
+// SetOptions says how a set behaves; the zero value works.
+type SetOptions struct {
+	// EnableDelay is from the first call of a machine in a zone until the machines
+	// there see events. Zero: at once.
+	EnableDelay time.Duration
+	// ApproveDelay is from an acknowledgement until the event begins; default 200 ms.
+	ApproveDelay time.Duration
+	// StartedTime is for how long an event that has begun is listed; default 500 ms.
+	StartedTime time.Duration
+	// Log gets a line for each entry of the books; default none.
+	Log *slog.Logger
+}
+
+// Set is what machines of one placement group share: the document of their events.
+type Set struct {
+	name string
+	o    SetOptions
+
+	mu          sync.Mutex
+	incarnation int
+	events      []*event
+	twice       bool
+	newFields   bool
+	raw         []any
+	enabled     map[string]time.Time // zones, and since when
+	books       []Entry
+	changed     chan struct{} // closed and replaced when the books change
+	closed      bool
+}
+
+type event struct {
+	Event
+	acked, started, over bool
+	late                 bool // it began because its time was over
+	timers               []*time.Timer
+}
+
+// Event is one scheduled event.
+type Event struct {
+	ID   string `json:"id"` // empty: one is made
+	Type string `json:"type"`
+	// VMs are the names of the machines that it is about.
+	VMs []string `json:"vms"`
+	// Lead is from now until NotBefore, which has whole seconds.
+	Lead        time.Duration `json:"lead_ns"`
+	NotBefore   time.Time     `json:"not_before"`
+	Source      string        `json:"source"` // default User for deletes, Platform for others
+	Description string        `json:"description"`
+	// Duration is for how long the machines are away; negative: not known.
+	Duration time.Duration `json:"duration_ns"`
+	// ResourceType is VirtualMachine where it is empty.
+	ResourceType string `json:"resource_type"`
+	// Acked tells that it was acknowledged, Started that it has begun.
+	Acked   bool `json:"acked"`
+	Started bool `json:"started"`
+}
+
+// What is in the books.
+const (
+	Announced = "announced" // it is in the document
+	Acked     = "acked"     // a machine said that it may begin
+	Refused   = "refused"   // a machine said so of what there is not
+	Started   = "started"
+	Over      = "over" // the machines are back
+	Gone      = "gone" // the machine is no more
+	Cancelled = "cancelled"
+	Enabled   = "enabled"   // the first call of a zone
+	Throttled = "throttled" // a machine asked too often
+)
+
+// Entry is one line of the books.
+type Entry struct {
+	Time time.Time `json:"time"`
+	What string    `json:"what"`
+	// VM is the name of the machine that spoke, or that is gone.
+	VM    string `json:"vm,omitempty"`
+	Event string `json:"event,omitempty"` // its id
+	Type  string `json:"type,omitempty"`
+	// VMs are the machines of an event that is announced.
+	VMs []string `json:"vms,omitempty"`
+	// Late tells of an event that began because its time was over.
+	Late bool `json:"late,omitempty"`
+}
+
+// NewSet makes a set of machines.
+func NewSet(name string, o SetOptions) *Set {
+	o.ApproveDelay = cmp.Or(o.ApproveDelay, 200*time.Millisecond)
+	o.StartedTime = cmp.Or(o.StartedTime, 500*time.Millisecond)
+	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
+	return &Set{name: name, o: o, incarnation: 1, enabled: map[string]time.Time{}, changed: make(chan struct{})}
+}
+
+// Close ends everything that was under way.
+func (s *Set) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, e := range s.events {
+		e.stop()
+	}
+	return nil
+}
+
+func (e *event) stop() {
+	for _, t := range e.timers {
+		t.Stop()
+	}
+	e.timers = nil
+}
+
+// Announce schedules an event and returns its id.
+func (s *Set) Announce(in Event) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case in.Type == "" || len(in.VMs) == 0:
+		return "", errors.New("announcing an event: it needs a type and a machine")
+	case in.Lead < 0:
+		return "", errors.New("announcing an event: a negative lead")
+	case s.closed:
+		return "", errors.New("announcing an event: the set is closed")
+	}
+	if in.ID == "" {
+		in.ID = newID()
+	}
+	if in.Source == "" {
+		in.Source = "Platform"
+		if in.Type == Terminate {
+			in.Source = "User"
+		}
+	}
+	if in.NotBefore.IsZero() {
+		in.NotBefore = time.Now().Add(in.Lead)
+	}
+	// The document has seconds. The next whole one keeps the lead.
+	if whole := in.NotBefore.Truncate(time.Second); !whole.Equal(in.NotBefore) {
+		in.NotBefore = whole.Add(time.Second)
+	}
+	in.VMs = slices.Clone(in.VMs)
+	e := &event{Event: in}
+	s.events = append(s.events, e)
+	s.incarnation++
+	s.write(Entry{What: Announced, Event: e.ID, Type: e.Type, VMs: e.VMs})
+	s.after(e, time.Until(e.NotBefore), func() { s.begin(e, true) })
+	return e.ID, nil
+}
+
+// newID is an event's, as a GUID.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// after runs something about an event later, under the lock.
+func (s *Set) after(e *event, d time.Duration, do func()) {
+	e.timers = append(e.timers, time.AfterFunc(max(d, 0), func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.closed && !e.over {
+			do()
+		}
+	}))
+}
+
+// begin begins an event. The lock is held.
+func (s *Set) begin(e *event, late bool) {
+	if e.started {
+		return
+	}
+	e.started, e.late = true, late
+	s.incarnation++
+	s.write(Entry{What: Started, Event: e.ID, Type: e.Type, Late: late})
+	s.after(e, s.o.StartedTime, func() { s.finish(e) })
+}
+
+// finish ends it. The lock is held.
+func (s *Set) finish(e *event) {
+	s.drop(e)
+	if e.Type != Terminate && e.Type != Preempt {
+		s.write(Entry{What: Over, Event: e.ID, Type: e.Type, Late: e.late})
+		return
+	}
+	for _, vm := range e.VMs {
+		s.write(Entry{What: Gone, VM: vm, Event: e.ID, Type: e.Type, Late: e.late})
+	}
+}
+
+func (s *Set) drop(e *event) {
+	e.over = true
+	e.stop()
+	s.events = slices.DeleteFunc(s.events, func(o *event) bool { return o == e })
+	s.incarnation++
+}
+
+func (s *Set) find(id string) *event {
+	for _, e := range s.events {
+		if strings.EqualFold(e.ID, id) {
+			return e
+		}
+	}
+	return nil
+}
+
+// Begin lets an event begin at once, as a failure of hardware does.
+func (s *Set) Begin(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.find(id)
+	if e == nil {
+		return fmt.Errorf("beginning event %q: there is none", id)
+	}
+	s.begin(e, true)
+	return nil
+}
+
+// Cancel takes an event back.
+func (s *Set) Cancel(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.find(id)
+	if e == nil {
+		return fmt.Errorf("cancelling event %q: there is none", id)
+	}
+	s.drop(e)
+	s.write(Entry{What: Cancelled, Event: e.ID, Type: e.Type})
+	return nil
+}
+
+// ack is the word of a machine that an event may begin. It reports whether there is
+// such an event. Any machine of the set may say it, for all.
+func (s *Set) ack(vm, id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.find(id)
+	if e == nil {
+		s.write(Entry{What: Refused, VM: vm, Event: id})
+		return false
+	}
+	s.write(Entry{What: Acked, VM: vm, Event: e.ID, Type: e.Type})
+	e.acked = true
+	together := []*event{e}
+	if e.Type == Terminate {
+		// Of several deletes at one time none goes before all may.
+		for _, o := range s.events {
+			if o == e || o.Type != Terminate || o.started || !o.NotBefore.Equal(e.NotBefore) {
+				continue
+			}
+			if !o.acked {
+				return true
+			}
+			together = append(together, o)
+		}
+	}
+	for _, o := range together {
+		s.after(o, s.o.ApproveDelay, func() { s.begin(o, false) })
+	}
+	return true
+}
+
+// Twice makes every event be listed twice, or not any more.
+func (s *Set) Twice(on bool) {
+	s.change(func() { s.twice = on })
+}
+
+// NewFields makes the document hold fields that nobody has documented.
+func (s *Set) NewFields(on bool) {
+	s.change(func() { s.newFields = on })
+}
+
+// Raw puts elements into the list of events as they are.
+func (s *Set) Raw(elements ...any) {
+	s.change(func() { s.raw = elements })
+}
+
+func (s *Set) change(do func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	do()
+	s.incarnation++
+}
+
+// Events are those that are listed.
+func (s *Set) Events() []Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Event
+	for _, e := range s.events {
+		in := e.Event
+		in.Acked, in.Started = e.acked, e.started
+		out = append(out, in)
+	}
+	return out
+}
+
+// document is what a machine in a zone is told.
+func (s *Set) document(vm, zone string) map[string]any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since, ok := s.enabled[zone]
+	if !ok {
+		since = time.Now()
+		s.enabled[zone] = since
+		s.write(Entry{What: Enabled, VM: vm})
+	}
+	if time.Since(since) < s.o.EnableDelay {
+		return map[string]any{"DocumentIncarnation": 1, "Events": []any{}}
+	}
+	list := []any{}
+	for _, e := range s.events {
+		one := e.document()
+		if s.newFields {
+			one["Urgency"], one["Related"] = 3, []any{map[string]any{"EventId": e.ID}}
+		}
+		list = append(list, one)
+		if s.twice {
+			list = append(list, one)
+		}
+	}
+	doc := map[string]any{"DocumentIncarnation": s.incarnation, "Events": append(list, s.raw...)}
+	if s.newFields {
+		doc["Schema"] = map[string]any{"name": "tomorrow"}
+	}
+	return doc
+}
+
+func (e *event) document() map[string]any {
+	status, notBefore := "Scheduled", e.NotBefore.UTC().Format(http.TimeFormat)
+	if e.started {
+		status, notBefore = "Started", ""
+	}
+	seconds := -1
+	if e.Duration >= 0 && e.Type != Terminate && e.Type != Preempt {
+		seconds = int(e.Duration / time.Second)
+	}
+	return map[string]any{
+		"EventId": e.ID, "EventType": e.Type, "ResourceType": cmp.Or(e.ResourceType, "VirtualMachine"), "Resources": e.VMs,
+		"EventStatus": status, "NotBefore": notBefore, "Description": e.Description, "EventSource": e.Source, "DurationInSeconds": seconds,
+	}
+}
+
+// write puts a line into the books. The lock is held.
+func (s *Set) write(e Entry) {
+	e.Time = time.Now()
+	s.o.Log.Info("books", "set", s.name, "what", e.What, "vm", e.VM, "event", e.Event, "type", e.Type, "late", e.Late)
+	s.books = append(s.books, e)
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Books is what has happened, oldest first.
+func (s *Set) Books() []Entry {
+	books, _ := s.Follow()
+	return books
+}
+
+// Follow returns the books and a channel that is closed at the next change of them.
+func (s *Set) Follow() ([]Entry, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.books), s.changed
+}
+
+// WaitFor waits until the books hold an entry that fits, and returns the first.
+func (s *Set) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
+	for {
+		books, changed := s.Follow()
+		if i := slices.IndexFunc(books, fits); i >= 0 {
+			return books[i], nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return Entry{}, fmt.Errorf("waiting for an entry in the books of set %s: %w", s.name, ctx.Err())
+		}
+	}
+}
+
+// WorstDay plays everything that takes no machine away, one after the other, each for
+// as long as step: freezes in a storm, an event of an unheard-of type, one about
+// something that is no machine, entries that are no events, fields of tomorrow, each
+// event twice, a reboot and a deletion that are cancelled again, and events about
+// machines other than vm. What is left afterwards is a document without events.
+func (s *Set) WorstDay(ctx context.Context, vm string, step time.Duration, others ...string) error {
+	all := append([]string{vm}, others...)
+	if len(others) == 0 {
+		others = []string{vm + "x"}
+	}
+	long := time.Hour
+	announce := func(in ...Event) (ids []string, err error) {
+		for _, e := range in {
+			e.Lead = cmp.Or(e.Lead, long)
+			id, err := s.Announce(e)
+			if err != nil {
+				return ids, err
+			}
+			ids = append(ids, id)
+		}
+		return ids, nil
+	}
+	for _, scene := range []func() ([]string, error){
+		func() (ids []string, err error) {
+			for range 20 {
+				more, err := announce(Event{Type: Freeze, VMs: all, Duration: 5 * time.Second})
+				if err != nil {
+					return ids, err
+				}
+				ids = append(ids, more...)
+				if err := pause(ctx, step/20); err != nil {
+					return ids, err
+				}
+			}
+			return ids, nil
+		},
+		func() ([]string, error) {
+			s.NewFields(true)
+			s.Raw(map[string]any{"EventId": 17}, "nonsense", nil, map[string]any{"EventId": "x", "EventType": Terminate, "Resources": "all"})
+			return announce(Event{Type: "Defragment", VMs: all}, Event{Type: "Defragment", VMs: all}, Event{Type: Terminate, ResourceType: "Disk", VMs: all})
+		},
+		func() ([]string, error) {
+			s.Raw()
+			s.Twice(true)
+			return announce(Event{Type: Reboot, VMs: others}, Event{Type: Terminate, VMs: others}, Event{Type: Preempt, VMs: others, Lead: 30 * time.Second})
+		},
+		func() ([]string, error) { return announce(Event{Type: Terminate, VMs: all, Lead: 15 * time.Minute}) },
+		func() ([]string, error) { s.Twice(false); s.NewFields(false); return nil, nil },
+		func() ([]string, error) {
+			return announce(Event{Type: Reboot, VMs: []string{strings.ToUpper(vm)}, Lead: 15 * time.Minute})
+		},
+	} {
+		ids, err := scene()
+		if err == nil {
+			err = pause(ctx, step)
+		}
+		for _, id := range ids {
+			_ = s.Cancel(id) // one that is over is no loss
+		}
+		if err == nil {
+			err = pause(ctx, step)
+		}
+		if err != nil {
+			return fmt.Errorf("playing the worst day: %w", err)
+		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

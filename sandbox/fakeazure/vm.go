@@ -1,0 +1,131 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakeazure
+
+import (
+	"encoding/base64"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// VM is the virtual machine that a service speaks of.
+type VM struct {
+	ID            string `json:"id"`
+	Name          string `json:"name"`
+	ScaleSet      string `json:"scale_set"` // empty: in none
+	Flexible      bool   `json:"flexible"`  // the set's orchestration
+	Subscription  string `json:"subscription"`
+	ResourceGroup string `json:"resource_group"`
+	Location      string `json:"location"`
+	Zone          string `json:"zone"`
+	Size          string `json:"size"`
+	Priority      string `json:"priority"` // Regular, Spot, Low
+	Hostname      string `json:"hostname"`
+	// NICs are the network interfaces, in whatever order.
+	NICs []NIC             `json:"nics"`
+	Tags map[string]string `json:"tags"`
+	// Balancer is the load balancer's public address by private ones; none: 404.
+	Balancer map[string]string `json:"balancer"`
+	UserData string            `json:"user_data"`
+	// Extra are fields of compute that win over all others.
+	Extra map[string]any `json:"extra"`
+}
+
+// NIC is one network interface.
+type NIC struct {
+	MAC    string   `json:"mac"` // in any form
+	IPv4s  []string `json:"ipv4s"`
+	IPv6s  []string `json:"ipv6s"`
+	Public string   `json:"public"` // of the first IPv4, of the Basic kind
+}
+
+// Sample is a machine of a uniform scale set, with tags that say what it shall do.
+func Sample() VM {
+	return VM{
+		ID: "5c08b38e-4d1b-4f0a-9e6c-3b2a1c0d0003", Name: "edge_3", ScaleSet: "edge",
+		Subscription: "8d10da13-8125-4ba9-a717-bf7490507b3d", ResourceGroup: "ams", Location: "westeurope", Zone: "1",
+		Size: "Standard_D4s_v5", Priority: "Regular", Hostname: "edge000003",
+		NICs: []NIC{{MAC: "00:0d:3a:11:22:33", IPv4s: []string{"10.1.0.4"}}},
+		Tags: map[string]string{"amsagent-role": "edge"},
+	}
+}
+
+func (v VM) clone() VM {
+	v.NICs, v.Tags, v.Balancer, v.Extra = slices.Clone(v.NICs), maps.Clone(v.Tags), maps.Clone(v.Balancer), maps.Clone(v.Extra)
+	return v
+}
+
+// The versions from which on something is told.
+const (
+	sinceTagsList = "2019-06-04"
+	sinceUserData = "2021-01-01"
+	sinceFlexible = "2021-03-01"
+	sinceExtended = "2021-01-01"
+)
+
+// instance is the document of a version. Every primitive is a string.
+func (v VM) instance(version string) map[string]any {
+	var flat []string
+	list := []any{}
+	for _, name := range slices.Sorted(maps.Keys(v.Tags)) {
+		flat = append(flat, name+":"+v.Tags[name])
+		list = append(list, map[string]any{"name": name, "value": v.Tags[name]})
+	}
+	path := "/subscriptions/" + v.Subscription + "/resourceGroups/" + v.ResourceGroup + "/providers/Microsoft.Compute"
+	resource, flexible, uniform := path+"/virtualMachines/"+v.Name, "", v.ScaleSet
+	switch {
+	case v.ScaleSet != "" && v.Flexible:
+		flexible, uniform = path+"/virtualMachineScaleSets/"+v.ScaleSet, ""
+	case v.ScaleSet != "":
+		resource = path + "/virtualMachineScaleSets/" + v.ScaleSet + "/virtualMachines/" + strings.TrimPrefix(v.Name, v.ScaleSet+"_")
+	}
+	compute := map[string]any{
+		"azEnvironment": "AzurePublicCloud", "customData": "", "evictionPolicy": "", "location": v.Location, "name": v.Name,
+		"offer": "ubuntu-24_04-lts", "osType": "Linux", "placementGroupId": "", "platformFaultDomain": "0", "platformUpdateDomain": "0",
+		"priority": v.Priority, "provider": "Microsoft.Compute", "publisher": "canonical", "resourceGroupName": v.ResourceGroup,
+		"resourceId": resource, "sku": "server", "subscriptionId": v.Subscription, "tags": strings.Join(flat, ";"), "version": "24.04.202611010",
+		"vmId": v.ID, "vmScaleSetName": uniform, "vmSize": v.Size, "zone": v.Zone,
+		"osProfile": map[string]any{"adminUsername": "operator", "computerName": v.Hostname, "disablePasswordAuthentication": "true"},
+	}
+	if version >= sinceTagsList {
+		compute["tagsList"] = list
+	}
+	if version >= sinceUserData {
+		compute["userData"] = base64.StdEncoding.EncodeToString([]byte(v.UserData))
+	}
+	if version >= sinceFlexible {
+		compute["virtualMachineScaleSet"] = map[string]any{"id": flexible}
+	}
+	maps.Copy(compute, v.Extra)
+	nics := []any{}
+	for _, n := range v.NICs {
+		v4, v6 := []any{}, []any{}
+		for i, a := range n.IPv4s {
+			public := ""
+			if i == 0 {
+				public = n.Public
+			}
+			v4 = append(v4, map[string]any{"privateIpAddress": a, "publicIpAddress": public})
+		}
+		for _, a := range n.IPv6s {
+			v6 = append(v6, map[string]any{"privateIpAddress": a})
+		}
+		nics = append(nics, map[string]any{
+			"ipv4":       map[string]any{"ipAddress": v4, "subnet": []any{map[string]any{"address": "10.1.0.0", "prefix": "24"}}},
+			"ipv6":       map[string]any{"ipAddress": v6},
+			"macAddress": strings.ToUpper(strings.NewReplacer(":", "", "-", "").Replace(n.MAC)),
+		})
+	}
+	return map[string]any{"compute": compute, "network": map[string]any{"interface": nics}}
+}
+
+// balancer is the document of the load balancer.
+func (v VM) balancer() map[string]any {
+	list := []any{}
+	for _, private := range slices.Sorted(maps.Keys(v.Balancer)) {
+		list = append(list, map[string]any{"frontendIpAddress": v.Balancer[private], "privateIpAddress": private})
+	}
+	return map[string]any{"loadbalancer": map[string]any{"publicIpAddresses": list, "inboundRules": []any{}, "outboundRules": []any{}}}
+}
