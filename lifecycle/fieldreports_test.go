@@ -19,8 +19,8 @@ import (
 // The reports of the field that are about how a machine goes, each played as it was told. The others stand beside the
 // metadata of their cloud; internal/house counts them all.
 
-// noActive is what the API of EC2 Auto Scaling answers while, or because, nothing waits.
-var noActive = fmt.Errorf("ValidationError: No active Lifecycle Action found with instance ID i-1: %w", aws.ErrNoAction)
+// errNoActive is what the API of EC2 Auto Scaling answers while, or because, nothing waits.
+var errNoActive = fmt.Errorf("ValidationError: No active Lifecycle Action found with instance ID i-1: %w", aws.ErrNoAction)
 
 // asg is a scaling group as its API shows it, with a hook that waits from a moment on that may come later than the state says.
 type asg struct {
@@ -56,7 +56,7 @@ func (g *asg) word(what string, a aws.Action) error {
 	defer g.mu.Unlock()
 	g.said, g.saidWhen = append(g.said, what), append(g.saidWhen, time.Now())
 	if time.Now().Before(g.accepts) {
-		return noActive
+		return errNoActive
 	}
 	if what == "complete" {
 		g.done = append(g.done, a.Group+" "+a.Hook+" "+a.Token)

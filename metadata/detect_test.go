@@ -170,11 +170,11 @@ func TestDetectIsNotTempted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		proxy := httputil.NewSingleHostReverseProxy(behind)
-		proxy.Transport = &http.Transport{} // not the default one: it reads the proxy variables once for all tests
-		// EC2 serves nothing that was forwarded.
-		proxy.Director = nil
-		proxy.Rewrite = func(r *httputil.ProxyRequest) { r.SetURL(behind) }
+		proxy := &httputil.ReverseProxy{
+			Transport: &http.Transport{}, // not the default one: it reads the proxy variables once for all tests
+			// Not a Director: EC2 serves nothing that was forwarded.
+			Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(behind) },
+		}
 		tempting[name] = serve(t, func(w http.ResponseWriter, r *http.Request) {
 			asked.Add(1)
 			proxy.ServeHTTP(w, r)

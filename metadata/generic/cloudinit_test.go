@@ -224,11 +224,21 @@ func TestHasOwnID(t *testing.T) {
 		cloud, id string
 		want      bool
 	}{
-		{"nocloud", "iid-local01", false}, {"NoCloud", "my-vm", false}, {"none", "iid-datasource-none", false},
-		{"configdrive", "b0fa911b-69d4-4476-bbe2-1c92bff6535c", false}, {"ovf", "vm", false}, {"unknown", "i-1", false}, {"", "i-1", false},
+		{"nocloud", "iid-local01", false},
+		{"NoCloud", "my-vm", false},
+		{"none", "iid-datasource-none", false},
+		{"configdrive", "b0fa911b-69d4-4476-bbe2-1c92bff6535c", false},
+		{"ovf", "vm", false},
+		{"unknown", "i-1", false},
+		{"", "i-1", false},
 		// cloud-init's own stand-ins for an id that it did not find.
-		{"openstack", "iid-dsopenstack", false}, {"hetzner", "iid-datasource", false}, {"hetzner", "", false},
-		{"hetzner", "4711", true}, {"oracle", "ocid1.instance.x", true}, {"brightbox", "srv-1ab2c", true}, {"lxd", "4f7d", true},
+		{"openstack", "iid-dsopenstack", false},
+		{"hetzner", "iid-datasource", false},
+		{"hetzner", "", false},
+		{"hetzner", "4711", true},
+		{"oracle", "ocid1.instance.x", true},
+		{"brightbox", "srv-1ab2c", true},
+		{"lxd", "4f7d", true},
 	} {
 		if got := (generic.CloudInit{CloudName: tt.cloud, InstanceID: tt.id}).HasOwnID(); got != tt.want {
 			t.Errorf("%s %q: %v, want %v", tt.cloud, tt.id, got, tt.want)
