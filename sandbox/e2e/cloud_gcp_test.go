@@ -1,0 +1,279 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/fakegcp"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// onGCP is a machine on Google Cloud on which the daemon runs.
+type onGCP struct {
+	*scaled
+	gcp *fakegcp.Server
+}
+
+// newOnGCP starts a Spot VM of a managed instance group. The project's attributes
+// tell where MongoDB is, so that the daemon joins by itself.
+func newOnGCP(t *testing.T, m *mongod.Server, ip string) *onGCP {
+	t.Helper()
+	h := &onGCP{scaled: &scaled{host: newHost(t, m, ip)}}
+	dmi := filepath.Join(h.root, "sys/class/dmi/id")
+	err := os.RemoveAll(dmi)
+	if err == nil {
+		h.write("sys/class/dmi/id/sys_vendor", "Google\n")
+		h.write("sys/class/dmi/id/product_name", "Google Compute Engine\n")
+	}
+	i := fakegcp.Sample()
+	h.id = "45678901234567" + strings.ReplaceAll(ip, ".", "")
+	i.ID, i.NICs[0].IPv4 = h.id, ip
+	i.ProjectAttributes = map[string]string{"amsagent-mongo": mongoURI(m, daemonPassword), "ssh-keys": "operator:ssh-rsa secret-of-the-project"}
+	var serr error
+	h.gcp, serr = fakegcp.Start(context.Background(), fakegcp.Options{Instance: &i})
+	if err = errors.Join(err, serr); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.gcp.Close() })
+	h.env = []string{"AMSAGENT_GCP_ENDPOINT=" + h.gcp.Endpoint()}
+	h.config("")
+	// So that its statistics tell who watches, from the first question on.
+	f, err := os.OpenFile(h.tree.Conf("red5.properties"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString("\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n")
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(h.wrapper, "restart").CombinedOutput(); err != nil {
+		t.Fatalf("restarting the service: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the books: %+v", h.gcp.Books())
+		}
+	})
+	return h
+}
+
+// gone waits until the machine is off.
+func (h *onGCP) gone() fakegcp.Entry {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	defer cancel()
+	e, err := h.gcp.WaitFor(ctx, func(e fakegcp.Entry) bool { return e.What == fakegcp.Gone })
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return e
+}
+
+// deciding is the line of the timeline that counts, as people and programs see it.
+func deciding(t *testing.T, v lifecycle.View) lifecycle.Moment {
+	t.Helper()
+	for _, m := range v.Timeline {
+		if m.Decides {
+			return m
+		}
+	}
+	t.Fatalf("no word decides: %+v", v.Timeline)
+	return lifecycle.Moment{}
+}
+
+// TestCloudGCPPreemption: a Spot VM is preempted, and whoever watches leaves in time.
+func TestCloudGCPPreemption(t *testing.T) {
+	t.Parallel()
+	h := newOnGCP(t, newDatabase(t), "10.0.61.1")
+	p := h.serving()
+	if n := h.row(); n.Provider != "gcp" || n.Group != "edge-mig" || n.Name != "edge-mig-x7k2" || n.ID != h.id || n.Zone != "europe-west1-b" || string(n.Role) != "edge" {
+		t.Errorf("the row: %+v", n)
+	}
+	if out, code := h.run("metadata", "-o", "json"); code != 0 || strings.Contains(out, "secret-of") || strings.Contains(out, daemonPassword) || !strings.Contains(out, `"stop_window_ns": 30000000000`) {
+		t.Errorf("metadata: exit %d\n%s", code, out)
+	}
+	h.viewers(1)
+	if !p.ready() {
+		t.Error("a node that serves is not ready")
+	}
+	// What moves it while it runs is nothing to do.
+	h.gcp.Maintain("MIGRATE_ON_HOST_MAINTENANCE")
+	p.says("moved to another host")
+	h.gcp.Maintain("NONE")
+
+	told := time.Now()
+	h.gcp.Preempt(0)
+	h.rowIs(cluster.StateDraining)
+	t.Logf("the row is draining %s after the word", time.Since(told).Round(time.Millisecond))
+	if p.ready() {
+		t.Error("a node that drains is ready")
+	}
+	v := p.counted(1)
+	if m := deciding(t, v); v.Kind != lifecycle.Interrupt || m.By != "gcp-preempted (preemption of a Spot VM)" || m.Ends.Sub(told).Abs() > 31*time.Second {
+		t.Errorf("the drain: %+v", v)
+	}
+	wait(4 * time.Second)
+	if st := h.live(); st.Live.Viewers != 1 || !h.serverRuns() {
+		t.Errorf("who watches: %+v", st)
+	}
+	h.viewersGo()
+	n := h.hasLeft()
+	h.gcp.Off()
+	if e := h.gone(); e.Late {
+		t.Errorf("it went late: %+v", e)
+	}
+	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 1 || st.State != "stopped" {
+		t.Errorf("the sessions: %+v", st)
+	}
+	if n.Reason != "preemption of a Spot VM" || n.Cut == nil || *n.Cut != 0 {
+		t.Errorf("the row: %+v", n)
+	}
+	p.step(lifecycle.StepDone)
+}
+
+// TestCloudGCPPreemptionStays: who watches to the end is cut before the machine is,
+// so that the server ends in order and the cluster knows.
+func TestCloudGCPPreemptionStays(t *testing.T) {
+	t.Parallel()
+	h := newOnGCP(t, newDatabase(t), "10.0.61.2")
+	p := h.serving()
+	h.viewers(1)
+	told := time.Now()
+	h.gcp.Preempt(0)
+	v := p.counted(1)
+	for time.Now().Before(v.Deadline.Add(-300 * time.Millisecond)) {
+		if st := h.live(); st.Live.Viewers != 1 {
+			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
+		}
+		wait(100 * time.Millisecond)
+	}
+	n := h.hasLeft()
+	left := time.Since(told)
+	t.Logf("served for %s, left after %s", v.Deadline.Sub(told).Round(time.Millisecond), left.Round(time.Millisecond))
+	if served := v.Deadline.Sub(told); served < 14*time.Second || served > 17*time.Second {
+		t.Errorf("served for %s of 30 s", served)
+	}
+	if e := h.gone(); !e.Late || e.Time.Sub(told) < left {
+		t.Errorf("the machine's end: %+v", e)
+	}
+	if st := h.sessions(); st.Cut.Viewers != 1 || st.State != "stopped" || n.Cut == nil || *n.Cut != 1 {
+		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+	}
+}
+
+// TestCloudGCPStop: a graceful shutdown tells how long it waits, and a machine that
+// has left does not use it up.
+func TestCloudGCPStop(t *testing.T) {
+	t.Parallel()
+	h := newOnGCP(t, newDatabase(t), "10.0.61.3")
+	h.gcp.Update(func(i *fakegcp.Instance) { i.Spot, i.Migrates = false, true })
+	p := h.serving()
+	h.viewers(2)
+	// Taken back while they watch: nothing has happened.
+	h.gcp.Stop(5*time.Minute, "STOPPED")
+	h.rowIs(cluster.StateDraining)
+	h.gcp.Unstop()
+	h.rowIs(cluster.StateActive)
+	if st := h.live(); st.Live.Viewers != 2 || !h.serverRuns() {
+		t.Errorf("the sessions: %+v", st)
+	}
+	told := time.Now()
+	h.gcp.Stop(3*time.Minute, "DELETED")
+	v := p.counted(2)
+	m := deciding(t, v)
+	if v.Kind != lifecycle.Terminate || v.Reason != "graceful shutdown (to be deleted)" || m.Ends.Sub(told.Add(3*time.Minute)).Abs() > 2*time.Second {
+		t.Errorf("the drain: %+v", v)
+	}
+	if out, _ := h.run("status"); !strings.Contains(out, "graceful shutdown (to be deleted)") {
+		t.Errorf("status:\n%s", out)
+	}
+	wait(3 * time.Second)
+	if st := h.live(); st.Live.Viewers != 2 {
+		t.Errorf("the sessions: %+v", st)
+	}
+	h.viewersGo()
+	n := h.hasLeft()
+	h.gcp.Off()
+	if e := h.gone(); e.Late || e.Time.Sub(told) > 25*time.Second {
+		t.Errorf("the machine's end: %+v", e)
+	}
+	if st := h.sessions(); st.Cut.Viewers != 0 || n.Cut == nil || *n.Cut != 0 {
+		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+	}
+	p.step(lifecycle.StepDone)
+}
+
+// TestCloudGCPWorstDay: the service goes and comes, answers what it likes, and tells
+// the truth only now and then. Nobody is sent away by it, and a preemption is seen.
+func TestCloudGCPWorstDay(t *testing.T) {
+	t.Parallel()
+	h := newOnGCP(t, newDatabase(t), "10.0.61.4")
+	// It vanishes once more right after it has been there.
+	if err := h.gcp.Vanish(400 * time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	p := h.serving()
+	h.viewers(1)
+	fault := func(f fakegcp.Fault) {
+		t.Helper()
+		if err := h.gcp.AddFault(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	quiet := func(what string) {
+		t.Helper()
+		if v := p.view(); !v.Ready || v.Lifecycle.State != lifecycle.StateActive {
+			t.Errorf("%s: %+v", what, v.Lifecycle)
+		}
+	}
+	before := len(h.gcp.Requests())
+	fault(fakegcp.Fault{Held: true, Instant: true})
+	h.gcp.Update(func(*fakegcp.Instance) {})
+	wait(4 * time.Second)
+	if n := len(h.gcp.Requests()) - before; n > 25 {
+		t.Errorf("%d requests in 4 s of a service that does not wait", n)
+	}
+	quiet("polls that are answered at once")
+	h.gcp.ClearFaults()
+	fault(fakegcp.Fault{Status: 503, Times: 4})
+	fault(fakegcp.Fault{Truncate: true, Times: 2})
+	fault(fakegcp.Fault{Status: 200, Body: "<html>log in</html>", Times: 2})
+	fault(fakegcp.Fault{NoFlavor: true, Times: 2})
+	if err := h.gcp.Vanish(300 * time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	wait(3 * time.Second)
+	quiet("answers that are none")
+	h.gcp.ClearFaults()
+	// It cannot make up its mind.
+	h.gcp.Announce(true)
+	h.rowIs(cluster.StateDraining)
+	h.gcp.Announce(false)
+	h.rowIs(cluster.StateActive)
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	if st := h.live(); st.Live.Viewers != 1 || st.Cut.Viewers != 0 {
+		t.Errorf("the sessions: %+v", st)
+	}
+	h.gcp.Preempt(0)
+	p.counted(1)
+	h.viewersGo()
+	h.hasLeft()
+	h.gcp.Off()
+	if e := h.gone(); e.Late {
+		t.Errorf("%+v", e)
+	}
+}
