@@ -166,6 +166,61 @@ func TestCountConnectionsOfThisMachine(t *testing.T) {
 	}
 }
 
+// One question is for both families and all ports, and for no other port.
+func TestCountConnectionsOfManyPorts(t *testing.T) {
+	var ports []int
+	open := func(network, address string) int {
+		t.Helper()
+		l, err := net.Listen(network, address)
+		if err != nil {
+			t.Skipf("no %s here: %v", network, err)
+		}
+		t.Cleanup(func() { l.Close() })
+		c, err := net.Dial(network, l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return l.Addr().(*net.TCPAddr).Port
+	}
+	for range 4 {
+		ports = append(ports, open("tcp4", "127.0.0.1:0"), open("tcp6", "[::1]:0"))
+	}
+	count := func(ports []int) int {
+		t.Helper()
+		c := counter{ports: ports}
+		if err := c.ask(); err != nil {
+			t.Skipf("no netlink here: %v", err)
+		}
+		return c.Local
+	}
+	if n := count(ports); n != len(ports) {
+		t.Errorf("%d connections to %v", n, ports)
+	}
+	for _, p := range ports {
+		// Next to others, at each end of the program.
+		for _, asked := range [][]int{{p}, {1, p}, {p, 1}, {1, p, 65535}} {
+			if n := count(asked); n != 1 {
+				t.Errorf("%d connections to %v", n, asked)
+			}
+		}
+	}
+	if n := count([]int{1, 65535}); n != 0 { // neither is given to anybody who dials
+		t.Errorf("%d connections to ports that nobody listens on", n)
+	}
+	many := counter{ports: make([]int, mostDiagPorts+1)}
+	for i := range many.ports {
+		many.ports[i] = i + 1
+	}
+	if err := many.ask(); !errors.Is(err, errNoDiag) {
+		t.Errorf("too many ports: %v", err)
+	}
+	many.ports = many.ports[:mostDiagPorts]
+	if err := many.ask(); err != nil {
+		t.Errorf("not too many ports: %v", err)
+	}
+}
+
 // In a network of its own a machine has viewers from elsewhere: the loopback
 // interface owns all of 10.0.0.0/8 there.
 func TestCountConnectionsFromElsewhere(t *testing.T) {
