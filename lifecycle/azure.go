@@ -228,7 +228,7 @@ func azureWho(e azure.Event) string {
 func azureReason(e azure.Event) string {
 	text := "scheduled event " + e.Type
 	if e.Is(azure.EventTerminate) {
-		text = "scale-in or deletion"
+		text = "scale-in" // of a set, by its rules or by a person
 	} else if e.Is(azure.EventPreempt) {
 		text = "spot eviction"
 	}

@@ -52,10 +52,10 @@ func TestAzureNotices(t *testing.T) {
 		want  Notice
 		what  azureVerdict
 	}{
-		{"terminate", azureEvent("Terminate", at), true, notice(Terminate, "scale-in or deletion", at, hook("Terminate")), azureTold},
+		{"terminate", azureEvent("Terminate", at), true, notice(Terminate, "scale-in", at, hook("Terminate")), azureTold},
 		{
 			"of several machines", azureEvent("terminate", at, "edge_4", "edge_3", "edge_5"), false,
-			notice(Terminate, "scale-in or deletion", at, hook("terminate", "edge_4", "edge_5")), azureTold,
+			notice(Terminate, "scale-in", at, hook("terminate", "edge_4", "edge_5")), azureTold,
 		},
 		{"preempt", azureEvent("Preempt", at), false, notice(Interrupt, "spot eviction", at, hook("Preempt")), azureTold},
 		{"reboot", with(azureEvent("Reboot", at), func(e *azure.Event) { e.Source, e.Duration, e.Description = "", 9*time.Second, "because" }), false, func() Notice {
@@ -65,12 +65,12 @@ func TestAzureNotices(t *testing.T) {
 		}(), azureTold},
 		{"redeploy", azureEvent("Redeploy", at), false, notice(Reboot, "scheduled event Redeploy", at, hook("Redeploy")), azureTold},
 		{"freeze", azureEvent("Freeze", at), false, Notice{}, azureFreeze},
-		{"an end that has begun", with(azureEvent("Terminate", at), started), true, notice(Interrupt, "scale-in or deletion", time.Time{}, nil), azureTold},
+		{"an end that has begun", with(azureEvent("Terminate", at), started), true, notice(Interrupt, "scale-in", time.Time{}, nil), azureTold},
 		{"an eviction that has begun", with(azureEvent("Preempt", at), started), false, notice(Interrupt, "spot eviction", time.Time{}, nil), azureTold},
 		{"a reboot that has begun", with(azureEvent("Reboot", at), started), false, notice(Reboot, "scheduled event Reboot", time.Time{}, nil), azureTold},
 		{"the reboot before this boot", with(azureEvent("Redeploy", at), started), true, Notice{}, azurePast},
 		{"its time is over", azureEvent("Terminate", seen.Add(-time.Minute)), true, func() Notice {
-			n := notice(Terminate, "scale-in or deletion", seen.Add(-time.Minute), hook("Terminate"))
+			n := notice(Terminate, "scale-in", seen.Add(-time.Minute), hook("Terminate"))
 			n.Hook.Limit = n.Deadline
 			return n
 		}(), azureTold},
@@ -82,7 +82,7 @@ func TestAzureNotices(t *testing.T) {
 		{"without the type of its resources", with(azureEvent("Preempt", at), func(e *azure.Event) { e.ResourceType = "" }), false, notice(Interrupt, "spot eviction", at, hook("Preempt")), azureTold},
 		{"of something else", with(azureEvent("Preempt", at), func(e *azure.Event) { e.ResourceType = "Disk" }), false, Notice{}, azureUnknown},
 		{"a type unheard of", azureEvent("Party", at), false, Notice{}, azureUnknown},
-		{"a state unheard of, to come", with(azureEvent("Terminate", at), func(e *azure.Event) { e.Status = "Approved" }), false, notice(Terminate, "scale-in or deletion", at, hook("Terminate")), azureTold},
+		{"a state unheard of, to come", with(azureEvent("Terminate", at), func(e *azure.Event) { e.Status = "Approved" }), false, notice(Terminate, "scale-in", at, hook("Terminate")), azureTold},
 		{"a state unheard of, past", with(azureEvent("Terminate", time.Time{}), func(e *azure.Event) { e.Status = "Completed" }), false, Notice{}, azureUnknown},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

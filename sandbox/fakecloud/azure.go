@@ -98,9 +98,7 @@ func (c *azureCloud) ScaleIn(id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.sets[m.Role].Announce(fakeazure.Event{
-		Type: fakeazure.Terminate, VMs: []string{m.vm}, Lead: c.o.Lead, Description: "the set has become smaller",
-	})
+	_, err = c.sets[m.Role].Announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{m.vm}, Lead: c.o.Lead})
 	return err
 }
 

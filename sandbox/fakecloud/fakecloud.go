@@ -130,7 +130,7 @@ func Of(books []Entry, id string) []Entry {
 }
 
 // Names are the clouds that Open knows.
-func Names() []string { return []string{"aws", "gcp"} }
+func Names() []string { return []string{"aws", "azure", "gcp"} }
 
 // ErrUnknown is that Open knows no such cloud.
 var ErrUnknown = errors.New("no such cloud")
@@ -148,8 +148,12 @@ func Open(ctx context.Context, name string, o Options) (Cloud, error) {
 	if err := Check(name); err != nil {
 		return nil, err
 	}
-	if name == "gcp" {
+	switch name {
+	case "azure":
+		return NewAzure(ctx, o)
+	case "gcp":
 		return NewGCP(ctx, o)
+	default:
+		return NewAWS(ctx, o)
 	}
-	return NewAWS(ctx, o)
 }
