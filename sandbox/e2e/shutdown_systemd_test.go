@@ -37,7 +37,7 @@ const (
 // again with one disk. Each step but the first begins with a machine that is off,
 // and ends with one.
 func TestSystemdShutdown(t *testing.T) {
-	s := &goingDown{machine: newMachine(t)}
+	s := &goingDown{machine: newMachine(t), id: nodeID}
 	// Its statistics tell who watches, and its file tells it after the end, too. The
 	// journal is to outlive the machine.
 	s.onDisk(t, `mkdir -p "$1/var/log/journal"
@@ -58,6 +58,7 @@ printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456
 		{"NoMongo", s.noMongo},
 		{"Reboot", s.reboots},
 		{"Hook", s.hook},
+		{"GoogleCloud", s.googleCloud},
 	} {
 		if !t.Run(step.name, step.do) {
 			t.Logf("the journal:\n%s", s.lines(t, "-o", "short-monotonic"))
@@ -69,6 +70,7 @@ printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456
 // goingDown is a machine that goes down.
 type goingDown struct {
 	*machine
+	id    string    // of the instance
 	begun time.Time // when it was told
 }
 
@@ -77,7 +79,7 @@ func (s *goingDown) up(t *testing.T) bson.M {
 	t.Helper()
 	s.onDisk(t, `rm -f "$1`+nodeStarts+`"`)
 	s.boot(t)
-	r := s.active(t, nodeID, nodeAddress)
+	r := s.active(t, s.id, nodeAddress)
 	s.until(t, "readiness", func() bool { v, err := s.status(); return err == nil && v.Ready })
 	return r
 }
@@ -165,7 +167,7 @@ func (s *goingDown) draining(t *testing.T) {
 	t.Helper()
 	s.until(t, "readiness off", func() bool { v, err := s.status(); return err == nil && !v.Ready })
 	ready := time.Since(s.begun)
-	s.until(t, "a draining row", func() bool { return s.rows(t)[nodeID]["state"] == "draining" })
+	s.until(t, "a draining row", func() bool { return s.rows(t)[s.id]["state"] == "draining" })
 	t.Logf("readiness off within %s, the row draining within %s", ready.Round(time.Millisecond), time.Since(s.begun).Round(time.Millisecond))
 }
 
@@ -192,7 +194,7 @@ func (s *goingDown) remains(t *testing.T) (row bson.M, documents int64, events [
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Disconnect(context.Background()) }()
-	if err := c.Database("amsagent").Collection("nodes").FindOne(t.Context(), bson.D{{Key: "_id", Value: nodeID}}).Decode(&row); err != nil {
+	if err := c.Database("amsagent").Collection("nodes").FindOne(t.Context(), bson.D{{Key: "_id", Value: s.id}}).Decode(&row); err != nil {
 		t.Fatal(err)
 	}
 	if documents, err = c.Database("clusterdb").Collection("clusternode").CountDocuments(t.Context(), bson.D{}); err != nil {
@@ -506,6 +508,50 @@ func (s *goingDown) hook(t *testing.T) {
 		t.Errorf("it went down after %s", took)
 	}
 	s.left(t, 0)
+}
+
+// googleCloud: a cloud that takes the machine 30 s after the power button, whatever
+// systemd would wait for. Of these the server has what it needs, and the status says
+// whose time it is.
+func (s *goingDown) googleCloud(t *testing.T) {
+	const shutdownServer = `printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>"$1` + nodeHome + `/conf/red5.properties"`
+	s.id = "4567890123456789012"
+	s.write(t, "/etc/systemd/system/imds.service.d/gcp.conf", "[Service]\nExecStart=\nExecStart=/usr/local/bin/sandbox gcp --listen 169.254.169.254:80 --id "+s.id+
+		" --ip ${IP} --attribute amsagent-role=origin --project-attribute amsagent-mongo="+nodeMongo+"\n")
+	// Another machine, which has not joined yet.
+	s.onDisk(t, `rm -rf "$1/opt/cloud/firmware" "$1/opt/cloud/database" "$1/var/lib/amsagent" "$1/etc/amsagent/mongo" "$1/etc/systemd/system/antmedia.service.d" "$1`+nodeHome+`"
+mkdir -p "$1/opt/cloud/database"
+"$1/usr/local/bin/sandbox" tree --dmi gcp "$1/opt/cloud/firmware" >/dev/null
+cp -a "$1/opt/cloud/vendor" "$1`+nodeHome+`"
+`+shutdownServer)
+	s.write(t, "/etc/amsagent/config.yaml", "beat_interval: 1s\n")
+	if r := s.up(t); r["provider"] != "gcp" || r["group"] != "edge-mig" {
+		t.Errorf("the row: %v", r)
+	}
+	s.watched(t, 1)
+	s.goDown(t, "poweroff")
+	s.draining(t)
+	v, err := s.status()
+	if err != nil || len(v.Lifecycle.Timeline) == 0 {
+		t.Fatalf("%+v, %v", v.Lifecycle, err)
+	}
+	const by = "the stop of the machine (the 30 s that Google Cloud gives a Spot VM)"
+	if m := v.Lifecycle.Timeline[0]; !m.Decides || m.By != by || m.Ends.Sub(s.begun) > 12*time.Second {
+		t.Errorf("what decides: %+v", v.Lifecycle.Timeline)
+	}
+	t.Logf("status: %s", v.Lifecycle.Progress)
+	s.off(t)
+	at := s.moments(t)
+	if took := at["amsagent stopped"] - at["amsagent stopping"]; took < 8*time.Second || took > 11*time.Second {
+		t.Errorf("the viewer was served for %s", took)
+	}
+	if took := at["amsagent-node stopped"] - at["amsagent stopping"]; took > 30*time.Second {
+		t.Errorf("the cloud would have taken it before it had left, which took %s", took)
+	}
+	if st := s.sessions(t); st.Cut.Viewers != 1 || st.State != fakeams.Stopped {
+		t.Errorf("sessions %+v", st)
+	}
+	s.left(t, 1)
 }
 
 // noMongo: nobody can be told, and the viewer is served by the word of the server
