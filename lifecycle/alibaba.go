@@ -170,6 +170,7 @@ func alibabaScaling(instance string, s alibaba.Signal) (notices []Notice, known 
 type alibabaAPI interface {
 	Membership(ctx context.Context) (*alibaba.Membership, error)
 	Pending(ctx context.Context, group string) ([]alibaba.Action, error)
+	HookTimeout(ctx context.Context, group string, hooks []string) (time.Duration, error)
 	Heartbeat(ctx context.Context, hook, token string, wait time.Duration) error
 	Complete(ctx context.Context, hook, token string, abandon bool) error
 }
@@ -185,13 +186,18 @@ type AlibabaCompleterOptions struct {
 }
 
 const (
-	// alibabaBeat is what one heartbeat asks for. The manager beats at half of that:
-	// 18 times in the six hours that a wait can last, of the 20 that are allowed.
-	alibabaBeat = 40 * time.Minute
+	// alibabaBeats is how many heartbeats are planned for the whole of a wait, of
+	// the twenty that a token is allowed: for all its machines together.
+	alibabaBeats = 18
+	// alibabaSoon: who has beaten just now needs not beat again.
+	alibabaSoon = time.Minute
 	// alibabaPatience: an action is listed some moments after the instance has begun
 	// to wait. It is less than a call may take.
 	alibabaPatience = 6 * time.Second
 	alibabaEvery    = time.Second
+	// alibabaUnseen is how long a machine may have waited before it was seen: it is
+	// looked at every ten seconds or so.
+	alibabaUnseen = alibaba.DefaultScalingInterval + 2*time.Second
 )
 
 // AlibabaCompleter completes the lifecycle actions of a scaling group of ESS.
@@ -209,8 +215,10 @@ type AlibabaCompleter struct {
 	log  *slog.Logger
 
 	mu sync.Mutex
-	// done are the tokens that are completed, or over, while others are not.
-	done map[string]bool
+	// done are the tokens that are completed, or over, while others are not; beaten
+	// says when each that waits has heard of us.
+	done   map[string]bool
+	beaten map[string]time.Time
 }
 
 var _ Completer = (*AlibabaCompleter)(nil)
@@ -221,7 +229,7 @@ func NewAlibabaCompleter(api alibabaAPI, o AlibabaCompleterOptions) *AlibabaComp
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &AlibabaCompleter{api: api, opts: o, log: o.Log, done: map[string]bool{}}
+	return &AlibabaCompleter{api: api, opts: o, log: o.Log, done: map[string]bool{}, beaten: map[string]time.Time{}}
 }
 
 // Discover implements Completer. A machine that is on its way and does not wait
@@ -267,7 +275,36 @@ func (c *AlibabaCompleter) look(ctx context.Context, launching bool) (*Hook, err
 	if len(actions) == 0 {
 		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", ErrNoAction, m.State)
 	}
-	return alibabaHook(m.Group, actions, launching, time.Now()), nil
+	return c.hold(ctx, alibabaHook(m.Group, actions, launching, time.Now()))
+}
+
+// hold makes a hook that was found wait, and learns from that for how long it can.
+// Without a heartbeat it waits for a time of its own, which is mostly shorter than
+// what we ask for, and a drain has to be over before that.
+func (c *AlibabaCompleter) hold(ctx context.Context, h *Hook) (*Hook, error) {
+	held, err := c.beat(ctx, *h)
+	_, denied := errors.AsType[*DeniedError](err)
+	limited := errors.Is(err, alibaba.ErrLimit)
+	switch {
+	case err == nil:
+		h.Timeout = min(h.Timeout, held)
+		return h, nil
+	case errors.Is(err, ErrGone):
+		return nil, fmt.Errorf("%w any more: %w", ErrNoAction, err)
+	case !denied && !limited:
+		return nil, err
+	}
+	own, terr := c.api.HookTimeout(ctx, h.Group, strings.Split(h.Name, hookSeparator))
+	if terr != nil || own <= 0 {
+		own = alibaba.DefaultWait
+	}
+	h.Timeout = own
+	if limited {
+		// Nothing prolongs it.
+		h.Fixed, h.Limit = true, time.Now().Add(own-min(alibabaUnseen, own/2))
+	}
+	c.log.Info("the hook waits for its own time, since no heartbeat of ours gets through", "hook", h.Name, "timeout", own, "err", err)
+	return h, nil
 }
 
 // alibabaHook makes one hook of the actions that wait for this machine.
@@ -294,37 +331,57 @@ func alibabaHook(group string, actions []alibaba.Action, launching bool, now tim
 	return h
 }
 
-// alibabaTimeout is what a heartbeat of one of several machines asks for.
+// alibabaTimeout is what a heartbeat of one of several machines asks for. The
+// manager beats at half of that: so each machine's share of the heartbeats lasts
+// for the longest wait.
 func alibabaTimeout(others int) time.Duration {
-	return min(alibabaBeat*time.Duration(1+others), alibaba.LongestWait)
+	share := max(1, alibabaBeats/(1+others))
+	return min(2*alibaba.LongestWait/time.Duration(share), alibaba.LongestWait)
 }
 
 // Heartbeat implements Completer. It has worked where one action of several was
 // told.
 func (c *AlibabaCompleter) Heartbeat(ctx context.Context, h Hook) error {
-	wait := h.Timeout
-	if wait < alibaba.LeastWait {
-		wait = alibabaTimeout(len(h.Others))
-	}
+	_, err := c.beat(ctx, h)
+	return err
+}
+
+// beat makes a hook wait, and tells for how long it does.
+func (c *AlibabaCompleter) beat(ctx context.Context, h Hook) (least time.Duration, err error) {
+	wait := max(h.Timeout, alibabaTimeout(0))
 	if left := time.Until(h.Limit).Truncate(time.Second); !h.Limit.IsZero() && left < wait {
 		if left < alibaba.LeastWait {
-			return nil // nothing is to be had any more, and the manager knows
+			return left, nil // nothing is to be had any more, and the manager knows
 		}
 		wait = left
 	}
-	return c.each(ctx, h, func(hook, token string) error {
+	least = wait
+	err = c.each(ctx, h, func(hook, token string) error {
+		c.mu.Lock()
+		last, before := c.beaten[token]
+		c.mu.Unlock()
+		if before && time.Since(last) < alibabaSoon {
+			return nil
+		}
 		for wait := wait; ; wait = max(wait/2, alibaba.LeastWait) {
 			err := c.api.Heartbeat(ctx, hook, token, wait)
-			if errors.Is(err, alibaba.ErrOften) && h.Timeout >= alibaba.LongestWait {
+			switch {
+			case err == nil:
+				c.mu.Lock()
+				c.beaten[token] = time.Now()
+				c.mu.Unlock()
+				least = min(least, wait)
+				return nil
+			case errors.Is(err, alibaba.ErrOften) && h.Timeout >= alibaba.LongestWait:
 				// More machines than heartbeats: others have asked for as long as there is.
 				return nil
-			}
-			// How the six hours are counted is not written anywhere: less may be had.
-			if !errors.Is(err, alibaba.ErrLimit) || errors.Is(err, alibaba.ErrOften) || wait <= alibaba.LeastWait {
+			case !errors.Is(err, alibaba.ErrLimit), errors.Is(err, alibaba.ErrOften), wait <= alibaba.LeastWait:
 				return err
 			}
+			// How the six hours are counted is not written anywhere: less may be had.
 		}
 	}, false)
+	return least, err
 }
 
 // Complete implements Completer. The end of a machine goes on whatever the result
@@ -400,6 +457,7 @@ func (c *AlibabaCompleter) each(ctx context.Context, h Hook, say func(hook, toke
 	if last {
 		c.mu.Lock()
 		clear(c.done)
+		clear(c.beaten)
 		c.mu.Unlock()
 	}
 	return nil

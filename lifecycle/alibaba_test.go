@@ -123,6 +123,7 @@ type essFake struct {
 	longest time.Duration
 	err     map[string]error // by call
 	appears int              // looks after which the actions are listed
+	own     time.Duration    // what the hook waits for by itself
 	said    []string
 }
 
@@ -144,6 +145,10 @@ func (f *essFake) Pending(_ context.Context, group string) ([]alibaba.Action, er
 		}
 	}
 	return out, nil
+}
+
+func (f *essFake) HookTimeout(context.Context, string, []string) (time.Duration, error) {
+	return f.own, f.err["hooks"]
 }
 
 func cmp2(a, b error) error {
@@ -201,6 +206,14 @@ func TestAlibabaDiscover(t *testing.T) {
 	hook := func(name, token string, timeout time.Duration, others ...string) *Hook {
 		return &Hook{Provider: "alibaba", Group: "asg-1", Name: name, Token: token, Timeout: timeout, Others: others}
 	}
+	noBeat := &alibaba.DeniedError{Action: "ess:RecordLifecycleActionHeartbeat", Policy: "{}", Reason: "no"}
+	unheld := func(beat error, own time.Duration, hooks error) *essFake {
+		f := removing(alone)
+		f.err["beat"], f.own, f.err["hooks"] = beat, own, hooks
+		return f
+	}
+	fixed := hook("ash-1", "t-1", 5*time.Minute)
+	fixed.Fixed = true
 	for _, tt := range []struct {
 		name      string
 		api       *essFake
@@ -220,6 +233,11 @@ func TestAlibabaDiscover(t *testing.T) {
 		{"no launch but an end", removing(alone), true, nil, nil},
 		{"a launch", in("Pending:Wait", removing(alone)), true, hook("ash-1", "t-1", 40*time.Minute), nil},
 		{"a launch of three", in("Pending:Wait", removing(shared)), true, hook("ash-2", "t-2", 2*time.Hour), nil},
+		{"no heartbeat is allowed", unheld(noBeat, 5*time.Minute, nil), false, hook("ash-1", "t-1", 5*time.Minute), nil},
+		{"no heartbeat, and no look at the hooks", unheld(noBeat, 0, noBeat), false, hook("ash-1", "t-1", 10*time.Minute), nil},
+		{"no heartbeat is left", unheld(alibaba.ErrOften, 5*time.Minute, nil), false, fixed, nil},
+		{"a heartbeat in a storm", unheld(alibaba.ErrThrottled, 0, nil), false, nil, alibaba.ErrThrottled},
+		{"over meanwhile", unheld(alibaba.ErrOver, 0, nil), false, nil, ErrNoAction},
 		{"denied", &essFake{member: removing().member, err: map[string]error{"pending": denied}}, false, nil, &DeniedError{}},
 		{"ill", &essFake{member: removing().member, err: map[string]error{"membership": alibaba.ErrThrottled}}, false, nil, alibaba.ErrThrottled},
 	} {
@@ -239,7 +257,7 @@ func TestAlibabaDiscover(t *testing.T) {
 					tt.want.Launching = tt.launching
 				}
 				if got != nil {
-					if left := time.Until(got.Limit); left != 6*time.Hour {
+					if left := time.Until(got.Limit); left != map[bool]time.Duration{false: 6 * time.Hour, true: 5*time.Minute - 12*time.Second}[got.Fixed] {
 						t.Errorf("it waits for %s at most", left)
 					}
 					got.Limit = time.Time{}
@@ -256,7 +274,7 @@ func TestAlibabaDiscover(t *testing.T) {
 // one token, and never one that comes too late.
 func TestAlibabaHeartbeats(t *testing.T) {
 	t.Parallel()
-	for _, machines := range []int{1, 2, 3, 5, 9, 40} {
+	for _, machines := range []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 40} {
 		synctest.Test(t, func(t *testing.T) {
 			others := make([]string, machines-1)
 			for i := range others {
@@ -275,7 +293,7 @@ func TestAlibabaHeartbeats(t *testing.T) {
 				}
 				<-time.After(h.Timeout / 2) // as the manager does
 			}
-			if all := len(f.said) * machines; all > max(alibaba.MaxHeartbeats, 2*machines) {
+			if all := len(f.said) * machines; all > max(alibaba.MaxHeartbeats, 2*machines) || all < machines {
 				t.Errorf("%d machines beat %d times", machines, all)
 			}
 			for _, s := range f.said {
@@ -295,15 +313,17 @@ func TestAlibabaHeartbeatLimit(t *testing.T) {
 	f.longest = 7 * time.Minute
 	c := NewAlibabaCompleter(f, AlibabaCompleterOptions{})
 	h, err := c.Discover(t.Context(), false)
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || h.Timeout != 5*time.Minute {
+		t.Fatal(h, err)
 	}
+	// What the discovery has said needs not be said once more.
 	if err := c.Heartbeat(t.Context(), *h); err != nil {
 		t.Error(err)
 	}
 	if want := []string{"beat ash-1 t-1 40m0s", "beat ash-1 t-1 20m0s", "beat ash-1 t-1 10m0s", "beat ash-1 t-1 5m0s"}; !cmp.Equal(f.said, want) {
 		t.Errorf("%v", f.said)
 	}
+	clear(c.beaten)
 	// None is left: it is told, and the hook is not over.
 	f.longest = time.Second
 	if err := c.Heartbeat(t.Context(), *h); !errors.Is(err, alibaba.ErrLimit) || errors.Is(err, ErrGone) {
@@ -344,7 +364,7 @@ func TestAlibabaComplete(t *testing.T) {
 	if err := c.Complete(t.Context(), *h, Continue); err != nil {
 		t.Error(err)
 	}
-	if want := []string{"complete ash-1 t-1 false", "complete ash-2 t-2 false", "complete ash-1 t-1 false"}; !cmp.Equal(f.said, want) {
+	if want := []string{"complete ash-1 t-1 false", "complete ash-2 t-2 false", "complete ash-1 t-1 false"}; !cmp.Equal(f.said[2:], want) {
 		t.Errorf("%v", f.said)
 	}
 	// OOS was first: that is the end, and no trouble.

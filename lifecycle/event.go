@@ -23,8 +23,8 @@ type Event struct {
 	InstanceID string `json:"instance_id,omitempty"`
 	// Instances are all that the event is about, where they are several.
 	Instances []string `json:"instances,omitempty"`
-	Group      string `json:"group,omitempty"`
-	Kind       Kind   `json:"kind,omitempty"`
+	Group     string   `json:"group,omitempty"`
+	Kind      Kind     `json:"kind,omitempty"`
 	// Hook waits for our word. Its name is "" where the event does not tell it.
 	Hook Hook `json:"hook"`
 	// Time is when the cloud made the event; zero is not known.

@@ -441,5 +441,5 @@ func (l *list[T]) UnmarshalJSON(b []byte) error {
 // denial would be told apart by none, so that they stand together.
 func policyJSON() string {
 	return `{"Version":"1","Statement":[{"Effect":"Allow","Action":["ess:DescribeScalingInstances","ess:DescribeScalingActivities",` +
-		`"ess:DescribeLifecycleActions","ess:RecordLifecycleActionHeartbeat","ess:CompleteLifecycleAction","ecs:ListTagResources"],"Resource":"*"}]}`
+		`"ess:DescribeLifecycleActions","ess:DescribeLifecycleHooks","ess:RecordLifecycleActionHeartbeat","ess:CompleteLifecycleAction","ecs:ListTagResources"],"Resource":"*"}]}`
 }

@@ -228,6 +228,20 @@ func TestWords(t *testing.T) {
 	}
 }
 
+func TestHookTimeout(t *testing.T) {
+	t.Parallel()
+	s := newAPIServer(t, map[string][]answer{"DescribeLifecycleHooks": {
+		good(`{"LifecycleHooks":[{"LifecycleHookId":"ash-1","HeartbeatTimeout":600},{"LifecycleHookId":"ash-2","HeartbeatTimeout":300},{"LifecycleHookId":"ash-3","HeartbeatTimeout":30},{"LifecycleHookId":"ash-1","HeartbeatTimeout":-1}]}`),
+		good(`{"LifecycleHooks":{"LifecycleHook":[]}}`),
+	}})
+	e, _ := openESS(t, rolled(t), s)
+	for _, want := range []time.Duration{5 * time.Minute, 0} {
+		if d, err := e.HookTimeout(t.Context(), "asg-1", []string{"ash-1", "ash-2"}); err != nil || d != want {
+			t.Errorf("%s, %v, want %s", d, err, want)
+		}
+	}
+}
+
 // What the API answers, and what it means.
 func TestAPIErrors(t *testing.T) {
 	t.Parallel()

@@ -192,6 +192,31 @@ func (e *ESS) actions(ctx context.Context, activity, self string) ([]Action, err
 	return actions, nil
 }
 
+// DefaultWait is how long a hook waits for which nobody chose another time.
+const DefaultWait = 10 * time.Minute
+
+// HookTimeout is the shortest of the times that some hooks of a group wait for a first word; 0 where none of them is
+// there.
+func (e *ESS) HookTimeout(ctx context.Context, group string, hooks []string) (time.Duration, error) {
+	var out struct {
+		Hooks list[struct {
+			ID      string `json:"LifecycleHookId"`
+			Timeout int64  `json:"HeartbeatTimeout"`
+		}] `json:"LifecycleHooks"`
+	}
+	err := e.api.call(ctx, "DescribeLifecycleHooks", url.Values{"ScalingGroupId": {group}, "PageSize": {strconv.Itoa(pageSize)}}, &out)
+	if err != nil {
+		return 0, err
+	}
+	var least time.Duration
+	for _, h := range out.Hooks {
+		if d := time.Duration(h.Timeout) * time.Second; slices.Contains(hooks, h.ID) && d > 0 && d <= LongestWait && (least == 0 || d < least) {
+			least = d
+		}
+	}
+	return least, nil
+}
+
 // Heartbeat makes an action wait for so long from now on. ErrOver means that it does not wait any more, ErrLimit that it
 // waits and cannot be made to wait so long.
 func (e *ESS) Heartbeat(ctx context.Context, hook, token string, wait time.Duration) error {
