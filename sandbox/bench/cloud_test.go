@@ -23,6 +23,7 @@ import (
 
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/azure"
 	"github.com/amsagent/amsagent/metadata/gcp"
@@ -68,7 +69,11 @@ func count(b *testing.B, origin string, wait time.Duration) *counter {
 	}
 	// Rewrite and not Director: no service of a cloud answers what was forwarded.
 	proxy := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, Transport: &http.Transport{MaxIdleConnsPerHost: 16},
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(to)
+			r.Out.Host = r.In.Host // a signature may be over it
+		},
+		Transport: &http.Transport{MaxIdleConnsPerHost: 16},
 		// Who held a poll and has gone is no news.
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
@@ -100,8 +105,12 @@ func (c *counter) take() map[string]int {
 	return out
 }
 
-// onCloud starts a cloud with one edge in it, and returns how its metadata are found, through a counter.
-func onCloud(b *testing.B, name string, wait time.Duration) (metadata.Options, *counter) {
+// endpoint is the setting that says where a cloud's metadata are.
+func endpoint(cloud string) string { return "AMSAGENT_" + strings.ToUpper(cloud) + "_ENDPOINT" }
+
+// onCloud starts a cloud with one edge in it, and returns how its metadata are found, and the settings for all its services,
+// each through a counter of its own.
+func onCloud(b *testing.B, name string, wait time.Duration) (opts metadata.Options, environ []string, counters []*counter) {
 	b.Helper()
 	ctx := b.Context()
 	c, err := fakecloud.Open(ctx, name, fakecloud.Options{})
@@ -114,13 +123,15 @@ func onCloud(b *testing.B, name string, wait time.Duration) (metadata.Options, *
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = meta.Close() })
-	var counted *counter
 	for _, e := range meta.Environ() {
-		if origin, ok := strings.CutPrefix(e, "AMSAGENT_"+strings.ToUpper(name)+"_ENDPOINT="); ok {
-			counted = count(b, origin, wait)
+		key, origin, _ := strings.Cut(e, "=")
+		c := count(b, origin, wait)
+		counters, environ = append(counters, c), append(environ, key+"="+c.URL)
+		if key == endpoint(name) {
+			opts.Endpoints = map[string]string{name: c.URL}
 		}
 	}
-	if counted == nil {
+	if opts.Endpoints == nil {
 		b.Fatalf("%s tells no address of its metadata: %q", name, meta.Environ())
 	}
 	root := b.TempDir()
@@ -129,7 +140,19 @@ func onCloud(b *testing.B, name string, wait time.Duration) (metadata.Options, *
 	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(value+"\n"), 0o600)); err != nil {
 		b.Fatal(err)
 	}
-	return metadata.Options{Root: root, Endpoints: map[string]string{name: counted.URL}}, counted
+	opts.Root = root
+	return opts, environ, counters
+}
+
+// taken is what the counters have seen since they were asked last.
+func taken(list []*counter) map[string]int {
+	all := map[string]int{}
+	for i, c := range list {
+		for what, n := range c.take() {
+			all[fmt.Sprintf("%s (service %d)", what, i+1)] = n
+		}
+	}
+	return all
 }
 
 // BenchmarkCloudIdentity is from nothing to a known instance, on a service that takes a millisecond for each answer: which
@@ -137,7 +160,7 @@ func onCloud(b *testing.B, name string, wait time.Duration) (metadata.Options, *
 func BenchmarkCloudIdentity(b *testing.B) {
 	for _, name := range fakecloud.Names() {
 		b.Run(name, func(b *testing.B) {
-			opts, seen := onCloud(b, name, serviceWait)
+			opts, _, seen := onCloud(b, name, serviceWait)
 			var took []time.Duration
 			requests, twice := 0, 0
 			for b.Loop() {
@@ -155,7 +178,7 @@ func BenchmarkCloudIdentity(b *testing.B) {
 				if role, _ := metadata.TagValue(inst.Tags, "role"); err != nil || d.Provider != name || inst.ID != fakecloud.ID(name, 1) || role != "edge" && name != metadata.Alibaba {
 					b.Fatalf("detected %s, instance %+v, %v", d.Provider, inst, err)
 				}
-				for what, n := range seen.take() {
+				for what, n := range taken(seen) {
 					requests += n
 					if n > 1 {
 						twice++
@@ -179,9 +202,8 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // The child that polls is told by these what to do.
 const (
-	pollCloud    = "AMSAGENT_BENCH_POLL"
-	pollEndpoint = "AMSAGENT_BENCH_POLL_ENDPOINT"
-	pollSeconds  = "AMSAGENT_BENCH_POLL_SECONDS"
+	pollCloud   = "AMSAGENT_BENCH_POLL"
+	pollSeconds = "AMSAGENT_BENCH_POLL_SECONDS"
 )
 
 // polled is what the child prints.
@@ -200,11 +222,11 @@ func BenchmarkCloudPolling(b *testing.B) {
 			if pollingOf(name) == nil {
 				b.Skip("nothing polls the metadata of this cloud")
 			}
-			opts, seen := onCloud(b, name, serviceWait)
+			_, environ, seen := onCloud(b, name, serviceWait)
 			var got polled
 			for b.Loop() {
 				cmd := exec.CommandContext(b.Context(), os.Args[0], "-test.run=^TestCloudPollingChild$", "-test.v")
-				cmd.Env = append(os.Environ(), pollCloud+"="+name, pollEndpoint+"="+opts.Endpoints[name], fmt.Sprintf("%s=%g", pollSeconds, seconds))
+				cmd.Env = append(append(os.Environ(), environ...), pollCloud+"="+name, fmt.Sprintf("%s=%g", pollSeconds, seconds))
 				out, err := cmd.CombinedOutput()
 				_, text, ok := strings.Cut(string(out), "POLLED ")
 				text, _, _ = strings.Cut(text, "\n")
@@ -213,7 +235,7 @@ func BenchmarkCloudPolling(b *testing.B) {
 				}
 			}
 			requests := 0
-			for _, n := range seen.take() {
+			for _, n := range taken(seen) {
 				requests += n
 			}
 			percent := 100 * got.CPU.Seconds() / got.Wall.Seconds()
@@ -244,6 +266,15 @@ func pollingOf(name string) func(metadata.Options, string) (lifecycle.Source, er
 			p, err := azure.New(o)
 			return lifecycle.NewAzureSource(p, lifecycle.AzureSourceOptions{}), err
 		}
+	case metadata.Alibaba:
+		return func(o metadata.Options, id string) (lifecycle.Source, error) {
+			p, err := alibaba.New(o)
+			if err != nil {
+				return nil, err
+			}
+			scaling, err := p.ESS(alibaba.APIOptions{Endpoint: os.Getenv("AMSAGENT_ALIBABA_ESS_ENDPOINT")})
+			return lifecycle.NewAlibabaSource(p, id, alibaba.WatchOptions{Scaling: scaling}, nil), err
+		}
 	case metadata.GCP:
 		return func(o metadata.Options, _ string) (lifecycle.Source, error) {
 			p, err := gcp.New(o)
@@ -263,7 +294,7 @@ func TestCloudPollingChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	source, err := pollingOf(name)(metadata.Options{Endpoints: map[string]string{name: os.Getenv(pollEndpoint)}}, fakecloud.ID(name, 1))
+	source, err := pollingOf(name)(metadata.Options{Endpoints: map[string]string{name: os.Getenv(endpoint(name))}}, fakecloud.ID(name, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
