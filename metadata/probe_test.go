@@ -7,9 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -257,5 +260,44 @@ func TestProbesFollowNoRedirect(t *testing.T) {
 		if strings.Contains(e.Source, "Google") && !strings.Contains(e.Verdict, "HTTP 302") {
 			t.Errorf("evidence: %+v", e)
 		}
+	}
+}
+
+// The environment of a cron job or of cloud-init may name a proxy: no question about the cloud goes there, nor a token.
+func TestProbesIgnoreProxies(t *testing.T) {
+	for _, k := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"} {
+		t.Setenv(k, "http://192.0.2.1:3128")
+	}
+	for _, k := range []string{"NO_PROXY", "no_proxy"} {
+		t.Setenv(k, "")
+	}
+	// net/http reads the environment once in a process: this must be the one it has read.
+	control := &http.Request{URL: &url.URL{Scheme: "http", Host: "169.254.169.254"}}
+	if u, err := http.ProxyFromEnvironment(control); err != nil || u == nil || u.Host != "192.0.2.1:3128" {
+		t.Fatalf("the control failed: Go's default would use %v, %v", u, err)
+	}
+	var mu sync.Mutex
+	dialled := map[string]bool{}
+	d, err := metadata.Detect(t.Context(), metadata.Options{DialContext: func(_ context.Context, _, addr string) (net.Conn, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		dialled[addr] = true
+		return nil, errors.New("no network in this test")
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if by := d.Decisive().Source; by != "all of the above" {
+		t.Skipf("this machine is known by %s", by)
+	}
+	for _, want := range []string{"169.254.169.254:80", "100.100.100.200:80"} {
+		if !dialled[want] {
+			t.Errorf("nobody dialled %s: %v", want, dialled)
+		}
+		delete(dialled, want)
+	}
+	delete(dialled, "[fd00:ec2::254]:80")
+	if len(dialled) > 0 {
+		t.Errorf("dialled %v", dialled)
 	}
 }

@@ -16,6 +16,9 @@ const dirDMI = "/sys/class/dmi/id/"
 // firmwareID is what the firmware says of this machine's identity.
 type firmwareID struct {
 	id, source string
+	// certain: cloud-init refuses to go on where the two differ, so what it will find is known already. The UUID of an
+	// OpenStack machine may be written with its bytes in another order, on VMware for one.
+	certain bool
 	// forbidden: there is one, and this user may not read it.
 	forbidden bool
 }
@@ -58,12 +61,14 @@ func readFirmware(root string) firmwareID {
 	if !form.MatchString(v) {
 		return firmwareID{}
 	}
-	return firmwareID{id: v, source: "firmware's " + name + ", which is the instance's id on this cloud"}
+	return firmwareID{
+		id: v, source: "firmware's " + name + ", which is the instance's id on this cloud", certain: name == "product_serial",
+	}
 }
 
 func isOpenStack(v string) bool {
 	switch v {
-	case "OpenStack Nova", "OpenStack Compute", "OpenTelekomCloud", "SAP CCloud VM", "HUAWEICLOUD":
+	case "OpenStack Nova", "OpenStack Compute", "OpenTelekomCloud", "SAP CCloud VM", "HUAWEICLOUD", "Samsung Cloud Platform":
 		return true
 	}
 	return false

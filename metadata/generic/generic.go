@@ -94,10 +94,10 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	switch {
 	case ci.HasOwnID():
 		inst.ID, inst.IDSource = ci.InstanceID, "cloud-init's instance id on "+ci.CloudName
-	case fw.id != "":
+	case fw.id != "" && (fw.certain || !late):
 		inst.ID, inst.IDSource = fw.id, fw.source
 	case late:
-		// The machine id would name this machine otherwise than it is named in a minute.
+		// Anything else might name this machine otherwise than it is named in a minute.
 		return cloud.Instance{}, &cloud.Error{
 			Provider: Name, Item: "instance id", Kind: cloud.ErrNotReady, Hint: hintNotYet, Cause: err,
 		}

@@ -234,6 +234,7 @@ func bootingMachines() []metadatatest.Machine {
 	return []metadatatest.Machine{
 		// The machine id would be another name than the one of a minute later.
 		{Name: "still_booting", Root: "testdata/booting", Options: impatient, WantErr: cloud.ErrNotReady},
+		{Name: "still_booting_on_openstack", Root: "testdata/booting-openstack", Options: impatient, WantErr: cloud.ErrNotReady},
 		{
 			Name: "still_booting_with_an_id_in_the_firmware", Root: "testdata/booting-hetzner", Options: impatient,
 			Want: with(base("edge-2"), func(i *cloud.Instance) {
