@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -227,8 +226,17 @@ func checkSettings(ctx context.Context, p *patient) []Result {
 	})(ctx, p)
 }
 
-// markerBlanks are what the vendor's script leaves behind a marker, one more each time.
-var markerBlanks = regexp.MustCompile(`cluster start[ \t]+\r?\n`)
+// markerBlanks finds what the vendor's script leaves behind a marker, one more blank
+// each time.
+func markerBlanks(container []byte) bool {
+	for line := range strings.Lines(string(container)) {
+		line = strings.TrimRight(line, "\r\n")
+		if t := strings.TrimRight(line, " \t"); t != line && strings.HasSuffix(t, "cluster start") {
+			return true
+		}
+	}
+	return false
+}
 
 // checkBlanks: blanks at the end of a value belong to it.
 func checkBlanks(ctx context.Context, p *patient) []Result {
@@ -257,7 +265,7 @@ func checkBlanks(ctx context.Context, p *patient) []Result {
 				"blanks at the end belong to the value: %s", few(found)))
 		}
 		text := "none"
-		if f, err := p.store.Read(in.Install.Container.Path); err == nil && markerBlanks.Match(f.Bytes) {
+		if f, err := p.store.Read(in.Install.Container.Path); err == nil && markerBlanks(f.Bytes) {
 			text += "; those behind the markers in jee-container.xml, which the vendor's script leaves, do no harm"
 		}
 		return one(good("%s", text))

@@ -18,17 +18,26 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/metadata"
 )
 
 type doctorOptions struct {
-	ignore []string
+	ignore   []string
+	userData []string
+	kind     string
+	fix      bool
+	explain  string
 }
 
 func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
+	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` and not at the machine: user data, an haproxy.cfg or a mongod.conf; - is standard input; may be given several times")
+	fs.StringVar(&o.kind, "kind", "", "what the files of --user-data are: `KIND` is user-data, haproxy or mongod; where unset, by what stands in them")
+	fs.BoolVar(&o.fix, "fix", false, "print the corrected text of --user-data, and nothing else, on standard output; exit 0 where all could be corrected")
+	fs.StringVar(&o.explain, "explain", "", "print what an `ID` means and how to mend it, and stop")
 }
 
 func newDoctorCommand(g *globals) *cobra.Command {
@@ -39,11 +48,16 @@ func newDoctorCommand(g *globals) *cobra.Command {
 		Long: "Makes every check of a join and more, all side by side, and lists every result\n" +
 			"with what was seen; what is wrong comes last, with what to do. It works before a\n" +
 			"join, after one and in the build of an image, needs no daemon, and is over after\n" +
-			"15 seconds where nothing answers. What is not known is neither good nor bad.",
+			"15 seconds where nothing answers. What is not known is neither good nor bad.\n\n" +
+			"With --user-data it looks at a file before a machine runs it, and shows how to\n" +
+			"correct it. What is only warned of counts as wrong, too: --ignore it.",
 		Example: "  amsagent doctor\n" +
 			"  amsagent doctor --mongo 10.0.2.4\n" +
 			"  amsagent doctor --ignore AMS-GPU --ignore AMS-HOOK\n" +
-			"  amsagent doctor -o json",
+			"  amsagent doctor -o json\n" +
+			"  amsagent doctor --user-data boot.sh --user-data haproxy.cfg\n" +
+			"  amsagent doctor --user-data - --fix <boot.sh >corrected.sh\n" +
+			"  amsagent doctor --explain AMS-MONGO-OPEN",
 		GroupID:               groupEveryday,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
@@ -70,8 +84,14 @@ const (
 )
 
 func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
-	if err := checkIgnored(opts.ignore); err != nil {
+	if err := opts.check(); err != nil {
 		return err
+	}
+	switch {
+	case opts.explain != "":
+		return runExplain(opts.explain, g)
+	case len(opts.userData) > 0:
+		return runLint(opts, g)
 	}
 	begin := g.env.Now()
 	config, seen, err := g.loadLeniently()
@@ -104,9 +124,23 @@ type doctorData struct {
 	Checks []doctor.Result `json:"checks"`
 }
 
+func (o *doctorOptions) check() error {
+	switch {
+	case o.fix && len(o.userData) != 1:
+		return usageError([]string{"give one --user-data FILE"}, "--fix corrects one file")
+	case o.kind != "" && len(o.userData) == 0:
+		return usageError([]string{"give --user-data FILE"}, "--kind says what a file is, and none is given")
+	case o.kind != "" && !slices.Contains(lint.Kinds(), lint.Kind(o.kind)):
+		return usageError([]string{"one of user-data, haproxy, mongod"}, "--kind %s: no such kind", o.kind)
+	case o.explain != "" && len(o.userData) > 0:
+		return usageError(nil, "--explain and --user-data are two things: give one")
+	}
+	return checkIgnored(o.ignore)
+}
+
 // checkIgnored refuses ids that nothing has: a misspelt one would ignore nothing, and say so to nobody.
 func checkIgnored(ids []string) error {
-	known := doctor.IDs()
+	known := slices.Concat(doctor.IDs(), lint.IDs())
 	for _, c := range errorTable() {
 		known = append(known, c.id)
 	}
@@ -413,6 +447,9 @@ func doctorProblems(w *textWriter, results []doctor.Result) {
 				w.line("      %s", oneLine(r.Hint))
 			}
 		}
+	}
+	if headed {
+		w.line("  more about one: %s", w.color.bold("amsagent doctor --explain ID"))
 	}
 }
 

@@ -50,8 +50,10 @@ func TestDoctorText(t *testing.T) {
 		c    doctor.Counts
 		want string
 	}{
-		{doctor.Counts{Bad: 1, Warning: 2}, "ill: 3 things wrong"}, {doctor.Counts{Warning: 1, Unknown: 4}, "not well: 1 warning"},
-		{doctor.Counts{Unknown: 1, Good: 3}, "well, as far as it is known"}, {doctor.Counts{Good: 3, Ignored: 1}, "well"},
+		{doctor.Counts{Bad: 1, Warning: 2}, "ill: 3 things wrong"},
+		{doctor.Counts{Warning: 1, Unknown: 4}, "not well: 1 warning"},
+		{doctor.Counts{Unknown: 1, Good: 3}, "well, as far as it is known"},
+		{doctor.Counts{Good: 3, Ignored: 1}, "well"},
 	} {
 		if got := doctorVerdict(&textWriter{}, tt.c); got != tt.want {
 			t.Errorf("%+v: %s", tt.c, got)
@@ -191,5 +193,115 @@ func TestDoctorMongo(t *testing.T) {
 	}
 	if strings.Contains(stderr, "hunter2") {
 		t.Errorf("a secret: %s", stderr)
+	}
+}
+
+const (
+	guideScript = "#!/bin/bash\ncd /usr/local/antmedia\n./change_server_mode.sh cluster 10.0.2.4\ncurl -s https://example.com/i.sh | bash\n"
+	guideFixed  = "#!/bin/bash\ncd /usr/local/antmedia\namsagent join --mongo 10.0.2.4\ncurl -f -s https://example.com/i.sh | bash\n"
+)
+
+// lintRun runs the command in a folder with the files, so that no path of this machine is in what it prints.
+func lintRun(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	e := &testEnv{}
+	env := e.env()
+	env.Stdin = strings.NewReader(stdin)
+	code = Main(append([]string{"doctor"}, args...), env)
+	return code, e.stdout.String(), e.stderr.String()
+}
+
+func TestDoctorUserData(t *testing.T) {
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(t.TempDir())
+	for name, text := range map[string]string{
+		"boot.sh":     guideScript,
+		"haproxy.cfg": "global\ndefaults\n    mode http\nbackend b\n    server one 10.0.0.1:5080\n    server two 10.0.0.1:5080\n",
+		"mongod.conf": "net:\n  bindIp: 0.0.0.0\n",
+		"good.sh":     "#!/bin/sh\namsagent join --mongo 10.0.2.4\n",
+		"left.sh":     "#!/bin/sh\nexport DB_PASSWORD=hunter22\namsagent join --mongo mongodb://u:hunter22@10.0.2.4/\n",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := []string{"--user-data", "boot.sh", "--user-data", "haproxy.cfg", "--user-data", "mongod.conf", "--user-data", "good.sh", "--user-data", "left.sh"}
+	code, stdout, stderr := lintRun(t, "", files...)
+	if code != exitDegraded || stderr != "" {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+	wd, err := os.Getwd()
+	if err != nil || strings.Contains(stdout, wd) {
+		t.Error("a path of this machine is in it")
+	}
+	t.Chdir(here) // the goldens are there
+	golden(t, filepath.Join("doctor", "user-data.txt"), stdout)
+	t.Chdir(wd)
+	if strings.Contains(stdout, "hunter22") {
+		t.Error("a password is shown")
+	}
+
+	code, stdout, _ = lintRun(t, "", append(files, "-o", "json")...)
+	var d struct {
+		Kind  string     `json:"kind"`
+		Files []lintFile `json:"files"`
+	}
+	if strings.Contains(stdout, "hunter22") {
+		t.Error("a password is shown")
+	}
+	if err := json.Unmarshal([]byte(stdout), &d); err != nil || code != exitDegraded || d.Kind != "lint" || len(d.Files) != 5 || len(d.Files[0].Findings) != 2 || len(d.Files[3].Findings) != 0 || d.Files[1].Kind != "haproxy" || d.Files[2].Kind != "mongod" {
+		t.Errorf("exit %d, %v\n%s", code, err, stdout)
+	}
+	if code, stdout, _ := lintRun(t, "", "--user-data", "good.sh"); code != exitOK || !strings.HasPrefix(stdout, "well: ") {
+		t.Errorf("exit %d, %s", code, stdout)
+	}
+	if code, _, _ := lintRun(t, "", "--user-data", "boot.sh", "--ignore", "AMS-LINT-SWITCH,AMS-LINT-CURL"); code != exitOK {
+		t.Errorf("ignored: exit %d", code)
+	}
+
+	// The corrected text alone, to be used as it is.
+	for _, args := range [][]string{{"--user-data", "boot.sh"}, {"--user-data", "-"}} {
+		code, stdout, stderr := lintRun(t, guideScript, append(args, "--fix")...)
+		if code != exitOK || stdout != guideFixed || !strings.Contains(stderr, ":3: AMS-LINT-SWITCH") || !strings.Contains(stderr, "(corrected)") {
+			t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
+		}
+	}
+	code, stdout, stderr = lintRun(t, "", "--user-data", "left.sh", "--fix")
+	if code != exitDegraded || !strings.Contains(stdout, "DB_PASSWORD=hunter22") || strings.Contains(stdout, "u:hunter22@") || !strings.Contains(stderr, "AMS-LINT-SECRET") || !strings.Contains(stderr, "(not corrected)") || strings.Contains(stderr, "hunter22") {
+		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
+	}
+	if code, stdout, _ := lintRun(t, "echo x\n", "--user-data", "-", "--kind", "user-data", "--fix"); code != exitOK || !strings.HasPrefix(stdout, "#!/bin/sh\n") {
+		t.Errorf("exit %d, %q", code, stdout)
+	}
+	for _, args := range [][]string{
+		{"--fix"},
+		{"--fix", "--user-data", "a", "--user-data", "b"},
+		{"--kind", "haproxy"},
+		{"--user-data", "good.sh", "--kind", "nginx"},
+		{"--user-data", "nowhere.sh"},
+		{"--user-data", "."},
+		{"--explain", "AMS-GPU", "--user-data", "good.sh"},
+		{"--explain", "AMS-NOTHING"},
+	} {
+		if code, stdout, stderr := lintRun(t, "", args...); code != exitUsage || stdout != "" || stderr == "" {
+			t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
+		}
+	}
+}
+
+func TestDoctorExplain(t *testing.T) {
+	code, stdout, _ := lintRun(t, "", "--explain", "ams-mongo-open")
+	if code != exitOK || !strings.HasPrefix(stdout, "# AMS-MONGO-OPEN: ") || !strings.Contains(stdout, "Mend it: ") {
+		t.Errorf("exit %d, %s", code, stdout)
+	}
+	code, stdout, _ = lintRun(t, "", "--explain", "AMS-GPU", "-o", "json")
+	if code != exitOK || !strings.Contains(stdout, `"id": "AMS-GPU"`) {
+		t.Errorf("exit %d, %s", code, stdout)
+	}
+	if _, _, stderr := lintRun(t, "", "--explain", "AMS-MONGO-OPNE"); !strings.Contains(stderr, "did you mean AMS-MONGO-OPEN?") {
+		t.Error(stderr)
 	}
 }

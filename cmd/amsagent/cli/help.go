@@ -82,7 +82,7 @@ func errorsTopic() string {
 	var b strings.Builder
 	b.WriteString("The id of an error stands in brackets after it, and in the field id with -o json.\n" +
 		"An id never changes its meaning. The code is the usual one; the message of a\n" +
-		"command says when it is another.\n\n")
+		"command says when it is another. More about one: amsagent doctor --explain ID.\n\n")
 	for _, c := range errorTable() {
 		b.WriteString(errorLine(c))
 	}

@@ -1,0 +1,165 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lint
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+var (
+	section = lazy(`^[ \t]*(global|defaults|frontend|backend|listen|userlist|peers|resolvers|cache|program|mailers|ring)\b`)
+	// server NAME ADDRESS …
+	serverLine = lazy(`^[ \t]*server[ \t]+(\S+)[ \t]+(\S+)`)
+	// The commands that went away with HAProxy 2.1; what they are called now.
+	headerLine = lazy(`^([ \t]*)(reqadd|rspadd)[ \t]+(.*)$`)
+	goneLine   = lazy(`^[ \t]*(req|rsp)(i?(?:rep|del|allow|deny|tarpit|pass|setbe))\b`)
+	condition  = lazy(`[ \t]+(if|unless)[ \t].*$`)
+)
+
+// haproxy finds what guides of Ant Media Server's clusters have in their haproxy.cfg.
+func (d *document) haproxy() {
+	type server struct {
+		line int
+		name string
+	}
+	addresses := map[string]server{}
+	for i := range d.lines {
+		l := &d.lines[i]
+		if comment(l.text) {
+			continue
+		}
+		if section().MatchString(l.text) {
+			addresses = map[string]server{}
+		}
+		if m := serverLine().FindStringSubmatch(l.text); m != nil {
+			if first, dup := addresses[m[2]]; dup {
+				d.find(IDDuplicate, i, true, fmt.Sprintf("server %s has the address of server %s in line %d: one node gets the load of two, and the other none", m[1], first.name, first.line),
+					"give it the address of another node")
+				l.before = append(l.before, indent(l.text)+"# the address of another node belongs here: "+m[2]+" is that of line "+strconv.Itoa(first.line))
+				l.text = indent(l.text) + "#" + strings.TrimLeft(l.text, " \t")
+				continue
+			}
+			addresses[m[2]] = server{i + 1, m[1]}
+		}
+		if m := headerLine().FindStringSubmatch(l.text); m != nil {
+			text, ok := addHeader(m[2], m[3])
+			d.find(IDReqAdd, i, ok, m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request set-header, http-response set-header")
+			if ok {
+				l.text = m[1] + text
+			}
+		} else if m := goneLine().FindStringSubmatch(l.text); m != nil {
+			d.find(IDReqAdd, i, false, m[1]+m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request and http-response have replace-header, del-header, deny and more")
+		}
+	}
+}
+
+// addHeader says what reqadd and rspadd said: a header, escaped for HAProxy's words,
+// and perhaps a condition.
+func addHeader(command, rest string) (string, bool) {
+	cond := condition().FindString(rest)
+	rest = strings.TrimSpace(strings.TrimSuffix(rest, cond))
+	name, value, ok := strings.Cut(strings.NewReplacer(`\ `, " ", `\:`, ":").Replace(strings.Trim(rest, `"`)), ":")
+	value = strings.TrimSpace(value)
+	if !ok || name == "" || value == "" || strings.ContainsAny(name, " \t\\") || strings.ContainsAny(value, `"\`) {
+		return "", false
+	}
+	// A percent sign begins a variable there.
+	value = strings.ReplaceAll(value, "%", "%%")
+	if strings.ContainsAny(value, " \t#'") {
+		value = `"` + value + `"`
+	}
+	rule := "http-request"
+	if command == "rspadd" {
+		rule = "http-response"
+	}
+	// Not add-header, which reqadd was: a client may send the header, too, and the
+	// server would read the client's.
+	return rule + " set-header " + name + " " + value + strings.TrimRight(cond, " \t"), true
+}
+
+var (
+	bindAll   = lazy(`^[ \t]+bindIp:[ \t]*["']?[^#]*(?:0\.0\.0\.0|::(?:[,\s"']|$)|\*)`)
+	bindFlag  = lazy(`^[ \t]+bindIpAll:[ \t]*true\b`)
+	iniBind   = lazy(`^[ \t]*bind_ip[ \t]*=[ \t]*(?:.*0\.0\.0\.0|.*::(?:,|\s|$))|^[ \t]*bind_ip_all[ \t]*=[ \t]*true`)
+	iniAuth   = lazy(`^[ \t]*(auth[ \t]*=[ \t]*true|keyFile[ \t]*=)`)
+	iniNoAuth = lazy(`^[ \t]*(auth[ \t]*=[ \t]*false|noauth[ \t]*=[ \t]*true)`)
+	topKey    = lazy(`^[A-Za-z#][A-Za-z]*:`)
+	authOn    = lazy(`^[ \t]+(authorization:[ \t]*["']?enabled|keyFile:|clusterAuthMode:)`)
+	authOff   = lazy(`^([ \t]+authorization:[ \t]*)["']?disabled["']?`)
+	security  = lazy(`^security:[ \t]*(#.*)?$`)
+	securityC = lazy(`^#[ \t]*security:[ \t]*$`)
+)
+
+// mongod finds a database that everybody on the network reads and deletes.
+func (d *document) mongod() {
+	open, off, at, commented, last := -1, -1, -1, -1, -1
+	ini := false
+	for i, l := range d.lines {
+		switch {
+		case authOn().MatchString(l.text), iniAuth().MatchString(l.text):
+			return
+		case securityC().MatchString(l.text):
+			commented = i
+		case comment(l.text):
+			continue
+		case iniBind().MatchString(l.text):
+			open, ini = i, true
+		case bindAll().MatchString(l.text), bindFlag().MatchString(l.text):
+			open = i
+		case authOff().MatchString(l.text), iniNoAuth().MatchString(l.text):
+			off = i
+		case security().MatchString(l.text):
+			at = i
+		}
+		last = i
+	}
+	if open < 0 {
+		return
+	}
+	fixed := true
+	switch {
+	case ini && off >= 0:
+		d.lines[off].text = "auth = true"
+	case ini:
+		d.lines[open].after = append(d.lines[open].after, "auth = true")
+	case off >= 0:
+		d.lines[off].text = authOff().ReplaceAllString(d.lines[off].text, "${1}enabled")
+	case at >= 0:
+		d.lines[at].after = append(d.lines[at].after, d.depth(at)+"authorization: enabled")
+	case commented >= 0:
+		d.lines[commented].text = "security:"
+		d.lines[commented].after = append(d.lines[commented].after, "  authorization: enabled")
+	case topKey().MatchString(firstText(d.lines)) || last >= 0:
+		d.lines[len(d.lines)-1].after = append(d.lines[len(d.lines)-1].after, "security:", "  authorization: enabled")
+	default:
+		fixed = false
+	}
+	d.find(IDOpen, open, fixed, "MongoDB listens on every address and asks nobody for a password: whoever reaches the port reads and deletes all of it",
+		"authorization first, then make a user over the loopback, which MongoDB allows once; better the private address in place of 0.0.0.0")
+}
+
+// depth is how far the keys below a line are indented.
+func (d *document) depth(at int) string {
+	for _, l := range d.lines[at+1:] {
+		if comment(l.text) {
+			continue
+		}
+		if in := indent(l.text); in != "" {
+			return in
+		}
+		break
+	}
+	return "  "
+}
+
+func firstText(lines []line) string {
+	for _, l := range lines {
+		if !comment(l.text) {
+			return l.text
+		}
+	}
+	return ""
+}

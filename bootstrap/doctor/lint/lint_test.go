@@ -1,0 +1,288 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lint
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
+)
+
+type aText struct {
+	name, src string
+	// want is the corrected text; "" is the source.
+	want string
+	// found are ids with their lines, "AMS-LINT-CURL:3"; one that is not corrected ends in "!".
+	found []string
+}
+
+func userData() []aText {
+	return []aText{
+		{name: "one line, as it should be", src: "#!/bin/sh\namsagent join --mongo 10.0.2.4\n"},
+		{
+			"the guide", "#!/bin/bash\ncd /usr/local/antmedia\n./change_server_mode.sh cluster 10.0.2.4\n",
+			"#!/bin/bash\ncd /usr/local/antmedia\namsagent join --mongo 10.0.2.4\n",
+			[]string{"AMS-LINT-SWITCH:3"},
+		},
+		{
+			"sudo, a path, a variable, and more on the line", "#!/bin/bash\nsudo bash /usr/local/antmedia/change_server_mode.sh cluster \"${MONGO_IP}\" && echo done\n",
+			"#!/bin/bash\nsudo amsagent join --mongo \"${MONGO_IP}\" && echo done\n",
+			[]string{"AMS-LINT-SWITCH:2"},
+		},
+		{
+			"a name becomes Redis", "#!/bin/sh\n/usr/local/antmedia/change_server_mode.sh cluster db.internal:27017\n",
+			"#!/bin/sh\namsagent join --mongo db.internal:27017\n",
+			[]string{"AMS-LINT-SWITCH:2"},
+		},
+		{name: "a URI asks nothing", src: "#!/bin/sh\n./change_server_mode.sh cluster 'mongodb://10.0.2.4/?replicaSet=rs0'\n"},
+		{name: "somebody answers", src: "#!/bin/sh\nyes | ./change_server_mode.sh cluster 10.0.2.4\n"},
+		{name: "somebody answers from behind", src: "#!/bin/bash\n./change_server_mode.sh cluster 10.0.2.4 <<< y\n"},
+		{
+			"answered, and Redis all the same", "#!/bin/sh\nyes | ./change_server_mode.sh cluster db.internal\n",
+			"#!/bin/sh\nyes | amsagent join --mongo db.internal\n",
+			[]string{"AMS-LINT-SWITCH:2"},
+		},
+		{name: "standalone, and a comment", src: "#!/bin/sh\n# ./change_server_mode.sh cluster 10.0.2.4\n./change_server_mode.sh standalone\n"},
+		{
+			"user and password", "#!/bin/sh\n  ./change_server_mode.sh cluster 10.0.2.4 admin 'hunter22'\n",
+			"#!/bin/sh\n  " + secretComment + "\n  amsagent join --mongo file:/root/mongo.uri\n",
+			[]string{"AMS-LINT-PASSWORD:2", "AMS-LINT-SWITCH:2"},
+		},
+		{
+			"a password for join", "#!/bin/sh\nsleep 1 && \\\n  amsagent join --role edge --mongo 'mongodb://u:hunter22@10.0.2.4/?a=b' --group x\n",
+			"#!/bin/sh\n" + secretComment + "\nsleep 1 && \\\n  amsagent join --role edge --mongo file:/root/mongo.uri --group x\n",
+			[]string{"AMS-LINT-PASSWORD:3"},
+		},
+		{
+			"a password in a variable", "#!/bin/sh\namsagent join --mongo \"mongodb://u:${PW}@10.0.2.4/\"\n", "", []string{"AMS-LINT-PASSWORD:2!"},
+		},
+		{
+			"curl to a shell", "#!/bin/sh\ncurl -sSL https://x.example/i.sh | sudo bash -s -- -y\ncurl -fsSL https://x.example/i.sh | sh\ncurl -o f https://x.example/f; echo x | sh\n",
+			"#!/bin/sh\ncurl -f -sSL https://x.example/i.sh | sudo bash -s -- -y\ncurl -fsSL https://x.example/i.sh | sh\ncurl -o f https://x.example/f; echo x | sh\n",
+			[]string{"AMS-LINT-CURL:2"},
+		},
+		{"no header", "cd /tmp\necho x\n", "#!/bin/sh\ncd /tmp\necho x\n", []string{"AMS-LINT-HEADER:1"}},
+		{"no header, bash", "if [[ -f x ]]; then echo x; fi\n", "#!/bin/bash\nif [[ -f x ]]; then echo x; fi\n", []string{"AMS-LINT-HEADER:1"}},
+		{"no header, YAML", "packages:\n  - curl\nruncmd:\n  - echo x\n", "#cloud-config\npackages:\n  - curl\nruncmd:\n  - echo x\n", []string{"AMS-LINT-HEADER:1"}},
+		{"something before the header", "\ufeff\n  #!/bin/sh\necho x\n", "#!/bin/sh\necho x\n", []string{"AMS-LINT-HEADER:2"}},
+		{"Windows", "#!/bin/sh\r\necho x\r\n", "#!/bin/sh\necho x\n", []string{"AMS-LINT-CRLF:0"}},
+		{"no end", "#!/bin/sh\n./change_server_mode.sh cluster 10.0.2.4", "#!/bin/sh\namsagent join --mongo 10.0.2.4", []string{"AMS-LINT-SWITCH:2"}},
+		{name: "multipart", src: "Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n--x\n"},
+		{name: "empty", src: ""},
+		{
+			"secrets", "#!/bin/sh\nexport DB_PASSWORD='hunter22'\nexport AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE\necho mongodb://u:hunter22@db/ >/x\nDB_PASSWORD=$(fetch)\npassword: file:/x\nexport TOKEN=\"$T\"\n",
+			"",
+			[]string{"AMS-LINT-SECRET:2!", "AMS-LINT-SECRET:3!", "AMS-LINT-SECRET:4!"},
+		},
+		{
+			"cloud-config", "#cloud-config\nruncmd:\n  - cd /usr/local/antmedia && ./change_server_mode.sh cluster 10.0.2.4\n  - [ /usr/local/antmedia/change_server_mode.sh, cluster, 10.0.2.4 ]\n  - [ bash, ./change_server_mode.sh, cluster, \"10.0.2.4\", u, p ]\n",
+			"#cloud-config\nruncmd:\n  - cd /usr/local/antmedia && amsagent join --mongo 10.0.2.4\n  - [ amsagent, join, --mongo, \"10.0.2.4\" ]\n  " + secretComment + "\n  - [ amsagent, join, --mongo, \"file:/root/mongo.uri\" ]\n",
+			[]string{"AMS-LINT-SWITCH:3", "AMS-LINT-SWITCH:4", "AMS-LINT-PASSWORD:5", "AMS-LINT-SWITCH:5"},
+		},
+		{
+			"MongoDB for everybody", "#!/bin/sh\nsed -i 's/bindIp: 127.0.0.1/bindIp: 0.0.0.0/' /etc/mongod.conf\nsystemctl restart mongod\n",
+			"#!/bin/sh\nsed -i 's/bindIp: 127.0.0.1/bindIp: 0.0.0.0/' /etc/mongod.conf\nprintf 'security:\\n  authorization: enabled\\n' >>/etc/mongod.conf\nsystemctl restart mongod\n",
+			[]string{"AMS-LINT-MONGOD:2"},
+		},
+		{
+			"MongoDB for everybody, in YAML", "#cloud-config\nruncmd:\n  - sed -i 's/127.0.0.1/0.0.0.0/' /etc/mongod.conf\n",
+			"#cloud-config\nruncmd:\n  - sed -i 's/127.0.0.1/0.0.0.0/' /etc/mongod.conf\n  - \"printf 'security:\\\\n  authorization: enabled\\\\n' >>/etc/mongod.conf\"\n",
+			[]string{"AMS-LINT-MONGOD:3"},
+		},
+		{"MongoDB by a flag", "#!/bin/sh\nmongod --bind_ip_all --fork --logpath /x\n", "", []string{"AMS-LINT-MONGOD:2!"}},
+		{name: "MongoDB, closed", src: "#!/bin/sh\nmongod --auth --bind_ip_all --fork --logpath /x\n"},
+	}
+}
+
+const haproxyHead = "global\n    maxconn 100\ndefaults\n    mode http\n    timeout connect 5s\n    timeout client 30s\n    timeout server 30s\nfrontend f\n    bind 127.0.0.1:18080\n"
+
+func haproxyTexts() []aText {
+	return []aText{
+		{name: "fine", src: haproxyHead + "    default_backend b\nbackend b\n    server one 10.0.0.1:5080 check\n    server two 10.0.0.2:5080 check\n"},
+		{
+			"one node twice", haproxyHead + "    default_backend b\nbackend b\n    server one 10.0.0.1:5080 check\n    server two 10.0.0.1:5080 check\nbackend c\n    server one 10.0.0.1:5080 check\n",
+			haproxyHead + "    default_backend b\nbackend b\n    server one 10.0.0.1:5080 check\n    # the address of another node belongs here: 10.0.0.1:5080 is that of line 12\n    #server two 10.0.0.1:5080 check\nbackend c\n    server one 10.0.0.1:5080 check\n",
+			[]string{"AMS-LINT-DUPLICATE:13"},
+		},
+		{
+			"what went away", haproxyHead + "    reqadd X-Forwarded-Proto:\\ https\n    reqadd X-Note:\\ two\\ words\\ 50% if { ssl_fc }\n    rspadd Cache-Control:\\ no-store\n    default_backend b\nbackend b\n    server one 10.0.0.1:5080\n",
+			haproxyHead + "    http-request set-header X-Forwarded-Proto https\n    http-request set-header X-Note \"two words 50%%\" if { ssl_fc }\n    http-response set-header Cache-Control no-store\n    default_backend b\nbackend b\n    server one 10.0.0.1:5080\n",
+			[]string{"AMS-LINT-REQADD:10", "AMS-LINT-REQADD:11", "AMS-LINT-REQADD:12"},
+		},
+		{
+			"what has no plain successor", haproxyHead + "    reqirep ^Host:\\ x Host:\\ y\n    # reqadd X: y\n    default_backend b\nbackend b\n    server one 10.0.0.1:5080\n",
+			"",
+			[]string{"AMS-LINT-REQADD:10!"},
+		},
+	}
+}
+
+const mongodHead = "storage:\n  dbPath: /var/lib/mongodb\nnet:\n  port: 27017\n"
+
+func mongodTexts() []aText {
+	const auth = "security:\n  authorization: enabled\n"
+	return []aText{
+		{name: "on the loopback", src: mongodHead + "  bindIp: 127.0.0.1\n"},
+		{name: "with a password", src: mongodHead + "  bindIp: 0.0.0.0\n" + auth},
+		{name: "with a key file", src: mongodHead + "  bindIp: 0.0.0.0\nsecurity:\n  keyFile: /x\n"},
+		{"for everybody", mongodHead + "  bindIp: 0.0.0.0\n", mongodHead + "  bindIp: 0.0.0.0\n" + auth, []string{"AMS-LINT-MONGOD:5"}},
+		{"with the usual comment", mongodHead + "  bindIp: 127.0.0.1,0.0.0.0  # all\n#security:\n\n#replication:\n", mongodHead + "  bindIp: 127.0.0.1,0.0.0.0  # all\n" + auth + "\n#replication:\n", []string{"AMS-LINT-MONGOD:5"}},
+		{"switched off", mongodHead + "  bindIp: \"::,0.0.0.0\"\nsecurity:\n    authorization: disabled\n", mongodHead + "  bindIp: \"::,0.0.0.0\"\nsecurity:\n    authorization: enabled\n", []string{"AMS-LINT-MONGOD:5"}},
+		{"something else there", mongodHead + "  bindIpAll: true\nsecurity:\n    javascriptEnabled: false\n", mongodHead + "  bindIpAll: true\nsecurity:\n    authorization: enabled\n    javascriptEnabled: false\n", []string{"AMS-LINT-MONGOD:5"}},
+		{"Windows, no end", "net:\r\n  bindIp: 0.0.0.0", "net:\r\n  bindIp: 0.0.0.0\r\nsecurity:\r\n  authorization: enabled", []string{"AMS-LINT-MONGOD:2"}},
+		{"the old form", "port = 27017\nbind_ip = 0.0.0.0\n", "port = 27017\nbind_ip = 0.0.0.0\nauth = true\n", []string{"AMS-LINT-MONGOD:2"}},
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for kind, texts := range map[Kind][]aText{UserData: userData(), HAProxy: haproxyTexts(), Mongod: mongodTexts()} {
+		for _, tt := range texts {
+			t.Run(string(kind)+"/"+tt.name, func(t *testing.T) {
+				if got := Recognize([]byte(tt.src)); got != kind {
+					t.Errorf("taken for %s", got)
+				}
+				r := Check(kind, []byte(tt.src))
+				var found []string
+				for _, f := range r.Findings {
+					text := fmt.Sprintf("%s:%d", f.ID, f.Line)
+					if !f.Fixed {
+						text += "!"
+					}
+					found = append(found, text)
+					if f.Text == "" || f.Hint == "" || !slices.Contains(IDs(), f.ID) || strings.Contains(f.Text+f.Hint, "hunter22") {
+						t.Errorf("%+v", f)
+					}
+				}
+				slices.Sort(found)
+				want := slices.Sorted(slices.Values(tt.found))
+				if d := cmp.Diff(want, found); d != "" {
+					t.Errorf("found:\n%s", d)
+				}
+				if strings.Contains(tt.src, "hunter22") && !slices.Contains(r.Secrets, "hunter22") {
+					t.Errorf("the secret is not known as one: %q", r.Secrets)
+				}
+				text := tt.want
+				if text == "" {
+					text = tt.src
+				}
+				if d := cmp.Diff(text, string(r.Text)); d != "" {
+					t.Errorf("corrected:\n%s", d)
+				}
+				// What was corrected is gone.
+				for _, f := range Check(kind, r.Text).Findings {
+					if f.Fixed {
+						t.Errorf("found again: %+v", f)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Others' readers take what was corrected.
+func TestCorrectedIsRead(t *testing.T) {
+	dir := t.TempDir()
+	read := func(t *testing.T, name string, text []byte, tool string, args ...string) {
+		t.Helper()
+		path, err := exec.LookPath(tool)
+		if err != nil {
+			t.Logf("no %s here", tool)
+			return
+		}
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(path, append(args, file)...).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s\n%s", tool, err, out, text)
+		}
+	}
+	for i, tt := range userData() {
+		fixed := Check(UserData, []byte(tt.src)).Text
+		name := fmt.Sprintf("user-data-%d", i)
+		switch {
+		case strings.HasPrefix(string(fixed), "#cloud-config"):
+			var v any
+			if err := yaml.Unmarshal(fixed, &v); err != nil {
+				t.Errorf("%s: %v", tt.name, err)
+			}
+			read(t, name, fixed, "cloud-init", "schema", "--config-file")
+		case strings.HasPrefix(string(fixed), "#!/bin/bash"):
+			read(t, name, fixed, "bash", "-n")
+			read(t, name, fixed, "shellcheck", "-S", "error")
+		case strings.HasPrefix(string(fixed), "#!/bin/sh"):
+			read(t, name, fixed, "sh", "-n")
+			read(t, name, fixed, "shellcheck", "-S", "error", "-s", "sh")
+		}
+	}
+	for i, tt := range haproxyTexts() {
+		if r := Check(HAProxy, []byte(tt.src)); !slices.ContainsFunc(r.Findings, func(f Finding) bool { return !f.Fixed }) {
+			read(t, fmt.Sprintf("haproxy-%d.cfg", i), r.Text, "haproxy", "-c", "-q", "-f")
+		}
+	}
+	for _, tt := range mongodTexts() {
+		if strings.Contains(tt.src, "bind_ip") {
+			continue
+		}
+		var c struct {
+			Net      struct{ BindIP string } `yaml:"net"`
+			Security struct{ Authorization, KeyFile string }
+		}
+		r := Check(Mongod, []byte(tt.src))
+		if err := yaml.Unmarshal(r.Text, &c); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if len(r.Findings) > 0 && c.Security.Authorization != "enabled" {
+			t.Errorf("%s: %+v", tt.name, c)
+		}
+	}
+}
+
+// What HAProxy says of the guides' text, where it is here: that the rule is true.
+func TestHAProxyRefusesWhatWeFind(t *testing.T) {
+	path, err := exec.LookPath("haproxy")
+	if err != nil {
+		t.Skip("no haproxy here")
+	}
+	for _, tt := range haproxyTexts() {
+		if !slices.ContainsFunc(tt.found, func(f string) bool { return strings.HasPrefix(f, IDReqAdd) }) {
+			continue
+		}
+		file := filepath.Join(t.TempDir(), "haproxy.cfg")
+		if err := os.WriteFile(file, []byte(tt.src), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(path, "-c", "-f", file).CombinedOutput(); err == nil {
+			t.Errorf("%s: this HAProxy takes it:\n%s", tt.name, out)
+		}
+	}
+}
+
+func FuzzCheck(f *testing.F) {
+	for _, texts := range [][]aText{userData(), haproxyTexts(), mongodTexts()} {
+		for _, tt := range texts {
+			f.Add([]byte(tt.src))
+		}
+	}
+	f.Fuzz(func(t *testing.T, src []byte) {
+		kind := Recognize(src)
+		r := Check(kind, src)
+		lines := strings.Count(string(src), "\n") + 1
+		for _, found := range r.Findings {
+			if found.Line < 0 || found.Line > lines {
+				t.Errorf("line %d of %d: %+v", found.Line, lines, found)
+			}
+		}
+		if len(r.Findings) == 0 && string(r.Text) != string(src) {
+			t.Errorf("changed without a reason: %q became %q", src, r.Text)
+		}
+	})
+}

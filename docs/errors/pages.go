@@ -1,0 +1,33 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package pages holds the pages about errors, warnings and checks, one for each id:
+// `amsagent doctor --explain ID` prints them where there is no network. They are part
+// of the program, so they are short. Its API is not stable yet.
+package pages
+
+import (
+	"embed"
+	"slices"
+	"strings"
+)
+
+//go:embed *-*.md
+var files embed.FS
+
+// Page is the page of an id; an error where there is none.
+func Page(id string) ([]byte, error) { return files.ReadFile(id + ".md") }
+
+// IDs lists the ids that have a page.
+func IDs() []string {
+	entries, err := files.ReadDir(".")
+	if err != nil {
+		return nil // cannot be: it is in the program
+	}
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, strings.TrimSuffix(e.Name(), ".md"))
+	}
+	slices.Sort(ids)
+	return ids
+}

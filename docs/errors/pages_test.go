@@ -1,0 +1,156 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pages
+
+import (
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// update rewrites the list of pages: go test ./docs/errors -update
+var update = flag.Bool("update", false, "rewrite README.md")
+
+// maxPages is what all pages together may take of the program.
+const maxPages = 60 << 10
+
+func TestPages(t *testing.T) {
+	ids := IDs()
+	if len(ids) < 100 {
+		t.Fatalf("only %d pages", len(ids))
+	}
+	total := 0
+	for _, id := range ids {
+		b, err := Page(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := string(b)
+		total += len(b)
+		if title(text) == "" || !strings.HasPrefix(text, "# "+id+": ") {
+			t.Errorf("%s: begins with %q", id, strings.SplitN(text, "\n", 2)[0])
+		}
+		if !strings.Contains(text, "\nMend it: ") || !strings.HasSuffix(text, "\n") {
+			t.Errorf("%s: does not say how to mend it", id)
+		}
+		if strings.Contains(text, "://") && regexp.MustCompile(`https?://`).MatchString(text) {
+			t.Errorf("%s: names an address of the web, which may go away", id)
+		}
+		// What it refers to is there.
+		for _, other := range regexp.MustCompile(`\b(?:AMS|STATUS)-[A-Z]+(?:-[A-Z]+)*\b`).FindAllString(text, -1) {
+			if !slices.Contains(ids, other) {
+				t.Errorf("%s: there is no page of %s", id, other)
+			}
+		}
+		for _, doc := range regexp.MustCompile(`\bdocs/[a-z-]+\.md\b`).FindAllString(text, -1) {
+			if _, err := os.Stat(filepath.Join("../..", doc)); err != nil {
+				t.Errorf("%s: %v", id, err)
+			}
+		}
+	}
+	if total > maxPages {
+		t.Errorf("%d bytes, more than %d", total, maxPages)
+	}
+	if _, err := Page("AMS-NO-SUCH"); err == nil {
+		t.Error("a page of nothing")
+	}
+}
+
+// title is the first line without the id.
+func title(text string) string {
+	line, _, _ := strings.Cut(text, "\n")
+	_, t, _ := strings.Cut(line, ": ")
+	return t
+}
+
+// Every id in the sources has a page, and every page an id.
+func TestEveryIDHasItsPage(t *testing.T) {
+	used := map[string]string{}
+	shape := regexp.MustCompile(`^(AMS|STATUS)-[A-Z]+(-[A-Z]+)*$`)
+	root := "../.."
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			switch name := d.Name(); {
+			case name == "sandbox", name == "tools", name == "build", name == "testdata", name != ".." && strings.HasPrefix(name, ".") && name != root:
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+				if s, err := strconv.Unquote(lit.Value); err == nil && shape.MatchString(s) {
+					used[s] = path
+				}
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(used) < 100 {
+		t.Fatalf("only %d ids were found: the walk is wrong", len(used))
+	}
+	have := IDs()
+	for id, path := range used {
+		if !slices.Contains(have, id) {
+			t.Errorf("%s, in %s, has no page", id, path)
+		}
+	}
+	for _, id := range have {
+		if used[id] == "" {
+			t.Errorf("docs/errors/%s.md is the page of no id", id)
+		}
+	}
+}
+
+// README.md lists all pages.
+func TestIndex(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("# Errors, warnings and checks\n\nOne page for each id that a command prints; on a machine `amsagent doctor --explain ID` shows it.\n" +
+		"`STATUS-…` are what `amsagent status` names, `AMS-LINT-…` what `amsagent doctor --user-data` finds.\n" +
+		"This list is made of the pages: `go test ./docs/errors -update`.\n\n")
+	for _, id := range IDs() {
+		page, err := Page(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "- [%s](%s.md): %s\n", id, id, title(string(page)))
+	}
+	if *update {
+		if err := os.WriteFile("README.md", []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatalf("%v (make it with -update)", err)
+	}
+	if d := cmp.Diff(b.String(), string(have)); d != "" {
+		t.Errorf("README.md differs (-want +have; -update rewrites it):\n%s", d)
+	}
+}
