@@ -40,17 +40,18 @@ enable_units() {
 	if command -v systemctl >/dev/null 2>&1; then
 		# shellcheck disable=SC2086 # a list of words
 		systemctl --root="$root/" --quiet preset $units || say "could not enable the units: systemctl enable $units"
-	elif command -v deb-systemd-helper >/dev/null 2>&1; then
+	elif [ -n "${DPKG_MAINTSCRIPT_PACKAGE:-}" ] && command -v deb-systemd-helper >/dev/null 2>&1; then
 		for unit in $units; do deb-systemd-helper enable "$unit" >/dev/null || true; done
 	fi
 }
 
-# resume starts the daemon of a node that lost it: the package was removed and is back, or could not be removed. preremove
+# resume starts both units of a node that lost them: the package was removed and is back, or could not be removed. preremove
 # leaves the mark. On an upgrade there is none: who stopped the daemon before does not want it started.
 resume() {
 	if live && [ -e /var/lib/amsagent/resume ]; then
 		rm -f /var/lib/amsagent/resume
-		service start "$daemon"
+		# shellcheck disable=SC2086 # a list of words
+		service start $units
 	fi
 }
 

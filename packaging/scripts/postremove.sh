@@ -28,7 +28,7 @@ node() {
 
 wipe() {
 	# What enabled the units, and what the operator added to them.
-	if command -v deb-systemd-helper >/dev/null 2>&1; then
+	if [ -n "${DPKG_MAINTSCRIPT_PACKAGE:-}" ] && command -v deb-systemd-helper >/dev/null 2>&1; then
 		for unit in amsagent.service amsagent-node.service; do deb-systemd-helper purge "$unit" >/dev/null || true; done
 	fi
 	for unit in amsagent.service amsagent-node.service amsagent-active.service amsagent-active.target; do

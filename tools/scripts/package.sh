@@ -32,7 +32,7 @@ cp LICENSE "$stage/LICENSE"
 rm -rf "$build/packages"
 mkdir -p "$build/packages"
 # By these names rpm and Debian call the machines.
-for arch in amd64:x86_64 arm64:aarch64; do
+for arch in ${PACKAGE_ARCHES:-amd64:x86_64 arm64:aarch64}; do
   export ARCH=${arch%:*}
   cp "$build/amsagent-linux-$ARCH" "$stage/amsagent-$ARCH"
   pack() { (cd "$stage" && "$build/tools/nfpm" package --config "$1" --packager "${2##*.}" --target "$build/packages/$2" >&2); }

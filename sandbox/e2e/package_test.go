@@ -1,0 +1,312 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Versions of the packages that the tests install: an upgrade is from the one to the other.
+const (
+	packageOld = "0.1.0"
+	packageNew = "0.2.0~rc.1"
+)
+
+// packageSet is the packages of this machine's kind, by version.
+type packageSet struct{ deb, rpm map[string]string }
+
+var packagesOnce = sync.OnceValues(makePackages)
+
+// packages makes those of two versions, once for all tests.
+func packages(t *testing.T) packageSet {
+	t.Helper()
+	set, err := packagesOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
+// packageError is what a step of the making said.
+type packageError struct {
+	what string
+	err  error
+	out  []byte
+}
+
+func (e *packageError) Error() string { return e.what + ": " + e.err.Error() + "\n" + string(e.out) }
+
+func packageStep(dir string, env []string, name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return &packageError{strings.Join(append([]string{name}, args...), " "), err, out}
+	}
+	return nil
+}
+
+func makePackages() (packageSet, error) {
+	set := packageSet{map[string]string{}, map[string]string{}}
+	// Beside what the tests of this package build, and removed with it.
+	dir, err := os.MkdirTemp(bins.dir, "packages")
+	if err != nil {
+		return set, err
+	}
+	if err := packageStep("../..", nil, "make", "-s", "build/tools/nfpm"); err != nil {
+		return set, err
+	}
+	for version, described := range map[string]string{packageOld: "v0.1.0", packageNew: "v0.2.0-rc.1"} {
+		build := filepath.Join(dir, described)
+		if err := os.MkdirAll(filepath.Join(build, "tools"), 0o755); err != nil {
+			return set, err
+		}
+		for _, step := range [][]string{
+			{"cp", "build/tools/nfpm", build + "/tools/nfpm"},
+			{"make", "-s", "build", "BUILD=" + build, "VERSION=" + described},
+			{"cp", build + "/amsagent", build + "/amsagent-linux-" + runtime.GOARCH},
+			{"tools/scripts/package.sh", "all", described, build},
+		} {
+			if err := packageStep("../..", []string{"PACKAGE_ARCHES=" + runtime.GOARCH + ":" + rpmArch()}, step[0], step[1:]...); err != nil {
+				return set, err
+			}
+		}
+		set.deb[version] = filepath.Join(build, "packages", "amsagent_"+version+"-1_"+runtime.GOARCH+".deb")
+		set.rpm[version] = filepath.Join(build, "packages", "amsagent-"+version+"-1."+rpmArch()+".rpm")
+	}
+	return set, nil
+}
+
+// rpmArch is this machine as rpm calls it.
+func rpmArch() string {
+	if runtime.GOARCH == "arm64" {
+		return "aarch64"
+	}
+	return "x86_64"
+}
+
+// packageTool finds a program of Debian's, or skips the test with what is lost.
+func packageTool(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		if os.Getenv("DEPS") == "require" {
+			t.Fatalf("%s is not installed", name)
+		}
+		t.Skipf("%s is not installed (make deps, as root on Debian)", name)
+	}
+	return path
+}
+
+// TestPackageLint asks lintian and rpmlint, which know what their distributions expect.
+func TestPackageLint(t *testing.T) {
+	set := packages(t)
+	t.Run("deb", func(t *testing.T) {
+		out, err := exec.Command(packageTool(t, "lintian"), "--allow-root", "--tag-display-limit", "0", "--fail-on", "error,warning", set.deb[packageNew]).CombinedOutput()
+		if err != nil || len(bytes.TrimSpace(out)) > 0 {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	t.Run("rpm", func(t *testing.T) {
+		out, err := exec.Command(packageTool(t, "rpmlint"), "-c", "../../packaging/rpm/rpmlint.toml", set.rpm[packageNew]).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "1 packages and 0 specfiles checked; 0 errors, 0 warnings") {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+}
+
+// TestPackageVersions: what git describes became what dpkg and rpm read, and each takes the second for newer.
+func TestPackageVersions(t *testing.T) {
+	set := packages(t)
+	dpkg, rpm := packageTool(t, "dpkg-deb"), packageTool(t, "rpm")
+	for _, version := range []string{packageOld, packageNew} {
+		out, err := exec.Command(dpkg, "-f", set.deb[version], "Version").CombinedOutput()
+		if err != nil || strings.TrimSpace(string(out)) != version+"-1" {
+			t.Errorf("deb: %s, %v", out, err)
+		}
+		out, err = exec.Command(rpm, "-qp", "--qf", "%{VERSION}-%{RELEASE}", set.rpm[version]).Output()
+		if err != nil || string(out) != version+"-1" {
+			t.Errorf("rpm: %s, %v", out, err)
+		}
+		// The changelog begins with it: dpkg-parsechangelog and apt-listchanges read it so.
+		out, err = exec.Command("sh", "-c", dpkg+` --fsys-tarfile "$1" | tar -xO ./usr/share/doc/amsagent/changelog.Debian.gz | gunzip | head -n 1`, "sh", set.deb[version]).CombinedOutput()
+		if want := "amsagent (" + version + "-1) stable; urgency=medium\n"; err != nil || string(out) != want {
+			t.Errorf("the changelog begins with %q, %v; want %q", out, err, want)
+		}
+	}
+}
+
+// TestPackageReproducible makes all four packages twice: in two folders of other names, with another mask for new files,
+// another time zone and another language.
+func TestPackageReproducible(t *testing.T) {
+	var sums []string
+	if err := packageStep("../..", nil, "make", "-s", "build/tools/nfpm"); err != nil {
+		t.Fatal(err)
+	}
+	for _, as := range []struct{ folder, umask, zone, lang string }{
+		{"one", "022", "UTC", "C"},
+		{"another-folder/with/a-longer-name", "077", "Asia/Kathmandu", "tr_TR.UTF-8"},
+	} {
+		dir := filepath.Join(t.TempDir(), as.folder)
+		// What git would take, without the two modules that nothing of a package comes from.
+		err := packageStep(".", []string{"TZ=" + as.zone, "LANG=" + as.lang}, "bash", "-euc", `umask "$2"; mkdir -p "$1"; top=$PWD/../..; cd "$top"
+git ls-files -z -- . ':!sandbox' ':!tools/archlint' | tar -c --null -T - --ignore-failed-read 2>/dev/null | tar -x -C "$1" --no-same-permissions
+cd "$1"; mkdir -p build/tools; cp "$top/build/tools/nfpm" build/tools/; touch build/tools/nfpm
+make -s package VERSION=v1.0.0-4-gabc1234 >&2`, "bash", dir, as.umask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "build/packages/SHA256SUMS"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums = append(sums, string(b))
+	}
+	if strings.Count(sums[0], "\n") != 4 || sums[0] != sums[1] {
+		t.Errorf("one:\n%s\nanother:\n%s", sums[0], sums[1])
+	}
+}
+
+// TestPackageManPages reads every page of the package with the two programs that format them, which are to have no word of
+// complaint.
+func TestPackageManPages(t *testing.T) {
+	mandoc, groff, man := packageTool(t, "mandoc"), packageTool(t, "groff"), packageTool(t, "man")
+	dir := t.TempDir()
+	if err := packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir); err != nil {
+		t.Fatal(err)
+	}
+	pages, err := filepath.Glob(dir + "/usr/share/man/man[1-8]/*.gz")
+	if err != nil || len(pages) < 15 {
+		t.Fatalf("pages %v, %v", pages, err)
+	}
+	for _, page := range pages {
+		name := filepath.Base(page)
+		// Its lowest level wants no line of the source to be longer than 80, which no reader sees.
+		if out, err := exec.Command(mandoc, "-Tlint", "-Wwarning", page).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("mandoc: %v\n%s", err, out)
+		}
+		cmd := exec.Command(man, "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", page)
+		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "MANROFFSEQ=", "MANWIDTH=80")
+		var said bytes.Buffer
+		cmd.Stderr = &said
+		if out, err := cmd.Output(); err != nil || said.Len() > 0 || len(out) == 0 {
+			t.Errorf("man %s: %v\n%s", name, err, said.Bytes())
+		}
+		out, err := exec.Command("sh", "-c", `gunzip -c "$1" | "$2" -ww -man -Kutf8 -Tutf8 2>&1 >/dev/null`, "sh", page, groff).CombinedOutput()
+		if err != nil || len(out) > 0 {
+			t.Errorf("groff %s: %v\n%s", name, err, out)
+		}
+	}
+	// Every unit that says where it is documented has that page.
+	units, _ := filepath.Glob(dir + "/usr/lib/systemd/system/*")
+	for _, u := range units {
+		if _, err := os.Stat(dir + "/usr/share/man/man8/" + filepath.Base(u) + ".8.gz"); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(units) != 4 {
+		t.Errorf("units %v", units)
+	}
+}
+
+// TestPackageUnits: systemd has nothing to say against the units, and none of them may do more than it has to.
+func TestPackageUnits(t *testing.T) {
+	analyze := packageTool(t, "systemd-analyze")
+	dir := t.TempDir()
+	if err := packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir); err != nil {
+		t.Fatal(err)
+	}
+	units, err := filepath.Glob(dir + "/usr/lib/systemd/system/amsagent*")
+	if err != nil || len(units) != 4 {
+		t.Fatalf("units %v, %v", units, err)
+	}
+	// It exits 0 where it does not know a key. The only thing that may be missing here is the program.
+	missing := regexp.MustCompile(`(?m)^amsagent[a-z-]*\.service: Command /usr/bin/amsagent is not executable: No such file or directory\n`)
+	out, _ := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...).CombinedOutput()
+	if rest := missing.ReplaceAll(out, nil); len(rest) > 0 {
+		t.Errorf("systemd complains:\n%s", rest)
+	}
+	level := regexp.MustCompile(`Overall exposure level for (\S+): ([0-9.]+)`)
+	for _, u := range units {
+		if filepath.Ext(u) != ".service" {
+			continue
+		}
+		out, err := exec.Command(analyze, "security", "--no-pager", "--offline=true", "--threshold=30", u).CombinedOutput()
+		m := level.FindSubmatch(out)
+		if err != nil || m == nil {
+			t.Errorf("%s: %v\n%s", filepath.Base(u), err, out)
+			continue
+		}
+		t.Logf("%s: %s", m[1], m[2])
+	}
+}
+
+// TestPackageInstall: `make install` puts what a package holds somewhere else, and `make uninstall` takes all of it away.
+func TestPackageInstall(t *testing.T) {
+	dir, build := t.TempDir(), t.TempDir()
+	args := []string{"-s", "DESTDIR=" + dir, "PREFIX=/opt/agent", "BUILD=" + build, "VERSION=v1"}
+	if err := packageStep("../..", nil, "make", append(args, "install")...); err != nil {
+		t.Fatal(err)
+	}
+	list := func() []string {
+		t.Helper()
+		out, err := exec.Command("find", dir, "!", "-type", "d", "-printf", "%P\n").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(out))
+	}
+	got := map[string]bool{}
+	for _, f := range list() {
+		rest, ok := strings.CutPrefix(f, "opt/agent/")
+		if !ok {
+			t.Errorf("%s is outside of the prefix", f)
+		}
+		got[rest] = true
+	}
+	deb, err := exec.Command("sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -t`, "sh", packages(t).deb[packageNew]).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for f := range strings.Lines(string(deb)) {
+		f = strings.TrimPrefix(strings.TrimSpace(f), "./usr/")
+		f = strings.Replace(f, "zsh/vendor-completions", "zsh/site-functions", 1)
+		switch {
+		case f == "", strings.HasSuffix(f, "/"), strings.HasPrefix(f, "share/lintian/"), strings.HasPrefix(f, "lib/systemd/system-preset/"):
+		case f == "share/doc/amsagent/copyright", f == "share/doc/amsagent/changelog.Debian.gz":
+		default:
+			if !got[f] {
+				t.Errorf("the package has %s, make install has not", f)
+			}
+			delete(got, f)
+		}
+	}
+	if rest := slices.Sorted(maps.Keys(got)); !slices.Equal(rest, []string{"share/doc/amsagent/LICENSE", "share/doc/amsagent/THIRD-PARTY-NOTICES"}) {
+		t.Errorf("make install has beside it: %v", rest)
+	}
+	unit, err := os.ReadFile(dir + "/opt/agent/lib/systemd/system/amsagent.service")
+	if err != nil || !strings.Contains(string(unit), "\nExecStart=/opt/agent/bin/amsagent run\n") || strings.Contains(string(unit), "/usr/bin/amsagent") {
+		t.Errorf("the unit runs another program: %v\n%s", err, unit)
+	}
+	if out, err := exec.Command(dir+"/opt/agent/bin/amsagent", "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "amsagent v1 ") {
+		t.Errorf("%v %s", err, out)
+	}
+	if err := packageStep("../..", nil, "make", append(args, "uninstall")...); err != nil {
+		t.Fatal(err)
+	}
+	if rest := list(); len(rest) > 0 {
+		t.Errorf("left behind: %v", rest)
+	}
+}
