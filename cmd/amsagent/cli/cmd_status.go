@@ -68,13 +68,29 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 			return i.Instance, err
 		},
 	}
-	switch src, err := g.mongo(); {
-	case err == nil:
-		req.Mongo = src.Target
-	case !errors.Is(err, errNoMongo):
+	told := false
+	tell := func() error {
+		if told {
+			return nil
+		}
+		src, err := g.mongo()
+		if told = err == nil; told {
+			req.Mongo = src.Target
+		}
+		if errors.Is(err, errNoMongo) {
+			return nil
+		}
 		return err
 	}
-	look := func(ctx context.Context) (*bootstrap.Status, error) { return m.Status(ctx, req) }
+	if err := tell(); err != nil {
+		return err
+	}
+	look := func(ctx context.Context) (*bootstrap.Status, error) {
+		if err := tell(); err != nil { // who waits since before the join learns it from there
+			return nil, err
+		}
+		return m.Status(ctx, req)
+	}
 	var s *bootstrap.Status
 	var werr error
 	if opts.wait == "" {
