@@ -321,7 +321,13 @@ func copyXattrs(f *os.File, real string) error {
 		if err != nil {
 			return fmt.Errorf("reading the extended attribute %s of %s: %w", name, real, err)
 		}
-		if err := unix.Fsetxattr(int(f.Fd()), name, value, 0); err != nil {
+		err = unix.Fsetxattr(int(f.Fd()), name, value, 0)
+		if errors.Is(err, unix.EPERM) && strings.HasPrefix(name, "security.") {
+			// A label that no module of this kernel looks after, as that of a SELinux which is switched off: only
+			// CAP_SYS_ADMIN may write it, and the daemon has no such thing. Who switches it on labels all files.
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("keeping the extended attribute %s of %s: %w", name, real, err)
 		}
 	}
