@@ -24,7 +24,7 @@ type words struct {
 	shrink  []string
 	begin   string
 	noticed string
-	// reason is what our row says of it.
+	// reason is how what our row says of it begins.
 	reason string
 	// budget explains what the agent says of its time.
 	budget string
@@ -45,7 +45,7 @@ func wordsOf(name string) (words, error) {
 	if err := fakecloud.Check(name); err != nil {
 		return words{}, err
 	}
-	all := []words{aws()}
+	all := []words{aws(), azure(), alibaba(), gcp()}
 	return all[slices.IndexFunc(all, func(w words) bool { return w.cloud == name })], nil
 }
 
@@ -71,5 +71,63 @@ func aws() words {
 		beats:   true, answer: "is completed by edge-1: CONTINUE",
 		told:  "AWS: the hook is completed, the machine may be switched off",
 		books: "All of it as AWS noted it (its hook waits 10 s from word to word here; an hour is usual):",
+	}
+}
+
+func azure() words {
+	return words{
+		cloud: "azure", short: "Azure", reason: "scale-in",
+		title: "Azure: what it tells a machine, and its scale sets",
+		lead:  time.Minute,
+		shrink: []string{
+			"The scale set shrinks: Azure wants edge-1 back while somebody watches there. With termination",
+			"notices on, Azure tells of it beforehand and waits for an answer. How long at most is set on the",
+			"scale set, 5 to 15 minutes (here it is one), and nothing the agent says makes it longer",
+		},
+		begin:   "Azure: a Scheduled Event says that edge-1 is to be deleted, in a minute at the latest",
+		noticed: "it asks for Scheduled Events every second",
+		budget:  "some of Azure's minute is kept for what comes after that",
+		waits:   "edge-1 goes on waiting, and so does Azure",
+		answer:  "is acknowledged by edge-1",
+		told:    "Azure: the event is acknowledged, so the machine may go before its time",
+		books:   "All of it as Azure noted it:",
+	}
+}
+
+func alibaba() words {
+	return words{
+		cloud: "alibaba", short: "Alibaba Cloud", reason: "scale-in",
+		title: "Alibaba Cloud: what it tells a machine, and its scaling groups (ESS)",
+		lead:  30 * time.Second,
+		shrink: []string{
+			"The scaling group shrinks: Alibaba Cloud wants edge-1 back while somebody watches there. The group",
+			"has a lifecycle hook, so it waits until it hears from the agent. The machine's metadata say nothing",
+			"of it: the agent asks the API of the scaling groups (ESS), by the right of the machine's RAM role",
+		},
+		begin:   "ESS: edge-1 is to be removed; the hook begins to wait",
+		noticed: "it asks ESS about itself",
+		budget:  "so long ESS waits at most",
+		waits:   "edge-1 goes on waiting, and so does ESS",
+		beats:   true, answer: "edge-1",
+		told:  "ESS: the lifecycle action is completed, the machine may be released",
+		books: "All of it as ESS noted it (its hook waits 30 s from word to word here; 10 minutes is usual):",
+	}
+}
+
+func gcp() words {
+	return words{
+		cloud: "gcp", short: "Google Cloud", reason: "preemption of a Spot VM",
+		title: "Google Cloud: what it tells a machine",
+		lead:  30 * time.Second,
+		shrink: []string{
+			"Google Cloud wants edge-1, a Spot VM, back while somebody watches there. It has no hook and waits",
+			"for nobody: 30 s after its only word the machine is off. The agent serves as long as that allows",
+		},
+		begin:   "Google Cloud: edge-1 is preempted: its metadata say so",
+		noticed: "its question to the metadata service stood open (a long poll)",
+		budget:  "the rest of the 30 s is for what comes after that",
+		waits:   "edge-1 goes on waiting, for half of its 30 s at most",
+		told:    "nobody takes a word for it, so edge-1 switches itself off: Google Cloud sees that",
+		books:   "All of it as Google Cloud noted it:",
 	}
 }
