@@ -38,6 +38,9 @@ type CloudInit struct {
 	// Private and Public are addresses of this machine.
 	Private netip.Addr `json:"private,omitzero"`
 	Public  netip.Addr `json:"public,omitzero"`
+	// Launch is what somebody gave the machine at its launch, beside tags. Only what is meant for us is made use of: the rest
+	// is somebody else's, and may be secret.
+	Launch map[string]string `json:"-"`
 	// TagsKnown says that this cloud's tags are in the data, and all of them could be read.
 	Tags      map[string]string `json:"tags,omitempty"`
 	TagsKnown bool              `json:"tags_known,omitempty"`

@@ -64,9 +64,18 @@ func TestParseCloudInitData(t *testing.T) {
 		{"oracle, no tags", v1("oracle", `{"freeformTags":{},"definedTags":{},"shape":"S"}`), func(ci *generic.CloudInit) {
 			ci.InstanceType, ci.Tags, ci.TagsKnown = "S", map[string]string{}, true
 		}, ""},
-		{"oracle, tags absent", v1("oracle", `{"shape":"S"}`), func(ci *generic.CloudInit) { ci.InstanceType, ci.Tags = "S", map[string]string{} }, ""},
+		{"oracle, tags absent", v1("oracle", `{"shape":"S"}`), func(ci *generic.CloudInit) {
+			ci.InstanceType, ci.Tags, ci.TagsKnown = "S", map[string]string{}, true
+		}, ""},
+		{"oracle, tags kept from us", v1("oracle", `{"freeformTags":"redacted for non-root user","definedTags":{}}`), func(ci *generic.CloudInit) { ci.Tags = map[string]string{} }, ""},
+		{"oracle, namespaces kept from us", v1("oracle", `{"definedTags":"redacted for non-root user","freeformTags":{"a":"b"}}`), func(ci *generic.CloudInit) {
+			ci.Tags = map[string]string{"a": "b"}
+		}, ""},
+		{"oracle, what was given at the launch", v1("oracle", `{"metadata":{"amsagent-role":"edge","n":7,"x":{},"user_data":"c2VjcmV0","ssh_authorized_keys":"k"}}`), func(ci *generic.CloudInit) {
+			ci.Tags, ci.TagsKnown, ci.Launch = map[string]string{}, true, map[string]string{"amsagent-role": "edge", "n": "7"}
+		}, "ds.metadata.x: no text"},
 		{"oracle, a namespace of a wrong type", v1("oracle", `{"definedTags":{"amsagent":"edge"},"freeformTags":{"a":"b"}}`), func(ci *generic.CloudInit) {
-			ci.Tags, ci.TagsKnown = map[string]string{"a": "b"}, true
+			ci.Tags = map[string]string{"a": "b"}
 		}, "ds.definedTags.amsagent: no object"},
 		{"digitalocean, interfaces of a wrong type", v1("digitalocean", `{"meta_data":{"interfaces":{"public":{},"private":[7,{"ipv4":{"ip_address":"10.1.1.1"}}]}}}`), func(ci *generic.CloudInit) {
 			ci.Private = netip.MustParseAddr("10.1.1.1")
@@ -120,6 +129,25 @@ func TestBrokenTagIsMissing(t *testing.T) {
 	}
 	if inst.TagsKnown || inst.TagsHint == "" || len(inst.Missing) != 1 || inst.Missing[0] != "tags" || inst.Tags["a"] != "b" {
 		t.Errorf("TagsKnown %v, TagsHint %q, Missing %v, Tags %v", inst.TagsKnown, inst.TagsHint, inst.Missing, inst.Tags)
+	}
+}
+
+// What somebody gave a machine at its launch is read where it is meant for us, and never shown where it is not.
+func TestLaunchValues(t *testing.T) {
+	root := t.TempDir()
+	write(t, root, "etc/machine-id", machineID)
+	write(t, root, generic.CloudInitPath, `{"v1":{"cloud_name":"oracle","instance_id":"u"},"ds":{"freeformTags":{"amsagent-group":"west"},`+
+		`"metadata":{"amsagent-role":"edge","amsagent-group":"east","our-place":"p","db_password":"hunter2"}}}`)
+	p, err := generic.New(cloud.Options{Root: root, TagNames: []string{"our-place"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inst, err := p.Instance(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(cloud.Tags{"amsagent-role": "edge", "amsagent-group": "west", "our-place": "p"}, inst.Tags); d != "" || !inst.TagsKnown {
+		t.Errorf("known %v: %s", inst.TagsKnown, d)
 	}
 }
 

@@ -176,24 +176,26 @@ func readOracle(ci *CloudInit, ds data) {
 	// An instance pool is what scales here; its machines carry its id.
 	ci.Group = ds.text("instancePoolId")
 
-	known, ok := false, true
-	ci.Tags = map[string]string{}
-	add := func(d data, prefix string, skip ...string) {
-		if d.fields != nil {
-			known = true
-			ok = d.tags(ci.Tags, prefix, skip...) && ok
+	if launch := ds.in("metadata"); launch.fields != nil {
+		ci.Launch = map[string]string{}
+		launch.tags(ci.Launch, "", "ssh_authorized_keys", "user_data")
+	}
+	// An answer without a field for tags is that of an instance without tags.
+	ci.Tags, ci.TagsKnown = map[string]string{}, true
+	add := func(from data, name, prefix string) {
+		if raw, there := from.fields[name]; there && string(raw) != "null" {
+			ci.TagsKnown = from.in(name).tags(ci.Tags, prefix) && ci.TagsKnown
 		}
 	}
-	// What was given at the launch, beside keys and user data; a tag, which can be changed later, counts more.
-	add(ds.in("metadata"), "", "ssh_authorized_keys", "user_data")
 	namespaces := ds.in("definedTags")
+	if raw, there := ds.fields["definedTags"]; there && string(raw) != "null" && namespaces.fields == nil {
+		ci.TagsKnown = false
+	}
 	for _, ns := range slices.Sorted(maps.Keys(namespaces.fields)) {
 		// In the notation of our own tags: namespace amsagent, key role.
-		add(namespaces.in(ns), ns+":")
+		add(namespaces, ns, ns+":")
 	}
-	known = known || namespaces.fields != nil
-	add(ds.in("freeformTags"), "")
-	ci.TagsKnown = known && ok
+	add(ds, "freeformTags", "")
 }
 
 func readOpenStack(ci *CloudInit, ds data) {

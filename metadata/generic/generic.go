@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -72,6 +73,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if p.opts.Record != "" && err == nil {
 		if err := record.WriteFile(p.opts.Record, recordFile, redact(ci)); err != nil {
 			return cloud.Instance{}, &record.WriteError{Err: err}
+		}
+	}
+	for k, v := range ci.Launch {
+		// A tag, which can be changed later, counts more.
+		if _, there := ci.Tags[k]; !there && p.ours(k) {
+			ci.Tags[k] = v
 		}
 	}
 	inst.Region, inst.Zone, inst.Type, inst.Group = ci.Region, ci.AvailabilityZone, ci.InstanceType, ci.Group
@@ -140,6 +147,11 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		inst.Notes = append(inst.Notes, fmt.Sprintf("%s, the address of the default route, is public: if the nodes have a private network, give this node's address there%s by --address", a.v4, there))
 	}
 	return inst, nil
+}
+
+// ours tells whether a value of the launch is meant for this program.
+func (p *Provider) ours(key string) bool {
+	return strings.HasPrefix(key, "amsagent:") || strings.HasPrefix(key, "amsagent-") || slices.Contains(p.opts.TagNames, key)
 }
 
 // errNotYet: cloud-init is at work and has not written what it found.

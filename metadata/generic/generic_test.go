@@ -164,7 +164,7 @@ func cloudMachines() []metadatatest.Machine {
 				i.Region, i.Zone, i.Type, i.Group = "us-phoenix-1", "phx-ad-1", "VM.Standard.E4.Flex", "ocid1.instancepool.oc1.phx.aaaaaaaaexample"
 				i.TagsKnown, i.TagsHint = true, ""
 				i.Tags = cloud.Tags{
-					"amsagent-role": "edge", "cost center": "42", "stage": "live", "amsagent:group": "pool-edges",
+					"amsagent-role": "edge", "cost center": "42", "amsagent:group": "pool-edges",
 					"Oracle-Tags:CreatedBy": "default/someone@example.com", "Oracle-Tags:CreatedOn": "2026-11-20T08:00:00.123Z",
 				}
 			}),
