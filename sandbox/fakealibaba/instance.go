@@ -1,0 +1,136 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakealibaba
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Instance is the virtual machine that the service speaks of.
+type Instance struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	AccountID string `json:"account_id"`
+	Region    string `json:"region"`
+	Zone      string `json:"zone"`
+	Type      string `json:"type"`
+	ImageID   string `json:"image_id"`
+	Hostname  string `json:"hostname"`
+	// NICs are the network interfaces; the first is the primary one.
+	NICs []NIC `json:"nics"`
+	// Tags are told by the ECS API alone.
+	Tags map[string]string `json:"tags"`
+	// Role is the name of the RAM role; empty: none.
+	Role string `json:"role"`
+	// TerminationTime is when a spot instance is taken back; zero: not told.
+	TerminationTime time.Time `json:"termination_time,omitzero"`
+	// Events are the active system events, as they are answered; empty: not there.
+	Events string `json:"events"`
+	// UserData is served raw; empty: none.
+	UserData string `json:"user_data"`
+	// Extra are items by their path below the version; they win over all others.
+	Extra map[string]string `json:"extra"`
+}
+
+// NIC is one network interface.
+type NIC struct {
+	MAC   string   `json:"mac"`
+	IPv4s []string `json:"ipv4s"` // the first is the primary one
+	// IPv6s is answered as it is: the form of the list is documented nowhere.
+	IPv6s  string `json:"ipv6s"`
+	Public string `json:"public"` // IPv4; empty: none
+}
+
+// Sample is an instance of a scaling group with a RAM role.
+func Sample() Instance {
+	return Instance{
+		ID: "i-bp13znx0m0me8cq0001", Name: "edge-hangzhou-0001", AccountID: "1609000000000001",
+		Region: "cn-hangzhou", Zone: "cn-hangzhou-i", Type: "ecs.g7.xlarge", ImageID: "aliyun_3_x64_20G_alibase_20260101.vhd",
+		Hostname: "iZbp13znx0m0me8cq0001Z",
+		NICs:     []NIC{{MAC: "00:16:3e:0f:00:01", IPv4s: []string{"192.168.0.12"}, Public: "203.0.113.7"}},
+		Tags:     map[string]string{"Name": "ams-edge", "amsagent-role": "edge"},
+		Role:     "ams-node",
+	}
+}
+
+func (i Instance) clone() Instance {
+	i.NICs = slices.Clone(i.NICs)
+	for n := range i.NICs {
+		i.NICs[n].IPv4s = slices.Clone(i.NICs[n].IPv4s)
+	}
+	i.Tags, i.Extra = maps.Clone(i.Tags), maps.Clone(i.Extra)
+	return i
+}
+
+// items are all answers by their path below the version, but the credentials. An
+// item without a value is not there, and its path answers 404.
+func (i Instance) items() (map[string]string, error) {
+	m := map[string]string{}
+	set := func(path, value string) {
+		if value != "" {
+			m[path] = value
+		}
+	}
+	meta := func(path, value string) { set("meta-data/"+path, value) }
+	var nic NIC
+	if len(i.NICs) > 0 {
+		nic = i.NICs[0]
+	}
+	ip := ""
+	if len(nic.IPv4s) > 0 {
+		ip = nic.IPv4s[0]
+	}
+	meta("instance-id", i.ID)
+	meta("instance/instance-name", i.Name)
+	meta("instance/instance-type", i.Type)
+	meta("hostname", i.Hostname)
+	meta("region-id", i.Region)
+	meta("zone-id", i.Zone)
+	meta("owner-account-id", i.AccountID)
+	meta("image-id", i.ImageID)
+	meta("private-ipv4", ip)
+	meta("eipv4", nic.Public)
+	meta("mac", nic.MAC)
+	var macs strings.Builder
+	for _, n := range i.NICs {
+		macs.WriteString(n.MAC + "/\n")
+		dir := "network/interfaces/macs/" + n.MAC + "/"
+		meta(dir+"ipv6s", n.IPv6s)
+		if len(n.IPv4s) > 0 {
+			meta(dir+"primary-ip-address", n.IPv4s[0])
+			b, err := json.Marshal(n.IPv4s)
+			if err != nil {
+				return nil, err
+			}
+			meta(dir+"private-ipv4s", string(b))
+		}
+	}
+	meta("network/interfaces/macs/", macs.String())
+	if !i.TerminationTime.IsZero() {
+		meta("instance/spot/termination-time", i.TerminationTime.UTC().Format(time.RFC3339))
+	}
+	if i.Role != "" {
+		meta("ram/security-credentials/", i.Role)
+	}
+	set("maintenance/active-system-events", i.Events)
+	set("user-data", i.UserData)
+	b, err := json.Marshal(map[string]string{
+		"zone-id": i.Zone, "serial-number": "4acd2b47-b328-4762-852f-998f2dfb0001", "instance-id": i.ID, "region-id": i.Region,
+		"private-ipv4": ip, "owner-account-id": i.AccountID, "mac": nic.MAC, "image-id": i.ImageID, "instance-type": i.Type,
+	})
+	if err != nil {
+		return nil, err
+	}
+	set("dynamic/instance-identity/document", string(b))
+	for path, v := range i.Extra {
+		if m[path] = v; v == "" {
+			delete(m, path)
+		}
+	}
+	return m, nil
+}
