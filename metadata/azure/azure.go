@@ -108,7 +108,7 @@ func (p *Provider) Machine(ctx context.Context) (Machine, error) {
 	began := time.Now()
 	for {
 		bound, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-		m, err := p.machine(bound, 0)
+		m, err := p.machine(bound, p.reads, 0)
 		cancel()
 		e, ok := errors.AsType[*cloud.Error](err)
 		switch {
@@ -125,8 +125,8 @@ func (p *Provider) Machine(ctx context.Context) (Machine, error) {
 }
 
 // machine reads them with so many tries, 0: as many as there is time for.
-func (p *Provider) machine(ctx context.Context, attempts int) (Machine, error) {
-	need := need{name: "instance", attempts: attempts, notFound: notFoundAttempts}
+func (p *Provider) machine(ctx context.Context, share *pace, attempts int) (Machine, error) {
+	need := need{name: "instance", share: share, attempts: attempts, notFound: notFoundAttempts}
 	return versioned(p.instanceVersions, func(version string) (Machine, error) {
 		need.path = "/metadata/instance?api-version=" + version
 		if version > flatTagsVersion {
@@ -232,7 +232,7 @@ func (p *Provider) frontend(ctx context.Context, private netip.Addr) (netip.Addr
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
 	list, err := item(ctx, p, need{
-		name: "load balancer", path: "/metadata/loadbalancer?api-version=" + loadBalancerVersion, attempts: optionalAttempts,
+		name: "load balancer", share: p.reads, path: "/metadata/loadbalancer?api-version=" + loadBalancerVersion, attempts: optionalAttempts,
 	}, ParseLoadBalancer)
 	if err != nil {
 		return netip.Addr{}, err
@@ -248,6 +248,7 @@ func (p *Provider) frontend(ctx context.Context, private netip.Addr) (netip.Addr
 // need is one item: where it is and how hard to try.
 type need struct {
 	name, path         string
+	share              *pace // of the requests in a second
 	attempts, notFound int
 }
 
@@ -269,7 +270,7 @@ func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T
 	}
 	return cloud.Do(ctx, p.opts, call, func(try context.Context) (T, error) {
 		var zero T
-		try, cancel, err := p.paced(ctx, try)
+		try, cancel, err := p.paced(ctx, try, n.share)
 		if err != nil {
 			return zero, err
 		}
@@ -289,8 +290,8 @@ func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T
 var errPaced = errors.New("the time was up before the next request was due")
 
 // paced waits for the turn of a request. The time of a try begins then, and not while it waits.
-func (p *Provider) paced(ctx, try context.Context) (context.Context, context.CancelFunc, error) {
-	if err := p.reads.wait(ctx); err != nil {
+func (p *Provider) paced(ctx, try context.Context, share *pace) (context.Context, context.CancelFunc, error) {
+	if err := share.wait(ctx); err != nil {
 		return nil, nil, &cloud.Error{Kind: cloud.ErrNotReady, Cause: fmt.Errorf("%w: %w", errPaced, err)}
 	}
 	try, cancel := context.WithTimeout(context.WithoutCancel(try), p.opts.AttemptTimeout)

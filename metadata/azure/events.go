@@ -125,7 +125,7 @@ type watch struct {
 func (w *watch) name(ctx context.Context) {
 	told := map[string]bool{}
 	for pause := time.Second; ; pause = min(2*pause, maxNamePause) {
-		m, err := w.p.machine(ctx, 1)
+		m, err := w.p.machine(ctx, w.p.polls, 1)
 		switch {
 		case err == nil && m.Name == "":
 			w.o.Log.Warn("the metadata tell no name of this machine, so no scheduled event can be known to be about it", "provider", Name)

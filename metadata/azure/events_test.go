@@ -201,7 +201,7 @@ func TestWatch(t *testing.T) {
 	}
 	// Once a second, not more.
 	for i := 1; i < len(s.at); i++ {
-		if d := s.at[i].Sub(s.at[i-1]); d < 990*time.Millisecond || d > 1100*time.Millisecond {
+		if d := s.at[i].Sub(s.at[i-1]); d < 950*time.Millisecond || d > 1100*time.Millisecond {
 			t.Errorf("poll %d came %v after the one before", i, d)
 		}
 	}
