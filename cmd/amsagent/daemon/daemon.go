@@ -178,7 +178,8 @@ type Daemon struct {
 	// again wakes who looks at the state file, for that. It has room for one.
 	again   chan struct{}
 	sampler Sampler
-	life    *life // nil: see Options.Lifecycle
+	life    *life   // nil: see Options.Lifecycle
+	program program // nil before Run
 
 	// What follows is for the goroutine of follow alone.
 	phase  bootstrap.Phase // of the last convergence
@@ -216,6 +217,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	d.program = ownProgram()
+	d.program.split()
 	ready := d.ready() // before anybody holds the settings to ask the cloud
 	servers := d.listen(ctx)
 	var work sync.WaitGroup

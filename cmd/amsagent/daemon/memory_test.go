@@ -23,7 +23,7 @@ func TestProgramPages(t *testing.T) {
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
 torn
 `
-	want := []pages{{0x400000, 0xa1a000}, {0xa1a000, 0xff5000}}
+	want := program{{0x400000, 0xa1a000}, {0xa1a000, 0xff5000}}
 	if diff := cmp.Diff(want, programPages(maps), cmp.AllowUnexported(pages{})); diff != "" {
 		t.Errorf("the pages to drop (-want +got):\n%s", diff)
 	}
@@ -35,12 +35,34 @@ torn
 // TestRest: less of the program is mapped, and it runs on.
 func TestRest(t *testing.T) {
 	before := mapped(t)
-	rest()
+	ownProgram().rest()
 	after := mapped(t)
 	if after >= before {
 		t.Errorf("%d kB of files are mapped, and were %d kB before", after, before)
 	}
 	t.Logf("mapped of files: %d kB, then %d kB", before, after)
+}
+
+// TestSplit: the program is mapped in small parts, and all of it.
+func TestSplit(t *testing.T) {
+	if os.Getpagesize() >= chunk {
+		t.Skip("one page is as much as a part")
+	}
+	size := func(p program) (sum, most uintptr) {
+		for _, r := range p {
+			sum += r.to - r.from
+			most = max(most, r.to-r.from)
+		}
+		return sum, most
+	}
+	all, _ := size(ownProgram())
+	for range 2 { // also again
+		ownProgram().split()
+		// What is no whole part, at both ends, stays with its neighbour.
+		if sum, most := size(ownProgram()); sum != all || most >= 3*chunk {
+			t.Errorf("%d bytes in parts of up to %d, and were %d", sum, most, all)
+		}
+	}
 }
 
 func mapped(t *testing.T) int {

@@ -413,7 +413,7 @@ func (m *member) enter(ctx context.Context) {
 		}
 	}
 	m.indexes(ctx)
-	rest() // starting took more than all that follows
+	m.d.program.rest() // starting took more than all that follows
 }
 
 // indexes asks once for the indexes by which the server forgets.
@@ -522,9 +522,9 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, re
 			m.d.mended(err)
 		}
 		if c != nil && c.Unread {
-			unmap()
+			collect()
 		} else {
-			rest()
+			m.d.program.rest()
 		}
 		switch {
 		case c == nil:
