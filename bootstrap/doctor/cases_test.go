@@ -205,7 +205,11 @@ func mongoCases() []aCase {
 		{IDNotPrimary, "no primary", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Bad, "", "takes no writes"},
 		{bootstrap.IDMongo, "no primary is told elsewhere", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Good, "", "answers"},
 
-		{IDMongoOpen, "not reached", func(c *clinic) { c.target("127.0.0.1:1"); c.o.Connect.Timeout = time.Second }, Unknown, "", "could not be asked"},
+		{IDMongoOpen, "not reached", unreachable, Unknown, "", "could not be asked"},
+		{IDMongoOpen, "lost in between", func(c *clinic) {
+			c.target("127.0.0.1:1")
+			c.mongo, c.o.Connect.Timeout = finished(reached{}, nil), time.Second
+		}, Unknown, "", "without a password"},
 		{IDMongoPlain, "private", at("10.0.2.4"), Good, "", "private network"},
 		{IDMongoPlain, "loopback", at("127.0.0.1"), Good, "", "private network"},
 		{IDMongoPlain, "public", at("mongodb://8.8.8.8"), Warning, "", "nothing is encrypted"},
@@ -283,6 +287,7 @@ func networkCases(open, closed int) []aCase {
 		{bootstrap.IDAddress, "from the cloud", nil, Unknown, ams.WarnAddressUnchecked, "10.0.0.5"},
 		{bootstrap.IDAddress, "public", identity(metadata.Instance{ID: "i-1", Address: netip.MustParseAddr("8.8.8.8")}, nil), Warning, ams.WarnAddressPublic, "8.8.8.8"},
 		{bootstrap.IDAddress, "no address", func(c *clinic) { c.o.Join.Address = "10.0.0.0/8" }, Bad, "", "a network"},
+		{bootstrap.IDAddress, "a tree's interfaces", identity(metadata.Instance{ID: "i-1"}, nil), Unknown, "", "interfaces of that machine are not known"},
 		{bootstrap.IDAddress, "nobody knows", identity(metadata.Instance{}, errors.New("no answer")), Unknown, "", "without an identity"},
 
 		{bootstrap.IDHostname, "resolves", nil, Good, "", "node-1 resolves to 10.0.0.5"},

@@ -154,6 +154,13 @@ func checkMongoOpen(ctx context.Context, p *patient) []Result {
 	if p.Join.Mongo.IsZero() {
 		return one(unknown("%v", p.noMongo()))
 	}
+	r, err := p.mongo.get(ctx)
+	if err != nil {
+		return one(unknown("%v", err))
+	}
+	if slices.ContainsFunc(r.failed, func(f bootstrap.Finding) bool { return !refused(f) && !notPrimary(f) }) {
+		return one(unknown("MongoDB could not be asked"))
+	}
 	ctx, cancel := context.WithTimeout(ctx, reachTime)
 	defer cancel()
 	open, err := cluster.OpenToAll(ctx, p.Join.Mongo, p.Connect)

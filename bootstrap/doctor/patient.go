@@ -212,7 +212,7 @@ func findings(failed, warnings []bootstrap.Finding, ids ...string) []Result {
 					continue
 				}
 				verdict := v
-				if id == bootstrap.IDUnverified || id == ams.WarnAddressUnchecked {
+				if id == bootstrap.IDUnverified || id == ams.WarnAddressUnchecked || errors.Is(f.Err, ams.ErrInterfacesUnknown) {
 					verdict = Unknown
 				}
 				out = append(out, Result{ID: f.ID, Verdict: verdict, Seen: f.Text, Hint: f.Hint, Err: f.Err})

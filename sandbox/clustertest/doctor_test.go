@@ -149,5 +149,5 @@ func TestDoctorTrouble(t *testing.T) {
 	}
 	all = examine(t, s.URI(), nil)
 	diagnosis(t, all, "AMS-MONGO", doctor.Bad, "refused the connection")
-	diagnosis(t, all, "AMS-MONGO-OPEN", doctor.Unknown, "without a password")
+	diagnosis(t, all, "AMS-MONGO-OPEN", doctor.Unknown, "could not be asked")
 }
