@@ -100,7 +100,7 @@ func TestCloudGCPPreemption(t *testing.T) {
 	t.Parallel()
 	h := newOnGCP(t, newDatabase(t), "10.0.61.1")
 	p := h.serving()
-	if n := h.row(); n.Provider != "gcp" || n.Group != "edge-mig" || n.Name != "edge-mig-x7k2" || n.ID != h.id || n.Zone != "europe-west1-b" || string(n.Role) != "edge" {
+	if n := h.row(); n.Provider != "gcp" || n.Group != "edge-mig" || n.Name != "edge-mig-x7k2" || n.ID != h.id || n.Zone != "europe-west1-b" || n.Role != "edge" {
 		t.Errorf("the row: %+v", n)
 	}
 	if out, code := h.run("metadata", "-o", "json"); code != 0 || strings.Contains(out, "secret-of") || strings.Contains(out, daemonPassword) || !strings.Contains(out, `"stop_window_ns": 30000000000`) {
