@@ -53,7 +53,7 @@ build: ## the agent for this machine, static and stripped: build/amsagent
 
 # An unknown cloud is refused before anything is built.
 CLOUD  := aws
-CLOUDS := aws azure gcp
+CLOUDS := aws azure alibaba gcp
 ifneq ($(filter demo,$(MAKECMDGOALS)),)
   ifeq ($(filter $(CLOUD),$(CLOUDS)),)
     $(error CLOUD=$(CLOUD): no such cloud can be pretended (there are: $(CLOUDS)))

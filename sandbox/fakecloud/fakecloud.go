@@ -130,7 +130,7 @@ func Of(books []Entry, id string) []Entry {
 }
 
 // Names are the clouds that Open knows.
-func Names() []string { return []string{"aws", "azure", "gcp"} }
+func Names() []string { return []string{"aws", "azure", "alibaba", "gcp"} }
 
 // ErrUnknown is that Open knows no such cloud.
 var ErrUnknown = errors.New("no such cloud")
@@ -151,6 +151,8 @@ func Open(ctx context.Context, name string, o Options) (Cloud, error) {
 	switch name {
 	case "azure":
 		return NewAzure(ctx, o)
+	case "alibaba":
+		return NewAlibaba(ctx, o)
 	case "gcp":
 		return NewGCP(ctx, o)
 	default:

@@ -1,0 +1,154 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakecloud
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/fakealibaba"
+)
+
+// alibabaHook is the hook of both groups.
+const alibabaHook = "ash-drain"
+
+type alibabaCloud struct {
+	o     Options
+	cloud *fakealibaba.Cloud
+
+	mu       sync.Mutex
+	machines map[string]Machine
+}
+
+// NewAlibaba starts Auto Scaling with a hook for the end of each machine. One that
+// says nothing is waited for as long as the hook's own time; nothing in the metadata
+// tells of it.
+func NewAlibaba(ctx context.Context, o Options) (Cloud, error) {
+	o.Lead = cmp.Or(o.Lead, DefaultLead)
+	c, err := fakealibaba.StartCloud(ctx, fakealibaba.CloudOptions{Longest: o.Limit, Log: o.Log})
+	if err != nil {
+		return nil, err
+	}
+	hook := fakealibaba.Hook{ID: alibabaHook, Timeout: o.Lead}
+	c.Group("asg-origins", hook)
+	c.Group("asg-edges", hook)
+	return &alibabaCloud{o: o, cloud: c, machines: map[string]Machine{}}, nil
+}
+
+func (c *alibabaCloud) Name() string        { return "alibaba" }
+func (c *alibabaCloud) Title() string       { return "Alibaba Cloud" }
+func (c *alibabaCloud) Lead() time.Duration { return c.o.Lead }
+func (c *alibabaCloud) Close() error        { return c.cloud.Close() }
+
+type alibabaMetadata struct {
+	*fakealibaba.Server
+	cloud *fakealibaba.Cloud
+}
+
+func (c *alibabaCloud) Machine(ctx context.Context, m Machine) (Metadata, error) {
+	i := fakealibaba.Sample()
+	i.ID, i.Name, i.Hostname = m.ID, m.Name, m.Name
+	i.NICs = []fakealibaba.NIC{{MAC: m.MAC, IPv4s: []string{m.Address}}}
+	i.Tags = map[string]string{"Name": m.Name, "amsagent-role": m.Role, "amsagent-group": m.Role + "s"}
+	s, err := fakealibaba.Start(ctx, fakealibaba.Options{Instance: &i, Cloud: c.cloud, Log: c.o.Log})
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.machines[m.ID] = m
+	c.mu.Unlock()
+	if err := c.cloud.Attach("asg-"+m.Role+"s", "", s); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return alibabaMetadata{s, c.cloud}, nil
+}
+
+func (m alibabaMetadata) Environ() []string {
+	return []string{
+		"AMSAGENT_ALIBABA_ENDPOINT=" + m.Endpoint(),
+		"AMSAGENT_ALIBABA_ESS_ENDPOINT=" + m.cloud.Endpoint(), "AMSAGENT_ALIBABA_ECS_ENDPOINT=" + m.cloud.Endpoint(),
+	}
+}
+
+func (m alibabaMetadata) Fail(f Fault) error {
+	m.ClearFaults()
+	return m.AddFault(fakealibaba.Fault{Status: f.Status, Hang: f.Hang, Reset: f.Reset, Truncate: f.Truncate})
+}
+
+func (m alibabaMetadata) Heal() { m.ClearFaults() }
+
+func (c *alibabaCloud) ScaleIn(id string) error { return c.cloud.ScaleIn(id) }
+
+// Off is nothing to the group: its hook waits for word or for its time.
+func (c *alibabaCloud) Off(id string) error {
+	_, err := c.named(id)
+	return err
+}
+
+func (c *alibabaCloud) named(id string) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m, ok := c.machines[id]
+	if !ok {
+		return "", fmt.Errorf("no machine %q in this cloud", id)
+	}
+	return m.Name, nil
+}
+
+func (c *alibabaCloud) Books() []Entry { return c.entries(c.cloud.Books()) }
+
+func (c *alibabaCloud) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
+	for {
+		books, changed := c.cloud.Follow()
+		entries := c.entries(books)
+		if i := slices.IndexFunc(entries, fits); i >= 0 {
+			return entries[i], nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return Entry{}, fmt.Errorf("waiting for an entry in the books of %s: %w", c.Title(), ctx.Err())
+		}
+	}
+}
+
+// entries puts the group's books in the words of every cloud.
+func (c *alibabaCloud) entries(books []fakealibaba.Entry) []Entry {
+	var out []Entry
+	for _, b := range books {
+		name, _ := c.named(b.Instance) // "" for who is none of ours: his lines are left out
+		if name == "" {
+			continue
+		}
+		e := Entry{Time: b.Time, What: Other, ID: b.Instance}
+		hook := "hook " + strconv.Quote(b.Hook)
+		switch b.What {
+		case fakealibaba.State:
+			if b.Text != "Removing" {
+				continue
+			}
+			e.What, e.Text = Notice, name+" is "+b.Text
+		case fakealibaba.Wait:
+			e.Text = hook + " begins to wait for " + name
+		case fakealibaba.Heartbeat:
+			e.What, e.Text = Heartbeat, hook+" is asked by "+name+" to wait "+b.Text
+		case fakealibaba.Completed:
+			e.What, e.Text = Answer, hook+" is completed by "+name+": "+b.Text
+		case fakealibaba.TimedOut:
+			e.Text = hook + " has waited in vain for " + name
+		case fakealibaba.Gone:
+			e.What, e.Text, e.Late = Gone, name+" is released: "+b.Text, b.Text == fakealibaba.ByTime
+		default:
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
+}
