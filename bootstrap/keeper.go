@@ -124,24 +124,36 @@ func (k *Keeper) StateFile() (*State, error) {
 // since, its result stands.
 func (k *Keeper) Converge(ctx context.Context, req ConvergeRequest) (*Convergence, error) {
 	began := k.now()
-	// Asked once for both: it may be a question to the cloud.
-	inst, err := req.Identify(ctx)
-	req.Identify = func(context.Context) (metadata.Instance, error) { return inst, err }
-	if err == nil && k.unchanged(began, req, inst) {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		c := k.clean.result
-		c.Unread = true
-		return &c, nil
+	// Asked once for both, since it may be a question to the cloud; a machine that is
+	// no node is not asked at all.
+	var inst metadata.Instance
+	var unknown error
+	known, identify := false, req.Identify
+	req.Identify = func(ctx context.Context) (metadata.Instance, error) {
+		if !known {
+			inst, unknown = identify(ctx)
+			known = true
+		}
+		return inst, unknown
 	}
+	k.mu.Lock()
+	last := k.clean
+	k.mu.Unlock()
+	if last != nil {
+		if _, err := req.Identify(ctx); err == nil && k.unchanged(last, began, req, inst) {
+			c := last.result
+			c.Unread = true
+			return &c, nil
+		}
+	}
+	c, err := k.Machine.Converge(ctx, req)
 	k.mu.Lock()
 	k.clean = nil
 	k.mu.Unlock()
-	c, cerr := k.Machine.Converge(ctx, req)
-	if err == nil && cerr == nil && c.nothing() {
+	if known && unknown == nil && err == nil && c.nothing() {
 		k.remember(began, req, inst, c)
 	}
-	return c, cerr
+	return c, err
 }
 
 // nothing reports whether there was nothing to do, and nothing that may be
@@ -150,13 +162,7 @@ func (c *Convergence) nothing() bool {
 	return c.Phase == PhaseJoined && len(c.Repairs) == 0 && len(c.Warnings) == 0 && !c.RestartNeeded
 }
 
-func (k *Keeper) unchanged(now time.Time, req ConvergeRequest, inst metadata.Instance) bool {
-	k.mu.Lock()
-	last := k.clean
-	k.mu.Unlock()
-	if last == nil {
-		return false
-	}
+func (k *Keeper) unchanged(last *clean, now time.Time, req ConvergeRequest, inst metadata.Instance) bool {
 	if age := now.Sub(last.at); age < 0 || age >= wholeEvery || !last.req.same(req) || !reflect.DeepEqual(last.inst, inst) {
 		return false
 	}

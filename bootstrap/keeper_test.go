@@ -254,6 +254,36 @@ func TestKeeperAskedForSomethingElse(t *testing.T) {
 	}
 }
 
+// Who a machine is may be a question to a cloud that does not answer: it is asked
+// once, and not for a machine that is no node.
+func TestKeeperIdentifies(t *testing.T) {
+	k, req, _ := keptTree(t)
+	n := 0
+	req.Identify = func(context.Context) (metadata.Instance, error) {
+		n++
+		return joinedAs(), nil
+	}
+	keep(t, k, req)
+	req.Interval = time.Second
+	keep(t, k, req)
+	if n != 2 {
+		t.Errorf("asked %d times for two convergences", n)
+	}
+	if err := k.store().RemoveFile(statePath); err != nil {
+		t.Fatal(err)
+	}
+	keep(t, k, req) // it was a node a moment ago
+	n = 0
+	for range 2 {
+		if c := keep(t, k, req); c.Phase != "" {
+			t.Errorf("%+v", c)
+		}
+	}
+	if n != 0 {
+		t.Errorf("asked %d times for a machine that is no node", n)
+	}
+}
+
 func TestKeeperStateFile(t *testing.T) {
 	k, _, _ := keptTree(t)
 	read := func() *State {
