@@ -100,17 +100,17 @@ func alibaba() words {
 		title: "Alibaba Cloud: what it tells a machine, and its scaling groups (ESS)",
 		lead:  30 * time.Second,
 		shrink: []string{
-			"The scaling group shrinks: Alibaba Cloud wants edge-1 back while somebody watches there. The group",
-			"has a lifecycle hook, so it waits until it hears from the agent. The machine's metadata say nothing",
-			"of it: the agent asks the API of the scaling groups (ESS), by the right of the machine's RAM role",
+			"The scaling group shrinks: Alibaba Cloud wants edge-1 back while somebody watches there. A hook",
+			"of the group makes it wait until it hears from the agent. A machine's metadata tell nothing of",
+			"that: the agent asks the API of the scaling groups (ESS), as the machine's RAM role lets it",
 		},
 		begin:   "ESS: edge-1 is to be removed; the hook begins to wait",
-		noticed: "it asks ESS about itself",
-		budget:  "so long ESS waits at most",
+		noticed: "it asks ESS about itself, every ten seconds or so",
+		budget:  "ESS would wait for 6 hours, asked to again and again",
 		waits:   "edge-1 goes on waiting, and so does ESS",
-		beats:   true, answer: "edge-1",
+		beats:   true, answer: "is completed by edge-1: CONTINUE",
 		told:  "ESS: the lifecycle action is completed, the machine may be released",
-		books: "All of it as ESS noted it (its hook waits 30 s from word to word here; 10 minutes is usual):",
+		books: "All of it as ESS noted it (its hook waits 30 s for a first word here; 10 minutes is usual):",
 	}
 }
 
