@@ -72,10 +72,8 @@ type Provider struct {
 	client *http.Client
 }
 
-var (
-	_ cloud.Provider  = (*Provider)(nil)
-	_ cloud.TagReader = (*Provider)(nil)
-)
+// It is no cloud.TagReader: attributes are there from the machine's first moment, and nobody needs to wait for them.
+var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
 func New(opts cloud.Options) (*Provider, error) {
@@ -201,23 +199,6 @@ func (p *Provider) addresses(inst *cloud.Instance, nics []Interface) {
 func (p *Provider) project(ctx context.Context) (Project, error) {
 	return item(ctx, p, need{name: "project", path: pathProject + recursive, attempts: optionalAttempts},
 		func(b []byte) (Project, error) { return ParseProject(b, p.ours) })
-}
-
-// ReadTags implements cloud.TagReader.
-func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-	defer cancel()
-	m, err := item(ctx, p, need{name: "attributes", path: pathInstance + "attributes/" + recursive, attempts: optionalAttempts},
-		func(b []byte) (Machine, error) { return ParseAttributes(b, p.ours) })
-	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-		return cloud.TagSet{Hint: unread(err)}, err
-	}
-	project, err := p.project(ctx)
-	set := tags(m, project, err)
-	if errors.Is(err, cloud.ErrNotFound) {
-		err = nil
-	}
-	return set, err
 }
 
 // tags puts the attributes of the project below those of the machine.

@@ -28,6 +28,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/gcp"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
+	"github.com/amsagent/amsagent/metadata/record"
 )
 
 const (
@@ -379,41 +380,11 @@ func TestProjectUnread(t *testing.T) {
 	if inst.TagsKnown || inst.TagsHint == "" || inst.Tags["amsagent-role"] != "edge" || inst.AccountID != "" {
 		t.Errorf("%+v", inst)
 	}
-	if set, err := p.ReadTags(t.Context()); err == nil || set.Known {
-		t.Errorf("%+v, %v", set, err)
-	}
 	// Not set is not unread.
 	f = metadatatest.NewFake(t, service(), map[string]string{pathInstance: fixture(t, "instance.json")})
 	inst, err = open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}}).Instance(t.Context())
 	if err != nil || !inst.TagsKnown || len(inst.Missing) > 0 {
 		t.Errorf("%+v, %v", inst, err)
-	}
-}
-
-func TestReadTags(t *testing.T) {
-	const pathAttributes = pathInstance + "attributes/"
-	all := bodies(t, nil)
-	all[pathAttributes] = `{"amsagent-role":"edge\n","ssh-keys":"secret","created-by":"projects/1/zones/z-a/instanceGroupManagers/g"}`
-	f := metadatatest.NewFake(t, service(), all)
-	p := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}, RetryWait: time.Millisecond})
-	set, err := p.ReadTags(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := cloud.TagSet{Known: true, Group: "g", Tags: cloud.Tags{
-		"amsagent-role": "edge", "created-by": "projects/1/zones/z-a/instanceGroupManagers/g",
-		"amsagent-mongo": "mongodb://ams:hunter2@10.132.0.9/?authSource=admin",
-	}}
-	if d := cmp.Diff(fmt.Sprintf("%#v", want), fmt.Sprintf("%#v", set)); d != "" {
-		t.Error(d)
-	}
-	f.Unset(pathAttributes)
-	if set, err := p.ReadTags(t.Context()); err != nil || !set.Known || set.Tags["amsagent-role"] != "origin" {
-		t.Errorf("without attributes: %+v, %v", set, err)
-	}
-	f.Break(pathAttributes, -1, metadatatest.HTML())
-	if set, err := p.ReadTags(t.Context()); !errors.Is(err, cloud.ErrBadAnswer) || set.Known {
-		t.Errorf("broken: %+v, %v", set, err)
 	}
 }
 
@@ -519,5 +490,56 @@ func TestQuick(t *testing.T) {
 	t.Logf("the best of five: %s", best)
 	if best > 50*time.Millisecond {
 		t.Errorf("it takes %s", best)
+	}
+}
+
+// Paths that the policy does not name leave nothing behind but that they were asked for, whoever asks for them later.
+func TestPolicyKeepsUnknownPathsOut(t *testing.T) {
+	const secret = "very-secret"
+	paths := []string{
+		"instance/attributes/user-data", "instance/attributes/amsagent-mongo", "instance/service-accounts/default/token",
+		"instance/service-accounts/default/identity?audience=acme", "instance/brand-new", "project/attributes/ssh-keys", "instance/name",
+	}
+	all := map[string]string{}
+	for _, p := range paths {
+		bare, _, _ := strings.Cut(p, "?")
+		all["/computeMetadata/v1/"+bare] = secret
+	}
+	all["/computeMetadata/v1/instance/id"] = "4567890123456789012"
+	all["/computeMetadata/v1/instance/preempted"] = "TRUE"
+	f := metadatatest.NewFake(t, service(), all)
+	dir := t.TempDir()
+	client := &http.Client{Transport: record.NewTransport(dir, &http.Transport{}, gcp.Policy())}
+	for _, p := range append(paths, "instance/id?x=secret%20of", "instance/preempted") {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.URL()+"/computeMetadata/v1/"+p, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Metadata-Flavor", "Google")
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != len(paths)+2 {
+		t.Fatalf("%d files, %v", len(entries), err)
+	}
+	kept := false
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []string{secret, "user-data", "audience", "brand-new", "ssh-keys", "secret%20", "4567890123456789012"} {
+			if strings.Contains(string(b), s) || strings.Contains(e.Name(), s) {
+				t.Errorf("%s holds %q: %s", e.Name(), s, b)
+			}
+		}
+		kept = kept || strings.Contains(string(b), `"body": "TRUE"`)
+	}
+	if !kept {
+		t.Error("what is no secret is left out, too")
 	}
 }

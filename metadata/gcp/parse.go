@@ -107,12 +107,6 @@ func ParseMachine(body []byte, ours func(key string) bool) (Machine, error) {
 	return m, nil
 }
 
-// ParseAttributes reads instance/attributes/?recursive=true into a Machine that has nothing else.
-func ParseAttributes(body []byte, ours func(key string) bool) (Machine, error) {
-	a, err := attributes(body, ours)
-	return Machine{Attributes: a, Group: group(a)}, err
-}
-
 // ParseProject reads project/?recursive=true.
 func ParseProject(body []byte, ours func(key string) bool) (Project, error) {
 	fields, err := object(body)

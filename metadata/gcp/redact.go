@@ -22,7 +22,7 @@ var _ record.Policy = policy{}
 
 // shownPaths are those that we ask for, below the version. Of every other one nothing is written but that it was asked.
 var shownPaths = []string{
-	"instance/", "project/", "instance/attributes/", "instance/preempted", "instance/maintenance-event",
+	"instance/", "project/", "instance/preempted", "instance/maintenance-event",
 	"instance/shutdown-details/stop-state", "instance/shutdown-details/", "instance/upcoming-maintenance", "instance/scheduling/on-host-maintenance",
 	"instance/id", "project/project-id",
 }
@@ -71,8 +71,6 @@ func (policy) Body(m *record.Mapper, path string, body []byte) string {
 		redactInstance(m, fields)
 	case "project/":
 		redactProject(m, fields)
-	case "instance/attributes/":
-		fields = redactAttributes(m, fields)
 	default:
 		redactWords(fields)
 	}
