@@ -1,0 +1,456 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/fakeazure"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// onAzure is a machine of a scale set on which the daemon runs.
+type onAzure struct {
+	*scaled
+	azure *fakeazure.Server
+	vm    string // what events call it
+}
+
+// newAzureSet makes a scale set; with it end the events that are under way.
+func newAzureSet(t *testing.T) *fakeazure.Set {
+	t.Helper()
+	s := fakeazure.NewSet("edge", fakeazure.SetOptions{})
+	t.Cleanup(func() {
+		_ = s.Close()
+		if t.Failed() {
+			var b strings.Builder
+			for _, e := range s.Books() {
+				fmt.Fprintf(&b, "%s %s %s %s %s\n", e.Time.Format("05.000"), e.What, e.VM, e.Type, e.Event)
+			}
+			t.Logf("the books of the set:\n%s", b.String())
+		}
+	})
+	return s
+}
+
+// newOnAzure makes the n-th machine of a set.
+func newOnAzure(t *testing.T, m *mongod.Server, set *fakeazure.Set, n int, ip string) *onAzure {
+	t.Helper()
+	vm := fakeazure.Sample()
+	vm.ID, vm.Name, vm.Hostname = fmt.Sprintf("5c08b38e-4d1b-4f0a-9e6c-%012x", n), fmt.Sprintf("edge_%d", n), fmt.Sprintf("edge%06d", n)
+	vm.NICs[0].IPv4s = []string{ip}
+	h := &onAzure{scaled: &scaled{host: newHostIn(t, m, "azure", vm.ID, ip)}, vm: vm.Name}
+	var err error
+	if h.azure, err = fakeazure.Start(context.Background(), fakeazure.Options{VM: &vm, Set: set}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.azure.Close() })
+	h.env = []string{"AMSAGENT_AZURE_ENDPOINT=" + h.azure.Endpoint(), "AMSAGENT_MONGO=" + mongoURI(m, daemonPassword)}
+	h.config("")
+	h.statistics()
+	return h
+}
+
+// announce schedules an event and gives its id and its time.
+func (h *onAzure) announce(e fakeazure.Event) (string, time.Time) {
+	h.t.Helper()
+	if e.VMs == nil {
+		e.VMs = []string{h.vm}
+	}
+	set := h.azure.Set()
+	id, err := set.Announce(e)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	i := slices.IndexFunc(set.Events(), func(e fakeazure.Event) bool { return e.ID == id })
+	return id, set.Events()[i].NotBefore
+}
+
+// noted waits for an entry of the books about an event.
+func (h *onAzure) noted(what, event string) fakeazure.Entry {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 35*time.Second)
+	defer cancel()
+	e, err := h.azure.Set().WaitFor(ctx, func(e fakeazure.Entry) bool { return e.What == what && e.Event == event })
+	if err != nil {
+		h.t.Fatalf("%s: %v", what, err)
+	}
+	return e
+}
+
+func (h *onAzure) written(what string) (n int) {
+	for _, e := range h.azure.Set().Books() {
+		if e.What == what {
+			n++
+		}
+	}
+	return n
+}
+
+// acked waits for the acknowledgement of an event, and holds that it is the only one
+// and came after the row said left.
+func (h *onAzure) acked(event string) fakeazure.Entry {
+	h.t.Helper()
+	e := h.noted(fakeazure.Acked, event)
+	if n := h.row(); n.State != cluster.StateLeft || n.StateSince.After(e.Time) {
+		h.t.Errorf("acknowledged at %s, and the row: %+v", e.Time, n)
+	}
+	return e
+}
+
+// moderate holds that the service was never asked too often.
+func (h *onAzure) moderate() {
+	h.t.Helper()
+	if n := h.written(fakeazure.Throttled); n > 0 {
+		h.t.Errorf("%d requests were too many", n)
+	}
+	for _, r := range h.azure.Requests() {
+		if r.Status >= 400 && r.Status != 404 {
+			h.t.Errorf("%+v", r)
+		}
+	}
+}
+
+// TestCloudAzureTerminate: a day on which everything is scheduled but what is meant,
+// and then the set shrinks. Whoever watches leaves in time; Azure hears of it last,
+// and once.
+func TestCloudAzureTerminate(t *testing.T) {
+	t.Parallel()
+	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 3, "10.0.62.1")
+	p := h.serving()
+	if n := h.row(); n.Provider != "azure" || n.Group != "edge" || n.Name != "edge_3" || n.ID != h.id || n.Zone != "1" || string(n.Role) != "edge" {
+		t.Errorf("the row: %+v", n)
+	}
+	h.viewers(1)
+	touched := h.touches()
+
+	// Each scene is longer than it takes to be believed. A deletion and a reboot of this machine are
+	// among them, and cancelled again.
+	day := make(chan error, 1)
+	go func() {
+		day <- h.azure.Set().WorstDay(context.Background(), h.vm, 2200*time.Millisecond, "edge_8", "edge_9")
+	}()
+	h.rowIs(cluster.StateDraining) // the deletion
+	if p.ready() {
+		t.Error("a node that drains is ready")
+	}
+	h.rowIs(cluster.StateActive)
+	h.rowIs(cluster.StateDraining) // the reboot
+	if err := <-day; err != nil {
+		t.Fatal(err)
+	}
+	h.rowIs(cluster.StateActive)
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	if h.touches() != touched || h.live().Live.Viewers != 1 || h.written(fakeazure.Acked) > 0 {
+		t.Errorf("after that day: %+v", h.live())
+	}
+	for text, n := range map[string]int{"Defragment": 1, "stand still for a moment": 1, "a part of the scheduled events cannot be read": 1} {
+		if got := p.said(text); got != n {
+			t.Errorf("it says %d times %q, want %d", got, text, n)
+		}
+	}
+
+	id, at := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: time.Minute, Description: "scaling in"})
+	h.rowIs(cluster.StateDraining)
+	v := p.counted(1)
+	if v.Kind != lifecycle.Terminate || v.Reason != "scale-in: scaling in" || !v.Deadline.Before(at) || v.Deadline.Before(at.Add(-35*time.Second)) {
+		t.Errorf("the drain: %+v", v)
+	}
+	wait(2 * time.Second)
+	if h.live().Live.Viewers != 1 || h.written(fakeazure.Acked) > 0 {
+		t.Errorf("while somebody watches: %+v", h.live())
+	}
+	h.viewersGo()
+	gone := time.Now()
+	e := h.acked(id)
+	t.Logf("acknowledged %s after the last viewer, %s before the time", e.Time.Sub(gone).Round(10*time.Millisecond), at.Sub(e.Time).Round(time.Second))
+	h.hasLeft()
+	if st := h.sessions(); st.Cut.Viewers != 0 || st.State != "stopped" {
+		t.Errorf("the sessions: %+v", st)
+	}
+	if g := h.noted(fakeazure.Gone, id); g.Late {
+		t.Errorf("%+v", g)
+	}
+	p.step(lifecycle.StepDone)
+	h.moderate()
+
+	// A daemon that is started once more finds nothing to do, whatever is listed.
+	touched = h.touches()
+	p.end(syscall.SIGKILL)
+	again, _ := h.announce(fakeazure.Event{ID: id, Type: fakeazure.Terminate, NotBefore: time.Now().Add(2 * time.Second)})
+	p = h.daemon()
+	h.noted(fakeazure.Started, again)
+	wait(2 * time.Second)
+	if v := p.view(); v.Lifecycle == nil || v.Lifecycle.Step != lifecycle.StepDone || h.touches() != touched || h.written(fakeazure.Acked) != 1 || h.row().State != cluster.StateLeft {
+		t.Errorf("after it had left: %+v, %+v", v, h.row())
+	}
+}
+
+// TestCloudAzureTogether: one event names two machines, and one word frees both. It is
+// said when the last of them has left, by one of them.
+func TestCloudAzureTogether(t *testing.T) {
+	t.Parallel()
+	db, set := newDatabase(t), newAzureSet(t)
+	a, b := newOnAzure(t, db, set, 4, "10.0.62.2"), newOnAzure(t, db, set, 5, "10.0.62.3")
+	pa, pb := a.serving(), b.serving()
+	b.viewers(1)
+	// In whatever case Azure writes their names.
+	id, _ := a.announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{"EDGE_4", "Edge_5"}, Lead: time.Minute})
+	a.hasLeft()
+	pa.life("it waits for the other", func(v lifecycle.View) bool {
+		return v.Step == lifecycle.StepCompleting && strings.Contains(v.Trouble["continue"], "Edge_5")
+	})
+	if pb.ready() || pb.counted(1).Kind != lifecycle.Terminate {
+		t.Error("the other one does not drain")
+	}
+	wait(6 * time.Second) // more than one question
+	if a.written(fakeazure.Acked) > 0 || b.live().Live.Viewers != 1 {
+		t.Fatal("it was said while the other one serves")
+	}
+	b.viewersGo()
+	e := a.noted(fakeazure.Acked, id)
+	b.hasLeft()
+	for _, h := range []*onAzure{a, b} {
+		if n := h.row(); n.StateSince.After(e.Time) {
+			t.Errorf("acknowledged at %s by %s, and: %+v", e.Time, e.VM, n)
+		}
+	}
+	pa.step(lifecycle.StepDone)
+	pb.step(lifecycle.StepDone)
+	if g := a.noted(fakeazure.Gone, id); g.Late {
+		t.Errorf("%+v", g)
+	}
+	if st := b.sessions(); st.Cut.Viewers != 0 {
+		t.Errorf("the sessions: %+v", st)
+	}
+	// Both may say it in the same moment: it is the same word. Who comes later is told
+	// that there is no such event any more, and takes that for the end of it.
+	if acked, refused := a.written(fakeazure.Acked), a.written(fakeazure.Refused); acked+refused > 2 {
+		t.Errorf("acknowledged %d times, and refused %d times", acked, refused)
+	}
+	if n := a.written(fakeazure.Throttled); n > 0 {
+		t.Errorf("%d requests were too many", n)
+	}
+}
+
+// TestCloudAzureDeadline: on one of two machines somebody stays. He is cut by that
+// machine's own deadline, and not by the word of the other, which has long left.
+func TestCloudAzureDeadline(t *testing.T) {
+	t.Parallel()
+	db, set := newDatabase(t), newAzureSet(t)
+	a, b := newOnAzure(t, db, set, 6, "10.0.62.4"), newOnAzure(t, db, set, 7, "10.0.62.5")
+	a.serving()
+	pb := b.serving()
+	b.viewers(1)
+	id, at := a.announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{"edge_6", "edge_7"}, Lead: 18 * time.Second})
+	a.hasLeft()
+	v := pb.counted(1)
+	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
+		if st := b.live(); st.Live.Viewers != 1 || a.written(fakeazure.Acked) > 0 {
+			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
+		}
+		wait(100 * time.Millisecond)
+	}
+	n := b.hasLeft()
+	if st := b.sessions(); st.Cut.Viewers != 1 || n.Cut == nil || *n.Cut != 1 {
+		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+	}
+	if e := b.noted(fakeazure.Acked, id); e.Time.Before(n.StateSince) || e.Time.After(at) {
+		t.Errorf("acknowledged at %s, left at %s, the time was %s", e.Time, n.StateSince, at)
+	}
+}
+
+// TestCloudAzurePreempt: the half minute of a Spot machine, and one that Azure begins
+// without it.
+func TestCloudAzurePreempt(t *testing.T) {
+	t.Parallel()
+	db := newDatabase(t)
+	var all together
+	defer all.Wait()
+	all.run(t, "with notice", func(t *testing.T) {
+		h := newOnAzure(t, db, newAzureSet(t), 10, "10.0.62.6")
+		h.azure.Update(func(vm *fakeazure.VM) { vm.Priority = "Spot" })
+		p := h.serving()
+		h.viewers(1)
+		id, at := h.announce(fakeazure.Event{Type: fakeazure.Preempt, Lead: 14 * time.Second})
+		v := p.counted(1)
+		if v.Kind != lifecycle.Interrupt || v.Reason != "spot eviction" || !v.Deadline.Before(at) || time.Until(v.Deadline) < 2*time.Second {
+			t.Errorf("the drain: %+v", v)
+		}
+		for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
+			if st := h.live(); st.Live.Viewers != 1 {
+				t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
+			}
+			wait(100 * time.Millisecond)
+		}
+		if e := h.acked(id); e.Time.After(at) {
+			t.Errorf("acknowledged %s after the time", e.Time.Sub(at))
+		}
+		if st := h.sessions(); st.Cut.Viewers != 1 {
+			t.Errorf("the sessions: %+v", st)
+		}
+		h.moderate()
+	})
+	all.run(t, "without", func(t *testing.T) {
+		set := fakeazure.NewSet("edge", fakeazure.SetOptions{StartedTime: 5 * time.Second})
+		t.Cleanup(func() { _ = set.Close() })
+		h := newOnAzure(t, db, set, 11, "10.0.62.7")
+		p := h.serving()
+		h.viewers(1)
+		id, _ := h.announce(fakeazure.Event{Type: fakeazure.Preempt, Lead: time.Hour})
+		if err := h.azure.Set().Begin(id); err != nil {
+			t.Fatal(err)
+		}
+		// Nobody knows when the machine goes: nobody new comes, and nobody is cut.
+		h.rowIs(cluster.StateDraining)
+		p.counted(1)
+		h.noted(fakeazure.Gone, id)
+		if st := h.live(); st.Live.Viewers != 1 || h.written(fakeazure.Acked) > 0 {
+			t.Errorf("who watches: %+v", st)
+		}
+		// And who is still there when it is over serves.
+		h.rowIs(cluster.StateActive)
+		p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	})
+}
+
+// TestCloudAzureReboot: a machine that is started again drains, says so, and serves
+// again when it is back, while the event is still listed.
+func TestCloudAzureReboot(t *testing.T) {
+	t.Parallel()
+	set := fakeazure.NewSet("edge", fakeazure.SetOptions{StartedTime: 8 * time.Second})
+	t.Cleanup(func() { _ = set.Close() })
+	h := newOnAzure(t, newDatabase(t), set, 12, "10.0.62.8")
+	p := h.serving()
+	h.viewers(1)
+	id, _ := h.announce(fakeazure.Event{Type: fakeazure.Reboot, Lead: 15 * time.Minute, Duration: 9 * time.Second})
+	p.counted(1)
+	h.rowIs(cluster.StateDraining)
+	h.viewersGo()
+	h.noted(fakeazure.Acked, id)
+	p.step(lifecycle.StepDone)
+	if !h.serverRuns() || p.ready() || h.row().State != cluster.StateDraining {
+		t.Errorf("drained: %+v", h.row())
+	}
+	h.noted(fakeazure.Started, id)
+	// The boot.
+	p.end(syscall.SIGKILL)
+	h.write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
+	p = h.daemon()
+	p.says("was the boot before it")
+	h.rowIs(cluster.StateActive)
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	h.noted(fakeazure.Over, id)
+	wait(2500 * time.Millisecond)
+	if h.row().State != cluster.StateActive || h.written(fakeazure.Acked) != 1 {
+		t.Errorf("the row: %+v", h.row())
+	}
+}
+
+// TestCloudAzureCancelled: an event is taken back while no daemon runs.
+func TestCloudAzureCancelled(t *testing.T) {
+	t.Parallel()
+	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 13, "10.0.62.9")
+	p := h.serving()
+	h.viewers(1)
+	touched := h.touches()
+	id, _ := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: 15 * time.Minute})
+	p.counted(1)
+	h.rowIs(cluster.StateDraining)
+	p.end(syscall.SIGKILL)
+	if err := h.azure.Set().Cancel(id); err != nil {
+		t.Fatal(err)
+	}
+	p = h.daemon()
+	h.rowIs(cluster.StateActive)
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	if h.live().Live.Viewers != 1 || h.touches() != touched {
+		t.Errorf("who watches: %+v", h.live())
+	}
+}
+
+// TestCloudAzureBoot: the metadata service of a machine that has just started drops
+// calls, is gone for a while, and takes its time for the first question about events;
+// they are off in its zone until then.
+func TestCloudAzureBoot(t *testing.T) {
+	t.Parallel()
+	db := newDatabase(t)
+	set := fakeazure.NewSet("edge", fakeazure.SetOptions{EnableDelay: 2 * time.Second})
+	t.Cleanup(func() { _ = set.Close() })
+	h := newOnAzure(t, db, set, 14, "10.0.62.10")
+	vm := h.azure.VM()
+	late, err := fakeazure.Start(context.Background(), fakeazure.Options{
+		VM: &vm, Set: set, DropCalls: 3, BootTime: 4 * time.Second, FirstCall: 6 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = late.Close() })
+	h.env[0] = "AMSAGENT_AZURE_ENDPOINT=" + late.Endpoint()
+	id, at := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: time.Minute})
+	p := h.daemon()
+	p.life("the event is known", func(v lifecycle.View) bool { return len(v.Notices) == 1 })
+	if e := h.acked(id); e.Time.After(at) {
+		t.Errorf("acknowledged after its time: %+v", e)
+	}
+	p.step(lifecycle.StepDone)
+	if n := h.written(fakeazure.Throttled); n > 0 {
+		t.Errorf("%d requests were too many", n)
+	}
+}
+
+// TestCloudAzureValve: Azure's gateway sends a header that makes Tomcat's
+// RemoteIpValve answer 403. A join takes the valve away, and a leave puts it back.
+func TestCloudAzureValve(t *testing.T) {
+	t.Parallel()
+	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 15, "10.0.62.11")
+	const valve = "org.apache.catalina.valves.RemoteIpValve"
+	name := h.tree.Conf("jee-container.xml")
+	read := func() string {
+		t.Helper()
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	before := read()
+	if !strings.Contains(before, valve) {
+		t.Fatal("the tree has no valve, so nothing is shown here")
+	}
+	h.must("join")
+	if strings.Contains(read(), valve) {
+		t.Error("the valve is there after a join on Azure")
+	}
+	h.must("leave")
+	if read() != before {
+		t.Error("the container is not what it was before the join")
+	}
+	h.must("join", "--remote-ip-valve", "keep")
+	if !strings.Contains(read(), valve) {
+		t.Error("the valve is gone although it was to be kept")
+	}
+	h.must("leave")
+	// The cloud decides: the same machine, whose metadata nobody asks.
+	h.must("join", "--provider", "none", "--address", h.ip)
+	if !strings.Contains(read(), valve) {
+		t.Error("the valve is gone although this is not Azure")
+	}
+	h.must("leave", "--provider", "none", "--address", h.ip)
+	if read() != before {
+		t.Error("the container is not what it was before the joins")
+	}
+}
