@@ -52,6 +52,7 @@ func commands() []command {
 	return []command{
 		{"mongo", "a MongoDB-wire server that can be made to misbehave", runMongo},
 		{"aws", "the metadata service of an EC2 instance", runAWS},
+		{"azure", "the metadata service of a virtual machine on Azure, with scheduled events", runAzure},
 		{"alibaba", "the metadata service of an ECS instance of Alibaba Cloud, and its APIs", runAlibaba},
 		{"gcp", "the metadata server of a machine on Google Cloud", runGCP},
 		{"ams", "a stand-in for Ant Media Server", runAMS},
