@@ -4,10 +4,12 @@
 package azure_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -16,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -521,6 +524,37 @@ func TestFieldReport10_FirstCalls(t *testing.T) {
 	inst := read(t, cloud.Options{Endpoints: map[string]string{"azure": f.URL()}, RetryWait: time.Millisecond, Root: t.TempDir()})
 	if inst.Name != "edge_3" {
 		t.Errorf("%+v", inst)
+	}
+}
+
+// TestFieldReport15_BeforeDHCP: the agent ran before the network did, and another address of Azure's was closed to it by
+// a firewall. One address is asked, and it is asked until it is there.
+func TestFieldReport15_BeforeDHCP(t *testing.T) {
+	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: fixture(t, "instance.json")})
+	var (
+		mu      sync.Mutex
+		dialled []string
+	)
+	began := time.Now()
+	inst := read(t, cloud.Options{
+		Root: "testdata/nowhere", RetryWait: 10 * time.Millisecond,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			mu.Lock()
+			dialled = append(dialled, addr)
+			mu.Unlock()
+			if time.Since(began) < 1200*time.Millisecond {
+				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
+		},
+	})
+	if inst.Name != "edge_3" || len(dialled) < 3 {
+		t.Errorf("%+v after %d dials", inst, len(dialled))
+	}
+	for _, addr := range dialled {
+		if addr != "169.254.169.254:80" {
+			t.Errorf("dialled %s", addr)
+		}
 	}
 }
 
