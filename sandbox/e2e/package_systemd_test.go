@@ -33,6 +33,7 @@ func TestSystemdPackage(t *testing.T) {
 		{"Upgrade", func(t *testing.T) { p.upgrade(t, func() nodeRun { return p.dpkg(t, "-i", packageNew) }) }},
 		{"UpgradeOfWhatIsStopped", p.upgradeStopped},
 		{"PolicyForbids", p.policy},
+		{"Loop", p.loop},
 		{"Remove", p.removeDeb},
 		{"Reinstall", p.reinstallDeb},
 		{"PurgeOfANode", p.purgeNode},
@@ -302,6 +303,24 @@ func (p *packaged) policy(t *testing.T) {
 		t.Errorf("against the policy the daemon became %v", now)
 	}
 	p.sh(t, "rm /usr/sbin/policy-rc.d")
+}
+
+// loop: a daemon that never comes up is given up, and not started for ever. A join brings it back all the same.
+func (p *packaged) loop(t *testing.T) {
+	p.silent(t, func() {
+		p.sh(t, `mkdir -p /run/systemd/system/amsagent.service.d
+printf '[Service]\nRestartSec=10ms\nExecStart=\nExecStart=/bin/sh -c "kill -KILL $$$$"\n' >/run/systemd/system/amsagent.service.d/loop.conf
+systemctl daemon-reload; systemctl restart --no-block amsagent`)
+		p.until(t, "the end of the loop", func() bool { return p.unit(t, daemonUnit)["ActiveState"] == "failed" })
+		u := p.unit(t, daemonUnit)
+		t.Logf("given up after %s restarts", u["NRestarts"])
+		if n := micros(t, u["NRestarts"]); n < 5 || n > 20 {
+			t.Errorf("the daemon is %v", u)
+		}
+		p.sh(t, "rm -r /run/systemd/system/amsagent.service.d; systemctl daemon-reload")
+		p.agent(t, 0, "join").says(t, "nothing to do")
+		p.active(t, nodeID, nodeAddress)
+	})
 }
 
 func (p *packaged) removeDeb(t *testing.T) {
