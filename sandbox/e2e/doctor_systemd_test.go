@@ -1,0 +1,121 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/bootstrap/doctor"
+)
+
+// doctorOn lets the doctor look at a booted machine.
+func doctorOn(t *testing.T, n *bootedNode, args ...string) []doctor.Result {
+	t.Helper()
+	r := n.run(t, append([]string{"amsagent", "doctor", "-o", "json"}, args...)...)
+	var d struct{ Checks []doctor.Result }
+	if err := json.Unmarshal([]byte(r.stdout), &d); err != nil || len(d.Checks) == 0 {
+		t.Fatalf("%v\n%s", err, r)
+	}
+	if r.took > doctorBound {
+		t.Errorf("it took %s", r.took)
+	}
+	if wrong := slices.ContainsFunc(d.Checks, doctor.Result.Wrong); wrong != (r.code == 6) || !wrong && r.code != 0 {
+		t.Errorf("something is wrong: %t, and exit %d", wrong, r.code)
+	}
+	return d.Checks
+}
+
+// doctorBound is longer than the doctor may take.
+const doctorBound = 16 * time.Second
+
+func finds(t *testing.T, results []doctor.Result, id string, want doctor.Verdict, seen string) {
+	t.Helper()
+	i := slices.IndexFunc(results, func(r doctor.Result) bool { return r.ID == id && r.Verdict == want && strings.Contains(r.Seen, seen) })
+	if i < 0 {
+		var got []string
+		for _, r := range results {
+			if r.ID == id || r.Check == id {
+				got = append(got, r.ID+" "+string(r.Verdict)+": "+r.Seen)
+			}
+		}
+		t.Errorf("%s %s: %q is not there, but\n%s", id, want, seen, strings.Join(got, "\n"))
+	}
+}
+
+// TestSystemdDoctor looks at a machine with a booted systemd: well, and broken in the ways that only a running machine
+// can be.
+func TestSystemdDoctor(t *testing.T) {
+	n := bootNode(t)
+
+	all := doctorOn(t, n, "--mongo", nodeMongo)
+	finds(t, all, "AMS-ROOT", doctor.Good, "root")
+	finds(t, all, "AMS-SERVICE", doctor.Good, nodeUnit)
+	finds(t, all, "AMS-UNIT", doctor.Good, "active")
+	finds(t, all, "AMS-PORTS", doctor.Good, "the server listens on 5080")
+	finds(t, all, "AMS-IDENTITY", doctor.Good, nodeID+" on aws")
+	finds(t, all, "AMS-ADDRESS", doctor.Good, nodeAddress)
+	finds(t, all, "AMS-HOSTNAME", doctor.Good, "a join adds a line")
+	finds(t, all, "AMS-DAEMON", doctor.Good, "not installed")
+	finds(t, all, "AMS-MONGO-OPEN", doctor.Warning, "shows its databases without a password")
+	finds(t, all, "AMS-TIMELINE", doctor.Good, "the server's stop 10s (a join makes it")
+	finds(t, all, "AMS-GPU", doctor.Good, "")
+	n.same(t, "after the doctor", n.pure)
+
+	// Somebody who is not root learns less, and nothing breaks.
+	r := n.run(t, "runuser", "-u", "antmedia", "--", "amsagent", "doctor", "--mongo", nodeMongo)
+	if r.code != 6 || !strings.Contains(r.stdout, "not known AMS-ROOT") || strings.Contains(r.stdout, "AMS-FAILED") {
+		t.Errorf("as another user: %s", r)
+	}
+
+	if r := n.run(t, "amsagent", "join", "--mongo", nodeMongo); r.code != 0 {
+		t.Fatal(r)
+	}
+	all = doctorOn(t, n)
+	finds(t, all, "AMS-DROP-IN", doctor.Good, "AMS_HOST_ADDRESS="+nodeAddress)
+	finds(t, all, "AMS-VIEWS", doctor.Good, "in the cluster as "+nodeAddress)
+	finds(t, all, "AMS-HOSTNAME", doctor.Good, nodeHostname+" resolves to "+nodeAddress)
+	finds(t, all, "AMS-DAEMON", doctor.Warning, "Nobody drains this node")
+	finds(t, all, "AMS-NO-DAEMON", doctor.Bad, "nobody drains it")
+	finds(t, all, "AMS-SETTINGS", doctor.Good, "the same database")
+
+	// A later drop-in stands over ours.
+	n.sh(t, `mkdir -p /etc/systemd/system/`+nodeUnit+`.d
+printf '[Service]\nEnvironment=AMS_HOST_ADDRESS=10.7.7.7\nTimeoutStopSec=5\nLimitNOFILE=1024\n' >/etc/systemd/system/`+nodeUnit+`.d/60-local.conf
+systemctl daemon-reload; systemctl restart `+nodeUnit)
+	all = doctorOn(t, n)
+	finds(t, all, "AMS-DROP-IN", doctor.Bad, "10.7.7.7")
+	finds(t, all, "AMS-TIMELINE", doctor.Warning, "kills the server 5s after")
+	finds(t, all, "AMS-OPEN-FILES", doctor.Warning, "1024")
+	n.sh(t, `rm /etc/systemd/system/`+nodeUnit+`.d/60-local.conf; systemctl daemon-reload; systemctl restart `+nodeUnit)
+
+	// A unit that was edited, and not read again.
+	n.sh(t, `sleep 1; touch /etc/systemd/system/`+nodeUnit)
+	all = doctorOn(t, n)
+	finds(t, all, "AMS-RELOAD", doctor.Warning, nodeUnit)
+
+	// Ours is lost.
+	n.sh(t, `rm `+nodeDropIn+`; systemctl daemon-reload`)
+	all = doctorOn(t, n)
+	finds(t, all, "AMS-DROP-IN", doctor.Bad, "is lost")
+	finds(t, all, "STATUS-DRIFT", doctor.Warning, nodeDropIn)
+
+	// The server is stopped, and another process has one of its ports.
+	n.sh(t, `systemctl stop `+nodeUnit+`; systemd-run -q --unit=squatter -p Type=exec sandbox mongo --listen 127.0.0.1:1935`)
+	n.until(t, "somebody on port 1935", func() bool {
+		return strings.Contains(n.sh(t, `ss -ltn`), ":1935 ")
+	})
+	all = doctorOn(t, n)
+	finds(t, all, "AMS-PORTS", doctor.Bad, "port 1935 (RTMP) is taken by sandbox (pid ")
+	finds(t, all, "STATUS-STOPPED", doctor.Warning, nodeUnit)
+	n.sh(t, `systemctl stop squatter; systemctl mask -q `+nodeUnit+` 2>/dev/null || ln -sf /dev/null /run/systemd/system/`+nodeUnit+`; systemctl daemon-reload`)
+	if strings.Contains(n.sh(t, `systemctl show -p LoadState --value `+nodeUnit), "masked") {
+		finds(t, doctorOn(t, n), "AMS-SERVICE", doctor.Bad, "masked")
+	}
+}
