@@ -315,7 +315,7 @@ func TestAttributesOfOthersAreNotKept(t *testing.T) {
 // Somebody may have chosen other names for the tags; what is beside them is nobody's business all the same.
 func TestTagsOfOtherNames(t *testing.T) {
 	all := bodies(t, map[string]any{"attributes": map[string]any{"media-role": "edge", "media-secret": "s3cret", "role": "x"}})
-	all[pathProject] = `{"attributes":{"media-db":"mongodb://10.0.0.1","media-role":"origin"},"projectId":"acme-video"}`
+	all[pathProject] = `{"attributes":{"media-db":"mongodb://10.0.0.1","media-role":"origin","created-by":"projects/1/zones/z-a/instanceGroupManagers/g","instance-template":"t"},"projectId":"acme-video"}`
 	f := metadatatest.NewFake(t, service(), all)
 	p := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}, TagNames: []string{"media-db", "media:role"}})
 	inst, err := p.Instance(t.Context())
