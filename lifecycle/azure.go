@@ -22,8 +22,6 @@ const (
 	providerAzure = "azure"
 	// azureEvents is the source of all notices from here.
 	azureEvents = "azure-events"
-	// azureVM is the only type of resource that a machine is.
-	azureVM = "VirtualMachine"
 	// freezeEvery is how often people hear of machines that stand still for a moment,
 	// which may come in storms.
 	freezeEvery = 10 * time.Minute
@@ -177,7 +175,7 @@ func azureNotice(s azure.Signal) (Notice, azureVerdict) {
 		ID: providerAzure + "/" + s.Machine.VMID + "/" + e.ID, Source: azureEvents, Who: azureWho(e), Received: s.Seen,
 		Reason: azureReason(e),
 	}
-	if e.ResourceType != "" && !strings.EqualFold(e.ResourceType, azureVM) {
+	if e.ResourceType != "" && !strings.EqualFold(e.ResourceType, azure.ResourceVM) {
 		return n, azureUnknown
 	}
 	switch {

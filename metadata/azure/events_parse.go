@@ -28,8 +28,8 @@ const (
 	StatusStarted   = "Started"
 )
 
-// resourceVM is the only type of resource that Azure documents.
-const resourceVM = "VirtualMachine"
+// ResourceVM is the only type of resource that Azure documents.
+const ResourceVM = "VirtualMachine"
 
 // maxEvents is many times what a set has at a time.
 const maxEvents = 2000

@@ -131,7 +131,7 @@ func TestCloudAzureTerminate(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 3, "10.0.62.1")
 	p := h.serving()
-	if n := h.row(); n.Provider != "azure" || n.Group != "edge" || n.Name != "edge_3" || n.ID != h.id || n.Zone != "1" || string(n.Role) != "edge" {
+	if n := h.row(); n.Provider != "azure" || n.Group != "edge" || n.Name != "edge_3" || n.ID != h.id || n.Zone != "1" || n.Role != "edge" {
 		t.Errorf("the row: %+v", n)
 	}
 	h.viewers(1)

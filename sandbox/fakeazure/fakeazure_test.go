@@ -255,7 +255,7 @@ func TestDeletesGoTogether(t *testing.T) {
 	if err := provider(t, a).Start(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond)
+	<-time.After(100 * time.Millisecond)
 	if n := count(set, fakeazure.Gone); n != 0 {
 		t.Errorf("%d are gone", n)
 	}
@@ -337,7 +337,7 @@ func TestEnabling(t *testing.T) {
 	if sees(pa) != 0 {
 		t.Error("seen at once")
 	}
-	time.Sleep(450 * time.Millisecond)
+	<-time.After(450 * time.Millisecond)
 	if sees(pa) != 1 || sees(pb) != 0 {
 		t.Error("one zone for the other")
 	}
