@@ -76,6 +76,8 @@ func (e *UnreachableError) Hint() string { return e.hint }
 // product is one of the services.
 type product struct {
 	name, version, setting string
+	// troubles is the level of lines about single tries. Who asks now and then, and tells the outcome, is quiet.
+	troubles slog.Level
 	// hosts are tried one after the other until one takes a connection: the region's own, the one that needs no way
 	// into the internet, and the one that knows all the older regions.
 	hosts []string
@@ -83,11 +85,11 @@ type product struct {
 
 var (
 	essProduct = product{
-		name: "ess", version: "2022-02-22", setting: "alibaba_ess_endpoint",
+		name: "ess", version: "2022-02-22", setting: "alibaba_ess_endpoint", troubles: slog.LevelWarn,
 		hosts: []string{"ess.REGION.aliyuncs.com", "ess-vpc.REGION.aliyuncs.com", "ess.aliyuncs.com"},
 	}
 	ecsProduct = product{
-		name: "ecs", version: "2014-05-26", setting: "alibaba_ecs_endpoint",
+		name: "ecs", version: "2014-05-26", setting: "alibaba_ecs_endpoint", troubles: slog.LevelDebug,
 		hosts: []string{"ecs.REGION.aliyuncs.com", "ecs-vpc.REGION.aliyuncs.com", "ecs.aliyuncs.com"},
 	}
 )
@@ -233,14 +235,14 @@ func (a *api) callAtMost(ctx context.Context, tries int, action string, params u
 			// Once: credentials that are new and refused are refused for another reason.
 			renewed = true
 			a.p.keys.drop(v.used)
-			a.opts.Log.Info("the credentials of the RAM role are refused, fetching new ones", "action", action, "err", v.err)
+			a.opts.Log.Log(ctx, min(a.product.troubles, slog.LevelInfo), "the credentials of the RAM role are refused, fetching new ones", "action", action, "err", v.err)
 			continue
 		case v.clock != 0 && !clocked:
 			clocked = true
 			a.mu.Lock()
 			a.skew = v.clock
 			a.mu.Unlock()
-			a.opts.Log.Warn("the clock of this machine is wrong by the clock of the API, which is gone by from now on",
+			a.opts.Log.Log(ctx, a.product.troubles, "the clock of this machine is wrong by the clock of the API, which is gone by from now on",
 				"ahead", (-v.clock).Round(time.Second), "action", action)
 			continue
 		}
@@ -249,7 +251,7 @@ func (a *api) callAtMost(ctx context.Context, tries int, action string, params u
 		if !v.retry || n >= tries || ctx.Err() != nil || time.Until(deadline) <= pause {
 			return v.err
 		}
-		a.opts.Log.Warn("the API gave no usable answer, trying again",
+		a.opts.Log.Log(ctx, a.product.troubles, "the API gave no usable answer, trying again",
 			"action", action, "attempt", n, "wait", pause.Round(time.Millisecond), "err", v.err)
 		wait *= 3
 		timer := time.NewTimer(pause)

@@ -1,0 +1,347 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/fakealibaba"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// onAlibaba is a machine on Alibaba Cloud on which the daemon runs.
+type onAlibaba struct {
+	*scaled
+	ess  *fakealibaba.Cloud
+	meta *fakealibaba.Server
+}
+
+const alibabaGroup = "asg-bp1ffogfdauy0jw0****"
+
+// newESS starts Auto Scaling with one group.
+func newESS(t *testing.T, o fakealibaba.CloudOptions, hooks ...fakealibaba.Hook) *fakealibaba.Cloud {
+	t.Helper()
+	ess, err := fakealibaba.StartCloud(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = ess.Close()
+		if t.Failed() {
+			for _, e := range ess.Books() {
+				t.Logf("%s %s %s %s %s %s %s", e.Time.Format("05.000"), e.What, e.Instance, e.Hook, e.Text, e.By, e.Code)
+			}
+		}
+	})
+	ess.Group(alibabaGroup, hooks...)
+	return ess
+}
+
+// newOnAlibaba starts a machine of the group. Its user data tell where MongoDB is and
+// what it is for, so that its daemon joins by itself.
+func newOnAlibaba(t *testing.T, db *mongod.Server, ess *fakealibaba.Cloud, n int, change func(*fakealibaba.Instance)) *onAlibaba {
+	t.Helper()
+	ip := fmt.Sprintf("10.0.62.%d", n)
+	h := &onAlibaba{ess: ess, scaled: &scaled{host: newHostIn(t, db, "alibaba", fakecloud.ID("alibaba", n), ip)}}
+	i := fakealibaba.Sample()
+	i.ID, i.Name, i.NICs[0].IPv4s, i.Tags = h.id, fmt.Sprintf("edge-%d", n), []string{ip}, nil
+	i.UserData = "#!/bin/sh\n# amsagent-role=edge\n# amsagent-group=eu\n# amsagent-mongo=" + mongoURI(db, daemonPassword) + "\napt-get update\n"
+	if change != nil {
+		change(&i)
+	}
+	var err error
+	if h.meta, err = fakealibaba.Start(context.Background(), fakealibaba.Options{Instance: &i, Cloud: ess}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.meta.Close() })
+	if err := ess.Attach(alibabaGroup, "", h.meta); err != nil {
+		t.Fatal(err)
+	}
+	h.env = []string{
+		"AMSAGENT_ALIBABA_ENDPOINT=" + h.meta.Endpoint(), "AMSAGENT_ALIBABA_ESS_ENDPOINT=" + ess.Endpoint(), "AMSAGENT_ALIBABA_ECS_ENDPOINT=" + ess.Endpoint(),
+	}
+	h.config("")
+	h.statistics()
+	return h
+}
+
+// noted waits for a line of the books.
+func (h *onAlibaba) noted(what fakealibaba.What) fakealibaba.Entry {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	e, err := h.ess.WaitFor(ctx, func(e fakealibaba.Entry) bool { return e.What == what && e.Instance == h.id })
+	if err != nil {
+		h.t.Fatalf("%s: %v", what, err)
+	}
+	return e
+}
+
+// written counts the lines of the books about all machines.
+func written(c *fakealibaba.Cloud, what fakealibaba.What) (n int) {
+	for _, e := range c.Books() {
+		if e.What == what {
+			n++
+		}
+	}
+	return n
+}
+
+// TestCloudAlibabaWorstDay: a scale-in, two hooks, and everything that can go wrong
+// with the API while somebody watches: its clock, its storms, its lists, and
+// credentials that end in the middle. Nobody is cut, and the cloud is told last.
+func TestCloudAlibabaWorstDay(t *testing.T) {
+	t.Parallel()
+	ess := newESS(t, fakealibaba.CloudOptions{WaitDelay: time.Second, ActionDelay: 2 * time.Second, Skew: -time.Hour},
+		fakealibaba.Hook{ID: "ash-one", Timeout: 20 * time.Second}, fakealibaba.Hook{ID: "ash-two", Timeout: 25 * time.Second})
+	ess.Wrap(true)
+	h := newOnAlibaba(t, newDatabase(t), ess, 1, nil)
+	p := h.serving()
+	if n := h.row(); n.Provider != "alibaba" || n.Group != "eu" || n.Name != "edge-1" || n.ID != h.id || n.Zone != "cn-hangzhou-i" || n.Role != "edge" {
+		t.Errorf("the row: %+v", n)
+	}
+	if out, code := h.run("metadata"); code != 0 || strings.Contains(out, daemonPassword) || strings.Contains(out, "STS.") || !strings.Contains(out, alibabaGroup) {
+		t.Errorf("metadata: exit %d\n%s", code, out)
+	}
+	h.viewers(2)
+	begin := time.Now()
+	if err := ess.ScaleIn(h.id); err != nil {
+		t.Fatal(err)
+	}
+	h.rowIs(cluster.StateDraining)
+	t.Logf("the cluster knew %s after the scale-in", time.Since(begin).Round(10*time.Millisecond))
+	if p.ready() {
+		t.Error("a node that drains is ready")
+	}
+	v := p.counted(2)
+	if v.Kind != lifecycle.Terminate || v.Reason != "scale-in" {
+		t.Errorf("the drain: %+v", v)
+	}
+	v = p.life("both hooks are known", func(v lifecycle.View) bool { return len(v.Hooks) == 1 && v.Hooks[0].Name == "ash-one,ash-two" })
+	// By the first heartbeat they wait for as long as was asked.
+	if left := time.Until(v.Deadline); left < 20*time.Minute {
+		t.Errorf("it waits until %s: %+v", v.Deadline, v.Timeline)
+	}
+	// From here on the API is ill, and comes back when the last viewer has gone.
+	h.meta.ExpireCredentials()
+	h.meta.ExpireTokens()
+	if err := ess.AddFault(fakealibaba.Fault{Code: "Throttling.User"}); err != nil {
+		t.Fatal(err)
+	}
+	wait(2 * time.Second)
+	if st := h.live(); st.Live.Viewers != 2 || !h.serverRuns() {
+		t.Errorf("those who watch: %+v", st)
+	}
+	h.viewersGo()
+	n := h.hasLeft()
+	if written(ess, fakealibaba.Completed) > 0 {
+		t.Error("an API that takes no calls took one")
+	}
+	ess.ClearFaults()
+	gone := h.noted(fakealibaba.Gone)
+	p.step(lifecycle.StepDone)
+	if gone.Text != fakealibaba.ByWord || written(ess, fakealibaba.Completed) != 2 || n.StateSince.After(gone.Time) {
+		t.Errorf("%+v, told %d times, row %s", gone, written(ess, fakealibaba.Completed), n.StateSince)
+	}
+	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || n.Cut == nil || *n.Cut != 0 {
+		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+	}
+	if n := p.said("clock of this machine is wrong"); n != 1 {
+		t.Errorf("the clock: said %d times", n)
+	}
+	if strings.Contains(p.text(), "STS.") || strings.Contains(p.text(), "CAIS") {
+		t.Error("credentials are in the log")
+	}
+}
+
+// TestCloudAlibabaOneToken: one activity takes three machines with one token. The
+// first to be empty leaves, and waits with the word for the last; the third runs no
+// agent and is waited for by nobody.
+func TestCloudAlibabaOneToken(t *testing.T) {
+	t.Parallel()
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-drain", Timeout: 25 * time.Second})
+	db := newDatabase(t)
+	a, b := newOnAlibaba(t, db, ess, 2, nil), newOnAlibaba(t, db, ess, 3, nil)
+	if err := ess.Attach(alibabaGroup, "i-bp13znx0m0me8cq9999", nil); err != nil {
+		t.Fatal(err)
+	}
+	pa, pb := a.serving(), b.serving()
+	a.viewers(1)
+	b.viewers(1)
+	if err := ess.ScaleIn(a.id, b.id, "i-bp13znx0m0me8cq9999"); err != nil {
+		t.Fatal(err)
+	}
+	pa.counted(1)
+	pb.counted(1)
+	b.viewersGo()
+	b.hasLeft()
+	pb.life("it waits for the other", func(v lifecycle.View) bool {
+		return v.Step == lifecycle.StepCompleting && strings.Contains(v.Trouble["continue"], a.id)
+	})
+	wait(2 * time.Second)
+	if st := a.live(); st.Live.Viewers != 1 || !a.serverRuns() || written(ess, fakealibaba.Completed)+written(ess, fakealibaba.Gone) > 0 {
+		t.Errorf("the other was let go with a viewer on it: %+v", st)
+	}
+	a.viewersGo()
+	na := a.hasLeft()
+	for _, h := range []*onAlibaba{a, b} {
+		if e := h.noted(fakealibaba.Gone); e.Text != fakealibaba.ByWord || na.StateSince.After(e.Time) {
+			t.Errorf("%+v, and the last had left at %s", e, na.StateSince)
+		}
+		if st := h.sessions(); st.Cut.Viewers != 0 {
+			t.Errorf("%s: %+v", h.id, st)
+		}
+	}
+	pa.step(lifecycle.StepDone)
+	pb.step(lifecycle.StepDone)
+	if n := written(ess, fakealibaba.Completed); n != 1 {
+		t.Errorf("the word was said %d times", n)
+	}
+}
+
+// TestCloudAlibabaOOS: the hook starts a template of OOS, which runs `amsagent drain`
+// on the machine and says the word itself. The agent has no right to say it.
+func TestCloudAlibabaOOS(t *testing.T) {
+	t.Parallel()
+	db := newDatabase(t)
+	var all together
+	defer all.Wait()
+	for n, tt := range map[int]struct {
+		name string
+		meta func(*fakealibaba.Instance)
+		deny bool
+	}{
+		4: {"no role", func(i *fakealibaba.Instance) { i.Role = "" }, false},
+		5: {"no permission", nil, true},
+		6: {"every permission", nil, false},
+	} {
+		all.run(t, tt.name, func(t *testing.T) {
+			ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-oos", Timeout: time.Minute, Default: "ABANDON"})
+			if tt.deny {
+				ess.Deny("*")
+			}
+			h := newOnAlibaba(t, db, ess, n, tt.meta)
+			p := h.serving()
+			h.viewers(1)
+			if err := ess.ScaleIn(h.id); err != nil {
+				t.Fatal(err)
+			}
+			h.noted(fakealibaba.Wait)
+			token := ess.Members()[0].Tokens[0]
+			// A command that has no time says so: the template then says ABANDON, or waits.
+			if out, code := h.run("drain", "--timeout", "1s"); code == 0 || code == 2 {
+				t.Errorf("a drain that is not over: exit %d\n%s", code, out)
+			}
+			cmd := exec.Command(bins.agent, "drain", "--reason", "scale-in by ESS")
+			cmd.Env = h.environ()
+			var out strings.Builder
+			cmd.Stdout, cmd.Stderr = &out, &out
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			p.counted(1)
+			wait(time.Second)
+			if st := h.live(); st.Live.Viewers != 1 {
+				t.Errorf("the sessions: %+v", st)
+			}
+			h.viewersGo()
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("the command: %v\n%s", err, out.String())
+			}
+			if h.hasLeft(); h.sessions().Cut.Viewers != 0 {
+				t.Errorf("the sessions: %+v", h.sessions())
+			}
+			err := ess.Complete(token, "CONTINUE")
+			if tt.name == "every permission" {
+				// Both say it, and whoever comes second is told that it is over.
+				if n := written(ess, fakealibaba.Completed); n != 1 {
+					t.Errorf("the word was said %d times: %v", n, err)
+				}
+			} else if err != nil || written(ess, fakealibaba.Completed) != 1 || written(ess, fakealibaba.Heartbeat) != 0 {
+				t.Errorf("%v, said %d times, %d heartbeats", err, written(ess, fakealibaba.Completed), written(ess, fakealibaba.Heartbeat))
+			}
+			h.noted(fakealibaba.Gone)
+			p.step(lifecycle.StepDone)
+			// Whoever may not is told once, and the drain is none the worse for it.
+			if n := p.said("cannot be seen from here"); tt.name == "every permission" && n != 0 || tt.name != "every permission" && n != 1 {
+				t.Errorf("said %d times what cannot be seen:\n%s", n, p.text())
+			}
+			if strings.Contains(p.text(), "does not go well") || strings.Contains(out.String(), "ess:") {
+				t.Errorf("complaints:\n%s\n%s", out.String(), p.text())
+			}
+			// The same machine again: it is out, and that is what was wanted.
+			if out, code := h.run("drain"); code != 0 {
+				t.Errorf("once more: exit %d\n%s", code, out)
+			}
+		})
+	}
+	// What the template hands over names the machines and the token; then the agent
+	// makes the hook wait and says the word.
+	all.run(t, "event", func(t *testing.T) {
+		ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-oos", Timeout: 30 * time.Second})
+		h := newOnAlibaba(t, db, ess, 7, nil)
+		p := h.serving()
+		if err := ess.ScaleIn(h.id); err != nil {
+			t.Fatal(err)
+		}
+		h.noted(fakealibaba.Wait)
+		hook, token, _ := strings.Cut(ess.Members()[0].Tokens[0], "=")
+		body := `{"regionId":"cn-hangzhou","instanceIds":"[\"` + h.id + `\"]","lifecycleHookId":"` + hook + `","lifecycleActionToken":"` + token + `"}`
+		if out, code := h.event(strings.Replace(body, h.id, "i-bp13znx0m0me8cq7777", 1)); code != 0 || !strings.Contains(out, "not this instance") {
+			t.Errorf("another machine's: exit %d\n%s", code, out)
+		}
+		if out, code := h.event(body); code != 0 || !strings.Contains(out, "out of the cluster") {
+			t.Errorf("exit %d\n%s", code, out)
+		}
+		if e := h.noted(fakealibaba.Gone); e.Text != fakealibaba.ByWord {
+			t.Errorf("%+v", e)
+		}
+		p.step(lifecycle.StepDone)
+	})
+}
+
+// TestCloudAlibabaSpot: five minutes, here sixteen seconds, are all there is, whatever
+// else is said. Nobody needs a permission for that.
+func TestCloudAlibabaSpot(t *testing.T) {
+	t.Parallel()
+	ess := newESS(t, fakealibaba.CloudOptions{})
+	h := newOnAlibaba(t, newDatabase(t), ess, 8, func(i *fakealibaba.Instance) { i.Role = "" })
+	p := h.serving()
+	h.viewers(2)
+	// A reboot that is announced for the day after tomorrow drains nobody today.
+	h.meta.Announce(`[{"EventId":"e-1","EventType":{"Name":"SystemMaintenance.Reboot"},"EventCycleStatus":{"Name":"Scheduled"},"NotBefore":"` +
+		time.Now().Add(48*time.Hour).UTC().Format(time.RFC3339) + `"}]`)
+	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
+	h.meta.Interrupt(at)
+	h.rowIs(cluster.StateDraining)
+	v := p.counted(2)
+	if v.Kind != lifecycle.Interrupt || !v.Deadline.Before(at) || time.Until(v.Deadline) < time.Second {
+		t.Errorf("the drain: %+v", v)
+	}
+	h.meta.ExpireTokens()
+	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
+		if st := h.live(); st.Live.Viewers != 2 {
+			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
+		}
+		wait(100 * time.Millisecond)
+	}
+	n := h.hasLeft()
+	if n.StateSince.After(at) || n.Cut == nil || *n.Cut != 2 || !strings.Contains(n.Reason, "spot") {
+		t.Errorf("taken at %s, and the row: %+v", at, n)
+	}
+	p.step(lifecycle.StepDone)
+	if written(ess, fakealibaba.Call) > 0 {
+		t.Errorf("the API was called without a role: %+v", ess.Books())
+	}
+}
