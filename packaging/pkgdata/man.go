@@ -129,7 +129,7 @@ func (m manual) environment(r *roff, c cli.CommandReference) {
 		}
 		r.item(bold(s.Env), "as --"+s.Flag+", which wins over it: "+s.Help+".")
 		if s.Key == "mongo" && c.Settings {
-			r.item(bold("CREDENTIALS_DIRECTORY"), "set by systemd: the file mongo in it is the MongoDB address, after AMSAGENT_MONGO and before config.yaml.")
+			r.item(bold("CREDENTIALS_DIRECTORY"), "set by systemd: the file mongo or amsagent.mongo in it is the MongoDB address, after AMSAGENT_MONGO and before config.yaml.")
 		}
 	}
 	r.item(bold("NO_COLOR"), "no color, whatever its value.")
@@ -184,7 +184,7 @@ func (m manual) settings() []byte {
 		r.item(head, text+".")
 	}
 	r.section("ENVIRONMENT")
-	r.item(bold("CREDENTIALS_DIRECTORY"), "set by systemd: the file mongo in it is the MongoDB address, after AMSAGENT_MONGO and before this file.")
+	r.item(bold("CREDENTIALS_DIRECTORY"), "set by systemd: the file mongo or amsagent.mongo in it is the MongoDB address, after AMSAGENT_MONGO and before this file.")
 	r.item(bold("NO_COLOR"), "no color, whatever its value.")
 	r.section("FILES")
 	for _, f := range usedFiles()[:2] {
@@ -238,11 +238,10 @@ func (m manual) units() []byte {
 		"A preset of yours decides otherwise where it names them (systemd.preset(5)). `amsagent join` enables and starts both, `amsagent leave` stops and disables both. " +
 		"An upgrade restarts the daemon where it runs, and touches neither the cluster nor Ant Media Server. Removing the package stops the daemon and leaves a node a node: run `amsagent leave` before.")
 	r.section("CREDENTIALS")
-	r.prose("The MongoDB address, with its password, need not be in a file below /etc: both units read a credential with the name mongo before any other source but flags and environment. " +
-		"They take it from the credential amsagent.mongo of the machine: a file of this name in /etc/credstore, readable by root only, " +
-		"or what a virtual machine or a container was given under it. For one that systemd-creds(1) encrypted, add to both, with `systemctl edit`:\n\n" +
-		"  [Service]\n  LoadCredential=\n  LoadCredentialEncrypted=mongo:/etc/credstore.encrypted/amsagent.mongo\n\n" +
-		"It comes into effect with the next start of the daemon. " +
+	r.prose("The MongoDB address, with its password, need not be in a file below /etc/amsagent: the agent reads a credential with the name mongo or amsagent.mongo " +
+		"before any other source but flags and environment. Add one of these to amsagent.service and to amsagent-node.service, with `systemctl edit`:\n\n" +
+		"  [Service]\n  LoadCredential=mongo:/etc/credstore/amsagent.mongo\n  LoadCredentialEncrypted=mongo:/etc/credstore.encrypted/amsagent.mongo\n  ImportCredential=amsagent.mongo\n\n" +
+		"The first takes a file that only root can read, the second one that systemd-creds(1) encrypted (systemd 250), the third what a virtual machine or a container was given under that name (systemd 254). " +
 		"The commands that you run by hand are not run by systemd and do not see it: `amsagent join` takes `--mongo file:PATH`.")
 	r.section("HARDENING")
 	r.prose("The daemon is root, without most of what root may do; each line of the unit says why it is there. Two settings need a word with it: a folder of Ant Media Server below /home " +

@@ -115,7 +115,7 @@ func environmentTopic() string {
 	b.WriteString("\nFrom others:\n\n")
 	for _, v := range [][2]string{
 		{"NO_COLOR", "no color, whatever its value"},
-		{"CREDENTIALS_DIRECTORY", "systemd's credentials; a file mongo in it is the MongoDB address, after AMSAGENT_MONGO and before config.yaml"},
+		{"CREDENTIALS_DIRECTORY", "systemd's credentials; a file mongo or amsagent.mongo in it is the MongoDB address, after AMSAGENT_MONGO and before config.yaml"},
 		{"AWS_EC2_METADATA_DISABLED", "true: the metadata service of AWS is not asked"},
 		{"INVOCATION_ID, JOURNAL_STREAM", "set by systemd: the log has no time of its own, and priorities where it goes to the journal"},
 	} {

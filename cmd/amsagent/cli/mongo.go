@@ -54,10 +54,13 @@ func hasPassword(v string) bool {
 func (g *globals) mongo() (mongoSource, error) {
 	v := g.settings.values[keyMongo]
 	if dir := g.env.getenv("CREDENTIALS_DIRECTORY"); dir != "" && v.origin.Layer < layerCredential {
-		path := filepath.Join(dir, "mongo")
-		src, err := g.mongoFile(path, origin{Layer: layerCredential, Name: path})
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return src, err
+		// The second is how a machine is given one: names of its credentials begin with whom they are for.
+		for _, name := range []string{"mongo", "amsagent.mongo"} {
+			path := filepath.Join(dir, name)
+			src, err := g.mongoFile(path, origin{Layer: layerCredential, Name: path})
+			if err == nil || !errors.Is(err, fs.ErrNotExist) {
+				return src, err
+			}
 		}
 	}
 	if v.text == "" {

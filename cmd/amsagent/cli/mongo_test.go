@@ -57,6 +57,11 @@ func TestMongoSources(t *testing.T) {
 			want:  "10.0.0.3", from: "/cred/mongo", file: "/cred/mongo",
 		},
 		{
+			name: "credential of the machine", vars: map[string]string{"CREDENTIALS_DIRECTORY": "/cred"},
+			files: map[string]string{"cred/amsagent.mongo!": "10.0.0.3\n", "etc/amsagent/config.yaml": "mongo: 10.0.0.4\n"},
+			want:  "10.0.0.3", from: "/cred/amsagent.mongo", file: "/cred/amsagent.mongo",
+		},
+		{
 			name: "no such credential", vars: map[string]string{"CREDENTIALS_DIRECTORY": "/cred"},
 			files: map[string]string{"etc/amsagent/config.yaml": "mongo: 10.0.0.4\n"}, want: "10.0.0.4", from: "ROOT/etc/amsagent/config.yaml:1",
 		},
