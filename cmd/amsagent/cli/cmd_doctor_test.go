@@ -5,6 +5,9 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 func doctorSample() doctorData {
@@ -303,5 +311,77 @@ func TestDoctorExplain(t *testing.T) {
 	}
 	if _, _, stderr := lintRun(t, "", "--explain", "AMS-MONGO-OPNE"); !strings.Contains(stderr, "did you mean AMS-MONGO-OPEN?") {
 		t.Error(stderr)
+	}
+}
+
+// The daemon's own sampler is asked: a driver that answers, one that is broken, none.
+func TestAskGPUs(t *testing.T) {
+	machine := func(script string) string {
+		t.Helper()
+		root := t.TempDir()
+		for path, text := range map[string]string{"dev/nvidiactl": "", "usr/bin/nvidia-smi": script} {
+			at := filepath.Join(root, path)
+			if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if text == "" && path != "dev/nvidiactl" {
+				continue
+			}
+			if err := os.WriteFile(at, []byte(text), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return root
+	}
+	// As driver 550 prints it, and then stays.
+	const row = "0, GPU-1, NVIDIA L4, 550.90.07, 37, 81, 12, 1874, 23034, 58, 47.31, Disabled"
+	v, err := askGPUs(t.Context(), machine("#!/bin/sh\necho '"+row+"'\nexec sleep 60\n"))
+	if err != nil || !slices.Equal(v.Devices, []string{"NVIDIA L4"}) || v.Driver != "550.90.07" || v.Trouble != "" {
+		t.Errorf("%+v, %v", v, err)
+	}
+	v, err = askGPUs(t.Context(), machine("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n"))
+	if err != nil || !strings.Contains(v.Trouble, "mismatch") {
+		t.Errorf("%+v, %v", v, err)
+	}
+	v, err = askGPUs(t.Context(), machine(""))
+	if err != nil || !strings.Contains(v.Trouble, "nvidia-smi is not there") {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+// What the daemon says of itself becomes a list of what is wrong.
+func TestAskDaemonForDoctor(t *testing.T) {
+	root := t.TempDir()
+	g := newGlobals((&testEnv{}).env().withDefaults())
+	g.settings.Root = root
+	c := g.controlClient()
+	c.patience = 0
+	if _, err := askDaemonForDoctor(t.Context(), c); !errors.Is(err, doctor.ErrNoDaemon) {
+		t.Errorf("nobody listens: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(c.path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", c.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(daemon.View{
+			Version: "1.2.3", Activity: "beating", Trouble: "MongoDB does not answer", RestartPending: true,
+			Warnings:  []bootstrap.Finding{{ID: "AMS-ADDRESS", Text: "no address"}},
+			Lifecycle: &lifecycle.View{Trouble: map[string]string{"hook": "denied", "cloud": "silent"}},
+		})
+	})}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	v, err := askDaemonForDoctor(t.Context(), c)
+	want := doctor.DaemonView{Version: "1.2.3", Activity: "beating", Trouble: []string{
+		"MongoDB does not answer", "cloud: silent", "hook: denied",
+		"Ant Media Server runs with other settings than its files have; it is restarted once nobody is on it", "AMS-ADDRESS: no address",
+	}}
+	if d := cmp.Diff(want, v); d != "" || err != nil {
+		t.Errorf("%v\n%s", err, d)
 	}
 }
