@@ -123,15 +123,19 @@ func onCloud(b *testing.B, name string, wait time.Duration) (opts metadata.Optio
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = meta.Close() })
+	opts.Endpoints = map[string]string{}
 	for _, e := range meta.Environ() {
 		key, origin, _ := strings.Cut(e, "=")
 		c := count(b, origin, wait)
 		counters, environ = append(counters, c), append(environ, key+"="+c.URL)
-		if key == endpoint(name) {
-			opts.Endpoints = map[string]string{name: c.URL}
+		switch key {
+		case endpoint(name):
+			opts.Endpoints[name] = c.URL
+		case "AMSAGENT_ALIBABA_ECS_ENDPOINT":
+			opts.Endpoints[alibaba.EndpointECS] = c.URL // tells the tags
 		}
 	}
-	if opts.Endpoints == nil {
+	if opts.Endpoints[name] == "" {
 		b.Fatalf("%s tells no address of its metadata: %q", name, meta.Environ())
 	}
 	root := b.TempDir()
@@ -175,7 +179,7 @@ func BenchmarkCloudIdentity(b *testing.B) {
 				}
 				inst, err := p.Instance(b.Context())
 				took = append(took, time.Since(began))
-				if role, _ := metadata.TagValue(inst.Tags, "role"); err != nil || d.Provider != name || inst.ID != fakecloud.ID(name, 1) || role != "edge" && name != metadata.Alibaba {
+				if role, _ := metadata.TagValue(inst.Tags, "role"); err != nil || d.Provider != name || inst.ID != fakecloud.ID(name, 1) || role != "edge" {
 					b.Fatalf("detected %s, instance %+v, %v", d.Provider, inst, err)
 				}
 				asked := taken(seen)
@@ -299,7 +303,9 @@ func TestCloudPollingChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	source, err := pollingOf(name)(metadata.Options{Endpoints: map[string]string{name: os.Getenv(endpoint(name))}}, fakecloud.ID(name, 1))
+	source, err := pollingOf(name)(metadata.Options{Endpoints: map[string]string{
+		name: os.Getenv(endpoint(name)), alibaba.EndpointECS: os.Getenv("AMSAGENT_ALIBABA_ECS_ENDPOINT"),
+	}}, fakecloud.ID(name, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
