@@ -15,7 +15,7 @@ import (
 const SecretFile = "/root/mongo.uri"
 
 // word is one argument of a command: quoted or plain.
-const word = `(?:"[^"\n]*"|'[^'\n]*'|[^\s;|&<>()"'#]+)`
+const word = `(?:"[^"\n]*"|'[^'\n]*'|<[\w. -]+>|[^\s;|&<>()"'#\\]+)`
 
 var (
 	argument = lazy(word)
@@ -117,6 +117,10 @@ func (d *document) switchMode(i int) {
 			return call
 		}
 		if _, err := netip.ParseAddr(mongo); err == nil && len(args) == 1 && (answered().MatchString(before) || answered().MatchString(after)) {
+			return call
+		}
+		if strings.HasPrefix(mongo, "<") {
+			d.find(IDSwitch, i, false, "the guide's "+mongo+" still stands where MongoDB's address belongs", "put the address there; "+hint)
 			return call
 		}
 		d.find(IDSwitch, i, true, d.why(mongo), hint)
@@ -249,12 +253,17 @@ func (d *document) opened() {
 		}
 		fixed := strings.Contains(l.text, "sed") && strings.Contains(l.text, "/etc/mongod.conf") && !strings.HasSuffix(l.text, `\`)
 		if fixed {
-			add := indent(l.text) + `printf 'security:\n  authorization: enabled\n' >>/etc/mongod.conf`
+			const text = `printf 'security:\n  authorization: enabled\n'`
+			to := " >>/etc/mongod.conf"
+			if strings.Contains(l.text, "sudo ") {
+				to = " | sudo tee -a /etc/mongod.conf >/dev/null" // whoever runs it is not root
+			}
+			add := indent(l.text) + text + to
 			if rest, ok := strings.CutPrefix(strings.TrimSpace(l.text), "- "); ok {
 				if strings.HasPrefix(rest, "[") {
 					fixed = false // a list of words has no shell
 				} else {
-					add = indent(l.text) + `- "printf 'security:\\n  authorization: enabled\\n' >>/etc/mongod.conf"`
+					add = indent(l.text) + `- "` + strings.ReplaceAll(text+to, `\`, `\\`) + `"`
 				}
 			}
 			if fixed {

@@ -1,0 +1,65 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// corpusDir holds real configuration files of AMS, beside the project.
+const corpusDir = "../../../shared/corpus/ams"
+
+// TestCorpus looks at the real files of every release, as they were shipped and after a join: nothing is wrong with them.
+func TestCorpus(t *testing.T) {
+	dirs, err := os.ReadDir(corpusDir)
+	if err != nil {
+		t.Skipf("no corpus of real configuration files beside the project: %v", err)
+	}
+	for _, d := range dirs {
+		t.Run(d.Name(), func(t *testing.T) {
+			c := newClinic(t)
+			target := filepath.Join(c.root, ams.DefaultDir)
+			c.remove("usr/local/antmedia")
+			if err := os.CopyFS(target, os.DirFS(filepath.Join(corpusDir, d.Name()))); err != nil {
+				t.Fatal(err)
+			}
+			err := filepath.WalkDir(target, func(p string, e fs.DirEntry, err error) error {
+				if err != nil {
+					return err
+				}
+				mode := fs.FileMode(0o644)
+				if e.IsDir() {
+					mode = 0o755
+				}
+				return os.Chmod(p, mode)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			version := strings.TrimSuffix(d.Name(), "-panel-saved")
+			release(version)(c)
+			files := []string{bootstrap.IDInstall, bootstrap.IDRelease, bootstrap.IDSections, bootstrap.IDFile, IDApps, bootstrap.IDFileOwner, IDSettings, IDBlanks, IDRedis}
+			look := func(when string) {
+				t.Helper()
+				for _, id := range files {
+					for _, r := range c.check(id) {
+						if r.Verdict != Good {
+							t.Errorf("%s: %s is %s: %s", when, r.ID, r.Verdict, r.Seen)
+						}
+					}
+				}
+			}
+			look("as shipped")
+			c.join("10.0.2.4")
+			look("after a join")
+		})
+	}
+}
