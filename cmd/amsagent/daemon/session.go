@@ -493,7 +493,7 @@ const amsSilent = 20 * time.Second
 func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, restart bool) error {
 	p := m.d.o.Periods
 	nobody := quiet{least: p.Quiet, after: time.Now()}
-	next := time.Now().Add(p.Drift)
+	next, rested := time.Now().Add(p.Drift), time.Now()
 	for {
 		m.d.view.setRestart(restart)
 		if restart && m.d.life.ready() && nobody.look(time.Now(), m.d.view.get()) && m.restartCutsNobody(ctx) {
@@ -521,10 +521,11 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, re
 		if ctx.Err() == nil {
 			m.d.mended(err)
 		}
-		if c != nil && c.Unread {
+		if c != nil && c.Unread && time.Since(rested) < restEvery {
 			collect()
 		} else {
 			m.d.program.rest()
+			rested = time.Now()
 		}
 		switch {
 		case c == nil:
