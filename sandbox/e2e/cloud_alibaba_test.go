@@ -345,3 +345,42 @@ func TestCloudAlibabaSpot(t *testing.T) {
 		t.Errorf("the API was called without a role: %+v", ess.Books())
 	}
 }
+
+// TestCloudAlibabaLaunch: a scale-out waits until the node serves, and is told so by
+// the node itself.
+func TestCloudAlibabaLaunch(t *testing.T) {
+	t.Parallel()
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-ready", Launching: true, Timeout: 30 * time.Second, Default: "ABANDON"})
+	h := newOnAlibaba(t, newDatabase(t), ess, 9, nil)
+	if err := ess.ScaleOut(h.id); err != nil {
+		t.Fatal(err)
+	}
+	h.noted(fakealibaba.Wait)
+	p := h.daemon()
+	told := h.noted(fakealibaba.Completed)
+	if told.Text != "CONTINUE" || h.row().State != cluster.StateActive || told.Time.Before(h.row().StateSince.Add(-clockGrain)) {
+		t.Errorf("told %+v, the row: %+v", told, h.row())
+	}
+	if m := ess.Members(); len(m) != 1 || m[0].State != "InService" {
+		t.Errorf("%+v", m)
+	}
+	p.life("the start is over", func(v lifecycle.View) bool { return v.Start == "" && v.State == lifecycle.StateActive })
+	// Out of service and back, of which no hook tells.
+	h.viewers(1)
+	if err := ess.Move(h.id, "Standby"); err != nil {
+		t.Fatal(err)
+	}
+	h.rowIs(cluster.StateDraining)
+	h.viewersGo()
+	p.life("it is parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked && v.Step == lifecycle.StepDone })
+	if h.serverRuns() || h.sessions().Cut.Viewers != 0 {
+		t.Errorf("parked: %+v", h.sessions())
+	}
+	if err := ess.Move(h.id, "InService"); err != nil {
+		t.Fatal(err)
+	}
+	h.rowIs(cluster.StateActive)
+	if !h.serverRuns() {
+		t.Error("it is in service, and Ant Media Server does not run")
+	}
+}
