@@ -108,14 +108,7 @@ func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
 		Args: []string{"--root", h.tree.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--stream-wait", "100ms", "--die-with", strconv.Itoa(os.Getpid())},
 	}
 	h.wrapper = filepath.Join(dir, "svc")
-	if err := h.svc.WriteWrapper(h.wrapper); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(h.wrapper)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.write(h.wrapper, strings.Replace(string(b), "exec ", "echo \"$1\" >>'"+h.wrapper+".log'\nexec ", 1))
+	h.wrap()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
@@ -127,6 +120,24 @@ func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
 		t.Fatalf("starting the service: %v: %s", err, out)
 	}
 	return h
+}
+
+// wrap writes the service command, with a list of what it was asked for.
+//
+// Nobody forks meanwhile: a child has what we have open for writing until it becomes
+// another program, and a file that somebody may write to cannot be run.
+func (h *host) wrap() {
+	h.t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if err := h.svc.WriteWrapper(h.wrapper); err != nil {
+		h.t.Fatal(err)
+	}
+	b, err := os.ReadFile(h.wrapper)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.write(h.wrapper, strings.Replace(string(b), "exec ", "echo \"$1\" >>'"+h.wrapper+".log'\nexec ", 1))
 }
 
 // proc gives the machine this one's /proc, without its connections: those of other
@@ -274,7 +285,12 @@ func (h *host) forget() {
 // until waits until why returns "".
 func until(t testing.TB, what string, why func() string) {
 	t.Helper()
-	deadline := time.Now().Add(25 * time.Second)
+	within(t, 25*time.Second, what, why)
+}
+
+func within(t testing.TB, patience time.Duration, what string, why func() string) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
 	for {
 		text := why()
 		if text == "" {
