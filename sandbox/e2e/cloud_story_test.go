@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,7 +48,7 @@ func cloudStories() []cloudStory {
 	return []cloudStory{
 		{
 			name: "aws", told: true, source: "aws-lifecycle", reason: "scale-in",
-			patient: fakecloud.Options{Lead: 10 * time.Second}, // from word to word
+			patient: fakecloud.Options{Lead: 90 * time.Second}, // from word to word
 			short:   fakecloud.Options{Lead: 5 * time.Second, Limit: 20 * time.Second},
 			unseen:  2500 * time.Millisecond, // a hook does not tell since when it waits
 		},
@@ -61,7 +62,7 @@ func cloudStories() []cloudStory {
 			// The groups are looked at every ten seconds or so, and nobody tells since when a
 			// machine waits: where nothing makes that longer, the agent reckons with the worst.
 			name: "alibaba", told: true, source: "alibaba-scaling", reason: "scale-in",
-			patient: fakecloud.Options{Lead: 20 * time.Second}, // to the first word
+			patient: fakecloud.Options{Lead: 90 * time.Second}, // to the first word
 			short:   fakecloud.Options{Lead: 24 * time.Second, Limit: 24 * time.Second},
 			unseen:  1500 * time.Millisecond, early: 13 * time.Second,
 		},
@@ -179,7 +180,14 @@ func (c cloudStory) taken(t *testing.T, h *onCloud, p *process) lifecycle.View {
 	if err := h.cloud.ScaleIn(h.id); err != nil {
 		t.Fatal(err)
 	}
-	h.rowIs(cluster.StateDraining)
+	// Who asks a service that fails asks it less often, 15 s apart at last.
+	within(t, time.Minute, "the row says draining", func() string {
+		n, err := h.client.Node(context.Background(), h.id)
+		if err == nil && n.State == cluster.StateDraining {
+			return ""
+		}
+		return fmt.Sprintf("%v, %+v", err, n)
+	})
 	t.Logf("the cluster knew %s after the notice", time.Since(begin).Round(10*time.Millisecond))
 	if p.ready() {
 		t.Error("a node that drains is ready")
@@ -208,7 +216,11 @@ func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut int) {
 		t.Errorf("the server ended at %s with %+v, and the row said left at %s", stopped.ModTime(), st, n.StateSince)
 	}
 	if !strings.HasPrefix(n.Reason, c.reason) || n.Cut == nil || *n.Cut != cut {
-		t.Errorf("the row: %+v", n)
+		said := "nothing"
+		if n.Cut != nil {
+			said = strconv.Itoa(*n.Cut)
+		}
+		t.Errorf("of %d sessions cut the row says %s: %+v", cut, said, n)
 	}
 	var told time.Time
 	if c.told {
@@ -262,14 +274,18 @@ func (c cloudStory) hangsUp(t *testing.T, h *onCloud) {
 func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
 	p := h.serving()
 	h.viewers(1)
-	v := c.taken(t, h, p)
+	c.taken(t, h, p)
 	ends := h.noted(fakecloud.Notice).Time.Add(max(h.cloud.Lead(), c.short.Limit))
 	var decides lifecycle.Moment
-	for _, m := range v.Timeline {
-		if m.Decides {
-			decides = m
+	// Some clouds have to be asked for it, which takes a moment.
+	v := p.life("the cloud's deadline decides", func(v lifecycle.View) bool {
+		for _, m := range v.Timeline {
+			if m.Decides {
+				decides = m
+			}
 		}
-	}
+		return !decides.Ends.IsZero()
+	})
 	span := decides.Ends.Sub(v.Begun)
 	if late := decides.Ends.Sub(ends); late > c.unseen || late < -cmp.Or(c.early, 3*time.Second) {
 		t.Fatalf("the cloud takes the machine at %s, and the agent believes in %s: %+v", ends, decides.Ends, v.Timeline)
@@ -304,15 +320,14 @@ func (c cloudStory) bursts(t *testing.T, h *onCloud) {
 			if i == 0 {
 				close(failing)
 			}
-			for _, heal := range []bool{true, false} {
+			// Their period is none of those in which the agent looks.
+			for _, d := range []time.Duration{900 * time.Millisecond, 1430 * time.Millisecond} {
 				select {
-				case <-time.After(time.Second):
+				case <-time.After(d):
 				case <-ctx.Done():
 					return
 				}
-				if heal {
-					h.meta.Heal()
-				}
+				h.meta.Heal()
 			}
 		}
 	})
