@@ -58,6 +58,9 @@ func checkConfig(_ context.Context, p *patient) []Result {
 	return one(good("%s", p.ConfigSeen))
 }
 
+// undoPath is where a join keeps what a leave needs.
+const undoPath = bootstrap.StateDir + "/undo.json"
+
 // checkSecrets finds passwords that every user of this machine can read.
 func checkSecrets(ctx context.Context, p *patient) []Result {
 	var found, read []string
@@ -91,12 +94,16 @@ func checkSecrets(ctx context.Context, p *patient) []Result {
 			errs = append(errs, look(f.Path, holdsPassword))
 		}
 	}
+	// What a leave needs has the former bytes of all files in it, their passwords too.
+	if f, err := p.store.Read(undoPath); err == nil && f.Exists() && f.Mode.Perm()&0o004 != 0 && p.reachable(f.Target) {
+		found = append(found, undoPath)
+	}
 	if err := errors.Join(errs...); err != nil && len(found) == 0 {
 		return one(notKnown(err))
 	}
 	switch {
 	case len(found) > 0:
-		return one(bad("chmod o-r FILE", "every user of this machine can read the password of MongoDB in %s", few(found)))
+		return one(bad("chmod o-r FILE", "every user of this machine can read passwords in %s", few(found)))
 	case len(read) == 0:
 		return one(good("no password of MongoDB is in any file"))
 	}
@@ -323,7 +330,12 @@ func checkViews(ctx context.Context, p *patient) []Result {
 	var found []Result
 	for _, d := range s.Disagree {
 		// A run that was killed is told with the agent's own files.
-		if d.ID != "STATUS-INTERRUPTED" {
+		switch d.ID {
+		case "STATUS-INTERRUPTED":
+		case "STATUS-STOPPED", "STATUS-NOT-SEEN", "STATUS-FILES":
+			// Such a node serves nobody, or only who does not need the others.
+			found = append(found, bad(d.Hint, "%s", d.Text).as(d.ID))
+		default:
 			found = append(found, warning(d.Hint, "%s", d.Text).as(d.ID))
 		}
 	}

@@ -332,6 +332,10 @@ func networkCases(open, closed int) []aCase {
 		{IDPorts, "taken", proc(listenTCP(5080, 77), ams.State{Activity: ams.ActivityInactive}), Bad, "", "taken by nginx (pid 7)"},
 		{IDPorts, "taken, by whom is not known", proc(listenTCP(1935, 78), ams.State{Activity: ams.ActivityInactive}), Bad, "", "taken by another process"},
 		{IDPorts, "one of them is another's", proc(listenTCP(5080, 77)+listenTCP(1935, 79), ams.State{Activity: ams.ActivityActive, MainPID: 9}), Bad, "", "5080 (HTTP) is taken by nginx"},
+		{IDPorts, "another port is configured", func(c *clinic) {
+			proc(listenTCP(1936, 77), ams.State{Activity: ams.ActivityInactive})(c)
+			c.put(server, "rtmp.port=1936\nclusterdb.host=\n")
+		}, Bad, "", "port 1936 (RTMP) is taken"},
 		{IDPorts, "who it is cannot be seen", proc(listenTCP(5080, 78), ams.State{Activity: ams.ActivityActive, MainPID: 7}), Unknown, "", "only root sees"},
 		{IDPorts, "it does not listen", proc("", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Warning, "", "nobody listens on port 5080"},
 		{IDPorts, "a tree", nil, Unknown, "", "does not run"},
@@ -469,6 +473,13 @@ func agentCases() []aCase {
 		{IDSecret, "for everybody, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "not for everybody"},
 		{IDSecret, "in the server's files", func(c *clinic) { c.put(server, "clusterdb.host=mongodb://u:secret@10.0.2.4\n") }, Bad, "", "red5.properties"},
 		{IDSecret, "in a key of its own", func(c *clinic) { c.put(liveApp, "db.host=10.0.2.4\ndb.password=secret\n") }, Bad, "", "LiveApp"},
+		{IDSecret, "in the undo record", func(c *clinic) {
+			c.join("10.0.2.4")
+			for _, dir := range []string{"var", "var/lib", "var/lib/amsagent"} {
+				c.mode(dir, 0o755)
+			}
+			c.mode("var/lib/amsagent/undo.json", 0o644)
+		}, Bad, "", "undo.json"},
 		{IDSecret, "no secret", func(c *clinic) { c.secret(0o644); c.put("etc/amsagent/mongo", "10.0.2.4\n") }, Good, "", "no password"},
 		{IDSecret, "a folder", func(c *clinic) { c.o.Secrets = []string{"/etc"} }, Unknown, "", "etc"},
 
@@ -527,6 +538,7 @@ func agentCases() []aCase {
 		{IDViews, "no node", nil, Good, "", "no node"},
 		{IDViews, "agree", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Looked: true, Address: "10.0.0.5"}}, nil), Good, "", "in the cluster as 10.0.0.5"},
 		{IDViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "STATUS-DRIFT", "edited"},
+		{IDViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SEEN", Text: "old", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SEEN", "old"},
 		{IDViews, "the registry was not seen", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Err: "no answer"}}, nil), Unknown, "", "no answer"},
 		{IDViews, "nothing was seen", status(bootstrap.Status{}, fs.ErrPermission), Unknown, "", "permission"},
 	}

@@ -113,7 +113,7 @@ systemctl daemon-reload; systemctl restart `+nodeUnit)
 	})
 	all = doctorOn(t, n)
 	finds(t, all, "AMS-PORTS", doctor.Bad, "port 1935 (RTMP) is taken by sandbox (pid ")
-	finds(t, all, "STATUS-STOPPED", doctor.Warning, nodeUnit)
+	finds(t, all, "STATUS-STOPPED", doctor.Bad, nodeUnit)
 	n.sh(t, `systemctl stop squatter; systemctl mask -q `+nodeUnit+` 2>/dev/null || ln -sf /dev/null /run/systemd/system/`+nodeUnit+`; systemctl daemon-reload`)
 	if strings.Contains(n.sh(t, `systemctl show -p LoadState --value `+nodeUnit), "masked") {
 		finds(t, doctorOn(t, n), "AMS-SERVICE", doctor.Bad, "masked")

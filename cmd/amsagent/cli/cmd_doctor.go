@@ -193,7 +193,7 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 	s.values[keyRoot] = value{text: root, origin: s.origin(keyRoot)}
 	g.apply(s)
 	for _, w := range s.warnings {
-		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w})
+		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "amsagent help environment lists the variables"})
 	}
 	seen = early.Config + " is read"
 	if src.file == nil {

@@ -4,8 +4,10 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -21,6 +23,8 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/aws"
 )
 
 func doctorSample() doctorData {
@@ -383,5 +387,33 @@ func TestAskDaemonForDoctor(t *testing.T) {
 	}}
 	if d := cmp.Diff(want, v); d != "" || err != nil {
 		t.Errorf("%v\n%s", err, d)
+	}
+}
+
+// A cloud that is none has no hooks, and a machine that nobody names has none that are known.
+func TestDoctorHooksElsewhere(t *testing.T) {
+	g := newGlobals((&testEnv{}).env().withDefaults())
+	ask := func(inst metadata.Instance, err error) (doctor.HookView, error) {
+		return g.doctorHooks(nil, func(context.Context) (metadata.Instance, error) { return inst, err }).TerminationHook(t.Context())
+	}
+	for _, p := range []string{metadata.None, metadata.Generic, ""} {
+		if v, err := ask(metadata.Instance{ID: "m-1", Provider: p}, nil); err != nil || v.Without == "" {
+			t.Errorf("%q: %+v, %v", p, v, err)
+		}
+	}
+	if _, err := ask(metadata.Instance{}, metadata.ErrNotReady); !errors.Is(err, metadata.ErrNotReady) {
+		t.Errorf("%v", err)
+	}
+	for err, want := range map[error]string{
+		&lifecycle.DeniedError{Permission: "a:B", Policy: "{}", Err: errors.New("no")}: "a:B",
+		&aws.DeniedError{Action: "c:D", Policy: "{}", Reason: "no"}:                    "c:D",
+	} {
+		v, denied := deniedView(doctor.HookView{Group: "g"}, fmt.Errorf("asking: %w", err))
+		if !denied || v.Denied != want || v.Policy != "{}" || v.Answer != "no" || v.Group != "g" {
+			t.Errorf("%+v", v)
+		}
+	}
+	if _, denied := deniedView(doctor.HookView{}, errors.New("other")); denied {
+		t.Error("any error is a denial")
 	}
 }
