@@ -7,6 +7,7 @@ package e2e
 
 import (
 	"bytes"
+	"debug/elf"
 	"maps"
 	"os"
 	"os/exec"
@@ -168,6 +169,9 @@ make -s package VERSION=v1.0.0-4-gabc1234 >&2`, "bash", dir, as.umask)
 		if err != nil {
 			t.Fatal(err)
 		}
+		if sums == nil {
+			packageMachines(t, filepath.Join(dir, "build/packages"))
+		}
 		b, err := os.ReadFile(filepath.Join(dir, "build/packages/SHA256SUMS"))
 		if err != nil {
 			t.Fatal(err)
@@ -176,6 +180,65 @@ make -s package VERSION=v1.0.0-4-gabc1234 >&2`, "bash", dir, as.umask)
 	}
 	if strings.Count(sums[0], "\n") != 4 || sums[0] != sums[1] {
 		t.Errorf("one:\n%s\nanother:\n%s", sums[0], sums[1])
+	}
+}
+
+// packageMachines: each package says for which machine it is, and its program is one of that.
+func packageMachines(t *testing.T, dir string) {
+	t.Helper()
+	for _, m := range []struct {
+		deb, rpm string
+		machine  elf.Machine
+	}{{"amd64", "x86_64", elf.EM_X86_64}, {"arm64", "aarch64", elf.EM_AARCH64}} {
+		deb := filepath.Join(dir, "amsagent_1.0.0+4.gabc1234-1_"+m.deb+".deb")
+		if out, err := exec.Command("dpkg-deb", "-f", deb, "Architecture").CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != m.deb {
+			t.Errorf("%s is for %s, %v", filepath.Base(deb), out, err)
+		}
+		rpm := filepath.Join(dir, "amsagent-1.0.0+4.gabc1234-1."+m.rpm+".rpm")
+		if out, err := exec.Command(packageTool(t, "rpm"), "-qp", "--qf", "%{ARCH}", rpm).Output(); err != nil || string(out) != m.rpm {
+			t.Errorf("%s is for %s, %v", filepath.Base(rpm), out, err)
+		}
+		b, err := exec.Command("sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -xO ./usr/bin/amsagent`, "sh", deb).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := elf.NewFile(bytes.NewReader(b))
+		if err != nil || f.Machine != m.machine {
+			t.Errorf("the program in %s: %v, %v", filepath.Base(deb), f, err)
+		}
+	}
+}
+
+// TestPackageCompletions: each shell that is here reads its script.
+func TestPackageCompletions(t *testing.T) {
+	dir := t.TempDir()
+	if err := packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir); err != nil {
+		t.Fatal(err)
+	}
+	for shell, file := range map[string]string{
+		"bash": "bash-completion/completions/amsagent", "zsh": "zsh/vendor-completions/_amsagent", "fish": "fish/vendor_completions.d/amsagent.fish",
+	} {
+		t.Run(shell, func(t *testing.T) {
+			path, err := exec.LookPath(shell)
+			if err != nil {
+				t.Skipf("%s is not installed", shell)
+			}
+			if out, err := exec.Command(path, "-n", dir+"/usr/share/"+file).CombinedOutput(); err != nil || len(out) > 0 {
+				t.Errorf("%v %s", err, out)
+			}
+		})
+	}
+	// And bash completes with it.
+	out, err := exec.Command("bash", "-euc", `PATH=$1/usr/bin:$PATH
+_get_comp_words_by_ref() { cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD; }
+_init_completion() { _get_comp_words_by_ref; }
+__ltrim_colon_completions() { :; }; compopt() { :; }
+. "$1/usr/share/bash-completion/completions/amsagent"
+COMP_WORDS=(amsagent sta) COMP_CWORD=1 COMP_LINE='amsagent sta' COMP_POINT=12 COMP_TYPE=9
+__start_amsagent
+echo "${COMPREPLY[@]}"`, "bash", dir).CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "status" {
+		t.Errorf("after `amsagent sta` bash offers %q, %v", out, err)
 	}
 }
 
