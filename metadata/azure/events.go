@@ -166,12 +166,11 @@ func (w *watch) loop(ctx context.Context) {
 			continue
 		case <-timer.C:
 		}
-		began := time.Now()
 		err := w.look(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		pause := w.o.Interval - time.Since(began)
+		pause := untilTick(w.o.Interval)
 		if err == nil {
 			failures = 0
 			w.well()
@@ -180,8 +179,19 @@ func (w *watch) loop(ctx context.Context) {
 			w.trouble(err)
 			pause = backOff(w.o.Interval, failures, err)
 		}
-		timer.Reset(max(pause, 0))
+		timer.Reset(pause)
 	}
+}
+
+// untilTick is the time to the next of the moments that are an interval apart by the clock. So all that is looked at wakes
+// the process together, which costs more than a look does. The service is the machine's own: nobody else's looks meet ours
+// there. A moment that is nearly here is the one that was waited for.
+func untilTick(every time.Duration) time.Duration {
+	left := every - time.Duration(time.Now().UnixNano())%every
+	if left < every/10 {
+		left += every
+	}
+	return left
 }
 
 // backOff doubles the interval with every failure, and shortens it at random so that a fleet whose service comes back

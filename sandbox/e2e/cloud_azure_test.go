@@ -410,6 +410,10 @@ func TestCloudAzureBoot(t *testing.T) {
 	if n := h.written(fakeazure.Throttled); n > 0 {
 		t.Errorf("%d requests were too many", n)
 	}
+	// Events were asked for while the machine did not know itself yet.
+	if !slices.ContainsFunc(late.Requests(), func(r fakeazure.Request) bool { return r.Path == "/metadata/scheduledevents" && r.Status == 410 }) {
+		t.Errorf("nobody asked for events at first: %+v", late.Requests())
+	}
 }
 
 // TestCloudAzureValve: Azure's gateway sends a header that makes Tomcat's

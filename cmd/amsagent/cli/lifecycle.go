@@ -30,6 +30,7 @@ const daemonUnit = "amsagent.service"
 func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	s := a.g.settings
 	c := newCloud(a)
+	c.begin(a.cmd.Context())
 	l := &daemon.Lifecycle{
 		New: lifecycle.NewManager, Leaver: a.machine,
 		Options: lifecycle.Options{
@@ -182,8 +183,34 @@ func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error 
 	return c.source.Watch(ctx, report)
 }
 
+// begin opens a cloud whose signals are to be asked for from the first moment on, if the firmware shows it. Later somebody
+// who waits for the metadata may be in the way.
+func (c *cloud) begin(ctx context.Context) {
+	p := c.a.g.settings.Provider
+	if p == "auto" {
+		opts, err := c.a.g.metadataOptions("")
+		if err != nil {
+			return // it is said where it matters
+		}
+		opts.NoNetwork = true
+		d, err := metadata.Detect(ctx, opts)
+		if err != nil {
+			return
+		}
+		p = d.Provider
+	}
+	if p == metadata.Azure {
+		_ = c.open(metadata.Instance{Provider: p}) // or else it is tried again
+	}
+}
+
 // settle finds out which cloud this is, however long that takes.
 func (c *cloud) settle(ctx context.Context) error {
+	select {
+	case <-c.known:
+		return nil
+	default:
+	}
 	for {
 		inst, err := c.who(ctx)
 		if err != nil {
