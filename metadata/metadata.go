@@ -36,8 +36,6 @@ type (
 	Options = cloud.Options
 	// Error says what was asked of which service, what came back, and what to do.
 	Error = cloud.Error
-	// UnsupportedError is what opening a known cloud without a provider gives.
-	UnsupportedError = cloud.UnsupportedError
 )
 
 // What a caller may branch on; see package cloud.
@@ -47,7 +45,6 @@ var (
 	ErrNotFound        = cloud.ErrNotFound
 	ErrForbidden       = cloud.ErrForbidden
 	ErrBadAnswer       = cloud.ErrBadAnswer
-	ErrUnsupported     = cloud.ErrUnsupported
 	ErrUnknownProvider = cloud.ErrUnknownProvider
 )
 
@@ -64,8 +61,7 @@ const (
 // Names returns the names that Open knows, in the order of help texts.
 func Names() []string { return []string{AWS, Azure, Alibaba, GCP, Generic, None} }
 
-// Open opens a provider by its name. It makes no request. For a cloud whose provider this build lacks the error matches
-// ErrUnsupported: such a machine can still be described by Generic.
+// Open opens a provider by its name. It makes no request.
 func Open(provider string, opts Options) (Provider, error) {
 	switch provider {
 	case AWS:

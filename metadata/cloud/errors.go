@@ -21,8 +21,6 @@ var (
 	ErrForbidden = errors.New("the metadata service refuses")
 	// ErrBadAnswer: the service answers something that cannot be what was asked for.
 	ErrBadAnswer = errors.New("unusable answer from the metadata service")
-	// ErrUnsupported: this build has no provider for a cloud that it knows by name.
-	ErrUnsupported = errors.New("no metadata provider for this cloud in this build")
 	// ErrUnknownProvider: not the name of any cloud.
 	ErrUnknownProvider = errors.New("unknown metadata provider")
 )
@@ -77,29 +75,10 @@ func (e *Error) Unwrap() []error {
 	return out
 }
 
-// UnsupportedError is what opening a known cloud without a provider gives. It matches ErrUnsupported.
-type UnsupportedError struct{ Provider string }
-
-// Error implements error.
-func (e *UnsupportedError) Error() string {
-	return fmt.Sprintf("%v: %s", ErrUnsupported, e.Provider)
-}
-
-// Is makes errors.Is match ErrUnsupported.
-func (e *UnsupportedError) Is(target error) bool { return target == ErrUnsupported }
-
-// Hint says what an operator can do.
-func (e *UnsupportedError) Hint() string {
-	return "with --provider generic the machine's own facts are used: cloud-init's instance data or the machine id, the host name and the address of the default route"
-}
-
 // HintOf returns the hint carried by err or by an error it wraps, or "".
 func HintOf(err error) string {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Hint
-	}
-	if e, ok := errors.AsType[*UnsupportedError](err); ok {
-		return e.Hint()
 	}
 	return ""
 }

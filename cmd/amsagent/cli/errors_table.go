@@ -56,12 +56,12 @@ const (
 	idMongoUnsupported = "AMS-MONGO-UNSUPPORTED"
 	idMongoConfig      = "AMS-MONGO-CONFIG"
 
-	idMetadataWrongCloud  = "AMS-METADATA-WRONG-CLOUD"
-	idMetadataNotReady    = "AMS-METADATA-NOT-READY"
-	idMetadataNotFound    = "AMS-METADATA-NOT-FOUND"
-	idMetadataForbidden   = "AMS-METADATA-FORBIDDEN"
-	idMetadataBadAnswer   = "AMS-METADATA-BAD-ANSWER"
-	idMetadataUnsupported = "AMS-METADATA-UNSUPPORTED"
+	idMetadataWrongCloud = "AMS-METADATA-WRONG-CLOUD"
+	idMetadataNotReady   = "AMS-METADATA-NOT-READY"
+	idMetadataNotFound   = "AMS-METADATA-NOT-FOUND"
+	idMetadataForbidden  = "AMS-METADATA-FORBIDDEN"
+	idMetadataBadAnswer  = "AMS-METADATA-BAD-ANSWER"
+	idMetadataUnknown    = "AMS-METADATA-UNKNOWN"
 )
 
 // errNoMongo: no setting, no tag and no file says where MongoDB is.
@@ -185,9 +185,12 @@ func errorTable() []errorClass {
 			match:   is(metadata.ErrBadAnswer), hint: metadataHint,
 		},
 		{
-			id: idMetadataUnsupported, exit: exitUsage,
-			meaning: "this build cannot read the metadata of that cloud",
-			match:   is(metadata.ErrUnsupported, metadata.ErrUnknownProvider), hint: metadataHint,
+			id: idMetadataUnknown, exit: exitUsage,
+			meaning: "that is no cloud that this build knows",
+			match:   is(metadata.ErrUnknownProvider),
+			hint: func(error, *globals) []string {
+				return []string{"leave --provider to auto, or take generic: the machine's own facts are used"}
+			},
 		},
 
 		// The other libraries: the particular first, a time that ran out last.

@@ -5,7 +5,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"strconv"
 	"strings"
 
@@ -68,21 +67,11 @@ func (g *globals) readInstance(ctx context.Context, record string) (machine, err
 	g.log().Debug("provider", "name", m.Detection.Provider, "by", by.Source, "value", by.Value)
 
 	m.Provider, err = metadata.Open(m.Detection.Provider, opts)
-	if errors.Is(err, metadata.ErrUnsupported) && g.settings.Provider == "auto" {
-		// Nobody asked for this cloud's metadata by name, and the machine's own facts are enough to join.
-		g.log().Warn("this build cannot read the metadata of the cloud it runs on; the machine's own facts are used",
-			"cloud", m.Detection.Provider)
-		m.Provider, err = metadata.Open(metadata.Generic, opts)
-	}
 	if err != nil {
 		return machine{}, err
 	}
 	if m.Instance, err = m.Provider.Instance(ctx); err != nil {
 		return machine{}, err
-	}
-	if g.settings.Provider == "auto" {
-		// Also where its own metadata could not be read, it is that cloud that the machine runs on.
-		m.Instance.Provider = m.Detection.Provider
 	}
 	// A tag may hold a connection string; whatever else is printed, its password is not.
 	for _, v := range m.Instance.Tags {

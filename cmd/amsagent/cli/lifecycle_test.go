@@ -21,10 +21,11 @@ import (
 // does not hold a machine that is elsewhere, known by its metadata or not.
 func TestCloudWithoutHooks(t *testing.T) {
 	mute := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
-	defer mute.Close()
+	t.Cleanup(mute.Close)
 	hook := lifecycle.Hook{Provider: "aws", Group: "edge", Name: "drain"}
 	for provider, gone := range map[string]bool{"none": true, "generic": true, "gcp": true, "azure": true, "alibaba": true, "aws": false} {
 		t.Run(provider, func(t *testing.T) {
+			t.Parallel() // some wait for a service that never answers
 			g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
 			g.logger = slog.New(slog.DiscardHandler)
 			g.settings.Provider, g.settings.Root = provider, t.TempDir()
@@ -50,8 +51,10 @@ func TestCloudWithoutHooks(t *testing.T) {
 			if !gone && !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("an AWS that does not answer: %v", err)
 			}
-			if h, err := c.Discover(call, false); !hasHooks(provider) && (h != nil || err != nil) {
-				t.Errorf("discover: %v, %v", h, err)
+			if !hasHooks(provider) {
+				if h, err := c.Discover(call, false); h != nil || err != nil {
+					t.Errorf("discover: %v, %v", h, err)
+				}
 			}
 			cancel()
 			<-ended
