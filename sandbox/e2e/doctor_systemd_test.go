@@ -85,6 +85,30 @@ func TestSystemdDoctor(t *testing.T) {
 	finds(t, all, "AMS-NO-DAEMON", doctor.Bad, "nobody drains it")
 	finds(t, all, "AMS-SETTINGS", doctor.Good, "the same database")
 
+	// With its units, as the package installs them.
+	for _, unit := range []string{convergeUnit, daemonUnit} {
+		nodeCopy(t, "../../packaging/systemd/"+unit, n.path("/etc/systemd/system/"+unit))
+	}
+	n.sh(t, `chmod 644 /etc/systemd/system/amsagent*; ln -sf /usr/local/bin/amsagent /usr/bin/amsagent; systemctl daemon-reload`)
+	if r := n.run(t, "amsagent", "join", "--mongo", nodeMongo); r.code != 0 {
+		t.Fatal(r)
+	}
+	if r := n.run(t, "amsagent", "status", "--wait", "active", "--timeout", "30s"); r.code != 0 {
+		t.Fatal(r)
+	}
+	all = doctorOn(t, n)
+	finds(t, all, "AMS-DAEMON", doctor.Good, daemonUnit+" active")
+	finds(t, all, "AMS-NO-DAEMON", doctor.Good, "")
+	finds(t, all, "AMS-TIMELINE", doctor.Good, "power-off gives it 15m (less: who is still there is cut)")
+	n.sh(t, `systemctl stop amsagent; systemctl disable -q amsagent`)
+	all = doctorOn(t, n)
+	finds(t, all, "AMS-DAEMON", doctor.Bad, daemonUnit+" is inactive")
+	finds(t, all, "AMS-NO-DAEMON", doctor.Bad, "nobody drains it")
+	n.sh(t, `systemctl start amsagent`)
+	finds(t, doctorOn(t, n), "AMS-DAEMON", doctor.Bad, "does not start at boot")
+	// From here on nobody is to mend what is broken.
+	n.sh(t, `systemctl disable -q --now amsagent amsagent-node; rm /etc/systemd/system/amsagent*.service; systemctl daemon-reload`)
+
 	// A later drop-in stands over ours.
 	n.sh(t, `mkdir -p /etc/systemd/system/`+nodeUnit+`.d
 printf '[Service]\nEnvironment=AMS_HOST_ADDRESS=10.7.7.7\nTimeoutStopSec=5\nLimitNOFILE=1024\n' >/etc/systemd/system/`+nodeUnit+`.d/60-local.conf
