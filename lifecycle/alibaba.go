@@ -170,7 +170,7 @@ func alibabaScaling(instance string, s alibaba.Signal) (notices []Notice, known 
 type alibabaAPI interface {
 	Membership(ctx context.Context) (*alibaba.Membership, error)
 	Pending(ctx context.Context, group string) ([]alibaba.Action, error)
-	HookTimeout(ctx context.Context, group string, hooks []string) (time.Duration, error)
+	Hooks(ctx context.Context, group string) ([]alibaba.LifecycleHook, error)
 	Heartbeat(ctx context.Context, hook, token string, wait time.Duration) error
 	Complete(ctx context.Context, hook, token string, abandon bool) error
 }
@@ -273,6 +273,10 @@ func (c *AlibabaCompleter) look(ctx context.Context, launching bool) (*Hook, err
 		return nil, alibabaError(err)
 	}
 	if len(actions) == 0 {
+		hooks, err := c.api.Hooks(ctx, m.Group)
+		if err == nil && !slices.ContainsFunc(hooks, func(h alibaba.LifecycleHook) bool { return h.Launching == launching }) {
+			return nil, nil //nolint:nilnil // nothing will wait
+		}
 		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", ErrNoAction, m.State)
 	}
 	return c.hold(ctx, alibabaHook(m.Group, actions, launching, time.Now()))
@@ -294,10 +298,7 @@ func (c *AlibabaCompleter) hold(ctx context.Context, h *Hook) (*Hook, error) {
 	case !denied && !limited:
 		return nil, err
 	}
-	own, terr := c.api.HookTimeout(ctx, h.Group, strings.Split(h.Name, hookSeparator))
-	if terr != nil || own <= 0 {
-		own = alibaba.DefaultWait
-	}
+	own := c.ownTime(ctx, h)
 	h.Timeout = own
 	if limited {
 		// Nothing prolongs it.
@@ -305,6 +306,21 @@ func (c *AlibabaCompleter) hold(ctx context.Context, h *Hook) (*Hook, error) {
 	}
 	c.log.Info("the hook waits for its own time, since no heartbeat of ours gets through", "hook", h.Name, "timeout", own, "err", err)
 	return h, nil
+}
+
+// ownTime is the shortest of the times that the parts of a hook wait by themselves.
+func (c *AlibabaCompleter) ownTime(ctx context.Context, h *Hook) time.Duration {
+	all, err := c.api.Hooks(ctx, h.Group)
+	if err != nil {
+		c.log.Debug("the hooks of the group cannot be read", "group", h.Group, "err", err)
+	}
+	var least time.Duration
+	for _, one := range all {
+		if slices.Contains(strings.Split(h.Name, hookSeparator), one.ID) && one.Timeout > 0 && (least == 0 || one.Timeout < least) {
+			least = one.Timeout
+		}
+	}
+	return cmp.Or(least, alibaba.DefaultWait)
 }
 
 // alibabaHook makes one hook of the actions that wait for this machine.

@@ -123,7 +123,7 @@ type essFake struct {
 	longest time.Duration
 	err     map[string]error // by call
 	appears int              // looks after which the actions are listed
-	own     time.Duration    // what the hook waits for by itself
+	hooks   []alibaba.LifecycleHook
 	said    []string
 }
 
@@ -147,8 +147,8 @@ func (f *essFake) Pending(_ context.Context, group string) ([]alibaba.Action, er
 	return out, nil
 }
 
-func (f *essFake) HookTimeout(context.Context, string, []string) (time.Duration, error) {
-	return f.own, f.err["hooks"]
+func (f *essFake) Hooks(context.Context, string) ([]alibaba.LifecycleHook, error) {
+	return f.hooks, f.err["hooks"]
 }
 
 func cmp2(a, b error) error {
@@ -209,7 +209,12 @@ func TestAlibabaDiscover(t *testing.T) {
 	noBeat := &alibaba.DeniedError{Action: "ess:RecordLifecycleActionHeartbeat", Policy: "{}", Reason: "no"}
 	unheld := func(beat error, own time.Duration, hooks error) *essFake {
 		f := removing(alone)
-		f.err["beat"], f.own, f.err["hooks"] = beat, own, hooks
+		f.err["beat"], f.err["hooks"] = beat, hooks
+		f.hooks = []alibaba.LifecycleHook{{ID: "ash-1", Timeout: own}, {ID: "ash-9", Timeout: time.Minute}}
+		return f
+	}
+	hooked := func(f *essFake, hooks ...alibaba.LifecycleHook) *essFake {
+		f.hooks = hooks
 		return f
 	}
 	fixed := hook("ash-1", "t-1", 5*time.Minute)
@@ -224,8 +229,11 @@ func TestAlibabaDiscover(t *testing.T) {
 		{"alone", removing(alone), false, hook("ash-1", "t-1", 40*time.Minute), nil},
 		{"one token for three machines", removing(shared), false, hook("ash-2", "t-2", 2*time.Hour, "i-2", "i-3"), nil},
 		{"two hooks", removing(alone, shared), false, hook("ash-1,ash-2", "t-1,t-2", 2*time.Hour, "i-2", "i-3"), nil},
-		{"listed a moment later", &essFake{member: removing().member, actions: []alibaba.Action{alone}, waits: map[string]bool{"t-1": true}, appears: 3}, false, hook("ash-1", "t-1", 40*time.Minute), nil},
-		{"removing, and not yet waiting", in("Removing", removing()), false, nil, ErrNoAction},
+		{"listed a moment later", &essFake{member: removing().member, actions: []alibaba.Action{alone}, hooks: []alibaba.LifecycleHook{{ID: "ash-1"}}, waits: map[string]bool{"t-1": true}, appears: 3}, false, hook("ash-1", "t-1", 40*time.Minute), nil},
+		{"removing, and not yet waiting", hooked(in("Removing", removing()), alibaba.LifecycleHook{ID: "ash-1"}), false, nil, ErrNoAction},
+		{"a group without a hook", in("Removing", removing()), false, nil, nil},
+		{"a group with the other hook", hooked(in("Removing", removing()), alibaba.LifecycleHook{ID: "ash-1", Launching: true}), false, nil, nil},
+		{"nobody may look at the hooks", &essFake{member: in("Removing", removing()).member, err: map[string]error{"hooks": noBeat}}, false, nil, ErrNoAction},
 		{"in no group", in("", removing(alone)), false, nil, nil},
 		{"standby", in("Standby", removing(alone)), false, nil, nil},
 		{"in service still", in("InService", removing(alone)), false, nil, ErrNoAction},

@@ -228,16 +228,20 @@ func TestWords(t *testing.T) {
 	}
 }
 
-func TestHookTimeout(t *testing.T) {
+func TestHooks(t *testing.T) {
 	t.Parallel()
 	s := newAPIServer(t, map[string][]answer{"DescribeLifecycleHooks": {
-		good(`{"LifecycleHooks":[{"LifecycleHookId":"ash-1","HeartbeatTimeout":600},{"LifecycleHookId":"ash-2","HeartbeatTimeout":300},{"LifecycleHookId":"ash-3","HeartbeatTimeout":30},{"LifecycleHookId":"ash-1","HeartbeatTimeout":-1}]}`),
+		good(`{"LifecycleHooks":[{"LifecycleHookId":"ash-1","HeartbeatTimeout":600,"LifecycleTransition":"SCALE_IN"},` +
+			`{"LifecycleHookId":"ash-2","HeartbeatTimeout":30,"LifecycleTransition":"SCALE_OUT","New":1},{"LifecycleHookId":"ash-3","HeartbeatTimeout":-1}]}`),
 		good(`{"LifecycleHooks":{"LifecycleHook":[]}}`),
 	}})
 	e, _ := openESS(t, rolled(t), s)
-	for _, want := range []time.Duration{5 * time.Minute, 0} {
-		if d, err := e.HookTimeout(t.Context(), "asg-1", []string{"ash-1", "ash-2"}); err != nil || d != want {
-			t.Errorf("%s, %v, want %s", d, err, want)
+	for _, want := range [][]alibaba.LifecycleHook{
+		{{ID: "ash-1", Timeout: 10 * time.Minute}, {ID: "ash-2", Launching: true, Timeout: 30 * time.Second}, {ID: "ash-3"}}, nil,
+	} {
+		got, err := e.Hooks(t.Context(), "asg-1")
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%v\n%s", err, diff)
 		}
 	}
 }

@@ -195,26 +195,44 @@ func (e *ESS) actions(ctx context.Context, activity, self string) ([]Action, err
 // DefaultWait is how long a hook waits for which nobody chose another time.
 const DefaultWait = 10 * time.Minute
 
-// HookTimeout is the shortest of the times that some hooks of a group wait for a first word; 0 where none of them is
-// there.
-func (e *ESS) HookTimeout(ctx context.Context, group string, hooks []string) (time.Duration, error) {
-	var out struct {
-		Hooks list[struct {
-			ID      string `json:"LifecycleHookId"`
-			Timeout int64  `json:"HeartbeatTimeout"`
-		}] `json:"LifecycleHooks"`
-	}
-	err := e.api.call(ctx, "DescribeLifecycleHooks", url.Values{"ScalingGroupId": {group}, "PageSize": {strconv.Itoa(pageSize)}}, &out)
-	if err != nil {
-		return 0, err
-	}
-	var least time.Duration
-	for _, h := range out.Hooks {
-		if d := time.Duration(h.Timeout) * time.Second; slices.Contains(hooks, h.ID) && d > 0 && d <= LongestWait && (least == 0 || d < least) {
-			least = d
+// LifecycleHook is one hook of a group.
+type LifecycleHook struct {
+	ID string
+	// Launching tells the hook of a start from that of an end.
+	Launching bool
+	// Timeout is how long it waits for a first word; 0 is not told.
+	Timeout time.Duration
+}
+
+// Hooks lists the hooks of a group.
+func (e *ESS) Hooks(ctx context.Context, group string) ([]LifecycleHook, error) {
+	var hooks []LifecycleHook
+	for page := 1; page <= maxPages; page++ {
+		var out struct {
+			Hooks list[struct {
+				ID         string `json:"LifecycleHookId"`
+				Transition string `json:"LifecycleTransition"`
+				Timeout    int64  `json:"HeartbeatTimeout"`
+			}] `json:"LifecycleHooks"`
+		}
+		err := e.api.call(ctx, "DescribeLifecycleHooks", url.Values{
+			"ScalingGroupId": {group}, "PageNumber": {strconv.Itoa(page)}, "PageSize": {strconv.Itoa(pageSize)},
+		}, &out)
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range out.Hooks {
+			hook := LifecycleHook{ID: h.ID, Launching: h.Transition == "SCALE_OUT"}
+			if h.Timeout > 0 && h.Timeout <= int64(LongestWait/time.Second) {
+				hook.Timeout = time.Duration(h.Timeout) * time.Second
+			}
+			hooks = append(hooks, hook)
+		}
+		if len(out.Hooks) < pageSize {
+			break
 		}
 	}
-	return least, nil
+	return hooks, nil
 }
 
 // Heartbeat makes an action wait for so long from now on. ErrOver means that it does not wait any more, ErrLimit that it

@@ -164,8 +164,8 @@ func TestOneTokenForThree(t *testing.T) {
 		if other := s.waits(0); other[0].Token != actions[0].Token || s.state(0) != "Removing:Wait" {
 			t.Errorf("another token: %+v, %s", other, s.state(0))
 		}
-		if d, err := s.ess[0].HookTimeout(t.Context(), "asg-1", []string{"ash-1"}); err != nil || d != 10*time.Minute {
-			t.Errorf("%s, %v", d, err)
+		if hooks, err := s.ess[0].Hooks(t.Context(), "asg-1"); err != nil || len(hooks) != 3 || hooks[0].Timeout != 10*time.Minute || !hooks[2].Launching {
+			t.Errorf("%+v, %v", hooks, err)
 		}
 		if err := s.ess[0].Complete(t.Context(), "ash-1", actions[0].Token, false); err != nil {
 			t.Fatal(err)
