@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -192,6 +193,10 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 	s.Root = root
 	s.values[keyRoot] = value{text: root, origin: s.origin(keyRoot)}
 	g.apply(s)
+	if s.origin(keyLogLevel).Layer == layerDefault {
+		// What fails on the way is a result. Who wants to see each attempt asks for it.
+		g.setForm(s.Output, s.Color, slog.LevelError)
+	}
 	for _, w := range s.warnings {
 		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "amsagent help environment lists the variables"})
 	}

@@ -186,6 +186,19 @@ func TestDoctorSettings(t *testing.T) {
 	}
 }
 
+// What fails on the way is a result, and not a line before it; unless somebody asks.
+func TestDoctorIsQuiet(t *testing.T) {
+	root := doctorTree(t)
+	args := []string{"--root", root, "--address", "10.0.0.5", "--provider", "aws"}
+	vars := map[string]string{"AMSAGENT_AWS_ENDPOINT": "http://127.0.0.1:1"}
+	if _, _, stderr := doctorJSON(t, vars, args...); stderr != "" {
+		t.Errorf("said: %s", stderr)
+	}
+	if _, _, stderr := doctorJSON(t, vars, append(args, "--log-level", "info")...); stderr == "" {
+		t.Error("nothing is said, although it was asked for")
+	}
+}
+
 // MongoDB that is not there has the id, the advice and the page that a join gives it.
 func TestDoctorMongo(t *testing.T) {
 	root := doctorTree(t)
