@@ -141,7 +141,7 @@ func TestCloudAzureTerminate(t *testing.T) {
 	// among them, and cancelled again.
 	day := make(chan error, 1)
 	go func() {
-		day <- h.azure.Set().WorstDay(context.Background(), h.vm, 2200*time.Millisecond, "edge_8", "edge_9")
+		day <- h.azure.Set().WorstDay(context.Background(), h.vm, 1600*time.Millisecond, "edge_8", "edge_9")
 	}()
 	h.rowIs(cluster.StateDraining) // the deletion
 	if p.ready() {

@@ -447,10 +447,12 @@ func (s *Set) WorstDay(ctx context.Context, vm string, step time.Duration, other
 		},
 		func() ([]string, error) {
 			s.Raw()
+			return announce(Event{Type: Terminate, VMs: all, Lead: 15 * time.Minute})
+		},
+		func() ([]string, error) {
 			s.Twice(true)
 			return announce(Event{Type: Reboot, VMs: others}, Event{Type: Terminate, VMs: others}, Event{Type: Preempt, VMs: others, Lead: 30 * time.Second})
 		},
-		func() ([]string, error) { return announce(Event{Type: Terminate, VMs: all, Lead: 15 * time.Minute}) },
 		func() ([]string, error) {
 			s.Twice(false)
 			s.NewFields(false)
