@@ -23,9 +23,10 @@ TAGS    := nethttpomithttp2
 GCFLAGS := -gcflags=all=-l -gcflags=runtime/...= -gcflags=crypto/...= -gcflags=internal/...=
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' $(GCFLAGS) -ldflags '$(LDFLAGS)'
 
-# The largest binary we accept, in bytes, stripped: 12 MB for what joins and leaves, of which MongoDB's driver has 9, and
-# 1 MB for the daemon with its sampling and its sockets, and 1.5 MB for the client of Auto Scaling with what drains by it.
-MAX_SIZE := 14500000
+# The largest binary we accept, in bytes, stripped: 12 MB for what joins and leaves, of which MongoDB's driver has 9; 1 MB for
+# the daemon with its sampling and its sockets; 1 MB for what drains and completes; 0.6 MB for the three clouds beside AWS;
+# 0.5 MB for the doctor with its pages, and for the seal. `make bench` measures what the clouds add.
+MAX_SIZE := 15300000
 
 FUZZTIME  ?= 20s
 BENCHTIME ?= 1s
