@@ -108,6 +108,8 @@ type onCloud struct {
 	*scaled
 	cloud fakecloud.Cloud
 	meta  fakecloud.Metadata
+	// touched is what the service had been asked for when the cloud began to take it.
+	touched int
 }
 
 func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakecloud.Options) *onCloud {
@@ -177,6 +179,7 @@ func (c cloudStory) taken(t *testing.T, h *onCloud, p *process) lifecycle.View {
 		t.Errorf("a node that serves: %+v", row)
 	}
 	begin := time.Now()
+	h.touched = h.touches()
 	if err := h.cloud.ScaleIn(h.id); err != nil {
 		t.Fatal(err)
 	}
@@ -237,6 +240,9 @@ func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut int) {
 	gone := h.noted(fakecloud.Gone)
 	if n.StateSince.After(told) || told.After(gone.Time) || gone.Late {
 		t.Errorf("the row said left at %s, the cloud was told at %s, and: %+v", n.StateSince, told, gone)
+	}
+	if n := h.touches() - h.touched; n != 1 {
+		t.Errorf("the service was asked for something %d times, and a stop is one", n)
 	}
 	if n := h.written(fakecloud.Answer); n > 1 || (n == 1) != c.told {
 		t.Errorf("the cloud was told %d times", n)
