@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Brings the Debian packages that a group of targets uses, or says what goes without them.
-# usage: deps.sh test|lint [install|skip|require]
+# usage: deps.sh test|lint|ci [install|skip|require]
 # Only `require`, which CI uses, fails where a package is missing after all; otherwise the tests that need it are skipped.
 set -euo pipefail
 
-group=${1:?usage: deps.sh test|lint [install|skip|require]}
+group=${1:?usage: deps.sh test|lint|ci [install|skip|require]}
 mode=${2:-install}
 
 # What proves the presence of each package is a file or a command, not dpkg: a JDK of another vendor will do.
@@ -35,6 +35,12 @@ test)
   want mandoc "the check of the man pages" has mandoc
   want groff "the same, by the program that formats them" has groff
   want man-db "the same, as a reader sees them" has man
+  ;;
+ci)
+  # These bring a service with them, which nobody wants on the machine on which he writes code.
+  want haproxy "the tests in which HAProxy reads what doctor corrected" has haproxy
+  want cloud-init "the same for cloud-config" has cloud-init
+  want shellcheck "the same for scripts" has shellcheck
   ;;
 lint)
   want shellcheck "the check of our shell scripts" has shellcheck
