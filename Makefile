@@ -62,7 +62,7 @@ ifneq ($(filter demo,$(MAKECMDGOALS)),)
 endif
 
 .PHONY: demo
-demo: build ## join and leave a sandbox cluster before your eyes; no root, no cloud, no AMS needed
+demo: build ## join and leave a sandbox cluster before your eyes, on a pretended CLOUD (aws, azure, alibaba, gcp); no root, no AMS needed
 	cd sandbox && $(GO) build -trimpath -buildvcs=false -o ../$(BUILD)/sandbox ./cmd/sandbox
 	@$(BUILD)/sandbox demo --cloud $(CLOUD) --agent $(BUILD)/amsagent
 

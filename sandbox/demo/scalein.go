@@ -392,7 +392,8 @@ func (d *demo) others() error {
 		cut = *row.Cut
 	}
 	d.print("   (a hyphen is \"not known\", which is not zero)")
-	d.print("   edge-1's entry in MongoDB, for who asks tomorrow: %s; reason: %s; sessions cut: %d", row.State, row.Reason, cut)
+	entry := fmt.Sprintf("edge-1's entry in MongoDB, for who asks tomorrow: %s; reason: %s; sessions cut: %d", row.State, row.Reason, cut)
+	d.print("   %s", strings.Join(fold(entry, screenWidth), "\n   "))
 	st, err := origin.stats()
 	return errors.Join(err,
 		d.check(row.State == cluster.StateLeft && strings.HasPrefix(row.Reason, d.words.reason) && cut == 0, "the row is %+v", row),
