@@ -144,6 +144,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"amsctl", "start"}, 2},
 		{[]string{"amsctl", "--state", "/x", "--root", "/x", "dance"}, 2},
 		{[]string{"amsctl", "--state", "/x", "--root", "/x", "--die-with-parent", "start"}, 2},
+		{[]string{"demo", "--help"}, 0},
+		{[]string{"demo", "--cloud", "nowhere"}, 2},
+		{[]string{"demo", "--agent", "/nowhere/at/all"}, 1},
 		{[]string{"tree"}, 2},
 		{[]string{"tree", "--variant", "9", "/nowhere/at/all"}, 1},
 	}
@@ -228,6 +231,63 @@ func TestAWS(t *testing.T) {
 	if status := ended(t, cmd); status != 0 {
 		t.Errorf("exit %d", status)
 	}
+}
+
+// TestClouds: what the page of the sandbox says about each cloud goes as it stands there.
+func TestClouds(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		started, begin, books string
+		leads                 []string // where: keys of the ready line
+	}{
+		{"aws --group edges --hook drain:terminating:60s --tag amsagent:role=edge", "/asg/terminate", "/asg/books", []string{"endpoint", "autoscaling"}},
+		{"azure --tag amsagent-role=edge", "/event?type=Terminate&lead=60000", "/books", []string{"endpoint"}},
+		{"alibaba --group edges --hook drain:in:60s --tag amsagent-role=edge", "/cloud/scale-in?instance=ID", "/cloud/books", []string{"endpoint", "api"}},
+		{"gcp --attribute amsagent-role=edge", "/preempt", "/books", []string{"endpoint"}},
+	} {
+		for _, text := range []string{c.started, "POST " + c.begin, c.books} {
+			if !strings.Contains(string(page), "`"+text+"`") {
+				t.Errorf("the page does not say %s", text)
+			}
+		}
+		said, cmd := serve(t, strings.Fields(c.started)...)
+		for _, key := range c.leads {
+			if at, _ := said[key].(string); !strings.HasPrefix(at, "http://127.0.0.1:") {
+				t.Errorf("%s: %s leads to %q", c.started, key, said[key])
+			}
+		}
+		control := "http://" + said["control"].(string)
+		before := fetched(t, http.MethodGet, control+c.books)
+		fetched(t, http.MethodPost, control+strings.Replace(c.begin, "=ID", "=i-bp13znx0m0me8cq0001", 1))
+		eventually(t, "a line in the books", func() bool { return fetched(t, http.MethodGet, control+c.books) != before })
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if status := ended(t, cmd); status != 0 {
+			t.Errorf("%s: exit %d", c.started, status)
+		}
+	}
+}
+
+// fetched is the body of an answer, which is to be 200.
+func fetched(t *testing.T, method, url string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s %s: %s, %v: %s", method, url, resp.Status, err, b)
+	}
+	return string(b)
 }
 
 func TestServersDieWithAnother(t *testing.T) {
