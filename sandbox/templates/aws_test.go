@@ -1,0 +1,585 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package templates
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/zclconf/go-cty/cty"
+
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+const (
+	awsCloudFormation = "../../packaging/cloud/aws/cloudformation.yaml"
+	awsTerraform      = "../../packaging/cloud/aws/terraform"
+)
+
+// awsCluster is what a template makes on AWS, with the names of things in the
+// words of this test. Both templates have to come out as the same.
+type awsCluster struct {
+	// Listeners: port, protocol and to whom.
+	Listeners []string
+	Targets   map[string]awsTargets
+	// Rules: who lets in whom, at which ports. What is not here is closed.
+	Rules  []string
+	Groups map[string]awsGroup
+	// Policies: role -> what it may do with what.
+	Policies map[string][]string
+	Mongo    awsMongo
+}
+
+type awsTargets struct {
+	Port, Protocol, Health string
+	Drain                  string
+	Cuts                   bool // connections to a node that is not ready
+}
+
+type awsGroup struct {
+	Name, Min, Max, Image, Type string
+	Subnets                     int
+	Targets, Security           []string
+	HealthCheck                 string
+	Hooks                       []string
+	Scaling                     string
+	Metadata                    []string
+	Tags                        []string
+	Encrypted, Public           bool
+	UserData                    string
+	After                       []string // of what it waits for: the disk of MongoDB, and so on
+}
+
+type awsMongo struct {
+	Image, Type        string
+	Security           []string
+	Metadata           []string
+	Encrypted          bool
+	Disk               string
+	Survives           bool
+	ConnectionIsEmpty  bool // no value of the secret in the template
+	Public             bool
+	UserData, Identity string
+}
+
+const awsSecret = "SECRET"
+
+// wantAWS is the list that both templates are held against.
+func wantAWS() awsCluster {
+	health := "HTTP 9771 /readyz 200, every 10 s, 2 up, 2 down"
+	hooks := []string{
+		"autoscaling:EC2_INSTANCE_LAUNCHING 900 ABANDON",
+		"autoscaling:EC2_INSTANCE_TERMINATING 300 CONTINUE",
+	}
+	join := "#!/bin/sh\nuntil aws secretsmanager get-secret-value --region REGION --secret-id SECRET --query SecretString --output text" +
+		" | amsagent join --mongo file:-; do sleep 15; done\n"
+	group := func(role string, targets, security []string) awsGroup {
+		return awsGroup{
+			Name: "NAME-" + role, Min: "1", Max: "10", Image: "ami-node", Type: "c7i.xlarge", Subnets: 2,
+			Targets: targets, Security: security, HealthCheck: "EC2", Hooks: hooks, Scaling: "ASGAverageCPUUtilization 60, out and in",
+			Metadata: []string{"enabled", "required", "hops 1", "tags enabled"}, Tags: []string{"Name=NAME-" + role, "amsagent:role=" + role},
+			Encrypted: true, Public: true, UserData: join, After: []string{"mongo"},
+		}
+	}
+	policy := func(role string) []string {
+		return []string{
+			"autoscaling:CompleteLifecycleAction autoscaling:RecordLifecycleActionHeartbeat" +
+				" on arn:PARTITION:autoscaling:REGION:ACCOUNT:autoScalingGroup:*:autoScalingGroupName/NAME-" + role,
+			"autoscaling:DescribeAutoScalingInstances autoscaling:DescribeLifecycleHooks on *",
+			"secretsmanager:GetSecretValue on SECRET",
+		}
+	}
+	return awsCluster{
+		Listeners: []string{"1935 TCP rtmp", "443 HTTPS origin", "5080 HTTP edge", "5443 HTTPS edge", "80 HTTP origin"},
+		Targets: map[string]awsTargets{
+			"origin": {Port: "5080", Protocol: "HTTP", Health: health, Drain: "3600"},
+			"edge":   {Port: "5080", Protocol: "HTTP", Health: health, Drain: "3600"},
+			"rtmp":   {Port: "1935", Protocol: "TCP", Health: health, Drain: "3600"},
+		},
+		Rules: []string{
+			"balancer tcp 443 from viewers", "balancer tcp 5080 from viewers", "balancer tcp 5443 from viewers", "balancer tcp 80 from viewers",
+			"mongo tcp 27017 from node",
+			"node tcp 5000 from node", "node tcp 5080 from balancer", "node tcp 5080 from node", "node tcp 9771 from balancer",
+			"node udp 50000-60000 from viewers",
+			"origin tcp 1935 from rtmp", "origin tcp 9771 from rtmp",
+			"rtmp tcp 1935 from publishers",
+		},
+		Groups: map[string]awsGroup{
+			"origin": group("origin", []string{"origin", "rtmp"}, []string{"node", "origin"}),
+			"edge":   group("edge", []string{"edge"}, []string{"node"}),
+		},
+		Policies: map[string][]string{
+			"origin": policy("origin"), "edge": policy("edge"), "mongo": {"secretsmanager:PutSecretValue on SECRET"},
+		},
+		Mongo: awsMongo{
+			Image: "ami-mongo", Type: "m7i.large", Security: []string{"mongo"}, Metadata: []string{"enabled", "required", "hops 1"},
+			Encrypted: true, Disk: "gp3 50 encrypted", Survives: true, ConnectionIsEmpty: true, Public: true, Identity: "mongo",
+		},
+	}
+}
+
+func loadAWSCloudFormation(t *testing.T) *cloudformation {
+	t.Helper()
+	return load(t, awsCloudFormation, map[string]any{
+		"NodeImage": "ami-node", "MongoImage": "ami-mongo", "Certificate": "arn:aws:acm:eu-west-1:1:certificate/x",
+		"ViewerCidr": "198.51.100.0/24", "PublisherCidr": "203.0.113.0/24",
+	})
+}
+
+func loadAWSTerraform(t *testing.T) *terraform {
+	t.Helper()
+	return evaluate(t, awsTerraform, map[string]cty.Value{
+		"region": cty.StringVal("eu-west-1"), "node_image": cty.StringVal("ami-node"), "mongo_image": cty.StringVal("ami-mongo"),
+		"certificate": cty.StringVal("arn:aws:acm:eu-west-1:1:certificate/x"),
+		"viewer_cidr": cty.StringVal("198.51.100.0/24"), "publisher_cidr": cty.StringVal("203.0.113.0/24"),
+	})
+}
+
+func TestAWSCloudFormation(t *testing.T) {
+	got := readAWSCloudFormation(t, loadAWSCloudFormation(t))
+	got.Mongo.UserData = ""
+	if diff := gocmp.Diff(wantAWS(), got); diff != "" {
+		t.Errorf("cloudformation.yaml makes something else than wanted (-want +got):\n%s", diff)
+	}
+}
+
+func TestAWSTerraform(t *testing.T) {
+	got := readAWSTerraform(t, loadAWSTerraform(t))
+	got.Mongo.UserData = ""
+	if diff := gocmp.Diff(wantAWS(), got); diff != "" {
+		t.Errorf("the module makes something else than wanted (-want +got):\n%s", diff)
+	}
+}
+
+// TestAWSPolicy: what the templates permit is what the agent itself says that it
+// needs, and the secret.
+func TestAWSPolicy(t *testing.T) {
+	provider, err := aws.New(cloud.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := provider.AutoScaling(aws.AutoScalingOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var policy struct {
+		Statement []struct {
+			Action   []string
+			Resource string
+		}
+	}
+	if err := json.Unmarshal([]byte(api.Policy("NAME-edge")), &policy); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, s := range policy.Statement {
+		slices.Sort(s.Action)
+		resource := strings.NewReplacer("arn:aws:autoscaling:*:*:", "arn:PARTITION:autoscaling:REGION:ACCOUNT:").Replace(s.Resource)
+		want = append(want, strings.Join(s.Action, " ")+" on "+resource)
+	}
+	want = append(want, "secretsmanager:GetSecretValue on SECRET")
+	slices.Sort(want)
+	if diff := gocmp.Diff(want, wantAWS().Policies["edge"]); diff != "" {
+		t.Errorf("-agent +template:\n%s", diff)
+	}
+}
+
+func num(v any) string {
+	if v == nil {
+		return ""
+	}
+	return fmt.Sprint(v)
+}
+
+func strs(v any) []string {
+	var out []string
+	list, ok := v.([]any)
+	if !ok && v != nil {
+		list = []any{v}
+	}
+	for _, e := range list {
+		out = append(out, fmt.Sprint(e))
+	}
+	return out
+}
+
+func ports(from, to any) string {
+	if num(from) == num(to) {
+		return num(from)
+	}
+	return num(from) + "-" + num(to)
+}
+
+func who(cidr any) string {
+	switch cidr {
+	case "198.51.100.0/24":
+		return "viewers"
+	case "203.0.113.0/24":
+		return "publishers"
+	}
+	return num(cidr)
+}
+
+func sorted(s []string) []string {
+	slices.Sort(s)
+	return s
+}
+
+// statements are a policy as lines. Whoever denies or names no resource is told as such.
+func statements(list []any) []string {
+	var out []string
+	for _, e := range list {
+		s := e.(object)
+		line := strings.Join(sorted(strs(cmp.Or[any](s["Action"], s["actions"]))), " ") + " on " +
+			strings.Join(strs(cmp.Or[any](s["Resource"], s["resources"])), " ")
+		if effect := cmp.Or[any](s["Effect"], s["effect"], "Allow"); effect != "Allow" {
+			line = num(effect) + " " + line
+		}
+		out = append(out, line)
+	}
+	return sorted(out)
+}
+
+// readAWSCloudFormation tells what the template makes in the words of the test.
+func readAWSCloudFormation(t *testing.T, c *cloudformation) awsCluster {
+	t.Helper()
+	words := strings.NewReplacer("${AWS::StackName}", "NAME", "${AWS::Region}", "REGION", "${AWS::AccountId}", "ACCOUNT",
+		"${AWS::Partition}", "PARTITION", "${MongoSecret}", awsSecret)
+	say := func(v any) string { return words.Replace(num(v)) }
+	// ${OriginTargets} -> origin
+	name := func(v any, suffix string) string {
+		s := strings.TrimSuffix(strings.TrimPrefix(num(v), "${"), "}")
+		if !strings.HasSuffix(s, suffix) || s == suffix {
+			t.Errorf("%v is no %s", v, suffix)
+		}
+		return strings.ToLower(strings.TrimSuffix(s, suffix))
+	}
+	names := func(v any, suffix string) []string {
+		var out []string
+		for _, s := range strs(v) {
+			out = append(out, name(s, suffix))
+		}
+		return sorted(out)
+	}
+	out := awsCluster{Targets: map[string]awsTargets{}, Groups: map[string]awsGroup{}, Policies: map[string][]string{}}
+
+	for _, l := range c.of("AWS::ElasticLoadBalancingV2::Listener") {
+		action := l["DefaultActions"].([]any)[0].(object)
+		out.Listeners = append(out.Listeners, fmt.Sprintf("%v %v %s", l["Port"], l["Protocol"], name(action["TargetGroupArn"], "Targets")))
+		if balancer := num(l["LoadBalancerArn"]); (balancer == "${RtmpBalancer}") != (l["Protocol"] == "TCP") {
+			t.Errorf("%v is at %s", l["Port"], balancer)
+		}
+	}
+	slices.Sort(out.Listeners)
+	for key, g := range c.of("AWS::ElasticLoadBalancingV2::TargetGroup") {
+		attributes := map[string]string{}
+		for _, a := range g["TargetGroupAttributes"].([]any) {
+			attributes[num(a.(object)["Key"])] = num(a.(object)["Value"])
+		}
+		out.Targets[strings.ToLower(strings.TrimSuffix(key, "Targets"))] = awsTargets{
+			Port: num(g["Port"]), Protocol: num(g["Protocol"]), Drain: attributes["deregistration_delay.timeout_seconds"],
+			Health: fmt.Sprintf("%v %v %v %v, every %v s, %v up, %v down", g["HealthCheckProtocol"], g["HealthCheckPort"], g["HealthCheckPath"],
+				g["Matcher"].(object)["HttpCode"], g["HealthCheckIntervalSeconds"], g["HealthyThresholdCount"], g["UnhealthyThresholdCount"]),
+			Cuts: g["Protocol"] == "TCP" && (attributes["target_health_state.unhealthy.connection_termination.enabled"] != "false" ||
+				attributes["deregistration_delay.connection_termination.enabled"] != "false"),
+		}
+	}
+	rule := func(group string, r object) {
+		from := who(r["CidrIp"])
+		if s := r["SourceSecurityGroupId"]; s != nil {
+			from = name(s, "Group")
+		}
+		out.Rules = append(out.Rules, fmt.Sprintf("%s %v %s from %s", group, r["IpProtocol"], ports(r["FromPort"], r["ToPort"]), from))
+	}
+	for key, g := range c.of("AWS::EC2::SecurityGroup") {
+		list, _ := g["SecurityGroupIngress"].([]any)
+		for _, r := range list {
+			rule(strings.ToLower(strings.TrimSuffix(key, "Group")), r.(object))
+		}
+	}
+	for _, r := range c.of("AWS::EC2::SecurityGroupIngress") {
+		rule(name(r["GroupId"], "Group"), r)
+	}
+	slices.Sort(out.Rules)
+
+	for key, r := range c.of("AWS::IAM::Role") {
+		var list []string
+		for _, p := range r["Policies"].([]any) {
+			for _, s := range statements(p.(object)["PolicyDocument"].(object)["Statement"].([]any)) {
+				list = append(list, words.Replace(s))
+			}
+		}
+		for _, arn := range strs(r["ManagedPolicyArns"]) {
+			list = append(list, arn)
+		}
+		out.Policies[strings.ToLower(strings.TrimSuffix(key, "Role"))] = list
+	}
+	profiles := c.of("AWS::IAM::InstanceProfile")
+	identity := func(v any) string {
+		key := strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(num(v), "${"), "}"), ".Arn")
+		return strings.Join(names(profiles[key]["Roles"], "Role"), " ")
+	}
+	options := func(v any) []string {
+		o := v.(object)
+		list := []string{num(o["HttpEndpoint"]), num(o["HttpTokens"]), "hops " + num(o["HttpPutResponseHopLimit"])}
+		if tags := o["InstanceMetadataTags"]; tags != nil {
+			list = append(list, "tags "+num(tags))
+		}
+		return list
+	}
+	encrypted := func(v any) bool {
+		list, _ := v.([]any)
+		for _, d := range list {
+			if d.(object)["Ebs"].(object)["Encrypted"] != true {
+				return false
+			}
+		}
+		return len(list) > 0
+	}
+	public := func(v any) (object, bool) {
+		n := v.([]any)[0].(object)
+		return n, n["AssociatePublicIpAddress"] == true
+	}
+	scaling := map[string]string{}
+	for _, p := range c.of("AWS::AutoScaling::ScalingPolicy") {
+		scaling[num(p["AutoScalingGroupName"])] += trackingWords(p["PolicyType"], p["TargetTrackingConfiguration"].(object)["PredefinedMetricSpecification"].(object)["PredefinedMetricType"],
+			p["TargetTrackingConfiguration"].(object)["TargetValue"], p["TargetTrackingConfiguration"].(object)["DisableScaleIn"])
+	}
+	for key, g := range c.of("AWS::AutoScaling::AutoScalingGroup") {
+		role := strings.ToLower(strings.TrimSuffix(key, "s"))
+		lt := strings.TrimSuffix(strings.TrimPrefix(num(g["LaunchTemplate"].(object)["LaunchTemplateId"]), "${"), "}")
+		if got := num(g["LaunchTemplate"].(object)["Version"]); got != "${"+lt+".LatestVersionNumber}" {
+			t.Errorf("%s starts version %s", key, got)
+		}
+		d := c.of("AWS::EC2::LaunchTemplate")[lt]["LaunchTemplateData"].(object)
+		nic, isPublic := public(d["NetworkInterfaces"])
+		group := awsGroup{
+			Name: say(g["AutoScalingGroupName"]), Min: num(g["MinSize"]), Max: num(g["MaxSize"]), Image: num(d["ImageId"]), Type: num(d["InstanceType"]),
+			Subnets: len(strs(g["VPCZoneIdentifier"])), Targets: names(g["TargetGroupARNs"], "Targets"), Security: names(nic["Groups"], "Group"),
+			HealthCheck: num(g["HealthCheckType"]), Scaling: scaling["${"+key+"}"], Metadata: options(d["MetadataOptions"]),
+			Encrypted: encrypted(d["BlockDeviceMappings"]), Public: isPublic, UserData: say(d["UserData"]),
+		}
+		for _, h := range g["LifecycleHookSpecificationList"].([]any) {
+			h := h.(object)
+			group.Hooks = append(group.Hooks, fmt.Sprintf("%v %v %v", h["LifecycleTransition"], h["HeartbeatTimeout"], h["DefaultResult"]))
+		}
+		slices.Sort(group.Hooks)
+		for _, spec := range d["TagSpecifications"].([]any) {
+			if spec := spec.(object); spec["ResourceType"] == "instance" {
+				for _, tag := range spec["Tags"].([]any) {
+					group.Tags = append(group.Tags, num(tag.(object)["Key"])+"="+say(tag.(object)["Value"]))
+				}
+			}
+		}
+		slices.Sort(group.Tags)
+		checkTagKeys(t, group.Tags)
+		// The groups come when the machine of MongoDB has said that it is ready.
+		for _, on := range strs(c.all[key]["DependsOn"]) {
+			if c.all[on]["Type"] == "AWS::CloudFormation::WaitCondition" {
+				group.After = append(group.After, "mongo")
+			}
+		}
+		if got := identity(d["IamInstanceProfile"].(object)["Arn"]); got != role {
+			t.Errorf("%s has the role %s", key, got)
+		}
+		out.Groups[role] = group
+	}
+
+	m := c.of("AWS::EC2::Instance")["Mongo"]
+	nic, isPublic := public(m["NetworkInterfaces"])
+	disk := c.of("AWS::EC2::Volume")["MongoDisk"]
+	secret := c.of("AWS::SecretsManager::Secret")["MongoSecret"]
+	out.Mongo = awsMongo{
+		Image: num(m["ImageId"]), Type: num(m["InstanceType"]), Security: names(nic["GroupSet"], "Group"), Metadata: options(m["MetadataOptions"]),
+		Encrypted: encrypted(m["BlockDeviceMappings"]), Public: isPublic, Identity: identity(m["IamInstanceProfile"]), UserData: num(m["UserData"]),
+		Disk:              diskWords(disk["VolumeType"], disk["Size"], disk["Encrypted"]),
+		Survives:          c.all["MongoDisk"]["DeletionPolicy"] == "Snapshot" && c.all["MongoDisk"]["UpdateReplacePolicy"] == "Snapshot",
+		ConnectionIsEmpty: secret["SecretString"] == nil && secret["GenerateSecretString"] == nil,
+	}
+	if a := c.of("AWS::EC2::VolumeAttachment")["MongoAttachment"]; a["VolumeId"] != "${MongoDisk}" || a["InstanceId"] != "${Mongo}" {
+		t.Errorf("the disk of MongoDB is attached as %v", a)
+	}
+	return out
+}
+
+func trackingWords(kind, metric, target, noIn any) string {
+	if kind != "TargetTrackingScaling" {
+		return num(kind)
+	}
+	direction := "out and in"
+	if noIn != false {
+		direction = "out"
+	}
+	return fmt.Sprintf("%v %v, %s", metric, target, direction)
+}
+
+func diskWords(kind, size, encrypted any) string {
+	words := fmt.Sprintf("%v %v", kind, size)
+	if encrypted == true {
+		words += " encrypted"
+	}
+	return words
+}
+
+// A machine with tags in its metadata does not start where a key has another letter (facts of EC2's user guide).
+var tagKey = regexp.MustCompile(`^[A-Za-z0-9+=.,_:@-]+$`)
+
+func checkTagKeys(t *testing.T, tags []string) {
+	t.Helper()
+	for _, tag := range tags {
+		if key, _, _ := strings.Cut(tag, "="); !tagKey.MatchString(key) {
+			t.Errorf("the tag %q cannot be shown in the metadata", key)
+		}
+	}
+}
+
+// readAWSTerraform tells what the module makes in the words of the test.
+func readAWSTerraform(t *testing.T, m *terraform) awsCluster {
+	t.Helper()
+	words := strings.NewReplacer("data.aws_caller_identity.me.account_id", "ACCOUNT", "data.aws_partition.here.partition", "PARTITION",
+		"aws_secretsmanager_secret.mongo.arn", awsSecret, "autoscaling:eu-west-1:", "autoscaling:REGION:", "--region eu-west-1", "--region REGION",
+		"ams-origin", "NAME-origin", "ams-edge", "NAME-edge")
+	say := func(v any) string { return words.Replace(num(v)) }
+	target := func(v any) string {
+		s := num(v)
+		if s == "aws_lb_target_group.rtmp.arn" {
+			return "rtmp"
+		}
+		return strings.TrimSuffix(strings.TrimPrefix(s, `aws_lb_target_group.node["`), `"].arn`)
+	}
+	security := func(v any) string {
+		return strings.TrimSuffix(strings.TrimPrefix(num(v), "aws_security_group."), ".id")
+	}
+	each := func(v any, f func(any) string) []string {
+		var out []string
+		for _, s := range strs(v) {
+			out = append(out, f(s))
+		}
+		return sorted(out)
+	}
+	unquote := func(key string) string { return strings.TrimSuffix(strings.TrimPrefix(key, `node["`), `"]`) }
+	out := awsCluster{Targets: map[string]awsTargets{}, Groups: map[string]awsGroup{}, Policies: map[string][]string{}}
+
+	for _, l := range m.of("aws_lb_listener") {
+		out.Listeners = append(out.Listeners, fmt.Sprintf("%v %v %s", l["port"], l["protocol"], target(m.one(l, "default_action")["target_group_arn"])))
+		if (l["load_balancer_arn"] == "aws_lb.rtmp.arn") != (l["protocol"] == "TCP") {
+			t.Errorf("%v is at %v", l["port"], l["load_balancer_arn"])
+		}
+		if (l["protocol"] == "HTTPS") != (l["certificate_arn"] != nil) {
+			t.Errorf("%v: certificate %v", l["port"], l["certificate_arn"])
+		}
+	}
+	slices.Sort(out.Listeners)
+	for key, g := range m.of("aws_lb_target_group") {
+		h := m.one(g, "health_check")
+		cuts := false
+		if g["protocol"] == "TCP" {
+			cuts = g["connection_termination"] != false || m.one(g, "target_health_state")["enable_unhealthy_connection_termination"] != false
+		}
+		out.Targets[unquote(key)] = awsTargets{
+			Port: num(g["port"]), Protocol: num(g["protocol"]), Drain: num(g["deregistration_delay"]), Cuts: cuts,
+			Health: fmt.Sprintf("%v %v %v %v, every %v s, %v up, %v down", h["protocol"], h["port"], h["path"], h["matcher"], h["interval"],
+				h["healthy_threshold"], h["unhealthy_threshold"]),
+		}
+	}
+	for _, r := range m.of("aws_vpc_security_group_ingress_rule") {
+		from := who(r["cidr_ipv4"])
+		if g := r["referenced_security_group_id"]; g != nil {
+			from = security(g)
+		}
+		out.Rules = append(out.Rules, fmt.Sprintf("%s %v %s from %s", security(r["security_group_id"]), r["ip_protocol"], ports(r["from_port"], r["to_port"]), from))
+	}
+	slices.Sort(out.Rules)
+	for key, g := range m.of("aws_security_group") {
+		if g["ingress"] != nil {
+			t.Errorf("%s has rules of its own", key)
+		}
+	}
+	for key, p := range m.of("aws_iam_role_policy") {
+		document := m.resources[strings.TrimSuffix(num(p["policy"]), ".json")]
+		for _, s := range statements(document["statement"].([]any)) {
+			out.Policies[unquote(key)] = append(out.Policies[unquote(key)], words.Replace(s))
+		}
+		if got := num(p["role"]); got != "aws_iam_role."+key+".id" {
+			t.Errorf("the policy %s is %s's", key, got)
+		}
+	}
+	if extra := m.of("aws_iam_role_policy_attachment"); len(extra) != 0 {
+		t.Errorf("further policies: %v", extra)
+	}
+	options := func(o object) []string {
+		list := []string{num(o["http_endpoint"]), num(o["http_tokens"]), "hops " + num(o["http_put_response_hop_limit"])}
+		if tags := o["instance_metadata_tags"]; tags != nil {
+			list = append(list, "tags "+num(tags))
+		}
+		return list
+	}
+	for key, g := range m.of("aws_autoscaling_group") {
+		role := unquote(key)
+		template := "aws_launch_template." + key
+		use := m.one(g, "launch_template")
+		if use["id"] != template+".id" || use["version"] != template+".latest_version" {
+			t.Errorf("%s starts %v", key, use)
+		}
+		d := m.resources[template]
+		nic := m.one(d, "network_interfaces")
+		group := awsGroup{
+			Name: say(g["name"]), Min: num(g["min_size"]), Max: num(g["max_size"]), Image: num(d["image_id"]), Type: num(d["instance_type"]),
+			Subnets: len(strs(g["vpc_zone_identifier"])), Targets: each(g["target_group_arns"], target), Security: each(nic["security_groups"], security),
+			HealthCheck: num(g["health_check_type"]), Metadata: options(m.one(d, "metadata_options")),
+			Encrypted: m.one(m.one(d, "block_device_mappings"), "ebs")["encrypted"] == true, Public: nic["associate_public_ip_address"] == true,
+			UserData: say(d["user_data"]),
+		}
+		for _, h := range g["initial_lifecycle_hook"].([]any) {
+			h := h.(object)
+			group.Hooks = append(group.Hooks, fmt.Sprintf("%v %v %v", h["lifecycle_transition"], h["heartbeat_timeout"], h["default_result"]))
+		}
+		slices.Sort(group.Hooks)
+		for _, p := range m.of("aws_autoscaling_policy") {
+			if p["autoscaling_group_name"] == "aws_autoscaling_group."+key+".name" {
+				tracking := m.one(p, "target_tracking_configuration")
+				group.Scaling += trackingWords(p["policy_type"], m.one(tracking, "predefined_metric_specification")["predefined_metric_type"],
+					tracking["target_value"], tracking["disable_scale_in"])
+			}
+		}
+		for _, spec := range d["tag_specifications"].([]any) {
+			if spec := spec.(object); spec["resource_type"] == "instance" {
+				for name, value := range spec["tags"].(object) {
+					group.Tags = append(group.Tags, name+"="+say(value))
+				}
+			}
+		}
+		slices.Sort(group.Tags)
+		checkTagKeys(t, group.Tags)
+		for _, on := range g["depends_on"].([]any) {
+			if o, ok := on.(object); ok && strings.HasPrefix(num(o["id"]), "aws_volume_attachment.mongo") {
+				group.After = append(group.After, "mongo")
+			}
+		}
+		if got := m.one(d, "iam_instance_profile")["arn"]; got != "aws_iam_instance_profile."+key+".arn" {
+			t.Errorf("%s has the profile %v", key, got)
+		}
+		if got := m.resources["aws_iam_instance_profile."+key]["role"]; got != "aws_iam_role."+key+".name" {
+			t.Errorf("%s has the role %v", key, got)
+		}
+		out.Groups[role] = group
+	}
+	i := m.resources["aws_instance.mongo"]
+	disk := m.resources["aws_ebs_volume.mongo"]
+	out.Mongo = awsMongo{
+		Image: num(i["ami"]), Type: num(i["instance_type"]), Security: each(i["vpc_security_group_ids"], security), Metadata: options(m.one(i, "metadata_options")),
+		Encrypted: m.one(i, "root_block_device")["encrypted"] == true, Public: i["associate_public_ip_address"] == true,
+		Identity: strings.TrimSuffix(strings.TrimPrefix(num(i["iam_instance_profile"]), "aws_iam_instance_profile."), ".name"),
+		UserData: num(i["user_data_base64"]), Disk: diskWords(disk["type"], disk["size"], disk["encrypted"]), Survives: disk["final_snapshot"] == true,
+		ConnectionIsEmpty: len(m.of("aws_secretsmanager_secret_version")) == 0,
+	}
+	return out
+}

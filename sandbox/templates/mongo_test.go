@@ -1,0 +1,357 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package templates
+
+import (
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
+)
+
+const install = "../../packaging/image/mongodb/install.sh"
+
+// With -update the goldens and the copy of install.sh in cloudformation.yaml are written anew.
+func updating() bool {
+	f := flag.Lookup("update")
+	return f != nil && f.Value.String() == "true"
+}
+
+func TestMain(m *testing.M) {
+	flag.Bool("update", false, "write goldens anew")
+	flag.Parse()
+	os.Exit(m.Run())
+}
+
+// golden compares with a file in testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if updating() {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := gocmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got; -update writes it anew):\n%s", path, diff)
+	}
+}
+
+// distribution is a file like /etc/os-release.
+func distribution(t *testing.T, id, codename string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "os-release")
+	if err := os.WriteFile(path, []byte("ID="+id+"\nVERSION_CODENAME="+codename+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestMongoInstallPlan: what install.sh would do, on one machine and on the first
+// and another member of a set.
+func TestMongoInstallPlan(t *testing.T) {
+	for _, tt := range []struct {
+		name, id, codename string
+		args               []string
+	}{
+		{"single", "debian", "bookworm", []string{"--single", "--bind", "10.0.2.4", "--data-device", "/dev/disk/by-id/x"}},
+		{"first", "ubuntu", "jammy", []string{"--replica-set", "--members", "10.0.2.4,10.0.2.5,10.0.2.6", "--bind", "10.0.2.4", "--keyfile", "/root/key", "--databases", "live,my-app", "--release", "7.0"}},
+		{"member", "debian", "bookworm", []string{"--replica-set", "--members", "10.0.2.4,10.0.2.5,10.0.2.6", "--bind", "10.0.2.6", "--keyfile", "/root/key"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), install, append(tt.args, "--dry-run")...)
+			cmd.Env = append(os.Environ(), "OS_RELEASE="+distribution(t, tt.id, tt.codename))
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			golden(t, "mongo-"+tt.name+".txt", string(out))
+		})
+	}
+}
+
+// TestMongoInstallRefuses: all that is wrong is told with 2 before anything is done.
+func TestMongoInstallRefuses(t *testing.T) {
+	members := []string{"--replica-set", "--members", "10.0.2.4,10.0.2.5,10.0.2.6"}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"nothing", nil, "--single or --replica-set?"},
+		{"everywhere", []string{"--single", "--bind", "0.0.0.0"}, "no private address"},
+		{"public", []string{"--single", "--bind", "203.0.113.7"}, "no private address"},
+		{"nearly private", []string{"--single", "--bind", "172.32.0.1"}, "no private address"},
+		{"two addresses", []string{"--single", "--bind", "10.0.2.4,0.0.0.0"}, "no address"},
+		{"two members", []string{"--replica-set", "--members", "10.0.2.4,10.0.2.5", "--keyfile", "/dev/zero"}, "three"},
+		{"four members", []string{"--replica-set", "--members", "a,b,c,d", "--keyfile", "/dev/zero"}, "three"},
+		{"no key", members, "--keyfile"},
+		{"code in a name", []string{"--single", "--databases", "live','x"}, "letters"},
+		{"code in a member", append(members[:2:2], "a,b,c'"), "--members"},
+		{"release", []string{"--single", "--release", "8.0/../x"}, "number"},
+		{"no value", []string{"--single", "--bind"}, "needs a value"},
+		{"no such flag", []string{"--singel"}, "not known"},
+		{"folder", []string{"--single", "--data-dir", "/srv/a b"}, "plain letters"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, err := exec.CommandContext(t.Context(), install, tt.args...).CombinedOutput()
+			if code := exitCode(err); code != 2 {
+				t.Errorf("exit %d, want 2", code)
+			}
+			if !strings.Contains(string(out), tt.want) {
+				t.Errorf("%q does not say %q", out, tt.want)
+			}
+		})
+	}
+}
+
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if e, ok := err.(*exec.ExitError); ok {
+		return e.ExitCode()
+	}
+	return -1
+}
+
+// TestMongoConfiguration reads the file that mongod would get.
+func TestMongoConfiguration(t *testing.T) {
+	for name, set := range map[string]string{"single": "", "first": "rs0", "member": "rs0"} {
+		plan, err := os.ReadFile(filepath.Join("testdata", "mongo-"+name+".txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(plan), "write: /etc/mongod.conf (0644 root:root)\n")
+		var lines []string
+		for line := range strings.Lines(rest) {
+			if !strings.HasPrefix(line, "    ") {
+				break
+			}
+			lines = append(lines, line)
+		}
+		var conf struct {
+			Net struct {
+				Port   int    `yaml:"port"`
+				BindIP string `yaml:"bindIp"`
+			} `yaml:"net"`
+			Security struct {
+				Authorization string `yaml:"authorization"`
+				KeyFile       string `yaml:"keyFile"`
+			} `yaml:"security"`
+			Replication struct {
+				Set string `yaml:"replSetName"`
+			} `yaml:"replication"`
+		}
+		if err := yaml.Unmarshal([]byte(strings.Join(lines, "")), &conf); err != nil {
+			t.Fatal(err)
+		}
+		if conf.Security.Authorization != "enabled" || conf.Net.Port != 27017 || !strings.HasPrefix(conf.Net.BindIP, "127.0.0.1,10.0.2.") {
+			t.Errorf("%s: %+v", name, conf)
+		}
+		if conf.Replication.Set != set || (set != "") != (conf.Security.KeyFile != "") {
+			t.Errorf("%s: a set %q with the key %q", name, conf.Replication.Set, conf.Security.KeyFile)
+		}
+	}
+}
+
+// stand-ins for what install.sh calls that is not to be had here. mongosh runs the
+// script with Node.js and a MongoDB of a few lines, whose state is a file: whether
+// authorization is asked for, who is there, and who signed in.
+var standIns = map[string]string{
+	"apt-get":   `echo "apt-get $*" >>"$LOG"`,
+	"systemctl": `echo "systemctl $*" >>"$LOG"`,
+	"curl":      `while [ "$1" != -o ]; do shift; done; echo '-----BEGIN PGP PUBLIC KEY BLOCK-----' >"$2"`,
+	"chown":     `echo "chown $*" >>"$LOG"`,
+	"mongosh":   `for last; do :; done; { cat "$HERE/mongo.js"; cat "$last"; } >"$HERE/run.js"; exec node "$HERE/run.js"`,
+}
+
+const mongoStandIn = `
+const file = process.env.HERE + '/mongo.json', disk = require('fs');
+const state = disk.existsSync(file) ? JSON.parse(disk.readFileSync(file)) : {users: {}, set: null};
+const save = () => disk.writeFileSync(file, JSON.stringify(state));
+const sleep = () => {};
+class Mongo {
+  constructor(uri) { this.uri = uri; this.who = null; }
+  getDB(name) { if (name !== 'admin') throw new Error(name); return this; }
+  may() { if (Object.keys(state.users).length && !this.who) throw new Error('Unauthorized'); }
+  auth(user, pwd) { if (!state.users[user] || state.users[user].pwd !== pwd) throw new Error('Authentication failed.'); this.who = user; return {ok: 1}; }
+  runCommand(c) {
+    if (c.ping) return {ok: 1};
+    if (c.hello) return {ok: 1, setName: state.set ? state.set._id : undefined, isWritablePrimary: !process.env.SET || !!state.set};
+    if (c.replSetInitiate) { if (Object.keys(state.users).length) throw new Error('Unauthorized'); state.set = c.replSetInitiate; save(); return {ok: 1}; }
+    throw new Error(JSON.stringify(c));
+  }
+  getUser(user) { this.may(); return state.users[user] || null; }
+  createUser(u) {
+    this.may();
+    if (state.users[u.user]) throw new Error('exists');
+    state.users[u.user] = u; save();
+  }
+  updateUser(user, u) { this.may(); Object.assign(state.users[user], u); save(); }
+}
+`
+
+// TestMongoInstallRun runs install.sh in a mount namespace of its own, where the
+// folders that it writes to are thrown away after it: twice, and with another
+// application. What MongoDB itself says to it is not tested: its packages are not to be had here.
+func TestMongoInstallRun(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: install.sh is not run")
+	}
+	for _, tool := range []string{"node", "unshare"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed: install.sh is not run", tool)
+		}
+	}
+	here := t.TempDir()
+	write := func(name, body string, mode os.FileMode) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(here, name), []byte(body), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, body := range standIns {
+		write(name, "#!/bin/sh\n"+body+"\n", 0o755)
+	}
+	write("mongo.js", mongoStandIn, 0o644)
+	write("key", "k3y", 0o600)
+	script, err := filepath.Abs(install)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []string{"--single", "--replica-set --members 10.0.2.4,10.0.2.5,10.0.2.6 --keyfile $HERE/key"} {
+		t.Run(strings.Fields(mode)[0][2:], func(t *testing.T) {
+			_ = os.Remove(filepath.Join(here, "mongo.json"))
+			// mkdir first, so that what is below stays as it is outside.
+			story := `set -e
+for d in /etc /srv /usr/share/keyrings; do mkdir -p "$HERE/up$d" "$HERE/work$d"; mount -t tmpfs none "$HERE/up$d"; mkdir "$HERE/up$d/u" "$HERE/up$d/w"; mount -t overlay -o lowerdir=$d,upperdir="$HERE/up$d/u",workdir="$HERE/up$d/w" none $d; done
+run() { "` + script + `" ` + mode + ` --bind 10.0.2.4 "$@"; }
+run
+state() { cat /srv/mongodb/secrets/*.password /srv/mongodb/secrets/amsagent.uri; }
+one=$(state)
+run
+[ "$one" = "$(state)" ] || { echo 'the second run changed the secrets'; exit 1; }
+run --databases extra
+echo ---
+cat /srv/mongodb/secrets/amsagent.uri
+cat /srv/mongodb/secrets/amsagent.password; echo
+stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/secrets/* /etc/mongod.conf /usr/share/keyrings/mongodb-server-8.0.asc /etc/apt/sources.list.d/mongodb-org-8.0.list
+`
+			cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private", "sh", "-c", story)
+			cmd.Env = append(os.Environ(), "HERE="+here, "LOG="+filepath.Join(here, "log"), "PATH="+here+":"+os.Getenv("PATH"),
+				"OS_RELEASE="+distribution(t, "debian", "bookworm"), "SET="+strings.TrimPrefix(mode, "--single"))
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			_, after, _ := strings.Cut(string(out), "---\n")
+			lines := strings.Split(strings.TrimSpace(after), "\n")
+			uri, password := lines[0], lines[1]
+			if !regexp.MustCompile(`^[0-9a-f]{48}$`).MatchString(password) {
+				t.Errorf("the password %q is no 192 bits", password)
+			}
+			want := "mongodb://amsagent:" + password + "@10.0.2.4:27017/admin"
+			if strings.Contains(mode, "replica") {
+				want = "mongodb://amsagent:" + password + "@10.0.2.4:27017,10.0.2.5:27017,10.0.2.6:27017/admin?replicaSet=rs0"
+			}
+			if uri != want {
+				t.Errorf("the connection string is %s, want %s", uri, want)
+			}
+			for _, line := range lines[2:] {
+				mode, path, _ := strings.Cut(line, " ")
+				want := "600"
+				switch {
+				case path == "/srv/mongodb" || strings.HasPrefix(path, "/etc/apt") || strings.HasPrefix(path, "/usr"):
+					want = map[bool]string{true: "755", false: "644"}[path == "/srv/mongodb"]
+				case path == "/etc/mongod.conf":
+					want = "644"
+				case path == "/srv/mongodb/db" || path == "/srv/mongodb/secrets":
+					want = "700"
+				}
+				if mode != want {
+					t.Errorf("%s has the mode %s, want %s", path, mode, want)
+				}
+			}
+			state, err := os.ReadFile(filepath.Join(here, "mongo.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range []string{
+				`"user":"amsagent","pwd":"` + password + `"`, `{"role":"readWrite","db":"clusterdb"}`, `{"role":"readWrite","db":"extraVoD"}`,
+				`"user":"admin"`, `"roles":["root"]`,
+			} {
+				if !strings.Contains(string(state), s) {
+					t.Errorf("MongoDB has not %s: %s", s, state)
+				}
+			}
+			// The last run named one application: the rights to others are taken away.
+			if strings.Contains(string(state), "liveapp") || strings.Count(string(state), "readWrite") != 10 {
+				t.Errorf("the user may do more than it was given last: %s", state)
+			}
+			if strings.Contains(string(out)[:strings.Index(string(out), "---")], password) {
+				t.Errorf("the password was printed: %s", out)
+			}
+		})
+	}
+}
+
+// TestCloudFormationHoldsInstall: the template has to bring install.sh with it, and
+// brings the one that is here.
+func TestCloudFormationHoldsInstall(t *testing.T) {
+	script, err := os.ReadFile(install)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if updating() {
+		b, err := os.ReadFile(awsCloudFormation)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const begin, end = "                cat >/usr/local/sbin/amsagent-mongodb <<'AMSAGENT-MONGODB'\n", "              - |\n                AMSAGENT-MONGODB\n"
+		head, rest, _ := strings.Cut(string(b), begin)
+		_, tail, ok := strings.Cut(rest, end)
+		if !ok {
+			t.Fatal("the marks are gone")
+		}
+		var block strings.Builder
+		block.WriteString("              - |\n")
+		for line := range strings.Lines(string(script)) {
+			if line != "\n" {
+				block.WriteString("                ")
+			}
+			block.WriteString(line)
+		}
+		if err := os.WriteFile(awsCloudFormation, []byte(head+begin+block.String()+end+tail), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, data := range map[string]string{
+		"cloudformation.yaml": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
+		"terraform":           readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
+	} {
+		_, rest, _ := strings.Cut(data, "<<'AMSAGENT-MONGODB'\n")
+		got, _, ok := strings.Cut(rest, "\nAMSAGENT-MONGODB\n")
+		if !ok || strings.TrimSuffix(got, "\n")+"\n" != string(script) {
+			t.Errorf("%s does not hold install.sh as it is (go test ./templates -run %s -update): %s", name, t.Name(), gocmp.Diff(string(script), got))
+		}
+		if name == "cloudformation.yaml" && len(data) > userDataLimit-400 {
+			// The URL of the wait condition is that much longer than its name.
+			t.Errorf("the user data of MongoDB's machine has %d bytes, and EC2 takes %d", len(data), userDataLimit)
+		}
+	}
+	if b, err := os.ReadFile(awsCloudFormation); err != nil || len(b) > 51200 {
+		t.Errorf("the template has %d bytes (%v): more than 51200 cannot be given without a bucket", len(b), err)
+	}
+}
