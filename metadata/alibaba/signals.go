@@ -31,10 +31,6 @@ const (
 )
 
 const (
-	// maxPause bounds the back-off of an item that cannot be read: of a spot instance's minutes not much may be lost.
-	maxPause = 15 * time.Second
-	// maxRefusedPause is for a service that refuses us, which is switched on again by a person if at all.
-	maxRefusedPause = time.Minute
 	// maxScalingInterval bounds how slowly the groups are asked while the API takes no more calls.
 	maxScalingInterval = time.Minute
 	// goneAfter is how often in a row an item has to be missing before it is believed to be taken back. A service that
@@ -111,10 +107,10 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	if o.Log == nil {
 		o.Log = p.opts.Log
 	}
-	w := &watch{p: p, o: o, log: o.Log, fn: fn, told: map[string]bool{}, unwell: map[string]bool{}, pace: o.ScalingInterval}
+	w := &watch{p: p, o: o, fn: fn, Watching: cloud.Watching{Provider: Name, Log: o.Log}, pace: o.ScalingInterval}
 	var wg sync.WaitGroup
-	wg.Go(func() { w.loop(ctx, "spot termination time", o.Interval, w.spot) })
-	wg.Go(func() { w.loop(ctx, "system events", o.EventInterval, w.systemEvents) })
+	wg.Go(func() { w.Every(ctx, "spot termination time", o.Interval, w.spot) })
+	wg.Go(func() { w.Every(ctx, "system events", o.EventInterval, w.systemEvents) })
 	if o.Scaling != nil {
 		wg.Go(func() { w.scaling(ctx) })
 	}
@@ -123,17 +119,12 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 
 // watch is one run of Watch. The fields without a lock belong to one loop each.
 type watch struct {
-	p   *Provider
-	o   WatchOptions
-	log *slog.Logger
+	cloud.Watching
+	p *Provider
+	o WatchOptions
 
 	emitting sync.Mutex
 	fn       func(Signal)
-
-	troubles sync.Mutex
-	told     map[string]bool // troubles that have their line in the log
-	unwell   map[string]bool // items that cannot be read now
-	since    time.Time
 
 	ends        time.Time // of the spot instance
 	spotMissing int
@@ -153,61 +144,6 @@ func (w *watch) emit(s Signal) {
 	w.emitting.Lock()
 	defer w.emitting.Unlock()
 	w.fn(s)
-}
-
-func (w *watch) loop(ctx context.Context, name string, every time.Duration, look func(context.Context) error) {
-	failures := 0
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-		err := look(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		pause := untilTick(every)
-		if err == nil {
-			failures = 0
-			w.well(name)
-		} else {
-			failures++
-			w.trouble(name, err)
-			pause = backOff(every, failures, err)
-		}
-		timer.Reset(pause)
-	}
-}
-
-// untilTick is the time to the next of the moments that are an interval apart by the clock. So all that is looked at wakes
-// the process together, which costs more than a look does. A moment that is nearly here is the one that was waited for.
-func untilTick(every time.Duration) time.Duration {
-	left := every - time.Duration(time.Now().UnixNano())%every
-	if left < every/10 {
-		left += every
-	}
-	return left
-}
-
-// backOff doubles the interval with every failure, and shortens it at random so that a fleet whose service comes back
-// does not ask at the same moment.
-func backOff(every time.Duration, failures int, err error) time.Duration {
-	most := maxPause
-	if errors.Is(err, cloud.ErrForbidden) || errors.Is(err, cloud.ErrNotThisCloud) {
-		most = maxRefusedPause
-	}
-	pause := every
-	for range failures {
-		if pause *= 2; pause >= most {
-			break
-		}
-	}
-	// An interval that is longer than the bound is kept: it was chosen so.
-	pause = max(min(pause, most), every)
-	return pause - rand.N(pause/4+1)
 }
 
 // read reads one item, once, or twice where the session token had ended. found is false for an item that is not set.
@@ -346,15 +282,15 @@ func (w *watch) scaling(ctx context.Context) {
 			pause = w.o.DeniedInterval
 		case err != nil:
 			failures++
-			w.trouble("state in the scaling group", err)
+			w.Trouble("state in the scaling group", err)
 			if errors.Is(err, ErrThrottled) {
 				// All who ask for this account have one budget: it is not the next look alone that has to wait.
 				w.pace = min(2*w.pace, max(maxScalingInterval, w.o.ScalingInterval))
 			}
-			pause = max(backOff(w.o.ScalingInterval, failures, err), w.pace)
+			pause = max(w.BackOff(w.o.ScalingInterval, failures, err), w.pace)
 		default:
 			failures = 0
-			w.well("state in the scaling group")
+			w.Well("state in the scaling group")
 			w.allowed()
 			w.pace = max(w.pace*9/10, w.o.ScalingInterval)
 			pause = w.pace
@@ -398,68 +334,17 @@ func (w *watch) mayNot(d *DeniedError) {
 	}
 	w.refused = d.Error()
 	if d.NoRole {
-		w.log.Info("a scale-in cannot be seen from here, since the instance has no RAM role; an OOS template that runs `amsagent drain` needs none",
+		w.Log.Info("a scale-in cannot be seen from here, since the instance has no RAM role; an OOS template that runs `amsagent drain` needs none",
 			"provider", Name, "policy", d.Policy)
 		return
 	}
-	w.log.Warn("a scale-in cannot be seen from here; an OOS template that runs `amsagent drain` needs no permission",
+	w.Log.Warn("a scale-in cannot be seen from here; an OOS template that runs `amsagent drain` needs no permission",
 		"provider", Name, "err", d, "policy", d.Policy)
 }
 
 func (w *watch) allowed() {
 	if w.refused != "" {
 		w.refused = ""
-		w.log.Info("a scale-in can be seen from here", "provider", Name)
-	}
-}
-
-// trouble says that an item cannot be read, once for each kind of trouble, until all is well again. An outage of the
-// service is one line for all items.
-func (w *watch) trouble(name string, err error) {
-	w.troubles.Lock()
-	defer w.troubles.Unlock()
-	if len(w.unwell) == 0 {
-		w.since = time.Now()
-	}
-	w.unwell[name] = true
-	key := troubleKey(name, err)
-	if w.told[key] {
-		return
-	}
-	w.told[key] = true
-	hint := cloud.HintOf(err)
-	if far, ok := errors.AsType[*UnreachableError](err); ok {
-		hint = far.Hint()
-	}
-	w.log.Warn("a signal of the cloud cannot be read, notices may come late", "provider", Name, "item", name, "err", err, "hint", hint)
-}
-
-func (w *watch) well(name string) {
-	w.troubles.Lock()
-	defer w.troubles.Unlock()
-	if !w.unwell[name] {
-		return
-	}
-	if delete(w.unwell, name); len(w.unwell) > 0 {
-		return
-	}
-	clear(w.told)
-	w.log.Info("the signals of the cloud can be read again", "provider", Name, "after", time.Since(w.since).Round(100*time.Millisecond))
-}
-
-// troubleKey is the same for what is the same trouble to an operator. What is wrong with one answer is its item's own.
-func troubleKey(name string, err error) string {
-	e, ok := errors.AsType[*cloud.Error](err)
-	switch {
-	case !ok:
-		return name
-	case errors.Is(e.Kind, cloud.ErrBadAnswer):
-		return name
-	case e.Status != 0:
-		return http.StatusText(e.Status)
-	case cloud.Unanswered(e):
-		return "silent"
-	default:
-		return "unreachable"
+		w.Log.Info("a scale-in can be seen from here", "provider", Name)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -30,10 +29,6 @@ const (
 	// oldFormEvery: the older item of an interruption has come together with the newer one for years. It is asked for
 	// once in so many rounds that the newer one is not there.
 	oldFormEvery = 6
-	// maxPause bounds the back-off of an item that cannot be read: of a Spot instance's two minutes not much may be lost.
-	maxPause = 15 * time.Second
-	// maxRefusedPause is for a service that refuses us, which is switched on again by a person if at all.
-	maxRefusedPause = time.Minute
 	// goneAfter is how often in a row an item has to be missing before it is believed to be taken back. A service that
 	// says 404 once by mistake must not put a node back into service that goes in two minutes.
 	goneAfter = 3
@@ -98,7 +93,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	if o.Log == nil {
 		o.Log = p.opts.Log
 	}
-	w := &watch{p: p, log: o.Log, fn: fn, told: map[string]bool{}, unwell: map[string]bool{}}
+	w := &watch{p: p, fn: fn, Watching: cloud.Watching{Provider: Name, Log: o.Log}}
 	var wg sync.WaitGroup
 	for _, l := range []struct {
 		name  string
@@ -110,23 +105,18 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 		{"rebalance recommendation", o.Interval, w.rebalance},
 		{"scheduled events", o.ScheduledInterval, w.scheduled},
 	} {
-		wg.Go(func() { w.loop(ctx, l.name, l.every, l.look) })
+		wg.Go(func() { w.Every(ctx, l.name, l.every, l.look) })
 	}
 	wg.Wait()
 }
 
 // watch is one run of Watch. The fields without a lock belong to one loop each.
 type watch struct {
-	p   *Provider
-	log *slog.Logger
+	cloud.Watching
+	p *Provider
 
 	emitting sync.Mutex
 	fn       func(Signal)
-
-	troubles sync.Mutex
-	told     map[string]bool // troubles that have their line in the log
-	unwell   map[string]bool // items that cannot be read now
-	since    time.Time
 
 	state string // the last target state, "" for none seen
 
@@ -146,62 +136,6 @@ func (w *watch) emit(s Signal) {
 	w.emitting.Lock()
 	defer w.emitting.Unlock()
 	w.fn(s)
-}
-
-func (w *watch) loop(ctx context.Context, name string, every time.Duration, look func(context.Context) error) {
-	failures := 0
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-		err := look(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		pause := untilTick(every)
-		if err == nil {
-			failures = 0
-			w.well(name)
-		} else {
-			failures++
-			w.trouble(name, err)
-			pause = backOff(every, failures, err)
-		}
-		timer.Reset(pause)
-	}
-}
-
-// untilTick is the time to the next of the moments that are an interval apart by the clock. So all that is looked at wakes
-// the process together, which costs more than a look does. The service is the machine's own: nobody else's looks meet ours
-// there. A moment that is nearly here is the one that was waited for.
-func untilTick(every time.Duration) time.Duration {
-	left := every - time.Duration(time.Now().UnixNano())%every
-	if left < every/10 {
-		left += every
-	}
-	return left
-}
-
-// backOff doubles the interval with every failure, and shortens it at random so that a fleet whose service comes back
-// does not ask at the same moment.
-func backOff(every time.Duration, failures int, err error) time.Duration {
-	most := maxPause
-	if errors.Is(err, cloud.ErrForbidden) || errors.Is(err, cloud.ErrNotThisCloud) {
-		most = maxRefusedPause
-	}
-	pause := every
-	for range failures {
-		if pause *= 2; pause >= most {
-			break
-		}
-	}
-	// An interval that is longer than the bound is kept: it was chosen so.
-	pause = max(min(pause, most), every)
-	return pause - rand.N(pause/4+1)
 }
 
 // read reads one item, once, or twice where the session token had ended. found is false for an item that is not set.
@@ -368,51 +302,4 @@ func (w *watch) scheduled(ctx context.Context) error {
 		return &cloud.Error{Provider: Name, Item: "scheduled events", Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Cause: unreadable}
 	}
 	return nil
-}
-
-// trouble says that an item cannot be read, once for each kind of trouble, until all is well again. An outage of the
-// service is one line for all items.
-func (w *watch) trouble(name string, err error) {
-	w.troubles.Lock()
-	defer w.troubles.Unlock()
-	if len(w.unwell) == 0 {
-		w.since = time.Now()
-	}
-	w.unwell[name] = true
-	key := troubleKey(name, err)
-	if w.told[key] {
-		return
-	}
-	w.told[key] = true
-	w.log.Warn("a signal of the cloud cannot be read, notices may come late", "provider", Name, "item", name, "err", err, "hint", cloud.HintOf(err))
-}
-
-func (w *watch) well(name string) {
-	w.troubles.Lock()
-	defer w.troubles.Unlock()
-	if !w.unwell[name] {
-		return
-	}
-	if delete(w.unwell, name); len(w.unwell) > 0 {
-		return
-	}
-	clear(w.told)
-	w.log.Info("the signals of the cloud can be read again", "provider", Name, "after", time.Since(w.since).Round(100*time.Millisecond))
-}
-
-// troubleKey is the same for what is the same trouble to an operator. What is wrong with one answer is its item's own.
-func troubleKey(name string, err error) string {
-	e, ok := errors.AsType[*cloud.Error](err)
-	switch {
-	case !ok:
-		return err.Error()
-	case errors.Is(e.Kind, cloud.ErrBadAnswer):
-		return name
-	case e.Status != 0:
-		return http.StatusText(e.Status)
-	case cloud.Unanswered(e):
-		return "silent"
-	default:
-		return "unreachable"
-	}
 }

@@ -30,8 +30,6 @@ const (
 const (
 	// maxPause bounds the back-off: of the half minute that a Spot machine gets not much may be lost.
 	maxPause = 5 * time.Second
-	// maxRefusedPause is for a service that refuses us, which is switched on again by a person if at all.
-	maxRefusedPause = time.Minute
 	// goneAfter is how often in a row an event has to be missing before it is believed to be over: a node must not be put
 	// back into service by one document that somebody mixed up.
 	goneAfter = 2
@@ -86,7 +84,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	if o.Log == nil {
 		o.Log = p.opts.Log
 	}
-	w := &watch{p: p, o: o, fn: fn, told: map[string]bool{}, events: map[string]Event{}, missing: map[string]int{}, named: make(chan Machine, 1)}
+	w := &watch{p: p, o: o, fn: fn, Watching: cloud.Watching{Provider: Name, Log: o.Log, MaxPause: maxPause}, events: map[string]Event{}, missing: map[string]int{}, named: make(chan Machine, 1)}
 	for _, id := range o.Known {
 		w.events[id] = Event{ID: id}
 	}
@@ -100,6 +98,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 
 // watch is one run of Watch. Its fields belong to the loop.
 type watch struct {
+	cloud.Watching
 	p  *Provider
 	o  WatchOptions
 	fn func(Signal)
@@ -116,9 +115,6 @@ type watch struct {
 
 	events  map[string]Event // what was signalled and is not gone; those of another life with their id alone
 	missing map[string]int
-
-	told  map[string]bool // troubles that have their line in the log
-	since time.Time
 }
 
 // name finds out how the events call this machine, however long that takes.
@@ -136,7 +132,7 @@ func (w *watch) name(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		}
-		if key := troubleKey(err); !told[key] {
+		if key := cloud.TroubleKey(itemEvents, err); !told[key] {
 			told[key] = true
 			w.o.Log.Warn("scheduled events wait for the name of this machine", "provider", Name, "err", err, "hint", cloud.HintOf(err))
 		}
@@ -170,46 +166,17 @@ func (w *watch) loop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		pause := untilTick(w.o.Interval)
+		pause := cloud.UntilTick(w.o.Interval)
 		if err == nil {
 			failures = 0
-			w.well()
+			w.Well(itemEvents)
 		} else {
 			failures++
-			w.trouble(err)
-			pause = backOff(w.o.Interval, failures, err)
+			w.Trouble(itemEvents, err)
+			pause = w.BackOff(w.o.Interval, failures, err)
 		}
 		timer.Reset(pause)
 	}
-}
-
-// untilTick is the time to the next of the moments that are an interval apart by the clock. So all that is looked at wakes
-// the process together, which costs more than a look does. The service is the machine's own: nobody else's looks meet ours
-// there. A moment that is nearly here is the one that was waited for.
-func untilTick(every time.Duration) time.Duration {
-	left := every - time.Duration(time.Now().UnixNano())%every
-	if left < every/10 {
-		left += every
-	}
-	return left
-}
-
-// backOff doubles the interval with every failure, and shortens it at random so that a fleet whose service comes back
-// does not ask at the same moment.
-func backOff(every time.Duration, failures int, err error) time.Duration {
-	most := maxPause
-	if errors.Is(err, cloud.ErrForbidden) || errors.Is(err, cloud.ErrNotThisCloud) {
-		most = maxRefusedPause
-	}
-	pause := every
-	for range failures {
-		if pause *= 2; pause >= most {
-			break
-		}
-	}
-	// An interval that is longer than the bound is kept: it was chosen so.
-	pause = max(min(pause, most), every)
-	return pause - rand.N(pause/4+1)
 }
 
 // look asks once.
@@ -284,46 +251,6 @@ func (w *watch) compare() {
 		}
 	}
 	w.looked = true
-}
-
-// trouble says that the events cannot be read, once for each kind of trouble, until all is well again.
-func (w *watch) trouble(err error) {
-	if w.since.IsZero() {
-		w.since = time.Now()
-	}
-	key := troubleKey(err)
-	if w.told[key] {
-		return
-	}
-	w.told[key] = true
-	w.o.Log.Warn("a signal of the cloud cannot be read, notices may come late",
-		"provider", Name, "item", itemEvents, "err", err, "hint", cloud.HintOf(err))
-}
-
-func (w *watch) well() {
-	if w.since.IsZero() {
-		return
-	}
-	clear(w.told)
-	w.o.Log.Info("the signals of the cloud can be read again", "provider", Name, "after", time.Since(w.since).Round(100*time.Millisecond))
-	w.since = time.Time{}
-}
-
-// troubleKey is the same for what is the same trouble to an operator.
-func troubleKey(err error) string {
-	e, ok := errors.AsType[*cloud.Error](err)
-	switch {
-	case !ok:
-		return err.Error()
-	case errors.Is(e.Kind, cloud.ErrBadAnswer) && e.Status == http.StatusOK:
-		return "unusable"
-	case e.Status != 0:
-		return http.StatusText(e.Status)
-	case cloud.Unanswered(e):
-		return "silent"
-	default:
-		return "unreachable"
-	}
 }
 
 // Events reads the document once.

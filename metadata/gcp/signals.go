@@ -115,7 +115,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	}
 	held := p.opts
 	held.AttemptTimeout = o.Hold + holdMargin
-	w := &watch{p: p, o: o, held: held, client: held.HTTPClient(nil), log: o.Log, fn: fn, told: map[string]bool{}, unwell: map[string]bool{}}
+	w := &watch{p: p, o: o, held: held, client: held.HTTPClient(nil), fn: fn, Watching: cloud.Watching{Provider: Name, Log: o.Log}}
 	defer w.client.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for _, it := range []*polled{
@@ -131,19 +131,14 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 
 // watch is one run of Watch.
 type watch struct {
+	cloud.Watching
 	p      *Provider
 	o      WatchOptions
 	held   cloud.Options // those of a poll that the service holds
 	client *http.Client
-	log    *slog.Logger
 
 	emitting sync.Mutex
 	fn       func(Signal)
-
-	troubles sync.Mutex
-	told     map[string]bool // troubles that have their line in the log
-	unwell   map[string]bool // items that cannot be read now
-	since    time.Time
 }
 
 // polled is one item that is polled. It belongs to one loop.
@@ -183,7 +178,7 @@ func (w *watch) poll(ctx context.Context, it *polled) {
 		pause := w.o.Pace
 		switch {
 		case errors.Is(err, cloud.ErrNotFound):
-			w.well(string(it.kind))
+			w.Well(string(it.kind))
 			etag, failures, hurry = "", 0, 0
 			if w.see(ctx, it, "", seen) {
 				pause = jitter(w.o.Absent)
@@ -193,16 +188,16 @@ func (w *watch) poll(ctx context.Context, it *polled) {
 			etag = ""
 			e, ok := errors.AsType[*cloud.Error](err)
 			if broken++; ok && cloud.Unanswered(e) || broken >= brokenHolds {
-				w.log.Info("the metadata server does not hold its answers back as it was asked to: it is asked every few seconds for a while",
+				w.Log.Info("the metadata server does not hold its answers back as it was asked to: it is asked every few seconds for a while",
 					"provider", Name, "item", it.kind, "every", w.hurried(), "err", err)
 				plain, broken = seen.Add(plainTime), 0
 			}
 		case err != nil:
 			failures++
-			w.trouble(string(it.kind), err)
+			w.Trouble(string(it.kind), err)
 			etag, pause = "", backOff(w.o.Pace, failures, err)
 		default:
-			w.well(string(it.kind))
+			w.Well(string(it.kind))
 			failures = 0
 			quick := held && a.etag == etag && seen.Sub(began) < w.o.Pace
 			etag = a.etag
@@ -329,10 +324,10 @@ func (w *watch) signal(ctx context.Context, kind SignalKind, word string, seen t
 		d, err := ask(ctx, w, w.p.opts, "shutdown details", pathInstance+"shutdown-details/"+recursive,
 			func(_ http.Header, b []byte) (Shutdown, error) { return ParseShutdown(b) })
 		if err != nil {
-			w.log.Warn("how long the shutdown waits cannot be read, so the usual time is taken", "provider", Name, "usual", usualShutdown, "err", err)
+			w.Log.Warn("how long the shutdown waits cannot be read, so the usual time is taken", "provider", Name, "usual", usualShutdown, "err", err)
 		}
 		if len(d.Unknown) > 0 {
-			w.log.Info("the shutdown's details have fields that this version does not know", "fields", strings.Join(d.Unknown, ","))
+			w.Log.Info("the shutdown's details have fields that this version does not know", "fields", strings.Join(d.Unknown, ","))
 		}
 		if s.At = d.Ends(seen); s.At.IsZero() {
 			s.At = seen.Add(usualShutdown)
@@ -384,10 +379,10 @@ func (w *watch) upcoming(ctx context.Context) {
 		switch seen := time.Now(); {
 		case err != nil:
 			failures++
-			w.trouble(name, err)
+			w.Trouble(name, err)
 			pause = min(pause, backOff(w.o.Pace, failures+2, err))
 		case m.Start.IsZero():
-			w.well(name)
+			w.Well(name)
 			failures = 0
 			if settled && now.Start.IsZero() {
 				break
@@ -399,7 +394,7 @@ func (w *watch) upcoming(ctx context.Context) {
 			w.emit(Signal{Kind: SignalUpcoming, Value: now.Status, Gone: true, Seen: seen})
 			now, gone, settled = Maintenance{}, 0, true
 		default:
-			w.well(name)
+			w.Well(name)
 			gone, failures, settled = 0, 0, true
 			if m.Start.Equal(now.Start) {
 				break
@@ -444,52 +439,5 @@ func sleep(ctx context.Context, d time.Duration) bool {
 		return false
 	case <-timer.C:
 		return true
-	}
-}
-
-// trouble says that an item cannot be read, once for each kind of trouble, until all is well again. An outage of the
-// service is one line for all items.
-func (w *watch) trouble(name string, err error) {
-	w.troubles.Lock()
-	defer w.troubles.Unlock()
-	if len(w.unwell) == 0 {
-		w.since = time.Now()
-	}
-	w.unwell[name] = true
-	key := troubleKey(name, err)
-	if w.told[key] {
-		return
-	}
-	w.told[key] = true
-	w.log.Warn("a signal of the cloud cannot be read, notices may come late", "provider", Name, "item", name, "err", err, "hint", cloud.HintOf(err))
-}
-
-func (w *watch) well(name string) {
-	w.troubles.Lock()
-	defer w.troubles.Unlock()
-	if !w.unwell[name] {
-		return
-	}
-	if delete(w.unwell, name); len(w.unwell) > 0 {
-		return
-	}
-	clear(w.told)
-	w.log.Info("the signals of the cloud can be read again", "provider", Name, "after", time.Since(w.since).Round(100*time.Millisecond))
-}
-
-// troubleKey is the same for what is the same trouble to an operator. What is wrong with one answer is its item's own.
-func troubleKey(name string, err error) string {
-	e, ok := errors.AsType[*cloud.Error](err)
-	switch {
-	case !ok:
-		return err.Error()
-	case errors.Is(e.Kind, cloud.ErrBadAnswer):
-		return name
-	case e.Status != 0:
-		return http.StatusText(e.Status)
-	case cloud.Unanswered(e):
-		return "silent"
-	default:
-		return "unreachable"
 	}
 }
