@@ -252,7 +252,7 @@ func statements(list []any) []string {
 func readAWSCloudFormation(t *testing.T, c *cloudformation) awsCluster {
 	t.Helper()
 	words := strings.NewReplacer("${AWS::StackName}", "NAME", "${AWS::Region}", "REGION", "${AWS::AccountId}", "ACCOUNT",
-		"${AWS::Partition}", "PARTITION", "${MongoSecret}", awsSecret)
+		"${AWS::Partition}", "PARTITION", "${MongoSecret}", awsSecret, "${MongoReadyHandle}", "https://HANDLE/?a=b&c=d", "${MongoDisk}", "vol0abc")
 	say := func(v any) string { return words.Replace(num(v)) }
 	// ${OriginTargets} -> origin
 	name := func(v any, suffix string) string {
@@ -399,7 +399,7 @@ func readAWSCloudFormation(t *testing.T, c *cloudformation) awsCluster {
 	secret := c.of("AWS::SecretsManager::Secret")["MongoSecret"]
 	out.Mongo = awsMongo{
 		Image: num(m["ImageId"]), Type: num(m["InstanceType"]), Security: names(nic["GroupSet"], "Group"), Metadata: options(m["MetadataOptions"]),
-		Encrypted: encrypted(m["BlockDeviceMappings"]), Public: isPublic, Identity: identity(m["IamInstanceProfile"]), UserData: num(m["UserData"]),
+		Encrypted: encrypted(m["BlockDeviceMappings"]), Public: isPublic, Identity: identity(m["IamInstanceProfile"]), UserData: say(m["UserData"]),
 		Disk:              diskWords(disk["VolumeType"], disk["Size"], disk["Encrypted"]),
 		Survives:          c.all["MongoDisk"]["DeletionPolicy"] == "Snapshot" && c.all["MongoDisk"]["UpdateReplacePolicy"] == "Snapshot",
 		ConnectionIsEmpty: secret["SecretString"] == nil && secret["GenerateSecretString"] == nil,

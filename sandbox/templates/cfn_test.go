@@ -34,7 +34,6 @@ type cloudformation struct {
 // noValue is what AWS::NoValue becomes: the property is not there.
 type noValue struct{}
 
-
 func load(t *testing.T, file string, given map[string]any) *cloudformation {
 	t.Helper()
 	c := &cloudformation{

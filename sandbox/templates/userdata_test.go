@@ -1,0 +1,219 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package templates
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// joining is the user data by which the nodes of a template join.
+type joining struct {
+	name, cloud, data string
+	// cli is the program of the cloud that reads the secret, and args what it has to be called with.
+	cli  string
+	args string
+	// role is what the template says to the machine in its metadata, by the name that the agent reads there.
+	role string
+}
+
+func joinings(t *testing.T) []joining {
+	t.Helper()
+	var out []joining
+	aws := func(name string, c awsCluster) {
+		role := ""
+		for _, tag := range c.Groups["edge"].Tags {
+			if v, ok := strings.CutPrefix(tag, "amsagent:role="); ok {
+				role = v
+			}
+		}
+		out = append(out, joining{
+			name: name, cloud: "aws", data: c.Groups["edge"].UserData, cli: "aws", role: role,
+			args: "secretsmanager get-secret-value --region REGION --secret-id SECRET --query SecretString --output text",
+		})
+	}
+	aws("cloudformation", readAWSCloudFormation(t, loadAWSCloudFormation(t)))
+	aws("aws terraform", readAWSTerraform(t, loadAWSTerraform(t)))
+	return out
+}
+
+// scripts are all shell scripts that templates and recipes bring to a machine.
+func scripts(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{
+		"mongo of cloudformation": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
+		"mongo of aws terraform":  readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
+	}
+	for _, j := range joinings(t) {
+		out["user data of "+j.name] = j.data
+	}
+	return out
+}
+
+func TestScriptsParse(t *testing.T) {
+	shellcheck, err := exec.LookPath("shellcheck")
+	if err != nil {
+		t.Log("shellcheck is not installed: sh -n alone looks at the scripts")
+	}
+	for name, data := range scripts(t) {
+		t.Run(name, func(t *testing.T) {
+			if !strings.HasPrefix(data, "#!/bin/sh\n") {
+				t.Errorf("cloud-init does not take it for a script: %.40q", data)
+			}
+			if strings.Contains(data, "\r") {
+				t.Error("line ends of Windows")
+			}
+			file := filepath.Join(t.TempDir(), "script.sh")
+			if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.CommandContext(t.Context(), "sh", "-n", file).CombinedOutput(); err != nil {
+				t.Errorf("sh -n: %v\n%s", err, out)
+			}
+			if shellcheck != "" {
+				if out, err := exec.CommandContext(t.Context(), shellcheck, "-s", "sh", "-S", "style", file).CombinedOutput(); err != nil {
+					t.Errorf("shellcheck: %v\n%s", err, out)
+				}
+			}
+		})
+	}
+}
+
+// TestUserDataJoins runs the user data of each template in a shell: the cloud's
+// program is a stand-in that has no secret yet when it is asked first, the agent is
+// the real one, and so is what it finds: MongoDB with a password, an Ant Media
+// Server's files and a server that writes itself into the cluster. The role comes
+// from the metadata, as the template gives it to the machine.
+func TestUserDataJoins(t *testing.T) {
+	bin := t.TempDir()
+	agent, sandbox := filepath.Join(bin, "amsagent"), filepath.Join(bin, "sandbox")
+	for _, b := range []struct{ out, dir, pkg string }{{agent, "../..", "./cmd/amsagent"}, {sandbox, "..", "./cmd/sandbox"}} {
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", b.out, b.pkg)
+		cmd.Dir, cmd.Env = b.dir, append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("building %s: %v\n%s", b.pkg, err, out)
+		}
+	}
+	for _, j := range joinings(t) {
+		t.Run(j.name, func(t *testing.T) { runJoining(t, j, bin, sandbox) })
+	}
+}
+
+func runJoining(t *testing.T, j joining, bin, sandbox string) {
+	t.Helper()
+	const password = "0123456789abcdef0123456789abcdef0123456789abcdef"
+	dir := t.TempDir()
+	mongo, err := mongod.Start(t.Context(), mongod.Options{Dir: filepath.Join(dir, "mongo"), Users: map[string]string{"amsagent": password}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mongo.Close() })
+	// As install.sh writes it.
+	uri := "mongodb://amsagent:" + password + "@" + mongo.Addr() + "/admin"
+
+	http, err := port.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(dir, "root")
+	tr, err := tree.Write(root, tree.Options{NoUnit: true, Host: "node", HostResolves: true, HTTPPort: http})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := amsctl.Config{
+		State: filepath.Join(dir, "service"), Sandbox: sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
+		Args: []string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--die-with", strconv.Itoa(os.Getpid())},
+	}
+	wrapper := filepath.Join(dir, "svc")
+	if err := svc.WriteWrapper(wrapper); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		_ = svc.Stop(ctx)
+	})
+	const address = "10.0.1.77"
+	cloud, err := fakecloud.Open(t.Context(), j.cloud, fakecloud.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cloud.Close() })
+	machine, err := cloud.Machine(t.Context(), fakecloud.Machine{
+		Name: "edge-1", ID: fakecloud.ID(j.cloud, 1), Address: address, Role: j.role, MAC: "02:00:00:00:00:01",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = machine.Close() })
+
+	for name, body := range map[string]string{
+		// The first answer is what a secret without a value is.
+		j.cli: `echo "$*" >>"$HERE/calls"
+[ "$*" = "` + j.args + `" ] || { echo "unknown: $*" >&2; exit 252; }
+[ -e "$HERE/asked" ] || { : >"$HERE/asked"; echo 'ResourceNotFoundException' >&2; exit 254; }
+cat "$HERE/secret"`,
+		// Whoever never gets on is not waited for.
+		"sleep": `echo "sleep $*" >>"$HERE/calls"
+[ "$(grep -c sleep "$HERE/calls")" -lt 3 ] || kill "$PPID"`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, body := range map[string]string{"secret": uri + "\n\n", "userdata": j.data} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", filepath.Join(dir, "userdata"))
+	cmd.Env = append(os.Environ(), "HERE="+dir, "PATH="+dir+":"+bin+":"+os.Getenv("PATH"), "NO_COLOR=1", "AMSAGENT_ROOT="+root,
+		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+wrapper, "AMSAGENT_TIMEOUT=20s")
+	cmd.Env = append(cmd.Env, machine.Environ()...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if strings.Contains(string(out), password) {
+		t.Errorf("the password is in the output, which cloud-init writes to a file for everybody: %s", out)
+	}
+	calls, err := os.ReadFile(filepath.Join(dir, "calls"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := j.args + "\nsleep 15\n" + j.args + "\n"; string(calls) != want {
+		t.Errorf("called were\n%swant\n%s", calls, want)
+	}
+	target, err := cluster.ParseTarget(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cluster.Connect(ctx, target, cluster.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close(ctx) }()
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(nodes) != 1 || nodes[0].IP != address || nodes[0].Role != "edge" || nodes[0].State != cluster.StateActive {
+		t.Errorf("the registry has %+v, want an active edge at %s\n%s", nodes, address, out)
+	}
+}
