@@ -34,12 +34,21 @@ func TestWatchingEvery(t *testing.T) {
 			}
 			return fails[len(looks)]
 		})
-		// The first retry comes after the usual time, later ones ever later, and never more than the bound.
-		for i, most := range []time.Duration{
-			2 * time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 15 * time.Second, 15 * time.Second, 2 * time.Second, 2 * time.Second,
+		// The first retry comes after the usual time, later ones ever later, and never more than the bound; each may be
+		// shortened by a quarter. Where all is well, the moments are even ones of the clock, wherever the one before was.
+		const even, tenth = 2 * time.Second, 200 * time.Millisecond
+		for i, gap := range []struct{ least, most time.Duration }{
+			{tenth, even + tenth},
+			{1500 * time.Millisecond, 2 * time.Second},
+			{3 * time.Second, 4 * time.Second},
+			{6 * time.Second, 8 * time.Second},
+			{11250 * time.Millisecond, 15 * time.Second},
+			{11250 * time.Millisecond, 15 * time.Second},
+			{tenth, even + tenth},
+			{even - tenth, even + tenth},
 		} {
-			if gap := looks[i+1] - looks[i]; gap > most || gap < most*3/4-time.Second {
-				t.Errorf("look %d came after %s, want %s", i+2, gap, most)
+			if got := looks[i+1] - looks[i]; got < gap.least || got > gap.most {
+				t.Errorf("look %d came after %s, want %s to %s", i+2, got, gap.least, gap.most)
 			}
 		}
 		if got := strings.Count(log.String(), "cannot be read"); got != 2 {
