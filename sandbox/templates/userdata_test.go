@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -161,6 +162,13 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	}
 	t.Cleanup(func() { _ = machine.Close() })
 
+	// As the image brings it.
+	if err := os.MkdirAll(filepath.Join(root, "etc/amsagent"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/amsagent/config.yaml"), []byte(imageConfig(t)), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for name, body := range map[string]string{
 		// The first answer is what a secret without a value is.
 		j.cli: `echo "$*" >>"$HERE/calls"
@@ -215,5 +223,9 @@ cat "$HERE/secret"`,
 	}
 	if len(nodes) != 1 || nodes[0].IP != address || nodes[0].Role != "edge" || nodes[0].State != cluster.StateActive {
 		t.Errorf("the registry has %+v, want an active edge at %s\n%s", nodes, address, out)
+	}
+	cmd = exec.CommandContext(ctx, filepath.Join(bin, "amsagent"), "config", "--root", root)
+	if out, err := cmd.Output(); err != nil || !regexp.MustCompile(`(?m)^ *metrics_address\s+0\.0\.0\.0:9771\s`).Match(out) {
+		t.Errorf("the load balancer does not reach the agent (%v):\n%s", err, out)
 	}
 }

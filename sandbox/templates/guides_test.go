@@ -1,0 +1,224 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package templates
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// guideCommand is a line of a guide that somebody is to type.
+type guideCommand struct {
+	file string
+	line int
+	text string
+}
+
+func guideCommands(t *testing.T) []guideCommand {
+	t.Helper()
+	files, err := filepath.Glob("../../docs/guides/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no guides (%v)", err)
+	}
+	files = append(files, "../../packaging/image/README.md", "../../packaging/image/mongodb/README.md")
+	var out []guideCommand
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(string(b), "\n")
+		for i := 0; i < len(lines); i++ {
+			text, ok := strings.CutPrefix(lines[i], "    ")
+			if !ok || strings.HasPrefix(text, " ") {
+				continue
+			}
+			c := guideCommand{file: file, line: i + 1, text: text}
+			for strings.HasSuffix(c.text, `\`) && i+1 < len(lines) {
+				i++
+				c.text = strings.TrimSuffix(c.text, `\`) + strings.TrimSpace(lines[i])
+			}
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// words splits a command as a shell does, which is asked for it.
+func (c guideCommand) words(t *testing.T) []string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "sh", "-fc", `run() { printf '%s\n' "$@"; }; `+"run "+strings.ReplaceAll(c.text, "$(", "(SUBST ")+"").Output()
+	if err != nil {
+		// A substitution in quotes is one word.
+		out, err = exec.CommandContext(t.Context(), "sh", "-fc", `run() { printf '%s\n' "$@"; }; run `+regexp.MustCompile(`"\$\([^)]*\)"`).ReplaceAllString(c.text, "SUBST")).Output()
+	}
+	if err != nil {
+		t.Errorf("%s:%d: no command of a shell: %s", c.file, c.line, c.text)
+	}
+	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+}
+
+// TestGuideCommands reads every command in the guides: files and folders that they
+// name are there, and so are the flags, variables and parameters.
+func TestGuideCommands(t *testing.T) {
+	agent := filepath.Join(t.TempDir(), "amsagent")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", agent, "./cmd/amsagent")
+	cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	seen := map[string]int{}
+	for _, c := range guideCommands(t) {
+		fail := func(format string, args ...any) {
+			t.Errorf("%s:%d: %s: %s", c.file, c.line, c.text, fmt.Sprintf(format, args...))
+		}
+		words := c.words(t)
+		if words[0] == "sudo" {
+			words = words[1:]
+		}
+		seen[words[0]]++
+		for _, w := range words {
+			// A file of ours, wherever it stands.
+			if strings.HasPrefix(w, "packaging/") || strings.HasPrefix(w, "docs/") {
+				if _, err := os.Stat(filepath.Join("../..", w)); err != nil {
+					fail("%v", err)
+				}
+			}
+		}
+		switch words[0] {
+		case "amsagent":
+			checkAgentCommand(t, agent, words, fail)
+		case "./install.sh", "amsagent-mongodb":
+			for _, w := range words[1:] {
+				if out, _ := exec.CommandContext(t.Context(), install, "--help").Output(); strings.HasPrefix(w, "--") && !strings.Contains(string(out), w+" ") {
+					fail("install.sh has no %s", w)
+				}
+			}
+		case "make":
+			b, err := os.ReadFile("../../Makefile")
+			if err != nil || !strings.Contains(string(b), "\n"+words[1]+":") {
+				fail("no such target (%v)", err)
+			}
+		case "packer":
+			checkVariables(t, filepath.Join(imageFolder, "amsagent.pkr.hcl"), words, fail)
+		case "tofu", "terraform":
+			dir := ""
+			for _, w := range words {
+				if d, ok := strings.CutPrefix(w, "-chdir="); ok {
+					dir = d
+				}
+			}
+			checkVariables(t, filepath.Join("../..", dir, "variables.tf"), words, fail)
+		case "aws":
+			checkAWSCommand(t, words, fail)
+		default:
+			fail("nobody checks a command %s", words[0])
+		}
+	}
+	for _, name := range []string{"aws", "packer", "tofu", "amsagent", "make", "./install.sh"} {
+		if seen[name] == 0 {
+			t.Errorf("no command %s was found: is the page read at all?", name)
+		}
+	}
+}
+
+func checkAgentCommand(t *testing.T, agent string, words []string, fail func(string, ...any)) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), agent, words[1], "--help").Output()
+	if err != nil {
+		fail("amsagent %s: %v", words[1], err)
+	}
+	for _, w := range words[2:] {
+		flag, _, _ := strings.Cut(w, "=")
+		if strings.HasPrefix(flag, "--") && !strings.Contains(string(out), flag+" ") {
+			fail("amsagent %s has no %s", words[1], flag)
+		}
+	}
+}
+
+// checkVariables: -var NAME=… names a variable of the file, and those without a default are all given.
+func checkVariables(t *testing.T, file string, words []string, fail func(string, ...any)) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		fail("%v", err)
+	}
+	given := map[string]bool{}
+	for i, w := range words {
+		if w == "-var" && i+1 < len(words) {
+			name, _, _ := strings.Cut(words[i+1], "=")
+			given[name] = true
+			if !strings.Contains(string(b), `variable "`+name+`" {`) {
+				fail("%s has no variable %s", file, name)
+			}
+		}
+	}
+	if !slices.Contains(words, "build") && !slices.Contains(words, "apply") {
+		return
+	}
+	for _, m := range regexp.MustCompile(`(?s)variable "(\w+)" \{\n(.*?)\n\}`).FindAllStringSubmatch(string(b), -1) {
+		if !strings.Contains(m[2], " default ") && !given[m[1]] {
+			fail("the variable %s is not given", m[1])
+		}
+	}
+}
+
+// checkAWSCommand: parameters are the template's; and where the command itself is
+// installed, it takes the words (it reads no credentials to show its own skeleton).
+func checkAWSCommand(t *testing.T, words []string, fail func(string, ...any)) {
+	t.Helper()
+	b, err := os.ReadFile(awsCloudFormation)
+	if err != nil {
+		fail("%v", err)
+	}
+	overrides := false
+	for _, w := range words {
+		overrides = overrides || w == "--parameter-overrides"
+		name, _, ok := strings.Cut(w, "=")
+		if overrides && ok && !strings.Contains(string(b), "\n  "+name+":\n") {
+			fail("the template has no parameter %s", name)
+		}
+	}
+	if _, err := exec.LookPath("aws"); err != nil {
+		t.Log("aws is not installed: its own words are not checked")
+		return
+	}
+	if words[1] == "cloudformation" && words[2] == "deploy" {
+		// No call of the API but several: it has no skeleton.
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), "aws", append(words[1:], "--generate-cli-skeleton", "input")...)
+	cmd.Env = append(os.Environ(), "AWS_EC2_METADATA_DISABLED=true")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		fail("%v: %s", err, out)
+	}
+}
+
+// TestGuideLinks: what the guides link to within the project is there.
+func TestGuideLinks(t *testing.T) {
+	files, err := filepath.Glob("../../docs/guides/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(string(b), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+	}
+}
