@@ -339,7 +339,8 @@ func TestCloudFormationHoldsInstall(t *testing.T) {
 	}
 	for name, data := range map[string]string{
 		"cloudformation.yaml": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
-		"terraform":           readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
+		"aws/terraform":       readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
+		"gcp/terraform":       gcpMongoScript(t),
 	} {
 		_, rest, _ := strings.Cut(data, "<<'AMSAGENT-MONGODB'\n")
 		got, _, ok := strings.Cut(rest, "\nAMSAGENT-MONGODB\n")

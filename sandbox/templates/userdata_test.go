@@ -49,6 +49,11 @@ func joinings(t *testing.T) []joining {
 	}
 	aws("cloudformation", readAWSCloudFormation(t, loadAWSCloudFormation(t)))
 	aws("aws terraform", readAWSTerraform(t, loadAWSTerraform(t)))
+	gcp := readGCP(t, loadGCP(t)).Groups["edge"]
+	out = append(out, joining{
+		name: "gcp terraform", cloud: "gcp", data: gcp.UserData, cli: "gcloud", role: gcp.Role,
+		args: "secrets versions access latest --project PROJECT --secret SECRET",
+	})
 	return out
 }
 
@@ -58,6 +63,7 @@ func scripts(t *testing.T) map[string]string {
 	out := map[string]string{
 		"mongo of cloudformation": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
 		"mongo of aws terraform":  readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
+		"mongo of gcp terraform":  gcpMongoScript(t),
 	}
 	for _, j := range joinings(t) {
 		out["user data of "+j.name] = j.data
