@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -148,6 +150,32 @@ func TestAWSCloudFormation(t *testing.T) {
 	got.Mongo.UserData = ""
 	if diff := gocmp.Diff(wantAWS(), got); diff != "" {
 		t.Errorf("cloudformation.yaml makes something else than wanted (-want +got):\n%s", diff)
+	}
+}
+
+// TestAWSCloudFormationLint: cfn-lint knows the schema of every type of resource.
+func TestAWSCloudFormationLint(t *testing.T) {
+	lint, err := exec.LookPath("cfn-lint")
+	if err != nil {
+		t.Skip("cfn-lint is not installed: the names of properties are not checked")
+	}
+	if out, err := exec.CommandContext(t.Context(), lint, awsCloudFormation).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestTerraformForm: as OpenTofu and Terraform write it themselves.
+func TestTerraformForm(t *testing.T) {
+	tool, err := exec.LookPath("tofu")
+	if err != nil {
+		if tool, err = exec.LookPath("terraform"); err != nil {
+			t.Skip("neither tofu nor terraform is installed: the form is not checked")
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), tool, "fmt", "-check", "-diff", "-recursive", "../../packaging/cloud")
+	cmd.Env = append(os.Environ(), "TF_CLI_CONFIG_FILE=/dev/null")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
@@ -317,9 +345,7 @@ func readAWSCloudFormation(t *testing.T, c *cloudformation) awsCluster {
 				list = append(list, words.Replace(s))
 			}
 		}
-		for _, arn := range strs(r["ManagedPolicyArns"]) {
-			list = append(list, arn)
-		}
+		list = append(list, strs(r["ManagedPolicyArns"])...)
 		out.Policies[strings.ToLower(strings.TrimSuffix(key, "Role"))] = list
 	}
 	profiles := c.of("AWS::IAM::InstanceProfile")

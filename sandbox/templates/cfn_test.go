@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -351,20 +350,5 @@ func (c *cloudformation) of(typ string) map[string]object {
 			out[name] = p
 		}
 	}
-	return out
-}
-
-// types of all resources.
-func (c *cloudformation) types() []string {
-	seen := map[string]bool{}
-	var out []string
-	for _, r := range c.all {
-		typ := r["Type"].(string)
-		if !seen[typ] {
-			seen[typ] = true
-			out = append(out, typ)
-		}
-	}
-	slices.Sort(out)
 	return out
 }

@@ -4,6 +4,7 @@
 package templates
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"os/exec"
@@ -120,7 +121,7 @@ func exitCode(err error) int {
 	if err == nil {
 		return 0
 	}
-	if e, ok := err.(*exec.ExitError); ok {
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
 		return e.ExitCode()
 	}
 	return -1

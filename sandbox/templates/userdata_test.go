@@ -230,6 +230,11 @@ cat "$HERE/secret"`,
 	if len(nodes) != 1 || nodes[0].IP != address || nodes[0].Role != "edge" || nodes[0].State != cluster.StateActive {
 		t.Errorf("the registry has %+v, want an active edge at %s\n%s", nodes, address, out)
 	}
+	// What the agent says of user data of others, it says of ours.
+	cmd = exec.CommandContext(ctx, filepath.Join(bin, "amsagent"), "doctor", "--user-data", filepath.Join(dir, "userdata"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("amsagent doctor is not content with the user data: %v\n%s", err, out)
+	}
 	cmd = exec.CommandContext(ctx, filepath.Join(bin, "amsagent"), "config", "--root", root)
 	if out, err := cmd.Output(); err != nil || !regexp.MustCompile(`(?m)^ *metrics_address\s+0\.0\.0\.0:9771\s`).Match(out) {
 		t.Errorf("the load balancer does not reach the agent (%v):\n%s", err, out)
