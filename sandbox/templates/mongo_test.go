@@ -204,18 +204,9 @@ class Mongo {
 }
 `
 
-// TestMongoInstallRun runs install.sh in a mount namespace of its own, where the
-// folders that it writes to are thrown away after it: twice, and with another
-// application. What MongoDB itself says to it is not tested: its packages are not to be had here.
-func TestMongoInstallRun(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("not root: install.sh is not run")
-	}
-	for _, tool := range []string{"node", "unshare"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not installed: install.sh is not run", tool)
-		}
-	}
+// standIn is a folder with stand-ins for programs, and a key.
+func standIn(t *testing.T) string {
+	t.Helper()
 	here := t.TempDir()
 	write := func(name, body string, mode os.FileMode) {
 		t.Helper()
@@ -228,6 +219,101 @@ func TestMongoInstallRun(t *testing.T) {
 	}
 	write("mongo.js", mongoStandIn, 0o644)
 	write("key", "k3y", 0o600)
+	return here
+}
+
+// TestMongoDisk: the disk of MongoDB is real (a loop device with a file behind it), and so are the programs that format and
+// mount it. A second machine finds on it what the first one left, and nothing is formatted that has anything on it.
+func TestMongoDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: there is no disk to format")
+	}
+	for _, tool := range []string{"node", "unshare", "mkfs.xfs", "mkfs.ext4", "losetup", "blkid"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed: no disk is formatted", tool)
+		}
+	}
+	script, err := filepath.Abs(install)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := standIn(t)
+	image := filepath.Join(here, "disk.img")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 400<<20); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "losetup", "-f", "--show", image).CombinedOutput()
+	if err != nil {
+		t.Skipf("no loop device: %v: %s", err, out)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "-d", device).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	// machine is one with folders of its own, which go with it; the disk stays.
+	machine := func(story string) (string, error) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private", "sh", "-c", `set -e
+W=$(mktemp -d); trap 'cd /; umount /srv/mongodb 2>/dev/null || :; umount /etc /srv /usr/share/keyrings 2>/dev/null || :; umount "$W"; rmdir "$W"' EXIT
+mount -t tmpfs none "$W"
+for d in /etc /srv /usr/share/keyrings; do mkdir -p "$d" "$W/u$d" "$W/w$d"; mount -t overlay -o lowerdir=$d,upperdir="$W/u$d",workdir="$W/w$d" none $d; done
+run() { "`+script+`" --single --bind 10.0.2.4 --data-device "$DEVICE"; }
+`+story)
+		cmd.Env = append(os.Environ(), "HERE="+here, "LOG="+filepath.Join(here, "log"), "PATH="+here+":"+os.Getenv("PATH"),
+			"OS_RELEASE="+distribution(t, "debian", "bookworm"), "DEVICE="+device)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	first, err := machine(`run >&2; mountpoint /srv/mongodb; echo precious >/srv/mongodb/db/file; run >&2
+grep -c ' /srv/mongodb xfs ' /etc/fstab; cat /srv/mongodb/secrets/amsagent.uri`)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, first)
+	}
+	second, err := machine(`run >&2; cat /srv/mongodb/db/file; grep -c ' /srv/mongodb xfs ' /etc/fstab; cat /srv/mongodb/secrets/amsagent.uri`)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, second)
+	}
+	tail := func(s string) string { return s[strings.Index(s, "\n1\nmongodb://")+1:] }
+	if !strings.Contains(second, "precious\n1\n") || tail(first) != tail(second) || len(tail(first)) < 60 {
+		t.Errorf("the second machine did not find what the first one left:\n%s\n%s", first, second)
+	}
+
+	// A disk of somebody else.
+	if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-F", device).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	before, err := exec.CommandContext(t.Context(), "sha256sum", image).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := machine("run")
+	if exitCode(err) != 1 || !strings.Contains(other, "it was not touched") {
+		t.Errorf("a disk with another file system: %v\n%s", err, other)
+	}
+	after, err := exec.CommandContext(t.Context(), "sha256sum", image).Output()
+	if err != nil || string(before) != string(after) {
+		t.Errorf("it was touched (%v)", err)
+	}
+}
+
+// TestMongoInstallRun runs install.sh in a mount namespace of its own, where the
+// folders that it writes to are thrown away after it: twice, and with another
+// application. What MongoDB itself says to it is not tested: its packages are not to be had here.
+func TestMongoInstallRun(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: install.sh is not run")
+	}
+	for _, tool := range []string{"node", "unshare"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed: install.sh is not run", tool)
+		}
+	}
+	here := standIn(t)
 	script, err := filepath.Abs(install)
 	if err != nil {
 		t.Fatal(err)

@@ -180,11 +180,11 @@ disk() {
 	code=0
 	blkid -p "$device" >/dev/null || code=$?
 	case $code in
-	0) ;;
+	0) [ "$(blkid -p -o value -s TYPE "$device")" = xfs ] || die "$device holds something that is no XFS; it was not touched" ;;
 	2) mkfs.xfs -q "$device" ;;
-	*) die "blkid cannot tell whether $device is empty ($code)" ;;
+	*) die "blkid cannot tell whether $device is empty ($code); it was not touched" ;;
 	esac
-	uuid=$(blkid -o value -s UUID "$device")
+	uuid=$(blkid -p -o value -s UUID "$device")
 	folder "$data" 0755 root:root
 	# nofail: a machine without the disk boots, and mongod says what is missing.
 	grep -q "^UUID=$uuid " /etc/fstab || echo "UUID=$uuid $data xfs defaults,noatime,nofail 0 2" >>/etc/fstab
