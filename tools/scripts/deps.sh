@@ -37,10 +37,12 @@ test)
   want man-db "the same, as a reader sees them" has man
   ;;
 ci)
-  # These bring a service with them, which nobody wants on the machine on which he writes code.
+  # Some of these bring a service with them, which nobody wants on the machine on which he writes code.
   want haproxy "the tests in which HAProxy reads what doctor corrected" has haproxy
   want cloud-init "the same for cloud-config" has cloud-init
   want shellcheck "the same for scripts" has shellcheck
+  want xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
+  want nodejs "the tests that run the recipe of MongoDB's users" has node
   ;;
 lint)
   want shellcheck "the check of our shell scripts" has shellcheck
