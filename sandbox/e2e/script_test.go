@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/fakeazure"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
@@ -84,6 +85,7 @@ func TestScripts(t *testing.T) {
 			"noleak":      worldCommand((*world).noleak),
 			"mode":        worldCommand((*world).mode),
 			"imds":        worldCommand((*world).imds),
+			"azure":       worldCommand((*world).vm),
 			"restarts":    worldCommand((*world).restarts),
 			"viewers":     worldCommand((*world).viewers),
 			"asg":         worldCommand((*world).scaling),
@@ -97,6 +99,7 @@ type world struct {
 	mongo *mongod.Server
 	aws   *fakeaws.Server
 	asg   *fakeaws.AutoScaling
+	azure *fakeazure.Server
 	users map[string]string
 	nodes map[string]string // name -> root
 	svcs  []amsctl.Config
@@ -111,6 +114,9 @@ func (w *world) close() {
 	}
 	if w.aws != nil {
 		_ = w.aws.Close()
+	}
+	if w.azure != nil {
+		_ = w.azure.Close()
 	}
 	if w.mongo != nil {
 		_ = w.mongo.Close()

@@ -16,6 +16,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/fakeazure"
 )
 
 func listenLoopback() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
@@ -35,6 +36,19 @@ func (w *world) broadcast(_ *testscript.TestScript, _ bool, args []string) error
 		{Key: "updateTime", Value: time.Now().Add(time.Minute).UnixMilli()},
 	})
 	return err
+}
+
+// azure ADDRESS: Azure's metadata service says that this machine has the private
+// ADDRESS; $AMSAGENT_AZURE_ENDPOINT leads to it.
+func (w *world) vm(ts *testscript.TestScript, _ bool, args []string) error {
+	vm := fakeazure.Sample()
+	vm.NICs[0].IPv4s = []string{args[0]}
+	var err error
+	if w.azure, err = fakeazure.Start(w.ctx, fakeazure.Options{VM: &vm}); err != nil {
+		return err
+	}
+	ts.Setenv("AMSAGENT_AZURE_ENDPOINT", w.azure.Endpoint())
+	return nil
 }
 
 // imds start ADDRESS [tag=value…]: EC2's metadata service says that this machine
