@@ -110,6 +110,10 @@ func serverCases() []aCase {
 
 		{IDBlanks, "none", nil, Good, "", "none"},
 		{IDBlanks, "behind a marker", func(c *clinic) { c.edit1(container, "<!-- cluster start", "<!-- cluster start   ") }, Good, "", "do no harm"},
+		{IDBlanks, "behind a marker of a node", func(c *clinic) {
+			c.edit1(container, "<!-- cluster start", "<!-- cluster start -->  ")
+			c.edit1(container, "cluster end -->", "<!-- cluster end -->")
+		}, Good, "", "do no harm"},
 		{IDBlanks, "in a value", func(c *clinic) { c.put(liveApp, "db.type=mongodb\ndb.host=10.0.2.4  \ndb.name=live\n") }, Warning, "", `db.host in "LiveApp"`},
 		{IDBlanks, "no server", noServer, Unknown, "", ""},
 

@@ -227,11 +227,11 @@ func checkSettings(ctx context.Context, p *patient) []Result {
 }
 
 // markerBlanks finds what the vendor's script leaves behind a marker, one more blank
-// each time.
+// each time, in either mode.
 func markerBlanks(container []byte) bool {
 	for line := range strings.Lines(string(container)) {
 		line = strings.TrimRight(line, "\r\n")
-		if t := strings.TrimRight(line, " \t"); t != line && strings.HasSuffix(t, "cluster start") {
+		if t := strings.TrimRight(line, " \t"); t != line && (strings.HasSuffix(t, "cluster start") || strings.HasSuffix(t, "cluster start -->")) {
 			return true
 		}
 	}
