@@ -428,6 +428,7 @@ func TestCloudFormationHoldsInstall(t *testing.T) {
 		"cloudformation.yaml": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
 		"aws/terraform":       readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
 		"gcp/terraform":       gcpMongoScript(t),
+		"azure":               readAzure(t, loadAzure(t, nil)).Mongo.UserData,
 	} {
 		_, rest, _ := strings.Cut(data, "<<'AMSAGENT-MONGODB'\n")
 		got, _, ok := strings.Cut(rest, "\nAMSAGENT-MONGODB\n")

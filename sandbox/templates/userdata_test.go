@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
+
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
@@ -28,6 +30,9 @@ type joining struct {
 	// cli is the program of the cloud that reads the secret, and args what it has to be called with.
 	cli  string
 	args string
+	// before is what it is called with before, each time, and token what it answers to that: then args has it on the
+	// standard input, as a header.
+	before, token string
 	// role is what the template says to the machine in its metadata, by the name that the agent reads there.
 	role string
 }
@@ -54,6 +59,12 @@ func joinings(t *testing.T) []joining {
 		name: "gcp terraform", cloud: "gcp", data: gcp.UserData, cli: "gcloud", role: gcp.Role,
 		args: "secrets versions access latest --project PROJECT --secret SECRET",
 	})
+	azure := readAzure(t, loadAzure(t, nil)).Groups["edge"]
+	out = append(out, joining{
+		name: "azure", cloud: "azure", data: azure.UserData, cli: "curl", role: strings.TrimPrefix(strings.Join(azure.Tags, " "), "amsagent-role="),
+		before: "-fsS --noproxy * -H Metadata: true " + azureIdentityURL("ams-edge"), token: "T0K3N",
+		args: "-fsS -H @- https://" + azureVaultHost + "/secrets/mongo?api-version=7.4",
+	})
 	return out
 }
 
@@ -64,6 +75,7 @@ func scripts(t *testing.T) map[string]string {
 		"mongo of cloudformation": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
 		"mongo of aws terraform":  readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
 		"mongo of gcp terraform":  gcpMongoScript(t),
+		"mongo of azure":          readAzure(t, loadAzure(t, nil)).Mongo.UserData,
 	}
 	for _, j := range joinings(t) {
 		out["user data of "+j.name] = j.data
@@ -175,9 +187,20 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	if err := os.WriteFile(filepath.Join(root, "etc/amsagent/config.yaml"), []byte(imageConfig(t)), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	ask, answer := "", uri+"\n\n"
+	if j.before != "" {
+		if _, err := exec.LookPath("jq"); err != nil {
+			t.Skip("jq is not installed, which the image brings")
+		}
+		ask = `[ "$*" != "` + j.before + `" ] || { echo '{"access_token":"` + j.token + `","token_type":"Bearer"}'; exit; }
+[ "$(cat)" = "Authorization: Bearer ` + j.token + `" ] || { echo "no token" >&2; exit 22; }
+`
+		answer = `{"value":"` + uri + `","id":"https://` + azureVaultHost + `/secrets/mongo/1"}`
+	}
 	for name, body := range map[string]string{
 		// The first answer is what a secret without a value is.
 		j.cli: `echo "$*" >>"$HERE/calls"
+` + ask + `
 [ "$*" = "` + j.args + `" ] || { echo "unknown: $*" >&2; exit 252; }
 [ -e "$HERE/asked" ] || { : >"$HERE/asked"; echo 'ResourceNotFoundException' >&2; exit 254; }
 cat "$HERE/secret"`,
@@ -189,7 +212,7 @@ cat "$HERE/secret"`,
 			t.Fatal(err)
 		}
 	}
-	for name, body := range map[string]string{"secret": uri + "\n\n", "userdata": j.data} {
+	for name, body := range map[string]string{"secret": answer, "userdata": j.data} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -211,8 +234,16 @@ cat "$HERE/secret"`,
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := j.args + "\nsleep 15\n" + j.args + "\n"; string(calls) != want {
-		t.Errorf("called were\n%swant\n%s", calls, want)
+	once := []string{j.args}
+	if j.before != "" {
+		// A pipe starts both ends together.
+		once = sorted([]string{j.before, j.args})
+	}
+	first, second, _ := strings.Cut(string(calls), "sleep 15\n")
+	for _, got := range []string{first, second} {
+		if diff := gocmp.Diff(once, sorted(strings.Split(strings.TrimSuffix(got, "\n"), "\n"))); diff != "" {
+			t.Errorf("called were\n%s(-want +got)\n%s", calls, diff)
+		}
 	}
 	target, err := cluster.ParseTarget(uri)
 	if err != nil {
