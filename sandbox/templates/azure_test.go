@@ -398,10 +398,10 @@ func readAzure(t *testing.T, a *armTemplate) azureCluster {
 		}
 		g := azureGroup{
 			Name: name, Image: num(armLookup(profile, "storageProfile", "imageReference", "id")), Size: num(armLookup(s, "sku", "name")), Count: num(armLookup(s, "sku", "capacity")),
-			Kind:   fmt.Sprintf("%v, %v, overprovision %v, repairs %v", p["orchestrationMode"], profile["priority"], p["overprovision"], armLookup(p, "automaticRepairsPolicy", "enabled")),
-			Notice: notice,
+			Kind:     fmt.Sprintf("%v, %v, overprovision %v, repairs %v", p["orchestrationMode"], profile["priority"], p["overprovision"], armLookup(p, "automaticRepairsPolicy", "enabled")),
+			Notice:   notice,
 			Upgrades: fmt.Sprintf("%v, of the system %v", armLookup(p, "upgradePolicy", "mode"), armLookup(p, "upgradePolicy", "automaticOSUpgradePolicy", "enableAutomaticOSUpgrade")),
-			Zones: strs(s["zones"]), Subnet: subnet(ip), Public: num(armLookup(ip, "publicIPAddressConfiguration", "sku", "name")),
+			Zones:    strs(s["zones"]), Subnet: subnet(ip), Public: num(armLookup(ip, "publicIPAddressConfiguration", "sku", "name")),
 			Disk: fmt.Sprintf("%v, by the host %v", armLookup(profile, "storageProfile", "osDisk", "managedDisk", "storageAccountType"),
 				armLookup(profile, "securityProfile", "encryptionAtHost")),
 			Identity: who(s), UserData: data(profile["osProfile"]),

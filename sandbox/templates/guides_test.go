@@ -4,6 +4,7 @@
 package templates
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -96,11 +97,7 @@ func TestGuideCommands(t *testing.T) {
 		case "amsagent":
 			checkAgentCommand(t, agent, words, fail)
 		case "./install.sh", "amsagent-mongodb":
-			for _, w := range words[1:] {
-				if out, _ := exec.CommandContext(t.Context(), install, "--help").Output(); strings.HasPrefix(w, "--") && !strings.Contains(string(out), w+" ") {
-					fail("install.sh has no %s", w)
-				}
-			}
+			checkInstall(t, words, fail)
 		case "make":
 			b, err := os.ReadFile("../../Makefile")
 			if err != nil || !strings.Contains(string(b), "\n"+words[1]+":") {
@@ -126,15 +123,75 @@ func TestGuideCommands(t *testing.T) {
 					checkAgentCommand(t, agent, remote, fail)
 				}
 			}
+		case "az":
+			checkAzureCommand(t, words, fail)
+			for i, w := range words {
+				if w != "--scripts" {
+					continue
+				}
+				switch remote := strings.Fields(words[i+1]); remote[0] {
+				case "amsagent":
+					checkAgentCommand(t, agent, remote, fail)
+				case "amsagent-mongodb":
+					checkInstall(t, remote, fail)
+				default:
+					fail("nobody checks %q", remote)
+				}
+			}
 		case "aws":
 			checkAWSCommand(t, words, fail)
 		default:
 			fail("nobody checks a command %s", words[0])
 		}
 	}
-	for _, name := range []string{"aws", "packer", "tofu", "amsagent", "make", "./install.sh"} {
+	for _, name := range []string{"aws", "az", "packer", "tofu", "amsagent", "make", "./install.sh"} {
 		if seen[name] == 0 {
 			t.Errorf("no command %s was found: is the page read at all?", name)
+		}
+	}
+}
+
+func checkInstall(t *testing.T, words []string, fail func(string, ...any)) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), install, "--help").Output()
+	if err != nil {
+		fail("install.sh: %v", err)
+	}
+	for _, w := range words[1:] {
+		if strings.HasPrefix(w, "--") && !strings.Contains(string(out), w+" ") {
+			fail("install.sh has no %s", w)
+		}
+	}
+}
+
+// checkAzureCommand: parameters are the template's, and those without a default are
+// all given. The words of az itself are nowhere to be had for comparing.
+func checkAzureCommand(t *testing.T, words []string, fail func(string, ...any)) {
+	t.Helper()
+	if strings.Join(words[:min(4, len(words))], " ") != "az deployment group create" {
+		return
+	}
+	b, err := os.ReadFile(azureARM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var template struct {
+		Parameters map[string]map[string]any
+	}
+	if err := json.Unmarshal(b, &template); err != nil {
+		t.Fatal(err)
+	}
+	given := map[string]bool{}
+	for _, w := range words[slices.Index(words, "--parameters")+1:] {
+		name, _, _ := strings.Cut(w, "=")
+		given[name] = true
+		if template.Parameters[name] == nil {
+			fail("the template has no parameter %s", name)
+		}
+	}
+	for name, p := range template.Parameters {
+		if _, ok := p["defaultValue"]; !ok && !given[name] {
+			fail("the parameter %s is not given", name)
 		}
 	}
 }

@@ -296,15 +296,27 @@ resource network 'Microsoft.Network/virtualNetworks@2024-01-01' = {
       }
       {
         name: 'mongo'
-        properties: { addressPrefix: '10.42.1.0/24', networkSecurityGroup: { id: mongoGroup.id }, serviceEndpoints: [{ service: 'Microsoft.KeyVault' }] }
+        properties: {
+          addressPrefix: '10.42.1.0/24'
+          networkSecurityGroup: { id: mongoGroup.id }
+          serviceEndpoints: [{ service: 'Microsoft.KeyVault' }]
+        }
       }
       {
         name: 'origin'
-        properties: { addressPrefix: '10.42.4.0/22', networkSecurityGroup: { id: originGroup.id }, serviceEndpoints: [{ service: 'Microsoft.KeyVault' }] }
+        properties: {
+          addressPrefix: '10.42.4.0/22'
+          networkSecurityGroup: { id: originGroup.id }
+          serviceEndpoints: [{ service: 'Microsoft.KeyVault' }]
+        }
       }
       {
         name: 'edge'
-        properties: { addressPrefix: '10.42.8.0/22', networkSecurityGroup: { id: edgeGroup.id }, serviceEndpoints: [{ service: 'Microsoft.KeyVault' }] }
+        properties: {
+          addressPrefix: '10.42.8.0/22'
+          networkSecurityGroup: { id: edgeGroup.id }
+          serviceEndpoints: [{ service: 'Microsoft.KeyVault' }]
+        }
       }
     ]
   }
@@ -320,9 +332,9 @@ resource gatewayAddress 'Microsoft.Network/publicIPAddresses@2024-01-01' = {
   properties: { publicIPAllocationMethod: 'Static' }
 }
 
-// For HTTP, and not a load balancer that hands TCP on: the certificate is here and not on each node, one viewer's requests go
-// to one node, and who is on a node that leaves stays there. What it writes into X-Forwarded-For makes the RemoteIpValve of Ant
-// Media Server answer 403: amsagent takes the valve out on Azure, when it joins.
+// For HTTP, and not a load balancer that hands TCP on: the certificate is here and not on each node, and one viewer's
+// requests go to one node. What it writes into X-Forwarded-For makes the RemoteIpValve of Ant Media Server answer 403:
+// amsagent takes the valve out on Azure, when it joins.
 resource gateway 'Microsoft.Network/applicationGateways@2024-01-01' = {
   name: name
   location: location
