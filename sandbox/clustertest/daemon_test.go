@@ -648,11 +648,14 @@ func TestDaemonSessionsLeaveNothing(t *testing.T) {
 		least := slices.MinFunc(seen, func(a, b [2]int) int { return a[0] - b[0] })
 		return least[0], least[1]
 	}
+	// Connections that end come and go by the handful, this process' other ones too:
+	// a session that leaves one thing behind adds two hundred.
+	const many, some = 200, 20
 	begin(20)
 	g, f := settled()
-	begin(200)
+	begin(many)
 	g2, f2 := settled()
-	if g2 > g+5 || f2 > f+5 {
+	if g2 > g+some || f2 > f+some {
 		t.Errorf("goroutines %d, then %d; descriptors %d, then %d", g, g2, f, f2)
 	}
 	t.Logf("goroutines %d, then %d; descriptors %d, then %d", g, g2, f, f2)
