@@ -293,6 +293,9 @@ func readAzure(t *testing.T, a *armTemplate) azureCluster {
 	if n := len(list(gateway, "properties", "httpListeners")); n != len(out.Listeners) {
 		t.Errorf("%d listeners for %d rules", n, len(out.Listeners))
 	}
+	if n := len(list(gateway, "properties", "sslCertificates")); (n == 1) != slices.Contains(out.Listeners, "443 HTTPS origin") || n > 1 {
+		t.Errorf("%d certificates for %v", n, out.Listeners)
+	}
 	rtmp, rtmpID := a.of("Microsoft.Network/loadBalancers")["ams-rtmp"], "<Microsoft.Network/loadBalancers/ams-rtmp>"
 	for _, r := range list(rtmp, "properties", "loadBalancingRules") {
 		r := r.(object)["properties"].(object)
