@@ -42,6 +42,7 @@ ci)
   want cloud-init "the same for cloud-config" has cloud-init
   want shellcheck "the same for scripts" has shellcheck
   want xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
+  want jq "the tests that run the user data of Azure's template" has jq
   want nodejs "the tests that run the recipe of MongoDB's users" has node
   ;;
 lint)
