@@ -138,6 +138,10 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	if len(f.failed) > 0 {
 		return nil, &PreflightError{Findings: f.failed, State: found}
 	}
+	if f.state != nil {
+		// Who joins once more, after a drain or an upgrade, does not say again what this machine is for.
+		req.Role, req.Group = firstOf(req.Role, f.state.Role), firstOf(req.Group, f.state.Group)
+	}
 	j := &joiner{Machine: m, store: store, req: req, facts: f, found: found}
 	j.result = &JoinResult{
 		Release: f.install.Release.String(), Instance: f.inst, Address: f.address,
