@@ -6,6 +6,7 @@ package bootstrap
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -265,7 +266,33 @@ func (j *joiner) confirm(ctx context.Context) error {
 	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
 		return &FailedError{Step: "writing the registry", Err: err, State: "this machine is a cluster node; its row in the registry is not up to date"}
 	}
+	if j.forgetDrain() {
+		// A daemon that runs remembers the drain, too; it follows the state file.
+		if err := j.save(PhaseJoined, false); err != nil {
+			return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
+		}
+	}
 	return nil
+}
+
+// forgetDrain removes the memory of a drain that is done: a node that has left and
+// joins once more is one again, for a daemon that is started later as well. One that
+// is under way is the daemon's.
+func (j *joiner) forgetDrain() (was bool) {
+	f, err := j.store.Read(drainPath)
+	if err != nil || !f.Exists() {
+		return false
+	}
+	var drain struct {
+		Step string `json:"step"`
+	}
+	if json.Unmarshal(f.Bytes, &drain) != nil || drain.Step != "done" {
+		return false
+	}
+	if err := j.store.RemoveFile(drainPath); err != nil {
+		j.log().Warn("what the daemon remembers of the drain before could not be removed", "path", drainPath, "error", err)
+	}
+	return true
 }
 
 // apply notes what is begun, makes the cluster know that we come, and commits
@@ -462,6 +489,7 @@ func (j *joiner) finish(ctx context.Context) error {
 			State: "this machine is a cluster node; its row in the registry still says joining: run the same command again",
 		}
 	}
+	j.forgetDrain()
 	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
 	// AMS writes its files in place when somebody saves settings in its
 	// panel, and may have done so over ours.

@@ -1,0 +1,35 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestJoinForgetsDrain: who joins once more is a node again, for a daemon that is
+// started after it as well. A drain under way is not the join's to end.
+func TestJoinForgetsDrain(t *testing.T) {
+	for text, gone := range map[string]bool{
+		`{"version":1,"step":"done"}`:     true,
+		`{"version":1,"step":"draining"}`: false,
+		`{"version":1}`:                   false, // a notice of tomorrow
+		`{`:                               false,
+	} {
+		m := joinedTree(t)
+		put(t, m, drainPath, text)
+		j := &joiner{Machine: m, store: m.store()}
+		if was := j.forgetDrain(); was != gone {
+			t.Errorf("%s: %v", text, was)
+		}
+		if _, err := os.Stat(filepath.Join(m.Root, drainPath)); errors.Is(err, os.ErrNotExist) != gone {
+			t.Errorf("%s: %v", text, err)
+		}
+		if j.forgetDrain() {
+			t.Errorf("%s: forgotten twice", text)
+		}
+	}
+}
