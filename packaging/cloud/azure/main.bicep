@@ -646,7 +646,7 @@ resource mongo 'Microsoft.Compute/virtualMachines@2024-03-01' = {
         disablePasswordAuthentication: true
         ssh: { publicKeys: [{ path: '/home/ams/.ssh/authorized_keys', keyData: sshKey }] }
       }
-      customData: base64(replace(replace(replace(replace(replace(replace(loadTextContent('mongo.sh'), '{{release}}', mongoRelease), '{{databases}}', mongoDatabases), '{{vaults}}', vaultResource), '{{vault}}', vaultHost), '{{identity}}', mongoIdentity.properties.clientId), '{{install}}', loadTextContent('../../image/mongodb/install.sh')))
+      customData: base64(replace(replace(replace(replace(replace(replace(loadTextContent('mongo.sh.tmpl'), '{{release}}', mongoRelease), '{{databases}}', mongoDatabases), '{{vaults}}', vaultResource), '{{vault}}', vaultHost), '{{identity}}', mongoIdentity.properties.clientId), '{{install}}', loadTextContent('../../image/mongodb/install.sh')))
     }
   }
   dependsOn: [vault]
@@ -691,7 +691,7 @@ resource originSet 'Microsoft.Compute/virtualMachineScaleSets@2024-03-01' = {
           ssh: { publicKeys: [{ path: '/home/ams/.ssh/authorized_keys', keyData: sshKey }] }
         }
         // Tried again until it works: MongoDB may come later than the node.
-        customData: base64(replace(replace(replace(loadTextContent('node.sh'), '{{vaults}}', vaultResource), '{{vault}}', vaultHost), '{{identity}}', originIdentity.properties.clientId))
+        customData: base64(replace(replace(replace(loadTextContent('node.sh.tmpl'), '{{vaults}}', vaultResource), '{{vault}}', vaultHost), '{{identity}}', originIdentity.properties.clientId))
       }
       networkProfile: {
         networkInterfaceConfigurations: [
@@ -756,7 +756,7 @@ resource edgeSet 'Microsoft.Compute/virtualMachineScaleSets@2024-03-01' = {
           disablePasswordAuthentication: true
           ssh: { publicKeys: [{ path: '/home/ams/.ssh/authorized_keys', keyData: sshKey }] }
         }
-        customData: base64(replace(replace(replace(loadTextContent('node.sh'), '{{vaults}}', vaultResource), '{{vault}}', vaultHost), '{{identity}}', edgeIdentity.properties.clientId))
+        customData: base64(replace(replace(replace(loadTextContent('node.sh.tmpl'), '{{vaults}}', vaultResource), '{{vault}}', vaultHost), '{{identity}}', edgeIdentity.properties.clientId))
       }
       networkProfile: {
         networkInterfaceConfigurations: [
