@@ -244,7 +244,7 @@ Upstream-Name: %s
 Source: %s
 Comment: /usr/bin/amsagent is one static program. It holds code of the modules
  that are named below with their versions, each as "Files"; their sources
- are to be had under those names from https://proxy.golang.org.
+ are to be had under those names where Go gets its modules.
 
 Files: *
 Copyright: The amsagent Authors
@@ -312,7 +312,7 @@ func paragraph(b *bytes.Buffer, text string) {
 func notices(all []module) []byte {
 	var b bytes.Buffer
 	b.WriteString("amsagent is one static program. It holds code of the following modules, under these licences.\n" +
-		"Their sources are to be had under these names and versions from https://proxy.golang.org.\n\n")
+		"Their sources are to be had under these names and versions where Go gets its modules.\n\n")
 	for _, m := range all {
 		fmt.Fprintf(&b, "  %s %s: %s\n", m.path, m.version, strings.Join(m.licences(), " and "))
 	}

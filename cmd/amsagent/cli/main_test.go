@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime/debug"
@@ -43,6 +44,13 @@ func TestScripts(t *testing.T) {
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Condition: func(cond string) (bool, error) {
+			if cond != "hangup" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			// Under nohup it is ignored by whatever the tests start.
+			return !signal.Ignored(syscall.SIGHUP), nil
+		},
 	})
 }
 
