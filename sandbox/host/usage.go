@@ -78,7 +78,8 @@ func ReadUsage(pid int) (Usage, error) {
 	seconds, _, _ := strings.Cut(string(up), " ")
 	since, perr := strconv.ParseFloat(seconds, 64)
 	err = errors.Join(err, uerr, perr)
-	u.Age = time.Duration(since*float64(time.Second)) - time.Duration(number(22))*tick
+	// A number with a point may fall a nanosecond short of the tick that a process began with.
+	u.Age = max(0, time.Duration(since*float64(time.Second))-time.Duration(number(22))*tick)
 	if err != nil {
 		return u, fmt.Errorf("looking at process %d: %w", pid, err)
 	}
