@@ -221,11 +221,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		inst.Notes = append(inst.Notes, "the metadata tells no private address of this instance")
 	}
 	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
-	inst.Missing = g.Keys()
-	for _, err := range g.Errors() {
-		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
-		inst.Notes = append(inst.Notes, err.Error())
-	}
+	g.Tell(p.opts.Log, &inst)
 	return inst, nil
 }
 

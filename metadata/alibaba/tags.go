@@ -33,7 +33,7 @@ func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
 	defer cancel()
 	self, err := p.ecs.where(ctx)
 	if err != nil {
-		return cloud.TagSet{Hint: unread(err)}, err
+		return cloud.TagSet{Hint: cloud.Unread("tags", err)}, err
 	}
 	return p.readTags(ctx, self)
 }
@@ -46,7 +46,7 @@ func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
 func (p *Provider) readTags(ctx context.Context, self Identity) (cloud.TagSet, error) {
 	user, err := item(ctx, p, optional("user data", "user-data"), func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-		return cloud.TagSet{Hint: unread(err)}, err
+		return cloud.TagSet{Hint: cloud.Unread("tags", err)}, err
 	}
 	set := cloud.TagSet{Tags: user}
 	p.mu.Lock()
@@ -89,7 +89,7 @@ func (p *Provider) readTags(ctx context.Context, self Identity) (cloud.TagSet, e
 		return set, nil
 	}
 	// A tag that is there and unread could be the role: the caller must not think that it is not there.
-	set.Hint = unread(err)
+	set.Hint = cloud.Unread("tags", err)
 	return set, &cloud.Error{Provider: Name, Item: "tags of the instance", Kind: cloud.ErrNotReady, Cause: err}
 }
 
@@ -124,11 +124,4 @@ func (p *Provider) instanceTags(ctx context.Context, self Identity) (cloud.Tags,
 		next = out.Next
 	}
 	return tags, nil
-}
-
-func unread(err error) string {
-	if hint := cloud.HintOf(err); hint != "" {
-		return fmt.Sprintf("the tags could not be read: %v; %s", err, hint)
-	}
-	return fmt.Sprintf("the tags could not be read: %v", err)
 }

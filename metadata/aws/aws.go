@@ -201,11 +201,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		inst.Notes = append(inst.Notes, "the metadata tells no private address of this instance")
 	}
 	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
-	inst.Missing = g.Keys()
-	for _, err := range g.Errors() {
-		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
-		inst.Notes = append(inst.Notes, err.Error())
-	}
+	g.Tell(p.opts.Log, &inst)
 	return inst, nil
 }
 
@@ -223,7 +219,7 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 	case errors.Is(err, cloud.ErrNotFound):
 		return cloud.TagSet{Hint: hintTags}, nil
 	case err != nil:
-		return cloud.TagSet{Hint: unread(err)}, err
+		return cloud.TagSet{Hint: cloud.Unread("tags", err)}, err
 	}
 	var (
 		g  = cloud.Gatherer{Serial: p.serial}
@@ -254,17 +250,10 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 			err = fmt.Errorf("%w; and %d more tags", err, more)
 		}
 		// A tag that is there and unread could be the role: the caller must not think that it is not there.
-		set.Known, set.Hint = false, unread(err)
+		set.Known, set.Hint = false, cloud.Unread("tags", err)
 		return set, err
 	}
 	return set, nil
-}
-
-func unread(err error) string {
-	if hint := cloud.HintOf(err); hint != "" {
-		return fmt.Sprintf("the tags could not be read: %v; %s", err, hint)
-	}
-	return fmt.Sprintf("the tags could not be read: %v", err)
 }
 
 // need is one item: where it is and how hard to try.

@@ -209,11 +209,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		// The caller has gone; half an instance is of no use to it.
 		return cloud.Instance{}, fmt.Errorf("reading the azure metadata: %w", err)
 	}
-	inst.Missing = g.Keys()
-	for _, err := range g.Errors() {
-		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
-		note("%s", err)
-	}
+	g.Tell(p.opts.Log, &inst)
 	return inst, nil
 }
 

@@ -75,6 +75,15 @@ func (e *Error) Unwrap() []error {
 	return out
 }
 
+// Unread says in one sentence why something could not be read, with the hint where there is one.
+func Unread(what string, err error) string {
+	text := fmt.Sprintf("the %s could not be read: %v", what, err)
+	if hint := HintOf(err); hint != "" {
+		text += "; " + hint
+	}
+	return text
+}
+
 // HintOf returns the hint carried by err or by an error it wraps, or "".
 func HintOf(err error) string {
 	if e, ok := errors.AsType[*Error](err); ok {

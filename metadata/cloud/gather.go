@@ -5,6 +5,7 @@ package cloud
 
 import (
 	"errors"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -51,11 +52,17 @@ func (g *Gatherer) Wait() {
 	slices.SortFunc(g.errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 }
 
-// Keys names what failed, after Wait.
-func (g *Gatherer) Keys() []string { return g.keys }
-
 // Errors are the failures, after Wait.
 func (g *Gatherer) Errors() []error { return g.errs }
+
+// Tell puts the failures into the instance, after Wait: what is missing, and why, for people and for the log.
+func (g *Gatherer) Tell(log *slog.Logger, inst *Instance) {
+	inst.Missing = g.keys
+	for _, err := range g.errs {
+		log.Warn("a part of the instance metadata could not be read", "provider", inst.Provider, "err", err)
+		inst.Notes = append(inst.Notes, err.Error())
+	}
+}
 
 // Fatal returns the failure that is our own and not the service's, if there is one: a recording that cannot be written.
 func (g *Gatherer) Fatal() error {

@@ -211,16 +211,9 @@ func tags(m Machine, project Project, err error) cloud.TagSet {
 	maps.Copy(set.Tags, m.Attributes)
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
 		// One that is there and unread could say where MongoDB is: the caller must not think that it is not there.
-		set.Known, set.Hint = false, unread(err)
+		set.Known, set.Hint = false, cloud.Unread("attributes", err)
 	}
 	return set
-}
-
-func unread(err error) string {
-	if hint := cloud.HintOf(err); hint != "" {
-		return fmt.Sprintf("the attributes could not be read: %v; %s", err, hint)
-	}
-	return fmt.Sprintf("the attributes could not be read: %v", err)
 }
 
 // ours tells whether an attribute is one of those that are kept. All others are somebody else's, and may be secret.
