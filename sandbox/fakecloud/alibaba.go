@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -105,18 +104,10 @@ func (c *alibabaCloud) named(id string) (string, error) {
 func (c *alibabaCloud) Books() []Entry { return c.entries(c.cloud.Books()) }
 
 func (c *alibabaCloud) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	for {
-		books, changed := c.cloud.Follow()
-		entries := c.entries(books)
-		if i := slices.IndexFunc(entries, fits); i >= 0 {
-			return entries[i], nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return Entry{}, fmt.Errorf("waiting for an entry in the books of %s: %w", c.Title(), ctx.Err())
-		}
-	}
+	return waitFor(ctx, c.Title(), func() ([]Entry, <-chan struct{}) {
+		books, more := c.cloud.Follow()
+		return c.entries(books), more
+	}, fits)
 }
 
 // entries puts the group's books in the words of every cloud.

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -101,18 +100,10 @@ func (c *awsCloud) named(id string) (string, error) {
 func (c *awsCloud) Books() []Entry { return c.entries(c.scaling.Books()) }
 
 func (c *awsCloud) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	for {
-		books, changed := c.scaling.Follow()
-		entries := c.entries(books)
-		if i := slices.IndexFunc(entries, fits); i >= 0 {
-			return entries[i], nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return Entry{}, fmt.Errorf("waiting for an entry in the books of %s: %w", c.Title(), ctx.Err())
-		}
-	}
+	return waitFor(ctx, c.Title(), func() ([]Entry, <-chan struct{}) {
+		books, more := c.scaling.Follow()
+		return c.entries(books), more
+	}, fits)
 }
 
 // entries puts the group's books in the words of every cloud.

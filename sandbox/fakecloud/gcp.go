@@ -159,17 +159,9 @@ func (c *gcpCloud) Books() []Entry {
 }
 
 func (c *gcpCloud) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	for {
+	return waitFor(ctx, c.Title(), func() ([]Entry, <-chan struct{}) {
 		c.mu.Lock()
-		books, more := slices.Clone(c.books), c.more
-		c.mu.Unlock()
-		if i := slices.IndexFunc(books, fits); i >= 0 {
-			return books[i], nil
-		}
-		select {
-		case <-more:
-		case <-ctx.Done():
-			return Entry{}, fmt.Errorf("waiting for an entry in the books of %s: %w", c.Title(), ctx.Err())
-		}
-	}
+		defer c.mu.Unlock()
+		return slices.Clone(c.books), c.more
+	}, fits)
 }
