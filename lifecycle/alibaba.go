@@ -33,8 +33,7 @@ type AlibabaSource struct {
 	watcher  alibabaWatcher
 	instance string
 	opts     alibaba.WatchOptions
-	log      *slog.Logger
-	unknown  map[string]bool // what was logged once
+	unknown  *unknownSignals
 }
 
 var _ Source = (*AlibabaSource)(nil)
@@ -48,7 +47,7 @@ func NewAlibabaSource(w alibabaWatcher, instance string, o alibaba.WatchOptions,
 	if o.Log == nil {
 		o.Log = log
 	}
-	return &AlibabaSource{watcher: w, instance: instance, opts: o, log: log, unknown: map[string]bool{}}
+	return &AlibabaSource{watcher: w, instance: instance, opts: o, unknown: newUnknownSignals(log)}
 }
 
 // Name implements Source.
@@ -58,10 +57,8 @@ func (s *AlibabaSource) Name() string { return "alibaba" }
 func (s *AlibabaSource) Watch(ctx context.Context, report func(Notice)) error {
 	s.watcher.Watch(ctx, s.opts, func(signal alibaba.Signal) {
 		notices, known := alibabaNotices(s.instance, signal)
-		if !known && !s.unknown[string(signal.Kind)+signal.Value] {
-			s.unknown[string(signal.Kind)+signal.Value] = true
-			s.log.Warn("the cloud signals something that this version does not know, and nothing is done about it",
-				"signal", signal.Kind, "value", signal.Value, "text", signal.Text)
+		if !known {
+			s.unknown.say(string(signal.Kind), signal.Value, signal.Text)
 		}
 		for _, n := range notices {
 			report(n)

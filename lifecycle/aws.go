@@ -29,8 +29,7 @@ type AWSSource struct {
 	watcher  awsWatcher
 	instance string
 	opts     aws.WatchOptions
-	log      *slog.Logger
-	unknown  map[string]bool // what was logged once
+	unknown  *unknownSignals
 }
 
 var _ Source = (*AWSSource)(nil)
@@ -43,7 +42,7 @@ func NewAWSSource(w awsWatcher, instance string, o aws.WatchOptions, log *slog.L
 	if o.Log == nil {
 		o.Log = log
 	}
-	return &AWSSource{watcher: w, instance: instance, opts: o, log: log, unknown: map[string]bool{}}
+	return &AWSSource{watcher: w, instance: instance, opts: o, unknown: newUnknownSignals(log)}
 }
 
 // Name implements Source.
@@ -53,10 +52,8 @@ func (s *AWSSource) Name() string { return "aws-metadata" }
 func (s *AWSSource) Watch(ctx context.Context, report func(Notice)) error {
 	s.watcher.Watch(ctx, s.opts, func(signal aws.Signal) {
 		notices, known := awsNotices(s.instance, signal)
-		if !known && !s.unknown[string(signal.Kind)+signal.Value] {
-			s.unknown[string(signal.Kind)+signal.Value] = true
-			s.log.Warn("the cloud signals something that this version does not know, and nothing is done about it",
-				"signal", signal.Kind, "value", signal.Value, "text", signal.Text)
+		if !known {
+			s.unknown.say(string(signal.Kind), signal.Value, signal.Text)
 		}
 		for _, n := range notices {
 			report(n)

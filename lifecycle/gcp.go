@@ -26,7 +26,7 @@ type GCPSource struct {
 	watcher gcpWatcher
 	opts    gcp.WatchOptions
 	log     *slog.Logger
-	told    map[string]bool // what was logged once
+	unknown *unknownSignals
 }
 
 var _ Source = (*GCPSource)(nil)
@@ -39,7 +39,7 @@ func NewGCPSource(w gcpWatcher, o gcp.WatchOptions, log *slog.Logger) *GCPSource
 	if o.Log == nil {
 		o.Log = log
 	}
-	return &GCPSource{watcher: w, opts: o, log: log, told: map[string]bool{}}
+	return &GCPSource{watcher: w, opts: o, log: log, unknown: newUnknownSignals(log)}
 }
 
 // Name implements Source.
@@ -57,11 +57,7 @@ func (s *GCPSource) Watch(ctx context.Context, report func(Notice)) error {
 		}
 		n, known := gcpNotice(signal)
 		if !known {
-			if key := string(signal.Kind) + signal.Value; !s.told[key] {
-				s.told[key] = true
-				s.log.Warn("the cloud signals something that this version does not know, and nothing is done about it",
-					"signal", signal.Kind, "value", signal.Value, "text", signal.Text)
-			}
+			s.unknown.say(string(signal.Kind), signal.Value, signal.Text)
 			return
 		}
 		report(n)
