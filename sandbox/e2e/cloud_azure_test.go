@@ -137,11 +137,11 @@ func TestCloudAzureTerminate(t *testing.T) {
 	h.viewers(1)
 	touched := h.touches()
 
-	// Each scene is longer than it takes to be believed. A deletion and a reboot of this machine are
+	// Each scene is longer than it takes to be believed, on a busy machine too. A deletion and a reboot of this machine are
 	// among them, and cancelled again.
 	day := make(chan error, 1)
 	go func() {
-		day <- h.azure.Set().WorstDay(context.Background(), h.vm, 1600*time.Millisecond, "edge_8", "edge_9")
+		day <- h.azure.Set().WorstDay(context.Background(), h.vm, 2500*time.Millisecond, "edge_8", "edge_9")
 	}()
 	h.rowIs(cluster.StateDraining) // the deletion
 	if p.ready() {

@@ -344,12 +344,13 @@ func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
 		return nil, refuse("InvalidParameter", "The specified value of parameter is not valid.")
 	}
 	items := []map[string]any{}
+	now := time.Now() // once: the actions of an activity become visible together
 	for _, act := range a.actions {
 		status := "Pending"
 		if act.done {
 			status = "Completed"
 		}
-		if time.Now().Before(act.visible) || q.Get("LifecycleActionStatus") != "" && q.Get("LifecycleActionStatus") != status {
+		if now.Before(act.visible) || q.Get("LifecycleActionStatus") != "" && q.Get("LifecycleActionStatus") != status {
 			continue
 		}
 		var ids []string

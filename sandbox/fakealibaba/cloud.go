@@ -319,11 +319,11 @@ func (c *Cloud) begin(state string, out bool, ids []string) error {
 
 // wait lets the hooks wait: each has one action, and one token, for all instances.
 func (c *Cloud) wait(a *activity, state string) {
+	now := time.Now()
 	for _, h := range a.group.hooks {
 		if h.Launching != a.out {
 			continue
 		}
-		now := time.Now()
 		act := &action{activity: a, hook: h, token: requestID(), began: now, visible: now.Add(c.o.ActionDelay)}
 		a.actions = append(a.actions, act)
 		c.arm(act, cmp.Or(h.Timeout, 10*time.Minute))

@@ -446,7 +446,6 @@ func (s *Set) WorstDay(ctx context.Context, vm string, step time.Duration, other
 			return announce(Event{Type: "Defragment", VMs: all}, Event{Type: "Defragment", VMs: all}, Event{Type: Terminate, ResourceType: "Disk", VMs: all})
 		},
 		func() ([]string, error) {
-			s.Raw()
 			return announce(Event{Type: Terminate, VMs: all, Lead: 15 * time.Minute})
 		},
 		func() ([]string, error) {
@@ -466,6 +465,7 @@ func (s *Set) WorstDay(ctx context.Context, vm string, step time.Duration, other
 		for _, id := range ids {
 			_ = s.Cancel(id) // one that is over is no loss
 		}
+		s.Raw() // alone they would make a document that cannot be read, and readers ask less often for one
 		if err == nil {
 			err = pause(ctx, step)
 		}
