@@ -12,8 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -406,6 +409,11 @@ func goingCases() []aCase {
 		{IDHook, "no group", hooked(HookView{}, nil), Good, "", "in no scaling group"},
 		{IDHook, "no cloud", hooked(HookView{Without: "no hooks of generic"}, nil), Good, "", "no hooks of generic"},
 		{IDHook, "denied", hooked(HookView{Denied: "autoscaling:DescribeLifecycleHooks", Policy: `{"Version":"2012-10-17"}`, Answer: "not authorized"}, nil), Bad, IDHookDenied, "autoscaling:DescribeLifecycleHooks is missing: not authorized"},
+		{IDHook, "told to nobody", hooked(HookView{Group: "edges", Untold: "only outside", Ask: "az vmss show"}, nil), Unknown, "", "only outside"},
+		{IDHook, "nobody knows who it is", func(c *clinic) {
+			hooked(HookView{}, errors.New("not asked"))(c)
+			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("hush") }
+		}, Unknown, "", "without an identity"},
 		{IDHook, "no answer", hooked(HookView{}, errors.New("no answer")), Unknown, "", "no answer"},
 		{IDHook, "nobody asked", nil, Unknown, "", "nobody was asked"},
 
@@ -425,6 +433,56 @@ func goingCases() []aCase {
 }
 
 func TestGoing(t *testing.T) { runCases(t, goingCases()) }
+
+// All deadlines in one picture: what comes first stands first.
+func TestTimelineLines(t *testing.T) {
+	hook := HookView{Name: "drain", Timeout: 15 * time.Minute, Limit: 48 * time.Hour}
+	short := HookView{Name: "drain", Timeout: 10 * time.Minute, Limit: 20 * time.Minute}
+	for _, tt := range []struct {
+		name string
+		t    timeline
+		want []string
+	}{
+		{"nothing but a deadline", timeline{drain: time.Hour}, []string{
+			"drain           +0s  no new sessions",
+			"                +1h  drain deadline: who is left is cut, the server stops",
+		}},
+		{"all fits", timeline{drain: time.Hour, reserve: 30 * time.Second, hook: hook, stop: 90 * time.Second, off: 15 * time.Minute}, []string{
+			"drain           +0s  no new sessions",
+			"             +7m30s  hook drain hears of us, then every 7m30s (it waits 15m)",
+			"                +1h  drain deadline: who is left is cut, the server stops",
+			"           +1h1m30s  systemd kills a server that has not ended",
+			"               +48h  hook drain waits no longer, whatever it hears",
+			"power-off      +15m  who is left is cut, the server stops",
+			"            +16m30s  systemd kills a server that has not ended",
+		}},
+		{"the hook ends first, the power-off last", timeline{drain: 30 * time.Minute, reserve: 30 * time.Second, hook: short, off: time.Hour}, []string{
+			"drain           +0s  no new sessions",
+			"                +5m  hook drain hears of us, then every 5m (it waits 10m)",
+			"            +19m30s  the hook's time, less the last steps: who is left is cut",
+			"               +20m  hook drain waits no longer, whatever it hears",
+			"power-off      +30m  drain deadline: who is left is cut, the server stops",
+			"                +1h  systemd waits for the drain no longer",
+		}},
+		{"a cloud without hooks", timeline{drain: time.Hour, window: 2 * time.Minute, off: 15 * time.Minute}, []string{
+			"drain           +0s  no new sessions",
+			"                +1h  drain deadline: who is left is cut, the server stops",
+			"power-off       +2m  the cloud switches off: drain and stop are cut to fit",
+			"               +15m  who is left is cut, the server stops",
+		}},
+	} {
+		if d := cmp.Diff(tt.want, tt.t.lines()); d != "" {
+			t.Errorf("%s:\n%s", tt.name, d)
+		}
+	}
+	c := newClinic(t)
+	hooked(hook, nil)(c)
+	c.o.Unit = unit(map[string]ams.State{daemonUnit: {StopTimeout: 15 * time.Minute}})
+	c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
+	if r := c.check(IDTimeline); len(r) != 1 || len(r[0].Lines) != 7 || !strings.HasPrefix(r[0].Lines[3], "              +1h2m ") {
+		t.Errorf("%+v", r)
+	}
+}
 
 func agentCases() []aCase {
 	active := ams.State{Activity: ams.ActivityActive, Sub: "running", Load: "loaded", UnitFile: "enabled"}

@@ -58,6 +58,8 @@ type Result struct {
 	Ignored bool   `json:"ignored,omitempty"`
 	Seen    string `json:"seen"`
 	Hint    string `json:"hint,omitempty"`
+	// Lines are a picture of it, where it has one; they say what Seen says, in more words.
+	Lines []string `json:"lines,omitempty"`
 	// Page is the file in the project's repository that explains the id.
 	Page string `json:"page"`
 	// Err is the error behind it, where there is one.

@@ -4,8 +4,10 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +36,12 @@ type HookView struct {
 	Denied, Policy, Answer string
 	// Unproved says which permission could not be tried.
 	Unproved string
+	// Untold is what this cloud tells nobody on the machine, "" where it tells all,
+	// and Ask the command that asks it from outside.
+	Untold, Ask string
+	// Window is what the cloud gives a machine that is switched off, 0 where it is not
+	// told.
+	Window time.Duration
 }
 
 const hookPage = "docs/drain.md says how to make one"
@@ -41,6 +49,10 @@ const hookPage = "docs/drain.md says how to make one"
 func checkHook(ctx context.Context, p *patient) []Result {
 	if p.Hooks == nil {
 		return one(unknown("nobody was asked"))
+	}
+	if _, err := p.identity.get(ctx); err != nil {
+		// Told once, with the identity.
+		return one(unknown("without an identity no cloud is asked"))
 	}
 	v, err := p.hook.get(ctx)
 	switch {
@@ -60,6 +72,10 @@ func checkHook(ctx context.Context, p *patient) []Result {
 		return one(good("%s", v.Without))
 	case v.Group == "":
 		return one(good("this machine is in no scaling group: nobody ends it without being told to"))
+	case v.Untold != "":
+		r := unknown("%s", v.Untold)
+		r.Hint = v.Ask
+		return one(r)
 	case v.Name == "":
 		return one(warning(hookPage, "group %s has no hook for the end of a machine: a scale-in cuts its sessions", v.Group))
 	}
@@ -98,29 +114,26 @@ func span(d time.Duration) string {
 // daemonUnit drains when the machine goes down, and for as long as systemd lets it.
 const daemonUnit = "amsagent.service"
 
-// checkTimeline puts all that ends a drain into one line. What can only be known in
-// the middle of a drain is left to `amsagent status`.
+// checkTimeline puts all that ends a drain into one line, and into one picture. What
+// can only be known in the middle of a drain is left to `amsagent status`.
 func checkTimeline(ctx context.Context, p *patient) []Result {
 	if p.Drain <= 0 {
 		return one(unknown("how long a drain waits is not known"))
 	}
 	line := []string{moment{"drain deadline", p.Drain}.String()}
+	picture := timeline{drain: p.Drain, reserve: p.Reserve}
 	var found []Result
-	hook, err := p.hook.get(ctx)
-	if p.Hooks != nil && err == nil && hook.Name != "" && hook.Denied == "" {
-		line = append(line, hookSpan(hook))
-		most := hook.Limit
-		if most > 0 && most-p.Reserve < p.Drain {
-			found = append(found, warning("make the hook wait longer, or drain_deadline shorter",
-				"the hook waits %s in all, so the sessions get %s and not %s: who is still there then is cut", span(most), span(max(0, most-p.Reserve)), span(p.Drain)))
-		}
-		if hook.Timeout > 0 && hook.Timeout < minHookTimeout {
-			found = append(found, warning("give the hook at least "+span(minHookTimeout),
-				"the hook hears of us at half of its timeout of %s: one lost call and it lets the machine go", span(hook.Timeout)))
+	if hook, err := p.hook.get(ctx); p.Hooks != nil && err == nil && hook.Denied == "" {
+		picture.window = hook.Window
+		if hook.Name != "" {
+			picture.hook = hook
+			line = append(line, hookSpan(hook))
+			found = append(found, hookTimes(hook, p.Drain, p.Reserve)...)
 		}
 	}
 	if p.Unit != nil {
 		if st, err := p.Unit(ctx, daemonUnit); err == nil && st.StopTimeout > 0 {
+			picture.off = st.StopTimeout
 			text := moment{"power-off gives it", st.StopTimeout}.String()
 			if st.StopTimeout < p.Drain {
 				text += " (less: who is still there is cut)"
@@ -130,16 +143,96 @@ func checkTimeline(ctx context.Context, p *patient) []Result {
 	}
 	in, err := p.inspection.get(ctx)
 	if err == nil && in.Install != nil && in.Service.Known() {
+		picture.stop = in.Service.StopTimeout
+		if need := ams.StopTimeout(len(in.Install.Apps)); in.State == nil {
+			picture.stop = max(picture.stop, need) // as a join makes it
+		}
 		found = append(found, stopTimeout(in, &line)...)
 	}
 	text := strings.Join(line, " · ")
 	if len(found) == 0 {
-		return one(good("%s", text))
+		found = one(good("%s", text))
+	} else {
+		for i := range found {
+			found[i].Seen += " [" + text + "]"
+		}
 	}
-	for i := range found {
-		found[i].Seen += " [" + text + "]"
+	found[0].Lines = picture.lines()
+	return found
+}
+
+// hookTimes compares what a hook gives with what a drain may take.
+func hookTimes(hook HookView, drain, reserve time.Duration) []Result {
+	var found []Result
+	if most := hook.Limit; most > 0 && most-reserve < drain {
+		found = append(found, warning("make the hook wait longer, or drain_deadline shorter",
+			"the hook waits %s in all, so the sessions get %s and not %s: who is still there then is cut", span(most), span(max(0, most-reserve)), span(drain)))
+	}
+	if hook.Timeout > 0 && hook.Timeout < minHookTimeout {
+		found = append(found, warning("give the hook at least "+span(minHookTimeout),
+			"the hook hears of us at half of its timeout of %s: one lost call and it lets the machine go", span(hook.Timeout)))
 	}
 	return found
+}
+
+// timeline is what ends a drain, and what ends the wait of a machine that is
+// switched off, each counted from its begin. 0 is not known.
+type timeline struct {
+	drain, reserve time.Duration
+	hook           HookView
+	stop           time.Duration // the server's
+	off            time.Duration // the daemon's, at a power-off
+	window         time.Duration // the cloud's, at a power-off
+}
+
+// lines draws it, the earliest first.
+func (t timeline) lines() []string {
+	type event struct {
+		at   time.Duration
+		text string
+	}
+	var all []string
+	draw := func(begin string, events []event) {
+		slices.SortStableFunc(events, func(a, b event) int { return cmp.Compare(a.at, b.at) })
+		for _, e := range events {
+			all = append(all, fmt.Sprintf("%-9s %9s  %s", begin, "+"+span(e.at), e.text))
+			begin = ""
+		}
+	}
+	cut, by := t.drain, "drain deadline: who is left is cut, the server stops"
+	if h := t.hook; h.Limit > 0 && h.Limit-t.reserve < cut {
+		cut, by = max(0, h.Limit-t.reserve), "the hook's time, less the last steps: who is left is cut"
+	}
+	events := []event{{0, "no new sessions"}, {cut, by}}
+	if t.stop > 0 {
+		events = append(events, event{cut + t.stop, "systemd kills a server that has not ended"})
+	}
+	if h := t.hook; h.Name != "" {
+		if h.Timeout > 0 {
+			events = append(events, event{h.Timeout / 2, fmt.Sprintf("hook %s hears of us, then every %s (it waits %s)", h.Name, span(h.Timeout/2), span(h.Timeout))})
+		}
+		if h.Limit > 0 {
+			events = append(events, event{h.Limit, "hook " + h.Name + " waits no longer, whatever it hears"})
+		}
+	}
+	draw("drain", events)
+	events = nil
+	if t.off > 0 {
+		text := "who is left is cut, the server stops"
+		if t.drain < t.off {
+			events = append(events, event{t.drain, "drain deadline: " + text})
+			text = "systemd waits for the drain no longer"
+		}
+		events = append(events, event{t.off, text})
+		if t.stop > 0 {
+			events = append(events, event{min(t.off, t.drain) + t.stop, "systemd kills a server that has not ended"})
+		}
+	}
+	if t.window > 0 {
+		events = append(events, event{t.window, "the cloud switches off: drain and stop are cut to fit"})
+	}
+	draw("power-off", events)
+	return all
 }
 
 // minHookTimeout: a heartbeat is tried for ten seconds, and then again.

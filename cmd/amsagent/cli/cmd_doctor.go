@@ -136,6 +136,9 @@ func (o *doctorOptions) check() error {
 	case o.explain != "" && len(o.userData) > 0:
 		return usageError(nil, "--explain and --user-data are two things: give one")
 	}
+	for i, id := range o.ignore {
+		o.ignore[i] = strings.ToUpper(strings.TrimSpace(id))
+	}
 	return checkIgnored(o.ignore)
 }
 
@@ -359,6 +362,13 @@ func doctorText(w *textWriter, data doctorData, t tableStyle) {
 			line = fit(line, max(t.width-doctorMark-1, doctorMark), t.more())
 		}
 		w.line("  %s %s", doctorWord(w, r), line)
+		for _, picture := range r.Lines {
+			picture = "    " + printable(picture)
+			if t.width > 0 {
+				picture = fit(picture, max(t.width, doctorMark), t.more())
+			}
+			w.line("%s", picture)
+		}
 		if same > i+1 {
 			var ids []string
 			for _, r := range data.Checks[i:same] {
@@ -368,6 +378,7 @@ func doctorText(w *textWriter, data doctorData, t tableStyle) {
 			i = same - 1
 		}
 	}
+	doctorAsk(w, data.Checks, cmp.Or(t.width, doctorWidth))
 	doctorProblems(w, data.Checks)
 	w.b.WriteByte('\n')
 	w.line("%s", doctorCounts(data.Counts))
@@ -455,6 +466,29 @@ func doctorProblems(w *textWriter, results []doctor.Result) {
 	}
 	if headed {
 		w.line("  more about one: %s", w.color.bold("amsagent doctor --explain ID"))
+	}
+}
+
+// doctorAsk tells how to learn what is not known, each way once.
+func doctorAsk(w *textWriter, results []doctor.Result, width int) {
+	var hints []string
+	ids := map[string][]string{}
+	for _, r := range results {
+		if r.Verdict != doctor.Unknown || r.Ignored || r.Hint == "" {
+			continue
+		}
+		if ids[r.Hint] == nil {
+			hints = append(hints, r.Hint)
+		}
+		ids[r.Hint] = append(ids[r.Hint], r.ID)
+	}
+	if len(hints) == 0 {
+		return
+	}
+	w.heading("What is not known, and how to know it")
+	for _, hint := range hints {
+		w.b.WriteString(indented(strings.Join(slices.Compact(ids[hint]), " ")+":", 2, width))
+		w.line("      %s", oneLine(hint))
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/aws"
 )
 
@@ -35,6 +36,11 @@ func doctorSample() doctorData {
 		{ID: "AMS-MONGO-SLOW", Check: "AMS-MONGO-SLOW", Group: doctor.GroupMongo, Title: "latency", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
 		{ID: "AMS-CLOCK", Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
 		{ID: "AMS-HOOK", Check: "AMS-HOOK", Group: doctor.GroupGoing, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
+		{ID: "AMS-TIMELINE", Check: "AMS-TIMELINE", Group: doctor.GroupGoing, Title: "deadlines", Verdict: doctor.Good, Seen: "drain deadline 1h", Lines: []string{
+			"drain           +0s  no new sessions", "                +1h  drain deadline: who is left is cut, the server stops",
+		}},
+		{ID: "AMS-RECORD", Check: "AMS-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root"},
+		{ID: "AMS-NO-DAEMON", Check: "AMS-NO-DAEMON", Group: doctor.GroupAgent, Title: "the daemon", Verdict: doctor.Unknown, Seen: "connection refused", Hint: "run it as root"},
 		{ID: "AMS-GPU", Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs", Verdict: doctor.Unknown, Seen: "nobody was asked"},
 	}
 	for i := range results {
@@ -130,6 +136,9 @@ func TestDoctorImage(t *testing.T) {
 		t.Errorf("exit %d, and no release is known", code)
 	}
 	code, d, _ = doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5", "--ignore", "AMS-RELEASE,AMS-SPACE")
+	if code, _, _ := run(t, nil, "doctor", "--provider", "none", "--root", root, "--address", "10.0.0.5", "--ignore", "ams-release, AMS-SPACE"); code != exitOK {
+		t.Errorf("exit %d: an id is one in small letters, and after a blank", code)
+	}
 	if code != exitOK || d.Counts.Ignored < 1 || d.Counts.Unknown < 10 {
 		t.Errorf("exit %d, %+v", code, d.Counts)
 	}
@@ -420,6 +429,7 @@ func TestDoctorHooksElsewhere(t *testing.T) {
 	for err, want := range map[error]string{
 		&lifecycle.DeniedError{Permission: "a:B", Policy: "{}", Err: errors.New("no")}: "a:B",
 		&aws.DeniedError{Action: "c:D", Policy: "{}", Reason: "no"}:                    "c:D",
+		&alibaba.DeniedError{Action: "e:F", Policy: "{}", Reason: "no"}:                "e:F",
 	} {
 		v, denied := deniedView(doctor.HookView{Group: "g"}, fmt.Errorf("asking: %w", err))
 		if !denied || v.Denied != want || v.Policy != "{}" || v.Answer != "no" || v.Group != "g" {
@@ -428,5 +438,99 @@ func TestDoctorHooksElsewhere(t *testing.T) {
 	}
 	if _, denied := deniedView(doctor.HookView{}, errors.New("other")); denied {
 		t.Error("any error is a denial")
+	}
+}
+
+// What a cloud cannot tell is not taken for missing.
+func TestDoctorHooksOfOtherClouds(t *testing.T) {
+	g := newGlobals((&testEnv{}).env().withDefaults())
+	ask := func(inst metadata.Instance) doctor.HookView {
+		t.Helper()
+		v, err := g.doctorHooks(nil, func(context.Context) (metadata.Instance, error) { return inst, nil }).TerminationHook(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	if v := ask(metadata.Instance{Provider: metadata.Azure, Group: "edge"}); v.Untold == "" || !strings.Contains(v.Ask, "-n edge --query") || v.Name != "" {
+		t.Errorf("%+v", v)
+	}
+	if v := ask(metadata.Instance{Provider: metadata.Azure}); v.Untold != "" || v.Group != "" {
+		t.Errorf("in no scale set: %+v", v)
+	}
+	if v := ask(metadata.Instance{Provider: metadata.Azure, Group: "edge", LifeCycle: "spot"}); v.Untold != "" || !strings.Contains(v.Without, "Spot") {
+		t.Errorf("%+v", v)
+	}
+	if v := ask(metadata.Instance{Provider: metadata.GCP, Group: "edge", StopWindow: 2 * time.Minute}); !strings.HasSuffix(v.Without, "gives this one 120 s") || v.Window != 2*time.Minute {
+		t.Errorf("%+v", v)
+	}
+}
+
+// anESS is the API of a group of ESS: nil means that a call is permitted and answers.
+type anESS struct {
+	member                          *alibaba.Membership
+	hooks                           []alibaba.LifecycleHook
+	membership, list, pending, beat error
+	beats                           []string
+}
+
+func (e *anESS) Membership(context.Context) (*alibaba.Membership, error) {
+	return e.member, e.membership
+}
+
+func (e *anESS) Hooks(context.Context, string) ([]alibaba.LifecycleHook, error) {
+	return e.hooks, e.list
+}
+
+func (e *anESS) Pending(context.Context, string) ([]alibaba.Action, error) { return nil, e.pending }
+
+func (e *anESS) Heartbeat(_ context.Context, hook, token string, _ time.Duration) error {
+	e.beats = append(e.beats, hook+" "+token)
+	return e.beat
+}
+
+// On Alibaba Cloud the group is asked, and each right that a drain needs but the last; what waits hears nothing.
+func TestDoctorHooksAlibaba(t *testing.T) {
+	member := func(state string) *alibaba.Membership { return &alibaba.Membership{Group: "asg-1", State: state} }
+	hooks := []alibaba.LifecycleHook{{ID: "in", Launching: true, Timeout: time.Minute}, {ID: "out-1", Timeout: 20 * time.Minute}, {ID: "out-2", Timeout: 10 * time.Minute}}
+	no := func(action string) error {
+		return &alibaba.DeniedError{Action: action, Policy: "{}", Reason: "Forbidden"}
+	}
+	wait := doctor.HookView{Group: "asg-1", Name: "out-1,out-2", Timeout: 10 * time.Minute, Limit: alibaba.LongestWait}
+	with := func(v doctor.HookView, f func(*doctor.HookView)) doctor.HookView { f(&v); return v }
+	unproved := "whether this machine may keep it waiting and complete it shows only when it waits"
+	for _, tt := range []struct {
+		name  string
+		api   anESS
+		want  doctor.HookView
+		beats int
+		err   bool
+	}{
+		{"in service", anESS{member: member("InService"), hooks: hooks, beat: alibaba.ErrOver}, with(wait, func(v *doctor.HookView) {
+			v.Unproved = "this machine may keep it waiting; whether it may complete it shows only then"
+		}), 1, false},
+		{"may not keep it waiting", anESS{member: member("InService"), hooks: hooks, beat: no("ess:RecordLifecycleActionHeartbeat")}, with(wait, func(v *doctor.HookView) {
+			v.Denied, v.Policy, v.Answer = "ess:RecordLifecycleActionHeartbeat", "{}", "Forbidden"
+		}), 1, false},
+		{"may not look for actions", anESS{member: member("InService"), hooks: hooks, pending: no("ess:DescribeScalingActivities")}, with(wait, func(v *doctor.HookView) {
+			v.Denied, v.Policy, v.Answer = "ess:DescribeScalingActivities", "{}", "Forbidden"
+		}), 0, false},
+		{"on its way out", anESS{member: member("Removing:Wait"), hooks: hooks}, with(wait, func(v *doctor.HookView) { v.Unproved = unproved }), 0, false},
+		{"an odd answer", anESS{member: member("InService"), hooks: hooks, beat: alibaba.ErrThrottled}, with(wait, func(v *doctor.HookView) { v.Unproved = unproved }), 1, false},
+		{"no hook for the end", anESS{member: member("InService"), hooks: hooks[:1]}, doctor.HookView{Group: "asg-1"}, 0, false},
+		{"no group", anESS{}, doctor.HookView{}, 0, false},
+		{"may not ask where it is", anESS{membership: no("ess:DescribeScalingInstances")}, doctor.HookView{Group: "tagged", Denied: "ess:DescribeScalingInstances", Policy: "{}", Answer: "Forbidden"}, 0, false},
+		{"may not ask for hooks", anESS{member: member("InService"), list: no("ess:DescribeLifecycleHooks")}, doctor.HookView{Group: "asg-1", Denied: "ess:DescribeLifecycleHooks", Policy: "{}", Answer: "Forbidden"}, 0, false},
+		{"no answer", anESS{membership: alibaba.ErrThrottled}, doctor.HookView{Group: "tagged"}, 0, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v, err := alibabaHook(t.Context(), &tt.api, doctor.HookView{Group: "tagged"})
+			if d := cmp.Diff(tt.want, v); d != "" || (err != nil) != tt.err {
+				t.Errorf("%v\n%s", err, d)
+			}
+			if len(tt.api.beats) != tt.beats || tt.beats > 0 && tt.api.beats[0] != "out-1 "+noAction {
+				t.Errorf("heartbeats: %q", tt.api.beats)
+			}
+		})
 	}
 }
