@@ -181,10 +181,14 @@ func (f *FileRecord) undoContainer(current, written []byte) (Undone, error) {
 		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
 	}
 	u := Undone{Bytes: c.Bytes()}
+	// A server that was upgraded, or switched back by somebody, has it already.
+	already := bytes.Equal(u.Bytes, current)
 	for _, s := range f.Spans {
-		u.Conflicts = append(u.Conflicts, Conflict{Path: f.Path, Anchor: s.Anchor, Msg: "edited since we wrote it; the standalone form is written"})
-		if s.Anchor == anchorValve && !c.HasRemoteIPValve() {
-			u.Conflicts[len(u.Conflicts)-1].Msg = "the lines around the RemoteIpValve were edited since; put back by hand: " + string(bytes.TrimSpace(s.Old))
+		switch {
+		case s.Anchor == anchorValve && !c.HasRemoteIPValve():
+			u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, "the lines around the RemoteIpValve were edited since; put back by hand: " + string(bytes.TrimSpace(s.Old))})
+		case !already:
+			u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, "edited since we wrote it; the standalone form is written"})
 		}
 	}
 	return u, nil
