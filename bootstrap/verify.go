@@ -20,9 +20,11 @@ const (
 	// watchPoll is how often the service is looked at while the cluster is
 	// asked: a server that died is told at once, not when time runs out.
 	watchPoll = 500 * time.Millisecond
-	// settleTime is how long AMS must stay up after its first document. It starts
-	// its applications meanwhile.
+	// settleTime is how long AMS must stay up after its first document, during
+	// which it starts its applications: less where it says that it is up, and was
+	// started so long ago.
 	settleTime = 2 * time.Second
+	upPoll     = 100 * time.Millisecond
 	// progressEvery is how often a waiting command says what it sees.
 	progressEvery = 15 * time.Second
 )
@@ -80,11 +82,47 @@ func (j *joiner) settle(ctx context.Context, ev *Evidence) error {
 	if !j.result.Restarted {
 		return nil
 	}
-	_, err := ams.WaitStable(ctx, j.Service, settleTime)
-	if err == nil || errors.Is(err, ams.ErrNotManaged) || isTimeout(err) {
+	watched, settled := context.WithCancelCause(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() { j.awaitUp(watched, settled) })
+	_, err := ams.WaitStable(watched, j.Service, settleTime)
+	settled(nil)
+	watcher.Wait()
+	if err == nil || errors.Is(err, ams.ErrNotManaged) || isTimeout(err) || errors.Is(context.Cause(watched), errUp) {
 		return nil
 	}
 	return fmt.Errorf("its document %s appeared, but %w", ev.ID, err)
+}
+
+// errUp ends the watching of a server that need not be watched any more.
+var errUp = errors.New("the server is up")
+
+// awaitUp ends the watching as soon as the server says that it is up and has been for as long as a new one is watched: most
+// need longer than that for their start.
+func (j *joiner) awaitUp(ctx context.Context, settled context.CancelCauseFunc) {
+	if r := j.facts.install.Release; !r.HasLiveness() && r.Known() {
+		return
+	}
+	st, err := j.Service.State(ctx)
+	if err != nil || !st.Running() {
+		return // the one who watches says it
+	}
+	began := st.Started
+	if began.IsZero() {
+		began = j.startedAt
+	}
+	if pause(ctx, settleTime-time.Since(began)) != nil {
+		return
+	}
+	for {
+		if ams.CheckLiveness(ctx, j.http(), j.facts.install.BaseURL()).State == ams.Live && ctx.Err() == nil {
+			settled(errUp)
+			return
+		}
+		if pause(ctx, upPoll) != nil {
+			return
+		}
+	}
 }
 
 // alreadySeen finds the evidence that needs no waiting: where AMS was not

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// defaultPoll: AMS writes every 5 s, so a second more or less of waiting
-	// does not matter, and 200 nodes that start together must not hammer.
-	defaultPoll = time.Second
+	// defaultPoll: a node waits for this on its way to its first viewer, and 200
+	// nodes that start together must not hammer. One reading is a few documents.
+	defaultPoll = 250 * time.Millisecond
 	// lastLook bounds the one reading of the whole list that tells what was
 	// seen instead, when the time has run out already.
 	lastLook = 5 * time.Second
@@ -35,7 +35,7 @@ type AMSWait struct {
 	// tell "AMS registered as 172.17.0.1, which is this machine" from nodes
 	// that merely joined meanwhile. May be empty.
 	LocalAddresses []string
-	// Poll is the time between two readings. Default 1 s.
+	// Poll is the time between two readings. Default 250 ms.
 	Poll time.Duration
 	// Progress is called after each reading, if set, with what is there of
 	// our address, or why it could not be read.
