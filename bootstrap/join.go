@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -41,6 +42,8 @@ type JoinRequest struct {
 	// daemon.
 	Interval  time.Duration
 	OnFailure OnFailure
+	// Now restarts AMS although streams or viewers are on it.
+	Now bool
 	// Offline edits the files and touches nothing else: no MongoDB, no
 	// service, no cloud.
 	Offline bool
@@ -193,25 +196,37 @@ func (j *joiner) run(ctx context.Context) error {
 	f := j.facts
 	// A command is told the address when it starts the server: no file shows it.
 	restart := needsRestart(f.plan) || (f.state != nil && (f.state.RestartPending || f.state.Address != f.address.Addr.String()))
-	j.result.RestartNeeded = (restart || !f.service.Running()) && f.service.Known() && !j.req.Offline
-	switch {
-	case j.req.DryRun:
-		j.result.Outcome = OutcomePlanned
-		return nil
-	case j.req.Offline:
+	if j.req.Offline && !j.req.DryRun {
 		return j.offline(ctx)
 	}
-	// An interrupted join may have left it stopped, in the middle of a restart.
-	j.wasRunning = f.service.Running() || (f.state != nil && f.state.WasRunning)
 	var err error
-	if j.seen, err = f.client.AMSNodes(ctx); err != nil {
-		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: j.found}
+	if f.client != nil {
+		if j.seen, err = f.client.AMSNodes(ctx); err != nil && !j.req.DryRun {
+			return &FailedError{Step: "reading the cluster's nodes", Err: err, State: j.found}
+		}
 	}
-	if !restart && f.service.Running() && (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
+	running := f.service.Running()
+	if _, in := j.alreadySeen(); in && restart && j.dropInAlone() {
+		// Somebody else made this server a node, under this address: that the drop-in tells it the same concerns its next start.
+		restart = false
+	}
+	if !restart && running && !j.req.Offline && (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
 		// Somebody else made the files a node's: the server that runs may have
 		// been started before.
-		restart, j.result.RestartNeeded = true, true
+		restart = true
 	}
+	j.result.RestartNeeded = (restart || !running) && f.service.Known() && !j.req.Offline
+	if restart && running && !j.req.Offline {
+		if err := j.checkSessions(ctx); err != nil {
+			return err
+		}
+	}
+	if j.req.DryRun {
+		j.result.Outcome = OutcomePlanned
+		return nil
+	}
+	// An interrupted join may have left it stopped, in the middle of a restart.
+	j.wasRunning = running || (f.state != nil && f.state.WasRunning)
 	unchanged := len(f.plan.Changed()) == 0
 	if unchanged && !j.result.RestartNeeded && f.state != nil && f.state.Phase == PhaseJoined {
 		return j.confirm(ctx)
@@ -233,6 +248,56 @@ func (j *joiner) run(ctx context.Context) error {
 	}
 	j.result.Evidence = ev
 	return j.finish(ctx)
+}
+
+// dropInAlone reports whether nothing that the server reads changes but its drop-in, and no earlier run left a restart to
+// be made.
+func (j *joiner) dropInAlone() bool {
+	if s := j.facts.state; s != nil && (s.RestartPending || s.Address != j.facts.address.Addr.String()) {
+		return false
+	}
+	return !slices.ContainsFunc(j.facts.plan.Changed(), func(f conf.PlannedFile) bool {
+		return f.Before.Path != ams.DropInPath && changesContent(f)
+	})
+}
+
+// checkSessions refuses to cut who is known to be on the server by the restart, unless somebody said so, and tells what is
+// connected where nothing more is known.
+func (j *joiner) checkSessions(ctx context.Context) error {
+	f := j.facts
+	if j.req.Now {
+		return nil
+	}
+	client := f.client
+	if !j.seenFresh() {
+		client = nil // its streams are in no cluster's memory
+	}
+	live, err := j.sessions(ctx, f.install, client, f.address.Addr.String())
+	if n, refuse := sessionsFinding(live, err, "join"); refuse {
+		return &PreflightError{Findings: []Finding{n}, State: j.found}
+	}
+	if live.complete {
+		return nil
+	}
+	if n := j.connections(); n > 0 {
+		j.say("a restart ends %s from other machines; whether they are viewers is not known", plural(n, "connection"))
+	}
+	return nil
+}
+
+// connections counts what other machines than the cluster's nodes have open to the server's ports; 0 where it cannot be known.
+func (j *joiner) connections() int {
+	ports, err := j.facts.install.Ports()
+	if err != nil {
+		return 0
+	}
+	found, err := ams.CountConnections(j.Root, []int{ports.HTTP, ports.HTTPS, ports.RTMP, ports.RTMPS}, func(a netip.Addr) bool {
+		return slices.ContainsFunc(j.seen, func(n cluster.AMSNode) bool { return cluster.SameAddress(n.IP, a.String()) })
+	})
+	if err != nil {
+		return 0
+	}
+	return found.Total
 }
 
 // offline edits the files and stops there.
@@ -457,6 +522,10 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 		return nil
 	}
 	if !restart && f.service.Running() {
+		if j.DropIn {
+			// The stop timeout of the drop-in holds for the server that runs.
+			return j.Service.Reload(ctx)
+		}
 		return nil
 	}
 	if err := j.Service.Reload(ctx); err != nil {
@@ -555,6 +624,11 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 		back = "the files were put back, but for " + joinPaths(conflictPaths(conflicts))
 	}
 	if !j.runsNew() {
+		if j.DropIn {
+			if err := j.Service.Reload(ctx); err != nil {
+				j.log().Warn("the service manager could not be told to read its files again", "error", err)
+			}
+		}
 		return back + noteOf(j.restoreAfter(ctx, reason)) + "; Ant Media Server was not touched"
 	}
 	if err := j.Service.Reload(ctx); err != nil {

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -446,47 +445,16 @@ func (l *leaver) connect(ctx context.Context) {
 	}
 }
 
-// checkSessions refuses to cut streams that nobody said may be cut.
+// checkSessions refuses to cut who is on the server, unless somebody said so.
 func (l *leaver) checkSessions(ctx context.Context) error {
 	if l.req.Now || l.client == nil || l.address == "" || len(l.seen) == 0 {
 		return nil
 	}
-	var names []string
-	for _, a := range l.install.Apps {
-		if a.DBName != "" && !a.Console() {
-			names = append(names, a.DBName)
-		}
+	live, err := l.sessions(ctx, l.install, l.client, l.address)
+	if n, refuse := sessionsFinding(live, err, "leave"); refuse {
+		return l.refused(n)
 	}
-	if len(names) == 0 {
-		return nil
-	}
-	streams, err := l.client.LocalStreams(ctx, names, l.address, time.Now())
-	if err != nil {
-		return l.refused(Finding{ID: IDSessions, Err: err, Text: "the streams of this node cannot be counted: " + err.Error(), Hint: "leave with --now to cut whatever is live"})
-	}
-	var live []string
-	for _, d := range streams {
-		for _, id := range d.IDs {
-			live = append(live, d.Database+"/"+id)
-		}
-	}
-	if len(live) == 0 {
-		return nil
-	}
-	return l.refused(Finding{
-		ID:   IDSessions,
-		Text: fmt.Sprintf("published to this node: %s", sample(live)),
-		Hint: "wait until they end, or leave with --now to cut them",
-	})
-}
-
-// sample names the first few of many.
-func sample(names []string) string {
-	const few = 5
-	if len(names) <= few {
-		return strings.Join(names, ", ")
-	}
-	return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)
+	return nil
 }
 
 // announce tells the others that this node goes, before anything happens.

@@ -218,8 +218,9 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		f.fail(id, err, hint)
 	}
 	f.plan = plan
-	for _, c := range plan.Conflicts {
-		f.warn(IDConflict, "", "%s", c)
+	if paths := conflictPaths(plan.Conflicts); len(paths) > 0 {
+		f.warn(IDConflict, "after an upgrade of Ant Media Server that is as it should be",
+			"written by somebody else since this machine joined, and taken for what a leave gives back, in the standalone form: %s", joinPaths(paths))
 	}
 	if err != nil {
 		return
@@ -522,7 +523,9 @@ type FileResult struct {
 // needsRestart reports whether the plan changes anything that AMS reads at its
 // start. Permission bits alone are nothing to it, nor is our own file.
 func needsRestart(plan *conf.Plan) bool {
-	return slices.ContainsFunc(plan.Changed(), func(f conf.PlannedFile) bool {
-		return f.Before.Path != MongoPath && (f.After == nil || !bytes.Equal(f.After, f.Before.Bytes))
-	})
+	return slices.ContainsFunc(plan.Changed(), changesContent)
+}
+
+func changesContent(f conf.PlannedFile) bool {
+	return f.Before.Path != MongoPath && (f.After == nil || !bytes.Equal(f.After, f.Before.Bytes))
 }

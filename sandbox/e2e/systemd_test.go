@@ -36,6 +36,7 @@ func TestSystemd(t *testing.T) {
 	t.Run("MayNot", n.mayNot)
 	t.Run("TwoAtOnce", n.twoAtOnce)
 	t.Run("SlowToStop", n.slowToStop)
+	t.Run("VendorsNode", n.vendorsNode)
 	t.Run("Speed", n.speed)
 }
 

@@ -19,11 +19,13 @@ type joinOptions struct {
 	dryRun       bool
 	offline      bool
 	forceAddress bool
+	now          bool
 }
 
 func (o *joinOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
 	fs.BoolVar(&o.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
+	fs.BoolVar(&o.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
 	fs.BoolVar(&o.forceAddress, "force-address", false, "take --address although no interface of this machine has it")
 }
 
@@ -34,7 +36,8 @@ func newJoinCommand(g *globals) *cobra.Command {
 		Short: "make this machine a node of the cluster, and prove it",
 		Long: "Every check is made before the first change, and all that fail are listed.\n" +
 			"The files change as one: all of them, or none. Ant Media Server is restarted only\n" +
-			"if something changed. Success means that the server itself was seen in the\n" +
+			"if something changed, and not while streams or viewers are known to be on it,\n" +
+			"unless --now is given. Success means that the server itself was seen in the\n" +
 			"cluster, as its own fresh document in clusterdb.clusternode under this machine's\n" +
 			"address; otherwise everything is put back.\n\n" +
 			"The daemon, where it is installed, is started then and runs after every boot.\n\n" +
@@ -64,7 +67,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
 	defer cancel()
 	req := bootstrap.JoinRequest{
-		ForceAddress: opts.forceAddress, Offline: opts.offline, DryRun: opts.dryRun,
+		ForceAddress: opts.forceAddress, Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun,
 		OnFailure: bootstrap.OnFailure(g.settings.OnFailure), Valve: bootstrap.Valve(g.settings.RemoteIPValve),
 	}
 	if !opts.offline {

@@ -20,7 +20,7 @@ type leaveOptions struct {
 }
 
 func (o *leaveOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.now, "now", false, "leave although streams are published to this node: they are cut")
+	fs.BoolVar(&o.now, "now", false, "leave although streams or viewers are on this node: they are cut")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
 	fs.BoolVar(&o.offline, "offline", false, "give the files back and touch nothing else: no MongoDB, no service, no cloud")
 }

@@ -1,0 +1,62 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"strings"
+	"testing"
+)
+
+// vendorsNode: a node that the vendor's script made, and made well, is taken over without a restart: its next start is
+// told its address, and the time it has to stop counts at once.
+func (n *bootedNode) vendorsNode(t *testing.T) {
+	n.reset(t, "--local-address="+nodeAddress)
+	n.sh(t, `
+cd `+nodeHome+`
+sed -i 's/<!-- cluster start$/<!-- cluster start -->  /; s/^\(\t*\)cluster end -->/\1<!-- cluster end -->/' conf/jee-container.xml
+sed -i 's/^clusterdb.host=.*/clusterdb.host=`+nodeMongo+`/' conf/red5.properties
+sed -i 's/^db.type=.*/db.type=mongodb/; s/^db.host=.*/db.host=`+nodeMongo+`/' webapps/*/WEB-INF/red5-web.properties
+echo '`+nodeAddress+` `+nodeHostname+`' >>/etc/hosts
+systemctl restart `+nodeUnit)
+	n.until(t, "a node of the script's", func() bool { return n.mode(t) == "cluster" && len(n.clusternode(t)) == 1 })
+	before, starts := n.show(t), n.starts(t)
+
+	n.agent(t, 0, "join", "--mongo", nodeMongo, "--dry-run").says(t, "a join would write 2 files, with no restart; nothing was touched")
+	n.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "joined: origin "+nodeID+" is in the cluster as "+nodeAddress)
+	u := n.show(t)
+	if n.starts(t) != starts || u["MainPID"] != before["MainPID"] {
+		t.Errorf("the server was restarted: before %v, after %v", before, u)
+	}
+	u.want(t, map[string]string{"TimeoutStopUSec": "2min", "DropInPaths": nodeDropIn, "NeedDaemonReload": "no"})
+	n.row(t, "active")
+	n.agent(t, 0, "status", "--strict").says(t, "active: in the cluster as "+nodeAddress)
+	n.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "nothing to do: ")
+
+	n.sh(t, "systemctl restart "+nodeUnit)
+	n.until(t, "a server that was told its address", func() bool {
+		u := n.show(t)
+		return strings.Contains(n.read(t, "/proc/"+u["MainPID"]+"/environ"), "\x00AMS_HOST_ADDRESS="+nodeAddress+"\x00")
+	})
+	n.until(t, "a node again", func() bool { return n.mode(t) == "cluster" })
+
+	// Under another address than the server found for itself it has to be restarted.
+	n.sh(t, "rm -r /var/lib/amsagent "+nodeDropIn+"; systemctl daemon-reload")
+	n.behave(t, "--local-address=10.9.0.8")
+	n.sh(t, "systemctl restart "+nodeUnit)
+	n.until(t, "a node under another address", func() bool {
+		for _, d := range n.clusternode(t) {
+			if d.IP == "10.9.0.8" {
+				return true
+			}
+		}
+		return false
+	})
+	starts = n.starts(t)
+	n.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "joined: origin "+nodeID+" is in the cluster as "+nodeAddress)
+	if got := n.starts(t); got != starts+1 {
+		t.Errorf("want one restart, there were %d", got-starts)
+	}
+}
