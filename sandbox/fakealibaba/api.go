@@ -75,6 +75,13 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	by, ae := c.authorise(r, call, body, clock)
 	note.By = by
+	if r.Header.Get("Content-Type") == "application/x-www-form-urlencoded" {
+		form, err := url.ParseQuery(string(body))
+		if err != nil {
+			return
+		}
+		maps.Copy(q, form)
+	}
 	var result map[string]any
 	if ae == nil {
 		result, ae = c.do(call, r.Header.Get("X-Acs-Version"), q, by)
@@ -242,6 +249,9 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 			return nil, refuse("InvalidVersion", "Specified parameter Version is not valid.")
 		}
 		return c.tags(q)
+	}
+	if version == kmsVersion {
+		return c.kms(call, q)
 	}
 	if version != essVersion && version != essVersionOld {
 		return nil, refuse("InvalidVersion", "Specified parameter Version is not valid.")

@@ -55,6 +55,7 @@ type Cloud struct {
 	activities map[string]*activity
 	denied     map[string]bool
 	nonces     map[string]bool
+	secrets    map[string]secret // of KMS
 	wrapped    bool
 	skew       time.Duration
 	changed    chan struct{} // closed and replaced with every entry
@@ -151,7 +152,7 @@ func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
 	c := &Cloud{
 		o: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), skew: o.Skew,
 		groups: map[string]*group{}, members: map[string]*member{}, activities: map[string]*activity{},
-		denied: map[string]bool{}, nonces: map[string]bool{}, changed: make(chan struct{}),
+		denied: map[string]bool{}, nonces: map[string]bool{}, secrets: map[string]secret{}, changed: make(chan struct{}),
 	}
 	var err error
 	if c.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(c.serve)); err != nil {

@@ -22,6 +22,7 @@ import (
 type cloudformation struct {
 	t          *testing.T
 	file       string
+	ros        bool // of Alibaba Cloud
 	parameters map[string]any
 	conditions map[string]bool
 	all        map[string]object // the resources as they are written
@@ -48,6 +49,10 @@ func load(t *testing.T, file string, given map[string]any) *cloudformation {
 		t.Fatalf("%s: %v", file, err)
 	}
 	top := c.tree(doc.Content[0]).(object)
+	c.ros = top["ROSTemplateFormatVersion"] == "2015-09-01"
+	if !c.ros && top["AWSTemplateFormatVersion"] != "2010-09-09" {
+		t.Errorf("%s says not whose template it is", file)
+	}
 	section := func(name string) object {
 		o, _ := top[name].(object)
 		return o
@@ -208,14 +213,18 @@ func (c *cloudformation) ref(name string) any {
 		c.used[name] = true
 		return v
 	}
-	if strings.HasPrefix(name, "AWS::") || strings.HasPrefix(name, "ALIYUN::") {
-		switch name {
-		case "AWS::NoValue", "ALIYUN::NoValue":
+	if pseudo, ok := strings.CutPrefix(name, map[bool]string{false: "AWS::", true: "ALIYUN::"}[c.ros]); ok {
+		switch {
+		case pseudo == "NoValue":
 			return noValue{}
-		case "AWS::Region", "AWS::StackName", "AWS::AccountId", "AWS::Partition", "AWS::URLSuffix", "ALIYUN::Region", "ALIYUN::StackName", "ALIYUN::TenantId":
+		case pseudo == "Region" || pseudo == "StackName" || c.ros && pseudo == "TenantId" ||
+			!c.ros && (pseudo == "AccountId" || pseudo == "Partition" || pseudo == "URLSuffix"):
 			return "${" + name + "}"
 		}
-	} else if base, _, _ := strings.Cut(name, "."); c.all[base] != nil {
+	} else if base, attribute, _ := strings.Cut(name, "."); c.all[base] != nil {
+		if c.ros {
+			c.rosAttribute(base, attribute)
+		}
 		return "${" + name + "}"
 	}
 	c.t.Errorf("%s: a reference to %s, which is not there", c.file, name)
@@ -230,6 +239,8 @@ func (c *cloudformation) eval(v any) any {
 		for _, e := range v {
 			if e = c.eval(e); e != (noValue{}) {
 				list = append(list, e)
+			} else if c.ros {
+				c.t.Errorf("%s: ALIYUN::NoValue is documented for properties, and not within a list", c.file)
 			}
 		}
 		return list
@@ -282,10 +293,17 @@ func (c *cloudformation) call(name string, arg any) any {
 		}
 		return no
 	case "Fn::Not":
-		return c.eval(list()[0]) != true
+		if !c.ros {
+			arg = list()[0]
+		}
+		not, ok := c.eval(arg).(bool)
+		if !ok {
+			c.t.Errorf("%s: %s wants a condition, not %v", c.file, name, arg)
+		}
+		return !not
 	case "Fn::Equals":
 		return fmt.Sprint(c.eval(list()[0])) == fmt.Sprint(c.eval(list()[1]))
-	case "Fn::Base64", "Fn::Base64Encode":
+	case map[bool]string{false: "Fn::Base64", true: "Fn::Base64Encode"}[c.ros]:
 		return c.eval(arg)
 	case "Fn::Join":
 		var words []string

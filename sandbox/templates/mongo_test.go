@@ -394,34 +394,67 @@ stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/s
 	}
 }
 
-// TestCloudFormationHoldsInstall: the template has to bring install.sh with it, and
-// brings the one that is here.
-func TestCloudFormationHoldsInstall(t *testing.T) {
+// embed writes a file anew between two marks of another one, indented.
+func embed(t *testing.T, into, begin, end, indent, from string) {
+	t.Helper()
+	b, err := os.ReadFile(into)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, _ := strings.Cut(string(b), begin)
+	_, tail, ok := strings.Cut(rest, end)
+	if !ok {
+		t.Fatalf("%s: the marks are gone", into)
+	}
+	var block strings.Builder
+	for line := range strings.Lines(string(content)) {
+		if line != "\n" {
+			block.WriteString(indent)
+		}
+		block.WriteString(line)
+	}
+	if err := os.WriteFile(into, []byte(head+begin+block.String()+end+tail), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEachTemplateHoldsInstall: the templates have to bring install.sh with them, and
+// bring the one that is here; so do prepare.sh and Alibaba Cloud's template with the
+// program that reads the secret there.
+func TestEachTemplateHoldsInstall(t *testing.T) {
 	script, err := os.ReadFile(install)
 	if err != nil {
 		t.Fatal(err)
 	}
+	program, err := os.ReadFile(alibabaSecretProgram)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prepare := filepath.Join(imageFolder, "prepare.sh")
 	if updating() {
-		b, err := os.ReadFile(awsCloudFormation)
-		if err != nil {
+		const mark, secret = "<<'AMSAGENT-MONGODB'\n", "<<'AMSAGENT-SECRET'\n"
+		for file, indent := range map[string]string{awsCloudFormation: strings.Repeat(" ", 16), alibabaROS: strings.Repeat(" ", 14)} {
+			part := indent[2:] + "- |\n"
+			embed(t, file, "amsagent-mongodb "+mark+part, part+indent+"AMSAGENT-MONGODB\n", indent, install)
+		}
+		indent := strings.Repeat(" ", 14)
+		part := indent[2:] + "- |\n"
+		embed(t, alibabaROS, "amsagent-secret "+secret+part, part+indent+"AMSAGENT-SECRET\n", indent, alibabaSecretProgram)
+		embed(t, prepare, "amsagent-secret "+secret, "AMSAGENT-SECRET\n", "", alibabaSecretProgram)
+		if err := os.Chmod(prepare, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		const begin, end = "                cat >/usr/local/sbin/amsagent-mongodb <<'AMSAGENT-MONGODB'\n", "              - |\n                AMSAGENT-MONGODB\n"
-		head, rest, _ := strings.Cut(string(b), begin)
-		_, tail, ok := strings.Cut(rest, end)
-		if !ok {
-			t.Fatal("the marks are gone")
-		}
-		var block strings.Builder
-		block.WriteString("              - |\n")
-		for line := range strings.Lines(string(script)) {
-			if line != "\n" {
-				block.WriteString("                ")
-			}
-			block.WriteString(line)
-		}
-		if err := os.WriteFile(awsCloudFormation, []byte(head+begin+block.String()+end+tail), 0o644); err != nil {
-			t.Fatal(err)
+	}
+	holds := func(name, data, mark string, want []byte) {
+		t.Helper()
+		_, rest, _ := strings.Cut(data, "<<'"+mark+"'\n")
+		got, _, ok := strings.Cut(rest, "\n"+mark+"\n")
+		if !ok || strings.TrimSuffix(got, "\n")+"\n" != string(want) {
+			t.Errorf("%s does not hold it as it is (go test ./templates -run %s -update): %s", name, t.Name(), gocmp.Diff(string(want), got))
 		}
 	}
 	for name, data := range map[string]string{
@@ -429,17 +462,30 @@ func TestCloudFormationHoldsInstall(t *testing.T) {
 		"aws/terraform":       readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
 		"gcp/terraform":       gcpMongoScript(t),
 		"azure":               readAzure(t, loadAzure(t, nil)).Mongo.UserData,
+		"ros.yaml":            readROS(t, loadROS(t, nil)).Mongo.UserData,
 	} {
-		_, rest, _ := strings.Cut(data, "<<'AMSAGENT-MONGODB'\n")
-		got, _, ok := strings.Cut(rest, "\nAMSAGENT-MONGODB\n")
-		if !ok || strings.TrimSuffix(got, "\n")+"\n" != string(script) {
-			t.Errorf("%s does not hold install.sh as it is (go test ./templates -run %s -update): %s", name, t.Name(), gocmp.Diff(string(script), got))
-		}
-		if name == "cloudformation.yaml" && len(data) > userDataLimit-400 {
+		holds(name, data, "AMSAGENT-MONGODB", script)
+		more := 0
+		switch name {
+		case "cloudformation.yaml":
 			// The URL of the wait condition is that much longer than its name.
-			t.Errorf("the user data of MongoDB's machine has %d bytes, and EC2 takes %d", len(data), userDataLimit)
+			more = 400
+		case "ros.yaml":
+			// And so is the command of ROS.
+			more = 600
+			holds(name, data, "AMSAGENT-SECRET", program)
+		default:
+			continue
+		}
+		if len(data) > userDataLimit-more {
+			t.Errorf("%s: the user data of MongoDB's machine has %d bytes, and %d are taken", name, len(data)+more, userDataLimit)
 		}
 	}
+	b, err := os.ReadFile(prepare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds("prepare.sh", string(b), "AMSAGENT-SECRET", program)
 	if b, err := os.ReadFile(awsCloudFormation); err != nil || len(b) > 51200 {
 		t.Errorf("the template has %d bytes (%v): more than 51200 cannot be given without a bucket", len(b), err)
 	}

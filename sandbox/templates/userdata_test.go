@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
@@ -65,6 +67,13 @@ func joinings(t *testing.T) []joining {
 		before: "-fsS --noproxy * -H Metadata: true " + azureIdentityURL("ams-edge"), token: "T0K3N",
 		args: "-fsS -H @- https://" + azureVaultHost + "/secrets/mongo?api-version=7.4",
 	})
+	ros := readROS(t, loadROS(t, nil)).Groups["edge"]
+	role := alibaba.ParseUserData([]byte(ros.UserData))["amsagent-role"]
+	if !slices.Contains(ros.Tags, "amsagent-role="+role) {
+		t.Errorf("the user data say that the machine is %q, its tags are %q", role, ros.Tags)
+	}
+	// The program is ours: TestAlibabaSecret runs it.
+	out = append(out, joining{name: "alibaba", cloud: "alibaba", data: ros.UserData, cli: "amsagent-secret", role: role, args: "get ams-mongo"})
 	return out
 }
 
@@ -76,6 +85,7 @@ func scripts(t *testing.T) map[string]string {
 		"mongo of aws terraform":  readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
 		"mongo of gcp terraform":  gcpMongoScript(t),
 		"mongo of azure":          readAzure(t, loadAzure(t, nil)).Mongo.UserData,
+		"mongo of alibaba":        readROS(t, loadROS(t, nil)).Mongo.UserData,
 	}
 	for _, j := range joinings(t) {
 		out["user data of "+j.name] = j.data

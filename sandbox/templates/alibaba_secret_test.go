@@ -1,0 +1,101 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package templates
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/fakealibaba"
+)
+
+const alibabaSecretProgram = "../../packaging/image/alibaba-secret.py"
+
+// kms is a machine of Alibaba Cloud with a RAM role, and the API that knows its keys.
+func kms(t *testing.T) (*fakealibaba.Cloud, *fakealibaba.Server) {
+	t.Helper()
+	if _, err := exec.LookPath("python3"); err != nil {
+		t.Skip("python3 is not installed, which cloud-init brings")
+	}
+	cloud, err := fakealibaba.StartCloud(t.Context(), fakealibaba.CloudOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cloud.Close() })
+	meta, err := fakealibaba.Start(t.Context(), fakealibaba.Options{Cloud: cloud})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = meta.Close() })
+	return cloud, meta
+}
+
+// kmsEnviron is what leads the program to them. A proxy is for nobody: the API of the test is on this machine as well.
+func kmsEnviron(cloud *fakealibaba.Cloud, meta *fakealibaba.Server) []string {
+	return []string{
+		"AMSAGENT_ALIBABA_ENDPOINT=" + meta.Endpoint(), "AMSAGENT_ALIBABA_KMS_ENDPOINT=" + cloud.Endpoint(),
+		"http_proxy=http://127.0.0.1:9", "no_proxy=" + strings.TrimPrefix(cloud.Endpoint(), "http://"),
+	}
+}
+
+// TestAlibabaSecret runs the program by which machines read and write the secret, with metadata and an API that computes
+// the signature again.
+func TestAlibabaSecret(t *testing.T) {
+	cloud, meta := kms(t)
+	run := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), "python3", append([]string{alibabaSecretProgram}, args...)...)
+		cmd.Env = append(os.Environ(), kmsEnviron(cloud, meta)...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	fails := func(want string, args ...string) {
+		t.Helper()
+		if out, err := run(args...); exitCode(err) != 1 || !strings.Contains(out, want) || strings.Contains(out, "Traceback") {
+			t.Errorf("%v: exit %d, want 1 and %q:\n%s", args, exitCode(err), want, out)
+		}
+	}
+	const uri = "mongodb://amsagent:0a1b+/=&%~ü@10.42.2.10:27017/admin"
+	file := filepath.Join(t.TempDir(), "uri")
+	if err := os.WriteFile(file, []byte(uri+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails("ResourceNotFound", "get", "ams-mongo")
+	cloud.SetSecret("ams-mongo", "none yet")
+	// What the template puts there is no connection string, and no join is tried with it.
+	fails("no connection string yet", "get", "ams-mongo")
+	for range 2 { // a second run of the machine's script is another version
+		if out, err := run("put", "ams-mongo", file); err != nil || out != "" {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	if got := cloud.Secret("ams-mongo"); got != uri {
+		t.Errorf("the secret is %q, want %q", got, uri)
+	}
+	if out, err := run("get", "ams-mongo"); err != nil || out != uri+"\n" {
+		t.Errorf("%v: %q", err, out)
+	}
+	for _, e := range cloud.Books() {
+		if strings.Contains(e.Text, "mongodb") || e.By != meta.Instance().ID && e.Code == "" {
+			t.Errorf("in the books: %+v", e)
+		}
+	}
+	cloud.Deny("GetSecretValue")
+	fails("Forbidden.RAM", "get", "ams-mongo")
+	cloud.Allow()
+	meta.Update(func(i *fakealibaba.Instance) { i.Role = "" })
+	fails("ams-mongo: ", "get", "ams-mongo")
+	meta.Update(func(i *fakealibaba.Instance) { i.Role = "ams-node" })
+	if err := meta.AddFault(fakealibaba.Fault{Status: 403}); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	fails("403", "get", "ams-mongo")
+	if since := time.Since(begun); since > 20*time.Second {
+		t.Errorf("it took %s", since)
+	}
+}
