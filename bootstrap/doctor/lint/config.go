@@ -5,8 +5,12 @@ package lint
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 )
 
 var (
@@ -34,15 +38,23 @@ func (d *document) haproxy() {
 		if section().MatchString(l.text) {
 			addresses = map[string]server{}
 		}
-		if m := serverLine().FindStringSubmatch(l.text); m != nil {
+		if m := serverLine().FindStringSubmatch(l.text); m != nil && d.wants(IDDuplicate) {
 			if first, dup := addresses[m[2]]; dup {
-				d.find(IDDuplicate, i, true, fmt.Sprintf("server %s has the address of server %s in line %d: one node gets the load of two, and the other none", m[1], first.name, first.line),
+				// Who is named elsewhere cannot go: HAProxy would not start.
+				fixed := !d.names(m[1], i)
+				d.find(IDDuplicate, i, fixed, fmt.Sprintf("server %s has the address of server %s in line %d: one node gets the load of two, and the other none", m[1], first.name, first.line),
 					"give it the address of another node")
+				if !fixed {
+					continue
+				}
 				l.before = append(l.before, indent(l.text)+"# the address of another node belongs here: "+m[2]+" is that of line "+strconv.Itoa(first.line))
 				l.text = indent(l.text) + "#" + strings.TrimLeft(l.text, " \t")
 				continue
 			}
 			addresses[m[2]] = server{i + 1, m[1]}
+		}
+		if !d.wants(IDReqAdd) {
+			continue
 		}
 		if m := headerLine().FindStringSubmatch(l.text); m != nil {
 			text, ok := addHeader(m[2], m[3])
@@ -54,6 +66,18 @@ func (d *document) haproxy() {
 			d.find(IDReqAdd, i, false, m[1]+m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request and http-response have replace-header, del-header, deny and more")
 		}
 	}
+}
+
+// names reports whether another line speaks of a server by its name.
+func (d *document) names(server string, but int) bool {
+	name := regexp.QuoteMeta(server)
+	use := regexp.MustCompile(`\buse-server[ \t]+` + name + `(?:[ \t]|$)|\btrack[ \t]+(?:\S+/)?` + name + `(?:[ \t]|$)|\([^()]*\b` + name + `\)`)
+	for i, l := range d.lines {
+		if i != but && !comment(l.text) && use.MatchString(l.text) {
+			return true
+		}
+	}
+	return false
 }
 
 // addHeader says what reqadd and rspadd said: a header, escaped for HAProxy's words,
@@ -86,6 +110,7 @@ var (
 	iniBind   = lazy(`^[ \t]*bind_ip[ \t]*=[ \t]*(?:.*0\.0\.0\.0|.*::(?:,|\s|$))|^[ \t]*bind_ip_all[ \t]*=[ \t]*true`)
 	iniAuth   = lazy(`^[ \t]*(auth[ \t]*=[ \t]*true|keyFile[ \t]*=)`)
 	iniNoAuth = lazy(`^[ \t]*(auth[ \t]*=[ \t]*false|noauth[ \t]*=[ \t]*true)`)
+	iniLine   = lazy(`^[ \t]*[A-Za-z_.]+[ \t]*=`)
 	topKey    = lazy(`^[A-Za-z#][A-Za-z]*:`)
 	authOn    = lazy(`^[ \t]+(authorization:[ \t]*["']?enabled|keyFile:|clusterAuthMode:)`)
 	authOff   = lazy(`^([ \t]+authorization:[ \t]*)["']?disabled["']?`)
@@ -95,6 +120,13 @@ var (
 
 // mongod finds a database that everybody on the network reads and deletes.
 func (d *document) mongod() {
+	// The old form is no YAML.
+	if !slices.ContainsFunc(d.lines, func(l line) bool { return iniLine().MatchString(l.text) }) {
+		d.yaml("mongod does not start with it")
+	}
+	if !d.wants(IDOpen) {
+		return
+	}
 	open, off, at, commented, last := -1, -1, -1, -1, -1
 	ini := false
 	for i, l := range d.lines {
@@ -117,6 +149,9 @@ func (d *document) mongod() {
 		last = i
 	}
 	if open < 0 {
+		if at, text := d.flow(); at > 0 {
+			d.find(IDOpen, at-1, false, text, openHint)
+		}
 		return
 	}
 	fixed := true
@@ -137,9 +172,80 @@ func (d *document) mongod() {
 	default:
 		fixed = false
 	}
-	d.find(IDOpen, open, fixed, "MongoDB listens on every address and asks nobody for a password: whoever reaches the port reads and deletes all of it",
-		"authorization first, then make a user over the loopback, which MongoDB allows once; better the private address in place of 0.0.0.0")
+	d.find(IDOpen, open, fixed, openText, openHint)
 }
+
+const (
+	openText = "MongoDB listens on every address and asks nobody for a password: whoever reaches the port reads and deletes all of it"
+	openHint = "authorization first, then make a user over the loopback, which MongoDB allows once; better the private address in place of 0.0.0.0"
+)
+
+// flow finds the same where it is not written line by line: net: {bindIp: 0.0.0.0}.
+func (d *document) flow() (line int, text string) {
+	var c struct {
+		Net struct {
+			BindIP    yaml.Node `yaml:"bindIp"`
+			BindIPAll yaml.Node `yaml:"bindIpAll"`
+		} `yaml:"net"`
+		Security struct {
+			Authorization   string `yaml:"authorization"`
+			KeyFile         string `yaml:"keyFile"`
+			ClusterAuthMode string `yaml:"clusterAuthMode"`
+		} `yaml:"security"`
+	}
+	if yaml.Unmarshal(d.text(), &c) != nil || c.Security.Authorization == "enabled" || c.Security.KeyFile != "" || c.Security.ClusterAuthMode != "" {
+		return 0, ""
+	}
+	for a := range strings.SplitSeq(c.Net.BindIP.Value, ",") {
+		if a = strings.TrimSpace(a); a == "0.0.0.0" || a == "::" || a == "*" {
+			return min(c.Net.BindIP.Line, len(d.lines)), openText
+		}
+	}
+	if c.Net.BindIPAll.Value == "true" {
+		return min(c.Net.BindIPAll.Line, len(d.lines)), openText
+	}
+	return 0, ""
+}
+
+// yaml finds what no reader of YAML takes. Tabs at the begin of a line are what is wrong
+// most often, and they can be corrected.
+func (d *document) yaml(harm string) {
+	if !d.wants(IDYAML) {
+		return
+	}
+	parse := func() error {
+		var n yaml.Node
+		return yaml.Unmarshal(d.text(), &n)
+	}
+	err := parse()
+	if err == nil {
+		return
+	}
+	const hint = "blanks and no tabs before a word, two more for each level"
+	first := -1
+	was := slices.Clone(d.lines)
+	for i := range d.lines {
+		l := &d.lines[i]
+		if in := indent(l.text); strings.Contains(in, "\t") && !comment(l.text) {
+			if first < 0 {
+				first = i
+			}
+			l.text = strings.ReplaceAll(in, "\t", "  ") + l.text[len(in):]
+		}
+	}
+	if first >= 0 && parse() == nil {
+		d.find(IDYAML, first, true, "a tab stands before the first word of a line: YAML takes none, and "+harm, hint)
+		return
+	}
+	d.lines = was
+	at := 0
+	if m := yamlLine().FindStringSubmatch(err.Error()); m != nil {
+		at, _ = strconv.Atoi(m[1])
+	}
+	d.find(IDYAML, min(at, len(d.lines))-1, false, "it is no YAML, here or a line before or after it, and "+harm, hint)
+}
+
+var yamlLine = lazy(`\bline (\d+):`)
 
 // depth is how far the keys below a line are indented.
 func (d *document) depth(at int) string {

@@ -35,11 +35,13 @@ const (
 	IDOpen      = "AMS-LINT-MONGOD"    // a database for everybody
 	IDDuplicate = "AMS-LINT-DUPLICATE" // one server twice
 	IDReqAdd    = "AMS-LINT-REQADD"    // what HAProxy does not know any more
+	IDEncoding  = "AMS-LINT-ENCODING"  // two bytes for each letter
+	IDYAML      = "AMS-LINT-YAML"      // what no reader of YAML takes
 )
 
 // IDs lists them.
 func IDs() []string {
-	return []string{IDSwitch, IDPassword, IDSecret, IDCurl, IDHeader, IDCRLF, IDOpen, IDDuplicate, IDReqAdd}
+	return []string{IDSwitch, IDPassword, IDSecret, IDCurl, IDHeader, IDCRLF, IDOpen, IDDuplicate, IDReqAdd, IDEncoding, IDYAML}
 }
 
 // Finding is one thing that is wrong.
@@ -57,8 +59,9 @@ type Finding struct {
 type Result struct {
 	Kind     Kind
 	Findings []Finding
-	// Text is the source itself where nothing could be corrected.
-	Text []byte
+	// Source is what was read, and Text what is made of it: the same where nothing
+	// could be corrected. They differ from what was given where that is UTF-16.
+	Source, Text []byte
 	// Secrets are what must not be shown of it.
 	Secrets []string
 }
@@ -66,7 +69,7 @@ type Result struct {
 var (
 	haproxySection = lazy(`(?m)^[ \t]*(global|defaults|frontend|backend|listen)([ \t]+\S+)?[ \t]*\r?$`)
 	haproxyWord    = lazy(`(?m)^[ \t]*(server[ \t]+\S+[ \t]+\S+|bind[ \t]+\S+|default_backend[ \t]+\S+|mode[ \t]+(http|tcp))`)
-	mongodWord     = lazy(`(?m)^(storage|systemLog|net|processManagement|replication|security):[ \t]*(#.*)?\r?$|^[ \t]*bind_ip[ \t]*=`)
+	mongodWord     = lazy(`(?m)^(storage|systemLog|net|processManagement|replication|security):[ \t]*([#{].*)?\r?$|^[ \t]*bind_ip[ \t]*=`)
 )
 
 // lazy makes a pattern when it is first used: the daemon, which is the same program,
@@ -77,6 +80,9 @@ func lazy(pattern string) func() *regexp.Regexp {
 
 // Recognize tells what a text is, by what stands in it.
 func Recognize(src []byte) Kind {
+	if text, ok := utf16Text(src); ok {
+		src = text
+	}
 	head := bytes.TrimLeft(bytes.TrimPrefix(src, []byte("\xef\xbb\xbf")), " \t\r\n")
 	switch {
 	case bytes.HasPrefix(head, []byte("#!")), bytes.HasPrefix(head, []byte("#cloud-config")):
@@ -89,10 +95,18 @@ func Recognize(src []byte) Kind {
 	return UserData
 }
 
-// Check reads a text.
-func Check(kind Kind, src []byte) Result {
-	d := &document{kind: kind}
-	d.read(src)
+// Check reads a text that is opened; see [Open]. What is ignored is neither found nor
+// corrected.
+func Check(kind Kind, src []byte, ignore ...string) Result {
+	d := &document{kind: kind, ignore: ignore}
+	text, wide := utf16Text(src)
+	switch {
+	case !wide:
+		text = src
+	case d.wants(IDEncoding):
+		d.find(IDEncoding, -1, true, "it is UTF-16, two bytes for each letter: what is to read it sees no word of it", "save it as UTF-8, without a mark at its begin")
+	}
+	d.read(text)
 	switch kind {
 	case HAProxy:
 		d.haproxy()
@@ -101,7 +115,7 @@ func Check(kind Kind, src []byte) Result {
 	case UserData:
 		d.userData()
 	}
-	r := Result{Kind: kind, Findings: d.findings, Text: src, Secrets: d.secrets}
+	r := Result{Kind: kind, Findings: d.findings, Source: text, Text: src, Secrets: d.secrets}
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return a.Line - b.Line })
 	if d.changed {
 		r.Text = d.text()
@@ -112,6 +126,7 @@ func Check(kind Kind, src []byte) Result {
 // document is a text under correction.
 type document struct {
 	kind     Kind
+	ignore   []string
 	lines    []line
 	bom      bool
 	eol      string
@@ -133,8 +148,13 @@ func (d *document) read(src []byte) {
 	src, d.bom = bytes.CutPrefix(src, []byte("\xef\xbb\xbf"))
 	text := string(src)
 	d.eol = "\n"
-	if strings.Contains(text, "\r\n") {
+	switch {
+	case strings.Contains(text, "\r\n"):
 		d.eol = "\r\n"
+	case strings.Contains(text, "\r") && !strings.Contains(text, "\n"):
+		// As the first Macs had it.
+		d.eol = "\r"
+		text = strings.ReplaceAll(text, "\r", "\n")
 	}
 	d.open = !strings.HasSuffix(text, "\n")
 	for l := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
@@ -160,6 +180,9 @@ func (d *document) text() []byte {
 	}
 	return []byte(text)
 }
+
+// wants reports whether something is to be found, and corrected.
+func (d *document) wants(id string) bool { return !slices.Contains(d.ignore, id) }
 
 // find notes what is wrong with a line (from 0; -1 is the whole).
 func (d *document) find(id string, at int, fixed bool, text, hint string) {

@@ -4,13 +4,18 @@
 package lint
 
 import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
@@ -85,6 +90,22 @@ func userData() []aText {
 		{"no header, YAML", "packages:\n  - curl\nruncmd:\n  - echo x\n", "#cloud-config\npackages:\n  - curl\nruncmd:\n  - echo x\n", []string{"AMS-LINT-HEADER:1"}},
 		{"something before the header", "\ufeff\n  #!/bin/sh\necho x\n", "#!/bin/sh\necho x\n", []string{"AMS-LINT-HEADER:2"}},
 		{"Windows", "#!/bin/sh\r\necho x\r\n", "#!/bin/sh\necho x\n", []string{"AMS-LINT-CRLF:0"}},
+		{"the first Macs", "#!/bin/sh\recho x\r", "#!/bin/sh\necho x\n", []string{"AMS-LINT-CRLF:0"}},
+		{
+			"UTF-16", wide("#!/bin/sh\n./change_server_mode.sh cluster 10.0.2.4\n", "\xff\xfe"), "#!/bin/sh\namsagent join --mongo 10.0.2.4\n",
+			[]string{"AMS-LINT-ENCODING:0", "AMS-LINT-SWITCH:2"},
+		},
+		{
+			"tabs in YAML", "#cloud-config\nruncmd:\n\t- echo x\n", "#cloud-config\nruncmd:\n  - echo x\n",
+			[]string{"AMS-LINT-YAML:3"},
+		},
+		{name: "a tab in a script in YAML", src: "#cloud-config\nwrite_files:\n  - path: /x\n    content: |\n      a\n      \tb\n"},
+		{"no YAML at all", "#cloud-config\nruncmd: [ echo\npackages: x\n", "", []string{"AMS-LINT-YAML:1!"}},
+		{
+			"Windows and a mark in YAML", "\ufeff#cloud-config\r\nruncmd:\r\n  - ./change_server_mode.sh cluster 10.0.2.4\r\n",
+			"#cloud-config\nruncmd:\n  - amsagent join --mongo 10.0.2.4\n",
+			[]string{"AMS-LINT-CRLF:0", "AMS-LINT-HEADER:1", "AMS-LINT-SWITCH:3"},
+		},
 		{"no end", "#!/bin/sh\n./change_server_mode.sh cluster 10.0.2.4", "#!/bin/sh\namsagent join --mongo 10.0.2.4", []string{"AMS-LINT-SWITCH:2"}},
 		{name: "multipart", src: "Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n--x\n"},
 		{name: "empty", src: ""},
@@ -119,6 +140,79 @@ func userData() []aText {
 	}
 }
 
+// wide is a text as UTF-16, after its mark.
+func wide(text, mark string) string {
+	b := []byte(mark)
+	for _, w := range utf16.Encode([]rune(text)) {
+		if mark == "\xff\xfe" {
+			b = append(b, byte(w), byte(w>>8))
+		} else {
+			b = append(b, byte(w>>8), byte(w))
+		}
+	}
+	return string(b)
+}
+
+func zipped(t *testing.T, text string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := io.WriteString(w, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// What clouds and cloud-init open is opened; what is no text is refused, and nothing swells without end.
+func TestOpen(t *testing.T) {
+	const script = "#!/bin/sh\n./change_server_mode.sh cluster 10.0.2.4\n"
+	coded := base64.StdEncoding.EncodeToString
+	parts := func(header, body string) string {
+		return "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"x\"\n\n--x\nContent-Type: text/x-shellscript\n" + header + "\n" + body + "--x\nContent-Type: text/plain\n\nno base64\n--x--\n"
+	}
+	broken := zipped(t, script)
+	for _, tt := range []struct {
+		name, src, want string
+		layers          []string
+		err             string
+	}{
+		{name: "as it is", src: script, want: script},
+		{name: "empty", src: "", want: ""},
+		{name: "letters of another alphabet", src: "#!/bin/sh\n# gr\xfc\xdfe\n", want: "#!/bin/sh\n# gr\xfc\xdfe\n"},
+		{name: "gzip", src: zipped(t, script), want: script, layers: []string{"gzip"}},
+		{name: "base64, in lines", src: coded([]byte(script))[:20] + "\n" + coded([]byte(script))[20:] + "\n", want: script, layers: []string{"base64"}},
+		{name: "gzip in base64", src: coded([]byte(zipped(t, script))), want: script, layers: []string{"base64", "gzip"}},
+		{name: "a mongod.conf in base64", src: coded([]byte("net:\n  bindIp: 0.0.0.0\n")), want: "net:\n  bindIp: 0.0.0.0\n", layers: []string{"base64"}},
+		{name: "a word that is base64 by chance", src: "reboot00\n", want: "reboot00\n"},
+		{name: "parts", src: parts("", script), want: parts("", script)},
+		{
+			name: "parts in base64", src: parts("Content-Transfer-Encoding: base64\n", coded([]byte(script))+"\n"),
+			want: parts("Content-Transfer-Encoding: 8bit\n", script), layers: []string{"parts in base64"},
+		},
+		{name: "a part that is no text", src: parts("content-transfer-encoding: BASE64\n", coded([]byte("\x00"))+"\n"), want: parts("content-transfer-encoding: BASE64\n", coded([]byte("\x00"))+"\n")},
+		{name: "UTF-16", src: wide(script, "\xff\xfe"), want: wide(script, "\xff\xfe")},
+		{name: "a program", src: "\x7fELF\x02\x01\x01\x00", err: "it is no text: there is a byte 0x7f at 0"},
+		{name: "a NUL", src: "a\x00b", err: "it is no text: there is a byte 0x00 at 1"},
+		{name: "a NUL in UTF-16", src: "\xff\xfea\x00\x00\x00", err: "it is no text"},
+		{name: "broken gzip", src: broken[:len(broken)-6], err: "opening gzip"},
+		{name: "gzip of a program", src: zipped(t, "\x00"), err: "it is no text"},
+		{name: "what swells", src: zipped(t, strings.Repeat("x", maxOpened+1)), err: "more than 1024 KiB"},
+	} {
+		text, layers, err := Open([]byte(tt.src))
+		switch {
+		case tt.err != "":
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%s: %v", tt.name, err)
+			}
+		case err != nil || string(text) != tt.want || !slices.Equal(layers, tt.layers):
+			t.Errorf("%s: %v, %q, %v", tt.name, err, layers, cmp.Diff(tt.want, string(text)))
+		}
+	}
+}
+
 const haproxyHead = "global\n    maxconn 100\ndefaults\n    mode http\n    timeout connect 5s\n    timeout client 30s\n    timeout server 30s\nfrontend f\n    bind 127.0.0.1:18080\n"
 
 func haproxyTexts() []aText {
@@ -128,6 +222,21 @@ func haproxyTexts() []aText {
 			"one node twice", haproxyHead + "    default_backend b\nbackend b\n    server one 10.0.0.1:5080 check\n    server two 10.0.0.1:5080 check\nbackend c\n    server one 10.0.0.1:5080 check\n",
 			haproxyHead + "    default_backend b\nbackend b\n    server one 10.0.0.1:5080 check\n    # the address of another node belongs here: 10.0.0.1:5080 is that of line 12\n    #server two 10.0.0.1:5080 check\nbackend c\n    server one 10.0.0.1:5080 check\n",
 			[]string{"AMS-LINT-DUPLICATE:13"},
+		},
+		{
+			"UTF-16", wide(haproxyHead+"    default_backend b\nbackend b\n    server one 10.0.0.1:5080 check\n", "\xfe\xff"),
+			haproxyHead + "    default_backend b\nbackend b\n    server one 10.0.0.1:5080 check\n",
+			[]string{"AMS-LINT-ENCODING:0"},
+		},
+		{
+			"one node twice, named as other things are", haproxyHead + "    default_backend two\nbackend two\n    server one 10.0.0.1:5080 check\n    server two 10.0.0.1:5080 check\n",
+			haproxyHead + "    default_backend two\nbackend two\n    server one 10.0.0.1:5080 check\n    # the address of another node belongs here: 10.0.0.1:5080 is that of line 12\n    #server two 10.0.0.1:5080 check\n",
+			[]string{"AMS-LINT-DUPLICATE:13"},
+		},
+		{
+			"one node twice, and both have their use", haproxyHead + "    default_backend b\nbackend b\n    use-server two if { path_beg /two }\n    server one 10.0.0.1:5080 check\n    server two 10.0.0.1:5080 check\n",
+			"",
+			[]string{"AMS-LINT-DUPLICATE:14!"},
 		},
 		{
 			"what went away", haproxyHead + "    reqadd X-Forwarded-Proto:\\ https\n    reqadd X-Note:\\ two\\ words\\ 50% if { ssl_fc }\n    rspadd Cache-Control:\\ no-store\n    default_backend b\nbackend b\n    server one 10.0.0.1:5080\n",
@@ -155,6 +264,11 @@ func mongodTexts() []aText {
 		{"switched off", mongodHead + "  bindIp: \"::,0.0.0.0\"\nsecurity:\n    authorization: disabled\n", mongodHead + "  bindIp: \"::,0.0.0.0\"\nsecurity:\n    authorization: enabled\n", []string{"AMS-LINT-MONGOD:5"}},
 		{"something else there", mongodHead + "  bindIpAll: true\nsecurity:\n    javascriptEnabled: false\n", mongodHead + "  bindIpAll: true\nsecurity:\n    authorization: enabled\n    javascriptEnabled: false\n", []string{"AMS-LINT-MONGOD:5"}},
 		{"Windows, no end", "net:\r\n  bindIp: 0.0.0.0", "net:\r\n  bindIp: 0.0.0.0\r\nsecurity:\r\n  authorization: enabled", []string{"AMS-LINT-MONGOD:2"}},
+		{"tabs", "net:\n\tport: 27017\n\tbindIp: 0.0.0.0\n", "net:\n  port: 27017\n  bindIp: 0.0.0.0\n" + auth, []string{"AMS-LINT-MONGOD:3", "AMS-LINT-YAML:2"}},
+		{"no YAML", "net:\n  port: 27017\n bindIp: 127.0.0.1\n", "", []string{"AMS-LINT-YAML:2!"}},
+		{"all on one line", "net: {port: 27017, bindIp: \"127.0.0.1,0.0.0.0\"}\n", "", []string{"AMS-LINT-MONGOD:1!"}},
+		{"all on one line, and a flag", "storage: {dbPath: /x}\nnet: {bindIpAll: true}\n", "", []string{"AMS-LINT-MONGOD:2!"}},
+		{name: "all on one line, closed", src: "net: {bindIp: 0.0.0.0}\nsecurity: {authorization: enabled}\n"},
 		{"the old form", "port = 27017\nbind_ip = 0.0.0.0\n", "port = 27017\nbind_ip = 0.0.0.0\nauth = true\n", []string{"AMS-LINT-MONGOD:2"}},
 	}
 }
@@ -193,15 +307,34 @@ func TestCheck(t *testing.T) {
 				if d := cmp.Diff(text, string(r.Text)); d != "" {
 					t.Errorf("corrected:\n%s", d)
 				}
-				// What was corrected is gone.
-				for _, f := range Check(kind, r.Text).Findings {
-					if f.Fixed {
-						t.Errorf("found again: %+v", f)
+				// What was corrected is gone, what was not is all that is left, and a second time changes nothing.
+				again := Check(kind, r.Text)
+				var left, still []string
+				for _, f := range r.Findings {
+					if !f.Fixed {
+						left = append(left, f.ID)
 					}
+				}
+				for _, f := range again.Findings {
+					still = append(still, f.ID)
+				}
+				slices.Sort(left)
+				slices.Sort(still)
+				if d := cmp.Diff(left, still); d != "" || string(again.Text) != string(r.Text) {
+					t.Errorf("after the correction:\n%s\n%s", d, again.Text)
+				}
+				// What is ignored is neither found nor corrected.
+				if all := Check(kind, []byte(tt.src), IDs()...); len(all.Findings) > 0 || string(all.Text) != tt.src {
+					t.Errorf("ignored: %+v", all.Findings)
 				}
 			})
 		}
 	}
+}
+
+// leftWrong reports whether something is found and not corrected.
+func leftWrong(tt aText, id string) bool {
+	return slices.ContainsFunc(tt.found, func(f string) bool { return strings.HasPrefix(f, id+":") && strings.HasSuffix(f, "!") })
 }
 
 // Others' readers take what was corrected.
@@ -226,6 +359,9 @@ func TestCorrectedIsRead(t *testing.T) {
 		if strings.Contains(tt.src, "<MongoIP>") {
 			continue // no shell reads that
 		}
+		if leftWrong(tt, IDYAML) {
+			continue
+		}
 		fixed := Check(UserData, []byte(tt.src)).Text
 		name := fmt.Sprintf("user-data-%d", i)
 		switch {
@@ -249,11 +385,13 @@ func TestCorrectedIsRead(t *testing.T) {
 		}
 	}
 	for _, tt := range mongodTexts() {
-		if strings.Contains(tt.src, "bind_ip") {
+		if strings.Contains(tt.src, "bind_ip") || leftWrong(tt, IDYAML) || leftWrong(tt, IDOpen) {
 			continue
 		}
 		var c struct {
-			Net      struct{ BindIP string } `yaml:"net"`
+			Net struct {
+				BindIP string `yaml:"bindIp"`
+			} `yaml:"net"`
 			Security struct{ Authorization, KeyFile string }
 		}
 		r := Check(Mongod, []byte(tt.src))
@@ -293,9 +431,13 @@ func FuzzCheck(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, src []byte) {
+		src, _, err := Open(src)
+		if err != nil {
+			return
+		}
 		kind := Recognize(src)
 		r := Check(kind, src)
-		lines := strings.Count(string(src), "\n") + 1
+		lines := max(strings.Count(string(r.Source), "\n"), strings.Count(string(r.Source), "\r")) + 1
 		for _, found := range r.Findings {
 			if found.Line < 0 || found.Line > lines {
 				t.Errorf("line %d of %d: %+v", found.Line, lines, found)
@@ -303,6 +445,14 @@ func FuzzCheck(f *testing.F) {
 		}
 		if len(r.Findings) == 0 && string(r.Text) != string(src) {
 			t.Errorf("changed without a reason: %q became %q", src, r.Text)
+		}
+		for _, f := range Check(kind, r.Text).Findings {
+			if f.Fixed {
+				t.Errorf("found again: %+v: %q became %q", f, src, r.Text)
+			}
+		}
+		if len(Check(kind, src, IDs()...).Findings) > 0 {
+			t.Errorf("found although all is ignored: %q", src)
 		}
 	})
 }

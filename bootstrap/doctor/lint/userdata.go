@@ -4,6 +4,7 @@
 package lint
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -28,7 +29,7 @@ var (
 
 	joinSecret = lazy(`(\bamsagent[ \t]+(?:[^\n;|&]*[ \t])?join\b[^\n;|&]*?--mongo[= \t][ \t]*)(["']?mongodb(?:\+srv)?://[^\s"'@/]*:[^\s"']*@[^\s"']*["']?)`)
 
-	curlPipe = lazy(`\bcurl\b([^\n|;&]*)\|[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:bash|sh|dash|zsh)\b`)
+	curlPipe = lazy(`\bcurl\b([ \t][^\n|;&]*)\|[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:bash|sh|dash|zsh)\b`)
 	curlFail = lazy(`(?:^|[ \t])(?:-[a-zA-Z]*f[a-zA-Z]*|--fail(?:-with-body)?)(?:[ \t]|$)`)
 
 	uriSecret  = lazy(`\b[a-z][a-z0-9+.-]*://[^\s"'@/:]+:([^\s"'@]+)@`)
@@ -48,9 +49,15 @@ var (
 
 func (d *document) userData() {
 	d.header()
-	if d.eol == "\r\n" {
-		d.find(IDCRLF, -1, true, "its lines end as on Windows: the shell that reads it takes the \\r for a part of each command", "save it with the line ends of Unix")
+	if d.eol != "\n" && d.wants(IDCRLF) {
+		d.find(IDCRLF, -1, true, "its lines end as on Windows, or on the first Macs: the shell that reads it takes the \\r for a part of each command", "save it with the line ends of Unix")
 		d.eol = "\n"
+		for i := range d.lines {
+			d.lines[i].text = strings.TrimRight(d.lines[i].text, "\r")
+		}
+	}
+	if bytes.HasPrefix(d.text(), []byte("#cloud-config")) {
+		d.yaml("cloud-init passes over all of it")
 	}
 	for i := range d.lines {
 		if comment(d.lines[i].text) {
@@ -64,14 +71,19 @@ func (d *document) userData() {
 	d.opened()
 }
 
+// known reports whether cloud-init knows something by its first line.
+func known(s string) bool {
+	return slices.ContainsFunc(headers, func(h string) bool { return strings.HasPrefix(strings.ToLower(s), strings.ToLower(h)) })
+}
+
 // header: cloud-init goes by the first line, and passes over what it does not know.
 func (d *document) header() {
 	first := slices.IndexFunc(d.lines, func(l line) bool { return strings.TrimSpace(l.text) != "" })
 	if first < 0 {
 		return
 	}
-	known := func(s string) bool {
-		return slices.ContainsFunc(headers, func(h string) bool { return strings.HasPrefix(strings.ToLower(s), strings.ToLower(h)) })
+	if !d.wants(IDHeader) {
+		return
 	}
 	text := d.lines[first].text
 	const hint = "the first line must say what it is: #!/bin/sh or #cloud-config, with nothing before it"
@@ -104,6 +116,9 @@ const secretComment = "# The connection string, with its password, belongs into 
 // thing. Since 3.0 it asks a question about everything but a URI, and takes no answer
 // for no; a name, or an address with a port, becomes Redis.
 func (d *document) switchMode(i int) {
+	if !d.wants(IDSwitch) {
+		return
+	}
 	l := &d.lines[i]
 	const hint = "amsagent must be in the image, or be installed before that line; or give the vendor's script a URI, as mongodb://ADDRESS, about which it asks nothing"
 	l.text = switchCall().ReplaceAllStringFunc(l.text, func(call string) string {
@@ -145,14 +160,16 @@ func (d *document) mongo(i int, args []string) string {
 	if len(args) > 2 {
 		d.secrets = append(d.secrets, strings.Trim(args[2], `"'`))
 	}
-	d.find(IDPassword, i, true, "a user and a password stand on a command line, where every user of the machine can read them; and the applications of 3.x do not get them",
-		"put mongodb://USER:PASSWORD@HOST/ into a file of mode 0600, and its path behind --mongo file:")
+	if d.wants(IDPassword) {
+		d.find(IDPassword, i, true, "a user and a password stand on a command line, where every user of the machine can read them; and the applications of 3.x do not get them",
+			"put mongodb://USER:PASSWORD@HOST/ into a file of mode 0600, and its path behind --mongo file:")
+	}
 	d.expectFile(i)
 	return "file:" + SecretFile
 }
 
 func (d *document) expectFile(i int) {
-	for i > 0 && strings.HasSuffix(d.lines[i-1].text, `\`) {
+	for i > 0 && strings.HasSuffix(d.lines[i-1].text, `\`) && !comment(d.lines[i-1].text) {
 		i-- // no comment in the middle of a command
 	}
 	c := indent(d.lines[i].text) + secretComment
@@ -179,6 +196,9 @@ func (d *document) password(i int) {
 			d.secrets = append(d.secrets, m[1])
 		}
 	}
+	if !d.wants(IDPassword) {
+		return
+	}
 	l.text = joinSecret().ReplaceAllStringFunc(l.text, func(call string) string {
 		m := joinSecret().FindStringSubmatch(call)
 		if strings.Contains(m[2], "$") {
@@ -196,6 +216,9 @@ func (d *document) password(i int) {
 // curl: without --fail it prints the page of an error, which the shell then runs, and
 // ends well.
 func (d *document) curl(i int) {
+	if !d.wants(IDCurl) {
+		return
+	}
 	l := &d.lines[i]
 	l.text = curlPipe().ReplaceAllStringFunc(l.text, func(call string) string {
 		if curlFail().MatchString(curlPipe().FindStringSubmatch(call)[1]) {
@@ -233,7 +256,7 @@ func (d *document) secret(i int) {
 			keep(m[2], "the value of "+m[1])
 		}
 	}
-	if what != "" {
+	if what != "" && d.wants(IDSecret) {
 		d.find(IDSecret, i, false, what+" stands in user data, which every process on the machine can read from the metadata service, and everybody who may look at the instance",
 			"let the machine fetch it from the cloud's secret store by its role")
 	}
@@ -241,7 +264,7 @@ func (d *document) secret(i int) {
 
 // opened finds a MongoDB that the script opens to the network without a password.
 func (d *document) opened() {
-	if slices.ContainsFunc(d.lines, func(l line) bool {
+	if !d.wants(IDOpen) || slices.ContainsFunc(d.lines, func(l line) bool {
 		return !comment(l.text) && (strings.Contains(l.text, "authorization") || strings.Contains(l.text, "--auth") || strings.Contains(l.text, "keyFile"))
 	}) {
 		return

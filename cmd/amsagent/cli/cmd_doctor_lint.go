@@ -18,8 +18,10 @@ import (
 
 // lintFile is what was found in one file.
 type lintFile struct {
-	Name     string         `json:"name"`
-	Kind     lint.Kind      `json:"kind"`
+	Name string    `json:"name"`
+	Kind lint.Kind `json:"kind"`
+	// Opened is what it was packed in; the corrected text is not.
+	Opened   []string       `json:"opened,omitempty"`
 	Findings []lint.Finding `json:"findings"`
 	// Diff turns the file into the corrected text; passwords are masked.
 	Diff string `json:"diff,omitempty"`
@@ -36,28 +38,30 @@ func runLint(opts doctorOptions, g *globals) error {
 	var data lintData
 	for _, name := range opts.userData {
 		src, err := g.readUserData(name)
+		var layers []string
+		if err == nil {
+			src, layers, err = lint.Open(src)
+		}
 		if err != nil {
-			return &userError{Msg: "cannot look at " + name, Cause: err, Exit: exitUsage}
+			return &userError{
+				Msg: "cannot look at " + name, Cause: err, ID: idUsage, Exit: exitUsage,
+				Hints: []string{"a script, a cloud-config, a MIME message, as they are, in gzip or in base64; an haproxy.cfg; a mongod.conf"},
+			}
 		}
 		kind := lint.Kind(opts.kind)
 		if kind == "" {
 			kind = lint.Recognize(src)
 		}
-		r := lint.Check(kind, src)
+		r := lint.Check(kind, src, opts.ignore...)
 		for _, secret := range r.Secrets {
 			g.addSecrets(cluster.Secret(secret))
 		}
-		f := lintFile{Name: name, Kind: r.Kind, Findings: []lint.Finding{}, text: r.Text}
-		for _, x := range r.Findings {
-			if !slices.Contains(opts.ignore, x.ID) {
-				f.Findings = append(f.Findings, x)
-			}
-		}
+		f := lintFile{Name: name, Kind: r.Kind, Opened: layers, Findings: append([]lint.Finding{}, r.Findings...), text: r.Text}
 		shown := "/" + strings.TrimPrefix(name, "/")
 		if name == "-" {
 			shown = "/user-data"
 		}
-		f.Diff = conf.Diff(shown, conf.KindWhole, src, r.Text)
+		f.Diff = conf.Diff(shown, conf.KindWhole, r.Source, r.Text)
 		data.Files = append(data.Files, f)
 	}
 	if opts.fix {
@@ -138,7 +142,11 @@ func lintText(w *textWriter, data lintData) {
 		w.line("%s: %s found, %d of them corrected below", w.color.red("ill"), count(total, "thing"), fixed)
 	}
 	for _, f := range data.Files {
-		w.heading(printable(f.Name) + " (" + string(f.Kind) + ")")
+		about := string(f.Kind)
+		if len(f.Opened) > 0 {
+			about += ", out of " + strings.Join(f.Opened, ", ")
+		}
+		w.heading(printable(f.Name) + " (" + about + ")")
 		if len(f.Findings) == 0 {
 			w.line("  nothing is found")
 			continue

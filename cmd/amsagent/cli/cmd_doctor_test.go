@@ -4,7 +4,10 @@
 package cli
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -532,5 +536,56 @@ func TestDoctorHooksAlibaba(t *testing.T) {
 				t.Errorf("heartbeats: %q", tt.api.beats)
 			}
 		})
+	}
+}
+
+// What people hand over by mistake, and what clouds pack: a program is refused, what is packed is opened, and what is
+// ignored is not corrected either.
+func TestDoctorUserDataPacked(t *testing.T) {
+	t.Chdir(t.TempDir())
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write([]byte(guideScript)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	big := strings.Repeat("# nothing\n", maxUserData/10+1)
+	for name, text := range map[string]string{
+		"boot.sh": guideScript, "boot.sh.gz": packed.String(), "boot.b64": base64.StdEncoding.EncodeToString(packed.Bytes()), "program": "\x7fELF\x00", "big.sh": big,
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo("fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"program": "it is no text: there is a byte 0x7f at 0", "big.sh": "larger than 256 KiB", "fifo": "not a regular file", "nowhere": "no such file",
+	} {
+		for _, args := range [][]string{{}, {"--fix"}, {"-o", "json"}} {
+			code, stdout, stderr := lintRun(t, "", append(args, "--user-data", name)...)
+			if said := stdout + stderr; code != exitUsage || !strings.Contains(said, want) || !strings.Contains(said, "AMS-USAGE") || !strings.Contains(said, "a cloud-config") {
+				t.Errorf("%s %v: exit %d\n%s", name, args, code, said)
+			}
+		}
+	}
+	for _, name := range []string{"boot.sh.gz", "boot.b64"} {
+		code, stdout, _ := lintRun(t, "", "--user-data", name)
+		if code != exitDegraded || !strings.Contains(stdout, "gzip)") || !strings.Contains(stdout, "+amsagent join --mongo 10.0.2.4") {
+			t.Errorf("%s: exit %d\n%s", name, code, stdout)
+		}
+		if code, stdout, _ := lintRun(t, "", "--fix", "--user-data", name); code != exitOK || stdout != guideFixed {
+			t.Errorf("%s: exit %d\n%s", name, code, stdout)
+		}
+	}
+	code, stdout, _ := lintRun(t, packed.String(), "--fix", "--user-data", "-", "--ignore", "ams-lint-curl")
+	if code != exitOK || !strings.Contains(stdout, "amsagent join") || strings.Contains(stdout, "curl -f") {
+		t.Errorf("exit %d\n%s", code, stdout)
+	}
+	if code, stdout, _ := lintRun(t, "", "--user-data", "boot.sh", "--ignore", "AMS-LINT-CURL,AMS-LINT-SWITCH"); code != exitOK || strings.Contains(stdout, "+++") {
+		t.Errorf("exit %d, and what is ignored is shown:\n%s", code, stdout)
 	}
 }
