@@ -66,8 +66,7 @@ type Provider struct {
 	origin string
 	client *http.Client
 	ecs    *api
-	// slots holds a place for each item that may be read at the same time.
-	slots chan struct{}
+	items  *cloud.Items
 	// serial makes independent items be read one after the other, in a fixed order: two recordings of one machine are
 	// then the same.
 	serial bool
@@ -107,7 +106,8 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Provider{opts: opts, origin: origin, client: client, slots: make(chan struct{}, parallel), serial: opts.Record != ""}
+	p := &Provider{opts: opts, origin: origin, client: client, serial: opts.Record != ""}
+	p.items = &cloud.Items{Provider: Name, Options: opts, Fetch: p.fetch, Judge: p.judge, Slots: make(chan struct{}, parallel)}
 	ecsAt, err := opts.Endpoint(EndpointECS)
 	if err != nil {
 		return nil, err
@@ -123,7 +123,7 @@ func (p *Provider) Name() string { return Name }
 // Identity reads the identity document alone. It is what proves that this is an ECS instance.
 func (p *Provider) Identity(ctx context.Context) (Identity, error) {
 	// A service that has just come up may not have it yet, so its absence is not believed at once.
-	id, err := item(ctx, p, need{name: "identity document", path: "dynamic/instance-identity/document", notFound: 2}, ParseIdentity)
+	id, err := cloud.ReadItem(ctx, p.items, cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", NotFoundAttempts: 2}, ParseIdentity)
 	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotFound) {
 		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoDocument
 	}
@@ -151,20 +151,20 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	)
 	source := "private address of the identity document"
 	g.Do("name", func() (err error) {
-		inst.Name, err = item(ctx, p, optional("instance name", "meta-data/instance/instance-name"), ParseName)
+		inst.Name, err = cloud.ReadItem(ctx, p.items, optional("instance name", "meta-data/instance/instance-name"), ParseName)
 		return err
 	})
 	g.Do("hostname", func() (err error) {
-		inst.Hostname, err = item(ctx, p, optional("host name", "meta-data/hostname"), ParseHostname)
+		inst.Hostname, err = cloud.ReadItem(ctx, p.items, optional("host name", "meta-data/hostname"), ParseHostname)
 		return err
 	})
 	g.Do("public_address", func() (err error) {
-		public, err = item(ctx, p, optional("public address", "meta-data/eipv4"), ParseAddresses)
+		public, err = cloud.ReadItem(ctx, p.items, optional("public address", "meta-data/eipv4"), ParseAddresses)
 		return err
 	})
 	g.Do("life_cycle", func() error {
 		// The metadata name no life cycle; only what is about to be taken back is known to be a spot instance.
-		_, err := item(ctx, p, optional("spot termination time", spotPath), ParseTerminationTime)
+		_, err := cloud.ReadItem(ctx, p.items, optional("spot termination time", spotPath), ParseTerminationTime)
 		if err == nil {
 			inst.LifeCycle = "spot"
 		}
@@ -172,7 +172,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	})
 	if !private.IsValid() {
 		g.Do("address", func() error {
-			list, err := item(ctx, p, optional("private address", "meta-data/private-ipv4"), ParseAddresses)
+			list, err := cloud.ReadItem(ctx, p.items, optional("private address", "meta-data/private-ipv4"), ParseAddresses)
 			if err == nil && len(list) > 0 && list[0].Is4() {
 				private, source = list[0], "private address of the first interface"
 			}
@@ -183,11 +183,11 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
 		mac := id.MAC
 		if mac == "" {
-			if mac, err = item(ctx, p, optional("MAC address", "meta-data/mac"), ParseMAC); err != nil {
+			if mac, err = cloud.ReadItem(ctx, p.items, optional("MAC address", "meta-data/mac"), ParseMAC); err != nil {
 				return err
 			}
 		}
-		v6, err = item(ctx, p, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
+		v6, err = cloud.ReadItem(ctx, p.items, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
 		return err
 	})
 	g.Do("tags", func() (err error) {
@@ -203,60 +203,14 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		return cloud.Instance{}, fmt.Errorf("reading the alibaba metadata: %w", err)
 	}
 
-	if len(public) > 0 {
-		inst.PublicAddress = public[0]
-	}
-	for _, a := range v6 {
-		if a.Is6() && a.IsGlobalUnicast() {
-			inst.IPv6 = a
-			break
-		}
-	}
-	switch {
-	case private.IsValid():
-		inst.Address, inst.AddressSource = private, source
-	case inst.IPv6.IsValid():
-		inst.Address, inst.AddressSource = inst.IPv6, "first IPv6 address of the first interface, since the instance has no IPv4 address"
-	default:
-		inst.Notes = append(inst.Notes, "the metadata tells no private address of this instance")
-	}
+	inst.Reached(private, source, public, v6)
 	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
 	g.Tell(p.opts.Log, &inst)
 	return inst, nil
 }
 
-// need is one item: where it is and how hard to try.
-type need struct {
-	name, path         string
-	attempts, notFound int
-}
-
-func optional(name, path string) need {
-	return need{name: name, path: path, attempts: optionalAttempts}
-}
-
-// item fetches and parses one item through the retry loop.
-func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T, error)) (T, error) {
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	case <-ctx.Done():
-		var zero T
-		return zero, &cloud.Error{Provider: Name, Item: n.name, Kind: cloud.ErrNotReady, Cause: ctx.Err()}
-	}
-	call := cloud.Call{Provider: Name, Item: n.name, Attempts: n.attempts, NotFoundAttempts: n.notFound, Judge: p.judge}
-	return cloud.Do(ctx, p.opts, call, func(ctx context.Context) (T, error) {
-		body, err := p.fetch(ctx, n.path)
-		if err != nil {
-			var zero T
-			return zero, err
-		}
-		v, err := parse(body)
-		if err != nil {
-			return v, cloud.BadAnswer(err)
-		}
-		return v, nil
-	})
+func optional(name, path string) cloud.Item {
+	return cloud.Item{Name: name, Path: path, Attempts: optionalAttempts}
 }
 
 // fetch reads one path below /latest/.

@@ -179,7 +179,7 @@ func (a *api) where(ctx context.Context) (Identity, error) {
 	if self.InstanceID != "" {
 		return self, nil
 	}
-	self, err := item(ctx, a.p, optional("identity document", "dynamic/instance-identity/document"), ParseIdentity)
+	self, err := cloud.ReadItem(ctx, a.p.items, optional("identity document", "dynamic/instance-identity/document"), ParseIdentity)
 	if err != nil {
 		return Identity{}, err
 	}

@@ -124,14 +124,14 @@ func (k *roleKeys) drop(c Credentials) {
 }
 
 func (p *Provider) roleCredentials(ctx context.Context) (Credentials, error) {
-	role, err := item(ctx, p, optional("name of the RAM role", credentialsDir), ParseRole)
+	role, err := cloud.ReadItem(ctx, p.items, optional("name of the RAM role", credentialsDir), ParseRole)
 	if errors.Is(err, cloud.ErrNotFound) || err == nil && role == "" {
 		return Credentials{}, errNoRole
 	}
 	if err != nil {
 		return Credentials{}, err
 	}
-	c, err := item(ctx, p, optional("credentials of the RAM role", credentialsDir+role), ParseCredentials)
+	c, err := cloud.ReadItem(ctx, p.items, optional("credentials of the RAM role", credentialsDir+role), ParseCredentials)
 	if errors.Is(err, cloud.ErrNotFound) {
 		return Credentials{}, errNoRole
 	}

@@ -146,28 +146,8 @@ func (w *watch) emit(s Signal) {
 	w.fn(s)
 }
 
-// read reads one item, once, or twice where the session token had ended. found is false for an item that is not set.
-func read[T any](ctx context.Context, w *watch, name, path string, parse func([]byte) (T, error)) (v T, found bool, err error) {
-	for again := false; ; again = true {
-		v, err = item(ctx, w.p, need{name: name, path: path, attempts: 1}, parse)
-		e, ok := errors.AsType[*cloud.Error](err)
-		switch {
-		case err == nil:
-			return v, true, nil
-		case !ok || ctx.Err() != nil:
-			return v, false, err
-		case errors.Is(e.Kind, cloud.ErrNotFound):
-			return v, false, nil
-		case e.Status == http.StatusUnauthorized && !again:
-			// The token has been dropped. With a new one this goes, or the service means it.
-		default:
-			return v, false, err
-		}
-	}
-}
-
 func (w *watch) spot(ctx context.Context) error {
-	at, found, err := read(ctx, w, "spot termination time", spotPath, ParseTerminationTime)
+	at, found, err := cloud.LookAt(ctx, w.p.items, "spot termination time", spotPath, ParseTerminationTime)
 	if err != nil {
 		return err
 	}
@@ -194,7 +174,7 @@ func (w *watch) spot(ctx context.Context) error {
 }
 
 func (w *watch) systemEvents(ctx context.Context) error {
-	body, found, err := read(ctx, w, "system events", eventsPath, func(b []byte) (string, error) { return string(b), nil })
+	body, found, err := cloud.LookAt(ctx, w.p.items, "system events", eventsPath, func(b []byte) (string, error) { return string(b), nil })
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
 // A tags folder in the metadata is not asked for: the switch for it is documented as a preview that nobody can turn on,
 // and what it would look like is not.
 func (p *Provider) readTags(ctx context.Context, self Identity) (cloud.TagSet, error) {
-	user, err := item(ctx, p, optional("user data", "user-data"), func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
+	user, err := cloud.ReadItem(ctx, p.items, optional("user data", "user-data"), func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
 		return cloud.TagSet{Hint: cloud.Unread("tags", err)}, err
 	}

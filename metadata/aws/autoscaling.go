@@ -161,7 +161,7 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 		// The list is at the folder's own name.
 		path, name = dir+"/", "name of the role"
 	}
-	body, err := item(ctx, r.p, optional(name, "meta-data/"+path), func(b []byte) ([]byte, error) {
+	body, err := cloud.ReadItem(ctx, r.p.items, optional(name, "meta-data/"+path), func(b []byte) ([]byte, error) {
 		if len(bytes.TrimSpace(b)) == 0 {
 			return nil, errors.New("the answer is empty")
 		}
@@ -288,7 +288,7 @@ func (a *AutoScaling) open(ctx context.Context) (place, error) {
 	if endpoint != "" {
 		return where, nil
 	}
-	id, err := item(ctx, a.p, optional("identity document", "dynamic/instance-identity/document"), ParseIdentity)
+	id, err := cloud.ReadItem(ctx, a.p.items, optional("identity document", "dynamic/instance-identity/document"), ParseIdentity)
 	if err != nil {
 		return place{}, err
 	}
@@ -300,7 +300,7 @@ func (a *AutoScaling) open(ctx context.Context) (place, error) {
 		{"partition", usualPartition(id.Region), &where.partition},
 		{"domain", usualDomain(id.Region), &where.domain},
 	} {
-		*part.to, err = item(ctx, a.p, optional("services "+part.name, "meta-data/services/"+part.name), ParseWord)
+		*part.to, err = cloud.ReadItem(ctx, a.p.items, optional("services "+part.name, "meta-data/services/"+part.name), ParseWord)
 		if errors.Is(err, cloud.ErrNotFound) {
 			*part.to, err = part.usual, nil
 		}

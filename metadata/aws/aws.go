@@ -64,8 +64,7 @@ type Provider struct {
 	// current is the index of the client in use; it moves on only until one has connected.
 	current   atomic.Int32
 	connected atomic.Bool
-	// slots holds a place for each item that may be read at the same time.
-	slots chan struct{}
+	items     *cloud.Items
 	// serial makes independent items be read one after the other, in a fixed order: two recordings of one machine are
 	// then the same.
 	serial bool
@@ -94,7 +93,8 @@ func New(opts cloud.Options) (*Provider, error) {
 	if given != "" {
 		endpoints = []string{given}
 	}
-	p := &Provider{opts: opts, slots: make(chan struct{}, parallel), serial: opts.Record != ""}
+	p := &Provider{opts: opts, serial: opts.Record != ""}
+	p.items = &cloud.Items{Provider: Name, Options: opts, Fetch: p.fetch, Judge: p.judge, Slots: make(chan struct{}, parallel)}
 	client, err := opts.RecordingClient(policy{})
 	if err != nil {
 		return nil, err
@@ -123,7 +123,7 @@ func (p *Provider) Name() string { return Name }
 // Identity reads the identity document alone. It is what proves that this is EC2.
 func (p *Provider) Identity(ctx context.Context) (Identity, error) {
 	// A service that has just come up may not have it yet, so its absence is not believed at once.
-	id, err := item(ctx, p, need{name: "identity document", path: "dynamic/instance-identity/document", notFound: 2}, ParseIdentity)
+	id, err := cloud.ReadItem(ctx, p.items, cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", NotFoundAttempts: 2}, ParseIdentity)
 	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotFound) {
 		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoDocument
 	}
@@ -150,24 +150,24 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		tags       cloud.TagSet
 	)
 	g.Do("life_cycle", func() (err error) {
-		inst.LifeCycle, err = item(ctx, p, optional("instance life cycle", "meta-data/instance-life-cycle"), ParseWord)
+		inst.LifeCycle, err = cloud.ReadItem(ctx, p.items, optional("instance life cycle", "meta-data/instance-life-cycle"), ParseWord)
 		return err
 	})
 	g.Do("hostname", func() (err error) {
-		inst.Hostname, err = item(ctx, p, optional("host name", "meta-data/local-hostname"), ParseHostname)
+		inst.Hostname, err = cloud.ReadItem(ctx, p.items, optional("host name", "meta-data/local-hostname"), ParseHostname)
 		return err
 	})
 	g.Do("public_address", func() (err error) {
-		public, err = item(ctx, p, optional("public address", "meta-data/public-ipv4"), ParseAddresses)
+		public, err = cloud.ReadItem(ctx, p.items, optional("public address", "meta-data/public-ipv4"), ParseAddresses)
 		return err
 	})
 	g.Do("ipv6", func() (err error) {
 		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
-		mac, err := item(ctx, p, optional("MAC address", "meta-data/mac"), ParseMAC)
+		mac, err := cloud.ReadItem(ctx, p.items, optional("MAC address", "meta-data/mac"), ParseMAC)
 		if err != nil {
 			return err
 		}
-		v6, err = item(ctx, p, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
+		v6, err = cloud.ReadItem(ctx, p.items, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
 		return err
 	})
 	g.Do("tags", func() (err error) {
@@ -183,23 +183,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		return cloud.Instance{}, fmt.Errorf("reading the aws metadata: %w", err)
 	}
 
-	if len(public) > 0 {
-		inst.PublicAddress = public[0]
-	}
-	for _, a := range v6 {
-		if a.Is6() && a.IsGlobalUnicast() {
-			inst.IPv6 = a
-			break
-		}
-	}
-	switch {
-	case id.PrivateIP.IsValid():
-		inst.Address, inst.AddressSource = id.PrivateIP, "private address of the identity document"
-	case inst.IPv6.IsValid():
-		inst.Address, inst.AddressSource = inst.IPv6, "first IPv6 address of the first interface, since the instance has no IPv4 address"
-	default:
-		inst.Notes = append(inst.Notes, "the metadata tells no private address of this instance")
-	}
+	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
 	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
 	g.Tell(p.opts.Log, &inst)
 	return inst, nil
@@ -214,7 +198,7 @@ func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
 }
 
 func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
-	keys, err := item(ctx, p, optional("list of tags", "meta-data/tags/instance"), ParseTagKeys)
+	keys, err := cloud.ReadItem(ctx, p.items, optional("list of tags", "meta-data/tags/instance"), ParseTagKeys)
 	switch {
 	case errors.Is(err, cloud.ErrNotFound):
 		return cloud.TagSet{Hint: hintTags}, nil
@@ -232,7 +216,7 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 	}
 	for _, key := range keys {
 		g.Do(key, func() error {
-			v, err := item(ctx, p, optional("tag "+key, "meta-data/tags/instance/"+key), ParseTagValue)
+			v, err := cloud.ReadItem(ctx, p.items, optional("tag "+key, "meta-data/tags/instance/"+key), ParseTagValue)
 			if err != nil {
 				return err
 			}
@@ -256,38 +240,8 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 	return set, nil
 }
 
-// need is one item: where it is and how hard to try.
-type need struct {
-	name, path         string
-	attempts, notFound int
-}
-
-func optional(name, path string) need {
-	return need{name: name, path: path, attempts: optionalAttempts}
-}
-
-// item fetches and parses one item through the retry loop.
-func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T, error)) (T, error) {
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	case <-ctx.Done():
-		var zero T
-		return zero, &cloud.Error{Provider: Name, Item: n.name, Kind: cloud.ErrNotReady, Cause: ctx.Err()}
-	}
-	call := cloud.Call{Provider: Name, Item: n.name, Attempts: n.attempts, NotFoundAttempts: n.notFound, Judge: p.judge}
-	return cloud.Do(ctx, p.opts, call, func(ctx context.Context) (T, error) {
-		body, err := p.fetch(ctx, n.path)
-		if err != nil {
-			var zero T
-			return zero, err
-		}
-		v, err := parse(body)
-		if err != nil {
-			return v, cloud.BadAnswer(err)
-		}
-		return v, nil
-	})
+func optional(name, path string) cloud.Item {
+	return cloud.Item{Name: name, Path: path, Attempts: optionalAttempts}
 }
 
 // fetch reads one path below /latest/.

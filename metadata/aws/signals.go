@@ -5,7 +5,6 @@ package aws
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -138,30 +137,10 @@ func (w *watch) emit(s Signal) {
 	w.fn(s)
 }
 
-// read reads one item, once, or twice where the session token had ended. found is false for an item that is not set.
-func read[T any](ctx context.Context, w *watch, name, path string, parse func([]byte) (T, error)) (v T, found bool, err error) {
-	for again := false; ; again = true {
-		v, err = item(ctx, w.p, need{name: name, path: path, attempts: 1}, parse)
-		e, ok := errors.AsType[*cloud.Error](err)
-		switch {
-		case err == nil:
-			return v, true, nil
-		case !ok || ctx.Err() != nil:
-			return v, false, err
-		case errors.Is(e.Kind, cloud.ErrNotFound):
-			return v, false, nil
-		case e.Status == http.StatusUnauthorized && !again:
-			// The SDK has dropped the token. With a new one this goes, or the service means it.
-		default:
-			return v, false, err
-		}
-	}
-}
-
 // target looks at where the group wants the instance. A missing item says nothing: it is missing before the first
 // transition, outside of a group, and after leaving one.
 func (w *watch) target(ctx context.Context) error {
-	state, found, err := read(ctx, w, "target lifecycle state", "meta-data/"+string(SignalTarget), ParseTargetState)
+	state, found, err := cloud.LookAt(ctx, w.p.items, "target lifecycle state", "meta-data/"+string(SignalTarget), ParseTargetState)
 	if err != nil || !found || state == w.state {
 		return err
 	}
@@ -172,12 +151,12 @@ func (w *watch) target(ctx context.Context) error {
 }
 
 func (w *watch) spot(ctx context.Context) error {
-	at, found, err := read(ctx, w, "spot interruption", "meta-data/"+string(SignalSpot), ParseInstanceAction)
+	at, found, err := cloud.LookAt(ctx, w.p.items, "spot interruption", "meta-data/"+string(SignalSpot), ParseInstanceAction)
 	if err != nil {
 		return err
 	}
 	if !found && (w.interruption.Action != "" || w.spotRound%oldFormEvery == 0) {
-		at, found, err = read(ctx, w, "spot termination time", "meta-data/spot/termination-time", ParseTerminationTime)
+		at, found, err = cloud.LookAt(ctx, w.p.items, "spot termination time", "meta-data/spot/termination-time", ParseTerminationTime)
 		if err != nil {
 			return err
 		}
@@ -208,7 +187,7 @@ func (w *watch) spot(ctx context.Context) error {
 }
 
 func (w *watch) rebalance(ctx context.Context) error {
-	at, found, err := read(ctx, w, "rebalance recommendation", "meta-data/"+string(SignalRebalance), ParseRebalance)
+	at, found, err := cloud.LookAt(ctx, w.p.items, "rebalance recommendation", "meta-data/"+string(SignalRebalance), ParseRebalance)
 	if err != nil {
 		return err
 	}
@@ -236,7 +215,7 @@ func (w *watch) rebalance(ctx context.Context) error {
 
 func (w *watch) scheduled(ctx context.Context) error {
 	var unreadable error
-	events, found, err := read(ctx, w, "scheduled events", "meta-data/"+string(SignalScheduled),
+	events, found, err := cloud.LookAt(ctx, w.p.items, "scheduled events", "meta-data/"+string(SignalScheduled),
 		func(body []byte) ([]ScheduledEvent, error) {
 			events, err := ParseScheduled(body)
 			if len(events) > 0 {
