@@ -4,7 +4,9 @@
 package templates
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,20 +79,140 @@ func joinings(t *testing.T) []joining {
 	return out
 }
 
-// scripts are all shell scripts that templates and recipes bring to a machine.
-func scripts(t *testing.T) map[string]string {
+// userData are all that the templates and recipes give to machines for their first boot.
+func userData(t *testing.T) map[string]string {
 	t.Helper()
-	out := map[string]string{
-		"mongo of cloudformation": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
-		"mongo of aws terraform":  readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
-		"mongo of gcp terraform":  gcpMongoScript(t),
-		"mongo of azure":          readAzure(t, loadAzure(t, nil)).Mongo.UserData,
-		"mongo of alibaba":        readROS(t, loadROS(t, nil)).Mongo.UserData,
+	recipe, err := os.ReadFile(filepath.Join(imageFolder, "cloud-init.yaml"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, j := range joinings(t) {
-		out["user data of "+j.name] = j.data
+	cfn, tf := readAWSCloudFormation(t, loadAWSCloudFormation(t)), readAWSTerraform(t, loadAWSTerraform(t))
+	gcp, azure, ros := readGCP(t, loadGCP(t)), readAzure(t, loadAzure(t, nil)), readROS(t, loadROS(t, nil))
+	out := map[string]string{
+		"image recipe":            string(recipe),
+		"mongo of cloudformation": cfn.Mongo.UserData, "mongo of aws terraform": tf.Mongo.UserData, "mongo of gcp terraform": gcpMongoScript(t),
+		"mongo of azure": azure.Mongo.UserData, "mongo of alibaba": ros.Mongo.UserData,
+	}
+	for _, role := range []string{"origin", "edge"} {
+		out[role+" of cloudformation"], out[role+" of aws terraform"] = cfn.Groups[role].UserData, tf.Groups[role].UserData
+		out[role+" of gcp terraform"] = gcp.Groups[role].UserData
+		out[role+" of azure"], out[role+" of alibaba"] = azure.Groups[role].UserData, ros.Groups[role].UserData
 	}
 	return out
+}
+
+// scripts are those of them that a shell runs.
+func scripts(t *testing.T) map[string]string {
+	t.Helper()
+	out := userData(t)
+	delete(out, "image recipe")
+	return out
+}
+
+// TestCloudInitTakesUserData asks cloud-init itself what each of them is, and has it look at those that it would read: a
+// cloud-config by its schema. A script it hands on as it came, which is shown here, and TestScriptsParse reads it.
+func TestCloudInitTakesUserData(t *testing.T) {
+	tool, err := exec.LookPath("cloud-init")
+	if err != nil {
+		t.Skip("cloud-init is not installed: it does not look at the user data")
+	}
+	b, err := os.ReadFile(tool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	python := strings.Fields(strings.TrimPrefix(first, "#!"))
+	// All at once: the interpreter is slow to start.
+	all := userData(t)
+	const nonsense, broken = "nonsense", "broken"
+	all[nonsense], all[broken] = "until true; do :; done\n", "#cloud-config\nruncmd: 5\n"
+	in, err := json.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), python[0], append(python[1:], "-c", `import json, sys
+from cloudinit.user_data import UserDataProcessor
+def parts(data):
+    return [(p.get_content_type(), p.get_payload(decode=True).decode()) for p in UserDataProcessor(None).process(data.encode()).walk()
+            if p.get_content_maintype() != 'multipart']
+json.dump({name: parts(data) for name, data in json.load(sys.stdin).items()}, sys.stdout)
+`)...)
+	cmd.Stdin = bytes.NewReader(in)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("cloud-init's own code: %v", err)
+	}
+	var parts map[string][][2]string
+	if err := json.Unmarshal(out, &parts); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	schema := func(data string) ([]byte, error) {
+		file := filepath.Join(t.TempDir(), "user-data")
+		if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return exec.CommandContext(t.Context(), tool, "schema", "--config-file", file).CombinedOutput()
+	}
+	// It can say no.
+	if typ := parts[nonsense][0][0]; strings.HasPrefix(typ, "text/x-shellscript") || typ == "text/cloud-config" {
+		t.Errorf("cloud-init takes nonsense for %s", typ)
+	}
+	if _, err := schema(all[broken]); err == nil {
+		t.Error("cloud-init's schema takes all that it is given")
+	}
+	seen := map[string]int{}
+	for name, p := range parts {
+		if name == nonsense || name == broken {
+			continue
+		}
+		if len(p) != 1 {
+			t.Errorf("%s is %d parts to cloud-init", name, len(p))
+		}
+		typ, payload := p[0][0], p[0][1]
+		seen[typ]++
+		switch typ {
+		case "text/cloud-config":
+			if out, err := schema(all[name]); err != nil {
+				t.Errorf("%s: cloud-init schema: %v\n%s", name, err, out)
+			}
+		case "text/x-shellscript":
+			if payload != all[name] {
+				t.Errorf("%s comes to the shell as something else: %s", name, gocmp.Diff(all[name], payload))
+			}
+		default:
+			t.Errorf("cloud-init takes %s for %s, and runs nothing", name, typ)
+		}
+	}
+	if seen["text/cloud-config"] != 1 || seen["text/x-shellscript"] != 15 {
+		t.Errorf("it has seen %v", seen)
+	}
+}
+
+// TestDoctorIsContent: what the agent says of user data that people copy, it does not say of ours.
+func TestDoctorIsContent(t *testing.T) {
+	agent := filepath.Join(t.TempDir(), "amsagent")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", agent, "./cmd/amsagent")
+	cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	doctor := func(data string) (string, error) {
+		file := filepath.Join(t.TempDir(), "user-data")
+		if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.CommandContext(t.Context(), agent, "doctor", "--user-data", file).CombinedOutput()
+		return string(out), err
+	}
+	// It can say no.
+	if out, err := doctor("#!/bin/sh\ncd /usr/local/antmedia\n./change_server_mode.sh cluster 10.0.0.9\n"); exitCode(err) != 6 {
+		t.Errorf("it is content with the vendor's script: %v\n%s", err, out)
+	}
+	for name, data := range userData(t) {
+		if out, err := doctor(data); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
 }
 
 func TestScriptsParse(t *testing.T) {

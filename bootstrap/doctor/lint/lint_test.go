@@ -115,6 +115,13 @@ func userData() []aText {
 			[]string{"AMS-LINT-SECRET:2!", "AMS-LINT-SECRET:3!", "AMS-LINT-SECRET:4!"},
 		},
 		{
+			"secrets that are none", "#!/bin/sh\ncat >x.js <<'END'\nconst password = (user) => read(user);\ntoken = key['SecurityToken']\nEND\n" +
+				"echo mongodb://amsagent:PASSWORD@$hosts/admin\nprintf 'mongodb://amsagent:%s@%s/admin' \"$p\" \"$h\"\nSECRET_NAME=ams-mongo\nPASSWORD_FILE=mongo.password\n" +
+				"PASSWORD='p(ss)word'\necho mongodb://u:p(ss)word@db/ >/x\n",
+			"",
+			[]string{"AMS-LINT-SECRET:10!", "AMS-LINT-SECRET:11!"},
+		},
+		{
 			"cloud-config", "#cloud-config\nruncmd:\n  - cd /usr/local/antmedia && ./change_server_mode.sh cluster 10.0.2.4\n  - [ /usr/local/antmedia/change_server_mode.sh, cluster, 10.0.2.4 ]\n  - [ bash, ./change_server_mode.sh, cluster, \"10.0.2.4\", u, p ]\n",
 			"#cloud-config\nruncmd:\n  - cd /usr/local/antmedia && amsagent join --mongo 10.0.2.4\n  - [ amsagent, join, --mongo, \"10.0.2.4\" ]\n  " + secretComment + "\n  - [ amsagent, join, --mongo, \"file:/root/mongo.uri\" ]\n",
 			[]string{"AMS-LINT-SWITCH:3", "AMS-LINT-SWITCH:4", "AMS-LINT-PASSWORD:5", "AMS-LINT-SWITCH:5"},

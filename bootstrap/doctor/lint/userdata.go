@@ -34,8 +34,10 @@ var (
 
 	uriSecret  = lazy(`\b[a-z][a-z0-9+.-]*://[^\s"'@/:]+:([^\s"'@]+)@`)
 	namedValue = lazy(`(?i)(?:^|[\s"'{,;])([\w.-]*(?:password|passwd|secret|token|api_?key|access_?key|licen[cs]e_?key)[\w.-]*)["']?[ \t]*[:=][ \t]*("[^"\n]+"|'[^'\n]+'|[^\s"';|&,}]+)`)
-	awsKey     = lazy(`\b(?:AKIA|ASIA)[0-9A-Z]{16}\b`)
-	privateKey = lazy(`-----BEGIN [A-Z ]*PRIVATE KEY-----`)
+	// namesSecret: not the secret, but where it is.
+	namesSecret = lazy(`(?i)(?:name|file|path|arn)$`)
+	awsKey      = lazy(`\b(?:AKIA|ASIA)[0-9A-Z]{16}\b`)
+	privateKey  = lazy(`-----BEGIN [A-Z ]*PRIVATE KEY-----`)
 
 	opens = lazy(`bind_?[iI]p.*(?:0\.0\.0\.0|::)|bindIpAll:[ \t]*true|--bind_ip_all|mongod\.conf.*0\.0\.0\.0|0\.0\.0\.0.*mongod\.conf`)
 	// What cloud-init knows by its first line.
@@ -234,7 +236,7 @@ func (d *document) secret(i int) {
 	text := d.lines[i].text
 	literal := func(v string) bool {
 		v = strings.Trim(v, `"'`)
-		return len(v) > 3 && !strings.ContainsAny(v, "$`<{*") && !strings.HasPrefix(v, "file:") && !strings.HasPrefix(v, "/") &&
+		return len(v) > 3 && v != "PASSWORD" && v != "SECRET" && !strings.ContainsAny(v, "$`<{*") && !strings.HasPrefix(v, "file:") && !strings.HasPrefix(v, "/") &&
 			!slices.Contains([]string{"true", "false", "null", "enabled", "disabled", "none", "prompt"}, strings.ToLower(v))
 	}
 	what := ""
@@ -252,7 +254,9 @@ func (d *document) secret(i int) {
 		what = "a private key"
 	}
 	for _, m := range namedValue().FindAllStringSubmatch(text, -1) {
-		if literal(m[2]) {
+		// Brackets without quotes: a program that the user data bring along calls something, or looks it up.
+		code := m[2] == strings.Trim(m[2], `"'`) && strings.ContainsAny(m[2], "()[]")
+		if literal(m[2]) && !code && !namesSecret().MatchString(m[1]) {
 			keep(m[2], "the value of "+m[1])
 		}
 	}
