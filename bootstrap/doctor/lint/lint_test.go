@@ -117,7 +117,7 @@ func userData() []aText {
 		{
 			"secrets that are none", "#!/bin/sh\ncat >x.js <<'END'\nconst password = (user) => read(user);\ntoken = key['SecurityToken']\nEND\n" +
 				"echo mongodb://amsagent:PASSWORD@$hosts/admin\nprintf 'mongodb://amsagent:%s@%s/admin' \"$p\" \"$h\"\nSECRET_NAME=ams-mongo\nPASSWORD_FILE=mongo.password\n" +
-				"PASSWORD='p(ss)word'\necho mongodb://u:p(ss)word@db/ >/x\n",
+				"PASSWORD='p(ss)word'\necho 'mongodb://u:p(ss)word@db/' >/x\n",
 			"",
 			[]string{"AMS-LINT-SECRET:10!", "AMS-LINT-SECRET:11!"},
 		},
