@@ -10,19 +10,21 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"path"
 	"slices"
 	"strings"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 )
 
 // SealItem is one kind of thing that every clone of an image would share.
 type SealItem string
 
-// The items. The last two are kept unless somebody asks for their removal: clones
-// may be meant to share them.
+// The items. The last three are kept unless somebody asks for their removal: clones
+// may be meant to share them, and whoever makes images removes SSH's keys himself.
 const (
 	SealAgent    SealItem = "agent"      // what the agent remembers of this machine
 	SealIdentity SealItem = "identity"   // the server's own ids and the marks of its first start
@@ -30,22 +32,25 @@ const (
 	SealDatabase SealItem = "databases"  // users and streams of this machine
 	SealJWT      SealItem = "jwt"        // the key that opens the server's REST API
 	SealName     SealItem = "name"       // server.name, where it is this machine's
+	SealMongo    SealItem = "mongo"      // MongoDB's password, where a switch of mode left it
 	SealHosts    SealItem = "hosts"      // this machine's name and address in /etc/hosts
 	SealLogs     SealItem = "logs"       // of the server and of the vendor's scripts
 	SealMachine  SealItem = "machine-id" // by which systemd, and we, tell machines apart
 	SealTLS      SealItem = "tls"        // certificates and private keys
+	SealSSH      SealItem = "ssh"        // the machine's own keys, by which clients know it again
 	SealLicence  SealItem = "licence"
 )
 
 // SealItems returns all items, in the order in which they are removed.
 func SealItems() []SealItem {
 	return []SealItem{
-		SealIdentity, SealMarkers, SealDatabase, SealJWT, SealName, SealHosts, SealLogs, SealTLS, SealLicence, SealMachine, SealAgent,
+		SealIdentity, SealMarkers, SealDatabase, SealJWT, SealName, SealMongo, SealHosts, SealLogs, SealTLS, SealSSH, SealLicence, SealMachine,
+		SealAgent,
 	}
 }
 
 // Kept reports whether an item stays where nobody says otherwise.
-func (i SealItem) Kept() bool { return i == SealTLS || i == SealLicence }
+func (i SealItem) Kept() bool { return i == SealTLS || i == SealSSH || i == SealLicence }
 
 // IDs of findings of a seal.
 const (
@@ -53,6 +58,7 @@ const (
 	IDSealRunning = "AMS-SEAL-RUNNING" // the server runs
 	IDSealDaemon  = "AMS-SEAL-DAEMON"  // the daemon runs
 	IDSealSecret  = "AMS-SEAL-SECRET"  // a secret stays in the image
+	IDSealLink    = "AMS-SEAL-LINK"    // a folder leads to another one, which is not the server's alone
 )
 
 // SealRequest is what an operator wants of a seal.
@@ -100,6 +106,10 @@ type sealer struct {
 	install *ams.Installation
 	result  *SealResult
 	failed  error
+	// had are our own files of before the leave, which removes most of them.
+	had []string
+	// secrets are what stays and opens something.
+	secrets []string
 }
 
 // Seal makes the disk of this machine one that can be cloned: what names this
@@ -164,6 +174,9 @@ func (s *sealer) check(ctx context.Context) error {
 	if !joined {
 		return nil
 	}
+	if s.had, err = s.ownFiles(); err != nil {
+		return &FailedError{Step: "looking into " + StateDir, Err: err, State: untouched}
+	}
 	s.say("this machine is a node: its files are given back first")
 	res, err := s.Leave(ctx, LeaveRequest{Offline: true, DryRun: s.req.DryRun})
 	if res != nil {
@@ -205,6 +218,10 @@ func (s *sealer) seal(ctx context.Context) error {
 	}
 	s.settings()
 	s.files()
+	if len(s.secrets) > 0 {
+		s.warn(IDSealSecret, "amsagent seal --remove ITEM takes certificates, keys and the licence out; a password of MongoDB belongs into a secret store",
+			"every clone will share what stays: %s", strings.Join(s.secrets, ", "))
+	}
 	s.outcome()
 	if s.failed != nil {
 		return &FailedError{
@@ -229,7 +246,11 @@ func (s *sealer) outcome() {
 
 // settings changes the files that stay, all of them or none.
 func (s *sealer) settings() {
-	plan := s.store.NewPlan(nil)
+	plan, err := s.planned()
+	if err != nil {
+		s.failed = errors.Join(s.failed, err)
+		return
+	}
 	var found []Sealed
 	edit := func(item SealItem, file string, kind conf.Kind, f func([]byte) ([]conf.Span, string, error)) {
 		what := ""
@@ -247,18 +268,28 @@ func (s *sealer) settings() {
 			}
 			return spans, nil
 		})
+		kept := !s.req.removes(item)
 		switch {
 		case err != nil:
 			s.failed = errors.Join(s.failed, err)
 			found = append(found, Sealed{Item: item, Path: file, What: "cannot be edited", Err: err.Error()})
+		case what != "" && kept:
+			found = append(found, Sealed{Item: item, Path: file, What: "kept: every clone will have it", Kept: true})
+			if item == SealJWT || item == SealMongo {
+				s.secrets = append(s.secrets, file)
+			}
 		case what != "":
-			found = append(found, Sealed{Item: item, Path: file, What: what, Kept: !s.req.removes(item)})
+			found = append(found, Sealed{Item: item, Path: file, What: what})
 		}
 	}
 	server := s.install.Server.Path
-	edit(SealJWT, server, conf.KindProperties, emptied("server.jwtServerSecretKey", nil))
-	edit(SealName, server, conf.KindProperties, emptied("server.name", s.ours))
-	edit(SealLicence, server, conf.KindProperties, emptied("server.licence_key", nil))
+	edit(SealJWT, server, conf.KindProperties, emptied(nil, "server.jwtServerSecretKey"))
+	edit(SealName, server, conf.KindProperties, emptied(s.ours, "server.name"))
+	edit(SealLicence, server, conf.KindProperties, emptied(nil, "server.licence_key"))
+	edit(SealMongo, server, conf.KindProperties, logins("clusterdb"))
+	for _, app := range distinct(s.install.Apps) {
+		edit(SealMongo, app.File.Path, conf.KindProperties, s.appLogins(app.File.Path))
+	}
 	edit(SealHosts, hostsPath, conf.KindHosts, s.hostsLine)
 	s.result.Found = append(s.result.Found, found...)
 	if s.req.DryRun || s.failed != nil {
@@ -269,18 +300,79 @@ func (s *sealer) settings() {
 	}
 }
 
-// emptied empties a property whose value fits; nil fits any.
-func emptied(key string, fits func(string) bool) func([]byte) ([]conf.Span, string, error) {
+// planned is a plan of nothing, and in a dry run of what a leave would have given back
+// by then.
+func (s *sealer) planned() (*conf.Plan, error) {
+	if !s.req.DryRun || !s.req.Joined {
+		return s.store.NewPlan(nil), nil
+	}
+	record, err := s.store.Record()
+	if err != nil || record == nil {
+		return s.store.NewPlan(nil), err
+	}
+	return s.store.PlanUndo(record)
+}
+
+// emptied empties properties whose value fits; nil fits any.
+func emptied(fits func(string) bool, keys ...string) func([]byte) ([]conf.Span, string, error) {
 	return func(src []byte) ([]conf.Span, string, error) {
 		p, err := conf.ParseProperties(src)
 		if err != nil {
 			return nil, "", err
 		}
-		if v, ok := p.Get(key); !ok || v == "" || fits != nil && !fits(v) {
+		var done []string
+		for _, key := range keys {
+			if v, ok := p.Get(key); ok && v != "" && (fits == nil || fits(v)) {
+				p.Set(key, "", nil)
+				done = append(done, key)
+			}
+		}
+		if len(done) == 0 {
 			return nil, "", nil
 		}
-		p.Set(key, "", nil)
-		return p.Spans(), key + " is made empty", nil
+		verb := " is"
+		if len(done) > 1 {
+			verb = " are"
+		}
+		return p.Spans(), strings.Join(done, ", ") + verb + " made empty", nil
+	}
+}
+
+// logins empties the user and the password of MongoDB, and its address where they
+// stand in that. What stays without them is what a release comes with, or an address.
+func logins(prefix string) func([]byte) ([]conf.Span, string, error) {
+	return func(src []byte) ([]conf.Span, string, error) {
+		p, err := conf.ParseProperties(src)
+		if err != nil {
+			return nil, "", err
+		}
+		keys := []string{prefix + ".user", prefix + ".password"}
+		if v, _ := p.Get(prefix + ".host"); v != "" {
+			if t, err := cluster.ParseTarget(strings.TrimSpace(v)); err == nil && t.HasCredentials() {
+				keys = append(keys, prefix+".host")
+			}
+		}
+		return emptied(nil, keys...)(src)
+	}
+}
+
+// appLogins are those of an application that does not use MongoDB any more. One that
+// does is meant to: the clones are to read the same database.
+func (s *sealer) appLogins(file string) func([]byte) ([]conf.Span, string, error) {
+	return func(src []byte) ([]conf.Span, string, error) {
+		spans, text, err := logins("db")(src)
+		if err != nil || len(spans) == 0 {
+			return nil, "", err
+		}
+		p, err := conf.ParseProperties(src)
+		if err != nil {
+			return nil, "", err
+		}
+		if kind, _ := p.Get("db.type"); strings.TrimSpace(kind) == "mongodb" || strings.TrimSpace(kind) == "redisdb" {
+			s.secrets = append(s.secrets, file)
+			return nil, "", nil
+		}
+		return spans, text, nil
 	}
 }
 
@@ -297,10 +389,14 @@ func (s *sealer) ours(name string) bool {
 // has another one.
 func (s *sealer) hostName() string {
 	f, err := s.store.Read("/etc/hostname")
+	if name := strings.TrimSpace(string(f.Bytes)); err == nil && name != "" || s.Root != "" {
+		return name
+	}
+	name, err := os.Hostname()
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(f.Bytes))
+	return name
 }
 
 func (s *sealer) addresses() []netip.Addr {
@@ -315,9 +411,10 @@ func (s *sealer) addresses() []netip.Addr {
 	return out
 }
 
-// hostsLine drops the line that the vendor's switch of mode adds: one address that
-// is no loopback, and this machine's name alone. On a clone it leads to the
-// machine that the image was made of.
+// hostsLine drops the lines that the vendor's switch of mode adds: one address that
+// is no loopback, and this machine's name alone; on a machine with several addresses
+// also one of an address and no name. On a clone they lead to the machine that the
+// image was made of.
 func (s *sealer) hostsLine(src []byte) ([]conf.Span, string, error) {
 	name := s.hostName()
 	if name == "" {
@@ -328,7 +425,7 @@ func (s *sealer) hostsLine(src []byte) ([]conf.Span, string, error) {
 	for _, line := range bytes.SplitAfter(src, []byte{'\n'}) {
 		text, _, _ := strings.Cut(string(line), "#")
 		f := strings.Fields(text)
-		if len(f) == 2 && f[1] == name {
+		if len(f) == 1 || len(f) == 2 && f[1] == name {
 			if a, err := netip.ParseAddr(f[0]); err == nil && !a.IsLoopback() {
 				dropped++
 				continue
@@ -356,16 +453,80 @@ func (s *sealer) files() {
 		}
 	}
 	s.matching(SealDatabase, dir, isDatabase)
-	s.matching(SealLogs, path.Join(dir, "log"), func(string) bool { return true })
+	s.logs(path.Join(dir, "log"))
 	for _, name := range []string{"change_server_mode.log", "enable_ssl.log"} {
 		s.file(SealLogs, path.Join(dir, name))
 	}
 	s.matching(SealTLS, path.Join(dir, "conf"), func(name string) bool {
 		return slices.Contains([]string{".pem", ".key", ".jks", ".p12"}, path.Ext(name))
 	})
+	s.matching(SealSSH, "/etc/ssh", func(name string) bool { return strings.HasPrefix(name, "ssh_host_") && strings.Contains(name, "_key") })
+	// A login that somebody put there for the clones to join with.
+	if f, err := s.store.Read(MongoPath); err == nil && f.Exists() && !s.givenBack(MongoPath) {
+		if t, err := cluster.ParseTarget(strings.TrimSpace(string(f.Bytes))); err != nil || t.HasCredentials() {
+			s.secrets = append(s.secrets, MongoPath)
+		}
+	}
 	s.machineID()
-	s.matching(SealAgent, StateDir, func(string) bool { return true })
+	s.agent()
+}
+
+// givenBack reports whether the leave before takes a file away.
+func (s *sealer) givenBack(file string) bool {
+	return slices.ContainsFunc(s.result.Found, func(f Sealed) bool { return f.Item == SealAgent && f.Path == file })
+}
+
+// ownFiles are those that the agent keeps of this machine.
+func (s *sealer) ownFiles() ([]string, error) {
+	names, err := s.store.List(StateDir)
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, name := range names {
+		files = append(files, path.Join(StateDir, name))
+	}
+	return files, nil
+}
+
+// agent removes what the agent remembers. What a leave has removed already is told as
+// well: it is gone, and a dry run names it.
+func (s *sealer) agent() {
+	now, err := s.ownFiles()
+	if err != nil {
+		s.failed = errors.Join(s.failed, err)
+		s.found(Sealed{Item: SealAgent, Path: StateDir, What: "cannot be looked into", Err: err.Error()})
+		return
+	}
+	files := slices.Concat(s.had, now)
+	slices.Sort(files)
+	for _, file := range slices.Compact(files) {
+		if slices.Contains(now, file) {
+			s.file(SealAgent, file)
+		} else {
+			s.found(Sealed{Item: SealAgent, Path: file, What: "removed"})
+		}
+	}
 	s.file(SealAgent, resultPath)
+}
+
+// logs removes those of the server. Its folder is a link to one of its own below
+// /var/log; where it leads anywhere else, what is there is not the server's alone.
+func (s *sealer) logs(dir string) {
+	at, err := s.store.Follow(dir)
+	own := []string{path.Join(s.install.Dir, "log"), "/var/log/antmedia"}
+	for i := range own {
+		// Its parts may be links as well.
+		if parent, err := s.store.Follow(path.Dir(own[i])); err == nil {
+			own[i] = path.Join(parent, path.Base(own[i]))
+		}
+	}
+	if err == nil && !slices.Contains(own, at) {
+		s.warn(IDSealLink, "remove the server's logs there by hand, or make "+dir+" lead to /var/log/antmedia",
+			"%s leads to %s, and nothing is removed there: it may hold more than the server's logs", dir, at)
+		return
+	}
+	s.matching(SealLogs, dir, func(string) bool { return true })
 }
 
 // isDatabase tells the files of AMS's embedded database, and what it writes beside
@@ -397,9 +558,9 @@ func (s *sealer) file(item SealItem, file string) {
 	found := Sealed{Item: item, Path: file, What: "removed", Kept: !s.req.removes(item)}
 	switch {
 	case found.Kept:
-		found.What = "kept"
-		if item == SealTLS && path.Ext(file) != ".crt" {
-			found.What = "kept: every clone will have it"
+		found.What = "kept: every clone will have it"
+		if item == SealTLS && isPrivate(file) {
+			s.secrets = append(s.secrets, file)
 		}
 	case err == nil && !s.req.DryRun:
 		err = s.store.RemoveFile(file)
@@ -409,6 +570,12 @@ func (s *sealer) file(item SealItem, file string) {
 		s.failed = errors.Join(s.failed, err)
 	}
 	s.found(found)
+}
+
+// isPrivate reports whether a file of TLS may hold a private key; what the vendor's
+// script calls fullchain does not.
+func isPrivate(file string) bool {
+	return !strings.Contains(path.Base(file), "fullchain") && !strings.Contains(path.Base(file), "truststore")
 }
 
 // machineID empties the id of the machine, by which systemd makes a new one at the

@@ -36,7 +36,7 @@ func usedTree(t *testing.T) *Machine {
 	put(t, m, "etc/machine-id", "0123456789abcdef0123456789abcdef\n")
 	put(t, m, "var/lib/dbus/machine-id", "0123456789abcdef0123456789abcdef\n")
 	put(t, m, "etc/hostname", "builder\n")
-	put(t, m, "etc/hosts", "127.0.0.1 localhost\n127.0.1.1 builder\n10.1.2.3 builder\n10.1.2.3 mongo\n10.1.2.4 builder db # two names\n")
+	put(t, m, "etc/hosts", "127.0.0.1 localhost\n127.0.1.1 builder\n10.1.2.3 builder\n10.0.0.21\n10.1.2.3 mongo\n10.1.2.4 builder db # two names\n")
 	edit(t, m, serverFile, "server.jwtServerSecretKey=", "server.jwtServerSecretKey=hush")
 	edit(t, m, serverFile, "server.licence_key=", "server.licence_key=paid")
 	edit(t, m, serverFile, "server.name=", "server.name=builder")
@@ -236,5 +236,164 @@ func TestSealGoesOn(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(m.Root, ams.DefaultDir, "server.db")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the rest was not removed: %v", err)
+	}
+}
+
+// usedNode is a node with what days of use leave.
+func usedNode(t *testing.T) *Machine {
+	t.Helper()
+	m := joinedTree(t)
+	for name, text := range map[string]string{
+		"conf/instanceId": "id", "server.db": "users", "webapps/LiveApp/.initialized": "", "log/a.log": "…",
+	} {
+		put(t, m, filepath.Join(ams.DefaultDir, name), text)
+	}
+	put(t, m, "etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+	put(t, m, StateDir+"/drain.json", "{}")
+	put(t, m, "etc/ssh/ssh_host_ed25519_key", "private")
+	put(t, m, "etc/ssh/ssh_host_ed25519_key.pub", "public")
+	put(t, m, "etc/ssh/sshd_config", "Port 22")
+	put(t, m, "etc/hostname", "builder\n")
+	edit(t, m, serverFile, "server.jwtServerSecretKey=", "server.jwtServerSecretKey=hush")
+	return m
+}
+
+// What a dry run lists is what goes, of a node as well; and nothing but that, and what the leave before gives back.
+func TestSealOfNodeAsPlanned(t *testing.T) {
+	m := usedNode(t)
+	before := contents(t, m)
+	plan := sealed(t, m, SealRequest{DryRun: true, Joined: true})
+	if diff := cmp.Diff(before, contents(t, m)); diff != "" || plan.Outcome != OutcomePlanned {
+		t.Fatalf("a dry run (%s) changed the machine:\n%s", plan.Outcome, diff)
+	}
+	res := sealed(t, m, SealRequest{Joined: true})
+	if diff := cmp.Diff(plan.Found, res.Found); diff != "" || res.Outcome != OutcomeSealed {
+		t.Errorf("%s; what was planned is not what was done:\n%s", res.Outcome, diff)
+	}
+	after := contents(t, m)
+	listed := map[string]bool{"/run/amsagent/lock": true, "/run/amsagent/result.json": true}
+	for _, f := range res.Found {
+		listed[f.Path] = listed[f.Path] || !f.Kept
+	}
+	for name, text := range before {
+		if now, there := after[name]; (!there || now != text) && !listed[name] {
+			t.Errorf("%s is changed, and not listed", name)
+		}
+	}
+	for name := range after {
+		if _, there := before[name]; !there && !listed[name] {
+			t.Errorf("%s is new, and not listed", name)
+		}
+	}
+	if after["/etc/ssh/ssh_host_ed25519_key"] == "" {
+		t.Error("SSH's keys are gone, and nobody asked for it")
+	}
+	if res := sealed(t, m, SealRequest{Joined: true, Remove: []SealItem{SealSSH}}); res.Outcome != OutcomeSealed {
+		t.Errorf("%+v", res)
+	}
+	after = contents(t, m)
+	if after["/etc/ssh/sshd_config"] == "" || after["/etc/ssh/ssh_host_ed25519_key"] != "" || after["/etc/ssh/ssh_host_ed25519_key.pub"] != "" {
+		t.Error("not SSH's keys, and only them")
+	}
+}
+
+// One that is killed between any two files is finished by the next: it comes to the same end.
+func TestSealKilled(t *testing.T) {
+	whole := usedTree(t)
+	plan := sealed(t, whole, SealRequest{DryRun: true})
+	sealed(t, whole, SealRequest{})
+	want := contents(t, whole)
+	// The files that stay change first, in one transaction.
+	var files []SealItem
+	for _, i := range SealItems() {
+		if !slices.Contains([]SealItem{SealJWT, SealName, SealHosts, SealMongo}, i) {
+			files = append(files, i)
+		}
+	}
+	var gone []Sealed
+	for _, f := range plan.Found {
+		if slices.Contains(files, f.Item) && !f.Kept {
+			gone = append(gone, f)
+		}
+	}
+	if len(gone) < 15 {
+		t.Fatalf("only %d files go", len(gone))
+	}
+	for n := range len(gone) + 1 {
+		m := usedTree(t)
+		sealed(t, m, SealRequest{Keep: files})
+		for _, f := range gone[:n] {
+			at := filepath.Join(m.Root, f.Path)
+			if f.Path == "/etc/machine-id" {
+				put(t, m, f.Path, "")
+			} else if err := os.Remove(at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		res := sealed(t, m, SealRequest{})
+		if n < len(gone) != (res.Outcome == OutcomeSealed) {
+			t.Errorf("after %d: %s", n, res.Outcome)
+		}
+		if diff := cmp.Diff(want, contents(t, m)); diff != "" {
+			t.Errorf("after %d:\n%s", n, diff)
+		}
+	}
+}
+
+// A link is not followed to what is not the server's: neither by a file's name, nor by the folder of the logs.
+func TestSealFollowsNoLinkOut(t *testing.T) {
+	m := usedTree(t)
+	dir := filepath.Join(m.Root, ams.DefaultDir)
+	put(t, m, "data/other.log", "somebody's")
+	put(t, m, "data/users", "somebody's")
+	put(t, m, "var/log/antmedia/ant-media-server.log", "…")
+	for link, to := range map[string]string{"fqdn": "/data/users", "link.db": "/data/users", "conf/privkey.pem": "/data/users", "log": "/data"} {
+		if err := errors.Join(os.RemoveAll(filepath.Join(dir, link)), os.Symlink(to, filepath.Join(dir, link))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res := sealed(t, m, SealRequest{Remove: []SealItem{SealTLS}})
+	all := contents(t, m)
+	if all["/data/other.log"] == "" || all["/data/users"] == "" || !slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == IDSealLink && strings.Contains(f.Text, "/data") }) {
+		t.Errorf("%+v", res.Warnings)
+	}
+	// As the vendor's installation has it.
+	if err := errors.Join(os.Remove(filepath.Join(dir, "log")), os.Symlink("/var/log/antmedia", filepath.Join(dir, "log"))); err != nil {
+		t.Fatal(err)
+	}
+	if res = sealed(t, m, SealRequest{}); contents(t, m)["/var/log/antmedia/ant-media-server.log"] != "" || len(res.Found) == 0 {
+		t.Errorf("%+v", res)
+	}
+}
+
+// What a switch of mode leaves of MongoDB's login goes; what an application is to use stays, and is said.
+func TestSealLogins(t *testing.T) {
+	m := usedTree(t)
+	const liveApp, root = "webapps/LiveApp/WEB-INF/red5-web.properties", "webapps/root/WEB-INF/red5-web.properties"
+	edit(t, m, serverFile, "clusterdb.host=localhost", "clusterdb.host=mongodb://u:hunter22@10.0.2.4/")
+	edit(t, m, serverFile, "clusterdb.user=", "clusterdb.user=u")
+	edit(t, m, serverFile, "clusterdb.password=", "clusterdb.password=hunter22")
+	edit(t, m, liveApp, "db.host=localhost", "db.host=mongodb://u:hunter22@10.0.2.4/")
+	edit(t, m, root, "db.host=localhost", "db.host=mongodb://u:hunter22@10.0.2.4/")
+	edit(t, m, root, "db.type=mapdb", "db.type=mongodb")
+	put(t, m, MongoPath, "mongodb://u:hunter22@10.0.2.4/")
+	res := sealed(t, m, SealRequest{})
+	if v := property(t, m, serverFile, "clusterdb.host") + property(t, m, serverFile, "clusterdb.password") + property(t, m, serverFile, "clusterdb.user") + property(t, m, liveApp, "db.host"); v != "" {
+		t.Errorf("left: %s", v)
+	}
+	if property(t, m, root, "db.host") == "" || contents(t, m)[MongoPath] == "" {
+		t.Error("what is in use is gone")
+	}
+	i := slices.IndexFunc(res.Warnings, func(f Finding) bool { return f.ID == IDSealSecret })
+	if i < 0 || !strings.Contains(res.Warnings[i].Text, root) || !strings.Contains(res.Warnings[i].Text, MongoPath) || !strings.Contains(res.Warnings[i].Text, "privkey.pem") || strings.Contains(res.Warnings[i].Text, "fullchain") {
+		t.Errorf("%+v", res.Warnings)
+	}
+	for _, f := range res.Found {
+		if strings.Contains(f.What, "hunter22") {
+			t.Errorf("a secret: %+v", f)
+		}
+	}
+	if res := sealed(t, m, SealRequest{}); res.Outcome != OutcomeUnchanged {
+		t.Errorf("the second time: %+v", res.Found)
 	}
 }

@@ -86,6 +86,15 @@ func (s *Store) inside(real string) string {
 	return "/" + rel
 }
 
+// Follow gives the path below the root that a path leads to, links followed.
+func (s *Store) Follow(path string) (string, error) {
+	real, err := s.resolve(path)
+	if err != nil {
+		return "", err
+	}
+	return s.inside(real), nil
+}
+
 // Read reads a file below the root. A file that does not exist is not an
 // error; anything but a regular file is.
 func (s *Store) Read(path string) (File, error) {

@@ -24,7 +24,7 @@ func (o *sealOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "list what would be removed and touch nothing")
 	fs.BoolVar(&o.joined, "joined", false, "seal a machine that is a node: its files are given back first, and the cluster is not told")
 	fs.StringSliceVar(&o.keep, "keep", nil, "`ITEM`s that stay in the image (may be repeated)")
-	fs.StringSliceVar(&o.remove, "remove", nil, "`ITEM`s that usually stay and are to go: tls, licence")
+	fs.StringSliceVar(&o.remove, "remove", nil, "`ITEM`s that usually stay and are to go: tls, ssh, licence")
 }
 
 func newSealCommand(g *globals) *cobra.Command {
@@ -38,7 +38,7 @@ func newSealCommand(g *globals) *cobra.Command {
 			"Ant Media Server must be stopped: users and streams of this machine are in its databases,\n" +
 			"and they are removed. A node of a cluster is refused: leave first. It may be run again\n" +
 			"after any outcome; the second time it finds nothing.\n\n" +
-			"SSH host keys and cloud-init's memory are the image builder's: `cloud-init clean` and the\n" +
+			"SSH's keys and cloud-init's memory are the image builder's: `cloud-init clean` and the\n" +
 			"tools that make images remove them.",
 		Example: "  systemctl stop antmedia && amsagent seal\n" +
 			"  amsagent seal --dry-run\n" +
@@ -63,9 +63,11 @@ func sealHelp() string {
 		bootstrap.SealDatabase: "the server's own databases: users and streams",
 		bootstrap.SealJWT:      "server.jwtServerSecretKey, the key to the server's REST API",
 		bootstrap.SealName:     "server.name, where it is this machine's name or address",
+		bootstrap.SealMongo:    "user and password of MongoDB, where a switch of mode left them",
 		bootstrap.SealHosts:    "the line with this machine's name in /etc/hosts",
 		bootstrap.SealLogs:     "logs of the server and of the vendor's scripts",
 		bootstrap.SealTLS:      "certificates and private keys; stay unless --remove tls",
+		bootstrap.SealSSH:      "this machine's own SSH keys; stay unless --remove ssh",
 		bootstrap.SealLicence:  "server.licence_key; stays unless --remove licence",
 		bootstrap.SealMachine:  "/etc/machine-id is made empty; systemd makes a new one",
 		bootstrap.SealAgent:    "what amsagent remembers of this machine",
