@@ -558,7 +558,10 @@ func (s *sealer) file(item SealItem, file string) {
 	found := Sealed{Item: item, Path: file, What: "removed", Kept: !s.req.removes(item)}
 	switch {
 	case found.Kept:
-		found.What = "kept: every clone will have it"
+		found.What = "kept"
+		if item != SealLogs {
+			found.What = "kept: every clone will have it"
+		}
 		if item == SealTLS && isPrivate(file) {
 			s.secrets = append(s.secrets, file)
 		}
