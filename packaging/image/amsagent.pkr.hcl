@@ -7,6 +7,9 @@
 #   packer init amsagent.pkr.hcl
 #   packer build -only='amazon-ebs.node' -var region=eu-west-1 -var ams=./ant-media-server-enterprise.zip \
 #     -var installer=./install_ant-media-server.sh -var agent=./amsagent_1.0.0-1_amd64.deb amsagent.pkr.hcl
+#
+# or -only='googlecompute.node', 'azure-arm.node', 'alicloud-ecs.node'. Who builds is known by the environment: AWS_*, gcloud,
+# `az login`, ALICLOUD_ACCESS_KEY and ALICLOUD_SECRET_KEY.
 
 packer {
   required_version = ">= 1.9"
@@ -18,6 +21,14 @@ packer {
     googlecompute = {
       source  = "github.com/hashicorp/googlecompute"
       version = ">= 1.1.4"
+    }
+    azure = {
+      source  = "github.com/hashicorp/azure"
+      version = ">= 2.0.0"
+    }
+    alicloud = {
+      source  = "github.com/hashicorp/alicloud"
+      version = ">= 1.1.0"
     }
   }
 }
@@ -44,7 +55,7 @@ variable "name" {
 }
 
 variable "region" {
-  description = "Region of AWS in which it is built"
+  description = "Region of AWS or Alibaba Cloud in which it is built"
   type        = string
   default     = ""
 }
@@ -61,8 +72,32 @@ variable "zone" {
   default     = "europe-west1-b"
 }
 
+variable "location" {
+  description = "Region of Azure in which it is built"
+  type        = string
+  default     = "westeurope"
+}
+
+variable "resource_group" {
+  description = "Resource group of Azure into which the image comes; it has to be there"
+  type        = string
+  default     = ""
+}
+
+variable "debian" {
+  description = "Id of Alibaba Cloud's own image of Debian 12 for amd64 in the region"
+  type        = string
+  default     = ""
+}
+
 locals {
   stamp = formatdate("YYYYMMDDhhmmss", timestamp())
+  clouds = {
+    amazon-ebs    = "aws"
+    googlecompute = "gcp"
+    azure-arm     = "azure"
+    alicloud-ecs  = "alibaba"
+  }
 }
 
 source "amazon-ebs" "node" {
@@ -110,8 +145,36 @@ source "googlecompute" "node" {
   ssh_username            = "packer"
 }
 
+source "azure-arm" "node" {
+  use_azure_cli_auth                = true
+  location                          = var.location
+  managed_image_resource_group_name = var.resource_group
+  managed_image_name                = "${var.name}-${local.stamp}"
+  os_type                           = "Linux"
+  # Generation 1: Azure makes no plain image of a machine with Trusted Launch.
+  image_publisher = "Debian"
+  image_offer     = "debian-12"
+  image_sku       = "12"
+  vm_size         = "Standard_F4s_v2"
+}
+
+source "alicloud-ecs" "node" {
+  region               = var.region
+  source_image         = var.debian
+  image_name           = "${var.name}-${local.stamp}"
+  instance_type        = "ecs.c7.large"
+  io_optimized         = true
+  internet_charge_type = "PayByTraffic"
+  ssh_username         = "root"
+  system_disk_mapping {
+    disk_category = "cloud_essd"
+    disk_size     = 20
+  }
+  ssh_clear_authorized_keys = true
+}
+
 build {
-  sources = ["source.amazon-ebs.node", "source.googlecompute.node"]
+  sources = ["source.amazon-ebs.node", "source.googlecompute.node", "source.azure-arm.node", "source.alicloud-ecs.node"]
 
   provisioner "file" {
     source      = var.ams
@@ -133,8 +196,14 @@ build {
     # cloud-init of the machine that makes it may be at work still, and hold dpkg.
     inline = [
       "cloud-init status --wait >/dev/null || true",
-      "sudo sh /tmp/prepare.sh --cloud ${source.type == "amazon-ebs" ? "aws" : "gcp"} --ams /tmp/ant-media-server.zip --installer /tmp/install_ant-media-server.sh --agent /tmp/amsagent.deb",
+      # Who is root already may have no sudo.
+      "$(command -v sudo) sh /tmp/prepare.sh --cloud ${local.clouds[source.type]} --ams /tmp/ant-media-server.zip --installer /tmp/install_ant-media-server.sh --agent /tmp/amsagent.deb",
       "rm -f /tmp/ant-media-server.zip /tmp/install_ant-media-server.sh /tmp/amsagent.deb /tmp/prepare.sh",
     ]
+  }
+  # Azure's agent takes away what it made for this machine: Packer's user, its key, and what the network gave.
+  provisioner "shell" {
+    only   = ["azure-arm.node"]
+    inline = ["sudo sh -c 'waagent -force -deprovision+user && sync'"]
   }
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclparse"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/zclconf/go-cty/cty"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -91,6 +92,8 @@ func TestPacker(t *testing.T) {
 		t.Fatal(diags)
 	}
 	declared, used := map[string]bool{}, map[string]bool{}
+	locals, plugins := map[string]cty.Value{}, map[string]bool{}
+	sources := map[string]*hclsyntax.Body{}
 	body := parsed.Body.(*hclsyntax.Body)
 	var build *hclsyntax.Body
 	for _, b := range body.Blocks {
@@ -101,14 +104,21 @@ func TestPacker(t *testing.T) {
 				t.Errorf("the variable %s has no description", b.Labels[0])
 			}
 		case "locals":
-			for name := range b.Body.Attributes {
+			for name, a := range b.Body.Attributes {
 				declared["local."+name] = true
+				if v, diags := a.Expr.Value(nil); !diags.HasErrors() {
+					locals[name] = v
+				}
 			}
 		case "source":
 			declared["source."+strings.Join(b.Labels, ".")] = true
+			sources[b.Labels[0]] = b.Body
 		case "build":
 			build = b.Body
 		case "packer":
+			for name := range b.Body.Blocks[0].Body.Attributes {
+				plugins[name] = true
+			}
 		default:
 			t.Errorf("a block %s", b.Type)
 		}
@@ -149,11 +159,117 @@ func TestPacker(t *testing.T) {
 			t.Errorf("%s is not uploaded and used", name)
 		}
 	}
-	for _, want := range []string{"encrypt_boot = true", `http_tokens                 = "required"`, "ssh_clear_authorized_keys = true", `imds_support = "v2.0"`} {
+	for _, want := range []string{"encrypt_boot = true", `http_tokens                 = "required"`, `imds_support = "v2.0"`} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the image has no %s", want)
 		}
 	}
+
+	// What each builder needs to know, and by which plugin it comes; the words of the plugins' pages.
+	for typ, want := range map[string]struct{ plugin, cloud, attributes string }{
+		"amazon-ebs":    {"amazon", "aws", "ami_name instance_type region ssh_clear_authorized_keys ssh_username"},
+		"googlecompute": {"googlecompute", "gcp", "image_name machine_type project_id source_image_family source_image_project_id ssh_username zone"},
+		"azure-arm": {
+			"azure", "azure",
+			"image_offer image_publisher image_sku location managed_image_name managed_image_resource_group_name os_type use_azure_cli_auth vm_size",
+		},
+		"alicloud-ecs": {"alicloud", "alibaba", "image_name instance_type internet_charge_type io_optimized region source_image ssh_clear_authorized_keys ssh_username"},
+	} {
+		if sources[typ] == nil || !plugins[want.plugin] {
+			t.Errorf("%s is not there (%v), or its plugin is not", typ, sources[typ])
+			continue
+		}
+		for _, name := range strings.Fields(want.attributes) {
+			if sources[typ].Attributes[name] == nil {
+				t.Errorf("%s has no %s", typ, name)
+			}
+		}
+		// The commands of each, with what they are about put in its place: prepare.sh says what it would do.
+		context := &hcl.EvalContext{Variables: map[string]cty.Value{
+			"local": cty.ObjectVal(locals), "source": cty.ObjectVal(map[string]cty.Value{"type": cty.StringVal(typ)}),
+		}}
+		var commands []string
+		for _, p := range build.Blocks {
+			only := strs(goList(t, p.Body.Attributes["only"], nil))
+			if p.Labels[0] == "shell" && (len(only) == 0 || slices.Contains(only, typ+".node")) {
+				commands = append(commands, strs(goList(t, p.Body.Attributes["inline"], context))...)
+			}
+		}
+		dir := t.TempDir()
+		for name, body := range map[string]string{"sudo": `exec "$@"`, "cloud-init": "exit 1", "waagent": `echo "waagent $*"`, "rm": `echo "rm $*"`} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		prepare, err := filepath.Abs(filepath.Join(imageFolder, "prepare.sh"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		script := strings.Replace(strings.Join(commands, "\n"), "sh /tmp/prepare.sh ", "sh "+prepare+" --dry-run ", 1)
+		for _, root := range []bool{false, true} {
+			if root && typ != "azure-arm" {
+				// Where Packer is root there may be no sudo.
+				if err := os.Remove(filepath.Join(dir, "sudo")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.CommandContext(t.Context(), "sh", "-euc", script)
+			cmd.Env = append(os.Environ(), "PATH="+dir+":"+withoutSudo(t))
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Errorf("%s: %v\n%s", typ, err, out)
+			}
+			golden, err := os.ReadFile(filepath.Join("testdata", "image-"+want.cloud+".txt"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			// As TestImagePlan has it, but for where the files come from.
+			for line := range strings.Lines(string(golden)) {
+				if !strings.HasPrefix(line, "get: ") && !strings.Contains(string(out), line) {
+					t.Errorf("%s does not %s%s", typ, line, out)
+				}
+			}
+			if lines := strings.Split(strings.TrimSpace(string(out)), "\n"); (typ == "azure-arm") != (lines[len(lines)-1] == "waagent -force -deprovision+user") {
+				t.Errorf("%s ends with %s", typ, lines[len(lines)-1])
+			}
+		}
+	}
+	if len(sources) != 4 {
+		t.Errorf("%d sources", len(sources))
+	}
+}
+
+// withoutSudo is a folder with the programs that the commands need, and no sudo.
+func withoutSudo(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"sh", "sync", "true", "cat", "echo", "id", "env"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// goList is a list of texts in HCL.
+func goList(t *testing.T, a *hclsyntax.Attribute, context *hcl.EvalContext) any {
+	t.Helper()
+	if a == nil {
+		return nil
+	}
+	v, diags := a.Expr.Value(context)
+	if diags.HasErrors() {
+		t.Fatal(diags)
+	}
+	out := []any{}
+	for _, e := range v.AsValueSlice() {
+		out = append(out, e.AsString())
+	}
+	return out
 }
 
 // TestCloudInitRecipe reads the recipe without Packer, and has cloud-init look at it where that is installed.
