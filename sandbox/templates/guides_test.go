@@ -11,8 +11,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // guideCommand is a line of a guide that somebody is to type.
@@ -126,27 +129,119 @@ func TestGuideCommands(t *testing.T) {
 		case "az":
 			checkAzureCommand(t, words, fail)
 			for i, w := range words {
-				if w != "--scripts" {
-					continue
-				}
-				switch remote := strings.Fields(words[i+1]); remote[0] {
-				case "amsagent":
-					checkAgentCommand(t, agent, remote, fail)
-				case "amsagent-mongodb":
-					checkInstall(t, remote, fail)
-				default:
-					fail("nobody checks %q", remote)
+				if w == "--scripts" {
+					checkRemote(t, agent, words[i+1], fail)
 				}
 			}
 		case "aws":
 			checkAWSCommand(t, words, fail)
+		case "aliyun":
+			checkAliyunCommand(t, words, fail)
+			if i := slices.Index(words, "--CommandContent"); i >= 0 {
+				checkRemote(t, agent, words[i+1], fail)
+			}
 		default:
 			fail("nobody checks a command %s", words[0])
 		}
 	}
-	for _, name := range []string{"aws", "az", "packer", "tofu", "amsagent", "make", "./install.sh"} {
+	for _, name := range []string{"aliyun", "aws", "az", "packer", "tofu", "amsagent", "make", "./install.sh"} {
 		if seen[name] == 0 {
 			t.Errorf("no command %s was found: is the page read at all?", name)
+		}
+	}
+}
+
+// checkRemote: what a cloud runs on one of our machines.
+func checkRemote(t *testing.T, agent, command string, fail func(string, ...any)) {
+	t.Helper()
+	switch remote := strings.Fields(command); remote[0] {
+	case "amsagent":
+		checkAgentCommand(t, agent, remote, fail)
+	case "amsagent-mongodb":
+		checkInstall(t, remote, fail)
+	default:
+		fail("nobody checks %q", remote)
+	}
+}
+
+var aliyunParameter = regexp.MustCompile(`^--Parameters\.(\d+)\.Parameter(Key|Value)$`)
+
+// checkAliyunCommand: parameters are the template's, each with a number of its own and a value that it takes, and those without
+// a default are all given where a stack is made. The words of aliyun itself are nowhere to be had for comparing.
+func checkAliyunCommand(t *testing.T, words []string, fail func(string, ...any)) {
+	t.Helper()
+	if len(words) < 3 {
+		fail("no product or no operation")
+		return
+	}
+	if words[1] == "oss" {
+		if words[2] != "cp" || !strings.HasSuffix(words[4], "/"+filepath.Base(words[3])) {
+			fail("the template gets another name")
+		}
+		return
+	}
+	if !slices.Contains(words, "--RegionId") {
+		fail("no region")
+	}
+	for i, w := range words[3:] {
+		if strings.HasPrefix(w, "--") == (i%2 == 1) {
+			fail("%s is out of place: each flag has one value", w)
+		}
+	}
+	if words[1] != "ros" || words[2] != "CreateStack" && words[2] != "UpdateStack" {
+		return
+	}
+	if i := slices.Index(words, "--TemplateURL"); i < 0 || !strings.HasSuffix(words[i+1], "/"+filepath.Base(alibabaROS)) {
+		fail("the template is another one")
+	}
+	numbered := map[string]map[string]string{}
+	for i, w := range words {
+		if m := aliyunParameter.FindStringSubmatch(w); m != nil && i+1 < len(words) {
+			if numbered[m[1]] == nil {
+				numbered[m[1]] = map[string]string{}
+			}
+			numbered[m[1]][m[2]] = words[i+1]
+		} else if strings.HasPrefix(w, "--Parameters") {
+			fail("%s is no parameter", w)
+		}
+	}
+	b, err := os.ReadFile(alibabaROS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var template struct {
+		Parameters map[string]struct {
+			Default        any
+			AllowedPattern string
+		}
+	}
+	var doc map[string]any
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		t.Fatal(err)
+	}
+	j, err := json.Marshal(map[string]any{"Parameters": doc["Parameters"]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(j, &template); err != nil {
+		t.Fatal(err)
+	}
+	given := map[string]bool{}
+	for i := 1; i <= len(numbered); i++ {
+		p := numbered[strconv.Itoa(i)]
+		name, value := p["Key"], p["Value"]
+		known, ok := template.Parameters[name]
+		if !ok || value == "" || given[name] {
+			fail("the parameter %d is %q", i, p)
+		}
+		given[name] = true
+		if !regexp.MustCompile(known.AllowedPattern).MatchString(value) {
+			fail("%s does not take %s", name, value)
+		}
+	}
+	for name, p := range template.Parameters {
+		if p.Default == nil && !given[name] && words[2] == "CreateStack" {
+			fail("the parameter %s is not given", name)
 		}
 	}
 }
