@@ -71,6 +71,9 @@ type RowView struct {
 	Address string `json:"address,omitempty"`
 	// Registry is our own row, nil where there is none.
 	Registry *cluster.Node `json:"registry,omitempty"`
+	// EarlierBoot tells that the row is of an earlier boot of this machine: nobody has
+	// written it since.
+	EarlierBoot bool `json:"earlier_boot,omitempty"`
 	// Age is how long ago the row was written, by the server's clock.
 	Age time.Duration `json:"age_ns,omitempty"`
 	// AMS are the documents of this address that AMS wrote itself.
@@ -207,6 +210,8 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 		case err == nil:
 			v.Registry = &n
 			v.Age, _ = n.Age(now)
+			boot := m.bootID()
+			v.EarlierBoot = boot != "" && n.BootID != "" && n.BootID != boot
 		case !errors.Is(err, cluster.ErrNoNode):
 			v.Err = err.Error()
 			return

@@ -99,7 +99,10 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 		return "", false
 	}
 	switch {
-	case !r.Registry.Beats():
+	case r.EarlierBoot:
+		return "the agent has not registered since this machine booted", false
+	case r.Registry.Seq <= 0:
+		// A registration tells the interval, too; only a beat counts.
 		return "the agent has not beaten yet", false
 	case !r.Agent.Fresh:
 		return "the agent's last beat was " + roughly(r.Agent.Age) + " ago", false

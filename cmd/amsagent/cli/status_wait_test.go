@@ -50,6 +50,8 @@ func TestMissingFor(t *testing.T) {
 		{"no row", "active", &bootstrap.Status{Row: bootstrap.RowView{Looked: true}}, "the registry has no row of this node", false},
 		{"MongoDB away", "active", &bootstrap.Status{Row: bootstrap.RowView{Err: "refused"}}, "the cluster could not be asked: refused", false},
 		{"no beat", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq, s.Row.Registry.IntervalMS = 0, 0 }), "the agent has not beaten yet", false},
+		{"registered, and not a beat yet", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq = 0 }), "the agent has not beaten yet", false},
+		{"of an earlier boot", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.EarlierBoot = true }), "the agent has not registered since this machine booted", false},
 		{"agent silent", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Agent = cluster.Heard{Known: true, Age: time.Minute} }), "the agent's last beat was 60 s ago", false},
 		{"AMS silent", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Server = cluster.Heard{Known: true, Age: time.Minute} }), "Ant Media Server wrote its document 60 s ago", false},
 		{"no AMS", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Server = cluster.Heard{} }), "Ant Media Server has no document as 10.0.0.5", false},
