@@ -44,6 +44,11 @@ ci)
   want xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
   want jq "the tests that run the user data of Azure's template" has jq
   want nodejs "the tests that run the recipe of MongoDB's users" has node
+  case $(uname -m) in
+  aarch64) want qemu-system-arm "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-aarch64 ;;
+  *) want qemu-system-x86 "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-x86_64 ;;
+  esac
+  want e2fsprogs "the same" has mke2fs
   ;;
 lint)
   want shellcheck "the check of our shell scripts" has shellcheck
