@@ -11,7 +11,7 @@
 //	svc := ams.NewSystemd(ams.DefaultUnit)
 //	if err := svc.Restart(ctx); err != nil { … }
 //	if _, err := ams.WaitStable(ctx, svc, 5*time.Second); err != nil { … }
-//	live, err := ams.WaitLive(ctx, nil, inst.BaseURL(), ams.WaitOptions{Release: inst.Release})
+//	live := ams.CheckLiveness(ctx, nil, inst.BaseURL())
 //
 // Every path is taken below a root directory, also through absolute symbolic
 // links, so that a test or an image being built can be looked at like a running

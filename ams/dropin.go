@@ -119,46 +119,6 @@ func ReadDropIn(root string) (DropInValues, error) {
 	return v, err
 }
 
-// Differences says in words how the drop-in differs from what is wanted; nil
-// where it does not.
-func (v DropInValues) Differences(address netip.Addr, stopTimeout time.Duration) []string {
-	var d []string
-	want := DropIn(address, stopTimeout)
-	if v.Exists != (want != nil) {
-		if v.Exists {
-			return []string{"it should not be there"}
-		}
-		return []string{"it is missing"}
-	}
-	if want == nil {
-		return nil
-	}
-	if !v.Ours {
-		d = append(d, "it was not written by amsagent")
-	}
-	wanted, _ := ParseDropIn(want)
-	if v.HostAddress != wanted.HostAddress {
-		d = append(d, fmt.Sprintf("%s is %q, wanted %q", HostAddressVariable, v.HostAddress, wanted.HostAddress))
-	}
-	if v.StopTimeout != wanted.StopTimeout {
-		d = append(d, fmt.Sprintf("TimeoutStopSec is %s, wanted %s", spanText(v.StopTimeout), spanText(wanted.StopTimeout)))
-	}
-	for _, o := range v.Other {
-		d = append(d, o+" was added")
-	}
-	return d
-}
-
-func spanText(d time.Duration) string {
-	switch d {
-	case 0:
-		return "not set"
-	case Endless:
-		return "infinity"
-	}
-	return d.String()
-}
-
 // ParseDropIn reads a drop-in as systemd does: sections, continued lines,
 // comments, quoted words, an empty assignment that takes back the earlier ones.
 // An error names the line; what was understood before it is returned too.

@@ -53,9 +53,6 @@ func TestDropInRoundTrip(t *testing.T) {
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s\n%s", addr, err, diff, text)
 		}
-		if d := got.Differences(a, 90*time.Second); d != nil {
-			t.Errorf("%s: %v", addr, d)
-		}
 	}
 }
 
@@ -126,30 +123,17 @@ func TestReadDropIn(t *testing.T) {
 	if err != nil || v.Exists {
 		t.Errorf("%+v, %v", v, err)
 	}
-	if diff := cmp.Diff([]string{"it is missing"}, v.Differences(addr, time.Minute)); diff != "" {
-		t.Error(diff)
-	}
-	if d := v.Differences(netip.Addr{}, 0); d != nil {
-		t.Error(d)
-	}
 	edited := strings.Replace(string(DropIn(addr, time.Minute)), "10.0.0.5", "10.0.0.9\nNice=3", 1)
-	for text, want := range map[string][]string{
-		string(DropIn(addr, time.Minute)):   nil,
-		string(DropIn(addr, 2*time.Minute)): {"TimeoutStopSec is 2m0s, wanted 1m0s"},
-		string(DropIn(addr, 0)):             {"TimeoutStopSec is not set, wanted 1m0s"},
-		edited:                              {`AMS_HOST_ADDRESS is "10.0.0.9", wanted "10.0.0.5"`, "Service.Nice was added"},
-		"[Service]\nTimeoutStopSec=60\nEnvironment=AMS_HOST_ADDRESS=10.0.0.5\n": {"it was not written by amsagent"},
+	for text, want := range map[string]DropInValues{
+		string(DropIn(addr, time.Minute)): {Exists: true, Ours: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
+		string(DropIn(addr, 0)):           {Exists: true, Ours: true, HostAddress: "10.0.0.5"},
+		edited:                            {Exists: true, Ours: true, HostAddress: "10.0.0.9", StopTimeout: time.Minute, Other: []string{"Service.Nice"}},
+		"[Service]\nTimeoutStopSec=60\nEnvironment=AMS_HOST_ADDRESS=10.0.0.5\n": {Exists: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
 	} {
 		// Behind an absolute link, as a configuration management may have it.
 		v, err := ReadDropIn(plant(t, map[string]string{DropInPath: "-> /srv/dropin", "srv/dropin": text}))
-		if err != nil {
-			t.Error(err)
-		}
-		if diff := cmp.Diff(want, v.Differences(addr, time.Minute)); diff != "" {
-			t.Errorf("(-want +got):\n%s", diff)
-		}
-		if diff := cmp.Diff([]string{"it should not be there"}, v.Differences(netip.Addr{}, 0)); diff != "" {
-			t.Error(diff)
+		if diff := cmp.Diff(want, v); err != nil || diff != "" {
+			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
 	}
 	if v, err := ReadDropIn(plant(t, map[string]string{DropInPath: "[Service]\nx\n"})); err == nil || !v.Exists || !strings.Contains(err.Error(), "line 2") {

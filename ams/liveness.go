@@ -43,10 +43,6 @@ const (
 	LiveUnknown LivenessState = "unknown"
 )
 
-// ErrBroken says that the server is up and answers its liveness call with an
-// error, and goes on doing so.
-var ErrBroken = errors.New("the server answers 500 to its liveness call: its own hostname does not resolve")
-
 // Liveness is the answer to one liveness call.
 type Liveness struct {
 	State  LivenessState `json:"state"`
@@ -141,84 +137,4 @@ func answer(resp *http.Response, body []byte) Liveness {
 		}
 	}
 	return l
-}
-
-// WaitOptions tune [WaitLive]. The zero value is usable.
-type WaitOptions struct {
-	// Interval between two calls; 0 is a second, less than a tenth of one a tenth.
-	Interval time.Duration
-	// Release tells whether a missing endpoint is final.
-	Release Release
-	// Progress is told every change of the state, and the state again every 15
-	// seconds, with the time since WaitLive began.
-	Progress func(l Liveness, since time.Duration)
-	// Alive is asked between two calls; its error ends the waiting. It says that
-	// the service has died, and nobody need wait for an answer any more.
-	Alive func(ctx context.Context) error
-}
-
-const (
-	liveInterval    = time.Second
-	liveMinInterval = 100 * time.Millisecond
-	liveProgress    = 15 * time.Second
-	// liveSettled answers of the same bad kind in a row are the truth and no
-	// moment of a start.
-	liveSettled = 5
-)
-
-// WaitLive asks until the server is live. It returns without an error as well
-// when the server answers and its release has no such call: State is then
-// LiveNoEndpoint, and more cannot be known. It fails with ErrBroken, with the
-// error of Alive, or with the context's error.
-func WaitLive(ctx context.Context, client *http.Client, base string, o WaitOptions) (Liveness, error) {
-	if client == nil {
-		client = NewHTTPClient()
-	}
-	if o.Interval == 0 {
-		o.Interval = liveInterval
-	}
-	tick := time.NewTicker(max(o.Interval, liveMinInterval))
-	defer tick.Stop()
-	begin := time.Now()
-	var last Liveness
-	var told time.Time
-	row := 0
-	outOfTime := func() (Liveness, error) {
-		if last.State == "" {
-			last.State = LiveUnknown
-		}
-		return last, fmt.Errorf("waiting for an answer at %s: %w (last seen: %s)", base, ctx.Err(), last)
-	}
-	for {
-		now := CheckLiveness(ctx, client, base)
-		if ctx.Err() != nil {
-			return outOfTime() // our own end is no news about the server
-		}
-		if row++; now.State != last.State {
-			row = 1
-		}
-		if o.Progress != nil && (now != last || time.Since(told) >= liveProgress) {
-			told = time.Now()
-			o.Progress(now, time.Since(begin))
-		}
-		last = now
-		switch {
-		case now.State == Live:
-			return now, nil
-		case now.State == LiveNoEndpoint && (!o.Release.HasLiveness() || !o.Release.Known() && row >= liveSettled):
-			return now, nil
-		case now.State == LiveBroken && row >= liveSettled:
-			return now, fmt.Errorf("waiting for an answer at %s: %w", base, ErrBroken)
-		}
-		if o.Alive != nil {
-			if err := o.Alive(ctx); err != nil && ctx.Err() == nil {
-				return now, fmt.Errorf("waiting for an answer at %s: %w", base, err)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return outOfTime()
-		case <-tick.C:
-		}
-	}
 }

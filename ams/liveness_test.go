@@ -4,17 +4,12 @@
 package ams
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -93,117 +88,4 @@ func TestCheckLivenessNoAnswer(t *testing.T) {
 			t.Errorf("%q: %+v", bad, got)
 		}
 	}
-}
-
-// answers is a server whose answers are written down: each from its time on.
-type answers struct {
-	began time.Time
-	list  []timedAnswer
-	calls int
-}
-
-type timedAnswer struct {
-	from time.Duration
-	code int // 0 = refused, -1 = silence
-}
-
-func (a *answers) RoundTrip(r *http.Request) (*http.Response, error) {
-	a.calls++
-	code := 0
-	for _, t := range a.list {
-		if time.Since(a.began) >= t.from {
-			code = t.code
-		}
-	}
-	switch code {
-	case 0:
-		return nil, &net.OpError{Op: "dial", Err: errRefused}
-	case -1:
-		<-r.Context().Done()
-		return nil, r.Context().Err()
-	}
-	return &http.Response{
-		StatusCode: code, Status: fmt.Sprintf("%d %s", code, http.StatusText(code)), Header: http.Header{},
-		Body: io.NopCloser(strings.NewReader(`{"host":"h","status":"s"}`)), Request: r,
-	}, nil
-}
-
-func TestWaitLive(t *testing.T) {
-	const s = time.Second
-	old, modern := Release{Version: "2.4.3"}, Release{Version: "3.0.3"}
-	for _, c := range []struct {
-		name    string
-		answers []timedAnswer
-		release Release
-		limit   time.Duration
-		after   time.Duration
-		state   LivenessState
-		want    error
-		told    []string // state at seconds since the start
-	}{
-		{"at once", []timedAnswer{{0, 200}}, modern, time.Minute, 0, Live, nil, []string{"0 live"}},
-		{
-			"a usual start",
-			[]timedAnswer{{0, 0}, {5 * s, 404}, {7 * s, 403}, {20 * s, 200}},
-			modern, time.Minute, 20 * s, Live, nil,
-			[]string{"0 starting", "5 no-endpoint", "7 starting", "20 live"},
-		},
-		{"a moment of 500", []timedAnswer{{0, 0}, {2 * s, 500}, {5 * s, 200}}, modern, time.Minute, 5 * s, Live, nil, []string{"0 starting", "2 broken", "5 live"}},
-		{"500 for good", []timedAnswer{{0, 500}}, modern, time.Minute, 4 * s, LiveBroken, ErrBroken, []string{"0 broken"}},
-		{"an old release", []timedAnswer{{0, 0}, {3 * s, 404}}, old, time.Minute, 3 * s, LiveNoEndpoint, nil, []string{"0 starting", "3 no-endpoint"}},
-		{"nobody knows the release", []timedAnswer{{0, 0}, {3 * s, 404}}, Release{}, time.Minute, 7 * s, LiveNoEndpoint, nil, []string{"0 starting", "3 no-endpoint"}},
-		{"404 for good", []timedAnswer{{0, 404}}, modern, 20 * s, 20 * s, LiveNoEndpoint, context.DeadlineExceeded, []string{"0 no-endpoint", "15 no-endpoint"}},
-		{"never", []timedAnswer{{0, 0}}, modern, 40 * s, 40 * s, LiveStarting, context.DeadlineExceeded, []string{"0 starting", "15 starting", "30 starting"}},
-		{"silent", []timedAnswer{{0, -1}, {10 * s, 200}}, modern, time.Minute, 12 * s, Live, nil, []string{"3 unknown", "12 live"}},
-		{"silent to the end", []timedAnswer{{0, -1}}, modern, 2 * s, 2 * s, LiveUnknown, context.DeadlineExceeded, nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(t.Context(), c.limit)
-				defer cancel()
-				begin := time.Now()
-				var told []string
-				got, err := WaitLive(ctx, &http.Client{Transport: &answers{began: begin, list: c.answers}}, "http://127.0.0.1:5080", WaitOptions{
-					Release: c.release,
-					Progress: func(l Liveness, since time.Duration) {
-						told = append(told, fmt.Sprintf("%.0f %s", since.Seconds(), l.State))
-					},
-				})
-				if !errors.Is(err, c.want) || got.State != c.state || time.Since(begin) != c.after {
-					t.Errorf("got %+v, %v after %s", got, err, time.Since(begin))
-				}
-				if diff := cmp.Diff(c.told, told); diff != "" {
-					t.Errorf("told (-want +got):\n%s", diff)
-				}
-			})
-		})
-	}
-}
-
-func TestWaitLiveServiceDies(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		died := &UnstableError{Service: "antmedia.service", State: State{Activity: ActivityFailed}}
-		_, err := WaitLive(t.Context(), &http.Client{Transport: &answers{began: begin}}, "http://127.0.0.1:5080", WaitOptions{Alive: func(context.Context) error {
-			if time.Since(begin) >= 3*time.Second {
-				return died
-			}
-			return nil
-		}})
-		if !errors.Is(err, ErrUnstable) || time.Since(begin) != 3*time.Second {
-			t.Errorf("%v after %s", err, time.Since(begin))
-		}
-	})
-}
-
-func TestWaitLiveInterval(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		a := &answers{began: time.Now()}
-		// However short it is asked to be, it is no storm.
-		if _, err := WaitLive(ctx, &http.Client{Transport: a}, "http://127.0.0.1:5080", WaitOptions{Interval: 1}); !errors.Is(err, context.DeadlineExceeded) || a.calls > 101 {
-			t.Errorf("%d calls, %v", a.calls, err)
-		}
-	})
 }

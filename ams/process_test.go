@@ -9,12 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
-
-const errRefused = syscall.ECONNREFUSED
 
 func TestReadProcess(t *testing.T) {
 	fields := strings.Repeat("1 ", 18) + "250050 " + strings.Repeat("2 ", 30)

@@ -177,3 +177,16 @@ func FuzzRedactText(f *testing.F) {
 		}
 	})
 }
+
+// encode percent-encodes all but the unreserved characters.
+func encode(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; isAlnum(c) || strings.IndexByte(unreserved, c) >= 0 {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}

@@ -31,7 +31,7 @@ const (
 )
 
 // Target is where MongoDB is, and who we are there. Get one from
-// [ParseTarget] or [BuildURI]; the zero Target points nowhere. Printing it in
+// [ParseTarget]; the zero Target points nowhere. Printing it in
 // any way shows [Target.Redacted].
 type Target struct {
 	// Behind two pointers, because fmt walks into unexported fields without
@@ -689,61 +689,6 @@ func (t *target) render(scheme, password string, value func(option) string) stri
 	for i, o := range t.options {
 		b.WriteByte("?&"[min(i, 1)])
 		b.WriteString(o.name + "=" + value(o))
-	}
-	return b.String()
-}
-
-// BuildURI makes a full URI of parts that are not encoded: user and password
-// as they are typed at a prompt, hosts as in [ParseTarget], options by name.
-// Everything but letters, digits and - . _ ~ is percent-encoded, which is the
-// form that every driver, .properties file, shell and Spring leave alone. An
-// empty user means no credentials.
-func BuildURI(hosts []string, user string, password Secret, options map[string]string) (Target, error) {
-	// The hosts alone first: a host with an @ or a slash in it would pass for
-	// something else in the whole.
-	if t, err := ParseTarget(strings.Join(hosts, ",")); err != nil {
-		return Target{}, err
-	} else if !t.Bare() {
-		return Target{}, &TargetError{Part: partHost, Problem: "a host is not a URI"}
-	}
-	var b strings.Builder
-	b.WriteString(schemePlain)
-	if user != "" {
-		b.WriteString(encode(user) + ":" + encode(password.Reveal()) + "@")
-	} else if password != "" {
-		return Target{}, &TargetError{Part: partUser, Problem: "there is a password without a user name"}
-	}
-	b.WriteString(strings.Join(hosts, ","))
-	b.WriteString("/")
-	names := make([]string, 0, len(options))
-	for name := range options {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for i, name := range names {
-		b.WriteByte("?&"[min(i, 1)])
-		b.WriteString(encode(name) + "=" + encode(options[name]))
-	}
-	t, err := ParseTarget(b.String())
-	if err != nil {
-		// Positions count in the string made here, which nobody has seen.
-		if te, ok := errors.AsType[*TargetError](err); ok {
-			te.Pos = 0
-		}
-		return Target{}, err
-	}
-	return t, nil
-}
-
-// encode percent-encodes all but the unreserved characters.
-func encode(s string) string {
-	var b strings.Builder
-	for i := range len(s) {
-		if c := s[i]; isAlnum(c) || strings.IndexByte(unreserved, c) >= 0 {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
 	}
 	return b.String()
 }

@@ -428,49 +428,6 @@ func TestTargetProperties(t *testing.T) {
 	}
 }
 
-func TestBuildURI(t *testing.T) {
-	password := "@:/?#%&\\ +\"'ä${x}#{y}\u20ac𝄞"
-	got, err := BuildURI([]string{"10.0.2.4", "[fd00::1]:27018"}, "us er@x", Secret(password),
-		map[string]string{"replicaSet": "rs/0", "authSource": "admin"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := "mongodb://us%20er%40x:%40%3A%2F%3F%23%25%26%5C%20%2B%22%27%C3%A4%24%7Bx%7D%23%7By%7D%E2%82%AC%F0%9D%84%9E" +
-		"@10.0.2.4,[fd00::1]:27018/?authSource=admin&replicaSet=rs%2F0"
-	if got.Raw().Reveal() != want {
-		t.Errorf("got  %s\nwant %s", got.Raw().Reveal(), want)
-	}
-	if got.get().password != password || got.Username() != "us er@x" || got.Option("replicaset") != "rs/0" {
-		t.Error("it does not decode to what was given")
-	}
-	checkTarget(t, got)
-	opts := options.Client().ApplyURI(got.Raw().Reveal())
-	if err := opts.Validate(); err != nil {
-		t.Fatalf("the driver refuses it: %v", err)
-	}
-	if opts.Auth.Password != password || opts.Auth.Username != "us er@x" || *opts.ReplicaSet != "rs/0" {
-		t.Error("the driver reads something else")
-	}
-
-	for name, bad := range map[string]struct {
-		hosts    []string
-		user     string
-		password Secret
-	}{
-		"host with credentials": {[]string{"a:b@c"}, "", ""},
-		"host that is a URI":    {[]string{"mongodb://h"}, "", ""},
-		"no host":               {nil, "u", "p"},
-		"password alone":        {[]string{"h"}, "", secretMark},
-		"user alone":            {[]string{"h"}, "u", ""},
-	} {
-		if got, err := BuildURI(bad.hosts, bad.user, bad.password, nil); err == nil {
-			t.Errorf("%s: got %v", name, got)
-		} else if strings.Contains(err.Error(), secretMark) {
-			t.Errorf("%s: the error shows the password", name)
-		}
-	}
-}
-
 // FuzzParseTarget: what parses renders to itself, is read alike by the driver,
 // and is never shown with its password; what does not parse is never quoted.
 func FuzzParseTarget(f *testing.F) {

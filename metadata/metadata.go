@@ -92,15 +92,6 @@ func open[P Provider](p P, err error) (Provider, error) {
 // HintOf returns the hint that an error of this package carries, or "".
 func HintOf(err error) string { return cloud.HintOf(err) }
 
-// TagValue returns the value of one of the agent's tags ("role", "group", "mongo"), spelled amsagent:role or, for clouds
-// that forbid the colon, amsagent-role. The colon wins where both are set. A blank value counts as not set.
-func TagValue(tags map[string]string, name string) (value string, ok bool) {
-	return Lookup(tags, TagNames(name)...)
-}
-
-// TagNames returns the spellings of one of the agent's tags, the preferred one first.
-func TagNames(name string) []string { return []string{"amsagent:" + name, "amsagent-" + name} }
-
 // Lookup returns the first of several tags that is set, for those who chose tag names of their own.
 func Lookup(tags map[string]string, keys ...string) (value string, ok bool) {
 	for _, k := range keys {

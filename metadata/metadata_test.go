@@ -36,7 +36,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-func TestTagValue(t *testing.T) {
+func TestLookup(t *testing.T) {
 	for _, tt := range []struct {
 		tags map[string]string
 		want string
@@ -50,8 +50,8 @@ func TestTagValue(t *testing.T) {
 		{map[string]string{"amsagent:role": " ", "amsagent-role": " origin\t"}, "origin", true},
 		{map[string]string{"AMSAGENT:ROLE": "edge"}, "", false},
 	} {
-		if got, ok := metadata.TagValue(tt.tags, "role"); got != tt.want || ok != tt.ok {
-			t.Errorf("TagValue(%v) = %q, %v, want %q, %v", tt.tags, got, ok, tt.want, tt.ok)
+		if got, ok := metadata.Lookup(tt.tags, "amsagent:role", "amsagent-role"); got != tt.want || ok != tt.ok {
+			t.Errorf("Lookup(%v) = %q, %v, want %q, %v", tt.tags, got, ok, tt.want, tt.ok)
 		}
 	}
 	// The type of Instance's tags goes in without a conversion.
@@ -84,7 +84,7 @@ func (s *scripted) ReadTags(context.Context) (metadata.TagSet, error) {
 }
 
 func hasRole(s metadata.TagSet) bool {
-	_, ok := metadata.TagValue(s.Tags, "role")
+	_, ok := metadata.Lookup(s.Tags, "amsagent:role", "amsagent-role")
 	return ok
 }
 
@@ -162,7 +162,7 @@ func TestDetectOpenInstance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	role, _ := metadata.TagValue(inst.Tags, "role")
+	role, _ := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role")
 	if inst.ID != "i-0abc1234567890def" || inst.Address != netip.MustParseAddr("10.0.1.23") || role != "edge" || inst.Group != "edge-asg" {
 		t.Errorf("instance: %+v", inst)
 	}

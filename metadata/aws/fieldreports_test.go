@@ -59,7 +59,7 @@ func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := metadata.TagValue(inst.Tags, "role"); ok || !inst.TagsKnown {
+		if _, ok := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role"); ok || !inst.TagsKnown {
 			t.Fatalf("tags %v, known %v: there is nothing to wait for", inst.Tags, inst.TagsKnown)
 		}
 		go func() {
@@ -71,10 +71,10 @@ func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 		}()
 		begin := time.Now()
 		set, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{}, func(s metadata.TagSet) bool {
-			_, ok := metadata.TagValue(s.Tags, "role")
+			_, ok := metadata.Lookup(s.Tags, "amsagent:role", "amsagent-role")
 			return ok
 		})
-		role, _ := metadata.TagValue(set.Tags, "role")
+		role, _ := metadata.Lookup(set.Tags, "amsagent:role", "amsagent-role")
 		if err != nil || role != "edge" || set.Group != "edge-asg" {
 			t.Errorf("role %q, group %q, %v", role, set.Group, err)
 		}

@@ -186,7 +186,7 @@ func TestRecordingHoldsNoSecrets(t *testing.T) {
 	}
 	// And it is still of use.
 	inst, _ := replay(t, os.DirFS(dir))
-	if v, ok := metadata.TagValue(inst.Tags, "role"); !ok || v != "edge" {
+	if v, ok := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role"); !ok || v != "edge" {
 		t.Errorf("role = %q, %v; the recording lost it", v, ok)
 	}
 	if inst.Group != "group-1" || !inst.Address.IsValid() || !inst.IPv6.IsValid() || inst.Hostname != "host-1.example.internal" {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -25,7 +26,7 @@ func TestCredentials(t *testing.T) {
 	s := startServer(t, mongod.Options{Users: map[string]string{"amsagent": password}})
 	uri := func(user, pw string) string {
 		t.Helper()
-		target, err := cluster.BuildURI([]string{s.Addr()}, user, cluster.Secret(pw), nil)
+		target, err := cluster.ParseTarget("mongodb://" + user + ":" + strings.ReplaceAll(url.QueryEscape(pw), "+", "%20") + "@" + s.Addr() + "/")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,7 +49,7 @@ func startCrashMongo(t *testing.T) *crashMongo {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	m := &crashMongo{server: s}
-	if m.target, err = cluster.BuildURI([]string{s.Addr()}, crashUser, crashPassword, map[string]string{"authSource": "admin"}); err != nil {
+	if m.target, err = mongoLogin(s.Addr(), crashUser, crashPassword); err != nil {
 		t.Fatal(err)
 	}
 	if m.client, err = cluster.Connect(context.Background(), m.target, cluster.Options{}); err != nil {

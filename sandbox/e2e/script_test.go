@@ -310,7 +310,7 @@ func (w *world) same(_ *testscript.TestScript, neg bool, args []string) error {
 func (w *world) client() (*cluster.Client, error) {
 	addr := w.mongo.Addr()
 	for u, p := range w.users {
-		t, err := cluster.BuildURI([]string{addr}, u, cluster.Secret(p), map[string]string{"authSource": "admin"})
+		t, err := mongoLogin(addr, u, p)
 		if err != nil {
 			return nil, err
 		}

@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"context"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,11 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
+
+// mongoLogin is where MongoDB is, with a user whose password may have any letter in it.
+func mongoLogin(addr, user, password string) (cluster.Target, error) {
+	return cluster.ParseTarget("mongodb://" + user + ":" + strings.ReplaceAll(url.QueryEscape(password), "+", "%20") + "@" + addr + "/?authSource=admin")
+}
 
 // TestNoProcessGetsTheSecret looks at every program that a join and a leave
 // start, with its arguments and its environment: none of them holds the password,
@@ -33,7 +39,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = mongo.Close() })
-	target, err := cluster.BuildURI([]string{mongo.Addr()}, "ams", password, map[string]string{"authSource": "admin"})
+	target, err := mongoLogin(mongo.Addr(), "ams", password)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -215,7 +216,7 @@ func TestTerminalIsSafe(t *testing.T) {
 // The words of others may carry a password in any of its spellings; none comes through in any form of output.
 func TestNoSecretComesThrough(t *testing.T) {
 	const password = `p@:/?#%&\"ä ß`
-	target, err := cluster.BuildURI([]string{"10.0.0.1"}, "app", cluster.Secret(password), nil)
+	target, err := cluster.ParseTarget("mongodb://app:" + strings.ReplaceAll(url.QueryEscape(password), "+", "%20") + "@10.0.0.1/")
 	if err != nil {
 		t.Fatal(err)
 	}

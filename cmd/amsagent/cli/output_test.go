@@ -193,43 +193,6 @@ func TestLogLevels(t *testing.T) {
 	}
 }
 
-// pass lets the bubble's clock run on, and all that was due happen.
-func pass(d time.Duration) {
-	<-time.After(d)
-	synctest.Wait()
-}
-
-func TestWaiting(t *testing.T) {
-	for _, terminal := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			e := &testEnv{vars: map[string]string{"INVOCATION_ID": "x"}}
-			env := e.env()
-			env.IsTerminal = func(any) bool { return terminal }
-			g := newGlobals(env.withDefaults())
-			g.setForm("text", "never", slog.LevelInfo)
-			line := "waiting for AMS"
-			done := g.waiting(t.Context(), func() string { return line })
-			lines := func() int { return strings.Count(e.stderr.String(), "waiting for AMS") }
-			if lines() != 1 {
-				t.Errorf("terminal %t: %d lines at once, want 1", terminal, lines())
-			}
-			pass(95 * time.Second)
-			want := 4 // a log hears from us every 30 s
-			if terminal {
-				want = 1 // where the line stands before a person's eyes, only news
-			}
-			if lines() != want {
-				t.Errorf("terminal %t: %d lines after 95 s, want %d", terminal, lines(), want)
-			}
-			done()
-			pass(time.Hour)
-			if lines() != want {
-				t.Errorf("terminal %t: %d lines after the end, want %d", terminal, lines(), want)
-			}
-		})
-	}
-}
-
 func TestOSEnv(t *testing.T) {
 	env := OS()
 	dir := t.TempDir()
