@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -129,6 +130,37 @@ func TestPackageImage(t *testing.T) {
 		i.wantEnabled(t, "after the purge", false)
 		nothingLeft(t)
 	})
+	t.Run("again", func(t *testing.T) {
+		// The same version once more, and an older one over a newer: neither asks, switches units, or touches what the
+		// operator wrote, which no package has.
+		dpkg(t, "-i", "/image/"+packageNew+".deb")
+		if files := i.run(t, "chroot", i.dir, "dpkg-query", "-W", "-f", "${Conffiles}", "amsagent"); strings.TrimSpace(files) != "" {
+			t.Errorf("files that an upgrade would ask about: %s", files)
+		}
+		i.run(t, "chroot", i.dir, "systemctl", "disable", "-q", daemonUnit)
+		const mine = "role: edge # mine\n"
+		config := i.dir + "/etc/amsagent/config.yaml"
+		if err := os.MkdirAll(filepath.Dir(config), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(config, []byte(mine), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, version := range []string{packageNew, packageOld, packageOld, packageNew} {
+			dpkg(t, "-i", "/image/"+version+".deb")
+			if said := i.run(t, "chroot", i.dir, "dpkg", "--verify", "amsagent"); said != "" {
+				t.Errorf("%s: %s", version, said)
+			}
+			if b, err := os.ReadFile(config); err != nil || string(b) != mine {
+				t.Errorf("%s: the settings are %q, %v", version, b, err)
+			}
+			if i.enabled(daemonUnit) || !i.enabled(convergeUnit) {
+				t.Errorf("%s: units were enabled or disabled", version)
+			}
+		}
+		dpkg(t, "-P", "amsagent")
+		nothingLeft(t)
+	})
 	t.Run("preset", func(t *testing.T) {
 		preset := i.dir + "/etc/systemd/system-preset"
 		if err := os.MkdirAll(preset, 0o755); err != nil {
@@ -230,6 +262,25 @@ chmod 755 "$1/bin/sh"`, "sh", i.dir)
 		}
 		if said := rpm("-V", "amsagent"); said != "" {
 			t.Error(said)
+		}
+		// The same once more, an older one, and back.
+		for _, step := range [][]string{{"--replacepkgs", packageNew}, {"--oldpackage", packageOld}, {"", packageNew}} {
+			args := []string{"-U", set.rpm[step[1]]}
+			if step[0] != "" {
+				args = slices.Insert(args, 1, step[0])
+			}
+			if said := rpm(args...); said != "" {
+				t.Errorf("%v: %s", step, said)
+			}
+			// Not a first installation, and not the end of one.
+			b, err := os.ReadFile(i.dir + "/image/told")
+			if err != nil || !strings.HasPrefix(string(b), "there 2\n") || strings.Contains(string(b), " 0\n") {
+				t.Errorf("%v: the scripts were told %q, %v", step, b, err)
+			}
+			_ = os.Remove(i.dir + "/image/told")
+			if i.enabled(daemonUnit) || !i.enabled(convergeUnit) {
+				t.Errorf("%v: units were enabled or disabled", step)
+			}
 		}
 		// What the agent would have left.
 		for _, f := range []string{"/etc/amsagent/config.yaml", "/var/lib/amsagent/drain.json"} {
