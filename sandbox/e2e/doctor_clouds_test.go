@@ -1,0 +1,69 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/sandbox/fakealibaba"
+)
+
+// doctored lets the doctor look at a machine of a cloud.
+func (h *host) doctored() []doctor.Result {
+	h.t.Helper()
+	out, code := h.run("doctor", "-o", "json")
+	var d struct{ Checks []doctor.Result }
+	if err := json.Unmarshal([]byte(out), &d); err != nil || len(d.Checks) == 0 {
+		h.t.Fatalf("exit %d: %v\n%s", code, err, out)
+	}
+	return d.Checks
+}
+
+// TestCloudAlibabaDoctor: the hook, its times and each right but the last are found at a machine in service, and what
+// waits is neither told nor prolonged.
+func TestCloudAlibabaDoctor(t *testing.T) {
+	t.Parallel()
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-end", Timeout: 10 * time.Minute}, fakealibaba.Hook{ID: "ash-ready", Launching: true, Timeout: time.Minute})
+	h := newOnAlibaba(t, newDatabase(t), ess, 21, nil)
+	all := h.doctored()
+	finds(t, all, "AMS-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; this machine may keep it waiting; whether it may complete it shows only then")
+	finds(t, all, "AMS-TIMELINE", doctor.Good, "hook ash-end waits 10m at a time, 6h in all")
+	for call, permission := range map[string]string{
+		"RecordLifecycleActionHeartbeat": "ess:RecordLifecycleActionHeartbeat", "DescribeLifecycleHooks": "ess:DescribeLifecycleHooks",
+		"DescribeScalingInstances": "ess:DescribeScalingInstances", "DescribeScalingActivities": "ess:DescribeScalingActivities",
+	} {
+		if err := ess.AddFault(fakealibaba.Fault{Path: call, Code: "Forbidden.RAM", Status: 403}); err != nil {
+			t.Fatal(err)
+		}
+		finds(t, h.doctored(), "AMS-HOOK-DENIED", doctor.Bad, "permission "+permission+" is missing")
+		ess.ClearFaults()
+	}
+	if err := ess.ScaleIn(h.id); err != nil {
+		t.Fatal(err)
+	}
+	h.noted(fakealibaba.Wait)
+	finds(t, h.doctored(), "AMS-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; whether this machine may keep it waiting and complete it shows only when it waits")
+	if n := written(ess, fakealibaba.Heartbeat) + written(ess, fakealibaba.Completed); n > 0 {
+		t.Errorf("what waits was told %d times", n)
+	}
+}
+
+// TestCloudAzureDoctor: what no machine can see is not taken for missing.
+func TestCloudAzureDoctor(t *testing.T) {
+	t.Parallel()
+	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 21, "10.0.61.21")
+	all := h.doctored()
+	finds(t, all, "AMS-HOOK", doctor.Unknown, "terminate notification")
+	for _, r := range all {
+		if r.ID == "AMS-HOOK" && !strings.HasPrefix(r.Hint, "az vmss show ") {
+			t.Errorf("the hint: %q", r.Hint)
+		}
+	}
+}
