@@ -76,6 +76,28 @@ type machine struct {
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
+	m := newDisk(t, diskOptions{tree: `root_make ""`, boot: "--private-network"})
+	m.installAll(t)
+	var err error
+	m.mongo, err = mongo.Connect(options.Client().ApplyURI("mongodb://" + nodeMongo + "/?directConnection=true&serverSelectionTimeoutMS=3000").SetDialer(m))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.mongo.Disconnect(context.Background()) })
+	return m
+}
+
+// diskOptions are what differs between machines that can be booted again and again.
+type diskOptions struct {
+	tree string // a command of boot.sh that prints which tree it begins with
+	boot string // options of systemd-nspawn
+	net  int    // the process in whose network it is booted; 0: this one's
+	copy string // the disk to begin with, in place of the tree alone
+}
+
+// newDisk makes one with a Debian on it, and whoever boots it.
+func newDisk(t *testing.T, o diskOptions) *machine {
+	t.Helper()
 	giveUp := t.Skipf
 	if os.Getenv("REQUIRE_SYSTEMD") != "" {
 		giveUp = t.Fatalf
@@ -84,11 +106,11 @@ func newMachine(t *testing.T) *machine {
 		giveUp("booting a systemd needs root: run it as root, or with sudo")
 	}
 	work := t.TempDir()
-	mounts, links := nodeTraces(t)
+	mounts, links := nodeTraces(t, work)
 
 	// As in bootNode: the end of standard input ends all of it, in order.
 	const script = `. "$1"
-root=$(root_make "" </dev/null) || exit 77
+root=$(eval "$3" </dev/null) || exit 77
 mkdir "$2/top" "$2/disk"
 finish() {
 	poweroff
@@ -97,15 +119,22 @@ finish() {
 }
 trap 'finish "" "$2"' EXIT
 mount -t tmpfs tmpfs "$2/top" && mkdir "$2/top/upper" "$2/top/work" || exit 77
+[ -z "$5" ] || cp -a "$5/../top/upper/." "$2/top/upper/" || exit 1
 mount -t overlay -o "lowerdir=$root,upperdir=$2/top/upper,workdir=$2/top/work" overlay "$2/disk" || exit 77
 echo made
 while read -r what; do
 	case $what in
-	boot) boot "$2/disk" --volatile=no --private-network && echo "leader $NSPAWN_LEADER" || echo failed ;;
+	boot) boot "$2/disk" --volatile=no $4 && echo "leader $NSPAWN_LEADER" || echo failed ;;
 	poweroff) poweroff && echo off || echo failed ;;
 	esac
 done`
-	cmd := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", work)
+	args := []string{"bash", "-c", script, "bash", "../nspawn/boot.sh", work, o.tree, o.boot, o.copy}
+	if o.net != 0 {
+		args = append([]string{"nsenter", "-t", strconv.Itoa(o.net), "-n"}, args...)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	// Where user data joins, a boot ends with that.
+	cmd.Env = append(os.Environ(), "NSPAWN_BOOT_LIMIT=180")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	m := &machine{bootedNode: &bootedNode{}, disk: filepath.Join(work, "disk"), said: &bytes.Buffer{}}
 	cmd.Stderr = m.said
@@ -124,7 +153,7 @@ done`
 	t.Cleanup(func() {
 		_ = in.Close()
 		err := cmd.Wait()
-		mountsAfter, linksAfter := nodeTraces(t)
+		mountsAfter, linksAfter := nodeTraces(t, work)
 		if !slices.Equal(mounts, mountsAfter) || !slices.Equal(links, linksAfter) {
 			t.Errorf("left behind: mounts\n%s\nnetwork interfaces %v, before %v", strings.Join(mountsAfter, "\n"), linksAfter, links)
 		}
@@ -135,13 +164,7 @@ done`
 	if line, _ := m.out.ReadString('\n'); line != "made\n" {
 		giveUp("no disk to boot can be had here: it needs debootstrap, systemd-nspawn, a mirror, and overlays\n%s", m.said)
 	}
-	m.installAll(t)
 	m.http = &http.Client{Transport: &http.Transport{DialContext: m.DialContext, DisableKeepAlives: true}}
-	m.mongo, err = mongo.Connect(options.Client().ApplyURI("mongodb://" + nodeMongo + "/?directConnection=true&serverSelectionTimeoutMS=3000").SetDialer(m))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.mongo.Disconnect(context.Background()) })
 	return m
 }
 
@@ -213,14 +236,21 @@ WantedBy=multi-user.target
 `)
 	m.instance(t, nodeID, nodeAddress)
 	m.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=1s\n")
+	m.installServer(t)
+	m.onDisk(t, `mkdir -p "$1/opt/cloud/database"
+chroot "$1" systemctl enable -q cloud mongo imds amsagent-node amsagent`)
+}
+
+// installServer puts Ant Media Server there as its installer does, and what the firmware says of the cloud.
+func (m *machine) installServer(t *testing.T) {
+	t.Helper()
 	m.onDisk(t, `
 "$1/usr/local/bin/sandbox" tree --dmi aws "$1/opt/cloud/firmware" >/dev/null
-mkdir -p "$1/opt/cloud/database"
 chroot "$1" useradd --system --home-dir `+nodeHome+` --shell /bin/false antmedia
 "$1/usr/local/bin/sandbox" tree --owner "$(chroot "$1" id -u antmedia):$(chroot "$1" id -g antmedia)" \
 	--exec 'echo "$$ $AMS_HOST_ADDRESS" >>`+nodeStarts+`; exec /usr/local/bin/sandbox ams --root "$ANTMEDIA_HOME" --hosts-file /etc/hosts @`+nodeFlags+`' "$1" >/dev/null
 cp -a "$1`+nodeHome+`" "$1/opt/cloud/vendor"
-chroot "$1" systemctl enable -q cloud mongo imds antmedia amsagent-node amsagent`)
+chroot "$1" systemctl enable -q antmedia`)
 }
 
 // write writes a file on the disk.

@@ -79,7 +79,7 @@ func bootNode(t *testing.T) *bootedNode {
 	for name, from := range map[string]string{"amsagent": nodeAgent(t), "sandbox": bins.sandbox} {
 		nodeCopy(t, from, filepath.Join(share, name))
 	}
-	mounts, links := nodeTraces(t)
+	mounts, links := nodeTraces(t, share)
 
 	// The shell holds the container: the end of its standard input, which comes also
 	// when this process dies, powers it off. A session of its own keeps signals meant
@@ -123,7 +123,7 @@ poweroff`
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("powering off: %v\n%s", err, said.String())
 		}
-		mountsAfter, linksAfter := nodeTraces(t)
+		mountsAfter, linksAfter := nodeTraces(t, share)
 		if !slices.Equal(mounts, mountsAfter) || !slices.Equal(links, linksAfter) {
 			t.Errorf("left behind: mounts\n%s\nnetwork interfaces %v, before %v", strings.Join(mountsAfter, "\n"), linksAfter, links)
 		}
@@ -163,15 +163,16 @@ func nodeCopy(t *testing.T, from, to string) {
 }
 
 // nodeTraces lists what a container could leave behind on this machine: mounts of
-// its own, and network interfaces with the names it uses.
-func nodeTraces(t *testing.T) (mounts, links []string) {
+// its own or in the folder that it was made for, and network interfaces with the
+// names it uses. The disk of another one is none of its mounts.
+func nodeTraces(t *testing.T, dir string) (mounts, links []string) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(b)) {
-		if strings.Contains(line, "nspawn") {
+		if strings.Contains(line, dir+"/") || strings.Contains(line, "nspawn") && !strings.Contains(line, "lowerdir=") {
 			mounts = append(mounts, strings.TrimSpace(line))
 		}
 	}

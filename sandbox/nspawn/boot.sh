@@ -92,6 +92,36 @@ root_make() {
 	printf '%s\n' "$root"
 }
 
+# root_with PACKAGE... makes once, beside the tree of root_make in the user's cache, one that has more packages, and
+# prints its path. Nothing of them is started: there is no systemd in it yet.
+root_with() {
+	local base want root
+	base=$(root_make "") || return 1
+	want=$(printf '%s ' "$@" | sha256sum | cut -c1-12)
+	root=$base-$want
+	(
+		flock 9 || exit 1
+		[ -d "$root" ] && exit 0
+		part=$root.part
+		rm -rf --one-file-system "$part"
+		nspawn_say "making $root (half a minute, once)"
+		# The mirror's name is resolved as on this machine.
+		if ! { cp -a "$base" "$part" && cp -L /etc/resolv.conf "$part/etc/resolv.conf" &&
+			chroot "$part" apt-get -qq update &&
+			DEBIAN_FRONTEND=noninteractive chroot "$part" apt-get -qq install -y --no-install-recommends "$@"; } </dev/null >"$part.log" 2>&1 9>&-; then
+			nspawn_say "installing $* failed; the end of $part.log:"
+			tail -n 20 "$part.log" >&2
+			exit 1
+		fi
+		rm -rf "$part"/var/cache/apt/*.bin "$part"/var/cache/apt/archives/*.deb "$part"/var/lib/apt/lists/*
+		: >"$part/etc/machine-id"
+		cp -a "$base/etc/resolv.conf" "$part/etc/resolv.conf"
+		rm -f "$part.log"
+		mv "$part" "$root"
+	) 9>"$root.lock" || return 1
+	printf '%s\n' "$root"
+}
+
 # boot ROOT [OPTION...] boots ROOT and returns once systemd inside says running or degraded.
 boot() {
 	local root=$1 state tries child

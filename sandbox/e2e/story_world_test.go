@@ -1,0 +1,337 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"golang.org/x/sys/unix"
+)
+
+// What is beside the nodes, in a network that only they share.
+const (
+	storyMongo    = "10.77.0.4"
+	storyServices = "10.77.0.5" // packages, and the vault with the secret
+	storyBalancer = "10.77.0.6"
+	storyPassword = "0123456789abcdef0123456789abcdef0123456789abcdef"
+	storyURI      = "mongodb://amsagent:" + storyPassword + "@" + storyMongo + ":27017/admin"
+)
+
+// storyLimit is longer than anything here takes on a machine that has much else to do.
+const storyLimit = 2 * time.Minute
+
+// storyPorts are those of the templates: 80 leads to origins, 5080 to edges.
+var storyPorts = map[string]string{"origin": "80", "edge": "5080"}
+
+// storyWorld is a network of its own with a bridge in it, on which the nodes' cables end, a MongoDB that wants a password, a
+// load balancer, and a web server. All of it ends with the shell that holds it.
+type storyWorld struct {
+	pid   int // of the shell
+	dir   string
+	mongo *mongo.Client
+}
+
+// DialContext connects inside that network.
+func (w *storyWorld) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return (&bootedNode{leader: w.pid}).DialContext(ctx, network, address)
+}
+
+// newStoryWorld makes it. Each node is in the balancer from the beginning, by an address that nobody may have yet, as in a
+// cloud's target group.
+func newStoryWorld(t *testing.T, nodes ...*storyNode) *storyWorld {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("REQUIRE_SYSTEMD") != "" {
+			t.Fatal("a network of its own needs root")
+		}
+		t.Skip("a network of its own needs root: run it as root, or with sudo")
+	}
+	balancer := packageTool(t, "haproxy")
+	w := &storyWorld{dir: t.TempDir()}
+	w.configure(t, nodes)
+	const script = `ip link set lo up
+ip link add br0 type bridge || exit 77
+for a in $1; do ip addr add "$a/24" dev br0; done
+ip link set br0 up || exit 77
+"$2" mongo --listen ` + storyMongo + `:27017 --control "" --user amsagent:` + storyPassword + ` --die-with-parent >"$4/mongo.log" 2>&1 &
+"$3" -db -f "$4/haproxy.cfg" >"$4/haproxy.log" 2>&1 &
+echo made
+read -r _
+kill $(jobs -p)
+wait`
+	cmd := exec.Command("unshare", "--net", "bash", "-c", script, "bash",
+		strings.Join([]string{storyMongo, storyServices, storyBalancer}, " "), bins.sandbox, balancer, w.dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	var said strings.Builder
+	cmd.Stderr = &said
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.pid = cmd.Process.Pid
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Wait()
+	})
+	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "made\n" {
+		_ = in.Close()
+		_ = cmd.Wait()
+		t.Skipf("no network with a bridge can be had here: %s", said.String())
+	}
+	if w.mongo, err = mongo.Connect(options.Client().ApplyURI(storyURI + "?directConnection=true&serverSelectionTimeoutMS=3000").SetDialer(w)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.mongo.Disconnect(context.Background()) })
+	storyUntil(t, "the database", func() bool { return w.mongo.Ping(t.Context(), nil) == nil })
+	storyUntil(t, "the load balancer", func() bool { return len(w.servers()) == len(nodes) })
+	return w
+}
+
+// configure writes the balancer's file. It asks each node's agent, often, so that nobody waits for it here; the templates ask
+// every ten seconds. It keeps no idle connections to the servers: Ant Media Server never ends them, and an agent that counts
+// viewers by connections would wait for each. And who has gone is gone: the stand-in has nothing to send in which that would be
+// noticed.
+func (w *storyWorld) configure(t *testing.T, nodes []*storyNode) {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString(`global
+	stats socket ipv4@` + storyBalancer + `:9999 level admin
+defaults
+	mode http
+	timeout connect 5s
+	timeout client 10m
+	timeout server 10m
+	timeout check 2s
+	option http-server-close
+	option abortonclose
+	option httpchk GET /readyz
+	default-server check port 9771 inter 500ms fall 3 rise 1
+`)
+	for role, port := range storyPorts {
+		fmt.Fprintf(&b, "frontend %s\n\tbind %s:%s\n\tdefault_backend %[1]ss\nbackend %[1]ss\n\thttp-response set-header X-Node %%s\n", role, storyBalancer, port)
+		for _, n := range nodes {
+			if n.role == role {
+				fmt.Fprintf(&b, "\tserver %s %s:5080\n", n.name, n.address)
+			}
+		}
+	}
+	if err := os.WriteFile(filepath.Join(w.dir, "haproxy.cfg"), []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// balancer tells the load balancer something, and gives its answer.
+func (w *storyWorld) balancer(command string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c, err := w.DialContext(ctx, "tcp", storyBalancer+":9999")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(c, command+"\n"); err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(c)
+	return strings.TrimSpace(string(b)), err
+}
+
+// servers are what the load balancer thinks of each node: its columns by name.
+func (w *storyWorld) servers() map[string]map[string]string {
+	out := map[string]map[string]string{}
+	text, err := w.balancer("show stat")
+	if err != nil {
+		return out
+	}
+	r := csv.NewReader(strings.NewReader(strings.TrimPrefix(text, "# ")))
+	r.FieldsPerRecord = -1
+	rows, err := r.ReadAll()
+	if err != nil || len(rows) == 0 {
+		return out
+	}
+	for _, row := range rows[1:] {
+		fields := map[string]string{}
+		for i, name := range rows[0] {
+			if i < len(row) {
+				fields[name] = row[i]
+			}
+		}
+		if name := fields["svname"]; name != "FRONTEND" && name != "BACKEND" {
+			out[name] = fields
+		}
+	}
+	return out
+}
+
+// sees waits until the load balancer takes a node for this: UP or DOWN.
+func (w *storyWorld) sees(t *testing.T, node, status string) {
+	t.Helper()
+	storyUntil(t, "a load balancer that sees "+node+" "+status, func() bool { return w.servers()[node]["status"] == status })
+}
+
+// http is a client in that network.
+func (w *storyWorld) http(timeout time.Duration) *http.Client {
+	return &http.Client{Timeout: timeout, Transport: &http.Transport{DialContext: w.DialContext, DisableKeepAlives: true}}
+}
+
+// get asks the load balancer at the port of a role, and says which node answered.
+func (w *storyWorld) get(role, path string) (node string, status int, body io.ReadCloser, err error) {
+	resp, err := w.http(0).Get("http://" + net.JoinHostPort(storyBalancer, storyPorts[role]) + path)
+	if err != nil {
+		return "", 0, nil, err
+	}
+	return resp.Header.Get("X-Node"), resp.StatusCode, resp.Body, nil
+}
+
+// serves: a request to the role's port is answered by this node's server.
+func (w *storyWorld) serves(t *testing.T, n *storyNode) {
+	t.Helper()
+	storyUntil(t, "an answer of "+n.name+" at the port of "+n.role+"s", func() bool {
+		node, status, body, err := w.get(n.role, "/rest/v2/liveness")
+		if err != nil {
+			return false
+		}
+		_ = body.Close()
+		return node == n.name && status == http.StatusOK
+	})
+}
+
+// storyViewer plays through the load balancer until it is closed.
+type storyViewer struct {
+	body io.ReadCloser
+	over chan struct{}
+}
+
+// watch lets somebody come.
+func (w *storyWorld) watch(t *testing.T, n *storyNode) *storyViewer {
+	t.Helper()
+	v := &storyViewer{over: make(chan struct{})}
+	storyUntil(t, "somebody who watches on "+n.name, func() bool {
+		node, status, body, err := w.get(n.role, "/LiveApp/play/s1?kind=hls")
+		if err != nil {
+			return false
+		}
+		if node != n.name || status != http.StatusOK {
+			_ = body.Close()
+			return false
+		}
+		v.body = body
+		return true
+	})
+	go func() {
+		defer close(v.over)
+		_, _ = io.Copy(io.Discard, v.body)
+	}()
+	t.Cleanup(v.leave)
+	return v
+}
+
+// leave ends it from the viewer's side.
+func (v *storyViewer) leave() {
+	_ = v.body.Close()
+	<-v.over
+}
+
+// cut: the stream has ended, and not by the viewer.
+func (v *storyViewer) cut() bool {
+	select {
+	case <-v.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// offer serves files and the vault in that network: name to what is there.
+func (w *storyWorld) offer(t *testing.T, files map[string][]byte) {
+	t.Helper()
+	type listening struct {
+		l   net.Listener
+		err error
+	}
+	ch := make(chan listening, 1)
+	go func() {
+		// As in bootedNode.DialContext: a thread that ends there.
+		runtime.LockOSThread()
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", w.pid))
+		if err != nil {
+			ch <- listening{nil, err}
+			return
+		}
+		defer func() { _ = ns.Close() }()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			ch <- listening{nil, err}
+			return
+		}
+		l, err := net.Listen("tcp", storyServices+":80")
+		ch <- listening{l, err}
+	}()
+	made := <-ch
+	if made.err != nil {
+		t.Fatal(made.err)
+	}
+	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		b, ok := files[strings.TrimPrefix(r.URL.Path, "/")]
+		if !ok {
+			http.NotFound(rw, r)
+			return
+		}
+		_, _ = rw.Write(b)
+	})}
+	go func() { _ = srv.Serve(made.l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+}
+
+// tells is what the services said.
+func (w *storyWorld) tells() string {
+	var b strings.Builder
+	for _, name := range []string{"mongo.log", "haproxy.log"} {
+		text, _ := os.ReadFile(filepath.Join(w.dir, name))
+		fmt.Fprintf(&b, "=== %s\n%s\n", name, text)
+	}
+	for name, s := range w.servers() {
+		fmt.Fprintf(&b, "server %s: %s %s %s, %s\n", name, s["addr"], s["status"], s["check_desc"], s["last_chk"])
+	}
+	return b.String()
+}
+
+// storyUntil waits for something that must come.
+func storyUntil(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(storyLimit)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		<-tick.C
+	}
+}
