@@ -7,7 +7,11 @@ package e2e
 
 import (
 	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,4 +70,63 @@ func TestCloudAzureDoctor(t *testing.T) {
 			t.Errorf("the hint: %q", r.Hint)
 		}
 	}
+}
+
+// TestDoctorSilence: whatever is asked takes the connection and says nothing, the database, the cloud and the daemon, and
+// several doctors look at once. Each is over in its time, and lists all.
+func TestDoctorSilence(t *testing.T) {
+	t.Parallel()
+	h := newOnAlibaba(t, newDatabase(t), newESS(t, fakealibaba.CloudOptions{}), 22, nil)
+	tcp := silent(t, "tcp", "127.0.0.1:0")
+	socket := filepath.Join(h.root, "run/amsagent/control.sock")
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	silent(t, "unix", socket)
+	for i, v := range h.env {
+		name, _, _ := strings.Cut(v, "=")
+		h.env[i] = name + "=http://" + tcp
+	}
+	// On a machine that is busy with other tests a second is longer.
+	const bound = 2 * doctorBound
+	var doctors sync.WaitGroup
+	for range 3 {
+		doctors.Go(func() {
+			begin := time.Now()
+			out, code := h.run("doctor", "-o", "json", "--mongo", tcp)
+			if took := time.Since(begin); took > bound {
+				t.Errorf("it took %s", took)
+			}
+			var d struct{ Checks []doctor.Result }
+			if err := json.Unmarshal([]byte(out), &d); err != nil || code != 6 || len(d.Checks) < 40 {
+				t.Errorf("exit %d, %d checks, %v", code, len(d.Checks), err)
+			}
+			for _, r := range d.Checks {
+				if r.Check == "AMS-MONGO" && r.Verdict != doctor.Bad || r.Check == "AMS-NO-DAEMON" && r.Verdict != doctor.Unknown {
+					t.Errorf("%+v", r)
+				}
+			}
+		})
+	}
+	doctors.Wait()
+}
+
+// silent takes connections and says nothing.
+func silent(t *testing.T, network, address string) string {
+	t.Helper()
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = c.Close() })
+		}
+	}()
+	return l.Addr().String()
 }
