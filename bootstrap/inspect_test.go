@@ -125,3 +125,30 @@ func TestStatusIDs(t *testing.T) {
 		t.Errorf("listed %v\nused   %v", got, want)
 	}
 }
+
+// Files that a join without a proof edited are ours, and are not taken for somebody else's.
+func TestStatusOfOfflineJoin(t *testing.T) {
+	ids := func(m *Machine) (ids []string) {
+		t.Helper()
+		s, err := m.Status(t.Context(), StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range s.Disagree {
+			ids = append(ids, d.ID)
+		}
+		return ids
+	}
+	m := ownTree(t, "3.0", "3.0.3")
+	joinOffline(t, m, testMongo, "10.0.1.7")
+	if got := ids(m); !slices.Contains(got, "STATUS-JOINING") || slices.Contains(got, "STATUS-FOREIGN") {
+		t.Errorf("%v", got)
+	}
+	// Without our memory of it they are anybody's.
+	if err := os.RemoveAll(filepath.Join(m.Root, StateDir)); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(m); !slices.Contains(got, "STATUS-FOREIGN") || slices.Contains(got, "STATUS-JOINING") {
+		t.Errorf("%v", got)
+	}
+}

@@ -275,7 +275,11 @@ func (s *Status) compare(state *State) {
 	if state != nil && state.Phase == PhaseLeaving {
 		add("STATUS-LEAVING", "run amsagent leave again", "a leave was begun and not finished")
 	}
-	if state == nil && files.Mode == conf.ModeCluster {
+	switch {
+	case state != nil || files.Mode != conf.ModeCluster:
+	case files.Undo:
+		add("STATUS-JOINING", "run amsagent join, without --offline", "amsagent edited the files, and no join was proved")
+	default:
 		add("STATUS-FOREIGN", "amsagent join takes it over; amsagent leave makes it standalone", "the files are a cluster node's, and not amsagent made them so")
 	}
 	left := row.Registry != nil && row.Registry.State == cluster.StateLeft // and is stopped for that

@@ -343,6 +343,11 @@ func networkCases(open, closed int) []aCase {
 			proc(listenTCP(1936, 77), ams.State{Activity: ams.ActivityInactive})(c)
 			c.put(server, "rtmp.port=1936\nclusterdb.host=\n")
 		}, Bad, "", "port 1936 (RTMP) is taken"},
+		{IDPorts, "RTMPS is off", proc(listenTCP(8443, 77), ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
+		{IDPorts, "RTMPS is on", func(c *clinic) {
+			proc(listenTCP(8443, 77), ams.State{Activity: ams.ActivityInactive})(c)
+			c.put(server, "rtmps.enabled=true\nclusterdb.host=\n")
+		}, Bad, "", "port 8443 (RTMPS) is taken"},
 		{IDPorts, "who it is cannot be seen", proc(listenTCP(5080, 78), ams.State{Activity: ams.ActivityActive, MainPID: 7}), Unknown, "", "only root sees"},
 		{IDPorts, "it does not listen", proc("", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Warning, "", "nobody listens on port 5080"},
 		{IDPorts, "a tree", nil, Unknown, "", "does not run"},

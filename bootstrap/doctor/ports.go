@@ -69,6 +69,9 @@ func (p *patient) serverPorts(in *ams.Installation) []wanted {
 	}
 	add("https.port", 5443, false, "HTTPS")
 	add("rtmp.port", 1935, false, "RTMP")
+	if ok && strings.EqualFold(s.get("rtmps.enabled"), "true") {
+		add("rtmps.port", 8443, false, "RTMPS")
+	}
 	add("server.srt_port", 4200, true, "SRT")
 	add("server.origin_port", originPort, false, "between nodes")
 	add("", 9999, false, "shutdown, on the loopback")
