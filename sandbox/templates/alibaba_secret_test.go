@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/amsagent/amsagent/sandbox/fakealibaba"
 )
@@ -93,9 +92,5 @@ func TestAlibabaSecret(t *testing.T) {
 	if err := meta.AddFault(fakealibaba.Fault{Status: 403}); err != nil {
 		t.Fatal(err)
 	}
-	begun := time.Now()
 	fails("403", "get", "ams-mongo")
-	if since := time.Since(begun); since > 20*time.Second {
-		t.Errorf("it took %s", since)
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -49,6 +50,11 @@ func load(t *testing.T, file string, given map[string]any) *cloudformation {
 		t.Fatalf("%s: %v", file, err)
 	}
 	top := c.tree(doc.Content[0]).(object)
+	for name := range top {
+		if !slices.Contains(strings.Fields("AWSTemplateFormatVersion Conditions Description Metadata Outputs Parameters ROSTemplateFormatVersion Resources"), name) {
+			t.Errorf("%s has a section %s", file, name)
+		}
+	}
 	c.ros = top["ROSTemplateFormatVersion"] == "2015-09-01"
 	if !c.ros && top["AWSTemplateFormatVersion"] != "2010-09-09" {
 		t.Errorf("%s says not whose template it is", file)
@@ -61,6 +67,11 @@ func load(t *testing.T, file string, given map[string]any) *cloudformation {
 		p := p.(object)
 		if p["Description"] == nil || p["Type"] == nil {
 			t.Errorf("%s: the parameter %s has no description or no type", file, name)
+		}
+		for key := range p {
+			if !slices.Contains(strings.Fields("AllowedPattern AllowedValues Default Description MaxValue MinValue Type"), key) && (!c.ros || key != "AssociationProperty") {
+				t.Errorf("%s: the parameter %s has a part %s", file, name, key)
+			}
 		}
 		switch v, ok := given[name]; {
 		case ok:

@@ -87,6 +87,24 @@ var rosTypes = map[string]rosType{
 	"ALIYUN::ROS::WaitConditionHandle": {"", "Count Mode", "CurlCli Headers URL"},
 }
 
+// rosParts are the parts of properties that have some.
+var rosParts = map[string]string{
+	"Certificates":          "CertificateId",
+	"ConnectionDrainConfig": "ConnectionDrainEnabled ConnectionDrainTimeout",
+	"DefaultActions":        "ForwardGroupConfig Type",
+	"HealthCheckConfig": "HealthCheckCodes HealthCheckConnectPort HealthCheckConnectTimeout HealthCheckDomain HealthCheckEnabled HealthCheckHost HealthCheckHttpCode " +
+		"HealthCheckHttpVersion HealthCheckInterval HealthCheckMethod HealthCheckPath HealthCheckProtocol HealthCheckTimeout HealthCheckType HealthCheckUrl " +
+		"HealthyThreshold HttpCheckMethod UnhealthyThreshold",
+	"LoadBalancerBillingConfig": "PayType",
+	"Policies":                  "PolicyDocument PolicyName",
+	"SecurityGroupEgress":       "Description DestCidrIp IpProtocol Policy PortRange Priority",
+	"SecurityGroupIngress":      "Description IpProtocol Policy PortRange Priority SourceCidrIp",
+	"ServerGroups":              "Port ServerGroupId Type Weight",
+	"StickySessionConfig":       "Cookie CookieTimeout StickySessionEnabled StickySessionType",
+	"TagList":                   "Key Value",
+	"ZoneMappings":              "VSwitchId ZoneId",
+}
+
 // rosAttribute: a resource has the attribute that is asked for.
 func (c *cloudformation) rosAttribute(resource, attribute string) {
 	c.t.Helper()
@@ -114,6 +132,18 @@ func (c *cloudformation) rosSchema() {
 		for key := range p {
 			if !slices.Contains(strings.Fields(typ.must+" "+typ.may), key) {
 				c.t.Errorf("%s: %s, which is %v, has no property %s", c.file, name, r["Type"], key)
+			}
+			parts, ok := p[key].([]any)
+			if !ok {
+				parts = []any{p[key]}
+			}
+			for _, part := range parts {
+				o, _ := part.(object)
+				for k := range o {
+					if allowed := rosParts[key]; allowed != "" && !slices.Contains(strings.Fields(allowed), k) {
+						c.t.Errorf("%s: %s of %s has no %s", c.file, key, name, k)
+					}
+				}
 			}
 		}
 		for _, key := range strings.Fields(typ.must) {
@@ -839,8 +869,11 @@ func TestROSMongoMachine(t *testing.T) {
 			}
 			// The disk comes when it was asked for once, by the name of NVMe; a part of it and another disk are there, too.
 			for file, body := range map[string]string{
-				"sleep": `: >"$HERE/by-id/nvme-Alibaba_Cloud_Elastic_Block_Storage_bp1disk"`,
-				"curl":  `echo "$*" >>"$HERE/said"`,
+				// Whoever never gets on is not waited for.
+				"sleep": `: >"$HERE/by-id/nvme-Alibaba_Cloud_Elastic_Block_Storage_bp1disk"
+echo "$*" >>"$HERE/slept"
+[ "$(grep -c . "$HERE/slept")" -lt 4 ] || kill "$PPID"`,
+				"curl": `echo "$*" >>"$HERE/said"`,
 			} {
 				if err := os.WriteFile(dir+"/"+file, []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
 					t.Fatal(err)
