@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -77,9 +78,19 @@ func seeSections(_ *patient, in *bootstrap.Inspection) Result {
 	return good("they can be switched; now %s", in.Mode)
 }
 
-func seeFiles(_ *patient, in *bootstrap.Inspection) Result {
+func seeFiles(p *patient, in *bootstrap.Inspection) Result {
 	if in.Install == nil {
 		return noInstall()
+	}
+	// A crash of the machine can leave a file of zeros, which any reader of properties takes.
+	var torn []string
+	for _, f := range confFiles(in.Install) {
+		if file, err := p.store.Read(f.Path); err == nil && bytes.IndexByte(file.Bytes, 0) >= 0 {
+			torn = append(torn, f.Path)
+		}
+	}
+	if len(torn) > 0 {
+		return bad("put it back from a backup, or from the release", "there are zeros in %s, as a crash of the machine leaves them", few(torn))
 	}
 	if !in.Planned {
 		return unknown("not all of them were looked at")

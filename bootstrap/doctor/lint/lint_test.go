@@ -108,7 +108,8 @@ func userData() []aText {
 		},
 		{"no end", "#!/bin/sh\n./change_server_mode.sh cluster 10.0.2.4", "#!/bin/sh\namsagent join --mongo 10.0.2.4", []string{"AMS-LINT-SWITCH:2"}},
 		{name: "multipart", src: "Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n--x\n"},
-		{name: "empty", src: ""},
+		{"empty", "", "", []string{"AMS-LINT-HEADER:0!"}},
+		{"blank", "\n \n", "", []string{"AMS-LINT-HEADER:0!"}},
 		{
 			"secrets", "#!/bin/sh\nexport DB_PASSWORD='hunter22'\nexport AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE\necho mongodb://u:hunter22@db/ >/x\nDB_PASSWORD=$(fetch)\npassword: file:/x\nexport TOKEN=\"$T\"\n",
 			"",

@@ -80,11 +80,13 @@ func known(s string) bool {
 
 // header: cloud-init goes by the first line, and passes over what it does not know.
 func (d *document) header() {
-	first := slices.IndexFunc(d.lines, func(l line) bool { return strings.TrimSpace(l.text) != "" })
-	if first < 0 {
+	if !d.wants(IDHeader) {
 		return
 	}
-	if !d.wants(IDHeader) {
+	first := slices.IndexFunc(d.lines, func(l line) bool { return strings.TrimSpace(l.text) != "" })
+	if first < 0 {
+		// What was to make it has failed, most likely.
+		d.find(IDHeader, -1, false, "there is nothing in it, so that cloud-init does nothing", "look at what was to write it")
 		return
 	}
 	text := d.lines[first].text
