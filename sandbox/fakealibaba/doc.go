@@ -4,8 +4,8 @@
 // Package fakealibaba is a fake of what an ECS instance of Alibaba Cloud sees: the
 // metadata service with the session tokens of hardened mode, the credentials of its
 // RAM role, and, see [Cloud], the APIs of Auto Scaling (ESS) and ECS with the groups
-// behind them. Faults can be switched on and off while it runs, and books are kept
-// of who said what when.
+// behind them, and of KMS with its secrets. Faults can be switched on and off while
+// it runs, and books are kept of who said what when.
 //
 // The API computes signature V3 again and refuses a wrong one, an old one, a nonce
 // that it has seen, credentials that have ended and permissions that are not there.
