@@ -26,6 +26,10 @@ func checkRecord(ctx context.Context, p *patient) []Result {
 			return one(notKnown(in.Unread))
 		}
 		found := findings(in.Failed, in.Warnings, bootstrap.IDRecord)
+		if s := in.State; s != nil && in.Instance.ID != "" && s.InstanceID != in.Instance.ID {
+			found = append(found, bad("the daemon mends it when it starts: systemctl restart amsagent; before an image is made: amsagent seal",
+				"the agent remembers %s, and this machine is %s: its disk is a copy of that one's", s.InstanceID, in.Instance.ID).as(bootstrap.IDCloned))
+		}
 		if in.Interrupted {
 			found = append(found, bad("run the same join or leave again: it finishes what was begun",
 				"a run of amsagent was killed while it wrote the files").as(IDUnfinished))

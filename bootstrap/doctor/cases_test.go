@@ -522,6 +522,12 @@ func agentCases() []aCase {
 	return []aCase{
 		{bootstrap.IDRecord, "never joined", nil, Good, "", "never joined"},
 		{bootstrap.IDRecord, "joined", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "joined as 10.0.0.5"},
+		{bootstrap.IDRecord, "a copy of another machine's disk", func(c *clinic) {
+			c.join("10.0.2.4")
+			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) {
+				return metadata.Instance{ID: "i-2", Provider: "aws", Address: netip.MustParseAddr("10.0.0.5")}, nil
+			}
+		}, Bad, bootstrap.IDCloned, "remembers i-1, and this machine is i-2"},
 		{bootstrap.IDRecord, "edited offline", func(c *clinic) { c.join("10.0.2.4"); c.remove("var/lib/amsagent/state.json") }, Good, "", "can be given back"},
 		{bootstrap.IDRecord, "the undo record is lost", func(c *clinic) { c.state("joined") }, Warning, "", "is not there"},
 		{bootstrap.IDRecord, "damaged", func(c *clinic) { c.put("var/lib/amsagent/undo.json", "{") }, Bad, "", "undo.json"},

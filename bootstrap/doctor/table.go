@@ -118,7 +118,7 @@ func IDs() []string {
 		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared,
 		ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge,
 		ams.WarnAddressDown, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
-		IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
+		bootstrap.IDCloned, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
 	}
 	for _, c := range checks() {
 		ids = append(ids, c.id)
