@@ -95,6 +95,11 @@ wait`
 		t.Fatal(err)
 	}
 	w.pid = cmd.Process.Pid
+	defer func() {
+		if t.Failed() {
+			t.Log(w.tells())
+		}
+	}()
 	t.Cleanup(func() {
 		_ = in.Close()
 		_ = cmd.Wait()

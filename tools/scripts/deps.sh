@@ -38,7 +38,7 @@ test)
   ;;
 ci)
   # Some of these bring a service with them, which nobody wants on the machine on which he writes code.
-  want haproxy "the tests in which HAProxy reads what doctor corrected" has haproxy
+  want haproxy "the tests in which HAProxy reads what doctor corrected, and in which it sends people to booted nodes" has haproxy
   want cloud-init "the same for cloud-config" has cloud-init
   want shellcheck "the same for scripts" has shellcheck
   want xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
