@@ -43,6 +43,7 @@ ci)
   want shellcheck "the same for scripts" has shellcheck
   want xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
   want jq "the tests that run the user data of Azure's template" has jq
+  want python3 "the tests of the program that reads the secret on Alibaba Cloud" has python3
   want nodejs "the tests that run the recipe of MongoDB's users" has node
   case $(uname -m) in
   aarch64) want qemu-system-arm "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-aarch64 ;;
