@@ -124,16 +124,18 @@ func sealText(w *textWriter, res *bootstrap.SealResult) {
 			gone++
 		}
 	}
-	switch res.Outcome {
-	case bootstrap.OutcomePlanned:
+	switch {
+	case res.Outcome == bootstrap.OutcomePlanned:
 		w.line("%s; nothing was touched", w.color.bold("sealing would remove "+count(gone, "thing")))
-	case bootstrap.OutcomeSealed:
+	case res.Outcome == bootstrap.OutcomeSealed:
 		w.line("%s: %s removed; make the image before Ant Media Server is started again", w.color.green("sealed"), count(gone, "thing"))
+	case kept > 0:
+		w.line("%s: what names this machine is gone, but for what is kept", w.color.green("nothing to do"))
 	default:
 		w.line("%s: nothing here names this machine", w.color.green("nothing to do"))
 	}
 	for _, f := range res.Found {
-		w.line("  %-11s %s: %s", f.Item, f.Path, f.What)
+		w.line("  %-11s %s: %s", f.Item, printable(f.Path), oneLine(f.What))
 	}
 	if kept > 0 {
 		w.line("  (%s in the image; --remove takes them out)", count(kept, "thing")+" left")

@@ -1,0 +1,43 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// What a seal says for people: what goes, what stays, and no letter that a terminal obeys.
+func TestSealText(t *testing.T) {
+	gone := bootstrap.Sealed{Item: bootstrap.SealDatabase, Path: "/usr/local/antmedia/evil\x1b[2J.db", What: "removed"}
+	stays := bootstrap.Sealed{Item: bootstrap.SealSSH, Path: "/etc/ssh/ssh_host_rsa_key", What: "kept: every clone will have it", Kept: true}
+	for _, tt := range []struct {
+		outcome bootstrap.Outcome
+		found   []bootstrap.Sealed
+		want    []string
+	}{
+		{bootstrap.OutcomePlanned, []bootstrap.Sealed{gone, stays}, []string{"sealing would remove 1 thing; nothing was touched\n", "(1 thing left in the image;"}},
+		{bootstrap.OutcomeSealed, []bootstrap.Sealed{gone}, []string{"sealed: 1 thing removed;", "  databases   /usr/local/antmedia/evil"}},
+		{bootstrap.OutcomeUnchanged, []bootstrap.Sealed{stays}, []string{"nothing to do: what names this machine is gone, but for what is kept\n", "  ssh         /etc/ssh/ssh_host_rsa_key: kept"}},
+		{bootstrap.OutcomeUnchanged, nil, []string{"nothing to do: nothing here names this machine\n"}},
+	} {
+		w := &textWriter{}
+		sealText(w, &bootstrap.SealResult{Outcome: tt.outcome, Found: tt.found})
+		got := w.b.String()
+		for _, want := range tt.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in\n%s", tt.outcome, want, got)
+			}
+		}
+		if strings.Contains(got, "\x1b") || len(tt.found) == 0 && strings.Count(got, "\n") != 1 {
+			t.Errorf("%s: %q", tt.outcome, got)
+		}
+	}
+	// Every item is explained, and no other.
+	if help := sealHelp(); strings.Count(help, "\n") != len(bootstrap.SealItems()) || strings.Contains(help, "  \n") {
+		t.Errorf("%s", help)
+	}
+}
