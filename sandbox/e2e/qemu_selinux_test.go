@@ -1,0 +1,98 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestSystemdSELinux is a node on a machine where SELinux enforces a policy that knows nothing of the agent. The machine's disk is
+// that of TestSystemdQEMU with labels on its files.
+func TestSystemdSELinux(t *testing.T) {
+	d := newGuestDisk(t)
+	d.withPackage(t)
+	d.label(t)
+	g := &limited{d.boot(t, "security=selinux selinux=1 enforcing=1", guestInEC2()...)}
+	defer func() {
+		if t.Failed() {
+			t.Logf("the agent said:\n%s\nrefused:\n%s", g.journal(t), g.refused(t, "."))
+		}
+	}()
+	// dmesg has a domain of its own, which may write to no file below /run.
+	if got := g.sh(t, "cat /sys/fs/selinux/enforce; dmesg >/run/guest/probe 2>/dev/null || true; wc -c </run/guest/probe"); got != "10\n" {
+		t.Fatalf("nothing is enforced: %q", got)
+	}
+	const files = nodeHome + "/conf/red5.properties " + nodeHome + "/conf/jee-container.xml /etc/hosts"
+	labels := "stat -c '%C %n' " + files
+	want := "" // by the policy
+	for line := range strings.Lines(g.sh(t, "matchpathcon "+files)) {
+		path, label, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		want += label + " " + path + "\n"
+	}
+
+	// It joins by itself: reads what the firmware gave, edits the server's files and a drop-in, asks systemd for a restart, beats.
+	g.active(t)
+	domain := strings.TrimRight(g.sh(t, "cat /proc/$(systemctl show amsagent -p MainPID --value)/attr/current"), "\x00\n")
+	t.Logf("the daemon runs as %s", domain)
+	if !strings.HasSuffix(domain, ":initrc_t:s0") {
+		t.Errorf("that is not what Debian's policy starts a service as that it does not know")
+	}
+	if got := g.sh(t, labels); got != want {
+		t.Errorf("the files' labels are\n%s\nwant\n%s", got, want)
+	}
+	for _, unit := range []string{daemonUnit, convergeUnit} {
+		if u := g.unit(t, unit); u["Result"] != "success" || u["NRestarts"] != "0" {
+			t.Errorf("%s is %v", unit, u)
+		}
+	}
+	// What an upgrade of the server restored is mended before the server starts, and a leave gives all of it back.
+	g.sh(t, `cd `+nodeHome+`/conf; cp jee-container.xml /root/joined; systemctl stop amsagent antmedia
+cp /opt/cloud/vendor/conf/jee-container.xml .; ! cmp -s jee-container.xml /root/joined
+systemctl restart amsagent-node; cmp jee-container.xml /root/joined; systemctl start antmedia amsagent`)
+	g.active(t)
+	g.sh(t, "amsagent leave")
+	if got := g.sh(t, labels); got != want {
+		t.Errorf("after a leave the files' labels are\n%s\nwant\n%s", got, want)
+	}
+	if got := g.refused(t, "amsagent|antmedia|initrc_t"); got != "" {
+		t.Errorf("SELinux refused:\n%s", got)
+	}
+	t.Logf("refused to others:\n%s", g.refused(t, "."))
+}
+
+// refused is what SELinux did not allow, to whom the pattern fits.
+func (g *guest) refused(t *testing.T, pattern string) string {
+	t.Helper()
+	// USER_AVC is what systemd and D-Bus ask SELinux themselves. What dmesg was refused above is no finding.
+	return g.run(t, "journalctl --no-pager -b -o cat | grep -aE 'avc: +denied' | grep -av dmesg_t | grep -aE '"+pattern+"' | cut -c1-300").stdout
+}
+
+// label gives each file of the disk the label that the policy wants for its path. setfiles does so only where SELinux runs.
+func (d *guestDisk) label(t *testing.T) {
+	t.Helper()
+	d.onDisk(t, `sed -i 's/^SELINUX=.*/SELINUX=enforcing/' "$1/etc/selinux/config"`)
+	out, err := exec.Command("chroot", d.disk, "sh", "-c", `find / -xdev -print0 | xargs -0 matchpathcon`).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	labelled := 0
+	for line := range strings.Lines(string(out)) {
+		path, label, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		if !ok || label == "<<none>>" {
+			continue
+		}
+		if err := unix.Lsetxattr(filepath.Join(d.disk, path), "security.selinux", []byte(label+"\x00"), 0); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		labelled++
+	}
+	t.Logf("%d files have labels", labelled)
+}

@@ -1,0 +1,365 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+const (
+	guestPassword = "s3cret-of-the-firmware"
+	guestFirmware = "io.systemd.credential:amsagent.mongo=mongodb://ams:" + guestPassword + "@" + nodeMongo + "/admin"
+	guestMiB      = 1 << 20
+)
+
+// TestSystemdQEMU is what a container cannot show, on a machine with a kernel of its own: that the limits of the units hold,
+// and what becomes of a node when they are met.
+func TestSystemdQEMU(t *testing.T) {
+	g := newLimited(t)
+	for _, step := range []struct {
+		name string
+		do   func(*testing.T)
+	}{
+		{"Firmware", g.firmware},
+		{"Ceiling", g.ceiling},
+		{"Devices", g.devices},
+		{"ChildGrows", g.childGrows},
+		{"DaemonGrows", g.daemonGrows},
+		{"NeverFits", g.neverFits},
+		{"Watchdog", g.watchdog},
+		{"AppArmor", g.appArmor},
+	} {
+		if !t.Run(step.name, step.do) {
+			t.Logf("the agent said:\n%s", g.journal(t))
+			t.FailNow() // each step begins where the one before it ended
+		}
+	}
+}
+
+// limited is a virtual machine that is a node.
+type limited struct{ *guest }
+
+// newLimited boots one on which the package was installed, and nothing was ever joined. Its firmware says that it is an
+// instance in EC2, and where MongoDB is.
+func newLimited(t *testing.T) *limited {
+	t.Helper()
+	d := newGuestDisk(t)
+	d.withPackage(t)
+	return &limited{d.boot(t, "", guestInEC2()...)}
+}
+
+// guestInEC2 is what the firmware of the machine says.
+func guestInEC2() []string {
+	return []string{
+		"type=0,vendor=Amazon EC2",
+		"type=1,manufacturer=Amazon EC2,product=c7i.2xlarge,uuid=ec2e1916-9099-7caf-fd21-012345abcdef",
+		"type=2,asset=" + nodeID, "type=3,asset=Amazon EC2",
+		"type=11,value=" + guestFirmware,
+	}
+}
+
+// withPackage replaces the agent that other tests put there by what a user installs.
+func (d *guestDisk) withPackage(t *testing.T) {
+	t.Helper()
+	d.onDisk(t, `chroot "$1" systemctl disable -q amsagent-node amsagent
+rm -r "$1"/usr/bin/amsagent "$1"/usr/lib/systemd/system/amsagent*
+sed -i 's/sandbox mongo /sandbox mongo --user ams:`+guestPassword+` /' "$1/etc/systemd/system/mongo.service"
+mkdir -p "$1/opt/packages"`)
+	nodeCopy(t, packages(t).deb[packageNew], d.disk+"/opt/packages/amsagent.deb")
+	d.onDisk(t, `chroot "$1" dpkg -i /opt/packages/amsagent.deb >&2`)
+	d.write(t, "/etc/amsagent/config.yaml", "beat_interval: 1s\n")
+	for _, unit := range []string{daemonUnit, convergeUnit} {
+		// Without a path it is what the machine was given, from the systemd of Debian 12 on.
+		d.write(t, "/etc/systemd/system/"+unit+".d/credential.conf", "[Service]\nLoadCredential=amsagent.mongo\n")
+	}
+}
+
+func (g *limited) journal(t *testing.T) string {
+	t.Helper()
+	return g.run(t, "journalctl --no-pager -b -o short-precise -u 'amsagent*' -u antmedia; journalctl --no-pager -k -b | grep -i oom | tail -n 20").stdout
+}
+
+// active waits until this node is active, heard, and has beaten more than once since.
+func (g *limited) active(t *testing.T) cluster.Node {
+	t.Helper()
+	var last cluster.Node
+	g.until(t, "an active node that is heard", func() bool {
+		n, m, ok := g.node(t)
+		last = n
+		return ok && n.State == cluster.StateActive && m.Verdict == cluster.VerdictAlive
+	})
+	seen := last.Seq
+	g.until(t, "beats", func() bool {
+		n, _, ok := g.node(t)
+		last = n
+		return ok && n.Seq != seen && n.Load != nil
+	})
+	g.until(t, "the status", func() bool { return strings.HasPrefix(g.unit(t, daemonUnit)["StatusText"], "active; ") })
+	return last
+}
+
+// untouched: whatever becomes of the daemon meanwhile, to the cluster this is the same node all the time, the server runs on,
+// and so does everything else on the machine.
+func (g *limited) untouched(t *testing.T, do func()) {
+	t.Helper()
+	const others = "systemctl show antmedia mongo imds amsagent-node systemd-journald dbus -p Id,InvocationID,NRestarts"
+	was, units := g.active(t), g.sh(t, others)
+	events := g.sh(t, "wc -l <"+nodeStarts)
+	do()
+	now := g.active(t)
+	if now.State != was.State || !now.StateSince.Equal(was.StateSince) || now.BootID != was.BootID || now.IP != was.IP || now.Reason != was.Reason {
+		t.Errorf("the row was\n%+v\nand is\n%+v", was, now)
+	}
+	if got := g.sh(t, others); got != units {
+		t.Errorf("units that were none of it were\n%s\nand are\n%s", units, got)
+	}
+	if got := g.sh(t, "wc -l <"+nodeStarts); got != events {
+		t.Errorf("the server was started %s times, before %s", got, events)
+	}
+}
+
+// killed is what the kernel ended for want of memory: names, and in which group.
+func (g *limited) killed(t *testing.T) (names []string) {
+	t.Helper()
+	for line := range strings.Lines(g.sh(t, "journalctl --no-pager -k -b -o cat | grep -a 'oom-kill:' || true")) {
+		group, name := "", ""
+		for _, f := range strings.Split(strings.TrimSpace(line), ",") {
+			k, v, _ := strings.Cut(f, "=")
+			switch k {
+			case "task_memcg":
+				group = v
+			case "task":
+				name = v
+			}
+		}
+		names = append(names, strings.TrimPrefix(group, "/system.slice/")+": "+name)
+	}
+	return names
+}
+
+// firmware: the machine was told by its firmware where MongoDB is, with a password. It joined by that, and nobody else sees it.
+func (g *limited) firmware(t *testing.T) {
+	g.active(t)
+	if got := g.sh(t, "cat /run/credentials/@system/amsagent.mongo"); !strings.Contains(got, guestPassword) {
+		t.Errorf("the machine was told %q", got) // else it were proved by something else
+	}
+	if got := g.sh(t, secretScript(guestPassword)); got != "" {
+		t.Errorf("the password can be read by others:\n%s", got)
+	}
+}
+
+// ceiling: what the units say is what the kernel holds them to, and the daemon is far below.
+func (g *limited) ceiling(t *testing.T) {
+	for file, want := range map[string]string{
+		"memory.max": "268435456", "memory.high": "max", "memory.swap.max": "0", "pids.max": "64", "memory.oom.group": "0",
+	} {
+		if got := strings.TrimSpace(g.sh(t, "cat /sys/fs/cgroup/system.slice/"+daemonUnit+"/"+file)); got != want {
+			t.Errorf("%s is %s, want %s", file, got, want)
+		}
+	}
+	// The figure people see, asked while it beats.
+	g.sh(t, `bash -c 'exec 3<>/dev/tcp/127.0.0.1/9771; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; grep -q ^amsagent_ <&3'`)
+	current, peak, tasks := g.number(t, daemonUnit, "memory.current"), g.number(t, daemonUnit, "memory.peak"), g.number(t, daemonUnit, "pids.current")
+	t.Logf("the daemon takes %.1f MiB of 256, at most %.1f until now, with the pages of its file; %d tasks of 64\n%s", float64(current)/guestMiB, float64(peak)/guestMiB, tasks,
+		g.sh(t, "cd /sys/fs/cgroup/system.slice/"+daemonUnit+"; grep -E '^(anon|file|kernel) ' memory.stat; grep -E '^(VmHWM|VmRSS)' /proc/$(systemctl show amsagent -p MainPID --value)/status"))
+	if peak > 64*guestMiB {
+		t.Errorf("it took %d MiB: a quarter of its ceiling is what it may need", peak/guestMiB)
+	}
+	if tasks > 32 {
+		t.Errorf("it has %d tasks", tasks)
+	}
+	pid := g.unit(t, daemonUnit)["MainPID"]
+	if got := strings.TrimSpace(g.sh(t, "cat /proc/"+pid+"/oom_score_adj")); got != "-500" {
+		t.Errorf("oom_score_adj is %s", got)
+	}
+}
+
+// devices: what nvidia-smi opens may be opened, a disk may not. There is no driver behind NVIDIA's numbers here: to get as far
+// as that is what "No such device or address" means.
+func (g *limited) devices(t *testing.T) {
+	const opened = "/run/opened"
+	g.sh(t, `mknod -m 666 /dev/nvidia0 c 195 0; mknod -m 666 /dev/nvidiactl c 195 255; mknod -m 666 /dev/nvidia-uvm c 511 0
+sandbox nvidia-smi --install /opt/gpu >/dev/null
+cat >/usr/bin/nvidia-smi.new <<'END'
+#!/bin/sh
+for d in /dev/nvidia0 /dev/nvidiactl /dev/nvidia-uvm /dev/vda /dev/mem /dev/null; do
+	(exec 3<$d) 2>&1 && echo "$d: opened"
+done | sed 's/.*: cannot open //' >`+opened+`.new
+mv `+opened+`.new `+opened+`
+exec /opt/gpu/usr/bin/nvidia-smi "$@"
+END
+sed -i "s,^exec [^ ]*,exec /usr/local/bin/sandbox," /opt/gpu/usr/bin/nvidia-smi
+chmod 755 /usr/bin/nvidia-smi.new; mv /usr/bin/nvidia-smi.new /usr/bin/nvidia-smi; systemctl restart amsagent`)
+	g.until(t, "a device in the row", func() bool {
+		n, _, ok := g.node(t)
+		return ok && len(n.Devices) == 1 && n.Devices[0] == "NVIDIA L4" && n.Load != nil && len(n.Load.GPUs) == 1
+	})
+	got := g.sh(t, "cat "+opened)
+	t.Logf("in the unit:\n%s", got)
+	for _, want := range []string{
+		"/dev/nvidia0: No such device or address\n", "/dev/nvidiactl: No such device or address\n", "/dev/nvidia-uvm: No such device or address\n",
+		"/dev/null: opened\n", "/dev/vda: Operation not permitted\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("want %q", want)
+		}
+	}
+	g.sh(t, "rm /usr/bin/nvidia-smi; systemctl restart amsagent")
+}
+
+// childGrows: nvidia-smi is what takes the memory. It alone is ended, and no beat is late for it.
+func (g *limited) childGrows(t *testing.T) {
+	pid := g.unit(t, daemonUnit)["MainPID"]
+	g.untouched(t, func() {
+		before := len(g.killed(t))
+		g.sh(t, `printf '#!/bin/sh\nexec tail /dev/zero\n' >/usr/bin/nvidia-smi; chmod 755 /usr/bin/nvidia-smi`)
+		begin := time.Now()
+		var longest time.Duration
+		g.until(t, "two ends of what grows", func() bool {
+			_, m, ok := g.node(t)
+			if ok && m.Agent.Age > longest {
+				longest = m.Agent.Age
+			}
+			return len(g.killed(t)) >= before+2
+		})
+		for _, k := range g.killed(t)[before:] {
+			if k != daemonUnit+": tail" {
+				t.Errorf("the kernel ended %q", k)
+			}
+		}
+		t.Logf("ended twice within %s; the oldest beat seen was of %s", time.Since(begin).Round(time.Millisecond), longest.Round(time.Millisecond))
+		if peak := g.number(t, daemonUnit, "memory.peak"); peak > 256*guestMiB || peak < 250*guestMiB {
+			t.Errorf("the ceiling is 256 MiB, and it had %d MiB", peak/guestMiB)
+		}
+		// Nobody was slowed down meanwhile, which would have been the daemon, too.
+		if events := g.sh(t, "cat /sys/fs/cgroup/system.slice/"+daemonUnit+"/memory.events"); !strings.Contains(events, "high 0\n") || !strings.Contains(events, "oom_group_kill 0\n") {
+			t.Errorf("memory.events:\n%s", events)
+		}
+		g.sh(t, "rm /usr/bin/nvidia-smi")
+	})
+	if now := g.unit(t, daemonUnit); now["MainPID"] != pid || now["NRestarts"] != "0" {
+		t.Errorf("the daemon was process %s and is %v", pid, now)
+	}
+	if said := g.journal(t); !strings.Contains(said, "nvidia-smi ended (signal: killed)") {
+		t.Errorf("it said\n%s", said)
+	}
+	g.sh(t, "rm /dev/nvidia*")
+}
+
+// tighten lowers the ceiling below what the daemon takes: to make it take more than the ceiling it would have to have a fault.
+func (g *limited) tighten(t *testing.T, more string) {
+	t.Helper()
+	g.sh(t, "systemctl set-property --runtime amsagent.service MemoryMax=6M "+more)
+}
+
+func (g *limited) loosen(t *testing.T) {
+	t.Helper()
+	g.sh(t, "rm -r /run/systemd/system.control/amsagent.service.d; systemctl daemon-reload")
+}
+
+// daemonGrows: it is ended, alone, started again, and nobody in the cluster has to know.
+func (g *limited) daemonGrows(t *testing.T) {
+	was := g.unit(t, daemonUnit)
+	g.untouched(t, func() {
+		before := len(g.killed(t))
+		g.tighten(t, "")
+		g.until(t, "its end", func() bool {
+			return g.unit(t, daemonUnit)["InvocationID"] != was["InvocationID"] || g.unit(t, daemonUnit)["MainPID"] == "0"
+		})
+		g.loosen(t)
+		g.until(t, "another process", func() bool {
+			u := g.unit(t, daemonUnit)
+			return u["ActiveState"] == "active" && u["MainPID"] != was["MainPID"] && u["NRestarts"] != "0"
+		})
+		killed := g.killed(t)[before:]
+		if len(killed) == 0 {
+			t.Error("the kernel ended nothing")
+		}
+		for _, k := range killed {
+			if k != daemonUnit+": amsagent" {
+				t.Errorf("the kernel ended %q", k)
+			}
+		}
+		t.Logf("ended %d times, restarted %s times", len(killed), g.unit(t, daemonUnit)["NRestarts"])
+	})
+	if got := g.number(t, daemonUnit, "memory.max"); got != 256*guestMiB {
+		t.Errorf("the ceiling is %d again", got)
+	}
+}
+
+// neverFits: one that is ended again and again is left alone after twenty times, and one command starts it when it was cured.
+// The pauses are shortened: with those of the unit it takes two minutes.
+func (g *limited) neverFits(t *testing.T) {
+	for name, want := range map[string]string{"RestartUSec": "5s", "StartLimitBurst": "20", "StartLimitIntervalUSec": "15min"} {
+		if got := strings.TrimSpace(g.sh(t, "systemctl show amsagent --value -p "+name)); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+	before, err := strconv.Atoi(g.unit(t, daemonUnit)["NRestarts"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.untouched(t, func() {
+		g.sh(t, `mkdir -p /run/systemd/system/amsagent.service.d
+printf '[Service]\nRestartSec=100ms\n' >/run/systemd/system/amsagent.service.d/quick.conf; systemctl daemon-reload`)
+		g.tighten(t, "")
+		begin := time.Now()
+		g.until(t, "the end of the loop", func() bool { return g.unit(t, daemonUnit)["ActiveState"] == "failed" })
+		u := g.unit(t, daemonUnit)
+		n, err := strconv.Atoi(u["NRestarts"])
+		t.Logf("given up after %d restarts in %s: %s", n-before, time.Since(begin).Round(time.Millisecond), u["Result"])
+		// The last one is counted, and refused.
+		if n -= before; err != nil || n < 5 || n > 21 {
+			t.Errorf("the daemon is %v", u)
+		}
+		if got := g.run(t, "amsagent status"); !strings.Contains(got.stdout, "active") || got.code != 0 {
+			t.Logf("without a daemon status says %s", got)
+		}
+		g.sh(t, "rm -r /run/systemd/system/amsagent.service.d")
+		g.loosen(t)
+		g.sh(t, "amsagent join") // nothing to join, but a daemon to start
+	})
+}
+
+// watchdog: with the unit's own times.
+func (g *limited) watchdog(t *testing.T) {
+	was := g.unit(t, daemonUnit)
+	restarts, err := strconv.Atoi(was["NRestarts"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.untouched(t, func() {
+		begin := time.Now()
+		g.sh(t, "kill -STOP "+was["MainPID"])
+		g.until(t, "another process", func() bool {
+			u := g.unit(t, daemonUnit)
+			return u["ActiveState"] == "active" && u["MainPID"] != was["MainPID"] && u["MainPID"] != "0" && u["NRestarts"] == strconv.Itoa(restarts+1)
+		})
+		took := time.Since(begin)
+		t.Logf("replaced after %s", took.Round(time.Millisecond))
+		if took < 20*time.Second {
+			t.Errorf("that was not the watchdog: %s", took)
+		}
+	})
+	if said := g.journal(t); !strings.Contains(said, "Watchdog timeout (limit 30s)") || !strings.Contains(said, "Failed with result 'watchdog'") {
+		t.Errorf("that was not the watchdog:\n%s", said)
+	}
+}
+
+// appArmor: it is on, as Debian has it, and there is no profile for the agent, which needs none: all of the above was done so.
+func (g *limited) appArmor(t *testing.T) {
+	if got := strings.TrimSpace(g.sh(t, "cat /sys/module/apparmor/parameters/enabled; cat /proc/"+g.unit(t, daemonUnit)["MainPID"]+"/attr/current")); got != "Y\nunconfined" {
+		t.Errorf("AppArmor: %q", got)
+	}
+	if got := g.sh(t, "journalctl --no-pager -b -k | grep -a 'apparmor=\"DENIED\"' || true"); got != "" {
+		t.Errorf("it refused something:\n%s", got)
+	}
+}
