@@ -19,9 +19,10 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// mongoLogin is where MongoDB is, with a user whose password may have any letter in it.
+// mongoLogin is where MongoDB is, with a user; both the name and the password may have any letter in them.
 func mongoLogin(addr, user, password string) (cluster.Target, error) {
-	return cluster.ParseTarget("mongodb://" + user + ":" + strings.ReplaceAll(url.QueryEscape(password), "+", "%20") + "@" + addr + "/?authSource=admin")
+	encode := func(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
+	return cluster.ParseTarget("mongodb://" + encode(user) + ":" + encode(password) + "@" + addr + "/?authSource=admin")
 }
 
 // TestNoProcessGetsTheSecret looks at every program that a join and a leave
