@@ -179,7 +179,7 @@ func BenchmarkCloudIdentity(b *testing.B) {
 				}
 				inst, err := p.Instance(b.Context())
 				took = append(took, time.Since(began))
-				if role, _ := metadata.TagValue(inst.Tags, "role"); err != nil || d.Provider != name || inst.ID != fakecloud.ID(name, 1) || role != "edge" {
+				if role, _ := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role"); err != nil || d.Provider != name || inst.ID != fakecloud.ID(name, 1) || role != "edge" {
 					b.Fatalf("detected %s, instance %+v, %v", d.Provider, inst, err)
 				}
 				asked := taken(seen)
