@@ -19,6 +19,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // apiError is an error as the API answers it.
@@ -43,7 +45,7 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	call := r.Header.Get("X-Acs-Action")
 	fault, healed := c.faults.Strike(func(f Fault) bool { return f.matches(call) })
-	if !fault.wait(r, healed) {
+	if !fault.http().Wait(r, healed) {
 		return
 	}
 	c.mu.Lock()
@@ -58,10 +60,10 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case fault.Hang:
 		c.note(note, "(hangs)")
-		hang(r, healed)
+		faults.Hang(r, healed)
 	case fault.Reset:
 		c.note(note, "(reset)")
-		reset(w)
+		faults.Reset(w)
 		return
 	case fault.Code != "":
 		c.note(note, fault.Code)
@@ -93,7 +95,7 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	c.note(note, "")
 	if fault.Deaf {
-		reset(w)
+		faults.Reset(w)
 		return
 	}
 	c.answer(w, http.StatusOK, result)

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
@@ -58,8 +59,7 @@ type Cloud struct {
 	secrets    map[string]secret // of KMS
 	wrapped    bool
 	skew       time.Duration
-	changed    chan struct{} // closed and replaced with every entry
-	books      []Entry
+	books      *books.Books[Entry]
 	closed     bool
 }
 
@@ -152,8 +152,9 @@ func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
 	c := &Cloud{
 		o: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), skew: o.Skew,
 		groups: map[string]*group{}, members: map[string]*member{}, activities: map[string]*activity{},
-		denied: map[string]bool{}, nonces: map[string]bool{}, secrets: map[string]secret{}, changed: make(chan struct{}),
+		denied: map[string]bool{}, nonces: map[string]bool{}, secrets: map[string]secret{},
 	}
+	c.books = books.NewBounded[Entry](&c.mu)
 	var err error
 	if c.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(c.serve)); err != nil {
 		return nil, err
@@ -228,6 +229,9 @@ func (c *Cloud) AddFault(f Fault) error {
 
 // ClearFaults heals the API.
 func (c *Cloud) ClearFaults() { c.faults.Clear() }
+
+// Faults lists what is in force.
+func (c *Cloud) Faults() []Fault { return c.faults.All() }
 
 // Group adds a group, or gives it other hooks. Actions that wait go on.
 func (c *Cloud) Group(id string, hooks ...Hook) {
@@ -412,41 +416,19 @@ func (c *Cloud) enter(m *member, state string) {
 // write adds an entry, under the lock.
 func (c *Cloud) write(e Entry) {
 	e.Time = time.Now()
-	if len(c.books) == keep {
-		c.books = append(c.books[:0], c.books[keep/2:]...)
-	}
-	c.books = append(c.books, e)
 	c.log.Info("scaling", "what", e.What, "instance", e.Instance, "group", e.Group, "hook", e.Hook, "text", e.Text, "by", e.By, "code", e.Code)
-	close(c.changed)
-	c.changed = make(chan struct{})
+	c.books.Write(e)
 }
 
 // Books are what has happened, oldest first.
-func (c *Cloud) Books() []Entry {
-	books, _ := c.Follow()
-	return books
-}
+func (c *Cloud) Books() []Entry { return c.books.All() }
 
 // Follow gives the books, and a channel that is closed with the next entry.
-func (c *Cloud) Follow() ([]Entry, <-chan struct{}) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return append([]Entry{}, c.books...), c.changed
-}
+func (c *Cloud) Follow() ([]Entry, <-chan struct{}) { return c.books.Follow() }
 
 // WaitFor waits until the books hold an entry that fits, and returns the first.
 func (c *Cloud) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	for {
-		books, changed := c.Follow()
-		if i := slices.IndexFunc(books, fits); i >= 0 {
-			return books[i], nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return Entry{}, fmt.Errorf("waiting for an entry in the books of ESS: %w", ctx.Err())
-		}
-	}
+	return c.books.WaitFor(ctx, "ESS", fits)
 }
 
 // Member is what the groups know of an instance.

@@ -5,7 +5,6 @@ package fakealibaba
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // controlHandler is the control port:
@@ -36,17 +36,7 @@ func (s *Server) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	instance := func(w http.ResponseWriter) { control.JSON(w, s.Instance()) }
 	mux.HandleFunc("GET /instance", func(w http.ResponseWriter, _ *http.Request) { instance(w) })
-	mux.HandleFunc("PATCH /instance", func(w http.ResponseWriter, r *http.Request) {
-		i := s.Instance()
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		if err := d.Decode(&i); err != nil {
-			control.Fail(w, http.StatusBadRequest, fmt.Errorf("reading the instance: %w", err))
-			return
-		}
-		s.Update(func(to *Instance) { *to = i })
-		instance(w)
-	})
+	mux.HandleFunc("PATCH /instance", control.Patch("the instance", s.Instance, s.Update))
 	mux.HandleFunc("PUT /item", func(w http.ResponseWriter, r *http.Request) {
 		path := r.URL.Query().Get("path")
 		b, err := io.ReadAll(r.Body)
@@ -65,7 +55,7 @@ func (s *Server) controlHandler() http.Handler {
 		})
 		instance(w)
 	})
-	faultHandlers(mux, s.Faults, s.AddFault, s.ClearFaults)
+	faults.Handle(mux, s, parseFault)
 	for path, do := range map[string]func(){
 		"POST /expire-tokens": s.ExpireTokens, "POST /expire-credentials": s.ExpireCredentials,
 		"DELETE /signals": func() {
@@ -103,25 +93,6 @@ func (s *Server) controlHandler() http.Handler {
 	return mux
 }
 
-func faultHandlers(mux *http.ServeMux, all func() []Fault, add func(Fault) error, heal func()) {
-	mux.HandleFunc("GET /fault", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, all()) })
-	mux.HandleFunc("POST /fault", func(w http.ResponseWriter, r *http.Request) {
-		f, err := parseFault(r.URL.Query())
-		if err == nil {
-			err = add(f)
-		}
-		if err != nil {
-			control.Fail(w, http.StatusBadRequest, err)
-			return
-		}
-		control.JSON(w, all())
-	})
-	mux.HandleFunc("DELETE /fault", func(w http.ResponseWriter, _ *http.Request) {
-		heal()
-		control.JSON(w, all())
-	})
-}
-
 func parseFault(q url.Values) (Fault, error) {
 	var f Fault
 	err := control.Decode(q, map[string]any{
@@ -155,9 +126,7 @@ func (c *Cloud) Handler() http.Handler {
 	mux.HandleFunc("PUT /group", func(w http.ResponseWriter, r *http.Request) {
 		id := r.URL.Query().Get("id")
 		var hooks []Hook
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		err := d.Decode(&hooks)
+		err := control.Read(r, &hooks)
 		if err == nil && id == "" {
 			err = errors.New("parameter id is needed")
 		}
@@ -199,6 +168,6 @@ func (c *Cloud) Handler() http.Handler {
 			members(w)
 		})
 	}
-	faultHandlers(mux, c.faults.All, c.AddFault, c.ClearFaults)
+	faults.Handle(mux, c, parseFault)
 	return mux
 }

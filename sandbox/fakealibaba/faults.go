@@ -4,11 +4,10 @@
 package fakealibaba
 
 import (
-	"errors"
-	"fmt"
-	"net/http"
-	"strings"
+	"slices"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // Fault spoils the answers to some requests, of the metadata service or of the API.
@@ -38,68 +37,18 @@ type Fault struct {
 	Times int `json:"times,omitempty"`
 }
 
+func (f Fault) http() faults.HTTP {
+	return faults.HTTP{
+		Delay: f.Delay, Status: f.Status, Body: f.Body, Truncate: f.Truncate, Huge: f.Huge, Hang: f.Hang, Reset: f.Reset, Times: f.Times,
+	}
+}
+
 func (f Fault) validate() error {
-	kinds := 0
-	for _, set := range []bool{f.Status != 0 || f.Code != "", f.Truncate, f.Huge, f.Hang, f.Reset, f.Deaf} {
-		if set {
-			kinds++
-		}
-	}
-	switch {
-	case kinds > 1:
-		return errors.New("a fault has one kind: status or code, truncate, huge, hang, reset or deaf")
-	case kinds == 0 && f.Delay <= 0:
-		return errors.New("a fault that does nothing")
-	case f.Delay < 0 || f.Times < 0:
-		return errors.New("negative number in a fault")
-	case f.Status != 0 && (f.Status < 200 || f.Status > 599):
-		return fmt.Errorf("status %d is none", f.Status)
-	}
-	return nil
+	// A code and its status are one kind.
+	return f.http().Validate("a fault has one kind: status or code, truncate, huge, hang, reset or deaf", f.Code != "" && f.Status == 0, f.Deaf)
 }
 
 // matches tells whether a fault is about one of the names of what was asked for.
 func (f Fault) matches(names ...string) bool {
-	for _, n := range names {
-		if prefix, ok := strings.CutSuffix(f.Path, "*"); f.Path == "" || n == f.Path || ok && strings.HasPrefix(n, prefix) {
-			return true
-		}
-	}
-	return false
-}
-
-// wait holds an answer back, and reports whether somebody still wants it.
-func (f Fault) wait(r *http.Request, healed <-chan struct{}) bool {
-	if f.Delay <= 0 {
-		return true
-	}
-	timer := time.NewTimer(f.Delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-healed:
-	case <-r.Context().Done():
-		return false
-	}
-	return true
-}
-
-// hang lasts until somebody heals or goes.
-func hang(r *http.Request, healed <-chan struct{}) {
-	select {
-	case <-healed:
-	case <-r.Context().Done():
-	}
-	panic(http.ErrAbortHandler)
-}
-
-func reset(w http.ResponseWriter) {
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
-		_ = c.SetLinger(0)
-	}
-	_ = conn.Close()
+	return slices.ContainsFunc(names, func(name string) bool { return faults.Covers(f.Path, name) })
 }

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
@@ -43,18 +44,17 @@ type Options struct {
 
 // Server is a running metadata service.
 type Server struct {
-	o       Options
-	log     *slog.Logger
-	http    *control.Server
-	control *control.Server
-	faults  faults.List[Fault]
+	o        Options
+	log      *slog.Logger
+	http     *control.Server
+	control  *control.Server
+	faults   faults.List[Fault]
+	requests books.Record[Request]
 
 	mu       sync.Mutex
 	instance Instance
 	tokens   map[string]time.Time // when they end
 	keys     []credentials        // all that were given out, the last is the one in force
-	requests []Request
-	seen     int
 }
 
 // credentials are those of the role for a while.
@@ -78,9 +78,7 @@ const (
 	ttlHeader   = "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds"
 	tokenHeader = "X-Aliyun-Ecs-Metadata-Token"
 	maxTTL      = 21600
-	// keep bounds the records: a demonstration may run for hours.
-	keep     = 8192
-	rolesDir = "meta-data/ram/security-credentials/"
+	rolesDir    = "meta-data/ram/security-credentials/"
 )
 
 // Start serves until Close or until ctx is done.
@@ -116,12 +114,7 @@ func (s *Server) Addr() string { return s.http.Addr() }
 func (s *Server) Endpoint() string { return "http://" + s.Addr() }
 
 // ControlAddr is host:port of the control port, or empty.
-func (s *Server) ControlAddr() string {
-	if s.control == nil {
-		return ""
-	}
-	return s.control.Addr()
-}
+func (s *Server) ControlAddr() string { return s.control.Addr() }
 
 // Close ends the service.
 func (s *Server) Close() error {
@@ -190,55 +183,25 @@ func (s *Server) Interrupt(at time.Time) { s.Update(func(i *Instance) { i.Termin
 func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events = events }) }
 
 // Requests is the record of the last few thousand requests, oldest first.
-func (s *Server) Requests() []Request {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return append([]Request{}, s.requests...)
-}
+func (s *Server) Requests() []Request { return s.requests.All() }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	seq := s.record(r)
 	_, below, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	fault, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r.URL.Path, below) })
-	if !fault.wait(r, healed) {
-		return
-	}
-	switch {
-	case fault.Hang:
-		hang(r, healed)
-	case fault.Reset:
-		reset(w)
-		return
-	case fault.Status != 0:
-		s.reply(w, seq, fault.Status, cmp.Or(fault.Body, http.StatusText(fault.Status)))
+	struck, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r.URL.Path, below) })
+	fault := struck.http()
+	reply := func(status int, body string) { s.reply(w, seq, status, body) }
+	if fault.Instead(w, r, healed, reply) {
 		return
 	}
 	status, body := s.answer(r)
-	switch {
-	case fault.Truncate && len(body) > 1:
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		s.reply(w, seq, status, body[:len(body)/2])
-		panic(http.ErrAbortHandler)
-	case fault.Huge:
-		body += strings.Repeat(" ", 2<<20)
-	}
-	s.reply(w, seq, status, body)
+	fault.Answer(w, status, body, reply)
 }
 
 func (s *Server) reply(w http.ResponseWriter, seq, status int, body string) {
-	s.mu.Lock()
-	if len(s.requests) > 0 {
-		if i := seq - s.requests[0].Seq; i >= 0 && i < len(s.requests) {
-			s.requests[i].Status = status
-		}
-	}
-	s.mu.Unlock()
+	s.requests.Change(seq, func(r *Request) { r.Status = status })
 	w.Header().Set("Content-Type", "text/plain")
-	w.WriteHeader(status)
-	_, _ = w.Write([]byte(body)) // the reader went away: nothing to be done
-	if f, ok := w.(http.Flusher); ok {
-		f.Flush()
-	}
+	faults.Write(w, status, body)
 }
 
 func (s *Server) record(r *http.Request) int {
@@ -250,16 +213,9 @@ func (s *Server) record(r *http.Request) int {
 		}
 	}
 	s.log.Info("request", "method", r.Method, "path", r.URL.Path, "token", token)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.seen++
-	if len(s.requests) == keep {
-		s.requests = append(s.requests[:0], s.requests[keep/2:]...)
-	}
-	s.requests = append(s.requests, Request{
-		Seq: s.seen, Time: time.Now(), Method: r.Method, Path: r.URL.Path, Token: token, TTL: r.Header.Get(ttlHeader),
+	return s.requests.Add(func(seq int) Request {
+		return Request{Seq: seq, Time: time.Now(), Method: r.Method, Path: r.URL.Path, Token: token, TTL: r.Header.Get(ttlHeader)}
 	})
-	return s.seen
 }
 
 func (s *Server) good(token string) bool {

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
@@ -58,8 +59,7 @@ type AutoScaling struct {
 	members map[string]*member
 	owners  map[string]*Server // whose role's keys are good, in a group or not
 	denied  map[string]bool
-	changed chan struct{} // closed and replaced with every entry
-	books   []Entry
+	books   *books.Books[Entry]
 	closed  bool
 }
 
@@ -157,8 +157,8 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 	a := &AutoScaling{
 		o: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
 		groups: map[string]*group{}, members: map[string]*member{}, owners: map[string]*Server{}, denied: map[string]bool{},
-		changed: make(chan struct{}),
 	}
+	a.books = books.NewBounded[Entry](&a.mu)
 	var err error
 	if a.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(a.serve)); err != nil {
 		return nil, err
@@ -177,12 +177,7 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 func (a *AutoScaling) Endpoint() string { return "http://" + a.http.Addr() }
 
 // ControlAddr is host:port of the control port, or empty.
-func (a *AutoScaling) ControlAddr() string {
-	if a.control == nil {
-		return ""
-	}
-	return a.control.Addr()
-}
+func (a *AutoScaling) ControlAddr() string { return a.control.Addr() }
 
 // Close ends the API and everything that was under way.
 func (a *AutoScaling) Close() error {
@@ -462,42 +457,19 @@ func (a *AutoScaling) remove(m *member) {
 // write adds an entry, under the lock.
 func (a *AutoScaling) write(e Entry) {
 	e.Time = time.Now()
-	if len(a.books) == keep {
-		a.books = append(a.books[:0], a.books[keep/2:]...)
-	}
-	a.books = append(a.books, e)
 	a.log.Info("auto scaling", "what", e.What, "instance", e.Instance, "group", e.Group, "hook", e.Hook, "text", e.Text, "by", e.By, "code", e.Code)
-	close(a.changed)
-	a.changed = make(chan struct{})
+	a.books.Write(e)
 }
 
 // Books are what has happened, oldest first.
-func (a *AutoScaling) Books() []Entry {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return append([]Entry{}, a.books...)
-}
+func (a *AutoScaling) Books() []Entry { return a.books.All() }
 
 // Follow returns the books, and a channel that is closed with their next entry.
-func (a *AutoScaling) Follow() ([]Entry, <-chan struct{}) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return append([]Entry{}, a.books...), a.changed
-}
+func (a *AutoScaling) Follow() ([]Entry, <-chan struct{}) { return a.books.Follow() }
 
 // WaitFor waits until the books hold an entry that fits, and returns the first.
 func (a *AutoScaling) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	for {
-		books, changed := a.Follow()
-		if i := slices.IndexFunc(books, fits); i >= 0 {
-			return books[i], nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return Entry{}, fmt.Errorf("waiting for an entry in the books of Auto Scaling: %w", ctx.Err())
-		}
-	}
+	return a.books.WaitFor(ctx, "Auto Scaling", fits)
 }
 
 // Member is what the groups know of an instance.
@@ -586,24 +558,17 @@ type APIFault struct {
 	Times int `json:"times,omitempty"`
 }
 
+// http leaves Status out, which is no kind of its own but goes with Code, Body or Empty.
+func (f APIFault) http() faults.HTTP {
+	return faults.HTTP{Delay: f.Delay, Hang: f.Hang, Reset: f.Reset, Times: f.Times}
+}
+
 func (f APIFault) validate() error {
-	kinds := 0
-	for _, set := range []bool{f.Code != "", f.Body != "", f.Empty, f.Hang, f.Reset, f.Deaf} {
-		if set {
-			kinds++
-		}
+	err := f.http().Validate("a fault of the API has one kind: code, body, empty, hang, reset or deaf", f.Code != "", f.Body != "", f.Empty, f.Deaf)
+	if err != nil {
+		return err
 	}
-	switch {
-	case kinds > 1:
-		return errors.New("a fault of the API has one kind: code, body, empty, hang, reset or deaf")
-	case kinds == 0 && f.Delay <= 0:
-		return errors.New("a fault that does nothing")
-	case f.Delay < 0 || f.Times < 0:
-		return errors.New("negative number in a fault")
-	case f.Status != 0 && (f.Status < 200 || f.Status > 599):
-		return fmt.Errorf("status %d is none", f.Status)
-	}
-	return nil
+	return faults.ValidStatus(f.Status)
 }
 
 // AddFault puts a fault in force beside those that are; the first that matches a

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // The calls that the API knows.
@@ -56,13 +57,8 @@ func (a *AutoScaling) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	call := form.Get("Action")
 	fault, healed := a.faults.Strike(func(f APIFault) bool { return f.Action == "" || f.Action == call })
-	if fault.Delay > 0 {
-		select {
-		case <-time.After(fault.Delay):
-		case <-healed:
-		case <-r.Context().Done():
-			return
-		}
+	if !fault.http().Wait(r, healed) {
+		return
 	}
 	note := Entry{What: Call, Instance: form.Get("InstanceId"), Group: form.Get("AutoScalingGroupName"), Hook: form.Get("LifecycleHookName"), Text: call}
 	if note.Instance == "" {
@@ -71,14 +67,10 @@ func (a *AutoScaling) serve(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case fault.Hang:
 		a.note(note, "(hangs)")
-		select {
-		case <-healed:
-		case <-r.Context().Done():
-		}
-		panic(http.ErrAbortHandler)
+		faults.Hang(r, healed)
 	case fault.Reset:
 		a.note(note, "(reset)")
-		reset(w)
+		faults.Reset(w)
 		return
 	case fault.Empty, fault.Body != "":
 		a.note(note, "(fault)")
@@ -103,7 +95,7 @@ func (a *AutoScaling) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	a.note(note, "")
 	if fault.Deaf {
-		reset(w)
+		faults.Reset(w)
 		return
 	}
 	id := requestID()

@@ -4,7 +4,6 @@
 package fakeaws
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // Handler drives the groups over HTTP:
@@ -38,9 +38,7 @@ func (a *AutoScaling) Handler() http.Handler {
 	mux.HandleFunc("PUT /group", func(w http.ResponseWriter, r *http.Request) {
 		name := r.URL.Query().Get("name")
 		var hooks []Hook
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		err := d.Decode(&hooks)
+		err := control.Read(r, &hooks)
 		if err == nil && name == "" {
 			err = errors.New("parameter name is needed")
 		}
@@ -86,22 +84,7 @@ func (a *AutoScaling) Handler() http.Handler {
 		a.Allow()
 		members(w)
 	})
-	mux.HandleFunc("GET /fault", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, a.Faults()) })
-	mux.HandleFunc("POST /fault", func(w http.ResponseWriter, r *http.Request) {
-		f, err := parseAPIFault(r.URL.Query())
-		if err == nil {
-			err = a.AddFault(f)
-		}
-		if err != nil {
-			control.Fail(w, http.StatusBadRequest, err)
-			return
-		}
-		control.JSON(w, a.Faults())
-	})
-	mux.HandleFunc("DELETE /fault", func(w http.ResponseWriter, _ *http.Request) {
-		a.ClearFaults()
-		control.JSON(w, a.Faults())
-	})
+	faults.Handle(mux, a, parseAPIFault)
 	return mux
 }
 

@@ -5,7 +5,6 @@ package fakeaws
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // controlHandler is the control port:
@@ -41,17 +41,7 @@ func (s *Server) controlHandler(asg *AutoScaling) http.Handler {
 	mux := http.NewServeMux()
 	instance := func(w http.ResponseWriter) { control.JSON(w, s.Instance()) }
 	mux.HandleFunc("GET /instance", func(w http.ResponseWriter, _ *http.Request) { instance(w) })
-	mux.HandleFunc("PATCH /instance", func(w http.ResponseWriter, r *http.Request) {
-		i := s.Instance()
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		if err := d.Decode(&i); err != nil {
-			control.Fail(w, http.StatusBadRequest, fmt.Errorf("reading the instance: %w", err))
-			return
-		}
-		s.Update(func(to *Instance) { *to = i })
-		instance(w)
-	})
+	mux.HandleFunc("PATCH /instance", control.Patch("the instance", s.Instance, s.Update))
 	body := func(w http.ResponseWriter, r *http.Request, key string, use func(i *Instance, key, value string)) {
 		name := r.URL.Query().Get(key)
 		b, err := io.ReadAll(r.Body)
@@ -84,22 +74,7 @@ func (s *Server) controlHandler(asg *AutoScaling) http.Handler {
 	mux.HandleFunc("DELETE /tag", func(w http.ResponseWriter, r *http.Request) {
 		body(w, r, "key", func(i *Instance, key, _ string) { delete(i.Tags, key) })
 	})
-	mux.HandleFunc("GET /fault", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Faults()) })
-	mux.HandleFunc("POST /fault", func(w http.ResponseWriter, r *http.Request) {
-		f, err := parseFault(r.URL.Query())
-		if err == nil {
-			err = s.AddFault(f)
-		}
-		if err != nil {
-			control.Fail(w, http.StatusBadRequest, err)
-			return
-		}
-		control.JSON(w, s.Faults())
-	})
-	mux.HandleFunc("DELETE /fault", func(w http.ResponseWriter, _ *http.Request) {
-		s.ClearFaults()
-		control.JSON(w, s.Faults())
-	})
+	faults.Handle(mux, s, parseFault)
 	mux.HandleFunc("POST /expire-tokens", func(w http.ResponseWriter, _ *http.Request) {
 		s.ExpireTokens()
 		instance(w)
@@ -145,9 +120,7 @@ func (s *Server) signalHandlers(mux *http.ServeMux, instance func(http.ResponseW
 	})
 	mux.HandleFunc("POST /scheduled", func(w http.ResponseWriter, r *http.Request) {
 		e := Scheduled{ID: "instance-event-0d59937288b749b32", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(time.Hour)}
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		if err := d.Decode(&e); err != nil && !errors.Is(err, io.EOF) {
+		if err := control.Read(r, &e); err != nil && !errors.Is(err, io.EOF) {
 			control.Fail(w, http.StatusBadRequest, fmt.Errorf("reading the event: %w", err))
 			return
 		}

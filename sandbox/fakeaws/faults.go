@@ -4,11 +4,12 @@
 package fakeaws
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // Fault spoils the answers to some requests. Delay may go with any other field; of
@@ -36,23 +37,15 @@ type Fault struct {
 	Times int `json:"times,omitempty"`
 }
 
+func (f Fault) http() faults.HTTP {
+	return faults.HTTP{Delay: f.Delay, Status: f.Status, Body: f.Body, Truncate: f.Truncate, Hang: f.Hang, Reset: f.Reset, Times: f.Times}
+}
+
 func (f Fault) validate() error {
-	kinds := 0
-	for _, set := range []bool{f.Status != 0, f.Truncate, f.Hang, f.Reset} {
-		if set {
-			kinds++
-		}
+	if err := f.http().Validate("a fault has one kind: status, truncate, hang or reset"); err != nil {
+		return err
 	}
-	switch {
-	case kinds > 1:
-		return errors.New("a fault has one kind: status, truncate, hang or reset")
-	case kinds == 0 && f.Delay <= 0:
-		return errors.New("a fault that does nothing")
-	case f.Delay < 0 || f.Times < 0:
-		return errors.New("negative number in a fault")
-	case f.Status != 0 && (f.Status < 200 || f.Status > 599):
-		return fmt.Errorf("status %d is none", f.Status)
-	case f.Method != "" && f.Method != http.MethodGet && f.Method != http.MethodPut:
+	if f.Method != "" && f.Method != http.MethodGet && f.Method != http.MethodPut {
 		return fmt.Errorf("method %q is neither GET nor PUT", f.Method)
 	}
 	return nil
@@ -62,17 +55,10 @@ func (f Fault) matches(r *http.Request) bool {
 	if f.Method != "" && f.Method != r.Method {
 		return false
 	}
-	pattern, path := f.Path, r.URL.Path
-	if pattern == "" {
-		return true
-	}
-	if !strings.HasPrefix(pattern, "/") {
+	path := r.URL.Path
+	if !strings.HasPrefix(f.Path, "/") {
 		// Below the version, whichever it is.
-		_, below, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-		path = below
+		_, path, _ = strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	}
-	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
-		return strings.HasPrefix(path, prefix)
-	}
-	return path == pattern
+	return faults.Covers(f.Path, path)
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -17,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
@@ -41,19 +43,18 @@ type Options struct {
 
 // Server is a running metadata service.
 type Server struct {
-	log     *slog.Logger
-	allowV1 bool
-	http    *control.Server
-	control *control.Server
-	faults  faults.List[Fault]
+	log      *slog.Logger
+	allowV1  bool
+	http     *control.Server
+	control  *control.Server
+	faults   faults.List[Fault]
+	requests books.Record[Request]
 
 	mu       sync.Mutex
 	instance Instance
 	tokens   map[string]time.Time // when they expire
-	requests []Request
-	seen     int
-	rotated  int      // how often the credentials were
-	former   []string // keys that were in force
+	rotated  int                  // how often the credentials were
+	former   []string             // keys that were in force
 }
 
 // Request is one line of the record.
@@ -104,12 +105,7 @@ func (s *Server) Addr() string { return s.http.Addr() }
 func (s *Server) Endpoint() string { return "http://" + s.Addr() }
 
 // ControlAddr is host:port of the control port, or empty.
-func (s *Server) ControlAddr() string {
-	if s.control == nil {
-		return ""
-	}
-	return s.control.Addr()
-}
+func (s *Server) ControlAddr() string { return s.control.Addr() }
 
 // Close ends the service.
 func (s *Server) Close() error {
@@ -158,84 +154,32 @@ func (s *Server) ExpireTokens() {
 }
 
 // Requests is the record of the last few thousand requests, oldest first.
-func (s *Server) Requests() []Request {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return append([]Request{}, s.requests...)
-}
+func (s *Server) Requests() []Request { return s.requests.All() }
 
 const (
 	ttlHeader   = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 	tokenHeader = "X-Aws-Ec2-Metadata-Token"
 	maxTTL      = 21600
-	// keep bounds the record: a demonstration may run for hours.
-	keep = 8192
 )
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	seq := s.record(r)
-	fault, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r) })
-	if fault.Delay > 0 {
-		select {
-		case <-time.After(fault.Delay):
-		case <-healed:
-		case <-r.Context().Done():
-			return
-		}
-	}
-	switch {
-	case fault.Hang:
-		select {
-		case <-healed:
-		case <-r.Context().Done():
-		}
-		panic(http.ErrAbortHandler)
-	case fault.Reset:
-		reset(w)
-		return
-	case fault.Status != 0:
-		s.reply(w, seq, fault.Status, cmp.Or(fault.Body, http.StatusText(fault.Status)), nil)
+	struck, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r) })
+	fault := struck.http()
+	reply := func(status int, body string) { s.reply(w, seq, status, body) }
+	if fault.Instead(w, r, healed, reply) {
 		return
 	}
 	status, body, header := s.answer(r)
-	if fault.Truncate && len(body) > 1 {
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		s.reply(w, seq, status, body[:len(body)/2], header)
-		panic(http.ErrAbortHandler)
-	}
-	s.reply(w, seq, status, body, header)
+	maps.Copy(w.Header(), header)
+	fault.Answer(w, status, body, reply)
 }
 
-func reset(w http.ResponseWriter) {
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
-		_ = c.SetLinger(0)
-	}
-	_ = conn.Close()
-}
-
-func (s *Server) reply(w http.ResponseWriter, seq, status int, body string, header http.Header) {
-	s.mu.Lock()
-	if len(s.requests) > 0 {
-		if i := seq - s.requests[0].Seq; i >= 0 && i < len(s.requests) {
-			s.requests[i].Status = status
-		}
-	}
-	s.mu.Unlock()
-	h := w.Header()
-	h.Set("Content-Type", "text/plain")
-	h.Set("Server", "EC2ws")
-	for key, values := range header {
-		h[key] = values
-	}
-	w.WriteHeader(status)
-	_, _ = w.Write([]byte(body)) // the reader went away: nothing to be done
-	if f, ok := w.(http.Flusher); ok {
-		f.Flush()
-	}
+func (s *Server) reply(w http.ResponseWriter, seq, status int, body string) {
+	s.requests.Change(seq, func(r *Request) { r.Status = status })
+	w.Header().Set("Content-Type", "text/plain")
+	w.Header().Set("Server", "EC2ws")
+	faults.Write(w, status, body)
 }
 
 func (s *Server) record(r *http.Request) int {
@@ -247,16 +191,9 @@ func (s *Server) record(r *http.Request) int {
 		}
 	}
 	s.log.Info("request", "method", r.Method, "path", r.URL.Path, "token", token)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.seen++
-	if len(s.requests) == keep {
-		s.requests = append(s.requests[:0], s.requests[keep/2:]...)
-	}
-	s.requests = append(s.requests, Request{
-		Seq: s.seen, Time: time.Now(), Method: r.Method, Path: r.URL.Path, Token: token, TTL: r.Header.Get(ttlHeader),
+	return s.requests.Add(func(seq int) Request {
+		return Request{Seq: seq, Time: time.Now(), Method: r.Method, Path: r.URL.Path, Token: token, TTL: r.Header.Get(ttlHeader)}
 	})
-	return s.seen
 }
 
 func (s *Server) good(token string) bool {

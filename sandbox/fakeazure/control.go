@@ -4,14 +4,13 @@
 package fakeazure
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // controlHandler is the control port:
@@ -31,31 +30,19 @@ import (
 func (s *Server) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /vm", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.VM()) })
-	mux.HandleFunc("PATCH /vm", func(w http.ResponseWriter, r *http.Request) {
-		vm := s.VM()
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		if err := d.Decode(&vm); err != nil {
-			control.Fail(w, http.StatusBadRequest, fmt.Errorf("reading the machine: %w", err))
-			return
-		}
-		s.Update(func(to *VM) { *to = vm })
-		control.JSON(w, s.VM())
-	})
+	mux.HandleFunc("PATCH /vm", control.Patch("the machine", s.VM, s.Update))
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.set.Events()) })
 	mux.HandleFunc("GET /books", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.set.Books()) })
 	mux.HandleFunc("GET /requests", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Requests()) })
-	mux.HandleFunc("GET /fault", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Faults()) })
-	does := func(pattern string, do func(url.Values) error, show func() any) {
+	does := func(pattern string, do func(url.Values) error) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := do(r.URL.Query()); err != nil {
 				control.Fail(w, http.StatusBadRequest, err)
 				return
 			}
-			control.JSON(w, show())
+			control.JSON(w, s.set.Events())
 		})
 	}
-	events, list := func() any { return s.set.Events() }, func() any { return s.Faults() }
 	does("POST /event", func(q url.Values) error {
 		e := Event{Type: Terminate, Lead: time.Minute, VMs: []string{s.VM().Name}, Duration: -1}
 		err := control.Decode(q, map[string]any{
@@ -65,7 +52,7 @@ func (s *Server) controlHandler() http.Handler {
 			_, err = s.set.Announce(e)
 		}
 		return err
-	}, events)
+	})
 	byID := func(do func(string) error) func(url.Values) error {
 		return func(q url.Values) error {
 			var id string
@@ -79,8 +66,8 @@ func (s *Server) controlHandler() http.Handler {
 			return do(id)
 		}
 	}
-	does("POST /begin", byID(s.set.Begin), events)
-	does("DELETE /event", byID(s.set.Cancel), events)
+	does("POST /begin", byID(s.set.Begin))
+	does("DELETE /event", byID(s.set.Cancel))
 	mux.HandleFunc("POST /worst-day", func(w http.ResponseWriter, r *http.Request) {
 		step, others := time.Second, []string(nil)
 		if err := control.Decode(r.URL.Query(), map[string]any{"step": &step, "others": &others}); err != nil {
@@ -95,20 +82,15 @@ func (s *Server) controlHandler() http.Handler {
 		}()
 		control.JSON(w, s.set.Events())
 	})
-	does("POST /fault", func(q url.Values) error {
-		var f Fault
-		err := control.Decode(q, map[string]any{
-			"path": &f.Path, "method": &f.Method, "body": &f.Body, "status": &f.Status, "times": &f.Times, "ms": &f.Delay,
-			"truncate": &f.Truncate, "huge": &f.Huge, "hang": &f.Hang, "reset": &f.Reset,
-		})
-		if err == nil {
-			err = s.AddFault(f)
-		}
-		return err
-	}, list)
-	does("DELETE /fault", func(url.Values) error {
-		s.ClearFaults()
-		return nil
-	}, list)
+	faults.Handle(mux, s, parseFault)
 	return mux
+}
+
+func parseFault(q url.Values) (Fault, error) {
+	var f Fault
+	err := control.Decode(q, map[string]any{
+		"path": &f.Path, "method": &f.Method, "body": &f.Body, "status": &f.Status, "times": &f.Times, "ms": &f.Delay,
+		"truncate": &f.Truncate, "huge": &f.Huge, "hang": &f.Hang, "reset": &f.Reset,
+	})
+	return f, err
 }

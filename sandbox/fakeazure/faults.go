@@ -4,11 +4,13 @@
 package fakeazure
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // Fault spoils the answers to some requests. Delay may go with any other field; of
@@ -36,23 +38,18 @@ type Fault struct {
 	Times int `json:"times,omitempty"`
 }
 
-func (f Fault) validate() error {
-	kinds := 0
-	for _, set := range []bool{f.Status != 0, f.Truncate, f.Huge, f.Hang, f.Reset} {
-		if set {
-			kinds++
-		}
+func (f Fault) http() faults.HTTP {
+	return faults.HTTP{
+		Delay: f.Delay, Status: f.Status, Body: cmp.Or(f.Body, problem(http.StatusText(f.Status))),
+		Truncate: f.Truncate, Huge: f.Huge, Hang: f.Hang, Reset: f.Reset, Times: f.Times,
 	}
-	switch {
-	case kinds > 1:
-		return errors.New("a fault has one kind: status, truncate, huge, hang or reset")
-	case kinds == 0 && f.Delay <= 0:
-		return errors.New("a fault that does nothing")
-	case f.Delay < 0 || f.Times < 0:
-		return errors.New("negative number in a fault")
-	case f.Status != 0 && (f.Status < 200 || f.Status > 599):
-		return fmt.Errorf("status %d is none", f.Status)
-	case f.Method != "" && f.Method != http.MethodGet && f.Method != http.MethodPost:
+}
+
+func (f Fault) validate() error {
+	if err := f.http().Validate("a fault has one kind: status, truncate, huge, hang or reset"); err != nil {
+		return err
+	}
+	if f.Method != "" && f.Method != http.MethodGet && f.Method != http.MethodPost {
 		return fmt.Errorf("method %q is neither GET nor POST", f.Method)
 	}
 	return nil
@@ -62,15 +59,9 @@ func (f Fault) matches(r *http.Request) bool {
 	if f.Method != "" && f.Method != r.Method {
 		return false
 	}
-	pattern, path := f.Path, r.URL.Path
-	if pattern == "" {
-		return true
-	}
-	if !strings.HasPrefix(pattern, "/") {
+	path := r.URL.Path
+	if !strings.HasPrefix(f.Path, "/") {
 		path = strings.TrimPrefix(path, "/metadata/")
 	}
-	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
-		return strings.HasPrefix(path, prefix)
-	}
-	return path == pattern
+	return faults.Covers(f.Path, path)
 }

@@ -9,15 +9,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
@@ -51,24 +50,23 @@ type Options struct {
 
 // Server is the metadata service of one machine.
 type Server struct {
-	o       Options
-	log     *slog.Logger
-	http    *control.Server
-	control *control.Server
-	set     *Set
-	own     bool            // the set is ours
-	life    context.Context // until Close
-	end     context.CancelFunc
-	started time.Time
-	faults  faults.List[Fault]
+	o        Options
+	log      *slog.Logger
+	http     *control.Server
+	control  *control.Server
+	set      *Set
+	own      bool            // the set is ours
+	life     context.Context // until Close
+	end      context.CancelFunc
+	started  time.Time
+	faults   faults.List[Fault]
+	requests books.Record[Request]
 
-	mu       sync.Mutex
-	vm       VM
-	dropped  int
-	asked    bool // for events
-	recent   []time.Time
-	requests []Request
-	seen     int
+	mu      sync.Mutex
+	vm      VM
+	dropped int
+	asked   bool // for events
+	recent  []time.Time
 }
 
 // Request is one line of the record.
@@ -83,9 +81,6 @@ type Request struct {
 
 // limit is how many requests a machine may make in a second.
 const limit = 5
-
-// keep bounds the record: a demonstration may run for hours.
-const keep = 8192
 
 // Versions are those of the instance metadata that are served where nothing else is
 // said, the oldest first.
@@ -137,12 +132,7 @@ func (s *Server) Addr() string { return s.http.Addr() }
 func (s *Server) Endpoint() string { return "http://" + s.Addr() }
 
 // ControlAddr is host:port of the control port, or empty.
-func (s *Server) ControlAddr() string {
-	if s.control == nil {
-		return ""
-	}
-	return s.control.Addr()
-}
+func (s *Server) ControlAddr() string { return s.control.Addr() }
 
 // Set is what the machine shares with others.
 func (s *Server) Set() *Set { return s.set }
@@ -192,9 +182,10 @@ func (s *Server) Faults() []Fault { return s.faults.All() }
 
 // Requests is the record of the last few thousand requests, oldest first.
 func (s *Server) Requests() []Request {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.requests)
+	if all := s.requests.All(); len(all) > 0 {
+		return all
+	}
+	return nil // null on the control port
 }
 
 // record notes a request, and tells whether it is one too many in this second.
@@ -210,87 +201,40 @@ func (s *Server) record(r *http.Request) (seq int, tooMany, drop bool) {
 	if drop = s.dropped < s.o.DropCalls; drop {
 		s.dropped++
 	}
-	s.seen++
-	if len(s.requests) == keep {
-		s.requests = slices.Delete(s.requests, 0, keep/2)
-	}
-	s.requests = append(s.requests, Request{Seq: s.seen, Time: now, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery})
-	return s.seen, tooMany, drop
+	seq = s.requests.Add(func(seq int) Request {
+		return Request{Seq: seq, Time: now, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery}
+	})
+	return seq, tooMany, drop
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	seq, tooMany, drop := s.record(r)
 	if drop {
-		reset(w)
+		faults.Reset(w)
 		return
 	}
-	fault, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r) })
-	if fault.Delay > 0 {
-		select {
-		case <-time.After(fault.Delay):
-		case <-healed:
-		case <-r.Context().Done():
-			return
-		}
+	struck, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r) })
+	fault := struck.http()
+	reply := func(status int, body string) { s.reply(w, seq, status, body) }
+	if fault.Instead(w, r, healed, reply) {
+		return
 	}
-	switch {
-	case fault.Hang:
-		select {
-		case <-healed:
-		case <-r.Context().Done():
-		}
-		panic(http.ErrAbortHandler)
-	case fault.Reset:
-		reset(w)
-		return
-	case fault.Status != 0:
-		s.reply(w, seq, fault.Status, cmp.Or(fault.Body, problem(http.StatusText(fault.Status))))
-		return
-	case tooMany:
+	if tooMany {
 		s.set.mu.Lock()
 		s.set.write(Entry{What: Throttled, VM: s.VM().Name})
 		s.set.mu.Unlock()
-		s.reply(w, seq, http.StatusTooManyRequests, problem("Too many requests"))
+		reply(http.StatusTooManyRequests, problem("Too many requests"))
 		return
 	}
 	status, body := s.answer(r)
-	switch {
-	case fault.Truncate && len(body) > 1:
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		s.reply(w, seq, status, body[:len(body)/2])
-		panic(http.ErrAbortHandler)
-	case fault.Huge:
-		body += strings.Repeat(" ", 2<<20)
-	}
-	s.reply(w, seq, status, body)
-}
-
-func reset(w http.ResponseWriter) {
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
-		_ = c.SetLinger(0)
-	}
-	_ = conn.Close()
+	fault.Answer(w, status, body, reply)
 }
 
 func (s *Server) reply(w http.ResponseWriter, seq, status int, body string) {
-	s.mu.Lock()
-	if len(s.requests) > 0 {
-		if i := seq - s.requests[0].Seq; i >= 0 && i < len(s.requests) {
-			s.requests[i].Status = status
-		}
-	}
-	s.mu.Unlock()
+	s.requests.Change(seq, func(r *Request) { r.Status = status })
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.Header().Set("Server", "IMDS/150.870.65.1854")
-	w.WriteHeader(status)
-	_, _ = io.WriteString(w, body) // the reader went away: nothing to be done
-	if f, ok := w.(http.Flusher); ok {
-		f.Flush()
-	}
+	faults.Write(w, status, body)
 }
 
 // problem is the body of an error.

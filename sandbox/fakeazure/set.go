@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 )
 
 // The types of events that Azure documents.
@@ -51,8 +53,7 @@ type Set struct {
 	newFields   bool
 	raw         []any
 	enabled     map[string]time.Time // zones, and since when
-	books       []Entry
-	changed     chan struct{} // closed and replaced when the books change
+	books       *books.Books[Entry]
 	closed      bool
 }
 
@@ -115,7 +116,9 @@ func NewSet(name string, o SetOptions) *Set {
 	o.ApproveDelay = cmp.Or(o.ApproveDelay, 200*time.Millisecond)
 	o.StartedTime = cmp.Or(o.StartedTime, 500*time.Millisecond)
 	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
-	return &Set{name: name, o: o, incarnation: 1, enabled: map[string]time.Time{}, changed: make(chan struct{})}
+	s := &Set{name: name, o: o, incarnation: 1, enabled: map[string]time.Time{}}
+	s.books = books.New[Entry](&s.mu)
+	return s
 }
 
 // Close ends everything that was under way.
@@ -371,9 +374,7 @@ func (e *event) document() map[string]any {
 func (s *Set) write(e Entry) {
 	e.Time = time.Now()
 	s.o.Log.Info("books", "set", s.name, "what", e.What, "vm", e.VM, "event", e.Event, "type", e.Type, "late", e.Late)
-	s.books = append(s.books, e)
-	close(s.changed)
-	s.changed = make(chan struct{})
+	s.books.Write(e)
 }
 
 // Books is what has happened, oldest first.
@@ -383,25 +384,11 @@ func (s *Set) Books() []Entry {
 }
 
 // Follow returns the books and a channel that is closed at the next change of them.
-func (s *Set) Follow() ([]Entry, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.books), s.changed
-}
+func (s *Set) Follow() ([]Entry, <-chan struct{}) { return s.books.Follow() }
 
 // WaitFor waits until the books hold an entry that fits, and returns the first.
 func (s *Set) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	for {
-		books, changed := s.Follow()
-		if i := slices.IndexFunc(books, fits); i >= 0 {
-			return books[i], nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return Entry{}, fmt.Errorf("waiting for an entry in the books of set %s: %w", s.name, ctx.Err())
-		}
-	}
+	return s.books.WaitFor(ctx, "set "+s.name, fits)
 }
 
 // WorstDay plays everything that takes no machine away, one after the other, each for

@@ -4,9 +4,7 @@
 package fakegcp
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -14,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // controlHandler is the control port:
@@ -39,17 +38,7 @@ func (s *Server) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	instance := func(w http.ResponseWriter) { control.JSON(w, s.Instance()) }
 	mux.HandleFunc("GET /instance", func(w http.ResponseWriter, _ *http.Request) { instance(w) })
-	mux.HandleFunc("PATCH /instance", func(w http.ResponseWriter, r *http.Request) {
-		i := s.Instance()
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		if err := d.Decode(&i); err != nil {
-			control.Fail(w, http.StatusBadRequest, fmt.Errorf("reading the instance: %w", err))
-			return
-		}
-		s.Update(func(to *Instance) { *to = i })
-		instance(w)
-	})
+	mux.HandleFunc("PATCH /instance", control.Patch("the instance", s.Instance, s.Update))
 	text := func(use func(q url.Values, text string) error) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			b, err := io.ReadAll(r.Body)
@@ -88,27 +77,7 @@ func (s *Server) controlHandler() http.Handler {
 		})
 		return nil
 	}))
-	mux.HandleFunc("GET /fault", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Faults()) })
-	mux.HandleFunc("POST /fault", func(w http.ResponseWriter, r *http.Request) {
-		var f Fault
-		err := control.Decode(r.URL.Query(), map[string]any{
-			"path": &f.Path, "body": &f.Body, "status": &f.Status, "times": &f.Times, "ms": &f.Delay, "held": &f.Held,
-			"truncate": &f.Truncate, "huge": &f.Huge, "hang": &f.Hang, "reset": &f.Reset, "instant": &f.Instant,
-			"no-tag": &f.NoTag, "no-flavor": &f.NoFlavor,
-		})
-		if err == nil {
-			err = s.AddFault(f)
-		}
-		if err != nil {
-			control.Fail(w, http.StatusBadRequest, err)
-			return
-		}
-		control.JSON(w, s.Faults())
-	})
-	mux.HandleFunc("DELETE /fault", func(w http.ResponseWriter, _ *http.Request) {
-		s.ClearFaults()
-		control.JSON(w, s.Faults())
-	})
+	faults.Handle(mux, s, parseFault)
 	timed := func(more map[string]any, do func(time.Duration) error) http.HandlerFunc {
 		return text(func(q url.Values, _ string) error {
 			var d time.Duration
@@ -154,6 +123,16 @@ func (s *Server) controlHandler() http.Handler {
 	mux.HandleFunc("GET /books", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Books()) })
 	mux.HandleFunc("GET /requests", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Requests()) })
 	return mux
+}
+
+func parseFault(q url.Values) (Fault, error) {
+	var f Fault
+	err := control.Decode(q, map[string]any{
+		"path": &f.Path, "body": &f.Body, "status": &f.Status, "times": &f.Times, "ms": &f.Delay, "held": &f.Held,
+		"truncate": &f.Truncate, "huge": &f.Huge, "hang": &f.Hang, "reset": &f.Reset, "instant": &f.Instant,
+		"no-tag": &f.NoTag, "no-flavor": &f.NoFlavor,
+	})
+	return f, err
 }
 
 // set changes one value of a map that may not be there yet.

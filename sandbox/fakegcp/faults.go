@@ -4,11 +4,11 @@
 package fakegcp
 
 import (
-	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // Fault spoils the answers to some requests. Delay may go with any other field; of
@@ -42,36 +42,23 @@ type Fault struct {
 	Times int `json:"times,omitempty"`
 }
 
+func (f Fault) http() faults.HTTP {
+	return faults.HTTP{
+		Delay: f.Delay, Status: f.Status, Body: f.Body, Truncate: f.Truncate, Huge: f.Huge, Hang: f.Hang, Reset: f.Reset, Times: f.Times,
+	}
+}
+
 func (f Fault) validate() error {
-	kinds := 0
-	for _, set := range []bool{f.Status != 0, f.Truncate, f.Hang, f.Reset, f.Huge, f.Instant, f.NoTag, f.NoFlavor} {
-		if set {
-			kinds++
-		}
-	}
-	switch {
-	case kinds > 1:
-		return errors.New("a fault has one kind: status, truncate, huge, hang, reset, instant, no-tag or no-flavor")
-	case kinds == 0 && f.Delay <= 0:
-		return errors.New("a fault that does nothing")
-	case f.Delay < 0 || f.Times < 0:
-		return errors.New("negative number in a fault")
-	case f.Status != 0 && (f.Status < 200 || f.Status > 599):
-		return fmt.Errorf("status %d is none", f.Status)
-	}
-	return nil
+	return f.http().Validate("a fault has one kind: status, truncate, huge, hang, reset, instant, no-tag or no-flavor", f.Instant, f.NoTag, f.NoFlavor)
 }
 
 func (f Fault) matches(r *http.Request) bool {
 	if f.Held && r.URL.Query().Get("wait_for_change") != "true" {
 		return false
 	}
-	pattern, path := f.Path, r.URL.Path
-	if !strings.HasPrefix(pattern, "/") {
+	path := r.URL.Path
+	if !strings.HasPrefix(f.Path, "/") {
 		path = strings.TrimPrefix(path, base)
 	}
-	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
-		return strings.HasPrefix(path, prefix)
-	}
-	return pattern == "" || path == pattern
+	return faults.Covers(f.Path, path)
 }

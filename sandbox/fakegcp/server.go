@@ -17,7 +17,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/faults"
 )
 
 // Options says how to start. The zero value serves [Sample] on a free port of
@@ -42,25 +44,17 @@ type Server struct {
 	softOff, hardOff func()
 	control          *control.Server
 	addr             string
+	faults           faults.List[Fault]
+	requests         books.Record[Request]
 
 	mu       sync.Mutex
 	http     *control.Server // nil while it has vanished
 	instance Instance
-	faults   []*armed
-	healed   chan struct{} // closed and replaced when the faults change
 	changed  chan struct{} // closed and replaced when what is told changes
-	requests []Request
-	seen     int
-	books    []Entry
-	more     chan struct{} // closed and replaced with every entry
-	under    *time.Timer   // what is under way with the machine
-	back     *time.Timer   // when the service comes back
+	books    *books.Books[Entry]
+	under    *time.Timer // what is under way with the machine
+	back     *time.Timer // when the service comes back
 	closed   bool
-}
-
-type armed struct {
-	Fault
-	struck int
 }
 
 // Request is one line of the record.
@@ -79,16 +73,15 @@ const (
 	base         = "/computeMetadata/v1/"
 	flavorHeader = "Metadata-Flavor"
 	flavor       = "Google"
-	// keep bounds the record: a demonstration may run for hours.
-	keep = 8192
 )
 
 // Start serves until Close or until ctx is done.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	s := &Server{
 		log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), softOff: o.SoftOff, hardOff: o.HardOff,
-		healed: make(chan struct{}), changed: make(chan struct{}), more: make(chan struct{}),
+		changed: make(chan struct{}),
 	}
+	s.books = books.New[Entry](&s.mu)
 	if o.Instance != nil {
 		s.instance = o.Instance.clone()
 	} else {
@@ -116,12 +109,7 @@ func (s *Server) Addr() string { return s.addr }
 func (s *Server) Endpoint() string { return "http://" + s.addr }
 
 // ControlAddr is host:port of the control port, or empty.
-func (s *Server) ControlAddr() string {
-	if s.control == nil {
-		return ""
-	}
-	return s.control.Addr()
-}
+func (s *Server) ControlAddr() string { return s.control.Addr() }
 
 // Close ends the service, and what was under way with the machine.
 func (s *Server) Close() error {
@@ -196,75 +184,36 @@ func (s *Server) AddFault(f Fault) error {
 	if err := f.validate(); err != nil {
 		return fmt.Errorf("adding a fault: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults = append(s.faults, &armed{Fault: f})
+	s.faults.Add(f, f.Times)
 	return nil
 }
 
 // ClearFaults heals the service. Connections that hang are closed.
-func (s *Server) ClearFaults() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults = nil
-	close(s.healed)
-	s.healed = make(chan struct{})
-}
+func (s *Server) ClearFaults() { s.faults.Clear() }
 
 // Faults lists what is in force.
-func (s *Server) Faults() []Fault {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := []Fault{}
-	for _, f := range s.faults {
-		out = append(out, f.Fault)
-	}
-	return out
-}
+func (s *Server) Faults() []Fault { return s.faults.All() }
 
 // Requests is the record of the last few thousand requests, oldest first.
-func (s *Server) Requests() []Request {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return append([]Request{}, s.requests...)
-}
+func (s *Server) Requests() []Request { return s.requests.All() }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	seq := s.record(r)
-	fault, healed := s.strike(r)
-	if fault.Delay > 0 {
-		timer := time.NewTimer(fault.Delay)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-healed:
-		case <-r.Context().Done():
-			return
-		}
-	}
-	if !fault.NoFlavor {
+	struck, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r) })
+	fault := struck.http()
+	reply := func(status int, body string) { s.reply(w, seq, began, status, body) }
+	if !struck.NoFlavor {
 		w.Header().Set(flavorHeader, flavor)
 	}
-	switch {
-	case fault.Hang:
-		select {
-		case <-healed:
-		case <-r.Context().Done():
-		}
-		panic(http.ErrAbortHandler)
-	case fault.Reset:
-		reset(w)
-		return
-	case fault.Status != 0:
-		s.reply(w, seq, began, fault.Status, cmp.Or(fault.Body, http.StatusText(fault.Status)))
+	if fault.Instead(w, r, healed, reply) {
 		return
 	}
-	status, body := s.answer(r, fault.Instant, healed)
+	status, body := s.answer(r, struck.Instant)
 	if status == 0 {
 		return // whoever asked has gone
 	}
-	if status == http.StatusOK && !fault.NoTag {
+	if status == http.StatusOK && !struck.NoTag {
 		w.Header().Set("ETag", tagOf(body))
 	}
 	if r.URL.Query().Get("alt") == "json" {
@@ -272,73 +221,20 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	} else {
 		w.Header().Set("Content-Type", "application/text")
 	}
-	switch {
-	case fault.Truncate && len(body) > 1:
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		s.reply(w, seq, began, status, body[:len(body)/2])
-		panic(http.ErrAbortHandler)
-	case fault.Huge:
-		body += strings.Repeat(" ", 2<<20)
-	}
-	s.reply(w, seq, began, status, body)
-}
-
-// strike finds the fault for a request.
-func (s *Server) strike(r *http.Request) (Fault, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, f := range s.faults {
-		if !f.matches(r) {
-			continue
-		}
-		f.struck++
-		if f.Times > 0 && f.struck >= f.Times {
-			s.faults = append(s.faults[:i:i], s.faults[i+1:]...)
-		}
-		return f.Fault, s.healed
-	}
-	return Fault{}, s.healed
-}
-
-func reset(w http.ResponseWriter) {
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
-		_ = c.SetLinger(0)
-	}
-	_ = conn.Close()
+	fault.Answer(w, status, body, reply)
 }
 
 func (s *Server) reply(w http.ResponseWriter, seq int, began time.Time, status int, body string) {
-	s.mu.Lock()
-	if len(s.requests) > 0 {
-		if i := seq - s.requests[0].Seq; i >= 0 && i < len(s.requests) {
-			s.requests[i].Status, s.requests[i].Took = status, time.Since(began)
-		}
-	}
-	s.mu.Unlock()
+	s.requests.Change(seq, func(r *Request) { r.Status, r.Took = status, time.Since(began) })
 	w.Header().Set("Server", "Metadata Server for VM")
-	w.WriteHeader(status)
-	_, _ = w.Write([]byte(body)) // the reader went away: nothing to be done
-	if f, ok := w.(http.Flusher); ok {
-		f.Flush()
-	}
+	faults.Write(w, status, body)
 }
 
 func (s *Server) record(r *http.Request) int {
 	s.log.Info("request", "path", r.URL.RequestURI())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.seen++
-	if len(s.requests) == keep {
-		s.requests = append(s.requests[:0], s.requests[keep/2:]...)
-	}
-	s.requests = append(s.requests, Request{
-		Seq: s.seen, Time: time.Now(), Path: r.URL.RequestURI(), Held: r.URL.Query().Get("wait_for_change") == "true",
+	return s.requests.Add(func(seq int) Request {
+		return Request{Seq: seq, Time: time.Now(), Path: r.URL.RequestURI(), Held: r.URL.Query().Get("wait_for_change") == "true"}
 	})
-	return s.seen
 }
 
 // tagOf is the ETag of an answer.
@@ -349,7 +245,7 @@ func tagOf(body string) string {
 
 // answer waits, where it is asked to, and gives the answer; 0 is that nobody
 // listens any more.
-func (s *Server) answer(r *http.Request, instant bool, healed <-chan struct{}) (status int, body string) {
+func (s *Server) answer(r *http.Request, instant bool) (status int, body string) {
 	q := r.URL.Query()
 	path, ok := strings.CutPrefix(r.URL.Path, base)
 	switch {
@@ -400,11 +296,6 @@ func (s *Server) answer(r *http.Request, instant bool, healed <-chan struct{}) (
 		case <-changed:
 		case <-timer.C:
 			return http.StatusOK, body
-		case <-healed:
-			// A fault was put in force or taken away: go on waiting.
-			s.mu.Lock()
-			healed = s.healed
-			s.mu.Unlock()
 		case <-r.Context().Done():
 			return 0, ""
 		}

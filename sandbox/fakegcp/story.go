@@ -5,8 +5,6 @@ package fakegcp
 
 import (
 	"context"
-	"fmt"
-	"slices"
 	"time"
 )
 
@@ -37,33 +35,17 @@ func (s *Server) Books() []Entry {
 }
 
 // Follow gives the books, and a channel that is closed when there is more in them.
-func (s *Server) Follow() ([]Entry, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.books), s.more
-}
+func (s *Server) Follow() ([]Entry, <-chan struct{}) { return s.books.Follow() }
 
 // WaitFor waits until the books hold an entry that fits, and returns the first.
 func (s *Server) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	for {
-		books, more := s.Follow()
-		if i := slices.IndexFunc(books, fits); i >= 0 {
-			return books[i], nil
-		}
-		select {
-		case <-more:
-		case <-ctx.Done():
-			return Entry{}, fmt.Errorf("waiting for an entry in the books of %s: %w", s.Instance().Name, ctx.Err())
-		}
-	}
+	return s.books.WaitFor(ctx, s.Instance().Name, fits)
 }
 
 // note adds a line. The lock is held.
 func (s *Server) note(what, text string, late bool) {
-	s.books = append(s.books, Entry{Time: time.Now(), What: what, Text: text, Late: late})
 	s.log.Info("books", "what", what, "text", text, "late", late)
-	close(s.more)
-	s.more = make(chan struct{})
+	s.books.Write(Entry{Time: time.Now(), What: what, Text: text, Late: late})
 }
 
 // signal changes what is told, and says so in the books.

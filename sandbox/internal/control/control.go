@@ -46,8 +46,13 @@ func Serve(ctx context.Context, addr string, h http.Handler) (*Server, error) {
 	return s, nil
 }
 
-// Addr is host:port of the listener.
-func (s *Server) Addr() string { return s.ln.Addr().String() }
+// Addr is host:port of the listener. A nil server has none.
+func (s *Server) Addr() string {
+	if s == nil {
+		return ""
+	}
+	return s.ln.Addr().String()
+}
 
 // Close ends the server and waits for it. A nil server is closed already.
 func (s *Server) Close() error {
@@ -73,6 +78,27 @@ func JSON(w http.ResponseWriter, v any) {
 // Fail answers with a status and the reason.
 func Fail(w http.ResponseWriter, status int, err error) {
 	http.Error(w, err.Error(), status)
+}
+
+// Patch answers with a thing after the fields of it that the body has, as JSON, have
+// been replaced. what is what people call it.
+func Patch[T any](what string, get func() T, update func(func(*T))) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v := get()
+		if err := Read(r, &v); err != nil {
+			Fail(w, http.StatusBadRequest, fmt.Errorf("reading %s: %w", what, err))
+			return
+		}
+		update(func(to *T) { *to = v })
+		JSON(w, get())
+	}
+}
+
+// Read takes the body as JSON. It refuses fields that it does not know.
+func Read(r *http.Request, v any) error {
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	return d.Decode(v)
 }
 
 // Decode sets fields from parameters of the same names: *string, *bool, *int,

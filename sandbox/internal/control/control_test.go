@@ -4,6 +4,9 @@
 package control_test
 
 import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -59,5 +62,46 @@ func TestDecode(t *testing.T) {
 				t.Errorf("%q (-want +got):\n%s", query, diff)
 			}
 		}
+	}
+}
+
+func TestPatch(t *testing.T) {
+	t.Parallel()
+	it := parameters{Text: "a", N: 1}
+	h := control.Patch("the thing", func() parameters { return it }, func(change func(*parameters)) { change(&it) })
+	for _, step := range []struct {
+		body   string
+		status int
+		want   parameters
+		says   string
+	}{
+		{body: `{"N": 2, "Yes": true}`, status: 200, want: parameters{Text: "a", N: 2, Yes: true}},
+		{body: `{"Txet": "b"}`, status: 400, want: parameters{Text: "a", N: 2, Yes: true}, says: `reading the thing: json: unknown field "Txet"`},
+		{body: ``, status: 400, want: parameters{Text: "a", N: 2, Yes: true}, says: "reading the thing: EOF"},
+		{body: `{}`, status: 200, want: parameters{Text: "a", N: 2, Yes: true}},
+	} {
+		w := httptest.NewRecorder()
+		h(w, httptest.NewRequestWithContext(t.Context(), http.MethodPatch, "/", strings.NewReader(step.body)))
+		if diff := cmp.Diff(step.want, it); diff != "" || w.Code != step.status {
+			t.Errorf("%s: status %d (-want +got):\n%s", step.body, w.Code, diff)
+		}
+		if step.says != "" {
+			if got := strings.TrimSpace(w.Body.String()); got != step.says {
+				t.Errorf("%s: it says %q, want %q", step.body, got, step.says)
+			}
+			continue
+		}
+		var got parameters
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || !cmp.Equal(got, step.want) {
+			t.Errorf("%s: answered %+v, %v", step.body, got, err)
+		}
+	}
+}
+
+func TestNoServer(t *testing.T) {
+	t.Parallel()
+	var s *control.Server
+	if s.Addr() != "" || s.Close() != nil {
+		t.Errorf("a server that was not started: at %q, closed: %v", s.Addr(), s.Close())
 	}
 }

@@ -1,8 +1,9 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package faults is the list of what goes wrong with a pretended service, while it
-// runs. What a fault is, and what it does to an answer, is the service's own.
+// Package faults is what goes wrong with a pretended service while it runs: the list
+// of it, for faults of any kind, and what all services that speak HTTP can do to an
+// answer. What a fault is about, and what else it does, is the service's own.
 package faults
 
 import (
