@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSystemdSELinux is a node on a machine where SELinux enforces a policy that knows nothing of the agent. The machine's disk is
-// that of TestSystemdQEMU with labels on its files.
-func TestSystemdSELinux(t *testing.T) {
+// TestSELinux is a node on a machine where SELinux enforces a policy that knows nothing of the agent. The machine's disk is
+// that of TestSystemdQEMU with labels on its files. CI, which has an hour, leaves it to `make e2e`.
+func TestSELinux(t *testing.T) {
 	d := newGuestDisk(t)
 	d.withPackage(t)
 	d.label(t)
