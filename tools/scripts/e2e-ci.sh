@@ -6,7 +6,6 @@
 # most of the time. `make e2e` runs all, one after the other.
 set -euo pipefail
 
-export E2E_TIMEOUT=45m
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 E2E_RUN='TestSystemd|TestPackage' tools/scripts/e2e.sh >"$log" 2>&1 &
