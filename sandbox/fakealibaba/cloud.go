@@ -219,13 +219,7 @@ func (c *Cloud) Allow() {
 }
 
 // AddFault puts a fault of the API in force.
-func (c *Cloud) AddFault(f Fault) error {
-	if err := f.validate(); err != nil {
-		return fmt.Errorf("adding a fault: %w", err)
-	}
-	c.faults.Add(f, f.Times)
-	return nil
-}
+func (c *Cloud) AddFault(f Fault) error { return c.faults.Add(f, f.Times, f.validate) }
 
 // ClearFaults heals the API.
 func (c *Cloud) ClearFaults() { c.faults.Clear() }

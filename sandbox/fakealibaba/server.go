@@ -91,14 +91,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		s.instance = Sample()
 	}
 	var err error
-	if s.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(s.serve)); err != nil {
+	s.http, s.control, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler())
+	if err != nil {
 		return nil, err
-	}
-	if o.Control != "" {
-		if s.control, err = control.Serve(ctx, o.Control, s.controlHandler()); err != nil {
-			_ = s.http.Close()
-			return nil, err
-		}
 	}
 	if o.Cloud != nil {
 		o.Cloud.know(s)
@@ -142,15 +137,15 @@ func (s *Server) Update(change func(*Instance)) {
 // AddFault puts a fault in force beside those that are; the first that matches a
 // request counts.
 func (s *Server) AddFault(f Fault) error {
-	err := f.validate()
-	if err == nil && (f.Code != "" || f.Deaf) {
-		err = errors.New("code and deaf are faults of the API")
-	}
-	if err != nil {
-		return fmt.Errorf("adding a fault: %w", err)
-	}
-	s.faults.Add(f, f.Times)
-	return nil
+	return s.faults.Add(f, f.Times, func() error {
+		if err := f.validate(); err != nil {
+			return err
+		}
+		if f.Code != "" || f.Deaf {
+			return errors.New("code and deaf are faults of the API")
+		}
+		return nil
+	})
 }
 
 // ClearFaults heals the service. Connections that hang are closed.

@@ -160,14 +160,9 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 	}
 	a.books = books.NewBounded[Entry](&a.mu)
 	var err error
-	if a.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(a.serve)); err != nil {
+	a.http, a.control, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(a.serve), o.Control, a.Handler())
+	if err != nil {
 		return nil, err
-	}
-	if o.Control != "" {
-		if a.control, err = control.Serve(ctx, o.Control, a.Handler()); err != nil {
-			_ = a.http.Close()
-			return nil, err
-		}
 	}
 	context.AfterFunc(ctx, func() { _ = a.Close() })
 	return a, nil
@@ -573,13 +568,7 @@ func (f APIFault) validate() error {
 
 // AddFault puts a fault in force beside those that are; the first that matches a
 // call counts.
-func (a *AutoScaling) AddFault(f APIFault) error {
-	if err := f.validate(); err != nil {
-		return fmt.Errorf("adding a fault: %w", err)
-	}
-	a.faults.Add(f, f.Times)
-	return nil
-}
+func (a *AutoScaling) AddFault(f APIFault) error { return a.faults.Add(f, f.Times, f.validate) }
 
 // ClearFaults heals the API. Calls that hang are closed.
 func (a *AutoScaling) ClearFaults() { a.faults.Clear() }

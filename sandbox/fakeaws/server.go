@@ -85,14 +85,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		s.instance.Credentials.Token += "-" + s.instance.ID
 	}
 	var err error
-	if s.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(s.serve)); err != nil {
+	s.http, s.control, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler(o.AutoScaling))
+	if err != nil {
 		return nil, err
-	}
-	if o.Control != "" {
-		if s.control, err = control.Serve(ctx, o.Control, s.controlHandler(o.AutoScaling)); err != nil {
-			_ = s.http.Close()
-			return nil, err
-		}
 	}
 	context.AfterFunc(ctx, func() { _ = s.Close() })
 	return s, nil
@@ -132,13 +127,7 @@ func (s *Server) Update(change func(*Instance)) {
 
 // AddFault puts a fault in force beside those that are; the first that matches a
 // request counts.
-func (s *Server) AddFault(f Fault) error {
-	if err := f.validate(); err != nil {
-		return fmt.Errorf("adding a fault: %w", err)
-	}
-	s.faults.Add(f, f.Times)
-	return nil
-}
+func (s *Server) AddFault(f Fault) error { return s.faults.Add(f, f.Times, f.validate) }
 
 // ClearFaults heals the service. Connections that hang are closed.
 func (s *Server) ClearFaults() { s.faults.Clear() }

@@ -7,23 +7,20 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/fakealibaba"
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 )
 
 // alibabaHook is the hook of both groups.
 const alibabaHook = "ash-drain"
 
 type alibabaCloud struct {
-	o     Options
-	cloud *fakealibaba.Cloud
-
-	mu       sync.Mutex
-	machines map[string]Machine
+	o        Options
+	cloud    *fakealibaba.Cloud
+	machines *machines[Machine]
 }
 
 // NewAlibaba starts Auto Scaling with a hook for the end of each machine. One that
@@ -38,7 +35,7 @@ func NewAlibaba(ctx context.Context, o Options) (Cloud, error) {
 	hook := fakealibaba.Hook{ID: alibabaHook, Timeout: o.Lead}
 	c.Group("asg-origins", hook)
 	c.Group("asg-edges", hook)
-	return &alibabaCloud{o: o, cloud: c, machines: map[string]Machine{}}, nil
+	return &alibabaCloud{o: o, cloud: c, machines: newMachines[Machine]()}, nil
 }
 
 func (c *alibabaCloud) Name() string        { return "alibaba" }
@@ -60,9 +57,7 @@ func (c *alibabaCloud) Machine(ctx context.Context, m Machine) (Metadata, error)
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	c.machines[m.ID] = m
-	c.mu.Unlock()
+	c.machines.add(m.ID, m)
 	if err := c.cloud.Attach("asg-"+m.Role+"s", "", s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -87,35 +82,25 @@ func (c *alibabaCloud) ScaleIn(id string) error { return c.cloud.ScaleIn(id) }
 
 // Off is nothing to the group: its hook waits for word or for its time.
 func (c *alibabaCloud) Off(id string) error {
-	_, err := c.named(id)
+	_, err := c.machines.find(id)
 	return err
-}
-
-func (c *alibabaCloud) named(id string) (string, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	m, ok := c.machines[id]
-	if !ok {
-		return "", fmt.Errorf("no machine %q in this cloud", id)
-	}
-	return m.Name, nil
 }
 
 func (c *alibabaCloud) Books() []Entry { return c.entries(c.cloud.Books()) }
 
 func (c *alibabaCloud) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	return waitFor(ctx, c.Title(), func() ([]Entry, <-chan struct{}) {
-		books, more := c.cloud.Follow()
-		return c.entries(books), more
+	return books.WaitFor(ctx, c.Title(), func() ([]Entry, <-chan struct{}) {
+		entries, more := c.cloud.Follow()
+		return c.entries(entries), more
 	}, fits)
 }
 
 // entries puts the group's books in the words of every cloud.
-func (c *alibabaCloud) entries(books []fakealibaba.Entry) []Entry {
+func (c *alibabaCloud) entries(all []fakealibaba.Entry) []Entry {
 	var out []Entry
-	for _, b := range books {
-		name, _ := c.named(b.Instance) // "" for who is none of ours: his lines are left out
-		if name == "" {
+	for _, b := range all {
+		m, _ := c.machines.find(b.Instance) // none for who is none of ours: his lines are left out
+		if m.Name == "" {
 			continue
 		}
 		e := Entry{Time: b.Time, What: Other, ID: b.Instance}
@@ -125,17 +110,17 @@ func (c *alibabaCloud) entries(books []fakealibaba.Entry) []Entry {
 			if b.Text != "Removing" {
 				continue
 			}
-			e.What, e.Text = Notice, name+" is "+b.Text
+			e.What, e.Text = Notice, m.Name+" is "+b.Text
 		case fakealibaba.Wait:
-			e.Text = hook + " begins to wait for " + name
+			e.Text = hook + " begins to wait for " + m.Name
 		case fakealibaba.Heartbeat:
-			e.What, e.Text = Heartbeat, hook+" is asked by "+name+" to wait "+b.Text
+			e.What, e.Text = Heartbeat, hook+" is asked by "+m.Name+" to wait "+b.Text
 		case fakealibaba.Completed:
-			e.What, e.Text = Answer, hook+" is completed by "+name+": "+b.Text
+			e.What, e.Text = Answer, hook+" is completed by "+m.Name+": "+b.Text
 		case fakealibaba.TimedOut:
-			e.Text = hook + " has waited in vain for " + name
+			e.Text = hook + " has waited in vain for " + m.Name
 		case fakealibaba.Gone:
-			e.What, e.Text, e.Late = Gone, name+" is released: "+b.Text, b.Text == fakealibaba.ByTime
+			e.What, e.Text, e.Late = Gone, m.Name+" is released: "+b.Text, b.Text == fakealibaba.ByTime
 		default:
 			continue
 		}

@@ -7,23 +7,20 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 )
 
 // awsHook is the hook of both groups.
 const awsHook = "drain"
 
 type awsCloud struct {
-	o       Options
-	scaling *fakeaws.AutoScaling
-
-	mu       sync.Mutex
-	machines map[string]Machine
+	o        Options
+	scaling  *fakeaws.AutoScaling
+	machines *machines[Machine]
 }
 
 // NewAWS starts Auto Scaling with a hook for the end of each machine. One that says
@@ -37,7 +34,7 @@ func NewAWS(ctx context.Context, o Options) (Cloud, error) {
 	hook := fakeaws.Hook{Name: awsHook, HeartbeatTimeout: o.Lead, GlobalTimeout: o.Limit}
 	scaling.Group("origins", hook)
 	scaling.Group("edges", hook)
-	return &awsCloud{o: o, scaling: scaling, machines: map[string]Machine{}}, nil
+	return &awsCloud{o: o, scaling: scaling, machines: newMachines[Machine]()}, nil
 }
 
 func (c *awsCloud) Name() string        { return "aws" }
@@ -59,9 +56,7 @@ func (c *awsCloud) Machine(ctx context.Context, m Machine) (Metadata, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	c.machines[m.ID] = m
-	c.mu.Unlock()
+	c.machines.add(m.ID, m)
 	if err := c.scaling.Attach(m.Role+"s", "", s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -83,53 +78,43 @@ func (c *awsCloud) ScaleIn(id string) error { return c.scaling.Terminate(id) }
 
 // Off is nothing to the group: its hook waits for word or for its time.
 func (c *awsCloud) Off(id string) error {
-	_, err := c.named(id)
+	_, err := c.machines.find(id)
 	return err
-}
-
-func (c *awsCloud) named(id string) (string, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	m, ok := c.machines[id]
-	if !ok {
-		return "", fmt.Errorf("no machine %q in this cloud", id)
-	}
-	return m.Name, nil
 }
 
 func (c *awsCloud) Books() []Entry { return c.entries(c.scaling.Books()) }
 
 func (c *awsCloud) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	return waitFor(ctx, c.Title(), func() ([]Entry, <-chan struct{}) {
-		books, more := c.scaling.Follow()
-		return c.entries(books), more
+	return books.WaitFor(ctx, c.Title(), func() ([]Entry, <-chan struct{}) {
+		entries, more := c.scaling.Follow()
+		return c.entries(entries), more
 	}, fits)
 }
 
 // entries puts the group's books in the words of every cloud.
-func (c *awsCloud) entries(books []fakeaws.Entry) []Entry {
+func (c *awsCloud) entries(all []fakeaws.Entry) []Entry {
 	var out []Entry
 	late := map[string]bool{}
-	for _, b := range books {
-		name, _ := c.named(b.Instance) // "" for who is none of ours: his lines are left out
-		if name == "" {
+	for _, b := range all {
+		m, _ := c.machines.find(b.Instance) // none for who is none of ours: his lines are left out
+		if m.Name == "" {
 			continue
 		}
 		e := Entry{Time: b.Time, What: Other, ID: b.Instance}
 		hook := "hook " + strconv.Quote(b.Hook)
-		by, _ := c.named(b.By)
+		by, _ := c.machines.find(b.By)
 		switch b.What {
 		case fakeaws.Target:
 			if b.Text != "Terminated" {
 				continue
 			}
-			e.What, e.Text = Notice, name+" shall be "+b.Text
+			e.What, e.Text = Notice, m.Name+" shall be "+b.Text
 		case fakeaws.Wait:
 			e.Text = hook + " begins to wait"
 		case fakeaws.Heartbeat:
-			e.What, e.Text = Heartbeat, hook+" is asked by "+by+" to wait longer"
+			e.What, e.Text = Heartbeat, hook+" is asked by "+by.Name+" to wait longer"
 		case fakeaws.Completed:
-			e.What, e.Text = Answer, hook+" is completed by "+by+": "+b.Text
+			e.What, e.Text = Answer, hook+" is completed by "+by.Name+": "+b.Text
 		case fakeaws.TimedOut:
 			late[b.Instance] = true
 			e.Text = hook + " has waited in vain (" + b.Text + ")"
@@ -137,7 +122,7 @@ func (c *awsCloud) entries(books []fakeaws.Entry) []Entry {
 			if b.Text != "Terminated" {
 				continue
 			}
-			e.What, e.Text, e.Late = Gone, name+" is "+b.Text, late[b.Instance]
+			e.What, e.Text, e.Late = Gone, m.Name+" is "+b.Text, late[b.Instance]
 		default:
 			continue
 		}

@@ -9,18 +9,15 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/fakeazure"
 )
 
 type azureCloud struct {
-	o    Options
-	sets map[string]*fakeazure.Set // by role
-
-	mu       sync.Mutex
-	machines map[string]azureMachine // by id
+	o        Options
+	sets     map[string]*fakeazure.Set // by role
+	machines *machines[azureMachine]
 }
 
 type azureMachine struct {
@@ -33,7 +30,7 @@ type azureMachine struct {
 // nothing is waited for as long as the notice; nothing makes that longer.
 func NewAzure(_ context.Context, o Options) (Cloud, error) {
 	o.Lead = cmp.Or(o.Lead, DefaultLead)
-	c := &azureCloud{o: o, machines: map[string]azureMachine{}, sets: map[string]*fakeazure.Set{}}
+	c := &azureCloud{o: o, machines: newMachines[azureMachine](), sets: map[string]*fakeazure.Set{}}
 	for _, role := range []string{"origin", "edge"} {
 		c.sets[role] = fakeazure.NewSet(role+"s", fakeazure.SetOptions{Log: o.Log})
 	}
@@ -58,11 +55,11 @@ func (c *azureCloud) Machine(ctx context.Context, m Machine) (Metadata, error) {
 	if set == nil {
 		return nil, fmt.Errorf("no set of machines with role %q in this cloud", m.Role)
 	}
-	c.mu.Lock()
-	in := azureMachine{Machine: m, number: len(c.machines)}
+	c.machines.mu.Lock()
+	in := azureMachine{Machine: m, number: len(c.machines.byID)}
 	in.vm = fmt.Sprintf("%ss_%d", m.Role, in.number)
-	c.machines[m.ID] = in
-	c.mu.Unlock()
+	c.machines.byID[m.ID] = in
+	c.machines.mu.Unlock()
 	vm := fakeazure.Sample()
 	vm.ID, vm.Name, vm.ScaleSet, vm.Hostname = m.ID, in.vm, m.Role+"s", m.Name
 	vm.NICs = []fakeazure.NIC{{MAC: m.MAC, IPv4s: []string{m.Address}}}
@@ -83,18 +80,8 @@ func (m azureMetadata) Fail(f Fault) error {
 
 func (m azureMetadata) Heal() { m.ClearFaults() }
 
-func (c *azureCloud) named(id string) (azureMachine, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	m, ok := c.machines[id]
-	if !ok {
-		return azureMachine{}, fmt.Errorf("no machine %q in this cloud", id)
-	}
-	return m, nil
-}
-
 func (c *azureCloud) ScaleIn(id string) error {
-	m, err := c.named(id)
+	m, err := c.machines.find(id)
 	if err != nil {
 		return err
 	}
@@ -104,7 +91,7 @@ func (c *azureCloud) ScaleIn(id string) error {
 
 // Off is nothing to the set: its event waits for word or for its time.
 func (c *azureCloud) Off(id string) error {
-	_, err := c.named(id)
+	_, err := c.machines.find(id)
 	return err
 }
 
@@ -144,10 +131,10 @@ func (c *azureCloud) follow() ([]Entry, [2]<-chan struct{}) {
 }
 
 func (c *azureCloud) entries(role string, books []fakeazure.Entry) []Entry {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.machines.mu.Lock()
+	defer c.machines.mu.Unlock()
 	by := func(vm string) azureMachine {
-		for _, m := range c.machines {
+		for _, m := range c.machines.byID {
 			if m.vm == vm {
 				return m
 			}

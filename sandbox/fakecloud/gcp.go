@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/fakegcp"
+	"github.com/amsagent/amsagent/sandbox/internal/books"
 )
 
 // gcpNumber is the number of the project.
@@ -30,8 +31,7 @@ type gcpCloud struct {
 
 	mu       sync.Mutex
 	machines map[string]*fakegcp.Server
-	books    []Entry
-	more     chan struct{}
+	books    *books.Books[Entry]
 }
 
 // NewGCP starts a project. A machine that is preempted is switched off after 30 s,
@@ -40,7 +40,8 @@ func NewGCP(ctx context.Context, o Options) (Cloud, error) {
 	if o.Lead = cmp.Or(o.Lead, DefaultLead); o.Lead > fakegcp.Sample().Window() {
 		o.Lead = fakegcp.Sample().Window()
 	}
-	c := &gcpCloud{o: o, machines: map[string]*fakegcp.Server{}, more: make(chan struct{})}
+	c := &gcpCloud{o: o, machines: map[string]*fakegcp.Server{}}
+	c.books = books.New[Entry](&c.mu)
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	return c, nil
 }
@@ -87,9 +88,9 @@ func (c *gcpCloud) Machine(ctx context.Context, m Machine) (Metadata, error) {
 func (c *gcpCloud) follow(m Machine, s *fakegcp.Server) {
 	read := 0
 	for {
-		books, more := s.Follow()
+		all, more := s.Follow()
 		c.mu.Lock()
-		for _, b := range books[read:] {
+		for _, b := range all[read:] {
 			e := Entry{Time: b.Time, What: Other, ID: m.ID, Text: m.Name + " " + b.Text, Late: b.Late}
 			switch b.What {
 			case fakegcp.Notice:
@@ -97,14 +98,9 @@ func (c *gcpCloud) follow(m Machine, s *fakegcp.Server) {
 			case fakegcp.Gone:
 				e.What = Gone
 			}
-			c.books = append(c.books, e)
+			c.books.Write(e)
 		}
-		if len(books) > read {
-			read = len(books)
-			slices.SortStableFunc(c.books, func(a, b Entry) int { return a.Time.Compare(b.Time) })
-			close(c.more)
-			c.more = make(chan struct{})
-		}
+		read = len(all)
 		c.mu.Unlock()
 		select {
 		case <-more:
@@ -152,16 +148,18 @@ func (c *gcpCloud) Off(id string) error {
 	return err
 }
 
+// inOrder gives the books of all machines as one, by the time of the entries.
+func (c *gcpCloud) inOrder() ([]Entry, <-chan struct{}) {
+	entries, more := c.books.Follow()
+	slices.SortStableFunc(entries, func(a, b Entry) int { return a.Time.Compare(b.Time) })
+	return entries, more
+}
+
 func (c *gcpCloud) Books() []Entry {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.books)
+	entries, _ := c.inOrder()
+	return entries
 }
 
 func (c *gcpCloud) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	return waitFor(ctx, c.Title(), func() ([]Entry, <-chan struct{}) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return slices.Clone(c.books), c.more
-	}, fits)
+	return books.WaitFor(ctx, c.Title(), c.inOrder, fits)
 }

@@ -180,13 +180,7 @@ func (s *Server) touch() {
 
 // AddFault puts a fault in force beside those that are; the first that matches a
 // request counts.
-func (s *Server) AddFault(f Fault) error {
-	if err := f.validate(); err != nil {
-		return fmt.Errorf("adding a fault: %w", err)
-	}
-	s.faults.Add(f, f.Times)
-	return nil
-}
+func (s *Server) AddFault(f Fault) error { return s.faults.Add(f, f.Times, f.validate) }
 
 // ClearFaults heals the service. Connections that hang are closed.
 func (s *Server) ClearFaults() { s.faults.Clear() }

@@ -5,9 +5,7 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -32,14 +30,7 @@ func runAlibaba(ctx context.Context, env Env, args []string) error {
 	fs.StringVar(&ip, "ip", "", "its private IPv4 `address`")
 	fs.StringVar(&userData, "user-data", "", "serve this `file` as user data")
 	fs.BoolVar(&noRole, "no-role", false, "give the instance no RAM role")
-	fs.Func("tag", "a tag, which the API tells, as `key=value`; an empty value takes it away (may be repeated)", func(s string) error {
-		key, value, ok := strings.Cut(s, "=")
-		if !ok || key == "" {
-			return fmt.Errorf("want key=value")
-		}
-		tags[key] = value
-		return nil
-	})
+	fs.Func("tag", "a tag, which the API tells, as `key=value`; an empty value takes it away (may be repeated)", pairs(tags))
 	fs.StringVar(&co.Listen, "api", "127.0.0.1:0", "`address` of the APIs of Auto Scaling and ECS")
 	fs.StringVar(&group, "group", "", "the instance belongs to the scaling group of this `id`")
 	fs.BoolVar(&wrapped, "wrapped", false, "wrap the lists of the API as that of 2014 does")
@@ -69,14 +60,8 @@ func runAlibaba(ctx context.Context, env Env, args []string) error {
 		return fmt.Errorf("--hook needs --group")
 	}
 	i := fakealibaba.Sample()
-	if file != "" {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("reading the instance: %w", err)
-		}
-		if err := json.Unmarshal(b, &i); err != nil {
-			return fmt.Errorf("reading the instance from %s: %w", file, err)
-		}
+	if err := readOver(&i, "the instance", file); err != nil {
+		return err
 	}
 	if id != "" {
 		i.ID = id
@@ -84,23 +69,13 @@ func runAlibaba(ctx context.Context, env Env, args []string) error {
 	if ip != "" && len(i.NICs) > 0 {
 		i.NICs[0].IPv4s = []string{ip}
 	}
-	if userData != "" {
-		b, err := os.ReadFile(userData)
-		if err != nil {
-			return fmt.Errorf("reading the user data: %w", err)
-		}
-		i.UserData = string(b)
+	if err := readUserData(&i.UserData, userData); err != nil {
+		return err
 	}
 	if noRole {
 		i.Role = ""
 	}
-	for key, value := range tags {
-		if value == "" {
-			delete(i.Tags, key)
-		} else {
-			i.Tags[key] = value
-		}
-	}
+	change(i.Tags, tags)
 	o.Instance = &i
 
 	ctx, stop, err := l.context(ctx)
@@ -126,12 +101,5 @@ func runAlibaba(ctx context.Context, env Env, args []string) error {
 			return err
 		}
 	}
-	err = announce(env.Stdout, map[string]string{
-		"addr": s.Addr(), "control": s.ControlAddr(), "endpoint": s.Endpoint(), "api": o.Cloud.Endpoint(),
-	})
-	if err != nil {
-		return err
-	}
-	<-ctx.Done()
-	return s.Close()
+	return stay(ctx, env, s, map[string]string{"api": o.Cloud.Endpoint()})
 }

@@ -5,9 +5,7 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
@@ -32,14 +30,7 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 	fs.StringVar(&ip, "ip", "", "its private IPv4 `address`")
 	fs.StringVar(&userData, "user-data", "", "serve this `file` as user data")
 	fs.BoolVar(&noTags, "no-tags", false, "show no tags (InstanceMetadataTags=disabled)")
-	fs.Func("tag", "a tag as `key=value`; an empty value takes it away (may be repeated)", func(s string) error {
-		key, value, ok := strings.Cut(s, "=")
-		if !ok || key == "" {
-			return fmt.Errorf("want key=value")
-		}
-		tags[key] = value
-		return nil
-	})
+	fs.Func("tag", "a tag as `key=value`; an empty value takes it away (may be repeated)", pairs(tags))
 	fs.StringVar(&group, "group", "", "serve an Auto Scaling API too, in which the instance belongs to the group of this `name`")
 	fs.StringVar(&asgListen, "autoscaling", "127.0.0.1:0", "`address` of that API")
 	fs.DurationVar(&asgOptions.WaitDelay, "wait-delay", 0, "`time` from the change of the target state to the wait of the hooks")
@@ -56,14 +47,8 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 		return fmt.Errorf("--hook needs --group")
 	}
 	i := fakeaws.Sample()
-	if file != "" {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("reading the instance: %w", err)
-		}
-		if err := json.Unmarshal(b, &i); err != nil {
-			return fmt.Errorf("reading the instance from %s: %w", file, err)
-		}
+	if err := readOver(&i, "the instance", file); err != nil {
+		return err
 	}
 	if id != "" {
 		i.ID = id
@@ -72,20 +57,10 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 		i.NICs[0].IPv4s = []string{ip}
 		i.Hostname = "ip-" + strings.ReplaceAll(ip, ".", "-") + "." + i.Region + ".compute.internal"
 	}
-	if userData != "" {
-		b, err := os.ReadFile(userData)
-		if err != nil {
-			return fmt.Errorf("reading the user data: %w", err)
-		}
-		i.UserData = string(b)
+	if err := readUserData(&i.UserData, userData); err != nil {
+		return err
 	}
-	for key, value := range tags {
-		if value == "" {
-			delete(i.Tags, key)
-		} else {
-			i.Tags[key] = value
-		}
-	}
+	change(i.Tags, tags)
 	if noTags {
 		i.TagsEnabled = false
 	}
@@ -111,17 +86,12 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 		return err
 	}
 	defer func() { _ = s.Close() }() // for the ways out before the last line
-	ready := map[string]string{"addr": s.Addr(), "control": s.ControlAddr(), "endpoint": s.Endpoint()}
+	more := map[string]string{}
 	if o.AutoScaling != nil {
 		if err := o.AutoScaling.Attach(group, "", s); err != nil {
 			return err
 		}
-		ready["autoscaling"] = o.AutoScaling.Endpoint()
+		more["autoscaling"] = o.AutoScaling.Endpoint()
 	}
-	err = announce(env.Stdout, ready)
-	if err != nil {
-		return err
-	}
-	<-ctx.Done()
-	return s.Close()
+	return stay(ctx, env, s, more)
 }

@@ -5,9 +5,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"os"
 	"strings"
 
 	"github.com/amsagent/amsagent/sandbox/fakeazure"
@@ -30,14 +27,7 @@ func runAzure(ctx context.Context, env Env, args []string) error {
 	fs.StringVar(&id, "id", "", "the machine's vmId, a `UUID`")
 	fs.StringVar(&name, "name", "", "its `name`, as events call it")
 	fs.StringVar(&ip, "ip", "", "its private IPv4 `address`")
-	fs.Func("tag", "a tag as `key=value`; an empty value takes it away (may be repeated)", func(s string) error {
-		key, value, ok := strings.Cut(s, "=")
-		if !ok || key == "" {
-			return fmt.Errorf("want key=value")
-		}
-		tags[key] = value
-		return nil
-	})
+	fs.Func("tag", "a tag as `key=value`; an empty value takes it away (may be repeated)", pairs(tags))
 	fs.StringVar(&versions, "versions", "", "`versions` of the instance metadata that are served, with commas; empty: all")
 	fs.DurationVar(&o.BootTime, "boot-time", 0, "`time` for which everything is 410")
 	fs.IntVar(&o.DropCalls, "drop-calls", 0, "`number` of calls that are dropped at first")
@@ -47,14 +37,8 @@ func runAzure(ctx context.Context, env Env, args []string) error {
 		return err
 	}
 	vm := fakeazure.Sample()
-	if file != "" {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("reading the machine: %w", err)
-		}
-		if err := json.Unmarshal(b, &vm); err != nil {
-			return fmt.Errorf("reading the machine from %s: %w", file, err)
-		}
+	if err := readOver(&vm, "the machine", file); err != nil {
+		return err
 	}
 	if id != "" {
 		vm.ID = id
@@ -65,13 +49,7 @@ func runAzure(ctx context.Context, env Env, args []string) error {
 	if ip != "" && len(vm.NICs) > 0 {
 		vm.NICs[0].IPv4s = []string{ip}
 	}
-	for key, value := range tags {
-		if value == "" {
-			delete(vm.Tags, key)
-		} else {
-			vm.Tags[key] = value
-		}
-	}
+	change(vm.Tags, tags)
 	if versions != "" {
 		o.Versions = strings.Split(versions, ",")
 	}
@@ -89,9 +67,5 @@ func runAzure(ctx context.Context, env Env, args []string) error {
 		return err
 	}
 	defer func() { _ = s.Close() }() // for the ways out before the last line
-	if err := announce(env.Stdout, map[string]string{"addr": s.Addr(), "control": s.ControlAddr(), "endpoint": s.Endpoint()}); err != nil {
-		return err
-	}
-	<-ctx.Done()
-	return s.Close()
+	return stay(ctx, env, s, nil)
 }

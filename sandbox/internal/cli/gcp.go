@@ -5,10 +5,7 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"os"
-	"strings"
+	"maps"
 
 	"github.com/amsagent/amsagent/sandbox/fakegcp"
 )
@@ -21,36 +18,20 @@ func runGCP(ctx context.Context, env Env, args []string) error {
 	var file, id, ip string
 	var standard bool
 	attributes, project := map[string]string{}, map[string]string{}
-	pair := func(to map[string]string) func(string) error {
-		return func(s string) error {
-			key, value, ok := strings.Cut(s, "=")
-			if !ok || key == "" {
-				return fmt.Errorf("want key=value")
-			}
-			to[key] = value
-			return nil
-		}
-	}
 	fs.StringVar(&o.Listen, "listen", "127.0.0.1:0", "`address` of the service")
 	fs.StringVar(&o.Control, "control", "127.0.0.1:0", "`address` of the HTTP control port; empty: none")
 	fs.StringVar(&file, "instance", "", "tell what this JSON `file` says, over the sample")
 	fs.StringVar(&id, "id", "", "the instance's `id`, a decimal number")
 	fs.StringVar(&ip, "ip", "", "its private IPv4 `address`")
 	fs.BoolVar(&standard, "standard", false, "a standard VM in place of a Spot VM")
-	fs.Func("attribute", "custom metadata of the instance as `key=value`; an empty value takes it away (may be repeated)", pair(attributes))
-	fs.Func("project-attribute", "custom metadata of the project as `key=value` (may be repeated)", pair(project))
+	fs.Func("attribute", "custom metadata of the instance as `key=value`; an empty value takes it away (may be repeated)", pairs(attributes))
+	fs.Func("project-attribute", "custom metadata of the project as `key=value` (may be repeated)", pairs(project))
 	if err := parse(fs, args, 0); err != nil {
 		return err
 	}
 	i := fakegcp.Sample()
-	if file != "" {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("reading the instance: %w", err)
-		}
-		if err := json.Unmarshal(b, &i); err != nil {
-			return fmt.Errorf("reading the instance from %s: %w", file, err)
-		}
+	if err := readOver(&i, "the instance", file); err != nil {
+		return err
 	}
 	if id != "" {
 		i.ID = id
@@ -61,19 +42,11 @@ func runGCP(ctx context.Context, env Env, args []string) error {
 	if standard {
 		i.Spot, i.Migrates = false, true
 	}
-	for key, value := range attributes {
-		if value == "" {
-			delete(i.Attributes, key)
-		} else {
-			i.Attributes[key] = value
-		}
-	}
+	change(i.Attributes, attributes)
 	if i.ProjectAttributes == nil {
 		i.ProjectAttributes = map[string]string{}
 	}
-	for key, value := range project {
-		i.ProjectAttributes[key] = value
-	}
+	maps.Copy(i.ProjectAttributes, project)
 	o.Instance = &i
 
 	ctx, stop, err := l.context(ctx)
@@ -87,9 +60,5 @@ func runGCP(ctx context.Context, env Env, args []string) error {
 		return err
 	}
 	defer func() { _ = s.Close() }() // for the ways out before the last line
-	if err := announce(env.Stdout, map[string]string{"addr": s.Addr(), "control": s.ControlAddr(), "endpoint": s.Endpoint()}); err != nil {
-		return err
-	}
-	<-ctx.Done()
-	return s.Close()
+	return stay(ctx, env, s, nil)
 }

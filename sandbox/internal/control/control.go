@@ -7,6 +7,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,22 @@ func Serve(ctx context.Context, addr string, h http.Handler) (*Server, error) {
 		_ = s.http.Serve(ln) // always non-nil: Close ended it
 	}()
 	return s, nil
+}
+
+// ServeBoth answers service on listen, a free port of loopback where that is empty, and
+// beside it control on addr, where that is not empty.
+func ServeBoth(ctx context.Context, listen string, service http.Handler, addr string, control http.Handler) (s, c *Server, err error) {
+	if s, err = Serve(ctx, cmp.Or(listen, "127.0.0.1:0"), service); err != nil {
+		return nil, nil, err
+	}
+	if addr == "" {
+		return s, nil, nil
+	}
+	if c, err = Serve(ctx, addr, control); err != nil {
+		_ = s.Close()
+		return nil, nil, err
+	}
+	return s, c, nil
 }
 
 // Addr is host:port of the listener. A nil server has none.

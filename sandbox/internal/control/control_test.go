@@ -5,9 +5,12 @@ package control_test
 
 import (
 	"encoding/json"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
 )
 
 type parameters struct {
@@ -103,5 +107,63 @@ func TestNoServer(t *testing.T) {
 	var s *control.Server
 	if s.Addr() != "" || s.Close() != nil {
 		t.Errorf("a server that was not started: at %q, closed: %v", s.Addr(), s.Close())
+	}
+}
+
+func TestServeBoth(t *testing.T) {
+	t.Parallel()
+	says := func(text string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })
+	}
+	ask := func(s *control.Server) string {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Addr(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = resp.Body.Close() }()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	s, c, err := control.ServeBoth(t.Context(), "", says("service"), "127.0.0.1:0", says("control"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = s.Close(), c.Close() }()
+	if service, beside := ask(s), ask(c); service != "service" || beside != "control" || !strings.HasPrefix(s.Addr(), "127.0.0.1:") {
+		t.Errorf("at %s says %q, at %s says %q", s.Addr(), service, c.Addr(), beside)
+	}
+	free, err := port.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(free))
+	alone, none, err := control.ServeBoth(t.Context(), address, says("alone"), "", says("nothing"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(alone); got != "alone" || none != nil {
+		t.Errorf("alone it says %q; beside it: %v", got, none)
+	}
+	if err := alone.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, c, err := control.ServeBoth(t.Context(), address, says(""), c.Addr(), says("")); err == nil || s != nil || c != nil {
+		t.Errorf("with a control port that is taken: %v, %v, %v", s, c, err)
+	}
+	// The service that was started first is gone again.
+	again, err := control.Serve(t.Context(), address, says("again"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
 	}
 }

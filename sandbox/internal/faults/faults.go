@@ -7,6 +7,7 @@
 package faults
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 )
@@ -24,12 +25,16 @@ type armed[F any] struct {
 	left  int // strikes; 0: without an end
 }
 
-// Add puts a fault in force beside those that are. times ends it after so many
-// strikes; 0 means never.
-func (l *List[F]) Add(f F, times int) {
+// Add puts a fault in force beside those that are, unless validate has something
+// against it. times ends it after so many strikes; 0 means never.
+func (l *List[F]) Add(f F, times int, validate func() error) error {
+	if err := validate(); err != nil {
+		return fmt.Errorf("adding a fault: %w", err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.armed = append(l.armed, &armed[F]{f, times})
+	return nil
 }
 
 // Clear heals the service. Who waits on what Strike gave him waits no longer.

@@ -4,6 +4,7 @@
 package faults_test
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,10 +30,21 @@ func TestList(t *testing.T) {
 		}
 		return healed
 	}
+	add := func(f string, times int) {
+		t.Helper()
+		if err := l.Add(f, times, func() error { return nil }); err != nil {
+			t.Error(err)
+		}
+	}
 	strike("", "a") // a healthy one
-	l.Add("a", 2)
-	l.Add("b", 0)
-	l.Add("a later", 1)
+	add("a", 2)
+	add("b", 0)
+	add("a later", 1)
+	bad := errors.New("it does nothing")
+	if err := l.Add("c", 1, func() error { return bad }); !errors.Is(err, bad) || err.Error() != "adding a fault: it does nothing" {
+		t.Errorf("a bad one: %v", err)
+	}
+	strike("", "c")
 	strike("")
 	strike("a", "a", "b")
 	strike("a", "a", "b") // for the last time

@@ -90,11 +90,7 @@ func (s *service) Faults() []faults.HTTP { return s.list.All() }
 func (s *service) ClearFaults()          { s.list.Clear() }
 
 func (s *service) AddFault(f faults.HTTP) error {
-	err := f.Validate("a fault has one kind")
-	if err == nil {
-		s.list.Add(f, f.Times)
-	}
-	return err
+	return s.list.Add(f, f.Times, func() error { return f.Validate("a fault has one kind") })
 }
 
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -243,7 +239,7 @@ func TestHandle(t *testing.T) {
 		{method: "POST", query: "status=503", status: 200, want: []faults.HTTP{{Status: 503}}},
 		{method: "POST", query: "hang=true", status: 200, want: []faults.HTTP{{Status: 503}, {Hang: true}}},
 		{method: "POST", query: "statsu=503", status: 400, says: "parameter statsu: unknown\n"},
-		{method: "POST", query: "", status: 400, says: "a fault that does nothing\n"},
+		{method: "POST", query: "", status: 400, says: "adding a fault: a fault that does nothing\n"},
 		{method: "GET", status: 200, want: []faults.HTTP{{Status: 503}, {Hang: true}}},
 		{method: "DELETE", status: 200, want: []faults.HTTP{}},
 		{method: "GET", status: 200, want: []faults.HTTP{}},
