@@ -168,3 +168,34 @@ func TestIDs(t *testing.T) {
 		}
 	}
 }
+
+// TestGCPInOrder: each machine of GCP has books of its own, which are copied when their
+// turn comes. Read together they are in order.
+func TestGCPInOrder(t *testing.T) {
+	t.Parallel()
+	opened, err := NewGCP(t.Context(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = opened.Close() }()
+	c, ok := opened.(*gcpCloud)
+	if !ok {
+		t.Fatalf("it is a %T", opened)
+	}
+	now := time.Now()
+	c.mu.Lock()
+	for _, e := range []Entry{{Time: now.Add(2), Text: "c"}, {Time: now, Text: "a"}, {Time: now.Add(1), Text: "b"}, {Time: now, Text: "a too"}} {
+		c.books.Write(e)
+	}
+	c.mu.Unlock()
+	got := ""
+	for _, e := range c.Books() {
+		got += e.Text + ","
+	}
+	if got != "a,a too,b,c," {
+		t.Errorf("the books: %s", got)
+	}
+	if e, err := c.WaitFor(t.Context(), func(Entry) bool { return true }); e.Text != "a" || err != nil {
+		t.Errorf("the first of them: %+v, %v", e, err)
+	}
+}
