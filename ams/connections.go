@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Connections is what [CountConnections] counted.
@@ -27,6 +28,9 @@ type Connections struct {
 	Local int `json:"local,omitempty"`
 	// Excluded are those from the addresses that the caller did not want.
 	Excluded int `json:"excluded,omitempty"`
+	// Silent are those, from wherever, on which nobody has said anything for two
+	// minutes. Known only of the running kernel.
+	Silent int `json:"silent,omitempty"`
 	// Unread are lines that no sense could be made of.
 	Unread int `json:"unread,omitempty"`
 }
@@ -60,7 +64,10 @@ var errNotConnections = errors.New("it is not a list of connections")
 //     within the last seconds, as the server keeps a connection for a while.
 //   - Behind a load balancer or a CDN the connections are the balancer's, which
 //     may use one for many viewers (HTTP/2, reused connections) or keep some
-//     without any.
+//     without any. The server ends none of these, so that they are not counted once
+//     they are silent for two minutes. No viewer is: a player asks every few
+//     seconds, and the server's own WebRTC client says something every three, since
+//     balancers end what is silent for a minute or so.
 //   - Only the network namespace of the caller is seen: a server in a container
 //     with its own has no connections here.
 //
@@ -100,7 +107,11 @@ type counter struct {
 	Connections
 	ports   []int
 	exclude func(netip.Addr) bool
+	silence time.Duration // 0 is silentAfter
 }
+
+// silentAfter is twice what balancers usually bear.
+const silentAfter = 2 * time.Minute
 
 func (c *counter) file(root, path string) error {
 	onDisk, err := below(root, path)

@@ -4,12 +4,14 @@
 package ams
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +26,12 @@ const (
 	diagRequestSize = 60
 	diagMessageSize = 72
 	diagEstablished = 1 << 1 // the states that are asked for, as bits
+
+	// diagInfo is the attribute with struct tcp_info (linux/tcp.h), for which the request has
+	// a bit. In it stand, in milliseconds, how long ago something was sent and received
+	// last; both begin with the connection.
+	diagInfo             = 2
+	infoSent, infoGotten = 44, 52
 
 	// diagFilter is the attribute that holds a program, by which the kernel picks;
 	// these are its instructions.
@@ -103,6 +111,7 @@ func diagRequest(ports []int) []byte {
 	ne.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	body := req[unix.NLMSG_HDRLEN:]
 	body[0] = unix.AF_INET // and the other one comes along
+	body[3] = 1 << (diagInfo - 1)
 	ne.PutUint32(body[52:], diagEstablished)
 	return req
 }
@@ -183,6 +192,27 @@ func (c *counter) message(b []byte) bool {
 	default:
 		return false
 	}
+	if silent, ok := silence(b[diagMessageSize:]); ok && silent >= cmp.Or(c.silence, silentAfter) {
+		c.Silent++
+		return true
+	}
 	c.count(int(binary.BigEndian.Uint16(b[port:])), own, other)
 	return true
+}
+
+// silence finds among a connection's attributes for how long nothing came or went on
+// it; false where the kernel does not tell.
+func silence(attrs []byte) (time.Duration, bool) {
+	ne := binary.NativeEndian
+	for len(attrs) >= unix.SizeofRtAttr {
+		size := int(ne.Uint16(attrs))
+		if size < unix.SizeofRtAttr || size > len(attrs) {
+			break
+		}
+		if value := attrs[unix.SizeofRtAttr:size]; ne.Uint16(attrs[2:]) == diagInfo && len(value) >= infoGotten+4 {
+			return time.Duration(min(ne.Uint32(value[infoSent:]), ne.Uint32(value[infoGotten:]))) * time.Millisecond, true
+		}
+		attrs = attrs[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(attrs)):]
+	}
+	return 0, false
 }

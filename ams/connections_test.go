@@ -166,6 +166,58 @@ func TestCountConnectionsOfThisMachine(t *testing.T) {
 	}
 }
 
+// Who says nothing for long is a balancer's reserve.
+func TestCountConnectionsLeavesTheSilentOut(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var ours, theirs []net.Conn
+	for range 4 {
+		c, err := net.Dial("tcp4", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		a, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		ours, theirs = append(ours, a), append(theirs, c)
+	}
+	c := counter{ports: []int{l.Addr().(*net.TCPAddr).Port}, silence: 2 * time.Second}
+	count := func() Connections {
+		t.Helper()
+		c.Connections = Connections{}
+		if err := c.ask(); err != nil {
+			t.Skipf("no netlink here: %v", err)
+		}
+		return c.Connections
+	}
+	if got := count(); got.Local+got.Silent != 4 {
+		t.Errorf("%+v", got)
+	}
+	want := Connections{Local: 2, Silent: 2}
+	for end := time.Now().Add(time.Minute); ; {
+		// One of them says something, to the other one something is said.
+		for _, c := range []net.Conn{theirs[0], ours[1]} {
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := count()
+		if cmp.Equal(got, want) {
+			break
+		}
+		if got.Local+got.Silent != 4 || time.Now().After(end) {
+			t.Fatalf("%+v", got)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
 // One question is for both families and all ports, and for no other port.
 func TestCountConnectionsOfManyPorts(t *testing.T) {
 	var ports []int
@@ -335,6 +387,20 @@ func diagBody(family byte, own, other string) []byte {
 	return b
 }
 
+// silentFor is a connection on which something was sent and received so many milliseconds ago, by a kernel that tells so many
+// bytes of that.
+func silentFor(sent, received uint32, told int) []byte {
+	ne := binary.NativeEndian
+	b := diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1")
+	b = append(b, 5, 0, 8, 0, 1, 0, 0, 0) // another attribute before it, of an odd length
+	info := make([]byte, 4+104)
+	ne.PutUint16(info, uint16(4+told))
+	ne.PutUint16(info[2:], diagInfo)
+	ne.PutUint32(info[4+infoSent:], sent)
+	ne.PutUint32(info[4+infoGotten:], received)
+	return append(b, info[:4+told]...)
+}
+
 func TestDiagMessages(t *testing.T) {
 	refused := make([]byte, 20)
 	binary.NativeEndian.PutUint32(refused, uint32(0xffffffff)) // -EPERM
@@ -347,6 +413,8 @@ func TestDiagMessages(t *testing.T) {
 		done bool
 		err  error
 	}{
+		"silent":       {slices.Concat(message(diagTCP, silentFor(119_999, 500_000, 104)), message(diagTCP, silentFor(120_000, 120_001, 104)), done), Connections{Total: 1, ByPort: map[int]int{5080: 1}, Silent: 1}, true, nil},
+		"old kernel":   {slices.Concat(message(diagTCP, silentFor(300_000, 300_000, 104)[:diagMessageSize+8+4]), message(diagTCP, silentFor(300_000, 300_000, 52)), done), Connections{Total: 2, ByPort: map[int]int{5080: 2}}, true, nil},
 		"more to come": {slices.Concat(viewer, viewer), Connections{Total: 2, ByPort: map[int]int{5080: 2}}, false, nil},
 		"the end":      {slices.Concat(viewer, mapped, done), Connections{Total: 1, ByPort: map[int]int{5080: 1}, Local: 1}, true, nil},
 		"odd lengths":  {slices.Concat(message(diagTCP, append(diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1"), 1, 2, 3)), []byte{0}, done), Connections{Total: 1, ByPort: map[int]int{5080: 1}}, true, nil},

@@ -261,7 +261,11 @@ func sessionsText(s cluster.Sessions) string {
 		}
 		return fmt.Sprintf("%d %s", *n, many)
 	}
-	return text(s.Publishers, "publisher", "publishers") + ", " + text(s.Viewers, "viewer", "viewers") + " left"
+	about := ""
+	if s.Viewers != nil && *s.Viewers > 0 && s.By == cluster.CountedByConnections {
+		about = "about "
+	}
+	return text(s.Publishers, "publisher", "publishers") + ", " + about + text(s.Viewers, "viewer", "viewers") + " left"
 }
 
 // shortTime is a time as people say it: 11m, 1h5m, 40s.
