@@ -195,28 +195,31 @@ type joiner struct {
 func (j *joiner) run(ctx context.Context) error {
 	f := j.facts
 	// A command is told the address when it starts the server: no file shows it.
-	restart := needsRestart(f.plan) || (f.state != nil && (f.state.RestartPending || f.state.Address != f.address.Addr.String()))
-	if j.req.Offline && !j.req.DryRun {
+	owed := f.state != nil && (f.state.RestartPending || f.state.Address != f.address.Addr.String())
+	restart := owed || needsRestart(f.plan)
+	switch {
+	case j.req.Offline && j.req.DryRun:
+		j.result.Outcome = OutcomePlanned
+		return nil
+	case j.req.Offline:
 		return j.offline(ctx)
 	}
 	var err error
-	if f.client != nil {
-		if j.seen, err = f.client.AMSNodes(ctx); err != nil && !j.req.DryRun {
-			return &FailedError{Step: "reading the cluster's nodes", Err: err, State: j.found}
-		}
+	if j.seen, err = f.client.AMSNodes(ctx); err != nil && !j.req.DryRun {
+		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: j.found}
 	}
 	running := f.service.Running()
-	if _, in := j.alreadySeen(); in && restart && j.dropInAlone() {
+	if _, in := j.alreadySeen(); in && !owed && j.dropInAlone() {
 		// Somebody else made this server a node, under this address: that the drop-in tells it the same concerns its next start.
 		restart = false
 	}
-	if !restart && running && !j.req.Offline && (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
+	if !restart && running && (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
 		// Somebody else made the files a node's: the server that runs may have
 		// been started before.
 		restart = true
 	}
-	j.result.RestartNeeded = (restart || !running) && f.service.Known() && !j.req.Offline
-	if restart && running && !j.req.Offline {
+	j.result.RestartNeeded = (restart || !running) && f.service.Known()
+	if restart && running {
 		if err := j.checkSessions(ctx); err != nil {
 			return err
 		}
@@ -250,12 +253,8 @@ func (j *joiner) run(ctx context.Context) error {
 	return j.finish(ctx)
 }
 
-// dropInAlone reports whether nothing that the server reads changes but its drop-in, and no earlier run left a restart to
-// be made.
+// dropInAlone reports whether nothing that the server reads changes but its drop-in.
 func (j *joiner) dropInAlone() bool {
-	if s := j.facts.state; s != nil && (s.RestartPending || s.Address != j.facts.address.Addr.String()) {
-		return false
-	}
 	return !slices.ContainsFunc(j.facts.plan.Changed(), func(f conf.PlannedFile) bool {
 		return f.Before.Path != ams.DropInPath && changesContent(f)
 	})
@@ -623,16 +622,13 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	if len(conflicts) > 0 {
 		back = "the files were put back, but for " + joinPaths(conflictPaths(conflicts))
 	}
-	if !j.runsNew() {
-		if j.DropIn {
-			if err := j.Service.Reload(ctx); err != nil {
-				j.log().Warn("the service manager could not be told to read its files again", "error", err)
-			}
+	if j.runsNew() || j.DropIn {
+		if err := j.Service.Reload(ctx); err != nil {
+			j.log().Warn("the service manager could not be told to read its files again", "error", err)
 		}
-		return back + noteOf(j.restoreAfter(ctx, reason)) + "; Ant Media Server was not touched"
 	}
-	if err := j.Service.Reload(ctx); err != nil {
-		j.log().Warn("the service manager could not be told to read its files again", "error", err)
+	if !j.runsNew() {
+		return back + noteOf(j.restoreAfter(ctx, reason)) + "; Ant Media Server was not touched"
 	}
 	if !j.wasRunning {
 		if err := j.Service.Stop(ctx); err != nil {
