@@ -6,11 +6,8 @@
 package e2e
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -68,10 +65,8 @@ func TestSystemdDaemon(t *testing.T) {
 // network and the database are units of its own, there before the agent.
 type machine struct {
 	*bootedNode
-	disk string // its files, whether it is booted or not
-	in   io.Writer
-	out  *bufio.Reader
-	said *bytes.Buffer
+	disk  string // its files, whether it is booted or not
+	shell *held
 }
 
 func newMachine(t *testing.T) *machine {
@@ -135,37 +130,49 @@ done`
 	cmd := exec.Command(args[0], args[1:]...)
 	// Where user data joins, a boot ends with that.
 	cmd.Env = append(os.Environ(), "NSPAWN_BOOT_LIMIT=180")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	m := &machine{bootedNode: &bootedNode{}, disk: filepath.Join(work, "disk"), said: &bytes.Buffer{}}
-	cmd.Stderr = m.said
-	in, err := cmd.StdinPipe()
+	shell, err := hold(t, cmd)
 	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
 		giveUp("bash: %v", err)
 	}
-	m.in, m.out = in, bufio.NewReader(out)
+	m := &machine{bootedNode: &bootedNode{}, disk: filepath.Join(work, "disk"), shell: shell}
 	t.Cleanup(func() {
-		_ = in.Close()
-		err := cmd.Wait()
+		err := shell.end()
 		mountsAfter, linksAfter := nodeTraces(t, work)
 		if !slices.Equal(mounts, mountsAfter) || !slices.Equal(links, linksAfter) {
 			t.Errorf("left behind: mounts\n%s\nnetwork interfaces %v, before %v", strings.Join(mountsAfter, "\n"), linksAfter, links)
 		}
 		if err != nil && !t.Skipped() {
-			t.Errorf("powering off: %v\n%s", err, m.said)
+			t.Errorf("powering off: %v\n%s", err, m.shell.said)
 		}
 	})
-	if line, _ := m.out.ReadString('\n'); line != "made\n" {
-		giveUp("no disk to boot can be had here: it needs debootstrap, systemd-nspawn, a mirror, and overlays\n%s", m.said)
+	if shell.line() != "made\n" {
+		giveUp("no disk to boot can be had here: it needs debootstrap, systemd-nspawn, a mirror, and overlays\n%s", m.shell.said)
 	}
 	m.http = &http.Client{Transport: &http.Transport{DialContext: m.DialContext, DisableKeepAlives: true}}
 	return m
+}
+
+// inCloud gives the disk the firmware that its cloud has written, and a network, before anything on it asks for one.
+func (m *machine) inCloud(t *testing.T, network string) {
+	t.Helper()
+	m.write(t, "/opt/cloud/up", `#!/bin/sh
+set -eu
+. /opt/cloud/instance
+cp -a /sys/class /run/cloud-class 2>/dev/null || true
+rm -rf /run/cloud-class/dmi
+cp -a /opt/cloud/firmware/sys/class/dmi /run/cloud-class/
+mount --bind /run/cloud-class /sys/class
+`+network)
+	m.write(t, "/etc/systemd/system/cloud.service", `[Unit]
+Wants=network.target network-online.target
+Before=network.target network-online.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh /opt/cloud/up
+[Install]
+WantedBy=multi-user.target
+`)
 }
 
 // installAll makes of a Debian an instance with Ant Media Server and the agent, as
@@ -187,29 +194,13 @@ func (m *machine) installAll(t *testing.T) {
 		m.write(t, "/usr/lib/systemd/system/"+filepath.Base(u), string(b))
 	}
 	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\n")
-	m.write(t, "/opt/cloud/up", `#!/bin/sh
-set -eu
-. /opt/cloud/instance
-cp -a /sys/class /run/cloud-class 2>/dev/null || true
-rm -rf /run/cloud-class/dmi
-cp -a /opt/cloud/firmware/sys/class/dmi /run/cloud-class/
-mount --bind /run/cloud-class /sys/class
+	m.inCloud(t, `
 ip link add eth0 type veth peer name amsagent-wire
 ip link set amsagent-wire up
 ip addr add "$IP/24" dev eth0
 ip addr add `+nodeMongo+`/24 dev eth0
 ip addr add 169.254.169.254/32 dev lo
 ip link set eth0 up
-`)
-	m.write(t, "/etc/systemd/system/cloud.service", `[Unit]
-Wants=network.target network-online.target
-Before=network.target network-online.target
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/bin/sh /opt/cloud/up
-[Install]
-WantedBy=multi-user.target
 `)
 	// Elsewhere in the world both are: there before this machine boots, and still when
 	// it goes down.
@@ -280,12 +271,12 @@ func (m *machine) onDisk(t *testing.T, script string) {
 
 func (m *machine) tell(t *testing.T, what string) string {
 	t.Helper()
-	if _, err := fmt.Fprintln(m.in, what); err != nil {
-		t.Fatalf("%v\n%s", err, m.said)
+	if _, err := fmt.Fprintln(m.shell.in, what); err != nil {
+		t.Fatalf("%v\n%s", err, m.shell.said)
 	}
-	line, err := m.out.ReadString('\n')
+	line, err := m.shell.out.ReadString('\n')
 	if err != nil || line == "failed\n" {
-		t.Fatalf("%s: %v\n%s", what, err, m.said)
+		t.Fatalf("%s: %v\n%s", what, err, m.shell.said)
 	}
 	return line
 }

@@ -85,42 +85,30 @@ exit 0 # finish says the rest`
 	// One tree for all such tests; that SELinux's policy lies there does nothing as long as the kernel is not told to use it.
 	needs := []string{"linux-image-cloud-" + runtime.GOARCH, "initramfs-tools", "zstd", "selinux-policy-default"}
 	cmd := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", dir, strings.Join(needs, ","))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	in, err := cmd.StdinPipe()
+	shell, err := hold(t, cmd)
 	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
 		giveUp("bash: %v", err)
 	}
 	t.Cleanup(func() {
-		_ = in.Close()
-		err := cmd.Wait()
+		err := shell.end()
 		if b, _ := os.ReadFile("/proc/self/mountinfo"); bytes.Contains(b, []byte(dir)) {
 			t.Errorf("left behind: mounts\n%s", b)
 		}
 		if err != nil && !t.Skipped() {
-			t.Errorf("%v\n%s", err, said.String())
+			t.Errorf("%v\n%s", err, shell.said)
 		}
 	})
-	answers := bufio.NewReader(out)
-	if line, _ := answers.ReadString('\n'); line != "made\n" {
-		giveUp("no disk with a kernel can be had here: it needs debootstrap, a mirror, and overlays\n%s", said.String())
+	if shell.line() != "made\n" {
+		giveUp("no disk with a kernel can be had here: it needs debootstrap, a mirror, and overlays\n%s", shell.said)
 	}
 	d := &guestDisk{machine: &machine{bootedNode: &bootedNode{}, disk: filepath.Join(dir, "disk")}, dir: dir, kernel: filepath.Join(dir, "boot")}
 	d.seal = func(t *testing.T, image string) {
 		t.Helper()
-		if _, err := fmt.Fprintln(in, image); err != nil {
+		if _, err := fmt.Fprintln(shell.in, image); err != nil {
 			t.Fatal(err)
 		}
-		if line, err := answers.ReadString('\n'); line != "sealed\n" {
-			t.Fatalf("making the image: %v\n%s", err, said.String())
+		if line := shell.line(); line != "sealed\n" {
+			t.Fatalf("making the image: %q\n%s", line, shell.said)
 		}
 	}
 	d.installAll(t)

@@ -48,26 +48,10 @@ func (n *storyNode) raise(t *testing.T, w *storyWorld, copyOf string) {
 		return
 	}
 	nodeCopy(t, bins.sandbox, n.disk+"/usr/local/bin/sandbox")
-	n.write(t, "/opt/cloud/up", `#!/bin/sh
-set -eu
-. /opt/cloud/instance
-cp -a /sys/class /run/cloud-class 2>/dev/null || true
-rm -rf /run/cloud-class/dmi
-cp -a /opt/cloud/firmware/sys/class/dmi /run/cloud-class/
-mount --bind /run/cloud-class /sys/class
+	n.inCloud(t, `
 ip addr add "$IP/24" dev host0
 ip addr add 169.254.169.254/32 dev lo
 ip link set host0 up
-`)
-	n.write(t, "/etc/systemd/system/cloud.service", `[Unit]
-Wants=network.target network-online.target
-Before=network.target network-online.target
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/bin/sh /opt/cloud/up
-[Install]
-WantedBy=multi-user.target
 `)
 	n.write(t, "/etc/systemd/system/imds.service", `[Unit]
 After=cloud.service

@@ -114,18 +114,24 @@ func (s *story) rows(t *testing.T) map[string]bson.M {
 	return s.a.rows(t)
 }
 
-// goldenImage: a machine of the image boots for the first time; its user data is that of the template.
-func (s *story) goldenImage(t *testing.T) {
-	n := s.a
-	n.seed(t, storyTemplate(t))
+// firstBoot makes a machine a node by its user data, which is the last of so many.
+func (s *story) firstBoot(t *testing.T, n *storyNode, nodes int) {
+	t.Helper()
 	n.slowly(t, func() { n.boots(t) })
 	n.isNode(t)
 	s.world.serves(t, n)
 	n.startedWith(t, "", n.address)
-	if rows := s.rows(t); len(rows) != 1 {
+	if rows := s.rows(t); len(rows) != nodes {
 		t.Errorf("rows %v", rows)
 	}
 	n.joinTime(t)
+}
+
+// goldenImage: a machine of the image boots for the first time; its user data is that of the template.
+func (s *story) goldenImage(t *testing.T) {
+	n := s.a
+	n.seed(t, storyTemplate(t))
+	s.firstBoot(t, n, 1)
 }
 
 // bareImage: the package comes with the user data.
@@ -140,14 +146,7 @@ apt-get install -y /run/amsagent.deb
 echo `+packageThere+`
 curl -fsS http://`+storyServices+`/secret | amsagent join --mongo file:-
 `)
-	n.slowly(t, func() { n.boots(t) })
-	n.isNode(t)
-	s.world.serves(t, n)
-	n.startedWith(t, "", n.address)
-	if rows := s.rows(t); len(rows) != 2 {
-		t.Errorf("rows %v", rows)
-	}
-	n.joinTime(t)
+	s.firstBoot(t, n, 2)
 }
 
 // reboot: the edge comes back by itself.

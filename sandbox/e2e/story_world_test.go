@@ -6,7 +6,6 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"encoding/csv"
 	"fmt"
@@ -18,7 +17,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -80,18 +78,8 @@ kill $(jobs -p)
 wait`
 	cmd := exec.Command("unshare", "--net", "bash", "-c", script, "bash",
 		strings.Join([]string{storyMongo, storyServices, storyBalancer}, " "), bins.sandbox, balancer, w.dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	var said strings.Builder
-	cmd.Stderr = &said
-	in, err := cmd.StdinPipe()
+	shell, err := hold(t, cmd)
 	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	w.pid = cmd.Process.Pid
@@ -100,14 +88,10 @@ wait`
 			t.Log(w.tells())
 		}
 	}()
-	t.Cleanup(func() {
-		_ = in.Close()
-		_ = cmd.Wait()
-	})
-	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "made\n" {
-		_ = in.Close()
-		_ = cmd.Wait()
-		t.Skipf("no network with a bridge can be had here: %s", said.String())
+	t.Cleanup(func() { _ = shell.end() })
+	if shell.line() != "made\n" {
+		_ = shell.end()
+		t.Skipf("no network with a bridge can be had here: %s", shell.said)
 	}
 	if w.mongo, err = mongo.Connect(options.Client().ApplyURI(storyURI + "?directConnection=true&serverSelectionTimeoutMS=3000").SetDialer(w)); err != nil {
 		t.Fatal(err)

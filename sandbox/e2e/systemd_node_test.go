@@ -6,7 +6,6 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -93,35 +92,22 @@ read -r _
 trap - EXIT
 poweroff`
 	cmd := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", share)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	begin := time.Now()
-	if err := cmd.Start(); err != nil {
+	shell, err := hold(t, cmd)
+	if err != nil {
 		giveUp("bash: %v", err)
 	}
 	n := &bootedNode{}
-	line, _ := bufio.NewReader(out).ReadString('\n')
-	if _, err := fmt.Sscanf(line, "leader %d\n", &n.leader); err != nil {
-		_ = in.Close()
-		_ = cmd.Wait()
+	if _, err := fmt.Sscanf(shell.line(), "leader %d\n", &n.leader); err != nil {
+		_ = shell.end()
 		if cmd.ProcessState.ExitCode() == nodeNotHad {
-			giveUp("no tree to boot can be had here: it needs debootstrap and systemd-nspawn, which apt-get installs as root, and a mirror\n%s", said.String())
+			giveUp("no tree to boot can be had here: it needs debootstrap and systemd-nspawn, which apt-get installs as root, and a mirror\n%s", shell.said.String())
 		}
-		t.Fatalf("no systemd was booted: %v\n%s", cmd.ProcessState, said.String())
+		t.Fatalf("no systemd was booted: %v\n%s", cmd.ProcessState, shell.said.String())
 	}
 	t.Cleanup(func() {
-		_ = in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("powering off: %v\n%s", err, said.String())
+		if err := shell.end(); err != nil {
+			t.Errorf("powering off: %v\n%s", err, shell.said.String())
 		}
 		mountsAfter, linksAfter := nodeTraces(t, share)
 		if !slices.Equal(mounts, mountsAfter) || !slices.Equal(links, linksAfter) {
@@ -133,7 +119,7 @@ poweroff`
 	})
 	n.root = fmt.Sprintf("/proc/%d/root", n.leader)
 	n.install(t)
-	t.Logf("booted and installed in %s; %s", time.Since(begin).Round(time.Millisecond), strings.ReplaceAll(strings.TrimSpace(said.String()), "\n", "; "))
+	t.Logf("booted and installed in %s; %s", time.Since(begin).Round(time.Millisecond), strings.ReplaceAll(strings.TrimSpace(shell.said.String()), "\n", "; "))
 	return n
 }
 

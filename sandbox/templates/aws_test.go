@@ -198,17 +198,8 @@ func TestAWSPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var policy struct {
-		Statement []struct {
-			Action   []string
-			Resource string
-		}
-	}
-	if err := json.Unmarshal([]byte(api.Policy("NAME-edge")), &policy); err != nil {
-		t.Fatal(err)
-	}
 	var want []string
-	for _, s := range policy.Statement {
+	for _, s := range ownPolicy(t, api.Policy("NAME-edge")) {
 		slices.Sort(s.Action)
 		resource := strings.NewReplacer("arn:aws:autoscaling:*:*:", "arn:PARTITION:autoscaling:REGION:ACCOUNT:").Replace(s.Resource)
 		want = append(want, strings.Join(s.Action, " ")+" on "+resource)
@@ -218,6 +209,21 @@ func TestAWSPolicy(t *testing.T) {
 	if diff := gocmp.Diff(want, wantAWS().Policies["edge"]); diff != "" {
 		t.Errorf("-agent +template:\n%s", diff)
 	}
+}
+
+// statement is one of a policy that the agent prints.
+type statement struct {
+	Action   []string
+	Resource string
+}
+
+func ownPolicy(t *testing.T, policy string) []statement {
+	t.Helper()
+	var p struct{ Statement []statement }
+	if err := json.Unmarshal([]byte(policy), &p); err != nil {
+		t.Fatal(err)
+	}
+	return p.Statement
 }
 
 func num(v any) string {

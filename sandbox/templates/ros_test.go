@@ -324,17 +324,9 @@ func TestROSPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var policy struct {
-		Statement []struct {
-			Action   []string
-			Resource string
-		}
-	}
-	if err := json.Unmarshal([]byte(api.Policy()), &policy); err != nil {
-		t.Fatal(err)
-	}
+	policy := ownPolicy(t, api.Policy())
 	var want []string
-	for _, s := range policy.Statement {
+	for _, s := range policy {
 		want = append(want, strings.Join(sorted(s.Action), " ")+" on "+s.Resource)
 	}
 	want = append(want, "kms:GetSecretValue on "+rosSecret)
@@ -346,7 +338,7 @@ func TestROSPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range policy.Statement {
+	for _, s := range policy {
 		for _, action := range s.Action {
 			if !strings.Contains(string(page), `"`+action+`"`) {
 				t.Errorf("docs/clouds/alibaba.md does not permit %s", action)

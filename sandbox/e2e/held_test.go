@@ -1,0 +1,53 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"os/exec"
+	"syscall"
+	"testing"
+)
+
+// held is a command that is told what to do on its standard input and ends with it, in order: that comes also when this
+// process dies. A session of its own keeps signals meant for us from it.
+type held struct {
+	*exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
+	said *bytes.Buffer // on its standard error; whole when it has ended
+}
+
+// hold starts one. The error is that of the start.
+func hold(t *testing.T, cmd *exec.Cmd) (*held, error) {
+	t.Helper()
+	h := &held{Cmd: cmd, said: &bytes.Buffer{}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Stderr = h.said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.in, err = cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	h.out = bufio.NewReader(out)
+	return h, cmd.Start()
+}
+
+// line is what it says next, "" where it has ended.
+func (h *held) line() string {
+	text, _ := h.out.ReadString('\n')
+	return text
+}
+
+// end lets go of it and waits.
+func (h *held) end() error {
+	_ = h.in.Close()
+	return h.Wait()
+}
