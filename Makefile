@@ -36,6 +36,9 @@ PREFIX    ?= /usr/local
 DESTDIR   ?=
 # `skip` installs nothing: tests that miss a Debian package say so and are skipped. `require` fails where one is missing.
 DEPS ?= install
+# Which of the heavy tests `make e2e` runs, as regular expressions: RUN=TestCrash SKIP=TestCrashKill.
+RUN  ?=
+SKIP ?=
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -67,14 +70,14 @@ demo: build ## join and leave a sandbox cluster before your eyes, on a pretended
 	@$(BUILD)/sandbox demo --cloud $(CLOUD) --agent $(BUILD)/amsagent
 
 .PHONY: test
-test: deps ## every test of the agent and of its sandbox (some minutes on first use: it compiles a database)
-	$(GO) test -shuffle=on ./...
-	cd sandbox && $(GO) test -shuffle=on ./...
+test: deps $(BUILD)/tools/gotestsum ## every test of the agent and of its sandbox that is quick and certain (some minutes on first use: it compiles a database)
+	@tools/scripts/gotest.sh . ./... -shuffle=on -timeout=30m
+	@tools/scripts/gotest.sh sandbox ./... -shuffle=on -timeout=30m
 
 .PHONY: race
-race: deps ## the same tests under the race detector, but for those of whole programs, into which it does not see (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
-	cd sandbox && CGO_ENABLED=1 $(GO) test -race -shuffle=on $$($(GO) list ./... | grep -v /e2e$$)
+race: deps $(BUILD)/tools/gotestsum ## the same tests under the race detector, but for those of whole programs, into which it does not see (needs a C compiler)
+	@CGO_ENABLED=1 tools/scripts/gotest.sh . ./... -race -shuffle=on -timeout=30m
+	@CGO_ENABLED=1 tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /e2e$$ | paste -sd' ')" -race -shuffle=on -timeout=30m
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each
@@ -85,12 +88,23 @@ bench: size build ## speeds as ratios of one run, what a daemon takes after BENC
 	@tools/scripts/bench.sh $(BENCHTIME)
 
 .PHONY: e2e
-e2e: deps build ## the heavy tests with real components: crashes at every system call, full disks, real signals
-	@tools/scripts/e2e.sh
+e2e: deps build $(BUILD)/tools/gotestsum ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
+	@RUN='$(RUN)' SKIP='$(SKIP)' tools/scripts/e2e.sh
 
 .PHONY: soak
-soak: deps build ## daemons for SOAK (30m) beside a MongoDB that is cut, slowed and restarted at random; SOAK_SEED repeats a run
-	@SOAK=$(SOAK) E2E_RUN='^TestSoak$$' E2E_FLAGS=-v E2E_TIMEOUT=24h tools/scripts/e2e.sh
+soak: deps build $(BUILD)/tools/gotestsum ## daemons for SOAK (30m) beside a MongoDB that is cut, slowed and restarted at random; SOAK_SEED repeats a run
+	@SOAK=$(SOAK) RUN='^TestSoak$$' E2E_FLAGS=-v E2E_TIMEOUT=24h tools/scripts/e2e.sh
+
+.PHONY: gate
+gate: ## what every change must pass, and CI runs: lint, tidy-check, test, demo (docs/testing.md)
+	@tools/scripts/tier.sh gate
+
+.PHONY: heavy
+heavy: ## what is slow: races, booted machines, crashes at every system call, three more demos, reproducible builds, fuzz (about an hour, as root)
+	@tools/scripts/tier.sh heavy
+
+.PHONY: all-tests
+all-tests: gate heavy ## every tier, one after the other
 
 .PHONY: lint
 lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages among them
@@ -150,7 +164,7 @@ deps: ## Debian packages that some tests read our output with (java, strace); as
 	@tools/scripts/deps.sh test $(DEPS)
 
 .PHONY: tools
-tools: $(addprefix $(BUILD)/tools/,golangci-lint gofumpt staticcheck deadcode benchstat) ## all pinned tools, into build/tools
+tools: $(addprefix $(BUILD)/tools/,golangci-lint gofumpt gotestsum staticcheck deadcode benchstat) ## all pinned tools, into build/tools
 
 .PHONY: clean
 clean: ## remove build/
@@ -159,6 +173,7 @@ clean: ## remove build/
 # Tools are built once per version; their sources and versions are those of tools/go.mod.
 TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 TOOL_gofumpt       := mvdan.cc/gofumpt
+TOOL_gotestsum     := gotest.tools/gotestsum
 TOOL_staticcheck   := honnef.co/go/tools/cmd/staticcheck
 TOOL_deadcode      := golang.org/x/tools/cmd/deadcode
 TOOL_benchstat     := golang.org/x/perf/cmd/benchstat
@@ -166,5 +181,6 @@ TOOL_nfpm          := github.com/goreleaser/nfpm/v2/cmd/nfpm
 
 $(BUILD)/tools/%: tools/go.mod tools/go.sum
 	@mkdir -p $(BUILD)/tools
+	@cd tools && ../tools/scripts/try.sh 'Go modules of $*' $(GO) list -deps -f '' $(TOOL_$*)
 	cd tools && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o ../$@ $(TOOL_$*)
 	@touch $@

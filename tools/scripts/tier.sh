@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Copyright The amsagent Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# usage: tier.sh gate|heavy
+# Runs one tier of tests (docs/testing.md). Every step runs even when one before it failed, so that one run shows all.
+# The last lines say which steps failed and why; build/report/TIER.md has the same as a table.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+tier=${1:?usage: tier.sh gate|heavy}
+exec </dev/null
+# Without Java a test that needs it is skipped; a tier is red then, so that a machine without it is noticed.
+export CI=${CI:-true} REQUIRE_JAVA=1 DEPS=require
+report=build/report
+logs=$report/$tier
+rm -rf "$logs" && mkdir -p "$logs"
+: >"$report/flaky"
+
+names=() seconds=() results=() counts=() failed=0
+# step NAME MINUTES MIN-TESTS COMMAND...
+# Where fewer than MIN-TESTS tests ran and were not skipped, the step is red: a suite that runs nothing must not pass.
+step() {
+  local name=$1 limit=$2 min=$3 start=$SECONDS result=passed ran=0 skipped=0 log
+  shift 3
+  log=$logs/$name.log
+  printf '\n=== %s: %s\n' "$name" "$*"
+  # Not a pipe: what a step leaves running would hold it open, and the tier would wait for that.
+  timeout --kill-after=30s "${limit}m" "$@" >"$log" 2>&1 &
+  tail --pid=$! -n +1 -s 0.2 -f "$log"
+  wait $! || result="FAILED ($?)"
+  # gotestsum ends with `DONE [2 runs, ]341 tests[, 2 skipped][, 1 failure] in 9.1s`, once for each module.
+  read -r ran skipped < <(sed -n 's/^DONE \(.*\) in [0-9.]*s$/\1/p' "$log" |
+    awk '{ for (i = 2; i <= NF; i++) { if ($i ~ /^test/) ran += $(i-1); if ($i ~ /^skipped/) skipped += $(i-1) } } END { print ran+0, skipped+0 }')
+  if [ "$result" = passed ] && [ $((ran - skipped)) -lt "$min" ]; then
+    result="FAILED (only $((ran - skipped)) of at least $min tests ran)"
+  fi
+  [ "$result" = passed ] || failed=1
+  names+=("$name")
+  seconds+=($((SECONDS - start)))
+  results+=("$result")
+  counts+=("$ran $skipped")
+  printf '=== %s: %s after %d s\n' "$name" "$result" "${seconds[-1]}"
+}
+
+case $tier in
+gate)
+  step deps 10 0 tools/scripts/deps.sh gate require
+  step lint 20 0 make lint
+  step tidy 5 0 make tidy-check
+  step test 25 1 make test
+  step demo 10 0 make demo
+  ;;
+heavy)
+  export RERUN=1 REQUIRE_SYSTEMD=1
+  step deps 15 0 tools/scripts/deps.sh heavy require
+  step lint-selftest 10 1 make lint-selftest
+  step size 10 0 make size
+  step repro 10 0 make repro
+  for cloud in azure alibaba gcp; do
+    step "demo-$cloud" 5 0 make demo "CLOUD=$cloud"
+  done
+  step race 30 1 make race
+  step booted 40 1 make e2e 'RUN=^Test(Systemd|Package|SELinux)'
+  step crash 60 1 make e2e 'SKIP=^Test(Systemd|Package|SELinux)'
+  step fuzz 20 0 make fuzz FUZZTIME=10s
+  ;;
+*)
+  echo "tier: there is no tier '$tier'" >&2
+  exit 2
+  ;;
+esac
+
+# The names of what failed with the last lines of each: of a test where gotestsum names one, else of the step.
+tail_of() { # tail_of LOG
+  awk '
+    function flush(  i) {
+      if (head == "") return
+      print head
+      for (i = 1; i <= n; i++) if (i <= 10 || i > n - 40) print line[i]; else if (i == 11) print "    [...]"
+      head = ""; found = 1
+    }
+    /^=== FAIL: / { flush(); head = $0; n = 0; next }
+    /^(=== |DONE )/ { flush(); next }
+    head != "" { line[++n] = $0 }
+    END { flush(); exit !found }' "$1" || tail -n 40 "$1"
+}
+
+table() {
+  printf '| step | s | result | tests | skipped |\n|---|---|---|---|---|\n'
+  local i
+  for i in "${!names[@]}"; do
+    printf '| %s | %d | %s | %s | %s |\n' "${names[i]}" "${seconds[i]}" "${results[i]}" "${counts[i]% *}" "${counts[i]#* }"
+  done
+  printf '| total | %d | %s | | |\n' "$SECONDS" "$([ "$failed" = 0 ] && echo passed || echo FAILED)"
+}
+
+# `pkg.TestX: 2 runs, 1 failures`: passed when run again.
+flaky=$(grep -E ': ([0-9]+) runs, [0-9]+ failures$' "$report/flaky" | awk '{ if ($2 > $4) print "- " $0 }' || true)
+{
+  printf '# %s\n\n' "$tier"
+  printf 'Commit %s, %s cores, %s MB of memory, Linux %s, %s, ended %s.\n\n' "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
+    "$(nproc)" "$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo)" "$(uname -r)" "$(go version | cut -d' ' -f3)" "$(date -u +%Y-%m-%dT%H:%MZ)"
+  table
+  [ -z "$flaky" ] || printf '\nFlaky, each a defect: failed once, passed when run again.\n\n%s\n' "$flaky"
+} >"$report/$tier.md"
+
+printf '\n=== summary\n'
+cat "$report/$tier.md"
+for i in "${!names[@]}"; do
+  [ "${results[i]}" != passed ] || continue
+  printf '\n=== why %s failed\n' "${names[i]}"
+  tail_of "$logs/${names[i]}.log"
+done
+exit "$failed"
