@@ -471,9 +471,9 @@ func TestDaemonStateKept(t *testing.T) {
 func TestDaemonMongoElsewhere(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
+	other := startServer(t, mongod.Options{}) // before the daemon, so that it ends after it
 	a.start()
 	starts := a.svc.count()
-	other := startServer(t, mongod.Options{})
 	client := connect(t, other.URI(), cluster.Options{})
 	to := client.Target()
 	a.target.Store(&to)
