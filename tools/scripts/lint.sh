@@ -11,7 +11,8 @@ config=$PWD/.golangci.yml
 failed=0
 for module in . sandbox tools; do
   echo "lint: module $module"
-  (cd "$module" && "$linter" run --config "$config" ./...) || failed=1
+  # Two clones may be linted at once.
+  (cd "$module" && "$linter" run --allow-parallel-runners --config "$config" ./...) || failed=1
 done
 echo 'lint: scripts'
 tools/scripts/shellcheck.sh || failed=1

@@ -26,8 +26,9 @@ step() {
   log=$logs/$name.log
   printf '\n=== %s: %s\n' "$name" "$*"
   # Not a pipe: what a step leaves running would hold it open, and the tier would wait for that.
-  timeout --kill-after=30s "${limit}m" "$@" >"$log" 2>&1 &
-  tail --pid=$! -n +1 -s 0.2 -f "$log"
+  : >"$log"
+  timeout --kill-after=30s "${limit}m" "$@" >>"$log" 2>&1 &
+  tail --pid=$! -n +1 -s 0.2 -f "$log" || true
   wait $! || result="FAILED ($?)"
   # gotestsum ends with `DONE [2 runs, ]341 tests[, 2 skipped][, 1 failure] in 9.1s`, once for each module.
   read -r ran skipped < <(sed -n 's/^DONE \(.*\) in [0-9.]*s$/\1/p' "$log" |
