@@ -241,6 +241,9 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 		State: ts.MkAbs(name + ".state"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
 		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--die-with", strconv.Itoa(os.Getpid())}, flags...),
 	}
+	// No other test forks meanwhile: its child would hold the file open for writing, and it could not be run.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	svc := ts.MkAbs(name + ".svc")
 	if err := cfg.WriteWrapper(svc); err != nil {
 		return err
