@@ -25,8 +25,9 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' $
 
 # The largest binary we accept, in bytes, stripped: 12 MB for what joins and leaves, of which MongoDB's driver has 9; 1 MB for
 # the daemon with its sampling and its sockets; 1 MB for what drains and completes; 0.6 MB for the three clouds beside AWS;
-# 0.5 MB for the doctor with its pages, and for the seal. `make bench` measures what the clouds add.
-MAX_SIZE := 15300000
+# 0.5 MB for the doctor with its pages, and for the seal; 0.6 MB for safe access to the server's files, readiness, and the
+# bounds on all that comes from outside. `make bench` measures what the clouds add.
+MAX_SIZE := 15900000
 
 FUZZTIME  ?= 20s
 BENCHTIME ?= 1s
@@ -55,19 +56,26 @@ build: ## the agent for this machine, static and stripped: build/amsagent
 	@mkdir -p $(BUILD)
 	$(GOBUILD) -o $(BUILD)/amsagent ./cmd/amsagent
 
-# An unknown cloud is refused before anything is built.
+# An unknown cloud is refused before anything is built, and so is a demo on real servers (REAL=1) by another user than root.
+REAL   :=
 CLOUD  := aws
 CLOUDS := aws azure alibaba gcp
 ifneq ($(filter demo,$(MAKECMDGOALS)),)
   ifeq ($(filter $(CLOUD),$(CLOUDS)),)
     $(error CLOUD=$(CLOUD): no such cloud can be pretended (there are: $(CLOUDS)))
   endif
+  ifneq ($(REAL),)
+    ifneq ($(shell id -u),0)
+      $(error REAL=1 needs root: each real server is put into a network namespace of its own (sudo make demo REAL=1))
+    endif
+  endif
 endif
 
 .PHONY: demo
-demo: build ## join and leave a sandbox cluster before your eyes, on a pretended CLOUD (aws, azure, alibaba, gcp); no root, no AMS needed
+demo: build ## join and leave a sandbox cluster before your eyes, on a pretended CLOUD (aws, azure, alibaba, gcp); no root, no AMS needed. REAL=1: on real servers, as root
+	$(if $(REAL),@$(MAKE) --no-print-directory real-fetch RELEASES=2.17.1)
 	cd sandbox && $(GO) build -trimpath -buildvcs=false -o ../$(BUILD)/sandbox ./cmd/sandbox
-	@$(BUILD)/sandbox demo --cloud $(CLOUD) --agent $(BUILD)/amsagent
+	@$(BUILD)/sandbox demo --cloud $(CLOUD) --agent $(BUILD)/amsagent $(if $(REAL),--real)
 
 .PHONY: test
 test: deps $(BUILD)/tools/gotestsum ## every test of the agent and of its sandbox that is quick and certain (some minutes on first use: it compiles a database)
@@ -79,6 +87,11 @@ race: deps $(BUILD)/tools/gotestsum ## the same tests under the race detector, b
 	@CGO_ENABLED=1 tools/scripts/gotest.sh . ./... -race -shuffle=on -timeout=30m
 	@CGO_ENABLED=1 tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /e2e$$ | paste -sd' ')" -race -shuffle=on -timeout=30m
 
+.PHONY: arm64
+arm64: ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (2 to 4 minutes)
+	@tools/scripts/deps.sh arm64 $(DEPS)
+	@DEPS=$(DEPS) tools/scripts/arm64.sh
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each
 	@tools/scripts/fuzz.sh $(FUZZTIME)
@@ -89,7 +102,18 @@ bench: size build ## speeds as ratios of one run, what a daemon takes after BENC
 
 .PHONY: e2e
 e2e: deps build $(BUILD)/tools/gotestsum ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
-	@RUN='$(RUN)' SKIP='$(SKIP)' tools/scripts/e2e.sh
+	@CRASH_ALL=1 RUN='$(RUN)' SKIP='$(or $(SKIP),^TestReal)' tools/scripts/e2e.sh
+
+.PHONY: real-test
+real-test: real-fetch build $(BUILD)/tools/gotestsum ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them
+	@RUN='$(or $(RUN),^TestReal)' SKIP='$(SKIP)' E2E_FLAGS='-p 1 -parallel 2' tools/scripts/e2e.sh
+
+# The daemon's tests take minutes, and the others left out start sets and users of the real mongod for themselves.
+ENGINES_SKIP := ^Test(AcknowledgedStays|Certificates|Daemon|Failover|LeaveOutlastsElection|MongoDiskFull|OneMemberNamed|Rights|LargeRow|StreamsByIndex)
+.PHONY: engines
+engines: $(BUILD)/tools/gotestsum ## the registry's tests on two engines that are not MongoDB: FerretDB 1, and FerretDB 2 on DocumentDB (as root; 1 GB, once)
+	@SANDBOX_MONGODB=ferretdb tools/scripts/gotest.sh sandbox ./clustertest -skip '$(ENGINES_SKIP)'
+	@tools/scripts/documentdb.sh tools/scripts/gotest.sh sandbox ./clustertest -count=1 -skip '$(ENGINES_SKIP)'
 
 .PHONY: soak
 soak: deps build $(BUILD)/tools/gotestsum ## daemons for SOAK (30m) beside a MongoDB that is cut, slowed and restarted at random; SOAK_SEED repeats a run
@@ -99,12 +123,16 @@ soak: deps build $(BUILD)/tools/gotestsum ## daemons for SOAK (30m) beside a Mon
 gate: ## what every change must pass, and CI runs: lint, tidy-check, test, demo (docs/testing.md)
 	@tools/scripts/tier.sh gate
 
+.PHONY: real
+real: ## the stories on a real Ant Media Server with a real mongod and ffmpeg (docs/reality.md; about 40 minutes, as root)
+	@tools/scripts/tier.sh real
+
 .PHONY: heavy
 heavy: ## what is slow: races, booted machines, crashes at every system call, three more demos, reproducible builds, fuzz (about an hour, as root)
 	@tools/scripts/tier.sh heavy
 
 .PHONY: all-tests
-all-tests: gate heavy ## every tier, one after the other
+all-tests: gate real heavy ## every tier, one after the other
 
 .PHONY: lint
 lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages among them
@@ -126,6 +154,17 @@ generate: ## man pages, completions, licences and changelogs, as the packages ho
 .PHONY: package
 package: cross $(BUILD)/tools/nfpm ## .deb and .rpm for both machines, the same bytes in any folder: build/packages
 	@tools/scripts/package.sh all '$(VERSION)' $(BUILD)
+
+# The file of an SSH key that signs a release; without it SHA256SUMS is not signed.
+SIGN_KEY ?=
+
+.PHONY: release
+release: package ## what is published: packages, tarballs, bills of materials, SHA256SUMS, signed by SIGN_KEY where given: build/release
+	@tools/scripts/release.sh '$(VERSION)' $(BUILD) '$(SIGN_KEY)'
+
+.PHONY: release-check
+release-check: release ## a second release in another folder has the same bytes, and its signature holds for no others
+	@tools/scripts/release-check.sh '$(VERSION)' $(BUILD)
 
 .PHONY: install
 install: build generate ## what the packages hold, below $(DESTDIR)$(PREFIX) (/usr/local); enables and starts nothing
@@ -160,8 +199,17 @@ deadcode: $(BUILD)/tools/deadcode ## functions that the binary can never reach (
 	$(BUILD)/tools/deadcode ./cmd/amsagent
 
 .PHONY: deps
-deps: ## Debian packages that some tests read our output with (java, strace); as root installs, else says what is skipped
+deps: ## what some tests need besides: Debian packages (java, strace), as root, and a real mongod; else says what is skipped
 	@tools/scripts/deps.sh test $(DEPS)
+	@[ '$(DEPS)' = skip ] || tools/scripts/real.sh mongod
+
+# What the tests named TestReal run on: docs/reality.md. RELEASES="2.10.0" fetches another one.
+RELEASES ?= 2.16.2 2.17.1
+.PHONY: real-fetch
+real-fetch: ## fetch a real Ant Media Server and a real mongod for the tests, once, into ~/.cache/amsagent/real
+	@tools/scripts/deps.sh test $(DEPS)
+	@tools/scripts/deps.sh real $(DEPS)
+	@[ '$(DEPS)' = skip ] || tools/scripts/real.sh mongod $(RELEASES)
 
 .PHONY: tools
 tools: $(addprefix $(BUILD)/tools/,golangci-lint gofumpt gotestsum staticcheck deadcode benchstat) ## all pinned tools, into build/tools

@@ -123,7 +123,7 @@ type Address struct {
 // other nodes must reach it; which one it is decides whether streams travel, so
 // the reason comes with it.
 //
-// It fails with ErrBadAddress, ErrAddressNotHere or ErrNoAddress.
+// It fails with ErrBadAddress, ErrAddressUnreachable, ErrAddressNotHere or ErrNoAddress.
 func ChooseAddress(o AddressOptions) (Address, error) {
 	var a Address
 	switch {
@@ -220,6 +220,13 @@ func (a *Address) check(o AddressOptions) error {
 	if err != nil {
 		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, err)
 		return nil
+	}
+	if a.Source == AddressFromFlag && !o.Force && (a.Addr.IsLoopback() || a.Addr.IsLinkLocalUnicast()) {
+		kind := "a loopback"
+		if !a.Addr.IsLoopback() {
+			kind = "a link-local"
+		}
+		return fmt.Errorf("%s: %w: it is %s address; this machine has %s", a.Addr, ErrAddressUnreachable, kind, addressList(ifaces))
 	}
 	in, ok := interfaceOf(ifaces, a.Addr)
 	if !ok {

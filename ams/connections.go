@@ -26,6 +26,8 @@ type Connections struct {
 	// checks and the agent. Where a proxy on this machine stands before the
 	// server, the viewers are here and Total says nothing about them.
 	Local int `json:"local,omitempty"`
+	// LocalByPort are the same by our port.
+	LocalByPort map[int]int `json:"local_by_port,omitempty"`
 	// Excluded are those from the addresses that the caller did not want.
 	Excluded int `json:"excluded,omitempty"`
 	// Silent are those, from wherever, on which nobody has said anything for two
@@ -114,11 +116,7 @@ type counter struct {
 const silentAfter = 2 * time.Minute
 
 func (c *counter) file(root, path string) error {
-	onDisk, err := below(root, path)
-	if err != nil {
-		return err
-	}
-	f, err := openRegular(onDisk)
+	f, _, err := openBelow(root, path)
 	if err != nil {
 		return err
 	}
@@ -191,6 +189,10 @@ func (c *counter) count(port int, own, other netip.Addr) {
 	switch {
 	case other.IsLoopback() || other == own:
 		c.Local++
+		if c.LocalByPort == nil {
+			c.LocalByPort = make(map[int]int)
+		}
+		c.LocalByPort[port]++
 	case c.exclude != nil && c.exclude(other):
 		c.Excluded++
 	default:

@@ -59,7 +59,7 @@ func (c *counter) ask() error {
 		return fmt.Errorf("%w: %w", errNoDiag, os.NewSyscallError("setsockopt", err))
 	}
 	before := c.Connections
-	c.ByPort = nil
+	c.ByPort, c.LocalByPort = nil, nil
 	buf := make([]byte, connectionsBuffer)
 	if err := c.dump(fd, buf); err != nil {
 		c.Connections = before

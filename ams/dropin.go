@@ -43,18 +43,22 @@ func StopTimeout(apps int) time.Duration {
 	return time.Duration(60+20*max(apps, 0)) * time.Second
 }
 
-// DropIn is the text of our drop-in. An address that is not valid and a timeout
-// of 0 leave their line out; without both there is nothing to say, and the
-// result is nil.
-func DropIn(address netip.Addr, stopTimeout time.Duration) []byte {
-	if !address.IsValid() && stopTimeout <= 0 {
+// BeforeStart is what the agent is called with just before each start of the server.
+const BeforeStart = "converge --before-start"
+
+// DropIn is the text of our drop-in. An address that is not valid, a timeout of 0
+// and a program "" leave their line out; without all there is nothing to say, and
+// the result is nil. program is the agent's own path.
+func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byte {
+	if !address.IsValid() && stopTimeout <= 0 && program == "" {
 		return nil
 	}
 	var b bytes.Buffer
 	b.WriteString(dropInMark + `: the address under which this node registers in
-# its cluster, and time to end its streams when it stops. 'amsagent leave' removes
-# this file; until then 'amsagent join' puts back what is changed here. To override
-# it, add a file with a later name, as 60-local.conf.
+# its cluster, time to end its streams when it stops, and the command that puts
+# the node's settings right before it starts. 'amsagent leave' removes this file;
+# until then 'amsagent join' puts back what is changed here. To override it, add a
+# file with a later name, as 60-local.conf.
 [Service]
 `)
 	if address.IsValid() {
@@ -64,6 +68,11 @@ func DropIn(address netip.Addr, stopTimeout time.Duration) []byte {
 		// Whole seconds, and never less than was asked for.
 		fmt.Fprintf(&b, "TimeoutStopSec=%d\n", int64(math.Ceil(stopTimeout.Seconds())))
 	}
+	if program != "" {
+		// "-": its failure does not keep the server from starting. "+": as root, whatever User= says; systemd 231 and later.
+		// Older ones ignore the line.
+		fmt.Fprintf(&b, "ExecStartPre=-+%s %s\n", quoteUnit(strings.ReplaceAll(program, "$", "$$")), BeforeStart)
+	}
 	return b.Bytes()
 }
 
@@ -72,7 +81,7 @@ func DropIn(address netip.Addr, stopTimeout time.Duration) []byte {
 func quoteUnit(s string) string {
 	s = strings.ReplaceAll(s, "%", "%%")
 	plain := !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("_=.:%-", r)
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("_=.:%-/", r)
 	})
 	if plain {
 		return s
@@ -97,15 +106,16 @@ func quoteUnit(s string) string {
 // DropInValues is what a drop-in sets of the things that concern us.
 type DropInValues struct {
 	Exists      bool          `json:"exists"`
-	Ours        bool          `json:"ours"`                   // it begins as ours do
-	HostAddress string        `json:"host_address,omitempty"` // AMS_HOST_ADDRESS; "" = not set
-	StopTimeout time.Duration `json:"stop_timeout,omitempty"` // 0 = not set
-	Other       []string      `json:"other,omitempty"`        // settings of somebody else, as "Service.Nice"
+	Ours        bool          `json:"ours"`                      // it begins as ours do
+	HostAddress string        `json:"host_address,omitempty"`    // AMS_HOST_ADDRESS; "" = not set
+	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = not set
+	BeforeStart string        `json:"before_start,omitempty"`    // the agent's path; "" = not called before a start
+	Other       []string      `json:"other,omitempty"`           // settings of somebody else, as "Service.Nice"
 }
 
 // ReadDropIn reads our drop-in below root. That there is none is no error.
 func ReadDropIn(root string) (DropInValues, error) {
-	b, err := readBelow(root, DropInPath, maxConfigSize)
+	b, _, err := readBelow(root, DropInPath, maxConfigSize)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return DropInValues{}, nil
@@ -185,6 +195,17 @@ func (v *DropInValues) assign(section *string, line string) error {
 			return fmt.Errorf("reading TimeoutStopSec: %w", err)
 		}
 		v.StopTimeout = d
+	case "Service.ExecStartPre":
+		program, ok := strings.CutSuffix(value, " "+BeforeStart)
+		if !ok {
+			v.Other = append(v.Other, "Service.ExecStartPre")
+			return nil
+		}
+		words, err := unitWords(strings.TrimLeft(program, "-+"))
+		if err != nil || len(words) != 1 {
+			return fmt.Errorf("reading ExecStartPre: %q is no program", program)
+		}
+		v.BeforeStart = strings.NewReplacer("%%", "%", "$$", "$").Replace(words[0])
 	default:
 		v.Other = append(v.Other, *section+"."+key)
 	}

@@ -18,24 +18,26 @@ import (
 
 func TestDropIn(t *testing.T) {
 	const want = `# Written by amsagent: the address under which this node registers in
-# its cluster, and time to end its streams when it stops. 'amsagent leave' removes
-# this file; until then 'amsagent join' puts back what is changed here. To override
-# it, add a file with a later name, as 60-local.conf.
+# its cluster, time to end its streams when it stops, and the command that puts
+# the node's settings right before it starts. 'amsagent leave' removes this file;
+# until then 'amsagent join' puts back what is changed here. To override it, add a
+# file with a later name, as 60-local.conf.
 [Service]
 Environment=AMS_HOST_ADDRESS=10.0.0.5
 TimeoutStopSec=140
+ExecStartPre=-+/usr/bin/amsagent converge --before-start
 `
-	got := string(DropIn(netip.MustParseAddr("10.0.0.5"), StopTimeout(4)))
+	got := string(DropIn(netip.MustParseAddr("10.0.0.5"), StopTimeout(4), "/usr/bin/amsagent"))
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := DropIn(netip.Addr{}, 0); got != nil {
+	if got := DropIn(netip.Addr{}, 0, ""); got != nil {
 		t.Errorf("nothing to say, said %q", got)
 	}
-	if got := string(DropIn(netip.Addr{}, 1500*time.Millisecond)); strings.Contains(got, "Environment") || !strings.HasSuffix(got, "[Service]\nTimeoutStopSec=2\n") {
+	if got := string(DropIn(netip.Addr{}, 1500*time.Millisecond, "")); strings.Contains(got, "Environment") || !strings.HasSuffix(got, "[Service]\nTimeoutStopSec=2\n") {
 		t.Errorf("without an address: %s", got)
 	}
-	if got := string(DropIn(netip.MustParseAddr("fd00::5"), 0)); strings.Contains(got, "Timeout") || !strings.HasSuffix(got, "=fd00::5\n") {
+	if got := string(DropIn(netip.MustParseAddr("fd00::5"), 0, "")); strings.Contains(got, "Timeout") || !strings.HasSuffix(got, "=fd00::5\n") {
 		t.Errorf("without a timeout: %s", got)
 	}
 	if StopTimeout(-1) != time.Minute {
@@ -45,9 +47,15 @@ TimeoutStopSec=140
 
 // What we write reads back as the same values, whatever the zone is.
 func TestDropInRoundTrip(t *testing.T) {
+	for _, program := range []string{"/usr/bin/amsagent", "/opt/a b/$HOME/100%/amsagent", `/o"pt/am\sagent`} {
+		got, err := ParseDropIn(DropIn(netip.Addr{}, 0, program))
+		if err != nil || got.BeforeStart != program || len(got.Other) > 0 {
+			t.Errorf("%s: %+v, %v", program, got, err)
+		}
+	}
 	for _, addr := range []string{"10.0.0.5", "fd00::5", "fe80::1%eth0", `fe80::1%e"t\h%n0`, "fe80::1%a b;c#d'e$f", "fe80::1%\t"} {
 		a := netip.MustParseAddr(addr)
-		text := DropIn(a, 90*time.Second)
+		text := DropIn(a, 90*time.Second, "")
 		got, err := ParseDropIn(text)
 		want := DropInValues{Exists: true, Ours: true, HostAddress: addr, StopTimeout: 90 * time.Second}
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
@@ -123,11 +131,11 @@ func TestReadDropIn(t *testing.T) {
 	if err != nil || v.Exists {
 		t.Errorf("%+v, %v", v, err)
 	}
-	edited := strings.Replace(string(DropIn(addr, time.Minute)), "10.0.0.5", "10.0.0.9\nNice=3", 1)
+	edited := strings.Replace(string(DropIn(addr, time.Minute, "")), "10.0.0.5", "10.0.0.9\nNice=3", 1)
 	for text, want := range map[string]DropInValues{
-		string(DropIn(addr, time.Minute)): {Exists: true, Ours: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
-		string(DropIn(addr, 0)):           {Exists: true, Ours: true, HostAddress: "10.0.0.5"},
-		edited:                            {Exists: true, Ours: true, HostAddress: "10.0.0.9", StopTimeout: time.Minute, Other: []string{"Service.Nice"}},
+		string(DropIn(addr, time.Minute, "")): {Exists: true, Ours: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
+		string(DropIn(addr, 0, "")):           {Exists: true, Ours: true, HostAddress: "10.0.0.5"},
+		edited:                                {Exists: true, Ours: true, HostAddress: "10.0.0.9", StopTimeout: time.Minute, Other: []string{"Service.Nice"}},
 		"[Service]\nTimeoutStopSec=60\nEnvironment=AMS_HOST_ADDRESS=10.0.0.5\n": {Exists: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
 	} {
 		// Behind an absolute link, as a configuration management may have it.
@@ -152,7 +160,7 @@ func TestReadDropIn(t *testing.T) {
 }
 
 func FuzzParseDropIn(f *testing.F) {
-	f.Add(DropIn(netip.MustParseAddr("10.0.0.5"), time.Minute))
+	f.Add(DropIn(netip.MustParseAddr("10.0.0.5"), time.Minute, ""))
 	f.Add([]byte("[Service]\nEnvironment=\"a\\x41\" 'b' \\\n# x\nTimeoutStopSec=1.5h 3us\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		v, err := ParseDropIn(b)
@@ -172,7 +180,7 @@ func FuzzDropInZone(f *testing.F) {
 			t.Skip()
 		}
 		a := netip.MustParseAddr("fe80::1").WithZone(zone)
-		v, err := ParseDropIn(DropIn(a, 0))
+		v, err := ParseDropIn(DropIn(a, 0, ""))
 		if err != nil || v.HostAddress != a.String() || v.Other != nil {
 			t.Errorf("%q came back as %q, %v, %v", a, v.HostAddress, v.Other, err)
 		}

@@ -39,6 +39,8 @@ var (
 	ErrBadAddress = errors.New("not a usable node address")
 	// ErrAddressNotHere: a good address that no interface of this machine has.
 	ErrAddressNotHere = errors.New("no interface of this machine has the address")
+	// ErrAddressUnreachable: an address that other machines cannot reach by its kind.
+	ErrAddressUnreachable = errors.New("other nodes cannot reach this address")
 	// ErrNoAddress: nothing told which address this node has.
 	ErrNoAddress = errors.New("no node address found")
 	// ErrInterfacesUnknown: the interfaces of the machine cannot be known from
@@ -98,6 +100,8 @@ func Hint(err error) string {
 		return "say how Ant Media Server is run here with --service-command, or --service none to leave it alone"
 	case errors.Is(err, ErrNotManaged):
 		return "start or restart Ant Media Server yourself"
+	case errors.Is(err, ErrAddressUnreachable):
+		return "give this node's private IP address with --address; --force-address takes this one all the same"
 	case errors.Is(err, ErrAddressNotHere):
 		return "give one of the machine's own addresses, or force it where the address is translated on the way"
 	case errors.Is(err, ErrBadAddress), errors.Is(err, ErrNoAddress):

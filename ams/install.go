@@ -8,12 +8,16 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
+	"net/netip"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 )
 
 // Where things are, in every release.
@@ -39,7 +43,9 @@ const (
 	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without the file of an application
 	WarnAppBrokenLink = "AMS-APP-BROKEN-LINK"
 	WarnAppShared     = "AMS-APP-SHARED" // two applications with one file
+	WarnAppLink       = "AMS-FILE-LINK"  // the folder is a link that is not followed
 	WarnHTTPPort      = "AMS-HTTP-PORT"
+	WarnHTTPHost      = "AMS-HTTP-HOST"
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
 )
 
@@ -103,8 +109,8 @@ func Open(root, dir string) (*Installation, error) {
 	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
 
 	if in.Real, err = below(root, dir); err == nil {
-		var st fs.FileInfo
-		if st, err = os.Stat(in.Real); err == nil && !st.IsDir() {
+		var st files.Info
+		if st, err = statBelow(root, dir); err == nil && !st.Mode.IsDir() {
 			return nil, fmt.Errorf("opening Ant Media Server in %s: %w: it is not a directory", shown(root, dir), ErrNoInstallation)
 		}
 	}
@@ -143,15 +149,18 @@ func Open(root, dir string) (*Installation, error) {
 func (in *Installation) Mode() (conf.Mode, error) { return in.mode, in.modeErr }
 
 // BaseURL is where the server answers on this machine: the loopback, unless it
-// binds to one address only.
+// binds to one address only. What can be no host leads nowhere else, such as to
+// another port.
 func (in *Installation) BaseURL() string {
 	host := in.HTTPHost
-	switch host {
-	case "", "0.0.0.0", "::", "*":
+	a, err := netip.ParseAddr(host)
+	if err == nil && (a.IsUnspecified() || a.Zone() != "") || err != nil && !hostName.MatchString(host) {
 		host = "127.0.0.1"
 	}
 	return "http://" + net.JoinHostPort(host, strconv.Itoa(in.HTTPPort))
 }
+
+var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
 
 // unreadable makes errors.Is(err, ErrUnreadable) true and keeps the cause.
 func unreadable(err error) error { return fmt.Errorf("%w: %w", ErrUnreadable, err) }
@@ -160,17 +169,14 @@ func unreadable(err error) error { return fmt.Errorf("%w: %w", ErrUnreadable, er
 // to one of the two lists, so that all of it is told at once.
 func (in *Installation) required(name string, f *File, notAMS *NotAMSError, broken *[]error) []byte {
 	f.Path = filepath.Join(in.Dir, name)
-	var b []byte
-	var err error
-	if f.Real, err = below(in.Root, f.Path); err == nil {
-		b, err = readFile(f.Real, maxConfigSize)
-	}
+	b, real, err := readBelow(in.Root, f.Path, maxSettingsSize)
+	f.Real = real
 	switch {
 	case err == nil:
 		return b
 	case errors.Is(err, fs.ErrNotExist):
 		notAMS.Missing = append(notAMS.Missing, name)
-	case isNotRegular(f.Real):
+	case errors.Is(err, files.ErrNotRegular):
 		notAMS.Missing = append(notAMS.Missing, name+" (it is there, but not a regular file)")
 	default:
 		*broken = append(*broken, fmt.Errorf("reading %s: %w", shown(in.Root, f.Path), unreadable(err)))
@@ -178,29 +184,21 @@ func (in *Installation) required(name string, f *File, notAMS *NotAMSError, brok
 	return nil
 }
 
-func isNotRegular(name string) bool {
-	st, err := os.Stat(name)
-	return err == nil && !st.Mode().IsRegular()
-}
-
 func (in *Installation) webapps(notAMS *NotAMSError, broken *[]error) []fs.DirEntry {
 	path := filepath.Join(in.Dir, webappsName)
-	onDisk, err := below(in.Root, path)
-	var st fs.FileInfo
-	if err == nil {
-		st, err = os.Stat(onDisk)
-	}
+	d, err := files.Root{Path: in.Root}.Folder(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		notAMS.Missing = append(notAMS.Missing, webappsName)
 		return nil
-	case err == nil && !st.IsDir():
+	case errors.Is(err, unix.ENOTDIR):
 		notAMS.Missing = append(notAMS.Missing, webappsName+" (it is there, but not a directory)")
 		return nil
 	}
 	var entries []fs.DirEntry
 	if err == nil {
-		entries, err = os.ReadDir(onDisk) // sorted by name
+		defer d.Close()
+		entries, err = d.Entries(maxApps)
 	}
 	if err != nil {
 		*broken = append(*broken, fmt.Errorf("reading %s: %w", shown(in.Root, path), unreadable(err)))
@@ -225,6 +223,7 @@ func (in *Installation) readServer(b []byte) {
 		return strings.TrimSpace(v)
 	}
 	in.HTTPHost = get("http.host")
+	in.checkHTTPHost()
 	in.NodeGroup = get("nodeGroup")
 	in.UseGlobalIP = strings.EqualFold(get("useGlobalIp"), "true")
 	if port := get("http.port"); port != "" {
@@ -238,11 +237,7 @@ func (in *Installation) readServer(b []byte) {
 
 func (in *Installation) readRelease() Release {
 	path := filepath.Join(in.Dir, jarName)
-	onDisk, err := below(in.Root, path)
-	if err != nil {
-		return Release{Source: SourceUnknown, Note: shown(in.Root, path) + ": " + err.Error()}
-	}
-	return jarRelease(onDisk, shown(in.Root, path))
+	return jarRelease(in.Root, path)
 }
 
 // readApps makes an App of every folder, or link to a folder, that has the file
@@ -258,13 +253,12 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 		app := App{Name: e.Name()}
 		folder := filepath.Join(in.Dir, webappsName, app.Name)
 		if link {
-			onDisk, err := below(in.Root, folder)
-			var st fs.FileInfo
-			if err == nil {
-				st, err = os.Stat(onDisk)
-			}
+			st, err := statBelow(in.Root, folder)
 			switch {
-			case err == nil && !st.IsDir():
+			case err == nil && !st.Mode.IsDir():
+				continue
+			case errors.Is(err, files.ErrLink):
+				in.warn(WarnAppLink, "%v; it is no application", err)
 				continue
 			case err != nil && !errors.Is(err, fs.ErrPermission):
 				in.warn(WarnAppBrokenLink, "%q leads nowhere; it is no application", shown(in.Root, folder))
@@ -284,11 +278,8 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 
 // readApp reads the file of an application and says whether the folder is one.
 func (in *Installation) readApp(app *App) bool {
-	var b []byte
-	var err error
-	if app.File.Real, err = below(in.Root, app.File.Path); err == nil {
-		b, err = readFile(app.File.Real, maxConfigSize)
-	}
+	b, real, err := readBelow(in.Root, app.File.Path, maxSettingsSize)
+	app.File.Real = real
 	switch {
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist):

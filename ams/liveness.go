@@ -12,6 +12,8 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -61,16 +63,46 @@ func (l Liveness) String() string {
 
 // NewHTTPClient is a client for the server on this machine: no proxy, whatever
 // the environment says, no redirects, and a new connection for each call, so
-// that one left over from before a restart tells nothing.
+// that one left over from before a restart tells nothing. It connects to this
+// machine only: anything else is [ErrNotThisMachine].
 func NewHTTPClient() *http.Client {
-	return &http.Client{
-		Transport: &http.Transport{
-			Proxy:             nil,
-			DialContext:       (&net.Dialer{Timeout: livenessLimit}).DialContext,
-			DisableKeepAlives: true,
+	return newHTTPClient(&http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true})
+}
+
+// NewPollingClient is [NewHTTPClient] for who asks every second: it keeps a
+// connection for the next call, as making one is most of what a call costs. open
+// counts the connections that it has.
+func NewPollingClient(open *atomic.Int64) *http.Client {
+	return newHTTPClient(&http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialThisMachine(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			open.Add(1)
+			return &countedConn{Conn: conn, closed: sync.OnceFunc(func() { open.Add(-1) })}, nil
 		},
+		MaxIdleConnsPerHost: 1,
+		IdleConnTimeout:     10 * time.Second,
+	})
+}
+
+func newHTTPClient(t *http.Transport) *http.Client {
+	return &http.Client{
+		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+// countedConn tells when it is closed.
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // CheckLiveness asks the server at base, as [Installation.BaseURL] gives it,
@@ -106,6 +138,8 @@ func noAnswer(err error) Liveness {
 		return Liveness{State: LiveStarting, Detail: "nobody listens yet"}
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return Liveness{State: LiveStarting, Detail: "it hung up"}
+	case errors.Is(err, ErrNotThisMachine):
+		return Liveness{State: LiveUnknown, Detail: ErrNotThisMachine.Error()}
 	case errors.Is(err, context.DeadlineExceeded):
 		return Liveness{State: LiveUnknown, Detail: fmt.Sprintf("no answer within %s", livenessLimit)}
 	}

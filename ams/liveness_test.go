@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -87,5 +89,63 @@ func TestCheckLivenessNoAnswer(t *testing.T) {
 		if got := CheckLiveness(t.Context(), nil, bad); got.State != LiveUnknown || got.Detail == "" {
 			t.Errorf("%q: %+v", bad, got)
 		}
+	}
+}
+
+// Who asks every second makes one connection for all, and says how many it has. A
+// server that was restarted meanwhile is reached by another one.
+func TestPollingClient(t *testing.T) {
+	var made atomic.Int64
+	serve := func(l net.Listener) *http.Server {
+		srv := &http.Server{
+			Handler: http.HandlerFunc(http.NotFound),
+			ConnState: func(_ net.Conn, s http.ConnState) {
+				if s == http.StateNew {
+					made.Add(1)
+				}
+			},
+			ReadHeaderTimeout: time.Second,
+		}
+		go func() { _ = srv.Serve(l) }()
+		return srv
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	srv := serve(l)
+	var open atomic.Int64
+	client := NewPollingClient(&open)
+	ask := func(want AppServing) {
+		t.Helper()
+		if a := CheckServing(t.Context(), client, "http://"+address, "LiveApp"); a.State != want {
+			t.Errorf("%+v, want %s", a, want)
+		}
+	}
+	for range 5 {
+		ask(AppServes)
+	}
+	if made.Load() != 1 || open.Load() != 1 {
+		t.Errorf("five calls made %d connections, of which %d are open", made.Load(), open.Load())
+	}
+	if err := srv.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ask(AppRefused)
+	for tries := 0; open.Load() != 0; tries++ { // it is closed in the background
+		if tries == 1000 {
+			t.Fatalf("%d connections to a server that has gone", open.Load())
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	if l, err = net.Listen("tcp", address); err != nil {
+		t.Fatal(err)
+	}
+	srv = serve(l)
+	defer func() { _ = srv.Close() }()
+	ask(AppServes)
+	if open.Load() != 1 {
+		t.Errorf("%d connections", open.Load())
 	}
 }

@@ -17,12 +17,30 @@ import (
 // is only what the archive says.
 const maxManifestSize = 1 << 20
 
+// maxJarRead bounds what is read of a jar, and with it the memory that its
+// directory takes: that of the server's has some hundred kilobytes.
+const maxJarRead = 8 << 20
+
+// boundedReader ends after so many bytes, wherever they are.
+type boundedReader struct {
+	r    io.ReaderAt
+	left int64
+}
+
+func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
+	if b.left -= int64(len(p)); b.left < 0 {
+		return 0, fmt.Errorf("more than %d bytes of it would have to be read", maxJarRead)
+	}
+	return b.r.ReadAt(p, off)
+}
+
 // jarRelease reads the release from the manifest of the server's jar. Whatever
-// goes wrong makes it an unknown release with a note, never a guess. shownAs is
-// the name for the note.
-func jarRelease(onDisk, shownAs string) Release {
-	unknown := func(why string) Release { return Release{Source: SourceUnknown, Note: shownAs + ": " + why} }
-	manifest, err := jarManifest(onDisk)
+// goes wrong makes it an unknown release with a note, never a guess.
+func jarRelease(root, path string) Release {
+	unknown := func(why string) Release {
+		return Release{Source: SourceUnknown, Note: shown(root, path) + ": " + why}
+	}
+	manifest, err := jarManifest(root, path)
 	if err != nil {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -53,17 +71,13 @@ func jarRelease(onDisk, shownAs string) Release {
 
 // jarManifest reads META-INF/MANIFEST.MF of a jar. Only the directory at the end
 // of the archive and this one member are read, whatever the size of the jar.
-func jarManifest(name string) ([]byte, error) {
-	f, err := openRegular(name)
+func jarManifest(root, path string) ([]byte, error) {
+	f, info, err := openBelow(root, path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	z, err := zip.NewReader(f, st.Size())
+	z, err := zip.NewReader(&boundedReader{f, maxJarRead}, info.Size)
 	if err != nil {
 		return nil, fmt.Errorf("not a whole jar: %w", err)
 	}

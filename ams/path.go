@@ -4,20 +4,22 @@
 package ams
 
 import (
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
-	"golang.org/x/sys/unix"
+	"github.com/amsagent/amsagent/files"
 )
 
 // A configuration file of Ant Media Server has some ten kilobytes. What is
 // larger than this is not one, and reading it whole would only cost memory.
 const maxConfigSize = 4 << 20
+
+// maxSettingsSize bounds those that the server's user writes: the largest ones
+// known have 9 KB, and he must not decide how much memory we take.
+const maxSettingsSize = 512 << 10
+
+// maxApps bounds the folder of the applications.
+const maxApps = 4096
 
 // File is a file of the installation under its two names.
 type File struct {
@@ -39,15 +41,21 @@ func cleanRoot(root string) (string, error) {
 // realRoot says whether root is the running system's own.
 func realRoot(root string) bool { return root == "" || filepath.Clean(root) == "/" }
 
-// below resolves path below root. A link that is absolute, or climbs with dots,
-// is followed inside the root, as a chroot would. What does not exist resolves
-// to the name it would have.
+// below finds what path leads to below root. A link that is absolute, or climbs
+// with dots, is followed inside the root, as a chroot would; which links are
+// followed at all is the rule of package files. What does not exist resolves to the
+// name it would have.
 func below(root, path string) (string, error) {
 	root, err := cleanRoot(root)
 	if err != nil {
 		return "", err
 	}
-	return securejoin.SecureJoin(root, path)
+	p, err := files.Root{Path: root}.Locate(path)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	return filepath.Join(root, p.Path()), nil
 }
 
 // shown is path as a person sees it, with the root in front where there is one.
@@ -58,46 +66,36 @@ func shown(root, path string) string {
 	return filepath.Join(root, path)
 }
 
-// openRegular opens a regular file for reading. A pipe or a device in the place
-// of a file must not make us wait: it is refused.
-func openRegular(name string) (*os.File, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+// readBelow reads a regular file of at most limit bytes below root, and gives its
+// real path. A pipe or a device in the place of a file must not make us wait: it is
+// refused.
+func readBelow(root, path string, limit int64) (b []byte, real string, _ error) {
+	root, err := cleanRoot(root)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
+	b, at, err := files.Root{Path: root}.Read(path, limit)
+	if at != "" {
+		at = filepath.Join(root, at)
 	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
+	return b, at, err
 }
 
-// readFile reads a regular file of at most limit bytes.
-func readFile(name string, limit int64) ([]byte, error) {
-	f, err := openRegular(name)
+// openBelow opens a regular file below root for reading.
+func openBelow(root, path string) (*os.File, files.Info, error) {
+	root, err := cleanRoot(root)
 	if err != nil {
-		return nil, err
+		return nil, files.Info{}, err
 	}
-	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s is larger than %d bytes", name, limit)
-	}
-	return b, nil
+	f, info, _, err := files.Root{Path: root}.Open(path)
+	return f, info, err
 }
 
-// readBelow reads path below root, both names resolved.
-func readBelow(root, path string, limit int64) ([]byte, error) {
-	onDisk, err := below(root, path)
+// statBelow looks at what path leads to below root.
+func statBelow(root, path string) (files.Info, error) {
+	root, err := cleanRoot(root)
 	if err != nil {
-		return nil, err
+		return files.Info{}, err
 	}
-	return readFile(onDisk, limit)
+	return files.Root{Path: root}.Stat(path)
 }

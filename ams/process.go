@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -75,11 +74,8 @@ func ReadProcess(root string, pid int) (Process, error) {
 
 // readProc reads a file of /proc, which has no size and no kind to check.
 func readProc(root, path string) ([]byte, error) {
-	onDisk, err := below(root, path)
-	if err != nil {
-		return nil, err
-	}
-	return readFile(onDisk, maxConfigSize)
+	b, _, err := readBelow(root, path, maxConfigSize)
+	return b, err
 }
 
 // parseStat takes the name and the start time, in ticks since the boot, from a
@@ -133,17 +129,13 @@ func EditedAfter(root string, started time.Time, paths ...string) ([]Edited, err
 	var list []Edited
 	var errs []error
 	for _, path := range paths {
-		onDisk, err := below(root, path)
-		var st fs.FileInfo
-		if err == nil {
-			st, err = os.Stat(onDisk)
-		}
+		st, err := statBelow(root, path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			errs = append(errs, fmt.Errorf("looking at %s: %w", shown(root, path), err))
-		case st.ModTime().After(started.Add(editSlack)):
-			list = append(list, Edited{Path: path, At: st.ModTime()})
+		case st.Modified.After(started.Add(editSlack)):
+			list = append(list, Edited{Path: path, At: st.Modified})
 		}
 	}
 	return list, errors.Join(errs...)

@@ -50,7 +50,10 @@ type State struct {
 	// HostAddress is AMS_HOST_ADDRESS as the next start will have it, from all
 	// drop-ins together. The rest of the environment is not ours to show.
 	HostAddress string        `json:"host_address,omitempty"`
-	StopTimeout time.Duration `json:"stop_timeout,omitempty"` // in effect; 0 = unknown or endless
+	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or endless
+
+	// Homes are the folders that the unit names.
+	Homes []Home `json:"homes,omitempty"`
 
 	Detail string `json:"detail,omitempty"` // what a command printed
 }
@@ -61,6 +64,12 @@ func (s State) Known() bool { return s.Activity != ActivityUnknown && s.Activity
 // Running says whether the service is up, as far as its manager knows.
 func (s State) Running() bool {
 	return s.Activity == ActivityActive || s.Activity == ActivityReloading
+}
+
+// Dead says whether the service's manager knows that the server does not run, and
+// that nothing is about to start or stop it.
+func (s State) Dead() bool {
+	return (s.Activity == ActivityInactive || s.Activity == ActivityFailed) && s.MainPID == 0
 }
 
 // Crashing says whether the service died and waits for its automatic restart.
@@ -99,7 +108,11 @@ func (s State) String() string {
 		notes = append(notes, s.Exit)
 	}
 	if s.Restarts > 0 {
-		notes = append(notes, fmt.Sprintf("restarted %d times by itself", s.Restarts))
+		times := "times"
+		if s.Restarts == 1 {
+			times = "time"
+		}
+		notes = append(notes, fmt.Sprintf("restarted %d %s by itself", s.Restarts, times))
 	}
 	if len(notes) == 0 {
 		return string(s.Activity)

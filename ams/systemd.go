@@ -236,6 +236,7 @@ func unitState(p map[string]any) State {
 			}
 		}
 	}
+	st.Homes = unitHomes(p)
 	st.Exit = exitText(number(p, "ExecMainCode"), number(p, "ExecMainStatus"))
 	return st
 }

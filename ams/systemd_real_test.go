@@ -115,7 +115,7 @@ func TestRealSystemd(t *testing.T) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, "50-amsagent.conf"), DropIn(address, 80500*time.Millisecond), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "50-amsagent.conf"), DropIn(address, 80500*time.Millisecond, ""), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		// Here systemd 252 does not see that it should read its units again: the

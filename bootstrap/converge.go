@@ -24,37 +24,88 @@ const (
 	IDRestart = "AMS-RESTART" // AMS runs with files that are no more
 )
 
+// ConvergeMode says when the server's files may be written.
+type ConvergeMode string
+
+const (
+	// ConvergeByCommand writes them in any case: a person asked for it.
+	ConvergeByCommand ConvergeMode = ""
+	// ConvergeBeforeStart writes them: the service manager is about to start the
+	// server. Nothing is waited for.
+	ConvergeBeforeStart ConvergeMode = "before-start"
+	// ConvergeWatch writes them only where the server is known not to run, and
+	// otherwise compares: the server writes them itself, in place. The agent's own
+	// files are written in any case.
+	ConvergeWatch ConvergeMode = "watch"
+)
+
 // ConvergeRequest is what a machine that has joined is to be kept at.
 type ConvergeRequest struct {
+	Mode ConvergeMode
+	// Restart asks for a restart by the daemon, as soon as nobody is on the server;
+	// with [ConvergeByCommand].
+	Restart bool
+	// NoRestart takes back a restart that waits.
+	NoRestart bool
 	// Mongo is where the cluster's memory is; zero where nobody knows. Then the
 	// files are left alone.
 	Mongo cluster.Target
-	// Role and Group are for a machine that joined without any.
+	// Role and Group replace those of the join where they are not empty, and where
+	// no join wrote others since Known, the state when they were looked up; nil is
+	// any.
+	Known        *State
 	Role, Group  string
 	Address      string
 	ForceAddress bool
-	Valve        Valve
-	Interval     time.Duration // from beat to beat, for the row
+	// AddressKept tells that a join on this disk was given the address: a copy of
+	// the disk has one of its own.
+	AddressKept bool
+	Valve       Valve
+	Interval    time.Duration // from beat to beat, for the row
 	// Identify asks who this machine is. Where it fails, the machine is taken
 	// for the one that joined: a cloud's metadata that is away must not keep a
 	// node from booting.
 	Identify func(context.Context) (metadata.Instance, error)
 }
 
+// Difference is one value that differs, with secrets masked.
+type Difference = conf.Difference
+
 // Convergence is what was found and what was repaired.
 type Convergence struct {
 	// Phase is what the state file says; "" where this machine never joined.
 	// Only a machine in PhaseJoined was looked at further.
 	Phase Phase `json:"phase,omitempty"`
-	// Repairs are the differences that were found, all of them mended.
+	// Repairs are the differences that were found and are no more.
 	Repairs []Finding `json:"repairs"`
+	// Differences are values that differ from what this machine joined with, and
+	// were left so because the server runs. The next start takes up the new ones.
+	Differences []conf.Difference `json:"differences"`
+	// Cause names those differences that only a restart ends; "" where there is none.
+	Cause string `json:"-"`
+	// Torn are settings files that are half written or empty.
+	Torn []string `json:"torn,omitempty"`
+	// Standalone tells that a person made this machine standalone by hand: all of its
+	// files agree on it, and the release is the one that joined. They are left alone.
+	Standalone bool `json:"standalone"`
+	// Pending is what a restart of the server that runs would apply, beside the
+	// differences. Asked tells that a command asked for that restart. Restarts is what
+	// the daemon did.
+	Pending  *PendingRestart `json:"pending_restart,omitempty"`
+	Asked    bool            `json:"restart_asked,omitempty"`
+	Restarts *RestartLog     `json:"restarts,omitempty"`
 	// Warnings are what could not be looked at or mended.
 	Warnings []Finding    `json:"warnings"`
 	Files    []FileResult `json:"files"`
-	// RestartNeeded tells that AMS runs with what the files said before.
+	// Compared are the files that were compared with what a join writes; Files are
+	// those of them that may be written.
+	Compared []string `json:"-"`
+	// RestartNeeded tells that AMS runs with other settings than it will start with.
 	RestartNeeded bool `json:"restart_needed"`
 	// Node is the row of this machine with all facts, but without a state.
 	Node cluster.Node `json:"node"`
+	// Unidentified reports that the metadata did not answer: Node lacks what they say.
+	Unidentified bool `json:"-"`
 	// Unread tells that nobody wrote to the files since a [Keeper] read them, which
 	// was not done again.
 	Unread bool `json:"-"`
@@ -66,8 +117,28 @@ type Convergence struct {
 // it runs before AMS does. A machine that is as it should be is not written to.
 func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergence, error) {
 	store := m.store()
-	c := &Convergence{Repairs: []Finding{}, Warnings: []Finding{}}
-	lock, err := m.lock(ctx)
+	c := &Convergence{Repairs: []Finding{}, Warnings: []Finding{}, Differences: []conf.Difference{}}
+	if req.Mode == ConvergeBeforeStart {
+		// A join or a leave starts the server itself, and holds the lock meanwhile.
+		if s, err := loadState(store); err == nil && (s == nil || s.Phase != PhaseJoined) {
+			if s != nil {
+				c.Phase = s.Phase
+			}
+			return c, nil
+		}
+	}
+	wait := ctx
+	if req.Mode != ConvergeBeforeStart {
+		m.identifyFirst(ctx, store, &req)
+	} else {
+		bound, cancel := context.WithTimeout(ctx, beforeStartLock)
+		defer cancel()
+		wait = bound
+	}
+	lock, err := m.lock(wait)
+	if errors.Is(err, conf.ErrLocked) && req.Mode == ConvergeBeforeStart {
+		return c, nil // it starts the server, and has written the files
+	}
 	if err != nil {
 		return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 	}
@@ -94,6 +165,21 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, found: found}
 	return c, k.run(ctx)
 }
+
+// identifyFirst asks who this machine is before the machine is locked: a drain must
+// not wait for a metadata service that hangs. A machine that is no node is not
+// asked about.
+func (m *Machine) identifyFirst(ctx context.Context, store *conf.Store, req *ConvergeRequest) {
+	if s, err := loadState(store); err != nil || s == nil || s.Phase != PhaseJoined {
+		return
+	}
+	inst, err := req.Identify(ctx)
+	req.Identify = func(context.Context) (metadata.Instance, error) { return inst, err }
+}
+
+// beforeStartLock is how long the start of the server waits for another command of
+// the agent. One that restarts the server holds the lock and has written the files.
+const beforeStartLock = 2 * time.Second
 
 // converger is one convergence under way.
 type converger struct {
@@ -122,9 +208,13 @@ func (k *converger) run(ctx context.Context) error {
 		k.warn(IDService, "the service does not say its state: %v", err)
 	}
 	before := k.state
-	f.state = &before
+	f.state, f.skipApps = &before, true
+	if p := k.req.Known; p == nil || (p.Role == k.state.Role && p.Group == k.state.Group && p.Since.Equal(k.state.Since)) {
+		k.state.Role, k.state.Group = firstOf(k.req.Role, k.state.Role), firstOf(k.req.Group, k.state.Group)
+	}
 	k.identify(ctx)
 	err = k.mend(ctx)
+	k.result.Pending, k.result.Asked, k.result.Restarts = k.pending(), k.state.RestartPending, k.state.Restarts
 	k.node() // also where the files cannot be mended: the node serves, and is to be seen
 	return err
 }
@@ -141,18 +231,39 @@ func (k *converger) repaired(id, format string, args ...any) {
 func (k *converger) identify(ctx context.Context) {
 	f := &k.facts
 	known := previousAddress(&k.state)
-	inst, err := k.req.Identify(ctx)
-	if err != nil {
+	var inst metadata.Instance
+	var err error
+	if k.req.Mode == ConvergeBeforeStart {
+		// The server waits: what the daemon, or the boot, found out last is good enough.
+		f.inst = metadata.Instance{ID: k.state.InstanceID, Address: known, Provider: k.state.Provider}
+		f.address = ams.Address{Addr: known, Reason: "as joined"}
+	} else if inst, err = k.req.Identify(ctx); err != nil {
 		k.warn(IDIdentity, "%v; taken for %s, which joined", err, k.state.InstanceID)
 		inst = metadata.Instance{ID: k.state.InstanceID, Address: known}
+		k.result.Unidentified = true
 	}
+	if k.req.Mode == ConvergeBeforeStart {
+		return
+	}
+	k.compareIdentity(inst, known)
+	if f.hostname, err = ams.LookupHostname(ctx, ams.HostnameOptions{Root: k.Root}); err != nil {
+		k.warn(IDHostname, "this machine's own name could not be looked up: %v", err)
+	}
+}
+
+// compareIdentity notes where the machine is another one than joined.
+func (k *converger) compareIdentity(inst metadata.Instance, known netip.Addr) {
+	f := &k.facts
 	f.inst = inst
 	if f.inst.ID != k.state.InstanceID {
 		k.repaired(IDCloned, "this is a copy of %s's disk: it is %s now", k.state.InstanceID, f.inst.ID)
 		k.state.InstanceID = f.inst.ID
+		if k.req.AddressKept {
+			k.forgetAddress()
+		}
 	}
-	f.address, err = k.address(k.req.Address, k.req.ForceAddress, inst)
-	if err != nil {
+	var err error
+	if f.address, err = k.address(k.req.Address, k.req.ForceAddress, inst); err != nil {
 		// The network may not be up yet; the address is looked at again later.
 		k.warn(IDAddress, "%v; %s, as joined, is kept", err, known)
 		f.address = ams.Address{Addr: known, Reason: "as joined"}
@@ -161,33 +272,64 @@ func (k *converger) identify(ctx context.Context) {
 		k.repaired(IDMoved, "the address was %s and is %s", known, f.address.Addr)
 		k.state.Address = f.address.Addr.String()
 	}
-	if f.hostname, err = ams.LookupHostname(ctx, ams.HostnameOptions{Root: k.Root}); err != nil {
-		k.warn(IDHostname, "this machine's own name could not be looked up: %v", err)
+}
+
+// forgetAddress drops the address that was given to the machine whose disk this
+// was.
+func (k *converger) forgetAddress() {
+	k.req.Address, k.req.ForceAddress = "", false
+	given, err := loadGiven(k.store)
+	if err == nil {
+		err = saveGiven(k.store, given.withoutAddress())
+	}
+	if err != nil {
+		k.warn(IDRecord, "the address of the machine whose disk this was is still kept: %v", err)
 	}
 }
 
-// mend plans what a join would write, and writes what differs.
+// writes reports whether the server's files may be written now.
+func (k *converger) writes() bool {
+	return k.req.Mode != ConvergeWatch || k.stopped()
+}
+
+// stopped reports whether no server runs, which is about to start with the files
+// as they are then.
+func (k *converger) stopped() bool {
+	s := k.facts.service
+	return k.req.Mode == ConvergeBeforeStart || s.Known() && !s.Running()
+}
+
+// mend plans what a join would write, and writes of what differs what it may.
 func (k *converger) mend(ctx context.Context) error {
 	f := &k.facts
 	if k.req.Mongo.IsZero() {
 		k.warn(IDMongo, "nobody told where MongoDB is; the files were not looked at")
 	} else {
-		k.checkPlan(k.store, JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve}, f)
+		k.checkPlan(k.store, JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve, DryRun: !k.writes()}, f)
 		if len(f.failed) > 0 {
 			return &PreflightError{Findings: f.failed, State: k.found}
 		}
 		k.result.Warnings = append(k.result.Warnings, f.warnings...)
-		k.result.Files = fileResults(f.plan)
+		k.result.Torn = f.plan.Torn
 	}
-	k.result.RestartNeeded = k.state.RestartPending
+	k.state.Provider = firstOf(f.provider(), k.state.Provider)
+	if f.plan != nil && k.madeStandalone() {
+		k.result.Standalone = true
+		f.plan = f.plan.Only(func(string) bool { return false })
+	}
+	if f.plan != nil && k.req.Mode == ConvergeBeforeStart && !f.service.Known() {
+		// What stop timeout is in effect is not known, and the drop-in never shortens it.
+		f.plan = f.plan.Only(func(path string) bool { return path != ams.DropInPath })
+	}
+	if f.plan != nil {
+		for _, file := range f.plan.Files() {
+			k.result.Compared = append(k.result.Compared, file.Before.Path)
+		}
+	}
+	k.limit()
+	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
-	if changed && needsRestart(f.plan) && f.service.Running() {
-		k.state.RestartPending, k.result.RestartNeeded = true, true
-	}
-	if k.state.RestartPending && f.service.Known() && !f.service.Running() {
-		// It starts with what the files say now.
-		k.state.RestartPending, k.result.RestartNeeded = false, false
-	}
+	k.noteRestart(changed)
 	if k.state != *f.state {
 		// First: a crash behind it is mended by the next run, which plans anew.
 		if err := saveState(k.store, k.state); err != nil {
@@ -197,15 +339,163 @@ func (k *converger) mend(ctx context.Context) error {
 	if !changed {
 		return nil
 	}
+	return k.write(ctx)
+}
+
+// madeStandalone reports whether a person switched this machine with the vendor's
+// script: the release is the one that joined, and every file is a standalone
+// server's. Files that an upgrade restored look like that, too, with another
+// release.
+func (k *converger) madeStandalone() bool {
+	f := &k.facts
+	if f.install.Release.String() != k.state.Release || !f.install.Release.Known() {
+		return false
+	}
+	return standaloneFiles(k.store, f.install)
+}
+
+// standaloneFiles reports whether all files agree that the server is standalone.
+func standaloneFiles(store *conf.Store, in *ams.Installation) bool {
+	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
+		return false
+	}
+	for _, app := range in.Apps {
+		file, err := store.Read(app.File.Path)
+		if err != nil {
+			return false
+		}
+		p, err := conf.ParseProperties(file.Bytes)
+		if err != nil {
+			return false
+		}
+		if kind, ok := p.Get("db.type"); ok && kind == "mongodb" {
+			return false
+		}
+	}
+	return true
+}
+
+// limit takes out of the plan what is not to be written while the server runs, and
+// notes it as a difference.
+func (k *converger) limit() {
+	f := &k.facts
+	if f.plan == nil {
+		return
+	}
+	if k.writes() {
+		if f.install.Release.Known() && !k.result.Standalone {
+			k.state.Release = f.install.Release.String()
+		}
+		return
+	}
+	left := f.plan.Only(func(path string) bool { return !agentsOwn(path) })
+	var apply []conf.PlannedFile
+	for _, file := range left.Changed() {
+		if !changesServer(file) {
+			continue // its permissions alone: the next start sees to them
+		}
+		k.result.Differences = append(k.result.Differences, k.differences(file)...)
+		apply = append(apply, file)
+	}
+	if len(apply) == 0 && f.install.Release.Known() && !k.result.Standalone {
+		k.state.Release = f.install.Release.String()
+	}
+	f.plan = f.plan.Only(agentsOwn)
+	k.result.Cause = conf.Fingerprint(apply)
+}
+
+// differences are those of a file, told as a person looks at it.
+func (k *converger) differences(file conf.PlannedFile) []conf.Difference {
+	d := conf.Difference{Path: file.Before.Path}
+	switch {
+	case slices.Contains(k.facts.plan.Torn, d.Path):
+		d.Key, d.Old, d.New = "file", "half written or empty", "as joined"
+	case d.Path == ams.DropInPath:
+		was, _ := ams.ParseDropIn(file.Before.Bytes)
+		is, _ := ams.ParseDropIn(file.After)
+		d.Key, d.Old, d.New = ams.HostAddressVariable, firstOf(was.HostAddress, "(missing)"), is.HostAddress
+	default:
+		return file.Differences()
+	}
+	return []conf.Difference{d}
+}
+
+// agentsOwn reports whether a file is none that the server writes.
+func agentsOwn(path string) bool {
+	return path == ams.DropInPath || path == MongoPath || path == hostsPath
+}
+
+// noteRestart keeps in mind whether the server that runs has to be started again to
+// take up what is written.
+func (k *converger) noteRestart(changed bool) {
+	f := &k.facts
+	switch {
+	case k.stopped() || k.restartedSince():
+		k.state.RestartPending, k.state.Restart = false, nil
+	case f.service.Running() && changed && needsRestart(f.plan):
+		var values []conf.Difference
+		var apply []conf.PlannedFile
+		for _, file := range f.plan.Changed() {
+			if changesServer(file) {
+				values, apply = append(values, k.differences(file)...), append(apply, file)
+			}
+		}
+		k.pend(values, conf.Fingerprint(apply))
+	}
+	if k.req.Restart && f.service.Running() {
+		if k.state.Restart == nil {
+			k.pend(nil, "")
+		}
+		k.state.RestartPending = true
+	}
+	if k.req.NoRestart {
+		k.state.RestartPending = false
+	}
+	if p := k.state.Restart; p != nil && !k.state.RestartPending {
+		k.result.Cause = firstOf(k.result.Cause, p.Cause)
+	}
+	k.result.RestartNeeded = k.state.RestartPending || k.state.Restart != nil || k.result.Cause != ""
+}
+
+// pend notes values that a restart applies, beside those that wait already.
+func (k *converger) pend(values []conf.Difference, cause string) {
+	by := "amsagent converge"
+	if k.req.Mode == ConvergeWatch {
+		by = "the daemon"
+	}
+	p := PendingRestart{By: by, Since: time.Now().UTC().Truncate(time.Second), Cause: cause}
+	if was := k.state.Restart; was != nil {
+		p.Since, p.Values = was.Since, was.Values
+	}
+	for _, v := range values {
+		p.Values = slices.DeleteFunc(slices.Clone(p.Values), func(o conf.Difference) bool { return o.Path == v.Path && o.Key == v.Key })
+		p.Values = append(p.Values, v)
+	}
+	k.state.Restart = &p
+}
+
+// restartedSince reports whether the server was started after the restart began to wait.
+func (k *converger) restartedSince() bool {
+	p, started := k.state.Restart, k.facts.service.Started
+	return p != nil && started.After(p.Since.Add(time.Second))
+}
+
+// pending is the restart that waits, or would apply something; nil where none.
+func (k *converger) pending() *PendingRestart {
+	if k.state.RestartPending && k.state.Restart == nil {
+		return &PendingRestart{By: "amsagent join", Since: k.state.Since}
+	}
+	return k.state.Restart
+}
+
+// write commits what is left in the plan.
+func (k *converger) write(ctx context.Context) error {
+	f := &k.facts
 	var paths []string
 	for _, file := range f.plan.Changed() {
 		paths = append(paths, file.Before.Path)
 	}
-	j := &joiner{
-		Machine: k.Machine, store: k.store, facts: f, found: k.found, result: &JoinResult{},
-		req: JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve},
-	}
-	if err := j.commit(ctx); err != nil {
+	if err := k.commit(ctx); err != nil {
 		state, hint := leftBy(err, k.found, "the files are those of a cluster node")
 		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: firstOf(protectedHint(k.store, f.plan, err), hint)}
 	}
@@ -220,10 +510,24 @@ func (k *converger) mend(ctx context.Context) error {
 	return nil
 }
 
+// commit writes the plan. One that holds some of the files only is not made again
+// where a file changed meanwhile: the next convergence does that.
+func (k *converger) commit(ctx context.Context) error {
+	f := &k.facts
+	if !k.writes() {
+		return f.plan.Commit("join")
+	}
+	j := &joiner{
+		Machine: k.Machine, store: k.store, facts: f, found: k.found, result: &JoinResult{},
+		req: JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve},
+	}
+	return j.commit(ctx)
+}
+
 // node collects what the registry is to know of this machine.
 func (k *converger) node() {
 	f := &k.facts
-	k.result.Node = k.nodeOf(f, firstOf(k.state.Role, k.req.Role), firstOf(k.state.Group, k.req.Group, f.inst.Group))
+	k.result.Node = k.nodeOf(f, k.state.Role, firstOf(k.state.Group, f.inst.Group))
 	k.result.Node.IntervalMS = k.req.Interval.Milliseconds()
 }
 
@@ -268,30 +572,77 @@ func (m *Machine) Prove(ctx context.Context, client *cluster.Client, address str
 	if j.seen, err = client.AMSNodes(ctx); err != nil {
 		return nil, err
 	}
-	return j.verify(ctx)
+	ev, err := j.verify(ctx)
+	if hint := j.elsewhereHint(err); hint != "" {
+		err = fmt.Errorf("%w; %s", err, hint)
+	}
+	return ev, err
 }
 
-// Restart makes AMS take up what the files say, and notes that it did.
-func (m *Machine) Restart(ctx context.Context) error {
+// RestartRequest is a restart by the daemon.
+type RestartRequest struct {
+	// Cause is what no command asked for, see [Convergence.Cause]; "" for a command's.
+	Cause string
+	// Converge is how the files are put right where no service manager does it just
+	// before the start.
+	Converge ConvergeRequest
+}
+
+// ErrRestartRefused says that the daemon may not restart the server now.
+var ErrRestartRefused = errors.New("the server is not restarted again")
+
+// Restart makes AMS take up what the files say. What it does it for is noted before:
+// a daemon that is killed in between does not do it twice. An error may be
+// [ErrRestartRefused] or [ErrNotMember].
+func (m *Machine) Restart(ctx context.Context, req RestartRequest) error {
+	address, err := m.noteRestart(ctx, req.Cause)
+	if err != nil {
+		return err
+	}
+	if m.SetAddress != nil {
+		m.SetAddress(address)
+	}
+	if m.DropIn && m.Program != "" {
+		// Without the lock: the service manager calls the agent before it starts the server.
+		return errors.Join(m.Service.Reload(ctx), m.Service.Restart(ctx))
+	}
+	if err := m.Service.Stop(ctx); err != nil {
+		return err
+	}
+	req.Converge.Mode = ConvergeBeforeStart
+	_, cerr := m.Converge(ctx, req.Converge)
+	return errors.Join(cerr, m.Service.Reload(ctx), m.Service.Start(ctx))
+}
+
+// noteRestart writes down that the server is restarted, and gives the node's address.
+func (m *Machine) noteRestart(ctx context.Context, cause string) (netip.Addr, error) {
 	store := m.store()
 	lock, err := m.lock(ctx)
 	if err != nil {
-		return err
+		return netip.Addr{}, err
 	}
 	defer func() { _ = lock.Unlock() }()
 	s, err := loadState(store)
 	if err != nil {
-		return err
+		return netip.Addr{}, err
 	}
 	if s == nil || s.Phase != PhaseJoined {
-		return fmt.Errorf("restarting %s: %w", m.Service.Name(), ErrNotMember)
+		return netip.Addr{}, fmt.Errorf("restarting %s: %w", m.Service.Name(), ErrNotMember)
 	}
-	if m.SetAddress != nil {
-		m.SetAddress(previousAddress(s))
+	now := time.Now()
+	if at := s.Restarts.next(now); !at.IsZero() {
+		return netip.Addr{}, fmt.Errorf("%w before %s", ErrRestartRefused, at.Format(time.TimeOnly))
 	}
-	if err := errors.Join(m.Service.Reload(ctx), m.Service.Restart(ctx)); err != nil {
-		return err
+	if cause != "" && s.Restarts.knows(cause) {
+		return netip.Addr{}, fmt.Errorf("%w for the same cause", ErrRestartRefused)
 	}
-	s.RestartPending = false
-	return saveState(store, *s)
+	s.Restarts = s.Restarts.with(now, cause)
+	s.RestartPending, s.Restart = false, nil
+	return previousAddress(s), saveState(store, *s)
+}
+
+// NextRestart is when the daemon may restart the server for a cause; zero where it
+// may now. never tells that it did so already.
+func (c *Convergence) NextRestart(cause string, now time.Time) (at time.Time, never bool) {
+	return c.Restarts.next(now), cause != "" && c.Restarts.knows(cause)
 }

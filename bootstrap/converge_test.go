@@ -29,11 +29,24 @@ func joinedTree(t *testing.T) *Machine {
 	}
 	m.DropIn = true
 	joinOffline(t, m, testMongo, "10.0.1.7")
-	s := State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Role: "edge", Group: "edges"}
+	s := State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Role: "edge", Group: "edges", Provider: "aws", Release: "3.0.3"}
 	if err := saveState(m.store(), s); err != nil {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// change edits the state file.
+func change(t *testing.T, m *Machine, f func(*State)) {
+	t.Helper()
+	s, err := loadState(m.store())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f(s)
+	if err := saveState(m.store(), *s); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func convergeRequest(t *testing.T, inst metadata.Instance, err error) ConvergeRequest {
@@ -139,6 +152,7 @@ func TestConvergeRepairs(t *testing.T) {
 			}
 		}},
 		{name: "files of an upgrade", inst: joinedAs(), repairs: "AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
+			change(t, m, func(s *State) { s.Release = "2.17.1" })
 			fresh := ownTree(t, "3.0", "3.0.3")
 			for _, name := range []string{"conf/red5.properties", "conf/jee-container.xml", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
 				b, err := os.ReadFile(filepath.Join(fresh.Root, ams.DefaultDir, name))

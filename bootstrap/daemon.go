@@ -64,6 +64,8 @@ func (m *Machine) daemonState(ctx context.Context) (_ ams.UnitsState, how Daemon
 // daemon could not be started is a warning, and the node is one. The machine must
 // not be locked: what is started locks it.
 func (m *Machine) startDaemon(ctx context.Context, res *JoinResult, dry bool) {
+	ctx, cancel := after(ctx, daemonTime) // a node without its daemon would be half a join, too
+	defer cancel()
 	s, how, known, err := m.daemonState(ctx)
 	switch {
 	case how == DaemonNotInstalled && !dry:

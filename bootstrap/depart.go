@@ -60,8 +60,13 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 			errs = append(errs, err)
 		}
 	}
-	if err := client.SetLeft(ctx, d.ID, d.Reason, d.Cut); !errors.Is(err, cluster.ErrNoNode) {
-		errs = append(errs, err) // without a row there is nothing to deregister
+	var other *cluster.OtherMachineError
+	switch err := client.SetLeft(ctx, m.self(d.ID, d.Address), d.Reason, d.Cut); {
+	case errors.Is(err, cluster.ErrNoNode): // then there is nothing to deregister
+	case errors.As(err, &other):
+		m.log().Warn("the row of this node's id is left alone: another machine registered it", "node", d.ID, "other", other.Row.IP)
+	default:
+		errs = append(errs, err)
 	}
 	return done, errors.Join(errs...)
 }
@@ -112,6 +117,12 @@ func (m *Machine) StartServer(ctx context.Context) error {
 	st, err := m.Service.State(ctx)
 	if err != nil || st.Running() {
 		return err
+	}
+	if m.SetAddress != nil {
+		// A command is told the address by its caller, as systemd is by the drop-in.
+		if s, err := loadState(m.store()); err == nil {
+			m.SetAddress(previousAddress(s))
+		}
 	}
 	return m.Service.Start(ctx)
 }

@@ -23,6 +23,10 @@ type DeregisterRequest struct {
 	Cut *int
 	// RepairStreams ends the streams that this address leaves "broadcasting".
 	RepairStreams bool
+	// MongoWait is how long a MongoDB that does not answer is waited for; 0 is until
+	// the context ends. A machine that shuts down waits for none that is away: what
+	// it could not write, the next start of this machine does.
+	MongoWait time.Duration
 }
 
 // Deregister takes this node out of the cluster's lists after AMS has stopped. It
@@ -48,6 +52,9 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 		return nil, err
 	}
 	defer closeClient(ctx, c)
+	if err := firstAnswer(ctx, c, req.MongoWait); err != nil {
+		return nil, err
+	}
 	// Nobody on this machine writes AMS's document any more, so all that is there
 	// of this address is from before.
 	done, err := m.Depart(ctx, c, Departure{
@@ -57,4 +64,14 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 		err = c.AddEvent(ctx, cluster.Event{Node: s.InstanceID, Kind: "leave", Who: "amsagent", Why: req.Reason})
 	}
 	return &done, err
+}
+
+// firstAnswer waits for MongoDB for so long; 0 waits for nothing.
+func firstAnswer(ctx context.Context, c *cluster.Client, wait time.Duration) error {
+	if wait <= 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	return c.Ping(ctx)
 }

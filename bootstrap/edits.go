@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -40,7 +41,13 @@ type FileError struct {
 	Err  error
 }
 
-func (e *FileError) Error() string { return e.Path + ": " + e.Err.Error() }
+func (e *FileError) Error() string {
+	if text := e.Err.Error(); strings.HasPrefix(text, e.Path) {
+		return text // it names the file itself
+	}
+	return e.Path + ": " + e.Err.Error()
+}
+
 func (e *FileError) Unwrap() error { return e.Err }
 
 // edits is what a join wants of the files.
@@ -52,8 +59,12 @@ type edits struct {
 	address     netip.Addr // not valid: none is written
 	dropIn      bool
 	stopTimeout time.Duration // of the drop-in; 0: it says nothing of it
+	program     string        // of the drop-in: the agent; "": it calls nothing
 	hostName    string        // "": /etc/hosts is left alone
-	private     map[string]bool
+	// private tells that the server's files will hold a password, and owner is the
+	// user whom the installation belongs to.
+	private bool
+	owner   int
 }
 
 // setting is a property with its values in the two modes.
@@ -92,7 +103,7 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	plan := store.NewPlan(record)
 	var errs []error
 	edit := func(path string, kind conf.Kind, mode fs.FileMode, f func([]byte) ([]conf.Span, error)) {
-		t := conf.Target{Path: path, Kind: kind, CreateMode: mode, Private: e.private[path]}
+		t := conf.Target{Path: path, Kind: kind, CreateMode: mode, Private: e.private && kind == conf.KindProperties, Owner: e.owner}
 		if err := plan.Edit(t, f); err != nil {
 			errs = append(errs, fileError(path, err))
 		}
@@ -104,7 +115,7 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	}
 	edit(MongoPath, conf.KindWhole, 0o600, whole([]byte(e.mongo.Raw().Reveal()+"\n")))
 	if e.dropIn {
-		edit(ams.DropInPath, conf.KindWhole, 0o644, whole(ams.DropIn(e.address, e.stopTimeout)))
+		edit(ams.DropInPath, conf.KindWhole, 0o644, whole(ams.DropIn(e.address, e.stopTimeout, e.program)))
 	}
 	if e.hostName != "" {
 		edit(hostsPath, conf.KindHosts, 0o644, func(src []byte) ([]conf.Span, error) {
@@ -182,7 +193,7 @@ func propertySpans(settings []setting, mode conf.Mode) func([]byte) ([]conf.Span
 // unmarked reports whether the container file is one of the releases before
 // 1.9.1, which choose their mode by copying one of two siblings over it.
 func unmarked(store *conf.Store, container string) (bool, error) {
-	f, err := store.Read(container)
+	f, err := store.ReadSettings(container)
 	if err != nil || !f.Exists() {
 		return false, err
 	}
@@ -225,7 +236,7 @@ func containerSpans(store *conf.Store, container string, src []byte, mode conf.M
 // siblingSpans replaces the whole file, as releases before 1.9.1 do it.
 func siblingSpans(store *conf.Store, container string, src []byte, mode conf.Mode) ([]conf.Span, error) {
 	name := sibling(container, mode)
-	f, err := store.Read(name)
+	f, err := store.ReadSettings(name)
 	if err != nil {
 		return nil, err
 	}

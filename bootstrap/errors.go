@@ -32,6 +32,10 @@ func (f Finding) Title() string {
 		return "no usable Ant Media Server is here"
 	case IDSections:
 		return "jee-container.xml cannot be switched"
+	case IDFileLink:
+		return "a link of another user is not followed"
+	case IDFileSize:
+		return "a configuration file is too large"
 	case IDFile:
 		return "a configuration file cannot be edited"
 	case IDWritable:
@@ -52,6 +56,8 @@ func (f Finding) Title() string {
 		return "streams are live on this node"
 	case IDRecord:
 		return "what the agent wrote down about its changes cannot be used"
+	case IDDuplicate:
+		return "another machine has this machine's id"
 	}
 	return "a preflight check failed"
 }
@@ -64,7 +70,10 @@ const (
 	IDRelease     = "AMS-RELEASE"      // the release is not known
 	IDSections    = "AMS-SECTIONS"     // jee-container.xml cannot be switched
 	IDFile        = "AMS-FILE"         // a file cannot be read or edited
+	IDTorn        = "AMS-TORN"         // a settings file is half written
 	IDFileOwner   = "AMS-FILE-OWNER"   // a file does not belong to the server
+	IDFileLink    = "AMS-FILE-LINK"    // a link that is not followed
+	IDFileSize    = "AMS-FILE-SIZE"    // a file that is larger than what is read
 	IDHardLink    = "AMS-HARD-LINK"    // a file has a second name
 	IDConflict    = "AMS-CONFLICT"     // somebody edited what we wrote
 	IDWritable    = "AMS-WRITABLE"     // a folder cannot be written
@@ -78,6 +87,7 @@ const (
 	IDMongoAuth   = "AMS-MONGO-AUTH"   // MongoDB refuses the credentials
 	IDMongoLocal  = "AMS-MONGO-LOCAL"  // a loopback address is no cluster
 	IDMongoOption = "AMS-MONGO-OPTION" // something odd in the connection string
+	IDMongoMember = "AMS-MONGO-MEMBER" // the address names one member of a set
 	IDClock       = "AMS-CLOCK"        // this machine's clock is off
 	IDSessions    = "AMS-SESSIONS"     // streams are live on this node
 	IDInterrupted = "AMS-RECOVERED"    // an interrupted run was finished first
@@ -85,6 +95,8 @@ const (
 	IDDeregister  = "AMS-DEREGISTER"   // the cluster still lists this node
 	IDDrift       = "AMS-DRIFT"        // the files differ from what was joined with
 	IDRecord      = "AMS-RECORD"       // the agent's own files cannot be used
+	// IDDuplicate: another machine beats under this machine's id.
+	IDDuplicate = "AGENT-DUPLICATE-ID"
 )
 
 // PreflightError lists every check that failed. Nothing was changed.

@@ -24,6 +24,7 @@ type Inspection struct {
 	// Service is how AMS is doing; its Activity says whether anything is known.
 	Service  ams.State
 	Instance metadata.Instance
+	BootID   string // of this boot; "" where the kernel does not say
 	// Address is the one that a join would take; not valid where there is none.
 	Address  ams.Address
 	Hostname ams.Hostname
@@ -80,7 +81,7 @@ func (m *Machine) Inspect(ctx context.Context, req JoinRequest) (*Inspection, er
 		m.inspectPlan(store, req, f, in)
 	}
 	in.Install, in.Mode, in.Service = f.install, f.mode, f.service
-	in.Instance, in.Address, in.Hostname = f.inst, f.address, f.hostname
+	in.Instance, in.Address, in.Hostname, in.BootID = f.inst, f.address, f.hostname, m.bootID()
 	in.State, in.Undo = f.state, f.record != nil
 	in.Failed, in.Warnings = f.failed, f.warnings
 	return in, nil
@@ -127,7 +128,8 @@ func (m *Machine) Reach(ctx context.Context, target cluster.Target) (client *clu
 // StatusIDs lists the ids of every [Disagreement].
 func StatusIDs() []string {
 	return []string{
-		"STATUS-ADDRESS", "STATUS-DRIFT", "STATUS-FILES", "STATUS-FOREIGN", "STATUS-INTERRUPTED", "STATUS-JOINING", "STATUS-LEAVING",
-		"STATUS-NO-ROW", "STATUS-NOT-SEEN", "STATUS-RESTART", "STATUS-ROW", "STATUS-SILENT", "STATUS-STILL-SEEN", "STATUS-STOPPED",
+		"STATUS-ADDRESS", "STATUS-DOCUMENTS", "STATUS-DRIFT", "STATUS-FILES", "STATUS-FOREIGN", "STATUS-INTERRUPTED", "STATUS-JOINING", "STATUS-LEAVING",
+		"STATUS-NO-ROW", "STATUS-NOT-SEEN", "STATUS-NOT-SERVING", "STATUS-RESTART", "STATUS-ROW", "STATUS-SESSIONS", "STATUS-SILENT",
+		"STATUS-STILL-SEEN", "STATUS-STOPPED",
 	}
 }

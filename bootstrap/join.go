@@ -37,11 +37,22 @@ type JoinRequest struct {
 	// and the default route decide.
 	Address      string
 	ForceAddress bool
-	Valve        Valve
+	// AddressKept tells that an earlier join on this disk was given the address.
+	AddressKept bool
+	// Given is what the daemon and later commands are to know of this command's
+	// settings; nil keeps what an earlier join was given.
+	Given *Given
+	// Forget names settings that the operator gave as empty: what the node joined
+	// with does not count any more.
+	Forget []string
+	Valve  Valve
 	// Interval is the time from beat to beat, for the row; 0 leaves it to the
 	// daemon.
 	Interval  time.Duration
 	OnFailure OnFailure
+	// Replace takes over the row of this machine's id although another machine
+	// beats into it.
+	Replace bool
 	// Now restarts AMS although streams or viewers are on it.
 	Now bool
 	// Offline edits the files and touches nothing else: no MongoDB, no
@@ -60,6 +71,7 @@ type Outcome string
 const (
 	OutcomeJoined    Outcome = "joined"
 	OutcomeUnchanged Outcome = "unchanged" // it was so already
+	OutcomeUpdated   Outcome = "updated"   // no file changed, but what the cluster knows of this node
 	OutcomePlanned   Outcome = "planned"   // a dry run
 	OutcomeEdited    Outcome = "edited"    // offline: the files are a cluster node's
 	OutcomeLeft      Outcome = "left"
@@ -90,9 +102,15 @@ type JoinResult struct {
 	Mongo     string            `json:"mongo"` // redacted
 	Files     []FileResult      `json:"files"`
 	Restarted bool              `json:"restarted"`
+	// Changes are what the cluster knows otherwise now: "role: edge → origin".
+	Changes []string `json:"changes,omitempty"`
 	// RestartNeeded tells, of a dry run, that AMS would be restarted.
-	RestartNeeded bool      `json:"restart_needed"`
-	Evidence      *Evidence `json:"evidence,omitempty"`
+	RestartNeeded bool `json:"restart_needed"`
+	// Live is who would be cut by that restart; nil where nobody is known.
+	Live     *Live     `json:"live,omitempty"`
+	Evidence *Evidence `json:"evidence,omitempty"`
+	// Applications are those that serve, in the order in which they began.
+	Applications []AppServed `json:"applications,omitempty"`
 	// Daemon is what became of the agent's own daemon.
 	Daemon   DaemonOutcome `json:"daemon,omitempty"`
 	Warnings []Finding     `json:"warnings"`
@@ -123,6 +141,11 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	store := m.store()
 	f := &facts{}
 	found := untouched
+	if !req.DryRun && m.Euid != 0 && m.Root == "" {
+		return nil, &PreflightError{Findings: []Finding{{
+			ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo, or from user-data",
+		}}}
+	}
 	if !req.DryRun {
 		if m.Euid == 0 || m.Root != "" {
 			lock, err := m.lock(ctx)
@@ -144,9 +167,17 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	}
 	if f.state != nil {
 		// Who joins once more, after a drain or an upgrade, does not say again what this machine is for.
-		req.Role, req.Group = firstOf(req.Role, f.state.Role), firstOf(req.Group, f.state.Group)
+		if !slices.Contains(req.Forget, "role") {
+			req.Role = firstOf(req.Role, f.state.Role)
+		}
+		if !slices.Contains(req.Forget, "group") {
+			req.Group = firstOf(req.Group, f.state.Group)
+		}
 	}
-	j := &joiner{Machine: m, store: store, req: req, facts: f, found: found}
+	if req.AddressKept && isCopy(f.state, f.inst.ID) {
+		req.Given = req.Given.withoutAddress()
+	}
+	j := &joiner{Machine: m, store: store, req: req, facts: f, found: found, untilServed: true}
 	j.result = &JoinResult{
 		Release: f.install.Release.String(), Instance: f.inst, Address: f.address,
 		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
@@ -190,12 +221,14 @@ type joiner struct {
 	// seen are AMS's documents, of all nodes, before anything was changed.
 	seen      []cluster.AMSNode
 	startedAt time.Time
+	// untilServed lets verify wait for the applications, too.
+	untilServed bool
 }
 
 func (j *joiner) run(ctx context.Context) error {
 	f := j.facts
 	// A command is told the address when it starts the server: no file shows it.
-	owed := f.state != nil && (f.state.RestartPending || f.state.Address != f.address.Addr.String())
+	owed := f.state != nil && (f.state.RestartPending || f.state.Restart != nil || f.state.Address != f.address.Addr.String())
 	restart := owed || needsRestart(f.plan)
 	switch {
 	case j.req.Offline && j.req.DryRun:
@@ -218,9 +251,17 @@ func (j *joiner) run(ctx context.Context) error {
 		// been started before.
 		restart = true
 	}
+	if at, elsewhere := j.runsElsewhere(); elsewhere && !restart {
+		// Its files are right, and it was started without its address.
+		j.say("Ant Media Server runs as %s and not as %s: only a restart changes that", at, f.address.Addr)
+		restart = true
+	}
 	j.result.RestartNeeded = (restart || !running) && f.service.Known()
 	if restart && running {
 		if err := j.checkSessions(ctx); err != nil {
+			if j.req.DryRun {
+				j.result.Outcome = OutcomePlanned // it tells all, and that it would be refused
+			}
 			return err
 		}
 	}
@@ -246,6 +287,9 @@ func (j *joiner) run(ctx context.Context) error {
 		}
 	}
 	ev, err := j.verify(ctx)
+	if _, ok := errors.AsType[*NotServingError](err); ok {
+		return j.failed(ctx, "waiting for the applications", err)
+	}
 	if err != nil {
 		return j.failed(ctx, "proving that Ant Media Server joined", err)
 	}
@@ -256,7 +300,7 @@ func (j *joiner) run(ctx context.Context) error {
 // dropInAlone reports whether nothing that the server reads changes but its drop-in.
 func (j *joiner) dropInAlone() bool {
 	return !slices.ContainsFunc(j.facts.plan.Changed(), func(f conf.PlannedFile) bool {
-		return f.Before.Path != ams.DropInPath && changesContent(f)
+		return f.Before.Path != ams.DropInPath && changesServer(f)
 	})
 }
 
@@ -264,7 +308,7 @@ func (j *joiner) dropInAlone() bool {
 // connected where nothing more is known.
 func (j *joiner) checkSessions(ctx context.Context) error {
 	f := j.facts
-	if j.req.Now {
+	if j.req.Now && !j.req.DryRun {
 		return nil
 	}
 	client := f.client
@@ -272,7 +316,8 @@ func (j *joiner) checkSessions(ctx context.Context) error {
 		client = nil // its streams are in no cluster's memory
 	}
 	live, err := j.sessions(ctx, f.install, client, f.address.Addr.String())
-	if n, refuse := sessionsFinding(live, err, "join"); refuse {
+	j.result.Live = live.live()
+	if n, refuse := sessionsFinding(live, err, "join"); refuse && !j.req.Now {
 		return &PreflightError{Findings: []Finding{n}, State: j.found}
 	}
 	if live.complete {
@@ -319,24 +364,49 @@ func (j *joiner) offline(ctx context.Context) error {
 // the cluster. It writes nothing to this machine.
 func (j *joiner) confirm(ctx context.Context) error {
 	ev, err := j.verify(ctx)
+	if _, ok := errors.AsType[*NotServingError](err); ok {
+		return &FailedError{Step: "waiting for the applications", Err: err, State: j.found, Unknown: isTimeout(err)}
+	}
 	if err != nil {
 		return &FailedError{
 			Step: "proving that Ant Media Server is in the cluster", Err: err, State: j.found, Unknown: isTimeout(err),
-			Hint: "its files are those of a cluster node; look at its log, and at 'amsagent status'",
+			Hint: firstOf(j.elsewhereHint(err), "its files are those of a cluster node; look at its log, and at 'amsagent status'"),
 		}
 	}
 	j.result.Evidence = ev
 	j.result.Outcome = OutcomeUnchanged
+	j.dropMongo() // where the join before could not
+	kept, err := j.keepGiven()
+	if err != nil {
+		return &FailedError{Step: "writing " + GivenPath, Err: err, State: "this machine is a cluster node; run the same command again"}
+	}
 	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
 		return &FailedError{Step: "writing the registry", Err: err, State: "this machine is a cluster node; its row in the registry is not up to date"}
 	}
-	if j.forgetDrain() {
-		// A daemon that runs remembers the drain, too; it follows the state file.
+	j.result.Changes = j.changes()
+	if len(j.result.Changes) > 0 {
+		j.result.Outcome = OutcomeUpdated
+	}
+	if j.forgetDrain() || kept || len(j.result.Changes) > 0 {
+		// A daemon that runs remembers the drain and its settings, too; it follows the state file.
 		if err := j.save(PhaseJoined, false); err != nil {
 			return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 		}
 	}
 	return nil
+}
+
+// changes tells what this join says otherwise than the one before.
+func (j *joiner) changes() []string {
+	var changes []string
+	note := func(what, was, is string) {
+		if was != is {
+			changes = append(changes, fmt.Sprintf("%s: %s → %s", what, firstOf(was, "none"), firstOf(is, "none")))
+		}
+	}
+	note("role", j.facts.state.Role, j.req.Role)
+	note("group", j.facts.state.Group, j.req.Group)
+	return changes
 }
 
 // forgetDrain removes the memory of a drain that is done: a node that has left and
@@ -365,6 +435,9 @@ func (j *joiner) forgetDrain() (was bool) {
 func (j *joiner) apply(ctx context.Context, restart bool) error {
 	f := j.facts
 	err := j.save(PhaseJoining, restart)
+	if err == nil {
+		_, err = j.keepGiven()
+	}
 	if err == nil {
 		err = keepMongo(j.store, f.plan, j.req.Mongo)
 	}
@@ -397,10 +470,10 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 }
 
 // writtenOver lists files of a plan just committed that are something else again a
-// moment later.
-func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan) []string {
+// moment later. Into an image nobody else writes.
+func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan, offline bool, in *ams.Installation) []string {
 	changed := plan.Changed()
-	if len(changed) == 0 || pause(ctx, saveTime) != nil {
+	if len(changed) == 0 || offline && in != nil && !in.MayRun(m.Root) || pause(ctx, saveTime) != nil {
 		return nil
 	}
 	var paths []string
@@ -428,7 +501,7 @@ func (j *joiner) commit(ctx context.Context) error {
 		err := f.plan.Commit("join")
 		if err == nil {
 			j.done = append(j.done, f.plan)
-			paths := j.writtenOver(ctx, f.plan)
+			paths := j.writtenOver(ctx, f.plan, j.req.Offline, f.install)
 			if len(paths) == 0 || try == replans {
 				return nil
 			}
@@ -442,7 +515,7 @@ func (j *joiner) commit(ctx context.Context) error {
 		if rerr != nil {
 			return errors.Join(err, rerr)
 		}
-		g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record}
+		g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, state: f.state}
 		j.checkPlan(j.store, j.req, g)
 		if len(g.failed) > 0 {
 			return errors.Join(err, &PreflightError{Findings: g.failed})
@@ -453,11 +526,16 @@ func (j *joiner) commit(ctx context.Context) error {
 
 func (j *joiner) save(phase Phase, restart bool) error {
 	f := j.facts
-	return saveState(j.store, State{
+	s := State{
 		Phase: phase, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
 		RestartPending: restart, WasRunning: phase == PhaseJoining && j.wasRunning, WasJoined: phase == PhaseJoining && j.wasJoined(),
+		Provider: f.provider(), Release: f.install.Release.String(),
 		Since: time.Now().UTC().Truncate(time.Second),
-	})
+	}
+	if f.state != nil {
+		s.Restarts = f.state.Restarts
+	}
+	return saveState(j.store, s)
 }
 
 // wasJoined reports whether this machine was a proven node before this join, and
@@ -499,13 +577,13 @@ func (j *joiner) saveUndoing() error {
 // restoreState puts the state file back as it was found.
 func (j *joiner) restoreState() error {
 	s := j.facts.state
-	if err := dropMongo(j.store, s); err != nil {
+	if s == nil {
+		return j.forget()
+	}
+	if err := errors.Join(dropMongo(j.store, s), j.restoreGiven()); err != nil {
 		return err
 	}
-	if s != nil {
-		return saveState(j.store, *s)
-	}
-	return j.store.RemoveFile(statePath)
+	return saveState(j.store, *s)
 }
 
 // restart brings AMS up with the new files.
@@ -540,14 +618,26 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 	return j.Service.Start(ctx)
 }
 
-// finish records that the node is in.
-func (j *joiner) finish(ctx context.Context) error {
-	f := j.facts
-	j.result.Outcome = OutcomeJoined
-	// Before the state: once that says joined, nobody looks for this any more.
+// finishTime bounds finish.
+const finishTime = 15 * time.Second
+
+// dropMongo removes what only an unfinished join needs.
+func (j *joiner) dropMongo() {
 	if err := dropMongo(j.store, nil); err != nil {
 		j.log().Warn("a file that is not needed any more could not be removed", "path", LeftMongoPath, "error", err)
 	}
+}
+
+// finish records that the node is in.
+//
+// An interruption takes nothing of that back any more: the node serves, and a row
+// that went on to say joining would be half a join.
+func (j *joiner) finish(ctx context.Context) error {
+	ctx, cancel := after(ctx, finishTime)
+	defer cancel()
+	f := j.facts
+	j.result.Outcome = OutcomeJoined
+	j.dropMongo()
 	if err := j.save(PhaseJoined, false); err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
@@ -574,7 +664,7 @@ func (j *joiner) replan() ([]string, error) {
 		return nil, err
 	}
 	f := j.facts
-	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record}
+	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, state: f.state}
 	j.checkPlan(j.store, JoinRequest{Mongo: j.req.Mongo, Valve: j.req.Valve, DryRun: true}, g)
 	if len(g.failed) > 0 {
 		return nil, g.failed[0].Err
@@ -588,7 +678,7 @@ func (j *joiner) replan() ([]string, error) {
 
 // failed rolls back, or keeps, what a join did, and says which.
 func (j *joiner) failed(ctx context.Context, step string, cause error) error {
-	e := &FailedError{Step: step, Err: cause}
+	e := &FailedError{Step: step, Err: cause, Hint: j.elsewhereHint(cause)}
 	bound, cancel := after(ctx, rollbackTime)
 	defer cancel()
 	if j.req.OnFailure == Keep || !j.facts.service.Known() {
@@ -599,7 +689,11 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 		}
 		return e
 	}
-	j.say("rolling back: %v", cause)
+	why := cause.Error()
+	if ctx.Err() != nil && context.Cause(ctx) != nil {
+		why = context.Cause(ctx).Error() // and not what that made of a call
+	}
+	j.say("rolling back: %s", why)
 	e.State = j.rollBack(bound, step+": "+cause.Error())
 	j.failedRow(bound, step+": "+cause.Error())
 	return e
@@ -696,9 +790,18 @@ func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 func (j *joiner) restoreAfter(ctx context.Context, reason string) error {
 	j.failedRow(ctx, reason)
 	if j.unproved() {
-		return errors.Join(dropMongo(j.store, nil), j.store.RemoveFile(statePath))
+		return j.forget()
 	}
 	return j.restoreState()
+}
+
+// forget leaves nothing behind of joins none of which succeeded: what they were
+// given goes as well. The state file goes last, for whoever finds the rest.
+func (j *joiner) forget() error {
+	if err := errors.Join(dropMongo(j.store, nil), saveGiven(j.store, nil)); err != nil {
+		return err
+	}
+	return j.store.RemoveFile(statePath)
 }
 
 // noteOf adds to a sentence that the state file is not as it was found.

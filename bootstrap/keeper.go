@@ -7,16 +7,14 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"path"
 	"reflect"
 	"sync"
 	"syscall"
 	"time"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
-
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -65,36 +63,28 @@ func NewKeeper(m *Machine) *Keeper { return &Keeper{Machine: m, now: time.Now} }
 // which nobody can set, unlike mtime: tools that restore files put that back. It is
 // the clock's time; a clock that was set back would have to meet the nanosecond.
 type stamp struct {
-	exists   bool
-	dev, ino uint64
-	size     int64
-	ctime    syscall.Timespec
+	exists bool
+	id     files.ID
+	size   int64
+	ctime  time.Time
 }
 
 // stamp looks at a file.
 func (k *Keeper) stamp(name string) (stamp, error) {
-	real, err := k.onDisk(name)
-	if err != nil {
-		return stamp{}, err
-	}
-	info, err := os.Stat(real)
+	info, err := k.store().Files().Stat(name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return stamp{}, nil
 	}
 	if err != nil {
 		return stamp{}, err
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return stamp{}, errors.New("no times to be had on this system")
-	}
-	return stamp{exists: true, dev: st.Dev, ino: st.Ino, size: st.Size, ctime: st.Ctim}, nil
+	return stamp{exists: true, id: info.ID, size: info.Size, ctime: info.Changed}, nil
 }
 
 // settled reports whether a file was last written long enough before t for every
 // version after t to have another stamp.
 func (s stamp) settled(t time.Time) bool {
-	return !s.exists || time.Unix(s.ctime.Unix()).Before(t.Add(-settledAfter))
+	return !s.exists || s.ctime.Before(t.Add(-settledAfter))
 }
 
 // StateFile is [Machine.StateFile], and reads the file when it was written.
@@ -159,7 +149,8 @@ func (k *Keeper) Converge(ctx context.Context, req ConvergeRequest) (*Convergenc
 // nothing reports whether there was nothing to do, and nothing that may be
 // another matter the next time. What warns is looked at again.
 func (c *Convergence) nothing() bool {
-	return c.Phase == PhaseJoined && len(c.Repairs) == 0 && len(c.Warnings) == 0 && !c.RestartNeeded
+	return c.Phase == PhaseJoined && len(c.Repairs) == 0 && len(c.Warnings) == 0 && len(c.Differences) == 0 &&
+		!c.RestartNeeded && !c.Standalone
 }
 
 func (k *Keeper) unchanged(last *clean, now time.Time, req ConvergeRequest, inst metadata.Instance) bool {
@@ -181,8 +172,8 @@ func (k *Keeper) unchanged(last *clean, now time.Time, req ConvergeRequest, inst
 
 // same compares what was asked for, but for how to identify the machine.
 func (r ConvergeRequest) same(o ConvergeRequest) bool {
-	return r.Mongo.Equal(o.Mongo) && r.Role == o.Role && r.Group == o.Group && r.Address == o.Address &&
-		r.ForceAddress == o.ForceAddress && r.Valve == o.Valve && r.Interval == o.Interval
+	return r.Mode == o.Mode && !r.Restart && !r.NoRestart && r.Mongo.Equal(o.Mongo) && r.Role == o.Role && r.Group == o.Group && r.Address == o.Address &&
+		r.ForceAddress == o.ForceAddress && r.AddressKept == o.AddressKept && r.Valve == o.Valve && r.Interval == o.Interval
 }
 
 // remember notes the files by which a convergence came to its result, if none of
@@ -212,10 +203,10 @@ func (k *Keeper) remember(began time.Time, req ConvergeRequest, inst metadata.In
 func (k *Keeper) inputs(c *Convergence) ([]string, error) {
 	names := []string{StateDir, statePath, StateDir + "/undo.json", path.Dir(ams.DropInPath), hostsPath, "/etc/hostname"}
 	dir := ""
-	for _, f := range c.Files {
-		names = append(names, f.Path)
-		if path.Base(f.Path) == "jee-container.xml" {
-			dir = path.Dir(f.Path)
+	for _, name := range c.Compared {
+		names = append(names, name)
+		if path.Base(name) == "jee-container.xml" {
+			dir = path.Dir(name)
 		}
 	}
 	if dir == "" {
@@ -246,11 +237,12 @@ func (k *Keeper) inputs(c *Convergence) ([]string, error) {
 
 // list gives the names in a folder.
 func (k *Keeper) list(dir string) ([]string, error) {
-	real, err := k.onDisk(dir)
+	d, err := k.store().Files().Folder(dir)
 	if err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(real)
+	defer d.Close()
+	entries, err := d.Entries(maxListed)
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
 		names = append(names, e.Name())
@@ -258,10 +250,5 @@ func (k *Keeper) list(dir string) ([]string, error) {
 	return names, err
 }
 
-// onDisk is where a file is, links followed below the root.
-func (k *Keeper) onDisk(name string) (string, error) {
-	if k.Root == "" {
-		return name, nil // the kernel follows them
-	}
-	return securejoin.SecureJoin(k.Root, name)
-}
+// maxListed bounds the folders whose names are remembered.
+const maxListed = 4096

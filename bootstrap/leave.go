@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -37,6 +39,10 @@ type LeaveResult struct {
 	Outcome   Outcome      `json:"outcome"`
 	Files     []FileResult `json:"files"`
 	Restarted bool         `json:"restarted"`
+	// RestartNeeded tells, of a dry run, that AMS would be restarted.
+	RestartNeeded bool `json:"restart_needed"`
+	// Live is who would be cut by that restart; nil where nobody is known.
+	Live *Live `json:"live,omitempty"`
 	// Exact tells that every file is byte for byte what join found.
 	Exact bool `json:"exact"`
 	// Deregistered are the documents of this address that AMS had left in
@@ -66,8 +72,16 @@ type leaver struct {
 	bare bool
 	// conflicts are those of the plan.
 	conflicts []Finding
+	// recordAlone tells that the plan is what the record gives back, without
+	// conflicts.
+	recordAlone bool
+	// standalone tells that the plan makes the server standalone, whoever had put it
+	// into the cluster.
+	standalone bool
 	// drained tells that this run made the row say draining.
 	drained bool
+	// reached tells that MongoDB answered in this run.
+	reached bool
 	// daemonStopped tells that this run stopped the daemon, daemonBack that it is
 	// to run again: nothing was changed.
 	daemonStopped, daemonBack bool
@@ -169,15 +183,19 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 	return nil
 }
 
+// warn adds a warning; one that a repeated step gives again is added once.
 func (l *leaver) warn(id, hint, format string, args ...any) {
-	l.result.Warnings = append(l.result.Warnings, Finding{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
+	f := Finding{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint}
+	if !slices.Contains(l.result.Warnings, f) {
+		l.result.Warnings = append(l.result.Warnings, f)
+	}
 }
 
 func (l *leaver) run(ctx context.Context) error {
 	if err := l.prepare(ctx); err != nil {
 		return err
 	}
-	l.result.Files = fileResults(l.plan)
+	l.told()
 	if l.nothingToDo() {
 		// A daemon that runs would make it a node: it lets a machine join by itself.
 		if !l.req.Offline {
@@ -191,7 +209,13 @@ func (l *leaver) run(ctx context.Context) error {
 			l.stopDaemon(ctx)
 		}
 		l.result.Outcome = OutcomePlanned
-		return nil
+		if l.req.Offline {
+			return nil
+		}
+		if st, err := l.Service.State(ctx); err == nil {
+			l.result.RestartNeeded = st.Running() && (needsRestart(l.plan) || l.restartPending())
+		}
+		return l.checkSessions(ctx)
 	}
 	if l.req.Offline {
 		if err := l.commit(ctx); err != nil {
@@ -277,7 +301,7 @@ func (l *leaver) planFiles() error {
 	for _, c := range l.plan.Conflicts {
 		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: c.String()})
 	}
-	l.result.Exact = len(l.plan.Conflicts) == 0
+	l.recordAlone = len(l.plan.Conflicts) == 0
 	container := l.install.Container.Path
 	planned := l.plan.Planned(container)
 	if planned == nil {
@@ -300,10 +324,25 @@ func (l *leaver) planFiles() error {
 	if c.Mode() != conf.ModeCluster {
 		return nil
 	}
-	l.result.Exact = false
-	var findings []Finding
+	l.recordAlone, l.standalone = false, true
+	if findings := l.planStandalone(l.plan, &l.conflicts); len(findings) > 0 {
+		return l.refused(findings...)
+	}
+	return nil
+}
+
+// planStandalone adds what makes the server standalone to a plan, and notes the files
+// that are left as they are.
+func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Finding) {
+	container := l.install.Container.Path
 	then := func(path string, kind conf.Kind, edit func([]byte) ([]conf.Span, error)) {
-		if err := l.plan.Then(path, kind, edit); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := plan.Then(path, kind, edit)
+		if files.Refused(err) && kind == conf.KindProperties && path != l.install.Server.Path {
+			// Its owner can make it so at any time: it must not keep the machine from leaving.
+			*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is left as it is: %v", path, err)})
+			return
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			id, hint := classifyFile(err)
 			findings = append(findings, Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
 		}
@@ -315,16 +354,39 @@ func (l *leaver) planFiles() error {
 	then(container, conf.KindContainer, func(src []byte) ([]conf.Span, error) {
 		return containerSpans(l.store, container, src, conf.ModeStandalone, false)
 	})
-	if len(findings) > 0 {
-		return l.refused(findings...)
+	return findings
+}
+
+// told fills in what becomes of each file.
+func (l *leaver) told() {
+	l.result.Files = fileResults(l.plan)
+	l.result.Exact = l.recordAlone
+	for i, f := range l.plan.Files() {
+		how := l.restored(f)
+		l.result.Files[i].Restored = how
+		if how != RestoredBytes && how != RestoredRemoved {
+			l.result.Exact = false
+		}
 	}
-	return nil
+}
+
+func (l *leaver) restored(f conf.PlannedFile) Restored {
+	rec := l.record.File(f.Before.Path)
+	switch {
+	case f.After == nil:
+		return RestoredRemoved
+	case rec != nil && bytes.Equal(f.After, rec.Original):
+		return RestoredBytes
+	case rec == nil || !l.recordAlone && slices.Contains(conflictPaths(l.plan.Conflicts), f.Before.Path):
+		return RestoredStandalone
+	}
+	return RestoredKeys
 }
 
 // planOurs plans to remove what join makes, by its name: there is no record that
 // tells it.
 func (l *leaver) planOurs() error {
-	l.result.Exact = false
+	l.recordAlone = false
 	for _, path := range []string{MongoPath, ams.DropInPath} {
 		if err := l.plan.Remove(path); err != nil {
 			return l.refused(Finding{ID: IDFile, Text: err.Error(), Err: err})
@@ -360,7 +422,7 @@ func (l *leaver) commit(ctx context.Context) error {
 		if perr := l.planFiles(); perr != nil {
 			return errors.Join(err, perr)
 		}
-		l.result.Files = fileResults(l.plan)
+		l.told()
 	}
 }
 
@@ -369,7 +431,7 @@ func (l *leaver) commit(ctx context.Context) error {
 func (l *leaver) onceMore(ctx context.Context) {
 	plan, paths := l.plan, []string(nil)
 	for range replans {
-		if paths = l.writtenOver(ctx, plan); len(paths) == 0 || l.record == nil {
+		if paths = l.writtenOver(ctx, plan, l.req.Offline, l.install); len(paths) == 0 || l.record == nil {
 			return
 		}
 		// The record that is gone from the disk still knows what was ours.
@@ -427,31 +489,60 @@ func (l *leaver) connect(ctx context.Context) {
 		l.warn(IDDeregister, "give --mongo to deregister this node", "nobody told where MongoDB is: the cluster's lists keep this node until it is pruned")
 		return
 	}
-	bound, cancel := context.WithTimeout(ctx, mongoTime)
-	defer cancel()
-	c, err := l.Connect(bound, l.req.Mongo)
-	if err == nil {
-		if err = c.Ping(bound); err == nil {
-			l.client = c
-			if l.address != "" {
-				l.seen, err = c.AMSNodesByAddress(bound, l.address)
+	var err error
+	if l.client, err = l.Connect(ctx, l.req.Mongo); err == nil {
+		err = l.outlast(ctx, func(ctx context.Context) error {
+			if err := l.client.Ping(ctx); err != nil {
+				return err
 			}
-		} else {
-			closeClient(ctx, c)
-		}
+			l.reached = true
+			if l.address == "" {
+				return nil
+			}
+			var err error
+			l.seen, err = l.client.AMSNodesByAddress(ctx, l.address)
+			return err
+		})
 	}
 	if err != nil {
 		l.warn(IDMongo, "", "%v", err)
 	}
 }
 
+// electionTime is how long a leave waits for a replica set to elect a primary. Ten
+// seconds without the old one is what a set waits by itself.
+const electionTime = 20 * time.Second
+
+// outlast makes an exchange with MongoDB, and again while a replica set elects a
+// primary. A server that is away is not waited for, unless it answered before: it is
+// restarted, or the set was one of which only one member is named.
+func (l *leaver) outlast(ctx context.Context, do func(context.Context) error) error {
+	end := time.Now().Add(electionTime)
+	for told := false; ; told = true {
+		bound, cancel := context.WithTimeout(ctx, mongoTime)
+		err := do(bound)
+		cancel()
+		waits := l.reached || l.req.Mongo.NamesSet() || cluster.KindOf(err) == cluster.KindNotPrimary
+		if err == nil || !mayCome(err) || !waits || ctx.Err() != nil || time.Until(end) <= 0 {
+			return err
+		}
+		if !told {
+			l.say("waiting for MongoDB: %v", summary(err))
+		}
+		if pause(ctx, time.Second) != nil {
+			return err
+		}
+	}
+}
+
 // checkSessions refuses to cut who is on the server, unless somebody said so.
 func (l *leaver) checkSessions(ctx context.Context) error {
-	if l.req.Now || l.client == nil || l.address == "" || len(l.seen) == 0 {
+	if l.req.Now && !l.req.DryRun || !l.reached || l.address == "" || len(l.seen) == 0 {
 		return nil
 	}
 	live, err := l.sessions(ctx, l.install, l.client, l.address)
-	if n, refuse := sessionsFinding(live, err, "leave"); refuse {
+	l.result.Live = live.live()
+	if n, refuse := sessionsFinding(live, err, "leave"); refuse && !l.req.Now {
 		return l.refused(n)
 	}
 	return nil
@@ -459,7 +550,7 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 
 // announce tells the others that this node goes, before anything happens.
 func (l *leaver) announce(ctx context.Context) {
-	if l.client == nil || l.id == "" {
+	if !l.reached || l.id == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
@@ -467,9 +558,12 @@ func (l *leaver) announce(ctx context.Context) {
 	var refused *cluster.TransitionError
 	before, err := l.client.Node(ctx, l.id)
 	if err == nil {
-		err = l.client.SetState(ctx, l.id, cluster.StateDraining, leaving)
+		err = l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateDraining, leaving)
 	}
+	var other *cluster.OtherMachineError
 	switch {
+	case errors.As(err, &other):
+		l.warn(IDDuplicate, DuplicateHint, "the row of %s stays as it is: %v", l.id, other)
 	case err == nil:
 		l.drained = before.State == cluster.StateActive
 	case !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused):
@@ -484,7 +578,7 @@ func (l *leaver) takeBack(ctx context.Context) {
 	ctx, cancel := after(ctx, mongoTime)
 	defer cancel()
 	if l.drained {
-		if err := l.client.SetState(ctx, l.id, cluster.StateActive, "leaving failed"); err != nil {
+		if err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateActive, "leaving failed"); err != nil {
 			l.log().Warn("the registry could not be told", "state", string(cluster.StateActive), "error", err)
 		}
 	}
@@ -612,10 +706,17 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 // overwritten gives the files back once more where the server that was stopped
 // had saved its settings, read before, over them. It cannot do so again.
 func (l *leaver) overwritten() bool {
-	if l.record == nil || !l.result.Exact {
-		return false // not what the record alone gives back
+	byRecord, byForm := l.record != nil && l.recordAlone, l.record == nil && l.standalone
+	if !byRecord && !byForm {
+		return false // both together, which gives a conflict back only once
 	}
 	plan, err := l.store.PlanUndo(l.record)
+	if err == nil && byForm {
+		var left []Finding // told before
+		if len(l.planStandalone(plan, &left)) > 0 {
+			return false
+		}
+	}
 	if err != nil || len(plan.Changed()) == 0 {
 		return false
 	}
@@ -644,22 +745,9 @@ func (l *leaver) deregister(ctx context.Context) error {
 			Hint:  "run the same command again when MongoDB is back",
 		}
 	}
-	ctx, cancel := after(ctx, mongoTime)
+	ctx, cancel := after(ctx, electionTime+mongoTime)
 	defer cancel()
-	var errs []error
-	if l.address != "" {
-		errs = append(errs, l.removeDocuments(ctx))
-	}
-	if l.id != "" {
-		err := l.client.SetState(ctx, l.id, cluster.StateLeft, leaving)
-		if !errors.Is(err, cluster.ErrNoNode) {
-			errs = append(errs, err)
-		}
-		if err == nil {
-			errs = append(errs, l.client.AddEvent(ctx, cluster.Event{Node: l.id, Kind: "leave", Who: "amsagent", Details: map[string]string{"address": l.address}}))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := l.outlast(ctx, l.departed); err != nil {
 		return &FailedError{
 			Step: "deregistering", Err: err, Hint: "run the same command again",
 			State: "this machine is standalone; its rows in MongoDB remain",
@@ -667,6 +755,25 @@ func (l *leaver) deregister(ctx context.Context) error {
 	}
 	l.say("deregistered %s", l.id)
 	return l.forget()
+}
+
+// departed removes AMS's documents and makes the row say left. It may be repeated.
+func (l *leaver) departed(ctx context.Context) error {
+	var errs []error
+	if l.address != "" {
+		errs = append(errs, l.removeDocuments(ctx))
+	}
+	if l.id != "" {
+		err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateLeft, leaving)
+		var other *cluster.OtherMachineError
+		if !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &other) {
+			errs = append(errs, err)
+		}
+		if err == nil {
+			errs = append(errs, l.client.AddEvent(ctx, cluster.Event{Node: l.id, Kind: "leave", Who: "amsagent", Details: map[string]string{"address": l.address}}))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeDocuments removes what AMS left in clusternode. A document that is
@@ -694,7 +801,7 @@ func (l *leaver) removeDocuments(ctx context.Context) error {
 // forget removes the state file: nothing is left to be done.
 func (l *leaver) forget() error {
 	// The state last: while it is there, a leave is not over.
-	for _, path := range []string{LeftMongoPath, drainPath, statePath} {
+	for _, path := range []string{LeftMongoPath, drainPath, GivenPath, servedPath, statePath} {
 		if err := l.store.RemoveFile(path); err != nil {
 			return &FailedError{Step: "removing " + path, Err: err, State: "this machine left the cluster"}
 		}

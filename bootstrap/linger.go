@@ -6,7 +6,6 @@ package bootstrap
 import (
 	"context"
 	"net/netip"
-	"os"
 	"path"
 
 	"github.com/amsagent/amsagent/ams"
@@ -26,7 +25,7 @@ func (m *Machine) linger(ctx context.Context) (done func()) {
 		return nothing
 	}
 	store := m.store()
-	if err := store.WriteFile(ams.RuntimeDropInPath, ams.DropIn(netip.Addr{}, st.StopTimeout), 0o644, 0o755); err != nil {
+	if err := store.WriteFile(ams.RuntimeDropInPath, ams.DropIn(netip.Addr{}, st.StopTimeout, ""), 0o644, 0o755); err != nil {
 		m.log().Warn("the server has only the time of its own unit to stop", "error", err)
 		return nothing
 	}
@@ -36,7 +35,7 @@ func (m *Machine) linger(ctx context.Context) (done func()) {
 		err := store.RemoveFile(ams.RuntimeDropInPath)
 		if err == nil {
 			// Only an empty folder goes: somebody else may have a file there.
-			_ = os.Remove(path.Join("/", m.Root, path.Dir(ams.RuntimeDropInPath)))
+			_ = store.RemoveFolder(path.Dir(ams.RuntimeDropInPath))
 			err = m.Service.Reload(ctx)
 		}
 		if err != nil {

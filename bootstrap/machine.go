@@ -45,6 +45,9 @@ type Machine struct {
 	// DropIn says that the service is told AMS's address by a systemd drop-in.
 	// Otherwise SetAddress has to do it.
 	DropIn bool
+	// Program is the agent's own path, which the drop-in calls before each start of
+	// the server; "" leaves that out.
+	Program string
 	// SetAddress, if not nil, hands the node's address to the service before
 	// it is started: a command gets it in its environment.
 	SetAddress func(netip.Addr)
@@ -61,8 +64,13 @@ type Machine struct {
 	Progress func(string)
 	// Euid is the effective user id of the process.
 	Euid int
+	// Interfaces lists those of this machine; nil asks the system.
+	Interfaces func() ([]ams.Interface, error)
 	// HTTP reaches AMS on this machine; nil is the usual client.
 	HTTP *http.Client
+	// Serving are the applications that are to serve before this machine is ready,
+	// as patterns of path.Match; none are all but the console.
+	Serving []string
 }
 
 func (m *Machine) store() *conf.Store { return &conf.Store{Root: m.Root, Dir: StateDir} }
@@ -125,6 +133,12 @@ func (m *Machine) bootID() string {
 	return string(bytes.TrimSpace(f.Bytes))
 }
 
+// self is what tells this machine's row from one that another machine registered
+// under the same id.
+func (m *Machine) self(id, address string) cluster.Node {
+	return cluster.Node{ID: id, IP: address, BootID: m.bootID()}
+}
+
 // open looks at the installation, with the release a person gave.
 func (m *Machine) open() (*ams.Installation, error) {
 	in, err := ams.Open(m.Root, m.AMSDir)
@@ -137,12 +151,19 @@ func (m *Machine) open() (*ams.Installation, error) {
 	return in, nil
 }
 
+func (m *Machine) interfaces() ([]ams.Interface, error) {
+	if m.Interfaces != nil {
+		return m.Interfaces()
+	}
+	return ams.HostInterfaces(m.Root)
+}
+
 // address chooses the node's address.
 func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (ams.Address, error) {
 	return ams.ChooseAddress(ams.AddressOptions{
 		Explicit: explicit, Force: force,
 		Metadata: inst.Address, MetadataSource: inst.Provider,
-		Interfaces:   func() ([]ams.Interface, error) { return ams.HostInterfaces(m.Root) },
+		Interfaces:   m.interfaces,
 		DefaultRoute: func() (netip.Addr, error) { return ams.HostDefaultRoute(m.Root) },
 	})
 }

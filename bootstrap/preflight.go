@@ -9,9 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -33,11 +34,25 @@ type facts struct {
 	hostname ams.Hostname
 	record   *conf.Record
 	state    *State
+	given    *Given // what an earlier join was given
 	client   *cluster.Client
 	plan     *conf.Plan
 
+	// skipApps leaves out an application whose file its owner made unreadable,
+	// instead of refusing: who runs without an operator must not be kept from the
+	// other files by it.
+	skipApps bool
+
 	failed   []Finding
 	warnings []Finding
+}
+
+// provider is the machine's cloud; the one it joined in, where none is known now.
+func (f *facts) provider() string {
+	if f.inst.Provider == "" && f.state != nil {
+		return f.state.Provider
+	}
+	return f.inst.Provider
 }
 
 func (f *facts) fail(id string, err error, hint string) {
@@ -64,6 +79,7 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 	if err := checkRecord(store, f); err != nil {
 		return err
 	}
+	checkGiven(store, f)
 	if m.Euid != 0 && !req.DryRun && m.Root == "" {
 		f.fail(IDRoot, errors.New("only root may change this machine's configuration"), "run it with sudo, or from user-data")
 	}
@@ -107,6 +123,14 @@ func checkRecord(store *conf.Store, f *facts) error {
 	return nil
 }
 
+// checkGiven reads what an earlier join was given. Nothing in it is needed to join.
+func checkGiven(store *conf.Store, f *facts) {
+	var err error
+	if f.given, err = loadGiven(store); err != nil {
+		f.warn(IDRecord, "", "%v; it is written anew", err)
+	}
+}
+
 // checkInstall looks at the installation.
 func (m *Machine) checkInstall(f *facts) {
 	var err error
@@ -135,6 +159,13 @@ func (m *Machine) checkService(ctx context.Context, f *facts) {
 		f.fail(IDService, err, ams.Hint(err))
 	}
 	f.service = st
+	if f.install == nil {
+		return
+	}
+	if home, other := f.install.OtherTree(m.Root, st); other {
+		f.fail(IDInstall, fmt.Errorf("%s runs the server in %s (%s), not the one in %s: its files would be changed, and nothing be proved",
+			m.Service.Name(), home.Dir, home.Source, f.install.Dir), "name the server that runs: --ams-dir "+home.Dir)
+	}
 }
 
 // checkIdentity asks who this machine is and under which address the others
@@ -151,6 +182,9 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 	if req.Offline && req.Address == "" && f.state == nil {
 		// An image is prepared: the clone finds its own address when it joins.
 		return
+	}
+	if req.AddressKept && isCopy(f.state, f.inst.ID) {
+		req.Address = ""
 	}
 	var err error
 	if f.address, err = m.address(req.Address, req.ForceAddress || req.Offline, f.inst); err != nil {
@@ -203,26 +237,46 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		install:     f.install,
 		mongo:       req.Mongo,
 		mongoForm:   form,
-		removeValve: req.Valve == ValveRemove || (req.Valve != ValveKeep && f.inst.Provider == metadata.Azure),
+		removeValve: req.Valve == ValveRemove || (req.Valve != ValveKeep && f.provider() == metadata.Azure),
 		address:     f.address.Addr,
 		dropIn:      m.DropIn,
 		stopTimeout: stopTimeout(f),
-		private:     m.privateFiles(store, req.Mongo, f),
+		program:     m.Program,
+		private:     req.Mongo.HasCredentials(),
 	}
-	if f.address.Addr.IsValid() && f.hostname.Name != "" && (!f.hostname.Resolvable() || m.hostsLineIsOurs(f.record)) {
+	if e.owner, err = ownerOf(store, f.install); err != nil {
+		// Without it no file would be taken out of the world's sight.
+		f.fail(IDInstall, err, "")
+		return
+	}
+	// Where a node's resolver is away, nobody knows whether the line is needed.
+	lineNeeded := !f.hostname.Resolvable() && !(f.hostname.TimedOut && f.state != nil && f.state.Phase == PhaseJoined)
+	if f.address.Addr.IsValid() && f.hostname.Name != "" && (lineNeeded || m.hostsLineIsOurs(f.record)) {
 		e.hostName = f.hostname.Name
 	}
 	plan, err := planJoin(store, f.record, e)
+	failed := false
 	for _, err := range unjoin(err) {
 		id, hint := classifyFile(err)
+		if f.skipApps && files.Refused(err) && isApp(f.install, err) {
+			f.warn(id, hint, "%v; this application is left as it is", err)
+			continue
+		}
 		f.fail(id, err, hint)
+		failed = true
 	}
 	f.plan = plan
+	if e.private {
+		checkOwners(plan, e.owner, f)
+	}
 	if paths := conflictPaths(plan.Conflicts); len(paths) > 0 {
 		f.warn(IDConflict, "after an upgrade of Ant Media Server that is as it should be",
 			"written by somebody else since this machine joined, and taken for what a leave gives back, in the standalone form: %s", joinPaths(paths))
 	}
-	if err != nil {
+	if len(plan.Torn) > 0 {
+		f.warn(IDTorn, "", "half written or empty, as after a crash or on a full disk: %s", joinPaths(plan.Torn))
+	}
+	if failed {
 		return
 	}
 	for _, file := range plan.Changed() {
@@ -253,6 +307,12 @@ func stopTimeout(f *facts) time.Duration {
 // then it resolves because of us, and the line has to follow the address.
 func (m *Machine) hostsLineIsOurs(record *conf.Record) bool { return record.File(hostsPath) != nil }
 
+// isApp reports whether a file that cannot be edited is an application's.
+func isApp(in *ams.Installation, err error) bool {
+	var fe *FileError
+	return errors.As(err, &fe) && slices.ContainsFunc(in.Apps, func(a ams.App) bool { return a.File.Path == fe.Path })
+}
+
 // classifyFile gives the id and the hint for a file that cannot be edited.
 func classifyFile(err error) (id, hint string) {
 	var layout *conf.LayoutError
@@ -264,8 +324,14 @@ func classifyFile(err error) (id, hint string) {
 		return IDSections, "put the jee-container.xml of this release in its place"
 	case errors.As(err, &syntax):
 		return IDFile, "mend that line"
-	case errors.Is(err, conf.ErrEmpty):
+	case errors.Is(err, conf.ErrEmpty), errors.Is(err, conf.ErrTorn):
 		return IDFile, "put the file back from a backup, or from another node"
+	case errors.Is(err, files.ErrLink):
+		return IDFileLink, "let root make the link, or give the file that it leads to the owner of the link; or remove it"
+	case errors.Is(err, files.ErrTooLarge):
+		return IDFileSize, "a settings file has some kilobytes: take this one from a backup, or remove the application"
+	case errors.Is(err, files.ErrNotRegular):
+		return IDFile, "put the file of the application in its place, or remove the application"
 	case errors.Is(err, fs.ErrPermission):
 		return IDFile, "run as root"
 	}
@@ -282,35 +348,22 @@ func unjoin(err error) []error {
 	return []error{err}
 }
 
-// privateFiles says which files must leave the world's sight because they will
-// hold a password. Only files that belong to the server's own user: taking
-// them from the world must not take them from the server.
-func (m *Machine) privateFiles(store *conf.Store, t cluster.Target, f *facts) map[string]bool {
-	private := map[string]bool{}
-	if !t.HasCredentials() {
-		return private
-	}
-	var owner uint32
-	if info, err := os.Stat(f.install.Real); err == nil {
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			owner = st.Uid
-		}
-	}
-	paths := []string{f.install.Server.Path}
-	for _, a := range f.install.Apps {
-		paths = append(paths, a.File.Path)
-	}
-	for _, p := range paths {
-		file, err := store.Read(p)
-		if err != nil || !file.Exists() {
-			continue // the plan says it
-		}
-		if private[p] = uint32(file.UID) == owner; !private[p] {
+// ownerOf is the user whom the installation belongs to.
+func ownerOf(store *conf.Store, in *ams.Installation) (int, error) {
+	info, err := store.Files().Stat(in.Dir)
+	return info.UID, err
+}
+
+// checkOwners names the files that will hold a password and stay readable as they
+// are, because they belong to another user than the server: taking them from the
+// world must not take them from the server.
+func checkOwners(plan *conf.Plan, owner int, f *facts) {
+	for _, file := range plan.Files() {
+		if now := file.Before; file.Kind == conf.KindProperties && now.Exists() && now.UID != owner {
 			f.warn(IDFileOwner, fmt.Sprintf("chown it to uid %d", owner),
-				"%s belongs to uid %d and the installation to uid %d: it keeps its mode %o, and it will hold a password", p, file.UID, owner, file.Mode)
+				"%s belongs to uid %d and the installation to uid %d: it keeps its mode %o, and it will hold a password", now.Path, now.UID, owner, now.Mode)
 		}
 	}
-	return private
 }
 
 // minFree is the room that a commit must find on each file system: it writes
@@ -319,44 +372,33 @@ const minFree = 1 << 20
 
 // checkWritable finds read-only and full file systems before anything is
 // staged on them.
-func checkWritable(store *conf.Store, files []conf.PlannedFile, f *facts) {
-	if len(files) == 0 {
+func checkWritable(store *conf.Store, changed []conf.PlannedFile, f *facts) {
+	if len(changed) == 0 {
 		return
 	}
-	immutable := protected(store, files)
+	immutable := protected(store, changed)
 	for _, p := range immutable {
 		f.fail(IDWritable, fmt.Errorf("%s is protected against every change: %w", p, syscall.EPERM), chattr(p))
 	}
-	dirs := []string{existing(store, StateDir)}
-	for _, file := range files {
-		if d := existing(store, path.Dir(file.Before.Target)); !slices.Contains(dirs, d) {
-			dirs = append(dirs, d)
-		}
+	paths := []string{StateDir}
+	for _, file := range changed {
+		paths = append(paths, path.Dir(file.Before.Target))
 	}
-	var readOnly []string
-	for _, d := range dirs {
-		var st unix.Statfs_t
-		if err := unix.Statfs(d, &st); err != nil {
-			f.fail(IDWritable, &fs.PathError{Op: "statfs", Path: d, Err: err}, "")
+	var seen, readOnly []string
+	for _, name := range paths {
+		p, err := store.Files().Locate(path.Join(name, "x"))
+		if err != nil {
+			f.fail(IDWritable, err, "")
 			continue
 		}
-		if st.Flags&unix.ST_RDONLY != 0 {
-			readOnly = append(readOnly, d)
-			continue
-		}
-		if err := unix.Access(d, unix.W_OK); err != nil {
-			hint := "run as root"
-			if errors.Is(err, unix.EPERM) {
-				hint = chattr(d)
+		// The nearest folder that is there.
+		if d := path.Join("/", store.Root, p.Folder.Path()); !slices.Contains(seen, d) {
+			seen = append(seen, d)
+			if checkFolder(p.Folder, d, immutable, f) {
+				readOnly = append(readOnly, d)
 			}
-			if !slices.Contains(immutable, d) {
-				f.fail(IDWritable, &fs.PathError{Op: "write", Path: d, Err: err}, hint)
-			}
-			continue
 		}
-		if free := int64(st.Bavail) * st.Bsize; free < minFree && st.Blocks > 0 {
-			f.fail(IDSpace, fmt.Errorf("%s is full (%d bytes free, %d needed): %w", d, free, minFree, syscall.ENOSPC), "make room on that file system")
-		}
+		p.Close()
 	}
 	if n := len(readOnly); n > 0 {
 		where := readOnly[0]
@@ -369,18 +411,31 @@ func checkWritable(store *conf.Store, files []conf.PlannedFile, f *facts) {
 	}
 }
 
-// existing is the real path of dir, or of the nearest folder above it that
-// exists.
-func existing(store *conf.Store, dir string) string {
-	root := store.Root
-	if root == "" {
-		root = "/"
+// checkFolder looks whether a folder, shown as name, can be written, and reports
+// whether its file system is mounted read-only.
+func checkFolder(d *files.Folder, name string, immutable []string, f *facts) (readOnly bool) {
+	st, err := d.Space()
+	if err != nil {
+		f.fail(IDWritable, err, "")
+		return false
 	}
-	for d := path.Join(root, dir); ; d = path.Dir(d) {
-		if info, err := os.Stat(d); (err == nil && info.IsDir()) || d == root || d == "/" {
-			return d
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return true
+	}
+	if err := d.Writable(); err != nil {
+		hint := "run as root"
+		if errors.Is(err, unix.EPERM) {
+			hint = chattr(name)
 		}
+		if !slices.Contains(immutable, name) {
+			f.fail(IDWritable, err, hint)
+		}
+		return false
 	}
+	if free := int64(st.Bavail) * st.Bsize; free < minFree && st.Blocks > 0 {
+		f.fail(IDSpace, fmt.Errorf("%s is full (%d bytes free, %d needed): %w", name, free, minFree, syscall.ENOSPC), "make room on that file system")
+	}
+	return false
 }
 
 // checkTarget looks at the connection string alone.
@@ -425,7 +480,92 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 		return
 	}
 	m.checkClock(ctx, f)
+	if f.install != nil {
+		if err := m.checkRead(ctx, c, f.install); err != nil {
+			f.warn(IDMongoAuth, ReadHint, "%v", err)
+		}
+	}
+	if set, hosts, one := c.OneNamed(); one {
+		f.warn(IDMongoMember, MongoMemberHint(set, hosts), "%s", MongoMemberText(set, len(hosts)))
+	}
+	if !req.Replace {
+		m.checkOwner(ctx, req, f)
+	}
 }
+
+// ReadHint says which right is missing where streams cannot be read.
+const ReadHint = "the user needs read on the database of each application (db.name): without it publishers are not counted, and leave and drain do not know whom they cut"
+
+// checkRead tries to read each application's streams. The error is a refusal; what
+// else goes wrong there is no matter of rights.
+func (m *Machine) checkRead(ctx context.Context, c *cluster.Client, in *ams.Installation) error {
+	databases, err := in.Databases()
+	if err != nil {
+		return nil //nolint:nilerr // a finding of its own
+	}
+	if err = c.CheckRead(ctx, databases); cluster.KindOf(err) == cluster.KindForbidden {
+		return err
+	}
+	return nil
+}
+
+// MongoMemberText says what it means that an address names one member of a set.
+func MongoMemberText(set string, members int) string {
+	return fmt.Sprintf("the address names one of the %d members of replica set %s: amsagent follows the set, but Ant Media Server stays with "+
+		"that member and can write nothing while another one is the primary", members, set)
+}
+
+// MongoMemberHint is the address to give instead, without credentials.
+func MongoMemberHint(set string, hosts []string) string {
+	return fmt.Sprintf("name all members and the set: mongodb://%s/?replicaSet=%s", strings.Join(hosts, ","), set)
+}
+
+// DuplicateHint is the hint of IDDuplicate: the usual cause and both ways out.
+const DuplicateHint = "a machine without a cloud is named by /etc/machine-id, which a copied disk keeps: empty it on the copy " +
+	"(and remove /var/lib/dbus/machine-id), then reboot; 'amsagent seal' does it before the disk is copied. " +
+	"If the other machine is gone for good: amsagent join --replace"
+
+// mostOwnerWait is how long a join waits for the other machine's row to grow old.
+const mostOwnerWait = 20 * time.Second
+
+// checkOwner refuses a join where another machine beats into the row of this
+// machine's id. One fresh beat is no proof, since a machine that was reset may have
+// come back with another address: the row must not be written for as long as its
+// agent takes to be silent.
+func (m *Machine) checkOwner(ctx context.Context, req JoinRequest, f *facts) {
+	if f.inst.ID == "" || !f.address.Addr.IsValid() {
+		return // a finding of its own
+	}
+	self := m.self(f.inst.ID, f.address.Addr.String())
+	var first *cluster.OtherMachineError
+	for {
+		err := f.client.CheckOwner(ctx, self)
+		var other *cluster.OtherMachineError
+		switch {
+		case err == nil:
+			return
+		case !errors.As(err, &other):
+			f.warn(IDUnverified, "", "whether another machine has this one's id could not be found out: %v", err)
+			return
+		}
+		wait := other.Free() + ownerRound
+		if req.DryRun || (first != nil && !other.Row.UpdatedAt.Equal(first.Row.UpdatedAt)) || wait > mostOwnerWait {
+			f.fail(IDDuplicate, other, DuplicateHint)
+			return
+		}
+		if first == nil {
+			first = other
+			m.say("%v: waiting whether it writes again", other)
+		}
+		if err := pause(ctx, min(wait, ownerRound)); err != nil {
+			f.fail(IDDuplicate, other, DuplicateHint)
+			return
+		}
+	}
+}
+
+// ownerRound is the time between two looks at the other machine's row.
+const ownerRound = 500 * time.Millisecond
 
 // patience is how long to wait for MongoDB: never more than half of what is
 // left of the time that the caller gives the whole command.
@@ -518,14 +658,45 @@ type FileResult struct {
 	Diff string `json:"diff,omitempty"`
 	// Mode is the new permission bits where they change.
 	Mode string `json:"mode,omitempty"`
+	// Restored is what a leave makes of it; "" for a join.
+	Restored Restored `json:"restored,omitempty"`
 }
+
+// Restored is how a leave gives a file back.
+type Restored string
+
+// How.
+const (
+	// RestoredBytes: byte for byte as join found it.
+	RestoredBytes Restored = "bytes"
+	// RestoredRemoved: join had made it.
+	RestoredRemoved Restored = "removed"
+	// RestoredKeys: the server or an operator wrote it since the join. What join had
+	// changed is taken back, all else is kept.
+	RestoredKeys Restored = "keys"
+	// RestoredStandalone: what join had changed was edited since, or another tool
+	// made this server a cluster's. It has the standalone form now.
+	RestoredStandalone Restored = "standalone"
+)
 
 // needsRestart reports whether the plan changes anything that AMS reads at its
-// start. Permission bits alone are nothing to it, nor is our own file.
+// start.
 func needsRestart(plan *conf.Plan) bool {
-	return slices.ContainsFunc(plan.Changed(), changesContent)
+	return slices.ContainsFunc(plan.Changed(), changesServer)
 }
 
-func changesContent(f conf.PlannedFile) bool {
-	return f.Before.Path != MongoPath && (f.After == nil || !bytes.Equal(f.After, f.Before.Bytes))
+// changesServer reports whether a running server would be another one after a
+// restart. Permission bits are nothing to it, nor is the agent's own file, nor a
+// line in /etc/hosts: it knows its address already. Of the drop-in the address
+// counts; for the rest of it systemd only has to read its files again.
+func changesServer(f conf.PlannedFile) bool {
+	switch f.Before.Path {
+	case MongoPath, hostsPath:
+		return false
+	case ams.DropInPath:
+		was, _ := ams.ParseDropIn(f.Before.Bytes)
+		is, _ := ams.ParseDropIn(f.After)
+		return was.HostAddress != is.HostAddress
+	}
+	return f.After == nil || !bytes.Equal(f.After, f.Before.Bytes)
 }

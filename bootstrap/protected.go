@@ -5,12 +5,9 @@ package bootstrap
 
 import (
 	"errors"
-	"os"
 	"path"
 	"slices"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/conf"
 )
@@ -19,27 +16,32 @@ import (
 // made immutable (chattr +i, +a): root itself is refused then, with an error that
 // does not say why.
 func protected(store *conf.Store, files []conf.PlannedFile) []string {
-	root := store.Root
-	if root == "" {
-		root = "/"
-	}
-	own := path.Join(root, StateDir)
-	paths := []string{own}
-	if entries, err := os.ReadDir(own); err == nil {
-		for _, e := range entries {
-			paths = append(paths, path.Join(own, e.Name()))
+	paths := []string{StateDir}
+	if names, err := store.List(StateDir); err == nil {
+		for _, name := range names {
+			paths = append(paths, path.Join(StateDir, name))
 		}
 	}
 	for _, f := range files {
-		target := path.Join(root, f.Before.Target)
-		paths = append(paths, target, path.Dir(target))
+		paths = append(paths, f.Before.Target, path.Dir(f.Before.Target))
 	}
 	slices.Sort(paths)
-	return slices.DeleteFunc(slices.Compact(paths), func(p string) bool {
-		var st unix.Statx_t
-		err := unix.Statx(unix.AT_FDCWD, p, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
-		return err != nil || st.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) == 0
-	})
+	var found []string
+	for _, name := range slices.Compact(paths) {
+		p, err := store.Files().LocateName(name)
+		if err != nil {
+			continue
+		}
+		last := p.Name
+		if last == "" {
+			last = "."
+		}
+		if len(p.Missing) == 0 && p.Folder.Protected(last) {
+			found = append(found, path.Join("/", store.Root, name))
+		}
+		p.Close()
+	}
+	return found
 }
 
 func chattr(p string) string {

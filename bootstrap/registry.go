@@ -21,14 +21,18 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	n := j.nodeOf(f, j.req.Role, group)
 	n.State, n.Reason = state, reason
 	n.IntervalMS = j.req.Interval.Milliseconds()
-	r, err := f.client.Register(ctx, n)
+	enter := f.client.Register
+	if j.req.Replace {
+		enter = f.client.TakeOver
+	}
+	r, err := enter(ctx, n)
 	if err != nil {
 		return err
 	}
 	if state == cluster.StateActive && r.Node.State == cluster.StateDraining && r.Node.Reason == leaving {
 		// A leave that was not finished began to drain this node, and it is to
 		// stay now. Who drains it for another reason is left alone.
-		if err := f.client.SetState(ctx, f.inst.ID, state, reason); err != nil {
+		if err := f.client.SetOwnState(ctx, n, state, reason); err != nil {
 			return err
 		}
 	}
@@ -54,7 +58,7 @@ func (j *joiner) failedRow(ctx context.Context, reason string) {
 func (j *joiner) setState(ctx context.Context, state cluster.State, reason string) {
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
-	if err := j.facts.client.SetState(ctx, j.facts.inst.ID, state, reason); err != nil {
+	if err := j.facts.client.SetOwnState(ctx, j.self(j.facts.inst.ID, j.facts.address.Addr.String()), state, reason); err != nil {
 		j.log().Warn("the registry could not be told", "state", string(state), "error", err)
 	}
 }

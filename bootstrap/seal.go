@@ -468,7 +468,20 @@ func (s *sealer) files() {
 		}
 	}
 	s.machineID()
+	s.saved()
 	s.agent()
+}
+
+// saved removes the copies that a leave kept of files with edits of an operator: a former or the current password of
+// MongoDB may be in them.
+func (s *sealer) saved() {
+	paths := []string{MongoPath, ams.DropInPath, hostsPath, s.install.Container.Path, s.install.Server.Path}
+	for _, app := range s.install.Apps {
+		paths = append(paths, app.File.Path)
+	}
+	for _, p := range paths {
+		s.file(SealAgent, conf.SavedName(p))
+	}
 }
 
 // givenBack reports whether the leave before takes a file away.
@@ -552,7 +565,7 @@ func (s *sealer) matching(item SealItem, dir string, fits func(string) bool) {
 
 func (s *sealer) file(item SealItem, file string) {
 	f, err := s.store.Stat(file)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !f.Mode().IsRegular() {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !f.Mode.IsRegular() {
 		return
 	}
 	found := Sealed{Item: item, Path: file, What: "removed", Kept: !s.req.removes(item)}

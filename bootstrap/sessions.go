@@ -68,6 +68,24 @@ func liveStreams(ctx context.Context, install *ams.Installation, client *cluster
 	return live, nil
 }
 
+// Live is who would be cut by a restart, as far as that is known.
+type Live struct {
+	// Streams are published to this node by the cluster's memory, as database/id.
+	Streams []string `json:"streams"`
+	// Publishers and Viewers are the server's own count; Complete tells that it told all of it.
+	Publishers int  `json:"publishers"`
+	Viewers    int  `json:"viewers"`
+	Complete   bool `json:"complete"`
+}
+
+// live is nil where nobody is known to be on the server.
+func (s sessions) live() *Live {
+	if len(s.streams) == 0 && s.unnamed == 0 && s.viewers == 0 {
+		return nil
+	}
+	return &Live{Streams: append([]string{}, s.streams...), Publishers: max(s.unnamed, len(s.streams)), Viewers: s.viewers, Complete: s.complete}
+}
+
 // sessionsFinding is why a command may not go on.
 func sessionsFinding(live sessions, err error, command string) (Finding, bool) {
 	if err != nil {

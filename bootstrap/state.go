@@ -6,6 +6,7 @@ package bootstrap
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/conf"
@@ -46,12 +47,96 @@ type State struct {
 	WasRunning bool `json:"was_running,omitempty"`
 	// WasJoined: this machine was a proven node when a join began.
 	WasJoined bool `json:"was_joined,omitempty"`
+	// Provider and Release are the cloud's and the server's as of the last time the
+	// files were right. A release that differs means that the server was upgraded.
+	Provider string `json:"provider,omitempty"`
+	Release  string `json:"release,omitempty"`
+	// Restart says more of the restart that RestartPending asks for, or of one that
+	// nobody asked for yet: files were written while the server ran.
+	Restart *PendingRestart `json:"restart,omitempty"`
+	// Restarts are those that the daemon made.
+	Restarts *RestartLog `json:"restarts,omitempty"`
 	// DeregisterPending: this machine left, but MongoDB could not be told.
 	DeregisterPending bool      `json:"deregister_pending,omitempty"`
 	Since             time.Time `json:"since"`
 
 	// forgotten stands for a state file that was damaged.
 	forgotten bool
+}
+
+// Equal reports whether both say the same; nil is no state file.
+func (s *State) Equal(o *State) bool {
+	if s == nil || o == nil {
+		return s == o
+	}
+	x, y := *s, *o
+	// Behind a pointer, and a time in another zone is the same.
+	x.Restart, x.Restarts, x.Since = nil, nil, time.Time{}
+	y.Restart, y.Restarts, y.Since = nil, nil, time.Time{}
+	return x == y && s.Since.Equal(o.Since) && s.Restart.equal(o.Restart) && s.Restarts.equal(o.Restarts)
+}
+
+// PendingRestart is a restart of the server that has not happened yet.
+type PendingRestart struct {
+	By    string    `json:"by"` // the command
+	Since time.Time `json:"since"`
+	// Values are what the server takes up by it, with secrets masked.
+	Values []conf.Difference `json:"values,omitempty"`
+	// Cause names the last of them.
+	Cause string `json:"cause,omitempty"`
+}
+
+func (p *PendingRestart) equal(o *PendingRestart) bool {
+	if p == nil || o == nil {
+		return p == o
+	}
+	return p.By == o.By && p.Cause == o.Cause && p.Since.Equal(o.Since) && slices.Equal(p.Values, o.Values)
+}
+
+// RestartLog is what the daemon restarted the server for. One cause is acted on
+// once, and all of them together not more often than every [restartEvery].
+type RestartLog struct {
+	Last   time.Time `json:"last"`
+	Causes []string  `json:"causes,omitempty"` // of those without a command; the latest last
+}
+
+func (l *RestartLog) equal(o *RestartLog) bool {
+	if l == nil || o == nil {
+		return l == o
+	}
+	return l.Last.Equal(o.Last) && slices.Equal(l.Causes, o.Causes)
+}
+
+// restartEvery is the least time between two restarts by the daemon: whatever
+// goes wrong, viewers are not cut more often.
+const restartEvery = time.Hour
+
+// maxCauses bounds the memory of causes.
+const maxCauses = 16
+
+// next is when the daemon may restart the server again; zero where it may now.
+func (l *RestartLog) next(now time.Time) time.Time {
+	if l == nil || l.Last.After(now) || now.Sub(l.Last) >= restartEvery {
+		return time.Time{} // a clock that was set back holds up nothing
+	}
+	return l.Last.Add(restartEvery)
+}
+
+func (l *RestartLog) knows(cause string) bool { return l != nil && slices.Contains(l.Causes, cause) }
+
+// with is the log after one more restart; cause is "" for a command's.
+func (l *RestartLog) with(now time.Time, cause string) *RestartLog {
+	n := &RestartLog{Last: now.UTC().Truncate(time.Second)}
+	if l != nil {
+		n.Causes = slices.Clone(l.Causes)
+	}
+	if cause != "" {
+		n.Causes = append(n.Causes, cause)
+	}
+	if extra := len(n.Causes) - maxCauses; extra > 0 {
+		n.Causes = n.Causes[extra:]
+	}
+	return n
 }
 
 const stateVersion = 1
@@ -74,6 +159,16 @@ func loadState(store *conf.Store) (*State, error) {
 		return nil, &conf.DamagedError{Path: statePath, Err: errors.New("it does not say its format")}
 	}
 	return nil, &conf.VersionError{Path: statePath, Version: s.Version}
+}
+
+// KnownProvider is the cloud in which the machine below root was last known to be; ""
+// where it never joined, or where the state file cannot be read.
+func KnownProvider(root string) string {
+	s, err := loadState((&Machine{Root: root}).store())
+	if err != nil || s == nil {
+		return ""
+	}
+	return s.Provider
 }
 
 func saveState(store *conf.Store, s State) error {

@@ -7,6 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -36,6 +39,9 @@ type Status struct {
 	Process  ProcessView    `json:"process"`
 	Row      RowView        `json:"row"`
 	Disagree []Disagreement `json:"disagreements"`
+	// Unprivileged tells that this process may not read what only root may: the
+	// agent's state and the address of MongoDB. What they would tell is left out.
+	Unprivileged bool `json:"unprivileged,omitempty"`
 }
 
 // FilesView is what the files on disk make of the server at its next start.
@@ -45,8 +51,12 @@ type FilesView struct {
 	Release string    `json:"release,omitempty"`
 	Mode    conf.Mode `json:"mode,omitempty"`
 	// Drift lists files that differ from what a join to the known MongoDB
-	// would write.
-	Drift []string `json:"drift,omitempty"`
+	// would write, Values what in them differs.
+	Drift  []string     `json:"drift,omitempty"`
+	Values []Difference `json:"drift_values,omitempty"`
+	// ByHand tells that a person made this machine standalone: see
+	// [Convergence.Standalone].
+	ByHand bool `json:"standalone_by_hand,omitempty"`
 	// Undo tells that leave can give the former bytes back.
 	Undo bool `json:"undo"`
 	// Interrupted tells that a run was killed while it wrote; the next join or
@@ -60,6 +70,12 @@ type ProcessView struct {
 	Service  string       `json:"service"`
 	State    ams.State    `json:"state"`
 	Liveness ams.Liveness `json:"liveness"`
+	// Applications are the answers of those that are to serve, where the server of a
+	// node runs.
+	Applications []ams.AppAnswer `json:"applications,omitempty"`
+	// HostAddress is AMS_HOST_ADDRESS in the environment of the process, "" where it
+	// has none; null where the environment cannot be read.
+	HostAddress *string `json:"host_address,omitempty"`
 	// EditedSince lists files written after the server was started.
 	EditedSince []string `json:"edited_since,omitempty"`
 }
@@ -74,11 +90,17 @@ type RowView struct {
 	// EarlierBoot tells that the row is of an earlier boot of this machine: nobody has
 	// written it since.
 	EarlierBoot bool `json:"earlier_boot,omitempty"`
+	// OtherMachine tells that another machine, with another boot and address, uses the
+	// row of this one's id.
+	OtherMachine bool `json:"other_machine,omitempty"`
 	// Age is how long ago the row was written, by the server's clock.
 	Age time.Duration `json:"age_ns,omitempty"`
 	// AMS are the documents of this address that AMS wrote itself.
 	AMS   []cluster.AMSNode `json:"ams"`
 	Fresh bool              `json:"fresh"` // one of AMS is
+	// Elsewhere is another address under which this server is in the cluster; looked
+	// for where none of AMS is fresh.
+	Elsewhere string `json:"elsewhere,omitempty"`
 	// Agent and Server are when the two witnesses of this node were heard, and
 	// Verdict what they say together; "" where there is nothing to judge.
 	Agent   cluster.Heard   `json:"agent_heard"`
@@ -95,6 +117,16 @@ type Disagreement struct {
 	Hint string `json:"hint,omitempty"`
 }
 
+// AddSessions adds that MongoDB and the server count the sessions of this node
+// differently, in the daemon's words.
+func (s *Status) AddSessions(text string) {
+	s.add("STATUS-SESSIONS", "the server may run under another address than this node's; docs/drain.md says how sessions are counted", "%s", text)
+}
+
+func (s *Status) add(id, hint, format string, args ...any) {
+	s.Disagree = append(s.Disagree, Disagreement{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
+}
+
 // Status looks at this machine. It changes nothing, and a side that cannot be
 // seen does not keep it from showing the others; its error is for what makes
 // all of them impossible.
@@ -102,7 +134,7 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	store := m.store()
 	s := &Status{Disagree: []Disagreement{}, Row: RowView{AMS: []cluster.AMSNode{}}}
 	state, err := loadState(store)
-	if err != nil {
+	if s.Unprivileged = m.unprivileged(err); err != nil && !s.Unprivileged {
 		return nil, err
 	}
 	if state != nil {
@@ -114,8 +146,18 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	m.viewProcess(ctx, install, service, serr, s)
 	m.viewRow(ctx, req, s)
 	s.Member = s.Files.Mode == conf.ModeCluster || state != nil
+	if s.Unprivileged {
+		s.Row.Err = "only root may ask the cluster: run it with sudo"
+		return s, nil
+	}
 	s.compare(state)
 	return s, nil
+}
+
+// unprivileged reports whether an error means no more than that this process is not
+// root's.
+func (m *Machine) unprivileged(err error) bool {
+	return m.Euid != 0 && errors.Is(err, fs.ErrPermission)
 }
 
 func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, service ams.State, s *Status) *ams.Installation {
@@ -130,19 +172,21 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 		v.Err = err.Error()
 	}
 	record, err := store.Record()
-	if err != nil {
+	if err != nil && !m.unprivileged(err) {
 		v.Err = err.Error()
 	}
 	v.Undo = record != nil
 	v.Interrupted = store.Interrupted()
+	v.ByHand = state != nil && state.Phase == PhaseJoined && in.Release.Known() && in.Release.String() == state.Release && standaloneFiles(store, in)
 	if v.Err != "" || v.Mode != conf.ModeCluster || req.Mongo.IsZero() || state == nil {
 		return in
 	}
-	f := &facts{install: in, record: record, service: service, address: ams.Address{Addr: previousAddress(state)}}
+	f := &facts{install: in, record: record, service: service, state: state, address: ams.Address{Addr: previousAddress(state)}}
 	m.checkPlan(store, JoinRequest{Mongo: req.Mongo, Valve: req.Valve, DryRun: true}, f)
 	if f.plan != nil {
 		for _, c := range f.plan.Changed() {
 			v.Drift = append(v.Drift, c.Before.Path)
+			v.Values = append(v.Values, c.Differences()...)
 		}
 	}
 	return in
@@ -158,10 +202,18 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 		return
 	}
 	v.Liveness = ams.CheckLiveness(ctx, m.http(), in.BaseURL())
+	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
+		v.Applications = askAll(ctx, m.http(), in.BaseURL(), m.servingApps(in))
+	}
 	started := v.State.Started
-	if started.IsZero() && v.State.MainPID > 0 {
+	if v.State.MainPID > 0 {
 		if p, err := ams.ReadProcess(m.Root, v.State.MainPID); err == nil {
-			started = p.Started
+			if started.IsZero() {
+				started = p.Started
+			}
+			if p.HostAddressKnown {
+				v.HostAddress = &p.HostAddress
+			}
 		}
 	}
 	if started.IsZero() || !v.State.Running() {
@@ -212,6 +264,7 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 			v.Age, _ = n.Age(now)
 			boot := m.bootID()
 			v.EarlierBoot = boot != "" && n.BootID != "" && n.BootID != boot
+			v.OtherMachine = v.EarlierBoot && n.UsedByOther(cluster.Node{ID: v.ID, IP: v.Address, BootID: boot}, v.Age)
 		case !errors.Is(err, cluster.ErrNoNode):
 			v.Err = err.Error()
 			return
@@ -226,9 +279,37 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 		for _, n := range v.AMS {
 			v.Fresh = v.Fresh || n.Fresh(time.Now())
 		}
+		if !v.Fresh && len(v.AMS) > 0 {
+			if look, err := c.Look(ctx); err == nil {
+				v.Elsewhere = elsewhere(look, v.AMS, time.Now())
+			}
+		}
 	}
 	v.judge(now, skew)
 	v.Looked = true
+}
+
+// otherAddress reports whether the process was given another address when it was
+// started. One that was given none finds out its own.
+func (p ProcessView) otherAddress(address string) bool {
+	return p.HostAddress != nil && *p.HostAddress != "" && address != "" && !cluster.SameAddress(*p.HostAddress, address)
+}
+
+// elsewhere returns the address of a fresh document that the server with the documents
+// own writes; "" where there is none. A document's id is the server's own followed by
+// its address. Copies of a machine may share the former: an address that another row
+// of the registry has is that machine's.
+func elsewhere(look cluster.Look, own []cluster.AMSNode, now time.Time) string {
+	for _, n := range look.AMS {
+		server, ok := strings.CutSuffix(n.ID, n.IP)
+		if !ok || server == "" || !n.Fresh(now) || slices.ContainsFunc(look.Nodes, func(o cluster.Node) bool { return cluster.SameAddress(o.IP, n.IP) }) {
+			continue
+		}
+		if slices.ContainsFunc(own, func(o cluster.AMSNode) bool { return o.ID == server+o.IP && !cluster.SameAddress(o.IP, n.IP) }) {
+			return n.IP
+		}
+	}
+	return ""
 }
 
 // judge asks both witnesses. AMS stamps with this machine's clock, of which we
@@ -251,22 +332,60 @@ func (v *RowView) judge(now time.Time, skew time.Duration) {
 	}
 }
 
+// deadDocuments names documents of this address that the server does not write any more
+// although it writes another: it takes its id from the network card and the address.
+func deadDocuments(docs []cluster.AMSNode) string {
+	var live, dead []string
+	for _, n := range docs {
+		if n.Fresh(time.Now()) {
+			live = append(live, n.ID)
+		} else {
+			dead = append(dead, n.ID)
+		}
+	}
+	if len(live) == 0 || len(dead) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the server writes the document %s; %s of the same address is of an earlier start, with another network card, and dead",
+		strings.Join(live, ", "), strings.Join(dead, ", "))
+}
+
+// maxShown bounds the values that a sentence lists.
+const maxShown = 6
+
 // compare names what contradicts each other.
 func (s *Status) compare(state *State) {
-	add := func(id, hint, format string, args ...any) {
-		s.Disagree = append(s.Disagree, Disagreement{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
-	}
+	add := s.add
 	files, proc, row := s.Files, s.Process, s.Row
 	if files.Interrupted {
 		add("STATUS-INTERRUPTED", "run the same join or leave again: it finishes what was begun", "a run of amsagent was killed while it wrote the files")
 	}
 	if len(files.Drift) > 0 {
-		add("STATUS-DRIFT", "amsagent join puts it back", "edited since the join: %s", joinPaths(files.Drift))
+		text := fmt.Sprintf("not as joined, and put back before the server starts the next time: %s", joinPaths(files.Drift))
+		for _, d := range files.Values[:min(len(files.Values), maxShown)] {
+			text += "; " + d.String()
+		}
+		add("STATUS-DRIFT", "amsagent join puts it back now, and restarts the server", "%s", text)
 	}
-	if len(proc.EditedSince) > 0 || (state != nil && state.RestartPending) {
+	switch {
+	case files.ByHand:
+	case state != nil && state.Phase == PhaseJoined && state.Restart != nil:
+		text, hint := "the server runs with other settings than its files have", "amsagent converge --restart applies them when no session is on it; amsagent join at once"
+		if state.RestartPending {
+			text += "; the daemon restarts it when no session is on it, as " + state.Restart.By + " asked"
+			hint = "amsagent converge --no-restart stops that"
+		}
+		text += ", since " + state.Restart.Since.Local().Format(time.DateTime)
+		for _, d := range state.Restart.Values[:min(len(state.Restart.Values), maxShown)] {
+			text += "; " + d.String()
+		}
+		add("STATUS-RESTART", hint, "%s", text)
+	case len(proc.EditedSince) > 0 || (state != nil && state.RestartPending):
 		add("STATUS-RESTART", "amsagent join restarts it", "the files say %s, but the server was started before they were written", files.Mode)
 	}
-	if state != nil && state.Phase == PhaseJoined && files.Mode == conf.ModeStandalone {
+	if files.ByHand {
+		add("STATUS-FILES", "amsagent join makes it a node again; amsagent leave ends its membership", "this machine joined, and was made standalone by hand: it is left so, and no sessions are sent here")
+	} else if state != nil && state.Phase == PhaseJoined && files.Mode == conf.ModeStandalone {
 		add("STATUS-FILES", "amsagent join makes it a node again", "this machine joined, but its files make the server standalone")
 	}
 	if state != nil && state.Phase == PhaseJoining {
@@ -290,11 +409,29 @@ func (s *Status) compare(state *State) {
 		return
 	}
 	running := proc.State.Running() || proc.Liveness.State == ams.Live
+	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left {
+		add("STATUS-NOT-SERVING", "look at the server's log; while MongoDB is away no application answers",
+			"the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())
+	}
 	switch {
+	case files.Mode == conf.ModeCluster && running && row.Elsewhere != "":
+		add("STATUS-NOT-SEEN", fmt.Sprintf("start it with %s=%s: amsagent join does, with --now where viewers are on it; a service command of your own has to pass it on", ams.HostAddressVariable, row.Address),
+			"the server is in the cluster as %s, and this node as %s; other nodes look for its streams at the wrong address", row.Elsewhere, row.Address)
+	case files.Mode == conf.ModeCluster && running && !row.Fresh && proc.otherAddress(row.Address):
+		add("STATUS-NOT-SEEN", "amsagent join restarts it with its address, with --now where viewers are on it",
+			"the server was started with another %s (%s) than this node has (%s), and is in the cluster under that one",
+			ams.HostAddressVariable, *proc.HostAddress, row.Address)
 	case files.Mode == conf.ModeCluster && running && !row.Fresh:
 		add("STATUS-NOT-SEEN", "look at the server's log; other nodes take this one for dead", "the server runs, but its own document in the cluster is missing or old")
 	case files.Mode == conf.ModeStandalone && row.Fresh:
 		add("STATUS-STILL-SEEN", "restart the server", "the files make the server standalone, but it is still seen in the cluster")
+	}
+	if text := deadDocuments(row.AMS); text != "" {
+		add("STATUS-DOCUMENTS", "the dead one does no harm but to be listed; amsagent leave removes both", "%s", text)
+	}
+	if row.OtherMachine {
+		add(IDDuplicate, DuplicateHint, "another machine uses the id %s: %s wrote its row %s ago", row.ID, row.Registry.IP, row.Age.Round(time.Second))
+		return // what the row says concerns that machine
 	}
 	if n := row.Registry; n != nil && n.Beats() && !row.Agent.Fresh && n.State != cluster.StateLeft && files.Mode == conf.ModeCluster {
 		add("STATUS-SILENT", "systemctl status amsagent", "the agent is silent: its last beat was %s ago", row.Agent.Age.Round(time.Second))
@@ -304,6 +441,9 @@ func (s *Status) compare(state *State) {
 		add("STATUS-NO-ROW", "amsagent join writes it again", "the registry has no row of this node")
 	case row.Registry != nil && files.Mode == conf.ModeStandalone && row.Registry.State == cluster.StateActive:
 		add("STATUS-ROW", "run amsagent leave again", "the registry says active, but the files make the server standalone")
+	case left && files.Mode == conf.ModeCluster && row.Fresh && running:
+		add("STATUS-ROW", "amsagent join makes it a node again; stop the server if it is to stay out",
+			"the registry says left, but the server runs in the cluster: no new sessions are sent here")
 	case row.Registry != nil && state != nil && state.Address != "" && !cluster.SameAddress(row.Registry.IP, state.Address):
 		add("STATUS-ADDRESS", "amsagent join writes it again", "the registry has this node under %s, and it joined as %s", row.Registry.IP, state.Address)
 	}

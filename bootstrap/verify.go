@@ -25,6 +25,9 @@ const (
 	// started so long ago.
 	settleTime = 2 * time.Second
 	upPoll     = 100 * time.Millisecond
+	// elsewhereTime is how long a document of another address is watched: the server
+	// writes every five seconds.
+	elsewhereTime = 6 * time.Second
 	// progressEvery is how often a waiting command says what it sees.
 	progressEvery = 15 * time.Second
 )
@@ -50,14 +53,18 @@ func (e *NotSeenError) Error() string {
 func (e *NotSeenError) Unwrap() error { return e.Err }
 
 // verify waits for AMS's own fresh document under this node's address, written
-// by the AMS that runs now. AMS's clock is this machine's clock, so ours judges.
+// by the AMS that runs now, and where that is wanted, until it serves viewers. AMS's clock is this machine's clock, so ours judges.
 func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	if n, ok := j.alreadySeen(); ok {
-		return &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}, nil
+		ev := &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}
+		if !j.untilServed {
+			return ev, nil
+		}
+		return ev, j.serve(ctx)
 	}
 	watched, died := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
-	watcher.Go(func() { j.watch(watched, died) })
+	watcher.Go(func() { j.watch(watched, died, j.sayWaiting) })
 	n, err := j.await(watched)
 	died(nil)
 	watcher.Wait()
@@ -65,6 +72,8 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	switch {
 	case errors.As(context.Cause(watched), &unstable):
 		return nil, unstable
+	case errors.Is(ctx.Err(), context.Canceled):
+		return nil, &NotSeenError{Err: err} // a server that hangs must not hold up who calls it off
 	case err != nil:
 		return nil, &NotSeenError{Saw: j.look(context.WithoutCancel(ctx)), Err: err}
 	}
@@ -72,7 +81,23 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	if j.result.Restarted {
 		ev.After = time.Since(j.startedAt).Round(time.Millisecond)
 	}
-	return ev, j.settle(ctx, ev)
+	if !j.untilServed {
+		return ev, j.settle(ctx, ev)
+	}
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	var served error
+	var work sync.WaitGroup
+	work.Go(func() { served = j.serve(serving) })
+	err = j.settle(ctx, ev)
+	if err != nil {
+		stop()
+	}
+	work.Wait()
+	if err == nil {
+		err = served
+	}
+	return ev, err
 }
 
 // settle watches a server that we started for a moment longer: one that writes
@@ -154,14 +179,21 @@ func (j *joiner) isOurs(n cluster.AMSNode) bool {
 // case the second new document is: the old process was gone before we began to
 // look.
 func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
-	w := cluster.AMSWait{Address: j.facts.address.Addr.String(), Before: j.seen, LocalAddresses: j.localAddresses()}
+	w := cluster.AMSWait{
+		Address: j.facts.address.Addr.String(), Before: j.seen, LocalAddresses: j.localAddresses(),
+		Elsewhere: elsewhereTime, Started: j.facts.service.Started,
+	}
+	if !j.mayBeElsewhere() {
+		w.Elsewhere = 0
+	}
 	var began time.Time
 	if j.result.Restarted {
 		if st, err := j.Service.State(ctx); err == nil {
 			began = st.Started
 		}
+		w.Elsewhere, w.Started, w.NewOnly = elsewhereTime, began, true
 		if began.IsZero() {
-			own, err := j.facts.client.AMSNodesByAddress(ctx, w.Address)
+			own, err := j.ownDocuments(ctx)
 			if err != nil {
 				return cluster.AMSNode{}, err
 			}
@@ -179,9 +211,58 @@ func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 	}
 }
 
+// ownDocuments reads the documents of this node's address. MongoDB may be away for a
+// moment, or slow while many servers start: that ends no join.
+func (j *joiner) ownDocuments(ctx context.Context) ([]cluster.AMSNode, error) {
+	for {
+		own, err := j.facts.client.AMSNodesByAddress(ctx, j.facts.address.Addr.String())
+		if err == nil || cluster.KindOf(err).Refusal() || pause(ctx, watchPoll) != nil {
+			return own, err
+		}
+	}
+}
+
+// runsElsewhere returns the other address of this machine under which the server
+// that runs is in the cluster.
+func (j *joiner) runsElsewhere() (string, bool) {
+	st, now := j.facts.service, time.Now()
+	if !st.Running() || j.seenFresh() || !j.mayBeElsewhere() {
+		return "", false
+	}
+	locals := j.localAddresses()
+	for _, n := range j.seen {
+		local := slices.ContainsFunc(locals, func(a string) bool { return cluster.SameAddress(a, n.IP) })
+		if local && n.Fresh(now) && !n.LastUpdate.Before(st.Started) {
+			return n.IP, true
+		}
+	}
+	return "", false
+}
+
+// mayBeElsewhere reports whether the server that runs may have another address than
+// this join is about: not where its environment says this one.
+func (j *joiner) mayBeElsewhere() bool {
+	p, err := ams.ReadProcess(j.Root, j.facts.service.MainPID)
+	return err != nil || !p.HostAddressKnown || !cluster.SameAddress(p.HostAddress, j.facts.address.Addr.String())
+}
+
+// elsewhereHint is the way out for a server that runs under another address; ""
+// where that is not the cause.
+func (j *joiner) elsewhereHint(err error) string {
+	var seen *cluster.AMSNotSeenError
+	if !errors.As(err, &seen) || seen.Verdict != cluster.AMSElsewhere {
+		return ""
+	}
+	at := j.facts.address.Addr.String()
+	if j.result.Restarted {
+		return fmt.Sprintf("whatever starts the server has to pass %s=%s on to it; or join under the other address, with --address", ams.HostAddressVariable, at)
+	}
+	return fmt.Sprintf("start it through the agent, which sets %s=%s: amsagent join, with --now where viewers are on it; or join under the other address, with --address", ams.HostAddressVariable, at)
+}
+
 // localAddresses are all addresses of this machine, where they can be known.
 func (j *joiner) localAddresses() []string {
-	ifaces, err := ams.HostInterfaces(j.Root)
+	ifaces, err := j.interfaces()
 	if err != nil {
 		return nil
 	}
@@ -196,9 +277,9 @@ func (j *joiner) localAddresses() []string {
 	return out
 }
 
-// watch looks after the service while the cluster is asked, and ends the
-// waiting where it died. It tells a person what it sees every now and then.
-func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc) {
+// watch looks after the service while something else is waited for, and ends the
+// waiting where it died. Every now and then it calls say, if that is not nil.
+func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, say func(context.Context)) {
 	told := time.Now()
 	for pause(ctx, watchPoll) == nil {
 		st, err := j.Service.State(ctx)
@@ -207,10 +288,17 @@ func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc) {
 			died(&ams.UnstableError{Service: j.Service.Name(), After: time.Since(j.startedAt), State: st})
 			return
 		}
-		if time.Since(told) >= progressEvery {
+		if say != nil && time.Since(told) >= progressEvery {
 			told = time.Now()
-			j.say("waiting for Ant Media Server to appear in the cluster as %s: %s", j.facts.address.Addr, j.look(ctx))
+			say(ctx)
 		}
+	}
+}
+
+func (j *joiner) sayWaiting(ctx context.Context) {
+	// What was cut short by the end of the waiting says nothing.
+	if seen := j.look(ctx); ctx.Err() == nil {
+		j.say("waiting for Ant Media Server to appear in the cluster as %s: %s", j.facts.address.Addr, seen)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -48,13 +49,22 @@ type AMSNode struct {
 	written bson.RawValue // lastUpdateTime as stored
 }
 
+// amsFields are the fields of AMS's document that are read.
+func amsFields() bson.D {
+	d := bson.D{}
+	for _, key := range []string{"ip", "lastUpdateTime", "memory", "cpu", "dbQueryAveargeTimeMs"} {
+		d = append(d, bson.E{Key: key, Value: 1})
+	}
+	return d
+}
+
 func readAMSNode(doc bson.Raw) AMSNode {
 	n := AMSNode{
 		IP:         textField(doc, "ip"),
 		LastUpdate: timeField(doc, "lastUpdateTime"),
 		Memory:     textField(doc, "memory"),
-		id:         field(doc, "_id"),
-		written:    field(doc, "lastUpdateTime"),
+		id:         keep(field(doc, "_id")),
+		written:    keep(field(doc, "lastUpdateTime")),
 	}
 	n.ID = idText(n.id)
 	if cpu, ok := numberField(doc, "cpu"); ok {
@@ -94,15 +104,86 @@ func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNo
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes of "+address, addressFilter("ip", address))
 }
 
+const (
+	// searchEvery is how often documents of an address are searched although those
+	// known are fresh: another network card gives the server another id.
+	searchEvery = 10 * time.Minute
+	// searchStale is how often they are searched while those known are old.
+	searchStale = time.Minute
+)
+
+// ownDocuments remembers which documents an address has.
+type ownDocuments struct {
+	mu       sync.Mutex
+	address  string
+	ids      bson.A
+	searched time.Time
+	// stale is when they were last searched because those known were old.
+	stale time.Time
+}
+
+// known returns the ids to ask for; none where a search is due.
+func (o *ownDocuments) known(address string) bson.A {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.address != address || time.Since(o.searched) >= searchEvery {
+		return nil
+	}
+	return o.ids
+}
+
+// due reports whether what the known documents say is reason to search again.
+func (o *ownDocuments) due(nodes []AMSNode, asked int, now time.Time) bool {
+	fresh := slices.ContainsFunc(nodes, func(n AMSNode) bool { return n.Fresh(now) })
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(nodes) < asked {
+		return true
+	}
+	if fresh || time.Since(o.stale) < searchStale {
+		return false
+	}
+	o.stale = time.Now()
+	return true
+}
+
+func (o *ownDocuments) remember(address string, nodes []AMSNode) {
+	ids := make(bson.A, 0, len(nodes))
+	for _, n := range nodes {
+		ids = append(ids, n.id)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.address, o.ids, o.searched = address, ids, time.Now()
+}
+
+// WatchAMSNodes is AMSNodesByAddress for who asks again and again for one address.
+// clusternode has no index on it, so that the server reads all documents for each
+// search; what was found once is asked for by its id. A document that a new id makes
+// is found as soon as the known ones are not written any more, else within ten
+// minutes.
+func (c *Client) WatchAMSNodes(ctx context.Context, address string) ([]AMSNode, error) {
+	if ids := c.own.known(address); len(ids) > 0 {
+		filter := append(bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: ids}}}}, addressFilter("ip", address)...)
+		nodes, err := c.readAMSNodes(ctx, "reading AMS's documents of "+address, filter)
+		if err != nil || !c.own.due(nodes, len(ids), c.now()) {
+			return nodes, err
+		}
+	}
+	nodes, err := c.AMSNodesByAddress(ctx, address)
+	if err == nil {
+		c.own.remember(address, nodes)
+	}
+	return nodes, err
+}
+
 func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]AMSNode, error) {
-	docs, err := c.find(ctx, op, c.amsNodes(), filter, nil)
+	nodes, err := find(ctx, c, op, c.amsNodes, filter, amsFields(), readAMSNode)
 	if err != nil {
 		return nil, err
 	}
-	nodes := make([]AMSNode, 0, len(docs))
-	for _, doc := range docs {
-		nodes = append(nodes, readAMSNode(doc))
-	}
+	// A document without a usable id is none that AMS wrote, and could not be named.
+	nodes = slices.DeleteFunc(nodes, func(n AMSNode) bool { return n.id.Type == 0 })
 	slices.SortFunc(nodes, func(a, b AMSNode) int {
 		return cmp.Or(compareText(a.IP, b.IP), compareText(a.ID, b.ID))
 	})
@@ -306,18 +387,18 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	for _, name := range databases {
 		d := DatabaseStreams{Database: name, IDs: []string{}}
 		op := "reading live streams of " + name
-		docs, err := c.find(ctx, op, c.mongo.Database(name).Collection(broadcastCollection), filter, projection)
+		broadcasts := func() *mongo.Collection { return c.db(name).Collection(broadcastCollection) }
+		ids, err := find(ctx, c, op, broadcasts, filter, projection, func(doc bson.Raw) string {
+			if id := textField(doc, "streamId"); id != "" {
+				return id
+			}
+			return idText(field(doc, "_id")) // still a stream that counts
+		})
 		if err != nil {
 			d.Err = err
 			errs = append(errs, err)
 		}
-		for _, doc := range docs {
-			id := textField(doc, "streamId")
-			if id == "" {
-				id = idText(field(doc, "_id")) // still a stream that counts
-			}
-			d.IDs = append(d.IDs, id)
-		}
+		d.IDs = append(d.IDs, ids...)
 		slices.Sort(d.IDs)
 		all = append(all, d)
 	}
@@ -325,5 +406,5 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 }
 
 func (c *Client) amsNodes() *mongo.Collection {
-	return c.mongo.Database(amsDatabase).Collection(amsCollection)
+	return c.db(amsDatabase).Collection(amsCollection)
 }

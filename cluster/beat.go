@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -52,15 +53,20 @@ type Sessions struct {
 	Viewers    *int `json:"viewers,omitempty"`
 	// By says how the viewers were counted.
 	By CountedBy `json:"by,omitempty"`
+	// PublishersBy is the same for the publishers. Only this machine knows: no row
+	// holds it.
+	PublishersBy CountedBy `json:"publishers_by,omitempty"`
 }
 
-// CountedBy is a way to count viewers.
+// CountedBy is a way to count sessions.
 type CountedBy string
 
 // The ways.
 const (
 	CountedByAMS         CountedBy = "ams"         // AMS's own statistics
 	CountedByConnections CountedBy = "connections" // established connections, an estimate
+	CountedByMongoDB     CountedBy = "mongodb"     // AMS's own documents of streams
+	CountedByService     CountedBy = "service"     // no server runs, says its service manager
 )
 
 // Total is the number of sessions; known only where both parts are.
@@ -71,16 +77,36 @@ func (s Sessions) Total() (n int, known bool) {
 	return *s.Publishers + *s.Viewers, true
 }
 
-// Equal reports whether both say the same.
+// Equal reports whether both say the same to who reads the row.
 func (s Sessions) Equal(t Sessions) bool {
 	same := func(a, b *int) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
 	return same(s.Publishers, t.Publishers) && same(s.Viewers, t.Viewers) && s.By == t.By
 }
 
+// Serving is what viewers get from the server of a node, as its agent sees it.
+type Serving struct {
+	// Up reports whether every application that has to serve does.
+	Up bool `json:"up"`
+	// Why names what does not serve; "" while Up.
+	Why string `json:"why,omitempty"`
+}
+
+// maxWhy bounds the reason in a row: a server may have hundreds of applications.
+const maxWhy = 200
+
+// Equal reports whether both say the same; nil is not known.
+func (s *Serving) Equal(t *Serving) bool {
+	if s == nil || t == nil {
+		return s == t
+	}
+	return *s == *t
+}
+
 // Beat is one heartbeat of a node.
 type Beat struct {
-	ID  string // of the row
-	Seq int64  // counts the beats of one life
+	ID   string // of the row
+	Life Life   // of the row; zero beats into a row of any life
+	Seq  int64  // counts the beats of one life
 	Load
 	Sessions Sessions
 
@@ -94,6 +120,8 @@ type Beat struct {
 	Clock *time.Duration
 	// Devices are the names of the GPUs by index.
 	Devices []string
+	// Serving is nil where it is not known.
+	Serving *Serving
 }
 
 // clockStep is by how much the clock may wander before a beat tells: readers
@@ -106,8 +134,9 @@ const clockStep = 500 * time.Millisecond
 // rarely only the difference to it is written.
 //
 // The error is [ErrNoNode] where there is no row of that id: somebody removed
-// it, and the node has to register again. A beat is not repeated here; the next
-// one is newer.
+// it, and the node has to register again. It is an [OtherMachineError] where the
+// row is of another life than b.Life: another machine registered under this id. A
+// beat is not repeated here; the next one is newer.
 func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
 	if b.ID == "" {
 		return errors.New("a beat: it has no node")
@@ -119,7 +148,7 @@ func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
 	command := bson.D{
 		{Key: "update", Value: nodesCollection},
 		{Key: "updates", Value: bson.A{bson.D{
-			{Key: "q", Value: bson.D{{Key: "_id", Value: b.ID}}},
+			{Key: "q", Value: b.filter()},
 			{Key: "u", Value: b.update(last)},
 		}}},
 	}
@@ -127,10 +156,10 @@ func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
 	err := c.once(ctx, op, func(ctx context.Context) error {
 		var err error
 		command := command
-		if !c.watch.standalone() {
+		if !c.link.Load().watch.standalone() {
 			command = append(slices.Clone(command), concern)
 		}
-		reply, err = c.mongo.Database(registryDatabase).RunCommand(ctx, command).Raw()
+		reply, err = c.db(registryDatabase).RunCommand(ctx, command).Raw()
 		if err == nil {
 			err = writeErrors(reply)
 		}
@@ -140,9 +169,20 @@ func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
 		return err
 	}
 	if n, ok := int64Field(reply, "n"); ok && n == 0 {
-		return fmt.Errorf("%s: %w", op, ErrNoNode)
+		if b.Life == 0 {
+			return fmt.Errorf("%s: %w", op, ErrNoNode)
+		}
+		return c.beatRefused(ctx, op, b)
 	}
 	return nil
+}
+
+func (b Beat) filter() bson.D {
+	q := bson.D{{Key: "_id", Value: b.ID}}
+	if b.Life != 0 {
+		q = append(q, bson.E{Key: lifeKey, Value: int32(b.Life)})
+	}
+	return q
 }
 
 // writeErrors finds what a server refused although it calls the command done.
@@ -157,7 +197,7 @@ func writeErrors(reply bson.Raw) error {
 	}
 	doc, _ := values[0].DocumentOK()
 	code, _ := int64Field(doc, "code")
-	return mongo.CommandError{Code: int32(code), Name: textField(doc, "codeName"), Message: textField(doc, "errmsg")}
+	return mongo.CommandError{Code: int32(code), Name: textField(doc, "codeName"), Message: boundedText(field(doc, "errmsg"), maxMessage)}
 }
 
 func (b Beat) update(last *Beat) bson.D {
@@ -195,6 +235,9 @@ func (b Beat) update(last *Beat) bson.D {
 	}
 	if last == nil || !slices.Equal(b.Devices, last.Devices) {
 		put("gpus", b.Devices, len(b.Devices) > 0)
+	}
+	if last == nil || !b.Serving.Equal(last.Serving) {
+		put("serving", b.Serving.document(), b.Serving != nil)
 	}
 	u := bson.D{{Key: "$set", Value: set}}
 	if len(unset) > 0 {
@@ -298,6 +341,17 @@ func (s Sessions) document() bson.D {
 	return d
 }
 
+func (s *Serving) document() bson.D {
+	if s == nil {
+		return nil
+	}
+	d := bson.D{{Key: "up", Value: s.Up}}
+	if why := strings.ToValidUTF8(s.Why[:min(len(s.Why), maxWhy)], ""); why != "" && !s.Up {
+		d = append(d, bson.E{Key: "why", Value: why})
+	}
+	return d
+}
+
 func lookup(d bson.D, key string) (any, bool) {
 	i := slices.IndexFunc(d, func(e bson.E) bool { return e.Key == key })
 	if i < 0 {
@@ -317,7 +371,7 @@ func readLoad(row bson.Raw) *Load {
 		NetRx: rateField(doc, "net_rx"), NetTx: rateField(doc, "net_tx"),
 	}
 	if _, data, ok := field(doc, "gpus").BinaryOK(); ok {
-		l.GPUs = unpackGPUs(data)
+		l.GPUs = unpackGPUs(data[:min(len(data), maxDevices*gpuBytes)])
 	}
 	return l
 }
@@ -330,6 +384,23 @@ func readSessions(row bson.Raw) *Sessions {
 	return &Sessions{
 		Publishers: intField(doc, "publishers"), Viewers: intField(doc, "viewers"), By: CountedBy(textField(doc, "by")),
 	}
+}
+
+// readServing returns nil where the row does not say it, as that of an older agent.
+func readServing(row bson.Raw) *Serving {
+	doc, ok := field(row, "serving").DocumentOK()
+	if !ok {
+		return nil
+	}
+	up, ok := field(doc, "up").BooleanOK()
+	if !ok {
+		return nil
+	}
+	s := &Serving{Up: up}
+	if !up {
+		s.Why = textField(doc, "why")
+	}
+	return s
 }
 
 func intField(doc bson.Raw, key string) *int {
@@ -359,9 +430,8 @@ func textsField(doc bson.Raw, key string) []string {
 		return nil
 	}
 	var texts []string
-	for _, v := range values {
-		s, _ := v.StringValueOK() // the place counts, whatever stands there
-		texts = append(texts, s)
+	for _, v := range values[:min(len(values), maxDevices)] {
+		texts = append(texts, boundedText(v, maxText)) // the place counts, whatever stands there
 	}
 	return texts
 }

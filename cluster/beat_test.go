@@ -33,10 +33,10 @@ func fullBeat(id string) Beat {
 	n := func(i int) *int { return &i }
 	clock := -1500 * time.Millisecond
 	return Beat{
-		ID: id, Seq: 123456, Load: fullLoad(),
+		ID: id, Life: Node{ID: id, IP: "10.0.0.3", BootID: "6f9619ff-8b86-d011-b42d-00c04fc964ff"}.Life(), Seq: 123456, Load: fullLoad(),
 		Sessions: Sessions{Publishers: n(123), Viewers: n(4567), By: CountedByConnections},
 		Interval: 5 * time.Second, Clock: &clock,
-		Devices: []string{"NVIDIA A10G", "NVIDIA A10G"},
+		Devices: []string{"NVIDIA A10G", "NVIDIA A10G"}, Serving: &Serving{Up: true},
 	}
 }
 
@@ -77,7 +77,8 @@ func (w *wire) updates() [][]byte {
 }
 
 // A beat is sent by every node every few seconds: 400 bytes at most, with all
-// readings of eight devices, against a server with sessions.
+// readings of eight devices, against a server with sessions, and ten more that keep
+// it out of another machine's row.
 func TestBeatOnTheWire(t *testing.T) {
 	t.Parallel()
 	sessions := bson.E{Key: "logicalSessionTimeoutMinutes", Value: 30}
@@ -89,6 +90,7 @@ func TestBeatOnTheWire(t *testing.T) {
 			{Key: "signature", Value: bson.D{{Key: "hash", Value: bson.Binary{Data: make([]byte, 20)}}, {Key: "keyId", Value: int64(7300000000000000001)}}},
 		}},
 	}
+	const lifeBytes = 10 // type, name and four bytes in the filter
 	const aws, uuid = "i-0123456789abcdef0", "6f9619ff-8b86-d011-b42d-00c04fc964ff"
 	for _, tt := range []struct {
 		name  string
@@ -96,8 +98,8 @@ func TestBeatOnTheWire(t *testing.T) {
 		hello []bson.E
 		limit int // 0: only told
 	}{
-		{"standalone, AWS", aws, []bson.E{sessions}, 400},
-		{"standalone, 36 characters", uuid, []bson.E{sessions}, 417},
+		{"standalone, AWS", aws, []bson.E{sessions}, 400 + lifeBytes},
+		{"standalone, 36 characters", uuid, []bson.E{sessions}, 417 + lifeBytes},
 		{"replica set, AWS", aws, set, 0},
 		{"replica set, 36 characters", uuid, set, 0},
 	} {
@@ -182,7 +184,14 @@ func TestBeatErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := startFake(t, nil)
-			s.answer = func(string, bson.Raw) (bson.D, error) { return tt.reply, nil }
+			s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+				if name == "find" { // whether the row is another machine's
+					return okReply(bson.E{Key: "cursor", Value: bson.D{
+						{Key: "id", Value: int64(0)}, {Key: "ns", Value: "amsagent.nodes"}, {Key: "firstBatch", Value: bson.A{}},
+					}}), nil
+				}
+				return tt.reply, nil
+			}
 			c := connect(t, s.addr(), Options{Timeout: quick})
 			err := c.Beat(t.Context(), fullBeat("i-1"), nil)
 			if (err == nil) != (tt.kind == "" && !tt.noNode) || KindOf(err) != tt.kind || errors.Is(err, ErrNoNode) != tt.noNode {
@@ -261,6 +270,7 @@ func TestBeatRoundTrip(t *testing.T) {
 		{Key: "gpus", Value: bson.A{"x", 1, "y"}},
 		{Key: "clock_ms", Value: "later"},
 		{Key: "port", Value: 70000},
+		{Key: "serving", Value: bson.D{{Key: "up", Value: "yes"}, {Key: "why", Value: 7}}},
 	}))
 	want := Node{ID: "a", Load: &Load{CPU: n(7)}, Devices: []string{"x", "", "y"}}
 	if diff := cmp.Diff(want, odd); diff != "" {
@@ -302,8 +312,8 @@ func TestBeatWritesDifferences(t *testing.T) {
 		change     func(*Beat)
 		set, unset string
 	}{
-		{"nothing is known of the row", nil, func(*Beat) {}, "seq load sessions interval_ms clock_ms gpus", ""},
-		{"nothing is known of anything", nil, func(b *Beat) { *b = Beat{ID: "a"} }, "seq load sessions", "interval_ms clock_ms gpus"},
+		{"nothing is known of the row", nil, func(*Beat) {}, "seq load sessions interval_ms clock_ms gpus serving", ""},
+		{"nothing is known of anything", nil, func(b *Beat) { *b = Beat{ID: "a"} }, "seq load sessions", "interval_ms clock_ms gpus serving"},
 		{"nothing changed", &base, func(*Beat) {}, "seq load", ""},
 		{"how viewers are counted", &base, func(b *Beat) { b.Sessions.By = CountedByAMS }, "seq load sessions.by", ""},
 		{"viewers", &base, func(b *Beat) { b.Sessions.Viewers = &more }, "seq load sessions.viewers", ""},
@@ -315,6 +325,9 @@ func TestBeatWritesDifferences(t *testing.T) {
 		{"clock unknown", &base, func(b *Beat) { b.Clock = nil }, "seq load", "clock_ms"},
 		{"devices", &base, func(b *Beat) { b.Devices = []string{"x"} }, "seq load gpus", ""},
 		{"no devices", &base, func(b *Beat) { b.Devices = nil }, "seq load", "gpus"},
+		{"serves as before", &base, func(b *Beat) { b.Serving = &Serving{Up: true} }, "seq load", ""},
+		{"does not serve", &base, func(b *Beat) { b.Serving = &Serving{Why: "LiveApp fails"} }, "seq load serving", ""},
+		{"service unknown", &base, func(b *Beat) { b.Serving = nil }, "seq load", "serving"},
 	} {
 		b := base
 		tt.change(&b)
@@ -327,5 +340,32 @@ func TestBeatWritesDifferences(t *testing.T) {
 	}
 	if n, known := base.Sessions.Total(); !known || n != 4690 {
 		t.Errorf("%d, %t", n, known)
+	}
+}
+
+// The reason is short in the row, whatever the server said, and goes with the failure.
+func TestServingInRow(t *testing.T) {
+	t.Parallel()
+	row := func(s *Serving) *Serving {
+		return readNode(raw(t, bson.D{{Key: "_id", Value: "a"}, {Key: "serving", Value: s.document()}})).Serving
+	}
+	for _, s := range []*Serving{{Up: true}, {Why: "LiveApp fails"}, {}} {
+		if got := row(s); !got.Equal(s) {
+			t.Errorf("%+v became %+v", s, got)
+		}
+	}
+	if got := row(&Serving{Up: true, Why: "stale"}); !got.Equal(&Serving{Up: true}) {
+		t.Errorf("%+v", got)
+	}
+	long := row(&Serving{Why: strings.Repeat("\u00e4", maxWhy)})
+	if long == nil || len(long.Why) > maxWhy || !strings.HasPrefix(long.Why, "\u00e4\u00e4") {
+		t.Errorf("%+v", long)
+	}
+	if readNode(raw(t, bson.D{{Key: "_id", Value: "a"}})).Serving != nil {
+		t.Error("a row of an older agent says nothing of it")
+	}
+	up, down := &Serving{Up: true}, &Serving{}
+	if up.Equal(nil) || (*Serving)(nil).Equal(down) || up.Equal(down) || !(*Serving)(nil).Equal(nil) {
+		t.Error("not known, serving and not serving are three different things")
 	}
 }

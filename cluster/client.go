@@ -13,8 +13,10 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -75,12 +77,15 @@ const (
 // and each is bounded by [Options.Timeout] and by its context, whichever ends
 // first.
 type Client struct {
-	mongo   *mongo.Client
 	target  Target
+	options Options
 	timeout time.Duration
 	log     *slog.Logger
 	now     func() time.Time
-	watch   *watch
+
+	link    atomic.Pointer[link]
+	linking linking
+	own     ownDocuments
 }
 
 // watch keeps the last failure to hear from each server, and the last one for
@@ -91,6 +96,9 @@ type watch struct {
 	cleared map[string]error
 	// alone says that the server is no member of a replica set.
 	alone bool
+	// kind is what the server said last that it is; set is its replica set.
+	kind string
+	set  replicaSet
 }
 
 func newWatch() *watch {
@@ -133,7 +141,13 @@ func (w *watch) monitor() *event.ServerMonitor {
 		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.failed[hostOf(e.ConnectionID)] = e.Failure
+			host, why := hostOf(e.ConnectionID), e.Failure
+			if errors.Is(why, context.Canceled) {
+				// The driver ended its own look at the server when a call failed:
+				// what that call met is the reason, and no caller gave up.
+				why = w.cleared[host]
+			}
+			w.failed[host] = why
 		},
 		ServerHeartbeatSucceeded: func(e *event.ServerHeartbeatSucceededEvent) {
 			w.mu.Lock()
@@ -143,8 +157,13 @@ func (w *watch) monitor() *event.ServerMonitor {
 		ServerDescriptionChanged: func(e *event.ServerDescriptionChangedEvent) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			if kind := e.NewDescription.Kind; kind != description.UnknownStr {
-				w.alone = kind == description.ServerKindStandalone.String()
+			d := e.NewDescription
+			if d.Kind == description.UnknownStr {
+				return
+			}
+			w.alone, w.kind = d.Kind == description.ServerKindStandalone.String(), d.Kind
+			if d.SetName != "" && len(d.Hosts) > 0 {
+				w.set = replicaSet{d.SetName, slices.Clone(d.Hosts)}
 			}
 		},
 	}
@@ -168,17 +187,15 @@ func (w *watch) recent() map[string]error {
 // server is there. Close the client in any case.
 //
 // AMS and we must see the same server, so where a single host is named without
-// a replica set, it is used directly and not asked for other members: that is
-// what AMS's Java driver does.
+// a replica set, it is used directly: that is what AMS's Java driver does. Where that
+// host turns out to be a member of a set and not its primary, the client follows
+// the set: see [ServerFacts.OneNamed].
 func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	const op = "preparing the connection to MongoDB"
 	if t.IsZero() {
 		return nil, &Error{Kind: KindConfig, Op: op, Err: errors.New("no address is given")}
 	}
-	c := &Client{
-		target: t, timeout: o.Timeout, log: o.Log, now: o.Now,
-		watch: newWatch(),
-	}
+	c := &Client{target: t, options: o, timeout: o.Timeout, log: o.Log, now: o.Now}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
 	}
@@ -188,10 +205,7 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	opts, err := c.driverOptions(ctx, o)
-	if err == nil {
-		c.mongo, err = mongo.Connect(opts)
-	}
+	l, err := c.open(ctx, nil)
 	if err != nil {
 		e := newError(op, err, t, nil)
 		if e.Kind == KindOther || e.Kind == KindTLS {
@@ -199,10 +213,12 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 		}
 		return nil, e
 	}
+	c.link.Store(l)
 	return c, nil
 }
 
-func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientOptions, error) {
+func (c *Client) driverOptions(ctx context.Context, w *watch) (*options.ClientOptions, error) {
+	o := c.options
 	opts, err := applyURI(ctx, c.target, c.timeout)
 	if err != nil {
 		return nil, err
@@ -222,8 +238,8 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	opts.SetServerMonitoringMode("poll") // one connection to watch, not two
 	opts.SetReadPreference(readpref.Primary())
 	opts.SetWriteConcern(writeconcern.Majority())
-	opts.SetServerMonitor(c.watch.monitor())
-	opts.SetPoolMonitor(c.watch.pools())
+	opts.SetServerMonitor(w.monitor())
+	opts.SetPoolMonitor(w.pools())
 	opts.SetMonitor(noteAnswers())
 	if o.Dialer != nil {
 		opts.SetDialer(o.Dialer)
@@ -302,10 +318,7 @@ func (c *Client) Target() Target { return c.target }
 
 // Close says good-bye and closes all connections, in about a second at most.
 func (c *Client) Close(ctx context.Context) error {
-	// Also when ctx has ended: that is when most clients are closed.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
-	if err := c.mongo.Disconnect(ctx); err != nil && !errors.Is(err, mongo.ErrClientDisconnected) {
+	if err := c.closeLinks(ctx); err != nil {
 		return newError("closing the connection to MongoDB", err, c.target, nil)
 	}
 	return nil
@@ -356,11 +369,16 @@ func (c *Client) attempts(ctx context.Context, op string, most int, do func(cont
 	ctx = context.WithValue(ctx, lastAnswerKey{}, last)
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
+		l := c.link.Load()
 		err := do(ctx)
+		if c.relink(ctx, l, err) {
+			attempt-- // that was no fault of the server that is asked now
+			continue
+		}
 		if err == nil {
 			return nil
 		}
-		e := newError(op, c.watch.cause(err), c.target, c.watch.recent())
+		e := newError(op, l.watch.cause(err), c.target, l.watch.recent())
 		if told := last.get(); told != nil && e.Kind == KindTimeout {
 			// The driver repeats what a server refuses for a moment until the
 			// time is up, and then tells the time only.
@@ -402,7 +420,7 @@ func passes(k Kind, err error) bool {
 // [Client.CheckAccess]'s question.
 func (c *Client) Ping(ctx context.Context) error {
 	return c.call(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {
-		return c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "ping", Value: 1}}).Err()
+		return c.db("admin").RunCommand(ctx, bson.D{{Key: "ping", Value: 1}}).Err()
 	})
 }
 
@@ -429,7 +447,7 @@ func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Du
 	err = c.call(ctx, op, func(ctx context.Context) error {
 		start := time.Now() // monotonic: a duration, not the local clock
 		var err error
-		reply, err = c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
+		reply, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
 		trip = time.Since(start)
 		return err
 	})
@@ -473,6 +491,20 @@ func (c *Client) CheckAccess(ctx context.Context) error {
 		_, err := c.amsNodes().DeleteOne(ctx, nothing)
 		return err
 	})
+}
+
+// CheckRead tries the right to read the streams of applications, whose databases these
+// are. Without it the publishers of a node are not known.
+func (c *Client) CheckRead(ctx context.Context, databases []string) error {
+	nothing := bson.D{{Key: "_id", Value: bson.D{}}}
+	var errs []error
+	for _, name := range databases {
+		broadcasts := func() *mongo.Collection { return c.db(name).Collection(broadcastCollection) }
+		_, err := find(ctx, c, "checking the right to read "+name+"."+broadcastCollection, broadcasts, nothing, bson.D{{Key: "_id", Value: 1}},
+			func(bson.Raw) struct{} { return struct{}{} })
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // hostList names the hosts for a message.

@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -28,6 +29,9 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/event"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
 )
 
 // quick is a time that a healthy local exchange never needs and a test can
@@ -323,6 +327,39 @@ func TestCanceled(t *testing.T) {
 	checkError(t, err, KindCanceled, s.addr())
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("errors.Is does not find context.Canceled below %v", err)
+	}
+}
+
+// TestCanceledByTheDriver: the driver ends its own look at a server when a call to it
+// fails, and reports that as canceled. The caller has given up nothing.
+func TestCanceledByTheDriver(t *testing.T) {
+	t.Parallel()
+	target, err := ParseTarget("mongodb://db1:27017")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := fmt.Errorf("looking: %w", context.Canceled)
+	search := topology.ServerSelectionError{
+		Wrapped: context.DeadlineExceeded,
+		Desc:    description.Topology{Servers: []description.Server{{Addr: "db1:27017", LastError: gone}}},
+	}
+	for name, tt := range map[string]struct {
+		met  error
+		kind Kind
+	}{
+		"the call was cut": {io.EOF, KindLost},
+		"nothing is known": {nil, KindTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWatch()
+			w.pools().Event(&event.PoolEvent{Type: event.ConnectionPoolCleared, Address: "db1:27017", Error: tt.met})
+			w.monitor().ServerHeartbeatFailed(&event.ServerHeartbeatFailedEvent{ConnectionID: "db1:27017[-7]", Failure: gone})
+			for _, err := range []error{search, context.DeadlineExceeded} {
+				if e := newError("asking", err, target, w.recent()); e.Kind != tt.kind {
+					t.Errorf("%v: kind %s, want %s: %v", err, e.Kind, tt.kind, e)
+				}
+			}
+		})
 	}
 }
 

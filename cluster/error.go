@@ -41,6 +41,16 @@ const (
 	KindOther       Kind = "other"
 )
 
+// Refusal reports whether MongoDB will say the same again until somebody changes
+// something.
+func (k Kind) Refusal() bool {
+	switch k {
+	case KindAuth, KindForbidden, KindConfig, KindUnsupported:
+		return true
+	}
+	return false
+}
+
 // Error is a failure of a call to MongoDB. No part of it holds a secret of
 // the connection string.
 type Error struct {
@@ -207,7 +217,7 @@ func diagnoseSelection(sel topology.ServerSelectionError, err error, t Target, r
 			last = now
 		}
 		switch {
-		case last != nil:
+		case last != nil && !errors.Is(last, context.Canceled): // of the driver's own looks
 			f.kind, f.text = kindOf(last), innermost(last)
 			if f.kind == KindLost {
 				f.text += " (" + hintTLS(t) + ")"
@@ -363,6 +373,20 @@ func isTLS(err error) bool {
 	return strings.Contains(err.Error(), "tls: ")
 }
 
+// message is what a server says, without the command that it refused: a refusal
+// repeats all of it, with session and signed cluster time.
+func message(text string) string {
+	const refused = " to execute command { "
+	if before, command, found := strings.Cut(text, refused); found {
+		name, _, _ := strings.Cut(command, ":")
+		text = before + " to execute command " + name
+	}
+	if len(text) > maxMessage {
+		text = strings.ToValidUTF8(text[:maxMessage], "") + "…"
+	}
+	return text
+}
+
 // innermost returns the words of the error that says most: the driver wraps
 // "connection refused" into three sentences about its own topology.
 func innermost(err error) string {
@@ -377,12 +401,12 @@ func innermost(err error) string {
 	}
 	if ce, ok := errors.AsType[mongo.CommandError](err); ok && ce.Message != "" && ce.Code != 0 {
 		if ce.Name == "" {
-			return ce.Message
+			return message(ce.Message)
 		}
-		return ce.Name + ": " + ce.Message
+		return ce.Name + ": " + message(ce.Message)
 	}
 	if inner, ok := errors.AsType[driver.Error](err); ok && inner.Code != 0 {
-		return inner.Name + ": " + inner.Message
+		return inner.Name + ": " + message(inner.Message)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return context.DeadlineExceeded.Error()

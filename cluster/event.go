@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
@@ -51,4 +53,67 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 		}
 		return err
 	})
+}
+
+// PastEvent is an event as the registry has it.
+type PastEvent struct {
+	// At is by the server's clock; zero where the event does not say it.
+	At time.Time `json:"at"`
+	Event
+}
+
+// EventQuery chooses events.
+type EventQuery struct {
+	// Nodes are ids; none are all.
+	Nodes []string
+	// Since is by the server's clock; zero is from the beginning.
+	Since time.Time
+	// Limit is how many of the latest are read, at least 1.
+	Limit int
+}
+
+// maxDetails bounds the facts of an event that was read.
+const maxDetails = 32
+
+// Events reads the latest events, the oldest of them first. The registry keeps them
+// for 90 days, where the server forgets by itself.
+func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) {
+	filter := bson.D{}
+	if len(q.Nodes) > 0 {
+		filter = append(filter, bson.E{Key: "node", Value: bson.D{{Key: "$in", Value: q.Nodes}}})
+	}
+	if !q.Since.IsZero() {
+		filter = append(filter, bson.E{Key: "at", Value: bson.D{{Key: "$gte", Value: q.Since}}})
+	}
+	fields := bson.D{}
+	for _, key := range []string{"at", "node", "kind", "who", "why", "cut", "details"} {
+		fields = append(fields, bson.E{Key: key, Value: 1})
+	}
+	found, err := find(ctx, c, "reading the events of the registry", c.events, filter, fields, readEvent,
+		bson.E{Key: "sort", Value: bson.D{{Key: "at", Value: -1}, {Key: "_id", Value: -1}}}, bson.E{Key: "limit", Value: int64(max(1, q.Limit))})
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(found)
+	return found, nil
+}
+
+func readEvent(doc bson.Raw) PastEvent {
+	e := PastEvent{At: timeField(doc, "at"), Event: Event{
+		Node: textField(doc, "node"), Kind: textField(doc, "kind"), Who: textField(doc, "who"), Why: boundedText(field(doc, "why"), maxMessage),
+	}}
+	if n, ok := int64Field(doc, "cut"); ok {
+		e.Cut = &n
+	}
+	details, _ := field(doc, "details").DocumentOK()
+	elements, _ := details.Elements()
+	for _, d := range elements[:min(len(elements), maxDetails)] {
+		if text := boundedText(d.Value(), maxText); text != "" && len(d.Key()) <= maxText {
+			if e.Details == nil {
+				e.Details = map[string]string{}
+			}
+			e.Details[d.Key()] = text
+		}
+	}
+	return e
 }

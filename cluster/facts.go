@@ -12,6 +12,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
 // ServerFacts is what a server says of itself.
@@ -22,12 +23,21 @@ type ServerFacts struct {
 	// ReplicaSet is its name, "" for a server of its own; Members how many hosts it has.
 	ReplicaSet string `json:"replica_set,omitempty"`
 	Members    int    `json:"members,omitempty"`
+	// Hosts are the members that vote, as the set calls them.
+	Hosts []string `json:"hosts,omitempty"`
+	// OneNamed tells that the connection string names one member of a set of several,
+	// and not the set: AMS's driver stays with that one, also when another one takes
+	// the writes.
+	OneNamed bool `json:"one_named,omitempty"`
 	// Writable tells that it takes writes now.
 	Writable bool `json:"writable"`
 	// Forgets tells whether the server has the index by which it forgets the nodes
 	// that have left; nil is not known.
 	Forgets *bool `json:"forgets,omitempty"`
 }
+
+// maxMembers is how many members a replica set can have.
+const maxMembers = 50
 
 // ServerFacts asks the server about itself. It changes nothing.
 func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
@@ -36,7 +46,7 @@ func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
 	var hello bson.Raw
 	err := c.call(ctx, op, func(ctx context.Context) error {
 		var err error
-		hello, err = c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
+		hello, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
 		return err
 	})
 	if err != nil {
@@ -48,12 +58,17 @@ func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
 	if hosts, ok := field(hello, "hosts").ArrayOK(); ok {
 		values, _ := hosts.Values()
 		f.Members = len(values)
+		for _, v := range values[:min(len(values), maxMembers)] {
+			host, _ := v.StringValueOK()
+			f.Hosts = append(f.Hosts, host)
+		}
 	}
+	f.OneNamed = f.ReplicaSet != "" && f.Members > 1 && c.namesOne()
 	// What is not told is no failure of the rest.
 	var build bson.Raw
 	if c.once(ctx, op, func(ctx context.Context) error {
 		var err error
-		build, err = c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "buildInfo", Value: 1}}).Raw()
+		build, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "buildInfo", Value: 1}}).Raw()
 		return err
 	}) == nil {
 		f.Version = textField(build, "version")
@@ -101,24 +116,21 @@ func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
 // not log in: it asks as one. An error is for a question without an answer.
 func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	const op = "asking MongoDB without a password"
-	c := &Client{target: t, timeout: o.Timeout, log: o.Log, now: o.Now, watch: newWatch()}
+	c := &Client{target: t, options: o, timeout: o.Timeout, log: o.Log, now: o.Now}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	opts, err := c.driverOptions(ctx, o)
-	if err == nil {
-		opts.Auth = nil
-		c.mongo, err = mongo.Connect(opts)
-	}
+	l, err := c.open(ctx, func(opts *options.ClientOptions) { opts.Auth = nil })
 	if err != nil {
 		return false, newError(op, err, t, nil)
 	}
+	c.link.Store(l)
 	defer func() { _ = c.Close(ctx) }()
 	err = c.once(ctx, op, func(ctx context.Context) error {
-		return c.mongo.Database("admin").RunCommand(ctx, bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}).Err()
+		return c.db("admin").RunCommand(ctx, bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}).Err()
 	})
 	switch KindOf(err) {
 	case "":

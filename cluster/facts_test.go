@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 )
 
@@ -22,18 +23,18 @@ func TestServerFacts(t *testing.T) {
 		{
 			"a primary with all", listReply(bson.D{{Key: "v", Value: 2}, {Key: "key", Value: bson.D{{Key: "left_at", Value: 1}}}, {Key: "name", Value: "left_at_1"}, {Key: "expireAfterSeconds", Value: 60}}),
 			okReply(bson.E{Key: "version", Value: "7.0.14"}),
-			ServerFacts{Version: "7.0.14", Wire: 21, ReplicaSet: "rs0", Members: 3, Writable: true},
+			ServerFacts{Version: "7.0.14", Wire: 21, ReplicaSet: "rs0", Members: 3, Hosts: []string{"a:1", "b:1", "c:1"}, Writable: true},
 			"yes",
 		},
 		{
 			"no index with a time to live", listReply(bson.D{{Key: "v", Value: 2}, {Key: "key", Value: bson.D{{Key: "_id", Value: 1}}}, {Key: "name", Value: "_id_"}}),
 			okReply(bson.E{Key: "version", Value: "7.0.14"}),
-			ServerFacts{Version: "7.0.14", Wire: 21, ReplicaSet: "rs0", Members: 3, Writable: true},
+			ServerFacts{Version: "7.0.14", Wire: 21, ReplicaSet: "rs0", Members: 3, Hosts: []string{"a:1", "b:1", "c:1"}, Writable: true},
 			"no",
 		},
 		{
 			"it tells nothing more", errorReply(13, "Unauthorized", "not authorized"), errorReply(59, "CommandNotFound", "no such command"),
-			ServerFacts{Wire: 21, ReplicaSet: "rs0", Members: 3, Writable: true},
+			ServerFacts{Wire: 21, ReplicaSet: "rs0", Members: 3, Hosts: []string{"a:1", "b:1", "c:1"}, Writable: true},
 			"",
 		},
 	} {
@@ -59,7 +60,7 @@ func TestServerFacts(t *testing.T) {
 				forgets = map[bool]string{true: "yes", false: "no"}[*f.Forgets]
 			}
 			f.Forgets = nil
-			if f != tt.want || forgets != tt.forgets {
+			if !cmp.Equal(f, tt.want) || forgets != tt.forgets {
 				t.Errorf("%+v, forgets %q", f, forgets)
 			}
 		})

@@ -19,17 +19,20 @@ import (
 // beats into the registry, and its AMS, which writes clusternode.
 type Verdict string
 
-// The verdicts.
+// The verdicts. An active node with both witnesses is alive or not serving; where its
+// agent does not say which, it is alive.
 const (
 	VerdictAlive      Verdict = "alive"       // both are heard
+	VerdictNotServing Verdict = "not-serving" // both are heard, and viewers are not served
 	VerdictAMSStale   Verdict = "ams-stale"   // the agent is heard, AMS is silent
 	VerdictAgentStale Verdict = "agent-stale" // AMS is heard, the agent is silent
 	VerdictGone       Verdict = "gone"        // neither is heard
+	VerdictLeft       Verdict = "left"        // it said so itself: nobody expects to hear of it
 )
 
-// Verdicts returns all verdicts, from well to bad.
+// Verdicts returns all verdicts, from well to bad, and those that have left.
 func Verdicts() []Verdict {
-	return []Verdict{VerdictAlive, VerdictAMSStale, VerdictAgentStale, VerdictGone}
+	return []Verdict{VerdictAlive, VerdictNotServing, VerdictAMSStale, VerdictAgentStale, VerdictGone, VerdictLeft}
 }
 
 const (
@@ -118,6 +121,18 @@ func (m Member) Endpoint() (address string, port int, known bool) {
 	return m.Node.IP, m.Node.Port, true
 }
 
+// notServing reports whether the node is active and its agent sees that viewers are
+// not served. In the other states viewers are not sent there anyway.
+func (m Member) notServing() bool {
+	return m.State() == StateActive && m.Node.Serving != nil && !m.Node.Serving.Up
+}
+
+// Silent reports whether nothing is heard of the machine any more, be it gone or
+// one that has left.
+func (m Member) Silent() bool {
+	return m.Verdict == VerdictGone || m.Verdict == VerdictLeft && !m.Agent.Fresh && !m.Server.Fresh
+}
+
 // Beats reports whether an agent ever beat for this row. A row that a join wrote
 // and nobody beats for promises nothing, so its age says nothing about the
 // machine.
@@ -143,7 +158,7 @@ func (m Member) Overdue() (in time.Duration, late bool) {
 // It changes nothing where AMS has written since the agent fell silent: it lives,
 // and what refuses us is a firewall, or AMS listens elsewhere.
 func (m *Member) Refused() {
-	if m.Node == nil || !m.Node.Beats() || m.Agent.Fresh || m.Server.Guess {
+	if m.Node == nil || !m.Node.Beats() || m.Agent.Fresh || m.Server.Guess || m.Verdict == VerdictLeft {
 		return
 	}
 	if m.Server.Known && m.Server.Age < m.Agent.Age-intervalOf(*m.Node)-beatSlack/2 {
@@ -317,6 +332,10 @@ func (o *Observer) judge(m *Member, server, now time.Time, next *Observer) {
 	// no proof. Two that are late are; a row that nobody ever beat for is none.
 	late := m.Node != nil && m.Node.Beats() && !o.fresh(now.Add(-m.Server.Age), now, agentLimit(amsPeriod))
 	switch {
+	case m.State() == StateLeft:
+		m.Verdict = VerdictLeft
+	case m.Agent.Fresh && m.Server.Fresh && m.notServing():
+		m.Verdict = VerdictNotServing
 	case m.Agent.Fresh && m.Server.Fresh:
 		m.Verdict = VerdictAlive
 	case m.Agent.Fresh:

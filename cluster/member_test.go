@@ -300,13 +300,13 @@ func TestMembersByAddress(t *testing.T) {
 		s.beat("old", "10.0.0.1", func(n *Node) { n.State = StateLeft })
 		s.pass(time.Minute)
 		s.write("x10.0.0.1", "10.0.0.1", 0) // an AMS without an agent has the address now
-		s.want("old 10.0.0.1 gone; x10.0.0.1 10.0.0.1 agent-stale")
+		s.want("old 10.0.0.1 left; x10.0.0.1 10.0.0.1 agent-stale")
 		s.beat("new", "10.0.0.1")
-		s.want("new 10.0.0.1 alive; old 10.0.0.1 gone")
+		s.want("new 10.0.0.1 alive; old 10.0.0.1 left")
 		// Its own last word is newer than the other's.
 		s.pass(time.Second)
 		s.beat("old", "10.0.0.1")
-		s.want("new 10.0.0.1 alive; old 10.0.0.1 ams-stale")
+		s.want("new 10.0.0.1 alive; old 10.0.0.1 left")
 	})
 	t.Run("AMS without rows", func(t *testing.T) {
 		s := newStage(t)
@@ -482,5 +482,40 @@ func BenchmarkJudge(b *testing.B) {
 	var o Observer
 	for b.Loop() {
 		o.Judge(l, l.ServerTime)
+	}
+}
+
+// Only an active node that both witnesses vouch for is called not serving; what an older
+// agent does not say is not held against it.
+func TestNotServing(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		state      State
+		serving    *Serving
+		agent, ams time.Duration // since each was heard
+		want       Verdict
+	}{
+		"serves":                                 {StateActive, &Serving{Up: true}, time.Second, time.Second, VerdictAlive},
+		"does not":                               {StateActive, &Serving{Why: "LiveApp fails"}, time.Second, time.Second, VerdictNotServing},
+		"not known":                              {StateActive, nil, time.Second, time.Second, VerdictAlive},
+		"joining":                                {StateJoining, &Serving{}, time.Second, time.Second, VerdictAlive},
+		"draining":                               {StateDraining, &Serving{}, time.Second, time.Second, VerdictAlive},
+		"left":                                   {StateLeft, &Serving{}, time.Second, time.Second, VerdictLeft},
+		"AMS silent weighs more":                 {StateActive, &Serving{}, time.Second, time.Minute, VerdictAMSStale},
+		"an old word of an agent that is silent": {StateActive, &Serving{}, 30 * time.Second, time.Second, VerdictAgentStale},
+	} {
+		zero := int64(0)
+		var o Observer
+		members := o.Judge(Look{
+			Nodes: []Node{{
+				ID: "a", IP: "10.0.0.1", State: tt.state, Serving: tt.serving, Seq: 1, IntervalMS: 5000,
+				UpdatedAt: now.Add(-tt.agent), ClockMS: &zero,
+			}},
+			AMS: []AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: now.Add(-tt.ams)}}, ServerTime: now,
+		}, now)
+		if len(members) == 0 || members[0].Verdict != tt.want && !(tt.state == StateLeft && members[len(members)-1].Verdict == tt.want) {
+			t.Errorf("%s: %+v", name, members)
+		}
 	}
 }

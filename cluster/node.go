@@ -67,11 +67,17 @@ type Node struct {
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
 	Devices  []string  `bson:"gpus,omitempty" json:"gpus,omitempty"` // names of the GPUs
+	// Serving is nil where the agent does not know it, or is one that does not report
+	// it.
+	Serving *Serving `bson:"serving,omitempty" json:"serving,omitempty"`
 	// Cut is how many sessions were cut when the node left; nil where nobody
 	// counted, or it has not left.
 	Cut *int `bson:"cut,omitempty" json:"cut,omitempty"`
 	// ClockMS is how far the machine's clock is ahead of the server's.
 	ClockMS *int64 `bson:"clock_ms,omitempty" json:"clock_ms,omitempty"`
+	// DrainRequest is what somebody elsewhere asks of this node, until its agent takes it
+	// up.
+	DrainRequest *DrainRequest `bson:"-" json:"drain_request,omitempty"`
 }
 
 // Age returns how long ago the row was written, by the server's clock. It is
@@ -87,6 +93,23 @@ func (n Node) Age(serverNow time.Time) (age time.Duration, known bool) {
 // the same boot at the same address.
 func (n Node) SameLife(m Node) bool {
 	return n.ID == m.ID && n.BootID == m.BootID && n.IP == m.IP
+}
+
+// WithCloudFactsOf returns n with what a cloud said of the machine in an earlier row,
+// where n does not say it: the cloud may not answer at the moment. The public address
+// is another one after a boot.
+func (n Node) WithCloudFactsOf(row Node) Node {
+	for _, f := range []struct{ mine, theirs *string }{
+		{&n.Name, &row.Name}, {&n.Provider, &row.Provider}, {&n.Region, &row.Region}, {&n.Zone, &row.Zone}, {&n.Type, &row.Type},
+	} {
+		if *f.mine == "" {
+			*f.mine = *f.theirs
+		}
+	}
+	if n.PublicIP == "" && n.BootID == row.BootID {
+		n.PublicIP = row.PublicIP
+	}
+	return n
 }
 
 // fact is a text that is written at registration only.
@@ -113,6 +136,21 @@ func (n *Node) facts() []fact {
 	}
 }
 
+// nodeFields are the fields of a row that are read: whatever else stands there stays
+// on the server.
+func nodeFields() bson.D {
+	d := bson.D{}
+	for _, f := range new(Node).facts() {
+		d = append(d, bson.E{Key: f.key, Value: 1})
+	}
+	for _, key := range []string{
+		"state", "reason", "state_since", "updated_at", "interval_ms", "seq", "port", "load", "sessions", "serving", "gpus", "clock_ms", "cut", lifeKey, requestKey, askedKey,
+	} {
+		d = append(d, bson.E{Key: key, Value: 1})
+	}
+	return d
+}
+
 // readNode reads a row whatever its fields hold.
 func readNode(doc bson.Raw) Node {
 	n := Node{
@@ -128,8 +166,10 @@ func readNode(doc bson.Raw) Node {
 		n.Port = *port
 	}
 	n.Load, n.Sessions, n.Devices = readLoad(doc), readSessions(doc), textsField(doc, "gpus")
+	n.Serving = readServing(doc)
 	n.ClockMS = rateField(doc, "clock_ms")
 	n.Cut = intField(doc, "cut")
+	n.DrainRequest = readRequest(doc)
 	for _, f := range n.facts() {
 		*f.value = textField(doc, f.key)
 	}
@@ -179,6 +219,7 @@ func (c *change) facts(n Node) {
 	for _, f := range n.facts() {
 		c.put(f.key, *f.value)
 	}
+	c.set = append(c.set, bson.E{Key: lifeKey, Value: int32(n.Life())})
 	// The interval is the daemon's word, which who registers may not know.
 	for _, number := range []struct {
 		key   string
@@ -189,6 +230,15 @@ func (c *change) facts(n Node) {
 		}
 	}
 	c.stamp("updated_at")
+}
+
+// forget drops what was beaten into the row before this registration.
+func (c *change) forget(n Node) {
+	c.set = append(c.set, bson.E{Key: "seq", Value: n.Seq})
+	c.remove("load", "sessions", "serving", "gpus", "clock_ms", requestKey, askedKey)
+	if n.IntervalMS <= 0 {
+		c.remove("interval_ms")
+	}
 }
 
 // state adds the entry into a state. left_at is there for a TTL index alone:
@@ -224,8 +274,21 @@ type Registration struct {
 // never put back from active to joining: registering again is no reason to
 // change what a node is doing. Registration.Node tells the state that counts.
 //
+// A row that another machine beats into is left alone: the error is an
+// [OtherMachineError]. [Client.TakeOver] replaces that row, too.
+//
 // It may be called again after any error, by several callers at once too.
 func (c *Client) Register(ctx context.Context, n Node) (Registration, error) {
+	return c.registration(ctx, n, false)
+}
+
+// TakeOver is Register for an operator who knows that the machine that seems to
+// use the row is gone.
+func (c *Client) TakeOver(ctx context.Context, n Node) (Registration, error) {
+	return c.registration(ctx, n, true)
+}
+
+func (c *Client) registration(ctx context.Context, n Node, replace bool) (Registration, error) {
 	op := "registering node " + n.ID
 	switch {
 	case n.ID == "":
@@ -241,7 +304,12 @@ func (c *Client) Register(ctx context.Context, n Node) (Registration, error) {
 	case !errors.Is(err, ErrNoNode):
 		return Registration{}, err
 	}
-	err := c.call(ctx, op, func(ctx context.Context) error { return c.register(ctx, n) })
+	if r.Rejoined && !replace {
+		if err := c.CheckOwner(ctx, n); err != nil {
+			return r, fmt.Errorf("%s: %w", op, err)
+		}
+	}
+	err := c.call(ctx, op, func(ctx context.Context) error { return c.register(ctx, n, r.Before) })
 	if err != nil {
 		return Registration{}, err
 	}
@@ -265,9 +333,10 @@ const maxRounds = 8
 
 // register does with conditional updates of one document what servers without
 // pipeline updates cannot do in one: each step names the rows it is for, the
-// steps exclude each other and together cover every row there can be.
-func (c *Client) register(ctx context.Context, n Node) error {
-	life := bson.D{{Key: "_id", Value: n.ID}, {Key: "boot_id", Value: orNull(n.BootID)}, {Key: "ip", Value: orNull(n.IP)}}
+// steps exclude each other and together cover every row there can be. before is
+// the row as it was read a moment ago, nil for none.
+func (c *Client) register(ctx context.Context, n Node, before *Node) error {
+	life := n.lifeFilter()
 	from := n.State.takesOver()
 	stay := slices.DeleteFunc(States(), func(s State) bool { return s == n.State || slices.Contains(from, s) })
 
@@ -279,6 +348,11 @@ func (c *Client) register(ctx context.Context, n Node) error {
 	var enter change
 	enter.facts(n)
 	enter.state(n.State, n.Reason)
+	// Same life, and it had left: what was beaten before that is no sign of life.
+	var again change
+	again.facts(n)
+	again.state(n.State, n.Reason)
+	again.forget(n)
 	// Same life, a state that stays with its reason.
 	var keep change
 	keep.facts(n)
@@ -286,27 +360,42 @@ func (c *Client) register(ctx context.Context, n Node) error {
 	var replace change
 	replace.facts(n)
 	replace.state(n.State, n.Reason)
-	replace.set = append(replace.set, bson.E{Key: "seq", Value: n.Seq})
-	replace.remove("load", "sessions", "gpus", "clock_ms")
-	if n.IntervalMS <= 0 {
-		replace.remove("interval_ms")
-	}
+	replace.forget(n)
 	thisLife := append(slices.Clone(life[1:]), bson.E{Key: "state", Value: anyOf(States())})
+	in := func(states ...State) bson.D {
+		return append(slices.Clone(life), bson.E{Key: "state", Value: anyOf(states)})
+	}
+	gaveWay := slices.DeleteFunc(slices.Clone(from), func(s State) bool { return s == StateLeft })
+	steps := []struct {
+		filter bson.D
+		update change
+		upsert bool
+		likely bool // by what was read; it is tried first
+	}{
+		{
+			bson.D{{Key: "_id", Value: n.ID}, {Key: "$nor", Value: bson.A{thisLife}}},
+			replace, true,
+			before == nil || !before.SameLife(n),
+		},
+		{in(n.State), refresh, false, before != nil && before.State == n.State},
+		{in(gaveWay...), enter, false, before != nil && slices.Contains(gaveWay, before.State)},
+		{in(stay...), keep, false, before != nil && slices.Contains(stay, before.State)},
+		{in(StateLeft), again, false, before != nil && before.State == StateLeft},
+	}
+	if !slices.Contains(from, StateLeft) {
+		steps = steps[:len(steps)-1]
+	}
+	for i := range steps {
+		if steps[i].likely && !steps[0].likely {
+			steps[0], steps[i] = steps[i], steps[0]
+		}
+	}
 
 	for range maxRounds {
-		for _, step := range []struct {
-			filter bson.D
-			update change
-			upsert bool
-		}{
-			{append(slices.Clone(life), bson.E{Key: "state", Value: n.State}), refresh, false},
-			{append(slices.Clone(life), bson.E{Key: "state", Value: anyOf(from)}), enter, false},
-			{append(slices.Clone(life), bson.E{Key: "state", Value: anyOf(stay)}), keep, false},
-			{bson.D{{Key: "_id", Value: n.ID}, {Key: "$nor", Value: bson.A{thisLife}}}, replace, true},
-		} {
+		for _, step := range steps {
 			res, err := c.nodes().UpdateOne(ctx, step.filter, step.update.update(), options.UpdateOne().SetUpsert(step.upsert))
 			if step.upsert && mongo.IsDuplicateKeyError(err) {
-				break // since the first step a row of this life came into being
+				continue // there is a row of this life, so another step is for it
 			}
 			if err != nil {
 				return err
@@ -317,6 +406,11 @@ func (c *Client) register(ctx context.Context, n Node) error {
 		}
 	}
 	return errors.New("others keep changing the row")
+}
+
+// lifeFilter is for the row of this life of the machine.
+func (n Node) lifeFilter() bson.D {
+	return bson.D{{Key: "_id", Value: n.ID}, {Key: "boot_id", Value: orNull(n.BootID)}, {Key: "ip", Value: orNull(n.IP)}}
 }
 
 // orNull makes a filter that matches a missing field for an empty value,
@@ -343,50 +437,59 @@ func anyOf(states []State) bson.D {
 // already. updated_at is set as well: this is the node's own word about
 // itself.
 func (c *Client) SetState(ctx context.Context, id string, s State, reason string) error {
-	op := fmt.Sprintf("setting node %s to %s", id, s)
+	return c.SetOwnState(ctx, Node{ID: id}, s, reason)
+}
+
+// SetOwnState is SetState for this machine's own row: one that another machine, with
+// another boot and address than self's, has registered is not changed, and the error
+// is an [OtherMachineError].
+func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string) error {
 	if !s.Valid() {
-		return fmt.Errorf("setting the state of node %s: %q is not a state", id, string(s))
+		return fmt.Errorf("setting the state of node %s: %q is not a state", self.ID, string(s))
 	}
+	return c.changeState(ctx, self, s, reason)
+}
+
+// SetLeft moves this machine's own row to left, as SetOwnState does, and records how
+// many sessions were cut, for who looks when the machine is gone. nil is not known.
+func (c *Client) SetLeft(ctx context.Context, self Node, reason string, cut *int) error {
+	if cut == nil {
+		return c.changeState(ctx, self, StateLeft, reason)
+	}
+	return c.changeState(ctx, self, StateLeft, reason, bson.E{Key: "cut", Value: int32(*cut)})
+}
+
+func (c *Client) changeState(ctx context.Context, self Node, s State, reason string, more ...bson.E) error {
+	op := fmt.Sprintf("setting node %s to %s", self.ID, s)
 	// Not an error of the exchange, which call would wrap as one.
 	var refused error
 	err := c.call(ctx, op, func(ctx context.Context) error {
 		var err error
-		refused, err = c.setState(ctx, id, s, reason)
+		refused, err = c.setState(ctx, self, s, reason, more...)
 		return err
 	})
 	return errors.Join(refused, err)
 }
 
-// SetLeft moves the row to left, as SetState does, and leaves word of how many
-// sessions were cut, for who looks when the machine is gone. nil is not known.
-func (c *Client) SetLeft(ctx context.Context, id, reason string, cut *int) error {
-	op := fmt.Sprintf("setting node %s to %s", id, StateLeft)
-	var more bson.D
-	if cut != nil {
-		more = bson.D{{Key: "cut", Value: int32(*cut)}}
-	}
-	var refused error
-	err := c.call(ctx, op, func(ctx context.Context) error {
-		var err error
-		refused, err = c.setState(ctx, id, StateLeft, reason, more...)
-		return err
-	})
-	return errors.Join(refused, err)
-}
-
-func (c *Client) setState(ctx context.Context, id string, s State, reason string, more ...bson.E) (refused, err error) {
+func (c *Client) setState(ctx context.Context, self Node, s State, reason string, more ...bson.E) (refused, err error) {
+	id, owned := self.ID, ownedBy(self)
 	var enter, refresh change
 	enter.state(s, reason)
 	enter.stamp("updated_at")
 	refresh.put("reason", reason)
 	refresh.stamp("updated_at")
 	enter.set, refresh.set = append(enter.set, more...), append(refresh.set, more...)
+	if s == StateLeft {
+		// They were those of a server that has stopped since.
+		enter.remove("sessions", "load", "serving", requestKey, askedKey)
+		refresh.remove("sessions", "load", "serving", requestKey, askedKey)
+	}
 	for range maxRounds {
 		for _, step := range []struct {
 			from   bson.D
 			update change
 		}{{anyOf(s.predecessors()), enter}, {anyOf([]State{s}), refresh}} {
-			filter := bson.D{{Key: "_id", Value: id}, {Key: "state", Value: step.from}}
+			filter := append(bson.D{{Key: "_id", Value: id}, {Key: "state", Value: step.from}}, owned...)
 			res, err := c.nodes().UpdateOne(ctx, filter, step.update.update())
 			if err != nil {
 				return nil, err
@@ -395,15 +498,19 @@ func (c *Client) setState(ctx context.Context, id string, s State, reason string
 				return nil, nil
 			}
 		}
-		doc, err := c.nodes().FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Raw()
+		doc, err := c.nodes().FindOne(ctx, bson.D{{Key: "_id", Value: id}}, options.FindOne().SetProjection(nodeFields())).Raw()
 		if errors.Is(err, mongo.ErrNoDocuments) {
 			return fmt.Errorf("setting node %s to %s: %w", id, s, ErrNoNode), nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		if now := readNode(doc).State; !now.CanTransition(s) {
-			return &TransitionError{ID: id, From: now, To: s}, nil
+		now := readNode(doc)
+		if owned != nil && now.otherMachine(self) {
+			return fmt.Errorf("setting node %s to %s: %w", id, s, &OtherMachineError{Row: now}), nil
+		}
+		if !now.State.CanTransition(s) {
+			return &TransitionError{ID: id, From: now.State, To: s}, nil
 		}
 		// Since the first step the row came into a state that allows it.
 	}
@@ -413,25 +520,21 @@ func (c *Client) setState(ctx context.Context, id string, s State, reason string
 // Node reads the row of a node; the error is [ErrNoNode] if there is none.
 func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	op := "reading node " + id
-	docs, err := c.find(ctx, op, c.nodes(), bson.D{{Key: "_id", Value: id}}, nil)
+	nodes, err := find(ctx, c, op, c.nodes, bson.D{{Key: "_id", Value: id}}, nodeFields(), readNode)
 	if err != nil {
 		return Node{}, err
 	}
-	if len(docs) == 0 {
+	if len(nodes) == 0 {
 		return Node{}, fmt.Errorf("%s: %w", op, ErrNoNode)
 	}
-	return readNode(docs[0]), nil
+	return nodes[0], nil
 }
 
 // Nodes reads all rows, in the order of their ids.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
-	docs, err := c.find(ctx, "reading the nodes of the registry", c.nodes(), bson.D{}, nil)
+	nodes, err := find(ctx, c, "reading the nodes of the registry", c.nodes, bson.D{}, nodeFields(), readNode)
 	if err != nil {
 		return nil, err
-	}
-	nodes := make([]Node, 0, len(docs))
-	for _, doc := range docs {
-		nodes = append(nodes, readNode(doc))
 	}
 	slices.SortFunc(nodes, func(a, b Node) int { return compareText(a.ID, b.ID) })
 	return nodes, nil
@@ -444,12 +547,12 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 func (c *Client) EnsureIndexes(ctx context.Context) error {
 	var errs []error
 	for _, ix := range []struct {
-		coll *mongo.Collection
+		coll func() *mongo.Collection
 		key  string
 		keep time.Duration
-	}{{c.nodes(), "left_at", keepTombstones}, {c.events(), "at", keepEvents}} {
-		errs = append(errs, c.call(ctx, "making the index that removes old "+ix.coll.Name(), func(ctx context.Context) error {
-			_, err := ix.coll.Indexes().CreateOne(ctx, mongo.IndexModel{
+	}{{c.nodes, "left_at", keepTombstones}, {c.events, "at", keepEvents}} {
+		errs = append(errs, c.call(ctx, "making the index that removes old "+ix.coll().Name(), func(ctx context.Context) error {
+			_, err := ix.coll().Indexes().CreateOne(ctx, mongo.IndexModel{
 				Keys:    bson.D{{Key: ix.key, Value: 1}},
 				Options: options.Index().SetExpireAfterSeconds(int32(ix.keep / time.Second)),
 			})
@@ -460,27 +563,9 @@ func (c *Client) EnsureIndexes(ctx context.Context) error {
 }
 
 func (c *Client) nodes() *mongo.Collection {
-	return c.mongo.Database(registryDatabase).Collection(nodesCollection)
+	return c.db(registryDatabase).Collection(nodesCollection)
 }
 
 func (c *Client) events() *mongo.Collection {
-	return c.mongo.Database(registryDatabase).Collection(eventsCollection)
-}
-
-// find reads all documents that match.
-func (c *Client) find(ctx context.Context, op string, coll *mongo.Collection, filter, projection bson.D) ([]bson.Raw, error) {
-	var docs []bson.Raw
-	err := c.call(ctx, op, func(ctx context.Context) error {
-		docs = nil
-		opts := options.Find()
-		if projection != nil {
-			opts.SetProjection(projection)
-		}
-		cur, err := coll.Find(ctx, filter, opts)
-		if err != nil {
-			return err
-		}
-		return cur.All(ctx, &docs)
-	})
-	return docs, err
+	return c.db(registryDatabase).Collection(eventsCollection)
 }

@@ -4,10 +4,12 @@
 package cluster
 
 import (
+	"bytes"
 	"math"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 )
@@ -26,24 +28,55 @@ func field(doc bson.Raw, key string) bson.RawValue {
 	return v
 }
 
-func textField(doc bson.Raw, key string) string {
-	v := field(doc, key)
-	if s, ok := v.StringValueOK(); ok {
-		return s
+// Bounds of what is read. Every node of the cluster, and every application with the
+// same login, may write these documents, and a document may have 16 MB: one text of
+// that size would fill the memory of who lists the cluster. Ours are far shorter.
+const (
+	maxText    = 256 // bytes of one text; a longer one is cut, with … at its end
+	maxMessage = 1024
+	maxDevices = 64   // GPUs of a row, and their names
+	maxKept    = 1024 // bytes of a value that is kept as it is stored
+)
+
+func textField(doc bson.Raw, key string) string { return boundedText(field(doc, key), maxText) }
+
+// boundedText reads a text of at most so many bytes, without a copy of the rest.
+func boundedText(v bson.RawValue, most int) string {
+	const head, tail = 4, 1 // the length before the text, the NUL after it
+	if v.Type != bson.TypeString && v.Type != bson.TypeSymbol || len(v.Value) < head+tail {
+		return ""
 	}
-	if s, ok := v.SymbolOK(); ok {
-		return s
+	text := v.Value[head : len(v.Value)-tail]
+	if len(text) <= most {
+		return string(text)
 	}
-	return ""
+	const ellipsis = "…"
+	end := most - len(ellipsis)
+	for end > 0 && !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return string(text[:end]) + ellipsis
+}
+
+// keep copies a value that is used in a filter later. One too large to be of AMS or
+// of us is taken for missing.
+func keep(v bson.RawValue) bson.RawValue {
+	if len(v.Value) > maxKept {
+		return bson.RawValue{}
+	}
+	return bson.RawValue{Type: v.Type, Value: bytes.Clone(v.Value)}
 }
 
 // idText renders an _id of any type; strings as they are.
 func idText(v bson.RawValue) string {
-	if s, ok := v.StringValueOK(); ok {
-		return s
+	if v.Type == bson.TypeString {
+		return boundedText(v, maxText)
 	}
 	if id, ok := v.ObjectIDOK(); ok {
 		return id.Hex()
+	}
+	if len(v.Value) > maxText {
+		return "…"
 	}
 	return v.String()
 }

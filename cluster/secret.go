@@ -15,6 +15,8 @@ import (
 	"unicode/utf8"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/mask"
 )
 
 // placeholder is what is shown in place of a secret. Asterisks are legal in a
@@ -84,8 +86,9 @@ const shortSecret = 4
 // RedactText masks every occurrence of the secrets in text: as they are,
 // percent-encoded or percent-decoded, escaped as in a .properties file, in
 // JSON, in a Go string or in XML, and any mixture of these. It also masks the
-// password of anything in text that looks like scheme://user:password@host,
-// whether or not it is among the secrets. It is meant for the words of others
+// password of anything in text that looks like scheme://user:password@host, and
+// what is assigned to a name of a secret (password=x), whether or not it is among
+// the secrets. It is meant for the words of others
 // (a driver, a library, a process) before they are shown.
 func RedactText(text string, secrets ...Secret) string {
 	var hits []span
@@ -93,7 +96,12 @@ func RedactText(text string, secrets ...Secret) string {
 		hits = append(hits, findSecret(text, form)...)
 	}
 	hits = append(hits, findUserinfo(text)...)
-	return mask(text, hits)
+	for _, s := range mask.Assignments(text) {
+		if !strings.HasPrefix(text[s.From:s.To], placeholder) { // masked before
+			hits = append(hits, span{s.From, s.To})
+		}
+	}
+	return maskSpans(text, hits)
 }
 
 // span is text[from:to].
@@ -300,9 +308,9 @@ func findUserinfo(text string) []span {
 	}
 }
 
-// mask replaces every hit by one placeholder; hits that touch or overlap
+// maskSpans replaces every hit by one placeholder; hits that touch or overlap
 // become one, so nothing of a secret is left between two of them.
-func mask(text string, hits []span) string {
+func maskSpans(text string, hits []span) string {
 	hits = slices.DeleteFunc(hits, func(s span) bool { return s.from >= s.to })
 	if len(hits) == 0 {
 		return text

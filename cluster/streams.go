@@ -45,7 +45,7 @@ func (c *Client) RepairStreams(ctx context.Context, databases []string, address 
 	var errs []error
 	for _, name := range databases {
 		r := RepairedStreams{Database: name}
-		coll := c.mongo.Database(name).Collection(broadcastCollection)
+		coll := c.db(name).Collection(broadcastCollection)
 		err := c.call(ctx, "repairing streams of "+name, func(ctx context.Context) error {
 			// AMS deletes those of its own making when they end.
 			removed, err := coll.DeleteMany(ctx, append(stale[:len(stale):len(stale)], bson.E{Key: "zombi", Value: true}))

@@ -16,10 +16,20 @@ const (
 	// defaultPoll: a node waits for this on its way to its first viewer, and 200
 	// nodes that start together must not hammer. One reading is a few documents.
 	defaultPoll = 250 * time.Millisecond
+	// searchShare is how much longer than a search the pause after it is, and mostPoll
+	// how long at most.
+	searchShare = 10
+	mostPoll    = 2 * time.Second
 	// lastLook bounds the one reading of the whole list that tells what was
 	// seen instead, when the time has run out already.
 	lastLook = 5 * time.Second
+	// elsewherePoll is the time between two looks at the machine's other addresses.
+	elsewherePoll = time.Second
 )
+
+// ErrElsewhere ends the waiting for a server that is seen to write under another
+// address of this machine.
+var ErrElsewhere = errors.New("it runs under another address of this machine")
 
 // AMSWait says which document [Client.WaitAMSNode] waits for.
 type AMSWait struct {
@@ -35,6 +45,14 @@ type AMSWait struct {
 	// tell "AMS registered as 172.17.0.1, which is this machine" from nodes
 	// that merely joined meanwhile. May be empty.
 	LocalAddresses []string
+	// Elsewhere is how long a document of another address of this machine is
+	// watched, which has to be written meanwhile, before the waiting ends with
+	// ErrElsewhere; 0 waits on. Started, if not zero, is when the process began: what
+	// is older is not its. NewOnly counts only documents that Before has not: the
+	// server was started since.
+	Elsewhere time.Duration
+	Started   time.Time
+	NewOnly   bool
 	// Poll is the time between two readings. Default 250 ms.
 	Poll time.Duration
 	// Progress is called after each reading, if set, with what is there of
@@ -47,8 +65,9 @@ type AMSWait struct {
 // AMSWait.Before, and is fresh by the local clock. That is the evidence of a
 // join.
 //
-// It ends with ctx, and then returns an [AMSNotSeenError], which tells what
-// was seen instead. Failures to reach MongoDB are waited out like everything
+// It ends with ctx, or with [ErrElsewhere], and then returns an [AMSNotSeenError],
+// which tells what was seen instead; where ctx was cancelled, without another look.
+// Failures to reach MongoDB are waited out like everything
 // else, but a refusal (credentials, rights) is returned at once.
 func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	if w.Address == "" {
@@ -63,9 +82,11 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	before, known := w.Before, w.Before != nil
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
+	other := elsewhere{AMSWait: w}
 	for {
-		short := endsBefore(ctx, c.timeout)
+		short, began := endsBefore(ctx, c.timeout), time.Now()
 		ours, err := c.AMSNodesByAddress(ctx, w.Address)
+		cost := time.Since(began)
 		// A reading that our own end cut short says nothing about MongoDB.
 		ended := err != nil && (ctx.Err() != nil || short && KindOf(err) == KindTimeout)
 		switch {
@@ -77,8 +98,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 		if w.Progress != nil && !ended {
 			w.Progress(ours, err)
 		}
-		switch KindOf(err) {
-		case KindAuth, KindForbidden, KindConfig, KindUnsupported:
+		if KindOf(err).Refusal() {
 			return AMSNode{}, err
 		}
 		if err == nil {
@@ -88,16 +108,86 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			if !known {
 				before, known = ours, true
 			}
+			if n, ok := other.written(ctx, c); ok {
+				seen.Waited, seen.Cause = c.now().Sub(start), ErrElsewhere
+				// That one alone: another address of this machine may be a neighbour's, too.
+				seen.Local, seen.Verdict = []AMSNode{n}, AMSElsewhere
+				return AMSNode{}, seen
+			}
 		}
 		select {
 		case <-ctx.Done():
 			seen.Waited = c.now().Sub(start)
 			seen.Cause = context.Cause(ctx)
+			if errors.Is(ctx.Err(), context.Canceled) {
+				// Who calls it off asks for no reason, and must not wait for one.
+				seen.judge(before, c.now())
+				return AMSNode{}, seen
+			}
 			c.lookAround(ctx, seen, w, before)
 			return AMSNode{}, seen
 		case <-tick.C:
 		}
+		// Each search reads all of clusternode. Where that takes long, others wait for it.
+		if rest := searchShare*cost - poll; rest > 0 {
+			pause, stop := context.WithTimeout(ctx, min(rest, mostPoll))
+			<-pause.Done()
+			stop()
+		}
 	}
+}
+
+// elsewhere looks for the server under other addresses of this machine.
+type elsewhere struct {
+	AMSWait
+	looked time.Time
+	first  map[string]AMSNode // by id and address, as seen first
+	since  map[string]time.Time
+}
+
+// written returns the document of another address that was written for as long as
+// is asked for.
+func (e *elsewhere) written(ctx context.Context, c *Client) (AMSNode, bool) {
+	now := c.now()
+	if e.Elsewhere <= 0 || now.Sub(e.looked) < elsewherePoll {
+		return AMSNode{}, false
+	}
+	e.looked = now
+	if e.first == nil {
+		e.first, e.since = map[string]AMSNode{}, map[string]time.Time{}
+	}
+	for _, address := range e.LocalAddresses {
+		if SameAddress(address, e.Address) {
+			continue
+		}
+		docs, err := c.AMSNodesByAddress(ctx, address)
+		if err != nil {
+			return AMSNode{}, false
+		}
+		for _, n := range docs {
+			if !e.counts(n, now) {
+				continue
+			}
+			key := n.ID + " " + n.IP
+			first, ok := e.first[key]
+			if !ok {
+				e.first[key], e.since[key] = n, now
+				continue
+			}
+			if n.LastUpdate.After(first.LastUpdate) && now.Sub(e.since[key]) >= e.Elsewhere {
+				return n, true
+			}
+		}
+	}
+	return AMSNode{}, false
+}
+
+// counts reports whether a document may be that of the server that runs now.
+func (e *elsewhere) counts(n AMSNode, now time.Time) bool {
+	if !n.Fresh(now) || n.LastUpdate.Before(e.Started) {
+		return false
+	}
+	return !e.NewOnly || !slices.ContainsFunc(e.Before, func(b AMSNode) bool { return b.ID == n.ID && SameAddress(b.IP, n.IP) })
 }
 
 // endsBefore reports whether ctx ends within d.
@@ -221,6 +311,10 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 
 // Error tells the verdict with its evidence.
 func (e *AMSNotSeenError) Error() string {
+	if errors.Is(e.Cause, ErrElsewhere) && len(e.Local) > 0 {
+		// Said again and again by who waits on: the same words each time.
+		return fmt.Sprintf("AMS registered as %s, which is another address of this machine, and not as %s", addresses(e.Local), e.Address)
+	}
 	waited := e.Waited.Round(100 * time.Millisecond)
 	s := fmt.Sprintf("waited %s for AMS to register as %s: ", waited, e.Address)
 	switch {

@@ -4,14 +4,14 @@
 package conf
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Change is what a commit does to one file.
@@ -22,8 +22,12 @@ type Change struct {
 	// After is what it becomes; ignored with Remove.
 	After  []byte
 	Remove bool
-	// Mode is the permission bits it gets; 0 keeps those it has.
+	// Mode is the permission bits it gets; 0 keeps those it has. Setuid, setgid and
+	// sticky are left out.
 	Mode fs.FileMode
+	// Like is the file whose owner it gets. Nil leaves it the owner it has; a new
+	// one belongs to the owner of its folder.
+	Like *File
 }
 
 // UnfinishedError says that a commit could be neither finished nor undone, and
@@ -47,44 +51,46 @@ func (e *UnfinishedError) Unwrap() error { return e.Err }
 // A crash inside Commit leaves a journal; [Store.Recover] must have been called
 // before the next Commit.
 func (s *Store) Commit(purpose string, changes []Change, record *Record, removeDirs []string) error {
-	stateDir, err := s.makeStateDir()
+	state, err := s.makeStateDir()
 	if err != nil {
 		return err
 	}
-	staging, committed := filepath.Join(stateDir, stagingName), filepath.Join(stateDir, journalName)
-	if _, err := os.Lstat(committed); err == nil {
+	t := s.begin(state)
+	defer t.end()
+	if _, err := state.Stat(journalName); err == nil {
 		return fmt.Errorf("%s: an earlier change is not finished yet", s.statePath(journalName))
 	}
-	j, err := s.newJournal(purpose, changes, record, removeDirs)
+	j, err := t.newJournal(purpose, changes, record, removeDirs)
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(j)
+	data, err := j.encode()
 	if err != nil {
 		return err
 	}
-	s.sweep(j)
-	plan, err := createNew(staging, data, func(*os.File) error { return nil })
+	changes = slices.Clone(changes) // what staging learns of them is its own
+	t.sweep(j)
+	plan, err := state.Create(stagingName, data, files.Own(0o600))
 	if err != nil {
-		return s.abandon(j, stateDir, err)
+		return t.abandon(j, err)
 	}
-	if err := s.stage(j, changes, plan); err != nil {
-		return s.abandon(j, stateDir, err)
+	if err := t.stage(j, changes, plan); err != nil {
+		return t.abandon(j, err)
 	}
-	for _, f := range j.Files {
-		if err := s.unchanged(f); err != nil {
-			return s.abandon(j, stateDir, err)
+	for i, f := range j.Files {
+		if err := t.unchanged(f, &changes[i].Before); err != nil {
+			return t.abandon(j, err)
 		}
 	}
 	// From here on a crash is finished forward.
-	if err := errors.Join(os.Rename(staging, committed), syncDir(stateDir)); err != nil {
-		return s.abandon(j, stateDir, err)
+	if err := errors.Join(state.Rename(stagingName, journalName), state.Sync()); err != nil {
+		return t.abandon(j, err)
 	}
-	if err := s.install(j); err != nil {
-		return s.retreat(j, stateDir, err)
+	if err := t.install(j, changes); err != nil {
+		return t.retreat(j, err)
 	}
-	if err := twice(func() error { return s.finish(j, stateDir, nil) }); err != nil {
-		return s.unfinished(j, err)
+	if err := twice(func() error { return t.finish(j, nil) }); err != nil {
+		return t.unfinished(j, err)
 	}
 	return nil
 }
@@ -99,11 +105,10 @@ func twice(f func() error) error {
 }
 
 // unfinished looks what the files are now.
-func (s *Store) unfinished(j *journal, cause error) error {
+func (t *transaction) unfinished(j *journal, cause error) error {
 	e := &UnfinishedError{Err: cause}
 	for _, f := range j.Files {
-		now, err := readFile(s.real(f.Target))
-		switch st := f.standing(now); {
+		switch st, err := t.look(f); {
 		case err != nil, st == isForeign:
 			e.Edited = append(e.Edited, f.Target)
 		case st == isNew:
@@ -118,20 +123,20 @@ func (s *Store) unfinished(j *journal, cause error) error {
 // install renames every staged file over its target. AMS writes its files in
 // place and asks nobody: each is looked at just before, and the old one once
 // more when all is done.
-func (s *Store) install(j *journal) error {
-	for _, f := range j.Files {
-		if err := s.unchanged(f); err != nil {
+func (t *transaction) install(j *journal, changes []Change) error {
+	for i, f := range j.Files {
+		if err := t.unchanged(f, &changes[i].Before); err != nil {
 			return err
 		}
-		if err := s.installFile(f); err != nil {
+		if err := t.installFile(f); err != nil {
 			return err
 		}
 	}
-	if err := s.syncDirs(j); err != nil {
+	if err := t.syncDirs(j); err != nil {
 		return err
 	}
 	for _, f := range j.Files {
-		switch late, err := s.overtaken(f); {
+		switch late, err := t.overtaken(f); {
 		case err != nil:
 			return err
 		case late:
@@ -141,15 +146,15 @@ func (s *Store) install(j *journal) error {
 	return nil
 }
 
-func (s *Store) installFile(f journalFile) error {
+func (t *transaction) installFile(f journalFile) error {
 	if f.Temp == "" {
-		return removeIfThere(s.real(f.Target))
+		return t.drop(f.Target)
 	}
-	return os.Rename(s.real(f.Temp), s.real(f.Target))
+	return t.rename(f.Temp, f.Target)
 }
 
 // syncDirs makes the renames durable.
-func (s *Store) syncDirs(j *journal) error {
+func (t *transaction) syncDirs(j *journal) error {
 	var dirs []string
 	add := func(d string) {
 		if !slices.Contains(dirs, d) {
@@ -163,49 +168,48 @@ func (s *Store) syncDirs(j *journal) error {
 		add(filepath.Dir(d))
 	}
 	return each(len(dirs), func(i int) error {
-		err := syncDir(s.real(dirs[i]))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // it was made for this change and is gone with it
+		d, err := t.folder(dirs[i])
+		if err != nil {
+			return gone(err) // it was made for this change and is gone with it
 		}
-		return err
+		return d.Sync()
 	})
 }
 
 // finish drops the backups and turns the journal into the undo record. edited
 // are targets that somebody else wrote: what undoing them needs is kept.
-func (s *Store) finish(j *journal, stateDir string, edited []string) error {
+func (t *transaction) finish(j *journal, edited []string) error {
 	record := j.Record
 	if len(edited) > 0 {
-		old, err := s.Record()
+		old, err := t.Record()
 		if err != nil {
 			return err
 		}
-		if record, _, err = s.carry(j.Record, old, edited); err != nil {
+		if record, _, err = t.carry(j.Record, old, edited); err != nil {
 			return err
 		}
 	}
-	if err := s.dropBeside(j); err != nil {
+	if err := t.dropBeside(j); err != nil {
 		return err
 	}
-	committed, undo := filepath.Join(stateDir, journalName), filepath.Join(stateDir, undoName)
 	if record != j.Record {
-		if err := s.writeRecord(j, record); err != nil {
+		if err := t.writeRecord(j, record); err != nil {
 			return err
 		}
-		return removeIfThere(committed)
+		return t.state.Remove(journalName)
 	}
-	if err := s.removeEmpty(j.RemoveDirs); err != nil {
+	if err := t.removeEmpty(j.RemoveDirs); err != nil {
 		return err
 	}
 	// No fsync from here on: should a power cut bring the journal back,
 	// recovery finds everything done and comes here again.
 	if j.Record != nil {
-		return os.Rename(committed, undo)
+		return t.state.Rename(journalName, undoName)
 	}
-	if err := removeIfThere(undo); err != nil {
+	if err := t.state.Remove(undoName); err != nil {
 		return err
 	}
-	return removeIfThere(committed)
+	return t.state.Remove(journalName)
 }
 
 // carry adds to a record what another one knows of those targets that hold
@@ -221,21 +225,19 @@ func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, er
 	}
 	var added []string
 	for _, f := range from.Files {
-		real, err := s.resolve(f.Path)
-		if err != nil {
+		now, err := s.Read(f.Path)
+		refused := files.Refused(err)
+		if refused {
+			now.Target = f.Path // nothing better is known
+		} else if err != nil {
 			return nil, nil, err
 		}
-		target := s.inside(real)
-		if !slices.Contains(targets, target) || out.File(f.Path) != nil {
+		if !slices.Contains(targets, now.Target) || out.File(f.Path) != nil {
 			continue
 		}
-		now, err := readFile(real)
-		if err != nil {
-			return nil, nil, err
-		}
-		if f.holdsOurs(now.Bytes) {
+		if refused || f.holdsOurs(now.Bytes) {
 			out.Files = append(out.Files, f)
-			added = append(added, target)
+			added = append(added, now.Target)
 		}
 	}
 	if len(added) == 0 {
@@ -251,11 +253,11 @@ func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, er
 
 // writeRecord replaces the undo record.
 func (s *Store) writeRecord(j *journal, record *Record) error {
-	data, err := json.Marshal(&journal{Version: recordVersion, ID: j.ID, Purpose: j.Purpose, Record: record})
+	data, err := (&journal{Version: journalVersion, ID: j.ID, Purpose: j.Purpose, Record: record}).encode()
 	if err != nil {
 		return err
 	}
-	return s.WriteFile(s.statePath(undoName), data, 0o600, 0o700)
+	return s.writeFile(s.statePath(undoName), data, 0o600, 0o700, maxRecordSize)
 }
 
 // each runs f for 0 … n-1 side by side and joins the errors.

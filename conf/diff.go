@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/diff"
+
+	"github.com/amsagent/amsagent/internal/mask"
 )
 
 // Mask is what is shown in place of a secret.
@@ -55,19 +57,28 @@ func redactAgainst(kind Kind, before, after []byte) []byte {
 			return p.redacted(old)
 		}
 	}
-	lines := bytes.SplitAfter(after, []byte{'\n'})
-	for i, l := range lines {
-		lines[i] = []byte(maskURIs(string(l)))
+	text, find := string(after), mask.Lines
+	if strings.HasPrefix(strings.TrimLeft(text, "\ufeff \t\r\n"), "<") {
+		find = mask.XML
 	}
-	return bytes.Join(lines, nil)
+	return []byte(maskURIs(mask.Replace(text, find(text), Mask)))
 }
 
 // redacted replaces the raw values that are secrets.
 func (p *Properties) redacted(before *Properties) []byte {
 	var spans []Span
+	at := 0
+	comments := func(to int) {
+		text := string(p.src[at:to])
+		if masked := maskURIs(mask.Replace(text, mask.Lines(text), Mask)); masked != text {
+			spans = append(spans, Span{Anchor: "comment", Off: at, Old: p.src[at:to], New: []byte(masked)})
+		}
+	}
 	for _, e := range p.entries {
+		comments(e.start)
+		at = e.next
 		masked := maskURIs(e.value)
-		if namesSecret(e.key) && e.value != "" {
+		if mask.Value(e.key, e.value) {
 			masked = Mask
 		}
 		if masked == e.value {
@@ -80,6 +91,7 @@ func (p *Properties) redacted(before *Properties) []byte {
 		}
 		spans = append(spans, Span{Anchor: e.key, Off: e.valOff, Old: p.src[e.valOff:e.end], New: []byte(escapeValue(masked, false))})
 	}
+	comments(len(p.src))
 	out, err := applySpans(p.src, spans)
 	if err != nil {
 		return []byte(Mask + "\n") // cannot happen; and if it does, nothing leaks
@@ -88,22 +100,10 @@ func (p *Properties) redacted(before *Properties) []byte {
 }
 
 func maskedAs(key, value string) string {
-	if namesSecret(key) && value != "" {
+	if mask.Value(key, value) {
 		return Mask
 	}
 	return maskURIs(value)
-}
-
-// namesSecret reports whether the key of a property says that its value is not
-// for everyone.
-func namesSecret(key string) bool {
-	k := strings.ToLower(key)
-	for _, w := range []string{"password", "passwd", "secret", "licence_key", "license_key", "token", "accesskey", "credential"} {
-		if strings.Contains(k, w) {
-			return true
-		}
-	}
-	return false
 }
 
 // maskURIs masks the password of every user:password@host it meets. A scheme is

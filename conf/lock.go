@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,14 +32,12 @@ type Lock struct{ f *os.File }
 // lock. Nothing is written into the file: taking the lock to find that there is
 // nothing to do writes no byte.
 func (s *Store) Lock(ctx context.Context, path string, waiting func(holder string)) (*Lock, error) {
-	real, err := s.resolve(path)
+	d, err := s.makeFolder(filepath.Dir(path), 0o755)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(real, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	defer d.Close()
+	f, err := d.LockFile(filepath.Base(path), 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -65,26 +64,34 @@ func (s *Store) Lock(ctx context.Context, path string, waiting func(holder strin
 	return &Lock{f}, nil
 }
 
-// holderOf asks the kernel which process holds the lock on f. It is for people
-// only: where the kernel does not tell, as across containers, nobody is named.
-func holderOf(f *os.File) string {
-	const unknown = "its process is not known"
+// LockHolder asks the kernel which process holds the lock on f. It is for people
+// only: across containers the kernel names no process, or one that is 0 here.
+func LockHolder(f *os.File) (pid int, known bool) {
 	var st unix.Stat_t
 	if unix.Fstat(int(f.Fd()), &st) != nil {
-		return unknown
+		return 0, false
 	}
 	locks, err := os.ReadFile("/proc/locks")
 	if err != nil {
-		return unknown
+		return 0, false
 	}
 	// 1: FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF
 	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
 	for line := range strings.Lines(string(locks)) {
+		// A process that waits has "->" in the second column.
 		if w := strings.Fields(line); len(w) > 5 && w[1] == "FLOCK" && w[5] == file {
-			return "pid " + w[4]
+			pid, err := strconv.Atoi(w[4])
+			return pid, err == nil
 		}
 	}
-	return unknown
+	return 0, false
+}
+
+func holderOf(f *os.File) string {
+	if pid, known := LockHolder(f); known {
+		return "pid " + strconv.Itoa(pid)
+	}
+	return "its process is not known"
 }
 
 // Unlock gives the lock back.

@@ -5,9 +5,10 @@ package conf
 
 import "bytes"
 
-// maxMergeCells bounds the table of the line comparison: 4000 lines against
-// 4000 lines. The files meant here have two hundred.
-const maxMergeCells = 16_000_000
+// maxMergeCells bounds the table of the line comparison, of four bytes a cell:
+// 1000 changed lines against 1000, 4 MB. The files meant here have two hundred
+// lines, and whoever may write one must not decide how much memory this takes.
+const maxMergeCells = 1_000_000
 
 // merge3 is a three-way merge by lines: it applies to current what turns base
 // into want. Clean is false where both changed the same lines, or where the
@@ -70,7 +71,7 @@ func matchLines(a, b [][]byte) ([]int, bool) {
 	if rows == 0 || cols == 0 {
 		return match, true
 	}
-	if rows*cols > maxMergeCells {
+	if (rows+1)*(cols+1) > maxMergeCells {
 		return nil, false
 	}
 	table := make([]int32, (rows+1)*(cols+1)) // length of the LCS of the rests

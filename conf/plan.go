@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Plan collects what is to become of several files, and commits it as one.
@@ -24,7 +26,11 @@ type Plan struct {
 	files  []PlannedFile
 	// Conflicts are places that others edited after us.
 	Conflicts []Conflict
-	dirs      []string
+	// Torn are settings files that were found half written, or empty. They are made
+	// whole from the record.
+	Torn []string
+	dirs []string
+	size int // of all files that were read
 }
 
 // PlannedFile is one file of a plan.
@@ -35,6 +41,7 @@ type PlannedFile struct {
 	Mode   fs.FileMode
 	Kind   Kind
 	record *FileRecord // nil: the file is as it originally was
+	like   *File       // whose owner it gets; nil: see [Change]
 }
 
 // Changed reports whether committing the plan would touch the file.
@@ -54,8 +61,10 @@ type Target struct {
 	Kind Kind
 	// CreateMode is the permission bits of a file that does not exist yet.
 	CreateMode fs.FileMode
-	// Private takes the file out of the world's sight: it now holds a secret.
+	// Private takes the file out of the world's sight, where it belongs to the user
+	// Owner: it now holds a secret, and that user is the one who reads it.
 	Private bool
+	Owner   int
 }
 
 // ErrEmpty says that a settings file has no byte in it: it is being written for
@@ -69,17 +78,43 @@ const (
 	emptyPolls = 50
 )
 
+// maxUndo bounds all files of a plan that takes changes back: they may have grown
+// since, and leaving is the way out.
+const maxUndo = 64 << 20
+
 // readWhole reads a file for a plan, waiting a second for one that is just being
-// written.
-func (s *Store) readWhole(path string, kind Kind) (File, error) {
+// written. limit bounds the plan's files together. A file that stays half written, or
+// empty, is an error where rec does not know what it was; otherwise half tells so.
+func (p *Plan) readWhole(path string, kind Kind, rec *FileRecord, limit int) (f File, half bool, err error) {
+	f, half, err = p.store.readSettled(path, kind, rec)
+	if err != nil {
+		return File{}, false, err
+	}
+	if p.size += len(f.Bytes); p.size > limit {
+		return File{}, false, fmt.Errorf("%s is %w: the files of one change have at most %d bytes together", path, files.ErrTooLarge, limit)
+	}
+	return f, half, nil
+}
+
+func (s *Store) readSettled(path string, kind Kind, rec *FileRecord) (f File, half bool, err error) {
+	read := s.ReadSettings
+	if kind == KindHosts {
+		read = s.Read
+	}
 	for range emptyPolls {
-		f, err := s.Read(path)
-		if err != nil || kind != KindProperties || !f.Exists() || len(f.Bytes) > 0 {
-			return f, err
+		f, err = read(path)
+		if err != nil || kind != KindProperties || !f.Exists() || len(f.Bytes) > 0 && !torn(rec, f.Bytes) {
+			return f, false, err
 		}
 		<-time.After(emptyPoll) // a second in all: no context is worth its way through every edit
 	}
-	return File{}, fmt.Errorf("%s: %w", path, ErrEmpty)
+	switch {
+	case rec != nil && rec.Existed:
+		return f, true, nil
+	case len(f.Bytes) == 0:
+		return File{}, false, fmt.Errorf("%s: %w", path, ErrEmpty)
+	}
+	return File{}, false, fmt.Errorf("%s: %w", path, ErrTorn)
 }
 
 // NewPlan begins a plan. record is [Store.Record]'s, and may be nil.
@@ -92,15 +127,24 @@ func (s *Store) NewPlan(record *Record) *Plan {
 }
 
 // Edit plans one file. edit gets the original — the file without our former
-// spans, nil when it is not there — and returns the spans to replace in it.
+// spans, nil when it is not there — and returns the spans to replace in it. A
+// file that already means the result, in whatever spelling, stays as it is.
 func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error {
-	now, err := p.store.readWhole(t.Path, t.Kind)
+	rec, known := p.record.File(t.Path), len(p.Conflicts)
+	now, half, err := p.readWhole(t.Path, t.Kind, rec, maxPlan)
 	if err != nil {
 		return err
 	}
-	original, mode := now.Bytes, now.Mode
-	rec := p.record.File(t.Path)
-	if rec != nil {
+	original, mode := now.Bytes, files.Plain(now.Mode)
+	switch {
+	case half:
+		// What is left of it is nobody's change.
+		p.Torn = append(p.Torn, t.Path)
+		original = rec.Original
+		if now.Mode == rec.WrittenMode {
+			mode = files.Plain(rec.Mode)
+		}
+	case rec != nil:
 		u, err := rec.Undo(now.Bytes)
 		if err != nil {
 			return err
@@ -111,7 +155,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 			original = nil
 		}
 		if now.Mode == rec.WrittenMode {
-			mode = rec.Mode
+			mode = files.Plain(rec.Mode)
 		}
 	}
 	spans, err := edit(original)
@@ -128,8 +172,19 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 		f.After = nil
 	case original == nil:
 		f.Mode = t.CreateMode
-	case t.Private:
+	case t.Private && now.UID == t.Owner:
 		f.Mode &^= 0o007
+	}
+	if f.After != nil && sameMeaning(t.Kind, now.Bytes, f.After) {
+		f.After = now.Bytes
+		if rec != nil && len(p.Conflicts) == known {
+			// It still leads back to what the first commit found.
+			kept := *rec
+			kept.Mode, kept.WrittenMode = mode, f.Mode
+			f.record = &kept
+			p.files = append(p.files, f)
+			return nil
+		}
 	}
 	if len(spans) > 0 || f.Mode != mode {
 		f.record = &FileRecord{
@@ -148,19 +203,32 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		return p, nil
 	}
 	for _, rec := range record.Files {
-		now, err := s.readWhole(rec.Path, rec.Kind)
+		now, half, err := p.readWhole(rec.Path, rec.Kind, rec, maxUndo)
+		if files.Refused(err) {
+			// Its owner can make it so at any time, and must not keep the other
+			// files from being given back.
+			p.Conflicts = append(p.Conflicts, Conflict{Path: rec.Path, Msg: fmt.Sprintf("it is left as it is: %v", err)})
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		u, err := rec.Undo(now.Bytes)
+		current := now.Bytes
+		if half {
+			p.Torn = append(p.Torn, rec.Path)
+			if current, err = applySpans(rec.Original, rec.Spans); err != nil {
+				return nil, err
+			}
+		}
+		u, err := rec.Undo(current)
 		if err != nil {
 			return nil, err
 		}
-		f := PlannedFile{Before: now, After: u.Bytes, Mode: now.Mode, Kind: rec.Kind}
+		f := PlannedFile{Before: now, After: u.Bytes, Mode: files.Plain(now.Mode), Kind: rec.Kind}
 		if u.Remove {
 			f.After = nil
 		} else if now.Mode == rec.WrittenMode {
-			f.Mode = rec.Mode
+			f.Mode = files.Plain(rec.Mode)
 		}
 		p.files = append(p.files, f)
 		p.Conflicts = append(p.Conflicts, u.Conflicts...)
@@ -179,12 +247,12 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, error)) error {
 	i := slices.IndexFunc(p.files, func(f PlannedFile) bool { return f.Before.Path == path })
 	if i < 0 {
-		now, err := p.store.Read(path)
+		now, _, err := p.readWhole(path, kind, p.record.File(path), maxUndo)
 		if err != nil {
 			return err
 		}
 		i = len(p.files)
-		p.files = append(p.files, PlannedFile{Before: now, After: now.Bytes, Mode: now.Mode, Kind: kind})
+		p.files = append(p.files, PlannedFile{Before: now, After: now.Bytes, Mode: files.Plain(now.Mode), Kind: kind})
 	}
 	f := &p.files[i]
 	spans, err := edit(f.After)
@@ -258,7 +326,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		case fileSum(now) == fileSum(f.Before) && now.Mode == f.Before.Mode:
 			continue
 		case bytes.Equal(now.Bytes, f.After) || fileSum(now) == fileSum(f.Before):
-		default:
+		default: // also where the meaning is the same: what AMS made of the rest stays
 			ours := committed.File(f.Before.Path)
 			merged, remove, more := p.revertEdited(f, ours, now.Bytes)
 			conflicts = append(conflicts, more...)
@@ -303,16 +371,43 @@ func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, now []byte) (merged
 	if merged, clean := merge3(f.After, f.Before.Bytes, now); clean && merged != nil {
 		return merged, false, nil
 	}
+	if f.Kind == KindProperties && f.Before.Exists() {
+		// AMS rewrites the whole file at its start.
+		if merged, conflicts, err := revertKeys(f.Before.Path, f.Before.Bytes, f.After, now); err == nil {
+			return merged, false, conflicts
+		}
+	}
 	return nil, false, left
 }
 
-// keep plans a copy of a file whose edits undoing loses.
+// keptCopies is how many copies of one file are kept at most.
+const keptCopies = 100
+
+// keep plans a copy of a file whose edits undoing loses. It belongs to the owner of
+// that file, cannot be executed, and never goes through a link.
 func (p *Plan) keep(f File) error {
-	saved, err := p.store.Read(savedName(f.Path))
-	if err != nil {
-		return err
+	for i := range keptCopies {
+		name := savedName(f.Path)
+		if i > 0 {
+			name = fmt.Sprintf("%s-%d", name, i)
+		}
+		switch info, err := p.store.Stat(name); {
+		case err == nil && !info.Mode.IsRegular():
+			continue
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+		saved, err := p.store.Read(name)
+		if files.Refused(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: files.Plain(f.Mode) &^ 0o111, Kind: KindWhole, like: &f})
+		return nil
 	}
-	p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: f.Mode, Kind: KindWhole})
+	p.Conflicts = append(p.Conflicts, Conflict{Path: f.Path, Msg: "the edited file is not kept: there is no name for it"})
 	return nil
 }
 
@@ -328,6 +423,18 @@ func (p *Plan) Changed() []PlannedFile {
 		}
 	}
 	return out
+}
+
+// Only is the plan for those files alone that keep takes. What is known of the
+// others stays as it is.
+func (p *Plan) Only(keep func(path string) bool) *Plan {
+	q := &Plan{store: p.store, record: p.record, dirs: p.dirs}
+	for _, f := range p.files {
+		if keep(f.Before.Path) {
+			q.files = append(q.files, f)
+		}
+	}
+	return q
 }
 
 // Commit makes the changes, and leaves a record that can undo them together
@@ -377,7 +484,7 @@ func (p *Plan) has(path string) bool {
 func (p *Plan) changes() []Change {
 	var out []Change
 	for _, f := range p.Changed() {
-		out = append(out, Change{Before: f.Before, After: f.After, Remove: f.After == nil, Mode: f.Mode})
+		out = append(out, Change{Before: f.Before, After: f.After, Remove: f.After == nil, Mode: f.Mode, Like: f.like})
 	}
 	return out
 }

@@ -29,6 +29,9 @@ type Properties struct {
 	openEnd bool
 }
 
+// keyAnchor begins the anchor of a span that sets a key.
+const keyAnchor = "key:"
+
 // property is one logical line that holds a key.
 type property struct {
 	key, value string
@@ -377,7 +380,7 @@ func (p *Properties) Set(key, value string, standalone *string) {
 		return
 	}
 	p.values[key] = value
-	span := Span{Anchor: "key:" + key, Standalone: standalone}
+	span := Span{Anchor: keyAnchor + key, Standalone: standalone}
 	if i, ok := p.last[key]; ok {
 		e := p.entries[i]
 		if e.value == value {
@@ -415,6 +418,9 @@ func (p *Properties) Spans() []Span {
 		switch {
 		case i == 0 && p.openEnd && terminated:
 			line = p.eol + line + p.eol // the empty line closes the continuation
+			if p.eol == "\n" && p.src[len(p.src)-1] == '\r' {
+				line = "\n" + line // the first one is half of a CR LF
+			}
 		case i == 0 && p.openEnd:
 			line = p.eol + p.eol + line
 		case terminated:

@@ -7,9 +7,11 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 )
 
 // Kind says which editor a file belongs to, and so how its spans are found
@@ -150,9 +152,37 @@ func (f *FileRecord) holdsOurs(current []byte) bool {
 	return err != nil || u.Remove || !bytes.Equal(u.Bytes, current)
 }
 
+// check proves that the record can be gone by.
+func (r *Record) check() error {
+	for _, f := range r.Files {
+		if f == nil {
+			return errors.New("it has an entry that is empty")
+		}
+		if err := f.check(); err != nil {
+			return err
+		}
+	}
+	for _, d := range r.Dirs {
+		if !isClean(d) {
+			return fmt.Errorf("%q is no path of a folder", d)
+		}
+	}
+	return nil
+}
+
 // check proves that the record is whole: that it makes of the original what was
 // written.
 func (f *FileRecord) check() error {
+	if !isClean(f.Path) {
+		return fmt.Errorf("%q is no path of a file", f.Path)
+	}
+	if f.Kind == KindProperties {
+		for _, s := range f.Spans {
+			if !strings.HasPrefix(s.Anchor, keyAnchor) {
+				return fmt.Errorf("%s: %q names no key", f.Path, s.Anchor)
+			}
+		}
+	}
 	written, err := applySpans(f.Original, f.Spans)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Path, err)
@@ -215,29 +245,45 @@ func (f *FileRecord) undoProperties(current []byte) (Undone, error) {
 		return Undone{}, fmt.Errorf("undo record of %s: %w", f.Path, err)
 	}
 	var u Undone
-	var spans []Span
 	var added []string
 	for _, s := range f.Spans {
-		key := s.Anchor[len("key:"):]
+		key := s.key()
+		now, present := p.Get(key)
+		if ours, _ := written.Get(key); present && s.Added && now == ours {
+			added = append(added, key)
+		}
+	}
+	// First, so that what stands at the end of the file is known for the rest. Last
+	// added first: at the end of a file without a newline each line came with the
+	// newline before it.
+	for _, key := range slices.Backward(added) {
+		if current, err = dropLine(current, key); err != nil {
+			return Undone{}, err
+		}
+	}
+	if len(added) > 0 {
+		if p, err = ParseProperties(current); err != nil {
+			return Undone{}, err
+		}
+	}
+	var spans []Span
+	for _, s := range f.Spans {
+		key := s.key()
 		now, present := p.Get(key)
 		was, _ := orig.Get(key)
 		ours, _ := written.Get(key)
 		switch {
+		case slices.Contains(added, key):
 		case !present:
 			if !s.Added {
 				u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, key + " was removed since; it is left removed"})
 			}
-		case now == ours && s.Added:
-			added = append(added, key)
 		case now == ours:
-			e := p.entries[p.last[key]]
-			if e.sep == sepSign || !bytes.HasPrefix(s.New, []byte{'='}) {
-				spans = append(spans, Span{Anchor: s.Anchor, Off: e.valOff, Old: p.src[e.valOff:e.end], New: s.Old})
-			}
+			spans = append(spans, p.putBack(s, orig.entries[orig.last[key]]))
 		case now == was:
 			// Already what it was.
 		case s.Standalone != nil && now == *s.Standalone:
-			// Somebody switched this node to standalone in between.
+			// The server was switched to standalone in between.
 		default:
 			msg := key + " was edited since"
 			if s.Standalone != nil {
@@ -250,14 +296,42 @@ func (f *FileRecord) undoProperties(current []byte) (Undone, error) {
 	if u.Bytes, err = applySpans(p.src, append(spans, p.Spans()...)); err != nil {
 		return Undone{}, err
 	}
-	// Last added first: at the end of a file without a newline each line came
-	// with the newline before it.
-	for _, key := range slices.Backward(added) {
-		if u.Bytes, err = dropLine(u.Bytes, key); err != nil {
-			return Undone{}, err
-		}
-	}
 	return u, nil
+}
+
+// key is the key that a span of a properties file sets.
+func (s Span) key() string { return strings.TrimPrefix(s.Anchor, keyAnchor) }
+
+// putBack gives the span that puts the former value back where the key stands
+// now: the former bytes where they still mean the same there, otherwise the value
+// written anew.
+func (p *Properties) putBack(s Span, was property) Span {
+	e := p.entries[p.last[s.key()]]
+	back := Span{Anchor: s.Anchor, Off: e.valOff, Old: p.src[e.valOff:e.end], New: s.Old}
+	switch {
+	case e.sep != was.sep && e.sep == sepNone && was.value != "":
+		back.New = []byte("=" + escapeValue(was.value, false))
+	case e.sep != was.sep:
+		back.New = []byte(escapeValue(was.value, e.sep == sepBlank))
+	case e.end < len(p.src):
+		back.New = closed(s.Old, p.src[e.end])
+	}
+	return back
+}
+
+// closed is a raw value without what would make it go on in the line below when
+// next follows. A backslash in front of the end of the file means nothing to Java;
+// one in front of a line end takes the next line for a part of the value, and so
+// does one in front of a CR that becomes half of a CR LF.
+func closed(raw []byte, next byte) []byte {
+	line := raw
+	if next == '\n' {
+		line = bytes.TrimSuffix(raw, []byte{'\r'})
+	}
+	if n := len(line) - len(bytes.TrimRight(line, `\`)); n%2 == 1 {
+		return line[:len(line)-1]
+	}
+	return raw
 }
 
 // dropLine removes the line of key's winning entry.
@@ -272,6 +346,10 @@ func dropLine(src []byte, key string) ([]byte, error) {
 	}
 	return slices.Delete(p.src, off, end), nil
 }
+
+// SavedName is where a copy of the file at path is kept if undoing would lose
+// edits of it.
+func SavedName(path string) string { return savedName(path) }
 
 // savedName is where an edited file is kept that undoing would lose.
 func savedName(path string) string { return path + ".amsagent-saved" }

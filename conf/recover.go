@@ -7,9 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Recovery says what [Store.Recover] found of an interrupted commit.
@@ -33,43 +34,49 @@ type Recovery struct {
 // A [DamagedError] means that neither is possible; nothing was changed then, and
 // [Store.SetAside] is the way out.
 func (s *Store) Recover() (*Recovery, error) {
-	stateDir, err := s.resolve(s.Dir)
+	state, err := s.stateFolder()
 	if err != nil {
+		return nil, ignore(err, fs.ErrNotExist)
+	}
+	t := s.begin(state)
+	defer t.end()
+	if err := t.removeTemps(state); err != nil {
 		return nil, err
 	}
-	if err := s.RemoveTemps(s.Dir); err != nil {
-		return nil, err
-	}
-	if err := s.dropStaging(stateDir); err != nil {
+	if err := t.dropStaging(); err != nil {
 		return nil, err
 	}
 	j, err := s.loadJournal(journalName)
 	if err != nil || j == nil {
 		return nil, err
 	}
+	return t.recover(j)
+}
+
+func (t *transaction) recover(j *journal) (*Recovery, error) {
 	r := &Recovery{Purpose: j.Purpose, Finished: true}
 	var todo, done []journalFile
 	var edited []string
 	for _, f := range j.Files {
-		now, err := readFile(s.real(f.Target))
-		if err != nil {
+		st, err := t.look(f)
+		switch {
+		case err != nil:
 			return nil, err
-		}
-		switch f.standing(now) {
-		case isNew:
+		case st == isNew:
 			done = append(done, f)
-		case isOld:
+		case st == isOld:
 			todo = append(todo, f)
 		default:
 			edited = append(edited, f.Target)
 			r.conflict(f.Target)
 		}
 	}
-	if r.Finished, err = s.direction(todo, done); err != nil {
+	var err error
+	if r.Finished, err = t.direction(todo, done); err != nil {
 		return nil, err
 	}
 	if !r.Finished {
-		if _, err := s.rollBack(j, stateDir); err != nil {
+		if _, err := t.rollBack(j); err != nil {
 			return nil, &InterruptedError{Doing: "undoing", Purpose: j.Purpose, Err: err}
 		}
 		for _, f := range j.Files {
@@ -78,7 +85,7 @@ func (s *Store) Recover() (*Recovery, error) {
 		return r, nil
 	}
 	for _, f := range todo {
-		late, err := s.installLate(f)
+		late, err := t.installLate(f)
 		if err != nil {
 			return nil, &InterruptedError{Doing: "finishing", Purpose: j.Purpose, Err: err}
 		}
@@ -89,7 +96,7 @@ func (s *Store) Recover() (*Recovery, error) {
 		}
 		r.Files = append(r.Files, f.Target)
 	}
-	if err := errors.Join(s.syncDirs(j), s.finish(j, stateDir, edited)); err != nil {
+	if err := errors.Join(t.syncDirs(j), t.finish(j, edited)); err != nil {
 		return nil, &InterruptedError{Doing: "finishing", Purpose: j.Purpose, Err: err}
 	}
 	return r, nil
@@ -113,19 +120,18 @@ func (r *Recovery) conflict(target string) {
 
 // installLate replaces one file; late tells that somebody wrote it in that very
 // moment, and that it is left as he wrote it.
-func (s *Store) installLate(f journalFile) (late bool, _ error) {
-	if err := s.unchanged(f); err != nil {
+func (t *transaction) installLate(f journalFile) (late bool, _ error) {
+	if err := t.unchanged(f, nil); err != nil {
 		return errors.Is(err, ErrChanged), ignore(err, ErrChanged)
 	}
-	if err := s.installFile(f); err != nil {
+	if err := t.installFile(f); err != nil {
 		return false, err
 	}
-	late, err := s.overtaken(f)
+	late, err := t.overtaken(f)
 	if err != nil || !late {
-		// A backup that is gone tells nothing.
-		return false, ignore(err, fs.ErrNotExist)
+		return false, err
 	}
-	return true, os.Rename(s.real(f.Backup), s.real(f.Target))
+	return true, t.rename(f.Backup, f.Target)
 }
 
 func ignore(err, what error) error {
@@ -140,10 +146,10 @@ func ignore(err, what error) error {
 // files must be there. What is missing for that, too, is made anew: first for
 // undoing, because a commit that was being undone when it was interrupted looks
 // like this.
-func (s *Store) direction(todo, done []journalFile) (forward bool, _ error) {
+func (t *transaction) direction(todo, done []journalFile) (forward bool, _ error) {
 	var temps, backups []journalFile // that are missing
 	for _, f := range todo {
-		ok, err := s.holds(f.Temp, f.After)
+		ok, err := t.holds(f.Temp, f.After)
 		if err != nil {
 			return false, err
 		}
@@ -152,7 +158,7 @@ func (s *Store) direction(todo, done []journalFile) (forward bool, _ error) {
 		}
 	}
 	for _, f := range done {
-		ok, err := s.holds(f.Backup, f.Before)
+		ok, err := t.holds(f.Backup, f.Before)
 		if err != nil {
 			return false, err
 		}
@@ -163,7 +169,7 @@ func (s *Store) direction(todo, done []journalFile) (forward bool, _ error) {
 	if len(temps) == 0 {
 		return true, nil
 	}
-	contents, err := s.contents()
+	contents, err := t.contents()
 	if err != nil {
 		return false, err
 	}
@@ -178,22 +184,19 @@ func (s *Store) direction(todo, done []journalFile) (forward bool, _ error) {
 	former := lacks(backups, func(f journalFile) string { return f.Before })
 	if len(former) == 0 {
 		for _, f := range backups {
-			if err := s.remakeBackup(f, contents[f.Before]); err != nil {
+			if err := t.restage(f.Backup, f, contents[f.Before], f.BeforeMode); err != nil {
 				return false, err
 			}
 		}
 		return false, nil
 	}
 	if next := lacks(temps, func(f journalFile) string { return f.After }); len(next) > 0 {
-		return false, &DamagedError{Path: s.statePath(journalName), Err: fmt.Errorf(
+		return false, &DamagedError{Path: t.statePath(journalName), Err: fmt.Errorf(
 			"an interrupted change can neither be finished (the new %s is gone) nor undone (the former %s is gone)",
 			strings.Join(next, ", "), strings.Join(former, ", "))}
 	}
 	for _, f := range temps {
-		if err := s.drop(f.Temp); err != nil {
-			return false, err
-		}
-		if err := s.stageFile(f, contents[f.After]); err != nil {
+		if err := t.restage(f.Temp, f, contents[f.After], f.AfterMode); err != nil {
 			return false, err
 		}
 	}
@@ -202,19 +205,22 @@ func (s *Store) direction(todo, done []journalFile) (forward bool, _ error) {
 
 // holds reports whether the file at path has that content; no path and no
 // content are fine, too.
-func (s *Store) holds(path, want string) (bool, error) {
+func (t *transaction) holds(path, want string) (bool, error) {
 	if path == "" {
 		return true, nil
 	}
-	f, err := readFile(s.real(path))
+	f, err := t.readAt(path)
+	if files.Refused(err) {
+		return false, nil
+	}
 	return err == nil && fileSum(f) == want, err
 }
 
 // contents is every content of a file that the records know, by its sum.
-func (s *Store) contents() (map[string][]byte, error) {
+func (t *transaction) contents() (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for _, name := range []string{journalName, undoName} {
-		j, err := s.loadJournal(name)
+		j, err := t.loadJournal(name)
 		if err != nil {
 			return nil, err
 		}
@@ -233,24 +239,33 @@ func (s *Store) contents() (map[string][]byte, error) {
 	return out, nil
 }
 
-// remakeBackup writes a former file anew beside the one that replaced it.
-func (s *Store) remakeBackup(f journalFile, content []byte) error {
-	if err := s.drop(f.Backup); err != nil {
+// restage writes one of the names of a commit anew. It gets the attributes of the
+// file that is there now, or the owner of the folder.
+func (t *transaction) restage(path string, f journalFile, content []byte, mode fs.FileMode) error {
+	if err := t.drop(path); err != nil {
 		return err
 	}
-	return writeNew(s.real(f.Backup), content, func(fd *os.File) error {
-		if _, err := os.Lstat(s.real(f.Target)); err != nil {
-			return fd.Chmod(f.BeforeMode)
+	d, name, err := t.at(path)
+	if err != nil {
+		return err
+	}
+	a := d.In(mode)
+	if fd, info, err := d.Open(filepath.Base(f.Target)); err == nil {
+		defer fd.Close()
+		if a, err = files.AttributesOf(fd, info); err != nil {
+			return err
 		}
-		return copyMeta(fd, s.real(f.Target), f.BeforeMode)
-	})
+		a.Mode = mode
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return d.Write(name, content, a)
 }
 
 // dropStaging removes what a commit staged that never got to replacing
 // anything.
-func (s *Store) dropStaging(stateDir string) error {
-	staging := filepath.Join(stateDir, stagingName)
-	j, err := s.loadJournal(stagingName)
+func (t *transaction) dropStaging() error {
+	j, err := t.loadJournal(stagingName)
 	var damaged *DamagedError
 	switch {
 	case errors.As(err, &damaged):
@@ -260,27 +275,32 @@ func (s *Store) dropStaging(stateDir string) error {
 	case j == nil:
 		return nil
 	default:
-		if err := s.unstage(j); err != nil {
+		if err := t.unstage(j); err != nil {
 			return &InterruptedError{Doing: "cleaning up after", Purpose: j.Purpose, Err: err}
 		}
 	}
-	return removeIfThere(staging)
+	return t.state.Remove(stagingName)
 }
 
 // RemoveTemps removes what interrupted calls of [Store.WriteFile] left in a
 // folder below the root.
 func (s *Store) RemoveTemps(dir string) error {
-	real, err := s.resolve(dir)
-	if err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(real)
+	d, err := s.Files().Folder(dir)
 	if err != nil {
 		return ignore(err, fs.ErrNotExist)
 	}
+	defer d.Close()
+	return s.removeTemps(d)
+}
+
+func (*Store) removeTemps(d *files.Folder) error {
+	entries, err := d.Entries(maxEntries)
+	if err != nil {
+		return err
+	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), ".") && strings.HasSuffix(e.Name(), writeSuffix) {
-			if err := removeIfThere(filepath.Join(real, e.Name())); err != nil {
+			if err := d.Remove(e.Name()); err != nil {
 				return err
 			}
 		}
@@ -291,23 +311,24 @@ func (s *Store) RemoveTemps(dir string) error {
 // SetAside puts a damaged file of the state directory out of the way, under a
 // name of its own, and returns that name.
 func (s *Store) SetAside(path string) (string, error) {
-	real, err := s.resolve(path)
+	p, err := s.Files().LocateName(path)
 	if err != nil {
 		return "", err
 	}
+	defer p.Close()
+	d := p.Folder
 	for i := 1; ; i++ {
-		name := fmt.Sprintf("%s.damaged-%d", path, i)
-		to := fmt.Sprintf("%s.damaged-%d", real, i)
-		if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
+		suffix := fmt.Sprintf(".damaged-%d", i)
+		if _, err := d.Stat(p.Name + suffix); !errors.Is(err, fs.ErrNotExist) {
 			if err != nil {
 				return "", err
 			}
 			continue
 		}
-		if err := os.Rename(real, to); err != nil {
+		if err := d.Rename(p.Name, p.Name+suffix); err != nil {
 			return "", err
 		}
-		return name, syncDir(filepath.Dir(real))
+		return path + suffix, d.Sync()
 	}
 }
 
@@ -316,51 +337,68 @@ func (s *Store) SetAside(path string) (string, error) {
 // one that is there now is kept. It names the files it put back.
 func (s *Store) Salvage(paths []string) (restored []string, _ error) {
 	for _, path := range paths {
-		real, err := s.resolve(path)
+		put, err := s.salvage(path)
+		if files.Refused(err) {
+			continue // its owner made it so; the plan names it
+		}
+		if put {
+			restored = append(restored, path)
+		}
 		if err != nil {
-			return restored, err
-		}
-		target := s.inside(real)
-		for _, old := range s.beside(target, backupSuffix) {
-			put, err := s.salvage(real, old)
-			if err != nil {
-				return restored, err
-			}
-			if put {
-				restored = append(restored, path)
-			}
-		}
-		for _, temp := range s.beside(target, tempSuffix) {
-			if err := removeIfThere(temp); err != nil {
-				return restored, err
-			}
-		}
-		if err := syncDir(filepath.Dir(real)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return restored, err
 		}
 	}
 	return restored, nil
 }
 
-func (s *Store) salvage(target, old string) (put bool, _ error) {
-	now, err := readFile(target)
+func (s *Store) salvage(path string) (put bool, _ error) {
+	p, err := s.Files().Locate(path)
 	if err != nil {
 		return false, err
 	}
-	was, err := readFile(old)
+	defer p.Close()
+	if len(p.Missing) > 0 {
+		return false, nil
+	}
+	d := p.Folder
+	entries, err := d.Entries(maxEntries)
+	if err != nil {
+		return false, err
+	}
+	for _, old := range beside(p.Name, entries, backupSuffix) {
+		one, err := salvageFile(d, p.Name, old)
+		if err != nil {
+			return put, err
+		}
+		put = put || one
+	}
+	for _, temp := range beside(p.Name, entries, tempSuffix) {
+		if err := d.Remove(temp); err != nil {
+			return put, err
+		}
+	}
+	return put, d.Sync()
+}
+
+func salvageFile(d *files.Folder, target, old string) (put bool, _ error) {
+	now, err := readIn(d, target, maxFileSize)
+	if err != nil {
+		return false, err
+	}
+	was, err := readIn(d, old, maxFileSize)
 	if err != nil {
 		return false, err
 	}
 	if fileSum(now) == fileSum(was) && now.Mode == was.Mode {
-		return false, removeIfThere(old)
+		return false, d.Remove(old)
 	}
 	if now.Exists() {
 		saved := savedName(target)
-		if err := errors.Join(removeIfThere(saved), os.Link(target, saved)); err != nil {
+		if err := errors.Join(d.Remove(saved), d.Link(target, saved)); err != nil {
 			return false, err
 		}
 	}
-	return true, os.Rename(old, target)
+	return true, d.Rename(old, target)
 }
 
 // Interrupted reports whether a commit was cut short, without repairing it.

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // interrupted leaves a join as a crash does after so many of its renames: staged
@@ -39,23 +41,25 @@ func interruptedCommit(t *testing.T, s *Store, purpose string, changes []Change,
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := s.newJournal(purpose, changes, record, dirs)
+	tx := s.begin(state)
+	defer tx.end()
+	j, err := tx.newJournal(purpose, changes, record, dirs)
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := json.Marshal(j)
+	data, err := j.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan, err := createNew(filepath.Join(state, journalName), data, func(*os.File) error { return nil })
+	plan, err := state.Create(journalName, data, files.Own(0o600))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.stage(j, changes, plan); err != nil {
+	if err := tx.stage(j, changes, plan); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range j.Files[:renames] {
-		if err := s.installFile(f); err != nil {
+		if err := tx.installFile(f); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -69,6 +73,17 @@ func recovered(t *testing.T, s *Store) *Recovery {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// makeState makes the state directory, and gives its path on this machine.
+func makeState(t *testing.T, s *Store) string {
+	t.Helper()
+	d, err := s.makeStateDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	return filepath.Join(s.Root, stateDir)
 }
 
 func stateNames(t *testing.T, s *Store) []string {
@@ -153,7 +168,7 @@ func TestRecoverImpossible(t *testing.T) {
 		}
 	}
 	j.Record = nil
-	data, err := json.Marshal(j)
+	data, err := j.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,9 +249,7 @@ func TestDamagedFiles(t *testing.T) {
 			{"another release's", `{"version":7}`, false},
 		} {
 			s := newTree(t)
-			if _, err := s.makeStateDir(); err != nil {
-				t.Fatal(err)
-			}
+			makeState(t, s)
 			if err := os.WriteFile(filepath.Join(s.Root, stateDir, name), []byte(tt.content), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -274,7 +287,7 @@ func TestDamagedRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	j.Record.Files[0].Original = append(j.Record.Files[0].Original, 'x')
-	data, err := json.Marshal(j)
+	data, err := j.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,10 +304,7 @@ func TestDamagedRecord(t *testing.T) {
 func TestTornStaging(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
-	dir, err := s.makeStateDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := makeState(t, s)
 	for _, name := range []string{stagingName, ".state.json" + writeSuffix} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(`{"versi`), 0o600); err != nil {
 			t.Fatal(err)
@@ -339,5 +349,130 @@ func TestSalvage(t *testing.T) {
 		if _, kept := after[savedName(path)]; !kept {
 			t.Errorf("what was in %s is lost", path)
 		}
+	}
+}
+
+// TestRecoverInterruptedRollback: a commit that was being undone was killed in the
+// middle. One recovery makes all files new or all files old.
+func TestRecoverInterruptedRollback(t *testing.T) {
+	for renames := 1; renames <= 5; renames++ {
+		for back := 1; back <= renames; back++ {
+			s := newTree(t)
+			before, after, j := interrupted(t, s, renames)
+			state, err := s.stateFolder()
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx := s.begin(state)
+			for i := renames - 1; i >= renames-back; i-- {
+				if edited, err := tx.putBack(j.Files[i]); err != nil || edited {
+					t.Fatal(edited, err)
+				}
+			}
+			tx.end()
+			if r := recovered(t, s); len(r.Conflicts) > 0 {
+				t.Errorf("%d renamed, %d put back: %+v", renames, back, r)
+			}
+			if now := snapshot(t, s); !cmp.Equal(now, before) && !cmp.Equal(now, after) {
+				t.Errorf("%d renamed, %d put back: neither all old nor all new; against new (-want +got):\n%s", renames, back, cmp.Diff(after, now))
+			}
+		}
+	}
+}
+
+// TestDamagedLetter flips each byte of what the agent wrote down: it is noticed,
+// paths included.
+func TestDamagedLetter(t *testing.T) {
+	s := newTree(t)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(s.Root, stateDir, undoName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range data {
+		flipped := slices.Clone(data)
+		flipped[i] ^= 1
+		j, err := decodeJournal("/undo.json", flipped)
+		var damaged *DamagedError
+		var version *VersionError
+		if err == nil || j != nil || !errors.As(err, &damaged) && !errors.As(err, &version) {
+			t.Fatalf("byte %d of %d, %q: %v", i, len(data), data[max(0, i-20):i+1], err)
+		}
+	}
+}
+
+// TestFormat1: what a release before the checksum wrote is read.
+func TestFormat1(t *testing.T) {
+	s := newTree(t)
+	before := snapshot(t, s)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	j, err := s.loadJournal(undoName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.Version = 1
+	data, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Root, stateDir, undoName), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	undoAll(t, s)
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("after undo (-want +got):\n%s", d)
+	}
+}
+
+// TestDamagedEntries: what was written by hand, or by a broken disk, is an error
+// that says so and no panic.
+func TestDamagedEntries(t *testing.T) {
+	for _, content := range []string{
+		`{"version":1,"record":{"version":1,"files":[null]}}`,
+		`{"version":1,"record":{"version":1,"files":[{"path":"etc/passwd","kind":"whole"}]}}`,
+		`{"version":1,"record":{"version":1,"files":[{"path":"/a","kind":"properties","spans":[{"anchor":"k","new":"YQ=="}]}]}}`,
+		`{"version":1,"record":{"version":1,"files":[{"path":"/a","kind":"whole","spans":[{"off":-1,"old":"YQ=="}]}]}}`,
+		`{"version":1,"record":{"version":1,"dirs":["/a/../etc"]}}`,
+		`{"version":1,"files":[{"target":"/a/b","temp":"/etc/passwd"}]}`,
+		`{"version":1,"files":[{"target":"/a/b","backup":"/a/.b.amsagent-/../c.old"}]}`,
+		`{"version":2,"sha256":"","journal":{}}`,
+		`{"version":2}`,
+	} {
+		_, err := decodeJournal("/undo.json", []byte(content))
+		var damaged *DamagedError
+		if !errors.As(err, &damaged) {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
+// TestRecordTooLarge: a change that could not be undone, because its record would
+// be larger than what is read again, is not made.
+func TestRecordTooLarge(t *testing.T) {
+	s := newTree(t)
+	before := snapshot(t, s)
+	record, err := s.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := s.NewPlan(record)
+	err = p.Edit(Target{Path: dropInPath, Kind: KindWhole, CreateMode: 0o644}, func([]byte) ([]Span, error) {
+		return []Span{{Anchor: "whole", New: make([]byte, maxRecordSize)}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Commit("join"); !errors.Is(err, ErrRecordTooLarge) {
+		t.Errorf("Commit = %v, want ErrRecordTooLarge", err)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("something was changed:\n%s", d)
+	}
+	if names := stateNames(t, s); len(names) > 0 {
+		t.Errorf("left: %v", names)
 	}
 }

@@ -7,98 +7,84 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 
-	"golang.org/x/sys/unix"
+	"github.com/amsagent/amsagent/files"
 )
 
 // abandon takes back what was staged. No target was touched.
-func (s *Store) abandon(j *journal, stateDir string, cause error) error {
-	err := twice(func() error { return s.unstage(j) })
+func (t *transaction) abandon(j *journal, cause error) error {
+	err := twice(func() error { return t.unstage(j) })
 	if err == nil {
 		// Only now: they say what is to be removed.
 		err = twice(func() error {
-			return errors.Join(removeIfThere(filepath.Join(stateDir, stagingName)), removeIfThere(filepath.Join(stateDir, journalName)))
+			return errors.Join(t.state.Remove(stagingName), t.state.Remove(journalName))
 		})
 	}
 	if err != nil {
-		return s.unfinished(j, errors.Join(cause, fmt.Errorf("and what was staged could not be removed: %w", err)))
+		return t.unfinished(j, errors.Join(cause, fmt.Errorf("and what was staged could not be removed: %w", err)))
 	}
 	return cause
 }
 
 // retreat puts the old files back after some were replaced.
-func (s *Store) retreat(j *journal, stateDir string, cause error) error {
+func (t *transaction) retreat(j *journal, cause error) error {
 	var edited []string
 	err := twice(func() (err error) {
-		edited, err = s.rollBack(j, stateDir)
+		edited, err = t.rollBack(j)
 		return err
 	})
 	switch {
 	case err != nil:
-		return s.unfinished(j, errors.Join(cause, fmt.Errorf("and the files could not be put back: %w", err)))
+		return t.unfinished(j, errors.Join(cause, fmt.Errorf("and the files could not be put back: %w", err)))
 	case len(edited) > 0:
-		return s.unfinished(j, cause)
+		return t.unfinished(j, cause)
 	}
 	return cause
 }
 
-func (s *Store) drop(path string) error {
-	if path == "" {
-		return nil
-	}
-	return removeIfThere(s.real(path))
-}
-
 // dropBeside removes what the commit has beside its targets.
-func (s *Store) dropBeside(j *journal) error {
+func (t *transaction) dropBeside(j *journal) error {
 	var errs []error
 	for _, f := range j.Files {
-		errs = append(errs, s.drop(f.Temp), s.drop(f.Backup))
+		errs = append(errs, t.drop(f.Temp), t.drop(f.Backup))
 	}
 	return errors.Join(errs...)
 }
 
 // removeEmpty removes directories innermost first; one that is not empty, or
 // not there, stays as it is: a directory somebody now uses is his.
-func (s *Store) removeEmpty(dirs []string) error {
+func (t *transaction) removeEmpty(dirs []string) error {
 	var errs []error
-	for _, d := range slices.Backward(dirs) {
-		real := s.real(d)
-		err := unix.Rmdir(real)
-		switch {
-		case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTEMPTY), errors.Is(err, fs.ErrExist),
-			errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EBUSY):
+	for _, dir := range slices.Backward(dirs) {
+		d, name, err := t.at(dir)
+		if err != nil {
+			errs = append(errs, gone(err))
 			continue
 		}
-		if _, serr := os.Lstat(real); !errors.Is(serr, fs.ErrNotExist) {
-			errs = append(errs, &fs.PathError{Op: "rmdir", Path: real, Err: err})
-		}
+		errs = append(errs, d.RemoveFolder(name))
 	}
 	return errors.Join(errs...)
 }
 
 // unstage removes what staging made. Targets were not touched.
-func (s *Store) unstage(j *journal) error {
-	return errors.Join(s.dropBeside(j), s.removeEmpty(j.MakeDirs))
+func (t *transaction) unstage(j *journal) error {
+	return errors.Join(t.dropBeside(j), t.removeEmpty(j.MakeDirs))
 }
 
 // rollBack puts every old file back and forgets the journal. A file that
 // somebody else wrote is left as it is and named; what undoing it needs is kept.
-func (s *Store) rollBack(j *journal, stateDir string) (edited []string, _ error) {
+func (t *transaction) rollBack(j *journal) (edited []string, _ error) {
 	var errs []error
 	for _, f := range slices.Backward(j.Files) {
-		now, err := readFile(s.real(f.Target))
-		switch {
+		switch st, err := t.look(f); {
 		case err != nil:
 			errs = append(errs, err)
-		case f.standing(now) == isOld:
-		case f.standing(now) == isForeign:
+		case st == isOld:
+		case st == isForeign:
 			edited = append(edited, f.Target)
 		default:
-			wrote, err := s.putBack(f)
+			wrote, err := t.putBack(f)
 			if wrote {
 				edited = append(edited, f.Target)
 			}
@@ -108,82 +94,82 @@ func (s *Store) rollBack(j *journal, stateDir string) (edited []string, _ error)
 	if err := errors.Join(errs...); err != nil {
 		return edited, err
 	}
-	if err := s.syncDirs(j); err != nil {
+	if err := t.syncDirs(j); err != nil {
 		return edited, err
 	}
-	edited, err := s.keepOurs(j, edited)
+	edited, err := t.keepOurs(j, edited)
 	if err != nil {
 		return edited, err
 	}
-	if err := s.unstage(j); err != nil {
+	if err := t.unstage(j); err != nil {
 		return edited, err
 	}
-	return edited, errors.Join(removeIfThere(filepath.Join(stateDir, journalName)), syncDir(stateDir))
+	return edited, errors.Join(t.state.Remove(journalName), t.state.Sync())
 }
 
 // keepOurs adds to the record on disk what the commit knew of files that hold
 // both its changes and somebody else's, and names these. A file that holds his
 // alone is no business of ours.
-func (s *Store) keepOurs(j *journal, edited []string) ([]string, error) {
+func (t *transaction) keepOurs(j *journal, edited []string) ([]string, error) {
 	if len(edited) == 0 {
 		return nil, nil
 	}
-	old, err := s.Record()
+	old, err := t.Record()
 	if err != nil {
 		return edited, err
 	}
-	record, ours, err := s.carry(old, j.Record, edited)
+	record, ours, err := t.carry(old, j.Record, edited)
 	if err != nil || len(ours) == 0 {
 		return ours, err
 	}
-	return ours, s.writeRecord(j, record)
+	return ours, t.writeRecord(j, record)
 }
 
 // putBack gives the old file its name back. Ours has a second name meanwhile:
 // should somebody write into it in this very moment, it stays, and edited says
 // so.
-func (s *Store) putBack(f journalFile) (edited bool, _ error) {
-	target, old := s.real(f.Target), s.real(f.Backup)
+func (t *transaction) putBack(f journalFile) (edited bool, _ error) {
 	if f.Temp == "" {
 		// We removed it. A file that is there again is somebody else's.
-		err := os.Link(old, target)
+		err := t.link(f.Backup, f.Target)
 		if errors.Is(err, fs.ErrExist) {
 			return true, nil
 		}
 		if err != nil {
-			err = os.Rename(old, target)
+			err = t.rename(f.Backup, f.Target)
 		}
 		return false, err
 	}
-	ours := s.real(f.Temp)
-	if err := removeIfThere(ours); err != nil {
+	if err := t.drop(f.Temp); err != nil {
 		return false, err
 	}
-	if err := os.Link(target, ours); err != nil {
-		ours = "" // this file system has no links: no second look either
-	}
+	// Where the file system has no links there is no second look either.
+	linked := t.link(f.Target, f.Temp) == nil
 	var err error
 	if f.Backup == "" {
-		err = removeIfThere(target)
+		err = t.drop(f.Target)
 	} else {
-		err = os.Rename(old, target)
+		err = t.rename(f.Backup, f.Target)
 	}
-	if err != nil || ours == "" {
+	if err != nil || !linked {
 		return false, err
 	}
-	now, err := readFile(ours)
+	now, err := t.readAt(f.Temp)
+	if files.Refused(err) {
+		return true, nil
+	}
 	if err != nil || fileSum(now) == f.After {
 		return false, err
 	}
 	if f.Backup == "" {
-		return true, os.Rename(ours, target)
+		return true, t.rename(f.Temp, f.Target)
 	}
-	if err := errors.Join(os.Link(target, old), os.Rename(ours, target)); err != nil {
+	if err := errors.Join(t.link(f.Target, f.Backup), t.rename(f.Temp, f.Target)); err != nil {
 		return true, err
 	}
-	if late, err := s.overtaken(f); err != nil || !late {
+	if late, err := t.overtaken(f); err != nil || !late {
 		return true, err
 	}
 	// Both were written at once, and nobody can tell which is the later.
-	return true, os.Rename(old, s.real(savedName(f.Target)))
+	return true, t.rename(f.Backup, savedName(f.Target))
 }

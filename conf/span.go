@@ -34,7 +34,7 @@ func applySpans(src []byte, spans []Span) ([]byte, error) {
 	at := 0
 	for _, s := range sorted {
 		end := s.Off + len(s.Old)
-		if s.Off < at || end > len(src) {
+		if s.Off < at || end < s.Off || end > len(src) {
 			return nil, fmt.Errorf("span %s at byte %d overlaps another or lies outside the file", s.Anchor, s.Off)
 		}
 		if !bytes.Equal(src[s.Off:end], s.Old) {

@@ -9,10 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Names of what a commit has beside a target: .NAME.amsagent-ID.new and .old.
@@ -27,18 +28,13 @@ func besideName(target, id, suffix string) string {
 	return dir + "." + base + besideMark + id + suffix
 }
 
-// beside lists what commits have beside a target, by suffix. A folder that
-// cannot be read has nothing.
-func (s *Store) beside(target, suffix string) []string {
-	dir, base := filepath.Split(s.real(target))
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
-	}
+// beside lists what commits have beside a target, by suffix, as names in its
+// folder. A folder that cannot be read has nothing.
+func beside(base string, entries []fs.DirEntry, suffix string) []string {
 	var out []string
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "."+base+besideMark) && strings.HasSuffix(e.Name(), suffix) {
-			out = append(out, filepath.Join(dir, e.Name()))
+			out = append(out, e.Name())
 		}
 	}
 	return out
@@ -47,38 +43,34 @@ func (s *Store) beside(target, suffix string) []string {
 // sweep removes what a power cut may have left of an earlier commit: staged
 // files whose plan was not on the disk yet. A backup goes only where it is
 // another name of the very file; what cannot be removed stays.
-func (s *Store) sweep(j *journal) {
+func (t *transaction) sweep(j *journal) {
 	for _, f := range j.Files {
-		for _, stray := range s.beside(f.Target, tempSuffix) {
-			_ = os.Remove(stray)
-		}
-		target, err := os.Lstat(s.real(f.Target))
+		d, name, err := t.at(f.Target)
 		if err != nil {
 			continue
 		}
-		for _, stray := range s.beside(f.Target, backupSuffix) {
-			if info, err := os.Lstat(stray); err == nil && os.SameFile(info, target) {
-				_ = os.Remove(stray)
+		entries, err := d.Entries(maxEntries)
+		if err != nil {
+			continue
+		}
+		for _, stray := range beside(name, entries, tempSuffix) {
+			_ = d.Remove(stray)
+		}
+		strays := beside(name, entries, backupSuffix)
+		if len(strays) == 0 {
+			continue
+		}
+		target, err := d.Stat(name)
+		if err != nil {
+			continue
+		}
+		for _, stray := range strays {
+			if info, err := d.Stat(stray); err == nil && info.ID == target.ID {
+				_ = d.Remove(stray)
 			}
 		}
 	}
 }
-
-// missingDirs lists the directories that must be made for dir, outermost first.
-func (s *Store) missingDirs(dir string) []string {
-	var missing []string
-	for dir != s.root() && dir != "/" {
-		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		missing = append(missing, s.inside(dir))
-		dir = filepath.Dir(dir)
-	}
-	slices.Reverse(missing)
-	return missing
-}
-
-func (s *Store) real(path string) string { return filepath.Join(s.root(), path) }
 
 // stage writes every new file beside its target and links every old one, and
 // brings the plan of all this to disk. The fsyncs run side by side: a journaling
@@ -86,41 +78,70 @@ func (s *Store) real(path string) string { return filepath.Join(s.root(), path) 
 // says what to clean up; should a power cut lose the plan and keep a staged
 // file, that file is a stray one and nothing more, because no target is touched
 // before all of this is on disk.
-func (s *Store) stage(j *journal, changes []Change, plan *os.File) error {
-	for _, d := range j.MakeDirs {
-		if err := os.Mkdir(s.real(d), 0o755); err != nil {
-			return errors.Join(err, plan.Close())
-		}
+func (t *transaction) stage(j *journal, changes []Change, plan *os.File) error {
+	if err := t.makeDirs(j.MakeDirs); err != nil {
+		return errors.Join(err, plan.Close())
 	}
 	return each(len(changes)+1, func(i int) error {
 		if i == len(changes) {
-			return errors.Join(plan.Sync(), plan.Close())
+			return t.state.SyncFile(plan)
 		}
-		f, c := j.Files[i], changes[i]
-		if f.Backup != "" {
-			if err := backup(s.real(f.Target), s.real(f.Backup)); err != nil {
-				return err
-			}
-		}
-		if f.Temp == "" {
-			return nil
-		}
-		return s.stageFile(f, c.After)
+		return t.stageChange(j.Files[i], &changes[i])
 	})
 }
 
-// stageFile writes the new file beside its target and reads it again.
-func (s *Store) stageFile(f journalFile, content []byte) error {
-	err := writeNew(s.real(f.Temp), content, func(fd *os.File) error {
-		if f.Before == "" {
-			return fd.Chmod(f.AfterMode)
-		}
-		return copyMeta(fd, s.real(f.Target), f.AfterMode)
-	})
+// stageChange stages one file. Owner, mode, ACL and extended attributes are those
+// of the very file that was read for the plan.
+func (t *transaction) stageChange(f journalFile, c *Change) error {
+	d, name, err := t.at(f.Target)
 	if err != nil {
+		return err
+	}
+	attributes := d.In(f.AfterMode)
+	if f.Before != "" {
+		fd, info, err := d.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: %w", f.Target, ErrChanged)
+		}
+		if err != nil {
+			return err
+		}
+		defer fd.Close()
+		now := File{Mode: info.Mode, UID: info.UID, GID: info.GID, id: info.ID, folder: d.Info().ID}
+		if err := sameFile(now, c.Before); err != nil {
+			return err
+		}
+		if attributes, err = files.AttributesOf(fd, info); err != nil {
+			return err
+		}
+		if err := t.backup(f, fd); err != nil {
+			return err
+		}
+		if info, err = files.InfoOf(fd); err != nil {
+			return err
+		}
+		c.Before.id = info.ID
+	}
+	if f.Temp == "" {
+		return nil
+	}
+	attributes.Mode = f.AfterMode
+	if c.Like != nil {
+		attributes.UID, attributes.GID = c.Like.UID, c.Like.GID
+	}
+	return t.stageFile(f, c.After, attributes)
+}
+
+// stageFile writes the new file beside its target and reads it again.
+func (t *transaction) stageFile(f journalFile, content []byte, a files.Attributes) error {
+	d, name, err := t.at(f.Temp)
+	if err != nil {
+		return err
+	}
+	if err := d.Write(name, content, a); err != nil {
 		return fmt.Errorf("staging %s: %w", f.Target, err)
 	}
-	back, err := readFile(s.real(f.Temp))
+	back, err := readIn(d, name, maxFileSize)
 	if err != nil {
 		return fmt.Errorf("verifying what was staged for %s: %w", f.Target, err)
 	}
@@ -132,29 +153,55 @@ func (s *Store) stageFile(f journalFile, content []byte) error {
 
 // backup keeps the old file under a second name: a hard link, so that putting
 // it back needs no space and restores the very inode. Where the file system
-// has no links, a copy.
-func backup(target, name string) error {
-	err := os.Link(target, name)
-	if err == nil || errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EROFS) {
+// has no links, a copy. target is the file that was planned, open.
+func (t *transaction) backup(f journalFile, target *os.File) error {
+	d, name, err := t.at(f.Target)
+	if err != nil {
 		return err
 	}
-	f, rerr := readFile(target)
-	if rerr != nil {
-		return errors.Join(err, rerr)
+	second := filepath.Base(f.Backup)
+	switch err := d.LinkOpen(target, second); {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO):
+		return err
 	}
-	return writeNew(name, f.Bytes, func(fd *os.File) error { return copyMeta(fd, target, f.Mode) })
+	fd, info, err := d.Open(name)
+	if err != nil {
+		return err
+	}
+	defer fd.Close()
+	if was, err := files.InfoOf(target); err != nil || info.ID != was.ID {
+		return errors.Join(err, fmt.Errorf("%s: %w", f.Target, ErrChanged))
+	}
+	a, err := files.AttributesOf(fd, info)
+	if err != nil {
+		return err
+	}
+	old, err := readIn(d, name, maxFileSize)
+	if err != nil {
+		return err
+	}
+	return d.Write(second, old.Bytes, a)
 }
 
-// unchanged compares the file with what the plan read.
-func (s *Store) unchanged(f journalFile) error {
-	now, err := readFile(s.real(f.Target))
+// unchanged compares the file with what the plan read. planned is that file, nil
+// in a recovery.
+func (t *transaction) unchanged(f journalFile, planned *File) error {
+	now, err := t.readAt(f.Target)
+	if files.Refused(err) {
+		return fmt.Errorf("%s: %w: %w", f.Target, ErrChanged, err)
+	}
 	if err != nil {
 		return err
 	}
 	if got := fileSum(now); got != f.Before {
 		return fmt.Errorf("%s: %w", f.Target, ErrChanged)
 	}
-	return nil
+	if planned == nil || !planned.Exists() {
+		return nil
+	}
+	return sameFile(now, *planned)
 }
 
 // overtaken reports whether the old file was written after our last look at it:
@@ -162,12 +209,16 @@ func (s *Store) unchanged(f journalFile) error {
 // by emptying the file and writing it, so whoever opened the old file while it
 // had its name has emptied it by now, and what he writes is under the name of
 // the backup.
-func (s *Store) overtaken(f journalFile) (bool, error) {
+func (t *transaction) overtaken(f journalFile) (bool, error) {
 	if f.Backup == "" {
 		return false, nil
 	}
-	old, err := readFile(s.real(f.Backup))
-	return err == nil && fileSum(old) != f.Before, err
+	old, err := t.readAt(f.Backup)
+	if files.Refused(err) {
+		return false, nil
+	}
+	// A backup that is gone says nothing: an interrupted rollback has put it back already.
+	return err == nil && old.Exists() && fileSum(old) != f.Before, err
 }
 
 func fileSum(f File) string {

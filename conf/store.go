@@ -5,17 +5,12 @@ package conf
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
-	"golang.org/x/sys/unix"
+	"github.com/amsagent/amsagent/files"
 )
 
 // Names below the state directory.
@@ -31,14 +26,21 @@ const (
 var ErrChanged = errors.New("changed by somebody else meanwhile")
 
 // Store reads and commits the files below Root. One process at a time may use
-// it: callers hold a [Lock].
+// it: callers hold a [Lock]. What it reaches, and which links it follows, is the
+// rule of package files.
 type Store struct {
 	// Root prefixes every path; "" is the real root. Links are followed as if
 	// Root were "/": they cannot lead out of it.
 	Root string
 	// Dir is the state directory below Root: journal and undo record.
 	Dir string
+
+	// hook lets tests make calls fail.
+	hook func(call, name string) error
 }
+
+// Files is the root for whoever reads beside the store.
+func (s *Store) Files() files.Root { return files.Root{Path: s.Root, Hook: s.hook} }
 
 // File is a file as it was read for a plan.
 type File struct {
@@ -56,92 +58,69 @@ type File struct {
 	// Target is the file that Path leads to when Path is a link, below the
 	// root; otherwise Path itself.
 	Target string
+
+	// id and folder tell whether it is still the very file that was read.
+	id, folder files.ID
 }
 
 // Exists reports whether the file was there.
 func (f File) Exists() bool { return f.Bytes != nil }
 
-// maxFileSize bounds what is taken for a configuration file. The largest ones
-// known have 9 KB.
-const maxFileSize = 4 << 20
-
-func (s *Store) root() string {
-	if s.Root == "" {
-		return "/"
-	}
-	return s.Root
-}
-
-// resolve gives the real path of the file that path leads to.
-func (s *Store) resolve(path string) (string, error) {
-	return securejoin.SecureJoin(s.root(), path)
-}
-
-// inside is the reverse: what a real path is called below the root.
-func (s *Store) inside(real string) string {
-	rel, err := filepath.Rel(s.root(), real)
-	if err != nil {
-		return real
-	}
-	return "/" + rel
-}
+const (
+	// maxFileSize bounds a file that is no settings file of the server.
+	maxFileSize = 4 << 20
+	// maxSettings bounds a settings file of the server, and maxPlan all files of
+	// one plan: the server's user writes them, and must not decide how much memory
+	// they take. The largest ones known have 9 KB.
+	maxSettings = 512 << 10
+	maxPlan     = 8 << 20
+)
 
 // Follow gives the path below the root that a path leads to, links followed.
 func (s *Store) Follow(path string) (string, error) {
-	real, err := s.resolve(path)
+	p, err := s.Files().Locate(path)
 	if err != nil {
 		return "", err
 	}
-	return s.inside(real), nil
+	defer p.Close()
+	return p.Path(), nil
 }
 
 // Read reads a file below the root. A file that does not exist is not an
-// error; anything but a regular file is.
-func (s *Store) Read(path string) (File, error) {
-	real, err := s.resolve(path)
+// error; anything but a regular file is, with what [files.Refused] knows.
+func (s *Store) Read(path string) (File, error) { return s.read(path, maxFileSize) }
+
+// ReadSettings is Read for a settings file of the server, which is small.
+func (s *Store) ReadSettings(path string) (File, error) { return s.read(path, maxSettings) }
+
+func (s *Store) read(path string, limit int64) (File, error) {
+	p, err := s.Files().Locate(path)
 	if err != nil {
 		return File{}, err
 	}
-	f, err := readFile(real)
-	f.Path, f.Target = path, s.inside(real)
-	if err != nil {
-		return File{}, err
+	defer p.Close()
+	f := File{}
+	if len(p.Missing) == 0 {
+		if f, err = readIn(p.Folder, p.Name, limit); err != nil {
+			return File{}, err
+		}
 	}
+	f.Path, f.Target = path, p.Path()
 	return f, nil
 }
 
-func readFile(real string) (File, error) {
-	// O_NONBLOCK: opening a fifo must not wait for its writer.
-	fd, err := os.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+// readIn reads a file of a folder; one that is not there is no error.
+func readIn(d *files.Folder, name string, limit int64) (File, error) {
+	b, info, err := d.Read(name, limit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return File{}, nil
 	}
 	if err != nil {
 		return File{}, err
 	}
-	defer fd.Close()
-	info, err := fd.Stat()
-	if err != nil {
-		return File{}, err
-	}
-	if !info.Mode().IsRegular() {
-		return File{}, fmt.Errorf("%s is not a regular file (%s)", real, info.Mode().Type())
-	}
-	if info.Size() > maxFileSize {
-		return File{}, fmt.Errorf("%s has %d bytes: that is no configuration file", real, info.Size())
-	}
-	buf := bytes.NewBuffer(make([]byte, 0, info.Size()+1))
-	if _, err := buf.ReadFrom(fd); err != nil {
-		return File{}, err
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return File{}, fmt.Errorf("%s: no owner to be had on this system", real)
-	}
 	return File{
-		Bytes: buf.Bytes(),
-		Mode:  info.Mode() & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky),
-		UID:   int(st.Uid), GID: int(st.Gid), Links: int(st.Nlink),
+		Bytes: b, Mode: info.Mode, UID: info.UID, GID: info.GID, Links: info.Links,
+		id: info.ID, folder: d.Info().ID,
 	}, nil
 }
 
@@ -159,26 +138,38 @@ func (s *Store) Record() (*Record, error) {
 	case j.Record.Version != recordVersion:
 		return nil, &VersionError{Path: path, Version: j.Record.Version}
 	}
-	for _, f := range j.Record.Files {
-		if err := f.check(); err != nil {
-			return nil, &DamagedError{Path: path, Err: err}
-		}
-	}
 	return j.Record, nil
 }
 
 func (s *Store) statePath(name string) string { return filepath.Join(s.Dir, name) }
 
+// stateFolder opens the state directory.
+func (s *Store) stateFolder() (*files.Folder, error) { return s.Files().Folder(s.Dir) }
+
 // makeStateDir makes the state directory, readable by its owner only.
-func (s *Store) makeStateDir() (string, error) {
-	real, err := s.resolve(s.Dir)
+func (s *Store) makeStateDir() (*files.Folder, error) { return s.makeFolder(s.Dir, 0o700) }
+
+// makeFolder makes a folder and those above it, where they are not there.
+func (s *Store) makeFolder(path string, mode fs.FileMode) (*files.Folder, error) {
+	p, err := s.Files().Locate(filepath.Join(path, "x"))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if err := os.MkdirAll(real, 0o700); err != nil {
-		return "", err
+	d := p.Folder
+	for _, name := range p.Missing {
+		next, err := d.MakeFolder(name, mode)
+		if errors.Is(err, fs.ErrExist) {
+			// Made by somebody else in between; should it be a link, it is walked.
+			d.Close()
+			return s.Files().Folder(path)
+		}
+		d.Close()
+		if err != nil {
+			return nil, err
+		}
+		d = next
 	}
-	return real, nil
+	return d, nil
 }
 
 // writeSuffix ends the name of the temporary file of [Store.WriteFile].
@@ -189,214 +180,126 @@ const writeSuffix = ".amsagent-tmp"
 // are made with dirMode. Nothing is written when the file already holds data
 // with that mode.
 func (s *Store) WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error {
-	real, err := s.resolve(path)
-	if err != nil {
-		return err
-	}
-	if f, err := readFile(real); err == nil && f.Exists() && bytes.Equal(f.Bytes, data) && f.Mode == mode {
-		return nil
-	}
-	dir := filepath.Dir(real)
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return err
-	}
-	temp := filepath.Join(dir, "."+filepath.Base(real)+writeSuffix)
-	if err := removeIfThere(temp); err != nil {
-		return err
-	}
-	if err := writeNew(temp, data, func(f *os.File) error { return f.Chmod(mode) }); err != nil {
-		return errors.Join(err, removeIfThere(temp))
-	}
-	if err := os.Rename(temp, real); err != nil {
-		return errors.Join(err, removeIfThere(temp))
-	}
-	return syncDir(dir)
+	return s.writeFile(path, data, mode, dirMode, maxFileSize)
 }
 
-// RemoveFile removes a file below the root and makes that durable; a file that
-// is not there is no error.
-func (s *Store) RemoveFile(path string) error {
-	real, err := s.resolve(path)
+func (s *Store) writeFile(path string, data []byte, mode, dirMode fs.FileMode, limit int64) error {
+	if int64(len(data)) > limit {
+		// It could not be read again.
+		return fmt.Errorf("%s is %w: %d bytes, at most %d", path, files.ErrTooLarge, len(data), limit)
+	}
+	p, err := s.Files().Locate(path)
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(real); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+	d, name := p.Folder, p.Name
+	if len(p.Missing) > 0 {
+		dir := filepath.Dir(p.Path())
+		p.Close()
+		if d, err = s.makeFolder(dir, dirMode); err != nil {
+			return err
 		}
+	}
+	defer d.Close()
+	if f, err := readIn(d, name, limit); err == nil && f.Exists() && bytes.Equal(f.Bytes, data) && f.Mode == mode {
+		return nil
+	}
+	temp := "." + name + writeSuffix
+	if err := d.Remove(temp); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(real))
+	if err := d.Write(temp, data, d.In(mode)); err != nil {
+		return errors.Join(err, d.Remove(temp))
+	}
+	if err := d.Rename(temp, name); err != nil {
+		return errors.Join(err, d.Remove(temp))
+	}
+	return d.Sync()
+}
+
+// RemoveFile removes a file below the root, itself and not what it leads to, and
+// makes that durable; a file that is not there is no error.
+func (s *Store) RemoveFile(path string) error {
+	p, err := s.Files().LocateName(path)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if len(p.Missing) > 0 {
+		return nil
+	}
+	if _, err := p.Folder.Stat(p.Name); err != nil {
+		return ignore(err, fs.ErrNotExist)
+	}
+	if err := p.Folder.Remove(p.Name); err != nil {
+		return err
+	}
+	return p.Folder.Sync()
+}
+
+// RemoveFolder removes a folder below the root where it is empty.
+func (s *Store) RemoveFolder(path string) error {
+	p, err := s.Files().LocateName(path)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if len(p.Missing) > 0 {
+		return nil
+	}
+	return p.Folder.RemoveFolder(p.Name)
 }
 
 // Stat tells about a file below the root, itself and not what it leads to.
-func (s *Store) Stat(path string) (fs.FileInfo, error) {
-	dir, err := s.resolve(filepath.Dir(path))
+func (s *Store) Stat(path string) (files.Info, error) {
+	p, err := s.Files().LocateName(path)
 	if err != nil {
-		return nil, err
+		return files.Info{}, err
 	}
-	return os.Lstat(filepath.Join(dir, filepath.Base(path)))
+	defer p.Close()
+	if len(p.Missing) > 0 {
+		return files.Info{}, &fs.PathError{Op: "stat", Path: path, Err: fs.ErrNotExist}
+	}
+	return p.Folder.Stat(p.Name)
 }
 
 // Empty makes a file below the root empty where it stands: one that something is
 // mounted on cannot be replaced.
 func (s *Store) Empty(path string) error {
-	real, err := s.resolve(path)
+	p, err := s.Files().Locate(path)
 	if err != nil {
 		return err
 	}
-	return os.Truncate(real, 0)
+	defer p.Close()
+	if len(p.Missing) > 0 {
+		return &fs.PathError{Op: "truncate", Path: path, Err: fs.ErrNotExist}
+	}
+	return p.Folder.Truncate(p.Name)
 }
+
+// maxEntries bounds the folders that are listed. AMS with a thousand applications
+// would be a large one; its logs are kept for years by some.
+const maxEntries = 100_000
 
 // List names the regular files of a folder below the root, sorted; none where it
 // is not there.
 func (s *Store) List(dir string) ([]string, error) {
-	real, err := s.resolve(dir)
+	d, err := s.Files().Folder(dir)
 	if err != nil {
-		return nil, err
+		return nil, ignore(err, fs.ErrNotExist)
 	}
-	entries, err := os.ReadDir(real)
+	defer d.Close()
+	entries, err := d.Entries(maxEntries)
 	var names []string
 	for _, e := range entries {
 		if e.Type().IsRegular() {
 			names = append(names, e.Name())
 		}
 	}
-	return names, ignore(err, fs.ErrNotExist)
+	return names, err
 }
 
-// writeNew makes a file that must not exist, sets it up with prepare before a
-// byte of data is in it, writes and fsyncs it.
-func writeNew(real string, data []byte, prepare func(*os.File) error) error {
-	f, err := createNew(real, data, prepare)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// createNew is writeNew without the fsync; the caller syncs and closes.
-func createNew(real string, data []byte, prepare func(*os.File) error) (*os.File, error) {
-	// 0600 until prepare has given it its owner: data may hold a password.
-	f, err := os.OpenFile(real, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := prepare(f); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if _, err := f.Write(data); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
-// copyMeta gives f the owner, the ACL and the other extended attributes, and
-// the permission bits of the file at real.
-func copyMeta(f *os.File, real string, mode fs.FileMode) error {
-	info, err := os.Lstat(real)
-	if err != nil {
-		return err
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("%s: no owner to be had on this system", real)
-	}
-	if int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid() {
-		if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
-			return err
-		}
-	}
-	if err := copyXattrs(f, real); err != nil {
-		return err
-	}
-	// After the ACL: where there is one, the group bits are its mask.
-	return f.Chmod(mode)
-}
-
-func copyXattrs(f *os.File, real string) error {
-	names, err := listXattrs(real)
-	if err != nil {
-		if errors.Is(err, unix.ENOTSUP) {
-			return nil
-		}
-		return fmt.Errorf("reading the extended attributes of %s: %w", real, err)
-	}
-	for _, name := range names {
-		value, err := getXattr(real, name)
-		if errors.Is(err, unix.ENODATA) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return fmt.Errorf("reading the extended attribute %s of %s: %w", name, real, err)
-		}
-		err = unix.Fsetxattr(int(f.Fd()), name, value, 0)
-		if errors.Is(err, unix.EPERM) && strings.HasPrefix(name, "security.") {
-			// A label that no module of this kernel looks after, as that of a SELinux which is switched off: only
-			// CAP_SYS_ADMIN may write it, and the daemon has no such thing. Who switches it on labels all files.
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("keeping the extended attribute %s of %s: %w", name, real, err)
-		}
-	}
-	return nil
-}
-
-func listXattrs(real string) ([]string, error) {
-	size, err := unix.Llistxattr(real, nil)
-	if err != nil || size == 0 {
-		return nil, err
-	}
-	buf := make([]byte, size+256) // room for one that appears in between
-	if size, err = unix.Llistxattr(real, buf); err != nil {
-		return nil, err
-	}
-	return attributeNames(buf[:size]), nil
-}
-
-// attributeNames splits what listxattr gave. It may have given nothing where it
-// announced something: an overlay counts its own attributes and does not show
-// them.
-func attributeNames(list []byte) []string {
-	return strings.FieldsFunc(string(list), func(r rune) bool { return r == 0 })
-}
-
-func getXattr(real, name string) ([]byte, error) {
-	size, err := unix.Lgetxattr(real, name, nil)
-	if err != nil || size == 0 {
-		return nil, err
-	}
-	buf := make([]byte, size)
-	size, err = unix.Lgetxattr(real, name, buf)
-	return buf[:max(size, 0)], err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if errors.Is(err, unix.EINVAL) {
-		err = nil // this file system does not sync directories
-	}
-	return errors.Join(err, d.Close())
-}
-
-func removeIfThere(real string) error {
-	err := os.Remove(real)
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	// A read-only file system refuses to remove even what is not there.
-	if _, serr := os.Lstat(real); errors.Is(serr, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-// recordVersion is the version of the format of [Record] and of the journal.
+// recordVersion is the version of the format of [Record].
 const recordVersion = 1
 
 // DamagedError says that what the agent wrote down about its own changes cannot
@@ -416,27 +319,13 @@ type VersionError struct {
 }
 
 func (e *VersionError) Error() string {
-	return fmt.Sprintf("%s was written by another release of amsagent (format %d, this one reads %d)", e.Path, e.Version, recordVersion)
+	return fmt.Sprintf("%s was written by another release of amsagent (format %d)", e.Path, e.Version)
 }
 
 func (s *Store) loadJournal(name string) (*journal, error) {
-	real, err := s.resolve(s.statePath(name))
-	if err != nil {
-		return nil, err
-	}
-	f, err := readFile(real)
+	f, err := s.read(s.statePath(name), maxRecordSize)
 	if err != nil || !f.Exists() {
 		return nil, err
 	}
-	j := &journal{}
-	if err := json.Unmarshal(f.Bytes, j); err != nil {
-		return nil, &DamagedError{Path: s.statePath(name), Err: err}
-	}
-	switch j.Version {
-	case recordVersion:
-		return j, nil
-	case 0:
-		return nil, &DamagedError{Path: s.statePath(name), Err: errors.New("it does not say its format")}
-	}
-	return nil, &VersionError{Path: s.statePath(name), Version: j.Version}
+	return decodeJournal(s.statePath(name), f.Bytes)
 }

@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,6 +19,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 const stateDir = "/var/lib/amsagent"
@@ -29,7 +30,11 @@ const stateDir = "/var/lib/amsagent"
 // folder of a unit.
 func newTree(t testing.TB) *Store {
 	t.Helper()
-	root := t.TempDir()
+	return newTreeIn(t, t.TempDir())
+}
+
+func newTreeIn(t testing.TB, root string) *Store {
+	t.Helper()
 	write := func(path, content string, mode fs.FileMode) {
 		real := filepath.Join(root, path)
 		if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
@@ -88,7 +93,11 @@ func planCluster(t testing.TB, s *Store, host string) *Plan {
 	}
 	local := "localhost"
 	for _, path := range propertyPaths {
-		err := p.Edit(Target{Path: path, Kind: KindProperties, Private: true}, func(src []byte) ([]Span, error) {
+		now, err := s.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = p.Edit(Target{Path: path, Kind: KindProperties, Private: true, Owner: now.UID}, func(src []byte) ([]Span, error) {
 			q, err := ParseProperties(src)
 			if err != nil {
 				return nil, err
@@ -348,10 +357,10 @@ func TestCommitKeepsMetadata(t *testing.T) {
 		if f.UID != 4711 || f.GID != 4712 || f.Mode != mode {
 			t.Errorf("%s: owner %d:%d mode %o, want 4711:4712 %o", when, f.UID, f.GID, f.Mode, mode)
 		}
-		if v, err := getXattr(real, "user.note"); err != nil || string(v) != "keep me" {
+		if v, err := attribute(real, "user.note"); err != nil || string(v) != "keep me" {
 			t.Errorf("%s: xattr %q, %v", when, v, err)
 		}
-		got, err := getXattr(real, "system.posix_acl_access")
+		got, err := attribute(real, "system.posix_acl_access")
 		want := bytes.Clone(acl)
 		if mode&0o007 == 0 {
 			want[len(want)-8+2] = 0 // other: none
@@ -365,18 +374,11 @@ func TestCommitKeepsMetadata(t *testing.T) {
 	check("left", 0o664)
 }
 
-// On an overlay, as in a container, listxattr announces a list and then gives an
-// empty one: that is no attribute, not one without a name.
-func TestAttributeNames(t *testing.T) {
-	for list, want := range map[string][]string{
-		"":                     {},
-		"user.a\x00":           {"user.a"},
-		"user.a\x00user.b\x00": {"user.a", "user.b"},
-	} {
-		if got := attributeNames([]byte(list)); !slices.Equal(got, want) {
-			t.Errorf("%q: %q, want %q", list, got, want)
-		}
-	}
+// attribute reads an extended attribute.
+func attribute(real, name string) ([]byte, error) {
+	buf := make([]byte, 1024)
+	n, err := unix.Lgetxattr(real, name, buf)
+	return buf[:max(n, 0)], err
 }
 
 type aclEntry struct {
@@ -638,6 +640,38 @@ func TestDiffMasksSecrets(t *testing.T) {
 	}
 }
 
+// Twelve kinds of secrets that files have beside the line that changes: in comments, under the vendor's own names, in XML.
+func TestDiffShowsNoSecret(t *testing.T) {
+	const secret = "hunter2"
+	for _, line := range []string{
+		"rtmps.keystorepass=%s", "jmx.keystorepass=%s", "server_key_pass=%s", "db.pwd=%s", "apiKey=%s", "srt.passphrase: %s",
+		"privateKey=%s", "jwtKey=%s", "#clusterdb.password=%s", "# mongodb://u:%s@h/", "! db.password %s", "s3.accessKey=a\\\n  %s",
+	} {
+		line = fmt.Sprintf(line, secret)
+		before := "a=1\n" + line + "\nb=2\n"
+		got := Diff("/f", KindProperties, []byte(before), []byte(strings.Replace(before, "a=1", "a=2", 1)))
+		if strings.Contains(got, secret) || !strings.Contains(got, " b=2") || !strings.Contains(got, Mask) {
+			t.Errorf("%s:\n%s", line, got)
+		}
+		// The same where the file does not parse.
+		if got := string(Redact(KindProperties, []byte(before+"c=\\u12\n"))); strings.Contains(got, secret) && !strings.Contains(line, "\n") {
+			t.Errorf("in a broken file:\n%s", got)
+		}
+	}
+	for _, line := range []string{
+		`<bean id="b"><property name="password" value="hunter2"/></bean>`,
+		"<property name=\"keystorePass\">\n<value>hunter2</value>\n</property>",
+		`<!-- <entry key="apiKey" value="hunter2"/> -->`,
+		`<Connector keystorePass='hunter2' port="5443"/>`,
+	} {
+		before := "<beans>\n<a/>\n" + line + "\n</beans>\n"
+		got := Diff("/f", KindContainer, []byte(before), []byte(strings.Replace(before, "<a/>", "<b/>", 1)))
+		if strings.Contains(got, secret) || !strings.Contains(got, Mask) {
+			t.Errorf("%s:\n%s", line, got)
+		}
+	}
+}
+
 func BenchmarkPlanNothingToDo(b *testing.B) {
 	s := newTree(b)
 	if err := planCluster(b, s, "10.0.0.1").Commit("join"); err != nil {
@@ -647,5 +681,82 @@ func BenchmarkPlanNothingToDo(b *testing.B) {
 		if n := len(planCluster(b, s, "10.0.0.1").Changed()); n != 0 {
 			b.Fatal(fmt.Sprint(n, " changes"))
 		}
+	}
+}
+
+// inside is what a path on this machine is called below the root.
+func (s *Store) inside(real string) string {
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(real, s.Root), "/")
+}
+
+// TestExchangedAfterThePlan: who owns the folder exchanges a file, or the folder,
+// between the plan and the commit. Nothing is changed, here or there.
+func TestExchangedAfterThePlan(t *testing.T) {
+	const file, folder = "/ams/conf/red5.properties", "/ams/conf"
+	for name, exchange := range map[string]func(at func(string) string) error{
+		"a copy with another mode": func(at func(string) string) error {
+			b, err := os.ReadFile(at(file))
+			return errors.Join(err, os.Remove(at(file)), os.WriteFile(at(file), b, 0o600), os.Chmod(at(file), 0o666))
+		},
+		"a link to a copy": func(at func(string) string) error {
+			b, err := os.ReadFile(at(file))
+			return errors.Join(err, os.WriteFile(at("/data/copy"), b, 0o640), os.Remove(at(file)), os.Symlink("/data/copy", at(file)))
+		},
+		"a link for the folder": func(at func(string) string) error {
+			return errors.Join(os.Rename(at(folder), at("/data/conf")), os.Symlink("/data/conf", at(folder)))
+		},
+		"another folder": func(at func(string) string) error {
+			if err := errors.Join(os.Rename(at(folder), at("/data/conf")), os.Mkdir(at(folder), 0o755)); err != nil {
+				return err
+			}
+			return errors.Join(os.Link(at("/data/conf/red5.properties"), at(file)), os.Link(at("/data/conf/jee-container.xml"), at(folder+"/jee-container.xml")))
+		},
+		"a fifo": func(at func(string) string) error {
+			return errors.Join(os.Remove(at(file)), syscall.Mkfifo(at(file), 0o640))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTree(t)
+			p := planCluster(t, s, "10.0.0.1")
+			if err := exchange(func(path string) string { return filepath.Join(s.Root, path) }); err != nil {
+				t.Fatal(err)
+			}
+			before := snapshot(t, s)
+			if err := p.Commit("join"); !errors.Is(err, ErrChanged) && !files.Refused(err) {
+				t.Errorf("Commit = %v, want ErrChanged", err)
+			}
+			if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+				t.Errorf("something was changed:\n%s", d)
+			}
+		})
+	}
+}
+
+// TestBounds: what the server's user can make large.
+func TestBounds(t *testing.T) {
+	s := newTree(t)
+	edit := func([]byte) ([]Span, error) { return nil, nil }
+	large := func(path string, size int) {
+		real := filepath.Join(s.Root, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, bytes.Repeat([]byte("#\n"), size/2), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	large("/one", maxSettings+2)
+	if err := s.NewPlan(nil).Edit(Target{Path: "/one", Kind: KindProperties}, edit); !errors.Is(err, files.ErrTooLarge) {
+		t.Errorf("one file: %v", err)
+	}
+	p := s.NewPlan(nil)
+	var err error
+	for n := 0; err == nil && n < 100; n++ {
+		path := fmt.Sprintf("/app%d", n)
+		large(path, maxSettings)
+		err = p.Edit(Target{Path: path, Kind: KindProperties}, edit)
+	}
+	if !errors.Is(err, files.ErrTooLarge) || !strings.Contains(err.Error(), "/app16") {
+		t.Errorf("all files: %v", err)
+	}
+	if err := s.WriteFile("/own", make([]byte, maxFileSize+1), 0o600, 0o700); !errors.Is(err, files.ErrTooLarge) {
+		t.Errorf("what could not be read again was written: %v", err)
 	}
 }

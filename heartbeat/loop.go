@@ -24,6 +24,13 @@ const (
 	// mostBackOff is how long at most no beat is tried while MongoDB is away.
 	// Longer, and a node stays silent for too long after it is back.
 	mostBackOff = 15 * time.Second
+	// minRetry and maxRetry bound the pause after a beat for which no server was
+	// found, or none that takes writes: the search for one is itself a wait, so this
+	// load is small, and a new primary is to hear from all nodes within two seconds.
+	minRetry = 250 * time.Millisecond
+	maxRetry = time.Second
+	// warnEvery is how often at most the log says that beats are not written.
+	warnEvery = time.Minute
 	// clockEvery is how often this machine's clock is compared with the
 	// server's. A clock that drifts by a second in this time is broken.
 	clockEvery = 5 * time.Minute
@@ -31,6 +38,10 @@ const (
 	// lost by another hand comes back.
 	fullEvery = 120
 )
+
+// ErrLeft says that this node has left the cluster and beats no more. A [Sender]
+// that returns it is at rest: nothing is lost, and nothing is to be told.
+var ErrLeft = errors.New("this node has left the cluster")
 
 // Sender writes beats. [cluster.Client] is one.
 type Sender interface {
@@ -51,6 +62,10 @@ type Loop struct {
 	// Sender is nil where there is nothing to beat into: then the loop only
 	// samples.
 	Sender Sender
+	// Serving is what a beat says of the server; nil says nothing. Wake makes a beat due
+	// at once, for a change of it; nil never does.
+	Serving func() *cluster.Serving
+	Wake    <-chan struct{}
 	// Enroll writes the node's row again after somebody removed it.
 	Enroll func(context.Context) error
 	// Report, if not nil, is told of each round when it ends. It runs on the
@@ -80,13 +95,20 @@ type Report struct {
 type beats struct {
 	*Loop
 	seq     int64
+	sample  *Sample       // of the last round; nil before it
 	last    *cluster.Beat // that the row holds; nil: not known
 	sinceAt int           // beats since everything was written
 	dropped int
 	backOff time.Duration
 	notTill time.Time
-	clock   *time.Duration
-	clocked time.Time
+	// searching says that no server takes writes: a beat is tried before the next
+	// one is due.
+	searching bool
+	retrying  bool      // this round is such an attempt
+	warned    time.Time // when the log said last that beats are not written
+	told      bool      // of this outage
+	clock     *time.Duration
+	clocked   time.Time
 }
 
 // Run beats until ctx ends. The first beat comes within one interval, at a
@@ -104,7 +126,7 @@ func (l *Loop) Run(ctx context.Context) {
 	}
 	due := time.Now().Add(time.Duration(b.Rand() * float64(b.Interval)))
 	for {
-		if !sleepUntil(ctx, due) {
+		if !b.sleepUntil(ctx, due) {
 			return
 		}
 		b.round(ctx)
@@ -112,7 +134,49 @@ func (l *Loop) Run(ctx context.Context) {
 			return
 		}
 		due = b.next(due, time.Now())
+		for b.searching && b.notTill.Before(due) {
+			if !b.sleepUntil(ctx, b.notTill) {
+				return
+			}
+			b.retrying = true
+			b.round(ctx)
+			b.retrying = false
+			if ctx.Err() != nil {
+				return
+			}
+		}
 	}
+}
+
+// sleepUntil returns at t, and sends a beat on the way for each change of the server's
+// service. It returns false when ctx ends.
+func (b *beats) sleepUntil(ctx context.Context, t time.Time) bool {
+	timer := time.NewTimer(time.Until(t))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return ctx.Err() == nil
+		case <-b.Wake:
+			b.early(ctx)
+		}
+	}
+}
+
+// early sends a beat before the next one is due. The load in it is that of the last
+// round: one that is measured over a moment says nothing. Where beats are not written
+// now, the first one after that says everything.
+func (b *beats) early(ctx context.Context) {
+	if b.Sender == nil || time.Now().Before(b.notTill) {
+		return
+	}
+	if b.sample == nil {
+		b.round(ctx)
+		return
+	}
+	b.write(ctx, *b.sample)
 }
 
 // next keeps the pace: a round that was late does not move all that follow, and
@@ -125,22 +189,17 @@ func (b *beats) next(due, now time.Time) time.Time {
 	return due.Add(time.Duration((2*b.Rand() - 1) * jitter * float64(b.Interval)))
 }
 
-func sleepUntil(ctx context.Context, t time.Time) bool {
-	timer := time.NewTimer(time.Until(t))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return ctx.Err() == nil
-	}
-}
-
 func (b *beats) round(ctx context.Context) {
 	s := b.Sample(ctx)
 	if ctx.Err() != nil {
 		return // what was cut short tells nothing
 	}
+	b.sample = &s
+	b.write(ctx, s)
+}
+
+// write sends a beat where one may be sent now, and reports the round.
+func (b *beats) write(ctx context.Context, s Sample) {
 	r := Report{Sample: s}
 	now := time.Now()
 	switch {
@@ -153,6 +212,10 @@ func (b *beats) round(ctx context.Context) {
 		r.Latency = time.Since(now)
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(r.Err, ErrLeft) {
+			r.Tried, r.Err, r.Latency = false, nil, 0
+			break
 		}
 		b.outcome(r.Err)
 	}
@@ -174,6 +237,9 @@ func (b *beats) send(ctx context.Context, s Sample) error {
 	beat := cluster.Beat{
 		ID: b.ID, Seq: b.seq + 1, Load: s.Load, Sessions: s.Session,
 		Interval: b.Interval, Clock: b.clock, Devices: deviceNames(s.GPUs),
+	}
+	if b.Serving != nil {
+		beat.Serving = b.Serving()
 	}
 	last := b.last
 	if b.sinceAt >= fullEvery {
@@ -221,20 +287,40 @@ func (b *beats) readClock(ctx context.Context) {
 // outcome notes how a beat went and when to try the next one.
 func (b *beats) outcome(err error) {
 	if err == nil {
-		if b.dropped > 0 {
+		if b.told {
 			b.Log.Info("beats are written again", "dropped", b.dropped)
 		}
-		b.dropped, b.backOff, b.notTill = 0, 0, time.Time{}
+		b.dropped, b.backOff, b.notTill, b.searching, b.told = 0, 0, time.Time{}, false, false
 		return
 	}
-	if b.dropped++; b.dropped == 1 {
+	if !b.retrying {
+		b.dropped++
+	}
+	var other *cluster.OtherMachineError
+	if !b.told && !errors.As(err, &other) && (b.warned.IsZero() || time.Since(b.warned) >= warnEvery) { // the sender reports that one
+		b.told, b.warned = true, time.Now()
 		b.Log.Warn("a beat could not be written; those that follow are dropped until MongoDB is back", "error", err)
 	}
 	// After a broken connection the clock may be another server's.
 	b.clocked = time.Time{}
-	b.backOff = min(max(2*b.backOff, b.Interval/2), mostBackOff)
+	if b.searching = mayPass(err); b.searching {
+		b.backOff = min(max(2*b.backOff, minRetry), maxRetry)
+	} else {
+		b.backOff = min(max(2*b.backOff, b.Interval/2), mostBackOff)
+	}
 	// A thousand nodes see MongoDB come back at the same moment.
 	b.notTill = time.Now().Add(time.Duration((0.5 + b.Rand()/2) * float64(b.backOff)))
+}
+
+// mayPass reports failures that end with an election, a restart or a lost packet:
+// no server was found that takes writes. What a server refuses, it refuses longer.
+func mayPass(err error) bool {
+	switch cluster.KindOf(err) {
+	case cluster.KindNotPrimary, cluster.KindRefused, cluster.KindUnreachable, cluster.KindLost, cluster.KindTimeout, cluster.KindDNS:
+		return true
+	default:
+		return false
+	}
 }
 
 func deviceNames(r GPUReading) []string {

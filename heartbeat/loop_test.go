@@ -4,10 +4,14 @@
 package heartbeat
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -194,6 +198,54 @@ func TestLoopMongoAway(t *testing.T) {
 	})
 }
 
+// While no server takes writes, a beat is tried every second, so that the first one
+// comes within two seconds of a new primary, at an interval of five; the pace stays,
+// and the log has one line.
+func TestLoopElection(t *testing.T) {
+	for _, kind := range []cluster.Kind{cluster.KindNotPrimary, cluster.KindRefused, cluster.KindLost, cluster.KindTimeout} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fakeRegistry{}
+			var log strings.Builder
+			var last Report
+			var mu sync.Mutex
+			stop := run(t, f, func(l *Loop) {
+				l.Log = slog.New(slog.NewTextHandler(&log, nil))
+				l.Report = func(r Report) { mu.Lock(); last = r; mu.Unlock() }
+			})
+			elapse(time.Minute)
+			for outage := range 4 {
+				before := len(f.taken())
+				f.set(func(f *fakeRegistry) {
+					f.fail = &cluster.Error{Kind: kind, Op: "writing a beat", Err: errors.New("away")}
+				})
+				elapse(32 * time.Second)
+				mu.Lock()
+				if last.Dropped > 8 {
+					t.Errorf("%s: %d beats dropped in 32 s: attempts in between are none", kind, last.Dropped)
+				}
+				mu.Unlock()
+				f.set(func(f *fakeRegistry) { f.fail = nil })
+				back := time.Now()
+				elapse(10 * time.Second)
+				after := f.taken()[before:]
+				if len(after) == 0 {
+					t.Fatalf("%s: no beat after outage %d", kind, outage)
+				}
+				if late := after[0].at.Sub(back); late > 2*time.Second || !after[0].full {
+					t.Errorf("%s: the first beat came %s after MongoDB; full %v", kind, late, after[0].full)
+				}
+				if len(after) > 4 {
+					t.Errorf("%s: %d beats in the first 10 s", kind, len(after))
+				}
+			}
+			stop()
+			if n := strings.Count(log.String(), "level=WARN"); n < 2 || n > 4 {
+				t.Errorf("%s: %d warnings in four outages of 168 s in all:\n%s", kind, n, log.String())
+			}
+		})
+	}
+}
+
 // A write that hangs costs the beats it covers, and no more.
 func TestLoopMongoHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -287,3 +339,99 @@ func TestLoopWithoutRegistry(t *testing.T) {
 
 // elapse lets time pass by the bubble's own clock.
 func elapse(d time.Duration) { <-time.After(d) }
+
+// A node that has left is no outage: no line speaks of MongoDB, and nothing counts
+// as dropped (review real-server R10).
+func TestLoopOfANodeThatLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		var out bytes.Buffer
+		var last Report
+		stop := run(t, f, func(l *Loop) {
+			l.Log = slog.New(slog.NewTextHandler(&out, nil))
+			l.Report = func(r Report) { last = r }
+		})
+		elapse(time.Minute)
+		f.set(func(f *fakeRegistry) { f.fail = fmt.Errorf("beating: %w", ErrLeft) })
+		elapse(time.Minute)
+		stop()
+		if out.Len() > 0 || last.Tried || last.Err != nil || last.Dropped != 0 || last.RetryIn != 0 {
+			t.Errorf("%+v\n%s", last, out.String())
+		}
+	})
+}
+
+// A change of what viewers get is written at once, with the load of the last round, and
+// the pace of the beats stays.
+func TestWake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		wake := make(chan struct{}, 1)
+		var serving atomic.Pointer[cluster.Serving]
+		serving.Store(&cluster.Serving{Up: true})
+		var samples, reported atomic.Int64
+		stop := run(t, f, func(l *Loop) {
+			l.Serving, l.Wake = serving.Load, wake
+			l.Sample = func(context.Context) Sample {
+				cpu := int(samples.Add(1))
+				return Sample{At: time.Now(), Load: cluster.Load{CPU: &cpu}}
+			}
+			l.Report = func(r Report) { reported.Store(r.Seq) }
+		})
+		change := func(s *cluster.Serving) time.Time {
+			serving.Store(s)
+			wake <- struct{}{}
+			synctest.Wait()
+			return time.Now()
+		}
+		elapse(30 * time.Second)
+		before, looks := f.taken(), samples.Load()
+		at := change(&cluster.Serving{Why: "LiveApp fails"})
+		beats := f.taken()
+		if len(beats) != len(before)+1 {
+			t.Fatalf("%d beats, want one more than %d", len(beats), len(before))
+		}
+		last := beats[len(beats)-1]
+		if !last.at.Equal(at) || last.beat.Serving.Up || last.beat.Serving.Why != "LiveApp fails" || last.full ||
+			samples.Load() != looks || int64(*last.beat.CPU) != looks || reported.Load() != last.beat.Seq {
+			t.Errorf("%+v, %d looks at the machine after %d", last, samples.Load(), looks)
+		}
+		elapse(10 * time.Second)
+		next := f.taken()[len(beats)]
+		if gap := next.at.Sub(before[len(before)-1].at); gap < 4500*time.Millisecond || gap > 5500*time.Millisecond {
+			t.Errorf("the next beat that was due came %s after the one before", gap)
+		}
+
+		// MongoDB is away: one that is asked for then is not tried, and the first one after
+		// that says what is true by then.
+		f.set(func(f *fakeRegistry) { f.fail = errors.New("away") })
+		elapse(time.Minute)
+		change(&cluster.Serving{Up: true})
+		f.set(func(f *fakeRegistry) { f.fail = nil })
+		away := len(f.taken())
+		elapse(30 * time.Second)
+		stop()
+		if b := f.taken()[away]; !b.full || !b.beat.Serving.Up {
+			t.Errorf("%+v", b)
+		}
+	})
+}
+
+// Where nothing was sampled yet, the first beat comes when the service is known.
+func TestWakeBeforeTheFirstBeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		wake := make(chan struct{}, 1)
+		stop := run(t, f, func(l *Loop) {
+			l.Wake, l.Rand = wake, func() float64 { return 0.9 }
+			l.Serving = func() *cluster.Serving { return &cluster.Serving{Up: true} }
+		})
+		defer stop()
+		elapse(time.Second)
+		wake <- struct{}{}
+		synctest.Wait()
+		if b := f.taken(); len(b) != 1 || !b[0].full || !b[0].beat.Serving.Up {
+			t.Errorf("%+v", b)
+		}
+	})
+}

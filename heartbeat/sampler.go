@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -115,7 +116,7 @@ type Sampler struct {
 	// statfs is the system's own, but for tests in which it hangs.
 	statfs func(path string, to *syscall.Statfs_t) error
 
-	missing []string // of the sample before, for the log
+	readings map[string]*reading // that were missing lately, for the log
 }
 
 type pidAnswer struct {
@@ -147,6 +148,8 @@ func NewSampler(o SamplerOptions) *Sampler {
 		log:    o.Log,
 		limits: o.Limits,
 		statfs: syscall.Statfs,
+
+		readings: map[string]*reading{},
 	}
 	// Said even where it is the default: gopsutil would otherwise take HOST_PROC
 	// from the environment, which is not ours to read.
@@ -258,7 +261,7 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		out.Load.GPUs = gpuLoads(out.GPUs)
 	}
 	out.Load.Score = score(&out, s.limits)
-	s.report(ctx, out.Missing)
+	s.report(ctx, out.At, out.Missing)
 	return out
 }
 
@@ -272,27 +275,65 @@ func (s *Sampler) Close() {
 	s.sessions.stop()
 }
 
-// report says once that a reading is missing, and once that it is back: a
-// sample every five seconds must not fill the log.
-func (s *Sampler) report(ctx context.Context, missing []Missing) {
-	var now []string
-	for _, m := range missing {
-		if errors.Is(m.Err, ErrFirst) || errors.Is(m.Err, errNoTime) || errors.Is(m.Err, errNotMember) {
-			continue // nothing that anybody could mend
-		}
-		if !slices.Contains(now, m.What) {
-			now = append(now, m.What)
-			if !slices.Contains(s.missing, m.What) {
-				s.log.WarnContext(ctx, "a reading is missing", "reading", m.What, "err", m.Err)
-			}
+// reading is what the log has heard of a reading that is missing, or was lately.
+type reading struct {
+	since time.Time // it is missing, with gaps shorter than backFor
+	back  time.Time // it is there again since then; zero while it is missing
+	told  bool      // that it is missing
+	line  time.Time // the last line about it
+	err   error
+}
+
+const (
+	// missingFor is how long a reading is missing before the log says so: a restart
+	// of the server and an election of MongoDB take less.
+	missingFor = 30 * time.Second
+	// backFor is how long it has to be there again before the log says that.
+	backFor = 15 * time.Second
+	// lineEvery is from one line about a reading to the next.
+	lineEvery = time.Minute
+)
+
+// report tells the log of readings that are missing for long, and of their return
+// once it lasts. A reading that comes and goes is a missing one.
+func (s *Sampler) report(ctx context.Context, now time.Time, missing []Missing) {
+	for _, r := range s.readings {
+		if r.back.IsZero() {
+			r.back = now
 		}
 	}
-	for _, what := range s.missing {
-		if !slices.Contains(now, what) {
+	for _, m := range missing {
+		if errors.Is(m.Err, ErrFirst) || errors.Is(m.Err, errNoTime) || errors.Is(m.Err, errNotMember) {
+			continue // the operator cannot fix these
+		}
+		r := s.readings[m.What]
+		if r == nil {
+			r = &reading{since: now}
+			s.readings[m.What] = r
+		}
+		r.back, r.err = time.Time{}, m.Err
+	}
+	for _, what := range slices.Sorted(maps.Keys(s.readings)) {
+		r := s.readings[what]
+		quiet := !r.line.IsZero() && now.Sub(r.line) < lineEvery
+		switch {
+		case now.Before(r.since): // the clock was set back
+			delete(s.readings, what)
+		case r.back.IsZero():
+			if !r.told && !quiet && now.Sub(r.since) >= missingFor {
+				r.told, r.line = true, now
+				s.log.WarnContext(ctx, "a reading is missing", "reading", what, "since", r.since, "error", r.err)
+			}
+		case now.Sub(r.back) < backFor:
+		case !r.told && !quiet:
+			delete(s.readings, what)
+		case !r.told:
+			r.since = now // what comes after this is another gap
+		case !quiet:
+			r.told, r.line = false, now
 			s.log.InfoContext(ctx, "a reading is back", "reading", what)
 		}
 	}
-	s.missing = now
 }
 
 // ask is a question that may take longer than a sample can wait: to a server,

@@ -451,35 +451,83 @@ func TestNobodyToAsk(t *testing.T) {
 	}
 }
 
-// The log hears of a reading when it goes and when it is back, not in between,
-// and nothing of the first look.
+// The log hears of a reading that is missing for long, of its return once that
+// lasts, and of neither more than once a minute. Until now each beat of an outage
+// could say either, and "back" was untrue (review real-server S7, real-mongodb 5).
 func TestLog(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
 	var out bytes.Buffer
 	s := m.sampler()
+	begin := m.now
 	s.log = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey || a.Key == "err" {
+		switch a.Key {
+		case slog.TimeKey:
+			return slog.String("at", m.now.Sub(begin).String())
+		case "error", "since", slog.LevelKey:
 			return slog.Attr{}
 		}
 		return a
 	}}))
 	file := filepath.Join(m.dir, "1/proc/meminfo")
-	away := file + ".away"
-	s.Sample(t.Context())
-	if err := os.Rename(file, away); err != nil {
-		t.Fatal(err)
+	there := true
+	// is makes the reading be there or not, for so long.
+	is := func(now bool, d time.Duration) {
+		t.Helper()
+		var err error
+		switch {
+		case now && !there:
+			err = os.Rename(file+".away", file)
+		case !now && there:
+			err = os.Rename(file, file+".away")
+		}
+		if there = now; err != nil {
+			t.Fatal(err)
+		}
+		for end := m.now.Add(d); m.now.Before(end); m.now = m.now.Add(time.Second) {
+			s.Sample(t.Context())
+		}
 	}
-	s.Sample(t.Context())
-	s.Sample(t.Context())
-	if err := os.Rename(away, file); err != nil {
-		t.Fatal(err)
+	is(true, 10*time.Second)
+	is(false, 25*time.Second) // a restart of the server
+	is(true, 60*time.Second)
+	for range 30 { // an outage in which it comes and goes: 5 min
+		is(false, 8*time.Second)
+		is(true, 2*time.Second)
 	}
-	s.Sample(t.Context())
-	s.Sample(t.Context())
-	want := "level=WARN msg=\"a reading is missing\" reading=memory\nlevel=INFO msg=\"a reading is back\" reading=memory\n"
-	if diff := cmp.Diff(want, out.String()); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
+	is(true, 60*time.Second)
+	for range 6 { // it is away for long and back for long, faster than may be told
+		is(false, 35*time.Second)
+		is(true, 16*time.Second)
+	}
+	is(true, 3*time.Minute)
+
+	missing, back := []string{}, []string{}
+	var last time.Duration
+	for line := range strings.Lines(out.String()) {
+		if !strings.Contains(line, "reading=memory") {
+			continue // the processors of this machine stand still
+		}
+		text, ok := strings.CutPrefix(strings.TrimSpace(line), "at=")
+		at, err := time.ParseDuration(strings.SplitN(text, " ", 2)[0])
+		if !ok || err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if last != 0 && at-last < time.Minute {
+			t.Errorf("two lines within %s: %s", at-last, line)
+		}
+		last = at
+		if strings.Contains(line, "a reading is missing") {
+			missing = append(missing, at.String())
+		} else {
+			back = append(back, at.String())
+		}
+	}
+	if len(missing) == 0 || missing[0] != "2m5s" || len(back) == 0 || back[0] != "6m48s" {
+		t.Errorf("missing at %v, back at %v", missing, back)
+	}
+	if len(missing) != len(back) {
+		t.Errorf("missing at %v, back at %v", missing, back)
 	}
 }
 

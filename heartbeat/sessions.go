@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -20,19 +21,36 @@ const (
 	whatPublishers = "publishers"
 	whatViewers    = "viewers"
 
-	// publishersEvery is how long a count of publishers is good for: it is a
-	// query of every application's streams, by every node.
+	// How long MongoDB's count of publishers is good for: it is a query of every
+	// application's streams, by every node, and AMS's broadcast collection is
+	// scanned for it. Rarely while the server itself reports its streams, more often
+	// while only its connections are known, and while the two disagree.
+	mongoEvery      = 30 * time.Second
 	publishersEvery = 10 * time.Second
-	// connectionsEvery is the same for viewers by connections: the kernel walks its
-	// whole table for it.
+	// drainEvery is the same while a node drains and the server reports its streams.
+	drainEvery = 5 * time.Second
+	// mongoRetry is how long a MongoDB that did not answer is not asked again,
+	// where something else counts the publishers.
+	mongoRetry = 5 * time.Second
+	// connectionsEvery is the same for connections: the kernel walks its whole table
+	// for it.
 	connectionsEvery = 10 * time.Second
-	// publishersTime bounds it: a MongoDB that is away must leave time to ask AMS.
+	// publishersTime bounds the query, besideTime where the count is known without
+	// it: a MongoDB that is away must not hold a node that shuts down.
 	publishersTime = 2 * time.Second
-	// lookEvery is after how long the installation and the other nodes are
-	// looked at again.
-	lookEvery = time.Minute
+	besideTime     = time.Second
+	// installEvery is after how long the installation is looked at again, which opens
+	// a jar and every application's file; drainInstall is the same while a node drains.
+	installEvery = 2 * time.Minute
+	drainInstall = 10 * time.Second
+	// peersEvery is the same for the other nodes.
+	peersEvery = time.Minute
 	// refusedFor is how long a server that refused our token is left alone.
 	refusedFor = time.Minute
+	// stateEvery is how often the service manager is asked about a server that does
+	// not answer, stateTime how long.
+	stateEvery = 10 * time.Second
+	stateTime  = time.Second
 )
 
 // errNotMember says that nobody can be asked for this node's streams.
@@ -45,17 +63,48 @@ type Streams interface {
 	AMSNodes(ctx context.Context) ([]cluster.AMSNode, error)
 }
 
-// SessionCounter counts the sessions of this node: publishers by AMS's own rule
-// for what is live here, viewers by AMS's statistics where it lets us ask for
-// them, else by connections. It is for one caller at a time.
+// Disagreement is two counts of the same sessions that differ. The larger one is
+// used.
+type Disagreement struct {
+	Kind string `json:"kind"` // "publishers"
+	// MongoDB and Server are what each of them counts, By how the server's sessions
+	// were counted.
+	MongoDB int               `json:"mongodb"`
+	Server  int               `json:"server"`
+	By      cluster.CountedBy `json:"by"`
+	// Address is what MongoDB was asked for.
+	Address string    `json:"address,omitempty"`
+	Since   time.Time `json:"since"`
+}
+
+// String is the disagreement in one line.
+func (d Disagreement) String() string {
+	server := "the server itself says %d"
+	if d.By == cluster.CountedByConnections {
+		server = "%d are connected to the RTMP port"
+	}
+	return fmt.Sprintf("%s: MongoDB says %d for the address %s, "+server+"; the larger number counts", d.Kind, d.MongoDB, d.Address, d.Server)
+}
+
+// SessionCounter counts the sessions of this node. The server is asked first: its
+// own statistics where it lets us ask for them, else the connections to its
+// ports. MongoDB says by AMS's own rule what is published here. Of two counts the
+// larger one is used; what nothing can count is unknown, never 0. It is for one
+// caller at a time.
 type SessionCounter struct {
 	// Open looks at the installation.
 	Open func() (*ams.Installation, error)
 	// Streams is where to look for publishers, with this node's address; nil and
 	// "" while this machine is no node.
 	Streams func() (Streams, string)
+	// State asks the service manager for the server: one that does not run has no
+	// sessions. nil asks nobody.
+	State func(ctx context.Context) (ams.State, error)
 	// Root is what /proc is below.
 	Root string
+	// Own is how many connections to the server are the agent's own at this moment:
+	// while it hangs they are there for seconds. nil: none.
+	Own func() int
 	// HTTP reaches AMS on this machine; nil is the usual client.
 	HTTP *http.Client
 	Now  func() time.Time
@@ -64,20 +113,30 @@ type SessionCounter struct {
 	server server
 	looked time.Time
 
-	publishers    *int
+	publishers    *int // by MongoDB
 	publishersErr error
 	counted       time.Time
 	of            string  // the address they were counted for
 	from          Streams // where they were counted
+
+	differ    Disagreement // since the last query of MongoDB
+	differs   int          // queries in a row that differed
+	disagrees atomic.Pointer[Disagreement]
 
 	peers   map[netip.Addr]bool
 	peersAt time.Time // when they were last asked for
 	peersOf Streams   // whom; nil after an answer that was none
 	refused time.Time
 
-	connected   int // connections, when they were counted last
+	connected   connected // when they were counted last
 	connectedAt time.Time
+
+	dead   bool // by the service manager
+	deadAt time.Time
 }
+
+// connected is who is connected to the server.
+type connected struct{ viewers, publishers int }
 
 // server is what the files say of the server, without what is not needed here.
 type server struct {
@@ -85,7 +144,7 @@ type server struct {
 	base         string
 	databases    []string
 	databasesErr error
-	ports        []int
+	ports        ams.Ports
 	portsErr     error
 	key          ams.ServerKey
 	keyErr       error
@@ -99,70 +158,150 @@ func lookAt(open func() (*ams.Installation, error)) server {
 	s := server{base: in.BaseURL()}
 	s.databases, s.databasesErr = in.Databases()
 	s.key, s.keyErr = in.ServerKey()
-	ports, err := in.Ports()
-	s.ports, s.portsErr = ports.Viewers(), err
+	s.ports, s.portsErr = in.Ports()
 	return s
 }
+
+// Disagreement is what MongoDB and the server count differently; nil where they
+// agree, or only one of them counts. It may be called at any time.
+func (c *SessionCounter) Disagreement() *Disagreement { return c.disagrees.Load() }
 
 // CountNow is Count without what was counted, or refused, moments ago: who drains
 // a node wants to know. A server that starts refuses the same call that it answers
 // a second later, and connections are a poor count beside its own.
 func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Missing) {
 	c.mu.Lock()
-	c.counted, c.connectedAt, c.refused = time.Time{}, time.Time{}, time.Time{}
-	c.mu.Unlock()
-	return c.Count(ctx)
+	defer c.mu.Unlock()
+	c.connectedAt, c.refused, c.deadAt = time.Time{}, time.Time{}, time.Time{}
+	return c.count(ctx, true)
 }
 
 // Count counts. What could not be counted is nil, with its reason.
 func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.count(ctx, false)
+}
+
+func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sessions, []Missing) {
 	now := time.Now()
 	if c.Now != nil {
 		now = c.Now()
 	}
-	if age := now.Sub(c.looked); c.looked.IsZero() || c.server.err != nil || age < 0 || age >= lookEvery {
+	every := installEvery
+	if draining {
+		every = drainInstall
+	}
+	if age := now.Sub(c.looked); c.looked.IsZero() || c.server.err != nil || age < 0 || age >= every {
 		c.server, c.looked = lookAt(c.Open), now
+		c.refused = time.Time{} // the settings may let us ask now
 	}
 	if err := c.server.err; err != nil {
 		return cluster.Sessions{}, []Missing{{whatPublishers, err}, {whatViewers, err}}
 	}
+
 	var s cluster.Sessions
 	var missing []Missing
-	var err error
-	if s.Publishers, err = c.countPublishers(ctx, now); err != nil && !errors.Is(err, errNotMember) {
-		// AMS itself knows what it takes in, also while MongoDB is away.
-		if own, serr := c.statistics(ctx, now); serr == nil && own.LocalStreams != nil {
-			s.Publishers, err = own.LocalStreams, nil
+	stats, statsErr := c.askServer(ctx, now)
+	viewers, complete := stats.Viewers()
+	var found connected
+	connErr := statsErr
+	if statsErr != nil || !complete || stats.LocalStreams == nil {
+		if found, connErr = c.connections(ctx, now); connErr != nil {
+			connErr = errors.Join(statsErr, connErr)
 		}
 	}
-	if err != nil {
-		missing = append(missing, Missing{whatPublishers, err})
+	if statsErr != nil && (connErr != nil || found == connected{}) && c.serverIsDead(ctx, now, draining || connErr != nil) {
+		return none(cluster.CountedByService), nil
 	}
-	if s.Viewers, s.By, err = c.countViewers(ctx, now); err != nil {
-		missing = append(missing, Missing{whatViewers, err})
+
+	switch {
+	case statsErr == nil && complete:
+		s.Viewers, s.By = viewers, cluster.CountedByAMS
+	case connErr == nil:
+		s.Viewers, s.By = &found.viewers, cluster.CountedByConnections
+	default:
+		missing = append(missing, Missing{whatViewers, connErr})
+	}
+
+	own, by := stats.LocalStreams, cluster.CountedByAMS
+	if own == nil && connErr == nil {
+		own, by = &found.publishers, cluster.CountedByConnections
+	}
+	var err error
+	if s.Publishers, s.PublishersBy, err = c.countPublishers(ctx, now, own, by, draining); err != nil {
+		missing = append(missing, Missing{whatPublishers, errors.Join(err, connErr)})
 	}
 	return s, missing
 }
 
-func (c *SessionCounter) countPublishers(ctx context.Context, now time.Time) (*int, error) {
+func none(by cluster.CountedBy) cluster.Sessions {
+	publishers, viewers := 0, 0
+	return cluster.Sessions{Publishers: &publishers, Viewers: &viewers, By: by, PublishersBy: by}
+}
+
+// countPublishers is the larger of the server's own count, nil if there is none,
+// and MongoDB's.
+func (c *SessionCounter) countPublishers(
+	ctx context.Context, now time.Time, own *int, by cluster.CountedBy, draining bool,
+) (*int, cluster.CountedBy, error) {
+	found, asked, err := c.askMongo(ctx, now, own != nil, by == cluster.CountedByAMS, draining)
+	if err != nil || own == nil {
+		c.agree()
+	}
+	switch {
+	case err != nil && own == nil:
+		return nil, "", err
+	case err != nil: // the server's own count is enough
+		return own, by, nil //nolint:nilerr // as said
+	case own == nil:
+		return found, cluster.CountedByMongoDB, nil
+	}
+	if asked { // only then both numbers are of one moment
+		c.compare(*found, *own, by, now)
+	}
+	// A count by connections alone is an estimate; one that MongoDB confirms is none.
+	if *own > *found || by == cluster.CountedByAMS && *own == *found {
+		return own, by, nil
+	}
+	return found, cluster.CountedByMongoDB, nil
+}
+
+// askMongo is how many streams MongoDB has for this node; asked tells that the
+// number is of now. known tells that the number is known without MongoDB, exact
+// that the server itself reported it.
+func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, known, exact, draining bool) (n *int, asked bool, err error) {
 	streams, address := c.Streams()
 	if streams == nil || address == "" {
 		c.counted = time.Time{}
-		return nil, errNotMember
+		return nil, false, errNotMember
 	}
-	if age := now.Sub(c.counted); c.of == address && c.from == streams && age >= 0 && age < publishersEvery {
-		return c.publishers, c.publishersErr
+	every, bound := publishersEvery, publishersTime
+	switch {
+	case c.publishersErr != nil && known:
+		every = mongoRetry
+	case c.publishersErr != nil:
+		every = 0
+	case !known || !exact:
+		if draining {
+			every = 0
+		}
+	case draining:
+		every = drainEvery
+	case c.differs == 0:
+		every = mongoEvery
 	}
-	bound, cancel := context.WithTimeout(ctx, publishersTime)
+	if known {
+		bound = besideTime
+	}
+	if age := now.Sub(c.counted); !c.counted.IsZero() && c.of == address && c.from == streams && age >= 0 && age < every {
+		return c.publishers, false, c.publishersErr
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
-	c.publishers, c.publishersErr = publishersOf(bound, streams, c.server, address, now)
+	c.publishers, c.publishersErr = publishersOf(ctx, streams, c.server, address, now)
 	c.counted, c.of, c.from = now, address, streams
-	if c.publishersErr != nil {
-		c.counted = time.Time{} // look again at the next beat
-	}
-	return c.publishers, c.publishersErr
+	return c.publishers, true, c.publishersErr
 }
 
 func publishersOf(ctx context.Context, streams Streams, s server, address string, now time.Time) (*int, error) {
@@ -183,69 +322,116 @@ func publishersOf(ctx context.Context, streams Streams, s server, address string
 	return &n, nil
 }
 
-// countViewers asks AMS where that is possible. The connections are an estimate,
-// and better than nothing.
-func (c *SessionCounter) countViewers(ctx context.Context, now time.Time) (*int, cluster.CountedBy, error) {
-	var asked error
-	if since := now.Sub(c.refused); c.refused.IsZero() || since < 0 || since >= refusedFor {
-		n, err := c.askServer(ctx, now)
-		if err == nil {
-			c.refused = time.Time{}
-			return n, cluster.CountedByAMS, nil
-		}
-		if asked = err; errors.Is(err, ams.ErrNoServerToken) || errors.Is(err, ams.ErrForbidden) || errors.Is(err, ams.ErrNoStatistics) {
-			c.refused = now
-		}
+// compare notes whether MongoDB and the server agree. A stream that has just
+// begun or ended is known to one of them first, so that two looks have to differ.
+func (c *SessionCounter) compare(mongo, own int, by cluster.CountedBy, now time.Time) {
+	if mongo == own {
+		c.agree()
+		return
 	}
+	if c.differs++; c.differs == 1 {
+		c.differ.Since = now
+	}
+	c.differ.Kind, c.differ.MongoDB, c.differ.Server, c.differ.By, c.differ.Address = whatPublishers, mongo, own, by, c.of
+	if c.differs > 1 {
+		d := c.differ
+		c.disagrees.Store(&d)
+	}
+}
+
+func (c *SessionCounter) agree() {
+	c.differs = 0
+	c.disagrees.Store(nil)
+}
+
+// serverIsDead asks the service manager about a server that does not answer. Its
+// answer is kept for a moment, but for who drains; unknown tells that nothing else
+// counts the sessions.
+func (c *SessionCounter) serverIsDead(ctx context.Context, now time.Time, unknown bool) bool {
+	if c.State == nil {
+		return false
+	}
+	if age := now.Sub(c.deadAt); !c.deadAt.IsZero() && age >= 0 && age < stateEvery {
+		return c.dead
+	}
+	if !unknown {
+		return false // zero by connections says enough
+	}
+	ctx, cancel := context.WithTimeout(ctx, stateTime)
+	defer cancel()
+	st, err := c.State(ctx)
+	c.dead, c.deadAt = err == nil && st.Dead(), now
+	return c.dead
+}
+
+// connections counts who is connected to the server. It is an estimate, and
+// better than nothing.
+func (c *SessionCounter) connections(ctx context.Context, now time.Time) (connected, error) {
 	if c.server.portsErr != nil {
-		return nil, "", errors.Join(asked, c.server.portsErr)
+		return connected{}, c.server.portsErr
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, "", errors.Join(asked, err) // AMS was not given the time to answer
+		return connected{}, err // AMS was not given the time to answer
 	}
 	if age := now.Sub(c.connectedAt); !c.connectedAt.IsZero() && age >= 0 && age < connectionsEvery {
-		n := c.connected
-		return &n, cluster.CountedByConnections, nil
+		return c.connected, nil
 	}
 	c.readPeers(ctx, now)
-	found, err := ams.CountConnections(c.Root, c.server.ports, func(a netip.Addr) bool { return c.peers[a] })
-	if err != nil {
-		return nil, "", errors.Join(asked, err)
+	ports := c.server.ports
+	rtmp := []int{ports.RTMP, ports.RTMPS}
+	own := 0
+	if c.Own != nil {
+		own = c.Own()
 	}
-	n := found.Total
-	if n == 0 {
+	found, err := ams.CountConnections(c.Root, append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
+	if err != nil {
+		return connected{}, err
+	}
+	viewers, local := 0, 0
+	for _, p := range ports.Viewers() {
+		viewers += found.ByPort[p]
+		local += found.LocalByPort[p]
+	}
+	if viewers == 0 {
 		// Where a proxy on this machine stands before AMS, everybody comes through it.
-		n = found.Local
+		viewers = max(0, local-own)
+	}
+	n := connected{viewers: viewers}
+	for _, p := range rtmp {
+		// Nothing checks the health of this port by keeping a connection, and an
+		// encoder may run on this machine.
+		n.publishers += found.ByPort[p] + found.LocalByPort[p]
 	}
 	c.connected, c.connectedAt = n, now
-	return &n, cluster.CountedByConnections, nil
-}
-
-// statistics asks AMS for what it says of itself, where it lets us.
-func (c *SessionCounter) statistics(ctx context.Context, now time.Time) (ams.Statistics, error) {
-	if c.server.keyErr != nil {
-		return ams.Statistics{}, c.server.keyErr
-	}
-	return ams.ReadStatistics(ctx, c.HTTP, c.server.base, c.server.key.Token(now))
-}
-
-func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (*int, error) {
-	s, err := c.statistics(ctx, now)
-	if err != nil {
-		return nil, err
-	}
-	n, complete := s.Viewers()
-	if !complete {
-		return nil, fmt.Errorf("%w: it does not tell every kind of viewer", ams.ErrNoStatistics)
-	}
 	return n, nil
 }
+
+// askServer asks AMS for what it says of itself, where it lets us.
+func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Statistics, error) {
+	if since := now.Sub(c.refused); !c.refused.IsZero() && since >= 0 && since < refusedFor {
+		return ams.Statistics{}, errRefused
+	}
+	s, err := ams.Statistics{}, c.server.keyErr
+	if err == nil {
+		s, err = ams.ReadStatistics(ctx, c.HTTP, c.server.base, c.server.key.Token(now))
+	}
+	switch {
+	case err == nil:
+		c.refused = time.Time{}
+	case errors.Is(err, ams.ErrNoServerToken), errors.Is(err, ams.ErrForbidden), errors.Is(err, ams.ErrNoStatistics):
+		c.refused = now
+	}
+	return s, err
+}
+
+// errRefused: the server refused a moment ago.
+var errRefused = errors.New("the server refused to report its statistics a moment ago")
 
 // readPeers learns the addresses of the other nodes, which fetch streams as
 // viewers do. Where they cannot be read, those known stay.
 func (c *SessionCounter) readPeers(ctx context.Context, now time.Time) {
 	streams, _ := c.Streams()
-	wait := lookEvery
+	wait := peersEvery
 	if c.peersOf == nil {
 		wait = publishersEvery // who does not answer is not asked at every beat
 	}

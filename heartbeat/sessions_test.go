@@ -111,11 +111,21 @@ func (c *counted) settings(lines string) {
 // connections are established ones from these addresses to the server's port.
 func (c *counted) connections(from ...string) {
 	c.t.Helper()
+	c.established(map[int][]string{c.port: from})
+}
+
+// established are connections by our port.
+func (c *counted) established(from map[int][]string) {
+	c.t.Helper()
 	var b strings.Builder
 	b.WriteString("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n")
-	for i, a := range from {
-		ip := net.ParseIP(a).To4()
-		fmt.Fprintf(&b, "%4d: 0300000A:%04X %02X%02X%02X%02X:C001 01 00000000:00000000 00:00000000 00000000 0 0 1\n", i, c.port, ip[3], ip[2], ip[1], ip[0])
+	i := 0
+	for port, addresses := range from {
+		for _, a := range addresses {
+			ip := net.ParseIP(a).To4()
+			fmt.Fprintf(&b, "%4d: 0300000A:%04X %02X%02X%02X%02X:C001 01 00000000:00000000 00:00000000 00000000 0 0 1\n", i, port, ip[3], ip[2], ip[1], ip[0])
+			i++
+		}
 	}
 	dir := filepath.Join(c.root, "proc/net")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -157,12 +167,16 @@ func (c *counted) later(d time.Duration) { c.now = c.now.Add(d) }
 const serverKey = "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=a-secret-of-the-server\n"
 
 func figures(webrtc, hls, dash int) func(http.ResponseWriter, *http.Request) {
+	return statistics(0, webrtc, hls, dash)
+}
+
+func statistics(streams, webrtc, hls, dash int) func(http.ResponseWriter, *http.Request) {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("ProxyAuthorization") == "" {
 			http.Error(w, "no token", http.StatusForbidden)
 			return
 		}
-		fmt.Fprintf(w, `{"localWebRTCViewers":%d,"localHLSViewers":%d,"localDASHViewers":%d,"localLiveStreams":7}`, webrtc, hls, dash)
+		fmt.Fprintf(w, `{"localWebRTCViewers":%d,"localHLSViewers":%d,"localDASHViewers":%d,"localLiveStreams":%d}`, webrtc, hls, dash, streams)
 	}
 }
 
@@ -183,16 +197,23 @@ func TestPublishers(t *testing.T) {
 	c.later(11 * time.Second)
 	c.is("too old", 0, 0, cluster.CountedByConnections)
 
-	// A failure is not kept, and is no count.
+	// A failure is no count, and is not kept where nothing else counts.
 	asked := c.streams.asked
 	c.streams.err = errors.New("away")
 	c.later(11 * time.Second)
-	c.is("MongoDB is away", -1, 0, cluster.CountedByConnections)
-	c.is("MongoDB is still away", -1, 0, cluster.CountedByConnections)
+	tcp := filepath.Join(c.root, "proc/net/tcp")
+	if err := os.Rename(tcp, tcp+".away"); err != nil {
+		t.Fatal(err)
+	}
+	c.is("MongoDB is away, and connections are not known", -1, -1, "")
+	c.is("MongoDB is still away", -1, -1, "")
 	c.streams.err = nil
-	c.is("MongoDB is back", 0, 0, cluster.CountedByConnections)
+	c.is("MongoDB is back", 0, -1, "")
 	if n := c.streams.asked - asked; n != 3 {
 		t.Errorf("asked %d times", n)
+	}
+	if err := os.Rename(tcp+".away", tcp); err != nil {
+		t.Fatal(err)
 	}
 
 	// What was counted in one cluster says nothing of another.
@@ -202,10 +223,17 @@ func TestPublishers(t *testing.T) {
 	c.streams.live = nil
 	c.is("another address", 0, 0, cluster.CountedByConnections)
 	c.streams = nil
-	for _, m := range c.is("no node", -1, 0, cluster.CountedByConnections) {
-		if !errors.Is(m.Err, errNotMember) {
+	c.is("no node: the RTMP port tells", 0, 0, cluster.CountedByConnections)
+	if err := os.Rename(tcp, tcp+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range c.is("no node, and connections are not known", -1, -1, "") {
+		if m.What == whatPublishers && !errors.Is(m.Err, errNotMember) {
 			t.Errorf("%v", m)
 		}
+	}
+	if err := os.Rename(tcp+".away", tcp); err != nil {
+		t.Fatal(err)
 	}
 	// The clock is set back: an old count is not good for ever.
 	c.streams = &fakeStreams{}
@@ -272,10 +300,17 @@ func TestViewersWithoutKey(t *testing.T) {
 		t.Errorf("asked %d times", c.asked)
 	}
 	c.settings(serverKey)
-	c.later(30 * time.Second)
+	c.later(installEvery - time.Second)
 	c.is("not looked at yet", 0, 1, cluster.CountedByConnections)
-	c.later(31 * time.Second)
+	c.later(2 * time.Second)
 	c.is("a key", 0, 5, cluster.CountedByAMS)
+
+	// Who drains does not wait for that.
+	c.settings("")
+	c.later(drainInstall)
+	if s, _ := c.CountNow(t.Context()); s.By != cluster.CountedByConnections {
+		t.Errorf("while it drains: %+v", s)
+	}
 }
 
 // The other nodes fetch streams as viewers do. Who does not tell them is asked
@@ -285,7 +320,7 @@ func TestPeers(t *testing.T) {
 	c.connections("10.0.0.50", "10.0.0.9")
 	c.streams.err = errors.New("away")
 	for range 5 {
-		c.is("MongoDB is away", -1, 2, cluster.CountedByConnections)
+		c.is("MongoDB is away", 0, 2, cluster.CountedByConnections)
 		c.later(time.Second)
 	}
 	if c.streams.askedPeer != 1 {
@@ -305,7 +340,7 @@ func TestPeers(t *testing.T) {
 	// While it is away those that are known stay.
 	c.streams.err = errors.New("away")
 	c.later(2 * time.Minute)
-	c.is("away again", -1, 0, cluster.CountedByConnections)
+	c.is("away again", 0, 0, cluster.CountedByConnections)
 }
 
 // An installation that cannot be read tells nothing, and is looked at again.
@@ -323,23 +358,159 @@ func TestSessionsWithoutServer(t *testing.T) {
 	c.is("the file is back", 0, 0, cluster.CountedByConnections)
 }
 
-// While MongoDB is away, AMS itself tells what it takes in: a machine that goes
-// down then must not wait for what nobody can count.
+// Publishers are told without MongoDB: a machine that goes down must not wait for
+// what can be counted here (review real-server S6, 167 s).
 func TestPublishersWithoutMongo(t *testing.T) {
 	c := newCounted(t, serverKey)
-	c.answer = figures(1, 0, 0)
+	c.answer = statistics(7, 1, 0, 0)
 	c.streams.err = errors.New("MongoDB is away")
 	c.is("AMS tells", 7, 1, cluster.CountedByAMS)
-	c.streams.err = nil
-	c.is("MongoDB is back", 0, 1, cluster.CountedByAMS)
+	asked := c.streams.asked
+	c.later(mongoRetry - time.Second)
+	c.is("a MongoDB that is away is left alone", 7, 1, cluster.CountedByAMS)
+	if c.streams.asked != asked {
+		t.Error("a MongoDB that is away was asked at the next beat")
+	}
 
-	// A machine that is no node has no publishers to tell of.
+	// A machine that is no node has its own server's word.
 	c.streams = nil
-	c.is("no node", -1, 1, cluster.CountedByAMS)
+	c.is("no node", 7, 1, cluster.CountedByAMS)
 
 	c = newCounted(t, "")
 	c.streams.err = errors.New("MongoDB is away")
-	c.is("AMS lets nobody ask", -1, 0, cluster.CountedByConnections)
+	c.established(map[int][]string{1935: {"10.0.0.60", "10.0.0.61", "127.0.0.1"}, c.port: {"10.0.0.50"}})
+	c.is("AMS lets nobody ask, so the RTMP port tells", 3, 1, cluster.CountedByConnections)
+	s, _ := c.Count(t.Context())
+	if s.PublishersBy != cluster.CountedByConnections {
+		t.Errorf("publishers by %q", s.PublishersBy)
+	}
+	c.connections()
+	c.is("nobody is connected", 0, 0, cluster.CountedByConnections)
+}
+
+// The larger of both counts is used, and who disagrees is named (R7: a server that
+// runs under another address than it is registered under).
+func TestCountsThatDisagree(t *testing.T) {
+	c := newCounted(t, serverKey)
+	c.answer = statistics(1, 0, 3, 0)
+	c.is("the server knows of more", 1, 3, cluster.CountedByAMS)
+	if d := c.Disagreement(); d != nil {
+		t.Errorf("one look is a stream that has just begun: %s", d)
+	}
+	c.later(publishersEvery)
+	c.is("still", 1, 3, cluster.CountedByAMS)
+	d := c.Disagreement()
+	if d == nil || d.MongoDB != 0 || d.Server != 1 || d.Kind != "publishers" || d.Address != "10.0.0.3" {
+		t.Fatalf("%+v", d)
+	}
+	if want := "publishers: MongoDB says 0 for the address 10.0.0.3, the server itself says 1; the larger number counts"; d.String() != want {
+		t.Error(d.String())
+	}
+
+	database := c.streams.databases[0]
+	c.streams.live = map[string][]string{database: {"a", "b"}}
+	c.later(publishersEvery)
+	c.is("MongoDB knows of more", 2, 3, cluster.CountedByAMS)
+	if d := c.Disagreement(); d == nil || d.MongoDB != 2 {
+		t.Errorf("%+v", d)
+	}
+	c.streams.live = map[string][]string{database: {"a"}}
+	c.later(publishersEvery)
+	c.is("both agree", 1, 3, cluster.CountedByAMS)
+	if d := c.Disagreement(); d != nil {
+		t.Errorf("%s", d)
+	}
+
+	// Streams that begin and end between two looks are no disagreement.
+	c.answer = statistics(2, 0, 3, 0)
+	c.later(mongoEvery)
+	c.is("one has just begun", 2, 3, cluster.CountedByAMS)
+	c.streams.live = map[string][]string{database: {"a", "b"}}
+	c.later(publishersEvery)
+	c.is("MongoDB knows it, too", 2, 3, cluster.CountedByAMS)
+	c.later(mongoEvery)
+	c.is("as before", 2, 3, cluster.CountedByAMS)
+	if d := c.Disagreement(); d != nil {
+		t.Errorf("%s", d)
+	}
+}
+
+// The query of all streams is rare where the server itself reports its own (review
+// real-mongodb 3), more often while a node drains, and as often as before where
+// only connections are known.
+func TestMongoIsAskedRarely(t *testing.T) {
+	asked := func(settings string, count func(*counted) func(context.Context) (cluster.Sessions, []Missing)) int {
+		c := newCounted(t, settings)
+		c.answer = figures(0, 0, 0)
+		for range 60 {
+			count(c)(t.Context())
+			c.later(time.Second)
+		}
+		return c.streams.asked
+	}
+	often := func(c *counted) func(context.Context) (cluster.Sessions, []Missing) { return c.Count }
+	drain := func(c *counted) func(context.Context) (cluster.Sessions, []Missing) { return c.CountNow }
+	for name, got := range map[string][2]int{
+		"the server reports": {asked(serverKey, often), 2}, "it reports, and the node drains": {asked(serverKey, drain), 12},
+		"connections": {asked("", often), 6}, "connections, and the node drains": {asked("", drain), 60},
+	} {
+		if got[0] != got[1] {
+			t.Errorf("%s: asked %d times in a minute, want %d", name, got[0], got[1])
+		}
+	}
+}
+
+// A server that its service manager knows to be dead has no sessions, whatever
+// MongoDB still says (C9). A manager that does not know, or a server that runs
+// beside its unit, proves nothing.
+func TestDeadServerHasNoSessions(t *testing.T) {
+	c := newCounted(t, "")
+	if err := os.Remove(filepath.Join(c.root, "proc/net/tcp")); err != nil {
+		t.Fatal(err)
+	}
+	c.streams.err = errors.New("MongoDB is away")
+	state := ams.State{Activity: ams.ActivityFailed}
+	var err error
+	c.State = func(context.Context) (ams.State, error) { return state, err }
+	c.is("failed", 0, 0, cluster.CountedByService)
+	for name, s := range map[string]ams.State{
+		"about to be started again": {Activity: ams.ActivityActivating, Sub: "auto-restart"},
+		"stops":                     {Activity: ams.ActivityDeactivating, MainPID: 7},
+		"runs":                      {Activity: ams.ActivityActive, MainPID: 7},
+		"unknown":                   {Activity: ams.ActivityUnknown},
+	} {
+		c.later(time.Minute)
+		state = s
+		c.is(name, -1, -1, "")
+	}
+	c.later(time.Minute)
+	state, err = ams.State{Activity: ams.ActivityInactive}, errors.New("no bus")
+	c.is("the manager does not answer", -1, -1, "")
+
+	// Who drains does not go by a crashed server's last documents.
+	c = newCounted(t, "")
+	c.is("alive", 0, 0, cluster.CountedByConnections)
+	c.streams.live = map[string][]string{c.streams.databases[0]: {"a"}}
+	c.State = func(context.Context) (ams.State, error) { return ams.State{Activity: ams.ActivityFailed}, nil }
+	if s, _ := c.CountNow(t.Context()); s.By != cluster.CountedByService || *s.Publishers != 0 {
+		t.Errorf("dead: %+v", s)
+	}
+	c.connections("10.0.0.50")
+	if s, _ := c.CountNow(t.Context()); s.By != cluster.CountedByConnections || *s.Viewers != 1 || *s.Publishers != 1 {
+		t.Errorf("started by hand, beside its unit: %+v", s)
+	}
+}
+
+// The answer of a real Community Edition has negative counts: not counted.
+func TestRealStatistics(t *testing.T) {
+	answer, err := os.ReadFile("testdata/system-resources-2.17.1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCounted(t, serverKey)
+	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) }
+	c.streams.err = errors.New("MongoDB is away")
+	c.is("1 publisher, 3 viewers", 1, 3, cluster.CountedByAMS)
 }
 
 // The kernel walks its whole table for a count of connections: a beat every
@@ -400,4 +571,11 @@ func TestViewersBehindAProxyOfTheMachine(t *testing.T) {
 	c.is("one does not", 0, 1, cluster.CountedByConnections)
 	c.connections()
 	c.is("nobody", 0, 0, cluster.CountedByConnections)
+
+	// The agent asks whether the applications serve, and a server that hangs keeps it waiting.
+	c.Own = func() int { return 2 }
+	c.connections("127.0.0.1", "127.0.0.1", "127.0.0.1")
+	c.is("two of them are the agent", 0, 1, cluster.CountedByConnections)
+	c.connections("127.0.0.1", "127.0.0.1")
+	c.is("all of them are the agent", 0, 0, cluster.CountedByConnections)
 }

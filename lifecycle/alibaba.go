@@ -178,6 +178,9 @@ type AlibabaCompleterOptions struct {
 	// Patience is how long Discover looks for an action that is not there yet, and
 	// Every how often.
 	Patience, Every time.Duration
+	// Hooks names the hooks that are ours, by name or id. It is asked each time, for a
+	// setting may change; nil is no names.
+	Hooks func() HookNames
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -216,6 +219,9 @@ type AlibabaCompleter struct {
 	// says when each that waits has heard of us.
 	done   map[string]bool
 	beaten map[string]time.Time
+	// hooks are those of the group, as they were read at asked; zero is never.
+	hooks []alibaba.LifecycleHook
+	asked time.Time
 }
 
 var _ Completer = (*AlibabaCompleter)(nil)
@@ -225,6 +231,9 @@ func NewAlibabaCompleter(api alibabaAPI, o AlibabaCompleterOptions) *AlibabaComp
 	o.Patience, o.Every = cmp.Or(o.Patience, alibabaPatience), cmp.Or(o.Every, alibabaEvery)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Hooks == nil {
+		o.Hooks = func() HookNames { return nil }
 	}
 	return &AlibabaCompleter{api: api, opts: o, log: o.Log, done: map[string]bool{}, beaten: map[string]time.Time{}}
 }
@@ -276,7 +285,85 @@ func (c *AlibabaCompleter) look(ctx context.Context, launching bool) (*Hook, err
 		}
 		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", ErrNoAction, m.State)
 	}
+	if actions, err = c.choose(ctx, m.Group, actions, launching); err != nil {
+		return nil, err
+	}
 	return c.hold(ctx, alibabaHook(m.Group, actions, launching, time.Now()))
+}
+
+// choose returns the actions of those hooks that are ours. Where the hooks of the group
+// cannot be read, an action that waits alone is believed to be, if no names are given.
+func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []alibaba.Action, launching bool) ([]alibaba.Action, error) {
+	hooks, err := c.known(ctx, group)
+	if err != nil {
+		c.log.Debug("the hooks of the group cannot be read", "group", group, "err", err)
+		hooks = nil
+		for _, a := range actions {
+			hooks = append(hooks, alibaba.LifecycleHook{ID: a.Hook, Launching: launching})
+		}
+	}
+	ours := AlibabaOurs(c.opts.Hooks(), hooks, launching)
+	var out []alibaba.Action
+	var others []string
+	for _, a := range actions {
+		if ours(a.Hook) {
+			out = append(out, a)
+			continue
+		}
+		others = append(others, a.Hook)
+	}
+	if len(out) == 0 {
+		return nil, &OthersHooksError{Group: group, Hooks: others}
+	}
+	return out, nil
+}
+
+// AlibabaOurs tells by its id whether a hook of a transition is ours. One that is not
+// among the hooks of the group is as names say.
+func AlibabaOurs(names HookNames, hooks []alibaba.LifecycleHook, launching bool) func(id string) bool {
+	hooks = slices.DeleteFunc(slices.Clone(hooks), func(h alibaba.LifecycleHook) bool { return h.Launching != launching })
+	return func(id string) bool {
+		i := slices.IndexFunc(hooks, func(h alibaba.LifecycleHook) bool { return h.ID == id })
+		switch {
+		case i < 0:
+			return len(names) == 0 || names.match(id)
+		case len(names) == 0 && len(hooks) == 1:
+			return true
+		}
+		return names.match(hooks[i].Name) || names.match(id)
+	}
+}
+
+// known returns the hooks of the group, as they were read a short time ago.
+func (c *AlibabaCompleter) known(ctx context.Context, group string) ([]alibaba.LifecycleHook, error) {
+	c.mu.Lock()
+	hooks, asked := c.hooks, c.asked
+	c.mu.Unlock()
+	if !asked.IsZero() && time.Since(asked) < defaultFresh {
+		return hooks, nil
+	}
+	hooks, err := c.api.Hooks(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hooks, c.asked = hooks, time.Now()
+	return hooks, nil
+}
+
+// mine is an error where a hook that an event named is not ours.
+func (c *AlibabaCompleter) mine(ctx context.Context, h Hook) error {
+	hooks, err := c.known(ctx, h.Group)
+	if err != nil {
+		hooks = nil // then what names say decides, and without any the event is believed
+	}
+	ids := strings.Split(h.Name, hookSeparator)
+	ours := AlibabaOurs(c.opts.Hooks(), hooks, h.Launching)
+	if !slices.ContainsFunc(ids, func(id string) bool { return !ours(id) }) {
+		return nil
+	}
+	return &OthersHooksError{Group: h.Group, Hooks: ids}
 }
 
 // hold makes a hook that was found wait, and learns from that for how long it can.
@@ -307,7 +394,7 @@ func (c *AlibabaCompleter) hold(ctx context.Context, h *Hook) (*Hook, error) {
 
 // ownTime is the shortest of the times that the parts of a hook wait by themselves.
 func (c *AlibabaCompleter) ownTime(ctx context.Context, h *Hook) time.Duration {
-	all, err := c.api.Hooks(ctx, h.Group)
+	all, err := c.known(ctx, h.Group)
 	if err != nil {
 		c.log.Debug("the hooks of the group cannot be read", "group", h.Group, "err", err)
 	}
@@ -355,6 +442,9 @@ func alibabaTimeout(others int) time.Duration {
 // Heartbeat implements Completer. It has worked where one action of several was
 // told.
 func (c *AlibabaCompleter) Heartbeat(ctx context.Context, h Hook) error {
+	if err := c.mine(ctx, h); err != nil {
+		return err
+	}
 	_, err := c.beat(ctx, h)
 	return err
 }
@@ -401,6 +491,9 @@ func (c *AlibabaCompleter) beat(ctx context.Context, h Hook) (least time.Duratio
 // says: to abandon it would do the same, and to roll it back would keep a machine
 // that is not wanted.
 func (c *AlibabaCompleter) Complete(ctx context.Context, h Hook, r Result) error {
+	if err := c.mine(ctx, h); err != nil {
+		return err
+	}
 	if h.Launching && r == Abandon {
 		if err := c.mayAbandon(ctx, h); err != nil {
 			return err

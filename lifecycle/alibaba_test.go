@@ -210,7 +210,7 @@ func TestAlibabaDiscover(t *testing.T) {
 	unheld := func(beat error, own time.Duration, hooks error) *essFake {
 		f := removing(alone)
 		f.err["beat"], f.err["hooks"] = beat, hooks
-		f.hooks = []alibaba.LifecycleHook{{ID: "ash-1", Timeout: own}, {ID: "ash-9", Timeout: time.Minute}}
+		f.hooks = []alibaba.LifecycleHook{{ID: "ash-1", Name: "amsagent", Timeout: own}, {ID: "ash-9", Name: "logs", Timeout: time.Minute}}
 		return f
 	}
 	hooked := func(f *essFake, hooks ...alibaba.LifecycleHook) *essFake {
@@ -229,6 +229,9 @@ func TestAlibabaDiscover(t *testing.T) {
 		{"alone", removing(alone), false, hook("ash-1", "t-1", 40*time.Minute), nil},
 		{"one token for three machines", removing(shared), false, hook("ash-2", "t-2", 2*time.Hour, "i-2", "i-3"), nil},
 		{"two hooks", removing(alone, shared), false, hook("ash-1,ash-2", "t-1,t-2", 2*time.Hour, "i-2", "i-3"), nil},
+		{"another's beside ours", hooked(removing(alone, shared), alibaba.LifecycleHook{ID: "ash-1", Name: "amsagent-drain"}, alibaba.LifecycleHook{ID: "ash-2", Name: "logs"}), false, hook("ash-1", "t-1", 40*time.Minute), nil},
+		{"two of others", hooked(removing(alone, shared), alibaba.LifecycleHook{ID: "ash-1", Name: "drain"}, alibaba.LifecycleHook{ID: "ash-2", Name: "logs"}), false, nil, &OthersHooksError{}},
+		{"one of others waits first", hooked(removing(shared), alibaba.LifecycleHook{ID: "ash-1", Name: "amsagent-drain"}, alibaba.LifecycleHook{ID: "ash-2", Name: "logs"}), false, nil, &OthersHooksError{}},
 		{"listed a moment later", &essFake{member: removing().member, actions: []alibaba.Action{alone}, hooks: []alibaba.LifecycleHook{{ID: "ash-1"}}, waits: map[string]bool{"t-1": true}, appears: 3}, false, hook("ash-1", "t-1", 40*time.Minute), nil},
 		{"removing, and not yet waiting", hooked(in("Removing", removing()), alibaba.LifecycleHook{ID: "ash-1"}), false, nil, ErrNoAction},
 		{"a group without a hook", in("Removing", removing()), false, nil, nil},
@@ -256,6 +259,10 @@ func TestAlibabaDiscover(t *testing.T) {
 				if _, isDenied := errors.AsType[*DeniedError](tt.err); isDenied {
 					d, ok := errors.AsType[*DeniedError](err)
 					if !ok || d.Permission != denied.Action || d.Policy != "{}" {
+						t.Errorf("%v", err)
+					}
+				} else if others, ok := errors.AsType[*OthersHooksError](tt.err); ok {
+					if !errors.As(err, &others) || len(others.Hooks) != len(tt.api.actions) {
 						t.Errorf("%v", err)
 					}
 				} else if !errors.Is(err, tt.err) {

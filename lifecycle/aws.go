@@ -155,9 +155,9 @@ type awsAPI interface {
 type AWSCompleterOptions struct {
 	// Group is the group as the instance's tag names it; "" asks the API.
 	Group string
-	// Hooks names the hooks that are ours to complete, where a group has others
-	// too; none means all.
-	Hooks []string
+	// Hooks names the hooks that are ours to complete. It is asked each time, for a
+	// setting may change; nil is no names.
+	Hooks func() HookNames
 	// Fresh is how long what was discovered is not asked for again.
 	Fresh time.Duration
 	// Log may be nil.
@@ -198,14 +198,33 @@ func NewAWSCompleter(api awsAPI, o AWSCompleterOptions) *AWSCompleter {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Hooks == nil {
+		o.Hooks = func() HookNames { return nil }
+	}
 	return &AWSCompleter{api: api, opts: o, log: o.Log, group: o.Group, done: map[string]bool{}}
 }
 
 const hookSeparator = ","
 
 // Discover implements Completer. What it has once learnt it says again when the
-// API does not answer or the permission is gone: a hook has a name that stays.
+// API does not answer or the permission is gone: a hook has a name that stays. Where
+// hooks wait and none is ours it is an [OthersHooksError].
 func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, error) {
+	names := c.opts.Hooks()
+	group, hooks, err := c.known(ctx)
+	if err != nil {
+		if group != "" && names.literal() && !errors.Is(err, ErrGone) {
+			// All that is needed was given.
+			return &Hook{Provider: providerAWS, Group: group, Name: strings.Join(names, hookSeparator), Launching: launching}, nil
+		}
+		return nil, err
+	}
+	return pick(group, hooks, names, launching)
+}
+
+// known returns the group and its hooks, as they were last read where they cannot be
+// read now. With an error, the group is as far as it is known.
+func (c *AWSCompleter) known(ctx context.Context) (string, []aws.LifecycleHook, error) {
 	c.mu.Lock()
 	group, hooks, asked := c.group, c.hooks, c.asked
 	c.mu.Unlock()
@@ -219,19 +238,33 @@ func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, err
 			c.mu.Unlock()
 		case !asked.IsZero() && !errors.Is(err, ErrGone):
 			c.log.Warn("the hooks of the group cannot be read, going on with those known from before", "group", group, "err", err)
-		case group != "" && len(c.opts.Hooks) > 0 && !errors.Is(err, ErrGone):
-			// All that is needed was given.
-			return &Hook{Provider: providerAWS, Group: group, Name: strings.Join(c.opts.Hooks, hookSeparator), Launching: launching}, nil
 		default:
-			return nil, err
+			return group, nil, err
 		}
 	}
-	return c.pick(group, hooks, launching), nil
+	return group, hooks, nil
 }
 
-// pick makes one hook of those of a transition, nil of none.
-func (c *AWSCompleter) pick(group string, hooks []aws.LifecycleHook, launching bool) *Hook {
-	var names []string
+// transition are the names of the hooks of an end, or of a launch.
+func transition(hooks []aws.LifecycleHook, launching bool) (names []string) {
+	for _, h := range hooks {
+		if h.Launching == launching {
+			names = append(names, h.Name)
+		}
+	}
+	return names
+}
+
+// pick makes one hook of those of a transition that are ours; nil where none waits.
+func pick(group string, hooks []aws.LifecycleHook, ours HookNames, launching bool) (*Hook, error) {
+	all := transition(hooks, launching)
+	if len(all) == 0 {
+		return nil, nil //nolint:nilnil // no hook waits, which is no error
+	}
+	names := ours.ours(all)
+	if len(names) == 0 {
+		return nil, &OthersHooksError{Group: group, Hooks: all}
+	}
 	var timeout, limit time.Duration
 	least := func(to *time.Duration, d time.Duration) {
 		if d > 0 && (*to == 0 || d < *to) {
@@ -239,22 +272,39 @@ func (c *AWSCompleter) pick(group string, hooks []aws.LifecycleHook, launching b
 		}
 	}
 	for _, h := range hooks {
-		if h.Launching != launching || (len(c.opts.Hooks) > 0 && !slices.Contains(c.opts.Hooks, h.Name)) {
+		if h.Launching != launching || !slices.Contains(names, h.Name) {
 			continue
 		}
-		names = append(names, h.Name)
 		least(&timeout, h.Timeout)
 		least(&limit, h.Limit)
-	}
-	if len(names) == 0 {
-		return nil
 	}
 	hook := &Hook{Provider: providerAWS, Group: group, Name: strings.Join(names, hookSeparator), Launching: launching, Timeout: timeout}
 	if limit > 0 {
 		// From now on at the latest: the wait has not begun, or just now.
 		hook.Limit = time.Now().Add(limit)
 	}
-	return hook
+	return hook, nil
+}
+
+// mine is an error where a hook that an event named is not ours. Where the hooks of the
+// group cannot be read, and no names are given, the event is believed: somebody led it
+// here.
+func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
+	names, ours := strings.Split(h.Name, hookSeparator), c.opts.Hooks()
+	foreign := func(name string) bool { return !ours.match(name) }
+	if len(ours) == 0 {
+		_, hooks, err := c.known(ctx)
+		if err != nil {
+			return nil //nolint:nilerr // as above
+		}
+		all := transition(hooks, h.Launching)
+		own := ours.ours(all)
+		foreign = func(name string) bool { return slices.Contains(all, name) && !slices.Contains(own, name) }
+	}
+	if !slices.ContainsFunc(names, foreign) {
+		return nil
+	}
+	return &OthersHooksError{Group: h.Group, Hooks: names}
 }
 
 // ask asks the API for the hooks of the group, and for the group where it is not known.
@@ -275,6 +325,9 @@ func (c *AWSCompleter) ask(ctx context.Context, group string) (string, []aws.Lif
 
 // Heartbeat implements Completer. It has worked where one hook of several was told.
 func (c *AWSCompleter) Heartbeat(ctx context.Context, h Hook) error {
+	if err := c.mine(ctx, h); err != nil {
+		return err
+	}
 	var first error
 	told := false
 	for _, a := range c.actions(h) {
@@ -296,6 +349,9 @@ func (c *AWSCompleter) Heartbeat(ctx context.Context, h Hook) error {
 // says: to abandon it would keep a machine that is not wanted, or skip the hooks
 // of others.
 func (c *AWSCompleter) Complete(ctx context.Context, h Hook, r Result) error {
+	if err := c.mine(ctx, h); err != nil {
+		return err
+	}
 	var first error
 	for _, a := range c.actions(h) {
 		err := byEither(a, func(a aws.Action) error { return c.api.Complete(ctx, a, h.Launching && r == Abandon) })

@@ -163,8 +163,8 @@ func wantCalls(t *testing.T, f *fakeAWS, want ...string) {
 func TestAWSDiscover(t *testing.T) {
 	t.Parallel()
 	hooks := []aws.LifecycleHook{
-		{Name: "a", Timeout: time.Hour, Limit: 48 * time.Hour},
-		{Name: "b", Timeout: 5 * time.Minute, Limit: 8 * time.Hour},
+		{Name: "amsagent-a", Timeout: time.Hour, Limit: 48 * time.Hour},
+		{Name: "amsagent-b", Timeout: 5 * time.Minute, Limit: 8 * time.Hour},
 		{Name: "up", Launching: true, Timeout: time.Minute},
 	}
 	t.Run("by the tag, once", func(t *testing.T) {
@@ -179,7 +179,7 @@ func TestAWSDiscover(t *testing.T) {
 			t.Error(h.Limit)
 		}
 		h.Limit = time.Time{}
-		if diff := cmp.Diff(&Hook{Provider: "aws", Group: "g", Name: "a,b", Timeout: 5 * time.Minute}, h); diff != "" {
+		if diff := cmp.Diff(&Hook{Provider: "aws", Group: "g", Name: "amsagent-a,amsagent-b", Timeout: 5 * time.Minute}, h); diff != "" {
 			t.Error(diff)
 		}
 		h, err = c.Discover(t.Context(), true)
@@ -191,12 +191,25 @@ func TestAWSDiscover(t *testing.T) {
 	t.Run("by the API", func(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{hooks: hooks, member: &aws.Membership{Group: "g2"}}
-		c := NewAWSCompleter(f, AWSCompleterOptions{Hooks: []string{"b"}})
+		c := NewAWSCompleter(f, AWSCompleterOptions{Hooks: named("*-b")})
 		h, err := c.Discover(t.Context(), false)
-		if err != nil || h == nil || h.Name != "b" || h.Group != "g2" {
+		if err != nil || h == nil || h.Name != "amsagent-b" || h.Group != "g2" {
 			t.Fatal(h, err)
 		}
 		wantCalls(t, f, "membership", "hooks g2")
+	})
+	t.Run("of other programs", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "drain"}, {Name: "ship-logs"}, {Name: "CodeDeploy", Launching: true}}}
+		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g"})
+		h, err := c.Discover(t.Context(), false)
+		if others, ok := errors.AsType[*OthersHooksError](err); !ok || h != nil || len(others.Hooks) != 2 {
+			t.Error(h, err)
+		}
+		// The only one of its transition.
+		if h, err := c.Discover(t.Context(), true); err != nil || h == nil || h.Name != "CodeDeploy" {
+			t.Error(h, err)
+		}
 	})
 	t.Run("in no group, or without a hook", func(t *testing.T) {
 		t.Parallel()
@@ -216,7 +229,7 @@ func TestAWSDiscover(t *testing.T) {
 			t.Error(err)
 		}
 		// With all names given there is nothing to be asked.
-		h, err := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Hooks: []string{"drain"}}).Discover(t.Context(), false)
+		h, err := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Hooks: named("drain")}).Discover(t.Context(), false)
 		if diff := cmp.Diff(&Hook{Provider: "aws", Group: "g", Name: "drain"}, h); diff != "" || err != nil {
 			t.Error(diff, err)
 		}
@@ -237,7 +250,7 @@ func TestAWSDiscover(t *testing.T) {
 		}
 		for _, bad := range []error{errors.New("throttled"), deniedAWS("DescribeLifecycleHooks")} {
 			f.hooksErr = bad
-			if h, err := c.Discover(t.Context(), false); err != nil || h == nil || h.Name != "a,b" {
+			if h, err := c.Discover(t.Context(), false); err != nil || h == nil || h.Name != "amsagent-a,amsagent-b" {
 				t.Error(h, err)
 			}
 		}
@@ -257,7 +270,7 @@ func TestAWSComplete(t *testing.T) {
 		if err := open(f).Complete(t.Context(), hook, Abandon); err != nil {
 			t.Error(err)
 		}
-		wantCalls(t, f, "complete g drain tok")
+		wantCalls(t, f, "hooks g", "complete g drain tok")
 	})
 	t.Run("a launch may be abandoned", func(t *testing.T) {
 		t.Parallel()
@@ -266,7 +279,7 @@ func TestAWSComplete(t *testing.T) {
 		if err := errors.Join(open(f).Complete(t.Context(), up, Abandon), open(f).Complete(t.Context(), up, Continue)); err != nil {
 			t.Error(err)
 		}
-		wantCalls(t, f, "complete g up  abandon", "complete g up")
+		wantCalls(t, f, "hooks g", "complete g up  abandon", "hooks g", "complete g up")
 	})
 	t.Run("not yet, and then over", func(t *testing.T) {
 		t.Parallel()
@@ -294,7 +307,7 @@ func TestAWSComplete(t *testing.T) {
 			}
 		}
 		// What is forbidden is not asked for every five seconds.
-		wantCalls(t, f, "complete g drain tok", "complete g drain", "membership",
+		wantCalls(t, f, "hooks g", "complete g drain tok", "complete g drain", "membership",
 			"complete g drain tok", "complete g drain", "complete g drain tok", "complete g drain")
 	})
 	t.Run("each of several", func(t *testing.T) {
@@ -315,7 +328,42 @@ func TestAWSComplete(t *testing.T) {
 		if err := c.Complete(t.Context(), two, Continue); err != nil {
 			t.Error(err)
 		}
-		wantCalls(t, f, "beat g a", "beat g b", "complete g a", "complete g b", "membership", "complete g b", "complete g a", "complete g b")
+		wantCalls(t, f, "hooks g", "beat g a", "beat g b", "complete g a", "complete g b", "membership", "complete g b", "complete g a", "complete g b")
+	})
+	t.Run("of another program", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "drain"}, {Name: "amsagent-end"}}}
+		c := open(f)
+		for _, err := range []error{c.Heartbeat(t.Context(), hook), c.Complete(t.Context(), hook, Continue)} {
+			if others, ok := errors.AsType[*OthersHooksError](err); !ok || others.Hooks[0] != "drain" || others.Group != "g" {
+				t.Error(err)
+			}
+		}
+		// One that is not listed yet was led here by somebody.
+		if err := c.Complete(t.Context(), Hook{Group: "g", Name: "new"}, Continue); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, f, "hooks g", "complete g new")
+	})
+	t.Run("named, or not", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{}
+		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Hooks: named("amsagent*")})
+		err := c.Complete(t.Context(), hook, Continue)
+		if _, ok := errors.AsType[*OthersHooksError](err); !ok {
+			t.Error(err)
+		}
+		if err := c.Complete(t.Context(), Hook{Group: "g", Name: "amsagent-end"}, Continue); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, f, "complete g amsagent-end")
+	})
+	t.Run("nobody may list them", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooksErr: deniedAWS("DescribeLifecycleHooks")}
+		if err := open(f).Complete(t.Context(), hook, Continue); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("one of several is denied", func(t *testing.T) {
 		t.Parallel()

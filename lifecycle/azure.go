@@ -97,10 +97,9 @@ func (s *AzureSource) Watch(ctx context.Context, report func(Notice)) error {
 			return
 		}
 		n, what := azureNotice(signal)
-		if before := signal.Before; what == azureTold && announced[id] != "" && n.Deadline.Sub(before.NotBefore) > time.Second && !before.NotBefore.IsZero() {
-			// Of two times of one notice the earlier one counts; a later one is another notice.
-			report(Notice{ID: n.ID, Kind: Withdrawn, Source: n.Source, Who: n.Who, Reason: "put off", Received: n.Received.Add(-time.Nanosecond)})
-		}
+		// The node goes on draining, with the new time.
+		before := signal.Before.NotBefore
+		n.Moved = what == azureTold && announced[id] != "" && !n.Deadline.IsZero() && !before.IsZero() && !n.Deadline.Equal(before)
 		switch what {
 		case azureTold:
 			announced[id] = n.ID

@@ -86,6 +86,11 @@ func (m *Manager) shutdownEnds(n Notice) time.Time {
 // others send nobody here any more then.
 func (m *Manager) announce(ctx context.Context, gen int) {
 	until := time.Now().Add(announceTime)
+	m.mu.Lock()
+	if m.noneBefore(time.Now()) {
+		until = time.Now().Add(announceNobodyTime)
+	}
+	m.mu.Unlock()
 	for {
 		m.mu.Lock()
 		if m.gen != gen || m.r.Step != StepAnnouncing {
@@ -210,6 +215,9 @@ func (m *Manager) sample(ctx context.Context, gen int, at time.Time, last bool) 
 	case !known:
 		m.zeros = 0
 		why := "not all of them are known"
+		if s.PublishersBy == cluster.CountedByConnections && s.Viewers != nil {
+			why = errNoPublishers
+		}
 		if err != nil {
 			why = err.Error()
 		}
@@ -267,8 +275,16 @@ func (m *Manager) left(s cluster.Sessions) (n int, known bool) {
 		}
 		return *s.Viewers, true
 	}
-	return s.Total()
+	n, known = s.Total()
+	if known && *s.Publishers == 0 && s.PublishersBy == cluster.CountedByConnections && m.r.has(Shutdown) == nil {
+		return 0, false // see errNoPublishers
+	}
+	return n, known
 }
+
+// errNoPublishers: SRT and pulled streams use no connection to the RTMP port, so
+// that none there is no proof. It is enough for a machine that shuts down anyway.
+const errNoPublishers = "nothing is connected to the RTMP port, but streams that come another way are not known without MongoDB or the server's statistics"
 
 // role is the one that the drain began with, where it was known.
 func (m *Manager) role() string { return orText(m.r.Role, m.o.Role()) }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -259,17 +260,17 @@ func (m *Manager) do(ctx context.Context, c call) {
 func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 	r := m.r
 	var denied *DeniedError
+	var others *OthersHooksError
 	switch {
 	case errors.As(err, &denied):
 		m.denied(c, denied, now)
+	case errors.As(err, &others):
+		m.noHook(c.launching)
+		m.othersHooks(others)
 	case err != nil && !errors.Is(err, ErrGone):
 		m.failed(c, "the cloud cannot be asked for its hook: "+err.Error(), callTime, now)
 	case found == nil || err != nil:
-		if c.launching {
-			r.NoLaunchHook = true
-		} else {
-			r.NoHook = true
-		}
+		m.noHook(c.launching)
 		m.troubleLocked(string(c.op), "")
 		m.commit()
 	default:
@@ -288,10 +289,34 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 	}
 }
 
+func (m *Manager) noHook(launching bool) {
+	if launching {
+		m.r.NoLaunchHook = true
+	} else {
+		m.r.NoHook = true
+	}
+}
+
+// troubleHooks is the kind of trouble that lasts as long as the drain.
+const troubleHooks = "hooks"
+
+// othersHooks tells that hooks wait which are not ours. They are other programs', and
+// nobody keeps them waiting or completes them here.
+func (m *Manager) othersHooks(err *OthersHooksError) {
+	m.trouble[troubleHooks] = err.Error()
+	m.noteLocked(err.Error())
+	m.commit()
+}
+
 // answered takes the cloud's answer about a hook.
 func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 	var denied *DeniedError
+	var others *OthersHooksError
 	switch {
+	case errors.As(err, &others):
+		// An event had named it. Ours, where there is one, is to be found then.
+		m.forgetHook(a.Hook)
+		m.othersHooks(others)
 	case err == nil && c.op == opBeat:
 		a.Beats++
 		a.Beaten, a.Denied, a.Failing = now, "", false
@@ -385,6 +410,19 @@ func alone(ctx context.Context, p Peers, h Hook) error {
 		return fmt.Errorf("%w, and have not left yet: %s", errOthers, strings.Join(serving, ", "))
 	}
 	return nil
+}
+
+// forgetHook takes a hook out of the record, and out of the notices that named it.
+func (m *Manager) forgetHook(h Hook) {
+	m.r.Hooks = slices.DeleteFunc(m.r.Hooks, func(a waiter) bool { return a.same(h) })
+	for i := range m.r.Notices {
+		if in := m.r.Notices[i].Hook; in != nil && in.same(h) {
+			m.r.Notices[i].Hook = nil
+		}
+	}
+	if s := m.r.Start; s != nil && s.Notice.Hook != nil && s.Notice.Hook.same(h) {
+		s.Notice.Hook = nil
+	}
 }
 
 func (m *Manager) ended(a *waiter, c call, now time.Time) {

@@ -47,6 +47,58 @@ func TestHookIsDiscovered(t *testing.T) {
 	})
 }
 
+// Hooks of other programs are neither kept waiting nor completed, whoever names them;
+// the drain goes on without, and says so.
+func TestHooksOfOthers(t *testing.T) {
+	others := &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
+	for name, told := range map[string]*Hook{"found": nil, "named by an event": terminate().Hook} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				w.cloudErr = func(op) error { return others }
+				l := w.live()
+				defer l.kill()
+				n := terminate()
+				n.Hook = told
+				l.Notice(n)
+				tick(10 * time.Minute)
+				if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] != others.Error() || v.Step != StepDraining {
+					t.Errorf("%+v", v)
+				}
+				w.set(func(w *world) { w.viewers = p(0) })
+				l.until("done", time.Minute, isDone)
+				if len(w.completed)+len(w.beats)+len(w.times("complete?")) != 0 {
+					t.Errorf("completed %v, beats %v", w.completed, w.beats)
+				}
+			})
+		})
+	}
+}
+
+// After an event of another program's hook, ours is still found.
+func TestOwnHookBesideOthers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		own := *terminate().Hook
+		own.Name = "amsagent-drain"
+		w.viewers, w.hook = p(1), &own
+		w.foreign = terminate().Hook.Name
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(20 * time.Second)
+		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != own.Name || v.Hooks[0].Beats == 0 {
+			t.Errorf("%+v", v)
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("done", time.Minute, isDone)
+		if len(w.completed) != 1 || w.completed[0] != own.Name+" CONTINUE" {
+			t.Errorf("completed %v", w.completed)
+		}
+	})
+}
+
 func TestNoHookNoWaiting(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)

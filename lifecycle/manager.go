@@ -112,6 +112,9 @@ const (
 	defaultBlindTime      = 2 * time.Minute
 	// announceTime is how long observing waits for the registry to know.
 	announceTime = 2 * time.Second
+	// announceNobodyTime is the same for a machine that goes down with nobody on it:
+	// whoever is sent here in that time loses no more than a try.
+	announceNobodyTime = 500 * time.Millisecond
 	// callTime bounds one call to the cloud or to the registry.
 	callTime = 10 * time.Second
 	// sampleTime bounds one count of the sessions.
@@ -154,7 +157,9 @@ type Manager struct {
 	zeros    int
 	blind    time.Time // since when nobody can count them; zero: somebody can
 	trouble  map[string]string
+	logged   map[string]loggedTrouble
 	notes    []Note
+	noticed  time.Time // when a notice was noted last
 	// withdrawn, handled and ignored are ids that this life has seen.
 	withdrawn map[string]time.Time
 	handled   map[string]bool
@@ -225,7 +230,7 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	m := &Manager{
 		o: o, log: o.Log, changed: make(chan struct{}), r: &record{}, gen: 1,
-		trouble: map[string]string{}, withdrawn: map[string]time.Time{}, handled: map[string]bool{}, ignored: map[string]bool{},
+		trouble: map[string]string{}, logged: map[string]loggedTrouble{}, withdrawn: map[string]time.Time{}, handled: map[string]bool{}, ignored: map[string]bool{},
 		tries: map[string]*try{}, events: make(chan cluster.Event, maxMemory),
 	}
 	m.mu.Lock()
@@ -247,6 +252,7 @@ func (m *Manager) takeUp() {
 	r := m.r
 	boot, up := m.o.Uptime()
 	same := r.wake(time.Now(), boot, up)
+	r.bound()
 	// A shutdown that this process survives, or follows, is over.
 	r.drop(func(n Notice) bool { return n.Kind == Shutdown })
 	if r.Step.observing() {
@@ -343,21 +349,36 @@ func (m *Manager) noteLocked(text string) {
 	}
 }
 
-// troubleLocked says what goes wrong, once for each wording; "" is that it goes
-// well.
-func (m *Manager) troubleLocked(what, text string) (told bool) {
-	was := m.trouble[what]
-	switch {
-	case was == text:
-		return false
-	case text == "":
-		delete(m.trouble, what)
-		m.log.Info("goes well again", "what", what)
-	default:
+// loggedTrouble is what the log has heard of one kind of trouble.
+type loggedTrouble struct {
+	at   time.Time // of the last warning
+	open bool      // its end is still to be told
+}
+
+// troubleEvery is from one warning about a kind of trouble to the next: what a
+// server that is away answers changes with each try.
+const troubleEvery = time.Minute
+
+// troubleLocked keeps what goes wrong for the view; "" is that it goes well. The
+// log hears of it once a minute at most, and of the end of what it heard of.
+func (m *Manager) troubleLocked(what, text string) (changed bool) {
+	now, was := time.Now(), m.trouble[what]
+	said := m.logged[what]
+	if text != "" {
 		m.trouble[what] = text
-		m.log.Warn("does not go well", "what", what, "error", text)
+		if (!said.open || text != was) && (said.at.IsZero() || now.Sub(said.at) >= troubleEvery) {
+			m.logged[what] = loggedTrouble{at: now, open: true}
+			m.log.Warn("a step of the drain fails; it is tried again", "step", what, "error", text)
+		}
+		return was != text
 	}
-	return true
+	delete(m.trouble, what)
+	if said.open {
+		said.open = false
+		m.logged[what] = said
+		m.log.Info("a step of the drain works again", "step", what)
+	}
+	return was != ""
 }
 
 // event puts an event into the queue; the lock is held.
@@ -420,6 +441,7 @@ func (m *Manager) take(n Notice) error {
 	if n.ID == "" {
 		n.ID = n.Source + ":" + string(n.Kind)
 	}
+	n = bounded(n)
 	if n.Received = anchor(n.Received, now); n.Received.IsZero() || n.Received.After(now) {
 		n.Received = now
 	}
@@ -476,6 +498,10 @@ func (m *Manager) again(was *Notice, n Notice) error {
 	case n.Kind == Ask:
 		was.Deadline, was.Received, was.Who, changed = n.Deadline, n.Received, n.Who, true
 		m.noteLocked("the deadline is now " + n.Deadline.Format(time.RFC3339) + ", by --deadline of " + orText(n.Who, "nobody named"))
+	case n.Moved && was.Deadline.Sub(n.Deadline).Abs() > time.Second:
+		was.Deadline, changed = n.Deadline, true
+		m.moveLimit(n.Hook)
+		m.noteLocked("the deadline of " + noticeWord(n) + " was moved to " + n.Deadline.Format(time.RFC3339))
 	case was.Deadline.IsZero() || was.Deadline.Sub(n.Deadline) > time.Second:
 		was.Deadline, changed = n.Deadline, true
 		m.noteLocked("the deadline of " + noticeWord(n) + " is earlier now: " + n.Deadline.Format(time.RFC3339))
@@ -489,11 +515,30 @@ func (m *Manager) again(was *Notice, n Notice) error {
 			}
 		}
 	}
-	if changed {
+	// One that was kept before a restart may be due by now.
+	step := m.r.Step
+	if step == StepNone {
+		m.joined = m.o.Node.Joined()
 		m.advance(time.Now())
+	}
+	if changed || m.r.Step != step {
 		m.commit()
 	}
 	return nil
+}
+
+// moveLimit takes the limit of a hook as the cloud says it now.
+func (m *Manager) moveLimit(h *Hook) {
+	for i := range m.r.Hooks {
+		if a := &m.r.Hooks[i]; h != nil && a.same(*h) && a.End == "" {
+			a.Hook.Limit = h.Limit
+		}
+	}
+	for i := range m.r.Notices {
+		if in := m.r.Notices[i].Hook; h != nil && in != nil && in.same(*h) {
+			in.Limit = h.Limit
+		}
+	}
 }
 
 // fresh takes a notice that is not known yet.
@@ -507,11 +552,21 @@ func (m *Manager) fresh(n Notice, now time.Time) error {
 	case n.Kind == Ask && r.Step == StepNone && !m.joined:
 		return ErrNotJoined
 	}
+	n.Moved = false // it is the first that is heard of it
 	r.Notices = append(r.Notices, n)
+	if r.bound() {
+		m.troubleLocked("notices", fmt.Sprintf("more than %d notices are in force, or they are too long: those whose deadlines come last are left out", maxNotices))
+		if !slices.ContainsFunc(r.Notices, func(in Notice) bool { return in.ID == n.ID }) {
+			m.publish(now)
+			return nil
+		}
+	} else {
+		m.troubleLocked("notices", "")
+	}
 	if n.Hook != nil {
 		r.learn(*n.Hook, n.Received)
 	}
-	m.noteLocked("notice: " + noticeWord(n))
+	m.noteNotice(n, now)
 	switch {
 	case r.Step == StepNone:
 		m.advance(now)
@@ -573,6 +628,7 @@ func (m *Manager) begin(now time.Time) {
 	clear(m.handled) // who goes may be told to come back once more
 	m.zeros, m.sessions, m.counted, m.blind = 0, nil, time.Time{}, time.Time{}
 	r.Begun, r.Tomb, r.HookFirst = now, nil, false
+	delete(m.trouble, troubleHooks)
 	m.settle()
 	if r.Start != nil {
 		m.noteLocked("the start is given up: this machine is to go")
@@ -700,19 +756,32 @@ func (m *Manager) serveAgain() {
 }
 
 // Forget ends the memory of a drain that is done, because this machine joins
-// anew. While one is under way it is [ErrBusy].
+// anew. While one is under way it is [ErrBusy]. What the cloud said to a machine that
+// was no node yet, as while it joined, stays: it drains as soon as it is one.
 func (m *Manager) Forget() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.r.Step != StepNone && m.r.Step != StepDone {
 		return ErrBusy
 	}
-	if m.r.Step == StepDone {
-		m.gen++
-		m.r = &record{Start: m.r.Start}
-		m.tries = map[string]*try{}
-		m.commit()
+	if m.r.Step != StepDone {
+		return nil
 	}
+	now := time.Now()
+	m.joined = m.o.Node.Joined()
+	next := &record{Start: m.r.Start}
+	if m.r.HookFirst && m.r.goal() != goalNone {
+		if !m.joined {
+			return nil
+		}
+		// The cloud has been told; it is not asked again.
+		next.Notices, next.Hooks, next.NoHook = m.r.Notices, m.r.Hooks, m.r.NoHook
+		m.noteLocked("this machine has joined, and is to go all the same: it drains")
+	}
+	m.gen++
+	m.r, m.tries = next, map[string]*try{}
+	m.advance(now)
+	m.commit()
 	return nil
 }
 

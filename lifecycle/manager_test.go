@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -233,4 +234,69 @@ func TestViewIsOneDocument(t *testing.T) {
 		}
 		t.Logf("%s", data)
 	})
+}
+
+// A MongoDB that is away answers each try in other words: the log hears of it once
+// a minute at most, the view always.
+func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		tries, said := 0, &counting{}
+		w.registerErr = func(cluster.State) error {
+			tries++
+			if tries%7 == 0 {
+				return nil
+			}
+			return fmt.Errorf("server selection timed out, try %d", tries)
+		}
+		l := w.live(func(o *Options) { o.Log = slog.New(said) })
+		defer l.kill()
+		if err := l.Drain(DrainRequest{Deadline: 20 * time.Minute}); err != nil {
+			t.Fatal(err)
+		}
+		changing := func(w *world) { n := *w.viewers%2 + 1; w.viewers = &n }
+		for range 100 { // the reason of the row changes, so that it is written
+			tick(6 * time.Second)
+			w.set(changing)
+		}
+		warnings, ends, _ := said.counts()
+		if tries < 50 || warnings < 5 || warnings > 11 || ends > warnings {
+			t.Errorf("%d tries, %d warnings, %d ends of what was warned of, in ten minutes", tries, warnings, ends)
+		}
+		if text := l.View().Trouble["registry"]; text != "" && !strings.HasSuffix(text, fmt.Sprint("try ", tries)) {
+			t.Errorf("after %d tries the view says %s", tries, text)
+		}
+	})
+}
+
+// counting counts what is said of trouble, and what else. Several parts of a manager
+// log at one time.
+type counting struct {
+	slog.Handler
+
+	mu                    sync.Mutex
+	warnings, ends, notes int
+}
+
+func (c *counting) Enabled(context.Context, slog.Level) bool { return true }
+
+func (c *counting) Handle(_ context.Context, r slog.Record) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case r.Level == slog.LevelWarn:
+		c.warnings++
+	case strings.Contains(r.Message, "works again"):
+		c.ends++
+	default:
+		c.notes++
+	}
+	return nil
+}
+
+func (c *counting) counts() (warnings, ends, notes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.warnings, c.ends, c.notes
 }

@@ -49,6 +49,9 @@ type Notice struct {
 	Received time.Time `json:"received"`
 	// Deadline is when the machine goes whatever we do; zero is not known.
 	Deadline time.Time `json:"deadline,omitzero"`
+	// Moved tells that the cloud has moved the deadline, and the limit of the hook:
+	// these take the place of what was said before, also where they are later.
+	Moved bool `json:"moved,omitempty"`
 	// Hook waits for our word; nil where none does or none is known yet.
 	Hook *Hook `json:"hook,omitempty"`
 }

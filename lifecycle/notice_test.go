@@ -385,6 +385,36 @@ func TestRebootDuringTheJoinWaitsForIt(t *testing.T) {
 	})
 }
 
+// The group takes the machine while a person lets it join: the cloud is told at once,
+// for nobody is on it; the join ends well, and the node drains.
+func TestTakenWhileItJoins(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.joined, w.viewers = false, p(1)
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		l.until("done", time.Minute, isDone)
+		// The join writes the state file before it has joined.
+		if err := l.Forget(); err != nil || !isDone(l.View()) {
+			t.Errorf("%v, step %s", err, l.View().Step)
+		}
+		w.set(func(w *world) { w.joined, w.running = true, true })
+		if err := l.Forget(); err != nil || l.View().Ready {
+			t.Errorf("%v: %+v", err, l.View())
+		}
+		tick(20 * time.Second)
+		if v := l.View(); v.Step != StepDraining || v.Notices[0].Kind != Terminate {
+			t.Errorf("step %s, notices %v", v.Step, v.Notices)
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("done", time.Minute, isDone)
+		if len(w.completed) != 1 || w.stops != 1 || w.row != cluster.StateLeft {
+			t.Errorf("completed %v, %d stops, row %s", w.completed, w.stops, w.row)
+		}
+	})
+}
+
 func TestNoticesAfterTheEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -138,6 +138,51 @@ func TestShutdownThatCannotCount(t *testing.T) {
 	})
 }
 
+// With MongoDB away and nobody on the node a shutdown takes no longer than the
+// registry is waited for where nobody is sent (review real-server S6: 126 s).
+// Connections are enough for that, and not for a drain: streams by SRT have none.
+func TestShutdownWithoutMongo(t *testing.T) {
+	without := func(t *testing.T) *world {
+		w := newWorld(t)
+		w.viewers, w.mongoHang = p(0), true
+		w.countedBy, w.publishersBy = cluster.CountedByConnections, cluster.CountedByConnections
+		return w
+	}
+	bubble(t, func(t *testing.T) {
+		w := without(t)
+		at := time.Now()
+		l := w.live(func(o *Options) {
+			o.Before = func() (cluster.Sessions, time.Time) {
+				return cluster.Sessions{Publishers: p(0), Viewers: p(0), By: w.countedBy, PublishersBy: w.publishersBy}, at
+			}
+		})
+		l.Notice(goesDown(15 * time.Minute))
+		<-l.ended
+		if took := time.Since(at); took > announceNobodyTime+flushTime {
+			t.Errorf("the machine waited for %s", took)
+		}
+		if v := l.View(); !v.Finished() {
+			t.Errorf("%+v", v)
+		}
+		l.ended <- nil
+	})
+	bubble(t, func(t *testing.T) {
+		w := without(t)
+		l := w.live()
+		defer l.kill()
+		if err := l.Drain(DrainRequest{Deadline: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		tick(10 * time.Minute)
+		if v := l.View(); v.Step != StepDraining || !strings.Contains(v.Trouble["sessions"], "RTMP port") {
+			t.Errorf("step %s, trouble %s", v.Step, v.Trouble["sessions"])
+		}
+		// MongoDB is back, and has none either.
+		w.set(func(w *world) { w.mongoHang, w.publishersBy = false, cluster.CountedByMongoDB })
+		l.until("left", time.Minute, isDone)
+	})
+}
+
 // Who never joined is not drained for a shutdown, and who was killed is told of
 // none: the hook is completed all the same.
 func TestFinishStopWithoutShutdown(t *testing.T) {

@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -151,12 +152,15 @@ const (
 
 const recordVersion = 1
 
-func (a *waiter) same(h Hook) bool {
-	return a.Hook.Provider == h.Provider && a.Hook.Group == h.Group && a.Hook.Name == h.Name && a.Hook.Launching == h.Launching
+func (a *waiter) same(h Hook) bool { return a.Hook.same(h) }
+
+// same reports whether both are one hook of the cloud's, whatever is known of it.
+func (h Hook) same(o Hook) bool {
+	return h.Provider == o.Provider && h.Group == o.Group && h.Name == o.Name && h.Launching == o.Launching
 }
 
 func (h Hook) equal(o Hook) bool {
-	return h.Provider == o.Provider && h.Group == o.Group && h.Name == o.Name && h.Token == o.Token && h.Launching == o.Launching &&
+	return h.same(o) && h.Token == o.Token &&
 		h.Timeout == o.Timeout && h.Limit.Equal(o.Limit) && h.Fixed == o.Fixed && slices.Equal(h.Others, o.Others)
 }
 
@@ -292,6 +296,9 @@ func (r *record) open(launching bool) *waiter {
 
 // learn notes a hook, or what is new about one that is known.
 func (r *record) learn(h Hook, since time.Time) (changed bool) {
+	if !h.bounded() {
+		return false
+	}
 	for i := range r.Hooks {
 		a := &r.Hooks[i]
 		if !a.same(h) {
@@ -316,7 +323,13 @@ func (r *record) learn(h Hook, since time.Time) (changed bool) {
 		if len(h.Others) > 0 {
 			a.Hook.Others = h.Others
 		}
+		if r.hookText() > maxHookText {
+			a.Hook = was
+		}
 		return !a.Hook.equal(was)
+	}
+	if !r.roomFor(h) {
+		return false
 	}
 	r.Hooks = append(r.Hooks, waiter{Hook: h, Since: since})
 	return true
@@ -393,9 +406,15 @@ func (r *record) save(files Files, path string, now time.Time, boot string, up t
 	}
 	c := r.onWall(now)
 	c.Version, c.Saved, c.Boot, c.Uptime = recordVersion, now.Round(0), boot, up
-	data, err := json.MarshalIndent(c, "", "  ")
-	if err != nil {
+	var data bytes.Buffer
+	text := json.NewEncoder(&data)
+	text.SetEscapeHTML(false) // six bytes for one would not fit maxRecord
+	text.SetIndent("", "  ")
+	if err := text.Encode(c); err != nil {
 		return err
 	}
-	return files.WriteFile(path, append(data, '\n'), 0o600, 0o700)
+	if data.Len() > maxRecord {
+		return fmt.Errorf("the record has %d bytes, more than %d", data.Len(), maxRecord)
+	}
+	return files.WriteFile(path, data.Bytes(), 0o600, 0o700)
 }

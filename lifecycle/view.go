@@ -105,6 +105,15 @@ func (v View) Finished() bool {
 	return true
 }
 
+// OnlyCloud reports whether all is done but to tell the cloud, which cannot be told at
+// the moment. It is tried on, however long that takes.
+func (v View) OnlyCloud() bool {
+	if v.State != StateLeft && v.State != StateParked || v.Step != StepCompleting {
+		return false
+	}
+	return v.Trouble[string(opDiscover)] != "" || v.Trouble[string(opContinue)] != ""
+}
+
 // View returns what is known now. It never waits.
 func (m *Manager) View() View { return *m.view.Load() }
 

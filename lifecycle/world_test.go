@@ -29,6 +29,7 @@ type world struct {
 	// The machine.
 	publishers, viewers *int
 	countedBy           cluster.CountedBy // "" is by AMS
+	publishersBy        cluster.CountedBy
 	countErr            error
 	countHang           bool
 	countTime           time.Duration
@@ -52,7 +53,8 @@ type world struct {
 	events      []cluster.Event
 
 	// The cloud.
-	hook      *Hook // that discovery finds
+	hook      *Hook  // that discovery finds
+	foreign   string // the name of a hook of another program
 	waitsFrom time.Time
 	gone      bool
 	cloudErr  func(op) error
@@ -170,7 +172,7 @@ func (w *world) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	if w.countedBy != "" {
 		by = w.countedBy
 	}
-	return cluster.Sessions{Publishers: num(w.publishers), Viewers: num(w.viewers), By: by}, nil
+	return cluster.Sessions{Publishers: num(w.publishers), Viewers: num(w.viewers), By: by, PublishersBy: w.publishersBy}, nil
 }
 
 func num(p *int) *int {
@@ -288,6 +290,9 @@ func (w *world) state() error {
 
 func (w *world) Heartbeat(ctx context.Context, h Hook) error {
 	touch()
+	if w.foreign != "" && h.Name == w.foreign {
+		return &OthersHooksError{Group: h.Group, Hooks: []string{h.Name}}
+	}
 	if err := w.cloud(ctx, opBeat); err != nil {
 		return err
 	}

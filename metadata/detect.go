@@ -24,6 +24,8 @@ type Detection struct {
 	Provider string `json:"provider"`
 	// Platform is a finer word where the provider is generic: hetzner, oci, openstack, brightbox, …
 	Platform string `json:"platform,omitempty"`
+	// Remembered reports that Provider is Options.Known: nothing names a cloud now.
+	Remembered bool `json:"remembered,omitempty"`
 	// Evidence is everything that was looked at, in order. The last one decided.
 	Evidence []Evidence `json:"evidence"`
 }
@@ -48,6 +50,20 @@ func (d Detection) Decisive() Evidence {
 		}
 	}
 	return Evidence{}
+}
+
+// undecided notes that nothing names a cloud. The machine is then in the cloud where it was before, or in none.
+func (d *Detection) undecided(opts Options, source, verdict string) {
+	switch opts.Known {
+	case "", Generic, None:
+		d.Provider = Generic
+		d.Evidence = append(d.Evidence, Evidence{Source: source, Verdict: verdict, Decided: true})
+	default:
+		d.Provider, d.Remembered = opts.Known, true
+		d.Evidence = append(d.Evidence, Evidence{Source: source, Verdict: "nothing names another cloud"}, Evidence{
+			Source: "the agent's own record", Value: opts.Known, Verdict: "this machine was there when it joined", Decided: true,
+		})
+	}
 }
 
 // Given is the Detection of a provider that somebody named: nothing was looked at.

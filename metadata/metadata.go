@@ -142,6 +142,7 @@ func WaitForTags(ctx context.Context, p Provider, w TagWait, enough func(TagSet)
 	var last TagSet
 	for n := 1; ; n++ {
 		set, err := r.ReadTags(bound)
+		set.Bound()
 		last = set
 		switch {
 		case err == nil && enough(set):

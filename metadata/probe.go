@@ -37,7 +37,8 @@ func probes() []probe {
 // detectNetwork asks all clouds at once, for a second at most, and believes one only if no other is proved too.
 func detectNetwork(ctx context.Context, d *Detection, opts Options) error {
 	if opts.NoNetwork {
-		return undecided(d, "network", "not asked: the settings forbid it")
+		d.undecided(opts, "network", "not asked: the settings forbid it")
+		return nil
 	}
 	type answer struct {
 		Evidence
@@ -111,18 +112,12 @@ func detectNetwork(ctx context.Context, d *Detection, opts Options) error {
 	}
 	switch len(proved) {
 	case 0:
-		return undecided(d, "all of the above", "nothing says which cloud this is, if any: the machine's own facts are used")
+		d.undecided(opts, "all of the above", "nothing says which cloud this is, if any: the machine's own facts are used")
 	case 1:
 		d.Evidence = append(d.Evidence, answers[proved[0]].Evidence)
-		return nil
 	default:
-		return undecided(d, "all of the above", "several clouds answer, so none is believed: name one by --provider")
+		d.undecided(opts, "all of the above", "several clouds answer, so none is believed: name one by --provider")
 	}
-}
-
-func undecided(d *Detection, source, verdict string) error {
-	d.Provider = Generic
-	d.Evidence = append(d.Evidence, Evidence{Source: source, Verdict: verdict, Decided: true})
 	return nil
 }
 

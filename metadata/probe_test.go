@@ -69,6 +69,40 @@ func fakeAzure(t testing.TB) string {
 	})
 }
 
+// A cloud that was known once and does not answer is still the one where this machine is, unless something names another.
+func TestDetectRemembers(t *testing.T) {
+	azure, refuses := fakeAzure(t), serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	for name, tt := range map[string]struct {
+		known      string
+		files      map[string]string
+		endpoints  map[string]string
+		want       string
+		remembered bool
+	}{
+		"it refuses":                 {"aws", nil, map[string]string{"aws": refuses}, "aws", true},
+		"nobody is asked":            {"alibaba", nil, nil, "alibaba", true},
+		"it answers":                 {"azure", nil, map[string]string{"azure": azure}, "azure", false},
+		"another cloud answers":      {"aws", nil, map[string]string{"aws": refuses, "azure": azure}, "azure", false},
+		"several answer":             {"aws", nil, map[string]string{"azure": azure, "gcp": fakeGCP(t)}, "aws", true},
+		"the firmware names another": {"aws", dmi("sys_vendor=Hetzner"), nil, "generic", false},
+		"cloud-init names another":   {"aws", map[string]string{cloudInit: `{"v1":{"cloud_name":"openstack","instance_id":"b0fa911b"}}`}, nil, "generic", false},
+		"it was in no cloud":         {"generic", nil, map[string]string{"aws": refuses}, "generic", false},
+		"it had no metadata":         {"none", nil, map[string]string{"aws": refuses}, "generic", false},
+		"it never joined":            {"", nil, map[string]string{"aws": refuses}, "generic", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := metadata.Detect(t.Context(), metadata.Options{Root: tree(t, tt.files), Endpoints: tt.endpoints, Known: tt.known})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.Provider != tt.want || d.Remembered != tt.remembered {
+				t.Errorf("detected %+v, want %s", d, tt.want)
+			}
+			checkEvidence(t, d)
+		})
+	}
+}
+
 func fakeGCP(t testing.TB) string {
 	return serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/computeMetadata/v1/instance/id" || r.Header.Get("Metadata-Flavor") != "Google" {

@@ -336,7 +336,7 @@ func checkViews(ctx context.Context, p *patient) []Result {
 		// A run that was killed is told with the agent's own files.
 		switch d.ID {
 		case "STATUS-INTERRUPTED":
-		case "STATUS-STOPPED", "STATUS-NOT-SEEN", "STATUS-FILES":
+		case "STATUS-STOPPED", "STATUS-NOT-SEEN", "STATUS-NOT-SERVING", "STATUS-FILES":
 			// Such a node serves nobody, or only who does not need the others.
 			found = append(found, bad(d.Hint, "%s", d.Text).as(d.ID))
 		default:

@@ -72,6 +72,18 @@ func serverCases() []aCase {
 			}
 			c.target("10.0.2.4")
 		}, Warning, bootstrap.IDHardLink, "2 names"},
+		{bootstrap.IDFile, "far too large", func(c *clinic) { c.put(liveApp, "db.type=mapdb\n"+strings.Repeat("#\n", 300_000)) }, Bad, bootstrap.IDFileSize, "too large"},
+		{bootstrap.IDFile, "a link out of the server's tree", func(c *clinic) {
+			c.put("etc/other.properties", "a=b\n")
+			if err := os.Remove(filepath.Join(c.root, liveApp)); err != nil {
+				c.t.Fatal(err)
+			}
+			c.link(liveApp, "/etc/other.properties")
+			c.own("usr/local/antmedia/webapps/LiveApp/WEB-INF", 4242)
+			if err := os.Lchown(filepath.Join(c.root, liveApp), 4242, 4242); err != nil {
+				c.t.Skip(err)
+			}
+		}, Bad, bootstrap.IDFileLink, "link refused"},
 		{bootstrap.IDFile, "none", noServer, Unknown, "", ""},
 
 		{IDApps, "some", nil, Good, "", `"LiveApp"`},
@@ -274,9 +286,24 @@ func peersAt(peers ...peer) func(c *clinic) {
 		c.running = true
 		for i, p := range peers {
 			n := node(fmt.Sprintf("p-%d", i), p.address, 0)
-			n.Port = p.port
+			n.Port = 22 // its writer's choice: not asked
+			c.put(server, fmt.Sprintf("http.port=%d\nclusterdb.host=\n", p.port))
 			c.look.value.Nodes = append(c.look.value.Nodes, n)
 			c.look.value.AMS = append(c.look.value.AMS, cluster.AMSNode{ID: fmt.Sprintf("a-%d", i), IP: p.address, LastUpdate: time.Now()})
+		}
+	}
+}
+
+// peersSay are other nodes, heard by both witnesses, with what their agents say of the
+// service; nil is an older agent.
+func peersSay(said ...*cluster.Serving) func(c *clinic) {
+	return func(c *clinic) {
+		rows(node("i-1", "10.0.0.5", 0))(c)
+		for i, s := range said {
+			n := node(fmt.Sprintf("p-%d", i), fmt.Sprintf("10.0.1.%d", i), 0)
+			n.Serving = s
+			c.look.value.Nodes = append(c.look.value.Nodes, n)
+			c.look.value.AMS = append(c.look.value.AMS, cluster.AMSNode{ID: fmt.Sprintf("a-%d", i), IP: n.IP, LastUpdate: time.Now()})
 		}
 	}
 }
@@ -323,6 +350,7 @@ func networkCases(open, closed int) []aCase {
 		{IDHosts, "a folder", func(c *clinic) { c.remove("etc/hosts"); c.put("etc/hosts/x", "") }, Unknown, "", ""},
 
 		{IDPeers, "alone", peersAt(), Good, "", "no other node"},
+		{IDPeers, "no address", peersAt(peer{address: "db.example.org", port: open}, peer{address: "fe80::1%lo", port: open}), Good, "", "no other node"},
 		{IDPeers, "all answer", peersAt(peer{address: "127.0.0.1", port: open}), Good, "", "1 of 1"},
 		{IDPeers, "nobody listens", peersAt(peer{address: "127.0.0.1", port: closed}), Warning, "", "nobody listens at 127.0.0.1"},
 		{IDPeers, "no way", func(c *clinic) {
@@ -334,6 +362,27 @@ func networkCases(open, closed int) []aCase {
 			c.running = false
 		}, Unknown, "", "does not run"},
 		{IDPeers, "nobody told", nil, Unknown, "", "nobody told"},
+
+		{IDNotServing, "nobody told", nil, Unknown, "", "nobody told"},
+		{IDNotServing, "alone", peersSay(), Good, "", "no other active node"},
+		{IDNotServing, "all serve", peersSay(&cluster.Serving{Up: true}, &cluster.Serving{Up: true}), Good, "", "2 other nodes, all of them serve"},
+		{IDNotServing, "older agents", peersSay(nil, nil), Good, "", "no agent of the 2 other nodes"},
+		{IDNotServing, "older agents among others", peersSay(nil, &cluster.Serving{Up: true}), Good, "", "1 other nodes serve; the agents of 1 do not say it"},
+		{IDNotServing, "one does not", peersSay(&cluster.Serving{Up: true}, &cluster.Serving{Why: "LiveApp fails"}), Warning, "", "not served by 10.0.1.1 (LiveApp fails)"},
+		{IDNotServing, "it drains", func(c *clinic) {
+			peersSay(&cluster.Serving{Why: "LiveApp fails"})(c)
+			c.look.value.Nodes[1].State = cluster.StateDraining
+		}, Good, "", "no other active node"},
+		{IDNotServing, "its agent is silent", func(c *clinic) {
+			peersSay(&cluster.Serving{Why: "LiveApp fails"})(c)
+			c.look.value.Nodes[1].UpdatedAt = c.look.value.ServerTime.Add(-time.Hour)
+		}, Good, "", "no other active node"},
+		{IDNotServing, "this node itself", func(c *clinic) {
+			c.state("joined")
+			peersSay(&cluster.Serving{Why: "LiveApp fails"})(c)
+			c.look.value.Nodes = c.look.value.Nodes[1:]
+			c.look.value.Nodes[0].ID = "i-1"
+		}, Good, "", "no other active node"},
 
 		{IDPorts, "free", proc("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
 		{IDPorts, "the server's", proc(listenTCP(5080, 77), ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "listens on 5080"},
@@ -412,6 +461,7 @@ func goingCases() []aCase {
 	return []aCase{
 		{IDHook, "there", hooked(good, nil), Good, "", "drain of group edges; may keep it waiting"},
 		{IDHook, "no hook", hooked(HookView{Group: "edges"}, nil), Warning, "", "a scale-in cuts"},
+		{IDHook, "hooks of others", hooked(HookView{Group: "edges", Others: []string{"drain", "logs"}}, nil), Warning, "", "none is this agent's: drain, logs"},
 		{IDHook, "no group", hooked(HookView{}, nil), Good, "", "in no scaling group"},
 		{IDHook, "no cloud", hooked(HookView{Without: "no hooks of generic"}, nil), Good, "", "no hooks of generic"},
 		{IDHook, "denied", hooked(HookView{Denied: "autoscaling:DescribeLifecycleHooks", Policy: `{"Version":"2012-10-17"}`, Answer: "not authorized"}, nil), Bad, IDHookDenied, "autoscaling:DescribeLifecycleHooks is missing: not authorized"},
@@ -577,7 +627,7 @@ func agentCases() []aCase {
 		{IDDropIn, "written", nodeWithDropIn, Good, "", "AMS_HOST_ADDRESS=10.0.0.5"},
 		{IDDropIn, "lost", func(c *clinic) { nodeWithDropIn(c); c.remove("etc/systemd") }, Bad, "", "is lost"},
 		{IDDropIn, "another address", func(c *clinic) { nodeWithDropIn(c); c.edit(ams.DropInPath, "10.0.0.5", "10.0.0.6") }, Bad, "", "10.0.0.6"},
-		{IDDropIn, "left over", func(c *clinic) { c.put(ams.DropInPath, string(ams.DropIn(netip.MustParseAddr("10.0.0.5"), 0))) }, Warning, "", "still there"},
+		{IDDropIn, "left over", func(c *clinic) { c.put(ams.DropInPath, string(ams.DropIn(netip.MustParseAddr("10.0.0.5"), 0, ""))) }, Warning, "", "still there"},
 		{IDDropIn, "unknown to systemd", func(c *clinic) {
 			nodeWithDropIn(c)
 			c.service.state = with(active, func(s *ams.State) { s.Fragment = "/etc/systemd/system/antmedia.service" })
@@ -613,6 +663,7 @@ func agentCases() []aCase {
 		{IDViews, "agree", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Looked: true, Address: "10.0.0.5"}}, nil), Good, "", "in the cluster as 10.0.0.5"},
 		{IDViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "STATUS-DRIFT", "edited"},
 		{IDViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SEEN", Text: "old", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SEEN", "old"},
+		{IDViews, "viewers are not served", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SERVING", Text: "LiveApp fails", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SERVING", "LiveApp fails"},
 		{IDViews, "the registry was not seen", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Err: "no answer"}}, nil), Unknown, "", "no answer"},
 		{IDViews, "nothing was seen", status(bootstrap.Status{}, fs.ErrPermission), Unknown, "", "permission"},
 	}
@@ -682,6 +733,18 @@ func machineCases() []aCase {
 		{IDOpenFiles, "enough", limits("65536"), Good, "", "65536"},
 		{IDOpenFiles, "unlimited", limits("unlimited"), Good, "", "unlimited"},
 		{IDOpenFiles, "few", limits("1024"), Warning, "", "may open 1024"},
+		{IDOpenFiles, "few, and the unit says more", func(c *clinic) {
+			limits("1024")(c)
+			c.service.state.Fragment = "/lib/systemd/system/antmedia.service"
+			c.put("lib/systemd/system/antmedia.service", "[Service]\nLimitNOFILE=65536\n")
+		}, Warning, "", "although its unit asks for enough"},
+		{IDOpenFiles, "few, and a drop-in says so", func(c *clinic) {
+			limits("1024")(c)
+			c.service.state.Fragment = "/lib/systemd/system/antmedia.service"
+			c.service.state.DropIns = []string{"/etc/systemd/system/antmedia.service.d/few.conf"}
+			c.put("lib/systemd/system/antmedia.service", "[Service]\nLimitNOFILE=65536\n")
+			c.put("etc/systemd/system/antmedia.service.d/few.conf", "[Service]\nLimitNOFILE=1024\n")
+		}, Warning, "", "may open 1024 files; the vendor's"},
 		{IDOpenFiles, "odd", limits("many"), Unknown, "", "does not tell"},
 		{IDOpenFiles, "stopped", running(nil), Unknown, "", "does not run"},
 

@@ -28,6 +28,8 @@ type HookView struct {
 	Group string
 	// Name, of the hook; "" where the group has none.
 	Name string
+	// Others are hooks of the same transition that are not this agent's.
+	Others []string
 	// Timeout is how long it waits from one word of ours to the next, Limit how long
 	// in all; 0 is not told.
 	Timeout, Limit time.Duration
@@ -76,6 +78,9 @@ func checkHook(ctx context.Context, p *patient) []Result {
 		r := unknown("%s", v.Untold)
 		r.Hint = v.Ask
 		return one(r)
+	case v.Name == "" && len(v.Others) > 0:
+		return one(warning("name this agent's in the setting hooks, or in the instance tag amsagent:hooks",
+			"of the hooks of group %s for the end of a machine none is this agent's: %s; a scale-in does not wait for its sessions", v.Group, strings.Join(v.Others, ", ")))
 	case v.Name == "":
 		return one(warning(hookPage, "group %s has no hook for the end of a machine: a scale-in cuts its sessions", v.Group))
 	}

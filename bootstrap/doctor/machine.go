@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -174,11 +175,39 @@ func checkOpenFiles(ctx context.Context, p *patient) []Result {
 		if err != nil {
 			return one(notKnown(err))
 		}
-		return one(judgeFiles(b))
+		return one(judgeFiles(b, unitFiles(p, in.Service)))
 	})(ctx, p)
 }
 
-func judgeFiles(limits []byte) Result {
+// unitFiles is the LimitNOFILE that the unit asks for; 0 is none, or not known.
+func unitFiles(p *patient, st ams.State) (n int) {
+	for _, path := range append([]string{st.Fragment}, st.DropIns...) {
+		if path == "" {
+			continue
+		}
+		b, err := p.system(path)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			value, ok := strings.CutPrefix(strings.TrimSpace(line), "LimitNOFILE=")
+			if !ok {
+				continue
+			}
+			soft, _, _ := strings.Cut(value, ":")
+			if soft == "infinity" {
+				n = math.MaxInt32
+			} else if asked, err := strconv.Atoi(soft); err == nil {
+				n = asked
+			}
+		}
+	}
+	return n
+}
+
+// judgeFiles judges the limits of the server's process; unit is what its unit asks
+// for.
+func judgeFiles(limits []byte, unit int) Result {
 	for line := range strings.Lines(string(limits)) {
 		rest, ok := strings.CutPrefix(line, "Max open files")
 		if !ok {
@@ -194,6 +223,8 @@ func judgeFiles(limits []byte) Result {
 		n, err := strconv.Atoi(f[0])
 		switch {
 		case err != nil:
+		case n < manyFiles && unit >= manyFiles:
+			return warning("restart "+ams.DefaultUnit+"; if that changes nothing, the machine or its container allows no more: raise its limit", "the server may open %d files, although its unit asks for enough", n)
 		case n < manyFiles:
 			return warning("LimitNOFILE=65536 in a drop-in: systemctl edit "+ams.DefaultUnit, "the server may open %d files; the vendor's unit gives it %d, and each viewer takes some", n, manyFiles)
 		default:

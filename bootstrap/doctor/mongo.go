@@ -123,6 +123,13 @@ func checkMongoAuth(ctx context.Context, p *patient) []Result {
 	if len(r.failed) > 0 {
 		return one(failedBy(r.failed, refused))
 	}
+	if in, err := p.inspection.get(ctx); err == nil && in.Install != nil {
+		if databases, err := in.Install.Databases(); err == nil {
+			if err := r.client.CheckRead(ctx, databases); cluster.KindOf(err) == cluster.KindForbidden {
+				return one(warning(bootstrap.ReadHint, "%v", err))
+			}
+		}
+	}
 	if p.Join.Mongo.HasCredentials() {
 		return one(good("user %s may do what a node needs", strconv.Quote(p.Join.Mongo.Username())))
 	}
@@ -143,6 +150,8 @@ func checkMongoWrites(ctx context.Context, p *patient) []Result {
 		return one(notKnown(err))
 	case f.ReplicaSet == "":
 		return one(good("taken; a single server: while it is away nothing is written"))
+	case f.OneNamed:
+		return one(warning(bootstrap.MongoMemberHint(f.ReplicaSet, f.Hosts), "%s", bootstrap.MongoMemberText(f.ReplicaSet, f.Members)).as(bootstrap.IDMongoMember))
 	case f.Members < 3:
 		return one(good("taken; replica set %s of %d: it takes none while one of them is away", f.ReplicaSet, f.Members))
 	}
@@ -322,6 +331,11 @@ func checkRows(ctx context.Context, p *patient) []Result {
 	var o cluster.Observer
 	for _, m := range o.Judge(look, time.Now()) {
 		n := m.Node
+		if age, known := ageOf(n, look); known && n.UsedByOther(cluster.Node{ID: id, IP: address, BootID: in.BootID}, age) {
+			found = append(found, bad(bootstrap.DuplicateHint,
+				"another machine uses this one's id %s: %s wrote its row %s ago", n.ID, n.IP, age.Round(time.Second)).as(bootstrap.IDDuplicate))
+			continue
+		}
 		if n == nil || n.ID == id || id == "" || !cluster.SameAddress(n.IP, address) || n.State == cluster.StateLeft {
 			continue
 		}
@@ -347,6 +361,13 @@ func checkRows(ctx context.Context, p *patient) []Result {
 		return found
 	}
 	return one(good("nobody else has %s", address))
+}
+
+func ageOf(n *cluster.Node, look cluster.Look) (age time.Duration, known bool) {
+	if n == nil {
+		return 0, false
+	}
+	return n.Age(look.ServerTime)
 }
 
 // own is this node as the cluster knows it: as it joined, else as it would join.

@@ -226,6 +226,51 @@ func checkPeers(ctx context.Context, p *patient) []Result {
 	return one(good("%d of %d other nodes tried, all answer", len(peers), total))
 }
 
+// checkPeersServe reads what the agents of the other nodes say in their rows. Whether
+// this node serves is a matter of its own views: see checkViews.
+func checkPeersServe(ctx context.Context, p *patient) []Result {
+	look, err := p.look.get(ctx)
+	if err != nil {
+		return one(unknown("%v", err))
+	}
+	in, err := p.inspection.get(ctx)
+	if err != nil {
+		return one(notKnown(err))
+	}
+	id, address := own(in)
+	var o cluster.Observer
+	var idle []string
+	serve, unsaid := 0, 0
+	for _, m := range o.Judge(look, time.Now()) {
+		n := m.Node
+		switch {
+		case n == nil, n.ID == id, cluster.SameAddress(m.Address(), address), n.State != cluster.StateActive, !m.Agent.Fresh:
+		case m.Verdict == cluster.VerdictNotServing:
+			text := m.Address()
+			if n.Serving.Why != "" {
+				text += " (" + n.Serving.Why + ")"
+			}
+			idle = append(idle, text)
+		case n.Serving != nil && n.Serving.Up:
+			serve++
+		default:
+			unsaid++
+		}
+	}
+	switch {
+	case len(idle) > 0:
+		return one(warning("look at each of them: amsagent status; where all nodes say so, at MongoDB",
+			"viewers are not served by %s", few(idle)))
+	case serve > 0 && unsaid > 0:
+		return one(good("%d other nodes serve; the agents of %d do not say it", serve, unsaid))
+	case serve > 0:
+		return one(good("%d other nodes, all of them serve", serve))
+	case unsaid > 0:
+		return one(good("no agent of the %d other nodes says that viewers are not served", unsaid))
+	}
+	return one(good("there is no other active node"))
+}
+
 // peer is another node, with the ports of its server.
 type peer struct {
 	address      string
@@ -242,12 +287,14 @@ func others(look cluster.Look, in *bootstrap.Inspection) []peer {
 		if !m.Server.Fresh || cluster.SameAddress(a, address) || m.Node != nil && m.Node.ID == id {
 			continue
 		}
-		if _, err := netip.ParseAddr(a); err != nil {
+		// Anyone who writes to MongoDB names addresses here: an address, no name, and this machine's own port.
+		addr, err := netip.ParseAddr(a)
+		if err != nil || addr.Zone() != "" || addr.IsUnspecified() || addr.IsMulticast() {
 			continue
 		}
 		x := peer{address: a, port: ams.DefaultHTTPPort, origin: originPort}
-		if m.Node != nil && m.Node.Port > 0 {
-			x.port = m.Node.Port
+		if in.Install != nil {
+			x.port = in.Install.HTTPPort
 		}
 		list = append(list, x)
 	}

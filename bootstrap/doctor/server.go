@@ -7,15 +7,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 )
 
 func checkRights(_ context.Context, p *patient) []Result {
@@ -129,47 +128,39 @@ func checkOwners(ctx context.Context, p *patient) []Result {
 			return one(noInstall())
 		}
 		found := findings(in.Failed, in.Warnings, bootstrap.IDFileOwner)
-		info, err := os.Stat(in.Install.Real)
+		owner, err := p.store.Files().Stat(in.Install.Dir)
 		if err != nil {
 			return append(found, notKnown(err))
 		}
-		owner, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return append(found, unknown("this file system has no owners"))
-		}
 		var foreign, closed []string
 		for _, f := range confFiles(in.Install) {
-			info, err := os.Stat(f.Real)
-			if err != nil {
-				continue // told elsewhere
-			}
-			st, ok := info.Sys().(*syscall.Stat_t)
+			st, err := p.store.Files().Stat(f.Path)
 			switch {
-			case !ok:
-			case st.Uid != owner.Uid && f.Path != in.Install.Container.Path:
+			case err != nil: // told elsewhere
+			case st.UID != owner.UID && f.Path != in.Install.Container.Path:
 				// AMS saves its settings into these.
 				foreign = append(foreign, f.Path)
-			case st.Uid != owner.Uid && !readableBy(st, owner), st.Uid == owner.Uid && st.Mode&0o400 == 0:
+			case st.UID != owner.UID && !readableBy(st, owner), st.UID == owner.UID && st.Mode&0o400 == 0:
 				closed = append(closed, f.Path)
 			}
 		}
 		if len(foreign) > 0 && len(found) == 0 {
-			found = append(found, warning(fmt.Sprintf("chown %d:%d FILE", owner.Uid, owner.Gid),
-				"not owned by uid %d, which owns the installation, so that settings cannot be saved: %s", owner.Uid, few(foreign)))
+			found = append(found, warning(fmt.Sprintf("chown %d:%d FILE", owner.UID, owner.GID),
+				"not owned by uid %d, which owns the installation, so that settings cannot be saved: %s", owner.UID, few(foreign)))
 		}
 		if len(closed) > 0 {
-			found = append(found, bad(fmt.Sprintf("chown %d:%d FILE; chmod 0640 FILE", owner.Uid, owner.Gid),
+			found = append(found, bad(fmt.Sprintf("chown %d:%d FILE; chmod 0640 FILE", owner.UID, owner.GID),
 				"the server cannot read %s", few(closed)))
 		}
 		if len(found) > 0 {
 			return found
 		}
-		return one(good("all belong to uid %d, as the installation does", owner.Uid))
+		return one(good("all belong to uid %d, as the installation does", owner.UID))
 	})(ctx, p)
 }
 
-func readableBy(st, who *syscall.Stat_t) bool {
-	return who.Uid == 0 || st.Mode&0o004 != 0 || st.Gid == who.Gid && st.Mode&0o040 != 0
+func readableBy(st, who files.Info) bool {
+	return who.UID == 0 || st.Mode&0o004 != 0 || st.GID == who.GID && st.Mode&0o040 != 0
 }
 
 // settingsFile is one .properties file, read.

@@ -27,6 +27,7 @@ const (
 	IDNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
 	IDRows        = "AMS-ROWS"           // two nodes with one address
 	IDPeers       = "AMS-PEERS"          // other nodes cannot be reached
+	IDNotServing  = "AMS-NOT-SERVING"    // other nodes do not serve viewers
 	IDPorts       = "AMS-PORTS"          // ports that another process has
 	IDTimeline    = "AMS-TIMELINE"       // deadlines that contradict each other
 	IDHook        = "AMS-HOOK"           // no hook of the cloud
@@ -56,8 +57,8 @@ func checks() []check {
 		{bootstrap.IDInstall, GroupServer, "installation", preflight(seeInstall, bootstrap.IDInstall)},
 		{bootstrap.IDRelease, GroupServer, "release", checkRelease},
 		{bootstrap.IDSections, GroupServer, "sections of jee-container.xml", preflight(seeSections, bootstrap.IDSections)},
-		{bootstrap.IDFile, GroupServer, "settings files", preflight(seeFiles, bootstrap.IDFile, bootstrap.IDHardLink,
-			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort)},
+		{bootstrap.IDFile, GroupServer, "settings files", preflight(seeFiles, bootstrap.IDFile, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink,
+			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost)},
 		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared)},
 		{bootstrap.IDFileOwner, GroupServer, "owners of the files", checkOwners},
 		{IDSettings, GroupServer, "agreement of the settings", checkSettings},
@@ -87,6 +88,7 @@ func checks() []check {
 		{IDHosts, GroupNetwork, "lines of /etc/hosts", checkHosts},
 		{IDPorts, GroupNetwork, "ports", checkPorts},
 		{IDPeers, GroupNetwork, "other nodes", checkPeers},
+		{IDNotServing, GroupNetwork, "viewers of other nodes", checkPeersServe},
 
 		{IDHook, GroupGoing, "hook of the cloud", checkHook},
 		{IDTimeline, GroupGoing, "deadlines", checkTimeline},
@@ -114,11 +116,11 @@ func checks() []check {
 // errors about MongoDB.
 func IDs() []string {
 	ids := []string{
-		bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
-		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared,
+		bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
+		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared,
 		ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge,
 		ams.WarnAddressDown, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
-		bootstrap.IDCloned, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
+		bootstrap.IDCloned, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
 	}
 	for _, c := range checks() {
 		ids = append(ids, c.id)
@@ -134,8 +136,12 @@ func advice(id string) string {
 	switch id {
 	case ams.WarnHTTPPort:
 		return "correct http.port in red5.properties"
+	case ams.WarnHTTPHost:
+		return "correct http.host in red5.properties: an address of this machine, or 0.0.0.0"
 	case ams.WarnServerSyntax:
 		return "mend that line of red5.properties"
+	case bootstrap.IDFileLink:
+		return "let root make the link, or remove it"
 	case bootstrap.IDHardLink:
 		return "remove the other names: find / -xdev -samefile FILE"
 	case bootstrap.IDConflict:

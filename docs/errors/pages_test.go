@@ -50,7 +50,7 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s: names an address of the web, which may go away", id)
 		}
 		// What it refers to is there.
-		for _, other := range regexp.MustCompile(`\b(?:AMS|STATUS)-[A-Z]+(?:-[A-Z]+)*\b`).FindAllString(text, -1) {
+		for _, other := range regexp.MustCompile(`\b(?:AGENT|AMS|STATUS)-[A-Z]+(?:-[A-Z]+)*\b`).FindAllString(text, -1) {
 			if !slices.Contains(ids, other) {
 				t.Errorf("%s: there is no page of %s", id, other)
 			}
@@ -79,7 +79,7 @@ func title(text string) string {
 // Every id in the sources has a page, and every page an id.
 func TestEveryIDHasItsPage(t *testing.T) {
 	used := map[string]string{}
-	shape := regexp.MustCompile(`^(AMS|STATUS)-[A-Z]+(-[A-Z]+)*$`)
+	shape := regexp.MustCompile(`^(AGENT|AMS|STATUS)-[A-Z]+(-[A-Z]+)*$`)
 	root := "../.."
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {

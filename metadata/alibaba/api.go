@@ -163,7 +163,7 @@ func newAPI(p *Provider, what product, o APIOptions) (*api, error) {
 		}
 	}
 	return &api{p: p, product: what, opts: o, http: &http.Client{
-		Transport: o.Transport,
+		Transport: cloud.WithUserAgent(o.Transport),
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			// A redirect would carry the signature to whoever the answer names.
 			return http.ErrUseLastResponse

@@ -81,6 +81,9 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.mu.Unlock()
+	if !strings.HasPrefix(r.UserAgent(), cloud.UserAgent) {
+		a = bad(http.StatusBadRequest, "NoUserAgent", "the request says that it is "+r.UserAgent())
+	}
 	if a.reset {
 		panic(http.ErrAbortHandler)
 	}

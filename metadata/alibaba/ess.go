@@ -197,7 +197,8 @@ const DefaultWait = 10 * time.Minute
 
 // LifecycleHook is one hook of a group.
 type LifecycleHook struct {
-	ID string
+	ID   string
+	Name string // as people call it
 	// Launching tells the hook of a start from that of an end.
 	Launching bool
 	// Timeout is how long it waits for a first word; 0 is not told.
@@ -211,6 +212,7 @@ func (e *ESS) Hooks(ctx context.Context, group string) ([]LifecycleHook, error) 
 		var out struct {
 			Hooks list[struct {
 				ID         string `json:"LifecycleHookId"`
+				Name       string `json:"LifecycleHookName"`
 				Transition string `json:"LifecycleTransition"`
 				Timeout    int64  `json:"HeartbeatTimeout"`
 			}] `json:"LifecycleHooks"`
@@ -222,7 +224,7 @@ func (e *ESS) Hooks(ctx context.Context, group string) ([]LifecycleHook, error) 
 			return nil, err
 		}
 		for _, h := range out.Hooks {
-			hook := LifecycleHook{ID: h.ID, Launching: h.Transition == "SCALE_OUT"}
+			hook := LifecycleHook{ID: h.ID, Name: h.Name, Launching: h.Transition == "SCALE_OUT"}
 			if h.Timeout > 0 && h.Timeout <= int64(LongestWait/time.Second) {
 				hook.Timeout = time.Duration(h.Timeout) * time.Second
 			}

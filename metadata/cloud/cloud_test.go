@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -329,5 +330,35 @@ func TestHintOf(t *testing.T) {
 	}
 	if got := cloud.HintOf(errors.New("plain")); got != "" {
 		t.Errorf("HintOf() = %q", got)
+	}
+}
+
+// asked keeps who a request says that it is.
+type asked struct{ agents []string }
+
+// RoundTrip implements http.RoundTripper.
+func (a *asked) RoundTrip(req *http.Request) (*http.Response, error) {
+	a.agents = append(a.agents, req.UserAgent())
+	return status(http.StatusOK).RoundTrip(req)
+}
+
+// Every request says who asks (clouds C11), whatever a library says beside that.
+func TestUserAgent(t *testing.T) {
+	rt := &asked{}
+	if _, err := get(rt)(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://metadata.example/x", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("User-Agent", "aws-sdk-go-v2/1")
+	resp, err := cloud.WithUserAgent(rt).RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if want := []string{"amsagent", "amsagent aws-sdk-go-v2/1"}; !slices.Equal(rt.agents, want) || req.UserAgent() != "aws-sdk-go-v2/1" {
+		t.Errorf("%q, want %q; the request itself says %q", rt.agents, want, req.UserAgent())
 	}
 }

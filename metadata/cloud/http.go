@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync"
 	"time"
 )
@@ -141,7 +142,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			GotConn: func(httptrace.GotConnInfo) { a.gotConn() },
 		}))
 	}
-	resp, err := t.next.RoundTrip(req)
+	resp, err := t.next.RoundTrip(named(req))
 	if err != nil {
 		a.failed(err)
 		return nil, err
@@ -152,6 +153,33 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp.Body = &boundedBody{body: resp.Body, left: MaxBody, attempt: a}
 	return resp, nil
 }
+
+// UserAgent is how every request of ours begins to say who asks: who looks at a log of a cloud finds us by it.
+const UserAgent = "amsagent"
+
+// named gives a request our name, in front of that of a library. The request itself stays as it is, as a RoundTripper promises.
+func named(req *http.Request) *http.Request {
+	was := req.Header.Get("User-Agent")
+	if strings.HasPrefix(was, UserAgent) {
+		return req
+	}
+	req = req.Clone(req.Context())
+	req.Header.Set("User-Agent", strings.TrimSpace(UserAgent+" "+was))
+	return req
+}
+
+// WithUserAgent makes every request say who asks.
+func WithUserAgent(next http.RoundTripper) http.RoundTripper { return naming{next} }
+
+type naming struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
+	return n.next.RoundTrip(named(req))
+}
+
+// CloseIdleConnections is what http.Client.CloseIdleConnections looks for.
+func (n naming) CloseIdleConnections() { (&transport{next: n.next}).CloseIdleConnections() }
 
 // CloseIdleConnections is what http.Client.CloseIdleConnections looks for.
 func (t *transport) CloseIdleConnections() {

@@ -46,6 +46,9 @@ type Options struct {
 	Disabled []string
 	// NoNetwork makes Detect decide by files alone.
 	NoNetwork bool
+	// Known is the cloud that this machine is known to be in, as of an earlier time; "" where nothing is known. Detect stays
+	// with it where nothing names a cloud now: a service that does not answer is no proof that there is none.
+	Known string
 	// TagNames are the names of tags that somebody chose for the agent's own. Where tags hold other people's secrets as
 	// well, as on Google Cloud, these are kept beside amsagent's usual ones, and no others.
 	TagNames []string

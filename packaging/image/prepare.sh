@@ -188,7 +188,7 @@ run amsagent doctor --ignore AMS-MONGO-MISSING || echo 'image: amsagent doctor i
 
 # What names this machine goes: Ant Media Server's identity, users and keys, and the machine's.
 run systemctl stop antmedia
-run amsagent seal
+run amsagent seal --yes
 run apt-get -q clean
 run rm -rf "$work"
 run find /etc/ssh -name 'ssh_host_*_key*' -delete

@@ -18,6 +18,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -78,10 +79,10 @@ func TestAMSNodesOfABigCluster(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	docs := make([]any, 0, 350)
-	for i := range 350 {
+	docs := make([]any, 0, 1350)
+	for i := range 1350 {
 		ip := fmt.Sprintf("10.0.%d.%d", i/250, i%250)
-		docs = append(docs, bson.M{"_id": "x" + ip, "ip": ip, "lastUpdateTime": int64(i), "memory": strings.Repeat("m", i)})
+		docs = append(docs, bson.M{"_id": "x" + ip, "ip": ip, "lastUpdateTime": int64(i), "memory": strings.Repeat("m", i%200)})
 	}
 	b.insert(b.ams(), docs...)
 	got, err := c.AMSNodes(t.Context())
@@ -89,7 +90,7 @@ func TestAMSNodesOfABigCluster(t *testing.T) {
 		t.Fatalf("%d nodes, %v", len(got), err)
 	}
 	for i, n := range got {
-		if n.ID != "x"+n.IP || len(n.Memory) != i || n.LastUpdate.UnixMilli() != int64(i) {
+		if n.ID != "x"+n.IP || len(n.Memory) != i%200 || n.LastUpdate.UnixMilli() != int64(i) {
 			t.Fatalf("node %d: %+v", i, n)
 		}
 	}
@@ -367,6 +368,9 @@ func TestLocalStreams(t *testing.T) {
 		databases []string
 		address   string
 	}{{nil, own}, {[]string{"liveapp"}, ""}, {[]string{""}, own}, {[]string{"a b/c"}, own}} {
+		if servers.Engine(t) == mongotest.Running && len(bad.databases) == 1 && bad.databases[0] == "a b/c" {
+			continue // a known difference: DocumentDB takes any name of a database
+		}
 		if got, err := c.LocalStreams(t.Context(), bad.databases, bad.address, now); err == nil {
 			t.Errorf("LocalStreams(%q, %q) = %v", bad.databases, bad.address, got)
 		}
@@ -535,6 +539,46 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 	}
 }
 
+// A server that was started without its address, or with another one, is named after two of its documents, and not when
+// the time has run out.
+func TestWaitAMSNodeElsewhere(t *testing.T) {
+	t.Parallel()
+	const docker, another = "172.17.0.1", "172.17.0.2"
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	// A neighbour that had this machine's docker address before, and one of an earlier process of ours.
+	b.write("neighbour", docker, time.Now())
+	stop := amsWriter(t, b, "neighbour", docker, time.Now)
+	defer stop()
+	b.write("dead", another, time.Now().Add(-time.Second))
+	began := time.Now()
+	before, err := c.AMSNodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait := cluster.AMSWait{
+		Address: own, Before: before, LocalAddresses: []string{"127.0.0.1", own, docker, another},
+		Elsewhere: 1100 * time.Millisecond, Started: began, NewOnly: true, Poll: 20 * time.Millisecond,
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	if _, err := c.WaitAMSNode(ctx, wait); errors.Is(err, cluster.ErrElsewhere) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("others were taken for it: %v", err)
+	}
+	stop2 := amsWriter(t, b, "mine", another, time.Now)
+	defer stop2()
+	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err = c.WaitAMSNode(ctx, wait)
+	e, ok := errors.AsType[*cluster.AMSNotSeenError](err)
+	if !ok || !errors.Is(err, cluster.ErrElsewhere) || e.Verdict != cluster.AMSElsewhere || e.Waited > 20*time.Second {
+		t.Fatalf("%v", err)
+	}
+	if e.Error() != "AMS registered as "+another+", which is another address of this machine, and not as "+own {
+		t.Errorf("others are named beside it: %v", e)
+	}
+}
+
 // MongoDB may go away and come back while we wait.
 func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	t.Parallel()
@@ -575,6 +619,15 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	}
 	if took := time.Since(start); took > 15*time.Second {
 		t.Errorf("it took %s", took)
+	}
+	// Who calls it off hears no more, and at once, also where nothing answers.
+	fault(t, s, mongod.Fault{Mode: mongod.BlackHole})
+	ctx, cancel = context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, cancel)
+	start = time.Now()
+	_, err = c.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
+	if took := time.Since(start); !errors.Is(err, context.Canceled) || took > 700*time.Millisecond {
+		t.Errorf("called off: %v after %s", err, took)
 	}
 	s.Faults().Clear()
 

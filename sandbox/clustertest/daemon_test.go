@@ -6,8 +6,13 @@ package clustertest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -29,6 +34,7 @@ import (
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -60,8 +66,8 @@ func (s *service) Start(context.Context) error {
 	defer s.mu.Unlock()
 	started := time.Now()
 	server, err := fakeams.Start(context.Background(), fakeams.Options{
-		Root: s.dir, HostAddress: s.address, HTTPPort: -1, Period: 50 * time.Millisecond,
-		MongoTimeout: 5 * time.Second, StreamWait: 50 * time.Millisecond, LocalAddress: "10.0.0.99",
+		Root: s.dir, HostAddress: s.address, Period: 50 * time.Millisecond,
+		MongoTimeout: 5 * time.Second, StreamWait: 50 * time.Millisecond, LocalAddress: "10.0.0.99", SaveAtStart: true,
 	})
 	if err != nil {
 		return err
@@ -96,6 +102,12 @@ func (s *service) silent(on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.server.SetBehaviour(func(b *fakeams.Behaviour) { b.Silent = on })
+}
+
+func (s *service) hang(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.server.SetBehaviour(func(b *fakeams.Behaviour) { b.Hang = on })
 }
 
 // eyes are a sampler that sees what the test wants.
@@ -142,6 +154,7 @@ type agent struct {
 	eyes    *eyes
 	reload  chan struct{}
 	target  atomic.Pointer[cluster.Target] // where MongoDB is
+	auto    atomic.Bool                    // auto_restart; read with the settings
 	o       daemon.Options
 
 	mu       sync.Mutex
@@ -157,9 +170,23 @@ const nodeID = "i-0123456789abcdef0"
 // newAgent makes a machine that has joined, without a daemon yet.
 func newAgent(t *testing.T) *agent {
 	t.Helper()
-	a := &agent{t: t, root: t.TempDir(), mongo: startServer(t, mongod.Options{}), eyes: &eyes{}, reload: make(chan struct{})}
-	a.client, a.door = connect(t, a.mongo.URI(), cluster.Options{}), open(t, a.mongo)
-	tr, err := tree.Write(a.root, tree.Options{NoUnit: true, Host: "node", HostResolves: true})
+	s := startServer(t, mongod.Options{})
+	a := newAgentAt(t, s.URI(), s.URI())
+	a.mongo = s
+	return a
+}
+
+// newAgentAt is newAgent with a MongoDB that runs. uri is what the agent is told of it,
+// all names its members.
+func newAgentAt(t *testing.T, uri, all string) *agent {
+	t.Helper()
+	a := &agent{t: t, root: t.TempDir(), eyes: &eyes{}, reload: make(chan struct{})}
+	a.client, a.door = connect(t, uri, cluster.Options{}), openURI(t, all)
+	number, err := port.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := tree.Write(a.root, tree.Options{NoUnit: true, Host: "node", HostResolves: true, HTTPPort: number})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,10 +218,10 @@ func newAgent(t *testing.T) *agent {
 	var interval atomic.Int64
 	interval.Store(int64(50 * time.Millisecond))
 	a.o = daemon.Options{
-		Machine: a.machine, Identify: identify, Connect: open, Reload: a.reload, Log: log, Version: "test",
+		Machine: a.machine, Server: a.machine.Server(), Identify: identify, Connect: open, Reload: a.reload, Log: log, Version: "test",
 		Mongo: func(context.Context) (cluster.Target, error) { return *a.target.Load(), nil },
 		Settings: func() daemon.Settings {
-			return daemon.Settings{Interval: time.Duration(interval.Load()), JoinTimeout: 20 * time.Second}
+			return daemon.Settings{Interval: time.Duration(interval.Load()), JoinTimeout: 20 * time.Second, AutoRestart: a.auto.Load()}
 		},
 		Reread: func() error { return nil },
 		Notify: func(s string) {
@@ -212,7 +239,7 @@ func newAgent(t *testing.T) *agent {
 		Periods: daemon.Periods{
 			State: 10 * time.Millisecond, Retry: 20 * time.Millisecond, MostRetry: 100 * time.Millisecond,
 			Drift: 100 * time.Millisecond, Sessions: 20 * time.Millisecond, Quiet: 300 * time.Millisecond,
-			Witness: 50 * time.Millisecond, Stop: 200 * time.Millisecond,
+			Witness: 50 * time.Millisecond, Stop: 2 * time.Second,
 		},
 	}
 	if err := a.svc.Start(t.Context()); err != nil {
@@ -314,61 +341,226 @@ func (a *agent) read(name string) string {
 
 const appFile = "webapps/LiveApp/WEB-INF/red5-web.properties"
 
-// TestDaemonDrift: an upgrade restores a file. It is mended at once, and AMS is
-// restarted when that cuts nobody, as far as anybody can know.
+// view is what the daemon tells on its control socket.
+func (a *agent) view() daemon.View {
+	a.t.Helper()
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", a.o.Control)
+		},
+	}}
+	req, err := http.NewRequestWithContext(a.t.Context(), http.MethodGet, "http://amsagent"+daemon.PathStatus, http.NoBody)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var v daemon.View
+	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
+		a.t.Fatal(err)
+	}
+	return v
+}
+
+// means compares two settings files as the server reads them: it saves its own
+// spelling at each start.
+func means(t *testing.T, a, b string) bool {
+	t.Helper()
+	read := func(text string) map[string]string {
+		p, err := conf.ParseProperties([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := make(map[string]string)
+		for _, key := range p.Keys() {
+			values[key], _ = p.Get(key)
+		}
+		return values
+	}
+	return maps.Equal(read(a), read(b))
+}
+
+// restartsItself sets auto_restart, and has the settings read again.
+func (a *agent) restartsItself() {
+	a.t.Helper()
+	a.auto.Store(true)
+	times := strings.Count(a.text(), "settings read again")
+	a.reload <- struct{}{}
+	a.says("settings read again", times+1)
+}
+
+// converges is amsagent converge, by a person.
+func (a *agent) converges(restart, noRestart bool) *bootstrap.Convergence {
+	a.t.Helper()
+	c, err := a.machine.Converge(a.t.Context(), bootstrap.ConvergeRequest{
+		Mongo: *a.target.Load(), Identify: a.o.Identify, Restart: restart, NoRestart: noRestart,
+	})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return c
+}
+
+// stays gives the daemon time to restart AMS, or to write a file, and it does not.
+func (a *agent) stays(why string, starts int, file, text string) {
+	a.t.Helper()
+	a.roundsGoOn(20)
+	if a.svc.count() != starts {
+		a.t.Errorf("AMS was restarted: %s", why)
+	}
+	if a.read(file) != text {
+		a.t.Errorf("%s was written while the server runs: %s", file, why)
+	}
+}
+
+// restarts waits until AMS was started that often, once more by the daemon, and serves.
+func (a *agent) restarts(starts, byDaemon int) {
+	a.t.Helper()
+	eventually(a.t, "AMS is restarted", func() bool { return a.svc.count() == starts })
+	eventually(a.t, "nothing differs and nothing waits", func() bool {
+		v := a.view()
+		return v.Proved && v.Drift == nil && v.Restart == nil
+	})
+	a.serves()
+	a.roundsGoOn(20)
+	if n := strings.Count(a.text(), "restarting Ant Media Server"); a.svc.count() != starts || n != byDaemon {
+		a.t.Errorf("AMS was started %d times, and by the daemon %d times; want %d, %d", a.svc.count(), n, starts, byDaemon)
+	}
+	if s, err := a.machine.StateFile(); err != nil || s.RestartPending || s.Restart != nil || s.Restarts == nil {
+		a.t.Errorf("the state file: %+v, %v", s, err)
+	}
+}
+
+// differs makes a file differ from what was joined with, and waits until that is told.
+func (a *agent) differs(text string) {
+	a.t.Helper()
+	times := strings.Count(a.text(), "id=AMS-DRIFT")
+	a.write(appFile, text)
+	a.says("id=AMS-DRIFT", times+1)
+}
+
+// TestDaemonDrift: an upgrade restores a file while the server runs. The daemon says
+// what differs, and neither writes nor restarts: auto_restart is no.
 func TestDaemonDrift(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
-	a.eyes.see(1, 0, 0)
 	a.start()
-	joined := a.read(appFile)
-	starts := a.svc.count()
-	upgrade := func() {
-		t.Helper()
-		times := strings.Count(a.text(), "id=AMS-DRIFT")
-		a.write(appFile, strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1))
-		a.says("id=AMS-DRIFT", times+1)
-		if a.read(appFile) != joined {
-			t.Error("the file is not as it was joined with")
-		}
-	}
-	stays := func(why string) {
-		t.Helper()
-		a.roundsGoOn(20)
-		if a.svc.count() != starts {
-			t.Errorf("AMS was restarted: %s", why)
-		}
-	}
-	if joined == strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1) {
+	joined, starts := a.read(appFile), a.svc.count()
+	upgraded := strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1)
+	if joined == upgraded {
 		t.Fatal("the file of a node is not what this test takes it for")
 	}
-	upgrade()
-	stays("somebody publishes")
+	a.differs(upgraded)
+	a.stays("nobody asked for it", starts, appFile, upgraded)
+	v := a.view()
+	if d := v.Drift; d == nil || len(d.Values) != 1 || !strings.HasSuffix(d.Values[0].Path, appFile) ||
+		d.Values[0].Key != "db.type" || d.Values[0].Old != "mapdb" || d.Values[0].New != "mongodb" || d.Means == "" || d.Since.IsZero() ||
+		!slices.Contains(d.Fix, "amsagent converge") {
+		t.Errorf("what differs: %+v", d)
+	}
+	if r := v.Restart; r == nil || r.Due || len(r.Values) != 1 || !strings.Contains(r.Waits, "amsagent converge --restart") {
+		t.Errorf("the restart: %+v", r)
+	}
+	if !strings.Contains(a.text(), `fix="amsagent join; or amsagent converge; or systemctl restart antmedia"`) {
+		t.Error("the log does not say what ends it")
+	}
+	if n := strings.Count(a.text(), "id=AMS-DRIFT"); n != 1 {
+		t.Errorf("it was said %d times", n)
+	}
+	// Two spellings of one value are no difference.
+	a.write(appFile, strings.Replace(joined, "db.type=mongodb", "db.type : mongo\\u0064b", 1))
+	a.says("the server's files are as joined again", 1)
+	eventually(t, "nothing differs", func() bool { v := a.view(); return v.Drift == nil && v.Restart == nil })
+	a.stays("another spelling", starts, appFile, strings.Replace(joined, "db.type=mongodb", "db.type : mongo\\u0064b", 1))
+}
+
+// TestDaemonDriftAuto: with auto_restart AMS is restarted when that cuts nobody, as
+// far as anybody can know, and its files are put right just before it starts. One
+// cause, one restart.
+func TestDaemonDriftAuto(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.auto.Store(true)
+	a.eyes.see(1, 0, 0)
+	a.start()
+	joined, starts := a.read(appFile), a.svc.count()
+	upgraded := strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1)
+	a.differs(upgraded)
+	a.stays("somebody publishes", starts, appFile, upgraded)
+	if r := a.view().Restart; r == nil || !r.Due || r.By != "auto_restart" || r.Stop != "auto_restart: no" || len(r.Values) != 1 {
+		t.Errorf("the restart: %+v", r)
+	}
 	a.eyes.mu.Lock()
 	a.eyes.sessions = cluster.Sessions{Viewers: new(int)}
 	a.eyes.mu.Unlock()
-	stays("nobody knows who publishes")
+	a.stays("nobody knows who publishes", starts, appFile, upgraded)
 	// A server that runs with other files is not seen, and its publishers neither.
 	a.svc.silent(true)
 	a.eyes.see(0, 0, 1)
-	stays("somebody is connected to a server outside of the cluster")
+	a.stays("somebody is connected to a server outside of the cluster", starts, appFile, upgraded)
 	a.eyes.see(0, 0, 0)
-	eventually(t, "AMS is restarted", func() bool { return a.svc.count() == starts+1 })
-	a.serves()
-	a.roundsGoOn(20)
-	if a.svc.count() != starts+1 || strings.Count(a.text(), "restarting Ant Media Server") != 1 {
-		t.Errorf("AMS was started %d times", a.svc.count()-starts)
-	}
-	s, err := a.machine.StateFile()
-	if err != nil || s.RestartPending {
-		t.Errorf("the state file: %+v, %v", s, err)
+	a.restarts(starts+1, 1)
+	if !means(t, a.read(appFile), joined) {
+		t.Error("the file is not as it was joined with")
 	}
 
-	// Once more, with a server that is seen: its own count is enough.
-	a.eyes.see(0, 0, 3)
-	upgrade()
-	eventually(t, "AMS is restarted", func() bool { return a.svc.count() == starts+2 })
-	a.serves()
+	// Once more: nobody is on it, and it was restarted for this.
+	a.differs(upgraded)
+	a.stays("it was restarted for this once", starts+1, appFile, upgraded)
+	if r := a.view().Restart; r == nil || r.Due || !strings.Contains(r.Waits, "does not do it again") {
+		t.Errorf("the restart: %+v", r)
+	}
+	// Another cause has to wait for the rest of the hour.
+	another := strings.Replace(joined, "db.host=", "db.host=x", 1)
+	a.differs(another)
+	a.stays("it was restarted within the hour", starts+1, appFile, another)
+	if r := a.view().Restart; r == nil || !r.Due || time.Until(r.NotBefore) < 50*time.Minute {
+		t.Errorf("the restart: %+v", r)
+	}
+}
+
+// TestDaemonAskedRestart: a person has the files put right and the server restarted,
+// as soon as nobody is on it, and may take that back.
+func TestDaemonAskedRestart(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.eyes.see(0, 1, 0)
+	a.start()
+	joined, starts := a.read(appFile), a.svc.count()
+	upgraded := strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1)
+	a.differs(upgraded)
+	a.converges(true, false)
+	mended := a.read(appFile)
+	if !means(t, mended, joined) {
+		t.Error("a command did not write the file")
+	}
+	due := func() bool {
+		r := a.view().Restart
+		return r != nil && r.Due && r.By == "amsagent converge" && r.Stop == "amsagent converge --no-restart" && len(r.Values) == 1 && r.Values[0].Key == "db.type"
+	}
+	eventually(t, "the restart is due", due)
+	a.stays("somebody watches", starts, appFile, mended)
+	a.converges(false, true)
+	eventually(t, "it was taken back", func() bool { r := a.view().Restart; return r != nil && !r.Due })
+	a.eyes.see(0, 0, 0)
+	a.stays("it was taken back", starts, appFile, mended)
+	a.converges(true, false)
+	a.restarts(starts+1, 1)
+	saved := a.read(appFile) // by the server, at its start
+	if !means(t, saved, joined) {
+		t.Error("the file is not as it was joined with")
+	}
+	// The limit of one in an hour stands above all.
+	a.converges(true, false)
+	eventually(t, "it waits for the hour", func() bool {
+		r := a.view().Restart
+		return r != nil && r.Due && time.Until(r.NotBefore) > 50*time.Minute
+	})
+	a.stays("within the hour", starts+1, appFile, saved)
 }
 
 // TestDaemonUnmended: a file that cannot be mended keeps no node from being seen.
@@ -389,6 +581,47 @@ func TestDaemonUnmended(t *testing.T) {
 	}
 	a.write(container, joined)
 	eventually(t, "nothing is wrong", func() bool { return !strings.Contains(a.status(), "AMS") && strings.Contains(a.status(), "last beat") })
+}
+
+// What the cloud does not say at a start of the daemon stays in the row as it was, and
+// is put right when the cloud answers, while the node serves on.
+func TestDaemonUnidentified(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	known := metadata.Instance{
+		ID: nodeID, Provider: "azure", Address: netip.MustParseAddr(own), Name: "edges_7", Region: "westeurope", Zone: "2", Type: "F8s",
+	}
+	var answer atomic.Pointer[metadata.Instance]
+	a.o.Identify = func(context.Context) (metadata.Instance, error) {
+		if i := answer.Load(); i != nil {
+			return *i, nil
+		}
+		return metadata.Instance{}, &metadata.Error{Provider: "azure", Item: "identity", Kind: metadata.ErrNotReady}
+	}
+	row := func() string {
+		r := a.door.row(nodeID)
+		return fmt.Sprint(r["provider"], " ", r["name"], " ", r["region"], " ", r["zone"], " ", r["type"], " ", r["state"])
+	}
+	answer.Store(&known)
+	a.start()
+	eventually(t, "the row has what the cloud says", func() bool { return row() == "azure edges_7 westeurope 2 F8s active" })
+	a.end()
+
+	answer.Store(nil)
+	a.start()
+	a.says("taken for "+nodeID, 1)
+	a.roundsGoOn(10)
+	if got := row(); got != "azure edges_7 westeurope 2 F8s active" {
+		t.Errorf("while the cloud does not answer the row says %s", got)
+	}
+	moved := known
+	moved.Zone, moved.Type = "3", "F16s"
+	answer.Store(&moved)
+	eventually(t, "the row has what the cloud says now", func() bool { return row() == "azure edges_7 westeurope 3 F16s active" })
+	a.serves()
+	if strings.Contains(a.text(), "AMS-CLONED") {
+		t.Error("the machine was taken for another one")
+	}
 }
 
 // TestDaemonWitness: AMS's own word stops, comes back, and comes under another
@@ -466,29 +699,120 @@ func TestDaemonStateKept(t *testing.T) {
 	a.serves()
 }
 
-// TestDaemonMongoElsewhere: MongoDB is gone, and the settings say where the new one
-// is. Nobody sends a signal.
-func TestDaemonMongoElsewhere(t *testing.T) {
+// slowStart is a service manager that does not know since when the server runs, and a
+// machine on which all is slow once it was started.
+type slowStart struct {
+	*service
+	started func()
+}
+
+func (s slowStart) State(ctx context.Context) (ams.State, error) {
+	st, err := s.service.State(ctx)
+	st.Started = time.Time{}
+	return st, err
+}
+
+func (s slowStart) Start(ctx context.Context) error {
+	defer s.started()
+	return s.service.Start(ctx)
+}
+
+func (s slowStart) Restart(ctx context.Context) error {
+	return errors.Join(s.Stop(ctx), s.Start(ctx))
+}
+
+// TestJoinOutlastsSlowMongo: a question that MongoDB does not answer in the moment
+// after the server's start is asked again. It does not take the join back.
+func TestJoinOutlastsSlowMongo(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
-	other := startServer(t, mongod.Options{}) // before the daemon, so that it ends after it
-	a.start()
-	starts := a.svc.count()
-	client := connect(t, other.URI(), cluster.Options{})
-	to := client.Target()
-	a.target.Store(&to)
-	a.roundsGoOn(10)
-	if strings.Contains(a.text(), "another MongoDB is named now") {
-		t.Error("a node whose MongoDB answers was moved")
+	if _, err := a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: *a.target.Load()}); err != nil {
+		t.Fatal(err)
 	}
-	fault(t, a.mongo, mongod.Fault{Mode: mongod.Refuse})
-	a.says("another MongoDB is named now", 1)
-	eventually(t, "the node is in the other MongoDB", func() bool {
-		n, err := client.Node(t.Context(), nodeID)
-		return err == nil && n.State == cluster.StateActive && n.Seq > 0
-	})
-	if n := a.svc.count() - starts; n != 1 {
-		t.Errorf("AMS was restarted %d times", n)
+	asked := func() int {
+		return len(slices.DeleteFunc(a.mongo.Commands(), func(c mongod.Command) bool {
+			return c.Fault != mongod.Delay || c.Collection != "clusternode"
+		}))
+	}
+	var work sync.WaitGroup
+	defer work.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	a.machine.Service = slowStart{a.svc, sync.OnceFunc(func() {
+		fault(t, a.mongo, mongod.Fault{Mode: mongod.Delay, Delay: time.Hour, Commands: []string{"find"}})
+		work.Go(func() {
+			// Until it was asked again.
+			for asked() < 2 && ctx.Err() == nil {
+				<-time.After(10 * time.Millisecond)
+			}
+			a.mongo.Faults().Clear()
+		})
+	})}
+	if _, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify}); err != nil {
+		t.Errorf("after %d questions: %v", asked(), err)
+	}
+	if n := asked(); n < 2 {
+		t.Errorf("asked %d times while MongoDB was slow", n)
+	}
+	if row := a.door.row(nodeID); row["state"] != "active" {
+		t.Errorf("the row: %v", row)
+	}
+}
+
+// TestDaemonMongoElsewhere: MongoDB is gone, and the settings say where the new one
+// is. The agent goes there by itself, without a signal; the server does when it is
+// restarted, which a command asks for, or the settings do.
+func TestDaemonMongoElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, asks := range []struct {
+		name string
+		do   func(*agent)
+	}{
+		{"converge", func(a *agent) { a.converges(true, false) }},
+		{"auto_restart", (*agent).restartsItself},
+	} {
+		t.Run(asks.name, func(t *testing.T) {
+			t.Parallel()
+			a := newAgent(t)
+			other := startServer(t, mongod.Options{})
+			a.start()
+			starts := a.svc.count()
+			client := connect(t, other.URI(), cluster.Options{})
+			to := client.Target()
+			a.target.Store(&to)
+			a.roundsGoOn(10)
+			if strings.Contains(a.text(), "another MongoDB is named now") {
+				t.Error("a node whose MongoDB answers was moved")
+			}
+			const settings = "conf/red5.properties"
+			before := a.read(settings)
+			fault(t, a.mongo, mongod.Fault{Mode: mongod.Refuse})
+			a.says("another MongoDB is named now", 1)
+			a.says("id=AMS-DRIFT", 2) // our own file, which is written, and the server's
+			a.stays("nobody asked for it", starts, settings, before)
+			v := a.view()
+			if d := v.Drift; d == nil || !slices.ContainsFunc(d.Values, func(d bootstrap.Difference) bool {
+				return strings.HasSuffix(d.Path, settings) && d.Key == "clusterdb.host" && d.New == other.URI()
+			}) || len(d.Fix) == 0 {
+				t.Errorf("what differs: %+v", d)
+			}
+			if r := v.Restart; r == nil || r.Due || !strings.Contains(r.Waits, "amsagent converge --restart") {
+				t.Errorf("the restart: %+v", r)
+			}
+			// The server is in the old one still.
+			if n, err := client.Node(t.Context(), nodeID); err != nil || n.State != cluster.StateJoining || v.Ready {
+				t.Errorf("the row in the other MongoDB: %+v, %v; ready %t", n, err, v.Ready)
+			}
+			asks.do(a)
+			eventually(t, "the node is in the other MongoDB", func() bool {
+				n, err := client.Node(t.Context(), nodeID)
+				return err == nil && n.State == cluster.StateActive && n.Seq > 0
+			})
+			a.restarts(starts+1, 1)
+			if !strings.Contains(a.read(settings), other.URI()[len("mongodb://"):]) {
+				t.Errorf("%s: %s", settings, a.read(settings))
+			}
+		})
 	}
 }
 
@@ -519,6 +843,35 @@ func TestDaemonEndsWithoutMongo(t *testing.T) {
 				t.Errorf("the row: %v", row)
 			}
 		})
+	}
+}
+
+// TestDaemonEndsWhileProving: nor does a server that is waited for and hangs, with a
+// database that does not answer.
+func TestDaemonEndsWhileProving(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.o.Periods.Stop = 0 // the usual
+	a.svc.silent(true)
+	if _, err := a.door.ams().DeleteMany(t.Context(), bson.M{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	a.ended, a.stop = make(chan struct{}), cancel
+	go func() {
+		defer close(a.ended)
+		_ = daemon.New(a.o).Run(ctx)
+	}()
+	t.Cleanup(a.end)
+	eventually(t, "it beats", func() bool { return strings.Contains(a.status(), "last beat at") })
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.Refuse})
+	a.says("a beat could not be written", 1)
+	a.svc.hang(true)
+	defer a.svc.hang(false)
+	begin := time.Now()
+	a.end()
+	if took := time.Since(begin); took > 1900*time.Millisecond || strings.Contains(a.text(), "something hangs") {
+		t.Errorf("the end took %s:\n%s", took, a.text())
 	}
 }
 

@@ -1,12 +1,12 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package clustertest holds no code, only tests: package cluster against a
-// MongoDB-wire server that misbehaves on request. They live in the sandbox
-// module because the server does, and the agent must not depend on it.
+// Package clustertest holds no code, only tests: package cluster, and the daemon
+// with it, against a MongoDB behind a proxy that misbehaves on request. They live in
+// the sandbox module because the server does, and the agent must not depend on it.
 //
-// They say nothing about what the server cannot show: replica sets, elections,
-// TTL indexes. How the client reads such answers is tested in package cluster
-// with scripted replies. This package has no API and will have none; it is as
-// unstable as tests are.
+// The server is the real mongod of package realmongo; package mongotest has the
+// choice of another. Where another engine differs from MongoDB the test says so as
+// "a known difference", with the reason. This package has no API and will have none;
+// it is as unstable as tests are.
 package clustertest

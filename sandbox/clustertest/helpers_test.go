@@ -5,6 +5,7 @@ package clustertest
 
 import (
 	"context"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,25 +15,20 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
 // own is the address of the node that the tests play.
 const own = "10.0.0.3"
 
+var servers mongotest.Servers
+
+func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+
 func startServer(t *testing.T, o mongod.Options) *mongod.Server {
 	t.Helper()
-	s, err := mongod.Start(context.Background(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		s.Faults().Clear()
-		if err := s.Close(); err != nil {
-			t.Errorf("closing the server: %v", err)
-		}
-	})
-	return s
+	return servers.Start(t, o)
 }
 
 func connect(t *testing.T, uri string, o cluster.Options) *cluster.Client {
@@ -62,7 +58,12 @@ type backdoor struct {
 
 func open(t *testing.T, s *mongod.Server) backdoor {
 	t.Helper()
-	m, err := mongo.Connect(options.Client().ApplyURI(s.URI()).SetTimeout(20 * time.Second))
+	return openURI(t, s.URI())
+}
+
+func openURI(t *testing.T, uri string) backdoor {
+	t.Helper()
+	m, err := mongo.Connect(options.Client().ApplyURI(uri).SetTimeout(20 * time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,14 +94,20 @@ func TestSetLeft(t *testing.T) {
 	if _, err := c.Register(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
-	cut := 3
+	cut, viewers := 3, 3
+	if err := c.Beat(t.Context(), cluster.Beat{ID: n.ID, Seq: 1, Sessions: cluster.Sessions{Viewers: &viewers}, Serving: &cluster.Serving{Up: true}}, nil); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
-		if err := c.SetLeft(t.Context(), n.ID, "scale-in", &cut); err != nil {
+		if err := c.SetLeft(t.Context(), n, "scale-in", &cut); err != nil {
 			t.Fatal(err)
 		}
 		got, err := c.Node(t.Context(), n.ID)
 		if err != nil || got.State != cluster.StateLeft || got.Cut == nil || *got.Cut != 3 || got.Reason != "scale-in" {
 			t.Fatalf("%+v, %v", got, err)
+		}
+		if got.Sessions != nil || got.Load != nil || got.Serving != nil {
+			t.Errorf("a node that has left has sessions %+v, load %+v and service %+v", got.Sessions, got.Load, got.Serving)
 		}
 	}
 	n.State = cluster.StateJoining

@@ -53,6 +53,7 @@ func TestBeat(t *testing.T) {
 			GPUs: []cluster.GPULoad{{Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
 		},
 		Sessions: cluster.Sessions{Publishers: num(3), Viewers: num(431), By: cluster.CountedByConnections},
+		Serving:  &cluster.Serving{Up: true},
 	}
 	check := func(want cluster.Beat) cluster.Node {
 		t.Helper()
@@ -72,6 +73,9 @@ func TestBeat(t *testing.T) {
 		if (n.ClockMS == nil) != (want.Clock == nil) || n.ClockMS != nil && *n.ClockMS != want.Clock.Milliseconds() {
 			t.Errorf("clock %v", n.ClockMS)
 		}
+		if !n.Serving.Equal(want.Serving) {
+			t.Errorf("serving %+v, want %+v", n.Serving, want.Serving)
+		}
 		if n.IP != own || n.State != cluster.StateActive || n.BootID != "b" || n.Port != 5080 || !n.StateSince.Equal(before.StateSince) {
 			t.Errorf("the beat changed what is none of its business: %+v", n)
 		}
@@ -88,7 +92,7 @@ func TestBeat(t *testing.T) {
 	// The difference only.
 	second := first
 	second.Seq, second.Load = 2, cluster.Load{CPU: num(0)}
-	second.Sessions.Viewers = num(7)
+	second.Sessions.Viewers, second.Serving = num(7), &cluster.Serving{Why: "LiveApp fails"}
 	if err := c.Beat(t.Context(), second, &first); err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +104,7 @@ func TestBeat(t *testing.T) {
 	}
 	check(third)
 	fourth := third
+	fourth.Serving = nil
 	fourth.Seq, fourth.Sessions = 4, cluster.Sessions{Publishers: num(0), Viewers: num(1), By: cluster.CountedByAMS}
 	if err := c.Beat(t.Context(), fourth, &third); err != nil {
 		t.Fatal(err)
@@ -113,7 +118,7 @@ func TestBeat(t *testing.T) {
 
 	// Another life drops what this one said.
 	r, err := c.Register(t.Context(), cluster.Node{ID: "i-1", IP: own, State: cluster.StateJoining, BootID: "c"})
-	if err != nil || r.Node.Load != nil || r.Node.Sessions != nil || r.Node.Devices != nil || r.Node.ClockMS != nil || r.Node.Beats() {
+	if err != nil || r.Node.Load != nil || r.Node.Sessions != nil || r.Node.Devices != nil || r.Node.ClockMS != nil || r.Node.Serving != nil || r.Node.Beats() {
 		t.Errorf("%+v, %v", r.Node, err)
 	}
 }
@@ -175,7 +180,7 @@ func TestLookAndJudge(t *testing.T) {
 	b.write("z", "10.0.0.4", ago(0))
 	b.write("old", "10.0.0.1", ago(time.Hour))
 	o = cluster.Observer{}
-	const untold = "told 10.0.0.1 alive; tombstone 10.0.0.4 ams-stale; z 10.0.0.4 agent-stale; untold fd00::2 "
+	const untold = "told 10.0.0.1 alive; tombstone 10.0.0.4 left; z 10.0.0.4 agent-stale; untold fd00::2 "
 	if got := says(); got != untold+"ams-stale" {
 		t.Errorf("first look: %s", got)
 	}

@@ -4,14 +4,13 @@
 // Package demo shows a newcomer what the agent does: two machines join a cluster
 // and are seen, one goes by a scale-in without cutting its viewer off, the other
 // leaves as it came. The agent is the real binary; MongoDB, the cloud and Ant Media
-// Server are those of the sandbox. Every claim on the screen is checked while it is
+// Server are those of the sandbox, or a real mongod and real servers. Every claim on the screen is checked while it is
 // made, and a demo that is not as it says fails.
 //
 // The API is not stable.
 package demo
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,9 +23,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
-	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
 // Options says how to run the demo.
@@ -34,7 +31,10 @@ type Options struct {
 	Agent   string // the agent's binary
 	Sandbox string // the sandbox's own binary
 	Cloud   string // one of fakecloud.Names
-	Out     io.Writer
+	// Real takes real Ant Media Servers and a real mongod; it needs root and what
+	// `make real-fetch` fetches.
+	Real bool
+	Out  io.Writer
 }
 
 // Run runs the demo in a temporary folder and leaves nothing behind.
@@ -42,6 +42,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	words, err := wordsOf(o.Cloud)
 	if err != nil {
 		return err
+	}
+	if o.Real && os.Geteuid() != 0 {
+		return ErrNotRoot
 	}
 	agent, err := filepath.Abs(o.Agent)
 	if err != nil {
@@ -78,14 +81,14 @@ type demo struct {
 	step  int
 
 	words  words
-	mongo  *mongod.Server
+	place  place
 	client *cluster.Client
 	cloud  fakecloud.Cloud
 	nodes  []*node // the origin, the edge
-	viewer *viewer
+	viewer viewer
 	checks int
-	// untouched is the digest of the origin before anything happened to it.
-	untouched string
+	// untouched are the files of the origin before anything happened to them.
+	untouched []string
 }
 
 func (d *demo) close() error {
@@ -93,10 +96,10 @@ func (d *demo) close() error {
 	defer cancel()
 	var errs []error
 	if d.viewer != nil {
-		_ = d.viewer.conn.Close() // it may have been before
+		_ = d.viewer.leave() // it may have before
 	}
 	for _, n := range d.nodes {
-		errs = append(errs, n.stop(ctx), n.svc.Stop(ctx), n.meta.Close())
+		errs = append(errs, n.stopAgent(ctx), n.stop(ctx), n.meta.Close())
 	}
 	if d.cloud != nil {
 		errs = append(errs, d.cloud.Close())
@@ -104,19 +107,23 @@ func (d *demo) close() error {
 	if d.client != nil {
 		errs = append(errs, d.client.Close(ctx))
 	}
-	if d.mongo != nil {
-		errs = append(errs, d.mongo.Close())
+	if d.place != nil {
+		errs = append(errs, d.place.close(ctx))
 	}
 	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
 }
 
 func (d *demo) run() error {
 	d.print("amsagent makes a machine with Ant Media Server (AMS), a server for live video, a node of a")
-	d.print("cluster, and takes it out again without cutting anybody off. This shows it on two pretended")
-	d.print("machines: origin-1 takes streams in, edge-1 passes them on to viewers.")
+	d.print("cluster, and takes it out again without cutting anybody off. This shows it on two machines:")
+	d.print("origin-1 takes streams in, edge-1 passes them on to viewers.")
 	d.print("")
-	d.print("Real here: the agent, and all it does to files. Pretended: AMS (a stand-in that reads its")
-	d.print("files and behaves as AMS does), MongoDB (FerretDB), and the cloud. This time it is")
+	if err := d.open(); err != nil {
+		return err
+	}
+	for _, line := range d.place.intro() {
+		d.print("%s", line)
+	}
 	d.print("%s.", d.words.title)
 	if others := d.words.others(); others != "" {
 		d.print("(make demo CLOUD=NAME tells the same of others: %s.)", others)
@@ -140,6 +147,22 @@ func (d *demo) run() error {
 	return nil
 }
 
+// open makes the place of the story.
+func (d *demo) open() error {
+	if d.o.Real {
+		w, err := newRealWorld(d.ctx, d.agent)
+		if err == nil {
+			d.place = w
+		}
+		return err
+	}
+	p, err := newStandIns(d.ctx, d.dir, d.agent, d.o)
+	if err == nil {
+		d.place = p
+	}
+	return err
+}
+
 func (d *demo) print(format string, args ...any) {
 	// A screen that cannot be written to is found out by whoever reads it.
 	_, _ = fmt.Fprintf(d.o.Out, format+"\n", args...)
@@ -161,11 +184,7 @@ func (d *demo) check(ok bool, format string, args ...any) error {
 }
 
 func (d *demo) setUp() error {
-	var err error
-	if d.mongo, err = mongod.Start(d.ctx, mongod.Options{Dir: filepath.Join(d.dir, "mongo")}); err != nil {
-		return err
-	}
-	target, err := cluster.ParseTarget(d.mongo.Addr())
+	target, err := cluster.ParseTarget(d.place.dialed())
 	if err != nil {
 		return err
 	}
@@ -176,11 +195,11 @@ func (d *demo) setUp() error {
 		return err
 	}
 	for i, m := range []fakecloud.Machine{
-		{Name: "origin-1", Address: "10.0.1.11", Role: "origin", MAC: "0e:49:61:0f:c3:11"},
-		{Name: "edge-1", Address: "10.0.2.12", Role: "edge", MAC: "0e:49:61:0f:c3:12"},
+		{Name: "origin-1", Role: "origin", MAC: "0e:49:61:0f:c3:11"},
+		{Name: "edge-1", Role: "edge", MAC: "0e:49:61:0f:c3:12"},
 	} {
-		m.ID = fakecloud.ID(d.o.Cloud, i+1)
-		if err := d.machine(m); err != nil {
+		m.ID, m.Address = fakecloud.ID(d.o.Cloud, i+1), d.place.addresses()[i]
+		if err := d.add(m); err != nil {
 			return err
 		}
 	}
@@ -207,44 +226,49 @@ func (d *demo) before() error {
 	n := d.nodes[0]
 	d.heading("A machine as AMS's installer leaves it: standalone, it knows of no cluster")
 	for _, f := range []struct{ path, grep string }{
-		{n.tree.Conf("jee-container.xml"), "cluster start"},
-		{n.tree.Conf("red5.properties"), "clusterdb.host"},
-		{n.tree.App("LiveApp"), "db.type"},
+		{home + "/conf/jee-container.xml", "cluster start"},
+		{home + "/conf/red5.properties", "clusterdb.host"},
+		{settingsOf(app), "db.type"},
 	} {
-		b, err := os.ReadFile(f.path)
+		b, err := os.ReadFile(n.file(f.path))
 		if err != nil {
 			return err
 		}
 		for line := range strings.SplitSeq(string(b), "\n") {
 			if strings.Contains(line, f.grep) {
-				d.print("     %-64s %s", strings.TrimPrefix(f.path, n.tree.Root), strings.TrimSpace(line))
+				d.print("     %-64s %s", f.path, strings.TrimSpace(line))
 				break
 			}
 		}
 	}
-	sum, files, err := n.digest()
-	if err != nil {
+	var err error
+	if d.untouched, err = n.files(); err != nil {
 		return err
 	}
-	d.untouched = sum
-	d.print("   %d files and folders; one sum over every byte, mode and owner: %s", files, sum)
+	d.print("   %d files and folders; one sum over every byte, mode and owner: %s", len(d.untouched), sumOf(d.untouched))
 	return nil
 }
 
+// home is where AMS is installed.
+const home = "/usr/local/antmedia"
+
+// settingsOf is the file of an application's settings.
+func settingsOf(app string) string { return home + "/webapps/" + app + "/WEB-INF/red5-web.properties" }
+
 func (d *demo) plan() error {
 	n := d.nodes[0]
-	was, _, err := n.digest()
+	was, err := n.digest()
 	if err != nil {
 		return err
 	}
 	d.heading("What a join would change. A dry run touches nothing")
-	out, err := d.agentRun(n, "join", "--mongo", d.mongo.Addr(), "--dry-run")
+	out, err := d.agentRun(n, "join", "--mongo", d.place.mongo(), "--dry-run")
 	if err != nil {
 		return err
 	}
 	d.print("     (of the diffs, the changed lines alone are shown here)")
 	d.show(changedLines(out), 16)
-	is, _, err := n.digest()
+	is, err := n.digest()
 	if err != nil {
 		return err
 	}
@@ -282,7 +306,7 @@ func (d *demo) join() error {
 }
 
 func (d *demo) joinNode(n *node) error {
-	out, err := d.agentRun(n, "join", "--mongo", d.mongo.Addr())
+	out, err := d.agentRun(n, "join", "--mongo", d.place.mongo())
 	if err != nil {
 		return err
 	}
@@ -295,40 +319,50 @@ func (d *demo) joinNode(n *node) error {
 
 func (d *demo) again() error {
 	n := d.nodes[0]
-	was, _, err := n.digest()
+	was, err := n.digest()
 	if err != nil {
 		return err
 	}
-	before, err := n.svc.Info()
+	before, err := n.running()
 	if err != nil {
 		return err
 	}
 	d.heading("Joining again: nothing is written, nothing is restarted, the concert goes on")
-	out, err := d.agentRun(n, "join", "--mongo", d.mongo.Addr())
+	out, err := d.agentRun(n, "join", "--mongo", d.place.mongo())
 	if err != nil {
 		return err
 	}
 	d.show(out, 1)
-	is, _, err := n.digest()
+	is, err := n.digest()
 	if err != nil {
 		return err
 	}
-	after, err := n.svc.Info()
+	after, err := n.running()
 	if err != nil {
 		return err
 	}
-	st, err := n.stats()
-	return errors.Join(err,
-		d.check(st.Live.Publishers == 1, "the publisher is gone: %+v", st),
+	err = n.stillPublished(d.ctx)
+	return errors.Join(
+		d.check(err == nil, "the publisher is gone: %v", err),
 		d.check(was == is, "the second join changed the machine"),
-		d.check(bytes.Equal(before, after), "the second join restarted AMS"),
+		d.check(before == after, "the second join restarted AMS"),
 		d.check(strings.HasPrefix(out, "nothing to do"), "the second join did something"))
 }
 
 func (d *demo) leave() error {
 	n := d.nodes[0]
-	d.heading("The concert is over. Leaving by hand: the machine is what it was before, byte for byte")
-	if err := d.endStream(); err != nil {
+	d.heading("The concert is over. Leaving by hand: the machine is what it was before, " + d.place.restored())
+	if err := n.endStream(d.ctx); err != nil {
+		return err
+	}
+	// A leave refuses while the last count knows of somebody.
+	if err := d.until("the origin counts nobody", func() string {
+		row, err := d.client.Node(d.ctx, n.id)
+		if s := row.Sessions; err != nil || s == nil || s.Publishers == nil || s.Viewers == nil || *s.Publishers+*s.Viewers > 0 {
+			return fmt.Sprintf("%+v, %v", s, err)
+		}
+		return ""
+	}); err != nil {
 		return err
 	}
 	out, err := d.agentRun(n, "leave")
@@ -336,12 +370,15 @@ func (d *demo) leave() error {
 		return err
 	}
 	d.show(out, 4)
-	got, files, err := n.digest()
+	files, err := n.files()
 	if err != nil {
 		return err
 	}
-	d.print("   %d files and folders; one sum over every byte, mode and owner: %s, as in step 1", files, got)
-	status, err := n.svc.Status()
+	holds, back := n.givenBack(d.untouched, files)
+	for _, line := range holds {
+		d.print("   %s", line)
+	}
+	run, err := n.running()
 	if err != nil {
 		return err
 	}
@@ -351,8 +388,8 @@ func (d *demo) leave() error {
 	}
 	docs, err := d.client.AMSNodes(d.ctx)
 	return errors.Join(err,
-		d.check(got == d.untouched, "the digest is %s, and it was %s", got, d.untouched),
-		d.check(status == amsctl.Active, "AMS is %s after leaving", status),
+		d.check(back == nil, "after leaving: %v", back),
+		d.check(run != "", "AMS does not run after leaving"),
 		d.check(row.State == cluster.StateLeft, "the row is %s after leaving", row.State),
 		d.check(len(docs) == 0, "AMS's list has %d nodes", len(docs)))
 }

@@ -16,7 +16,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -25,143 +24,116 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/amsagent/amsagent/sandbox/amsctl"
-	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
-	"github.com/amsagent/amsagent/sandbox/internal/port"
-	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// node is one pretended machine.
-type node struct {
-	name, id, address, role, mac string
-
-	tree    tree.Tree
-	meta    fakecloud.Metadata
-	svc     amsctl.Config
-	wrapper string
-	http    string // where its AMS answers
-	control *http.Client
-
-	daemon *process // nil where none was started
-	log    string   // the file of its log
+// place is where the machines of a story are.
+type place interface {
+	// intro says what is real here and what is not.
+	intro() []string
+	// mongo is the address of MongoDB that machines know, and dialed that from here.
+	mongo() string
+	dialed() string
+	// addresses are those of the two machines.
+	addresses() [2]string
+	// machine makes a machine with a standalone AMS that runs.
+	machine(ctx context.Context, m fakecloud.Machine, meta fakecloud.Metadata) (machine, error)
+	// fed reports whether an edge gets its streams from a publisher of its own.
+	fed() bool
+	// restored says how exactly a leave restores files here.
+	restored() string
+	// patience is far more than any step takes, on a busy machine, too.
+	patience() time.Duration
+	close(ctx context.Context) error
 }
 
-// machine makes a machine with a standalone AMS that runs.
-func (d *demo) machine(m fakecloud.Machine) error {
-	httpPort, err := port.Free()
-	if err != nil {
-		return err
-	}
-	n := &node{
-		name: m.Name, id: m.ID, address: m.Address, role: m.Role, mac: m.MAC,
-		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(httpPort)), log: filepath.Join(d.dir, m.Name+".log"),
-	}
-	root := filepath.Join(d.dir, m.Name)
-	if n.tree, err = tree.Write(root, tree.Options{Host: m.Name, HostResolves: true, DMI: d.cloud.Name(), HTTPPort: httpPort}); err != nil {
-		return err
-	}
-	if err := errors.Join(n.statistics(), n.proc()); err != nil {
-		return err
-	}
-	socket := filepath.Join(root, "run/amsagent/control.sock")
-	n.control = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-	}}
-	n.svc = amsctl.Config{
-		State: filepath.Join(d.dir, m.Name+".service"), Sandbox: d.o.Sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
-		Args: []string{"--root", n.tree.Dir, "--period", "1s", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())},
-	}
-	n.wrapper = filepath.Join(d.dir, m.Name+"-service")
-	if err := n.svc.WriteWrapper(n.wrapper); err != nil {
-		return err
-	}
+// machine is what a story needs of a machine and of the AMS on it.
+type machine interface {
+	// file is where a file of the machine lies, as seen from here.
+	file(name string) string
+	// command is a command line of the agent that has not been started.
+	command(args ...string) *exec.Cmd
+	daemon(args ...string) (daemon, error)
+	// client asks from the machine itself.
+	client() *http.Client
+	// files lists everything that decides how AMS starts: mode, owner, content, path.
+	files() ([]string, error)
+	// givenBack compares files after a leave with those before the join, and says
+	// what holds.
+	givenBack(was, is []string) ([]string, error)
+	// running is empty where AMS does not run, and tells one run from another.
+	running() (string, error)
+	publish(ctx context.Context) error
+	endStream(ctx context.Context) error
+	watch(ctx context.Context) (viewer, error)
+	// stillPublished returns an error where AMS has lost its publisher, and leftAlone
+	// where the viewer who has left did not do so by itself.
+	stillPublished(ctx context.Context) error
+	leftAlone() error
+	stop(ctx context.Context) error
+}
+
+// viewer watches a stream.
+type viewer interface {
+	served() bool
+	leave() error
+}
+
+// daemon is the agent's daemon on a machine.
+type daemon interface {
+	end(ctx context.Context) error
+	log() string
+}
+
+// node is a machine in the story.
+type node struct {
+	machine
+	name, id, address, role string
+
+	meta    fakecloud.Metadata
+	control *http.Client
+	agent   daemon // nil where none was started
+	last    string // what the agent logged before it ended
+}
+
+// add adds a machine to the story.
+func (d *demo) add(m fakecloud.Machine) error {
+	n := &node{name: m.Name, id: m.ID, address: m.Address, role: m.Role}
+	var err error
 	if n.meta, err = d.cloud.Machine(d.ctx, m); err != nil {
 		return err
 	}
+	if n.machine, err = d.place.machine(d.ctx, m, n.meta); err != nil {
+		return errors.Join(err, n.meta.Close())
+	}
+	n.control = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", n.file("/run/amsagent/control.sock"))
+		},
+	}}
 	d.nodes = append(d.nodes, n) // from here on there is something to close
-	return n.svc.Start(d.ctx, nil)
+	return nil
 }
 
-// statistics lets AMS be asked for its viewers, as its operator may.
-func (n *node) statistics() error {
-	file := n.tree.Conf("red5.properties")
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	text := string(b)
-	for key, value := range map[string]string{"server.jwtServerControlEnabled=false": "true", "server.jwtServerSecretKey=": "a-secret-of-the-demo-and-of-nobody-else"} {
-		if !strings.Contains(text, key+"\n") {
-			return fmt.Errorf("%s has no line %s", file, key)
-		}
-		name, _, _ := strings.Cut(key, "=")
-		text = strings.Replace(text, key+"\n", name+"="+value+"\n", 1)
-	}
-	return os.WriteFile(file, []byte(text), 0o644)
+// digest is what sumOf makes of the machine's files.
+func (n *node) digest() (string, error) {
+	lines, err := n.files()
+	return sumOf(lines), err
 }
 
-// proc gives the machine what this one says of its load. Its connections are left
-// out: they would be everybody's, and AMS is asked for viewers. Where it does not
-// answer they are not known then, and whoever drains waits.
-func (n *node) proc() error {
-	proc := filepath.Join(n.tree.Root, "proc")
-	for _, dir := range []string{"net", "sys/kernel/random"} {
-		if err := os.MkdirAll(filepath.Join(proc, dir), 0o755); err != nil {
-			return err
-		}
-	}
-	for _, name := range []string{"stat", "meminfo", "loadavg", "cpuinfo", "uptime", "self", "net/dev"} {
-		if err := os.Symlink("/proc/"+name, filepath.Join(proc, name)); err != nil {
-			return err
-		}
-	}
-	boot := "00000000-0000-4000-8000-" + strings.ReplaceAll(n.mac, ":", "") + "\n"
-	return os.WriteFile(filepath.Join(proc, "sys/kernel/random/boot_id"), []byte(boot), 0o644)
-}
-
-// digest is one line for every byte, mode and owner of the installation.
-func (n *node) digest() (string, int, error) {
-	lines, err := tree.Snapshot(n.tree.Root, "var/lib", "var", "run", "proc")
-	if err != nil {
-		return "", 0, err
-	}
-	h := sha256.Sum256([]byte(strings.Join(lines, "\n")))
-	return hex.EncodeToString(h[:8]), len(lines), nil
-}
-
-// stats are the sessions of the machine's AMS, also after its end.
-func (n *node) stats() (st fakeams.Stats, err error) {
-	b, err := n.svc.Control(context.Background(), http.MethodGet, "/stats", nil)
-	if errors.Is(err, amsctl.ErrNotRunning) {
-		return fakeams.ReadStats(n.svc.StatsFile())
-	}
-	if err != nil {
-		return st, err
-	}
-	return st, json.Unmarshal(b, &st)
-}
-
-// environ are the settings that make the agent look at the pretended machine.
-func (n *node) environ() []string {
-	return append([]string{
-		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1", "TERM=xterm",
-		"LANG=" + os.Getenv("LANG"), "LC_ALL=" + os.Getenv("LC_ALL"), "LC_CTYPE=" + os.Getenv("LC_CTYPE"),
-		"AMSAGENT_ROOT=" + n.tree.Root,
-		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
-		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0",
-	}, n.meta.Environ()...)
+// sumOf is one line for every byte, mode and owner.
+func sumOf(files []string) string {
+	h := sha256.Sum256([]byte(strings.Join(files, "\n")))
+	return hex.EncodeToString(h[:8])
 }
 
 // agentRun runs the agent on a machine, shows the command, and returns what it
 // said.
 func (d *demo) agentRun(n *node, args ...string) (string, error) {
 	d.print("   %s$ amsagent %s", n.name, strings.Join(args, " "))
-	cmd := exec.Command(d.agent, args...)
-	cmd.Env = append(n.environ(), "AMSAGENT_LOG_LEVEL=error")
+	cmd := n.command(args...)
+	cmd.Env = append(cmd.Env, "AMSAGENT_LOG_LEVEL=error")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if args[0] == "nodes" {
@@ -264,45 +236,31 @@ func terminal(columns uint16) (screen, tty *os.File, err error) {
 // daemon starts the daemon, which ends with us at the latest.
 func (d *demo) daemon(n *node, args ...string) error {
 	d.print("   %s$ amsagent %s &", n.name, strings.Join(args, " "))
-	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	cmd := exec.Command(d.agent, args...)
-	cmd.Env, cmd.Stderr = n.environ(), log
-	p, err := spawn(cmd)
-	if err = errors.Join(err, log.Close()); err != nil {
-		return err
-	}
-	n.daemon = p
-	return nil
+	var err error
+	n.agent, err = n.machine.daemon(args...)
+	return err
 }
 
-// stop ends the daemon.
-func (n *node) stop(ctx context.Context) error {
-	if n.daemon == nil {
+// stopAgent ends the daemon.
+func (n *node) stopAgent(ctx context.Context) error {
+	if n.agent == nil {
 		return nil
 	}
-	_ = n.daemon.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	var err error
-	select {
-	case <-n.daemon.ended:
-	case <-ctx.Done():
-		err = fmt.Errorf("the daemon of %s had to be killed: %w", n.name, ctx.Err())
-		_ = n.daemon.cmd.Process.Kill()
-		<-n.daemon.ended
-	}
-	n.daemon = nil
+	err := n.agent.end(ctx)
+	n.last, n.agent = n.agent.log(), nil
 	return err
 }
 
 // diary is the end of the daemon's log, for who has to find out why.
 func (n *node) diary() string {
-	b, err := os.ReadFile(n.log)
-	if err != nil || len(b) == 0 {
+	text := n.last
+	if n.agent != nil {
+		text = n.agent.log()
+	}
+	if text == "" {
 		return ""
 	}
-	return fmt.Sprintf("\nthe daemon of %s said last:\n%s", n.name, strings.TrimSpace(string(b[max(0, len(b)-2000):])))
+	return fmt.Sprintf("\nthe daemon of %s said last:\n%s", n.name, strings.TrimSpace(text[max(0, len(text)-2000):]))
 }
 
 // view is what the demo needs of what a daemon says of itself.
@@ -346,7 +304,7 @@ func (n *node) ready(ctx context.Context, address string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := n.client().Do(req)
 	if err != nil {
 		return 0, err
 	}
@@ -355,7 +313,7 @@ func (n *node) ready(ctx context.Context, address string) (int, error) {
 
 // until waits until something holds. why says what is missing; "" nothing.
 func (d *demo) until(what string, why func() string) error {
-	ctx, cancel := context.WithTimeout(d.ctx, patience)
+	ctx, cancel := context.WithTimeout(d.ctx, d.place.patience())
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -371,6 +329,3 @@ func (d *demo) until(what string, why func() string) error {
 		}
 	}
 }
-
-// patience is far more than anything here takes, on a busy machine, too.
-const patience = 30 * time.Second

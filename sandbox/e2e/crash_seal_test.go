@@ -41,7 +41,7 @@ func TestCrashKillSeal(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	seal := func(root string, s shot) (traced, error) {
-		return traceAgent([]string{bins.agent, "seal", "--root", root, "--joined", "-o", "json"}, os.Environ(), s)
+		return traceAgent([]string{bins.agent, "seal", "--yes", "--root", root, "--joined", "-o", "json"}, os.Environ(), s)
 	}
 	look := func(root string) ([]string, error) {
 		// The agent's own lock may be there or not.

@@ -117,6 +117,9 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 	if o.tree != nil {
 		o.tree(&to)
 	}
+	if o.mongo != nil {
+		to.HTTPPort = freeNumber(t)
+	}
 	tr, err := tree.Write(n.root, to)
 	if err != nil {
 		t.Fatal(err)
@@ -138,15 +141,11 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 		t.Fatal(err)
 	}
 	if o.mongo != nil {
-		port, err := freePort()
-		if err != nil {
-			t.Fatal(err)
-		}
 		n.wrap = filepath.Join(base, "svc")
 		n.env = append(n.env, "AMSAGENT_SERVICE_COMMAND="+n.wrap)
 		n.svc = amsctl.Config{
 			State: filepath.Join(base, "state"), Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
-			Args: append([]string{"--root", tr.Dir, "--period", "500ms", "--mongo-timeout", "5s", "--http-port", port, "--die-with", strconv.Itoa(os.Getpid())}, o.args...),
+			Args: append([]string{"--root", tr.Dir, "--period", "500ms", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())}, o.args...),
 		}
 		if err := n.svc.WriteWrapper(n.wrap + ".real"); err != nil {
 			t.Fatal(err)
@@ -359,7 +358,7 @@ func (n *crashNode) isJoined() error {
 		errs = append(errs, n.differences(n.joined))
 	}
 	names, err := n.kept()
-	want := "state.json undo.json"
+	want := "given.json state.json undo.json"
 	if n.m == nil {
 		want = "undo.json"
 	}

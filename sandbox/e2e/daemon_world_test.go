@@ -56,14 +56,7 @@ type host struct {
 // newDatabase starts a MongoDB with a password.
 func newDatabase(t testing.TB) *mongod.Server {
 	t.Helper()
-	m, err := mongod.Start(context.Background(), mongod.Options{
-		Dir: filepath.Join(t.TempDir(), "mongo"), Users: map[string]string{daemonUser: daemonPassword},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.Close() })
-	return m
+	return servers.Start(t, mongod.Options{Users: map[string]string{daemonUser: daemonPassword}})
 }
 
 func mongoURI(m *mongod.Server, password string) string {
@@ -105,7 +98,7 @@ func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
 	h.proc()
 	h.svc = amsctl.Config{
 		State: filepath.Join(dir, "s"), Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
-		Args: []string{"--root", h.tree.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--stream-wait", "100ms", "--die-with", strconv.Itoa(os.Getpid())},
+		Args: []string{"--root", h.tree.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--stream-wait", "100ms", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())},
 	}
 	h.wrapper = filepath.Join(dir, "svc")
 	h.wrap()

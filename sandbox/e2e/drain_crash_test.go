@@ -69,6 +69,7 @@ func TestCrashKillDrain(t *testing.T) {
 				h.terminate()
 			}
 			before := p.step(c.step)
+			h.kept(func(step lifecycle.Step) bool { return step == c.step || c.step == lifecycle.StepStopping })
 			p.end(c.how)
 			if kept := h.record(); kept.Step != c.step && c.step != lifecycle.StepStopping || kept.Begun.Sub(before.Begun).Abs() > time.Second {
 				t.Errorf("what is kept: %+v\nwas: %+v", kept, before)
@@ -269,6 +270,7 @@ func (r *scaleIn) play() bool {
 		})
 		r.told = time.Since(began)
 	}
+	h.kept(func(step lifecycle.Step) bool { return step != lifecycle.StepNone })
 	if v, _, err := p.ask(); err == nil {
 		if next := r.trouble("draining", p); next != nil {
 			p = next

@@ -319,6 +319,18 @@ func (h *scaled) record() (r struct {
 	return r
 }
 
+// kept waits until a step is on disk. A daemon tells of a step before it is kept, and one
+// that is killed in between does it again.
+func (h *scaled) kept(is func(lifecycle.Step) bool) {
+	h.t.Helper()
+	until(h.t, "the step is kept", func() string {
+		if r := h.record(); !is(r.Step) {
+			return fmt.Sprintf("%+v", r)
+		}
+		return ""
+	})
+}
+
 // viewers NAME N: so many come to the node's AMS; viewers NAME none: all go.
 func (w *world) viewers(ts *testscript.TestScript, _ bool, args []string) error {
 	c, err := amsctl.Load(filepath.Join(ts.MkAbs(args[0]+".state"), "config.json"))

@@ -184,7 +184,7 @@ func (p *packaged) quiet(t *testing.T) {
 	}
 	// Their processes are shut in as the units say.
 	status := p.read(t, "/proc/"+u["MainPID"]+"/status")
-	for _, want := range []string{"CapBnd:\t000000000000001f\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
+	for _, want := range []string{"CapBnd:\t000000000000000f\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("no %q in\n%s", want, status)
 		}

@@ -66,28 +66,34 @@ func makePackages() (packageSet, error) {
 	if err != nil {
 		return set, err
 	}
-	if err := packageStep("../..", nil, "make", "-s", "build/tools/nfpm"); err != nil {
-		return set, err
-	}
 	for version, described := range map[string]string{packageOld: "v0.1.0", packageNew: "v0.2.0-rc.1"} {
 		build := filepath.Join(dir, described)
-		if err := os.MkdirAll(filepath.Join(build, "tools"), 0o755); err != nil {
+		if err := makePackage(build, described); err != nil {
 			return set, err
-		}
-		for _, step := range [][]string{
-			{"cp", "build/tools/nfpm", build + "/tools/nfpm"},
-			{"make", "-s", "build", "BUILD=" + build, "VERSION=" + described},
-			{"cp", build + "/amsagent", build + "/amsagent-linux-" + runtime.GOARCH},
-			{"tools/scripts/package.sh", "all", described, build},
-		} {
-			if err := packageStep("../..", []string{"PACKAGE_ARCHES=" + runtime.GOARCH + ":" + rpmArch()}, step[0], step[1:]...); err != nil {
-				return set, err
-			}
 		}
 		set.deb[version] = filepath.Join(build, "packages", "amsagent_"+version+"-1_"+runtime.GOARCH+".deb")
 		set.rpm[version] = filepath.Join(build, "packages", "amsagent-"+version+"-1."+rpmArch()+".rpm")
 	}
 	return set, nil
+}
+
+// makePackage makes those of one version.
+func makePackage(build, described string) error {
+	if err := os.MkdirAll(filepath.Join(build, "tools"), 0o755); err != nil {
+		return err
+	}
+	for _, step := range [][]string{
+		{"make", "-s", "build/tools/nfpm"},
+		{"cp", "build/tools/nfpm", build + "/tools/nfpm"},
+		{"make", "-s", "build", "BUILD=" + build, "VERSION=" + described},
+		{"cp", build + "/amsagent", build + "/amsagent-linux-" + runtime.GOARCH},
+		{"tools/scripts/package.sh", "all", described, build},
+	} {
+		if err := packageStep("../..", []string{"PACKAGE_ARCHES=" + runtime.GOARCH + ":" + rpmArch()}, step[0], step[1:]...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // rpmArch is this machine as rpm calls it.

@@ -15,7 +15,7 @@ import (
 )
 
 // TestSELinux is a node on a machine where SELinux enforces a policy that knows nothing of the agent. The machine's disk is
-// that of TestSystemdQEMU with labels on its files. CI, which has an hour, leaves it to `make e2e`.
+// that of TestSystemdQEMU with labels on its files. It is in `make heavy`.
 func TestSELinux(t *testing.T) {
 	d := newGuestDisk(t)
 	d.withPackage(t)

@@ -255,10 +255,11 @@ func (g *limited) childGrows(t *testing.T) {
 	g.sh(t, "rm /dev/nvidia*")
 }
 
-// tighten lowers the ceiling below what the daemon takes: to make it take more than the ceiling it would have to have a fault.
+// tighten lowers the ceiling to half of what the daemon takes: to make it take more than the ceiling it would have to have a
+// fault. Little more than that half is enough for one that was started a moment ago.
 func (g *limited) tighten(t *testing.T, more string) {
 	t.Helper()
-	g.sh(t, "systemctl set-property --runtime amsagent.service MemoryMax=6M "+more)
+	g.sh(t, "systemctl set-property --runtime amsagent.service MemoryMax=4M "+more)
 }
 
 func (g *limited) loosen(t *testing.T) {

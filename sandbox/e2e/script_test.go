@@ -22,8 +22,10 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/fakeazure"
+	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
@@ -35,6 +37,8 @@ type binaries struct{ dir, agent, sandbox string }
 // bins is set by TestMain, before any test runs, and never changed.
 var bins binaries
 
+var servers mongotest.Servers
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
@@ -45,7 +49,17 @@ func run(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	bins = binaries{dir: dir, agent: filepath.Join(dir, "amsagent"), sandbox: filepath.Join(dir, "sandbox")}
-	for _, b := range []struct{ out, dir, pkg string }{{bins.agent, "../..", "./cmd/amsagent"}, {bins.sandbox, "..", "./cmd/sandbox"}} {
+	for _, b := range []struct{ out, dir, pkg, built string }{
+		{bins.agent, "../..", "./cmd/amsagent", os.Getenv("AMSAGENT_E2E_BINARY")},
+		{bins.sandbox, "..", "./cmd/sandbox", ""},
+	} {
+		if b.built != "" {
+			if err := copyProgram(b.built, b.out); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
+			continue
+		}
 		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", b.out, b.pkg)
 		cmd.Dir, cmd.Env = b.dir, append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -58,7 +72,15 @@ func run(m *testing.M) int {
 	if signal.Ignored(syscall.SIGHUP) {
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
-	return m.Run()
+	return servers.Main(m)
+}
+
+func copyProgram(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o755)
 }
 
 // TestScripts tells the agent's stories, each in a file of testdata/script:
@@ -85,10 +107,12 @@ func TestScripts(t *testing.T) {
 			"service":     worldCommand((*world).service),
 			"snapshot":    worldCommand((*world).snapshot),
 			"same":        worldCommand((*world).same),
+			"alike":       worldCommand((*world).alike),
 			"clusternode": worldCommand((*world).clusternode),
 			"row":         worldCommand((*world).row),
 			"broadcast":   worldCommand((*world).broadcast),
 			"replace":     worldCommand((*world).replace),
+			"setting":     worldCommand((*world).setting),
 			"noleak":      worldCommand((*world).noleak),
 			"mode":        worldCommand((*world).mode),
 			"imds":        worldCommand((*world).imds),
@@ -96,6 +120,9 @@ func TestScripts(t *testing.T) {
 			"restarts":    worldCommand((*world).restarts),
 			"viewers":     worldCommand((*world).viewers),
 			"asg":         worldCommand((*world).scaling),
+			"answers":     worldCommand((*world).answers),
+			"server":      worldCommand((*world).server),
+			"freeaddress": worldCommand((*world).freeAddress),
 		},
 	})
 }
@@ -110,8 +137,11 @@ type world struct {
 	users map[string]string
 	nodes map[string]string // name -> root
 	svcs  []amsctl.Config
-	taken map[string][]string // snapshots
+	taken map[string]taken
 }
+
+// taken is a snapshot, by bytes and by what the server reads.
+type taken struct{ bytes, meaning []string }
 
 func (w *world) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -152,7 +182,10 @@ func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
 		w.users = map[string]string{user: password}
 		o.Users = w.users
 	}
-	var err error
+	o, err := servers.Choose(o)
+	if err != nil {
+		return err
+	}
 	if w.mongo, err = mongod.Start(w.ctx, o); err != nil {
 		return err
 	}
@@ -192,7 +225,8 @@ func (w *world) fault(_ *testscript.TestScript, _ bool, args []string) error {
 // node NAME [variant=V] [version=R] [port=P] [apps=a,b] [hosts=yes] [-- flags of the stand-in]:
 // writes an installation below $WORK/NAME with a machine id, and a service
 // command for it. $NAME is the root, $NAME_SVC the command, $NAME_AMS the
-// installation. Its AMS runs on a free port of the loopback.
+// installation. Its AMS runs on a free port of the loopback, and saves the settings
+// of its applications at each start in cluster mode, as the real one does.
 func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	name := args[0]
 	root := ts.MkAbs(name)
@@ -239,7 +273,7 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	}
 	cfg := amsctl.Config{
 		State: ts.MkAbs(name + ".state"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--die-with", strconv.Itoa(os.Getpid())}, flags...),
+		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())}, flags...),
 	}
 	// No other test forks meanwhile: its child would hold the file open for writing, and it could not be run.
 	syscall.ForkLock.RLock()
@@ -272,6 +306,16 @@ func freePort() (string, error) {
 	return strconv.Itoa(n), err
 }
 
+// freeNumber is freePort for a tree.
+func freeNumber(t testing.TB) int {
+	t.Helper()
+	n, err := port.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // service NAME start|stop|status: what an operator does by hand.
 func (w *world) service(ts *testscript.TestScript, neg bool, args []string) error {
 	out, err := exec.Command(ts.Getenv(args[0]+"_SVC"), args[1]).CombinedOutput()
@@ -285,25 +329,75 @@ func (w *world) service(ts *testscript.TestScript, neg bool, args []string) erro
 // snapshot NAME: remembers every byte, mode and owner of the node's tree.
 // same NAME: fails where it is not as it was. What the agent keeps of its own
 // below /var/lib and /run is left out.
+// same NAME saved: the same, where the server has saved the settings of its
+// applications since: those are compared by what the server reads.
 func (w *world) snapshot(_ *testscript.TestScript, _ bool, args []string) error {
-	s, err := tree.Snapshot(w.nodes[args[0]], "var/lib", "var", "run")
+	s, err := w.take(args[0])
 	if w.taken == nil {
-		w.taken = map[string][]string{}
+		w.taken = map[string]taken{}
 	}
 	w.taken[args[0]] = s
 	return err
 }
 
+func (w *world) take(name string) (t taken, err error) {
+	own := []string{"var/lib", "var", "run"}
+	if t.bytes, err = tree.Snapshot(w.nodes[name], own...); err != nil {
+		return t, err
+	}
+	t.meaning, err = tree.SnapshotBy(w.nodes[name], meaning, own...)
+	return t, err
+}
+
+// meaning is what the server reads in an application's settings; other files stay as
+// they are.
+func meaning(path string, content []byte) ([]byte, error) {
+	// A link may lead to settings of another name.
+	if filepath.Ext(path) != ".properties" || filepath.Base(path) == "red5.properties" {
+		return content, nil
+	}
+	text, err := fakeams.OwnSettings(content)
+	return []byte(text), err
+}
+
+// alike DIR NAME: the installation of a node says the same to the server as the one
+// in DIR.
+func (w *world) alike(ts *testscript.TestScript, neg bool, args []string) error {
+	var sides [2][]string
+	for i, dir := range []string{ts.MkAbs(args[0]), filepath.Join(w.nodes[args[1]], "usr/local/antmedia")} {
+		for _, below := range []string{"conf", "webapps"} {
+			lines, err := tree.SnapshotBy(filepath.Join(dir, below), meaning)
+			if err != nil {
+				return err
+			}
+			for _, line := range lines {
+				content := strings.SplitN(line, " ", 3)[2] // cp changes modes and owners
+				if name := filepath.Base(content); !strings.HasPrefix(name, ".") && name != "instanceId" {
+					sides[i] = append(sides[i], below+" "+content)
+				}
+			}
+		}
+	}
+	a, b := strings.Join(sides[0], "\n"), strings.Join(sides[1], "\n")
+	if (a == b) == neg {
+		return fmt.Errorf("want alike %v\n--- %s\n%s\n--- %s\n%s", !neg, args[0], a, args[1], b)
+	}
+	return nil
+}
+
 func (w *world) same(_ *testscript.TestScript, neg bool, args []string) error {
-	now, err := tree.Snapshot(w.nodes[args[0]], "var/lib", "var", "run")
+	now, err := w.take(args[0])
 	if err != nil {
 		return err
 	}
-	was := w.taken[args[0]]
-	if was == nil {
+	was, ok := w.taken[args[0]]
+	if !ok {
 		return errors.New("no snapshot was taken")
 	}
-	a, b := strings.Join(was, "\n"), strings.Join(now, "\n")
+	a, b := strings.Join(was.bytes, "\n"), strings.Join(now.bytes, "\n")
+	if len(args) > 1 {
+		a, b = strings.Join(was.meaning, "\n"), strings.Join(now.meaning, "\n")
+	}
 	if (a == b) == neg {
 		return fmt.Errorf("the tree of %s: want changed %v\n--- was\n%s\n--- is\n%s", args[0], neg, a, b)
 	}
@@ -368,6 +462,21 @@ func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
 		return fmt.Errorf("row of %s: %+v", args[0], nodes)
 	}
 	return nil
+}
+
+// setting NAME APP KEY=VALUE: the server reads this value, however it is spelled.
+func (w *world) setting(_ *testscript.TestScript, neg bool, args []string) error {
+	name, app, want := args[0], args[1], args[2]
+	b, err := os.ReadFile(filepath.Join(w.nodes[name], "usr/local/antmedia/webapps", app, "WEB-INF/red5-web.properties"))
+	if err != nil {
+		return err
+	}
+	text, err := fakeams.OwnSettings(b)
+	key, value, _ := strings.Cut(want, "=")
+	if line := fmt.Sprintf("%s=%q\n", key, value); err == nil && strings.Contains("\n"+text, "\n"+line) == neg {
+		return fmt.Errorf("the settings of %s: want %v for %q in\n%s", app, !neg, want, text)
+	}
+	return err
 }
 
 // replace FILE OLD NEW: an operator edits a file.

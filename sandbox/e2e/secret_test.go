@@ -35,17 +35,13 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 	}
 	const password = "s3cret@&\\ w0rd"
 	dir := t.TempDir()
-	mongo, err := mongod.Start(t.Context(), mongod.Options{Dir: filepath.Join(dir, "mongo"), Users: map[string]string{"ams": password}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = mongo.Close() })
+	mongo := servers.Start(t, mongod.Options{Users: map[string]string{"ams": password}})
 	target, err := mongoLogin(mongo.Addr(), "ams", password)
 	if err != nil {
 		t.Fatal(err)
 	}
 	root := filepath.Join(dir, "root")
-	tr, err := tree.Write(root, tree.Options{Host: "node", HostResolves: true})
+	tr, err := tree.Write(root, tree.Options{Host: "node", HostResolves: true, HTTPPort: freeNumber(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +50,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 	}
 	svc := amsctl.Config{
 		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: []string{"--root", tr.Dir, "--period", "200ms", "--http-port", "-1"},
+		Args: []string{"--root", tr.Dir, "--period", "200ms"},
 	}
 	wrapper := filepath.Join(dir, "svc")
 	if err := svc.WriteWrapper(wrapper); err != nil {

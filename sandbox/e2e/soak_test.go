@@ -426,6 +426,9 @@ const (
 	moreThreads = 8
 	moreFDs     = 12
 	moreMemory  = 6 << 20
+	// usualMemory is what a daemon takes that has talked to MongoDB. One that could not
+	// until it was measured takes less, and has yet to grow to this.
+	usualMemory = 13 << 20
 	// A log says what changed: some lines for each blow, none for each beat.
 	logOfStart, logOfBlow = 4 << 10, 2 << 10
 )
@@ -457,7 +460,7 @@ func (s *soak) processes() {
 		if young {
 			continue
 		}
-		if u.Threads > base.Threads+moreThreads || u.FDs > base.FDs+moreFDs || u.RSS > base.RSS+moreMemory {
+		if u.Threads > base.Threads+moreThreads || u.FDs > base.FDs+moreFDs || u.RSS > max(base.RSS, usualMemory)+moreMemory {
 			s.problem("the agent of node %d has grown: %d threads, %d descriptors, %d KiB; settled it had %d, %d and %d",
 				i+1, u.Threads, u.FDs, u.RSS>>10, base.Threads, base.FDs, base.RSS>>10)
 		}

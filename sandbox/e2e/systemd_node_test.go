@@ -139,11 +139,7 @@ func nodeAgent(t *testing.T) string {
 
 func nodeCopy(t *testing.T, from, to string) {
 	t.Helper()
-	b, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, b, 0o755)
-	}
-	if err != nil {
+	if err := copyProgram(from, to); err != nil {
 		t.Fatal(err)
 	}
 }

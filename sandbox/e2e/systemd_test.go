@@ -77,6 +77,13 @@ func (n *bootedNode) joined(t *testing.T, when string) {
 	n.agent(t, 0, "status", "--strict").says(t, "active: in the cluster as "+nodeAddress)
 }
 
+// serves waits until nothing disagrees: the applications serve some time after the server has written its document. A join
+// waits for them, a start by hand does not.
+func (n *bootedNode) serves(t *testing.T) {
+	t.Helper()
+	n.until(t, "applications that serve", func() bool { return n.run(t, "amsagent", "status", "--strict").code == 0 })
+}
+
 // userData is what an instance runs at its first boot, from cloud-init: no
 // terminal, and standard input closed.
 func (n *bootedNode) userData(t *testing.T) nodeRun {
@@ -156,6 +163,7 @@ func (n *bootedNode) story(t *testing.T) {
 			nodes := n.clusternode(t)
 			return len(nodes) == 1 && time.UnixMilli(nodes[0].Updated).After(begin) && n.mode(t) == "cluster"
 		})
+		n.serves(t)
 		if u := n.show(t); u["InvocationID"] == joined["InvocationID"] {
 			t.Error("systemd has not restarted it")
 		}
@@ -544,8 +552,8 @@ func (n *bootedNode) killed(t *testing.T) {
 func (n *bootedNode) mongoAway(t *testing.T) {
 	n.reset(t)
 	n.agent(t, 0, "join", "--mongo", nodeMongo)
-	n.sh(t, "systemctl kill -s STOP mongo")
-	resume := func() { n.sh(t, "systemctl kill -s CONT mongo") }
+	n.sh(t, "kill -STOP $(systemctl show -p MainPID --value mongo)")
+	resume := func() { n.sh(t, "kill -CONT $(systemctl show -p MainPID --value mongo)") }
 	defer resume()
 	r := n.agent(t, 1, "leave")
 	t.Logf("leave without a database: %s", r)

@@ -31,20 +31,16 @@ type single struct {
 func newSingle(t *testing.T, address string) *single {
 	t.Helper()
 	dir := t.TempDir()
-	mongo, err := mongod.Start(t.Context(), mongod.Options{Dir: filepath.Join(dir, "mongo")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = mongo.Close() })
+	mongo := servers.Start(t, mongod.Options{})
 	s := &single{root: filepath.Join(dir, "root"), log: filepath.Join(dir, "svc.log")}
-	tr, err := tree.Write(s.root, tree.Options{Host: "node", HostResolves: true})
+	tr, err := tree.Write(s.root, tree.Options{Host: "node", HostResolves: true, HTTPPort: freeNumber(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.ams = tr.Dir
 	s.svc = amsctl.Config{
 		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: []string{"--root", tr.Dir, "--period", "200ms", "--http-port", "-1"},
+		Args: []string{"--root", tr.Dir, "--period", "200ms", "--save-at-start"},
 	}
 	wrapper := filepath.Join(dir, "svc")
 	if err := s.svc.WriteWrapper(wrapper); err != nil {
@@ -82,9 +78,10 @@ func (s *single) run(command string, more ...string) (string, int) {
 	return err.Error(), -1
 }
 
+// snapshot is the machine by what its server reads: it saves its settings at each start.
 func (s *single) snapshot(t *testing.T) string {
 	t.Helper()
-	lines, err := tree.Snapshot(s.root, "var/lib", "var", "run")
+	lines, err := tree.SnapshotBy(s.root, meaning, "var/lib", "var", "run")
 	if err != nil {
 		t.Fatal(err)
 	}

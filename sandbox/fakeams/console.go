@@ -17,9 +17,9 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 )
 
-// console answers the calls that need a login. The stand-in has no users, so a
+// panel answers the calls that need a login. The stand-in has no users, so a
 // token that the server's own secret has signed is the only way in.
-func (s *Server) console(w http.ResponseWriter, r *http.Request) {
+func (s *Server) panel(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case s.State() != Up:
 		http.Error(w, "Not allowed IP", http.StatusForbidden)
@@ -93,18 +93,27 @@ func (s *Server) systemResources() map[string]any {
 	_ = unix.Sysinfo(&si) // zeros are as good
 	unit := uint64(si.Unit)
 	live := len(s.Streams())
+	webrtc := 0
+	if s.o.Community {
+		// Without WebRTC each application counts minus one.
+		for _, a := range s.in.apps {
+			if a.name != console {
+				webrtc--
+			}
+		}
+	}
 	return map[string]any{
 		"instanceId":       strings.TrimSuffix(s.nodeID, s.address),
 		"cpuUsage":         map[string]any{"processCPUTime": 1000000, "systemCPULoad": 4, "processCPULoad": 2},
 		"jvmMemoryUsage":   map[string]any{"maxMemory": 1 << 30, "totalMemory": 1 << 28, "freeMemory": 1 << 27, "inUseMemory": 1 << 27},
 		"systemInfo":       map[string]any{"osName": "Linux", "osArch": "amd64", "javaVersion": "17", "processorCount": 1},
 		"systemMemoryInfo": map[string]any{"totalMemory": si.Totalram * unit, "freeMemory": si.Freeram * unit},
-		"softwareVersion":  map[string]any{"versionName": s.in.version, "versionType": "Enterprise Edition", "buildNumber": s.in.build},
+		"softwareVersion":  map[string]any{"versionName": s.in.version, "versionType": s.edition(), "buildNumber": s.in.build},
 		"gpuUsageInfo":     []any{},
 
 		"totalLiveStreamSize":    live,
 		"localLiveStreams":       live,
-		"localWebRTCLiveStreams": 0,
+		"localWebRTCLiveStreams": webrtc,
 		"localWebRTCViewers":     s.viewersOf(WebRTC),
 		"localHLSViewers":        s.viewersOf(HLS),
 		"localDASHViewers":       s.viewersOf(DASH),

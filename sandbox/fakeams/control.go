@@ -21,8 +21,10 @@ type status struct {
 	NodeID  string            `json:"node_id"`
 	Beats   int               `json:"beats"`
 	Apps    map[string]string `json:"apps"` // "ok", or why it did not start
-	Streams []Stream          `json:"streams"`
-	Viewers []Viewers         `json:"viewers"` // besides those of Streams
+	// Applications are where each application is in its start.
+	Applications map[string]AppState `json:"applications"`
+	Streams      []Stream            `json:"streams"`
+	Viewers      []Viewers           `json:"viewers"` // besides those of Streams
 }
 
 // controlHandler is the control port:
@@ -30,6 +32,11 @@ type status struct {
 //	GET    /state
 //	GET    /stats      sessions served, live, left and cut
 //	POST   /behaviour  ?silent=true liveness=500 statistics=500 clock_skew_ms=N slow_stop_ms=N
+//	                   hang=true applications=500 app_jwt=true app_ip_filter=true play_token=true
+//	POST   /application ?app=LiveApp&serving=false
+//	PUT    /application ?app=new: the panel creates it
+//	DELETE /application ?app=new
+//	POST   /settings   ?app=LiveApp&KEY=VALUE: the panel changes settings
 //	POST   /stream     ?app=LiveApp&id=s1 and, for viewers, webrtc=N hls=N dash=N rtmp=N;
 //	                   announced=true: it ends as finished
 //	DELETE /stream     ?app=LiveApp&id=s1
@@ -76,6 +83,7 @@ func (s *Server) controlHandler() http.Handler {
 			s.answer(w, err)
 		})
 	}
+	s.applicationControls(mux)
 	mux.HandleFunc("POST /crash", func(w http.ResponseWriter, _ *http.Request) {
 		s.Crash()
 		control.JSON(w, s.status())
@@ -84,6 +92,33 @@ func (s *Server) controlHandler() http.Handler {
 		s.answer(w, s.Stop(context.WithoutCancel(r.Context())))
 	})
 	return mux
+}
+
+func (s *Server) applicationControls(mux *http.ServeMux) {
+	mux.HandleFunc("POST /application", func(w http.ResponseWriter, r *http.Request) {
+		var name string
+		var serving bool
+		err := control.Decode(r.URL.Query(), map[string]any{"app": &name, "serving": &serving})
+		if err == nil {
+			err = s.SetServing(name, serving)
+		}
+		s.answer(w, err)
+	})
+	mux.HandleFunc("PUT /application", func(w http.ResponseWriter, r *http.Request) {
+		s.answer(w, s.CreateApplication(r.Context(), r.URL.Query().Get("app")))
+	})
+	mux.HandleFunc("DELETE /application", func(w http.ResponseWriter, r *http.Request) {
+		s.answer(w, s.DeleteApplication(r.URL.Query().Get("app")))
+	})
+	mux.HandleFunc("POST /settings", func(w http.ResponseWriter, r *http.Request) {
+		change := map[string]string{}
+		for key, values := range r.URL.Query() {
+			if key != "app" {
+				change[key] = values[len(values)-1]
+			}
+		}
+		s.answer(w, s.SaveSettings(r.Context(), r.URL.Query().Get("app"), change))
+	})
 }
 
 func (s *Server) answer(w http.ResponseWriter, err error) {
@@ -97,13 +132,13 @@ func (s *Server) answer(w http.ResponseWriter, err error) {
 func (s *Server) status() status {
 	st := status{
 		Mode: s.Mode(), Release: s.Release(), Address: s.address, NodeID: s.nodeID,
-		Apps: map[string]string{}, Streams: s.Streams(), Viewers: s.Audience(),
+		Apps: map[string]string{}, Applications: map[string]AppState{}, Streams: s.Streams(), Viewers: s.Audience(),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.State, st.Beats = s.state, s.beats
 	for name, a := range s.apps {
-		st.Apps[name] = "ok"
+		st.Apps[name], st.Applications[name] = "ok", a.state
 		if a.err != nil {
 			st.Apps[name] = a.err.Error()
 		}
@@ -115,6 +150,8 @@ func (b *Behaviour) apply(q url.Values) error {
 	return control.Decode(q, map[string]any{
 		"silent": &b.Silent, "liveness": &b.Liveness, "statistics": &b.Statistics,
 		"clock_skew_ms": &b.ClockSkew, "slow_stop_ms": &b.SlowStop,
+		"hang": &b.Hang, "applications": &b.Applications,
+		"app_jwt": &b.AppJWT, "app_ip_filter": &b.AppIPFilter, "play_token": &b.PlayToken,
 	})
 }
 

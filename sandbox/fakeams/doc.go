@@ -9,13 +9,28 @@
 // and answers /rest/v2/liveness and, to who holds the server token,
 // /rest/v2/system-resources.
 //
+// Its start has the three moments of the real one's, far apart there: the HTTP port
+// opens, and liveness is 500, 403 and 200; the server registers itself; then its
+// applications come up one by one, each answering 403 "Application is getting
+// initialized" (500 while its context is made) until it serves, LiveApp last. In
+// cluster mode the real server saves each application's settings meanwhile, in place
+// and in java.util.Properties' way, and so does this one with [Options.SaveAtStart].
+//
 // Publishers and viewers come and go as they are told to. A stop or a crash cuts
 // those who are there, as the server's does, and [Stats] counts them: a drain that
 // did its work has cut none.
 //
 // It never streams anything, and it writes into the installation only when asked
-// to ([Options.Litter]). What the cluster part of the server does is known from its
+// to ([Options.Litter], [Options.SaveAtStart], the control port). What the cluster part of the server does is known from its
 // interfaces and its traces only; where those are silent, so is the stand-in.
+//
+// Never compared with the real server, for want of the Enterprise Edition: what its
+// cluster part sends and stores beside clusternode (settings of applications in
+// clusterdb, the order in which it registers and starts), its WebRTC counts, edges that
+// fetch streams from origins. Compared and left out: the real port is open for seconds
+// before anything is answered; an application that has no database yet is not refused
+// here but answers 403 like one that is being initialized; publishers are never refused
+// for want of CPU or memory.
 //
 // [Behaviour] makes it misbehave. The API is not stable.
 package fakeams

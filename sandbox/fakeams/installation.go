@@ -114,6 +114,7 @@ func readInstallation(root, version string) (*installation, error) {
 			},
 		})
 	}
+	slices.SortFunc(in.apps, startOrder)
 	return in, nil
 }
 

@@ -47,6 +47,19 @@ type Options struct {
 	// Litter writes into the installation what the server writes: instance id,
 	// markers of a clean stop, local databases.
 	Litter bool
+	// Opening is how long after its HTTP port began to answer liveness is 500;
+	// default: not at all. After that it is 403 for [Behaviour.SlowStart].
+	Opening time.Duration
+	// AppStart is how long each application takes for its start, one after the
+	// other, LiveApp last, after the server has registered itself; default 20 ms.
+	AppStart time.Duration
+	// SaveAtStart lets each application but the console save its settings in the
+	// course of its start, as the server does in cluster mode; SavePause is the time
+	// between the first and the second half of the file.
+	SaveAtStart bool
+	SavePause   time.Duration
+	// Community is the Community Edition where that is seen from outside.
+	Community bool
 	// Behaviour is how it misbehaves.
 	Behaviour Behaviour
 	// Log gets one line for every step; default none. No password is in it.
@@ -75,6 +88,14 @@ type Behaviour struct {
 	// Statistics, when not 0, is the status of every answer to who asks for them with
 	// the right token.
 	Statistics int
+	// Hang answers nothing and sends no heartbeat, as a process that SIGSTOP has
+	// stopped.
+	Hang bool
+	// Applications, when not 0, is the status of every answer of an application.
+	Applications int
+	// AppJWT lets an application's REST calls in with a token only, AppIPFilter none
+	// of them, PlayToken its players with a token only.
+	AppJWT, AppIPFilter, PlayToken bool
 	// SlowStop is how long a stop takes, before anything else in it.
 	SlowStop time.Duration
 	// ClockSkew is added to this machine's clock.
@@ -97,6 +118,11 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.Stats, "stats", o.Stats, "keep the count of sessions, served and cut, in this `file`")
 	fs.StringVar(&o.HostsFile, "hosts-file", o.HostsFile, "answer 500 unless this `file` names the host")
 	fs.BoolVar(&o.Litter, "litter", o.Litter, "write into the installation what the server writes")
+	fs.DurationVar(&o.Opening, "opening", o.Opening, "answer liveness with 500 for so long, before 403")
+	fs.DurationVar(&o.AppStart, "app-start", o.AppStart, "how long each application takes for its start (default 20ms)")
+	fs.BoolVar(&o.SaveAtStart, "save-at-start", o.SaveAtStart, "in cluster mode, save each application's settings at its start")
+	fs.DurationVar(&o.SavePause, "save-pause", o.SavePause, "how long a file of settings is half written")
+	fs.BoolVar(&o.Community, "community", o.Community, "be the Community Edition where that is seen")
 	b := &o.Behaviour
 	fs.StringVar(&b.OnlyIn, "only-in", b.OnlyIn, "misbehave only in this `mode`: cluster or standalone")
 	fs.DurationVar(&b.SlowStart, "slow-start", b.SlowStart, "answer 403 for so long")
@@ -107,6 +133,11 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.BoolVar(&b.Silent, "silent", b.Silent, "send no heartbeat")
 	fs.IntVar(&b.Liveness, "liveness", b.Liveness, "answer liveness with this `status`")
 	fs.IntVar(&b.Statistics, "statistics", b.Statistics, "answer system-resources with this `status`")
+	fs.BoolVar(&b.Hang, "hang", b.Hang, "answer nothing and send no heartbeat")
+	fs.IntVar(&b.Applications, "applications", b.Applications, "answer every call to an application with this `status`")
+	fs.BoolVar(&b.AppJWT, "app-jwt", b.AppJWT, "refuse REST calls of applications for want of a token")
+	fs.BoolVar(&b.AppIPFilter, "app-ip-filter", b.AppIPFilter, "refuse REST calls of applications for their address")
+	fs.BoolVar(&b.PlayToken, "play-token", b.PlayToken, "refuse players for want of a token")
 	fs.DurationVar(&b.SlowStop, "slow-stop", b.SlowStop, "take so long to stop")
 	fs.DurationVar(&b.ClockSkew, "clock-skew", b.ClockSkew, "be so far ahead of the clock")
 }

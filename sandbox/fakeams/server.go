@@ -50,11 +50,13 @@ type Server struct {
 	http    *control.Server
 	control *control.Server
 
-	ready  chan struct{} // closed when up
-	done   chan struct{} // closed at the end
-	cancel context.CancelFunc
-	loops  sync.WaitGroup
-	end    sync.Once
+	ready   chan struct{} // closed when up
+	serving chan struct{} // closed when every application serves, or never will
+	done    chan struct{} // closed at the end
+	cancel  context.CancelFunc
+	loops   sync.WaitGroup
+	end     sync.Once
+	saving  sync.Mutex // of an application's settings
 
 	mu      sync.Mutex
 	state   State
@@ -76,6 +78,7 @@ type Server struct {
 
 type appRuntime struct {
 	app
+	state  AppState
 	client *mongo.Client // nil: local database
 	err    error         // why it did not start
 }
@@ -94,6 +97,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	o.Period = cmp.Or(o.Period, 5*time.Second)
 	o.MongoTimeout = cmp.Or(o.MongoTimeout, 30*time.Second)
 	o.StreamWait = cmp.Or(o.StreamWait, 5500*time.Millisecond)
+	o.AppStart = cmp.Or(o.AppStart, defaultAppStart)
 	switch o.Behaviour.OnlyIn {
 	case "", "cluster", "standalone":
 	default:
@@ -106,14 +110,14 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s := &Server{
 		o: o, in: in, log: o.Log,
-		ready: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan struct{}), serving: make(chan struct{}), done: make(chan struct{}),
 		state: Starting, b: o.Behaviour,
 		apps: map[string]*appRuntime{}, clients: map[string]*mongo.Client{}, streams: map[[2]string]Stream{},
 		started: time.Now(), viewers: map[audience]int{}, watching: map[*watcher]struct{}{},
 	}
 	s.writeStats()
 	for _, a := range in.apps {
-		s.apps[a.name] = &appRuntime{app: a}
+		s.apps[a.name] = &appRuntime{app: a, state: AppWaiting}
 	}
 	if only := o.Behaviour.OnlyIn; only != "" && only != s.Mode() {
 		s.b = Behaviour{}
@@ -182,7 +186,7 @@ func (s *Server) run(ctx context.Context) {
 		})
 	}
 	s.startApps(ctx)
-	if b.NeverUp || !wait(ctx, b.SlowStart) {
+	if b.NeverUp || !wait(ctx, s.o.Opening) || !wait(ctx, b.SlowStart) {
 		<-ctx.Done()
 		return
 	}
@@ -191,10 +195,10 @@ func (s *Server) run(ctx context.Context) {
 		s.mu.Unlock()
 		return
 	}
-	if console := s.apps["root"]; console != nil && console.err != nil {
+	if c := s.apps[console]; c != nil && c.err != nil {
 		// liveness is behind a filter that lets nobody in without the console.
 		s.mu.Unlock()
-		s.log.Error("the console did not start", "err", console.err)
+		s.log.Error("the console did not start", "err", c.err)
 		<-ctx.Done()
 		return
 	}
@@ -220,6 +224,7 @@ func (s *Server) run(ctx context.Context) {
 		if first {
 			first = false
 			close(s.ready)
+			s.loops.Go(func() { s.serveApps(ctx) })
 		}
 		if !wait(ctx, s.o.Period) {
 			return
@@ -228,6 +233,9 @@ func (s *Server) run(ctx context.Context) {
 }
 
 func (s *Server) tick(ctx context.Context) error {
+	if s.behaviour().Hang {
+		return nil
+	}
 	if s.cluster != nil && !s.behaviour().Silent {
 		if err := s.beat(ctx); err != nil {
 			return err
@@ -305,7 +313,13 @@ func (s *Server) startApp(ctx context.Context, a app) (*mongo.Client, error) {
 		if a.name == "root" {
 			return c, nil
 		}
-		if err := prepare(ctx, c, a.db.name); err != nil {
+		err := prepare(ctx, c, a.db.name)
+		if mongo.IsNetworkError(err) {
+			// One connection that was cut. A database that is away fails again, and leaves
+			// the application broken until the next start.
+			err = prepare(ctx, c, a.db.name)
+		}
+		if err != nil {
 			return nil, err
 		}
 		return c, nil
@@ -443,7 +457,7 @@ func (s *Server) behaviour() Behaviour {
 }
 
 // SetBehaviour changes what can change while it runs: Silent, Liveness, Statistics,
-// SlowStop and ClockSkew.
+// SlowStop, ClockSkew, and what is said of applications.
 func (s *Server) SetBehaviour(change func(*Behaviour)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -453,7 +467,7 @@ func (s *Server) SetBehaviour(change func(*Behaviour)) {
 func (s *Server) now() time.Time { return time.Now().Add(s.behaviour().ClockSkew) }
 
 // Ready is closed when liveness answers 200 and, in cluster mode, the first
-// heartbeat was tried.
+// heartbeat was tried. No application serves then; see [Server.Serving].
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Done is closed when the server has ended.
@@ -514,24 +528,9 @@ func (s *Server) Streams() []Stream {
 func (s *Server) httpHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /rest/v2/liveness", s.liveness)
-	mux.HandleFunc("GET /rest/v2/", s.console)
-	mux.HandleFunc("GET /{app}/play/{stream}", s.play)
-	mux.HandleFunc("GET /{app}/rest/v2/version", func(w http.ResponseWriter, r *http.Request) {
-		rt, ok := s.app(r.PathValue("app"))
-		up := s.State() == Up && ok && rt.err == nil
-		host, _, _ := net.SplitHostPort(r.RemoteAddr)
-		switch {
-		case !ok:
-			http.NotFound(w, r)
-		case !up || !net.ParseIP(host).IsLoopback():
-			http.Error(w, "Not allowed IP", http.StatusForbidden)
-		default:
-			control.JSON(w, map[string]string{
-				"versionName": s.in.version, "versionType": "Enterprise Edition", "buildNumber": s.in.build,
-			})
-		}
-	})
-	return mux
+	mux.HandleFunc("GET /rest/v2/", s.panel)
+	s.appRoutes(mux)
+	return s.hanging(mux)
 }
 
 func (s *Server) liveness(w http.ResponseWriter, r *http.Request) {
@@ -541,6 +540,10 @@ func (s *Server) liveness(w http.ResponseWriter, r *http.Request) {
 	}
 	if status := s.behaviour().Liveness; status != 0 {
 		http.Error(w, http.StatusText(status), status)
+		return
+	}
+	if opening := s.started.Add(s.o.Opening); time.Now().Before(opening) {
+		tomcat(w, http.StatusInternalServerError, "") // the console's context is being made
 		return
 	}
 	if s.State() != Up {

@@ -25,18 +25,18 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
+var servers mongotest.Servers
+
+func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+
 func mongo1(t *testing.T, o mongod.Options) *mongod.Server {
 	t.Helper()
-	m, err := mongod.Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.Close() })
-	return m
+	return servers.Start(t, o)
 }
 
 func database(t *testing.T, uri, name string) *mongo.Database {
@@ -369,7 +369,7 @@ func TestApplications(t *testing.T) {
 	o := quick(tr)
 	o.Control = "127.0.0.1:0"
 	s := start(t, o)
-	await(t, "ready", s.Ready())
+	await(t, "all to serve", s.Serving())
 	names, err := database(t, m.URI(), "liveapp").ListCollectionNames(t.Context(), bson.M{"name": "broadcast"})
 	if err != nil || len(names) != 1 {
 		t.Errorf("collections of liveapp: %v, %v", names, err)

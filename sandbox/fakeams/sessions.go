@@ -217,6 +217,9 @@ func (s *Server) AddViewers(ctx context.Context, v Viewers) error {
 	case s.State() != Up:
 		return errors.New("viewers: the server is not up")
 	}
+	if err := s.awaitServing(ctx, v.App); err != nil {
+		return err
+	}
 	if v.Connect {
 		for range v.N {
 			if err := s.watch(ctx, v); err != nil {
@@ -230,6 +233,29 @@ func (s *Server) AddViewers(ctx context.Context, v Viewers) error {
 	}
 	return s.countViewers(ctx, rt, v.Stream, v.Kind, v.N)
 }
+
+// awaitServing waits for an application that is still in its start: a viewer who
+// is refused tries again.
+func (s *Server) awaitServing(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, servingWait+time.Duration(len(s.in.apps))*s.o.AppStart)
+	defer cancel()
+	for {
+		rt, ok := s.app(name)
+		switch {
+		case !ok:
+			return fmt.Errorf("viewers: no application %q", name)
+		case rt.state == AppServing:
+			return nil
+		case s.State() != Up:
+			return errors.New("viewers: the server is not up")
+		case !wait(ctx, 5*time.Millisecond):
+			return fmt.Errorf("viewers: application %q does not serve, it is %s", name, rt.state)
+		}
+	}
+}
+
+// servingWait is how long viewers try.
+const servingWait = time.Second
 
 // RemoveViewers lets viewers go, all of that kind if n is 0: first those without a
 // connection.
@@ -298,18 +324,10 @@ type watcher struct {
 
 // play serves a viewer that came over the network: GET /APP/play/STREAM?kind=hls
 // is a stream of nothing until one side hangs up. The path is the stand-in's own.
-func (s *Server) play(w http.ResponseWriter, r *http.Request) {
-	v := Viewers{App: r.PathValue("app"), Stream: r.PathValue("stream"), Kind: ViewerKind(r.URL.Query().Get("kind"))}
-	rt, ok := s.app(v.App)
-	switch err := v.check(); {
-	case !ok:
-		http.NotFound(w, r)
-		return
-	case err != nil:
+func (s *Server) play(w http.ResponseWriter, r *http.Request, rt appRuntime) {
+	v := Viewers{App: rt.name, Stream: r.PathValue("stream"), Kind: ViewerKind(r.URL.Query().Get("kind"))}
+	if err := v.check(); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	case s.State() != Up || rt.err != nil:
-		http.Error(w, "Not allowed", http.StatusForbidden)
 		return
 	}
 	conn, rw, err := http.NewResponseController(w).Hijack()

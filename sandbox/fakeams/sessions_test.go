@@ -283,7 +283,7 @@ func TestViewersWithConnections(t *testing.T) {
 	o := quick(tr)
 	o.Stats = filepath.Join(t.TempDir(), "stats.json")
 	s := start(t, o)
-	await(t, "ready", s.Ready())
+	await(t, "all to serve", s.Serving())
 	v := fakeams.Viewers{App: "My App", Stream: "a b", Kind: fakeams.HLS, N: 4, Connect: true, From: "127.0.0.9"}
 	if err := s.AddViewers(t.Context(), v); err != nil {
 		t.Fatal(err)

@@ -47,7 +47,12 @@ func (s *Server) connect(ctx context.Context, uri string) (*mongo.Client, error)
 	// A ping needs no authentication; reading the list of databases does.
 	ctx, cancel := context.WithTimeout(ctx, s.o.MongoTimeout+time.Second)
 	defer cancel()
-	if _, err := c.ListDatabaseNames(ctx, bson.M{}, options.ListDatabases().SetAuthorizedDatabases(true)); err != nil {
+	_, err = c.ListDatabaseNames(ctx, bson.M{}, options.ListDatabases().SetAuthorizedDatabases(true))
+	const badValue = 2
+	if refused, ok := errors.AsType[mongo.CommandError](err); ok && refused.Code == badValue {
+		_, err = c.ListDatabaseNames(ctx, bson.M{}) // FerretDB 2 does not know that option
+	}
+	if err != nil {
 		_ = c.Disconnect(context.WithoutCancel(ctx))
 		return nil, err
 	}

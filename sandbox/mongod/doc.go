@@ -14,6 +14,11 @@
 // those. Its authentication is a fake (see [Options.Users]): embedded FerretDB
 // has none, so the proxy plays the server's half of SCRAM-SHA-256 itself.
 //
+// With [Options.Binary] a real mongod serves behind the same proxy, with the same
+// faults, and all of this is there: see package realmongo, which has the sets of
+// three, too. With [Options.Backend] it is a server that runs already. Most tests
+// let package mongotest choose.
+//
 // It runs on Linux, listens on loopback unless told otherwise, and its API is
 // not stable.
 package mongod

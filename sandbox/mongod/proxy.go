@@ -17,16 +17,18 @@ import (
 	"go.mongodb.org/mongo-driver/v2/x/bsonx/bsoncore"
 )
 
-// proxy stands between the clients and FerretDB. Each client connection has a
-// backend connection of its own, because FerretDB keeps state per connection; the
-// order between commands is made by one lock.
+// proxy stands between the clients and FerretDB, or a real mongod. Each client
+// connection has a backend connection of its own, because the backend keeps state
+// per connection; the order between FerretDB's commands is made by one lock.
 type proxy struct {
-	dial   func(context.Context) (net.Conn, error)
-	faults *Faults
-	auth   *authenticator // nil: no authentication
-	hello  func(bsoncore.Document) bsoncore.Document
-	log    *slog.Logger
-	stats  *recorder
+	network string // the backend's: unix or tcp
+	backend string // its address
+	serial  bool   // one command at a time
+	faults  *Faults
+	auth    *authenticator // nil: no authentication
+	hello   func(bsoncore.Document) bsoncore.Document
+	log     *slog.Logger
+	stats   *recorder
 
 	// turn is held while FerretDB works on one command, and only then: neither a
 	// slow client nor a fault holds up the others.
@@ -149,7 +151,7 @@ var (
 )
 
 func (p *proxy) serve(ctx context.Context, c *clientConn) error {
-	backend, err := p.dial(ctx)
+	backend, err := (&net.Dialer{}).DialContext(ctx, p.network, p.backend)
 	if err != nil {
 		return fmt.Errorf("connecting to the backend: %w", err)
 	}
@@ -273,7 +275,7 @@ func (p *proxy) execute(ctx context.Context, c *clientConn, req request, raw []b
 		}
 	}
 
-	if !unserialised(req.command) {
+	if p.serial && !unserialised(req.command) {
 		p.turn.Lock()
 		defer p.turn.Unlock()
 		p.stats.concurrent(p.inFlight.Add(1))
@@ -284,6 +286,9 @@ func (p *proxy) execute(ctx context.Context, c *clientConn, req request, raw []b
 	}
 	if _, err := backend.Write(raw); err != nil {
 		return nil, fmt.Errorf("passing a request on: %w", err)
+	}
+	if req.moreToCome && !p.serial {
+		return nil, nil // a real mongod answers no unacknowledged write
 	}
 	var replies [][]byte
 	for {

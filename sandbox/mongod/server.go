@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
 // Options says how to start. The zero value is a healthy server on a free port of
@@ -49,6 +50,15 @@ type Options struct {
 	// ReplicaSet makes hello claim to be the one member, and primary, of a replica
 	// set of this name, so that a connection string with replicaSet= works.
 	ReplicaSet string
+	// Binary is a real mongod (realmongo.Require) that serves in place of FerretDB,
+	// behind the same proxy and with the same faults. Its commands run side by side,
+	// Users are real users that may do everything, with the mechanisms that mongod
+	// has, and ReplicaSet, which must be "rs0" then, is a real set of one.
+	Binary string
+	// Backend is a server without users that runs already and serves in place of
+	// FerretDB: unix:PATH or HOST:PORT. Close leaves it alone. Users and ReplicaSet
+	// are played by the proxy, as with FerretDB.
+	Backend string
 	// Log gets the proxy's own lines and FerretDB's warnings; default none.
 	Log *slog.Logger
 }
@@ -64,8 +74,10 @@ type Server struct {
 
 	cancel  context.CancelFunc
 	backend chan struct{} // closed when FerretDB has ended
-	guard   int           // file descriptor, see bindGuard
+	real    *realmongo.Set
+	guard   int // file descriptor, see bindGuard
 	tmp     string
+	sockets string // the folder of a real mongod's socket
 
 	mu     sync.Mutex // protects ln and ended
 	ln     net.Listener
@@ -109,34 +121,26 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	} else if err = os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of the data: %w", err)
 	}
-	socket, err := s.startBackend(ctx, dir, o.Log)
-	if err != nil {
-		return nil, err
-	}
-
 	s.proxy = &proxy{
-		dial: func(ctx context.Context) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
 		log:   o.Log,
 		stats: &recorder{},
 		conns: map[*clientConn]struct{}{},
 	}
 	s.faults = newFaults(s.apply)
 	s.proxy.faults = s.faults
-	if o.Users != nil {
-		if s.proxy.auth, err = newAuthenticator(o.Users, o.AuthDB); err != nil {
-			return nil, err
-		}
-	}
-
 	if s.guard, s.addr, err = bindGuard(o.Listen); err != nil {
 		return nil, err
 	}
-	if o.ReplicaSet != "" {
-		s.proxy.hello = replicaSetHello(o.ReplicaSet, s.addr)
+	serve := s.serveFerret
+	switch {
+	case o.Binary != "" && o.Backend != "":
+		return nil, errors.New("a server of its own and one that runs already cannot both be the backend")
+	case o.Binary != "":
+		serve = s.serveReal
+	case o.Backend != "":
+		serve = s.serveBackend
 	}
-	if err = s.listen(); err != nil {
+	if err := serve(ctx, dir, o); err != nil {
 		return nil, err
 	}
 	if o.Control != "" {
@@ -146,6 +150,71 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	context.AfterFunc(ctx, func() { _ = s.Close() })
 	return s, nil
+}
+
+// serveFerret begins to listen, with FerretDB behind the proxy.
+func (s *Server) serveFerret(ctx context.Context, dir string, o Options) error {
+	socket, err := s.startBackend(ctx, dir, o.Log)
+	if err != nil {
+		return err
+	}
+	s.proxy.network, s.proxy.backend = "unix", socket
+	s.proxy.serial = true
+	return s.pretend(o)
+}
+
+// serveBackend begins to listen, with a server behind the proxy that runs already.
+func (s *Server) serveBackend(_ context.Context, _ string, o Options) error {
+	s.proxy.network, s.proxy.backend = "tcp", o.Backend
+	if path, ok := strings.CutPrefix(o.Backend, "unix:"); ok {
+		s.proxy.network, s.proxy.backend = "unix", path
+	}
+	return s.pretend(o)
+}
+
+// pretend begins to listen, with the users and the set that the backend does not have.
+func (s *Server) pretend(o Options) (err error) {
+	if o.Users != nil {
+		if s.proxy.auth, err = newAuthenticator(o.Users, o.AuthDB); err != nil {
+			return err
+		}
+	}
+	s.proxy.hello = pollingHello
+	if o.ReplicaSet != "" {
+		claim := replicaSetHello(o.ReplicaSet, s.addr)
+		s.proxy.hello = func(doc bsoncore.Document) bsoncore.Document { return claim(pollingHello(doc)) }
+	}
+	return s.listen()
+}
+
+// serveReal begins to listen, with a real mongod behind the proxy. The proxy listens
+// first: the one member of a set looks for itself under the proxy's address.
+func (s *Server) serveReal(ctx context.Context, dir string, o Options) error {
+	if o.ReplicaSet != "" && o.ReplicaSet != realmongo.SetName {
+		return fmt.Errorf("a real replica set is called %s, not %q", realmongo.SetName, o.ReplicaSet)
+	}
+	if o.AuthDB != "admin" {
+		return fmt.Errorf("the users of a real mongod belong to the database admin, not to %q", o.AuthDB)
+	}
+	// The path of a Unix socket has room for 107 bytes.
+	sockets, err := os.MkdirTemp("", "mongod-")
+	if err != nil {
+		return fmt.Errorf("making a folder for the socket: %w", err)
+	}
+	s.sockets = sockets
+	s.proxy.network, s.proxy.backend = "unix", filepath.Join(sockets, "m.sock")
+	s.proxy.hello = pollingHello
+	if err := s.listen(); err != nil {
+		return err
+	}
+	members := 0
+	if o.ReplicaSet != "" {
+		members = 1
+	}
+	s.real, err = realmongo.Start(ctx, realmongo.Options{
+		Binary: o.Binary, Dir: dir, Members: members, Users: o.Users, Socket: s.proxy.backend, Advertise: s.addr,
+	})
+	return err
 }
 
 // startBackend runs FerretDB on an abstract Unix socket: no second TCP port that
@@ -334,13 +403,35 @@ func (s *Server) close() error {
 		s.cancel()
 		<-s.backend
 	}
+	if s.real != nil {
+		err = errors.Join(err, s.real.Close())
+	}
 	if s.guard >= 0 {
 		_ = unix.Close(s.guard)
+	}
+	if s.sockets != "" {
+		err = errors.Join(err, os.RemoveAll(s.sockets))
 	}
 	if s.tmp != "" {
 		err = errors.Join(err, os.RemoveAll(s.tmp))
 	}
 	return err
+}
+
+// pollingHello takes out what makes a driver ask for a stream of hello replies: in
+// a stream no fault would find a command to strike.
+func pollingHello(doc bsoncore.Document) bsoncore.Document {
+	elements, err := doc.Elements()
+	if err != nil {
+		return doc
+	}
+	b := bsoncore.NewDocumentBuilder()
+	for _, e := range elements {
+		if e.Key() != "topologyVersion" {
+			b.AppendValue(e.Key(), e.Value())
+		}
+	}
+	return b.Build()
 }
 
 // replicaSetHello adds what makes a driver take the server for a primary.
@@ -358,7 +449,9 @@ func replicaSetHello(set, addr string) func(bsoncore.Document) bsoncore.Document
 			AppendString("primary", addr).
 			AppendString("me", addr)
 		for _, e := range elements {
-			if !strings.HasPrefix(e.Key(), "setName") && e.Key() != "hosts" {
+			switch e.Key() {
+			case "setName", "setVersion", "secondary", "hosts", "primary", "me":
+			default:
 				b.AppendValue(e.Key(), e.Value())
 			}
 		}

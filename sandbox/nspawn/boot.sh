@@ -80,8 +80,9 @@ root_make() {
 			exit 1
 		fi
 		rm -rf "$part"/var/cache/apt/archives/*.deb "$part"/var/lib/apt/lists/*
-		# Every container gets an id of its own at boot.
+		# Every container gets an id of its own at boot. D-Bus keeps a second copy, from which systemd would take the old one.
 		: >"$part/etc/machine-id"
+		rm -f "$part/var/lib/dbus/machine-id"
 		# debootstrap copies this machine's name and gives no hosts file. A fixed name, which nothing resolves, is the
 		# same everywhere; a test that wants it resolvable adds its line.
 		printf '%s\n' "$NSPAWN_HOSTNAME" >"$part/etc/hostname"
@@ -115,6 +116,7 @@ root_with() {
 		fi
 		rm -rf "$part"/var/cache/apt/*.bin "$part"/var/cache/apt/archives/*.deb "$part"/var/lib/apt/lists/*
 		: >"$part/etc/machine-id"
+		rm -f "$part/var/lib/dbus/machine-id"
 		cp -a "$base/etc/resolv.conf" "$part/etc/resolv.conf"
 		rm -f "$part.log"
 		mv "$part" "$root"

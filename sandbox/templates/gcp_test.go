@@ -45,7 +45,7 @@ func wantGCP() gcpCluster {
 	ready := "HTTP 9771 /readyz, every 10 s, 2 up, 2 down"
 	group := func(role string) gcpGroup {
 		return gcpGroup{
-			Image: "image-node", Type: "n2-standard-4", NamedPort: "ams 5080", Heals: "TCP 5080, after 600 s", Update: "OPPORTUNISTIC",
+			Image: "image-node", Type: "n2-standard-4", NamedPort: "ams 5080", Heals: "HTTP 9771 /healthz, after 600 s", Update: "OPPORTUNISTIC",
 			Scaling: "1 to 10, CPU 0.6, ON", Kind: "STANDARD, not preemptible, secure boot", Identity: role, Public: true, Role: role,
 			UserData: "#!/bin/sh\nuntil gcloud secrets versions access latest --project PROJECT --secret SECRET" +
 				" | amsagent join --mongo file:-; do sleep 15; done\n",
@@ -215,6 +215,7 @@ func readGCP(t *testing.T, m *terraform) gcpCluster {
 	for name, g := range m.of("google_compute_region_instance_group_manager") {
 		d := resource(m.one(g, "version")["instance_template"], ".id")
 		port, heal := m.one(g, "named_port"), m.one(g, "auto_healing_policies")
+		alive := m.one(resource(heal["health_check"], ".id"), "http_health_check")
 		scheduling, boot := m.one(d, "scheduling"), m.one(d, "shielded_instance_config")
 		metadata := d["metadata"].(object)
 		kind := num(scheduling["provisioning_model"])
@@ -226,7 +227,7 @@ func readGCP(t *testing.T, m *terraform) gcpCluster {
 		}
 		gg := gcpGroup{
 			Image: num(m.one(d, "disk")["source_image"]), Type: num(d["machine_type"]), NamedPort: fmt.Sprintf("%v %v", port["name"], port["port"]),
-			Heals: fmt.Sprintf("TCP %v, after %v s", m.one(resource(heal["health_check"], ".id"), "tcp_health_check")["port"], heal["initial_delay_sec"]),
+			Heals: fmt.Sprintf("HTTP %v %v, after %v s", alive["port"], alive["request_path"], heal["initial_delay_sec"]),
 			Kind:  kind, Identity: account(m.one(d, "service_account")["email"]), Public: public(d), Role: num(metadata["amsagent-role"]),
 			UserData: words.Replace(num(metadata["startup-script"])), Update: num(m.one(g, "update_policy")["type"]),
 		}

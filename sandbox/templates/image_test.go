@@ -34,7 +34,7 @@ func TestImagePlan(t *testing.T) {
 		golden(t, "image-"+cloud+".txt", string(out))
 		lines := strings.Split(string(out), "\n")
 		// Nothing that the server writes may come after the seal.
-		if stop, seal := slices.Index(lines, "run: systemctl stop antmedia"), slices.Index(lines, "run: amsagent seal"); stop < 0 || seal != stop+1 {
+		if stop, seal := slices.Index(lines, "run: systemctl stop antmedia"), slices.Index(lines, "run: amsagent seal --yes"); stop < 0 || seal != stop+1 {
 			t.Errorf("%s: stopped in line %d, sealed in line %d", cloud, stop, seal)
 		}
 	}
@@ -329,7 +329,7 @@ func TestCloudInitRecipe(t *testing.T) {
 		cmd := exec.CommandContext(t.Context(), recipe.Run[0][0], recipe.Run[0][1], script)
 		cmd.Env = append(os.Environ(), "HERE="+dir, "PATH="+dir+":"+os.Getenv("PATH"))
 		out, err := cmd.CombinedOutput()
-		sealed, off := strings.Contains(string(out), "run: amsagent seal\n"), strings.Contains(string(out), "systemctl --no-block poweroff\n")
+		sealed, off := strings.Contains(string(out), "run: amsagent seal --yes\n"), strings.Contains(string(out), "systemctl --no-block poweroff\n")
 		if good != (err == nil) || sealed != good || off != good {
 			t.Errorf("the right file: %v; sealed %v, off %v, %v\n%s", good, sealed, off, err, out)
 		}

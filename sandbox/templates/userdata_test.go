@@ -287,7 +287,7 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	}
 	svc := amsctl.Config{
 		State: filepath.Join(dir, "service"), Sandbox: sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: []string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--die-with", strconv.Itoa(os.Getpid())},
+		Args: []string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())},
 	}
 	wrapper := filepath.Join(dir, "svc")
 	if err := svc.WriteWrapper(wrapper); err != nil {

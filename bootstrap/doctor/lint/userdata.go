@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/amsagent/amsagent/internal/mask"
 )
 
 // SecretFile is where the corrected text expects the connection string. Who puts it
@@ -32,8 +34,9 @@ var (
 	curlPipe = lazy(`\bcurl\b([ \t][^\n|;&]*)\|[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:bash|sh|dash|zsh)\b`)
 	curlFail = lazy(`(?:^|[ \t])(?:-[a-zA-Z]*f[a-zA-Z]*|--fail(?:-with-body)?)(?:[ \t]|$)`)
 
-	uriSecret  = lazy(`\b[a-z][a-z0-9+.-]*://[^\s"'@/:]+:([^\s"'@]+)@`)
-	namedValue = lazy(`(?i)(?:^|[\s"'{,;])([\w.-]*(?:password|passwd|secret|token|api_?key|access_?key|licen[cs]e_?key)[\w.-]*)["']?[ \t]*[:=][ \t]*("[^"\n]+"|'[^'\n]+'|[^\s"';|&,}]+)`)
+	uriSecret    = lazy(`\b[a-z][a-z0-9+.-]*://[^\s"'@/:]+:([^\s"'@]+)@`)
+	settingName  = lazy(`(?:^|[\s"'{,;])([\w.-]+)["']?[ \t]*[:=][ \t]*`)
+	settingValue = lazy(`^(?:"[^"\n]+"|'[^'\n]+'|[^\s"';|&,}]+)`)
 	// namesSecret: not the secret, but where it is.
 	namesSecret = lazy(`(?i)(?:name|file|path|arn)$`)
 	awsKey      = lazy(`\b(?:AKIA|ASIA)[0-9A-Z]{16}\b`)
@@ -255,11 +258,15 @@ func (d *document) secret(i int) {
 	if privateKey().MatchString(text) {
 		what = "a private key"
 	}
-	for _, m := range namedValue().FindAllStringSubmatch(text, -1) {
+	for _, m := range settingName().FindAllStringSubmatchIndex(text, -1) {
+		name, v := text[m[2]:m[3]], settingValue().FindString(text[m[1]:])
+		if !mask.Name(name) || namesSecret().MatchString(name) {
+			continue
+		}
 		// Brackets without quotes: a program that the user data bring along calls something, or looks it up.
-		code := m[2] == strings.Trim(m[2], `"'`) && strings.ContainsAny(m[2], "()[]")
-		if literal(m[2]) && !code && !namesSecret().MatchString(m[1]) {
-			keep(m[2], "the value of "+m[1])
+		code := v == strings.Trim(v, `"'`) && strings.ContainsAny(v, "()[]")
+		if literal(v) && !code {
+			keep(v, "the value of "+name)
 		}
 	}
 	if what != "" && d.wants(IDSecret) {

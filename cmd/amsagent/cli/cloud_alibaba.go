@@ -24,5 +24,5 @@ func openAlibaba(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, li
 		return nil, nil, err
 	}
 	return lifecycle.NewAlibabaSource(p, inst.ID, alibaba.WatchOptions{Scaling: scaling}, a.g.log()),
-		lifecycle.NewAlibabaCompleter(scaling, lifecycle.AlibabaCompleterOptions{Log: a.g.log()}), nil
+		lifecycle.NewAlibabaCompleter(scaling, lifecycle.AlibabaCompleterOptions{Hooks: a.hookNames, Log: a.g.log()}), nil
 }

@@ -4,6 +4,8 @@
 package cli
 
 import (
+	"slices"
+
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -24,7 +26,14 @@ func openAWS(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, lifecy
 		return nil, nil, err
 	}
 	return lifecycle.NewAWSSource(p, inst.ID, aws.WatchOptions{}, a.g.log()),
-		lifecycle.NewAWSCompleter(scaling, lifecycle.AWSCompleterOptions{Group: inst.Group, Log: a.g.log()}), nil
+		lifecycle.NewAWSCompleter(scaling, lifecycle.AWSCompleterOptions{Group: inst.Group, Hooks: a.hookNames, Log: a.g.log()}), nil
+}
+
+// hookNames are those that the settings name now; they may change while the daemon runs.
+func (a *daemonAdapter) hookNames() lifecycle.HookNames {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.g.settings.Hooks)
 }
 
 // cloudOptions are those of the metadata, and the settings as they stand now: they may change while the daemon runs.

@@ -58,10 +58,12 @@ func configHelp() string {
 	b.WriteString("Each setting is taken from the first of these that has it:\n\n" +
 		"  1. the flag\n" +
 		"  2. the variable AMSAGENT_ and the key in capitals\n" +
-		"  3. /etc/amsagent/config.yaml\n" +
-		"  4. instance tags (mongo, role, group): amsagent:role, or amsagent-role where\n" +
+		"  3. what an earlier join was given, until config.yaml says something else than\n" +
+		"     it did then\n" +
+		"  4. /etc/amsagent/config.yaml\n" +
+		"  5. instance tags (mongo, role, group): amsagent:role, or amsagent-role where\n" +
 		"     the cloud allows no colon\n" +
-		"  5. the default\n\n" +
+		"  6. the default\n\n" +
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
 		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it.\n\n" +
 		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
@@ -92,13 +94,15 @@ type configRow struct {
 
 // configData is what `config` prints.
 type configData struct {
-	ConfigFile struct {
-		Path  string `json:"path"`
-		Found bool   `json:"found"`
-	} `json:"config_file"`
-	Settings []configRow `json:"settings"`
+	ConfigFile configPlace `json:"config_file"`
+	Settings   []configRow `json:"settings"`
 	// Notes say what could not be looked at.
 	Notes []string `json:"notes,omitempty"`
+}
+
+type configPlace struct {
+	Path  string `json:"path"`
+	Found bool   `json:"found"`
 }
 
 func runConfig(ctx context.Context, opts configOptions, g *globals) error {
@@ -138,6 +142,12 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 				r.Origin = mongo.Origin
 			}
 			r.File = mongo.File
+		}
+		if text == "" {
+			text = g.joinedWith(row.key)
+			if text != "" {
+				r.Origin = origin{Layer: layerStored, Name: "as joined"}
+			}
 		}
 		if text != "" {
 			r.Value = &text

@@ -6,40 +6,88 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/metadata"
 )
 
+// beforeStartTime bounds what is done before the server starts. The server waits for it.
+const beforeStartTime = 5 * time.Second
+
+type convergeOptions struct {
+	beforeStart, restart, noRestart bool
+}
+
+func (o *convergeOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.beforeStart, "before-start", false, "for the server's unit, just before the server starts: takes 5 seconds at most, asks no metadata, never fails, and writes a line into the unit's journal where it changed or found something")
+	fs.BoolVar(&o.restart, "restart", false, "let the daemon restart the server to apply what changed, as soon as no session is on it")
+	fs.BoolVar(&o.noRestart, "no-restart", false, "take back a restart that waits")
+}
+
 func newConvergeCommand(g *globals) *cobra.Command {
+	var opts convergeOptions
 	cmd := &cobra.Command{
 		Use:   "converge [flags]",
 		Short: "bring the files of a machine that joined back to what it joined as",
-		Long: "For the start of the machine, before Ant Media Server starts: systemd runs it as\n" +
-			"amsagent-node.service. It mends the files of a node that has another address now,\n" +
-			"whose disk is a copy of another node's, or whose files an upgrade restored. It asks\n" +
-			"MongoDB nothing, and starts and stops nothing. A machine that never joined is left\n" +
-			"alone.",
-		Example:               "  amsagent converge",
+		Long: "Puts right the files of a node that has another address now, whose disk is a copy of\n" +
+			"another node's, or whose files an upgrade restored. It asks MongoDB nothing, and\n" +
+			"starts and stops nothing. A machine that never joined, or that was made standalone by\n" +
+			"hand, is left alone.\n\n" +
+			"At boot systemd runs it as amsagent-node.service, and before each start of the server\n" +
+			"with --before-start from a drop-in of the server's unit. Where the server is started\n" +
+			"by --service-command, run `amsagent converge --before-start` before that.",
+		Example: "  amsagent converge\n" +
+			"  amsagent converge --restart",
 		GroupID:               groupAdvanced,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runConverge(cmd.Context(), g) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opts.restart && opts.noRestart {
+				return &userError{Msg: "--restart and --no-restart exclude each other", Exit: exitUsage, State: stateUntouched}
+			}
+			if opts.beforeStart {
+				return runBeforeStart(cmd.Context(), g)
+			}
+			return runConverge(cmd.Context(), opts, g)
+		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
 	return cmd
 }
 
-func runConverge(ctx context.Context, g *globals) error {
+func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
+	if err := g.mayChange("converge"); err != nil {
+		return err
+	}
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
 	defer cancel()
+	req, err := g.convergeRequest()
+	if err != nil {
+		return err
+	}
+	req.Restart, req.NoRestart = opts.restart, opts.noRestart
+	c, err := m.Converge(ctx, req)
+	if err != nil {
+		return g.failure("converge", err)
+	}
+	return g.result("converge", c, func(w *textWriter) { convergeText(w, c) })
+}
+
+func (g *globals) convergeRequest() (bootstrap.ConvergeRequest, error) {
 	req := bootstrap.ConvergeRequest{
 		Valve: bootstrap.Valve(g.settings.RemoteIPValve), Interval: g.settings.BeatInterval,
 		Identify: func(ctx context.Context) (metadata.Instance, error) {
@@ -49,14 +97,76 @@ func runConverge(ctx context.Context, g *globals) error {
 	}
 	src, err := g.mongo()
 	if err != nil && !errors.Is(err, errNoMongo) {
-		return &userError{Msg: "cannot converge", Cause: err}
+		return req, &userError{Msg: "cannot converge", Cause: err}
 	}
 	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
-	c, err := m.Converge(ctx, req)
-	if err != nil {
-		return g.failure("converge", err)
+	req.ForceAddress, req.AddressKept = g.settings.ForceAddress, g.addressKept()
+	return req, nil
+}
+
+// runBeforeStart never fails: whatever is wrong here, the server is to start.
+func runBeforeStart(ctx context.Context, g *globals) error {
+	ctx, cancel := context.WithTimeout(ctx, beforeStartTime)
+	defer cancel()
+	type outcome struct {
+		c   *bootstrap.Convergence
+		err error
 	}
-	return g.result("converge", c, func(w *textWriter) { convergeText(w, c) })
+	done := make(chan outcome, 1)
+	go func() {
+		c, err := g.beforeStart(ctx)
+		done <- outcome{c, err}
+	}()
+	o := outcome{c: &bootstrap.Convergence{}}
+	select {
+	case o = <-done:
+	case <-ctx.Done():
+		// A file system may hang: the server does not wait for it.
+		o.err = fmt.Errorf("not done within %s", beforeStartTime)
+	}
+	line := beforeStartLine(o.c, o.err)
+	if line == "" {
+		return nil
+	}
+	line = g.redact("amsagent: " + line)
+	if g.settings.Root == "" && g.env.getenv("INVOCATION_ID") != "" && g.env.Journal(ams.DefaultUnit, line) == nil {
+		return nil // the unit's output may go elsewhere
+	}
+	_, err := fmt.Fprintln(g.env.Stderr, line)
+	return err
+}
+
+func (g *globals) beforeStart(ctx context.Context) (*bootstrap.Convergence, error) {
+	m, err := g.bootstrapMachine(false)
+	if err != nil {
+		return nil, err
+	}
+	m.Progress = nil
+	m.Log = slog.New(slog.DiscardHandler)
+	req, err := g.convergeRequest()
+	if err != nil {
+		return nil, err
+	}
+	req.Mode = bootstrap.ConvergeBeforeStart
+	return m.Converge(ctx, req)
+}
+
+// beforeStartLine is what the server's journal is told; "" where there is nothing to tell.
+func beforeStartLine(c *bootstrap.Convergence, err error) string {
+	var failed *bootstrap.FailedError
+	switch {
+	case errors.As(err, &failed):
+		return "the server starts with the files as they are: " + failed.Step + ": " + failed.Err.Error()
+	case err != nil:
+		return "the server starts with the files as they are: " + oneLine(err.Error())
+	case c.Standalone:
+		return "this machine was made standalone by hand and is left so; 'amsagent join' makes it a node again, 'amsagent leave' ends its membership"
+	}
+	var parts []string
+	for _, f := range c.Repairs {
+		parts = append(parts, f.String())
+	}
+	return strings.Join(parts, "; ")
 }
 
 func convergeText(w *textWriter, c *bootstrap.Convergence) {
@@ -65,6 +175,8 @@ func convergeText(w *textWriter, c *bootstrap.Convergence) {
 		w.line("%s: this machine never joined", w.color.bold("nothing to do"))
 	case c.Phase != bootstrap.PhaseJoined:
 		w.line("%s: a %s was begun and not finished; run the same command again", w.color.yellow("left alone"), phaseVerb(c.Phase))
+	case c.Standalone:
+		w.line("%s: %s was made standalone by hand; amsagent join makes it a node again, amsagent leave ends its membership", w.color.yellow("left alone"), printable(c.Node.ID))
 	case len(c.Repairs) == 0:
 		w.line("%s: %s is as it joined", w.color.green("nothing to do"), printable(c.Node.ID))
 	default:
@@ -76,8 +188,12 @@ func convergeText(w *textWriter, c *bootstrap.Convergence) {
 	for _, f := range c.Warnings {
 		w.line("  %s %s", w.color.yellow(f.ID+":"), printable(f.Text))
 	}
-	if c.RestartNeeded {
-		w.line("Ant Media Server runs with what the files said before; the daemon restarts it when nobody is on it")
+	switch {
+	case !c.RestartNeeded:
+	case c.Asked:
+		w.line("Ant Media Server runs with other settings; the daemon restarts it when no session is on it (amsagent converge --no-restart stops that)")
+	default:
+		w.line("Ant Media Server runs with other settings until it is restarted: amsagent converge --restart, or amsagent join")
 	}
 }
 

@@ -41,7 +41,7 @@ func newDeregisterCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitNotMember, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
 	return cmd
@@ -54,6 +54,9 @@ type deregisterResult struct {
 }
 
 func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) error {
+	if err := g.mayChange("deregister"); err != nil {
+		return err
+	}
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
@@ -77,6 +80,9 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	}
 	req := bootstrap.DeregisterRequest{Mongo: src.Target, Reason: "machine stopped"}
 	files := &conf.Store{Root: g.settings.Root, Dir: bootstrap.StateDir}
+	if opts.onShutdown {
+		req.MongoWait = shutdownMongoWait
+	}
 	boot, _ := lifecycle.BootClock(g.settings.Root)()
 	last, err := lifecycle.LastWord(files, "", boot)
 	if err != nil {
@@ -127,6 +133,9 @@ func (p lastPeers) Serving(ctx context.Context, machines []string) ([]string, er
 	var peers cluster.Peers
 	return peers.Serving(ctx, c, machines)
 }
+
+// shutdownMongoWait, with a second for the end of the connection, is what a MongoDB that is away costs a shutdown.
+const shutdownMongoWait = 2 * time.Second
 
 // finishTime bounds that, beside the time that MongoDB gets.
 const finishTime = 8 * time.Second

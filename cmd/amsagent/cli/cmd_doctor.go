@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cluster"
+	pages "github.com/amsagent/amsagent/docs/errors"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -68,6 +69,9 @@ func newDoctorCommand(g *globals) *cobra.Command {
 	// It reads the settings itself: that they are wrong is something to be listed.
 	noSettings(cmd)
 	opts.AddFlags(cmd.Flags())
+	completes(cmd, "kind", func() []string { return wordsOf(lint.Kinds()) })
+	completes(cmd, "explain", pages.IDs)
+	completes(cmd, "ignore", func() []string { return slices.Concat(doctor.IDs(), lint.IDs()) })
 	g.addSettings(cmd, doctorSettings()...)
 	return cmd
 }
@@ -174,7 +178,7 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 	if o := early.origin(keyConfig); o.Layer > layerDefault {
 		named = &o
 	}
-	src.file, err = readConfigFile(root, early.Config, named)
+	src.file, err = readConfigFile(g.waiting(), root, early.Config, named)
 	s, serr := resolveSettings(src)
 	if err = errors.Join(err, serr); err != nil {
 		for _, e := range flatten(err) {
@@ -229,6 +233,7 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 		o.MongoErr = err
 	}
 	o.Join.Role, o.Join.Group, o.Join.Address = g.settings.Role, g.settings.Group, g.explicitAddress()
+	o.Join.ForceAddress, o.Join.AddressKept = g.settings.ForceAddress, g.addressKept()
 	o.Join.Valve = bootstrap.Valve(g.settings.RemoteIPValve)
 	o.Connect = cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()}
 	o.Secrets = []string{storedMongo, bootstrap.LeftMongoPath}
@@ -285,6 +290,9 @@ func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonVie
 		}
 		slices.Sort(about)
 		d.Trouble = append(d.Trouble, about...)
+	}
+	if v.MetricsError != "" {
+		d.Trouble = append(d.Trouble, "/metrics, /healthz and /readyz are not served: "+v.MetricsError)
 	}
 	if v.RestartPending {
 		d.Trouble = append(d.Trouble, "Ant Media Server runs with other settings than its files have; it is restarted once nobody is on it")

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 			return v, err
 		}
 		defer api.CloseIdleConnections()
-		return alibabaHook(ctx, api, v)
+		return alibabaHook(ctx, api, h.a.hookNames(), v)
 	case metadata.Azure:
 		return azureHook(v, inst.LifeCycle), nil
 	case metadata.GCP:
@@ -66,6 +67,11 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 	}
 	hook, err := c.completer.Discover(ctx, false)
 	if v, denied := deniedView(v, err); denied {
+		return v, nil
+	}
+	var others *lifecycle.OthersHooksError
+	if errors.As(err, &others) {
+		v.Group, v.Others = others.Group, others.Hooks
 		return v, nil
 	}
 	if err != nil {
@@ -208,7 +214,7 @@ type alibabaAPI interface {
 
 // alibabaHook looks at the group, and not at what waits: a look that the daemon takes in a drain is a heartbeat, too, and
 // the cloud counts those.
-func alibabaHook(ctx context.Context, api alibabaAPI, v doctor.HookView) (doctor.HookView, error) {
+func alibabaHook(ctx context.Context, api alibabaAPI, ours lifecycle.HookNames, v doctor.HookView) (doctor.HookView, error) {
 	m, err := api.Membership(ctx)
 	if v, denied := deniedView(v, err); denied {
 		return v, nil
@@ -228,9 +234,14 @@ func alibabaHook(ctx context.Context, api alibabaAPI, v doctor.HookView) (doctor
 	if err != nil {
 		return v, err
 	}
+	mine := lifecycle.AlibabaOurs(ours, hooks, false)
 	var names []string
 	for _, hook := range hooks {
 		if hook.Launching {
+			continue
+		}
+		if !mine(hook.ID) {
+			v.Others = append(v.Others, cmp.Or(hook.Name, hook.ID))
 			continue
 		}
 		names = append(names, hook.ID)

@@ -85,7 +85,7 @@ func (g *globals) readUserData(name string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		b, _, err := readSmallFile(path)
+		b, _, err := readSmallFile(g.waiting(), path)
 		return b, err
 	}
 	if g.env.IsTerminal(g.env.Stdin) {
@@ -174,6 +174,12 @@ func lintText(w *textWriter, data lintData) {
 }
 
 // runExplain prints the page of an id.
+// pageData is the page of an id, in Markdown.
+type pageData struct {
+	ID   string `json:"id"`
+	Text string `json:"text"`
+}
+
 func runExplain(id string, g *globals) error {
 	id = strings.ToUpper(id)
 	page, err := pages.Page(id)
@@ -186,10 +192,7 @@ func runExplain(id string, g *globals) error {
 		return usageError([]string{hint}, "--explain %s: no such id", id)
 	}
 	if g.isJSON() {
-		return g.result("page", struct {
-			ID   string `json:"id"`
-			Text string `json:"text"`
-		}{id, string(page)}, nil)
+		return g.result("page", pageData{id, string(page)}, nil)
 	}
 	return g.write(page)
 }

@@ -496,7 +496,8 @@ func (e *anESS) Heartbeat(_ context.Context, hook, token string, _ time.Duration
 // On Alibaba Cloud the group is asked, and each right that a drain needs but the last; what waits hears nothing.
 func TestDoctorHooksAlibaba(t *testing.T) {
 	member := func(state string) *alibaba.Membership { return &alibaba.Membership{Group: "asg-1", State: state} }
-	hooks := []alibaba.LifecycleHook{{ID: "in", Launching: true, Timeout: time.Minute}, {ID: "out-1", Timeout: 20 * time.Minute}, {ID: "out-2", Timeout: 10 * time.Minute}}
+	hooks := []alibaba.LifecycleHook{{ID: "in", Launching: true, Timeout: time.Minute}, {ID: "out-1", Name: "amsagent-a", Timeout: 20 * time.Minute}, {ID: "out-2", Name: "amsagent-b", Timeout: 10 * time.Minute}}
+	others := []alibaba.LifecycleHook{{ID: "out-1", Name: "drain"}, {ID: "out-2", Name: "logs"}}
 	no := func(action string) error {
 		return &alibaba.DeniedError{Action: action, Policy: "{}", Reason: "Forbidden"}
 	}
@@ -522,13 +523,14 @@ func TestDoctorHooksAlibaba(t *testing.T) {
 		{"on its way out", anESS{member: member("Removing:Wait"), hooks: hooks}, with(wait, func(v *doctor.HookView) { v.Unproved = unproved }), 0, false},
 		{"an odd answer", anESS{member: member("InService"), hooks: hooks, beat: alibaba.ErrThrottled}, with(wait, func(v *doctor.HookView) { v.Unproved = unproved }), 1, false},
 		{"no hook for the end", anESS{member: member("InService"), hooks: hooks[:1]}, doctor.HookView{Group: "asg-1"}, 0, false},
+		{"hooks of other programs", anESS{member: member("InService"), hooks: others}, doctor.HookView{Group: "asg-1", Others: []string{"drain", "logs"}}, 0, false},
 		{"no group", anESS{}, doctor.HookView{}, 0, false},
 		{"may not ask where it is", anESS{membership: no("ess:DescribeScalingInstances")}, doctor.HookView{Group: "tagged", Denied: "ess:DescribeScalingInstances", Policy: "{}", Answer: "Forbidden"}, 0, false},
 		{"may not ask for hooks", anESS{member: member("InService"), list: no("ess:DescribeLifecycleHooks")}, doctor.HookView{Group: "asg-1", Denied: "ess:DescribeLifecycleHooks", Policy: "{}", Answer: "Forbidden"}, 0, false},
 		{"no answer", anESS{membership: alibaba.ErrThrottled}, doctor.HookView{Group: "tagged"}, 0, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			v, err := alibabaHook(t.Context(), &tt.api, doctor.HookView{Group: "tagged"})
+			v, err := alibabaHook(t.Context(), &tt.api, nil, doctor.HookView{Group: "tagged"})
 			if d := cmp.Diff(tt.want, v); d != "" || (err != nil) != tt.err {
 				t.Errorf("%v\n%s", err, d)
 			}

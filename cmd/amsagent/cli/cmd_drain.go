@@ -7,12 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -22,6 +25,8 @@ type drainOptions struct {
 	now, repair       bool
 	detach            bool
 	reason            string
+	// deadlineGiven tells --deadline 0, which is wrong, from none.
+	deadlineGiven bool
 }
 
 func (o *drainOptions) AddFlags(fs *pflag.FlagSet) {
@@ -40,26 +45,37 @@ func addFollowFlags(fs *pflag.FlagSet, detach *bool, timeout *time.Duration) {
 func newDrainCommand(g *globals) *cobra.Command {
 	var opts drainOptions
 	cmd := &cobra.Command{
-		Use:   "drain [flags]",
-		Short: "take this node out of the cluster without cutting a stream",
+		Use:   "drain [NODE] [flags]",
+		Short: "take this node, or another, out of the cluster without cutting a stream",
 		Long: "The node is announced as draining, so that nothing new comes to it, and serves until\n" +
 			"its last publisher and viewer have gone, or until the deadline. Then Ant Media Server\n" +
 			"is stopped, the node is taken off the cluster's lists, and a cloud's hook that waits\n" +
 			"for it is completed. The files stay as they are.\n\n" +
 			"The daemon does all that; this command follows it, and says at least every 30 s how\n" +
 			"many are left. Ending this command ends nothing else. Where a drain is under way\n" +
-			"already, it is joined. `amsagent undrain` takes it back until the server is stopped.",
+			"already, it is joined. `amsagent undrain` takes it back until the server is stopped.\n\n" +
+			"With NODE, an id, an address or a host name, it is another node, asked from anywhere that\n" +
+			"reaches MongoDB, without root: the request stands in that node's row, and its daemon takes it\n" +
+			"up within 15 s. One that nobody takes up is withdrawn after 45 s.",
 		Example: "  amsagent drain\n" +
 			"  amsagent drain --deadline 20m --reason \"kernel update\"\n" +
 			"  amsagent drain --now --repair-streams\n" +
+			"  amsagent drain 10.0.1.5 --mongo 10.0.2.4 --reason \"kernel update\"\n" +
 			"  amsagent drain --detach",
 		GroupID:               groupEveryday,
-		Args:                  noArgs,
+		Args:                  oneNode,
 		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDrain(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.deadlineGiven = cmd.Flags().Changed("deadline")
+			if len(args) > 0 {
+				return runDrainNode(cmd.Context(), opts, args[0], g)
+			}
+			return runDrain(cmd.Context(), opts, g)
+		},
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, keyMongo)
 	return cmd
 }
 
@@ -102,10 +118,12 @@ type drainData struct {
 	// Instance is this machine's id, where it was asked for.
 	Instance string          `json:"instance_id,omitempty"`
 	Drain    *lifecycle.View `json:"drain,omitempty"`
+	// Node is the row of the node that was named, of `drain NODE`.
+	Node *cluster.Node `json:"node,omitempty"`
 }
 
 func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
-	if err := opts.check(opts.deadline != 0); err != nil {
+	if err := opts.check(opts.deadlineGiven); err != nil {
 		return err
 	}
 	c := g.controlClient()
@@ -118,7 +136,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedLeft && refusal.View != nil:
 		v = *refusal.View // already so
 	case err != nil:
-		return g.drainRefused("cannot drain", err)
+		return g.drainRefused("cannot drain", g.orNotMember(err))
 	}
 	if opts.detach {
 		return g.detached("drain", drainData{Drain: &v})
@@ -132,6 +150,10 @@ func (g *globals) drainRefused(msg string, err error) error {
 	u := &userError{Msg: msg, Cause: err}
 	var refusal *daemon.Refusal
 	switch {
+	case errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0:
+		return g.needsRoot(strings.TrimPrefix(msg, "cannot "))
+	case errors.Is(err, bootstrap.ErrNotMember):
+		u.ID, u.Exit, u.State = idRefused, exitNotMember, untouchedState
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotMember:
 		u.Exit, u.State = exitNotMember, untouchedState
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedInvalid:
@@ -142,6 +164,18 @@ func (g *globals) drainRefused(msg string, err error) error {
 		u.State = "the daemon may have begun what it was asked; `amsagent status` tells"
 	}
 	return u
+}
+
+// orNotMember is why there is no daemon to ask, where this machine is no node: one is needed after a join.
+func (g *globals) orNotMember(err error) error {
+	if !as[*noDaemonError](err) {
+		return err
+	}
+	m := bootstrap.Machine{Root: g.settings.Root}
+	if state, unread := m.StateFile(); unread != nil || state != nil {
+		return err
+	}
+	return bootstrap.ErrNotMember
 }
 
 // detached says what was begun.
@@ -270,6 +304,9 @@ func drainText(w *textWriter, v lifecycle.View) {
 	}
 	if !v.RegistryTold && v.Registry != "" {
 		pairs = append(pairs, "registry", "not told yet; the daemon goes on trying")
+	}
+	if v.OnlyCloud() {
+		pairs = append(pairs, "cloud", "not told yet; the daemon goes on trying")
 	}
 	w.fields(pairs...)
 }

@@ -52,7 +52,7 @@ func newEventCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runEvent(cmd.Context(), opts, g) },
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, keyProvider)
 	return cmd
@@ -137,7 +137,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 		if err != nil {
 			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
 		}
-		b, _, err := readSmallFile(path)
+		b, _, err := readSmallFile(ctx, path)
 		if err != nil {
 			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
 		}

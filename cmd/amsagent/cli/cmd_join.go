@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -16,17 +17,17 @@ import (
 )
 
 type joinOptions struct {
-	dryRun       bool
-	offline      bool
-	forceAddress bool
-	now          bool
+	dryRun  bool
+	offline bool
+	now     bool
+	replace bool
 }
 
 func (o *joinOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
 	fs.BoolVar(&o.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
 	fs.BoolVar(&o.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
-	fs.BoolVar(&o.forceAddress, "force-address", false, "take --address although no interface of this machine has it")
+	fs.BoolVar(&o.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
 }
 
 func newJoinCommand(g *globals) *cobra.Command {
@@ -41,6 +42,10 @@ func newJoinCommand(g *globals) *cobra.Command {
 			"cluster, as its own fresh document in clusterdb.clusternode under this machine's\n" +
 			"address; otherwise everything is put back.\n\n" +
 			"The daemon, where it is installed, is started then and runs after every boot.\n\n" +
+			"These settings are kept for the daemon and for later commands where they are given\n" +
+			"here, by flag or variable:\n\n" + keptKeys() + "\n" +
+			"A later join that does not name one of them keeps it; an empty value drops it, as in\n" +
+			"--address \"\". `amsagent config` shows them as given to join.\n\n" +
 			"Done twice, the second run writes nothing and restarts nothing. A run that was\n" +
 			"killed is finished by the next one. `amsagent leave` gives back what join found,\n" +
 			"byte for byte.",
@@ -54,7 +59,8 @@ func newJoinCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyOnFailure)...)
+	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyOnFailure)...)
+	annotate(cmd, annotationKeeps, "true")
 	return cmd
 }
 
@@ -67,10 +73,12 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
 	defer cancel()
 	req := bootstrap.JoinRequest{
-		ForceAddress: opts.forceAddress, Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun,
+		ForceAddress: g.settings.ForceAddress, AddressKept: g.addressKept(), Forget: g.dropped,
+		Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Replace: opts.replace,
 		OnFailure: bootstrap.OnFailure(g.settings.OnFailure), Valve: bootstrap.Valve(g.settings.RemoteIPValve),
 	}
 	if !opts.offline {
+		req.Given = g.toKeep()
 		// First of all: the instance's tags may say where MongoDB is.
 		req.Identify = g.identified(ctx)
 	}
@@ -92,10 +100,23 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if res == nil {
 		res = &bootstrap.JoinResult{}
 	}
-	if err := g.conclude("join", opts.dryRun, res.Outcome, res.Warnings, err); err != nil {
+	err = g.conclude("join", opts.dryRun, res.Outcome, res.Warnings, err)
+	if err != nil && res.Outcome != bootstrap.OutcomePlanned {
 		return err
 	}
-	return g.result("join", res, func(w *textWriter) { joinText(w, res, m.Service.Name(), src.Target) })
+	// A dry run shows its plan also where the join would be refused.
+	if rerr := g.result("join", res, func(w *textWriter) { joinText(w, res, m.Service.Name(), src.Target) }); rerr != nil {
+		return rerr
+	}
+	return err
+}
+
+// liveText says who would be cut; nothing where nobody is known.
+func liveText(l *bootstrap.Live) string {
+	if l == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s and %s would be cut: without --now this is refused", count(l.Publishers, "stream"), count(l.Viewers, "viewer"))
 }
 
 func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
@@ -123,6 +144,8 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 			break
 		}
 		w.line("%s: %s is in the cluster as %s", w.color.green("nothing to do"), printable(who), res.Address.Addr)
+	case bootstrap.OutcomeUpdated:
+		w.line("%s: %s is in the cluster as %s; %s", w.color.green("updated"), printable(who), res.Address.Addr, printable(strings.Join(res.Changes, ", ")))
 	case bootstrap.OutcomeJoined, bootstrap.OutcomeLeft:
 		w.line("%s: %s is in the cluster as %s", w.color.green("joined"), printable(who), res.Address.Addr)
 	}
@@ -144,6 +167,7 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 		"server", "Ant Media Server "+res.Release,
 		"mongodb", mongo.Redacted(),
 		"daemon", daemonText(res.Daemon, res.Outcome == bootstrap.OutcomePlanned),
+		"sessions", liveText(res.Live),
 	)
 	if res.Outcome == bootstrap.OutcomePlanned {
 		writeFiles(w, res.Files)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -75,13 +76,54 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	if res == nil {
 		res = &bootstrap.LeaveResult{}
 	}
-	if err := g.conclude("leave", opts.dryRun, res.Outcome, res.Warnings, err); err != nil {
+	err = g.conclude("leave", opts.dryRun, res.Outcome, res.Warnings, err)
+	if err != nil && res.Outcome != bootstrap.OutcomePlanned {
 		return err
 	}
-	return g.result("leave", res, func(w *textWriter) { leaveText(w, res, opts.dryRun) })
+	// A dry run shows its plan also where the leave would be refused.
+	if rerr := g.result("leave", res, func(w *textWriter) { leaveText(w, res, opts.dryRun, m.Service.Name()) }); rerr != nil {
+		return rerr
+	}
+	return err
 }
 
-func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool) {
+// restoredText says how the files were given back.
+func restoredText(res *bootstrap.LeaveResult) string {
+	n := changedFiles(res.Files)
+	if n == 0 {
+		return ""
+	}
+	if res.Exact {
+		return count(n, "file") + " given back, byte for byte as join found them"
+	}
+	exact := 0
+	var keys, standalone []string
+	for _, f := range res.Files {
+		switch {
+		case !f.Changed:
+		case f.Restored == bootstrap.RestoredKeys:
+			keys = append(keys, printable(f.Path))
+		case f.Restored == bootstrap.RestoredStandalone:
+			standalone = append(standalone, printable(f.Path))
+		default:
+			exact++
+		}
+	}
+	var parts []string
+	if exact > 0 {
+		parts = append(parts, count(exact, "file")+" given back as join found them")
+	}
+	if len(keys) > 0 {
+		parts = append(parts, fmt.Sprintf("%s saved since the join, by the server or by an operator: what join had set was taken back and the rest kept: %s",
+			count(len(keys), "file"), strings.Join(keys, ", ")))
+	}
+	if len(standalone) > 0 {
+		parts = append(parts, fmt.Sprintf("%s made standalone: %s", count(len(standalone), "file"), strings.Join(standalone, ", ")))
+	}
+	return strings.Join(parts, "; ")
+}
+
+func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool, service string) {
 	n := changedFiles(res.Files)
 	switch res.Outcome {
 	case bootstrap.OutcomeUnchanged:
@@ -89,23 +131,20 @@ func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool) {
 		w.fields("daemon", daemonText(res.Daemon, dryRun))
 		return
 	case bootstrap.OutcomePlanned:
-		w.line("%s; nothing was touched", w.color.bold("leaving would give back "+count(n, "file")))
-		w.fields("daemon", daemonText(res.Daemon, dryRun))
+		restart := "no restart"
+		if res.RestartNeeded {
+			restart = "a restart of " + service
+		}
+		w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("leaving would give back %s, with %s", count(n, "file"), restart)))
+		w.fields("daemon", daemonText(res.Daemon, dryRun), "sessions", liveText(res.Live))
 		writeFiles(w, res.Files)
 		return
 	case bootstrap.OutcomeLeft, bootstrap.OutcomeJoined, bootstrap.OutcomeEdited:
 	}
 	w.line("%s: this machine is standalone", w.color.green("left"))
-	gave := ""
-	if n > 0 {
-		gave = count(n, "file") + " given back"
-		if res.Exact {
-			gave += ", byte for byte as join found them"
-		}
-	}
 	removed := ""
 	if len(res.Deregistered) > 0 {
 		removed = fmt.Sprintf("%s of Ant Media Server removed from the cluster's list", count(len(res.Deregistered), "document"))
 	}
-	w.fields("files", gave, "cluster", removed, "daemon", daemonText(res.Daemon, dryRun))
+	w.fields("files", restoredText(res), "cluster", removed, "daemon", daemonText(res.Daemon, dryRun))
 }

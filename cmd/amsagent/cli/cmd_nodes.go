@@ -50,9 +50,12 @@ func newNodesCommand(g *globals) *cobra.Command {
 		Long: "Two witnesses tell whether a node lives: its agent, which beats into the registry, and\n" +
 			"its Ant Media Server (AMS), which writes a list of its own.\n\n" +
 			"  alive        both are heard\n" +
+			"  not-serving  both are heard, the node is active, and its agent sees an application\n" +
+			"               that viewers cannot use; -o json says which (node.serving)\n" +
 			"  ams-stale    the agent is heard, AMS is silent for 20 s or more\n" +
 			"  agent-stale  AMS is heard, the agent is silent for two beats and a second, or is none\n" +
-			"  gone         neither is heard: AMS not for 11 s, or nobody listens on its port\n\n" +
+			"  gone         neither is heard: AMS not for 11 s, or nobody listens on its port\n" +
+			"  left         it said itself that it goes: nothing is expected of it\n\n" +
 			"The verdict is one thing, the state (joining, active, draining, left, failed) another:\n" +
 			"the state is what the node last said it was doing.\n\n" +
 			"- is not known, never zero. ~ is a guess: an age by a clock that nobody vouches for, or\n" +
@@ -67,6 +70,8 @@ func newNodesCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
+	completes(cmd, "state", states)
+	completes(cmd, "sort", sortKeys)
 	g.addSettings(cmd, keyMongo)
 	cmd.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Commands"})
 	cmd.AddCommand(newNodesPruneCommand(g))
@@ -78,11 +83,7 @@ func (o *nodesOptions) check() error {
 		if cluster.State(s).Valid() {
 			continue
 		}
-		var words []string
-		for _, st := range cluster.States() {
-			words = append(words, string(st))
-		}
-		return usageError(nearHint(s, words), "--state: %q is not one of %s", s, strings.Join(words, ", "))
+		return usageError(nearHint(s, states()), "--state: %q is not one of %s", s, strings.Join(states(), ", "))
 	}
 	if key := strings.TrimPrefix(o.sort, "-"); !slices.Contains(sortKeys(), key) {
 		return usageError(nearHint(key, sortKeys()), "--sort: %q is not one of %s", o.sort, strings.Join(sortKeys(), ", "))
@@ -271,9 +272,16 @@ func afterword(data nodesData) []string {
 	if data.LeftHidden > 0 {
 		lines = append(lines, fmt.Sprintf("%d left; --all shows %s", data.LeftHidden, map[bool]string{true: "it", false: "them"}[data.LeftHidden == 1]))
 	}
+	if i := slices.IndexFunc(data.Members, func(v nodeView) bool { return v.Verdict == cluster.VerdictNotServing }); i >= 0 {
+		line := fmt.Sprintf("%d do not serve viewers; -o json says why", data.Summary.Verdicts[cluster.VerdictNotServing])
+		if v := data.Members[i]; data.Summary.Verdicts[cluster.VerdictNotServing] == 1 {
+			line = v.Address() + " does not serve viewers: " + v.whyNotServing()
+		}
+		lines = append(lines, printable(line))
+	}
 	old := 0
 	for _, v := range data.Members {
-		if v.Verdict == cluster.VerdictGone && v.State() != cluster.StateLeft && v.Agent.Age > longGone {
+		if v.Verdict == cluster.VerdictGone && v.Agent.Age > longGone {
 			old++
 		}
 	}
@@ -573,6 +581,10 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 	}
 	words := []string{id, dash(v.Address())}
 	state, verdict := dash(string(v.State())), string(v.Verdict)
+	var why []string
+	if text := v.whyNotServing(); text != "" {
+		why = []string{"(" + text + ")"}
+	}
 	switch change {
 	case "changed":
 		if before.State() != v.State() {
@@ -581,12 +593,15 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 		if before.Verdict != v.Verdict {
 			words = append(words, string(before.Verdict)+" -> "+verdict)
 		}
+		words = append(words, why...)
 	case "removed":
 		words = append(words, verdict+" -> removed")
 	case "new":
 		words = append(words, state, verdict, "(new)")
+		words = append(words, why...)
 	default:
 		words = append(words, state, verdict)
+		words = append(words, why...)
 	}
 	return w.print(now, printable(strings.Join(words, " ")))
 }

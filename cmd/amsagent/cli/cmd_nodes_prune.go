@@ -74,8 +74,8 @@ type pruner interface {
 
 // pruneData is what `nodes prune` prints.
 type pruneData struct {
-	DryRun    bool   `json:"dry_run"`
-	OlderThan string `json:"older_than"`
+	DryRun    bool          `json:"dry_run"`
+	OlderThan time.Duration `json:"older_than_ns"`
 	// Remove is what was removed, or what would be; Kept is what is gone too and stays.
 	Remove []pruneItem `json:"remove"`
 	Kept   []pruneItem `json:"kept"`
@@ -118,11 +118,11 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 		return fail(err)
 	}
 	members := o.Judge(l, l.At)
-	data := pruneData{DryRun: !opts.yes, OlderThan: shortDuration(opts.olderThan), Remove: []pruneItem{}, Kept: []pruneItem{}}
+	data := pruneData{DryRun: !opts.yes, OlderThan: opts.olderThan, Remove: []pruneItem{}, Kept: []pruneItem{}}
 	data.judge(opts, members)
 	if len(data.Remove) > 0 {
 		wait := pruneWait
-		if !slices.ContainsFunc(members, func(m cluster.Member) bool { return m.Verdict != cluster.VerdictGone }) {
+		if !slices.ContainsFunc(members, func(m cluster.Member) bool { return !m.Silent() }) {
 			wait = pruneWaitAll
 		}
 		g.progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", count(len(data.Remove), "machine"), rounded(wait)))
@@ -155,7 +155,7 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 func (d *pruneData) judge(opts pruneOptions, members []cluster.Member) {
 	d.Remove, d.Kept = []pruneItem{}, []pruneItem{}
 	for _, m := range members {
-		if m.Verdict != cluster.VerdictGone {
+		if !m.Silent() {
 			continue
 		}
 		item := pruneItem{Address: m.Address(), Documents: []string{}, member: m}
@@ -232,7 +232,7 @@ func (d *pruneData) probe(ctx context.Context, members []cluster.Member) {
 		v := nodeView{Member: item.member}
 		// Where the address is another machine's by now, that one would answer.
 		reused := slices.ContainsFunc(members, func(m cluster.Member) bool {
-			return m.Verdict != cluster.VerdictGone && m.ID() != v.ID() && cluster.SameAddress(m.Address(), v.Address())
+			return !m.Silent() && m.ID() != v.ID() && cluster.SameAddress(m.Address(), v.Address())
 		})
 		if v.State() != cluster.StateLeft && !reused {
 			v.Verdict = cluster.VerdictAgentStale // the probe is for those in doubt
@@ -347,7 +347,7 @@ func pruneText(w *textWriter, d pruneData) {
 	case len(d.Remove) == 0 && d.failed:
 		w.line("nothing was removed")
 	case len(d.Remove) == 0:
-		w.line("%s: nobody has been gone for %s", w.color.green("nothing to do"), d.OlderThan)
+		w.line("%s: nobody has been gone for %s", w.color.green("nothing to do"), shortDuration(d.OlderThan))
 	case d.DryRun:
 		w.line("%s; nothing was touched", w.color.bold(what+" would be removed"))
 	default:

@@ -172,6 +172,58 @@ func TestWatchLines(t *testing.T) {
 	})
 }
 
+// A server that serves nobody shows while its agent and its document are as fresh as
+// ever, with the reason.
+func TestWatchServing(t *testing.T) {
+	for _, asJSON := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			p := &play{json: asJSON}
+			says := func(s *cluster.Serving) {
+				p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = s })
+				p.set(func(p *play) { p.docs = []cluster.AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: time.Now()}} })
+				passes(3 * time.Second)
+			}
+			_ = p.watch(t, nodesOptions{noProbe: true}, func() {
+				says(nil) // an older agent
+				says(&cluster.Serving{Up: true})
+				says(&cluster.Serving{Why: "LiveApp fails"})
+				says(&cluster.Serving{Why: "LiveApp and live fail"})
+				says(&cluster.Serving{Up: true})
+			})
+			want := []string{
+				"1 node: 1 alive; 1 origin",
+				"i-1 10.0.0.1 active alive",
+				"i-1 10.0.0.1 alive -> not-serving (LiveApp fails)",
+				"i-1 10.0.0.1 not-serving -> alive",
+			}
+			got := p.lines()
+			if asJSON {
+				want, got = []string{"first alive <nil>", "changed not-serving &{false LiveApp fails}", "changed alive &{true }"}, nil
+				for line := range strings.Lines(p.out.String()) {
+					var c struct {
+						Change string
+						Member struct {
+							Node    cluster.Node
+							Verdict cluster.Verdict
+						}
+					}
+					if err := json.Unmarshal([]byte(line), &c); err != nil {
+						t.Fatalf("%v: %s", err, line)
+					}
+					serving := "<nil>"
+					if s := c.Member.Node.Serving; s != nil {
+						serving = fmt.Sprintf("&%v", *s)
+					}
+					got = append(got, fmt.Sprintf("%s %s %s", c.Change, c.Member.Verdict, serving))
+				}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
 // A kill is told within two beats and a second, and hardly later.
 func TestWatchIsInTime(t *testing.T) {
 	for _, interval := range []time.Duration{time.Second, 5 * time.Second} {

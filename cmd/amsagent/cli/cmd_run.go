@@ -6,7 +6,9 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -27,6 +29,7 @@ import (
 const (
 	controlSocket = "/run/amsagent/control.sock"
 	daemonLock    = "/run/amsagent/daemon.lock"
+	daemonPID     = "/run/amsagent/daemon.pid"
 )
 
 func newRunCommand(g *globals) *cobra.Command {
@@ -46,12 +49,15 @@ func newRunCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 	}
 	cmd.RunE = func(*cobra.Command, []string) error { return runDaemon(cmd, g) }
-	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyOnFailure, keyBeatInterval, keyMetrics, keyDrainDeadline)...)
 	return cmd
 }
 
 func runDaemon(cmd *cobra.Command, g *globals) error {
+	if err := g.mayChange("run"); err != nil {
+		return err
+	}
 	// What lives is small, and what is garbage would otherwise be allowed to grow to 4 MB. The rounds are short and
 	// seconds apart: time is what a daemon has.
 	debug.SetGCPercent(daemonGC)
@@ -62,16 +68,40 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	g.mu.Lock()
 	g.reload = reload
 	g.mu.Unlock()
+	for {
+		err := serveDaemon(cmd, g, reload)
+		if !errors.Is(err, errOtherServer) {
+			return err
+		}
+		g.log().Info("beginning anew: a join was given another server or another service", "dir", g.settings.AMSDir)
+	}
+}
+
+// errOtherServer ends a daemon that was made for another installation or service than the settings name now.
+var errOtherServer = errors.New("the settings name another server")
+
+// serveDaemon is the daemon for as long as it is about one server.
+func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
 	}
+	ctx, end := context.WithCancelCause(cmd.Context())
+	defer end(nil)
 	// The steps of a join are the daemon's log already.
-	a := &daemonAdapter{g: g, cmd: cmd, machine: m}
+	a := &daemonAdapter{g: g, cmd: cmd, machine: m, server: serverOf(g.settings), end: end}
+	a.given = a.givenNow()
+	server := m.Server()
 	o := daemon.Options{
-		Machine: bootstrap.NewKeeper(m), Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
-		Connect: a.connect, Notify: g.env.Notify, Reload: reload,
-		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
+		Machine: bootstrap.NewKeeper(m), Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
+		Connect: a.connect, Reload: reload,
+		Notify: func(state string) {
+			if state == "STOPPING=1" && errors.Is(context.Cause(ctx), errOtherServer) {
+				return // the process stays
+			}
+			g.env.Notify(state)
+		},
+		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock, PIDFile: g.settings.Root + daemonPID,
 		Version: currentVersion().Version, Log: g.log(),
 	}
 	// systemd's own, for the process it started: sd_watchdog_enabled(3).
@@ -86,19 +116,29 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	o.Sampler = func(client func() *cluster.Client, address func() string) daemon.Sampler {
 		return daemon.NewMachineSampler(daemon.MachineOptions{
 			Root: root, AMSDir: dir, Service: m.Service, Interval: interval, Log: g.log(),
-			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) },
+			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) }, Own: server.Connections,
 		}, client, address)
 	}
-	err = daemon.New(o).Run(cmd.Context())
+	err = daemon.New(o).Run(ctx)
 	var running *daemon.RunningError
+	var held *daemon.LockHeldError
 	switch {
 	case errors.As(err, &running):
 		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: untouchedState}
+	case errors.As(err, &held):
+		return &userError{Msg: "cannot run", Cause: err, Hints: []string{fmt.Sprintf("only root can hold that file; see what it is: ps -fp %d", held.PID)}, State: untouchedState}
 	case err != nil:
 		return &userError{Msg: "cannot run", Cause: err, State: untouchedState}
+	case errors.Is(context.Cause(ctx), errOtherServer):
+		return errOtherServer
 	}
 	return nil
 }
+
+// server is what a daemon is made for; the rest of the settings may change while it runs.
+type server struct{ dir, release, service, command string }
+
+func serverOf(s *settings) server { return server{s.AMSDir, s.AMSRelease, s.Service, s.ServiceCommand} }
 
 // daemonGC is the garbage that may gather, in percent of what lives.
 const daemonGC = 20
@@ -112,8 +152,14 @@ type daemonAdapter struct {
 	g       *globals
 	cmd     *cobra.Command
 	machine *bootstrap.Machine
+	// server is what machine was made for; end ends the daemon where that is another one.
+	server server
+	end    context.CancelCauseFunc
+
+	asking sync.Mutex // held by who asks the metadata, before mu
 
 	mu         sync.Mutex
+	given      stamp // of what was given to join, when the settings were read
 	inst       metadata.Instance
 	identified time.Time
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
@@ -127,22 +173,74 @@ const identityAge = 10 * time.Minute
 func (a *daemonAdapter) settings() daemon.Settings {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.cmd != nil && a.givenNow() != a.given {
+		if err := a.rereadLocked(); err != nil {
+			a.g.log().Debug("the settings could not be read again", "error", err)
+		}
+	}
 	s := a.g.settings
 	return daemon.Settings{
-		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, Role: s.Role, Group: s.Group,
-		Address: a.g.explicitAddress(), Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
+		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, AutoRestart: s.AutoRestart, JoinTimeout: s.Timeout, Role: s.Role, Group: s.Group,
+		Address: a.g.explicitAddress(), ForceAddress: s.ForceAddress, AddressKept: a.g.addressKept(), Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
+		UnhealthyAfter: s.UnhealthyAfter,
 	}
 }
 
 func (a *daemonAdapter) reread() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.identified = time.Time{}
-	return a.g.load(a.cmd)
+	return a.rereadLocked()
+}
+
+// stamp tells one version of a file from the next.
+type stamp struct {
+	size    int64
+	written time.Time
+}
+
+// givenNow is the stamp of what was given to join.
+func (a *daemonAdapter) givenNow() stamp {
+	path, err := underRoot(a.g.settings.Root, bootstrap.GivenPath)
+	if err != nil {
+		return stamp{}
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return stamp{}
+	}
+	return stamp{info.Size(), info.ModTime()}
+}
+
+func (a *daemonAdapter) rereadLocked() error {
+	a.identified, a.given = time.Time{}, a.givenNow()
+	if err := a.g.load(a.cmd); err != nil {
+		return err
+	}
+	if serverOf(a.g.settings) != a.server {
+		a.end(errOtherServer)
+	}
+	return nil
 }
 
 // mongo finds MongoDB, in the instance's tags last.
 func (a *daemonAdapter) mongo(ctx context.Context) (cluster.Target, error) {
+	src, err := a.namedMongo()
+	if errors.Is(err, errNoMongo) {
+		a.mu.Lock()
+		a.identified = time.Time{} // tags may come after the instance has started
+		a.mu.Unlock()
+		if _, ierr := a.identify(ctx); ierr == nil {
+			src, err = a.namedMongo()
+		}
+	}
+	if errors.Is(err, errNoMongo) {
+		return cluster.Target{}, errors.Join(daemon.ErrNoMongo, err)
+	}
+	return src.Target, err
+}
+
+// namedMongo finds MongoDB by what is known now.
+func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	src, err := a.g.mongo()
@@ -153,30 +251,30 @@ func (a *daemonAdapter) mongo(ctx context.Context) (cluster.Target, error) {
 			src, err = stored, serr
 		}
 	}
-	if errors.Is(err, errNoMongo) {
-		a.identified = time.Time{} // tags may come after the instance has started
-		if _, ierr := a.identifyLocked(ctx); ierr == nil {
-			src, err = a.g.mongo()
-		}
-	}
-	if errors.Is(err, errNoMongo) {
-		return cluster.Target{}, errors.Join(daemon.ErrNoMongo, err)
-	}
-	return src.Target, err
+	return src, err
 }
 
+// identify asks the cloud, or tells what it said a while ago. Nobody who wants the settings waits for the answer.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
+	a.asking.Lock()
+	defer a.asking.Unlock()
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.identifyLocked(ctx)
-}
-
-func (a *daemonAdapter) identifyLocked(ctx context.Context) (metadata.Instance, error) {
 	if !a.identified.IsZero() && time.Since(a.identified) < identityAge {
+		defer a.mu.Unlock()
 		return a.inst, nil
 	}
-	m, err := a.g.instance(ctx)
+	q, err := a.g.instanceQuestion("")
+	a.mu.Unlock()
 	if err != nil {
+		return metadata.Instance{}, err
+	}
+	m, err := a.g.askInstance(ctx, q)
+	if err != nil {
+		return metadata.Instance{}, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.g.useTags(m.Instance.Tags, m.Instance.Group); err != nil {
 		return metadata.Instance{}, err
 	}
 	a.inst, a.identified = m.Instance, time.Now()

@@ -16,12 +16,13 @@ import (
 )
 
 type sealOptions struct {
-	dryRun, joined bool
-	keep, remove   []string
+	dryRun, yes, joined bool
+	keep, remove        []string
 }
 
 func (o *sealOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.dryRun, "dry-run", false, "list what would be removed and touch nothing")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "list what would be removed, touch nothing and exit 0")
+	fs.BoolVar(&o.yes, "yes", false, "remove it; without --yes the list is shown, nothing is touched, and the exit code is 2")
 	fs.BoolVar(&o.joined, "joined", false, "seal a machine that is a node: its files are given back first, and the cluster is not told")
 	fs.StringSliceVar(&o.keep, "keep", nil, "`ITEM`s that stay in the image (may be repeated)")
 	fs.StringSliceVar(&o.remove, "remove", nil, "`ITEM`s that usually stay and are to go: tls, ssh, licence")
@@ -35,15 +36,16 @@ func newSealCommand(g *globals) *cobra.Command {
 		Long: "What names this machine, or was made for it alone, is removed, so that each clone makes\n" +
 			"its own. The items, in the order in which they go:\n\n" +
 			sealHelp() + "\n" +
+			"Without --yes the list of what would go is all that it makes.\n\n" +
 			"Ant Media Server must be stopped: users and streams of this machine are in its databases,\n" +
 			"and they are removed. A node of a cluster is refused: leave first. It may be run again\n" +
 			"after any outcome; the second time it finds nothing.\n\n" +
 			"SSH's keys and cloud-init's memory are the image builder's: `cloud-init clean` and the\n" +
 			"tools that make images remove them.",
-		Example: "  systemctl stop antmedia && amsagent seal\n" +
-			"  amsagent seal --dry-run\n" +
-			"  amsagent seal --keep logs,jwt --remove tls\n" +
-			"  amsagent seal --root /mnt/image",
+		Example: "  amsagent seal\n" +
+			"  systemctl stop antmedia && amsagent seal --yes\n" +
+			"  amsagent seal --yes --keep logs,jwt --remove tls\n" +
+			"  amsagent seal --yes --root /mnt/image",
 		GroupID:               groupAdvanced,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
@@ -51,6 +53,10 @@ func newSealCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
+	completes(cmd, "keep", func() []string { return wordsOf(bootstrap.SealItems()) })
+	completes(cmd, "remove", func() []string {
+		return wordsOf([]bootstrap.SealItem{bootstrap.SealTLS, bootstrap.SealSSH, bootstrap.SealLicence})
+	})
 	g.addSettings(cmd, keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyTimeout)
 	return cmd
 }
@@ -70,7 +76,7 @@ func sealHelp() string {
 		bootstrap.SealSSH:      "this machine's own SSH keys; stay unless --remove ssh",
 		bootstrap.SealLicence:  "server.licence_key; stays unless --remove licence",
 		bootstrap.SealMachine:  "/etc/machine-id is made empty; systemd makes a new one",
-		bootstrap.SealAgent:    "what amsagent remembers of this machine",
+		bootstrap.SealAgent:    "what amsagent remembers of this machine, and what a leave kept (*.amsagent-saved)",
 	}
 	var b strings.Builder
 	for _, i := range bootstrap.SealItems() {
@@ -80,7 +86,7 @@ func sealHelp() string {
 }
 
 func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
-	req := bootstrap.SealRequest{Joined: opts.joined, DryRun: opts.dryRun}
+	req := bootstrap.SealRequest{Joined: opts.joined, DryRun: opts.dryRun || !opts.yes}
 	for _, list := range []struct {
 		flag  string
 		words []string
@@ -112,7 +118,17 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 		}
 		return err
 	}
-	return g.result("seal", res, func(w *textWriter) { sealText(w, res) })
+	if err := g.result("seal", res, func(w *textWriter) { sealText(w, res) }); err != nil {
+		return err
+	}
+	if res.Outcome == bootstrap.OutcomePlanned && !opts.dryRun {
+		// Not 0: a recipe without --yes would make images that are not sealed.
+		return &userError{
+			Msg: "sealing needs --yes: what it removes does not come back", ID: idUsage, Exit: exitUsage, State: untouchedState,
+			Hints: []string{"read the list, then: amsagent seal --yes"},
+		}
+	}
+	return nil
 }
 
 func sealText(w *textWriter, res *bootstrap.SealResult) {

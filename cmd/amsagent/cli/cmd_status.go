@@ -4,14 +4,17 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
@@ -25,7 +28,7 @@ type statusOptions struct {
 
 func (o *statusOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
-	fs.StringVar(&o.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with both witnesses heard and nothing in the way")
+	fs.StringVar(&o.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with both witnesses heard and viewers served")
 }
 
 func newStatusCommand(g *globals) *cobra.Command {
@@ -47,6 +50,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
+	completes(cmd, "wait", states)
 	g.addSettings(cmd, machineSettings()...)
 	return cmd
 }
@@ -77,8 +81,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		if told = err == nil; told {
 			req.Mongo = src.Target
 		}
-		if errors.Is(err, errNoMongo) {
-			return nil
+		if errors.Is(err, errNoMongo) || errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 && opts.wait == "" {
+			return nil // a monitoring user gets what can be told without it
 		}
 		return err
 	}
@@ -102,7 +106,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		return &userError{Msg: "cannot look at this machine", Cause: err}
 	}
 	t := g.tableStyle()
-	v := &statusView{Status: s}
+	v := &statusView{Status: s, Given: g.givenToJoin(), Role: g.roleText()}
 	v.askDaemon(ctx, g)
 	if err := g.result("status", v, func(w *textWriter) { statusText(w, v, t) }); err != nil {
 		return err
@@ -142,17 +146,12 @@ func statusText(w *textWriter, s *statusView, t tableStyle) {
 	}
 	process := s.Process.Err
 	if process == "" {
-		process = fmt.Sprintf("%s is %s", s.Process.Service, s.Process.State)
-		if !s.Process.State.Since.IsZero() && s.Process.State.Running() {
-			process += ", since " + w.ago(s.Process.State.Since)
-		}
-		if !s.Process.State.Known() || s.Process.State.Running() {
-			process += "; " + s.Process.Liveness.String() // who was stopped does not answer, and is not starting
-		}
+		process = processText(w, s.Process)
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
-		"sessions", statusSessions(s.Row), "daemon", s.daemonText())
+		"sessions", statusSessions(s.Row), "daemon", s.daemonText(), "node", s.Role, "given to join", s.givenText())
 	s.lifeText(w)
+	s.driftText(w)
 	if lines := loadLines(s.Row, t); len(lines) > 0 {
 		w.heading("Load")
 		for _, line := range lines {
@@ -171,6 +170,21 @@ func statusText(w *textWriter, s *statusView, t tableStyle) {
 	}
 }
 
+func processText(w *textWriter, p bootstrap.ProcessView) string {
+	text := fmt.Sprintf("%s is %s", p.Service, p.State)
+	if p.Service == (ams.None{}).Name() {
+		text = "no service is asked"
+	}
+	if !p.State.Since.IsZero() && p.State.Running() {
+		text += ", since " + w.ago(p.State.Since)
+	}
+	// Who was stopped does not answer, and is not starting.
+	if alive := p.Liveness.String(); alive != "" && (!p.State.Known() || p.State.Running()) {
+		text += "; " + alive
+	}
+	return text
+}
+
 func statusVerdict(w *textWriter, s *bootstrap.Status) string {
 	switch {
 	case s.Files.Err != "" && s.Files.Dir != "":
@@ -183,6 +197,10 @@ func statusVerdict(w *textWriter, s *bootstrap.Status) string {
 		return w.color.yellow("degraded") + fmt.Sprintf(": %s", count(len(s.Disagree), "disagreement"))
 	case !s.Row.Looked:
 		return w.color.yellow("unknown") + ": a cluster node by its files; the cluster could not be asked"
+	case s.Row.Registry != nil && s.Row.Registry.State == cluster.StateLeft:
+		return w.color.bold("left") + ": this node is out of the cluster"
+	case s.Row.Registry != nil && s.Row.Registry.State != cluster.StateActive:
+		return w.color.yellow(printable(string(s.Row.Registry.State))) + ": so says the registry of this node"
 	}
 	return w.color.green("active") + ": in the cluster as " + printable(s.Row.Address)
 }
@@ -197,6 +215,9 @@ func registryText(w *textWriter, r bootstrap.RowView) string {
 	text := fmt.Sprintf("%s is %s", r.Registry.ID, r.Registry.State)
 	if !r.Registry.StateSince.IsZero() {
 		text += ", since " + w.ago(r.Registry.StateSince)
+	}
+	if sv := r.Registry.Serving; sv != nil && !sv.Up && r.Registry.State == cluster.StateActive {
+		text += "; does not serve viewers: " + cmp.Or(sv.Why, "the agent gives no reason")
 	}
 	return printable(text)
 }

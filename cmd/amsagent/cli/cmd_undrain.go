@@ -27,7 +27,7 @@ func newUndrainCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runUndrain(cmd.Context(), g) },
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
 	return cmd
 }
 
@@ -55,7 +55,7 @@ func runUndrain(ctx context.Context, g *globals) error {
 		}
 		return u
 	case err != nil:
-		return g.drainRefused("cannot undrain", err)
+		return g.drainRefused("cannot undrain", g.orNotMember(err))
 	}
 	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && wait(ctx, controlRetry); {
 		now, err := c.drainView(ctx)

@@ -20,8 +20,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -349,10 +351,10 @@ func TestControlPermission(t *testing.T) {
 	g := plainGlobals(e)
 	c := g.controlClient()
 	err := c.classify(t.Context(), &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)})
-	if code := g.report(t.Context(), g.drainRefused("cannot drain", err)); code != exitFailed {
+	if code := g.report(t.Context(), g.drainRefused("cannot drain", err)); code != exitPreflight {
 		t.Errorf("exit %d", code)
 	}
-	for _, want := range []string{"[AMS-PERMISSION]", "connecting to the daemon at /run/amsagent/control.sock: permission denied", "hint: run it as root"} {
+	for _, want := range []string{"cannot drain: this needs root [AMS-ROOT]", "only root may do that on this machine", "hint: run it with sudo"} {
 		if !strings.Contains(e.stderr.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, e.stderr.String())
 		}
@@ -473,5 +475,23 @@ func TestControlStreams(t *testing.T) {
 	d.kill()
 	if err := <-ended; !as[*lostError](err) {
 		t.Errorf("%v", err)
+	}
+}
+
+// Counts of the sessions that differ are named in status, and make it strict.
+func TestStatusNamesCountsThatDiffer(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.status = daemon.View{SessionsDisagree: &heartbeat.Disagreement{
+		Kind: "publishers", MongoDB: 0, Server: 1, By: cluster.CountedByAMS, Address: "192.0.2.4",
+	}}
+	g := newGlobals((&testEnv{}).env().withDefaults())
+	g.settings.Root = d.root
+	v := &statusView{Status: &bootstrap.Status{}}
+	v.askDaemon(t.Context(), g)
+	w := &textWriter{now: fixedNow()}
+	statusText(w, v, tableStyle{})
+	want := "STATUS-SESSIONS: publishers: MongoDB says 0 for the address 192.0.2.4, the server itself says 1; the larger number counts"
+	if !strings.Contains(w.b.String(), want) {
+		t.Errorf("got:\n%s", w.b.String())
 	}
 }

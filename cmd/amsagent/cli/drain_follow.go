@@ -26,12 +26,14 @@ type pace struct {
 	silence time.Duration
 	// retry is the time from one try to reach the daemon to the next, patience how long that goes on.
 	retry, patience time.Duration
+	// cloud is how long a cloud that cannot be told is waited for, when nothing else is left to do.
+	cloud time.Duration
 }
 
 func (g *globals) pace() pace {
 	p := pace{
 		every: progressLog, gap: 5 * time.Second, silence: 4 * daemon.FollowEvery,
-		retry: controlRetry, patience: time.Minute,
+		retry: controlRetry, patience: time.Minute, cloud: 30 * time.Second,
 	}
 	if g.env.IsTerminal(g.env.Stderr) {
 		p.gap = time.Second
@@ -56,6 +58,7 @@ type follower struct {
 	trouble map[string]string
 	lost    time.Time // since when the daemon is away; zero where it is not
 	told    bool      // that it is
+	untold  time.Time // since when only the cloud is left, and cannot be told; zero where that is not so
 }
 
 // How a drain or a start ends otherwise than it should.
@@ -127,6 +130,9 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 			running = true
 			go read()
 		case <-tick.C:
+			if !f.untold.IsZero() && time.Since(f.untold) >= f.cloud {
+				return f.last, nil
+			}
 			f.idle()
 		}
 	}
@@ -177,6 +183,12 @@ func (f *follower) take(v lifecycle.View) (done bool, err error) {
 	}
 	if !done && err == nil {
 		f.say(was, v)
+	}
+	switch {
+	case !v.OnlyCloud():
+		f.untold = time.Time{}
+	case f.untold.IsZero():
+		f.untold = time.Now()
 	}
 	return done, err
 }

@@ -198,15 +198,20 @@ func TestDrainRefused(t *testing.T) {
 func TestDrainUsage(t *testing.T) {
 	d := newFakeDaemon(t)
 	for want, args := range map[string][]string{
-		"contradict each other":        {"drain", "--now", "--deadline", "1h"},
-		"--deadline: 10ms is outside":  {"drain", "--deadline", "10ms"},
-		"--deadline: 200h is outside":  {"drain", "--deadline", "200h"},
-		"--deadline: -1m is outside":   {"drain", "--deadline=-1m"},
-		"one line of at most":          {"drain", "--reason", "a\nb"},
-		"--timeout: -1s is before now": {"drain", "--timeout=-1s"},
-		"--timeout bounds nothing":     {"event", "--detach", "--timeout", "1s"},
-		"undrain takes no argument":    {"undrain", "x"},
-		"unknown unit \"y\"":           {"drain", "--deadline", "1y"},
+		"contradict each other":       {"drain", "--now", "--deadline", "1h"},
+		"--deadline: 10ms is outside": {"drain", "--deadline", "10ms"},
+		"--deadline: 200h is outside": {"drain", "--deadline", "200h"},
+		"--deadline: 0s is outside":   {"drain", "--deadline", "0"},
+
+		`--deadline: "1" is not a duration`:           {"drain", "--deadline", "1"},
+		`--deadline: "1d" is not a duration`:          {"drain", "--deadline", "1d"},
+		`--detach: "maybe" is neither true nor false`: {"drain", "--detach=maybe"},
+		"--deadline: -1m is outside":                  {"drain", "--deadline=-1m"},
+		"one line of at most":                         {"drain", "--reason", "a\nb"},
+		"--timeout: -1s is before now":                {"drain", "--timeout=-1s"},
+		"--timeout bounds nothing":                    {"event", "--detach", "--timeout", "1s"},
+		"undrain takes no argument":                   {"undrain", "x"},
+		`--deadline: "1y" is not a duration`:          {"drain", "--deadline", "1y"},
 	} {
 		c := d.run(args...)
 		c.ends(exitUsage)
@@ -324,6 +329,14 @@ func (d *fakeDaemon) quick(e *testEnv) (*globals, *follower) {
 	}}
 }
 
+// followed follows the drain as it stands now, and gives how that ends.
+func (d *fakeDaemon) followed(t *testing.T, g *globals, f *follower) <-chan error {
+	first := d.view // now: set changes it under the lock, from here on
+	done := make(chan error, 1)
+	go func() { done <- g.followed(t.Context(), "drain", f, first, 0, drainData{}) }()
+	return done
+}
+
 func TestFollowLost(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.begin(&d.view)
@@ -353,12 +366,34 @@ func TestFollowHangs(t *testing.T) {
 	g, f := d.quick(e)
 	f.silence = 20 * time.Millisecond // far below what the daemon's stream keeps silent
 	f.patience = 10 * time.Second
-	done := make(chan error, 1)
-	go func() { done <- g.followed(t.Context(), "drain", f, d.view, 0, drainData{}) }()
+	done := d.followed(t, g, f)
 	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 3 }, func() string { return "does not ask again" })
 	d.set(left)
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A cloud that cannot be told holds up nobody: the node is out of the cluster.
+func TestFollowWithoutCloud(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.begin(&d.view)
+	e := &testEnv{}
+	g, f := d.quick(e)
+	f.cloud = 50 * time.Millisecond
+	done := d.followed(t, g, f)
+	d.set(func(v *lifecycle.View) {
+		left(v)
+		v.Step, v.Trouble = lifecycle.StepCompleting, map[string]string{"discover": "the cloud cannot be asked for its hook: no route to host"}
+	})
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if out := e.stdout.String(); !strings.Contains(out, "left: this node is out of the cluster") || !strings.Contains(out, "not told yet; the daemon goes on trying") {
+		t.Errorf("%s", out)
+	}
+	if !strings.Contains(e.stderr.String(), "no route to host") {
+		t.Errorf("%s", e.stderr.String())
 	}
 }
 
@@ -368,8 +403,7 @@ func TestFollowPace(t *testing.T) {
 	d.begin(&d.view)
 	e := &testEnv{}
 	g, f := d.quick(e)
-	done := make(chan error, 1)
-	go func() { done <- g.followed(t.Context(), "drain", f, d.view, 0, drainData{}) }()
+	done := d.followed(t, g, f)
 	lines := func() int { return strings.Count(e.stderr.String(), "\n") }
 	eventually(t, func() bool { return lines() >= 4 }, func() string { return "is silent:\n" + e.stderr.String() })
 

@@ -39,6 +39,10 @@ type Env struct {
 
 	Now     func() time.Time
 	Geteuid func() int
+	// Executable is the path of this program.
+	Executable func() (string, error)
+	// Journal writes a line into the journal of a unit; it is an error where there is no journal.
+	Journal func(unit, line string) error
 
 	// Signals delivers the signals that mean "stop", until the returned function is called.
 	Signals func() (<-chan os.Signal, func())
@@ -65,9 +69,12 @@ func OS() Env {
 		IsJournal: isJournal,
 		Now:       time.Now,
 		Geteuid:   os.Geteuid,
-		Signals:   stopSignals,
-		Notify:    notify,
-		Exit:      os.Exit, //nolint:forbidigo // a second signal ends the process here and now; nothing below Main may
+
+		Executable: os.Executable,
+		Journal:    journalLine,
+		Signals:    stopSignals,
+		Notify:     notify,
+		Exit:       os.Exit, //nolint:forbidigo // a second signal ends the process here and now; nothing below Main may
 	}
 }
 
@@ -104,6 +111,12 @@ func (e Env) withDefaults() Env {
 	}
 	if e.Now == nil {
 		e.Now = time.Now
+	}
+	if e.Executable == nil {
+		e.Executable = func() (string, error) { return installedProgram, nil }
+	}
+	if e.Journal == nil {
+		e.Journal = func(string, string) error { return errNoJournal }
 	}
 	if e.Geteuid == nil {
 		e.Geteuid = func() int { return -1 }

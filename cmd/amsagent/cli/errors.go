@@ -5,6 +5,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -133,17 +134,8 @@ func flatten(err error) []error {
 // report prints err on stderr in the form asked for and returns the exit code.
 func (g *globals) report(ctx context.Context, err error) int {
 	var sig *interruptedError
-	// Libraries that wait say why their context ended, the others only that it did.
-	if errors.As(err, &sig) || (errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &sig)) {
-		// A command says what its interruption left; it need not know the number.
-		var ue *userError
-		if !errors.As(err, &ue) {
-			err = &userError{Msg: "interrupted", Cause: sig, ID: idInterrupted, Exit: exitInterrupted}
-		} else {
-			c := *ue
-			c.ID, c.Exit = idInterrupted, exitInterrupted
-			err = &c
-		}
+	if errors.As(err, &sig) || errors.As(context.Cause(ctx), &sig) && cutShort(err) {
+		err = interrupted(err, sig)
 	}
 	e := g.explain(err)
 	if g.isJSON() {
@@ -152,6 +144,39 @@ func (g *globals) report(ctx context.Context, err error) int {
 		g.errorText(e)
 	}
 	return e.Exit
+}
+
+// cutShort reports whether an error is what the end of a context made of it. Libraries that wait say why it ended or that it
+// did, not all of them as an error that can be told; a check that was cut short proves nothing, whatever it says.
+func cutShort(err error) bool {
+	var ue *userError
+	return errors.Is(err, context.Canceled) || errors.As(err, &ue) && ue.Exit == exitPreflight || strings.Contains(err.Error(), context.Canceled.Error())
+}
+
+// interrupted makes an error one of the signal: a command says what its interruption left, and what failed beside that.
+func interrupted(err error, sig *interruptedError) *userError {
+	var ue *userError
+	if !errors.As(err, &ue) {
+		return &userError{Msg: "interrupted", Cause: sig, ID: idInterrupted, Exit: exitInterrupted}
+	}
+	if ue.Exit == exitPreflight {
+		return &userError{Msg: "interrupted", Cause: sig, State: cmp.Or(ue.State, stateUntouched), ID: idInterrupted, Exit: exitInterrupted}
+	}
+	c := *ue
+	c.Cause, c.ID, c.Exit = sig, idInterrupted, exitInterrupted
+	if ue.Cause == nil {
+		return &c
+	}
+	others := []error{sig}
+	for _, cause := range flatten(ue.Cause) {
+		if !cutShort(cause) && !errors.As(cause, new(*interruptedError)) {
+			others = append(others, cause)
+		}
+	}
+	if len(others) > 1 {
+		c.Cause = errors.Join(others...)
+	}
+	return &c
 }
 
 func (g *globals) errorText(e *userError) {
@@ -173,12 +198,13 @@ func (g *globals) errorText(e *userError) {
 		line("", oneLine(g.redact(e.State)))
 	}
 	// Where stderr cannot be written to there is nobody to tell; the exit code says it.
-	_, _ = g.env.Stderr.Write(b.Bytes())
+	_, _ = g.env.Stderr.Write(safeOutput(b.Bytes()))
 }
 
 // errorObject is the JSON form; its field names are an interface.
 type errorObject struct {
-	SchemaVersion int `json:"schema_version"`
+	SchemaVersion int    `json:"schema_version"`
+	Kind          string `json:"kind"` // "error"
 	Error         struct {
 		ID       string   `json:"id"`
 		Message  string   `json:"message"`
@@ -191,7 +217,7 @@ type errorObject struct {
 
 func (g *globals) errorJSON(e *userError) {
 	var o errorObject
-	o.SchemaVersion = schemaVersion
+	o.SchemaVersion, o.Kind = schemaVersion, "error"
 	o.Error.ID = e.ID
 	o.Error.Message = g.redact(e.Msg)
 	if e.Cause != nil {
@@ -211,7 +237,7 @@ func writeJSONLine(w io.Writer, v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(b)
+	_, err = w.Write(safeOutput(b))
 	return err
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -36,6 +37,7 @@ const (
 	idLocked       = "AMS-LOCKED"
 	idService      = "AMS-SERVICE"
 	idNotSeen      = "AMS-NOT-SEEN"
+	idNotServing   = "AMS-NOT-SERVING"
 	idNoDaemon     = "AMS-NO-DAEMON"
 	idOddDaemon    = "AMS-ODD-DAEMON"
 	idLostDaemon   = "AMS-LOST-DAEMON"
@@ -88,6 +90,16 @@ func errorTable() []errorClass {
 			match:   as[*interruptedError],
 		},
 
+		// One answer for every command: only root may read the address of MongoDB, which most of them need first.
+		{
+			id: bootstrap.IDRoot, exit: exitPreflight,
+			meaning: "only root may do that",
+			match: func(err error) bool {
+				return anySetting(err, func(e *settingError) bool { return e.id == bootstrap.IDRoot })
+			},
+			hint: func(error, *globals) []string { return []string{"run it with sudo, as root"} },
+		},
+
 		// Settings.
 		{
 			id: idConfigSecret, exit: exitUsage,
@@ -135,8 +147,7 @@ func errorTable() []errorClass {
 			"the certificate must be valid for that name, and its authority known to this machine or named by tlsCAFile in the URI"),
 		mongoClass(idMongoAuth, exitFailed, cluster.KindAuth, "MongoDB refused the user name or the password",
 			"check user, password and authSource in the URI; @ : / ? # % in a password must be percent-encoded"),
-		mongoClass(idMongoForbidden, exitFailed, cluster.KindForbidden, "MongoDB does not allow it to this user",
-			"the user needs readWrite on the databases amsagent and clusterdb"),
+		forbiddenClass(),
 		mongoClass(idMongoNotPrimary, exitFailed, cluster.KindNotPrimary, "MongoDB takes no writes now",
 			"name all members and replicaSet in the URI, or wait until the replica set has a primary"),
 		mongoClass(idMongoUnsupported, exitFailed, cluster.KindUnsupported, "the server does not implement what is needed", ""),
@@ -211,6 +222,17 @@ func errorTable() []errorClass {
 			},
 		},
 		{
+			id: idNotServing, exit: exitFailed,
+			meaning: "an application of Ant Media Server does not serve",
+			match:   as[*bootstrap.NotServingError],
+			hint: func(error, *globals) []string {
+				return []string{
+					"look at the server's own log for why that application does not start; give it more time with --timeout",
+					"an application that need not serve is left out by the setting serving: in config.yaml",
+				}
+			},
+		},
+		{
 			id: idService, exit: exitFailed,
 			meaning: "Ant Media Server could not be started or stopped",
 			match: func(err error) bool {
@@ -265,6 +287,22 @@ func errorTable() []errorClass {
 		},
 
 		// This machine.
+		{
+			id: bootstrap.IDFileLink, exit: exitFailed,
+			meaning: "a link of another user is not followed",
+			match:   is(files.ErrLink),
+			hint: func(error, *globals) []string {
+				return []string{"let root make the link, or give the file that it leads to the owner of the link; or remove it"}
+			},
+		},
+		{
+			id: bootstrap.IDFileSize, exit: exitFailed,
+			meaning: "a file is too large",
+			match:   is(files.ErrTooLarge, conf.ErrRecordTooLarge),
+			hint: func(error, *globals) []string {
+				return []string{"a settings file has some kilobytes: take this one from a backup, or remove the application"}
+			},
+		},
 		{
 			id: idDiskFull, exit: exitFailed,
 			meaning: "a file system is full",
@@ -325,6 +363,18 @@ func mongoClass(id string, exit int, kind cluster.Kind, meaning, hint string) er
 	}
 	if hint != "" {
 		c.hint = func(error, *globals) []string { return []string{hint} }
+	}
+	return c
+}
+
+// forbiddenClass: MongoDB says the same to a user without the right and to no user at all.
+func forbiddenClass() errorClass {
+	c := mongoClass(idMongoForbidden, exitFailed, cluster.KindForbidden, "MongoDB does not allow it to this user", "")
+	c.hint = func(_ error, g *globals) []string {
+		if src, err := g.mongo(); err == nil && !src.Target.HasCredentials() {
+			return []string{"MongoDB asks for a login and the address has none: mongodb://USER:PASSWORD@HOST/, best in a file of root's: --mongo file:PATH"}
+		}
+		return []string{"the user needs readWrite on the databases amsagent and clusterdb, and read on that of each application (db.name), where its streams are counted"}
 	}
 	return c
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
 	pages "github.com/amsagent/amsagent/docs/errors"
+	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -69,6 +70,7 @@ func examples() map[string]error {
 		idMetadataUnknown:    fmt.Errorf("%w: x", metadata.ErrUnknownProvider),
 		idLocked:             fmt.Errorf("waiting: %w", errors.Join(conf.ErrLocked, context.DeadlineExceeded)),
 		idNotSeen:            &bootstrap.NotSeenError{Err: errors.New("not seen")},
+		idNotServing:         &bootstrap.NotServingError{Apps: []ams.AppAnswer{{Name: "LiveApp", State: ams.AppStarting}}, Err: context.DeadlineExceeded},
 		idService:            ams.ErrNoUnit,
 		idNoDaemon:           &noDaemonError{path: "/run/x.sock", err: syscall.ENOENT},
 		idOddDaemon:          &oddDaemonError{what: "odd"},
@@ -76,6 +78,9 @@ func examples() map[string]error {
 		idRefused:            &daemon.Refusal{Code: daemon.RefusedFailed, Message: "no"},
 		idUndrained:          &undrainedError{by: "alice"},
 		idEvent:              &eventError{errors.New("the event is empty")},
+		bootstrap.IDRoot:     &settingError{source: "/x", err: fs.ErrPermission, id: bootstrap.IDRoot},
+		bootstrap.IDFileLink: fmt.Errorf("/x: %w", files.ErrLink),
+		bootstrap.IDFileSize: fmt.Errorf("/x is %w", files.ErrTooLarge),
 		idDiskFull:           &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC},
 		idReadOnly:           &fs.PathError{Op: "open", Path: "/x", Err: syscall.EROFS},
 		idPermission:         &fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES},
@@ -198,7 +203,7 @@ func TestErrorJSONObject(t *testing.T) {
 	g.setForm("json", "always", 0)
 	g.addSecrets("hunter22")
 	g.report(t.Context(), &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: exitUnknown, ID: "AMS-X"})
-	const want = `{"schema_version":1,"error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n"
+	const want = `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n"
 	if e.stderr.String() != want {
 		t.Errorf("got  %s\nwant %s", e.stderr.String(), want)
 	}

@@ -5,9 +5,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -53,24 +55,53 @@ func findTag(tags map[string]string, name string) (found, text string, ok bool) 
 
 // readInstance finds the cloud and reads the instance. With record, a folder, all that is asked and answered is kept.
 func (g *globals) readInstance(ctx context.Context, record string) (machine, error) {
-	opts, err := g.metadataOptions(record)
+	q, err := g.instanceQuestion(record)
 	if err != nil {
 		return machine{}, err
 	}
+	return g.askInstance(ctx, q)
+}
+
+// instanceQuestion is what the settings say of how to read the instance.
+type instanceQuestion struct {
+	opts metadata.Options
+	// provider and its origin are those of the setting.
+	provider, origin string
+}
+
+func (g *globals) instanceQuestion(record string) (instanceQuestion, error) {
+	opts, err := g.metadataOptions(record)
+	return instanceQuestion{opts: opts, provider: g.settings.Provider, origin: g.settings.origin(keyProvider).String()}, err
+}
+
+// askInstance finds the cloud and reads the instance. It does not look at the settings: while it waits for the metadata,
+// others may.
+func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine, error) {
 	var m machine
-	if o := g.settings.origin(keyProvider); g.settings.Provider != "auto" {
-		m.Detection = metadata.Given(g.settings.Provider, o.String())
-	} else if m.Detection, err = metadata.Detect(ctx, opts); err != nil {
+	var err error
+	if q.provider != "auto" {
+		m.Detection = metadata.Given(q.provider, q.origin)
+	} else if m.Detection, err = metadata.Detect(ctx, q.opts); err != nil {
 		return machine{}, err
 	}
 	by := m.Detection.Decisive()
 	g.log().Debug("provider", "name", m.Detection.Provider, "by", by.Source, "value", by.Value)
 
-	m.Provider, err = metadata.Open(m.Detection.Provider, opts)
+	if p := m.Detection.Provider; m.Detection.Remembered && q.opts.Root != "" && q.opts.Endpoints[p] == "" {
+		// The network is that of the machine we run on.
+		return machine{}, unknownForNow(p, errors.New("not asked: below a root only services whose address is set are asked"))
+	}
+	m.Provider, err = metadata.Open(m.Detection.Provider, q.opts)
 	if err != nil {
 		return machine{}, err
 	}
 	if m.Instance, err = m.Provider.Instance(ctx); err != nil {
+		if m.Detection.Remembered {
+			err = unknownForNow(m.Detection.Provider, err)
+		}
+		return machine{}, err
+	}
+	if err := m.Instance.Bound(); err != nil {
 		return machine{}, err
 	}
 	// A tag may hold a connection string; whatever else is printed, its password is not.
@@ -82,6 +113,15 @@ func (g *globals) readInstance(ctx context.Context, record string) (machine, err
 	return m, nil
 }
 
+// unknownForNow is the error where the cloud in which this machine joined does not answer, and nothing names another one.
+func unknownForNow(provider string, err error) error {
+	hint := "where this machine is not in " + provider + " any more, name what it is in: --provider, or provider: in config.yaml"
+	if h := metadata.HintOf(err); h != "" {
+		hint = h + "; " + hint
+	}
+	return &metadata.Error{Provider: provider, Item: "identity of this machine", Kind: metadata.ErrNotReady, Hint: hint, Cause: err}
+}
+
 func (g *globals) metadataOptions(record string) (metadata.Options, error) {
 	opts := metadata.Options{
 		Root:      g.settings.Root,
@@ -89,8 +129,9 @@ func (g *globals) metadataOptions(record string) (metadata.Options, error) {
 		Log:       g.log(),
 		Address:   g.settings.Address,
 		APIProxy:  g.proxy(),
+		Known:     bootstrap.KnownProvider(g.settings.Root),
 	}
-	for _, key := range []string{keyTagMongo, keyTagRole, keyTagGroup} {
+	for _, key := range []string{keyTagMongo, keyTagRole, keyTagGroup, keyTagHooks} {
 		opts.TagNames = append(opts.TagNames, g.settings.values[key].text)
 	}
 	// The AWS SDK's own variables besides the address, which is a setting of ours too.

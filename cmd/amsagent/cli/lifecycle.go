@@ -258,15 +258,15 @@ func hasHooks(provider string) bool { return provider == metadata.AWS || provide
 // provider is the cloud that somebody named, or that shows.
 func (a *daemonAdapter) provider(ctx context.Context) (string, error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if p := a.g.settings.Provider; p != "auto" {
-		return p, nil
-	}
-	opts, err := a.g.metadataOptions("")
-	if err != nil {
+	q, err := a.g.instanceQuestion("")
+	a.mu.Unlock()
+	switch {
+	case q.provider != "auto":
+		return q.provider, nil
+	case err != nil:
 		return "", err
 	}
-	d, err := metadata.Detect(ctx, opts)
+	d, err := metadata.Detect(ctx, q.opts)
 	return d.Provider, err
 }
 

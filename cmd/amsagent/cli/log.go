@@ -20,7 +20,8 @@ import (
 //   - on a terminal, short lines for a person;
 //   - into a pipe or a file, key=value with time.
 func (g *globals) newHandler(level slog.Level) slog.Handler {
-	w := redactWriter{w: g.env.Stderr, redact: g.redact}
+	safe := safeWriter{g.env.Stderr}
+	w := redactWriter{w: safe, redact: g.redact}
 	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { return g.redactAttr(a) }}
 	journal := g.env.getenv("JOURNAL_STREAM")
 	noTime := func(groups []string, a slog.Attr) slog.Attr {
@@ -31,7 +32,7 @@ func (g *globals) newHandler(level slog.Level) slog.Handler {
 	}
 	switch {
 	case g.isJSON():
-		return slog.NewJSONHandler(g.env.Stderr, opts)
+		return slog.NewJSONHandler(safe, opts)
 	case g.env.IsJournal(g.env.Stderr, journal):
 		opts.ReplaceAttr = noTime
 		return newJournalHandler(w, opts)

@@ -31,12 +31,26 @@ func machineSettings() []string {
 // and a person wants to know sooner than after its own half minute.
 const mongoTimeout = 5 * time.Second
 
+// mayChange refuses, as a join and a leave do, what only root may do. A tree below another root may be anybody's.
+func (g *globals) mayChange(command string) error {
+	if g.env.Geteuid() == 0 || g.settings.Root != "" {
+		return nil
+	}
+	return g.needsRoot(command)
+}
+
+func (g *globals) needsRoot(command string) error {
+	return g.failure(command, &bootstrap.PreflightError{Findings: []bootstrap.Finding{
+		{ID: bootstrap.IDRoot, Text: "only root may do that on this machine", Hint: "run it with sudo"},
+	}})
+}
+
 // bootstrapMachine makes of the settings what bootstrap needs. offline leaves the service alone.
 func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	s := g.settings
 	m := &bootstrap.Machine{
 		Root: s.Root, AMSDir: s.AMSDir, Service: ams.None{},
-		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(),
+		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(), Serving: s.Serving,
 		Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
 			return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()})
 		},
@@ -65,13 +79,24 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		// A tree with systemd's folder will be started by systemd, whoever does that.
 		info, err := os.Stat(s.Root + "/etc/systemd/system")
 		m.DropIn = err == nil && info.IsDir()
+		m.Program = g.program()
 		return m, nil
 	}
-	m.DropIn = true
+	m.DropIn, m.Program = true, g.program()
 	if !offline {
 		m.Service = ams.NewSystemd(ams.DefaultUnit)
 	}
 	return m, nil
+}
+
+// program is what the server's unit calls before a start: this one, or, in the tree of another machine, the installed one.
+func (g *globals) program() string {
+	if g.settings.Root == "" {
+		if path, err := g.env.Executable(); err == nil {
+			return path
+		}
+	}
+	return installedProgram
 }
 
 // daemonUnits are the agent's own, in the order in which they start: packaging/systemd has them.
@@ -122,6 +147,9 @@ func (g *globals) explicitAddress() string {
 	return g.settings.Address.String()
 }
 
+// addressKept reports whether an earlier join was given the address.
+func (g *globals) addressKept() bool { return g.settings.origin(keyAddress).Layer == layerGiven }
+
 // failure turns what bootstrap returns into an error for a person.
 func (g *globals) failure(verb string, err error) error {
 	var pre *bootstrap.PreflightError
@@ -132,7 +160,7 @@ func (g *globals) failure(verb string, err error) error {
 		if failed.Unknown {
 			u.Exit = exitUnknown
 		}
-		if failed.Hint != "" {
+		if failed.Hint != "" && !cutShort(failed.Err) { // it is about a failure
 			u.Hints = []string{failed.Hint}
 		}
 		return u
@@ -237,7 +265,7 @@ func (g *globals) keepOutcome(command string, result bootstrap.Outcome, err erro
 	}
 	b, merr := json.MarshalIndent(o, "", "  ")
 	if merr == nil {
-		merr = store.WriteFile(resultPath, append(b, '\n'), 0o644, 0o755)
+		merr = store.WriteFile(resultPath, append(safeOutput(b), '\n'), 0o644, 0o755)
 	}
 	if merr != nil && !errors.Is(merr, fs.ErrPermission) {
 		g.log().Warn("the outcome could not be kept", "path", resultPath, "error", merr)

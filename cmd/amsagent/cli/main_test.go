@@ -22,10 +22,13 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/amsagent/amsagent/bootstrap"
 )
 
 // update rewrites what the golden tests compare with: go test ./cmd/amsagent/cli -update
@@ -339,7 +342,9 @@ type fakeSignals struct{ ch chan os.Signal }
 
 func (f fakeSignals) source() (<-chan os.Signal, func()) { return f.ch, func() {} }
 
-func TestInterrupt(t *testing.T) {
+func TestInterrupt(t *testing.T) { synctest.Test(t, testInterrupt) }
+
+func testInterrupt(t *testing.T) {
 	sig := fakeSignals{make(chan os.Signal, 2)}
 	exited := make(chan int, 1)
 	e := &testEnv{}
@@ -370,6 +375,38 @@ func TestInterrupt(t *testing.T) {
 		t.Errorf("exit %d, want %d", code, exitFailed)
 	}
 
+	// What a check said that was cut short is no finding (B1): neither its number nor its cause.
+	e.stderr = lockedBuffer{}
+	pre := g.failure("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
+		{ID: bootstrap.IDService, Text: "systemd is not available: connecting: context canceled", Hint: "say it with --service-command"},
+		{ID: bootstrap.IDMongo, Text: "server selection error"},
+	}})
+	if code := g.report(ctx, pre); code != exitInterrupted {
+		t.Errorf("exit %d in the preflight", code)
+	}
+	if got := e.stderr.String(); !strings.HasPrefix(got, want) || !strings.Contains(got, stateUntouched) || strings.Contains(got, "service-command") || strings.Contains(got, "canceled") {
+		t.Errorf("in the preflight:\n%s", got)
+	}
+	// What failed beside the interruption is told, the end of the context is not.
+	e.stderr = lockedBuffer{}
+	both := &userError{Msg: "cannot join", State: "half done", Cause: errors.Join(errors.New("asking the bus: context canceled"), errors.New("undo: no space left on device"))}
+	if code := g.report(ctx, both); code != exitInterrupted {
+		t.Errorf("exit %d", code)
+	}
+	if got := e.stderr.String(); !strings.Contains(got, "no space left on device") || !strings.Contains(got, "signal: terminated") || strings.Contains(got, "canceled") || !strings.Contains(got, "half done") {
+		t.Errorf("with a failed rollback:\n%s", got)
+	}
+
+	// The timeout of coreutils sends two signals, which are one wish (B2).
+	sig.ch <- syscall.SIGTERM
+	sig.ch <- syscall.SIGCONT
+	synctest.Wait()
+	select {
+	case code := <-exited:
+		t.Errorf("two signals at once: exit %d", code)
+	default:
+	}
+	<-time.After(oneSignal)
 	sig.ch <- syscall.SIGINT
 	if code := <-exited; code != exitInterrupted {
 		t.Errorf("second signal: exit %d, want %d", code, exitInterrupted)
@@ -381,7 +418,7 @@ func TestJSONErrors(t *testing.T) {
 		{"-o", "json", "nonsense"}, {"nonsense", "-ojson"}, {"nonsense", "--output=json"}, {"--bogus", "--output", "json"},
 	} {
 		code, stdout, stderr := run(t, nil, args...)
-		if code != exitUsage || stdout != "" || !strings.HasPrefix(stderr, `{"schema_version":1,"error":{"id":"AMS-USAGE","message":"unknown `) ||
+		if code != exitUsage || stdout != "" || !strings.HasPrefix(stderr, `{"schema_version":1,"kind":"error","error":{"id":"AMS-USAGE","message":"unknown `) ||
 			strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, `"exit_code":2}}`) || !strings.Contains(stderr, `"state":"nothing was changed on this machine"`) {
 			t.Errorf("%v: exit %d, stdout %q, stderr %s", args, code, stdout, stderr)
 		}
@@ -451,6 +488,20 @@ func TestCompletion(t *testing.T) {
 	code, stdout, stderr := run(t, map[string]string{"AMSAGENT_TIMEOUT": "wrong"}, "__complete", "config", "--on-failure", "")
 	if code != 0 || !strings.HasPrefix(stdout, "rollback\nkeep\n") || strings.Contains(stderr, "error") {
 		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+	for _, c := range []struct{ command, flag, first string }{
+		{"nodes", "--state", "joining\n"},
+		{"nodes", "--sort", "address\n"},
+		{"status", "--wait", "joining\n"},
+		{"doctor", "--kind", "user-data\n"},
+		{"doctor", "--explain", "AGENT-"},
+		{"doctor", "--ignore", "AGENT-"},
+		{"seal", "--keep", "identity\n"},
+		{"seal", "--remove", "tls\nssh\nlicence\n"},
+	} {
+		if code, stdout, _ := run(t, nil, "__complete", c.command, c.flag, ""); code != 0 || !strings.HasPrefix(stdout, c.first) {
+			t.Errorf("%s %s: exit %d, stdout %q", c.command, c.flag, code, stdout)
+		}
 	}
 	code, stdout, _ = run(t, nil, "__complete", "he")
 	if code != 0 || !strings.HasPrefix(stdout, "help\t") {

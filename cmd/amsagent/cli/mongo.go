@@ -4,12 +4,15 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -96,9 +99,13 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	if err != nil {
 		return mongoSource{}, fmt.Errorf("reading the MongoDB address: %w", err)
 	}
-	b, info, err := readSmallFile(full)
+	b, info, err := readSmallFile(g.waiting(), full)
 	if err != nil {
-		return mongoSource{}, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
+		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
+		if errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 {
+			e.id = bootstrap.IDRoot
+		}
+		return mongoSource{}, e
 	}
 	fail := func(err error) (mongoSource, error) {
 		source := o.String()
@@ -119,10 +126,25 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 		return fail(err)
 	}
 	g.known(t)
+	g.warnOwner(full, info)
 	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 {
 		g.log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
 	}
 	return mongoSource{Target: t, Origin: o, File: full}, nil
+}
+
+// warnOwner warns of a file that another user could change: that user decides where root connects to.
+func (g *globals) warnOwner(path string, info fs.FileInfo) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return
+	}
+	mode, foreign := info.Mode().Perm(), st.Uid != 0 && int(st.Uid) != os.Geteuid()
+	if !foreign && mode&0o002 == 0 && (mode&0o020 == 0 || st.Gid == 0) {
+		return
+	}
+	g.log().Warn("another user can change the file with the MongoDB address", "file", path, "owner", st.Uid, "group", st.Gid,
+		"mode", fmt.Sprintf("%04o", mode), "fix", "chown root:root "+path+" && chmod 0600 "+path)
 }
 
 // pipePath is standard input in the place of a file: a pipe from a cloud's vault shows the password to nobody.
@@ -148,10 +170,20 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 			b, err := io.ReadAll(io.LimitReader(g.env.Stdin, maxSmallFile+1))
 			read <- &piped{b, err}
 		}()
+		limit := pipeTime
+		if t := g.settings.Timeout; t > 0 {
+			limit = min(limit, t)
+		}
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
 		select {
 		case g.piped = <-read:
-		case <-time.After(pipeTime):
-			return fail(fmt.Errorf("it was not closed within %s", pipeTime))
+		case <-g.waiting().Done():
+			return mongoSource{}, &userError{
+				Msg: "waiting for the MongoDB address on standard input", Cause: context.Cause(g.waiting()), State: untouchedState,
+			}
+		case <-timer.C:
+			return fail(fmt.Errorf("it was not closed within %s", limit))
 		}
 	}
 	text := strings.TrimSpace(string(g.piped.text))

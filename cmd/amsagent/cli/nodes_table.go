@@ -67,7 +67,7 @@ func summarize(members []nodeView) nodesSummary {
 		}
 		sessions := m.sessions()
 		if sessions == nil || sessions.Publishers == nil || sessions.Viewers == nil {
-			if m.Verdict != cluster.VerdictGone {
+			if m.Verdict != cluster.VerdictGone && m.Verdict != cluster.VerdictLeft {
 				s.NotCounted++
 			}
 		}
@@ -83,12 +83,12 @@ func summarize(members []nodeView) nodesSummary {
 // line is the summary in one line.
 func (s nodesSummary) line(p palette) string {
 	verdicts := map[cluster.Verdict]func(string) string{
-		cluster.VerdictAlive: p.green, cluster.VerdictAMSStale: p.yellow, cluster.VerdictAgentStale: p.yellow, cluster.VerdictGone: p.red,
+		cluster.VerdictAlive: p.green, cluster.VerdictNotServing: p.yellow, cluster.VerdictAMSStale: p.yellow, cluster.VerdictAgentStale: p.yellow, cluster.VerdictGone: p.red, cluster.VerdictLeft: p.dim,
 	}
 	var parts []string
 	var words []string
 	for _, v := range cluster.Verdicts() {
-		if n := s.Verdicts[v]; n > 0 {
+		if n := s.Verdicts[v]; n > 0 && v != cluster.VerdictLeft { // that is a state, too, and follows
 			words = append(words, verdicts[v](fmt.Sprintf("%d %s", n, v)))
 		}
 	}
@@ -145,14 +145,22 @@ func (s nodesSummary) line(p palette) string {
 // load is what the node said last of its load; nil where that is not known now: what a machine said before it fell silent
 // is no load of today.
 func (v nodeView) load() *cluster.Load {
-	if v.Node == nil || !v.Agent.Fresh {
+	if v.Node == nil || !v.Agent.Fresh || v.Verdict == cluster.VerdictLeft {
 		return nil
 	}
 	return v.Node.Load
 }
 
+// whyNotServing says what does not serve; "" where the node serves, or where that is not known.
+func (v nodeView) whyNotServing() string {
+	if v.Verdict != cluster.VerdictNotServing {
+		return ""
+	}
+	return cmp.Or(v.Node.Serving.Why, "the agent gives no reason")
+}
+
 func (v nodeView) sessions() *cluster.Sessions {
-	if v.Node == nil || !v.Agent.Fresh {
+	if v.Node == nil || !v.Agent.Fresh || v.Verdict == cluster.VerdictLeft {
 		return nil
 	}
 	return v.Node.Sessions
@@ -384,10 +392,12 @@ func paintVerdict(p palette, v nodeView, s string) string {
 	switch v.Verdict {
 	case cluster.VerdictAlive:
 		return p.green(s)
-	case cluster.VerdictAMSStale, cluster.VerdictAgentStale:
+	case cluster.VerdictNotServing, cluster.VerdictAMSStale, cluster.VerdictAgentStale:
 		return p.yellow(s)
 	case cluster.VerdictGone:
 		return p.red(s)
+	case cluster.VerdictLeft:
+		return p.dim(s)
 	}
 	return s
 }

@@ -71,6 +71,13 @@ func aCluster() []nodeView {
 	}
 }
 
+// notServing is a node that is active and whose viewers are not served.
+func notServing(i int) nodeView {
+	return aNode(i, func(v *nodeView) {
+		v.Verdict, v.Node.Serving = cluster.VerdictNotServing, &cluster.Serving{Why: "LiveApp fails\x1b[2J"}
+	})
+}
+
 func dataOf(members []nodeView) nodesData {
 	return nodesData{Members: members, Summary: summarize(members)}
 }
@@ -91,7 +98,7 @@ func TestNodesTable(t *testing.T) {
 		"80-faded":  {width: 80, utf8: true, faded: true, color: palette{on: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			data := dataOf(aCluster())
+			data := dataOf(append(aCluster(), notServing(8)))
 			data.LeftHidden = 2
 			w := &textWriter{}
 			nodesText(w, data, s)

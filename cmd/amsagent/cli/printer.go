@@ -45,7 +45,7 @@ func (g *globals) result(kind string, data any, text func(*textWriter)) error {
 
 // write puts bytes on stdout in one piece.
 func (g *globals) write(b []byte) error {
-	if _, err := g.env.Stdout.Write(b); err != nil {
+	if _, err := g.env.Stdout.Write(safeOutput(b)); err != nil {
 		return &outputError{err}
 	}
 	return nil

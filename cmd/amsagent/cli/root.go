@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -29,6 +30,7 @@ func Main(args []string, env Env) int {
 
 	ctx, stop := g.interruptible(context.Background())
 	defer stop()
+	g.ctx = ctx
 
 	root := newRootCommand(g)
 	root.SetArgs(append([]string{}, args...)) // never nil: cobra would take the process's own
@@ -50,8 +52,13 @@ func Main(args []string, env Env) int {
 type globals struct {
 	env      Env
 	settings *settings
+	// ctx ends with the first signal. The settings are read in places that have no other.
+	ctx context.Context
 	// given are the settings' flags as they stood on the command line.
 	given map[string]given
+	// file is config.yaml, nil where there is none; dropped are the keys that a join was given an empty value for.
+	file    *configFile
+	dropped []string
 	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
 	helpErr error
 
@@ -70,6 +77,14 @@ type globals struct {
 
 func newGlobals(env Env) *globals {
 	return &globals{env: env, given: map[string]given{}, settings: &settings{values: map[string]value{}}}
+}
+
+// waiting is the context of what is read before a command has its own.
+func (g *globals) waiting() context.Context {
+	if g.ctx == nil {
+		return context.Background()
+	}
+	return g.ctx
 }
 
 // setForm fixes how everything from here on is printed.
@@ -131,7 +146,8 @@ func (g *globals) log() *slog.Logger {
 }
 
 // interruptible returns a context that the first signal cancels; its cause says which. Commands then undo what is half
-// done. Who sends a second one does not want to wait for that: the process ends at once, and the next run repairs.
+// done. A second one, not before oneSignal has passed, does not want to wait for that: the process ends at once, and the next
+// run repairs.
 func (g *globals) interruptible(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals, release := g.env.Signals()
@@ -139,23 +155,22 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for stopped := false; !stopped; {
+		var first time.Time
+		for {
 			select {
 			case <-quit:
 				return
 			case sig := <-signals:
-				if sig == syscall.SIGHUP && g.hangup() {
-					continue
+				switch {
+				case sig == syscall.SIGHUP && g.hangup():
+				case first.IsZero():
+					first = time.Now()
+					cancel(&interruptedError{sig})
+					g.log().Log(ctx, g.stopLevel(), "stopping in order; a second signal stops at once", "signal", sig.String())
+				case time.Since(first) >= oneSignal:
+					g.env.Exit(exitInterrupted)
 				}
-				stopped = true
-				cancel(&interruptedError{sig})
-				g.log().Log(ctx, g.stopLevel(), "stopping in order; a second signal stops at once", "signal", sig.String())
 			}
-		}
-		select {
-		case <-quit:
-		case <-signals:
-			g.env.Exit(exitInterrupted)
 		}
 	}()
 	return ctx, func() {
@@ -165,6 +180,10 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 		cancel(nil)
 	}
 }
+
+// oneSignal is how long further signals say the same as the first: the timeout of coreutils sends its own to the child and
+// to its process group, which is two, and a shell may add its own.
+const oneSignal = time.Second
 
 // formAsked finds -o in arguments that may not parse.
 func formAsked(args []string, getenv func(string) string) string {
@@ -235,6 +254,7 @@ func newRootCommand(g *globals) *cobra.Command {
 		newStatusCommand(g),
 		newDoctorCommand(g),
 		newNodesCommand(g),
+		newEventsCommand(g),
 		newDrainCommand(g),
 		newUndrainCommand(g),
 		newRunCommand(g),
@@ -243,6 +263,7 @@ func newRootCommand(g *globals) *cobra.Command {
 		newDeregisterCommand(g),
 		newMetadataCommand(g),
 		newConfigCommand(g),
+		newSupportCommand(g),
 		newVersionCommand(g),
 		newCompletionCommand(g),
 	)
@@ -265,7 +286,8 @@ func newRootCommand(g *globals) *cobra.Command {
 
 // load makes the settings before a command runs.
 func (g *globals) load(cmd *cobra.Command) error {
-	src := sources{flags: g.given, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
+	flags, dropped := g.dropEmpty(cmd)
+	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
 	screen := src
 	screen.only = func(row setting) bool { return row.global }
 	early, err := resolveSettings(screen)
@@ -286,13 +308,19 @@ func (g *globals) load(cmd *cobra.Command) error {
 	if o := early.origin(keyConfig); o.Layer > layerDefault {
 		named = &o
 	}
-	if src.file, err = readConfigFile(root, early.Config, named); err != nil {
+	if src.file, err = readConfigFile(g.waiting(), root, early.Config, named); err != nil {
 		return err
 	}
+	var damaged string
+	src.given, damaged = readGiven(root)
 	s, err := resolveSettings(src)
 	if err != nil {
 		return err
 	}
+	if damaged != "" {
+		s.warnings = append(s.warnings, damaged)
+	}
+	g.file, g.dropped = src.file, dropped
 	s.Root = root
 	s.values[keyRoot] = value{text: root, origin: s.origin(keyRoot)}
 	g.apply(s)
@@ -373,14 +401,33 @@ func (g *globals) addSettingFlag(cmd *cobra.Command, fs *pflag.FlagSet, row sett
 	if row.words != nil {
 		help += " (" + strings.Join(row.words, ", ") + ")"
 	}
+	if row.on != "" {
+		flag := &settingFlag{g: g, key: row.key, name: row.flag, fixed: row.on}
+		fs.VarPF(flag, row.flag, row.short, row.help).NoOptDefVal = "true"
+		return
+	}
 	fs.VarP(&settingFlag{g: g, key: row.key, name: row.flag, arg: row.arg, def: row.def}, row.flag, row.short, help)
 	if row.words != nil {
-		words := row.words
-		// Fails only for a flag that was not defined, and it just was.
-		_ = cmd.RegisterFlagCompletionFunc(row.flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return words, cobra.ShellCompDirectiveNoFileComp
-		})
+		completes(cmd, row.flag, func() []string { return row.words })
 	}
+}
+
+// completes lets the shell complete a flag, which is defined already, by a closed list of values.
+func completes(cmd *cobra.Command, flag string, values func() []string) {
+	// Fails only for a flag that is not defined.
+	_ = cmd.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return values(), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+func states() []string { return wordsOf(cluster.States()) }
+
+func wordsOf[T ~string](list []T) []string {
+	words := make([]string, len(list))
+	for i, w := range list {
+		words[i] = string(w)
+	}
+	return words
 }
 
 // addSettings gives a command the flags of some settings.
@@ -412,11 +459,15 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return usageError(hints, "%s takes no argument: %q", cmd.CommandPath(), args[0])
 }
 
+// durationHint is what a duration looks like.
+const durationHint = "a duration looks like 90s, 5m or 1h30m"
+
 // flagError says what is wrong with the flags, and which one may have been meant.
 func flagError(cmd *cobra.Command, err error) error {
 	see := fmt.Sprintf("see: %s --help", cmd.CommandPath())
 	var missing *pflag.NotExistError
 	var novalue *pflag.ValueRequiredError
+	var invalid *pflag.InvalidValueError
 	switch {
 	case errors.As(err, &missing):
 		name := missing.GetSpecifiedName()
@@ -433,6 +484,17 @@ func flagError(cmd *cobra.Command, err error) error {
 			see = fmt.Sprintf("did you mean --%s?", near)
 		}
 		return usageError([]string{see}, "unknown flag --%s of %s", name, cmd.CommandPath())
+	case errors.As(err, &invalid):
+		// Go's own words are about its syntax.
+		name, value := invalid.GetFlag().Name, invalid.GetValue()
+		switch invalid.GetFlag().Value.Type() {
+		case "duration":
+			return usageError([]string{durationHint}, "--%s: %q is not a duration", name, value)
+		case "bool":
+			return usageError([]string{see}, "--%s: %q is neither true nor false", name, value)
+		case "int", "uint", "int64", "uint64":
+			return usageError([]string{see}, "--%s: %q is not a number", name, value)
+		}
 	case errors.As(err, &novalue):
 		return usageError([]string{see}, "--%s needs a value", novalue.GetFlag().Name)
 	}

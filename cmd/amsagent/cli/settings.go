@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 )
@@ -26,6 +27,7 @@ const (
 	layerInstance         // what the cloud says about this instance, such as its scaling group
 	layerTag              // an instance tag
 	layerFile             // config.yaml
+	layerGiven            // what an operator gave to join
 	layerCredential       // systemd's credentials directory
 	layerEnv
 	layerFlag
@@ -33,7 +35,7 @@ const (
 )
 
 func (l layer) String() string {
-	return [...]string{"default", "stored", "instance", "tag", "file", "credential", "env", "flag", "implied"}[l]
+	return [...]string{"default", "stored", "instance", "tag", "file", "given", "credential", "env", "flag", "implied"}[l]
 }
 
 // MarshalText lets JSON carry the word.
@@ -59,6 +61,8 @@ func (o origin) String() string {
 		return "instance: " + o.Name
 	case layerImplied:
 		return "implied by " + o.Name
+	case layerGiven:
+		return "given to join"
 	case layerStored, layerCredential, layerEnv, layerFlag:
 	}
 	return o.Name
@@ -79,6 +83,7 @@ type settings struct {
 	Role           string
 	Group          string
 	Address        netip.Addr
+	ForceAddress   bool
 	AMSDir         string
 	AMSRelease     string
 	Provider       string
@@ -88,9 +93,15 @@ type settings struct {
 	Timeout        time.Duration
 	OnFailure      string
 	AutoJoin       bool
+	AutoRestart    bool
 	BeatInterval   time.Duration
 	// Metrics is host:port, or off.
-	Metrics          string
+	Metrics string
+	// Hooks name the hooks of the group that are ours.
+	Hooks []string
+	// Serving are patterns of the applications that are to serve; none are all.
+	Serving          []string
+	UnhealthyAfter   time.Duration
 	DrainDeadline    time.Duration
 	RoleDeadlines    map[string]time.Duration
 	Rebalance        string
@@ -161,11 +172,14 @@ type sources struct {
 	environ   func() []string
 	// file is nil where there is none.
 	file *configFile
+	// given is what an earlier join was given, dropped the keys of which this one wants to keep nothing.
+	given   *bootstrap.Given
+	dropped []string
 	// only limits the keys looked at; nil means all.
 	only func(setting) bool
 }
 
-// resolveSettings applies flag > environment > file > default, and checks every value of every layer: a wrong one that
+// resolveSettings applies flag > environment > given to join > file > default, and checks every value of every layer: a wrong one that
 // is hidden today decides tomorrow. All problems are returned, joined.
 func resolveSettings(src sources) (*settings, error) {
 	s := &settings{values: map[string]value{}}
@@ -210,6 +224,7 @@ func resolveSettings(src sources) (*settings, error) {
 		errs = append(errs, src.file.errs...)
 	}
 	if src.only == nil {
+		s.applyGiven(src)
 		errs = append(errs, s.implied()...)
 		s.warnings = append(s.warnings, misspeltVariables(src.environ)...)
 	}
@@ -285,6 +300,7 @@ func (s *settings) fill() {
 	s.Role = text(keyRole)
 	s.Group = text(keyGroup)
 	s.Address, _ = netip.ParseAddr(text(keyAddress))
+	s.ForceAddress = text(keyForceAddress) == "yes"
 	s.AMSDir = text(keyAMSDir)
 	s.AMSRelease = text(keyAMSRelease)
 	s.Provider = text(keyProvider)
@@ -294,8 +310,18 @@ func (s *settings) fill() {
 	s.Timeout, _ = time.ParseDuration(text(keyTimeout))
 	s.OnFailure = text(keyOnFailure)
 	s.AutoJoin = text(keyAutoJoin) == "yes"
+	s.AutoRestart = text(keyAutoRestart) == "yes"
 	s.BeatInterval, _ = time.ParseDuration(text(keyBeatInterval))
 	s.Metrics = text(keyMetrics)
+	s.Serving = nil
+	if v := text(keyServing); v != "" {
+		s.Serving = strings.Split(v, ",")
+	}
+	s.Hooks = nil
+	if v := text(keyHooks); v != "" {
+		s.Hooks = strings.Split(v, ",")
+	}
+	s.UnhealthyAfter, _ = time.ParseDuration(text(keyUnhealthyAfter))
 	s.DrainDeadline, _ = time.ParseDuration(text(keyDrainDeadline))
 	s.RoleDeadlines = nil
 	if v := text(keyRoleDeadlines); v != "" {
@@ -342,7 +368,7 @@ func (s *settings) applyTags(tagValue func(name string) (foundName, text string,
 			errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err})
 			continue
 		}
-		s.setLower(row.key, value{text: canon, origin: o})
+		s.setAgain(row.key, value{text: canon, origin: o})
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)
@@ -356,8 +382,15 @@ func (s *settings) applyGroup(group, how string) {
 	if group == "" {
 		return
 	}
-	s.setLower(keyGroup, value{text: group, origin: origin{Layer: layerInstance, Name: how}})
+	s.setAgain(keyGroup, value{text: group, origin: origin{Layer: layerInstance, Name: how}})
 	s.fill()
+}
+
+// setAgain sets a value that may change, unless a higher layer has one.
+func (s *settings) setAgain(key string, v value) {
+	if old := s.values[key]; old.origin.Layer <= v.origin.Layer {
+		s.values[key] = v
+	}
 }
 
 // setLower sets a value unless a higher layer already has.

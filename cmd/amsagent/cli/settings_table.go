@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -27,6 +28,7 @@ const (
 	keyRole           = "role"
 	keyGroup          = "group"
 	keyAddress        = "address"
+	keyForceAddress   = "force_address"
 	keyAMSDir         = "ams_dir"
 	keyAMSRelease     = "ams_release"
 	keyProvider       = "provider"
@@ -36,8 +38,11 @@ const (
 	keyTimeout        = "timeout"
 	keyOnFailure      = "on_failure"
 	keyAutoJoin       = "auto_join"
+	keyAutoRestart    = "auto_restart"
 	keyBeatInterval   = "beat_interval"
 	keyMetrics        = "metrics_address"
+	keyServing        = "serving"
+	keyUnhealthyAfter = "unhealthy_after"
 	keyDrainDeadline  = "drain_deadline"
 	keyRoleDeadlines  = "drain_deadlines"
 	keyRebalance      = "rebalance"
@@ -50,6 +55,8 @@ const (
 	keyTagMongo       = "tag_mongo"
 	keyTagRole        = "tag_role"
 	keyTagGroup       = "tag_group"
+	keyTagHooks       = "tag_hooks"
+	keyHooks          = "hooks"
 
 	keyAWSEndpoint            = "aws_endpoint"
 	keyAWSAutoscalingEndpoint = "aws_autoscaling_endpoint"
@@ -72,6 +79,10 @@ type setting struct {
 	flag   string
 	short  string
 	global bool
+	// on is what a flag without a value sets.
+	on string
+	// kept: join keeps the value for the daemon and for later commands.
+	kept bool
 	// alsoEnv are other people's variables that mean the same; ours wins.
 	alsoEnv []string
 	// noFile: cannot stand in config.yaml, because it decides which file that is.
@@ -97,39 +108,43 @@ func settingsTable() []setting {
 			help: "the cluster's MongoDB: IP, host[:port], a comma list, mongodb://…, mongodb+srv://…, or file:PATH holding one of these (file:- is standard input); a password given here shows in the process list, one in a file does not",
 		},
 		{
-			key: keyRole, flag: "role", arg: "ROLE", tag: "role", check: checkRole,
+			key: keyRole, kept: true, flag: "role", arg: "ROLE", tag: "role", check: checkRole,
 			help: "what this node is for: origin, edge, or a word of yours",
 		},
 		{
-			key: keyGroup, flag: "group", arg: "GROUP", tag: "group", check: checkGroup,
+			key: keyGroup, kept: true, flag: "group", arg: "GROUP", tag: "group", check: checkGroup,
 			help: "the scaling group; where unset, the one the cloud names",
 		},
 		{
-			key: keyAddress, flag: "address", arg: "IP", check: checkAddress,
+			key: keyAddress, kept: true, flag: "address", arg: "IP", check: checkAddress,
 			help: "the address other nodes reach this one by; where unset, the private address the cloud names",
 		},
 		{
-			key: keyAMSDir, flag: "ams-dir", arg: "DIR", def: "/usr/local/antmedia", check: checkAbsPath,
+			key: keyForceAddress, kept: true, flag: "force-address", arg: "WHEN", on: "yes", def: "no", words: []string{"yes", "no"},
+			help: "take the address although no interface of this machine has it",
+		},
+		{
+			key: keyAMSDir, kept: true, flag: "ams-dir", arg: "DIR", def: "/usr/local/antmedia", check: checkAbsPath,
 			help: "where Ant Media Server is installed",
 		},
 		{
-			key: keyAMSRelease, flag: "ams-release", arg: "RELEASE", check: checkRelease,
+			key: keyAMSRelease, kept: true, flag: "ams-release", arg: "RELEASE", check: checkRelease,
 			help: "the release of Ant Media Server; where unset, read from its jar",
 		},
 		{
-			key: keyProvider, flag: "provider", arg: "NAME", def: "auto", words: []string{"auto", "aws", "azure", "alibaba", "gcp", "generic", "none"},
+			key: keyProvider, kept: true, flag: "provider", arg: "NAME", def: "auto", words: []string{"auto", "aws", "azure", "alibaba", "gcp", "generic", "none"},
 			help: "the cloud this machine runs on",
 		},
 		{
-			key: keyService, flag: "service", arg: "KIND", def: "auto", words: []string{"auto", "systemd", "none"},
+			key: keyService, kept: true, flag: "service", arg: "KIND", def: "auto", words: []string{"auto", "systemd", "none"},
 			help: "how Ant Media Server is started and stopped; none leaves it alone, and is implied by --root",
 		},
 		{
-			key: keyServiceCommand, flag: "service-command", arg: "COMMAND", check: checkCommand,
+			key: keyServiceCommand, kept: true, flag: "service-command", arg: "COMMAND", check: checkCommand,
 			help: "a command called with start, stop, restart or status, instead of systemd",
 		},
 		{
-			key: keyRemoteIPValve, flag: "remote-ip-valve", arg: "WHAT", def: "auto", words: []string{"keep", "remove", "auto"},
+			key: keyRemoteIPValve, kept: true, flag: "remote-ip-valve", arg: "WHAT", def: "auto", words: []string{"keep", "remove", "auto"},
 			help: "Tomcat's RemoteIpValve; auto removes it on Azure, whose gateway sends a header that makes it answer 403",
 		},
 		{
@@ -145,12 +160,24 @@ func settingsTable() []setting {
 			help: "whether the daemon lets a machine that never joined join by itself, where it is told where MongoDB is",
 		},
 		{
+			key: keyAutoRestart, arg: "WHEN", def: "no", words: []string{"yes", "no"},
+			help: "whether the daemon restarts the server for settings that are not as joined, when no session is on it: once for each cause, and at most once an hour",
+		},
+		{
 			key: keyBeatInterval, flag: "beat-interval", arg: "DURATION", def: "5s", check: checkDuration(time.Minute),
 			help: "the time from one heartbeat to the next; a node is called silent after two and a second",
 		},
 		{
 			key: keyMetrics, flag: "metrics-address", arg: "HOST:PORT", def: "127.0.0.1:9771", check: checkListen,
-			help: "where the daemon serves /metrics and /healthz; off for nowhere",
+			help: "where the daemon serves /metrics, /readyz and /healthz; off for nowhere",
+		},
+		{
+			key: keyServing, arg: "APPLICATION,…", check: checkServing,
+			help: "the applications that are to serve before this node is ready, as names or patterns (live*); where unset, all but the console",
+		},
+		{
+			key: keyUnhealthyAfter, arg: "DURATION", def: "5m", check: checkDuration(24 * time.Hour),
+			help: "how long this machine may fail to serve, by a cause of its own, before /healthz says so; longer than a restart of Ant Media Server takes",
 		},
 		{
 			key: keyDrainDeadline, flag: "drain-deadline", arg: "DURATION", def: "1h", check: checkDuration(mostDrain),
@@ -169,6 +196,10 @@ func settingsTable() []setting {
 			help: "whether a launch hook is abandoned where this machine does not join, which makes the cloud replace it; otherwise the hook is left to its timeout",
 		},
 		{
+			key: keyHooks, arg: "NAME,…", tag: "hooks", check: checkHooks,
+			help: "the lifecycle hooks of the group that are this agent's to keep waiting and to complete, as names or patterns (amsagent-*); where unset, the only one of a transition, and of several those whose name contains amsagent",
+		},
+		{
 			key: keyTagMongo, arg: "NAME", def: "amsagent:mongo", check: checkTagName,
 			help: "the instance tag with the MongoDB address",
 		},
@@ -179,6 +210,10 @@ func settingsTable() []setting {
 		{
 			key: keyTagGroup, arg: "NAME", def: "amsagent:group", check: checkTagName,
 			help: "the instance tag with the group",
+		},
+		{
+			key: keyTagHooks, arg: "NAME", def: "amsagent:hooks", check: checkTagName,
+			help: "the instance tag with the hooks",
 		},
 		{
 			key: keyAWSEndpoint, arg: "ORIGIN", check: checkOrigin, alsoEnv: []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"},
@@ -344,7 +379,7 @@ func checkDuration(most time.Duration) func(string) (string, error) {
 		d, err := time.ParseDuration(v)
 		switch {
 		case err != nil:
-			return "", valueError{text: fmt.Sprintf("%q is not a duration", v), hints: []string{"a duration looks like 90s, 5m or 1h30m"}}
+			return "", valueError{text: fmt.Sprintf("%q is not a duration", v), hints: []string{durationHint}}
 		case d < least || d > most:
 			return "", valueError{text: fmt.Sprintf("%s is outside %s to %s", v, shortDuration(least), shortDuration(most))}
 		}
@@ -405,6 +440,32 @@ func checkListen(v string) (string, error) {
 		return "", valueError{text: fmt.Sprintf("%q is no address to listen on", v), hints: []string{"such as 127.0.0.1:9771, [::]:9771, or off"}}
 	}
 	return a.String(), nil
+}
+
+// checkServing accepts a list of names of applications, or patterns of them.
+func checkServing(v string) (string, error) {
+	var list []string
+	for part := range strings.SplitSeq(v, ",") {
+		name := strings.TrimSpace(part)
+		if _, err := path.Match(name, "LiveApp"); err != nil || name == "" || strings.Contains(name, "/") {
+			return "", valueError{text: fmt.Sprintf("%q is no application, and no pattern of one", part), hints: []string{"such as LiveApp,live*"}}
+		}
+		list = append(list, name)
+	}
+	return strings.Join(list, ","), nil
+}
+
+// checkHooks accepts a list of names of hooks, or patterns of them. No cloud has a comma in such a name.
+func checkHooks(v string) (string, error) {
+	var list []string
+	for part := range strings.SplitSeq(v, ",") {
+		name := strings.TrimSpace(part)
+		if _, err := path.Match(name, "drain"); err != nil || name == "" || len(name) > maxGroup || strings.ContainsFunc(name, unicode.IsControl) {
+			return "", valueError{text: fmt.Sprintf("%q is no name of a hook, and no pattern of one", part), hints: []string{"such as amsagent-drain,amsagent-launch or amsagent-*"}}
+		}
+		list = append(list, name)
+	}
+	return strings.Join(list, ","), nil
 }
 
 func checkTagName(v string) (string, error) {

@@ -87,12 +87,13 @@ func TestDefaults(t *testing.T) {
 // Every row of the table reaches its field from each of its sources.
 func TestEverySettingIsRead(t *testing.T) {
 	values := map[string]string{
-		keyMongo: "10.0.2.4", keyRole: "edge", keyGroup: "edges in eu", keyAddress: "10.0.1.5", keyAMSDir: "/opt/ams",
+		keyMongo: "10.0.2.4", keyRole: "edge", keyGroup: "edges in eu", keyAddress: "10.0.1.5", keyForceAddress: "yes", keyAMSDir: "/opt/ams",
 		keyAMSRelease: "2.14.0", keyProvider: "aws", keyService: "none", keyServiceCommand: "/usr/bin/ams-ctl -q",
 		keyRemoteIPValve: "remove", keyTimeout: "90s", keyOnFailure: "keep", keyRoot: "/mnt", keyConfig: "/c.yaml",
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
-		keyTagMongo: "db", keyTagRole: "Role", keyTagGroup: "Group",
-		keyAutoJoin: "no", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
+		keyTagMongo: "db", keyTagRole: "Role", keyTagGroup: "Group", keyTagHooks: "Hooks", keyHooks: "drain,amsagent-*",
+		keyAutoJoin: "no", keyAutoRestart: "yes", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
+		keyServing: "LiveApp,live*", keyUnhealthyAfter: "7m",
 		keyDrainDeadline: "30m", keyRoleDeadlines: "edge=20m,origin=2h", keyRebalance: "drain", keyAbandon: "yes",
 		keyAWSEndpoint: "http://127.0.0.1:1", keyAzureEndpoint: "http://127.0.0.1:2", keyAlibabaEndpoint: "http://127.0.0.1:3",
 		keyGCPEndpoint: "http://127.0.0.1:4", keyAWSAutoscalingEndpoint: "http://127.0.0.1:5", keyAlibabaESSEndpoint: "http://127.0.0.1:6",
@@ -100,14 +101,16 @@ func TestEverySettingIsRead(t *testing.T) {
 	}
 	field := func(s *settings, key string) any {
 		return map[string]any{
-			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address.String(), keyAMSDir: s.AMSDir,
+			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address.String(), keyForceAddress: s.ForceAddress, keyAMSDir: s.AMSDir,
 			keyAMSRelease: s.AMSRelease, keyProvider: s.Provider, keyService: s.Service, keyServiceCommand: s.ServiceCommand,
 			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
-			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
+			keyAutoJoin: s.AutoJoin, keyAutoRestart: s.AutoRestart, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
+			keyServing: strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter,
 			keyDrainDeadline: s.DrainDeadline, keyRoleDeadlines: s.values[keyRoleDeadlines].text, keyRebalance: s.Rebalance, keyAbandon: s.AbandonOnFailure,
 			keyConfig: s.Config,
 			keyOutput: s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
 			keyTagMongo: s.values[keyTagMongo].text, keyTagRole: s.values[keyTagRole].text, keyTagGroup: s.values[keyTagGroup].text,
+			keyTagHooks: s.values[keyTagHooks].text, keyHooks: strings.Join(s.Hooks, ","),
 			keyAWSEndpoint: s.Endpoints["aws"], keyAzureEndpoint: s.Endpoints["azure"], keyAlibabaEndpoint: s.Endpoints["alibaba"],
 			keyGCPEndpoint: s.Endpoints["gcp"], keyAWSAutoscalingEndpoint: s.AWSAutoscalingEndpoint, keyAlibabaESSEndpoint: s.AlibabaESSEndpoint,
 			keyAlibabaECSEndpoint: s.Endpoints["alibaba-ecs"],
@@ -122,9 +125,11 @@ func TestEverySettingIsRead(t *testing.T) {
 			want = 90 * time.Second
 		case keyBeatInterval:
 			want = 7 * time.Second
+		case keyUnhealthyAfter:
+			want = 7 * time.Minute
 		case keyAutoJoin:
 			want = false
-		case keyAbandon:
+		case keyAbandon, keyForceAddress, keyAutoRestart:
 			want = true
 		case keyDrainDeadline:
 			want = 30 * time.Minute
@@ -174,6 +179,10 @@ func TestWrongValues(t *testing.T) {
 		{keyAddress, "fe80::1%eth0", "has a zone"},
 		{keyMetrics, "localhost:9100", "is no address to listen on"},
 		{keyMetrics, ":9100", "is no address to listen on"},
+		{keyServing, "LiveApp,", "is no application"},
+		{keyServing, "live[", "is no application"},
+		{keyServing, "webapps/LiveApp", "is no application"},
+		{keyUnhealthyAfter, "5", "is not a duration"},
 		{keyBeatInterval, "10ms", "is outside 1s to 1m"},
 		{keyAutoJoin, "true", "is not one of yes, no"},
 		{keyRoleDeadlines, "edge", "is no role with its deadline"},

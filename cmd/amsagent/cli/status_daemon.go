@@ -7,13 +7,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
 )
+
+// idStatusPort: the port for metrics and health is not the daemon's.
+const idStatusPort = "STATUS-PORT"
 
 // statusDaemonTime bounds the question: a daemon that hangs must not hide the other views.
 const statusDaemonTime = 2 * time.Second
@@ -24,6 +29,29 @@ type statusView struct {
 	// Daemon is nil where none answers; DaemonErr says why.
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
+	// Role is what this node is for, in words for a person.
+	Role string `json:"-"`
+	// Given are the settings that were given to join.
+	Given map[string]string `json:"given,omitempty"`
+}
+
+// givenToJoin lists the settings that were given to join and count.
+func (g *globals) givenToJoin() map[string]string {
+	list := map[string]string{}
+	for _, row := range keptSettings() {
+		if v := g.settings.values[row.key]; v.origin.Layer == layerGiven {
+			list[row.key] = v.text
+		}
+	}
+	return list
+}
+
+func (s *statusView) givenText() string {
+	var parts []string
+	for _, key := range slices.Sorted(maps.Keys(s.Given)) {
+		parts = append(parts, key+" "+printable(s.Given[key]))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // askDaemon adds the daemon's view.
@@ -37,6 +65,15 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 	switch {
 	case err == nil:
 		s.Daemon = &v
+		if d := v.SessionsDisagree; d != nil {
+			s.AddSessions(d.String())
+		}
+		if v.MetricsError != "" {
+			s.Disagree = append(s.Disagree, bootstrap.Disagreement{
+				ID: idStatusPort, Text: "the daemon does not serve /metrics, /healthz and /readyz: " + v.MetricsError,
+				Hint: "ss -ltnp shows which program listens there; stop it, or give the daemon another metrics_address",
+			})
+		}
 	case errors.As(err, &none):
 		s.DaemonErr = "none runs"
 	default:
@@ -86,11 +123,46 @@ func (s *statusView) daemonText() string {
 		text += ", ready for new sessions"
 	} else if v.State != "" {
 		text += ", not ready for new sessions"
+		if v.NotReady != "" {
+			text += ": " + v.NotReady
+		}
 	}
 	if v.Trouble != "" {
 		text += "; " + v.Trouble
 	}
 	return printable(text)
+}
+
+// driftText shows what the daemon found of the server's files, and which restart waits.
+func (s *statusView) driftText(w *textWriter) {
+	if s.Daemon == nil {
+		return
+	}
+	if d := s.Daemon.Drift; d != nil {
+		w.heading("Not as joined")
+		w.fields("since", w.ago(d.Since), "means", printable(d.Means), "fix", printable(strings.Join(d.Fix, ", or ")))
+		valuesText(w, d.Values)
+	}
+	if r := s.Daemon.Restart; r != nil {
+		w.heading("A restart of the server waits")
+		w.fields("for", printable(r.Waits), "since", w.ago(r.Since), "asked by", printable(r.By), "stop it", printable(r.Stop))
+		if s.Daemon.Drift == nil {
+			valuesText(w, r.Values)
+		}
+	}
+}
+
+// mostValues bounds what is shown of a file that was replaced as a whole.
+const mostValues = 12
+
+func valuesText(w *textWriter, values []bootstrap.Difference) {
+	for i, d := range values {
+		if i == mostValues {
+			w.line("  and %s more", count(len(values)-i, "value"))
+			return
+		}
+		w.line("  %s", printable(d.String()))
+	}
 }
 
 // lifeText shows who wants what until when, as one timeline.

@@ -22,11 +22,7 @@ func (o *statusOptions) check() error {
 	if o.wait == "" || cluster.State(o.wait).Valid() {
 		return nil
 	}
-	var words []string
-	for _, s := range cluster.States() {
-		words = append(words, string(s))
-	}
-	return usageError(nearHint(o.wait, words), "--wait: %q is not one of %s", o.wait, strings.Join(words, ", "))
+	return usageError(nearHint(o.wait, states()), "--wait: %q is not one of %s", o.wait, strings.Join(states(), ", "))
 }
 
 // waitStatus looks until the node is in a state. werr is why it is not, with the last look; err that none was possible.
@@ -110,6 +106,9 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 		return "Ant Media Server has no document as " + r.Address, false
 	case !r.Server.Fresh:
 		return "Ant Media Server wrote its document " + roughly(r.Server.Age) + " ago", false
+	}
+	if sv := r.Registry.Serving; sv != nil && !sv.Up {
+		return "the row says that viewers are not served: " + sv.Why, false
 	}
 	for _, d := range s.Disagree {
 		// These keep no node from serving.

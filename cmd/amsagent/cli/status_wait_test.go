@@ -55,6 +55,9 @@ func TestMissingFor(t *testing.T) {
 		{"agent silent", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Agent = cluster.Heard{Known: true, Age: time.Minute} }), "the agent's last beat was 60 s ago", false},
 		{"AMS silent", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Server = cluster.Heard{Known: true, Age: time.Minute} }), "Ant Media Server wrote its document 60 s ago", false},
 		{"no AMS", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Server = cluster.Heard{} }), "Ant Media Server has no document as 10.0.0.5", false},
+		{"serves", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Up: true} }), "", false},
+		{"does not serve", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Why: "LiveApp fails"} }), "the row says that viewers are not served: LiveApp fails", false},
+		{"draining need not serve", "draining", statusOf("draining", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{} }), "", false},
 		{"a restart owed", "active", statusOf("active", func(s *bootstrap.Status) {
 			s.Disagree = []bootstrap.Disagreement{{ID: "STATUS-DRIFT"}, {ID: "STATUS-RESTART", Text: "the files are newer"}}
 		}), "STATUS-RESTART: the files are newer", false},

@@ -6,7 +6,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -25,12 +24,20 @@ type Settings struct {
 	// AutoJoin lets a machine that never joined join by itself, where it is told
 	// where MongoDB is.
 	AutoJoin bool
+	// AutoRestart lets the daemon restart the server because its settings are not
+	// as joined, when nobody is on it: once for each cause.
+	AutoRestart bool
 	// JoinTimeout bounds one attempt to join.
 	JoinTimeout time.Duration
 	Role, Group string
 	Address     string
-	Valve       bootstrap.Valve
-	OnFailure   bootstrap.OnFailure
+	// ForceAddress takes it although no interface has it; AddressKept tells that a join on this disk was given it.
+	ForceAddress, AddressKept bool
+	Valve                     bootstrap.Valve
+	OnFailure                 bootstrap.OnFailure
+	// UnhealthyAfter is for how long this machine may fail to serve, by a cause of
+	// its own, before /healthz says so.
+	UnhealthyAfter time.Duration
 }
 
 // Machine is bootstrap's machine, as far as the daemon uses it.
@@ -38,7 +45,7 @@ type Machine interface {
 	Converge(context.Context, bootstrap.ConvergeRequest) (*bootstrap.Convergence, error)
 	Join(context.Context, bootstrap.JoinRequest) (*bootstrap.JoinResult, error)
 	Prove(ctx context.Context, client *cluster.Client, address string) (*bootstrap.Evidence, error)
-	Restart(context.Context) error
+	Restart(context.Context, bootstrap.RestartRequest) error
 	StateFile() (*bootstrap.State, error)
 }
 
@@ -59,6 +66,9 @@ type Options struct {
 	// Sampler makes what looks at the machine. client and address are those of
 	// the session: nil and "" between sessions.
 	Sampler func(client func() *cluster.Client, address func() string) Sampler
+	// Server asks the server on this machine whether viewers are served; nil asks
+	// nothing, and readiness does not depend on it.
+	Server ServerProbe
 	// Lifecycle is how this node goes; nil is a node that nobody can drain.
 	Lifecycle *Lifecycle
 	// Notify tells the service manager; it is never nil.
@@ -68,11 +78,12 @@ type Options struct {
 	Watchdog time.Duration
 	// Reload delivers requests to read the settings again.
 	Reload <-chan struct{}
-	// Metrics is the address, host:port, of /metrics and /healthz; "" for none.
+	// Metrics is the address, host:port, of /metrics, /readyz and /healthz; "" for none.
 	Metrics string
 	// Control is the path of the control socket, Lock that of the file that
-	// keeps a second daemon away.
-	Control, Lock string
+	// keeps a second daemon away, PIDFile that of the file with the daemon's pid;
+	// "" writes none.
+	Control, Lock, PIDFile string
 	// Periods replaces the usual periods that are not zero.
 	Periods Periods
 	Version string
@@ -118,6 +129,8 @@ type Periods struct {
 	// Prove is after how long the waiting for AMS is told, and begun anew with a
 	// fresh look at the service.
 	Prove time.Duration
+	// Port is how often a metrics port that is taken is tried again.
+	Port time.Duration
 	// Stop is how long the end waits for a loop that hangs.
 	Stop time.Duration
 }
@@ -138,6 +151,7 @@ func (p Periods) withDefaults() Periods {
 		{&p.Quiet, 15 * time.Second},
 		{&p.Witness, 15 * time.Second},
 		{&p.Prove, time.Minute},
+		{&p.Port, 3 * time.Second},
 		{&p.Stop, 2 * time.Second},
 	} {
 		if *d.period <= 0 {
@@ -168,18 +182,23 @@ type Daemon struct {
 	client *cluster.Client // of the session; nil between sessions
 	// own is the state file as the daemon itself knows it.
 	own *bootstrap.State
+	// begun tells that own was read.
+	begun bool
 	// mine, for each step of the daemon's own that is under way, tells which states
 	// of the file may be of its making.
-	mine map[int]func(*bootstrap.State) bool
+	mine map[int]maker
 	// steps counts the beginnings and ends of steps.
 	steps int
 	// reread tells that the settings are other ones than the session has.
 	reread bool
 	// again wakes who looks at the state file, for that. It has room for one.
-	again   chan struct{}
+	again chan struct{}
+	// beatNow asks for a beat before the next one is due. It has room for one.
+	beatNow chan struct{}
 	sampler Sampler
-	life    *life   // nil: see Options.Lifecycle
-	program program // nil before Run
+	life    *life    // nil: see Options.Lifecycle
+	serving *serving // nil: see Options.Server
+	program program  // nil before Run
 
 	// What follows is for the goroutine of follow alone.
 	phase  bootstrap.Phase // of the last convergence
@@ -187,27 +206,34 @@ type Daemon struct {
 	idling string          // what was last said of idling
 	warned []string        // by the last convergence
 	failed string          // what was last said of files that could not be mended
+	// drifted is what was last logged of files that are not as joined.
+	drifted string
 }
 
 // New prepares a daemon.
 func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
-		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]func(*bootstrap.State) bool{},
-		again: make(chan struct{}, 1),
+		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]maker{},
+		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	d.interval.Store(int64(o.Settings().Interval))
+	if o.Server != nil {
+		d.serving = newServing(d, o.Server)
+		d.view.change(func(v *View) { v.probed = true })
+	}
 	d.sampler = o.Sampler(d.sessionClient, func() string { return d.view.get().Address })
 	return d
 }
 
 // Run serves until ctx ends, which is no error: leaving is not the daemon's
-// decision. A second daemon on one machine is refused with a [RunningError].
+// decision. A second daemon on one machine is refused with a [RunningError], one whose
+// lock another process holds with a [LockHeldError].
 func (d *Daemon) Run(ctx context.Context) error {
-	release, err := lockFile(d.o.Lock)
+	release, err := lockFile(d.o.Lock, d.o.PIDFile)
 	if err != nil {
 		return err
 	}
@@ -230,12 +256,16 @@ func (d *Daemon) Run(ctx context.Context) error {
 		work.Go(func() { d.life.run(ctx) })
 	}
 	work.Go(func() { d.sampler.Run(ctx) })
+	if d.serving != nil {
+		work.Go(func() { d.serving.run(ctx) })
+	}
 	work.Go(func() { d.follow(ctx) })
 	work.Go(func() { d.reloads(ctx) })
 	// From here on the machine may go on booting: what follows takes as long as
 	// AMS and MongoDB take.
 	d.o.Notify(ready)
 	d.status()
+	work.Go(func() { d.awaitPort(ctx, servers) })
 	<-asked.Done()
 	d.o.Notify("STOPPING=1")
 	if d.life != nil {
@@ -345,15 +375,28 @@ var errStateChanged = errors.New("the state file or the settings were changed")
 // begin notes what the session that follows goes by.
 func (d *Daemon) begin() {
 	s, err := d.o.Machine.StateFile()
+	if err == nil && d.otherState(s) {
+		// The join keeps what it was given, and went by the settings file as it is now.
+		if err := d.o.Reread(); err != nil {
+			d.log.Error("the settings could not be read again; the old ones stay", "error", err)
+		}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.reread = false
 	if err == nil { // a damaged file is the convergence's matter
-		if d.own != nil && !sameState(s, d.own) {
+		if d.own != nil && !s.Equal(d.own) {
 			d.life.joinedAnew()
 		}
-		d.own = s
+		d.own, d.begun = s, true
 	}
+}
+
+// otherState reports whether another process wrote the state file.
+func (d *Daemon) otherState(s *bootstrap.State) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.begun && !s.Equal(d.own)
 }
 
 func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
@@ -386,29 +429,20 @@ func (d *Daemon) changed() bool {
 	switch {
 	case d.reread && len(d.mine) == 0:
 		return true // a join under way is not cut for it
-	case err != nil || d.steps != steps || sameState(s, d.own):
+	case err != nil || d.steps != steps || s.Equal(d.own):
 		return false
 	}
 	for _, mine := range d.mine {
-		if mine(s) {
+		if mine(d.own, s) {
 			return false
 		}
 	}
 	return true
 }
 
-func sameState(a, b *bootstrap.State) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	x, y := *a, *b
-	x.Since, y.Since = time.Time{}, time.Time{} // equal times may differ in their zone
-	return x == y && a.Since.Equal(b.Since)
-}
-
 // step runs something that may write the state file, and remembers how it left
 // it. What is not of its making is somebody else's, who is at work meanwhile.
-func (d *Daemon) step(mine func(*bootstrap.State) bool, do func() error) error {
+func (d *Daemon) step(mine maker, do func() error) error {
 	d.mu.Lock()
 	d.steps++
 	number := d.steps
@@ -418,7 +452,7 @@ func (d *Daemon) step(mine func(*bootstrap.State) bool, do func() error) error {
 	s, serr := d.o.Machine.StateFile()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if serr == nil && mine(s) {
+	if serr == nil && mine(d.own, s) {
 		d.own = s
 	}
 	delete(d.mine, number)
@@ -426,17 +460,24 @@ func (d *Daemon) step(mine func(*bootstrap.State) bool, do func() error) error {
 	return err
 }
 
+// maker reports whether a step may have made, of what the state file said before,
+// what it says now.
+type maker func(was, is *bootstrap.State) bool
+
+// joins makes any state.
+func joins(*bootstrap.State, *bootstrap.State) bool { return true }
+
+// keepsJoined is a convergence, or a restart of AMS. Neither writes when this machine
+// joined: another moment is that of a join by hand, for which the step has waited.
+func keepsJoined(was, is *bootstrap.State) bool {
+	return was != nil && is != nil && is.Phase == bootstrap.PhaseJoined && is.Since.Equal(was.Since)
+}
+
 func (d *Daemon) stepping() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.mine) > 0
 }
-
-// anyState is what a join may leave.
-func anyState(*bootstrap.State) bool { return true }
-
-// memberState is what a convergence or a restart of AMS may leave.
-func memberState(s *bootstrap.State) bool { return s != nil && s.Phase == bootstrap.PhaseJoined }
 
 // beside runs do with the loop beside it, which only samples: the watchdog is to
 // see progress, and health and metrics are there, whatever do waits for.
@@ -491,16 +532,12 @@ func (d *Daemon) status() { d.o.Notify("STATUS=" + d.view.line()) }
 func (d *Daemon) report(r heartbeat.Report) {
 	d.metrics.count(r)
 	d.view.beat(r)
+	if c, ok := d.sampler.(interface {
+		Disagreement() *heartbeat.Disagreement
+	}); ok {
+		is := c.Disagreement()
+		d.view.change(func(v *View) { v.SessionsDisagree = is })
+	}
 	d.o.Notify("WATCHDOG=1")
 	d.status()
-}
-
-// RunningError says that another daemon runs on this machine.
-type RunningError struct{ PID int }
-
-func (e *RunningError) Error() string {
-	if e.PID == 0 {
-		return "another amsagent daemon runs on this machine"
-	}
-	return fmt.Sprintf("another amsagent daemon runs on this machine, with pid %d", e.PID)
 }

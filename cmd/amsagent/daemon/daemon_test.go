@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -65,7 +66,7 @@ func (p *pretended) Prove(ctx context.Context, _ *cluster.Client, _ string) (*bo
 	return nil, ctx.Err()
 }
 
-func (p *pretended) Restart(context.Context) error { return nil }
+func (p *pretended) Restart(context.Context, bootstrap.RestartRequest) error { return nil }
 
 func (p *pretended) StateFile() (*bootstrap.State, error) {
 	p.mu.Lock()
@@ -295,7 +296,7 @@ func TestStateChangedByOthers(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		own, is *bootstrap.State
-		mine    func(*bootstrap.State) bool
+		mine    maker
 		want    bool
 	}{
 		{"the same", joined, joined, nil, false},
@@ -303,10 +304,12 @@ func TestStateChangedByOthers(t *testing.T) {
 		{"none at all", nil, nil, nil, false},
 		{"another", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Address: "10.0.0.2"}, nil, true},
 		{"gone", joined, nil, nil, true},
-		{"of our own making", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Address: "10.0.0.2"}, memberState, false},
-		{"a leave while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseLeaving}, memberState, true},
-		{"gone while we wait", joined, nil, memberState, true},
-		{"our own join", nil, &bootstrap.State{Phase: bootstrap.PhaseJoining}, anyState, false},
+		{"of our own making", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true, Since: joined.Since}, keepsJoined, false},
+		{"a join while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: joined.Since.Add(time.Minute)}, keepsJoined, true},
+		{"a join of a machine that was none while we wait", nil, joined, keepsJoined, true},
+		{"a leave while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseLeaving}, keepsJoined, true},
+		{"gone while we wait", joined, nil, keepsJoined, true},
+		{"our own join", nil, &bootstrap.State{Phase: bootstrap.PhaseJoining}, joins, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newPretended(&pretended{state: tt.is}, &told{}, nil)
@@ -331,7 +334,7 @@ func TestStepsTogether(t *testing.T) {
 	var work sync.WaitGroup
 	for _, wait := range []chan struct{}{go1, go2} {
 		work.Go(func() {
-			err := d.step(memberState, func() error {
+			err := d.step(keepsJoined, func() error {
 				begun <- struct{}{}
 				<-wait
 				return nil
@@ -361,6 +364,24 @@ func TestStepsTogether(t *testing.T) {
 	work.Wait()
 	if d.stepping() || d.changed() {
 		t.Error("a step that has ended is remembered")
+	}
+}
+
+// A convergence waits for the lock of a join by hand: what that join wrote is not taken
+// for its own, or a drain before the join would never be forgotten.
+func TestJoinWhileAStepWaits(t *testing.T) {
+	p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(1000, 0)}}
+	d := newPretended(p, &told{}, nil)
+	d.begin()
+	err := d.step(keepsJoined, func() error {
+		p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(2000, 0)})
+		if !d.changed() {
+			t.Error("the session goes on while the step is under way")
+		}
+		return nil
+	})
+	if err != nil || !d.changed() {
+		t.Errorf("the session goes on: %v", err)
 	}
 }
 
@@ -421,33 +442,54 @@ func TestQuiet(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "amsagent", "daemon.lock")
+	pid := filepath.Join(filepath.Dir(path), "daemon.pid")
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// What a daemon that was killed left.
+	// What a daemon of an earlier version left after a kill.
 	if err := os.WriteFile(path, []byte("4194304000000000\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	release, err := lockFile(path)
+	release, err := lockFile(path, pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = lockFile(path)
+	for name, want := range map[string]os.FileMode{path: 0o600, pid: 0o644} {
+		if info, err := os.Stat(name); err != nil || info.Mode() != want {
+			t.Errorf("%s has the mode %v, %v; want %v", name, info.Mode(), err, want)
+		}
+	}
+	if b, err := os.ReadFile(pid); err != nil || string(b) != strconv.Itoa(os.Getpid())+"\n" {
+		t.Errorf("the pid file holds %q, %v", b, err)
+	}
+	_, err = lockFile(path, pid)
 	var running *RunningError
 	if !errors.As(err, &running) || running.PID != os.Getpid() {
 		t.Errorf("%v", err)
 	}
 	release()
-	release, err = lockFile(path)
+	if _, err := os.Stat(pid); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the pid file is left: %v", err)
+	}
+	release, err = lockFile(path, "")
 	if err != nil {
 		t.Fatal(err)
+	}
+	// Held by a process that is not the daemon of the pid file.
+	if err := os.WriteFile(pid, []byte("1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err = lockFile(path, pid)
+	var held *LockHeldError
+	if !errors.As(err, &held) || held.PID != os.Getpid() || errors.As(err, &running) && running.PID == 1 {
+		t.Errorf("%v", err)
 	}
 	release()
 	link := filepath.Join(t.TempDir(), "l")
 	if err := os.Symlink(path, link); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockFile(link); err == nil {
+	if _, err := lockFile(link, ""); err == nil {
 		t.Error("a symbolic link was followed")
 	}
 }

@@ -8,10 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
+	"syscall"
 	"time"
 )
 
@@ -21,16 +24,34 @@ const (
 	healthLimit = 4
 	// leastHealth is what a busy machine gets in any case.
 	leastHealth = 30 * time.Second
-	// requestTime bounds reading a request and writing its answer.
-	requestTime = 10 * time.Second
+	// requestTime bounds reading a request, and each write of an answer.
+	requestTime = 5 * time.Second
+	// commandTime bounds the answer to a command on the control socket, which may wait for a disk.
+	commandTime = 10 * time.Second
+	// maxHeader bounds what a client sends before it is answered. net/http adds 4 kB of its own.
+	maxHeader = 4 << 10
 	// closeTime is what an answer under way gets at the end.
 	closeTime = 200 * time.Millisecond
 )
 
 // servers are the two sockets that answer questions.
 type servers struct {
-	http   []*http.Server
 	socket string // its path; "" where there is none
+
+	mu     sync.Mutex
+	http   []*http.Server
+	closed bool
+}
+
+// add keeps a server until close. It is closed at once where that has been.
+func (s *servers) add(srv *http.Server) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = srv.Close()
+		return
+	}
+	s.http = append(s.http, srv)
 }
 
 func (s *servers) close(ctx context.Context) {
@@ -39,6 +60,9 @@ func (s *servers) close(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
 	defer cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 	for _, srv := range s.http {
 		if err := srv.Shutdown(ctx); err != nil {
 			_ = srv.Close()
@@ -46,29 +70,56 @@ func (s *servers) close(ctx context.Context) {
 	}
 }
 
-// listen opens the control socket and, where asked for, the metrics. A name or a
-// port that is taken is worth a line in the log, and no more: beats are what the
-// daemon is for.
+// listen opens the control socket and, if configured, the metrics port. A socket or a
+// port that is taken is reported and keeps the daemon from nothing else: the
+// heartbeat is what it is for.
 func (d *Daemon) listen(ctx context.Context) *servers {
 	s := new(servers)
 	if control, err := listenUnix(ctx, d.o.Control); err != nil {
 		d.log.Error("no control socket: `amsagent status` cannot ask this daemon", "error", err)
 	} else {
 		s.socket = d.o.Control
-		s.http = append(s.http, d.serveHTTP(control, d.controlHandler()))
+		s.add(d.serveHTTP(control, d.controlHandler(), commandTime))
 	}
 	if d.o.Metrics == "" {
 		return s
 	}
+	if err := d.listenMetrics(ctx, s); err != nil {
+		d.log.Error("no metrics and no health are served until the port is free", "address", d.o.Metrics, "error", err)
+	}
+	return s
+}
+
+// listenMetrics opens the metrics port, and keeps in the view why it could not.
+func (d *Daemon) listenMetrics(ctx context.Context, s *servers) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", d.o.Metrics)
 	if err != nil {
-		d.log.Error("no metrics and no health are served", "address", d.o.Metrics, "error", err)
-		return s
+		text := err.Error()
+		if errors.Is(err, syscall.EADDRINUSE) {
+			text = "another program listens on " + d.o.Metrics
+		}
+		d.view.change(func(v *View) { v.MetricsError = text })
+		return err
 	}
-	d.view.change(func(v *View) { v.Metrics = l.Addr().String() })
-	s.http = append(s.http, d.serveHTTP(l, d.metricsHandler()))
-	return s
+	d.view.change(func(v *View) { v.Metrics, v.MetricsError = l.Addr().String(), "" })
+	s.add(d.serveHTTP(l, noBody(d.metricsHandler()), requestTime))
+	return nil
+}
+
+// awaitPort opens the metrics port as soon as it is free. What answers there meanwhile is
+// another program, so the service manager's status line names it.
+func (d *Daemon) awaitPort(ctx context.Context, s *servers) {
+	if d.view.get().MetricsError == "" {
+		return
+	}
+	for pause(ctx, d.o.Periods.Port) {
+		if d.listenMetrics(ctx, s) == nil {
+			d.log.Info("metrics and health are served", "address", d.o.Metrics)
+			d.status()
+			return
+		}
+	}
 }
 
 // listenUnix replaces the socket of a daemon that was killed; the lock says that
@@ -104,15 +155,19 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-func (d *Daemon) serveHTTP(l net.Listener, h http.Handler) *http.Server {
+// serveHTTP answers on l, with bounds for everything that a client could use up.
+func (d *Daemon) serveHTTP(l net.Listener, h http.Handler, answerTime time.Duration) *http.Server {
+	address := l.Addr().String()
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: requestTime, ReadTimeout: requestTime, WriteTimeout: requestTime,
-		IdleTimeout: requestTime, MaxHeaderBytes: 8 << 10,
+		Handler: markAnswering(h), ConnContext: withConn,
+		ReadHeaderTimeout: requestTime, ReadTimeout: requestTime, WriteTimeout: answerTime, IdleTimeout: requestTime,
+		MaxHeaderBytes: maxHeader,
+		ErrorLog:       slog.NewLogLogger(&serverErrors{log: d.log.With("address", address)}, slog.LevelWarn),
 	}
 	srv.SetKeepAlivesEnabled(false)
 	go func() {
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			d.log.Error("a socket does not answer any more", "address", l.Addr().String(), "error", err)
+		if err := srv.Serve(bound(l)); !errors.Is(err, http.ErrServerClosed) {
+			d.log.Error("a socket does not answer any more", "address", address, "error", err)
 		}
 	}()
 	return srv
@@ -135,41 +190,25 @@ func (d *Daemon) metricsHandler() http.Handler {
 		d.metrics.write(w, d.view.get(), d.view.lastSample())
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		// For a load balancer: red as soon as this node drains.
+		// For a load balancer: whether viewers may be sent here.
 		v := d.view.get()
-		if !v.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		writeJSON(w, map[string]any{"ready": v.Ready, "state": v.State})
+		answerJSON(w, v.Ready, v.readiness())
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		// For what replaces machines.
 		h := d.health(time.Now())
-		if !h.Healthy {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		writeJSON(w, h)
+		answerJSON(w, h.Healthy, h)
 	})
 	return mux
 }
 
-// Health is the answer of /healthz: whether the agent itself is well. MongoDB and
-// AMS have no part in it.
-type Health struct {
-	Healthy bool   `json:"healthy"`
-	Why     string `json:"why,omitempty"`
-}
-
-func (d *Daemon) health(now time.Time) Health {
-	v := d.view.get()
-	last := v.Beat.Round
-	if last.IsZero() {
-		last = v.Started
+// answerJSON answers 200 or 503.
+func answerJSON(w http.ResponseWriter, good bool, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	if !good {
+		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	limit := max(healthLimit*time.Duration(d.interval.Load()), leastHealth)
-	if since := now.Sub(last); since > limit {
-		return Health{Why: fmt.Sprintf("the loop has not gone round for %s", since.Round(time.Second))}
-	}
-	return Health{Healthy: true}
+	writeJSON(w, v)
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

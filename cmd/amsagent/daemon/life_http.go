@@ -87,7 +87,7 @@ func (l *life) serveView(w http.ResponseWriter, r *http.Request) {
 			}
 		case <-again.C:
 		}
-		if err := control.SetWriteDeadline(time.Now().Add(requestTime)); err != nil {
+		if err := control.SetWriteDeadline(time.Now().Add(commandTime)); err != nil {
 			return
 		}
 		if out.Encode(l.manager.View()) != nil || control.Flush() != nil {

@@ -65,8 +65,12 @@ func newLife(d *Daemon, o Lifecycle) (*life, error) {
 	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.Sessions, v.Beat.Round }
 	opts.Role = func() string { return d.view.get().Role }
 	var err error
-	l.manager, err = o.New(opts)
-	return l, err
+	if l.manager, err = o.New(opts); err != nil {
+		return nil, err
+	}
+	// Before anything can ask: a drain that goes on after a restart must not look like none.
+	d.view.setLife(l.manager.View)
+	return l, nil
 }
 
 // Run drains when it has to, until ctx ends.
@@ -78,8 +82,7 @@ func (l *life) run(ctx context.Context) {
 			l.closeUnused(ctx, unusedTime)
 		}
 	})
-	for v := range l.manager.Subscribe(ctx) {
-		l.d.view.setLife(v)
+	for range l.manager.Subscribe(ctx) {
 		l.d.status()
 	}
 	work.Wait()
@@ -230,11 +233,12 @@ func (l *life) Joined() bool {
 
 // SetState implements lifecycle.Node.
 func (l *life) SetState(ctx context.Context, s cluster.State, reason string) error {
-	id, _, err := l.who()
+	id, address, err := l.who()
 	if err != nil {
 		return err
 	}
-	if err := l.with(ctx, func(c *cluster.Client) error { return c.SetState(ctx, id, s, reason) }); err != nil {
+	self := cluster.Node{ID: id, IP: address, BootID: l.d.view.bootID()}
+	if err := l.with(ctx, func(c *cluster.Client) error { return c.SetOwnState(ctx, self, s, reason) }); err != nil {
 		return err
 	}
 	l.d.view.setState(s, time.Now())
@@ -266,8 +270,9 @@ func (l *life) StopServer(ctx context.Context) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { l.remember(ctx) })
 	defer beside.Wait()
+	defer l.d.serving.hold()()
 	var at time.Time
-	err := l.d.step(memberState, func() error {
+	err := l.d.step(keepsJoined, func() error {
 		var err error
 		at, err = l.leaver.StopServer(ctx)
 		return err
@@ -311,7 +316,7 @@ const rememberTime = 2 * time.Second
 
 // StartServer implements lifecycle.Node.
 func (l *life) StartServer(ctx context.Context) error {
-	return l.d.step(memberState, func() error { return l.leaver.StartServer(ctx) })
+	return l.d.step(keepsJoined, func() error { return l.leaver.StartServer(ctx) })
 }
 
 // Deregister implements lifecycle.Node.
@@ -346,17 +351,25 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Tombstone) error {
 	return nil
 }
 
-// prove returns when this node is seen in the cluster.
+// prove returns when this node is seen in the cluster and serves viewers.
 func (l *life) prove(ctx context.Context) error {
 	for {
-		if v := l.d.view.get(); v.State == cluster.StateActive && v.Proved {
+		v := l.d.view.get()
+		if v.State == cluster.StateActive && v.Proved && (!v.probed || v.Server.Up) {
 			return nil
 		}
-		if !pause(ctx, l.d.o.Periods.State) {
-			return fmt.Errorf("waiting for this node to be seen in the cluster: %w", context.Cause(ctx))
+		if !pause(ctx, min(l.d.o.Periods.State, proveTime)) {
+			why := "to be seen in the cluster"
+			if v.Proved {
+				why = "to serve viewers: " + v.Server.whyDown()
+			}
+			return fmt.Errorf("waiting for this node %s: %w", why, context.Cause(ctx))
 		}
 	}
 }
+
+// proveTime is how often that is looked at: a hook's group waits for it.
+const proveTime = 500 * time.Millisecond
 
 // event writes an event, of whoever this machine is: one that never joined goes as
 // well. Where there is no MongoDB to write it to, it is for the log alone.

@@ -12,17 +12,26 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/conf"
 )
 
-// lockFile keeps a second daemon away for as long as this process lives; the
-// kernel gives the lock back however it ends. The file tells who has it.
-func lockFile(path string) (release func(), err error) {
+// lockFile takes the lock that keeps a second daemon away. The kernel releases it when the process ends, however it
+// ends. The file at pidPath, if one is named, holds the daemon's pid for people and programs; the lock file itself is
+// for root alone, because any descriptor on it, even a read-only one, is enough to take or delay the lock.
+//
+// It returns a [RunningError] where another daemon holds the lock, and a [LockHeldError] where another process does.
+func lockFile(path, pidPath string) (release func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	// An earlier version made it readable for everyone.
+	if err := f.Chmod(0o600); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -31,17 +40,70 @@ func lockFile(path string) (release func(), err error) {
 		}
 	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		b := make([]byte, 16)
-		n, _ := f.ReadAt(b, 0)
-		pid, _ := strconv.Atoi(strings.TrimSpace(string(b[:n])))
-		return nil, errors.Join(&RunningError{PID: pid}, f.Close())
+		return nil, errors.Join(lockHeld(f, path, pidPath), f.Close())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
 	}
-	// For people only: what counts is the lock.
-	if err := f.Truncate(0); err == nil {
-		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	// Daemons before this one wrote their pid into it.
+	_ = f.Truncate(0)
+	remove := writePID(pidPath)
+	return func() {
+		remove()
+		_ = f.Close()
+	}, nil
+}
+
+// writePID writes the pid of this process. A failure is not reported: nothing but people depends on the file.
+func writePID(path string) (remove func()) {
+	if path == "" {
+		return func() {}
 	}
-	return func() { _ = f.Close() }, nil
+	staged := path + ".new"
+	_ = os.Remove(staged)
+	err := os.WriteFile(staged, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600)
+	if err == nil {
+		err = errors.Join(os.Chmod(staged, 0o644), os.Rename(staged, path))
+	}
+	if err != nil {
+		_ = os.Remove(staged)
+		return func() {}
+	}
+	return func() { _ = os.Remove(path) }
+}
+
+// lockHeld says which process holds the lock. The pid file names a daemon; the kernel may name another process.
+func lockHeld(f *os.File, path, pidPath string) error {
+	named := 0
+	if b, err := os.ReadFile(pidPath); err == nil && len(b) <= 16 {
+		named, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+	}
+	holder, known := conf.LockHolder(f)
+	switch {
+	case !known || holder == 0: // the holder is in another pid namespace
+		return &RunningError{PID: named}
+	case holder == named:
+		return &RunningError{PID: holder}
+	}
+	return &LockHeldError{Path: path, PID: holder}
+}
+
+// RunningError says that another daemon runs on this machine.
+type RunningError struct{ PID int }
+
+func (e *RunningError) Error() string {
+	if e.PID == 0 {
+		return "another amsagent daemon runs on this machine"
+	}
+	return fmt.Sprintf("another amsagent daemon runs on this machine, with pid %d", e.PID)
+}
+
+// LockHeldError says that a process holds the daemon's lock without being the daemon that the pid file names.
+type LockHeldError struct {
+	Path string
+	PID  int
+}
+
+func (e *LockHeldError) Error() string {
+	return fmt.Sprintf("%s is locked by the process with pid %d", e.Path, e.PID)
 }

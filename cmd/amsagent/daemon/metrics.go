@@ -209,6 +209,10 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 	for _, state := range cluster.States() {
 		e.labelled("amsagent_node_state", *known(v.State == state), "state", string(state))
 	}
+	e.gauge("amsagent_ready", "Whether viewers may be sent to this node, as /readyz says.", known(v.Ready))
+	if v.probed && !v.Server.Since.IsZero() {
+		e.gauge("amsagent_server_up", "Whether every application of Ant Media Server that is to serve does.", known(v.Server.Up))
+	}
 	e.gauge("amsagent_trouble", "Whether something keeps the agent from its work; its status says what.", known(v.Trouble != ""))
 	e.gauge("amsagent_restart_pending", "Whether Ant Media Server has to be restarted, and sessions keep it from that.", known(v.RestartPending))
 	e.counters("amsagent_beats_total", "Heartbeats by what became of them: dropped ones were not tried while MongoDB was away.",

@@ -25,6 +25,8 @@ type MachineOptions struct {
 	}
 	// Open looks at the installation.
 	Open func() (*ams.Installation, error)
+	// Own is how many connections to the server are the agent's; nil: none.
+	Own func() int
 	// NVIDIASMI is the program that tells of NVIDIA's devices; "" searches it.
 	NVIDIASMI string
 	Interval  time.Duration
@@ -42,7 +44,7 @@ const (
 // NewMachineSampler puts together what package heartbeat has for it.
 func NewMachineSampler(o MachineOptions, client func() *cluster.Client, address func() string) Sampler {
 	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Command: o.NVIDIASMI, Interval: o.Interval, Log: o.Log})
-	sessions := &heartbeat.SessionCounter{Open: o.Open, Root: o.Root, Streams: func() (heartbeat.Streams, string) {
+	sessions := &heartbeat.SessionCounter{Open: o.Open, Root: o.Root, State: o.Service.State, Own: o.Own, Streams: func() (heartbeat.Streams, string) {
 		if c := client(); c != nil {
 			return c, address()
 		}
@@ -94,6 +96,10 @@ func (s *machineSampler) Sessions(ctx context.Context) (cluster.Sessions, error)
 	}
 	return n, nil
 }
+
+// Disagreement is what MongoDB and the server count differently; nil where they
+// agree.
+func (s *machineSampler) Disagreement() *heartbeat.Disagreement { return s.sessions.Disagreement() }
 
 // Connections counts what is connected to any of the server's ports, whatever it
 // is for.

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // session converges the machine and then does what it is for, until the state
@@ -83,8 +84,12 @@ func (d *Daemon) follows(p bootstrap.Phase) {
 	case p == "" && (d.phase == bootstrap.PhaseJoined || d.phase == bootstrap.PhaseLeaving):
 		d.left = true
 	}
+	news := p != d.phase
 	d.phase = p
 	d.view.setPhase(p)
+	if news {
+		d.serving.look() // viewers are served already when a join succeeds
+	}
 }
 
 // converge brings the machine back to what it joined as. With an error, what it
@@ -93,13 +98,19 @@ func (d *Daemon) follows(p bootstrap.Phase) {
 func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target) (*bootstrap.Convergence, error) {
 	bound, cancel := context.WithTimeout(ctx, convergeTime)
 	defer cancel()
+	// A tag may have changed since the session began, and a join may be at work.
+	known, err := d.o.Machine.StateFile()
+	if err != nil {
+		known = nil // the convergence says it
+	}
+	now := d.o.Settings()
+	s.Role, s.Group = now.Role, now.Group
 	var c *bootstrap.Convergence
-	err := d.step(memberState, func() error {
+	err = d.step(keepsJoined, func() error {
 		var err error
-		c, err = d.o.Machine.Converge(bound, bootstrap.ConvergeRequest{
-			Mongo: mongo, Role: s.Role, Group: s.Group, Address: s.Address, Valve: s.Valve, Interval: s.Interval,
-			Identify: d.o.Identify,
-		})
+		req := d.converging(s, mongo)
+		req.Known = known
+		c, err = d.o.Machine.Converge(bound, req)
 		return err
 	})
 	if err != nil && (c == nil || c.Phase != bootstrap.PhaseJoined || c.Node.ID == "") {
@@ -122,6 +133,13 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target)
 	d.metrics.repaired(len(c.Repairs))
 	d.view.setConvergence(c)
 	return c, nil
+}
+
+func (d *Daemon) converging(s Settings, mongo cluster.Target) bootstrap.ConvergeRequest {
+	return bootstrap.ConvergeRequest{
+		Mode: bootstrap.ConvergeWatch, Mongo: mongo, Role: s.Role, Group: s.Group, Address: s.Address,
+		ForceAddress: s.ForceAddress, AddressKept: s.AddressKept, Valve: s.Valve, Interval: s.Interval, Identify: d.o.Identify,
+	}
 }
 
 // mended notes whether the files of a node are as they should be.
@@ -237,11 +255,12 @@ func (d *Daemon) leftBefore(ctx context.Context, mongo cluster.Target, id string
 const reasonLeave = "leave"
 
 func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) error {
-	err := d.step(anyState, func() error {
+	err := d.step(joins, func() error {
 		bound, stop := context.WithTimeout(ctx, s.JoinTimeout)
 		defer stop()
 		res, err := d.o.Machine.Join(bound, bootstrap.JoinRequest{
-			Mongo: mongo, Role: s.Role, Group: s.Group, Address: s.Address, Valve: s.Valve, OnFailure: s.OnFailure,
+			Mongo: mongo, Role: s.Role, Group: s.Group, Address: s.Address, ForceAddress: s.ForceAddress, AddressKept: s.AddressKept,
+			Valve: s.Valve, OnFailure: s.OnFailure,
 			Interval: s.Interval, Identify: d.o.Identify,
 		})
 		if res != nil {
@@ -274,6 +293,14 @@ type member struct {
 	departures int64
 	// enrolled tells that our row is that of this life.
 	enrolled atomic.Bool
+	// ousted tells that another machine uses the row.
+	ousted atomic.Bool
+	// standalone tells that the row says so.
+	standalone bool
+	// unidentified reports that the cloud has not said yet what node lacks. identified is
+	// node with that, once it has; nil before.
+	unidentified bool
+	identified   atomic.Pointer[cluster.Node]
 }
 
 // serve beats and follows AMS until the session ends. unmended is why the files
@@ -286,7 +313,7 @@ func (d *Daemon) serve(
 		return err
 	}
 	d.idling = ""
-	m := &member{d: d, client: client, node: c.Node, departures: departures}
+	m := &member{d: d, client: client, node: c.Node, departures: departures, unidentified: c.Unidentified}
 	d.view.change(func(v *View) { v.Proved = false })
 	d.mu.Lock()
 	d.client = client
@@ -304,7 +331,7 @@ func (d *Daemon) serve(
 		d.while(ctx, func() bool { return !m.gone() })
 		cancel()
 	})
-	err = m.drift(ctx, s, mongo, unmended == nil && c.RestartNeeded)
+	err = m.drift(ctx, s, mongo, c, unmended)
 	cancel()
 	work.Wait()
 	d.mu.Lock()
@@ -315,7 +342,10 @@ func (d *Daemon) serve(
 }
 
 func (d *Daemon) loop(m *member) *heartbeat.Loop {
-	l := &heartbeat.Loop{Interval: time.Duration(d.interval.Load()), Sample: d.sampler.Sample, Report: d.report, Log: d.log}
+	l := &heartbeat.Loop{
+		Interval: time.Duration(d.interval.Load()), Sample: d.sampler.Sample, Report: d.report, Log: d.log,
+		Serving: d.servingNow, Wake: d.beatNow,
+	}
 	if m != nil {
 		l.ID, l.Sender, l.Enroll = m.node.ID, m, m.enroll
 	}
@@ -326,7 +356,15 @@ func (d *Daemon) loop(m *member) *heartbeat.Loop {
 // alive.
 func (m *member) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
 	if m.gone() {
-		return errGone
+		return heartbeat.ErrLeft
+	}
+	if m.ousted.Load() {
+		// The row is written again only when the other machine has fallen silent.
+		if err := m.client.CheckLife(ctx, m.node); err != nil {
+			return err
+		}
+		m.ousted.Store(false)
+		m.enrolled.Store(false)
 	}
 	if !m.enrolled.Load() {
 		if err := m.enroll(ctx); err != nil {
@@ -334,14 +372,37 @@ func (m *member) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) e
 		}
 		last = nil
 	}
-	return m.client.Beat(ctx, b, last)
+	b.Life = m.node.Life()
+	return m.own(m.client.Beat(ctx, b, last))
+}
+
+// own notes whether the row is this machine's, by what became of a write to it.
+func (m *member) own(err error) error {
+	var other *cluster.OtherMachineError
+	switch {
+	case err == nil:
+		if m.d.view.setOther("") {
+			m.d.log.Info("this node's row is its own again", "node", m.node.ID)
+		}
+	case errors.As(err, &other):
+		m.ousted.Store(true)
+		switch changed := m.d.view.setOther(other.Row.IP); {
+		case !changed:
+		case other.Row.BootID == m.node.BootID:
+			// A join by hand, with another --address: the next session follows it.
+			m.d.log.Warn("this node's row was registered under another address, and is left alone",
+				"node", m.node.ID, "address", m.node.IP, "other_address", other.Row.IP)
+		default:
+			m.d.log.Error("another machine uses this node's id, and its row is left alone: cloned machine-id?",
+				"node", m.node.ID, "address", m.node.IP, "other_address", other.Row.IP, "other_hostname", other.Row.Hostname,
+				"other_boot", other.Row.BootID)
+		}
+	}
+	return err
 }
 
 // gone reports whether this session's node has left, whatever came after that.
 func (m *member) gone() bool { return m.d.life.goneSince(m.departures) }
-
-// errGone says that this node has said good-bye, and is not to be heard any more.
-var errGone = errors.New("this node has left the cluster")
 
 // ClockSkew compares the clocks.
 func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
@@ -353,16 +414,19 @@ func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 func (m *member) enroll(ctx context.Context) error {
 	for {
 		if m.gone() {
-			return errGone
+			return heartbeat.ErrLeft
 		}
 		proved := m.proved.Load()
-		n := m.node
+		n, err := m.facts(ctx)
+		if err != nil {
+			return err
+		}
 		n.State, n.Reason = cluster.StateJoining, "run"
 		if proved {
 			n.State = cluster.StateActive
 		}
 		r, err := m.client.Register(ctx, n)
-		if err != nil {
+		if m.own(err) != nil {
 			return err
 		}
 		m.enrolled.Store(true)
@@ -375,13 +439,31 @@ func (m *member) enroll(ctx context.Context) error {
 	}
 }
 
+// facts is this node's row, without a state. What the cloud does not say at the moment
+// stays as it is in the row.
+func (m *member) facts(ctx context.Context) (cluster.Node, error) {
+	if n := m.identified.Load(); n != nil {
+		return *n, nil
+	}
+	if !m.unidentified {
+		return m.node, nil
+	}
+	switch row, err := m.client.Node(ctx, m.node.ID); {
+	case errors.Is(err, cluster.ErrNoNode):
+		return m.node, nil
+	case err != nil:
+		return cluster.Node{}, err
+	default:
+		return m.node.WithCloudFactsOf(row), nil
+	}
+}
+
 // enter proves that AMS is in the cluster and makes the row say so, for as long
 // as it takes.
 func (m *member) enter(ctx context.Context) {
-	told := ""
+	var log throttle
 	complain := func(what string, err error) {
-		if text := err.Error(); text != told && ctx.Err() == nil {
-			told = text
+		if ctx.Err() == nil && log.allows(what+err.Error(), time.Now()) {
 			m.d.log.Warn(what, "error", err) //nolint:sloglint // one of the two sentences below
 		}
 	}
@@ -416,6 +498,21 @@ func (m *member) enter(ctx context.Context) {
 	m.d.program.rest() // starting took more than all that follows
 }
 
+// throttle keeps one subject of the log to a line a minute, and to one line for
+// each wording: what a server that is away answers changes with each try.
+type throttle struct {
+	text string
+	at   time.Time
+}
+
+func (t *throttle) allows(text string, now time.Time) bool {
+	if text == t.text || !t.at.IsZero() && now.Sub(t.at) < time.Minute {
+		return false
+	}
+	t.text, t.at = text, now
+	return true
+}
+
 // indexes asks once for the indexes by which the server forgets.
 func (m *member) indexes(ctx context.Context) {
 	err := m.client.EnsureIndexes(ctx)
@@ -425,6 +522,9 @@ func (m *member) indexes(ctx context.Context) {
 		m.d.once.Do(func() {
 			m.d.log.Info("this MongoDB forgets no old rows by itself; `amsagent nodes prune` removes them")
 		})
+	case cluster.KindOf(err) == cluster.KindOther:
+		// As where one of another expiry is there: rows then go earlier, or later.
+		m.d.log.Warn("an index that removes old rows could not be made; one with another expiry may be there", "error", err)
 	default:
 		m.d.log.Debug("the indexes were not made", "error", err)
 	}
@@ -436,7 +536,7 @@ func (m *member) indexes(ctx context.Context) {
 func (m *member) witness(ctx context.Context) {
 	silent := false
 	for pause(ctx, m.d.o.Periods.Witness) {
-		m.own(ctx)
+		m.readRow(ctx)
 		age, err := m.serverAge(ctx)
 		if ctx.Err() != nil {
 			return
@@ -455,20 +555,65 @@ func (m *member) witness(ctx context.Context) {
 	}
 }
 
-// own tells what others made of our row.
-func (m *member) own(ctx context.Context) {
+// readRow shows what others made of our row.
+func (m *member) readRow(ctx context.Context) {
 	if !m.enrolled.Load() {
 		return
 	}
 	n, err := m.client.Node(ctx, m.node.ID)
-	if err == nil && n.SameLife(m.node) {
-		m.d.view.setState(n.State, n.StateSince)
+	if err != nil || !n.SameLife(m.node) {
+		return
+	}
+	m.d.view.setState(n.State, n.StateSince)
+	if n.DrainRequest != nil {
+		m.asked(ctx, *n.DrainRequest)
+	}
+}
+
+// requestFresh is how old a request to drain may be that is taken up: who asked has given
+// up by then, and has been told so.
+const requestFresh = time.Minute
+
+// asked takes up a request of somebody elsewhere, and removes it from the row.
+func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
+	now, err := m.client.ServerTime(ctx)
+	if err != nil {
+		return // the next look has it
+	}
+	taken, err := m.client.TakeDrainRequest(ctx, m.node.ID, r.ID)
+	if err != nil {
+		m.d.log.Warn("a request to drain could not be taken up", "who", r.Who, "error", err)
+	}
+	if !taken {
+		return
+	}
+	why := ""
+	switch age := now.Sub(r.At); {
+	case r.At.IsZero() || age > requestFresh:
+		why = "the request is " + age.Round(time.Second).String() + " old"
+	case m.d.life == nil:
+		why = "this agent drains no node"
+	default:
+		err := m.d.life.manager.Drain(lifecycle.DrainRequest{
+			Deadline: r.Deadline, Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,
+		})
+		if err != nil {
+			why = err.Error()
+		}
+	}
+	if why == "" {
+		m.d.log.Info("somebody elsewhere asks this node to drain", "who", r.Who, "reason", r.Reason)
+		return
+	}
+	m.d.log.Warn("a request to drain was refused", "who", r.Who, "why", why)
+	if err := m.client.AddEvent(ctx, cluster.Event{Node: m.node.ID, Kind: "refused", Who: r.Who, Why: why}); err != nil {
+		m.d.log.Debug("the refusal is not in the history", "error", err)
 	}
 }
 
 // serverAge is how old AMS's own document is; nil where there is none.
 func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
-	docs, err := m.client.AMSNodesByAddress(ctx, m.node.IP)
+	docs, err := m.client.WatchAMSNodes(ctx, m.node.IP)
 	if err != nil {
 		return nil, err
 	}
@@ -489,18 +634,29 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 const amsSilent = 20 * time.Second
 
 // drift compares the files with what was joined with every now and then, and
-// restarts AMS where it runs with others, as soon as that cuts nobody.
-func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, restart bool) error {
+// restarts AMS where a command asked for it, or the settings do, as soon as that
+// cuts nobody.
+func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, c *bootstrap.Convergence, unmended error) error {
 	p := m.d.o.Periods
 	nobody := quiet{least: p.Quiet, after: time.Now()}
 	next, rested := time.Now().Add(p.Drift), time.Now()
+	due := func() bool { return false }
+	var restart *RestartView
+	follow := func(c *bootstrap.Convergence, err error) {
+		restart = nil
+		if err == nil {
+			restart = m.follow(ctx, s, c)
+		}
+		due = func() bool { return restart != nil && restart.Due }
+		m.d.view.setRestart(due())
+	}
+	follow(c, unmended)
 	for {
-		m.d.view.setRestart(restart)
-		if restart && m.d.life.ready() && nobody.look(time.Now(), m.d.view.get()) && m.restartCutsNobody(ctx) {
-			return m.restart(ctx)
+		if due() && !time.Now().Before(restart.NotBefore) && m.d.life.ready() && nobody.look(time.Now(), m.d.view.get()) && m.restartCutsNobody(ctx) {
+			return m.restart(ctx, m.d.converging(s, mongo), restart.cause)
 		}
 		wait := time.Until(next)
-		if restart {
+		if due() {
 			wait = min(wait, p.Sessions)
 		}
 		if !pause(ctx, wait) {
@@ -532,21 +688,36 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, re
 		case c.Phase != bootstrap.PhaseJoined:
 			return nil
 		default:
-			restart = err == nil && c.RestartNeeded
-			if !c.Node.SameLife(m.node) {
-				return nil // another address: the next session registers it
+			follow(c, err)
+			if !c.Node.SameLife(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
+				return nil // the next session registers it
 			}
+			m.identify(c)
 		}
 	}
 }
 
+// identify has the row written again when the cloud says for the first time in this
+// session what this machine is.
+func (m *member) identify(c *bootstrap.Convergence) {
+	if !m.unidentified || c.Unidentified || m.identified.Load() != nil {
+		return
+	}
+	n := c.Node
+	m.identified.Store(&n)
+	m.enrolled.Store(false) // the next beat registers
+}
+
 // restart lets AMS take up what its files say. It is not cut in the middle, which
 // might leave AMS stopped.
-func (m *member) restart(ctx context.Context) error {
-	m.d.log.Info("restarting Ant Media Server: it runs with other settings than its files have, and nobody is on it")
+func (m *member) restart(ctx context.Context, req bootstrap.ConvergeRequest, cause string) error {
+	m.d.log.Info("restarting Ant Media Server: it runs with other settings than it will start with, and nobody is on it")
 	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTime)
 	defer cancel()
-	err := m.d.step(memberState, func() error { return m.d.o.Machine.Restart(whole) })
+	defer m.d.serving.hold()()
+	err := m.d.step(keepsJoined, func() error {
+		return m.d.o.Machine.Restart(whole, bootstrap.RestartRequest{Cause: cause, Converge: req})
+	})
 	m.d.metrics.restarted(err)
 	return err // the next session proves it
 }
@@ -561,6 +732,8 @@ type quiet struct {
 
 func (q *quiet) look(now time.Time, v View) bool {
 	n, known := v.Sessions.Total()
+	// Streams by SRT and pulled ones are no connections.
+	known = known && v.Sessions.PublishersBy != cluster.CountedByConnections
 	switch {
 	case !known || n > 0 || !v.Beat.Round.After(q.after):
 		q.since = time.Time{}

@@ -38,27 +38,51 @@ type View struct {
 	// Proved tells that Ant Media Server was seen in the cluster since the daemon
 	// was started.
 	Proved bool `json:"proved"`
-	// Ready is whether new sessions may come here, as far as the agent knows: not
-	// while this node drains, nor where it is none.
-	Ready bool `json:"ready"`
+	// Ready is whether viewers may be sent here: this is a node, it does not drain,
+	// and its server serves them. NotReady says what is missing.
+	Ready    bool   `json:"ready"`
+	NotReady string `json:"not_ready,omitempty"`
+	// Server is what viewers get from the server on this machine.
+	Server ServerView `json:"server"`
 	// Lifecycle is how this node goes, where it does.
 	Lifecycle *lifecycle.View `json:"lifecycle,omitempty"`
+
+	// OtherMachine names the machine that uses this node's row; "" where none does.
+	OtherMachine string `json:"other_machine,omitempty"`
 
 	Beat BeatView `json:"beat"`
 	// Load and Sessions are those of the last round.
 	Load     cluster.Load     `json:"load"`
 	Sessions cluster.Sessions `json:"sessions"`
+	// SessionsDisagree is what MongoDB and the server count differently; nil where
+	// they agree.
+	SessionsDisagree *heartbeat.Disagreement `json:"sessions_disagree,omitempty"`
 	// Missing are readings that could not be had, with their reasons.
 	Missing map[string]string `json:"missing,omitempty"`
 	// AMSAge is how old AMS's own document was when it was last looked at; nil
 	// where that is not known.
 	AMSAge *time.Duration `json:"ams_age_ns,omitempty"`
-	// RestartPending tells that AMS runs with other settings than its files
-	// have, and that sessions keep it from being restarted.
-	RestartPending bool                `json:"restart_pending,omitempty"`
-	Repairs        []bootstrap.Finding `json:"repairs"`
-	Warnings       []bootstrap.Finding `json:"warnings"`
-	Metrics        string              `json:"metrics,omitempty"` // where they are served
+	// RestartPending tells that the daemon will restart AMS. Restart says why and
+	// when, also of a restart that nobody asked for; nil where none is needed.
+	RestartPending bool         `json:"restart_pending,omitempty"`
+	Restart        *RestartView `json:"restart,omitempty"`
+	// Drift is what of the server's files is not as joined; nil where nothing is.
+	Drift *DriftView `json:"drift,omitempty"`
+	// Standalone tells that a person made this machine standalone by hand.
+	Standalone bool                `json:"standalone,omitempty"`
+	Repairs    []bootstrap.Finding `json:"repairs"`
+	Warnings   []bootstrap.Finding `json:"warnings"`
+	Metrics    string              `json:"metrics,omitempty"` // where they are served
+	// MetricsError says why the port for metrics and health is not open; another
+	// program may answer there. It is tried again until it is free.
+	MetricsError string `json:"metrics_error,omitempty"`
+
+	// probed tells that the server is asked; where it is not, Ready does not depend
+	// on it.
+	probed bool
+	// brokenSince is since when this machine ought to serve and does not, by no cause
+	// that other nodes share; zero where it does.
+	brokenSince time.Time
 }
 
 // BeatView is how the beats go.
@@ -77,6 +101,10 @@ type view struct {
 	mu     sync.Mutex
 	v      View
 	sample heartbeat.Sample
+	boot   string // of the node
+	// life is asked at each look: nobody who has read in the registry that this node
+	// drains may find it ready here. Nil where the daemon does not drain.
+	life func() lifecycle.View
 }
 
 func newView(version string) *view {
@@ -89,15 +117,26 @@ func newView(version string) *view {
 func (w *view) change(f func(*View)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.refresh()
 	f(&w.v)
+}
+
+// refresh takes in what the view has no copy of. The lock is held.
+func (w *view) refresh() {
+	if w.life != nil {
+		l := w.life()
+		w.v.Lifecycle = &l
+	}
 }
 
 // get returns a copy. Slices and maps in it are replaced, never changed.
 func (w *view) get() View {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.refresh()
 	v := w.v
-	v.Ready = v.State == cluster.StateActive && v.Proved && (v.Lifecycle == nil || v.Lifecycle.Ready)
+	v.NotReady = v.notReady()
+	v.Ready = v.NotReady == ""
 	return v
 }
 
@@ -111,6 +150,7 @@ func (w *view) setPhase(p bootstrap.Phase) {
 	w.change(func(v *View) {
 		if v.Phase = p; p != bootstrap.PhaseJoined {
 			v.State, v.StateSince, v.AMSAge, v.RestartPending = "", time.Time{}, nil, false
+			v.Restart, v.Drift, v.Standalone = nil, nil, false
 		}
 	})
 }
@@ -123,10 +163,30 @@ func (w *view) setTrouble(text string) (changed bool) {
 }
 
 func (w *view) setNode(n cluster.Node) {
-	w.change(func(v *View) { v.ID, v.Address, v.Role, v.Group = n.ID, n.IP, n.Role, n.Group })
+	w.change(func(v *View) {
+		v.ID, v.Address, v.Role, v.Group = n.ID, n.IP, n.Role, n.Group
+		v.OtherMachine, w.boot = "", n.BootID
+	})
 }
 
-func (w *view) setLife(l lifecycle.View) { w.change(func(v *View) { v.Lifecycle = &l }) }
+// bootID names the boot that the node was registered in; "" before that.
+func (w *view) bootID() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.boot
+}
+
+// setOther reports whether that is another machine than before.
+func (w *view) setOther(text string) (changed bool) {
+	w.change(func(v *View) { changed, v.OtherMachine = v.OtherMachine != text, text })
+	return changed
+}
+
+func (w *view) setLife(f func() lifecycle.View) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.life = f
+}
 
 func (w *view) setState(s cluster.State, since time.Time) {
 	w.change(func(v *View) { v.State, v.StateSince = s, since })
@@ -183,6 +243,8 @@ func (w *view) line() string {
 	}
 	switch {
 	case v.Phase != bootstrap.PhaseJoined:
+	case v.OtherMachine != "":
+		parts = append(parts, "no beats: "+v.OtherMachine+" uses this node's row")
 	case v.Beat.Dropped > 0 && v.Beat.Last.IsZero():
 		parts = append(parts, "no beat yet: MongoDB does not take it")
 	case v.Beat.Dropped > 0:
@@ -190,11 +252,17 @@ func (w *view) line() string {
 	case !v.Beat.Last.IsZero():
 		parts = append(parts, "last beat at "+v.Beat.Last.Format(time.TimeOnly))
 	}
+	if v.probed && v.State == cluster.StateActive && !v.Server.Up {
+		parts = append(parts, "not ready: "+v.Server.whyDown())
+	}
 	if l := v.Lifecycle; l != nil && l.Progress != "" {
 		parts = append(parts, l.Progress)
 	}
 	if v.Trouble != "" {
 		parts = append(parts, v.Trouble)
+	}
+	if v.MetricsError != "" {
+		parts = append(parts, "no /metrics and no /readyz: "+v.MetricsError)
 	}
 	return strings.Join(strings.Fields(strings.Join(parts, "; ")), " ")
 }

@@ -5,6 +5,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -14,9 +15,10 @@ import (
 )
 
 func runDemo(ctx context.Context, env Env, args []string) error {
-	fs := newFlags(env, "demo", "[--cloud NAME] [--agent FILE]")
+	fs := newFlags(env, "demo", "[--cloud NAME] [--agent FILE] [--real]")
 	agent := fs.String("agent", "build/amsagent", "the agent's binary, a `file`")
 	cloud := fs.String("cloud", "aws", "the cloud that is pretended, a `name`: "+strings.Join(fakecloud.Names(), ", "))
+	onReal := fs.Bool("real", false, "on real Ant Media Servers and a real mongod, which `make real-fetch` fetches; as root")
 	var l life
 	l.addFlags(fs)
 	if err := parse(fs, args, 0); err != nil {
@@ -34,5 +36,9 @@ func runDemo(ctx context.Context, env Env, args []string) error {
 		return err
 	}
 	defer cancel()
-	return demo.Run(ctx, demo.Options{Agent: *agent, Sandbox: self, Cloud: *cloud, Out: env.Stdout})
+	err = demo.Run(ctx, demo.Options{Agent: *agent, Sandbox: self, Cloud: *cloud, Real: *onReal, Out: env.Stdout})
+	if errors.Is(err, demo.ErrNotRoot) {
+		return exitError{2, "demo: " + err.Error()}
+	}
+	return err
 }

@@ -173,15 +173,17 @@ resource "google_compute_region_health_check" "ready" {
   }
 }
 
-# By which the groups replace a machine: not by readiness, since a node that drains is not ready on purpose.
+# By which the groups replace a machine: not by readiness, since a node that drains is not ready on purpose, and while MongoDB is
+# away no node is. The agent calls a machine unhealthy after five minutes without service by a fault of its own.
 resource "google_compute_health_check" "alive" {
   name                = "${var.name}-alive"
   check_interval_sec  = 10
   timeout_sec         = 5
   healthy_threshold   = 1
   unhealthy_threshold = 6
-  tcp_health_check {
-    port = 5080
+  http_health_check {
+    port         = 9771
+    request_path = "/healthz"
   }
 }
 

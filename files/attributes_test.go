@@ -1,13 +1,14 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package conf
+package files
 
 import (
 	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,19 @@ func TestXattrsWithoutAdmin(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
+	labelled, err := os.Open(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = labelled.Close() }()
+	info, err := statFD(int(labelled.Fd()), real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := AttributesOf(labelled, info)
+	if err != nil {
+		t.Fatal(err)
+	}
 	type outcome struct{ label, copied error }
 	ch := make(chan outcome, 1)
 	go func() {
@@ -50,7 +64,7 @@ func TestXattrsWithoutAdmin(t *testing.T) {
 			ch <- outcome{err, err}
 			return
 		}
-		ch <- outcome{unix.Setxattr(real, "security.elsewhere", []byte("x"), 0), copyXattrs(f, real)}
+		ch <- outcome{unix.Setxattr(real, "security.elsewhere", []byte("x"), 0), a.apply(f)}
 	}()
 	o := <-ch
 	if !errors.Is(o.label, unix.EPERM) {
@@ -59,7 +73,21 @@ func TestXattrsWithoutAdmin(t *testing.T) {
 	if o.copied != nil {
 		t.Errorf("copying: %v", o.copied)
 	}
-	if value, err := getXattr(f.Name(), "user.mine"); err != nil || string(value) != "kept" {
+	if value, err := getXattr(int(f.Fd()), "user.mine"); err != nil || string(value) != "kept" {
 		t.Errorf("the other attribute is %q, %v", value, err)
+	}
+}
+
+// On an overlay, as in a container, listxattr announces a list and then gives an
+// empty one: that is no attribute, not one without a name.
+func TestAttributeNames(t *testing.T) {
+	for list, want := range map[string][]string{
+		"":                     {},
+		"user.a\x00":           {"user.a"},
+		"user.a\x00user.b\x00": {"user.a", "user.b"},
+	} {
+		if got := attributeNames([]byte(list)); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", list, got, want)
+		}
 	}
 }

@@ -1,0 +1,154 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Home is a folder that a service, or its process, names.
+type Home struct {
+	Dir string `json:"dir"`
+	// Source says where: "WorkingDirectory=", "/proc/12/cwd".
+	Source string `json:"source"`
+}
+
+// homeVariable names the installation in the vendor's unit and scripts.
+const homeVariable = "ANTMEDIA_HOME"
+
+// serverJar is what the server's process has open.
+const serverJar = "ant-media-server.jar"
+
+// unitHomes are the folders in a unit's properties.
+func unitHomes(p map[string]any) []Home {
+	var homes []Home
+	add := func(dir, source string) {
+		if filepath.IsAbs(dir) {
+			homes = append(homes, Home{Dir: filepath.Clean(dir), Source: source})
+		}
+	}
+	env, _ := p["Environment"].([]string)
+	for _, assignment := range env {
+		if v, ok := strings.CutPrefix(assignment, homeVariable+"="); ok {
+			add(v, homeVariable)
+		}
+	}
+	// "-" lets a folder that is not there pass.
+	add(strings.TrimPrefix(text(p, "WorkingDirectory"), "-"), "WorkingDirectory=")
+	// Each command is its path, its arguments and how its last run went.
+	commands, _ := p["ExecStart"].([][]any)
+	for _, c := range commands {
+		if len(c) < 2 {
+			continue
+		}
+		args, _ := c[1].([]string)
+		for _, arg := range args {
+			if filepath.IsAbs(arg) {
+				add(filepath.Dir(arg), "ExecStart=")
+			}
+		}
+	}
+	return homes
+}
+
+// processHomes are the folders that a process of the server works in: its own, and
+// that of the jar it has open.
+func processHomes(root string, pid int) []Home {
+	if pid <= 0 {
+		return nil
+	}
+	var homes []Home
+	dir := filepath.Join(root, "/proc", strconv.Itoa(pid))
+	if cwd, err := os.Readlink(filepath.Join(dir, "cwd")); err == nil && filepath.IsAbs(cwd) {
+		homes = append(homes, Home{Dir: cwd, Source: fmt.Sprintf("/proc/%d/cwd", pid)})
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "fd"))
+	if err != nil {
+		return homes
+	}
+	for _, e := range entries {
+		if open, err := os.Readlink(filepath.Join(dir, "fd", e.Name())); err == nil && filepath.Base(open) == serverJar {
+			return append(homes, Home{Dir: filepath.Dir(open), Source: fmt.Sprintf("/proc/%d/fd", pid)})
+		}
+	}
+	return homes
+}
+
+// OtherTree reports which installation a service runs, where that is known and is
+// not this one. What the service starts next counts before what runs now: a
+// restart is part of every proof. Folders without a server prove nothing.
+func (in *Installation) OtherTree(root string, st State) (Home, bool) {
+	for _, homes := range [][]Home{st.Homes, processHomes(root, st.MainPID)} {
+		trees := slices.DeleteFunc(slices.Clone(homes), func(h Home) bool { return !holdsServer(root, h.Dir) })
+		switch {
+		case len(trees) == 0:
+		case slices.ContainsFunc(trees, func(h Home) bool { return in.is(root, h.Dir) }):
+			return Home{}, false
+		default:
+			return trees[0], true
+		}
+	}
+	return Home{}, false
+}
+
+// holdsServer reports whether a folder is an installation.
+func holdsServer(root, dir string) bool {
+	for _, name := range []string{"conf/jee-container.xml", "webapps"} {
+		if _, err := statBelow(root, filepath.Join(dir, name)); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// is reports whether a folder is this installation, by whichever name.
+func (in *Installation) is(root, dir string) bool {
+	a, err := statBelow(root, dir)
+	if err != nil {
+		return false
+	}
+	b, err := statBelow(in.Root, in.Dir)
+	return err == nil && a.ID == b.ID
+}
+
+// MayRun reports whether a process works in this installation's folder, as the server
+// does, or whether that cannot be known. A tree without a /proc is looked at from this
+// machine.
+func (in *Installation) MayRun(root string) bool {
+	entries, err := os.ReadDir(filepath.Join(root, "/proc"))
+	if errors.Is(err, fs.ErrNotExist) && root != "" {
+		root = ""
+		entries, err = os.ReadDir("/proc")
+	}
+	if err != nil {
+		return true
+	}
+	seen := false
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		cwd, err := os.Readlink(filepath.Join(root, "/proc", e.Name(), "cwd"))
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			comm, err := os.ReadFile(filepath.Join(root, "/proc", e.Name(), "comm"))
+			if err != nil || strings.TrimSpace(string(comm)) == "java" {
+				return true
+			}
+		case err != nil: // it has ended
+		case in.is(root, cwd):
+			return true
+		default:
+			seen = true
+		}
+	}
+	return !seen // a tree without processes is not a machine that runs
+}

@@ -1,0 +1,122 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestUnitHomes(t *testing.T) {
+	got := unitHomes(map[string]any{
+		"Environment":      []string{"AMS_HOST_ADDRESS=10.0.0.1", "ANTMEDIA_HOME=/opt/a/"},
+		"WorkingDirectory": "-/opt/b",
+		"ExecStart":        [][]any{{"/bin/bash", []string{"/bin/bash", "/opt/c/start.sh", "-m", "cluster"}, false}, {"short"}},
+	})
+	want := []Home{
+		{"/opt/a", "ANTMEDIA_HOME"}, {"/opt/b", "WorkingDirectory="}, {"/bin", "ExecStart="}, {"/opt/c", "ExecStart="},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := unitHomes(map[string]any{"WorkingDirectory": "!", "ExecStart": "text"}); len(got) != 0 {
+		t.Errorf("%v", got)
+	}
+}
+
+// A proof is one of the tree that the service runs.
+func TestOtherTree(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"opt/a", "opt/b"} {
+		for _, sub := range []string{"conf", "webapps"} {
+			if err := os.MkdirAll(filepath.Join(root, dir, sub), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(root, dir, "conf/jee-container.xml"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func(to, name string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(to, filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link("a", "opt/current")
+	link("/opt/b", "proc/12/cwd")
+	link("/", "proc/13/cwd")
+	link("/opt/b/ant-media-server.jar", "proc/13/fd/7")
+	in := &Installation{Root: root, Dir: "/opt/a", Real: filepath.Join(root, "opt/a")}
+	for _, tt := range []struct {
+		name string
+		st   State
+		want string // "" for none
+	}{
+		{"nothing is known", State{}, ""},
+		{"its own folder", State{Homes: []Home{{Dir: "/opt/a", Source: "WorkingDirectory="}}}, ""},
+		{"its own folder by a link", State{Homes: []Home{{Dir: "/opt/current", Source: "WorkingDirectory="}}}, ""},
+		{"folders without a server", State{Homes: []Home{{Dir: "/", Source: "WorkingDirectory="}, {Dir: "/bin", Source: "ExecStart="}}}, ""},
+		{"another one", State{Homes: []Home{{Dir: "/bin"}, {Dir: "/opt/b", Source: "WorkingDirectory="}}}, "/opt/b"},
+		{"both", State{Homes: []Home{{Dir: "/opt/b"}, {Dir: "/opt/a"}}}, ""},
+		{"the process works in another one", State{MainPID: 12}, "/opt/b"},
+		{"the process has the jar of another one open", State{MainPID: 13}, "/opt/b"},
+		{"the next start is of this one", State{MainPID: 12, Homes: []Home{{Dir: "/opt/a"}}}, ""},
+		{"no such process", State{MainPID: 14}, ""},
+	} {
+		home, other := in.OtherTree(root, tt.st)
+		if other != (tt.want != "") || home.Dir != tt.want {
+			t.Errorf("%s: %v, %v; want %q", tt.name, home, other, tt.want)
+		}
+	}
+}
+
+func TestMayRun(t *testing.T) {
+	root := t.TempDir()
+	home := filepath.Join(root, DefaultDir)
+	if err := os.MkdirAll(filepath.Join(home, "webapps"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	in := &Installation{Root: root, Dir: DefaultDir}
+	is := func(what string, want bool) {
+		t.Helper()
+		if got := in.MayRun(root); got != want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+	process := func(pid, cwd string) {
+		t.Helper()
+		dir := filepath.Join(root, "proc", pid)
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.Symlink(cwd, filepath.Join(dir, "cwd"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if os.Geteuid() == 0 { // who may look at all processes of this machine
+		is("a tree", false)
+		sleep := exec.Command("sleep", "60")
+		sleep.Dir = home
+		if err := sleep.Start(); err != nil {
+			t.Fatal(err)
+		}
+		is("a tree in which something runs", true)
+		_, _ = sleep.Process.Kill(), sleep.Wait()
+	}
+	if err := os.MkdirAll(filepath.Join(root, "proc/sys"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	is("without processes", true)
+	process("1", "/")
+	process("7", DefaultDir+"/webapps")
+	is("others alone", false)
+	process("12", DefaultDir)
+	is("the server", true)
+}

@@ -1,0 +1,80 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// ErrNotThisMachine says that http.host of red5.properties is no address of this machine. The file belongs to the
+// server's user, and must not decide whom root connects to.
+var ErrNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
+
+// dialThisMachine connects to the loopback and to the addresses of this machine's interfaces, and to nothing else.
+func dialThisMachine(ctx context.Context, network, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	addrs := []netip.Addr{}
+	if a, err := netip.ParseAddr(host); err == nil {
+		addrs = append(addrs, a)
+	} else if addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host); err != nil {
+		return nil, err
+	}
+	dialer := net.Dialer{Timeout: livenessLimit}
+	for _, a := range addrs {
+		// The very address that was judged is dialled: a name may resolve to another one the next time.
+		if own, err := thisMachine(a); err != nil || own {
+			if err != nil {
+				return nil, err
+			}
+			return dialer.DialContext(ctx, network, net.JoinHostPort(a.Unmap().String(), port))
+		}
+	}
+	return nil, fmt.Errorf("connecting to %s: %w", host, ErrNotThisMachine)
+}
+
+// thisMachine reports whether an address is the loopback's or an interface's. One with a zone never is: the zone names
+// an interface to send by.
+func thisMachine(a netip.Addr) (bool, error) {
+	if a.Zone() != "" {
+		return false, nil
+	}
+	a = a.Unmap()
+	if a.IsLoopback() {
+		return true, nil
+	}
+	list, err := HostInterfaces("")
+	if err != nil {
+		return false, err
+	}
+	for _, in := range list {
+		if slices.Contains(in.Addrs, a) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// checkHTTPHost warns of an http.host that is not asked. What a name resolves to is judged when it is asked; below
+// another root nothing is known about the addresses.
+func (in *Installation) checkHTTPHost() {
+	a, err := netip.ParseAddr(in.HTTPHost)
+	if err != nil || a.IsUnspecified() {
+		return
+	}
+	if a.Zone() == "" && !realRoot(in.Root) {
+		return
+	}
+	if own, err := thisMachine(a); err == nil && !own {
+		in.warn(WarnHTTPHost, "%s: http.host=%q is no address of this machine: whether the server is live and who is on it is not asked there",
+			shown(in.Root, in.Server.Path), in.HTTPHost)
+	}
+}

@@ -1,0 +1,58 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// red5.properties belongs to the server's user: what it says must not make root connect to other machines.
+func TestDialThisMachine(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) }))
+	defer srv.Close()
+	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"127.0.0.1", "localhost", "::ffff:127.0.0.1"} {
+		if l := CheckLiveness(t.Context(), nil, "http://"+net.JoinHostPort(host, port)); l.State != LiveNoEndpoint {
+			t.Errorf("%s: %s", host, l)
+		}
+	}
+	// Reserved for documentation: no machine has them, and nothing may be sent there.
+	for _, host := range []string{"192.0.2.1", "2001:db8::1", "169.254.169.254", "224.0.0.1", "::ffff:192.0.2.1", "fe80::1%25lo"} {
+		base := "http://" + net.JoinHostPort(host, port)
+		if l := CheckLiveness(t.Context(), nil, base); l.State != LiveUnknown || !strings.Contains(l.Detail, "no address of this machine") {
+			t.Errorf("%s: %s", host, l)
+		}
+		if _, err := ReadStatistics(t.Context(), nil, base, "token"); !errors.Is(err, ErrNotThisMachine) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	for addr, want := range map[string]bool{"127.0.0.9": true, "::1": true, "::1%lo": false, "192.0.2.1": false} {
+		if own, err := thisMachine(netip.MustParseAddr(addr)); err != nil || own != want {
+			t.Errorf("%s: %v, %v", addr, own, err)
+		}
+	}
+}
+
+func TestHTTPHostWarning(t *testing.T) {
+	for host, want := range map[string][]string{
+		"192.0.2.1": {WarnHTTPHost}, "fe80::1%lo": {WarnHTTPHost}, "127.0.0.1": nil, "0.0.0.0": nil, "media.example.org": nil,
+	} {
+		in := &Installation{HTTPHost: host}
+		in.checkHTTPHost()
+		if d := cmp.Diff(want, warnings(in.Warnings)); d != "" {
+			t.Errorf("%s (-want +got):\n%s", host, d)
+		}
+	}
+}

@@ -1,0 +1,191 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/amsagent/amsagent/files"
+)
+
+const (
+	// servingPath is a stream that is not there. It is the cheapest call of an
+	// application that needs what a viewer needs: the application's context, and an
+	// answer of its data store. Neither /rest/v2/version nor liveness needs the
+	// latter, and they are answered while every player waits in vain. The filters of
+	// an application (JWT, addresses) refuse it with a reason of their own; from
+	// 2.10.0 on only once the application is initialized.
+	servingPath = "/rest/v2/broadcasts/amsagent-readiness"
+	// playingPath is a playlist that is not there. 2.4.3 says here alone for how long
+	// an application is not initialized: its JWT filter, which is in force although
+	// its settings have no JWT, refuses servingPath until then.
+	playingPath = "/streams/amsagent-readiness.m3u8"
+	// servingBody is how much of an answer is read: a page of Tomcat's is 700 bytes.
+	servingBody = 8 << 10
+)
+
+// AppServing is what one call tells of an application.
+type AppServing string
+
+// The states.
+const (
+	// AppServes: its answer is that of an application that is initialized,
+	// whatever that answer is.
+	AppServes AppServing = "serves"
+	// AppStarting: 403, "Application is getting initialized". A stopping server
+	// says so, too.
+	AppStarting AppServing = "is getting initialized"
+	// AppFailing: 500 and above. The context of an application is being made, or
+	// is broken.
+	AppFailing AppServing = "fails"
+	// AppSilent: no answer in time. The server hangs, or its MongoDB is away.
+	AppSilent AppServing = "does not answer"
+	// AppRefused: nothing listens.
+	AppRefused AppServing = "is not reachable"
+)
+
+// AppAnswer is the answer of one application.
+type AppAnswer struct {
+	Name   string     `json:"name"`
+	State  AppServing `json:"state"`
+	Code   int        `json:"code,omitempty"` // of HTTP; 0 = no answer
+	Detail string     `json:"detail,omitempty"`
+}
+
+// Serves reports whether viewers of this application are served.
+func (a AppAnswer) Serves() bool { return a.State == AppServes }
+
+// String is the answer as a sentence without a full stop.
+func (a AppAnswer) String() string {
+	text := a.Name + " " + string(a.State)
+	if a.Detail != "" {
+		text += ": " + a.Detail
+	}
+	return text
+}
+
+// CheckServing asks an application of the server at base, as
+// [Installation.BaseURL] gives it, once. ctx bounds the call. Of the console it
+// asks liveness. A nil client is [NewHTTPClient]'s.
+func CheckServing(ctx context.Context, client *http.Client, base, app string) AppAnswer {
+	if client == nil {
+		client = NewHTTPClient()
+	}
+	folder := strings.TrimSuffix(base, "/") + "/" + url.PathEscape(app)
+	call := folder + servingPath
+	if app == consoleApp {
+		call = strings.TrimSuffix(base, "/") + livenessPath
+	}
+	code, body, err := get(ctx, client, call)
+	if err == nil && code == http.StatusForbidden && app != consoleApp && !initializing(body) {
+		if played, why, perr := get(ctx, client, folder+playingPath); perr != nil || initializing(why) {
+			code, body, err = played, why, perr
+		}
+	}
+	if err != nil {
+		return noAppAnswer(app, err)
+	}
+	a := AppAnswer{Name: app, State: AppServes, Code: code}
+	switch {
+	case code >= http.StatusInternalServerError:
+		a.State, a.Detail = AppFailing, fmt.Sprintf("it answers %d %s", code, http.StatusText(code))
+	case code == http.StatusForbidden && (app == consoleApp || initializing(body)):
+		a.State = AppStarting
+	}
+	return a
+}
+
+// get returns the status and the beginning of the body of an answer.
+func get(ctx context.Context, client *http.Client, url string) (code int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err = io.ReadAll(io.LimitReader(resp.Body, servingBody))
+	return resp.StatusCode, body, err
+}
+
+// initializing recognizes the two reasons of the server's filters: "Application is
+// getting initialized" and "Server is getting initialized.".
+func initializing(body []byte) bool { return bytes.Contains(body, []byte("getting initialized")) }
+
+func noAppAnswer(app string, err error) AppAnswer {
+	a := AppAnswer{Name: app, State: AppFailing, Detail: err.Error()}
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		a.State, a.Detail = AppRefused, ""
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		a.State, a.Detail = AppSilent, ""
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		a.Detail = "it hung up"
+	}
+	return a
+}
+
+// Applications lists the applications of the installation in dir, below root, as
+// they are on disk now, without the console. It reads no file, so that it can be
+// called every second.
+func Applications(root, dir string) ([]string, error) {
+	root, err := cleanRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	if dir == "" {
+		dir = DefaultDir
+	}
+	folder := filepath.Join(dir, webappsName)
+	d, err := files.Root{Path: root}.Folder(folder)
+	if err != nil {
+		return nil, fmt.Errorf("listing applications: %w", err)
+	}
+	defer d.Close()
+	entries, err := d.Entries(maxApps)
+	if err != nil {
+		return nil, fmt.Errorf("listing applications: %w", err)
+	}
+	var apps []string
+	for _, e := range entries {
+		if e.Name() == consoleApp || !e.IsDir() && e.Type()&fs.ModeSymlink == 0 {
+			continue
+		}
+		_, err := statBelow(root, filepath.Join(folder, e.Name(), appFileName))
+		if err == nil || errors.Is(err, fs.ErrPermission) {
+			apps = append(apps, e.Name())
+		}
+	}
+	return apps, nil
+}
+
+// ServingApps are the applications that are to serve: those that match one of the
+// patterns, as of path.Match; without patterns all. Where none is to serve, it is
+// the console.
+func ServingApps(apps, patterns []string) []string {
+	out := slices.DeleteFunc(slices.Clone(apps), func(app string) bool {
+		return len(patterns) > 0 && !slices.ContainsFunc(patterns, func(p string) bool {
+			ok, err := path.Match(p, app)
+			return ok && err == nil
+		})
+	})
+	if len(out) == 0 {
+		return []string{consoleApp}
+	}
+	return out
+}

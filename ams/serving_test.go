@@ -1,0 +1,198 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// page is an error page of the server's Tomcat.
+func page(why string) string {
+	return `<!doctype html><html lang="en"><head><title>HTTP Status 403 – Forbidden</title></head><body>` +
+		`<h1>HTTP Status 403 – Forbidden</h1><hr class="line" /><p><b>Type</b> Status Report</p><p><b>Message</b> ` + why + `</p></body></html>`
+}
+
+// The answers of the real server, 2.16.2, in the order of its start.
+func TestCheckServing(t *testing.T) {
+	for name, c := range map[string]struct {
+		app  string
+		code int
+		body string
+		want AppAnswer
+	}{
+		"waiting":             {"LiveApp", 403, page("Application is getting initialized"), AppAnswer{"LiveApp", AppStarting, 403, ""}},
+		"a player waiting":    {"LiveApp", 403, page("Server is getting initialized."), AppAnswer{"LiveApp", AppStarting, 403, ""}},
+		"making its context":  {"LiveApp", 500, "", AppAnswer{"LiveApp", AppFailing, 500, "it answers 500 Internal Server Error"}},
+		"serving":             {"LiveApp", 404, page("Not Found"), AppAnswer{"LiveApp", AppServes, 404, ""}},
+		"a stream":            {"LiveApp", 200, "{}", AppAnswer{"LiveApp", AppServes, 200, ""}},
+		"a blank in the name": {"My App", 200, "{}", AppAnswer{"My App", AppServes, 200, ""}},
+		"with JWT":            {"LiveApp", 403, page("Invalid App JWT Token"), AppAnswer{"LiveApp", AppServes, 403, ""}},
+		"with an IP filter":   {"LiveApp", 403, page("Not allowed IP"), AppAnswer{"LiveApp", AppServes, 403, ""}},
+		"without rights":      {"LiveApp", 401, "", AppAnswer{"LiveApp", AppServes, 401, ""}},
+		"another method":      {"LiveApp", 405, "", AppAnswer{"LiveApp", AppServes, 405, ""}},
+		"to HTTPS":            {"LiveApp", 302, "", AppAnswer{"LiveApp", AppServes, 302, ""}},
+		"a proxy":             {"LiveApp", 503, "", AppAnswer{"LiveApp", AppFailing, 503, "it answers 503 Service Unavailable"}},
+		"the console":         {"root", 200, "{}", AppAnswer{"root", AppServes, 200, ""}},
+		"the console waiting": {"root", 403, page("Not allowed IP"), AppAnswer{"root", AppStarting, 403, ""}},
+		"an old console":      {"root", 404, "", AppAnswer{"root", AppServes, 404, ""}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				path := "/" + c.app + "/rest/v2/broadcasts/amsagent-readiness"
+				if r.URL.Path == "/"+c.app+"/streams/amsagent-readiness.m3u8" && c.code == 403 {
+					http.NotFound(w, r) // the application is initialized
+					return
+				}
+				if c.app == "root" {
+					path = "/rest/v2/liveness"
+				}
+				if r.Method != http.MethodGet || r.URL.Path != path || r.Header.Get("X-Forwarded-For") != "" {
+					t.Errorf("%s %s %v", r.Method, r.URL, r.Header)
+				}
+				w.WriteHeader(c.code)
+				_, _ = io.WriteString(w, c.body)
+			}))
+			defer srv.Close()
+			if diff := cmp.Diff(c.want, CheckServing(t.Context(), nil, srv.URL+"/", c.app)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// 2.4.3 refuses with the reason of its JWT filter until the application is
+// initialized; only who plays is told so.
+func TestCheckServingOldFilter(t *testing.T) {
+	refused, playing := page("Invalid JWT Token"), page("Server is getting initialized.")
+	playCode := http.StatusForbidden
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/LiveApp/rest/v2/broadcasts/amsagent-readiness":
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, refused)
+		case "/LiveApp/streams/amsagent-readiness.m3u8":
+			w.WriteHeader(playCode)
+			_, _ = io.WriteString(w, playing)
+		default:
+			t.Error(r.URL)
+		}
+	}))
+	defer srv.Close()
+	ask := func() AppAnswer { return CheckServing(t.Context(), nil, srv.URL, "LiveApp") }
+	if a := ask(); a.State != AppStarting || a.Code != 403 {
+		t.Errorf("while it starts: %+v", a)
+	}
+	playing = page("Invalid Token")
+	if a := ask(); !a.Serves() || a.Code != 403 {
+		t.Errorf("players need a token: %+v", a)
+	}
+	playCode, playing = http.StatusNotFound, page("Not Found")
+	if a := ask(); !a.Serves() || a.Code != 403 {
+		t.Errorf("REST needs a token: %+v", a)
+	}
+}
+
+func TestCheckServingNoAnswer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := "http://" + l.Addr().String()
+	ask := func(app string) AppAnswer {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		return CheckServing(ctx, nil, base, app)
+	}
+	if got, want := ask("LiveApp"), "LiveApp does not answer"; got.String() != want || got.Serves() {
+		t.Errorf("a port that is open alone: %q", got)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ask("live"), "live is not reachable"; got.String() != want || got.State != AppRefused {
+		t.Errorf("a port that is closed: %q", got)
+	}
+}
+
+// A connection that is kept says nothing of a server that was started again.
+func TestServingClientSurvivesRestart(t *testing.T) {
+	serve := func(addr string, code int) *httptest.Server {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
+		_ = srv.Listener.Close()
+		srv.Listener = l
+		srv.Start()
+		return srv
+	}
+	client := NewHTTPClient()
+	first := serve("127.0.0.1:0", 404)
+	base, addr := first.URL, first.Listener.Addr().String()
+	if a := CheckServing(t.Context(), client, base, "LiveApp"); !a.Serves() {
+		t.Fatal(a)
+	}
+	first.CloseClientConnections()
+	first.Close()
+	if a := CheckServing(t.Context(), client, base, "LiveApp"); a.State != AppRefused {
+		t.Errorf("a server that ended: %v", a)
+	}
+	second := serve(addr, 500)
+	defer second.Close()
+	if a := CheckServing(t.Context(), client, base, "LiveApp"); a.Code != 500 {
+		t.Errorf("the next one: %v", a)
+	}
+}
+
+func TestApplications(t *testing.T) {
+	root := t.TempDir()
+	install := func(name string) {
+		t.Helper()
+		file := filepath.Join(root, DefaultDir, "webapps", name, appFileName)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Applications(root, ""); err == nil {
+		t.Error("no installation, no error")
+	}
+	for _, name := range []string{"root", "LiveApp", "live", "My App"} {
+		install(name)
+	}
+	if err := os.MkdirAll(filepath.Join(root, DefaultDir, "webapps", "empty"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("live", filepath.Join(root, DefaultDir, "webapps", "linked")); err != nil {
+		t.Fatal(err)
+	}
+	apps, err := Applications(root, "")
+	if diff := cmp.Diff([]string{"LiveApp", "My App", "linked", "live"}, apps); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	for _, c := range []struct {
+		patterns, want []string
+	}{
+		{nil, apps},
+		{[]string{"Live*", "live"}, []string{"LiveApp", "live"}},
+		{[]string{"none"}, []string{"root"}},
+	} {
+		if diff := cmp.Diff(c.want, ServingApps(apps, c.patterns)); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", c.patterns, diff)
+		}
+	}
+}

@@ -1,0 +1,49 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
+)
+
+type stoppedService struct{ Service }
+
+func (stoppedService) State(context.Context) (ams.State, error) {
+	return ams.State{Activity: ams.ActivityInactive}, nil
+}
+
+// A shutdown does not wait for a MongoDB that is away as long as a command does
+// (review real-server S6: 10 s for this step alone).
+func TestDeregisterWithoutMongo(t *testing.T) {
+	// It accepts and says nothing.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	target, err := cluster.ParseTarget(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Machine{Root: t.TempDir(), Service: stoppedService{}, Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
+		return cluster.Connect(ctx, t, cluster.Options{Timeout: 30 * time.Second})
+	}}
+	if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	_, err = m.Deregister(t.Context(), DeregisterRequest{Mongo: target, Reason: "machine stopped", MongoWait: 200 * time.Millisecond})
+	if err == nil {
+		t.Fatal("nobody answered, and it was done")
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s: %v", took, err)
+	}
+}

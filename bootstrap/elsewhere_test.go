@@ -1,0 +1,146 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+)
+
+// TestRunsElsewhere: a server that runs under another address of this machine is
+// restarted by a join whose files need no change.
+func TestRunsElsewhere(t *testing.T) {
+	const own, docker = "10.0.1.7", "172.17.0.1"
+	now := time.Now()
+	doc := func(ip string, age time.Duration) cluster.AMSNode {
+		return cluster.AMSNode{ID: "x" + ip, IP: ip, LastUpdate: now.Add(-age)}
+	}
+	running := ams.State{Activity: ams.ActivityActive, MainPID: 12, Started: now.Add(-time.Minute)}
+	for _, tt := range []struct {
+		name    string
+		state   ams.State
+		environ string // of the process; "-" where it cannot be read
+		seen    []cluster.AMSNode
+		want    string
+	}{
+		{"under docker's", running, "-", []cluster.AMSNode{doc(docker, time.Second)}, docker},
+		{"started without its address", running, "HOME=/\x00", []cluster.AMSNode{doc(docker, time.Second)}, docker},
+		{"the process has this address", running, "AMS_HOST_ADDRESS=" + own + "\x00", []cluster.AMSNode{doc(docker, time.Second)}, ""},
+		{"under both", running, "-", []cluster.AMSNode{doc(docker, time.Second), doc(own, time.Second)}, ""},
+		{"of a machine elsewhere", running, "-", []cluster.AMSNode{doc("10.0.1.8", time.Second)}, ""},
+		{"an old document", running, "-", []cluster.AMSNode{doc(docker, 40*time.Second)}, ""},
+		{"of the process before", ams.State{Activity: ams.ActivityActive, MainPID: 12, Started: now}, "-", []cluster.AMSNode{doc(docker, time.Second)}, ""},
+		{"it does not run", ams.State{Activity: ams.ActivityInactive}, "-", []cluster.AMSNode{doc(docker, time.Second)}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root := t.TempDir()
+			if tt.environ != "-" {
+				dir := filepath.Join(root, "proc/12")
+				if err := os.MkdirAll(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				for name, text := range map[string]string{
+					"proc/12/environ": tt.environ, "proc/stat": "btime 1700000000\n",
+					"proc/12/stat": "12 (java) " + strings.Repeat("1 ", 30) + "\n",
+				} {
+					if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			m := &Machine{Root: root, Interfaces: func() ([]ams.Interface, error) {
+				return []ams.Interface{
+					{Name: "lo", Up: true, Loopback: true, Addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
+					{Name: "eth0", Up: true, Addrs: []netip.Addr{netip.MustParseAddr(own)}},
+					{Name: "docker0", Up: true, Addrs: []netip.Addr{netip.MustParseAddr(docker)}},
+				}, nil
+			}}
+			j := &joiner{Machine: m, seen: tt.seen, result: &JoinResult{}, facts: &facts{service: tt.state, address: ams.Address{Addr: netip.MustParseAddr(own)}}}
+			if got, is := j.runsElsewhere(); got != tt.want || is != (tt.want != "") {
+				t.Errorf("%q, %v; want %q", got, is, tt.want)
+			}
+		})
+	}
+}
+
+// TestElsewhereHint: the way out is named.
+func TestElsewhereHint(t *testing.T) {
+	j := &joiner{result: &JoinResult{}, facts: &facts{address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}}}
+	err := &NotSeenError{Err: &cluster.AMSNotSeenError{Verdict: cluster.AMSElsewhere}}
+	if got := j.elsewhereHint(err); !strings.Contains(got, "AMS_HOST_ADDRESS=10.0.1.7: amsagent join") {
+		t.Errorf("%q", got)
+	}
+	j.result.Restarted = true
+	if got := j.elsewhereHint(err); !strings.HasPrefix(got, "whatever starts the server has to pass AMS_HOST_ADDRESS=10.0.1.7") {
+		t.Errorf("%q", got)
+	}
+	if got := j.elsewhereHint(&NotSeenError{Err: &cluster.AMSNotSeenError{Verdict: cluster.AMSNothing}}); got != "" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestServerElsewhere: a document under another address is the server's own where its
+// id says so, and no other machine has that address.
+func TestServerElsewhere(t *testing.T) {
+	now := time.Now()
+	doc := func(id, ip string, age time.Duration) cluster.AMSNode {
+		return cluster.AMSNode{ID: id + ip, IP: ip, LastUpdate: now.Add(-age)}
+	}
+	own := []cluster.AMSNode{doc("aa", "10.0.1.7", time.Minute)}
+	for _, tt := range []struct {
+		name string
+		look cluster.Look
+		want string
+	}{
+		{"nowhere", cluster.Look{AMS: own}, ""},
+		{"under another address", cluster.Look{AMS: append(own[:1:1], doc("aa", "172.17.0.1", time.Second))}, "172.17.0.1"},
+		{"another server", cluster.Look{AMS: append(own[:1:1], doc("bb", "172.17.0.1", time.Second))}, ""},
+		{"some time ago", cluster.Look{AMS: append(own[:1:1], doc("aa", "172.17.0.1", time.Minute))}, ""},
+		{"a copy of this machine", cluster.Look{
+			AMS:   append(own[:1:1], doc("aa", "10.0.1.8", time.Second)),
+			Nodes: []cluster.Node{{ID: "copy", IP: "10.0.1.8"}},
+		}, ""},
+		{"a document without an id of its own", cluster.Look{AMS: append(own[:1:1], doc("", "10.0.1.8", time.Second))}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := elsewhere(tt.look, own, now); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestStatusSaysWhere: what status says of a server that other nodes do not see.
+func TestStatusSaysWhere(t *testing.T) {
+	none, other := "", "10.0.1.9"
+	for _, tt := range []struct {
+		name      string
+		given     *string // AMS_HOST_ADDRESS of the process
+		elsewhere string
+		want      string
+	}{
+		{"under another address", &none, "172.17.0.1", "in the cluster as 172.17.0.1, and this node as 10.0.1.7"},
+		{"started with another address", &other, "", "was started with another AMS_HOST_ADDRESS (10.0.1.9)"},
+		{"started without an address", &none, "", "missing or old"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &Status{Files: FilesView{Mode: conf.ModeCluster}, Row: RowView{Looked: true, Address: "10.0.1.7", Elsewhere: tt.elsewhere}}
+			s.Process = ProcessView{State: ams.State{Activity: ams.ActivityActive}, HostAddress: tt.given}
+			s.compare(&State{Phase: PhaseJoined, Address: "10.0.1.7"})
+			i := slices.IndexFunc(s.Disagree, func(d Disagreement) bool { return d.ID == "STATUS-NOT-SEEN" })
+			if i < 0 || !strings.Contains(s.Disagree[i].Text, tt.want) {
+				t.Errorf("%+v, want %q", s.Disagree, tt.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,145 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/ams"
+)
+
+// TestLeaveTellsOfEachFile: byte for byte is said of the files of which it is true.
+func TestLeaveTellsOfEachFile(t *testing.T) {
+	saved, err := os.ReadFile("testdata/rewritten.properties")
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := "webapps/LiveApp/WEB-INF/red5-web.properties"
+	for _, tt := range []struct {
+		name  string
+		mongo string
+		edit  func(t *testing.T, dir string)
+		want  map[string]Restored // of the files that are not "bytes" or "removed"
+		exact bool
+	}{
+		{name: "as join left them", edit: func(*testing.T, string) {}, want: map[string]Restored{}, exact: true},
+		{
+			mongo: "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin",
+			name:  "the server saved its settings", want: map[string]Restored{live: RestoredKeys},
+			edit: func(t *testing.T, dir string) {
+				if err := os.WriteFile(filepath.Join(dir, live), saved, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		{
+			name: "an operator changed what join had set", want: map[string]Restored{live: RestoredStandalone},
+			edit: func(t *testing.T, dir string) {
+				b, err := os.ReadFile(filepath.Join(dir, live))
+				if err != nil {
+					t.Fatal(err)
+				}
+				text := strings.Replace(string(b), "db.host=10.0.2.4", "my.own.key=1\ndb.host=10.0.2.99", 1)
+				if text == string(b) {
+					t.Fatalf("no db.host in %s", b)
+				}
+				if err := os.WriteFile(filepath.Join(dir, live), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			joinOffline(t, m, firstOf(tt.mongo, "10.0.2.4"), "10.0.1.7")
+			tt.edit(t, filepath.Join(m.Root, ams.DefaultDir))
+			res := leaveOffline(t, m)
+			got := map[string]Restored{}
+			for _, f := range res.Files {
+				switch {
+				case f.Restored == "":
+					t.Errorf("%s: nothing is said of it", f.Path)
+				case f.Path == MongoPath && f.Restored != RestoredRemoved:
+					t.Errorf("%s: %s", f.Path, f.Restored)
+				case f.Restored != RestoredBytes && f.Restored != RestoredRemoved:
+					name, ok := strings.CutPrefix(f.Path, path.Clean(ams.DefaultDir)+"/")
+					if !ok {
+						t.Errorf("%s: %s", f.Path, f.Restored)
+					}
+					got[name] = f.Restored
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("files (-want +got):\n%s", diff)
+			}
+			if res.Exact != tt.exact {
+				t.Errorf("exact is %v", res.Exact)
+			}
+		})
+	}
+}
+
+// saving is a server that saves its settings while it is stopped, as it had read them.
+type saving struct {
+	ams.None
+	save     func()
+	restarts int
+}
+
+func (*saving) State(context.Context) (ams.State, error) {
+	return ams.State{Activity: ams.ActivityActive, MainPID: 1}, nil
+}
+
+func (s *saving) Restart(context.Context) error {
+	if s.restarts++; s.restarts == 1 {
+		s.save()
+	}
+	return nil
+}
+
+// A node that nobody's record leads back, as the vendor's script makes one: what the
+// server saves over the standalone files, while it is stopped, is put right before it
+// starts for good.
+func TestLeaveWithoutRecordIsOverwritten(t *testing.T) {
+	m := ownTree(t, "3.0", "3.0.3")
+	joinOffline(t, m, testMongo, "10.0.1.7")
+	for _, name := range []string{statePath, StateDir + "/undo.json"} {
+		if err := os.Remove(filepath.Join(m.Root, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	live := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
+	joined, err := os.ReadFile(live)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(joined), "\ndb.type=mongodb\n") {
+		t.Fatalf("it is no node:\n%s", joined)
+	}
+	service := &saving{save: func() {
+		if err := os.WriteFile(live, joined, 0o644); err != nil {
+			t.Error(err)
+		}
+	}}
+	m.Service = service
+	res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !res.Restarted || service.restarts != 2 {
+		t.Errorf("%d restarts, want 2: %+v", service.restarts, res)
+	}
+	if b, err := os.ReadFile(live); err != nil || strings.Contains(string(b), "mongodb") {
+		t.Errorf("%v: after a leave:\n%s", err, b)
+	}
+}

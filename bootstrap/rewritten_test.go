@@ -1,0 +1,102 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/conf"
+)
+
+// realDir holds files as a real server rewrote them, beside the project.
+const realDir = "../../shared/corpus/real"
+
+// TestServerRewroteItsFiles: in cluster mode the server rewrites the settings of
+// every application at each start, in any order and in Java's own escapes.
+// Nothing is repaired, written or restarted for that, and leave still takes back
+// what join did.
+func TestServerRewroteItsFiles(t *testing.T) {
+	const mongo = "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin"
+	sources := map[string]string{"own": "testdata/rewritten.properties"}
+	found, err := filepath.Glob(filepath.Join(realDir, "*/webapps/*/WEB-INF/red5-web.properties"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range found {
+		rel, err := filepath.Rel(realDir, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sources[rel] = name
+	}
+	for name, source := range sources {
+		t.Run(name, func(t *testing.T) {
+			saved, err := os.ReadFile(source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := ownTree(t, "3.0", "3.0.3")
+			if err := os.MkdirAll(filepath.Join(m.Root, "etc/systemd/system"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			m.DropIn = true
+			joinOffline(t, m, mongo, "10.0.1.7")
+			if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3"}); err != nil {
+				t.Fatal(err)
+			}
+			app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
+			if err := os.WriteFile(app, saved, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: time.Second}}
+			before := snapshot(t, m)
+
+			req := convergeRequest(t, joinedAs(), nil)
+			req.Mongo, req.Valve, req.Address = mustTarget(t, mongo), ValveKeep, netip.MustParseAddr("10.0.1.7").String()
+			if c := converge(t, m, req); len(c.Repairs) > 0 || c.RestartNeeded {
+				t.Errorf("repairs %v, restart %v", c.Repairs, c.RestartNeeded)
+			}
+			if res := joinOffline(t, m, mongo, "10.0.1.7"); res.Outcome != OutcomeUnchanged {
+				t.Errorf("a second join: %s, want unchanged", res.Outcome)
+			}
+			after := snapshot(t, m)
+			for name, was := range before {
+				if after[name] != was {
+					t.Errorf("%s was written", name)
+				}
+			}
+			m.Service = ams.None{}
+			leaveOffline(t, m)
+			b, err := os.ReadFile(app)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, err := conf.ParseProperties(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			was, err := conf.ParseProperties(saved)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range was.Keys() {
+				want, _ := was.Get(key)
+				switch key {
+				case "db.type":
+					want = "mapdb"
+				case "db.host":
+					want = "localhost"
+				}
+				if got, _ := left.Get(key); got != want {
+					t.Errorf("%s is %q after the leave, want %q", key, got, want)
+				}
+			}
+		})
+	}
+}

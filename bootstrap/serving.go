@@ -1,0 +1,282 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+)
+
+const (
+	// servingPoll is how often a join asks the applications that do not serve yet.
+	// Its success comes at most this much later than the last of them.
+	servingPoll = 250 * time.Millisecond
+	// servingLimit bounds one call of a join.
+	servingLimit = 2 * time.Second
+	// servedPath remembers which release has served viewers on this machine.
+	servedPath = StateDir + "/served.json"
+)
+
+// AppServed tells when an application was first seen to serve.
+type AppServed struct {
+	Name string `json:"name"`
+	// After is how long it took from AMS's start, or 0 where it was not restarted.
+	After time.Duration `json:"after_ns"`
+}
+
+// NotServingError says which applications do not serve.
+type NotServingError struct {
+	Apps []ams.AppAnswer
+	Err  error // why the waiting ended
+}
+
+func (e *NotServingError) Error() string {
+	parts := make([]string, 0, len(e.Apps))
+	for _, a := range e.Apps {
+		parts = append(parts, a.String())
+	}
+	return "Ant Media Server is in the cluster, but does not serve: " + strings.Join(parts, "; ")
+}
+
+func (e *NotServingError) Unwrap() error { return e.Err }
+
+// serve waits until viewers are served. A server that dies meanwhile is reported at
+// once.
+func (j *joiner) serve(ctx context.Context) error {
+	watched, died := context.WithCancelCause(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() { j.watch(watched, died, nil) })
+	served, err := j.awaitServing(watched)
+	died(nil)
+	watcher.Wait()
+	j.result.Applications = served
+	var unstable *ams.UnstableError
+	if errors.As(context.Cause(watched), &unstable) {
+		return unstable
+	}
+	return err
+}
+
+// awaitServing waits until every application that is to serve does, and reports
+// progress for each. It ends with ctx, and then returns a [NotServingError].
+func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
+	waiting := j.servingApps(j.facts.install)
+	began, reported := time.Now(), time.Now()
+	if j.result.Restarted {
+		began = j.startedAt
+	}
+	var served []AppServed
+	last := map[string]ams.AppAnswer{}
+	for first := true; ; first = false {
+		answers := askAll(ctx, j.http(), j.facts.install.BaseURL(), waiting)
+		for i, a := range answers {
+			// A question that our own deadline cut says nothing; the answer before does.
+			if before, ok := last[a.Name]; ok && ctx.Err() != nil && a.State == ams.AppSilent {
+				answers[i] = before
+			}
+			last[a.Name] = answers[i]
+		}
+		waiting = waiting[:0]
+		for _, a := range answers {
+			if !a.Serves() {
+				waiting = append(waiting, a.Name)
+				continue
+			}
+			s := AppServed{Name: a.Name}
+			if j.result.Restarted {
+				s.After = time.Since(began).Round(time.Millisecond)
+			}
+			served = append(served, s)
+			if !first || j.result.Restarted {
+				j.say("%s serves after %s", a.Name, time.Since(began).Round(100*time.Millisecond))
+			}
+		}
+		if len(waiting) == 0 {
+			return served, nil
+		}
+		if time.Since(reported) >= progressEvery {
+			reported = time.Now()
+			j.say("waiting for the applications: %s", (&NotServingError{Apps: notServing(answers)}).list())
+		}
+		if err := pause(ctx, servingPoll); err != nil {
+			return served, &NotServingError{Apps: notServing(answers), Err: err}
+		}
+	}
+}
+
+// servingApps are the applications of an installation that are to serve.
+func (m *Machine) servingApps(in *ams.Installation) []string {
+	names := make([]string, 0, len(in.Apps))
+	for _, a := range in.Apps {
+		if !a.Console() {
+			names = append(names, a.Name)
+		}
+	}
+	return ams.ServingApps(names, m.Serving)
+}
+
+func (e *NotServingError) list() string {
+	_, list, _ := strings.Cut(e.Error(), "serve: ")
+	return list
+}
+
+func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
+	var out []ams.AppAnswer
+	for _, a := range answers {
+		if !a.Serves() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// askAll asks several applications at once, each bounded.
+func askAll(ctx context.Context, client *http.Client, base string, apps []string) []ams.AppAnswer {
+	ctx, cancel := context.WithTimeout(ctx, servingLimit)
+	defer cancel()
+	answers := make([]ams.AppAnswer, len(apps))
+	var asks sync.WaitGroup
+	for i, name := range apps {
+		asks.Go(func() { answers[i] = ams.CheckServing(ctx, client, base, name) })
+	}
+	asks.Wait()
+	return answers
+}
+
+// Server asks the server on this machine whether viewers are served. Its methods
+// may be called at the same time.
+type Server struct {
+	m      *Machine
+	client *http.Client
+	conns  atomic.Int64 // that client has
+
+	mu      sync.Mutex
+	install *ams.Installation
+	stamp   fileStamp // of the file that names the port
+}
+
+type fileStamp struct {
+	size     int64
+	modified time.Time
+}
+
+// Server prepares asking.
+func (m *Machine) Server() *Server {
+	s := &Server{m: m, client: m.HTTP}
+	if s.client == nil {
+		s.client = ams.NewPollingClient(&s.conns)
+	}
+	return s
+}
+
+// Applications lists those that are to serve, as they are on disk now. It also looks
+// whether the server is at another port: who asks in vain lists them again.
+func (s *Server) Applications() ([]string, error) {
+	s.look()
+	apps, err := ams.Applications(s.m.Root, s.m.AMSDir)
+	if err != nil {
+		return nil, err
+	}
+	return ams.ServingApps(apps, s.m.Serving), nil
+}
+
+// Ask asks one application. ctx bounds the call.
+func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
+	in, err := s.installation()
+	if err != nil {
+		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
+	}
+	return ams.CheckServing(ctx, s.client, in.BaseURL(), app)
+}
+
+// Connections is how many connections [Server.Ask] has to the server: they are no
+// viewers'.
+func (s *Server) Connections() int { return int(s.conns.Load()) }
+
+// installation is the server as it was looked at last.
+func (s *Server) installation() (*ams.Installation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.install != nil {
+		return s.install, nil
+	}
+	return s.open()
+}
+
+// look looks at the server again where the file that names the port is another one.
+func (s *Server) look() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.install == nil {
+		return
+	}
+	if now, err := s.stampOf(s.install); err == nil && now != s.stamp {
+		_, _ = s.open() // half written; the next call looks again
+	}
+}
+
+// open looks at the server. s.mu is held.
+func (s *Server) open() (*ams.Installation, error) {
+	in, err := s.m.open()
+	if err != nil {
+		return nil, err
+	}
+	s.install = in
+	s.stamp, _ = s.stampOf(in)
+	return in, nil
+}
+
+func (s *Server) stampOf(in *ams.Installation) (fileStamp, error) {
+	info, err := s.m.store().Files().Stat(in.Server.Path)
+	return fileStamp{info.Size, info.Modified}, err
+}
+
+// served is the file of servedPath.
+type served struct {
+	Release string    `json:"release"`
+	Since   time.Time `json:"since"`
+}
+
+// ServedBefore reports whether the release that is installed has ever served
+// viewers on this machine. A release that never has is not this machine's fault.
+func (s *Server) ServedBefore() bool {
+	in, err := s.m.open()
+	if err != nil {
+		return false
+	}
+	f, err := s.m.store().Read(servedPath)
+	var was served
+	return err == nil && f.Exists() && json.Unmarshal(f.Bytes, &was) == nil && was.Release == releaseOf(in)
+}
+
+// Served notes that the release that is installed serves viewers.
+func (s *Server) Served() error {
+	if s.ServedBefore() {
+		return nil
+	}
+	in, err := s.m.open()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(served{Release: releaseOf(in), Since: time.Now().UTC()})
+	if err != nil {
+		return err
+	}
+	if err := s.m.store().WriteFile(servedPath, append(b, '\n'), 0o600, 0o700); err != nil {
+		return fmt.Errorf("noting which release serves: %w", err)
+	}
+	return nil
+}
+
+// releaseOf names what is installed.
+func releaseOf(in *ams.Installation) string { return in.Release.String() }

@@ -1,0 +1,284 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+func running() serviceThat {
+	return serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: time.Second, Started: time.Now().Add(-time.Hour)}}
+}
+
+func watchRequest(t *testing.T) ConvergeRequest {
+	req := convergeRequest(t, joinedAs(), nil)
+	req.Mode = ConvergeWatch
+	return req
+}
+
+// While the server runs the daemon writes none of its files: it says what differs.
+func TestWatchWritesNothing(t *testing.T) {
+	m := joinedTree(t)
+	m.Service = running()
+	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
+	before := snapshot(t, m)
+	c := converge(t, m, watchRequest(t))
+	for name, now := range snapshot(t, m) {
+		if before[name] != now {
+			t.Errorf("%s was written", name)
+		}
+	}
+	if len(c.Repairs) > 0 || !c.RestartNeeded || c.Asked || c.Cause == "" || c.Pending != nil {
+		t.Errorf("got %+v", c)
+	}
+	const want = "/usr/local/antmedia/webapps/LiveApp/WEB-INF/red5-web.properties: db.type is mapdb and is to be mongodb"
+	if len(c.Differences) != 1 || c.Differences[0].String() != want {
+		t.Errorf("differences %v", c.Differences)
+	}
+	// The next look finds the same cause; nothing is done twice by its name.
+	if again := converge(t, m, watchRequest(t)); again.Cause != c.Cause {
+		t.Errorf("causes %q and %q", c.Cause, again.Cause)
+	}
+	// It does not run: nobody else writes, and the files are put right.
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityInactive}}
+	if c := converge(t, m, watchRequest(t)); ids(c.Repairs) != IDDrift || c.RestartNeeded || len(c.Differences) > 0 {
+		t.Errorf("stopped: %+v", c)
+	}
+}
+
+// What concerns systemd and the resolver alone is put right at once, and restarts
+// nothing: a stop timeout for one application more, a line in /etc/hosts.
+func TestWatchWritesTheAgentsOwn(t *testing.T) {
+	for name, disturb := range map[string]func(*Machine){
+		"drop-in of an earlier agent": func(m *Machine) { m.Program = "/usr/bin/amsagent" },
+		"an application more": func(m *Machine) {
+			dir := filepath.Join(m.Root, ams.DefaultDir, "webapps")
+			if err := os.CopyFS(filepath.Join(dir, "panel"), os.DirFS(filepath.Join(dir, "LiveApp"))); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := joinedTree(t)
+			m.Service = running()
+			disturb(m)
+			c := converge(t, m, watchRequest(t))
+			if ids(c.Repairs) != IDDrift || !strings.Contains(c.Repairs[0].Text, ams.DropInPath) || strings.Contains(c.Repairs[0].Text, "antmedia/") {
+				t.Errorf("repairs %v", c.Repairs)
+			}
+			if c.RestartNeeded || len(c.Differences) > 0 {
+				t.Errorf("got %+v", c)
+			}
+			if c := converge(t, m, watchRequest(t)); len(c.Repairs) > 0 {
+				t.Errorf("again: %v", c.Repairs)
+			}
+		})
+	}
+}
+
+// A new address is noted, for systemd too; the server that runs is left alone.
+func TestWatchMoved(t *testing.T) {
+	m := joinedTree(t)
+	m.Service = running()
+	moved := joinedAs()
+	moved.Address = netip.MustParseAddr("10.0.1.9")
+	req := convergeRequest(t, moved, nil)
+	req.Mode = ConvergeWatch
+	c := converge(t, m, req)
+	if got := ids(c.Repairs); got != "AMS-MOVED AMS-DRIFT" || !c.RestartNeeded || c.Asked || c.Cause == "" {
+		t.Errorf("repairs %q, %+v", got, c)
+	}
+	if c.Pending == nil || len(c.Pending.Values) != 1 || !strings.HasSuffix(c.Pending.Values[0].String(), ": AMS_HOST_ADDRESS is 10.0.1.7 and is to be 10.0.1.9") {
+		t.Errorf("pending %+v", c.Pending)
+	}
+	// A start of the server, by whom ever, ends it.
+	s := running()
+	s.state.Started = time.Now().Add(time.Minute)
+	m.Service = s
+	if c := converge(t, m, req); c.RestartNeeded || c.Pending != nil {
+		t.Errorf("after a restart: %+v", c)
+	}
+}
+
+// A restart is asked for by a command, and can be taken back.
+func TestConvergeAsksForARestart(t *testing.T) {
+	m := joinedTree(t)
+	m.Service = running()
+	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
+	req := convergeRequest(t, joinedAs(), nil)
+	if c := converge(t, m, req); c.Asked || c.Pending == nil || len(c.Pending.Values) != 1 {
+		t.Errorf("without --restart: %+v", c)
+	}
+	req.Restart = true
+	if c := converge(t, m, req); !c.Asked || c.Pending == nil || len(c.Pending.Values) != 1 {
+		t.Errorf("with --restart: %+v", c)
+	}
+	if c := converge(t, m, watchRequest(t)); !c.Asked || c.Pending.By != "amsagent converge" {
+		t.Errorf("the daemon does not see it: %+v", c)
+	}
+	req.Restart, req.NoRestart = false, true
+	if c := converge(t, m, req); c.Asked || c.Pending == nil {
+		t.Errorf("with --no-restart: %+v", c)
+	}
+}
+
+// restarting is a service that counts.
+type restarting struct {
+	serviceThat
+	restarts *int
+}
+
+func (s restarting) Restart(context.Context) error { *s.restarts++; return nil }
+func (s restarting) Reload(context.Context) error  { return nil }
+
+// The same cause restarts the server once, and all causes together once an hour,
+// whatever is restarted meanwhile.
+func TestRestartOncePerCause(t *testing.T) {
+	m := joinedTree(t)
+	n := 0
+	m.Service, m.Program = restarting{running(), &n}, "/usr/bin/amsagent"
+	restart := func(cause string) error { return m.Restart(t.Context(), RestartRequest{Cause: cause}) }
+	if err := restart("one"); err != nil || n != 1 {
+		t.Fatalf("%v, %d restarts", err, n)
+	}
+	if err := restart("two"); !errors.Is(err, ErrRestartRefused) {
+		t.Errorf("a second one within the hour: %v", err)
+	}
+	if err := restart(""); !errors.Is(err, ErrRestartRefused) {
+		t.Errorf("a command's within the hour: %v", err)
+	}
+	change(t, m, func(s *State) { s.Restarts.Last = time.Now().Add(-restartEvery) })
+	if err := restart("one"); !errors.Is(err, ErrRestartRefused) || n != 1 {
+		t.Errorf("the same cause: %v", err)
+	}
+	if err := restart("two"); err != nil || n != 2 {
+		t.Errorf("another cause: %v", err)
+	}
+	c := converge(t, m, watchRequest(t))
+	if at, never := c.NextRestart("one", time.Now()); at.IsZero() || !never {
+		t.Errorf("not before %v, never %v", at, never)
+	}
+	if at, never := c.NextRestart("three", time.Now().Add(restartEvery)); !at.IsZero() || never {
+		t.Errorf("not before %v, never %v", at, never)
+	}
+}
+
+// Just before the start: nobody is asked who this machine is, and a server that is
+// about to start needs no restart.
+func TestBeforeStart(t *testing.T) {
+	m := joinedTree(t)
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActivating, StopTimeout: time.Second}}
+	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
+	change(t, m, func(s *State) { s.RestartPending, s.Restart = true, &PendingRestart{By: "x"} })
+	req := convergeRequest(t, joinedAs(), nil)
+	req.Mode, req.Address = ConvergeBeforeStart, ""
+	req.Identify = func(context.Context) (metadata.Instance, error) {
+		t.Error("it asked who this machine is")
+		return metadata.Instance{}, nil
+	}
+	c := converge(t, m, req)
+	if ids(c.Repairs) != IDDrift || len(c.Warnings) > 0 || c.RestartNeeded {
+		t.Errorf("got %+v", c)
+	}
+	s, err := loadState(m.store())
+	if err != nil || s.RestartPending || s.Restart != nil || s.Address != "10.0.1.7" || s.InstanceID != "i-1" {
+		t.Errorf("state %+v, %v", s, err)
+	}
+	if c := converge(t, m, req); len(c.Repairs) > 0 {
+		t.Errorf("again: %v", c.Repairs)
+	}
+	// A join or a leave starts the server with the lock held.
+	change(t, m, func(s *State) { s.Phase = PhaseJoining })
+	lock, err := m.lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Unlock() }()
+	if c := converge(t, m, req); c.Phase != PhaseJoining {
+		t.Errorf("got %+v", c)
+	}
+}
+
+// A person made it standalone with the vendor's script. That is left so, before a
+// start as well; with another release it is what an upgrade looks like.
+func TestMadeStandaloneByHand(t *testing.T) {
+	standalone := func(m *Machine) {
+		fresh := ownTree(t, "3.0", "3.0.3")
+		for name, text := range treeFiles(t, fresh) {
+			_, content, _ := strings.Cut(text, "\n")
+			if err := os.WriteFile(filepath.Join(m.Root, ams.DefaultDir, name), []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, mode := range []ConvergeMode{ConvergeWatch, ConvergeBeforeStart, ConvergeByCommand} {
+		m := joinedTree(t)
+		standalone(m)
+		before := treeFiles(t, m)
+		req := watchRequest(t)
+		req.Mode = mode
+		m.Service = running()
+		c := converge(t, m, req)
+		if !c.Standalone || len(c.Repairs)+len(c.Differences) > 0 || c.RestartNeeded {
+			t.Errorf("%s: %+v", mode, c)
+		}
+		for name, was := range before {
+			if treeFiles(t, m)[name] != was {
+				t.Errorf("%s: %s was written", mode, name)
+			}
+		}
+	}
+	m := joinedTree(t)
+	standalone(m)
+	change(t, m, func(s *State) { s.Release = "2.17.1" })
+	req := watchRequest(t)
+	req.Mode = ConvergeBeforeStart
+	if c := converge(t, m, req); c.Standalone || ids(c.Repairs) != IDDrift {
+		t.Errorf("an upgrade: %+v", c)
+	}
+	if s, err := loadState(m.store()); err != nil || s.Release != "3.0.3" {
+		t.Errorf("state %+v, %v", s, err)
+	}
+	// One file that is a node's is no consistent standalone server.
+	m = joinedTree(t)
+	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
+	if c := converge(t, m, req); c.Standalone {
+		t.Errorf("one application: %+v", c)
+	}
+}
+
+// A file that the server left half written is told, and made whole before the next
+// start.
+func TestTornBeforeStart(t *testing.T) {
+	m := joinedTree(t)
+	m.Service = running()
+	app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
+	whole, err := os.ReadFile(app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(app, []byte("#Sat Nov 21 00:34:56 UTC 2026\nsettings.hls"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	c := converge(t, m, watchRequest(t))
+	if len(c.Torn) != 1 || len(c.Differences) != 1 || c.Differences[0].Old != "half written or empty" || !strings.Contains(ids(c.Warnings), IDTorn) {
+		t.Errorf("got %+v", c)
+	}
+	req := watchRequest(t)
+	req.Mode = ConvergeBeforeStart
+	converge(t, m, req)
+	if now, err := os.ReadFile(app); err != nil || string(now) != string(whole) {
+		t.Errorf("not whole again: %v\n%s", err, now)
+	}
+}

@@ -1,0 +1,50 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+)
+
+// findBatch is how many documents come in one answer. The server ends an answer at
+// 16 MB besides.
+const findBatch = 1000
+
+// find reads all documents that match, each by itself, so that the memory it takes is
+// that of one answer and of what read returns.
+//
+// The command is sent as such because the driver's own find has no maxTimeMS: what
+// the client gives up would go on in the server.
+func find[T any](
+	ctx context.Context, c *Client, op string, where func() *mongo.Collection, filter, fields bson.D, read func(bson.Raw) T,
+	more ...bson.E,
+) ([]T, error) {
+	var found []T
+	err := c.call(ctx, op, func(ctx context.Context) error {
+		found = []T{}
+		coll := where()
+		cur, err := coll.Database().RunCommandCursor(ctx, append(bson.D{
+			{Key: "find", Value: coll.Name()},
+			{Key: "filter", Value: filter},
+			{Key: "projection", Value: fields},
+			{Key: "batchSize", Value: int32(findBatch)},
+		}, more...))
+		if err != nil {
+			return err
+		}
+		defer func() {
+			bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+			defer cancel()
+			_ = cur.Close(bound) // the server forgets it, too
+		}()
+		for cur.Next(ctx) {
+			found = append(found, read(cur.Current))
+		}
+		return cur.Err()
+	})
+	return found, err
+}

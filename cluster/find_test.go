@@ -1,0 +1,181 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"math"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+func findReply(docs ...any) bson.D {
+	return okReply(bson.E{Key: "cursor", Value: bson.D{
+		{Key: "id", Value: int64(0)}, {Key: "ns", Value: "d.c"}, {Key: "firstBatch", Value: append(bson.A{}, docs...)},
+	}})
+}
+
+// Every reading is bounded on the server, too, and asks for what is used.
+func TestFindIsBounded(t *testing.T) {
+	t.Parallel()
+	s := startFake(t, nil)
+	s.answer = func(string, bson.Raw) (bson.D, error) { return findReply(), nil }
+	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 3 * time.Second})
+	for name, read := range map[string]func() error{
+		"nodes":       func() error { _, err := c.Nodes(t.Context()); return err },
+		"clusternode": func() error { _, err := c.AMSNodes(t.Context()); return err },
+		"events":      func() error { _, err := c.Events(t.Context(), EventQuery{Limit: 3}); return err },
+		"broadcast": func() error {
+			_, err := c.LocalStreams(t.Context(), []string{"liveapp"}, "10.0.0.1", time.Now())
+			return err
+		},
+	} {
+		before := len(s.sent("find"))
+		if err := read(); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		sent := s.sent("find")[before:]
+		if len(sent) != 1 {
+			t.Fatalf("%s: %d finds", name, len(sent))
+		}
+		limits := 0
+		elements, _ := sent[0].Elements()
+		for _, e := range elements {
+			if e.Key() == "maxTimeMS" {
+				limits++
+				if ms, _ := int64Field(sent[0], "maxTimeMS"); ms <= 0 || ms > 3000 {
+					t.Errorf("%s: maxTimeMS %d", name, ms)
+				}
+			}
+		}
+		if fields, ok := field(sent[0], "projection").DocumentOK(); limits != 1 || !ok || len(fields) < 10 {
+			t.Errorf("%s: %d limits, projection %v", name, limits, fields)
+		}
+	}
+}
+
+// What was found by address is asked for by id from then on, until it is not written
+// any more.
+func TestWatchAMSNodes(t *testing.T) {
+	t.Parallel()
+	s := startFake(t, nil)
+	stamp, there := time.Now(), true
+	s.answer = func(string, bson.Raw) (bson.D, error) {
+		if !there {
+			return findReply(), nil
+		}
+		return findReply(bson.D{{Key: "_id", Value: "a"}, {Key: "ip", Value: "10.0.0.1"}, {Key: "lastUpdateTime", Value: stamp.UnixMilli()}}), nil
+	}
+	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 3 * time.Second})
+	searches := func() (byID, byAddress int) {
+		for _, cmd := range s.sent("find") {
+			filter, _ := field(cmd, "filter").DocumentOK()
+			if field(filter, "_id").Type == 0 {
+				byAddress++
+			} else {
+				byID++
+			}
+		}
+		return byID, byAddress
+	}
+	for i, want := range []struct {
+		change          func()
+		byID, byAddress int
+	}{
+		{func() {}, 0, 1},
+		{func() {}, 1, 1},
+		{func() {}, 2, 1},
+		// Old: the server may write another one, whenever the last search was.
+		{func() { stamp = stamp.Add(-time.Minute) }, 3, 2},
+		{func() {}, 4, 2}, // old, and searched for that moments ago
+		{func() { c.own.stale = time.Now().Add(-searchStale) }, 5, 3},
+		{func() { there = false }, 6, 4},
+		{func() { there = true }, 6, 5},
+	} {
+		want.change()
+		if _, err := c.WatchAMSNodes(t.Context(), "10.0.0.1"); err != nil {
+			t.Fatal(err)
+		}
+		if byID, byAddress := searches(); byID != want.byID || byAddress != want.byAddress {
+			t.Errorf("look %d: %d by id, %d by address, want %d and %d", i, byID, byAddress, want.byID, want.byAddress)
+		}
+	}
+}
+
+// No text of a document is longer than the limit, whatever was written there.
+func TestTextsAreBounded(t *testing.T) {
+	t.Parallel()
+	huge := strings.Repeat("ä", 1<<20)
+	doc := raw(t, bson.D{
+		{Key: "_id", Value: huge},
+		{Key: "role", Value: huge},
+		{Key: "state", Value: huge},
+		{Key: "reason", Value: bson.Symbol(huge)},
+		{Key: "load", Value: bson.D{{Key: "gpus", Value: bson.Binary{Data: make([]byte, 400_000)}}, {Key: "cpu", Value: math.NaN()}}},
+		{Key: "gpus", Value: func() (names bson.A) {
+			for range 1000 {
+				names = append(names, huge[:2000])
+			}
+			return names
+		}()},
+		{Key: "sessions", Value: bson.D{{Key: "by", Value: huge}, {Key: "viewers", Value: math.Inf(1)}}},
+	})
+	n := readNode(doc)
+	texts := []string{n.ID, n.Role, string(n.State), n.Reason, string(n.Sessions.By)}
+	for _, s := range append(texts, n.Devices...) {
+		if len(s) > maxText || !strings.HasSuffix(s, "…") || !utf8.ValidString(s) {
+			t.Errorf("%d bytes, ending in %q", len(s), s[max(0, len(s)-6):])
+		}
+	}
+	if len(n.Devices) != maxDevices || len(n.Load.GPUs) != maxDevices {
+		t.Errorf("%d names of devices, %d loads", len(n.Devices), len(n.Load.GPUs))
+	}
+	if n.Load.CPU != nil || n.Sessions.Viewers != nil {
+		t.Errorf("no numbers were read as such: %v, %v", n.Load.CPU, n.Sessions.Viewers)
+	}
+	a := readAMSNode(raw(t, bson.D{{Key: "_id", Value: huge}, {Key: "memory", Value: huge}, {Key: "lastUpdateTime", Value: huge}}))
+	if len(a.ID) > maxText || len(a.Memory) > maxText || a.id.Type != 0 || a.written.Type != 0 {
+		t.Errorf("%d bytes of id, %d of memory, kept %d and %d", len(a.ID), len(a.Memory), len(a.id.Value), len(a.written.Value))
+	}
+	// What fits is as it was; what is cut is cut between characters.
+	for s, want := range map[string]string{
+		"": "", "edge": "edge", strings.Repeat("x", 256): strings.Repeat("x", 256),
+		strings.Repeat("x", 257): strings.Repeat("x", 253) + "…", "x" + strings.Repeat("ä", 128): "x" + strings.Repeat("ä", 126) + "…",
+	} {
+		if got := textField(raw(t, bson.D{{Key: "k", Value: s}}), "k"); got != want {
+			t.Errorf("%d bytes became %d: %q", len(s), len(got), got[max(0, len(got)-9):])
+		}
+	}
+}
+
+// A refusal repeats the whole command, with session and signed cluster time: nothing
+// of that is for a log.
+func TestRefusalWithoutItsCommand(t *testing.T) {
+	t.Parallel()
+	s := startFake(t, nil)
+	s.answer = func(string, bson.Raw) (bson.D, error) {
+		return errorReply(13, "Unauthorized", `not authorized on liveapp to execute command { find: "broadcast", filter: {}, lsid: { id: UUID("0000") }, `+
+			`$clusterTime: { clusterTime: Timestamp(1, 1), signature: { hash: BinData(0, 00), keyId: 7 } }, $db: "liveapp" }`), nil
+	}
+	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 3 * time.Second})
+	err := c.CheckRead(t.Context(), []string{"liveapp"})
+	if KindOf(err) != KindForbidden {
+		t.Fatalf("%v", err)
+	}
+	for _, no := range []string{"lsid", "clusterTime", "filter", "{"} {
+		if strings.Contains(err.Error(), no) {
+			t.Errorf("%s is said: %v", no, err)
+		}
+	}
+	if !strings.HasSuffix(err.Error(), "not authorized on liveapp to execute command find") {
+		t.Errorf("%v", err)
+	}
+	if long := message(strings.Repeat("ä", 5000)); len(long) > maxMessage+3 || !utf8.ValidString(long) {
+		t.Errorf("a message of %d bytes", len(long))
+	}
+}

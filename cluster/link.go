@@ -1,0 +1,217 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
+)
+
+const (
+	// followTime bounds the search for the primary of a set that the connection
+	// string does not name.
+	followTime = 3 * time.Second
+	// followPause is the pause after such a search.
+	followPause = time.Second
+	// relinkEvery is how often a link is made anew because a server does not answer:
+	// each new one costs a login, which an overloaded server can spare least.
+	relinkEvery = 15 * time.Second
+)
+
+// replicaSet is a set as a member describes it.
+type replicaSet struct {
+	name  string
+	hosts []string
+}
+
+// link is one client of the driver. A [Client] replaces it where the driver itself
+// would stay with a server that is of no use.
+type link struct {
+	mongo *mongo.Client
+	watch *watch
+	// direct says that one host is used, whatever it is a member of, because nothing
+	// else was named.
+	direct bool
+}
+
+// linking guards the replacement of a link.
+type linking struct {
+	mu     sync.Mutex
+	closed bool
+	tried  time.Time // when a set was last searched for its primary
+	// relinked is when a server that did not answer was last given up.
+	relinked time.Time
+	// old are links that are being closed.
+	old sync.WaitGroup
+}
+
+// open makes a link. change, if not nil, adapts the driver's options.
+func (c *Client) open(ctx context.Context, change func(*options.ClientOptions)) (*link, error) {
+	l := &link{watch: newWatch()}
+	opts, err := c.driverOptions(ctx, l.watch)
+	if err != nil {
+		return nil, err
+	}
+	if change != nil {
+		change(opts)
+	}
+	l.direct = opts.Direct != nil && *opts.Direct && c.namesOne()
+	l.mongo, err = mongo.Connect(opts)
+	return l, err
+}
+
+// NamesSet reports whether the target names a replica set, or several hosts.
+func (t Target) NamesSet() bool {
+	return t.SRV() || len(t.Addresses()) > 1 || t.Option("replicaSet") != ""
+}
+
+// namesOne reports whether the connection string names one host and leaves open
+// whether that is a member of a replica set.
+func (c *Client) namesOne() bool {
+	t := c.target
+	return !t.SRV() && len(t.Addresses()) == 1 && t.Option("replicaSet") == "" && t.Option("directConnection") == "" &&
+		t.Option("loadBalanced") != "true"
+}
+
+// OneNamed tells whether the connection string names one member of a replica set of
+// several, as far as a call has shown, and which set of which hosts that is.
+func (c *Client) OneNamed() (set string, hosts []string, one bool) {
+	s := c.link.Load().watch.memberOf()
+	return s.name, s.hosts, c.namesOne() && len(s.hosts) > 1
+}
+
+func (c *Client) db(name string) *mongo.Database { return c.link.Load().mongo.Database(name) }
+
+// relink replaces the link that a call was made over, where another one promises
+// more, and reports whether the call is to be repeated over it. err is what became
+// of the call.
+func (c *Client) relink(ctx context.Context, used *link, err error) bool {
+	if ctx.Err() != nil && !timedOut(err) || err == nil && !used.lags() {
+		return false
+	}
+	c.linking.mu.Lock()
+	defer c.linking.mu.Unlock()
+	switch {
+	case c.linking.closed:
+		return false
+	case c.link.Load() != used:
+		// Another call replaced it, and may have cut this one.
+		return errors.Is(err, mongo.ErrClientDisconnected) && ctx.Err() == nil
+	case used.direct:
+		return c.follow(ctx, used, err)
+	case timedOut(err) && time.Since(c.linking.relinked) >= relinkEvery:
+		// A server that hangs keeps its connections, and the driver would ask the
+		// others for a new primary only when it next looks after them.
+		c.linking.relinked = time.Now()
+		if l, err := c.open(context.WithoutCancel(ctx), nil); err == nil {
+			c.replace(ctx, used, l)
+		}
+		return ctx.Err() == nil
+	}
+	return false
+}
+
+// timedOut reports a call that was sent and not answered in time.
+func timedOut(err error) bool {
+	_, searched := errors.AsType[topology.ServerSelectionError](err)
+	return err != nil && !searched && kindOf(err) == KindTimeout
+}
+
+// follow replaces the link to one member by one to its set, where that member is not
+// the primary or does not answer, and the set has one.
+func (c *Client) follow(ctx context.Context, used *link, err error) bool {
+	set := used.watch.memberOf()
+	if len(set.hosts) < 2 || time.Since(c.linking.tried) < followPause {
+		return false
+	}
+	if !used.lags() && !(err != nil && mayBeElsewhere(kindOf(err))) {
+		return false
+	}
+	defer func() { c.linking.tried = time.Now() }()
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), followTime)
+	defer cancel()
+	l, oerr := c.open(bound, func(o *options.ClientOptions) {
+		o.SetDirect(false).SetReplicaSet(set.name).SetHosts(set.hosts).SetServerSelectionTimeout(followTime)
+	})
+	if oerr != nil {
+		return false
+	}
+	if perr := l.mongo.Ping(bound, nil); perr != nil {
+		c.log.DebugContext(ctx, "the replica set could not be followed", "set", set.name, "hosts", strings.Join(set.hosts, ","), "error", innermost(perr))
+		c.discard(ctx, l)
+		return false
+	}
+	c.log.InfoContext(ctx, "the address names one member of a replica set, which is not the primary: following the set",
+		"host", c.target.hostList(), "set", set.name, "hosts", strings.Join(set.hosts, ","))
+	c.replace(ctx, used, l)
+	return ctx.Err() == nil
+}
+
+// mayBeElsewhere reports failures of one server that another member may not have.
+func mayBeElsewhere(k Kind) bool {
+	switch k {
+	case KindLost, KindRefused, KindUnreachable, KindTimeout, KindNotPrimary:
+		return true
+	default:
+		return false
+	}
+}
+
+// memberOf is the set that the one server said to be a member of.
+func (w *watch) memberOf() replicaSet {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return replicaSet{w.set.name, slices.Clone(w.set.hosts)}
+}
+
+// lags reports a link to one member that is not the primary: what is read there may
+// be old.
+func (l *link) lags() bool {
+	if !l.direct {
+		return false
+	}
+	l.watch.mu.Lock()
+	defer l.watch.mu.Unlock()
+	return len(l.watch.set.hosts) > 1 && l.watch.kind != description.ServerKindRSPrimary.String()
+}
+
+// replace puts a new link in the place of an old one. The lock is held.
+func (c *Client) replace(ctx context.Context, old, now *link) {
+	c.link.Store(now)
+	c.discard(ctx, old)
+}
+
+// discard closes a link without waiting for it.
+func (c *Client) discard(ctx context.Context, l *link) {
+	c.linking.old.Go(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		_ = l.mongo.Disconnect(ctx) // nothing is left to be done about it
+	})
+}
+
+// closeLinks says good-bye, and lets no new link be made.
+func (c *Client) closeLinks(ctx context.Context) error {
+	c.linking.mu.Lock()
+	defer c.linking.mu.Unlock()
+	c.linking.closed = true
+	// Also when ctx has ended: that is when most clients are closed.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	err := c.link.Load().mongo.Disconnect(ctx)
+	c.linking.old.Wait() // bounded by themselves
+	if errors.Is(err, mongo.ErrClientDisconnected) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,277 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// registrar is the cluster as far as a drain of another node needs it.
+type registrar interface {
+	looker
+	ServerTime(ctx context.Context) (time.Time, error)
+	Node(ctx context.Context, id string) (cluster.Node, error)
+	AskDrain(ctx context.Context, n cluster.Node, r cluster.DrainRequest) (id string, err error)
+	TakeDrainRequest(ctx context.Context, node, id string) (taken bool, err error)
+}
+
+// remotePace is how another node's drain is followed.
+type remotePace struct {
+	pace
+	look time.Duration // from look to look
+	// take is how long the node's agent may take until it has taken a request up: it reads its row every 15 s. begin is how
+	// long after that its row may not say so.
+	take, begin time.Duration
+	withdraw    time.Duration // bounds a withdrawal
+	silent      time.Duration // of the node's agent, until it is told
+}
+
+func (g *globals) remotePace() remotePace {
+	return remotePace{
+		pace: g.pace(), look: time.Second, take: 45 * time.Second, begin: 20 * time.Second, withdraw: 5 * time.Second, silent: 30 * time.Second,
+	}
+}
+
+func runDrainNode(ctx context.Context, opts drainOptions, name string, g *globals) error {
+	if err := opts.check(opts.deadlineGiven); err != nil {
+		return err
+	}
+	c, err := g.connectCluster(ctx, "amsagent drain")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	return g.drainNode(ctx, opts, name, c, g.remotePace())
+}
+
+// drainNode asks a node to drain, and follows it by its row.
+func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string, c registrar, p remotePace) error {
+	msg := "cannot drain " + name
+	refuse := func(cause error, hints ...string) error {
+		return &userError{Msg: msg, Cause: cause, Hints: hints, State: untouchedState}
+	}
+	l, err := c.Look(ctx)
+	if err != nil {
+		return refuse(err)
+	}
+	var o cluster.Observer
+	n, err := drainableNode(o.Judge(l, l.At), name)
+	if err != nil {
+		return refuse(err, "`amsagent nodes` shows which there are")
+	}
+	host, _ := os.Hostname()
+	r := &remoteDrain{g: g, c: c, p: p, row: n}
+	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
+		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
+		Who: g.who("drain") + " on " + orElse(host, "another machine"),
+	})
+	if err != nil {
+		return refuse(err)
+	}
+	g.progress("asked; the node's agent takes it up within " + rounded(p.take))
+	if err := r.taken(ctx); err != nil {
+		return err
+	}
+	if opts.detach {
+		return g.remoteResult(r.row)
+	}
+	g.setCalm() // from here on a signal ends the following alone
+	return r.follow(ctx, opts.timeout)
+}
+
+// drainableNode finds the node with an id, an address or a host name, and says why it cannot be asked.
+func drainableNode(members []cluster.Member, name string) (cluster.Node, error) {
+	var found []cluster.Member
+	for _, m := range members {
+		if m.Node != nil && m.Node.ID == name {
+			found = []cluster.Member{m}
+			break
+		}
+		left := m.State() == cluster.StateLeft
+		if name != "" && !left && (cluster.SameAddress(m.Address(), name) || m.Node != nil && m.Node.Hostname == name) {
+			found = append(found, m)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return cluster.Node{}, errors.New("there is no such node: NODE is an id, an address or a host name")
+	case len(found) > 1:
+		var ids []string
+		for _, m := range found {
+			ids = append(ids, m.ID())
+		}
+		return cluster.Node{}, fmt.Errorf("that are several nodes: %s", strings.Join(ids, ", "))
+	}
+	m := found[0]
+	switch {
+	case m.Node == nil:
+		return cluster.Node{}, errors.New("no agent of that machine has registered: drain it there")
+	case m.Node.State == cluster.StateLeft, m.Node.State == cluster.StateFailed:
+		return cluster.Node{}, fmt.Errorf("its row says %s: there is nothing to drain", m.Node.State)
+	case !m.Node.Beats():
+		return cluster.Node{}, errors.New("its agent has not beaten yet: nobody would take the request up")
+	case !m.Agent.Fresh:
+		return cluster.Node{}, fmt.Errorf("its agent has been silent for %s: nobody would take the request up", rounded(m.Agent.Age))
+	}
+	return *m.Node, nil
+}
+
+// remoteDrain is a drain of another node.
+type remoteDrain struct {
+	g       *globals
+	c       registrar
+	p       remotePace
+	request string
+	row     cluster.Node // as it was read last
+}
+
+// read reads the row again. One that is gone, or another machine's by now, has left.
+func (r *remoteDrain) read(ctx context.Context) error {
+	n, err := r.c.Node(ctx, r.row.ID)
+	switch {
+	case errors.Is(err, cluster.ErrNoNode), err == nil && !n.SameLife(r.row):
+		r.row.State = cluster.StateLeft
+		return nil
+	case err != nil:
+		return err
+	}
+	r.row = n
+	return nil
+}
+
+// taken waits until the node drains. A request that nobody takes up is withdrawn.
+func (r *remoteDrain) taken(ctx context.Context) error {
+	asked, gone := time.Now(), time.Time{}
+	for {
+		err := r.read(ctx)
+		now := time.Now()
+		waits := r.row.DrainRequest != nil && r.row.DrainRequest.ID == r.request
+		switch {
+		case ctx.Err() != nil, waits && now.Sub(asked) >= r.p.take, err != nil && now.Sub(asked) >= r.p.take+r.p.begin:
+			return r.withdraw(ctx)
+		case err != nil || waits:
+		case r.row.State == cluster.StateDraining, r.row.State == cluster.StateLeft:
+			return nil
+		case gone.IsZero():
+			gone = now
+		case now.Sub(gone) >= r.p.begin:
+			return &userError{
+				Msg: "this node does not drain", Cause: errors.New("its agent took the request, and its row says " + string(r.row.State)),
+				Hints: []string{"amsagent events " + r.row.ID}, State: "the request is not in force any more",
+			}
+		}
+		wait(ctx, r.p.look)
+	}
+}
+
+// withdraw takes the request back, for why ctx has ended or since nobody took it up.
+func (r *remoteDrain) withdraw(ctx context.Context) error {
+	u := &userError{Msg: "this node does not drain", Cause: fmt.Errorf("its agent did not take the request up within %s", rounded(r.p.take))}
+	if ctx.Err() != nil {
+		u.Cause = context.Cause(ctx)
+	}
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.p.withdraw)
+	defer cancel()
+	switch withdrawn, err := r.c.TakeDrainRequest(bound, r.row.ID, r.request); {
+	case err != nil:
+		u.State = "the request could not be withdrawn: the node may drain"
+		u.Exit = exitUnknown
+		u.Hints = []string{"amsagent nodes"}
+	case withdrawn:
+		u.State = "the request was withdrawn; nothing was changed"
+	default:
+		u.Msg, u.State, u.Exit = "stopped following; nothing else was stopped", "the drain goes on", exitUnknown
+		u.Hints = []string{"amsagent nodes"}
+	}
+	return u
+}
+
+// follow says how far the node is until it has left.
+func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
+	inner := ctx
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		inner, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	goes := func(u *userError) error {
+		u.State, u.Hints = "the drain goes on", append(u.Hints, "amsagent nodes --watch")
+		return u
+	}
+	var said, read time.Time
+	var shown cluster.Sessions
+	silent := false
+	for first := true; ; first = false {
+		now := time.Now()
+		switch err := r.read(inner); {
+		case inner.Err() != nil && ctx.Err() == nil:
+			return goes(&userError{Msg: fmt.Sprintf("it is not over after %s", rounded(timeout)), ID: idTimeout, Exit: exitUnknown, Cause: errors.New(r.progress())})
+		case ctx.Err() != nil:
+			return goes(&userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)})
+		case err != nil && !first && now.Sub(read) >= r.p.patience:
+			return goes(&userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown})
+		case err != nil:
+			if first {
+				read = now
+			}
+		case r.row.State == cluster.StateLeft:
+			return r.g.remoteResult(r.row)
+		case r.row.State != cluster.StateDraining:
+			return &userError{Msg: "this node does not leave", Cause: errors.New("the drain was taken back"), State: "the node is " + string(r.row.State)}
+		default:
+			read = now
+			s := r.sessions()
+			n, known := s.Total()
+			if first || now.Sub(said) >= r.p.every || !s.Equal(shown) && (known && n == 0 || now.Sub(said) >= r.p.gap) {
+				said, shown = now, s
+				r.g.progress(r.progress())
+			}
+			if server, err := r.c.ServerTime(inner); err == nil {
+				age, known := r.row.Age(server)
+				if is := known && age > r.p.silent; is != silent {
+					silent = is
+					if is {
+						r.g.log().Warn("the node's agent is silent; it goes on when it is back", "silent", rounded(age))
+					}
+				}
+			}
+		}
+		wait(inner, r.p.look)
+	}
+}
+
+func (r *remoteDrain) sessions() cluster.Sessions {
+	if r.row.Sessions == nil {
+		return cluster.Sessions{}
+	}
+	return *r.row.Sessions
+}
+
+// progress is one line about the node.
+func (r *remoteDrain) progress() string {
+	return printable(r.row.ID) + " drains: " + sessionsLeft(r.sessions())
+}
+
+func (g *globals) remoteResult(n cluster.Node) error {
+	data := drainData{Result: string(n.State), Node: &n}
+	return g.result("drain", data, func(w *textWriter) {
+		word, what := w.color.green(string(n.State)), "this node is out of the cluster"
+		switch {
+		case n.State == cluster.StateDraining:
+			word, what = w.color.yellow(string(n.State)), "`amsagent nodes --watch` shows it go"
+		case n.Cut != nil && *n.Cut > 0:
+			word = w.color.yellow(string(n.State))
+			what += "; " + count(*n.Cut, "session") + " cut"
+		}
+		w.line("%s: %s", word, what)
+		w.fields("node", n.ID, "address", n.IP, "reason", n.Reason)
+	})
+}

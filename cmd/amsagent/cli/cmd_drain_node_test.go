@@ -1,0 +1,169 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// aRegistry is a cluster whose nodes do what a test says.
+type aRegistry struct {
+	looks []cluster.Node
+	row   cluster.Node // of the node that is asked
+	asked *cluster.DrainRequest
+	began time.Time
+	// does changes the row, by how long ago it was asked.
+	does func(r *aRegistry, since time.Duration)
+	err  error
+}
+
+func (r *aRegistry) Look(context.Context) (cluster.Look, error) {
+	return cluster.Look{Nodes: r.looks, ServerTime: time.Now(), At: time.Now()}, r.err
+}
+
+func (r *aRegistry) ServerTime(context.Context) (time.Time, error) { return time.Now(), r.err }
+
+func (r *aRegistry) Node(ctx context.Context, _ string) (cluster.Node, error) {
+	if r.does != nil {
+		r.does(r, time.Since(r.began))
+	}
+	return r.row, errors.Join(r.err, ctx.Err())
+}
+
+func (r *aRegistry) AskDrain(_ context.Context, n cluster.Node, q cluster.DrainRequest) (string, error) {
+	r.row, r.began = n, time.Now()
+	q.ID = "r1"
+	r.asked, r.row.DrainRequest = &q, &q
+	return q.ID, nil
+}
+
+func (r *aRegistry) TakeDrainRequest(ctx context.Context, _, id string) (bool, error) {
+	if err := errors.Join(r.err, ctx.Err()); err != nil {
+		return false, err
+	}
+	is := r.row.DrainRequest != nil && r.row.DrainRequest.ID == id
+	r.row.DrainRequest = nil
+	return is, nil
+}
+
+// takes is a node that takes the request up after 10 s, and leaves after a minute.
+func takes(r *aRegistry, since time.Duration) {
+	n := 3
+	switch {
+	case since >= time.Minute:
+		cut := 0
+		r.row.State, r.row.Sessions, r.row.Cut = cluster.StateLeft, nil, &cut
+	case since >= 10*time.Second:
+		r.row.DrainRequest, r.row.State, r.row.UpdatedAt = nil, cluster.StateDraining, time.Now()
+		r.row.Sessions = &cluster.Sessions{Publishers: new(int), Viewers: &n}
+	}
+}
+
+func TestDrainNode(t *testing.T) {
+	for name, tt := range map[string]struct {
+		opts   drainOptions
+		does   func(r *aRegistry, since time.Duration)
+		signal time.Duration
+		code   int
+		said   []string // on either stream
+	}{
+		"it leaves": {does: takes, code: exitOK, said: []string{
+			"asked; the node's agent takes it up within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: this node is out of the cluster", "node     i-1",
+		}},
+		"detached": {opts: drainOptions{detach: true}, does: takes, code: exitOK, said: []string{"draining: `amsagent nodes --watch` shows it go"}},
+		"too long": {opts: drainOptions{timeout: 20 * time.Second}, does: takes, code: exitUnknown, said: []string{"it is not over after 20 s", "amsagent: the drain goes on"}},
+		"nobody takes it up": {does: func(*aRegistry, time.Duration) {}, code: exitFailed, said: []string{
+			"its agent did not take the request up within 45 s", "the request was withdrawn; nothing was changed",
+		}},
+		"interrupted before": {does: takes, signal: 5 * time.Second, code: exitInterrupted, said: []string{"signal: terminated", "the request was withdrawn"}},
+		"interrupted after":  {does: takes, signal: 30 * time.Second, code: exitInterrupted, said: []string{"stopped following; nothing else was stopped", "amsagent: the drain goes on"}},
+		"refused": {does: func(r *aRegistry, since time.Duration) {
+			if since >= 10*time.Second {
+				r.row.DrainRequest = nil
+			}
+		}, code: exitFailed, said: []string{"its row says active", "amsagent events i-1"}},
+		"taken back": {does: func(r *aRegistry, since time.Duration) {
+			if takes(r, since); since >= 30*time.Second {
+				r.row.State = cluster.StateActive
+			}
+		}, code: exitFailed, said: []string{"the drain was taken back", "the node is active"}},
+		"the row is gone": {does: func(r *aRegistry, since time.Duration) {
+			if takes(r, since); since >= 30*time.Second {
+				r.row.BootID = "another"
+			}
+		}, code: exitOK, said: []string{"left: this node is out of the cluster"}},
+		"MongoDB goes": {does: func(r *aRegistry, since time.Duration) {
+			if takes(r, since); since >= 20*time.Second {
+				r.err = errors.New("no primary")
+			}
+		}, code: exitUnknown, said: []string{"lost sight of it", "no primary", "the drain goes on"}},
+		"its agent goes": {does: func(r *aRegistry, since time.Duration) {
+			was := r.row.UpdatedAt
+			if takes(r, since); since >= 15*time.Second && since < time.Minute {
+				r.row.UpdatedAt = was
+			}
+		}, code: exitOK, said: []string{"the node's agent is silent", "left: "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				now := time.Now()
+				r := &aRegistry{does: tt.does, looks: []cluster.Node{{
+					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cluster.StateActive, IntervalMS: 5000, Seq: 7, UpdatedAt: now,
+				}}}
+				e := &testEnv{vars: map[string]string{"USER": "ann"}}
+				g := plainGlobals(e)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				if tt.signal > 0 {
+					time.AfterFunc(tt.signal, func() { cancel(&interruptedError{syscall.SIGTERM}) })
+				}
+				code := exitOK
+				if err := g.drainNode(ctx, tt.opts, "10.0.1.5", r, g.remotePace()); err != nil {
+					code = g.report(ctx, err)
+				}
+				said := e.stdout.String() + e.stderr.String()
+				if code != tt.code {
+					t.Errorf("exit %d, want %d\n%s", code, tt.code, said)
+				}
+				for _, want := range tt.said {
+					if !strings.Contains(said, want) {
+						t.Errorf("no %q in\n%s", want, said)
+					}
+				}
+				if r.asked == nil || !strings.HasPrefix(r.asked.Who, "ann, amsagent drain on ") {
+					t.Errorf("asked %+v", r.asked)
+				}
+			})
+		})
+	}
+}
+
+func TestDrainableNode(t *testing.T) {
+	fresh := cluster.Heard{Known: true, Fresh: true}
+	members := []cluster.Member{
+		{Node: &cluster.Node{ID: "i-1", IP: "10.0.1.5", Hostname: "one", State: cluster.StateActive, Seq: 1}, Agent: fresh},
+		{Node: &cluster.Node{ID: "i-2", IP: "10.0.1.6", Hostname: "twin", State: cluster.StateActive, Seq: 1}, Agent: cluster.Heard{Known: true, Age: 3 * time.Minute}},
+		{Node: &cluster.Node{ID: "i-3", IP: "10.0.1.7", Hostname: "twin", State: cluster.StateDraining, Seq: 1}, Agent: fresh},
+		{Node: &cluster.Node{ID: "i-5", State: cluster.StateJoining}, Agent: fresh},
+		{Node: &cluster.Node{ID: "i-4", IP: "10.0.1.5", State: cluster.StateLeft}, Agent: fresh},
+		{AMS: []cluster.AMSNode{{ID: "x", IP: "10.0.1.8"}}},
+	}
+	for name, want := range map[string]string{
+		"i-1": "i-1", "10.0.1.5": "i-1", "::ffff:10.0.1.5": "i-1", "one": "i-1", "i-3": "i-3",
+		"i-2": "silent for 3 min", "twin": "several nodes: i-2, i-3", "i-4": "says left", "i-5": "has not beaten yet", "10.0.1.8": "no agent", "nobody": "no such node", "": "no such node",
+	} {
+		n, err := drainableNode(members, name)
+		if got := n.ID; err == nil && got != want || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %q, %v; want %q", name, got, err, want)
+		}
+	}
+}

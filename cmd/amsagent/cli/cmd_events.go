@@ -1,0 +1,161 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+type eventsOptions struct {
+	since time.Duration
+	limit int
+}
+
+func (o *eventsOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.DurationVar(&o.since, "since", 0, "only what happened in the last `DURATION`, such as 24h (default: all that is kept, 90 days)")
+	fs.IntVarP(&o.limit, "limit", "n", 50, "at most so many, the latest")
+}
+
+// mostEvents bounds --limit: a history is read into memory.
+const mostEvents = 10_000
+
+func newEventsCommand(g *globals) *cobra.Command {
+	var opts eventsOptions
+	cmd := &cobra.Command{
+		Use:   "events [NODE] [flags]",
+		Short: "show the history of the cluster, or of one node: joins, drains, notices, leaves",
+		Long: "The registry keeps who did what to which node, and why, for 90 days. NODE is an id or an\n" +
+			"address. Times are those of MongoDB's server, in UTC; the latest is last.\n\n" +
+			"Only MongoDB is needed: no root, no AMS, no node.",
+		Example: "  amsagent events\n" +
+			"  amsagent events 10.0.1.5 --since 24h\n" +
+			"  amsagent events i-0123456789abcdef0 -n 10 -o json",
+		GroupID:               groupEveryday,
+		Args:                  oneNode,
+		DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runEvents(cmd.Context(), opts, args, g)
+		},
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, keyMongo)
+	return cmd
+}
+
+func oneNode(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usageError(nil, "%s takes one node: %q is another one", cmd.CommandPath(), args[1])
+	}
+	return nil
+}
+
+// eventsData is what `events` prints.
+type eventsData struct {
+	// Nodes are the ids that were asked for; none are all.
+	Nodes  []string            `json:"nodes,omitempty"`
+	Events []cluster.PastEvent `json:"events"`
+}
+
+// historian is the cluster as far as events reads it.
+type historian interface {
+	Nodes(ctx context.Context) ([]cluster.Node, error)
+	Events(ctx context.Context, q cluster.EventQuery) ([]cluster.PastEvent, error)
+	ServerTime(ctx context.Context) (time.Time, error)
+}
+
+func runEvents(ctx context.Context, opts eventsOptions, args []string, g *globals) error {
+	switch {
+	case opts.since < 0:
+		return usageError(nil, "--since: %s is in the future", shortDuration(opts.since))
+	case opts.limit < 1 || opts.limit > mostEvents:
+		return usageError(nil, "--limit: %d is outside 1 to %d", opts.limit, mostEvents)
+	}
+	c, err := g.connectCluster(ctx, "amsagent events")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	return events(ctx, opts, args, g, c)
+}
+
+func events(ctx context.Context, opts eventsOptions, args []string, g *globals, c historian) error {
+	fail := func(err error) error { return &userError{Msg: "cannot read the history", Cause: err} }
+	q := cluster.EventQuery{Limit: opts.limit}
+	if opts.since > 0 {
+		now, err := c.ServerTime(ctx)
+		if err != nil {
+			return fail(err)
+		}
+		q.Since = now.Add(-opts.since)
+	}
+	var err error
+	if len(args) > 0 {
+		if q.Nodes, err = nodesNamed(ctx, c, args[0]); err != nil {
+			return fail(err)
+		}
+	}
+	data := eventsData{Nodes: q.Nodes}
+	if data.Events, err = c.Events(ctx, q); err != nil {
+		return fail(err)
+	}
+	return g.result("events", data, func(w *textWriter) { eventsText(w, data) })
+}
+
+// nodesNamed returns the ids of the nodes with an id or an address. An id that no row has may have a history: its row is
+// gone.
+func nodesNamed(ctx context.Context, c historian, name string) ([]string, error) {
+	rows, err := c.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ids := []string{name}
+	for _, n := range rows {
+		if n.ID != name && n.IP != "" && cluster.SameAddress(n.IP, name) {
+			ids = append(ids, n.ID)
+		}
+	}
+	return ids, nil
+}
+
+func eventsText(w *textWriter, d eventsData) {
+	if len(d.Events) == 0 {
+		w.line("no events")
+		return
+	}
+	var rows [][]string
+	for _, e := range d.Events {
+		at := "-"
+		if !e.At.IsZero() {
+			at = e.At.UTC().Format(time.DateTime)
+		}
+		rows = append(rows, []string{at, dash(e.Node), dash(e.Kind), dash(e.Who), eventText(e)})
+	}
+	w.table(rows)
+}
+
+// eventText is why something happened, and its further facts.
+func eventText(e cluster.PastEvent) string {
+	var parts []string
+	if e.Why != "" {
+		parts = append(parts, e.Why)
+	}
+	if e.Cut != nil {
+		parts = append(parts, count(int(*e.Cut), "session")+" cut")
+	}
+	for _, key := range slices.Sorted(maps.Keys(e.Details)) {
+		parts = append(parts, fmt.Sprintf("%s %s", key, e.Details[key]))
+	}
+	return dash(strings.Join(parts, "; "))
+}

@@ -1,0 +1,82 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// On a tree that is not this machine: every part is there, also where the settings are wrong.
+func TestSupport(t *testing.T) {
+	type part struct {
+		exit int
+		text string
+	}
+	for config, want := range map[string]map[string]part{
+		"role: edge\n": {
+			"amsagent version": {exitOK, "amsagent "}, "amsagent config": {exitOK, "edge"},
+			"amsagent nodes --all": {exitUsage, "[AMS-MONGO-MISSING]"}, "uname -a": {-1, "not asked: "},
+		},
+		"rule: edge\n": {
+			"amsagent version": {exitOK, "amsagent "}, "amsagent config": {exitUsage, "rule"},
+			"amsagent nodes --all": {exitUsage, "rule"}, "uname -a": {-1, "not asked: "},
+		},
+	} {
+		root := tree(t, map[string]string{"etc/amsagent/config.yaml": config})
+		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "none", "AMSAGENT_TAG_MONGO": "password=hush"}}
+		code := Main([]string{"support", "--root", root, "-o", "json"}, e.env())
+		stdout, stderr := e.stdout.String(), e.stderr.String()
+		var got supportData
+		if err := json.Unmarshal([]byte(stdout), &got); code != exitOK || err != nil {
+			t.Fatalf("exit %d, %v\n%s%s", code, err, stdout, stderr)
+		}
+		if strings.Contains(stdout+stderr, "hush") {
+			t.Errorf("%s: the password is shown:\n%s", config, stdout)
+		}
+		if want := len(supportLooks()) + len(supportPrograms()); len(got.Parts) != want {
+			t.Errorf("%d parts, want %d", len(got.Parts), want)
+		}
+		said := map[string]supportPart{}
+		for _, p := range got.Parts {
+			said[p.Command] = p
+			if p.Text == "" {
+				t.Errorf("%s says nothing", p.Command)
+			}
+		}
+		for command, want := range want {
+			if p := said[command]; p.Exit != want.exit || !strings.Contains(p.Text, want.text) {
+				t.Errorf("%s: exit %d\n%s", command, p.Exit, p.Text)
+			}
+		}
+	}
+}
+
+func TestSupportPrograms(t *testing.T) {
+	g := newGlobals(Env{}.withDefaults())
+	if exit, said := g.systemSays(t.Context(), []string{"sh", "-c", "echo a; echo b >&2; exit 3"}); exit != 3 || string(said) != "a\nb\n" {
+		t.Errorf("exit %d, %q", exit, said)
+	}
+	if exit, said := g.systemSays(t.Context(), []string{"amsagent-no-such-program"}); exit != -1 || !bytes.Contains(said, []byte("not found")) {
+		t.Errorf("one that is not there: exit %d, %q", exit, said)
+	}
+	if got := lastOf([]byte("one\ntwo\nthree\n"), 8); got != "(the first 8 bytes are left out)\nthree\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestSupportInterrupted(t *testing.T) {
+	e := &testEnv{}
+	g := newGlobals(e.env().withDefaults())
+	g.setForm("text", "auto", 0)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(&interruptedError{syscall.SIGTERM})
+	if code := g.report(ctx, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
+		t.Errorf("exit %d\n%s", code, e.stdout.String())
+	}
+}

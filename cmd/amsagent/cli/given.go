@@ -1,0 +1,168 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// annotationKeeps marks the command whose flags are kept for those that follow. For it an empty value means that what
+// was kept is dropped.
+const annotationKeeps = "keeps"
+
+// keptSettings are the settings that a join keeps, in the order in which they are shown.
+func keptSettings() []setting {
+	var rows []setting
+	for _, row := range settingsTable() {
+		if row.kept {
+			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
+// keptKeys lists them for the help of join.
+func keptKeys() string {
+	var keys []string
+	for _, row := range keptSettings() {
+		keys = append(keys, row.key)
+	}
+	return wrap(strings.Join(keys, ", "))
+}
+
+// pairs are settings of which one means nothing without the other: what is said of one is said of both.
+var pairs = [][2]string{{keyService, keyServiceCommand}, {keyAddress, keyForceAddress}}
+
+// partner is the other setting of a pair; "" where the key stands alone.
+func partner(key string) string {
+	for _, p := range pairs {
+		switch key {
+		case p[0]:
+			return p[1]
+		case p[1]:
+			return p[0]
+		}
+	}
+	return ""
+}
+
+// text is what the settings file says of a setting and of its partner.
+func (f *configFile) text(key string) string {
+	if f == nil {
+		return ""
+	}
+	return strings.Trim(f.values[key].text+"\n"+f.values[partner(key)].text, "\n")
+}
+
+// readGiven reads what an earlier join was given. Who may not read it, or finds it damaged, goes by the other layers: no
+// command may fail for it, leave least of all.
+func readGiven(root string) (*bootstrap.Given, string) {
+	given, err := bootstrap.LoadGiven(root)
+	switch {
+	case err == nil:
+		return given, ""
+	case errors.Is(err, fs.ErrPermission):
+		return nil, ""
+	}
+	return nil, fmt.Sprintf("what was given to join cannot be used: %v; run the same amsagent join again", err)
+}
+
+// applyGiven puts in what an earlier join was given, where the settings file says nothing later.
+func (s *settings) applyGiven(src sources) {
+	if src.given == nil {
+		return
+	}
+	for _, row := range keptSettings() {
+		g, ok := src.given.Settings[row.key]
+		if !ok || slices.Contains(src.dropped, row.key) || slices.Contains(src.dropped, partner(row.key)) || src.file.text(row.key) != g.Replaced {
+			continue
+		}
+		text, err := row.canonical(g.Value)
+		if err != nil {
+			s.warnings = append(s.warnings, fmt.Sprintf("%s, given to join, is not used: %v", row.key, err))
+			continue
+		}
+		s.setLower(row.key, value{text: text, origin: origin{Layer: layerGiven}})
+	}
+	// A flag or a variable that names one of a pair leaves the kept other one without its meaning. Of the services the
+	// higher layer wins anyway.
+	address, force := s.values[keyAddress], s.values[keyForceAddress]
+	if force.origin.Layer == layerGiven && address.origin.Layer > layerGiven {
+		row, _ := settingByKey(keyForceAddress)
+		s.values[keyForceAddress] = value{text: row.def}
+	}
+}
+
+// joinedWith is a setting that this node has from its join, where the settings do not say it any more: a tag that was taken
+// away, or that cannot be read now.
+func (g *globals) joinedWith(key string) string {
+	m := bootstrap.Machine{Root: g.settings.Root}
+	s, err := m.StateFile()
+	if err != nil || s == nil || s.Phase != bootstrap.PhaseJoined {
+		return ""
+	}
+	switch key {
+	case keyRole:
+		return s.Role
+	case keyGroup:
+		return s.Group
+	}
+	return ""
+}
+
+// roleText is what this node is for, with its origin.
+func (g *globals) roleText() string {
+	var parts []string
+	for _, key := range []string{keyRole, keyGroup} {
+		now, joined := g.settings.values[key], g.joinedWith(key)
+		switch {
+		case now.text != "" && joined != "" && now.text != joined:
+			parts = append(parts, fmt.Sprintf("%s %s as joined; %s by %s from the daemon's next look on", key, printable(joined), printable(now.text), now.origin))
+		case now.text != "":
+			parts = append(parts, fmt.Sprintf("%s %s, %s", key, printable(now.text), now.origin))
+		case joined != "":
+			parts = append(parts, fmt.Sprintf("%s %s, as joined", key, printable(joined)))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// toKeep is what this join keeps of its settings: its flags and variables, and what an earlier join kept and nothing
+// replaced since.
+func (g *globals) toKeep() *bootstrap.Given {
+	keep := &bootstrap.Given{Settings: map[string]bootstrap.GivenSetting{}}
+	for _, row := range keptSettings() {
+		v := g.settings.values[row.key]
+		switch v.origin.Layer {
+		case layerGiven, layerEnv, layerFlag:
+			keep.Settings[row.key] = bootstrap.GivenSetting{Value: v.text, Replaced: g.file.text(row.key)}
+		default:
+		}
+	}
+	return keep
+}
+
+// dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
+func (g *globals) dropEmpty(cmd *cobra.Command) (rest map[string]given, dropped []string) {
+	if _, ok := cmd.Annotations[annotationKeeps]; !ok {
+		return g.given, nil
+	}
+	rest = maps.Clone(g.given)
+	for _, row := range keptSettings() {
+		if flag, ok := rest[row.key]; ok && flag.text == "" {
+			delete(rest, row.key)
+			dropped = append(dropped, row.key)
+		}
+	}
+	return rest, dropped
+}

@@ -1,0 +1,205 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// kept is what an earlier join was given: key, value, and what the settings file said then.
+func kept(rows ...[3]string) *bootstrap.Given {
+	g := &bootstrap.Given{Settings: map[string]bootstrap.GivenSetting{}}
+	for _, r := range rows {
+		g.Settings[r[0]] = bootstrap.GivenSetting{Value: r[1], Replaced: r[2]}
+	}
+	return g
+}
+
+// What an operator said last counts: a join against the settings file of that time, and the file once it was changed.
+func TestGivenToJoin(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		src        sources
+		key        string
+		want, from string
+	}{
+		{name: "over the default", src: sources{given: kept([3]string{keyAddress, "10.77.0.1"})}, key: keyAddress, want: "10.77.0.1", from: "given to join"},
+		{
+			name: "over the file of that time", src: sources{given: kept([3]string{keyRole, "origin", "edge"}), file: file("role: edge\n")},
+			key: keyRole, want: "origin", from: "given to join",
+		},
+		{
+			name: "the file was changed since", src: sources{given: kept([3]string{keyRole, "origin", "edge"}), file: file("role: transcoder\n")},
+			key: keyRole, want: "transcoder", from: "/etc/amsagent/config.yaml:1",
+		},
+		{
+			name: "the file says it since", src: sources{given: kept([3]string{keyRole, "origin"}), file: file("role: transcoder\n")},
+			key: keyRole, want: "transcoder", from: "/etc/amsagent/config.yaml:1",
+		},
+		{
+			name: "a variable", src: sources{given: kept([3]string{keyRole, "origin"}), lookupEnv: lookup(map[string]string{"AMSAGENT_ROLE": "edge"})},
+			key: keyRole, want: "edge", from: "AMSAGENT_ROLE",
+		},
+		{name: "a flag", src: sources{given: kept([3]string{keyRole, "origin"}), flags: flags(keyRole, "edge")}, key: keyRole, want: "edge", from: "--role"},
+		{name: "dropped", src: sources{given: kept([3]string{keyRole, "origin"}), dropped: []string{keyRole}}, key: keyRole, want: "", from: "default"},
+		{name: "not usable", src: sources{given: kept([3]string{keyRole, "two words"})}, key: keyRole, want: "", from: "default"},
+		{
+			name: "a kind of service over the kept command", src: sources{given: kept([3]string{keyServiceCommand, "/bin/ams"}), flags: flags(keyService, "systemd")},
+			key: keyServiceCommand, want: "", from: "default",
+		},
+		{
+			name: "the kept command over the file's kind", src: sources{given: kept([3]string{keyServiceCommand, "/bin/ams", "none"}), file: file("service: none\n")},
+			key: keyService, want: "auto", from: "default",
+		},
+		{
+			name: "force belongs to the address", src: sources{
+				given: kept([3]string{keyAddress, "10.0.0.1"}, [3]string{keyForceAddress, "yes"}), flags: flags(keyAddress, "10.0.0.2"),
+			},
+			key: keyForceAddress, want: "no", from: "default",
+		},
+		{
+			name: "dropped with the address", src: sources{
+				given: kept([3]string{keyAddress, "10.0.0.1"}, [3]string{keyForceAddress, "yes"}), dropped: []string{keyAddress},
+			},
+			key: keyForceAddress, want: "no", from: "default",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, err := resolveSettings(tt.src)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.applyTags(tagsOf(map[string]string{"amsagent:role": ""})); err != nil {
+				t.Fatal(err)
+			}
+			if v := s.values[tt.key]; v.text != tt.want || v.origin.String() != tt.from {
+				t.Errorf("%s is %q, %s; want %q, %s", tt.key, v.text, v.origin, tt.want, tt.from)
+			}
+		})
+	}
+}
+
+// A join keeps what it is given by flag and by variable, and what an earlier one was given and nothing replaced.
+func TestWhatAJoinKeeps(t *testing.T) {
+	src := sources{
+		flags:     flags(keyAddress, "10.0.0.2", keyService, "systemd"),
+		lookupEnv: lookup(map[string]string{"AMSAGENT_GROUP": "edges"}),
+		file:      file("role: edge\nprovider: none\naddress: 10.0.0.9\n"),
+		given: kept([3]string{keyRole, "origin", "edge"}, [3]string{keyServiceCommand, "/bin/ams"}, [3]string{keyProvider, "aws"},
+			[3]string{keyForceAddress, "yes", "10.0.0.9"}, [3]string{keyRemoteIPValve, "keep"}),
+		dropped: []string{keyRemoteIPValve},
+	}
+	s, err := resolveSettings(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &globals{settings: s, file: src.file}
+	want := kept([3]string{keyAddress, "10.0.0.2", "10.0.0.9"}, [3]string{keyService, "systemd"}, [3]string{keyGroup, "edges"}, [3]string{keyRole, "origin", "edge"})
+	if diff := cmp.Diff(want, g.toKeep()); diff != "" {
+		t.Errorf("kept (-want +got):\n%s", diff)
+	}
+}
+
+// A file that is damaged stops no command, and each says so.
+func TestGivenDamaged(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, bootstrap.GivenPath)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("{\"version\":1,\"settings\":"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := &testEnv{}
+	if code := Main([]string{"config", "--offline", "--root", root}, e.env()); code != exitOK {
+		t.Errorf("exit %d: %s", code, e.stderr.String())
+	}
+	if text := e.stderr.String(); !strings.Contains(text, "what was given to join cannot be used: ") {
+		t.Errorf("stderr: %s", text)
+	}
+}
+
+// A daemon is made for one server: where a join was given another one, it begins anew, without telling systemd that it
+// stops.
+func TestDaemonFollowsTheService(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, bootstrap.GivenPath)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	e := &testEnv{}
+	g := newGlobals(e.env().withDefaults())
+	g.given[keyRoot] = given{text: root, name: "--root"}
+	cmd := newRunCommand(g)
+	if err := g.load(cmd); err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancelCause(t.Context())
+	a := &daemonAdapter{g: g, cmd: cmd, server: serverOf(g.settings), end: end}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.reread(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{"version":1,"settings":{"role":{"value":"edge"}}}`)
+	if err := context.Cause(ctx); err != nil || a.settings().Role != "edge" {
+		t.Errorf("role %q, ended by %v", a.settings().Role, err)
+	}
+	write(`{"version":1,"settings":{"ams_dir":{"value":"/opt/ams"}}}`)
+	if err := context.Cause(ctx); !errors.Is(err, errOtherServer) {
+		t.Errorf("ended by %v", err)
+	}
+}
+
+// Nobody who wants the settings, or MongoDB's address, waits for a metadata service that hangs.
+func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
+	asked, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		once.Do(func() { close(asked) })
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	}))
+	defer srv.Close()
+	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": srv.URL, "AMSAGENT_MONGO": "10.0.2.4"}}
+	g := newGlobals(e.env().withDefaults())
+	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
+	cmd := newRunCommand(g)
+	if err := g.load(cmd); err != nil {
+		t.Fatal(err)
+	}
+	a := &daemonAdapter{g: g, cmd: cmd}
+	ctx, cancel := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	work.Go(func() { _, _ = a.identify(ctx) })
+	<-asked
+	_ = a.settings()
+	if _, err := a.mongo(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.provider(ctx); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	close(release)
+	work.Wait()
+}

@@ -1,0 +1,101 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+// A cloud in which this machine joined, and which does not answer, is not known for now: the machine is no other one, and
+// its notices are still waited for. Firmware that names no cloud is a container's, or missing.
+func TestInstanceUnknownForNow(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
+	defer srv.Close()
+	for name, tt := range map[string]struct {
+		state     string
+		endpoints map[string]string
+		provider  string
+		cause     string // "": the machine is identified by its own facts
+	}{
+		"joined in a cloud": {
+			`{"version":1,"phase":"joined","instance_id":"i-1","address":"10.0.0.5","provider":"aws"}`,
+			map[string]string{"aws": srv.URL},
+			"aws", "HTTP 403",
+		},
+		"a join was begun there": {
+			`{"version":1,"phase":"joining","instance_id":"i-1","address":"10.0.0.5","provider":"aws"}`,
+			map[string]string{"aws": srv.URL},
+			"aws", "HTTP 403",
+		},
+		"another machine's tree": {
+			`{"version":1,"phase":"joined","instance_id":"i-1","address":"10.0.0.5","provider":"alibaba"}`,
+			map[string]string{"aws": srv.URL},
+			"alibaba", "below a root only services whose address is set are asked",
+		},
+		"joined in no cloud": {
+			`{"version":1,"phase":"joined","instance_id":"m-1","address":"10.0.0.5","provider":"generic"}`,
+			map[string]string{"aws": srv.URL},
+			"generic", "",
+		},
+		"never joined":         {"", map[string]string{"aws": srv.URL}, "generic", ""},
+		"a state file in half": {`{"version":1,"pha`, map[string]string{"aws": srv.URL}, "generic", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for path, text := range map[string]string{"etc/machine-id": "0123456789abcdef0123456789abcdef\n", "var/lib/amsagent/state.json": tt.state} {
+				if text == "" {
+					continue
+				}
+				path = filepath.Join(root, path)
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
+			g.logger = slog.New(slog.DiscardHandler)
+			g.settings.Provider, g.settings.Root, g.settings.Endpoints = "auto", root, tt.endpoints
+			m, err := g.readInstance(t.Context(), "")
+			if tt.cause == "" {
+				if err != nil || !strings.HasPrefix(m.Instance.ID, "m-") {
+					t.Errorf("%+v, %v", m.Instance, err)
+				}
+			} else if !errors.Is(err, metadata.ErrNotReady) || !strings.Contains(err.Error(), tt.cause) || !strings.Contains(metadata.HintOf(err), "--provider") {
+				t.Errorf("%+v, %v (%s)", m.Instance, err, metadata.HintOf(err))
+			}
+			a := &daemonAdapter{g: g}
+			if p, err := a.provider(t.Context()); err != nil || p != tt.provider {
+				t.Errorf("the provider is %s, want %s (%v)", p, tt.provider, err)
+			}
+			if tt.cause == "" {
+				return
+			}
+			c := newCloud(a)
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			if err := c.Watch(ctx, func(lifecycle.Notice) {}); !errors.Is(err, context.DeadlineExceeded) || c.source != nil {
+				t.Errorf("%v, source %v", err, c.source)
+			}
+			select {
+			case <-c.known:
+				t.Error("the daemon looks for this machine's cloud no more")
+			default:
+			}
+		})
+	}
+}

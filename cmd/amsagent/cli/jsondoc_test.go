@@ -1,0 +1,326 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// resultsOf are the objects that -o json prints, by their kind, with the commands that print them.
+func resultsOf() []result {
+	return []result{
+		{"join", "join", bootstrap.JoinResult{}},
+		{"leave", "leave", bootstrap.LeaveResult{}},
+		{"converge", "converge", bootstrap.Convergence{}},
+		{"status", "status", statusView{}},
+		{"nodes", "nodes", nodesData{}},
+		{"node", "nodes --watch", nodeChange{}},
+		{"prune", "nodes prune", pruneData{}},
+		{"events", "events", eventsData{}},
+		{"drain", "drain", drainData{}},
+		{"undrain", "undrain", drainData{}},
+		{"event", "event", drainData{}},
+		{"deregister", "deregister", deregisterResult{}},
+		{"doctor", "doctor", doctorData{}},
+		{"lint", "doctor --user-data", lintData{}},
+		{"page", "doctor --explain", pageData{}},
+		{"seal", "seal", bootstrap.SealResult{}},
+		{"metadata", "metadata", metadataData{}},
+		{"config", "config", configData{}},
+		{"support", "support", supportData{}},
+		{"version", "version", versionData{}},
+	}
+}
+
+type result struct {
+	kind, command string
+	data          any
+}
+
+// TestJSONDoc holds docs/json.md to the types that are printed. -update writes it.
+func TestJSONDoc(t *testing.T) {
+	d := &jsonDoc{sources: map[string]map[string]*ast.File{}, named: map[reflect.Type]bool{}}
+	d.line("# What `-o json` prints")
+	d.line("")
+	d.line("Made from the sources by `go test ./cmd/amsagent/cli -run JSONDoc -update`; do not edit it.")
+	d.line("")
+	d.line("A result is one object on standard output. Before the fields below it has `schema_version`, which is %d, and `kind`. Fields may", schemaVersion)
+	d.line("be added without a new version; one that is removed, or means something else, makes one. Times are RFC 3339; a duration is an")
+	d.line("integer of nanoseconds, and its name ends with `_ns`. *Optional* fields are left out where there is nothing to say, which is not")
+	d.line("the same as 0 or empty. Secrets are `***`. What is told on the way is in the log, on standard error, which is JSON then, too.")
+	d.line("")
+	d.line("An error is one object on standard error, of kind `error`:")
+	d.line("")
+	d.table(reflect.TypeFor[errorObject]().Field(2).Type)
+	for _, r := range resultsOf() {
+		d.line("")
+		d.line("## %s: `amsagent %s -o json`", r.kind, r.command)
+		d.line("")
+		d.table(reflect.TypeOf(r.data))
+	}
+	d.line("")
+	d.line("# Objects in them")
+	for len(d.todo) > 0 {
+		next := d.todo[0]
+		d.todo = d.todo[1:]
+		d.line("")
+		d.line("## %s", next.String())
+		d.line("")
+		d.table(next)
+	}
+	if d.err != nil {
+		t.Fatal(d.err)
+	}
+	golden(t, "../../../../docs/json.md", d.b.String())
+
+	// Every kind that a command prints is there.
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kind := regexp.MustCompile(`\.result\("([a-z]+)"`)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range kind.FindAllSubmatch(b, -1) {
+			if !slices.ContainsFunc(resultsOf(), func(r result) bool { return r.kind == string(m[1]) }) {
+				t.Errorf("%s prints the kind %s, which docs/json.md does not know", name, m[1])
+			}
+		}
+	}
+}
+
+// jsonDoc writes what reflection and the comments of the sources tell of a type.
+type jsonDoc struct {
+	b       strings.Builder
+	sources map[string]map[string]*ast.File // by package, by file
+	named   map[reflect.Type]bool
+	todo    []reflect.Type
+	err     error
+}
+
+func (d *jsonDoc) line(format string, args ...any) { fmt.Fprintf(&d.b, format+"\n", args...) }
+
+// table writes the fields of a struct.
+func (d *jsonDoc) table(t reflect.Type) {
+	d.line("| field | type | |")
+	d.line("|---|---|---|")
+	d.rows(t)
+}
+
+// rows are the fields of a struct; those of embedded ones are its own.
+func (d *jsonDoc) rows(t reflect.Type) {
+	for f := range structFields(t) {
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if f.Anonymous && name == "" {
+			inner := f.Type
+			if inner.Kind() == reflect.Pointer {
+				inner = inner.Elem()
+			}
+			d.rows(inner)
+			continue
+		}
+		if name == "-" || !f.IsExported() || name == "schema_version" || name == "kind" && t == reflect.TypeFor[nodeChange]() {
+			continue
+		}
+		if name == "" {
+			d.err = fmt.Errorf("%s.%s has no name in JSON", t, f.Name)
+			return
+		}
+		text := d.typeText(f.Type)
+		if f.Type == reflect.TypeFor[time.Duration]() && !strings.HasSuffix(name, "_ns") {
+			d.err = errors.Join(d.err, fmt.Errorf("%s.%s is a duration, and its name %q does not say so", t, f.Name, name))
+		}
+		if strings.Contains(options, "omit") {
+			text = "optional " + text
+		}
+		d.line("| `%s` | %s | %s |", name, text, d.comment(t, f.Name))
+	}
+}
+
+func structFields(t reflect.Type) func(func(reflect.StructField) bool) {
+	return func(yield func(reflect.StructField) bool) {
+		for i := range t.NumField() {
+			if !yield(t.Field(i)) {
+				return
+			}
+		}
+	}
+}
+
+func (d *jsonDoc) typeText(t reflect.Type) string {
+	switch {
+	case t == reflect.TypeFor[time.Time]():
+		return "time"
+	case t == reflect.TypeFor[time.Duration]():
+		return "nanoseconds"
+	case t.Kind() == reflect.Pointer:
+		return d.typeText(t.Elem())
+	case marshals(t):
+		return sample(t)
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return "boolean"
+	case reflect.Float32, reflect.Float64:
+		return "number"
+	case reflect.String:
+		if values := d.constants(t); values != "" {
+			return values
+		}
+		return "string"
+	case reflect.Slice, reflect.Array:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return "string, base64"
+		}
+		return "list of " + d.typeText(t.Elem())
+	case reflect.Map:
+		return "object: " + d.typeText(t.Elem()) + " by name"
+	case reflect.Struct:
+		if !d.named[t] {
+			d.named[t] = true
+			d.todo = append(d.todo, t)
+		}
+		anchor := strings.ToLower(strings.ReplaceAll(t.String(), ".", ""))
+		return fmt.Sprintf("[%s](#%s)", t, anchor)
+	case reflect.Interface:
+		return "any"
+	default:
+		return "integer"
+	}
+}
+
+func marshals(t reflect.Type) bool {
+	for _, by := range []reflect.Type{reflect.TypeFor[json.Marshaler](), reflect.TypeFor[encoding.TextMarshaler]()} {
+		if t.Implements(by) || reflect.PointerTo(t).Implements(by) {
+			return true
+		}
+	}
+	return false
+}
+
+// sample is the type of what a type makes of itself.
+func sample(t reflect.Type) string {
+	b, err := json.Marshal(reflect.New(t).Interface())
+	switch {
+	case err != nil, bytes.HasPrefix(b, []byte(`"`)):
+		return "string"
+	case bytes.HasPrefix(b, []byte("{")):
+		return "object"
+	case t.Kind() == reflect.Map:
+		return "object: string by name"
+	case bytes.HasPrefix(b, []byte("[")):
+		return "list"
+	}
+	return "string or null"
+}
+
+const module = "github.com/amsagent/amsagent"
+
+// files are the sources of the package of a type; none of other modules.
+func (d *jsonDoc) files(t reflect.Type) map[string]*ast.File {
+	below, ours := strings.CutPrefix(t.PkgPath(), module)
+	if !ours {
+		return nil
+	}
+	if files, ok := d.sources[below]; ok {
+		return files
+	}
+	files := map[string]*ast.File{}
+	d.sources[below] = files
+	names, err := filepath.Glob(filepath.Join("../../..", below, "*.go"))
+	if err != nil {
+		d.err = err
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		if files[name], err = parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments); err != nil {
+			d.err = err
+		}
+	}
+	return files
+}
+
+// comment is the first sentence of the comment of a field.
+func (d *jsonDoc) comment(t reflect.Type, field string) string {
+	text := ""
+	for _, file := range d.files(t) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok || spec.Name.Name != t.Name() {
+				return true
+			}
+			if st, ok := spec.Type.(*ast.StructType); ok {
+				for _, f := range st.Fields.List {
+					if slices.ContainsFunc(f.Names, func(n *ast.Ident) bool { return n.Name == field }) {
+						text = f.Doc.Text() + f.Comment.Text()
+					}
+				}
+			}
+			return false
+		})
+	}
+	text = strings.Join(strings.Fields(text), " ")
+	if i := strings.Index(text, ". "); i > 0 {
+		text = text[:i]
+	}
+	text = strings.TrimSuffix(strings.ReplaceAll(text, "|", "\\|"), ".")
+	for _, opening := range []string{field + " is ", field + " are ", field + " tells ", field + " says ", field + ": "} {
+		text = strings.TrimPrefix(text, opening)
+	}
+	return text
+}
+
+// constants are the values that the sources name for a type of strings.
+func (d *jsonDoc) constants(t reflect.Type) string {
+	var values []string
+	for _, name := range slices.Sorted(maps.Keys(d.files(t))) {
+		for _, decl := range d.files(t)[name].Decls {
+			gen, ok := decl.(*ast.GenDecl)
+			if !ok || gen.Tok != token.CONST {
+				continue
+			}
+			for _, s := range gen.Specs {
+				spec := s.(*ast.ValueSpec)
+				if id, ok := spec.Type.(*ast.Ident); !ok || id.Name != t.Name() {
+					continue
+				}
+				for _, v := range spec.Values {
+					if lit, ok := v.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+						if text, err := strconv.Unquote(lit.Value); err == nil && text != "" && !slices.Contains(values, "`"+text+"`") {
+							values = append(values, "`"+text+"`")
+						}
+					}
+				}
+			}
+		}
+	}
+	return strings.Join(values, ", ")
+}

@@ -1,0 +1,106 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// open is a standard input that says nothing and is never closed.
+type open struct{ end chan struct{} }
+
+func (o open) Read([]byte) (int, error) {
+	<-o.end
+	return 0, io.EOF
+}
+
+// The first signal and --timeout end the wait for standard input.
+func TestMongoStdinWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stdin := open{make(chan struct{})}
+		defer close(stdin.end)
+		source := func(ctx context.Context, timeout time.Duration) (time.Duration, error) {
+			e := &testEnv{stdin: stdin}
+			g := newGlobals(e.env().withDefaults())
+			g.setForm("text", "never", 0)
+			g.ctx, g.settings.Timeout = ctx, timeout
+			begin := time.Now()
+			_, err := g.mongoStdin(origin{Layer: layerFlag, Name: "--mongo"})
+			return time.Since(begin), err
+		}
+		if took, err := source(t.Context(), 3*time.Second); took != 3*time.Second || err == nil || !strings.Contains(err.Error(), "within 3s") {
+			t.Errorf("--timeout 3s: after %s: %v", took, err)
+		}
+		if took, err := source(t.Context(), time.Hour); took != pipeTime || err == nil {
+			t.Errorf("without a signal: after %s: %v", took, err)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Second, func() { cancel(&interruptedError{syscall.SIGTERM}) })
+		var sig *interruptedError
+		if took, err := source(ctx, time.Hour); took != time.Second || !errors.As(err, &sig) {
+			t.Errorf("with a signal: after %s: %v", took, err)
+		}
+	})
+}
+
+// A file that another user can change decides whom root connects to.
+func TestMongoFileOwner(t *testing.T) {
+	for mode, want := range map[os.FileMode]string{0o600: "", 0o644: "", 0o646: "mode 0646"} {
+		path := filepath.Join(t.TempDir(), "mongo")
+		if err := errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+		e := &testEnv{tty: true}
+		g := newGlobals(e.env().withDefaults())
+		g.setForm("text", "never", 0)
+		if _, err := g.mongoFile(path, origin{Layer: layerFlag, Name: "--mongo"}); err != nil {
+			t.Fatal(err)
+		}
+		got := e.stderr.String()
+		if want == "" && got != "" || !strings.Contains(got, "0646") && want != "" || want != "" && !strings.Contains(got, "another user can change") {
+			t.Errorf("%04o: %q", mode, got)
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file to another user")
+	}
+	path := filepath.Join(t.TempDir(), "mongo")
+	if err := errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chown(path, 12345, 0)); err != nil {
+		t.Fatal(err)
+	}
+	e := &testEnv{}
+	g := newGlobals(e.env().withDefaults())
+	g.setForm("text", "never", 0)
+	if _, err := g.mongoFile(path, origin{Layer: layerFlag, Name: "--mongo"}); err != nil || !strings.Contains(e.stderr.String(), "owner=12345") {
+		t.Errorf("%v, %q", err, e.stderr.String())
+	}
+}
+
+// MongoDB says the same to a user without the right and to no user at all; the advice differs.
+func TestForbiddenHint(t *testing.T) {
+	for address, want := range map[string]string{
+		"10.0.2.4":                 "asks for a login and the address has none",
+		"mongodb://u:pw@10.0.2.4/": "needs readWrite",
+	} {
+		e := &testEnv{}
+		g := newGlobals(e.env().withDefaults())
+		g.setForm("text", "never", 0)
+		g.settings.values[keyMongo] = value{text: address, origin: origin{Layer: layerEnv, Name: "AMSAGENT_MONGO"}}
+		u := g.explain(&cluster.Error{Op: "reading", Kind: cluster.KindForbidden, Err: errors.New("code 13")})
+		if len(u.Hints) != 1 || !strings.Contains(u.Hints[0], want) || strings.Contains(u.Hints[0], "pw") {
+			t.Errorf("%s: %q", address, u.Hints)
+		}
+	}
+}

@@ -1,0 +1,72 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// hostile has a control character, a C1 control, every kind of bidirectional mark, and a byte that is no UTF-8.
+const hostile = "a\x07\x7f\u0085\u009b31m\u061c\u200e\u200f\u202a\u202e\u2066\u2069\x9bz"
+
+func dangerous(b []byte) bool {
+	return !utf8.Valid(b) || bytes.ContainsFunc(b, func(r rune) bool {
+		return r != '\n' && r != '\t' && (r < 0x20 || r >= 0x7f && r <= 0x9f || r == 0x061c || r >= 0x200e && r <= 0x200f ||
+			r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069)
+	})
+}
+
+// Whatever a database, a tag or a server says, neither the result nor an error nor the log moves the terminal's cursor.
+func TestOutputIsSafe(t *testing.T) {
+	for _, form := range []string{"text", "json"} {
+		var stdout, stderr bytes.Buffer
+		g := newGlobals(Env{Stdout: &stdout, Stderr: &stderr}.withDefaults())
+		g.setForm(form, "never", slog.LevelDebug)
+		data := map[string]any{"role": hostile, hostile: "x"}
+		if err := g.result("test", data, func(w *textWriter) { w.line("%s", hostile) }); err != nil {
+			t.Fatal(err)
+		}
+		g.log().Warn(hostile, "error", errors.New(hostile), hostile, "x") //nolint:sloglint // the key is hostile on purpose
+		g.report(t.Context(), &userError{Msg: hostile, Cause: errors.New(hostile), Hints: []string{hostile}, State: hostile})
+		for name, out := range map[string][]byte{"stdout": stdout.Bytes(), "stderr": stderr.Bytes()} {
+			if dangerous(out) {
+				t.Errorf("%s on %s: %q", form, name, out)
+			}
+			if !strings.Contains(string(out), `\u009b31m`) {
+				t.Errorf("%s on %s does not show what it escaped: %q", form, name, out)
+			}
+		}
+		if form != "json" {
+			continue
+		}
+		var got map[string]any
+		if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		// A program gets back what was said, but for what is no character.
+		if got["role"] != strings.ToValidUTF8(hostile, "\ufffd") {
+			t.Errorf("%q", got["role"])
+		}
+		for line := range bytes.Lines(stderr.Bytes()) {
+			if !json.Valid(line) {
+				t.Errorf("no JSON: %s", line)
+			}
+		}
+	}
+}
+
+func FuzzSafeOutput(f *testing.F) {
+	f.Add([]byte(hostile))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if out := safeOutput(b); dangerous(bytes.ReplaceAll(out, []byte("\x1b"), nil)) {
+			t.Errorf("%q became %q", b, out)
+		}
+	})
+}

@@ -1,0 +1,317 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// fromHost is a connection that seems to come from an address.
+type fromHost struct {
+	net.Conn
+	from   string
+	closed bool
+}
+
+func (c *fromHost) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(c.from), 1))
+}
+
+func (c *fromHost) Close() error {
+	c.closed = true
+	return nil
+}
+
+// handed is a listener with connections that were made before.
+type handed struct {
+	net.Listener
+	conns []net.Conn
+}
+
+func (h *handed) Accept() (net.Conn, error) {
+	if len(h.conns) == 0 {
+		return nil, io.EOF
+	}
+	c := h.conns[0]
+	h.conns = h.conns[1:]
+	return c, nil
+}
+
+func TestBoundedListener(t *testing.T) {
+	h := &handed{}
+	l := bound(h)
+	var all []*fromHost
+	accept := func(from string) *boundedConn {
+		t.Helper()
+		c := &fromHost{from: from}
+		all = append(all, c)
+		h.conns = append(h.conns, c)
+		got, err := l.Accept()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.(*boundedConn)
+	}
+	closed := func() (n int) {
+		for _, c := range all {
+			if c.closed {
+				n++
+			}
+		}
+		return n
+	}
+
+	balancer := accept("10.0.0.9")
+	for range 1000 {
+		accept("10.0.0.1")
+	}
+	if l.open() != maxHostConns+1 || closed() != 1000-maxHostConns {
+		t.Fatalf("%d are open, %d were closed", l.open(), closed())
+	}
+	if last := all[len(all)-1]; last.closed {
+		t.Error("the newest was closed, not the oldest")
+	}
+	// A flood from one network of IPv6 is one host's.
+	for i := range 100 {
+		accept(fmt.Sprintf("2001:db8::%x", i+1))
+	}
+	for i := range maxConns - 10 {
+		accept(fmt.Sprintf("10.1.0.%d", i+1))
+	}
+	if l.open() != maxConns {
+		t.Fatalf("%d are open", l.open())
+	}
+	if balancer.Conn.(*fromHost).closed {
+		// It is the oldest of all, but others have more.
+		t.Error("a single connection was closed before those of a flood")
+	}
+	if err := balancer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l.open() != maxConns-1 {
+		t.Errorf("closing made no room: %d are open", l.open())
+	}
+	// What is being answered stays.
+	l = bound(h)
+	for range maxHostConns {
+		accept("10.0.0.1").setAnswering(true)
+	}
+	if c := accept("10.0.0.1"); c != nil {
+		t.Error("a connection was accepted without room")
+	}
+	for _, c := range all[len(all)-1-maxHostConns : len(all)-1] {
+		if c.closed {
+			t.Error("a connection was closed while it was answered")
+		}
+	}
+}
+
+// TestFlood opens thousands of connections that never finish their request, and asks for health among them.
+func TestFlood(t *testing.T) {
+	path := freshSocket(t)
+	l := &told{}
+	d := newPretended(&pretended{}, l, func(o *Options) {
+		o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+		o.Settings = func() Settings { return Settings{Interval: 10 * time.Millisecond} }
+		o.Control, o.Lock, o.Metrics = path, path+".lock", "127.0.0.1:0"
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	var v View
+	for v.Metrics == "" && ctx.Err() == nil {
+		if b, _, err := askSocket(path); err == nil {
+			if err := json.Unmarshal(b, &v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pause(ctx, time.Millisecond)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+
+	const flood, batch = 2000, 100
+	header := "GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", maxHeader/2)
+	healthy := 0
+	var mine []net.Conn
+	for i := range flood {
+		c, err := net.Dial("tcp", v.Metrics)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine = append(mine, c)
+		_, _ = io.WriteString(c, header) // fails where the daemon has closed it already
+		if i%batch != batch-1 {
+			continue
+		}
+		resp, err := http.Get("http://" + v.Metrics + "/healthz")
+		if err != nil {
+			t.Errorf("no health after %d connections: %v", i+1, err)
+			continue
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			healthy++
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if healthy != flood/batch {
+		t.Errorf("health answered %d times, want %d", healthy, flood/batch)
+	}
+	if used := int64(after.HeapInuse+after.StackInuse) - int64(before.HeapInuse+before.StackInuse); used > 8<<20 {
+		t.Errorf("%d connections take %d kB", flood, used>>10)
+	}
+	if n := len(l.rounds()); n == 0 {
+		t.Error("there was no beat meanwhile")
+	}
+	// All but the last 16 are closed.
+	open := 0
+	for _, c := range mine {
+		_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+		_, err := c.Read(make([]byte, 1))
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			open++
+		}
+		_ = c.Close()
+	}
+	if open > maxHostConns {
+		t.Errorf("%d of %d connections are open", open, flood)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRequestBounds(t *testing.T) {
+	d := newPretended(&pretended{}, &told{}, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := d.serveHTTP(l, noBody(d.metricsHandler()), requestTime)
+	defer srv.Close()
+	for name, tt := range map[string]struct {
+		request string
+		want    int
+	}{
+		"plain":       {"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", http.StatusOK},
+		"body":        {"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", http.StatusRequestEntityTooLarge},
+		"chunks":      {"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", http.StatusRequestEntityTooLarge},
+		"long header": {"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 9<<10) + "\r\n\r\n", http.StatusRequestHeaderFieldsTooLarge},
+	} {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, tt.request)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else {
+			_ = resp.Body.Close()
+			if resp.StatusCode != tt.want {
+				t.Errorf("%s: %s", name, resp.Status)
+			}
+		}
+		_ = c.Close()
+	}
+	for _, limit := range []time.Duration{srv.ReadHeaderTimeout, srv.ReadTimeout, srv.WriteTimeout, srv.IdleTimeout} {
+		if limit <= 0 || limit > 5*time.Second {
+			t.Errorf("a limit is %s", limit)
+		}
+	}
+}
+
+// The port that another program has is taken over when that one ends; systemd hears first that the daemon is up.
+func TestPortTaken(t *testing.T) {
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	path := freshSocket(t)
+	l := &told{}
+	d := newPretended(&pretended{}, l, func(o *Options) {
+		o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+		o.Control, o.Lock, o.Metrics = path, path+".lock", other.Addr().String()
+		o.Periods.Port = time.Millisecond
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	until := func(what string, done func(View) bool) {
+		t.Helper()
+		wait, stop := context.WithTimeout(ctx, 20*time.Second)
+		defer stop()
+		for !done(d.view.get()) {
+			if !pause(wait, time.Millisecond) {
+				t.Fatalf("%s: %+v", what, d.view.get())
+			}
+		}
+	}
+	want := "another program listens on " + other.Addr().String()
+	until("the error", func(v View) bool { return v.MetricsError == want && v.Metrics == "" })
+	if line := d.view.line(); !strings.Contains(line, want) {
+		t.Errorf("the service manager reads %q", line)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	until("the port", func(v View) bool { return v.MetricsError == "" && v.Metrics != "" })
+	resp, err := http.Get("http://" + other.Addr().String() + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.sent) == 0 || !strings.HasPrefix(l.sent[0], "READY=1") {
+		t.Errorf("the service manager heard first: %q", l.sent)
+	}
+}
+
+func TestServerErrorsAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		server := slog.New(&serverErrors{log: slog.New(slog.NewTextHandler(&log, nil))})
+		for range 1000 {
+			server.Warn("http: Accept error: too many open files")
+		}
+		if n := strings.Count(log.String(), "\n"); n != 1 {
+			t.Errorf("%d lines for 1000 errors", n)
+		}
+		<-time.After(serverErrorPause)
+		server.Warn("http: Accept error: too many open files")
+		if !strings.Contains(log.String(), "suppressed=999") {
+			t.Errorf("%s", log.String())
+		}
+	})
+}

@@ -1,0 +1,121 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// readiness is the answer of /readyz.
+type readiness struct {
+	Ready bool `json:"ready"`
+	// Why is the first half that is missing.
+	Why string `json:"why,omitempty"`
+	// Row is the state of this node in the registry, Server whether every
+	// application that is to serve does.
+	Row    cluster.State `json:"row"`
+	Server bool          `json:"server"`
+	// Applications has a word for each application.
+	Applications map[string]string `json:"applications"`
+}
+
+func (v *View) readiness() readiness {
+	r := readiness{Ready: v.Ready, Why: v.NotReady, Row: v.State, Server: v.Server.Up, Applications: v.Server.Applications}
+	if r.Applications == nil {
+		r.Applications = map[string]string{}
+	}
+	return r
+}
+
+// notReady names what keeps new viewers from being sent here; "" where nothing does.
+func (v *View) notReady() string {
+	switch {
+	case v.Lifecycle != nil && !v.Lifecycle.Ready:
+		return "this node drains, or has left"
+	case v.State == "":
+		return "this machine is not a node of the cluster"
+	case v.State != cluster.StateActive:
+		return "the registry has this node as " + string(v.State)
+	case v.Standalone:
+		return "this machine was " + reasonStandalone
+	case !v.Proved:
+		return "Ant Media Server was not seen in the cluster yet"
+	case v.probed && !v.Server.Up:
+		return v.Server.whyDown()
+	}
+	return ""
+}
+
+func (s ServerView) whyDown() string {
+	if s.Why == "" {
+		return notAsked
+	}
+	return s.Why
+}
+
+// serving is what the row says of the server; nil where it is not known.
+func (v *View) serving() *cluster.Serving {
+	switch s := v.Server; {
+	case !v.probed, s.Since.IsZero():
+		return nil
+	case s.Up:
+		return &cluster.Serving{Up: true}
+	case s.Why == notAsked:
+		return nil
+	default:
+		return &cluster.Serving{Why: s.whyDown()}
+	}
+}
+
+func (d *Daemon) servingNow() *cluster.Serving {
+	v := d.view.get()
+	return v.serving()
+}
+
+const notAsked = "the applications have not been asked yet"
+
+// Health is the answer of /healthz: whether this machine is to be kept. It is about
+// this machine alone. What all nodes share is no reason to replace one: MongoDB that
+// is away, and a release of Ant Media Server that has never served here.
+type Health struct {
+	Healthy bool   `json:"healthy"`
+	Why     string `json:"why,omitempty"`
+}
+
+func (d *Daemon) health(now time.Time) Health {
+	v := d.view.get()
+	last := v.Beat.Round
+	if last.IsZero() {
+		last = v.Started
+	}
+	limit := max(healthLimit*time.Duration(d.interval.Load()), leastHealth)
+	if since := now.Sub(last); since > limit {
+		return Health{Why: fmt.Sprintf("the loop has not gone round for %s", since.Round(time.Second))}
+	}
+	after := d.o.Settings().UnhealthyAfter
+	if broken := now.Sub(v.brokenSince); after > 0 && !v.brokenSince.IsZero() && broken >= after && d.serving.servedBefore() {
+		return Health{Why: fmt.Sprintf("Ant Media Server has not served for %s, while MongoDB could be reached: %s",
+			broken.Round(time.Second), v.Server.whyDown())}
+	}
+	return Health{Healthy: true}
+}
+
+// broken reports whether this machine ought to serve, does not, and nothing that
+// other nodes share is known to be the cause.
+func (v *View) broken(now time.Time, interval time.Duration) bool {
+	switch {
+	case v.Phase != bootstrap.PhaseJoined, v.Lifecycle != nil && !v.Lifecycle.Ready:
+		return false // it need not serve
+	case v.State != cluster.StateActive && v.State != cluster.StateJoining:
+		return false
+	case !v.probed || v.Server.Up || v.Server.Since.IsZero():
+		return false
+	}
+	reached := v.Beat.Error == "" && v.Beat.Dropped == 0 && now.Sub(v.Beat.Last) <= max(healthLimit*interval, leastHealth)
+	return reached
+}

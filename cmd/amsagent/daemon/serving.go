@@ -1,0 +1,419 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+)
+
+const (
+	// askPeriod is the time from ask to ask. While all applications serve, each time
+	// the next of them is asked: what befalls the server is noticed by whichever it
+	// is. Otherwise all are. What viewers get is to be followed within two seconds:
+	// this, and servingGrace.
+	askPeriod = 700 * time.Millisecond
+	// askTurns is after how many of them all have been asked. So an application that
+	// fails alone is noticed within three seconds and a half.
+	askTurns = 3
+	// askAgain is the same while an application fails that served a moment ago.
+	askAgain = 250 * time.Millisecond
+	// servingGrace is for how long an application may fail, or be silent, before
+	// the node is not ready: a blip of a second takes no node out. A refused
+	// connection is no blip.
+	servingGrace = 1050 * time.Millisecond
+	// listEvery is how often the applications on disk are listed while all serve. A
+	// new one takes no node out before it has served, so there is no hurry.
+	listEvery = 10 * time.Second
+	// askLimit ends an ask. It is longer than the grace, since the server works on
+	// a call whose caller has gone: while MongoDB is away, calls that are given up
+	// and repeated would fill its threads.
+	askLimit = 10 * time.Second
+)
+
+// ServerProbe asks the server on this machine whether viewers are served.
+type ServerProbe interface {
+	// Applications lists those that are to serve, as they are on disk now.
+	Applications() ([]string, error)
+	Ask(ctx context.Context, app string) ams.AppAnswer
+	// ServedBefore reports whether the release that is installed has ever served,
+	// and Served notes that it does.
+	ServedBefore() bool
+	Served() error
+}
+
+// ServerView is what viewers get from the server on this machine.
+type ServerView struct {
+	// Up tells that every application that is to serve does.
+	Up bool `json:"up"`
+	// Since is when Up was last another; zero before the first answer.
+	Since time.Time `json:"since,omitzero"`
+	// Why names what does not serve; "" while Up.
+	Why string `json:"why,omitempty"`
+	// Applications has a word for each application that was asked.
+	Applications map[string]string `json:"applications,omitempty"`
+}
+
+// application is one application as the watch knows it.
+type application struct {
+	answer ams.AppAnswer
+	// failing is when the first of the asks was sent that have failed since the
+	// application served; zero while it serves.
+	failing time.Time
+	// asking tells that an ask is under way; sent is when the last one was sent.
+	asking bool
+	sent   time.Time
+	next   time.Time // when to ask again, while not all serve
+	// served tells that it served since it was first seen. One that was made while
+	// the server ran, and has not served yet, takes no node out.
+	served, added bool
+}
+
+// late reports whether it was added and has not served yet.
+func (a *application) late() bool { return a.added && !a.served }
+
+// serving watches the server on this machine, for as long as the daemon runs.
+type serving struct {
+	d     *Daemon
+	probe ServerProbe
+
+	mu sync.Mutex
+	// held counts the stops of the agent's own that are under way.
+	held int
+	// stale tells that the answers are of the server before such a stop.
+	stale bool
+	wake  chan struct{} // has room for one
+
+	// What follows is for the goroutine of run alone.
+	apps   map[string]*application
+	turn   time.Time // when to ask the next one, while all serve
+	listed time.Time // when the applications were listed; zero before the first time
+	noted  bool      // that this release serves
+}
+
+func newServing(d *Daemon, p ServerProbe) *serving {
+	return &serving{d: d, probe: p, wake: make(chan struct{}, 1), apps: map[string]*application{}}
+}
+
+// answered is an answer that came.
+type answered struct {
+	name   string
+	of     *application
+	answer ams.AppAnswer
+}
+
+// run asks until ctx ends. On a machine that is no node it asks nothing.
+func (s *serving) run(ctx context.Context) {
+	results := make(chan answered, 1)
+	var asks sync.WaitGroup
+	defer asks.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ask := func(name string, a *application) {
+		asks.Go(func() {
+			bound, end := context.WithTimeout(ctx, askLimit)
+			defer end()
+			r := answered{name, a, s.probe.Ask(bound, name)}
+			select {
+			case results <- r:
+			case <-ctx.Done():
+			}
+		})
+	}
+	for {
+		wait := s.d.o.Periods.State
+		if s.d.view.get().Phase == bootstrap.PhaseJoined {
+			now := time.Now()
+			s.list(now)
+			for _, name := range s.due(now) {
+				a := s.apps[name]
+				a.asking, a.sent = true, now
+				ask(name, a)
+			}
+			wait = s.judge(now)
+		} else if len(s.apps) > 0 {
+			s.apps, s.listed = map[string]*application{}, time.Time{}
+			s.change(func(v *View) { v.Server, v.brokenSince = ServerView{}, time.Time{} })
+		}
+		timer := time.NewTimer(wait)
+		for news := false; !news; {
+			news = true
+			select {
+			case <-ctx.Done():
+			case <-timer.C:
+			case <-s.wake:
+			case r := <-results:
+				news = s.take(r, time.Now())
+			}
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// list follows the applications on disk, more often where one does not serve: it may
+// have been removed.
+func (s *serving) list(now time.Time) {
+	every := listEvery
+	if !s.calm() {
+		every = askAgain
+	}
+	if now.Sub(s.listed) < every {
+		return
+	}
+	names, err := s.probe.Applications()
+	if err != nil {
+		return // those that are known are asked; a folder is unreadable for a moment
+	}
+	for name := range s.apps {
+		if !slices.Contains(names, name) {
+			delete(s.apps, name)
+		}
+	}
+	for i, name := range names {
+		if s.apps[name] == nil {
+			s.apps[name] = &application{added: !s.listed.IsZero(), next: spread(now, i, len(names))}
+		}
+	}
+	if len(names) > 0 {
+		s.listed = now
+	}
+}
+
+// calm reports that all applications serve, as far as is known.
+func (s *serving) calm() bool {
+	if !s.d.view.get().Server.Up {
+		return false
+	}
+	for _, a := range s.apps {
+		if !a.failing.IsZero() && !a.late() {
+			return false
+		}
+	}
+	return true
+}
+
+// due are the applications to ask now.
+func (s *serving) due(now time.Time) []string {
+	var names []string
+	for name, a := range s.apps {
+		if !a.asking {
+			names = append(names, name)
+		}
+	}
+	if !s.calm() {
+		return slices.DeleteFunc(names, func(name string) bool { return now.Before(s.apps[name].next) })
+	}
+	if len(names) == 0 || now.Before(s.turn) {
+		return nil
+	}
+	s.turn = now.Add(askPeriod)
+	slices.SortFunc(names, func(a, b string) int { return s.apps[a].sent.Compare(s.apps[b].sent) })
+	return names[:(len(names)+askTurns-1)/askTurns]
+}
+
+// take notes an answer, and reports whether it is another one than before.
+func (s *serving) take(r answered, now time.Time) (news bool) {
+	a := r.of
+	if s.apps[r.name] != a {
+		return false // removed, or asked before the agent stopped the server
+	}
+	news = a.answer != r.answer || !s.calm()
+	a.answer, a.asking, a.next = r.answer, false, a.sent.Add(askPeriod)
+	if r.answer.Serves() {
+		a.failing, a.served = time.Time{}, true
+		return news
+	}
+	if a.failing.IsZero() {
+		a.failing = a.sent
+	}
+	if s.d.view.get().Server.Up {
+		a.next = now.Add(askAgain)
+	}
+	return true
+}
+
+// judge says whether viewers are served, and returns after what there is something
+// to do.
+func (s *serving) judge(now time.Time) time.Duration {
+	s.mu.Lock()
+	held := s.held > 0
+	anew := s.stale && !held
+	if anew {
+		s.stale = false
+		for i, name := range slices.Sorted(maps.Keys(s.apps)) {
+			a := s.apps[name]
+			s.apps[name] = &application{served: a.served, added: a.added, next: spread(now, i, len(s.apps))}
+		}
+	}
+	s.mu.Unlock()
+	was := s.d.view.get().Server
+	next, calm := now.Add(askPeriod), s.calm()
+	if calm {
+		next = sooner(now, next, s.turn)
+	}
+	up, known := !held && len(s.apps) > 0, true
+	var why []string
+	said := make(map[string]string, len(s.apps))
+	for _, name := range slices.Sorted(maps.Keys(s.apps)) {
+		a := s.apps[name]
+		answer, failing := a.answer, a.failing
+		if a.asking && now.Sub(a.sent) >= servingGrace {
+			answer = ams.AppAnswer{Name: name, State: ams.AppSilent}
+			if failing.IsZero() {
+				failing = a.sent
+			}
+		}
+		switch {
+		case a.asking:
+			next = sooner(now, next, a.sent.Add(servingGrace))
+		case !calm:
+			next = sooner(now, next, a.next)
+		}
+		if answer.State == "" {
+			known = false
+			continue
+		}
+		said[name] = strings.TrimPrefix(answer.String(), name+" ")
+		switch {
+		case answer.Serves(), a.late():
+			continue
+		case was.Up && answer.State != ams.AppRefused && now.Sub(failing) < servingGrace:
+			next = sooner(now, next, failing.Add(servingGrace))
+			continue
+		}
+		up = false
+		why = append(why, answer.String())
+	}
+	switch {
+	case held:
+		why = []string{"the agent stops or restarts the server"}
+	case !known && up && !was.Up:
+		up, why = false, []string{notAsked}
+	case len(s.apps) == 0:
+		why = []string{"no application is known"}
+	}
+	s.report(was, ServerView{Up: up, Why: strings.Join(why, "; "), Applications: said}, now)
+	if anew {
+		next = now
+	}
+	return max(next.Sub(now), time.Millisecond)
+}
+
+// spread is when to ask the i-th of n applications first: not all at one moment, so
+// that what befalls the whole server is noticed by whichever is asked next.
+func spread(now time.Time, i, n int) time.Time {
+	return now.Add(askPeriod * time.Duration(i) / time.Duration(n))
+}
+
+// sooner is the earlier of two moments, where the second one is still to come.
+func sooner(now, a, b time.Time) time.Time {
+	if b.After(now) && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// change changes the view, and has the row written at once where other nodes have to
+// know.
+func (s *serving) change(f func(*View)) {
+	var before, after *cluster.Serving
+	s.d.view.change(func(v *View) {
+		before = v.serving()
+		f(v)
+		after = v.serving()
+	})
+	// A different reason while viewers are not served can wait for the next beat.
+	if (before == nil) == (after == nil) && (before == nil || before.Up == after.Up) {
+		return
+	}
+	select {
+	case s.d.beatNow <- struct{}{}:
+	default:
+	}
+}
+
+// report makes the view say it.
+func (s *serving) report(was, is ServerView, now time.Time) {
+	is.Since = was.Since
+	if was.Up != is.Up || was.Since.IsZero() {
+		is.Since = now
+	}
+	interval := time.Duration(s.d.interval.Load())
+	s.change(func(v *View) {
+		v.Server = is
+		switch broken := v.broken(now, interval); {
+		case !broken:
+			v.brokenSince = time.Time{}
+		case v.brokenSince.IsZero():
+			v.brokenSince = now
+		}
+	})
+	if is.Up && !s.noted {
+		s.noted = true
+		if err := s.probe.Served(); err != nil {
+			s.d.log.Warn("the release that serves could not be noted", "error", err)
+		}
+	}
+	if was.Up == is.Up {
+		return
+	}
+	if is.Up {
+		s.d.log.Info("Ant Media Server serves viewers")
+	} else {
+		s.noted = false // another release may be installed while it is down
+		s.d.log.Warn("Ant Media Server does not serve viewers", "why", is.Why)
+	}
+	s.d.status()
+}
+
+// look has the server looked at now.
+func (s *serving) look() {
+	if s == nil {
+		return
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// hold makes the node not ready at once, for as long as the agent itself stops or
+// restarts the server.
+func (s *serving) hold() (release func()) {
+	if s == nil {
+		return func() {}
+	}
+	count := func(n int) {
+		s.mu.Lock()
+		s.held += n
+		held := s.held > 0
+		s.stale = true
+		s.mu.Unlock()
+		if held {
+			s.change(func(v *View) {
+				if v.Server.Up {
+					v.Server.Up, v.Server.Since = false, time.Now()
+				}
+				v.Server.Why = "the agent stops or restarts the server"
+			})
+		}
+		s.look()
+	}
+	count(1)
+	return func() { count(-1) }
+}
+
+// servedBefore reports whether the release that is installed has ever served here.
+func (s *serving) servedBefore() bool { return s != nil && s.probe.ServedBefore() }

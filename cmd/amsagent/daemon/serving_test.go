@@ -1,0 +1,474 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+// fakeServer is a server with applications, as the watch asks it.
+type fakeServer struct {
+	mu     sync.Mutex
+	apps   []string
+	answer map[string]ams.AppServing // default: serves
+	asks   int
+	served bool
+}
+
+func (f *fakeServer) set(state ams.AppServing, apps ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.answer = map[string]ams.AppServing{}
+	for _, a := range apps {
+		f.answer[a] = state
+	}
+}
+
+func (f *fakeServer) have(apps ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.apps = apps
+}
+
+func (f *fakeServer) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asks
+}
+
+func (f *fakeServer) Applications() ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.apps == nil {
+		return nil, errors.New("no such folder")
+	}
+	return slices.Clone(f.apps), nil
+}
+
+func (f *fakeServer) state(app string) ams.AppServing {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s, ok := f.answer[app]; ok {
+		return s
+	}
+	return ams.AppServes
+}
+
+// Ask answers at once; a server that is silent answers as soon as it is not.
+func (f *fakeServer) Ask(ctx context.Context, app string) ams.AppAnswer {
+	f.mu.Lock()
+	f.asks++
+	f.mu.Unlock()
+	for f.state(app) == ams.AppSilent {
+		if !pause(ctx, 10*time.Millisecond) {
+			break
+		}
+	}
+	return ams.AppAnswer{Name: app, State: f.state(app)}
+}
+
+func (f *fakeServer) ServedBefore() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.served
+}
+
+func (f *fakeServer) Served() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.served = true
+	return nil
+}
+
+// watched is a node whose row is active, with its server.
+type watched struct {
+	t    *testing.T
+	d    *Daemon
+	f    *fakeServer
+	said *told
+}
+
+// watchServer runs do in a bubble, with a watch that has had no answer yet.
+func watchServer(t *testing.T, do func(w *watched)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &watched{t: t, f: &fakeServer{apps: []string{"LiveApp", "live"}}, said: &told{}}
+		w.d = newPretended(&pretended{}, w.said, func(o *Options) {
+			o.Server = w.f
+			settings := o.Settings()
+			settings.UnhealthyAfter = 5 * time.Minute
+			o.Settings = func() Settings { return settings }
+		})
+		w.d.follows(bootstrap.PhaseJoined)
+		w.d.view.change(func(v *View) {
+			v.State, v.Proved = cluster.StateActive, true
+			v.Lifecycle = &lifecycle.View{Ready: true}
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { w.d.serving.run(ctx) })
+		defer work.Wait()
+		defer cancel()
+		do(w)
+	})
+}
+
+// ready asks /readyz.
+func (w *watched) ready() (bool, readiness) {
+	w.t.Helper()
+	synctest.Wait()
+	rec := httptest.NewRecorder()
+	w.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	var r readiness
+	if err := json.Unmarshal(rec.Body.Bytes(), &r); err != nil {
+		w.t.Fatalf("%v: %s", err, rec.Body)
+	}
+	if (rec.Code == 200) != r.Ready || r.Ready != (r.Why == "") || rec.Header().Get("Content-Type") != "application/json" {
+		w.t.Errorf("%d %v %s", rec.Code, rec.Header(), rec.Body)
+	}
+	return r.Ready, r
+}
+
+// becomes waits until /readyz is what is wanted, and fails where that takes longer
+// than it may.
+func (w *watched) becomes(want bool, within time.Duration) readiness {
+	w.t.Helper()
+	began := time.Now()
+	for {
+		is, r := w.ready()
+		if is == want {
+			return r
+		}
+		if time.Since(began) > within {
+			w.t.Fatalf("ready is %v for %s: %+v", is, time.Since(began), r)
+		}
+		pause(w.t.Context(), 50*time.Millisecond)
+	}
+}
+
+// stays fails where /readyz changes within a time.
+func (w *watched) stays(want bool, during time.Duration) {
+	w.t.Helper()
+	for began := time.Now(); time.Since(began) < during; pause(w.t.Context(), 50*time.Millisecond) {
+		if is, r := w.ready(); is != want {
+			w.t.Fatalf("ready is %v after %s: %+v", is, time.Since(began), r)
+		}
+	}
+}
+
+func TestReadyWhileServed(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.f.set(ams.AppStarting, "LiveApp")
+		w.stays(false, 10*time.Second)
+		if _, r := w.ready(); r.Why != "LiveApp is getting initialized" || r.Row != cluster.StateActive || r.Server ||
+			r.Applications["live"] != "serves" || r.Applications["LiveApp"] != "is getting initialized" {
+			t.Errorf("%+v", r)
+		}
+		w.f.set("")
+		w.becomes(true, time.Second)
+		w.stays(true, time.Minute)
+
+		// Killed: at once. What viewers get is followed within two seconds, both ways.
+		for _, state := range []ams.AppServing{ams.AppRefused, ams.AppSilent, ams.AppFailing, ams.AppStarting} {
+			pause(w.t.Context(), 330*time.Millisecond) // not in step with the asks
+			w.f.set(state, "LiveApp", "live")
+			r := w.becomes(false, 2*time.Second)
+			if !strings.Contains(r.Why, string(state)) {
+				t.Errorf("%s: %+v", state, r)
+			}
+			w.stays(false, 20*time.Second)
+			w.f.set("")
+			w.becomes(true, 2*time.Second)
+			w.stays(true, 10*time.Second)
+		}
+		// One of them is enough. They are asked in turn, so that it may take longer.
+		w.f.set(ams.AppFailing, "live")
+		w.becomes(false, 3500*time.Millisecond)
+		w.f.set("")
+		w.becomes(true, 2*time.Second)
+		// And no later with many.
+		apps := []string{"LiveApp", "live"}
+		for i := range 18 {
+			apps = append(apps, fmt.Sprintf("app-%d", i))
+		}
+		w.f.have(apps...)
+		w.stays(true, time.Minute)
+		w.f.set(ams.AppFailing, "app-17")
+		w.becomes(false, 3500*time.Millisecond)
+	})
+}
+
+// A blip of a second takes no node out, unless nothing listens.
+func TestReadyThroughBlips(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		for range 20 {
+			for _, state := range []ams.AppServing{ams.AppSilent, ams.AppFailing, ams.AppStarting} {
+				pause(w.t.Context(), 770*time.Millisecond)
+				w.f.set(state, "LiveApp", "live")
+				w.stays(true, time.Second)
+				w.f.set("")
+				w.stays(true, 3*time.Second)
+			}
+		}
+	})
+}
+
+// No hysteresis where the agent itself stops the server.
+func TestNotReadyAtOwnStop(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		release := w.d.serving.hold()
+		w.becomes(false, 0)
+		w.stays(false, 10*time.Second)
+		release()
+		w.becomes(true, time.Second)
+
+		// What was answered before a restart says nothing of the server after it.
+		release = w.d.serving.hold()
+		w.f.set(ams.AppStarting, "LiveApp", "live")
+		release()
+		w.stays(false, 5*time.Second)
+		w.f.set(ams.AppServes)
+		w.becomes(true, 2*time.Second)
+	})
+}
+
+func TestApplicationsComeAndGo(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		// The panel makes one: its folder is there before it serves.
+		w.f.set(ams.AppFailing, "shop")
+		w.f.have("LiveApp", "live", "shop")
+		w.stays(true, time.Minute)
+		if _, r := w.ready(); r.Applications["shop"] != "fails" {
+			t.Errorf("%+v", r)
+		}
+		w.f.set("")
+		w.stays(true, 2*time.Second)
+		w.stays(true, listEvery)
+		w.f.set(ams.AppFailing, "shop")
+		w.becomes(false, 3500*time.Millisecond)
+		// And removes it.
+		w.f.have("LiveApp", "live")
+		w.becomes(true, time.Second)
+		if _, r := w.ready(); len(r.Applications) != 2 {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// The server works on calls whose caller has gone: it gets few while it hangs.
+func TestFewAsksOfAServerThatHangs(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		w.f.set(ams.AppSilent, "LiveApp", "live")
+		w.becomes(false, 2*time.Second)
+		before := w.f.count()
+		w.stays(false, time.Minute)
+		if n := w.f.count() - before; n > 2*7 {
+			t.Errorf("%d asks of two applications in a minute", n)
+		}
+	})
+}
+
+func TestNotReadyReasons(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		for _, c := range []struct {
+			change func(*View)
+			why    string
+		}{
+			{func(v *View) { v.Lifecycle = &lifecycle.View{} }, "drains"},
+			{func(v *View) { v.State = cluster.StateJoining }, "the registry has this node as joining"},
+			{func(v *View) { v.Proved = false }, "not seen in the cluster"},
+		} {
+			before := w.d.view.get()
+			w.d.view.change(c.change)
+			if r := w.becomes(false, 0); !strings.Contains(r.Why, c.why) {
+				t.Errorf("%+v, want %q", r, c.why)
+			}
+			w.d.view.change(func(v *View) { *v = before })
+			w.becomes(true, 0)
+		}
+		w.d.view.setPhase("")
+		if r := w.becomes(false, 0); !strings.Contains(r.Why, "not a node") {
+			t.Errorf("%+v", r)
+		}
+		asks := w.f.count()
+		w.stays(false, time.Minute)
+		if n := w.f.count() - asks; n > 2 {
+			t.Errorf("a machine that is no node asks its server %d times", n)
+		}
+	})
+}
+
+// TestReadyKeepsUpWithDrain: whoever has read in the registry that this node drains does
+// not find it ready, however late the daemon's loops are.
+func TestReadyKeepsUpWithDrain(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		var drains atomic.Bool
+		w.d.view.setLife(func() lifecycle.View { return lifecycle.View{Ready: !drains.Load()} })
+		w.becomes(true, 0)
+		drains.Store(true)
+		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
+			t.Errorf("%+v", r)
+		}
+		drains.Store(false)
+		w.becomes(true, 0)
+	})
+}
+
+// beats makes the loop go round for a time, with or without MongoDB.
+func (w *watched) beats(during time.Duration, err error) {
+	for began := time.Now(); time.Since(began) < during; pause(w.t.Context(), 5*time.Second) {
+		w.d.view.change(func(v *View) {
+			now := time.Now()
+			v.Beat.Round, v.Beat.Error = now, ""
+			if err != nil {
+				v.Beat.Error = err.Error()
+				return
+			}
+			v.Beat.Last = now
+		})
+	}
+}
+
+func (w *watched) healthy(want bool) {
+	w.t.Helper()
+	synctest.Wait()
+	if h := w.d.health(time.Now()); h.Healthy != want || want != (h.Why == "") {
+		w.t.Errorf("%+v, want %v", h, want)
+	}
+}
+
+// What replaces machines asks /healthz: no cause that all nodes share replaces one.
+func TestHealthOfServer(t *testing.T) {
+	away := errors.New("no primary")
+	for name, tt := range map[string]struct {
+		play func(w *watched)
+		want bool
+	}{
+		"serving": {func(w *watched) { w.beats(time.Hour, nil) }, true},
+		"dead for as long as a restart takes": {func(w *watched) {
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.beats(4*time.Minute, nil)
+		}, true},
+		"dead for good": {func(w *watched) {
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.beats(6*time.Minute, nil)
+		}, false},
+		"hanging for good": {func(w *watched) {
+			w.f.set(ams.AppSilent, "LiveApp", "live")
+			w.beats(6*time.Minute, nil)
+		}, false},
+		"dead, and MongoDB away": {func(w *watched) {
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.beats(20*time.Minute, away)
+		}, true},
+		"MongoDB away, which silences the server": {func(w *watched) {
+			w.f.set(ams.AppSilent, "LiveApp", "live")
+			w.beats(10*time.Minute, away)
+		}, true},
+		"the minutes after that": {func(w *watched) {
+			w.f.set(ams.AppSilent, "LiveApp", "live")
+			w.beats(10*time.Minute, away)
+			w.beats(4*time.Minute, nil)
+		}, true},
+		"a release that never served": {func(w *watched) {
+			w.f.mu.Lock()
+			w.f.served = false
+			w.f.mu.Unlock()
+			w.f.set(ams.AppFailing, "LiveApp")
+			w.beats(time.Hour, nil)
+		}, true},
+		"draining": {func(w *watched) {
+			w.d.view.change(func(v *View) { v.Lifecycle = &lifecycle.View{} })
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.beats(time.Hour, nil)
+		}, true},
+		"stopped by the agent": {func(w *watched) {
+			w.d.view.setState(cluster.StateLeft, time.Now())
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.beats(time.Hour, nil)
+		}, true},
+		"no node": {func(w *watched) {
+			w.d.view.setPhase("")
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.beats(time.Hour, nil)
+		}, true},
+		"back again": {func(w *watched) {
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.beats(10*time.Minute, nil)
+			w.f.set("")
+			w.beats(10*time.Second, nil)
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			watchServer(t, func(w *watched) {
+				w.beats(10*time.Second, nil)
+				w.becomes(true, time.Second)
+				tt.play(w)
+				w.healthy(tt.want)
+			})
+		})
+	}
+}
+
+// The readings of the gauges are those of the two answers.
+func TestServingMetrics(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		page := func() string {
+			synctest.Wait()
+			rec := httptest.NewRecorder()
+			w.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+			return rec.Body.String()
+		}
+		w.becomes(true, time.Second)
+		if p := page(); !strings.Contains(p, "\namsagent_ready 1\n") || !strings.Contains(p, "\namsagent_server_up 1\n") {
+			t.Error(p)
+		}
+		w.d.view.change(func(v *View) { v.State = cluster.StateDraining })
+		if p := page(); !strings.Contains(p, "\namsagent_ready 0\n") || !strings.Contains(p, "\namsagent_server_up 1\n") {
+			t.Error(p)
+		}
+		w.f.set(ams.AppRefused, "live")
+		pause(w.t.Context(), 2*time.Second)
+		if p := page(); !strings.Contains(p, "\namsagent_server_up 0\n") {
+			t.Error(p)
+		}
+	})
+}
+
+// TestServingAfterJoin: who joins has waited until viewers are served, and waits no
+// more than for the answers.
+func TestServingAfterJoin(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.d.follows("")
+		pause(w.t.Context(), 10*time.Second)
+		w.d.follows(bootstrap.PhaseJoined)
+		pause(w.t.Context(), askPeriod)
+		if _, r := w.ready(); !r.Server {
+			t.Errorf("%s after the join: %+v", askPeriod, r)
+		}
+	})
+}

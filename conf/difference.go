@@ -1,0 +1,141 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Difference is one value that a plan changes, fit to be shown: secrets are
+// masked.
+type Difference struct {
+	Path string `json:"path"`
+	// Key is a property, or what of the file differs where it has no keys.
+	Key string `json:"key"`
+	Old string `json:"old"`
+	New string `json:"new"`
+}
+
+func (d Difference) String() string {
+	return fmt.Sprintf("%s: %s is %s and is to be %s", d.Path, d.Key, d.Old, d.New)
+}
+
+// missing stands for a value, or a file, that is not there.
+const missing = "(missing)"
+
+// Differences lists the values that the plan changes in the file.
+func (f PlannedFile) Differences() []Difference {
+	var out []Difference
+	add := func(key, was, is string) {
+		out = append(out, Difference{Path: f.Before.Path, Key: key, Old: was, New: is})
+	}
+	switch {
+	case !f.Changed():
+		return nil
+	case f.After == nil:
+		add("file", "there", missing)
+		return out
+	case !f.Before.Exists():
+		add("file", missing, "there")
+		return out
+	}
+	before, after := f.values(f.Before.Bytes), f.values(f.After)
+	for _, key := range sortedKeys(before, after) {
+		was, had := before[key]
+		is, has := after[key]
+		if had == has && was == is {
+			continue
+		}
+		shownWas, shownIs := shown(key, was, had), shown(key, is, has)
+		if shownWas == shownIs {
+			shownIs = strings.Replace(shownIs, Mask, maskChanged, 1)
+		}
+		add(key, shownWas, shownIs)
+	}
+	if len(out) == 0 && !bytes.Equal(f.Before.Bytes, f.After) {
+		add("content", "edited", "as joined")
+	}
+	if f.Mode != f.Before.Mode {
+		add("permissions", fmt.Sprintf("%04o", f.Before.Mode.Perm()), fmt.Sprintf("%04o", f.Mode.Perm()))
+	}
+	return out
+}
+
+func shown(key, value string, there bool) string {
+	switch value = maskedAs(key, value); {
+	case !there:
+		return missing
+	case value == "":
+		return "(empty)"
+	}
+	return value
+}
+
+// values are the settings in a file by their keys; nil where it has none.
+func (f PlannedFile) values(src []byte) map[string]string {
+	out := map[string]string{}
+	switch f.Kind {
+	case KindProperties:
+		p, err := ParseProperties(src)
+		if err != nil {
+			return nil
+		}
+		for key, i := range p.last {
+			out[key] = p.entries[i].value
+		}
+	case KindContainer:
+		c, err := ParseContainer(src)
+		if err != nil {
+			return nil
+		}
+		out["mode"] = string(c.Mode())
+		if c.HasRemoteIPValve() {
+			out["RemoteIpValve"] = "there"
+		}
+	case KindHosts, KindWhole:
+	}
+	return out
+}
+
+func sortedKeys(maps ...map[string]string) []string {
+	var keys []string
+	for _, m := range maps {
+		for key := range m {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// Fingerprint names what a list of files is to become: the values that change,
+// and not what else is in the files. It is empty where nothing changes.
+func Fingerprint(files []PlannedFile) string {
+	h := sha256.New()
+	n := 0
+	for _, f := range files {
+		if !f.Changed() {
+			continue
+		}
+		n++
+		before, after := f.values(f.Before.Bytes), f.values(f.After)
+		for _, key := range sortedKeys(before, after) {
+			if is := after[key]; before[key] != is {
+				_, _ = fmt.Fprintf(h, "%q %q %q\n", f.Before.Path, key, is)
+			}
+		}
+		if f.Kind == KindWhole || f.Kind == KindHosts {
+			_, _ = fmt.Fprintf(h, "%q %q\n", f.Before.Path, sum(f.After))
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}

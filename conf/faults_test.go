@@ -1,0 +1,225 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+var errKilled = errors.New("the process is dead")
+
+// faults lets one call fail, or all from one on: then the process is dead, and
+// nothing of it reaches the disk any more.
+type faults struct {
+	mu   sync.Mutex
+	seen int
+	at   int // which call; 0 is none
+	err  error
+	// first, if not nil, begins the count: the call for which it is true fails.
+	first func(call, name string) bool
+	begun bool
+}
+
+func (f *faults) hook(call, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.first != nil && !f.begun {
+		if f.begun = f.first(call, name); f.begun {
+			return unix.EIO
+		}
+		return nil
+	}
+	f.seen++
+	if f.at > 0 && (f.seen == f.at || f.seen > f.at && errors.Is(f.err, errKilled)) {
+		return f.err
+	}
+	return nil
+}
+
+// faultRoot is a folder for many trees, in memory where there is room: an fsync
+// proves nothing here.
+func faultRoot(t *testing.T) func() *Store {
+	t.Helper()
+	parent := t.TempDir()
+	if dir, err := os.MkdirTemp("/dev/shm", "conf"); err == nil { //nolint:usetesting // in memory: an fsync proves nothing here
+		parent = dir
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	}
+	n := 0
+	return func() *Store {
+		_ = os.RemoveAll(filepath.Join(parent, fmt.Sprint(n)))
+		n++
+		return newTreeIn(t, filepath.Join(parent, fmt.Sprint(n)))
+	}
+}
+
+// TestFaults lets each call of a commit, of a rollback and of a recovery fail by
+// EIO, by ENOSPC and by the end of the process, in both directions. One recovery
+// makes all files old or all new, and leaves nothing lying about.
+func TestFaults(t *testing.T) {
+	tree := faultRoot(t)
+	s := tree()
+	standalone := snapshot(t, s)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	joined := snapshot(t, s)
+	step := 1
+	if testing.Short() {
+		step = 7
+	}
+	kinds := []error{errKilled, unix.EIO, unix.ENOSPC}
+
+	// settled checks what one recovery without faults comes to.
+	settled := func(s *Store, where string) {
+		t.Helper()
+		s.hook = nil
+		if _, err := s.Recover(); err != nil {
+			t.Fatalf("%s: recovery: %v", where, err)
+		}
+		after := snapshot(t, s)
+		if !cmp.Equal(after, standalone) && !cmp.Equal(after, joined) {
+			t.Fatalf("%s: neither all old nor all new; against joined (-want +got):\n%s", where, cmp.Diff(joined, after))
+		}
+		left, err := s.List(stateDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range left {
+			if name != undoName {
+				t.Fatalf("%s: left behind: %s", where, name)
+			}
+		}
+		record, err := s.Record()
+		if err != nil || cmp.Equal(after, joined) != (record != nil) {
+			t.Fatalf("%s: the record is %v, %v", where, record != nil, err)
+		}
+	}
+	// prepare gives a tree on which op is to run.
+	prepare := func(op string) *Store {
+		s := tree()
+		if op == "leave" {
+			if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return s
+	}
+	run := func(s *Store, op string) error {
+		if op == "join" {
+			return planCluster(t, s, "10.0.0.1").Commit("join")
+		}
+		record, err := s.Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := s.PlanUndo(record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.CommitUndo("leave")
+	}
+	// The plan is made without faults: it changes nothing.
+	commit := func(s *Store, op string, f *faults) error {
+		var p *Plan
+		var err error
+		if op == "join" {
+			p = planCluster(t, s, "10.0.0.1")
+			s.hook = f.hook
+			return p.Commit("join")
+		}
+		record, err := s.Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err = s.PlanUndo(record); err != nil {
+			t.Fatal(err)
+		}
+		s.hook = f.hook
+		return p.CommitUndo("leave")
+	}
+	total := 0
+	for _, op := range []string{"join", "leave"} {
+		// The rename of the last target, and the first fsync after the renames, begin
+		// a rollback.
+		renames := 0
+		triggers := map[string]func() func(call, name string) bool{
+			"commit": nil,
+			"rollback from the third rename": func() func(string, string) bool {
+				renames = 0
+				return func(call, name string) bool {
+					if call == "renameat" && strings.HasSuffix(name, tempSuffix) {
+						renames++
+					}
+					return renames == 3
+				}
+			},
+			"rollback from a folder's fsync": func() func(string, string) bool {
+				renamed := false
+				return func(call, name string) bool {
+					renamed = renamed || call == "renameat" && strings.HasSuffix(name, tempSuffix)
+					return renamed && call == "fsync"
+				}
+			},
+		}
+		for phase, trigger := range triggers {
+			for _, kind := range kinds {
+				for at := 1; ; at += step {
+					s := prepare(op)
+					f := &faults{at: at, err: kind}
+					if trigger != nil {
+						f.first = trigger()
+					}
+					err := commit(s, op, f)
+					total++
+					if f.seen < at {
+						break // there is no such call
+					}
+					where := fmt.Sprintf("%s, %s, call %d: %v (%v)", op, phase, at, kind, err)
+					settled(s, where)
+					if at%10 == 1 {
+						if err := run(s, op); err != nil {
+							t.Fatalf("%s: the next run: %v", where, err)
+						}
+					}
+				}
+			}
+		}
+		// A recovery, after the end of the process at each call that makes a
+		// difference, is itself cut short.
+		for killed := 20; ; killed += 9 * step {
+			f := &faults{at: killed, err: errKilled}
+			if _ = commit(prepare(op), op, f); f.seen < killed {
+				break
+			}
+			for _, kind := range kinds {
+				for at := 1; ; at += 3 * step {
+					s := prepare(op)
+					_ = commit(s, op, &faults{at: killed, err: errKilled})
+					f := &faults{at: at, err: kind}
+					s.hook = f.hook
+					_, err := s.Recover()
+					total++
+					if f.seen < at {
+						break
+					}
+					settled(s, fmt.Sprintf("%s, killed at %d, recovery, call %d: %v (%v)", op, killed, at, kind, err))
+				}
+			}
+		}
+	}
+	t.Logf("%d runs", total)
+	if total < 100 {
+		t.Errorf("only %d runs: the calls are not seen", total)
+	}
+}

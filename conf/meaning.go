@@ -1,0 +1,143 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/beevik/etree"
+)
+
+// sameMeaning reports whether AMS reads the same from two versions of a file.
+// AMS saves its settings itself: in any order, with the escapes of
+// java.util.Properties, and with a date in front. Such a file was not changed.
+func sameMeaning(kind Kind, a, b []byte) bool {
+	switch {
+	case a == nil || b == nil:
+		return a == nil && b == nil
+	case bytes.Equal(a, b):
+		return true
+	case kind == KindProperties:
+		return sameProperties(a, b)
+	case kind == KindContainer:
+		return sameBeans(a, b)
+	}
+	return false
+}
+
+// sameProperties compares the decoded values of all keys; the last duplicate counts.
+func sameProperties(a, b []byte) bool {
+	p, err := ParseProperties(a)
+	if err != nil {
+		return false
+	}
+	q, err := ParseProperties(b)
+	if err != nil || len(p.last) != len(q.last) {
+		return false
+	}
+	for key, i := range p.last {
+		if j, ok := q.last[key]; !ok || p.entries[i].value != q.entries[j].value {
+			return false
+		}
+	}
+	return true
+}
+
+// sameBeans compares the live XML: comments, whitespace between elements, the
+// order of attributes, CDATA and entities do not count.
+func sameBeans(a, b []byte) bool {
+	p, err := liveTokens(a)
+	if err != nil {
+		return false
+	}
+	q, err := liveTokens(b)
+	return err == nil && slices.Equal(p, q)
+}
+
+func liveTokens(src []byte) ([]string, error) {
+	if err := wellFormed(src); err != nil {
+		return nil, err
+	}
+	doc := etree.NewDocument()
+	if err := doc.ReadFromBytes(src); err != nil {
+		return nil, err
+	}
+	return flattenLive(nil, doc.Child), nil
+}
+
+func flattenLive(out []string, toks []etree.Token) []string {
+	var text strings.Builder // text may come in pieces, split by CDATA and comments
+	flush := func() {
+		if s := text.String(); strings.TrimSpace(s) != "" {
+			out = append(out, "text "+s)
+		}
+		text.Reset()
+	}
+	for _, tok := range toks {
+		switch t := tok.(type) {
+		case *etree.CharData:
+			text.WriteString(t.Data)
+		case *etree.Element:
+			flush()
+			attrs := make([]string, 0, len(t.Attr))
+			for _, a := range t.Attr {
+				attrs = append(attrs, fmt.Sprintf("%s=%q", a.FullKey(), a.Value))
+			}
+			slices.Sort(attrs)
+			out = append(out, "start "+t.FullTag()+" "+strings.Join(attrs, " "))
+			out = append(flattenLive(out, t.Child), "end "+t.FullTag())
+		case *etree.Directive:
+			flush()
+			out = append(out, "directive "+t.Data)
+		}
+	}
+	flush()
+	return out
+}
+
+// revertKeys takes back what a commit changed from before to after in a file
+// that was rewritten since. Keys that somebody edited stay as they are, and are
+// named.
+func revertKeys(path string, before, after, now []byte) ([]byte, []Conflict, error) {
+	was, err := ParseProperties(before)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours, err := ParseProperties(after)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := ParseProperties(now)
+	if err != nil {
+		return nil, nil, err
+	}
+	var conflicts []Conflict
+	var dropped []string
+	for _, key := range ours.Keys() {
+		old, existed := was.Get(key)
+		mine, _ := ours.Get(key)
+		if existed && old == mine {
+			continue
+		}
+		switch current, ok := p.Get(key); {
+		case !ok || existed && current == old:
+		case current != mine:
+			conflicts = append(conflicts, Conflict{path, "key:" + key, key + " was edited since we wrote it; it is left as it is"})
+		case existed:
+			p.Set(key, old, nil)
+		default:
+			dropped = append(dropped, key)
+		}
+	}
+	out := p.Bytes()
+	for _, key := range dropped {
+		if out, err = dropLine(out, key); err != nil {
+			return nil, nil, err
+		}
+	}
+	return out, conflicts, nil
+}

@@ -1,0 +1,207 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestSameProperties(t *testing.T) {
+	const plain = "db.type=mongodb\ndb.host=mongodb://u:p@h/?a=b\nname=L\\u00E4rm\n"
+	tests := []struct {
+		name, other string
+		same        bool
+	}{
+		{"escaped signs", "db.type=mongodb\ndb.host=mongodb\\://u\\:p@h/?a\\=b\nname=L\\u00e4rm\n", true},
+		{"order, a date and a comment", "#Sat Nov 21 00:34:56 UTC 2026\nname=L\\u00E4rm\n! note\ndb.host=mongodb://u:p@h/?a=b\ndb.type=mongodb\n", true},
+		{"blanks and other separators", "  db.type : mongodb\ndb.host mongodb\\://u:p@h/?a=b\nname\t=  L\\u00e4rm\n", true},
+		{"continuation lines", "db.type=mon\\\n   godb\ndb.host=mongodb://u:p@h\\\n/?a=b\nname=L\\u00e4rm\n", true},
+		{"carriage returns", strings.ReplaceAll(plain, "\n", "\r\n"), true},
+		{"Latin-1", "db.type=mongodb\ndb.host=mongodb://u:p@h/?a=b\nname=L\xe4rm", true},
+		{"the last duplicate wins", "db.type=mapdb\n" + plain, true},
+		{"the last duplicate is another one", plain + "db.type=mapdb\n", false},
+		{"a trailing blank is part of a value", strings.Replace(plain, "=mongodb\n", "=mongodb \n", 1), false},
+		{"a key more", plain + "x=\n", false},
+		{"a key less", "db.type=mongodb\ndb.host=mongodb://u:p@h/?a=b\n", false},
+		{"another key", strings.Replace(plain, "name", "nam", 1), false},
+		{"malformed escape", plain + "# \nx=\\u00\n", false},
+		{"empty", "", false},
+	}
+	for _, tt := range tests {
+		if got := sameMeaning(KindProperties, []byte(plain), []byte(tt.other)); got != tt.same {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.same)
+		}
+	}
+}
+
+func TestSameBeans(t *testing.T) {
+	const plain = `<beans a="1" b="2"><bean id="x"><value>a &amp; b</value></bean></beans>`
+	tests := []struct {
+		name, other string
+		same        bool
+	}{
+		{"attribute order and quotes", `<beans b='2'  a="1"><bean id="x" ><value>a &amp; b</value></bean></beans>`, true},
+		{"CDATA", `<beans a="1" b="2"><bean id="x"><value><![CDATA[a & b]]></value></bean></beans>`, true},
+		{"entities", `<beans a="&#49;" b="2"><bean id="x"><value>a &#x26; b</value></bean></beans>`, true},
+		{"split text", `<beans a="1" b="2"><bean id="x"><value>a <!-- and --><![CDATA[&]]> b</value></bean></beans>`, true},
+		{"whitespace and comments", "<beans a=\"1\" b=\"2\">\n\t<!-- note -->\n <bean id=\"x\">\n<value>a &amp; b</value></bean>\n</beans>\n", true},
+		{"other text", `<beans a="1" b="2"><bean id="x"><value>a &amp; c</value></bean></beans>`, false},
+		{"other value", `<beans a="1" b="3"><bean id="x"><value>a &amp; b</value></bean></beans>`, false},
+		{"commented out", `<beans a="1" b="2"><!-- <bean id="x"><value>a &amp; b</value></bean> --></beans>`, false},
+		{"no XML", `<beans a="1" b="2"><bean id="x">`, false},
+	}
+	for _, tt := range tests {
+		if got := sameMeaning(KindContainer, []byte(plain), []byte(tt.other)); got != tt.same {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.same)
+		}
+	}
+}
+
+// stored is how java.util.Properties.store writes a file of the server.
+func stored(t *testing.T, src []byte) []byte {
+	t.Helper()
+	p, err := ParseProperties(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`, "=", `\=`, "#", `\#`, "!", `\!`, "\t", `\t`, "\n", `\n`)
+	b := bytes.NewBufferString("#Sat Nov 21 00:34:56 UTC 2026\n")
+	keys := p.Keys()
+	for i := range keys {
+		key := keys[len(keys)-1-i]
+		value, _ := p.Get(key)
+		b.WriteString(escape.Replace(key) + "=" + escape.Replace(value) + "\n")
+	}
+	b.WriteString("written.by.the.server=true\n")
+	return b.Bytes()
+}
+
+// The server saves every settings file at each start. That is no change, and the
+// record that undoes the join stays valid.
+func TestPlanAfterServerStored(t *testing.T) {
+	const host = "mongodb://u:p@10.0.0.1:27017/?authSource=admin&w=1"
+	s := newTree(t)
+	if err := planCluster(t, s, host).Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	rewritten := map[string]string{}
+	for _, path := range propertyPaths {
+		f, err := s.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rewritten[path] = string(stored(t, f.Bytes))
+		if err := os.WriteFile(filepath.Join(s.Root, f.Target), []byte(rewritten[path]), f.Mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := snapshot(t, s)
+	again := planCluster(t, s, host)
+	for _, f := range again.Changed() {
+		t.Errorf("%s is planned as changed:\n%s", f.Before.Path, f.Diff())
+	}
+	if err := again.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("a second join wrote (-before +after):\n%s", d)
+	}
+
+	// One file differs in fact: it alone is written, and the records of the others stay.
+	replaceIn(t, s, "/ams/conf/red5.properties", "mongodb", "mangodb")
+	again = planCluster(t, s, host)
+	if got := again.Changed(); len(got) != 1 || got[0].Before.Path != "/ams/conf/red5.properties" {
+		t.Fatalf("changed: %d files", len(got))
+	}
+	if err := again.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	if len(planCluster(t, s, host).Changed()) > 0 {
+		t.Error("the plan after that changes something")
+	}
+
+	// Another database, taken back after the server has stored the files once more.
+	second := planCluster(t, s, "10.0.0.2")
+	if err := second.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range propertyPaths {
+		f, err := s.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(s.Root, f.Target), stored(t, f.Bytes), f.Mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if conflicts, err := second.Revert("rollback"); err != nil || len(conflicts) > 0 {
+		t.Fatal(err, conflicts)
+	}
+	if len(planCluster(t, s, host).Changed()) > 0 {
+		t.Error("the rollback did not lead back to the first join's values")
+	}
+	undoAll(t, s)
+	for _, path := range propertyPaths {
+		f, err := s.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := ParseProperties(f.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for key, want := range map[string]string{"db.host": "localhost", "clusterdb.host": "localhost", "db.type": "mapdb", "written.by.the.server": "true"} {
+			if got, ok := p.Get(key); ok && got != want {
+				t.Errorf("%s: %s is %q after the undo, want %q", path, key, got, want)
+			}
+		}
+		if _, ok := p.Get("added.key"); ok {
+			t.Errorf("%s: the key that join added is still there", path)
+		}
+	}
+}
+
+// A file that only has to leave the world's sight keeps its bytes, and its record.
+func TestPlanChangesModeAlone(t *testing.T) {
+	s := newTree(t)
+	original := snapshot(t, s)
+	if err := planCluster(t, s, "h:1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	const path = "/ams/webapps/Live App/WEB-INF/red5-web.properties"
+	f, err := s.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	real := filepath.Join(s.Root, path)
+	saved := stored(t, f.Bytes)
+	if err := os.WriteFile(real, saved, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(real, 0o664); err != nil {
+		t.Fatal(err)
+	}
+	if err := planCluster(t, s, "h:1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := s.Read(path); err != nil || !bytes.Equal(now.Bytes, saved) || now.Mode != 0o660 {
+		t.Errorf("mode %o, %v; same bytes: %v", now.Mode, err, bytes.Equal(now.Bytes, saved))
+	}
+	undoAll(t, s)
+	after := snapshot(t, s)
+	if !strings.Contains(after[path], "db.host=localhost\n") || !strings.HasPrefix(after[path], "-rw-rw-r--") {
+		t.Errorf("after the undo: %q", after[path])
+	}
+	delete(original, path)
+	delete(after, path)
+	if d := cmp.Diff(original, after); d != "" {
+		t.Errorf("other files (-want +got):\n%s", d)
+	}
+}

@@ -1,0 +1,78 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// An overlay whose layers are on two file systems gives the two names of a file
+// different inode numbers. That is no change by anybody.
+func TestOverlay(t *testing.T) {
+	lower, merged := t.TempDir(), t.TempDir()
+	top, err := os.MkdirTemp("/dev/shm", "overlay") //nolint:usetesting // on another file system than t.TempDir
+	if err != nil {
+		t.Skipf("no second file system: %v", err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(top) })
+	for _, dir := range []string{lower + "/data/conf", top + "/upper", top + "/work"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const name, before = "/data/conf/red5.properties", "a=1\n"
+	if err := os.WriteFile(lower+name, []byte(before), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	layers := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", lower, top, top)
+	if err := unix.Mount("overlay", merged, "overlay", 0, layers); err != nil {
+		t.Skipf("an overlay cannot be mounted: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(merged, 0) })
+
+	s := &Store{Root: merged, Dir: "/state"}
+	for i, value := range []string{"2", "3"} {
+		record, err := s.Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := s.NewPlan(record)
+		err = p.Edit(Target{Path: name, Kind: KindProperties}, func(b []byte) ([]Span, error) {
+			props, err := ParseProperties(b)
+			if err != nil {
+				return nil, err
+			}
+			props.Set("a", value, nil)
+			return props.Spans(), nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Commit("test"); err != nil {
+			t.Fatalf("commit %d: %v", i+1, err)
+		}
+		if got, err := os.ReadFile(filepath.Join(merged, name)); err != nil || string(got) != "a="+value+"\n" {
+			t.Fatalf("commit %d left %q, %v", i+1, got, err)
+		}
+	}
+	record, err := s.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.PlanUndo(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.CommitUndo("test"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(merged, name)); err != nil || string(got) != before {
+		t.Errorf("undone: %q, %v", got, err)
+	}
+}

@@ -1,0 +1,135 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The server writes in place: a crash or a full disk leaves a part of the file,
+// or nothing. That is no change of anybody's, and never gets into the record.
+func TestTornFile(t *testing.T) {
+	const path = "/ams/webapps/Live App/WEB-INF/red5-web.properties"
+	const host = "mongodb://u:p@10.0.0.1/?w=1"
+	parts := map[string]func(whole string) string{
+		"empty":        func(string) string { return "" },
+		"date alone":   func(s string) string { return s[:strings.Index(s, "\n")+1] },
+		"half a date":  func(string) string { return "#Sat No" },
+		"half a line":  func(s string) string { return s[:strings.Index(s, "db.host")+12] },
+		"without ours": func(s string) string { return s[:strings.Index(s, "db.password")] },
+		"cut escape":   func(s string) string { return s[:strings.Index(s, "\n")+1] + "a=\\u00" },
+	}
+	for name, cut := range parts {
+		t.Run(name, func(t *testing.T) {
+			s := newTree(t)
+			original := snapshot(t, s)
+			if err := planCluster(t, s, host).Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+			joined := snapshot(t, s)
+			real := filepath.Join(s.Root, path)
+			b, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			half := cut(string(stored(t, b)))
+			if err := os.WriteFile(real, []byte(half), 0o640); err != nil {
+				t.Fatal(err)
+			}
+			p := planCluster(t, s, host)
+			if d := cmp.Diff([]string{path}, p.Torn); d != "" || len(p.Conflicts) > 0 {
+				t.Fatalf("torn (-want +got):\n%s\nconflicts %v", d, p.Conflicts)
+			}
+			if err := p.Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(joined, snapshot(t, s)); d != "" {
+				t.Errorf("made whole (-want +got):\n%s", d)
+			}
+			// A leave makes it whole, too.
+			if err := os.WriteFile(real, []byte(half), 0o640); err != nil {
+				t.Fatal(err)
+			}
+			undoAll(t, s)
+			if d := cmp.Diff(original, snapshot(t, s)); d != "" {
+				t.Errorf("after the leave (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestNotTorn(t *testing.T) {
+	rec := &FileRecord{
+		Kind: KindProperties, Existed: true, Original: []byte("a=1\nb=2\nc=3\nd=4\n"),
+		Spans: []Span{{Anchor: "key:a", Off: 2, Old: []byte("1"), New: []byte("2")}},
+	}
+	const date = "#Sat Nov 21 00:34:56 UTC 2026\n"
+	for text, want := range map[string]bool{
+		"a=9\n":                        false, // an installer's, or a person's
+		"b=2\nc=3":                     false,
+		date + "a=2\nb=2\nc=3\nd=4\n":  false,
+		date + "a=2\nb=2\n":            false, // a person removed some
+		date + "b=2\nc=3\nd=4\n":       true,  // the server drops no key
+		date + "a=2\nb=2\nc=3\nd=4\ne": true,
+		"# Sat, a note\nb=2":           false,
+		"# a note and nothing else\n":  true,
+		"b=\\u00\n":                    false, // malformed, and that is said
+	} {
+		if got := torn(rec, []byte(text)); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+}
+
+// Of a file that no record knows nothing can be made.
+func TestTornUnknown(t *testing.T) {
+	s := newTree(t)
+	real := filepath.Join(s.Root, propertyPaths[0])
+	for text, want := range map[string]error{"": ErrEmpty, "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po": ErrTorn} {
+		if err := os.WriteFile(real, []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		err := s.NewPlan(nil).Edit(Target{Path: propertyPaths[0], Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
+		if !errors.Is(err, want) {
+			t.Errorf("%q: %v, want %v", text, err, want)
+		}
+	}
+}
+
+func TestDifferences(t *testing.T) {
+	f := PlannedFile{
+		Kind: KindProperties, Mode: 0o640,
+		Before: File{Path: "/p", Mode: 0o640, Bytes: []byte("db.host=mongodb\\://u\\:one@h\nsame=\\u00e4\njwtSecretKey=a\ngone=1\n")},
+		After:  []byte("db.host=mongodb://u:two@h\nsame=\\u00E4\njwtSecretKey=b\nnew=\n"),
+	}
+	var got []string
+	for _, d := range f.Differences() {
+		got = append(got, d.String())
+	}
+	want := []string{
+		"/p: db.host is mongodb://u:********@h and is to be mongodb://u:******** (another one)@h",
+		"/p: gone is 1 and is to be (missing)",
+		"/p: jwtSecretKey is ******** and is to be ******** (another one)",
+		"/p: new is (missing) and is to be (empty)",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	// The same cause has the same name, whatever else is in the file.
+	g := f
+	g.Before.Bytes, g.After = append([]byte("other=1\n"), f.Before.Bytes...), append([]byte("other=1\n"), f.After...)
+	if Fingerprint([]PlannedFile{f}) != Fingerprint([]PlannedFile{g}) || Fingerprint([]PlannedFile{f}) == "" {
+		t.Error("two names for one cause")
+	}
+	g.After = f.Before.Bytes
+	if Fingerprint([]PlannedFile{f}) == Fingerprint([]PlannedFile{g}) {
+		t.Error("one name for two causes")
+	}
+}

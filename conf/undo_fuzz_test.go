@@ -1,0 +1,182 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"bytes"
+	"maps"
+	"testing"
+)
+
+// properties reads a file as Java does, as a map.
+func properties(t *testing.T, src []byte) map[string]string {
+	t.Helper()
+	p, err := ParseProperties(src)
+	if err != nil {
+		t.Fatalf("%q: %v", src, err)
+	}
+	out := map[string]string{}
+	for _, k := range p.Keys() {
+		out[k], _ = p.Get(k)
+	}
+	return out
+}
+
+// joinedProperties sets one key as a join does, and gives the record of it.
+func joinedProperties(t *testing.T, src []byte, key, value string) (*FileRecord, []byte) {
+	t.Helper()
+	p, err := ParseProperties(src)
+	if err != nil {
+		t.Skip("no properties")
+	}
+	local := "localhost"
+	p.Set(key, value, &local)
+	written := p.Bytes()
+	return &FileRecord{Path: "/p", Kind: KindProperties, Existed: true, Original: src, Spans: p.Spans(), Written: sum(written)}, written
+}
+
+// TestUndoKeepsTheNextLine: putting a value back takes no other line with it,
+// and a value of ours is found again under another separator.
+func TestUndoKeepsTheNextLine(t *testing.T) {
+	for name, tt := range map[string]struct{ orig, from, to, want string }{
+		"backslash at the end":        {`host \`, "", "\nkey=v\n", "host \nkey=v\n"},
+		"backslash, blank line":       {"host=\\\n", "", "\nkey=v", "host=\\\n\nkey=v"},
+		"backslash and CR":            {"host=\\\r", "", "\nkey=v", "host=\nkey=v"},
+		"backslash and CR, CR after":  {"host=\\\r", "", "\rkey=v", "host=\\\r\rkey=v"},
+		"two backslashes":             {`host=a\\`, "", "\nkey=v", "host=a\\\\\nkey=v"},
+		"a blank for the sign":        {"host=a\n", "host=", "host ", "host a\n"},
+		"a blank, value with a sign":  {"host=\\=a\n", "host=", "host ", "host \\=a\n"},
+		"a sign for the blank":        {"host a\n", "host ", "host=", "host=a\n"},
+		"a colon for the sign":        {"host=a\n", "host=", "host:", "host:a\n"},
+		"no separator, then a blank":  {"host\n", "host=", "host ", "host \n"},
+		"added behind a continuation": {"a=b\\", "", "\nkey=v\n", "a=b\\\n\nkey=v\n"},
+	} {
+		rec, written := joinedProperties(t, []byte(tt.orig), "host", "10.0.0.1")
+		current := append(bytes.Clone(written), tt.to...)
+		if tt.from != "" {
+			current = bytes.Replace(written, []byte(tt.from), []byte(tt.to), 1)
+		}
+		u, err := rec.Undo(current)
+		if err != nil || len(u.Conflicts) > 0 {
+			t.Errorf("%s: %v, %v", name, u.Conflicts, err)
+		}
+		if string(u.Bytes) != tt.want {
+			t.Errorf("%s: %q, want %q", name, u.Bytes, tt.want)
+		}
+	}
+}
+
+// FuzzUndo appends what a user of the machine may append after a join: undoing
+// gives every key the value it had, and takes nothing of what was appended.
+func FuzzUndo(f *testing.F) {
+	f.Add([]byte(`clusterdb.host \`), []byte("\nkey=v\n"))
+	f.Add([]byte("clusterdb.host=\\\r"), []byte("\nkey=v\r"))
+	f.Add([]byte("a=b\r\nclusterdb.host : localhost\r\n"), []byte("x y"))
+	f.Add([]byte("clusterdb.host"), []byte("\n! note\n"))
+	f.Add([]byte("a=b\\\n"), []byte("clusterdb.host=x\\"))
+	f.Fuzz(func(t *testing.T, orig, more []byte) {
+		const key = "clusterdb.host"
+		rec, written := joinedProperties(t, orig, key, "10.0.0.1")
+		if len(rec.Spans) == 0 {
+			t.Skip("nothing of ours")
+		}
+		if got := properties(t, written)[key]; got != "10.0.0.1" {
+			t.Fatalf("joined: %q in %q", got, written)
+		}
+		u, err := rec.Undo(written)
+		if err != nil || !u.Exact || !bytes.Equal(u.Bytes, orig) {
+			t.Fatalf("undone at once: %q, %v; want %q", u.Bytes, err, orig)
+		}
+		current := append(bytes.Clone(written), more...)
+		if _, err := ParseProperties(current); err != nil {
+			t.Skip("no properties")
+		}
+		now := properties(t, current)
+		u, err = rec.Undo(current)
+		if err != nil {
+			t.Fatalf("%q: %v", current, err)
+		}
+		want := maps.Clone(now)
+		before := properties(t, orig)
+		if now[key] == "10.0.0.1" {
+			want[key] = before[key]
+			if _, was := before[key]; !was {
+				delete(want, key)
+			}
+		} else {
+			t.Skip("edited: the standalone form is another test")
+		}
+		got := properties(t, u.Bytes)
+		// An earlier line of the same key shows again when the last one goes.
+		if _, was := before[key]; !was {
+			delete(got, key)
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("orig %q, current %q, undone %q:\ngot  %q\nwant %q", orig, current, u.Bytes, got, want)
+		}
+	})
+}
+
+// FuzzMerge: a merge holds the lines of nobody but the three, and one without a
+// change on one side is the other side.
+func FuzzMerge(f *testing.F) {
+	f.Add([]byte("a\nb\nc\n"), []byte("a\nB\nc\n"), []byte("a\nb\nc\nd\n"))
+	f.Add([]byte("a"), []byte(""), []byte("a\na"))
+	f.Fuzz(func(t *testing.T, base, want, current []byte) {
+		merged, clean := merge3(base, want, current)
+		if !clean {
+			if merged != nil {
+				t.Fatal("a conflict has no result")
+			}
+			return
+		}
+		if bytes.Equal(base, current) && !bytes.Equal(merged, want) {
+			t.Errorf("nothing was edited: %q, want %q", merged, want)
+		}
+		if bytes.Equal(base, want) && !bytes.Equal(merged, current) {
+			t.Errorf("nothing is wanted: %q, want %q", merged, current)
+		}
+	})
+}
+
+// FuzzStateFiles reads what stands in the state directory, whatever it is: a
+// journal that can be used or a typed error, never a panic, and what is read is
+// written as it was.
+func FuzzStateFiles(f *testing.F) {
+	s := newTree(f)
+	if err := planCluster(f, s, "10.0.0.1").Commit("join"); err != nil {
+		f.Fatal(err)
+	}
+	good, err := s.read(s.statePath(undoName), maxRecordSize)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good.Bytes)
+	f.Add([]byte(`{"version":1,"record":{"version":1,"files":[null]}}`))
+	f.Add([]byte(`{"version":1,"files":[{"target":"/a/b","temp":"/a/.b.amsagent-1.new"}],"make_dirs":["/etc"]}`))
+	f.Add([]byte(`{"version":1,"record":{"version":1,"files":[{"path":"/a","kind":"properties","spans":[{"off":9223372036854775807,"old":"YQ=="}]}]}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		j, err := decodeJournal("/undo.json", data)
+		if err != nil {
+			if j != nil {
+				t.Fatal("an error has no journal")
+			}
+			return
+		}
+		if j.Record != nil {
+			for _, file := range j.Record.Files {
+				if _, err := file.Undo([]byte("a=b\n")); err == nil {
+					_ = file.holdsOurs(nil)
+				}
+			}
+		}
+		out, err := j.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeJournal("/undo.json", out); err != nil {
+			t.Fatalf("written and not read again: %v", err)
+		}
+	})
+}

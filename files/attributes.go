@@ -1,0 +1,132 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package files
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Attributes are what a new file gets besides its content.
+type Attributes struct {
+	// Mode is the permission bits; setuid, setgid and sticky are left out.
+	Mode     fs.FileMode
+	UID, GID int
+
+	xattrs []xattr
+	// like tells that the file replaces another one, whose extended attributes it
+	// gets and no others.
+	like bool
+}
+
+type xattr struct {
+	name  string
+	value []byte
+}
+
+const (
+	accessACL    = "system.posix_acl_access"
+	capabilities = "security.capability"
+)
+
+// Own are the attributes of a file that belongs to whoever runs this.
+func Own(mode fs.FileMode) Attributes {
+	return Attributes{Mode: mode, UID: os.Geteuid(), GID: os.Getegid()}
+}
+
+// In are the attributes of a new file in the folder: it belongs to the folder's
+// owner.
+func (d *Folder) In(mode fs.FileMode) Attributes {
+	if trusted(d.info.UID) {
+		return Own(mode)
+	}
+	return Attributes{Mode: mode, UID: d.info.UID, GID: d.info.GID}
+}
+
+// AttributesOf reads those of an open file, to be given to the one that replaces
+// it.
+func AttributesOf(f *os.File, info Info) (Attributes, error) {
+	a := Attributes{Mode: info.Mode.Perm(), UID: info.UID, GID: info.GID, like: true}
+	names, err := listXattrs(int(f.Fd()))
+	if errors.Is(err, unix.ENOTSUP) {
+		return a, nil
+	}
+	if err != nil {
+		return a, fmt.Errorf("reading the extended attributes of %s: %w", f.Name(), err)
+	}
+	for _, name := range names {
+		if name == capabilities {
+			continue
+		}
+		value, err := getXattr(int(f.Fd()), name)
+		if errors.Is(err, unix.ENODATA) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return a, fmt.Errorf("reading the extended attribute %s of %s: %w", name, f.Name(), err)
+		}
+		a.xattrs = append(a.xattrs, xattr{name, value})
+	}
+	return a, nil
+}
+
+// apply gives f the attributes.
+func (a Attributes) apply(f *os.File) error {
+	if err := f.Chown(a.UID, a.GID); err != nil {
+		return err
+	}
+	hasACL := false
+	for _, x := range a.xattrs {
+		hasACL = hasACL || x.name == accessACL
+		err := unix.Fsetxattr(int(f.Fd()), x.name, x.value, 0)
+		if errors.Is(err, unix.EPERM) && strings.HasPrefix(x.name, "security.") {
+			// A label that no module of this kernel looks after, as that of a SELinux which is switched off: only
+			// CAP_SYS_ADMIN may write it, and the daemon has no such thing. Who switches it on labels all files.
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("keeping the extended attribute %s of %s: %w", x.name, f.Name(), err)
+		}
+	}
+	if a.like && !hasACL {
+		// The folder may have given it one.
+		_ = unix.Fremovexattr(int(f.Fd()), accessACL)
+	}
+	// After the ACL: where there is one, the group bits are its mask.
+	return f.Chmod(a.Mode.Perm())
+}
+
+func listXattrs(fd int) ([]string, error) {
+	size, err := unix.Flistxattr(fd, nil)
+	if err != nil || size == 0 {
+		return nil, err
+	}
+	buf := make([]byte, size+256) // room for one that appears in between
+	if size, err = unix.Flistxattr(fd, buf); err != nil {
+		return nil, err
+	}
+	return attributeNames(buf[:size]), nil
+}
+
+// attributeNames splits what listxattr gave. It may have given nothing where it
+// announced something: an overlay counts its own attributes and does not show
+// them.
+func attributeNames(list []byte) []string {
+	return strings.FieldsFunc(string(list), func(r rune) bool { return r == 0 })
+}
+
+func getXattr(fd int, name string) ([]byte, error) {
+	size, err := unix.Fgetxattr(fd, name, nil)
+	if err != nil || size == 0 {
+		return nil, err
+	}
+	buf := make([]byte, size)
+	size, err = unix.Fgetxattr(fd, name, buf)
+	return buf[:max(size, 0)], err
+}

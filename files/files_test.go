@@ -1,0 +1,280 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package files
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// hostile is a user who is not root, and tree the folder that belongs to him.
+const (
+	hostile = 4711
+	third   = 4712
+	tree    = "/srv/tree"
+)
+
+// newRoot makes a root with a tree of another user in it, and files of root's
+// outside.
+func newRoot(t *testing.T) Root {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to give files away")
+	}
+	r := Root{Path: t.TempDir()}
+	for _, dir := range []string{"/etc", "/mnt/disk", "/home/him", "/tmp", tree + "/conf", tree + "/webapps/app"} {
+		if err := os.MkdirAll(r.Path+dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, r, "/etc/passwd", "root", 0, 0o644)
+	put(t, r, "/mnt/disk/his", "his", hostile, 0o644)
+	put(t, r, "/mnt/disk/roots", "roots", 0, 0o600)
+	put(t, r, "/mnt/disk/thirds", "thirds", third, 0o600)
+	put(t, r, tree+"/conf/settings", "settings", hostile, 0o640)
+	for _, dir := range []string{"/mnt/disk", "/home/him", tree, tree + "/conf", tree + "/webapps", tree + "/webapps/app"} {
+		chown(t, r.Path+dir, hostile)
+	}
+	return r
+}
+
+func put(t *testing.T, r Root, path, content string, uid int, mode fs.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(r.Path+path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	chown(t, r.Path+path, uid)
+	if err := os.Chmod(r.Path+path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func chown(t *testing.T, real string, uid int) {
+	t.Helper()
+	if err := os.Lchown(real, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func symlink(t *testing.T, r Root, to, path string, uid int) {
+	t.Helper()
+	_ = os.Remove(r.Path + path)
+	if err := os.Symlink(to, r.Path+path); err != nil {
+		t.Fatal(err)
+	}
+	chown(t, r.Path+path, uid)
+}
+
+// TestLinks holds the policy: who made a link decides where it may lead.
+func TestLinks(t *testing.T) {
+	for name, tt := range map[string]struct {
+		to, at  string
+		uid     int
+		ask     string // "": at
+		want    string // the resolved path
+		refused bool
+	}{
+		"root's, to another disk":            {to: "/mnt/disk", at: tree + "/streams", ask: tree + "/streams/his", want: "/mnt/disk/his"},
+		"root's, of the whole tree":          {to: tree, at: "/opt", ask: "/opt/conf/settings", want: tree + "/conf/settings"},
+		"root's, to the owner's file":        {to: "/mnt/disk/his", at: tree + "/conf/x", want: "/mnt/disk/his"},
+		"root's, to root's file":             {to: "/etc/passwd", at: tree + "/conf/x", refused: true},
+		"root's, outside":                    {to: "/etc/passwd", at: "/etc/x", want: "/etc/passwd"},
+		"root's, climbing":                   {to: "../../../../../../mnt/disk/his", at: tree + "/conf/x", want: "/mnt/disk/his"},
+		"his, inside":                        {to: "settings", at: tree + "/conf/x", uid: hostile, want: tree + "/conf/settings"},
+		"his, by a folder":                   {to: "../conf", at: tree + "/webapps/x", uid: hostile, ask: tree + "/webapps/x/settings", want: tree + "/conf/settings"},
+		"his, to his own elsewhere":          {to: "/mnt/disk/his", at: tree + "/conf/x", uid: hostile, want: "/mnt/disk/his"},
+		"his, to root's file":                {to: "/etc/passwd", at: tree + "/conf/x", uid: hostile, refused: true},
+		"his, to root's file in his folder":  {to: "/mnt/disk/roots", at: tree + "/conf/x", uid: hostile, refused: true},
+		"his, to a third user's file":        {to: "/mnt/disk/thirds", at: tree + "/conf/x", uid: hostile, refused: true},
+		"his, to root's folder":              {to: "/etc", at: tree + "/webapps/x", uid: hostile, ask: tree + "/webapps/x/passwd", refused: true},
+		"his, to root's folder, not there":   {to: "/etc", at: tree + "/webapps/x", uid: hostile, ask: tree + "/webapps/x/nothing", refused: true},
+		"his, to nothing in root's folder":   {to: "/etc/nothing", at: tree + "/conf/x", uid: hostile, refused: true},
+		"his, to nothing in his":             {to: "nothing", at: tree + "/conf/x", uid: hostile, want: tree + "/conf/nothing"},
+		"his, to a link of root's":           {to: "/etc/link", at: tree + "/conf/x", uid: hostile, refused: true},
+		"his, by folders of root's":          {to: "/mnt/disk/../disk/his", at: tree + "/conf/x", uid: hostile, want: "/mnt/disk/his"},
+		"a third user's, to his":             {to: "settings", at: tree + "/conf/x", uid: third, refused: true},
+		"his, to himself":                    {to: "x", at: tree + "/conf/x", uid: hostile, refused: true},
+		"his, out of the root and back":      {to: "../../../../../../../../srv/tree/conf/settings", at: tree + "/conf/x", uid: hostile, want: tree + "/conf/settings"},
+		"his, to a folder that is not there": {to: "/etc/a", at: tree + "/webapps/x", uid: hostile, ask: tree + "/webapps/x/b/c", refused: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoot(t)
+			symlink(t, r, "passwd", "/etc/link", 0)
+			symlink(t, r, tt.to, tt.at, tt.uid)
+			ask := tt.ask
+			if ask == "" {
+				ask = tt.at
+			}
+			p, err := r.Locate(ask)
+			if tt.refused {
+				if !errors.Is(err, ErrLink) && !errors.Is(err, unix.ELOOP) {
+					t.Fatalf("Locate = %v, want ErrLink", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			if p.Path() != tt.want {
+				t.Errorf("leads to %s, want %s", p.Path(), tt.want)
+			}
+		})
+	}
+}
+
+// TestResolvedFolder: a path that was resolved before leads through no link,
+// whoever made it.
+func TestResolvedFolder(t *testing.T) {
+	r := newRoot(t)
+	symlink(t, r, "/mnt/disk", "/srv/link", 0)
+	if _, err := r.ResolvedFolder("/srv/link"); !errors.Is(err, ErrLink) {
+		t.Errorf("a link: %v", err)
+	}
+	if _, err := r.ResolvedFolder("/srv/nothing"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("not there: %v", err)
+	}
+	d, err := r.ResolvedFolder(tree + "/conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	// The folder is exchanged for a link: what is open stays what it was.
+	if err := os.Rename(r.Path+tree+"/conf", r.Path+tree+"/other"); err != nil {
+		t.Fatal(err)
+	}
+	symlink(t, r, "/etc", tree+"/conf", hostile)
+	if b, _, err := d.Read("settings", 100); err != nil || string(b) != "settings" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, _, err := d.Read("passwd", 100); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the link was followed: %v", err)
+	}
+}
+
+// TestOpenRefuses: what its owner can put in the place of a file.
+func TestOpenRefuses(t *testing.T) {
+	r := newRoot(t)
+	if err := unix.Mkfifo(r.Path+tree+"/fifo", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(r.Path+"/etc/passwd", r.Path+tree+"/second"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, r, tree+"/large", strings.Repeat("x", 101), hostile, 0o644)
+	for path, want := range map[string]error{
+		tree + "/fifo":   ErrNotRegular,
+		tree + "/conf":   ErrNotRegular,
+		tree + "/second": ErrLink,
+		tree + "/large":  ErrTooLarge,
+		"/":              ErrNotRegular,
+	} {
+		if _, _, err := r.Read(path, 100); !errors.Is(err, want) || !Refused(err) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+	d, err := r.Folder(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, name := range []string{"", ".", "..", "conf/settings", "a\x00b"} {
+		if _, _, err := d.Read(name, 100); err == nil {
+			t.Errorf("%q was read", name)
+		}
+	}
+	if _, err := d.Entries(2); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("entries: %v", err)
+	}
+	entries, err := d.Entries(10)
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if want := []string{"conf", "fifo", "large", "second", "webapps"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("entries %v, %v", got, err)
+	}
+}
+
+// TestCreate: a file gets the owner it is to have and never a right to run as
+// somebody.
+func TestCreate(t *testing.T) {
+	r := newRoot(t)
+	d, err := r.Folder(tree + "/conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	check := func(name string, a Attributes, uid int, mode fs.FileMode) {
+		t.Helper()
+		if err := d.Write(name, []byte("x"), a); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := d.Stat(name); err != nil || info.UID != uid || info.GID != uid || info.Mode != mode {
+			t.Errorf("%s: %d:%d %v, %v; want %d %v", name, info.UID, info.GID, info.Mode, err, uid, mode)
+		}
+	}
+	check("new", d.In(fs.ModeSetuid|0o644), hostile, 0o644)
+	check("own", Own(0o600), 0, 0o600)
+	put(t, r, tree+"/conf/setuid", "x", hostile, fs.ModeSetuid|fs.ModeSetgid|0o755)
+	f, info, err := d.Open("setuid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_ = unix.Setxattr(filepath.Join(r.Path, tree, "conf/setuid"), capabilities,
+		[]byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0)
+	a, err := AttributesOf(f, info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(a.xattrs) > 0 {
+		t.Errorf("capabilities go on: %v", a.xattrs)
+	}
+	check("copy", a, hostile, 0o755)
+	if err := d.Write("new", nil, d.In(0o600)); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("written over another file: %v", err)
+	}
+	symlink(t, r, "/etc/made", tree+"/conf/link", hostile)
+	if err := d.Write("link", nil, d.In(0o600)); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("written through a link: %v", err)
+	}
+	sub, err := d.MakeFolder("sub", 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	if sub.Info().UID != hostile {
+		t.Errorf("the folder belongs to uid %d", sub.Info().UID)
+	}
+}
+
+// TestHook: a call whose hook fails is not made.
+func TestHook(t *testing.T) {
+	r := newRoot(t)
+	r.Hook = func(call, _ string) error {
+		if call == "unlinkat" {
+			return unix.EIO
+		}
+		return nil
+	}
+	d, err := r.Folder(tree + "/conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Remove("settings"); !errors.Is(err, unix.EIO) {
+		t.Errorf("Remove = %v", err)
+	}
+	if _, err := d.Stat("settings"); err != nil {
+		t.Error(err)
+	}
+}

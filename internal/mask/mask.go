@@ -1,0 +1,348 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package mask
+
+import (
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// Span is text[From:To].
+type Span struct{ From, To int }
+
+// anywhere are the words that make a name a secret's wherever they stand in it, with the punctuation taken out.
+func anywhere() []string {
+	return []string{
+		"password", "passwd", "passphrase", "passcode", "secret", "token", "credential",
+		"accesskey", "apikey", "privatekey", "jwtkey", "signingkey", "encryptionkey", "licensekey", "licencekey",
+	}
+}
+
+// Name reports whether a setting of that name holds a secret: db.password, rtmps.keystorepass, apiKey, jwt_key.
+func Name(name string) bool {
+	flat := strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) || unicode.IsDigit(r) {
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, name)
+	for _, w := range anywhere() {
+		if strings.Contains(flat, w) {
+			return true
+		}
+	}
+	for _, w := range words(name) {
+		switch {
+		case w == "bypass", w == "compass":
+		case w == "pw", strings.HasSuffix(w, "pass"), strings.HasSuffix(w, "pwd"):
+			return true
+		}
+	}
+	return false
+}
+
+// words takes a name apart at punctuation and at capitals: settings.keyPass is settings, key, pass.
+func words(name string) []string {
+	var all []string
+	var w strings.Builder
+	lower := false
+	end := func() {
+		if w.Len() > 0 {
+			all = append(all, w.String())
+			w.Reset()
+		}
+	}
+	for _, r := range name {
+		letter := unicode.IsLetter(r) || unicode.IsDigit(r)
+		if !letter || lower && unicode.IsUpper(r) {
+			end()
+		}
+		if letter {
+			w.WriteRune(unicode.ToLower(r))
+		}
+		lower = letter && !unicode.IsUpper(r)
+	}
+	end()
+	return all
+}
+
+// shown reports whether a value may be seen whatever its name: nothing, or a switch.
+func shown(value string) bool {
+	switch strings.ToLower(strings.Trim(value, `"' `)) {
+	case "", "true", "false":
+		return true
+	}
+	return false
+}
+
+// Value reports whether the value of the setting is to be masked.
+func Value(name, value string) bool { return Name(name) && !shown(value) }
+
+// Assignments finds the values of secrets in the words of a program: name=value, "name": "value". A value ends at a
+// blank, a quote, or, in a URI, at the next option.
+func Assignments(text string) []Span {
+	var found []Span
+	for i := 0; i < len(text); i++ {
+		var s Span
+		var ok bool
+		switch text[i] {
+		case '=':
+			s, ok = assignment(text, i)
+		case ':':
+			s, ok = member(text, i)
+		}
+		if ok {
+			found = append(found, s)
+			i = max(i, s.To-1)
+		}
+	}
+	return found
+}
+
+// assignment is name=value with the sign at text[at].
+func assignment(text string, at int) (Span, bool) {
+	name := nameBefore(text, at)
+	if name == "" || at+1 == len(text) {
+		return Span{}, false
+	}
+	from := at + 1
+	if s, ok := quoted(text, from); ok {
+		return s, Value(name, text[s.From:s.To])
+	}
+	ends := " \t\r\n\"'<>"
+	start := strings.LastIndexAny(text[:at], " \t\r\n\"'<>") + 1
+	if strings.Contains(text[start:at], "://") {
+		ends += "&"
+	}
+	to := len(text)
+	if n := strings.IndexAny(text[from:], ends); n >= 0 {
+		to = from + n
+	}
+	return Span{from, to}, Value(name, text[from:to])
+}
+
+// member is "name": "value" with the colon at text[at].
+func member(text string, at int) (Span, bool) {
+	before := strings.TrimRight(text[:at], " \t")
+	if !strings.HasSuffix(before, `"`) {
+		return Span{}, false
+	}
+	name := nameBefore(before, len(before)-1)
+	from := at + 1
+	for from < len(text) && (text[from] == ' ' || text[from] == '\t') {
+		from++
+	}
+	s, ok := quoted(text, from)
+	return s, ok && Value(name, text[s.From:s.To])
+}
+
+// quoted is what stands between the quote at text[at] and its end; a backslash takes the next character with it.
+func quoted(text string, at int) (Span, bool) {
+	if at >= len(text) || (text[at] != '"' && text[at] != '\'') {
+		return Span{}, false
+	}
+	for i := at + 1; i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			i++
+		case text[at]:
+			return Span{at + 1, i}, true
+		}
+	}
+	return Span{at + 1, len(text)}, true
+}
+
+// nameBefore is the name that ends at text[:at].
+func nameBefore(text string, at int) string {
+	from := at
+	for from > 0 && isName(text[from-1]) {
+		from--
+	}
+	return text[from:at]
+}
+
+func isName(c byte) bool {
+	return c == '.' || c == '_' || c == '-' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+}
+
+// Lines finds the values of secrets in a file of settings or a script, in its comments, too: name=value, name: value,
+// #name=value, #name value. A value goes to the end of its line.
+func Lines(text string) []Span {
+	var found []Span
+	off := 0
+	for line := range strings.Lines(text) {
+		if s, ok := setting(line); ok {
+			found = append(found, Span{off + s.From, off + s.To})
+		}
+		off += len(line)
+	}
+	return merge(append(found, Assignments(text)...))
+}
+
+// setting finds the value in one line. The name is the last word before the sign.
+func setting(line string) (Span, bool) {
+	body := strings.TrimLeft(line, " \t#!;/*")
+	comment := strings.ContainsAny(line[:len(line)-len(body)], "#!;/*")
+	end := len(strings.TrimRight(line, " \t\r\n"))
+	start := len(line) - len(body)
+	if start >= end {
+		return Span{}, false
+	}
+	sign := strings.IndexAny(line[start:end], "=:")
+	if sign >= 0 {
+		sign += start
+		name := strings.TrimRight(line[start:sign], " \t\"'")
+		name = name[strings.LastIndexAny(name, " \t\"'")+1:]
+		from := sign + 1
+		for from < end && (line[from] == ' ' || line[from] == '\t') {
+			from++
+		}
+		if Value(name, line[from:end]) {
+			return Span{from, end}, true
+		}
+	}
+	// A properties file may have a blank for a sign; a sentence has more words.
+	if f := strings.Fields(line[start:end]); comment && len(f) == 2 && Value(f[0], f[1]) {
+		return Span{end - len(f[1]), end}, true
+	}
+	return Span{}, false
+}
+
+// XML finds the values of secrets in XML, commented-out parts included: attributes, <property name="…" value="…"/> and its
+// kin, and the text of elements.
+func XML(text string) []Span {
+	found := Assignments(text)
+	pending := false // the next text or value belongs to a secret
+	for at := 0; at < len(text); {
+		if text[at] != '<' {
+			end := strings.IndexByte(text[at:], '<')
+			if end < 0 {
+				end = len(text) - at
+			}
+			if body := text[at : at+end]; pending && strings.TrimSpace(body) != "" {
+				from := at + len(body) - len(strings.TrimLeft(body, " \t\r\n"))
+				found = append(found, Span{from, at + len(strings.TrimRight(body, " \t\r\n"))})
+				pending = false
+			}
+			at += end
+			continue
+		}
+		if strings.HasPrefix(text[at:], "<!--") {
+			at += len("<!--") // what was commented out is looked at like the rest
+			continue
+		}
+		end := tagEnd(text, at)
+		tag := text[at:end]
+		spans, secret := tagSecrets(tag)
+		for _, s := range spans {
+			found = append(found, Span{at + s.From, at + s.To})
+		}
+		switch {
+		case strings.HasPrefix(tag, "</"):
+			pending = false
+		case secret:
+			pending = !strings.HasSuffix(tag, "/>")
+		}
+		at = end
+	}
+	return merge(found)
+}
+
+// tagEnd is where the tag at text[at] ends; a > in quotes does not end it.
+func tagEnd(text string, at int) int {
+	var quote byte
+	for i := at + 1; i < len(text); i++ {
+		switch c := text[i]; {
+		case quote != 0:
+			if c == quote {
+				quote = 0
+			}
+		case c == '"' || c == '\'':
+			quote = c
+		case c == '>':
+			return i + 1
+		case c == '<':
+			return i
+		}
+	}
+	return len(text)
+}
+
+// tagSecrets finds the secret values of a tag, and tells whether what follows it is one.
+func tagSecrets(tag string) (found []Span, secret bool) {
+	type attribute struct {
+		name  string
+		value Span
+	}
+	var attrs []attribute
+	for i := 0; i < len(tag); i++ {
+		if tag[i] != '=' {
+			continue
+		}
+		before := strings.TrimRight(tag[:i], " \t\r\n")
+		from := i + 1
+		for from < len(tag) && strings.IndexByte(" \t\r\n", tag[from]) >= 0 {
+			from++
+		}
+		if from >= len(tag) || tag[from] != '"' && tag[from] != '\'' {
+			continue
+		}
+		to := len(tag)
+		if n := strings.IndexByte(tag[from+1:], tag[from]); n >= 0 {
+			to = from + 1 + n
+		}
+		attrs = append(attrs, attribute{nameBefore(before, len(before)), Span{from + 1, to}})
+		i = to
+	}
+	element := strings.TrimLeft(tag, "</")
+	if n := strings.IndexAny(element, " \t\r\n/>"); n >= 0 {
+		element = element[:n]
+	}
+	secret = Name(element)
+	for _, a := range attrs {
+		switch a.name {
+		case "name", "key", "property":
+			secret = secret || Name(tag[a.value.From:a.value.To])
+		}
+	}
+	for _, a := range attrs {
+		value := tag[a.value.From:a.value.To]
+		if Value(a.name, value) || secret && a.name == "value" && !shown(value) {
+			found = append(found, a.value)
+		}
+	}
+	return found, secret
+}
+
+// merge sorts spans and makes one of those that touch or overlap.
+func merge(spans []Span) []Span {
+	slices.SortFunc(spans, func(a, b Span) int { return a.From - b.From })
+	var out []Span
+	for _, s := range spans {
+		if n := len(out); n > 0 && s.From <= out[n-1].To {
+			out[n-1].To = max(out[n-1].To, s.To)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// Replace puts the placeholder in place of every span. Line ends inside of a span stay, so that lines keep their numbers.
+func Replace(text string, spans []Span, placeholder string) string {
+	var b strings.Builder
+	at := 0
+	for _, s := range merge(slices.Clone(spans)) {
+		if s.From >= s.To {
+			continue
+		}
+		b.WriteString(text[at:s.From])
+		b.WriteString(placeholder)
+		b.WriteString(strings.Repeat("\n", strings.Count(text[s.From:s.To], "\n")))
+		at = s.To
+	}
+	b.WriteString(text[at:])
+	return b.String()
+}

@@ -1,0 +1,90 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A metadata service that invents a new event at each poll, each with a text that
+// is as long as it likes, makes no record that the next start cannot read, and
+// hides no deadline (review security D: beyond 4 MB the drain was forgotten).
+func TestHostileNotices(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(3)
+		said := &counting{}
+		l := w.live(func(o *Options) { o.Log = slog.New(said) })
+		begin := time.Now()
+		if err := l.Drain(DrainRequest{Deadline: 6 * time.Hour, Reason: "kernel update", Who: "root"}); err != nil {
+			t.Fatal(err)
+		}
+		earliest := begin.Add(2 * time.Hour)
+		long := strings.Repeat("<\x1b&\u2028\xff", 2<<10)
+		for i := range 500 {
+			n := Notice{
+				ID: fmt.Sprintf("azure:%d:%s", i, long), Source: "azure", Kind: Terminate, Reason: long, Who: long, By: long,
+				Deadline: begin.Add(5*time.Hour - time.Duration(i%7)*time.Second),
+				Hook: &Hook{
+					Provider: "azure", Group: "g", Name: fmt.Sprint("event ", i), Token: strings.Repeat("t", i*10),
+					Others: []string{strings.Repeat("<", i), strings.Repeat("&", i)},
+				},
+			}
+			switch {
+			case i == 250:
+				n.ID, n.Deadline = "the one", earliest
+			case i%3 == 0:
+				n.Deadline = time.Time{}
+			case i%5 == 0:
+				n.Hook.Name = long
+			}
+			l.Notice(n)
+			tick(time.Second)
+		}
+		v := l.View()
+		if len(v.Notices) > maxNotices || len(v.Hooks) > maxHooks {
+			t.Errorf("%d notices are in force, %d hooks", len(v.Notices), len(v.Hooks))
+		}
+		kept := map[string]bool{}
+		size := 0
+		for _, n := range v.Notices {
+			kept[n.ID] = true
+			size += n.text()
+		}
+		if !kept["the one"] || !kept[askID] || size > maxNoticeText {
+			t.Errorf("kept %d bytes, without the earliest deadline or a person's drain", size)
+		}
+		if at := earliest.Add(-defaultReserve); !v.Deadline.Equal(at.Round(0)) {
+			t.Errorf("the deadline is %s, want %s", v.Deadline, at)
+		}
+		if _, _, notes := said.counts(); v.Trouble["notices"] == "" || notes > 40 {
+			t.Errorf("trouble %v, %d lines in 500 s", v.Trouble, notes)
+		}
+		if n := len(w.file); n == 0 || n > maxRecord {
+			t.Fatalf("the record has %d bytes", n)
+		}
+
+		// The next start has the same drain.
+		l.kill()
+		l = w.live()
+		defer l.kill()
+		again := l.View()
+		if again.Step != StepDraining || !again.Deadline.Equal(v.Deadline) || len(again.Notices) != len(v.Notices) {
+			t.Errorf("after a restart: step %s, deadline %s, %d notices", again.Step, again.Deadline, len(again.Notices))
+		}
+	})
+}
+
+// Ids that are cut stay different, and one that is not is left as it is.
+func TestBoundedIDs(t *testing.T) {
+	long := strings.Repeat("x", maxIDText)
+	a, b := boundedID(long+"a"), boundedID(long+"b")
+	if a == b || len(a) > maxIDText || boundedID(long+"a") != a || boundedID(long) != long {
+		t.Errorf("%q, %q", a, b)
+	}
+}

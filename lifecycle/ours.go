@@ -1,0 +1,53 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+)
+
+// HookNames says which hooks of a group are this agent's: names, or patterns as of
+// path.Match. Without any it is the only hook of a transition, and of several those
+// whose name contains "amsagent": other programs have hooks of their own, and complete
+// them when they are ready.
+type HookNames []string
+
+// ours returns those of the names of one transition that are this agent's, in their
+// order.
+func (n HookNames) ours(all []string) []string {
+	if len(n) == 0 && len(all) == 1 {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !n.match(name) })
+}
+
+func (n HookNames) match(name string) bool {
+	if len(n) == 0 {
+		return strings.Contains(strings.ToLower(name), "amsagent")
+	}
+	return slices.ContainsFunc(n, func(pattern string) bool {
+		ok, err := path.Match(pattern, name)
+		return ok && err == nil
+	})
+}
+
+// literal reports whether there are names, and no pattern among them.
+func (n HookNames) literal() bool {
+	return len(n) > 0 && !slices.ContainsFunc(n, func(name string) bool { return strings.ContainsAny(name, `*?[\`) })
+}
+
+// OthersHooksError is that hooks wait for this machine, and none of them is this
+// agent's.
+type OthersHooksError struct {
+	Group string
+	Hooks []string
+}
+
+func (e *OthersHooksError) Error() string {
+	return fmt.Sprintf("none of the hooks of group %s is this agent's, so none is completed: %s; the setting hooks names those that are",
+		e.Group, strings.Join(e.Hooks, ", "))
+}

@@ -1,0 +1,52 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cloud_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+func TestBound(t *testing.T) {
+	text := func(n int) string { return strings.Repeat("x", n) }
+	i := cloud.Instance{
+		ID: text(cloud.MaxText), Group: text(cloud.MaxText + 1), Zone: "z",
+		Tags: cloud.Tags{"role": "edge", "long": text(cloud.MaxTag + 1), "just": text(cloud.MaxTag), text(cloud.MaxText + 1): "v"},
+	}
+	if err := i.Bound(); err != nil {
+		t.Fatal(err)
+	}
+	if i.Group != "" || i.Zone != "z" || len(i.Notes) != 2 {
+		t.Errorf("%+v", i)
+	}
+	if d := cmp.Diff(map[string]string{"role": "edge", "just": text(cloud.MaxTag)}, map[string]string(i.Tags)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+
+	i.ID += "x"
+	if err := i.Bound(); !errors.Is(err, cloud.ErrBadAnswer) {
+		t.Errorf("%v", err)
+	}
+
+	many := cloud.Tags{}
+	for n := range 2 * cloud.MaxTags {
+		many[fmt.Sprintf("%05d", n)] = "v"
+	}
+	set := cloud.TagSet{Tags: many, Group: text(1 << 20)}
+	set.Bound()
+	if len(set.Tags) != cloud.MaxTags || set.Group != "" {
+		t.Errorf("%d tags, a group of %d bytes", len(set.Tags), len(set.Group))
+	}
+
+	plain := cloud.Instance{ID: "i-1"}
+	if err := plain.Bound(); err != nil || plain.Tags != nil || plain.Notes != nil {
+		t.Errorf("%v, %+v", err, plain)
+	}
+}

@@ -1,0 +1,228 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command adversary is the user of a broken server: it owns the server's folder,
+// and exchanges files and folders in it, without a pause, for what it would like
+// root to touch. It runs as that user, until its standard input ends; then it puts
+// everything back as it found it.
+//
+//	adversary ROOT TREE OUTSIDE SEED
+//
+// ROOT is what the agent takes for the machine. OUTSIDE is a folder of root's in it, by
+// the name that the agent has for it: a link must lead there for the agent, too.
+package main
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if len(os.Args) != 5 {
+		fmt.Fprintln(os.Stderr, "usage: adversary ROOT TREE OUTSIDE SEED")
+		os.Exit(2)
+	}
+	seed, err := strconv.ParseUint(os.Args[4], 10, 64)
+	if err == nil {
+		err = run(os.Args[1], os.Args[2], os.Args[3], seed)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "adversary:", err)
+		os.Exit(1)
+	}
+}
+
+// adversary is one at work.
+type adversary struct {
+	root, tree, outside string
+	rand                *rand.Rand
+	files, dirs         []string
+	was                 map[string]saved
+	passwd              []byte
+}
+
+type saved struct {
+	content []byte
+	mode    fs.FileMode
+}
+
+func run(root, tree, outside string, seed uint64) error {
+	a := &adversary{root: root, tree: tree, outside: outside, rand: rand.New(rand.NewPCG(seed, 1)), was: map[string]saved{}}
+	var err error
+	if a.passwd, err = os.ReadFile(filepath.Join(root, outside, "passwd")); err != nil {
+		return err
+	}
+	for _, pattern := range []string{"conf/*.xml", "conf/*.properties", "webapps/*/WEB-INF/*.properties"} {
+		found, err := filepath.Glob(filepath.Join(tree, pattern))
+		if err != nil {
+			return err
+		}
+		a.files = append(a.files, found...)
+	}
+	for _, pattern := range []string{"conf", "webapps/*", "webapps/*/WEB-INF"} {
+		found, err := filepath.Glob(filepath.Join(tree, pattern))
+		if err != nil {
+			return err
+		}
+		a.dirs = append(a.dirs, found...)
+	}
+	for _, name := range a.files {
+		info, err := os.Stat(name)
+		if err != nil {
+			return err
+		}
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		a.was[name] = saved{b, info.Mode().Perm()}
+	}
+	var done atomic.Bool
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		done.Store(true)
+	}()
+	fmt.Println("ready")
+	for n := 0; ; n++ {
+		if done.Load() {
+			fmt.Println(n, "attacks")
+			return a.calm()
+		}
+		a.attack()
+		// Some commands must come as far as their renames.
+		<-time.After(time.Duration(a.rand.IntN(30)) * time.Millisecond)
+	}
+}
+
+// calm puts everything back.
+func (a *adversary) calm() error {
+	err := filepath.WalkDir(a.tree, func(name string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(name, ".mine") && !d.IsDir() {
+			err = os.Remove(name)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for name, s := range a.was {
+		if err := os.RemoveAll(name); err != nil {
+			return err
+		}
+		if err := os.WriteFile(name, s.content, 0o600); err != nil {
+			return err
+		}
+		if err := os.Chmod(name, s.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exchange puts what create makes in the place of a name, for a moment.
+func (a *adversary) exchange(name string, create func(string) error) {
+	mine := name + ".mine"
+	_ = os.RemoveAll(mine)
+	if create(mine) != nil {
+		return
+	}
+	if swap(mine, name) {
+		a.linger()
+		_ = swap(mine, name)
+	}
+	_ = os.RemoveAll(mine)
+}
+
+func swap(mine, name string) bool {
+	return unix.Renameat2(unix.AT_FDCWD, mine, unix.AT_FDCWD, name, unix.RENAME_EXCHANGE) == nil
+}
+
+// linger gives the other side time for a few calls, or for a whole plan.
+func (a *adversary) linger() {
+	if a.rand.IntN(3) == 0 {
+		<-time.After(time.Duration(a.rand.IntN(60)) * time.Millisecond)
+	}
+	for range a.rand.IntN(2000) {
+		_, _ = os.Lstat(a.tree)
+	}
+}
+
+// lend lets root read a copy with more rights, and puts what he copied in its place
+// before root writes.
+func (a *adversary) lend(file, target string) {
+	copied, mine := file+".copy.mine", file+".mine"
+	if os.WriteFile(copied, a.passwd, 0o600) != nil || os.Chmod(copied, 0o666) != nil {
+		return
+	}
+	if os.Symlink(filepath.Base(copied), mine) == nil && swap(mine, file) {
+		a.linger()
+		next := file + ".next.mine"
+		if os.Symlink(target, next) == nil && os.Rename(next, file) == nil {
+			a.linger()
+		}
+		_ = swap(mine, file)
+	}
+	_, _ = os.Remove(mine), os.Remove(copied)
+}
+
+func (a *adversary) attack() {
+	file := a.files[a.rand.IntN(len(a.files))]
+	dir := a.dirs[a.rand.IntN(len(a.dirs))]
+	secret := filepath.Join(a.outside, []string{"passwd", "shadow", filepath.Base(file)}[a.rand.IntN(3)])
+	switch a.rand.IntN(10) {
+	case 0:
+		a.exchange(file, func(p string) error { return os.Symlink(secret, p) })
+	case 1:
+		a.exchange(dir, func(p string) error { return os.Symlink(a.outside, p) })
+	case 2:
+		a.lend(file, filepath.Join(a.outside, "passwd"))
+	case 3:
+		a.exchange(file, func(p string) error { return unix.Mkfifo(p, 0o666) })
+	case 4:
+		a.exchange(file, func(p string) error {
+			if err := os.WriteFile(p, nil, 0o666); err != nil {
+				return err
+			}
+			return os.Truncate(p, 1<<30)
+		})
+	case 5:
+		a.exchange(file, func(p string) error { return os.Link(filepath.Join(a.root, secret), p) })
+	case 6:
+		mode := []fs.FileMode{fs.ModeSetuid | 0o755, fs.ModeSetgid | 0o777, 0o666, 0}[a.rand.IntN(4)]
+		if a.was[file].content != nil && os.Chmod(file, mode) == nil {
+			_ = os.Chmod(file, a.was[file].mode)
+		}
+	case 7:
+		link := file + ".amsagent-saved"
+		if os.Symlink(filepath.Join(a.outside, "made"), link) == nil {
+			_ = os.Remove(link)
+		}
+	case 8:
+		a.exchange(file, func(p string) error { return os.Mkdir(p, 0o755) })
+	case 9: // what the agent has beside its files
+		beside, err := filepath.Glob(filepath.Join(filepath.Dir(file), ".*.amsagent-*"))
+		if err != nil || len(beside) == 0 {
+			return
+		}
+		name := beside[a.rand.IntN(len(beside))]
+		switch a.rand.IntN(3) {
+		case 0:
+			_ = os.Chmod(name, fs.ModeSetuid|0o755)
+		case 1:
+			_ = os.Remove(name)
+			_ = os.Symlink(secret, name)
+		case 2:
+			a.exchange(name, func(p string) error { return os.Symlink(secret, p) })
+		}
+	}
+}

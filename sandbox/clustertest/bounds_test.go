@@ -1,0 +1,169 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
+)
+
+// TestLargeRow: among two thousand rows one has a role of 15 MB, and a field that
+// nobody knows of 1 MB. Who lists them holds neither.
+func TestLargeRow(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{Binary: realmongo.Require(t)})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	docs := make([]any, 0, 2001)
+	for i := range 2000 {
+		docs = append(docs, bson.M{"_id": fmt.Sprintf("i-%04d", i), "ip": fmt.Sprintf("10.1.%d.%d", i/250, i%250), "state": "active", "role": "edge"})
+	}
+	docs = append(docs, bson.M{"_id": "i-9999", "state": "active", "role": strings.Repeat("x", 15<<20), "unknown": strings.Repeat("y", 1<<19)})
+	b.insert(b.nodes(), docs...)
+	b.insert(b.ams(), bson.M{"_id": "huge", "ip": own, "lastUpdateTime": time.Now().UnixMilli(), "memory": strings.Repeat("x", 15<<20)})
+
+	runtime.GC()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	look, err := c.Look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if len(look.Nodes) != 2001 || len(look.AMS) != 1 {
+		t.Fatalf("%d rows, %d documents", len(look.Nodes), len(look.AMS))
+	}
+	if last := look.Nodes[2000]; len(last.Role) > 256 || !strings.HasSuffix(last.Role, "…") || len(look.AMS[0].Memory) > 256 {
+		t.Errorf("a role of %d bytes, a text of AMS of %d", len(last.Role), len(look.AMS[0].Memory))
+	}
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
+		t.Errorf("the look holds %d MB", grown>>20)
+	}
+	runtime.KeepAlive(look)
+}
+
+// The live streams of a node are found by the index that AMS makes on status, not by
+// reading every broadcast that there ever was.
+func TestStreamsByIndex(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{Binary: realmongo.Require(t)})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	coll := b.Database("liveapp").Collection("broadcast")
+	if err := b.Database("liveapp").RunCommand(t.Context(), bson.D{
+		{Key: "createIndexes", Value: "broadcast"},
+		{Key: "indexes", Value: bson.A{bson.M{"key": bson.M{"status": 1}, "name": "status_1"}}},
+	}).Err(); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	docs := make([]any, 0, 10_000)
+	for i := range 10_000 {
+		docs = append(docs, bson.M{"streamId": fmt.Sprintf("s%d", i), "status": "finished", "originAdress": own, "updateTime": now.Add(-time.Hour).UnixMilli()})
+	}
+	for i := range 3 {
+		docs[i] = bson.M{"streamId": fmt.Sprintf("live%d", i), "status": "broadcasting", "originAdress": own, "updateTime": now.UnixMilli()}
+	}
+	b.insert(coll, docs...)
+	if err := b.Database("liveapp").RunCommand(t.Context(), bson.D{{Key: "profile", Value: 2}}).Err(); err != nil {
+		t.Fatal(err)
+	}
+	streams, err := c.LocalStreams(t.Context(), []string{"liveapp"}, own, now)
+	if err != nil || len(streams) != 1 || len(streams[0].IDs) != 3 {
+		t.Fatalf("%v, %v", streams, err)
+	}
+	var seen struct {
+		Plan     string `bson:"planSummary"`
+		Examined int    `bson:"docsExamined"`
+	}
+	err = b.Database("liveapp").Collection("system.profile").FindOne(t.Context(), bson.M{"op": "query", "ns": "liveapp.broadcast"}).Decode(&seen)
+	if err != nil || !strings.HasPrefix(seen.Plan, "IXSCAN") || seen.Examined != 3 {
+		t.Errorf("%+v, %v", seen, err)
+	}
+}
+
+// TestRights: a user with exactly what the hints name is enough; without read on an
+// application's database that is said, in one line.
+func TestRights(t *testing.T) {
+	t.Parallel()
+	binary := realmongo.Require(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Users: map[string]string{"root": "secret"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	b := openURI(t, s.URI())
+	on := func(role, db string) bson.M { return bson.M{"role": role, "db": db} }
+	run := func(command bson.D) {
+		t.Helper()
+		if err := b.Database("admin").RunCommand(t.Context(), command).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(bson.D{
+		{Key: "createUser", Value: "node"},
+		{Key: "pwd", Value: "secret"},
+		{Key: "roles", Value: bson.A{on("readWrite", "amsagent"), on("readWrite", "clusterdb")}},
+	})
+	c := connect(t, "mongodb://node:secret@"+s.Addrs()+"/?authSource=admin", cluster.Options{})
+	if err := c.CheckAccess(t.Context()); err != nil {
+		t.Error(err)
+	}
+	err = c.CheckRead(t.Context(), []string{"liveapp"})
+	if cluster.KindOf(err) != cluster.KindForbidden || strings.Contains(err.Error(), "lsid") || !strings.Contains(err.Error(), "liveapp") {
+		t.Errorf("without read on liveapp: %v", err)
+	}
+	run(bson.D{{Key: "grantRolesToUser", Value: "node"}, {Key: "roles", Value: bson.A{on("read", "liveapp")}}})
+	if err := c.CheckRead(t.Context(), []string{"liveapp"}); err != nil {
+		t.Errorf("with read on liveapp: %v", err)
+	}
+	register(t, c, node())
+	if err := c.EnsureIndexes(t.Context()); err != nil {
+		t.Errorf("the indexes: %v", err)
+	}
+
+	// The index is there with another expiry: that is no matter of rights or of the server.
+	if err := b.nodes().Indexes().DropAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	other := b.Database("amsagent").RunCommand(t.Context(), bson.D{
+		{Key: "createIndexes", Value: "nodes"},
+		{Key: "indexes", Value: bson.A{bson.M{"key": bson.M{"left_at": 1}, "name": "left_at_1", "expireAfterSeconds": 60}}},
+	})
+	if err := other.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.EnsureIndexes(t.Context()); cluster.KindOf(err) != cluster.KindOther {
+		t.Errorf("another expiry: %v", err)
+	}
+}
+
+// TestTwoDocumentsOfOneAddress: one more network card gives the server another id. The
+// document of before is named as dead, with the reason.
+func TestTwoDocumentsOfOneAddress(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.door.write("of-before", own, time.Now().Add(-time.Hour))
+	st, err := a.machine.Status(t.Context(), bootstrap.StatusRequest{Mongo: a.client.Target(), Identify: a.o.Identify})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(st.Disagree, func(d bootstrap.Disagreement) bool { return d.ID == "STATUS-DOCUMENTS" })
+	if i < 0 || !strings.Contains(st.Disagree[i].Text, "of-before of the same address") || !strings.Contains(st.Disagree[i].Text, "dead") {
+		t.Errorf("%+v", st.Disagree)
+	}
+}

@@ -1,0 +1,425 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
+)
+
+// realSet starts a replica set of three real servers.
+func realSet(t *testing.T) *realmongo.Set {
+	t.Helper()
+	binary := realmongo.Require(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Members: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// settled waits until all members are well and the first one is the primary, as its
+// priority makes it.
+func settled(t *testing.T, s *realmongo.Set) *realmongo.Member {
+	t.Helper()
+	first := s.Member(0)
+	door := openURI(t, "mongodb://"+first.Addr()+"/?directConnection=true")
+	eventually(t, "the set is well", func() bool {
+		var status struct {
+			Members []struct {
+				State int `bson:"state"`
+			} `bson:"members"`
+		}
+		if err := door.Database("admin").RunCommand(t.Context(), bson.D{{Key: "replSetGetStatus", Value: 1}}).Decode(&status); err != nil {
+			return false
+		}
+		for i, m := range status.Members {
+			if i == 0 && m.State != 1 || i > 0 && m.State != 2 {
+				return false
+			}
+		}
+		return true
+	})
+	return first
+}
+
+// newPrimary waits for a primary other than the one before, and tells since when.
+func newPrimary(t *testing.T, s *realmongo.Set, old *realmongo.Member) (*realmongo.Member, time.Time) {
+	t.Helper()
+	var now *realmongo.Member
+	eventually(t, "another member is the primary", func() bool {
+		for _, m := range s.Members() {
+			if m == old {
+				continue
+			}
+			if is, err := m.IsPrimary(t.Context()); err == nil && is {
+				now = m
+				return true
+			}
+		}
+		return false
+	})
+	return now, time.Now()
+}
+
+// beatAfter returns when the first beat after a moment was written to a member.
+func beatAfter(t *testing.T, m *realmongo.Member, moment time.Time) time.Time {
+	t.Helper()
+	door := openURI(t, "mongodb://"+m.Addr()+"/?directConnection=true")
+	var row struct {
+		UpdatedAt time.Time `bson:"updated_at"`
+		State     string    `bson:"state"`
+	}
+	eventually(t, "a beat", func() bool {
+		err := door.nodes().FindOne(t.Context(), bson.M{"_id": nodeID}).Decode(&row)
+		return err == nil && row.UpdatedAt.After(moment)
+	})
+	if row.State != "active" {
+		t.Errorf("the row says %s", row.State)
+	}
+	return row.UpdatedAt
+}
+
+// TestFailover: whatever becomes of the primary, the daemon does not end, beats
+// within two seconds of a new one, and the row says what it said.
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	s := realSet(t)
+	a := newAgentAt(t, s.URI(), s.URI())
+	a.start()
+	for _, fault := range []struct {
+		name string
+		harm func(*realmongo.Member) error
+		mend func(*realmongo.Member) error
+	}{
+		{"a hang", (*realmongo.Member).Pause, (*realmongo.Member).Resume},
+		{"a kill", (*realmongo.Member).Kill, func(m *realmongo.Member) error { return m.Start(t.Context()) }},
+		// The last, since it keeps the first member from being the primary for a minute.
+		{"a step down", func(*realmongo.Member) error { return s.StepDown(t.Context()) }, nil},
+	} {
+		old := settled(t, s)
+		a.serves()
+		t.Log("settled")
+		begin := time.Now()
+		if err := fault.harm(old); err != nil {
+			t.Fatal(err)
+		}
+		now, since := newPrimary(t, s, old)
+		beat := beatAfter(t, now, since)
+		t.Logf("%s: a new primary after %s, the first beat %s later", fault.name, since.Sub(begin).Round(time.Millisecond), beat.Sub(since).Round(time.Millisecond))
+		if late := beat.Sub(since); late > 2*time.Second {
+			t.Errorf("%s: the first beat came %s after the new primary", fault.name, late)
+		}
+		if fault.mend != nil {
+			if err := fault.mend(old); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	a.serves()
+	select {
+	case <-a.ended:
+		t.Error("the daemon ended")
+	default:
+	}
+	if n := strings.Count(a.text(), "a beat could not be written"); n > 2 {
+		t.Errorf("the log says %d times within a minute that beats are not written", n)
+	}
+}
+
+// diary writes events one after another and remembers which were acknowledged.
+type diary struct {
+	mu  sync.Mutex
+	has []string
+}
+
+func (d *diary) write(ctx context.Context, c *cluster.Client) {
+	for i := 0; ctx.Err() == nil; i++ {
+		kind := strconv.Itoa(i)
+		if err := c.AddEvent(ctx, cluster.Event{Node: "the diary", Kind: kind}); err == nil {
+			d.mu.Lock()
+			d.has = append(d.has, kind)
+			d.mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func (d *diary) acknowledged() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.has)
+}
+
+// TestAcknowledgedStays: what was acknowledged outlasts a primary that dies and a
+// majority that is lost. While it is lost nothing is acknowledged, and the daemon goes
+// on; its beats flow again when the majority is back.
+func TestAcknowledgedStays(t *testing.T) {
+	t.Parallel()
+	s := realSet(t)
+	a := newAgentAt(t, s.URI(), s.URI())
+	a.start()
+	var d diary
+	var work sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	work.Go(func() { d.write(ctx, connect(t, s.URI(), cluster.Options{Timeout: 2 * time.Second})) })
+	defer work.Wait()
+	defer cancel()
+	more := func(n int) {
+		t.Helper()
+		eventually(t, "more is acknowledged", func() bool { return len(d.acknowledged()) >= n })
+	}
+	more(20)
+
+	first := settled(t, s)
+	if err := first.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	newPrimary(t, s, first)
+	more(len(d.acknowledged()) + 20)
+	if err := first.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	first = settled(t, s)
+	others := slices.DeleteFunc(slices.Clone(s.Members()), func(m *realmongo.Member) bool { return m == first })
+	for _, m := range others {
+		if err := m.Pause(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "there is no primary", func() bool {
+		is, err := first.IsPrimary(t.Context())
+		return err == nil && !is
+	})
+	lost := len(d.acknowledged())
+	rounds := a.rounds()
+	<-time.After(3 * time.Second)
+	if n := len(d.acknowledged()); n != lost {
+		t.Errorf("without a majority %d more were acknowledged", n-lost)
+	}
+	if a.rounds() == rounds {
+		t.Error("the daemon's loop stands still without a primary")
+	}
+	for _, m := range others {
+		if err := m.Resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now, since := newPrimary(t, s, nil)
+	if late := beatAfter(t, now, since).Sub(since); late > 2*time.Second {
+		t.Errorf("the first beat came %s after the new primary", late)
+	}
+	more(lost + 20)
+	a.serves()
+	cancel()
+	work.Wait()
+
+	// The first member becomes the primary again as soon as it can: another election.
+	var events []cluster.PastEvent
+	eventually(t, "the diary can be read", func() bool {
+		var err error
+		events, err = a.client.Events(t.Context(), cluster.EventQuery{Nodes: []string{"the diary"}, Limit: 100_000})
+		return err == nil
+	})
+	there := map[string]bool{}
+	for _, e := range events {
+		there[e.Kind] = true
+	}
+	all := d.acknowledged()
+	t.Logf("%d events were acknowledged", len(all))
+	for _, kind := range all {
+		if !there[kind] {
+			t.Errorf("event %s was acknowledged and is not there", kind)
+		}
+	}
+}
+
+// TestMongoDiskFull: the disk under MongoDB is full, of which it dies. The daemon goes on,
+// and beats again once there is room and a MongoDB.
+func TestMongoDiskFull(t *testing.T) {
+	t.Parallel()
+	binary := realmongo.Require(t)
+	if os.Geteuid() != 0 {
+		t.Skip("a small disk is a mount, which only root may make")
+	}
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=512m"); err != nil {
+		t.Skip("no small disk can be made here: ", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Dir: disk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	a := newAgentAt(t, s.URI(), s.URI())
+	a.start()
+
+	// What the node writes takes hours to need more room; others write more.
+	blocks := a.door.Database("other").Collection("blocks")
+	write := func() error {
+		bound, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := blocks.InsertOne(bound, bson.M{"text": strings.Repeat("0123456789abcdef", 1<<16)})
+		return err
+	}
+	if err := write(); err != nil {
+		t.Fatal(err)
+	}
+	filler := filepath.Join(disk, "filler")
+	if err := fill(filler); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	eventually(t, "MongoDB takes no more, beats neither", func() bool {
+		_ = write()
+		return strings.Contains(a.text(), "a beat could not be written")
+	})
+	a.roundsGoOn(5)
+
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	since := time.Now()
+	eventually(t, "MongoDB runs again", func() bool {
+		_ = s.Member(0).Start(t.Context()) // an error where it has not ended yet
+		is, err := s.Member(0).IsPrimary(t.Context())
+		return err == nil && is
+	})
+	beatAfter(t, s.Member(0), since)
+	a.serves()
+}
+
+// fill writes to a file until the disk takes no more.
+func fill(name string) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	block := make([]byte, 1<<20)
+	for {
+		if _, err := f.Write(block); err != nil {
+			return err
+		}
+	}
+}
+
+// TestLeaveOutlastsElection: the primary dies as a leave begins, and the leave is whole
+// all the same.
+func TestLeaveOutlastsElection(t *testing.T) {
+	t.Parallel()
+	s := realSet(t)
+	a := newAgentAt(t, s.URI(), s.URI())
+	a.door.write("second-card", own, time.Now().Add(-time.Hour))
+	primary, err := s.Primary(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := primary.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	res, err := a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: a.client.Target(), Now: true})
+	if err != nil {
+		t.Fatalf("%v (%+v)", err, res)
+	}
+	if row := a.door.row(nodeID); row["state"] != "left" {
+		t.Errorf("the row says %v", row["state"])
+	}
+	// Both documents of this address: the server's, and one that a card of before left.
+	if n := a.door.count(a.door.ams(), bson.M{}); n != 0 || len(res.Deregistered) != 2 {
+		t.Errorf("%d documents of Ant Media Server are left; removed: %v", n, res.Deregistered)
+	}
+}
+
+// TestOneMemberNamed: an address that names one member of a set is followed to the
+// primary, by who beats and by who reads.
+func TestOneMemberNamed(t *testing.T) {
+	t.Parallel()
+	s := realSet(t)
+	first, err := s.Primary(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAgentAt(t, "mongodb://"+first.Addr()+"/", s.URI())
+	a.start()
+	f, err := a.client.ServerFacts(t.Context())
+	if err != nil || !f.OneNamed || f.Members != 3 {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if set, hosts, one := a.client.OneNamed(); !one || set != realmongo.SetName || len(hosts) != 3 {
+		t.Errorf("%s, %v, %v", set, hosts, one)
+	}
+	res, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify})
+	if err != nil || !slices.ContainsFunc(res.Warnings, func(f bootstrap.Finding) bool {
+		return f.ID == bootstrap.IDMongoMember && strings.Contains(f.Hint, "replicaSet=rs0")
+	}) {
+		t.Errorf("a join does not warn: %+v, %v", res, err)
+	}
+	all := connect(t, s.URI(), cluster.Options{})
+	if f, err := all.ServerFacts(t.Context()); err != nil || f.OneNamed {
+		t.Errorf("with all named: %+v, %v", f, err)
+	}
+	if err := s.StepDown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second, since := newPrimary(t, s, first)
+	if late := beatAfter(t, second, since).Sub(since); late > 2*time.Second {
+		t.Errorf("the first beat came %s after the new primary", late)
+	}
+	// A new client that is told of a secondary reads what the primary has.
+	c := connect(t, "mongodb://"+first.Addr()+"/", cluster.Options{})
+	eventually(t, "the client follows the set", func() bool {
+		f, err := c.ServerFacts(t.Context())
+		return err == nil && f.Writable
+	})
+	if err := c.CheckAccess(t.Context()); err != nil {
+		t.Error(err)
+	}
+	// The member that was named dies: who has seen the set goes on.
+	if err := first.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	beatAfter(t, second, time.Now())
+	if _, err := c.Nodes(t.Context()); err != nil {
+		t.Error(err)
+	}
+	// Who asks for one member gets it.
+	third := connect(t, "mongodb://"+second.Addr()+"/?directConnection=true", cluster.Options{})
+	if f, err := third.ServerFacts(t.Context()); err != nil || f.OneNamed {
+		t.Errorf("%+v, %v", f, err)
+	}
+}

@@ -1,0 +1,257 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// other is the machine with the id of node(): a copy of its disk that runs elsewhere.
+func other() cluster.Node {
+	n := node()
+	n.IP, n.BootID, n.Hostname = "10.0.0.77", "boot-of-the-copy", "copy"
+	return n
+}
+
+func isOther(err error) bool {
+	_, ok := errors.AsType[*cluster.OtherMachineError](err)
+	return ok
+}
+
+// Two live machines with one id: neither registration nor beat nor state of the one
+// changes the row of the other, and both are told.
+func TestOneRowOneMachine(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	first, copied := node(), other()
+	beat := func(n cluster.Node, seq int64) error {
+		return c.Beat(t.Context(), cluster.Beat{ID: n.ID, Life: n.Life(), Seq: seq, Interval: 5 * time.Second}, nil)
+	}
+	unchanged := func(what string, err error, was bson.M) {
+		t.Helper()
+		if !isOther(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if diff := cmp.Diff(was, b.row(first.ID)); diff != "" {
+			t.Errorf("%s changed the row (-was +is):\n%s", what, diff)
+		}
+	}
+
+	register(t, c, first)
+	if err := beat(first, 1); err != nil {
+		t.Fatal(err)
+	}
+	was := b.row(first.ID)
+	_, err := c.Register(t.Context(), copied)
+	unchanged("the registration of the copy", err, was)
+	if text := err.Error(); !strings.Contains(text, own) || !strings.Contains(text, first.ID) {
+		t.Errorf("the error does not name the other machine: %v", err)
+	}
+	unchanged("its beat", beat(copied, 7), was)
+	unchanged("its leave", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown"), was)
+	unchanged("its end", c.SetLeft(t.Context(), copied, "shutdown", num(3)), was)
+
+	// An operator who knows better. Now it is the first one that is kept out.
+	if r, err := c.TakeOver(t.Context(), copied); err != nil || !r.Rejoined || r.Node.IP != copied.IP {
+		t.Fatalf("taking over: %+v, %v", r, err)
+	}
+	if err := beat(copied, 1); err != nil {
+		t.Fatal(err)
+	}
+	was = b.row(first.ID)
+	unchanged("a beat of the first", beat(first, 2), was)
+	unchanged("a drain of the first", c.SetOwnState(t.Context(), first, cluster.StateDraining, "drain"), was)
+	if err := c.CheckLife(t.Context(), first); !isOther(err) {
+		t.Errorf("the first may beat again: %v", err)
+	}
+
+	// The copy falls silent for three intervals: the row is free.
+	if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-16 * time.Second)}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CheckLife(t.Context(), first); err != nil {
+		t.Errorf("the copy is silent: %v", err)
+	}
+	register(t, c, first)
+	if err := beat(first, 3); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is the same machine is not kept out: a reset gives another boot at the same
+// address, a move another address in the same boot, and who left says nothing more.
+func TestOwnRowAfterAChange(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	c := connect(t, s.URI(), cluster.Options{})
+	for name, change := range map[string]func(before, now *cluster.Node){
+		"a reset":          func(_, now *cluster.Node) { now.BootID = "boot-2" },
+		"a move":           func(_, now *cluster.Node) { now.IP = "10.0.0.99" },
+		"after a leave":    func(before, now *cluster.Node) { *now = other(); now.ID, before.State = before.ID, cluster.StateLeft },
+		"a row never beat": func(before, now *cluster.Node) { *now = other(); now.ID, before.IntervalMS = before.ID, 0 },
+		"a join that failed": func(before, now *cluster.Node) {
+			*now = other()
+			now.ID, before.State = before.ID, cluster.StateFailed
+		},
+	} {
+		before := node()
+		before.ID = name
+		now := before
+		change(&before, &now)
+		register(t, c, before)
+		if r, err := c.Register(t.Context(), now); err != nil || !r.Rejoined || r.Node.IP != now.IP {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
+}
+
+// A node that left and joins again in the same boot has not beaten yet: a reader who
+// waits for its first beat must not be shown one of before.
+func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	n := node()
+	register(t, c, n)
+	err := c.Beat(t.Context(), cluster.Beat{
+		ID: n.ID, Life: n.Life(), Seq: 42, Interval: time.Second, Clock: num(time.Second), Devices: []string{"A10G"},
+		Load: cluster.Load{CPU: num(83)}, Sessions: cluster.Sessions{Viewers: num(7)},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetLeft(t.Context(), n, "scale-in", num(2)); err != nil {
+		t.Fatal(err)
+	}
+	n.IntervalMS = 0
+	again := register(t, c, n).Node
+	if again.Beats() || again.Load != nil || again.Sessions != nil || again.ClockMS != nil || again.Devices != nil || again.Cut != nil {
+		t.Errorf("beats of before are in the row: %+v", again)
+	}
+	if again.State != cluster.StateJoining {
+		t.Errorf("state %s", again.State)
+	}
+	if _, there := b.row(n.ID)["left_at"]; there {
+		t.Error("left_at is still there")
+	}
+}
+
+// boot gives a machine below a root its boot id.
+func boot(t *testing.T, root, id string) {
+	t.Helper()
+	file := filepath.Join(root, "proc/sys/kernel/random/boot_id")
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(id+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDaemonAndItsCopy: a daemon whose row another machine takes says so once, leaves
+// the row alone, and has it back when the other one is silent.
+func TestDaemonAndItsCopy(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	boot(t, a.root, "boot-1")
+	a.start()
+	eventually(t, "the row is of this boot", func() bool { return a.door.row(nodeID)["boot_id"] == "boot-1" })
+	n := other()
+	n.ID, n.IntervalMS, n.State = nodeID, 1000, cluster.StateActive
+	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	a.says("another machine uses this node's id", 1)
+	eventually(t, "the status names it", func() bool { return strings.Contains(a.status(), "10.0.0.77 uses this node's row") })
+	was := a.door.row(nodeID)
+	a.roundsGoOn(10)
+	if diff := cmp.Diff(was, a.door.row(nodeID)); diff != "" {
+		t.Errorf("the daemon wrote over the other's row (-was +is):\n%s", diff)
+	}
+	// Three intervals of the other one later.
+	a.serves()
+	eventually(t, "the row is this machine's again", func() bool { return a.door.row(nodeID)["ip"] == own })
+	if n := strings.Count(a.text(), "another machine uses this node's id"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+// TestJoinOverALiveMachine: a join under the id of a machine that beats is refused
+// with nothing changed; --replace takes the row. A row that is only fresh, as after a
+// reset with a new address, is waited for.
+func TestJoinOverALiveMachine(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	boot(t, a.root, "boot-1")
+	n := other()
+	n.ID, n.IntervalMS, n.State = nodeID, 600, cluster.StateActive
+	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	req := bootstrap.JoinRequest{
+		Mongo: a.client.Target(), Role: "edge",
+		Identify: func(context.Context) (metadata.Instance, error) {
+			return metadata.Instance{ID: nodeID, Provider: "none", Address: netip.MustParseAddr(own)}, nil
+		},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	beats := make(chan struct{})
+	go func() {
+		defer close(beats)
+		for seq := int64(1); ctx.Err() == nil; seq++ {
+			_ = a.client.Beat(ctx, cluster.Beat{ID: n.ID, Life: n.Life(), Seq: seq, Interval: 600 * time.Millisecond}, nil)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}()
+	_, err := a.machine.Join(t.Context(), req)
+	refused, ok := errors.AsType[*bootstrap.PreflightError](err)
+	if !ok || len(refused.Findings) != 1 || refused.Findings[0].ID != bootstrap.IDDuplicate {
+		t.Fatalf("a join over a live machine: %v", err)
+	}
+	if f := refused.Findings[0]; !strings.Contains(f.Hint, "machine-id") || !strings.Contains(f.Hint, "--replace") || !isOther(f.Err) {
+		t.Errorf("%+v", f)
+	}
+	if ip := a.door.row(nodeID)["ip"]; ip != n.IP {
+		t.Errorf("the row is of %v now", ip)
+	}
+	cancel()
+	<-beats
+	if _, err := a.machine.Join(t.Context(), req); err != nil {
+		t.Errorf("a join over a row that falls silent: %v", err)
+	}
+	if ip := a.door.row(nodeID)["ip"]; ip != own {
+		t.Errorf("the row is of %v", ip)
+	}
+
+	n.IntervalMS = 60_000
+	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.machine.Join(t.Context(), req); err == nil {
+		t.Error("a fresh row with a long interval is not waited for, and not taken")
+	}
+	req.Replace = true
+	if _, err := a.machine.Join(t.Context(), req); err != nil || a.door.row(nodeID)["ip"] != own {
+		t.Errorf("--replace: %v", err)
+	}
+}

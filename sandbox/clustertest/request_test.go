@@ -1,0 +1,146 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// TestDrainRequest: a request stands in the row until one takes it, and goes with the life
+// of the machine that it is for.
+func TestDrainRequest(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	n := node()
+	n.State = cluster.StateActive
+	register(t, c, n)
+	row := func() cluster.Node {
+		t.Helper()
+		row, err := c.Node(t.Context(), n.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return row
+	}
+	ask := func(r cluster.DrainRequest) string {
+		t.Helper()
+		id, err := c.AskDrain(t.Context(), row(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	if row().DrainRequest != nil {
+		t.Fatalf("a request that nobody made: %+v", row().DrainRequest)
+	}
+	first := ask(cluster.DrainRequest{Deadline: time.Hour, RepairStreams: true, Reason: "new kernel", Who: "ann"})
+	id := ask(cluster.DrainRequest{Now: true, Who: "bob"})
+	got := *row().DrainRequest
+	server, err := c.ServerTime(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if age := server.Sub(got.At); age < 0 || age > 30*time.Second {
+		t.Errorf("asked %s ago, by the server's clock", age)
+	}
+	got.At = time.Time{}
+	if want := (cluster.DrainRequest{ID: id, Now: true, Who: "bob"}); got != want || id == first {
+		t.Errorf("the row has %+v, want %+v", got, want)
+	}
+	if taken, err := c.TakeDrainRequest(t.Context(), n.ID, first); taken || err != nil {
+		t.Errorf("an earlier one is taken: %v, %v", taken, err)
+	}
+	// Of many who take it one has it.
+	var all sync.WaitGroup
+	var takers atomic.Int32
+	for range 8 {
+		all.Go(func() {
+			if taken, err := c.TakeDrainRequest(t.Context(), n.ID, id); err != nil {
+				t.Error(err)
+			} else if taken {
+				takers.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	if takers.Load() != 1 || row().DrainRequest != nil {
+		t.Errorf("%d took it; the row has %+v", takers.Load(), row().DrainRequest)
+	}
+
+	// Another life of the machine, one that has left, and a row that is not there.
+	ask(cluster.DrainRequest{})
+	asked := row()
+	next := n
+	next.BootID = "boot-2"
+	register(t, c, next)
+	if row().DrainRequest != nil {
+		t.Error("the next life has the request")
+	}
+	if _, err := c.AskDrain(t.Context(), asked, cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) {
+		t.Errorf("the life before is asked: %v", err)
+	}
+	ask(cluster.DrainRequest{})
+	if err := c.SetState(t.Context(), n.ID, cluster.StateLeft, "bye"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AskDrain(t.Context(), row(), cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) || row().DrainRequest != nil {
+		t.Errorf("one that has left is asked: %v", err)
+	}
+
+	// Whatever stands there.
+	for _, bad := range []any{1, "drain", bson.M{}, bson.M{"id": 7}, bson.A{}} {
+		if _, err := b.nodes().UpdateByID(t.Context(), n.ID, bson.M{"$set": bson.M{"drain_request": bad}}); err != nil {
+			t.Fatal(err)
+		}
+		if r := row().DrainRequest; r != nil {
+			t.Errorf("%v is read as %+v", bad, r)
+		}
+	}
+	odd := bson.M{"id": "x", "deadline_ms": int64(1) << 62, "now": "yes", "who": strings.Repeat("w", 1<<20)}
+	if _, err := b.nodes().UpdateByID(t.Context(), n.ID, bson.M{"$set": bson.M{"drain_request": odd, "drain_asked_at": "noon"}}); err != nil {
+		t.Fatal(err)
+	}
+	if r := row().DrainRequest; r == nil || r.Deadline != 7*24*time.Hour || r.Now || len(r.Who) > 4096 || !r.At.IsZero() {
+		t.Errorf("read as %+v", r)
+	}
+}
+
+// TestDaemonOldRequest: what somebody wanted two minutes ago is not done any more.
+func TestDaemonOldRequest(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	a.serves()
+	b := open(t, a.mongo)
+	nodes, err := a.client.Nodes(t.Context())
+	if err != nil || len(nodes) != 1 {
+		t.Fatalf("%v, %v", nodes, err)
+	}
+	id := nodes[0].ID
+	request := bson.M{"drain_request": bson.M{"id": "x", "who": "ann"}, "drain_asked_at": time.Now().Add(-2 * time.Minute)}
+	if _, err := b.nodes().UpdateByID(t.Context(), id, bson.M{"$set": request}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the request is refused", func() bool {
+		events, err := a.client.Events(t.Context(), cluster.EventQuery{Nodes: []string{id}, Limit: 10})
+		return err == nil && slices.ContainsFunc(events, func(e cluster.PastEvent) bool {
+			return e.Kind == "refused" && e.Who == "ann" && strings.Contains(e.Why, "the request is 2m")
+		})
+	})
+	if n, err := a.client.Node(t.Context(), id); err != nil || n.DrainRequest != nil || n.State != cluster.StateActive {
+		t.Errorf("%+v, %v", n, err)
+	}
+}

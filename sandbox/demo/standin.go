@@ -1,0 +1,300 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package demo
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/amsctl"
+	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// standIns are folders of this machine with the sandbox's stand-in for AMS, and its
+// MongoDB.
+type standIns struct {
+	dir, agent, sandbox, cloud string
+
+	db *mongod.Server
+}
+
+func newStandIns(ctx context.Context, dir, agent string, o Options) (*standIns, error) {
+	db, err := mongod.Start(ctx, mongod.Options{Dir: filepath.Join(dir, "mongo")})
+	if err != nil {
+		return nil, err
+	}
+	return &standIns{dir: dir, agent: agent, sandbox: o.Sandbox, cloud: o.Cloud, db: db}, nil
+}
+
+func (p *standIns) intro() []string {
+	return []string{
+		"Real here: the agent, and all it does to files. Pretended: the machines, AMS (a stand-in that",
+		"reads its files and behaves as AMS does; as root, make demo REAL=1 takes the real one), MongoDB",
+		"(FerretDB), and the cloud. This time it is",
+	}
+}
+
+func (p *standIns) mongo() string               { return p.db.Addr() }
+func (p *standIns) dialed() string              { return p.db.Addr() }
+func (p *standIns) addresses() [2]string        { return [2]string{"10.0.1.11", "10.0.2.12"} }
+func (p *standIns) fed() bool                   { return false }
+func (p *standIns) restored() string            { return "byte for byte" }
+func (p *standIns) patience() time.Duration     { return 30 * time.Second }
+func (p *standIns) close(context.Context) error { return p.db.Close() }
+
+// standIn is one pretended machine.
+type standIn struct {
+	agent string
+	tree  tree.Tree
+	meta  fakecloud.Metadata
+	svc   amsctl.Config
+
+	wrapper string
+	http    string // where its AMS answers
+	logFile string // of the daemon
+}
+
+func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta fakecloud.Metadata) (machine, error) {
+	httpPort, err := port.Free()
+	if err != nil {
+		return nil, err
+	}
+	n := &standIn{
+		agent: p.agent, meta: meta, logFile: filepath.Join(p.dir, m.Name+".log"),
+		http:    net.JoinHostPort("127.0.0.1", strconv.Itoa(httpPort)),
+		wrapper: filepath.Join(p.dir, m.Name+"-service"),
+	}
+	root := filepath.Join(p.dir, m.Name)
+	if n.tree, err = tree.Write(root, tree.Options{Host: m.Name, HostResolves: true, DMI: p.cloud, HTTPPort: httpPort}); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(n.statistics(), n.proc(m.MAC)); err != nil {
+		return nil, err
+	}
+	n.svc = amsctl.Config{
+		State: filepath.Join(p.dir, m.Name+".service"), Sandbox: p.sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
+		Args: []string{"--root", n.tree.Dir, "--period", "1s", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())},
+	}
+	if err := n.svc.WriteWrapper(n.wrapper); err != nil {
+		return nil, err
+	}
+	return n, n.svc.Start(ctx, nil)
+}
+
+// statistics lets AMS be asked for its viewers, as its operator may.
+func (n *standIn) statistics() error {
+	file := n.tree.Conf("red5.properties")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	text := string(b)
+	for key, value := range map[string]string{"server.jwtServerControlEnabled=false": "true", "server.jwtServerSecretKey=": "a-secret-of-the-demo-and-of-nobody-else"} {
+		if !strings.Contains(text, key+"\n") {
+			return fmt.Errorf("%s has no line %s", file, key)
+		}
+		name, _, _ := strings.Cut(key, "=")
+		text = strings.Replace(text, key+"\n", name+"="+value+"\n", 1)
+	}
+	return os.WriteFile(file, []byte(text), 0o644)
+}
+
+// proc gives the machine what this one says of its load. Its connections are left
+// out: they would be everybody's, and AMS is asked for viewers. Where it does not
+// answer they are not known then, and whoever drains waits.
+func (n *standIn) proc(mac string) error {
+	proc := filepath.Join(n.tree.Root, "proc")
+	for _, dir := range []string{"net", "sys/kernel/random"} {
+		if err := os.MkdirAll(filepath.Join(proc, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"stat", "meminfo", "loadavg", "cpuinfo", "uptime", "self", "net/dev"} {
+		if err := os.Symlink("/proc/"+name, filepath.Join(proc, name)); err != nil {
+			return err
+		}
+	}
+	boot := "00000000-0000-4000-8000-" + strings.ReplaceAll(mac, ":", "") + "\n"
+	return os.WriteFile(filepath.Join(proc, "sys/kernel/random/boot_id"), []byte(boot), 0o644)
+}
+
+func (n *standIn) file(name string) string { return filepath.Join(n.tree.Root, name) }
+
+func (n *standIn) client() *http.Client { return http.DefaultClient }
+
+func (n *standIn) files() ([]string, error) {
+	return tree.Snapshot(n.tree.Root, "var/lib", "var", "run", "proc")
+}
+
+func (n *standIn) givenBack(was, is []string) ([]string, error) {
+	if !slices.Equal(was, is) {
+		return nil, errors.New("files are not what they were")
+	}
+	return []string{fmt.Sprintf("%d files and folders; one sum over every byte, mode and owner: %s, as in step 1", len(is), sumOf(is))}, nil
+}
+
+func (n *standIn) running() (string, error) {
+	switch status, err := n.svc.Status(); {
+	case err != nil:
+		return "", err
+	case status == amsctl.Inactive:
+		return "", nil
+	case status != amsctl.Active:
+		return "", fmt.Errorf("AMS is %s", status)
+	}
+	info, err := n.svc.Info()
+	return string(info), err
+}
+
+// stats are the sessions of the machine's AMS, also after its end.
+func (n *standIn) stats() (st fakeams.Stats, err error) {
+	b, err := n.svc.Control(context.Background(), http.MethodGet, "/stats", nil)
+	if errors.Is(err, amsctl.ErrNotRunning) {
+		return fakeams.ReadStats(n.svc.StatsFile())
+	}
+	if err != nil {
+		return st, err
+	}
+	return st, json.Unmarshal(b, &st)
+}
+
+func (n *standIn) publish(ctx context.Context) error {
+	_, err := n.svc.Control(ctx, http.MethodPost, "/stream", url.Values{"app": {app}, "id": {stream}, "announced": {"true"}})
+	return err
+}
+
+func (n *standIn) endStream(ctx context.Context) error {
+	_, err := n.svc.Control(ctx, http.MethodDelete, "/stream", url.Values{"app": {app}, "id": {stream}})
+	return err
+}
+
+func (n *standIn) stillPublished(context.Context) error {
+	st, err := n.stats()
+	if err == nil && (st.Live.Publishers != 1 || st.Cut != (fakeams.Counts{})) {
+		err = fmt.Errorf("it has lost its publisher: %+v", st)
+	}
+	return err
+}
+
+func (n *standIn) leftAlone() error {
+	st, err := n.stats()
+	if err == nil && (st.State != fakeams.Stopped || st.Served.Viewers != 1 || st.Left.Viewers != 1 || st.Cut != (fakeams.Counts{})) {
+		err = fmt.Errorf("AMS was %s with %+v", st.State, st)
+	}
+	return err
+}
+
+func (n *standIn) stop(ctx context.Context) error { return n.svc.Stop(ctx) }
+
+// connection is a viewer with a connection of its own.
+type connection struct {
+	conn net.Conn
+	r    *bufio.Reader
+}
+
+func (n *standIn) watch(ctx context.Context) (viewer, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", n.http)
+	if err != nil {
+		return nil, err
+	}
+	v := &connection{conn: conn, r: bufio.NewReader(conn)}
+	_, err = fmt.Fprintf(conn, "GET /%s/play/%s?kind=hls HTTP/1.1\r\nHost: edge\r\n\r\n", app, stream)
+	line := ""
+	for err == nil && line != "\r\n" { // to the end of the answer's head
+		if line, err = v.r.ReadString('\n'); strings.HasPrefix(line, "HTTP/") && !strings.Contains(line, " 200 ") {
+			err = fmt.Errorf("the viewer is told %q", strings.TrimSpace(line))
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return v, nil
+}
+
+// served reports whether nobody has hung up on the viewer.
+func (v *connection) served() bool {
+	if err := v.conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+		return false
+	}
+	_, err := v.r.ReadByte()
+	return err == nil || errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+func (v *connection) leave() error { return v.conn.Close() }
+
+// environ are the settings that make the agent look at the pretended machine.
+func (n *standIn) environ() []string {
+	return append([]string{
+		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1", "TERM=xterm",
+		"LANG=" + os.Getenv("LANG"), "LC_ALL=" + os.Getenv("LC_ALL"), "LC_CTYPE=" + os.Getenv("LC_CTYPE"),
+		"AMSAGENT_ROOT=" + n.tree.Root,
+		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
+		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0",
+	}, n.meta.Environ()...)
+}
+
+func (n *standIn) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(n.agent, args...)
+	cmd.Env = n.environ()
+	return cmd
+}
+
+func (n *standIn) daemon(args ...string) (daemon, error) {
+	log, err := os.OpenFile(n.logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	cmd := n.command(args...)
+	cmd.Stderr = log
+	p, err := spawn(cmd)
+	if err = errors.Join(err, log.Close()); err != nil {
+		return nil, err
+	}
+	return background{p, n.logFile}, nil
+}
+
+// background is a daemon that is our child.
+type background struct {
+	*process
+	file string
+}
+
+func (b background) end(ctx context.Context) error {
+	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	select {
+	case <-b.ended:
+		return nil
+	case <-ctx.Done():
+		_ = b.cmd.Process.Kill()
+		<-b.ended
+		return fmt.Errorf("the daemon had to be killed: %w", ctx.Err())
+	}
+}
+
+func (b background) log() string {
+	text, err := os.ReadFile(b.file)
+	if err != nil {
+		return err.Error()
+	}
+	return string(bytes.TrimSpace(text))
+}

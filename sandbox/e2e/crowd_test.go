@@ -1,0 +1,99 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	pretended "github.com/amsagent/amsagent/sandbox/host"
+)
+
+// TestDaemonCrowd lets 20,000 clients of 250 addresses connect to the HTTP port, send most
+// of a request, and stay, as many as this process may open files for. They cost less than
+// 16 MB, no beat, and no answer of a balancer that asks meanwhile.
+func TestDaemonCrowd(t *testing.T) {
+	const (
+		crowd, hosts = 20000, 250
+		most         = 16 << 20
+	)
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	held := int(min(crowd, files.Cur/4*3)) // the rest is for everything else
+	h := newHost(t, newDatabase(t), "10.0.7.46")
+	h.config("mongo: file:/etc/amsagent/where\n")
+	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
+	p := h.daemon()
+	v := p.viewIs("ready", func(v daemon.View) bool { return v.Ready })
+	p.beats()
+	usage := func() pretended.Usage {
+		t.Helper()
+		u, err := pretended.ReadUsage(p.cmd.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	before, rows := usage(), h.row()
+	peak, slowest := before.RSS, time.Duration(0)
+	request := "GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 4000)
+	balancer := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	begin := time.Now()
+	var open []net.Conn
+	defer func() {
+		for _, c := range open {
+			_ = c.Close()
+		}
+	}()
+	for i := range crowd {
+		from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 9, 0, byte(1+i%hosts))}, Timeout: 5 * time.Second}
+		c, err := from.DialContext(t.Context(), "tcp", v.Metrics)
+		if err != nil {
+			t.Fatalf("client %d: %v", i, err)
+		}
+		_, _ = c.Write([]byte(request)) // the daemon may have hung up
+		if open = append(open, c); len(open) > held {
+			_ = open[0].Close()
+			open = open[1:]
+		}
+		if i%200 != 0 {
+			continue
+		}
+		asked := time.Now()
+		if body, code, err := fetch(&balancer, "http://"+v.Metrics+"/readyz"); err != nil || code != http.StatusOK {
+			t.Errorf("/readyz among %d clients: %d %s %v", i, code, body, err)
+		}
+		slowest = max(slowest, time.Since(asked))
+		peak = max(peak, usage().RSS)
+	}
+	took := time.Since(begin)
+	peak = max(peak, usage().RSS)
+	t.Logf("%d clients in %s: %.1f MiB more than %.1f; /readyz took at most %s",
+		crowd, took.Round(time.Millisecond), float64(peak-before.RSS)/(1<<20), float64(before.RSS)/(1<<20), slowest.Round(time.Millisecond))
+	if peak-before.RSS > most {
+		t.Errorf("%d clients cost %d bytes, want at most %d", crowd, peak-before.RSS, most)
+	}
+	until(t, "the beats have gone on", func() string {
+		n := h.row()
+		// One a second; the first and the last may lie outside.
+		if want := rows.Seq + int64(took/time.Second) - 1; n.Seq < want {
+			return fmt.Sprintf("beat %d, want %d", n.Seq, want)
+		}
+		return ""
+	})
+	if v := p.view(); v.Beat.Dropped != 0 {
+		t.Errorf("%d beats were dropped", v.Beat.Dropped)
+	}
+}

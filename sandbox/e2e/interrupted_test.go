@@ -1,0 +1,61 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestTimeoutOfAJoin: `timeout N amsagent join` leaves a node or what was there
+// before, whenever it strikes. It signals its child and its process group, which is
+// two signals, and the second one used to stop the taking back (as-a-new-user B2).
+func TestTimeoutOfAJoin(t *testing.T) {
+	t.Parallel()
+	path, err := exec.LookPath("timeout")
+	if err != nil {
+		t.Skip("no timeout of coreutils here")
+	}
+	h := newHost(t, newDatabase(t), "10.0.7.61")
+	h.config("")
+	h.env = []string{"AMSAGENT_MONGO=file:/etc/amsagent/where"}
+	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
+	interrupted := 0
+	for n := 100 * time.Millisecond; n < 3*time.Second; n += 350 * time.Millisecond {
+		cmd := exec.Command(path, n.String(), bins.agent, "join")
+		cmd.Args[1] = strings.TrimSuffix(n.String(), "s")
+		if ms, ok := strings.CutSuffix(n.String(), "ms"); ok {
+			cmd.Args[1] = "0." + ms
+		}
+		cmd.Env = h.environ()
+		out, err := cmd.CombinedOutput()
+		var ended *exec.ExitError
+		switch {
+		case err == nil:
+			h.must("leave", "--now")
+			continue
+		case !errors.As(err, &ended) || ended.ExitCode() != 124:
+			t.Fatalf("after %s: %v\n%s", n, err, out)
+		}
+		interrupted++
+		// One that was proved goes on to its end, which may be success.
+		if text := string(out); !strings.Contains(text, "joined: ") && !strings.Contains(text, "interrupted by signal: terminated") || strings.Contains(text, "canceled") {
+			t.Errorf("after %s it says\n%s", n, text)
+		}
+		status, code := h.run("status")
+		if code == 0 && strings.Contains(status, "is active, since") {
+			h.must("leave", "--now") // it was proved: what was left to do is done
+			continue
+		}
+		if code != 5 {
+			t.Fatalf("after %s: exit %d\n%s\nthe join said\n%s", n, code, status, out)
+		}
+	}
+	if interrupted == 0 {
+		t.Error("no join was interrupted")
+	}
+}

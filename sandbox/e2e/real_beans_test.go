@@ -1,0 +1,145 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+// A server whose own document in the cluster misbehaves: it comes late, under a second
+// id, under another address, or not at all after MongoDB was away. The agent says so
+// where an operator looks, and restarts nothing.
+func TestRealBeans(t *testing.T) {
+	t.Parallel()
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	n := newRealNode(t, w, realams.Newest)
+
+	// Late: all applications serve, and the join waits for the document.
+	n.misbehave("no-row", "")
+	join := n.Start(t, n.joinArgs(w.URI(), "--timeout", "10m")...)
+	n.WaitServed(t, realApps()...)
+	select {
+	case <-join.Done():
+		t.Fatalf("the join ended without a document of the server:\n%s", join.Output())
+	case <-time.After(30 * time.Second):
+	}
+	n.behave()
+	if code, err := join.Wait(time.Minute); err != nil || code != 0 {
+		t.Fatalf("join: exit %d, %v\n%s", code, err, join.Output())
+	}
+	if out := join.Output(); !strings.Contains(out, "waiting for Ant Media Server to appear in the cluster as "+n.Address) || !strings.Contains(out, "liveness: live") {
+		t.Errorf("the join does not say for what it waits:\n%s", out)
+	}
+	asked := n.Asked()
+	if !slices.Equal(asked, []string{"start"}) {
+		t.Errorf("the join asked the service for %v, want one start", asked)
+	}
+	d := n.daemon()
+	d.ready()
+
+	// Another id: the other nodes see this one by its new document.
+	n.misbehave("id", "0123456789abcdef0123456789abcdef")
+	n.says("STATUS-DOCUMENTS", "0123456789abcdef0123456789abcdef"+n.Address)
+	d.says(0, "does not write its document")
+	n.behave()
+
+	// Another address: the other nodes cannot reach this one.
+	n.misbehave("address", "10.77.0.99")
+	n.says("STATUS-NOT-SEEN", "10.77.0.99")
+	d.says(1, "does not write its document")
+	n.behave()
+	d.says(1, "writes its document again")
+	n.silent("STATUS-NOT-SEEN")
+
+	// MongoDB was away, and the server does not come back to the cluster.
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := w.Mongo.Member(0).Stop(); err != nil {
+		t.Fatal(err)
+	}
+	n.misbehave("no-row", "")
+	within(t, time.Minute, "/readyz says that viewers are refused", func() string {
+		if d.readyz() == http.StatusOK {
+			return "ready"
+		}
+		return ""
+	})
+	if err := w.Mongo.Member(0).Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	d.ready() // viewers are served again
+	n.says("STATUS-NOT-SEEN", "look at the server's log")
+	d.says(2, "does not write its document")
+	n.behave()
+	d.says(2, "writes its document again")
+	n.silent("STATUS-NOT-SEEN")
+	n.asked("the daemon", asked)
+
+	d.end()
+	if out := n.MustRun(t, bins.agent, "leave"); !strings.Contains(out, "left: this machine is standalone") {
+		t.Errorf("leave says: %s", out)
+	}
+	// Both documents of this node are gone.
+	if out := n.MustRun(t, bins.agent, "nodes", "--mongo", "file:/run/mongo"); strings.Contains(out, "ams-stale") {
+		t.Errorf("nodes after the leave:\n%s", out)
+	}
+}
+
+// misbehave makes the server's cluster bean do it from its next document on, and behave
+// ends that.
+func (n *realNode) misbehave(how, value string) {
+	n.t.Helper()
+	n.MustRun(n.t, "sh", "-c", `mkdir -p /run/amsagent-test-beans && printf '%s' "$2" >"/run/amsagent-test-beans/$1"`, "sh", how, value)
+}
+
+func (n *realNode) behave() {
+	n.t.Helper()
+	n.MustRun(n.t, "rm", "-r", "/run/amsagent-test-beans")
+}
+
+// says waits until status has a disagreement with an id, which names something.
+func (n *realNode) says(id, what string) {
+	n.t.Helper()
+	within(n.t, 2*time.Minute, "status says "+id+" of "+what, func() string {
+		out, _ := n.Run(n.t, bins.agent, "status")
+		if i := strings.Index(out, id); i < 0 || !strings.Contains(out[i:], what) {
+			return out
+		}
+		return ""
+	})
+}
+
+// silent waits until status has no disagreement with an id.
+func (n *realNode) silent(id string) {
+	n.t.Helper()
+	within(n.t, 2*time.Minute, "status does not say "+id, func() string {
+		if out, _ := n.Run(n.t, bins.agent, "status"); strings.Contains(out, id) {
+			return out
+		}
+		return ""
+	})
+}
+
+// says waits until the daemon's log has a text so often, and not more often.
+func (d *realDaemon) says(count int, what string) {
+	d.n.t.Helper()
+	within(d.n.t, 2*time.Minute, what, func() string {
+		if d.logs(what) < count {
+			return d.Output()
+		}
+		return ""
+	})
+	if got := d.logs(what); got != count {
+		d.n.t.Errorf("the daemon says %d times %q, want %d:\n%s", got, what, count, d.Output())
+	}
+}

@@ -1,0 +1,178 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+const realBootedAddress = "10.77.0.101"
+
+// The real server under its own unit and a booted systemd, with our package: first
+// boot, join as user data does it, restart over a spoiled file, drain, leave.
+func TestRealBooted(t *testing.T) {
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	b := newRealBooted(t, w)
+	b.boot(t)
+	defer func() {
+		if t.Failed() {
+			t.Logf("the journal:\n%s", b.sh(t, "journalctl --no-pager -b -o short-precise -u amsagent -u amsagent-node -u antmedia; tail -n 40 /var/log/antmedia/*.log"))
+		}
+	}()
+
+	if err := os.WriteFile(b.path("/run/mongo"), []byte(w.URI()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	b.must(t, "dpkg", "-i", "/opt/amsagent.deb")
+	// Standard input is closed, as cloud-init has it.
+	out := b.must(t, "sh", "-c", "exec amsagent join --mongo file:/run/mongo --address "+realBootedAddress+" --provider none <&-")
+	if !strings.Contains(out, "in the cluster as "+realBootedAddress) || strings.Contains(out, realPassword) {
+		t.Errorf("join says: %s", out)
+	}
+	b.served(t)
+	t.Logf("from the package to a node that serves: %s", time.Since(begin).Round(100*time.Millisecond))
+	first := b.show(t)
+	first.want(t, map[string]string{"ActiveState": "active", "NRestarts": "0", "DropInPaths": "/etc/systemd/system/antmedia.service.d/10-heap.conf " + nodeDropIn, "NeedDaemonReload": "no"})
+	proc := "/proc/" + first["MainPID"]
+	if env := b.read(t, proc+"/environ"); !strings.Contains(env, "\x00AMS_HOST_ADDRESS="+realBootedAddress+"\x00") {
+		t.Errorf("the server's environment is %q", env)
+	}
+	for _, unit := range []string{daemonUnit, convergeUnit} {
+		if u := b.unit(t, unit); u["ActiveState"] != "active" || u["UnitFileState"] != "enabled" {
+			t.Errorf("after the join %s is %v", unit, u)
+		}
+	}
+
+	// A release's own file in the place of a node's: the server would start standalone.
+	b.sh(t, "cp /opt/jee-container.xml "+nodeHome+"/conf/jee-container.xml")
+	restarted := time.Now()
+	b.must(t, "systemctl", "restart", nodeUnit)
+	if log := b.sh(t, "journalctl --no-pager -b -o cat -u "+nodeUnit); strings.Count(log, "AMS-DRIFT: not as joined, and written again: "+nodeHome+"/conf/jee-container.xml") != 1 {
+		t.Errorf("the journal of the server's unit says nothing of the file that was put right:\n%s", log)
+	}
+	b.served(t)
+	t.Logf("from the restart to a node that serves: %s", time.Since(restarted).Round(100*time.Millisecond))
+	second := b.show(t)
+	second.want(t, map[string]string{"ActiveState": "active", "NRestarts": "0"})
+	if second["InvocationID"] == first["InvocationID"] {
+		t.Error("the server was not restarted")
+	}
+	b.must(t, "amsagent", "status", "--strict")
+	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
+		t.Error("somebody restarted the server again")
+	}
+
+	told := b.must(t, "amsagent", "support")
+	for _, want := range []string{
+		"=== amsagent status (exit 0, ", "in the cluster as " + realBootedAddress, "=== amsagent nodes --all (exit 0, ",
+		"Id=amsagent.service\n", "Id=antmedia.service\n", "DropInPaths=/etc/systemd/system/antmedia.service.d/10-heap.conf " + nodeDropIn + "\n",
+		"Ant Media Server serves viewers", "/etc/amsagent/config.yaml",
+	} {
+		if !strings.Contains(told, want) {
+			t.Errorf("support does not say %q:\n%s", want, told)
+		}
+	}
+	if strings.Contains(told, realPassword) {
+		t.Error("support shows the password")
+	}
+
+	b.must(t, "amsagent", "drain", "--deadline", "1m", "--reason", "test")
+	if u := b.show(t); u["ActiveState"] != "inactive" || u["Result"] != "success" {
+		t.Errorf("after the drain the server's unit is %v", u)
+	}
+	if out := b.must(t, "amsagent", "leave"); !strings.Contains(out, "left: this machine is standalone") {
+		t.Errorf("leave says: %s", out)
+	}
+	b.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": "/etc/systemd/system/antmedia.service.d/10-heap.conf", "NeedDaemonReload": "no"})
+	if out := b.run(t, "grep", "-rlF", realPassword, nodeHome+"/conf", nodeHome+"/webapps", "/etc", "/var/lib/amsagent").stdout; out != "" {
+		t.Errorf("the password is still in\n%s", out)
+	}
+}
+
+// realBooted is a booted machine on a real world's network, with the server as the
+// vendor's installer leaves it, enabled and standalone, and our package on its disk.
+type realBooted struct {
+	*machine
+	world *realams.World
+}
+
+func newRealBooted(t *testing.T, w *realams.World) *realBooted {
+	t.Helper()
+	if os.Getenv("REQUIRE_REAL") == "1" {
+		t.Setenv("REQUIRE_SYSTEMD", "1")
+	}
+	options := append([]string{"--network-bridge=br0", "--machine=real"}, realams.Java(t)...)
+	b := &realBooted{newDisk(t, diskOptions{tree: `root_make ""`, boot: strings.Join(options, " "), net: w.Network()}), w}
+	realams.Libraries(t, b.disk)
+	realams.Install(t, realams.Newest, b.disk)
+	packages := t.TempDir()
+	if err := makePackage(packages, "v0.1.0"); err != nil {
+		t.Fatal(err)
+	}
+	nodeCopy(t, filepath.Join(packages, "packages", "amsagent_0.1.0-1_"+runtime.GOARCH+".deb"), b.disk+"/opt/amsagent.deb")
+	b.write(t, "/etc/amsagent/config.yaml", "metrics_address: 0.0.0.0:9771\n")
+	b.write(t, "/etc/systemd/system/antmedia.service.d/10-heap.conf", "[Service]\nEnvironment=\"JVM_MEMORY_OPTIONS=-Xms64m -Xmx384m\"\n")
+	b.write(t, "/etc/systemd/system/cable.service", `[Unit]
+Wants=network.target
+Before=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'ip addr add `+realBootedAddress+`/24 dev host0 && ip link set host0 up'
+[Install]
+WantedBy=multi-user.target
+`)
+	b.onDisk(t, `cp "$1`+nodeHome+`/conf/jee-container.xml" "$1/opt/"
+chroot "$1" systemctl enable -q cable antmedia`)
+	return b
+}
+
+// must runs a command that may take as long as a start of the server on a busy machine,
+// and gives what it says.
+func (b *realBooted) must(t *testing.T, args ...string) string {
+	t.Helper()
+	p := b.start(t, args...)
+	select {
+	case <-p.over:
+	case <-time.After(6 * time.Minute):
+		t.Fatalf("%v does not end", args)
+	}
+	r := p.wait(t)
+	r.expect(t, 0)
+	return r.stdout + r.stderr
+}
+
+// served waits until the daemon says that the node is ready, and a viewer is served by
+// every application: for a moment after a restart the daemon's word is the former one.
+func (b *realBooted) served(t *testing.T) {
+	t.Helper()
+	client := b.world.HTTP(2 * time.Second)
+	within(t, 5*time.Minute, "/readyz answers 200, and every application a viewer", func() string {
+		ready := realams.Status(client, "http://"+realBootedAddress+":9771/readyz")
+		served := ready == http.StatusOK
+		said := fmt.Sprint("/readyz ", ready)
+		for _, app := range realApps() {
+			// There is no such stream: an application that serves says so.
+			code := realams.Status(client, "http://"+realBootedAddress+":5080/"+app+"/streams/nobody.m3u8")
+			served = served && code == http.StatusNotFound
+			said += fmt.Sprintf(", %s %d", app, code)
+		}
+		if !served {
+			return said
+		}
+		return ""
+	})
+}

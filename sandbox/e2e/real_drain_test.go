@@ -1,0 +1,100 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+// A drain waits for a publisher and three viewers of a real server, and stops it when
+// the last of them has left (issue 11, story 6).
+func TestRealDrain(t *testing.T) {
+	t.Parallel()
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	n := newRealNode(t, w, realams.Newest)
+	n.AllowAgent(t)
+	n.join(w.URI())
+	n.WaitServed(t, realApps()...)
+	d := n.daemon()
+	d.ready()
+
+	publisher := w.Publish(t, n.Node, "LiveApp", "stream1")
+	viewer := w.HTTP(2 * time.Second)
+	within(t, 3*time.Minute, "a viewer gets the playlist", func() string {
+		if code := realams.Status(viewer, realams.PlaylistURL(n.Node, "LiveApp", "stream1")); code != http.StatusOK {
+			return fmt.Sprintf("%d; the publisher says: %s", code, publisher.Output())
+		}
+		return ""
+	})
+	players := []*realams.Process{}
+	for range 3 {
+		players = append(players, w.Play(t, n.Node, "LiveApp", "stream1"))
+	}
+	n.sessions(1, 3)
+	if out, code := n.Run(t, bins.agent, "leave"); code != 3 || !strings.Contains(out, "published") {
+		t.Errorf("a leave with streams on the server: exit %d\n%s", code, out)
+	}
+
+	drain := n.Start(t, bins.agent, "drain", "--reason", "test")
+	n.drains(drain, "1 publisher, 3 viewers left")
+	for _, p := range players {
+		p.Signal(syscall.SIGTERM)
+	}
+	// The server counts a viewer until its session times out.
+	n.drains(drain, "1 publisher, 0 viewers left")
+	begin := time.Now()
+	publisher.Signal(syscall.SIGTERM)
+	if code, err := drain.Wait(time.Minute); err != nil || code != 0 {
+		t.Fatalf("drain: exit %d, %v\n%s", code, err, drain.Output())
+	}
+	t.Logf("stopped and deregistered %s after the last session left", time.Since(begin).Round(100*time.Millisecond))
+	if n.Server() != 0 {
+		t.Error("the server runs after the drain")
+	}
+	if strings.Contains(drain.Output(), "cut") {
+		t.Errorf("the drain cut a session:\n%s", drain.Output())
+	}
+	d.end()
+}
+
+// drains waits until a drain reports a number of sessions, while the server still runs.
+func (n *realNode) drains(drain *realams.Process, left string) {
+	n.t.Helper()
+	within(n.t, 3*time.Minute, "the drain says "+left, func() string {
+		select {
+		case <-drain.Done():
+			n.t.Fatalf("the drain ended:\n%s", drain.Output())
+		default:
+		}
+		if !strings.Contains(drain.Output(), left) {
+			return "so far: " + drain.Output()
+		}
+		return ""
+	})
+	if n.Server() == 0 {
+		n.t.Errorf("the server does not run while the drain waits: %s", drain.Output())
+	}
+}
+
+// sessions waits until status counts sessions.
+func (n *realNode) sessions(publishers, viewers int) {
+	n.t.Helper()
+	want := fmt.Sprintf("%d publisher", publishers)
+	within(n.t, 2*time.Minute, fmt.Sprintf("status counts %d and %d", publishers, viewers), func() string {
+		out, _ := n.Run(n.t, bins.agent, "status")
+		if !strings.Contains(out, want) || !strings.Contains(out, fmt.Sprintf("%d viewer", viewers)) {
+			return out
+		}
+		return ""
+	})
+}

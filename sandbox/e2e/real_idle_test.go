@@ -1,0 +1,129 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	pretended "github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+const (
+	idleUsual = time.Minute // REAL_IDLE says for how long
+	// idleFirst is what a daemon has for its start, which is not what is measured.
+	idleFirst = 2 * time.Minute
+	// idleJudged is how long a run has to be for its processor time to be judged: in a
+	// shorter one, looks that come every five minutes count too much or not at all.
+	idleJudged = 20 * time.Minute
+
+	// idleAsked is how often a balancer asks.
+	idleAsked = 10 * time.Second
+
+	idleMemory = 18 << 20
+	idleCPU    = 100 * time.Millisecond // for each minute
+)
+
+// Three real nodes without any viewer: their daemons write no file, restart nothing and
+// report no drift, and take hardly anything of the machine (issue 11: R1). REAL_IDLE=60m
+// is the run whose processor time counts.
+func TestRealIdle(t *testing.T) {
+	t.Parallel()
+	length := idleUsual
+	if text := os.Getenv("REAL_IDLE"); text != "" {
+		var err error
+		if length, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	agent := nodeAgent(t) // what is measured is what machines run
+	nodes := make([]*idleNode, 3)
+	var joins sync.WaitGroup
+	for i := range nodes {
+		nodes[i] = &idleNode{realNode: newRealNode(t, w, realams.Newest)}
+		joins.Go(func() { nodes[i].out, nodes[i].code = nodes[i].Run(t, nodes[i].joinArgs(w.URI())...) })
+	}
+	joins.Wait()
+	for _, n := range nodes {
+		if n.code != 0 {
+			t.Fatalf("%s: join: exit %d: %s", n.Address, n.code, n.out)
+		}
+	}
+	for _, n := range nodes {
+		n.settledFiles, n.services = n.settled(), n.Asked()
+		n.d = n.daemonOf(agent)
+		n.d.ready()
+	}
+	if length >= idleJudged {
+		wait(idleFirst)
+	}
+	for _, n := range nodes {
+		n.from = n.usage()
+	}
+	begin := time.Now()
+	for end := begin.Add(length); time.Now().Before(end); wait(min(idleAsked, time.Until(end))) {
+		for _, n := range nodes {
+			if code := n.d.readyz(); code != 200 {
+				t.Fatalf("%s: /readyz answers %d\n%s", n.Address, code, n.d.Output())
+			}
+		}
+	}
+	for _, n := range nodes {
+		n.judge(length, time.Since(begin))
+	}
+}
+
+// idleNode is one of them.
+type idleNode struct {
+	*realNode
+	d    *realDaemon
+	out  string
+	code int
+	from pretended.Usage
+	// What the node's files and the asks of its service were before.
+	settledFiles map[string]string
+	services     []string
+}
+
+// usage is what the daemon holds, and what it and its children have used.
+func (n *idleNode) usage() pretended.Usage {
+	n.t.Helper()
+	pid, err := n.d.PID()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	u, err := pretended.ReadUsage(pid)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return u
+}
+
+func (n *idleNode) judge(length, took time.Duration) {
+	n.t.Helper()
+	u := n.usage()
+	cpu := time.Duration(float64(u.CPU+u.Children-n.from.CPU-n.from.Children) / took.Minutes())
+	n.t.Logf("%s: %s without viewers: %s of a processor a minute, %.1f MiB, %d threads, %d open files; load average %s",
+		n.Address, took.Round(time.Second), cpu.Round(100*time.Microsecond), float64(u.RSS)/(1<<20), u.Threads, u.FDs, pretended.LoadAverage())
+	if u.RSS >= idleMemory {
+		n.t.Errorf("%s: the daemon takes %d bytes, want less than %d", n.Address, u.RSS, idleMemory)
+	}
+	if length >= idleJudged && cpu > idleCPU {
+		n.t.Errorf("%s: the daemon takes %s of a processor a minute, want at most %s", n.Address, cpu, idleCPU)
+	}
+	n.quiet(n.d, time.Second)
+	n.same(fmt.Sprintf("%s without viewers", length), n.settledFiles)
+	n.asked("the daemon", n.services)
+	if lines := strings.Count(n.d.Output(), "\n"); lines > 20 {
+		n.t.Errorf("%s: the daemon has written %d lines:\n%s", n.Address, lines, n.d.Output())
+	}
+}

@@ -1,0 +1,288 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+// realReadyBound is for how long /readyz and what a viewer gets may differ (issue 11,
+// story 4).
+const realReadyBound = 2 * time.Second
+
+// A balancer asks /readyz, a viewer asks for a playlist, both every 100 ms, over the
+// daemon's start, a restart, a kill, a hang and a stop of a real server, and while its
+// MongoDB hangs or is dead: the two never differ for longer than the bound (R4, S1).
+// REAL_ROUNDS repeats all of it.
+func TestRealReady(t *testing.T) {
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	n := newRealNode(t, w, realams.Newest)
+	n.join(w.URI())
+	n.WaitServed(t, realApps()...)
+	d := n.daemon()
+	d.ready()
+	v := n.watch(d)
+	defer v.stop()
+
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	type step struct {
+		name string
+		do   func()
+	}
+	steps := []step{
+		{"restart", func() { n.MustRun(t, realams.Service, "restart") }},
+		{"kill -9", func() {
+			n.Signal(t, syscall.SIGKILL)
+			v.until("the viewer is refused", func(m moment) bool { return !m.served })
+			v.quietFor(4 * time.Second)
+			n.MustRun(t, realams.Service, "start")
+		}},
+		{"SIGSTOP", func() {
+			n.Signal(t, syscall.SIGSTOP)
+			v.until("the viewer is refused", func(m moment) bool { return !m.served })
+			v.quietFor(8 * time.Second)
+			n.Signal(t, syscall.SIGCONT)
+		}},
+		{"stop", func() {
+			n.MustRun(t, realams.Service, "stop")
+			v.quietFor(4 * time.Second)
+			n.MustRun(t, realams.Service, "start")
+		}},
+		{"MongoDB hangs", func() {
+			must(w.Mongo.Member(0).Pause())
+			v.quietFor(mongoAway)
+			must(w.Mongo.Member(0).Resume())
+		}},
+		{"MongoDB killed", func() {
+			must(w.Mongo.Member(0).Kill())
+			v.quietFor(mongoAway)
+			must(w.Mongo.Member(0).Start(t.Context()))
+		}},
+	}
+	for _, step := range slices.Repeat(steps, realRounds(t)) {
+		from := time.Now()
+		step.do()
+		v.until("after a "+step.name+" the viewer is served and /readyz says so", func(m moment) bool {
+			return m.served && m.ready
+		})
+		v.quietFor(3 * time.Second)
+		wrongly, late := v.differences(from)
+		t.Logf("%-14s  %6s until served; ready while refused %6s, not ready while served %6s",
+			step.name, v.servedAgain(from).Round(100*time.Millisecond), wrongly.Round(100*time.Millisecond), late.Round(100*time.Millisecond))
+		if wrongly > realReadyBound {
+			t.Errorf("%s: /readyz says ready for %s while viewers are refused:\n%s", step.name, wrongly, v.story(from))
+		}
+		if late > realReadyBound {
+			t.Errorf("%s: /readyz says not ready for %s while viewers are served:\n%s", step.name, late, v.story(from))
+		}
+	}
+	d.end()
+}
+
+// mongoAway is longer than an application waits for MongoDB before it refuses.
+const mongoAway = 40 * time.Second
+
+func realRounds(t *testing.T) int {
+	t.Helper()
+	text := cmp.Or(os.Getenv("REAL_ROUNDS"), "1")
+	rounds, err := strconv.Atoi(text)
+	if err != nil || rounds < 1 {
+		t.Fatalf("REAL_ROUNDS=%s is no number of rounds", text)
+	}
+	return rounds
+}
+
+// sample is what a viewer, or a balancer, got. A viewer is refused from when he asked
+// in vain, and served from when he got an answer.
+type sample struct {
+	at       time.Time
+	balancer bool
+	ok       bool
+	text     string
+}
+
+// moment is what holds from one sample to the next.
+type moment struct {
+	at            time.Time
+	served, ready bool
+	text          string
+}
+
+// viewer asks until it is stopped.
+type viewer struct {
+	n    *realNode
+	end  chan struct{}
+	done chan struct{}
+
+	mu      sync.Mutex
+	samples []sample
+}
+
+// watch asks every 100 ms, whether the asks before were answered or not.
+func (n *realNode) watch(d *realDaemon) *viewer {
+	v := &viewer{n: n, end: make(chan struct{}), done: make(chan struct{})}
+	// A viewer that gets no answer within a second is not served.
+	client := n.world.HTTP(time.Second)
+	balancer := n.world.HTTP(time.Second)
+	go func() {
+		defer close(v.done)
+		var asked sync.WaitGroup
+		defer asked.Wait()
+		for tick := time.NewTicker(100 * time.Millisecond); ; {
+			asked.Go(func() { v.add(n.playlists(client)) })
+			asked.Go(func() {
+				at := time.Now()
+				code := realams.Status(balancer, "http://"+n.Address+":9771/readyz")
+				v.add(sample{at: at, balancer: true, ok: code == http.StatusOK, text: fmt.Sprint("/readyz ", code)})
+			})
+			select {
+			case <-tick.C:
+			case <-v.end:
+				tick.Stop()
+				return
+			}
+		}
+	}()
+	return v
+}
+
+// playlists asks every application for one.
+func (n *realNode) playlists(client *http.Client) sample {
+	s := sample{at: time.Now(), ok: true}
+	var asked sync.WaitGroup
+	codes := make([]int, len(realApps()))
+	for i, app := range realApps() {
+		asked.Go(func() { codes[i] = realams.Status(client, realams.PlaylistURL(n.Node, app, "nobody")) })
+	}
+	asked.Wait()
+	for _, code := range codes {
+		// There is no such stream: an application that serves says so.
+		s.ok = s.ok && code == http.StatusNotFound
+	}
+	s.text = fmt.Sprint("playlists ", codes)
+	if s.ok {
+		s.at = time.Now()
+	}
+	return s
+}
+
+func (v *viewer) add(s sample) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	i, _ := slices.BinarySearchFunc(v.samples, s.at, func(s sample, t time.Time) int { return s.at.Compare(t) })
+	v.samples = slices.Insert(v.samples, i, s)
+}
+
+func (v *viewer) stop() {
+	close(v.end)
+	<-v.done
+}
+
+// since is what held from a moment on, as soon as viewer and balancer have said it.
+func (v *viewer) since(from time.Time) (out []moment) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var texts [2]string
+	var m moment
+	for _, s := range v.samples {
+		if s.at.Before(from) {
+			continue
+		}
+		if m.at = s.at; s.balancer {
+			m.ready, texts[1] = s.ok, s.text
+		} else {
+			m.served, texts[0] = s.ok, s.text
+		}
+		if texts[0] != "" && texts[1] != "" {
+			m.text = texts[0] + ", " + texts[1]
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+func (v *viewer) until(what string, ok func(moment) bool) {
+	v.n.t.Helper()
+	from := time.Now()
+	within(v.n.t, 5*time.Minute, what, func() string {
+		if !slices.ContainsFunc(v.since(from), ok) {
+			return "so far: " + v.story(from)
+		}
+		return ""
+	})
+}
+
+// quietFor goes on looking for a while.
+func (v *viewer) quietFor(d time.Duration) { wait(d) }
+
+// servedAgain is how long it took from a moment until viewers were served, after they
+// were refused.
+func (v *viewer) servedAgain(from time.Time) time.Duration {
+	refused := false
+	for _, s := range v.since(from) {
+		if refused && s.served {
+			return s.at.Sub(from)
+		}
+		refused = refused || !s.served
+	}
+	return 0
+}
+
+// differences are the longest time of "ready" while viewers are refused, and of "not
+// ready" while they are served.
+func (v *viewer) differences(from time.Time) (wrongly, late time.Duration) {
+	var wrongSince, lateSince time.Time
+	for _, s := range v.since(from) {
+		wrongly = max(wrongly, lasts(&wrongSince, s.at, s.ready && !s.served))
+		late = max(late, lasts(&lateSince, s.at, !s.ready && s.served))
+	}
+	return wrongly, late
+}
+
+// lasts tells for how long a condition has been true, up to the sample that ends it.
+func lasts(since *time.Time, now time.Time, is bool) time.Duration {
+	d := time.Duration(0)
+	if !since.IsZero() {
+		d = now.Sub(*since)
+	}
+	switch {
+	case !is:
+		*since = time.Time{}
+	case since.IsZero():
+		*since = now
+	}
+	return d
+}
+
+// story has a line for each change.
+func (v *viewer) story(from time.Time) string {
+	var b strings.Builder
+	last := ""
+	for _, s := range v.since(from) {
+		if s.text != last {
+			fmt.Fprintf(&b, "%7.1f s  %s\n", s.at.Sub(from).Seconds(), s.text)
+			last = s.text
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,206 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+// The user of MongoDB, with a password in which java.util.Properties escapes nothing;
+// the ':' and '=' of the address are enough.
+const realUser, realPassword = "plain", "secret1"
+
+// realApps are the applications of a release that serve viewers.
+func realApps() []string {
+	if strings.HasPrefix(realRelease(), "2.4.") {
+		return []string{"LiveApp", "WebRTCApp"}
+	}
+	return []string{"LiveApp", "WebRTCApp", "live"}
+}
+
+// realRelease is the release of a join and a leave: the newest, or REAL_RELEASE.
+func realRelease() string {
+	if r := os.Getenv("REAL_RELEASE"); r != "" {
+		return r
+	}
+	return realams.Newest
+}
+
+// realNode is a real server with an agent on it.
+type realNode struct {
+	*realams.Node
+	t     testing.TB
+	world *realams.World
+}
+
+func newRealNode(t testing.TB, w *realams.World, release string) *realNode {
+	t.Helper()
+	n := &realNode{Node: w.Node(t, release), t: t, world: w}
+	n.MustRun(t, "mkdir", "-p", "/etc/amsagent")
+	return n
+}
+
+// joinArgs is the command line of a join, by an address of MongoDB that is in a file.
+func (n *realNode) joinArgs(uri string, more ...string) []string {
+	n.write("/run/mongo", uri+"\n")
+	args := []string{
+		bins.agent, "join", "--mongo", "file:/run/mongo", "--address", n.Address,
+		"--provider", "none", "--service-command", realams.Service, "--timeout", "5m",
+	}
+	return append(args, more...)
+}
+
+// write writes a file of the node, for root alone.
+func (n *realNode) write(name, text string) {
+	n.t.Helper()
+	const script = `umask 077; printf '%s' "$2" >"$1"`
+	n.MustRun(n.t, "sh", "-c", script, "sh", name, text)
+}
+
+// join joins and returns what it said.
+func (n *realNode) join(uri string, more ...string) string {
+	n.t.Helper()
+	return n.MustRun(n.t, n.joinArgs(uri, more...)...)
+}
+
+// realDaemon is the agent's daemon on a real node.
+type realDaemon struct {
+	*realams.Process
+	n        *realNode
+	balancer *http.Client
+}
+
+// daemon starts the daemon, which has to find what join was given, and waits for its
+// first word.
+func (n *realNode) daemon() *realDaemon {
+	n.t.Helper()
+	return n.daemonOf(bins.agent)
+}
+
+// daemonOf is daemon with another build of the agent.
+func (n *realNode) daemonOf(agent string) *realDaemon {
+	n.t.Helper()
+	// The unit's TimerSlackNSec.
+	const slack = `echo 5000000 >/proc/self/timerslack_ns; exec "$@"`
+	d := &realDaemon{n.Start(n.t, "sh", "-c", slack, "sh", agent, "run", "--metrics-address", "0.0.0.0:9771"), n, n.world.HTTP(2 * time.Second)}
+	n.t.Cleanup(func() {
+		if n.t.Failed() {
+			n.t.Logf("%s: log of the daemon:\n%s", n.Address, d.Output())
+		}
+	})
+	within(n.t, time.Minute, "the daemon listens", func() string {
+		if d.readyz() == 0 {
+			return "so far: " + d.Output()
+		}
+		return ""
+	})
+	return d
+}
+
+// readyz is what a balancer gets.
+func (d *realDaemon) readyz() int {
+	return realams.Status(d.balancer, "http://"+d.n.Address+":9771/readyz")
+}
+
+// ready waits until the daemon says so.
+func (d *realDaemon) ready() {
+	d.n.t.Helper()
+	within(d.n.t, 3*time.Minute, "/readyz answers 200", func() string {
+		if d.readyz() != 200 {
+			return "so far: " + d.Output()
+		}
+		return ""
+	})
+}
+
+// end ends the daemon as systemd does.
+func (d *realDaemon) end() {
+	d.n.t.Helper()
+	if code, err := d.End(30 * time.Second); err != nil || code != 0 {
+		d.n.t.Errorf("the daemon ended with %d, %v", code, err)
+	}
+}
+
+// logs counts the lines of the daemon's log with a text.
+func (d *realDaemon) logs(text string) int {
+	count := 0
+	for lines := bufio.NewScanner(strings.NewReader(d.Output())); lines.Scan(); {
+		if strings.Contains(lines.Text(), text) {
+			count++
+		}
+	}
+	return count
+}
+
+// files are all files that the agent or the server writes and that decide how the
+// server starts next.
+func (n *realNode) files() map[string]string {
+	n.t.Helper()
+	all := n.Files(n.t, realams.Home+"/conf", "/etc/amsagent")
+	delete(all, realams.Home+"/conf/instanceId") // which 2.10.0 makes minutes after its start
+	for _, app := range append(realApps(), "root") {
+		maps.Copy(all, n.Files(n.t, realams.Home+"/webapps/"+app+"/WEB-INF"))
+	}
+	return all
+}
+
+// settled waits until the server has written its settings: it does so a moment after
+// an application serves.
+func (n *realNode) settled() map[string]string {
+	n.t.Helper()
+	n.WaitServed(n.t, realApps()...)
+	last := n.files()
+	quiet := time.Now()
+	within(n.t, time.Minute, "the server's files rest for 5 s", func() string {
+		if now := n.files(); !maps.Equal(now, last) {
+			last, quiet = now, time.Now()
+		}
+		if time.Since(quiet) < 5*time.Second {
+			return "they change"
+		}
+		return ""
+	})
+	return last
+}
+
+// same compares files with what they were.
+func (n *realNode) same(what string, before map[string]string) {
+	n.t.Helper()
+	if diff := cmp.Diff(before, n.files()); diff != "" {
+		n.t.Errorf("%s changed files (-before +after):\n%s", what, diff)
+	}
+}
+
+// asked compares what the service was asked for.
+func (n *realNode) asked(what string, before []string) {
+	n.t.Helper()
+	if now := n.Asked(); !slices.Equal(before, now) {
+		n.t.Errorf("%s asked the service for %v", what, now[len(before):])
+	}
+}
+
+// drift is what status says of the difference between files and what a join writes.
+func (n *realNode) status() map[string]any {
+	n.t.Helper()
+	out, code := n.Run(n.t, bins.agent, "status", "-o", "json")
+	var v map[string]any
+	if err := json.Unmarshal([]byte(out), &v); err != nil || code != 0 {
+		n.t.Fatalf("status: exit %d, %v: %s", code, err, out)
+	}
+	return v
+}

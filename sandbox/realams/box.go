@@ -1,0 +1,157 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package realams
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// box holds a set of namespaces. Its first process is a shell that reads from a
+// pipe: it ends, and with it every process in the box and every mount, when the test
+// closes the pipe or ends in any way.
+type box struct {
+	name string
+	cmd  *exec.Cmd
+	pipe io.Closer
+	pid  int // of the shell, as seen from here
+}
+
+// newBox makes namespaces and runs a script in them, as root of the box.
+func newBox(t testing.TB, name, script string, args ...string) *box {
+	t.Helper()
+	argv := append([]string{
+		"--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child",
+		"bash", "-c", "set -euo pipefail\nip link set lo up\n" + script + "\necho box-is-up\nwhile read -r _; do :; done", "bash",
+	}, args...)
+	b := &box{name: name, cmd: exec.Command("unshare", argv...)}
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	in, err := b.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := b.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	b.cmd.Stderr, b.pipe = &stderr, in
+	if err := b.cmd.Start(); err != nil {
+		t.Fatalf("making the namespaces of %s: %v", name, err)
+	}
+	t.Cleanup(func() {
+		_ = b.pipe.Close()
+		_ = b.cmd.Wait()
+	})
+	for lines := bufio.NewScanner(out); ; {
+		if !lines.Scan() {
+			_ = b.pipe.Close()
+			_ = b.cmd.Wait()
+			t.Fatalf("making the namespaces of %s: %s", name, stderr.String())
+		}
+		if lines.Text() == "box-is-up" {
+			break
+		}
+	}
+	if b.pid, err = childOf(b.cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// childOf returns the one child of a process.
+func childOf(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, fmt.Errorf("looking for the child of a process: %w", err)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, fmt.Errorf("looking for the child of a process: %q", text)
+	}
+	return child, nil
+}
+
+// path is a file of the box, as seen from here.
+func (b *box) path(name string) string {
+	return filepath.Join("/proc", strconv.Itoa(b.pid), "root", name)
+}
+
+// command is a program in all namespaces of the box, with the environment of a login
+// on a server.
+func (b *box) command(args ...string) *exec.Cmd {
+	cmd := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(b.pid), "--all", "--wd=/", "--"}, args...)...)
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "NO_COLOR=1"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// netPrefix is put before a command that is to use the network of the box, and
+// nothing else of it.
+func (b *box) netPrefix() []string {
+	return []string{"nsenter", "--target", strconv.Itoa(b.pid), "--net", "--"}
+}
+
+// dial connects from a place in the network of the box.
+func (b *box) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = b.inNetwork(func() error {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// listen listens in the network of the box.
+func (b *box) listen(ctx context.Context, network, address string) (l net.Listener, err error) {
+	err = b.inNetwork(func() error {
+		l, err = (&net.ListenConfig{}).Listen(ctx, network, address)
+		return err
+	})
+	return l, err
+}
+
+// inNetwork calls f, which makes a socket, in the network of the box.
+//
+// A socket belongs to the namespace of the thread that makes it. The thread goes back
+// and is used again: did it end, the kernel would kill the processes that it started
+// (Pdeathsig).
+func (b *box) inNetwork(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("opening the own network namespace: %w", err)
+	}
+	defer own.Close()
+	theirs, err := os.Open(filepath.Join("/proc", strconv.Itoa(b.pid), "ns/net"))
+	if err != nil {
+		return fmt.Errorf("opening the network namespace of the box: %w", err)
+	}
+	defer theirs.Close()
+	if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering the network namespace of the box: %w", err)
+	}
+	defer func() {
+		if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil {
+			panic("a thread of the test is lost in another network namespace: " + err.Error())
+		}
+	}()
+	return f()
+}

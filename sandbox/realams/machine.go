@@ -1,0 +1,56 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package realams
+
+import (
+	"os/exec"
+	"testing"
+)
+
+// Install puts a release into the tree of a machine that is not a Node, as the
+// vendor's installer leaves it, with its unit, which is not enabled.
+func Install(t testing.TB, release, root string) {
+	t.Helper()
+	tree, jar := parts(t, release)
+	const script = `set -e
+mkdir -p "$1/usr/local"
+cp -a "$2" "$1/usr/local/antmedia"
+cp "$2/antmedia.service" "$1/etc/systemd/system/"
+exec bash -c "$4" bash "$1" "$3"`
+	if out, err := exec.Command("sh", "-c", script, "sh", root, tree, jar, install).CombinedOutput(); err != nil {
+		t.Fatalf("installing Ant Media Server %s in %s: %v\n%s", release, root, err, out)
+	}
+}
+
+// Java are options of systemd-nspawn that give a machine with the Debian of this one
+// what the server's unit names, and Libraries puts what Java and the server load
+// besides into its tree, which has a minimal system.
+func Java(t testing.TB) []string {
+	t.Helper()
+	home, err := javaHome()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []string{"--bind-ro=" + home, "--bind-ro=/etc/java-17-openjdk"}
+}
+
+// Libraries is told at Java.
+func Libraries(t testing.TB, root string) {
+	t.Helper()
+	home, err := javaHome()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const script = `set -eu
+own=$(/sbin/ldconfig -p | sed -n 's/^\t\(libva\|libva-drm\|libva-x11\|libvdpau\|libapr-1\)\.so\.[0-9]* .*=> //p')
+{ printf '%s\n' $own; ldd $own "$2"/lib/*.so "$2/lib/server/libjvm.so" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p'; } | sort -u |
+while read -r lib; do
+  case $lib in "$2"/*) continue ;; esac
+  [ -e "$1$lib" ] || cp -L "$lib" "$1$lib"
+done
+chroot "$1" ldconfig`
+	if out, err := exec.Command("sh", "-c", script, "sh", root, home).CombinedOutput(); err != nil {
+		t.Fatalf("copying libraries to %s: %v\n%s", root, err, out)
+	}
+}

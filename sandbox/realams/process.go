@@ -1,0 +1,86 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package realams
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Process is a program that runs in a box.
+type Process struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func startProcess(t testing.TB, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = p, p
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = cmd.Wait()
+		close(p.done)
+	}()
+	t.Cleanup(func() { p.Signal(syscall.SIGKILL) })
+	return p
+}
+
+// Write is what the program writes to.
+func (p *Process) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.text.Write(b)
+}
+
+// Output is what it has written so far.
+func (p *Process) Output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.text.String()
+}
+
+// PID is the program's own, as this machine counts: nsenter, which we started, has it
+// as its child.
+func (p *Process) PID() (int, error) { return childOf(p.cmd.Process.Pid) }
+
+// Signal reaches the program itself: nsenter hands no signal on.
+func (p *Process) Signal(sig syscall.Signal) {
+	if child, err := p.PID(); err == nil {
+		_ = syscall.Kill(child, sig)
+	}
+	if sig == syscall.SIGKILL {
+		_ = syscall.Kill(-p.cmd.Process.Pid, sig)
+		<-p.done
+	}
+}
+
+// End asks it to end with SIGTERM and waits; its exit status is the result.
+func (p *Process) End(limit time.Duration) (int, error) {
+	p.Signal(syscall.SIGTERM)
+	return p.Wait(limit)
+}
+
+// Wait waits for its end.
+func (p *Process) Wait(limit time.Duration) (int, error) {
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode(), nil
+	case <-time.After(limit):
+		return 0, fmt.Errorf("%s does not end within %s", strings.Join(p.cmd.Args, " "), limit)
+	}
+}
+
+// Done is closed when it has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }

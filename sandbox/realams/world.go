@@ -1,0 +1,163 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package realams
+
+import (
+	"context"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/realmongo"
+)
+
+const (
+	hubAddress = "10.77.0.254" // MongoDB, publishers and viewers
+	mongoPort  = 27311
+)
+
+// Options says what a world has.
+type Options struct {
+	// Users of MongoDB (name to password); nil is a MongoDB without users.
+	Users map[string]string
+	// Members makes a replica set of so many; 0 is one server without a set.
+	Members int
+}
+
+// World is a network of test machines with a MongoDB.
+type World struct {
+	Mongo *realmongo.Set
+
+	hub   *box
+	users map[string]string
+
+	mu    sync.Mutex
+	nodes int
+}
+
+// New makes a world; it ends with the test. It skips the test where a real server
+// cannot be run.
+func New(t testing.TB, o Options) *World {
+	t.Helper()
+	Require(t)
+	w := &World{users: o.Users}
+	w.hub = newBox(t, "hub", `hostname hub
+ip link add br0 type bridge forward_delay 0
+ip addr add `+hubAddress+`/24 dev br0
+ip link set br0 up`)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var err error
+	w.Mongo, err = realmongo.Start(ctx, realmongo.Options{
+		Binary: realmongo.Require(t), Members: o.Members, Users: o.Users,
+		Host: hubAddress, Port: mongoPort, Prefix: w.hub.netPrefix(), Dial: w.Dial,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.Mongo.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// URI is what an operator gives to `amsagent join --mongo`: with a user where there
+// is one, and so with ':' and '=', which java.util.Properties escapes.
+func (w *World) URI() string {
+	if len(w.users) == 0 {
+		return w.Mongo.URI()
+	}
+	return w.URIOf(slices.Min(slices.Collect(maps.Keys(w.users))))
+}
+
+// URIOf is the same as a certain user.
+func (w *World) URIOf(user string) string {
+	q := url.Values{"authSource": {"admin"}}
+	if len(w.Mongo.Members()) > 1 {
+		q.Set("replicaSet", realmongo.SetName)
+	}
+	return "mongodb://" + url.UserPassword(user, w.users[user]).String() + "@" + w.Mongo.Addrs() + "/?" + q.Encode()
+}
+
+// Network is a process in the network of the bridge br0, for a machine that is not a
+// Node. Its address is one of 10.77.0.100 to 10.77.0.199.
+func (w *World) Network() int { return w.hub.pid }
+
+// Dial connects from where viewers are.
+func (w *World) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return w.hub.dial(ctx, network, address)
+}
+
+// Listen listens at a free port of the address that nodes know MongoDB by.
+func (w *World) Listen(ctx context.Context) (net.Listener, error) {
+	return w.hub.listen(ctx, "tcp", net.JoinHostPort(hubAddress, "0"))
+}
+
+// HTTP returns a client that asks from where viewers are, as a browser does: with a
+// connection that it keeps, and with cookies.
+func (w *World) HTTP(timeout time.Duration) *http.Client {
+	jar, _ := cookiejar.New(nil) // never fails without options
+	return &http.Client{
+		Timeout: timeout, Jar: jar, Transport: &http.Transport{DialContext: w.Dial},
+		// Where the server sends somebody else is an answer, too.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// Start begins to run a program where viewers are. It is killed at the end of the
+// test.
+func (w *World) Start(t testing.TB, args ...string) *Process {
+	t.Helper()
+	cmd := w.hub.command(args...)
+	return startProcess(t, cmd)
+}
+
+// Publish sends a small live stream to a node until the test ends or the process is
+// ended; an attempt that is refused is repeated.
+func (w *World) Publish(t testing.TB, n *Node, app, stream string) *Process {
+	t.Helper()
+	return w.Start(t, "bash", "-c", `trap 'kill $!; exit' TERM
+while :; do
+ffmpeg -nostdin -loglevel error -re -f lavfi -i testsrc=size=160x120:rate=5 -f lavfi -i sine=sample_rate=22050 \
+  -c:v libx264 -preset ultrafast -tune zerolatency -g 10 -threads 1 -pix_fmt yuv420p -c:a aac -b:a 32k -f flv "$1" &
+wait $! || sleep 1
+done`, "bash", "rtmp://"+n.Address+"/"+app+"/"+stream)
+}
+
+// Play watches a stream by HLS until the process is ended; it begins again where the
+// playlist is refused or ends.
+func (w *World) Play(t testing.TB, n *Node, app, stream string) *Process {
+	t.Helper()
+	return w.Start(t, "bash", "-c", `trap 'kill $!; exit' TERM
+while :; do
+ffmpeg -nostdin -loglevel error -i "$1" -c copy -f null - &
+wait $! || sleep 1
+done`, "bash", PlaylistURL(n, app, stream))
+}
+
+// PlaylistURL is what an HLS player asks for.
+func PlaylistURL(n *Node, app, stream string) string {
+	return "http://" + n.Address + ":5080/" + app + "/streams/" + stream + ".m3u8"
+}
+
+// Cut takes a node off the network, and Join puts it back.
+func (w *World) Cut(t testing.TB, n *Node) { w.link(t, n, "down") }
+
+// Join is the end of Cut.
+func (w *World) Join(t testing.TB, n *Node) { w.link(t, n, "up") }
+
+func (w *World) link(t testing.TB, n *Node, state string) {
+	t.Helper()
+	if out, err := w.hub.command("ip", "link", "set", n.port, state).CombinedOutput(); err != nil {
+		t.Fatalf("ip link set %s %s: %v: %s", n.port, state, err, out)
+	}
+}

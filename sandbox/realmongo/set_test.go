@@ -1,0 +1,115 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package realmongo_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/sandbox/realmongo"
+)
+
+func start(t *testing.T, o realmongo.Options) *realmongo.Set {
+	t.Helper()
+	o.Binary = realmongo.Require(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	s, err := realmongo.Start(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func insert(t *testing.T, uri string, doc any) error {
+	t.Helper()
+	c, err := mongo.Connect(options.Client().ApplyURI(uri))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Disconnect(context.Background()) }()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err = c.Database("d").Collection("c").InsertOne(ctx, doc)
+	return err
+}
+
+func TestOneServer(t *testing.T) {
+	t.Parallel()
+	s := start(t, realmongo.Options{})
+	// Only what is in the journal is promised to be there after a kill.
+	if err := insert(t, s.URI()+"?journal=true", bson.M{"_id": 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Member(0).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Member(0).Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := insert(t, s.URI(), bson.M{"_id": 1}); !mongo.IsDuplicateKeyError(err) {
+		t.Errorf("after a kill and a start the document is not there: %v", err)
+	}
+}
+
+// A user with a password in which nothing is plain, and nobody without one.
+func TestUsers(t *testing.T) {
+	t.Parallel()
+	s := start(t, realmongo.Options{Users: map[string]string{"cluster": "p@ss:w/rd?#%41"}})
+	if err := insert(t, s.URI(), bson.M{"_id": 1}); err != nil {
+		t.Error(err)
+	}
+	if err := insert(t, "mongodb://"+s.Addrs()+"/", bson.M{"_id": 2}); err == nil {
+		t.Error("a client without a user could write")
+	}
+}
+
+// A set elects another primary when its primary steps down, dies or hangs, and a
+// member that was killed comes back.
+func TestReplicaSet(t *testing.T) {
+	t.Parallel()
+	s := start(t, realmongo.Options{Members: 3, Users: map[string]string{"cluster": "secret"}})
+	first, err := s.Primary(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first != s.Member(0) {
+		t.Errorf("the primary is %s, not the first member", first.Addr())
+	}
+	if err := insert(t, s.URI(), bson.M{"_id": "before"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.StepDown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := insert(t, s.URI(), bson.M{"_id": "after a step down"}); err != nil {
+		t.Error(err)
+	}
+	second, err := s.Primary(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second == first {
+		t.Errorf("%s is still the primary", first.Addr())
+	}
+	if err := second.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := insert(t, s.URI(), bson.M{"_id": "after a kill"}); err != nil {
+		t.Error(err)
+	}
+	if err := second.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
