@@ -43,7 +43,7 @@ func TestDeregisterWithoutMongo(t *testing.T) {
 	if err == nil {
 		t.Fatal("nobody answered, and it was done")
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("it took %s: %v", took, err)
 	}
 }

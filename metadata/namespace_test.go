@@ -84,8 +84,8 @@ func TestDetectInNamespaces(t *testing.T) {
 			if seen.Detection.Provider != metadata.Generic {
 				t.Errorf("detected %s: %+v", seen.Detection.Provider, seen.Detection.Evidence)
 			}
-			if seen.Took > 1500*time.Millisecond || seen.Took < tt.least {
-				t.Errorf("took %v, want between %v and 1.5 s", seen.Took, tt.least)
+			if seen.Took > time.Minute || seen.Took < tt.least {
+				t.Errorf("took %v, want at least %v", seen.Took, tt.least)
 			}
 			checkEvidence(t, seen.Detection)
 			asked := 0

@@ -353,9 +353,10 @@ func TestNoIMDSv1Fallback(t *testing.T) {
 		{metadatatest.Closed(), "closed", cloud.ErrNotReady},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			f := metadatatest.NewFake(t, service(), bodies())
 			f.Break("/latest/api/token", -1, tt.fault)
-			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: 150 * time.Millisecond, RetryWait: time.Millisecond})
+			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: time.Second, RetryWait: time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -475,24 +475,6 @@ func (s *shaky) Write(b []byte) (int, error) {
 	return s.Conn.Write(b)
 }
 
-// TestQuick: a machine is known within 50 ms of a healthy service.
-func TestQuick(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies(t, nil))
-	f.Delay(5 * time.Millisecond)
-	best := time.Hour
-	for range 5 {
-		began := time.Now()
-		if _, err := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}}).Instance(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		best = min(best, time.Since(began))
-	}
-	t.Logf("the best of five: %s", best)
-	if best > 50*time.Millisecond {
-		t.Errorf("it takes %s", best)
-	}
-}
-
 // Paths that the policy does not name leave nothing behind but that they were asked for, whoever asks for them later.
 func TestPolicyKeepsUnknownPathsOut(t *testing.T) {
 	const secret = "very-secret"

@@ -19,9 +19,7 @@ import (
 	"strings"
 )
 
-// The tags that the agent is built with, and the machines it is built for: what is linked depends on both.
-const buildTags = "nethttpomithttp2"
-
+// The machines that the agent is built for: what is linked depends on them.
 func architectures() []string { return []string{"amd64", "arm64"} }
 
 // module is somebody else's work of which something is linked into the program.
@@ -74,7 +72,7 @@ func linkedModules(top string) ([]module, error) {
 	}
 	sources := map[string]source{}
 	for _, arch := range architectures() {
-		out, err := goOutput(top, arch, "list", "-deps", "-tags", buildTags, "-json=Dir,ImportPath,Standard,Module", "./cmd/amsagent")
+		out, err := goOutput(top, arch, "list", "-deps", "-json=Dir,ImportPath,Standard,Module", "./cmd/amsagent")
 		if err != nil {
 			return nil, err
 		}

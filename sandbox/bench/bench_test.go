@@ -26,7 +26,7 @@ func buildAgent(b *testing.B) string {
 	if path := os.Getenv("AMSAGENT_BENCH_BINARY"); path != "" {
 		return path
 	}
-	return build(b, "../..", "amsagent", "-ldflags=-s -w", "-tags=nethttpomithttp2")
+	return build(b, "../..", "amsagent", "-ldflags=-s -w")
 }
 
 func buildSandbox(b *testing.B) string {

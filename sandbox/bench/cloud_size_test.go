@@ -94,9 +94,9 @@ func buildWithout(b *testing.B, clouds ...string) []byte {
 	if err := os.WriteFile(file, list, 0o600); err != nil {
 		b.Fatal(err)
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags=nethttpomithttp2",
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false",
 		// As the Makefile links it for machines.
-		"-gcflags=all=-l", "-gcflags=runtime/...=", "-gcflags=crypto/...=", "-gcflags=internal/...=", "-ldflags=-s -w -buildid=",
+		"-ldflags=-s -w -buildid=",
 		"-overlay", file, "-o", out, "./cmd/amsagent")
 	cmd.Dir, cmd.Env = top, append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {

@@ -76,7 +76,6 @@ func TestDoctorOpen(t *testing.T) {
 	// On the loopback that is nobody else's matter.
 	diagnosis(t, all, "AMS-MONGO-OPEN", doctor.Good, "loopback")
 	diagnosis(t, all, "AMS-MONGO-LOCAL", doctor.Warning, "no other node")
-	diagnosis(t, all, "AMS-MONGO-SLOW", doctor.Good, "round trip")
 	diagnosis(t, all, "AMS-CLOCK", doctor.Good, "")
 	diagnosis(t, all, "AMS-MONGO-OLD", doctor.Good, "version ")
 	diagnosis(t, all, "AMS-MONGO-TTL", doctor.Good, "not there")

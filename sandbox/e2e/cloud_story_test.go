@@ -184,7 +184,7 @@ func (c cloudStory) taken(t *testing.T, h *onCloud, p *process) lifecycle.View {
 		t.Fatal(err)
 	}
 	// Who asks a service that fails asks it less often, 15 s apart at last.
-	within(t, time.Minute, "the row says draining", func() string {
+	until(t, "the row says draining", func() string {
 		n, err := h.client.Node(context.Background(), h.id)
 		if err == nil && n.State == cluster.StateDraining {
 			return ""

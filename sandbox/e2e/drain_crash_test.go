@@ -96,7 +96,7 @@ func TestCrashKillDrain(t *testing.T) {
 				}
 				h.viewersGo()
 			}
-			h.completed("drain", 40*time.Second)
+			h.completed("drain")
 			n := h.hasLeft()
 			if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 1 || n.Cut == nil || *n.Cut != 0 {
 				t.Errorf("the sessions: %+v, the row: %+v", st, n)
@@ -281,7 +281,7 @@ func (r *scaleIn) play() bool {
 		r.watch(v.Lifecycle.Deadline, viewers)
 	}
 	gone := time.Now()
-	e := h.completed("drain", 60*time.Second)
+	e := h.completed("drain")
 	r.after = e.Time.Sub(gone)
 	if viewers == 0 || r.cut {
 		r.after = 0

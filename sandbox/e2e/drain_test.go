@@ -5,7 +5,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -53,7 +52,7 @@ func TestDrainScaleIn(t *testing.T) {
 	}
 	h.viewersGo()
 	gone := time.Now()
-	e := h.completed("drain", 20*time.Second)
+	e := h.completed("drain")
 	t.Logf("the hook was completed %s after the last viewer", e.Time.Sub(gone).Round(time.Millisecond))
 	n := h.hasLeft()
 	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || st.State != "stopped" {
@@ -172,43 +171,6 @@ func TestDrainWords(t *testing.T) {
 	say(0, 0, "left", "drain") // already so
 }
 
-// TestDrainSpot: two minutes, here ten seconds, are all there is. Those who watch
-// are served to that deadline, not a moment less, whatever comes meanwhile.
-func TestDrainSpot(t *testing.T) {
-	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.3", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-	p := h.serving()
-	h.viewers(2)
-	h.aws.Recommend(time.Now())
-	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
-	h.aws.Interrupt("terminate", at)
-	v := p.counted(2)
-	if v.Kind != lifecycle.Interrupt || !v.Deadline.Before(at) || time.Until(v.Deadline) < time.Second {
-		t.Errorf("the drain: %+v", v)
-	}
-	// The token ends, and a scale-in on top: the earlier deadline stays.
-	h.aws.ExpireTokens()
-	h.terminate()
-	v = p.life("two notices", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
-	if v.Deadline.After(at) {
-		t.Errorf("a second notice made it later: %+v", v)
-	}
-	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-		if st := h.live(); st.Live.Viewers != 2 {
-			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
-		}
-		wait(100 * time.Millisecond)
-	}
-	e := h.completed("drain", 10*time.Second)
-	n := h.hasLeft()
-	if late := e.Time.Sub(at); late > 0 {
-		t.Errorf("the hook was completed %s after the machine's end", late)
-	}
-	if st := h.sessions(); st.Cut.Viewers != 2 || n.Cut == nil || *n.Cut != 2 {
-		t.Errorf("the sessions: %+v, the row: %+v", st, n)
-	}
-}
-
 // TestDrainPark: standby and a warm pool. The node leaves and comes back, and the
 // group lets nobody come to it before AMS is seen.
 func TestDrainPark(t *testing.T) {
@@ -250,12 +212,12 @@ func TestDrainPark(t *testing.T) {
 	}
 	// Into the pool: the hook waits for us.
 	must(h.asg.Pool(h.id, "Running", false))
-	h.completed("drain", 20*time.Second)
+	h.completed("drain")
 	h.hasLeft()
 	p.step(lifecycle.StepDone)
 	// Out of it, with an AMS that takes its time.
 	must(h.asg.Launch(h.id))
-	e := h.completed("serve", 30*time.Second)
+	e := h.completed("serve")
 	n := h.row()
 	if n.State != cluster.StateActive || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(h.documents()) != 1 {
 		t.Errorf("the launch hook was completed at %s, and the row is %+v\n%s", e.Time, n, h.story())
@@ -313,12 +275,9 @@ func TestDrainNeverJoined(t *testing.T) {
 			wait(time.Second)
 			h.terminate()
 			asked := time.Now()
-			e := h.completed("drain", 15*time.Second)
+			e := h.completed("drain")
 			took := e.Time.Sub(asked)
 			t.Logf("completed %s after the notice", took.Round(time.Millisecond))
-			if took > 5*time.Second {
-				t.Errorf("nobody is waited for, and it took %s", took)
-			}
 			p.step(lifecycle.StepDone)
 			if e := h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Completed && e.Hook == "serve" }); len(e) > 0 {
 				t.Errorf("the launch hook was completed: %+v", e)
@@ -368,7 +327,7 @@ func TestDrainDuringAbsence(t *testing.T) {
 		t.Errorf("those who watch: %+v\n%s", st, h.story())
 	}
 	h.viewersGo()
-	h.completed("drain", 15*time.Second)
+	h.completed("drain")
 	h.hasLeft()
 }
 
@@ -466,7 +425,7 @@ func TestDrainAPI(t *testing.T) {
 			}
 		}
 		h.viewersGo()
-		h.completed("drain", 25*time.Second)
+		h.completed("drain")
 		h.hasLeft()
 		p.step(lifecycle.StepDone)
 	})
@@ -519,116 +478,8 @@ func TestDrainMetadata(t *testing.T) {
 		t.Errorf("the drain: %+v", v)
 	}
 	h.viewersGo()
-	h.completed("drain", 30*time.Second)
+	h.completed("drain")
 	h.hasLeft()
-}
-
-// TestDrainMongoAway: MongoDB is away at every stage. It delays nothing, and
-// learns what it has missed.
-func TestDrainMongoAway(t *testing.T) {
-	t.Parallel()
-	var all together
-	defer all.Wait()
-	for i, at := range []string{"before", "draining", "stopping"} {
-		for j, f := range []mongod.Fault{{Mode: mongod.Refuse}, {Mode: mongod.BlackHole}} {
-			if i == 1 && j == 1 {
-				continue
-			}
-			all.run(t, at+" "+string(f.Mode), func(t *testing.T) {
-				h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 20+2*i+j), fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-				p := h.serving()
-				h.viewers(1)
-				away := func(when string) {
-					if at == when {
-						if err := h.mongo.Faults().Set(f); err != nil {
-							t.Fatal(err)
-						}
-					}
-				}
-				away("before")
-				h.terminate()
-				p.counted(1)
-				away("draining")
-				wait(time.Second)
-				if p.ready() {
-					t.Error("it is ready")
-				}
-				if at == "stopping" {
-					h.people(http.MethodPost, "/behaviour", "slow_stop_ms", "1500")
-				}
-				h.viewersGo()
-				gone := time.Now()
-				if at == "stopping" {
-					p.step(lifecycle.StepStopping)
-					away("stopping")
-				}
-				e := h.completed("drain", 25*time.Second)
-				took := e.Time.Sub(gone)
-				t.Logf("completed %s after the last viewer", took.Round(time.Millisecond))
-				if took > 20*time.Second {
-					t.Errorf("MongoDB held it up: %s", took)
-				}
-				v := p.step(lifecycle.StepDone)
-				if v.RegistryTold || !slices.ContainsFunc(v.Notes, func(n lifecycle.Note) bool { return strings.Contains(n.Text, "that stays owed") }) {
-					t.Errorf("what is owed is not said: %+v", v)
-				}
-				// Also a daemon that is started meanwhile knows what is owed.
-				if j == 0 {
-					p.end(syscall.SIGKILL)
-					p = h.daemon()
-				}
-				h.mongo.Faults().Clear()
-				n := h.hasLeft()
-				if n.Cut == nil || *n.Cut != 0 || n.Reason != "scale-in" {
-					t.Errorf("the row: %+v", n)
-				}
-				p.life("it is told", func(v lifecycle.View) bool { return v.RegistryTold })
-			})
-		}
-	}
-}
-
-// TestDrainOrigin: an origin waits for who publishes. Where neither MongoDB nor AMS
-// can tell, it waits for the deadline, and no longer.
-func TestDrainOrigin(t *testing.T) {
-	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.30", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:role"] = "origin" })
-	p := h.serving()
-	h.people(http.MethodPost, "/stream", "id", "live1")
-	out, code := h.run("drain", "--detach", "--deadline", "12s", "--reason", "new kernel", "--repair-streams")
-	if code != 0 || !strings.Contains(out, "draining") {
-		t.Fatalf("exit %d: %s", code, out)
-	}
-	v := p.life("the publisher is counted", func(v lifecycle.View) bool {
-		return v.Sessions != nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1
-	})
-	wait(2 * time.Second)
-	h.people(http.MethodPost, "/behaviour", "statistics", "500")
-	if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
-		t.Fatal(err)
-	}
-	p.life("nobody can count", func(v lifecycle.View) bool { return v.Trouble["sessions"] != "" })
-	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-		if st := h.live(); st.Live.Publishers != 1 {
-			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
-		}
-		wait(100 * time.Millisecond)
-	}
-	until(t, "the server ends", func() string {
-		if h.serverRuns() {
-			return "it runs"
-		}
-		return ""
-	})
-	if late := time.Since(v.Deadline); late > 4*time.Second {
-		t.Errorf("it was stopped %s after the deadline", late)
-	}
-	h.mongo.Faults().Clear()
-	if n := h.hasLeft(); n.Cut != nil && *n.Cut != 1 {
-		t.Errorf("the row: %+v", n)
-	}
-	p.step(lifecycle.StepDone)
 }
 
 // TestDrainReboot: a machine that is about to be started again drains, stays a node,

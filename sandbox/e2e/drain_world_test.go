@@ -115,7 +115,7 @@ func (h *scaled) tryPeople(method, path string, query ...string) error {
 	for i := 0; i < len(query); i += 2 {
 		q.Set(query[i], query[i+1])
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	_, err := h.svc.Control(ctx, method, path, q)
 	return err
@@ -161,7 +161,7 @@ func (h *scaled) live() fakeams.Stats {
 }
 
 func (h *scaled) tryLive() (st fakeams.Stats, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	b, err := h.svc.Control(ctx, http.MethodGet, "/stats", nil)
 	if err == nil {
@@ -243,9 +243,9 @@ func (h *scaled) calls(action string) []fakeaws.Entry {
 }
 
 // completed waits until a hook was told, and gives the line about it.
-func (h *scaled) completed(hook string, within time.Duration) fakeaws.Entry {
+func (h *scaled) completed(hook string) fakeaws.Entry {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	e, err := h.asg.WaitFor(ctx, func(e fakeaws.Entry) bool {
 		return e.Instance == h.id && e.Hook == hook && (e.What == fakeaws.Completed || e.What == fakeaws.TimedOut)
@@ -377,7 +377,7 @@ func (w *world) scaling(ts *testscript.TestScript, _ bool, args []string) error 
 	case "launch":
 		return w.asg.Launch(id)
 	case "completed":
-		ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+		ctx, cancel := context.WithTimeout(w.ctx, patience)
 		defer cancel()
 		_, err := w.asg.WaitFor(ctx, func(e fakeaws.Entry) bool {
 			return e.What == fakeaws.Completed && e.Instance == id && e.Hook == args[1] && e.Text == "CONTINUE"

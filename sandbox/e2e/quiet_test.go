@@ -48,7 +48,7 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 			t.Errorf("stopping the service: %v: %s", err, out)
 		}
 	})
-	args := []string{"join", "--root", root, "--provider", "none", "--address", "127.0.0.91", "--service-command", wrapper, "--mongo", mongo.Addr(), "--timeout", "20s"}
+	args := []string{"join", "--root", root, "--provider", "none", "--address", "127.0.0.91", "--service-command", wrapper, "--mongo", mongo.Addr(), "--timeout", "120s"}
 	if out, err := exec.Command(bins.agent, args...).CombinedOutput(); err != nil {
 		t.Fatalf("the first join: %v\n%s", err, out)
 	}

@@ -68,7 +68,7 @@ func TestRealBeans(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.misbehave("no-row", "")
-	within(t, time.Minute, "/readyz says that viewers are refused", func() string {
+	until(t, "/readyz says that viewers are refused", func() string {
 		if d.readyz() == http.StatusOK {
 			return "ready"
 		}
@@ -110,7 +110,7 @@ func (n *realNode) behave() {
 // says waits until status has a disagreement with an id, which names something.
 func (n *realNode) says(id, what string) {
 	n.t.Helper()
-	within(n.t, 2*time.Minute, "status says "+id+" of "+what, func() string {
+	until(n.t, "status says "+id+" of "+what, func() string {
 		out, _ := n.Run(n.t, bins.agent, "status")
 		if i := strings.Index(out, id); i < 0 || !strings.Contains(out[i:], what) {
 			return out
@@ -122,7 +122,7 @@ func (n *realNode) says(id, what string) {
 // silent waits until status has no disagreement with an id.
 func (n *realNode) silent(id string) {
 	n.t.Helper()
-	within(n.t, 2*time.Minute, "status does not say "+id, func() string {
+	until(n.t, "status does not say "+id, func() string {
 		if out, _ := n.Run(n.t, bins.agent, "status"); strings.Contains(out, id) {
 			return out
 		}
@@ -133,7 +133,7 @@ func (n *realNode) silent(id string) {
 // says waits until the daemon's log has a text so often, and not more often.
 func (d *realDaemon) says(count int, what string) {
 	d.n.t.Helper()
-	within(d.n.t, 2*time.Minute, what, func() string {
+	until(d.n.t, what, func() string {
 		if d.logs(what) < count {
 			return d.Output()
 		}

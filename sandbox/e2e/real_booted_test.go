@@ -160,7 +160,7 @@ func (b *realBooted) must(t *testing.T, args ...string) string {
 func (b *realBooted) served(t *testing.T) {
 	t.Helper()
 	client := b.world.HTTP(2 * time.Second)
-	within(t, 5*time.Minute, "/readyz answers 200, and every application a viewer", func() string {
+	until(t, "/readyz answers 200, and every application a viewer", func() string {
 		ready := realams.Status(client, "http://"+realBootedAddress+":9771/readyz")
 		served := ready == http.StatusOK
 		said := fmt.Sprint("/readyz ", ready)

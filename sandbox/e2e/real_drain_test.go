@@ -30,7 +30,7 @@ func TestRealDrain(t *testing.T) {
 
 	publisher := w.Publish(t, n.Node, "LiveApp", "stream1")
 	viewer := w.HTTP(2 * time.Second)
-	within(t, 3*time.Minute, "a viewer gets the playlist", func() string {
+	until(t, "a viewer gets the playlist", func() string {
 		if code := realams.Status(viewer, realams.PlaylistURL(n.Node, "LiveApp", "stream1")); code != http.StatusOK {
 			return fmt.Sprintf("%d; the publisher says: %s", code, publisher.Output())
 		}
@@ -70,7 +70,7 @@ func TestRealDrain(t *testing.T) {
 // drains waits until a drain reports a number of sessions, while the server still runs.
 func (n *realNode) drains(drain *realams.Process, left string) {
 	n.t.Helper()
-	within(n.t, 3*time.Minute, "the drain says "+left, func() string {
+	until(n.t, "the drain says "+left, func() string {
 		select {
 		case <-drain.Done():
 			n.t.Fatalf("the drain ended:\n%s", drain.Output())
@@ -90,7 +90,7 @@ func (n *realNode) drains(drain *realams.Process, left string) {
 func (n *realNode) sessions(publishers, viewers int) {
 	n.t.Helper()
 	want := fmt.Sprintf("%d publisher", publishers)
-	within(n.t, 2*time.Minute, fmt.Sprintf("status counts %d and %d", publishers, viewers), func() string {
+	until(n.t, fmt.Sprintf("status counts %d and %d", publishers, viewers), func() string {
 		out, _ := n.Run(n.t, bins.agent, "status")
 		if !strings.Contains(out, want) || !strings.Contains(out, fmt.Sprintf("%d viewer", viewers)) {
 			return out

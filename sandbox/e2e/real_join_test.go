@@ -159,7 +159,7 @@ func (n *realNode) changeSetting() {
 	if err != nil || code != http.StatusOK || !bytes.Contains(body, []byte(`"success":true`)) {
 		n.t.Fatalf("changing a setting of LiveApp: %d, %v: %s", code, err, body)
 	}
-	within(n.t, 30*time.Second, "the server has written the setting", func() string {
+	until(n.t, "the server has written the setting", func() string {
 		text := n.Read(n.t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
 		if !strings.Contains(text, "\nhlsListSize=11\n") {
 			return text

@@ -224,7 +224,7 @@ func (v *viewer) since(from time.Time) (out []moment) {
 func (v *viewer) until(what string, ok func(moment) bool) {
 	v.n.t.Helper()
 	from := time.Now()
-	within(v.n.t, 5*time.Minute, what, func() string {
+	until(v.n.t, what, func() string {
 		if !slices.ContainsFunc(v.since(from), ok) {
 			return "so far: " + v.story(from)
 		}

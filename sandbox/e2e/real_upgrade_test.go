@@ -84,7 +84,7 @@ func (n *realNode) beforeStart() {
 // released waits until status and the registry name a release.
 func (n *realNode) released(want string) {
 	n.t.Helper()
-	within(n.t, 30*time.Second, "status and the registry name the release "+want, func() string {
+	until(n.t, "status and the registry name the release "+want, func() string {
 		v := n.status()
 		files, _ := v["files"].(map[string]any)
 		row, _ := v["row"].(map[string]any)

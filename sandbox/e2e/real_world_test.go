@@ -103,7 +103,7 @@ func (n *realNode) daemonOf(agent string) *realDaemon {
 			n.t.Logf("%s: log of the daemon:\n%s", n.Address, d.Output())
 		}
 	})
-	within(n.t, time.Minute, "the daemon listens", func() string {
+	until(n.t, "the daemon listens", func() string {
 		if d.readyz() == 0 {
 			return "so far: " + d.Output()
 		}
@@ -120,7 +120,7 @@ func (d *realDaemon) readyz() int {
 // ready waits until the daemon says so.
 func (d *realDaemon) ready() {
 	d.n.t.Helper()
-	within(d.n.t, 3*time.Minute, "/readyz answers 200", func() string {
+	until(d.n.t, "/readyz answers 200", func() string {
 		if d.readyz() != 200 {
 			return "so far: " + d.Output()
 		}
@@ -166,7 +166,7 @@ func (n *realNode) settled() map[string]string {
 	n.WaitServed(n.t, realApps()...)
 	last := n.files()
 	quiet := time.Now()
-	within(n.t, time.Minute, "the server's files rest for 5 s", func() string {
+	until(n.t, "the server's files rest for 5 s", func() string {
 		if now := n.files(); !maps.Equal(now, last) {
 			last, quiet = now, time.Now()
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/fakeazure"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -48,24 +49,13 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	bins = binaries{dir: dir, agent: filepath.Join(dir, "amsagent"), sandbox: filepath.Join(dir, "sandbox")}
-	for _, b := range []struct{ out, dir, pkg, built string }{
-		{bins.agent, "../..", "./cmd/amsagent", os.Getenv("AMSAGENT_E2E_BINARY")},
-		{bins.sandbox, "..", "./cmd/sandbox", ""},
-	} {
-		if b.built != "" {
-			if err := copyProgram(b.built, b.out); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				return 1
-			}
-			continue
-		}
-		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", b.out, b.pkg)
-		cmd.Dir, cmd.Env = b.dir, append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", b.pkg, err, out)
-			return 1
-		}
+	bins.dir = dir
+	if bins.agent, err = programs.Agent(context.Background(), dir); err == nil {
+		bins.sandbox, err = programs.Sandbox(context.Background(), dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	// Under nohup the daemons of the tests would be deaf to what tells them to read their settings again. What a process
 	// takes, the ones that it starts find as it is by default.
@@ -73,14 +63,6 @@ func run(m *testing.M) int {
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	return servers.Main(m)
-}
-
-func copyProgram(from, to string) error {
-	b, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(to, b, 0o755)
 }
 
 // TestScripts tells the agent's stories, each in a file of testdata/script:
@@ -97,10 +79,11 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PATH", bins.dir+":"+env.Getenv("PATH"))
 			env.Setenv("NO_COLOR", "1")
 			// A story that goes wrong ends soon.
-			env.Setenv("AMSAGENT_TIMEOUT", "20s")
+			env.Setenv("AMSAGENT_TIMEOUT", "120s")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"until":       untilTrue,
 			"mongod":      worldCommand((*world).mongod),
 			"fault":       worldCommand((*world).fault),
 			"node":        worldCommand((*world).node),
@@ -127,6 +110,22 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// untilTrue repeats a shell command until it succeeds: until 'COMMAND'.
+func untilTrue(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: until 'COMMAND'")
+	}
+	for deadline := time.Now().Add(patience); ; wait(100 * time.Millisecond) {
+		err := ts.Exec("sh", "-c", args[0])
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s: not within %s: %v", args[0], patience, err)
+		}
+	}
+}
+
 // world is what surrounds the agent in one script.
 type world struct {
 	ctx   context.Context
@@ -144,7 +143,7 @@ type world struct {
 type taken struct{ bytes, meaning []string }
 
 func (w *world) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for _, s := range w.svcs {
 		_ = s.Stop(ctx)
@@ -273,7 +272,7 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	}
 	cfg := amsctl.Config{
 		State: ts.MkAbs(name + ".state"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())}, flags...),
+		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "60s", "--request-timeout", "1s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())}, flags...),
 	}
 	// No other test forks meanwhile: its child would hold the file open for writing, and it could not be run.
 	syscall.ForkLock.RLock()

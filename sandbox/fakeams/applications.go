@@ -266,7 +266,7 @@ func (s *Server) broadcast(w http.ResponseWriter, r *http.Request, rt appRuntime
 	_, live := s.streams[[2]string{rt.name, id}]
 	s.mu.Unlock()
 	if rt.client != nil {
-		ctx, cancel := context.WithTimeout(r.Context(), s.o.MongoTimeout)
+		ctx, cancel := context.WithTimeout(r.Context(), s.o.RequestTimeout)
 		defer cancel()
 		err := rt.broadcasts().FindOne(ctx, bson.M{"streamId": id}).Err()
 		if err != nil && !errors.Is(err, mongo.ErrNoDocuments) {

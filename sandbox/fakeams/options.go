@@ -30,6 +30,8 @@ type Options struct {
 	// MongoTimeout bounds the wait for a MongoDB at the start; default 30 s, as the
 	// server's.
 	MongoTimeout time.Duration
+	// RequestTimeout bounds what a request asks MongoDB; default MongoTimeout.
+	RequestTimeout time.Duration
 	// StreamWait is how long a stop waits for local streams of each application to
 	// end; default 5.5 s, as the server's.
 	StreamWait time.Duration
@@ -112,6 +114,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.Control, "control", o.Control, "`address` of the HTTP control port")
 	fs.DurationVar(&o.Period, "period", o.Period, "time between two heartbeats (default 5s)")
 	fs.DurationVar(&o.MongoTimeout, "mongo-timeout", o.MongoTimeout, "how long to wait for MongoDB at the start (default 30s)")
+	fs.DurationVar(&o.RequestTimeout, "request-timeout", o.RequestTimeout, "how long a request waits for MongoDB (default: --mongo-timeout)")
 	fs.DurationVar(&o.StreamWait, "stream-wait", o.StreamWait, "how long a stop waits for streams (default 5.5s)")
 	fs.StringVar(&o.LocalAddress, "local-address", o.LocalAddress, "the `address` found without AMS_HOST_ADDRESS")
 	fs.StringVar(&o.InstanceID, "instance-id", o.InstanceID, "first part of the node's `id`")

@@ -96,6 +96,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	o.HTTPHost = cmp.Or(o.HTTPHost, "127.0.0.1")
 	o.Period = cmp.Or(o.Period, 5*time.Second)
 	o.MongoTimeout = cmp.Or(o.MongoTimeout, 30*time.Second)
+	o.RequestTimeout = cmp.Or(o.RequestTimeout, o.MongoTimeout)
 	o.StreamWait = cmp.Or(o.StreamWait, 5500*time.Millisecond)
 	o.AppStart = cmp.Or(o.AppStart, defaultAppStart)
 	switch o.Behaviour.OnlyIn {

@@ -91,7 +91,7 @@ func join(t *testing.T, tr tree.Tree, host string) {
 func quick(tr tree.Tree) fakeams.Options {
 	return fakeams.Options{
 		Root: tr.Dir, HostAddress: "10.0.1.23", HTTPPort: -1, Period: 50 * time.Millisecond,
-		MongoTimeout: 2 * time.Second, StreamWait: 50 * time.Millisecond,
+		MongoTimeout: time.Minute, RequestTimeout: 2 * time.Second, StreamWait: 50 * time.Millisecond,
 	}
 }
 
@@ -109,14 +109,14 @@ func await(t *testing.T, what string, c <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-c:
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatalf("waited in vain for %s", what)
 	}
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
@@ -282,7 +282,10 @@ func TestRefusesToStart(t *testing.T) {
 			join(t, tr, m.Addr())
 			edit(t, tr.Conf("red5.properties"), "clusterdb.user=", "x=")
 		}, "clusterdb.user"},
-		{"dead MongoDB", func(t *testing.T, tr tree.Tree, _ *fakeams.Options) { join(t, tr, dead.Addr()) }, "server selection"},
+		{"dead MongoDB", func(t *testing.T, tr tree.Tree, o *fakeams.Options) {
+			join(t, tr, dead.Addr())
+			o.MongoTimeout = 500 * time.Millisecond
+		}, "server selection"},
 		{"no credentials", func(t *testing.T, tr tree.Tree, _ *fakeams.Options) { join(t, tr, m.Addr()) }, "requires authentication"},
 		{"wrong password", func(t *testing.T, tr tree.Tree, _ *fakeams.Options) {
 			join(t, tr, "mongodb://ams:wr0ng@"+m.Addr()+"/")
@@ -292,7 +295,7 @@ func TestRefusesToStart(t *testing.T) {
 		}, "connecting to MongoDB"},
 		{"full string that an old release prefixes", func(t *testing.T, tr tree.Tree, o *fakeams.Options) {
 			join(t, tr, "mongodb://"+m.Addr()+"/")
-			o.Release = "2.4.0"
+			o.Release, o.MongoTimeout = "2.4.0", 500*time.Millisecond
 		}, "connecting to MongoDB"},
 		{"told to", func(_ *testing.T, _ tree.Tree, o *fakeams.Options) { o.Behaviour.FailStart = true }, "told to"},
 		{"no installation", func(_ *testing.T, _ tree.Tree, o *fakeams.Options) { o.Root += "-not" }, "no such file"},
@@ -304,7 +307,6 @@ func TestRefusesToStart(t *testing.T) {
 			o := quick(tr)
 			var log syncBuffer
 			o.Log = slog.New(slog.NewTextHandler(&log, nil))
-			o.MongoTimeout = 500 * time.Millisecond
 			tt.spoil(t, tr, &o)
 			s, err := fakeams.Start(t.Context(), o)
 			if err == nil {
@@ -537,7 +539,7 @@ func TestMongoDBLostAndFound(t *testing.T) {
 	tr := install(t, tree.Options{})
 	join(t, tr, m.Addr())
 	o := quick(tr)
-	o.MongoTimeout = 300 * time.Millisecond
+	o.MongoTimeout = 10 * time.Second
 	var log syncBuffer
 	o.Log = slog.New(slog.NewTextHandler(&log, nil))
 	s := start(t, o)

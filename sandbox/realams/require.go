@@ -29,7 +29,7 @@ const (
 var beans embed.FS
 
 // Require skips the test where something is missing that the releases need, and says
-// what; with REQUIRE_REAL=1, as in CI, the test fails.
+// what; with REQUIRE_REAL=1, as in `make real`, the test fails.
 func Require(t testing.TB, releases ...string) {
 	t.Helper()
 	realmongo.Require(t)

@@ -28,7 +28,7 @@ func Binary() (string, error) {
 }
 
 // Require returns the path of the program. Where it is missing the test is
-// skipped; with REQUIRE_REAL=1, as in CI, it fails.
+// skipped; with REQUIRE_REAL=1, as in `make real`, it fails.
 func Require(t testing.TB) string {
 	t.Helper()
 	path, err := Binary()

@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/amsagent/amsagent/sandbox/internal/programs"
 )
 
 // guideCommand is a line of a guide that somebody is to type.
@@ -72,11 +74,9 @@ func (c guideCommand) words(t *testing.T) []string {
 // TestGuideCommands reads every command in the guides: files and folders that they
 // name are there, and so are the flags, variables and parameters.
 func TestGuideCommands(t *testing.T) {
-	agent := filepath.Join(t.TempDir(), "amsagent")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", agent, "./cmd/amsagent")
-	cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	agent, err := programs.Agent(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	seen := map[string]int{}
 	for _, c := range guideCommands(t) {

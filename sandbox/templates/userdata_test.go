@@ -24,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -190,11 +191,9 @@ json.dump({name: parts(data) for name, data in json.load(sys.stdin).items()}, sy
 
 // TestDoctorIsContent: what the agent says of user data that people copy, it does not say of ours.
 func TestDoctorIsContent(t *testing.T) {
-	agent := filepath.Join(t.TempDir(), "amsagent")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", agent, "./cmd/amsagent")
-	cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	agent, err := programs.Agent(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	doctor := func(data string) (string, error) {
 		file := filepath.Join(t.TempDir(), "user-data")
@@ -251,13 +250,12 @@ func TestScriptsParse(t *testing.T) {
 // from the metadata, as the template gives it to the machine.
 func TestUserDataJoins(t *testing.T) {
 	bin := t.TempDir()
-	agent, sandbox := filepath.Join(bin, "amsagent"), filepath.Join(bin, "sandbox")
-	for _, b := range []struct{ out, dir, pkg string }{{agent, "../..", "./cmd/amsagent"}, {sandbox, "..", "./cmd/sandbox"}} {
-		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", b.out, b.pkg)
-		cmd.Dir, cmd.Env = b.dir, append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("building %s: %v\n%s", b.pkg, err, out)
-		}
+	if _, err := programs.Agent(t.Context(), bin); err != nil {
+		t.Fatal(err)
+	}
+	sandbox, err := programs.Sandbox(t.Context(), bin)
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, j := range joinings(t) {
 		t.Run(j.name, func(t *testing.T) { runJoining(t, j, bin, sandbox) })
@@ -287,7 +285,7 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	}
 	svc := amsctl.Config{
 		State: filepath.Join(dir, "service"), Sandbox: sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: []string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "1s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())},
+		Args: []string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "60s", "--request-timeout", "1s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())},
 	}
 	wrapper := filepath.Join(dir, "svc")
 	if err := svc.WriteWrapper(wrapper); err != nil {

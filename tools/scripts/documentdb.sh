@@ -8,7 +8,7 @@
 #
 # DocumentDB is in Debian from release 14 on, so it runs in a tree of its own, made once (1 GB) below
 # ${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real. What cannot be had is named, and the command is skipped; with
-# REQUIRE_REAL=1, as in CI, that is a failure.
+# REQUIRE_REAL=1, as in `make heavy`, that is a failure.
 set -euo pipefail
 
 suite=forky

@@ -6,8 +6,6 @@
 # `make build` made. RUN and SKIP choose among them by regular expressions.
 set -euo pipefail
 
-AMSAGENT_E2E_BINARY=$PWD/build/amsagent
-export AMSAGENT_E2E_BINARY
 run() { # run MODULE-DIR
   local dirs files names
   dirs=$(tools/scripts/packages.sh "$1" '^//go:build .*\be2e\b' | paste -sd' ')

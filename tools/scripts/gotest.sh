@@ -10,14 +10,33 @@ set -euo pipefail
 top=$PWD module=$1 packages=$2
 shift 2
 mkdir -p "$top/build/report"
+
+# All that the tests make is below one short folder (the path of a Unix socket has 107 bytes), so that what is left of a
+# run that was killed can be found by the next one.
+tools/scripts/sweep.sh
+run=$(mktemp -d /tmp/amst.XXXXXX)
+exec 9>"$run/lock"
+flock 9
+report=$run/rerun
+finish() {
+  [ ! -e "$report" ] || cat "$report" >>"$top/build/report/flaky"
+  "$top/tools/scripts/sweep.sh" "$run" || true
+}
+trap finish EXIT
+
+# RERUN times a failed test is run again.
 rerun=()
-if [ -n "${RERUN:-}" ]; then
-  report=$(mktemp "$top/build/report/rerun.XXXXXX")
-  trap 'cat "$report" >>"$top/build/report/flaky"; rm -f "$report"' EXIT
-  rerun=(--rerun-fails="$RERUN" --rerun-fails-max-failures=20 --rerun-fails-report="$report")
-fi
+[ -z "${RERUN:-}" ] || rerun=(--rerun-fails="$RERUN" --rerun-fails-max-failures=20 --rerun-fails-report="$report")
+# The programs that tests start: `make` builds them before.
+for name in amsagent sandbox; do
+  [ -x "build/$name" ] || { echo "gotest: there is no build/$name: make build build-sandbox" >&2 && exit 1; }
+done
+export AMSAGENT_E2E_BINARY=$top/build/amsagent AMSAGENT_SANDBOX_BINARY=$top/build/sandbox
 cd "$module"
 # What is fetched is fetched before the tests, so that a mirror that fails is not taken for a test that fails.
 # shellcheck disable=SC2086 # a list of packages, none with a blank
 "$top/tools/scripts/try.sh" "Go modules of $module" go list -deps -test -f '' $packages >/dev/null
-"$top/build/tools/gotestsum" --format pkgname --format-icons text --format-hide-empty-pkg "${rerun[@]}" --packages "$packages" -- "$@"
+mkdir "$run/t"
+chmod 755 "$run" "$run/t" # some tests run programs as another user
+TMPDIR=$run/t "$top/build/tools/gotestsum" --format pkgname --format-icons text --format-hide-empty-pkg "${rerun[@]}" \
+  --packages "$packages" -- -vet=off "$@" 9>&-

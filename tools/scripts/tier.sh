@@ -28,7 +28,8 @@ step() {
   printf '\n=== %s: %s\n' "$name" "$*"
   # Not a pipe: what a step leaves running would hold it open, and the tier would wait for that.
   : >"$log"
-  timeout --kill-after=30s "${limit}m" "$@" >>"$log" 2>&1 &
+  # Where this script is killed, so is the step.
+  setpriv --pdeathsig TERM timeout --kill-after=30s "${limit}m" "$@" >>"$log" 2>&1 &
   tail --pid=$! -n +1 -s 0.2 -f "$log" || true
   wait $! || result="FAILED ($?)"
   # gotestsum ends with `DONE [2 runs, ]341 tests[, 2 skipped][, 1 failure] in 9.1s`, once for each module.

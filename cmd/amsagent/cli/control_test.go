@@ -286,11 +286,12 @@ func eventually(t *testing.T, ok func() bool, why func() string) {
 	}
 }
 
-// impatient is a client that gives up soon.
+// impatient is a client that soon gives up a daemon that is not there. One that is
+// there may take its time.
 func (d *fakeDaemon) impatient(g *globals) *controlClient {
 	g.settings.Root = d.root
 	c := g.controlClient()
-	c.patience, c.timeout = 300*time.Millisecond, 300*time.Millisecond
+	c.patience, c.timeout = 300*time.Millisecond, time.Minute
 	return c
 }
 
@@ -317,10 +318,9 @@ func TestControlNoDaemon(t *testing.T) {
 	if err := os.Remove(d.socket()); err != nil {
 		t.Fatal(err)
 	}
-	begin = time.Now()
-	_, err = c.status(t.Context())
-	if !as[*noDaemonError](err) || time.Since(begin) > c.patience {
-		t.Errorf("after %s: %v", time.Since(begin), err)
+	c.patience = 24 * time.Hour
+	if _, err = c.status(t.Context()); !as[*noDaemonError](err) {
+		t.Error(err)
 	}
 	if code := g.report(t.Context(), g.drainRefused("cannot drain", err)); code != exitFailed {
 		t.Errorf("exit %d", code)
@@ -429,6 +429,9 @@ func TestControlOddAnswers(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := serve(t, tt.handle)
+			if strings.Contains(tt.text, "300 ms") { // only these must be given up
+				c.timeout = 300 * time.Millisecond
+			}
 			_, err := c.drainView(t.Context())
 			if err == nil || tt.want != nil && !tt.want(err) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("%T %v", err, err)

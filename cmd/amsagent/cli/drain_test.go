@@ -324,7 +324,7 @@ func (d *fakeDaemon) quick(e *testEnv) (*globals, *follower) {
 	g := plainGlobals(e)
 	c := d.impatient(g)
 	return g, &follower{g: g, c: c, began: time.Now(), pace: pace{
-		every: 60 * time.Millisecond, gap: 20 * time.Millisecond, silence: 5 * time.Second,
+		every: 60 * time.Millisecond, gap: 20 * time.Millisecond, silence: time.Minute,
 		retry: 5 * time.Millisecond, patience: 300 * time.Millisecond,
 	}}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -335,6 +336,34 @@ func TestReadyKeepsUpWithDrain(t *testing.T) {
 		}
 		drains.Store(false)
 		w.becomes(true, 0)
+	})
+}
+
+// TestReadyAfterRestart: a daemon that was killed in a drain is not ready when it is
+// asked for the first time, before the drain has gone on.
+func TestReadyAfterRestart(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		o := Lifecycle{New: lifecycle.NewManager, Options: lifecycle.Options{
+			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir},
+		}}
+		l, err := newLife(w.d, o)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.becomes(true, 0)
+		l.manager.Notice(lifecycle.Notice{ID: "1", Source: "event", Kind: lifecycle.Terminate})
+		w.becomes(false, 0)
+
+		w.d.view.setLife(nil)
+		w.d.view.change(func(v *View) { v.Lifecycle = nil })
+		w.becomes(true, 0)
+		if _, err := newLife(w.d, o); err != nil {
+			w.t.Fatal(err)
+		}
+		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
+			w.t.Errorf("%+v", r)
+		}
 	})
 }
 

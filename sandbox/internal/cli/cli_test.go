@@ -408,7 +408,7 @@ func service(t *testing.T, tr tree.Tree, flags ...string) func(action string, en
 	wrapper := filepath.Join(dir, "ams service") // a blank must do no harm
 	args := []string{
 		"amsctl", "--state", filepath.Join(dir, "state"), "--root", tr.Dir, "--http-port", "-1",
-		"--die-with", strconv.Itoa(os.Getpid()), "--period", "100ms", "--mongo-timeout", "1s",
+		"--die-with", strconv.Itoa(os.Getpid()), "--period", "100ms", "--mongo-timeout", "60s", "--request-timeout", "1s",
 	}
 	args = append(args, flags...)
 	if status, out, stderr := run(t, sandbox(t, append(args, "--write-wrapper", wrapper)...)); status != 0 {
@@ -434,7 +434,7 @@ func TestAMSCtl(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	call := service(t, tr)
+	call := service(t, tr, "--mongo-timeout", "5s", "--start-wait", "2m")
 	expect := func(action string, wantStatus int, wantOut string, env ...string) {
 		t.Helper()
 		status, out, stderr := call(action, env...)
