@@ -140,11 +140,11 @@ all-tests: gate real heavy ## every tier, one after the other
 .PHONY: lint
 lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages among them
 	@tools/scripts/deps.sh lint $(DEPS)
-	@tools/scripts/lint.sh $(CURDIR)/$(BUILD)/tools/golangci-lint
+	@tools/scripts/lint.sh '$(CURDIR)/$(BUILD)/tools/golangci-lint'
 
 .PHONY: lint-selftest
 lint-selftest: $(BUILD)/tools/golangci-lint ## proof that the linter refuses a forbidden import
-	cd tools && GOLANGCI_LINT=$(CURDIR)/$(BUILD)/tools/golangci-lint $(GO) test -count=1 ./...
+	cd tools && GOLANGCI_LINT='$(CURDIR)/$(BUILD)/tools/golangci-lint' $(GO) test -count=1 ./...
 
 .PHONY: fmt
 fmt: $(BUILD)/tools/gofumpt ## format the Go sources in place (the only target that rewrites them, besides generate)

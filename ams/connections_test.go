@@ -15,6 +15,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -224,22 +225,24 @@ func TestCountConnectionsLeavesTheSilentOut(t *testing.T) {
 // One question is for both families and all ports, and for no other port.
 func TestCountConnectionsOfManyPorts(t *testing.T) {
 	var ports []int
-	open := func(network, address string) int {
+	open := func(host string) int {
 		t.Helper()
-		l, err := net.Listen(network, address)
-		if err != nil {
-			t.Skipf("no %s here: %v", network, err)
-		}
-		t.Cleanup(func() { l.Close() })
-		c, err := net.Dial(network, l.Addr().String())
+		// On all addresses: a port of 127.0.0.1 alone may be another program's on ::1.
+		l, err := net.Listen("tcp", ":0")
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { l.Close() })
+		port := l.Addr().(*net.TCPAddr).Port
+		c, err := net.Dial("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err != nil {
+			t.Skipf("no %s here: %v", host, err)
+		}
 		t.Cleanup(func() { c.Close() })
-		return l.Addr().(*net.TCPAddr).Port
+		return port
 	}
 	for range 4 {
-		ports = append(ports, open("tcp4", "127.0.0.1:0"), open("tcp6", "[::1]:0"))
+		ports = append(ports, open("127.0.0.1"), open("::1"))
 	}
 	count := func(ports []int) int {
 		t.Helper()

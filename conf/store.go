@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 
 	"github.com/amsagent/amsagent/files"
 )
@@ -151,6 +152,18 @@ func (s *Store) makeStateDir() (*files.Folder, error) { return s.makeFolder(s.Di
 
 // makeFolder makes a folder and those above it, where they are not there.
 func (s *Store) makeFolder(path string, mode fs.FileMode) (*files.Folder, error) {
+	for tries := 0; ; tries++ {
+		d, err := s.makeMissing(path, mode)
+		// Another process has made one of them in between: what is missing now is looked up again. Each round finds at
+		// least one folder more.
+		if errors.Is(err, fs.ErrExist) && tries < strings.Count(path, "/") {
+			continue
+		}
+		return d, err
+	}
+}
+
+func (s *Store) makeMissing(path string, mode fs.FileMode) (*files.Folder, error) {
 	p, err := s.Files().Locate(filepath.Join(path, "x"))
 	if err != nil {
 		return nil, err
@@ -158,11 +171,6 @@ func (s *Store) makeFolder(path string, mode fs.FileMode) (*files.Folder, error)
 	d := p.Folder
 	for _, name := range p.Missing {
 		next, err := d.MakeFolder(name, mode)
-		if errors.Is(err, fs.ErrExist) {
-			// Made by somebody else in between; should it be a link, it is walked.
-			d.Close()
-			return s.Files().Folder(path)
-		}
 		d.Close()
 		if err != nil {
 			return nil, err

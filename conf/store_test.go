@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -577,6 +578,27 @@ func TestWriteFile(t *testing.T) {
 	}
 	if err := s.RemoveFile(path); err != nil {
 		t.Errorf("removing what is not there: %v", err)
+	}
+}
+
+// TestFirstLocks: a daemon and a join start at once, and neither finds a folder.
+func TestFirstLocks(t *testing.T) {
+	for range 100 {
+		s := &Store{Root: t.TempDir(), Dir: "/var/lib/amsagent"}
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				lock, err := s.Lock(t.Context(), "/run/amsagent/locks/lock", nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := lock.Unlock(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
 	}
 }
 

@@ -76,6 +76,7 @@ heavy)
   step engines 15 1 make engines
   step arm64 15 0 make arm64
   step fuzz 20 0 make fuzz FUZZTIME=10s
+  step surroundings 45 0 tools/scripts/surroundings.sh
   ;;
 *)
   echo "tier: there is no tier '$tier'" >&2
