@@ -178,13 +178,17 @@ func TestWatchServing(t *testing.T) {
 	for _, asJSON := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			p := &play{json: asJSON}
-			says := func(s *cluster.Serving) {
-				p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = s })
+			set := func(s *cluster.Serving) {
 				p.set(func(p *play) { p.docs = []cluster.AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: time.Now()}} })
+				p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = s })
+			}
+			says := func(s *cluster.Serving) {
+				set(s)
 				passes(3 * time.Second)
 			}
+			set(nil) // an older agent, there before the first look
 			_ = p.watch(t, nodesOptions{noProbe: true}, func() {
-				says(nil) // an older agent
+				passes(3 * time.Second)
 				says(&cluster.Serving{Up: true})
 				says(&cluster.Serving{Why: "LiveApp fails"})
 				says(&cluster.Serving{Why: "LiveApp and live fail"})
