@@ -187,7 +187,7 @@ WantedBy=multi-user.target
 // their installers leave them, and a cloud around it.
 func (m *machine) installAll(t *testing.T) {
 	t.Helper()
-	for to, from := range map[string]string{"/usr/bin/amsagent": nodeAgent(t), "/usr/local/bin/sandbox": bins.sandbox} {
+	for to, from := range map[string]string{"/usr/bin/amsagent": bins.agent, "/usr/local/bin/sandbox": bins.sandbox} {
 		nodeCopy(t, from, m.disk+to)
 	}
 	units, err := filepath.Glob("../../packaging/systemd/*.service")

@@ -45,7 +45,7 @@ func TestRealIdle(t *testing.T) {
 		}
 	}
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	agent := nodeAgent(t) // what is measured is what machines run
+	agent := bins.agent // built by make: what is measured is what machines run
 	nodes := make([]*idleNode, 3)
 	var joins sync.WaitGroup
 	for i := range nodes {
