@@ -285,14 +285,14 @@ func TestThisMachine(t *testing.T) {
 		ok   bool
 	}{
 		{"cpu", got.CPU != nil && *got.CPU > 0 && *got.CPU <= 100},
-		{"busiest core", got.CPUMax != nil && *got.CPUMax > 20 && *got.CPUMax <= 100.01},
+		{"busiest core", got.CPUMax != nil && *got.CPUMax > 0 && *got.CPUMax <= 100.01},
 		{"cores", got.Cores >= runtime.NumCPU()},
 		{"load", got.Load1 != nil && *got.Load1 < 1e6},
 		{"memory", got.MemTotal != nil && *got.MemTotal > 64<<20 && *got.MemUsed > 1<<20},
 		{"disk", got.DiskTotal != nil && *got.DiskTotal > 1<<20 && got.Load.Disk != nil},
 		{"ams", got.AMS != nil && got.AMS.PID == os.Getpid() && *got.AMS.Threads > 1},
 		{"ams memory", *got.AMS.RSS > 1<<20 && *got.AMS.RSS < 4<<30},
-		{"ams cpu", got.AMS.CPU != nil && *got.AMS.CPU > 20 && *got.AMS.CPU < 100*float64(got.Cores)+100},
+		{"ams cpu", got.AMS.CPU != nil && *got.AMS.CPU > 0 && *got.AMS.CPU < 100*float64(got.Cores)+100},
 		{"sessions", *got.Session.Publishers == 3 && got.Session.Viewers == nil},
 		{"gpus", got.GPUs.State == GPUAbsent && got.Load.GPUs == nil},
 		{"score", got.Load.Score != nil},

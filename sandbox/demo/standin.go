@@ -59,7 +59,7 @@ func (p *standIns) dialed() string              { return p.db.Addr() }
 func (p *standIns) addresses() [2]string        { return [2]string{"10.0.1.11", "10.0.2.12"} }
 func (p *standIns) fed() bool                   { return false }
 func (p *standIns) restored() string            { return "byte for byte" }
-func (p *standIns) patience() time.Duration     { return 30 * time.Second }
+func (p *standIns) patience() time.Duration     { return 2 * time.Minute }
 func (p *standIns) close(context.Context) error { return p.db.Close() }
 
 // standIn is one pretended machine.
@@ -93,7 +93,7 @@ func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta fakecl
 	}
 	n.svc = amsctl.Config{
 		State: filepath.Join(p.dir, m.Name+".service"), Sandbox: p.sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
-		Args: []string{"--root", n.tree.Dir, "--period", "1s", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())},
+		Args: []string{"--root", n.tree.Dir, "--period", "1s", "--mongo-timeout", "60s", "--request-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())},
 	}
 	if err := n.svc.WriteWrapper(n.wrapper); err != nil {
 		return nil, err

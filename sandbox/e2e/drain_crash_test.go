@@ -394,14 +394,18 @@ func (r *scaleIn) reborn(id string) bool {
 		h.t.Error(err)
 		return false
 	}
-	// As the drop-in of its unit would have it.
-	cmd := exec.Command(h.wrapper, "start")
-	cmd.Env = append(os.Environ(), "AMS_HOST_ADDRESS="+h.ip)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		h.t.Errorf("%d: starting the service: %v: %s", r.number, err, out)
-		return false
+	// As the drop-in of its unit would have it, and as systemd does with a server that found MongoDB cut off: again.
+	var out []byte
+	for range 10 {
+		cmd := exec.Command(h.wrapper, "start")
+		cmd.Env = append(os.Environ(), "AMS_HOST_ADDRESS="+h.ip)
+		if out, err = cmd.CombinedOutput(); err == nil {
+			return true
+		}
+		wait(time.Second)
 	}
-	return true
+	h.t.Errorf("%d: starting the service: %v: %s", r.number, err, out)
+	return false
 }
 
 func (h *scaled) forgetDrain() error {
