@@ -112,7 +112,7 @@ real-test: real-fetch build build-sandbox $(BUILD)/tools/gotestsum ## the tests 
 	@RUN='$(or $(RUN),^TestReal)' SKIP='$(SKIP)' E2E_FLAGS='-p 1 -parallel 2' tools/scripts/e2e.sh
 
 # The daemon's tests take minutes, and the others left out start sets and users of the real mongod for themselves.
-ENGINES_SKIP := ^Test(AcknowledgedStays|Certificates|Daemon|Failover|LeaveOutlastsElection|MongoDiskFull|OneMemberNamed|Rights|LargeRow|StreamsByIndex)
+ENGINES_SKIP := ^Test(Certificates|Daemon|Rights|LargeRow|StreamsByIndex)
 .PHONY: engines
 engines: build build-sandbox $(BUILD)/tools/gotestsum ## the registry's tests on two engines that are not MongoDB: FerretDB 1, and FerretDB 2 on DocumentDB (as root; 1 GB, once)
 	@SANDBOX_MONGODB=ferretdb tools/scripts/gotest.sh sandbox ./clustertest -skip '$(ENGINES_SKIP)'

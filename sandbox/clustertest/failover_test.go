@@ -1,6 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build e2e
+
 package clustertest
 
 import (
@@ -104,9 +106,9 @@ func beatAfter(t *testing.T, m *realmongo.Member, moment time.Time) time.Time {
 	return row.UpdatedAt
 }
 
-// TestFailover: whatever becomes of the primary, the daemon does not end, beats
+// TestRealFailover: whatever becomes of the primary, the daemon does not end, beats
 // within two seconds of a new one, and the row says what it said.
-func TestFailover(t *testing.T) {
+func TestRealFailover(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
 	a := newAgentAt(t, s.URI(), s.URI())
@@ -178,10 +180,10 @@ func (d *diary) acknowledged() []string {
 	return slices.Clone(d.has)
 }
 
-// TestAcknowledgedStays: what was acknowledged outlasts a primary that dies and a
+// TestRealAcknowledgedStays: what was acknowledged outlasts a primary that dies and a
 // majority that is lost. While it is lost nothing is acknowledged, and the daemon goes
 // on; its beats flow again when the majority is back.
-func TestAcknowledgedStays(t *testing.T) {
+func TestRealAcknowledgedStays(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
 	a := newAgentAt(t, s.URI(), s.URI())
@@ -262,9 +264,9 @@ func TestAcknowledgedStays(t *testing.T) {
 	}
 }
 
-// TestMongoDiskFull: the disk under MongoDB is full, of which it dies. The daemon goes on,
+// TestRealMongoDiskFull: the disk under MongoDB is full, of which it dies. The daemon goes on,
 // and beats again once there is room and a MongoDB.
-func TestMongoDiskFull(t *testing.T) {
+func TestRealMongoDiskFull(t *testing.T) {
 	t.Parallel()
 	binary := realmongo.Require(t)
 	if os.Geteuid() != 0 {
@@ -338,9 +340,9 @@ func fill(name string) error {
 	}
 }
 
-// TestLeaveOutlastsElection: the primary dies as a leave begins, and the leave is whole
+// TestRealLeaveOutlastsElection: the primary dies as a leave begins, and the leave is whole
 // all the same.
-func TestLeaveOutlastsElection(t *testing.T) {
+func TestRealLeaveOutlastsElection(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
 	a := newAgentAt(t, s.URI(), s.URI())
@@ -365,9 +367,9 @@ func TestLeaveOutlastsElection(t *testing.T) {
 	}
 }
 
-// TestOneMemberNamed: an address that names one member of a set is followed to the
+// TestRealOneMemberNamed: an address that names one member of a set is followed to the
 // primary, by who beats and by who reads.
-func TestOneMemberNamed(t *testing.T) {
+func TestRealOneMemberNamed(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
 	first, err := s.Primary(t.Context())
