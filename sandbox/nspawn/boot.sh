@@ -24,6 +24,7 @@
 # Where its packages come from; empty: debootstrap's own default.
 : "${NSPAWN_MIRROR:=}"
 NSPAWN_HOSTNAME=ams-node
+NSPAWN_TRY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../tools/scripts" && pwd)/try.sh
 NSPAWN_PACKAGES=systemd,systemd-sysv,dbus,udev,iproute2,libpam-systemd,procps,kmod
 
 # Limits in seconds. They are only met where something is wrong: a boot is normally up in one second.
@@ -44,8 +45,7 @@ nspawn_tools() {
 	command -v nsenter >/dev/null || missing+=(util-linux)
 	[ ${#missing[@]} -eq 0 ] && return 0
 	nspawn_say "installing ${missing[*]}"
-	DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2 &&
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+	DEBIAN_FRONTEND=noninteractive "$NSPAWN_TRY" "${missing[*]}" bash -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"' apt "${missing[@]}" >&2
 }
 
 # root_make CACHE_DIR makes the tree once and prints its path. CACHE_DIR may be empty: the user's cache.
@@ -74,7 +74,9 @@ root_make() {
 		done
 		rm -rf --one-file-system "$part"
 		nspawn_say "making $root (about a minute, once)"
-		if ! debootstrap --variant=minbase --include="$NSPAWN_PACKAGES" "$NSPAWN_SUITE" "$part" ${NSPAWN_MIRROR:+"$NSPAWN_MIRROR"} >"$part.log" 2>&1 9>&-; then
+		# shellcheck disable=SC2016 # for the shell that is started
+		if ! "$NSPAWN_TRY" "Debian $NSPAWN_SUITE" bash -c 'rm -rf --one-file-system "$1" && debootstrap --variant=minbase --include="$2" "$3" "$1" $4' \
+			debootstrap "$part" "$NSPAWN_PACKAGES" "$NSPAWN_SUITE" "$NSPAWN_MIRROR" >"$part.log" 2>&1 9>&-; then
 			nspawn_say "debootstrap failed; the end of $part.log:"
 			tail -n 20 "$part.log" >&2
 			exit 1
@@ -108,8 +110,8 @@ root_with() {
 		nspawn_say "making $root (half a minute, once)"
 		# The mirror's name is resolved as on this machine.
 		if ! { cp -a "$base" "$part" && cp -L /etc/resolv.conf "$part/etc/resolv.conf" &&
-			chroot "$part" apt-get -qq update &&
-			DEBIAN_FRONTEND=noninteractive chroot "$part" apt-get -qq install -y --no-install-recommends "$@"; } </dev/null >"$part.log" 2>&1 9>&-; then
+			DEBIAN_FRONTEND=noninteractive "$NSPAWN_TRY" "$*" chroot "$part" \
+				sh -c 'apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"' apt "$@"; } </dev/null >"$part.log" 2>&1 9>&-; then
 			nspawn_say "installing $* failed; the end of $part.log:"
 			tail -n 20 "$part.log" >&2
 			exit 1

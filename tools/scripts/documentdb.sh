@@ -17,6 +17,7 @@ ferretdb=v2.7.0
 # Some tests want two servers at once, beside one that a waiting test holds.
 servers=4
 
+try=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/try.sh
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real
 tree=$cache/documentdb-$suite
 program=$cache/ferretdb-$ferretdb/ferretdb
@@ -32,7 +33,7 @@ fetch() {
   [ "$(id -u)" = 0 ] || { echo "documentdb: only root makes the tree" >&2 && return 1; }
   if [ ! -x "$program" ]; then
     echo "documentdb: building FerretDB $ferretdb"
-    GOBIN=$(dirname "$program") CGO_ENABLED=0 go install "github.com/FerretDB/FerretDB/v2/cmd/ferretdb@$ferretdb" || return 1
+    GOBIN=$(dirname "$program") CGO_ENABLED=0 "$try" "FerretDB $ferretdb" go install "github.com/FerretDB/FerretDB/v2/cmd/ferretdb@$ferretdb" || return 1
   fi
   [ ! -d "$tree" ] || return 0
   command -v debootstrap >/dev/null || { echo "documentdb: there is no debootstrap" >&2 && return 1; }
@@ -47,10 +48,11 @@ fetch() {
 
 make_tree() {
   # The script is named, since an older debootstrap does not know the release.
-  debootstrap --variant=minbase "$suite" "$tree.part" "$mirror" sid &&
+  # shellcheck disable=SC2016 # for the shell that is started
+  "$try" "Debian $suite" bash -c 'rm -rf "$2" && debootstrap --variant=minbase "$1" "$2" "$3" sid' debootstrap "$suite" "$tree.part" "$mirror" &&
     mount --rbind /dev "$tree.part/dev" &&
     mount -t proc proc "$tree.part/proc" &&
-    DEBIAN_FRONTEND=noninteractive chroot "$tree.part" apt-get install -y --no-install-recommends postgresql-18-documentdb &&
+    DEBIAN_FRONTEND=noninteractive "$try" DocumentDB chroot "$tree.part" apt-get install -y --no-install-recommends postgresql-18-documentdb &&
     chroot "$tree.part" apt-get clean
 }
 

@@ -39,7 +39,7 @@ check() { # check PART FILE
 }
 
 # A repository of our own: the parent that is made below must not reach other builds.
-maven() { "$try" Maven mvn -q -B -Dmaven.repo.local="$tmp/maven" "$@"; }
+maven() { "$try" Maven mvn -q -B -Dstyle.color=never -Dmaven.repo.local="$tmp/maven" "$@"; }
 
 # The pom of 2.17.1 names a parent 2.17.1 that was never published; that of 2.16.2 with another version will do.
 parent() { # parent RELEASE

@@ -51,7 +51,7 @@ gate)
   step deps 10 0 tools/scripts/deps.sh gate require
   step lint 20 0 make lint
   step tidy 5 0 make tidy-check
-  step test 25 1 make test
+  step test 25 4900 make test
   step demo 10 0 make demo
   ;;
 real)
