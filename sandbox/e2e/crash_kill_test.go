@@ -22,7 +22,7 @@ import (
 const crashWorkers = 32
 
 // crashAll reports whether CRASH_ALL=1 asks for every combination of a call, a way to
-// fail and what follows, as `make e2e` does. CI has every call, and the rest by turns.
+// fail and what follows, as `make e2e` does. `make heavy` has every call, and the rest by turns.
 func crashAll() bool { return os.Getenv("CRASH_ALL") == "1" }
 
 // crashFleet makes nodes that join and leave online. Their databases answer one
