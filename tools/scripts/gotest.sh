@@ -38,5 +38,5 @@ cd "$module"
 "$top/tools/scripts/try.sh" "Go modules of $module" go list -deps -test -f '' $packages >/dev/null
 mkdir "$run/t"
 chmod 755 "$run" "$run/t" # some tests run programs as another user
-TMPDIR=$run/t "$top/build/tools/gotestsum" --format pkgname --format-icons text --format-hide-empty-pkg "${rerun[@]}" \
+TMPDIR=$run/t "$top/build/tools/gotestsum" --format "${GOTEST_FORMAT:-pkgname}" --format-icons text --format-hide-empty-pkg "${rerun[@]}" \
   --packages "$packages" -- -vet=off "$@" 9>&-

@@ -55,14 +55,14 @@ gate)
   step demo 10 0 make demo
   ;;
 real)
-  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 E2E_TIMEOUT=38m
+  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname E2E_TIMEOUT=38m
   step deps 15 0 tools/scripts/deps.sh real require
   step fetch 15 0 make real-fetch
   step stories 40 1 make real-test
   step demo-real 10 0 make demo REAL=1
   ;;
 heavy)
-  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1
+  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname
   step deps 15 0 tools/scripts/deps.sh heavy require
   step lint-selftest 10 1 make lint-selftest
   step size 10 0 make size
