@@ -8,6 +8,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
+# In braces, so that the shell has read all of it before it begins: the file may change while a tier runs.
+{
 tier=${1:?usage: tier.sh gate|real|heavy}
 exec </dev/null
 # Where something is missing, the tests that need it are skipped. What Debian and the Go modules have is required here, so
@@ -126,3 +128,4 @@ for i in "${!names[@]}"; do
   tail_of "$logs/${names[i]}.log"
 done
 exit "$failed"
+}
