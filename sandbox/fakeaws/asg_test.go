@@ -117,9 +117,7 @@ func TestScaleIn(t *testing.T) {
 		t.Fatal("the API knew of the action at once:", err)
 	}
 	for c.Heartbeat(t.Context(), action("drain")) != nil {
-		if t.Context().Err() != nil {
-			t.Fatal("never")
-		}
+		<-time.After(50 * time.Millisecond) // the book has room for the last requests only
 	}
 	if err := c.Complete(t.Context(), action("drain"), false); err != nil {
 		t.Fatal(err)

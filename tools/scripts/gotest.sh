@@ -7,6 +7,8 @@
 # what failed at the end. RERUN=1 runs a failed test once more; one that passes then is listed in build/report/flaky.
 set -euo pipefail
 
+# In braces, so that the shell has read all of it before it begins: the file may change while tests run.
+{
 top=$PWD module=$1 packages=$2
 shift 2
 mkdir -p "$top/build/report"
@@ -18,11 +20,7 @@ run=$(mktemp -d /tmp/amst.XXXXXX)
 exec 9>"$run/lock"
 flock 9
 report=$run/rerun
-finish() {
-  [ ! -e "$report" ] || cat "$report" >>"$top/build/report/flaky"
-  "$top/tools/scripts/sweep.sh" "$run" || true
-}
-trap finish EXIT
+trap '[ ! -e "$report" ] || cat "$report" >>"$top/build/report/flaky"; "$top/tools/scripts/sweep.sh" "$run" || true' EXIT
 
 # RERUN times a failed test is run again.
 rerun=()
@@ -40,3 +38,5 @@ mkdir "$run/t"
 chmod 755 "$run" "$run/t" # some tests run programs as another user
 TMPDIR=$run/t "$top/build/tools/gotestsum" --format "${GOTEST_FORMAT:-pkgname}" --format-icons text --format-hide-empty-pkg "${rerun[@]}" \
   --packages "$packages" -- -vet=off "$@" 9>&-
+  exit
+}
