@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -168,19 +169,10 @@ func (c Config) start(ctx context.Context, env []string) error {
 	cmd.ExtraFiles = []*os.File{child}
 	cmd.Env = env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		_ = child.Close()
-		return fmt.Errorf("starting the server: %w", err)
-	}
+	err = c.startAndNote(cmd)
 	_ = child.Close()
-	birth, err := proc.Birth(cmd.Process.Pid)
-	if err == nil {
-		err = os.WriteFile(c.path("pid"), fmt.Appendf(nil, "%d %s\n", cmd.Process.Pid, birth), 0o644)
-	}
 	if err != nil {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		return fmt.Errorf("noting the pid: %w", err)
+		return err
 	}
 
 	died := make(chan error, 1)
@@ -203,6 +195,32 @@ func (c Config) start(ctx context.Context, env []string) error {
 		_ = os.WriteFile(c.path("failed"), fmt.Appendf(nil, "%v\n", err), 0o644)
 		return fmt.Errorf("the server ended: %w\n%s", errors.Join(err, errNotUp), c.tail(begin))
 	}
+}
+
+// startAndNote starts the server and writes its pid. A signal waits for that: coreutils'
+// timeout signals us together with the agent, and a server that nobody knows of would stay.
+func (c Config) startAndNote(cmd *exec.Cmd) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer func() {
+		signal.Stop(signals)
+		if len(signals) > 0 {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		}
+	}()
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting the server: %w", err)
+	}
+	birth, err := proc.Birth(cmd.Process.Pid)
+	if err == nil {
+		err = os.WriteFile(c.path("pid"), fmt.Appendf(nil, "%d %s\n", cmd.Process.Pid, birth), 0o644)
+	}
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return fmt.Errorf("noting the pid: %w", err)
+	}
+	return nil
 }
 
 var errNotUp = errors.New("it was not up yet")
