@@ -134,7 +134,7 @@ func TestRealFailover(t *testing.T) {
 		beat := beatAfter(t, now, since)
 		t.Logf("%s: a new primary after %s, the first beat %s later", fault.name, since.Sub(begin).Round(time.Millisecond), beat.Sub(since).Round(time.Millisecond))
 		if late := beat.Sub(since); late > 2*time.Second {
-			t.Errorf("%s: the first beat came %s after the new primary", fault.name, late)
+			t.Errorf("%s: the first beat came %s after the new primary; the daemon's log:\n%s", fault.name, late, a.text())
 		}
 		if fault.mend != nil {
 			if err := fault.mend(old); err != nil {

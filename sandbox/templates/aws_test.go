@@ -153,17 +153,6 @@ func TestAWSCloudFormation(t *testing.T) {
 	}
 }
 
-// TestAWSCloudFormationLint: cfn-lint knows the schema of every type of resource.
-func TestAWSCloudFormationLint(t *testing.T) {
-	lint, err := exec.LookPath("cfn-lint")
-	if err != nil {
-		t.Skip("cfn-lint is not installed: the names of properties are not checked")
-	}
-	if out, err := exec.CommandContext(t.Context(), lint, awsCloudFormation).CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
 // TestTerraformForm: as OpenTofu and Terraform write it themselves.
 func TestTerraformForm(t *testing.T) {
 	tool, err := exec.LookPath("tofu")

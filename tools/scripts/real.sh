@@ -4,7 +4,8 @@
 #
 # Fetches what the tests named TestReal run on: Ant Media Server Community Edition and a real mongod. Everything is
 # checked by SHA-256 and unpacked once, below ${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real, outside the tree.
-# usage: real.sh [mongod|RELEASE...]   (default mongod 2.16.2 2.17.1; 2.10.0 is known, too, and 2.4.3 with its Java 11)
+# usage: real.sh [mongod|aws|RELEASE...]   (default mongod 2.16.2 2.17.1; 2.10.0 is known, too, and 2.4.3 with its Java 11)
+# aws is what reads our template for AWS: cfn-lint, and moto, a pretended AWS.
 #
 # mongod is under the SSPL: a tool of the tests, never packed or shipped. What cannot be fetched is named, and the tests
 # that need it are skipped; with REQUIRE_REAL=1, as in `make real`, that is a failure.
@@ -107,6 +108,16 @@ database() {
   mv "$tmp/mongod" "$to"
 }
 
+# The versions of what they need are pip's choice: tools of the tests, in a folder of their own.
+aws() {
+  local to=$cache/aws
+  [ ! -d "$to" ] || return 0
+  echo "real: fetching cfn-lint and moto (50 MB, 290 MB unpacked)"
+  "$try" "cfn-lint and moto" python3 -m pip install -q --disable-pip-version-check --root-user-action ignore --retries 2 --only-binary :all: \
+    --ignore-installed --no-warn-conflicts --target "$tmp/aws" cfn-lint==1.58.0 'moto[autoscaling,cloudformation,ec2,elbv2,iam,server]==5.2.5' || return 1
+  mv "$tmp/aws" "$to"
+}
+
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
@@ -118,6 +129,7 @@ missing=()
 for part; do
   case $part in
   mongod) database || missing+=("mongod $mongod") ;;
+  aws) aws || missing+=("cfn-lint and moto") ;;
   2.4.3) { java11 && server "$part"; } || missing+=("Ant Media Server $part") ;;
   *) server "$part" || missing+=("Ant Media Server $part") ;;
   esac

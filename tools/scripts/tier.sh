@@ -66,6 +66,7 @@ real)
 heavy)
   export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname
   step deps 15 0 tools/scripts/deps.sh heavy require
+  step fetch 15 0 tools/scripts/real.sh mongod aws
   step lint-selftest 10 1 make lint-selftest
   step size 10 0 make size
   step repro 10 0 make repro

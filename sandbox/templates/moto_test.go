@@ -1,0 +1,313 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package templates
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+)
+
+// awsTool is a program that `tools/scripts/real.sh aws` fetched. Where it is missing
+// the test is skipped; with REQUIRE_REAL=1 it fails.
+func awsTool(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "amsagent", "real", "aws")
+	program := filepath.Join(dir, "bin", name)
+	if _, err := os.Stat(program); err != nil {
+		if os.Getenv("REQUIRE_REAL") == "1" {
+			t.Fatal(err)
+		}
+		t.Skipf("there is no %s (`tools/scripts/real.sh aws` fetches it)", name)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, "python3", append([]string{"-s", program}, args...)...)
+	cmd.Env = append(os.Environ(), "PYTHONPATH="+dir, "PYTHONDONTWRITEBYTECODE=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// TestCfnLint: cfn-lint, which knows the schema of every type of resource, finds nothing.
+func TestCfnLint(t *testing.T) {
+	t.Parallel()
+	if out, err := awsTool(t, "cfn-lint", awsCloudFormation).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// moto is a pretended AWS that nobody of this project wrote.
+type moto struct {
+	t      *testing.T
+	origin string
+}
+
+const motoRegion = "eu-west-1"
+
+func startMoto(t *testing.T) *moto {
+	t.Helper()
+	cmd := awsTool(t, "moto_server", "-H", "127.0.0.1", "-p", "0")
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed
+	})
+	running := regexp.MustCompile(`Running on (http://127\.0\.0\.1:\d+)`)
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if m := running.FindStringSubmatch(lines.Text()); m != nil {
+			go func() { _, _ = io.Copy(io.Discard, out) }() // a line for each request
+			return &moto{t: t, origin: m[1]}
+		}
+	}
+	t.Fatal("moto did not start")
+	return nil
+}
+
+// ask calls the API of one service and reads the XML of its answer into a value.
+func (m *moto) ask(service, action, version string, params url.Values, into any) {
+	m.t.Helper()
+	form := url.Values{"Action": {action}, "Version": {version}}
+	for k, v := range params {
+		form[k] = v
+	}
+	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodPost, m.origin, strings.NewReader(form.Encode()))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	// Who is asked is told by the signature's scope, which is all that moto reads of it.
+	req.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=AKIA/20260101/"+motoRegion+"/"+service+"/aws4_request, SignedHeaders=host, Signature=0")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		m.t.Fatalf("%s: %s %v\n%s", action, resp.Status, err, body)
+	}
+	if into == nil {
+		return
+	}
+	if err := xml.Unmarshal(body, into); err != nil {
+		m.t.Fatalf("%s: %v\n%s", action, err, body)
+	}
+}
+
+func (m *moto) autoscaling(action string, params url.Values, into any) {
+	m.t.Helper()
+	m.ask("autoscaling", action, "2011-01-01", params, into)
+}
+
+// motoTemplate is our template without what moto does not know: the function Cidr (its
+// values are put there), and listeners of network load balancers.
+func motoTemplate(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(awsCloudFormation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	for _, cut := range []struct{ pattern, with string }{
+		{`!Cidr \[!Ref VpcCidr, 2, 7\]`, "[10.42.0.0/25, 10.42.0.128/25]"},
+		{`(?m)^  RtmpListener:\n(?:    .*\n)+`, ""},
+	} {
+		re := regexp.MustCompile(cut.pattern)
+		if !re.MatchString(text) {
+			t.Fatalf("the template has no %s any more", cut.pattern)
+		}
+		text = re.ReplaceAllString(text, cut.with)
+	}
+	return text
+}
+
+// TestStackInMoto creates the template as a stack of a pretended AWS that others wrote,
+// and reads back what was made: groups, machines with their tags, and the rights of
+// their roles. moto leaves out the hooks that a group is declared with, so they are put
+// as the template has them, and the agent itself finds them there.
+func TestStackInMoto(t *testing.T) {
+	t.Parallel()
+	m := startMoto(t)
+	var images struct {
+		ID string `xml:"imagesSet>item>imageId"`
+	}
+	m.ask("ec2", "DescribeImages", "2016-11-15", nil, &images)
+	m.ask("cloudformation", "CreateStack", "2010-05-15", url.Values{
+		"StackName": {"live"}, "TemplateBody": {motoTemplate(t)}, "Capabilities.member.1": {"CAPABILITY_IAM"},
+		"Parameters.member.1.ParameterKey": {"NodeImage"}, "Parameters.member.1.ParameterValue": {images.ID},
+		"Parameters.member.2.ParameterKey": {"MongoImage"}, "Parameters.member.2.ParameterValue": {images.ID},
+	}, nil)
+
+	var groups struct {
+		All []struct {
+			Name      string   `xml:"AutoScalingGroupName"`
+			Min       int      `xml:"MinSize"`
+			Max       int      `xml:"MaxSize"`
+			Health    string   `xml:"HealthCheckType"`
+			Targets   []string `xml:"TargetGroupARNs>member"`
+			Instances []string `xml:"Instances>member>InstanceId"`
+		} `xml:"DescribeAutoScalingGroupsResult>AutoScalingGroups>member"`
+	}
+	m.autoscaling("DescribeAutoScalingGroups", nil, &groups)
+	machines := map[string]string{} // role -> instance
+	var made []string
+	for _, g := range groups.All {
+		made = append(made, fmt.Sprintf("%s %d-%d %s, %d target groups, %d machines", g.Name, g.Min, g.Max, g.Health, len(g.Targets), len(g.Instances)))
+		if len(g.Instances) == 1 {
+			machines[strings.TrimPrefix(g.Name, "live-")] = g.Instances[0]
+		}
+	}
+	slices.Sort(made)
+	want := []string{"live-edge 1-10 EC2, 1 target groups, 1 machines", "live-origin 1-10 EC2, 2 target groups, 1 machines"}
+	if diff := gocmp.Diff(want, made); diff != "" {
+		t.Fatalf("-want +made:\n%s", diff)
+	}
+	for role, id := range machines {
+		m.checkMachine(role, id)
+		m.checkRole(role)
+		m.checkHooks(role, id)
+	}
+}
+
+func (m *moto) checkMachine(role, id string) {
+	m.t.Helper()
+	var machine struct {
+		Tags []struct {
+			Key   string `xml:"key"`
+			Value string `xml:"value"`
+		} `xml:"reservationSet>item>instancesSet>item>tagSet>item"`
+	}
+	m.ask("ec2", "DescribeInstances", "2016-11-15", url.Values{"InstanceId.1": {id}}, &machine)
+	tags := map[string]string{}
+	for _, tag := range machine.Tags {
+		tags[tag.Key] = tag.Value
+	}
+	if tags["amsagent:role"] != role || tags["aws:autoscaling:groupName"] != "live-"+role {
+		m.t.Errorf("the machine of live-%s has the tags %v", role, tags)
+	}
+}
+
+// checkRole: the role of the group's machines may do what the agent says that it needs.
+func (m *moto) checkRole(role string) {
+	m.t.Helper()
+	var roles struct {
+		Names []string `xml:"ListRolesResult>Roles>member>RoleName"`
+	}
+	m.ask("iam", "ListRoles", "2010-05-08", nil, &roles)
+	prefix := "live-" + strings.ToUpper(role[:1]) + role[1:] + "Role-"
+	at := slices.IndexFunc(roles.Names, func(n string) bool { return strings.HasPrefix(n, prefix) })
+	if at < 0 {
+		m.t.Errorf("there is no role %s: %v", prefix, roles.Names)
+		return
+	}
+	var policy struct {
+		Document string `xml:"GetRolePolicyResult>PolicyDocument"`
+	}
+	m.ask("iam", "GetRolePolicy", "2010-05-08", url.Values{"RoleName": {roles.Names[at]}, "PolicyName": {"amsagent"}}, &policy)
+	document, err := url.QueryUnescape(policy.Document)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	// moto keeps it as Python prints it.
+	var has struct{ Statement []struct{ Action, Resource any } }
+	if err := json.Unmarshal([]byte(strings.ReplaceAll(document, "'", `"`)), &has); err != nil {
+		m.t.Fatalf("%v\n%s", err, document)
+	}
+	var allowed []string
+	for _, s := range has.Statement {
+		if s.Resource == nil {
+			continue // of a secret, which moto makes none of here
+		}
+		allowed = append(allowed, strings.Join(sorted(strs(s.Action)), " ")+" on "+fmt.Sprint(s.Resource))
+	}
+	api := m.agent("i-0", nil)
+	var want []string
+	for _, s := range ownPolicy(m.t, api.Policy("live-"+role)) {
+		want = append(want, strings.Join(sorted(s.Action), " ")+" on "+strings.Replace(s.Resource, "autoscaling:*:*:", "autoscaling:"+motoRegion+":123456789012:", 1))
+	}
+	if diff := gocmp.Diff(sorted(want), sorted(allowed)); diff != "" {
+		m.t.Errorf("-agent +role of live-%s:\n%s", role, diff)
+	}
+}
+
+// agent is the agent's own client on a machine of moto's, whose metadata are a stand-in's.
+func (m *moto) agent(id string, tags map[string]string) *aws.AutoScaling {
+	m.t.Helper()
+	instance := fakeaws.Sample()
+	instance.ID, instance.Region, instance.Tags, instance.TagsEnabled = id, motoRegion, tags, true
+	meta, err := fakeaws.Start(m.t.Context(), fakeaws.Options{Instance: &instance})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { _ = meta.Close() })
+	provider, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": meta.Endpoint()}})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	api, err := provider.AutoScaling(aws.AutoScalingOptions{Endpoint: m.origin, Timeout: time.Minute})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(api.CloseIdleConnections)
+	return api
+}
+
+func (m *moto) checkHooks(role, id string) {
+	m.t.Helper()
+	group := loadAWSCloudFormation(m.t).of("AWS::AutoScaling::AutoScalingGroup")[strings.ToUpper(role[:1])+role[1:]+"s"]
+	hooks, _ := group["LifecycleHookSpecificationList"].([]any)
+	for _, h := range hooks {
+		h := h.(object)
+		m.autoscaling("PutLifecycleHook", url.Values{
+			"AutoScalingGroupName": {"live-" + role}, "LifecycleHookName": {num(h["LifecycleHookName"])}, "LifecycleTransition": {num(h["LifecycleTransition"])},
+			"HeartbeatTimeout": {num(h["HeartbeatTimeout"])}, "DefaultResult": {num(h["DefaultResult"])},
+		}, nil)
+	}
+	api := m.agent(id, nil)
+	member, err := api.Membership(m.t.Context())
+	if err != nil || member == nil || member.Group != "live-"+role || member.State != "InService" {
+		m.t.Fatalf("live-%s: the agent finds itself in %+v, %v", role, member, err)
+	}
+	completer := lifecycle.NewAWSCompleter(api, lifecycle.AWSCompleterOptions{})
+	for name, launching := range map[string]bool{"amsagent-launch": true, "amsagent-terminate": false} {
+		h, err := completer.Discover(m.t.Context(), launching)
+		if err != nil || h == nil || h.Name != name || h.Group != "live-"+role {
+			m.t.Errorf("live-%s: the agent finds the hook %+v, %v; want %s", role, h, err, name)
+		}
+	}
+}
