@@ -286,7 +286,10 @@ func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.Cl
 	case r := <-done:
 		return r.opts, r.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("asking DNS for the hosts of %s: %w", t.Hosts()[0], ctx.Err())
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return nil, fmt.Errorf("asking DNS for the hosts of %s: %w", t.Hosts()[0], ctx.Err())
+		}
+		return nil, &net.DNSError{Err: "no answer in time", Name: "_mongodb._tcp." + t.Hosts()[0], IsTimeout: true}
 	}
 }
 

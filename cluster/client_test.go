@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
@@ -505,4 +506,35 @@ func TestCommandsOnTheWire(t *testing.T) {
 	if got := update.String(); got != want {
 		t.Errorf("update\n got %s\nwant %s", got, want)
 	}
+}
+
+// A server that forbids says the same to a user without the right and to no user at all.
+func TestForbiddenWithoutLogin(t *testing.T) {
+	forbidden := mongo.CommandError{Code: 13, Name: "Unauthorized", Message: "command find requires authentication"}
+	for address, want := range map[string]string{
+		"10.0.2.4": "MongoDB at 10.0.2.4:27017 asks for a login, and the address has none",
+		"mongodb://u:" + secretMark + "@10.0.2.4/": "MongoDB at 10.0.2.4:27017 does not allow it to this user",
+	} {
+		target, err := ParseTarget(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := newError("reading the nodes", forbidden, target, nil)
+		e.Host = "10.0.2.4:27017"
+		if e.Kind != KindForbidden || e.Summary() != want {
+			t.Errorf("%s %q, want %q", e.Kind, e.Summary(), want)
+		}
+	}
+}
+
+// DNS that does not answer for mongodb+srv:// is DNS's failure, not one of a server.
+func TestSRVWithoutAnswer(t *testing.T) {
+	target, err := ParseTarget("mongodb+srv://u:" + secretMark + "@cluster0.invalid/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	_, err = applyURI(ctx, target, time.Minute)
+	checkError(t, newError("asking MongoDB whether it is there", err, target, nil), KindDNS, "_mongodb._tcp.cluster0.invalid")
 }

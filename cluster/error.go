@@ -57,6 +57,9 @@ type Error struct {
 	Kind Kind
 	Op   string // what we were doing: "reading the nodes"
 	Host string // host:port concerned; several with commas
+	// NoLogin says that the connection string has no user, which is what a server that
+	// forbids everything to strangers wants.
+	NoLogin bool
 	// Err is the cause in the words of the driver or of the server, cleaned
 	// of secrets. errors.Is finds the original below it (context errors,
 	// errno), but nobody can print that.
@@ -98,6 +101,9 @@ func (e *Error) Summary() string {
 	case KindAuth:
 		return at + " refused the user name or the password"
 	case KindForbidden:
+		if e.NoLogin {
+			return at + " asks for a login, and the address has none"
+		}
 		return at + " does not allow it to this user"
 	case KindNotPrimary:
 		return at + " takes no writes: it is not the primary of its replica set"
@@ -135,7 +141,7 @@ func (e *redactedError) Is(target error) bool { return e.is(target) }
 func newError(op string, err error, t Target, recent map[string]error) *Error {
 	f := diagnose(err, t, recent)
 	return &Error{
-		Kind: f.kind, Op: op, Host: f.host,
+		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.Option("authMechanism") == "",
 		Err: &redactedError{
 			text: RedactText(f.text, t.Secrets()...),
 			is:   func(target error) bool { return errors.Is(err, target) },

@@ -372,7 +372,7 @@ func forbiddenClass() errorClass {
 	c := mongoClass(idMongoForbidden, exitFailed, cluster.KindForbidden, "MongoDB does not allow it to this user", "")
 	c.hint = func(_ error, g *globals) []string {
 		if src, err := g.mongo(); err == nil && !src.Target.HasCredentials() {
-			return []string{"MongoDB asks for a login and the address has none: mongodb://USER:PASSWORD@HOST/, best in a file of root's: --mongo file:PATH"}
+			return []string{"put the login into the address: mongodb://USER:PASSWORD@HOST/, best in a file that only root can read: --mongo file:/etc/amsagent/mongo"}
 		}
 		return []string{"the user needs readWrite on the databases amsagent and clusterdb, and read on that of each application (db.name), where its streams are counted"}
 	}

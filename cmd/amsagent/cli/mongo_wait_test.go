@@ -91,7 +91,7 @@ func TestMongoFileOwner(t *testing.T) {
 // MongoDB says the same to a user without the right and to no user at all; the advice differs.
 func TestForbiddenHint(t *testing.T) {
 	for address, want := range map[string]string{
-		"10.0.2.4":                 "asks for a login and the address has none",
+		"10.0.2.4":                 "put the login into the address",
 		"mongodb://u:pw@10.0.2.4/": "needs readWrite",
 	} {
 		e := &testEnv{}
