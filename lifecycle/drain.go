@@ -380,7 +380,7 @@ const outlived = 10 * time.Second
 const leastStep = time.Second
 
 // stop stops AMS and waits for its end. A server that cannot be stopped does not
-// keep the machine.
+// keep the machine: the cloud may go on. Its row does not say left while it runs.
 func (m *Manager) stop(ctx context.Context, last time.Time) {
 	own := m.bound(m.o.StopTime, 2*leastStep, last)
 	bound, cancel := context.WithTimeout(ctx, own)
@@ -405,10 +405,16 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
-		m.noteLocked(fmt.Sprintf("Ant Media Server was not seen to end within %s; going on: %v", own.Round(time.Second), err))
-	} else {
-		m.troubleLocked("stop", "")
+		if !m.r.Unstopped {
+			m.r.Unstopped = true
+			m.noteLocked(fmt.Sprintf("Ant Media Server did not end within %s: the stop is tried again, the registry keeps this node as draining, and the cloud may go on: %v",
+				own.Round(time.Second), err))
+			m.commit()
+		}
+		return
 	}
+	m.troubleLocked("stop", "")
+	m.r.Unstopped = false
 	m.r.Step, m.r.Say = StepDeregistering, cluster.StateLeft
 	m.commit()
 }

@@ -299,11 +299,23 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		w := newWorld(t)
 		w.stopErr = errMongo
 		l := w.live()
-		defer l.kill()
+		defer func() { l.kill() }()
 		l.Notice(terminate())
-		took := l.until("done", 3*time.Minute, isDone)
-		if took < defaultStopTime || len(w.completed) != 1 || w.row != cluster.StateLeft {
+		took := l.until("the cloud may go on", 3*time.Minute, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
+		if took < defaultStopTime || len(w.completed) != 1 || w.row != cluster.StateDraining {
 			t.Errorf("after %s: completed %v, row %s", took, w.completed, w.row)
+		}
+		// A daemon that is killed meanwhile goes on.
+		l.kill()
+		l = w.live()
+		time.Sleep(10 * time.Minute)
+		if v := l.View(); v.State != StateDraining || v.Ready || !v.Unstopped || w.row != cluster.StateDraining {
+			t.Errorf("%+v, row %s", v, w.row)
+		}
+		w.set(func(w *world) { w.stopErr = nil })
+		l.until("left", time.Minute, isDone)
+		if len(w.completed) != 1 || w.row != cluster.StateLeft || l.View().Unstopped {
+			t.Errorf("completed %v, row %s, %+v", w.completed, w.row, l.View())
 		}
 	})
 }

@@ -150,6 +150,9 @@ func (m *Manager) wanted(a *waiter) op {
 	case StepCompleting, StepDone:
 		return opContinue
 	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
+		if r.Unstopped {
+			return opContinue
+		}
 		if r.HookFirst || a.Hook.Fixed {
 			return opNone
 		}

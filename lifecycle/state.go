@@ -110,6 +110,9 @@ type record struct {
 	Repair bool          `json:"repair_streams,omitempty"`
 	// Tomb is counted right before AMS is stopped.
 	Tomb *Tombstone `json:"tombstone,omitempty"`
+	// Unstopped: AMS did not end in the time for its stop. That is tried on, the row
+	// stays as it is, and the cloud is not kept waiting.
+	Unstopped bool `json:"unstopped,omitempty"`
 	// Start is under way: of a machine that was parked, or the first one.
 	Start *start `json:"start,omitempty"`
 }

@@ -58,6 +58,9 @@ type View struct {
 	Counted  time.Time         `json:"counted,omitzero"`
 	// Progress is one line for a person.
 	Progress string `json:"progress,omitempty"`
+	// Unstopped: Ant Media Server did not end in its time; its stop is tried again, and
+	// the registry keeps the node as draining.
+	Unstopped bool `json:"unstopped,omitempty"`
 	// Cut is how many sessions the stop of AMS cut; nil where nobody could count.
 	Cut *int `json:"cut,omitempty"`
 
@@ -163,7 +166,7 @@ func (m *Manager) viewOf(now time.Time) View {
 	r := m.r.onWall(now)
 	v := View{
 		State: r.state(), Step: r.Step, Begun: r.Begun, Deadline: r.Deadline, Notices: r.Notices, Dismissed: r.Dismissed,
-		Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
+		Unstopped: r.Unstopped, Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
 		Trouble: maps.Clone(m.trouble), Notes: slices.Clone(m.notes),
 	}
 	v.Ready = v.State == StateActive
@@ -227,6 +230,9 @@ func (m *Manager) progress(v View, now time.Time) string {
 		}
 		return text + ", " + shortTime(m.r.Deadline.Sub(now)) + " of " + v.budget()
 	case StepStopping:
+		if v.Unstopped {
+			return "Ant Media Server does not end; stopping it again"
+		}
 		return "stopping Ant Media Server"
 	case StepDeregistering:
 		return "telling the registry that this node has left"

@@ -242,6 +242,10 @@ func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout t
 		u.Msg, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", rounded(timeout)), idTimeout, exitUnknown
 	case as[*undrainedError](err):
 		u.Msg, u.State, u.Hints = "this node does not leave", nodeState(v), nil
+	case errors.Is(err, errNotStopped):
+		u.Msg, u.Exit = "this node cannot leave", exitFailed
+		u.State = "Ant Media Server still runs; the daemon stops it again until it ends, and completes the cloud's hook meanwhile"
+		u.Hints = look
 	case errors.Is(err, errNotServing):
 		u.Msg, u.State, u.Hints, u.Exit = "this node does not serve", nodeState(v), look, exitFailed
 	case errors.Is(err, errNotTaken), errors.Is(err, errForgotten):

@@ -67,6 +67,8 @@ var (
 	errForgotten = errors.New("the daemon knows nothing of it any more")
 	// errNotTaken: it does nothing about what it was asked.
 	errNotTaken = errors.New("the daemon does nothing about it")
+	// errNotStopped: the server did not end in its time; the daemon stops it again and again.
+	errNotStopped = errors.New("Ant Media Server does not end") //nolint:staticcheck // a name
 	// errNotServing: the start has failed.
 	errNotServing = errors.New("Ant Media Server is not seen in the cluster") //nolint:staticcheck // a name
 )
@@ -197,6 +199,9 @@ func (f *follower) take(v lifecycle.View) (done bool, err error) {
 func drainEnded(v lifecycle.View, first bool) (bool, error) {
 	switch v.State {
 	case lifecycle.StateDraining, lifecycle.StateLeft, lifecycle.StateParked:
+		if v.Unstopped {
+			return false, errNotStopped
+		}
 		return v.Finished(), nil
 	case lifecycle.StateActive, lifecycle.StateResuming:
 		if first {

@@ -306,6 +306,19 @@ func TestDrainInterrupted(t *testing.T) {
 	c.said("it is too late to take it back")
 }
 
+// A server that does not end is no success, and is not waited for without end.
+func TestDrainUnstopped(t *testing.T) {
+	d := newFakeDaemon(t)
+	c := d.run("drain")
+	c.says("31 viewers")
+	d.set(func(v *lifecycle.View) { stopping(v); v.Unstopped = true })
+	c.ends(exitFailed)
+	c.said("this node cannot leave", "Ant Media Server does not end", "the daemon stops it again until it ends")
+	if c.stdout.Len() > 0 {
+		t.Error(c.stdout.String())
+	}
+}
+
 func TestDrainTimeout(t *testing.T) {
 	d := newFakeDaemon(t)
 	c := d.run("drain", "--timeout", "100ms")
