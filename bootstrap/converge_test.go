@@ -268,3 +268,41 @@ func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
 		}
 	}
 }
+
+// What a cloud decides stays as it is while its metadata are away, also where the state does
+// not tell which cloud that is.
+func TestValveWithoutCloud(t *testing.T) {
+	unknown := errors.New("the metadata service does not answer")
+	for _, c := range []struct {
+		removed bool
+		joined  string // the cloud that the state tells of
+	}{{true, ""}, {false, ""}, {true, metadata.Azure}} {
+		removed, m := c.removed, joinedTree(t)
+		req := convergeRequest(t, joinedAs(), nil)
+		if removed {
+			req.Valve = ValveRemove
+		}
+		converge(t, m, req)
+		change(t, m, func(s *State) { s.Provider = c.joined })
+		name := filepath.Join(m.Root, "usr/local/antmedia/conf/jee-container.xml")
+		before, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(before), "RemoteIpValve") == removed {
+			t.Fatalf("removed: %t\n%s", removed, before)
+		}
+		req = convergeRequest(t, metadata.Instance{}, unknown)
+		req.Address = "10.0.1.7"
+		converge(t, m, req)
+		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
+			t.Errorf("removed: %t: it was written: %v", removed, err)
+		}
+		if _, err := m.Join(t.Context(), JoinRequest{Mongo: req.Mongo, Address: "10.0.1.7", Offline: true, Valve: ValveAuto}); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
+			t.Errorf("removed: %t: the join wrote it: %v", removed, err)
+		}
+	}
+}

@@ -21,7 +21,7 @@ func TestConvergeAsksBeforeItLocks(t *testing.T) {
 	asked := 0
 	req.Identify = func(ctx context.Context) (metadata.Instance, error) {
 		asked++
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		lock, err := m.lock(ctx)
 		if err != nil {

@@ -222,6 +222,23 @@ func (m *Machine) checkHostname(f *facts) {
 }
 
 // checkPlan plans the change of every file and looks at what stands in its way.
+// removesValve reports whether RemoteIpValve is to go. Where nobody knows the cloud, the
+// file stays as it is.
+func removesValve(store *conf.Store, wanted Valve, f *facts) bool {
+	switch provider := f.provider(); {
+	case wanted == ValveRemove, wanted == ValveKeep:
+		return wanted == ValveRemove
+	case provider != "":
+		return provider == metadata.Azure
+	}
+	file, err := store.ReadSettings(f.install.Container.Path)
+	if err != nil {
+		return false // the plan says why
+	}
+	c, err := conf.ParseContainer(file.Bytes)
+	return err == nil && !c.HasRemoteIPValve()
+}
+
 func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	form, err := MongoForm(f.install.Release, req.Mongo)
 	if err != nil {
@@ -237,7 +254,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		install:     f.install,
 		mongo:       req.Mongo,
 		mongoForm:   form,
-		removeValve: req.Valve == ValveRemove || (req.Valve != ValveKeep && f.provider() == metadata.Azure),
+		removeValve: removesValve(store, req.Valve, f),
 		address:     f.address.Addr,
 		dropIn:      m.DropIn,
 		stopTimeout: stopTimeout(f),
@@ -542,7 +559,7 @@ func (m *Machine) checkOwner(ctx context.Context, req JoinRequest, f *facts) {
 		err := f.client.CheckOwner(ctx, self)
 		var other *cluster.OtherMachineError
 		switch {
-		case err == nil:
+		case err == nil, ctx.Err() != nil: // who stops the join reads of that
 			return
 		case !errors.As(err, &other):
 			f.warn(IDUnverified, "", "whether another machine has this one's id could not be found out: %v", err)
@@ -615,6 +632,9 @@ const (
 
 func (m *Machine) checkClock(ctx context.Context, f *facts) {
 	skew, accuracy, err := f.client.ClockSkew(ctx)
+	if ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		f.warn(IDUnverified, "", "this machine's clock could not be compared with MongoDB's: %v", err)
 		return

@@ -604,7 +604,7 @@ func TestFirstLocks(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	s := newTree(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	a, err := s.Lock(ctx, "/run/amsagent/lock", nil)
 	if err != nil {

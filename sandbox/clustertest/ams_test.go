@@ -460,7 +460,7 @@ func TestWaitAMSNodeWithoutBefore(t *testing.T) {
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	b.write("mine", own, time.Now())
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	w := cluster.AMSWait{Address: own, Poll: 20 * time.Millisecond}
 	_, err := c.WaitAMSNode(ctx, w)
@@ -520,7 +520,7 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 			if tt.then != nil {
 				tt.then(b)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 600*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
 			_, err = c.WaitAMSNode(ctx, cluster.AMSWait{
 				Address: own, Before: before, Poll: 20 * time.Millisecond, LocalAddresses: []string{"127.0.0.1", own, known},

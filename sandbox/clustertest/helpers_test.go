@@ -121,7 +121,7 @@ func fault(t *testing.T, s *mongod.Server, f mongod.Fault) {
 // eventually polls a condition; the limit is generous, the wait is not.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for !ok() {
 		select {
 		case <-deadline:

@@ -118,7 +118,7 @@ func (s *scaled) waits(n int) []alibaba.Action {
 
 func (s *scaled) gone(n int) Entry {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
 	e, err := s.cloud.WaitFor(ctx, func(e Entry) bool { return e.What == Gone && e.Instance == s.id(n) })
 	if err != nil {
@@ -393,7 +393,7 @@ func TestControl(t *testing.T) {
 	}
 	id := s.Instance().ID
 	do("POST", "/cloud/scale-in?instance="+id, "")
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := c.WaitFor(ctx, func(e Entry) bool { return e.What == State && e.Text == "Removing:Wait" }); err != nil {
 		t.Fatal(err)

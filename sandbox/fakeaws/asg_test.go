@@ -69,7 +69,7 @@ func state(t *testing.T, c *agent.AutoScaling) string {
 // until waits for a state in the books.
 func until(t *testing.T, asg *fakeaws.AutoScaling, state string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := asg.WaitFor(ctx, func(e fakeaws.Entry) bool { return e.What == fakeaws.State && e.Text == state }); err != nil {
 		t.Fatalf("waiting for %s: %v", state, err)

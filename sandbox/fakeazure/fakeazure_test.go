@@ -196,7 +196,7 @@ func pair(t *testing.T, o fakeazure.SetOptions) (set *fakeazure.Set, a, b *fakea
 
 func wait(t *testing.T, s *fakeazure.Set, what, vm string) fakeazure.Entry {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	e, err := s.WaitFor(ctx, func(e fakeazure.Entry) bool { return e.What == what && (vm == "" || e.VM == vm) })
 	if err != nil {
@@ -399,7 +399,7 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	s := start(t, fakeazure.Options{Unlimited: true})
 	get := func() (int, string, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		return try(ctx, http.MethodGet, s.Endpoint()+instancePath, "", "Metadata", "true")
 	}

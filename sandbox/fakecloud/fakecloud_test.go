@@ -18,7 +18,7 @@ func TestCloud(t *testing.T) {
 	for _, name := range Names() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			const lead = 2 * time.Second
 			c, err := Open(ctx, name, Options{Lead: lead, Limit: 20 * time.Second})
@@ -117,7 +117,7 @@ func TestOff(t *testing.T) {
 	for _, name := range Names() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			c, err := Open(ctx, name, Options{Lead: 20 * time.Second})
 			if err != nil {

@@ -39,7 +39,7 @@ type got struct {
 // get asks as a machine does.
 func get(t *testing.T, s *Server, path string, header ...string) (got, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint()+base+path, nil)
 	if err != nil {
@@ -251,7 +251,7 @@ func TestVanish(t *testing.T) {
 func TestStories(t *testing.T) {
 	wait := func(t *testing.T, s *Server, what string) Entry {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		e, err := s.WaitFor(ctx, func(e Entry) bool { return e.What == what })
 		if err != nil {

@@ -39,7 +39,7 @@ func insert(t *testing.T, uri string, doc any) error {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Disconnect(context.Background()) }()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	_, err = c.Database("d").Collection("c").InsertOne(ctx, doc)
 	return err

@@ -292,7 +292,7 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		_ = svc.Stop(ctx)
 	})

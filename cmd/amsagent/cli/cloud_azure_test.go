@@ -52,7 +52,7 @@ func TestCloudAzure(t *testing.T) {
 		c := newCloud(a)
 		c.begin(t.Context())
 		a.mu.Lock() // somebody waits for the metadata
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		ended := make(chan error)
 		go func() { ended <- c.Watch(ctx, func(lifecycle.Notice) {}) }()
 		select {

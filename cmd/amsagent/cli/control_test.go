@@ -250,7 +250,7 @@ func (c *command) ends(want int) {
 	c.t.Helper()
 	select {
 	case c.code = <-c.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		c.t.Fatalf("does not end; stderr:\n%s", c.stderr.String())
 	}
 	if c.code != want {
@@ -277,7 +277,7 @@ func (c *command) said(wants ...string) {
 
 func eventually(t *testing.T, ok func() bool, why func() string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for !ok() {
 		if !wait(ctx, 2*time.Millisecond) {

@@ -265,7 +265,7 @@ func TestPortTaken(t *testing.T) {
 	go func() { ended <- d.Run(ctx) }()
 	until := func(what string, done func(View) bool) {
 		t.Helper()
-		wait, stop := context.WithTimeout(ctx, 20*time.Second)
+		wait, stop := context.WithTimeout(ctx, time.Minute)
 		defer stop()
 		for !done(d.view.get()) {
 			if !pause(wait, time.Millisecond) {

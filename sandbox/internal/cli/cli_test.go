@@ -105,7 +105,7 @@ func ended(t *testing.T, cmd *exec.Cmd) int {
 	go func() { defer close(done); _ = cmd.Wait() }()
 	select {
 	case <-done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the process does not end")
 	}
 	return cmd.ProcessState.ExitCode()
@@ -113,7 +113,7 @@ func ended(t *testing.T, cmd *exec.Cmd) int {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
@@ -330,7 +330,7 @@ func TestServersDieWithTheirParent(t *testing.T) {
 	go func() { defer close(done); _, _ = io.Copy(io.Discard, r) }()
 	select {
 	case <-done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		b, _ := os.ReadFile(pidFile)
 		t.Errorf("the server outlives its parent: pid %s", b)
 	}
