@@ -241,7 +241,9 @@ func (l *leaver) prepare(ctx context.Context) error {
 	if err = l.read(); err != nil {
 		return err
 	}
-	if l.install, err = l.open(); err != nil {
+	if l.install, err = l.open(); err != nil && l.hindered() {
+		l.warn(IDInstall, ams.Hint(err), "%v; what the join wrote is given back without it", err)
+	} else if err != nil {
 		return l.refused(Finding{ID: IDInstall, Text: err.Error(), Hint: ams.Hint(err), Err: err})
 	}
 	if err := l.planFiles(); err != nil {
@@ -253,6 +255,16 @@ func (l *leaver) prepare(ctx context.Context) error {
 	l.identify(ctx)
 	l.connect(ctx)
 	return nil
+}
+
+// hindered reports whether the owner of the installation keeps a file that a join wrote
+// from being read. He can do that at any time, and must not keep the machine from
+// leaving.
+func (l *leaver) hindered() bool {
+	return l.record != nil && slices.ContainsFunc(l.record.Files, func(f *conf.FileRecord) bool {
+		_, err := l.store.ReadSettings(f.Path)
+		return files.Refused(err)
+	})
 }
 
 // read loads what the agent wrote down. A damaged file keeps nobody from leaving.
@@ -302,6 +314,9 @@ func (l *leaver) planFiles() error {
 		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: c.String()})
 	}
 	l.recordAlone = len(l.plan.Conflicts) == 0
+	if l.install == nil {
+		return nil
+	}
 	container := l.install.Container.Path
 	planned := l.plan.Planned(container)
 	if planned == nil {
@@ -540,7 +555,11 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	if l.req.Now && !l.req.DryRun || !l.reached || l.address == "" || len(l.seen) == 0 {
 		return nil
 	}
-	live, err := l.sessions(ctx, l.install, l.client, l.address)
+	var live sessions
+	err := errors.New("the installation cannot be read")
+	if l.install != nil {
+		live, err = l.sessions(ctx, l.install, l.client, l.address)
+	}
 	l.result.Live = live.live()
 	if n, refuse := sessionsFinding(live, err, "leave"); refuse && !l.req.Now {
 		return l.refused(n)

@@ -275,7 +275,8 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	failed := false
 	for _, err := range unjoin(err) {
 		id, hint := classifyFile(err)
-		if f.skipApps && files.Refused(err) && isApp(f.install, err) {
+		_, syntax := errors.AsType[*conf.SyntaxError](err)
+		if f.skipApps && (files.Refused(err) || syntax) && isApp(f.install, err) {
 			f.warn(id, hint, "%v; this application is left as it is", err)
 			continue
 		}
@@ -347,7 +348,7 @@ func classifyFile(err error) (id, hint string) {
 		return IDFileLink, "let root make the link, or give the file that it leads to the owner of the link; or remove it"
 	case errors.Is(err, files.ErrTooLarge):
 		return IDFileSize, "a settings file has some kilobytes: take this one from a backup, or remove the application"
-	case errors.Is(err, files.ErrNotRegular):
+	case errors.Is(err, files.ErrNotRegular), errors.Is(err, files.ErrHindered):
 		return IDFile, "put the file of the application in its place, or remove the application"
 	case errors.Is(err, fs.ErrPermission):
 		return IDFile, "run as root"

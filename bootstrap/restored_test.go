@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -84,6 +85,39 @@ func TestLeaveTellsOfEachFile(t *testing.T) {
 			}
 			if res.Exact != tt.exact {
 				t.Errorf("exact is %v", res.Exact)
+			}
+		})
+	}
+}
+
+// What the owner of the tree can do to one file at any time does not keep the machine
+// from leaving: all else is given back, and that file is named.
+func TestLeaveOfAHinderedTree(t *testing.T) {
+	for _, name := range []string{"conf/jee-container.xml", "conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
+		t.Run(name, func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			before := treeFiles(t, m)
+			joinOffline(t, m, testMongo, "10.0.1.7")
+			real := filepath.Join(m.Root, ams.DefaultDir, name)
+			if err := errors.Join(os.Remove(real), syscall.Mkfifo(real, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			res := leaveOffline(t, m)
+			said := false
+			for _, w := range res.Warnings {
+				said = said || w.ID == IDConflict && strings.Contains(w.Text, name)
+			}
+			if !said {
+				t.Errorf("warnings %v", res.Warnings)
+			}
+			if err := os.Remove(real); err != nil {
+				t.Fatal(err)
+			}
+			after := treeFiles(t, m)
+			for path, was := range before {
+				if !strings.HasSuffix(path, name) && after[path] != was {
+					t.Errorf("%s was not given back", path)
+				}
 			}
 		})
 	}

@@ -31,6 +31,8 @@ type Plan struct {
 	Torn []string
 	dirs []string
 	size int // of all files that were read
+	// polls is how often the plan has waited for files that were being written.
+	polls int
 }
 
 // PlannedFile is one file of a plan.
@@ -82,11 +84,11 @@ const (
 // since, and leaving is the way out.
 const maxUndo = 64 << 20
 
-// readWhole reads a file for a plan, waiting a second for one that is just being
-// written. limit bounds the plan's files together. A file that stays half written, or
+// readWhole reads a file for a plan, waiting for one that is just being written, a
+// second for all files of the plan together. limit bounds the plan's files together. A file that stays half written, or
 // empty, is an error where rec does not know what it was; otherwise half tells so.
 func (p *Plan) readWhole(path string, kind Kind, rec *FileRecord, limit int) (f File, half bool, err error) {
-	f, half, err = p.store.readSettled(path, kind, rec)
+	f, half, err = p.readSettled(path, kind, rec)
 	if err != nil {
 		return File{}, false, err
 	}
@@ -96,16 +98,20 @@ func (p *Plan) readWhole(path string, kind Kind, rec *FileRecord, limit int) (f 
 	return f, half, nil
 }
 
-func (s *Store) readSettled(path string, kind Kind, rec *FileRecord) (f File, half bool, err error) {
-	read := s.ReadSettings
+func (p *Plan) readSettled(path string, kind Kind, rec *FileRecord) (f File, half bool, err error) {
+	read := p.store.ReadSettings
 	if kind == KindHosts {
-		read = s.Read
+		read = p.store.Read
 	}
-	for range emptyPolls {
+	for {
 		f, err = read(path)
 		if err != nil || kind != KindProperties || !f.Exists() || len(f.Bytes) > 0 && !torn(rec, f.Bytes) {
 			return f, false, err
 		}
+		if p.polls == emptyPolls {
+			break
+		}
+		p.polls++
 		<-time.After(emptyPoll) // a second in all: no context is worth its way through every edit
 	}
 	switch {
@@ -232,7 +238,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		}
 		p.files = append(p.files, f)
 		p.Conflicts = append(p.Conflicts, u.Conflicts...)
-		if len(u.Conflicts) > 0 && now.Exists() && rec.Kind == KindWhole {
+		if u.Keep && now.Exists() {
 			if err := p.keep(now); err != nil {
 				return nil, err
 			}

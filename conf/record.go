@@ -87,7 +87,9 @@ type Undone struct {
 	// Remove says that the file was not there before us.
 	Remove bool
 	// Exact says that Bytes are the very bytes the first commit found.
-	Exact     bool
+	Exact bool
+	// Keep says that Bytes lose edits of others: the file as it is is to be kept.
+	Keep      bool
 	Conflicts []Conflict
 }
 
@@ -121,13 +123,17 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 	case f.Existed && bytes.Equal(current, f.Original):
 		return Undone{Bytes: f.Original, Exact: true}, nil
 	case !f.Existed:
-		return Undone{Bytes: current, Remove: true, Conflicts: []Conflict{{
+		return Undone{Bytes: current, Remove: true, Keep: true, Conflicts: []Conflict{{
 			Path: f.Path, Msg: "was edited since we made it; it is removed, the edited file is kept beside it as " + savedName(f.Path),
 		}}}, nil
 	}
+	var syntax *SyntaxError
 	switch f.Kind {
 	case KindProperties:
-		return f.undoProperties(current)
+		if u, err := f.undoProperties(current); !errors.As(err, &syntax) {
+			return u, err
+		}
+		// By its lines, then.
 	case KindContainer:
 		return f.undoContainer(current, written)
 	}
@@ -137,7 +143,7 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 	if f.Kind == KindHosts {
 		return Undone{Bytes: dropMarkedHost(current)}, nil
 	}
-	return Undone{Bytes: f.Original, Conflicts: []Conflict{{
+	return Undone{Bytes: f.Original, Keep: true, Conflicts: []Conflict{{
 		Path: f.Path, Msg: "the lines we wrote were edited since; the former file is put back, the edited one is kept beside it as " + savedName(f.Path),
 	}}}, nil
 }

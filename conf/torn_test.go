@@ -5,8 +5,10 @@ package conf
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,6 +102,104 @@ func TestTornUnknown(t *testing.T) {
 		if !errors.Is(err, want) {
 			t.Errorf("%q: %v, want %v", text, err, want)
 		}
+	}
+}
+
+// One second is waited for all files of a plan that are being written, however many
+// their owner emptied.
+func TestTornIsWaitedForOnce(t *testing.T) {
+	s := newTree(t)
+	reads, all := 0, []int(nil)
+	s.hook = func(call, name string) error {
+		if call == "openat" && strings.HasSuffix(name, ".properties") {
+			reads++
+		}
+		return nil
+	}
+	plan := s.NewPlan(nil)
+	for _, path := range propertyPaths {
+		f, err := s.Read(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(s.Root, f.Target), nil, f.Mode); err != nil {
+			t.Fatal(err)
+		}
+		reads = 0
+		err = plan.Edit(Target{Path: path, Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
+		if !errors.Is(err, ErrEmpty) {
+			t.Errorf("%s: %v", path, err)
+		}
+		all = append(all, reads)
+	}
+	if len(all) < 2 || all[0] < emptyPolls || slices.Max(all[1:]) > all[0]/10 {
+		t.Errorf("calls for each file: %v; want the first alone to be waited for", all)
+	}
+}
+
+// A file that Java itself refuses is given back by its lines, or put back whole and kept
+// beside.
+func TestUndoOfMalformed(t *testing.T) {
+	for name, edit := range map[string]func(string) string{
+		"a line of it":    func(s string) string { return "x=\\uZZZZ\n" + s },
+		"one of our keys": func(s string) string { return strings.Replace(s, "db.host=", "db.host=\\uZZZZ", 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTree(t)
+			path := propertyPaths[1]
+			real := filepath.Join(s.Root, path)
+			original, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			plan := s.NewPlan(nil)
+			err = plan.Edit(Target{Path: path, Kind: KindProperties}, func(src []byte) ([]Span, error) {
+				p, err := ParseProperties(src)
+				if err != nil {
+					return nil, err
+				}
+				p.Set("db.host", "secret", nil)
+				return p.Spans(), nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := plan.Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			edited := edit(string(b))
+			if err := os.WriteFile(real, []byte(edited), 0o640); err != nil {
+				t.Fatal(err)
+			}
+			record, err := s.Record()
+			if err != nil {
+				t.Fatal(err)
+			}
+			undo, err := s.PlanUndo(record)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := undo.CommitUndo("leave"); err != nil {
+				t.Fatal(err)
+			}
+			want := string(original)
+			kept, err := os.ReadFile(real + ".amsagent-saved")
+			if name == "a line of it" {
+				want = edit(want)
+				if !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("kept %q, %v", kept, err)
+				}
+			} else if string(kept) != edited {
+				t.Errorf("kept %q, %v", kept, err)
+			}
+			if now, err := os.ReadFile(real); err != nil || string(now) != want {
+				t.Errorf("%v, got\n%s\nwant\n%s", err, now, want)
+			}
+		})
 	}
 }
 

@@ -204,6 +204,30 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// TestHindered: what the kernel says because of what the owner of a folder did there.
+func TestHindered(t *testing.T) {
+	r := newRoot(t)
+	put(t, r, tree+"/webapps/file", "", hostile, 0o644)
+	symlink(t, r, "circle", tree+"/webapps/circle", hostile)
+	put(t, r, "/etc/file", "", 0, 0o644)
+	symlink(t, r, "circle", "/etc/circle", 0)
+	for path, refused := range map[string]bool{
+		tree + "/webapps/file/settings":                      true,
+		tree + "/webapps/circle":                             true,
+		tree + "/webapps/circle/settings":                    true,
+		tree + "/webapps/" + strings.Repeat("x", 256):        true,
+		tree + "/webapps/" + strings.Repeat("x", 256) + "/y": true,
+		tree + "/webapps/missing/settings":                   false,
+		"/etc/file/settings":                                 false,
+		"/etc/circle":                                        false,
+	} {
+		_, _, err := r.Read(path, 100)
+		if err == nil || Refused(err) != refused {
+			t.Errorf("%s: %v, refused: %t, want %t", path, err, Refused(err), refused)
+		}
+	}
+}
+
 // TestCreate: a file gets the owner it is to have and never a right to run as
 // somebody.
 func TestCreate(t *testing.T) {

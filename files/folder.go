@@ -158,7 +158,7 @@ func (d *Folder) Open(name string) (*os.File, Info, error) {
 	case errors.Is(err, unix.ENXIO):
 		return nil, Info{}, fmt.Errorf("%s is %w (a socket or a device)", path, ErrNotRegular)
 	case err != nil:
-		return nil, Info{}, pathError("open", path, err)
+		return nil, Info{}, d.hindered(pathError("open", path, err))
 	}
 	info, err := statFD(fd, path)
 	switch {

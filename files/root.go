@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,12 +23,26 @@ var (
 	ErrNotRegular = errors.New("not a regular file")
 	// ErrTooLarge says that a file is larger than what is read of it.
 	ErrTooLarge = errors.New("too large")
+	// ErrHindered says that the owner of a folder, who is not root, may have brought
+	// about what the kernel says.
+	ErrHindered = errors.New("hindered by the owner of the folder")
 )
 
 // Refused reports whether an error is one of those: a file that another user can
 // make so at any time, and which must not stand in the way of the other files.
 func Refused(err error) bool {
-	return errors.Is(err, ErrLink) || errors.Is(err, ErrNotRegular) || errors.Is(err, ErrTooLarge)
+	return errors.Is(err, ErrLink) || errors.Is(err, ErrNotRegular) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrHindered)
+}
+
+// hindered marks an error that the owner of a folder brings about at will: by a file in
+// the place of a folder, links in a circle, a lease on a file, a file system of his own.
+func (d *Folder) hindered(err error) error {
+	if trusted(d.info.UID) || !slices.ContainsFunc([]unix.Errno{
+		unix.ENOTDIR, unix.ELOOP, unix.EAGAIN, unix.EACCES, unix.EPERM, unix.ENXIO, unix.ENODEV, unix.ENAMETOOLONG,
+	}, func(e unix.Errno) bool { return errors.Is(err, e) }) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrHindered, err)
 }
 
 // maxLinks is how many links one path may lead through, as in the kernel.
@@ -307,7 +322,7 @@ func (w *walker) walk(how follow) (*Place, error) {
 		case errors.Is(err, unix.ENOENT):
 			return w.missing(s.name)
 		case err != nil:
-			return nil, err
+			return nil, w.top().hindered(err)
 		case info.Mode.Type() == fs.ModeSymlink && !(last && how == followDirs):
 			err := w.link(s.name, fd, info, how)
 			_ = unix.Close(fd)
@@ -319,7 +334,7 @@ func (w *walker) walk(how follow) (*Place, error) {
 			return w.end(s.name, info)
 		case !info.Mode.IsDir():
 			_ = unix.Close(fd)
-			return nil, &fs.PathError{Op: "open", Path: filepath.Join(w.top().path, s.name), Err: unix.ENOTDIR}
+			return nil, w.top().hindered(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, s.name), Err: unix.ENOTDIR})
 		default:
 			w.stack = append(w.stack, &Folder{root: w.root, fd: fd, path: filepath.Join(w.top().path, s.name), info: info})
 		}
@@ -398,7 +413,7 @@ func (w *walker) link(name string, fd int, info Info, how follow) error {
 	}
 	to := string(buf[:n])
 	if w.links++; w.links > maxLinks {
-		return &fs.PathError{Op: "open", Path: path, Err: unix.ELOOP}
+		return w.top().hindered(&fs.PathError{Op: "open", Path: path, Err: unix.ELOOP})
 	}
 	if how == followNone {
 		return fmt.Errorf("%s: %w: there was none before", path, ErrLink)
