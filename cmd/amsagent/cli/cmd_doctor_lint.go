@@ -4,9 +4,7 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -41,6 +39,9 @@ func runLint(opts doctorOptions, g *globals) error {
 		var layers []string
 		if err == nil {
 			src, layers, err = lint.Open(src)
+		}
+		if err != nil && g.waiting().Err() != nil {
+			return &userError{Msg: "cannot look at " + name, Cause: err, State: untouchedState}
 		}
 		if err != nil {
 			return &userError{
@@ -88,10 +89,7 @@ func (g *globals) readUserData(name string) ([]byte, error) {
 		b, _, err := readSmallFile(g.waiting(), path)
 		return b, err
 	}
-	if g.env.IsTerminal(g.env.Stdin) {
-		return nil, errors.New("standard input is a terminal")
-	}
-	b, err := io.ReadAll(io.LimitReader(g.env.Stdin, maxUserData+1))
+	b, err := g.readStdin(g.waiting(), maxUserData, g.stdinTime())
 	if err == nil && len(b) > maxUserData {
 		err = fmt.Errorf("more than %d KiB", maxUserData>>10)
 	}

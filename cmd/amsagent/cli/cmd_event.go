@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -143,35 +142,20 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 		}
 		return b, nil
 	}
-	if g.env.IsTerminal(g.env.Stdin) {
+	b, err := g.readStdin(ctx, lifecycle.MaxEvent, patience)
+	switch {
+	case errors.Is(err, errTerminal):
 		return nil, usageError(how, "the event is missing: standard input is a terminal")
-	}
-	type read struct {
-		b   []byte
-		err error
-	}
-	// Whoever reads cannot be stopped, and ends with the process.
-	done := make(chan read, 1)
-	go func() {
-		b, err := io.ReadAll(io.LimitReader(g.env.Stdin, lifecycle.MaxEvent+1))
-		done <- read{b, err}
-	}()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return nil, &userError{Msg: "waiting for the event", Cause: context.Cause(ctx), State: untouchedState}
-	case <-timer.C:
+	case errors.Is(err, errOpenInput):
 		return nil, usageError(how, "the event is missing: standard input is open and said nothing for %s", rounded(patience))
-	case r := <-done:
-		if r.err != nil {
-			return nil, &userError{Msg: "cannot read the event from standard input", Cause: r.err, Exit: exitUsage, Hints: how}
-		}
-		if len(strings.TrimSpace(string(r.b))) == 0 {
-			return nil, usageError(how, "the event is missing: standard input is empty")
-		}
-		return r.b, nil
+	case err != nil && ctx.Err() != nil:
+		return nil, &userError{Msg: "waiting for the event", Cause: err, State: untouchedState}
+	case err != nil:
+		return nil, &userError{Msg: "cannot read the event from standard input", Cause: err, Exit: exitUsage, Hints: how}
+	case len(strings.TrimSpace(string(b))) == 0:
+		return nil, usageError(how, "the event is missing: standard input is empty")
 	}
+	return b, nil
 }
 
 // instanceID is who this machine is: what was given, else what the daemon found out, else what the cloud says.

@@ -4,16 +4,13 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -150,9 +147,6 @@ func (g *globals) warnOwner(path string, info fs.FileInfo) {
 // pipePath is standard input in the place of a file: a pipe from a cloud's vault shows the password to nobody.
 const pipePath = "-"
 
-// pipeTime bounds the waiting for it. Nobody types there, and a boot must not hang on a pipe that nobody closes.
-const pipeTime = 30 * time.Second
-
 // mongoStdin reads the address from standard input, once: whoever asks again gets the same.
 func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 	fail := func(err error) (mongoSource, error) {
@@ -162,29 +156,17 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))
 	}
 	if g.piped == nil {
-		if g.env.IsTerminal(g.env.Stdin) {
+		limit := g.stdinTime()
+		b, err := g.readStdin(g.waiting(), maxSmallFile, limit)
+		switch {
+		case errors.Is(err, errTerminal):
 			return fail(errors.New("it is a terminal"))
-		}
-		read := make(chan *piped, 1)
-		go func() {
-			b, err := io.ReadAll(io.LimitReader(g.env.Stdin, maxSmallFile+1))
-			read <- &piped{b, err}
-		}()
-		limit := pipeTime
-		if t := g.settings.Timeout; t > 0 {
-			limit = min(limit, t)
-		}
-		timer := time.NewTimer(limit)
-		defer timer.Stop()
-		select {
-		case g.piped = <-read:
-		case <-g.waiting().Done():
-			return mongoSource{}, &userError{
-				Msg: "waiting for the MongoDB address on standard input", Cause: context.Cause(g.waiting()), State: untouchedState,
-			}
-		case <-timer.C:
+		case errors.Is(err, errOpenInput):
 			return fail(fmt.Errorf("it was not closed within %s", limit))
+		case err != nil && g.waiting().Err() != nil:
+			return mongoSource{}, &userError{Msg: "waiting for the MongoDB address on standard input", Cause: err, State: untouchedState}
 		}
+		g.piped = &piped{b, err}
 	}
 	text := strings.TrimSpace(string(g.piped.text))
 	switch {

@@ -31,13 +31,17 @@ func TestMongoStdinWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stdin := open{make(chan struct{})}
 		defer close(stdin.end)
+		command := func(g *globals) error {
+			_, err := g.mongoStdin(origin{Layer: layerFlag, Name: "--mongo"})
+			return err
+		}
 		source := func(ctx context.Context, timeout time.Duration) (time.Duration, error) {
 			e := &testEnv{stdin: stdin}
 			g := newGlobals(e.env().withDefaults())
 			g.setForm("text", "never", 0)
 			g.ctx, g.settings.Timeout = ctx, timeout
 			begin := time.Now()
-			_, err := g.mongoStdin(origin{Layer: layerFlag, Name: "--mongo"})
+			err := command(g)
 			return time.Since(begin), err
 		}
 		if took, err := source(t.Context(), 3*time.Second); took != 3*time.Second || err == nil || !strings.Contains(err.Error(), "within 3s") {
@@ -51,6 +55,15 @@ func TestMongoStdinWaits(t *testing.T) {
 		var sig *interruptedError
 		if took, err := source(ctx, time.Hour); took != time.Second || !errors.As(err, &sig) {
 			t.Errorf("with a signal: after %s: %v", took, err)
+		}
+		command = func(g *globals) error { return runLint(doctorOptions{userData: []string{"-"}}, g) }
+		if took, err := source(t.Context(), 3*time.Second); took != 3*time.Second || !errors.Is(err, errOpenInput) {
+			t.Errorf("user data, --timeout 3s: after %s: %v", took, err)
+		}
+		ctx, cancel = context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Second, func() { cancel(&interruptedError{syscall.SIGTERM}) })
+		if took, err := source(ctx, time.Hour); took != time.Second || !errors.As(err, &sig) {
+			t.Errorf("user data, with a signal: after %s: %v", took, err)
 		}
 	})
 }

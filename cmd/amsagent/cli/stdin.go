@@ -1,0 +1,58 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+)
+
+// How a standard input is of no use.
+var (
+	errTerminal = errors.New("standard input is a terminal")
+	// errOpenInput: whoever is to write keeps it open.
+	errOpenInput = errors.New("standard input was not closed in time")
+)
+
+// readStdin reads standard input to its end, but no more than one byte beyond limit, and
+// waits until ctx ends or for patience: no command hangs on a pipe that nobody closes. It
+// fails with errTerminal, errOpenInput, the cause of ctx's end, or with what reading says.
+func (g *globals) readStdin(ctx context.Context, limit int, patience time.Duration) ([]byte, error) {
+	if g.env.IsTerminal(g.env.Stdin) {
+		return nil, errTerminal
+	}
+	type read struct {
+		b   []byte
+		err error
+	}
+	done := make(chan read, 1)
+	go func() { // a read cannot be stopped: it ends with the process
+		b, err := io.ReadAll(io.LimitReader(g.env.Stdin, int64(limit)+1))
+		done <- read{b, err}
+	}()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case r := <-done:
+		return r.b, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-timer.C:
+		return nil, errOpenInput
+	}
+}
+
+// pipeTime bounds the waiting for standard input. Nobody types there, and a boot must not
+// hang on a pipe that nobody closes.
+const pipeTime = 30 * time.Second
+
+// stdinTime is how long standard input is waited for: pipeTime, or --timeout where that is less.
+func (g *globals) stdinTime() time.Duration {
+	if t := g.settings.Timeout; t > 0 {
+		return min(pipeTime, t)
+	}
+	return pipeTime
+}
