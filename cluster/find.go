@@ -5,6 +5,8 @@ package cluster
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
@@ -14,8 +16,16 @@ import (
 // 16 MB besides.
 const findBatch = 1000
 
+// maxFound bounds what is read of one collection: some 50 MB of what can be read of
+// it. A cluster has some thousand nodes at most, and a node some thousand streams.
+const maxFound = 100_000
+
+// ErrTooMany says that a collection has more documents than are read: some program fills
+// it. Part of them would be a wrong answer.
+var ErrTooMany = errors.New("too many documents")
+
 // find reads all documents that match, each by itself, so that the memory it takes is
-// that of one answer and of what read returns.
+// that of one answer and of what read returns. It fails with [ErrTooMany] beyond maxFound.
 //
 // The command is sent as such because the driver's own find has no maxTimeMS: what
 // the client gives up would go on in the server.
@@ -42,6 +52,9 @@ func find[T any](
 			_ = cur.Close(bound) // the server forgets it, too
 		}()
 		for cur.Next(ctx) {
+			if len(found) == maxFound {
+				return fmt.Errorf("%s.%s: %w, more than %d match", coll.Database().Name(), coll.Name(), ErrTooMany, maxFound)
+			}
 			found = append(found, read(cur.Current))
 		}
 		return cur.Err()

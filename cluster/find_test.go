@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -177,5 +178,31 @@ func TestRefusalWithoutItsCommand(t *testing.T) {
 	}
 	if long := message(strings.Repeat("ä", 5000)); len(long) > maxMessage+3 || !utf8.ValidString(long) {
 		t.Errorf("a message of %d bytes", len(long))
+	}
+}
+
+// A collection that some program fills takes no more memory than is told, and part of it is
+// no answer.
+func TestTooMany(t *testing.T) {
+	t.Parallel()
+	batch := bson.A{}
+	for range findBatch {
+		batch = append(batch, bson.D{{Key: "_id", Value: "x"}})
+	}
+	s := startFake(t, nil)
+	s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+		key := map[string]string{"find": "firstBatch", "getMore": "nextBatch"}[name]
+		if key == "" {
+			return okReply(), nil
+		}
+		return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: int64(7)}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: batch}}}), nil
+	}
+	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: time.Minute})
+	got, err := c.AMSNodes(t.Context())
+	if !errors.Is(err, ErrTooMany) || len(got) > 0 || !strings.Contains(err.Error(), "clusterdb.clusternode") {
+		t.Errorf("%d documents, %v", len(got), err)
+	}
+	if asked, more := len(s.sent("find")), len(s.sent("getMore")); asked != 1 || more > maxFound/findBatch {
+		t.Errorf("find was asked %d times, more %d times", asked, more)
 	}
 }
