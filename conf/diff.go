@@ -77,7 +77,7 @@ func (p *Properties) redacted(before *Properties) []byte {
 	for _, e := range p.entries {
 		comments(e.start)
 		at = e.next
-		masked := maskURIs(e.value)
+		masked := maskURIs(mask.Replace(e.value, mask.Assignments(e.value), Mask))
 		if mask.Value(e.key, e.value) {
 			masked = Mask
 		}
@@ -103,7 +103,7 @@ func maskedAs(key, value string) string {
 	if mask.Value(key, value) {
 		return Mask
 	}
-	return maskURIs(value)
+	return maskURIs(mask.Replace(value, mask.Assignments(value), Mask))
 }
 
 // maskURIs masks the password of every user:password@host it meets. A scheme is

@@ -668,6 +668,7 @@ func TestDiffShowsNoSecret(t *testing.T) {
 	for _, line := range []string{
 		"rtmps.keystorepass=%s", "jmx.keystorepass=%s", "server_key_pass=%s", "db.pwd=%s", "apiKey=%s", "srt.passphrase: %s",
 		"privateKey=%s", "jwtKey=%s", "#clusterdb.password=%s", "# mongodb://u:%s@h/", "! db.password %s", "s3.accessKey=a\\\n  %s",
+		"clusterCommunicationKey=%s", `settings.note={"private_key"\: "%s", "x"\:1}`,
 	} {
 		line = fmt.Sprintf(line, secret)
 		before := "a=1\n" + line + "\nb=2\n"

@@ -17,6 +17,8 @@ func anywhere() []string {
 	return []string{
 		"password", "passwd", "passphrase", "passcode", "secret", "token", "credential",
 		"accesskey", "apikey", "privatekey", "jwtkey", "signingkey", "encryptionkey", "licensekey", "licencekey",
+		// AMS's own: clusterCommunicationKey, firebaseAccountKeyJSON.
+		"communicationkey", "accountkey",
 	}
 }
 
@@ -80,10 +82,10 @@ func shown(value string) bool {
 // Value reports whether the value of the setting is to be masked.
 func Value(name, value string) bool { return Name(name) && !shown(value) }
 
-// Assignments finds the values of secrets in the words of a program: name=value, "name": "value". A value ends at a
-// blank, a quote, or, in a URI, at the next option.
+// Assignments finds the values of secrets in the words of a program: name=value, "name": "value", and private keys as
+// PEM has them. A value ends at a blank, a quote, or, in a URI, at the next option.
 func Assignments(text string) []Span {
-	var found []Span
+	found := privateKeys(text)
 	for i := 0; i < len(text); i++ {
 		var s Span
 		var ok bool
@@ -98,7 +100,31 @@ func Assignments(text string) []Span {
 			i = max(i, s.To-1)
 		}
 	}
-	return found
+	return merge(found)
+}
+
+// privateKeys finds what stands between the two lines of PEM, however these are escaped.
+func privateKeys(text string) []Span {
+	const begin, end, line = "-----BEGIN ", "-----END ", "PRIVATE KEY-----"
+	var found []Span
+	for at := 0; ; {
+		n := strings.Index(text[at:], line)
+		if n < 0 {
+			return found
+		}
+		from := at + n + len(line)
+		head := strings.LastIndex(text[at:from], begin)
+		to := len(text)
+		if m := strings.Index(text[from:], end); m >= 0 {
+			to = from + m
+		}
+		if head >= 0 {
+			found = append(found, Span{from, to})
+		}
+		if at = to + len(end); at >= len(text) {
+			return found
+		}
+	}
 }
 
 // assignment is name=value with the sign at text[at].

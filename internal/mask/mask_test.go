@@ -15,7 +15,7 @@ func TestName(t *testing.T) {
 		"pass", "passwd", "pwd", "password", "passphrase", "secret", "token", "apikey", "api_key", "apiKey", "api-key",
 		"privateKey", "private_key", "jwtKey", "jwt.key", "key_pass", "accesskey", "settings.s3AccessKey", "credential",
 		"rtmps.keystorepass", "jmx.keystorepass", "clusterdb.password", "dbPwd", "DB_PASSWORD", "tlsCertificateKeyFilePassword",
-		"license_key", "server.jwtServerSecretKey", "p:password",
+		"license_key", "server.jwtServerSecretKey", "p:password", "clusterCommunicationKey", "settings.firebaseAccountKeyJSON",
 	} {
 		if !mask.Name(name) {
 			t.Errorf("%s is not masked", name)
@@ -62,6 +62,10 @@ func TestShown(t *testing.T) {
 		{"quoted", `credential="hunter2 x" y`, `credential="***" y`, mask.Assignments},
 		{"json", `{"accessKey" : "hunter2", "port": "1"}`, `{"accessKey" : "***", "port": "1"}`, mask.Assignments},
 		{"option of a URI", "mongodb://h/?tlsCertificateKeyFilePassword=hunter2&w=1", "mongodb://h/?tlsCertificateKeyFilePassword=***&w=1", mask.Assignments},
+		{"PEM", "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----\nx", "-----BEGIN RSA PRIVATE KEY-----***\n\n-----END RSA PRIVATE KEY-----\nx", mask.Lines},
+		{"PEM in JSON", `{"a":"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"}`, `{"a":"-----BEGIN PRIVATE KEY-----***-----END PRIVATE KEY-----\n"}`, mask.Assignments},
+		{"PEM, cut off", "<x>-----BEGIN PRIVATE KEY-----hunter2", "<x>-----BEGIN PRIVATE KEY-----***", mask.XML},
+		{"a certificate", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----", mask.Lines},
 	} {
 		got := mask.Replace(tt.text, tt.find(tt.text), "***")
 		if got != tt.want || strings.Contains(got, hidden) {

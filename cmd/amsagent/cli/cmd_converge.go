@@ -128,7 +128,7 @@ func runBeforeStart(ctx context.Context, g *globals) error {
 	if line == "" {
 		return nil
 	}
-	line = g.redact("amsagent: " + line)
+	line = g.redact("amsagent: " + printable(line))
 	if g.settings.Root == "" && g.env.getenv("INVOCATION_ID") != "" && g.env.Journal(ams.DefaultUnit, line) == nil {
 		return nil // the unit's output may go elsewhere
 	}

@@ -100,7 +100,7 @@ func runSupport(ctx context.Context, g *globals) error {
 		g.log().Info("asking", "command", p.Command)
 		begin := g.env.Now()
 		exit, said := run()
-		p.Exit, p.Took, p.Text = exit, g.env.Now().Sub(begin), g.redact(lastOf(said, supportRoom))
+		p.Exit, p.Took, p.Text = exit, g.env.Now().Sub(begin), g.redact(strings.ReplaceAll(string(safeOutput([]byte(lastOf(said, supportRoom)))), "\x1b", `\u001b`))
 		data.Parts = append(data.Parts, p)
 		return nil
 	}
