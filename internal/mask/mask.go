@@ -152,6 +152,7 @@ func assignment(text string, at int) (Span, bool) {
 // member is "name": "value" with the colon at text[at].
 func member(text string, at int) (Span, bool) {
 	before := strings.TrimRight(text[:at], " \t")
+	before = strings.TrimSuffix(before, `\`) // as Java writes it
 	if !strings.HasSuffix(before, `"`) {
 		return Span{}, false
 	}

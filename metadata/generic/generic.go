@@ -20,6 +20,9 @@ import (
 // Name of this provider.
 const Name = "generic"
 
+// IDPrefix begins an id that is derived from the machine's own, as no person would name it.
+const IDPrefix = "m-"
+
 // recordFile is what a recording of this provider holds.
 const recordFile = "cloud-init.json"
 
@@ -190,7 +193,7 @@ func (p *Provider) cloudInit(ctx context.Context) (CloudInit, error) {
 func Identify(root, hostname string) (id, source string, err error) {
 	id, err = MachineID(root)
 	if err == nil {
-		return "m-" + id, "derived from the machine id", nil
+		return IDPrefix + id, "derived from the machine id", nil
 	}
 	if usableHostname(hostname) {
 		return "host-" + hostname, "host name, since there is no machine id", nil

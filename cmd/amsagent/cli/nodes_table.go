@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/generic"
 )
 
 // nodeView is one machine of the cluster as `nodes` shows it.
@@ -302,6 +303,8 @@ func versionText(v nodeView) string {
 type nodeColumn struct {
 	title string
 	text  func(nodeView) string
+	// brief, if not nil, is what a narrow terminal shows in the place of text.
+	brief func(nodeView) string
 	// percent makes it a column with a bar.
 	percent func(nodeView) *int
 	right   bool
@@ -338,12 +341,11 @@ func nodeColumns() []nodeColumn {
 	score := load("SCORE", nodeView.score)
 	score.spare = true
 	return []nodeColumn{
-		{title: "NODE", text: func(v nodeView) string {
-			if v.Node == nil {
-				return "(no agent)"
-			}
-			return dash(printable(v.Node.ID))
-		}},
+		{
+			title: "NODE",
+			text:  func(v nodeView) string { return nodeText(v.Node, withHost) },
+			brief: func(v nodeView) string { return nodeText(v.Node, func(host, _ string) string { return host }) },
+		},
 		{title: "ROLE", text: of(func(n *cluster.Node) string { return n.Role }), spare: true, most: 12},
 		{title: "GROUP", text: of(func(n *cluster.Node) string { return n.Group }), spare: true, most: 24},
 		{title: "ZONE", text: of(func(n *cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
@@ -369,6 +371,19 @@ func nodeColumns() []nodeColumn {
 		{title: "VERSION", text: func(v nodeView) string { return printable(versionText(v)) }, spare: true},
 	}
 }
+
+// nodeText is how people call a node: by its id; where that is made of the machine's id, both says it with its host name.
+func nodeText(n *cluster.Node, both func(host, id string) string) string {
+	switch {
+	case n == nil:
+		return "(no agent)"
+	case n.Hostname != "" && strings.HasPrefix(n.ID, generic.IDPrefix):
+		return both(printable(n.Hostname), printable(n.ID))
+	}
+	return dash(printable(n.ID))
+}
+
+func withHost(host, id string) string { return host + " (" + id + ")" }
 
 func dash(s string) string {
 	if s == "" {
@@ -419,9 +434,15 @@ func (t tableStyle) more() string {
 	return "..."
 }
 
-// narrower is what a narrow terminal does without, in this order: columns, and eighths of the bars.
+// brief is the step that shows each column as short as it can be.
+const brief = "brief"
+
+// narrower is what a narrow terminal does without, in this order: columns, eighths of the bars, and long names. Which node
+// it is stays to the end.
 func narrower() []string {
-	return []string{"VERSION", "ZONE", "bar 5", "SCORE", "GROUP", "bar 0", "NODE", "GPU", "MEM", "ROLE", "PUB/VIEW", "AMS", "AGENT", "CPU", "STATE"}
+	return []string{
+		"VERSION", "ZONE", "bar 5", "SCORE", "GROUP", "bar 0", brief, "GPU", "MEM", "AMS", "AGENT", "ROLE", "CPU", "PUB/VIEW", "STATE", "ADDRESS", "NODE",
+	}
 }
 
 const (
@@ -466,6 +487,14 @@ func nodeTable(members []nodeView, t tableStyle) []string {
 	for _, step := range narrower() {
 		if t.width == 0 || total() <= t.width {
 			break
+		}
+		if step == brief {
+			for i, c := range columns {
+				if c.brief != nil {
+					columns[i].text = c.brief
+				}
+			}
+			continue
 		}
 		if eighths, ok := strings.CutPrefix(step, "bar "); ok {
 			barWidth = int(eighths[0] - '0')

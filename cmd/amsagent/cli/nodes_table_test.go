@@ -316,3 +316,15 @@ func TestNodesJSON(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// Outside a cloud a node's id is no name; a narrow terminal shows the host name alone, and never loses it.
+func TestNodesByHostName(t *testing.T) {
+	const id = "m-bce15aa9449b48d5a7ee27d83cc6dd98"
+	members := []nodeView{aNode(1, func(v *nodeView) { v.Node.ID, v.Node.Hostname = id, "edge-7\x1b[2J" }), aNode(2, func(v *nodeView) { v.Node.Hostname = "ip-10-0-0-2" })}
+	for width, want := range map[int]string{0: `edge-7\u001b[2J (` + id + ")", 200: `edge-7\u001b[2J (` + id + ")", 80: `edge-7\u001b[2J  `, 40: `edge-7\u001b[2J  `} {
+		lines := nodeTable(members, tableStyle{width: width, utf8: true})
+		if !strings.HasPrefix(lines[1], want) || !strings.HasPrefix(lines[2], "i-") {
+			t.Errorf("%d columns:\n%s", width, strings.Join(lines, "\n"))
+		}
+	}
+}
