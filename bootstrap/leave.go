@@ -39,6 +39,9 @@ type LeaveResult struct {
 	Outcome   Outcome      `json:"outcome"`
 	Files     []FileResult `json:"files"`
 	Restarted bool         `json:"restarted"`
+	// Stopped tells that AMS does not run now, as after a drain: a leave starts no
+	// server that did not run.
+	Stopped bool `json:"stopped"`
 	// RestartNeeded tells, of a dry run, that AMS would be restarted.
 	RestartNeeded bool `json:"restart_needed"`
 	// Live is who would be cut by that restart; nil where nobody is known.
@@ -127,6 +130,9 @@ func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
 	}
 	err := l.run(ctx)
 	closeClient(ctx, l.client)
+	if st, serr := l.Service.State(ctx); serr == nil && !l.req.Offline {
+		l.result.Stopped = st.Dead()
+	}
 	l.result.Warnings = append(l.result.Warnings, l.conflicts...)
 	// With an error, too: the warnings often say why.
 	return l.result, err

@@ -55,12 +55,18 @@ resume() {
 	fi
 }
 
+# welcome says what comes next, but for a node that gets its agent back.
+welcome() {
+	[ -e "$root/var/lib/amsagent/state.json" ] || echo "amsagent: next: amsagent doctor, and: amsagent join --mongo ADDRESS"
+}
+
 case ${1:-} in
 configure)
 	reload
 	if [ -z "${2:-}" ]; then
 		enable_units
 		reload
+		welcome
 	elif live; then
 		service try-restart "$daemon"
 	fi
@@ -77,6 +83,7 @@ abort-upgrade | abort-deconfigure)
 	reload
 	enable_units
 	reload
+	welcome
 	resume
 	;;
 [2-9] | [1-9][0-9]*)

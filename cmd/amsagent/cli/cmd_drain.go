@@ -312,6 +312,9 @@ func drainText(w *textWriter, v lifecycle.View) {
 	if v.OnlyCloud() {
 		pairs = append(pairs, "cloud", "not told yet; the daemon goes on trying")
 	}
+	if v.State == lifecycle.StateLeft && v.Kind == lifecycle.Ask {
+		pairs = append(pairs, "next", "Ant Media Server is stopped: amsagent join brings this node back, amsagent leave makes it standalone")
+	}
 	w.fields(pairs...)
 }
 

@@ -272,6 +272,10 @@ func (g *globals) remoteResult(n cluster.Node) error {
 			what += "; " + count(*n.Cut, "session") + " cut"
 		}
 		w.line("%s: %s", word, what)
-		w.fields("node", n.ID, "address", n.IP, "reason", n.Reason)
+		next := ""
+		if n.State == cluster.StateLeft {
+			next = "on that machine amsagent join brings it back, amsagent leave makes it standalone"
+		}
+		w.fields("node", nodeText(&n, withHost), "address", n.IP, "reason", n.Reason, "next", next)
 	})
 }

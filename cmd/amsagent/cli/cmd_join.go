@@ -168,6 +168,10 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 		"mongodb", mongo.Redacted(),
 		"daemon", daemonText(res.Daemon, res.Outcome == bootstrap.OutcomePlanned),
 		"sessions", liveText(res.Live),
+		"next", map[bootstrap.Outcome]string{
+			bootstrap.OutcomeJoined: "amsagent nodes lists the cluster; amsagent drain takes this node out of it without cutting a stream",
+			bootstrap.OutcomeEdited: "the server joins when it starts; amsagent status shows that",
+		}[res.Outcome],
 	)
 	if res.Outcome == bootstrap.OutcomePlanned {
 		writeFiles(w, res.Files)

@@ -146,5 +146,9 @@ func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool, service s
 	if len(res.Deregistered) > 0 {
 		removed = fmt.Sprintf("%s of Ant Media Server removed from the cluster's list", count(len(res.Deregistered), "document"))
 	}
-	w.fields("files", restoredText(res), "cluster", removed, "daemon", daemonText(res.Daemon, dryRun))
+	server := ""
+	if res.Stopped {
+		server = "Ant Media Server does not run; start it: systemctl start " + service
+	}
+	w.fields("files", restoredText(res), "cluster", removed, "server", server, "daemon", daemonText(res.Daemon, dryRun))
 }
