@@ -172,7 +172,11 @@ release-check: release ## a second release in another folder has the same bytes,
 	@tools/scripts/release-check.sh '$(VERSION)' $(BUILD)
 
 .PHONY: install
-install: build generate ## what the packages hold, below $(DESTDIR)$(PREFIX) (/usr/local); enables and starts nothing
+install: ## what the packages hold, as `make build generate` left it, below $(DESTDIR)$(PREFIX) (/usr/local); enables and starts nothing
+	@if [ ! -x '$(BUILD)/amsagent' ] || [ ! -d '$(BUILD)/package/data' ]; then \
+	  command -v $(GO) >/dev/null || { echo 'install: nothing is built yet; run this first, as your own user: make build generate' >&2; exit 1; }; \
+	  $(MAKE) --no-print-directory build generate; \
+	fi
 	@tools/scripts/package-install.sh install '$(DESTDIR)' '$(PREFIX)' $(BUILD)
 
 .PHONY: uninstall
