@@ -120,7 +120,7 @@ type Disagreement struct {
 // AddSessions adds that MongoDB and the server count the sessions of this node
 // differently, in the daemon's words.
 func (s *Status) AddSessions(text string) {
-	s.add("STATUS-SESSIONS", "the server may run under another address than this node's; docs/drain.md says how sessions are counted", "%s", text)
+	s.add("STATUS-SESSIONS", "the server may run under another address than this node's; amsagent doctor --explain STATUS-SESSIONS says how they are counted", "%s", text)
 }
 
 func (s *Status) add(id, hint, format string, args ...any) {

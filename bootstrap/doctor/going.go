@@ -46,7 +46,7 @@ type HookView struct {
 	Window time.Duration
 }
 
-const hookPage = "docs/drain.md says how to make one"
+const hookPage = "make one: amsagent doctor --explain AMS-HOOK"
 
 func checkHook(ctx context.Context, p *patient) []Result {
 	if p.Hooks == nil {

@@ -18,6 +18,16 @@ var files embed.FS
 // Page is the page of an id; an error where there is none.
 func Page(id string) ([]byte, error) { return files.ReadFile(id + ".md") }
 
+// Title says in a few words what an id means; "" where there is no page.
+func Title(id string) string {
+	page, err := Page(id)
+	if err != nil {
+		return ""
+	}
+	first, _, _ := strings.Cut(string(page), "\n")
+	return strings.TrimPrefix(first, "# "+id+": ")
+}
+
 // IDs lists the ids that have a page.
 func IDs() []string {
 	entries, err := files.ReadDir(".")

@@ -210,6 +210,11 @@ func (m manual) errors() []byte {
 	for _, e := range m.ref.Errors {
 		r.item(bold(e.ID)+fmt.Sprintf(" (%d)", e.Exit), upperFirst(e.Meaning)+".")
 	}
+	r.section("FINDINGS")
+	r.prose("These are named by checks, warnings and `amsagent status`. `amsagent doctor --explain ID` prints the page of any id.")
+	for _, f := range m.ref.Findings {
+		r.item(bold(f.ID), upperFirst(f.Meaning)+".")
+	}
 	r.section("SEE ALSO")
 	r.line(reference("amsagent", "1") + ",\n" + reference("amsagent-help", "1"))
 	return r.bytes()

@@ -183,7 +183,7 @@ func runExplain(id string, g *globals) error {
 	page, err := pages.Page(id)
 	if err != nil {
 		known := pages.IDs()
-		hint := "`amsagent help errors` lists ids, and docs/errors has a page for each"
+		hint := "`amsagent help errors` lists the ids"
 		if near := suggest(id, known); near != "" {
 			hint = "did you mean " + near + "?"
 		}

@@ -42,8 +42,7 @@ func newEventCommand(g *globals) *cobra.Command {
 			"end: a termination until this node has left, a launch until it serves.\n\n" +
 			"An event about another machine is none of ours: exit 0, so that one command can be\n" +
 			"sent to a whole group. The same is true of test notifications, and of events that\n" +
-			"are older than any hook waits. It runs as a command or a step of Systems Manager;\n" +
-			"docs/drain.md has recipes.",
+			"are older than any hook waits. It runs as a command or a step of Systems Manager.",
 		Example: "  amsagent event --file /tmp/event.json\n" +
 			"  aws sqs receive-message --queue-url URL | amsagent event --detach",
 		GroupID:               groupAdvanced,
@@ -105,7 +104,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	began := time.Now()
 	v, err := c.notice(ctx, n)
 	if err != nil {
-		return g.drainRefused("cannot act on the event", err)
+		return g.drainRefused("cannot act on the event", g.orNotMember(err))
 	}
 	if slices.Contains(v.Dismissed, n.ID) && v.State == lifecycle.StateActive {
 		return &userError{

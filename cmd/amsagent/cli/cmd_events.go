@@ -48,7 +48,7 @@ func newEventsCommand(g *globals) *cobra.Command {
 			return runEvents(cmd.Context(), opts, args, g)
 		},
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, keyMongo)
 	return cmd

@@ -740,7 +740,17 @@ func TestEventWithoutDaemon(t *testing.T) {
 	if c.stdout.String() != "not this instance: the event is about i-0abc, this is i-7777\n" {
 		t.Error(c.stdout.String())
 	}
-	c = d.runWith(strings.Replace(bridge, "i-0abc", "i-7777", 1), "event", "--provider", "generic")
+	ours := strings.Replace(bridge, "i-0abc", "i-7777", 1)
+	c = d.runWith(ours, "event", "--provider", "generic")
+	c.ends(exitNotMember)
+	c.said("this machine is not a cluster node")
+	if err := os.MkdirAll(d.root+"/var/lib/amsagent", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.root+"/var/lib/amsagent/state.json", []byte(`{"version":1,"phase":"joined","instance_id":"i-7777"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c = d.runWith(ours, "event", "--provider", "generic")
 	c.ends(exitFailed)
 	c.said("amsagent: error: cannot act on the event [AMS-NO-DAEMON]\n", "amsagent: hint: systemctl start amsagent\n")
 }

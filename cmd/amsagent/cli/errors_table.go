@@ -218,7 +218,7 @@ func errorTable() []errorClass {
 			meaning: "Ant Media Server was not seen in the cluster",
 			match:   as[*bootstrap.NotSeenError],
 			hint: func(error, *globals) []string {
-				return []string{"look at the server's own log for why it did not come up, or did not reach MongoDB"}
+				return []string{"/var/log/antmedia/ant-media-server.log says why it did not come up, or did not reach MongoDB"}
 			},
 		},
 		{
@@ -227,7 +227,7 @@ func errorTable() []errorClass {
 			match:   as[*bootstrap.NotServingError],
 			hint: func(error, *globals) []string {
 				return []string{
-					"look at the server's own log for why that application does not start; give it more time with --timeout",
+					"/var/log/antmedia/ant-media-server.log says why that application does not start; give it more time with --timeout",
 					"an application that need not serve is left out by the setting serving: in config.yaml",
 				}
 			},
@@ -282,7 +282,7 @@ func errorTable() []errorClass {
 			meaning: "what was handed over is no event of a lifecycle hook",
 			match:   as[*eventError],
 			hint: func(error, *globals) []string {
-				return []string{"an event is the JSON of a lifecycle action, as EventBridge, SQS or SNS deliver it; see docs/drain.md"}
+				return []string{"an event is the JSON of a lifecycle action, as EventBridge, SQS or SNS deliver it; more: amsagent help event"}
 			},
 		},
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	pages "github.com/amsagent/amsagent/docs/errors"
 )
 
 // helpWidth fits the narrowest terminal in use, the serial console of a cloud.
@@ -86,10 +88,33 @@ func errorsTopic() string {
 	for _, c := range errorTable() {
 		b.WriteString(errorLine(c))
 	}
-	b.WriteString(errorLine(errorClass{id: idPreflight, exit: exitPreflight, meaning: "several checks failed; each cause begins with its own id"}))
-	b.WriteString(errorLine(errorClass{id: idFailed, exit: exitFailed, meaning: "anything else; the message has all that is known"}))
+	for _, c := range otherErrors() {
+		b.WriteString(errorLine(c))
+	}
+	b.WriteString("\nWhat checks, status and warnings name:\n\n")
+	for _, id := range findingIDs() {
+		b.WriteString(findingLine(id))
+	}
 	return b.String()
 }
+
+// otherErrors are the errors that no row of the table is about.
+func otherErrors() []errorClass {
+	return []errorClass{
+		{id: idPreflight, exit: exitPreflight, meaning: "several checks failed; each cause begins with its own id"},
+		{id: idFailed, exit: exitFailed, meaning: "anything else; the message has all that is known"},
+	}
+}
+
+// findingIDs are the ids that have a page and are no errors of a command.
+func findingIDs() []string {
+	all := append(errorTable(), otherErrors()...)
+	return slices.DeleteFunc(pages.IDs(), func(id string) bool {
+		return slices.ContainsFunc(all, func(c errorClass) bool { return c.id == id })
+	})
+}
+
+func findingLine(id string) string { return fmt.Sprintf("  %-31s %s\n", id, pages.Title(id)) }
 
 func errorLine(c errorClass) string { return fmt.Sprintf("  %-26s %-4d %s\n", c.id, c.exit, c.meaning) }
 
@@ -206,10 +231,14 @@ func runHelp(root *cobra.Command, args []string, g *globals) error {
 			return g.write([]byte(t.text()))
 		}
 	}
-	for _, c := range errorTable() {
-		if c.id == strings.ToUpper(args[0]) {
+	id := strings.ToUpper(args[0])
+	for _, c := range append(errorTable(), otherErrors()...) {
+		if c.id == id {
 			return g.write([]byte(errorLine(c)))
 		}
+	}
+	if pages.Title(id) != "" {
+		return g.write([]byte(findingLine(id)))
 	}
 	for _, c := range root.Commands() {
 		if c.Name() == args[0] {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	pages "github.com/amsagent/amsagent/docs/errors"
 )
 
 // Reference is the whole command line as data. What makes the man pages reads it, so that they cannot say anything else
@@ -18,6 +20,7 @@ type Reference struct {
 	Commands []CommandReference
 	Settings []SettingReference
 	Errors   []ErrorReference
+	Findings []FindingReference
 	Exits    []ExitReference
 }
 
@@ -57,6 +60,9 @@ type ErrorReference struct {
 	Meaning string
 }
 
+// FindingReference is one id of a check, a warning or of status.
+type FindingReference struct{ ID, Meaning string }
+
 // ExitReference is one exit code.
 type ExitReference struct {
 	Code    int
@@ -69,8 +75,11 @@ func Describe() Reference {
 	for _, c := range exitCodes() {
 		r.Exits = append(r.Exits, ExitReference{c.code, c.meaning})
 	}
-	for _, c := range errorTable() {
+	for _, c := range append(errorTable(), otherErrors()...) {
 		r.Errors = append(r.Errors, ErrorReference{c.id, c.exit, c.meaning})
+	}
+	for _, id := range findingIDs() {
+		r.Findings = append(r.Findings, FindingReference{id, pages.Title(id)})
 	}
 	for _, s := range settingsTable() {
 		row := SettingReference{
