@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -33,5 +34,24 @@ func (j *joiner) dropDocuments(ctx context.Context) {
 	r := cluster.AMSRemoval{Address: j.facts.address.Addr.String(), StoppedAt: stopped, OlderThan: stopped}
 	if _, err := j.facts.client.DeleteAMSNodes(ctx, r); err != nil {
 		j.log().Warn("the document of Ant Media Server in the cluster could not be removed", "error", err)
+	}
+}
+
+// dropFormer removes the document of this very server under the address that it had
+// before: nobody writes it any more, and the others would list a dead node for good. AMS
+// makes its id of the machine and of the address.
+func (j *joiner) dropFormer(ctx context.Context) {
+	f := j.facts
+	if f.state == nil || f.state.Address == "" || !j.result.Restarted || j.result.Evidence == nil {
+		return
+	}
+	former := f.state.Address
+	machine, found := strings.CutSuffix(j.result.Evidence.ID, f.address.Addr.String())
+	if !found || machine == "" || cluster.SameAddress(former, f.address.Addr.String()) {
+		return
+	}
+	r := cluster.AMSRemoval{Address: former, IDs: []string{machine + former}, StoppedAt: time.Now()}
+	if _, err := f.client.DeleteAMSNodes(ctx, r); err != nil {
+		j.log().Warn("the document of Ant Media Server's former address could not be removed", "address", former, "error", err)
 	}
 }

@@ -647,6 +647,7 @@ func (j *joiner) finish(ctx context.Context) error {
 			State: "this machine is a cluster node; its row in the registry still says joining: run the same command again",
 		}
 	}
+	j.dropFormer(ctx)
 	j.forgetDrain()
 	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
 	// AMS writes its files in place when somebody saves settings in its
