@@ -464,3 +464,25 @@ func TestReboot(t *testing.T) {
 		}
 	})
 }
+
+// A cloud that says for ever that its hook does not wait keeps nobody who follows the drain.
+func TestHookThatNeverWaits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.cloudErr = func(o op) error {
+			if o == opContinue {
+				return ErrNoAction
+			}
+			return nil
+		}
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		l.until("only the cloud is left", 10*time.Minute, View.OnlyCloud)
+		w.set(func(w *world) { w.cloudErr = nil })
+		l.until("done", 10*time.Minute, isDone)
+		if len(w.completed) != 1 || l.View().Trouble[string(opContinue)] != "" {
+			t.Errorf("completed %v, %+v", w.completed, l.View())
+		}
+	})
+}

@@ -346,7 +346,12 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 			// Most starts of the agent are none of the machine: be kind to the API.
 			c.try.at = now.Add(6 * noActionEvery)
 		}
-		m.troubleLocked(string(c.op), "")
+		why := ""
+		if c.op == opContinue {
+			// It may come to that, or never: nobody who follows the drain waits for it.
+			why = "hook " + a.Hook.Name + " does not wait for this machine now: " + err.Error()
+		}
+		m.troubleLocked(string(c.op), why)
 		if a.Beats == 0 && c.op == opBeat {
 			// Its time has not begun.
 			a.Since = now
