@@ -528,7 +528,7 @@ func (k *converger) commit(ctx context.Context) error {
 func (k *converger) node() {
 	f := &k.facts
 	k.result.Node = k.nodeOf(f, k.state.Role, firstOf(k.state.Group, f.inst.Group))
-	k.result.Node.IntervalMS = k.req.Interval.Milliseconds()
+	k.result.Node.IntervalMS = cluster.MillisOf(k.req.Interval)
 }
 
 // nodeOf makes the row of this machine, without a state.

@@ -20,7 +20,7 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	}
 	n := j.nodeOf(f, j.req.Role, group)
 	n.State, n.Reason = state, reason
-	n.IntervalMS = j.req.Interval.Milliseconds()
+	n.IntervalMS = cluster.MillisOf(j.req.Interval)
 	enter := f.client.Register
 	if j.req.Replace {
 		enter = f.client.TakeOver

@@ -317,7 +317,7 @@ func elsewhere(look cluster.Look, own []cluster.AMSNode, now time.Time) string {
 func (v *RowView) judge(now time.Time, skew time.Duration) {
 	look := cluster.Look{AMS: v.AMS, ServerTime: now}
 	if v.Registry != nil {
-		n, ms := *v.Registry, skew.Milliseconds()
+		n, ms := *v.Registry, cluster.MillisOf(skew)
 		n.ClockMS = &ms
 		if v.Address != "" {
 			n.IP = v.Address // where the row has another one, that is told elsewhere

@@ -43,7 +43,7 @@ type AMSNode struct {
 	Memory     string    `json:"memory,omitempty"` // as written, e.g. "586/1945"
 	CPU        *float64  `json:"cpu,omitempty"`    // percent; nil if not known
 	// QueryMS is the mean time of a database query; nil if not known.
-	QueryMS *int64 `json:"query_ms,omitempty"`
+	QueryMS *Millis `json:"query_ns,omitempty"`
 
 	id      bson.RawValue // as stored, which may be no string
 	written bson.RawValue // lastUpdateTime as stored
@@ -70,9 +70,7 @@ func readAMSNode(doc bson.Raw) AMSNode {
 	if cpu, ok := numberField(doc, "cpu"); ok {
 		n.CPU = &cpu
 	}
-	if ms, ok := int64Field(doc, "dbQueryAveargeTimeMs"); ok { // sic
-		n.QueryMS = &ms
-	}
+	n.QueryMS = millisField(doc, "dbQueryAveargeTimeMs") // sic
 	return n
 }
 

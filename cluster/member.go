@@ -55,7 +55,7 @@ func intervalOf(n Node) time.Duration {
 	if n.IntervalMS <= 0 {
 		return DefaultInterval
 	}
-	return time.Duration(min(n.IntervalMS, maxInterval.Milliseconds())) * time.Millisecond
+	return min(n.IntervalMS.Duration(), maxInterval)
 }
 
 // Heard is when a witness was last heard.
@@ -298,7 +298,7 @@ func (o *Observer) judge(m *Member, server, now time.Time, next *Observer) {
 	clock, told := server, false // of the machine, as far as its agent told
 	if n := m.Node; n != nil {
 		if n.ClockMS != nil {
-			clock, told = server.Add(time.Duration(*n.ClockMS)*time.Millisecond), true
+			clock, told = server.Add(n.ClockMS.Duration()), true
 		}
 		if !n.UpdatedAt.IsZero() {
 			is, again := o.rows[n.ID]

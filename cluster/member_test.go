@@ -116,7 +116,7 @@ func TestVerdicts(t *testing.T) {
 			end := s.now
 			if tt.agent >= 0 {
 				s.now = end.Add(-tt.agent)
-				s.beat("a", "10.0.0.1", func(n *Node) { n.IntervalMS = tt.interval.Milliseconds() })
+				s.beat("a", "10.0.0.1", func(n *Node) { n.IntervalMS = MillisOf(tt.interval) })
 			}
 			if tt.ams >= 0 {
 				s.now = end.Add(-tt.ams)
@@ -155,7 +155,7 @@ func TestClockSkew(t *testing.T) {
 				s := newStage(t)
 				beat := func() {
 					s.beat("a", "10.0.0.1", func(n *Node) {
-						if ms := skew.Milliseconds(); told {
+						if ms := MillisOf(skew); told {
 							n.ClockMS = &ms
 						}
 					})
@@ -216,7 +216,7 @@ func TestRareLooks(t *testing.T) {
 func TestServerClockJumps(t *testing.T) {
 	for _, jump := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
 		s := newStage(t)
-		zero := int64(0)
+		zero := Millis(0)
 		known := func(n *Node) { n.ClockMS = &zero }
 		s.beat("live", "10.0.0.1", known)
 		s.write("d1", "10.0.0.1", 0)
@@ -376,7 +376,7 @@ func TestMembersByAddress(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	s := newStage(t)
-	zero := int64(0)
+	zero := Millis(0)
 	s.beat("a", "10.0.0.1", func(n *Node) { n.Port = 5080; n.IntervalMS = 1000; n.ClockMS = &zero })
 	s.pass(900 * time.Millisecond) // both die between two beats, and AMS wrote last
 	s.write("d", "10.0.0.1", 0)
@@ -505,7 +505,7 @@ func TestNotServing(t *testing.T) {
 		"AMS silent weighs more":                 {StateActive, &Serving{}, time.Second, time.Minute, VerdictAMSStale},
 		"an old word of an agent that is silent": {StateActive, &Serving{}, 30 * time.Second, time.Second, VerdictAgentStale},
 	} {
-		zero := int64(0)
+		zero := Millis(0)
 		var o Observer
 		members := o.Judge(Look{
 			Nodes: []Node{{

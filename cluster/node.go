@@ -50,8 +50,8 @@ type Node struct {
 	// BootID and IP together tell one life of the machine from the next.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
 	// Port is where AMS answers HTTP; 0 where nobody told.
-	Port       int   `bson:"port,omitempty" json:"port,omitempty"`
-	IntervalMS int64 `bson:"interval_ms,omitempty" json:"interval_ms,omitempty"`
+	Port       int    `bson:"port,omitempty" json:"port,omitempty"`
+	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"`
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
@@ -74,7 +74,7 @@ type Node struct {
 	// counted, or it has not left.
 	Cut *int `bson:"cut,omitempty" json:"cut,omitempty"`
 	// ClockMS is how far the machine's clock is ahead of the server's.
-	ClockMS *int64 `bson:"clock_ms,omitempty" json:"clock_ms,omitempty"`
+	ClockMS *Millis `bson:"clock_ms,omitempty" json:"clock_ns,omitempty"`
 	// DrainRequest is what somebody elsewhere asks of this node, until its agent takes it
 	// up.
 	DrainRequest *DrainRequest `bson:"-" json:"drain_request,omitempty"`
@@ -160,14 +160,15 @@ func readNode(doc bson.Raw) Node {
 		StateSince: timeField(doc, "state_since"),
 		UpdatedAt:  timeField(doc, "updated_at"),
 	}
-	n.IntervalMS, _ = int64Field(doc, "interval_ms")
+	interval, _ := int64Field(doc, "interval_ms")
+	n.IntervalMS = Millis(interval)
 	n.Seq, _ = int64Field(doc, "seq")
 	if port := intField(doc, "port"); port != nil && *port > 0 && *port <= math.MaxUint16 {
 		n.Port = *port
 	}
 	n.Load, n.Sessions, n.Devices = readLoad(doc), readSessions(doc), textsField(doc, "gpus")
 	n.Serving = readServing(doc)
-	n.ClockMS = rateField(doc, "clock_ms")
+	n.ClockMS = millisField(doc, "clock_ms")
 	n.Cut = intField(doc, "cut")
 	n.DrainRequest = readRequest(doc)
 	for _, f := range n.facts() {
@@ -224,7 +225,7 @@ func (c *change) facts(n Node) {
 	for _, number := range []struct {
 		key   string
 		value int64
-	}{{"interval_ms", n.IntervalMS}, {"port", int64(n.Port)}} {
+	}{{"interval_ms", int64(n.IntervalMS)}, {"port", int64(n.Port)}} {
 		if number.value > 0 {
 			c.set = append(c.set, bson.E{Key: number.key, Value: number.value})
 		}

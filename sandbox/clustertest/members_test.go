@@ -67,10 +67,10 @@ func TestBeat(t *testing.T) {
 		if diff := cmp.Diff(want.Sessions, *n.Sessions); diff != "" {
 			t.Errorf("sessions, -want +got:\n%s", diff)
 		}
-		if diff := cmp.Diff(want.Devices, n.Devices); diff != "" || n.Seq != want.Seq || n.IntervalMS != want.Interval.Milliseconds() {
+		if diff := cmp.Diff(want.Devices, n.Devices); diff != "" || n.Seq != want.Seq || n.IntervalMS != cluster.MillisOf(want.Interval) {
 			t.Errorf("%+v", n)
 		}
-		if (n.ClockMS == nil) != (want.Clock == nil) || n.ClockMS != nil && *n.ClockMS != want.Clock.Milliseconds() {
+		if (n.ClockMS == nil) != (want.Clock == nil) || n.ClockMS != nil && *n.ClockMS != cluster.MillisOf(*want.Clock) {
 			t.Errorf("clock %v", n.ClockMS)
 		}
 		if !n.Serving.Equal(want.Serving) {

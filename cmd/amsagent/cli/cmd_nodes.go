@@ -435,7 +435,7 @@ func pollFor(members []nodeView) time.Duration {
 	poll := pollMost
 	for _, v := range members {
 		if v.Node != nil && v.Agent.Fresh && v.Node.IntervalMS > 0 {
-			poll = min(poll, time.Duration(v.Node.IntervalMS)*time.Millisecond/2)
+			poll = min(poll, v.Node.IntervalMS.Duration()/2)
 		}
 	}
 	return max(poll, pollLeast)

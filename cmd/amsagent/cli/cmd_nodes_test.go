@@ -235,7 +235,7 @@ func TestWatchIsInTime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := &play{}
 				beat := func() {
-					p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.IntervalMS = interval.Milliseconds() })
+					p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.IntervalMS = cluster.MillisOf(interval) })
 				}
 				beat()
 				_ = p.watch(t, opts, func() {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -244,7 +243,7 @@ func agentText(r bootstrap.RowView) string {
 	if !r.Looked || r.Registry == nil || !r.Registry.Beats() || !r.Agent.Known {
 		return ""
 	}
-	text := fmt.Sprintf("last beat %s ago, one every %s", roughly(r.Agent.Age), rounded(time.Duration(r.Registry.IntervalMS)*time.Millisecond))
+	text := fmt.Sprintf("last beat %s ago, one every %s", roughly(r.Agent.Age), rounded(r.Registry.IntervalMS.Duration()))
 	if r.Registry.IntervalMS <= 0 {
 		text = fmt.Sprintf("last beat %s ago", roughly(r.Agent.Age))
 	}

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
 )
 
 // resultsOf are the objects that -o json prints, by their kind, with the commands that print them.
@@ -153,7 +154,7 @@ func (d *jsonDoc) rows(t reflect.Type) {
 			return
 		}
 		text := d.typeText(f.Type)
-		if f.Type == reflect.TypeFor[time.Duration]() && !strings.HasSuffix(name, "_ns") {
+		if text == "nanoseconds" && !strings.HasSuffix(name, "_ns") {
 			d.err = errors.Join(d.err, fmt.Errorf("%s.%s is a duration, and its name %q does not say so", t, f.Name, name))
 		}
 		if strings.Contains(options, "omit") {
@@ -177,7 +178,7 @@ func (d *jsonDoc) typeText(t reflect.Type) string {
 	switch {
 	case t == reflect.TypeFor[time.Time]():
 		return "time"
-	case t == reflect.TypeFor[time.Duration]():
+	case t == reflect.TypeFor[time.Duration](), t == reflect.TypeFor[cluster.Millis]():
 		return "nanoseconds"
 	case t.Kind() == reflect.Pointer:
 		return d.typeText(t.Elem())

@@ -1,0 +1,47 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"math"
+	"strconv"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+// Millis is a duration as MongoDB keeps it, in milliseconds. JSON has nanoseconds, as for
+// every other duration.
+type Millis int64
+
+// MillisOf rounds a duration down.
+func MillisOf(d time.Duration) Millis { return Millis(d.Milliseconds()) }
+
+// Duration is the same; what would be more than 292 years is that.
+func (m Millis) Duration() time.Duration {
+	const most = math.MaxInt64 / int64(time.Millisecond)
+	return time.Duration(min(max(int64(m), -most), most)) * time.Millisecond
+}
+
+// MarshalJSON implements json.Marshaler.
+func (m Millis) MarshalJSON() ([]byte, error) {
+	return strconv.AppendInt(nil, int64(m.Duration()), 10), nil
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (m *Millis) UnmarshalJSON(b []byte) error {
+	n, err := strconv.ParseInt(string(b), 10, 64)
+	*m = MillisOf(time.Duration(n))
+	return err
+}
+
+// millisField reads a duration; nil where there is none.
+func millisField(doc bson.Raw, key string) *Millis {
+	n := rateField(doc, key)
+	if n == nil {
+		return nil
+	}
+	m := Millis(*n)
+	return &m
+}
