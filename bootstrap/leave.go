@@ -556,15 +556,30 @@ func (l *leaver) outlast(ctx context.Context, do func(context.Context) error) er
 	}
 }
 
-// checkSessions refuses to cut who is on the server, unless somebody said so.
+// checkSessions refuses to cut who is on the server, unless somebody said so. Where
+// neither MongoDB nor the server tells who that is, a leave that the registry cannot be
+// asked about goes on, and says so.
 func (l *leaver) checkSessions(ctx context.Context) error {
-	if l.req.Now && !l.req.DryRun || !l.reached || l.address == "" || len(l.seen) == 0 {
+	if l.req.Now && !l.req.DryRun {
 		return nil
+	}
+	if st, err := l.Service.State(ctx); err == nil && st.Dead() {
+		return nil
+	}
+	client, registered := l.client, l.reached && l.address != "" && len(l.seen) > 0
+	if !registered {
+		client = nil
 	}
 	var live sessions
 	err := errors.New("the installation cannot be read")
 	if l.install != nil {
-		live, err = l.sessions(ctx, l.install, l.client, l.address)
+		live, err = l.sessions(ctx, l.install, client, l.address)
+	}
+	if !registered && (err != nil || !live.complete && live.live() == nil) {
+		if !l.reached && l.id != "" {
+			l.warn(IDSessions, "", "who is on this server is not known: MongoDB was not asked, and the server does not tell")
+		}
+		return nil
 	}
 	l.result.Live = live.live()
 	if n, refuse := sessionsFinding(live, err, "leave"); refuse && !l.req.Now {

@@ -131,7 +131,7 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 		if res.RestartNeeded {
 			restart = "a restart of " + service
 		}
-		if n == 0 {
+		if n == 0 && !res.RestartNeeded {
 			w.line("%s", w.color.bold("nothing to write"))
 		} else {
 			w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("a join would write %s, with %s", count(n, "file"), restart)))
