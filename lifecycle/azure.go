@@ -76,12 +76,16 @@ func (s *AzureSource) Watch(ctx context.Context, report func(Notice)) error {
 	o := s.opts.Watch
 	// By the event's id, under which id it is announced.
 	announced := map[string]string{}
+	earlier := map[string]bool{} // announced by an earlier life of this process, which may have missed a move
 	if s.opts.Announced != nil {
 		known, err := s.opts.Announced()
 		if err != nil {
 			s.log.Warn("what was announced before is not known: an event that was taken back since then stays in force", "err", err)
 		}
 		maps.Copy(announced, known)
+		for id := range known {
+			earlier[id] = true
+		}
 		o.Known = append(slices.Clone(o.Known), slices.Sorted(maps.Keys(known))...)
 	}
 	s.watcher.Watch(ctx, o, func(signal azure.Signal) {
@@ -99,7 +103,9 @@ func (s *AzureSource) Watch(ctx context.Context, report func(Notice)) error {
 		n, what := azureNotice(signal)
 		// The node goes on draining, with the new time.
 		before := signal.Before.NotBefore
-		n.Moved = what == azureTold && announced[id] != "" && !n.Deadline.IsZero() && !before.IsZero() && !n.Deadline.Equal(before)
+		moved := !before.IsZero() && !n.Deadline.Equal(before) || before.IsZero() && earlier[id]
+		n.Moved = what == azureTold && announced[id] != "" && !n.Deadline.IsZero() && moved
+		delete(earlier, id)
 		switch what {
 		case azureTold:
 			announced[id] = n.ID

@@ -373,10 +373,14 @@ func TestAzureMoves(t *testing.T) {
 			if v := l.View(); v.Deadline.After(moved.NotBefore) || v.Deadline.Before(moved.NotBefore.Add(-time.Minute)) {
 				t.Errorf("moved by %s: the deadline is %s, of an event at %s", by, v.Deadline, moved.NotBefore)
 			}
+			// A move that happens while no daemon runs is seen by the next one.
 			l.kill()
 			l.ended <- nil
-			l = w.live()
+			moved.NotBefore = moved.NotBefore.Add(by)
+			l, say = azureLife(w)
 			defer l.kill()
+			say(azure.Signal{Event: moved})
+			tick(time.Second)
 			if v := l.View(); v.Step != StepDraining || v.Deadline.After(moved.NotBefore) || v.Deadline.Before(moved.NotBefore.Add(-time.Minute)) {
 				t.Errorf("after a restart: step %s, deadline %s", v.Step, v.Deadline)
 			}
