@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -16,6 +17,16 @@ import (
 // two signals, and the second one used to stop the taking back (as-a-new-user B2).
 func TestTimeoutOfAJoin(t *testing.T) {
 	t.Parallel()
+	var moments []time.Duration
+	for n := 100 * time.Millisecond; n < 3*time.Second; n += 350 * time.Millisecond {
+		moments = append(moments, n)
+	}
+	interruptJoins(t, moments)
+}
+
+// interruptJoins runs a join for each moment, which ends it.
+func interruptJoins(t *testing.T, moments []time.Duration) {
+	t.Helper()
 	path, err := exec.LookPath("timeout")
 	if err != nil {
 		t.Skip("no timeout of coreutils here")
@@ -25,12 +36,8 @@ func TestTimeoutOfAJoin(t *testing.T) {
 	h.env = []string{"AMSAGENT_MONGO=file:/etc/amsagent/where"}
 	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
 	interrupted := 0
-	for n := 100 * time.Millisecond; n < 3*time.Second; n += 350 * time.Millisecond {
-		cmd := exec.Command(path, n.String(), bins.agent, "join")
-		cmd.Args[1] = strings.TrimSuffix(n.String(), "s")
-		if ms, ok := strings.CutSuffix(n.String(), "ms"); ok {
-			cmd.Args[1] = "0." + ms
-		}
+	for _, n := range moments {
+		cmd := exec.Command(path, fmt.Sprintf("%.3f", n.Seconds()), bins.agent, "join")
 		cmd.Env = h.environ()
 		out, err := cmd.CombinedOutput()
 		var ended *exec.ExitError

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # usage: surroundings.sh [COMMIT]
-# The gate in test environments that are not those of a developer: it is killed (SIGKILL) at five random moments, and then
+# The gate in test environments that are not those of a developer: it is killed (SIGKILL) at five random moments, by turns its
+# script alone, which ends what it started, and all processes of its session, and then
 # runs twice at once, one of them in a path of 150 characters with a blank, with another HOME, TMPDIR and TZ, without
 # standard input and without a terminal. Nothing of the killed runs may be left at the end. About 20 minutes.
 set -euo pipefail
@@ -38,7 +39,9 @@ for i in 1 2 3 4 5; do
   echo "surroundings: killing the gate after $moment s ($i of 5)"
   (cd "$work/killed/project" && exec setsid tools/scripts/tier.sh gate </dev/null >"$work/killed.log" 2>&1) &
   sleep "$moment"
-  kill -KILL $! || { echo 'surroundings: the gate ended before' >&2 && tail -n 40 "$work/killed.log" && exit 1; }
+  signal=(kill -KILL)
+  [ $((i % 2)) = 1 ] || signal=(pkill -KILL -s)
+  "${signal[@]}" $! || { echo 'surroundings: the gate ended before' >&2 && tail -n 40 "$work/killed.log" && exit 1; }
   wait $! 2>/dev/null || true
 done
 

@@ -70,6 +70,7 @@ heavy)
   step lint-selftest 10 1 make lint-selftest
   step size 10 0 make size
   step repro 10 0 make repro
+  step release 15 0 make release-check
   for cloud in azure alibaba gcp; do
     step "demo-$cloud" 5 0 make demo "CLOUD=$cloud"
   done
@@ -111,6 +112,17 @@ table() {
   printf '| total | %d | %s | | |\n' "$SECONDS" "$([ "$failed" = 0 ] && echo passed || echo FAILED)"
 }
 
+# `=== SKIP: PACKAGE TEST (0.00s)` and the lines that say why.
+skips() {
+  cat "$logs"/*.log | awk '
+    function flush() { if (name != "") print "- " name ": " (why == "" ? "no reason" : why); name = "" }
+    /^=== SKIP: / { flush(); name = $3 " " $4; why = ""; next }
+    /^=== RUN / { next }
+    name != "" && why == "" && /^ / { why = $0; sub(/^ *[^ ]*\.go:[0-9]+: /, "", why); sub(/^ */, "", why); next }
+    /^$/ || /^[^ ]/ { flush() }
+    END { flush() }' | LC_ALL=C sort -u
+}
+
 # `pkg.TestX: 2 runs, 1 failures`: passed when run again.
 flaky=$(grep -E ': ([0-9]+) runs, [0-9]+ failures$' "$report/flaky" | awk '{ if ($2 > $4) print "- " $0 }' || true)
 {
@@ -119,6 +131,8 @@ flaky=$(grep -E ': ([0-9]+) runs, [0-9]+ failures$' "$report/flaky" | awk '{ if 
     "$(nproc)" "$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo)" "$(uname -r)" "$(go version | cut -d' ' -f3)" "$(date -u +%Y-%m-%dT%H:%MZ)"
   table
   [ -z "$flaky" ] || printf '\nFlaky, each a defect: failed once, passed when run again.\n\n%s\n' "$flaky"
+  skipped=$(skips)
+  [ -z "$skipped" ] || printf '\nSkipped.\n\n%s\n' "$skipped"
 } >"$report/$tier.md"
 
 printf '\n=== summary\n'
