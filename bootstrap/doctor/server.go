@@ -43,6 +43,9 @@ func noInstall() Result { return unknown("no Ant Media Server is found here") }
 // oldest is the first release whose files are known; see docs/ARCHITECTURE.md.
 const oldestMajor, oldestMinor = 1, 7
 
+// newest is the newest release whose files were seen: docs/compatibility.md.
+const newestMajor, newestMinor = 3, 0
+
 func checkRelease(ctx context.Context, p *patient) []Result {
 	return inspected(func(_ context.Context, _ *patient, in *bootstrap.Inspection) []Result {
 		if found := findings(in.Failed, in.Warnings, bootstrap.IDRelease); len(found) > 0 {
@@ -58,6 +61,9 @@ func checkRelease(ctx context.Context, p *patient) []Result {
 		text := r.String()
 		if !r.HonoursHostAddress() {
 			text += "; it takes its address from the host name"
+		}
+		if r.AtLeast(newestMajor, newestMinor+1) {
+			text += fmt.Sprintf("; newer than all that this agent was tried with (%d.%d): its files are judged by what is in them", newestMajor, newestMinor)
 		}
 		return one(good("%s", text))
 	})(ctx, p)
