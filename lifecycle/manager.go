@@ -20,7 +20,7 @@ import (
 // What a person is answered.
 var (
 	// ErrNotJoined: this machine is no proven node, so there is nothing to drain.
-	ErrNotJoined = errors.New("this machine has not finished joining")
+	ErrNotJoined = errors.New("this machine is not a cluster node, or has not finished joining")
 	// ErrNotDraining: there is nothing to take back.
 	ErrNotDraining = errors.New("this node is not draining")
 	// ErrTooLate: Ant Media Server is being stopped already, or the machine goes
@@ -716,6 +716,8 @@ func (m *Manager) Undrain(who string) error {
 	defer m.mu.Unlock()
 	r := m.r
 	switch {
+	case r.Step == StepNone && !m.o.Node.Joined():
+		return ErrNotJoined
 	case r.Step == StepNone:
 		return ErrNotDraining
 	case m.irreversible():
