@@ -308,7 +308,7 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		// A daemon that is killed meanwhile goes on.
 		l.kill()
 		l = w.live()
-		time.Sleep(10 * time.Minute)
+		tick(10 * time.Minute)
 		if v := l.View(); v.State != StateDraining || v.Ready || !v.Unstopped || w.row != cluster.StateDraining {
 			t.Errorf("%+v, row %s", v, w.row)
 		}

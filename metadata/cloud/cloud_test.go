@@ -151,7 +151,7 @@ func TestBackoff(t *testing.T) {
 
 func TestEachTryHasItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		begin := time.Now()
 		n := 0

@@ -244,7 +244,9 @@ func (m *moto) checkRole(role string) {
 		m.t.Fatal(err)
 	}
 	// moto keeps it as Python prints it.
-	var has struct{ Statement []struct{ Action, Resource any } }
+	var has struct {
+		Statement []struct{ Action, Resource any }
+	}
 	if err := json.Unmarshal([]byte(strings.ReplaceAll(document, "'", `"`)), &has); err != nil {
 		m.t.Fatalf("%v\n%s", err, document)
 	}
