@@ -294,7 +294,11 @@ func (c *AlibabaCompleter) look(ctx context.Context, launching bool) (*Hook, err
 // choose returns the actions of those hooks that are ours. Where the hooks of the group
 // cannot be read, an action that waits alone is believed to be, if no names are given.
 func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []alibaba.Action, launching bool) ([]alibaba.Action, error) {
-	hooks, err := c.known(ctx, group)
+	var ids []string
+	for _, a := range actions {
+		ids = append(ids, a.Hook)
+	}
+	hooks, err := c.known(ctx, group, ids...)
 	if err != nil {
 		c.log.Debug("the hooks of the group cannot be read", "group", group, "err", err)
 		hooks = nil
@@ -334,12 +338,17 @@ func AlibabaOurs(names HookNames, hooks []alibaba.LifecycleHook, launching bool)
 	}
 }
 
-// known returns the hooks of the group, as they were read a short time ago.
-func (c *AlibabaCompleter) known(ctx context.Context, group string) ([]alibaba.LifecycleHook, error) {
+// known returns the hooks of the group, as they were read a short time ago, with those of
+// the ids, where they are there now.
+func (c *AlibabaCompleter) known(ctx context.Context, group string, ids ...string) ([]alibaba.LifecycleHook, error) {
 	c.mu.Lock()
 	hooks, asked := c.hooks, c.asked
 	c.mu.Unlock()
-	if !asked.IsZero() && time.Since(asked) < defaultFresh {
+	missing := slices.ContainsFunc(ids, func(id string) bool {
+		return !slices.ContainsFunc(hooks, func(h alibaba.LifecycleHook) bool { return h.ID == id })
+	})
+	// One that is not in the list may have been made since it was read.
+	if age := time.Since(asked); !asked.IsZero() && age < defaultFresh && !(missing && age > againAfter) {
 		return hooks, nil
 	}
 	hooks, err := c.api.Hooks(ctx, group)
@@ -354,11 +363,11 @@ func (c *AlibabaCompleter) known(ctx context.Context, group string) ([]alibaba.L
 
 // mine is an error where a hook that an event named is not ours.
 func (c *AlibabaCompleter) mine(ctx context.Context, h Hook) error {
-	hooks, err := c.known(ctx, h.Group)
+	ids := strings.Split(h.Name, hookSeparator)
+	hooks, err := c.known(ctx, h.Group, ids...)
 	if err != nil {
 		hooks = nil // then what names say decides, and without any the event is believed
 	}
-	ids := strings.Split(h.Name, hookSeparator)
 	ours := AlibabaOurs(c.opts.Hooks(), hooks, h.Launching)
 	if !slices.ContainsFunc(ids, func(id string) bool { return !ours(id) }) {
 		return nil

@@ -481,3 +481,20 @@ func TestParseEventOOS(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// The same on Alibaba Cloud.
+func TestAlibabaHookMadeLater(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := &essFake{member: &alibaba.Membership{Group: "asg", State: "Removing"}, hooks: []alibaba.LifecycleHook{{ID: "ash-1", Name: "amsagent-end"}}}
+		c := NewAlibabaCompleter(f, AlibabaCompleterOptions{})
+		if err := c.mine(t.Context(), Hook{Group: "asg", Name: "ash-1"}); err != nil {
+			t.Error(err)
+		}
+		f.hooks = append(f.hooks, alibaba.LifecycleHook{ID: "ash-2", Name: "logs"})
+		tick(2 * time.Minute)
+		err := c.mine(t.Context(), Hook{Group: "asg", Name: "ash-2"})
+		if _, ok := errors.AsType[*OthersHooksError](err); !ok {
+			t.Errorf("got %v, calls %v", err, f.said)
+		}
+	})
+}

@@ -164,6 +164,10 @@ type AWSCompleterOptions struct {
 	Log *slog.Logger
 }
 
+// againAfter is how old the list of hooks is at least that is read again for a hook which
+// is not in it.
+const againAfter = time.Minute
+
 // defaultFresh: hooks are changed by people, and a drain takes no longer.
 const defaultFresh = 10 * time.Minute
 
@@ -245,6 +249,15 @@ func (c *AWSCompleter) known(ctx context.Context) (string, []aws.LifecycleHook, 
 	return group, hooks, nil
 }
 
+// forget has the hooks read again by the next known, once a minute at most.
+func (c *AWSCompleter) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.asked) > againAfter {
+		c.asked = time.Now().Add(-2 * c.opts.Fresh)
+	}
+}
+
 // transition are the names of the hooks of an end, or of a launch.
 func transition(hooks []aws.LifecycleHook, launching bool) (names []string) {
 	for _, h := range hooks {
@@ -294,6 +307,11 @@ func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
 	foreign := func(name string) bool { return !ours.match(name) }
 	if len(ours) == 0 {
 		_, hooks, err := c.known(ctx)
+		if err == nil && slices.ContainsFunc(names, func(name string) bool { return !slices.Contains(transition(hooks, h.Launching), name) }) {
+			// It may have been made since the hooks were read.
+			c.forget()
+			_, hooks, err = c.known(ctx)
+		}
 		if err != nil {
 			return nil //nolint:nilerr // as above
 		}

@@ -414,3 +414,20 @@ func TestAWSOver(t *testing.T) {
 		}
 	}
 }
+
+// A hook of another program that was made after the hooks were read is not taken for ours.
+func TestHookMadeLater(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "amsagent-end"}}}
+		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Fresh: 10 * time.Minute})
+		if err := c.Heartbeat(t.Context(), Hook{Group: "g", Name: "amsagent-end"}); err != nil {
+			t.Error(err)
+		}
+		f.hooks = append(f.hooks, aws.LifecycleHook{Name: "logs"})
+		tick(2 * time.Minute)
+		err := c.Complete(t.Context(), Hook{Group: "g", Name: "logs"}, Continue)
+		if _, ok := errors.AsType[*OthersHooksError](err); !ok {
+			t.Errorf("got %v, calls %v", err, f.calls)
+		}
+	})
+}
