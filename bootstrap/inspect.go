@@ -29,7 +29,7 @@ type Inspection struct {
 	Address  ams.Address
 	Hostname ams.Hostname
 	// State is what the agent remembers, nil where it never joined. Undo tells that
-	// a leave can give the former bytes back, Interrupted that a run was killed while
+	// a leave can restore the original files, Interrupted that a run was killed while
 	// it wrote.
 	State       *State
 	Undo        bool

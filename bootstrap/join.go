@@ -291,7 +291,7 @@ func (j *joiner) run(ctx context.Context) error {
 		return j.failed(ctx, "waiting for the applications", err)
 	}
 	if err != nil {
-		return j.failed(ctx, "proving that Ant Media Server joined", err)
+		return j.failed(ctx, "waiting for Ant Media Server to appear in the cluster", err)
 	}
 	j.result.Evidence = ev
 	return j.finish(ctx)
@@ -369,7 +369,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	}
 	if err != nil {
 		return &FailedError{
-			Step: "proving that Ant Media Server is in the cluster", Err: err, State: j.found, Unknown: isTimeout(err),
+			Step: "looking for Ant Media Server in the cluster", Err: err, State: j.found, Unknown: isTimeout(err),
 			Hint: firstOf(j.elsewhereHint(err), "its files are those of a cluster node; look at its log, and at 'amsagent status'"),
 		}
 	}

@@ -507,7 +507,7 @@ func (l *leaver) identify(ctx context.Context) {
 // connect reaches MongoDB if it can be reached: leaving does not depend on it.
 func (l *leaver) connect(ctx context.Context) {
 	if l.req.Mongo.IsZero() {
-		l.warn(IDDeregister, "give --mongo to deregister this node", "nobody told where MongoDB is: the cluster's lists keep this node until it is pruned")
+		l.warn(IDDeregister, "give --mongo to deregister this node", "no MongoDB address is configured: the cluster's lists keep this node until it is pruned")
 		return
 	}
 	var err error

@@ -289,7 +289,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	}
 	if paths := conflictPaths(plan.Conflicts); len(paths) > 0 {
 		f.warn(IDConflict, "after an upgrade of Ant Media Server that is as it should be",
-			"written by somebody else since this machine joined, and taken for what a leave gives back, in the standalone form: %s", joinPaths(paths))
+			"changed since this machine joined; a leave keeps these changes and resets the cluster settings only: %s", joinPaths(paths))
 	}
 	if len(plan.Torn) > 0 {
 		f.warn(IDTorn, "", "half written or empty, as after a crash or on a full disk: %s", joinPaths(plan.Torn))

@@ -57,7 +57,7 @@ type FilesView struct {
 	// ByHand tells that a person made this machine standalone: see
 	// [Convergence.Standalone].
 	ByHand bool `json:"standalone_by_hand,omitempty"`
-	// Undo tells that leave can give the former bytes back.
+	// Undo tells that leave can restore the original files.
 	Undo bool `json:"undo"`
 	// Interrupted tells that a run was killed while it wrote; the next join or
 	// leave finishes it.
@@ -232,7 +232,7 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 	v := &s.Row
 	if req.Mongo.IsZero() {
-		v.Err = "nobody told where MongoDB is"
+		v.Err = "no MongoDB address is configured"
 		return
 	}
 	if v.ID == "" && req.Identify != nil {

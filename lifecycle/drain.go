@@ -303,9 +303,9 @@ func (m *Manager) verdict(gen int, now time.Time) {
 	case !m.late(now):
 		word = "nobody could count the sessions for " + m.o.BlindTime.String() + ", and the machine goes down"
 	default:
-		word = "the deadline has come"
+		word = "the deadline is reached"
 		if list := m.o.timeline(r); len(list) > 0 {
-			word += ", by the word of " + list[0].By
+			word += " (" + list[0].By + ")"
 		}
 		if m.sessions != nil {
 			word += "; " + sessionsText(*m.sessions)

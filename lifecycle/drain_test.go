@@ -109,7 +109,7 @@ func TestDeadlineCutsAndCounts(t *testing.T) {
 			t.Fatal(err)
 		}
 		tick(3 * time.Second)
-		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 11m of the deadline that was asked for"; got != want {
+		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 11m of the requested deadline"; got != want {
 			t.Errorf("progress %q, want %q", got, want)
 		}
 		l.until("done", 12*time.Minute, isDone)

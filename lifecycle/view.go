@@ -258,7 +258,7 @@ func (v View) budget() string {
 	case strings.HasPrefix(by, "hook "):
 		return "the hook's budget"
 	case strings.HasPrefix(by, "--deadline"):
-		return "the deadline that was asked for"
+		return "the requested deadline"
 	case strings.HasPrefix(by, "the "):
 		return by
 	default:

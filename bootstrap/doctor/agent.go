@@ -44,7 +44,7 @@ func checkRecord(ctx context.Context, p *patient) []Result {
 		case !in.Undo:
 			return one(warning("a leave makes the files standalone all the same", "this machine is %s, but what is needed to give the former bytes back is not there", in.State.Phase))
 		}
-		return one(good("%s as %s; the former bytes can be given back", in.State.Phase, in.State.Address))
+		return one(good("%s as %s; the original files can be restored", in.State.Phase, in.State.Address))
 	})(ctx, p)
 }
 

@@ -254,7 +254,7 @@ func mongoCases() []aCase {
 	}
 	for _, c := range checks() {
 		if c.group == GroupMongo {
-			cases = append(cases, aCase{c.id, "nobody told", nil, Unknown, "", "nobody told where MongoDB is"})
+			cases = append(cases, aCase{c.id, "nobody told", nil, Unknown, "", "no MongoDB address is configured"})
 		}
 	}
 	return cases
@@ -361,9 +361,9 @@ func networkCases(open, closed int) []aCase {
 			peersAt(peer{address: "127.0.0.1", port: open})(c)
 			c.running = false
 		}, Unknown, "", "does not run"},
-		{IDPeers, "nobody told", nil, Unknown, "", "nobody told"},
+		{IDPeers, "nobody told", nil, Unknown, "", "no MongoDB address is configured"},
 
-		{IDNotServing, "nobody told", nil, Unknown, "", "nobody told"},
+		{IDNotServing, "nobody told", nil, Unknown, "", "no MongoDB address is configured"},
 		{IDNotServing, "alone", peersSay(), Good, "", "no other active node"},
 		{IDNotServing, "all serve", peersSay(&cluster.Serving{Up: true}, &cluster.Serving{Up: true}), Good, "", "2 other nodes, all of them serve"},
 		{IDNotServing, "older agents", peersSay(nil, nil), Good, "", "no agent of the 2 other nodes"},

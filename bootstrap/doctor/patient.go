@@ -27,7 +27,7 @@ const (
 )
 
 // errNoMongo is why nothing is known about MongoDB.
-var errNoMongo = errors.New("nobody told where MongoDB is")
+var errNoMongo = errors.New("no MongoDB address is configured")
 
 // patient is the machine, as far as several checks look at the same.
 type patient struct {

@@ -441,13 +441,13 @@ func doctorWord(w *textWriter, r doctor.Result) string {
 func doctorVerdict(w *textWriter, c doctor.Counts) string {
 	switch {
 	case c.Bad > 0:
-		return w.color.red("ill") + ": " + count(c.Bad+c.Warning, "thing") + " wrong"
+		return w.color.red(count(c.Bad+c.Warning, "problem"))
 	case c.Warning > 0:
-		return w.color.yellow("not well") + ": " + count(c.Warning, "warning")
+		return w.color.yellow("OK") + " with " + count(c.Warning, "warning")
 	case c.Unknown > 0:
-		return w.color.green("well") + ", as far as it is known"
+		return w.color.green("OK") + ", as far as it is known"
 	}
-	return w.color.green("well")
+	return w.color.green("OK")
 }
 
 // doctorProblems gathers what is wrong, the worst last: it is the first to be mended.

@@ -135,9 +135,9 @@ func lintText(w *textWriter, data lintData) {
 	}
 	switch {
 	case total == 0:
-		w.line("%s: nothing is found in %s", w.color.green("well"), count(len(data.Files), "file"))
+		w.line("%s: nothing is found in %s", w.color.green("OK"), count(len(data.Files), "file"))
 	default:
-		w.line("%s: %s found, %d of them corrected below", w.color.red("ill"), count(total, "thing"), fixed)
+		w.line("%s, %d of them corrected below", w.color.red(count(total, "problem")), fixed)
 	}
 	for _, f := range data.Files {
 		about := string(f.Kind)

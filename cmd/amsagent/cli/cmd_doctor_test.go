@@ -72,10 +72,10 @@ func TestDoctorText(t *testing.T) {
 		c    doctor.Counts
 		want string
 	}{
-		{doctor.Counts{Bad: 1, Warning: 2}, "ill: 3 things wrong"},
-		{doctor.Counts{Warning: 1, Unknown: 4}, "not well: 1 warning"},
-		{doctor.Counts{Unknown: 1, Good: 3}, "well, as far as it is known"},
-		{doctor.Counts{Good: 3, Ignored: 1}, "well"},
+		{doctor.Counts{Bad: 1, Warning: 2}, "3 problems"},
+		{doctor.Counts{Warning: 1, Unknown: 4}, "OK with 1 warning"},
+		{doctor.Counts{Unknown: 1, Good: 3}, "OK, as far as it is known"},
+		{doctor.Counts{Good: 3, Ignored: 1}, "OK"},
 	} {
 		if got := doctorVerdict(&textWriter{}, tt.c); got != tt.want {
 			t.Errorf("%+v: %s", tt.c, got)
@@ -293,7 +293,7 @@ func TestDoctorUserData(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &d); err != nil || code != exitDegraded || d.Kind != "lint" || len(d.Files) != 5 || len(d.Files[0].Findings) != 2 || len(d.Files[3].Findings) != 0 || d.Files[1].Kind != "haproxy" || d.Files[2].Kind != "mongod" {
 		t.Errorf("exit %d, %v\n%s", code, err, stdout)
 	}
-	if code, stdout, _ := lintRun(t, "", "--user-data", "good.sh"); code != exitOK || !strings.HasPrefix(stdout, "well: ") {
+	if code, stdout, _ := lintRun(t, "", "--user-data", "good.sh"); code != exitOK || !strings.HasPrefix(stdout, "OK: ") {
 		t.Errorf("exit %d, %s", code, stdout)
 	}
 	if code, _, _ := lintRun(t, "", "--user-data", "boot.sh", "--ignore", "AMS-LINT-SWITCH,AMS-LINT-CURL"); code != exitOK {

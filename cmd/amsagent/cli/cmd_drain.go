@@ -241,7 +241,7 @@ func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout t
 	case timeout > 0 && errors.Is(err, context.DeadlineExceeded):
 		u.Msg, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", rounded(timeout)), idTimeout, exitUnknown
 	case as[*undrainedError](err):
-		u.Msg, u.State, u.Hints = "this node does not leave", nodeState(v), nil
+		u.Msg, u.State, u.Hints = "the drain was cancelled", nodeState(v), nil
 	case errors.Is(err, errNotStopped):
 		u.Msg, u.Exit = "this node cannot leave", exitFailed
 		u.State = "Ant Media Server still runs; the daemon stops it again until it ends, and completes the cloud's hook meanwhile"

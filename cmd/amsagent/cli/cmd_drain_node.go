@@ -225,7 +225,7 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 		case r.row.State == cluster.StateLeft:
 			return r.g.remoteResult(r.row)
 		case r.row.State != cluster.StateDraining:
-			return &userError{Msg: "this node does not leave", Cause: errors.New("the drain was taken back"), State: "the node is " + string(r.row.State)}
+			return &userError{Msg: "the drain was cancelled", Cause: errors.New("it was taken back"), State: "the node is " + string(r.row.State)}
 		default:
 			read = now
 			s := r.sessions()

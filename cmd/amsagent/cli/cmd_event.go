@@ -33,7 +33,7 @@ func newEventCommand(g *globals) *cobra.Command {
 	var opts eventOptions
 	cmd := &cobra.Command{
 		Use:   "event [flags] < EVENT",
-		Short: "act on a lifecycle event of the cloud: be a hook's target",
+		Short: "handle a lifecycle event of the cloud, as the target of a hook",
 		Long: "The event is JSON of Amazon's Auto Scaling as EventBridge, SQS or SNS deliver it:\n" +
 			"whole, its detail alone, a flat message, in an envelope or as the one record of a\n" +
 			"list; or, of Alibaba Cloud, an object of the placeholders of an OOS template:\n" +

@@ -35,7 +35,7 @@ const (
 func newRunCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags]",
-		Short: "be the daemon: keep this node as it joined, and let the cluster see it",
+		Short: "run the daemon: keep this node as it joined, and report its load",
 		Long: "The daemon brings the machine back to what it joined as (a new address, files that an\n" +
 			"upgrade restored, a copied disk), proves that Ant Media Server is in the cluster, and\n" +
 			"from then on writes a heartbeat with load and sessions into the registry. A machine\n" +

@@ -140,7 +140,7 @@ func statusText(w *textWriter, s *statusView, t tableStyle) {
 	if s.Files.Mode != "" {
 		files = fmt.Sprintf("%s, Ant Media Server %s in %s", s.Files.Mode, s.Files.Release, s.Files.Dir)
 		if s.Files.Undo {
-			files += ", leave can give the former bytes back"
+			files += ", leave can restore the original files"
 		}
 	}
 	process := s.Process.Err

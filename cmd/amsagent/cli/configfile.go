@@ -205,7 +205,7 @@ func parseConfigFile(path string, b []byte) *configFile {
 		if k.Value == keyMongo && hasPassword(v.Value) {
 			add(v.Line, idConfigSecret, []string{
 				"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo",
-			}, "a password does not belong into this file, everybody can read it")
+			}, "a password does not belong in this file, everybody can read it")
 			continue
 		}
 		c.values[k.Value] = fileValue{text: v.Value, line: v.Line}

@@ -43,7 +43,7 @@ func TestConfigFile(t *testing.T) {
 		{"broken", "role: 'a\n", "!/c:"},
 		{"tab", "role: a\n\tgroup: b\n", "!/c:"},
 		{"shell form", "role=edge\n", "!/c:1: not a list of settings"},
-		{"password", "# db\nmongo: mongodb://u:hunter22@h/\n", "!/c:2: a password does not belong into this file, everybody can read it [put it into a file of its own"},
+		{"password", "# db\nmongo: mongodb://u:hunter22@h/\n", "!/c:2: a password does not belong in this file, everybody can read it [put it into a file of its own"},
 		{"password without scheme", "mongo: u:hunter22@h\n", "!/c:1: a password does not belong"},
 		{"option is a password", "mongo: mongodb://h/?tlsCertificateKeyFilePassword=hunter22\n", "!/c:1: a password does not belong"},
 		{"user alone", "mongo: mongodb://u@h/?authMechanism=MONGODB-X509&tls=true\n", "mongo=mongodb://u@h/?authMechanism=MONGODB-X509&tls=true@1"},

@@ -346,7 +346,7 @@ func budgetLeft(v lifecycle.View, now time.Time) string {
 	case v.Deadline.IsZero():
 		return ""
 	case left <= 0:
-		return "the deadline has come"
+		return "the deadline is reached"
 	case left >= time.Minute:
 		left = left.Truncate(time.Minute)
 	default:

@@ -232,7 +232,7 @@ func TestDrainUndrained(t *testing.T) {
 		t.Error(u.stdout.String())
 	}
 	c.ends(exitFailed)
-	c.said("amsagent: error: this node does not leave [AMS-UNDRAINED]\namsagent: cause: this node serves again: undrain by alice, amsagent undrain\namsagent: this node is active\n")
+	c.said("amsagent: error: the drain was cancelled [AMS-UNDRAINED]\namsagent: cause: this node serves again: undrain by alice, amsagent undrain\namsagent: this node is active\n")
 }
 
 // The daemon is killed in the middle; its successor goes on with the same drain, and so do we.
@@ -489,7 +489,7 @@ func TestProgressOf(t *testing.T) {
 		{func(v *lifecycle.View) { v.Deadline = now.Add(65 * time.Minute) }, "2 publishers, 31 viewers left, 1h5m of the hook's budget"},
 		{func(v *lifecycle.View) { v.Deadline = now.Add(2 * time.Hour) }, "2 publishers, 31 viewers left, 2h of the hook's budget"},
 		{func(v *lifecycle.View) { v.Deadline = now.Add(40500 * time.Millisecond) }, "2 publishers, 31 viewers left, 40s of the hook's budget"},
-		{func(v *lifecycle.View) { v.Deadline = now }, "2 publishers, 31 viewers left, the deadline has come"},
+		{func(v *lifecycle.View) { v.Deadline = now }, "2 publishers, 31 viewers left, the deadline is reached"},
 		{func(v *lifecycle.View) { v.Deadline = time.Time{} }, "2 publishers, 31 viewers left"},
 		{func(v *lifecycle.View) { v.Sessions, v.Deadline = nil, time.Time{} }, "counting the sessions"},
 		{sessions(cluster.Sessions{Publishers: &one, Viewers: &one, By: by}), "1 publisher, about 1 viewer left"},

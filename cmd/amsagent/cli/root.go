@@ -166,7 +166,7 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 				case first.IsZero():
 					first = time.Now()
 					cancel(&interruptedError{sig})
-					g.log().Log(ctx, g.stopLevel(), "stopping in order; a second signal stops at once", "signal", sig.String())
+					g.log().Log(ctx, g.stopLevel(), "stopping in order; a second signal stops immediately", "signal", sig.String())
 				case time.Since(first) >= oneSignal:
 					g.env.Exit(exitInterrupted)
 				}

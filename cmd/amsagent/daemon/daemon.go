@@ -99,8 +99,8 @@ type Sampler interface {
 	Run(context.Context)
 }
 
-// ErrNoMongo says that nobody told where MongoDB is.
-var ErrNoMongo = errors.New("nobody told where MongoDB is")
+// ErrNoMongo says that no MongoDB address is configured.
+var ErrNoMongo = errors.New("no MongoDB address is configured")
 
 // Periods say how often the daemon looks at what, and how long it waits. A zero
 // is the usual one.
