@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -781,4 +782,27 @@ func TestBounds(t *testing.T) {
 	if err := s.WriteFile("/own", make([]byte, maxFileSize+1), 0o600, 0o700); !errors.Is(err, files.ErrTooLarge) {
 		t.Errorf("what could not be read again was written: %v", err)
 	}
+}
+
+// The server's user decides how many files a commit has.
+func TestEachBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		now, most, calls := 0, 0, 0
+		err := each(1000, func(int) error {
+			mu.Lock()
+			calls++
+			now++
+			most = max(most, now)
+			mu.Unlock()
+			<-time.After(time.Second) // until all that may have begun
+			mu.Lock()
+			now--
+			mu.Unlock()
+			return nil
+		})
+		if err != nil || calls != 1000 || most != maxSideBySide {
+			t.Errorf("%d calls, %d at a time, %v", calls, most, err)
+		}
+	})
 }
