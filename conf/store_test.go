@@ -806,3 +806,56 @@ func TestEachBound(t *testing.T) {
 		}
 	})
 }
+
+// Where a file system has no links, the backup is a copy of the very file that was
+// planned, whatever has its name while it is copied.
+func TestBackupCopiesTheOpenFile(t *testing.T) {
+	s := newTree(t)
+	const path = "/ams/conf/red5.properties"
+	real := filepath.Join(s.Root, path)
+	want, err := os.ReadFile(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(real+".other", []byte("other=1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opens := 0
+	s.hook = func(call, asked string) error {
+		switch {
+		case call == "linkat":
+			return unix.EPERM
+		case call == "openat" && asked == path:
+			// Opened for the plan, and perhaps to compare it once more: exchanged after that.
+			if opens++; opens == 3 {
+				return os.Rename(real+".other", real)
+			}
+		}
+		return nil
+	}
+	state, err := s.makeStateDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx := s.begin(state)
+	defer tx.end()
+	d, name, err := tx.at(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := d.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const second = "/ams/conf/.red5.properties.amsagent-1.old"
+	if err := tx.backup(journalFile{Target: path, Backup: second}, f); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(s.Root, second)); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the backup is %q, %v", got, err)
+	}
+	if info, err := os.Stat(filepath.Join(s.Root, second)); err != nil || info.Mode() != 0o640 {
+		t.Errorf("%v, %v", info, err)
+	}
+}

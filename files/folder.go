@@ -188,6 +188,16 @@ func (d *Folder) Read(name string, limit int64) ([]byte, Info, error) {
 	return b, info, err
 }
 
+// ReadOpen reads a file of at most limit bytes that was opened and not read yet. It
+// fails with [ErrTooLarge].
+func ReadOpen(f *os.File, limit int64) ([]byte, error) {
+	info, err := InfoOf(f)
+	if err != nil {
+		return nil, err
+	}
+	return readAll(f, info, limit)
+}
+
 // readAll reads a file that somebody may be writing to: it may have another size
 // than a moment before.
 func readAll(f *os.File, info Info, limit int64) ([]byte, error) {
