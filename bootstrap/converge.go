@@ -360,7 +360,7 @@ func standaloneFiles(store *conf.Store, in *ams.Installation) bool {
 		return false
 	}
 	for _, app := range in.Apps {
-		file, err := store.Read(app.File.Path)
+		file, err := store.ReadSettings(app.File.Path)
 		if err != nil {
 			return false
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -201,6 +202,27 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	if want := []string{"conf", "fifo", "large", "second", "webapps"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("entries %v, %v", got, err)
+	}
+}
+
+func TestEach(t *testing.T) {
+	r := Root{Path: t.TempDir()}
+	const n = 3*eachNames + 1
+	for i := range n {
+		if err := os.WriteFile(filepath.Join(r.Path, strconv.Itoa(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := r.Folder("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for most, want := range map[int]int{1: 1, eachNames + 1: eachNames + 1, 2 * n: n} {
+		seen := map[string]bool{}
+		if err := d.Each(func(name string) bool { seen[name] = true; return len(seen) < most }); err != nil || len(seen) != want {
+			t.Errorf("%d names, %v; want %d", len(seen), err, want)
+		}
 	}
 }
 
