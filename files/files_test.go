@@ -182,6 +182,22 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want %v", path, err, want)
 		}
 	}
+	symlink(t, r, "circle", tree+"/circle", hostile)
+	symlink(t, r, strings.Repeat("x", 300), tree+"/endless", hostile)
+	for path, want := range map[string]error{
+		tree + "/circle":         unix.ELOOP,
+		tree + "/endless":        unix.ENAMETOOLONG,
+		tree + "/large/settings": unix.ENOTDIR,
+	} {
+		if _, _, err := r.Read(path, 100); !errors.Is(err, want) || !Refused(err) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+	for _, path := range []string{"/circle", "/endless"} {
+		if err := os.Remove(r.Path + tree + path); err != nil {
+			t.Fatal(err)
+		}
+	}
 	d, err := r.Folder(tree)
 	if err != nil {
 		t.Fatal(err)

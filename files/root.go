@@ -24,10 +24,17 @@ var (
 	ErrTooLarge = errors.New("too large")
 )
 
-// Refused reports whether an error is one of those: a file that another user can
-// make so at any time, and which must not stand in the way of the other files.
+// Refused reports whether an error is one of those, or the kernel's for a link in a
+// circle, a link to a name that is too long, or a file in the place of a folder: what
+// another user can make so at any time, and which must not stand in the way of the
+// other files.
 func Refused(err error) bool {
-	return errors.Is(err, ErrLink) || errors.Is(err, ErrNotRegular) || errors.Is(err, ErrTooLarge)
+	for _, refusal := range []error{ErrLink, ErrNotRegular, ErrTooLarge, unix.ELOOP, unix.ENAMETOOLONG, unix.ENOTDIR} {
+		if errors.Is(err, refusal) {
+			return true
+		}
+	}
+	return false
 }
 
 // maxLinks is how many links one path may lead through, as in the kernel.

@@ -156,6 +156,9 @@ func TestAttackLinks(t *testing.T) {
 		"a link to a folder of roots": {"mv webapps/LiveApp/WEB-INF webapps/old; ln -s /etc/outside webapps/LiveApp/WEB-INF; mv webapps/old webapps/.old", "AMS-FILE-LINK"},
 		"a fifo":                      {"rm " + app + "; mkfifo " + app, "AMS-FILE"},
 		"an endless file":             {"truncate -s 1G " + app, "AMS-FILE-SIZE"},
+		"a link to itself":            {"ln -sf red5-web.properties " + app, "AMS-FILE"},
+		"a link without end":          {"ln -sf $(printf '%0300d' 0) " + app, "AMS-FILE"},
+		"a file as a folder":          {"mv webapps/LiveApp/WEB-INF webapps/.old; : >webapps/LiveApp/WEB-INF", "AMS-FILE"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAttacked(t, "3.0")
@@ -171,7 +174,7 @@ func TestAttackLinks(t *testing.T) {
 				t.Error(err)
 			}
 			// It is so after a join: the rest is given back all the same.
-			a.as(t, "rm -rf webapps/LiveApp/WEB-INF/red5-web.properties; [ ! -L webapps/LiveApp/WEB-INF ] || { rm webapps/LiveApp/WEB-INF; mv webapps/.old webapps/LiveApp/WEB-INF; }; cp -p conf/.app "+app)
+			a.as(t, "rm -rf webapps/LiveApp/WEB-INF/red5-web.properties; [ -d webapps/LiveApp/WEB-INF -a ! -L webapps/LiveApp/WEB-INF ] || { rm webapps/LiveApp/WEB-INF; mv webapps/.old webapps/LiveApp/WEB-INF; }; cp -p conf/.app "+app)
 			a.mustRun(t, "join")
 			a.as(t, tt.line)
 			leave := a.agent("leave")
