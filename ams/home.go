@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Home is a folder that a service, or its process, names.
@@ -70,15 +72,19 @@ func processHomes(root string, pid int) []Home {
 	if cwd, err := os.Readlink(filepath.Join(dir, "cwd")); err == nil && filepath.IsAbs(cwd) {
 		homes = append(homes, Home{Dir: cwd, Source: fmt.Sprintf("/proc/%d/cwd", pid)})
 	}
-	entries, err := os.ReadDir(filepath.Join(dir, "fd"))
+	fds, err := files.Root{Path: root}.Folder(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		return homes
 	}
-	for _, e := range entries {
-		if open, err := os.Readlink(filepath.Join(dir, "fd", e.Name())); err == nil && filepath.Base(open) == serverJar {
-			return append(homes, Home{Dir: filepath.Dir(open), Source: fmt.Sprintf("/proc/%d/fd", pid)})
+	defer fds.Close()
+	_ = fds.Each(func(name string) bool {
+		open, err := os.Readlink(filepath.Join(dir, "fd", name))
+		if err != nil || filepath.Base(open) != serverJar {
+			return true
 		}
-	}
+		homes = append(homes, Home{Dir: filepath.Dir(open), Source: fmt.Sprintf("/proc/%d/fd", pid)})
+		return false
+	})
 	return homes
 }
 
@@ -123,32 +129,32 @@ func (in *Installation) is(root, dir string) bool {
 // does, or whether that cannot be known. A tree without a /proc is looked at from this
 // machine.
 func (in *Installation) MayRun(root string) bool {
-	entries, err := os.ReadDir(filepath.Join(root, "/proc"))
+	proc, err := files.Root{Path: root}.Folder("/proc")
 	if errors.Is(err, fs.ErrNotExist) && root != "" {
 		root = ""
-		entries, err = os.ReadDir("/proc")
+		proc, err = files.Root{}.Folder("/proc")
 	}
 	if err != nil {
 		return true
 	}
-	seen := false
-	for _, e := range entries {
-		if _, err := strconv.Atoi(e.Name()); err != nil {
-			continue
+	defer proc.Close()
+	seen, may := false, false
+	err = proc.Each(func(pid string) bool {
+		if _, err := strconv.Atoi(pid); err != nil {
+			return true
 		}
-		cwd, err := os.Readlink(filepath.Join(root, "/proc", e.Name(), "cwd"))
+		cwd, err := os.Readlink(filepath.Join(root, "/proc", pid, "cwd"))
 		switch {
 		case errors.Is(err, fs.ErrPermission):
-			comm, err := os.ReadFile(filepath.Join(root, "/proc", e.Name(), "comm"))
-			if err != nil || strings.TrimSpace(string(comm)) == "java" {
-				return true
-			}
+			comm, err := readProc(root, filepath.Join("/proc", pid, "comm"))
+			may = err != nil || strings.TrimSpace(string(comm)) == "java"
 		case err != nil: // it has ended
 		case in.is(root, cwd):
-			return true
+			may = true
 		default:
 			seen = true
 		}
-	}
-	return !seen // a tree without processes is not a machine that runs
+		return !may
+	})
+	return may || err != nil || !seen // a tree without processes is not a machine that runs
 }

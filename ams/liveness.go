@@ -24,6 +24,9 @@ const (
 	// longer is stuck, and the next call will tell.
 	livenessLimit = 3 * time.Second
 	livenessBody  = 64 << 10
+	// maxHeader bounds the header of an answer, where Go takes 10 MB: the server's has
+	// 500 bytes.
+	maxHeader = 64 << 10
 )
 
 // LivenessState is what one liveness call tells.
@@ -88,6 +91,7 @@ func NewPollingClient(open *atomic.Int64) *http.Client {
 }
 
 func newHTTPClient(t *http.Transport) *http.Client {
+	t.MaxResponseHeaderBytes = maxHeader
 	return &http.Client{
 		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -10,16 +10,25 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 )
 
-// A manifest has some hundred bytes to a few kilobytes; its size in the archive
-// is only what the archive says.
-const maxManifestSize = 1 << 20
-
-// maxJarRead bounds what is read of a jar, and with it the memory that its
-// directory takes: that of the server's has some hundred kilobytes.
-const maxJarRead = 8 << 20
+const (
+	// maxJarSize bounds a jar: the server's has 2 MB. archive/zip believes a
+	// directory that announces one member for each 30 bytes of the file, and takes
+	// the memory for them before it reads the first one.
+	maxJarSize = 64 << 20
+	// maxJarRead bounds what is read of a jar, and with it the memory that its
+	// directory takes: that of the server's has 100 kB.
+	maxJarRead = 2 << 20
+	// maxManifestSize bounds the manifest: it has some hundred bytes to a few
+	// kilobytes. Its size in the archive is only what the archive says.
+	maxManifestSize = 64 << 10
+	// maxVersion bounds version and build number, which go into the state file and
+	// into the registry. The longest ones known have 20 bytes.
+	maxVersion = 64
+)
 
 // boundedReader ends after so many bytes, wherever they are.
 type boundedReader struct {
@@ -55,29 +64,48 @@ func jarRelease(root, path string) Release {
 		}
 		return unknown(err.Error())
 	}
-	attrs := manifestAttributes(manifest)
-	version := strings.TrimSpace(attrs["implementation-version"])
-	if version == "" {
-		return unknown("its manifest has no Implementation-Version")
-	}
-	r, err := ParseRelease(version)
+	r, err := manifestRelease(manifest)
 	if err != nil {
-		return unknown("its manifest: " + err.Error())
+		return unknown(err.Error())
 	}
-	r.Source = SourceManifest
-	r.Build = strings.TrimSpace(attrs["build-number"])
 	return r
 }
 
-// jarManifest reads META-INF/MANIFEST.MF of a jar. Only the directory at the end
-// of the archive and this one member are read, whatever the size of the jar.
+// manifestRelease is the release that a manifest names.
+func manifestRelease(manifest []byte) (Release, error) {
+	attrs := manifestAttributes(manifest)
+	version, build := strings.TrimSpace(attrs["implementation-version"]), strings.TrimSpace(attrs["build-number"])
+	switch {
+	case version == "":
+		return Release{}, errors.New("its manifest has no Implementation-Version")
+	case max(len(version), len(build)) > maxVersion:
+		return Release{}, fmt.Errorf("its manifest has an Implementation-Version or a Build-Number that is longer than %d bytes", maxVersion)
+	}
+	r, err := ParseRelease(version)
+	if err != nil {
+		return Release{}, fmt.Errorf("its manifest: %w", err)
+	}
+	r.Source, r.Build = SourceManifest, build
+	return r, nil
+}
+
+// jarManifest reads META-INF/MANIFEST.MF of a jar.
 func jarManifest(root, path string) ([]byte, error) {
 	f, info, err := openBelow(root, path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	z, err := zip.NewReader(&boundedReader{f, maxJarRead}, info.Size)
+	return manifestOf(f, info.Size)
+}
+
+// manifestOf reads META-INF/MANIFEST.MF of the jar in r. Only the directory at the end
+// of the archive and this one member are read.
+func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
+	if size > maxJarSize {
+		return nil, fmt.Errorf("not the server's jar: larger than %d bytes", maxJarSize)
+	}
+	z, err := zip.NewReader(&boundedReader{r, maxJarRead}, size)
 	if err != nil {
 		return nil, fmt.Errorf("not a whole jar: %w", err)
 	}
@@ -109,7 +137,7 @@ func jarManifest(root, path string) ([]byte, error) {
 func manifestAttributes(b []byte) map[string]string {
 	b = bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n"))
 	b = bytes.ReplaceAll(b, []byte("\r"), []byte("\n"))
-	attrs := make(map[string]string)
+	values := make(map[string][]byte)
 	name := ""
 	for line := range bytes.SplitSeq(b, []byte("\n")) {
 		if len(line) == 0 {
@@ -119,17 +147,21 @@ func manifestAttributes(b []byte) map[string]string {
 		}
 		if line[0] == ' ' {
 			if name != "" {
-				attrs[name] += string(line[1:])
+				values[name] = append(values[name], line[1:]...)
 			}
 			continue
 		}
-		key, value, ok := strings.Cut(string(line), ":")
+		key, value, ok := bytes.Cut(line, []byte(":"))
 		if !ok {
 			name = ""
 			continue
 		}
-		name = strings.ToLower(key)
-		attrs[name] = strings.TrimPrefix(value, " ")
+		name = strings.ToLower(string(key))
+		values[name] = slices.Clone(bytes.TrimPrefix(value, []byte(" ")))
+	}
+	attrs := make(map[string]string, len(values))
+	for name, value := range values {
+		attrs[name] = string(value)
 	}
 	return attrs
 }

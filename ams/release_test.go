@@ -4,10 +4,14 @@
 package ams
 
 import (
+	"archive/zip"
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -118,6 +122,8 @@ func TestJarRelease(t *testing.T) {
 		{"cut", manifest(good)[:60], Release{}, "not a whole jar"},
 		{"not a zip", strings.Repeat("x", 100_000), Release{}, "not a whole jar"},
 		{"manifest without end", manifest("Implementation-Version: 3.0.3\nX: " + strings.Repeat("y", maxManifestSize)), Release{}, "larger than"},
+		{"version without end", manifest("Implementation-Version: 3.0.3-" + strings.Repeat("x", 300)), Release{}, "longer than"},
+		{"build without end", manifest("Implementation-Version: 3.0.3\nBuild-Number: " + strings.Repeat("7", 300)), Release{}, "longer than"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in, err := Open(tree(t, map[string]string{jarName: c.jar}), "")
@@ -162,27 +168,117 @@ func TestJarReleaseOddFiles(t *testing.T) {
 			t.Errorf("%+v, %v", in, err)
 		}
 	})
-	t.Run("huge", func(t *testing.T) {
-		// Six gigabytes of hole before the archive: only its end may be read.
-		root := tree(t, nil)
-		name := filepath.Join(root, DefaultDir, jarName)
-		b, err := os.ReadFile(name)
+}
+
+// forgedJar is a jar of that size which says that it has as many members as its
+// reader believes at most. What is in it begins at the front, the rest is a hole.
+func forgedJar(t *testing.T, size int64, directory []byte) (root string) {
+	t.Helper()
+	root = tree(t, map[string]string{jarName: "-"})
+	f, err := os.Create(filepath.Join(root, DefaultDir, jarName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const end64Size, locatorSize, endSize = 56, 20, 22
+	at := size - end64Size - locatorSize - endSize
+	length := uint64(len(directory))
+	records := (uint64(size) - length) / 30
+	b := binary.LittleEndian.AppendUint32(nil, 0x06064b50) // the end of a zip64 directory
+	b = binary.LittleEndian.AppendUint64(b, end64Size-12)
+	b = append(b, make([]byte, 12)...) // versions, disks
+	b = binary.LittleEndian.AppendUint64(b, records)
+	b = binary.LittleEndian.AppendUint64(b, records)
+	b = binary.LittleEndian.AppendUint64(b, length)
+	b = binary.LittleEndian.AppendUint64(b, uint64(at)-length)
+	b = binary.LittleEndian.AppendUint32(b, 0x07064b50) // where it is
+	b = append(b, make([]byte, 4)...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(at))
+	b = binary.LittleEndian.AppendUint32(b, 1)
+	b = binary.LittleEndian.AppendUint32(b, 0x06054b50) // the end of a directory
+	b = append(b, make([]byte, 4)...)
+	for range 12 {
+		b = append(b, 0xff) // numbers that zip64 has
+	}
+	b = append(b, 0, 0)
+	for _, part := range []struct {
+		b  []byte
+		at int64
+	}{{directory, at - int64(length)}, {b, at}} {
+		if _, err := f.WriteAt(part.b, part.at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+// The server's user makes the jar, and must not decide how much memory root takes.
+func TestJarReleaseMemory(t *testing.T) {
+	const most = 40 << 20
+	record := append([]byte{'P', 'K', 1, 2}, make([]byte, 42)...) // of a member without a name
+	for name, root := range map[string]string{
+		"larger than any jar":     forgedJar(t, 6<<30, nil),
+		"as large as a jar is":    forgedJar(t, maxJarSize, nil),
+		"a directory of all that": forgedJar(t, maxJarSize, bytes.Repeat(record, maxJarSize/2/len(record))),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r Release
+			n := allocated(func() { r = jarRelease(root, filepath.Join(DefaultDir, jarName)) })
+			if r.Known() || r.Note == "" {
+				t.Errorf("%+v", r)
+			}
+			if n > most {
+				t.Errorf("%d MB were taken to find that %s", n>>20, r.Note)
+			}
+		})
+	}
+}
+
+// allocated is how many bytes f takes, those included that are free again.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// A value that goes on from line to line is not copied once for each of them.
+func TestManifestAttributesMemory(t *testing.T) {
+	b := append([]byte("X: y\n"), bytes.Repeat([]byte(" z\n"), maxManifestSize/3)...)
+	if n := allocated(func() { manifestAttributes(b) }); n > 16*maxManifestSize {
+		t.Errorf("%d kB were taken for a manifest of %d kB", n>>10, len(b)>>10)
+	}
+}
+
+// FuzzJar reads what the server's user says is a jar.
+func FuzzJar(f *testing.F) {
+	z := func(method uint16, content string) []byte {
+		var b bytes.Buffer
+		w := zip.NewWriter(&b)
+		m, err := w.CreateHeader(&zip.FileHeader{Name: manifestName, Method: method})
+		if err == nil {
+			_, err = m.Write([]byte(content))
+		}
+		if err = errors.Join(err, w.Close()); err != nil {
+			f.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	f.Add(z(zip.Store, "Implementation-Version: 3.0.3\n"))
+	f.Add(z(zip.Deflate, "Implementation-Version: 3.0.3\nX: "+strings.Repeat("y", maxManifestSize)))
+	f.Add([]byte("PK\x05\x06" + strings.Repeat("\xff", 16) + "\x00\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		manifest, err := manifestOf(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
-			t.Fatal(err)
+			return
 		}
-		f, err := os.Create(name)
-		if err != nil {
-			t.Fatal(err)
+		if len(manifest) > maxManifestSize {
+			t.Errorf("a manifest of %d bytes", len(manifest))
 		}
-		if _, err := f.WriteAt(b, 6<<30); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-		in, err := Open(root, "")
-		if err != nil || in.Release.Version != "3.0.3" {
-			t.Errorf("%+v, %v", in.Release, err)
+		r, err := manifestRelease(manifest)
+		if err == nil && (!r.Known() || len(r.Version) > maxVersion || len(r.Build) > maxVersion) {
+			t.Errorf("%+v", r)
 		}
 	})
 }

@@ -55,6 +55,8 @@ const (
 	AppSilent AppServing = "does not answer"
 	// AppRefused: nothing listens.
 	AppRefused AppServing = "is not reachable"
+	// AppNotAsked: others took all the time there was.
+	AppNotAsked AppServing = "was not asked in time"
 )
 
 // AppAnswer is the answer of one application.

@@ -5,12 +5,15 @@ package ams
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,6 +125,26 @@ func TestCheckServingNoAnswer(t *testing.T) {
 	}
 	if got, want := ask("live"), "live is not reachable"; got.String() != want || got.State != AppRefused {
 		t.Errorf("a port that is closed: %q", got)
+	}
+}
+
+// Whoever answers on the server's port decides how long the header of an answer is.
+func TestAnswerHeaderBound(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Long", strings.Repeat("x", 2*maxHeader))
+	}))
+	defer srv.Close()
+	var open atomic.Int64
+	for name, client := range map[string]*http.Client{"one call": NewHTTPClient(), "polling": NewPollingClient(&open)} {
+		if a := CheckServing(t.Context(), client, srv.URL, "LiveApp"); a.State != AppFailing || len(a.Detail) > 1000 {
+			t.Errorf("%s: %+v", name, a)
+		}
+		if l := CheckLiveness(t.Context(), client, srv.URL); l.State != LiveUnknown || len(l.Detail) > 1000 {
+			t.Errorf("%s: %+v", name, l)
+		}
+		if _, err := ReadStatistics(t.Context(), client, srv.URL, ""); err == nil || errors.Is(err, ErrNotStatistics) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -360,7 +360,7 @@ func standaloneFiles(store *conf.Store, in *ams.Installation) bool {
 		return false
 	}
 	for _, app := range in.Apps {
-		file, err := store.Read(app.File.Path)
+		file, err := store.ReadSettings(app.File.Path)
 		if err != nil {
 			return false
 		}
@@ -457,6 +457,10 @@ func (k *converger) noteRestart(changed bool) {
 	k.result.RestartNeeded = k.state.RestartPending || k.state.Restart != nil || k.result.Cause != ""
 }
 
+// maxPendingValues bounds the values that the state file keeps, for people alone: there are
+// some for each application, and the file must stay small enough to be read again.
+const maxPendingValues = 512
+
 // pend notes values that a restart applies, beside those that wait already.
 func (k *converger) pend(values []conf.Difference, cause string) {
 	by := "amsagent converge"
@@ -467,9 +471,12 @@ func (k *converger) pend(values []conf.Difference, cause string) {
 	if was := k.state.Restart; was != nil {
 		p.Since, p.Values = was.Since, was.Values
 	}
+	p.Values = slices.Clone(p.Values)
 	for _, v := range values {
-		p.Values = slices.DeleteFunc(slices.Clone(p.Values), func(o conf.Difference) bool { return o.Path == v.Path && o.Key == v.Key })
-		p.Values = append(p.Values, v)
+		p.Values = slices.DeleteFunc(p.Values, func(o conf.Difference) bool { return o.Path == v.Path && o.Key == v.Key })
+		if len(p.Values) < maxPendingValues {
+			p.Values = append(p.Values, v)
+		}
 	}
 	k.state.Restart = &p
 }

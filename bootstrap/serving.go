@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,8 +22,10 @@ const (
 	// servingPoll is how often a join asks the applications that do not serve yet.
 	// Its success comes at most this much later than the last of them.
 	servingPoll = 250 * time.Millisecond
-	// servingLimit bounds one call of a join.
+	// servingLimit bounds asking all applications once, and maxAsks how many are asked
+	// at a time: the server's user decides how many there are, and when they answer.
 	servingLimit = 2 * time.Second
+	maxAsks      = 8
 	// servedPath remembers which release has served viewers on this machine.
 	servedPath = StateDir + "/served.json"
 )
@@ -79,9 +82,12 @@ func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
 	last := map[string]ams.AppAnswer{}
 	for first := true; ; first = false {
 		answers := askAll(ctx, j.http(), j.facts.install.BaseURL(), waiting)
+		// Those that were not asked come first the next time.
+		slices.SortStableFunc(answers, func(a, b ams.AppAnswer) int { return wasAsked(a) - wasAsked(b) })
 		for i, a := range answers {
-			// A question that our own deadline cut says nothing; the answer before does.
-			if before, ok := last[a.Name]; ok && ctx.Err() != nil && a.State == ams.AppSilent {
+			// A question that our own deadline cut says nothing, nor does one that was not
+			// asked; the answer before does.
+			if before, ok := last[a.Name]; ok && (ctx.Err() != nil && a.State == ams.AppSilent || a.State == ams.AppNotAsked) {
 				answers[i] = before
 			}
 			last[a.Name] = answers[i]
@@ -140,17 +146,34 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	return out
 }
 
-// askAll asks several applications at once, each bounded.
+// askAll asks several applications, some at a time and all within servingLimit. Those
+// that were not reached by then are [ams.AppNotAsked].
 func askAll(ctx context.Context, client *http.Client, base string, apps []string) []ams.AppAnswer {
 	ctx, cancel := context.WithTimeout(ctx, servingLimit)
 	defer cancel()
 	answers := make([]ams.AppAnswer, len(apps))
+	var next atomic.Int64
 	var asks sync.WaitGroup
-	for i, name := range apps {
-		asks.Go(func() { answers[i] = ams.CheckServing(ctx, client, base, name) })
+	for range min(maxAsks, len(apps)) {
+		asks.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(apps); i = int(next.Add(1)) - 1 {
+				answers[i] = ams.AppAnswer{Name: apps[i], State: ams.AppNotAsked}
+				if ctx.Err() == nil {
+					answers[i] = ams.CheckServing(ctx, client, base, apps[i])
+				}
+			}
+		})
 	}
 	asks.Wait()
 	return answers
+}
+
+// wasAsked is 0 for an application that was not asked, else 1.
+func wasAsked(a ams.AppAnswer) int {
+	if a.State == ams.AppNotAsked {
+		return 0
+	}
+	return 1
 }
 
 // Server asks the server on this machine whether viewers are served. Its methods

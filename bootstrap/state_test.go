@@ -5,6 +5,8 @@ package bootstrap
 
 import (
 	"encoding/json"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,5 +54,27 @@ func TestStateEqual(t *testing.T) {
 	s.Since = s.Since.In(time.FixedZone("", 3600))
 	if !s.Equal(read()) {
 		t.Error("one time in two zones differs")
+	}
+}
+
+// The server's user decides how many values differ, and must not make the state file so
+// large that it is not read again.
+func TestPendingValuesBounded(t *testing.T) {
+	var values []conf.Difference
+	for i := range 4096 {
+		values = append(values, conf.Difference{Path: fmt.Sprintf("/webapps/%d/%s", i, strings.Repeat("x", 255)), Key: "db.host", Old: strings.Repeat("x", 256), New: strings.Repeat("y", 256)})
+	}
+	k := &converger{}
+	k.pend(values, "cause")
+	k.pend(values, "cause")
+	if n := len(k.state.Restart.Values); n != maxPendingValues {
+		t.Errorf("%d values are kept", n)
+	}
+	store := &conf.Store{Root: t.TempDir(), Dir: StateDir}
+	if err := saveState(store, k.state); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := loadState(store); err != nil || s == nil {
+		t.Errorf("%v, %v", s, err)
 	}
 }

@@ -260,12 +260,21 @@ func (s *Store) writeRecord(j *journal, record *Record) error {
 	return s.writeFile(s.statePath(undoName), data, 0o600, 0o700, maxRecordSize)
 }
 
+// maxSideBySide bounds the files that are worked on at a time: the server's user decides
+// how many there are, and each of them takes a thread and some memory.
+const maxSideBySide = 64
+
 // each runs f for 0 … n-1 side by side and joins the errors.
 func each(n int, f func(int) error) error {
 	errs := make([]error, n)
+	slots := make(chan struct{}, maxSideBySide)
 	var wg sync.WaitGroup
 	for i := range n {
-		wg.Go(func() { errs[i] = f(i) })
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			errs[i] = f(i)
+		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)

@@ -15,8 +15,11 @@ import (
 // Mask is what is shown in place of a secret.
 const Mask = "********"
 
+// another tells what differs from what is shown the same.
+const another = " (another one)"
+
 // maskChanged tells a secret that changes from one that stays.
-const maskChanged = Mask + " (another one)"
+const maskChanged = Mask + another
 
 // Diff is the unified diff that turns before into after, fit to be shown:
 // values of keys that name a secret, and passwords inside connection strings,

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // Difference is one value that a plan changes, fit to be shown: secrets are
@@ -26,6 +27,23 @@ func (d Difference) String() string {
 	return fmt.Sprintf("%s: %s is %s and is to be %s", d.Path, d.Key, d.Old, d.New)
 }
 
+// maxShown bounds the texts of a [Difference], in bytes: the server's user writes them,
+// and they go into the state file, the daemon's view and the log.
+const maxShown = 256
+
+// bounded is the text, or its beginning with … at its end.
+func bounded(text string) string {
+	if len(text) <= maxShown {
+		return text
+	}
+	const ellipsis = "…"
+	end := maxShown - len(ellipsis)
+	for end > 0 && !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end] + ellipsis
+}
+
 // missing stands for a value, or a file, that is not there.
 const missing = "(missing)"
 
@@ -33,7 +51,11 @@ const missing = "(missing)"
 func (f PlannedFile) Differences() []Difference {
 	var out []Difference
 	add := func(key, was, is string) {
-		out = append(out, Difference{Path: f.Before.Path, Key: key, Old: was, New: is})
+		old, now := bounded(was), bounded(is)
+		if old == now && was != is {
+			now += another
+		}
+		out = append(out, Difference{Path: f.Before.Path, Key: bounded(key), Old: old, New: now})
 	}
 	switch {
 	case !f.Changed():

@@ -4,9 +4,11 @@
 package conf
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // ErrLocked says that another amsagent holds the lock.
@@ -41,7 +45,7 @@ func (s *Store) Lock(ctx context.Context, path string, waiting func(holder strin
 	if err != nil {
 		return nil, err
 	}
-	told := false
+	holder := ""
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
@@ -50,36 +54,49 @@ func (s *Store) Lock(ctx context.Context, path string, waiting func(holder strin
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
 		}
-		holder := holderOf(f)
-		if !told && waiting != nil {
-			waiting(holder)
-			told = true
+		if holder == "" {
+			if holder = s.holderOf(f); waiting != nil {
+				waiting(holder)
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("%w (%s): %w", ErrLocked, holder, context.Cause(ctx)), f.Close())
+			// Another process may hold it by now.
+			return nil, errors.Join(fmt.Errorf("%w (%s): %w", ErrLocked, s.holderOf(f), context.Cause(ctx)), f.Close())
 		case <-time.After(lockPoll):
 		}
 	}
 	return &Lock{f}, nil
 }
 
+// maxLocks bounds what is read of /proc/locks: any user makes as many locks as he
+// likes, and a line has 60 bytes.
+const maxLocks = 1 << 20
+
 // LockHolder asks the kernel which process holds the lock on f. It is for people
 // only: across containers the kernel names no process, or one that is 0 here.
-func LockHolder(f *os.File) (pid int, known bool) {
+func LockHolder(f *os.File) (pid int, known bool) { return lockHolder(files.Root{}, f) }
+
+func lockHolder(root files.Root, f *os.File) (pid int, known bool) {
 	var st unix.Stat_t
 	if unix.Fstat(int(f.Fd()), &st) != nil {
 		return 0, false
 	}
-	locks, err := os.ReadFile("/proc/locks")
+	locks, _, _, err := root.Open("/proc/locks")
 	if err != nil {
 		return 0, false
 	}
+	defer locks.Close()
+	return holderIn(locks, fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino))
+}
+
+// holderIn finds who holds the lock of a file in the kernel's list.
+func holderIn(locks io.Reader, file string) (pid int, known bool) {
 	// 1: FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF
-	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
-	for line := range strings.Lines(string(locks)) {
+	lines := bufio.NewScanner(io.LimitReader(locks, maxLocks))
+	for lines.Scan() {
 		// A process that waits has "->" in the second column.
-		if w := strings.Fields(line); len(w) > 5 && w[1] == "FLOCK" && w[5] == file {
+		if w := strings.Fields(lines.Text()); len(w) > 5 && w[1] == "FLOCK" && w[5] == file {
 			pid, err := strconv.Atoi(w[4])
 			return pid, err == nil
 		}
@@ -87,8 +104,8 @@ func LockHolder(f *os.File) (pid int, known bool) {
 	return 0, false
 }
 
-func holderOf(f *os.File) string {
-	if pid, known := LockHolder(f); known {
+func (s *Store) holderOf(f *os.File) string {
+	if pid, known := lockHolder(files.Root{Hook: s.hook}, f); known {
 		return "pid " + strconv.Itoa(pid)
 	}
 	return "its process is not known"

@@ -155,7 +155,7 @@ func (t *transaction) stageFile(f journalFile, content []byte, a files.Attribute
 // it back needs no space and restores the very inode. Where the file system
 // has no links, a copy. target is the file that was planned, open.
 func (t *transaction) backup(f journalFile, target *os.File) error {
-	d, name, err := t.at(f.Target)
+	d, _, err := t.at(f.Target)
 	if err != nil {
 		return err
 	}
@@ -166,23 +166,20 @@ func (t *transaction) backup(f journalFile, target *os.File) error {
 	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO):
 		return err
 	}
-	fd, info, err := d.Open(name)
+	// The file that is open, whatever its name stands for by now.
+	info, err := files.InfoOf(target)
 	if err != nil {
 		return err
 	}
-	defer fd.Close()
-	if was, err := files.InfoOf(target); err != nil || info.ID != was.ID {
-		return errors.Join(err, fmt.Errorf("%s: %w", f.Target, ErrChanged))
-	}
-	a, err := files.AttributesOf(fd, info)
+	a, err := files.AttributesOf(target, info)
 	if err != nil {
 		return err
 	}
-	old, err := readIn(d, name, maxFileSize)
+	old, err := files.ReadOpen(target, maxFileSize)
 	if err != nil {
 		return err
 	}
-	return d.Write(second, old.Bytes, a)
+	return d.Write(second, old, a)
 }
 
 // unchanged compares the file with what the plan read. planned is that file, nil

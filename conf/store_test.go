@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -636,6 +637,57 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// Any user can make the kernel's list of locks long: a process that waits does not read
+// it at each try.
+func TestLockHolderReadOnce(t *testing.T) {
+	s := newTree(t)
+	a, err := s.Lock(t.Context(), "/run/amsagent/lock", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = a.Unlock() }()
+	reads := 0
+	s.hook = func(_, name string) error {
+		if name == "/proc/locks" {
+			reads++
+		}
+		return nil
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := s.Lock(ctx, "/run/amsagent/lock", nil); !errors.Is(err, ErrLocked) {
+			t.Error(err)
+		}
+	})
+	// To say who it waits for, and who it waited for; each time the folder and the file are opened by the hook.
+	if reads == 0 || reads > 4 {
+		t.Errorf("the list was opened by %d calls", reads)
+	}
+}
+
+func TestHolderIn(t *testing.T) {
+	const file = "fe:00:131"
+	const line = "1: FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF\n"
+	others := strings.Repeat("2: POSIX  ADVISORY  WRITE 99 fe:00:132 0 EOF\n", maxLocks/40)
+	for list, want := range map[string]int{
+		"1: -> FLOCK  ADVISORY  WRITE 12 fe:00:131 0 EOF\n" + line: 4711,
+		"1: POSIX  ADVISORY  WRITE 12 fe:00:131 0 EOF\n" + line:    4711,
+		"":                                   0,
+		others + line:                        0, // too many
+		strings.Repeat("x", maxLocks) + line: 0,
+	} {
+		r := strings.NewReader(list)
+		pid, known := holderIn(r, file)
+		if pid != want || known != (want != 0) {
+			t.Errorf("%d, %v, want %d", pid, known, want)
+		}
+		if n := len(list) - r.Len(); n > maxLocks {
+			t.Errorf("%d bytes were read", n)
+		}
+	}
+}
+
 func TestDiffMasksSecrets(t *testing.T) {
 	before := "a=1\nclusterdb.host=localhost\ndb.password=old secret\nserver.jwtServerSecretKey=k\\\n  ey\nb=2\n"
 	after := "a=1\nclusterdb.host=mongodb://me:p%40ss@h1,h2/?a=b\ndb.password=new secret\nserver.jwtServerSecretKey=k\\\n  ey\nb=2\n"
@@ -781,5 +833,81 @@ func TestBounds(t *testing.T) {
 	}
 	if err := s.WriteFile("/own", make([]byte, maxFileSize+1), 0o600, 0o700); !errors.Is(err, files.ErrTooLarge) {
 		t.Errorf("what could not be read again was written: %v", err)
+	}
+}
+
+// The server's user decides how many files a commit has.
+func TestEachBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		now, most, calls := 0, 0, 0
+		err := each(1000, func(int) error {
+			mu.Lock()
+			calls++
+			now++
+			most = max(most, now)
+			mu.Unlock()
+			<-time.After(time.Second) // until all that may have begun
+			mu.Lock()
+			now--
+			mu.Unlock()
+			return nil
+		})
+		if err != nil || calls != 1000 || most != maxSideBySide {
+			t.Errorf("%d calls, %d at a time, %v", calls, most, err)
+		}
+	})
+}
+
+// Where a file system has no links, the backup is a copy of the very file that was
+// planned, whatever has its name while it is copied.
+func TestBackupCopiesTheOpenFile(t *testing.T) {
+	s := newTree(t)
+	const path = "/ams/conf/red5.properties"
+	real := filepath.Join(s.Root, path)
+	want, err := os.ReadFile(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(real+".other", []byte("other=1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opens := 0
+	s.hook = func(call, asked string) error {
+		switch {
+		case call == "linkat":
+			return unix.EPERM
+		case call == "openat" && asked == path:
+			// Opened for the plan, and perhaps to compare it once more: exchanged after that.
+			if opens++; opens == 3 {
+				return os.Rename(real+".other", real)
+			}
+		}
+		return nil
+	}
+	state, err := s.makeStateDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx := s.begin(state)
+	defer tx.end()
+	d, name, err := tx.at(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := d.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const second = "/ams/conf/.red5.properties.amsagent-1.old"
+	if err := tx.backup(journalFile{Target: path, Backup: second}, f); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(s.Root, second)); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the backup is %q, %v", got, err)
+	}
+	if info, err := os.Stat(filepath.Join(s.Root, second)); err != nil || info.Mode() != 0o640 {
+		t.Errorf("%v, %v", info, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -231,5 +232,30 @@ func TestDifferences(t *testing.T) {
 	g.After = f.Before.Bytes
 	if Fingerprint([]PlannedFile{f}) == Fingerprint([]PlannedFile{g}) {
 		t.Error("one name for two causes")
+	}
+}
+
+// The server's user writes the values: whatever he writes, what is shown is short, and
+// what differs is not shown the same.
+func TestDifferencesBounded(t *testing.T) {
+	long := strings.Repeat("ä", 100_000)
+	f := PlannedFile{
+		Kind:   KindProperties,
+		Before: File{Path: "/p", Bytes: []byte("a=x" + long + "\nsame=" + long + "1\npassword=" + long + "\nk" + long + "=1\n")},
+		After:  []byte("a=" + long + "\nsame=" + long + "2\npassword=" + long + "1\n"),
+	}
+	list := f.Differences()
+	if len(list) != 4 {
+		t.Fatalf("%d differences", len(list))
+	}
+	for _, d := range list {
+		if d.Old == d.New {
+			t.Errorf("%.20s: both are %q", d.Key, d.Old)
+		}
+		for _, text := range []string{d.Key, d.Old, strings.TrimSuffix(d.New, another)} {
+			if len(text) > maxShown || !utf8.ValidString(text) {
+				t.Errorf("%.20s: %d bytes, %q at the end", d.Key, len(text), text[max(0, len(text)-10):])
+			}
+		}
 	}
 }

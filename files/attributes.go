@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,15 @@ type xattr struct {
 const (
 	accessACL    = "system.posix_acl_access"
 	capabilities = "security.capability"
+	// ownersXattrs begins the names of those that the owner of a file may make, any
+	// number of them on some file systems.
+	ownersXattrs = "user."
+
+	// maxXattrs and maxXattrBytes bound the attributes that a new file gets, names and
+	// values. maxXattrValue is the kernel's bound for one value, and for all names.
+	maxXattrs     = 64
+	maxXattrBytes = 256 << 10
+	maxXattrValue = 64 << 10
 )
 
 // Own are the attributes of a file that belongs to whoever runs this.
@@ -60,20 +70,53 @@ func AttributesOf(f *os.File, info Info) (Attributes, error) {
 	if err != nil {
 		return a, fmt.Errorf("reading the extended attributes of %s: %w", f.Name(), err)
 	}
-	for _, name := range names {
-		if name == capabilities {
-			continue
-		}
+	a.xattrs, err = keptXattrs(names, func(name string) ([]byte, error) {
 		value, err := getXattr(int(f.Fd()), name)
+		if err != nil {
+			err = fmt.Errorf("reading the extended attribute %s of %s: %w", name, f.Name(), err)
+		}
+		return value, err
+	})
+	return a, err
+}
+
+// keptXattrs reads those attributes that a new file gets. Where they are more than the
+// bounds allow, it gets none of its owner's (user.*): a refusal would let him close
+// the way back.
+func keptXattrs(names []string, get func(name string) ([]byte, error)) ([]xattr, error) {
+	names = slices.DeleteFunc(names, func(name string) bool { return name == capabilities })
+	// Those that say who may read the file come first, and fit in any case.
+	slices.SortStableFunc(names, func(a, b string) int { return xattrOrder(a) - xattrOrder(b) })
+	var kept []xattr
+	others, size := 0, 0
+	for _, name := range names {
+		value, err := get(name)
 		if errors.Is(err, unix.ENODATA) {
 			continue // removed meanwhile
 		}
 		if err != nil {
-			return a, fmt.Errorf("reading the extended attribute %s of %s: %w", name, f.Name(), err)
+			return nil, err
 		}
-		a.xattrs = append(a.xattrs, xattr{name, value})
+		size += len(name) + len(value)
+		if len(kept) == maxXattrs || size > maxXattrBytes {
+			return kept[:others], nil
+		}
+		kept = append(kept, xattr{name, value})
+		if !strings.HasPrefix(name, ownersXattrs) {
+			others++
+		}
 	}
-	return a, nil
+	return kept, nil
+}
+
+func xattrOrder(name string) int {
+	switch {
+	case name == accessACL:
+		return 0
+	case !strings.HasPrefix(name, ownersXattrs):
+		return 1
+	}
+	return 2
 }
 
 // apply gives f the attributes.
@@ -102,16 +145,15 @@ func (a Attributes) apply(f *os.File) error {
 	return f.Chmod(a.Mode.Perm())
 }
 
+// listXattrs names the attributes of a file. Where the kernel refuses to, as there are
+// too many, it names those that must not be lost.
 func listXattrs(fd int) ([]string, error) {
-	size, err := unix.Flistxattr(fd, nil)
-	if err != nil || size == 0 {
-		return nil, err
+	buf := make([]byte, maxXattrValue)
+	size, err := unix.Flistxattr(fd, buf)
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ERANGE) {
+		return []string{accessACL, "security.selinux", "security.SMACK64"}, nil
 	}
-	buf := make([]byte, size+256) // room for one that appears in between
-	if size, err = unix.Flistxattr(fd, buf); err != nil {
-		return nil, err
-	}
-	return attributeNames(buf[:size]), nil
+	return attributeNames(buf[:max(size, 0)]), err
 }
 
 // attributeNames splits what listxattr gave. It may have given nothing where it
@@ -122,11 +164,7 @@ func attributeNames(list []byte) []string {
 }
 
 func getXattr(fd int, name string) ([]byte, error) {
-	size, err := unix.Fgetxattr(fd, name, nil)
-	if err != nil || size == 0 {
-		return nil, err
-	}
-	buf := make([]byte, size)
-	size, err = unix.Fgetxattr(fd, name, buf)
-	return buf[:max(size, 0)], err
+	buf := make([]byte, maxXattrValue)
+	size, err := unix.Fgetxattr(fd, name, buf)
+	return slices.Clone(buf[:max(size, 0)]), err
 }

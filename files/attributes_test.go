@@ -5,6 +5,8 @@ package files
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -75,6 +77,97 @@ func TestXattrsWithoutAdmin(t *testing.T) {
 	}
 	if value, err := getXattr(int(f.Fd()), "user.mine"); err != nil || string(value) != "kept" {
 		t.Errorf("the other attribute is %q, %v", value, err)
+	}
+}
+
+// The owner of a file makes any number of attributes. None of them costs more memory than
+// the bounds say, none keeps the file from being replaced, and those that say who may
+// read it are kept.
+func TestXattrBounds(t *testing.T) {
+	given := map[string]int{} // sizes of values
+	reads := 0
+	get := func(name string) ([]byte, error) {
+		reads++
+		if given[name] < 0 {
+			return nil, unix.ENODATA
+		}
+		return make([]byte, given[name]), nil
+	}
+	kept := func() []string {
+		t.Helper()
+		reads = 0
+		list, err := keptXattrs(slices.Sorted(maps.Keys(given)), get)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, x := range list {
+			names = append(names, x.name)
+		}
+		return names
+	}
+	given = map[string]int{"user.b": 10, "user.a": maxXattrValue, accessACL: 44, capabilities: 20, "security.selinux": 30, "user.gone": -1}
+	if got, want := kept(), []string{accessACL, "security.selinux", "user.a", "user.b"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	for i := range 1000 {
+		given[fmt.Sprintf("user.%d", i)] = 1
+	}
+	if got, want := kept(), []string{accessACL, "security.selinux"}; !slices.Equal(got, want) || reads > maxXattrs+1 {
+		t.Errorf("many: %d are kept after %d reads, want %q", len(got), reads, want)
+	}
+	given = map[string]int{accessACL: maxXattrValue, "security.selinux": 30}
+	for i := range maxXattrs / 2 {
+		given[fmt.Sprintf("user.%d", i)] = maxXattrValue
+	}
+	if got, want := kept(), []string{accessACL, "security.selinux"}; !slices.Equal(got, want) || reads > 6 {
+		t.Errorf("large: %d are kept after %d reads, want %q", len(got), reads, want)
+	}
+}
+
+// A file with so many attributes that the kernel does not list them can be replaced.
+func TestXattrsUnlisted(t *testing.T) {
+	// Most disks have room for some kilobytes alone; a tmpfs has it since Linux 6.6.
+	dir, err := os.MkdirTemp("/dev/shm", "xattrs") //nolint:usetesting // in memory, where there is room for them
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	f, err := os.Create(filepath.Join(dir, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for i := range maxXattrValue/200 + 1 {
+		if err := unix.Fsetxattr(int(f.Fd()), fmt.Sprintf("user.%0200d", i), nil, 0); err != nil {
+			t.Skipf("no attribute can be written here: %v", err)
+		}
+	}
+	// A user may read it, his group may not.
+	acl := []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\x67\x12\x00\x00" +
+		"\x04\x00\x00\x00\xff\xff\xff\xff" + "\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff")
+	hasACL := unix.Fsetxattr(int(f.Fd()), accessACL, acl, 0) == nil
+	info, err := statFD(int(f.Fd()), f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := AttributesOf(f, info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hasACL != (len(a.xattrs) == 1) {
+		t.Errorf("kept: %v", a.xattrs)
+	}
+	second, err := os.Create(filepath.Join(dir, "new"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = second.Close() }()
+	if err := a.apply(second); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := getXattr(int(second.Fd()), accessACL); hasACL && !slices.Equal(got, acl) {
+		t.Errorf("the new file has the ACL %x, %v", got, err)
 	}
 }
 

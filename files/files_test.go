@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -181,6 +182,22 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want %v", path, err, want)
 		}
 	}
+	symlink(t, r, "circle", tree+"/circle", hostile)
+	symlink(t, r, strings.Repeat("x", 300), tree+"/endless", hostile)
+	for path, want := range map[string]error{
+		tree + "/circle":         unix.ELOOP,
+		tree + "/endless":        unix.ENAMETOOLONG,
+		tree + "/large/settings": unix.ENOTDIR,
+	} {
+		if _, _, err := r.Read(path, 100); !errors.Is(err, want) || !Refused(err) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+	for _, path := range []string{"/circle", "/endless"} {
+		if err := os.Remove(r.Path + tree + path); err != nil {
+			t.Fatal(err)
+		}
+	}
 	d, err := r.Folder(tree)
 	if err != nil {
 		t.Fatal(err)
@@ -224,6 +241,27 @@ func TestHindered(t *testing.T) {
 		_, _, err := r.Read(path, 100)
 		if err == nil || Refused(err) != refused {
 			t.Errorf("%s: %v, refused: %t, want %t", path, err, Refused(err), refused)
+		}
+	}
+}
+
+func TestEach(t *testing.T) {
+	r := Root{Path: t.TempDir()}
+	const n = 3*eachNames + 1
+	for i := range n {
+		if err := os.WriteFile(filepath.Join(r.Path, strconv.Itoa(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := r.Folder("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for most, want := range map[int]int{1: 1, eachNames + 1: eachNames + 1, 2 * n: n} {
+		seen := map[string]bool{}
+		if err := d.Each(func(name string) bool { seen[name] = true; return len(seen) < most }); err != nil || len(seen) != want {
+			t.Errorf("%d names, %v; want %d", len(seen), err, want)
 		}
 	}
 }

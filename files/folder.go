@@ -188,6 +188,16 @@ func (d *Folder) Read(name string, limit int64) ([]byte, Info, error) {
 	return b, info, err
 }
 
+// ReadOpen reads a file of at most limit bytes that was opened and not read yet. It
+// fails with [ErrTooLarge].
+func ReadOpen(f *os.File, limit int64) ([]byte, error) {
+	info, err := InfoOf(f)
+	if err != nil {
+		return nil, err
+	}
+	return readAll(f, info, limit)
+}
+
 // readAll reads a file that somebody may be writing to: it may have another size
 // than a moment before.
 func readAll(f *os.File, info Info, limit int64) ([]byte, error) {
@@ -433,6 +443,37 @@ func (d *Folder) Entries(limit int) ([]fs.DirEntry, error) {
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return entries, nil
 }
+
+// Each calls f with the names in the folder, in no order, until it returns false. It
+// needs the same memory for any number of names: for folders of /proc, of which any
+// process makes a large one.
+func (d *Folder) Each(f func(name string) bool) error {
+	if err := d.root.hook("getdents64", d.path); err != nil {
+		return err
+	}
+	open, err := d.reopen()
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	for {
+		names, err := open.Readdirnames(eachNames)
+		for _, name := range names {
+			if !f(name) {
+				return nil
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// eachNames is how many names [Folder.Each] reads at a time.
+const eachNames = 256
 
 // Space is the file system that the folder is on.
 func (d *Folder) Space() (unix.Statfs_t, error) {

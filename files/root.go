@@ -28,8 +28,8 @@ var (
 	ErrHindered = errors.New("hindered by the owner of the folder")
 )
 
-// Refused reports whether an error is one of those: a file that another user can
-// make so at any time, and which must not stand in the way of the other files.
+// Refused reports whether an error is one of those: what another user can make so at any
+// time, and which must not stand in the way of the other files.
 func Refused(err error) bool {
 	return errors.Is(err, ErrLink) || errors.Is(err, ErrNotRegular) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrHindered)
 }

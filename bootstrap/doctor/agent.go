@@ -68,8 +68,8 @@ const undoPath = bootstrap.StateDir + "/undo.json"
 // checkSecrets finds passwords that every user of this machine can read.
 func checkSecrets(ctx context.Context, p *patient) []Result {
 	var found, read []string
-	look := func(path string, holds func([]byte) bool) error {
-		f, err := p.store.Read(path)
+	look := func(path string, open func(path string) (conf.File, error), holds func([]byte) bool) error {
+		f, err := open(path)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			// Not even we can: then others cannot either.
@@ -88,19 +88,21 @@ func checkSecrets(ctx context.Context, p *patient) []Result {
 	}
 	var errs []error
 	for _, path := range p.Secrets {
-		errs = append(errs, look(path, func(b []byte) bool {
+		errs = append(errs, look(path, p.store.Read, func(b []byte) bool {
 			t, err := cluster.ParseTarget(strings.TrimSpace(string(b)))
 			return err != nil || t.HasCredentials()
 		}))
 	}
 	if in, err := p.inspection.get(ctx); err == nil && in.Install != nil {
 		for _, f := range confFiles(in.Install)[1:] {
-			errs = append(errs, look(f.Path, holdsPassword))
+			errs = append(errs, look(f.Path, p.store.ReadSettings, holdsPassword))
 		}
 	}
 	// What a leave needs has the former bytes of all files in it, their passwords too.
-	if f, err := p.store.Read(undoPath); err == nil && f.Exists() && f.Mode.Perm()&0o004 != 0 && p.reachable(f.Target) {
-		found = append(found, undoPath)
+	if st, err := p.store.Files().Stat(undoPath); err == nil && st.Mode.Perm()&0o004 != 0 {
+		if at, err := p.store.Follow(undoPath); err == nil && p.reachable(at) {
+			found = append(found, undoPath)
+		}
 	}
 	if err := errors.Join(errs...); err != nil && len(found) == 0 {
 		return one(notKnown(err))

@@ -6,8 +6,6 @@ package doctor
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -186,9 +184,14 @@ func (p *patient) joined(ctx context.Context) (joined, known bool) {
 // inTree is what a check of the running machine says about a tree.
 func inTree() []Result { return one(unknown("a tree below another root does not run")) }
 
+// maxSystemFile bounds a file of /proc, /sys or /etc: any process makes the one with its
+// arguments as large as it likes.
+const maxSystemFile = 1 << 20
+
 // system reads a file of /proc, /sys or /etc.
 func (p *patient) system(path string) ([]byte, error) {
-	return os.ReadFile(filepath.Join(p.root, path))
+	b, _, err := p.store.Files().Read(path, maxSystemFile)
+	return b, err
 }
 
 // inspected runs a check on the inspection.

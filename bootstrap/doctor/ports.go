@@ -80,7 +80,7 @@ func (p *patient) serverPorts(in *ams.Installation) []wanted {
 
 // checkPorts finds who has a port that Ant Media Server wants.
 func checkPorts(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
 		switch {
 		case in.Install == nil:
 			return one(noInstall())
@@ -92,7 +92,7 @@ func checkPorts(ctx context.Context, p *patient) []Result {
 		if err != nil {
 			return one(notKnown(err))
 		}
-		p.name(listening)
+		p.name(ctx, listening)
 		return judgePorts(in, ports, listening, func(pid int) bool { return p.isServer(pid, in) })
 	})(ctx, p)
 }
@@ -165,15 +165,17 @@ func (p *patient) listeners(ports []wanted) ([]listener, error) {
 		{"/proc/net/udp", true, "07"},
 		{"/proc/net/udp6", true, "07"},
 	} {
-		b, err := p.system(file.path)
+		// It has a line for each connection: not read whole.
+		open, _, _, err := p.store.Files().Open(file.path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // IPv6 is switched off
 		}
 		if err != nil {
 			return nil, err
 		}
+		defer open.Close()
 		read++
-		s := bufio.NewScanner(bytes.NewReader(b))
+		s := bufio.NewScanner(open)
 		for s.Scan() {
 			// number, our address, the other's, state, queues, timer, retransmits, uid, timeout, inode
 			f := strings.Fields(s.Text())
@@ -194,37 +196,42 @@ func (p *patient) listeners(ports []wanted) ([]listener, error) {
 	return list, nil
 }
 
-// name finds the processes of the sockets, as far as we may look.
-func (p *patient) name(list []listener) {
-	if len(list) == 0 {
+// name finds the processes of the sockets, as far as we may look and have time.
+func (p *patient) name(ctx context.Context, list []listener) {
+	unnamed := len(list)
+	each := func(path string, f func(name string)) {
+		d, err := p.store.Files().Folder(path)
+		if err != nil {
+			return
+		}
+		defer d.Close()
+		_ = d.Each(func(name string) bool {
+			f(name)
+			return unnamed > 0 && ctx.Err() == nil
+		})
+	}
+	if unnamed == 0 {
 		return
 	}
-	dirs, err := os.ReadDir(filepath.Join(p.root, "/proc"))
-	if err != nil {
-		return
-	}
-	for _, d := range dirs {
-		pid, err := strconv.Atoi(d.Name())
+	each("/proc", func(process string) {
+		pid, err := strconv.Atoi(process)
 		if err != nil {
-			continue
+			return
 		}
-		proc := filepath.Join(p.root, "/proc", d.Name())
-		fds, err := os.ReadDir(filepath.Join(proc, "fd"))
-		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			link, err := os.Readlink(filepath.Join(proc, "fd", fd.Name()))
+		proc := filepath.Join("/proc", process)
+		each(filepath.Join(proc, "fd"), func(fd string) {
+			link, err := os.Readlink(filepath.Join(p.root, proc, "fd", fd))
 			if err != nil || !strings.HasPrefix(link, "socket:[") {
-				continue
+				return
 			}
 			inode := strings.TrimSuffix(strings.TrimPrefix(link, "socket:["), "]")
 			for i := range list {
 				if list[i].inode == inode && list[i].pid == 0 {
-					comm, _ := os.ReadFile(filepath.Join(proc, "comm"))
+					comm, _ := p.system(filepath.Join(proc, "comm"))
 					list[i].pid, list[i].name = pid, cmp.Or(strings.TrimSpace(string(comm)), "a process")
+					unnamed--
 				}
 			}
-		}
-	}
+		})
+	})
 }

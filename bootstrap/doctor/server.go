@@ -90,7 +90,7 @@ func seeFiles(p *patient, in *bootstrap.Inspection) Result {
 	// A crash of the machine can leave a file of zeros, which any reader of properties takes.
 	var torn []string
 	for _, f := range confFiles(in.Install) {
-		if file, err := p.store.Read(f.Path); err == nil && bytes.IndexByte(file.Bytes, 0) >= 0 {
+		if file, err := p.store.ReadSettings(f.Path); err == nil && bytes.IndexByte(file.Bytes, 0) >= 0 {
 			torn = append(torn, f.Path)
 		}
 	}
@@ -176,7 +176,7 @@ type settingsFile struct {
 }
 
 func (p *patient) read(f ams.File, name string) (settingsFile, bool) {
-	file, err := p.store.Read(f.Path)
+	file, err := p.store.ReadSettings(f.Path)
 	if err != nil || !file.Exists() {
 		return settingsFile{}, false
 	}
@@ -273,7 +273,7 @@ func checkBlanks(ctx context.Context, p *patient) []Result {
 				"blanks at the end belong to the value: %s", few(found)))
 		}
 		text := "none"
-		if f, err := p.store.Read(in.Install.Container.Path); err == nil && markerBlanks(f.Bytes) {
+		if f, err := p.store.ReadSettings(in.Install.Container.Path); err == nil && markerBlanks(f.Bytes) {
 			text += "; those behind the markers in jee-container.xml, which the vendor's script leaves, do no harm"
 		}
 		return one(good("%s", text))

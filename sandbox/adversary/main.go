@@ -6,10 +6,12 @@
 // root to touch. It runs as that user, until its standard input ends; then it puts
 // everything back as it found it.
 //
-//	adversary ROOT TREE OUTSIDE SEED
+//	adversary ROOT TREE OUTSIDE SEED 3>>MARKS
 //
 // ROOT is what the agent takes for the machine. OUTSIDE is a folder of root's in it, by
-// the name that the agent has for it: a link must lead there for the agent, too.
+// the name that the agent has for it: a link must lead there for the agent, too. To
+// MARKS it adds the inode of each file that it makes setuid or setgid, a line each and
+// beforehand: any other such file is root's work.
 package main
 
 import (
@@ -49,6 +51,7 @@ type adversary struct {
 	files, dirs         []string
 	was                 map[string]saved
 	passwd              []byte
+	marks               *os.File
 }
 
 type saved struct {
@@ -57,7 +60,7 @@ type saved struct {
 }
 
 func run(root, tree, outside string, seed uint64) error {
-	a := &adversary{root: root, tree: tree, outside: outside, rand: rand.New(rand.NewPCG(seed, 1)), was: map[string]saved{}}
+	a := &adversary{root: root, tree: tree, outside: outside, rand: rand.New(rand.NewPCG(seed, 1)), was: map[string]saved{}, marks: os.NewFile(3, "marks")}
 	var err error
 	if a.passwd, err = os.ReadFile(filepath.Join(root, outside, "passwd")); err != nil {
 		return err
@@ -175,11 +178,44 @@ func (a *adversary) lend(file, target string) {
 	_, _ = os.Remove(mine), os.Remove(copied)
 }
 
+// setid makes a file of the user's setuid or setgid, and notes which one.
+func (a *adversary) setid(name string, mode fs.FileMode) error {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(a.marks, st.Ino); err != nil {
+		return err
+	}
+	return f.Chmod(mode)
+}
+
+// clutter gives a file more extended attributes than the kernel lists, where the file
+// system has room for them, and takes them away again.
+func (a *adversary) clutter(file string) {
+	const many = 300
+	name := func(i int) string { return fmt.Sprintf("user.%0240d", i) }
+	made := 0
+	for made < many && unix.Lsetxattr(file, name(made), nil, 0) == nil {
+		made++
+	}
+	a.linger()
+	for i := range made {
+		_ = unix.Lremovexattr(file, name(i))
+	}
+}
+
 func (a *adversary) attack() {
 	file := a.files[a.rand.IntN(len(a.files))]
 	dir := a.dirs[a.rand.IntN(len(a.dirs))]
 	secret := filepath.Join(a.outside, []string{"passwd", "shadow", filepath.Base(file)}[a.rand.IntN(3)])
-	switch a.rand.IntN(10) {
+	switch a.rand.IntN(13) {
 	case 0:
 		a.exchange(file, func(p string) error { return os.Symlink(secret, p) })
 	case 1:
@@ -199,7 +235,7 @@ func (a *adversary) attack() {
 		a.exchange(file, func(p string) error { return os.Link(filepath.Join(a.root, secret), p) })
 	case 6:
 		mode := []fs.FileMode{fs.ModeSetuid | 0o755, fs.ModeSetgid | 0o777, 0o666, 0}[a.rand.IntN(4)]
-		if a.was[file].content != nil && os.Chmod(file, mode) == nil {
+		if a.was[file].content != nil && a.setid(file, mode) == nil {
 			_ = os.Chmod(file, a.was[file].mode)
 		}
 	case 7:
@@ -217,12 +253,19 @@ func (a *adversary) attack() {
 		name := beside[a.rand.IntN(len(beside))]
 		switch a.rand.IntN(3) {
 		case 0:
-			_ = os.Chmod(name, fs.ModeSetuid|0o755)
+			_ = a.setid(name, fs.ModeSetuid|0o755)
 		case 1:
 			_ = os.Remove(name)
 			_ = os.Symlink(secret, name)
 		case 2:
 			a.exchange(name, func(p string) error { return os.Symlink(secret, p) })
 		}
+	case 10:
+		a.exchange(dir, func(p string) error { return os.WriteFile(p, nil, 0o644) })
+	case 11: // to itself, or to a name that no file has
+		to := []string{filepath.Base(file), strings.Repeat("x", 300)}[a.rand.IntN(2)]
+		a.exchange(file, func(p string) error { return os.Symlink(to, p) })
+	case 12:
+		a.clutter(file)
 	}
 }

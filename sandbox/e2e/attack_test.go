@@ -19,6 +19,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -29,20 +32,23 @@ type attacked struct {
 	*crashNode
 	outside string   // on this machine
 	was     []string // what is there
+	marks   string   // the inodes of files that others than the agent made setuid, setgid or capable
 }
 
 // attackOutside is where root's files are, below the agent's root.
 const attackOutside = "/etc/outside"
 
-func newAttacked(t *testing.T, variant string) *attacked {
+func newAttacked(t *testing.T, variant string, o crashNodeOptions) *attacked {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root and a second user")
 	}
-	a := &attacked{crashNode: newCrashNode(t, 1, crashNodeOptions{shm: true, tree: func(o *tree.Options) { o.Variant = variant }})}
+	o.tree = func(o *tree.Options) { o.Variant = variant }
+	a := &attacked{crashNode: newCrashNode(t, 1, o)}
+	a.marks = filepath.Join(filepath.Dir(a.root), "marks")
 	a.outside = filepath.Join(a.root, attackOutside)
 	if err := errors.Join(
-		os.Chmod(filepath.Dir(a.root), 0o711), os.MkdirAll(a.outside, 0o755),
+		os.Chmod(filepath.Dir(a.root), 0o711), os.WriteFile(a.marks, nil, 0o600), os.MkdirAll(a.outside, 0o755),
 		os.WriteFile(filepath.Join(a.outside, "passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644),
 		os.WriteFile(filepath.Join(a.outside, "shadow"), []byte("root:$y$secret:1:0:99999:7:::\n"), 0o600),
 		// By the names that the agent looks for, where a folder is exchanged.
@@ -70,8 +76,34 @@ func (a *attacked) as(t *testing.T, line string) {
 	}
 }
 
-// harmless checks that root's files are as they were, and that nothing in the
-// server's folder lends root's rights.
+// capabilities are CAP_DAC_OVERRIDE's, as setcap writes them.
+var capabilities = []byte("\x01\x00\x00\x02\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+
+const capabilityXattr = "security.capability"
+
+// privilege makes a file setuid, setgid and capable, as an installer may have done, and
+// notes its inode.
+func (a *attacked) privilege(t *testing.T, name string) {
+	t.Helper()
+	real := filepath.Join(a.dir, name)
+	info, err := os.Lstat(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	marks, err := os.OpenFile(a.marks, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer marks.Close()
+	_, err = fmt.Fprintln(marks, info.Sys().(*syscall.Stat_t).Ino)
+	if err := errors.Join(err, os.Chmod(real, fs.ModeSetuid|fs.ModeSetgid|0o755), unix.Setxattr(real, capabilityXattr, capabilities, 0)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// harmless checks that root's files are as they were, and that what the agent made in the
+// server's folder does not belong to root, is not setuid or setgid, and has no
+// capabilities.
 func (a *attacked) harmless() error {
 	var errs []error
 	now, err := tree.Snapshot(a.outside)
@@ -81,6 +113,7 @@ func (a *attacked) harmless() error {
 	if !slices.Equal(now, a.was) {
 		errs = append(errs, fmt.Errorf("outside the server's folder, now:\n%s\nbefore:\n%s", strings.Join(now, "\n"), strings.Join(a.was, "\n")))
 	}
+	privileged := map[uint64]string{}
 	errs = append(errs, filepath.WalkDir(a.dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return ignoreGone(err)
@@ -89,11 +122,32 @@ func (a *attacked) harmless() error {
 		if err != nil {
 			return ignoreGone(err)
 		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid == 0 {
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if ok && st.Uid == 0 {
 			return fmt.Errorf("%s belongs to root: %v", name, info.Mode())
+		}
+		if !ok || !info.Mode().IsRegular() {
+			return nil
+		}
+		n, err := unix.Lgetxattr(name, capabilityXattr, nil)
+		if capable := err == nil && n > 0; capable || info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
+			privileged[st.Ino] = fmt.Sprintf("%s: %v, capabilities: %v", name, info.Mode(), capable)
 		}
 		return nil
 	}))
+	// All others than the agent note a file before they make it so.
+	marks, err := os.ReadFile(a.marks)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(marks)) {
+		if ino, err := strconv.ParseUint(strings.TrimSpace(line), 10, 64); err == nil {
+			delete(privileged, ino)
+		}
+	}
+	for _, text := range privileged {
+		errs = append(errs, errors.New(text))
+	}
 	return errors.Join(errs...)
 }
 
@@ -109,7 +163,7 @@ func ignoreGone(err error) error {
 // not be root's, nor be written through a link of his.
 func TestAttackKept(t *testing.T) {
 	for _, link := range []bool{false, true} {
-		a := newAttacked(t, "1.9.0")
+		a := newAttacked(t, "1.9.0", crashNodeOptions{shm: true})
 		a.mustRun(t, "join")
 		a.as(t, `echo mine >conf/jee-container.xml; chmod 4755 conf/jee-container.xml`)
 		if link {
@@ -156,12 +210,13 @@ func TestAttackLinks(t *testing.T) {
 		"a link to a folder of roots": {"mv webapps/LiveApp/WEB-INF webapps/old; ln -s /etc/outside webapps/LiveApp/WEB-INF; mv webapps/old webapps/.old", "AMS-FILE-LINK"},
 		"a fifo":                      {"rm " + app + "; mkfifo " + app, "AMS-FILE"},
 		"an endless file":             {"truncate -s 1G " + app, "AMS-FILE-SIZE"},
-		"a file for a folder":         {"mv webapps/LiveApp/WEB-INF webapps/.old; touch webapps/LiveApp/WEB-INF", "AMS-FILE"},
-		"a link in a circle":          {"rm " + app + "; ln -s red5-web.properties " + app, "AMS-FILE"},
+		"a link to itself":            {"ln -sf red5-web.properties " + app, "AMS-FILE"},
+		"a link without end":          {"ln -sf $(printf '%0300d' 0) " + app, "AMS-FILE"},
+		"a file as a folder":          {"mv webapps/LiveApp/WEB-INF webapps/.old; : >webapps/LiveApp/WEB-INF", "AMS-FILE"},
 		"a malformed line":            {`printf 'x=\\uZZZZ\n' >>` + app, "AMS-FILE"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newAttacked(t, "3.0")
+			a := newAttacked(t, "3.0", crashNodeOptions{shm: true})
 			a.mustRun(t, "join")
 			a.mustRun(t, "leave")
 			a.as(t, "cp -p "+app+" conf/.app")
@@ -174,7 +229,7 @@ func TestAttackLinks(t *testing.T) {
 				t.Error(err)
 			}
 			// It is so after a join: the rest is given back all the same.
-			a.as(t, "rm -rf webapps/LiveApp/WEB-INF/red5-web.properties; [ ! -L webapps/LiveApp/WEB-INF ] && [ ! -f webapps/LiveApp/WEB-INF ] || { rm webapps/LiveApp/WEB-INF; mv webapps/.old webapps/LiveApp/WEB-INF; }; cp -p conf/.app "+app)
+			a.as(t, "rm -rf webapps/LiveApp/WEB-INF/red5-web.properties; [ -d webapps/LiveApp/WEB-INF -a ! -L webapps/LiveApp/WEB-INF ] || { rm webapps/LiveApp/WEB-INF; mv webapps/.old webapps/LiveApp/WEB-INF; }; cp -p conf/.app "+app)
 			a.mustRun(t, "join")
 			a.as(t, tt.line)
 			leave := a.agent("leave")
@@ -192,19 +247,87 @@ func TestAttackLinks(t *testing.T) {
 	}
 }
 
-// TestAttack runs joins, leaves, convergences and seals while a process of the
-// hostile user exchanges files and folders under them. AMSAGENT_ATTACKS says how
-// many; 100 is the default. An agent that opens files by their paths, as the agent
-// once did, falls within some dozen rounds.
-func TestAttack(t *testing.T) {
-	a := newAttacked(t, "3.0")
-	rounds := 100
-	if s := os.Getenv("AMSAGENT_ATTACKS"); s != "" {
-		var err error
-		if rounds, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
+// TestAttackRights: the files of the server are setuid, setgid and have capabilities,
+// and none of that goes on to those that replace them, nor to what is kept.
+func TestAttackRights(t *testing.T) {
+	a := newAttacked(t, "3.0", crashNodeOptions{shm: true})
+	files := []string{"conf/jee-container.xml", "conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"}
+	for _, name := range files {
+		a.privilege(t, name)
+	}
+	plain := func() {
+		t.Helper()
+		for _, name := range files {
+			real := filepath.Join(a.dir, name)
+			info, err := os.Lstat(real)
+			if err != nil || info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
+				t.Errorf("%s: %v, %v", name, info.Mode(), err)
+			}
+			if _, err := unix.Lgetxattr(real, capabilityXattr, nil); !errors.Is(err, unix.ENODATA) {
+				t.Errorf("%s has capabilities: %v", name, err)
+			}
+		}
+		if err := a.harmless(); err != nil {
+			t.Error(err)
 		}
 	}
+	a.mustRun(t, "join")
+	plain()
+	a.mustRun(t, "leave")
+	plain()
+}
+
+// TestAttackManyLinks: a file has as many names as the file system allows, so that its
+// backup cannot be one more.
+func TestAttackManyLinks(t *testing.T) {
+	a := newAttacked(t, "3.0", crashNodeOptions{}) // on a disk: a file in memory has any number
+	first := filepath.Join(a.dir, "conf/red5.properties")
+	dir := filepath.Join(a.dir, "links")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, amsOwner, amsOwner); err != nil {
+		t.Fatal(err)
+	}
+	const more = 66_000 // than ext4 and btrfs allow
+	for i := range more {
+		err := os.Link(first, filepath.Join(dir, strconv.Itoa(i)))
+		if errors.Is(err, unix.EMLINK) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == more-1 {
+			t.Skip("this file system allows any number of names")
+		}
+	}
+	was, err := os.ReadFile(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.mustRun(t, "join")
+	if b, err := os.ReadFile(first); err != nil || !strings.Contains(string(b), "mongodb://") {
+		t.Errorf("it was not written: %v", err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "0")); err != nil || string(b) != string(was) {
+		t.Errorf("its other names were written: %v", err)
+	}
+	if err := a.harmless(); err != nil {
+		t.Error(err)
+	}
+	a.mustRun(t, "leave")
+	if b, err := os.ReadFile(first); err != nil || string(b) != string(was) {
+		t.Errorf("it was not given back: %v", err)
+	}
+	if err := a.harmless(); err != nil {
+		t.Error(err)
+	}
+}
+
+// adversary begins the attack; calm ends it, and returns how many attacks there were.
+func (a *attacked) adversary(t *testing.T) (calm func() string) {
+	t.Helper()
 	program := filepath.Join(filepath.Dir(a.root), "adversary")
 	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, "../adversary")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -214,8 +337,14 @@ func TestAttack(t *testing.T) {
 	if err := os.Chmod(program, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	marks, err := os.OpenFile(a.marks, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer marks.Close()
 	cmd := exec.Command(program, a.root, a.dir, attackOutside, "1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: amsOwner, Gid: amsOwner}, Pdeathsig: syscall.SIGKILL}
+	cmd.ExtraFiles = []*os.File{marks}
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	stop, err := cmd.StdinPipe()
@@ -233,51 +362,129 @@ func TestAttack(t *testing.T) {
 	if line, err := said.ReadString('\n'); err != nil || line != "ready\n" {
 		t.Fatalf("the adversary: %q, %v\n%s", line, err, errs.String())
 	}
-	commands := [][]string{{"join"}, {"join"}, {"leave"}, {"converge"}, {"join"}, {"seal", "--yes", "--joined"}, {"leave"}}
-	exits := map[string]int{}
-	for n := range rounds {
-		args := commands[n%len(commands)]
-		r := a.agent(args...)
-		exits[fmt.Sprintf("%s: exit %d", args[0], r.Exit)]++
-		if r.Exit != 0 && r.Exit != 1 && r.Exit != 3 || strings.Contains(r.Err, "panic") {
-			t.Errorf("%v: exit %d\n%s", args, r.Exit, r.Err)
+	return func() string {
+		t.Helper()
+		if err := stop.Close(); err != nil {
+			t.Fatal(err)
 		}
-		if strings.Contains(r.Out+r.Err, "$y$secret") {
-			t.Errorf("%v shows root's secret:\n%s%s", args, r.Out, r.Err)
+		rest, _ := io.ReadAll(said)
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("the adversary: %v\n%s", err, errs.String())
 		}
-		if err := a.harmless(); err != nil {
-			t.Fatalf("%v, round %d: %v", args, n, err)
-		}
+		return string(rest)
 	}
-	if err := stop.Close(); err != nil {
-		t.Fatal(err)
+}
+
+// try runs a command under attack. It may fail, and must do no harm.
+func (a *attacked) try(t *testing.T, args ...string) ran {
+	t.Helper()
+	r := a.agent(args...)
+	if r.Exit != 0 && r.Exit != 1 && r.Exit != 3 || strings.Contains(r.Err, "panic") {
+		t.Errorf("%v: exit %d\n%s", args, r.Exit, r.Err)
 	}
-	rest, _ := io.ReadAll(said)
-	if err := cmd.Wait(); err != nil {
-		t.Fatalf("the adversary: %v\n%s", err, errs.String())
+	if strings.Contains(r.Out+r.Err, "$y$secret") {
+		t.Errorf("%v shows root's secret:\n%s%s", args, r.Out, r.Err)
 	}
-	t.Logf("%s%v", rest, exits)
-	if exits["join: exit 0"] == 0 {
-		t.Error("no join came through: nothing was tried")
+	if err := a.harmless(); err != nil {
+		t.Fatalf("%v: %v", args, err)
 	}
-	// He is gone, and the way back is open.
+	return r
+}
+
+// wayBack checks that the adversary has not closed it.
+func (a *attacked) wayBack(t *testing.T) {
+	t.Helper()
 	a.mustRun(t, "leave")
 	a.mustRun(t, "join")
 	a.mustRun(t, "leave")
 	if err := a.harmless(); err != nil {
 		t.Error(err)
 	}
-	files, err := filepath.Glob(filepath.Join(a.dir, "*/*/*.properties"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	more, err := filepath.Glob(filepath.Join(a.dir, "conf/*.properties"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range append(files, more...) {
-		if b, err := os.ReadFile(name); err != nil || strings.Contains(string(b), "mongodb://") {
-			t.Errorf("%s still names the cluster: %v", name, err)
+	for _, pattern := range []string{"conf/*.properties", "*/*/*.properties", "*/*/*/*.properties"} {
+		files, err := filepath.Glob(filepath.Join(a.dir, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range files {
+			if b, err := os.ReadFile(name); err != nil || strings.Contains(string(b), "mongodb://") {
+				t.Errorf("%s still names the cluster: %v", name, err)
+			}
 		}
 	}
+}
+
+// attackRounds is how many commands TestAttack runs: they take 10 s, with some 300
+// attacks. AMSAGENT_ATTACKS is another number.
+const attackRounds = 500
+
+// TestAttack runs joins, leaves, convergences and seals while a process of the
+// hostile user exchanges files and folders under them. An agent that opens files by
+// their paths, as the agent once did, falls within some dozen rounds.
+func TestAttack(t *testing.T) {
+	a := newAttacked(t, "3.0", crashNodeOptions{shm: true})
+	rounds := attackRounds
+	if s := os.Getenv("AMSAGENT_ATTACKS"); s != "" {
+		var err error
+		if rounds, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
+		a.privilege(t, name)
+	}
+	calm := a.adversary(t)
+	commands := [][]string{{"join"}, {"join"}, {"leave"}, {"converge"}, {"join"}, {"seal", "--yes", "--joined"}, {"leave"}}
+	exits := map[string]int{}
+	for n := range rounds {
+		args := commands[n%len(commands)]
+		r := a.try(t, args...)
+		exits[fmt.Sprintf("%s: exit %d", args[0], r.Exit)]++
+	}
+	t.Logf("%s%v", calm(), exits)
+	if exits["join: exit 0"] == 0 {
+		t.Error("no join came through: nothing was tried")
+	}
+	a.wayBack(t)
+}
+
+// TestAttackDrain lets the daemon drain a node while its files are attacked: the drain
+// comes to its end, and the node can join again.
+func TestAttackDrain(t *testing.T) {
+	a := newAttacked(t, "3.0", crashNodeOptions{shm: true, mongo: startCrashMongo(t)})
+	a.mustRun(t, "join")
+	daemon, _, log := a.start("run")
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _ = daemon.Process.Kill(), daemon.Wait()
+		if t.Failed() {
+			t.Logf("log of the daemon:\n%s", log)
+		}
+	})
+	// A drain is refused until the daemon has taken up the node, and a join as long as a file is not the server's own.
+	again := func(args ...string) ran {
+		t.Helper()
+		deadline := time.Now().Add(patience)
+		for {
+			r := a.agent(args...)
+			if err := a.harmless(); err != nil {
+				t.Fatalf("%v: %v", args, err)
+			}
+			if r.Exit == 0 || time.Now().After(deadline) {
+				return r
+			}
+			wait(50 * time.Millisecond)
+		}
+	}
+	calm := a.adversary(t)
+	for range 5 {
+		for _, args := range [][]string{{"drain", "--now"}, {"join"}} {
+			if r := again(args...); r.Exit != 0 || strings.Contains(r.Out+r.Err, "$y$secret") {
+				t.Fatalf("%v: exit %d\n%s%s", args, r.Exit, r.Out, r.Err)
+			}
+		}
+	}
+	t.Log(calm())
+	a.wayBack(t)
 }

@@ -38,6 +38,11 @@ const (
 	// a call whose caller has gone: while MongoDB is away, calls that are given up
 	// and repeated would fill its threads.
 	askLimit = 10 * time.Second
+	// maxAsks is how many asks are under way at a time. The server's user decides how
+	// many applications there are, and how long an answer is. Those that have not
+	// served yet get half of it at most: as they take no node out, they must not
+	// delay the asks of those that do.
+	maxAsks = 8
 )
 
 // ServerProbe asks the server on this machine whether viewers are served.
@@ -69,6 +74,9 @@ type application struct {
 	// failing is when the first of the asks was sent that have failed since the
 	// application served; zero while it serves.
 	failing time.Time
+	// queued tells that it is to be asked as soon as fewer than maxAsks asks are under
+	// way. Until then its last answer stands; without one it is not known.
+	queued bool
 	// asking tells that an ask is under way; sent is when the last one was sent.
 	asking bool
 	sent   time.Time
@@ -95,6 +103,7 @@ type serving struct {
 
 	// What follows is for the goroutine of run alone.
 	apps   map[string]*application
+	queue  []string  // of applications to ask; some may be gone, or another one by now
 	turn   time.Time // when to ask the next one, while all serve
 	listed time.Time // when the applications were listed; zero before the first time
 	noted  bool      // that this release serves
@@ -129,16 +138,32 @@ func (s *serving) run(ctx context.Context) {
 			}
 		})
 	}
+	underWay := 0 // with those of applications that are gone
+	begin := func(now time.Time) {
+		s.queue = slices.DeleteFunc(s.queue, func(name string) bool {
+			a := s.apps[name]
+			switch {
+			case a == nil || !a.queued:
+				return true
+			case underWay >= maxAsks || a.late() && underWay >= maxAsks/2:
+				return false
+			}
+			a.queued, a.asking, a.sent = false, true, now
+			underWay++
+			ask(name, a)
+			return true
+		})
+	}
 	for {
 		wait := s.d.o.Periods.State
 		if s.d.view.get().Phase == bootstrap.PhaseJoined {
 			now := time.Now()
 			s.list(now)
 			for _, name := range s.due(now) {
-				a := s.apps[name]
-				a.asking, a.sent = true, now
-				ask(name, a)
+				s.apps[name].queued = true
+				s.queue = append(s.queue, name)
 			}
+			begin(now)
 			wait = s.judge(now)
 		} else if len(s.apps) > 0 {
 			s.apps, s.listed = map[string]*application{}, time.Time{}
@@ -152,7 +177,10 @@ func (s *serving) run(ctx context.Context) {
 			case <-timer.C:
 			case <-s.wake:
 			case r := <-results:
-				news = s.take(r, time.Now())
+				underWay--
+				now := time.Now()
+				news = s.take(r, now)
+				begin(now)
 			}
 		}
 		timer.Stop()
@@ -206,19 +234,28 @@ func (s *serving) calm() bool {
 
 // due are the applications to ask now.
 func (s *serving) due(now time.Time) []string {
-	var names []string
+	var names, late []string
 	for name, a := range s.apps {
-		if !a.asking {
+		switch {
+		case a.asking || a.queued:
+		case a.late():
+			late = append(late, name)
+		default:
 			names = append(names, name)
 		}
 	}
 	if !s.calm() {
-		return slices.DeleteFunc(names, func(name string) bool { return now.Before(s.apps[name].next) })
+		return slices.DeleteFunc(append(names, late...), func(name string) bool { return now.Before(s.apps[name].next) })
 	}
-	if len(names) == 0 || now.Before(s.turn) {
+	if len(names)+len(late) == 0 || now.Before(s.turn) {
 		return nil
 	}
 	s.turn = now.Add(askPeriod)
+	return append(s.oldest(names), s.oldest(late)...)
+}
+
+// oldest are those of the applications that were asked longest ago.
+func (s *serving) oldest(names []string) []string {
 	slices.SortFunc(names, func(a, b string) int { return s.apps[a].sent.Compare(s.apps[b].sent) })
 	return names[:(len(names)+askTurns-1)/askTurns]
 }
@@ -282,7 +319,7 @@ func (s *serving) judge(now time.Time) time.Duration {
 			next = sooner(now, next, a.next)
 		}
 		if answer.State == "" {
-			known = false
+			known = known && a.late()
 			continue
 		}
 		said[name] = strings.TrimPrefix(answer.String(), name+" ")

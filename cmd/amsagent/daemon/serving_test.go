@@ -31,7 +31,9 @@ type fakeServer struct {
 	apps   []string
 	answer map[string]ams.AppServing // default: serves
 	asks   int
-	served bool
+	// now and most are the asks under way, and the most that there were.
+	now, most int
+	served    bool
 }
 
 func (f *fakeServer) set(state ams.AppServing, apps ...string) {
@@ -77,7 +79,14 @@ func (f *fakeServer) state(app string) ams.AppServing {
 func (f *fakeServer) Ask(ctx context.Context, app string) ams.AppAnswer {
 	f.mu.Lock()
 	f.asks++
+	f.now++
+	f.most = max(f.most, f.now)
 	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.now--
+	}()
 	for f.state(app) == ams.AppSilent {
 		if !pause(ctx, 10*time.Millisecond) {
 			break
@@ -287,6 +296,52 @@ func TestFewAsksOfAServerThatHangs(t *testing.T) {
 		w.stays(false, time.Minute)
 		if n := w.f.count() - before; n > 2*7 {
 			t.Errorf("%d asks of two applications in a minute", n)
+		}
+	})
+}
+
+// The server's user decides how many applications there are: few of them are asked at
+// a time, and all of them before the node is ready.
+func TestFewAsksAtATime(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		var apps []string
+		for i := range 500 {
+			apps = append(apps, fmt.Sprintf("app-%03d", i))
+		}
+		w.f.have(apps...)
+		w.f.set(ams.AppSilent, apps...)
+		w.stays(false, 5*time.Second)
+		w.f.set(ams.AppFailing, "app-250")
+		w.stays(false, 5*time.Second)
+		if _, r := w.ready(); r.Why != "app-250 fails" || len(r.Applications) != len(apps) {
+			t.Errorf("%d applications: %s", len(r.Applications), r.Why)
+		}
+		w.f.set("")
+		w.becomes(true, 2*time.Second)
+		if w.f.most != maxAsks {
+			t.Errorf("%d asks at a time", w.f.most)
+		}
+	})
+}
+
+// Applications that take no node out delay the asks of none that does.
+func TestLateApplicationsDelayNone(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		apps := []string{"LiveApp", "live"}
+		for i := range 50 {
+			apps = append(apps, fmt.Sprintf("new-%02d", i))
+		}
+		w.f.set(ams.AppSilent, apps[2:]...)
+		w.f.have(apps...)
+		w.stays(true, time.Minute)
+		for range 10 {
+			w.f.set(ams.AppSilent, append(slices.Clone(apps[2:]), "live")...)
+			w.becomes(false, 3500*time.Millisecond)
+			w.f.set(ams.AppSilent, apps[2:]...)
+			w.becomes(true, 2*time.Second)
+			w.stays(true, 10*time.Second)
+			pause(w.t.Context(), 330*time.Millisecond) // not in step with the asks
 		}
 	})
 }

@@ -1,0 +1,82 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/amsagent/amsagent/ams"
+)
+
+// roundTrip is a server without a network.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// The server's user decides how many applications there are, and when they answer: few
+// are asked at a time, and all of them together take no longer than one may.
+func TestAskAllBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		now, most := 0, 0
+		client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			mu.Lock()
+			now++
+			most = max(most, now)
+			mu.Unlock()
+			defer func() {
+				mu.Lock()
+				now--
+				mu.Unlock()
+			}()
+			if strings.HasPrefix(r.URL.Path, "/hangs-") {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
+		})}
+		var apps []string
+		for i := range 4096 {
+			apps = append(apps, fmt.Sprintf("hangs-%d", i))
+		}
+		began := time.Now()
+		answers := askAll(t.Context(), client, "http://127.0.0.1:5080", apps)
+		if d := time.Since(began); d != servingLimit || most != maxAsks {
+			t.Errorf("%s, %d at a time", d, most)
+		}
+		states := map[ams.AppServing]int{}
+		for _, a := range answers {
+			states[a.State]++
+		}
+		if states[ams.AppSilent] != maxAsks || states[ams.AppNotAsked] != len(apps)-maxAsks {
+			t.Errorf("%v", states)
+		}
+
+		// Those that hang keep no other from being asked, in the next round at the latest.
+		apps = append(apps[:3*maxAsks:3*maxAsks], "serves")
+		install := &ams.Installation{HTTPPort: 5080}
+		for _, name := range apps {
+			install.Apps = append(install.Apps, ams.App{Name: name})
+		}
+		j := &joiner{Machine: &Machine{HTTP: client}, facts: &facts{install: install}, result: &JoinResult{}}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		served, err := j.awaitServing(ctx)
+		var not *NotServingError
+		if !errors.As(err, &not) || len(not.Apps) != 3*maxAsks || strings.Contains(err.Error(), string(ams.AppNotAsked)) {
+			t.Errorf("%v", err)
+		}
+		if len(served) != 1 || served[0].Name != "serves" {
+			t.Errorf("%v serve", served)
+		}
+	})
+}
