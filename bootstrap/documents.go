@@ -42,7 +42,7 @@ func (j *joiner) dropDocuments(ctx context.Context) {
 // makes its id of the machine and of the address.
 func (j *joiner) dropFormer(ctx context.Context) {
 	f := j.facts
-	if f.state == nil || f.state.Address == "" || !j.result.Restarted || j.result.Evidence == nil {
+	if f.state == nil || f.state.Address == "" || f.state.InstanceID != f.inst.ID || !j.result.Restarted || j.result.Evidence == nil {
 		return
 	}
 	former := f.state.Address
@@ -50,7 +50,8 @@ func (j *joiner) dropFormer(ctx context.Context) {
 	if !found || machine == "" || cluster.SameAddress(former, f.address.Addr.String()) {
 		return
 	}
-	r := cluster.AMSRemoval{Address: former, IDs: []string{machine + former}, StoppedAt: time.Now()}
+	// What is written from now on is another machine's: a copy of this one, perhaps.
+	r := cluster.AMSRemoval{Address: former, IDs: []string{machine + former}, StoppedAt: j.result.Evidence.Updated}
 	if _, err := f.client.DeleteAMSNodes(ctx, r); err != nil {
 		j.log().Warn("the document of Ant Media Server's former address could not be removed", "address", former, "error", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 )
 
 // MongoPath is where join keeps the connection string for the agent itself.
@@ -151,7 +152,7 @@ const hostsPath = "/etc/hosts"
 
 func fileError(path string, err error) error {
 	var perr *fs.PathError
-	if errors.As(err, &perr) {
+	if errors.As(err, &perr) && !files.Refused(err) {
 		// The path is in the text already, with the root in front.
 		return &FileError{Path: path, Err: perr.Err}
 	}

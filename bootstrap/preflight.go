@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -221,7 +222,6 @@ func (m *Machine) checkHostname(f *facts) {
 	}
 }
 
-// checkPlan plans the change of every file and looks at what stands in its way.
 // removesValve reports whether RemoteIpValve is to go. Where nobody knows the cloud, the
 // file stays as it is.
 func removesValve(store *conf.Store, wanted Valve, f *facts) bool {
@@ -239,6 +239,7 @@ func removesValve(store *conf.Store, wanted Valve, f *facts) bool {
 	return err == nil && !c.HasRemoteIPValve()
 }
 
+// checkPlan plans the change of every file and looks at what stands in its way.
 func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	form, err := MongoForm(f.install.Release, req.Mongo)
 	if err != nil {
@@ -336,6 +337,8 @@ func classifyFile(err error) (id, hint string) {
 	var layout *conf.LayoutError
 	var syntax *conf.SyntaxError
 	switch {
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return IDFile, "run as root"
 	case errors.As(err, &layout):
 		return IDSections, "mend that line, or put the file of this release back in its place"
 	case errors.Is(err, conf.ErrUnmarked):

@@ -177,3 +177,42 @@ func TestLeaveWithoutRecordIsOverwritten(t *testing.T) {
 		t.Errorf("%v: after a leave:\n%s", err, b)
 	}
 }
+
+// An application whose file its owner made unreadable is left out of a convergence, which
+// looks after all other files.
+func TestConvergeLeavesOutAnApplication(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to give files away")
+	}
+	const name = "webapps/LiveApp/WEB-INF/red5-web.properties"
+	for what, spoil := range map[string]func(real string) error{
+		"a circle":              func(real string) error { return errors.Join(os.Remove(real), os.Symlink(path.Base(real), real)) },
+		"a file for the folder": func(real string) error { return errors.Join(os.RemoveAll(path.Dir(real)), os.WriteFile(path.Dir(real), nil, 0o644)) },
+		"malformed":             func(real string) error { return os.WriteFile(real, []byte("x=\\uZZZZ\n"), 0o644) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			m := joinedTree(t)
+			dir := filepath.Join(m.Root, ams.DefaultDir)
+			if err := spoil(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+			edit(t, m, "conf/red5.properties", "clusterdb.host=", "clusterdb.host=x")
+			err := filepath.WalkDir(dir, func(real string, _ fs.DirEntry, err error) error {
+				return errors.Join(err, os.Lchown(real, 4711, 4711))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			req := convergeRequest(t, joinedAs(), nil)
+			req.Mode = ConvergeBeforeStart
+			c := converge(t, m, req)
+			if !strings.Contains(ids(c.Warnings), IDFile) {
+				t.Errorf("warnings %v", c.Warnings)
+			}
+			b, err := os.ReadFile(filepath.Join(dir, "conf/red5.properties"))
+			if err != nil || strings.Contains(string(b), "clusterdb.host=x") {
+				t.Errorf("red5.properties was not put right: %v\n%s", err, b)
+			}
+		})
+	}
+}

@@ -226,7 +226,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 				return nil, err
 			}
 		}
-		u, err := rec.Undo(current)
+		u, err := rec.undoToLeave(current)
 		if err != nil {
 			return nil, err
 		}

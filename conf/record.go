@@ -127,25 +127,40 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 			Path: f.Path, Msg: "was edited since we made it; it is removed, the edited file is kept beside it as " + savedName(f.Path),
 		}}}, nil
 	}
-	var syntax *SyntaxError
 	switch f.Kind {
 	case KindProperties:
-		if u, err := f.undoProperties(current); !errors.As(err, &syntax) {
-			return u, err
-		}
-		// By its lines, then.
+		return f.undoProperties(current)
 	case KindContainer:
 		return f.undoContainer(current, written)
 	}
+	return f.undoLines(current, written), nil
+}
+
+// undoLines gives the file back by its lines, or whole where these were edited since.
+func (f *FileRecord) undoLines(current, written []byte) Undone {
 	if merged, clean := merge3(written, f.Original, current); clean {
-		return Undone{Bytes: merged}, nil
+		return Undone{Bytes: merged}
 	}
 	if f.Kind == KindHosts {
-		return Undone{Bytes: dropMarkedHost(current)}, nil
+		return Undone{Bytes: dropMarkedHost(current)}
 	}
 	return Undone{Bytes: f.Original, Keep: true, Conflicts: []Conflict{{
 		Path: f.Path, Msg: "the lines we wrote were edited since; the former file is put back, the edited one is kept beside it as " + savedName(f.Path),
-	}}}, nil
+	}}}
+}
+
+// undoToLeave is [FileRecord.Undo] for a machine that leaves: settings that Java itself
+// refuses, which no join touches, are given back by their lines.
+func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
+	u, err := f.Undo(current)
+	if _, malformed := errors.AsType[*SyntaxError](err); !malformed || f.Kind != KindProperties {
+		return u, err
+	}
+	written, err := applySpans(f.Original, f.Spans)
+	if err != nil {
+		return Undone{}, err
+	}
+	return f.undoLines(current, written), nil
 }
 
 // holdsOurs reports whether current has something in it that undoing would take

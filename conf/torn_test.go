@@ -180,6 +180,11 @@ func TestUndoOfMalformed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			// Another join touches it not at all.
+			err = s.NewPlan(record).Edit(Target{Path: path, Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
+			if _, ok := errors.AsType[*SyntaxError](err); !ok {
+				t.Errorf("a join: %v", err)
+			}
 			undo, err := s.PlanUndo(record)
 			if err != nil {
 				t.Fatal(err)

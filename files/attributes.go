@@ -91,7 +91,7 @@ func keptXattrs(names []string, get func(name string) ([]byte, error)) ([]xattr,
 	others, size := 0, 0
 	for _, name := range names {
 		value, err := get(name)
-		if errors.Is(err, unix.ENODATA) {
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 			continue // removed meanwhile
 		}
 		if err != nil {

@@ -25,7 +25,7 @@ var (
 	ErrTooLarge = errors.New("too large")
 	// ErrHindered says that the owner of a folder, who is not root, may have brought
 	// about what the kernel says.
-	ErrHindered = errors.New("hindered by the owner of the folder")
+	ErrHindered = errors.New("cannot be read, because of the owner of the folder")
 )
 
 // Refused reports whether an error is one of those: what another user can make so at any

@@ -185,6 +185,8 @@ type AWSCompleter struct {
 	group string
 	hooks []aws.LifecycleHook
 	asked time.Time // when the hooks were; zero: never
+	// forgot is when they were last asked for again for one that was not among them.
+	forgot time.Time
 	// done are the hooks of this wait that are completed while others are not.
 	done map[string]bool
 	// blind is until when it is not tried again to ask where the instance is,
@@ -253,8 +255,8 @@ func (c *AWSCompleter) known(ctx context.Context) (string, []aws.LifecycleHook, 
 func (c *AWSCompleter) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.asked) > againAfter {
-		c.asked = time.Now().Add(-2 * c.opts.Fresh)
+	if now := time.Now(); now.Sub(c.asked) > againAfter && now.Sub(c.forgot) > againAfter {
+		c.asked, c.forgot = now.Add(-2*c.opts.Fresh), now
 	}
 }
 

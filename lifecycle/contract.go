@@ -68,6 +68,8 @@ type Completer interface {
 // What a Completer answers, where its caller decides by it. Everything else is
 // tried again.
 var (
+	// ErrNotManaged: nobody on this machine can stop the server, or tell whether it runs.
+	ErrNotManaged = errors.New("the server is not managed here")
 	// ErrNoAction: the hook does not wait, not yet perhaps.
 	ErrNoAction = errors.New("the hook does not wait for this machine")
 	// ErrGone: it waits no longer and will not again; or the machine, its group or

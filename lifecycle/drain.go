@@ -5,6 +5,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -71,10 +72,11 @@ func (m *Manager) lastMoment(now time.Time) (last time.Time, over bool) {
 
 // shutdownEnds is until when a machine that goes down waits for us. A cloud that
 // does not answer is not waited for longer than it usually takes to tell it: no
-// session is served by that, and whoever deregisters tries once more.
+// session is served by that, and whoever deregisters tries once more. Nor is a server that
+// does not end: the machine's own end is what ends it.
 func (m *Manager) shutdownEnds(n Notice) time.Time {
 	last := n.Deadline
-	if m.r.Step == StepCompleting {
+	if m.r.Step == StepCompleting || m.r.Unstopped {
 		if at := n.Received.Add(m.o.Reserve); last.IsZero() || at.Before(last) {
 			last = at
 		}
@@ -379,15 +381,28 @@ const outlived = 10 * time.Second
 // little.
 const leastStep = time.Second
 
+// mostStopPause is the longest pause between two tries to stop a server that does not end.
+const mostStopPause = time.Minute
+
 // stop stops AMS and waits for its end. A server that cannot be stopped does not
 // keep the machine: the cloud may go on. Its row does not say left while it runs.
 func (m *Manager) stop(ctx context.Context, last time.Time) {
 	own := m.bound(m.o.StopTime, 2*leastStep, last)
 	bound, cancel := context.WithTimeout(ctx, own)
 	defer cancel()
+	m.mu.Lock()
+	again, down := m.r.Unstopped, m.r.has(Shutdown) != nil
+	m.mu.Unlock()
+	if again && !down {
+		// A machine that goes down then does not wait for this.
+		var stop context.CancelFunc
+		bound, stop = m.during(bound, func() bool { return m.r.has(Shutdown) == nil })
+		defer stop()
+	}
+	pause := time.Second
 	var err error
 	for {
-		if err = m.o.Node.StopServer(bound); err == nil || ctx.Err() != nil {
+		if err = m.o.Node.StopServer(bound); err == nil || errors.Is(err, ErrNotManaged) || ctx.Err() != nil {
 			break
 		}
 		m.mu.Lock()
@@ -395,8 +410,11 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 			m.publish(time.Now())
 		}
 		m.mu.Unlock()
-		if !sleep(bound, time.Second, nil) {
+		if !sleep(bound, pause, nil) {
 			break
+		}
+		if again {
+			pause = min(2*pause, mostStopPause)
 		}
 	}
 	if ctx.Err() != nil {
@@ -404,13 +422,16 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err != nil {
-		if !m.r.Unstopped {
-			m.r.Unstopped = true
-			m.noteLocked(fmt.Sprintf("Ant Media Server did not end within %s: the stop is tried again, the registry keeps this node as draining, and the cloud may go on: %v",
-				own.Round(time.Second), err))
-			m.commit()
-		}
+	switch {
+	case errors.Is(err, ErrNotManaged):
+		m.noteLocked("nobody here can stop Ant Media Server, or knows whether it runs: stop it by hand")
+	case err != nil && !m.r.Unstopped:
+		m.r.Unstopped = true
+		m.noteLocked(fmt.Sprintf("Ant Media Server did not end within %s: the stop is tried again, the registry keeps this node as draining, and the cloud may go on: %v",
+			own.Round(time.Second), err))
+		m.commit()
+		return
+	case err != nil:
 		return
 	}
 	m.troubleLocked("stop", "")
@@ -499,6 +520,7 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 				if a := &r.Hooks[i]; a.End == "" && m.parking() && m.tryOf(a, opContinue).denied == "" {
 					a.End, a.EndedAt = EndLeft, now
 					m.noteLocked("hook " + a.Hook.Name + " does not wait for this machine")
+					m.troubleLocked(string(opContinue), "")
 				}
 			}
 			if r.HookFirst {

@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -308,14 +309,58 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		// A daemon that is killed meanwhile goes on.
 		l.kill()
 		l = w.live()
+		tries := len(w.times("stop"))
 		tick(10 * time.Minute)
 		if v := l.View(); v.State != StateDraining || v.Ready || !v.Unstopped || w.row != cluster.StateDraining {
 			t.Errorf("%+v, row %s", v, w.row)
 		}
+		if !strings.HasPrefix(w.reason, UnstoppedReason) {
+			t.Errorf("the row's reason is %q", w.reason)
+		}
+		if n := len(w.times("stop")) - tries; n < 5 || n > 60 {
+			t.Errorf("%d tries in 10 minutes", n)
+		}
 		w.set(func(w *world) { w.stopErr = nil })
-		l.until("left", time.Minute, isDone)
+		l.until("left", 2*time.Minute, isDone)
 		if len(w.completed) != 1 || w.row != cluster.StateLeft || l.View().Unstopped {
 			t.Errorf("completed %v, row %s, %+v", w.completed, w.row, l.View())
+		}
+	})
+}
+
+// A machine that goes down does not wait for a server that does not end: systemd ends it.
+func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.stopErr = errMongo
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		l.until("unstopped", 3*time.Minute, func(v View) bool { return v.Unstopped })
+		began := time.Now()
+		l.Notice(Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Deadline: began.Add(15 * time.Minute)})
+		l.until("the daemon may end", time.Minute, View.Finished)
+		if took := time.Since(began); took > 40*time.Second || w.row != cluster.StateDraining {
+			t.Errorf("after %s, row %s", took, w.row)
+		}
+	})
+}
+
+// Where nobody here can stop the server, a drain comes to its end all the same, and says so.
+func TestServerThatIsNotManaged(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.stopErr = ErrNotManaged
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		l.until("done", time.Minute, isDone)
+		said := false
+		for _, n := range l.View().Notes {
+			said = said || strings.Contains(n.Text, "stop it by hand")
+		}
+		if !said || len(w.completed) != 1 || w.row != cluster.StateLeft {
+			t.Errorf("completed %v, row %s, %+v", w.completed, w.row, l.View().Notes)
 		}
 	})
 }

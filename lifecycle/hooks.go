@@ -150,7 +150,10 @@ func (m *Manager) wanted(a *waiter) op {
 	case StepCompleting, StepDone:
 		return opContinue
 	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
-		if r.Unstopped {
+		switch {
+		case r.Unstopped && a.Hook.Launching && r.Start != nil:
+			return opNone // it would say that this node serves
+		case r.Unstopped:
 			return opContinue
 		}
 		if r.HookFirst || a.Hook.Fixed {
@@ -347,7 +350,7 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 			c.try.at = now.Add(6 * noActionEvery)
 		}
 		why := ""
-		if c.op == opContinue {
+		if c.op == opContinue && now.Sub(c.try.since) > noActionTime {
 			// It may come to that, or never: nobody who follows the drain waits for it.
 			why = "hook " + a.Hook.Name + " does not wait for this machine now: " + err.Error()
 		}
@@ -362,6 +365,7 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		}
 		if a.Hook.Launching && c.op != opBeat && now.Sub(c.try.since) > idleHookTime {
 			a.End, a.EndedAt = EndLeft, now
+			m.troubleLocked(string(c.op), "")
 			m.noteLocked("hook " + a.Hook.Name + " does not wait for the start of this machine")
 			m.commit()
 			return

@@ -125,6 +125,8 @@ const (
 	quietTime = 5 * time.Second
 	// noActionEvery is how often a hook that does not wait yet is asked again.
 	noActionEvery = 5 * time.Second
+	// noActionTime is after what it is said that a hook does not wait for this machine.
+	noActionTime = 30 * time.Second
 	// deniedEvery is how often a call that was denied is tried again: somebody may
 	// grant it meanwhile.
 	deniedEvery = time.Minute
@@ -335,7 +337,7 @@ func (m *Manager) publish(now time.Time) {
 	v := m.viewOf(now)
 	m.view.Store(&v)
 	m.wish.Store(&wish{
-		say: m.r.Say, owed: m.r.Say != m.r.Said, observing: m.r.Step.observing(), reason: m.reason(), tomb: m.r.Tomb, changed: m.changed,
+		say: m.r.Say, owed: m.r.Say != m.r.Said, observing: m.r.Step.observing() || m.r.Unstopped, reason: m.reason(), tomb: m.r.Tomb, changed: m.changed,
 	})
 	close(changed)
 }
@@ -752,7 +754,7 @@ func (m *Manager) serveAgain() {
 	r := m.r
 	m.gen++
 	m.zeros, m.sessions = 0, nil
-	r.Step, r.Begun, r.Tomb, r.Repair, r.HookFirst, r.NoHook = StepNone, time.Time{}, nil, false, false, false
+	r.Step, r.Begun, r.Tomb, r.Repair, r.HookFirst, r.NoHook, r.Unstopped = StepNone, time.Time{}, nil, false, false, false, false
 	r.Say, r.Said = cluster.StateActive, ""
 	m.dropHooks(false)
 }

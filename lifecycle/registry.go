@@ -131,11 +131,17 @@ func (m *Manager) reason() string {
 	}
 	c := m.r.cause()
 	text := orText(c.Reason, string(c.Kind))
+	if m.r.Unstopped {
+		text = UnstoppedReason + ": " + text
+	}
 	if m.r.Step.observing() && m.sessions != nil {
 		text += ": " + sessionsText(*m.sessions)
 	}
 	return cut(text, mostReason)
 }
+
+// UnstoppedReason begins the reason of a row whose server does not end.
+const UnstoppedReason = "Ant Media Server does not end"
 
 // mostReason keeps rows short: everybody reads all of them.
 const mostReason = 160

@@ -189,6 +189,9 @@ func (p *patient) listeners(ports []wanted) ([]listener, error) {
 			}
 			list = append(list, listener{udp: file.udp, port: int(n), inode: f[9]})
 		}
+		if err := s.Err(); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", file.path, err)
+		}
 	}
 	if read == 0 {
 		return nil, fmt.Errorf("looking for listeners: %s: %w", filepath.Join(p.root, "/proc/net/tcp"), fs.ErrNotExist)

@@ -32,6 +32,9 @@ import (
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 )
 
+// motoVersion is the one that tools/scripts/real.sh fetches.
+const motoVersion = "5.2.5"
+
 // awsTool is a program that `tools/scripts/real.sh aws` fetched. Where it is missing
 // the test is skipped; with REQUIRE_REAL=1 it fails.
 func awsTool(t *testing.T, name string, args ...string) *exec.Cmd {
@@ -40,7 +43,7 @@ func awsTool(t *testing.T, name string, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(cache, "amsagent", "real", "aws")
+	dir := filepath.Join(cache, "amsagent", "real", "aws-"+motoVersion)
 	program := filepath.Join(dir, "bin", name)
 	if _, err := os.Stat(program); err != nil {
 		if os.Getenv("REQUIRE_REAL") == "1" {
@@ -59,7 +62,7 @@ func awsTool(t *testing.T, name string, args ...string) *exec.Cmd {
 // TestCfnLint: cfn-lint, which knows the schema of every type of resource, finds nothing.
 func TestCfnLint(t *testing.T) {
 	t.Parallel()
-	if out, err := awsTool(t, "cfn-lint", awsCloudFormation).CombinedOutput(); err != nil || len(out) > 0 {
+	if out, err := awsTool(t, "cfn-lint", awsCloudFormation).Output(); err != nil || len(out) > 0 {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

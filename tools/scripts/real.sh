@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Fetches what the tests named TestReal run on: Ant Media Server Community Edition and a real mongod. Everything is
-# checked by SHA-256 and unpacked once, below ${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real, outside the tree.
+# checked by SHA-256 (but for aws) and unpacked once, below ${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real, outside the tree.
 # usage: real.sh [mongod|aws|RELEASE...]   (default mongod 2.16.2 2.17.1; 2.10.0 is known, too, and 2.4.3 with its Java 11)
 # aws is what reads our template for AWS: cfn-lint, and moto, a pretended AWS.
 #
@@ -14,6 +14,7 @@ set -euo pipefail
 try=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/try.sh
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real
 mongod=6.0.5
+moto=5.2.5
 get=org.apache.maven.plugins:maven-dependency-plugin:3.6.1:get
 install=org.apache.maven.plugins:maven-install-plugin:3.1.1:install-file
 
@@ -108,13 +109,13 @@ database() {
   mv "$tmp/mongod" "$to"
 }
 
-# The versions of what they need are pip's choice: tools of the tests, in a folder of their own.
+# The versions of what these need are pip's choice: tools of the tests, in a folder of their own.
 aws() {
-  local to=$cache/aws
+  local to=$cache/aws-$moto
   [ ! -d "$to" ] || return 0
   echo "real: fetching cfn-lint and moto (50 MB, 290 MB unpacked)"
   "$try" "cfn-lint and moto" python3 -m pip install -q --disable-pip-version-check --root-user-action ignore --retries 2 --only-binary :all: \
-    --ignore-installed --no-warn-conflicts --target "$tmp/aws" cfn-lint==1.58.0 'moto[autoscaling,cloudformation,ec2,elbv2,iam,server]==5.2.5' || return 1
+    --ignore-installed --no-warn-conflicts --target "$tmp/aws" cfn-lint==1.58.0 "moto[autoscaling,cloudformation,ec2,elbv2,iam,server]==$moto" || return 1
   mv "$tmp/aws" "$to"
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // registrar is the cluster as far as a drain of another node needs it.
@@ -224,8 +225,13 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 			}
 		case r.row.State == cluster.StateLeft:
 			return r.g.remoteResult(r.row)
+		case r.row.State == cluster.StateDraining && strings.HasPrefix(r.row.Reason, lifecycle.UnstoppedReason):
+			return &userError{
+				Msg: "that node cannot leave", Cause: errNotStopped, Exit: exitFailed,
+				State: "its server still runs; its daemon stops it again until it ends, and completes the cloud's hook meanwhile",
+			}
 		case r.row.State != cluster.StateDraining:
-			return &userError{Msg: "the drain was cancelled", Cause: errors.New("it was taken back"), State: "the node is " + string(r.row.State)}
+			return &userError{Msg: "the drain was cancelled", Cause: errors.New("by an undrain on that node"), State: "the node is " + string(r.row.State)}
 		default:
 			read = now
 			s := r.sessions()

@@ -95,7 +95,7 @@ func TestDrainNode(t *testing.T) {
 			if takes(r, since); since >= 30*time.Second {
 				r.row.State = cluster.StateActive
 			}
-		}, code: exitFailed, said: []string{"it was taken back", "the node is active"}},
+		}, code: exitFailed, said: []string{"by an undrain on that node", "the node is active"}},
 		"the row is gone": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
 				r.row.BootID = "another"

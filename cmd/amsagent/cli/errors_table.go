@@ -57,6 +57,7 @@ const (
 	idMongoNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
 	idMongoUnsupported = "AMS-MONGO-UNSUPPORTED"
 	idMongoConfig      = "AMS-MONGO-CONFIG"
+	idMongoTooMany     = "AMS-MONGO-TOO-MANY"
 
 	idMetadataWrongCloud = "AMS-METADATA-WRONG-CLOUD"
 	idMetadataNotReady   = "AMS-METADATA-NOT-READY"
@@ -133,6 +134,14 @@ func errorTable() []errorClass {
 		},
 
 		// MongoDB. Each kind of failure wants something else done.
+		{
+			id: idMongoTooMany, exit: exitFailed,
+			meaning: "a collection has more documents than are read",
+			match:   is(cluster.ErrTooMany),
+			hint: func(error, *globals) []string {
+				return []string{"delete those that no server writes any more, and find out what wrote them: amsagent doctor --explain " + idMongoTooMany}
+			},
+		},
 		mongoClass(idMongoDNS, exitFailed, cluster.KindDNS, "DNS does not find MongoDB's name",
 			"the name must resolve on this machine: check its spelling, and the DNS settings of this network"),
 		mongoClass(idMongoRefused, exitFailed, cluster.KindRefused, "nothing listens where MongoDB should, or a firewall rejects us",

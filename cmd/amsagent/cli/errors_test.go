@@ -49,6 +49,7 @@ func examples() map[string]error {
 		idUsage:              &settingError{source: "--role", layer: layerFlag, err: valueError{text: "x", hints: []string{"y"}}},
 		idConfig:             &settingError{source: "AMSAGENT_ROLE", layer: layerEnv, err: valueError{text: "x", hints: []string{"y"}}},
 		idMongoMissing:       errNoMongo,
+		idMongoTooMany:       fmt.Errorf("reading the nodes: %w", cluster.ErrTooMany),
 		idMongoDNS:           mongo(cluster.KindDNS),
 		idMongoRefused:       mongo(cluster.KindRefused),
 		idMongoUnreachable:   mongo(cluster.KindUnreachable),

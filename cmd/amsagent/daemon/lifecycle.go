@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/lifecycle"
@@ -277,6 +278,9 @@ func (l *life) StopServer(ctx context.Context) error {
 		at, err = l.leaver.StopServer(ctx)
 		return err
 	})
+	if errors.Is(err, ams.ErrNotManaged) {
+		return fmt.Errorf("%w: %w", lifecycle.ErrNotManaged, err)
+	}
 	if err != nil {
 		return err
 	}
