@@ -186,9 +186,11 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 	}
 	const name = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for what, spoil := range map[string]func(real string) error{
-		"a circle":              func(real string) error { return errors.Join(os.Remove(real), os.Symlink(path.Base(real), real)) },
-		"a file for the folder": func(real string) error { return errors.Join(os.RemoveAll(path.Dir(real)), os.WriteFile(path.Dir(real), nil, 0o644)) },
-		"malformed":             func(real string) error { return os.WriteFile(real, []byte("x=\\uZZZZ\n"), 0o644) },
+		"a circle": func(real string) error { return errors.Join(os.Remove(real), os.Symlink(path.Base(real), real)) },
+		"a file for the folder": func(real string) error {
+			return errors.Join(os.RemoveAll(path.Dir(real)), os.WriteFile(path.Dir(real), nil, 0o644))
+		},
+		"malformed": func(real string) error { return os.WriteFile(real, []byte("x=\\uZZZZ\n"), 0o644) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			m := joinedTree(t)
