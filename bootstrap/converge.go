@@ -433,13 +433,7 @@ func (k *converger) noteRestart(changed bool) {
 	case k.stopped() || k.restartedSince():
 		k.state.RestartPending, k.state.Restart = false, nil
 	case f.service.Running() && changed && needsRestart(f.plan):
-		var values []conf.Difference
-		var apply []conf.PlannedFile
-		for _, file := range f.plan.Changed() {
-			if changesServer(file) {
-				values, apply = append(values, k.differences(file)...), append(apply, file)
-			}
-		}
+		values, apply := k.applied()
 		k.pend(values, conf.Fingerprint(apply))
 	}
 	if k.req.Restart && f.service.Running() {
@@ -507,6 +501,9 @@ func (k *converger) write(ctx context.Context) error {
 		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: firstOf(protectedHint(k.store, f.plan, err), hint)}
 	}
 	k.repaired(IDDrift, "not as joined, and written again: %s", joinPaths(paths))
+	if k.req.Mode == ConvergeWatch {
+		k.startedMeanwhile(ctx)
+	}
 	if slices.Contains(paths, ams.DropInPath) {
 		ctx, cancel := context.WithTimeout(ctx, reloadTime)
 		defer cancel()
@@ -515,6 +512,39 @@ func (k *converger) write(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// startedMeanwhile notes a restart for a server that did not run before the files were
+// written, and runs now: it may have read them as they were. Under systemd the drop-in
+// looks at the files just before each start.
+func (k *converger) startedMeanwhile(ctx context.Context) {
+	written := time.Now()
+	if !k.stopped() || k.DropIn {
+		return
+	}
+	now, err := k.Service.State(ctx)
+	if err != nil || now.Dead() || !now.Known() || now.Started.After(written) {
+		return
+	}
+	values, apply := k.applied()
+	if len(apply) == 0 {
+		return
+	}
+	k.pend(values, conf.Fingerprint(apply))
+	k.result.RestartNeeded = true
+	if err := saveState(k.store, k.state); err != nil {
+		k.warn(IDRecord, "the server was started while its files were written, which could not be noted: %v", err)
+	}
+}
+
+// applied are the changes of the plan that the server takes up when it is started.
+func (k *converger) applied() (values []conf.Difference, apply []conf.PlannedFile) {
+	for _, file := range k.facts.plan.Changed() {
+		if changesServer(file) {
+			values, apply = append(values, k.differences(file)...), append(apply, file)
+		}
+	}
+	return values, apply
 }
 
 // commit writes the plan. One that holds some of the files only is not made again

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/metadata"
@@ -304,5 +305,49 @@ func TestValveWithoutCloud(t *testing.T) {
 		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
 			t.Errorf("removed: %t: the join wrote it: %v", removed, err)
 		}
+	}
+}
+
+// meanwhile is a server that is started while its files are written.
+type meanwhile struct {
+	ams.None
+	asked   int
+	started func() time.Time
+}
+
+func (s *meanwhile) State(context.Context) (ams.State, error) {
+	if s.asked++; s.asked == 1 {
+		return ams.State{Activity: ams.ActivityInactive}, nil
+	}
+	return ams.State{Activity: ams.ActivityActive, MainPID: 1, Started: s.started()}, nil
+}
+
+// A server that is started in the moment in which the daemon puts its files right may have
+// read the former ones: it is not taken for a node's, and a join restarts it.
+func TestServerStartedMeanwhile(t *testing.T) {
+	begin := time.Now()
+	for name, tt := range map[string]struct {
+		started func() time.Time
+		owed    bool
+	}{
+		"at an unknown time":   {func() time.Time { return time.Time{} }, true},
+		"before they are done": {func() time.Time { return begin }, true},
+		"after":                {func() time.Time { return time.Now().Add(time.Second) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := joinedTree(t)
+			edit(t, m, "conf/red5.properties", "clusterdb.host=", "clusterdb.host=x")
+			m.Service, m.DropIn = &meanwhile{started: tt.started}, false
+			req := convergeRequest(t, joinedAs(), nil)
+			req.Mode = ConvergeWatch
+			c := converge(t, m, req)
+			s, err := loadState(m.store())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ids(c.Repairs) != IDDrift || (c.Pending != nil) != tt.owed || (s.Restart != nil) != tt.owed || s.RestartPending || c.RestartNeeded != tt.owed {
+				t.Errorf("%+v, state %+v", c, s)
+			}
+		})
 	}
 }
