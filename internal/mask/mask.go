@@ -113,17 +113,16 @@ func privateKeys(text string) []Span {
 			return found
 		}
 		from := at + n + len(line)
-		head := strings.LastIndex(text[at:from], begin)
-		to := len(text)
+		begins := strings.Contains(text[at:from], begin)
+		if at = from; !begins {
+			continue // the line that ends a key
+		}
 		if m := strings.Index(text[from:], end); m >= 0 {
-			to = from + m
+			at += m
+		} else {
+			at = len(text)
 		}
-		if head >= 0 {
-			found = append(found, Span{from, to})
-		}
-		if at = to + len(end); at >= len(text) {
-			return found
-		}
+		found = append(found, Span{from, at})
 	}
 }
 

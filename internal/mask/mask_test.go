@@ -63,6 +63,7 @@ func TestShown(t *testing.T) {
 		{"json", `{"accessKey" : "hunter2", "port": "1"}`, `{"accessKey" : "***", "port": "1"}`, mask.Assignments},
 		{"option of a URI", "mongodb://h/?tlsCertificateKeyFilePassword=hunter2&w=1", "mongodb://h/?tlsCertificateKeyFilePassword=***&w=1", mask.Assignments},
 		{"PEM", "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----\nx", "-----BEGIN RSA PRIVATE KEY-----***\n\n-----END RSA PRIVATE KEY-----\nx", mask.Lines},
+		{"two in PEM", strings.Repeat("-----BEGIN PRIVATE KEY-----hunter2-----END PRIVATE KEY-----", 3), strings.Repeat("-----BEGIN PRIVATE KEY-----***-----END PRIVATE KEY-----", 3), mask.Lines},
 		{"PEM in JSON", `{"a":"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"}`, `{"a":"-----BEGIN PRIVATE KEY-----***-----END PRIVATE KEY-----\n"}`, mask.Assignments},
 		{"PEM, cut off", "<x>-----BEGIN PRIVATE KEY-----hunter2", "<x>-----BEGIN PRIVATE KEY-----***", mask.XML},
 		{"a certificate", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----", mask.Lines},
