@@ -314,15 +314,7 @@ func checkMongoTTL(ctx context.Context, p *patient) []Result {
 }
 
 // checkRows finds a second node with this address: its row or its document.
-func checkRows(ctx context.Context, p *patient) []Result {
-	look, err := p.look.get(ctx)
-	if err != nil {
-		return one(unknown("%v", err))
-	}
-	in, err := p.inspection.get(ctx)
-	if err != nil {
-		return one(notKnown(err))
-	}
+func checkRows(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
 	id, address := own(in)
 	if address == "" {
 		return one(unknown("this machine's address is not known"))

@@ -168,15 +168,7 @@ const (
 )
 
 // checkPeers connects to other nodes as their Ant Media Servers do.
-func checkPeers(ctx context.Context, p *patient) []Result {
-	look, err := p.look.get(ctx)
-	if err != nil {
-		return one(unknown("%v", err))
-	}
-	in, err := p.inspection.get(ctx)
-	if err != nil {
-		return one(notKnown(err))
-	}
+func checkPeers(ctx context.Context, p *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
 	peers := others(look, in)
 	if len(peers) == 0 {
 		return one(good("there is no other node yet"))
@@ -228,15 +220,7 @@ func checkPeers(ctx context.Context, p *patient) []Result {
 
 // checkPeersServe reads what the agents of the other nodes say in their rows. Whether
 // this node serves is a matter of its own views: see checkViews.
-func checkPeersServe(ctx context.Context, p *patient) []Result {
-	look, err := p.look.get(ctx)
-	if err != nil {
-		return one(unknown("%v", err))
-	}
-	in, err := p.inspection.get(ctx)
-	if err != nil {
-		return one(notKnown(err))
-	}
+func checkPeersServe(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
 	id, address := own(in)
 	var o cluster.Observer
 	var idle []string

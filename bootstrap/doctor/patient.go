@@ -205,6 +205,17 @@ func inspected(f func(ctx context.Context, p *patient, in *bootstrap.Inspection)
 	}
 }
 
+// looked runs a check on the cluster's lists, and on the inspection.
+func looked(f func(ctx context.Context, p *patient, look cluster.Look, in *bootstrap.Inspection) []Result) func(context.Context, *patient) []Result {
+	return func(ctx context.Context, p *patient) []Result {
+		look, err := p.look.get(ctx)
+		if err != nil {
+			return one(unknown("%v", err))
+		}
+		return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result { return f(ctx, p, look, in) })(ctx, p)
+	}
+}
+
 // findings are the results of what a join would say, by its ids.
 func findings(failed, warnings []bootstrap.Finding, ids ...string) []Result {
 	var out []Result

@@ -78,7 +78,7 @@ func checks() []check {
 		{bootstrap.IDClock, GroupMongo, "clock against MongoDB's", checkClock},
 		{IDMongoOld, GroupMongo, "version", checkMongoVersion},
 		{IDMongoTTL, GroupMongo, "index that forgets nodes", checkMongoTTL},
-		{IDRows, GroupMongo, "one node for one address", checkRows},
+		{IDRows, GroupMongo, "one node for one address", looked(checkRows)},
 
 		{bootstrap.IDIdentity, GroupNetwork, "identity of this machine", preflight(seeIdentity, bootstrap.IDIdentity)},
 		{bootstrap.IDAddress, GroupNetwork, "node address", preflight(seeAddress, bootstrap.IDAddress, ams.WarnAddressLoopback,
@@ -87,8 +87,8 @@ func checks() []check {
 		{bootstrap.IDHostname, GroupNetwork, "host name", checkHostname},
 		{IDHosts, GroupNetwork, "lines of /etc/hosts", checkHosts},
 		{IDPorts, GroupNetwork, "ports", checkPorts},
-		{IDPeers, GroupNetwork, "other nodes", checkPeers},
-		{IDNotServing, GroupNetwork, "viewers of other nodes", checkPeersServe},
+		{IDPeers, GroupNetwork, "other nodes", looked(checkPeers)},
+		{IDNotServing, GroupNetwork, "viewers of other nodes", looked(checkPeersServe)},
 
 		{IDHook, GroupGoing, "hook of the cloud", checkHook},
 		{IDTimeline, GroupGoing, "deadlines", checkTimeline},

@@ -85,10 +85,7 @@ func errorsTopic() string {
 	b.WriteString("The id of an error stands in brackets after it, and in the field id with -o json.\n" +
 		"An id never changes its meaning. The code is the usual one; the message of a\n" +
 		"command says when it is another. More about one: amsagent doctor --explain ID.\n\n")
-	for _, c := range errorTable() {
-		b.WriteString(errorLine(c))
-	}
-	for _, c := range otherErrors() {
+	for _, c := range namedErrors() {
 		b.WriteString(errorLine(c))
 	}
 	b.WriteString("\nWhat checks, status and warnings name:\n\n")
@@ -98,17 +95,18 @@ func errorsTopic() string {
 	return b.String()
 }
 
-// otherErrors are the errors that no row of the table is about.
-func otherErrors() []errorClass {
-	return []errorClass{
-		{id: idPreflight, exit: exitPreflight, meaning: "several checks failed; each cause begins with its own id"},
-		{id: idFailed, exit: exitFailed, meaning: "anything else; the message has all that is known"},
-	}
+// namedErrors are the errors of commands: those of the table, and the two that no row of it is about.
+func namedErrors() []errorClass {
+	return append(
+		errorTable(),
+		errorClass{id: idPreflight, exit: exitPreflight, meaning: "several checks failed; each cause begins with its own id"},
+		errorClass{id: idFailed, exit: exitFailed, meaning: "anything else; the message has all that is known"},
+	)
 }
 
 // findingIDs are the ids that have a page and are no errors of a command.
 func findingIDs() []string {
-	all := append(errorTable(), otherErrors()...)
+	all := namedErrors()
 	return slices.DeleteFunc(pages.IDs(), func(id string) bool {
 		return slices.ContainsFunc(all, func(c errorClass) bool { return c.id == id })
 	})
@@ -232,7 +230,7 @@ func runHelp(root *cobra.Command, args []string, g *globals) error {
 		}
 	}
 	id := strings.ToUpper(args[0])
-	for _, c := range append(errorTable(), otherErrors()...) {
+	for _, c := range namedErrors() {
 		if c.id == id {
 			return g.write([]byte(errorLine(c)))
 		}

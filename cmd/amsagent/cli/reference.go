@@ -75,7 +75,7 @@ func Describe() Reference {
 	for _, c := range exitCodes() {
 		r.Exits = append(r.Exits, ExitReference{c.code, c.meaning})
 	}
-	for _, c := range append(errorTable(), otherErrors()...) {
+	for _, c := range namedErrors() {
 		r.Errors = append(r.Errors, ErrorReference{c.id, c.exit, c.meaning})
 	}
 	for _, id := range findingIDs() {
