@@ -119,8 +119,14 @@ type watched struct {
 // watchServer runs do in a bubble, with a watch that has had no answer yet.
 func watchServer(t *testing.T, do func(w *watched)) {
 	t.Helper()
+	watchFake(t, &fakeServer{apps: []string{"LiveApp", "live"}}, do)
+}
+
+// watchFake is watchServer with a server that is prepared: the watch looks at it at once.
+func watchFake(t *testing.T, f *fakeServer, do func(w *watched)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &watched{t: t, f: &fakeServer{apps: []string{"LiveApp", "live"}}, said: &told{}}
+		w := &watched{t: t, f: f, said: &told{}}
 		w.d = newPretended(&pretended{}, w.said, func(o *Options) {
 			o.Server = w.f
 			settings := o.Settings()
@@ -185,8 +191,9 @@ func (w *watched) stays(want bool, during time.Duration) {
 }
 
 func TestReadyWhileServed(t *testing.T) {
-	watchServer(t, func(w *watched) {
-		w.f.set(ams.AppStarting, "LiveApp")
+	f := &fakeServer{apps: []string{"LiveApp", "live"}}
+	f.set(ams.AppStarting, "LiveApp")
+	watchFake(t, f, func(w *watched) {
 		w.stays(false, 10*time.Second)
 		if _, r := w.ready(); r.Why != "LiveApp is getting initialized" || r.Row != cluster.StateActive || r.Server ||
 			r.Applications["live"] != "serves" || r.Applications["LiveApp"] != "is getting initialized" {
@@ -303,13 +310,13 @@ func TestFewAsksOfAServerThatHangs(t *testing.T) {
 // The server's user decides how many applications there are: few of them are asked at
 // a time, and all of them before the node is ready.
 func TestFewAsksAtATime(t *testing.T) {
-	watchServer(t, func(w *watched) {
-		var apps []string
-		for i := range 500 {
-			apps = append(apps, fmt.Sprintf("app-%03d", i))
-		}
-		w.f.have(apps...)
-		w.f.set(ams.AppSilent, apps...)
+	var apps []string
+	for i := range 500 {
+		apps = append(apps, fmt.Sprintf("app-%03d", i))
+	}
+	f := &fakeServer{apps: apps}
+	f.set(ams.AppSilent, apps...)
+	watchFake(t, f, func(w *watched) {
 		w.stays(false, 5*time.Second)
 		w.f.set(ams.AppFailing, "app-250")
 		w.stays(false, 5*time.Second)
