@@ -245,8 +245,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.program = ownProgram()
 	d.program.split()
-	ready := d.ready() // before anybody holds the settings to ask the cloud
 	servers := d.listen(ctx)
+	// From here on the machine may go on booting: what follows takes as long as
+	// AMS and MongoDB take. This is the first that the service manager hears.
+	d.o.Notify(d.ready())
+	d.status()
 	var work sync.WaitGroup
 	asked := ctx
 	// A machine that goes down wants us to drain first.
@@ -261,10 +264,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	work.Go(func() { d.follow(ctx) })
 	work.Go(func() { d.reloads(ctx) })
-	// From here on the machine may go on booting: what follows takes as long as
-	// AMS and MongoDB take.
-	d.o.Notify(ready)
-	d.status()
 	work.Go(func() { d.awaitPort(ctx, servers) })
 	<-asked.Done()
 	d.o.Notify("STOPPING=1")
