@@ -21,7 +21,8 @@ import (
 const realBootedAddress = "10.77.0.101"
 
 // The real server under its own unit and a booted systemd, with our package: first
-// boot, join as user data does it, restart over a spoiled file, drain, leave.
+// boot, join as user data does it, restart over a spoiled file, an application that
+// somebody made and another /etc/hosts (S2, S3), drain, leave.
 func TestRealBooted(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	b := newRealBooted(t, w)
@@ -72,6 +73,24 @@ func TestRealBooted(t *testing.T) {
 	}
 	b.must(t, "amsagent", "status", "--strict")
 	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
+		t.Error("somebody restarted the server again")
+	}
+
+	// Neither is a reason to restart the server: it serves on as it did.
+	b.create(t, "shop")
+	b.sh(t, "sed -i '/"+realBootedAddress+"/d' /etc/hosts; echo 10.77.0.199 other >>/etc/hosts")
+	wait(45 * time.Second)
+	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
+		t.Error("the daemon restarted the server for an application or for /etc/hosts")
+	}
+	b.must(t, "systemctl", "restart", nodeUnit)
+	b.served(t, "shop")
+	third := b.show(t)
+	if text := b.read(t, nodeHome+"/webapps/shop/WEB-INF/red5-web.properties"); !strings.Contains(text, "\ndb.type=mongodb\n") {
+		t.Errorf("the application that somebody made is not the cluster's:\n%s", text)
+	}
+	b.must(t, "amsagent", "status", "--strict")
+	if now := b.show(t)["InvocationID"]; now != third["InvocationID"] {
 		t.Error("somebody restarted the server again")
 	}
 
@@ -155,16 +174,23 @@ func (b *realBooted) must(t *testing.T, args ...string) string {
 	return r.stdout + r.stderr
 }
 
+// create makes an application by the vendor's script. It runs outside: the machine has no unzip.
+func (b *realBooted) create(t *testing.T, app string) {
+	t.Helper()
+	b.onDisk(t, `bash "$1`+nodeHome+`/create_app.sh" -n `+app+` -p "$1`+nodeHome+`" -c true -m '`+b.world.URI()+`' >/dev/null
+chroot "$1" chown -R antmedia:antmedia `+nodeHome+`/webapps/`+app)
+}
+
 // served waits until the daemon says that the node is ready, and a viewer is served by
 // every application: for a moment after a restart the daemon's word is the former one.
-func (b *realBooted) served(t *testing.T) {
+func (b *realBooted) served(t *testing.T, more ...string) {
 	t.Helper()
 	client := b.world.HTTP(2 * time.Second)
 	until(t, "/readyz answers 200, and every application a viewer", func() string {
 		ready := realams.Status(client, "http://"+realBootedAddress+":9771/readyz")
 		served := ready == http.StatusOK
 		said := fmt.Sprint("/readyz ", ready)
-		for _, app := range realApps() {
+		for _, app := range append(realApps(), more...) {
 			// There is no such stream: an application that serves says so.
 			code := realams.Status(client, "http://"+realBootedAddress+":5080/"+app+"/streams/nobody.m3u8")
 			served = served && code == http.StatusNotFound

@@ -107,12 +107,17 @@ func (s *goingDown) off(t *testing.T) {
 }
 
 // status asks the daemon, which answers for as long as it drains.
-func (s *goingDown) status() (v daemon.View, err error) {
+func (s *goingDown) status() (daemon.View, error) {
+	return viewAt(s.path("/run/amsagent/control.sock"))
+}
+
+// viewAt asks a daemon at its socket how things are.
+func viewAt(socket string) (v daemon.View, err error) {
 	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", s.path("/run/amsagent/control.sock"))
+			return d.DialContext(ctx, "unix", socket)
 		},
 	}}
 	resp, err := c.Get("http://daemon" + daemon.PathStatus)

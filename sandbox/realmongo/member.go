@@ -111,7 +111,7 @@ func (m *Member) args() []string {
 func (m *Member) waitAnswer(ctx context.Context) error {
 	// A driver that was refused once waits for half a second.
 	m.waitPort(ctx)
-	c, err := m.connect()
+	c, err := m.Client()
 	if err != nil {
 		return err
 	}
@@ -180,8 +180,9 @@ func (m *Member) Addr() string {
 // Log is the path of its log.
 func (m *Member) Log() string { return filepath.Join(filepath.Dir(m.dir), filepath.Base(m.dir)+".log") }
 
-// connect returns a client of this member alone, as the first user once there is one.
-func (m *Member) connect() (*mongo.Client, error) {
+// Client returns a client of this member alone, as the first user once there is one; who
+// asks disconnects it.
+func (m *Member) Client() (*mongo.Client, error) {
 	o := options.Client().SetAppName(appName).SetDirect(true).SetHosts([]string{m.Addr()}).SetServerSelectionTimeout(5 * time.Second)
 	if name, password, ok := m.set.credential(); ok {
 		o.SetAuth(options.Credential{Username: name, Password: password, AuthSource: "admin"})
@@ -204,7 +205,7 @@ func (m *Member) connect() (*mongo.Client, error) {
 
 // IsPrimary tells whether it may be written to.
 func (m *Member) IsPrimary(ctx context.Context) (bool, error) {
-	c, err := m.connect()
+	c, err := m.Client()
 	if err != nil {
 		return false, err
 	}

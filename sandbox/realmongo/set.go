@@ -138,7 +138,7 @@ func (s *Set) initiate(ctx context.Context) error {
 	if s.o.Members == 0 {
 		return nil
 	}
-	c, err := s.members[0].connect()
+	c, err := s.members[0].Client()
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (s *Set) createUsers(ctx context.Context) error {
 				return err
 			}
 		}
-		c, err := m.connect()
+		c, err := m.Client()
 		if err != nil {
 			return err
 		}
@@ -299,7 +299,7 @@ func (s *Set) StepDown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := m.connect()
+	c, err := m.Client()
 	if err != nil {
 		return err
 	}
@@ -318,7 +318,7 @@ func (s *Set) Empty(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := m.connect()
+	c, err := m.Client()
 	if err != nil {
 		return err
 	}

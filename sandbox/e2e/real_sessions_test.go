@@ -1,0 +1,77 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+// A publisher and viewers of a real server are counted without a token for its own
+// statistics, and without MongoDB; nobody is 0 then, and never unknown (issue 23, 2.6).
+func TestRealSessions(t *testing.T) {
+	t.Parallel()
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	n := newRealNode(t, w, realams.Newest)
+	n.join(w.URI())
+	n.WaitServed(t, realApps()...)
+	d := n.daemon()
+	d.ready()
+	n.counts("nobody", 0, 0)
+
+	publisher := w.Publish(t, n.Node, "LiveApp", "stream1")
+	viewer := w.HTTP(2 * time.Second)
+	until(t, "a viewer gets the playlist", func() string {
+		if code := realams.Status(viewer, realams.PlaylistURL(n.Node, "LiveApp", "stream1")); code != http.StatusOK {
+			return fmt.Sprintf("%d; the publisher says: %s", code, publisher.Output())
+		}
+		return ""
+	})
+	players := []*realams.Process{w.Play(t, n.Node, "LiveApp", "stream1"), w.Play(t, n.Node, "LiveApp", "stream1")}
+	n.counts("without a token", 1, 1)
+
+	if err := w.Mongo.Member(0).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	wait(20 * time.Second) // several counts later
+	n.counts("without a token and without MongoDB", 1, 0)
+	for _, p := range append(players, publisher) {
+		if _, err := p.End(30 * time.Second); err != nil {
+			t.Error(err)
+		}
+	}
+	n.counts("nobody, without MongoDB", 0, 0)
+	d.end()
+}
+
+// counts waits until the daemon counts so many publishers, and at least so many viewers.
+func (n *realNode) counts(when string, publishers, viewers int) {
+	n.t.Helper()
+	until(n.t, "the count of "+when, func() string {
+		v, err := viewAt(n.Path("/run/amsagent/control.sock"))
+		if err != nil {
+			return err.Error()
+		}
+		s := v.Sessions
+		said := fmt.Sprintf("%s publishers by %s, %s viewers by %s", told(s.Publishers), s.PublishersBy, told(s.Viewers), s.By)
+		if s.Publishers == nil || *s.Publishers != publishers || viewers > 0 && (s.Viewers == nil || *s.Viewers < viewers) {
+			return "so far: " + said
+		}
+		n.t.Logf("%s: %s", when, said)
+		return ""
+	})
+}
+
+func told(n *int) string {
+	if n == nil {
+		return "unknown"
+	}
+	return fmt.Sprint(*n)
+}

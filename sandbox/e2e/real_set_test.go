@@ -1,0 +1,147 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/realams"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
+)
+
+// A real server and its agent on a replica set, whose primary steps down, is killed and
+// hangs: the node is called gone by nobody, its beats flow again within 2 s of a new
+// primary, /readyz says what viewers get, and nothing is restarted (issue 23, 2.10).
+func TestRealSet(t *testing.T) {
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}, Members: 3})
+	n := newRealNode(t, w, realams.Newest)
+	n.join(w.URI())
+	n.settled()
+	asked := n.Asked()
+	d := n.daemon()
+	d.ready()
+	v := n.watch(d)
+	defer v.stop()
+	looks := n.Start(t, bins.agent, "nodes", "--watch", "-o", "json")
+
+	for _, fault := range []struct {
+		name string
+		harm func(*realmongo.Member) error
+		mend func(*realmongo.Member) error
+	}{
+		{"hang", (*realmongo.Member).Pause, (*realmongo.Member).Resume},
+		{"kill", (*realmongo.Member).Kill, func(m *realmongo.Member) error { return m.Start(t.Context()) }},
+		{"step down", func(*realmongo.Member) error { return w.Mongo.StepDown(t.Context()) }, nil},
+	} {
+		old := n.primary(nil)
+		from := time.Now()
+		if err := fault.harm(old); err != nil {
+			t.Fatal(err)
+		}
+		now := n.primary(old)
+		since := time.Now()
+		beat := n.beatAfter(now, since)
+		if late := beat.Sub(since); late > 2*time.Second {
+			t.Errorf("%s: the first beat came %s after the new primary", fault.name, late)
+		}
+		if fault.mend != nil {
+			if err := fault.mend(old); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v.until("after a "+fault.name+" the viewer is served and /readyz says so", func(m moment) bool {
+			return m.at.After(since) && m.served && m.ready
+		})
+		v.quietFor(15 * time.Second)
+		wrongly, late := v.differences(from)
+		t.Logf("%s: a new primary after %s, the first beat %s later; ready while refused %s, not ready while served %s", fault.name,
+			since.Sub(from).Round(100*time.Millisecond), beat.Sub(since).Round(100*time.Millisecond), wrongly.Round(100*time.Millisecond), late.Round(100*time.Millisecond))
+		if wrongly > realReadyBound || late > realReadyBound {
+			t.Errorf("%s: /readyz and viewers differ:\n%s", fault.name, v.story(from))
+		}
+	}
+	n.asked("the daemon", asked)
+	if lines := d.logs("a beat could not be written"); lines > 3 {
+		t.Errorf("the log says %d times that beats are not written", lines)
+	}
+	n.verdicts(looks.Output())
+	d.end()
+}
+
+// primary waits for one other than old.
+func (n *realNode) primary(old *realmongo.Member) (now *realmongo.Member) {
+	n.t.Helper()
+	until(n.t, "there is a primary", func() string {
+		for _, m := range n.world.Mongo.Members() {
+			if m == old {
+				continue
+			}
+			if is, err := m.IsPrimary(n.t.Context()); err == nil && is {
+				now = m
+				return ""
+			}
+		}
+		return "none"
+	})
+	return now
+}
+
+// beatAfter waits for a beat in the row, as a member of the set has it.
+func (n *realNode) beatAfter(m *realmongo.Member, moment time.Time) time.Time {
+	n.t.Helper()
+	c, err := m.Client()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer func() { _ = c.Disconnect(n.t.Context()) }()
+	var row struct {
+		UpdatedAt time.Time `bson:"updated_at"`
+	}
+	until(n.t, "a beat", func() string {
+		err := c.Database("amsagent").Collection("nodes").FindOne(n.t.Context(), bson.D{{Key: "ip", Value: n.Address}}).Decode(&row)
+		if err != nil {
+			return err.Error()
+		}
+		if !row.UpdatedAt.After(moment) {
+			return row.UpdatedAt.String()
+		}
+		return ""
+	})
+	return row.UpdatedAt
+}
+
+// verdicts looks at all that `nodes --watch` said of the node.
+func (n *realNode) verdicts(said string) {
+	n.t.Helper()
+	all := []string{}
+	for line := range strings.Lines(said) {
+		var c struct {
+			Node struct {
+				Verdict cluster.Verdict `json:"verdict"`
+			} `json:"member"`
+		}
+		if !strings.HasPrefix(line, "{") {
+			continue
+		}
+		if err := json.Unmarshal([]byte(line), &c); err != nil {
+			n.t.Fatalf("%v: %s", err, line)
+		}
+		all = append(all, string(c.Node.Verdict))
+		if c.Node.Verdict == cluster.VerdictGone {
+			n.t.Errorf("a node that serves is called gone: %s", line)
+		}
+	}
+	if len(all) == 0 {
+		n.t.Errorf("nodes --watch says: %s", said)
+	}
+	n.t.Logf("nodes --watch called it %s", strings.Join(all, ", "))
+}

@@ -1,0 +1,190 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+// A machine with the real server under its own unit goes down and comes back: with
+// nobody on it, with a publisher and viewers, and with MongoDB away (S1, S6). Each
+// step begins with a node that serves, and ends with a machine that is off.
+func TestRealShutdown(t *testing.T) {
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	b := newRealBooted(t, w)
+	// The journal is to outlive the machine.
+	b.onDisk(t, `mkdir -p "$1/var/log/journal"`)
+	s := &realGoingDown{&goingDown{machine: b.machine}, b}
+	b.boot(t)
+	if err := os.WriteFile(b.path("/run/mongo"), []byte(w.URI()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.must(t, "dpkg", "-i", "/opt/amsagent.deb")
+	b.must(t, "amsagent", "join", "--mongo", "file:/run/mongo", "--address", realBootedAddress, "--provider", "none")
+	for _, step := range []struct {
+		name string
+		do   func(*testing.T)
+	}{
+		{"Nobody", s.nobody},
+		{"UntilTheyEnd", s.untilTheyEnd},
+		{"NoMongo", s.noMongo},
+		{"Reboot", s.reboot},
+	} {
+		if !t.Run(step.name, step.do) {
+			t.Logf("the journal:\n%s", s.lines(t, "-o", "short-monotonic"))
+			t.FailNow()
+		}
+	}
+}
+
+// realGoingDown is such a machine.
+type realGoingDown struct {
+	*goingDown
+	booted *realBooted
+}
+
+// back boots the machine: the node serves again, by one start of the server.
+func (s *realGoingDown) back(t *testing.T) {
+	t.Helper()
+	begin := time.Now()
+	s.boot(t)
+	s.booted.served(t)
+	t.Logf("from the boot to a node that serves: %s", time.Since(begin).Round(100*time.Millisecond))
+	if row := s.record(t); row["state"] != "active" {
+		t.Errorf("after a boot the row is %v", row)
+	}
+	if n := strings.Count(s.lines(t, "-o", "cat"), "Started "+nodeUnit); n != 1 {
+		t.Errorf("the server was started %d times", n)
+	}
+}
+
+// record is the machine's row.
+func (s *realGoingDown) record(t *testing.T) (row bson.M) {
+	t.Helper()
+	c, err := s.booted.world.Mongo.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Disconnect(t.Context()) }()
+	if err := c.Database("amsagent").Collection("nodes").FindOne(t.Context(), bson.D{{Key: "ip", Value: realBootedAddress}}).Decode(&row); err != nil {
+		t.Fatal(err)
+	}
+	return row
+}
+
+// gone: the cluster knows that the machine has left, and nobody was cut.
+func (s *realGoingDown) gone(t *testing.T) {
+	t.Helper()
+	row := s.record(t)
+	if row["state"] != "left" || row["cut"] != nil && row["cut"] != int32(0) && row["cut"] != int64(0) {
+		t.Errorf("the row is %v, %v, cut %v", row["state"], row["reason"], row["cut"])
+	}
+	c, err := s.booted.world.Mongo.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Disconnect(t.Context()) }()
+	if n, err := c.Database("clusterdb").Collection("clusternode").CountDocuments(t.Context(), bson.D{}); err != nil || n != 0 {
+		t.Errorf("there are %d documents of the server, %v", n, err)
+	}
+}
+
+// share is what going down took besides the server's own stop.
+func (s *realGoingDown) share(t *testing.T) time.Duration {
+	t.Helper()
+	at := s.moments(t)
+	return at["amsagent-node stopped"] - at["amsagent stopping"] - (at["antmedia stopped"] - at["antmedia stopping"])
+}
+
+func (s *realGoingDown) nobody(t *testing.T) {
+	s.booted.served(t)
+	s.goDown(t, "poweroff")
+	s.off(t)
+	t.Logf("besides the server's own stop: %s", s.share(t).Round(time.Millisecond))
+	s.gone(t)
+}
+
+// untilTheyEnd: a publisher and two viewers are served for as long as they stay.
+func (s *realGoingDown) untilTheyEnd(t *testing.T) {
+	s.back(t)
+	node := &realams.Node{Address: realBootedAddress}
+	publisher := s.booted.world.Publish(t, node, "LiveApp", "stream1")
+	viewer := s.booted.world.HTTP(2 * time.Second)
+	until(t, "a viewer gets the playlist", func() string {
+		if code := realams.Status(viewer, realams.PlaylistURL(node, "LiveApp", "stream1")); code != 200 {
+			return publisher.Output()
+		}
+		return ""
+	})
+	players := []*realams.Process{s.booted.world.Play(t, node, "LiveApp", "stream1"), s.booted.world.Play(t, node, "LiveApp", "stream1")}
+	s.until(t, "the publisher and the viewers are counted", func() bool {
+		v, err := s.status()
+		return err == nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1 && v.Sessions.Viewers != nil && *v.Sessions.Viewers >= 2
+	})
+
+	s.goDown(t, "poweroff")
+	s.until(t, "a node that is not ready and drains", func() bool {
+		v, err := s.status()
+		return err == nil && !v.Ready && s.record(t)["state"] == "draining"
+	})
+	t.Logf("not ready, and draining, within %s", time.Since(s.begun).Round(time.Millisecond))
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); wait(time.Second) {
+		if code := realams.Status(viewer, realams.PlaylistURL(node, "LiveApp", "stream1")); code != 200 {
+			t.Fatalf("while the machine waits a viewer gets %d", code)
+		}
+	}
+	for _, p := range append(players, publisher) {
+		p.Signal(syscall.SIGTERM)
+	}
+	last := time.Now()
+	s.off(t)
+	t.Logf("off %s after the last session", time.Since(last).Round(time.Millisecond))
+	s.moments(t)
+	s.gone(t)
+}
+
+// noMongo: nobody is there, which the server itself can tell; MongoDB is not waited for.
+func (s *realGoingDown) noMongo(t *testing.T) {
+	s.back(t)
+	if err := s.booted.world.Mongo.Member(0).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	wait(10 * time.Second) // both have noticed
+	s.goDown(t, "poweroff")
+	s.off(t)
+	more := s.share(t)
+	t.Logf("besides the server's own stop: %s", more.Round(time.Millisecond))
+	if more > 5*time.Second {
+		t.Errorf("without MongoDB going down takes %s more than the server's own stop", more)
+	}
+	if err := s.booted.world.Mongo.Member(0).Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reboot is what an operator does after an upgrade of the kernel.
+func (s *realGoingDown) reboot(t *testing.T) {
+	s.back(t)
+	was := s.record(t)
+	s.goDown(t, "reboot")
+	s.off(t)
+	s.gone(t)
+	s.back(t)
+	if now := s.record(t); now["boot_id"] == was["boot_id"] || now["_id"] != was["_id"] {
+		t.Errorf("the row is %v, before %v", now, was)
+	}
+	s.goDown(t, "poweroff")
+	s.off(t)
+	s.gone(t)
+}

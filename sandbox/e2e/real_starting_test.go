@@ -1,0 +1,95 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+// Joins under another user of MongoDB, and a leave, while the applications of a real
+// server start, which is when the server writes their settings from its own memory
+// (R5): neither loses what the other wrote.
+func TestRealWhileStarting(t *testing.T) {
+	t.Parallel()
+	users := map[string]string{"first": "secret-one", "second": "secret-two"}
+	w := realams.New(t, realams.Options{Users: users})
+	n := newRealNode(t, w, realams.Newest)
+	n.AllowAgent(t)
+	n.join(w.URIOf("first"))
+	n.settled()
+	n.changeSetting()
+	n.settled()
+
+	moments := []struct {
+		name string
+		is   func() bool
+	}{
+		{"the port is open", func() bool { return n.Local("/rest/v2/liveness") != 0 }},
+		{"the applications are being initialized", func() bool { return n.Served("LiveApp") == http.StatusForbidden }},
+		{"the first application serves", func() bool {
+			for _, app := range realApps() {
+				if n.Served(app) == http.StatusOK {
+					return true
+				}
+			}
+			return false
+		}},
+	}
+	restart := func(moment string, is func() bool) {
+		t.Helper()
+		before := n.Server()
+		again := n.Start(t, realams.Service, "restart")
+		until(t, moment, func() string {
+			if now := n.Server(); now == 0 || now == before || !is() {
+				return "not yet; the service says: " + again.Output()
+			}
+			return ""
+		})
+	}
+	now, other := "first", "second"
+	for _, m := range moments {
+		now, other = other, now
+		restart(m.name, m.is)
+		if out := n.join(w.URIOf(now)); !strings.Contains(out, "in the cluster as "+n.Address) {
+			t.Errorf("a join when %s says: %s", m.name, out)
+		}
+		n.settled()
+		for _, app := range realApps() {
+			text := n.Read(t, realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties")
+			if !strings.Contains(text, users[now]) || strings.Contains(text, users[other]) {
+				t.Errorf("after a join when %s the settings of %s are not those of the user %s:\n%s", m.name, app, now, text)
+			}
+		}
+		n.setting(m.name)
+	}
+
+	restart(moments[1].name, moments[1].is)
+	out := n.MustRun(t, bins.agent, "leave")
+	n.WaitServed(t, realApps()...)
+	n.settled()
+	for name := range n.files() {
+		text := n.Read(t, name)
+		for _, password := range users {
+			if strings.Contains(text, password) {
+				t.Errorf("%s has a password after a leave, which says: %s", name, out)
+			}
+		}
+	}
+	n.setting("the node left")
+}
+
+// setting looks that what changeSetting changed is kept.
+func (n *realNode) setting(when string) {
+	n.t.Helper()
+	text := n.Read(n.t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
+	if !strings.Contains(text, "\nhlsListSize=11\n") {
+		n.t.Errorf("when %s, the setting that an operator changed is lost:\n%s", when, text)
+	}
+}
