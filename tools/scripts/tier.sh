@@ -115,6 +115,16 @@ table() {
   printf '| total | %d | %s | | |\n' "$SECONDS" "$([ "$failed" = 0 ] && echo passed || echo FAILED)"
 }
 
+# `PASS e2e.TestRealJoin (41.2s)`: the stories on a real server or a real MongoDB, with the step, which names the release.
+stories() {
+  local i rows=
+  for i in "${names[@]}"; do
+    rows+=$(sed -nE "s/^(PASS|FAIL|SKIP) [^ ]*\\.(TestReal[A-Za-z0-9]*) \(([0-9]+)[0-9.]*s\).*/| \2 | $i | \1 | \3 |/p" "$logs/$i.log")$'\n'
+  done
+  rows=$(sed '/^$/d' <<<"$rows")
+  [ -z "$rows" ] || printf '\n| story | step | result | s |\n|---|---|---|---|\n%s\n' "$rows"
+}
+
 # `=== SKIP: PACKAGE TEST (0.00s)` and the lines that say why.
 skips() {
   cat "$logs"/*.log | awk '
@@ -133,6 +143,7 @@ flaky=$(grep -E ': ([0-9]+) runs, [0-9]+ failures$' "$report/flaky" | awk '{ if 
   printf 'Commit %s, %s cores, %s MB of memory, Linux %s, %s, ended %s.\n\n' "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
     "$(nproc)" "$(awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo)" "$(uname -r)" "$(go version | cut -d' ' -f3)" "$(date -u +%Y-%m-%dT%H:%MZ)"
   table
+  stories
   [ -z "$flaky" ] || printf '\nFlaky, each a defect: failed once, passed when run again.\n\n%s\n' "$flaky"
   skipped=$(skips)
   [ -z "$skipped" ] || printf '\nSkipped.\n\n%s\n' "$skipped"
