@@ -571,7 +571,7 @@ func TestHang(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx) }()
 	var v View
-	for v.Activity == "" || v.Activity == "starting" {
+	for v.Metrics == "" {
 		if b, _, err := askSocket(path); err == nil {
 			if err := json.Unmarshal(b, &v); err != nil {
 				t.Fatal(err)
