@@ -35,7 +35,7 @@ want() { # want GROUP PACKAGE WHAT-IS-LOST TEST...
 }
 has() { command -v "$1"; }
 has_pip() { python3 -m pip --version; }
-has_library() { /sbin/ldconfig -p | grep -F "$1 "; }
+has_library() { [[ $(/sbin/ldconfig -p) == *"$1 "* ]]; }
 java17() { printf '%s' "/usr/lib/jvm/java-17-openjdk-$(dpkg --print-architecture)/bin"; }
 
 want test default-jdk-headless "the tests in which Java itself reads our files" has javac
@@ -84,6 +84,8 @@ aarch64) want heavy qemu-system-arm "the test of the units' limits, on a machine
 *) want heavy qemu-system-x86 "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-x86_64 ;;
 esac
 want heavy e2fsprogs "the same" has mke2fs
+want heavy openssh-client "the signature of a release" has ssh-keygen
+want heavy procps "the runs of the gate that are killed" has pkill
 
 want arm64 qemu-user-static "the tests as a program for arm64" has qemu-aarch64-static
 

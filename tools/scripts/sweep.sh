@@ -11,13 +11,12 @@ set -euo pipefail
 prefix=/tmp/amst.
 
 processes() { # processes FOLDER: their ids, but not those of this script
-  local pid dir=$1
+  local pid text dir=$1
   for pid in /proc/[0-9]*; do
     pid=${pid#/proc/}
-    if [ "$pid" != $$ ] && [ "$pid" != "$BASHPID" ] && { tr '\0' '\n' <"/proc/$pid/environ" && tr '\0' '\n' <"/proc/$pid/cmdline" && readlink "/proc/$pid/cwd"; } 2>/dev/null |
-      grep -qF "$dir/"; then
-      echo "$pid"
-    fi
+    if [ "$pid" = $$ ] || [ "$pid" = "$BASHPID" ]; then continue; fi
+    text=$({ tr '\0' '\n' <"/proc/$pid/environ" && tr '\0' '\n' <"/proc/$pid/cmdline" && readlink "/proc/$pid/cwd"; } 2>/dev/null) || continue
+    [[ $text != *"$dir/"* ]] || echo "$pid"
   done
 }
 
@@ -50,8 +49,10 @@ for dir in "$prefix"*; do
   [ -O "$dir" ] || continue
   # One that has just been made has no lock yet.
   [ -e "$dir/lock" ] || [ -n "$(find "$dir" -maxdepth 0 -mmin +1)" ] || continue
-  if (exec 8>>"$dir/lock" && flock -n 8); then
+  # The lock is kept meanwhile, or the sweep of another clone would end the commands of this one that name the folder.
+  (
+    exec 8>>"$dir/lock" && flock -n 8 || exit 0
     echo "sweep: removing what a killed run left behind: $dir" >&2
     sweep "$dir"
-  fi
+  )
 done
