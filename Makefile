@@ -79,7 +79,8 @@ demo: build build-sandbox ## join and leave a sandbox cluster before your eyes, 
 	@$(BUILD)/sandbox demo --cloud $(CLOUD) --agent $(BUILD)/amsagent $(if $(REAL),--real)
 
 # The tests wait more than they compute: more of them at a time than there are cores.
-TESTFLAGS := -shuffle=on -p 3 -parallel 8 -timeout 30m
+# The time is less than a tier's step has, so that a test that hangs is seen with its goroutines.
+TESTFLAGS := -shuffle=on -p 3 -parallel 8 -timeout 20m
 .PHONY: test
 test: deps build build-sandbox $(BUILD)/tools/gotestsum ## every test of the agent and of its sandbox that is quick and certain (some minutes on first use: it compiles a database)
 	@failed=0; \
@@ -89,11 +90,11 @@ test: deps build build-sandbox $(BUILD)/tools/gotestsum ## every test of the age
 
 .PHONY: race
 race: deps build build-sandbox $(BUILD)/tools/gotestsum ## the same tests under the race detector, but for those of whole programs, into which it does not see (needs a C compiler)
-	@CGO_ENABLED=1 tools/scripts/gotest.sh . ./... -race -shuffle=on -timeout=30m
-	@CGO_ENABLED=1 tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /e2e$$ | paste -sd' ')" -race -shuffle=on -timeout=30m
+	@CGO_ENABLED=1 tools/scripts/gotest.sh . ./... -race -shuffle=on -timeout=20m
+	@CGO_ENABLED=1 tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /e2e$$ | paste -sd' ')" -race -shuffle=on -timeout=20m
 
 .PHONY: arm64
-arm64: ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (2 to 4 minutes)
+arm64: build build-sandbox $(BUILD)/tools/gotestsum ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (2 to 4 minutes)
 	@tools/scripts/deps.sh arm64 $(DEPS)
 	@DEPS=$(DEPS) tools/scripts/arm64.sh
 
@@ -133,7 +134,7 @@ real: ## the stories on a real Ant Media Server with a real mongod and ffmpeg (d
 	@tools/scripts/tier.sh real
 
 .PHONY: heavy
-heavy: ## what is slow: races, booted machines, crashes at every system call, three more demos, reproducible builds, fuzz (about an hour, as root)
+heavy: ## what is slow: races, booted machines, crashes at every system call, three more demos, reproducible builds, fuzz (up to two hours, as root)
 	@tools/scripts/tier.sh heavy
 
 .PHONY: all-tests
@@ -145,8 +146,8 @@ lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages a
 	@tools/scripts/lint.sh '$(CURDIR)/$(BUILD)/tools/golangci-lint'
 
 .PHONY: lint-selftest
-lint-selftest: $(BUILD)/tools/golangci-lint ## proof that the linter refuses a forbidden import
-	cd tools && GOLANGCI_LINT='$(CURDIR)/$(BUILD)/tools/golangci-lint' $(GO) test -count=1 ./...
+lint-selftest: build build-sandbox $(BUILD)/tools/golangci-lint $(BUILD)/tools/gotestsum ## proof that the linter refuses a forbidden import
+	@GOLANGCI_LINT='$(CURDIR)/$(BUILD)/tools/golangci-lint' tools/scripts/gotest.sh tools ./... -count=1 -timeout 15m
 
 .PHONY: fmt
 fmt: $(BUILD)/tools/gofumpt ## format the Go sources in place (the only target that rewrites them, besides generate)

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The tests of the packages that edit, join and read metadata, built for arm64 and run under QEMU's user-mode emulator:
-# the other processor, and a kernel interface that lacks system calls (openat2, sock_diag). vet has run elsewhere.
+# the other processor, and a kernel interface that lacks system calls (openat2, sock_diag).
 set -euo pipefail
 
 emulator=qemu-aarch64-static
@@ -14,5 +14,5 @@ command -v "$emulator" >/dev/null || {
 }
 # A test that cannot run under an emulator asks for this and is skipped (internal/emulator).
 export AMSAGENT_TEST_EMULATOR=$emulator
-GOOS=linux GOARCH=arm64 CGO_ENABLED=0 exec go test -vet=off -exec "$emulator" -timeout 10m \
-  ./conf ./files ./ams ./bootstrap/... ./metadata/... ./internal/...
+GOOS=linux GOARCH=arm64 CGO_ENABLED=0 exec tools/scripts/gotest.sh . \
+  './conf ./files ./ams ./bootstrap/... ./metadata/... ./internal/...' -exec "$emulator" -timeout 20m

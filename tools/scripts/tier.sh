@@ -53,7 +53,7 @@ gate)
   step deps 10 0 tools/scripts/deps.sh gate require
   step lint 20 0 make lint
   step tidy 5 0 make tidy-check
-  step test 25 4900 make test
+  step test 30 4900 make test
   step demo 10 0 make demo
   ;;
 real)
@@ -67,23 +67,24 @@ real)
   step demo-real 10 0 make demo REAL=1
   ;;
 heavy)
-  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname
+  # More than the tests take on two cores, and less than their step has, so that Go itself ends what hangs and shows where.
+  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname E2E_TIMEOUT=60m
   step deps 15 0 tools/scripts/deps.sh heavy require
   step fetch 15 0 tools/scripts/real.sh mongod aws
-  step lint-selftest 10 1 make lint-selftest
-  step size 10 0 make size
-  step repro 10 0 make repro
-  step release 15 0 make release-check
+  step lint-selftest 20 4 make lint-selftest
+  step size 15 0 make size
+  step repro 15 0 make repro
+  step release 20 0 make release-check
   for cloud in azure alibaba gcp; do
     step "demo-$cloud" 5 0 make demo "CLOUD=$cloud"
   done
-  step race 30 1 make race
-  step booted 40 1 make e2e 'RUN=^Test(Systemd|Package|SELinux)'
-  step crash 60 1 make e2e CRASH_ALL=0 'SKIP=^Test(Real|Systemd|Package|SELinux)'
-  step engines 15 1 make engines
-  step arm64 15 0 make arm64
-  step fuzz 20 0 make fuzz FUZZTIME=10s
-  step surroundings 45 0 tools/scripts/surroundings.sh
+  step race 45 1050 make race
+  step booted 80 15 make e2e 'RUN=^Test(Systemd|Package|SELinux)'
+  step crash 80 48 make e2e CRASH_ALL=0 'SKIP=^Test(Real|Systemd|Package|SELinux)'
+  step engines 45 80 make engines
+  step arm64 30 300 make arm64
+  step fuzz 40 0 make fuzz FUZZTIME=10s
+  step surroundings 75 0 tools/scripts/surroundings.sh
   ;;
 *)
   echo "tier: there is no tier '$tier'" >&2
