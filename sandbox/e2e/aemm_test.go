@@ -49,7 +49,7 @@ func TestMetadataMock(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			id, err := p.Identity(ctx)
 			if err != nil {
@@ -148,7 +148,7 @@ func startMetadataMock(t *testing.T, mock string, args ...string) string {
 		_ = cmd.Process.Kill()
 		<-exited
 	})
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(patience); ; {
 		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			_ = conn.Close()

@@ -649,7 +649,7 @@ func (n *bootedNode) DialContext(ctx context.Context, network, address string) (
 // until waits for something that must come.
 func (n *bootedNode) until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
