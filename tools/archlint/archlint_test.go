@@ -9,6 +9,7 @@
 package archlint
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -20,7 +21,10 @@ import (
 	"testing"
 )
 
-const module = "github.com/amsagent/amsagent"
+const (
+	module = "github.com/amsagent/amsagent"
+	unix   = "golang.org/x/sys/unix"
+)
 
 // foreign lists the modules that the trees import, and which packages of them. Stand-ins without code are enough, since
 // the rules look at import paths only; so nothing is fetched.
@@ -37,6 +41,21 @@ var foreign = map[string][]string{
 	"google.golang.org/api":                         {"compute/v1"},
 	"github.com/stretchr/testify":                   {"assert"},
 	"gopkg.in/yaml.v3":                              {"."},
+	"golang.org/x/sys":                              {"unix"},
+}
+
+// stubs are the stand-ins that need code, since the rules look at what is called.
+var stubs = map[string]string{
+	unix: `package unix
+
+func Stat(string, *int) error                      { return nil }
+func Lstat(string, *int) error                     { return nil }
+func Fstat(int, *int) error                        { return nil }
+func Readlink(string, []byte) (int, error)         { return 0, nil }
+func Openat2(int, string, *int) (int, error)       { return 0, nil }
+func OpenTree(int, string, uint) (int, error)      { return 0, nil }
+func Getxattr(string, string, []byte) (int, error) { return 0, nil }
+`,
 }
 
 // allowed is a tree in which each package imports all that it may. The linter must be silent on it.
@@ -75,6 +94,7 @@ func Main() int {
 `,
 	"files/files.go":                  "package files\n\nimport \"os\"\n\nfunc open() { _, _ = os.Open(\"x\") }\n",
 	"conf/conf.go":                    imports("conf", "os", module+"/files"),
+	"conf/lock.go":                    "package conf\n\nimport (\n\t\"syscall\"\n\n\t\"" + unix + "\"\n)\n\nfunc lock() error {\n\t_ = unix.Fstat(0, nil)\n\treturn syscall.Flock(0, syscall.O_RDWR)\n}\n",
 	"conf/conf_test.go":               imports("conf", module+"/internal/readback", "os/exec"),
 	"metadata/metadata.go":            imports("metadata", "net/http"),
 	"metadata/aws/aws.go":             imports("aws", module+"/metadata", "github.com/aws/aws-sdk-go-v2/feature/ec2/imds"),
@@ -174,6 +194,7 @@ func violations() []violation {
 		foreigner("cmd/amsagent/cli", "gopkg.in/yaml.v3", "unmaintained"),
 		foreigner("ams", "math/rand", "math/rand/v2"),
 		foreigner("conf", "log", "log/slog"),
+		foreigner("conf", "io/ioutil", "deprecated since"),
 
 		call("conf/getenv.go", "os", `_ = os.Getenv("HOME")`, "only cli reads the environment"),
 		call("cluster/lookup.go", "os", `_, _ = os.LookupEnv("HOME")`, "only cli reads the environment"),
@@ -190,6 +211,24 @@ func violations() []violation {
 		call("ams/stat.go", "os", `_, _ = os.Stat("x")`, "by package files alone"),
 		call("bootstrap/glob.go", "path/filepath", `_, _ = filepath.Glob("x")`, "by package files alone"),
 		call("lifecycle/remove.go", "os", `_ = os.Remove("x")`, "by package files alone"),
+		call("bootstrap/walk.go", "path/filepath", `_ = filepath.Walk("x", nil)`, "by package files alone"),
+		call("bootstrap/walkdir.go", "path/filepath", `_ = filepath.WalkDir("x", nil)`, "by package files alone"),
+		call("conf/evalsymlinks.go", "path/filepath", `_, _ = filepath.EvalSymlinks("x")`, "by package files alone"),
+		call("ams/openreader.go", "archive/zip", `_, _ = zip.OpenReader("x")`, "by package files alone"),
+		call("cluster/keypair.go", "crypto/tls", `_, _ = tls.LoadX509KeyPair("x", "x")`, "by package files alone"),
+		call("ams/sysopen.go", "syscall", `_, _ = syscall.Open("x", 0, 0)`, "by package files alone"),
+		call("conf/sysstat.go", "syscall", `_ = syscall.Stat("x", nil)`, "by package files alone"),
+		call("conf/sysrename.go", "syscall", `_ = syscall.Rename("x", "y")`, "by package files alone"),
+		call("conf/sysunlinkat.go", "syscall", `_ = syscall.Unlinkat(0, "x")`, "by package files alone"),
+		call("lifecycle/sysreadlink.go", "syscall", `_, _ = syscall.Readlink("x", nil)`, "by package files alone"),
+		call("lifecycle/rawsyscall.go", "syscall", `_, _, _ = syscall.RawSyscall(0, 0, 0, 0)`, "by package files alone"),
+		call("bootstrap/syslchown.go", "syscall", `_ = syscall.Lchown("x", 0, 0)`, "by package files alone"),
+		call("ams/unixstat.go", unix, `_ = unix.Stat("x", nil)`, "by package files alone"),
+		call("ams/unixlstat.go", unix, `_ = unix.Lstat("x", nil)`, "by package files alone"),
+		call("ams/unixreadlink.go", unix, `_, _ = unix.Readlink("x", nil)`, "by package files alone"),
+		call("conf/unixopenat2.go", unix, `_, _ = unix.Openat2(0, "x", nil)`, "by package files alone"),
+		call("conf/unixopentree.go", unix, `_, _ = unix.OpenTree(0, "x", 0)`, "by package files alone"),
+		call("conf/unixgetxattr.go", unix, `_, _ = unix.Getxattr("x", "y", nil)`, "by package files alone"),
 		call("lifecycle/todo.go", "context", `_ = context.TODO()`, "from the caller"),
 		call("cluster/renamed.go", "os", "panic(os.ErrExist)", "an operator nothing"),
 		violation{
@@ -269,7 +308,8 @@ func lint(t *testing.T, files map[string]string) []string {
 		gomod += fmt.Sprintf("\nrequire %s %s\n\nreplace %s => ./foreign/%s\n", mod, version, mod, mod)
 		write(t, dir, "foreign/"+mod+"/go.mod", "module "+mod+"\n")
 		for _, pkg := range pkgs {
-			write(t, dir, path.Join("foreign", mod, pkg, "stub.go"), "package stub\n")
+			source := cmp.Or(stubs[mod+"/"+pkg], "package stub\n")
+			write(t, dir, path.Join("foreign", mod, pkg, "stub.go"), source)
 		}
 	}
 	write(t, dir, "go.mod", gomod)
