@@ -16,7 +16,7 @@ const maxConfigSize = 4 << 20
 
 // maxSettingsSize bounds those that the server's user writes: the largest ones
 // known have 9 KB, and he must not decide how much memory we take.
-const maxSettingsSize = 512 << 10
+const maxSettingsSize = 128 << 10
 
 // maxApps bounds the folder of the applications.
 const maxApps = 4096

@@ -73,7 +73,7 @@ const (
 	// maxSettings bounds a settings file of the server, and maxPlan all files of
 	// one plan: the server's user writes them, and must not decide how much memory
 	// they take. The largest ones known have 9 KB.
-	maxSettings = 512 << 10
+	maxSettings = 128 << 10
 	maxPlan     = 8 << 20
 )
 

@@ -828,7 +828,7 @@ func TestBounds(t *testing.T) {
 		large(path, maxSettings)
 		err = p.Edit(Target{Path: path, Kind: KindProperties}, edit)
 	}
-	if !errors.Is(err, files.ErrTooLarge) || !strings.Contains(err.Error(), "/app16") {
+	if !errors.Is(err, files.ErrTooLarge) || !strings.Contains(err.Error(), "/app64") {
 		t.Errorf("all files: %v", err)
 	}
 	if err := s.WriteFile("/own", make([]byte, maxFileSize+1), 0o600, 0o700); !errors.Is(err, files.ErrTooLarge) {
