@@ -472,15 +472,18 @@ func (s *sealer) files() {
 	s.agent()
 }
 
-// saved removes the copies that a leave kept of files with edits of an operator: a former or the current password of
-// MongoDB may be in them.
+// saved removes the copies that a leave kept of files with edits of an operator, the second and third of a file among
+// them: a former or the current password of MongoDB may be in them.
 func (s *sealer) saved() {
 	paths := []string{MongoPath, ams.DropInPath, hostsPath, s.install.Container.Path, s.install.Server.Path}
 	for _, app := range s.install.Apps {
 		paths = append(paths, app.File.Path)
 	}
 	for _, p := range paths {
-		s.file(SealAgent, conf.SavedName(p))
+		kept := path.Base(conf.SavedName(p))
+		s.matching(SealAgent, path.Dir(p), func(name string) bool {
+			return name == kept || strings.HasPrefix(name, kept+"-")
+		})
 	}
 }
 

@@ -239,6 +239,43 @@ func TestSealGoesOn(t *testing.T) {
 	}
 }
 
+// TestSealSaved: what a leave keeps of files that an operator edited may hold a password, and goes with the seal, whether
+// the leave was a command of its own or a part of the seal.
+func TestSealSaved(t *testing.T) {
+	const rotated = "mongodb://ams:rotated-pass@10.0.0.5/"
+	holders := func(m *Machine) (names []string) {
+		for name, text := range contents(t, m) {
+			if strings.Contains(text, "rotated-pass") {
+				names = append(names, name)
+			}
+		}
+		return names
+	}
+	for _, joined := range []bool{false, true} {
+		m := joinedTree(t)
+		put(t, m, MongoPath, rotated+"\n")
+		if !joined {
+			if _, err := m.Leave(t.Context(), LeaveRequest{Offline: true}); err != nil {
+				t.Fatal(err)
+			}
+			if got := holders(m); !slices.Equal(got, []string{MongoPath + ".amsagent-saved"}) {
+				t.Fatalf("the leave kept %v", got)
+			}
+			// The name was taken when another leave kept one.
+			put(t, m, MongoPath+".amsagent-saved-1", rotated+"\n")
+		}
+		res := sealed(t, m, SealRequest{Joined: joined})
+		if got := holders(m); len(got) > 0 {
+			t.Errorf("sealed, joined %t: the password is in %v", joined, got)
+		}
+		if !slices.ContainsFunc(res.Found, func(f Sealed) bool {
+			return f.Item == SealAgent && f.Path == MongoPath+".amsagent-saved" && f.What == "removed"
+		}) {
+			t.Errorf("joined %t: not named: %+v", joined, res.Found)
+		}
+	}
+}
+
 // usedNode is a node with what days of use leave.
 func usedNode(t *testing.T) *Machine {
 	t.Helper()

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -291,6 +292,27 @@ func peersAt(peers ...peer) func(c *clinic) {
 			c.look.value.Nodes = append(c.look.value.Nodes, n)
 			c.look.value.AMS = append(c.look.value.AMS, cluster.AMSNode{ID: fmt.Sprintf("a-%d", i), IP: p.address, LastUpdate: time.Now()})
 		}
+	}
+}
+
+// TestPeersDialed: whoever may write to MongoDB names addresses of nodes. The doctor connects to addresses alone, which no
+// resolver has to be asked for, and to no other ports than those of this machine's own server.
+func TestPeersDialed(t *testing.T) {
+	c := newClinic(t)
+	var mu sync.Mutex
+	var dialed []string
+	c.dial = func(_ context.Context, at string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		dialed = append(dialed, at)
+		return nil
+	}
+	peersAt(peer{address: "10.0.0.6", port: 5081}, peer{address: "db.example.org", port: 5081}, peer{address: "fe80::1%lo", port: 5081},
+		peer{address: "0.0.0.0", port: 5081}, peer{address: "224.0.0.1", port: 5081}, peer{address: "10.0.0.7:22", port: 5081})(c)
+	results := c.check(IDPeers)
+	slices.Sort(dialed)
+	if want := []string{"10.0.0.6:5000", "10.0.0.6:5081"}; !slices.Equal(dialed, want) {
+		t.Errorf("dialed %q, want %q; %+v", dialed, want, results)
 	}
 }
 
