@@ -4,7 +4,11 @@
 package lifecycle
 
 import (
+	"context"
+	"errors"
+	"io/fs"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -292,6 +296,67 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 				l.kill()
 			})
 		})
+	}
+}
+
+// hungDisk is a disk on which nothing can be written until end is closed.
+type hungDisk struct {
+	Files
+	once       sync.Once
+	begun, end chan struct{}
+}
+
+func (d *hungDisk) WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error {
+	d.once.Do(func() { close(d.begun) })
+	<-d.end
+	return d.Files.WriteFile(path, data, mode, dirMode)
+}
+
+// TestDiskHangs: the manager's lock waits for the disk. What other programs see of a drain does not: the view, those who
+// subscribed to it, and the row.
+func TestDiskHangs(t *testing.T) {
+	w := newWorld(t)
+	disk := &hungDisk{Files: w, begun: make(chan struct{}), end: make(chan struct{})}
+	o := w.options()
+	o.Files = disk
+	m, err := NewManager(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran, asked := make(chan error, 1), make(chan error, 1)
+	go func() { ran <- m.Run(ctx) }()
+	go func() { asked <- m.Drain(DrainRequest{Who: "a test"}) }()
+	defer func() {
+		cancel()
+		close(disk.end)
+		if err := errors.Join(<-asked, <-ran); err != nil {
+			t.Error(err)
+		}
+	}()
+	<-disk.begun
+	limit := time.After(time.Minute)
+
+	select {
+	case v := <-m.Subscribe(ctx):
+		if v.State != StateDraining || v.Ready {
+			t.Errorf("the view says %s, ready %t", v.State, v.Ready)
+		}
+	case <-limit:
+		t.Fatal("a subscriber waits for the disk")
+	}
+	for {
+		w.mu.Lock()
+		row := w.row
+		w.mu.Unlock()
+		if row == cluster.StateDraining {
+			break
+		}
+		select {
+		case <-limit:
+			t.Fatalf("the row says %s", row)
+		case <-time.After(time.Millisecond):
+		}
 	}
 }
 

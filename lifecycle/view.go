@@ -127,9 +127,9 @@ func (m *Manager) Subscribe(ctx context.Context) <-chan View {
 	go func() {
 		defer close(views)
 		for {
-			m.mu.Lock()
-			changed, v := m.changed, m.view.Load()
-			m.mu.Unlock()
+			// In this order: the view is at least as new as the channel. Not under the lock, which may wait for a disk.
+			changed := m.wish.Load().changed
+			v := m.view.Load()
 			select {
 			case <-ctx.Done():
 				return
@@ -301,9 +301,7 @@ func (m *Manager) tell(ctx context.Context) {
 	var told time.Time
 	last := ""
 	for {
-		m.mu.Lock()
-		changed := m.changed
-		m.mu.Unlock()
+		changed := m.wish.Load().changed
 		v := m.View()
 		what := ""
 		if v.Step == StepDraining && v.Sessions != nil {
