@@ -83,7 +83,7 @@ heavy)
   step crash 80 48 make e2e CRASH_ALL=0 'SKIP=^Test(Real|Systemd|Package|SELinux)'
   step engines 45 80 make engines
   step arm64 30 300 make arm64
-  step fuzz 40 0 make fuzz FUZZTIME=10s
+  step fuzz 40 0 make fuzz FUZZTIME=20s
   step surroundings 75 0 tools/scripts/surroundings.sh
   ;;
 *)

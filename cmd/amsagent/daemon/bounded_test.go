@@ -126,7 +126,9 @@ func TestBoundedListener(t *testing.T) {
 	}
 }
 
-// TestFlood opens thousands of connections that never finish their request, and asks for health among them.
+// TestFlood opens thousands of connections that never finish their request, and asks for health among them. It is the part
+// of TestDaemonCrowd (sandbox/e2e, in heavy) that every change runs: one host in this process. There 20,000 clients of 250
+// hosts come to the program itself, whose memory is measured as the kernel counts it.
 func TestFlood(t *testing.T) {
 	path := freshSocket(t)
 	l := &told{}
