@@ -319,6 +319,34 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// TestCreateMode: the mode is the one that was asked for, whatever rights the umask takes away: that of a unit, or of an
+// operator's shell.
+func TestCreateMode(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077))
+	r := Root{Path: t.TempDir()}
+	d, err := r.Folder("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	sub, err := d.MakeFolder("sub", 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	if err := sub.Write("file", nil, Own(0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if mode := sub.Info().Mode; mode != fs.ModeDir|0o755 {
+		t.Errorf("the folder says that it has mode %v", mode)
+	}
+	for path, want := range map[string]fs.FileMode{"/sub": fs.ModeDir | 0o755, "/sub/file": 0o644} {
+		if info, err := r.Stat(path); err != nil || info.Mode != want {
+			t.Errorf("%s: %v, %v; want %v", path, info.Mode, err, want)
+		}
+	}
+}
+
 // TestHook: a call whose hook fails is not made.
 func TestHook(t *testing.T) {
 	r := newRoot(t)

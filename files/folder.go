@@ -337,8 +337,8 @@ func (d *Folder) RemoveFolder(name string) error {
 	return pathError("rmdir", path, err)
 }
 
-// MakeFolder makes a folder that must not exist and opens it. It gets the owner of
-// this one where that is no user who is trusted.
+// MakeFolder makes a folder that must not exist and opens it. It gets the mode, whatever
+// the umask is, and the owner of this one where that is no user who is trusted.
 func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
 	path, err := d.call("mkdirat", name)
 	if err != nil {
@@ -357,7 +357,32 @@ func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
 			return nil, pathError("chown", path, err)
 		}
 	}
-	return d.root.newFolder(fd, path)
+	made, err := d.root.newFolder(fd, path)
+	if err != nil || made.info.Mode.Perm() == mode.Perm() {
+		return made, err
+	}
+	if err := made.chmod(mode.Perm()); err != nil {
+		made.Close()
+		return nil, err
+	}
+	return made, nil
+}
+
+// chmod gives the folder the rights that an umask took away.
+func (d *Folder) chmod(mode fs.FileMode) error {
+	if err := d.root.hook("fchmod", d.path); err != nil {
+		return err
+	}
+	f, err := d.reopen()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	d.info, err = InfoOf(f)
+	return err
 }
 
 // Truncate makes a regular file empty where it stands.
