@@ -162,6 +162,42 @@ func TestPackageDocs(t *testing.T) {
 	}
 }
 
+// TestUnitCapabilities: SECURITY.md names the capabilities that each unit keeps, and no others.
+func TestUnitCapabilities(t *testing.T) {
+	policy, err := os.ReadFile(filepath.Join(top(t), "SECURITY.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	capability := regexp.MustCompile(`CAP_[A-Z_]+`)
+	for _, unit := range []string{"amsagent", "amsagent-node", "amsagent-active"} {
+		var said, kept []string
+		for line := range strings.Lines(string(policy)) {
+			cells := strings.Split(line, "|")
+			if len(cells) != 5 {
+				continue
+			}
+			units := strings.Split(strings.TrimSpace(cells[2]), ", ")
+			if units[0] == "all" || slices.Contains(units, unit) {
+				said = append(said, capability.FindAllString(cells[1], -1)...)
+			}
+		}
+		text, err := os.ReadFile(filepath.Join(top(t), "packaging", "systemd", unit+".service"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, "CapabilityBoundingSet=") {
+				kept = append(kept, capability.FindAllString(line, -1)...)
+			}
+		}
+		slices.Sort(said)
+		slices.Sort(kept)
+		if !slices.Equal(said, kept) || len(kept) == 0 {
+			t.Errorf("%s.service keeps %v, SECURITY.md says %v", unit, kept, said)
+		}
+	}
+}
+
 func TestGoMod(t *testing.T) {
 	read := func(path string) string { return string(file{path: path}.read(t)) }
 	root := read("go.mod")
