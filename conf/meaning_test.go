@@ -205,3 +205,30 @@ func TestPlanChangesModeAlone(t *testing.T) {
 		t.Errorf("other files (-want +got):\n%s", d)
 	}
 }
+
+// FuzzSameMeaning compares two versions of a file as the daemon does each minute, whatever the server's user wrote: two
+// that mean the same do so both ways round, and what is shown of them has bounds.
+func FuzzSameMeaning(f *testing.F) {
+	f.Add([]byte("a=b\n#c\n"), []byte("#Sat Nov 21 00:34:56 UTC 2026\na=\\u0062\n"))
+	f.Add([]byte("password=x\\\n  y"), []byte("password: z"))
+	f.Add([]byte(standaloneXML), []byte(clusterXML))
+	f.Add([]byte("<beans><a b='c' d='e'>x<![CDATA[y]]></a></beans>"), []byte("<beans><a d=\"e\" b=\"c\">xy</a></beans>"))
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		for _, kind := range []Kind{KindProperties, KindContainer, KindHosts, KindWhole} {
+			if !sameMeaning(kind, a, bytes.Clone(a)) {
+				t.Errorf("%s: %q is not itself", kind, a)
+			}
+			if sameMeaning(kind, a, b) != sameMeaning(kind, b, a) {
+				t.Errorf("%s: %q and %q are the same one way round only", kind, a, b)
+			}
+			p := PlannedFile{Before: File{Path: "/x", Bytes: a}, After: b, Kind: kind}
+			_ = p.Diff()
+			for _, d := range p.Differences() {
+				if len(d.Key) > maxShown || len(d.Old) > maxShown+len(maskChanged) || len(d.New) > maxShown+len(maskChanged)+len(another) {
+					t.Errorf("%s: %q and %q: shown %+v", kind, a, b, d)
+				}
+			}
+		}
+		_ = torn(nil, a)
+	})
+}
