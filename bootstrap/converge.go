@@ -173,8 +173,7 @@ func (m *Machine) identifyFirst(ctx context.Context, store *conf.Store, req *Con
 	if s, err := loadState(store); err != nil || s == nil || s.Phase != PhaseJoined {
 		return
 	}
-	inst, err := req.Identify(ctx)
-	req.Identify = func(context.Context) (metadata.Instance, error) { return inst, err }
+	req.Identify = askNow(ctx, req.Identify)
 }
 
 // beforeStartLock is how long the start of the server waits for another command of

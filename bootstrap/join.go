@@ -146,6 +146,11 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 			ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo, or from user-data",
 		}}}
 	}
+	reached := &facts{}
+	if !req.Offline {
+		reached = m.reachFirst(ctx, store, &req)
+		defer closeClient(ctx, reached.client)
+	}
 	if !req.DryRun {
 		if m.Euid == 0 || m.Root != "" {
 			lock, err := m.lock(ctx)
@@ -161,7 +166,9 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	if err := m.preflight(ctx, store, req, f); err != nil {
 		return nil, &FailedError{Step: "looking at this machine", Err: err, State: found}
 	}
-	defer closeClient(ctx, f.client)
+	f.client = reached.client
+	f.failed = append(f.failed, reached.failed...)
+	f.warnings = append(f.warnings, reached.warnings...)
 	if len(f.failed) > 0 {
 		return nil, &PreflightError{Findings: f.failed, State: found}
 	}

@@ -83,8 +83,8 @@ type leaver struct {
 	standalone bool
 	// drained tells that this run made the row say draining.
 	drained bool
-	// reached tells that MongoDB answered in this run.
-	reached bool
+	// asked tells that MongoDB was asked in this run, reached that it answered.
+	asked, reached bool
 	// daemonStopped tells that this run stopped the daemon, daemonBack that it is
 	// to run again: nothing was changed.
 	daemonStopped, daemonBack bool
@@ -115,10 +115,12 @@ func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, er
 }
 
 func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
+	defer func() { closeClient(ctx, l.client) }()
 	if !l.req.DryRun {
 		if l.Euid != 0 && l.Root == "" {
 			return nil, l.refused(Finding{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo"})
 		}
+		l.reachFirst(ctx)
 		lock, err := l.lock(ctx)
 		if err != nil {
 			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
@@ -129,7 +131,6 @@ func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
 		}
 	}
 	err := l.run(ctx)
-	closeClient(ctx, l.client)
 	if st, serr := l.Service.State(ctx); serr == nil && !l.req.Offline {
 		l.result.Stopped = st.Dead()
 	}
@@ -259,8 +260,30 @@ func (l *leaver) prepare(ctx context.Context) error {
 		return nil
 	}
 	l.identify(ctx)
-	l.connect(ctx)
+	if !l.asked {
+		l.connect(ctx)
+	}
+	l.look(ctx)
 	return nil
+}
+
+// reachFirst asks the metadata service and MongoDB before the machine is locked: a
+// drain must not wait for them. A machine that is no node asks nobody.
+func (l *leaver) reachFirst(ctx context.Context) {
+	if l.req.Offline {
+		return
+	}
+	install, err := l.open()
+	if err != nil {
+		install = nil // what the join wrote may be given back without it
+	}
+	if node, err := l.joined(l.store, install); err == nil && !node {
+		return
+	}
+	if s, err := loadState(l.store); l.req.Identify != nil && (err != nil || s == nil || s.InstanceID == "") {
+		l.req.Identify = askNow(ctx, l.req.Identify)
+	}
+	l.connect(ctx)
 }
 
 // hindered reports whether the owner of the installation keeps a file that a join wrote
@@ -506,6 +529,7 @@ func (l *leaver) identify(ctx context.Context) {
 
 // connect reaches MongoDB if it can be reached: leaving does not depend on it.
 func (l *leaver) connect(ctx context.Context) {
+	l.asked = true
 	if l.req.Mongo.IsZero() {
 		l.warn(IDDeregister, "give --mongo to deregister this node", "no MongoDB address is configured: the cluster's lists keep this node until it is pruned")
 		return
@@ -513,18 +537,26 @@ func (l *leaver) connect(ctx context.Context) {
 	var err error
 	if l.client, err = l.Connect(ctx, l.req.Mongo); err == nil {
 		err = l.outlast(ctx, func(ctx context.Context) error {
-			if err := l.client.Ping(ctx); err != nil {
-				return err
-			}
-			l.reached = true
-			if l.address == "" {
-				return nil
-			}
-			var err error
-			l.seen, err = l.client.AMSNodesByAddress(ctx, l.address)
+			err := l.client.Ping(ctx)
+			l.reached = err == nil
 			return err
 		})
 	}
+	if err != nil {
+		l.warn(IDMongo, "", "%v", err)
+	}
+}
+
+// look reads AMS's documents of this address while it is still a node.
+func (l *leaver) look(ctx context.Context) {
+	if !l.reached || l.address == "" {
+		return
+	}
+	err := l.outlast(ctx, func(ctx context.Context) error {
+		var err error
+		l.seen, err = l.client.AMSNodesByAddress(ctx, l.address)
+		return err
+	})
 	if err != nil {
 		l.warn(IDMongo, "", "%v", err)
 	}

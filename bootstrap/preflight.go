@@ -74,8 +74,9 @@ func (f *facts) warnAll(ws []ams.Warning) {
 // files of a cluster node for what it found.
 const leaveFirst = "run 'amsagent leave': it makes this machine standalone without that file, and keeps it; then join again"
 
-// preflight makes every check that can be made before the first change and
-// plans the change. It stops at nothing: one run must show all that is wrong.
+// preflight makes every check of this machine that can be made before the first
+// change and plans the change. It stops at nothing: one run must show all that is
+// wrong.
 func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequest, f *facts) error {
 	if err := checkRecord(store, f); err != nil {
 		return err
@@ -92,9 +93,45 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 	}
 	if !req.Offline {
 		checkTarget(req, f)
-		m.checkMongo(ctx, req, f)
 	}
 	return nil
+}
+
+// reachFirst makes the checks of a join that wait for the metadata service and for
+// MongoDB, before the machine is locked: a drain must not wait for them. What they
+// need of the disk is read again under the lock.
+func (m *Machine) reachFirst(ctx context.Context, store *conf.Store, req *JoinRequest) *facts {
+	f := &facts{}
+	req.Identify = askNow(ctx, req.Identify)
+	var err error
+	if f.inst, err = req.Identify(ctx); err == nil {
+		if f.state, err = loadState(store); err != nil {
+			f.state = nil // a finding of the preflight
+		}
+		if f.address, err = m.joinAddress(*req, f); err != nil {
+			f.address = ams.Address{} // the same
+		}
+	}
+	if f.install, err = m.open(); err != nil {
+		f.install = nil // the same
+	}
+	m.checkMongo(ctx, *req, f)
+	return f
+}
+
+// askNow asks who this machine is, and gives that answer to each later question.
+func askNow(ctx context.Context, identify func(context.Context) (metadata.Instance, error)) func(context.Context) (metadata.Instance, error) {
+	inst, err := identify(ctx)
+	return func(context.Context) (metadata.Instance, error) { return inst, err }
+}
+
+// joinAddress chooses the address of this node. One that was given to the machine
+// whose disk this is a copy of does not count.
+func (m *Machine) joinAddress(req JoinRequest, f *facts) (ams.Address, error) {
+	if req.AddressKept && isCopy(f.state, f.inst.ID) {
+		req.Address = ""
+	}
+	return m.address(req.Address, req.ForceAddress || req.Offline, f.inst)
 }
 
 // checkRecord reads what the agent wrote down about its changes. The error is for
@@ -184,11 +221,8 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 		// An image is prepared: the clone finds its own address when it joins.
 		return
 	}
-	if req.AddressKept && isCopy(f.state, f.inst.ID) {
-		req.Address = ""
-	}
 	var err error
-	if f.address, err = m.address(req.Address, req.ForceAddress || req.Offline, f.inst); err != nil {
+	if f.address, err = m.joinAddress(req, f); err != nil {
 		if req.Offline && errors.Is(err, ams.ErrNoAddress) {
 			return
 		}

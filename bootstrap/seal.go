@@ -157,7 +157,7 @@ func (s *sealer) check(ctx context.Context) error {
 			Hint: "stop it first (systemctl stop antmedia), and make the image before it is started again",
 		})
 	}
-	joined, err := s.joined()
+	joined, err := s.joined(s.store, s.install)
 	switch {
 	case err != nil:
 		findings = append(findings, Finding{ID: IDRecord, Text: err.Error(), Hint: "amsagent leave mends it", Err: err})
@@ -189,18 +189,18 @@ func (s *sealer) check(ctx context.Context) error {
 }
 
 // joined reports whether anything makes this machine a node: our own memory, or
-// the files.
-func (s *sealer) joined() (bool, error) {
-	record, err := s.store.Record()
+// the files of an installation, which may be nil.
+func (m *Machine) joined(store *conf.Store, install *ams.Installation) (bool, error) {
+	record, err := store.Record()
 	if err != nil {
 		return false, err
 	}
-	state, err := loadState(s.store)
-	if err != nil {
-		return false, err
+	state, err := loadState(store)
+	if err != nil || record != nil || state != nil || install == nil {
+		return record != nil || state != nil, err
 	}
-	mode, err := s.install.Mode()
-	return record != nil || state != nil || err == nil && mode == conf.ModeCluster, nil
+	mode, err := install.Mode()
+	return err == nil && mode == conf.ModeCluster, nil
 }
 
 func (s *sealer) warn(id, hint, format string, args ...any) {
