@@ -131,7 +131,8 @@ const clockStep = 500 * time.Millisecond
 // Beat writes one heartbeat, in one update that the primary alone acknowledges:
 // a beat that is lost in an election is followed by the next one. last is the
 // beat that the row holds already, nil if that is not known; of what changes
-// rarely only the difference to it is written.
+// rarely only the difference to it is written. A primary that was elected since the
+// beat before may never have had that one: it is given everything.
 //
 // The error is [ErrNoNode] where there is no row of that id: somebody removed
 // it, and the node has to register again. It is an [OtherMachineError] where the
@@ -142,7 +143,34 @@ func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
 		return errors.New("a beat: it has no node")
 	}
 	op := "writing a beat of node " + b.ID
-	var reply bson.Raw
+	reply, err := c.writeBeat(ctx, op, b, last)
+	if err == nil && c.elects(reply) && last != nil {
+		reply, err = c.writeBeat(ctx, op, b, nil)
+	}
+	if err != nil {
+		return err
+	}
+	if n, ok := int64Field(reply, "n"); ok && n == 0 {
+		if b.Life == 0 {
+			return fmt.Errorf("%s: %w", op, ErrNoNode)
+		}
+		return c.beatRefused(ctx, op, b)
+	}
+	return nil
+}
+
+// elects reports whether the primary that replied is another one than that of the
+// beat before, or was elected again. A server that tells no election is the same one.
+func (c *Client) elects(reply bson.Raw) bool {
+	now, ok := field(reply, "electionId").ObjectIDOK()
+	if !ok {
+		return false
+	}
+	before := c.elected.Swap(&now)
+	return before != nil && *before != now
+}
+
+func (c *Client) writeBeat(ctx context.Context, op string, b Beat, last *Beat) (reply bson.Raw, _ error) {
 	// Not UpdateOne, which says "ordered" as well: every byte here is sent by
 	// every node every few seconds.
 	command := bson.D{
@@ -165,16 +193,7 @@ func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
 		}
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	if n, ok := int64Field(reply, "n"); ok && n == 0 {
-		if b.Life == 0 {
-			return fmt.Errorf("%s: %w", op, ErrNoNode)
-		}
-		return c.beatRefused(ctx, op, b)
-	}
-	return nil
+	return reply, err
 }
 
 func (b Beat) filter() bson.D {

@@ -8,8 +8,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -220,6 +222,50 @@ func TestBeatErrors(t *testing.T) {
 	}
 	if err := c.Beat(t.Context(), Beat{}, nil); err == nil {
 		t.Error("a beat of nobody")
+	}
+}
+
+// A primary that crashes takes beats with it that it alone had acknowledged. The one
+// that is elected then is given everything, not the difference to a lost beat.
+func TestBeatAfterAnElection(t *testing.T) {
+	t.Parallel()
+	primary := atomic.Pointer[bson.ObjectID]{}
+	s := startFake(t, nil)
+	s.answer = func(string, bson.Raw) (bson.D, error) {
+		reply := okReply(bson.E{Key: "n", Value: 1})
+		if id := primary.Load(); id != nil {
+			reply = append(reply, bson.E{Key: "electionId", Value: *id})
+		}
+		return reply, nil
+	}
+	c := connect(t, s.addr(), Options{Timeout: quick})
+	b := fullBeat("i-1")
+	first, second := bson.NewObjectID(), bson.NewObjectID()
+	for _, tt := range []struct {
+		name    string
+		primary *bson.ObjectID
+		last    *Beat
+		whole   []bool // of each update
+	}{
+		{"a server that tells no election", nil, &b, []bool{false}},
+		{"the first that tells one", &first, &b, []bool{false}},
+		{"the same", &first, &b, []bool{false}},
+		{"elected since", &second, &b, []bool{false, true}},
+		{"the same again", &second, &b, []bool{false}},
+		{"elected since, and all was written", &first, nil, []bool{true}},
+	} {
+		primary.Store(tt.primary)
+		before := len(s.sent("update"))
+		if err := c.Beat(t.Context(), b, tt.last); err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		var whole []bool
+		for _, u := range s.sent("update")[before:] {
+			whole = append(whole, strings.Contains(u.String(), `"serving"`))
+		}
+		if !slices.Equal(whole, tt.whole) {
+			t.Errorf("%s: wrote everything: %v, want %v", tt.name, whole, tt.whole)
+		}
 	}
 }
 

@@ -86,6 +86,9 @@ type Client struct {
 	link    atomic.Pointer[link]
 	linking linking
 	own     ownDocuments
+	// elected is the election of the primary that took the last beat; nil is not
+	// known.
+	elected atomic.Pointer[bson.ObjectID]
 }
 
 // watch keeps the last failure to hear from each server, and the last one for

@@ -29,6 +29,13 @@
 // documents with the clock of the machine it runs on; about AMS on this very
 // machine the local clock is the right judge ([AMSNode.Fresh]).
 //
+// # What is acknowledged
+//
+// Every write waits for a majority of the replica set, whatever the connection
+// string says: no election rolls it back. Only [Client.Beat] waits for the primary
+// alone (w: 1), since the next beat replaces one that was rolled back, and beats
+// must go on while no majority can acknowledge.
+//
 // # What the server may lack
 //
 // Nothing here needs transactions, pipeline updates, change streams, TTL
