@@ -79,6 +79,7 @@ const (
 	IDWritable    = "AMS-WRITABLE"     // a folder cannot be written
 	IDSpace       = "AMS-SPACE"        // no room
 	IDService     = "AMS-SERVICE"      // the service cannot be controlled
+	IDNotEnabled  = "AMS-NOT-ENABLED"  // the server does not start at boot
 	IDAddress     = "AMS-ADDRESS"      // no usable node address
 	IDHostname    = "AMS-HOSTNAME"     // the machine's name and its address
 	IDIdentity    = "AMS-IDENTITY"     // the machine cannot be named

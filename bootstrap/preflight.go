@@ -197,6 +197,9 @@ func (m *Machine) checkService(ctx context.Context, f *facts) {
 		f.fail(IDService, err, ams.Hint(err))
 	}
 	f.service = st
+	if name := m.Service.Name(); st.UnitFile == "disabled" {
+		f.warn(IDNotEnabled, "systemctl enable "+name, "%s does not start at boot: a node that reboots does not come back", name)
+	}
 	if f.install == nil {
 		return
 	}

@@ -4,11 +4,14 @@
 package bootstrap
 
 import (
+	"context"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/metadata"
 )
 
 // TestUnknownOwner: whom the installation belongs to cannot be known. A password
@@ -24,5 +27,29 @@ func TestUnknownOwner(t *testing.T) {
 	}
 	if f.plan != nil {
 		t.Error("there is a plan")
+	}
+}
+
+// TestServerNotEnabled: review real-server S10, a join said nothing about a server
+// that does not come back after a reboot.
+func TestServerNotEnabled(t *testing.T) {
+	for unitFile, want := range map[string]string{"disabled": IDNotEnabled, "enabled": "", "static": "", "": ""} {
+		m := ownTree(t, "3.0", "3.0.3")
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, UnitFile: unitFile}}
+		f := &facts{}
+		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, DryRun: true}
+		req.Identify = func(context.Context) (metadata.Instance, error) { return joinedAs(), nil }
+		if err := m.preflight(t.Context(), m.store(), req, f); err != nil {
+			t.Fatal(err)
+		}
+		var got string
+		for _, w := range f.warnings {
+			if strings.Contains(w.Hint, "systemctl enable") {
+				got += w.ID
+			}
+		}
+		if got != want || len(f.failed) > 0 {
+			t.Errorf("%q: warnings %q, want %q: %v", unitFile, got, want, f.failed)
+		}
 	}
 }

@@ -176,9 +176,7 @@ func checkUnit(ctx context.Context, p *patient) []Result {
 		case s.Restarts >= manyRestarts:
 			found = append(found, warning(log, "%s was started again %d times by itself", name, s.Restarts))
 		}
-		if in.State != nil && s.UnitFile == "disabled" {
-			found = append(found, warning("systemctl enable "+name, "%s does not start at boot: a node that reboots does not come back", name))
-		}
+		found = append(found, findings(in.Failed, in.Warnings, bootstrap.IDNotEnabled)...)
 		if s.NeedReload {
 			found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(IDReload))
 		}

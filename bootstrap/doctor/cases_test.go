@@ -638,10 +638,7 @@ func agentCases() []aCase {
 		{IDUnit, "failed", state(ams.State{Activity: ams.ActivityFailed, Result: "exit-code", Exit: "exit status 1"}), Bad, "", "failed (exit-code"},
 		{IDUnit, "dies again and again", state(ams.State{Activity: ams.ActivityActivating, Sub: "auto-restart"}), Bad, "", "again and again"},
 		{IDUnit, "started again often", state(with(active, func(s *ams.State) { s.Restarts = 7 })), Warning, "", "7 times"},
-		{IDUnit, "not at boot", func(c *clinic) {
-			c.state("joined")
-			c.service.state = with(active, func(s *ams.State) { s.UnitFile = "disabled" })
-		}, Warning, "", "at boot"},
+		{IDUnit, "not at boot", state(with(active, func(s *ams.State) { s.UnitFile = "disabled" })), Warning, bootstrap.IDNotEnabled, "at boot"},
 		{IDUnit, "not read again", state(with(active, func(s *ams.State) { s.NeedReload = true })), Warning, IDReload, "not read them again"},
 		{IDUnit, "not known", nil, Unknown, "", "not known"},
 

@@ -120,7 +120,7 @@ func IDs() []string {
 		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared,
 		ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge,
 		ams.WarnAddressDown, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
-		bootstrap.IDCloned, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
+		bootstrap.IDCloned, bootstrap.IDNotEnabled, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
 	}
 	for _, c := range checks() {
 		ids = append(ids, c.id)

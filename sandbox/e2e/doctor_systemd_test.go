@@ -57,7 +57,7 @@ func TestSystemdDoctor(t *testing.T) {
 	all := doctorOn(t, n, "--mongo", nodeMongo)
 	finds(t, all, "AMS-ROOT", doctor.Good, "root")
 	finds(t, all, "AMS-SERVICE", doctor.Good, nodeUnit)
-	finds(t, all, "AMS-UNIT", doctor.Good, "active")
+	finds(t, all, "AMS-NOT-ENABLED", doctor.Warning, "does not start at boot")
 	finds(t, all, "AMS-PORTS", doctor.Good, "the server listens on 5080")
 	finds(t, all, "AMS-IDENTITY", doctor.Good, nodeID+" on aws")
 	finds(t, all, "AMS-ADDRESS", doctor.Good, nodeAddress)
