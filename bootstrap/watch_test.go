@@ -58,23 +58,42 @@ func TestWatchWritesNothing(t *testing.T) {
 }
 
 // What concerns systemd and the resolver alone is put right at once, and restarts
-// nothing: a stop timeout for one application more, a line in /etc/hosts.
+// nothing: a stop timeout for one application more, the agent's line in /etc/hosts
+// (review real-server S2, S3).
 func TestWatchWritesTheAgentsOwn(t *testing.T) {
-	for name, disturb := range map[string]func(*Machine){
-		"drop-in of an earlier agent": func(m *Machine) { m.Program = "/usr/bin/amsagent" },
-		"an application more": func(m *Machine) {
+	named := func(m *Machine, line string) {
+		put(t, m, "etc/hostname", "edge-1\n")
+		put(t, m, "etc/hosts", "127.0.0.1 localhost\n"+line)
+	}
+	for name, tt := range map[string]struct {
+		disturb func(*Machine)
+		path    string
+	}{
+		"drop-in of an earlier agent": {func(m *Machine) { m.Program = "/usr/bin/amsagent" }, ams.DropInPath},
+		"an application more": {func(m *Machine) {
 			dir := filepath.Join(m.Root, ams.DefaultDir, "webapps")
 			if err := os.CopyFS(filepath.Join(dir, "panel"), os.DirFS(filepath.Join(dir, "LiveApp"))); err != nil {
 				t.Fatal(err)
 			}
-		},
+		}, ams.DropInPath},
+		"a name that does not resolve": {func(m *Machine) { named(m, "") }, hostsPath},
+		"cloud-init wrote /etc/hosts again": {func(m *Machine) {
+			named(m, "")
+			converge(t, m, watchRequest(t))
+			named(m, "")
+		}, hostsPath},
+		"our line has another address": {func(m *Machine) {
+			named(m, "")
+			converge(t, m, watchRequest(t))
+			named(m, "10.0.1.70\tedge-1\t# added by amsagent\n")
+		}, hostsPath},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := joinedTree(t)
 			m.Service = running()
-			disturb(m)
+			tt.disturb(m)
 			c := converge(t, m, watchRequest(t))
-			if ids(c.Repairs) != IDDrift || !strings.Contains(c.Repairs[0].Text, ams.DropInPath) || strings.Contains(c.Repairs[0].Text, "antmedia/") {
+			if ids(c.Repairs) != IDDrift || !strings.HasSuffix(c.Repairs[0].Text, ": "+tt.path) {
 				t.Errorf("repairs %v", c.Repairs)
 			}
 			if c.RestartNeeded || len(c.Differences) > 0 {
