@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -229,14 +228,11 @@ func unitState(p map[string]any) State {
 	if id, _ := p["InvocationID"].([]byte); len(id) > 0 {
 		st.Invocation = fmt.Sprintf("%x", id)
 	}
-	if env, _ := p["Environment"].([]string); env != nil {
-		for _, assignment := range env {
-			if v, ok := strings.CutPrefix(assignment, HostAddressVariable+"="); ok {
-				st.HostAddress = v // the last one counts
-			}
-		}
-	}
-	st.Homes = unitHomes(p)
+	env := unitEnvironment(p)
+	st.EnvironmentUnread = env.unread
+	address := env.value(HostAddressVariable)
+	st.HostAddress, st.HostAddressFile = address.text, address.file
+	st.Homes = unitHomes(p, env)
 	st.Exit = exitText(number(p, "ExecMainCode"), number(p, "ExecMainStatus"))
 	return st
 }

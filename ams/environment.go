@@ -1,0 +1,92 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// environment is what a unit's next start is given, in systemd's order: of the
+// assignments to one name the last one counts.
+type environment struct {
+	assignments []assignment
+	unread      []string // files that could not be read, with the reason
+}
+
+// assignment is one NAME=VALUE and the file that has it, "" for the unit.
+type assignment struct{ text, file string }
+
+// value is what a name is given, with the file that gives it.
+func (e environment) value(name string) assignment {
+	for _, a := range slices.Backward(e.assignments) {
+		if v, ok := strings.CutPrefix(a.text, name+"="); ok {
+			return assignment{v, a.file}
+		}
+	}
+	return assignment{}
+}
+
+// unitEnvironment reads a unit's Environment=, and after it, since they count more,
+// the files of EnvironmentFile=, which systemd itself reads at a start only. Of these
+// only our names are kept: the others' values may be secrets.
+func unitEnvironment(p map[string]any) environment {
+	var e environment
+	own, _ := p["Environment"].([]string)
+	for _, text := range own {
+		e.assignments = append(e.assignments, assignment{text: text})
+	}
+	entries, _ := p["EnvironmentFiles"].([][]any)
+	for _, entry := range entries {
+		if len(entry) < 2 {
+			continue
+		}
+		pattern, ok := entry[0].(string)
+		optional, known := entry[1].(bool)
+		if !ok || !known {
+			continue
+		}
+		paths, err := filepath.Glob(pattern)
+		if err == nil && len(paths) == 0 && !optional {
+			err = fs.ErrNotExist
+		}
+		if err != nil {
+			e.unread = append(e.unread, fmt.Sprintf("%s: %v", pattern, err))
+		}
+		for _, path := range paths {
+			b, _, err := readBelow("", path, maxConfigSize)
+			if err != nil {
+				e.unread = append(e.unread, fmt.Sprintf("%s: %v", path, err))
+				continue
+			}
+			for _, text := range fileAssignments(string(b), HostAddressVariable, homeVariable) {
+				e.assignments = append(e.assignments, assignment{text: text, file: path})
+			}
+		}
+	}
+	return e
+}
+
+// fileAssignments finds names in the text of an environment file. An address or a
+// path needs no escape and no second line, so these are not decoded.
+func fileAssignments(text string, names ...string) []string {
+	var out []string
+	continued := false
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		name, value, ok := strings.Cut(line, "=")
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		if ok && !continued && slices.Contains(names, name) {
+			if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
+				value = value[1 : n-1]
+			}
+			out = append(out, name+"="+value)
+		}
+		continued = strings.HasSuffix(line, `\`)
+	}
+	return out
+}

@@ -1,0 +1,55 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ams
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// systemd answers for Environment= alone, and a file counts more than that.
+func TestUnitEnvironmentFiles(t *testing.T) {
+	dir := t.TempDir()
+	a, b, gone := filepath.Join(dir, "a.env"), filepath.Join(dir, "b.env"), filepath.Join(dir, "gone")
+	err := errors.Join(
+		os.WriteFile(a, []byte("SECRET=hush\n AMS_HOST_ADDRESS = 10.0.0.6 \n"), 0o600),
+		os.WriteFile(b, []byte("# AMS_HOST_ADDRESS=10.0.0.8\nX=1 \\\nAMS_HOST_ADDRESS=10.0.0.9\n"+
+			"AMS_HOST_ADDRESS='10.0.0.7'\nANTMEDIA_HOME=\"/srv/antmedia\"\n"), 0o600),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := []string{"AMS_HOST_ADDRESS=10.0.0.5", "ANTMEDIA_HOME=/usr/local/antmedia"}
+	for _, tt := range []struct {
+		name          string
+		files         [][]any
+		address, file string
+		home          string
+		unread        string
+	}{
+		{"none", nil, "10.0.0.5", "", "/usr/local/antmedia", ""},
+		{"one", [][]any{{a, false}}, "10.0.0.6", a, "/usr/local/antmedia", ""},
+		{"the last counts", [][]any{{a, false}, {b, true}}, "10.0.0.7", b, "/srv/antmedia", ""},
+		{"a pattern", [][]any{{filepath.Join(dir, "*.env"), false}}, "10.0.0.7", b, "/srv/antmedia", ""},
+		{"one that may be missing", [][]any{{gone, true}}, "10.0.0.5", "", "/usr/local/antmedia", ""},
+		{"one that is missing", [][]any{{gone, false}}, "10.0.0.5", "", "/usr/local/antmedia", gone},
+		{"a folder", [][]any{{dir, true}, {a, false}}, "10.0.0.6", a, "/usr/local/antmedia", dir},
+		{"what no systemd says", [][]any{{}, {1, 2}, {"[", false}}, "10.0.0.5", "", "/usr/local/antmedia", "["},
+	} {
+		st := unitState(map[string]any{"Environment": unit, "EnvironmentFiles": tt.files})
+		if st.HostAddress != tt.address || st.HostAddressFile != tt.file {
+			t.Errorf("%s: %s of %q, want %s of %q", tt.name, st.HostAddress, st.HostAddressFile, tt.address, tt.file)
+		}
+		if !slices.ContainsFunc(st.Homes, func(h Home) bool { return h.Dir == tt.home }) {
+			t.Errorf("%s: homes %v, want %s", tt.name, st.Homes, tt.home)
+		}
+		if unread := strings.Join(st.EnvironmentUnread, " "); (unread == "") != (tt.unread == "") || !strings.Contains(unread, tt.unread) {
+			t.Errorf("%s: unread %q, want %q", tt.name, unread, tt.unread)
+		}
+	}
+}
