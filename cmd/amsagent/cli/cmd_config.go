@@ -146,7 +146,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 		if text == "" {
 			text = g.joinedWith(row.key)
 			if text != "" {
-				r.Origin = origin{Layer: layerStored, Name: "as joined"}
+				r.Origin = asJoined()
 			}
 		}
 		if text != "" {

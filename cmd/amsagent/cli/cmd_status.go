@@ -105,7 +105,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		return &userError{Msg: "cannot look at this machine", Cause: err}
 	}
 	t := g.tableStyle()
-	v := &statusView{Status: s, Given: g.givenToJoin(), Role: g.roleText()}
+	v := &statusView{Status: s, Given: g.givenToJoin(), Role: g.nodeSetting(keyRole), Group: g.nodeSetting(keyGroup)}
 	v.askDaemon(ctx, g)
 	if err := g.result("status", v, func(w *textWriter) { statusText(w, v, t) }); err != nil {
 		return err
@@ -148,7 +148,7 @@ func statusText(w *textWriter, s *statusView, t tableStyle) {
 		process = processText(w, s.Process)
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
-		"sessions", statusSessions(s.Row), "daemon", s.daemonText(), "node", s.Role, "given to join", s.givenText())
+		"sessions", statusSessions(s.Row), "daemon", s.daemonText(), "node", s.nodeText(), "given to join", s.givenText())
 	s.lifeText(w)
 	s.driftText(w)
 	if lines := loadLines(s.Row, t); len(lines) > 0 {

@@ -120,18 +120,49 @@ func (g *globals) joinedWith(key string) string {
 	return ""
 }
 
-// roleText is what this node is for, with its origin.
-func (g *globals) roleText() string {
+// settingValue is a value with where it comes from.
+type settingValue struct {
+	Value  string `json:"value"` // "" where none is set
+	Origin origin `json:"origin"`
+}
+
+// nodeSetting is the role or the group that this node has.
+type nodeSetting struct {
+	settingValue
+	// Next is what the settings say by now, where the node joined with another value: the daemon's next look takes it up.
+	Next *settingValue `json:"next,omitempty"`
+}
+
+func (g *globals) nodeSetting(key string) nodeSetting {
+	now, joined := g.settings.values[key], g.joinedWith(key)
+	s := nodeSetting{settingValue: settingValue{now.text, now.origin}}
+	if joined == "" || joined == now.text {
+		return s
+	}
+	if now.text != "" {
+		s.Next = &settingValue{now.text, now.origin}
+	}
+	s.settingValue = settingValue{joined, asJoined()}
+	return s
+}
+
+// asJoined is the origin of what the settings do not say any more.
+func asJoined() origin { return origin{Layer: layerStored, Name: "as joined"} }
+
+// nodeText is what this node is for, with the origins.
+func (s *statusView) nodeText() string {
 	var parts []string
-	for _, key := range []string{keyRole, keyGroup} {
-		now, joined := g.settings.values[key], g.joinedWith(key)
+	for _, row := range []struct {
+		key string
+		nodeSetting
+	}{{keyRole, s.Role}, {keyGroup, s.Group}} {
 		switch {
-		case now.text != "" && joined != "" && now.text != joined:
-			parts = append(parts, fmt.Sprintf("%s %s as joined; %s by %s from the daemon's next look on", key, printable(joined), printable(now.text), now.origin))
-		case now.text != "":
-			parts = append(parts, fmt.Sprintf("%s %s, %s", key, printable(now.text), now.origin))
-		case joined != "":
-			parts = append(parts, fmt.Sprintf("%s %s, as joined", key, printable(joined)))
+		case row.Value == "":
+		case row.Next != nil:
+			parts = append(parts, fmt.Sprintf("%s %s as joined; %s by %s from the daemon's next look on",
+				row.key, printable(row.Value), printable(row.Next.Value), row.Next.Origin))
+		default:
+			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, printable(row.Value), row.Origin))
 		}
 	}
 	return strings.Join(parts, "; ")

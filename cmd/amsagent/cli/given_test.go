@@ -5,7 +5,9 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -202,4 +204,56 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	cancel()
 	close(release)
 	work.Wait()
+}
+
+// Role and group have their origin in the JSON of status, as in its text.
+func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
+	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"origin","group":"studio"}`
+	edge := settingValue{"edge", origin{Layer: layerFile, Name: "/etc/amsagent/config.yaml", Line: 1}}
+	for _, tt := range []struct {
+		name        string
+		files, vars map[string]string
+		role, group nodeSetting
+		text        string
+	}{
+		{name: "none"},
+		{
+			"the file", map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, nil,
+			nodeSetting{settingValue: edge}, nodeSetting{}, "role edge, /etc/amsagent/config.yaml:1",
+		},
+		{
+			"a variable over the file", map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, map[string]string{"AMSAGENT_ROLE": "origin"},
+			nodeSetting{settingValue: settingValue{"origin", origin{Layer: layerEnv, Name: "AMSAGENT_ROLE"}}}, nodeSetting{}, "role origin, AMSAGENT_ROLE",
+		},
+		{
+			"as joined", map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"}, nil,
+			nodeSetting{settingValue{"origin", asJoined()}, &edge}, nodeSetting{settingValue: settingValue{"studio", asJoined()}},
+			"role origin as joined; edge by /etc/amsagent/config.yaml:1 from the daemon's next look on; group studio, as joined",
+		},
+	} {
+		root := tree(t, tt.files)
+		vars := map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "none"}
+		maps.Copy(vars, tt.vars)
+		status := func(args ...string) string {
+			_, stdout, _ := run(t, vars, append([]string{"status"}, args...)...)
+			return strings.ReplaceAll(stdout, root, "")
+		}
+		var got struct{ Role, Group any }
+		if err := json.Unmarshal([]byte(status("-o", "json")), &got); err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		for what, pair := range map[string][2]any{"role": {tt.role, got.Role}, "group": {tt.group, got.Group}} {
+			b, err := json.Marshal(pair[0])
+			var want any
+			if err := errors.Join(err, json.Unmarshal(b, &want)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, pair[1]); diff != "" {
+				t.Errorf("%s: %s (-want +got):\n%s", tt.name, what, diff)
+			}
+		}
+		if text := status(); !strings.Contains(text, tt.text) {
+			t.Errorf("%s: %q is not in\n%s", tt.name, tt.text, text)
+		}
+	}
 }

@@ -29,8 +29,9 @@ type statusView struct {
 	// Daemon is nil where none answers; DaemonErr says why.
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
-	// Role is what this node is for, in words for a person.
-	Role string `json:"-"`
+	// Role and Group are the node's, with their origin.
+	Role  nodeSetting `json:"role"`
+	Group nodeSetting `json:"group"`
 	// Given are the settings that were given to join.
 	Given map[string]string `json:"given,omitempty"`
 }
