@@ -4,12 +4,14 @@
 package ams
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Interface is a network interface of the machine.
@@ -68,6 +70,12 @@ func HostDefaultRoute(root string) (netip.Addr, error) {
 			return local.AddrPort().Addr().Unmap(), nil
 		}
 	}
+	if !slices.ContainsFunc(errs, func(err error) bool {
+		// The latter two: a machine without IPv6.
+		return !errors.Is(err, syscall.ENETUNREACH) && !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EAFNOSUPPORT)
+	}) {
+		return netip.Addr{}, errors.New("this machine has no default route")
+	}
 	return netip.Addr{}, fmt.Errorf("looking for the default route: %w", errors.Join(errs...))
 }
 
@@ -99,8 +107,8 @@ type AddressOptions struct {
 	// Force accepts an explicit address that no interface has, as behind a
 	// translation of addresses.
 	Force bool
-	// Metadata is the private address the cloud gave, and MetadataSource its
-	// name for the reason, as "aws".
+	// Metadata is the private address the cloud gave, and MetadataSource where
+	// it has it from, for the reason.
 	Metadata       netip.Addr
 	MetadataSource string
 	// Interfaces and DefaultRoute are asked where they are needed; nil means
@@ -134,18 +142,20 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 		}
 		a = Address{Addr: addr, Source: AddressFromFlag, Reason: "given by you"}
 	case o.Metadata.IsValid():
-		from := "instance metadata"
-		if o.MetadataSource != "" {
-			from += " of " + o.MetadataSource
-		}
-		a = Address{Addr: o.Metadata.Unmap(), Source: AddressFromMetadata, Reason: from}
+		a = Address{Addr: o.Metadata.Unmap(), Source: AddressFromMetadata, Reason: cmp.Or(o.MetadataSource, "instance metadata")}
 	default:
 		if o.DefaultRoute == nil {
 			return Address{}, ErrNoAddress
 		}
 		addr, err := o.DefaultRoute()
 		if err != nil {
-			return Address{}, fmt.Errorf("%w: %w", ErrNoAddress, err)
+			err = fmt.Errorf("%w: %w", ErrNoAddress, err)
+			if o.Interfaces != nil {
+				if ifaces, ierr := o.Interfaces(); ierr == nil {
+					err = fmt.Errorf("%w; it has %s", err, addressList(ifaces))
+				}
+			}
+			return Address{}, err
 		}
 		a = Address{Addr: addr.Unmap(), Source: AddressFromRoute, Reason: "address of the default route"}
 	}

@@ -6,10 +6,12 @@ package ams
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 func addrs(list ...string) []netip.Addr {
@@ -52,8 +54,8 @@ func TestChooseAddress(t *testing.T) {
 		},
 		{
 			"the cloud's word",
-			AddressOptions{Metadata: cloud, MetadataSource: "aws", DefaultRoute: route("203.0.113.9")},
-			Address{Addr: cloud, Source: AddressFromMetadata, Reason: "instance metadata of aws", Interface: "eth0"},
+			AddressOptions{Metadata: cloud, MetadataSource: "instance metadata of aws: private address", DefaultRoute: route("203.0.113.9")},
+			Address{Addr: cloud, Source: AddressFromMetadata, Reason: "instance metadata of aws: private address", Interface: "eth0"},
 			nil,
 		},
 		{
@@ -154,6 +156,7 @@ func TestChooseAddressErrors(t *testing.T) {
 	}{
 		{AddressOptions{}, ErrNoAddress, ""},
 		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, noRoute }}, ErrNoAddress, "network is unreachable"},
+		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, noRoute }, Interfaces: machine}, ErrNoAddress, "it has 172.17.0.1 (docker0), 10.0.0.5 (eth0)"},
 		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, nil }}, ErrNoAddress, ""},
 		{AddressOptions{Metadata: netip.MustParseAddr("0.0.0.0")}, ErrBadAddress, "every address"},
 		{AddressOptions{Explicit: "10.0.0.6", Interfaces: machine}, ErrAddressNotHere, "10.0.0.5 (eth0)"},
@@ -216,6 +219,28 @@ func TestHostInterfaces(t *testing.T) {
 		if _, ok := interfaceOf(ifaces, a); !ok {
 			t.Errorf("the default route has %s, which no interface has", a)
 		}
+	}
+}
+
+// A machine without a default route says that, not which addresses were tried.
+func TestHostDefaultRouteNone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a network namespace needs root")
+	}
+	results := make(chan error, 1)
+	go onOwnThread(func() {
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			_, err = HostDefaultRoute("/")
+		}
+		results <- err
+	})
+	err := <-results
+	if errors.Is(err, unix.EPERM) {
+		t.Skip(err)
+	}
+	if err == nil || err.Error() != "this machine has no default route" {
+		t.Errorf("got %v", err)
 	}
 }
 

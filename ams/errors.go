@@ -105,7 +105,7 @@ func Hint(err error) string {
 	case errors.Is(err, ErrAddressNotHere):
 		return "give one of the machine's own addresses, or force it where the address is translated on the way"
 	case errors.Is(err, ErrBadAddress), errors.Is(err, ErrNoAddress):
-		return "give this node's private IP address, as the other nodes reach it, with --address"
+		return "give this node's private IP address, by which the other nodes reach it, with --address, or as address: in config.yaml"
 	case errors.Is(err, fs.ErrPermission):
 		return "run as root"
 	case errors.Is(err, context.DeadlineExceeded):

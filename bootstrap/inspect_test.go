@@ -100,6 +100,20 @@ func TestInspectRecord(t *testing.T) {
 	}
 }
 
+// The address comes with where it was found, in words that fit a machine outside a cloud as well.
+func TestAddressReason(t *testing.T) {
+	m := &Machine{Root: t.TempDir()}
+	for _, c := range []struct{ provider, source, want string }{
+		{metadata.Generic, "address of the default route's interface eth0", "address of the default route's interface eth0"},
+		{metadata.AWS, "private address of the identity document", "instance metadata of aws: private address of the identity document"},
+	} {
+		a, err := m.address("", false, metadata.Instance{Provider: c.provider, Address: netip.MustParseAddr("10.0.0.5"), AddressSource: c.source})
+		if err != nil || a.Reason != c.want {
+			t.Errorf("%s: %q, %v", c.provider, a.Reason, err)
+		}
+	}
+}
+
 func TestReach(t *testing.T) {
 	m := &Machine{Connect: func(context.Context, cluster.Target) (*cluster.Client, error) {
 		return nil, &cluster.Error{Kind: cluster.KindAuth, Op: "x", Err: errors.New("y")}

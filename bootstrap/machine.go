@@ -160,9 +160,15 @@ func (m *Machine) interfaces() ([]ams.Interface, error) {
 
 // address chooses the node's address.
 func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (ams.Address, error) {
+	source := inst.AddressSource
+	switch inst.Provider {
+	case "", metadata.Generic, metadata.None: // this machine's own facts
+	default:
+		source = "instance metadata of " + inst.Provider + ": " + source
+	}
 	return ams.ChooseAddress(ams.AddressOptions{
 		Explicit: explicit, Force: force,
-		Metadata: inst.Address, MetadataSource: inst.Provider,
+		Metadata: inst.Address, MetadataSource: source,
 		Interfaces:   m.interfaces,
 		DefaultRoute: func() (netip.Addr, error) { return ams.HostDefaultRoute(m.Root) },
 	})

@@ -153,7 +153,7 @@ func advice(id string) string {
 	case ams.WarnAppShared:
 		return "give each application a file of its own, unless this is meant"
 	case ams.WarnAddressPublic, ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressBridge, ams.WarnAddressDown, ams.WarnAddressNotHere:
-		return "give this node's private address, as the other nodes reach it, with --address"
+		return "give this node's private address, by which the other nodes reach it, with --address"
 	case bootstrap.IDHostname:
 		return "give the machine a name: hostnamectl set-hostname NAME"
 	case bootstrap.IDMongoOption:
