@@ -152,7 +152,7 @@ func (m manual) settings() []byte {
 	}
 	r.prose("The file holds `key: value` lines. A key that does not exist is an error, and so is a value that cannot be used, wherever it stands: " +
 		"a wrong one that is hidden today decides tomorrow. The file need not be there.\n\n" +
-		"Everybody can read the file, so a password in it is refused: write `mongo: file:/etc/amsagent/mongo.secret` and keep it in a file that only root can read, " +
+		"Everybody can read the file, so a password in it is refused: write `mongo: file:/etc/amsagent/mongo` and keep it in a file that only root can read, " +
 		"or give it to the units as a credential (amsagent.service(8)).\n\n" +
 		"`amsagent config` prints the values in effect, each with where it comes from. The daemon reads them again on `systemctl reload amsagent`.")
 	r.section("SETTINGS")
@@ -206,7 +206,7 @@ func (m manual) errors() []byte {
 	r.section("EXIT STATUS")
 	r.exits(m.ref.Exits)
 	r.section("ERRORS")
-	r.prose("The number is the usual exit code; the message of a command says when it is another.")
+	r.prose("The number is the usual exit code. With `--output json` the error has the code of the command at hand, as exit_code.")
 	for _, e := range m.ref.Errors {
 		r.item(bold(e.ID)+fmt.Sprintf(" (%d)", e.Exit), upperFirst(e.Meaning)+".")
 	}
@@ -257,7 +257,7 @@ func (m manual) units() []byte {
 			r.exits(c.Exits)
 		}
 	}
-	r.prose("After 1 and 2 systemd does not start the daemon again.")
+	r.prose("After 2 systemd does not start the daemon again: only a change of the configuration helps. After any other failure it does.")
 	r.section("ENVIRONMENT")
 	r.prose("Every setting has a variable, amsagent-config(5), which a drop-in can set: `systemctl edit amsagent`.")
 	r.section("FILES")

@@ -238,6 +238,24 @@ func TestManPages(t *testing.T) {
 	}
 }
 
+// The page of the units says after which exit codes the daemon is not started again, as its unit has it. And the settings'
+// page names the file that join, help and errors name.
+func TestManPagesTellTheUnit(t *testing.T) {
+	unit, err := os.ReadFile("../systemd/amsagent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, code, _ := strings.Cut(string(unit), "\nRestartPreventExitStatus=")
+	code, _, _ = strings.Cut(code, "\n")
+	pages := manPages(cli.Describe(), commit, "v1")
+	if page := string(pages["amsagent.service.8"]); code == "" || !strings.Contains(page, "After "+code+" systemd does not start the daemon again") {
+		t.Errorf("RestartPreventExitStatus=%s, and the page says otherwise:\n%s", code, page)
+	}
+	if page := string(pages["amsagent-config.5"]); !strings.Contains(page, "file:/etc/amsagent/mongo\\fR") {
+		t.Errorf("the page does not name the file of the address:\n%s", page)
+	}
+}
+
 func TestRoff(t *testing.T) {
 	r := &roff{title: "x", short: "y"}
 	r.section("DESCRIPTION")
