@@ -27,6 +27,7 @@ func Kinds() []Kind { return []Kind{UserData, HAProxy, Mongod} }
 // The ids of what is found.
 const (
 	IDSwitch    = "AMS-LINT-SWITCH"    // the vendor's script, asked in a way that it cancels
+	IDRestart   = "AMS-LINT-RESTART"   // a restart of the server that a join has just verified
 	IDPassword  = "AMS-LINT-PASSWORD"  // a password on a command line
 	IDSecret    = "AMS-LINT-SECRET"    // a secret in user data
 	IDCurl      = "AMS-LINT-CURL"      // an error page that is run
@@ -41,7 +42,7 @@ const (
 
 // IDs lists them.
 func IDs() []string {
-	return []string{IDSwitch, IDPassword, IDSecret, IDCurl, IDHeader, IDCRLF, IDOpen, IDDuplicate, IDReqAdd, IDEncoding, IDYAML}
+	return []string{IDSwitch, IDRestart, IDPassword, IDSecret, IDCurl, IDHeader, IDCRLF, IDOpen, IDDuplicate, IDReqAdd, IDEncoding, IDYAML}
 }
 
 // Finding is one thing that is wrong.

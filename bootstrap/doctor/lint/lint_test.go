@@ -66,6 +66,21 @@ func userData() []aText {
 			"#!/bin/bash\nrm -rf /usr/local/antmedia/*.db\ncd /usr/local/antmedia\namsagent join --mongo 10.128.0.5\n",
 			[]string{"AMS-LINT-SWITCH:4"},
 		},
+		{
+			"a restart of what the join has verified",
+			"#!/bin/sh\n./change_server_mode.sh cluster 10.0.2.4\n\n# restart\nsudo service antmedia restart\namsagent join --mongo 10.0.2.4 && systemctl restart antmedia.service\nif true; then\n  amsagent join --mongo 10.0.2.4\n  systemctl restart antmedia\nfi\n",
+			"#!/bin/sh\namsagent join --mongo 10.0.2.4\n\n# restart\namsagent join --mongo 10.0.2.4\nif true; then\n  amsagent join --mongo 10.0.2.4\nfi\n",
+			[]string{"AMS-LINT-SWITCH:2", "AMS-LINT-RESTART:5", "AMS-LINT-RESTART:6", "AMS-LINT-RESTART:9"},
+		},
+		{
+			"the same in YAML", "#cloud-config\nruncmd:\n  - amsagent join --mongo 10.0.2.4\n  - service antmedia restart\n",
+			"#cloud-config\nruncmd:\n  - amsagent join --mongo 10.0.2.4\n", []string{"AMS-LINT-RESTART:4"},
+		},
+		{
+			name: "restarts with another cause",
+			src: "#!/bin/sh\namsagent join --mongo 10.0.2.4\nsed -i s/a/b/ /usr/local/antmedia/conf/red5.properties\nservice antmedia restart\n" +
+				"amsagent join --mongo 10.0.2.4 ||\nservice antmedia restart\nif amsagent join --mongo 10.0.2.4; then\n  service antmedia restart\nfi\n",
+		},
 		{name: "standalone, and a comment", src: "#!/bin/sh\n# ./change_server_mode.sh cluster 10.0.2.4\n./change_server_mode.sh standalone\n"},
 		{
 			"user and password", "#!/bin/sh\n  ./change_server_mode.sh cluster 10.0.2.4 admin 'hunter22'\n",

@@ -29,6 +29,10 @@ var (
 	// Somebody answers its question.
 	answered = lazy(`(\byes\b|\becho[ \t]+["']?[yY](es)?["']?|\bprintf[ \t]+["']?[yY][^|]*)[ \t]*\|[ \t]*$|<<<[ \t]*["']?[yY]`)
 
+	// A restart as the last command of a line, alone or after another one; and a join as that.
+	restartCall = lazy(`(^[ \t]*(?:-[ \t]+)?|[ \t]*(?:&&|;)[ \t]*)(?:sudo[ \t]+)?(?:service[ \t]+antmedia[ \t]+restart|systemctl[ \t]+restart[ \t]+antmedia(?:\.service)?|/etc/init\.d/antmedia[ \t]+restart)[ \t]*$`)
+	joinCall    = lazy(`\bamsagent[ \t]+join\b[^|;&\\]*$`)
+
 	joinSecret = lazy(`(\bamsagent[ \t]+(?:[^\n;|&]*[ \t])?join\b[^\n;|&]*?--mongo[= \t][ \t]*)(["']?mongodb(?:\+srv)?://[^\s"'@/]*:[^\s"']*@[^\s"']*["']?)`)
 
 	curlPipe = lazy(`\bcurl\b([ \t][^\n|;&]*)\|[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:bash|sh|dash|zsh)\b`)
@@ -64,11 +68,16 @@ func (d *document) userData() {
 	if bytes.HasPrefix(d.text(), []byte("#cloud-config")) {
 		d.yaml("cloud-init passes over all of it")
 	}
+	last := -1 // the command before this one
 	for i := range d.lines {
 		if comment(d.lines[i].text) {
 			continue
 		}
 		d.switchMode(i)
+		d.restart(last, i)
+		if !d.lines[i].gone {
+			last = i
+		}
 		d.password(i)
 		d.curl(i)
 		d.secret(i)
@@ -157,6 +166,26 @@ func (d *document) switchMode(i int) {
 		d.find(IDSwitch, i, true, d.why(m[1]), hint)
 		return fmt.Sprintf("[ amsagent, join, --mongo, %q ]", strings.Trim(d.mongo(i, args), `"'`))
 	})
+}
+
+// restart finds a restart of Ant Media Server right after a join: the join restarts it and waits until it serves. One after
+// other commands may have another cause.
+func (d *document) restart(last, i int) {
+	l := &d.lines[i]
+	at := restartCall().FindStringIndex(l.text)
+	if at == nil || !d.wants(IDRestart) {
+		return
+	}
+	own := joinCall().MatchString(l.text[:at[0]])
+	if !own && (last < 0 || at[0] > 0 || indent(d.lines[last].text) != indent(l.text) || !joinCall().MatchString(d.lines[last].text)) {
+		return
+	}
+	d.find(IDRestart, i, true, "the join before it has restarted Ant Media Server and seen it serve; another restart takes the node out of service again", "leave the restart out")
+	if own {
+		l.text = l.text[:at[0]]
+	} else {
+		l.gone = true
+	}
 }
 
 // mongo is what a join gets in place of the arguments of the vendor's script.
