@@ -444,7 +444,7 @@ func (a *agent) differs(text string) {
 }
 
 // TestDaemonDrift: an upgrade restores a file while the server runs. The daemon says
-// what differs, and neither writes nor restarts: auto_restart is no.
+// what differs, and neither writes nor restarts: auto_restart is off.
 func TestDaemonDrift(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -491,7 +491,7 @@ func TestDaemonDriftAuto(t *testing.T) {
 	upgraded := strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1)
 	a.differs(upgraded)
 	a.stays("somebody publishes", starts, appFile, upgraded)
-	if r := a.view().Restart; r == nil || !r.Due || r.By != "auto_restart" || r.Stop != "auto_restart: no" || len(r.Values) != 1 {
+	if r := a.view().Restart; r == nil || !r.Due || r.By != "auto_restart" || r.Stop != "auto_restart: false" || len(r.Values) != 1 {
 		t.Errorf("the restart: %+v", r)
 	}
 	a.eyes.mu.Lock()

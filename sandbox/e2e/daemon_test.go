@@ -256,7 +256,7 @@ func TestDaemonFromTags(t *testing.T) {
 func TestDaemonMayNot(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, newDatabase(t), "10.0.7.43")
-	h.config("auto_join: no\n")
+	h.config("auto_join: false\n")
 	h.env = []string{"AMSAGENT_MONGO=" + mongoURI(h.mongo, daemonPassword)}
 	// What stands where the socket belongs is not ours to remove, nor to fail at.
 	h.write("run/amsagent/control.sock", "precious")

@@ -67,7 +67,8 @@ func configHelp() string {
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
 		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it.\n\n" +
 		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
-		"is refused: write mongo: file:/etc/amsagent/mongo. The keys:\n\n")
+		"is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a list of YAML.\n" +
+		"The keys:\n\n")
 	for _, row := range settingsTable() {
 		if row.noFile {
 			continue
@@ -193,7 +194,7 @@ func configText(w *textWriter, data configData) {
 		}
 		rows = append(rows, []string{r.Key, text, from})
 	}
-	w.line("%s; %d of %d are not the default", w.color.green("the settings are valid"), set, len(rows))
+	w.line("%s; %d of %d differ from the default", w.color.green("the settings are valid"), set, len(rows))
 	w.b.WriteByte('\n')
 	w.table(rows)
 	w.b.WriteByte('\n')

@@ -195,7 +195,13 @@ func parseConfigFile(path string, b []byte) *configFile {
 			}
 			continue
 		}
-		if v.Kind != yaml.ScalarNode {
+		row, _ := settingByKey(k.Value)
+		text, ok := plainValue(v, row)
+		switch {
+		case !ok && row.list():
+			fail(v.Line, shape, "%s must be one plain value, or a list of such: %s", k.Value, row.arg)
+			continue
+		case !ok:
 			fail(v.Line, shape, "%s must be one plain value", k.Value)
 			continue
 		}
@@ -208,9 +214,33 @@ func parseConfigFile(path string, b []byte) *configFile {
 			}, "a password does not belong in this file, everybody can read it")
 			continue
 		}
-		c.values[k.Value] = fileValue{text: v.Value, line: v.Line}
+		c.values[k.Value] = fileValue{text: text, line: v.Line}
 	}
 	return c
+}
+
+// plainValue is a value as flags and variables have it. A comma list may be a list of YAML, and one of pairs a mapping.
+func plainValue(v *yaml.Node, row setting) (string, bool) {
+	if v.Kind == yaml.ScalarNode {
+		return v.Value, true
+	}
+	pairs := v.Kind == yaml.MappingNode
+	if !row.list() || !pairs && v.Kind != yaml.SequenceNode || pairs && !strings.Contains(row.arg, "=") {
+		return "", false
+	}
+	var text strings.Builder
+	for i, part := range v.Content {
+		switch {
+		case part.Kind != yaml.ScalarNode || strings.Contains(part.Value, ","):
+			return "", false
+		case pairs && i%2 == 1:
+			text.WriteByte('=')
+		case i > 0:
+			text.WriteByte(',')
+		}
+		text.WriteString(part.Value)
+	}
+	return text.String(), true
 }
 
 var yamlLinePrefix = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)

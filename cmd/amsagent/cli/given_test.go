@@ -70,13 +70,13 @@ func TestGivenToJoin(t *testing.T) {
 			name: "force belongs to the address", src: sources{
 				given: kept([3]string{keyAddress, "10.0.0.1"}, [3]string{keyForceAddress, "yes"}), flags: flags(keyAddress, "10.0.0.2"),
 			},
-			key: keyForceAddress, want: "no", from: "default",
+			key: keyForceAddress, want: "false", from: "default",
 		},
 		{
 			name: "dropped with the address", src: sources{
 				given: kept([3]string{keyAddress, "10.0.0.1"}, [3]string{keyForceAddress, "yes"}), dropped: []string{keyAddress},
 			},
-			key: keyForceAddress, want: "no", from: "default",
+			key: keyForceAddress, want: "false", from: "default",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -300,7 +300,7 @@ func (s *settings) fill() {
 	s.Role = text(keyRole)
 	s.Group = text(keyGroup)
 	s.Address, _ = netip.ParseAddr(text(keyAddress))
-	s.ForceAddress = text(keyForceAddress) == "yes"
+	s.ForceAddress = text(keyForceAddress) == "true"
 	s.AMSDir = text(keyAMSDir)
 	s.AMSRelease = text(keyAMSRelease)
 	s.Provider = text(keyProvider)
@@ -309,8 +309,8 @@ func (s *settings) fill() {
 	s.RemoteIPValve = text(keyRemoteIPValve)
 	s.Timeout, _ = time.ParseDuration(text(keyTimeout))
 	s.OnFailure = text(keyOnFailure)
-	s.AutoJoin = text(keyAutoJoin) == "yes"
-	s.AutoRestart = text(keyAutoRestart) == "yes"
+	s.AutoJoin = text(keyAutoJoin) == "true"
+	s.AutoRestart = text(keyAutoRestart) == "true"
 	s.BeatInterval, _ = time.ParseDuration(text(keyBeatInterval))
 	s.Metrics = text(keyMetrics)
 	s.Serving = nil
@@ -328,7 +328,7 @@ func (s *settings) fill() {
 		s.RoleDeadlines, _ = roleDeadlines(v)
 	}
 	s.Rebalance = text(keyRebalance)
-	s.AbandonOnFailure = text(keyAbandon) == "yes"
+	s.AbandonOnFailure = text(keyAbandon) == "true"
 	s.Root = text(keyRoot)
 	s.Config = text(keyConfig)
 	s.Output = text(keyOutput)

@@ -100,6 +100,12 @@ type setting struct {
 // env is the variable of a setting: always the key with our prefix, so that nobody has to look it up.
 func (s setting) env() string { return envPrefix + strings.ToUpper(s.key) }
 
+// list reports whether the value is a comma list.
+func (s setting) list() bool { return strings.HasSuffix(s.arg, ",…") }
+
+// booleans are the words of a setting that is on or off.
+func booleans() []string { return []string{"true", "false"} }
+
 // settingsTable lists every setting in the order in which `config` and the help topics show them.
 func settingsTable() []setting {
 	return []setting{
@@ -109,7 +115,7 @@ func settingsTable() []setting {
 		},
 		{
 			key: keyRole, kept: true, flag: "role", arg: "ROLE", tag: "role", check: checkRole,
-			help: "what this node is for: origin, edge, or a word of yours",
+			help: "what this node is for: origin, edge, or a word of yours; capitals become small letters",
 		},
 		{
 			key: keyGroup, kept: true, flag: "group", arg: "GROUP", tag: "group", check: checkGroup,
@@ -120,7 +126,7 @@ func settingsTable() []setting {
 			help: "the address other nodes reach this one by; where unset, the private address the cloud names",
 		},
 		{
-			key: keyForceAddress, kept: true, flag: "force-address", arg: "WHEN", on: "yes", def: "no", words: []string{"yes", "no"},
+			key: keyForceAddress, kept: true, flag: "force-address", arg: "WHEN", on: "true", def: "false", words: booleans(),
 			help: "take the address although no interface of this machine has it",
 		},
 		{
@@ -156,11 +162,11 @@ func settingsTable() []setting {
 			help: "what happens to the changes of a join that fails",
 		},
 		{
-			key: keyAutoJoin, arg: "WHEN", def: "yes", words: []string{"yes", "no"},
+			key: keyAutoJoin, arg: "WHEN", def: "true", words: booleans(),
 			help: "whether the daemon lets a machine that never joined join by itself, where it is told where MongoDB is",
 		},
 		{
-			key: keyAutoRestart, arg: "WHEN", def: "no", words: []string{"yes", "no"},
+			key: keyAutoRestart, arg: "WHEN", def: "false", words: booleans(),
 			help: "whether the daemon restarts the server for settings that are not as joined, when no session is on it: once for each cause, and at most once an hour",
 		},
 		{
@@ -192,7 +198,7 @@ func settingsTable() []setting {
 			help: "what becomes of a cloud's advice to leave a Spot instance: its group ends the instance by its hook in any case",
 		},
 		{
-			key: keyAbandon, arg: "WHEN", def: "no", words: []string{"yes", "no"},
+			key: keyAbandon, arg: "WHEN", def: "false", words: booleans(),
 			help: "whether a launch hook is abandoned where this machine does not join, which makes the cloud replace it; otherwise the hook is left to its timeout",
 		},
 		{
@@ -281,6 +287,16 @@ func (s setting) canonical(value string) (string, error) {
 	case value == "":
 		return "", errors.New("the value is empty")
 	case s.words != nil:
+		if slices.Equal(s.words, booleans()) {
+			// As YAML has it, in any case; older versions of YAML also read the other words so.
+			value = strings.ToLower(value)
+			switch value {
+			case "yes", "on":
+				value = "true"
+			case "no", "off":
+				value = "false"
+			}
+		}
 		if slices.Contains(s.words, value) {
 			return value, nil
 		}
@@ -317,7 +333,8 @@ func checkRole(v string) (string, error) {
 			hints: []string{"a role is one word of letters, digits, dot, dash and underscore, at most 63: origin, edge"},
 		}
 	}
-	return v, nil
+	// "Edge" and "edge" mean the same, and the agent compares roles.
+	return strings.ToLower(v), nil
 }
 
 // maxGroup is the longest name that any of the clouds allows for a scaling group (AWS: 255).
@@ -434,6 +451,13 @@ func roleDeadlines(v string) (map[string]time.Duration, error) {
 func checkListen(v string) (string, error) {
 	if v == "off" {
 		return v, nil
+	}
+	if strings.HasPrefix(v, ":") {
+		// Other programs take that for every address of the machine. Opening the port to the network must be explicit.
+		return "", valueError{
+			text:  fmt.Sprintf("%q names no address to listen on", v),
+			hints: []string{fmt.Sprintf("0.0.0.0%s for every address of this machine, 127.0.0.1%[1]s for this machine alone", v)},
+		}
 	}
 	a, err := netip.ParseAddrPort(v)
 	if err != nil || a.Addr().Zone() != "" {

@@ -87,14 +87,14 @@ func TestDefaults(t *testing.T) {
 // Every row of the table reaches its field from each of its sources.
 func TestEverySettingIsRead(t *testing.T) {
 	values := map[string]string{
-		keyMongo: "10.0.2.4", keyRole: "edge", keyGroup: "edges in eu", keyAddress: "10.0.1.5", keyForceAddress: "yes", keyAMSDir: "/opt/ams",
+		keyMongo: "10.0.2.4", keyRole: "edge", keyGroup: "edges in eu", keyAddress: "10.0.1.5", keyForceAddress: "true", keyAMSDir: "/opt/ams",
 		keyAMSRelease: "2.14.0", keyProvider: "aws", keyService: "none", keyServiceCommand: "/usr/bin/ams-ctl -q",
 		keyRemoteIPValve: "remove", keyTimeout: "90s", keyOnFailure: "keep", keyRoot: "/mnt", keyConfig: "/c.yaml",
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
 		keyTagMongo: "db", keyTagRole: "Role", keyTagGroup: "Group", keyTagHooks: "Hooks", keyHooks: "drain,amsagent-*",
-		keyAutoJoin: "no", keyAutoRestart: "yes", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
+		keyAutoJoin: "false", keyAutoRestart: "true", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
 		keyServing: "LiveApp,live*", keyUnhealthyAfter: "7m",
-		keyDrainDeadline: "30m", keyRoleDeadlines: "edge=20m,origin=2h", keyRebalance: "drain", keyAbandon: "yes",
+		keyDrainDeadline: "30m", keyRoleDeadlines: "edge=20m,origin=2h", keyRebalance: "drain", keyAbandon: "true",
 		keyAWSEndpoint: "http://127.0.0.1:1", keyAzureEndpoint: "http://127.0.0.1:2", keyAlibabaEndpoint: "http://127.0.0.1:3",
 		keyGCPEndpoint: "http://127.0.0.1:4", keyAWSAutoscalingEndpoint: "http://127.0.0.1:5", keyAlibabaESSEndpoint: "http://127.0.0.1:6",
 		keyAlibabaECSEndpoint: "http://127.0.0.1:7",
@@ -178,13 +178,13 @@ func TestWrongValues(t *testing.T) {
 		{keyAddress, "ff02::1", "is not the address of one machine"},
 		{keyAddress, "fe80::1%eth0", "has a zone"},
 		{keyMetrics, "localhost:9100", "is no address to listen on"},
-		{keyMetrics, ":9100", "is no address to listen on"},
+		{keyMetrics, ":9100", `":9100" names no address to listen on`},
 		{keyServing, "LiveApp,", "is no application"},
 		{keyServing, "live[", "is no application"},
 		{keyServing, "webapps/LiveApp", "is no application"},
 		{keyUnhealthyAfter, "5", "is not a duration"},
 		{keyBeatInterval, "10ms", "is outside 1s to 1m"},
-		{keyAutoJoin, "true", "is not one of yes, no"},
+		{keyAutoJoin, "maybe", "is not one of true, false"},
 		{keyRoleDeadlines, "edge", "is no role with its deadline"},
 		{keyRoleDeadlines, "edge=20m,edge=1h", "the role edge has two deadlines"},
 		{keyRoleDeadlines, "edge=soon", "is not a duration"},
@@ -248,6 +248,14 @@ func TestCanonicalValues(t *testing.T) {
 		{keyMongo, "file:///etc/amsagent/mongo", "file:/etc/amsagent/mongo"},
 		{keyMongo, " 10.0.2.4 ", "10.0.2.4"},
 		{keyAMSRelease, "2.14.0-SNAPSHOT", "2.14.0-SNAPSHOT"},
+		{keyRole, "Edge", "edge"},
+		{keyRoleDeadlines, "Edge=20m, ORIGIN=2h", "edge=20m,origin=2h"},
+		{keyAutoJoin, "true", "true"},
+		{keyAutoJoin, "Yes", "true"},
+		{keyAutoJoin, "on", "true"},
+		{keyForceAddress, "FALSE", "false"},
+		{keyForceAddress, "no", "false"},
+		{keyForceAddress, "Off", "false"},
 	} {
 		row, _ := settingByKey(tt.key)
 		if got, err := row.canonical(tt.value); err != nil || got != tt.want {

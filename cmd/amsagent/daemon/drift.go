@@ -82,7 +82,7 @@ func restartOf(c *bootstrap.Convergence, auto bool, since, now time.Time) *Resta
 	case c.Asked:
 		v.Stop = "amsagent converge --no-restart"
 	case auto:
-		v.Due, v.By, v.cause, v.Stop = true, "auto_restart", c.Cause, "auto_restart: no"
+		v.Due, v.By, v.cause, v.Stop = true, "auto_restart", c.Cause, "auto_restart: false"
 	default:
 		v.Waits = "a command: amsagent converge --restart, amsagent join"
 		return v

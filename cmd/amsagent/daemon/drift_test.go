@@ -47,7 +47,7 @@ func TestRestartOf(t *testing.T) {
 		},
 		{
 			name: "the settings ask", c: bootstrap.Convergence{RestartNeeded: true, Differences: drift, Cause: "c"}, auto: true,
-			due: true, cause: "c", waits: "the end of the last session", stop: "auto_restart: no",
+			due: true, cause: "c", waits: "the end of the last session", stop: "auto_restart: false",
 		},
 		{
 			name: "the same cause again", c: bootstrap.Convergence{RestartNeeded: true, Differences: drift, Cause: "c", Restarts: log(2*time.Hour, "c")}, auto: true,
