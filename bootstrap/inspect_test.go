@@ -114,6 +114,19 @@ func TestAddressReason(t *testing.T) {
 	}
 }
 
+// A count of one has the word in the singular.
+func TestOneFile(t *testing.T) {
+	m := ownTree(t, "3.0", "3.0.3")
+	m.DropIn = true
+	joinOffline(t, m, "10.0.2.4", "10.0.0.5")
+	var said []string
+	m.Progress = func(s string) { said = append(said, s) }
+	joinOffline(t, m, "10.0.2.4", "10.0.0.6") // in the drop-in alone
+	if !slices.Contains(said, "edited 1 file; nothing else was touched") {
+		t.Errorf("said %q", said)
+	}
+}
+
 func TestReach(t *testing.T) {
 	m := &Machine{Connect: func(context.Context, cluster.Target) (*cluster.Client, error) {
 		return nil, &cluster.Error{Kind: cluster.KindAuth, Op: "x", Err: errors.New("y")}

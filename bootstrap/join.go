@@ -363,7 +363,7 @@ func (j *joiner) offline(ctx context.Context) error {
 		state, hint := leftBy(err, j.found, "the files are those of a cluster node")
 		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: firstOf(protectedHint(j.store, f.plan, err), hint)}
 	}
-	j.say("edited %d files; nothing else was touched", len(f.plan.Changed()))
+	j.say("edited %s; nothing else was touched", plural(len(f.plan.Changed()), "file"))
 	return nil
 }
 
@@ -472,7 +472,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 		e.State, e.Hint = leftBy(err, j.found, "the files are those of a cluster node, Ant Media Server was not restarted")
 		return e
 	}
-	j.say("wrote %d files", len(f.plan.Changed()))
+	j.say("wrote %s", plural(len(f.plan.Changed()), "file"))
 	return nil
 }
 

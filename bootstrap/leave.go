@@ -695,7 +695,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		return l.notGivenBack(err)
 	}
 	if n := countChanged(l.result.Files); n > 0 {
-		l.say("gave back %d files", n)
+		l.say("gave back %s", plural(n, "file"))
 	}
 	if l.SetAddress != nil {
 		l.SetAddress(netip.Addr{})

@@ -465,7 +465,7 @@ func checkWritable(store *conf.Store, changed []conf.PlannedFile, f *facts) {
 	if n := len(readOnly); n > 0 {
 		where := readOnly[0]
 		if n > 1 {
-			where += fmt.Sprintf(" and %d more folders are", n-1)
+			where += " and " + plural(n-1, "more folder") + " are"
 		} else {
 			where += " is"
 		}

@@ -375,7 +375,7 @@ func (s *Status) compare(state *State) {
 			text += "; the daemon restarts it when no session is on it, as " + state.Restart.By + " asked"
 			hint = "amsagent converge --no-restart stops that"
 		}
-		text += ", since " + state.Restart.Since.Local().Format(time.DateTime)
+		text += ", since " + state.Restart.Since.Local().Format(time.DateTime+" MST")
 		for _, d := range state.Restart.Values[:min(len(state.Restart.Values), maxShown)] {
 			text += "; " + d.String()
 		}

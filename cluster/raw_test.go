@@ -280,7 +280,7 @@ func TestWaitErrorTexts(t *testing.T) {
 			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(time.Hour)}},
 			[]AMSNode{ours(time.Hour)},
 			AMSNotAdvancing,
-			"waited 1m0s for AMS to register as 10.0.0.3: its document was not written since, the last time was 1h0m0s ago",
+			"waited 1m0s for AMS to register as 10.0.0.3: its document was not written since, the last time was 1h0m0s ago by the local clock",
 		},
 		{
 			"stale",
@@ -288,6 +288,13 @@ func TestWaitErrorTexts(t *testing.T) {
 			[]AMSNode{ours(time.Hour)},
 			AMSStale,
 			"waited 1m0s for AMS to register as 10.0.0.3: it wrote its document and stopped, the last time was 30s ago by the local clock",
+		},
+		{
+			"a clock that is ahead",
+			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(-67 * time.Second)}},
+			[]AMSNode{ours(-67 * time.Second)},
+			AMSNotAdvancing,
+			"waited 1m0s for AMS to register as 10.0.0.3: its document was not written since, the last time was 1m7s ahead of the local clock",
 		},
 		{
 			"without a time",

@@ -309,6 +309,14 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	}
 }
 
+// byLocalClock says how old a time is. A server's clock may be ahead of this machine's.
+func byLocalClock(age time.Duration) string {
+	if age < 0 {
+		return age.Abs().Round(time.Second).String() + " ahead of the local clock"
+	}
+	return age.Round(time.Second).String() + " ago by the local clock"
+}
+
 // Error tells the verdict with its evidence.
 func (e *AMSNotSeenError) Error() string {
 	if errors.Is(e.Cause, ErrElsewhere) && len(e.Local) > 0 {
@@ -329,9 +337,9 @@ func (e *AMSNotSeenError) Error() string {
 	case e.timeless:
 		s += "its document has no readable lastUpdateTime"
 	case e.Verdict == AMSNotAdvancing:
-		s += fmt.Sprintf("its document was not written since, the last time was %s ago", e.age.Round(time.Second))
+		s += fmt.Sprintf("its document was not written since, the last time was %s", byLocalClock(e.age))
 	default:
-		s += fmt.Sprintf("it wrote its document and stopped, the last time was %s ago by the local clock", e.age.Round(time.Second))
+		s += fmt.Sprintf("it wrote its document and stopped, the last time was %s", byLocalClock(e.age))
 	}
 	if e.Last != nil {
 		s += "; the last reading failed: " + e.Last.Error()

@@ -270,6 +270,6 @@ func stopTimeout(in *bootstrap.Inspection, line *[]string) []Result {
 		return nil
 	}
 	return one(warning("amsagent join writes the drop-in again; a later one may stand over it: systemctl cat "+ams.DefaultUnit,
-		"systemd kills the server %s after it was told to stop, and ending %d applications may take %s: streams stay \"broadcasting\"",
+		"systemd kills the server %s after it was told to stop, and ending its applications (%d) may take %s: streams stay \"broadcasting\"",
 		span(have), len(in.Install.Apps), span(need)))
 }

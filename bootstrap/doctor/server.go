@@ -100,7 +100,7 @@ func seeFiles(p *patient, in *bootstrap.Inspection) Result {
 	if !in.Planned {
 		return unknown("not all of them were looked at")
 	}
-	return good("red5.properties and the files of %d applications can be read and edited", len(in.Install.Apps))
+	return good("red5.properties and the files of the applications (%d) can be read and edited", len(in.Install.Apps))
 }
 
 func seeApps(_ *patient, in *bootstrap.Inspection) Result {
@@ -230,7 +230,7 @@ func checkSettings(ctx context.Context, p *patient) []Result {
 		if len(found) > 0 {
 			return found
 		}
-		return one(good("red5.properties and %d applications name the same database", len(in.Install.Apps)))
+		return one(good("red5.properties and the applications (%d) name the same database", len(in.Install.Apps)))
 	})(ctx, p)
 }
 

@@ -24,7 +24,7 @@ type eventsOptions struct {
 
 func (o *eventsOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&o.since, "since", 0, "only what happened in the last `DURATION`, such as 24h (default: all that is kept, 90 days)")
-	fs.IntVarP(&o.limit, "limit", "n", 50, "at most so many, the latest")
+	fs.IntVarP(&o.limit, "limit", "n", 50, "at most `N`, the latest")
 }
 
 // mostEvents bounds --limit: a history is read into memory.
@@ -138,7 +138,7 @@ func eventsText(w *textWriter, d eventsData) {
 	for _, e := range d.Events {
 		at := "-"
 		if !e.At.IsZero() {
-			at = e.At.UTC().Format(time.DateTime)
+			at = zoned(e.At.UTC())
 		}
 		rows = append(rows, []string{at, dash(e.Node), dash(e.Kind), dash(e.Who), eventText(e)})
 	}

@@ -47,8 +47,8 @@ func TestEvents(t *testing.T) {
 	if q := h.asked; !slices.Equal(q.Nodes, []string{"10.0.1.5", "i-1"}) || !q.Since.Equal(fixedNow().Add(-2*time.Hour)) || q.Limit != 7 {
 		t.Errorf("asked %+v", q)
 	}
-	want := "  2026-11-20 07:00:00  i-1  join     amsagent  address 10.0.1.5\n" +
-		"  -                    i-1  drained  ann       scale-in\\u001b[2J; 3 sessions cut; a b; result left\n"
+	want := "  2026-11-20 07:00:00 UTC  i-1  join     amsagent  address 10.0.1.5\n" +
+		"  -                        i-1  drained  ann       scale-in\\u001b[2J; 3 sessions cut; a b; result left\n"
 	if got := e.stdout.String(); got != want {
 		t.Errorf("it says\n%s\nwant\n%s", got, want)
 	}

@@ -35,10 +35,11 @@ func (o *nodesOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
 	fs.StringSliceVar(&o.groups, "group", nil, "only nodes of these scaling `GROUPS`")
 	fs.StringSliceVar(&o.states, "state", nil, "only nodes in these `STATES` (joining, active, draining, left, failed)")
-	fs.StringVar(&o.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY turns it round; what is not known comes last")
+	fs.StringVar(&o.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
+	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
 	fs.BoolVar(&o.all, "all", false, "show nodes that have left, too")
 	fs.BoolVar(&o.watch, "watch", false, "go on looking: redraw on a terminal, elsewhere print a line for each change")
-	fs.DurationVar(&o.interval, "interval", 0, "with --watch: time between two looks (default: half of the shortest beat, 500ms to 2s)")
+	fs.DurationVar(&o.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest beat, 500ms to 2s)")
 	fs.BoolVar(&o.noProbe, "no-probe", false, "do not try whether anybody listens on the port of a node whose agent is silent")
 }
 
@@ -58,6 +59,9 @@ func newNodesCommand(g *globals) *cobra.Command {
 			"  left         it said itself that it goes: nothing is expected of it\n\n" +
 			"The verdict is one thing, the state (joining, active, draining, left, failed) another:\n" +
 			"the state is what the node last said it was doing.\n\n" +
+			"SCORE is how near a node is to refusing streams, in percent: the highest of CPU and memory\n" +
+			"against the limits in its settings, and of each GPU. A balancer may take 100 - SCORE as\n" +
+			"its weight.\n\n" +
 			"- is not known, never zero. ~ is a guess: an age by a clock that nobody vouches for, or\n" +
 			"viewers counted by their connections. Only MongoDB is needed: no root, no AMS, no node.",
 		Example: "  amsagent nodes\n" +
@@ -148,7 +152,9 @@ func (g *globals) connectCluster(ctx context.Context, app string) (*cluster.Clie
 // viewNodes makes of a look what is shown of it.
 func viewNodes(ctx context.Context, opts nodesOptions, l cluster.Look, members []cluster.Member) nodesData {
 	data := nodesData{ServerTime: l.ServerTime, Members: []nodeView{}}
-	matches := func(value string, among []string) bool { return len(among) == 0 || slices.Contains(among, value) }
+	matches := func(value string, among []string) bool {
+		return len(among) == 0 || slices.ContainsFunc(among, func(a string) bool { return strings.EqualFold(a, value) })
+	}
 	for _, m := range members {
 		v := nodeView{Member: m}
 		switch {
@@ -477,7 +483,7 @@ func (w *watcher) lines(t tableStyle) []string {
 	if head == plain {
 		head = headline(w.data, t.color)
 	}
-	note := t.color.dim(fit(fmt.Sprintf("%s, every %s", w.g.env.Now().Format(time.TimeOnly), rounded(w.every)), t.width, t.more()))
+	note := t.color.dim(fit(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), rounded(w.every)), t.width, t.more()))
 	switch {
 	case w.failed != nil:
 		what := "MongoDB is away"

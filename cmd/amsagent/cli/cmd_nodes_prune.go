@@ -23,7 +23,8 @@ type pruneOptions struct {
 }
 
 func (o *pruneOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.DurationVar(&o.olderThan, "older-than", 10*time.Minute, "only what has been silent for so long")
+	fs.DurationVar(&o.olderThan, "older-than", 10*time.Minute, "only what has been silent for this `DURATION`")
+	fs.Lookup("older-than").DefValue = "10m" // not Go's 10m0s
 	fs.BoolVar(&o.yes, "yes", false, "do it; without it, what would be removed is printed and nothing is")
 	fs.BoolVar(&o.left, "left", false, "remove the rows of nodes that have left, too")
 	fs.BoolVar(&o.amsOnly, "ams-only", false, "remove what only Ant Media Server's own list has, without a row, too")

@@ -492,6 +492,7 @@ func TestViewNodes(t *testing.T) {
 		{"tombstones too", nodesOptions{all: true}, "6 7 8 9 10 99 12 14", 0},
 		{"only they", nodesOptions{states: []string{"left"}}, "14", 0},
 		{"a role", nodesOptions{roles: []string{"edge"}}, "8 9 10", 0},
+		{"a role in capitals", nodesOptions{roles: []string{"Edge"}}, "8 9 10", 0},
 		{"several", nodesOptions{roles: []string{"edge", "origin"}, states: []string{"draining", "active"}}, "6 7 8 9 10", 0},
 		{"a group", nodesOptions{groups: []string{"生产"}}, "12", 0},
 		{"none", nodesOptions{roles: []string{"x"}}, "", 0},

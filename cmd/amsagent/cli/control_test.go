@@ -498,3 +498,17 @@ func TestStatusNamesCountsThatDiffer(t *testing.T) {
 		t.Errorf("got:\n%s", w.b.String())
 	}
 }
+
+// A time says in which zone it is: the operator's terminal need not have that of the machine.
+func TestLifeTextZone(t *testing.T) {
+	at := fixedNow()
+	v := &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Lifecycle: &lifecycle.View{
+		State: lifecycle.StateDraining, NextDrain: at, Timeline: []lifecycle.Moment{{At: at, By: "--deadline", Decides: true}},
+	}}}
+	w := &textWriter{now: fixedNow()}
+	v.lifeText(w)
+	zone, _ := at.Local().Zone()
+	if got := w.b.String(); strings.Count(got, at.Local().Format(time.DateTime)+" "+zone+" ") != 2 {
+		t.Errorf("no zone %q:\n%s", zone, got)
+	}
+}

@@ -160,6 +160,9 @@ func roughly(d time.Duration) string {
 	return fmt.Sprintf("%d d", int(d/(24*time.Hour)))
 }
 
+// zoned prints a time with its zone: the reader's need not be the machine's.
+func zoned(t time.Time) string { return t.Format(time.DateTime + " MST") }
+
 // rounded prints a span with at most two units: 850 ms, 1.2 s, 12 s, 4 min 30 s, 1 h 5 min.
 func rounded(d time.Duration) string {
 	switch {

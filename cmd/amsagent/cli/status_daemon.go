@@ -180,10 +180,10 @@ func (s *statusView) lifeText(w *textWriter) {
 		if m.Decides {
 			mark = "decides"
 		}
-		rows = append(rows, []string{m.At.Local().Format(time.DateTime), m.By, mark})
+		rows = append(rows, []string{zoned(m.At.Local()), m.By, mark})
 	}
 	if !l.NextDrain.IsZero() {
-		rows = append(rows, []string{l.NextDrain.Local().Format(time.DateTime), "a drain begins that is announced", ""})
+		rows = append(rows, []string{zoned(l.NextDrain.Local()), "a drain begins that is announced", ""})
 	}
 	w.table(rows)
 	rows = nil
