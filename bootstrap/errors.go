@@ -6,6 +6,7 @@ package bootstrap
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/amsagent/amsagent/conf"
@@ -173,6 +174,15 @@ func leftBy(err error, before, after string) (state, hint string) {
 		}
 	}
 	return "the files are half changed (" + strings.Join(parts, "; ") + ")", again + "; do not restart Ant Media Server before that"
+}
+
+// needsRoot makes of an error by which another user is kept from reading what the agent keeps for root the finding that says
+// so; false for any other.
+func (m *Machine) needsRoot(err error) (Finding, bool) {
+	if m.Euid == 0 || !errors.Is(err, fs.ErrPermission) {
+		return Finding{}, false
+	}
+	return Finding{ID: IDRoot, Text: "only root may read what the agent keeps of this machine: " + err.Error(), Hint: "run it with sudo", Err: err}, true
 }
 
 // recordFinding is what to say of a file of the agent's own that cannot be used;

@@ -313,6 +313,9 @@ func (l *leaver) read() error {
 		if n, ok := recordFinding(err, ""); ok {
 			return l.refused(n)
 		}
+		if n, ok := l.needsRoot(err); ok {
+			return l.refused(n)
+		}
 		return &FailedError{Step: "reading the undo record", Err: err, State: l.found}
 	}
 	if l.state, err = loadState(l.store); errors.As(err, &damaged) {

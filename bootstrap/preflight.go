@@ -79,7 +79,11 @@ const leaveFirst = "run 'amsagent leave': it makes this machine standalone witho
 // wrong.
 func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequest, f *facts) error {
 	if err := checkRecord(store, f); err != nil {
-		return err
+		n, ok := m.needsRoot(err)
+		if !ok {
+			return err
+		}
+		f.failed = append(f.failed, n)
 	}
 	checkGiven(store, f)
 	if m.Euid != 0 && !req.DryRun && m.Root == "" {

@@ -110,6 +110,8 @@ type sealer struct {
 	had []string
 	// secrets are what stays and opens something.
 	secrets []string
+	// unseen tells that a dry run without root could not see all.
+	unseen bool
 }
 
 // Seal makes the disk of this machine one that can be cloned: what names this
@@ -158,7 +160,12 @@ func (s *sealer) check(ctx context.Context) error {
 		})
 	}
 	joined, err := s.joined(s.store, s.install)
+	root, private := s.needsRoot(err)
 	switch {
+	case private && s.req.DryRun:
+		s.unseen = true
+	case private:
+		findings = append(findings, root)
 	case err != nil:
 		findings = append(findings, Finding{ID: IDRecord, Text: err.Error(), Hint: "amsagent leave mends it", Err: err})
 	case joined && !s.req.Joined:
@@ -222,14 +229,27 @@ func (s *sealer) seal(ctx context.Context) error {
 		s.warn(IDSealSecret, "amsagent seal --remove ITEM takes certificates, keys and the licence out; a password of MongoDB belongs into a secret store",
 			"every clone will share what stays: %s", strings.Join(s.secrets, ", "))
 	}
+	if s.unseen {
+		s.warn(IDUnverified, "run it with sudo", "only root sees all that would be removed, and whether this machine is a node: the list has what every user may see")
+	}
 	s.outcome()
 	if s.failed != nil {
-		return &FailedError{
-			Step: "sealing", Err: s.failed, State: "what the list does not name as failed is removed; the image is not clonable yet",
-			Hint: "mend the cause and run amsagent seal again",
+		state := "what the list does not name as failed is removed; the image is not clonable yet"
+		if s.req.DryRun {
+			state = untouched
 		}
+		return &FailedError{Step: "sealing", Err: s.failed, State: state, Hint: "fix the cause and run amsagent seal again"}
 	}
 	return nil
+}
+
+// fail keeps an error. That a dry run without root may not look somewhere is none.
+func (s *sealer) fail(err error) {
+	if _, ok := s.needsRoot(err); ok && s.req.DryRun {
+		s.unseen = true
+		return
+	}
+	s.failed = errors.Join(s.failed, err)
 }
 
 func (s *sealer) outcome() {
@@ -248,7 +268,7 @@ func (s *sealer) outcome() {
 func (s *sealer) settings() {
 	plan, err := s.planned()
 	if err != nil {
-		s.failed = errors.Join(s.failed, err)
+		s.fail(err)
 		return
 	}
 	var found []Sealed
@@ -271,7 +291,7 @@ func (s *sealer) settings() {
 		kept := !s.req.removes(item)
 		switch {
 		case err != nil:
-			s.failed = errors.Join(s.failed, err)
+			s.fail(err)
 			found = append(found, Sealed{Item: item, Path: file, What: "cannot be edited", Err: err.Error()})
 		case what != "" && kept:
 			found = append(found, Sealed{Item: item, Path: file, What: "kept: every clone will have it", Kept: true})
@@ -296,7 +316,7 @@ func (s *sealer) settings() {
 		return
 	}
 	if err := plan.CommitUndo("seal"); err != nil {
-		s.failed = errors.Join(s.failed, err)
+		s.fail(err)
 	}
 }
 
@@ -510,7 +530,7 @@ func (s *sealer) ownFiles() ([]string, error) {
 func (s *sealer) agent() {
 	now, err := s.ownFiles()
 	if err != nil {
-		s.failed = errors.Join(s.failed, err)
+		s.fail(err)
 		s.found(Sealed{Item: SealAgent, Path: StateDir, What: "cannot be looked into", Err: err.Error()})
 		return
 	}
@@ -556,7 +576,7 @@ func isDatabase(name string) bool {
 func (s *sealer) matching(item SealItem, dir string, fits func(string) bool) {
 	names, err := s.store.List(dir)
 	if err != nil {
-		s.failed = errors.Join(s.failed, err)
+		s.fail(err)
 		s.found(Sealed{Item: item, Path: dir, What: "cannot be looked into", Err: err.Error()})
 	}
 	for _, name := range names {
@@ -586,7 +606,7 @@ func (s *sealer) file(item SealItem, file string) {
 	}
 	if err != nil && !found.Kept {
 		found.What, found.Err = "cannot be removed", err.Error()
-		s.failed = errors.Join(s.failed, err)
+		s.fail(err)
 	}
 	s.found(found)
 }
@@ -610,7 +630,7 @@ func (s *sealer) machineID() {
 		} else if !s.req.DryRun {
 			if err := s.store.Empty(systemd); err != nil {
 				found.What, found.Err = "cannot be emptied", err.Error()
-				s.failed = errors.Join(s.failed, err)
+				s.fail(err)
 			}
 		}
 		s.found(found)
