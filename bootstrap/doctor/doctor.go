@@ -37,12 +37,12 @@ type Group string
 
 // The groups, in the order in which they are shown.
 const (
-	GroupServer  Group = "Ant Media Server"
-	GroupMongo   Group = "MongoDB"
-	GroupNetwork Group = "Network"
-	GroupGoing   Group = "Going"
-	GroupAgent   Group = "Agent"
-	GroupMachine Group = "Machine"
+	GroupServer   Group = "Ant Media Server"
+	GroupMongo    Group = "MongoDB"
+	GroupNetwork  Group = "Network"
+	GroupShutdown Group = "Shutdown"
+	GroupAgent    Group = "Agent"
+	GroupMachine  Group = "Machine"
 )
 
 // Result is what one check found. A check that found several things has several.

@@ -90,8 +90,8 @@ func checks() []check {
 		{IDPeers, GroupNetwork, "other nodes", looked(checkPeers)},
 		{IDNotServing, GroupNetwork, "viewers of other nodes", looked(checkPeersServe)},
 
-		{IDHook, GroupGoing, "hook of the cloud", checkHook},
-		{IDTimeline, GroupGoing, "deadlines", checkTimeline},
+		{IDHook, GroupShutdown, "hook of the cloud", checkHook},
+		{IDTimeline, GroupShutdown, "deadlines", checkTimeline},
 
 		{bootstrap.IDRecord, GroupAgent, "the agent's own files", checkRecord},
 		{IDConfig, GroupAgent, "settings", checkConfig},

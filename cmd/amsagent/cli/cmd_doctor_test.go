@@ -39,8 +39,8 @@ func doctorSample() doctorData {
 		{ID: "AMS-MONGO-REFUSED", Check: "AMS-MONGO", Group: doctor.GroupMongo, Title: "answer", Verdict: doctor.Bad, Seen: "asking MongoDB: MongoDB at 10.0.2.4:27017 refused the connection: connect: connection refused", Hint: "mongod must run there"},
 		{ID: "AMS-MONGO-SLOW", Check: "AMS-MONGO-SLOW", Group: doctor.GroupMongo, Title: "latency", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
 		{ID: "AMS-CLOCK", Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
-		{ID: "AMS-HOOK", Check: "AMS-HOOK", Group: doctor.GroupGoing, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
-		{ID: "AMS-TIMELINE", Check: "AMS-TIMELINE", Group: doctor.GroupGoing, Title: "deadlines", Verdict: doctor.Good, Seen: "drain deadline 1h", Lines: []string{
+		{ID: "AMS-HOOK", Check: "AMS-HOOK", Group: doctor.GroupShutdown, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
+		{ID: "AMS-TIMELINE", Check: "AMS-TIMELINE", Group: doctor.GroupShutdown, Title: "deadlines", Verdict: doctor.Good, Seen: "drain deadline 1h", Lines: []string{
 			"drain           +0s  no new sessions", "                +1h  drain deadline: who is left is cut, the server stops",
 		}},
 		{ID: "AMS-RECORD", Check: "AMS-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root"},

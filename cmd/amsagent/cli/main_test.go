@@ -244,6 +244,8 @@ func TestUsageErrors(t *testing.T) {
 		{"no command", nil, []string{"no command given", "amsagent join --mongo"}},
 		{"unknown flag", []string{"config", "--mongoo", "x"}, []string{"unknown flag --mongoo of amsagent config", "did you mean --mongo?"}},
 		{"unknown flag with a value", []string{"config", "--mongoo=mongodb://u:hunter22@h"}, []string{"unknown flag --mongoo of"}},
+		{"another program's flag", []string{"config", "--json"}, []string{"unknown flag --json of amsagent config", "did you mean --output json?"}},
+		{"a word that is no address", []string{"config", "list"}, []string{`takes no argument: "list"`, "see: amsagent config --help"}},
 		{"unknown letter", []string{"config", "-x"}, []string{"unknown flag -x"}},
 		{"unknown letter with a value", []string{"config", "-mmongodb://u:hunter22@h"}, []string{"unknown flag -m"}},
 		{"no value", []string{"config", "--role"}, []string{"--role needs a value"}},

@@ -451,7 +451,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	}
 	if near := suggest(args[0], below); near != "" {
 		hints = []string{fmt.Sprintf("did you mean `%s %s`?", cmd.CommandPath(), near)}
-	} else if cmd.Flags().Lookup("mongo") != nil {
+	} else if cmd.Flags().Lookup("mongo") != nil && strings.ContainsAny(args[0], ".:") { // a word alone is more likely another slip
 		if _, err := cluster.ParseTarget(args[0]); err == nil {
 			hints = []string{"did you mean --mongo " + args[0] + "?"}
 		}
@@ -482,6 +482,9 @@ func flagError(cmd *cobra.Command, err error) error {
 		})
 		if near := suggest(name, names); near != "" {
 			see = fmt.Sprintf("did you mean --%s?", near)
+		}
+		if name == "json" {
+			see = "did you mean --output json?"
 		}
 		return usageError([]string{see}, "unknown flag --%s of %s", name, cmd.CommandPath())
 	case errors.As(err, &invalid):

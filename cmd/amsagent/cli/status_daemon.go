@@ -172,7 +172,7 @@ func (s *statusView) lifeText(w *textWriter) {
 	if l == nil {
 		return
 	}
-	w.heading("Going")
+	w.heading("Shutdown")
 	w.fields("step", printable(string(l.Step)), "reason", printable(l.Reason), "asked by", printable(l.Who), "progress", printable(l.Progress))
 	var rows [][]string
 	for _, m := range l.Timeline {
