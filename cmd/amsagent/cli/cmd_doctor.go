@@ -78,7 +78,7 @@ func newDoctorCommand(g *globals) *cobra.Command {
 
 // doctorSettings are those of a join, and how long a drain waits.
 func doctorSettings() []string {
-	return append(slices.DeleteFunc(machineSettings(), func(k string) bool { return k == keyTimeout }), keyRole, keyDrainDeadline)
+	return append(slices.DeleteFunc(machineSettings(), func(k string) bool { return k == keyTimeout }), keyRole, keyRemoteIPValve, keyDrainDeadline)
 }
 
 // doctorTime bounds all of it, and doctorIdentify the look at the instance, which comes before the rest: its tags may say

@@ -59,7 +59,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyOnFailure)...)
+	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyRemoteIPValve, keyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd
 }

@@ -50,7 +50,7 @@ func newRunCommand(g *globals) *cobra.Command {
 	}
 	cmd.RunE = func(*cobra.Command, []string) error { return runDaemon(cmd, g) }
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
-	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyOnFailure, keyBeatInterval, keyMetrics, keyDrainDeadline)...)
+	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyRemoteIPValve, keyOnFailure, keyBeatInterval, keyMetrics, keyDrainDeadline)...)
 	return cmd
 }
 

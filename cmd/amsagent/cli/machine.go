@@ -24,7 +24,7 @@ import (
 
 // machineSettings are those of every command that looks at, or changes, the server on this machine.
 func machineSettings() []string {
-	return []string{keyMongo, keyAddress, keyAMSDir, keyAMSRelease, keyProvider, keyService, keyServiceCommand, keyRemoteIPValve, keyTimeout}
+	return []string{keyMongo, keyAddress, keyAMSDir, keyAMSRelease, keyProvider, keyService, keyServiceCommand, keyTimeout}
 }
 
 // mongoTimeout bounds each call to MongoDB. The driver searches for a server that long before it says why there is none,
