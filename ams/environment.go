@@ -50,7 +50,7 @@ func unitEnvironment(p map[string]any) environment {
 		if !ok || !known {
 			continue
 		}
-		paths, err := filepath.Glob(pattern)
+		paths, err := filepath.Glob(pattern) //nolint:forbidigo // the pattern is root's, and systemd follows it in the same way
 		if err == nil && len(paths) == 0 && !optional {
 			err = fs.ErrNotExist
 		}

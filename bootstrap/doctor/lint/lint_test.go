@@ -74,7 +74,8 @@ func userData() []aText {
 		},
 		{
 			"the same in YAML", "#cloud-config\nruncmd:\n  - amsagent join --mongo 10.0.2.4\n  - service antmedia restart\n",
-			"#cloud-config\nruncmd:\n  - amsagent join --mongo 10.0.2.4\n", []string{"AMS-LINT-RESTART:4"},
+			"#cloud-config\nruncmd:\n  - amsagent join --mongo 10.0.2.4\n",
+			[]string{"AMS-LINT-RESTART:4"},
 		},
 		{
 			name: "restarts with another cause",

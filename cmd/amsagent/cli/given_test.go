@@ -218,16 +218,27 @@ func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
 	}{
 		{name: "none"},
 		{
-			"the file", map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, nil,
-			nodeSetting{settingValue: edge}, nodeSetting{}, "role edge, /etc/amsagent/config.yaml:1",
+			"the file",
+			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
+			nil,
+			nodeSetting{settingValue: edge},
+			nodeSetting{},
+			"role edge, /etc/amsagent/config.yaml:1",
 		},
 		{
-			"a variable over the file", map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, map[string]string{"AMSAGENT_ROLE": "origin"},
-			nodeSetting{settingValue: settingValue{"origin", origin{Layer: layerEnv, Name: "AMSAGENT_ROLE"}}}, nodeSetting{}, "role origin, AMSAGENT_ROLE",
+			"a variable over the file",
+			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
+			map[string]string{"AMSAGENT_ROLE": "origin"},
+			nodeSetting{settingValue: settingValue{"origin", origin{Layer: layerEnv, Name: "AMSAGENT_ROLE"}}},
+			nodeSetting{},
+			"role origin, AMSAGENT_ROLE",
 		},
 		{
-			"as joined", map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"}, nil,
-			nodeSetting{settingValue{"origin", asJoined()}, &edge}, nodeSetting{settingValue: settingValue{"studio", asJoined()}},
+			"as joined",
+			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"},
+			nil,
+			nodeSetting{settingValue{"origin", asJoined()}, &edge},
+			nodeSetting{settingValue: settingValue{"studio", asJoined()}},
 			"role origin as joined; edge by /etc/amsagent/config.yaml:1 from the daemon's next look on; group studio, as joined",
 		},
 	} {

@@ -128,7 +128,7 @@ const (
 // ago does not wait.
 func (g *globals) awaitMongoTag(ctx context.Context) (mongoSource, error) {
 	wait := metadata.TagWait{Timeout: tagWait, Log: g.log()}
-	if up, known := g.uptime(); known {
+	if up, known := g.uptime(ctx); known {
 		wait.Timeout = min(tagWait, lateTags-up)
 	}
 	if wait.Timeout <= 0 {
@@ -155,12 +155,12 @@ func (g *globals) awaitMongoTag(ctx context.Context) (mongoSource, error) {
 }
 
 // uptime is how long ago this machine booted, where the kernel says.
-func (g *globals) uptime() (up time.Duration, known bool) {
+func (g *globals) uptime(ctx context.Context) (up time.Duration, known bool) {
 	path, err := underRoot(g.settings.Root, "/proc/uptime")
 	if err != nil {
 		return 0, false
 	}
-	b, _, err := readSmallFile(g.waiting(), path)
+	b, _, err := readSmallFile(ctx, path)
 	if err != nil {
 		return 0, false
 	}
