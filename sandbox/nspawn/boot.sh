@@ -108,9 +108,9 @@ root_with() {
 		part=$root.part
 		rm -rf --one-file-system "$part"
 		nspawn_say "making $root (half a minute, once)"
-		# The mirror's name is resolved as on this machine.
+		# The mirror's name is resolved as on this machine. The caller's folder for temporary files is not in the tree.
 		if ! { cp -a "$base" "$part" && cp -L /etc/resolv.conf "$part/etc/resolv.conf" &&
-			DEBIAN_FRONTEND=noninteractive "$NSPAWN_TRY" "$*" chroot "$part" \
+			TMPDIR=/tmp DEBIAN_FRONTEND=noninteractive "$NSPAWN_TRY" "$*" chroot "$part" \
 				sh -c 'apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"' apt "$@"; } </dev/null >"$part.log" 2>&1 9>&-; then
 			nspawn_say "installing $* failed; the end of $part.log:"
 			tail -n 20 "$part.log" >&2

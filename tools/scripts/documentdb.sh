@@ -12,7 +12,9 @@
 set -euo pipefail
 
 suite=forky
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+# This machine's own mirror, where DEBIAN_MIRROR names none.
+# shellcheck disable=SC2016 # apt's own form
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null | sort | sed -n 1p)}
 ferretdb=v2.7.0
 # Some tests want two servers at once, beside one that a waiting test holds.
 servers=4
@@ -47,12 +49,13 @@ fetch() {
 }
 
 make_tree() {
+  [ "$mirror" ] || { echo "apt knows no mirror: set DEBIAN_MIRROR" && return 1; }
   # The script is named, since an older debootstrap does not know the release.
   # shellcheck disable=SC2016 # for the shell that is started
   "$try" "Debian $suite" bash -c 'rm -rf "$2" && debootstrap --variant=minbase "$1" "$2" "$3" sid' debootstrap "$suite" "$tree.part" "$mirror" &&
     mount --rbind /dev "$tree.part/dev" &&
     mount -t proc proc "$tree.part/proc" &&
-    DEBIAN_FRONTEND=noninteractive "$try" DocumentDB chroot "$tree.part" apt-get install -y --no-install-recommends postgresql-18-documentdb &&
+    TMPDIR=/tmp DEBIAN_FRONTEND=noninteractive "$try" DocumentDB chroot "$tree.part" apt-get install -y --no-install-recommends postgresql-18-documentdb &&
     chroot "$tree.part" apt-get clean
 }
 
