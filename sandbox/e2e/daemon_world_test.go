@@ -81,7 +81,7 @@ func newHost(t testing.TB, m *mongod.Server, ip string) *host {
 // runs. Who is to tell it about itself is for h.env to say.
 func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
 	t.Helper()
-	dir := t.TempDir()
+	dir := shortDir(t)
 	h := &host{t: t, root: filepath.Join(dir, "r"), ip: ip, mongo: m, id: id}
 	h.client = h.connect(m)
 	port, err := freePort()
@@ -113,6 +113,22 @@ func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
 		t.Fatalf("starting the service: %v: %s", err, out)
 	}
 	return h
+}
+
+// shortDir is TempDir for a control socket, without the test's name: a path of a
+// socket has 107 bytes, and TempDir ends with a number of any length.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // wrap writes the service command, with a list of what it was asked for.
