@@ -76,10 +76,10 @@ func TestRealBooted(t *testing.T) {
 		t.Error("somebody restarted the server again")
 	}
 
-	// Neither is a reason to restart the server: it serves on as it did.
+	// Neither is a reason to restart the server: it serves on as it did. The daemon looks once a minute.
 	b.create(t, "shop")
 	b.sh(t, "sed -i '/"+realBootedAddress+"/d' /etc/hosts; echo 10.77.0.199 other >>/etc/hosts")
-	wait(45 * time.Second)
+	wait(75 * time.Second)
 	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
 		t.Error("the daemon restarted the server for an application or for /etc/hosts")
 	}
@@ -174,10 +174,10 @@ func (b *realBooted) must(t *testing.T, args ...string) string {
 	return r.stdout + r.stderr
 }
 
-// create makes an application by the vendor's script. It runs outside: the machine has no unzip.
+// create makes a standalone application by the vendor's script. It runs outside: the machine has no unzip.
 func (b *realBooted) create(t *testing.T, app string) {
 	t.Helper()
-	b.onDisk(t, `bash "$1`+nodeHome+`/create_app.sh" -n `+app+` -p "$1`+nodeHome+`" -c true -m '`+b.world.URI()+`' >/dev/null
+	b.onDisk(t, `bash "$1`+nodeHome+`/create_app.sh" -n `+app+` -p "$1`+nodeHome+`" >/dev/null
 chroot "$1" chown -R antmedia:antmedia `+nodeHome+`/webapps/`+app)
 }
 
@@ -186,6 +186,7 @@ chroot "$1" chown -R antmedia:antmedia `+nodeHome+`/webapps/`+app)
 func (b *realBooted) served(t *testing.T, more ...string) {
 	t.Helper()
 	client := b.world.HTTP(2 * time.Second)
+	defer client.CloseIdleConnections() // the server never does, and the agent counts them
 	until(t, "/readyz answers 200, and every application a viewer", func() string {
 		ready := realams.Status(client, "http://"+realBootedAddress+":9771/readyz")
 		served := ready == http.StatusOK

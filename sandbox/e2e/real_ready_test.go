@@ -117,6 +117,7 @@ func TestRealReady(t *testing.T) {
 type audience struct {
 	n               *realNode
 	publisher, rtmp *realams.Process
+	stream          string
 	hls             *http.Client
 	frames          int // that the RTMP player had when all was well
 }
@@ -124,7 +125,9 @@ type audience struct {
 // audience begins to publish and to watch, and waits until both are served.
 func (n *realNode) audience() *audience {
 	n.t.Helper()
-	a := &audience{n: n, publisher: n.world.Publish(n.t, n.Node, "LiveApp", "stream1"), hls: n.world.HTTP(2 * time.Second)}
+	// What the audience before watched may be there for a while.
+	stream := fmt.Sprintf("stream%d", time.Now().UnixNano())
+	a := &audience{n: n, stream: stream, publisher: n.world.Publish(n.t, n.Node, "LiveApp", stream), hls: n.world.HTTP(2 * time.Second)}
 	until(n.t, "a viewer gets the playlist", func() string {
 		if code := a.playlist(); code != http.StatusOK {
 			return fmt.Sprintf("%d; the publisher says: %s", code, a.publisher.Output())
@@ -132,9 +135,14 @@ func (n *realNode) audience() *audience {
 		return ""
 	})
 	a.rtmp = n.world.Start(n.t, "ffmpeg", "-nostdin", "-loglevel", "error", "-progress", "pipe:1",
-		"-i", "rtmp://"+n.Address+"/LiveApp/stream1", "-c", "copy", "-f", "null", "-")
+		"-i", "rtmp://"+n.Address+"/LiveApp/"+stream, "-c", "copy", "-f", "null", "-")
 	until(n.t, "the RTMP player gets frames", func() string {
 		if a.frames = a.played(); a.frames == 0 {
+			select {
+			case <-a.rtmp.Done():
+				n.t.Fatalf("the RTMP player ended: %s", a.rtmp.Output())
+			default:
+			}
 			return a.rtmp.Output()
 		}
 		return ""
@@ -143,7 +151,7 @@ func (n *realNode) audience() *audience {
 }
 
 func (a *audience) playlist() int {
-	return realams.Status(a.hls, realams.PlaylistURL(a.n.Node, "LiveApp", "stream1"))
+	return realams.Status(a.hls, realams.PlaylistURL(a.n.Node, "LiveApp", a.stream))
 }
 
 // played is how many frames the RTMP player has had.

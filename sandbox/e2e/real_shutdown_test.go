@@ -127,6 +127,7 @@ func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 		}
 		return ""
 	})
+	viewer.CloseIdleConnections() // else it is counted as one, too, for as long as it is open
 	players := []*realams.Process{s.booted.world.Play(t, node, "LiveApp", "stream1"), s.booted.world.Play(t, node, "LiveApp", "stream1")}
 	s.until(t, "the publisher and the viewers are counted", func() bool {
 		v, err := s.status()
@@ -147,6 +148,7 @@ func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 	for _, p := range append(players, publisher) {
 		p.Signal(syscall.SIGTERM)
 	}
+	viewer.CloseIdleConnections()
 	last := time.Now()
 	s.off(t)
 	t.Logf("off %s after the last session", time.Since(last).Round(time.Millisecond))

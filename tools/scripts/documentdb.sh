@@ -14,7 +14,7 @@ set -euo pipefail
 suite=forky
 # This machine's own mirror, where DEBIAN_MIRROR names none.
 # shellcheck disable=SC2016 # apt's own form
-mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null | sort | sed -n 1p)}
+mirror=${DEBIAN_MIRROR:-$({ apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null || true; } | sed -n '/\/debian$/{p;q}')}
 ferretdb=v2.7.0
 # Some tests want two servers at once, beside one that a waiting test holds.
 servers=4

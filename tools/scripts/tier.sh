@@ -57,7 +57,7 @@ gate)
   step demo 10 0 make demo
   ;;
 real)
-  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname E2E_TIMEOUT=38m
+  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname E2E_TIMEOUT=48m
   step deps 15 0 tools/scripts/deps.sh real require
   step fetch 30 0 make real-fetch RELEASES='2.16.2 2.17.1 2.10.0 2.4.3'
   step stories 50 15 make real-test
