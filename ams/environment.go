@@ -75,11 +75,20 @@ func unitEnvironment(p map[string]any) environment {
 // path needs no escape and no second line, so these are not decoded.
 func fileAssignments(text string, names ...string) []string {
 	var out []string
-	continued := false
+	continued, open := false, "" // the quote of a value that goes on
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
+		if open != "" {
+			if strings.Contains(line, open) {
+				open = ""
+			}
+			continue
+		}
 		name, value, ok := strings.Cut(line, "=")
 		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		if ok && value != "" && !strings.HasPrefix(name, "#") && strings.Contains("'\"", value[:1]) && !strings.Contains(value[1:], value[:1]) {
+			open = value[:1]
+		}
 		if ok && !continued && slices.Contains(names, name) {
 			if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
 				value = value[1 : n-1]

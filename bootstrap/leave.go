@@ -85,6 +85,8 @@ type leaver struct {
 	drained bool
 	// asked tells that MongoDB was asked in this run, reached that it answered.
 	asked, reached bool
+	// lookedFor is the address whose documents were read.
+	lookedFor string
 	// daemonStopped tells that this run stopped the daemon, daemonBack that it is
 	// to run again: nothing was changed.
 	daemonStopped, daemonBack bool
@@ -263,7 +265,9 @@ func (l *leaver) prepare(ctx context.Context) error {
 	if !l.asked {
 		l.connect(ctx)
 	}
-	l.look(ctx)
+	if l.address != l.lookedFor {
+		l.look(ctx)
+	}
 	return nil
 }
 
@@ -280,10 +284,15 @@ func (l *leaver) reachFirst(ctx context.Context) {
 	if node, err := l.joined(l.store, install); err == nil && !node {
 		return
 	}
-	if s, err := loadState(l.store); l.req.Identify != nil && (err != nil || s == nil || s.InstanceID == "") {
+	s, err := loadState(l.store)
+	if l.req.Identify != nil && (err != nil || s == nil || s.InstanceID == "") {
 		l.req.Identify = askNow(ctx, l.req.Identify)
 	}
 	l.connect(ctx)
+	if err == nil && s != nil {
+		l.address = s.Address
+		l.look(ctx)
+	}
 }
 
 // hindered reports whether the owner of the installation keeps a file that a join wrote
@@ -555,6 +564,7 @@ func (l *leaver) look(ctx context.Context) {
 	if !l.reached || l.address == "" {
 		return
 	}
+	l.lookedFor = l.address
 	err := l.outlast(ctx, func(ctx context.Context) error {
 		var err error
 		l.seen, err = l.client.AMSNodesByAddress(ctx, l.address)

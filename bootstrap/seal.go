@@ -164,6 +164,7 @@ func (s *sealer) check(ctx context.Context) error {
 	switch {
 	case private && s.req.DryRun:
 		s.unseen = true
+	case private && s.Root == "": // said above
 	case private:
 		findings = append(findings, root)
 	case err != nil:

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/conf"
@@ -154,6 +155,7 @@ func loadState(store *conf.Store) (*State, error) {
 	}
 	switch s.Version {
 	case stateVersion:
+		s.Role = strings.ToLower(s.Role) // as settings are; earlier versions kept what they were given
 		return s, nil
 	case 0:
 		return nil, &conf.DamagedError{Path: statePath, Err: errors.New("it does not say its format")}

@@ -82,6 +82,12 @@ func userData() []aText {
 			src: "#!/bin/sh\namsagent join --mongo 10.0.2.4\nsed -i s/a/b/ /usr/local/antmedia/conf/red5.properties\nservice antmedia restart\n" +
 				"amsagent join --mongo 10.0.2.4 ||\nservice antmedia restart\nif amsagent join --mongo 10.0.2.4; then\n  service antmedia restart\nfi\n",
 		},
+		{
+			name: "restarts after a join that restarts nothing",
+			src: "#!/bin/sh\namsagent join --offline --mongo 10.0.2.4\nsystemctl restart antmedia\namsagent join --service none --mongo 10.0.2.4\nservice antmedia restart\n" +
+				"amsagent join --service=none --mongo 10.0.2.4\nservice antmedia restart\namsagent join --dry-run --mongo 10.0.2.4 && systemctl restart antmedia\n" +
+				"echo then run amsagent join\nservice antmedia restart\n",
+		},
 		{name: "standalone, and a comment", src: "#!/bin/sh\n# ./change_server_mode.sh cluster 10.0.2.4\n./change_server_mode.sh standalone\n"},
 		{
 			"user and password", "#!/bin/sh\n  ./change_server_mode.sh cluster 10.0.2.4 admin 'hunter22'\n",

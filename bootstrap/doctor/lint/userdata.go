@@ -29,9 +29,11 @@ var (
 	// Somebody answers its question.
 	answered = lazy(`(\byes\b|\becho[ \t]+["']?[yY](es)?["']?|\bprintf[ \t]+["']?[yY][^|]*)[ \t]*\|[ \t]*$|<<<[ \t]*["']?[yY]`)
 
-	// A restart as the last command of a line, alone or after another one; and a join as that.
+	// A restart as the last command of a line, alone or after another one; and a join as that, with its flags.
 	restartCall = lazy(`(^[ \t]*(?:-[ \t]+)?|[ \t]*(?:&&|;)[ \t]*)(?:sudo[ \t]+)?(?:service[ \t]+antmedia[ \t]+restart|systemctl[ \t]+restart[ \t]+antmedia(?:\.service)?|/etc/init\.d/antmedia[ \t]+restart)[ \t]*$`)
-	joinCall    = lazy(`\bamsagent[ \t]+join\b[^|;&\\]*$`)
+	joinCall    = lazy(`(?:^|[;&|({-])[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:[\w./-]*/)?amsagent[ \t]+join\b([^|;&\\]*)$`)
+	// A join with one of these restarts nothing.
+	joinAlone = lazy(`[ \t]--(?:offline|dry-run|service[= \t][ \t]*["']?none)\b`)
 
 	joinSecret = lazy(`(\bamsagent[ \t]+(?:[^\n;|&]*[ \t])?join\b[^\n;|&]*?--mongo[= \t][ \t]*)(["']?mongodb(?:\+srv)?://[^\s"'@/]*:[^\s"']*@[^\s"']*["']?)`)
 
@@ -176,8 +178,8 @@ func (d *document) restart(last, i int) {
 	if at == nil || !d.wants(IDRestart) {
 		return
 	}
-	own := joinCall().MatchString(l.text[:at[0]])
-	if !own && (last < 0 || at[0] > 0 || indent(d.lines[last].text) != indent(l.text) || !joinCall().MatchString(d.lines[last].text)) {
+	own := joins(l.text[:at[0]])
+	if !own && (last < 0 || at[0] > 0 || indent(d.lines[last].text) != indent(l.text) || !joins(d.lines[last].text)) {
 		return
 	}
 	d.find(IDRestart, i, true, "the join before it has restarted Ant Media Server and seen it serve; another restart takes the node out of service again", "leave the restart out")
@@ -186,6 +188,12 @@ func (d *document) restart(last, i int) {
 	} else {
 		l.gone = true
 	}
+}
+
+// joins reports whether the last command of a line is a join that restarts the server.
+func joins(text string) bool {
+	m := joinCall().FindStringSubmatch(text)
+	return m != nil && !joinAlone().MatchString(m[1])
 }
 
 // mongo is what a join gets in place of the arguments of the vendor's script.

@@ -105,7 +105,10 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		return &userError{Msg: "cannot look at this machine", Cause: err}
 	}
 	t := g.tableStyle()
-	v := &statusView{Status: s, Given: g.givenToJoin(), Role: g.nodeSetting(keyRole), Group: g.nodeSetting(keyGroup)}
+	v := &statusView{Status: s, Given: g.givenToJoin()}
+	if !s.Unprivileged { // else nobody here knows what the node joined with
+		v.Role, v.Group = g.nodeSetting(keyRole), g.nodeSetting(keyGroup)
+	}
 	v.askDaemon(ctx, g)
 	if err := g.result("status", v, func(w *textWriter) { statusText(w, v, t) }); err != nil {
 		return err

@@ -205,8 +205,8 @@ func parseConfigFile(path string, b []byte) *configFile {
 			fail(v.Line, shape, "%s must be one plain value", k.Value)
 			continue
 		}
-		if v.Tag == "!!null" {
-			continue // `role:` with nothing after it: not set
+		if v.Tag == "!!null" || v.Kind != yaml.ScalarNode && len(v.Content) == 0 {
+			continue // `role:` with nothing after it, or an empty list: not set
 		}
 		if k.Value == keyMongo && hasPassword(v.Value) {
 			add(v.Line, idConfigSecret, []string{
@@ -231,7 +231,7 @@ func plainValue(v *yaml.Node, row setting) (string, bool) {
 	var text strings.Builder
 	for i, part := range v.Content {
 		switch {
-		case part.Kind != yaml.ScalarNode || strings.Contains(part.Value, ","):
+		case part.Kind != yaml.ScalarNode || part.Tag == "!!null" || strings.Contains(part.Value, ","):
 			return "", false
 		case pairs && i%2 == 1:
 			text.WriteByte('=')

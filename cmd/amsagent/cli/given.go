@@ -133,9 +133,9 @@ type nodeSetting struct {
 	Next *settingValue `json:"next,omitempty"`
 }
 
-func (g *globals) nodeSetting(key string) nodeSetting {
+func (g *globals) nodeSetting(key string) *nodeSetting {
 	now, joined := g.settings.values[key], g.joinedWith(key)
-	s := nodeSetting{settingValue: settingValue{now.text, now.origin}}
+	s := &nodeSetting{settingValue: settingValue{now.text, now.origin}}
 	if joined == "" || joined == now.text {
 		return s
 	}
@@ -154,10 +154,10 @@ func (s *statusView) nodeText() string {
 	var parts []string
 	for _, row := range []struct {
 		key string
-		nodeSetting
+		*nodeSetting
 	}{{keyRole, s.Role}, {keyGroup, s.Group}} {
 		switch {
-		case row.Value == "":
+		case row.nodeSetting == nil || row.Value == "":
 		case row.Next != nil:
 			parts = append(parts, fmt.Sprintf("%s %s as joined; %s by %s from the daemon's next look on",
 				row.key, printable(row.Value), printable(row.Next.Value), row.Next.Origin))

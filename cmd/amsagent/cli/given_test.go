@@ -208,7 +208,8 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 
 // Role and group have their origin in the JSON of status, as in its text.
 func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
-	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"origin","group":"studio"}`
+	// An earlier version kept a role as it was given.
+	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"Origin","group":"studio"}`
 	edge := settingValue{"edge", origin{Layer: layerFile, Name: "/etc/amsagent/config.yaml", Line: 1}}
 	for _, tt := range []struct {
 		name        string

@@ -29,9 +29,9 @@ type statusView struct {
 	// Daemon is nil where none answers; DaemonErr says why.
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
-	// Role and Group are the node's, with their origin.
-	Role  nodeSetting `json:"role"`
-	Group nodeSetting `json:"group"`
+	// Role and Group are the node's, with their origin; nil where this user may not read what the node joined with.
+	Role  *nodeSetting `json:"role,omitempty"`
+	Group *nodeSetting `json:"group,omitempty"`
 	// Given are the settings that were given to join.
 	Given map[string]string `json:"given,omitempty"`
 }
