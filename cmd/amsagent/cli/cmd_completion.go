@@ -26,6 +26,7 @@ func newCompletionCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, args []string) error { return runCompletion(cmd.Root(), args, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage)
+	readsOnly(cmd)
 	noSettings(cmd)
 	return cmd
 }

@@ -44,6 +44,7 @@ func newConfigCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runConfig(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
 	for _, row := range settingsTable() {
 		if row.flag != "" && !row.global {

@@ -66,6 +66,7 @@ func newDoctorCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitDegraded, exitInterrupted)
+	readsOnly(cmd)
 	// It reads the settings itself: that they are wrong is something to be listed.
 	noSettings(cmd)
 	opts.AddFlags(cmd.Flags())

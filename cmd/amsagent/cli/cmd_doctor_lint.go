@@ -41,7 +41,7 @@ func runLint(opts doctorOptions, g *globals) error {
 			src, layers, err = lint.Open(src)
 		}
 		if err != nil && g.waiting().Err() != nil {
-			return &userError{Msg: "cannot look at " + name, Cause: err, State: untouchedState}
+			return &userError{Msg: "cannot look at " + name, Cause: err}
 		}
 		if err != nil {
 			return &userError{

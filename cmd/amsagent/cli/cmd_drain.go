@@ -153,13 +153,13 @@ func (g *globals) drainRefused(msg string, err error) error {
 	case errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0:
 		return g.needsRoot(strings.TrimPrefix(msg, "cannot "))
 	case errors.Is(err, bootstrap.ErrNotMember):
-		u.ID, u.Exit, u.State = idRefused, exitNotMember, untouchedState
+		u.ID, u.Exit, u.State = idRefused, exitNotMember, stateUntouched
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotMember:
-		u.Exit, u.State = exitNotMember, untouchedState
+		u.Exit, u.State = exitNotMember, stateUntouched
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedInvalid:
-		u.Exit, u.State = exitUsage, untouchedState
+		u.Exit, u.State = exitUsage, stateUntouched
 	case errors.As(err, &refusal), as[*noDaemonError](err), as[*oddDaemonError](err):
-		u.State = untouchedState
+		u.State = stateUntouched
 	case as[*lostError](err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), as[*interruptedError](err):
 		u.State = "the daemon may have begun what it was asked; `amsagent status` tells"
 	}

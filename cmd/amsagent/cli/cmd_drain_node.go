@@ -57,7 +57,7 @@ func runDrainNode(ctx context.Context, opts drainOptions, name string, g *global
 func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string, c registrar, p remotePace) error {
 	msg := "cannot drain " + name
 	refuse := func(cause error, hints ...string) error {
-		return &userError{Msg: msg, Cause: cause, Hints: hints, State: untouchedState}
+		return &userError{Msg: msg, Cause: cause, Hints: hints, State: stateUntouched}
 	}
 	l, err := c.Look(ctx)
 	if err != nil {

@@ -85,7 +85,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	id, err := g.instanceID(ctx, opts.instance)
 	if err != nil {
 		return &userError{
-			Msg: "cannot tell whether the event is about this machine", Cause: err, State: untouchedState,
+			Msg: "cannot tell whether the event is about this machine", Cause: err, State: stateUntouched,
 			Hints: []string{"start the daemon, which knows: systemctl start amsagent; or say it: --instance-id ID"},
 		}
 	}
@@ -148,7 +148,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 	case errors.Is(err, errOpenInput):
 		return nil, usageError(how, "the event is missing: standard input is open and said nothing for %s", rounded(patience))
 	case err != nil && ctx.Err() != nil:
-		return nil, &userError{Msg: "waiting for the event", Cause: err, State: untouchedState}
+		return nil, &userError{Msg: "waiting for the event", Cause: err, State: stateUntouched}
 	case err != nil:
 		return nil, &userError{Msg: "cannot read the event from standard input", Cause: err, Exit: exitUsage, Hints: how}
 	case len(strings.TrimSpace(string(b))) == 0:

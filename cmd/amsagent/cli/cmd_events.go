@@ -49,6 +49,7 @@ func newEventsCommand(g *globals) *cobra.Command {
 		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
+	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, keyMongo)
 	return cmd

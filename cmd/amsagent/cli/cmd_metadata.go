@@ -41,6 +41,7 @@ func newMetadataCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runMetadata(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitInterrupted)
+	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, keyProvider)
 	return cmd

@@ -73,6 +73,7 @@ func newNodesCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runNodes(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
+	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "state", states)
 	completes(cmd, "sort", sortKeys)

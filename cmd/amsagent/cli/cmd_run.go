@@ -124,11 +124,11 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	var held *daemon.LockHeldError
 	switch {
 	case errors.As(err, &running):
-		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: untouchedState}
+		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: stateUntouched}
 	case errors.As(err, &held):
-		return &userError{Msg: "cannot run", Cause: err, Hints: []string{fmt.Sprintf("only root can hold that file; see what it is: ps -fp %d", held.PID)}, State: untouchedState}
+		return &userError{Msg: "cannot run", Cause: err, Hints: []string{fmt.Sprintf("only root can hold that file; see what it is: ps -fp %d", held.PID)}, State: stateUntouched}
 	case err != nil:
-		return &userError{Msg: "cannot run", Cause: err, State: untouchedState}
+		return &userError{Msg: "cannot run", Cause: err, State: stateUntouched}
 	case errors.Is(context.Cause(ctx), errOtherServer):
 		return errOtherServer
 	}
@@ -142,9 +142,6 @@ func serverOf(s *settings) server { return server{s.AMSDir, s.AMSRelease, s.Serv
 
 // daemonGC is the garbage that may gather, in percent of what lives.
 const daemonGC = 20
-
-// untouchedState is the last line of an error after which nothing was changed.
-const untouchedState = "nothing was changed on this machine"
 
 // daemonAdapter gives the daemon what globals knows. The daemon asks from several goroutines, and globals is made for
 // one.

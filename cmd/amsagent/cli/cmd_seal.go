@@ -124,7 +124,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	if res.Outcome == bootstrap.OutcomePlanned && !opts.dryRun {
 		// Not 0: a recipe without --yes would make images that are not sealed.
 		return &userError{
-			Msg: "sealing needs --yes: what it removes does not come back", ID: idUsage, Exit: exitUsage, State: untouchedState,
+			Msg: "sealing needs --yes: what it removes does not come back", ID: idUsage, Exit: exitUsage, State: stateUntouched,
 			Hints: []string{"read the list, then: amsagent seal --yes"},
 		}
 	}

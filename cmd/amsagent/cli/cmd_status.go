@@ -48,6 +48,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
+	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "wait", states)
 	g.addSettings(cmd, machineSettings()...)

@@ -32,6 +32,7 @@ func newSupportCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSupport(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	readsOnly(cmd)
 	noSettings(cmd) // where they are wrong, each of its commands says so
 	return cmd
 }

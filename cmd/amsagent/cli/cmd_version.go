@@ -26,6 +26,7 @@ func newVersionCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runVersion(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage)
+	readsOnly(cmd)
 	noSettings(cmd)
 	return cmd
 }

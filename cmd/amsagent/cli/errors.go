@@ -138,6 +138,9 @@ func (g *globals) report(ctx context.Context, err error) int {
 		err = interrupted(err, sig)
 	}
 	e := g.explain(err)
+	if g.readsOnly && e.State == stateUntouched {
+		e.State = ""
+	}
 	if g.isJSON() {
 		g.errorJSON(e)
 	} else {

@@ -47,6 +47,7 @@ func exitCodes() []exitCode {
 const (
 	annotationExits  = "amsagent/exits"
 	annotationNoLoad = "amsagent/no-settings"
+	annotationReads  = "amsagent/reads-only"
 )
 
 func annotate(cmd *cobra.Command, key, value string) {
@@ -68,6 +69,9 @@ func exits(cmd *cobra.Command, codes ...int) {
 // noSettings keeps a command away from config.yaml and the environment's settings: `version` must work where they are
 // wrong.
 func noSettings(cmd *cobra.Command) { annotate(cmd, annotationNoLoad, "true") }
+
+// readsOnly marks a command that never changes this machine, so that its errors do not say that they changed nothing.
+func readsOnly(cmd *cobra.Command) { annotate(cmd, annotationReads, "true") }
 
 // exitStatus prints the rows of the table that cmd names, or all of them without cmd.
 func exitStatus(cmd *cobra.Command) string {

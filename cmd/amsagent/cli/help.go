@@ -195,6 +195,7 @@ func newHelpCommand(g *globals) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return runHelp(cmd.Root(), args, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage)
+	readsOnly(cmd)
 	noSettings(cmd)
 	return cmd
 }

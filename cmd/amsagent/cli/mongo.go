@@ -164,7 +164,7 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 		case errors.Is(err, errOpenInput):
 			return fail(fmt.Errorf("it was not closed within %s", limit))
 		case err != nil && g.waiting().Err() != nil:
-			return mongoSource{}, &userError{Msg: "waiting for the MongoDB address on standard input", Cause: err, State: untouchedState}
+			return mongoSource{}, &userError{Msg: "waiting for the MongoDB address on standard input", Cause: err, State: stateUntouched}
 		}
 		g.piped = &piped{b, err}
 	}

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,8 @@ func Main(args []string, env Env) int {
 
 	root := newRootCommand(g)
 	root.SetArgs(append([]string{}, args...)) // never nil: cobra would take the process's own
-	_, err := root.ExecuteContextC(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	g.readsOnly = cmd.Annotations[annotationReads] != ""
 	if err == nil {
 		err = g.helpErr
 	}
@@ -59,6 +61,8 @@ type globals struct {
 	// file is config.yaml, nil where there is none; dropped are the keys that a join was given an empty value for.
 	file    *configFile
 	dropped []string
+	// readsOnly is set where the command never changes this machine.
+	readsOnly bool
 	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
 	helpErr error
 
@@ -471,7 +475,15 @@ func flagError(cmd *cobra.Command, err error) error {
 	switch {
 	case errors.As(err, &missing):
 		name := missing.GetSpecifiedName()
-		if missing.GetSpecifiedShortnames() != "" {
+		usual := usualFlag(cmd, name)
+		if letters := missing.GetSpecifiedShortnames(); letters != "" {
+			// A word after one dash, as Go's own flags are written.
+			if word, _, _ := strings.Cut(letters, "="); len(word) > 1 && cmd.Flags().Lookup(word) != nil {
+				usual = word
+			}
+			if usual != "" {
+				see = fmt.Sprintf("did you mean --%s?", usual)
+			}
 			return usageError([]string{see}, "unknown flag -%s", name)
 		}
 		var names []string
@@ -480,11 +492,8 @@ func flagError(cmd *cobra.Command, err error) error {
 				names = append(names, f.Name)
 			}
 		})
-		if near := suggest(name, names); near != "" {
+		if near := cmp.Or(usual, suggest(name, names)); near != "" {
 			see = fmt.Sprintf("did you mean --%s?", near)
-		}
-		if name == "json" {
-			see = "did you mean --output json?"
 		}
 		return usageError([]string{see}, "unknown flag --%s of %s", name, cmd.CommandPath())
 	case errors.As(err, &invalid):
@@ -502,6 +511,32 @@ func flagError(cmd *cobra.Command, err error) error {
 		return usageError([]string{see}, "--%s needs a value", novalue.GetFlag().Name)
 	}
 	return usageError([]string{see}, "%s", err.Error())
+}
+
+// usualFlag is what a flag of many other programs is called here; "" where cmd has none for it.
+func usualFlag(cmd *cobra.Command, name string) string {
+	var ours string
+	switch name {
+	case "j", "json":
+		ours = "output json"
+	case "v", "verbose", "debug":
+		ours = "log-level debug"
+		if name == "v" && !cmd.HasParent() {
+			ours = "version"
+		}
+	case "q", "quiet":
+		ours = "log-level error"
+	case "m":
+		ours = keyMongo
+	case "n":
+		ours = "dry-run"
+	case "y":
+		ours = "yes"
+	}
+	if flag, _, _ := strings.Cut(ours, " "); cmd.Flags().Lookup(flag) == nil {
+		return ""
+	}
+	return ours
 }
 
 // unknownCommand replaces cobra's own message, which exists as text only.
