@@ -62,6 +62,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
+	unlisted(cmd, keyAMSRelease, keyProvider)
 	return cmd
 }
 

@@ -44,6 +44,7 @@ func newDeregisterCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
+	unlisted(cmd, keyAMSRelease, keyProvider)
 	return cmd
 }
 

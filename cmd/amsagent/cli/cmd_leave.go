@@ -49,6 +49,7 @@ func newLeaveCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
+	unlisted(cmd, keyAMSRelease, keyProvider)
 	return cmd
 }
 

@@ -52,6 +52,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "wait", states)
 	g.addSettings(cmd, machineSettings()...)
+	unlisted(cmd, keyAMSRelease, keyProvider)
 	return cmd
 }
 

@@ -187,3 +187,18 @@ func TestExitCodes(t *testing.T) {
 		t.Errorf("codes %v, want %v", got, want)
 	}
 }
+
+// What a join keeps for later commands is not in their help. A hint may name the flag all the same, so it works.
+func TestUnlistedFlags(t *testing.T) {
+	for _, command := range []string{"status", "leave", "converge", "deregister"} {
+		_, stdout, _ := run(t, nil, command, "--help")
+		for _, flag := range []string{"--provider", "--ams-release"} {
+			if strings.Contains(stdout, flag) {
+				t.Errorf("the help of %s lists %s", command, flag)
+			}
+			if code, _, stderr := run(t, nil, command, flag, "no such value"); code != exitUsage || !strings.Contains(stderr, "error: "+flag+`: "no such value" is not `) {
+				t.Errorf("%s %s: exit %d\n%s", command, flag, code, stderr)
+			}
+		}
+	}
+}

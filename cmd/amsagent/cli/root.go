@@ -443,6 +443,16 @@ func (g *globals) addSettings(cmd *cobra.Command, keys ...string) {
 	}
 }
 
+// unlisted leaves the flags of some settings out of a command's help, where a join has kept their values. Hints name the
+// flags, so they work.
+func unlisted(cmd *cobra.Command, keys ...string) {
+	for _, key := range keys {
+		if row, ok := settingByKey(key); ok {
+			_ = cmd.Flags().MarkHidden(row.flag) // fails only for a flag that is not defined
+		}
+	}
+}
+
 // noArgs refuses positional arguments and says what may have been meant.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
