@@ -523,30 +523,30 @@ func TestTimelineLines(t *testing.T) {
 	}{
 		{"nothing but a deadline", timeline{drain: time.Hour}, []string{
 			"drain           +0s  no new sessions",
-			"                +1h  drain deadline: who is left is cut, the server stops",
+			"                +1h  drain deadline: remaining sessions are cut, the server stops",
 		}},
 		{"all fits", timeline{drain: time.Hour, reserve: 30 * time.Second, hook: hook, stop: 90 * time.Second, off: 15 * time.Minute}, []string{
 			"drain           +0s  no new sessions",
 			"             +7m30s  hook drain hears of us, then every 7m30s (it waits 15m)",
-			"                +1h  drain deadline: who is left is cut, the server stops",
+			"                +1h  drain deadline: remaining sessions are cut, the server stops",
 			"           +1h1m30s  systemd kills a server that has not ended",
 			"               +48h  hook drain waits no longer, whatever it hears",
-			"power-off      +15m  who is left is cut, the server stops",
+			"power-off      +15m  remaining sessions are cut, the server stops",
 			"            +16m30s  systemd kills a server that has not ended",
 		}},
 		{"the hook ends first, the power-off last", timeline{drain: 30 * time.Minute, reserve: 30 * time.Second, hook: short, off: time.Hour}, []string{
 			"drain           +0s  no new sessions",
 			"                +5m  hook drain hears of us, then every 5m (it waits 10m)",
-			"            +19m30s  the hook's time, less the last steps: who is left is cut",
+			"            +19m30s  the hook's time, less the last steps: remaining sessions are cut",
 			"               +20m  hook drain waits no longer, whatever it hears",
-			"power-off      +30m  drain deadline: who is left is cut, the server stops",
+			"power-off      +30m  drain deadline: remaining sessions are cut, the server stops",
 			"                +1h  systemd waits for the drain no longer",
 		}},
 		{"a cloud without hooks", timeline{drain: time.Hour, window: 2 * time.Minute, off: 15 * time.Minute}, []string{
 			"drain           +0s  no new sessions",
-			"                +1h  drain deadline: who is left is cut, the server stops",
+			"                +1h  drain deadline: remaining sessions are cut, the server stops",
 			"power-off       +2m  the cloud switches off: drain and stop are cut to fit",
-			"               +15m  who is left is cut, the server stops",
+			"               +15m  remaining sessions are cut, the server stops",
 		}},
 	} {
 		if d := cmp.Diff(tt.want, tt.t.lines()); d != "" {

@@ -204,9 +204,9 @@ func (t timeline) lines() []string {
 			begin = ""
 		}
 	}
-	cut, by := t.drain, "drain deadline: who is left is cut, the server stops"
+	cut, by := t.drain, "drain deadline: remaining sessions are cut, the server stops"
 	if h := t.hook; h.Limit > 0 && h.Limit-t.reserve < cut {
-		cut, by = max(0, h.Limit-t.reserve), "the hook's time, less the last steps: who is left is cut"
+		cut, by = max(0, h.Limit-t.reserve), "the hook's time, less the last steps: remaining sessions are cut"
 	}
 	events := []event{{0, "no new sessions"}, {cut, by}}
 	if t.stop > 0 {
@@ -223,7 +223,7 @@ func (t timeline) lines() []string {
 	draw("drain", events)
 	events = nil
 	if t.off > 0 {
-		text := "who is left is cut, the server stops"
+		text := "remaining sessions are cut, the server stops"
 		if t.drain < t.off {
 			events = append(events, event{t.drain, "drain deadline: " + text})
 			text = "systemd waits for the drain no longer"

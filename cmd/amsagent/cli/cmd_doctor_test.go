@@ -41,7 +41,7 @@ func doctorSample() doctorData {
 		{ID: "AMS-CLOCK", Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
 		{ID: "AMS-HOOK", Check: "AMS-HOOK", Group: doctor.GroupShutdown, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
 		{ID: "AMS-TIMELINE", Check: "AMS-TIMELINE", Group: doctor.GroupShutdown, Title: "deadlines", Verdict: doctor.Good, Seen: "drain deadline 1h", Lines: []string{
-			"drain           +0s  no new sessions", "                +1h  drain deadline: who is left is cut, the server stops",
+			"drain           +0s  no new sessions", "                +1h  drain deadline: remaining sessions are cut, the server stops",
 		}},
 		{ID: "AMS-RECORD", Check: "AMS-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root"},
 		{ID: "AMS-NO-DAEMON", Check: "AMS-NO-DAEMON", Group: doctor.GroupAgent, Title: "the daemon", Verdict: doctor.Unknown, Seen: "connection refused", Hint: "run it as root"},
