@@ -593,7 +593,7 @@ func (l *leaver) outlast(ctx context.Context, do func(context.Context) error) er
 			return err
 		}
 		if !told {
-			l.say("waiting for MongoDB: %v", summary(err))
+			l.say("waiting up to %s for MongoDB: %v", electionTime, summary(err))
 		}
 		if pause(ctx, time.Second) != nil {
 			return err
@@ -628,6 +628,9 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	}
 	l.result.Live = live.live()
 	if n, refuse := sessionsFinding(live, err, "leave"); refuse && !l.req.Now {
+		if n.Err == nil && registered {
+			n.Hint = "`amsagent drain` waits until they end; leave with --now cuts them"
+		}
 		return l.refused(n)
 	}
 	return nil

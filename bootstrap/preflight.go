@@ -523,7 +523,8 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 		return
 	}
 	f.client = c
-	ctx, cancel := context.WithTimeout(ctx, patience(ctx))
+	wait := patience(ctx)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	attempt := mongoFirst
 	for told := false; ; told = true {
@@ -535,7 +536,7 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 			break
 		}
 		if !told {
-			m.say("waiting for MongoDB: %v", summary(err))
+			m.say("waiting up to %s for MongoDB: %v", wait.Round(time.Second), summary(err))
 		}
 		if pause(ctx, mongoRetry) != nil {
 			break
