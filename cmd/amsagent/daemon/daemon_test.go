@@ -663,6 +663,7 @@ func TestLine(t *testing.T) {
 			View{Phase: bootstrap.PhaseJoined, State: cluster.StateDraining, Beat: BeatView{Last: at, Dropped: 3}},
 			"draining; ? publishers; ? viewers; last beat at 03:02:01, MongoDB does not take it",
 		},
+		{View{Phase: bootstrap.PhaseJoined, State: cluster.StateLeft, Sessions: cluster.Sessions{Viewers: n(0)}, Beat: BeatView{Last: at}}, "left"},
 		{View{Phase: bootstrap.PhaseJoined, Activity: "serving", Beat: BeatView{Dropped: 3}}, "serving; no beat yet: MongoDB does not take it"},
 	} {
 		w := &view{v: tt.view}

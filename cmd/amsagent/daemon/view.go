@@ -238,11 +238,12 @@ func (w *view) line() string {
 	default:
 		parts = append(parts, v.Activity)
 	}
-	if v.State != "" {
+	gone := v.State == cluster.StateLeft // nothing is counted, and nothing beats
+	if v.State != "" && !gone {
 		parts = append(parts, count(v.Sessions.Publishers, "publisher"), count(v.Sessions.Viewers, "viewer"))
 	}
 	switch {
-	case v.Phase != bootstrap.PhaseJoined:
+	case v.Phase != bootstrap.PhaseJoined, gone:
 	case v.OtherMachine != "":
 		parts = append(parts, "no beats: "+v.OtherMachine+" uses this node's row")
 	case v.Beat.Dropped > 0 && v.Beat.Last.IsZero():
