@@ -22,8 +22,8 @@ say() { echo "amsagent: $*" >&2; }
 # live: this is a machine that systemd runs, and not an image that somebody makes.
 live() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
 
-# service ACTION UNIT... On Debian policy-rc.d may forbid it.
-service() {
+# invoke ACTION UNIT... On Debian policy-rc.d may forbid it.
+invoke() {
 	if command -v deb-systemd-invoke >/dev/null 2>&1; then
 		deb-systemd-invoke "$@" >/dev/null || say "could not $*; see: systemctl status $2"
 	else
@@ -51,7 +51,7 @@ resume() {
 	if live && [ -e /var/lib/amsagent/resume ]; then
 		rm -f /var/lib/amsagent/resume
 		# shellcheck disable=SC2086 # a list of words
-		service start $units
+		invoke start $units
 	fi
 }
 
@@ -68,7 +68,7 @@ configure)
 		reload
 		welcome
 	elif live; then
-		service try-restart "$daemon"
+		invoke try-restart "$daemon"
 	fi
 	resume
 	;;
@@ -88,7 +88,7 @@ abort-upgrade | abort-deconfigure)
 	;;
 [2-9] | [1-9][0-9]*)
 	reload
-	if live; then service try-restart "$daemon"; fi
+	if live; then invoke try-restart "$daemon"; fi
 	;;
 *)
 	say "postinstall: nothing is known of $*"
