@@ -34,7 +34,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 	var opts joinOptions
 	cmd := &cobra.Command{
 		Use:   "join --mongo ADDRESS [flags]",
-		Short: "make this machine a node of the cluster, and prove it",
+		Short: "make this machine a node of the cluster, and verify it",
 		Long: "Every check is made before the first change, and all that fail are listed.\n" +
 			"The files change as one: all of them, or none. Ant Media Server is restarted only\n" +
 			"if something changed, and not while streams or viewers are known to be on it,\n" +

@@ -294,7 +294,7 @@ func TestDrainInterrupted(t *testing.T) {
 	c.ends(exitInterrupted)
 	c.said("amsagent: error: stopped following; nothing else was stopped [AMS-INTERRUPTED]\n",
 		"amsagent: hint: `amsagent drain` follows it again, `amsagent undrain` takes it back\n", "amsagent: the drain goes on\n")
-	if len(d.undrain) > 0 || strings.Contains(c.stderr.String(), "stopping in order") {
+	if len(d.undrain) > 0 || strings.Contains(c.stderr.String(), "stopping; a second signal") {
 		t.Errorf("%+v\n%s", d.undrain, c.stderr.String())
 	}
 	// Where there is no way back, none is offered.

@@ -170,7 +170,7 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 				case first.IsZero():
 					first = time.Now()
 					cancel(&interruptedError{sig})
-					g.log().Log(ctx, g.stopLevel(), "stopping in order; a second signal stops immediately", "signal", sig.String())
+					g.log().Log(ctx, g.stopLevel(), "stopping; a second signal stops immediately", "signal", sig.String())
 				case time.Since(first) >= oneSignal:
 					g.env.Exit(exitInterrupted)
 				}
@@ -224,9 +224,9 @@ func newRootCommand(g *globals) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "amsagent COMMAND",
 		Short: "make a machine join, serve in and leave an Ant Media Server cluster",
-		Long: "Amsagent makes a machine that runs Ant Media Server join its cluster on boot,\n" +
-			"be seen while it works, and leave without cutting a stream. The cluster's own\n" +
-			"MongoDB is all it needs besides.",
+		Long: "Amsagent makes a machine that runs Ant Media Server join its cluster on boot. It\n" +
+			"reports the machine's health, and drains the machine before it leaves, so no\n" +
+			"stream is cut. The only other service that it needs is the cluster's MongoDB.",
 		Example: "  # the whole of a machine's user-data\n" +
 			"  amsagent join --mongo 10.0.2.4",
 		SilenceErrors:         true,
