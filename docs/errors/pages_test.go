@@ -43,8 +43,12 @@ func TestPages(t *testing.T) {
 		if title(text) == "" || !strings.HasPrefix(text, "# "+id+": ") {
 			t.Errorf("%s: begins with %q", id, strings.SplitN(text, "\n", 2)[0])
 		}
-		if !strings.Contains(text, "\nMend it: ") || !strings.HasSuffix(text, "\n") {
-			t.Errorf("%s: does not say how to mend it", id)
+		// What it means, where the title does not say it all; then how to see it, and how to fix it.
+		if form := regexp.MustCompile(`(?m)^(Check|Fix): \S`).FindAllStringSubmatch(text, -1); len(form) != 2 || form[0][1] != "Check" || form[1][1] != "Fix" {
+			t.Errorf("%s: has not one line that begins with Check: and then one that begins with Fix:", id)
+		}
+		if !strings.HasSuffix(text, "\n") {
+			t.Errorf("%s: does not end with a line feed", id)
 		}
 		if strings.Contains(text, "://") && regexp.MustCompile(`https?://`).MatchString(text) {
 			t.Errorf("%s: names an address of the web, which may go away", id)

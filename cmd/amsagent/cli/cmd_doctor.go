@@ -39,7 +39,7 @@ func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` and not at the machine: user data, an haproxy.cfg or a mongod.conf; - is standard input; may be given several times")
 	fs.StringVar(&o.kind, "kind", "", "what the files of --user-data are: `KIND` is user-data, haproxy or mongod; where unset, by what stands in them")
 	fs.BoolVar(&o.fix, "fix", false, "print the corrected text of --user-data, and nothing else, on standard output; exit 0 where all could be corrected")
-	fs.StringVar(&o.explain, "explain", "", "print what an `ID` means and how to mend it, and stop")
+	fs.StringVar(&o.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
 }
 
 func newDoctorCommand(g *globals) *cobra.Command {

@@ -332,7 +332,7 @@ func TestDoctorUserData(t *testing.T) {
 
 func TestDoctorExplain(t *testing.T) {
 	code, stdout, _ := lintRun(t, "", "--explain", "ams-mongo-open")
-	if code != exitOK || !strings.HasPrefix(stdout, "# AMS-MONGO-OPEN: ") || !strings.Contains(stdout, "Mend it: ") {
+	if code != exitOK || !strings.HasPrefix(stdout, "# AMS-MONGO-OPEN: ") || !strings.Contains(stdout, "\nCheck: ") || !strings.Contains(stdout, "\nFix: ") {
 		t.Errorf("exit %d, %s", code, stdout)
 	}
 	code, stdout, _ = lintRun(t, "", "--explain", "AMS-GPU", "-o", "json")
