@@ -137,6 +137,8 @@ func (e *PreflightError) Unwrap() []error {
 type FailedError struct {
 	Step string
 	Err  error
+	// Title says what happened, where "cannot leave" would say that nothing did.
+	Title string
 	// State is what the machine is in now, in a sentence for people.
 	State string
 	// Hint is what to do next, where this package knows.

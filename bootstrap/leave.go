@@ -826,20 +826,20 @@ func (l *leaver) deregister(ctx context.Context) error {
 	if l.req.Mongo.IsZero() {
 		return l.forget()
 	}
-	if l.client == nil {
+	listed := func(err error, hint string) error {
 		return &FailedError{
-			Step: "deregistering", Err: errors.New("MongoDB cannot be reached"),
+			Step: "deregistering", Err: err, Hint: hint,
+			Title: "this machine left, but the cluster still lists it",
 			State: "this machine is standalone; its rows in MongoDB remain",
-			Hint:  "run the same command again when MongoDB is back",
 		}
+	}
+	if l.client == nil {
+		return listed(errors.New("MongoDB cannot be reached"), "run the same command again when MongoDB is back")
 	}
 	ctx, cancel := after(ctx, electionTime+mongoTime)
 	defer cancel()
 	if err := l.outlast(ctx, l.departed); err != nil {
-		return &FailedError{
-			Step: "deregistering", Err: err, Hint: "run the same command again",
-			State: "this machine is standalone; its rows in MongoDB remain",
-		}
+		return listed(err, "run the same command again")
 	}
 	l.say("deregistered %s", l.id)
 	return l.forget()

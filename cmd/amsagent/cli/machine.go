@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -186,7 +187,7 @@ func (g *globals) failure(verb string, err error) error {
 	var failed *bootstrap.FailedError
 	switch {
 	case errors.As(err, &failed):
-		u := &userError{Msg: "cannot " + verb + ": " + failed.Step, Cause: failed.Err, State: failed.State, Exit: exitFailed}
+		u := &userError{Msg: cmp.Or(failed.Title, "cannot "+verb+": "+failed.Step), Cause: failed.Err, State: failed.State, Exit: exitFailed}
 		if failed.Unknown {
 			u.Exit = exitUnknown
 		}
