@@ -107,23 +107,23 @@ func TestCheckServingOldFilter(t *testing.T) {
 }
 
 func TestCheckServingNoAnswer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", ownPort)
 	if err != nil {
 		t.Fatal(err)
 	}
 	base := "http://" + l.Addr().String()
-	ask := func(app string) AppAnswer {
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ask := func(app string, limit time.Duration) AppAnswer {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()
 		return CheckServing(ctx, nil, base, app)
 	}
-	if got, want := ask("LiveApp"), "LiveApp does not answer"; got.String() != want || got.Serves() {
+	if got, want := ask("LiveApp", 100*time.Millisecond), "LiveApp does not answer"; got.String() != want || got.Serves() {
 		t.Errorf("a port that is open alone: %q", got)
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := ask("live"), "live is not reachable"; got.String() != want || got.State != AppRefused {
+	if got, want := ask("live", time.Minute), "live is not reachable"; got.String() != want || got.State != AppRefused {
 		t.Errorf("a port that is closed: %q", got)
 	}
 }
@@ -162,7 +162,7 @@ func TestServingClientSurvivesRestart(t *testing.T) {
 		return srv
 	}
 	client := NewHTTPClient()
-	first := serve("127.0.0.1:0", 404)
+	first := serve(ownPort, 404)
 	base, addr := first.URL, first.Listener.Addr().String()
 	if a := CheckServing(t.Context(), client, base, "LiveApp"); !a.Serves() {
 		t.Fatal(a)

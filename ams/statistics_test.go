@@ -88,7 +88,7 @@ func TestReadStatistics(t *testing.T) {
 }
 
 func TestReadStatisticsNoAnswer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", ownPort)
 	if err != nil {
 		t.Fatal(err)
 	}
