@@ -196,7 +196,7 @@ func TestTokenLife(t *testing.T) {
 
 func open(t *testing.T, f *metadatatest.Fake, change func(*cloud.Options)) *alibaba.Provider {
 	t.Helper()
-	o := cloud.Options{Endpoints: map[string]string{"alibaba": f.URL()}, RetryWait: time.Millisecond, Timeout: 5 * time.Second}
+	o := cloud.Options{Endpoints: map[string]string{"alibaba": f.URL()}, RetryWait: time.Millisecond, Timeout: time.Minute}
 	if change != nil {
 		change(&o)
 	}
@@ -231,8 +231,12 @@ func TestPlainOnlyWhereAllowed(t *testing.T) {
 			f.Break("/latest/api/token", -1, tt.fault)
 			// A service of before hardened mode wants no token.
 			f.Break(document, -1, metadatatest.Body(fixture(t, "document.json")))
-			p := open(t, f, func(o *cloud.Options) { o.AllowIMDSv1, o.Timeout = allowed, time.Second })
-			_, err := p.Identity(deadline(t, time.Second))
+			limit := time.Minute
+			if errors.Is(want, cloud.ErrNotReady) {
+				limit = time.Second // is waited out
+			}
+			p := open(t, f, func(o *cloud.Options) { o.AllowIMDSv1, o.Timeout = allowed, limit })
+			_, err := p.Identity(deadline(t, limit))
 			if !errors.Is(err, want) || want != nil && cloud.HintOf(err) == "" && tt.name != "500" && tt.name != "html" {
 				t.Errorf("%s, allowed %v: %v, want %v", tt.name, allowed, err, want)
 			}

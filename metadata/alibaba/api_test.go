@@ -383,7 +383,7 @@ func TestCredentialsEnd(t *testing.T) {
 func TestCredentialsRenewed(t *testing.T) {
 	t.Parallel()
 	f := rolled(t)
-	f.Set(roles+"ams-node", credentialsUntil("1", time.Now().Add(2*time.Second)))
+	f.Set(roles+"ams-node", credentialsUntil("1", time.Now().Add(2*time.Minute)))
 	s := newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": {done()}})
 	e, _ := openESS(t, f, s)
 	for range 3 {
@@ -413,7 +413,7 @@ func TestClockSkew(t *testing.T) {
 	calls := s.called("CompleteLifecycleAction")
 	for i, want := range []time.Time{time.Now(), ahead, ahead} {
 		at, err := time.Parse(time.RFC3339, calls[i].date)
-		if err != nil || at.Sub(want).Abs() > 10*time.Second {
+		if err != nil || at.Sub(want).Abs() > 10*time.Minute {
 			t.Errorf("call %d is of %s, want %s", i, at, want)
 		}
 	}

@@ -356,7 +356,11 @@ func TestNoIMDSv1Fallback(t *testing.T) {
 			t.Parallel()
 			f := metadatatest.NewFake(t, service(), bodies())
 			f.Break("/latest/api/token", -1, tt.fault)
-			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: time.Second, RetryWait: time.Millisecond})
+			limit := time.Minute
+			if errors.Is(tt.kind, cloud.ErrNotReady) {
+				limit = time.Second // is waited out
+			}
+			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: limit, RetryWait: time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -258,7 +258,7 @@ func TestRecordingOfFailures(t *testing.T) {
 	f.Break(doc, 1, metadatatest.Body(`{"accountId":"111122223333", oops`))
 	dir := t.TempDir()
 	p, err := aws.New(cloud.Options{
-		Endpoints: map[string]string{"aws": f.URL()}, Record: dir, RetryWait: time.Millisecond, AttemptTimeout: 300 * time.Millisecond,
+		Endpoints: map[string]string{"aws": f.URL()}, Record: dir, RetryWait: time.Millisecond, AttemptTimeout: time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
