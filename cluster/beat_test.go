@@ -194,7 +194,7 @@ func TestBeatErrors(t *testing.T) {
 				}
 				return tt.reply, nil
 			}
-			c := connect(t, s.addr(), Options{Timeout: quick})
+			c := connect(t, s.addr(), Options{})
 			err := c.Beat(t.Context(), fullBeat("i-1"), nil)
 			if (err == nil) != (tt.kind == "" && !tt.noNode) || KindOf(err) != tt.kind || errors.Is(err, ErrNoNode) != tt.noNode {
 				t.Errorf("%v (%s)", err, KindOf(err))

@@ -49,7 +49,7 @@ func connect(t *testing.T, uri string, o Options) *Client {
 		t.Fatal(err)
 	}
 	if o.Timeout == 0 {
-		o.Timeout = 10 * time.Second
+		o.Timeout = time.Minute
 	}
 	c, err := Connect(t.Context(), target, o)
 	if err != nil {
