@@ -419,12 +419,13 @@ func TestWatchTerminalGone(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	const own = "127.0.93.3" // where no other test is lent the port that is shut
+	l, err := net.Listen("tcp", own+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	open := l.Addr().(*net.TCPAddr).Port
-	shut, err := net.Listen("tcp", "127.0.0.1:0")
+	shut, err := net.Listen("tcp", own+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -434,7 +435,7 @@ func TestProbe(t *testing.T) {
 	var members []nodeView
 	for i := range 40 {
 		members = append(members, aNode(i, func(v *nodeView) {
-			v.Node.IP, v.Node.Port = "127.0.0.1", refused
+			v.Node.IP, v.Node.Port = own, refused
 			v.Agent.Fresh, v.Verdict = false, cluster.VerdictAgentStale
 			switch i {
 			case 0:
@@ -446,7 +447,7 @@ func TestProbe(t *testing.T) {
 			case 3: // a name would be looked up
 				v.Node.IP = "localhost"
 			case 4:
-				v.Node.IP = "::ffff:127.0.0.1"
+				v.Node.IP = "::ffff:" + own
 			case 5: // AMS writes on: the refusal is somebody else's
 				v.Agent.Age, v.Server.Age = time.Minute, time.Second
 			}

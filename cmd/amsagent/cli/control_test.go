@@ -336,7 +336,7 @@ func TestControlComesBack(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.kill()
 	c := d.impatient(plainGlobals(&testEnv{}))
-	c.patience = 10 * time.Second
+	c.patience = time.Minute
 	go func() {
 		wait(t.Context(), 100*time.Millisecond)
 		d.start()
@@ -450,7 +450,7 @@ func TestControlStreams(t *testing.T) {
 	seen := make(chan lifecycle.View, 10)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- c.follow(t.Context(), 5*time.Second, func(v lifecycle.View) bool {
+		ended <- c.follow(t.Context(), time.Minute, func(v lifecycle.View) bool {
 			seen <- v
 			return *v.Sessions.Viewers > 0
 		})
@@ -472,7 +472,7 @@ func TestControlStreams(t *testing.T) {
 	}
 	// One that is killed.
 	go func() {
-		ended <- c.follow(t.Context(), 5*time.Second, func(v lifecycle.View) bool { seen <- v; return true })
+		ended <- c.follow(t.Context(), time.Minute, func(v lifecycle.View) bool { seen <- v; return true })
 	}()
 	<-seen
 	d.kill()

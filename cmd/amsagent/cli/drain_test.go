@@ -378,7 +378,7 @@ func TestFollowHangs(t *testing.T) {
 	e := &testEnv{}
 	g, f := d.quick(e)
 	f.silence = 20 * time.Millisecond // far below what the daemon's stream keeps silent
-	f.patience = 10 * time.Second
+	f.patience = time.Minute
 	done := d.followed(t, g, f)
 	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 3 }, func() string { return "does not ask again" })
 	d.set(left)
