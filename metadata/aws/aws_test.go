@@ -276,7 +276,7 @@ func TestHopLimitHint(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())
 	f.Break("/latest/api/token", -1, metadatatest.Slow())
 	p, err := aws.New(cloud.Options{
-		Endpoints: map[string]string{"aws": f.URL()}, AttemptTimeout: 100 * time.Millisecond, Timeout: 300 * time.Millisecond, RetryWait: time.Millisecond,
+		Endpoints: map[string]string{"aws": f.URL()}, AttemptTimeout: time.Second, Timeout: 2 * time.Second, RetryWait: time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
