@@ -21,7 +21,7 @@ import (
 // TestCloudAzure: events are asked for from the first moment on, whoever waits for the metadata at the time, and are
 // acknowledged there.
 func TestCloudAzure(t *testing.T) {
-	asked, said := make(chan struct{}, 100), make(chan string, 1)
+	asked, said := make(chan struct{}, 100), make(chan string, 100)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.URL.Path != "/metadata/scheduledevents":
