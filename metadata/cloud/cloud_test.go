@@ -172,6 +172,25 @@ func TestEachTryHasItsDeadline(t *testing.T) {
 	})
 }
 
+// What the last whole try said is the reason, not that the time ran out in the middle of the next one.
+func TestCauseOfATryThatIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		n := 0
+		_, err := cloud.Do(ctx, cloud.Options{RetryWait: time.Millisecond}, call(), func(ctx context.Context) (string, error) {
+			if n++; n > 1 {
+				<-ctx.Done()
+				return "", ctx.Err()
+			}
+			return "", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+		})
+		if !errors.Is(err, cloud.ErrNotReady) || !errors.Is(err, syscall.ECONNREFUSED) || !errors.Is(err, context.DeadlineExceeded) || n != 2 {
+			t.Errorf("%d tries, error %v", n, err)
+		}
+	})
+}
+
 func TestCancelDuringWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -37,8 +37,13 @@ func Do[T any](ctx context.Context, o Options, c Call, fn func(context.Context) 
 	var zero T
 	wait := o.RetryWait
 	refused, unusable := 0, 0
+	var last *Error // of kind ErrNotReady
 	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
+			if last != nil {
+				last.Context = err
+				return zero, last
+			}
 			return zero, &Error{Provider: c.Provider, Item: c.Item, Kind: ErrNotReady, Attempts: n - 1, Cause: err, Context: err}
 		}
 		v, e := try(ctx, o, c, fn)
@@ -48,8 +53,14 @@ func Do[T any](ctx context.Context, o Options, c Call, fn func(context.Context) 
 		}
 		e.Attempts = n
 		if err := ctx.Err(); err != nil {
+			if last != nil && e.Status == 0 {
+				last.Attempts, e = n, last // this try was cut short: the one before says what is wrong
+			}
 			e.Context = err
 			return zero, e
+		}
+		if errors.Is(e.Kind, ErrNotReady) {
+			last = e
 		}
 
 		pause := wait/2 + rand.N(wait/2+1)

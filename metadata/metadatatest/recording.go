@@ -26,7 +26,7 @@ func (s Suite) record(t *testing.T, m Machine) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "recording")
 	o := patient(s.at(s.fake(t, m), m))
-	o.Record = dir
+	o.Record, o.AttemptTimeout = dir, time.Minute // a late answer would be recorded twice
 	_, err := s.open(t, o).Instance(t.Context())
 	switch {
 	case m.WantErr != nil:
