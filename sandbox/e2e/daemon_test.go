@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -90,16 +91,19 @@ func TestDaemonLife(t *testing.T) {
 			t.Errorf("the status has no %s: %s", field, body)
 		}
 	}
-	f := scrape(t, p)
+	var f map[string]*dto.MetricFamily
+	// A beat may come between the lines of one answer.
+	until(t, "as many beats are timed as were sent", func() string {
+		f = scrape(t, p)
+		sent, timed := value(f["amsagent_beats_total"], "sent"), value(f["amsagent_beat_duration_seconds"], "")
+		if sent < 1 || timed != sent {
+			return fmt.Sprintf("%v were sent, %v timed", sent, timed)
+		}
+		return ""
+	})
 	if value(f["amsagent_joins_total"], "joined") != 1 || value(f["amsagent_joins_total"], "failed") != 0 ||
 		value(f["amsagent_member"], "") != 1 || value(f["amsagent_node_state"], "active") != 1 || value(f["amsagent_node_state"], "left") != 0 {
 		t.Errorf("the metrics: %v", f)
-	}
-	sent := value(f["amsagent_beats_total"], "sent")
-	// One may fail on a busy machine: a beat has one second.
-	failed := value(f["amsagent_beats_total"], "failed")
-	if n := value(f["amsagent_beat_duration_seconds"], ""); sent < 1 || n < sent || n > sent+failed {
-		t.Errorf("%v beats were sent, %v timed, %v failed", sent, n, failed)
 	}
 	if f["amsagent_gpu_utilization_ratio"] != nil || f["amsagent_cpu_busy_ratio"] == nil || f["amsagent_viewers"] == nil {
 		t.Errorf("what is known and what is not: %v", f)
@@ -107,11 +111,11 @@ func TestDaemonLife(t *testing.T) {
 	if body, code := p.get("/healthz"); code != 200 || body != "{\"healthy\":true}\n" {
 		t.Errorf("health: %d %s", code, body)
 	}
-	told := p.told()
-	last := slices.IndexFunc(told, func(s string) bool {
+	p.tells("WATCHDOG=1", func(s string) bool { return s == "WATCHDOG=1" })
+	p.tells("the last beat", func(s string) bool {
 		return strings.HasPrefix(s, "STATUS=active; 0 publishers; 0 viewers; last beat at ")
 	})
-	if !isReady(told[0]) || !slices.Contains(told, "WATCHDOG=1") || last < 0 {
+	if told := p.told(); !isReady(told[0]) {
 		t.Errorf("the service manager was told %q", told)
 	}
 	touched := h.touches()
@@ -136,20 +140,21 @@ func TestDaemonLife(t *testing.T) {
 		}
 		return ""
 	})
-	since := p.told()[was:]
-	i := slices.IndexFunc(since, func(s string) bool { return regexp.MustCompile(`^RELOADING=1\nMONOTONIC_USEC=\d+$`).MatchString(s) })
-	if i < 0 || !slices.ContainsFunc(since[i:], isReady) {
-		t.Errorf("the service manager was told %q", since)
-	}
+	reloading := regexp.MustCompile(`^RELOADING=1\nMONOTONIC_USEC=\d+$`)
+	until(t, "the service manager is told of the reload and of its end", func() string {
+		since := p.told()[was:]
+		if i := slices.IndexFunc(since, reloading.MatchString); i < 0 || !slices.ContainsFunc(since[i:], isReady) {
+			return fmt.Sprintf("%q", since)
+		}
+		return ""
+	})
 	h.config("mongo: file:/etc/amsagent/where\n")
 
 	// Its end is nobody's business.
 	if code, took := p.end(syscall.SIGTERM); code != 0 {
 		t.Errorf("exit %d after %s", code, took)
 	}
-	if told := p.told(); !slices.Contains(told, "STOPPING=1") {
-		t.Errorf("the service manager was told %q", told)
-	}
+	p.tells("STOPPING=1", func(s string) bool { return s == "STOPPING=1" })
 	same := func(when string) {
 		t.Helper()
 		n := h.row()

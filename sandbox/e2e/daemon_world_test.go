@@ -376,12 +376,7 @@ func (h *host) daemon(args ...string) *process {
 			h.t.Errorf("the password is in what the daemon said:\n%s", p.text())
 		}
 	})
-	until(h.t, "the daemon is up", func() string {
-		if !slices.ContainsFunc(p.told(), isReady) {
-			return "so far: " + p.text()
-		}
-		return ""
-	})
+	p.tells("the daemon is up", isReady)
 	return p
 }
 
@@ -411,6 +406,18 @@ func (p *process) says(text string) {
 	until(p.h.t, "the log says "+text, func() string {
 		if !strings.Contains(p.text(), text) {
 			return "so far: " + p.text()
+		}
+		return ""
+	})
+}
+
+// tells waits for a message to the service manager. One that the daemon has sent, even if it has ended since, is read by
+// another goroutine.
+func (p *process) tells(what string, is func(string) bool) {
+	p.h.t.Helper()
+	until(p.h.t, "the service manager is told: "+what, func() string {
+		if told := p.told(); !slices.ContainsFunc(told, is) {
+			return fmt.Sprintf("so far: %q", told)
 		}
 		return ""
 	})

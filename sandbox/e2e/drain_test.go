@@ -28,9 +28,7 @@ func TestDrainScaleIn(t *testing.T) {
 	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}, endHook(10*time.Second))
 	p := h.serving()
 	h.viewers(2)
-	if !p.ready() {
-		t.Error("a node that serves is not ready")
-	}
+	p.untilReady()
 	h.terminate()
 	h.rowIs(cluster.StateDraining)
 	if p.ready() {
@@ -62,6 +60,7 @@ func TestDrainScaleIn(t *testing.T) {
 		t.Errorf("the row: %+v", n)
 	}
 	p.step(lifecycle.StepDone)
+	h.kept(func(s lifecycle.Step) bool { return s == lifecycle.StepDone })
 	// The daemon that comes after this one has nothing to do.
 	touched, told := h.touches(), len(h.calls("CompleteLifecycleAction"))
 	p.end(syscall.SIGKILL)
@@ -107,7 +106,8 @@ func TestDrainWords(t *testing.T) {
 		}
 	}
 	say(1, 0, "this node is not draining", "undrain")
-	if !p.ready() || h.row().State != cluster.StateActive {
+	p.untilReady()
+	if h.row().State != cluster.StateActive {
 		t.Errorf("after what says nothing: %+v", h.row())
 	}
 
@@ -144,6 +144,7 @@ func TestDrainWords(t *testing.T) {
 	if out, code := h.event(hookEvent(h.id, "drain", false), "--detach"); code != 0 {
 		t.Errorf("the same event: exit %d\n%s", code, out)
 	}
+	p.life("both tell of it", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
 	wait(3 * time.Second)
 	if w := p.view().Lifecycle; len(w.Notices) != 2 || !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > 2*time.Second {
 		t.Errorf("one drain from two who tell of it: %+v\nbefore: %+v", w, v)
@@ -284,16 +285,22 @@ func TestDrainNeverJoined(t *testing.T) {
 			}
 			h.mongo.Faults().Clear()
 			p.viewIs("it gives up", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
-			wait(2 * time.Second)
-			nodes, err := h.client.Nodes(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, n := range nodes {
-				if n.State != cluster.StateLeft && n.State != cluster.StateFailed {
-					t.Errorf("a machine that is gone joined: %+v", n)
+			gone := func() string {
+				nodes, err := h.client.Nodes(t.Context())
+				if err != nil {
+					t.Fatal(err)
 				}
-				t.Logf("the row: %s (%s)", n.State, n.Reason)
+				for _, n := range nodes {
+					if n.State != cluster.StateLeft && n.State != cluster.StateFailed {
+						return fmt.Sprintf("%+v", n)
+					}
+				}
+				return ""
+			}
+			until(t, "the registry knows that the machine is gone", gone)
+			wait(2 * time.Second)
+			if row := gone(); row != "" {
+				t.Errorf("a machine that is gone joined: %s", row)
 			}
 		})
 	}
@@ -347,6 +354,7 @@ func TestDrainAPI(t *testing.T) {
 		h.viewersGo()
 		h.hasLeft()
 		p.step(lifecycle.StepDone)
+		p.says("this machine may not autoscaling:DescribeLifecycleHooks")
 		text := p.text()
 		for _, permission := range []string{"autoscaling:DescribeLifecycleHooks"} {
 			if n := strings.Count(text, "this machine may not "+permission); n == 0 || n > 2 {
@@ -506,6 +514,7 @@ func TestDrainReboot(t *testing.T) {
 		t.Errorf("drained: %+v", h.row())
 	}
 	// The boot.
+	h.kept(func(s lifecycle.Step) bool { return s == lifecycle.StepDone })
 	p.end(syscall.SIGKILL)
 	h.aws.ClearSignals()
 	h.write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")

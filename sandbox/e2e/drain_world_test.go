@@ -206,6 +206,17 @@ func (p *process) ready() bool {
 	return code == http.StatusOK
 }
 
+// untilReady waits for readiness: a server that answers late is out of service for a moment.
+func (p *process) untilReady() {
+	p.h.t.Helper()
+	until(p.h.t, "the node is ready", func() string {
+		if body, code := p.get("/readyz"); code != http.StatusOK {
+			return body
+		}
+		return ""
+	})
+}
+
 // documents are AMS's own of this node's address.
 func (h *scaled) documents() []cluster.AMSNode {
 	h.t.Helper()

@@ -63,7 +63,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 	})
 	encoded := strings.TrimPrefix(target.URI().Reveal(), "mongodb://ams:")
 	encoded, _, _ = strings.Cut(encoded, "@")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for _, args := range [][]string{
 		{"join", "--mongo", "file:/mongo.uri", "--address", "127.0.0.92", "--role", "edge"},

@@ -19,9 +19,6 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 )
 
-// httpWait bounds the waiting of the command http.
-const httpWait = 15 * time.Second
-
 // answers CODE URL [REGEXP]: waits until that is the answer to GET URL.
 func (w *world) answers(ts *testscript.TestScript, _ bool, args []string) error {
 	want, err := strconv.Atoi(args[0])
@@ -34,9 +31,9 @@ func (w *world) answers(ts *testscript.TestScript, _ bool, args []string) error 
 			return err
 		}
 	}
-	client := &http.Client{Timeout: 3 * time.Second}
+	client := &http.Client{Timeout: 30 * time.Second}
 	saw := ""
-	deadline, tick := time.After(httpWait), time.NewTicker(50*time.Millisecond)
+	deadline, tick := time.After(patience), time.NewTicker(50*time.Millisecond)
 	defer tick.Stop()
 	for {
 		req, err := http.NewRequestWithContext(w.ctx, http.MethodGet, args[1], nil)
