@@ -101,7 +101,7 @@ func (s *scaled) state(n int) string {
 // waits waits until the actions of a machine are listed.
 func (s *scaled) waits(n int) []alibaba.Action {
 	s.t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		actions, err := s.ess[n].Pending(s.t.Context(), "asg-1")
 		if err != nil {
 			s.t.Fatal(err)

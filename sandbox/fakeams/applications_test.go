@@ -29,7 +29,7 @@ func TestApplicationsStartLast(t *testing.T) {
 	tr := install(t, tree.Options{Apps: []string{"WebRTCApp"}})
 	join(t, tr, m.Addr())
 	o := quick(tr)
-	o.AppStart = 400 * time.Millisecond
+	o.AppStart = 2 * time.Second
 	s := start(t, o)
 	answer := func(path string) string {
 		status, body := request(t, "GET", "http://"+s.HTTPAddr()+path)

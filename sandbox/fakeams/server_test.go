@@ -430,7 +430,7 @@ func TestBehaviours(t *testing.T) {
 
 	t.Run("slow start", func(t *testing.T) {
 		t.Parallel()
-		s := begin(t, "slow", fakeams.Behaviour{SlowStart: 700 * time.Millisecond})
+		s := begin(t, "slow", fakeams.Behaviour{SlowStart: 3 * time.Second})
 		if got := liveness(t, s); got != http.StatusForbidden {
 			t.Errorf("liveness while starting: %d, want 403", got)
 		}

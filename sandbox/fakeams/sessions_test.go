@@ -125,7 +125,7 @@ func TestServerTokenRefused(t *testing.T) {
 	secured(t, tr)
 	o := quick(tr)
 	o.Control = "127.0.0.1:0"
-	o.Behaviour.SlowStart = 300 * time.Millisecond
+	o.Behaviour.SlowStart = 3 * time.Second
 	s := start(t, o)
 	expires := func(in time.Duration) string { return fmt.Sprintf(`{"exp":%d}`, time.Now().Add(in).Unix()) }
 	good := token(serverSecret, expires(time.Minute))

@@ -63,7 +63,7 @@ func TestCloud(t *testing.T) {
 				if e.ID != goes.ID || !strings.Contains(e.Text, goes.Name) || e.Late != (what == Gone) {
 					t.Errorf("the machine said nothing, and the books: %+v", e)
 				}
-				if took := e.Time.Sub(begin); what == Gone && (took < lead-100*time.Millisecond || took > lead+3*time.Second) {
+				if took := e.Time.Sub(begin); what == Gone && took < lead-100*time.Millisecond {
 					t.Errorf("it is gone after %s", took)
 				}
 			}
@@ -102,12 +102,16 @@ func faults(ctx context.Context, t *testing.T, meta Metadata) {
 		if err := meta.Fail(f); err != nil {
 			t.Fatal(err)
 		}
-		if code, err := get(300 * time.Millisecond); code != f.Status || (err == nil) != (f.Status > 0) {
+		limit := time.Minute
+		if f.Hang {
+			limit = 300 * time.Millisecond
+		}
+		if code, err := get(limit); code != f.Status || (err == nil) != (f.Status > 0) {
 			t.Errorf("with %+v it answers %d, %v", f, code, err)
 		}
 	}
 	meta.Heal()
-	if code, err := get(5 * time.Second); code == 503 || err != nil {
+	if code, err := get(time.Minute); code == 503 || err != nil {
 		t.Errorf("healed, it answers %d, %v", code, err)
 	}
 }
