@@ -201,12 +201,12 @@ func TestDeleteAMSNodes(t *testing.T) {
 func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{Timeout: 2 * time.Minute})
 	at := time.Now().Add(-time.Second)
 	b.write("mine", own, at)
 	b.write("other", own, at)
 
-	fault(t, s, mongod.Fault{Mode: mongod.Delay, Delay: 500 * time.Millisecond, Commands: []string{"delete"}, Times: 1})
+	fault(t, s, mongod.Fault{Mode: mongod.Delay, Delay: time.Hour, Commands: []string{"delete"}})
 	type result struct {
 		removed cluster.AMSRemoved
 		err     error
@@ -218,6 +218,7 @@ func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 	}()
 	eventually(t, "the delete is on its way", func() bool { return s.Stats().Struck > 0 })
 	b.write("mine", own, at.Add(5*time.Second))
+	s.Faults().Clear()
 	r := <-done
 	if r.err != nil {
 		t.Fatal(r.err)
@@ -571,7 +572,7 @@ func TestWaitAMSNodeElsewhere(t *testing.T) {
 	defer cancel()
 	_, err = c.WaitAMSNode(ctx, wait)
 	e, ok := errors.AsType[*cluster.AMSNotSeenError](err)
-	if !ok || !errors.Is(err, cluster.ErrElsewhere) || e.Verdict != cluster.AMSElsewhere || e.Waited > 20*time.Second {
+	if !ok || !errors.Is(err, cluster.ErrElsewhere) || e.Verdict != cluster.AMSElsewhere || ctx.Err() != nil {
 		t.Fatalf("%v", err)
 	}
 	if e.Error() != "AMS registered as "+another+", which is another address of this machine, and not as "+own {
@@ -625,8 +626,9 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	ctx, cancel = context.WithCancel(t.Context())
 	time.AfterFunc(100*time.Millisecond, cancel)
 	start = time.Now()
-	_, err = c.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
-	if took := time.Since(start); !errors.Is(err, context.Canceled) || took > 700*time.Millisecond {
+	patient := connect(t, s.URI(), cluster.Options{Timeout: 2 * time.Minute})
+	_, err = patient.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
+	if took := time.Since(start); !errors.Is(err, context.Canceled) || took > time.Minute {
 		t.Errorf("called off: %v after %s", err, took)
 	}
 	s.Faults().Clear()
@@ -635,10 +637,9 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
 	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	start = time.Now()
 	_, err = c.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
-	if took := time.Since(start); cluster.KindOf(err) != cluster.KindForbidden || took > 20*time.Second {
-		t.Errorf("%v after %s", err, took)
+	if cluster.KindOf(err) != cluster.KindForbidden || ctx.Err() != nil {
+		t.Error(err)
 	}
 	if _, err := c.WaitAMSNode(ctx, cluster.AMSWait{}); err == nil {
 		t.Error("it waited for no address")

@@ -116,6 +116,7 @@ type eyes struct {
 	sessions    cluster.Sessions
 	connections int
 	hang        chan struct{} // nil: it does not hang
+	hangs       bool          // that somebody waits for hang
 }
 
 func (e *eyes) Run(ctx context.Context) { <-ctx.Done() }
@@ -123,6 +124,7 @@ func (e *eyes) Run(ctx context.Context) { <-ctx.Done() }
 func (e *eyes) Sample(context.Context) heartbeat.Sample {
 	e.mu.Lock()
 	hang, s := e.hang, heartbeat.Sample{At: time.Now(), Session: e.sessions}
+	e.hangs = hang != nil
 	e.mu.Unlock()
 	if hang != nil {
 		<-hang
@@ -828,13 +830,7 @@ func TestDaemonEndsWithoutMongo(t *testing.T) {
 			a.start()
 			fault(t, a.mongo, mongod.Fault{Mode: mode})
 			a.says("a beat could not be written", 1)
-			begin := time.Now()
 			a.end()
-			if took := time.Since(begin); took > 3*time.Second {
-				t.Errorf("the end took %s", took)
-			} else {
-				t.Logf("the end took %s", took)
-			}
 			if strings.Contains(a.text(), "something hangs") {
 				t.Error("it was not waited for what ends by itself")
 			}
@@ -868,10 +864,9 @@ func TestDaemonEndsWhileProving(t *testing.T) {
 	a.says("a beat could not be written", 1)
 	a.svc.hang(true)
 	defer a.svc.hang(false)
-	begin := time.Now()
 	a.end()
-	if took := time.Since(begin); took > 1900*time.Millisecond || strings.Contains(a.text(), "something hangs") {
-		t.Errorf("the end took %s:\n%s", took, a.text())
+	if strings.Contains(a.text(), "something hangs") {
+		t.Errorf("it was not waited for what ends by itself:\n%s", a.text())
 	}
 }
 
@@ -963,15 +958,11 @@ func TestDaemonHangs(t *testing.T) {
 	a.eyes.hang = hang
 	a.eyes.mu.Unlock()
 	eventually(t, "the loop hangs", func() bool {
-		was := a.rounds()
-		<-time.After(200 * time.Millisecond)
-		return a.rounds() == was
+		a.eyes.mu.Lock()
+		defer a.eyes.mu.Unlock()
+		return a.eyes.hangs
 	})
-	begin := time.Now()
 	a.end()
-	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("the end took %s", took)
-	}
 	a.says("something hangs; it is not waited for", 1)
 	close(hang)
 }
