@@ -9,7 +9,7 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"sync/atomic"
+	"sync"
 )
 
 const (
@@ -22,18 +22,32 @@ const (
 	tries = 500
 )
 
-// taken counts the ports that this process has handed out.
-var taken atomic.Uint32
+// taken counts the ports that this process has tried, and holds a mark for each that it has handed out: an abstract
+// socket, which other processes see as long as this one lives.
+var taken struct {
+	sync.Mutex
+	n     int
+	marks []net.Listener
+}
 
 // Free finds a port of the loopback interface where nobody listens, and hands out
-// none twice. Other processes begin elsewhere in the range.
+// none twice. Nor does another process, while this one lives.
 func Free() (int, error) {
+	taken.Lock()
+	defer taken.Unlock()
 	for range tries {
-		n := first + (os.Getpid()*97+int(taken.Add(1)))%count
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
+		taken.n++
+		n := first + (os.Getpid()*97+taken.n)%count
+		mark, err := net.Listen("unix", "@amsagent-sandbox-port-"+strconv.Itoa(n))
 		if err != nil {
 			continue
 		}
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
+		if err != nil {
+			_ = mark.Close()
+			continue
+		}
+		taken.marks = append(taken.marks, mark)
 		return n, l.Close()
 	}
 	return 0, errors.New("finding a free port: all that were tried are taken")
