@@ -166,7 +166,7 @@ func worldCommand(f func(*world, *testscript.TestScript, bool, []string) error) 
 }
 
 // mongod [user:password]: starts a MongoDB-wire server; $MONGO is its address.
-// `mongod stop` ends it, `mongod addr` only takes a free port for one.
+// `mongod stop` ends it, `mongod start` starts it again.
 func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
 	o := mongod.Options{Dir: ts.MkAbs("mongo")}
 	switch {
@@ -180,6 +180,14 @@ func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
 		user, password, _ := strings.Cut(args[0], ":")
 		w.users = map[string]string{user: password}
 		o.Users = w.users
+	}
+	if o.Listen == "" {
+		// Not one of those that the kernel gives to connections: it is to be free when it is started again.
+		p, err := freePort()
+		if err != nil {
+			return err
+		}
+		o.Listen = "127.0.0.1:" + p
 	}
 	o, err := servers.Choose(o)
 	if err != nil {

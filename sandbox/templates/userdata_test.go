@@ -347,11 +347,11 @@ cat "$HERE/secret"`,
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", filepath.Join(dir, "userdata"))
 	cmd.Env = append(os.Environ(), "HERE="+dir, "PATH="+dir+":"+bin+":"+os.Getenv("PATH"), "NO_COLOR=1", "AMSAGENT_ROOT="+root,
-		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+wrapper, "AMSAGENT_TIMEOUT=20s")
+		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+wrapper, "AMSAGENT_TIMEOUT=120s")
 	cmd.Env = append(cmd.Env, machine.Environ()...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
