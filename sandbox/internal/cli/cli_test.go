@@ -514,7 +514,8 @@ func TestAMSCtlWithAServerThatIsSlow(t *testing.T) {
 	if status, out, _ := call("status"); status != 0 || out != "active\n" {
 		t.Errorf("status: exit %d, %s", status, out)
 	}
-	// It does not stop either, and is killed.
+	// It does not stop either, and is killed. A signal in the first moments of the process would end it.
+	eventually(t, "the server listens", func() bool { status, _, _ := call("info"); return status == 0 })
 	if status, _, stderr := call("stop"); status != 0 {
 		t.Errorf("stop: exit %d, %s", status, stderr)
 	}
