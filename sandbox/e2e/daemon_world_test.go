@@ -119,7 +119,7 @@ func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
 // socket has 107 bytes, and TempDir ends with a number of any length.
 func shortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "h")
+	dir, err := os.MkdirTemp("", "h") //nolint:usetesting // TempDir has the name of the test
 	if err != nil {
 		t.Fatal(err)
 	}
