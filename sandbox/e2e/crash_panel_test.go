@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -158,6 +159,13 @@ func TestCrashPanel(t *testing.T) {
 // panel prepares two files for a panel that counts.
 func (n *crashNode) panel(t testing.TB) []*panelFile {
 	t.Helper()
+	// A server works in that folder: where none does, a command offline looks for nobody who writes.
+	server := exec.Command("sleep", "infinity")
+	server.Dir = n.dir
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = server.Process.Kill(), server.Wait() })
 	var files []*panelFile
 	for _, rel := range []string{"conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
 		p := &panelFile{path: filepath.Join(n.dir, rel)}
