@@ -169,7 +169,7 @@ func unreadable(err error) error { return fmt.Errorf("%w: %w", ErrUnreadable, er
 // to one of the two lists, so that all of it is told at once.
 func (in *Installation) required(name string, f *File, notAMS *NotAMSError, broken *[]error) []byte {
 	f.Path = filepath.Join(in.Dir, name)
-	b, real, err := readBelow(in.Root, f.Path, maxSettingsSize)
+	b, real, err := readBelow(in.Root, f.Path, conf.MaxSettings)
 	f.Real = real
 	switch {
 	case err == nil:
@@ -278,7 +278,7 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 
 // readApp reads the file of an application and says whether the folder is one.
 func (in *Installation) readApp(app *App) bool {
-	b, real, err := readBelow(in.Root, app.File.Path, maxSettingsSize)
+	b, real, err := readBelow(in.Root, app.File.Path, conf.MaxSettings)
 	app.File.Real = real
 	switch {
 	case err == nil:

@@ -14,10 +14,6 @@ import (
 // larger than this is not one, and reading it whole would only cost memory.
 const maxConfigSize = 4 << 20
 
-// maxSettingsSize bounds those that the server's user writes: the largest ones
-// known have 9 KB, and he must not decide how much memory we take.
-const maxSettingsSize = 128 << 10
-
 // maxApps bounds the folder of the applications.
 const maxApps = 4096
 

@@ -171,7 +171,7 @@ func springTrue(s string) bool {
 // serverProperties reads red5.properties again: the picture that Open took keeps
 // no secret, and the panel may have changed the file since.
 func (in *Installation) serverProperties() (*conf.Properties, error) {
-	b, _, err := readBelow(in.Root, in.Server.Path, maxSettingsSize)
+	b, _, err := readBelow(in.Root, in.Server.Path, conf.MaxSettings)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), unreadable(err))
 	}

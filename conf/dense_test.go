@@ -18,25 +18,25 @@ func TestDenseFiles(t *testing.T) {
 	const most = 12 << 20
 	xml := func(piece string) []byte {
 		const head, tail = "<beans>", "</beans>"
-		return []byte(head + strings.Repeat(piece, (maxSettings-len(head+tail))/len(piece)) + tail)
+		return []byte(head + strings.Repeat(piece, (MaxSettings-len(head+tail))/len(piece)) + tail)
 	}
 	var keys bytes.Buffer
-	for i := 0; keys.Len() < maxSettings-4; i++ {
+	for i := 0; keys.Len() < MaxSettings-4; i++ {
 		fmt.Fprintf(&keys, "%03x\n", i%(1<<12))
 	}
 	for name, tt := range map[string]struct {
 		src   []byte
 		parse func(src []byte) (any, error)
 	}{
-		"properties, one letter a line": {bytes.Repeat([]byte("a\n"), maxSettings/2), parseProperties},
+		"properties, one letter a line": {bytes.Repeat([]byte("a\n"), MaxSettings/2), parseProperties},
 		"properties, many keys":         {keys.Bytes(), parseProperties},
-		"properties, an escape each":    {bytes.Repeat([]byte("\\a\n"), maxSettings/3), parseProperties},
+		"properties, an escape each":    {bytes.Repeat([]byte("\\a\n"), MaxSettings/3), parseProperties},
 		"container, empty elements":     {xml("<a/>"), parseContainer},
 		"container, elements and text":  {xml("<a/>x"), parseContainer},
 		"container, elements in turn":   {xml("<a></a>"), parseContainer},
 		"container, comments":           {xml("<!---->"), parseContainer},
-		"container, attributes":         {[]byte("<beans" + strings.Repeat(" a=''", (maxSettings-20)/5) + "></beans>"), parseContainer},
-		"lines":                         {bytes.Repeat([]byte{'\n'}, maxSettings), splitLines},
+		"container, attributes":         {[]byte("<beans" + strings.Repeat(" a=''", (MaxSettings-20)/5) + "></beans>"), parseContainer},
+		"lines":                         {bytes.Repeat([]byte{'\n'}, MaxSettings), splitLines},
 	} {
 		before := heap()
 		parsed, err := tt.parse(tt.src)

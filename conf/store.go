@@ -67,14 +67,16 @@ type File struct {
 // Exists reports whether the file was there.
 func (f File) Exists() bool { return f.Bytes != nil }
 
+// MaxSettings bounds a settings file of the server, in bytes: the server's user
+// writes them, and must not decide how much memory they take. The largest ones known
+// have 9 KB.
+const MaxSettings = 128 << 10
+
 const (
 	// maxFileSize bounds a file that is no settings file of the server.
 	maxFileSize = 4 << 20
-	// maxSettings bounds a settings file of the server, and maxPlan all files of
-	// one plan: the server's user writes them, and must not decide how much memory
-	// they take. The largest ones known have 9 KB.
-	maxSettings = 128 << 10
-	maxPlan     = 8 << 20
+	// maxPlan bounds all files of one plan.
+	maxPlan = 8 << 20
 )
 
 // Follow gives the path below the root that a path leads to, links followed.
@@ -92,7 +94,7 @@ func (s *Store) Follow(path string) (string, error) {
 func (s *Store) Read(path string) (File, error) { return s.read(path, maxFileSize) }
 
 // ReadSettings is Read for a settings file of the server, which is small.
-func (s *Store) ReadSettings(path string) (File, error) { return s.read(path, maxSettings) }
+func (s *Store) ReadSettings(path string) (File, error) { return s.read(path, MaxSettings) }
 
 func (s *Store) read(path string, limit int64) (File, error) {
 	p, err := s.Files().Locate(path)

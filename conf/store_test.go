@@ -817,7 +817,7 @@ func TestBounds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	large("/one", maxSettings+2)
+	large("/one", MaxSettings+2)
 	if err := s.NewPlan(nil).Edit(Target{Path: "/one", Kind: KindProperties}, edit); !errors.Is(err, files.ErrTooLarge) {
 		t.Errorf("one file: %v", err)
 	}
@@ -825,7 +825,7 @@ func TestBounds(t *testing.T) {
 	var err error
 	for n := 0; err == nil && n < 100; n++ {
 		path := fmt.Sprintf("/app%d", n)
-		large(path, maxSettings)
+		large(path, MaxSettings)
 		err = p.Edit(Target{Path: path, Kind: KindProperties}, edit)
 	}
 	if !errors.Is(err, files.ErrTooLarge) || !strings.Contains(err.Error(), "/app64") {
