@@ -32,20 +32,12 @@ func TestRealShutdown(t *testing.T) {
 	}
 	b.must(t, "dpkg", "-i", "/opt/amsagent.deb")
 	b.must(t, "amsagent", "join", "--mongo", "file:/run/mongo", "--address", realBootedAddress, "--provider", "none")
-	for _, step := range []struct {
-		name string
-		do   func(*testing.T)
-	}{
+	s.steps(t, []downStep{
 		{"Nobody", s.nobody},
 		{"UntilTheyEnd", s.untilTheyEnd},
 		{"NoMongo", s.noMongo},
 		{"Reboot", s.reboot},
-	} {
-		if !t.Run(step.name, step.do) {
-			t.Logf("the journal:\n%s", s.lines(t, "-o", "short-monotonic"))
-			t.FailNow()
-		}
-	}
+	})
 }
 
 // realGoingDown is such a machine.

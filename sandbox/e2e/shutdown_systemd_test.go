@@ -45,10 +45,7 @@ printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456
 	s.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=1s\n--stats="+shutdownStats+"\n")
 	// The unit's own 15 minutes would keep a machine whose test has failed.
 	s.write(t, shutdownPatience, "[Service]\nTimeoutStopSec=60s\n")
-	for _, step := range []struct {
-		name string
-		do   func(*testing.T)
-	}{
+	s.steps(t, []downStep{
 		{"NoLeave", s.noLeave},
 		{"NoSessions", s.noSessions},
 		{"UntilTheyEnd", s.untilTheyEnd},
@@ -60,7 +57,19 @@ printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456
 		{"Reboot", s.reboots},
 		{"Hook", s.hook},
 		{"GoogleCloud", s.googleCloud},
-	} {
+	})
+}
+
+// downStep is one way in which a machine goes down.
+type downStep struct {
+	name string
+	do   func(*testing.T)
+}
+
+// steps are run one after another, up to the first that fails.
+func (s *goingDown) steps(t *testing.T, steps []downStep) {
+	t.Helper()
+	for _, step := range steps {
 		if !t.Run(step.name, step.do) {
 			t.Logf("the journal:\n%s", s.lines(t, "-o", "short-monotonic"))
 			t.FailNow()
