@@ -36,6 +36,7 @@ func TestRealShutdown(t *testing.T) {
 		{"Nobody", s.nobody},
 		{"UntilTheyEnd", s.untilTheyEnd},
 		{"NoMongo", s.noMongo},
+		{"MongoIsBack", s.mongoIsBack},
 		{"Reboot", s.reboot},
 	})
 }
@@ -99,32 +100,61 @@ func (s *realGoingDown) share(t *testing.T) time.Duration {
 	return at["amsagent-node stopped"] - at["amsagent stopping"] - (at["antmedia stopped"] - at["antmedia stopping"])
 }
 
+// empty waits until the agent has counted nobody: whom the test asked was a viewer to it.
+func (s *realGoingDown) empty(t *testing.T) {
+	t.Helper()
+	s.until(t, "nobody is counted", func() bool {
+		v, err := s.status()
+		if err != nil {
+			return false
+		}
+		n, known := v.Sessions.Total()
+		return known && n == 0
+	})
+}
+
 func (s *realGoingDown) nobody(t *testing.T) {
 	s.booted.served(t)
+	s.empty(t)
 	s.goDown(t, "poweroff")
 	s.off(t)
-	t.Logf("besides the server's own stop: %s", s.share(t).Round(time.Millisecond))
+	more := s.share(t)
+	t.Logf("besides the server's own stop: %s", more.Round(time.Millisecond))
+	if more > 5*time.Second {
+		t.Errorf("with nobody there going down takes %s more than the server's own stop", more)
+	}
 	s.gone(t)
 }
 
-// untilTheyEnd: a publisher and two viewers are served for as long as they stay.
-func (s *realGoingDown) untilTheyEnd(t *testing.T) {
-	s.back(t)
-	node := &realams.Node{Address: realBootedAddress}
+// audience begins a stream and lets so many watch it, whom the agent then knows of. They
+// are the players and the publisher, in this order.
+func (s *realGoingDown) audience(t *testing.T, node *realams.Node, viewers int) (people []*realams.Process) {
+	t.Helper()
 	publisher := s.booted.world.Publish(t, node, "LiveApp", "stream1")
 	viewer := s.booted.world.HTTP(2 * time.Second)
+	defer viewer.CloseIdleConnections() // else it is counted as one, too, for as long as it is open
 	until(t, "a viewer gets the playlist", func() string {
 		if code := realams.Status(viewer, realams.PlaylistURL(node, "LiveApp", "stream1")); code != 200 {
 			return publisher.Output()
 		}
 		return ""
 	})
-	viewer.CloseIdleConnections() // else it is counted as one, too, for as long as it is open
-	players := []*realams.Process{s.booted.world.Play(t, node, "LiveApp", "stream1"), s.booted.world.Play(t, node, "LiveApp", "stream1")}
+	for range viewers {
+		people = append(people, s.booted.world.Play(t, node, "LiveApp", "stream1"))
+	}
 	s.until(t, "the publisher and the viewers are counted", func() bool {
 		v, err := s.status()
-		return err == nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1 && v.Sessions.Viewers != nil && *v.Sessions.Viewers >= 2
+		return err == nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1 && v.Sessions.Viewers != nil && *v.Sessions.Viewers >= viewers
 	})
+	return append(people, publisher)
+}
+
+// untilTheyEnd: a publisher and two viewers are served for as long as they stay.
+func (s *realGoingDown) untilTheyEnd(t *testing.T) {
+	s.back(t)
+	node := &realams.Node{Address: realBootedAddress}
+	people := s.audience(t, node, 2)
+	viewer := s.booted.world.HTTP(2 * time.Second)
 
 	s.goDown(t, "poweroff")
 	s.until(t, "a node that is not ready and drains", func() bool {
@@ -137,7 +167,7 @@ func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 			t.Fatalf("while the machine waits a viewer gets %d", code)
 		}
 	}
-	for _, p := range append(players, publisher) {
+	for _, p := range people {
 		p.Signal(syscall.SIGTERM)
 	}
 	viewer.CloseIdleConnections()
@@ -148,22 +178,56 @@ func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 	s.gone(t)
 }
 
-// noMongo: nobody is there, which the server itself can tell; MongoDB is not waited for.
+// noMongo: nobody is there, and MongoDB is not waited for. The server itself takes almost
+// two minutes to end without MongoDB.
 func (s *realGoingDown) noMongo(t *testing.T) {
 	s.back(t)
-	if err := s.booted.world.Mongo.Member(0).Kill(); err != nil {
+	s.empty(t)
+	mongo := s.booted.world.Mongo.Member(0)
+	if err := mongo.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	wait(10 * time.Second) // both have noticed
 	s.goDown(t, "poweroff")
-	s.off(t)
+	s.offWithin(t, 3*time.Minute)
 	more := s.share(t)
 	t.Logf("besides the server's own stop: %s", more.Round(time.Millisecond))
-	if more > 5*time.Second {
+	if more > 10*time.Second {
 		t.Errorf("without MongoDB going down takes %s more than the server's own stop", more)
 	}
-	if err := s.booted.world.Mongo.Member(0).Start(t.Context()); err != nil {
+	if err := mongo.Start(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// mongoIsBack: who drains while MongoDB is away, at the end of the machine, tells it as
+// soon as it is back.
+func (s *realGoingDown) mongoIsBack(t *testing.T) {
+	s.back(t)
+	people := s.audience(t, &realams.Node{Address: realBootedAddress}, 1)
+	mongo := s.booted.world.Mongo.Member(0)
+	if err := mongo.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.goDown(t, "poweroff")
+	wait(15 * time.Second) // the connection of before is given up
+	if v, err := s.status(); err != nil || v.Ready {
+		t.Errorf("ready %v: %v", v.Ready, err)
+	}
+	if err := mongo.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	back := time.Now()
+	s.until(t, "a row that drains", func() bool { return s.record(t)["state"] == "draining" })
+	t.Logf("the row says so %s after MongoDB is back", time.Since(back).Round(100*time.Millisecond))
+	for _, p := range people {
+		p.Signal(syscall.SIGTERM)
+	}
+	s.off(t)
+	s.moments(t)
+	s.gone(t)
+	if lines := s.lines(t, "-o", "cat"); strings.Contains(lines, "interrupted by signal") {
+		t.Errorf("the signal ended what was to come after it:\n%s", lines)
 	}
 }
 

@@ -104,7 +104,12 @@ func (s *goingDown) goDown(t *testing.T, verb string) {
 // off waits until the machine is.
 func (s *goingDown) off(t *testing.T) {
 	t.Helper()
-	for limit := time.Now().Add(90 * time.Second); syscall.Kill(s.leader, 0) == nil; {
+	s.offWithin(t, 90*time.Second)
+}
+
+func (s *goingDown) offWithin(t *testing.T, most time.Duration) {
+	t.Helper()
+	for limit := time.Now().Add(most); syscall.Kill(s.leader, 0) == nil; {
 		if time.Now().After(limit) {
 			t.Fatal("the machine does not go down")
 		}

@@ -96,7 +96,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	if err != nil {
 		return mongoSource{}, fmt.Errorf("reading the MongoDB address: %w", err)
 	}
-	b, info, err := readSmallFile(g.waiting(), full)
+	b, info, err := readSmallFile(g.reading(), full)
 	if err != nil {
 		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
 		if errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 {

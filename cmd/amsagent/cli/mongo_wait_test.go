@@ -68,6 +68,23 @@ func TestMongoStdinWaits(t *testing.T) {
 	})
 }
 
+// A daemon that drains for a machine that goes down connects after the signal, too.
+func TestMongoFileAfterSignal(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mongo")
+	if err := os.WriteFile(path, []byte("10.0.2.4\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := newGlobals((&testEnv{}).env().withDefaults())
+	g.setForm("text", "never", 0)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(&interruptedError{syscall.SIGTERM})
+	g.ctx, g.reload = ctx, make(chan struct{}, 1)
+	g.settings.values[keyMongo] = value{text: "file:" + path, origin: origin{Layer: layerFlag, Name: "--mongo"}}
+	if target, err := (&daemonAdapter{g: g}).mongo(context.WithoutCancel(ctx)); err != nil || !strings.Contains(target.String(), "10.0.2.4") {
+		t.Errorf("MongoDB is at %v: %v", target, err)
+	}
+}
+
 // A file that another user can change decides whom root connects to.
 func TestMongoFileOwner(t *testing.T) {
 	for mode, want := range map[os.FileMode]string{0o600: "", 0o644: "", 0o646: "mode 0646"} {

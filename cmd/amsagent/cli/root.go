@@ -91,6 +91,17 @@ func (g *globals) waiting() context.Context {
 	return g.ctx
 }
 
+// reading is the context of the reading of a small file. A daemon reads after the signal, too, while it drains for a machine
+// that goes down.
+func (g *globals) reading() context.Context {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.reload != nil {
+		return context.WithoutCancel(g.waiting())
+	}
+	return g.waiting()
+}
+
 // setForm fixes how everything from here on is printed.
 func (g *globals) setForm(output, color string, level slog.Level) {
 	g.mu.Lock()
@@ -312,7 +323,7 @@ func (g *globals) load(cmd *cobra.Command) error {
 	if o := early.origin(keyConfig); o.Layer > layerDefault {
 		named = &o
 	}
-	if src.file, err = readConfigFile(g.waiting(), root, early.Config, named); err != nil {
+	if src.file, err = readConfigFile(g.reading(), root, early.Config, named); err != nil {
 		return err
 	}
 	var damaged string
