@@ -451,7 +451,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 	if err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: j.asFound()}
 	}
-	if err := j.register(ctx, cluster.StateJoining, "join"); err != nil {
+	if err := j.enter(ctx); err != nil {
 		return &FailedError{Step: "writing the registry", Err: err, State: j.asFound()}
 	}
 	if len(f.plan.Changed()) == 0 {

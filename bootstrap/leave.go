@@ -241,7 +241,16 @@ func (l *leaver) run(ctx context.Context) error {
 	if err := l.giveBack(ctx); err != nil {
 		return err
 	}
+	l.checkName(ctx)
 	return l.deregister(ctx)
+}
+
+// checkName warns of a server that is as broken as before the join, which had mended that.
+func (l *leaver) checkName(ctx context.Context) {
+	if h, err := ams.LookupHostname(ctx, ams.HostnameOptions{Root: l.Root}); err == nil && !h.Resolvable() {
+		l.warn(IDHostname, "give it an address in /etc/hosts",
+			"this machine's own name %s does not resolve, as before the join: Ant Media Server may answer 500", h.Name)
+	}
 }
 
 // prepare makes every check and plans the change.
@@ -286,7 +295,7 @@ func (l *leaver) reachFirst(ctx context.Context) {
 	}
 	s, err := loadState(l.store)
 	if l.req.Identify != nil && (err != nil || s == nil || s.InstanceID == "") {
-		l.req.Identify = askNow(ctx, l.req.Identify)
+		l.whileSlow(askingCloud, func() { l.req.Identify = askNow(ctx, l.req.Identify) })
 	}
 	l.connect(ctx)
 	if err == nil && s != nil {
@@ -643,19 +652,23 @@ func (l *leaver) announce(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
+	own, stop := outlasting(ctx, mongoFirst) // a write that was cut off may be done a moment later
+	defer stop()
 	var refused *cluster.TransitionError
 	before, err := l.client.Node(ctx, l.id)
 	if err == nil {
-		err = l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateDraining, leaving)
+		err = l.client.SetOwnState(own, l.self(l.id, l.address), cluster.StateDraining, leaving)
 	}
 	var other *cluster.OtherMachineError
 	switch {
 	case errors.As(err, &other):
 		l.warn(IDDuplicate, DuplicateHint, "the row of %s stays as it is: %v", l.id, other)
-	case err == nil:
-		l.drained = before.State == cluster.StateActive
-	case !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused):
-		l.warn(IDUnverified, "", "the registry could not be told that this node leaves: %v", err)
+	case errors.Is(err, cluster.ErrNoNode), errors.As(err, &refused):
+	default:
+		l.drained = before.State == cluster.StateActive // also where the answer did not come
+		if err != nil {
+			l.warn(IDUnverified, "", "the registry could not be told that this node leaves: %v", err)
+		}
 	}
 }
 

@@ -81,6 +81,22 @@ func (m *Machine) say(format string, args ...any) {
 	}
 }
 
+// whileSlow does something, and says what it is where that takes long.
+func (m *Machine) whileSlow(what string, do func()) {
+	said := make(chan struct{})
+	t := time.AfterFunc(slowTime, func() {
+		defer close(said)
+		m.say("%s", what)
+	})
+	do()
+	if !t.Stop() {
+		<-said
+	}
+}
+
+// slowTime is how long a command may be silent.
+const slowTime = time.Second
+
 func (m *Machine) log() *slog.Logger {
 	if m.Log == nil {
 		return slog.New(slog.DiscardHandler)
@@ -201,6 +217,16 @@ const (
 // caller's time is over.
 func after(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), d)
+}
+
+// outlasting is ctx with some more time after its end.
+func outlasting(ctx context.Context, more time.Duration) (context.Context, context.CancelFunc) {
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(more, cancel) })
+	return own, func() {
+		stop()
+		cancel()
+	}
 }
 
 func pause(ctx context.Context, d time.Duration) error {

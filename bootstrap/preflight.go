@@ -106,7 +106,7 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 // need of the disk is read again under the lock.
 func (m *Machine) reachFirst(ctx context.Context, store *conf.Store, req *JoinRequest) *facts {
 	f := &facts{}
-	req.Identify = askNow(ctx, req.Identify)
+	m.whileSlow(askingCloud, func() { req.Identify = askNow(ctx, req.Identify) })
 	var err error
 	if f.inst, err = req.Identify(ctx); err == nil {
 		if f.state, err = loadState(store); err != nil {
@@ -122,6 +122,9 @@ func (m *Machine) reachFirst(ctx context.Context, store *conf.Store, req *JoinRe
 	m.checkMongo(ctx, *req, f)
 	return f
 }
+
+// askingCloud is said where that takes long.
+const askingCloud = "asking the metadata service who this machine is"
 
 // askNow asks who this machine is, and gives that answer to each later question.
 func askNow(ctx context.Context, identify func(context.Context) (metadata.Instance, error)) func(context.Context) (metadata.Instance, error) {

@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 
@@ -40,6 +41,33 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 		j.log().Info("replaced the row of an earlier life of this machine", "node", n.ID, "address", r.Before.IP)
 	}
 	return nil
+}
+
+// enter writes the row of a node that joins. Where it cannot, or nobody waits for it any
+// more, no row says joining: a write that was cut off may be done a moment later, so it
+// is given some time, and taken back after that.
+func (j *joiner) enter(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	own, cancel := outlasting(ctx, mongoFirst)
+	defer cancel()
+	err := j.register(own, cluster.StateJoining, "join")
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil || j.wasJoined() {
+		return err
+	}
+	bound, stop := after(ctx, mongoFirst)
+	defer stop()
+	terr := j.facts.client.SetOwnState(bound, j.self(j.facts.inst.ID, j.facts.address.Addr.String()), cluster.StateFailed, "writing the registry: "+err.Error())
+	var refused *cluster.TransitionError
+	var other *cluster.OtherMachineError
+	if terr != nil && !errors.Is(terr, cluster.ErrNoNode) && !errors.As(terr, &refused) && !errors.As(terr, &other) {
+		j.log().Warn("the registry could not be told", "state", string(cluster.StateFailed), "error", terr)
+	}
+	return err
 }
 
 // leaving is the reason that a leave gives for what it makes of the row.

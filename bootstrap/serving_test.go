@@ -22,6 +22,19 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
+// A command says what it does where that takes long, and nothing where it does not.
+func TestWhileSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var said []string
+		m := &Machine{Progress: func(line string) { said = append(said, line) }}
+		m.whileSlow("quick", func() { _ = pause(t.Context(), slowTime-time.Millisecond) })
+		m.whileSlow("slow", func() { _ = pause(t.Context(), slowTime+time.Millisecond) })
+		if len(said) != 1 || said[0] != "slow" {
+			t.Errorf("it said %q", said)
+		}
+	})
+}
+
 // The server's user decides how many applications there are, and when they answer: few
 // are asked at a time, and all of them together take no longer than one may.
 func TestAskAllBounds(t *testing.T) {

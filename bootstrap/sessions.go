@@ -34,7 +34,11 @@ func (m *Machine) sessions(ctx context.Context, install *ams.Installation, clien
 	if kerr != nil {
 		return found, err
 	}
-	s, serr := ams.ReadStatistics(ctx, m.http(), install.BaseURL(), key.Token(time.Now()))
+	var s ams.Statistics
+	var serr error
+	m.whileSlow("asking Ant Media Server who is on it", func() {
+		s, serr = ams.ReadStatistics(ctx, m.http(), install.BaseURL(), key.Token(time.Now()))
+	})
 	if serr != nil {
 		return found, err
 	}

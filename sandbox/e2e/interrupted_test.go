@@ -8,8 +8,12 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
 // TestTimeoutOfAJoin: `timeout N amsagent join` leaves a node or what was there
@@ -66,4 +70,48 @@ func interruptJoins(t *testing.T, moments []time.Duration) {
 	if interrupted == 0 {
 		t.Error("no join was interrupted")
 	}
+}
+
+// TestCalledOff: a signal comes while a join, or a leave, writes the row. What was sent to
+// MongoDB may be done after nobody waits for its answer any more, and no row says for good
+// that a machine joins, or drains, which does not (TestDrainNeverJoined met one).
+func TestCalledOff(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, newDatabase(t), "10.0.7.62")
+	h.config("")
+	h.env = []string{"AMSAGENT_MONGO=file:/etc/amsagent/where"}
+	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
+	callOff := func(command string, writesBefore int, want cluster.State) {
+		t.Helper()
+		f := mongod.Fault{Mode: mongod.Delay, Delay: time.Second, Commands: []string{"update"}, After: writesBefore, Times: 1}
+		if err := h.mongo.Faults().Set(f); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(bins.agent, command)
+		cmd.Env = h.environ()
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the row is being written", func() string {
+			return strings.TrimPrefix(string(h.mongo.Faults().Current().Mode), string(mongod.None))
+		})
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 130 {
+			t.Errorf("%s: exit %d: %s", command, code, &out)
+		}
+		if row := h.row(); row.State != want {
+			t.Errorf("after a %s that was called off the row is %+v\n%s", command, row, &out)
+		}
+	}
+	callOff("join", 1, cluster.StateFailed) // the first is one that changes nothing
+	h.must("join")
+	h.rowIs(cluster.StateActive)
+	callOff("leave", 0, cluster.StateActive)
+	h.must("leave")
+	h.rowIs(cluster.StateLeft)
 }
