@@ -32,10 +32,12 @@ type doctorOptions struct {
 	kind     string
 	fix      bool
 	explain  string
+	only     bool
 }
 
 func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
+	fs.BoolVar(&o.only, "only-problems", false, "list what is wrong, and nothing that is good or not known")
 	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` and not at the machine: user data, an haproxy.cfg or a mongod.conf; - is standard input; may be given several times")
 	fs.StringVar(&o.kind, "kind", "", "what the files of --user-data are: `KIND` is user-data, haproxy or mongod; where unset, by what stands in them")
 	fs.BoolVar(&o.fix, "fix", false, "print the corrected text of --user-data, and nothing else, on standard output; exit 0 where all could be corrected")
@@ -55,6 +57,7 @@ func newDoctorCommand(g *globals) *cobra.Command {
 			"correct it. What is only warned of counts as wrong, too: --ignore it.",
 		Example: "  amsagent doctor\n" +
 			"  amsagent doctor --mongo 10.0.2.4\n" +
+			"  amsagent doctor --only-problems\n" +
 			"  amsagent doctor --ignore AMS-GPU --ignore AMS-HOOK\n" +
 			"  amsagent doctor -o json\n" +
 			"  amsagent doctor --user-data boot.sh --user-data haproxy.cfg\n" +
@@ -114,8 +117,15 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 		return err
 	}
 	data := doctorData{Counts: doctor.Count(results), Checks: results}
-	t := g.tableStyle()
-	if err := g.result("doctor", data, func(w *textWriter) { doctorText(w, data, t) }); err != nil {
+	text := func(w *textWriter) { doctorText(w, data, g.tableStyle()) }
+	if opts.only {
+		data.Checks = slices.DeleteFunc(slices.Clone(results), func(r doctor.Result) bool { return !r.Wrong() })
+		text = func(w *textWriter) {
+			w.line("%s", doctorVerdict(w, data.Counts))
+			doctorEnd(w, data)
+		}
+	}
+	if err := g.result("doctor", data, text); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(results, doctor.Result.Wrong) {
@@ -138,6 +148,8 @@ func (o *doctorOptions) check() error {
 		return usageError([]string{"give --user-data FILE"}, "--kind says what a file is, and none is given")
 	case o.kind != "" && !slices.Contains(lint.Kinds(), lint.Kind(o.kind)):
 		return usageError([]string{"one of user-data, haproxy, mongod"}, "--kind %s: no such kind", o.kind)
+	case o.only && (o.explain != "" || len(o.userData) > 0):
+		return usageError(nil, "--only-problems is for the checks of this machine")
 	case o.explain != "" && len(o.userData) > 0:
 		return usageError(nil, "--explain and --user-data are two things: give one")
 	}
@@ -388,6 +400,11 @@ func doctorText(w *textWriter, data doctorData, t tableStyle) {
 		}
 	}
 	doctorAsk(w, data.Checks, cmp.Or(t.width, doctorWidth))
+	doctorEnd(w, data)
+}
+
+// doctorEnd is what is wrong, and how many results there are.
+func doctorEnd(w *textWriter, data doctorData) {
 	doctorProblems(w, data.Checks)
 	w.b.WriteByte('\n')
 	w.line("%s", doctorCounts(data.Counts))

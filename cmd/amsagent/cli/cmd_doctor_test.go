@@ -151,6 +151,29 @@ func TestDoctorImage(t *testing.T) {
 	}
 }
 
+// Who asks for the problems alone gets all of them, and the counts of all.
+func TestDoctorOnlyProblems(t *testing.T) {
+	root := doctorTree(t)
+	args := []string{"--root", root, "--address", "10.0.0.5", "--ignore", "AMS-SPACE"}
+	_, all, _ := doctorJSON(t, nil, args...)
+	code, only, _ := doctorJSON(t, nil, append(args, "--only-problems")...)
+	if code != exitDegraded || only.Counts != all.Counts || len(only.Checks) != all.Counts.Bad+all.Counts.Warning || !slices.Equal(wrongIDs(only), wrongIDs(all)) {
+		t.Errorf("exit %d: %+v, of %+v", code, only, all.Counts)
+	}
+	code, stdout, stderr := run(t, nil, append([]string{"doctor", "--provider", "none", "--only-problems"}, args...)...)
+	if code != exitDegraded || strings.Contains(stdout, "good ") || !strings.Contains(stdout, "What is wrong") || !strings.Contains(stdout, "AMS-RELEASE") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+	if code, stdout, _ := run(t, nil, append([]string{"doctor", "--provider", "none", "--only-problems", "--ignore", "AMS-RELEASE"}, args...)...); code != exitOK || strings.Count(stdout, "\n") != 3 {
+		t.Errorf("nothing is wrong: exit %d: %q", code, stdout)
+	}
+	for _, more := range [][]string{{"--explain", "AMS-GPU"}, {"--user-data", "boot.sh"}} {
+		if code, _, _ := run(t, nil, append([]string{"doctor", "--only-problems"}, more...)...); code != exitUsage {
+			t.Errorf("%q: exit %d", more, code)
+		}
+	}
+}
+
 // Settings that are wrong are a result among others; flags that are wrong are the caller's.
 func TestDoctorSettings(t *testing.T) {
 	root := doctorTree(t)
