@@ -36,9 +36,9 @@ for arch in ${PACKAGE_ARCHES:-amd64:x86_64 arm64:aarch64}; do
   export ARCH=${arch%:*}
   cp "$build/amsagent-linux-$ARCH" "$stage/amsagent-$ARCH"
   pack() { (cd "$stage" && "$build/tools/nfpm" package --config "$1" --packager "${2##*.}" --target "$build/packages/$2" >&2); }
-  # What only one of the two formats understands.
+  # What only one of the two formats understands. The first line of the description is Debian's summary; rpm has its own.
   sed '/^license:/d' nfpm.yaml >"$stage/deb.yaml"
-  sed 's|^license:|changelog: data/changelog.yaml\n&|' nfpm.yaml >"$stage/rpm.yaml"
+  sed -e 's|^license:|changelog: data/changelog.yaml\n&|' -e '/^description:/{n;d}' nfpm.yaml >"$stage/rpm.yaml"
   pack deb.yaml "amsagent_${VERSION}-1_$ARCH.deb"
   pack rpm.yaml "amsagent-$VERSION-1.${arch#*:}.rpm"
 done
