@@ -22,7 +22,7 @@ func TestCheckLiveness(t *testing.T) {
 		body string
 		want Liveness
 	}{
-		"live":            {200, `{"host":"node-1","status":"alive"}`, Liveness{State: Live, Code: 200, Host: "node-1", Status: "alive"}},
+		"live":            {200, `{"host":"node-1","status":"ok"}`, Liveness{State: Live, Code: 200, Host: "node-1", Status: "ok"}},
 		"other fields":    {200, `{"host":7,"x":[]}`, Liveness{State: Live, Code: 200}},
 		"somebody else":   {200, "<html>welcome to nginx</html>", Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
 		"endless":         {200, `{"host":"` + strings.Repeat("x", livenessBody) + `"}`, Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},

@@ -560,5 +560,5 @@ func (s *Server) liveness(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "java.net.UnknownHostException: "+name, http.StatusInternalServerError)
 		return
 	}
-	control.JSON(w, map[string]string{"host": name, "status": "alive"})
+	control.JSON(w, map[string]string{"host": name, "status": "ok"})
 }

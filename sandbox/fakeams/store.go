@@ -102,7 +102,8 @@ func memory() string {
 	return fmt.Sprintf("%d/%d", (si.Totalram-si.Freeram)*unit>>20, si.Totalram*unit>>20)
 }
 
-// beat registers the node. Like the server's it replaces the whole document.
+// beat registers the node. It replaces the whole document, as old releases do; the test beans of package realams
+// update it by field, as new ones are documented to do.
 func (s *Server) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.o.Period+time.Second)
 	defer cancel()

@@ -287,11 +287,7 @@ func (n *Node) AsAgent(ctx context.Context, method, path string, body io.Reader)
 	if err != nil {
 		return 0, nil, err
 	}
-	part := base64.RawURLEncoding.EncodeToString
-	token := part([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + part([]byte(`{}`))
-	mac := hmac.New(sha256.New, []byte(secretKey))
-	mac.Write([]byte(token))
-	req.Header.Set("ProxyAuthorization", token+"."+part(mac.Sum(nil)))
+	req.Header.Set("ProxyAuthorization", Token())
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := n.local.Do(req)
 	if err != nil {
@@ -300,6 +296,15 @@ func (n *Node) AsAgent(ctx context.Context, method, path string, body io.Reader)
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, b, err
+}
+
+// Token is what the agent asks with once [Node.AllowAgent] was called.
+func Token() string {
+	part := base64.RawURLEncoding.EncodeToString
+	token := part([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + part([]byte(`{}`))
+	mac := hmac.New(sha256.New, []byte(secretKey))
+	mac.Write([]byte(token))
+	return token + "." + part(mac.Sum(nil))
 }
 
 // Status is the answer to a viewer who asks for url: the HTTP status, or 0.

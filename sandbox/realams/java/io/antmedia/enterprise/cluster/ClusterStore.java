@@ -9,10 +9,12 @@ import java.lang.reflect.Field;
 import java.lang.reflect.Method;
 import java.util.List;
 
+import org.bson.Document;
 import org.springframework.util.ReflectionUtils;
 
 import com.mongodb.client.MongoClient;
 import com.mongodb.client.MongoClients;
+import com.mongodb.client.MongoCollection;
 
 import dev.morphia.Datastore;
 import dev.morphia.DeleteOptions;
@@ -31,12 +33,14 @@ import io.antmedia.statistic.StatsCollector;
 public class ClusterStore implements IClusterStore {
 
 	private final Datastore datastore;
+	private final MongoCollection<Document> nodes;
 	private StatsCollector stats;
 
 	public ClusterStore(String host, String user, String password) {
 		// The address is made by the server: what it does with passwords is what the tests are about.
 		MongoClient client = MongoClients.create(MongoStore.getMongoConnectionUri(host, user, password));
 		datastore = Morphia.createDatastore(client, "clusterdb");
+		nodes = client.getDatabase("clusterdb").getCollection("clusternode");
 		datastore.getMapper().map(List.of(ClusterNode.class, AppSettings.class));
 		datastore.ensureIndexes();
 	}
@@ -83,7 +87,14 @@ public class ClusterStore implements IClusterStore {
 				node.setMemory(ReflectionUtils.invokeMethod(memory, stats) + "%");
 			}
 		}
-		datastore.save(node);
+		// By field, as Enterprise is documented: what others wrote into the document stays.
+		Document fields = new Document("ip", node.getIp()).append("lastUpdateTime", node.getLastUpdateTime());
+		if (stats != null) {
+			fields.append("cpu", node.getCpu()).append("memory", node.getMemory());
+		}
+		if (nodes.updateOne(new Document("_id", node.getId()), new Document("$set", fields)).getMatchedCount() == 0) {
+			datastore.save(node);
+		}
 		return true;
 	}
 

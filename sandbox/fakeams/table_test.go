@@ -1,0 +1,79 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakeams_test
+
+import (
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/internal/amstable"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// The real server is held to the same table by TestRealTable of package realams.
+func TestTable(t *testing.T) {
+	t.Parallel()
+	m := mongo1(t, mongod.Options{})
+	tr := install(t, tree.Options{Apps: []string{"live"}})
+	secured(t, tr)
+	o := quick(tr)
+	o.Control, o.Community, o.SaveAtStart = "127.0.0.1:0", true, true
+	o.AppStart = 200 * time.Millisecond
+	host := "mongodb://" + m.Addr()
+	var s *fakeams.Server
+	ask := func(t testing.TB, method, path string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ControlAddr()+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s %s: %s", method, path, resp.Status)
+		}
+	}
+	amstable.Hold(t, amstable.Server{
+		Start: func(testing.TB) {
+			if s == nil {
+				join(t, tr, host)
+			}
+			s = start(t, o)
+		},
+		Stop: func(t testing.TB) {
+			if err := s.Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Kill: func(t testing.TB) {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Publish: func(t testing.TB, app, stream string) func() {
+			path := "/stream?app=" + app + "&id=" + stream
+			ask(t, http.MethodPost, path)
+			return func() { ask(t, http.MethodDelete, path) }
+		},
+		Settings: func(t testing.TB, app string) []byte {
+			b, err := os.ReadFile(tr.App(app))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b
+		},
+		Client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		URL:    func() string { return "http://" + s.HTTPAddr() },
+		Token:  token(serverSecret, "{}"),
+		Apps:   []string{"LiveApp", "WebRTCAppEE", "live"}, Address: o.HostAddress, MongoHost: host,
+		Mongo: database(t, m.URI(), "clusterdb").Client(),
+	})
+}
