@@ -106,7 +106,7 @@ func (c *Client) relink(ctx context.Context, used *link, err error) bool {
 		return false
 	case c.link.Load() != used:
 		// Another call replaced it, and may have cut this one.
-		return errors.Is(err, mongo.ErrClientDisconnected) && ctx.Err() == nil
+		return (errors.Is(err, mongo.ErrClientDisconnected) || errors.Is(err, topology.ErrPoolClosed)) && ctx.Err() == nil
 	case used.direct:
 		return c.follow(ctx, used, err)
 	case timedOut(err) && time.Since(c.linking.relinked) >= relinkEvery:

@@ -5,6 +5,7 @@ package clustertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -53,6 +54,30 @@ func TestLargeRow(t *testing.T) {
 		t.Errorf("the look holds %d MB", grown>>20)
 	}
 	runtime.KeepAlive(look)
+}
+
+// A call that waits for the connection of one that hangs is made over the new connection:
+// the old ones were closed under it.
+func TestWaitsBehindOneThatHangs(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	c := connect(t, "mongodb://"+s.Addr()+"/?directConnection=true", cluster.Options{Timeout: 4 * time.Second, MaxPool: 1})
+	if err := s.Faults().Set(mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"find"}, Times: 1}); err != nil {
+		t.Fatal(err)
+	}
+	hung := make(chan error, 1)
+	go func() {
+		_, err := c.Node(t.Context(), "i-1")
+		hung <- err
+	}()
+	eventually(t, "the first call is swallowed", func() bool { return s.Faults().Current().Mode == mongod.None })
+	<-time.After(2 * time.Second) // so that this one's time is not up with the other's
+	if _, err := c.Node(t.Context(), "i-1"); !errors.Is(err, cluster.ErrNoNode) {
+		t.Errorf("the second call: %v", err)
+	}
+	if err := <-hung; cluster.KindOf(err) != cluster.KindTimeout {
+		t.Errorf("the first call: %v", err)
+	}
 }
 
 // The live streams of a node are found by the index that AMS makes on status, not by
