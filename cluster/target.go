@@ -805,9 +805,11 @@ func (t Target) Secrets() []Secret {
 		}
 	}
 	add(p.password, p.rawPassword)
+	after := false // a secret; with a raw & in it, its rest looks like an option that nobody knows
 	for _, o := range p.options {
 		known, ok := uriOptionByName(o.name)
-		if !known.secret && (ok || !soundsSecret(o.name)) {
+		secret := known.secret || !ok && (after || soundsSecret(o.name))
+		if after = secret; !secret {
 			continue
 		}
 		add(o.value, o.rawValue)
