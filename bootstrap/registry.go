@@ -56,16 +56,10 @@ func (j *joiner) enter(ctx context.Context) error {
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	if err == nil || j.wasJoined() {
-		return err
-	}
-	bound, stop := after(ctx, mongoFirst)
-	defer stop()
-	terr := j.facts.client.SetOwnState(bound, j.self(j.facts.inst.ID, j.facts.address.Addr.String()), cluster.StateFailed, "writing the registry: "+err.Error())
-	var refused *cluster.TransitionError
-	var other *cluster.OtherMachineError
-	if terr != nil && !errors.Is(terr, cluster.ErrNoNode) && !errors.As(terr, &refused) && !errors.As(terr, &other) {
-		j.log().Warn("the registry could not be told", "state", string(cluster.StateFailed), "error", terr)
+	if err != nil {
+		bound, stop := after(ctx, mongoFirst)
+		defer stop()
+		j.failedRow(bound, "writing the registry: "+err.Error())
 	}
 	return err
 }
@@ -73,20 +67,20 @@ func (j *joiner) enter(ctx context.Context) error {
 // leaving is the reason that a leave gives for what it makes of the row.
 const leaving = "leave"
 
-// failedRow makes the row say that the join came to nothing. A node that was in
-// the cluster before still is.
+// failedRow makes the row say that the join came to nothing, as well as it can: the
+// outcome of the command does not depend on it. A node that was in the cluster before
+// still is, and a row that is not there, or not of this join, says nothing wrong.
 func (j *joiner) failedRow(ctx context.Context, reason string) {
-	if !j.wasJoined() {
-		j.setState(ctx, cluster.StateFailed, reason)
+	if j.wasJoined() {
+		return
 	}
-}
-
-// setState changes our row's state as well as it can: the outcome of the
-// command does not depend on it.
-func (j *joiner) setState(ctx context.Context, state cluster.State, reason string) {
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
-	if err := j.facts.client.SetOwnState(ctx, j.self(j.facts.inst.ID, j.facts.address.Addr.String()), state, reason); err != nil {
+	const state = cluster.StateFailed
+	err := j.facts.client.SetOwnState(ctx, j.self(j.facts.inst.ID, j.facts.address.Addr.String()), state, reason)
+	var refused *cluster.TransitionError
+	var other *cluster.OtherMachineError
+	if err != nil && !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused) && !errors.As(err, &other) {
 		j.log().Warn("the registry could not be told", "state", string(state), "error", err)
 	}
 }
