@@ -26,44 +26,35 @@ func TestTable(t *testing.T) {
 	o.AppStart = 200 * time.Millisecond
 	host := "mongodb://" + m.Addr()
 	var s *fakeams.Server
-	ask := func(t testing.TB, method, path string) {
+	ask := func(t *testing.T, method, path string) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ControlAddr()+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Fatalf("%s %s: %s", method, path, resp.Status)
+		if status, body := request(t, method, "http://"+s.ControlAddr()+path); status != http.StatusOK {
+			t.Fatalf("%s %s: %d %s", method, path, status, body)
 		}
 	}
 	amstable.Hold(t, amstable.Server{
-		Start: func(testing.TB) {
+		Start: func(*testing.T) {
 			if s == nil {
 				join(t, tr, host)
 			}
 			s = start(t, o)
 		},
-		Stop: func(t testing.TB) {
+		Stop: func(t *testing.T) {
 			if err := s.Stop(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		},
-		Kill: func(t testing.TB) {
+		Kill: func(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
 		},
-		Publish: func(t testing.TB, app, stream string) func() {
+		Publish: func(t *testing.T, app, stream string) func() {
 			path := "/stream?app=" + app + "&id=" + stream
 			ask(t, http.MethodPost, path)
 			return func() { ask(t, http.MethodDelete, path) }
 		},
-		Settings: func(t testing.TB, app string) []byte {
+		Settings: func(t *testing.T, app string) []byte {
 			b, err := os.ReadFile(tr.App(app))
 			if err != nil {
 				t.Fatal(err)

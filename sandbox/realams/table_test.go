@@ -34,7 +34,7 @@ func table(t *testing.T, release string) {
 	t.Cleanup(func() { _ = mongo.Disconnect(context.Background()) })
 	host, started := "mongodb://"+w.Mongo.Addrs(), false // without the scheme the script takes it for Redis
 	amstable.Hold(t, amstable.Server{
-		Start: func(t testing.TB) {
+		Start: func(t *testing.T) {
 			if !started {
 				n.MustRun(t, "bash", realams.Home+"/change_server_mode.sh", "cluster", host) // and it starts the server
 				started = true
@@ -42,8 +42,8 @@ func table(t *testing.T, release string) {
 			}
 			n.MustRun(t, realams.Service, "start")
 		},
-		Stop: func(t testing.TB) { n.MustRun(t, realams.Service, "stop") },
-		Kill: func(t testing.TB) {
+		Stop: func(t *testing.T) { n.MustRun(t, realams.Service, "stop") },
+		Kill: func(t *testing.T) {
 			n.Signal(t, syscall.SIGKILL)
 			for end := time.Now().Add(time.Minute); n.Server() != 0; <-time.After(50 * time.Millisecond) {
 				if time.Now().After(end) {
@@ -51,11 +51,11 @@ func table(t *testing.T, release string) {
 				}
 			}
 		},
-		Publish: func(t testing.TB, app, stream string) func() {
+		Publish: func(t *testing.T, app, stream string) func() {
 			publisher := w.Publish(t, n, app, stream)
 			return func() { publisher.Signal(syscall.SIGTERM) }
 		},
-		Settings: func(t testing.TB, app string) []byte {
+		Settings: func(t *testing.T, app string) []byte {
 			return []byte(n.Read(t, realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties"))
 		},
 		Client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: n.Dial, DisableKeepAlives: true}},

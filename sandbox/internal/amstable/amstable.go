@@ -27,11 +27,11 @@ import (
 type Server struct {
 	// Start makes it a node, or starts it again, and returns before it serves. Stop
 	// ends it as SIGTERM does, Kill as SIGKILL; both return when it has ended.
-	Start, Stop, Kill func(testing.TB)
+	Start, Stop, Kill func(*testing.T)
 	// Publish begins a stream; end ends it.
-	Publish func(t testing.TB, app, stream string) (end func())
+	Publish func(t *testing.T, app, stream string) (end func())
 	// Settings is the text of an application's red5-web.properties.
-	Settings func(t testing.TB, app string) []byte
+	Settings func(t *testing.T, app string) []byte
 	// Client asks it at URL, and keeps no connection. Token is the agent's.
 	Client *http.Client
 	URL    func() string
