@@ -13,7 +13,7 @@ import (
 // handler is the control port:
 //
 //	GET    /fault      the fault in force
-//	POST   /fault      ?mode=delay&ms=500  also after=N times=N commands=a,b code=N name=S message=S then=MODE
+//	POST   /fault      ?mode=delay&ms=500  also after=N times=N commands=a,b database=S code=N name=S message=S then=MODE
 //	DELETE /fault      healthy again
 //	GET    /stats      counters
 //	GET    /commands   the last requests; ?name=update only those
@@ -57,7 +57,7 @@ func parseFault(q url.Values) (Fault, error) {
 	var f Fault
 	err := control.Decode(q, map[string]any{
 		"mode": (*string)(&f.Mode), "then": (*string)(&f.Then), "ms": &f.Delay, "after": &f.After, "times": &f.Times,
-		"commands": &f.Commands, "code": &f.Code, "name": &f.Name, "message": &f.Message,
+		"commands": &f.Commands, "database": &f.Database, "code": &f.Code, "name": &f.Name, "message": &f.Message,
 	})
 	return f, err
 }

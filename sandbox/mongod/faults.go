@@ -61,6 +61,9 @@ type Fault struct {
 	// Commands restricts the fault to these command names (hello, find, update, ...).
 	// Without it all commands count, the driver's own hello included.
 	Commands []string `json:"commands,omitempty"`
+	// Database restricts it to commands on that database. A server that is in the cluster
+	// writes to its own, whenever it likes.
+	Database string `json:"database,omitempty"`
 	// Code, Name and Message are for mode error. The default is what a server says
 	// that is being shut down (91, ShutdownInProgress).
 	Code    int32  `json:"code,omitempty"`
@@ -83,7 +86,7 @@ func (f Fault) validate() error {
 	if f.Delay < 0 || f.After < 0 || f.Times < 0 {
 		return errors.New("negative number in a fault")
 	}
-	if len(f.Commands) > 0 && (f.Mode == Refuse || f.Then == Refuse && f.Times == 0 && f.Mode != Cut) {
+	if (len(f.Commands) > 0 || f.Database != "") && (f.Mode == Refuse || f.Then == Refuse && f.Times == 0 && f.Mode != Cut) {
 		return errors.New("refusing connections cannot depend on a command")
 	}
 	return nil
@@ -138,7 +141,7 @@ func (f *Faults) Current() Fault {
 // enter needs f.set held.
 func (f *Faults) enter(fault Fault) {
 	immediate := fault.Mode
-	if fault.Mode == Cut && fault.After == 0 && len(fault.Commands) == 0 {
+	if fault.Mode == Cut && fault.After == 0 && len(fault.Commands) == 0 && fault.Database == "" {
 		// Happens now and is over.
 		fault = Fault{Mode: orNone(fault.Then)}
 	}
@@ -172,12 +175,12 @@ func orNone(m Mode) Mode {
 
 // strike is asked once per command. It returns the fault to apply to it (Mode
 // None for no fault) and a channel that closes when the state changes.
-func (f *Faults) strike(command string) (Fault, <-chan struct{}) {
+func (f *Faults) strike(command, database string) (Fault, <-chan struct{}) {
 	f.mu.Lock()
 	cur := f.current
 	changed := f.changed
 	if cur.Mode == None || cur.Mode == Refuse ||
-		len(cur.Commands) > 0 && !slices.Contains(cur.Commands, command) {
+		len(cur.Commands) > 0 && !slices.Contains(cur.Commands, command) || cur.Database != "" && cur.Database != database {
 		f.mu.Unlock()
 		return Fault{Mode: None}, changed
 	}

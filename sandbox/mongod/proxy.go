@@ -202,7 +202,7 @@ func (p *proxy) serve(ctx context.Context, c *clientConn) error {
 func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 	backend net.Conn, fromBackend *bufio.Reader, gone <-chan struct{},
 ) error {
-	fault, changed := p.faults.strike(req.command)
+	fault, changed := p.faults.strike(req.command, req.db)
 	entry := p.stats.received(c.id, req, len(raw), fault.Mode)
 	switch fault.Mode {
 	case Delay:
