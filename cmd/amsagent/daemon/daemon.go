@@ -131,7 +131,8 @@ type Periods struct {
 	Prove time.Duration
 	// Port is how often a metrics port that is taken is tried again.
 	Port time.Duration
-	// Stop is how long the end waits for a loop that hangs.
+	// Stop is how long the end waits for a loop that hangs. To close what leads to a
+	// MongoDB that is away takes up to two seconds.
 	Stop time.Duration
 }
 
@@ -152,7 +153,7 @@ func (p Periods) withDefaults() Periods {
 		{&p.Witness, 15 * time.Second},
 		{&p.Prove, time.Minute},
 		{&p.Port, 3 * time.Second},
-		{&p.Stop, 2 * time.Second},
+		{&p.Stop, 5 * time.Second},
 	} {
 		if *d.period <= 0 {
 			*d.period = d.usual
