@@ -320,7 +320,7 @@ func (m *Manager) verdict(gen int, now time.Time) {
 		m.over = true
 		r.Tomb = m.tombstone(now)
 		m.endEvent("the machine goes down", r.Tomb.Cut)
-	case r.goal() == goalPause:
+	case m.o.goal(r) == goalPause:
 		r.Step = StepDone
 		m.endEvent("drained", nil)
 	default:
@@ -332,7 +332,7 @@ func (m *Manager) verdict(gen int, now time.Time) {
 
 // tombstone says who is there right before AMS is stopped. The lock is held.
 func (m *Manager) tombstone(now time.Time) *Tombstone {
-	c := m.r.cause()
+	c := m.o.cause(m.r)
 	t := &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: m.r.Repair}
 	if !m.freshCount(now) {
 		return t
@@ -349,7 +349,7 @@ func (m *Manager) tombstone(now time.Time) *Tombstone {
 }
 
 func (m *Manager) endEvent(what string, cut *int) {
-	c := m.r.cause()
+	c := m.o.cause(m.r)
 	e := cluster.Event{Kind: "drained", Who: orText(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"result": what}}
 	if cut != nil {
 		n := int64(*cut)
@@ -481,14 +481,14 @@ func (m *Manager) done() {
 	r := m.r
 	r.Step = StepDone
 	what := "left"
-	if r.goal() == goalPark {
+	if m.o.goal(r) == goalPark {
 		what = "parked"
 	}
 	var cut *int
 	if r.Tomb != nil {
 		cut = r.Tomb.Cut
 	}
-	m.noteLocked("done: this node has " + map[bool]string{true: "been parked", false: "left"}[r.goal() == goalPark])
+	m.noteLocked("done: this node has " + map[bool]string{true: "been parked", false: "left"}[m.o.goal(r) == goalPark])
 	m.endEvent(what, cut)
 }
 
@@ -515,7 +515,7 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 			m.commit()
 			m.mu.Unlock()
 			return
-		case m.settled(), r.goal() == goalPark && (now.Sub(began) >= idleHookTime || r.Start != nil):
+		case m.settled(), m.o.goal(r) == goalPark && (now.Sub(began) >= idleHookTime || r.Start != nil):
 			for i := range r.Hooks {
 				if a := &r.Hooks[i]; a.End == "" && m.parking() && m.tryOf(a, opContinue).denied == "" {
 					a.End, a.EndedAt = EndLeft, now
@@ -525,7 +525,7 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 			}
 			if r.HookFirst {
 				r.Step, r.Say = StepDeregistering, cluster.StateLeft
-				c := r.cause()
+				c := m.o.cause(r)
 				r.Tomb = &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source)}
 			} else {
 				m.done()
@@ -538,7 +538,7 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 		if r.HookFirst {
 			wait = m.o.SampleInterval
 		}
-		if r.goal() == goalPark {
+		if m.o.goal(r) == goalPark {
 			wait = min(wait, idleHookTime-now.Sub(began))
 		}
 		if n := r.has(Shutdown); n != nil {

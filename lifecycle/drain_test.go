@@ -575,6 +575,94 @@ func TestReboot(t *testing.T) {
 	})
 }
 
+// What is announced for weeks ahead makes no reboot and no standby of today the last one,
+// and is not remembered for a cloud that does not say it any more.
+func TestAnnouncedForLater(t *testing.T) {
+	retirement := func() Notice {
+		return Notice{ID: "event-1", Source: "aws-scheduled", Kind: Interrupt, Reason: "instance-retirement", Deadline: time.Now().Add(14 * 24 * time.Hour)}
+	}
+	announced := func(t *testing.T, during func(t *testing.T, w *world, l *life)) {
+		t.Helper()
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.viewers = p(1)
+			l := w.live()
+			l.Notice(retirement())
+			if v := l.View(); !v.Ready || v.NextDrain.IsZero() {
+				t.Fatalf("drains weeks before: %+v", v)
+			}
+			during(t, w, l)
+		})
+	}
+	serves := func(t *testing.T, w *world, l *life) {
+		t.Helper()
+		tick(time.Minute)
+		if v := l.View(); !v.Ready || v.Step != StepNone || w.stops != 0 {
+			t.Errorf("step %s, %d stops, %v", v.Step, w.stops, v.Notes)
+		}
+		l.kill()
+	}
+	t.Run("a shutdown and another boot", func(t *testing.T) {
+		announced(t, func(t *testing.T, w *world, l *life) {
+			l.Notice(goesDown(time.Minute))
+			tick(5 * time.Second)
+			l.kill()
+			w.boot, w.row = "boot-2", cluster.StateActive
+			l = w.live()
+			l.Notice(retirement())
+			serves(t, w, l)
+		})
+	})
+	t.Run("a shutdown that the machine outlasts", func(t *testing.T) {
+		announced(t, func(t *testing.T, w *world, l *life) {
+			l.Notice(goesDown(time.Minute))
+			tick(5 * time.Second)
+			l.kill()
+			serves(t, w, w.live())
+		})
+	})
+	t.Run("a drain that was under way at another boot", func(t *testing.T) {
+		announced(t, func(t *testing.T, w *world, l *life) {
+			tick(13*24*time.Hour + 23*time.Hour)
+			if l.View().Ready {
+				t.Fatal("it does not drain in time")
+			}
+			l.kill()
+			w.boot, w.row = "boot-2", cluster.StateActive
+			serves(t, w, w.live()) // on another host: the cloud has stopped and started it
+		})
+	})
+	t.Run("a restart of the agent, and the cloud has changed its mind", func(t *testing.T) {
+		announced(t, func(t *testing.T, w *world, l *life) {
+			l.kill()
+			l = w.live()
+			tick(14 * 24 * time.Hour)
+			serves(t, w, l)
+		})
+	})
+	t.Run("a reboot", func(t *testing.T) {
+		announced(t, func(t *testing.T, w *world, l *life) {
+			w.set(func(w *world) { w.viewers = p(0) })
+			l.Notice(Notice{ID: "reboot", Source: "aws-scheduled", Kind: Reboot, Deadline: time.Now().Add(time.Minute)})
+			l.until("done", time.Minute, isDone)
+			if w.stops != 0 || w.row != cluster.StateDraining {
+				t.Errorf("%d stops, row %s", w.stops, w.row)
+			}
+			l.kill()
+		})
+	})
+	t.Run("a standby", func(t *testing.T) {
+		announced(t, func(t *testing.T, w *world, l *life) {
+			w.set(func(w *world) { w.viewers = p(0) })
+			l.Notice(park())
+			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && v.Step == StepDone })
+			l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
+			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive })
+			l.kill()
+		})
+	})
+}
+
 // A cloud that says for ever that its hook does not wait keeps nobody who follows the drain.
 func TestHookThatNeverWaits(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -124,7 +124,7 @@ func (m *Manager) wantsDiscovery(launching bool) bool {
 // pool lets either hook wait for that, the launch hook where the machine has never
 // served.
 func (m *Manager) parking() bool {
-	return m.r.Step != StepNone && m.r.Step != StepDone && m.r.goal() == goalPark
+	return m.r.Step != StepNone && m.r.Step != StepDone && m.o.goal(m.r) == goalPark
 }
 
 // wanted is what is to be done about a hook now.
@@ -490,7 +490,7 @@ func LastWord(files Files, path, boot string) (*Tombstone, error) {
 		return nil, err
 	}
 	if r.Tomb == nil { // the drain was killed, so nobody counted
-		c := r.cause()
+		c := weightiest(r.Notices)
 		return &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: r.Repair}, nil
 	}
 	return r.Tomb, nil
@@ -506,7 +506,7 @@ func FinishStop(ctx context.Context, files Files, path string, c Completer, p Pe
 	if err != nil || r == nil || c == nil {
 		return err
 	}
-	if r.Step == StepNone || r.goal() < goalPark {
+	if r.Step == StepNone || goalOfAll(r.Notices) < goalPark {
 		return nil
 	}
 	var errs []error

@@ -255,8 +255,10 @@ func (m *Manager) takeUp() {
 	boot, up := m.o.Uptime()
 	same := r.wake(time.Now(), boot, up)
 	r.bound()
-	// A shutdown that this process survives, or follows, is over.
-	r.drop(func(n Notice) bool { return n.Kind == Shutdown })
+	// A shutdown that this process survives, or follows, is over. What is not due yet is
+	// told again by its source, if it still holds.
+	now := time.Now()
+	r.drop(func(n Notice) bool { return n.Kind == Shutdown || now.Before(m.o.due(r, n)) })
 	if r.Step.observing() {
 		r.Tomb = nil // of that one
 	}
@@ -264,7 +266,7 @@ func (m *Manager) takeUp() {
 		m.takeUpAfterBoot()
 		return
 	}
-	if r.Step != StepNone && r.goal() == goalNone {
+	if r.Step != StepNone && len(r.Notices) == 0 {
 		m.noteLocked("the machine did not go down: this node serves again")
 		m.serveAgain()
 		return
@@ -277,17 +279,18 @@ func (m *Manager) takeUp() {
 	}
 }
 
-// takeUpAfterBoot keeps what the cloud said and nothing else: the machine that a
-// person drained, parked or restarted comes back by being started.
+// takeUpAfterBoot keeps that the cloud takes the machine and nothing else: the machine
+// that a person drained, parked or restarted comes back by being started. So does the one
+// whose host went: where the cloud still interrupts it, the source tells so again.
 func (m *Manager) takeUpAfterBoot() {
 	r := m.r
 	observing := r.Step.observing()
 	if r.Step != StepNone && !observing {
 		m.noteLocked("the machine was started again: the drain before that is over")
-		m.r = &record{}
+		m.r = &record{Rejoined: r.Rejoined}
 		return
 	}
-	r.drop(func(n Notice) bool { return n.Kind != Terminate && n.Kind != Interrupt })
+	r.drop(func(n Notice) bool { return n.Kind != Terminate })
 	r.Dismissed, r.Say, r.Said, r.HookFirst = nil, "", "", false
 	if r.Start != nil {
 		r.Start.Server = false
@@ -297,7 +300,7 @@ func (m *Manager) takeUpAfterBoot() {
 	}
 	if len(r.Notices) == 0 {
 		m.noteLocked("the machine was started again: the drain before that is over")
-		m.r = &record{Start: r.Start}
+		m.r = &record{Start: r.Start, Rejoined: r.Rejoined}
 		return
 	}
 	m.noteLocked("the machine was started again, and is to go all the same: draining")
@@ -474,7 +477,7 @@ func (m *Manager) take(n Notice) error {
 	default:
 		return fmt.Errorf("%q is no kind of notice", string(n.Kind))
 	}
-	if slices.Contains(m.r.Dismissed, n.ID) {
+	if slices.Contains(m.r.Dismissed, n.ID) || slices.Contains(m.r.Rejoined, n.ID) {
 		return nil // a person has overruled it
 	}
 	if at, ok := m.withdrawn[n.ID]; ok && !n.Received.After(at) {
@@ -546,7 +549,7 @@ func (m *Manager) moveLimit(h *Hook) {
 // fresh takes a notice that is not known yet.
 func (m *Manager) fresh(n Notice, now time.Time) error {
 	r := m.r
-	before := r.goal()
+	before := m.o.goal(r)
 	m.joined = m.o.Node.Joined()
 	switch {
 	case n.Kind == Ask && r.Step == StepDone && before >= goalPark:
@@ -584,7 +587,7 @@ func (m *Manager) fresh(n Notice, now time.Time) error {
 			m.tries = map[string]*try{}
 			r.Step, r.Start = StepCompleting, nil
 		}
-	case r.Step == StepDone && goalOf(n.Kind) > goalPause:
+	case r.Step == StepDone && goalOf(n.Kind) > goalPause && !now.Before(m.o.due(r, n)):
 		m.begin(now)
 	}
 	m.commit()
@@ -597,7 +600,7 @@ func (m *Manager) advance(now time.Time) {
 		return
 	}
 	for _, n := range m.r.Notices {
-		if goalOf(n.Kind) != goalNone && !now.Before(m.o.due(n)) {
+		if goalOf(n.Kind) != goalNone && !now.Before(m.o.due(m.r, n)) {
 			m.begin(now)
 			return
 		}
@@ -608,7 +611,7 @@ func (m *Manager) advance(now time.Time) {
 func (m *Manager) nextDue(now time.Time) time.Time {
 	var next time.Time
 	for _, n := range m.r.Notices {
-		at := m.o.due(n)
+		at := m.o.due(m.r, n)
 		if !at.After(now) {
 			at = now.Add(m.o.SampleInterval) // it waits for the join
 		}
@@ -622,7 +625,7 @@ func (m *Manager) nextDue(now time.Time) time.Time {
 // begin begins a drain.
 func (m *Manager) begin(now time.Time) {
 	r := m.r
-	if !m.joined && r.goal() == goalPause {
+	if !m.joined && m.o.goal(r) == goalPause {
 		return // nothing to pause
 	}
 	m.gen++
@@ -634,13 +637,13 @@ func (m *Manager) begin(now time.Time) {
 	m.settle()
 	if r.Start != nil {
 		m.noteLocked("the start is given up: this machine is to go")
-		if r.goal() == goalPark {
+		if m.o.goal(r) == goalPark {
 			r.Start = nil // its hook may be what waits for the parking
 		} else {
 			m.dropStart()
 		}
 	}
-	c := r.cause()
+	c := m.o.cause(r)
 	e := cluster.Event{Kind: "drain", Who: orText(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"kind": string(c.Kind)}}
 	if m.joined {
 		r.Step, r.Say, r.Said = StepAnnouncing, cluster.StateDraining, ""
@@ -659,10 +662,12 @@ func (m *Manager) withdraw(n Notice) error {
 	remember(m.withdrawn, n.ID, n.Received)
 	delete(m.ignored, n.ID)
 	delete(m.handled, n.ID)
-	if i := slices.Index(r.Dismissed, n.ID); i >= 0 {
-		r.Dismissed = slices.Delete(r.Dismissed, i, i+1)
-		m.commit()
-		return nil
+	for _, overruled := range []*[]string{&r.Dismissed, &r.Rejoined} {
+		if i := slices.Index(*overruled, n.ID); i >= 0 {
+			*overruled = slices.Delete(*overruled, i, i+1)
+			m.commit()
+			return nil
+		}
 	}
 	if r.Start != nil && r.Start.Notice.ID == n.ID && !r.Start.Server {
 		m.dropStart()
@@ -675,7 +680,7 @@ func (m *Manager) withdraw(n Notice) error {
 	}
 	was := r.Notices[i]
 	if m.irreversible() {
-		if was.Kind == Park && r.goal() == goalPark {
+		if was.Kind == Park && m.o.goal(r) == goalPark {
 			return m.takeStart(Notice{
 				ID: n.ID + ":back", Source: n.Source, Kind: Resume, Reason: n.Reason, Who: n.Who, Received: n.Received, Hook: n.Hook,
 			})
@@ -695,7 +700,7 @@ func (m *Manager) withdraw(n Notice) error {
 }
 
 func (m *Manager) anyDue(now time.Time) bool {
-	return slices.ContainsFunc(m.r.Notices, func(n Notice) bool { return !now.Before(m.o.due(n)) })
+	return slices.ContainsFunc(m.r.Notices, func(n Notice) bool { return !now.Before(m.o.due(m.r, n)) })
 }
 
 // irreversible tells that AMS is being stopped, or more.
@@ -704,7 +709,7 @@ func (m *Manager) irreversible() bool {
 	case StepNone, StepAnnouncing, StepDraining:
 		return false
 	case StepDone:
-		return m.r.goal() != goalPause
+		return m.o.goal(m.r) != goalPause
 	case StepStopping, StepDeregistering, StepCompleting:
 	}
 	return true
@@ -729,7 +734,7 @@ func (m *Manager) Undrain(who string) error {
 	}
 	now := time.Now()
 	for _, n := range r.Notices {
-		if n.Kind != Ask && !now.Before(m.o.due(n)) {
+		if n.Kind != Ask && !now.Before(m.o.due(m.r, n)) {
 			r.Dismissed = append(r.Dismissed, n.ID)
 			m.noteLocked(orText(who, "somebody") + " overruled " + noticeWord(n) + ": the cloud may take this machine all the same")
 		}
@@ -737,7 +742,7 @@ func (m *Manager) Undrain(who string) error {
 	if n := len(r.Dismissed); n > maxMemory {
 		r.Dismissed = slices.Delete(r.Dismissed, 0, n-maxMemory)
 	}
-	r.drop(func(n Notice) bool { return !now.Before(m.o.due(n)) })
+	r.drop(func(n Notice) bool { return !now.Before(m.o.due(m.r, n)) })
 	m.undrain(who, "undrain")
 	m.commit()
 	return nil
@@ -773,14 +778,21 @@ func (m *Manager) Forget() error {
 	}
 	now := time.Now()
 	m.joined = m.o.Node.Joined()
-	next := &record{Start: m.r.Start}
-	if m.r.HookFirst && m.r.goal() != goalNone {
+	next := &record{Start: m.r.Start, Rejoined: m.r.Rejoined}
+	if m.r.HookFirst && m.o.goal(m.r) != goalNone {
 		if !m.joined {
 			return nil
 		}
 		// The cloud has been told; it is not asked again.
 		next.Notices, next.Hooks, next.NoHook = m.r.Notices, m.r.Hooks, m.r.NoHook
 		m.noteLocked("this machine has joined, and is to go all the same: it drains")
+	} else {
+		// The cloud says it again to the next life of the daemon.
+		for _, n := range m.r.Notices {
+			if n.Kind == Park && !slices.Contains(next.Rejoined, n.ID) && len(next.Rejoined) < maxMemory {
+				next.Rejoined = append(next.Rejoined, n.ID)
+			}
+		}
 	}
 	m.gen++
 	m.r, m.tries = next, map[string]*try{}

@@ -129,7 +129,7 @@ func (m *Manager) reason() string {
 	if m.r.Step == StepNone {
 		return "serving again"
 	}
-	c := m.r.cause()
+	c := m.o.cause(m.r)
 	text := orText(c.Reason, string(c.Kind))
 	if m.r.Unstopped {
 		text = UnstoppedReason + ": " + text

@@ -27,9 +27,9 @@ func (m *Manager) takeStart(n Notice) error {
 	}
 	if n.Kind == Resume {
 		// Nothing that a person overruled before is meant any more.
-		r.Dismissed = nil
+		r.Dismissed, r.Rejoined = nil, nil
 	}
-	g := r.goal()
+	g := m.o.goal(r)
 	switch {
 	case r.Step.observing() && n.Kind == Resume && g >= goalPark:
 		remember(m.handled, n.ID, true)
@@ -98,7 +98,7 @@ func (m *Manager) starts(ctx context.Context) {
 	for ctx.Err() == nil {
 		m.mu.Lock()
 		r, changed := m.r, m.changed
-		ready := r.Start != nil && (r.Step == StepNone || r.Step == StepDone && r.goal() == goalPark)
+		ready := r.Start != nil && (r.Step == StepNone || r.Step == StepDone && m.o.goal(r) == goalPark)
 		if ready && r.Step == StepDone {
 			m.unpark()
 		}

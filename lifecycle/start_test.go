@@ -67,6 +67,35 @@ func TestParkAndResume(t *testing.T) {
 	})
 }
 
+// A machine that was parked and that a person joined again stays, whatever the next life of
+// the daemon is told, until the cloud has had it serve.
+func TestRejoined(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		l.Notice(park())
+		l.until("parked", time.Minute, isDone)
+		w.set(func(w *world) { w.row, w.running = cluster.StateActive, true })
+		if err := l.Forget(); err != nil {
+			t.Fatal(err)
+		}
+		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {
+			l.kill()
+			w.boot = boot
+			l = w.live()
+			l.Notice(park())
+			tick(time.Minute)
+			if v := l.View(); !v.Ready || w.stops != 1 {
+				t.Fatalf("%s: step %s, %d stops, %v", boot, v.Step, w.stops, v.Notes)
+			}
+		}
+		l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
+		l.Notice(park())
+		l.until("parked", time.Minute, isDone)
+		l.kill()
+	})
+}
+
 func TestParkWithoutAHook(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -97,6 +97,9 @@ type record struct {
 	Notices []Notice `json:"notices,omitempty"`
 	// Dismissed are the ids of those that a person overruled.
 	Dismissed []string `json:"dismissed,omitempty"`
+	// Rejoined are the ids of those that had parked this machine before a person joined
+	// it again. They are overruled over a boot, too, until the cloud has it serve.
+	Rejoined []string `json:"rejoined,omitempty"`
 	Hooks     []waiter `json:"hooks,omitempty"`
 	// NoHook and NoLaunchHook: the cloud says that there is none.
 	NoHook       bool `json:"no_hook,omitempty"`
@@ -171,6 +174,7 @@ func (h Hook) equal(o Hook) bool {
 func (r *record) clone() *record {
 	c := *r
 	c.Notices, c.Dismissed, c.Hooks = slices.Clone(r.Notices), slices.Clone(r.Dismissed), slices.Clone(r.Hooks)
+	c.Rejoined = slices.Clone(r.Rejoined)
 	for i, n := range c.Notices {
 		c.Notices[i] = copyNotice(n)
 	}
@@ -241,12 +245,14 @@ func (r *record) onWall(now time.Time) *record {
 
 // empty tells that nothing is worth keeping.
 func (r *record) empty() bool {
-	return r.Step == StepNone && len(r.Notices) == 0 && len(r.Dismissed) == 0 && r.Start == nil && r.Say == r.Said
+	return r.Step == StepNone && len(r.Notices) == 0 && len(r.Dismissed) == 0 && len(r.Rejoined) == 0 && r.Start == nil && r.Say == r.Said
 }
 
-func (r *record) goal() goal {
+// goalOfAll is what notices come to together. Whoever knows when they are due asks
+// [Options.goal].
+func goalOfAll(notices []Notice) goal {
 	g := goalNone
-	for _, n := range r.Notices {
+	for _, n := range notices {
 		g = max(g, goalOf(n.Kind))
 	}
 	return g
@@ -262,11 +268,10 @@ func (r *record) has(kinds ...Kind) *Notice {
 	return nil
 }
 
-// cause is the notice that people are told: the weightiest, and of these the
-// first.
-func (r *record) cause() Notice {
+// weightiest is the notice that people are told, and of several the first.
+func weightiest(notices []Notice) Notice {
 	var best Notice
-	for _, n := range r.Notices {
+	for _, n := range notices {
 		if goalOf(n.Kind) > goalOf(best.Kind) {
 			best = n
 		}
@@ -358,7 +363,7 @@ func load(files Files, path string) (*record, error) {
 		return nil, &conf.DamagedError{Path: path, Err: fmt.Errorf("%q is no step", string(r.Step))}
 	case r.Step != StepNone && (len(r.Notices) == 0 || r.Begun.IsZero()):
 		return nil, &conf.DamagedError{Path: path, Err: errors.New("a drain without a reason")}
-	case r.Step != StepNone && r.goal() == goalNone:
+	case r.Step != StepNone && goalOfAll(r.Notices) == goalNone:
 		return nil, &conf.DamagedError{Path: path, Err: errors.New("a drain without a goal")}
 	}
 	for _, n := range r.Notices {

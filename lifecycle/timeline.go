@@ -168,14 +168,40 @@ func end(list []Moment) time.Time {
 
 // due is when the drain for a notice begins. What is announced for days ahead
 // begins in time, not today: until then people are served.
-func (o *Options) due(n Notice) time.Time {
+func (o *Options) due(r *record, n Notice) time.Time {
 	switch n.Kind {
 	case Reboot, Interrupt:
 		if !n.Deadline.IsZero() {
-			wait, _ := o.wait(o.Role())
+			wait := r.Wait
+			if r.Step == StepNone || wait <= 0 {
+				wait, _ = o.wait(o.Role())
+			}
 			return later(n.Received, n.Deadline.Add(-wait-o.Reserve))
 		}
 	case Terminate, Rebalance, Park, Ask, Shutdown, Resume, Launch, Withdrawn:
 	}
 	return n.Received
 }
+
+// inForce are the notices that are due; all, where none is: a drain that was begun goes
+// on where the cloud moves the end of its time.
+func (o *Options) inForce(r *record) []Notice {
+	now := time.Now()
+	var due []Notice
+	for _, n := range r.Notices {
+		if !now.Before(o.due(r, n)) {
+			due = append(due, n)
+		}
+	}
+	if len(due) == 0 {
+		return r.Notices
+	}
+	return due
+}
+
+// goal is what the notices in force come to: one that is announced for a day to come
+// makes no reboot of today the last one.
+func (o *Options) goal(r *record) goal { return goalOfAll(o.inForce(r)) }
+
+// cause is the weightiest of the notices in force.
+func (o *Options) cause(r *record) Notice { return weightiest(o.inForce(r)) }

@@ -145,11 +145,10 @@ func (m *Manager) Subscribe(ctx context.Context) <-chan View {
 	return views
 }
 
-func (r *record) state() State {
+func (r *record) state(g goal) State {
 	if r.Start != nil && r.Start.Server && !r.Start.Proved && r.Step == StepNone {
 		return StateResuming
 	}
-	g := r.goal()
 	switch {
 	case r.Step == StepNone:
 		return StateActive
@@ -165,7 +164,7 @@ func (r *record) state() State {
 func (m *Manager) viewOf(now time.Time) View {
 	r := m.r.onWall(now)
 	v := View{
-		State: r.state(), Step: r.Step, Begun: r.Begun, Deadline: r.Deadline, Notices: r.Notices, Dismissed: r.Dismissed,
+		State: r.state(m.o.goal(r)), Step: r.Step, Begun: r.Begun, Deadline: r.Deadline, Notices: r.Notices, Dismissed: r.Dismissed,
 		Unstopped: r.Unstopped, Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
 		Trouble: maps.Clone(m.trouble), Notes: slices.Clone(m.notes),
 	}
@@ -203,7 +202,7 @@ func (m *Manager) viewOf(now time.Time) View {
 		}
 		return v
 	}
-	c := r.cause()
+	c := m.o.cause(r)
 	v.Kind, v.Reason, v.Who = c.Kind, c.Reason, c.Who
 	if r.Step != StepDone {
 		v.Timeline = m.o.timeline(r)
