@@ -134,18 +134,32 @@ type remoteDrain struct {
 	row     cluster.Node // as it was read last
 }
 
-// read reads the row again. One that is gone, or another machine's by now, has left.
+// errStarted means that the row is of a later start of the machine. Its agent keeps no
+// drain that a person asked for across that.
+var errStarted = errors.New("the machine was started again, which ends the drain")
+
+// read reads the row again. A node whose row is gone has left.
 func (r *remoteDrain) read(ctx context.Context) error {
 	n, err := r.c.Node(ctx, r.row.ID)
 	switch {
-	case errors.Is(err, cluster.ErrNoNode), err == nil && !n.SameLife(r.row):
+	case errors.Is(err, cluster.ErrNoNode):
 		r.row.State = cluster.StateLeft
 		return nil
 	case err != nil:
 		return err
+	case !n.SameLife(r.row) && n.State != cluster.StateLeft:
+		return fmt.Errorf("%w; its row says %s", errStarted, n.State)
 	}
 	r.row = n
 	return nil
+}
+
+// started is the end of a drain that the node's machine did not outlast.
+func (r *remoteDrain) started(err error) error {
+	return &userError{
+		Msg: "that node has not left", Cause: err, Exit: exitFailed, State: "the node serves, or will soon",
+		Hints: []string{"amsagent drain " + r.row.ID},
+	}
 }
 
 // taken waits until the node drains. A request that nobody takes up is withdrawn.
@@ -156,6 +170,8 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 		now := time.Now()
 		waits := r.row.DrainRequest != nil && r.row.DrainRequest.ID == r.request
 		switch {
+		case errors.Is(err, errStarted):
+			return r.started(err)
 		case ctx.Err() != nil, waits && now.Sub(asked) >= r.p.take, err != nil && now.Sub(asked) >= r.p.take+r.p.begin:
 			return r.withdraw(ctx)
 		case err != nil || waits:
@@ -215,6 +231,8 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 		switch err := r.read(inner); {
 		case inner.Err() != nil && ctx.Err() == nil:
 			return goes(&userError{Msg: fmt.Sprintf("it is not over after %s", rounded(timeout)), ID: idTimeout, Exit: exitUnknown, Cause: errors.New(r.progress())})
+		case errors.Is(err, errStarted):
+			return r.started(err)
 		case ctx.Err() != nil:
 			return goes(&userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)})
 		case err != nil && !first && now.Sub(read) >= r.p.patience:

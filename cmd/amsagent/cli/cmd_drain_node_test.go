@@ -98,7 +98,22 @@ func TestDrainNode(t *testing.T) {
 		}, code: exitFailed, said: []string{"by an undrain on that node", "the node is active"}},
 		"the row is gone": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
-				r.row.BootID = "another"
+				r.err = cluster.ErrNoNode
+			}
+		}, code: exitOK, said: []string{"left: this node is out of the cluster"}},
+		"the machine is started again": {does: func(r *aRegistry, since time.Duration) {
+			if takes(r, since); since >= 30*time.Second {
+				r.row.BootID, r.row.State = "another", cluster.StateActive
+			}
+		}, code: exitFailed, said: []string{"that node has not left", "the machine was started again, which ends the drain; its row says active", "amsagent drain i-1"}},
+		"the machine is started again before it drains": {does: func(r *aRegistry, since time.Duration) {
+			if since >= 5*time.Second {
+				r.row.BootID, r.row.DrainRequest = "another", nil
+			}
+		}, code: exitFailed, said: []string{"that node has not left", "its row says active"}},
+		"it leaves and is started again": {does: func(r *aRegistry, since time.Duration) {
+			if takes(r, since); since >= 30*time.Second {
+				r.row.BootID, r.row.State = "another", cluster.StateLeft
 			}
 		}, code: exitOK, said: []string{"left: this node is out of the cluster"}},
 		"MongoDB goes": {does: func(r *aRegistry, since time.Duration) {
