@@ -16,10 +16,10 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // DetectionFile is the name of the file that holds the strings the cloud was detected by.
@@ -76,7 +76,12 @@ func Prepare(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the folder of the recording: %w", err)
 	}
-	entries, err := os.ReadDir(dir)
+	root, err := open(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	entries, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
 		return fmt.Errorf("looking into the folder of the recording: %w", err)
 	}
@@ -97,7 +102,32 @@ func WriteFile(dir, name string, v any) error {
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("encoding %s: %w", name, err)
 	}
-	return os.WriteFile(filepath.Join(dir, name), b.Bytes(), 0o600)
+	root, err := open(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return root.WriteFile(name, b.Bytes(), 0o600)
+}
+
+// open opens the folder of a recording. In one that somebody else may write to, a link with the name of one of our files
+// would have root write over what it leads to.
+func open(dir string) (*os.Root, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the folder of the recording: %w", err)
+	}
+	info, err := root.Stat(".")
+	if err == nil {
+		st, ok := info.Sys().(*syscall.Stat_t)
+		mode := info.Mode().Perm()
+		if ok && int(st.Uid) == os.Geteuid() && mode&0o002 == 0 && (mode&0o020 == 0 || int(st.Gid) == os.Getegid()) {
+			return root, nil
+		}
+		err = errors.New("somebody else may write to it; name a folder that is not there yet")
+	}
+	root.Close()
+	return nil, fmt.Errorf("the folder of the recording, %s: %w", dir, err)
 }
 
 // Transport is an http.RoundTripper that writes down what passes through it.

@@ -255,3 +255,29 @@ func TestPrepareRefusesAnotherRecording(t *testing.T) {
 		t.Errorf("error = %v", err)
 	}
 }
+
+// In a folder that another user can write to, a link would have root write over any file.
+func TestPrepareRefusesAFolderOfOthers(t *testing.T) {
+	dir, victim := filepath.Join(t.TempDir(), "rec"), filepath.Join(t.TempDir(), "victim")
+	if err := os.WriteFile(victim, []byte("kept"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(victim, filepath.Join(dir, record.DetectionFile)); err != nil {
+		t.Fatal(err)
+	}
+	if err := record.WriteFile(dir, record.DetectionFile, 1); err == nil {
+		t.Error("a link out of the folder was followed")
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := record.Prepare(dir); err == nil || !strings.Contains(err.Error(), "somebody else may write to it") {
+		t.Errorf("error = %v", err)
+	}
+	if text, err := os.ReadFile(victim); err != nil || string(text) != "kept" {
+		t.Errorf("%q, %v", text, err)
+	}
+}

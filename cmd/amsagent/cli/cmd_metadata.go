@@ -34,7 +34,7 @@ func newMetadataCommand(g *globals) *cobra.Command {
 			"then by asking the network. All that was looked at is printed.",
 		Example: "  amsagent metadata\n" +
 			"  amsagent metadata --provider aws -o json\n" +
-			"  amsagent metadata --record /tmp/metadata",
+			"  amsagent metadata --record /root/metadata",
 		GroupID:               groupEveryday,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
