@@ -329,16 +329,33 @@ func (k *converger) mend(ctx context.Context) error {
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
 	k.noteRestart(changed)
-	if k.state != *f.state {
-		// First: a crash behind it is mended by the next run, which plans anew.
-		if err := saveState(k.store, k.state); err != nil {
-			return &FailedError{Step: "writing " + statePath, Err: err, State: k.found}
-		}
+	release := k.state.Release
+	if changed && k.writes() {
+		// Only once they are written: standalone files of a release that the state names are
+		// those that a person made so.
+		k.state.Release = f.state.Release
 	}
-	if !changed {
+	// First: a crash behind it is mended by the next run, which plans anew.
+	if err := k.save(*f.state); err != nil || !changed {
+		return err
+	}
+	if err := k.write(ctx); err != nil {
+		return err
+	}
+	before := k.state
+	k.state.Release = release
+	return k.save(before)
+}
+
+// save writes the state where it is another one than before.
+func (k *converger) save(before State) error {
+	if k.state == before {
 		return nil
 	}
-	return k.write(ctx)
+	if err := saveState(k.store, k.state); err != nil {
+		return &FailedError{Step: "writing " + statePath, Err: err, State: k.found}
+	}
+	return nil
 }
 
 // madeStandalone reports whether a person switched this machine with the vendor's
