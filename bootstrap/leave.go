@@ -356,7 +356,7 @@ func (l *leaver) read() error {
 func (l *leaver) planFiles() error {
 	var err error
 	if l.plan, err = l.store.PlanUndo(l.record); err != nil {
-		id, hint := classifyFile(err)
+		id, hint := l.classifyFile(err)
 		return l.refused(Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
 	}
 	l.conflicts = nil
@@ -378,7 +378,7 @@ func (l *leaver) planFiles() error {
 	}
 	c, err := conf.ParseContainer(planned)
 	if err != nil {
-		id, hint := classifyFile(err)
+		id, hint := l.classifyFile(err)
 		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})
 	}
 	if l.bare && l.record == nil {
@@ -408,7 +408,7 @@ func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Fi
 			return
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			id, hint := classifyFile(err)
+			id, hint := l.classifyFile(err)
 			findings = append(findings, Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -323,7 +322,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	plan, err := planJoin(store, f.record, e)
 	failed := false
 	for _, err := range unjoin(err) {
-		id, hint := classifyFile(err)
+		id, hint := m.classifyFile(err)
 		_, syntax := errors.AsType[*conf.SyntaxError](err)
 		if f.skipApps && (files.Refused(err) || syntax) && isApp(f.install, err) {
 			f.warn(id, hint, "%v; this application is left as it is", err)
@@ -381,11 +380,11 @@ func isApp(in *ams.Installation, err error) bool {
 }
 
 // classifyFile gives the id and the hint for a file that cannot be edited.
-func classifyFile(err error) (id, hint string) {
+func (m *Machine) classifyFile(err error) (id, hint string) {
 	var layout *conf.LayoutError
 	var syntax *conf.SyntaxError
 	switch {
-	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+	case errors.Is(err, fs.ErrPermission) && m.Euid != 0:
 		return IDFile, "run as root"
 	case errors.As(err, &layout):
 		return IDSections, "mend that line, or put the file of this release back in its place"
