@@ -340,6 +340,42 @@ func fill(name string) error {
 	}
 }
 
+// TestRealBeatAfterElection: a primary that is elected is given the whole beat, also what
+// the one before had acknowledged by itself and lost. That loss is pretended here.
+func TestRealBeatAfterElection(t *testing.T) {
+	t.Parallel()
+	s := realSet(t)
+	first := settled(t, s)
+	c := connect(t, s.URI(), cluster.Options{})
+	if _, err := c.Register(t.Context(), cluster.Node{ID: nodeID, IP: own, State: cluster.StateActive, BootID: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	beat := cluster.Beat{ID: nodeID, Interval: 7 * time.Second}
+	if err := c.Beat(t.Context(), beat, nil); err != nil {
+		t.Fatal(err)
+	}
+	door := openURI(t, s.URI())
+	if _, err := door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$unset": bson.M{"interval_ms": ""}}); err != nil {
+		t.Fatal(err)
+	}
+	again := func() (written bool) {
+		t.Helper()
+		eventually(t, "a beat is written", func() bool { return c.Beat(t.Context(), beat, &beat) == nil })
+		_, written = door.row(nodeID)["interval_ms"]
+		return written
+	}
+	if again() {
+		t.Fatal("without an election, a beat writes what the one before wrote")
+	}
+	if err := s.StepDown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	newPrimary(t, s, first)
+	if !again() {
+		t.Error("the new primary was not given the whole beat")
+	}
+}
+
 // TestRealLeaveOutlastsElection: the primary dies as a leave begins, and the leave is whole
 // all the same.
 func TestRealLeaveOutlastsElection(t *testing.T) {

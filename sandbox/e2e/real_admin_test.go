@@ -17,20 +17,31 @@ import (
 )
 
 // What an operator does by hand on a real server while the daemon runs: an application
-// by the vendor's script, and standalone mode by the vendor's script. The daemon
+// in the panel, one by the vendor's script, and standalone mode by the vendor's script. The daemon
 // restarts nothing and writes none of the server's files (issue 11: S2, S5).
 func TestRealAdmin(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	n := newRealNode(t, w, realams.Newest)
+	n.AllowAgent(t)
 	n.join(w.URI())
 	n.settled()
 	d := n.daemon()
 	d.ready()
 
+	asked := n.Asked()
+	n.panel(http.MethodPost, "inpanel", nil)
+	n.WaitServed(t, "inpanel")
+	n.idle(10 * time.Second) // the server writes its settings
+	written := n.Files(t, realams.Home+"/webapps/inpanel/WEB-INF")
+	n.quiet(d, 45*time.Second)
+	n.asked("the daemon, after an application was made in the panel,", asked)
+	if diff := cmp.Diff(written, n.Files(t, realams.Home+"/webapps/inpanel/WEB-INF")); diff != "" {
+		t.Errorf("the daemon wrote files of the application that was made in the panel:\n%s", diff)
+	}
+
 	// The server takes such an application at its next start; until then it is nothing
 	// that a viewer could ask for, and no reason to send viewers elsewhere.
-	asked := n.Asked()
 	n.MustRun(t, "bash", realams.Home+"/create_app.sh", "-n", "newapp", "-c", "true", "-m", w.URI())
 	n.MustRun(t, "chown", "-R", "antmedia:antmedia", realams.Home+"/webapps/newapp")
 	made := n.Files(t, realams.Home+"/webapps/newapp/WEB-INF")
@@ -48,7 +59,7 @@ func TestRealAdmin(t *testing.T) {
 	if got := asked[len(asked)-2:]; got[0] != "stop" || got[1] != "start" {
 		t.Fatalf("the script asked the service for %v", got)
 	}
-	written := n.Files(t, realams.Home+"/conf")
+	written = n.Files(t, realams.Home+"/conf")
 	n.WaitServed(t, "LiveApp")
 	n.idle(45 * time.Second)
 	n.asked("the daemon, after change_server_mode.sh standalone,", asked)

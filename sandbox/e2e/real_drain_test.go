@@ -7,7 +7,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,18 +27,7 @@ func TestRealDrain(t *testing.T) {
 	d := n.daemon()
 	d.ready()
 
-	publisher := w.Publish(t, n.Node, "LiveApp", "stream1")
-	viewer := w.HTTP(2 * time.Second)
-	until(t, "a viewer gets the playlist", func() string {
-		if code := realams.Status(viewer, realams.PlaylistURL(n.Node, "LiveApp", "stream1")); code != http.StatusOK {
-			return fmt.Sprintf("%d; the publisher says: %s", code, publisher.Output())
-		}
-		return ""
-	})
-	players := []*realams.Process{}
-	for range 3 {
-		players = append(players, w.Play(t, n.Node, "LiveApp", "stream1"))
-	}
+	publisher, players := watched(t, w, n.Node, 3)
 	n.sessions(1, 3)
 	if out, code := n.Run(t, bins.agent, "leave"); code != 3 || !strings.Contains(out, "published") {
 		t.Errorf("a leave with streams on the server: exit %d\n%s", code, out)

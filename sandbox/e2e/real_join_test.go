@@ -139,26 +139,29 @@ func (n *realNode) quiet(d *realDaemon, length time.Duration) {
 	}
 }
 
+// panel does what the panel does with applications, and returns the answer.
+func (n *realNode) panel(method, path string, body []byte) []byte {
+	n.t.Helper()
+	code, answer, err := n.AsAgent(n.t.Context(), method, "/rest/v2/applications/"+path, bytes.NewReader(body))
+	if err != nil || code != http.StatusOK || method != http.MethodGet && !bytes.Contains(answer, []byte(`"success":true`)) {
+		n.t.Fatalf("%s %s: %d, %v: %s", method, path, code, err, answer)
+	}
+	return answer
+}
+
 // changeSetting changes a setting of LiveApp as the panel does.
 func (n *realNode) changeSetting() {
 	n.t.Helper()
-	const path = "/rest/v2/applications/settings/LiveApp"
-	code, body, err := n.AsAgent(n.t.Context(), http.MethodGet, path, nil)
-	if err != nil || code != http.StatusOK {
-		n.t.Fatalf("reading the settings of LiveApp: %d, %v: %s", code, err, body)
-	}
 	var settings map[string]any
-	if err := json.Unmarshal(body, &settings); err != nil {
+	if err := json.Unmarshal(n.panel(http.MethodGet, "settings/LiveApp", nil), &settings); err != nil {
 		n.t.Fatal(err)
 	}
 	settings["hlsListSize"] = "11"
-	if body, err = json.Marshal(settings); err != nil {
+	body, err := json.Marshal(settings)
+	if err != nil {
 		n.t.Fatal(err)
 	}
-	code, body, err = n.AsAgent(n.t.Context(), http.MethodPost, path, bytes.NewReader(body))
-	if err != nil || code != http.StatusOK || !bytes.Contains(body, []byte(`"success":true`)) {
-		n.t.Fatalf("changing a setting of LiveApp: %d, %v: %s", code, err, body)
-	}
+	n.panel(http.MethodPost, "settings/LiveApp", body)
 	until(n.t, "the server has written the setting", func() string {
 		text := n.Read(n.t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
 		if !strings.Contains(text, "\nhlsListSize=11\n") {

@@ -27,13 +27,15 @@ import (
 const realReadyBound = 2 * time.Second
 
 // A balancer asks /readyz, a new viewer asks for a playlist, both every 100 ms, over
-// restarts of the daemon, a restart, a kill, a hang and a stop of a real server, and
-// while its MongoDB hangs or is dead: the two never differ for longer than the bound
-// (R4, S1). What becomes of those who watch already while MongoDB is away is told, not
+// restarts of the daemon, a restart, a kill, a hang and a stop of a real server, while
+// its MongoDB hangs or is dead, and while a setting is changed and an application made
+// and removed in the panel, which knows no restart: the two never differ for longer than
+// the bound (R4, S1, S2). What becomes of those who watch already while MongoDB is away is told, not
 // judged. REAL_ROUNDS repeats all of it.
 func TestRealReady(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	n := newRealNode(t, w, realams.Newest)
+	n.AllowAgent(t)
 	n.join(w.URI())
 	n.WaitServed(t, realApps()...)
 	d := n.daemon()
@@ -87,6 +89,22 @@ func TestRealReady(t *testing.T) {
 			v.quietFor(mongoAway)
 			a.tell()
 			must(w.Mongo.Member(0).Start(t.Context()))
+		}},
+		{"a setting", n.changeSetting},
+		{"a new app", func() {
+			n.panel(http.MethodPost, "made", nil)
+			n.WaitServed(t, "made")
+			v.quietFor(4 * time.Second) // the daemon has asked it
+		}},
+		{"its removal", func() {
+			n.panel(http.MethodDelete, "made?deleteDB=true", nil)
+			until(t, "its folder is gone", func() string {
+				out, _ := n.Run(t, "find", realams.Home+"/webapps/made", "-maxdepth", "1")
+				if !strings.Contains(out, "No such file") {
+					return out
+				}
+				return ""
+			})
 		}},
 	}
 	var longest [2]time.Duration

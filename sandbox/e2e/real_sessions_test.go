@@ -7,7 +7,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/http"
 	"testing"
 	"time"
 
@@ -26,16 +25,7 @@ func TestRealSessions(t *testing.T) {
 	d.ready()
 	n.counts("nobody", 0, 0)
 
-	publisher := w.Publish(t, n.Node, "LiveApp", "stream1")
-	viewer := w.HTTP(2 * time.Second)
-	until(t, "a viewer gets the playlist", func() string {
-		if code := realams.Status(viewer, realams.PlaylistURL(n.Node, "LiveApp", "stream1")); code != http.StatusOK {
-			return fmt.Sprintf("%d; the publisher says: %s", code, publisher.Output())
-		}
-		return ""
-	})
-	viewer.CloseIdleConnections() // else it is counted, too
-	players := []*realams.Process{w.Play(t, n.Node, "LiveApp", "stream1"), w.Play(t, n.Node, "LiveApp", "stream1")}
+	publisher, players := watched(t, w, n.Node, 2)
 	n.counts("without a token", 1, 2)
 
 	if err := w.Mongo.Member(0).Kill(); err != nil {

@@ -128,25 +128,14 @@ func (s *realGoingDown) nobody(t *testing.T) {
 
 // audience begins a stream and lets so many watch it, whom the agent then knows of. They
 // are the players and the publisher, in this order.
-func (s *realGoingDown) audience(t *testing.T, node *realams.Node, viewers int) (people []*realams.Process) {
+func (s *realGoingDown) audience(t *testing.T, node *realams.Node, viewers int) []*realams.Process {
 	t.Helper()
-	publisher := s.booted.world.Publish(t, node, "LiveApp", "stream1")
-	viewer := s.booted.world.HTTP(2 * time.Second)
-	defer viewer.CloseIdleConnections() // else it is counted as one, too, for as long as it is open
-	until(t, "a viewer gets the playlist", func() string {
-		if code := realams.Status(viewer, realams.PlaylistURL(node, "LiveApp", "stream1")); code != 200 {
-			return publisher.Output()
-		}
-		return ""
-	})
-	for range viewers {
-		people = append(people, s.booted.world.Play(t, node, "LiveApp", "stream1"))
-	}
+	publisher, players := watched(t, s.booted.world, node, viewers)
 	s.until(t, "the publisher and the viewers are counted", func() bool {
 		v, err := s.status()
 		return err == nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1 && v.Sessions.Viewers != nil && *v.Sessions.Viewers >= viewers
 	})
-	return append(people, publisher)
+	return append(players, publisher)
 }
 
 // untilTheyEnd: a publisher and two viewers are served for as long as they stay.

@@ -8,6 +8,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"os"
@@ -145,6 +146,25 @@ func (d *realDaemon) logs(text string) int {
 		}
 	}
 	return count
+}
+
+// watched has a stream published to a node, and watched by so many players once there is a
+// playlist.
+func watched(t testing.TB, w *realams.World, n *realams.Node, viewers int) (publisher *realams.Process, players []*realams.Process) {
+	t.Helper()
+	publisher = w.Publish(t, n, "LiveApp", "stream1")
+	viewer := w.HTTP(2 * time.Second)
+	defer viewer.CloseIdleConnections() // else it is counted, too, for as long as it is open
+	until(t, "a viewer gets the playlist", func() string {
+		if code := realams.Status(viewer, realams.PlaylistURL(n, "LiveApp", "stream1")); code != http.StatusOK {
+			return fmt.Sprintf("%d; the publisher says: %s", code, publisher.Output())
+		}
+		return ""
+	})
+	for range viewers {
+		players = append(players, w.Play(t, n, "LiveApp", "stream1"))
+	}
+	return publisher, players
 }
 
 // files are all files that the agent or the server writes and that decide how the

@@ -273,7 +273,7 @@ func (n *Node) Set(t testing.TB, key, value string) {
 const secretKey = "secret-of-the-tests-with-32-bytes"
 
 // AllowAgent sets what an operator sets so that the agent may ask for the server's own
-// statistics, and AsAgent for its settings.
+// statistics, and AsAgent for what the panel does.
 func (n *Node) AllowAgent(t testing.TB) {
 	t.Helper()
 	n.Set(t, "server.jwtServerControlEnabled", "true")
@@ -289,7 +289,8 @@ func (n *Node) AsAgent(ctx context.Context, method, path string, body io.Reader)
 	}
 	req.Header.Set("ProxyAuthorization", Token())
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := n.local.Do(req)
+	// The answer to a new application comes when its files are there.
+	resp, err := (&http.Client{Timeout: time.Minute, Transport: n.local.Transport}).Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
