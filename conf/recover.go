@@ -367,13 +367,16 @@ func (s *Store) salvage(path string) (put bool, _ error) {
 	}
 	for _, old := range beside(p.Name, entries, backupSuffix) {
 		one, err := salvageFile(d, p.Name, old)
+		if files.Refused(err) {
+			continue // nothing that we left
+		}
 		if err != nil {
 			return put, err
 		}
 		put = put || one
 	}
 	for _, temp := range beside(p.Name, entries, tempSuffix) {
-		if err := d.Remove(temp); err != nil {
+		if err := d.Free(temp); err != nil {
 			return put, err
 		}
 	}
@@ -394,7 +397,7 @@ func salvageFile(d *files.Folder, target, old string) (put bool, _ error) {
 	}
 	if now.Exists() {
 		saved := savedName(target)
-		if err := errors.Join(d.Remove(saved), d.Link(target, saved)); err != nil {
+		if err := errors.Join(d.Free(saved), d.Link(target, saved)); err != nil {
 			return false, err
 		}
 	}

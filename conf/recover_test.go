@@ -6,6 +6,7 @@ package conf
 import (
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -330,6 +331,13 @@ func TestSalvage(t *testing.T) {
 	for _, f := range j.Files {
 		paths = append(paths, f.Target)
 	}
+	// A folder with such a name, made by who owns the files, hides nothing.
+	for _, suffix := range []string{tempSuffix, backupSuffix} {
+		name := filepath.Join(s.Root, filepath.Dir(paths[0]), "."+filepath.Base(paths[0])+besideMark+"0"+suffix)
+		if err := os.Mkdir(name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	restored, err := s.Salvage(paths)
 	if err != nil || len(restored) != 4 { // the drop-in was not there before
 		t.Fatalf("restored %v, %v", restored, err)
@@ -375,6 +383,59 @@ func TestRecoverInterruptedRollback(t *testing.T) {
 			}
 			if now := snapshot(t, s); !cmp.Equal(now, before) && !cmp.Equal(now, after) {
 				t.Errorf("%d renamed, %d put back: neither all old nor all new; against new (-want +got):\n%s", renames, back, cmp.Diff(after, now))
+			}
+		}
+	}
+}
+
+// TestRecoverFolders: the owner of the files puts folders, with something in them, in the
+// place of what a commit has beside them. All files are new or all are old after the next
+// run, nothing keeps a run after that from working, and his folders are there.
+func TestRecoverFolders(t *testing.T) {
+	for renames := range 6 {
+		for _, what := range []string{"temps", "backups", "both"} {
+			s := newTree(t)
+			before, after, j := interrupted(t, s, renames)
+			made := 0
+			occupy := func(path string) {
+				if !strings.HasPrefix(path, "/ams/") {
+					return // not his
+				}
+				name := filepath.Join(s.Root, path)
+				if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+				if err := os.MkdirAll(filepath.Join(name, "his"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				made++
+			}
+			for _, f := range j.Files {
+				if what != "backups" {
+					occupy(f.Temp)
+				}
+				if what != "temps" {
+					occupy(f.Backup)
+				}
+			}
+			if _, err := s.Recover(); err != nil {
+				t.Errorf("%s, %d renames: %v", what, renames, err)
+			}
+			now := snapshot(t, s)
+			his := 0
+			for path := range now {
+				if strings.Contains(path, ".folder-") {
+					if filepath.Base(path) == "his" {
+						his++
+					}
+					delete(now, path)
+				}
+			}
+			if !cmp.Equal(now, before) && !cmp.Equal(now, after) || his != made {
+				t.Errorf("%s, %d renames: neither all old nor all new, %d of %d folders; against new (-want +got):\n%s\nagainst old:\n%s", what, renames, his, made, cmp.Diff(after, now), cmp.Diff(before, now))
+			}
+			if r := recovered(t, s); r != nil {
+				t.Errorf("%s, %d renames: a second run found %+v", what, renames, r)
 			}
 		}
 	}

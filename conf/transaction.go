@@ -117,7 +117,7 @@ func (t *transaction) drop(path string) error {
 	if err != nil {
 		return gone(err)
 	}
-	return d.Remove(name)
+	return d.Free(name)
 }
 
 // gone leaves out the errors of a folder that is not there any more, or in whose

@@ -5,6 +5,8 @@ package files
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -316,6 +318,20 @@ func (d *Folder) Remove(name string) error {
 		return nil
 	}
 	return pathError("remove", path, err)
+}
+
+// Free removes a file as [Folder.Remove] does. A folder that its owner made in its place
+// gets another name: what is in it is his, and his folder must not keep the name.
+func (d *Folder) Free(name string) error {
+	err := d.Remove(name)
+	if !errors.Is(err, unix.EISDIR) {
+		return err
+	}
+	var id [8]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return err
+	}
+	return d.Rename(name, name+".folder-"+hex.EncodeToString(id[:]))
 }
 
 // RemoveFolder removes an empty folder; one that is not there, not empty, or in

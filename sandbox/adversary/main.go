@@ -15,6 +15,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -110,7 +111,11 @@ func run(root, tree, outside string, seed uint64) error {
 // calm puts everything back.
 func (a *adversary) calm() error {
 	err := filepath.WalkDir(a.tree, func(name string, d fs.DirEntry, err error) error {
-		if err == nil && strings.HasSuffix(name, ".mine") && !d.IsDir() {
+		switch {
+		case err != nil:
+		case d.IsDir() && strings.Contains(d.Name(), ".amsagent-"): // of case 9
+			err = cmp.Or(os.RemoveAll(name), fs.SkipDir)
+		case strings.HasSuffix(name, ".mine") && !d.IsDir():
 			err = os.Remove(name)
 		}
 		return err
@@ -251,7 +256,10 @@ func (a *adversary) attack() {
 			return
 		}
 		name := beside[a.rand.IntN(len(beside))]
-		switch a.rand.IntN(3) {
+		switch a.rand.IntN(4) {
+		case 3:
+			_ = os.Remove(name)
+			_ = os.Mkdir(name, 0o755)
 		case 0:
 			_ = a.setid(name, fs.ModeSetuid|0o755)
 		case 1:
