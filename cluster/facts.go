@@ -127,6 +127,7 @@ func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	if err != nil {
 		return false, newError(op, err, t, nil)
 	}
+	l.direct = false // this server is asked, whatever it is a member of, and nobody logs in elsewhere
 	c.link.Store(l)
 	defer func() { _ = c.Close(ctx) }()
 	err = c.once(ctx, op, func(ctx context.Context) error {

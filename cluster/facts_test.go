@@ -82,10 +82,12 @@ func TestOpenToAll(t *testing.T) {
 		reply bson.D
 		open  bool
 		kind  Kind
+		one   bool // member of a set, and not its primary
 	}{
-		{"open", okReply(bson.E{Key: "databases", Value: bson.A{}}), true, ""},
-		{"closed", errorReply(13, "Unauthorized", "command listDatabases requires authentication"), false, ""},
-		{"odd", errorReply(8, "UnknownError", "no"), false, KindOther},
+		{"open", okReply(bson.E{Key: "databases", Value: bson.A{}}), true, "", false},
+		{"closed", errorReply(13, "Unauthorized", "command listDatabases requires authentication"), false, "", false},
+		{"a closed secondary", errorReply(13, "Unauthorized", "command listDatabases requires authentication"), false, "", true},
+		{"odd", errorReply(8, "UnknownError", "no"), false, KindOther, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := startFake(t, nil)
@@ -94,6 +96,14 @@ func TestOpenToAll(t *testing.T) {
 					t.Error("it logs in")
 				}
 				return tt.reply, nil
+			}
+			if tt.one {
+				primary := startFake(t, nil)
+				primary.answer = s.answer
+				for kind, m := range map[string]*fakeServer{"secondary": s, "isWritablePrimary": primary} {
+					m.setHello(bson.E{Key: kind, Value: true}, bson.E{Key: "setName", Value: "rs0"}, bson.E{Key: "setVersion", Value: 1},
+						bson.E{Key: "hosts", Value: bson.A{s.addr(), primary.addr()}}, bson.E{Key: "me", Value: m.addr()})
+				}
 			}
 			target, err := ParseTarget("mongodb://amsagent:secret@" + s.listener.Addr().String() + "/?authSource=admin")
 			if err != nil {

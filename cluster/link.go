@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/mongo"
@@ -26,6 +27,10 @@ const (
 	// relinkEvery is how often a link is made anew because a server does not answer:
 	// each new one costs a login, which an overloaded server can spare least.
 	relinkEvery = 15 * time.Second
+	// lostAfter is for how long no server was found until the driver's picture of the
+	// cluster is thrown away: a set that was made anew counts its elections from the
+	// first again, and the hosts of an SRV name may all have been exchanged.
+	lostAfter = time.Minute
 )
 
 // replicaSet is a set as a member describes it.
@@ -42,6 +47,26 @@ type link struct {
 	// direct says that one host is used, whatever it is a member of, because nothing
 	// else was named.
 	direct bool
+	opened time.Time
+	// answered is how long after that a call last found a server.
+	answered atomic.Int64
+}
+
+// lost reports a link over which no server will be found, by what became of a call: the
+// driver forgets a server that says to be of another set, and waits for none then.
+func (l *link) lost(err error) bool {
+	search, searched := errors.AsType[topology.ServerSelectionError](err)
+	age := time.Since(l.opened)
+	switch {
+	case !searched:
+		l.answered.Store(int64(age))
+		return false
+	case errors.Is(err, context.Canceled):
+		return false
+	case len(search.Desc.Servers) == 0:
+		return age >= relinkEvery
+	}
+	return age-time.Duration(l.answered.Load()) >= lostAfter
 }
 
 // linking guards the replacement of a link.
@@ -57,7 +82,7 @@ type linking struct {
 
 // open makes a link. change, if not nil, adapts the driver's options.
 func (c *Client) open(ctx context.Context, change func(*options.ClientOptions)) (*link, error) {
-	l := &link{watch: newWatch()}
+	l := &link{watch: newWatch(), opened: time.Now()}
 	opts, err := c.driverOptions(ctx, l.watch)
 	if err != nil {
 		return nil, err
@@ -96,7 +121,8 @@ func (c *Client) db(name string) *mongo.Database { return c.link.Load().mongo.Da
 // more, and reports whether the call is to be repeated over it. err is what became
 // of the call.
 func (c *Client) relink(ctx context.Context, used *link, err error) bool {
-	if ctx.Err() != nil && !timedOut(err) || err == nil && !used.lags() {
+	lost := used.lost(err)
+	if ctx.Err() != nil && !timedOut(err) && !lost || err == nil && !used.lags() {
 		return false
 	}
 	c.linking.mu.Lock()
@@ -109,7 +135,7 @@ func (c *Client) relink(ctx context.Context, used *link, err error) bool {
 		return (errors.Is(err, mongo.ErrClientDisconnected) || errors.Is(err, topology.ErrPoolClosed)) && ctx.Err() == nil
 	case used.direct:
 		return c.follow(ctx, used, err)
-	case timedOut(err) && time.Since(c.linking.relinked) >= relinkEvery:
+	case lost || timedOut(err) && time.Since(c.linking.relinked) >= relinkEvery:
 		// A server that hangs keeps its connections, and the driver would ask the
 		// others for a new primary only when it next looks after them.
 		c.linking.relinked = time.Now()

@@ -206,7 +206,7 @@ func partAt(s string, i int) string {
 		rest = s[j+len("://"):]
 	}
 	i -= len(s) - len(rest)
-	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+	if at := endOfUser(rest); at >= 0 {
 		if i <= at {
 			if colon := strings.IndexByte(rest, ':'); colon >= 0 && i > colon {
 				return partPassword
@@ -283,9 +283,26 @@ func (r reader) parseBare(s string, off int) (*target, error) {
 	return &target{raw: strings.Join(hosts, ","), bare: true, hosts: hosts}, nil
 }
 
+// endOfUser is where the @ stands that ends user and password; -1 where there are none. It
+// is the last one, since a password may have an @ that somebody forgot to encode, but for
+// those in the values of options: Azure's strings end in appName=@account@.
+func endOfUser(rest string) int {
+	hosts, query, found := strings.Cut(rest, "/?")
+	for part := range strings.SplitSeq(query, "&") {
+		name, _, is := strings.Cut(part, "=")
+		found = found && is && strings.Trim(name, letters) == ""
+	}
+	if at := strings.LastIndexByte(hosts, '@'); found && at >= 0 {
+		return at
+	}
+	return strings.LastIndexByte(rest, '@')
+}
+
+const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
 	t := &target{srv: scheme == schemeSRV}
-	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+	if at := endOfUser(rest); at >= 0 {
 		if err := r.parseUserinfo(t, rest[:at], off); err != nil {
 			return nil, err
 		}
