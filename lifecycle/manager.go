@@ -572,6 +572,11 @@ func (m *Manager) fresh(n Notice, now time.Time) error {
 		r.learn(*n.Hook, n.Received)
 	}
 	m.noteNotice(n, now)
+	if n.Kind == Terminate || n.Kind == Park {
+		// What nothing waited for before is no word about this.
+		r.NoHook = false
+		delete(m.tries, string(opDiscover)+"false")
+	}
 	switch {
 	case r.Step == StepNone:
 		m.advance(now)

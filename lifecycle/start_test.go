@@ -96,6 +96,22 @@ func TestRejoined(t *testing.T) {
 	})
 }
 
+// That nothing waited for a parking says nothing about the end that comes after it.
+func TestHookOfTheEndAfterAParking(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		for _, n := range []Notice{park(), terminate()} {
+			n.Hook = nil
+			l.Notice(n)
+			l.until("done", 11*time.Minute, isDone)
+			w.set(func(w *world) { w.hook = terminate().Hook })
+		}
+		l.until("completed", time.Minute, func(View) bool { return len(w.completed) == 1 })
+	})
+}
+
 func TestParkWithoutAHook(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -100,7 +100,7 @@ type record struct {
 	// Rejoined are the ids of those that had parked this machine before a person joined
 	// it again. They are overruled over a boot, too, until the cloud has it serve.
 	Rejoined []string `json:"rejoined,omitempty"`
-	Hooks     []waiter `json:"hooks,omitempty"`
+	Hooks    []waiter `json:"hooks,omitempty"`
 	// NoHook and NoLaunchHook: the cloud says that there is none.
 	NoHook       bool `json:"no_hook,omitempty"`
 	NoLaunchHook bool `json:"no_launch_hook,omitempty"`
