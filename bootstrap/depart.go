@@ -99,7 +99,13 @@ func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
 	if !st.Known() {
 		return time.Time{}, fmt.Errorf("stopping Ant Media Server: %w", ams.ErrNotManaged)
 	}
-	if st.Running() || st.Activity == ams.ActivityActivating {
+	switch s, err := loadState(m.store()); {
+	case st.Dead():
+	case err == nil && s == nil:
+		// Somebody made this machine leave while we waited: the server is no node's.
+	default:
+		// One that is stopping already is waited for, and one that is being restarted stays
+		// stopped.
 		if err := m.Service.Stop(ctx); err != nil {
 			return time.Time{}, err
 		}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 )
 
@@ -44,7 +45,7 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 	if err != nil {
 		return nil, err
 	}
-	if st.Running() {
+	if st.Running() || st.Activity == ams.ActivityDeactivating {
 		return nil, fmt.Errorf("deregistering: %w", ErrServing)
 	}
 	c, err := m.Connect(ctx, req.Mongo)

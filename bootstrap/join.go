@@ -420,6 +420,17 @@ func (j *joiner) changes() []string {
 // joins once more is one again, for a daemon that is started later as well. One that
 // is under way is the daemon's.
 func (j *joiner) forgetDrain() (was bool) {
+	if !j.drainDone() {
+		return false
+	}
+	if err := j.store.RemoveFile(drainPath); err != nil {
+		j.log().Warn("what the daemon remembers of the drain before could not be removed", "path", drainPath, "error", err)
+	}
+	return true
+}
+
+// drainDone reports whether the daemon remembers a drain that is done.
+func (j *joiner) drainDone() bool {
 	f, err := j.store.Read(drainPath)
 	if err != nil || !f.Exists() {
 		return false
@@ -427,13 +438,7 @@ func (j *joiner) forgetDrain() (was bool) {
 	var drain struct {
 		Step string `json:"step"`
 	}
-	if json.Unmarshal(f.Bytes, &drain) != nil || drain.Step != "done" {
-		return false
-	}
-	if err := j.store.RemoveFile(drainPath); err != nil {
-		j.log().Warn("what the daemon remembers of the drain before could not be removed", "path", drainPath, "error", err)
-	}
-	return true
+	return json.Unmarshal(f.Bytes, &drain) == nil && drain.Step == "done"
 }
 
 // apply notes what is begun, makes the cluster know that we come, and commits

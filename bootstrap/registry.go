@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/amsagent/amsagent/cluster"
 )
@@ -30,16 +31,29 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	if err != nil {
 		return err
 	}
-	if state == cluster.StateActive && r.Node.State == cluster.StateDraining && r.Node.Reason == leaving {
-		// A leave that was not finished began to drain this node, and it is to
-		// stay now. Who drains it for another reason is left alone.
-		if err := f.client.SetOwnState(ctx, n, state, reason); err != nil {
+	// A leave that was not finished began to drain this node, or a drain ended before the
+	// registry was told. Who drains it for another reason is left alone.
+	if r.Node.Reason == leaving || j.drainDone() {
+		if err := Stay(ctx, f.client, n, &r); err != nil {
 			return err
 		}
 	}
 	if r.Rejoined && state == cluster.StateJoining && r.Before.State == cluster.StateActive {
 		j.log().Info("replaced the row of an earlier life of this machine", "node", n.ID, "address", r.Before.IP)
 	}
+	return nil
+}
+
+// Stay takes back what made the row of n drain, by what became of its registration: this
+// node is to stay active, and nothing drains it any more.
+func Stay(ctx context.Context, client *cluster.Client, n cluster.Node, r *cluster.Registration) error {
+	if n.State != cluster.StateActive || r.Node.State != cluster.StateDraining {
+		return nil
+	}
+	if err := client.SetOwnState(ctx, n, n.State, n.Reason); err != nil {
+		return err
+	}
+	r.Node.State, r.Node.StateSince = n.State, time.Now()
 	return nil
 }
 

@@ -277,6 +277,67 @@ func TestMadeStandaloneByHand(t *testing.T) {
 	}
 }
 
+// told is a service that says when it is told to do something.
+type told struct {
+	serviceThat
+	reload, stop func()
+}
+
+func (s told) Reload(context.Context) error { s.reload(); return nil }
+func (s told) Stop(context.Context) error   { s.stop(); return nil }
+
+// A convergence that is killed before it has put an upgrade's files right leaves a state
+// that does not name the new release yet: else the files would be a person's.
+func TestReleaseIsNotedLast(t *testing.T) {
+	m := joinedTree(t)
+	change(t, m, func(s *State) { s.Release = "2.17.1" })
+	if err := os.Remove(filepath.Join(m.Root, ams.DropInPath)); err != nil {
+		t.Fatal(err)
+	}
+	release := func() string {
+		s, err := loadState(m.store())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Release
+	}
+	during := ""
+	m.Service = told{serviceThat{state: ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}}, func() { during = release() }, nil}
+	req := watchRequest(t)
+	req.Mode = ConvergeBeforeStart
+	if c := converge(t, m, req); ids(c.Repairs) != IDDrift {
+		t.Fatalf("%+v", c)
+	}
+	if after := release(); during != "2.17.1" || after != "3.0.3" {
+		t.Errorf("the state said %q while the files were written, and %q after that", during, after)
+	}
+}
+
+// What stops already is waited for, and what is being started is stopped, too: else a node
+// is called left while its server runs. A server that is no node's any more is left alone.
+func TestStopServer(t *testing.T) {
+	for _, tt := range []struct {
+		activity ams.Activity
+		left     bool
+		stops    int
+	}{
+		{ams.ActivityActive, false, 1}, {ams.ActivityActivating, false, 1}, {ams.ActivityDeactivating, false, 1},
+		{ams.ActivityInactive, false, 0}, {ams.ActivityFailed, false, 0}, {ams.ActivityActive, true, 0},
+	} {
+		m := joinedTree(t)
+		if tt.left {
+			if err := os.Remove(filepath.Join(m.Root, statePath)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stops := 0
+		m.Service = told{serviceThat{state: ams.State{Activity: tt.activity}}, nil, func() { stops++ }}
+		if _, err := m.StopServer(t.Context()); err != nil || stops != tt.stops {
+			t.Errorf("%s, left %t: stopped %d times, %v", tt.activity, tt.left, stops, err)
+		}
+	}
+}
+
 // A file that the server left half written is told, and made whole before the next
 // start.
 func TestTornBeforeStart(t *testing.T) {

@@ -281,6 +281,9 @@ func (a *agent) rounds() int {
 func (a *agent) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.ended = cancel, make(chan struct{})
+	a.mu.Lock()
+	a.told = ""
+	a.mu.Unlock()
 	d := daemon.New(a.o)
 	go func() {
 		defer close(a.ended)
@@ -815,6 +818,23 @@ func TestDaemonMongoElsewhere(t *testing.T) {
 				t.Errorf("%s: %s", settings, a.read(settings))
 			}
 		})
+	}
+}
+
+// TestDaemonTakesBack: a leave announced that this node goes, changed nothing, and could
+// not take its word back; or a drain was forgotten before its end was told. The daemon of a
+// node that nothing drains makes it active.
+func TestDaemonTakesBack(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	a.end()
+	if _, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"state": "draining", "reason": "leave"}}); err != nil {
+		t.Fatal(err)
+	}
+	a.start()
+	if row := a.door.row(nodeID); row["state"] != "active" {
+		t.Errorf("the row: %v", row)
 	}
 }
 

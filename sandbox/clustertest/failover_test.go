@@ -376,6 +376,45 @@ func TestRealBeatAfterElection(t *testing.T) {
 	}
 }
 
+// TestRealNoAcknowledgement: the primary takes writes that no majority acknowledges, as
+// where a member of three is down and another one far behind. A daemon that is started
+// then beats, and is ready.
+func TestRealNoAcknowledgement(t *testing.T) {
+	t.Parallel()
+	s := realSet(t)
+	a := newAgentAt(t, s.URI(), s.URI())
+	a.start()
+	a.end()
+	first := settled(t, s)
+	var unlock []func()
+	for _, m := range s.Members() {
+		if m == first {
+			continue
+		}
+		admin := openURI(t, "mongodb://"+m.Addr()+"/?directConnection=true").Database("admin")
+		// A secondary that is locked answers, and takes nothing up.
+		if err := admin.RunCommand(t.Context(), bson.D{{Key: "fsync", Value: 1}, {Key: "lock", Value: true}}).Err(); err != nil {
+			t.Fatal(err)
+		}
+		unlock = append(unlock, func() {
+			if err := admin.RunCommand(t.Context(), bson.D{{Key: "fsyncUnlock", Value: 1}}).Err(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	from := time.Now()
+	a.start()
+	beat := beatAfter(t, first, from)
+	t.Logf("the first beat came after %s", beat.Sub(from).Round(time.Millisecond))
+	if n := strings.Count(a.text(), "the registry could not be told yet"); n == 0 {
+		t.Error("a majority acknowledges")
+	}
+	for _, f := range unlock {
+		f()
+	}
+	a.serves()
+}
+
 // TestRealLeaveOutlastsElection: the primary dies as a leave begins, and the leave is whole
 // all the same.
 func TestRealLeaveOutlastsElection(t *testing.T) {

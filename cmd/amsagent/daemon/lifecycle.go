@@ -134,6 +134,9 @@ func (l *life) joinedAnew() {
 // ready reports whether new sessions may come here.
 func (l *life) ready() bool { return l == nil || l.manager.View().Ready }
 
+// drains reports whether a drain is under way, or done and not forgotten.
+func (l *life) drains() bool { return l != nil && l.manager.View().Step != lifecycle.StepNone }
+
 // with lends a connection to do: that of the session, or our own. A node that goes
 // has no session soon, and what it owes must not be cut short by the end of that.
 func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
@@ -223,13 +226,14 @@ func (l *life) who() (id, address string, err error) {
 }
 
 // Joined implements lifecycle.Node. The state file tells: who was started a moment
-// ago, or cannot mend the files, is a node all the same, with people on it.
+// ago, cannot mend the files, or is made to join once more, is a node all the same, with
+// people on it.
 func (l *life) Joined() bool {
 	s, err := l.d.o.Machine.StateFile()
 	if err != nil {
 		return l.d.view.get().Phase == bootstrap.PhaseJoined
 	}
-	return s != nil && s.Phase == bootstrap.PhaseJoined
+	return s != nil && (s.Phase == bootstrap.PhaseJoined || s.Phase == bootstrap.PhaseJoining && s.WasJoined)
 }
 
 // SetState implements lifecycle.Node.

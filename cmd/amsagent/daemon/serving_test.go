@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -425,6 +427,33 @@ func TestReadyAfterRestart(t *testing.T) {
 		}
 		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
 			w.t.Errorf("%+v", r)
+		}
+	})
+}
+
+// A node that is made to join once more is a node meanwhile, with people on it.
+func TestJoinedWhileItJoins(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		root := w.t.TempDir()
+		w.d.o.Machine = &bootstrap.Machine{Root: root}
+		l := &life{d: w.d}
+		name := filepath.Join(root, bootstrap.StateDir, "state.json")
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			w.t.Fatal(err)
+		}
+		for text, want := range map[string]bool{
+			`{"version":1,"phase":"joined"}`: true, `{"version":1,"phase":"joining"}`: false,
+			`{"version":1,"phase":"joining","was_joined":true}`: true, `{"version":1,"phase":"leaving"}`: false,
+		} {
+			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+				w.t.Fatal(err)
+			}
+			if s, err := w.d.o.Machine.StateFile(); err != nil || s == nil {
+				w.t.Fatal(s, err)
+			}
+			if l.Joined() != want {
+				w.t.Errorf("%s: joined: %t", text, !want)
+			}
 		}
 	})
 }

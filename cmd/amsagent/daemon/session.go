@@ -367,7 +367,7 @@ func (m *member) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) e
 		m.enrolled.Store(false)
 	}
 	if !m.enrolled.Load() {
-		if err := m.enroll(ctx); err != nil {
+		if err := m.enroll(ctx); err != nil && !m.enrolled.Load() {
 			return err
 		}
 		last = nil
@@ -426,6 +426,12 @@ func (m *member) enroll(ctx context.Context) error {
 			n.State = cluster.StateActive
 		}
 		r, err := m.client.Register(ctx, n)
+		if cluster.KindOf(err) == cluster.KindTimeout {
+			m.applied(ctx, n)
+		}
+		if err == nil && !m.d.life.drains() {
+			err = bootstrap.Stay(ctx, m.client, n, &r)
+		}
 		if m.own(err) != nil {
 			return err
 		}
@@ -437,6 +443,18 @@ func (m *member) enroll(ctx context.Context) error {
 		// AMS was seen meanwhile, and who saw it may have been first: a row that
 		// somebody had removed would stay as it is.
 	}
+}
+
+// applied looks whether the primary has a registration that no majority has acknowledged
+// in time. Beats need none, so they flow as soon as it has; the registration is repeated
+// until a majority has it, too.
+func (m *member) applied(ctx context.Context, n cluster.Node) {
+	row, err := m.client.Node(ctx, n.ID)
+	if err != nil || !row.SameLife(n) || row.State != n.State && row.State != cluster.StateDraining {
+		return
+	}
+	m.enrolled.Store(true)
+	m.d.view.setState(row.State, row.StateSince)
 }
 
 // facts is this node's row, without a state. What the cloud does not say at the moment
