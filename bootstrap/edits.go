@@ -105,6 +105,9 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	var errs []error
 	edit := func(path string, kind conf.Kind, mode fs.FileMode, f func([]byte) ([]conf.Span, error)) {
 		t := conf.Target{Path: path, Kind: kind, CreateMode: mode, Private: e.private && kind == conf.KindProperties, Owner: e.owner}
+		if path == MongoPath {
+			t.Private, t.Owner = e.private, 0
+		}
 		if err := plan.Edit(t, f); err != nil {
 			errs = append(errs, fileError(path, err))
 		}

@@ -468,8 +468,12 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 		defer cancel()
 		j.failedRow(bound, step+": "+err.Error())
 		e := &FailedError{Step: step, Err: err, Hint: protectedHint(j.store, f.plan, err)}
-		var u *conf.UnfinishedError
-		if !errors.As(err, &u) {
+		_, unfinished := errors.AsType[*conf.UnfinishedError](err)
+		switch {
+		case unfinished:
+		case len(j.done) > 0:
+			return j.failed(ctx, step, err) // a round before this one did write
+		default:
 			e.State = j.asFound()
 			return e
 		}
@@ -518,7 +522,7 @@ func (j *joiner) commit(ctx context.Context) error {
 				return nil
 			}
 			err = fmt.Errorf("%s: %w", joinPaths(paths), conf.ErrChanged)
-		} else if !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
+		} else if !mayReplan(err) || try == replans || pauseAbout(ctx, replanPause) != nil {
 			return err
 		}
 		j.say("%v: planning again", err)
@@ -534,6 +538,12 @@ func (j *joiner) commit(ctx context.Context) error {
 		}
 		f.plan, j.result.Files = g.plan, fileResults(g.plan)
 	}
+}
+
+// mayReplan reports a commit that somebody came before, and that left nothing behind.
+func mayReplan(err error) bool {
+	_, unfinished := errors.AsType[*conf.UnfinishedError](err)
+	return errors.Is(err, conf.ErrChanged) && !unfinished
 }
 
 func (j *joiner) save(phase Phase, restart bool) error {
@@ -765,7 +775,7 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 func (j *joiner) revert(ctx context.Context) ([]conf.Conflict, error) {
 	for try := 1; ; try++ {
 		conflicts, err := j.revertOnce()
-		if err == nil || !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
+		if err == nil || !mayReplan(err) || try == replans || pauseAbout(ctx, replanPause) != nil {
 			return conflicts, err
 		}
 	}

@@ -473,7 +473,7 @@ func (l *leaver) commit(ctx context.Context) error {
 			l.onceMore(ctx)
 			return nil
 		}
-		if !errors.Is(err, conf.ErrChanged) || try == replans || pauseAbout(ctx, replanPause) != nil {
+		if !mayReplan(err) || try == replans || pauseAbout(ctx, replanPause) != nil {
 			return err
 		}
 		l.say("%v: planning again", err)

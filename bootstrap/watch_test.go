@@ -362,3 +362,21 @@ func TestTornBeforeStart(t *testing.T) {
 		t.Errorf("not whole again: %v\n%s", err, now)
 	}
 }
+
+// A file with the address that everybody can read is no longer once it holds a password.
+func TestMongoFileBecomesPrivate(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the file has to be root's")
+	}
+	m := ownTree(t, "3.0", "3.0.3")
+	put(t, m, MongoPath, "10.0.2.4\n")
+	name := filepath.Join(m.Root, MongoPath)
+	if err := os.Chmod(name, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	joinOffline(t, m, "mongodb://u:hunter22@10.0.2.4/", "10.0.1.7")
+	info, err := os.Stat(name)
+	if err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
