@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,13 +144,16 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 		return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 	}
 	defer func() { _ = lock.Unlock() }()
-	recovered, found, err := m.recover(store)
-	if err != nil {
-		return nil, notRecovered(err, leaveFirst)
+	recovered, found, unfinished := m.recover(store)
+	if unfinished != nil {
+		unfinished = notRecovered(unfinished, leaveFirst)
 	}
 	c.Repairs = append(c.Repairs, recovered...)
 	state, err := loadState(store)
-	if err != nil {
+	switch {
+	case unfinished != nil && (err != nil || state == nil || state.Phase != PhaseJoined):
+		return nil, unfinished
+	case err != nil:
 		if n, ok := recordFinding(err, "run amsagent join, or amsagent leave"); ok {
 			return nil, &PreflightError{Findings: []Finding{n}, State: found}
 		}
@@ -163,7 +167,7 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 		return c, nil
 	}
 	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, found: found}
-	return c, k.run(ctx)
+	return c, k.run(ctx, unfinished)
 }
 
 // identifyFirst asks who this machine is before the machine is locked: a drain must
@@ -191,20 +195,16 @@ type converger struct {
 	facts  facts
 }
 
-func (k *converger) run(ctx context.Context) error {
+// run converges where err is nil. Whatever keeps the files from being mended: the node
+// serves, and is to be seen.
+func (k *converger) run(ctx context.Context, err error) error {
 	f := &k.facts
-	var err error
-	if f.record, err = k.store.Record(); err != nil {
-		if n, ok := recordFinding(err, leaveFirst); ok {
-			return &PreflightError{Findings: []Finding{n}, State: k.found}
-		}
-		return &FailedError{Step: "reading the undo record", Err: err, State: k.found}
+	var serr error
+	if f.service, serr = k.Service.State(ctx); serr != nil {
+		k.warn(IDService, "the service does not say its state: %v", serr)
 	}
-	if f.install, err = k.open(); err != nil {
-		return &PreflightError{Findings: []Finding{{ID: IDInstall, Text: err.Error(), Hint: ams.Hint(err), Err: err}}, State: k.found}
-	}
-	if f.service, err = k.Service.State(ctx); err != nil {
-		k.warn(IDService, "the service does not say its state: %v", err)
+	if rerr := k.read(); err == nil {
+		err = rerr
 	}
 	before := k.state
 	f.state, f.skipApps = &before, true
@@ -212,9 +212,28 @@ func (k *converger) run(ctx context.Context) error {
 		k.state.Role, k.state.Group = firstOf(k.req.Role, k.state.Role), firstOf(k.req.Group, k.state.Group)
 	}
 	k.identify(ctx)
-	err = k.mend(ctx)
+	if err == nil {
+		err = k.mend(ctx)
+	}
 	k.result.Pending, k.result.Asked, k.result.Restarts = k.pending(), k.state.RestartPending, k.state.Restarts
-	k.node() // also where the files cannot be mended: the node serves, and is to be seen
+	k.node()
+	return err
+}
+
+// read reads what a plan is made of.
+func (k *converger) read() (err error) {
+	f := &k.facts
+	f.record, err = k.store.Record()
+	if n, ok := recordFinding(err, leaveFirst); ok {
+		err = &PreflightError{Findings: []Finding{n}, State: k.found}
+	} else if err != nil {
+		err = &FailedError{Step: "reading the undo record", Err: err, State: k.found}
+	}
+	install, ierr := k.open()
+	if ierr != nil {
+		return cmp.Or[error](err, &PreflightError{Findings: []Finding{{ID: IDInstall, Text: ierr.Error(), Hint: ams.Hint(ierr), Err: ierr}}, State: k.found})
+	}
+	f.install = install
 	return err
 }
 
@@ -582,6 +601,9 @@ func (k *converger) node() {
 	f := &k.facts
 	k.result.Node = k.nodeOf(f, k.state.Role, firstOf(k.state.Group, f.inst.Group))
 	k.result.Node.IntervalMS = cluster.MillisOf(k.req.Interval)
+	if k.facts.install == nil {
+		k.result.Node.AMS = k.state.Release
+	}
 }
 
 // nodeOf makes the row of this machine, without a state.
@@ -590,7 +612,10 @@ func (m *Machine) nodeOf(f *facts, role, group string) cluster.Node {
 		ID: f.inst.ID, IP: f.address.Addr.String(), Hostname: firstOf(f.inst.Hostname, f.hostname.Name),
 		Name: f.inst.Name, Role: role, Group: group,
 		Provider: f.inst.Provider, Region: f.inst.Region, Zone: f.inst.Zone, Type: f.inst.Type,
-		Agent: m.Version, AMS: f.install.Release.String(), BootID: m.bootID(), Port: f.install.HTTPPort,
+		Agent: m.Version, BootID: m.bootID(),
+	}
+	if in := f.install; in != nil {
+		n.AMS, n.Port = in.Release.String(), in.HTTPPort
 	}
 	if f.inst.PublicAddress.IsValid() {
 		n.PublicIP = f.inst.PublicAddress.String()

@@ -254,6 +254,33 @@ func TestConvergeOwesARestart(t *testing.T) {
 	}
 }
 
+// What only a leave needs, or what the server's user can do to his files, does not make a
+// node that serves vanish from the cluster at the next start of the daemon.
+func TestConvergeOfWhatCannotBeRead(t *testing.T) {
+	for name, damage := range map[string]func(dir, tree string) error{
+		"the record":  func(dir, _ string) error { return os.WriteFile(filepath.Join(dir, "undo.json"), []byte("{"), 0o600) },
+		"the journal": func(dir, _ string) error { return os.WriteFile(filepath.Join(dir, "journal"), []byte("{"), 0o600) },
+		"a release to come": func(dir, _ string) error {
+			return os.WriteFile(filepath.Join(dir, "undo.json"), []byte(`{"version":99}`), 0o600)
+		},
+		"the settings":  func(_, tree string) error { return os.Remove(filepath.Join(tree, "conf/red5.properties")) },
+		"the container": func(_, tree string) error { return os.Remove(filepath.Join(tree, "conf/jee-container.xml")) },
+	} {
+		m := joinedTree(t)
+		m.Service = running()
+		if err := damage(filepath.Join(m.Root, StateDir), filepath.Join(m.Root, ams.DefaultDir)); err != nil {
+			t.Fatal(err)
+		}
+		c, err := m.Converge(t.Context(), watchRequest(t))
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		if c == nil || c.Phase != PhaseJoined || c.Node.ID != "i-1" || c.Node.IP != "10.0.1.7" || c.Node.AMS != "3.0.3" {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+	}
+}
+
 func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
 	for _, phase := range []Phase{PhaseJoining, PhaseLeaving} {
 		m := joinedTree(t)
