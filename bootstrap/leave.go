@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -304,13 +305,15 @@ func (l *leaver) reachFirst(ctx context.Context) {
 	}
 }
 
-// hindered reports whether the owner of the installation keeps a file that a join wrote
-// from being read. He can do that at any time, and must not keep the machine from
-// leaving.
+// hindered reports whether what a join wrote can be given back although the installation
+// cannot be read: its owner keeps a file from being read, has removed another one, or has
+// made more applications than are looked at. He can do that at any time, and must not
+// keep the machine from leaving. Where even the file that decides the mode is gone, the
+// disk may not be mounted.
 func (l *leaver) hindered() bool {
 	return l.record != nil && slices.ContainsFunc(l.record.Files, func(f *conf.FileRecord) bool {
-		_, err := l.store.ReadSettings(f.Path)
-		return files.Refused(err)
+		now, err := l.store.ReadSettings(f.Path)
+		return files.Refused(err) || err == nil && now.Exists() && filepath.Base(f.Path) == "jee-container.xml"
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -116,6 +117,47 @@ func TestLeaveOfAHinderedTree(t *testing.T) {
 			after := treeFiles(t, m)
 			for path, was := range before {
 				if !strings.HasSuffix(path, name) && after[path] != was {
+					t.Errorf("%s was not given back", path)
+				}
+			}
+		})
+	}
+}
+
+// What is missing, or too many, is no reason either, as long as the disk is there.
+func TestLeaveOfAnIncompleteTree(t *testing.T) {
+	for name, tt := range map[string]struct {
+		harm  func(tree string) error
+		holds string // of the file that was harmed
+		left  bool
+	}{
+		"settings gone": {func(tree string) error { return os.Remove(filepath.Join(tree, "conf/red5.properties")) }, "conf/red5.properties", true},
+		"many applications": {func(tree string) error {
+			var errs []error
+			for i := range 4200 {
+				errs = append(errs, os.Mkdir(filepath.Join(tree, "webapps", strconv.Itoa(i)), 0o755))
+			}
+			return errors.Join(errs...)
+		}, "", true},
+		"all gone": {func(tree string) error { return os.RemoveAll(filepath.Join(tree, "conf")) }, "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			before := treeFiles(t, m)
+			joinOffline(t, m, testMongo, "10.0.1.7")
+			if err := tt.harm(filepath.Join(m.Root, ams.DefaultDir)); err != nil {
+				t.Fatal(err)
+			}
+			_, err := m.Leave(t.Context(), LeaveRequest{Offline: true})
+			if (err == nil) != tt.left {
+				t.Fatalf("%v", err)
+			}
+			if !tt.left {
+				return
+			}
+			after := treeFiles(t, m)
+			for path, was := range before {
+				if (tt.holds == "" || !strings.HasSuffix(path, tt.holds)) && after[path] != was {
 					t.Errorf("%s was not given back", path)
 				}
 			}
