@@ -366,6 +366,9 @@ func (l *leaver) planFiles() error {
 	for _, c := range l.plan.Conflicts {
 		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: c.String()})
 	}
+	if len(l.plan.Torn) > 0 {
+		l.conflicts = append(l.conflicts, Finding{ID: IDTorn, Text: fmt.Sprintf(tornText, joinPaths(l.plan.Torn))})
+	}
 	l.recordAlone = len(l.plan.Conflicts) == 0
 	if l.install == nil {
 		return nil

@@ -340,7 +340,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 			"changed since this machine joined; a leave keeps these changes and resets the cluster settings only: %s", joinPaths(paths))
 	}
 	if len(plan.Torn) > 0 {
-		f.warn(IDTorn, "", "half written or empty, as after a crash or on a full disk: %s", joinPaths(plan.Torn))
+		f.warn(IDTorn, "", tornText, joinPaths(plan.Torn))
 	}
 	if failed {
 		return
@@ -751,6 +751,9 @@ const (
 	RestoredStandalone Restored = "standalone"
 )
 
+// tornText is about settings files that are made whole.
+const tornText = "half written or empty, as after a crash or on a full disk: %s; what is in one is kept beside it, as .amsagent-saved"
+
 // needsRestart reports whether the plan changes anything that AMS reads at its
 // start.
 func needsRestart(plan *conf.Plan) bool {
@@ -770,5 +773,5 @@ func changesServer(f conf.PlannedFile) bool {
 		is, _ := ams.ParseDropIn(f.After)
 		return was.HostAddress != is.HostAddress
 	}
-	return f.After == nil || !bytes.Equal(f.After, f.Before.Bytes)
+	return !f.Copy() && (f.After == nil || !bytes.Equal(f.After, f.Before.Bytes))
 }

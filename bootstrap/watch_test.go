@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -360,6 +361,19 @@ func TestTornBeforeStart(t *testing.T) {
 	converge(t, m, req)
 	if now, err := os.ReadFile(app); err != nil || string(now) != string(whole) {
 		t.Errorf("not whole again: %v\n%s", err, now)
+	}
+	// It may have been a person's edit, without a newline at its end.
+	if kept, err := os.ReadFile(conf.SavedName(app)); err != nil || !strings.HasSuffix(string(kept), "settings.hls") {
+		t.Errorf("what was there is not kept: %v\n%s", err, kept)
+	}
+	if err := errors.Join(os.Remove(conf.SavedName(app)), os.WriteFile(app, []byte("#Sat Nov 21 00:34:56 UTC 2026\nsettings.x=1"), 0o640)); err != nil {
+		t.Fatal(err)
+	}
+	if res := leaveOffline(t, m); !strings.Contains(ids(res.Warnings), IDTorn) {
+		t.Errorf("a leave says %+v", res)
+	}
+	if kept, err := os.ReadFile(conf.SavedName(app)); err != nil || !strings.HasSuffix(string(kept), "settings.x=1") {
+		t.Errorf("what was there is not kept by a leave: %v\n%s", err, kept)
 	}
 }
 

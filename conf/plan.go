@@ -144,8 +144,13 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	original, mode := now.Bytes, files.Plain(now.Mode)
 	switch {
 	case half:
-		// What is left of it is nobody's change.
+		// What is left of it is nobody's change, for all that can be told.
 		p.Torn = append(p.Torn, t.Path)
+		if len(now.Bytes) > 0 {
+			if err := p.keep(now); err != nil {
+				return err
+			}
+		}
 		original = rec.Original
 		if now.Mode == rec.WrittenMode {
 			mode = files.Plain(rec.Mode)
@@ -224,6 +229,11 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 			p.Torn = append(p.Torn, rec.Path)
 			if current, err = applySpans(rec.Original, rec.Spans); err != nil {
 				return nil, err
+			}
+			if len(now.Bytes) > 0 {
+				if err := p.keep(now); err != nil {
+					return nil, err
+				}
 			}
 		}
 		u, err := rec.undoToLeave(current)
@@ -416,6 +426,9 @@ func (p *Plan) keep(f File) error {
 	p.Conflicts = append(p.Conflicts, Conflict{Path: f.Path, Msg: "the edited file is not kept: there is no name for it"})
 	return nil
 }
+
+// Copy reports whether the file is a copy that is kept of what was in another one.
+func (f PlannedFile) Copy() bool { return f.like != nil }
 
 // Files lists every file of the plan, changed or not.
 func (p *Plan) Files() []PlannedFile { return p.files }
