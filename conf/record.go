@@ -132,8 +132,20 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 		return f.undoProperties(current)
 	case KindContainer:
 		return f.undoContainer(current, written)
+	case KindWhole:
+		// A release that marks its sections was installed over one that did not.
+		if marked(current) && !marked(f.Original) {
+			return f.undoContainer(current, written)
+		}
+	case KindHosts:
 	}
 	return f.undoLines(current, written), nil
+}
+
+// marked reports whether a file is a jee-container.xml with marked sections.
+func marked(src []byte) bool {
+	c, err := ParseContainer(src)
+	return err == nil && c.SetMode(ModeStandalone) == nil
 }
 
 // undoLines gives the file back by its lines, or whole where these were edited since.

@@ -305,6 +305,33 @@ func TestUndoConflicts(t *testing.T) {
 
 // TestUndoAfterPanelSave: the web panel rewrites a file through
 // Properties.store: order and comments are gone, values are escaped.
+// A release before 1.9.1 has another file for each mode. Where a later one was installed over
+// it, its own file is made standalone: the former release's would be none that it can read.
+func TestUndoOfAnUpgradeToMarks(t *testing.T) {
+	const former, cluster = "<beans>\n<bean id=\"tomcat.server\"/>\n</beans>\n", "<beans>\n<bean id=\"tomcat.cluster\"/>\n</beans>\n"
+	rec := &FileRecord{
+		Path: "/ams/conf/jee-container.xml", Kind: KindWhole, Existed: true, Original: []byte(former),
+		Spans: []Span{{Off: 0, Old: []byte(former), New: []byte(cluster)}}, Written: sum([]byte(cluster)),
+	}
+	c, err := ParseContainer([]byte(standaloneXML))
+	if err == nil {
+		err = c.SetMode(ModeCluster)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, current := range []string{standaloneXML, string(c.Bytes())} {
+		u, err := rec.Undo([]byte(current))
+		if err != nil || string(u.Bytes) != standaloneXML || u.Keep {
+			t.Errorf("%v, %+v", err, u)
+		}
+	}
+	// Of the same release it is what it was.
+	if u, err := rec.Undo([]byte(cluster)); err != nil || string(u.Bytes) != former {
+		t.Errorf("%v, %+v", err, u)
+	}
+}
+
 func TestUndoAfterPanelSave(t *testing.T) {
 	s := newTree(t)
 	host := "mongodb://u:p%40@h1,h2/?a=b"
