@@ -145,7 +145,7 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 // marked reports whether a file is a jee-container.xml with marked sections.
 func marked(src []byte) bool {
 	c, err := ParseContainer(src)
-	return err == nil && c.SetMode(ModeStandalone) == nil
+	return err == nil && c.Marked()
 }
 
 // undoLines gives the file back by its lines, or whole where these were edited since.
