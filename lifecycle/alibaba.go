@@ -377,8 +377,13 @@ func (c *AlibabaCompleter) mine(ctx context.Context, h Hook) error {
 
 // hold makes a hook that was found wait, and learns from that for how long it can.
 // Without a heartbeat it waits for a time of its own, which is mostly shorter than
-// what we ask for, and a drain has to be over before that.
+// what we ask for, and a drain has to be over before that. A start is given the time that
+// the hook has by itself: one that fails is to be replaced.
 func (c *AlibabaCompleter) hold(ctx context.Context, h *Hook) (*Hook, error) {
+	if h.Launching {
+		h.Timeout = c.ownTime(ctx, h)
+		return h, nil
+	}
 	held, err := c.beat(ctx, *h)
 	_, denied := errors.AsType[*DeniedError](err)
 	limited := errors.Is(err, alibaba.ErrLimit)
@@ -461,6 +466,9 @@ func (c *AlibabaCompleter) Heartbeat(ctx context.Context, h Hook) error {
 // beat makes a hook wait, and tells for how long it does.
 func (c *AlibabaCompleter) beat(ctx context.Context, h Hook) (least time.Duration, err error) {
 	wait := max(h.Timeout, alibabaTimeout(0))
+	if h.Launching {
+		wait = max(cmp.Or(h.Timeout, c.ownTime(ctx, &h)), alibaba.LeastWait)
+	}
 	if left := time.Until(h.Limit).Truncate(time.Second); !h.Limit.IsZero() && left < wait {
 		if left < alibaba.LeastWait {
 			return left, nil // nothing is to be had any more, and the manager knows

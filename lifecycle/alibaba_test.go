@@ -242,8 +242,8 @@ func TestAlibabaDiscover(t *testing.T) {
 		{"in service still", in("InService", removing(alone)), false, nil, ErrNoAction},
 		{"a launch that nobody waits for", in("InService", removing(alone)), true, nil, nil},
 		{"no launch but an end", removing(alone), true, nil, nil},
-		{"a launch", in("Pending:Wait", removing(alone)), true, hook("ash-1", "t-1", 40*time.Minute), nil},
-		{"a launch of three", in("Pending:Wait", removing(shared)), true, hook("ash-2", "t-2", 2*time.Hour), nil},
+		{"a launch", hooked(in("Pending:Wait", removing(alone)), alibaba.LifecycleHook{ID: "ash-1", Launching: true, Timeout: 15 * time.Minute}), true, hook("ash-1", "t-1", 15*time.Minute), nil},
+		{"a launch of three", in("Pending:Wait", removing(shared)), true, hook("ash-2", "t-2", 10*time.Minute), nil},
 		{"no heartbeat is allowed", unheld(noBeat, 5*time.Minute, nil), false, hook("ash-1", "t-1", 5*time.Minute), nil},
 		{"no heartbeat, and no look at the hooks", unheld(noBeat, 0, noBeat), false, hook("ash-1", "t-1", 10*time.Minute), nil},
 		{"no heartbeat is left", unheld(alibaba.ErrOften, 5*time.Minute, nil), false, fixed, nil},
@@ -270,6 +270,9 @@ func TestAlibabaDiscover(t *testing.T) {
 				}
 				if tt.want != nil {
 					tt.want.Launching = tt.launching
+				}
+				if tt.launching && len(tt.api.said) > 0 {
+					t.Errorf("a start was given more time: %v", tt.api.said)
 				}
 				if got != nil {
 					if left := time.Until(got.Limit); left != map[bool]time.Duration{false: 6 * time.Hour, true: 5*time.Minute - 12*time.Second}[got.Fixed] {
