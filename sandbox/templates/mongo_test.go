@@ -72,13 +72,38 @@ func TestMongoInstallPlan(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), install, append(tt.args, "--dry-run")...)
-			cmd.Env = append(os.Environ(), "OS_RELEASE="+distribution(t, tt.id, tt.codename))
+			cmd.Env = append(os.Environ(), "OS_RELEASE="+distribution(t, tt.id, tt.codename), withMongod(t, "exit 1"))
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			golden(t, "mongo-"+tt.name+".txt", string(out))
 		})
+	}
+}
+
+// withMongod is the PATH of a machine with a mongod that does this.
+func withMongod(t *testing.T, does string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "mongod"), []byte("#!/bin/sh\n"+does+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return "PATH=" + dir + ":" + os.Getenv("PATH")
+}
+
+// TestMongoInstallKeepsRelease: who runs it again, for another database, gets no other
+// release, unless he says so.
+func TestMongoInstallKeepsRelease(t *testing.T) {
+	for _, tt := range []struct{ args, want string }{{"", "7.0"}, {"--release 8.0", "8.0"}} {
+		args := append([]string{"--single", "--bind", "10.0.2.4", "--dry-run"}, strings.Fields(tt.args)...)
+		cmd := exec.CommandContext(t.Context(), install, args...)
+		cmd.Env = append(os.Environ(), "OS_RELEASE="+distribution(t, "debian", "bookworm"),
+			withMongod(t, `printf 'db version v7.0.14\nBuild Info: {\n    "version": "7.0.14"\n}\n'`))
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "mongodb-org/"+tt.want+" ") {
+			t.Errorf("%v\n%s", err, out)
+		}
 	}
 }
 

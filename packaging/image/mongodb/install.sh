@@ -2,14 +2,13 @@
 # Copyright The amsagent Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# MongoDB for a cluster of Ant Media Server, on Debian or Ubuntu: from MongoDB's own packages, with authorization, bound to
-# the private address, with one user that may do what the cluster needs and no more. What it is told, and what it leaves
-# where: README.md beside it. Run it again after any outcome, or with other --databases: what is done stays done, and the
-# passwords stay.
+# MongoDB for a cluster of Ant Media Server, on Debian or Ubuntu: README.md beside it. Run it again after any outcome, or
+# with other --databases: what is done stays done, and the passwords and the release stay.
 set -eu
 umask 077
 
-release=${MONGODB_RELEASE:-8.0}
+release=${MONGODB_RELEASE:-$(mongod --version 2>/dev/null | sed -n '1s/.* v\([0-9]*\.[0-9]*\).*/\1/p')}
+release=${release:-8.0}
 mode=''
 set_name=rs0
 members=''
@@ -26,7 +25,7 @@ usage: install.sh --single [options]
        install.sh --replica-set --members A,B,C --keyfile FILE [options]   on each of the three, A last
        install.sh --make-keyfile FILE                                      once; copy it to all three
 
-  --release N        MongoDB's major release (8.0; or MONGODB_RELEASE)
+  --release N        MongoDB's major release (the installed one, else 8.0)
   --bind IP          the private address to listen on, besides 127.0.0.1 (that of the default route)
   --data-dir DIR     data, and secrets that belong to it (/srv/mongodb)
   --data-device DEV  a disk for it: formatted only where it is empty, mounted at DIR
