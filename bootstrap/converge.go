@@ -20,9 +20,8 @@ import (
 
 // The ids of what a convergence found and repaired.
 const (
-	IDCloned  = "AMS-CLONED"  // the state is that of another machine: this is a copy of its disk
-	IDMoved   = "AMS-MOVED"   // the address is another one than joined with
-	IDRestart = "AMS-RESTART" // AMS runs with files that are no more
+	IDCloned = "AMS-CLONED" // the state is that of another machine: this is a copy of its disk
+	IDMoved  = "AMS-MOVED"  // the address is another one than joined with
 )
 
 // ConvergeMode says when the server's files may be written.

@@ -118,7 +118,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 			data.Notes = append(data.Notes, note)
 		}
 	}
-	mongo, err := g.mongo()
+	mongo, err := g.joinedMongo()
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		data.Notes = append(data.Notes, "the MongoDB address is in a file that only root can read: "+err.Error())

@@ -59,7 +59,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			return runConverge(cmd.Context(), opts, g)
 		},
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, keyAMSRelease, keyProvider)

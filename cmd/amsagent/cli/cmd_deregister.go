@@ -41,7 +41,7 @@ func newDeregisterCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, keyAMSRelease, keyProvider)

@@ -192,6 +192,11 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 		named = &o
 	}
 	src.file, err = readConfigFile(g.waiting(), root, early.Config, named)
+	given, damaged := readGiven(root)
+	src.given = given
+	if damaged != "" {
+		wrong = append(wrong, bootstrap.Finding{ID: bootstrap.IDRecord, Text: damaged})
+	}
 	s, serr := resolveSettings(src)
 	if err = errors.Join(err, serr); err != nil {
 		for _, e := range flatten(err) {
@@ -238,7 +243,7 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	bound, cancel := context.WithTimeout(ctx, doctorIdentify)
 	defer cancel()
 	o.Join.Identify = g.identified(bound)
-	src, err := g.mongo()
+	src, err := g.joinedMongo()
 	switch {
 	case err == nil:
 		o.Join.Mongo, o.MongoFrom = src.Target, cmp.Or(src.File, src.Origin.String())

@@ -210,6 +210,26 @@ func TestDoctorSettings(t *testing.T) {
 	if _, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5"); slices.Contains(wrongIDs(d), "AMS-CONFIG") {
 		t.Errorf("%v", wrongIDs(d))
 	}
+	// What the join was given is what this node is looked at by.
+	given := filepath.Join(root, bootstrap.GivenPath)
+	if err := os.MkdirAll(filepath.Dir(given), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string][2]string{
+		`{"version":1,"settings":{"ams_dir":{"value":"/opt/ams"}}}`: {"AMS-INSTALL", "/opt/ams"},
+		`{"version":1,`: {"AMS-RECORD", "what was given to join cannot be used"},
+	} {
+		if err := os.WriteFile(given, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
+		if !slices.ContainsFunc(d.Checks, func(r doctor.Result) bool { return r.ID == want[0] && strings.Contains(r.Seen, want[1]) }) {
+			t.Errorf("%s: %v", text, wrongIDs(d))
+		}
+	}
+	if err := os.Remove(given); err != nil {
+		t.Fatal(err)
+	}
 	for _, args := range [][]string{
 		{"--address", "here"}, {"--root", filepath.Join(root, "nowhere")}, {"--ignore", "AMS-ISNTALL"}, {"extra"},
 	} {

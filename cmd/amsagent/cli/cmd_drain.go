@@ -313,7 +313,7 @@ func drainText(w *textWriter, v lifecycle.View) {
 		pairs = append(pairs, "cloud", "not told yet; the daemon goes on trying")
 	}
 	if v.State == lifecycle.StateLeft && v.Kind == lifecycle.Ask {
-		pairs = append(pairs, "next", "Ant Media Server is stopped: amsagent join brings this node back, amsagent leave makes it standalone")
+		pairs = append(pairs, "next", "Ant Media Server is stopped: amsagent join, or a reboot, brings this node back; amsagent leave makes it standalone")
 	}
 	w.fields(pairs...)
 }

@@ -298,7 +298,7 @@ func (g *globals) remoteResult(n cluster.Node) error {
 		w.line("%s: %s", word, what)
 		next := ""
 		if n.State == cluster.StateLeft {
-			next = "on that machine amsagent join brings it back, amsagent leave makes it standalone"
+			next = "on that machine amsagent join, or a reboot, brings it back; amsagent leave makes it standalone"
 		}
 		w.fields("node", nodeText(&n, withHost), "address", n.IP, "reason", n.Reason, "next", next)
 	})

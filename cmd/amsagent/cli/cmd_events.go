@@ -35,8 +35,8 @@ func newEventsCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events [NODE] [flags]",
 		Short: "show the history of the cluster, or of one node: joins, drains, notices, leaves",
-		Long: "The registry keeps who did what to which node, and why, for 90 days. NODE is an id or an\n" +
-			"address. Times are those of MongoDB's server, in UTC; the latest is last.\n\n" +
+		Long: "The registry keeps who did what to which node, and why, for 90 days. NODE is an id, an\n" +
+			"address or a host name. Times are those of MongoDB's server, in UTC; the latest is last.\n\n" +
 			"Only MongoDB is needed: no root, no AMS, no node.",
 		Example: "  amsagent events\n" +
 			"  amsagent events 10.0.1.5 --since 24h\n" +
@@ -114,7 +114,7 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	return g.result("events", data, func(w *textWriter) { eventsText(w, data) })
 }
 
-// nodesNamed returns the ids of the nodes with an id or an address. An id that no row has may have a history: its row is
+// nodesNamed returns the ids of the nodes with an id, an address or a host name. An id that no row has may have a history: its row is
 // gone.
 func nodesNamed(ctx context.Context, c historian, name string) ([]string, error) {
 	rows, err := c.Nodes(ctx)
@@ -123,7 +123,7 @@ func nodesNamed(ctx context.Context, c historian, name string) ([]string, error)
 	}
 	ids := []string{name}
 	for _, n := range rows {
-		if n.ID != name && n.IP != "" && cluster.SameAddress(n.IP, name) {
+		if n.ID != name && (n.IP != "" && cluster.SameAddress(n.IP, name) || n.Hostname != "" && n.Hostname == name) {
 			ids = append(ids, n.ID)
 		}
 	}

@@ -348,7 +348,7 @@ func pruneText(w *textWriter, d pruneData) {
 	case len(d.Remove) == 0 && d.failed:
 		w.line("nothing was removed")
 	case len(d.Remove) == 0:
-		w.line("%s: nobody has been gone for %s", w.color.green("nothing to do"), shortDuration(d.OlderThan))
+		w.line("%s: nobody that may be removed has been gone for %s", w.color.green("nothing to do"), shortDuration(d.OlderThan))
 	case d.DryRun:
 		w.line("%s; nothing was touched", w.color.bold(what+" would be removed"))
 	default:

@@ -645,7 +645,7 @@ func TestPrune(t *testing.T) {
 			}
 			// Done twice is done once, at once.
 			looks := p.looks
-			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || p.looks != looks+1 || !strings.HasPrefix(p.out.String(), "nothing to do: nobody has been gone for 10m\n") {
+			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || p.looks != looks+1 || !strings.HasPrefix(p.out.String(), "nothing to do: nobody that may be removed has been gone for 10m\n") {
 				t.Errorf("exit %d: %s", code, p.out.String())
 			}
 		})

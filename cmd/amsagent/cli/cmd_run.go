@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -240,15 +239,7 @@ func (a *daemonAdapter) mongo(ctx context.Context) (cluster.Target, error) {
 func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	src, err := a.g.mongo()
-	if err == nil && src.Origin.Layer == layerTag {
-		// The tag says where to join. Who joined elsewhere since then, by hand, stays there.
-		stored, serr := a.g.mongoFile(storedMongo, origin{Layer: layerStored, Name: storedMongo})
-		if !errors.Is(serr, fs.ErrNotExist) {
-			src, err = stored, serr
-		}
-	}
-	return src, err
+	return a.g.joinedMongo()
 }
 
 // identify asks the cloud, or tells what it said a while ago. Nobody who wants the settings waits for the answer.

@@ -47,7 +47,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), opts, g) },
 	}
-	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
 	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "wait", states)
@@ -120,6 +120,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		return werr
 	case opts.wait != "" && !opts.strict:
 		return nil
+	case unknownToUser(s):
+		return &quietError{exitUnknown}
 	case !s.Member && s.Files.Err != "" && s.Files.Dir != "":
 		return &quietError{exitFailed}
 	case !s.Member:
@@ -128,6 +130,12 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		return &quietError{exitDegraded}
 	}
 	return nil
+}
+
+// unknownToUser reports that only root may tell whether this machine is a node: a join with a password takes the server's
+// files, too, out of the sight of others.
+func unknownToUser(s *bootstrap.Status) bool {
+	return s.Unprivileged && !s.Member && s.Files.Mode == ""
 }
 
 // quietError ends a command whose result says all there is to say with a code of its own.
@@ -191,6 +199,8 @@ func processText(w *textWriter, p bootstrap.ProcessView) string {
 
 func statusVerdict(w *textWriter, s *bootstrap.Status) string {
 	switch {
+	case unknownToUser(s):
+		return w.color.yellow("unknown") + ": only root may tell whether this machine is a node"
 	case s.Files.Err != "" && s.Files.Dir != "":
 		return w.color.red("broken") + ": the server cannot start with these files"
 	case !s.Member && s.Files.Mode == conf.ModeStandalone:

@@ -70,7 +70,7 @@ func TestJSONDoc(t *testing.T) {
 	d.line("integer of nanoseconds, and its name ends with `_ns`. *Optional* fields are left out where there is nothing to say, which is not")
 	d.line("the same as 0 or empty. Secrets are `***`. What is told on the way is in the log, on standard error, which is JSON then, too.")
 	d.line("")
-	d.line("An error is one object on standard error, of kind `error`:")
+	d.line("An error is one object on standard error, of kind `error`. Its field `error` has:")
 	d.line("")
 	d.table(reflect.TypeFor[errorObject]().Field(2).Type)
 	for _, r := range resultsOf() {

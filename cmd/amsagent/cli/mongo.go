@@ -90,6 +90,19 @@ func (g *globals) mongo() (mongoSource, error) {
 	return mongoSource{Target: t, Origin: v.origin}, nil
 }
 
+// joinedMongo is mongo for whoever looks at a node as it is. An instance tag says where to join: who joined elsewhere since
+// then, by hand, stays there.
+func (g *globals) joinedMongo() (mongoSource, error) {
+	src, err := g.mongo()
+	if err == nil && src.Origin.Layer == layerTag {
+		stored, serr := g.mongoFile(storedMongo, origin{Layer: layerStored, Name: storedMongo})
+		if !errors.Is(serr, fs.ErrNotExist) {
+			src, err = stored, serr
+		}
+	}
+	return src, err
+}
+
 // mongoFile reads an address from a file. One newline at its end is what editors and echo leave there.
 func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	full, err := underRoot(g.settings.Root, path)
