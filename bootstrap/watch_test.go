@@ -322,8 +322,12 @@ func TestStopServer(t *testing.T) {
 		left     bool
 		stops    int
 	}{
-		{ams.ActivityActive, false, 1}, {ams.ActivityActivating, false, 1}, {ams.ActivityDeactivating, false, 1},
-		{ams.ActivityInactive, false, 0}, {ams.ActivityFailed, false, 0}, {ams.ActivityActive, true, 0},
+		{ams.ActivityActive, false, 1},
+		{ams.ActivityActivating, false, 1},
+		{ams.ActivityDeactivating, false, 1},
+		{ams.ActivityInactive, false, 0},
+		{ams.ActivityFailed, false, 0},
+		{ams.ActivityActive, true, 0},
 	} {
 		m := joinedTree(t)
 		if tt.left {

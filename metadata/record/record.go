@@ -80,7 +80,7 @@ func Prepare(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	entries, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
 		return fmt.Errorf("looking into the folder of the recording: %w", err)
@@ -106,7 +106,7 @@ func WriteFile(dir, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	return root.WriteFile(name, b.Bytes(), 0o600)
 }
 
@@ -126,7 +126,7 @@ func open(dir string) (*os.Root, error) {
 		}
 		err = errors.New("somebody else may write to it; name a folder that is not there yet")
 	}
-	root.Close()
+	_ = root.Close()
 	return nil, fmt.Errorf("the folder of the recording, %s: %w", dir, err)
 }
 
