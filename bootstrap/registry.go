@@ -31,12 +31,8 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	if err != nil {
 		return err
 	}
-	// A leave that was not finished began to drain this node, or a drain ended before the
-	// registry was told. Who drains it for another reason is left alone.
-	if r.Node.Reason == leaving || j.drainDone() {
-		if err := Stay(ctx, f.client, n, &r); err != nil {
-			return err
-		}
+	if err := Stay(ctx, f.client, n, &r, j.drainDone()); err != nil {
+		return err
 	}
 	if r.Rejoined && state == cluster.StateJoining && r.Before.State == cluster.StateActive {
 		j.log().Info("replaced the row of an earlier life of this machine", "node", n.ID, "address", r.Before.IP)
@@ -44,10 +40,11 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	return nil
 }
 
-// Stay takes back what made the row of n drain, by what became of its registration: this
-// node is to stay active, and nothing drains it any more.
-func Stay(ctx context.Context, client *cluster.Client, n cluster.Node, r *cluster.Registration) error {
-	if n.State != cluster.StateActive || r.Node.State != cluster.StateDraining {
+// Stay takes back that the row of n drains, by what became of its registration, where a
+// leave that was not finished said so; over tells that a drain of ours ended before the
+// registry was told. What others made of the row is left alone.
+func Stay(ctx context.Context, client *cluster.Client, n cluster.Node, r *cluster.Registration, over bool) error {
+	if n.State != cluster.StateActive || r.Node.State != cluster.StateDraining || !over && r.Node.Reason != leaving {
 		return nil
 	}
 	if err := client.SetOwnState(ctx, n, n.State, n.Reason); err != nil {

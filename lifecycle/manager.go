@@ -171,6 +171,7 @@ type Manager struct {
 	wish      atomic.Pointer[wish]
 	events    chan cluster.Event
 	unwritten atomic.Int32 // events
+	forgotten atomic.Bool  // see Forgotten
 }
 
 // NewManager makes a manager and takes up what a former life of the daemon was
@@ -801,10 +802,18 @@ func (m *Manager) Forget() error {
 	}
 	m.gen++
 	m.r, m.tries = next, map[string]*try{}
+	m.forgotten.Store(true)
 	m.advance(now)
 	m.commit()
 	return nil
 }
+
+// Forgotten reports whether a drain was forgotten, because this machine joins anew or is
+// to serve again, until Settled: the registry may know of its begin alone.
+func (m *Manager) Forgotten() bool { return m.forgotten.Load() }
+
+// Settled tells that the registry knows what this node does now.
+func (m *Manager) Settled() { m.forgotten.Store(false) }
 
 // settle keeps what is configured now for the drain that begins.
 func (m *Manager) settle() {

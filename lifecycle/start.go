@@ -127,6 +127,7 @@ func (m *Manager) starts(ctx context.Context) {
 func (m *Manager) unpark() {
 	r := m.r
 	m.gen++
+	m.forgotten.Store(true)
 	r.drop(func(n Notice) bool { return n.Kind == Park || goalOf(n.Kind) == goalPause })
 	r.Step, r.Begun, r.Tomb, r.NoHook, r.HookFirst, r.Repair = StepNone, time.Time{}, nil, false, false, false
 	r.Say, r.Said = "", ""

@@ -134,8 +134,14 @@ func (l *life) joinedAnew() {
 // ready reports whether new sessions may come here.
 func (l *life) ready() bool { return l == nil || l.manager.View().Ready }
 
-// drains reports whether a drain is under way, or done and not forgotten.
-func (l *life) drains() bool { return l != nil && l.manager.View().Step != lifecycle.StepNone }
+// drains reports whether a drain is under way, or done and not forgotten; over, whether
+// one was forgotten of whose end the registry may not know.
+func (l *life) drains() (is, over bool) {
+	if l == nil {
+		return false, false
+	}
+	return l.manager.View().Step != lifecycle.StepNone, l.manager.Forgotten()
+}
 
 // with lends a connection to do: that of the session, or our own. A node that goes
 // has no session soon, and what it owes must not be cut short by the end of that.

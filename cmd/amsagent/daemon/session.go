@@ -429,8 +429,10 @@ func (m *member) enroll(ctx context.Context) error {
 		if cluster.KindOf(err) == cluster.KindTimeout {
 			m.applied(ctx, n)
 		}
-		if err == nil && !m.d.life.drains() {
-			err = bootstrap.Stay(ctx, m.client, n, &r)
+		if drains, over := m.d.life.drains(); err == nil && !drains {
+			if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
+				m.d.life.manager.Settled()
+			}
 		}
 		if m.own(err) != nil {
 			return err
