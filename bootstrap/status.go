@@ -185,6 +185,9 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 	m.checkPlan(store, JoinRequest{Mongo: req.Mongo, Valve: req.Valve, DryRun: true}, f)
 	if f.plan != nil {
 		for _, c := range f.plan.Changed() {
+			if !changesServer(c) && !agentsOwn(c.Before.Path) {
+				continue // its permissions alone, as of an application that the panel made
+			}
 			v.Drift = append(v.Drift, c.Before.Path)
 			v.Values = append(v.Values, c.Differences()...)
 		}
@@ -439,6 +442,7 @@ func (s *Status) compare(state *State) {
 	switch {
 	case state != nil && state.Phase == PhaseJoined && row.Registry == nil:
 		add("STATUS-NO-ROW", "amsagent join writes it again", "the registry has no row of this node")
+	case files.ByHand: // which is said
 	case row.Registry != nil && files.Mode == conf.ModeStandalone && row.Registry.State == cluster.StateActive:
 		add("STATUS-ROW", "run amsagent leave again", "the registry says active, but the files make the server standalone")
 	case left && files.Mode == conf.ModeCluster && row.Fresh && running:

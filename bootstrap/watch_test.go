@@ -381,6 +381,30 @@ func TestTornBeforeStart(t *testing.T) {
 	}
 }
 
+// The panel makes an application whose file everybody can read. What is in it is as joined,
+// no restart is owed, and the next start sees to the rest: status reports no drift.
+func TestPermissionsAreNoDrift(t *testing.T) {
+	const mongo = "mongodb://u:hunter22@10.0.2.4/"
+	m := ownTree(t, "3.0", "3.0.3")
+	joinOffline(t, m, mongo, "10.0.1.7")
+	app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
+	drift := func() []string {
+		var s Status
+		m.viewFiles(m.store(), StatusRequest{Mongo: mustTarget(t, mongo), Valve: ValveKeep}, &State{Phase: PhaseJoined, Address: "10.0.1.7"}, ams.State{}, &s)
+		return s.Files.Drift
+	}
+	if err := os.Chmod(app, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := drift(); len(got) > 0 {
+		t.Errorf("permissions: %v", got)
+	}
+	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
+	if got := drift(); len(got) != 1 {
+		t.Errorf("a value: %v", got)
+	}
+}
+
 // A file with the address that everybody can read is no longer once it holds a password.
 func TestMongoFileBecomesPrivate(t *testing.T) {
 	if os.Geteuid() != 0 {
