@@ -145,11 +145,8 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	switch {
 	case half:
 		// What is left of it is nobody's change, for all that can be told.
-		p.Torn = append(p.Torn, t.Path)
-		if len(now.Bytes) > 0 {
-			if err := p.keep(now); err != nil {
-				return err
-			}
+		if err := p.torn(t.Path, now); err != nil {
+			return err
 		}
 		original = rec.Original
 		if now.Mode == rec.WrittenMode {
@@ -226,14 +223,11 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		}
 		current := now.Bytes
 		if half {
-			p.Torn = append(p.Torn, rec.Path)
-			if current, err = applySpans(rec.Original, rec.Spans); err != nil {
+			if err := p.torn(rec.Path, now); err != nil {
 				return nil, err
 			}
-			if len(now.Bytes) > 0 {
-				if err := p.keep(now); err != nil {
-					return nil, err
-				}
+			if current, err = applySpans(rec.Original, rec.Spans); err != nil {
+				return nil, err
 			}
 		}
 		u, err := rec.undoToLeave(current)
@@ -394,6 +388,15 @@ func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, now []byte) (merged
 		}
 	}
 	return nil, false, left
+}
+
+// torn notes a file that is half written or empty, and keeps what is in it.
+func (p *Plan) torn(path string, now File) error {
+	p.Torn = append(p.Torn, path)
+	if len(now.Bytes) == 0 {
+		return nil
+	}
+	return p.keep(now)
 }
 
 // keptCopies is how many copies of one file are kept at most.

@@ -330,10 +330,14 @@ func (m *Manager) verdict(gen int, now time.Time) {
 	m.commit()
 }
 
+// tombstone is what is said of a node that goes for this reason, before anybody counted.
+func (n Notice) tombstone(repair bool) *Tombstone {
+	return &Tombstone{Reason: orText(n.Reason, string(n.Kind)), Who: orText(n.Who, n.Source), RepairStreams: repair}
+}
+
 // tombstone says who is there right before AMS is stopped. The lock is held.
 func (m *Manager) tombstone(now time.Time) *Tombstone {
-	c := m.o.cause(m.r)
-	t := &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: m.r.Repair}
+	t := m.o.cause(m.r).tombstone(m.r.Repair)
 	if !m.freshCount(now) {
 		return t
 	}
@@ -525,8 +529,7 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 			}
 			if r.HookFirst {
 				r.Step, r.Say = StepDeregistering, cluster.StateLeft
-				c := m.o.cause(r)
-				r.Tomb = &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source)}
+				r.Tomb = m.o.cause(r).tombstone(false)
 			} else {
 				m.done()
 			}

@@ -91,7 +91,7 @@ func (m *Manager) nextCall() (best call, found bool) {
 	}
 	for _, launching := range []bool{false, true} {
 		if m.wantsDiscovery(launching) {
-			consider(call{op: opDiscover, launching: launching, try: m.tryAt(string(opDiscover) + strconv.FormatBool(launching))})
+			consider(call{op: opDiscover, launching: launching, try: m.tryAt(discovery(launching))})
 		}
 	}
 	for i := range m.r.Hooks {
@@ -102,6 +102,9 @@ func (m *Manager) nextCall() (best call, found bool) {
 	}
 	return best, found
 }
+
+// discovery is what the tries to find a hook are kept by.
+func discovery(launching bool) string { return string(opDiscover) + strconv.FormatBool(launching) }
 
 // wantsDiscovery tells that a hook may wait of which nobody told us.
 func (m *Manager) wantsDiscovery(launching bool) bool {
@@ -175,7 +178,7 @@ func (m *Manager) settled() bool {
 	parking := m.parking()
 	for _, launching := range []bool{false, true} {
 		if (!launching || parking) && m.wantsDiscovery(launching) &&
-			m.tryAt(string(opDiscover)+strconv.FormatBool(launching)).denied == "" {
+			m.tryAt(discovery(launching)).denied == "" {
 			return false
 		}
 	}
@@ -490,8 +493,7 @@ func LastWord(files Files, path, boot string) (*Tombstone, error) {
 		return nil, err
 	}
 	if r.Tomb == nil { // the drain was killed, so nobody counted
-		c := weightiest(r.Notices)
-		return &Tombstone{Reason: orText(c.Reason, string(c.Kind)), Who: orText(c.Who, c.Source), RepairStreams: r.Repair}, nil
+		return weightiest(r.Notices).tombstone(r.Repair), nil
 	}
 	return r.Tomb, nil
 }

@@ -254,12 +254,12 @@ func NewManager(o Options) (*Manager, error) {
 func (m *Manager) takeUp() {
 	r := m.r
 	boot, up := m.o.Uptime()
-	same := r.wake(time.Now(), boot, up)
+	now := time.Now()
+	same := r.wake(now, boot, up)
 	r.bound()
 	// A shutdown that this process survives, or follows, is over. What is not due yet is
 	// told again by its source, if it still holds.
-	now := time.Now()
-	r.drop(func(n Notice) bool { return n.Kind == Shutdown || now.Before(m.o.due(r, n)) })
+	r.drop(func(n Notice) bool { return n.Kind == Shutdown || !m.o.isDue(r, n, now) })
 	if r.Step.observing() {
 		r.Tomb = nil // of that one
 	}
@@ -576,7 +576,7 @@ func (m *Manager) fresh(n Notice, now time.Time) error {
 	if n.Kind == Terminate || n.Kind == Park {
 		// What nothing waited for before is no word about this.
 		r.NoHook = false
-		delete(m.tries, string(opDiscover)+"false")
+		delete(m.tries, discovery(false))
 	}
 	switch {
 	case r.Step == StepNone:
@@ -593,7 +593,7 @@ func (m *Manager) fresh(n Notice, now time.Time) error {
 			m.tries = map[string]*try{}
 			r.Step, r.Start = StepCompleting, nil
 		}
-	case r.Step == StepDone && goalOf(n.Kind) > goalPause && !now.Before(m.o.due(r, n)):
+	case r.Step == StepDone && goalOf(n.Kind) > goalPause && m.o.isDue(r, n, now):
 		m.begin(now)
 	}
 	m.commit()
@@ -606,7 +606,7 @@ func (m *Manager) advance(now time.Time) {
 		return
 	}
 	for _, n := range m.r.Notices {
-		if goalOf(n.Kind) != goalNone && !now.Before(m.o.due(m.r, n)) {
+		if goalOf(n.Kind) != goalNone && m.o.isDue(m.r, n, now) {
 			m.begin(now)
 			return
 		}
@@ -706,7 +706,7 @@ func (m *Manager) withdraw(n Notice) error {
 }
 
 func (m *Manager) anyDue(now time.Time) bool {
-	return slices.ContainsFunc(m.r.Notices, func(n Notice) bool { return !now.Before(m.o.due(m.r, n)) })
+	return slices.ContainsFunc(m.r.Notices, func(n Notice) bool { return m.o.isDue(m.r, n, now) })
 }
 
 // irreversible tells that AMS is being stopped, or more.
@@ -740,7 +740,7 @@ func (m *Manager) Undrain(who string) error {
 	}
 	now := time.Now()
 	for _, n := range r.Notices {
-		if n.Kind != Ask && !now.Before(m.o.due(m.r, n)) {
+		if n.Kind != Ask && m.o.isDue(m.r, n, now) {
 			r.Dismissed = append(r.Dismissed, n.ID)
 			m.noteLocked(orText(who, "somebody") + " overruled " + noticeWord(n) + ": the cloud may take this machine all the same")
 		}
@@ -748,7 +748,7 @@ func (m *Manager) Undrain(who string) error {
 	if n := len(r.Dismissed); n > maxMemory {
 		r.Dismissed = slices.Delete(r.Dismissed, 0, n-maxMemory)
 	}
-	r.drop(func(n Notice) bool { return !now.Before(m.o.due(m.r, n)) })
+	r.drop(func(n Notice) bool { return m.o.isDue(m.r, n, now) })
 	m.undrain(who, "undrain")
 	m.commit()
 	return nil

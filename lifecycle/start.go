@@ -145,7 +145,7 @@ func (m *Manager) startSettled() bool {
 		return true
 	}
 	if m.wantsDiscovery(true) {
-		return m.tryAt(string(opDiscover)+"true").denied != ""
+		return m.tryAt(discovery(true)).denied != ""
 	}
 	for i := range m.r.Hooks {
 		a := &m.r.Hooks[i]

@@ -183,16 +183,13 @@ func (o *Options) due(r *record, n Notice) time.Time {
 	return n.Received
 }
 
+func (o *Options) isDue(r *record, n Notice, now time.Time) bool { return !now.Before(o.due(r, n)) }
+
 // inForce are the notices that are due; all, where none is: a drain that was begun goes
 // on where the cloud moves the end of its time.
 func (o *Options) inForce(r *record) []Notice {
 	now := time.Now()
-	var due []Notice
-	for _, n := range r.Notices {
-		if !now.Before(o.due(r, n)) {
-			due = append(due, n)
-		}
-	}
+	due := slices.DeleteFunc(slices.Clone(r.Notices), func(n Notice) bool { return !o.isDue(r, n, now) })
 	if len(due) == 0 {
 		return r.Notices
 	}
