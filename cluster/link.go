@@ -226,18 +226,31 @@ func (c *Client) discard(ctx context.Context, l *link) {
 	})
 }
 
-// closeLinks says good-bye, and lets no new link be made.
+// closeLinks says good-bye, and lets no new link be made. The driver waits for its own look at a server, without regard to
+// any context, for as long as a connection may take to be made: what is left of that goes on by itself.
 func (c *Client) closeLinks(ctx context.Context) error {
 	c.linking.mu.Lock()
-	defer c.linking.mu.Unlock()
 	c.linking.closed = true
+	c.linking.mu.Unlock()
 	// Also when ctx has ended: that is when most clients are closed.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	ctx = context.WithoutCancel(ctx)
+	closed := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+		defer cancel()
+		err := c.link.Load().mongo.Disconnect(ctx)
+		c.linking.old.Wait()
+		closed <- err
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 2*closeTimeout)
 	defer cancel()
-	err := c.link.Load().mongo.Disconnect(ctx)
-	c.linking.old.Wait() // bounded by themselves
-	if errors.Is(err, mongo.ErrClientDisconnected) {
-		return nil
+	select {
+	case err := <-closed:
+		if errors.Is(err, mongo.ErrClientDisconnected) {
+			return nil
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return err
 }

@@ -297,26 +297,42 @@ func (c *Client) registration(ctx context.Context, n Node, replace bool) (Regist
 	case !n.State.Valid():
 		return Registration{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
 	}
-	var r Registration
+	for range maxRounds {
+		r, done, err := c.registerOnce(ctx, op, n, replace)
+		if err != nil || done {
+			return r, err
+		}
+	}
+	return Registration{}, fmt.Errorf("%s: others keep changing the row", op)
+}
+
+// maxRounds bounds the loops below. A round is repeated only when somebody else changed the row in the middle of it.
+const maxRounds = 8
+
+// registerOnce is one try; it is not done where another machine took the row since it was read.
+func (c *Client) registerOnce(ctx context.Context, op string, n Node, replace bool) (r Registration, done bool, err error) {
 	switch before, err := c.Node(ctx, n.ID); {
 	case err == nil:
 		r.Before = &before
 		r.Rejoined = !before.SameLife(n)
 	case !errors.Is(err, ErrNoNode):
-		return Registration{}, err
+		return Registration{}, false, err
 	}
 	if r.Rejoined && !replace {
 		if err := c.CheckOwner(ctx, n); err != nil {
-			return r, fmt.Errorf("%s: %w", op, err)
+			return r, false, fmt.Errorf("%s: %w", op, err)
 		}
 	}
-	err := c.call(ctx, op, func(ctx context.Context) error { return c.register(ctx, n, r.Before) })
-	if err != nil {
-		return Registration{}, err
+	err = c.call(ctx, op, func(ctx context.Context) error {
+		done, err = c.register(ctx, n, r.Before, replace)
+		return err
+	})
+	if err != nil || !done {
+		return Registration{}, false, err
 	}
 	// What counts is what the peers read.
 	r.Node, err = c.Node(ctx, n.ID)
-	return r, err
+	return r, true, err
 }
 
 // takesOver returns the states of the same life that a registration replaces.
@@ -328,15 +344,12 @@ func (s State) takesOver() []State {
 	return s.predecessors()
 }
 
-// maxRounds bounds the loops below. A round is repeated only when somebody
-// else changed the row between two of its steps.
-const maxRounds = 8
-
 // register does with conditional updates of one document what servers without
 // pipeline updates cannot do in one: each step names the rows it is for, the
-// steps exclude each other and together cover every row there can be. before is
-// the row as it was read a moment ago, nil for none.
-func (c *Client) register(ctx context.Context, n Node, before *Node) error {
+// steps exclude each other and together cover every row there can be, but for one
+// that another life has written since before was read (nil: there was none): it is
+// replaced only where takeOver says so, else nothing is done.
+func (c *Client) register(ctx context.Context, n Node, before *Node, takeOver bool) (done bool, err error) {
 	life := n.lifeFilter()
 	from := n.State.takesOver()
 	stay := slices.DeleteFunc(States(), func(s State) bool { return s == n.State || slices.Contains(from, s) })
@@ -367,6 +380,14 @@ func (c *Client) register(ctx context.Context, n Node, before *Node) error {
 		return append(slices.Clone(life), bson.E{Key: "state", Value: anyOf(states)})
 	}
 	gaveWay := slices.DeleteFunc(slices.Clone(from), func(s State) bool { return s == StateLeft })
+	not := bson.A{thisLife}
+	switch {
+	case takeOver:
+	case before == nil:
+		not = append(not, bson.D{{Key: "_id", Value: n.ID}})
+	default:
+		not = append(not, bson.D{{Key: "updated_at", Value: bson.D{{Key: "$gt", Value: before.UpdatedAt}}}})
+	}
 	steps := []struct {
 		filter bson.D
 		update change
@@ -374,7 +395,7 @@ func (c *Client) register(ctx context.Context, n Node, before *Node) error {
 		likely bool // by what was read; it is tried first
 	}{
 		{
-			bson.D{{Key: "_id", Value: n.ID}, {Key: "$nor", Value: bson.A{thisLife}}},
+			bson.D{{Key: "_id", Value: n.ID}, {Key: "$nor", Value: not}},
 			replace, true,
 			before == nil || !before.SameLife(n),
 		},
@@ -392,21 +413,19 @@ func (c *Client) register(ctx context.Context, n Node, before *Node) error {
 		}
 	}
 
-	for range maxRounds {
-		for _, step := range steps {
-			res, err := c.nodes().UpdateOne(ctx, step.filter, step.update.update(), options.UpdateOne().SetUpsert(step.upsert))
-			if step.upsert && mongo.IsDuplicateKeyError(err) {
-				continue // there is a row of this life, so another step is for it
-			}
-			if err != nil {
-				return err
-			}
-			if res.MatchedCount+res.UpsertedCount > 0 {
-				return nil
-			}
+	for _, step := range steps {
+		res, err := c.nodes().UpdateOne(ctx, step.filter, step.update.update(), options.UpdateOne().SetUpsert(step.upsert))
+		if step.upsert && mongo.IsDuplicateKeyError(err) {
+			continue // there is a row that another step is for, or none
+		}
+		if err != nil {
+			return false, err
+		}
+		if res.MatchedCount+res.UpsertedCount > 0 {
+			return true, nil
 		}
 	}
-	return errors.New("others keep changing the row")
+	return false, nil
 }
 
 // lifeFilter is for the row of this life of the machine.

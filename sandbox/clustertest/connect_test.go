@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -189,6 +191,54 @@ func TestBounds(t *testing.T) {
 	if err := c.Ping(t.Context()); err == nil {
 		t.Error("a closed client pings")
 	}
+}
+
+// Closing does not wait for the driver, which waits for its look at a server for as long
+// as a connection may take to be made.
+func TestCloseWhileConnecting(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	d := &stuckDialer{dialed: make(chan struct{}, 100), release: make(chan struct{})}
+	defer close(d.release)
+	target, err := cluster.ParseTarget(s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cluster.Connect(t.Context(), target, cluster.Options{Dialer: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d.stuck.Store(true)
+	fault(t, s, mongod.Fault{Mode: mongod.Cut})
+	<-d.dialed
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close(t.Context()) }()
+	select {
+	case err := <-closed:
+		if cluster.KindOf(err) != cluster.KindTimeout {
+			t.Errorf("Close: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("Close waits for the driver")
+	}
+}
+
+// stuckDialer connects, and once it is stuck to nowhere, whatever its context says.
+type stuckDialer struct {
+	stuck           atomic.Bool
+	dialed, release chan struct{}
+}
+
+func (d *stuckDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if d.stuck.Load() {
+		d.dialed <- struct{}{}
+		<-d.release
+		return nil, errors.New("released")
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
 }
 
 // "No background noise": what an idle client costs the server.

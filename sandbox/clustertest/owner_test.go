@@ -95,6 +95,45 @@ func TestOneRowOneMachine(t *testing.T) {
 	}
 }
 
+// A registration whose row is taken over between its look at the row and its write, or
+// made by another machine, leaves that row alone.
+func TestTakenWhileRegistering(t *testing.T) {
+	t.Parallel()
+	for name, registered := range map[string]bool{"again": true, "for the first time": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, mongod.Options{})
+			b := open(t, s)
+			c, copied := connect(t, s.URI(), cluster.Options{Timeout: time.Minute}), connect(t, s.URI(), cluster.Options{})
+			n := node()
+			if registered {
+				register(t, c, n)
+			}
+			pass(t, c)
+			fault(t, s, mongod.Fault{Mode: mongod.Delay, Delay: time.Minute, Commands: []string{"update"}, Times: 1})
+			done := make(chan error, 1)
+			go func() {
+				_, err := c.Register(t.Context(), n)
+				done <- err
+			}()
+			eventually(t, "the write is held back", func() bool { return s.Faults().Current().Mode == mongod.None })
+			o := other()
+			o.IntervalMS = 60_000
+			if _, err := copied.TakeOver(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			was := b.row(n.ID)
+			s.Faults().Clear()
+			if err := <-done; !isOther(err) {
+				t.Errorf("the registration: %v", err)
+			}
+			if diff := cmp.Diff(was, b.row(n.ID)); diff != "" {
+				t.Errorf("it wrote over the other's row (-was +is):\n%s", diff)
+			}
+		})
+	}
+}
+
 // What is the same machine is not kept out: a reset gives another boot at the same
 // address, a move another address in the same boot, and who left says nothing more.
 func TestOwnRowAfterAChange(t *testing.T) {
