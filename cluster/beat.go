@@ -77,6 +77,32 @@ func (s Sessions) Total() (n int, known bool) {
 	return *s.Publishers + *s.Viewers, true
 }
 
+// Left says how many there still are: "2 publishers, about 31 viewers left".
+func (s Sessions) Left() string {
+	if n, known := s.Total(); known && n == 0 {
+		return "no publishers and no viewers left"
+	}
+	count := func(n int, one string) string {
+		if n == 1 {
+			return "1 " + one
+		}
+		return fmt.Sprintf("%d %ss", n, one)
+	}
+	about := ""
+	if s.By == CountedByConnections {
+		about = "about "
+	}
+	switch {
+	case s.Publishers == nil && s.Viewers == nil:
+		return "publishers and viewers not known"
+	case s.Publishers == nil:
+		return about + count(*s.Viewers, "viewer") + " left, publishers not known"
+	case s.Viewers == nil:
+		return count(*s.Publishers, "publisher") + " left, viewers not known"
+	}
+	return count(*s.Publishers, "publisher") + ", " + about + count(*s.Viewers, "viewer") + " left"
+}
+
 // Equal reports whether both say the same to who reads the row.
 func (s Sessions) Equal(t Sessions) bool {
 	same := func(a, b *int) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }

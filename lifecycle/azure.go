@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -254,7 +255,7 @@ func azureDuration(e azure.Event) string {
 // AzureAnnounced reads which scheduled events are announced in the record of a
 // drain: the ids of the notices, by those of the events.
 func AzureAnnounced(files Files, path string) (map[string]string, error) {
-	r, err := load(files, orText(path, DefaultPath))
+	r, err := load(files, cmp.Or(path, DefaultPath))
 	if err != nil || r == nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -289,7 +290,7 @@ func (m *Manager) left(s cluster.Sessions) (n int, known bool) {
 const errNoPublishers = "nothing is connected to the RTMP port, but streams that come another way are not known without MongoDB or the server's statistics"
 
 // role is the one that the drain began with, where it was known.
-func (m *Manager) role() string { return orText(m.r.Role, m.o.Role()) }
+func (m *Manager) role() string { return cmp.Or(m.r.Role, m.o.Role()) }
 
 // verdict ends the observing, if it is still what this drain is about: an undrain
 // that came first has won. The lock is held.
@@ -310,7 +311,7 @@ func (m *Manager) verdict(gen int, now time.Time) {
 			word += " (" + list[0].By + ")"
 		}
 		if m.sessions != nil {
-			word += "; " + sessionsText(*m.sessions)
+			word += "; " + m.sessions.Left()
 		}
 	}
 	m.noteLocked(word)
@@ -332,7 +333,7 @@ func (m *Manager) verdict(gen int, now time.Time) {
 
 // tombstone is what is said of a node that goes for this reason, before anybody counted.
 func (n Notice) tombstone(repair bool) *Tombstone {
-	return &Tombstone{Reason: orText(n.Reason, string(n.Kind)), Who: orText(n.Who, n.Source), RepairStreams: repair}
+	return &Tombstone{Reason: cmp.Or(n.Reason, string(n.Kind)), Who: cmp.Or(n.Who, n.Source), RepairStreams: repair}
 }
 
 // tombstone says who is there right before AMS is stopped. The lock is held.
@@ -354,7 +355,7 @@ func (m *Manager) tombstone(now time.Time) *Tombstone {
 
 func (m *Manager) endEvent(what string, cut *int) {
 	c := m.o.cause(m.r)
-	e := cluster.Event{Kind: "drained", Who: orText(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"result": what}}
+	e := cluster.Event{Kind: "drained", Who: cmp.Or(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"result": what}}
 	if cut != nil {
 		n := int64(*cut)
 		e.Cut = &n

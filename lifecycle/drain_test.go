@@ -114,7 +114,7 @@ func TestDeadlineCutsAndCounts(t *testing.T) {
 			t.Fatal(err)
 		}
 		tick(3 * time.Second)
-		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 11m of the requested deadline"; got != want {
+		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 10m to the deadline (--deadline of root)"; got != want {
 			t.Errorf("progress %q, want %q", got, want)
 		}
 		l.until("done", 12*time.Minute, isDone)
@@ -158,7 +158,7 @@ func TestRoles(t *testing.T) {
 			l.Drain(DrainRequest{})
 			tick(9 * time.Minute)
 			if ended := isDone(l.View()); ended != c.ends {
-				t.Errorf("%s with %s: ended %v", c.role, sessionsText(cluster.Sessions{Publishers: c.publishers, Viewers: c.viewers}), ended)
+				t.Errorf("%s with %s: ended %v", c.role, cluster.Sessions{Publishers: c.publishers, Viewers: c.viewers}.Left(), ended)
 			}
 			tick(2 * time.Minute)
 			if ended := isDone(l.View()); ended != (c.ends || c.role == "edge") {

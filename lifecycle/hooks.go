@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -450,7 +451,7 @@ func (m *Manager) ended(a *waiter, c call, now time.Time) {
 func (m *Manager) denied(c call, err *DeniedError, now time.Time) {
 	if c.try.denied != err.Permission {
 		c.try.denied = err.Permission
-		m.noteLocked("this machine may not " + err.Permission + "; the least policy that grants it: " + orText(err.Policy, "not known"))
+		m.noteLocked("this machine may not " + err.Permission + "; the least policy that grants it: " + cmp.Or(err.Policy, "not known"))
 	}
 	m.troubleLocked(string(c.op), err.Error())
 	c.try.at = now.Add(deniedEvery)
@@ -488,7 +489,7 @@ func (m *Manager) nearCap(a *waiter, t *try, now time.Time) {
 // LastWord is what is known of a node that goes for whoever deregisters after AMS
 // has stopped, in a process of its own; nil where no drain of this boot tells.
 func LastWord(files Files, path, boot string) (*Tombstone, error) {
-	r, err := load(files, orText(path, DefaultPath))
+	r, err := load(files, cmp.Or(path, DefaultPath))
 	if err != nil || r == nil || r.Step == StepNone || r.Boot != "" && boot != "" && r.Boot != boot {
 		return nil, err
 	}
@@ -504,7 +505,7 @@ func LastWord(files Files, path, boot string) (*Tombstone, error) {
 //
 // A hook that others wait behind is left to the last of them, of whom p tells.
 func FinishStop(ctx context.Context, files Files, path string, c Completer, p Peers, log *slog.Logger) error {
-	r, err := load(files, orText(path, DefaultPath))
+	r, err := load(files, cmp.Or(path, DefaultPath))
 	if err != nil || r == nil || c == nil {
 		return err
 	}

@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -503,7 +504,7 @@ func (m *Manager) again(was *Notice, n Notice) error {
 	case n.Kind == Ask && was.Deadline.Equal(n.Deadline):
 	case n.Kind == Ask:
 		was.Deadline, was.Received, was.Who, changed = n.Deadline, n.Received, n.Who, true
-		m.noteLocked("the deadline is now " + n.Deadline.Format(time.RFC3339) + ", by --deadline of " + orText(n.Who, "nobody named"))
+		m.noteLocked("the deadline is now " + n.Deadline.Format(time.RFC3339) + ", by --deadline of " + cmp.Or(n.Who, "nobody named"))
 	case n.Moved && was.Deadline.Sub(n.Deadline).Abs() > time.Second:
 		was.Deadline, changed = n.Deadline, true
 		m.moveLimit(n.Hook)
@@ -650,7 +651,7 @@ func (m *Manager) begin(now time.Time) {
 		}
 	}
 	c := m.o.cause(r)
-	e := cluster.Event{Kind: "drain", Who: orText(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"kind": string(c.Kind)}}
+	e := cluster.Event{Kind: "drain", Who: cmp.Or(c.Who, c.Source), Why: c.Reason, Details: map[string]string{"kind": string(c.Kind)}}
 	if m.joined {
 		r.Step, r.Say, r.Said = StepAnnouncing, cluster.StateDraining, ""
 		e.Details["deadline"] = deadline(m.o.timeline(r)).UTC().Format(time.RFC3339)
@@ -699,7 +700,7 @@ func (m *Manager) withdraw(n Notice) error {
 		m.dropHooks(false)
 	}
 	if r.Step != StepNone && !m.anyDue(time.Now()) {
-		m.undrain(orText(n.Who, n.Source), "withdrawn")
+		m.undrain(cmp.Or(n.Who, n.Source), "withdrawn")
 	}
 	m.commit()
 	return nil
@@ -742,7 +743,7 @@ func (m *Manager) Undrain(who string) error {
 	for _, n := range r.Notices {
 		if n.Kind != Ask && m.o.isDue(m.r, n, now) {
 			r.Dismissed = append(r.Dismissed, n.ID)
-			m.noteLocked(orText(who, "somebody") + " overruled " + noticeWord(n) + ": the cloud may take this machine all the same")
+			m.noteLocked(cmp.Or(who, "somebody") + " overruled " + noticeWord(n) + ": the cloud may take this machine all the same")
 		}
 	}
 	if n := len(r.Dismissed); n > maxMemory {
@@ -756,7 +757,7 @@ func (m *Manager) Undrain(who string) error {
 
 // undrain makes the node serve again.
 func (m *Manager) undrain(who, why string) {
-	m.noteLocked("this node serves again: " + why + " by " + orText(who, "somebody"))
+	m.noteLocked("this node serves again: " + why + " by " + cmp.Or(who, "somebody"))
 	m.serveAgain()
 	m.event(cluster.Event{Kind: "undrain", Who: who, Why: why})
 }
@@ -920,13 +921,6 @@ func (m *Manager) during(ctx context.Context, valid func() bool) (context.Contex
 		}
 	}()
 	return ctx, cancel
-}
-
-func orText(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // remember keeps an id, and not too many.

@@ -148,7 +148,7 @@ func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
 				t.Errorf("%s between two lines", e.Time.Sub(last))
 			}
 			last = e.Time
-			if !strings.Contains(e.Progress, "2 publishers, 3") || !strings.Contains(e.Progress, "of the configured deadline") {
+			if !strings.Contains(e.Progress, "2 publishers, 3") || !strings.Contains(e.Progress, "to the deadline (the configured deadline)") {
 				t.Errorf("%s", e.Progress)
 			}
 		}
@@ -183,7 +183,7 @@ func (l *lockedBuffer) String() string {
 
 func TestTimesAsPeopleSayThem(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		-time.Second: "0s", 40 * time.Second: "40s", 59*time.Second + 600*time.Millisecond: "1m",
+		0: "0s", 40 * time.Second: "40s", 59*time.Second + 600*time.Millisecond: "59s",
 		11*time.Minute + 10*time.Second: "11m", time.Hour: "1h", 65 * time.Minute: "1h5m", 48 * time.Hour: "48h", 10 * time.Minute: "10m",
 		110 * time.Minute: "1h50m",
 	} {

@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -130,12 +131,12 @@ func (m *Manager) reason() string {
 		return "serving again"
 	}
 	c := m.o.cause(m.r)
-	text := orText(c.Reason, string(c.Kind))
+	text := cmp.Or(c.Reason, string(c.Kind))
 	if m.r.Unstopped {
 		text = UnstoppedReason + ": " + text
 	}
 	if m.r.Step.observing() && m.sessions != nil {
-		text += ": " + sessionsText(*m.sessions)
+		text += ": " + m.sessions.Left()
 	}
 	return cut(text, mostReason)
 }

@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,7 +55,7 @@ func (m *Manager) takeStart(n Notice) error {
 	m.tries = map[string]*try{}
 	m.noteLocked("notice: " + noticeWord(n))
 	if server {
-		m.event(cluster.Event{Kind: "resume", Who: orText(n.Who, n.Source), Why: n.Reason})
+		m.event(cluster.Event{Kind: "resume", Who: cmp.Or(n.Who, n.Source), Why: n.Reason})
 	}
 	m.commit()
 	return nil
@@ -81,7 +82,7 @@ func (m *Manager) backInService(n Notice) error {
 	if m.anyDue(time.Now()) {
 		err = errors.New("this machine is to leave for another reason")
 	} else {
-		m.undrain(orText(n.Who, n.Source), "resumed")
+		m.undrain(cmp.Or(n.Who, n.Source), "resumed")
 	}
 	m.commit()
 	return err

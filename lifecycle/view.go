@@ -5,7 +5,6 @@ package lifecycle
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -210,24 +209,24 @@ func (m *Manager) viewOf(now time.Time) View {
 	if len(v.Timeline) > 0 {
 		v.DeadlineBy = v.Timeline[0].By
 	}
-	v.Progress = m.progress(v, now)
+	v.Progress = v.Line(now)
 	return v
 }
 
-// progress is one line: "2 publishers, 31 viewers left, 11m of the hook's budget".
-func (m *Manager) progress(v View, now time.Time) string {
+// Line is how a drain is going, as of now: "2 publishers, 31 viewers left, 11m of the hook's budget".
+func (v View) Line(now time.Time) string {
 	switch v.Step {
 	case StepAnnouncing:
 		return "telling the registry that this node drains"
 	case StepDraining:
 		text := "counting the sessions"
 		if v.Sessions != nil {
-			text = sessionsText(*v.Sessions)
+			text = v.Sessions.Left()
 		}
-		if m.r.Deadline.IsZero() {
-			return text
+		if left := v.timeLeft(now); left != "" {
+			text += ", " + left
 		}
-		return text + ", " + shortTime(m.r.Deadline.Sub(now)) + " of " + v.budget()
+		return text
 	case StepStopping:
 		if v.Unstopped {
 			return "Ant Media Server does not end; stopping it again"
@@ -251,45 +250,30 @@ func (m *Manager) progress(v View, now time.Time) string {
 	return ""
 }
 
-// budget names the time that is running.
-func (v View) budget() string {
-	switch by := v.DeadlineBy; {
-	case strings.HasPrefix(by, "hook "):
-		return "the hook's budget"
-	case strings.HasPrefix(by, "--deadline"):
-		return "the requested deadline"
-	case strings.HasPrefix(by, "the "):
-		return by
-	default:
-		return "the time that " + by + " gives"
+// timeLeft names the time that is running, and how much of it is left; "" where none runs.
+func (v View) timeLeft(now time.Time) string {
+	left := v.Deadline.Sub(now)
+	switch {
+	case v.Deadline.IsZero():
+		return ""
+	case left <= 0:
+		return "the deadline is reached"
+	case strings.HasPrefix(v.DeadlineBy, "hook "):
+		return shortTime(left) + " of the hook's budget"
+	case v.DeadlineBy != "":
+		return shortTime(left) + " to the deadline (" + v.DeadlineBy + ")"
 	}
+	return shortTime(left) + " to the deadline"
 }
 
-func sessionsText(s cluster.Sessions) string {
-	text := func(n *int, one, many string) string {
-		switch {
-		case n == nil:
-			return "an unknown number of " + many
-		case *n == 1:
-			return "1 " + one
-		}
-		return fmt.Sprintf("%d %s", *n, many)
-	}
-	about := ""
-	if s.Viewers != nil && *s.Viewers > 0 && s.By == cluster.CountedByConnections {
-		about = "about "
-	}
-	return text(s.Publishers, "publisher", "publishers") + ", " + about + text(s.Viewers, "viewer", "viewers") + " left"
-}
-
-// shortTime is a time as people say it: 11m, 1h5m, 40s.
+// shortTime is a time in whole minutes, below one in whole seconds: 11m, 1h5m, 40s.
 func shortTime(d time.Duration) string {
-	if d = max(d, 0).Round(time.Second); d < time.Minute {
-		return d.String()
+	if d < time.Minute {
+		return d.Truncate(time.Second).String()
 	}
-	text := strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
-	if d >= time.Hour {
-		text = strings.TrimSuffix(text, "h0m") + map[bool]string{true: "h"}[strings.HasSuffix(text, "h0m")]
+	text := strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s")
+	if hours, ok := strings.CutSuffix(text, "h0m"); ok {
+		return hours + "h"
 	}
 	return text
 }
@@ -304,7 +288,7 @@ func (m *Manager) tell(ctx context.Context) {
 		v := m.View()
 		what := ""
 		if v.Step == StepDraining && v.Sessions != nil {
-			what = sessionsText(*v.Sessions)
+			what = v.Sessions.Left()
 		}
 		wait := time.Hour
 		if what != "" {

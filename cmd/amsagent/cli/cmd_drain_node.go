@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,7 +73,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 	r := &remoteDrain{g: g, c: c, p: p, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
 		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
-		Who: g.who("drain") + " on " + orElse(host, "another machine"),
+		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
 	})
 	if err != nil {
 		return refuse(err)
@@ -281,7 +282,7 @@ func (r *remoteDrain) sessions() cluster.Sessions {
 
 // progress is one line about the node.
 func (r *remoteDrain) progress() string {
-	return printable(r.row.ID) + " drains: " + sessionsLeft(r.sessions())
+	return printable(r.row.ID) + " drains: " + r.sessions().Left()
 }
 
 func (g *globals) remoteResult(n cluster.Node) error {

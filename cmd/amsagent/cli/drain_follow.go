@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,7 +77,7 @@ var (
 // undrainedError: the drain that was followed was taken back. by is the daemon's own word on it.
 type undrainedError struct{ by string }
 
-func (e *undrainedError) Error() string { return orElse(e.by, "the drain was taken back") }
+func (e *undrainedError) Error() string { return cmp.Or(e.by, "the drain was taken back") }
 
 // follow returns the view with which it ended. first is what the daemon answered when it was asked.
 func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.View, error) {
@@ -295,69 +296,11 @@ func (f *follower) news(v lifecycle.View) {
 // clockSlack is what a time may lose on its way, with something for a clock that is put right.
 const clockSlack = 2 * time.Second
 
-// progressOf is a view in one line: "2 publishers, 31 viewers left, 11m of the hook's budget". The daemon's own line is from
-// when something changed last; how much time is left is said as of now.
+// progressOf is a view in one line. The daemon's own line is from when something changed last; how much time is left is said
+// as of now.
 func progressOf(v lifecycle.View, now time.Time) string {
-	switch {
-	case v.Start == "starting":
+	if v.Start == "starting" {
 		return "waiting for this node to serve"
-	case v.Step != lifecycle.StepDraining:
-		return orElse(v.Progress, string(v.State))
 	}
-	parts := []string{"counting the sessions"}
-	if v.Sessions != nil {
-		parts[0] = sessionsLeft(*v.Sessions)
-	}
-	if budget := budgetLeft(v, now); budget != "" {
-		parts = append(parts, budget)
-	}
-	return strings.Join(parts, ", ")
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
-}
-
-func sessionsLeft(s cluster.Sessions) string {
-	if n, known := s.Total(); known && n == 0 {
-		return "no publishers and no viewers left"
-	}
-	about := ""
-	if s.By == cluster.CountedByConnections {
-		about = "about "
-	}
-	switch {
-	case s.Publishers == nil && s.Viewers == nil:
-		return "publishers and viewers not known"
-	case s.Publishers == nil:
-		return about + count(*s.Viewers, "viewer") + " left, publishers not known"
-	case s.Viewers == nil:
-		return count(*s.Publishers, "publisher") + " left, viewers not known"
-	}
-	return count(*s.Publishers, "publisher") + ", " + about + count(*s.Viewers, "viewer") + " left"
-}
-
-func budgetLeft(v lifecycle.View, now time.Time) string {
-	left := v.Deadline.Sub(now)
-	switch {
-	case v.Deadline.IsZero():
-		return ""
-	case left <= 0:
-		return "the deadline is reached"
-	case left >= time.Minute:
-		left = left.Truncate(time.Minute)
-	default:
-		left = left.Truncate(time.Second)
-	}
-	text := shortDuration(left)
-	switch {
-	case strings.HasPrefix(v.DeadlineBy, "hook "):
-		return text + " of the hook's budget"
-	case v.DeadlineBy != "":
-		return text + " to the deadline (" + v.DeadlineBy + ")"
-	}
-	return text + " to the deadline"
+	return cmp.Or(v.Line(now), string(v.State))
 }

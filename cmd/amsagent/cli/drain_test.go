@@ -433,7 +433,7 @@ func TestFollowPace(t *testing.T) {
 	v := drainOf(2, 1000)
 	for n := 1000; n >= 0; n-- {
 		counted(0, n)(&v)
-		v.Progress = sessionsLeft(*v.Sessions) // the daemon's words change with each
+		v.Progress = v.Sessions.Left() // the daemon's words change with each
 		if done, err := f.take(v); done || err != nil {
 			t.Fatal(done, err)
 		}
