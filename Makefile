@@ -107,11 +107,14 @@ bench: size build ## speeds as ratios of one run, what a daemon takes after BENC
 	@tools/scripts/bench.sh $(BENCHTIME)
 
 .PHONY: e2e
-e2e: deps build build-sandbox $(BUILD)/tools/gotestsum ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
+e2e: build build-sandbox $(BUILD)/tools/gotestsum ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
+	@tools/scripts/deps.sh heavy $(DEPS)
+	@[ '$(DEPS)' = skip ] || tools/scripts/real.sh mongod aws
 	@CRASH_ALL='$(CRASH_ALL)' RUN='$(RUN)' SKIP='$(or $(SKIP),^TestReal)' tools/scripts/e2e.sh
 
 .PHONY: real-test
-real-test: real-fetch build build-sandbox $(BUILD)/tools/gotestsum ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them
+real-test: build build-sandbox $(BUILD)/tools/gotestsum ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them
+	-@$(MAKE) --no-print-directory real-fetch # without a release the others' tests run all the same
 	@RUN='$(or $(RUN),^TestReal)' SKIP='$(SKIP)' E2E_FLAGS='-p 1 -parallel 2' tools/scripts/e2e.sh
 
 # The daemon's tests take minutes, and the others left out start sets and users of the real mongod for themselves.

@@ -530,6 +530,9 @@ func (k *converger) write(ctx context.Context) error {
 	for _, file := range f.plan.Changed() {
 		paths = append(paths, file.Before.Path)
 	}
+	if k.req.Mode == ConvergeByCommand && f.service.Running() {
+		k.awaitStarted(ctx)
+	}
 	if err := k.commit(ctx); err != nil {
 		state, hint := leftBy(err, k.found, "the files are those of a cluster node")
 		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: firstOf(protectedHint(k.store, f.plan, err), hint)}
@@ -546,6 +549,33 @@ func (k *converger) write(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// startingTime is how long a server may take for its start, about. An application saves its settings in the middle of it,
+// from what it read at the beginning.
+const startingTime = time.Minute
+
+// awaitStarted waits while the server starts: it would write over our files what it read before. A join and a leave need
+// not wait, because they restart it.
+func (k *converger) awaitStarted(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, startingTime)
+	defer cancel()
+	apps, told := k.servingApps(k.facts.install), false
+	for {
+		young := time.Since(k.facts.service.Started) < startingTime
+		if !slices.ContainsFunc(askAll(ctx, k.http(), k.facts.install.BaseURL(), apps), func(a ams.AppAnswer) bool {
+			return a.State == ams.AppStarting || young && !a.Serves()
+		}) {
+			return
+		}
+		if !told {
+			k.say("waiting for Ant Media Server, which is starting")
+			told = true
+		}
+		if pause(ctx, servingPoll) != nil {
+			return
+		}
+	}
 }
 
 // startedMeanwhile notes a restart for a server that did not run before the files were

@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,4 +94,45 @@ func TestAskAllBounds(t *testing.T) {
 			t.Errorf("%v serve", served)
 		}
 	})
+}
+
+// A command writes no file while the server starts, however that shows, and waits for no server that hangs.
+func TestAwaitStarted(t *testing.T) {
+	const starting = "Application is getting initialized"
+	for name, tt := range map[string]struct {
+		age     time.Duration                   // of the server
+		answers func(asked int) (string, error) // by the server, to the nth question; "" is 404
+		want    time.Duration
+	}{
+		"it serves":    {time.Second, func(int) (string, error) { return "", nil }, 0},
+		"starting":     {time.Hour, func(n int) (string, error) { return map[bool]string{true: starting}[n < 4], nil }, 4 * servingPoll},
+		"no port yet":  {time.Second, func(n int) (string, error) { return "", map[bool]error{true: syscall.ECONNREFUSED}[n < 4] }, 4 * servingPoll},
+		"it is broken": {time.Hour, func(int) (string, error) { return "", syscall.ECONNREFUSED }, 0},
+		"for ever":     {time.Hour, func(int) (string, error) { return starting, nil }, startingTime},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				asked := -1
+				client := &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+					asked++
+					body, err := tt.answers(asked)
+					if err != nil {
+						return nil, err
+					}
+					code := http.StatusForbidden
+					if body == "" {
+						code = http.StatusNotFound
+					}
+					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
+				})}
+				f := facts{install: &ams.Installation{HTTPPort: 5080, Apps: []ams.App{{Name: "LiveApp"}}}}
+				f.service.Started = time.Now().Add(-tt.age)
+				began := time.Now()
+				(&converger{Machine: &Machine{HTTP: client}, facts: f}).awaitStarted(t.Context())
+				if d := time.Since(began); d != tt.want {
+					t.Errorf("it waited for %s, want %s", d, tt.want)
+				}
+			})
+		})
+	}
 }

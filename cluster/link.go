@@ -242,7 +242,7 @@ func (c *Client) closeLinks(ctx context.Context) error {
 		c.linking.old.Wait()
 		closed <- err
 	}()
-	ctx, cancel := context.WithTimeout(ctx, 2*closeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout+closeTimeout/2)
 	defer cancel()
 	select {
 	case err := <-closed:

@@ -181,7 +181,7 @@ func (s *realGoingDown) noMongo(t *testing.T) {
 	s.offWithin(t, 3*time.Minute)
 	more := s.share(t)
 	t.Logf("besides the server's own stop: %s", more.Round(time.Millisecond))
-	if more > 10*time.Second {
+	if more > 5*time.Second {
 		t.Errorf("without MongoDB going down takes %s more than the server's own stop", more)
 	}
 	if err := mongo.Start(t.Context()); err != nil {

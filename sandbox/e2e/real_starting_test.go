@@ -13,7 +13,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// Joins under another user of MongoDB, and a leave, while the applications of a real
+// Joins under another user of MongoDB, a converge, and a leave, while the applications of a real
 // server start, which is when the server writes their settings from its own memory
 // (R5): neither loses what the other wrote.
 func TestRealWhileStarting(t *testing.T) {
@@ -70,8 +70,21 @@ func TestRealWhileStarting(t *testing.T) {
 		n.setting(m.name)
 	}
 
+	// Of what it reads now the server saves its own copy.
+	n.MustRun(t, "sed", "-i", `s/`+now+`\(\\*:\)`+users[now]+`@/`+other+`\1`+users[other]+`@/`, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
 	restart(moments[1].name, moments[1].is)
-	out := n.MustRun(t, bins.agent, "leave")
+	out := n.MustRun(t, bins.agent, "converge")
+	if !strings.Contains(out, "waiting for Ant Media Server, which is starting") || !strings.Contains(out, "AMS-DRIFT") {
+		t.Errorf("a converge when %s says: %s", moments[1].name, out)
+	}
+	n.settled()
+	text := n.Read(t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
+	if !strings.Contains(text, users[now]) || strings.Contains(text, users[other]) {
+		t.Errorf("after a converge when %s the settings are not those of the user %s:\n%s", moments[1].name, now, text)
+	}
+
+	restart(moments[1].name, moments[1].is)
+	out = n.MustRun(t, bins.agent, "leave")
 	n.WaitServed(t, realApps()...)
 	n.settled()
 	for name := range n.files() {

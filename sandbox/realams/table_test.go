@@ -18,7 +18,7 @@ import (
 
 // The stand-in is held to the same table by TestTable of package fakeams.
 func TestRealTable(t *testing.T) {
-	for _, release := range []string{realams.Newest, "2.10.0"} {
+	for _, release := range []string{realams.Newest, "2.16.2", "2.10.0"} {
 		t.Run(release, func(t *testing.T) { table(t, release) })
 	}
 }

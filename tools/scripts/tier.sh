@@ -61,7 +61,7 @@ real)
   step deps 15 0 tools/scripts/deps.sh real require
   step fetch 30 0 make real-fetch RELEASES='2.16.2 2.17.1 2.10.0 2.4.3'
   step stories 50 15 make real-test
-  for release in 2.10.0 2.4.3; do
+  for release in 2.16.2 2.10.0 2.4.3; do
     step "join-$release" 10 1 env "REAL_RELEASE=$release" make real-test "RELEASES=$release" 'RUN=^TestRealJoin$'
   done
   step demo-real 10 0 make demo REAL=1

@@ -4,7 +4,6 @@
 package daemon
 
 import (
-	"context"
 	"strings"
 	"time"
 
@@ -100,7 +99,7 @@ func restartOf(c *bootstrap.Convergence, auto bool, since, now time.Time) *Resta
 }
 
 // follow shows what a convergence found, and tells of it once.
-func (m *member) follow(ctx context.Context, s Settings, c *bootstrap.Convergence) *RestartView {
+func (m *member) follow(s Settings, c *bootstrap.Convergence) *RestartView {
 	v := m.d.view.get()
 	since := func(t time.Time) time.Time {
 		if t.IsZero() {
@@ -133,23 +132,5 @@ func (m *member) follow(ctx context.Context, s Settings, c *bootstrap.Convergenc
 		m.d.log.Warn("the server's files are not as joined", "id", bootstrap.IDDrift, "what", told, "fix", strings.Join(drift.Fix, "; or "))
 	}
 	m.d.drifted = told
-	m.tellStandalone(ctx, c.Standalone)
 	return restart
-}
-
-// tellStandalone makes the row give the reason why no viewers are to come here.
-func (m *member) tellStandalone(ctx context.Context, standalone bool) {
-	state := m.d.view.get().State
-	if standalone == m.standalone || !m.enrolled.Load() || state == "" {
-		return
-	}
-	reason := "run"
-	if standalone {
-		reason = reasonStandalone
-	}
-	if err := m.client.SetState(ctx, m.node.ID, state, reason); err != nil {
-		m.d.log.Debug("the row could not be told", "reason", reason, "error", err)
-		return
-	}
-	m.standalone = standalone
 }

@@ -94,4 +94,7 @@ func TestStandaloneIsNotReady(t *testing.T) {
 	if w.get().Ready {
 		t.Error("ready although it is standalone")
 	}
+	if v := w.get(); v.serving() == nil || *v.serving() != (cluster.Serving{Why: "made standalone by hand"}) {
+		t.Errorf("the row says %+v", v.serving())
+	}
 }

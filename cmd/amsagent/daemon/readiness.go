@@ -61,6 +61,8 @@ func (s ServerView) whyDown() string {
 // serving is what the row says of the server; nil where it is not known.
 func (v *View) serving() *cluster.Serving {
 	switch s := v.Server; {
+	case v.Standalone:
+		return &cluster.Serving{Why: reasonStandalone}
 	case !v.probed, s.Since.IsZero():
 		return nil
 	case s.Up:

@@ -295,8 +295,6 @@ type member struct {
 	enrolled atomic.Bool
 	// ousted tells that another machine uses the row.
 	ousted atomic.Bool
-	// standalone tells that the row says so.
-	standalone bool
 	// unidentified reports that the cloud has not said yet what node lacks. identified is
 	// node with that, once it has; nil before.
 	unidentified bool
@@ -665,7 +663,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, c 
 	follow := func(c *bootstrap.Convergence, err error) {
 		restart = nil
 		if err == nil {
-			restart = m.follow(ctx, s, c)
+			restart = m.follow(s, c)
 		}
 		due = func() bool { return restart != nil && restart.Due }
 		m.d.view.setRestart(due())
