@@ -6,6 +6,8 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/json"
 	"net/http"
 	"strings"
 	"testing"
@@ -17,8 +19,9 @@ import (
 )
 
 // What an operator does by hand on a real server while the daemon runs: an application
-// in the panel, one by the vendor's script, and standalone mode by the vendor's script. The daemon
-// restarts nothing and writes none of the server's files (issue 11: S2, S5).
+// and the server's settings in the panel, an application, a certificate and standalone mode by the
+// vendor's scripts. The daemon restarts nothing and writes none of the server's files (issue 11: S2, S5).
+// What it knows of them it looks at once a minute.
 func TestRealAdmin(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
@@ -34,18 +37,36 @@ func TestRealAdmin(t *testing.T) {
 	n.WaitServed(t, "inpanel")
 	n.idle(10 * time.Second) // the server writes its settings
 	written := n.Files(t, realams.Home+"/webapps/inpanel/WEB-INF")
-	n.quiet(d, 45*time.Second)
+	n.quiet(d, look)
 	n.asked("the daemon, after an application was made in the panel,", asked)
 	if diff := cmp.Diff(written, n.Files(t, realams.Home+"/webapps/inpanel/WEB-INF")); diff != "" {
 		t.Errorf("the daemon wrote files of the application that was made in the panel:\n%s", diff)
 	}
+
+	n.serverName("media.example.org")
+	n.idle(10 * time.Second)
+	conf := n.Files(t, realams.Home+"/conf")
+	n.quiet(d, look)
+	n.asked("the daemon, after the server's settings were changed in the panel,", asked)
+	n.untouched(conf, "the server's settings were changed in the panel")
+
+	n.MustRun(t, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=media.example.org", "-keyout", "/run/key.pem", "-out", "/run/cert.pem")
+	n.MustRun(t, "sh", "-c", "cd "+realams.Home+" && bash enable_ssl.sh -f /run/cert.pem -p /run/key.pem -c /run/cert.pem -d media.example.org 2>&1")
+	asked = append(asked, "restart")
+	n.asked("enable_ssl.sh, and nobody else,", asked)
+	n.settled()
+	d.ready()
+	conf = n.Files(t, realams.Home+"/conf")
+	n.quiet(d, look)
+	n.asked("the daemon, after enable_ssl.sh,", asked)
+	n.untouched(conf, "a certificate was installed")
 
 	// The server takes such an application at its next start; until then it is nothing
 	// that a viewer could ask for, and no reason to send viewers elsewhere.
 	n.MustRun(t, "bash", realams.Home+"/create_app.sh", "-n", "newapp", "-c", "true", "-m", w.URI())
 	n.MustRun(t, "chown", "-R", "antmedia:antmedia", realams.Home+"/webapps/newapp")
 	made := n.Files(t, realams.Home+"/webapps/newapp/WEB-INF")
-	n.idle(45 * time.Second)
+	n.idle(look)
 	n.asked("the daemon, after create_app.sh,", asked)
 	if diff := cmp.Diff(made, n.Files(t, realams.Home+"/webapps/newapp/WEB-INF")); diff != "" {
 		t.Errorf("the daemon wrote files of the new application:\n%s", diff)
@@ -59,13 +80,12 @@ func TestRealAdmin(t *testing.T) {
 	if got := asked[len(asked)-2:]; got[0] != "stop" || got[1] != "start" {
 		t.Fatalf("the script asked the service for %v", got)
 	}
-	written = n.Files(t, realams.Home+"/conf")
 	n.WaitServed(t, "LiveApp")
-	n.idle(45 * time.Second)
+	n.idle(10 * time.Second)
+	conf = n.Files(t, realams.Home+"/conf")
+	n.idle(look)
 	n.asked("the daemon, after change_server_mode.sh standalone,", asked)
-	if now := n.Files(t, realams.Home+"/conf"); now[realams.Home+"/conf/jee-container.xml"] != written[realams.Home+"/conf/jee-container.xml"] {
-		t.Error("the daemon made the server's files those of a cluster again")
-	}
+	n.untouched(conf, "change_server_mode.sh standalone")
 	if code := d.readyz(); code == http.StatusOK {
 		t.Error("/readyz says ready for a server that was made standalone")
 	}
@@ -76,7 +96,57 @@ func TestRealAdmin(t *testing.T) {
 		}
 	}
 	t.Logf("status says:\n%s", out)
+	if out := n.MustRun(t, bins.agent, "nodes"); !strings.Contains(out, "not-serving") || !strings.Contains(out, "made standalone by hand") {
+		t.Errorf("nodes does not say what became of the node:\n%s", out)
+	}
 	d.end()
+
+	n.MustRun(t, bins.agent, "leave")
+	n.WaitServed(t, "LiveApp")
+	for file, line := range map[string]string{
+		"red5.properties": "\nrtmps.enabled=true\n", "jee-container.xml": "<!-- https start -->",
+	} {
+		if text := n.Read(t, realams.Home+"/conf/"+file); !strings.Contains(text, line) {
+			t.Errorf("after the leave %s has lost the certificate: there is no %q", file, line)
+		}
+	}
+	if text := n.Read(t, realams.Home+"/conf/red5.properties"); !strings.Contains(text, "\nserver.name=media.example.org\n") {
+		t.Error("after the leave the name that the server was given is lost")
+	}
+}
+
+// look is longer than from one look of the daemon at all files to the next.
+const look = 75 * time.Second
+
+// untouched looks that nobody has written the server's own files.
+func (n *realNode) untouched(conf map[string]string, after string) {
+	n.t.Helper()
+	if diff := cmp.Diff(conf, n.Files(n.t, realams.Home+"/conf")); diff != "" {
+		n.t.Errorf("after %s the daemon wrote the server's files:\n%s", after, diff)
+	}
+}
+
+// serverName changes the name of the server as the panel does.
+func (n *realNode) serverName(name string) {
+	n.t.Helper()
+	const path = "/rest/v2/server-settings"
+	code, text, err := n.AsAgent(n.t.Context(), http.MethodGet, path, nil)
+	var settings map[string]any
+	if err == nil {
+		err = json.Unmarshal(text, &settings)
+	}
+	if err != nil || code != http.StatusOK {
+		n.t.Fatalf("the server's settings: %d, %v: %s", code, err, text)
+	}
+	settings["serverName"] = name
+	text, err = json.Marshal(settings)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	code, text, err = n.AsAgent(n.t.Context(), http.MethodPost, path, bytes.NewReader(text))
+	if err != nil || code != http.StatusOK || !bytes.Contains(text, []byte(`"success":true`)) {
+		n.t.Fatalf("changing the server's settings: %d, %v: %s", code, err, text)
+	}
 }
 
 // idle lets the daemon do what it does by itself.

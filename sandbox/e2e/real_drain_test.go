@@ -52,6 +52,12 @@ func TestRealDrain(t *testing.T) {
 	if strings.Contains(drain.Output(), "cut") {
 		t.Errorf("the drain cut a session:\n%s", drain.Output())
 	}
+	if out := n.MustRun(t, bins.agent, "nodes", "--all"); !strings.Contains(out, "left") {
+		t.Errorf("nodes does not say that the node left:\n%s", out)
+	}
+	if d.logs("level=ERROR") > 0 {
+		t.Errorf("a drain without a fault is no error:\n%s", d.Output())
+	}
 	d.end()
 }
 

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -81,7 +82,9 @@ func TestRealJoin(t *testing.T) {
 	d.end()
 
 	out := n.MustRun(t, bins.agent, "leave")
-	t.Logf("leave says: %s", out)
+	if !regexp.MustCompile(`\b\d+ files? saved since the join, by the server or by an operator: `).MatchString(out) || !strings.Contains(out, "given back as join found them") {
+		t.Errorf("leave does not say what became of the files: %s", out)
+	}
 	for name, sum := range n.files() {
 		switch {
 		case strings.HasPrefix(name, "/etc/amsagent/"):

@@ -29,7 +29,7 @@ const realReadyBound = 2 * time.Second
 // A balancer asks /readyz, a new viewer asks for a playlist, both every 100 ms, over
 // restarts of the daemon, a restart, a kill, a hang and a stop of a real server, while
 // its MongoDB hangs or is dead, and while a setting is changed and an application made
-// and removed in the panel, which knows no restart: the two never differ for longer than
+// and removed in the panel: the two never differ for longer than
 // the bound (R4, S1, S2). What becomes of those who watch already while MongoDB is away is told, not
 // judged. REAL_ROUNDS repeats all of it.
 func TestRealReady(t *testing.T) {

@@ -6,6 +6,9 @@ package fakeams_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -164,4 +167,115 @@ func TestRecordedStatistics(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What the stand-in answers and writes to MongoDB has no field that the real server's does
+// not have, and each is of the same kind. It has fewer of them.
+func TestRecordedShapes(t *testing.T) {
+	t.Parallel()
+	const newest = "2.17.1" // what the stand-in is like
+	recordings(t, "mongodb.json")
+	m := mongo1(t, mongod.Options{})
+	tr := install(t, tree.Options{Apps: []string{"WebRTCApp", "live"}})
+	secured(t, tr)
+	join(t, tr, m.Addr())
+	o := quick(tr)
+	o.Control = "127.0.0.1:0"
+	s := start(t, o)
+	<-s.Serving()
+	for _, path := range []string{"/stream?app=LiveApp&id=stream1", "/viewers?app=LiveApp&stream=stream1&kind=hls&n=3"} {
+		if status, body := request(t, "POST", "http://"+s.ControlAddr()+path); status != 200 {
+			t.Fatalf("%s: %d %s", path, status, body)
+		}
+	}
+	shape := func(text []byte) any {
+		var v any
+		if err := json.Unmarshal(text, &v); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		return v
+	}
+	answer := func(path string) func() any {
+		return func() any {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.HTTPAddr()+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("ProxyAuthorization", token(serverSecret, "{}"))
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != http.StatusOK {
+				t.Fatalf("%s: %d, %v: %s", path, resp.StatusCode, err, body)
+			}
+			return shape(body)
+		}
+	}
+	for file, ours := range map[string]func() any{
+		"liveness.200":              answer("/rest/v2/liveness"),
+		"version.200":               answer("/LiveApp/rest/v2/version"),
+		"system-resources-idle.200": answer("/rest/v2/system-resources"),
+		"system-resources-1-publisher-3-viewers.200": answer("/rest/v2/system-resources"),
+	} {
+		if diff := fewer(ours(), shape(recordings(t, file)[newest])); diff != "" {
+			t.Errorf("%s: %s", file, diff)
+		}
+	}
+	documents, ok := shape(recordings(t, "mongodb.json")[newest]).(map[string]any)
+	if !ok {
+		t.Fatal("mongodb.json holds no documents")
+	}
+	// Settings in MongoDB are the beans' work, which the stand-in leaves out.
+	delete(documents, "clusterdb.AppSettings")
+	for name, recorded := range documents {
+		base, collection, _ := strings.Cut(name, ".")
+		doc, err := database(t, m.URI(), base).Collection(collection).FindOne(t.Context(), bson.M{}).Raw()
+		if err != nil {
+			t.Errorf("the stand-in writes no %s: %v", name, err)
+			continue
+		}
+		text, err := bson.MarshalExtJSON(doc, false, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := fewer([]any{shape(text)}, recorded); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+// fewer says where a value has what another one does not have, or has as another kind.
+func fewer(ours, theirs any) string {
+	switch a := ours.(type) {
+	case map[string]any:
+		b, ok := theirs.(map[string]any)
+		if !ok {
+			return fmt.Sprintf("an object, and %T", theirs)
+		}
+		for _, key := range slices.Sorted(maps.Keys(a)) {
+			value, ok := b[key]
+			if !ok {
+				return key + ": the server has none"
+			}
+			if diff := fewer(a[key], value); diff != "" {
+				return key + ": " + diff
+			}
+		}
+	case []any:
+		b, ok := theirs.([]any)
+		if !ok {
+			return fmt.Sprintf("a list, and %T", theirs)
+		}
+		if len(a) > 0 && len(b) > 0 {
+			return fewer(a[0], b[0])
+		}
+	default:
+		if theirs != nil && fmt.Sprintf("%T", ours) != fmt.Sprintf("%T", theirs) {
+			return fmt.Sprintf("%T, and %T", ours, theirs)
+		}
+	}
+	return ""
 }

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 
@@ -61,7 +62,7 @@ func Hold(t *testing.T, s Server) {
 		{"statistics with a token", h.statistics},
 		{"a stream", h.stream},
 		{"a stop leaves the document", h.stops},
-		{"the next start takes the document up", h.startsAgain},
+		{"the next start takes the document up, and changes no setting", h.startsAgain},
 		{"a kill leaves the document", h.kills},
 	} {
 		if !t.Run(line.name, line.is) {
@@ -73,6 +74,7 @@ func Hold(t *testing.T, s Server) {
 const (
 	console  = "root"
 	patience = 2 * time.Minute
+	javaDate = "#Mon Jan 02 15:04:05 MST 2006"
 )
 
 type held struct {
@@ -144,28 +146,31 @@ func (h *held) starts(t *testing.T) {
 	h.Start(t)
 	answers := map[string][]int{}
 	var order []string
+	const noToken = "without a token"
 	first := func(what string) {
 		if !slices.Contains(order, what) {
 			order = append(order, what)
 		}
 	}
-	ask := func(what, path string) int {
-		status, _ := h.get(t, path, "")
+	ask := func(what, path, token string) int {
+		status, _ := h.get(t, path, token)
 		if seen := answers[what]; status != 0 && status != 500 && (len(seen) == 0 || seen[len(seen)-1] != status) {
 			answers[what] = append(seen, status)
 		}
 		return status
 	}
 	h.until(t, "all applications", func() bool {
-		if ask("liveness", "/rest/v2/liveness") == http.StatusOK {
+		if ask("liveness", "/rest/v2/liveness", "") == http.StatusOK {
 			first("liveness")
 		}
+		ask(statistics, statistics, h.Token)
+		ask(noToken, statistics, "")
 		if n, err := h.nodes().CountDocuments(t.Context(), bson.M{}); err == nil && n > 0 {
 			first("document")
 		}
 		all := true
 		for _, app := range h.Apps {
-			served := ask(app, "/"+app+"/rest/v2/version") == http.StatusOK
+			served := ask(app, "/"+app+"/rest/v2/version", "") == http.StatusOK
 			if all = all && served; served {
 				first("application")
 			}
@@ -177,8 +182,11 @@ func (h *held) starts(t *testing.T) {
 	}
 	for what, got := range answers {
 		want := []int{http.StatusForbidden, http.StatusOK}
-		if what == "liveness" && len(got) == 1 {
-			want = want[1:] // its 403 is short
+		switch {
+		case what == noToken:
+			want = want[:1]
+		case len(got) == 1 && (what == "liveness" || what == statistics):
+			want = want[1:] // their 403 is short
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s answers %v, want %v", what, got, want)
@@ -223,7 +231,7 @@ func (h *held) settings(t *testing.T) {
 	for _, app := range h.Apps {
 		text := h.Settings(t, app)
 		lines := strings.Split(string(text), "\n")
-		if _, err := time.Parse("#Mon Jan 02 15:04:05 MST 2006", lines[0]); err != nil {
+		if _, err := time.Parse(javaDate, lines[0]); err != nil {
 			t.Errorf("%s: the first line: %v", app, err)
 		}
 		if want := "db.host=" + strings.ReplaceAll(h.MongoHost, ":", `\:`); !slices.Contains(lines, want) {
@@ -355,12 +363,31 @@ func (h *held) gone(t *testing.T) {
 
 func (h *held) startsAgain(t *testing.T) {
 	at := h.one(t).Lookup("lastUpdateTime").Int64()
+	before := h.lines(t)
 	h.Start(t)
 	h.until(t, "all applications", func() bool { return h.serves(t) })
 	h.until(t, "a beat", func() bool { return h.one(t).Lookup("lastUpdateTime").Int64() > at })
 	if id := h.one(t).Lookup("_id").StringValue(); id != h.id {
 		t.Errorf("the document is %s, was %s", id, h.id)
 	}
+	if diff := cmp.Diff(before, h.lines(t)); diff != "" {
+		t.Errorf("the settings are others after a start (-before +after):\n%s", diff)
+	}
+}
+
+// lines are those of all settings but the date, sorted.
+func (h *held) lines(t *testing.T) map[string][]string {
+	t.Helper()
+	all := map[string][]string{}
+	for _, app := range append([]string{console}, h.Apps...) {
+		lines := strings.Split(string(h.Settings(t, app)), "\n")
+		if _, err := time.Parse(javaDate, lines[0]); err == nil {
+			lines = lines[1:]
+		}
+		slices.Sort(lines)
+		all[app] = lines
+	}
+	return all
 }
 
 func (h *held) kills(t *testing.T) {
