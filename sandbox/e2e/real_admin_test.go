@@ -51,7 +51,10 @@ func TestRealAdmin(t *testing.T) {
 	n.untouched(conf, "the server's settings were changed in the panel")
 
 	n.MustRun(t, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=media.example.org", "-keyout", "/run/key.pem", "-out", "/run/cert.pem")
-	n.MustRun(t, "sh", "-c", "cd "+realams.Home+" && bash enable_ssl.sh -f /run/cert.pem -p /run/key.pem -c /run/cert.pem -d media.example.org 2>&1")
+	// What it would install is for certificates of Let's Encrypt.
+	n.MustRun(t, "sh", "-c", "printf '#!/bin/sh\n' >/usr/local/sbin/apt && chmod 755 /usr/local/sbin/apt")
+	out := n.MustRun(t, "sh", "-c", "cd "+realams.Home+" && bash enable_ssl.sh -f /run/cert.pem -p /run/key.pem -c /run/cert.pem -d media.example.org 2>&1")
+	t.Logf("enable_ssl.sh says:\n%s", out)
 	asked = append(asked, "restart")
 	n.asked("enable_ssl.sh, and nobody else,", asked)
 	n.settled()
@@ -89,15 +92,15 @@ func TestRealAdmin(t *testing.T) {
 	if code := d.readyz(); code == http.StatusOK {
 		t.Error("/readyz says ready for a server that was made standalone")
 	}
-	out, _ := n.Run(t, bins.agent, "status")
+	out, _ = n.Run(t, bins.agent, "status")
 	for _, way := range []string{"amsagent join", "amsagent leave"} {
 		if !strings.Contains(out, way) {
 			t.Errorf("status does not name the way out %q:\n%s", way, out)
 		}
 	}
 	t.Logf("status says:\n%s", out)
-	if out := n.MustRun(t, bins.agent, "nodes"); !strings.Contains(out, "not-serving") || !strings.Contains(out, "made standalone by hand") {
-		t.Errorf("nodes does not say what became of the node:\n%s", out)
+	if !strings.Contains(out, "does not serve viewers: made standalone by hand") {
+		t.Errorf("the row does not say what became of the node:\n%s", out)
 	}
 	d.end()
 

@@ -210,7 +210,7 @@ func (n *realNode) same(what string, before map[string]string) {
 func (n *realNode) asked(what string, before []string) {
 	n.t.Helper()
 	if now := n.Asked(); !slices.Equal(before, now) {
-		n.t.Errorf("%s asked the service for %v", what, now[len(before):])
+		n.t.Errorf("%s: the service was asked for %v, want %v", what, now, before)
 	}
 }
 

@@ -27,7 +27,7 @@ printf 'node%s\n' "$number" >/etc/hostname
 printf '%032x\n' $((0xa0000000 + number)) >/etc/machine-id
 printf '127.0.0.1 localhost\n10.77.0.%s node%s\n' "$number" "$number" >/etc/hosts
 : >/etc/resolv.conf
-rm -rf /var/lib/amsagent /etc/amsagent
+rm -rf /var/lib/amsagent /etc/amsagent /.dockerenv # by the last one the vendor's scripts know a container
 
 rm -rf /var/log/antmedia
 bash -c "$install" bash "" "$jar"
