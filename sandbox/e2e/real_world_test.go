@@ -44,6 +44,7 @@ func realRelease() string {
 
 // realNode is a real server with an agent on it.
 type realNode struct {
+	made []string // applications, by the test
 	*realams.Node
 	t     testing.TB
 	world *realams.World
@@ -173,7 +174,7 @@ func (n *realNode) files() map[string]string {
 	n.t.Helper()
 	all := n.Files(n.t, realams.Home+"/conf", "/etc/amsagent")
 	delete(all, realams.Home+"/conf/instanceId") // which 2.10.0 makes minutes after its start
-	for _, app := range append(realApps(), "root") {
+	for _, app := range append(append(realApps(), "root"), n.made...) {
 		maps.Copy(all, n.Files(n.t, realams.Home+"/webapps/"+app+"/WEB-INF"))
 	}
 	return all
