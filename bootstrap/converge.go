@@ -130,6 +130,9 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 	wait := ctx
 	if req.Mode != ConvergeBeforeStart {
 		m.identifyFirst(ctx, store, &req)
+		if errors.Is(ctx.Err(), context.Canceled) { // unlike a metadata service that is slow
+			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
+		}
 	} else {
 		bound, cancel := context.WithTimeout(ctx, beforeStartLock)
 		defer cancel()

@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -225,6 +227,26 @@ func TestConvergeWithoutMetadata(t *testing.T) {
 		if before[name] != was {
 			t.Errorf("%s was written", name)
 		}
+	}
+}
+
+// A signal ends the question to the cloud, and the convergence with it.
+func TestConvergeInterrupted(t *testing.T) {
+	m := joinedTree(t)
+	change(t, m, func(s *State) { s.Address = "10.0.1.6" })
+	was := snapshot(t, m)
+	why := errors.New("interrupted by signal")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	req := convergeRequest(t, joinedAs(), nil)
+	req.Identify = func(ctx context.Context) (metadata.Instance, error) {
+		cancel(why)
+		return metadata.Instance{}, context.Cause(ctx)
+	}
+	if c, err := m.Converge(ctx, req); !errors.Is(err, why) {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if now := snapshot(t, m); !maps.Equal(was, now) {
+		t.Errorf("files were written: %v", slices.Sorted(maps.Keys(now)))
 	}
 }
 

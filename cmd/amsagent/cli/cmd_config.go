@@ -170,8 +170,6 @@ func configTags(ctx context.Context, g *globals) (note string, _ error) {
 		return tagsNote(m.Instance), nil
 	case errors.As(err, &bad):
 		return "", err
-	case errors.Is(context.Cause(ctx), context.Canceled):
-		return "", err
 	}
 	return "instance tags were not read: " + err.Error(), nil
 }

@@ -65,6 +65,9 @@ func runUndrain(ctx context.Context, g *globals) error {
 		}
 		v = now
 	}
+	if err := context.Cause(ctx); err != nil && !v.RegistryTold {
+		return &userError{Msg: "the drain was taken back, and the registry may not know it yet; the daemon goes on trying", Cause: err, State: nodeState(v)}
+	}
 	if v.State != lifecycle.StateActive {
 		return &userError{Msg: "the drain was taken back, and another one has begun", State: nodeState(v), Exit: exitFailed}
 	}

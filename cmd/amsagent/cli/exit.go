@@ -70,8 +70,11 @@ func exits(cmd *cobra.Command, codes ...int) {
 // wrong.
 func noSettings(cmd *cobra.Command) { annotate(cmd, annotationNoLoad, "true") }
 
-// readsOnly marks a command that never changes this machine, so that its errors do not say that they changed nothing.
+// readsOnly marks a command that never changes this machine: its errors do not say that they changed nothing, and a signal leaves no
+// result of it.
 func readsOnly(cmd *cobra.Command) { annotate(cmd, annotationReads, "true") }
+
+func onlyReads(cmd *cobra.Command) bool { return cmd.Annotations[annotationReads] != "" }
 
 // exitStatus prints the rows of the table that cmd names, or all of them without cmd.
 func exitStatus(cmd *cobra.Command) string {

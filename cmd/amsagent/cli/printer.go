@@ -5,6 +5,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,7 +28,13 @@ func (e *outputError) Unwrap() error { return e.err }
 
 // result prints what a command found or did: data as one JSON object with -o json, else the lines that text writes.
 // data must marshal to an object; schema_version and kind are put before its fields.
+//
+// A command that only reads prints nothing after a signal: what the signal cut short would read as not known, or as absent. What another
+// command has done is printed all the same.
 func (g *globals) result(kind string, data any, text func(*textWriter)) error {
+	if g.readsOnly && g.ctx != nil && g.ctx.Err() != nil {
+		return context.Cause(g.ctx)
+	}
 	var out []byte
 	if g.isJSON() {
 		b, err := envelope(kind, data)

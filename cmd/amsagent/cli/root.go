@@ -36,7 +36,7 @@ func Main(args []string, env Env) int {
 	root := newRootCommand(g)
 	root.SetArgs(append([]string{}, args...)) // never nil: cobra would take the process's own
 	cmd, err := root.ExecuteContextC(ctx)
-	g.readsOnly = cmd.Annotations[annotationReads] != ""
+	g.readsOnly = onlyReads(cmd) // also where its flags were wrong, before load
 	if err == nil {
 		err = g.helpErr
 	}
@@ -301,6 +301,7 @@ func newRootCommand(g *globals) *cobra.Command {
 
 // load makes the settings before a command runs.
 func (g *globals) load(cmd *cobra.Command) error {
+	g.readsOnly = onlyReads(cmd)
 	flags, dropped := g.dropEmpty(cmd)
 	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
 	screen := src

@@ -1,0 +1,165 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+// hanging listens and answers nothing; sig gets SIGTERM when the first client has connected.
+func hanging(t *testing.T, network, address string) (addr string, sig chan os.Signal) {
+	t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	sig = make(chan os.Signal, 1)
+	go func() {
+		for first := true; ; first = false {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = c.Close() })
+			if first {
+				sig <- syscall.SIGTERM
+			}
+		}
+	}()
+	return l.Addr().String(), sig
+}
+
+// A signal while MongoDB, the metadata service or the daemon hangs is exit code 130 in every command, and half a look is no result.
+func TestInterruptedWhileItHangs(t *testing.T) {
+	const mongo, cloud, control = "mongo", "cloud", "control"
+	for _, tt := range []struct{ hangs, args string }{
+		{mongo, "status"},
+		{mongo, "status --strict -o json"},
+		{mongo, "status --wait active"},
+		{control, "status"},
+		{mongo, "nodes"},
+		{mongo, "nodes --watch"},
+		{mongo, "nodes prune"},
+		{mongo, "events"},
+		{mongo, "doctor"},
+		{cloud, "doctor"},
+		{cloud, "config"},
+		{cloud, "config -o json"},
+		{cloud, "metadata"},
+		{cloud, "status"},
+		{cloud, "support"},
+		{mongo, "drain n1"},
+		{control, "drain"},
+		{control, "undrain"},
+	} {
+		t.Run(tt.args+" "+tt.hangs, func(t *testing.T) {
+			t.Parallel()
+			root, err := os.MkdirTemp("", "cli") //nolint:usetesting // the path of a socket has at most 107 bytes
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.RemoveAll(root) })
+			e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "none"}}
+			var sig chan os.Signal
+			switch tt.hangs {
+			case mongo:
+				e.vars["AMSAGENT_MONGO"], sig = hanging(t, "tcp", "127.0.0.1:0")
+			case cloud:
+				var addr string
+				addr, sig = hanging(t, "tcp", "127.0.0.1:0")
+				// Where nothing listens: what only needs the cloud does not ask.
+				e.vars["AMSAGENT_MONGO"], e.vars["AMSAGENT_PROVIDER"], e.vars["AMSAGENT_AWS_ENDPOINT"] = "127.0.0.1:1", "aws", "http://"+addr
+			case control:
+				if err := os.MkdirAll(filepath.Dir(root+controlSocket), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				_, sig = hanging(t, "unix", root+controlSocket)
+			}
+			env := e.env()
+			env.Signals = fakeSignals{sig}.source
+			if code := Main(strings.Fields(tt.args), env); code != exitInterrupted || e.stdout.Len() > 0 {
+				t.Errorf("exit %d, stdout:\n%s\nstderr:\n%s", code, e.stdout.String(), e.stderr.String())
+			}
+		})
+	}
+}
+
+// An undrain that was interrupted before the registry took it is no success.
+func TestUndrainInterrupted(t *testing.T) {
+	root, err := os.MkdirTemp("", "cli") //nolint:usetesting // the path of a socket has at most 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(root) })
+	if err := os.MkdirAll(filepath.Dir(root+controlSocket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "unix", root+controlSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig := make(chan os.Signal, 1)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == daemon.PathDrain {
+			sig <- syscall.SIGINT
+			<-r.Context().Done()
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(lifecycle.View{State: lifecycle.StateActive})
+	})}
+	t.Cleanup(func() { _ = srv.Close() })
+	go func() { _ = srv.Serve(l) }()
+	e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root}}
+	env := e.env()
+	env.Signals = fakeSignals{sig}.source
+	if code := Main([]string{"undrain"}, env); code != exitInterrupted || e.stdout.Len() > 0 {
+		t.Errorf("exit %d, stdout:\n%s\nstderr:\n%s", code, e.stdout.String(), e.stderr.String())
+	}
+	if want := "amsagent: this node is active\n"; !strings.Contains(e.stderr.String(), want) {
+		t.Errorf("stderr lacks %q:\n%s", want, e.stderr.String())
+	}
+}
+
+// cancelAt ends a context when a text is written to it.
+type cancelAt struct {
+	text   string
+	cancel context.CancelCauseFunc
+}
+
+func (c cancelAt) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), c.text) {
+		c.cancel(&interruptedError{syscall.SIGTERM})
+	}
+	return len(p), nil
+}
+
+// What is interrupted in its last part is no support report either.
+func TestSupportInterruptedAtTheEnd(t *testing.T) {
+	e := &testEnv{}
+	env := e.env()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	env.Stderr = cancelAt{"journalctl", cancel}
+	g := newGlobals(env.withDefaults())
+	g.settings.Root = t.TempDir()
+	g.ctx, g.readsOnly = ctx, true
+	g.setForm("text", "auto", 0)
+	if code := g.report(ctx, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
+		t.Errorf("exit %d\n%s", code, e.stdout.String())
+	}
+}
