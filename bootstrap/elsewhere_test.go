@@ -144,3 +144,27 @@ func TestStatusSaysWhere(t *testing.T) {
 		})
 	}
 }
+
+// TestStatusWithoutRoot: what needs neither the state file nor MongoDB is compared for every user.
+func TestStatusWithoutRoot(t *testing.T) {
+	fails := []ams.AppAnswer{{Name: "LiveApp", State: ams.AppFailing, Detail: "it answers 500"}}
+	running, stopped := ams.State{Activity: ams.ActivityActive}, ams.State{Activity: ams.ActivityFailed}
+	for name, tt := range map[string]struct {
+		process ProcessView
+		want    string
+	}{
+		"stopped":     {ProcessView{Service: "antmedia", State: stopped}, "STATUS-STOPPED"},
+		"not serving": {ProcessView{State: running, Applications: fails}, "STATUS-NOT-SERVING"},
+		"well":        {ProcessView{State: running}, ""},
+	} {
+		s := &Status{Unprivileged: true, Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}
+		s.compare(nil)
+		var got []string
+		for _, d := range s.Disagree {
+			got = append(got, d.ID)
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}

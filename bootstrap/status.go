@@ -40,7 +40,8 @@ type Status struct {
 	Row      RowView        `json:"row"`
 	Disagree []Disagreement `json:"disagreements"`
 	// Unprivileged tells that this process may not read what only root may: the
-	// agent's state and the address of MongoDB. What they would tell is left out.
+	// agent's state and the address of MongoDB. What they would tell is left out, and
+	// what needs neither is compared.
 	Unprivileged bool `json:"unprivileged,omitempty"`
 }
 
@@ -148,7 +149,6 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	s.Member = s.Files.Mode == conf.ModeCluster || state != nil
 	if s.Unprivileged {
 		s.Row.Err = "only root may ask the cluster: run it with sudo"
-		return s, nil
 	}
 	s.compare(state)
 	return s, nil
@@ -176,7 +176,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 		v.Err = err.Error()
 	}
 	v.Undo = record != nil
-	v.Interrupted = store.Interrupted()
+	v.Interrupted = !s.Unprivileged && store.Interrupted() // which takes what it may not read for one
 	v.ByHand = state != nil && state.Phase == PhaseJoined && in.Release.Known() && in.Release.String() == state.Release && standaloneFiles(store, in)
 	if v.Err != "" || v.Mode != conf.ModeCluster || req.Mongo.IsZero() || state == nil {
 		return in
@@ -383,7 +383,7 @@ func (s *Status) compare(state *State) {
 			text += "; " + d.String()
 		}
 		add("STATUS-RESTART", hint, "%s", text)
-	case len(proc.EditedSince) > 0 || (state != nil && state.RestartPending):
+	case len(proc.EditedSince) > 0 && files.Mode != "" || (state != nil && state.RestartPending):
 		add("STATUS-RESTART", "amsagent join restarts it", "the files say %s, but the server was started before they were written", files.Mode)
 	}
 	if files.ByHand {
@@ -398,7 +398,7 @@ func (s *Status) compare(state *State) {
 		add("STATUS-LEAVING", "run amsagent leave again", "a leave was begun and not finished")
 	}
 	switch {
-	case state != nil || files.Mode != conf.ModeCluster:
+	case state != nil || s.Unprivileged || files.Mode != conf.ModeCluster:
 	case files.Undo:
 		add("STATUS-JOINING", "run amsagent join, without --offline", "amsagent edited the files, and no join was proved")
 	default:
@@ -408,14 +408,14 @@ func (s *Status) compare(state *State) {
 	if proc.State.Known() && !proc.State.Running() && files.Mode == conf.ModeCluster && !left {
 		add("STATUS-STOPPED", "look at the log of "+proc.Service, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
+	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && (row.Looked || s.Unprivileged) {
+		add("STATUS-NOT-SERVING", "look at the server's log; while MongoDB is away no application answers",
+			"the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())
+	}
 	if !row.Looked {
 		return
 	}
 	running := proc.State.Running() || proc.Liveness.State == ams.Live
-	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left {
-		add("STATUS-NOT-SERVING", "look at the server's log; while MongoDB is away no application answers",
-			"the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())
-	}
 	switch {
 	case files.Mode == conf.ModeCluster && running && row.Elsewhere != "":
 		add("STATUS-NOT-SEEN", fmt.Sprintf("start it with %s=%s: amsagent join does, with --now where viewers are on it; a service command of your own has to pass it on", ams.HostAddressVariable, row.Address),

@@ -144,11 +144,7 @@ type quietError struct{ code int }
 func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
 func statusText(w *textWriter, s *statusView, t tableStyle) {
-	verdict := s.lifeVerdict(w)
-	if verdict == "" {
-		verdict = statusVerdict(w, s.Status)
-	}
-	w.line("%s", verdict)
+	w.line("%s", cmp.Or(s.lifeVerdict(w), s.readyVerdict(w), statusVerdict(w, s.Status)))
 	files := printable(s.Files.Err)
 	if s.Files.Mode != "" {
 		files = fmt.Sprintf("%s, Ant Media Server %s in %s", s.Files.Mode, s.Files.Release, s.Files.Dir)
@@ -201,7 +197,7 @@ func statusVerdict(w *textWriter, s *bootstrap.Status) string {
 	switch {
 	case unknownToUser(s):
 		return w.color.yellow("unknown") + ": only root may tell whether this machine is a node"
-	case s.Files.Err != "" && s.Files.Dir != "":
+	case s.Files.Err != "" && s.Files.Dir != "" && !s.Unprivileged: // who may not read them cannot know
 		return w.color.red("broken") + ": the server cannot start with these files"
 	case !s.Member && s.Files.Mode == conf.ModeStandalone:
 		return w.color.bold("not a member") + ": this machine is standalone"

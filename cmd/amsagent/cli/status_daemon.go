@@ -5,14 +5,19 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -29,6 +34,8 @@ type statusView struct {
 	// Daemon is nil where none answers; DaemonErr says why.
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
+	// Readiness is what the daemon says at /readyz; asked where only root may ask it for more.
+	Readiness *daemon.Readiness `json:"readiness,omitempty"`
 	// Role and Group are the node's, with their origin; nil where this user may not read what the node joined with.
 	Role  *nodeSetting `json:"role,omitempty"`
 	Group *nodeSetting `json:"group,omitempty"`
@@ -77,9 +84,48 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 		}
 	case errors.As(err, &none):
 		s.DaemonErr = "none runs"
+	case errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0:
+		s.askReady(ctx, g.settings.Metrics)
 	default:
 		s.DaemonErr = err.Error()
 	}
+}
+
+// askReady asks the daemon what any user may ask: whether viewers may be sent here.
+func (s *statusView) askReady(ctx context.Context, address string) {
+	s.DaemonErr = "only root may ask it for more: run it with sudo"
+	if address == "off" {
+		return
+	}
+	r, err := readyz(ctx, address)
+	if err != nil {
+		s.DaemonErr = fmt.Sprintf("only root may ask it, and %s at %s says nothing: %s", daemon.PathReady, address, err)
+		return
+	}
+	s.Readiness = &r
+	s.Member = s.Member || r.Row != ""
+	if r.Row == cluster.StateLeft {
+		// Who has left is stopped for that.
+		s.Disagree = slices.DeleteFunc(s.Disagree, func(d bootstrap.Disagreement) bool { return d.ID == "STATUS-STOPPED" })
+	}
+}
+
+// readyz reads the daemon's answer to a load balancer; 503 is one, too.
+func readyz(ctx context.Context, address string) (r daemon.Readiness, _ error) {
+	client := &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+daemon.PathReady, http.NoBody)
+	if err != nil {
+		return r, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return r, bare(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if !isJSONType(resp) {
+		return r, errors.New("what answers there is no daemon of ours")
+	}
+	return r, json.NewDecoder(io.LimitReader(resp.Body, maxControl)).Decode(&r)
 }
 
 // life is how this node goes; nil where it does not, or nobody tells.
@@ -114,24 +160,46 @@ func (s *statusView) lifeVerdict(w *textWriter) string {
 	return ""
 }
 
+// readyVerdict is the first line where only the daemon's readiness is known; "" where it says nothing of a node.
+func (s *statusView) readyVerdict(w *textWriter) string {
+	r := s.Readiness
+	switch {
+	case r == nil, r.Row == "", len(s.Disagree) > 0:
+		return ""
+	case r.Ready:
+		return w.color.green("active") + ": in the cluster, as the daemon says"
+	case r.Row == cluster.StateLeft:
+		return w.color.bold("left") + ": this node is out of the cluster"
+	}
+	return w.color.yellow(printable(string(r.Row))) + ": " + printable(readyText(false, r.Why))
+}
+
 func (s *statusView) daemonText() string {
 	v := s.Daemon
+	if r := s.Readiness; r != nil {
+		return printable(readyText(r.Ready, r.Why) + "; " + s.DaemonErr)
+	}
 	if v == nil {
 		return printable(s.DaemonErr)
 	}
 	text := fmt.Sprintf("%s, pid %d", v.Activity, v.PID)
-	if v.Ready {
-		text += ", ready for new sessions"
-	} else if v.State != "" {
-		text += ", not ready for new sessions"
-		if v.NotReady != "" {
-			text += ": " + v.NotReady
-		}
+	if v.Ready || v.State != "" {
+		text += ", " + readyText(v.Ready, v.NotReady)
 	}
 	if v.Trouble != "" {
 		text += "; " + v.Trouble
 	}
 	return printable(text)
+}
+
+func readyText(ready bool, why string) string {
+	switch {
+	case ready:
+		return "ready for new sessions"
+	case why == "":
+		return "not ready for new sessions"
+	}
+	return "not ready for new sessions: " + why
 }
 
 // driftText shows what the daemon found of the server's files, and which restart waits.

@@ -189,7 +189,7 @@ func (d *Daemon) metricsHandler() http.Handler {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		d.metrics.write(w, d.view.get(), d.view.lastSample())
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET "+PathReady, func(w http.ResponseWriter, _ *http.Request) {
 		// For a load balancer: whether viewers may be sent here.
 		v := d.view.get()
 		answerJSON(w, v.Ready, v.readiness())

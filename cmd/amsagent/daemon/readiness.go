@@ -11,8 +11,11 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// readiness is the answer of /readyz.
-type readiness struct {
+// PathReady is where a load balancer asks.
+const PathReady = "/readyz"
+
+// Readiness is the answer of /readyz.
+type Readiness struct {
 	Ready bool `json:"ready"`
 	// Why is the first half that is missing.
 	Why string `json:"why,omitempty"`
@@ -24,8 +27,8 @@ type readiness struct {
 	Applications map[string]string `json:"applications"`
 }
 
-func (v *View) readiness() readiness {
-	r := readiness{Ready: v.Ready, Why: v.NotReady, Row: v.State, Server: v.Server.Up, Applications: v.Server.Applications}
+func (v *View) readiness() Readiness {
+	r := Readiness{Ready: v.Ready, Why: v.NotReady, Row: v.State, Server: v.Server.Up, Applications: v.Server.Applications}
 	if r.Applications == nil {
 		r.Applications = map[string]string{}
 	}

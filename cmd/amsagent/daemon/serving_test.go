@@ -150,12 +150,12 @@ func watchFake(t *testing.T, f *fakeServer, do func(w *watched)) {
 }
 
 // ready asks /readyz.
-func (w *watched) ready() (bool, readiness) {
+func (w *watched) ready() (bool, Readiness) {
 	w.t.Helper()
 	synctest.Wait()
 	rec := httptest.NewRecorder()
 	w.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/readyz", nil))
-	var r readiness
+	var r Readiness
 	if err := json.Unmarshal(rec.Body.Bytes(), &r); err != nil {
 		w.t.Fatalf("%v: %s", err, rec.Body)
 	}
@@ -167,7 +167,7 @@ func (w *watched) ready() (bool, readiness) {
 
 // becomes waits until /readyz is what is wanted, and fails where that takes longer
 // than it may.
-func (w *watched) becomes(want bool, within time.Duration) readiness {
+func (w *watched) becomes(want bool, within time.Duration) Readiness {
 	w.t.Helper()
 	began := time.Now()
 	for {

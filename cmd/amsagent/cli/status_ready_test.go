@@ -1,0 +1,77 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// Who may not use the control socket is told what the daemon tells everybody.
+func TestStatusAsksReadyz(t *testing.T) {
+	stopped := bootstrap.Disagreement{ID: "STATUS-STOPPED", Text: "antmedia is stopped"}
+	for name, tt := range map[string]struct {
+		code              int
+		kind, body        string
+		disagree          []bootstrap.Disagreement
+		headline, daemon  string
+		member, disagrees bool
+	}{
+		"ready": {
+			code: 200, body: `{"ready":true,"row":"active","server":true,"applications":{}}`,
+			headline: "active: in the cluster, as the daemon says", daemon: "ready for new sessions; only root may ask it for more", member: true,
+		},
+		"not ready": {
+			code: 503, body: `{"ready":false,"why":"LiveApp fails","row":"active"}`,
+			headline: "active: not ready for new sessions: LiveApp fails", daemon: "not ready for new sessions: LiveApp fails; only root", member: true,
+		},
+		"stopped": {
+			code: 503, body: `{"ready":false,"why":"LiveApp does not answer","row":"active"}`, disagree: []bootstrap.Disagreement{stopped},
+			headline: "degraded: 1 disagreement", daemon: "LiveApp does not answer", member: true, disagrees: true,
+		},
+		"left, and stopped for that": {
+			code: 503, body: `{"ready":false,"why":"this node drains, or has left","row":"left"}`, disagree: []bootstrap.Disagreement{stopped},
+			headline: "left: this node is out of the cluster", daemon: "not ready", member: true,
+		},
+		"no node": {
+			code: 503, body: `{"ready":false,"why":"this machine is not a node of the cluster","row":""}`,
+			headline: "unknown: only root may tell", daemon: "not ready for new sessions: this machine is not a node",
+		},
+		"another program": {
+			code: 200, kind: "text/html", body: "<html>",
+			headline: "unknown: only root may tell", daemon: "says nothing: what answers there is no daemon of ours",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/readyz" {
+					t.Errorf("asked for %s", r.URL)
+				}
+				if tt.kind == "" {
+					tt.kind = "application/json"
+				}
+				w.Header().Set("Content-Type", tt.kind)
+				w.WriteHeader(tt.code)
+				_, _ = io.WriteString(w, tt.body)
+			}))
+			defer srv.Close()
+			s := &statusView{Status: &bootstrap.Status{Unprivileged: true, Disagree: tt.disagree}}
+			s.Files.Dir, s.Files.Err = "/usr/local/antmedia", "open red5.properties: permission denied"
+			s.askReady(t.Context(), strings.TrimPrefix(srv.URL, "http://"))
+			w := &textWriter{}
+			statusText(w, s, tableStyle{})
+			if got := w.b.String(); !strings.HasPrefix(got, tt.headline) || !strings.Contains(s.daemonText(), tt.daemon) {
+				t.Errorf("%s\nwant %q and %q", got, tt.headline, tt.daemon)
+			}
+			if s.Member != tt.member || len(s.Disagree) > 0 != tt.disagrees {
+				t.Errorf("member %t, %v", s.Member, s.Disagree)
+			}
+		})
+	}
+}
