@@ -155,7 +155,8 @@ func TestStatusWithoutRoot(t *testing.T) {
 	}{
 		"stopped":     {ProcessView{Service: "antmedia", State: stopped}, "STATUS-STOPPED"},
 		"not serving": {ProcessView{State: running, Applications: fails}, "STATUS-NOT-SERVING"},
-		"well":        {ProcessView{State: running}, ""},
+		"liveness":    {ProcessView{State: running, Liveness: ams.Liveness{State: ams.LiveBroken, Code: 500}}, "STATUS-LIVENESS"},
+		"well":        {ProcessView{State: running, Liveness: ams.Liveness{State: ams.Live}}, ""},
 	} {
 		s := &Status{Unprivileged: true, Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}
 		s.compare(nil)

@@ -412,6 +412,10 @@ func (s *Status) compare(state *State) {
 		add("STATUS-NOT-SERVING", "look at the server's log; while MongoDB is away no application answers",
 			"the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())
 	}
+	if proc.Liveness.State == ams.LiveBroken && files.Mode == conf.ModeCluster {
+		add("STATUS-LIVENESS", "getent ahosts \"$(hostname)\" shows whether this machine's own name resolves; amsagent join adds it to /etc/hosts",
+			"the server answers its liveness call with %d: what watches it by that call takes it for dead", proc.Liveness.Code)
+	}
 	if !row.Looked {
 		return
 	}

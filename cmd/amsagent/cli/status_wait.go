@@ -112,7 +112,7 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 	}
 	for _, d := range s.Disagree {
 		// These keep no node from serving.
-		if d.ID != "STATUS-DRIFT" && d.ID != "STATUS-FOREIGN" {
+		if d.ID != "STATUS-DRIFT" && d.ID != "STATUS-FOREIGN" && d.ID != "STATUS-LIVENESS" {
 			return d.ID + ": " + d.Text, false
 		}
 	}
