@@ -54,7 +54,7 @@ const (
 )
 
 // errNotMember says that nobody can be asked for this node's streams.
-var errNotMember = errors.New("this machine is no node of a cluster")
+var errNotMember = errors.New("this machine is not a cluster node")
 
 // Streams tells what is published to a node, and who its neighbours are.
 // [cluster.Client] is one.
@@ -95,7 +95,7 @@ type SessionCounter struct {
 	// Open looks at the installation.
 	Open func() (*ams.Installation, error)
 	// Streams is where to look for publishers, with this node's address; nil and
-	// "" while this machine is no node.
+	// "" while this machine is not a cluster node.
 	Streams func() (Streams, string)
 	// State asks the service manager for the server: one that does not run has no
 	// sessions. nil asks nobody.

@@ -20,8 +20,8 @@ import (
 
 // What a person is answered.
 var (
-	// ErrNotJoined: this machine is no proven node, so there is nothing to drain.
-	ErrNotJoined = errors.New("this machine is not a cluster node, or has not finished joining")
+	// ErrNotJoined: this machine has not joined, or has not finished that: there is nothing to drain.
+	ErrNotJoined = errors.New("this machine is not a cluster node")
 	// ErrNotDraining: there is nothing to take back.
 	ErrNotDraining = errors.New("this node is not draining")
 	// ErrTooLate: Ant Media Server is being stopped already, or the machine goes

@@ -199,9 +199,9 @@ func checkDropIn(ctx context.Context, p *patient) []Result {
 			return one(notKnown(in.Unread))
 		case in.State == nil || in.State.Phase != bootstrap.PhaseJoined:
 			if v.Exists && v.Ours && in.State == nil && !in.Undo {
-				return one(warning("rm "+ams.DropInPath+"; systemctl daemon-reload", "this machine is no node, and %s is still there", ams.DropInPath))
+				return one(warning("rm "+ams.DropInPath+"; systemctl daemon-reload", "this machine is not a cluster node, and %s is still there", ams.DropInPath))
 			}
-			return one(good("none is needed: this machine is no node"))
+			return one(good("none is needed: this machine is not a cluster node"))
 		case !p.Machine.DropIn:
 			return one(good("none is needed: systemd does not run the server here"))
 		case !v.Exists:
@@ -351,7 +351,7 @@ func checkViews(ctx context.Context, p *patient) []Result {
 	case len(found) > 0:
 		return found
 	case !s.Member:
-		return one(good("this machine is no node"))
+		return one(good("this machine is not a cluster node"))
 	case s.Files.Err != "":
 		return one(unknown("the files could not be looked at: %s", s.Files.Err))
 	case !s.Row.Looked:

@@ -642,7 +642,7 @@ func agentCases() []aCase {
 		{IDUnit, "not read again", state(with(active, func(s *ams.State) { s.NeedReload = true })), Warning, IDReload, "not read them again"},
 		{IDUnit, "not known", nil, Unknown, "", "not known"},
 
-		{IDDropIn, "no node", nil, Good, "", "no node"},
+		{IDDropIn, "no node", nil, Good, "", "not a cluster node"},
 		{IDDropIn, "written", nodeWithDropIn, Good, "", "AMS_HOST_ADDRESS=10.0.0.5"},
 		{IDDropIn, "lost", func(c *clinic) { nodeWithDropIn(c); c.remove("etc/systemd") }, Bad, "", "is lost"},
 		{IDDropIn, "another address", func(c *clinic) { nodeWithDropIn(c); c.edit(ams.DropInPath, "10.0.0.5", "10.0.0.6") }, Bad, "", "10.0.0.6"},
@@ -690,7 +690,7 @@ func agentCases() []aCase {
 		{IDNoDaemon, "another version", daemon(true, DaemonView{Version: "older"}, nil), Warning, IDTrouble, "of version older"},
 		{IDNoDaemon, "hangs", daemon(true, DaemonView{}, errors.New("no answer")), Unknown, "", "no answer"},
 
-		{IDViews, "no node", nil, Good, "", "no node"},
+		{IDViews, "no node", nil, Good, "", "not a cluster node"},
 		{IDViews, "agree", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Looked: true, Address: "10.0.0.5"}}, nil), Good, "", "in the cluster as 10.0.0.5"},
 		{IDViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "STATUS-DRIFT", "edited"},
 		{IDViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SEEN", Text: "old", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SEEN", "old"},

@@ -173,7 +173,7 @@ func beforeStartLine(c *bootstrap.Convergence, err error) string {
 func convergeText(w *textWriter, c *bootstrap.Convergence) {
 	switch {
 	case c.Phase == "":
-		w.line("%s: this machine never joined", w.color.bold("nothing to do"))
+		w.line("%s: %s", w.color.bold("nothing to do"), bootstrap.ErrNotMember)
 	case c.Phase != bootstrap.PhaseJoined:
 		w.line("%s: a %s was begun and not finished; run the same command again", w.color.yellow("left alone"), phaseVerb(c.Phase))
 	case c.Standalone:

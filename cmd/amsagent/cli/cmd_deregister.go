@@ -98,7 +98,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	}
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):
-		res.Why = "this machine is no node"
+		res.Why = bootstrap.ErrNotMember.Error()
 	case err != nil:
 		return &userError{Msg: "cannot deregister", Cause: err, State: stillListed}
 	default:

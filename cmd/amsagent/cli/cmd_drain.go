@@ -166,7 +166,7 @@ func (g *globals) drainRefused(msg string, err error) error {
 	return u
 }
 
-// orNotMember is why there is no daemon to ask, where this machine is no node: one is needed after a join.
+// orNotMember is why there is no daemon to ask, where this machine is not a cluster node: one is needed after a join.
 func (g *globals) orNotMember(err error) error {
 	if !as[*noDaemonError](err) {
 		return err

@@ -128,7 +128,7 @@ func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool, service s
 	n := changedFiles(res.Files)
 	switch res.Outcome {
 	case bootstrap.OutcomeUnchanged:
-		w.line("%s: this machine is not a cluster node", w.color.green("nothing to do"))
+		w.line("%s: %s", w.color.green("nothing to do"), bootstrap.ErrNotMember)
 		w.fields("daemon", daemonText(res.Daemon, dryRun))
 		return
 	case bootstrap.OutcomePlanned:

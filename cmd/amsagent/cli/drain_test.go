@@ -188,10 +188,10 @@ func TestDrainRefused(t *testing.T) {
 		{"something-new", exitFailed},
 	} {
 		d := newFakeDaemon(t)
-		d.refuse = &daemon.Refusal{Code: tt.code, Message: "this machine is no node"}
+		d.refuse = &daemon.Refusal{Code: tt.code, Message: "this machine is not a cluster node"}
 		c := d.run("drain")
 		c.ends(tt.exit)
-		c.said("amsagent: error: cannot drain [AMS-REFUSED]\n", "amsagent: cause: this machine is no node\n", "amsagent: nothing was changed on this machine\n")
+		c.said("amsagent: error: cannot drain [AMS-REFUSED]\n", "amsagent: cause: this machine is not a cluster node\n", "amsagent: nothing was changed on this machine\n")
 	}
 }
 
@@ -529,7 +529,7 @@ func TestUndrain(t *testing.T) {
 	c = d.run("undrain")
 	c.ends(exitFailed)
 	c.said("amsagent: this node has left the cluster\n")
-	d.refuse = &daemon.Refusal{Code: daemon.RefusedNotMember, Message: "this machine is no node of a cluster"}
+	d.refuse = &daemon.Refusal{Code: daemon.RefusedNotMember, Message: "this machine is not a cluster node"}
 	c = d.run("undrain")
 	c.ends(exitNotMember)
 }

@@ -38,7 +38,7 @@ func exitCodes() []exitCode {
 		{exitUsage, "usage or configuration is wrong; nothing was changed"},
 		{exitPreflight, "a preflight check failed; nothing was changed"},
 		{exitUnknown, "time ran out; the outcome is not known yet"},
-		{exitNotMember, "this machine is not a member of a cluster"},
+		{exitNotMember, "this machine is not a cluster node"},
 		{exitDegraded, "degraded; only from status --strict and doctor"},
 		{exitInterrupted, "interrupted by a signal"},
 	}

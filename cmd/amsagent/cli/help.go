@@ -71,7 +71,9 @@ func topics() []topic {
 	return []topic{
 		{"exit-codes", "what each exit code means", func() string {
 			return "Exit codes are the same in all commands and never change their meaning. Treat\n" +
-				"an unknown one as failure.\n\n" + exitStatus(nil)
+				"an unknown one as failure.\n\n" + exitStatus(nil) +
+				"\nWhere this machine is not a cluster node, leave, converge and deregister have\n" +
+				"nothing to do and exit 0: done twice is done.\n"
 		}},
 		{"errors", "the id of every error, its exit code and meaning", errorsTopic},
 		{"environment", "every variable that is read", environmentTopic},

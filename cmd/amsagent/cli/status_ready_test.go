@@ -40,8 +40,8 @@ func TestStatusAsksReadyz(t *testing.T) {
 			headline: "left: this node is out of the cluster", daemon: "not ready", member: true,
 		},
 		"no node": {
-			code: 503, body: `{"ready":false,"why":"this machine is not a node of the cluster","row":""}`,
-			headline: "unknown: only root may tell", daemon: "not ready for new sessions: this machine is not a node",
+			code: 503, body: `{"ready":false,"why":"this machine is not a cluster node","row":""}`,
+			headline: "unknown: only root may tell", daemon: "not ready for new sessions: this machine is not a cluster node",
 		},
 		"another program": {
 			code: 200, kind: "text/html", body: "<html>",

@@ -40,7 +40,7 @@ type RefusalCode string
 // The codes.
 const (
 	RefusedInvalid     RefusalCode = "invalid"      // the request makes no sense
-	RefusedNotMember   RefusalCode = "not-member"   // this machine is no node
+	RefusedNotMember   RefusalCode = "not-member"   // this machine is not a cluster node
 	RefusedNotDraining RefusalCode = "not-draining" // there is nothing to take back
 	RefusedTooLate     RefusalCode = "too-late"     // this node is going already
 	RefusedLeft        RefusalCode = "left"         // it has gone

@@ -41,7 +41,7 @@ func (v *View) notReady() string {
 	case v.Lifecycle != nil && !v.Lifecycle.Ready:
 		return "this node drains, or has left"
 	case v.State == "":
-		return "this machine is not a node of the cluster"
+		return "this machine is not a cluster node"
 	case v.State != cluster.StateActive:
 		return "the registry has this node as " + string(v.State)
 	case v.Standalone:

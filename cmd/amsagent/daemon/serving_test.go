@@ -375,7 +375,7 @@ func TestNotReadyReasons(t *testing.T) {
 			w.becomes(true, 0)
 		}
 		w.d.view.setPhase("")
-		if r := w.becomes(false, 0); !strings.Contains(r.Why, "not a node") {
+		if r := w.becomes(false, 0); !strings.Contains(r.Why, "not a cluster node") {
 			t.Errorf("%+v", r)
 		}
 		asks := w.f.count()
