@@ -165,5 +165,9 @@ func (m *Manager) noteNotice(n Notice, now time.Time) {
 		return
 	}
 	m.noticed = now
-	m.noteLocked("notice: " + noticeWord(n))
+	text := noticeWord(n)
+	if n.Kind != Ask {
+		text = "notice: " + text
+	}
+	m.noteLocked(text)
 }

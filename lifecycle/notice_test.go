@@ -541,3 +541,17 @@ func TestSubscribe(t *testing.T) {
 		}
 	})
 }
+
+func TestNoticeWord(t *testing.T) {
+	for want, n := range map[string]Notice{
+		"drain requested by root":              {Source: "drain", Kind: Ask, Who: "root, amsagent drain"},
+		"drain requested by root (new kernel)": {Source: "drain", Kind: Ask, Who: "root, amsagent drain", Reason: "new kernel"},
+		"drain requested":                      {Source: "drain", Kind: Ask},
+		"aws (terminate)":                      {Source: "aws", Kind: Terminate},
+		"the stop of the machine (systemd)":    {Source: "systemd", Kind: Shutdown, By: "systemd"},
+	} {
+		if got := noticeWord(n); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

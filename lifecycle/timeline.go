@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -105,6 +106,16 @@ func (o *Options) wait(role string) (d time.Duration, ofRole bool) {
 
 func noticeWord(n Notice) string {
 	text := n.Source
+	if n.Kind == Ask {
+		text = "drain requested"
+		if who, _, _ := strings.Cut(n.Who, ", amsagent "); who != "" { // the command says nothing more
+			text += " by " + who
+		}
+		if n.Reason != "" {
+			text += " (" + n.Reason + ")"
+		}
+		return text
+	}
 	if n.Kind == Shutdown {
 		text = "the stop of the machine"
 		if n.By != "" {
