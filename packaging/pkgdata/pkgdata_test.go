@@ -223,9 +223,16 @@ func TestManPages(t *testing.T) {
 			}
 		}
 	}
+	var ids []string
 	for _, e := range ref.Errors {
-		if !strings.Contains(string(pages["amsagent-errors.7"]), bold(e.ID)) {
-			t.Errorf("amsagent-errors(7) does not name %s", e.ID)
+		ids = append(ids, e.ID)
+	}
+	for _, f := range ref.Findings {
+		ids = append(ids, f.ID)
+	}
+	for _, id := range ids {
+		if !strings.Contains(string(pages["amsagent-errors.7"]), bold(id)) {
+			t.Errorf("amsagent-errors(7) does not name %s", id)
 		}
 	}
 	// A page that another one points at is there, or is systemd's.
