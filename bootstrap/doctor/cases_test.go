@@ -51,6 +51,10 @@ func serverCases() []aCase {
 
 		{bootstrap.IDSections, "standalone", nil, Good, "", "now standalone"},
 		{bootstrap.IDSections, "cluster", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "now cluster"},
+		{bootstrap.IDSections, "a comment that keeps a leave from switching", func(c *clinic) {
+			c.edit(container, "<!-- cluster start", "<!-- cluster start -->\n\t<!-- ours -->")
+			c.edit(container, "cluster end -->", "<!-- cluster end -->")
+		}, Warning, "", "a comment inside a cluster section"},
 		{bootstrap.IDSections, "mixed", func(c *clinic) {
 			c.join("10.0.2.4")
 			c.edit1(container, "<!-- cluster start -->", "<!-- cluster start")

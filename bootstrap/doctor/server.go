@@ -69,7 +69,7 @@ func checkRelease(ctx context.Context, p *patient) []Result {
 	})(ctx, p)
 }
 
-func seeSections(_ *patient, in *bootstrap.Inspection) Result {
+func seeSections(p *patient, in *bootstrap.Inspection) Result {
 	switch {
 	case in.Install == nil:
 		return noInstall()
@@ -79,6 +79,16 @@ func seeSections(_ *patient, in *bootstrap.Inspection) Result {
 		return Result{Verdict: Bad, Hint: "amsagent join writes it again; until then do not restart the server", Seen: err.Error(), Err: err}
 	case !in.Planned:
 		return unknown("not looked at, because other files cannot be edited")
+	}
+	// The plan of a join over a foreign node does not show whether a leave can switch back.
+	if file, err := p.store.ReadSettings(in.Install.Container.Path); err == nil && in.Mode == conf.ModeCluster {
+		c, err := conf.ParseContainer(file.Bytes)
+		if err == nil && c.Marked() {
+			err = c.SetMode(conf.ModeStandalone)
+		}
+		if err != nil {
+			return warning("correct that line: until then amsagent leave cannot make this machine standalone", "%v", err)
+		}
 	}
 	return good("they can be switched; now %s", in.Mode)
 }
