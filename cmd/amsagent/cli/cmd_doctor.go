@@ -380,9 +380,12 @@ func doctorText(w *textWriter, data doctorData, t tableStyle) {
 		for same < len(data.Checks) && sameUnknown(r, data.Checks[same]) {
 			same++
 		}
-		line := fmt.Sprintf("%-24s %s: %s", r.ID, r.Title, oneLine(r.Seen))
-		if same > i+1 {
+		line := r.Title + ": " + oneLine(r.Seen)
+		switch {
+		case same > i+1:
 			line = fmt.Sprintf("%-24s %s", fmt.Sprintf("%d checks", same-i), oneLine(r.Seen))
+		case r.Ignored || r.Verdict != doctor.Good: // an id is for looking up what is wrong
+			line = fmt.Sprintf("%-24s %s", r.ID, line)
 		}
 		if t.width > 0 {
 			line = fit(line, max(t.width-doctorMark-1, doctorMark), t.more())
