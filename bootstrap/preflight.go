@@ -591,7 +591,7 @@ func MongoMemberHint(set string, hosts []string) string {
 
 // DuplicateHint is the hint of IDDuplicate: the usual cause and both ways out.
 const DuplicateHint = "a machine without a cloud is named by /etc/machine-id, which a copied disk keeps: empty it on the copy " +
-	"(and remove /var/lib/dbus/machine-id), then reboot; 'amsagent seal' does it before the disk is copied. " +
+	"(and remove /var/lib/dbus/machine-id), then reboot; 'amsagent seal --yes' does it before the disk is copied. " +
 	"If the other machine is gone for good: amsagent join --replace"
 
 // mostOwnerWait is how long a join waits for the other machine's row to grow old.

@@ -27,7 +27,7 @@ func checkRecord(ctx context.Context, p *patient) []Result {
 		}
 		found := findings(in.Failed, in.Warnings, bootstrap.IDRecord)
 		if s := in.State; s != nil && in.Instance.ID != "" && s.InstanceID != in.Instance.ID {
-			found = append(found, bad("the daemon mends it when it starts: systemctl restart amsagent; before an image is made: amsagent seal",
+			found = append(found, bad("the daemon mends it when it starts: systemctl restart amsagent; before an image is made: amsagent seal --yes",
 				"the agent remembers %s, and this machine is %s: its disk is a copy of that one's", s.InstanceID, in.Instance.ID).as(bootstrap.IDCloned))
 		}
 		if in.Interrupted {

@@ -40,7 +40,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 			"if something changed, and not while streams or viewers are known to be on it,\n" +
 			"unless --now is given. Success means that the server itself was seen in the\n" +
 			"cluster, as its own fresh document in clusterdb.clusternode under this machine's\n" +
-			"address; otherwise everything is put back.\n\n" +
+			"address, and that its applications serve; otherwise everything is put back.\n\n" +
 			"The daemon, where it is installed, is started then and runs after every boot.\n\n" +
 			"These settings are kept for the daemon and for later commands where they are given\n" +
 			"here, by flag or variable:\n\n" + keptKeys() + "\n" +
