@@ -64,6 +64,7 @@ func scriptCommands(script string) []string {
 		}
 		c, _, _ = strings.Cut(c, " &")         // in the background
 		c, _, _ = strings.Cut(c, " --ignore ") // what depends on the machine under the test
+		c, _, _ = strings.Cut(c, " --root ")   // what is not taken from the environment
 		out = append(out, strings.ReplaceAll(c, "$MONGO", "10.0.2.4"))
 	}
 	return out

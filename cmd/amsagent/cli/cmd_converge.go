@@ -43,12 +43,19 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			"hand, is left alone.\n\n" +
 			"At boot systemd runs it as amsagent-node.service, and before each start of the server\n" +
 			"with --before-start from a drop-in of the server's unit. Where the server is started\n" +
-			"by --service-command, run `amsagent converge --before-start` before that.",
+			"by --service-command, run `amsagent converge --before-start` before that. It takes no\n" +
+			"setting from the environment, which is the unit's, and so perhaps the server's user's.",
 		Example: "  amsagent converge\n" +
 			"  amsagent converge --restart",
 		GroupID:               groupAdvanced,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if opts.beforeStart {
+				g.env.forget()
+			}
+			return g.load(cmd)
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.restart && opts.noRestart {
 				return &userError{Msg: "--restart and --no-restart exclude each other", Exit: exitUsage, State: stateUntouched}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/ams"
 )
 
 // Env is everything the command line touches outside its arguments, so that a test can set it. What is left out has a
@@ -25,6 +27,8 @@ type Env struct {
 	LookupEnv func(name string) (string, bool)
 	// Environ lists NAME=value; it is read only to find misspelt AMSAGENT_ variables.
 	Environ func() []string
+	// Clearenv takes the variables from the libraries, too.
+	Clearenv func()
 
 	// IsTerminal tells whether one of the three streams above is a terminal.
 	IsTerminal func(stream any) bool
@@ -60,6 +64,7 @@ func OS() Env {
 		Stderr:     os.Stderr,
 		LookupEnv:  os.LookupEnv,
 		Environ:    os.Environ,
+		Clearenv:   os.Clearenv,
 		IsTerminal: isTerminal,
 
 		Size:         terminalSize,
@@ -93,6 +98,9 @@ func (e Env) withDefaults() Env {
 	}
 	if e.Environ == nil {
 		e.Environ = func() []string { return nil }
+	}
+	if e.Clearenv == nil {
+		e.Clearenv = func() {}
 	}
 	if e.IsTerminal == nil {
 		e.IsTerminal = func(any) bool { return false }
@@ -139,6 +147,24 @@ func (e Env) getenv(name string) string {
 	v, _ := e.LookupEnv(name)
 	return v
 }
+
+// forget drops the environment of the server's unit: root must not go by it, for an EnvironmentFile= may be the server's
+// user's to write. What systemd itself says stays, and of its credentials only those at that unit's own place.
+func (e *Env) forget() {
+	kept := map[string]string{}
+	for _, name := range []string{"INVOCATION_ID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"} {
+		kept[name] = e.getenv(name)
+	}
+	if kept["CREDENTIALS_DIRECTORY"] != unitCredentials {
+		delete(kept, "CREDENTIALS_DIRECTORY")
+	}
+	e.LookupEnv = func(name string) (string, bool) { v, ok := kept[name]; return v, ok }
+	e.Environ = func() []string { return nil }
+	e.Clearenv()
+}
+
+// unitCredentials is where systemd puts the credentials of the server's unit, for root to write alone.
+const unitCredentials = "/run/credentials/" + ams.DefaultUnit
 
 type eofReader struct{}
 

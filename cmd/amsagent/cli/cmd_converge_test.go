@@ -1,0 +1,64 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The environment of the server's unit may come from a file that the server's user writes.
+func TestBeforeStartTakesNoSettingsFromTheEnvironment(t *testing.T) {
+	root := tree(t, map[string]string{
+		"var/lib/amsagent/state.json!": `{"version":1,"phase":"joined","instance_id":"i-1","address":"10.0.0.1"}`,
+		"service":                      "#!/bin/sh\n: >\"${0%/*}/called\"\n",
+	})
+	command := filepath.Join(root, "service")
+	if err := os.Chmod(command, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	called := func() bool {
+		_, err := os.Stat(filepath.Join(root, "called"))
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	vars := map[string]string{
+		"AMSAGENT_SERVICE_COMMAND": command, "AMSAGENT_CONFIG": "/nowhere", "AMSAGENT_TIMEOUT": "no duration", "AMSAGENT_MONGO": "file:/service",
+	}
+	if code, _, stderr := run(t, vars, "converge", "--before-start", "--root", root); code != exitOK || called() {
+		t.Errorf("exit %d, the command was called: %v\n%s", code, called(), stderr)
+	}
+	// A flag is an operator's.
+	if code, _, stderr := run(t, nil, "converge", "--before-start", "--root", root, "--service-command", command); code != exitOK || !called() {
+		t.Errorf("by a flag: exit %d, the command was called: %v\n%s", code, called(), stderr)
+	}
+}
+
+func TestForgottenEnvironment(t *testing.T) {
+	for dir, want := range map[string]string{"/run/credentials/antmedia.service": "/run/credentials/antmedia.service", "/opt/antmedia": ""} {
+		cleared := false
+		e := (&testEnv{vars: map[string]string{
+			"CREDENTIALS_DIRECTORY": dir, "INVOCATION_ID": "1", "AMSAGENT_ROOT": "/x", "AWS_ENDPOINT_URL": "http://x", "DBUS_SYSTEM_BUS_ADDRESS": "x",
+		}}).env()
+		e.Clearenv = func() { cleared = true }
+		e.forget()
+		got := map[string]string{}
+		for _, name := range []string{"CREDENTIALS_DIRECTORY", "INVOCATION_ID", "AMSAGENT_ROOT", "AWS_ENDPOINT_URL", "DBUS_SYSTEM_BUS_ADDRESS"} {
+			if v := e.getenv(name); v != "" {
+				got[name] = v
+			}
+		}
+		expected := map[string]string{"INVOCATION_ID": "1"}
+		if want != "" {
+			expected["CREDENTIALS_DIRECTORY"] = want
+		}
+		if d := cmp.Diff(expected, got); d != "" || !cleared || len(e.Environ()) > 0 {
+			t.Errorf("%s: (-want +got)\n%s cleared %v, %v", dir, d, cleared, e.Environ())
+		}
+	}
+}
