@@ -73,6 +73,10 @@ type Target struct {
 // longer than anybody takes, or was lost.
 var ErrEmpty = errors.New("the file is empty")
 
+// errOtherFile says that a file was exchanged for another one, whose readers must not see what
+// the record has.
+var errOtherFile = errors.New("it has another owner than the file that was changed")
+
 // AMS saves its settings by emptying the file and writing it. A plan made of the
 // empty one would lose them all.
 const (
@@ -98,13 +102,15 @@ func (p *Plan) readWhole(path string, kind Kind, rec *FileRecord, limit int) (f 
 	return f, half, nil
 }
 
-func (p *Plan) readSettled(path string, kind Kind, rec *FileRecord) (f File, half bool, err error) {
+func (p *Plan) readSettled(path string, kind Kind, known *FileRecord) (f File, half bool, err error) {
+	var rec *FileRecord
 	read := p.store.ReadSettings
 	if kind == KindHosts {
 		read = p.store.Read
 	}
 	for {
 		f, err = read(path)
+		rec = known.of(f)
 		if err != nil || kind != KindProperties || !f.Exists() || len(f.Bytes) > 0 && !torn(rec, f.Bytes) {
 			return f, false, err
 		}
@@ -141,7 +147,8 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	if err != nil {
 		return err
 	}
-	original, mode := now.Bytes, files.Plain(now.Mode)
+	rec = rec.of(now)
+	original, mode := now.Bytes, rec.found(now)
 	switch {
 	case half:
 		// What is left of it is nobody's change, for all that can be told.
@@ -149,9 +156,6 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 			return err
 		}
 		original = rec.Original
-		if now.Mode == rec.WrittenMode {
-			mode = files.Plain(rec.Mode)
-		}
 	case rec != nil:
 		u, err := rec.Undo(now.Bytes)
 		if err != nil {
@@ -161,9 +165,6 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 		original = u.Bytes
 		if u.Remove {
 			original = nil
-		}
-		if now.Mode == rec.WrittenMode {
-			mode = files.Plain(rec.Mode)
 		}
 	}
 	spans, err := edit(original)
@@ -199,6 +200,9 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 			Path: t.Path, Kind: t.Kind, Existed: original != nil, Original: original, Spans: spans,
 			Mode: mode, WrittenMode: f.Mode, Written: sum(after),
 		}
+		if original != nil {
+			f.record.Owner = &Owner{now.UID, now.GID}
+		}
 	}
 	p.files = append(p.files, f)
 	return nil
@@ -212,7 +216,10 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 	}
 	for _, rec := range record.Files {
 		now, half, err := p.readWhole(rec.Path, rec.Kind, rec, maxUndo)
-		if files.Refused(err) {
+		if err == nil && rec.of(now) == nil {
+			err = errOtherFile
+		}
+		if files.Refused(err) || errors.Is(err, errOtherFile) || errors.Is(err, ErrEmpty) || errors.Is(err, ErrTorn) {
 			// Its owner can make it so at any time, and must not keep the other
 			// files from being given back.
 			p.Conflicts = append(p.Conflicts, Conflict{Path: rec.Path, Msg: fmt.Sprintf("it is left as it is: %v", err)})
@@ -234,11 +241,9 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		f := PlannedFile{Before: now, After: u.Bytes, Mode: files.Plain(now.Mode), Kind: rec.Kind}
+		f := PlannedFile{Before: now, After: u.Bytes, Mode: rec.found(now), Kind: rec.Kind}
 		if u.Remove {
 			f.After = nil
-		} else if now.Mode == rec.WrittenMode {
-			f.Mode = files.Plain(rec.Mode)
 		}
 		p.files = append(p.files, f)
 		p.Conflicts = append(p.Conflicts, u.Conflicts...)
@@ -338,7 +343,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		case bytes.Equal(now.Bytes, f.After) || fileSum(now) == fileSum(f.Before):
 		default: // also where the meaning is the same: what AMS made of the rest stays
 			ours := committed.File(f.Before.Path)
-			merged, remove, more := p.revertEdited(f, ours, now.Bytes)
+			merged, remove, more := p.revertEdited(f, ours, now)
 			conflicts = append(conflicts, more...)
 			if merged == nil && !remove {
 				if ours != nil {
@@ -347,8 +352,8 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 				continue
 			}
 			c.After, c.Remove = merged, remove
-			if now.Mode != f.Mode {
-				c.Mode = now.Mode // somebody set it
+			if now.Mode != f.Mode || f.Before.Exists() && now.UID != f.Before.UID {
+				c.Mode = now.Mode // somebody set it, or it is another file
 			}
 		}
 		changes = append(changes, c)
@@ -365,9 +370,10 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 
 // revertEdited takes our change back in a file that was edited since. Nothing
 // and no removal means that it cannot be done.
-func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, now []byte) (merged []byte, remove bool, _ []Conflict) {
+func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged []byte, remove bool, _ []Conflict) {
 	left := []Conflict{{Path: f.Before.Path, Msg: "was edited since we wrote it; it is left as it is"}}
-	if now == nil || f.Kind == KindWhole {
+	now := file.Bytes
+	if now == nil || f.Kind == KindWhole || f.Before.Exists() && !file.shows(Owner{f.Before.UID, f.Before.GID}, f.Before.Mode) {
 		return nil, false, left
 	}
 	if p.record.File(f.Before.Path) == nil && ours != nil {

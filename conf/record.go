@@ -12,6 +12,8 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Kind says which editor a file belongs to, and so how its spans are found
@@ -49,6 +51,9 @@ type FileRecord struct {
 	// it into what the last commit wrote.
 	Original []byte `json:"original,omitempty"`
 	Spans    []Span `json:"spans,omitempty"`
+	// Owner is whose file Original was. Nil where there was none, and in the records of
+	// releases that did not note it: these go by nothing but the path.
+	Owner *Owner `json:"owner,omitempty"`
 	// Mode is the permission bits as found. We change them only to take a file
 	// that now holds a secret out of the world's sight.
 	Mode fs.FileMode `json:"mode"`
@@ -56,6 +61,44 @@ type FileRecord struct {
 	WrittenMode fs.FileMode `json:"written_mode"`
 	// Written is the SHA-256 of what we wrote.
 	Written string `json:"written_sha256"`
+}
+
+// Owner is the user and the group of a file.
+type Owner struct {
+	UID int `json:"uid"`
+	GID int `json:"gid"`
+}
+
+// of gives the record where it is about the file that is there now: what it knows may go
+// into it. Whoever may exchange the file must not read by his own what he could not read
+// before. Otherwise it is nil.
+func (f *FileRecord) of(now File) *FileRecord {
+	if f == nil || f.Owner != nil && !now.shows(*f.Owner, f.Mode) {
+		return nil
+	}
+	return f
+}
+
+// found gives the mode of before our changes, where the file still has its owner and the mode
+// that we gave it; otherwise the one it has.
+func (f *FileRecord) found(now File) fs.FileMode {
+	if f == nil || now.Mode != f.WrittenMode || f.Owner != nil && now.UID != f.Owner.UID {
+		return files.Plain(now.Mode)
+	}
+	return files.Plain(f.Mode)
+}
+
+// shows reports whether nobody can read the file who could not read one of that owner and mode.
+// A user shows his own files to whom he likes; root's may have been moved here by another user.
+func (f File) shows(was Owner, mode fs.FileMode) bool {
+	group := mode&0o040 != 0 && f.GID == was.GID
+	switch {
+	case !f.Exists() || mode&0o004 != 0:
+		return true
+	case f.UID != 0:
+		return f.UID == was.UID || group
+	}
+	return f.Mode&0o004 == 0 && (f.Mode&0o040 == 0 || group)
 }
 
 // File finds the record of path.

@@ -13,8 +13,9 @@
 // Links. One that root made is followed: operators move folders to other disks.
 // One that another user made is followed only to what belongs to that very user.
 // A file behind a link of root's, where the link lies in a folder of another user,
-// must belong to that user: he may have moved the link there. Everything else is an
-// error that is [ErrLink].
+// must belong to that user: he may have moved the link there. A file of another user
+// in his folder must be one that he may read, and have no second name. Everything else
+// is an error that is [ErrLink].
 //
 // What is created gets the owner that the caller names, never setuid, setgid, the
 // sticky bit or file capabilities.

@@ -221,6 +221,37 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// TestMovedFile: whoever may write a folder moves root's file into his own, and has root read it.
+func TestMovedFile(t *testing.T) {
+	r := newRoot(t)
+	for name, tt := range map[string]struct {
+		uid, gid int
+		mode     fs.FileMode
+		refused  bool
+	}{
+		"root's alone":               {0, 0, 0o600, true},
+		"of a group that is not his": {0, third, 0o640, true},
+		"another user's":             {third, third, 0o640, true},
+		"of his group":               {0, hostile, 0o640, false},
+		"not even for his group":     {0, hostile, 0o600, true},
+		"everybody's":                {0, 0, 0o644, false},
+		"his":                        {hostile, third, 0o600, false},
+	} {
+		path := tree + "/conf/" + name
+		put(t, r, path, "secret", tt.uid, tt.mode)
+		if err := os.Chown(r.Path+path, tt.uid, tt.gid); err != nil {
+			t.Fatal(err)
+		}
+		if b, _, err := r.Read(path, 100); errors.Is(err, ErrLink) != tt.refused || tt.refused && len(b) > 0 || !tt.refused && err != nil {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+	put(t, r, "/etc/secret", "secret", 0, 0o600)
+	if _, _, err := r.Read("/etc/secret", 100); err != nil {
+		t.Errorf("in root's folder: %v", err)
+	}
+}
+
 // TestHindered: what the kernel says because of what the owner of a folder did there.
 func TestHindered(t *testing.T) {
 	r := newRoot(t)

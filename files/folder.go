@@ -167,15 +167,30 @@ func (d *Folder) Open(name string) (*os.File, Info, error) {
 	case err != nil:
 	case !info.Mode.IsRegular():
 		err = fmt.Errorf("%s is %w (%s)", path, ErrNotRegular, info.Mode.Type())
-	case info.Links > 1 && info.UID != d.info.UID && !trusted(d.info.UID):
-		// Whoever owns the folder may have given a file of another user a name here.
-		err = fmt.Errorf("%s: %w: it is another name of a file of uid %d in a folder of uid %d", path, ErrLink, info.UID, d.info.UID)
+	default:
+		err = d.mayHold(path, info)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, Info{}, err
 	}
 	return os.NewFile(uintptr(fd), path), info, nil
+}
+
+// mayHold refuses a file of another user that the owner of the folder may have given a name here,
+// or moved here, to have root read it.
+func (d *Folder) mayHold(path string, info Info) error {
+	if trusted(d.info.UID) || info.UID == d.info.UID {
+		return nil
+	}
+	if info.Links > 1 {
+		return fmt.Errorf("%s: %w: it is another name of a file of uid %d in a folder of uid %d", path, ErrLink, info.UID, d.info.UID)
+	}
+	group := info.GID == d.info.GID && info.Mode&0o040 != 0
+	if info.Mode&0o004 == 0 && !group {
+		return fmt.Errorf("%s: %w: it belongs to uid %d, and uid %d, whose folder it is in, may not read it", path, ErrLink, info.UID, d.info.UID)
+	}
+	return nil
 }
 
 // Read reads a regular file of at most limit bytes. It fails as [Folder.Open] does,

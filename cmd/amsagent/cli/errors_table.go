@@ -301,7 +301,7 @@ func errorTable() []errorClass {
 			meaning: "a link of another user is not followed",
 			match:   is(files.ErrLink),
 			hint: func(error, *globals) []string {
-				return []string{"let root make the link, or give the file that it leads to the owner of the link; or remove it"}
+				return []string{"let root make the link, or give the file to the owner of the link or of its folder; or remove it"}
 			},
 		},
 		{
