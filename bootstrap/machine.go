@@ -73,7 +73,11 @@ type Machine struct {
 	Serving []string
 }
 
-func (m *Machine) store() *conf.Store { return &conf.Store{Root: m.Root, Dir: StateDir} }
+func (m *Machine) store() *conf.Store {
+	return &conf.Store{Root: m.Root, Dir: StateDir, Left: func(path string, err error) {
+		m.log().Warn("a file of the agent's stays, because of the owner of its folder", "path", path, "error", err)
+	}}
+}
 
 func (m *Machine) say(format string, args ...any) {
 	if m.Progress != nil {

@@ -128,7 +128,11 @@ func (t *transaction) install(j *journal, changes []Change) error {
 		if err := t.unchanged(f, &changes[i].Before); err != nil {
 			return err
 		}
-		if err := t.installFile(f); err != nil {
+		err := t.installFile(f)
+		if files.Refused(err) {
+			err = fmt.Errorf("%s: %w: %w", f.Target, ErrChanged, err)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -417,7 +417,7 @@ func (p *Plan) keep(f File) error {
 			name = fmt.Sprintf("%s-%d", name, i)
 		}
 		switch info, err := p.store.Stat(name); {
-		case err == nil && !info.Mode.IsRegular():
+		case err == nil && !info.Mode.IsRegular(), files.Refused(err):
 			continue
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			return err

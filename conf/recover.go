@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/amsagent/amsagent/files"
@@ -76,8 +77,14 @@ func (t *transaction) recover(j *journal) (*Recovery, error) {
 		return nil, err
 	}
 	if !r.Finished {
-		if _, err := t.rollBack(j); err != nil {
+		left, err := t.rollBack(j)
+		if err != nil {
 			return nil, &InterruptedError{Doing: "undoing", Purpose: j.Purpose, Err: err}
+		}
+		for _, target := range left {
+			if !slices.Contains(edited, target) {
+				r.conflict(target)
+			}
 		}
 		for _, f := range j.Files {
 			r.Files = append(r.Files, f.Target)
@@ -125,13 +132,21 @@ func (t *transaction) installLate(f journalFile) (late bool, _ error) {
 		return errors.Is(err, ErrChanged), ignore(err, ErrChanged)
 	}
 	if err := t.installFile(f); err != nil {
-		return false, err
+		return files.Refused(err), his(err)
 	}
 	late, err := t.overtaken(f)
 	if err != nil || !late {
 		return false, err
 	}
-	return true, t.rename(f.Backup, f.Target)
+	return true, his(t.rename(f.Backup, f.Target))
+}
+
+// his leaves out the errors that the owner of a folder brought about: the file stays as he has it.
+func his(err error) error {
+	if files.Refused(err) {
+		return nil
+	}
+	return err
 }
 
 func ignore(err, what error) error {
@@ -184,7 +199,7 @@ func (t *transaction) direction(todo, done []journalFile) (forward bool, _ error
 	former := lacks(backups, func(f journalFile) string { return f.Before })
 	if len(former) == 0 {
 		for _, f := range backups {
-			if err := t.restage(f.Backup, f, contents[f.Before], f.BeforeMode); err != nil {
+			if err := his(t.restage(f.Backup, f, contents[f.Before], f.BeforeMode)); err != nil {
 				return false, err
 			}
 		}
@@ -196,7 +211,7 @@ func (t *transaction) direction(todo, done []journalFile) (forward bool, _ error
 			strings.Join(next, ", "), strings.Join(former, ", "))}
 	}
 	for _, f := range temps {
-		if err := t.restage(f.Temp, f, contents[f.After], f.AfterMode); err != nil {
+		if err := his(t.restage(f.Temp, f, contents[f.After], f.AfterMode)); err != nil {
 			return false, err
 		}
 	}

@@ -47,7 +47,7 @@ func (t *transaction) retreat(j *journal, cause error) error {
 func (t *transaction) dropBeside(j *journal) error {
 	var errs []error
 	for _, f := range j.Files {
-		errs = append(errs, t.drop(f.Temp), t.drop(f.Backup))
+		errs = append(errs, t.dropSide(f.Temp), t.dropSide(f.Backup))
 	}
 	return errors.Join(errs...)
 }
@@ -85,6 +85,9 @@ func (t *transaction) rollBack(j *journal) (edited []string, _ error) {
 			edited = append(edited, f.Target)
 		default:
 			wrote, err := t.putBack(f)
+			if files.Refused(err) {
+				wrote, err = true, nil // its owner keeps it as it is
+			}
 			if wrote {
 				edited = append(edited, f.Target)
 			}
@@ -140,7 +143,7 @@ func (t *transaction) putBack(f journalFile) (edited bool, _ error) {
 		}
 		return false, err
 	}
-	if err := t.drop(f.Temp); err != nil {
+	if err := t.dropSide(f.Temp); err != nil {
 		return false, err
 	}
 	// Where the file system has no links there is no second look either.

@@ -35,6 +35,9 @@ type Store struct {
 	Root string
 	// Dir is the state directory below Root: journal and undo record.
 	Dir string
+	// Left, if not nil, is told of what a commit made beside a file and cannot remove, because
+	// of the owner of the folder.
+	Left func(path string, err error)
 
 	// hook lets tests make calls fail.
 	hook func(call, name string) error

@@ -120,6 +120,19 @@ func (t *transaction) drop(path string) error {
 	return d.Free(name)
 }
 
+// dropSide drops one of the names beside a target. What the folder's owner has mounted there is
+// his: it stays, is named, and holds nothing up.
+func (t *transaction) dropSide(path string) error {
+	err := t.drop(path)
+	if files.Refused(err) {
+		if t.Left != nil {
+			t.Left(path, err)
+		}
+		return nil
+	}
+	return err
+}
+
 // gone leaves out the errors of a folder that is not there any more, or in whose
 // place its owner put something else.
 func gone(err error) error {

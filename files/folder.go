@@ -283,13 +283,14 @@ func (d *Folder) Write(name string, data []byte, a Attributes) error {
 	return d.SyncFile(f)
 }
 
-// Rename gives a file another name in this folder; what had that name is gone.
+// Rename gives a file another name in this folder; what had that name is gone. What the
+// folder's owner brought about is [ErrHindered].
 func (d *Folder) Rename(from, to string) error {
 	path, err := d.call("renameat", from)
 	if err != nil {
 		return err
 	}
-	return pathError("rename", path, unix.Renameat(d.fd, from, d.fd, to))
+	return d.hindered(pathError("rename", path, unix.Renameat(d.fd, from, d.fd, to)))
 }
 
 // Link gives a file a second name in this folder. A link gets one itself; what it
@@ -336,11 +337,12 @@ func (d *Folder) Remove(name string) error {
 }
 
 // Free removes a file as [Folder.Remove] does. A folder that its owner made in its place
-// gets another name: what is in it is his, and his folder must not keep the name.
+// gets another name: what is in it is his, and his folder must not keep the name. What he has
+// mounted there cannot be removed: that is [ErrHindered].
 func (d *Folder) Free(name string) error {
 	err := d.Remove(name)
 	if !errors.Is(err, unix.EISDIR) {
-		return err
+		return d.hindered(err)
 	}
 	var id [8]byte
 	if _, err := rand.Read(id[:]); err != nil {

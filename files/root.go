@@ -35,10 +35,11 @@ func Refused(err error) bool {
 }
 
 // hindered marks an error that the owner of a folder brings about at will: by a file in
-// the place of a folder, links in a circle, a lease on a file, a file system of his own.
+// the place of a folder, links in a circle, a lease on a file, a file system of his own
+// mounted on it.
 func (d *Folder) hindered(err error) error {
-	if trusted(d.info.UID) || !slices.ContainsFunc([]unix.Errno{
-		unix.ENOTDIR, unix.ELOOP, unix.EAGAIN, unix.EACCES, unix.EPERM, unix.ENXIO, unix.ENODEV, unix.ENAMETOOLONG,
+	if err == nil || trusted(d.info.UID) || !slices.ContainsFunc([]unix.Errno{
+		unix.ENOTDIR, unix.ELOOP, unix.EAGAIN, unix.EACCES, unix.EPERM, unix.ENXIO, unix.ENODEV, unix.ENAMETOOLONG, unix.EBUSY,
 	}, func(e unix.Errno) bool { return errors.Is(err, e) }) {
 		return err
 	}
