@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 )
 
 // SealItem is one kind of thing that every clone of an image would share.
@@ -535,9 +536,9 @@ func (s *sealer) agent() {
 		s.found(Sealed{Item: SealAgent, Path: StateDir, What: "cannot be looked into", Err: err.Error()})
 		return
 	}
-	files := slices.Concat(s.had, now)
-	slices.Sort(files)
-	for _, file := range slices.Compact(files) {
+	all := slices.Concat(s.had, now)
+	slices.Sort(all)
+	for _, file := range slices.Compact(all) {
 		if slices.Contains(now, file) {
 			s.file(SealAgent, file)
 		} else {
@@ -550,7 +551,11 @@ func (s *sealer) agent() {
 // logs removes those of the server. Its folder is a link to one of its own below
 // /var/log; where it leads anywhere else, what is there is not the server's alone.
 func (s *sealer) logs(dir string) {
-	at, err := s.store.Follow(dir)
+	d := s.folder(SealLogs, dir)
+	if d == nil {
+		return
+	}
+	defer d.Close()
 	own := []string{path.Join(s.install.Dir, "log"), "/var/log/antmedia"}
 	for i := range own {
 		// Its parts may be links as well.
@@ -558,12 +563,12 @@ func (s *sealer) logs(dir string) {
 			own[i] = path.Join(parent, path.Base(own[i]))
 		}
 	}
-	if err == nil && !slices.Contains(own, at) {
+	if !slices.Contains(own, d.Path()) {
 		s.warn(IDSealLink, "remove the server's logs there by hand, or make "+dir+" lead to /var/log/antmedia",
-			"%s leads to %s, and nothing is removed there: it may hold more than the server's logs", dir, at)
+			"%s leads to %s, and nothing is removed there: it may hold more than the server's logs", dir, d.Path())
 		return
 	}
-	s.matching(SealLogs, dir, func(string) bool { return true })
+	s.within(SealLogs, d, dir, func(string) bool { return true })
 }
 
 // isDatabase tells the files of AMS's embedded database, and what it writes beside
@@ -575,20 +580,54 @@ func isDatabase(name string) bool {
 }
 
 func (s *sealer) matching(item SealItem, dir string, fits func(string) bool) {
-	names, err := s.store.List(dir)
+	if d := s.folder(item, dir); d != nil {
+		defer d.Close()
+		s.within(item, d, dir, fits)
+	}
+}
+
+// folder opens a folder; nil where there is none, or where it cannot be opened.
+func (s *sealer) folder(item SealItem, dir string) *files.Folder {
+	d, err := s.store.Files().Folder(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.unreadable(item, dir, err)
+	}
+	return d
+}
+
+func (s *sealer) unreadable(item SealItem, dir string, err error) {
+	s.fail(err)
+	s.found(Sealed{Item: item, Path: dir, What: "cannot be looked into", Err: err.Error()})
+}
+
+// within goes through a folder that is open: whoever owns a folder on the way may exchange it
+// meanwhile, and root would remove files elsewhere.
+func (s *sealer) within(item SealItem, d *files.Folder, dir string, fits func(string) bool) {
+	names, err := conf.ListIn(d)
 	if err != nil {
-		s.fail(err)
-		s.found(Sealed{Item: item, Path: dir, What: "cannot be looked into", Err: err.Error()})
+		s.unreadable(item, dir, err)
 	}
 	for _, name := range names {
 		if fits(name) {
-			s.file(item, path.Join(dir, name))
+			s.entry(item, d, path.Join(dir, name))
 		}
 	}
 }
 
 func (s *sealer) file(item SealItem, file string) {
-	f, err := s.store.Stat(file)
+	d, err := s.store.Files().Folder(path.Dir(file))
+	switch {
+	case err == nil:
+		defer d.Close()
+		s.entry(item, d, file)
+	case !errors.Is(err, fs.ErrNotExist):
+		s.unreadable(item, file, err)
+	}
+}
+
+// entry removes a file of a folder that is open.
+func (s *sealer) entry(item SealItem, d *files.Folder, file string) {
+	f, err := d.Stat(path.Base(file))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !f.Mode.IsRegular() {
 		return
 	}
@@ -603,7 +642,9 @@ func (s *sealer) file(item SealItem, file string) {
 			s.secrets = append(s.secrets, file)
 		}
 	case err == nil && !s.req.DryRun:
-		err = s.store.RemoveFile(file)
+		if err = d.Remove(path.Base(file)); err == nil {
+			err = d.Sync()
+		}
 	}
 	if err != nil && !found.Kept {
 		found.What, found.Err = "cannot be removed", err.Error()

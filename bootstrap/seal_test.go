@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -400,6 +401,28 @@ func TestSealFollowsNoLinkOut(t *testing.T) {
 	}
 	if res = sealed(t, m, SealRequest{}); contents(t, m)["/var/log/antmedia/ant-media-server.log"] != "" || len(res.Found) == 0 {
 		t.Errorf("%+v", res)
+	}
+}
+
+// A folder that its owner exchanges, while root goes through it, leads to no other one.
+func TestSealOfAnExchangedFolder(t *testing.T) {
+	m := usedTree(t)
+	dir := filepath.Join(m.Root, ams.DefaultDir)
+	put(t, m, "data/ant-media-server.log", "somebody's")
+	install, err := m.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sealer{Machine: m, store: m.store(), install: install, result: &SealResult{}}
+	s.matching(SealLogs, path.Join(ams.DefaultDir, "log"), func(string) bool {
+		if err := errors.Join(os.Rename(filepath.Join(dir, "log"), filepath.Join(dir, "former")), os.Symlink("/data", filepath.Join(dir, "log"))); err != nil {
+			t.Fatal(err)
+		}
+		return true
+	})
+	all := contents(t, m)
+	if all["/data/ant-media-server.log"] == "" || all[path.Join(ams.DefaultDir, "former/ant-media-server.log")] != "" || s.failed != nil {
+		t.Errorf("%v, %+v", s.failed, s.result.Found)
 	}
 }
 

@@ -311,6 +311,11 @@ func (s *Store) List(dir string) ([]string, error) {
 		return nil, ignore(err, fs.ErrNotExist)
 	}
 	defer d.Close()
+	return ListIn(d)
+}
+
+// ListIn names the regular files of a folder that is open, sorted.
+func ListIn(d *files.Folder) ([]string, error) {
 	entries, err := d.Entries(maxEntries)
 	var names []string
 	for _, e := range entries {
