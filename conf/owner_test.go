@@ -170,3 +170,22 @@ func TestModeOfAnotherOwner(t *testing.T) {
 	}
 	check("left")
 }
+
+// A file that root owns, in the folder of the server's user, is edited and given back: it gets a
+// second name by the commit itself.
+func TestFileOfRootInAnothersFolder(t *testing.T) {
+	s := hisTree(t)
+	const original = "http.port=5080\nclusterdb.host=localhost\n"
+	putFile(t, s, original, 0, 0o644)
+	p, err := planServer(t, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	undoAll(t, s)
+	if f, err := s.Read(serverPath); err != nil || string(f.Bytes) != original || f.UID != 0 || f.Mode != 0o644 {
+		t.Errorf("%q, %v; %d %v", f.Bytes, err, f.UID, f.Mode)
+	}
+}

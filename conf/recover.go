@@ -265,7 +265,7 @@ func (t *transaction) restage(path string, f journalFile, content []byte, mode f
 		return err
 	}
 	a := d.In(mode)
-	if fd, info, err := d.Open(filepath.Base(f.Target)); err == nil {
+	if fd, info, err := d.OpenAny(filepath.Base(f.Target)); err == nil {
 		defer fd.Close()
 		if a, err = files.AttributesOf(fd, info); err != nil {
 			return err

@@ -107,7 +107,8 @@ func (s *Store) read(path string, limit int64) (File, error) {
 	defer p.Close()
 	f := File{}
 	if len(p.Missing) == 0 {
-		if f, err = readIn(p.Folder, p.Name, limit); err != nil {
+		b, info, err := p.Folder.Read(p.Name, limit)
+		if f, err = fileOf(p.Folder, b, info, err); err != nil {
 			return File{}, err
 		}
 	}
@@ -115,9 +116,14 @@ func (s *Store) read(path string, limit int64) (File, error) {
 	return f, nil
 }
 
-// readIn reads a file of a folder; one that is not there is no error.
+// readIn reads a file of a folder, to be compared; one that is not there is no error. A commit
+// gives each file a second name itself.
 func readIn(d *files.Folder, name string, limit int64) (File, error) {
-	b, info, err := d.Read(name, limit)
+	b, info, err := d.ReadAny(name, limit)
+	return fileOf(d, b, info, err)
+}
+
+func fileOf(d *files.Folder, b []byte, info files.Info, err error) (File, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return File{}, nil
 	}
