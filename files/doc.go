@@ -15,7 +15,8 @@
 // A file behind a link of root's, where the link lies in a folder of another user,
 // must belong to that user: he may have moved the link there. A file of another user
 // in his folder must be one that he may read, and have no second name. Everything else
-// is an error that is [ErrLink].
+// is an error that is [ErrLink]. A folder of root's that a group, or everybody, may write
+// counts as theirs, too, unless it has the sticky bit.
 //
 // What is created gets the owner that the caller names, never setuid, setgid, the
 // sticky bit or file capabilities.

@@ -252,6 +252,52 @@ func TestMovedFile(t *testing.T) {
 	}
 }
 
+// TestSharedFolder: a folder of root's that others may write is like one of theirs, for what they may have put there.
+func TestSharedFolder(t *testing.T) {
+	for mode, refused := range map[fs.FileMode]bool{0o755: false, 0o775: true, 0o757: true, fs.ModeSticky | 0o777: false} {
+		r := newRoot(t)
+		put(t, r, "/etc/file", "root", 0, 0o600)
+		symlink(t, r, "/etc/file", "/srv/link", 0)
+		symlink(t, r, tree, "/srv/folder", 0)
+		put(t, r, "/srv/alone", "x", 0, 0o600)
+		if err := errors.Join(os.Link(r.Path+"/etc/passwd", r.Path+"/srv/second"), os.Chmod(r.Path+"/srv", mode)); err != nil {
+			t.Fatal(err)
+		}
+		for path, can := range map[string]bool{"/srv/link": true, "/srv/second": true, "/srv/alone": false, "/srv/folder/conf/settings": false} {
+			if _, _, err := r.Read(path, 100); (err != nil) != (can && refused) || err != nil && !errors.Is(err, ErrLink) {
+				t.Errorf("%v: %s: %v", mode, path, err)
+			}
+		}
+	}
+}
+
+// TestMakeFolderExchanged: no folder of root's is given away that was put in the place of a new one.
+func TestMakeFolderExchanged(t *testing.T) {
+	r := newRoot(t)
+	roots := r.Path + "/srv/roots"
+	if err := errors.Join(os.Mkdir(roots, 0o755), os.WriteFile(roots+"/file", nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	r.Hook = func(call, name string) error {
+		if call != "openat" || name != tree+"/new" {
+			return nil
+		}
+		return errors.Join(os.Remove(r.Path+name), os.Rename(roots, r.Path+name))
+	}
+	d, err := r.Folder(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if _, err := d.MakeFolder("new", 0o755); !Refused(err) {
+		t.Errorf("made: %v", err)
+	}
+	r.Hook = nil
+	if info, err := r.Stat(tree + "/new"); err != nil || info.UID != 0 {
+		t.Errorf("it belongs to uid %d, %v", info.UID, err)
+	}
+}
+
 // TestHindered: what the kernel says because of what the owner of a folder did there.
 func TestHindered(t *testing.T) {
 	r := newRoot(t)

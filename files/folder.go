@@ -191,18 +191,19 @@ func (d *Folder) OpenAny(name string) (*os.File, Info, error) {
 	return os.NewFile(uintptr(fd), path), info, nil
 }
 
-// mayHold refuses a file of another user that the owner of the folder may have given a name here,
-// or moved here, to have root read it.
+// mayHold refuses a file of another user that whoever may write the folder may have given a name
+// here, or that its owner may have moved here, to have root read it.
 func (d *Folder) mayHold(path string, info Info) error {
-	if trusted(d.info.UID) || info.UID == d.info.UID {
+	ruler, foreign := d.info.ruler()
+	if !foreign || info.UID == ruler {
 		return nil
 	}
 	if info.Links > 1 {
-		return fmt.Errorf("%s: %w: it is another name of a file of uid %d in a folder of uid %d", path, ErrLink, info.UID, d.info.UID)
+		return fmt.Errorf("%s: %w: it is another name of a file of uid %d, which others than he may have made", path, ErrLink, info.UID)
 	}
 	group := info.GID == d.info.GID && info.Mode&0o040 != 0
-	if info.Mode&0o004 == 0 && !group {
-		return fmt.Errorf("%s: %w: it belongs to uid %d, and uid %d, whose folder it is in, may not read it", path, ErrLink, info.UID, d.info.UID)
+	if ruler != anybody && info.Mode&0o004 == 0 && !group {
+		return fmt.Errorf("%s: %w: it belongs to uid %d, and uid %d, whose folder it is in, may not read it", path, ErrLink, info.UID, ruler)
 	}
 	return nil
 }
@@ -405,25 +406,48 @@ func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
 	if err := unix.Mkdirat(d.fd, name, uint32(mode.Perm())); err != nil {
 		return nil, pathError("mkdir", path, err)
 	}
+	if err := d.root.hook("openat", path); err != nil {
+		return nil, err
+	}
 	fd, err := unix.Openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, pathError("open", path, err)
 	}
-	if !trusted(d.info.UID) {
-		if err := unix.Fchownat(fd, "", d.info.UID, d.info.GID, unix.AT_EMPTY_PATH); err != nil {
-			_ = unix.Close(fd)
-			return nil, pathError("chown", path, err)
-		}
-	}
 	made, err := d.root.newFolder(fd, path)
-	if err != nil || made.info.Mode.Perm() == mode.Perm() {
-		return made, err
+	if err != nil {
+		return nil, err
 	}
-	if err := made.chmod(mode.Perm()); err != nil {
+	if !trusted(d.info.UID) {
+		err = made.give(d.info)
+	}
+	if err == nil && made.info.Mode.Perm() != mode.Perm() {
+		err = made.chmod(mode.Perm())
+	}
+	if err != nil {
 		made.Close()
 		return nil, err
 	}
 	return made, nil
+}
+
+// give gives a folder that was just made to the owner of the one that it is in. He may have put
+// another one in its place before it was opened: of root's he gets an empty one at most.
+func (d *Folder) give(owner Info) error {
+	if d.info.UID == owner.UID {
+		return nil // as on a file system that knows one owner only
+	}
+	entries, err := d.Entries(1)
+	switch {
+	case err != nil && !errors.Is(err, ErrTooLarge):
+		return err
+	case err != nil || len(entries) > 0 || d.info.UID != os.Geteuid():
+		return fmt.Errorf("%w: %s was exchanged while it was made", ErrHindered, d.path)
+	}
+	if err := unix.Fchownat(d.fd, "", owner.UID, owner.GID, unix.AT_EMPTY_PATH); err != nil {
+		return pathError("chown", d.path, err)
+	}
+	d.info, err = statFD(d.fd, d.path)
+	return err
 }
 
 // chmod gives the folder the rights that an umask took away.

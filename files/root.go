@@ -38,7 +38,7 @@ func Refused(err error) bool {
 // the place of a folder, links in a circle, a lease on a file, a file system of his own
 // mounted on it.
 func (d *Folder) hindered(err error) error {
-	if err == nil || trusted(d.info.UID) || !slices.ContainsFunc([]unix.Errno{
+	if _, foreign := d.info.ruler(); err == nil || !foreign || !slices.ContainsFunc([]unix.Errno{
 		unix.ENOTDIR, unix.ELOOP, unix.EAGAIN, unix.EACCES, unix.EPERM, unix.ENXIO, unix.ENODEV, unix.ENAMETOOLONG, unix.EBUSY,
 	}, func(e unix.Errno) bool { return errors.Is(err, e) }) {
 		return err
@@ -404,6 +404,22 @@ func (w *walker) look(name string) (int, Info, error) {
 // which in a test may be another one.
 func trusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
 
+// anybody is in the place of a user who is not known.
+const anybody = -1
+
+// ruler gives the user who decides what has a name in a folder, and whether he is one who is not
+// trusted: its owner, or anybody in a folder of root's that a group, or everybody, may write. One
+// with the sticky bit, as /tmp, is not meant. With an ACL the group bits are its mask.
+func (i Info) ruler() (uid int, foreign bool) {
+	switch {
+	case !trusted(i.UID):
+		return i.UID, true
+	case i.Mode&0o022 != 0 && i.Mode&fs.ModeSticky == 0:
+		return anybody, true
+	}
+	return i.UID, false
+}
+
 // link puts what a link says in the place of its name.
 func (w *walker) link(name string, fd int, info Info, how follow) error {
 	path := filepath.Join(w.top().path, name)
@@ -420,11 +436,12 @@ func (w *walker) link(name string, fd int, info Info, how follow) error {
 		return fmt.Errorf("%s: %w: there was none before", path, ErrLink)
 	}
 	steps := names(to)
-	switch folder := w.top().info; {
+	ruler, foreign := w.top().info.ruler()
+	switch {
 	case !trusted(info.UID):
 		steps = append(steps, step{link: path, owner: info.UID})
-	case !trusted(folder.UID):
-		steps = append(steps, step{link: path, owner: folder.UID, fileOnly: true})
+	case foreign:
+		steps = append(steps, step{link: path, owner: ruler, fileOnly: true})
 	}
 	w.rest = append(steps, w.rest...)
 	if strings.HasPrefix(to, "/") {
@@ -440,6 +457,9 @@ func (w *walker) link(name string, fd int, info Info, how follow) error {
 func (w *walker) owned(s step, info Info) error {
 	if info.UID == s.owner || s.fileOnly && info.Mode.IsDir() {
 		return nil
+	}
+	if s.owner == anybody {
+		return fmt.Errorf("%s: %w: it leads to a file, and not only root may move the link", s.link, ErrLink)
 	}
 	return fmt.Errorf("%s: %w: it leads to what belongs to uid %d, and uid %d made the link or may move it", s.link, ErrLink, info.UID, s.owner)
 }
