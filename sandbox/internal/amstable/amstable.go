@@ -62,7 +62,7 @@ func Hold(t *testing.T, s Server) {
 		{"statistics with a token", h.statistics},
 		{"a stream", h.stream},
 		{"a stop leaves the document", h.stops},
-		{"the next start takes the document up, and changes no setting", h.startsAgain},
+		{"the next start takes the document up, and keeps the settings", h.startsAgain},
 		{"a kill leaves the document", h.kills},
 	} {
 		if !t.Run(line.name, line.is) {
@@ -363,31 +363,32 @@ func (h *held) gone(t *testing.T) {
 
 func (h *held) startsAgain(t *testing.T) {
 	at := h.one(t).Lookup("lastUpdateTime").Int64()
-	before := h.lines(t)
+	before := h.keys(t)
 	h.Start(t)
 	h.until(t, "all applications", func() bool { return h.serves(t) })
 	h.until(t, "a beat", func() bool { return h.one(t).Lookup("lastUpdateTime").Int64() > at })
 	if id := h.one(t).Lookup("_id").StringValue(); id != h.id {
 		t.Errorf("the document is %s, was %s", id, h.id)
 	}
-	if diff := cmp.Diff(before, h.lines(t)); diff != "" {
+	if diff := cmp.Diff(before, h.keys(t)); diff != "" {
 		t.Errorf("the settings are others after a start (-before +after):\n%s", diff)
 	}
 }
 
-// lines are those of all settings but the date, sorted.
-func (h *held) lines(t *testing.T) map[string][]string {
+// keys are those of all settings, of the cluster's own with their values: the others may come from the copy in MongoDB
+// at the next start.
+func (h *held) keys(t *testing.T) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
 	for _, app := range append([]string{console}, h.Apps...) {
-		lines := strings.Split(string(h.Settings(t, app)), "\n")
-		if _, err := time.Parse(javaDate, lines[0]); err == nil {
-			lines = lines[1:]
+		p := properties(t, h.Settings(t, app))
+		for _, key := range p.Keys() {
+			if value, _ := p.Get(key); strings.HasPrefix(key, "db.") {
+				key += "=" + value
+			}
+			all[app] = append(all[app], key)
 		}
-		// Those are of the copy in MongoDB.
-		lines = slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "updateTime=") || strings.HasPrefix(l, "dbId=") })
-		slices.Sort(lines)
-		all[app] = lines
+		slices.Sort(all[app])
 	}
 	return all
 }
