@@ -73,7 +73,7 @@ func Hold(t *testing.T, s Server) {
 
 const (
 	console  = "root"
-	patience = 2 * time.Minute
+	patience = 5 * time.Minute
 	javaDate = "#Mon Jan 02 15:04:05 MST 2006"
 )
 
