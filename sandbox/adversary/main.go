@@ -16,6 +16,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -53,6 +54,15 @@ type adversary struct {
 	was                 map[string]saved
 	passwd              []byte
 	marks               *os.File
+	kinds               []*kind
+}
+
+// kind is a kind of attack.
+type kind struct {
+	name string
+	// try reports whether it was in place, be it for a moment.
+	try         func() bool
+	tried, done int
 }
 
 type saved struct {
@@ -97,12 +107,20 @@ func run(root, tree, outside string, seed uint64) error {
 		done.Store(true)
 	}()
 	fmt.Println("ready")
+	a.kinds = a.allKinds()
 	for n := 0; ; n++ {
 		if done.Load() {
 			fmt.Println(n, "attacks")
+			for _, k := range a.kinds {
+				fmt.Printf("%s: %d of %d\n", k.name, k.done, k.tried)
+			}
 			return a.calm()
 		}
-		a.attack()
+		k := a.kinds[a.rand.IntN(len(a.kinds))]
+		k.tried++
+		if k.try() {
+			k.done++
+		}
 		// Some commands must come as far as their renames.
 		<-time.After(time.Duration(a.rand.IntN(30)) * time.Millisecond)
 	}
@@ -113,7 +131,7 @@ func (a *adversary) calm() error {
 	err := filepath.WalkDir(a.tree, func(name string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
-		case d.IsDir() && strings.Contains(d.Name(), ".amsagent-"): // of case 9
+		case d.IsDir() && strings.Contains(d.Name(), ".amsagent-"): // of beside
 			err = cmp.Or(os.RemoveAll(name), fs.SkipDir)
 		case strings.HasSuffix(name, ".mine") && !d.IsDir():
 			err = os.Remove(name)
@@ -138,17 +156,19 @@ func (a *adversary) calm() error {
 }
 
 // exchange puts what create makes in the place of a name, for a moment.
-func (a *adversary) exchange(name string, create func(string) error) {
+func (a *adversary) exchange(name string, create func(string) error) bool {
 	mine := name + ".mine"
 	_ = os.RemoveAll(mine)
 	if create(mine) != nil {
-		return
+		return false
 	}
-	if swap(mine, name) {
+	swapped := swap(mine, name)
+	if swapped {
 		a.linger()
 		_ = swap(mine, name)
 	}
 	_ = os.RemoveAll(mine)
+	return swapped
 }
 
 func swap(mine, name string) bool {
@@ -167,20 +187,22 @@ func (a *adversary) linger() {
 
 // lend lets root read a copy with more rights, and puts what he copied in its place
 // before root writes.
-func (a *adversary) lend(file, target string) {
+func (a *adversary) lend(file, target string) (done bool) {
 	copied, mine := file+".copy.mine", file+".mine"
 	if os.WriteFile(copied, a.passwd, 0o600) != nil || os.Chmod(copied, 0o666) != nil {
-		return
+		return false
 	}
 	if os.Symlink(filepath.Base(copied), mine) == nil && swap(mine, file) {
 		a.linger()
 		next := file + ".next.mine"
 		if os.Symlink(target, next) == nil && os.Rename(next, file) == nil {
+			done = true
 			a.linger()
 		}
 		_ = swap(mine, file)
 	}
 	_, _ = os.Remove(mine), os.Remove(copied)
+	return done
 }
 
 // setid makes a file of the user's setuid or setgid, and notes which one.
@@ -203,77 +225,139 @@ func (a *adversary) setid(name string, mode fs.FileMode) error {
 
 // clutter gives a file more extended attributes than the kernel lists, where the file
 // system has room for them, and takes them away again.
-func (a *adversary) clutter(file string) {
+func (a *adversary) clutter(file string) bool {
 	const many = 300
-	name := func(i int) string { return fmt.Sprintf("user.%0240d", i) }
 	made := 0
-	for made < many && unix.Lsetxattr(file, name(made), nil, 0) == nil {
+	for made < many && unix.Lsetxattr(file, attribute(made), nil, 0) == nil {
 		made++
 	}
 	a.linger()
 	for i := range made {
-		_ = unix.Lremovexattr(file, name(i))
+		_ = unix.Lremovexattr(file, attribute(i))
 	}
+	return made > 0
 }
 
-func (a *adversary) attack() {
-	file := a.files[a.rand.IntN(len(a.files))]
-	dir := a.dirs[a.rand.IntN(len(a.dirs))]
-	secret := filepath.Join(a.outside, []string{"passwd", "shadow", filepath.Base(file)}[a.rand.IntN(3)])
-	switch a.rand.IntN(13) {
+func attribute(i int) string { return fmt.Sprintf("user.%0240d", i) }
+
+func (a *adversary) file() string { return a.files[a.rand.IntN(len(a.files))] }
+
+func (a *adversary) dir() string { return a.dirs[a.rand.IntN(len(a.dirs))] }
+
+// secret is a file of root's, by the agent's name.
+func (a *adversary) secret(file string) string {
+	return filepath.Join(a.outside, []string{"passwd", "shadow", filepath.Base(file)}[a.rand.IntN(3)])
+}
+
+// link makes a link to a file of root's.
+func (a *adversary) link(target, name string) error {
+	to := target
+	// The agent's root may be a folder. There the kernel would take the agent's name to a file that is not there; two
+	// other names catch an agent that lets it follow.
+	real := filepath.Join(a.root, target)
+	switch a.rand.IntN(3) {
 	case 0:
-		a.exchange(file, func(p string) error { return os.Symlink(secret, p) })
-	case 1:
-		a.exchange(dir, func(p string) error { return os.Symlink(a.outside, p) })
-	case 2:
-		a.lend(file, filepath.Join(a.outside, "passwd"))
-	case 3:
-		a.exchange(file, func(p string) error { return unix.Mkfifo(p, 0o666) })
-	case 4:
-		a.exchange(file, func(p string) error {
-			if err := os.WriteFile(p, nil, 0o666); err != nil {
-				return err
+		to = real
+	case 1: // the same file for both
+		var err error
+		if to, err = filepath.Rel(filepath.Dir(name), real); err != nil {
+			return err
+		}
+	}
+	return os.Symlink(to, name)
+}
+
+func (a *adversary) allKinds() []*kind {
+	kinds := []*kind{
+		{name: "link for a file", try: func() bool {
+			file := a.file()
+			return a.exchange(file, func(p string) error { return a.link(a.secret(file), p) })
+		}},
+		{name: "link for a folder", try: func() bool {
+			return a.exchange(a.dir(), func(p string) error { return a.link(a.outside, p) })
+		}},
+		{name: "link after a look", try: func() bool { return a.lend(a.file(), filepath.Join(a.outside, "passwd")) }},
+		{name: "pipe", try: func() bool {
+			return a.exchange(a.file(), func(p string) error { return unix.Mkfifo(p, 0o666) })
+		}},
+		{name: "endless file", try: func() bool {
+			return a.exchange(a.file(), func(p string) error {
+				if err := os.WriteFile(p, nil, 0o666); err != nil {
+					return err
+				}
+				return os.Truncate(p, 1<<30)
+			})
+		}},
+		{name: "hard link", try: func() bool {
+			file := a.file()
+			return a.exchange(file, func(p string) error {
+				if os.Link(filepath.Join(a.root, a.secret(file)), p) == nil {
+					return nil
+				}
+				// fs.protected_hardlinks allows it for what he may write.
+				return os.Link(filepath.Join(a.root, a.outside, "shared"), p)
+			})
+		}},
+		{name: "rights of a file", try: func() bool {
+			file := a.file()
+			mode := []fs.FileMode{fs.ModeSetuid | 0o755, fs.ModeSetgid | 0o777, 0o666, 0}[a.rand.IntN(4)]
+			if a.was[file].content == nil || a.setid(file, mode) != nil {
+				return false
 			}
-			return os.Truncate(p, 1<<30)
-		})
-	case 5:
-		a.exchange(file, func(p string) error { return os.Link(filepath.Join(a.root, secret), p) })
-	case 6:
-		mode := []fs.FileMode{fs.ModeSetuid | 0o755, fs.ModeSetgid | 0o777, 0o666, 0}[a.rand.IntN(4)]
-		if a.was[file].content != nil && a.setid(file, mode) == nil {
 			_ = os.Chmod(file, a.was[file].mode)
-		}
-	case 7:
-		link := file + ".amsagent-saved"
-		if os.Symlink(filepath.Join(a.outside, "made"), link) == nil {
+			return true
+		}},
+		{name: "link for a kept copy", try: func() bool {
+			link := a.file() + ".amsagent-saved"
+			if a.link(filepath.Join(a.outside, "made"), link) != nil {
+				return false
+			}
 			_ = os.Remove(link)
-		}
-	case 8:
-		a.exchange(file, func(p string) error { return os.Mkdir(p, 0o755) })
-	case 9: // what the agent has beside its files
+			return true
+		}},
+		{name: "folder for a file", try: func() bool {
+			return a.exchange(a.file(), func(p string) error { return os.Mkdir(p, 0o755) })
+		}},
+		{name: "what the agent has beside a file", try: a.beside},
+		{name: "file for a folder", try: func() bool {
+			return a.exchange(a.dir(), func(p string) error { return os.WriteFile(p, nil, 0o644) })
+		}},
+		{name: "link to itself, or to a name that no file has", try: func() bool {
+			file := a.file()
+			to := []string{filepath.Base(file), strings.Repeat("x", 300)}[a.rand.IntN(2)]
+			return a.exchange(file, func(p string) error { return os.Symlink(to, p) })
+		}},
+	}
+	if err := unix.Lsetxattr(a.files[0], attribute(0), nil, 0); errors.Is(err, unix.ENOTSUP) {
+		fmt.Println("extended attributes are left out: the file system has none")
+		return kinds
+	}
+	_ = unix.Lremovexattr(a.files[0], attribute(0))
+	return append(kinds, &kind{name: "extended attributes", try: func() bool { return a.clutter(a.file()) }})
+}
+
+// beside attacks a file that the agent has beside one of the server's.
+func (a *adversary) beside() bool {
+	// It is there for moments only.
+	for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); <-time.After(time.Millisecond) {
+		file := a.file()
 		beside, err := filepath.Glob(filepath.Join(filepath.Dir(file), ".*.amsagent-*"))
 		if err != nil || len(beside) == 0 {
-			return
+			continue
 		}
 		name := beside[a.rand.IntN(len(beside))]
 		switch a.rand.IntN(4) {
-		case 3:
-			_ = os.Remove(name)
-			_ = os.Mkdir(name, 0o755)
 		case 0:
-			_ = a.setid(name, fs.ModeSetuid|0o755)
+			return a.setid(name, fs.ModeSetuid|0o755) == nil
 		case 1:
 			_ = os.Remove(name)
-			_ = os.Symlink(secret, name)
+			return a.link(a.secret(file), name) == nil
 		case 2:
-			a.exchange(name, func(p string) error { return os.Symlink(secret, p) })
+			return a.exchange(name, func(p string) error { return a.link(a.secret(file), p) })
+		case 3:
+			_ = os.Remove(name)
+			return os.Mkdir(name, 0o755) == nil
 		}
-	case 10:
-		a.exchange(dir, func(p string) error { return os.WriteFile(p, nil, 0o644) })
-	case 11: // to itself, or to a name that no file has
-		to := []string{filepath.Base(file), strings.Repeat("x", 300)}[a.rand.IntN(2)]
-		a.exchange(file, func(p string) error { return os.Symlink(to, p) })
-	case 12:
-		a.clutter(file)
 	}
+	return false
 }
