@@ -457,7 +457,7 @@ func (a *attacked) wayBack(t *testing.T) {
 // attacks. AMSAGENT_ATTACKS is another number.
 const attackRounds = 500
 
-// TestAttack runs joins, leaves, convergences and seals while a process of the hostile user exchanges
+// TestAttack runs joins, leaves and seals while a process of the hostile user exchanges
 // files and folders under them. An agent that opens files by their paths, as the agent once
 // did, falls within some dozen rounds.
 func TestAttack(t *testing.T) {
@@ -473,7 +473,7 @@ func TestAttack(t *testing.T) {
 		a.privilege(t, name)
 	}
 	calm := a.adversary(t)
-	commands := [][]string{{"join"}, {"join"}, {"leave"}, {"converge"}, {"join"}, {"seal", "--yes", "--joined"}, {"leave"}}
+	commands := [][]string{{"join"}, {"join"}, {"leave"}, {"join"}, {"seal", "--yes", "--joined"}, {"leave"}}
 	exits := map[string]int{}
 	for n := range rounds {
 		args := commands[n%len(commands)]
@@ -482,8 +482,50 @@ func TestAttack(t *testing.T) {
 	}
 	struck(t, calm())
 	t.Log(exits)
-	if exits["join: exit 0"] == 0 {
-		t.Error("no join came through: nothing was tried")
+	for _, name := range []string{"join", "leave", "seal"} {
+		if exits[name+": exit 0"] == 0 {
+			t.Errorf("no %s came through: nothing was tried", name)
+		}
+	}
+	a.wayBack(t)
+}
+
+// TestAttackConverge: the connection string is another one each time, so that a convergence
+// rewrites the server's files, while they are attacked. Before a start of the server root
+// does that unattended, and never fails.
+func TestAttackConverge(t *testing.T) {
+	a := newAttacked(t, "3.0", crashNodeOptions{shm: true, mongo: startCrashMongo(t)})
+	a.mustRun(t, "join")
+	where := filepath.Join(a.root, "etc/amsagent/mongo")
+	secret, err := os.ReadFile(where)
+	if err != nil {
+		t.Fatal(err)
+	}
+	calm := a.adversary(t)
+	commands := [][]string{{"converge", "--before-start"}, {"converge", "--before-start"}, {"converge"}}
+	written := map[string]int{}
+	for n := range attackRounds / 2 {
+		if err := os.WriteFile(where, fmt.Appendf(nil, "%s&appName=round%d\n", strings.TrimSpace(string(secret)), n), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args := commands[n%len(commands)]
+		r := a.try(t, args...)
+		if args[len(args)-1] == "--before-start" && r.Exit != 0 {
+			t.Errorf("%v keeps the server from starting: exit %d\n%s", args, r.Exit, r.Err)
+		}
+		if strings.Contains(r.Out+r.Err, "written again: /usr/local/antmedia/") {
+			written[strings.Join(args, " ")]++
+		}
+	}
+	struck(t, calm())
+	t.Log(written)
+	for _, args := range commands {
+		if written[strings.Join(args, " ")] == 0 {
+			t.Errorf("%v never wrote: nothing was tried", args)
+		}
+	}
+	if err := os.WriteFile(where, secret, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	a.wayBack(t)
 }
