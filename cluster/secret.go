@@ -87,8 +87,8 @@ const shortSecret = 4
 // percent-encoded or percent-decoded, escaped as in a .properties file, in
 // JSON, in a Go string or in XML, and any mixture of these. It also masks the
 // password of anything in text that looks like scheme://user:password@host, and
-// what is assigned to a name of a secret (password=x), whether or not it is among
-// the secrets. It is meant for the words of others
+// what is assigned to a name of a secret (password=x, password: x, name="password"
+// value="x", <password>x</password>), whether or not it is among the secrets. It is meant for the words of others
 // (a driver, a library, a process) before they are shown.
 func RedactText(text string, secrets ...Secret) string {
 	var hits []span
@@ -96,7 +96,7 @@ func RedactText(text string, secrets ...Secret) string {
 		hits = append(hits, findSecret(text, form)...)
 	}
 	hits = append(hits, findUserinfo(text)...)
-	for _, s := range mask.Assignments(text) {
+	for _, s := range mask.Text(text) {
 		if !strings.HasPrefix(text[s.From:s.To], placeholder) { // masked before
 			hits = append(hits, span{s.From, s.To})
 		}

@@ -147,6 +147,10 @@ func TestRedactText(t *testing.T) {
 		{"unknown password in a URI", "cannot use mongodb://u:hunter2@h/?x=y now", "cannot use mongodb://u:***@h/?x=y now", nil},
 		{"unencoded password in a URI", `"mongodb://u:hun@ter/2@h/"`, `"mongodb://u:***@h/"`, nil},
 		{"URI without password", "see https://h:80/a and mongodb://h", "see https://h:80/a and mongodb://h", nil},
+		{"unknown password in XML", `bad <property name="password" value="hunter2"/>`, `bad <property name="password" value="***"/>`, nil},
+		{"the same, quoted again", `"start property name=\"password\" value=\"hunter2\""`, `"start property name=\"password\" value=\"***\""`, nil},
+		{"unknown password in YAML", "line 2:\n passphrase: hunter2\n", "line 2:\n passphrase: ***\n", nil},
+		{"unknown password, quoted again", `cause="password=\"hunter2\""`, `cause="password=\"***\""`, nil},
 		{"not UTF-8", "x\xff hunter2", "x\xff ***", []Secret{"hunter2"}},
 	}
 	for _, tt := range tests {

@@ -6,6 +6,7 @@ package conf
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -270,4 +271,25 @@ func FuzzContainer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestDifferenceMasked: what an edit would have changed is told without a password.
+func TestDifferenceMasked(t *testing.T) {
+	const text = `<beans><property name="password" value="hunter2"/><value>hunter2</value><!-- hunter2 --><a uri="mongodb://u:hunter2@h"/></beans>`
+	before, err := readBeans([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := before.tokens()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range tokens {
+		other := slices.Clone(tokens)
+		other[i] = "end of all"
+		said := firstDifference(tokens, other)
+		if strings.Contains(said, "hunter2") || !strings.Contains(said, "became") {
+			t.Errorf("%q: %s", tokens[i], said)
+		}
+	}
 }

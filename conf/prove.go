@@ -10,9 +10,12 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/beevik/etree"
+
+	"github.com/amsagent/amsagent/internal/mask"
 )
 
 const (
@@ -184,10 +187,19 @@ func sameTokens(a, b *beansDoc) error {
 func firstDifference(a, b []string) string {
 	for i := range min(len(a), len(b)) {
 		if a[i] != b[i] {
-			return fmt.Sprintf("%q became %q", a[i], b[i])
+			return fmt.Sprintf("%s became %s", tokenShown(a[i]), tokenShown(b[i]))
 		}
 	}
 	return fmt.Sprintf("%d tokens became %d", len(a), len(b))
+}
+
+// tokenShown is a token for an error: what stands between tags may be a password, and which
+// tag it belongs to is no longer known.
+func tokenShown(token string) string {
+	if kind, data, ok := strings.Cut(token, " "); ok && (kind == "text" || kind == "comment") {
+		return fmt.Sprintf("a %s of %d bytes", kind, len(data))
+	}
+	return strconv.Quote(maskURIs(mask.Replace(token, mask.Text(token), Mask)))
 }
 
 // tokens flattens the document to its tokens with every cluster section

@@ -133,7 +133,7 @@ func assignment(text string, at int) (Span, bool) {
 		return Span{}, false
 	}
 	from := at + 1
-	if s, ok := quoted(text, from); ok {
+	if s, _, ok := quoted(text, from); ok {
 		return s, Value(name, text[s.From:s.To])
 	}
 	ends := " \t\r\n\"'<>"
@@ -152,32 +152,139 @@ func assignment(text string, at int) (Span, bool) {
 func member(text string, at int) (Span, bool) {
 	before := strings.TrimRight(text[:at], " \t")
 	before = strings.TrimSuffix(before, `\`) // as Java writes it
-	if !strings.HasSuffix(before, `"`) {
+	before, ok := strings.CutSuffix(before, `"`)
+	if !ok {
 		return Span{}, false
 	}
-	name := nameBefore(before, len(before)-1)
+	before = strings.TrimRight(before, `\`) // JSON in a string
+	name := nameBefore(before, len(before))
 	from := at + 1
 	for from < len(text) && (text[from] == ' ' || text[from] == '\t') {
 		from++
 	}
-	s, ok := quoted(text, from)
+	s, _, ok := quoted(text, from)
 	return s, ok && Value(name, text[s.From:s.To])
 }
 
-// quoted is what stands between the quote at text[at] and its end; a backslash takes the next character with it.
-func quoted(text string, at int) (Span, bool) {
-	if at >= len(text) || (text[at] != '"' && text[at] != '\'') {
-		return Span{}, false
+// quoted is what stands between the quote at text[at] and its end, and where what follows begins. A backslash takes the next
+// character with it. Where the quote itself is behind backslashes, as in a string that was quoted again, its end is, too.
+func quoted(text string, at int) (s Span, end int, ok bool) {
+	depth := len(text[at:]) - len(strings.TrimLeft(text[at:], `\`))
+	open := at + depth
+	if open >= len(text) || (text[open] != '"' && text[open] != '\'') {
+		return Span{}, at, false
 	}
-	for i := at + 1; i < len(text); i++ {
-		switch text[i] {
-		case '\\':
-			i++
-		case text[at]:
-			return Span{at + 1, i}, true
+	slashes := 0
+	for i := open + 1; i < len(text); i++ {
+		switch {
+		case text[i] == '\\':
+			slashes++
+			continue
+		case text[i] != text[open]:
+		case depth == 0 && slashes%2 == 0:
+			return Span{open + 1, i}, i + 1, true
+		case depth > 0 && slashes <= depth: // what stands in it is deeper
+			return Span{open + 1, i - slashes}, i + 1, true
+		}
+		slashes = 0
+	}
+	return Span{open + 1, len(text)}, len(text), true
+}
+
+// Text finds the values of secrets in the words of others, of which nobody knows what they quote: [Assignments],
+// attributes, XML, and lines of YAML (name: value).
+func Text(text string) []Span {
+	found := slices.Concat(Assignments(text), attributes(text), scalars(text))
+	// Prose has <password> as well, for what is to be put in; XML ends what it begins.
+	from, to := strings.IndexByte(text, '<'), strings.LastIndexByte(text, '>')
+	if from >= 0 && from < to && (strings.Contains(text[from:to], "</") || strings.Contains(text[from:to+1], "/>")) {
+		for _, s := range XML(text[from : to+1]) {
+			found = append(found, Span{from + s.From, from + s.To})
 		}
 	}
-	return Span{at + 1, len(text)}, true
+	return merge(found)
+}
+
+// attributes finds the value in name="password" value="x": attributes one after the other, in a tag or what is told of one.
+func attributes(text string) []Span {
+	var found, values []Span // values: of the attributes that belong together
+	secret := false
+	last := 0
+	flush := func() {
+		if secret {
+			found = append(found, values...)
+		}
+		values, secret = nil, false
+	}
+	for i := 0; i < len(text); i++ {
+		if text[i] != '=' {
+			continue
+		}
+		s, end, ok := quoted(text, i+1)
+		name := nameBefore(text, i)
+		start := i - len(name)
+		if start > 0 && text[start-1] == '\\' && strings.IndexByte("nrt", text[start]) >= 0 {
+			name = name[1:] // of an escaped line end
+		}
+		if !ok || strings.Trim(text[last:start], " \t\r\n\\") != "" {
+			flush()
+		}
+		if !ok {
+			continue
+		}
+		switch value := text[s.From:s.To]; name {
+		case "name", "key", "property":
+			secret = secret || Name(value)
+		case "value":
+			if !shown(value) {
+				values = append(values, s)
+			}
+		}
+		last, i = end, end-1
+	}
+	flush()
+	return found
+}
+
+// scalars finds the value in a line of YAML: a name, a colon and one word. A sentence has more words, or begins before it.
+func scalars(text string) []Span {
+	var found []Span
+	for i := 0; i+1 < len(text); i++ {
+		if text[i] != ':' || text[i+1] != ' ' {
+			continue
+		}
+		name := nameBefore(text, i)
+		if name == "" || !beginsLine(text[:i-len(name)]) {
+			continue
+		}
+		from := i + 1
+		for from < len(text) && text[from] == ' ' {
+			from++
+		}
+		s, end, ok := quoted(text, from)
+		if !ok {
+			end = len(text)
+			if n := strings.IndexAny(text[from:], " \t\r\n\"'`"); n >= 0 {
+				end = from + n
+			}
+			s = Span{from, end}
+		}
+		if endsLine(text[end:]) && Value(name, text[s.From:s.To]) {
+			found = append(found, s)
+		}
+	}
+	return found
+}
+
+// beginsLine reports whether a line, or what is quoted, begins after the text.
+func beginsLine(before string) bool {
+	before = strings.TrimRight(before, " \t-#")
+	return before == "" || strings.HasSuffix(before, `\n`) || strings.IndexByte("\n\"'`", before[len(before)-1]) >= 0
+}
+
+func endsLine(after string) bool {
+	after = strings.TrimLeft(after, " \t\r")
+	return after == "" || after[0] == '#' || strings.HasPrefix(after, `\n`) || strings.IndexByte("\n\"'`", after[0]) >= 0
 }
 
 // nameBefore is the name that ends at text[:at].
@@ -312,15 +419,12 @@ func tagSecrets(tag string) (found []Span, secret bool) {
 		for from < len(tag) && strings.IndexByte(" \t\r\n", tag[from]) >= 0 {
 			from++
 		}
-		if from >= len(tag) || tag[from] != '"' && tag[from] != '\'' {
+		value, next, ok := attributeValue(tag, from)
+		if !ok {
 			continue
 		}
-		to := len(tag)
-		if n := strings.IndexByte(tag[from+1:], tag[from]); n >= 0 {
-			to = from + 1 + n
-		}
-		attrs = append(attrs, attribute{nameBefore(before, len(before)), Span{from + 1, to}})
-		i = to
+		attrs = append(attrs, attribute{nameBefore(before, len(before)), value})
+		i = next - 1
 	}
 	element := strings.TrimLeft(tag, "</")
 	if n := strings.IndexAny(element, " \t\r\n/>"); n >= 0 {
@@ -340,6 +444,20 @@ func tagSecrets(tag string) (found []Span, secret bool) {
 		}
 	}
 	return found, secret
+}
+
+// attributeValue is [quoted] for XML, where a backslash is a character like any other unless it stands before the quote.
+func attributeValue(tag string, at int) (s Span, end int, ok bool) {
+	if at < len(tag) && tag[at] == '\\' {
+		return quoted(tag, at)
+	}
+	if at >= len(tag) || tag[at] != '"' && tag[at] != '\'' {
+		return Span{}, at, false
+	}
+	if n := strings.IndexByte(tag[at+1:], tag[at]); n >= 0 {
+		return Span{at + 1, at + 1 + n}, at + n + 2, true
+	}
+	return Span{at + 1, len(tag)}, len(tag), true
 }
 
 // merge sorts spans and makes one of those that touch or overlap.

@@ -67,6 +67,23 @@ func TestShown(t *testing.T) {
 		{"PEM in JSON", `{"a":"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"}`, `{"a":"-----BEGIN PRIVATE KEY-----***-----END PRIVATE KEY-----\n"}`, mask.Assignments},
 		{"PEM, cut off", "<x>-----BEGIN PRIVATE KEY-----hunter2", "<x>-----BEGIN PRIVATE KEY-----***", mask.XML},
 		{"a certificate", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----", mask.Lines},
+
+		{"escaped quotes", `why="password=\"hunter2 x\" y"`, `why="password=\"***\" y"`, mask.Assignments},
+		{"escaped twice", `"a=\"token=\\\"hunter2\\\" b\""`, `"a=\"token=\\\"***\\\" b\""`, mask.Assignments},
+		{"json in a string", `"{\"apiKey\": \"hunter2\", \"port\": 1}"`, `"{\"apiKey\": \"***\", \"port\": 1}"`, mask.Assignments},
+
+		{"property in an error", `bad <property name="password" value="hunter2"/> here`, `bad <property name="password" value="***"/> here`, mask.Text},
+		{"property, quoted", `bad "<property name=\"password\" value=\"hunter2\"/>" here`, `bad "<property name=\"password\" value=\"***\"/>" here`, mask.Text},
+		{"attributes, quoted", `"start property name=\"password\" value=\"hunter2\"" became "x"`, `"start property name=\"password\" value=\"***\"" became "x"`, mask.Text},
+		{"attributes, value first", `value="hunter2" name="jwtKey"`, `value="***" name="jwtKey"`, mask.Text},
+		{"other attributes", `name="port" value="5080", name="jwtKey"`, `name="port" value="5080", name="jwtKey"`, mask.Text},
+		{"element in an error", `bad <passphrase>hunter2</passphrase> here`, `bad <passphrase>***</passphrase> here`, mask.Text},
+		{"yaml in an error", "cannot read:\n  passphrase: hunter2\nport: 1", "cannot read:\n  passphrase: ***\nport: 1", mask.Text},
+		{"yaml, quoted", "in \"passphrase: hunter2\" of x", "in \"passphrase: ***\" of x", mask.Text},
+		{"yaml, a quoted value", `- apiKey: "hunter2 x" # old`, `- apiKey: "***" # old`, mask.Text},
+		{"a sentence", "password: authentication failed", "password: authentication failed", mask.Text},
+		{"a cause", "cannot read the password: EOF", "cannot read the password: EOF", mask.Text},
+		{"what is to be put in", "use mongodb://USER:<password>@HOST, and restart", "use mongodb://USER:<password>@HOST, and restart", mask.Text},
 	} {
 		got := mask.Replace(tt.text, tt.find(tt.text), "***")
 		if got != tt.want || strings.Contains(got, hidden) {
@@ -78,8 +95,11 @@ func TestShown(t *testing.T) {
 func FuzzFind(f *testing.F) {
 	f.Add(`<a password="x">y</a>`)
 	f.Add("#token x\r\npwd=\\")
+	f.Add(`"password=\"\`)
+	f.Add(`\name="key" value=\"x`)
+	f.Add("\"pass: '\\")
 	f.Fuzz(func(t *testing.T, text string) {
-		for _, find := range []func(string) []mask.Span{mask.Lines, mask.XML, mask.Assignments} {
+		for _, find := range []func(string) []mask.Span{mask.Lines, mask.XML, mask.Assignments, mask.Text} {
 			got := mask.Replace(text, find(text), "***")
 			if strings.Count(got, "\n") != strings.Count(text, "\n") {
 				t.Errorf("%q became %q", text, got)

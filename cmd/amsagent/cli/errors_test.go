@@ -262,6 +262,28 @@ func TestNoSecretComesThrough(t *testing.T) {
 	}
 }
 
+// TestUnknownSecretIsMasked: words of others that quote a setting, by each way out. Nobody told us of the password.
+func TestUnknownSecretIsMasked(t *testing.T) {
+	for _, text := range []string{
+		`bad <property name="password" value="hunter2"/>`, `"start property name=\"password\" value=\"hunter2\""`,
+		"line 2:\n  passphrase: hunter2\n", `cause="password=\"hunter2\""`, "bad <keystorePass>hunter2</keystorePass>",
+	} {
+		for _, form := range []string{"text", "json"} {
+			e := &testEnv{}
+			g := errorGlobals(e)
+			g.setForm(form, "never", -4)
+			g.report(t.Context(), &userError{Msg: "m", Cause: errors.New(text), Hints: []string{text}, State: text})
+			g.log().Debug("m", "string", text, "error", errors.New(text), "list", []string{text})
+			if err := g.result("x", map[string]any{"v": text}, func(w *textWriter) { w.line("%s", text) }); err != nil {
+				t.Fatal(err)
+			}
+			if all := e.stdout.String() + e.stderr.String(); strings.Contains(all, "hunter2") || !strings.Contains(all, "***") {
+				t.Errorf("%s, %s:\n%s", text, form, all)
+			}
+		}
+	}
+}
+
 // A password that is a word of ours must not break the object that it is kept out of.
 func TestRedactedJSONStaysJSON(t *testing.T) {
 	for _, password := range []string{"kind", "1", "true", `"`, `\`, "schema_version", "null", "a"} {
