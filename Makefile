@@ -93,6 +93,10 @@ race: deps build build-sandbox $(BUILD)/tools/gotestsum ## the same tests under 
 	@CGO_ENABLED=1 tools/scripts/gotest.sh . ./... -race -shuffle=on -timeout=20m
 	@CGO_ENABLED=1 tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /e2e$$ | paste -sd' ')" -race -shuffle=on -timeout=20m
 
+.PHONY: faults
+faults: build build-sandbox $(BUILD)/tools/gotestsum ## each call of each recovery fails, after the end of the process at each call of a commit
+	@AMSAGENT_FAULTS=all tools/scripts/gotest.sh . ./conf -count=1 -timeout 20m -run '^TestFaults$$'
+
 .PHONY: arm64
 arm64: build build-sandbox $(BUILD)/tools/gotestsum ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (2 to 4 minutes)
 	@tools/scripts/deps.sh arm64 $(DEPS)

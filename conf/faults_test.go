@@ -65,7 +65,8 @@ func faultRoot(t *testing.T) func() *Store {
 
 // TestFaults lets each call of a commit, of a rollback and of a recovery fail by
 // EIO, by ENOSPC and by the end of the process, in both directions. One recovery
-// makes all files old or all new, and leaves nothing lying about.
+// makes all files old or all new, and leaves nothing lying about. The recoveries are
+// sampled; AMSAGENT_FAULTS=all (make faults) lets each call of each of them fail.
 func TestFaults(t *testing.T) {
 	tree := faultRoot(t)
 	s := tree()
@@ -74,9 +75,12 @@ func TestFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	joined := snapshot(t, s)
-	step := 1
-	if testing.Short() {
-		step = 7
+	step, killStep, recoveryStep := 1, 9, 3
+	switch {
+	case os.Getenv("AMSAGENT_FAULTS") == "all":
+		killStep, recoveryStep = 1, 1
+	case testing.Short():
+		step, killStep, recoveryStep = 7, 63, 21
 	}
 	kinds := []error{errKilled, unix.EIO, unix.ENOSPC}
 
@@ -195,15 +199,14 @@ func TestFaults(t *testing.T) {
 				}
 			}
 		}
-		// A recovery, after the end of the process at each call that makes a
-		// difference, is itself cut short.
-		for killed := 20; ; killed += 9 * step {
+		// A recovery, after the end of the process, is itself cut short.
+		for killed := 1 + killStep/2; ; killed += killStep {
 			f := &faults{at: killed, err: errKilled}
 			if _ = commit(prepare(op), op, f); f.seen < killed {
 				break
 			}
 			for _, kind := range kinds {
-				for at := 1; ; at += 3 * step {
+				for at := 1; ; at += recoveryStep {
 					s := prepare(op)
 					_ = commit(s, op, &faults{at: killed, err: errKilled})
 					f := &faults{at: at, err: kind}

@@ -80,7 +80,8 @@ heavy)
   done
   step race 45 1050 make race
   step booted 80 15 make e2e 'RUN=^Test(Systemd|Package|SELinux)'
-  step crash 80 48 make e2e CRASH_ALL=0 'SKIP=^Test(Real|Systemd|Package|SELinux)'
+  step crash 80 53 make e2e CRASH_ALL=0 'SKIP=^Test(Real|Systemd|Package|SELinux)'
+  step faults 20 1 make faults
   step engines 45 80 make engines
   step arm64 30 300 make arm64
   step fuzz 40 0 make fuzz FUZZTIME=20s
