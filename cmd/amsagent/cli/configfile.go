@@ -54,6 +54,10 @@ const smallFileTime = 5 * time.Second
 // readSmallFile reads a regular file, for as long as ctx and smallFileTime allow. It opens without waiting, so that a FIFO
 // in its place is refused, not waited for.
 func readSmallFile(ctx context.Context, path string) ([]byte, fs.FileInfo, error) {
+	return readInTime(ctx, path, openSmallFile)
+}
+
+func readInTime(ctx context.Context, path string, read func(string) ([]byte, fs.FileInfo, error)) ([]byte, fs.FileInfo, error) {
 	type result struct {
 		b    []byte
 		info fs.FileInfo
@@ -62,7 +66,7 @@ func readSmallFile(ctx context.Context, path string) ([]byte, fs.FileInfo, error
 	// A read that waits cannot be stopped; it ends with the process.
 	done := make(chan result, 1)
 	go func() {
-		b, info, err := openSmallFile(path)
+		b, info, err := read(path)
 		done <- result{b, info, err}
 	}()
 	timer := time.NewTimer(smallFileTime)

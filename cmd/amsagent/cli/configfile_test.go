@@ -4,12 +4,15 @@
 package cli
 
 import (
+	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 )
 
 func TestConfigFile(t *testing.T) {
@@ -132,6 +135,26 @@ func TestReadConfigFile(t *testing.T) {
 	if _, err = readConfigFile(t.Context(), root, "/big", nil); err == nil || !strings.Contains(err.Error(), "larger than 256 KiB") {
 		t.Errorf("big: %v", err)
 	}
+}
+
+// TestSmallFileBlocks: a file looks like a regular one, and its reader waits, as /proc/kmsg lets it.
+func TestSmallFileBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := make(chan struct{})
+		blocks := func(string) ([]byte, fs.FileInfo, error) {
+			<-ended
+			return nil, nil, nil
+		}
+		if _, _, err := readInTime(t.Context(), "/x", blocks); err == nil || !strings.Contains(err.Error(), "has not been read within 5s") {
+			t.Errorf("it blocks: %v", err)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(errors.New("SIGTERM"))
+		if _, _, err := readInTime(ctx, "/x", blocks); err == nil || !strings.Contains(err.Error(), "SIGTERM") {
+			t.Errorf("the command ends: %v", err)
+		}
+		close(ended)
+	})
 }
 
 // Whatever the file holds, the answer is values or errors with this file's name, never a crash.
