@@ -369,14 +369,26 @@ func TestCreate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	_ = unix.Setxattr(filepath.Join(r.Path, tree, "conf/setuid"), capabilities,
-		[]byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0)
+	t.Run("capabilities", func(t *testing.T) {
+		err := unix.Setxattr(filepath.Join(r.Path, tree, "conf/setuid"), capabilities,
+			[]byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0)
+		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) {
+			t.Skipf("a file can have no capabilities here: %v", err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := AttributesOf(f, info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(a.xattrs) > 0 {
+			t.Errorf("capabilities go on: %v", a.xattrs)
+		}
+	})
 	a, err := AttributesOf(f, info)
 	if err != nil {
 		t.Fatal(err)
-	}
-	if len(a.xattrs) > 0 {
-		t.Errorf("capabilities go on: %v", a.xattrs)
 	}
 	check("copy", a, hostile, 0o755)
 	if err := d.Write("new", nil, d.In(0o600)); !errors.Is(err, fs.ErrExist) {
