@@ -47,6 +47,20 @@ func newRoot(t *testing.T) Root {
 	return r
 }
 
+// eachKernel runs a test on this kernel, and as on one that knows no openat2, or whose
+// seccomp filter denies it.
+func eachKernel(t *testing.T, test func(*testing.T, func(*testing.T) Root)) {
+	t.Run("openat2", func(t *testing.T) { test(t, newRoot) })
+	t.Run("no openat2", func(t *testing.T) {
+		test(t, func(t *testing.T) Root {
+			t.Helper()
+			r := newRoot(t)
+			r.noOpenat2 = true
+			return r
+		})
+	})
+}
+
 func put(t *testing.T, r Root, path, content string, uid int, mode fs.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(r.Path+path, []byte(content), 0o600); err != nil {
@@ -75,7 +89,9 @@ func symlink(t *testing.T, r Root, to, path string, uid int) {
 }
 
 // TestLinks holds the policy: who made a link decides where it may lead.
-func TestLinks(t *testing.T) {
+func TestLinks(t *testing.T) { eachKernel(t, testLinks) }
+
+func testLinks(t *testing.T, newRoot func(*testing.T) Root) {
 	for name, tt := range map[string]struct {
 		to, at  string
 		uid     int
@@ -134,7 +150,9 @@ func TestLinks(t *testing.T) {
 
 // TestResolvedFolder: a path that was resolved before leads through no link,
 // whoever made it.
-func TestResolvedFolder(t *testing.T) {
+func TestResolvedFolder(t *testing.T) { eachKernel(t, testResolvedFolder) }
+
+func testResolvedFolder(t *testing.T, newRoot func(*testing.T) Root) {
 	r := newRoot(t)
 	symlink(t, r, "/mnt/disk", "/srv/link", 0)
 	if _, err := r.ResolvedFolder("/srv/link"); !errors.Is(err, ErrLink) {
@@ -162,7 +180,9 @@ func TestResolvedFolder(t *testing.T) {
 }
 
 // TestOpenRefuses: what its owner can put in the place of a file.
-func TestOpenRefuses(t *testing.T) {
+func TestOpenRefuses(t *testing.T) { eachKernel(t, testOpenRefuses) }
+
+func testOpenRefuses(t *testing.T, newRoot func(*testing.T) Root) {
 	r := newRoot(t)
 	if err := unix.Mkfifo(r.Path+tree+"/fifo", 0o644); err != nil {
 		t.Fatal(err)
@@ -299,7 +319,9 @@ func TestMakeFolderExchanged(t *testing.T) {
 }
 
 // TestHindered: what the kernel says because of what the owner of a folder did there.
-func TestHindered(t *testing.T) {
+func TestHindered(t *testing.T) { eachKernel(t, testHindered) }
+
+func testHindered(t *testing.T, newRoot func(*testing.T) Root) {
 	r := newRoot(t)
 	put(t, r, tree+"/webapps/file", "", hostile, 0o644)
 	symlink(t, r, "circle", tree+"/webapps/circle", hostile)

@@ -58,6 +58,8 @@ type Root struct {
 	// something, with its name and the file's: an error is what the call returns,
 	// without being made. Tests let calls fail by it.
 	Hook func(call, name string) error
+	// noOpenat2 lets openat2 fail, as on kernels before 5.6. Tests set it.
+	noOpenat2 bool
 }
 
 func (r Root) hook(call, name string) error {
@@ -193,6 +195,9 @@ func (r Root) Read(path string, limit int64) ([]byte, string, error) {
 // direct opens a folder whose path has no link in it, in one call where the kernel
 // can refuse links; any error means that the path has to be walked.
 func (r Root) direct(path string) (*Folder, error) {
+	if r.noOpenat2 {
+		return nil, unix.ENOSYS
+	}
 	root, err := r.open()
 	if err != nil {
 		return nil, err
