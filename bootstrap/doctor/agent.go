@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -119,7 +118,7 @@ func checkSecrets(ctx context.Context, p *patient) []Result {
 // reachable reports whether everybody may enter the folders of a file.
 func (p *patient) reachable(path string) bool {
 	for dir := filepath.Dir(path); dir != "/"; dir = filepath.Dir(dir) {
-		if info, err := os.Stat(filepath.Join(p.root, dir)); err == nil && info.Mode().Perm()&0o001 == 0 {
+		if info, err := p.store.Files().Stat(dir); err == nil && info.Mode.Perm()&0o001 == 0 {
 			return false
 		}
 	}

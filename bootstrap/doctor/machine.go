@@ -21,6 +21,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/files"
 )
 
 func checkWritable(ctx context.Context, p *patient) []Result {
@@ -42,6 +43,16 @@ const (
 	fewInodes = 10_000
 )
 
+// space is the file system that a folder is on.
+func space(root files.Root, dir string) (unix.Statfs_t, error) {
+	folder, err := root.Folder(dir)
+	if err != nil {
+		return unix.Statfs_t{}, err
+	}
+	defer folder.Close()
+	return folder.Space()
+}
+
 func checkSpace(ctx context.Context, p *patient) []Result {
 	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
 		found := findings(in.Failed, in.Warnings, bootstrap.IDSpace)
@@ -52,8 +63,8 @@ func checkSpace(ctx context.Context, p *patient) []Result {
 		var seen []string
 		var volumes []unix.Fsid
 		for _, dir := range dirs {
-			var st unix.Statfs_t
-			if err := unix.Statfs(filepath.Join(p.root, dir), &st); err != nil || slices.Contains(volumes, st.Fsid) {
+			st, err := space(p.store.Files(), dir)
+			if err != nil || slices.Contains(volumes, st.Fsid) {
 				continue
 			}
 			volumes = append(volumes, st.Fsid)
