@@ -79,7 +79,7 @@ func TestDaemonLife(t *testing.T) {
 	if v.State != cluster.StateActive || v.Phase != bootstrap.PhaseJoined || v.ID != h.id || v.Load.CPU == nil || v.Trouble != "" {
 		t.Errorf("the view: %+v", v)
 	}
-	if info, err := os.Stat(p.ctl); err != nil || info.Mode().Perm() != 0o660 {
+	if info, err := os.Stat(p.ctl); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the control socket: %v, %v", info, err)
 	}
 	_, body, err := p.ask()

@@ -524,7 +524,7 @@ func TestControlSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|0o660 {
+		if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|0o600 {
 			t.Errorf("%v, %v", info.Mode(), err)
 		}
 		c, err := net.Dial("unix", path)

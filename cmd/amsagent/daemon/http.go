@@ -149,7 +149,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if u, ok := l.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 	}
-	if err := errors.Join(os.Chmod(staged, 0o660), os.Rename(staged, path)); err != nil {
+	if err := errors.Join(os.Chmod(staged, 0o600), os.Rename(staged, path)); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
