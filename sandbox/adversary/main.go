@@ -23,6 +23,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -120,6 +121,10 @@ func run(root, tree, outside string, seed uint64) error {
 		k.tried++
 		if k.try() {
 			k.done++
+			never := func(k *kind) bool { return k.done == 0 }
+			if k.done == 1 && !slices.ContainsFunc(a.kinds, never) {
+				fmt.Println("all")
+			}
 		}
 		// Some commands must come as far as their renames.
 		<-time.After(time.Duration(a.rand.IntN(30)) * time.Millisecond)
