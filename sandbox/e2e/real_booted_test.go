@@ -44,7 +44,7 @@ func TestRealBooted(t *testing.T) {
 		t.Errorf("join says: %s", out)
 	}
 	b.served(t)
-	t.Logf("from the package to a node that serves: %s", time.Since(begin).Round(100*time.Millisecond))
+	figure(t, "from the package to a node that serves: %s", time.Since(begin).Round(100*time.Millisecond))
 	first := b.show(t)
 	first.want(t, map[string]string{"ActiveState": "active", "NRestarts": "0", "DropInPaths": "/etc/systemd/system/antmedia.service.d/10-heap.conf " + nodeDropIn, "NeedDaemonReload": "no"})
 	proc := "/proc/" + first["MainPID"]
@@ -65,7 +65,7 @@ func TestRealBooted(t *testing.T) {
 		t.Errorf("the journal of the server's unit says nothing of the file that was put right:\n%s", log)
 	}
 	b.served(t)
-	t.Logf("from the restart to a node that serves: %s", time.Since(restarted).Round(100*time.Millisecond))
+	figure(t, "from the restart to a node that serves: %s", time.Since(restarted).Round(100*time.Millisecond))
 	second := b.show(t)
 	second.want(t, map[string]string{"ActiveState": "active", "NRestarts": "0"})
 	if second["InvocationID"] == first["InvocationID"] {

@@ -45,7 +45,7 @@ func TestRealDrain(t *testing.T) {
 	if code, err := drain.Wait(time.Minute); err != nil || code != 0 {
 		t.Fatalf("drain: exit %d, %v\n%s", code, err, drain.Output())
 	}
-	t.Logf("stopped and deregistered %s after the last session left", time.Since(begin).Round(100*time.Millisecond))
+	figure(t, "stopped and deregistered %s after the last session left", time.Since(begin).Round(100*time.Millisecond))
 	if n.Server() != 0 {
 		t.Error("the server runs after the drain")
 	}

@@ -112,7 +112,7 @@ func (n *idleNode) judge(length, took time.Duration) {
 	n.t.Helper()
 	u := n.usage()
 	cpu := time.Duration(float64(u.CPU+u.Children-n.from.CPU-n.from.Children) / took.Minutes())
-	n.t.Logf("%s: %s without viewers: %s of a processor a minute, %.1f MiB, %d threads, %d open files; load average %s",
+	figure(n.t, "%s: %s without viewers: %s of a processor a minute, %.1f MiB, %d threads, %d open files; load average %s",
 		n.Address, took.Round(time.Second), cpu.Round(100*time.Microsecond), float64(u.RSS)/(1<<20), u.Threads, u.FDs, pretended.LoadAverage())
 	if u.RSS >= idleMemory {
 		n.t.Errorf("%s: the daemon takes %d bytes, want less than %d", n.Address, u.RSS, idleMemory)

@@ -37,7 +37,7 @@ func TestRealJoin(t *testing.T) {
 	}
 	select {
 	case at := <-served:
-		t.Logf("all applications serve after %s, the join succeeds %s later", at.Sub(begin).Round(time.Millisecond), joined.Sub(at).Round(time.Millisecond))
+		figure(t, "all applications serve after %s, the join succeeds %s later", at.Sub(begin).Round(time.Millisecond), joined.Sub(at).Round(time.Millisecond))
 		if late := joined.Sub(at); late > time.Second {
 			t.Errorf("the join succeeds %s after all applications serve, want at most 1 s", late)
 		}

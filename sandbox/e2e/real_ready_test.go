@@ -126,7 +126,7 @@ func TestRealReady(t *testing.T) {
 			t.Errorf("%s: /readyz says not ready for %s while viewers are served:\n%s", step.name, late, v.story(from))
 		}
 	}
-	t.Logf("in %d rounds ready while refused for at most %s, not ready while served for at most %s",
+	figure(t, "in %d rounds ready while refused for at most %s, not ready while served for at most %s",
 		realRounds(t), longest[0].Round(100*time.Millisecond), longest[1].Round(100*time.Millisecond))
 	d.end()
 }

@@ -53,7 +53,7 @@ func (s *realGoingDown) back(t *testing.T) {
 	begin := time.Now()
 	s.boot(t)
 	s.booted.served(t)
-	t.Logf("from the boot to a node that serves: %s", time.Since(begin).Round(100*time.Millisecond))
+	figure(t, "from the boot to a node that serves: %s", time.Since(begin).Round(100*time.Millisecond))
 	if row := s.record(t); row["state"] != "active" {
 		t.Errorf("after a boot the row is %v", row)
 	}
@@ -119,7 +119,7 @@ func (s *realGoingDown) nobody(t *testing.T) {
 	s.goDown(t, "poweroff")
 	s.off(t)
 	more := s.share(t)
-	t.Logf("besides the server's own stop: %s", more.Round(time.Millisecond))
+	figure(t, "besides the server's own stop: %s", more.Round(time.Millisecond))
 	if more > 5*time.Second {
 		t.Errorf("with nobody there going down takes %s more than the server's own stop", more)
 	}
@@ -150,7 +150,7 @@ func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 		v, err := s.status()
 		return err == nil && !v.Ready && s.record(t)["state"] == "draining"
 	})
-	t.Logf("not ready, and draining, within %s", time.Since(s.begun).Round(time.Millisecond))
+	figure(t, "not ready, and draining, within %s", time.Since(s.begun).Round(time.Millisecond))
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); wait(time.Second) {
 		if code := realams.Status(viewer, realams.PlaylistURL(node, "LiveApp", "stream1")); code != 200 {
 			t.Fatalf("while the machine waits a viewer gets %d", code)
@@ -162,7 +162,7 @@ func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 	viewer.CloseIdleConnections()
 	last := time.Now()
 	s.off(t)
-	t.Logf("off %s after the last session", time.Since(last).Round(time.Millisecond))
+	figure(t, "off %s after the last session", time.Since(last).Round(time.Millisecond))
 	s.moments(t)
 	s.gone(t)
 }
@@ -180,7 +180,7 @@ func (s *realGoingDown) noMongo(t *testing.T) {
 	s.goDown(t, "poweroff")
 	s.offWithin(t, 3*time.Minute)
 	more := s.share(t)
-	t.Logf("besides the server's own stop: %s", more.Round(time.Millisecond))
+	figure(t, "besides the server's own stop: %s", more.Round(time.Millisecond))
 	if more > 5*time.Second {
 		t.Errorf("without MongoDB going down takes %s more than the server's own stop", more)
 	}
@@ -208,7 +208,7 @@ func (s *realGoingDown) mongoIsBack(t *testing.T) {
 	}
 	back := time.Now()
 	s.until(t, "a row that drains", func() bool { return s.record(t)["state"] == "draining" })
-	t.Logf("the row says so %s after MongoDB is back", time.Since(back).Round(100*time.Millisecond))
+	figure(t, "the row says so %s after MongoDB is back", time.Since(back).Round(100*time.Millisecond))
 	for _, p := range people {
 		p.Signal(syscall.SIGTERM)
 	}

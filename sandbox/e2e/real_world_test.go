@@ -67,6 +67,12 @@ func (n *realNode) joinArgs(uri string, more ...string) []string {
 	return append(args, more...)
 }
 
+// figure is a log line that the report of `make real` lists.
+func figure(t testing.TB, format string, args ...any) {
+	t.Helper()
+	t.Logf("figure: "+format, args...)
+}
+
 // write writes a file of the node, for root alone.
 func (n *realNode) write(name, text string) {
 	n.t.Helper()

@@ -57,7 +57,7 @@ gate)
   step demo 10 0 make demo
   ;;
 real)
-  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname E2E_TIMEOUT=48m
+  export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=standard-verbose E2E_TIMEOUT=48m
   step deps 15 0 tools/scripts/deps.sh real require
   step fetch 30 0 make real-fetch RELEASES='2.16.2 2.17.1 2.10.0 2.4.3'
   step stories 50 15 make real-test
@@ -117,14 +117,17 @@ table() {
   printf '| total | %d | %s | | |\n' "$SECONDS" "$([ "$failed" = 0 ] && echo passed || echo FAILED)"
 }
 
-# `PASS e2e.TestRealJoin (41.2s)`: the stories on a real server or a real MongoDB, with the step, which names the release.
+# `--- PASS: TestRealJoin (41.22s)`: the stories on a real server or a real MongoDB, with the step, which names the release;
+# and `x_test.go:12: figure: 41 ms`.
 stories() {
   local i rows=
   for i in "${names[@]}"; do
-    rows+=$(sed -nE "s/^(PASS|FAIL|SKIP) [^ ]*\\.(TestReal[A-Za-z0-9]*) \(([0-9]+)[0-9.]*s\).*/| \2 | $i | \1 | \3 |/p" "$logs/$i.log")$'\n'
+    rows+=$(sed -nE "s/^--- (PASS|FAIL|SKIP): (TestReal[A-Za-z0-9]*) \(([0-9]+)[0-9.]*s\).*/| \2 | $i | \1 | \3 |/p" "$logs/$i.log")$'\n'
   done
   rows=$(sed '/^$/d' <<<"$rows")
-  [ -z "$rows" ] || printf '\n| story | step | result | s |\n|---|---|---|---|\n%s\n' "$rows"
+  [ -n "$rows" ] || return 0
+  printf '\n| story | step | result | s |\n|---|---|---|---|\n%s\n\n' "$rows"
+  cat "$logs"/*.log | sed -nE 's/^ +([A-Za-z0-9_]*_test\.go):[0-9]+: figure: (.*)/- \1: \2/p'
 }
 
 # `=== SKIP: PACKAGE TEST (0.00s)` and the lines that say why.

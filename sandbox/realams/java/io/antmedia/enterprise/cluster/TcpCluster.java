@@ -75,7 +75,7 @@ public class TcpCluster implements IClusterNotifier, ApplicationContextAware, In
 		try {
 			work.run();
 		} catch (Exception e) {
-			logger.error("test bean", e);
+			logger.error("test bean of amsagent, not of the Enterprise Edition", e);
 		}
 	}
 
