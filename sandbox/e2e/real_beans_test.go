@@ -22,7 +22,7 @@ import (
 func TestRealBeans(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realams.Newest)
+	n := newRealNode(t, w, realRelease())
 
 	// Late: all applications serve, and the join waits for the document.
 	n.misbehave("no-row", "")

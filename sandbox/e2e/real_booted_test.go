@@ -136,7 +136,7 @@ func newRealBooted(t *testing.T, w *realams.World) *realBooted {
 	options := append([]string{"--network-bridge=br0", "--machine=real"}, realams.Java(t)...)
 	b := &realBooted{newDisk(t, diskOptions{tree: `root_make ""`, boot: strings.Join(options, " "), net: w.Network()}), w}
 	realams.Libraries(t, b.disk)
-	realams.Install(t, realams.Newest, b.disk)
+	realams.Install(t, realRelease(), b.disk)
 	packages := t.TempDir()
 	if err := makePackage(packages, "v0.1.0"); err != nil {
 		t.Fatal(err)

@@ -20,7 +20,7 @@ import (
 func TestRealDrain(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realams.Newest)
+	n := newRealNode(t, w, realRelease())
 	n.AllowAgent(t)
 	n.join(w.URI())
 	n.WaitServed(t, realApps()...)

@@ -49,7 +49,7 @@ func TestRealIdle(t *testing.T) {
 	nodes := make([]*idleNode, 3)
 	var joins sync.WaitGroup
 	for i := range nodes {
-		nodes[i] = &idleNode{realNode: newRealNode(t, w, realams.Newest)}
+		nodes[i] = &idleNode{realNode: newRealNode(t, w, realRelease())}
 		joins.Go(func() { nodes[i].out, nodes[i].code = nodes[i].Run(t, nodes[i].joinArgs(w.URI())...) })
 	}
 	joins.Wait()

@@ -184,7 +184,7 @@ func TestRealPasswords(t *testing.T) {
 		"quotes": `back\slash "&amp;' ü`,
 	}
 	w := realams.New(t, realams.Options{Users: users})
-	n := newRealNode(t, w, realams.Newest)
+	n := newRealNode(t, w, realRelease())
 	for _, user := range []string{"slash", "spring", "quotes"} {
 		out := n.join(w.URIOf(user))
 		if !strings.Contains(out, "in the cluster as "+n.Address) || strings.Contains(out, users[user]) {

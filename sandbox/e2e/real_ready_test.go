@@ -34,7 +34,7 @@ const realReadyBound = 2 * time.Second
 // judged. REAL_ROUNDS repeats all of it.
 func TestRealReady(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realams.Newest)
+	n := newRealNode(t, w, realRelease())
 	n.AllowAgent(t)
 	n.join(w.URI())
 	n.WaitServed(t, realApps()...)

@@ -18,7 +18,7 @@ import (
 func TestRealSessions(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realams.Newest)
+	n := newRealNode(t, w, realRelease())
 	n.join(w.URI())
 	n.WaitServed(t, realApps()...)
 	d := n.daemon()

@@ -20,7 +20,7 @@ func TestRealWhileStarting(t *testing.T) {
 	t.Parallel()
 	users := map[string]string{"first": "secret-one", "second": "secret-two"}
 	w := realams.New(t, realams.Options{Users: users})
-	n := newRealNode(t, w, realams.Newest)
+	n := newRealNode(t, w, realRelease())
 	n.AllowAgent(t)
 	n.join(w.URIOf("first"))
 	n.settled()

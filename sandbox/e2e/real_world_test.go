@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -151,6 +152,15 @@ func (d *realDaemon) logs(text string) int {
 		if strings.Contains(lines.Text(), text) {
 			count++
 		}
+	}
+	return count
+}
+
+// messages counts the lines of the daemon's log by message.
+func (d *realDaemon) messages() map[string]int {
+	count := map[string]int{}
+	for _, m := range regexp.MustCompile(`(?m) msg=("(?:[^"\\]|\\.)*"|\S+)`).FindAllStringSubmatch(d.Output(), -1) {
+		count[m[1]]++
 	}
 	return count
 }

@@ -18,10 +18,10 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
-const (
-	hubAddress = "10.77.0.254" // MongoDB, publishers and viewers
-	mongoPort  = 27311
-)
+// HubAddress is where MongoDB, publishers and viewers are.
+const HubAddress = "10.77.0.254"
+
+const mongoPort = 27311
 
 // Options says what a world has.
 type Options struct {
@@ -29,6 +29,8 @@ type Options struct {
 	Users map[string]string
 	// Members makes a replica set of so many; 0 is one server without a set.
 	Members int
+	// Mongod is added to the command line of each mongod.
+	Mongod []string
 }
 
 // World is a network of test machines with a MongoDB.
@@ -50,14 +52,14 @@ func New(t testing.TB, o Options) *World {
 	w := &World{users: o.Users}
 	w.hub = newBox(t, "hub", `hostname hub
 ip link add br0 type bridge forward_delay 0
-ip addr add `+hubAddress+`/24 dev br0
+ip addr add `+HubAddress+`/24 dev br0
 ip link set br0 up`)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	var err error
 	w.Mongo, err = realmongo.Start(ctx, realmongo.Options{
 		Binary: realmongo.Require(t), Members: o.Members, Users: o.Users,
-		Host: hubAddress, Port: mongoPort, Prefix: w.hub.netPrefix(), Dial: w.Dial,
+		Host: HubAddress, Port: mongoPort, Prefix: w.hub.netPrefix(), Dial: w.Dial, Args: o.Mongod,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +101,7 @@ func (w *World) Dial(ctx context.Context, network, address string) (net.Conn, er
 
 // Listen listens at a free port of the address that nodes know MongoDB by.
 func (w *World) Listen(ctx context.Context) (net.Listener, error) {
-	return w.hub.listen(ctx, "tcp", net.JoinHostPort(hubAddress, "0"))
+	return w.hub.listen(ctx, "tcp", net.JoinHostPort(HubAddress, "0"))
 }
 
 // HTTP returns a client that asks from where viewers are, as a browser does: with a

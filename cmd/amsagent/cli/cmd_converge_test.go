@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -36,6 +37,26 @@ func TestBeforeStartTakesNoSettingsFromTheEnvironment(t *testing.T) {
 	// A flag is an operator's.
 	if code, _, stderr := run(t, nil, "converge", "--before-start", "--root", root, "--service-command", command); code != exitOK || !called() {
 		t.Errorf("by a flag: exit %d, the command was called: %v\n%s", code, called(), stderr)
+	}
+}
+
+// A service command that hangs does not keep the server from starting.
+func TestBeforeStartIsBounded(t *testing.T) {
+	t.Parallel()
+	root := tree(t, map[string]string{
+		"var/lib/amsagent/state.json!": `{"version":1,"phase":"joined","instance_id":"i-1","address":"10.0.0.1"}`,
+		"service":                      "#!/bin/sh\nsleep 60\n: >\"${0%/*}/over\"\n",
+	})
+	command := filepath.Join(root, "service")
+	if err := os.Chmod(command, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := run(t, nil, "converge", "--before-start", "--root", root, "--service-command", command)
+	if _, err := os.Stat(filepath.Join(root, "over")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it waited for the service command: %v", err)
+	}
+	if code != exitOK || !strings.Contains(stderr, "the server starts with the files as they are") {
+		t.Errorf("exit %d\n%s", code, stderr)
 	}
 }
 
