@@ -94,9 +94,10 @@ func (n *realNode) trust() {
 umask 077
 mkdir /etc/antmedia-tls
 cd /etc/antmedia-tls
-/mnt/java/bin/keytool -importcert -noprompt -alias mongodb -file /etc/amsagent/ca.pem -keystore trust.p12 -storetype PKCS12 -storepass changeit
+cp /mnt/java/lib/security/cacerts trust
+/mnt/java/bin/keytool -importcert -noprompt -alias mongodb -file /etc/amsagent/ca.pem -keystore trust -storepass changeit
 openssl pkcs12 -export -in /etc/amsagent/node.pem -name node -out node.p12 -passout pass:changeit
 chown -R antmedia: .
-echo "export JAVA_TOOL_OPTIONS='-Djavax.net.ssl.trustStore=$PWD/trust.p12 -Djavax.net.ssl.trustStorePassword=changeit \
+echo "export JAVA_TOOL_OPTIONS='-Djavax.net.ssl.trustStore=$PWD/trust -Djavax.net.ssl.trustStorePassword=changeit \
 -Djavax.net.ssl.keyStore=$PWD/node.p12 -Djavax.net.ssl.keyStorePassword=changeit'" >>/usr/local/sbin/antmedia-service.env`)
 }

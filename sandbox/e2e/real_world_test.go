@@ -234,7 +234,7 @@ func (n *realNode) asked(what string, before []string) {
 // drift is what status says of the difference between files and what a join writes.
 func (n *realNode) status() map[string]any {
 	n.t.Helper()
-	out, code := n.Run(n.t, bins.agent, "status", "-o", "json")
+	out, code := n.Run(n.t, "sh", "-c", `exec "$1" status -o json 2>/dev/null`, "sh", bins.agent)
 	var v map[string]any
 	if err := json.Unmarshal([]byte(out), &v); err != nil || code != 0 {
 		n.t.Fatalf("status: exit %d, %v: %s", code, err, out)

@@ -207,10 +207,6 @@ type piped struct {
 	err  error
 }
 
-// known keeps the secrets of a target out of everything printed from here on, and says what is odd about it.
-func (g *globals) known(t cluster.Target) {
-	g.addSecrets(t.Secrets()...)
-	for _, w := range t.Warnings() {
-		g.log().Warn("MongoDB address: " + w) //nolint:sloglint // cluster's own words, without values
-	}
-}
+// known keeps the secrets of a target out of everything printed from here on. What is odd about it is said by a join and
+// by doctor, not by each command.
+func (g *globals) known(t cluster.Target) { g.addSecrets(t.Secrets()...) }
