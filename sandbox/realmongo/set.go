@@ -162,17 +162,22 @@ func (s *Set) initiate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("initiating the replica set: %w", err)
 	}
-	return s.waitPrimary(ctx)
+	_, err = s.waitPrimary(ctx)
+	return err
 }
 
-// waitPrimary waits until a member may be written to.
-func (s *Set) waitPrimary(ctx context.Context) error {
+// waitPrimary waits, startLimit at most, for the member that may be written to: a set may
+// be electing, and on a busy machine a member takes its time to say so.
+func (s *Set) waitPrimary(ctx context.Context) (*Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
 	for {
-		if _, err := s.Primary(ctx); err == nil {
-			return nil
+		m, err := s.Primary(ctx)
+		if err == nil {
+			return m, nil
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			return fmt.Errorf("waiting for a primary: %w", err)
+		if pause(ctx, 50*time.Millisecond) != nil {
+			return nil, fmt.Errorf("waiting for a primary: %w", err)
 		}
 	}
 }
@@ -185,7 +190,7 @@ func (s *Set) createUsers(ctx context.Context) error {
 		m := s.members[0]
 		if s.o.Members > 0 {
 			var err error
-			if m, err = s.Primary(ctx); err != nil {
+			if m, err = s.waitPrimary(ctx); err != nil {
 				return err
 			}
 		}
@@ -287,15 +292,7 @@ func (s *Set) Primary(ctx context.Context) (*Member, error) {
 
 // StepDown makes the primary resign for a minute, as an operator does it.
 func (s *Set) StepDown(ctx context.Context) error {
-	// The set may be electing by itself just now.
-	m, err := s.Primary(ctx)
-	for limit := time.Now().Add(startLimit); err != nil && time.Now().Before(limit); m, err = s.Primary(ctx) {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+	m, err := s.waitPrimary(ctx)
 	if err != nil {
 		return err
 	}
@@ -314,7 +311,7 @@ func (s *Set) StepDown(ctx context.Context) error {
 // waits until the clients of the last one have gone: what they asked for may still be
 // under way.
 func (s *Set) Empty(ctx context.Context) error {
-	m, err := s.Primary(ctx)
+	m, err := s.waitPrimary(ctx)
 	if err != nil {
 		return err
 	}

@@ -192,7 +192,7 @@ func (p *Servers) takeReal(t testing.TB, o mongod.Options) (address string, give
 		p.mu.Unlock()
 	}
 	return one.address, func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
 		defer cancel()
 		if err := one.set.Empty(ctx); err != nil {
 			t.Errorf("emptying MongoDB for the next test: %v", err)
