@@ -205,7 +205,7 @@ func TestPacker(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		script := strings.Replace(strings.Join(commands, "\n"), "sh /tmp/prepare.sh ", "sh "+prepare+" --dry-run ", 1)
+		script := strings.Replace(strings.Join(commands, "\n"), "sh /tmp/prepare.sh ", "sh '"+prepare+"' --dry-run ", 1)
 		for _, root := range []bool{false, true} {
 			if root && typ != "azure-arm" {
 				// Where Packer is root there may be no sudo.

@@ -52,7 +52,7 @@ for i in 1 2 3 4 5; do
   [ $((i % 2)) = 1 ] || signal=(pkill -KILL -s)
   if "${signal[@]}" $!; then
     wait $! 2>/dev/null || true
-    echo "surroundings: killed in $(grep '^=== ' "$work/killed.log" | tail -n 1)"
+    echo "surroundings: killed in $(grep -aE '^=== [a-z]+: ' "$work/killed.log" | tail -n 1)"
   elif wait $!; then
     echo 'surroundings: the gate had passed before'
   else
