@@ -231,7 +231,7 @@ func (n *realNode) asked(what string, before []string) {
 	}
 }
 
-// drift is what status says of the difference between files and what a join writes.
+// status is the object that `amsagent status` prints.
 func (n *realNode) status() map[string]any {
 	n.t.Helper()
 	out, code := n.Run(n.t, "sh", "-c", `exec "$1" status -o json 2>/dev/null`, "sh", bins.agent)

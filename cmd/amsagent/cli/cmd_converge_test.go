@@ -14,16 +14,23 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The environment of the server's unit may come from a file that the server's user writes.
-func TestBeforeStartTakesNoSettingsFromTheEnvironment(t *testing.T) {
-	root := tree(t, map[string]string{
+// nodeWithService is the root of a node, and a service command in it that runs a script.
+func nodeWithService(t *testing.T, script string) (root, command string) {
+	t.Helper()
+	root = tree(t, map[string]string{
 		"var/lib/amsagent/state.json!": `{"version":1,"phase":"joined","instance_id":"i-1","address":"10.0.0.1"}`,
-		"service":                      "#!/bin/sh\n: >\"${0%/*}/called\"\n",
+		"service":                      "#!/bin/sh\n" + script + "\n",
 	})
-	command := filepath.Join(root, "service")
+	command = filepath.Join(root, "service")
 	if err := os.Chmod(command, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	return root, command
+}
+
+// The environment of the server's unit may come from a file that the server's user writes.
+func TestBeforeStartTakesNoSettingsFromTheEnvironment(t *testing.T) {
+	root, command := nodeWithService(t, `: >"${0%/*}/called"`)
 	called := func() bool {
 		_, err := os.Stat(filepath.Join(root, "called"))
 		return !errors.Is(err, fs.ErrNotExist)
@@ -43,14 +50,7 @@ func TestBeforeStartTakesNoSettingsFromTheEnvironment(t *testing.T) {
 // A service command that hangs does not keep the server from starting.
 func TestBeforeStartIsBounded(t *testing.T) {
 	t.Parallel()
-	root := tree(t, map[string]string{
-		"var/lib/amsagent/state.json!": `{"version":1,"phase":"joined","instance_id":"i-1","address":"10.0.0.1"}`,
-		"service":                      "#!/bin/sh\nsleep 60\n: >\"${0%/*}/over\"\n",
-	})
-	command := filepath.Join(root, "service")
-	if err := os.Chmod(command, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	root, command := nodeWithService(t, `sleep 60; : >"${0%/*}/over"`)
 	code, _, stderr := run(t, nil, "converge", "--before-start", "--root", root, "--service-command", command)
 	if _, err := os.Stat(filepath.Join(root, "over")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("it waited for the service command: %v", err)

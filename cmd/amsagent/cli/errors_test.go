@@ -239,7 +239,7 @@ func TestNoSecretComesThrough(t *testing.T) {
 			env.IsTerminal = func(any) bool { return terminal }
 			g := newGlobals(env.withDefaults())
 			g.setForm(form, "auto", -4)
-			g.known(target)
+			g.addSecrets(target.Secrets()...)
 			for _, leak := range leaks {
 				g.report(t.Context(), &userError{Msg: "m " + leak, Cause: errors.New("c " + leak), Hints: []string{"h " + leak}, State: "s " + leak})
 				l := g.log().With("with", leak).WithGroup("g")

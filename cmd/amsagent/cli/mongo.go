@@ -82,7 +82,7 @@ func (g *globals) mongo() (mongoSource, error) {
 	if err != nil {
 		return mongoSource{}, &settingError{source: v.origin.String(), layer: v.origin.Layer, line: v.origin.Line, err: err}
 	}
-	g.known(t)
+	g.addSecrets(t.Secrets()...)
 	if len(t.Secrets()) > 0 && (v.origin.Layer == layerFlag || v.origin.Layer == layerTag) {
 		// We cannot take back what ps and the console have shown already, so this is said, not warned of.
 		g.log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.origin.String())
@@ -135,7 +135,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	if err != nil {
 		return fail(err)
 	}
-	g.known(t)
+	g.addSecrets(t.Secrets()...)
 	g.warnOwner(full, info)
 	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 {
 		g.log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
@@ -197,7 +197,7 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 	if err != nil {
 		return fail(err)
 	}
-	g.known(t)
+	g.addSecrets(t.Secrets()...)
 	return mongoSource{Target: t, Origin: o}, nil
 }
 
@@ -206,7 +206,3 @@ type piped struct {
 	text []byte
 	err  error
 }
-
-// known keeps the secrets of a target out of everything printed from here on. What is odd about it is said by a join and
-// by doctor, not by each command.
-func (g *globals) known(t cluster.Target) { g.addSecrets(t.Secrets()...) }
