@@ -207,6 +207,10 @@ cross: ## the agent for linux/amd64 and linux/arm64: build/amsagent-linux-*
 size: cross ## fails where a binary is larger than MAX_SIZE or not static
 	@tools/scripts/size.sh $(MAX_SIZE) $(BUILD)/amsagent-linux-amd64 $(BUILD)/amsagent-linux-arm64
 
+.PHONY: size-build
+size-build: build ## the same for the binary of this machine alone
+	@tools/scripts/size.sh $(MAX_SIZE) $(BUILD)/amsagent
+
 .PHONY: repro
 repro: ## two builds in two folders with two caches, compared byte by byte
 	@tools/scripts/repro.sh '$(VERSION)'

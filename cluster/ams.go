@@ -182,7 +182,7 @@ func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]
 	}
 	// A document without a usable id is none that AMS wrote, and could not be named.
 	nodes = slices.DeleteFunc(nodes, func(n AMSNode) bool { return n.id.Type == 0 })
-	slices.SortFunc(nodes, func(a, b AMSNode) int {
+	slices.SortStableFunc(nodes, func(a, b AMSNode) int {
 		return cmp.Or(compareText(a.IP, b.IP), compareText(a.ID, b.ID))
 	})
 	return nodes, nil

@@ -552,12 +552,8 @@ func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 
 // Nodes reads all rows, in the order of their ids.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
-	nodes, err := find(ctx, c, "reading the nodes of the registry", c.nodes, bson.D{}, nodeFields(), readNode)
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(nodes, func(a, b Node) int { return compareText(a.ID, b.ID) })
-	return nodes, nil
+	return find(ctx, c, "reading the nodes of the registry", c.nodes, bson.D{}, nodeFields(), readNode,
+		bson.E{Key: "sort", Value: bson.D{{Key: "_id", Value: 1}}})
 }
 
 // EnsureIndexes makes the indexes by which the server forgets, after weeks,

@@ -91,21 +91,18 @@ const shortSecret = 4
 // value="x", <password>x</password>), whether or not it is among the secrets. It is meant for the words of others
 // (a driver, a library, a process) before they are shown.
 func RedactText(text string, secrets ...Secret) string {
-	var hits []span
+	var hits []mask.Span
 	for _, form := range secretForms(secrets) {
 		hits = append(hits, findSecret(text, form)...)
 	}
 	hits = append(hits, findUserinfo(text)...)
 	for _, s := range mask.Text(text) {
 		if !strings.HasPrefix(text[s.From:s.To], placeholder) { // masked before
-			hits = append(hits, span{s.From, s.To})
+			hits = append(hits, s)
 		}
 	}
-	return maskSpans(text, hits)
+	return mask.Replace(text, hits, placeholder)
 }
-
-// span is text[from:to].
-type span struct{ from, to int }
 
 // character is one character of a secret, or one byte that is none.
 type character struct {
@@ -146,8 +143,8 @@ func secretForms(secrets []Secret) [][]character {
 
 // findSecret returns every place where the secret stands in text, in any mix
 // of spellings of its characters.
-func findSecret(text string, secret []character) []span {
-	var hits []span
+func findSecret(text string, secret []character) []mask.Span {
+	var hits []mask.Span
 	for from := range len(text) {
 		to := matchSecret(text, from, secret)
 		if to < 0 {
@@ -156,7 +153,7 @@ func findSecret(text string, secret []character) []span {
 		if len(secret) < shortSecret && !standsAlone(text, from, to) {
 			continue
 		}
-		hits = append(hits, span{from, to})
+		hits = append(hits, mask.Span{From: from, To: to})
 	}
 	return hits
 }
@@ -286,8 +283,8 @@ func standsAlone(text string, from, to int) bool {
 // scheme://user:password@. A password may itself hold a slash or an at-sign
 // that its author forgot to encode, so all up to the last at-sign of the word
 // is taken.
-func findUserinfo(text string) []span {
-	var hits []span
+func findUserinfo(text string) []mask.Span {
+	var hits []mask.Span
 	for at := 0; ; {
 		i := strings.Index(text[at:], "://")
 		if i < 0 {
@@ -304,29 +301,6 @@ func findUserinfo(text string) []span {
 		if colon < 0 || last < colon {
 			continue
 		}
-		hits = append(hits, span{start + colon + 1, start + last})
+		hits = append(hits, mask.Span{From: start + colon + 1, To: start + last})
 	}
-}
-
-// maskSpans replaces every hit by one placeholder; hits that touch or overlap
-// become one, so nothing of a secret is left between two of them.
-func maskSpans(text string, hits []span) string {
-	hits = slices.DeleteFunc(hits, func(s span) bool { return s.from >= s.to })
-	if len(hits) == 0 {
-		return text
-	}
-	slices.SortFunc(hits, func(a, b span) int { return a.from - b.from })
-	var out strings.Builder
-	at := 0
-	for i := 0; i < len(hits); {
-		from, to := hits[i].from, hits[i].to
-		for i++; i < len(hits) && hits[i].from <= to; i++ {
-			to = max(to, hits[i].to)
-		}
-		out.WriteString(text[at:from])
-		out.WriteString(placeholder)
-		at = to
-	}
-	out.WriteString(text[at:])
-	return out.String()
 }

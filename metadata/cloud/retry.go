@@ -33,8 +33,19 @@ const badAnswerAttempts = 3
 // Do calls fn until it succeeds, the error is final, or the context ends. Each try has its own deadline; waits double and
 // are jittered; each retry is a line in the log.
 func Do[T any](ctx context.Context, o Options, c Call, fn func(context.Context) (T, error)) (T, error) {
+	var found, zero T
+	err := retry(ctx, o, c, func(ctx context.Context) (err error) {
+		found, err = fn(ctx)
+		return err
+	})
+	if err != nil {
+		return zero, err
+	}
+	return found, nil
+}
+
+func retry(ctx context.Context, o Options, c Call, fn func(context.Context) error) error {
 	o = o.WithDefaults()
-	var zero T
 	wait := o.RetryWait
 	refused, unusable := 0, 0
 	var last *Error // of kind ErrNotReady
@@ -42,14 +53,14 @@ func Do[T any](ctx context.Context, o Options, c Call, fn func(context.Context) 
 		if err := ctx.Err(); err != nil {
 			if last != nil {
 				last.Context = err
-				return zero, last
+				return last
 			}
-			return zero, &Error{Provider: c.Provider, Item: c.Item, Kind: ErrNotReady, Attempts: n - 1, Cause: err, Context: err}
+			return &Error{Provider: c.Provider, Item: c.Item, Kind: ErrNotReady, Attempts: n - 1, Cause: err, Context: err}
 		}
-		v, e := try(ctx, o, c, fn)
+		e := try(ctx, o, c, fn)
 		if e == nil {
 			o.Log.Debug("metadata read", "provider", c.Provider, "item", c.Item, "attempt", n)
-			return v, nil
+			return nil
 		}
 		e.Attempts = n
 		if err := ctx.Err(); err != nil {
@@ -57,7 +68,7 @@ func Do[T any](ctx context.Context, o Options, c Call, fn func(context.Context) 
 				last.Attempts, e = n, last // this try was cut short: the one before says what is wrong
 			}
 			e.Context = err
-			return zero, e
+			return e
 		}
 		if errors.Is(e.Kind, ErrNotReady) {
 			last = e
@@ -69,26 +80,26 @@ func Do[T any](ctx context.Context, o Options, c Call, fn func(context.Context) 
 			// The session token ended or was lost; it has been dropped below us. A second refusal in a row is meant.
 			if refused++; refused > 1 {
 				e.Kind = ErrForbidden
-				return zero, e
+				return e
 			}
 			pause = 0
 		case errors.Is(e.Kind, ErrNotReady):
 			refused = 0
 		case errors.Is(e.Kind, ErrBadAnswer) && e.Status == http.StatusOK:
 			if unusable++; unusable >= badAnswerAttempts {
-				return zero, e
+				return e
 			}
 		case errors.Is(e.Kind, ErrNotFound) && n <= c.NotFoundAttempts:
 		default:
-			return zero, e
+			return e
 		}
 		if c.Attempts > 0 && n >= c.Attempts {
-			return zero, e
+			return e
 		}
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= pause {
 			// Sleeping into the deadline would change nothing.
 			e.Context = context.DeadlineExceeded
-			return zero, e
+			return e
 		}
 		o.Log.Warn("metadata service gave no usable answer, trying again",
 			"provider", c.Provider, "item", c.Item, "attempt", n, "wait", pause.Round(time.Millisecond), "err", e, "hint", e.Hint)
@@ -101,27 +112,27 @@ func Do[T any](ctx context.Context, o Options, c Call, fn func(context.Context) 
 		case <-ctx.Done():
 			timer.Stop()
 			e.Context = ctx.Err()
-			return zero, e
+			return e
 		case <-timer.C:
 		}
 	}
 }
 
 // try makes one try and gives its verdict.
-func try[T any](ctx context.Context, o Options, c Call, fn func(context.Context) (T, error)) (T, *Error) {
+func try(ctx context.Context, o Options, c Call, fn func(context.Context) error) *Error {
 	ctx, cancel := context.WithTimeout(ctx, o.AttemptTimeout)
 	defer cancel()
 	ctx, a := withAttempt(ctx)
-	v, err := fn(ctx)
+	err := fn(ctx)
 	if err == nil {
-		return v, nil
+		return nil
 	}
 	e := verdict(err, a)
 	e.Provider, e.Item = c.Provider, c.Item
 	if c.Judge != nil {
 		c.Judge(e, a)
 	}
-	return v, e
+	return e
 }
 
 // BadAnswer marks an answer that was received and cannot be what was asked for.

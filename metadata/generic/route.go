@@ -190,8 +190,7 @@ func pickIPv6(list []netip.Addr, avoid map[netip.Addr]bool) netip.Addr {
 		}
 		return n
 	}
-	slices.SortStableFunc(fit, func(a, b netip.Addr) int { return rank(a) - rank(b) })
-	return fit[0]
+	return slices.MinFunc(fit, func(a, b netip.Addr) int { return rank(a) - rank(b) })
 }
 
 // carrierGrade says whether an address is of 100.64.0.0/10, which is no more public than the private ranges.

@@ -72,6 +72,7 @@ want real libva-drm2 "the same" has_library libva-drm.so.2
 want real libva-x11-2 "the same" has_library libva-x11.so.2
 want real libvdpau1 "the same" has_library libvdpau.so.1
 want real libapr1 "the same" has_library libapr-1.so.0
+want real openssl "the tests over TLS" has openssl
 want real ffmpeg "the tests with a publisher and viewers" has ffmpeg
 want real iproute2 "the tests with network namespaces" has ip
 

@@ -55,6 +55,7 @@ gate)
   step tidy 5 0 make tidy-check
   step test 30 4900 make test
   step demo 10 0 make demo
+  step size 5 0 make size-build
   ;;
 real)
   export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=standard-verbose E2E_TIMEOUT=48m
