@@ -236,13 +236,13 @@ func (c *Client) closeLinks(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	closed := make(chan error, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+		bound, cancel := context.WithTimeout(ctx, closeTimeout)
 		defer cancel()
-		err := c.link.Load().mongo.Disconnect(ctx)
+		err := c.link.Load().mongo.Disconnect(bound)
 		c.linking.old.Wait()
 		closed <- err
 	}()
-	ctx, cancel := context.WithTimeout(ctx, closeTimeout+closeTimeout/2)
+	wait, cancel := context.WithTimeout(ctx, closeTimeout+closeTimeout/2)
 	defer cancel()
 	select {
 	case err := <-closed:
@@ -250,7 +250,7 @@ func (c *Client) closeLinks(ctx context.Context) error {
 			return nil
 		}
 		return err
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-wait.Done():
+		return wait.Err()
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -76,9 +77,12 @@ func TestMountedBeside(t *testing.T) {
 	killed := func(t *testing.T, s *Store, call, file, suffix string) {
 		t.Helper()
 		p := planCluster(t, s, "10.0.0.1")
-		dead := false
+		var dead atomic.Bool // files are staged side by side
 		s.hook = func(c, name string) error {
-			if dead = dead || c == call && strings.HasPrefix(filepath.Base(name), "."+filepath.Base(file)) && strings.HasSuffix(name, suffix); dead {
+			if c == call && strings.HasPrefix(filepath.Base(name), "."+filepath.Base(file)) && strings.HasSuffix(name, suffix) {
+				dead.Store(true)
+			}
+			if dead.Load() {
 				return errKilled
 			}
 			return nil
