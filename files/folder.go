@@ -366,9 +366,11 @@ func (d *Folder) Remove(name string) error {
 // gets another name: what is in it is his, and his folder must not keep the name. What he has
 // mounted there cannot be removed: that is [ErrHindered].
 func (d *Folder) Free(name string) error {
-	err := d.Remove(name)
-	if !errors.Is(err, unix.EISDIR) {
+	switch err := d.Remove(name); {
+	case errors.Is(err, unix.EBUSY):
 		return d.hindered(err)
+	case !errors.Is(err, unix.EISDIR):
+		return err
 	}
 	var id [8]byte
 	if _, err := rand.Read(id[:]); err != nil {

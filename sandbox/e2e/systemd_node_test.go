@@ -225,7 +225,7 @@ sandbox tree --owner "$(id -u antmedia):$(id -g antmedia)" \
 	--exec 'echo $$ >>`+nodeStarts+`; exec /usr/local/bin/sandbox ams --root "$ANTMEDIA_HOME" --hosts-file /etc/hosts @`+nodeFlags+`' / >/dev/null
 systemctl daemon-reload
 systemctl reset-failed `+nodeUnit+` 2>/dev/null || true
-systemctl start `+nodeUnit+`
+systemctl enable -q --now `+nodeUnit+`
 `)
 	n.until(t, "a server that is up", func() bool { return n.mode(t) == "standalone" })
 	if n.pure != nil {
