@@ -4,13 +4,19 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -70,6 +76,48 @@ func TestDrainScaleIn(t *testing.T) {
 	if h.touches() != touched || len(h.calls("CompleteLifecycleAction")) != told || h.row().State != cluster.StateLeft || h.serverRuns() {
 		t.Errorf("after it had left: %+v\n%s", h.row(), h.story())
 	}
+}
+
+// TestDrainLateWrite: what Ant Media Server wrote as it ended reaches MongoDB after its document was removed.
+func TestDrainLateWrite(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.73", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
+	p := h.serving()
+	c, err := mongo.Connect(options.Client().ApplyURI(mongoURI(h.mongo, daemonPassword)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Disconnect(context.Background()) }()
+	// It comes again each time that it is removed: nobody can tell from here when the daemon looks.
+	ctx, stop := context.WithCancel(t.Context())
+	var writes sync.WaitGroup
+	defer writes.Wait()
+	defer stop()
+	var came atomic.Int64
+	doc := bson.M{"_id": "late" + h.ip, "ip": h.ip, "lastUpdateTime": time.Now().UnixMilli()}
+	writes.Go(func() {
+		for ctx.Err() == nil {
+			switch _, err := c.Database("clusterdb").Collection("clusternode").InsertOne(ctx, doc); {
+			case err == nil:
+				came.Add(1)
+			case !mongo.IsDuplicateKeyError(err) && ctx.Err() == nil:
+				t.Error(err)
+				return
+			}
+			wait(20 * time.Millisecond)
+		}
+	})
+	times := func(n int64) {
+		until(t, fmt.Sprintf("it came %d times", n), func() string {
+			if got := came.Load(); got < n {
+				return fmt.Sprintf("%d\n%s", got, p.text())
+			}
+			return ""
+		})
+	}
+	times(1)
+	h.terminate()
+	times(3) // after the removal, and after the second look
 }
 
 // TestDrainWords: what says nothing, what is taken back, and what two people say

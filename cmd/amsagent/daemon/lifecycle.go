@@ -54,12 +54,14 @@ type life struct {
 	stoppedAt time.Time
 	documents []string // of AMS, seen before it had stopped
 
+	late chan cluster.AMSRemoval // for removeLate
+
 	lending sync.Mutex // for own; it may wait for the instance's tags
 	own     *lent      // our own connection; nil: none
 }
 
 func newLife(d *Daemon, o Lifecycle) (*life, error) {
-	l := &life{d: d, leaver: o.Leaver}
+	l := &life{d: d, leaver: o.Leaver, late: make(chan cluster.AMSRemoval, 1)}
 	opts := o.Options
 	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
@@ -78,6 +80,7 @@ func newLife(d *Daemon, o Lifecycle) (*life, error) {
 func (l *life) run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { _ = l.manager.Run(ctx) }) // it ends with ctx alone
+	work.Go(func() { l.removeLate(ctx) })
 	work.Go(func() {
 		for pause(ctx, unusedTime) {
 			l.closeUnused(ctx, unusedTime)
@@ -362,8 +365,41 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Tombstone) error {
 		return err
 	}
 	l.d.view.setState(cluster.StateLeft, time.Now())
+	select {
+	case l.late <- cluster.AMSRemoval{Address: d.Address, IDs: d.Documents, StoppedAt: d.StoppedAt, OlderThan: d.StoppedAt}:
+	default: // the one before is about to be looked for, and its documents have the same names
+	}
 	return nil
 }
+
+// removeLate looks once more for AMS's documents after each departure: what AMS wrote as it
+// ended may come to MongoDB after they were removed.
+func (l *life) removeLate(ctx context.Context) {
+	for {
+		var r cluster.AMSRemoval
+		select {
+		case <-ctx.Done():
+			return
+		case r = <-l.late:
+		}
+		if !pause(ctx, lateTime) {
+			return
+		}
+		err := l.with(ctx, func(c *cluster.Client) error {
+			done, err := c.DeleteAMSNodes(ctx, r)
+			for _, n := range done.Deleted {
+				l.d.log.Info("removed what Ant Media Server wrote as it ended", "document", n.ID)
+			}
+			return err
+		})
+		if err != nil {
+			l.d.log.Warn("what Ant Media Server wrote as it ended could not be looked for", "error", err)
+		}
+	}
+}
+
+// lateTime is longer than a write takes, and shorter than a cloud needs to end a machine.
+const lateTime = 2 * time.Second
 
 // prove returns when this node is seen in the cluster and serves viewers.
 func (l *life) prove(ctx context.Context) error {
