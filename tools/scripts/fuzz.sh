@@ -7,7 +7,7 @@
 set -euo pipefail
 
 time=${1:-20s}
-found=0
+found=0 failed=()
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # Go makes each input that finds new code smaller, for up to a minute: with large seeds all of a short time would go there.
@@ -19,12 +19,10 @@ while read -r package; do
   while read -r target; do
     found=$((found + 1))
     echo "== $target  ($package, $time)"
-    if ! fuzz "$target" "$package"; then
-      only_late || exit 1
-      fuzz "$target" "$package"
-    fi
+    fuzz "$target" "$package" || { only_late && fuzz "$target" "$package"; } || failed+=("$target")
   done < <(go test -list='^Fuzz' "$package" | grep '^Fuzz' || true)
 done < <(tools/scripts/packages.sh . '^func Fuzz[A-Z_]')
 
 [ "$found" -gt 0 ] || { echo 'fuzz: no fuzz target found' >&2; exit 1; }
+[ "${#failed[@]}" -eq 0 ] || { echo "fuzz: $found targets, failed: ${failed[*]}" >&2; exit 1; }
 echo "fuzz: $found targets, no failure"

@@ -5,7 +5,6 @@ package lint
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +16,8 @@ var (
 	section = lazy(`^[ \t]*(global|defaults|frontend|backend|listen|userlist|peers|resolvers|cache|program|mailers|ring)\b`)
 	// server NAME ADDRESS …
 	serverLine = lazy(`^[ \t]*server[ \t]+(\S+)[ \t]+(\S+)`)
+	// use-server NAME, track BACKEND/NAME, srv_is_up(BACKEND/NAME)
+	serverUse = lazy(`\buse-server[ \t]+(\S+)|\btrack[ \t]+(?:\S+/)?(\S+)|\([^()]*?([^()/, \t]+)\)`)
 	// The commands that went away with HAProxy 2.1; what they are called now.
 	headerLine = lazy(`^([ \t]*)(reqadd|rspadd)[ \t]+(.*)$`)
 	goneLine   = lazy(`^[ \t]*(req|rsp)(i?(?:rep|del|allow|deny|tarpit|pass|setbe))\b`)
@@ -70,11 +71,14 @@ func (d *document) haproxy() {
 
 // names reports whether another line speaks of a server by its name.
 func (d *document) names(server string, but int) bool {
-	name := regexp.QuoteMeta(server)
-	use := regexp.MustCompile(`\buse-server[ \t]+` + name + `(?:[ \t]|$)|\btrack[ \t]+(?:\S+/)?` + name + `(?:[ \t]|$)|\([^()]*\b` + name + `\)`)
 	for i, l := range d.lines {
-		if i != but && !comment(l.text) && use.MatchString(l.text) {
-			return true
+		if i == but || comment(l.text) {
+			continue
+		}
+		for _, m := range serverUse().FindAllStringSubmatch(l.text, -1) {
+			if slices.Contains(m[1:], server) {
+				return true
+			}
 		}
 	}
 	return false

@@ -274,6 +274,16 @@ func haproxyTexts() []aText {
 			[]string{"AMS-LINT-DUPLICATE:14!"},
 		},
 		{
+			"one node twice, and another server follows the second", haproxyHead + "    default_backend b\nbackend b\n    server three 10.0.0.3:5080 track b/two\n    server one 10.0.0.1:5080 check\n    server two 10.0.0.1:5080 check\n",
+			"",
+			[]string{"AMS-LINT-DUPLICATE:14!"},
+		},
+		{
+			"one node twice, and a rule asks for the second", haproxyHead + "    default_backend b\nbackend b\n    http-request deny if !{ srv_is_up(b/two) }\n    server one 10.0.0.1:5080 check\n    server two 10.0.0.1:5080 check\n",
+			"",
+			[]string{"AMS-LINT-DUPLICATE:14!"},
+		},
+		{
 			"what went away", haproxyHead + "    reqadd X-Forwarded-Proto:\\ https\n    reqadd X-Note:\\ two\\ words\\ 50% if { ssl_fc }\n    rspadd Cache-Control:\\ no-store\n    default_backend b\nbackend b\n    server one 10.0.0.1:5080\n",
 			haproxyHead + "    http-request set-header X-Forwarded-Proto https\n    http-request set-header X-Note \"two words 50%%\" if { ssl_fc }\n    http-response set-header Cache-Control no-store\n    default_backend b\nbackend b\n    server one 10.0.0.1:5080\n",
 			[]string{"AMS-LINT-REQADD:10", "AMS-LINT-REQADD:11", "AMS-LINT-REQADD:12"},
