@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -18,8 +19,30 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// hanging listens and answers nothing; sig gets SIGTERM when the first client has connected.
-func hanging(t *testing.T, network, address string) (addr string, sig chan os.Signal) {
+// processSignals gives a signal to all who asked for it by then, as the system does: support and the commands that it runs.
+type processSignals struct {
+	mu    sync.Mutex
+	asked []chan os.Signal
+}
+
+func (p *processSignals) source() (<-chan os.Signal, func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ch := make(chan os.Signal, 2)
+	p.asked = append(p.asked, ch)
+	return ch, func() {}
+}
+
+func (p *processSignals) send(sig os.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, ch := range p.asked {
+		ch <- sig
+	}
+}
+
+// hanging listens and answers nothing; it sends SIGTERM when the first client has connected.
+func hanging(t *testing.T, network, address string) (addr string, sig *processSignals) {
 	t.Helper()
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), network, address)
@@ -27,7 +50,7 @@ func hanging(t *testing.T, network, address string) (addr string, sig chan os.Si
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	sig = make(chan os.Signal, 1)
+	sig = &processSignals{}
 	go func() {
 		for first := true; ; first = false {
 			c, err := l.Accept()
@@ -36,7 +59,7 @@ func hanging(t *testing.T, network, address string) (addr string, sig chan os.Si
 			}
 			t.Cleanup(func() { _ = c.Close() })
 			if first {
-				sig <- syscall.SIGTERM
+				sig.send(syscall.SIGTERM)
 			}
 		}
 	}()
@@ -74,7 +97,7 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = os.RemoveAll(root) })
 			e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "none"}}
-			var sig chan os.Signal
+			var sig *processSignals
 			switch tt.hangs {
 			case mongo:
 				e.vars["AMSAGENT_MONGO"], sig = hanging(t, "tcp", "127.0.0.1:0")
@@ -90,7 +113,7 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 				_, sig = hanging(t, "unix", root+controlSocket)
 			}
 			env := e.env()
-			env.Signals = fakeSignals{sig}.source
+			env.Signals = sig.source
 			if code := Main(strings.Fields(tt.args), env); code != exitInterrupted || e.stdout.Len() > 0 {
 				t.Errorf("exit %d, stdout:\n%s\nstderr:\n%s", code, e.stdout.String(), e.stderr.String())
 			}
