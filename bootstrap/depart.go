@@ -30,6 +30,11 @@ type Departure struct {
 	RepairStreams bool
 }
 
+// Removal says which of AMS's documents go.
+func (d Departure) Removal() cluster.AMSRemoval {
+	return cluster.AMSRemoval{Address: d.Address, IDs: d.Documents, StoppedAt: d.StoppedAt, OlderThan: d.StoppedAt}
+}
+
 // Departed is what was done of it.
 type Departed struct {
 	Documents []string                  `json:"documents"` // of AMS, removed
@@ -42,9 +47,7 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 	var done Departed
 	var errs []error
 	if d.Address != "" {
-		removed, err := client.DeleteAMSNodes(ctx, cluster.AMSRemoval{
-			Address: d.Address, IDs: d.Documents, StoppedAt: d.StoppedAt, OlderThan: d.StoppedAt,
-		})
+		removed, err := client.DeleteAMSNodes(ctx, d.Removal())
 		for _, n := range removed.Deleted {
 			done.Documents = append(done.Documents, n.ID)
 		}

@@ -365,9 +365,12 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Tombstone) error {
 		return err
 	}
 	l.d.view.setState(cluster.StateLeft, time.Now())
+	if d.Address == "" {
+		return nil // no document is known to be this node's
+	}
 	select {
-	case l.late <- cluster.AMSRemoval{Address: d.Address, IDs: d.Documents, StoppedAt: d.StoppedAt, OlderThan: d.StoppedAt}:
-	default: // the one before is about to be looked for, and its documents have the same names
+	case l.late <- d.Removal():
+	default: // since the departure before, within lateTime, AMS has not come up to write anything
 	}
 	return nil
 }
@@ -392,7 +395,7 @@ func (l *life) removeLate(ctx context.Context) {
 			}
 			return err
 		})
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			l.d.log.Warn("what Ant Media Server wrote as it ended could not be looked for", "error", err)
 		}
 	}
