@@ -53,6 +53,7 @@ func finds(t *testing.T, results []doctor.Result, id string, want doctor.Verdict
 // can be.
 func TestSystemdDoctor(t *testing.T) {
 	n := bootNode(t)
+	n.sh(t, `systemctl disable -q `+nodeUnit)
 
 	all := doctorOn(t, n, "--mongo", nodeMongo)
 	finds(t, all, "AMS-ROOT", doctor.Good, "root")
@@ -66,6 +67,10 @@ func TestSystemdDoctor(t *testing.T) {
 	finds(t, all, "AMS-MONGO-OPEN", doctor.Warning, "shows its databases without a password")
 	finds(t, all, "AMS-TIMELINE", doctor.Good, "the server's stop 10s (a join makes it")
 	finds(t, all, "AMS-GPU", doctor.Good, "")
+	n.sh(t, `systemctl enable -q `+nodeUnit)
+	if slices.ContainsFunc(doctorOn(t, n, "--mongo", nodeMongo), func(r doctor.Result) bool { return r.ID == "AMS-NOT-ENABLED" }) {
+		t.Error("a server that starts at boot is said not to")
+	}
 	n.same(t, "after the doctor", n.pure)
 
 	// Somebody who is not root learns less, and nothing breaks.

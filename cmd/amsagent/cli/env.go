@@ -22,6 +22,7 @@ import (
 type Env struct {
 	Stdin  io.Reader
 	Stdout io.Writer
+	// Stderr must be safe for concurrent use: the goroutine that watches signals logs to it, too.
 	Stderr io.Writer
 
 	LookupEnv func(name string) (string, bool)
