@@ -296,7 +296,7 @@ func checkDaemon(ctx context.Context, p *patient) []Result {
 	if p.Daemon == nil {
 		return one(unknown("nobody was asked"))
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, p.askTime())
 	defer cancel()
 	v, err := p.Daemon(ctx)
 	switch {

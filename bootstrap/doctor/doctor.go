@@ -183,12 +183,9 @@ func one(r Result) []Result { return []Result{r} }
 // Run makes all checks, side by side, and gives their results in the order of the
 // table. It is over when Limit is, whatever does not answer.
 func Run(ctx context.Context, o Options) []Result {
-	if o.Limit <= 0 {
-		o.Limit = defaultLimit
-	}
-	ctx, cancel := context.WithTimeout(ctx, o.Limit-min(lastWord, o.Limit/10))
-	defer cancel()
 	p := newPatient(o)
+	ctx, cancel := context.WithTimeout(ctx, p.Limit-min(lastWord, p.Limit/10))
+	defer cancel()
 	p.start(ctx)
 	defer p.close(ctx)
 	table := checks()
@@ -206,7 +203,7 @@ func Run(ctx context.Context, o Options) []Result {
 			select {
 			case results = <-answers[i]: // it may have come at the same moment
 			default:
-				results = one(unknown("no answer within %s", o.Limit))
+				results = one(unknown("no answer within %s", p.Limit))
 			}
 		}
 		for _, r := range results {

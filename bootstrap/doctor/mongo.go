@@ -170,7 +170,7 @@ func checkMongoOpen(ctx context.Context, p *patient) []Result {
 	if slices.ContainsFunc(r.failed, func(f bootstrap.Finding) bool { return !refused(f) && !notPrimary(f) }) {
 		return one(unknown("MongoDB could not be asked"))
 	}
-	ctx, cancel := context.WithTimeout(ctx, reachTime)
+	ctx, cancel := context.WithTimeout(ctx, p.reachTime())
 	defer cancel()
 	open, err := cluster.OpenToAll(ctx, p.Join.Mongo, p.Connect)
 	switch {
@@ -194,7 +194,7 @@ func checkMongoPlain(ctx context.Context, p *patient) []Result {
 	case t.UsesTLS():
 		return one(good("TLS"))
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, p.askTime())
 	defer cancel()
 	var public []string
 	for _, name := range t.HostNames() {

@@ -68,7 +68,7 @@ func checkHostname(ctx context.Context, p *patient) []Result {
 		if h.Name == "" {
 			// A join asks for it once it knows the address.
 			var err error
-			ctx, cancel := context.WithTimeout(ctx, askTime)
+			ctx, cancel := context.WithTimeout(ctx, p.askTime())
 			defer cancel()
 			if h, err = ams.LookupHostname(ctx, ams.HostnameOptions{Root: p.root}); err != nil {
 				return one(notKnown(err))

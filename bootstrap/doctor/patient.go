@@ -15,14 +15,14 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// The times of what several checks wait for. All of them begin at once, and none
+// The times of what several checks wait for, of 15 s: 6, 10 and 3. All of them begin at once, and none
 // may take all of the time: the others need some after it.
-const (
-	identifyTime = 6 * time.Second
-	// reachTime is for MongoDB: preflight waits half of it for a server that boots.
-	reachTime = 10 * time.Second
-	askTime   = 3 * time.Second
-)
+func (p *patient) identifyTime() time.Duration { return p.Limit * 2 / 5 }
+
+// reachTime is for MongoDB: preflight waits half of it for a server that boots.
+func (p *patient) reachTime() time.Duration { return p.Limit * 2 / 3 }
+
+func (p *patient) askTime() time.Duration { return p.Limit / 5 }
 
 // errNoMongo is why nothing is known about MongoDB.
 var errNoMongo = errors.New("no MongoDB address is configured")
@@ -79,6 +79,9 @@ func (a *future[T]) get(ctx context.Context) (T, error) {
 }
 
 func newPatient(o Options) *patient {
+	if o.Limit <= 0 {
+		o.Limit = defaultLimit
+	}
 	return &patient{
 		Options: o, root: o.Machine.Root, running: o.Machine.Root == "", dial: dial,
 		store: &conf.Store{Root: o.Machine.Root, Dir: bootstrap.StateDir},
@@ -93,7 +96,7 @@ func (p *patient) start(ctx context.Context) {
 			if o.Join.Identify == nil {
 				return metadata.Instance{}, errors.New("nobody was asked who this machine is")
 			}
-			ctx, cancel := context.WithTimeout(ctx, identifyTime)
+			ctx, cancel := context.WithTimeout(ctx, p.identifyTime())
 			defer cancel()
 			return o.Join.Identify(ctx)
 		})
@@ -108,7 +111,7 @@ func (p *patient) start(ctx context.Context) {
 			if o.Join.Mongo.IsZero() {
 				return reached{}, p.noMongo()
 			}
-			ctx, cancel := context.WithTimeout(ctx, reachTime)
+			ctx, cancel := context.WithTimeout(ctx, p.reachTime())
 			defer cancel()
 			c, failed, warnings := o.Machine.Reach(ctx, o.Join.Mongo)
 			return reached{c, failed, warnings}, nil

@@ -25,8 +25,11 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
+// patience is for what must answer: its usual 15 s are over on a busy test machine before mongod has.
+const patience = 10 * time.Minute
+
 // examine lets the doctor look at a machine before its join, with this MongoDB.
-func examine(t *testing.T, uri string, now func() time.Time) map[string]doctor.Result {
+func examine(t *testing.T, uri string, limit time.Duration, now func() time.Time) map[string]doctor.Result {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "node")
 	if _, err := tree.Write(root, tree.Options{Host: "node-1", HostResolves: true}); err != nil {
@@ -36,7 +39,7 @@ func examine(t *testing.T, uri string, now func() time.Time) map[string]doctor.R
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := cluster.Options{AppName: "doctor", Timeout: 5 * time.Second, Now: now}
+	o := cluster.Options{AppName: "doctor", Timeout: limit / 3, Now: now}
 	results := doctor.Run(t.Context(), doctor.Options{
 		Machine: &bootstrap.Machine{Root: root, Service: ams.None{}, Version: "test", Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
 			return cluster.Connect(ctx, t, o)
@@ -45,6 +48,7 @@ func examine(t *testing.T, uri string, now func() time.Time) map[string]doctor.R
 			return metadata.Instance{ID: "i-1", Address: netip.MustParseAddr(own)}, nil
 		}},
 		Connect: o,
+		Limit:   limit,
 	})
 	all := map[string]doctor.Result{}
 	for _, r := range results {
@@ -69,7 +73,7 @@ func TestDoctorOpen(t *testing.T) {
 	b := open(t, s)
 	b.write("a-10.0.0.9", "10.0.0.9", time.Now())
 	before := databases(b)
-	all := examine(t, s.URI(), nil)
+	all := examine(t, s.URI(), patience, nil)
 	diagnosis(t, all, "AMS-MONGO", doctor.Good, "answers")
 	diagnosis(t, all, "AMS-MONGO-AUTH", doctor.Good, "without a user")
 	diagnosis(t, all, "AMS-MONGO-NOT-PRIMARY", doctor.Good, "a single server")
@@ -127,12 +131,12 @@ func TestDoctorClosed(t *testing.T) {
 	uri := func(password string) string {
 		return "mongodb://amsagent:" + password + "@" + s.Addr() + "/?replicaSet=rs0"
 	}
-	all := examine(t, uri("right"), nil)
+	all := examine(t, uri("right"), patience, nil)
 	diagnosis(t, all, "AMS-MONGO-AUTH", doctor.Good, `user "amsagent"`)
 	diagnosis(t, all, "AMS-MONGO-OPEN", doctor.Good, "nothing is shown")
 	diagnosis(t, all, "AMS-MONGO-NOT-PRIMARY", doctor.Good, "replica set rs0")
 
-	all = examine(t, uri("wrong"), nil)
+	all = examine(t, uri("wrong"), patience, nil)
 	diagnosis(t, all, "AMS-MONGO-AUTH", doctor.Bad, "refused the user name or the password")
 	// It is there, and who it does not let in still learns that strangers are kept out.
 	diagnosis(t, all, "AMS-MONGO", doctor.Good, "answers")
@@ -147,7 +151,7 @@ func TestDoctorTrouble(t *testing.T) {
 	b := open(t, s)
 	b.insert(b.nodes(), bson.M{"_id": "i-0", "ip": own, "state": "active", "seq": int64(7), "interval_ms": int64(5000), "updated_at": time.Now().Add(-time.Hour)})
 	fault(t, s, mongod.Fault{Mode: mongod.Delay, Delay: 80 * time.Millisecond, Commands: []string{"ping"}})
-	all := examine(t, s.URI(), func() time.Time { return time.Now().Add(30 * time.Second) })
+	all := examine(t, s.URI(), patience, func() time.Time { return time.Now().Add(30 * time.Second) })
 	diagnosis(t, all, "AMS-CLOCK", doctor.Warning, "ahead of MongoDB's; other nodes will take this one for dead")
 	diagnosis(t, all, "AMS-MONGO-SLOW", doctor.Warning, "for a round trip")
 	diagnosis(t, all, "AMS-ROWS", doctor.Warning, "i-0 is registered under "+own)
@@ -155,7 +159,7 @@ func TestDoctorTrouble(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	all = examine(t, s.URI(), nil)
+	all = examine(t, s.URI(), 15*time.Second, nil)
 	diagnosis(t, all, "AMS-MONGO", doctor.Bad, "refused the connection")
 	diagnosis(t, all, "AMS-MONGO-OPEN", doctor.Unknown, "could not be asked")
 }

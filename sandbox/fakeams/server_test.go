@@ -464,8 +464,9 @@ func TestBehaviours(t *testing.T) {
 	})
 	t.Run("crash", func(t *testing.T) {
 		t.Parallel()
-		s := begin(t, "crash", fakeams.Behaviour{CrashAfter: time.Second})
+		s := begin(t, "crash", fakeams.Behaviour{})
 		await(t, "ready", s.Ready())
+		s.Crash()
 		await(t, "the crash", s.Done())
 		if !errors.Is(s.Err(), fakeams.ErrCrashed) || s.State() != fakeams.Crashed {
 			t.Errorf("%s, %v", s.State(), s.Err())
@@ -476,6 +477,14 @@ func TestBehaviours(t *testing.T) {
 		if conn, err := net.Dial("tcp", s.HTTPAddr()); err == nil {
 			_ = conn.Close()
 			t.Error("HTTP answers after the crash")
+		}
+	})
+	t.Run("crash after", func(t *testing.T) {
+		t.Parallel()
+		s := begin(t, "crash after", fakeams.Behaviour{NeverUp: true, CrashAfter: time.Millisecond})
+		await(t, "the crash", s.Done())
+		if !errors.Is(s.Err(), fakeams.ErrCrashed) {
+			t.Error(s.Err())
 		}
 	})
 	t.Run("another address", func(t *testing.T) {
