@@ -100,16 +100,18 @@ func (s *realGoingDown) share(t *testing.T) time.Duration {
 	return at["amsagent-node stopped"] - at["amsagent stopping"] - (at["antmedia stopped"] - at["antmedia stopping"])
 }
 
-// empty waits until the agent has counted nobody: whom the test asked was a viewer to it.
+// empty waits until the agent has counted nobody, and that after those have gone whom the test has asked until now: connections
+// are counted every 10 s.
 func (s *realGoingDown) empty(t *testing.T) {
 	t.Helper()
+	since := time.Now().Add(10 * time.Second)
 	s.until(t, "nobody is counted", func() bool {
 		v, err := s.status()
 		if err != nil {
 			return false
 		}
 		n, known := v.Sessions.Total()
-		return known && n == 0
+		return known && n == 0 && v.Beat.Round.After(since)
 	})
 }
 

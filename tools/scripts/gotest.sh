@@ -24,7 +24,7 @@ trap '[ ! -e "$report" ] || cat "$report" >>"$top/build/report/flaky"; "$top/too
 
 # RERUN times a failed test is run again.
 rerun=()
-[ -z "${RERUN:-}" ] || rerun=(--rerun-fails="$RERUN" --rerun-fails-max-failures=20 --rerun-fails-report="$report")
+[ -z "${RERUN:-}" ] || rerun=(--rerun-fails="$RERUN" --rerun-fails-run-root-test --rerun-fails-max-failures=20 --rerun-fails-report="$report")
 # The programs that tests start: `make` builds them before.
 for name in amsagent sandbox; do
   [ -x "build/$name" ] || { echo "gotest: there is no build/$name: make build build-sandbox" >&2 && exit 1; }

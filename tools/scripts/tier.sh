@@ -61,7 +61,7 @@ real)
   export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=standard-verbose E2E_TIMEOUT=48m
   step deps 15 0 tools/scripts/deps.sh real require
   step fetch 30 0 make real-fetch RELEASES='2.16.2 2.17.1 2.10.0 2.4.3'
-  step stories 50 15 make real-test
+  step stories 50 50 make real-test
   for release in 2.16.2 2.10.0 2.4.3; do
     step "join-$release" 10 1 env "REAL_RELEASE=$release" make real-test "RELEASES=$release" 'RUN=^TestRealJoin$'
   done
