@@ -22,6 +22,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/locked"
 )
 
 // gpuWorld is a machine with a driver, and an nvidia-smi that passes on what the
@@ -30,34 +32,16 @@ type gpuWorld struct {
 	t    *testing.T
 	root string
 	pipe *os.File
-	log  *gpuLog
+	log  *locked.Buffer
 
 	w    *GPUWatcher
 	stop func()
 }
 
-// gpuLog is a log that can be read while it is written.
-type gpuLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *gpuLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *gpuLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // newGPUWorld makes the machine, with a driver but without the tool.
 func newGPUWorld(t *testing.T) *gpuWorld {
 	t.Helper()
-	g := &gpuWorld{t: t, root: t.TempDir(), log: &gpuLog{}}
+	g := &gpuWorld{t: t, root: t.TempDir(), log: &locked.Buffer{}}
 	g.write("dev/nvidiactl", "")
 	fifo := filepath.Join(g.root, "fifo")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {

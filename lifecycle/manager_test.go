@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/locked"
 )
 
 func TestNewManagerSaysAllThatIsMissing(t *testing.T) {
@@ -122,7 +123,7 @@ func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.publishers, w.viewers = p(2), p(31)
-		var lines lockedBuffer
+		var lines locked.Buffer
 		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewJSONHandler(&lines, nil)) })
 		defer l.kill()
 		l.Notice(terminate())
@@ -162,23 +163,6 @@ func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
 			t.Errorf("%d writes", n)
 		}
 	})
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(data []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(data)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func TestTimesAsPeopleSayThem(t *testing.T) {

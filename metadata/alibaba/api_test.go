@@ -4,7 +4,6 @@
 package alibaba_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -114,26 +114,9 @@ func credentialsUntil(n string, until time.Time) string {
 		n, n, until.UTC().Format(time.RFC3339))
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func openESS(t *testing.T, f *metadatatest.Fake, s *apiServer) (*alibaba.ESS, *lockedBuffer) {
+func openESS(t *testing.T, f *metadatatest.Fake, s *apiServer) (*alibaba.ESS, *locked.Buffer) {
 	t.Helper()
-	log := &lockedBuffer{}
+	log := &locked.Buffer{}
 	e, err := open(t, f, nil).ESS(alibaba.APIOptions{Endpoint: s.URL, Log: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)

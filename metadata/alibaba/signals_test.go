@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -26,7 +27,7 @@ const (
 // watched runs Watch and keeps what it says.
 type watched struct {
 	t   *testing.T
-	log *lockedBuffer
+	log *locked.Buffer
 
 	mu  sync.Mutex
 	all []string
@@ -34,7 +35,7 @@ type watched struct {
 
 func watch(t *testing.T, f *metadatatest.Fake, o alibaba.WatchOptions) *watched {
 	t.Helper()
-	w := &watched{t: t, log: &lockedBuffer{}}
+	w := &watched{t: t, log: &locked.Buffer{}}
 	o.Log = slog.New(slog.NewTextHandler(w.log, nil))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})

@@ -4,7 +4,6 @@
 package metadatatest
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -25,6 +24,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -748,7 +748,7 @@ func (s Suite) retriesLogged(t *testing.T) {
 	m := s.Machines[0]
 	f := s.fake(t, m)
 	f.Break(s.Service.Required, 2, Status(http.StatusInternalServerError))
-	var log lockedBuffer
+	var log locked.Buffer
 	o := patient(s.at(f, m))
 	o.Log = slog.New(slog.NewJSONHandler(&log, nil))
 	if _, err := s.open(t, o).Instance(t.Context()); err != nil {
@@ -770,25 +770,6 @@ func (s Suite) retriesLogged(t *testing.T) {
 	if lines != 2 {
 		t.Errorf("%d lines for 2 retries:\n%s", lines, log.String())
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-// String returns what was written.
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // proxyIgnored asks the provider's real address with a proxy in the environment, and looks whom it dials.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -34,7 +35,7 @@ func TestCredentials(t *testing.T) {
 		}
 		return target.URI().Reveal()
 	}
-	var log safeBuilder
+	var log locked.Buffer
 	o := cluster.Options{Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 
 	good := connect(t, uri("amsagent", password), o)
@@ -87,23 +88,6 @@ func noPassword(t *testing.T, where, text string) {
 			t.Errorf("%s shows the password: %s", where, text)
 		}
 	}
-}
-
-type safeBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (b *safeBuilder) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *safeBuilder) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 func TestServerMisbehaves(t *testing.T) {

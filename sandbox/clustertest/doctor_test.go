@@ -25,7 +25,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// patience is for what must answer: its usual 15 s are over on a busy test machine before mongod has.
+// patience is the doctor's limit where MongoDB must answer: on a busy test machine that takes longer than the usual 15 s.
 const patience = 10 * time.Minute
 
 // examine lets the doctor look at a machine before its join, with this MongoDB.

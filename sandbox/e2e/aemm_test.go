@@ -15,11 +15,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -42,7 +42,7 @@ func TestMetadataMock(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			endpoint := startMetadataMock(t, mock, tt.args...)
-			var log lockedBuilder
+			var log locked.Buffer
 			p, err := aws.New(metadata.Options{
 				Endpoints: map[string]string{"aws": endpoint}, Log: slog.New(slog.NewTextHandler(&log, nil)),
 			})
@@ -85,24 +85,6 @@ func TestMetadataMock(t *testing.T) {
 	}
 }
 
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-// Write implements io.Writer.
-func (l *lockedBuilder) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lockedBuilder) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func buildMetadataMock(t *testing.T) string {
 	t.Helper()
 	mock := filepath.Join(t.TempDir(), "ec2-metadata-mock")
@@ -134,7 +116,7 @@ func startMetadataMock(t *testing.T, mock string, args ...string) string {
 	// It looks for a configuration file at home.
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var out lockedBuilder
+	var out locked.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

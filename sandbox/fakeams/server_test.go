@@ -4,7 +4,6 @@
 package fakeams_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +22,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -305,7 +304,7 @@ func TestRefusesToStart(t *testing.T) {
 			t.Parallel()
 			tr := install(t, tree.Options{})
 			o := quick(tr)
-			var log syncBuffer
+			var log locked.Buffer
 			o.Log = slog.New(slog.NewTextHandler(&log, nil))
 			tt.spoil(t, tr, &o)
 			s, err := fakeams.Start(t.Context(), o)
@@ -321,23 +320,6 @@ func TestRefusesToStart(t *testing.T) {
 			}
 		})
 	}
-}
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 func TestCredentials(t *testing.T) {
@@ -401,7 +383,7 @@ func TestConsoleWithoutDatabaseDeniesLiveness(t *testing.T) {
 	join(t, tr, m.Addr())
 	edit(t, tr.App("root"), "db.type=mongodb", "db.type=redisdb")
 	o := quick(tr)
-	var log syncBuffer
+	var log locked.Buffer
 	o.Log = slog.New(slog.NewTextHandler(&log, nil))
 	s := start(t, o)
 	eventually(t, "the console's failure in the log", func() bool { return strings.Contains(log.String(), "the console did not start") })
@@ -549,7 +531,7 @@ func TestMongoDBLostAndFound(t *testing.T) {
 	join(t, tr, m.Addr())
 	o := quick(tr)
 	o.MongoTimeout = 10 * time.Second
-	var log syncBuffer
+	var log locked.Buffer
 	o.Log = slog.New(slog.NewTextHandler(&log, nil))
 	s := start(t, o)
 	await(t, "ready", s.Ready())

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/locked"
 )
 
 // play is a cluster that a test plays, and the terminal or pipe it is watched through.
@@ -38,7 +39,7 @@ type play struct {
 	docs    []cluster.AMSNode
 	fail    error
 
-	out      lockedBuffer
+	out      locked.Buffer
 	env      testEnv
 	terminal bool
 	json     bool
@@ -594,7 +595,7 @@ func (p *play) prune(t *testing.T, opts pruneOptions) (code int) {
 	if opts.olderThan == 0 {
 		opts.olderThan = 10 * time.Minute
 	}
-	p.out.b.Reset()
+	p.out = locked.Buffer{}
 	g := p.globals()
 	if err := prune(t.Context(), opts, g, p); err != nil {
 		return g.report(t.Context(), err)

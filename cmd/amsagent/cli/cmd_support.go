@@ -9,10 +9,11 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/amsagent/amsagent/internal/locked"
 )
 
 func newSupportCommand(g *globals) *cobra.Command {
@@ -131,7 +132,7 @@ func runSupport(ctx context.Context, g *globals) error {
 
 // agentSays runs another command of this program, with the flags that all of them have, as it would run without a terminal.
 func (g *globals) agentSays(args []string) (exit int, said []byte) {
-	var out lockedBuffer
+	var out locked.Buffer // the goroutine that watches signals logs to it, too
 	env := g.env
 	env.Stdin, env.Stdout, env.Stderr, env.IsTerminal, env.IsJournal = nil, &out, &out, nil, nil
 	for _, row := range settingsTable() {
@@ -141,24 +142,6 @@ func (g *globals) agentSays(args []string) (exit int, said []byte) {
 	}
 	exit = Main(append(args, "--output=text", "--color=never"), env)
 	return exit, []byte(out.String())
-}
-
-// lockedBuffer takes the output of a command, which two goroutines write: the one that watches signals logs, too.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // systemSays runs a program of the system that this command needs nothing else from.

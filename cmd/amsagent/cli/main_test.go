@@ -28,6 +28,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/locked"
 )
 
 // update rewrites what the golden tests compare with: go test ./cmd/amsagent/cli -update
@@ -113,7 +114,7 @@ type testEnv struct {
 	stdin  io.Reader
 	tty    bool // standard input is a terminal
 	stdout bytes.Buffer
-	stderr lockedBuffer
+	stderr locked.Buffer
 }
 
 func (e *testEnv) env() Env {
@@ -372,7 +373,7 @@ func testInterrupt(t *testing.T) {
 	}
 
 	// What a check said that was cut short is no finding (B1): neither its number nor its cause.
-	e.stderr = lockedBuffer{}
+	e.stderr = locked.Buffer{}
 	pre := g.failure("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
 		{ID: bootstrap.IDService, Text: "systemd is not available: connecting: context canceled", Hint: "say it with --service-command"},
 		{ID: bootstrap.IDMongo, Text: "server selection error"},
@@ -384,7 +385,7 @@ func testInterrupt(t *testing.T) {
 		t.Errorf("in the preflight:\n%s", got)
 	}
 	// What failed beside the interruption is told, the end of the context is not.
-	e.stderr = lockedBuffer{}
+	e.stderr = locked.Buffer{}
 	both := &userError{Msg: "cannot join", State: "half done", Cause: errors.Join(errors.New("asking the bus: context canceled"), errors.New("undo: no space left on device"))}
 	if code := g.report(ctx, both); code != exitInterrupted {
 		t.Errorf("exit %d", code)
