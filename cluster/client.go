@@ -44,6 +44,10 @@ type Options struct {
 	// MaxPool is the number of connections for calls, per server; the driver
 	// keeps one more to watch the server. Default 2.
 	MaxPool int
+	// Elections lets the members of a replica set tell of an election at once, over
+	// one more connection to each: a call that waits for a primary that hangs then
+	// goes to the new one. Without it they are asked every 30 s.
+	Elections bool
 	// Log gets a line for every attempt that failed. Default: none.
 	Log *slog.Logger
 	// Dialer replaces the network. Default: *net.Dialer.
@@ -102,10 +106,53 @@ type watch struct {
 	// kind is what the server said last that it is; set is its replica set.
 	kind string
 	set  replicaSet
+	// primary is the last one that was seen; calls end the attempts that may wait for its answer.
+	primary string
+	calls   map[context.Context]context.CancelCauseFunc
 }
 
+// errElected ends an attempt: another member is the primary now.
+var errElected = errors.New("another member was elected")
+
 func newWatch() *watch {
-	return &watch{failed: make(map[string]error), cleared: make(map[string]error)}
+	return &watch{failed: make(map[string]error), cleared: make(map[string]error), calls: make(map[context.Context]context.CancelCauseFunc)}
+}
+
+// untilElected returns a context that ends when another member than before is the primary:
+// the driver would wait for a primary that hangs until the call's whole time is up. done
+// frees it, and reports whether it ended for that.
+func (w *watch) untilElected(ctx context.Context) (bound context.Context, done func() bool) {
+	bound, end := context.WithCancelCause(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls[bound] = end
+	return bound, func() bool {
+		end(nil)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.calls, bound)
+		return errors.Is(context.Cause(bound), errElected)
+	}
+}
+
+// elected ends the calls to the former primary. The driver has chosen the new one for
+// all further ones before it tells.
+func (w *watch) elected(servers []event.ServerDescription) {
+	i := slices.IndexFunc(servers, func(d event.ServerDescription) bool {
+		return d.Kind == description.ServerKindRSPrimary.String()
+	})
+	if i < 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := servers[i].Addr.String()
+	if w.primary != "" && w.primary != now {
+		for _, end := range w.calls {
+			end(errElected)
+		}
+	}
+	w.primary = now
 }
 
 // pools hears why connections were dropped. A call that waited for one of them
@@ -168,6 +215,9 @@ func (w *watch) monitor() *event.ServerMonitor {
 			if d.SetName != "" && len(d.Hosts) > 0 {
 				w.set = replicaSet{d.SetName, slices.Clone(d.Hosts)}
 			}
+		},
+		TopologyDescriptionChanged: func(e *event.TopologyDescriptionChangedEvent) {
+			w.elected(e.NewDescription.Servers)
 		},
 	}
 }
@@ -363,9 +413,14 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 	return c.attempts(ctx, op, maxAttempts, do)
 }
 
-// once is call without a second attempt, for what the next one replaces.
+// once is call without a second attempt at the same server, for what the next one replaces.
 func (c *Client) once(ctx context.Context, op string, do func(context.Context) error) error {
 	return c.attempts(ctx, op, 1, do)
+}
+
+// unrepeated is once for what may not be repeated: no other server is asked, either.
+func (c *Client) unrepeated(ctx context.Context, op string, do func(context.Context) error) error {
+	return c.attempts(ctx, op, 0, do)
 }
 
 func (c *Client) attempts(ctx context.Context, op string, most int, do func(context.Context) error) error {
@@ -376,8 +431,13 @@ func (c *Client) attempts(ctx context.Context, op string, most int, do func(cont
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
 		l := c.link.Load()
-		err := do(ctx)
-		if c.relink(ctx, l, err) {
+		bound, done := l.watch.untilElected(ctx)
+		if most == 0 {
+			bound = ctx
+		}
+		err := do(bound)
+		elected := done() && err != nil && ctx.Err() == nil
+		if most > 0 && (elected || c.relink(ctx, l, err)) {
 			attempt-- // that was no fault of the server that is asked now
 			continue
 		}

@@ -27,7 +27,8 @@ type fakeServer struct {
 
 	mu       sync.Mutex
 	hello    bson.D
-	commands []bson.Raw // all but hello
+	changed  chan struct{} // closed by the next setHello
+	commands []bson.Raw    // all but hello
 	done     chan struct{}
 	conns    sync.WaitGroup
 }
@@ -53,7 +54,7 @@ func startFake(t *testing.T, wrap func(net.Listener) net.Listener) *fakeServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &fakeServer{t: t, listener: l, done: make(chan struct{})}
+	s := &fakeServer{t: t, listener: l, done: make(chan struct{}), changed: make(chan struct{})}
 	s.setHello(bson.E{Key: "isWritablePrimary", Value: true})
 	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(), nil }
 	if wrap != nil {
@@ -91,6 +92,8 @@ func (s *fakeServer) setHello(extra ...bson.E) {
 		{Key: "maxWriteBatchSize", Value: 100000},
 		{Key: "helloOk", Value: true},
 	}, extra...)...)
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 // sent returns the commands of one name so far.
@@ -197,6 +200,17 @@ func withSections(cmd bson.Raw, rest []byte) bson.Raw {
 	return raw
 }
 
+// counter is the number of a hello, where it has one.
+func counter(hello bson.D) int64 {
+	for _, e := range hello {
+		if version, ok := e.Value.(bson.D); ok && e.Key == "topologyVersion" {
+			n, _ := version[1].Value.(int64)
+			return n
+		}
+	}
+	return 0
+}
+
 func (s *fakeServer) reply(cmd bson.Raw) (reply bson.D, hang bool) {
 	first, err := cmd.IndexErr(0)
 	if err != nil {
@@ -204,11 +218,19 @@ func (s *fakeServer) reply(cmd bson.Raw) (reply bson.D, hang bool) {
 	}
 	name := first.Key()
 	s.mu.Lock()
-	hello, answer := s.hello, s.answer
+	hello, changed, answer := s.hello, s.changed, s.answer
 	// The driver's own hello has a client document or comes as isMaster; one
 	// that we sent ourselves has neither.
 	if name == "hello" || name == "isMaster" || name == "ismaster" {
 		s.mu.Unlock()
+		if has, err := cmd.LookupErr("topologyVersion", "counter"); err == nil && has.Int64() == counter(hello) {
+			select { // the driver waits for the next one
+			case <-changed:
+				return s.reply(cmd)
+			case <-s.done:
+				return nil, false
+			}
+		}
 		return hello, false
 	}
 	s.commands = append(s.commands, bytes.Clone(cmd))

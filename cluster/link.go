@@ -90,7 +90,11 @@ func (c *Client) open(ctx context.Context, change func(*options.ClientOptions)) 
 	if change != nil {
 		change(opts)
 	}
-	l.direct = opts.Direct != nil && *opts.Direct && c.namesOne()
+	direct := opts.Direct != nil && *opts.Direct
+	if c.options.Elections && !direct {
+		opts.SetServerMonitoringMode("stream")
+	}
+	l.direct = direct && c.namesOne()
 	l.mongo, err = mongo.Connect(opts)
 	return l, err
 }
@@ -136,8 +140,9 @@ func (c *Client) relink(ctx context.Context, used *link, err error) bool {
 	case used.direct:
 		return c.follow(ctx, used, err)
 	case lost || timedOut(err) && time.Since(c.linking.relinked) >= relinkEvery:
-		// A server that hangs keeps its connections, and the driver would ask the
-		// others for a new primary only when it next looks after them.
+		// A server that hangs keeps its connections. Where members do not tell of an
+		// election (before 4.4, DocumentDB; see Options.Elections), the driver would
+		// ask them for a new primary only when it next looks after them.
 		c.linking.relinked = time.Now()
 		if l, err := c.open(context.WithoutCancel(ctx), nil); err == nil {
 			c.replace(ctx, used, l)

@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -68,4 +69,56 @@ func mustOpen(t *testing.T, c *Client) *link {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// The primary takes a call and hangs. The call goes to the next one once that is elected, at
+// its first attempt, though its time has not ended.
+func TestPrimaryHangs(t *testing.T) {
+	t.Parallel()
+	old, now := startFake(t, nil), startFake(t, nil)
+	process := bson.NewObjectID()
+	says := func(s *fakeServer, change, election int, extra ...bson.E) {
+		s.setHello(append([]bson.E{
+			{Key: "setName", Value: "rs0"},
+			{Key: "setVersion", Value: 1},
+			{Key: "hosts", Value: bson.A{old.addr(), now.addr()}},
+			{Key: "me", Value: s.addr()},
+			{Key: "electionId", Value: bson.ObjectID{11: byte(election)}},
+			{Key: "topologyVersion", Value: bson.D{{Key: "processId", Value: process}, {Key: "counter", Value: int64(change)}}},
+		}, extra...)...)
+	}
+	primary := bson.E{Key: "isWritablePrimary", Value: true}
+	says(old, 1, 1, primary)
+	says(now, 1, 1, bson.E{Key: "secondary", Value: true})
+	asked := make(chan struct{})
+	old.answer = func(name string, _ bson.Raw) (bson.D, error) {
+		if name == "update" {
+			close(asked)
+			return nil, errHang
+		}
+		return okReply(), nil
+	}
+	target, err := ParseTarget("mongodb://" + old.addr() + "," + now.addr() + "/?replicaSet=rs0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Connect(t.Context(), target, Options{Timeout: time.Hour, Elections: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The driver may not hear that it is to stop while a member tells.
+	defer func() { _ = c.Close(context.Background()) }()
+	if err := c.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.AddEvent(t.Context(), Event{Node: "i-1", Kind: "asked"}) }()
+	<-asked
+	says(now, 2, 2, primary)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := len(now.sent("update")); n != 1 {
+		t.Errorf("the new primary was asked %d times", n)
+	}
 }

@@ -77,7 +77,7 @@ func (c *Client) TakeDrainRequest(ctx context.Context, node, id string) (taken b
 	var take change
 	take.remove(requestKey, askedKey)
 	// Not repeated: of an attempt whose answer was lost the second would say "no".
-	err = c.once(ctx, "taking the request to drain node "+node, func(ctx context.Context) error {
+	err = c.unrepeated(ctx, "taking the request to drain node "+node, func(ctx context.Context) error {
 		res, err := c.nodes().UpdateOne(ctx,
 			bson.D{{Key: "_id", Value: node}, {Key: requestKey + ".id", Value: id}},
 			take.update())

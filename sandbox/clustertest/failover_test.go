@@ -153,6 +153,38 @@ func TestRealFailover(t *testing.T) {
 	}
 }
 
+// TestRealHang: a call that was sent to a primary that hangs goes to the next one as soon as
+// there is one, not when its time is up.
+func TestRealHang(t *testing.T) {
+	t.Parallel()
+	s := realSet(t)
+	first := settled(t, s)
+	target, err := cluster.ParseTarget(s.URI())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cluster.Connect(t.Context(), target, cluster.Options{Timeout: time.Hour, Elections: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The driver may not hear that it is to stop while a member tells.
+	defer func() { _ = c.Close(context.Background()) }()
+	if err := c.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second) // the driver asks by itself after 30 s
+	defer cancel()
+	if err := c.AddEvent(ctx, cluster.Event{Node: nodeID, Kind: "hang"}); err != nil {
+		t.Error(err)
+	}
+	if err := first.Resume(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // diary writes events one after another and remembers which were acknowledged.
 type diary struct {
 	mu  sync.Mutex
