@@ -69,6 +69,7 @@ func run(m *testing.M) int {
 // `amsagent` is the real binary, started without a terminal and with standard
 // input at /dev/null. What a story needs around it are the commands of [world].
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir:                 "../../testdata/script",
 		RequireExplicitExec: true,
@@ -279,7 +280,7 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 		return err
 	}
 	cfg := amsctl.Config{
-		State: ts.MkAbs(name + ".state"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
+		State: ts.MkAbs(name + ".state"), Sandbox: bins.sandbox, StartWait: time.Minute, StopWait: time.Minute,
 		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "60s", "--request-timeout", "1s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())}, flags...),
 	}
 	// No other test forks meanwhile: its child would hold the file open for writing, and it could not be run.

@@ -29,6 +29,7 @@ func mongoLogin(addr, user, password string) (cluster.Target, error) {
 // start, with its arguments and its environment: none of them holds the password,
 // which every user of the machine could read there.
 func TestNoProcessGetsTheSecret(t *testing.T) {
+	t.Parallel()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Skip("strace is not installed: the programs it starts are not watched")

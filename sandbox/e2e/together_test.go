@@ -39,7 +39,7 @@ func newSingle(t *testing.T, address string) *single {
 	}
 	s.ams = tr.Dir
 	s.svc = amsctl.Config{
-		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
+		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: time.Minute, StopWait: time.Minute,
 		Args: []string{"--root", tr.Dir, "--period", "200ms", "--save-at-start"},
 	}
 	wrapper := filepath.Join(dir, "svc")
@@ -107,6 +107,7 @@ func (s *single) touches(t *testing.T) int {
 // TestEightJoinsAtOnce: user-data, a unit and an operator may all join the same
 // machine in the same second. All succeed, and the server is restarted once.
 func TestEightJoinsAtOnce(t *testing.T) {
+	t.Parallel()
 	s := newSingle(t, "127.0.0.101")
 	before, touched := s.snapshot(t), s.touches(t)
 	var wg sync.WaitGroup
@@ -137,6 +138,7 @@ func TestEightJoinsAtOnce(t *testing.T) {
 
 // TestJoinAndLeaveAtOnce: whichever comes last wins, whole.
 func TestJoinAndLeaveAtOnce(t *testing.T) {
+	t.Parallel()
 	s := newSingle(t, "127.0.0.102")
 	before := s.snapshot(t)
 	if out, code := s.run("join"); code != 0 {
