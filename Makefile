@@ -80,7 +80,7 @@ demo: build build-sandbox ## join and leave a sandbox cluster before your eyes, 
 
 # The tests wait more than they compute: more of them at a time than there are cores.
 # The time is less than a tier's step has, so that a test that hangs is seen with its goroutines.
-TESTFLAGS := -shuffle=on -p 3 -parallel 12 -timeout 20m
+TESTFLAGS := -shuffle=on -p 3 -parallel 8 -timeout 20m
 .PHONY: test
 test: deps build build-sandbox $(BUILD)/tools/gotestsum ## every test of the agent and of its sandbox that is quick and certain (some minutes on first use: it compiles a database)
 	@failed=0; \

@@ -786,11 +786,13 @@ func TestDaemonMongoElsewhere(t *testing.T) {
 			to := client.Target()
 			a.target.Store(&to)
 			a.roundsGoOn(10)
-			if strings.Contains(a.text(), "another MongoDB is named now") {
+			// On a busy machine it may not answer in time once.
+			before, _, moved := strings.Cut(a.text(), "another MongoDB is named now")
+			if moved && !strings.Contains(before, "a beat could not be written") {
 				t.Error("a node whose MongoDB answers was moved")
 			}
 			const settings = "conf/red5.properties"
-			before := a.read(settings)
+			before = a.read(settings)
 			fault(t, a.mongo, mongod.Fault{Mode: mongod.Refuse})
 			a.says("another MongoDB is named now", 1)
 			a.says("id=AMS-DRIFT", 2) // our own file, which is written, and the server's

@@ -10,6 +10,8 @@ import (
 	"os"
 	"strconv"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -42,13 +44,27 @@ func Free() (int, error) {
 		if err != nil {
 			continue
 		}
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
-		if err != nil {
+		if bind(n) != nil {
 			_ = mark.Close()
 			continue
 		}
 		taken.marks = append(taken.marks, mark)
-		return n, l.Close()
+		return n, nil
 	}
 	return 0, errors.New("finding a free port: all that were tried are taken")
+}
+
+// bind looks whether somebody listens on a port of the loopback interface. It does not
+// listen there itself: a program that this process starts meanwhile would, too, until it
+// has closed what it inherits.
+func bind(n int) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	return unix.Bind(fd, &unix.SockaddrInet4{Port: n, Addr: [4]byte{127, 0, 0, 1}})
 }

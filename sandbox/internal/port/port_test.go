@@ -4,11 +4,59 @@
 package port
 
 import (
+	"context"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
 	"testing"
 )
+
+// TestFreeWhileProgramsStart: a program inherits all that is open for a moment.
+func TestFreeWhileProgramsStart(t *testing.T) {
+	var work sync.WaitGroup
+	defer work.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 8 {
+		work.Go(func() {
+			for ctx.Err() == nil {
+				_ = exec.CommandContext(ctx, "/bin/true").Run() // it is ended with the test
+			}
+		})
+	}
+	for range 1000 {
+		n, err := Free()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// As it is: closed without a connection, it is free again.
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestFreeOfAListener: no port is handed out on which somebody listens.
+func TestFreeOfAListener(t *testing.T) {
+	n, err := Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if bind(n) == nil {
+		t.Errorf("port %d is called free", n)
+	}
+}
 
 // TestFreeBesideAnother: what one process has handed out and nobody listens on yet, no other process hands out.
 func TestFreeBesideAnother(t *testing.T) {
