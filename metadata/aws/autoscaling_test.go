@@ -4,7 +4,6 @@
 package aws_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -105,10 +105,10 @@ func instanceWithRole() *imdsInMemory {
 	return m
 }
 
-func openAPI(t *testing.T, imds *imdsInMemory, o aws.AutoScalingOptions, answers ...answer) (*aws.AutoScaling, *apiInMemory, *bytes.Buffer) {
+func openAPI(t *testing.T, imds *imdsInMemory, o aws.AutoScalingOptions, answers ...answer) (*aws.AutoScaling, *apiInMemory, *locked.Buffer) {
 	t.Helper()
-	log := &bytes.Buffer{}
-	p, err := aws.New(cloud.Options{Transport: imds, RetryWait: time.Millisecond, Log: slog.New(slog.NewTextHandler(&locked{w: log}, nil))})
+	log := &locked.Buffer{}
+	p, err := aws.New(cloud.Options{Transport: imds, RetryWait: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestAutoScalingWire(t *testing.T) {
 	if diff := cmp.Diff(want, forms); diff != "" {
 		t.Error(diff)
 	}
-	if log.Len() != 0 {
+	if log.String() != "" {
 		t.Errorf("log:\n%s", log)
 	}
 }

@@ -4,7 +4,6 @@
 package aws_test
 
 import (
-	"bytes"
 	stdcmp "cmp"
 	"context"
 	"errors"
@@ -27,6 +26,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -239,7 +239,7 @@ func reply(req *http.Request, status int, body string) *http.Response {
 // watching is a run of Watch and what it has told.
 type watching struct {
 	imds *imdsInMemory
-	log  *bytes.Buffer
+	log  *locked.Buffer
 
 	mu      sync.Mutex
 	signals []aws.Signal
@@ -249,8 +249,8 @@ type watching struct {
 func watch(t *testing.T, imds *imdsInMemory, o aws.WatchOptions, body func(w *watching)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &watching{imds: imds, log: &bytes.Buffer{}}
-		p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(&locked{w: w.log}, nil))})
+		w := &watching{imds: imds, log: &locked.Buffer{}}
+		p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(w.log, nil))})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -268,18 +268,6 @@ func watch(t *testing.T, imds *imdsInMemory, o aws.WatchOptions, body func(w *wa
 		cancel()
 		<-done
 	})
-}
-
-type locked struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-// Write implements io.Writer.
-func (l *locked) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(b)
 }
 
 // pass lets time pass and returns what was told meanwhile.
@@ -327,7 +315,7 @@ func TestWatchTarget(t *testing.T) {
 		w.want(t, time.Hour)
 		imds.set(path, "InService")
 		w.want(t, time.Hour)
-		if w.log.Len() != 0 {
+		if w.log.String() != "" {
 			t.Errorf("log:\n%s", w.log)
 		}
 	})
@@ -514,14 +502,9 @@ func TestWatchTokenHangs(t *testing.T) {
 	imds := newIMDS()
 	imds.set(string(aws.SignalTarget), "Terminated")
 	imds.breakWith(func(path string) (int, string, bool) { return 0, "", path == "api/token" })
-	var text bytes.Buffer
-	log := &locked{w: &text}
-	warnings := func() int {
-		log.mu.Lock()
-		defer log.mu.Unlock()
-		return strings.Count(text.String(), "level=WARN")
-	}
-	p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(log, nil)), AttemptTimeout: 5 * time.Millisecond})
+	var log locked.Buffer
+	warnings := func() int { return strings.Count(log.String(), "level=WARN") }
+	p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(&log, nil)), AttemptTimeout: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -550,7 +533,7 @@ func TestWatchTokenHangs(t *testing.T) {
 		}
 	}
 	if n := warnings(); n != 1 {
-		t.Errorf("%d warnings:\n%s", n, text.String())
+		t.Errorf("%d warnings:\n%s", n, log.String())
 	}
 	imds.breakWith(nil)
 	if s := <-seen; s.Value != "Terminated" {
@@ -600,7 +583,7 @@ func TestWatchToken(t *testing.T) {
 			imds.expire()
 			w.pass(time.Minute)
 		}
-		if w.log.Len() != 0 {
+		if w.log.String() != "" {
 			t.Errorf("log:\n%s", w.log)
 		}
 	})

@@ -32,6 +32,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
@@ -159,8 +160,9 @@ type agent struct {
 	auto    atomic.Bool                    // auto_restart; read with the settings
 	o       daemon.Options
 
+	log locked.Buffer
+
 	mu       sync.Mutex
-	log      bytes.Buffer
 	watchdog int
 	told     string // the last status
 	stop     context.CancelFunc
@@ -200,7 +202,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	})
 	target := a.client.Target()
 	a.target.Store(&target)
-	log := slog.New(slog.NewTextHandler(a, nil))
+	log := slog.New(slog.NewTextHandler(&a.log, nil))
 	open := func(ctx context.Context, to cluster.Target) (*cluster.Client, error) {
 		return cluster.Connect(ctx, to, cluster.Options{Timeout: 2 * time.Second, MaxPool: 2, Elections: true})
 	}
@@ -254,17 +256,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	return a
 }
 
-func (a *agent) Write(b []byte) (int, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.log.Write(b)
-}
-
-func (a *agent) text() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.log.String()
-}
+func (a *agent) text() string { return a.log.String() }
 
 func (a *agent) status() string {
 	a.mu.Lock()

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -99,19 +98,11 @@ func buildMetadataMock(t *testing.T) string {
 // startMetadataMock starts the mock, which wants session tokens, and waits until it listens.
 func startMetadataMock(t *testing.T, mock string, args ...string) string {
 	t.Helper()
-	l, err := listenLoopback()
+	port, err := freePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	_ = l.Close()
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := strconv.Atoi(port); err != nil {
-		t.Fatal(err)
-	}
+	addr := net.JoinHostPort("127.0.0.1", port)
 	cmd := exec.Command(mock, append(args, "--hostname", "127.0.0.1", "--port", port, "-I")...)
 	// It looks for a configuration file at home.
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())

@@ -27,6 +27,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -318,9 +319,9 @@ type process struct {
 	cmd  *exec.Cmd
 	ctl  string
 	done chan struct{}
+	log  locked.Buffer
 
 	mu       sync.Mutex
-	log      strings.Builder
 	notified []string
 	watchdog []time.Time
 }
@@ -336,7 +337,7 @@ func (h *host) daemon(args ...string) *process {
 	}
 	p.cmd = exec.Command(bins.agent, append([]string{"run"}, args...)...)
 	p.cmd.Env = append(h.environ(), "NOTIFY_SOCKET="+socket)
-	p.cmd.Stderr = p
+	p.cmd.Stderr = &p.log
 	if err := p.cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
@@ -382,17 +383,7 @@ func (h *host) daemon(args ...string) *process {
 
 func isReady(told string) bool { return told == "READY=1" || strings.HasPrefix(told, "READY=1\n") }
 
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.Write(b)
-}
-
-func (p *process) text() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.String()
-}
+func (p *process) text() string { return p.log.String() }
 
 func (p *process) told() []string {
 	p.mu.Lock()

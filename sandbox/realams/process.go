@@ -7,25 +7,24 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/locked"
 )
 
 // Process is a program that runs in a box.
 type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
-
-	mu   sync.Mutex
-	text strings.Builder
+	text locked.Buffer
 }
 
 func startProcess(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{cmd: cmd, done: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = p, p
+	cmd.Stdout, cmd.Stderr = &p.text, &p.text
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -37,19 +36,8 @@ func startProcess(t testing.TB, cmd *exec.Cmd) *Process {
 	return p
 }
 
-// Write is what the program writes to.
-func (p *Process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.text.Write(b)
-}
-
 // Output is what it has written so far.
-func (p *Process) Output() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.text.String()
-}
+func (p *Process) Output() string { return p.text.String() }
 
 // PID is the program's own, as this machine counts: nsenter, which we started, has it
 // as its child.

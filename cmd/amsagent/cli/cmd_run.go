@@ -274,6 +274,6 @@ func (a *daemonAdapter) connect(ctx context.Context, t cluster.Target) (*cluster
 	return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, MaxPool: daemonPool, Elections: true, Log: a.g.log()})
 }
 
-// daemonPool is how many connections a daemon holds for its calls, per server: a thousand nodes with a hundred each is more than a server
-// takes. Two let a beat pass a slow query.
+// daemonPool is how many connections a daemon holds for its calls, per server: a thousand nodes with a hundred each is more
+// than a server takes. Two let a beat pass a slow query.
 const daemonPool = 2

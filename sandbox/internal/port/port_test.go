@@ -13,6 +13,20 @@ import (
 	"testing"
 )
 
+// listen takes a port that is handed out.
+func listen(t *testing.T) (int, net.Listener) {
+	t.Helper()
+	n, err := Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n, l
+}
+
 // TestFreeWhileProgramsStart: a program inherits all that is open for a moment.
 func TestFreeWhileProgramsStart(t *testing.T) {
 	var work sync.WaitGroup
@@ -27,14 +41,7 @@ func TestFreeWhileProgramsStart(t *testing.T) {
 		})
 	}
 	for range 1000 {
-		n, err := Free()
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, l := listen(t)
 		// As it is: closed without a connection, it is free again.
 		if err := l.Close(); err != nil {
 			t.Error(err)
@@ -44,14 +51,7 @@ func TestFreeWhileProgramsStart(t *testing.T) {
 
 // TestFreeOfAListener: no port is handed out on which somebody listens.
 func TestFreeOfAListener(t *testing.T) {
-	n, err := Free()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	n, l := listen(t)
 	defer func() { _ = l.Close() }()
 	if bind(n) == nil {
 		t.Errorf("port %d is called free", n)
