@@ -65,7 +65,7 @@ func FuzzAnswers(f *testing.F) {
 		if (err == nil) != (known > 0) {
 			t.Errorf("%d figures and %v", known, err)
 		}
-		l := answer(&http.Response{StatusCode: code, Header: http.Header{}}, body)
+		l := answer(reply{code: code, body: body})
 		if l.State == Live && code != http.StatusOK {
 			t.Errorf("%d is live", code)
 		}

@@ -114,9 +114,6 @@ func (c *countedConn) Close() error {
 // X-Forwarded-For: with one, the server's address filters would judge somebody
 // else's address instead of ours.
 func CheckLiveness(ctx context.Context, client *http.Client, base string) Liveness {
-	if client == nil {
-		client = NewHTTPClient()
-	}
 	ctx, cancel := context.WithTimeout(ctx, livenessLimit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+livenessPath, nil)
@@ -124,16 +121,11 @@ func CheckLiveness(ctx context.Context, client *http.Client, base string) Livene
 		return Liveness{State: LiveUnknown, Detail: err.Error()}
 	}
 	req.Header.Set("Accept", "application/json")
-	resp, err := client.Do(req)
+	r, err := call(client, req, livenessBody)
 	if err != nil {
 		return noAnswer(err)
 	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, livenessBody))
-	if err != nil {
-		return noAnswer(err)
-	}
-	return answer(resp, body)
+	return answer(r)
 }
 
 func noAnswer(err error) Liveness {
@@ -150,28 +142,29 @@ func noAnswer(err error) Liveness {
 	return Liveness{State: LiveUnknown, Detail: err.Error()}
 }
 
-func answer(resp *http.Response, body []byte) Liveness {
-	l := Liveness{Code: resp.StatusCode}
+func answer(r reply) Liveness {
+	l := Liveness{Code: r.code}
 	switch l.Code {
 	case http.StatusOK:
 		var told map[string]any
-		if err := json.Unmarshal(body, &told); err != nil {
+		if err := json.Unmarshal(r.body, &told); err != nil {
 			l.State, l.Detail = LiveUnknown, "it answers 200, but not as Ant Media Server does"
 			return l
 		}
 		l.State = Live
-		l.Host, _ = told["host"].(string)
-		l.Status, _ = told["status"].(string)
+		host, _ := told["host"].(string)
+		status, _ := told["status"].(string)
+		l.Host, l.Status = short(host), short(status)
 	case http.StatusForbidden, http.StatusServiceUnavailable:
-		l.State, l.Detail = LiveStarting, "it answers "+resp.Status
+		l.State, l.Detail = LiveStarting, "it answers "+r.status
 	case http.StatusInternalServerError:
-		l.State, l.Detail = LiveBroken, "it answers "+resp.Status+": its own hostname does not resolve"
+		l.State, l.Detail = LiveBroken, "it answers "+r.status+": its own hostname does not resolve"
 	case http.StatusNotFound:
 		l.State, l.Detail = LiveNoEndpoint, "it answers, without a liveness call"
 	default:
-		l.State, l.Detail = LiveUnknown, "it answers "+resp.Status
-		if to := resp.Header.Get("Location"); to != "" {
-			l.Detail += ", leading to " + to
+		l.State, l.Detail = LiveUnknown, "it answers "+r.status
+		if r.location != "" {
+			l.Detail += ", leading to " + r.location
 		}
 	}
 	return l

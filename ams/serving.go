@@ -83,46 +83,37 @@ func (a AppAnswer) String() string {
 // [Installation.BaseURL] gives it, once. ctx bounds the call. Of the console it
 // asks liveness. A nil client is [NewHTTPClient]'s.
 func CheckServing(ctx context.Context, client *http.Client, base, app string) AppAnswer {
-	if client == nil {
-		client = NewHTTPClient()
-	}
 	folder := strings.TrimSuffix(base, "/") + "/" + url.PathEscape(app)
-	call := folder + servingPath
+	asked := folder + servingPath
 	if app == consoleApp {
-		call = strings.TrimSuffix(base, "/") + livenessPath
+		asked = strings.TrimSuffix(base, "/") + livenessPath
 	}
-	code, body, err := get(ctx, client, call)
-	if err == nil && code == http.StatusForbidden && app != consoleApp && !initializing(body) {
-		if played, why, perr := get(ctx, client, folder+playingPath); perr != nil || initializing(why) {
-			code, body, err = played, why, perr
+	r, err := get(ctx, client, asked)
+	if err == nil && r.code == http.StatusForbidden && app != consoleApp && !initializing(r.body) {
+		if played, perr := get(ctx, client, folder+playingPath); perr != nil || initializing(played.body) {
+			r, err = played, perr
 		}
 	}
 	if err != nil {
 		return noAppAnswer(app, err)
 	}
-	a := AppAnswer{Name: app, State: AppServes, Code: code}
+	a := AppAnswer{Name: app, State: AppServes, Code: r.code}
 	switch {
-	case code >= http.StatusInternalServerError:
-		a.State, a.Detail = AppFailing, fmt.Sprintf("it answers %d %s", code, http.StatusText(code))
-	case code == http.StatusForbidden && (app == consoleApp || initializing(body)):
+	case r.code >= http.StatusInternalServerError:
+		a.State, a.Detail = AppFailing, fmt.Sprintf("it answers %d %s", r.code, http.StatusText(r.code))
+	case r.code == http.StatusForbidden && (app == consoleApp || initializing(r.body)):
 		a.State = AppStarting
 	}
 	return a
 }
 
-// get returns the status and the beginning of the body of an answer.
-func get(ctx context.Context, client *http.Client, url string) (code int, body []byte, err error) {
+// get reads the beginning of an answer.
+func get(ctx context.Context, client *http.Client, url string) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return 0, nil, err
+		return reply{}, err
 	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err = io.ReadAll(io.LimitReader(resp.Body, servingBody))
-	return resp.StatusCode, body, err
+	return call(client, req, servingBody)
 }
 
 // initializing recognizes the two reasons of the server's filters: "Application is

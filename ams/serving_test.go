@@ -4,8 +4,8 @@
 package ams
 
 import (
+	"bufio"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -128,24 +129,59 @@ func TestCheckServingNoAnswer(t *testing.T) {
 	}
 }
 
-// Whoever answers on the server's port decides how long the header of an answer is.
-func TestAnswerHeaderBound(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("X-Long", strings.Repeat("x", 2*maxHeader))
-	}))
-	defer srv.Close()
+// Whoever answers on the server's port decides how long the words of an answer are.
+func TestAnswerBound(t *testing.T) {
+	long := strings.Repeat("\x01", 60_000)
 	var open atomic.Int64
-	for name, client := range map[string]*http.Client{"one call": NewHTTPClient(), "polling": NewPollingClient(&open)} {
-		if a := CheckServing(t.Context(), client, srv.URL, "LiveApp"); a.State != AppFailing || len(a.Detail) > 1000 {
-			t.Errorf("%s: %+v", name, a)
-		}
-		if l := CheckLiveness(t.Context(), client, srv.URL); l.State != LiveUnknown || len(l.Detail) > 1000 {
-			t.Errorf("%s: %+v", name, l)
-		}
-		if _, err := ReadStatistics(t.Context(), client, srv.URL, ""); err == nil || errors.Is(err, ErrNotStatistics) {
-			t.Errorf("%s: %v", name, err)
+	for what, said := range map[string]string{
+		"a header":      "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", 2*maxHeader) + "\r\n\r\n",
+		"no status":     long + "\r\n\r\n",
+		"a status":      "HTTP/1.1 418 " + long + "\r\n\r\n",
+		"a broken":      "HTTP/1.1 500 " + long + "\r\n\r\n",
+		"a place":       "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + strings.Repeat("%zz", 20_000) + "\r\n\r\n",
+		"a body":        "HTTP/1.1 200 OK\r\n\r\n" + `{"host":"` + strings.Repeat("h", 60_000) + `","status":"` + strings.Repeat("s", 1000) + `"}`,
+		"a chunked one": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + strings.Repeat("x", 4000) + "\r\n\r\n",
+	} {
+		base := answering(t, said)
+		for name, client := range map[string]*http.Client{"one call": NewHTTPClient(), "polling": NewPollingClient(&open)} {
+			if a := CheckServing(t.Context(), client, base, "LiveApp"); len(a.Detail) > maxSaid || what == "no status" && a.State != AppFailing {
+				t.Errorf("%s, %s: %.300q of %d bytes", what, name, a, len(a.Detail))
+			}
+			l := CheckLiveness(t.Context(), client, base)
+			if len(l.Detail) > 3*maxSaid || len(l.Host) > maxSaid || len(l.Status) > maxSaid || what == "a body" && l.State != Live {
+				t.Errorf("%s, %s: %.300q of %d bytes", what, name, l, len(l.Detail)+len(l.Host)+len(l.Status))
+			}
+			if _, err := ReadStatistics(t.Context(), client, base, ""); err == nil || len(err.Error()) > 2*maxSaid {
+				t.Errorf("%s, %s: %.300q", what, name, err)
+			}
 		}
 	}
+}
+
+// answering is the address of a server that says the same to everybody.
+func answering(t *testing.T, said string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", ownPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var calls sync.WaitGroup
+	calls.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			calls.Go(func() {
+				defer conn.Close()
+				if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+					_, _ = io.WriteString(conn, said)
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); calls.Wait() })
+	return "http://" + l.Addr().String()
 }
 
 // A connection that is kept says nothing of a server that was started again.

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"net/http"
@@ -98,21 +97,16 @@ func ReadStatistics(ctx context.Context, client *http.Client, base, token string
 	if token != "" {
 		req.Header.Set(tokenHeader, token)
 	}
-	resp, err := stay.Do(req)
-	if err != nil {
-		return Statistics{}, fmt.Errorf("asking for statistics: %w", inTime(ctx, err))
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, statisticsBody+1))
+	r, err := call(&stay, req, statisticsBody+1)
 	if err != nil {
 		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, inTime(ctx, err))
 	}
-	switch resp.StatusCode {
+	switch r.code {
 	case http.StatusOK:
-		if len(body) > statisticsBody {
+		if len(r.body) > statisticsBody {
 			return Statistics{}, fmt.Errorf("asking for statistics: %s: %w: it is longer than %d bytes", url, ErrNotStatistics, statisticsBody)
 		}
-		s, err := parseStatistics(body)
+		s, err := parseStatistics(r.body)
 		if err != nil {
 			return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, err)
 		}
@@ -124,7 +118,7 @@ func ReadStatistics(ctx context.Context, client *http.Client, base, token string
 	default:
 		err = ErrNotStatistics
 	}
-	return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, resp.Status, err)
+	return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status, err)
 }
 
 // inTime makes every way in which a call can take too long the same error.
