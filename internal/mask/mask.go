@@ -86,12 +86,13 @@ func Value(name, value string) bool { return Name(name) && !shown(value) }
 // PEM has them. A value ends at a blank, a quote, or, in a URI, at the next option.
 func Assignments(text string) []Span {
 	found := privateKeys(text)
+	var w word
 	for i := 0; i < len(text); i++ {
 		var s Span
 		var ok bool
 		switch text[i] {
 		case '=':
-			s, ok = assignment(text, i)
+			s, ok = assignment(text, i, &w)
 		case ':':
 			s, ok = member(text, i)
 		}
@@ -126,8 +127,38 @@ func privateKeys(text string) []Span {
 	}
 }
 
+// word is what stands around a sign, between blanks or quotes. It is looked at once for all
+// its signs: somebody's line may be one word with thousands of them.
+type word struct {
+	end    int // where it ends
+	uri    int // where its "://" ends; behind end where it has none
+	option int // where its first & is that the last look found; end where there is none
+}
+
+// at looks at the word around the sign at text[sign].
+func (w *word) at(text string, sign int) {
+	const ends = " \t\r\n\"'<>"
+	if sign >= w.end {
+		start := strings.LastIndexAny(text[:sign], ends) + 1
+		w.end = len(text)
+		if n := strings.IndexAny(text[sign:], ends); n >= 0 {
+			w.end = sign + n
+		}
+		w.uri, w.option = w.end+1, start
+		if n := strings.Index(text[start:w.end], "://"); n >= 0 {
+			w.uri = start + n + len("://")
+		}
+	}
+	if w.option <= sign {
+		w.option = w.end
+		if n := strings.IndexByte(text[sign:w.end], '&'); n >= 0 {
+			w.option = sign + n
+		}
+	}
+}
+
 // assignment is name=value with the sign at text[at].
-func assignment(text string, at int) (Span, bool) {
+func assignment(text string, at int, w *word) (Span, bool) {
 	name := nameBefore(text, at)
 	if name == "" || at+1 == len(text) {
 		return Span{}, false
@@ -136,14 +167,10 @@ func assignment(text string, at int) (Span, bool) {
 	if s, _, ok := quoted(text, from); ok {
 		return s, Value(name, text[s.From:s.To])
 	}
-	ends := " \t\r\n\"'<>"
-	start := strings.LastIndexAny(text[:at], " \t\r\n\"'<>") + 1
-	if strings.Contains(text[start:at], "://") {
-		ends += "&"
-	}
-	to := len(text)
-	if n := strings.IndexAny(text[from:], ends); n >= 0 {
-		to = from + n
+	w.at(text, at)
+	to := w.end
+	if w.uri <= at {
+		to = w.option
 	}
 	return Span{from, to}, Value(name, text[from:to])
 }
@@ -347,23 +374,36 @@ func setting(line string) (Span, bool) {
 // kin, and the text of elements.
 func XML(text string) []Span {
 	found := Assignments(text)
-	pending := false // the next text or value belongs to a secret
+	pending := false // the text up to the end of an element belongs to a secret
+	characters := func(from, to int) {
+		if body := text[from:to]; pending && strings.TrimSpace(body) != "" {
+			from += len(body) - len(strings.TrimLeftFunc(body, unicode.IsSpace))
+			found = append(found, Span{from, from + len(strings.TrimSpace(body))})
+		}
+	}
 	for at := 0; at < len(text); {
 		if text[at] != '<' {
-			end := strings.IndexByte(text[at:], '<')
-			if end < 0 {
-				end = len(text) - at
+			end := len(text)
+			if n := strings.IndexByte(text[at:], '<'); n >= 0 {
+				end = at + n
 			}
-			if body := text[at : at+end]; pending && strings.TrimSpace(body) != "" {
-				from := at + len(body) - len(strings.TrimLeft(body, " \t\r\n"))
-				found = append(found, Span{from, at + len(strings.TrimRight(body, " \t\r\n"))})
-				pending = false
-			}
-			at += end
+			characters(at, end)
+			at = end
 			continue
 		}
 		if strings.HasPrefix(text[at:], "<!--") {
 			at += len("<!--") // what was commented out is looked at like the rest
+			continue
+		}
+		const cdata, cdataEnd = "<![CDATA[", "]]>"
+		if strings.HasPrefix(text[at:], cdata) {
+			at += len(cdata)
+			end := len(text)
+			if n := strings.Index(text[at:], cdataEnd); n >= 0 {
+				end = at + n
+			}
+			characters(at, end)
+			at = min(end+len(cdataEnd), len(text))
 			continue
 		}
 		end := tagEnd(text, at)

@@ -55,6 +55,8 @@ func TestShown(t *testing.T) {
 		{"nested", "<property name=\"privateKey\">\n <value>hunter2</value>\n</property>\n<value>5080</value>", "<property name=\"privateKey\">\n <value>***</value>\n</property>\n<value>5080</value>", mask.XML},
 		{"entry", `<entry key="secret"><value>hunter2</value></entry>`, `<entry key="secret"><value>***</value></entry>`, mask.XML},
 		{"element", "<keystorePass>hunter2</keystorePass><port>1</port>", "<keystorePass>***</keystorePass><port>1</port>", mask.XML},
+		{"CDATA", `<property name="password"><value><![CDATA[hunter2]]></value></property>`, `<property name="password"><value><![CDATA[***]]></value></property>`, mask.XML},
+		{"CDATA after text", "<keystorePass> <![CDATA[]]>\n<![CDATA[ <hunter2> ]]></keystorePass><port>1</port>", "<keystorePass> <![CDATA[]]>\n<![CDATA[ *** ]]></keystorePass><port>1</port>", mask.XML},
 		{"commented out", `<!-- <property name="key_pass" value="hunter2"/> -->`, `<!-- <property name="key_pass" value="***"/> -->`, mask.XML},
 		{"text in a comment", `<!-- password=hunter2 -->`, `<!-- password=*** -->`, mask.XML},
 
@@ -88,6 +90,18 @@ func TestShown(t *testing.T) {
 		got := mask.Replace(tt.text, tt.find(tt.text), "***")
 		if got != tt.want || strings.Contains(got, hidden) {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// Whoever writes a file decides how many signs it has. A hundred times as long as a line that
+// takes the square of its length may take.
+func TestLongWord(t *testing.T) {
+	for _, text := range []string{
+		strings.Repeat("a=", 4<<20), strings.Repeat("a=b&", 2<<20), "x://" + strings.Repeat("a=b&", 2<<20), "x://" + strings.Repeat("a=", 4<<20),
+	} {
+		if found := mask.Lines(text + "&pwd=hunter2"); len(found) != 1 || found[0].To != len(text)+len("&pwd=hunter2") {
+			t.Errorf("%.20s...: %v", text, found)
 		}
 	}
 }
