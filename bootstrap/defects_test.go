@@ -200,18 +200,36 @@ func TestDefect08RoundTripWithoutDrift(t *testing.T) {
 
 // Defect 9: an operator's comment inside an active section makes the file
 // ill-formed when the section is commented out.
-func TestDefect09NestedCommentIsRefused(t *testing.T) {
+func TestDefect09NestedComment(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
+	standalone := treeFiles(t, m)
 	joinOffline(t, m, "10.0.0.5", "")
 	edit(t, m, beansFile, `<property name="clusterStore">`, "<!-- ours -->\n\t\t<property name=\"clusterStore\">")
-	before := treeFiles(t, m)
-	_, err := m.Leave(t.Context(), LeaveRequest{Offline: true})
+	edited := treeFiles(t, m)
+	_, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, "10.0.0.6"), Address: "10.0.1.7", Offline: true})
 	var pre *PreflightError
 	if !errors.As(err, &pre) || pre.Findings[0].ID != IDSections || !strings.Contains(err.Error(), "line 29: a comment inside a cluster section") {
 		t.Errorf("error %v", err)
 	}
-	if d := cmp.Diff(before, treeFiles(t, m)); d != "" {
+	if d := cmp.Diff(edited, treeFiles(t, m)); d != "" {
 		t.Errorf("something was changed:\n%s", d)
+	}
+	// The server's user can make such a comment at any time: it does not keep the machine from leaving.
+	res := leaveOffline(t, m)
+	if len(res.Warnings) != 1 || res.Warnings[0].ID != IDConflict || !strings.Contains(res.Warnings[0].Text, "line 29: a comment inside a cluster section") {
+		t.Errorf("warnings %v", res.Warnings)
+	}
+	after := treeFiles(t, m)
+	for path, kept := range after {
+		if _, ok := standalone[path]; ok {
+			continue
+		}
+		if strings.Contains(path, "jee-container.xml") && strings.Contains(kept, "<!-- ours -->") {
+			delete(after, path)
+		}
+	}
+	if d := cmp.Diff(standalone, after); d != "" {
+		t.Errorf("not given back:\n%s", d)
 	}
 }
 

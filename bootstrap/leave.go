@@ -383,7 +383,12 @@ func (l *leaver) planFiles() error {
 		planned = f.Bytes
 	}
 	c, err := conf.ParseContainer(planned)
-	if err != nil {
+	syntax, noXML := errors.AsType[*conf.SyntaxError](err)
+	switch {
+	case noXML && l.record != nil:
+		// The server starts in no mode with it, and its owner can make it so at any time.
+		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is left as it is: it is no XML: %v", container, syntax)})
+	case err != nil:
 		id, hint := l.classifyFile(err)
 		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})
 	}
@@ -392,7 +397,7 @@ func (l *leaver) planFiles() error {
 			return err
 		}
 	}
-	if c.Mode() != conf.ModeCluster {
+	if !noXML && c.Mode() != conf.ModeCluster {
 		return nil
 	}
 	l.recordAlone, l.standalone = false, true
@@ -408,9 +413,13 @@ func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Fi
 	container := l.install.Container.Path
 	then := func(path string, kind conf.Kind, edit func([]byte) ([]conf.Span, error)) {
 		err := plan.Then(path, kind, edit)
-		if files.Refused(err) && kind == conf.KindProperties && path != l.install.Server.Path {
+		_, malformed := errors.AsType[*conf.SyntaxError](err)
+		switch {
+		case malformed && kind == conf.KindContainer:
+			return // planFiles has told
+		case kind == conf.KindProperties && (malformed || files.Refused(err) || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)):
 			// Its owner can make it so at any time: it must not keep the machine from leaving.
-			*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is left as it is: %v", path, err)})
+			*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is not made standalone: %v", path, err)})
 			return
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

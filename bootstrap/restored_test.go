@@ -94,33 +94,108 @@ func TestLeaveTellsOfEachFile(t *testing.T) {
 // What the owner of the tree can do to one file at any time does not keep the machine
 // from leaving: all else is given back, and that file is named.
 func TestLeaveOfAHinderedTree(t *testing.T) {
-	for _, name := range []string{"conf/jee-container.xml", "conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
-		t.Run(name, func(t *testing.T) {
+	const container = "conf/jee-container.xml"
+	write := func(text string) func(string) error {
+		return func(real string) error { return os.WriteFile(real, []byte(text), 0o644) }
+	}
+	harms := map[string]func(real string) error{
+		"a pipe":    func(real string) error { return errors.Join(os.Remove(real), syscall.Mkfifo(real, 0o644)) },
+		"malformed": write("<beans>\nx=\\uZZZZ\n"),
+		"empty":     write(""),
+	}
+	for _, name := range []string{container, "conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
+		for what, harm := range harms {
+			t.Run(name+" is "+what, func(t *testing.T) {
+				m := ownTree(t, "3.0", "3.0.3")
+				before := treeFiles(t, m)
+				joinOffline(t, m, testMongo, "10.0.1.7")
+				real := filepath.Join(m.Root, ams.DefaultDir, name)
+				if err := harm(real); err != nil {
+					t.Fatal(err)
+				}
+				res := leaveOffline(t, m)
+				said := false
+				for _, w := range res.Warnings {
+					said = said || (w.ID == IDConflict || w.ID == IDTorn) && strings.Contains(w.Text, name)
+				}
+				if !said {
+					t.Errorf("warnings %v", res.Warnings)
+				}
+				given := name == container && what != "a pipe"
+				if !given {
+					if err := os.Remove(real); err != nil {
+						t.Fatal(err)
+					}
+				}
+				after := treeFiles(t, m)
+				for path, was := range before {
+					if (given || !strings.HasSuffix(path, name)) && after[path] != was {
+						t.Errorf("%s was not given back", path)
+					}
+				}
+			})
+		}
+	}
+}
+
+// The same where no record leads back, as the vendor's script, and not join, had made the
+// server a cluster node.
+func TestLeaveOfAHinderedCluster(t *testing.T) {
+	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
+	for what, tt := range map[string]struct {
+		name string
+		harm func(real string) error
+	}{
+		"malformed settings":   {live, appendText("x=\\uZZZZ\n")},
+		"empty settings":       {live, func(real string) error { return os.Truncate(real, 0) }},
+		"settings are a pipe":  {live, func(real string) error { return errors.Join(os.Remove(real), syscall.Mkfifo(real, 0o644)) }},
+		"malformed, server's":  {"conf/red5.properties", appendText("x=\\uZZZZ\n")},
+		"a container, no XML":  {"conf/jee-container.xml", appendText("<beans>")},
+		"an empty container":   {"conf/jee-container.xml", func(real string) error { return os.Truncate(real, 0) }},
+		"a folder without one": {"webapps/new/WEB-INF/red5-web.properties", func(real string) error { return errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, nil, 0o644)) }},
+	} {
+		t.Run(what, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
-			before := treeFiles(t, m)
+			standalone := treeFiles(t, m)
 			joinOffline(t, m, testMongo, "10.0.1.7")
-			real := filepath.Join(m.Root, ams.DefaultDir, name)
-			if err := errors.Join(os.Remove(real), syscall.Mkfifo(real, 0o644)); err != nil {
+			for _, name := range []string{statePath, StateDir + "/undo.json"} {
+				if err := os.Remove(filepath.Join(m.Root, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
+			// What is taken over.
+			joinOffline(t, m, "10.0.2.5", "10.0.1.7")
+			if err := tt.harm(filepath.Join(m.Root, ams.DefaultDir, tt.name)); err != nil {
 				t.Fatal(err)
 			}
 			res := leaveOffline(t, m)
 			said := false
 			for _, w := range res.Warnings {
-				said = said || w.ID == IDConflict && strings.Contains(w.Text, name)
+				said = said || (w.ID == IDConflict || w.ID == IDTorn) && strings.Contains(w.Text, tt.name)
 			}
 			if !said {
 				t.Errorf("warnings %v", res.Warnings)
 			}
-			if err := os.Remove(real); err != nil {
+			if err := os.Remove(filepath.Join(m.Root, ams.DefaultDir, tt.name)); err != nil {
 				t.Fatal(err)
 			}
 			after := treeFiles(t, m)
-			for path, was := range before {
-				if !strings.HasSuffix(path, name) && after[path] != was {
-					t.Errorf("%s was not given back", path)
+			for path, was := range standalone {
+				if strings.HasSuffix(path, ".properties") && !strings.HasSuffix(path, tt.name) && strings.Contains(after[path], "mongodb") {
+					t.Errorf("%s is that of a node\n(standalone: %d bytes)", path, len(was))
 				}
 			}
 		})
+	}
+}
+
+func appendText(text string) func(real string) error {
+	return func(real string) error {
+		b, err := os.ReadFile(real)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(real, append(b, text...), 0o644)
 	}
 }
 

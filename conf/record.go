@@ -199,23 +199,39 @@ func (f *FileRecord) undoLines(current, written []byte) Undone {
 	if f.Kind == KindHosts {
 		return Undone{Bytes: dropMarkedHost(current)}
 	}
+	return f.whole("the lines we wrote were edited since")
+}
+
+// whole gives the file back whole, whatever it holds by now.
+func (f *FileRecord) whole(why string) Undone {
 	return Undone{Bytes: f.Original, Keep: true, Conflicts: []Conflict{{
-		Path: f.Path, Msg: "the lines we wrote were edited since; the former file is put back, the edited one is kept beside it as " + savedName(f.Path),
+		Path: f.Path, Msg: why + "; the former file is put back, the edited one is kept beside it as " + savedName(f.Path),
 	}}}
 }
 
-// undoToLeave is [FileRecord.Undo] for a machine that leaves: settings that Java itself
-// refuses, which no join touches, are given back by their lines.
+// undoToLeave is [FileRecord.Undo] for a machine that leaves. What the file's owner can
+// make of it at any time does not keep it from leaving: settings that Java itself
+// refuses are given back by their lines, a jee-container.xml whose sections cannot be
+// switched, whole.
 func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 	u, err := f.Undo(current)
-	if _, malformed := errors.AsType[*SyntaxError](err); !malformed || f.Kind != KindProperties {
-		return u, err
+	syntax, malformed := errors.AsType[*SyntaxError](err)
+	layout, unswitched := errors.AsType[*LayoutError](err)
+	switch {
+	case malformed && f.Kind == KindProperties:
+		written, err := applySpans(f.Original, f.Spans)
+		if err != nil {
+			return Undone{}, err
+		}
+		return f.undoLines(current, written), nil
+	case malformed:
+		return f.whole("is no XML any more: " + syntax.Error()), nil
+	case unswitched:
+		return f.whole("cannot be made standalone any more: " + layout.Error()), nil
+	case errors.Is(err, ErrUnmarked):
+		return f.whole("has no cluster section any more"), nil
 	}
-	written, err := applySpans(f.Original, f.Spans)
-	if err != nil {
-		return Undone{}, err
-	}
-	return f.undoLines(current, written), nil
+	return u, err
 }
 
 // holdsOurs reports whether current has something in it that undoing would take
