@@ -297,6 +297,11 @@ func (in *Installation) readApp(app *App) bool {
 		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), err)
 		return true
 	}
-	app.DBName, _ = p.Get("db.name")
+	name, _ := p.Get("db.name")
+	if len(name) > maxDBName {
+		app.Err = fmt.Errorf("reading %q: db.name has %d bytes, and MongoDB takes %d at most", shown(in.Root, app.File.Path), len(name), maxDBName)
+		return true
+	}
+	app.DBName = strings.Clone(name) // not the whole file
 	return true
 }

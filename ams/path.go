@@ -17,6 +17,9 @@ const maxConfigSize = 4 << 20
 // maxApps bounds the folder of the applications.
 const maxApps = 4096
 
+// maxDBName is how many bytes the name of a database has in MongoDB.
+const maxDBName = 63
+
 // File is a file of the installation under its two names.
 type File struct {
 	// Path is the name as Ant Media Server opens it, below the root.

@@ -131,13 +131,18 @@ func TestDatabases(t *testing.T) {
 	in = opened(t, map[string]string{
 		"webapps/bad/WEB-INF/red5-web.properties":   "db.name=\\u12\n",
 		"webapps/no-db/WEB-INF/red5-web.properties": "",
+		"webapps/long/WEB-INF/red5-web.properties":  appProperties(strings.Repeat("x", 50<<10)),
+		"webapps/most/WEB-INF/red5-web.properties":  appProperties(strings.Repeat("x", 61)),
 		"webapps/root/WEB-INF/red5-web.properties":  "",
 	})
 	got, err = in.Databases()
 	if err == nil || !strings.Contains(err.Error(), "bad") || !strings.Contains(err.Error(), "no-db") || strings.Contains(err.Error(), "root") {
 		t.Errorf("two applications are not known: %v", err)
 	}
-	if len(got) != 3 {
+	if !strings.Contains(err.Error(), "db.name has 51202 bytes") || len(err.Error()) > 2000 {
+		t.Errorf("a name that is too long: %.2000v", err)
+	}
+	if len(got) != 4 {
 		t.Errorf("the others: %q", got)
 	}
 }

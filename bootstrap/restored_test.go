@@ -146,13 +146,15 @@ func TestLeaveOfAHinderedCluster(t *testing.T) {
 		name string
 		harm func(real string) error
 	}{
-		"malformed settings":   {live, appendText("x=\\uZZZZ\n")},
-		"empty settings":       {live, func(real string) error { return os.Truncate(real, 0) }},
-		"settings are a pipe":  {live, func(real string) error { return errors.Join(os.Remove(real), syscall.Mkfifo(real, 0o644)) }},
-		"malformed, server's":  {"conf/red5.properties", appendText("x=\\uZZZZ\n")},
-		"a container, no XML":  {"conf/jee-container.xml", appendText("<beans>")},
-		"an empty container":   {"conf/jee-container.xml", func(real string) error { return os.Truncate(real, 0) }},
-		"a folder without one": {"webapps/new/WEB-INF/red5-web.properties", func(real string) error { return errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, nil, 0o644)) }},
+		"malformed settings":  {live, appendText("x=\\uZZZZ\n")},
+		"empty settings":      {live, func(real string) error { return os.Truncate(real, 0) }},
+		"settings are a pipe": {live, func(real string) error { return errors.Join(os.Remove(real), syscall.Mkfifo(real, 0o644)) }},
+		"malformed, server's": {"conf/red5.properties", appendText("x=\\uZZZZ\n")},
+		"a container, no XML": {"conf/jee-container.xml", appendText("<beans>")},
+		"an empty container":  {"conf/jee-container.xml", func(real string) error { return os.Truncate(real, 0) }},
+		"a folder without one": {"webapps/new/WEB-INF/red5-web.properties", func(real string) error {
+			return errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, nil, 0o644))
+		}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")

@@ -210,13 +210,13 @@ func (s *statusView) driftText(w *textWriter) {
 	if d := s.Daemon.Drift; d != nil {
 		w.heading("Not as joined")
 		w.fields("since", w.ago(d.Since), "means", printable(d.Means), "fix", printable(strings.Join(d.Fix, ", or ")))
-		valuesText(w, d.Values)
+		valuesText(w, d.Values, d.Omitted)
 	}
 	if r := s.Daemon.Restart; r != nil {
 		w.heading("A restart of the server waits")
 		w.fields("for", printable(r.Waits), "since", w.ago(r.Since), "asked by", printable(r.By), "stop it", printable(r.Stop))
 		if s.Daemon.Drift == nil {
-			valuesText(w, r.Values)
+			valuesText(w, r.Values, r.Omitted)
 		}
 	}
 }
@@ -224,13 +224,13 @@ func (s *statusView) driftText(w *textWriter) {
 // mostValues bounds what is shown of a file that was replaced as a whole.
 const mostValues = 12
 
-func valuesText(w *textWriter, values []bootstrap.Difference) {
-	for i, d := range values {
-		if i == mostValues {
-			w.line("  and %s more", count(len(values)-i, "value"))
-			return
-		}
+func valuesText(w *textWriter, values []bootstrap.Difference, omitted int) {
+	shown := min(len(values), mostValues)
+	for _, d := range values[:shown] {
 		w.line("  %s", printable(d.String()))
+	}
+	if more := len(values) - shown + omitted; more > 0 {
+		w.line("  and %s more", count(more, "value"))
 	}
 }
 

@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -14,8 +15,10 @@ import (
 // daemon writes none of the server's files while the server runs: they are put
 // right just before its next start, or by a command.
 type DriftView struct {
-	Since  time.Time              `json:"since"`
-	Values []bootstrap.Difference `json:"values"`
+	Since time.Time `json:"since"`
+	// Values are the first 32 values, Omitted how many more there are.
+	Values  []bootstrap.Difference `json:"values"`
+	Omitted int                    `json:"omitted,omitempty"`
 	// Means says what that leads to, Fix are the commands that end it.
 	Means string   `json:"means"`
 	Fix   []string `json:"fix"`
@@ -27,8 +30,10 @@ type RestartView struct {
 	Due   bool      `json:"due"`
 	By    string    `json:"by,omitempty"`
 	Since time.Time `json:"since"`
-	// Values are what it applies, with secrets masked.
-	Values []bootstrap.Difference `json:"values"`
+	// Values are the first 32 values that it applies, with secrets masked, Omitted how
+	// many more there are.
+	Values  []bootstrap.Difference `json:"values"`
+	Omitted int                    `json:"omitted,omitempty"`
 	// Waits says what it waits for, Stop what keeps it from happening.
 	Waits     string    `json:"waits"`
 	NotBefore time.Time `json:"not_before,omitzero"`
@@ -37,44 +42,51 @@ type RestartView struct {
 	cause string
 }
 
+// maxListed bounds a list of the view, of which the server's user decides how long it is:
+// it is an answer of the control socket, and a line of the log.
+const maxListed = 32
+
+// listed are the first values of a list, and how many more there are.
+func listed[T any](list []T) (first []T, omitted int) {
+	n := min(len(list), maxListed)
+	return list[:n:n], len(list) - n
+}
+
 // reasonStandalone is what the row of a node says that a person made standalone
 // with the vendor's script.
 const reasonStandalone = "made standalone by hand"
 
 // driftOf tells what a convergence found; nil where all is as joined.
 func driftOf(c *bootstrap.Convergence, since time.Time) *DriftView {
+	v := &DriftView{Since: since}
+	v.Values, v.Omitted = listed(c.Differences)
 	switch {
 	case c.Standalone:
-		return &DriftView{
-			Since: since, Values: []bootstrap.Difference{},
-			Means: "this machine was made standalone by hand: its files are left alone, and no viewers are sent here",
-			Fix:   []string{"amsagent join", "amsagent leave"},
-		}
+		v.Values, v.Omitted = []bootstrap.Difference{}, 0
+		v.Means = "this machine was made standalone by hand: its files are left alone, and no viewers are sent here"
+		v.Fix = []string{"amsagent join", "amsagent leave"}
 	case len(c.Torn) > 0:
-		return &DriftView{
-			Since: since, Values: c.Differences,
-			Means: "settings files are half written; they are made whole just before the server starts the next time",
-			Fix:   []string{"amsagent converge"},
-		}
+		v.Means = "settings files are half written; they are made whole just before the server starts the next time"
+		v.Fix = []string{"amsagent converge"}
 	case len(c.Differences) > 0:
-		return &DriftView{
-			Since: since, Values: c.Differences,
-			Means: "the server's files were changed; its next start puts back the values that this machine joined with",
-			Fix:   []string{"amsagent join", "amsagent converge", "systemctl restart antmedia"},
-		}
+		v.Means = "the server's files were changed; its next start puts back the values that this machine joined with"
+		v.Fix = []string{"amsagent join", "amsagent converge", "systemctl restart antmedia"}
+	default:
+		return nil
 	}
-	return nil
+	return v
 }
 
 // restartOf tells which restart waits, and whether the daemon will make it; nil
 // where the server runs with what its files say.
 func restartOf(c *bootstrap.Convergence, auto bool, since, now time.Time) *RestartView {
-	v := &RestartView{Due: c.Asked, Since: since, Values: []bootstrap.Difference{}}
+	v := &RestartView{Due: c.Asked, Since: since}
+	values := []bootstrap.Difference{}
 	if p := c.Pending; p != nil {
 		v.By, v.Since = p.By, p.Since
-		v.Values = append(v.Values, p.Values...)
+		values = append(values, p.Values...)
 	}
-	v.Values = append(v.Values, c.Differences...)
+	v.Values, v.Omitted = listed(append(values, c.Differences...))
 	switch {
 	case c.Standalone || !c.RestartNeeded:
 		return nil
@@ -122,6 +134,9 @@ func (m *member) follow(s Settings, c *bootstrap.Convergence) *RestartView {
 		told = drift.Means
 		for _, d := range drift.Values {
 			told += "; " + d.String()
+		}
+		if drift.Omitted > 0 {
+			told += fmt.Sprintf("; and %d more", drift.Omitted)
 		}
 	}
 	switch {

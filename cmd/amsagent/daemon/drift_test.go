@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -96,5 +97,31 @@ func TestStandaloneIsNotReady(t *testing.T) {
 	}
 	if v := w.get(); v.serving() == nil || *v.serving() != (cluster.Serving{Why: "made standalone by hand"}) {
 		t.Errorf("the row says %+v", v.serving())
+	}
+}
+
+// The server's user decides how many files differ, and how.
+func TestLongListsAreCut(t *testing.T) {
+	long := strings.Repeat("\x01", 256)
+	c := bootstrap.Convergence{RestartNeeded: true, Asked: true}
+	for range 4000 {
+		c.Differences = append(c.Differences, bootstrap.Difference{Path: "/" + long, Key: long, Old: long, New: long})
+		c.Warnings = append(c.Warnings, bootstrap.Finding{ID: bootstrap.IDFile, Text: long})
+	}
+	c.Repairs = c.Warnings
+	w := newView("test")
+	w.setConvergence(&c)
+	now := time.Now()
+	drift, restart := driftOf(&c, now), restartOf(&c, false, now, now)
+	w.change(func(v *View) { v.Drift, v.Restart = drift, restart })
+	b, err := json.Marshal(w.get())
+	if err != nil || len(b) > 1<<20 {
+		t.Errorf("the view has %d bytes, %v", len(b), err)
+	}
+	if n := len(drift.Values) + drift.Omitted; n != 4000 || len(restart.Values)+restart.Omitted != 4000 {
+		t.Errorf("%d values of the drift, %d of the restart", n, len(restart.Values)+restart.Omitted)
+	}
+	if v := w.get(); v.Warnings[len(v.Warnings)-1].Text != "and 3968 more" || len(v.Repairs) != maxListed+1 {
+		t.Errorf("%d warnings, the last of which is %v", len(v.Warnings), v.Warnings[len(v.Warnings)-1])
 	}
 }

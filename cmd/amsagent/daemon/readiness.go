@@ -23,12 +23,14 @@ type Readiness struct {
 	// application that is to serve does.
 	Row    cluster.State `json:"row"`
 	Server bool          `json:"server"`
-	// Applications has a word for each application.
+	// Applications has a word for each application, those that do not serve first;
+	// Omitted is how many are left out of a long list.
 	Applications map[string]string `json:"applications"`
+	Omitted      int               `json:"omitted,omitempty"`
 }
 
 func (v *View) readiness() Readiness {
-	r := Readiness{Ready: v.Ready, Why: v.NotReady, Row: v.State, Server: v.Server.Up, Applications: v.Server.Applications}
+	r := Readiness{Ready: v.Ready, Why: v.NotReady, Row: v.State, Server: v.Server.Up, Applications: v.Server.Applications, Omitted: v.Server.Omitted}
 	if r.Applications == nil {
 		r.Applications = map[string]string{}
 	}

@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -31,6 +32,11 @@ const (
 	// the node is not ready: a blip of a second takes no node out. A refused
 	// connection is no blip.
 	servingGrace = 1050 * time.Millisecond
+	// slowLimit is how long a server may take that answers in the end. It is given
+	// twice what it took of late, from servingGrace up to this: a server, or a MongoDB,
+	// that answers slowly serves its viewers, and a node that is taken out and put back
+	// with each answer helps nobody.
+	slowLimit = 4 * time.Second
 	// listEvery is how often the applications on disk are listed while all serve. A
 	// new one takes no node out before it has served, so there is no hurry.
 	listEvery = 10 * time.Second
@@ -43,6 +49,13 @@ const (
 	// served yet get half of it at most: as they take no node out, they must not
 	// delay the asks of those that do.
 	maxAsks = 8
+	// judgePause is the least time from one judgement to the next, for each application:
+	// with thousands of them, one for each answer takes the whole processor.
+	judgePause = 20 * time.Microsecond
+	// maxNamed is how many applications a reason names, and maxWords how many bytes the
+	// names and words of applications in one answer have.
+	maxNamed = 8
+	maxWords = 8 << 10
 )
 
 // ServerProbe asks the server on this machine whether viewers are served.
@@ -64,8 +77,11 @@ type ServerView struct {
 	Since time.Time `json:"since,omitzero"`
 	// Why names what does not serve; "" while Up.
 	Why string `json:"why,omitempty"`
-	// Applications has a word for each application that was asked.
+	// Applications has a word for each application that was asked, as far as 8 kB of
+	// names and words go; those that do not serve come first. Omitted is how many are
+	// left out.
 	Applications map[string]string `json:"applications,omitempty"`
+	Omitted      int               `json:"omitted,omitempty"`
 }
 
 // application is one application as the watch knows it.
@@ -77,9 +93,12 @@ type application struct {
 	// queued tells that it is to be asked as soon as fewer than maxAsks asks are under
 	// way. Until then its last answer stands; without one it is not known.
 	queued bool
-	// asking tells that an ask is under way; sent is when the last one was sent.
+	// asking tells that an ask is under way; sent is when the last one was sent. took is
+	// how long answers took of late, slowLimit at most: it goes down by half with each
+	// faster one.
 	asking bool
 	sent   time.Time
+	took   time.Duration
 	next   time.Time // when to ask again, while not all serve
 	// served tells that it served since it was first seen. One that was made while
 	// the server ran, and has not served yet, takes no node out.
@@ -88,6 +107,9 @@ type application struct {
 
 // late reports whether it was added and has not served yet.
 func (a *application) late() bool { return a.added && !a.served }
+
+// grace is how long an ask may take.
+func (a *application) grace() time.Duration { return min(max(2*a.took, servingGrace), slowLimit) }
 
 // serving watches the server on this machine, for as long as the daemon runs.
 type serving struct {
@@ -140,22 +162,30 @@ func (s *serving) run(ctx context.Context) {
 	}
 	underWay := 0 // with those of applications that are gone
 	begin := func(now time.Time) {
-		s.queue = slices.DeleteFunc(s.queue, func(name string) bool {
+		later := s.queue[:0]
+		for i, name := range s.queue {
+			if underWay >= maxAsks {
+				later = append(later, s.queue[i:]...)
+				break
+			}
 			a := s.apps[name]
 			switch {
 			case a == nil || !a.queued:
-				return true
-			case underWay >= maxAsks || a.late() && underWay >= maxAsks/2:
-				return false
+				continue
+			case a.late() && underWay >= maxAsks/2:
+				later = append(later, name)
+				continue
 			}
 			a.queued, a.asking, a.sent = false, true, now
 			underWay++
 			ask(name, a)
-			return true
-		})
+		}
+		s.queue = later
 	}
+	var judged time.Time
 	for {
 		wait := s.d.o.Periods.State
+		judged = time.Now()
 		if s.d.view.get().Phase == bootstrap.PhaseJoined {
 			now := time.Now()
 			s.list(now)
@@ -181,6 +211,10 @@ func (s *serving) run(ctx context.Context) {
 				now := time.Now()
 				news = s.take(r, now)
 				begin(now)
+				if soon := judged.Add(time.Duration(len(s.apps)) * judgePause); news && now.Before(soon) {
+					news = false
+					timer.Reset(soon.Sub(now))
+				}
 			}
 		}
 		timer.Stop()
@@ -266,6 +300,16 @@ func (s *serving) take(r answered, now time.Time) (news bool) {
 	if s.apps[r.name] != a {
 		return false // removed, or asked before the agent stopped the server
 	}
+	took := min(now.Sub(a.sent), slowLimit)
+	a.took = max(took, a.took/2)
+	if took > servingGrace && !a.late() {
+		for _, other := range s.apps { // what makes one of them slow makes all of them slow
+			other.took = max(took, other.took)
+		}
+	}
+	if r.answer.Serves() && took >= slowLimit {
+		r.answer.State = ams.AppSlow
+	}
 	news = a.answer != r.answer || !s.calm()
 	a.answer, a.asking, a.next = r.answer, false, a.sent.Add(askPeriod)
 	if r.answer.Serves() {
@@ -302,11 +346,11 @@ func (s *serving) judge(now time.Time) time.Duration {
 	}
 	up, known := !held && len(s.apps) > 0, true
 	var why []string
-	said := make(map[string]string, len(s.apps))
+	var said []ams.AppAnswer
 	for _, name := range slices.Sorted(maps.Keys(s.apps)) {
 		a := s.apps[name]
 		answer, failing := a.answer, a.failing
-		if a.asking && now.Sub(a.sent) >= servingGrace {
+		if a.asking && now.Sub(a.sent) >= a.grace() {
 			answer = ams.AppAnswer{Name: name, State: ams.AppSilent}
 			if failing.IsZero() {
 				failing = a.sent
@@ -314,7 +358,7 @@ func (s *serving) judge(now time.Time) time.Duration {
 		}
 		switch {
 		case a.asking:
-			next = sooner(now, next, a.sent.Add(servingGrace))
+			next = sooner(now, next, a.sent.Add(a.grace()))
 		case !calm:
 			next = sooner(now, next, a.next)
 		}
@@ -322,7 +366,7 @@ func (s *serving) judge(now time.Time) time.Duration {
 			known = known && a.late()
 			continue
 		}
-		said[name] = strings.TrimPrefix(answer.String(), name+" ")
+		said = append(said, answer)
 		switch {
 		case answer.Serves(), a.late():
 			continue
@@ -341,11 +385,38 @@ func (s *serving) judge(now time.Time) time.Duration {
 	case len(s.apps) == 0:
 		why = []string{"no application is known"}
 	}
-	s.report(was, ServerView{Up: up, Why: strings.Join(why, "; "), Applications: said}, now)
+	if n := len(why) - maxNamed; n > 0 {
+		why = append(why[:maxNamed], fmt.Sprintf("and %d more", n))
+	}
+	is := ServerView{Up: up, Why: strings.Join(why, "; ")}
+	is.Applications, is.Omitted = words(said)
+	s.report(was, is, now)
 	if anew {
 		next = now
 	}
 	return max(next.Sub(now), time.Millisecond)
+}
+
+// words has a word for as many applications as maxWords lets in.
+func words(said []ams.AppAnswer) (word map[string]string, omitted int) {
+	slices.SortStableFunc(said, func(a, b ams.AppAnswer) int { return serves(a) - serves(b) })
+	word = make(map[string]string)
+	size := 0
+	for i, a := range said {
+		is := strings.TrimPrefix(a.String(), a.Name+" ")
+		if size += len(a.Name) + len(is); size > maxWords {
+			return word, len(said) - i
+		}
+		word[a.Name] = is
+	}
+	return word, 0
+}
+
+func serves(a ams.AppAnswer) int {
+	if a.Serves() {
+		return 1
+	}
+	return 0
 }
 
 // spread is when to ask the i-th of n applications first: not all at one moment, so

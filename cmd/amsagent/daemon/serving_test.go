@@ -36,6 +36,14 @@ type fakeServer struct {
 	// now and most are the asks under way, and the most that there were.
 	now, most int
 	served    bool
+	takes     time.Duration // each answer
+	detail    string
+}
+
+func (f *fakeServer) slow(takes time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.takes = takes
 }
 
 func (f *fakeServer) set(state ams.AppServing, apps ...string) {
@@ -83,18 +91,22 @@ func (f *fakeServer) Ask(ctx context.Context, app string) ams.AppAnswer {
 	f.asks++
 	f.now++
 	f.most = max(f.most, f.now)
+	takes := f.takes
 	f.mu.Unlock()
 	defer func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.now--
 	}()
+	if takes > 0 {
+		pause(ctx, takes)
+	}
 	for f.state(app) == ams.AppSilent {
 		if !pause(ctx, 10*time.Millisecond) {
 			break
 		}
 	}
-	return ams.AppAnswer{Name: app, State: f.state(app)}
+	return ams.AppAnswer{Name: app, State: f.state(app), Detail: f.detail}
 }
 
 func (f *fakeServer) ServedBefore() bool {
@@ -246,6 +258,75 @@ func TestReadyThroughBlips(t *testing.T) {
 				w.stays(true, time.Second)
 				w.f.set("")
 				w.stays(true, 3*time.Second)
+			}
+		}
+	})
+}
+
+// A server that answers slowly is taken out once, or not at all.
+func TestReadyWhileSlow(t *testing.T) {
+	for takes, ready := range map[time.Duration]bool{
+		900 * time.Millisecond: true, 1100 * time.Millisecond: true, 1500 * time.Millisecond: true, 3 * time.Second: true,
+		5 * time.Second: false, 9 * time.Second: false,
+	} {
+		t.Run(takes.String(), func(t *testing.T) {
+			watchServer(t, func(w *watched) {
+				w.becomes(true, 5*time.Second)
+				w.f.slow(takes)
+				flips, is := 0, true
+				for began := time.Now(); time.Since(began) < time.Minute; pause(w.t.Context(), 50*time.Millisecond) {
+					now, _ := w.ready()
+					if now != is {
+						flips++
+					}
+					is = now
+				}
+				if is != ready || flips > 2 {
+					t.Errorf("ready is %v after %d changes", is, flips)
+				}
+				// It hangs: it is given no more time than it had taken.
+				w.f.set(ams.AppSilent, "LiveApp", "live")
+				w.becomes(false, slowLimit+askPeriod+takes)
+				w.f.slow(0)
+				w.f.set(ams.AppServes)
+				w.becomes(true, askLimit+time.Second)
+				w.stays(true, 30*time.Second)
+				w.f.set(ams.AppSilent, "LiveApp", "live")
+				w.becomes(false, 2*time.Second)
+			})
+		})
+	}
+}
+
+// The server's user decides how many applications there are, and how they are called.
+func TestAnswerOfManyApplications(t *testing.T) {
+	f := &fakeServer{answer: map[string]ams.AppServing{}, detail: strings.Repeat("\x02", 256)}
+	for i := range 4096 {
+		name := fmt.Sprintf("%04d%s", i, strings.Repeat("\x01", 200))
+		f.apps = append(f.apps, name)
+		if i > 2000 {
+			f.answer[name] = ams.AppFailing
+		}
+	}
+	watchFake(t, f, func(w *watched) {
+		w.stays(false, 20*time.Second)
+		_, r := w.ready()
+		b, err := json.Marshal(w.d.view.get())
+		if err != nil || len(b) > 128<<10 {
+			t.Errorf("the view has %d bytes, %v", len(b), err)
+		}
+		if b, err = json.Marshal(r); err != nil || len(b) > 80<<10 {
+			t.Errorf("the answer has %d bytes, %v", len(b), err)
+		}
+		if line := w.d.view.line(); len(line) > 8<<10 {
+			t.Errorf("the service manager reads %d bytes", len(line))
+		}
+		if len(r.Applications) < 10 || len(r.Applications)+r.Omitted != len(f.apps) || !strings.HasSuffix(r.Why, fmt.Sprintf("; and %d more", 4096-2001-8)) {
+			t.Errorf("%d applications and %d more: %.40q…%q", len(r.Applications), r.Omitted, r.Why, r.Why[max(0, len(r.Why)-40):])
+		}
+		for name, word := range r.Applications {
+			if !strings.HasPrefix(word, "fails") {
+				t.Errorf("%.8q %.20q comes before those that do not serve", name, word)
 			}
 		}
 	})

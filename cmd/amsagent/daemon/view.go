@@ -198,10 +198,19 @@ func (w *view) setRestart(pending bool)       { w.change(func(v *View) { v.Resta
 func (w *view) setConvergence(c *bootstrap.Convergence) {
 	w.change(func(v *View) {
 		if len(c.Repairs) > 0 {
-			v.Repairs = c.Repairs
+			v.Repairs = findings(c.Repairs)
 		}
-		v.Warnings = c.Warnings
+		v.Warnings = findings(c.Warnings)
 	})
+}
+
+// findings are the first of a list, the last of which tells how many more there are.
+func findings(list []bootstrap.Finding) []bootstrap.Finding {
+	first, omitted := listed(list)
+	if omitted > 0 {
+		first = append(first, bootstrap.Finding{ID: list[len(first)].ID, Text: fmt.Sprintf("and %d more", omitted)})
+	}
+	return first
 }
 
 func (w *view) beat(r heartbeat.Report) {
