@@ -316,7 +316,7 @@ func (k *converger) writes() bool {
 // as they are then.
 func (k *converger) stopped() bool {
 	s := k.facts.service
-	return k.req.Mode == ConvergeBeforeStart || s.Known() && !s.Running()
+	return k.req.Mode == ConvergeBeforeStart || s.Dead()
 }
 
 // mend plans what a join would write, and writes of what differs what it may.
@@ -333,7 +333,7 @@ func (k *converger) mend(ctx context.Context) error {
 		k.result.Torn = f.plan.Torn
 	}
 	k.state.Provider = firstOf(f.provider(), k.state.Provider)
-	if f.plan != nil && k.madeStandalone() {
+	if f.plan != nil && madeStandalone(k.store, f.install, k.state.Release) {
 		k.result.Standalone = true
 		f.plan = f.plan.Only(func(string) bool { return false })
 	}
@@ -383,12 +383,8 @@ func (k *converger) save(before State) error {
 // script: the release is the one that joined, and every file is a standalone
 // server's. Files that an upgrade restored look like that, too, with another
 // release.
-func (k *converger) madeStandalone() bool {
-	f := &k.facts
-	if f.install.Release.String() != k.state.Release || !f.install.Release.Known() {
-		return false
-	}
-	return standaloneFiles(k.store, f.install)
+func madeStandalone(store *conf.Store, in *ams.Installation, joined string) bool {
+	return in.Release.Known() && in.Release.String() == joined && standaloneFiles(store, in)
 }
 
 // standaloneFiles reports whether all files agree that the server is standalone.

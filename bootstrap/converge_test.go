@@ -254,9 +254,10 @@ func TestConvergeInterrupted(t *testing.T) {
 type serviceThat struct {
 	ams.None
 	state ams.State
+	err   error
 }
 
-func (s serviceThat) State(context.Context) (ams.State, error) { return s.state, nil }
+func (s serviceThat) State(context.Context) (ams.State, error) { return s.state, s.err }
 
 func TestConvergeOwesARestart(t *testing.T) {
 	m := joinedTree(t)

@@ -122,16 +122,16 @@ func (m *Machine) StartServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = lock.Unlock() }()
 	st, err := m.Service.State(ctx)
-	if err != nil || st.Running() {
-		return err
-	}
-	if m.SetAddress != nil {
+	if err == nil && !st.Running() && m.SetAddress != nil {
 		// A command is told the address by its caller, as systemd is by the drop-in.
 		if s, err := loadState(m.store()); err == nil {
 			m.SetAddress(previousAddress(s))
 		}
 	}
+	if err = errors.Join(err, lock.Unlock()); err != nil || st.Running() {
+		return err
+	}
+	// Without the lock: the service manager calls the agent before it starts the server.
 	return m.Service.Start(ctx)
 }

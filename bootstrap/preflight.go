@@ -305,7 +305,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		removeValve: removesValve(store, req.Valve, f),
 		address:     f.address.Addr,
 		dropIn:      m.DropIn,
-		stopTimeout: stopTimeout(f),
+		stopTimeout: m.stopTimeout(f),
 		program:     m.Program,
 		private:     req.Mongo.HasCredentials(),
 	}
@@ -357,16 +357,21 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 }
 
 // stopTimeout is what our drop-in says of it: never less than what is in effect,
-// which an operator may have raised, and nothing where that is endless.
-func stopTimeout(f *facts) time.Duration {
-	want := ams.StopTimeout(len(f.install.Apps))
+// which an operator may have raised, and nothing where that is endless. Where the
+// service manager does not say what is in effect, that is what the drop-in has.
+func (m *Machine) stopTimeout(f *facts) time.Duration {
+	want, inEffect := ams.StopTimeout(len(f.install.Apps)), f.service.StopTimeout
 	if !f.service.Known() {
-		return want
+		is, err := ams.ReadDropIn(m.Root)
+		if err != nil || !is.Ours {
+			return want
+		}
+		inEffect = is.StopTimeout
 	}
-	if f.service.StopTimeout == 0 {
+	if inEffect == 0 {
 		return 0
 	}
-	return max(want, f.service.StopTimeout)
+	return max(want, inEffect)
 }
 
 // hostsLineIsOurs reports whether an earlier join made the name resolvable:

@@ -264,6 +264,17 @@ func (s *Server) stampOf(in *ams.Installation) (fileStamp, error) {
 	return fileStamp{info.Size, info.Modified}, err
 }
 
+// Standalone reports whether a person made this machine, which joined, standalone by
+// hand, as far as the files on disk tell.
+func (s *Server) Standalone() bool {
+	state, err := s.m.StateFile()
+	if err != nil || state == nil || state.Phase != PhaseJoined {
+		return false
+	}
+	in, err := s.m.open()
+	return err == nil && madeStandalone(s.m.store(), in, state.Release)
+}
+
 // served is the file of servedPath.
 type served struct {
 	Release string    `json:"release"`

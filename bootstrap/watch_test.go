@@ -51,6 +51,11 @@ func TestWatchWritesNothing(t *testing.T) {
 	if again := converge(t, m, watchRequest(t)); again.Cause != c.Cause {
 		t.Errorf("causes %q and %q", c.Cause, again.Cause)
 	}
+	// It saves its settings until it has stopped.
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityDeactivating, MainPID: 1, StopTimeout: time.Second}}
+	if c := converge(t, m, watchRequest(t)); len(c.Repairs) > 0 || len(c.Differences) != 1 {
+		t.Errorf("stopping: %+v", c)
+	}
 	// It does not run: nobody else writes, and the files are put right.
 	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityInactive}}
 	if c := converge(t, m, watchRequest(t)); ids(c.Repairs) != IDDrift || c.RestartNeeded || len(c.Differences) > 0 {
@@ -230,6 +235,28 @@ func TestBeforeStart(t *testing.T) {
 	}
 }
 
+// The stop timeout that an operator raised stays while the service manager does not say it.
+func TestStopTimeoutStays(t *testing.T) {
+	for _, timeout := range []time.Duration{10 * time.Minute, 0} {
+		m := joinedTree(t)
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: timeout}}
+		converge(t, m, watchRequest(t))
+		before, err := ams.ReadDropIn(m.Root)
+		if err != nil || before.StopTimeout != timeout {
+			t.Fatalf("%+v, %v", before, err)
+		}
+		m.Service = serviceThat{err: errors.New("the bus is away")}
+		for _, mode := range []ConvergeMode{ConvergeWatch, ConvergeByCommand, ConvergeBeforeStart} {
+			req := watchRequest(t)
+			req.Mode = mode
+			c := converge(t, m, req)
+			if after, err := ams.ReadDropIn(m.Root); err != nil || after.StopTimeout != timeout || ids(c.Repairs) != "" {
+				t.Errorf("%s: %s became %s: %v, %v", mode, timeout, after.StopTimeout, c.Repairs, err)
+			}
+		}
+	}
+}
+
 // A person made it standalone with the vendor's script. That is left so, before a
 // start as well; with another release it is what an upgrade looks like.
 func TestMadeStandaloneByHand(t *testing.T) {
@@ -281,11 +308,12 @@ func TestMadeStandaloneByHand(t *testing.T) {
 // told is a service that says when it is told to do something.
 type told struct {
 	serviceThat
-	reload, stop func()
+	reload, stop, start func()
 }
 
 func (s told) Reload(context.Context) error { s.reload(); return nil }
 func (s told) Stop(context.Context) error   { s.stop(); return nil }
+func (s told) Start(context.Context) error  { s.start(); return nil }
 
 // A convergence that is killed before it has put an upgrade's files right leaves a state
 // that does not name the new release yet: else the files would be a person's.
@@ -303,7 +331,7 @@ func TestReleaseIsNotedLast(t *testing.T) {
 		return s.Release
 	}
 	during := ""
-	m.Service = told{serviceThat{state: ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}}, func() { during = release() }, nil}
+	m.Service = told{serviceThat: serviceThat{state: ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}}, reload: func() { during = release() }}
 	req := watchRequest(t)
 	req.Mode = ConvergeBeforeStart
 	if c := converge(t, m, req); ids(c.Repairs) != IDDrift {
@@ -336,7 +364,7 @@ func TestStopServer(t *testing.T) {
 			}
 		}
 		stops := 0
-		m.Service = told{serviceThat{state: ams.State{Activity: tt.activity}}, nil, func() { stops++ }}
+		m.Service = told{serviceThat: serviceThat{state: ams.State{Activity: tt.activity}}, stop: func() { stops++ }}
 		if _, err := m.StopServer(t.Context()); err != nil || stops != tt.stops {
 			t.Errorf("%s, left %t: stopped %d times, %v", tt.activity, tt.left, stops, err)
 		}
@@ -420,5 +448,28 @@ func TestMongoFileBecomesPrivate(t *testing.T) {
 	info, err := os.Stat(name)
 	if err != nil || info.Mode().Perm() != 0o640 {
 		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+// The service manager calls the agent before it starts the server.
+func TestStartServer(t *testing.T) {
+	m := joinedTree(t)
+	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
+	var c *Convergence
+	m.Service = told{serviceThat: serviceThat{state: ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}}, start: func() {
+		req := watchRequest(t)
+		req.Mode = ConvergeBeforeStart
+		c = converge(t, m, req)
+	}}
+	if err := m.StartServer(t.Context()); err != nil || c == nil || ids(c.Repairs) != IDDrift {
+		t.Errorf("%+v, %v", c, err)
+	}
+	m.Service = told{serviceThat: running(), start: func() { t.Error("a server that runs was started") }}
+	if err := m.StartServer(t.Context()); err != nil {
+		t.Error(err)
+	}
+	m.Service = told{serviceThat: serviceThat{err: errors.New("the bus is away")}, start: func() { t.Error("started blindly") }}
+	if err := m.StartServer(t.Context()); err == nil {
+		t.Error("no error")
 	}
 }

@@ -67,6 +67,8 @@ type ServerProbe interface {
 	// and Served notes that it does.
 	ServedBefore() bool
 	Served() error
+	// Standalone reports whether a person made this node standalone by hand.
+	Standalone() bool
 }
 
 // ServerView is what viewers get from the server on this machine.
@@ -459,8 +461,15 @@ func (s *serving) report(was, is ServerView, now time.Time) {
 		is.Since = now
 	}
 	interval := time.Duration(s.d.interval.Load())
+	back := is.Up && !was.Up
+	// It may have been started as another server than it was: nobody is sent there
+	// until the files are compared the next time.
+	standalone := back && s.probe.Standalone()
 	s.change(func(v *View) {
 		v.Server = is
+		if back {
+			v.Standalone = standalone
+		}
 		switch broken := v.broken(now, interval); {
 		case !broken:
 			v.brokenSince = time.Time{}

@@ -36,6 +36,7 @@ type fakeServer struct {
 	// now and most are the asks under way, and the most that there were.
 	now, most int
 	served    bool
+	byHand    bool
 	takes     time.Duration // each answer
 	detail    string
 }
@@ -113,6 +114,12 @@ func (f *fakeServer) ServedBefore() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.served
+}
+
+func (f *fakeServer) Standalone() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.byHand
 }
 
 func (f *fakeServer) Served() error {
@@ -259,6 +266,30 @@ func TestReadyThroughBlips(t *testing.T) {
 				w.f.set("")
 				w.stays(true, 3*time.Second)
 			}
+		}
+	})
+}
+
+// A person makes the server standalone, or a node again: its first answer counts.
+func TestNotReadyMadeStandalone(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		for _, byHand := range []bool{true, false, true} {
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.becomes(false, time.Second)
+			pause(w.t.Context(), 2*time.Second)
+			w.f.mu.Lock()
+			w.f.byHand = byHand
+			w.f.mu.Unlock()
+			w.f.set("")
+			if byHand {
+				w.stays(false, 10*time.Second)
+			} else {
+				w.becomes(true, time.Second)
+			}
+		}
+		if _, r := w.ready(); r.Why != "this machine was made standalone by hand" || !r.Server {
+			t.Errorf("%+v", r)
 		}
 	})
 }
