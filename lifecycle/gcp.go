@@ -94,6 +94,7 @@ func gcpNotice(s gcp.Signal) (n Notice, known bool) {
 			reason += " (" + s.Text + ")"
 		}
 		as(Reboot, "/upcoming", "gcp-maintenance", reason)
+		n.Moved = !s.Gone // where it is known already, also from before a restart of ours
 	default:
 		return Notice{}, false
 	}

@@ -28,6 +28,10 @@ func TestGCPNotices(t *testing.T) {
 		n.Kind, n.Deadline = Withdrawn, time.Time{}
 		return n
 	}
+	moved := func(n Notice) Notice {
+		n.Moved = true
+		return n
+	}
 	for name, c := range map[string]struct {
 		signal gcp.Signal
 		want   Notice
@@ -55,7 +59,11 @@ func TestGCPNotices(t *testing.T) {
 		},
 		"upcoming": {
 			gcp.Signal{Kind: gcp.SignalUpcoming, Value: "PENDING", At: at, Text: "scheduled"},
-			notice(Reboot, "reboot/upcoming", "gcp-maintenance", "upcoming host maintenance (scheduled)"), true,
+			moved(notice(Reboot, "reboot/upcoming", "gcp-maintenance", "upcoming host maintenance (scheduled)")), true,
+		},
+		"upcoming, taken back": {
+			gcp.Signal{Kind: gcp.SignalUpcoming, Value: "PENDING", Gone: true},
+			gone(notice(Reboot, "reboot/upcoming", "gcp-maintenance", "upcoming host maintenance")), true,
 		},
 		"an unknown word":   {gcp.Signal{Kind: gcp.SignalStopState, Value: "STOPPING"}, Notice{}, false},
 		"an unknown word 2": {gcp.Signal{Kind: gcp.SignalPreempted, Value: "SOON"}, Notice{}, false},
@@ -165,4 +173,49 @@ func TestGCPPreemption(t *testing.T) {
 			t.Errorf("%+v, %v", tomb, err)
 		}
 	})
+}
+
+// A maintenance whose date is moved, to either side, is awaited at the new date, also by an
+// agent that was not there when it was moved.
+func TestGCPMaintenanceMoves(t *testing.T) {
+	for name, restarted := range map[string]bool{"at once": false, "while the agent was away": true} {
+		for _, by := range []time.Duration{time.Hour, -time.Hour} {
+			t.Run(name+", by "+by.String(), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					w := newWorld(t)
+					signals := make(gcpSignals)
+					begin := func() *life {
+						return w.live(func(o *Options) {
+							o.Completer, o.Sources = nil, []Source{NewGCPSource(signals, gcp.WatchOptions{}, nil)}
+						})
+					}
+					l := begin()
+					at := time.Now().Add(5 * time.Hour)
+					upcoming := gcp.Signal{Kind: gcp.SignalUpcoming, Value: "PENDING", At: at}
+					signals <- upcoming
+					tick(time.Second)
+					before := l.View().NextDrain
+					if before.IsZero() || before.After(at) {
+						t.Fatalf("a drain at %s for a maintenance at %s", before, at)
+					}
+					if restarted {
+						l.kill()
+						l = begin()
+					}
+					defer func() { l.kill() }()
+					upcoming.At = at.Add(by)
+					signals <- upcoming
+					tick(time.Second)
+					if after := l.View().NextDrain; after.Sub(before).Round(time.Second) != by {
+						t.Errorf("the drain was at %s and is at %s", before, after)
+					}
+					signals <- gcp.Signal{Kind: gcp.SignalUpcoming, Value: "PENDING", Gone: true}
+					tick(time.Second)
+					if v := l.View(); !v.NextDrain.IsZero() || v.Step != StepNone {
+						t.Errorf("taken back: %+v", v)
+					}
+				})
+			})
+		}
+	}
 }

@@ -276,7 +276,7 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 		m.denied(c, denied, now)
 	case errors.As(err, &others):
 		m.noHook(c.launching)
-		m.othersHooks(others)
+		m.othersHooks(others, c.launching)
 	case err != nil && !errors.Is(err, ErrGone):
 		m.failed(c, "the cloud cannot be asked for its hook: "+err.Error(), callTime, now)
 	case found == nil || err != nil:
@@ -311,9 +311,12 @@ func (m *Manager) noHook(launching bool) {
 const troubleHooks = "hooks"
 
 // othersHooks tells that hooks wait which are not ours. They are other programs', and
-// nobody keeps them waiting or completes them here.
-func (m *Manager) othersHooks(err *OthersHooksError) {
-	m.trouble[troubleHooks] = err.Error()
+// nobody keeps them waiting or completes them here. At a launch that is no trouble: the
+// node serves, and whose hook it is completes it.
+func (m *Manager) othersHooks(err *OthersHooksError, launching bool) {
+	if !launching {
+		m.trouble[troubleHooks] = err.Error()
+	}
 	m.noteLocked(err.Error())
 	m.commit()
 }
@@ -326,7 +329,7 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 	case errors.As(err, &others):
 		// An event had named it. Ours, where there is one, is to be found then.
 		m.forgetHook(a.Hook)
-		m.othersHooks(others)
+		m.othersHooks(others, a.Hook.Launching)
 	case err == nil && c.op == opBeat:
 		a.Beats++
 		a.Beaten, a.Denied, a.Failing = now, "", false

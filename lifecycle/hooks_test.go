@@ -5,6 +5,7 @@ package lifecycle
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +75,26 @@ func TestHooksOfOthers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A launch hook of another program is no trouble of a node that serves.
+func TestLaunchHookOfOthers(t *testing.T) {
+	others := &OthersHooksError{Group: "edge", Hooks: []string{"install-codedeploy"}}
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.cloudErr = func(op) error { return others }
+		l := w.live()
+		defer l.kill()
+		l.Notice(Notice{ID: "aws/i-1/resume", Source: "aws-lifecycle", Kind: Resume})
+		tick(10 * time.Minute)
+		v := l.View()
+		if len(v.Trouble) > 0 || v.Step != StepNone || !v.Ready {
+			t.Errorf("%+v", v)
+		}
+		if !slices.ContainsFunc(v.Notes, func(n Note) bool { return strings.Contains(n.Text, "install-codedeploy") }) {
+			t.Errorf("nobody said whose hook waits: %+v", v.Notes)
+		}
+	})
 }
 
 // After an event of another program's hook, ours is still found.

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -72,7 +73,8 @@ type Signal struct {
 	Kind SignalKind
 	// Value is the word of the item.
 	Value string
-	// At is when it happens; zero is not known.
+	// At is when it happens; zero is not known. A maintenance that was announced may
+	// be signalled again, with another time.
 	At time.Time
 	// Text says for people what belongs to it.
 	Text string
@@ -274,7 +276,7 @@ func plainTag(s string) bool {
 // see tells of a change. It reports false where the answer has to be confirmed by another one.
 func (w *watch) see(ctx context.Context, it *polled, word string, seen time.Time) bool {
 	switch {
-	case contains(it.active, word):
+	case slices.Contains(it.active, word):
 		it.gone, it.strange = 0, ""
 		if it.now == word {
 			return true
@@ -286,7 +288,7 @@ func (w *watch) see(ctx context.Context, it *polled, word string, seen time.Time
 			w.emit(Signal{Kind: it.kind, Value: before, Gone: true, Seen: seen})
 		}
 		w.emit(w.signal(ctx, it.kind, word, seen, settled))
-	case contains(it.idle, word):
+	case slices.Contains(it.idle, word):
 		it.strange = ""
 		if it.settled && it.now == "" {
 			return true
@@ -335,15 +337,6 @@ func (w *watch) signal(ctx context.Context, kind SignalKind, word string, seen t
 		s.Text = strings.ToLower(d.Target)
 	}
 	return s
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
 }
 
 func (w *watch) readUpcoming(ctx context.Context) (Maintenance, error) {
@@ -398,10 +391,6 @@ func (w *watch) upcoming(ctx context.Context) {
 			gone, failures, settled = 0, 0, true
 			if m.Start.Equal(now.Start) {
 				break
-			}
-			if !now.Start.IsZero() {
-				// Another date is another event to whoever plans by it.
-				w.emit(Signal{Kind: SignalUpcoming, Value: now.Status, Gone: true, Seen: seen})
 			}
 			now = m
 			w.emit(Signal{Kind: SignalUpcoming, Value: m.Status, At: m.Start, Text: strings.ToLower(m.Type), Seen: seen})
