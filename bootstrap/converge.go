@@ -22,6 +22,7 @@ import (
 const (
 	IDCloned = "AMS-CLONED" // the state is that of another machine: this is a copy of its disk
 	IDMoved  = "AMS-MOVED"  // the address is another one than joined with
+	IDRole   = "AMS-ROLE"   // the role or the group is another one than joined with
 )
 
 // ConvergeMode says when the server's files may be written.
@@ -179,7 +180,7 @@ func (m *Machine) identifyFirst(ctx context.Context, store *conf.Store, req *Con
 	if s, err := loadState(store); err != nil || s == nil || s.Phase != PhaseJoined {
 		return
 	}
-	req.Identify = askNow(ctx, req.Identify)
+	req.Identify = m.AskNow(ctx, req.Identify)
 }
 
 // beforeStartLock is how long the start of the server waits for another command of
@@ -211,7 +212,8 @@ func (k *converger) run(ctx context.Context, err error) error {
 	before := k.state
 	f.state, f.skipApps = &before, true
 	if p := k.req.Known; p == nil || (p.Role == k.state.Role && p.Group == k.state.Group && p.Since.Equal(k.state.Since)) {
-		k.state.Role, k.state.Group = firstOf(k.req.Role, k.state.Role), firstOf(k.req.Group, k.state.Group)
+		k.take("role", &k.state.Role, k.req.Role)
+		k.take("group", &k.state.Group, k.req.Group)
 	}
 	k.identify(ctx)
 	if err == nil {
@@ -220,6 +222,15 @@ func (k *converger) run(ctx context.Context, err error) error {
 	k.result.Pending, k.result.Asked, k.result.Restarts = k.pending(), k.state.RestartPending, k.state.Restarts
 	k.node()
 	return err
+}
+
+// take takes what is said of this machine now, where anything is.
+func (k *converger) take(what string, is *string, said string) {
+	if said == "" || said == *is {
+		return
+	}
+	k.repaired(IDRole, "the %s was %s and is %s", what, firstOf(*is, "not known"), said)
+	*is = said
 }
 
 // read reads what a plan is made of.

@@ -296,7 +296,7 @@ func (l *leaver) reachFirst(ctx context.Context) {
 	}
 	s, err := loadState(l.store)
 	if l.req.Identify != nil && (err != nil || s == nil || s.InstanceID == "") {
-		l.whileSlow(askingCloud, func() { l.req.Identify = askNow(ctx, l.req.Identify) })
+		l.req.Identify = l.AskNow(ctx, l.req.Identify)
 	}
 	l.connect(ctx)
 	if err == nil && s != nil {

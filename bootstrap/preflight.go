@@ -105,7 +105,7 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 // need of the disk is read again under the lock.
 func (m *Machine) reachFirst(ctx context.Context, store *conf.Store, req *JoinRequest) *facts {
 	f := &facts{}
-	m.whileSlow(askingCloud, func() { req.Identify = askNow(ctx, req.Identify) })
+	req.Identify = m.AskNow(ctx, req.Identify)
 	var err error
 	if f.inst, err = req.Identify(ctx); err == nil {
 		if f.state, err = loadState(store); err != nil {
@@ -122,14 +122,17 @@ func (m *Machine) reachFirst(ctx context.Context, store *conf.Store, req *JoinRe
 	return f
 }
 
-// askingCloud is said where that takes long.
-const askingCloud = "asking the metadata service who this machine is"
-
-// askNow asks who this machine is, and gives that answer to each later question.
-func askNow(ctx context.Context, identify func(context.Context) (metadata.Instance, error)) func(context.Context) (metadata.Instance, error) {
-	inst, err := identify(ctx)
+// AskNow asks who this machine is, and says so where that takes long. What it returns
+// gives that answer to each later question.
+func (m *Machine) AskNow(ctx context.Context, identify Identifier) Identifier {
+	var inst metadata.Instance
+	var err error
+	m.whileSlow("asking the metadata service who this machine is", func() { inst, err = identify(ctx) })
 	return func(context.Context) (metadata.Instance, error) { return inst, err }
 }
+
+// Identifier tells who this machine is.
+type Identifier = func(context.Context) (metadata.Instance, error)
 
 // joinAddress chooses the address of this node. One that was given to the machine
 // whose disk this is a copy of does not count.

@@ -218,6 +218,9 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 	switch {
 	case statsErr == nil && complete:
 		s.Viewers, s.By = viewers, cluster.CountedByAMS
+	case connErr == nil && viewers != nil && *viewers > found.viewers:
+		// Some kinds are all that this release tells of; who watches them need not be connected now.
+		s.Viewers, s.By = viewers, cluster.CountedByAMS
 	case connErr == nil:
 		s.Viewers, s.By = &found.viewers, cluster.CountedByConnections
 	default:

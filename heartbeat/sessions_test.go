@@ -263,9 +263,11 @@ func TestViewers(t *testing.T) {
 	c.later(2 * time.Second)
 	c.is("asked again", 0, 0, cluster.CountedByAMS)
 
-	// An answer that leaves a kind out is no count.
-	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"localWebRTCViewers":3}`)) }
+	// Of an answer that leaves a kind out, as all of 2.4.3, and the connections the larger counts.
+	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"localWebRTCViewers":1}`)) }
 	c.is("not all kinds", 0, 2, cluster.CountedByConnections)
+	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"localHLSViewers":3}`)) }
+	c.is("not all kinds, but more", 0, 3, cluster.CountedByAMS)
 	c.later(time.Minute)
 
 	// What is no refusal is asked again at the next beat: a server that starts.

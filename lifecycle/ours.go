@@ -11,7 +11,7 @@ import (
 )
 
 // HookNames says which hooks of a group are this agent's: names, or patterns as of
-// path.Match. Without any it is the only hook of a transition, and of several those
+// path.Match, in which a / is a character like any other. Without any it is the only hook of a transition, and of several those
 // whose name contains "amsagent": other programs have hooks of their own, and complete
 // them when they are ready.
 type HookNames []string
@@ -30,7 +30,7 @@ func (n HookNames) match(name string) bool {
 		return strings.Contains(strings.ToLower(name), "amsagent")
 	}
 	return slices.ContainsFunc(n, func(pattern string) bool {
-		ok, err := path.Match(pattern, name)
+		ok, err := path.Match(strings.ReplaceAll(pattern, "/", "\x00"), strings.ReplaceAll(name, "/", "\x00"))
 		return ok && err == nil
 	})
 }

@@ -24,6 +24,9 @@ func TestOwnHooks(t *testing.T) {
 		{"none of several", nil, []string{"drain", "CodeDeploy-managed-automatic-launch-deployment-hook"}, nil},
 		{"named", HookNames{"drain"}, []string{"drain", "amsagent"}, []string{"drain"}},
 		{"by a pattern", HookNames{"ams-*"}, []string{"ams-end", "logs", "ams-start"}, []string{"ams-end", "ams-start"}},
+		{"a pattern and a slash", HookNames{"ams-*"}, []string{"ams-x/terminate", "x/ams-y"}, []string{"ams-x/terminate"}},
+		{"all of them", HookNames{"*"}, []string{"a/b/c", "d"}, []string{"a/b/c", "d"}},
+		{"a slash in a pattern", HookNames{"a/*"}, []string{"a/b", "ab"}, []string{"a/b"}},
 		{"the only one, and another is named", HookNames{"drain"}, []string{"CodeDeploy"}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -16,7 +16,6 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/metadata"
 )
 
 // beforeStartTime bounds what is done before the server starts. The server waits for it.
@@ -83,10 +82,15 @@ func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
 	defer cancel()
+	identify := g.whoami
+	if s, err := m.StateFile(); err == nil && s != nil && s.Phase == bootstrap.PhaseJoined {
+		identify = m.AskNow(ctx, identify) // first: the instance's tags may say another role
+	}
 	req, err := g.convergeRequest()
 	if err != nil {
 		return err
 	}
+	req.Identify = identify
 	req.Restart, req.NoRestart = opts.restart, opts.noRestart
 	c, err := m.Converge(ctx, req)
 	if err != nil {
@@ -98,10 +102,7 @@ func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
 func (g *globals) convergeRequest() (bootstrap.ConvergeRequest, error) {
 	req := bootstrap.ConvergeRequest{
 		Valve: bootstrap.Valve(g.settings.RemoteIPValve), Interval: g.settings.BeatInterval,
-		Identify: func(ctx context.Context) (metadata.Instance, error) {
-			i, err := g.instance(ctx)
-			return i.Instance, err
-		},
+		Identify: g.whoami,
 	}
 	src, err := g.mongo()
 	if err != nil && !errors.Is(err, errNoMongo) {

@@ -242,7 +242,7 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	o.Machine = m
 	bound, cancel := context.WithTimeout(ctx, doctorIdentify)
 	defer cancel()
-	o.Join.Identify = g.identified(bound)
+	o.Join.Identify = m.AskNow(bound, g.whoami)
 	src, err := g.joinedMongo()
 	switch {
 	case err == nil:

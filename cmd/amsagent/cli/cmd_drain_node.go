@@ -75,8 +75,19 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
 		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
 	})
-	if err != nil {
+	if errors.Is(err, cluster.ErrNotAskable) {
 		return refuse(err)
+	}
+	if err != nil {
+		// MongoDB may have the request all the same.
+		u := r.withdraw(ctx)
+		if u.Msg = msg; ctx.Err() == nil {
+			u.Cause = err
+		}
+		if u.State == stateDrainGoesOn {
+			u.State = "the request may have arrived: the node may drain"
+		}
+		return u
 	}
 	g.progress("asked; the node's agent takes it up within " + rounded(p.take))
 	if err := r.taken(ctx); err != nil {
@@ -190,8 +201,10 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 	}
 }
 
+const stateDrainGoesOn = "the drain goes on"
+
 // withdraw takes the request back, for why ctx has ended or since nobody took it up.
-func (r *remoteDrain) withdraw(ctx context.Context) error {
+func (r *remoteDrain) withdraw(ctx context.Context) *userError {
 	u := &userError{Msg: "this node does not drain", Cause: fmt.Errorf("its agent did not take the request up within %s", rounded(r.p.take))}
 	if ctx.Err() != nil {
 		u.Cause = context.Cause(ctx)
@@ -206,7 +219,7 @@ func (r *remoteDrain) withdraw(ctx context.Context) error {
 	case withdrawn:
 		u.State = "the request was withdrawn; nothing was changed"
 	default:
-		u.Msg, u.State, u.Exit = "stopped following; nothing else was stopped", "the drain goes on", exitUnknown
+		u.Msg, u.State, u.Exit = "stopped following; nothing else was stopped", stateDrainGoesOn, exitUnknown
 		u.Hints = []string{"amsagent nodes"}
 	}
 	return u
@@ -221,7 +234,7 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 		defer cancel()
 	}
 	goes := func(u *userError) error {
-		u.State, u.Hints = "the drain goes on", append(u.Hints, "amsagent nodes --watch")
+		u.State, u.Hints = stateDrainGoesOn, append(u.Hints, "amsagent nodes --watch")
 		return u
 	}
 	var said, read time.Time

@@ -24,6 +24,11 @@ type aRegistry struct {
 	// does changes the row, by how long ago it was asked.
 	does func(r *aRegistry, since time.Duration)
 	err  error
+	// lost is the error of asking; arrived tells that the request is in the row all the
+	// same, away what MongoDB answers after that.
+	lost    error
+	arrived bool
+	away    error
 }
 
 func (r *aRegistry) Look(context.Context) (cluster.Look, error) {
@@ -42,8 +47,12 @@ func (r *aRegistry) Node(ctx context.Context, _ string) (cluster.Node, error) {
 func (r *aRegistry) AskDrain(_ context.Context, n cluster.Node, q cluster.DrainRequest) (string, error) {
 	r.row, r.began = n, time.Now()
 	q.ID = "r1"
-	r.asked, r.row.DrainRequest = &q, &q
-	return q.ID, nil
+	r.asked = &q
+	if r.lost == nil || r.arrived {
+		r.row.DrainRequest = &q
+	}
+	r.err = r.away
+	return q.ID, r.lost
 }
 
 func (r *aRegistry) TakeDrainRequest(ctx context.Context, _, id string) (bool, error) {
@@ -54,6 +63,8 @@ func (r *aRegistry) TakeDrainRequest(ctx context.Context, _, id string) (bool, e
 	r.row.DrainRequest = nil
 	return is, nil
 }
+
+var errNoAnswer = errors.New("no answer within 5 s")
 
 // takes is a node that takes the request up after 10 s, and leaves after a minute.
 func takes(r *aRegistry, since time.Duration) {
@@ -75,7 +86,18 @@ func TestDrainNode(t *testing.T) {
 		signal time.Duration
 		code   int
 		said   []string // on either stream
+		r      aRegistry
 	}{
+		"asked, and no answer": {r: aRegistry{lost: errNoAnswer, arrived: true}, code: exitFailed, said: []string{
+			"cannot drain 10.0.1.5", "cause: no answer within 5 s", "the request was withdrawn; nothing was changed",
+		}},
+		"perhaps asked": {r: aRegistry{lost: errNoAnswer}, code: exitUnknown, said: []string{
+			"cannot drain 10.0.1.5", "cause: no answer within 5 s", "the request may have arrived: the node may drain",
+		}},
+		"perhaps asked, and MongoDB goes": {r: aRegistry{lost: errNoAnswer, arrived: true, away: errors.New("no primary")}, code: exitUnknown, said: []string{
+			"cannot drain 10.0.1.5", "cause: no answer within 5 s", "the request could not be withdrawn: the node may drain",
+		}},
+		"not to be asked": {r: aRegistry{lost: cluster.ErrNotAskable}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"it leaves": {does: takes, code: exitOK, said: []string{
 			"asked; the node's agent takes it up within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: this node is out of the cluster", "node     i-1",
 		}},
@@ -131,7 +153,7 @@ func TestDrainNode(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				now := time.Now()
-				r := &aRegistry{does: tt.does, looks: []cluster.Node{{
+				r := &aRegistry{does: tt.does, lost: tt.r.lost, arrived: tt.r.arrived, away: tt.r.away, looks: []cluster.Node{{
 					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cluster.StateActive, IntervalMS: 5000, Seq: 7, UpdatedAt: now,
 				}}}
 				e := &testEnv{vars: map[string]string{"USER": "ann"}}

@@ -80,7 +80,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if !opts.offline {
 		req.Given = g.toKeep()
 		// First of all: the instance's tags may say where MongoDB is.
-		req.Identify = g.identified(ctx)
+		req.Identify = m.AskNow(ctx, g.whoami)
 	}
 	src, err := g.mongo()
 	if errors.Is(err, errNoMongo) && req.Identify != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -69,17 +70,17 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	g.mu.Unlock()
 	for {
 		err := serveDaemon(cmd, g, reload)
-		if !errors.Is(err, errOtherServer) {
+		if !errors.Is(err, errOtherSettings) {
 			return err
 		}
-		g.log().Info("beginning anew: a join was given another server or another service", "dir", g.settings.AMSDir)
+		g.log().Info("beginning anew with other settings", "dir", g.settings.AMSDir)
 	}
 }
 
-// errOtherServer ends a daemon that was made for another installation or service than the settings name now.
-var errOtherServer = errors.New("the settings name another server")
+// errOtherSettings ends a daemon that was made of other settings than there are now.
+var errOtherSettings = errors.New("the settings are other ones")
 
-// serveDaemon is the daemon for as long as it is about one server.
+// serveDaemon is the daemon for as long as the settings are those that it is made of.
 func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
@@ -88,14 +89,14 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	ctx, end := context.WithCancelCause(cmd.Context())
 	defer end(nil)
 	// The steps of a join are the daemon's log already.
-	a := &daemonAdapter{g: g, cmd: cmd, machine: m, server: serverOf(g.settings), end: end}
+	a := &daemonAdapter{g: g, cmd: cmd, machine: m, made: madeOf(g.settings), end: end}
 	a.given = a.givenNow()
 	server := m.Server()
 	o := daemon.Options{
 		Machine: bootstrap.NewKeeper(m), Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
 		Connect: a.connect, Reload: reload,
 		Notify: func(state string) {
-			if state == "STOPPING=1" && errors.Is(context.Cause(ctx), errOtherServer) {
+			if state == "STOPPING=1" && errors.Is(context.Cause(ctx), errOtherSettings) {
 				return // the process stays
 			}
 			g.env.Notify(state)
@@ -128,16 +129,24 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 		return &userError{Msg: "cannot run", Cause: err, Hints: []string{fmt.Sprintf("only root can hold that file; see what it is: ps -fp %d", held.PID)}, State: stateUntouched}
 	case err != nil:
 		return &userError{Msg: "cannot run", Cause: err, State: stateUntouched}
-	case errors.Is(context.Cause(ctx), errOtherServer):
-		return errOtherServer
+	case errors.Is(context.Cause(ctx), errOtherSettings):
+		return errOtherSettings
 	}
 	return nil
 }
 
-// server is what a daemon is made for; the rest of the settings may change while it runs.
-type server struct{ dir, release, service, command string }
-
-func serverOf(s *settings) server { return server{s.AMSDir, s.AMSRelease, s.Service, s.ServiceCommand} }
+// madeOf are the settings that a daemon is made of; the rest of them may change while it runs.
+func madeOf(s *settings) map[string]string {
+	made := map[string]string{}
+	for _, key := range []string{
+		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyProvider,
+		keyDrainDeadline, keyRoleDeadlines, keyRebalance, keyAbandon,
+		keyAWSEndpoint, keyAWSAutoscalingEndpoint, keyAzureEndpoint, keyAlibabaEndpoint, keyAlibabaESSEndpoint, keyAlibabaECSEndpoint, keyGCPEndpoint,
+	} {
+		made[key] = s.values[key].text
+	}
+	return made
+}
 
 // daemonGC is the garbage that may gather, in percent of what lives.
 const daemonGC = 20
@@ -148,9 +157,9 @@ type daemonAdapter struct {
 	g       *globals
 	cmd     *cobra.Command
 	machine *bootstrap.Machine
-	// server is what machine was made for; end ends the daemon where that is another one.
-	server server
-	end    context.CancelCauseFunc
+	// made is what the daemon was made of; end ends it where the settings say something else.
+	made map[string]string
+	end  context.CancelCauseFunc
 
 	asking sync.Mutex // held by who asks the metadata, before mu
 
@@ -212,8 +221,8 @@ func (a *daemonAdapter) rereadLocked() error {
 	if err := a.g.load(a.cmd); err != nil {
 		return err
 	}
-	if serverOf(a.g.settings) != a.server {
-		a.end(errOtherServer)
+	if !maps.Equal(madeOf(a.g.settings), a.made) {
+		a.end(errOtherSettings)
 	}
 	return nil
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
-	"github.com/amsagent/amsagent/metadata"
 )
 
 type statusOptions struct {
@@ -67,11 +66,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
 	defer cancel()
 	req := bootstrap.StatusRequest{
-		Valve: bootstrap.Valve(g.settings.RemoteIPValve),
-		Identify: func(ctx context.Context) (metadata.Instance, error) {
-			i, err := g.instance(ctx)
-			return i.Instance, err
-		},
+		Valve:    bootstrap.Valve(g.settings.RemoteIPValve),
+		Identify: g.whoami,
 	}
 	told := false
 	tell := func() error {

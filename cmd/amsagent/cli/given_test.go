@@ -150,7 +150,7 @@ func TestDaemonFollowsTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, end := context.WithCancelCause(t.Context())
-	a := &daemonAdapter{g: g, cmd: cmd, server: serverOf(g.settings), end: end}
+	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings), end: end}
 	write := func(text string) {
 		t.Helper()
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -165,8 +165,48 @@ func TestDaemonFollowsTheService(t *testing.T) {
 		t.Errorf("role %q, ended by %v", a.settings().Role, err)
 	}
 	write(`{"version":1,"settings":{"ams_dir":{"value":"/opt/ams"}}}`)
-	if err := context.Cause(ctx); !errors.Is(err, errOtherServer) {
+	if err := context.Cause(ctx); !errors.Is(err, errOtherSettings) {
 		t.Errorf("ended by %v", err)
+	}
+}
+
+// A reload takes up every setting: where the daemon is made of it, it begins anew.
+func TestDaemonFollowsTheSettings(t *testing.T) {
+	for line, anew := range map[string]bool{
+		"": false, "role: origin": false, "beat_interval: 7s": false, "unhealthy_after: 9m": false, "hooks: [ours]": false, "auto_restart: true": false,
+		"serving: LiveApp": true, "drain_deadline: 20m": true, "drain_deadlines: {edge: 5m}": true, "rebalance: drain": true, "abandon_on_failure: true": true,
+		"metrics_address: 127.0.0.1:9999": true, "provider: aws": true, "aws_endpoint: http://127.0.0.1:1": true, "service_command: /bin/true": true,
+	} {
+		root := t.TempDir()
+		config := filepath.Join(root, "config.yaml")
+		write := func(text string) {
+			t.Helper()
+			if err := os.WriteFile(config, []byte(text+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("")
+		e := &testEnv{}
+		g := newGlobals(e.env().withDefaults())
+		g.given[keyRoot], g.given[keyConfig] = given{text: root, name: "--root"}, given{text: "/config.yaml", name: "--config"}
+		if line == "service_command: /bin/true" {
+			delete(g.given, keyRoot) // below another root that of a file is ignored
+			g.given[keyConfig] = given{text: config, name: "--config"}
+		}
+		cmd := newRunCommand(g)
+		if err := g.load(cmd); err != nil {
+			t.Fatal(err)
+		}
+		ctx, end := context.WithCancelCause(t.Context())
+		a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings), end: end}
+		write(line)
+		if err := a.reread(); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		if err := context.Cause(ctx); errors.Is(err, errOtherSettings) != anew {
+			t.Errorf("%s: ended by %v", line, err)
+		}
+		end(nil)
 	}
 }
 

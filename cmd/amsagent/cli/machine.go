@@ -111,10 +111,10 @@ func handleDaemon(m *bootstrap.Machine) {
 	}
 }
 
-// identified asks once who this machine is, and hands the answer, or the error, to whoever asks again.
-func (g *globals) identified(ctx context.Context) func(context.Context) (metadata.Instance, error) {
+// whoami tells who this machine is, and takes in what its tags say.
+func (g *globals) whoami(ctx context.Context) (metadata.Instance, error) {
 	m, err := g.instance(ctx)
-	return func(context.Context) (metadata.Instance, error) { return m.Instance, err }
+	return m.Instance, err
 }
 
 const (

@@ -77,6 +77,8 @@ type value struct {
 // settings are the effective settings of one run.
 type settings struct {
 	values map[string]value
+	// untagged are the values that tags took the place of.
+	untagged map[string]value
 
 	// Mongo is as given, possibly file:PATH, possibly with a password: use globals.mongo, never print it.
 	Mongo          string
@@ -182,7 +184,7 @@ type sources struct {
 // resolveSettings applies flag > environment > given to join > file > default, and checks every value of every layer: a wrong one that
 // is hidden today decides tomorrow. All problems are returned, joined.
 func resolveSettings(src sources) (*settings, error) {
-	s := &settings{values: map[string]value{}}
+	s := &settings{values: map[string]value{}, untagged: map[string]value{}}
 	var errs []error
 	add := func(row setting, text string, o origin, source string) {
 		canon, err := row.canonical(text)
@@ -354,6 +356,9 @@ func (s *settings) applyTags(tagValue func(name string) (foundName, text string,
 		if row.tag == "" {
 			continue
 		}
+		if s.origin(row.key).Layer == layerTag {
+			s.values[row.key] = s.untagged[row.key] // it may have been taken away
+		}
 		name, text, ok := tagValue(s.values["tag_"+row.tag].text)
 		if !ok || text == "" {
 			continue
@@ -368,6 +373,7 @@ func (s *settings) applyTags(tagValue func(name string) (foundName, text string,
 			errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err})
 			continue
 		}
+		s.untagged[row.key] = s.values[row.key]
 		s.setAgain(row.key, value{text: canon, origin: o})
 	}
 	if len(errs) > 0 {

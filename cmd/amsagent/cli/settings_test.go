@@ -425,6 +425,24 @@ func TestGroupOfTheCloud(t *testing.T) {
 	}
 }
 
+// A tag that was taken away says nothing any more.
+func TestTagTakenAway(t *testing.T) {
+	s, err := resolveSettings(sources{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags := map[string]string{"amsagent:hooks": "ours", "amsagent:role": "edge"}
+	for range 2 {
+		if err := s.applyTags(tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) != 1 {
+			t.Fatalf("role %q, hooks %q, %v", s.Role, s.Hooks, err)
+		}
+	}
+	delete(tags, "amsagent:hooks")
+	if err := s.applyTags(tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) > 0 || s.origin(keyHooks).Layer == layerTag {
+		t.Errorf("role %q, hooks %q from %q, %v", s.Role, s.Hooks, s.origin(keyHooks), err)
+	}
+}
+
 func TestMisspeltVariables(t *testing.T) {
 	environ := func() []string {
 		return []string{"AMSAGENT_MOGNO=10.0.0.1", "AMSAGENT_ROLE=x", "PATH=/bin", "AMSAGENT_XYZZY=", "AMSAGENTX=1"}
