@@ -663,6 +663,27 @@ func TestAnnouncedForLater(t *testing.T) {
 	})
 }
 
+// Nor does a cloud that cannot be reached keep who follows the end of a machine that never joined.
+func TestCloudAwayAndNeverJoined(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.joined = false
+		w.cloudErr = func(op) error { return errThrottled }
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("only the cloud is left", time.Minute, func(v View) bool { return v.OnlyCloud() && v.NeverJoined })
+		hook := *terminate().Hook
+		w.set(func(w *world) { w.cloudErr, w.hook = nil, &hook })
+		l.until("done", 10*time.Minute, isDone)
+		if len(w.completed) != 1 || l.View().OnlyCloud() {
+			t.Errorf("completed %v, %+v", w.completed, l.View())
+		}
+	})
+}
+
 // A cloud that says for ever that its hook does not wait keeps nobody who follows the drain.
 func TestHookThatNeverWaits(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -70,6 +70,8 @@ type View struct {
 	// Start is how the start is going that a cloud waits for: "", "starting",
 	// "proved", "failed".
 	Start string `json:"start,omitempty"`
+	// NeverJoined: it goes without ever having joined, so only the cloud is told.
+	NeverJoined bool `json:"never_joined,omitempty"`
 	// Over: the machine goes down, and nothing more is done before that.
 	Over bool `json:"over,omitempty"`
 	// Trouble is what does not go well now, by what it is about.
@@ -110,10 +112,8 @@ func (v View) Finished() bool {
 // OnlyCloud reports whether all is done but to tell the cloud, which cannot be told at
 // the moment. It is tried on, however long that takes.
 func (v View) OnlyCloud() bool {
-	if v.State != StateLeft && v.State != StateParked || v.Step != StepCompleting {
-		return false
-	}
-	return v.Trouble[string(opDiscover)] != "" || v.Trouble[string(opContinue)] != ""
+	gone := v.State == StateLeft || v.State == StateParked || v.NeverJoined
+	return gone && v.Step == StepCompleting && (v.Trouble[string(opDiscover)] != "" || v.Trouble[string(opContinue)] != "")
 }
 
 // View returns what is known now. It never waits.
@@ -165,7 +165,7 @@ func (m *Manager) viewOf(now time.Time) View {
 	v := View{
 		State: r.state(m.o.goal(r)), Step: r.Step, Begun: r.Begun, Deadline: r.Deadline, Notices: r.Notices, Dismissed: r.Dismissed,
 		Unstopped: r.Unstopped, Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
-		Trouble: maps.Clone(m.trouble), Notes: slices.Clone(m.notes),
+		Trouble: maps.Clone(m.trouble), Notes: slices.Clone(m.notes), NeverJoined: r.HookFirst,
 	}
 	v.Ready = v.State == StateActive
 	if m.sessions != nil {

@@ -289,6 +289,9 @@ func drainText(w *textWriter, v lifecycle.View) {
 		lifecycle.StateLeft:     "this node is out of the cluster",
 		lifecycle.StateParked:   "this node is out of the cluster, and comes back when the cloud wants it",
 	}[v.State]
+	if v.NeverJoined {
+		what = "this machine never joined, so nobody waited for it"
+	}
 	word := w.color.green(printable(string(v.State)))
 	if v.Cut != nil && *v.Cut > 0 {
 		what += "; " + count(*v.Cut, "session") + " cut"
