@@ -131,7 +131,8 @@ const (
 // Join makes this machine a cluster node, proves it, and lets the daemon follow.
 func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
 	res, err := m.join(ctx, req)
-	if err == nil && !req.Offline {
+	if !req.Offline && (err == nil || res != nil && res.Outcome == OutcomeJoined) {
+		// Also where the row could not be written: the daemon goes on with that.
 		m.startDaemon(ctx, res, req.DryRun)
 	}
 	return res, err
@@ -387,7 +388,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	if err != nil {
 		return &FailedError{Step: "writing " + GivenPath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
-	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
+	if err := j.registerActive(ctx); err != nil {
 		return &FailedError{Step: "writing the registry", Err: err, State: "this machine is a cluster node; its row in the registry is not up to date"}
 	}
 	j.result.Changes = j.changes()
@@ -641,7 +642,7 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 }
 
 // finishTime bounds finish.
-const finishTime = 15 * time.Second
+const finishTime = electionTime + 15*time.Second
 
 // dropMongo removes what only an unfinished join needs.
 func (j *joiner) dropMongo() {
@@ -658,12 +659,12 @@ func (j *joiner) finish(ctx context.Context) error {
 	ctx, cancel := after(ctx, finishTime)
 	defer cancel()
 	f := j.facts
-	j.result.Outcome = OutcomeJoined
 	j.dropMongo()
 	if err := j.save(PhaseJoined, false); err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
-	if err := j.register(ctx, cluster.StateActive, "join"); err != nil {
+	j.result.Outcome = OutcomeJoined
+	if err := j.registerActive(ctx); err != nil {
 		return &FailedError{
 			Step: "writing the registry", Err: err,
 			State: "this machine is a cluster node; its row in the registry still says joining: run the same command again",
@@ -678,6 +679,14 @@ func (j *joiner) finish(ctx context.Context) error {
 		f.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(again))
 	}
 	return nil
+}
+
+// registerActive writes the row of a node that is in. MongoDB answered when the join
+// began: a primary that hangs since then is outlasted.
+func (j *joiner) registerActive(ctx context.Context) error {
+	return j.outlast(ctx, func(error) bool { return true }, func(ctx context.Context) error {
+		return j.register(ctx, cluster.StateActive, "join")
+	})
 }
 
 // replan lists the files that no longer are as joined.

@@ -599,30 +599,13 @@ func (l *leaver) look(ctx context.Context) {
 	}
 }
 
-// electionTime is how long a leave waits for a replica set to elect a primary. Ten
-// seconds without the old one is what a set waits by itself.
-const electionTime = 20 * time.Second
-
 // outlast makes an exchange with MongoDB, and again while a replica set elects a
 // primary. A server that is away is not waited for, unless it answered before: it is
 // restarted, or the set was one of which only one member is named.
 func (l *leaver) outlast(ctx context.Context, do func(context.Context) error) error {
-	end := time.Now().Add(electionTime)
-	for told := false; ; told = true {
-		bound, cancel := context.WithTimeout(ctx, mongoTime)
-		err := do(bound)
-		cancel()
-		waits := l.reached || l.req.Mongo.NamesSet() || cluster.KindOf(err) == cluster.KindNotPrimary
-		if err == nil || !mayCome(err) || !waits || ctx.Err() != nil || time.Until(end) <= 0 {
-			return err
-		}
-		if !told {
-			l.say("waiting up to %s for MongoDB: %v", electionTime, summary(err))
-		}
-		if pause(ctx, time.Second) != nil {
-			return err
-		}
-	}
+	return l.Machine.outlast(ctx, func(err error) bool {
+		return l.reached || l.req.Mongo.NamesSet() || cluster.KindOf(err) == cluster.KindNotPrimary
+	}, do)
 }
 
 // checkSessions refuses to cut who is on the server, unless somebody said so. Where

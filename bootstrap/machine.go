@@ -233,6 +233,30 @@ func outlasting(ctx context.Context, more time.Duration) (context.Context, conte
 	}
 }
 
+// electionTime is how long a replica set is waited for that elects a primary. Ten
+// seconds without the old one is what a set waits by itself.
+const electionTime = 20 * time.Second
+
+// outlast makes an exchange with MongoDB, and again while a replica set elects a
+// primary, as far as its error is one that waits says to wait for.
+func (m *Machine) outlast(ctx context.Context, waits func(error) bool, do func(context.Context) error) error {
+	end := time.Now().Add(electionTime)
+	for told := false; ; told = true {
+		bound, cancel := context.WithTimeout(ctx, mongoTime)
+		err := do(bound)
+		cancel()
+		if err == nil || !mayCome(err) || !waits(err) || ctx.Err() != nil || time.Until(end) <= 0 {
+			return err
+		}
+		if !told {
+			m.say("waiting up to %s for MongoDB: %v", electionTime, summary(err))
+		}
+		if pause(ctx, time.Second) != nil {
+			return err
+		}
+	}
+}
+
 func pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

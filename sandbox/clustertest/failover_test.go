@@ -8,12 +8,14 @@ package clustertest
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -472,6 +474,60 @@ func TestRealLeaveOutlastsElection(t *testing.T) {
 	if n := a.door.count(a.door.ams(), bson.M{}); n != 0 || len(res.Deregistered) != 2 {
 		t.Errorf("%d documents of Ant Media Server are left; removed: %v", n, res.Deregistered)
 	}
+}
+
+// TestRealJoinOutlastsHang: the primary hangs while a join waits for the applications, and
+// the join is whole all the same, one that changes nothing and one that joins anew.
+func TestRealJoinOutlastsHang(t *testing.T) {
+	t.Parallel()
+	s := realSet(t)
+	a := newAgentAt(t, s.URI(), s.URI())
+	a.machine.Connect = func(ctx context.Context, to cluster.Target) (*cluster.Client, error) {
+		return cluster.Connect(ctx, to, cluster.Options{}) // as commands do
+	}
+	for _, anew := range []bool{false, true} {
+		if anew {
+			if _, err := a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: a.client.Target(), Now: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		primary, err := s.Primary(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		hangs := &hangingAt{then: sync.OnceValue(primary.Pause)}
+		a.machine.HTTP = &http.Client{Transport: hangs}
+		res, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify})
+		if err != nil {
+			t.Fatalf("anew %v: %v (%+v)", anew, err, res)
+		}
+		if !hangs.asked.Load() {
+			t.Error("the applications were not asked")
+		}
+		if row := a.door.row(nodeID); row["state"] != "active" {
+			t.Errorf("anew %v: the row says %v", anew, row["state"])
+		}
+		if err := primary.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		newPrimary(t, s, primary)
+	}
+}
+
+// hangingAt lets something happen at the first question to an application.
+type hangingAt struct {
+	then  func() error
+	asked atomic.Bool
+}
+
+func (h *hangingAt) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.Contains(r.URL.Path, "amsagent-readiness") {
+		h.asked.Store(true)
+		if err := h.then(); err != nil {
+			return nil, err
+		}
+	}
+	return http.DefaultTransport.RoundTrip(r)
 }
 
 // TestRealOneMemberNamed: an address that names one member of a set is followed to the
