@@ -678,12 +678,12 @@ func (m *Machine) Prove(ctx context.Context, client *cluster.Client, address str
 	if err != nil {
 		return nil, err
 	}
-	service, err := m.Service.State(ctx)
+	service, err := m.awaitAlive(ctx)
 	if err != nil {
 		return nil, err
 	}
 	j := &joiner{
-		Machine: m, store: m.store(), result: &JoinResult{},
+		Machine: m, store: m.store(), result: &JoinResult{}, patient: !service.Started.IsZero() && time.Since(service.Started) > usualStart,
 		facts: &facts{install: install, service: service, client: client, address: ams.Address{Addr: addr}},
 	}
 	if j.seen, err = client.AMSNodes(ctx); err != nil {
@@ -694,6 +694,27 @@ func (m *Machine) Prove(ctx context.Context, client *cluster.Client, address str
 		err = fmt.Errorf("%w; %s", err, hint)
 	}
 	return ev, err
+}
+
+const (
+	// usualStart is what the server takes from its start to its document, well counted.
+	usualStart = time.Minute
+	// alivePoll is how often the service manager is asked whether the server was started.
+	alivePoll = time.Second
+)
+
+// awaitAlive waits for a server that is stopped to be started, and asks MongoDB nothing:
+// on a hundred machines each question would be a search of all of their documents.
+func (m *Machine) awaitAlive(ctx context.Context) (ams.State, error) {
+	for {
+		st, err := m.Service.State(ctx)
+		if err != nil || !st.Dead() || st.Activity == ams.ActivityFailed {
+			return st, err // why it failed is told by who watches it
+		}
+		if perr := pause(ctx, alivePoll); perr != nil {
+			return st, fmt.Errorf("%s does not run: %w", m.Service.Name(), perr)
+		}
+	}
 }
 
 // RestartRequest is a restart by the daemon.

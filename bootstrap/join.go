@@ -231,6 +231,8 @@ type joiner struct {
 	startedAt time.Time
 	// untilServed lets verify wait for the applications, too.
 	untilServed bool
+	// patient lets it look for the server's document less often.
+	patient bool
 }
 
 func (j *joiner) run(ctx context.Context) error {

@@ -172,6 +172,9 @@ func (j *joiner) isOurs(n cluster.AMSNode) bool {
 	return cluster.SameAddress(n.IP, j.facts.address.Addr.String())
 }
 
+// patientPoll is how often the server's document is looked for by who is in no hurry.
+const patientPoll = 2 * time.Second
+
 // await returns the first document that the AMS that runs now has written.
 //
 // The one that was stopped may have written until its end. Where the service
@@ -185,6 +188,9 @@ func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 	}
 	if !j.mayBeElsewhere() {
 		w.Elsewhere = 0
+	}
+	if j.patient {
+		w.Poll = patientPoll
 	}
 	var began time.Time
 	if j.result.Restarted {

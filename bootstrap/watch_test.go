@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -472,4 +473,24 @@ func TestStartServer(t *testing.T) {
 	if err := m.StartServer(t.Context()); err == nil {
 		t.Error("no error")
 	}
+}
+
+// A server that is stopped is waited for without a question to MongoDB, which on many
+// machines would be searches without end.
+func TestStoppedServerIsAwaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &Machine{Service: serviceThat{state: ams.State{Activity: ams.ActivityInactive}}}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := m.awaitAlive(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "does not run") {
+			t.Errorf("%v", err)
+		}
+		for _, st := range []ams.State{{}, {Activity: ams.ActivityActivating}, {Activity: ams.ActivityActive}, {Activity: ams.ActivityFailed}} {
+			m.Service = serviceThat{state: st}
+			began := time.Now()
+			if got, err := m.awaitAlive(t.Context()); err != nil || got.Activity != st.Activity || time.Since(began) > 0 {
+				t.Errorf("%s: %v, %v", st.Activity, got, err)
+			}
+		}
+	})
 }
