@@ -255,7 +255,8 @@ func (t *transaction) contents() (map[string][]byte, error) {
 }
 
 // restage writes one of the names of a commit anew. It gets the attributes of the
-// file that is there now, or the owner of the folder.
+// file that is there now, where that is the one of the commit, or the owner of the
+// folder: who may exchange the file must not choose whose the new one is.
 func (t *transaction) restage(path string, f journalFile, content []byte, mode fs.FileMode) error {
 	if err := t.drop(path); err != nil {
 		return err
@@ -265,13 +266,25 @@ func (t *transaction) restage(path string, f journalFile, content []byte, mode f
 		return err
 	}
 	a := d.In(mode)
-	if fd, info, err := d.OpenAny(filepath.Base(f.Target)); err == nil {
+	fd, info, err := d.Open(filepath.Base(f.Target))
+	switch {
+	case err == nil:
 		defer fd.Close()
+		now, err := files.ReadOpen(fd, maxFileSize)
+		if files.Refused(err) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if is := sum(now); is != f.Before && is != f.After {
+			break
+		}
 		if a, err = files.AttributesOf(fd, info); err != nil {
 			return err
 		}
 		a.Mode = mode
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	case !errors.Is(err, fs.ErrNotExist) && !files.Refused(err):
 		return err
 	}
 	return d.Write(name, content, a)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -535,5 +536,52 @@ func TestRecordTooLarge(t *testing.T) {
 	}
 	if names := stateNames(t, s); len(names) > 0 {
 		t.Errorf("left: %v", names)
+	}
+}
+
+// TestRestageOfAnExchangedFile: what is written anew belongs to the owner of the file that
+// the commit knows, whatever its owner puts in its place in that moment.
+func TestRestageOfAnExchangedFile(t *testing.T) {
+	s := hisTree(t)
+	_, _, j := interrupted(t, s, 4)
+	i := slices.IndexFunc(j.Files[:4], func(f journalFile) bool { return f.Target == serverPath })
+	f := j.Files[i]
+	remove(t, s, f.Backup)
+	remove(t, s, j.Files[4].Temp)
+	target := filepath.Join(s.Root, serverPath)
+	roots, his := filepath.Join(s.Root, "/ams/conf/roots"), filepath.Join(s.Root, "/ams/conf/his")
+	if err := os.WriteFile(roots, []byte("x=y\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	swap := func(from, aside string) {
+		if err := errors.Join(os.Rename(target, aside), os.Rename(from, target)); err != nil {
+			t.Error(err)
+		}
+	}
+	step := 0
+	s.hook = func(call, name string) error {
+		switch {
+		case step == 0 && call == "unlinkat" && name == f.Backup:
+			swap(roots, his)
+			step = 1
+		case step == 1 && name == serverPath:
+			step = 2
+		case step == 2:
+			swap(his, roots)
+			step = 3
+		}
+		return nil
+	}
+	recovered(t, s)
+	s.hook = nil
+	if step != 3 {
+		t.Fatalf("step %d", step)
+	}
+	info, err := os.Stat(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 4711 { //nolint:forcetypeassert // on Linux it is one
+		t.Errorf("the file that was restored belongs to uid %d", uid)
 	}
 }
