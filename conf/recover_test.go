@@ -581,7 +581,7 @@ func TestRestageOfAnExchangedFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 4711 { //nolint:forcetypeassert // on Linux it is one
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 4711 {
 		t.Errorf("the file that was restored belongs to uid %d", uid)
 	}
 }
