@@ -635,12 +635,34 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 	}
 	j.startedAt = time.Now()
 	j.result.Restarted = true
-	if f.service.Running() {
-		j.say("restarting %s", j.Service.Name())
-		return j.Service.Restart(ctx)
+	if !f.service.Running() {
+		j.say("starting %s", j.Service.Name())
+		return j.Service.Start(ctx)
 	}
-	j.say("starting %s", j.Service.Name())
-	return j.Service.Start(ctx)
+	j.say("restarting %s", j.Service.Name())
+	if err := j.Service.Restart(ctx); err != nil {
+		return err
+	}
+	return j.writeAgain(ctx)
+}
+
+// writeAgain writes the files once more where the server that was stopped had saved its
+// settings, read before, over them: an application that is starting does so. The one that
+// runs now has read those, and may save them, too.
+func (j *joiner) writeAgain(ctx context.Context) error {
+	plan, err := j.replan()
+	if err != nil || !needsRestart(plan) {
+		return nil //nolint:nilerr // what cannot be compared is told in the end
+	}
+	j.say("%s saved its settings over the join's: writing them again while it is stopped", "Ant Media Server")
+	if err := j.Service.Stop(ctx); err != nil {
+		return err
+	}
+	if plan, err = j.replan(); err == nil {
+		j.facts.plan = plan
+		err = j.commit(ctx)
+	}
+	return errors.Join(err, j.Service.Start(ctx))
 }
 
 // finishTime bounds finish.
@@ -677,8 +699,12 @@ func (j *joiner) finish(ctx context.Context) error {
 	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
 	// AMS writes its files in place when somebody saves settings in its
 	// panel, and may have done so over ours.
-	if again, err := j.replan(); err == nil && len(again) > 0 {
-		f.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(again))
+	if plan, err := j.replan(); err == nil && len(plan.Changed()) > 0 {
+		var paths []string
+		for _, c := range plan.Changed() {
+			paths = append(paths, c.Before.Path)
+		}
+		f.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(paths))
 	}
 	return nil
 }
@@ -691,8 +717,8 @@ func (j *joiner) registerActive(ctx context.Context) error {
 	})
 }
 
-// replan lists the files that no longer are as joined.
-func (j *joiner) replan() ([]string, error) {
+// replan plans what no longer is as joined.
+func (j *joiner) replan() (*conf.Plan, error) {
 	record, err := j.store.Record()
 	if err != nil {
 		return nil, err
@@ -703,11 +729,7 @@ func (j *joiner) replan() ([]string, error) {
 	if len(g.failed) > 0 {
 		return nil, g.failed[0].Err
 	}
-	var paths []string
-	for _, c := range g.plan.Changed() {
-		paths = append(paths, c.Before.Path)
-	}
-	return paths, nil
+	return g.plan, nil
 }
 
 // failed rolls back, or keeps, what a join did, and says which.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -335,5 +336,73 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 				t.Errorf("red5.properties was not put right: %v\n%s", err, b)
 			}
 		})
+	}
+}
+
+// stopping is a server that saves its settings whenever it is stopped until now, and notes
+// what is done with it.
+type stopping struct {
+	saving
+	did []string
+}
+
+func (s *stopping) Restart(ctx context.Context) error {
+	s.did = append(s.did, "restart")
+	return s.saving.Restart(ctx)
+}
+
+func (s *stopping) Stop(context.Context) error {
+	s.did = append(s.did, "stop")
+	s.save()
+	return nil
+}
+
+func (s *stopping) Start(context.Context) error {
+	s.did = append(s.did, "start")
+	return nil
+}
+
+// What a server saves over a join while it is stopped for it is written again before it
+// starts for good.
+func TestJoinIsOverwritten(t *testing.T) {
+	for _, saves := range []bool{false, true} {
+		m := ownTree(t, "3.0", "3.0.3")
+		joinOffline(t, m, testMongo, "10.0.1.7")
+		live := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
+		before, err := os.ReadFile(live)
+		if err != nil {
+			t.Fatal(err)
+		}
+		joinOffline(t, m, "10.0.2.9", "10.0.1.7")
+		service := &stopping{saving: saving{save: func() {
+			if !saves {
+				return
+			}
+			if err := os.WriteFile(live, before, 0o644); err != nil {
+				t.Error(err)
+			}
+		}}}
+		m.Service = service
+		in, err := m.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		j := &joiner{
+			Machine: m, store: m.store(), result: &JoinResult{}, req: JoinRequest{Mongo: mustTarget(t, "10.0.2.9"), Valve: ValveKeep},
+			facts: &facts{install: in, service: ams.State{Activity: ams.ActivityActive}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
+		}
+		if err := j.restart(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		if got := property(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.host"); got != "10.0.2.9" {
+			t.Errorf("saves %v: db.host is %s", saves, got)
+		}
+		want := "restart"
+		if saves {
+			want = "restart stop start"
+		}
+		if got := strings.Join(service.did, " "); got != want {
+			t.Errorf("saves %v: %s", saves, got)
+		}
 	}
 }

@@ -275,6 +275,12 @@ func (s *Server) Standalone() bool {
 	return err == nil && madeStandalone(s.m.store(), in, state.Release)
 }
 
+// Stopped reports whether the service manager knows that somebody stopped the server.
+func (s *Server) Stopped(ctx context.Context) bool {
+	st, err := s.m.Service.State(ctx)
+	return err == nil && st.Dead() && st.Activity == ams.ActivityInactive && (st.Result == "" || st.Result == "success")
+}
+
 // served is the file of servedPath.
 type served struct {
 	Release string    `json:"release"`

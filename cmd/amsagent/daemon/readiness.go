@@ -88,7 +88,9 @@ const notAsked = "the applications have not been asked yet"
 
 // Health is the answer of /healthz: whether this machine is to be kept. It is about
 // this machine alone. What all nodes share is no reason to replace one: MongoDB that
-// is away, and a release of Ant Media Server that has never served here.
+// is away, a release of Ant Media Server that has never served here, and whatever keeps
+// half of the other nodes of its group from serving as well. Nor is a server that
+// somebody stopped.
 type Health struct {
 	Healthy bool   `json:"healthy"`
 	Why     string `json:"why,omitempty"`
@@ -105,7 +107,7 @@ func (d *Daemon) health(now time.Time) Health {
 		return Health{Why: fmt.Sprintf("the loop has not gone round for %s", since.Round(time.Second))}
 	}
 	after := d.o.Settings().UnhealthyAfter
-	if broken := now.Sub(v.brokenSince); after > 0 && !v.brokenSince.IsZero() && broken >= after && d.serving.servedBefore() {
+	if broken := now.Sub(v.brokenSince); after > 0 && !v.brokenSince.IsZero() && broken >= after && v.spared == "" && d.serving.servedBefore() {
 		return Health{Why: fmt.Sprintf("Ant Media Server has not served for %s, while MongoDB could be reached: %s",
 			broken.Round(time.Second), v.Server.whyDown())}
 	}

@@ -69,6 +69,8 @@ type ServerProbe interface {
 	Served() error
 	// Standalone reports whether a person made this node standalone by hand.
 	Standalone() bool
+	// Stopped reports whether the service manager knows that somebody stopped it.
+	Stopped(ctx context.Context) bool
 }
 
 // ServerView is what viewers get from the server on this machine.

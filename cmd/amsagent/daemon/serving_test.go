@@ -122,6 +122,8 @@ func (f *fakeServer) Standalone() bool {
 	return f.byHand
 }
 
+func (f *fakeServer) Stopped(context.Context) bool { return false }
+
 func (f *fakeServer) Served() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -631,6 +633,11 @@ func TestHealthOfServer(t *testing.T) {
 			w.f.served = false
 			w.f.mu.Unlock()
 			w.f.set(ams.AppFailing, "LiveApp")
+			w.beats(time.Hour, nil)
+		}, true},
+		"dead, and others, too": {func(w *watched) {
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.d.view.change(func(v *View) { v.spared = "other nodes do not serve either" })
 			w.beats(time.Hour, nil)
 		}, true},
 		"draining": {func(w *watched) {

@@ -555,6 +555,7 @@ func (m *member) witness(ctx context.Context) {
 	silent := false
 	for pause(ctx, m.d.o.Periods.Witness) {
 		m.readRow(ctx)
+		m.spare(ctx)
 		age, err := m.serverAge(ctx)
 		if ctx.Err() != nil {
 			return
@@ -586,6 +587,54 @@ func (m *member) readRow(ctx context.Context) {
 	if n.DrainRequest != nil {
 		m.asked(ctx, *n.DrainRequest)
 	}
+}
+
+// spare looks why a machine whose server does not serve is to be kept all the same.
+func (m *member) spare(ctx context.Context) {
+	v := m.d.view.get()
+	why := ""
+	if !v.brokenSince.IsZero() {
+		var err error
+		if why, err = m.notAlone(ctx); err != nil {
+			return // what was known holds
+		}
+	}
+	if why != v.spared {
+		m.d.view.change(func(v *View) { v.spared = why })
+	}
+}
+
+// peerFresh is how long ago another node may have beaten that counts.
+const peerFresh = time.Minute
+
+// notAlone tells what this machine is not at fault for: somebody stopped its server, or half
+// of the other nodes of its group do not serve either.
+func (m *member) notAlone(ctx context.Context) (string, error) {
+	if s := m.d.o.Server; s != nil && s.Stopped(ctx) {
+		return "somebody stopped the server", nil
+	}
+	nodes, err := m.client.Nodes(ctx)
+	if err != nil {
+		return "", err
+	}
+	now, err := m.client.ServerTime(ctx)
+	if err != nil {
+		return "", err
+	}
+	others, down := 0, 0
+	for _, n := range nodes {
+		age, known := n.Age(now)
+		if n.ID == m.node.ID || n.Group != m.node.Group || n.State != cluster.StateActive || n.Serving == nil || !known || age > peerFresh {
+			continue
+		}
+		if others++; !n.Serving.Up {
+			down++
+		}
+	}
+	if others > 0 && 2*down >= others {
+		return "other nodes do not serve either", nil
+	}
+	return "", nil
 }
 
 // requestFresh is how old a request to drain may be that is taken up: who asked has given

@@ -83,6 +83,8 @@ type View struct {
 	// brokenSince is since when this machine ought to serve and does not, by no cause
 	// that other nodes share; zero where it does.
 	brokenSince time.Time
+	// spared is why this machine is to be kept all the same; "" where nothing says so.
+	spared string
 }
 
 // BeatView is how the beats go.
