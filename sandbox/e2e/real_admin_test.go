@@ -67,7 +67,13 @@ func TestRealAdmin(t *testing.T) {
 		t.Fatalf("the script asked the service for %v", got)
 	}
 	n.WaitServed(t, "LiveApp")
-	n.idle(10 * time.Second)
+	for range 40 {
+		if code := d.readyz(); code == http.StatusOK {
+			t.Error("/readyz says ready as soon as the server serves, and it was made standalone")
+			break
+		}
+		n.idle(250 * time.Millisecond)
+	}
 	written = n.files()
 	n.idle(look)
 	n.asked("the daemon, after change_server_mode.sh standalone,", asked)
