@@ -8,7 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strings"
+
+	"github.com/amsagent/amsagent/internal/brief"
 )
 
 // maxSaid is how many bytes of an error or of a word of an answer are kept. Who
@@ -42,21 +43,11 @@ func call(client *http.Client, req *http.Request, limit int64) (reply, error) {
 	if err != nil {
 		return reply{}, &callError{err}
 	}
-	return reply{resp.StatusCode, short(resp.Status), short(resp.Header.Get("Location")), body}, nil
+	return reply{resp.StatusCode, brief.Text(resp.Status, maxSaid), brief.Text(resp.Header.Get("Location"), maxSaid), body}, nil
 }
 
 // callError is why a call was not answered, in at most maxSaid bytes.
 type callError struct{ err error }
 
-func (e *callError) Error() string { return short(e.err.Error()) }
+func (e *callError) Error() string { return brief.Text(e.err.Error(), maxSaid) }
 func (e *callError) Unwrap() error { return e.err }
-
-// short is the beginning of a text, maxSaid bytes at most.
-func short(text string) string {
-	const more = "…"
-	if len(text) <= maxSaid {
-		return text
-	}
-	// A copy, since a part of a text keeps all of it in memory.
-	return strings.Clone(strings.ToValidUTF8(text[:maxSaid-len(more)], "")) + more
-}

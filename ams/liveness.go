@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/brief"
 )
 
 const (
@@ -154,7 +156,7 @@ func answer(r reply) Liveness {
 		l.State = Live
 		host, _ := told["host"].(string)
 		status, _ := told["status"].(string)
-		l.Host, l.Status = short(host), short(status)
+		l.Host, l.Status = brief.Text(host, maxSaid), brief.Text(status, maxSaid)
 	case http.StatusForbidden, http.StatusServiceUnavailable:
 		l.State, l.Detail = LiveStarting, "it answers "+r.status
 	case http.StatusInternalServerError:

@@ -10,7 +10,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
+
+	"github.com/amsagent/amsagent/internal/brief"
 )
 
 // Difference is one value that a plan changes, fit to be shown: secrets are
@@ -31,19 +32,6 @@ func (d Difference) String() string {
 // and they go into the state file, the daemon's view and the log.
 const maxShown = 256
 
-// bounded is the text, or its beginning with … at its end.
-func bounded(text string) string {
-	if len(text) <= maxShown {
-		return text
-	}
-	const ellipsis = "…"
-	end := maxShown - len(ellipsis)
-	for end > 0 && !utf8.RuneStart(text[end]) {
-		end--
-	}
-	return text[:end] + ellipsis
-}
-
 // missing stands for a value, or a file, that is not there.
 const missing = "(missing)"
 
@@ -51,11 +39,11 @@ const missing = "(missing)"
 func (f PlannedFile) Differences() []Difference {
 	var out []Difference
 	add := func(key, was, is string) {
-		old, now := bounded(was), bounded(is)
+		old, now := brief.Text(was, maxShown), brief.Text(is, maxShown)
 		if old == now && was != is {
 			now += another
 		}
-		out = append(out, Difference{Path: f.Before.Path, Key: bounded(key), Old: old, New: now})
+		out = append(out, Difference{Path: f.Before.Path, Key: brief.Text(key, maxShown), Old: old, New: now})
 	}
 	switch {
 	case !f.Changed():
