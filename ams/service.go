@@ -76,6 +76,9 @@ func (s State) Dead() bool {
 	return (s.Activity == ActivityInactive || s.Activity == ActivityFailed) && s.MainPID == 0
 }
 
+// Stopped says whether the server is dead by somebody's will, and not by a failure.
+func (s State) Stopped() bool { return s.Dead() && s.Activity == ActivityInactive }
+
 // Crashing says whether the service died and waits for its automatic restart.
 func (s State) Crashing() bool {
 	return s.Activity == ActivityActivating && strings.HasPrefix(s.Sub, "auto-restart")

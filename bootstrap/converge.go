@@ -536,10 +536,7 @@ func (k *converger) pending() *PendingRestart {
 // write commits what is left in the plan.
 func (k *converger) write(ctx context.Context) error {
 	f := &k.facts
-	var paths []string
-	for _, file := range f.plan.Changed() {
-		paths = append(paths, file.Before.Path)
-	}
+	paths := f.plan.ChangedPaths()
 	if k.req.Mode == ConvergeByCommand && f.service.Running() {
 		k.awaitStarted(ctx)
 	}
@@ -708,7 +705,7 @@ const (
 func (m *Machine) awaitAlive(ctx context.Context) (ams.State, error) {
 	for {
 		st, err := m.Service.State(ctx)
-		if err != nil || !st.Dead() || st.Activity == ams.ActivityFailed {
+		if err != nil || !st.Stopped() {
 			return st, err // why it failed is told by who watches it
 		}
 		if perr := pause(ctx, alivePoll); perr != nil {

@@ -104,9 +104,7 @@ func (m *Machine) inspectPlan(store *conf.Store, req JoinRequest, f *facts, in *
 	}
 	in.Planned = len(f.failed) == before
 	if known && in.Planned {
-		for _, file := range f.plan.Changed() {
-			in.Changes = append(in.Changes, file.Before.Path)
-		}
+		in.Changes = append(in.Changes, f.plan.ChangedPaths()...)
 	}
 	if in.Writable = m.Euid == 0 || m.Root != ""; in.Writable {
 		// All of them: what a join of today leaves alone an upgrade may restore tomorrow.

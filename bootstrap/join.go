@@ -700,11 +700,7 @@ func (j *joiner) finish(ctx context.Context) error {
 	// AMS writes its files in place when somebody saves settings in its
 	// panel, and may have done so over ours.
 	if plan, err := j.replan(); err == nil && len(plan.Changed()) > 0 {
-		var paths []string
-		for _, c := range plan.Changed() {
-			paths = append(paths, c.Before.Path)
-		}
-		f.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(paths))
+		f.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(plan.ChangedPaths()))
 	}
 	return nil
 }

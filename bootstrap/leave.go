@@ -819,10 +819,7 @@ func (l *leaver) overwritten() bool {
 	if err != nil || len(plan.Changed()) == 0 {
 		return false
 	}
-	var paths []string
-	for _, f := range plan.Changed() {
-		paths = append(paths, f.Before.Path)
-	}
+	paths := plan.ChangedPaths()
 	if err := plan.CommitUndo("leave"); err != nil {
 		l.warn(IDDrift, "look at these files", "the server saved its settings while it was left, and these could not be given back: %s: %v", joinPaths(paths), err)
 		return false

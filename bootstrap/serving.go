@@ -278,7 +278,7 @@ func (s *Server) Standalone() bool {
 // Stopped reports whether the service manager knows that somebody stopped the server.
 func (s *Server) Stopped(ctx context.Context) bool {
 	st, err := s.m.Service.State(ctx)
-	return err == nil && st.Dead() && st.Activity == ams.ActivityInactive && (st.Result == "" || st.Result == "success")
+	return err == nil && st.Stopped() && (st.Result == "" || st.Result == "success")
 }
 
 // served is the file of servedPath.

@@ -453,6 +453,15 @@ func (p *Plan) Changed() []PlannedFile {
 	return out
 }
 
+// ChangedPaths are the paths of [Plan.Changed].
+func (p *Plan) ChangedPaths() []string {
+	var paths []string
+	for _, f := range p.Changed() {
+		paths = append(paths, f.Before.Path)
+	}
+	return paths
+}
+
 // Only is the plan for those files alone that keep takes. What is known of the
 // others stays as it is.
 func (p *Plan) Only(keep func(path string) bool) *Plan {

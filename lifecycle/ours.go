@@ -11,9 +11,9 @@ import (
 )
 
 // HookNames says which hooks of a group are this agent's: names, or patterns as of
-// path.Match, in which a / is a character like any other. Without any it is the only hook of a transition, and of several those
-// whose name contains "amsagent": other programs have hooks of their own, and complete
-// them when they are ready.
+// path.Match, in which a / is a character like any other. Without any it is the only
+// hook of a transition, and of several those whose name contains "amsagent": other
+// programs have hooks of their own, and complete them when they are ready.
 type HookNames []string
 
 // ours returns those of the names of one transition that are this agent's, in their

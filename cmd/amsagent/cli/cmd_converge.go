@@ -86,11 +86,10 @@ func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
 	if s, err := m.StateFile(); err == nil && s != nil && s.Phase == bootstrap.PhaseJoined {
 		identify = m.AskNow(ctx, identify) // first: the instance's tags may say another role
 	}
-	req, err := g.convergeRequest()
+	req, err := g.convergeRequest(identify)
 	if err != nil {
 		return err
 	}
-	req.Identify = identify
 	req.Restart, req.NoRestart = opts.restart, opts.noRestart
 	c, err := m.Converge(ctx, req)
 	if err != nil {
@@ -99,10 +98,10 @@ func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
 	return g.result("converge", c, func(w *textWriter) { convergeText(w, c) })
 }
 
-func (g *globals) convergeRequest() (bootstrap.ConvergeRequest, error) {
+func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.ConvergeRequest, error) {
 	req := bootstrap.ConvergeRequest{
 		Valve: bootstrap.Valve(g.settings.RemoteIPValve), Interval: g.settings.BeatInterval,
-		Identify: g.whoami,
+		Identify: identify,
 	}
 	src, err := g.mongo()
 	if err != nil && !errors.Is(err, errNoMongo) {
@@ -152,7 +151,7 @@ func (g *globals) beforeStart(ctx context.Context) (*bootstrap.Convergence, erro
 	}
 	m.Progress = nil
 	m.Log = slog.New(slog.DiscardHandler)
-	req, err := g.convergeRequest()
+	req, err := g.convergeRequest(g.whoami)
 	if err != nil {
 		return nil, err
 	}

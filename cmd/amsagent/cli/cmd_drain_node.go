@@ -80,14 +80,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 	}
 	if err != nil {
 		// MongoDB may have the request all the same.
-		u := r.withdraw(ctx)
-		if u.Msg = msg; ctx.Err() == nil {
-			u.Cause = err
-		}
-		if u.State == stateDrainGoesOn {
-			u.State = "the request may have arrived: the node may drain"
-		}
-		return u
+		return r.withdraw(ctx, userError{Msg: msg, Cause: err, State: "the request may have arrived: the node may drain"}, msg)
 	}
 	g.progress("asked; the node's agent takes it up within " + rounded(p.take))
 	if err := r.taken(ctx); err != nil {
@@ -185,7 +178,10 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 		case errors.Is(err, errStarted):
 			return r.started(err)
 		case ctx.Err() != nil, waits && now.Sub(asked) >= r.p.take, err != nil && now.Sub(asked) >= r.p.take+r.p.begin:
-			return r.withdraw(ctx)
+			return r.withdraw(ctx, userError{
+				Msg: "stopped following; nothing else was stopped", State: "the drain goes on",
+				Cause: fmt.Errorf("its agent did not take the request up within %s", rounded(r.p.take)),
+			}, "this node does not drain")
 		case err != nil || waits:
 		case r.row.State == cluster.StateDraining, r.row.State == cluster.StateLeft:
 			return nil
@@ -201,28 +197,24 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 	}
 }
 
-const stateDrainGoesOn = "the drain goes on"
-
-// withdraw takes the request back, for why ctx has ended or since nobody took it up.
-func (r *remoteDrain) withdraw(ctx context.Context) *userError {
-	u := &userError{Msg: "this node does not drain", Cause: fmt.Errorf("its agent did not take the request up within %s", rounded(r.p.take))}
+// withdraw takes the request back. u is the error where the request was not there any more,
+// msg what it says otherwise; why ctx has ended is its cause.
+func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) error {
 	if ctx.Err() != nil {
 		u.Cause = context.Cause(ctx)
 	}
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.p.withdraw)
 	defer cancel()
-	switch withdrawn, err := r.c.TakeDrainRequest(bound, r.row.ID, r.request); {
-	case err != nil:
-		u.State = "the request could not be withdrawn: the node may drain"
-		u.Exit = exitUnknown
-		u.Hints = []string{"amsagent nodes"}
-	case withdrawn:
-		u.State = "the request was withdrawn; nothing was changed"
-	default:
-		u.Msg, u.State, u.Exit = "stopped following; nothing else was stopped", stateDrainGoesOn, exitUnknown
-		u.Hints = []string{"amsagent nodes"}
+	withdrawn, err := r.c.TakeDrainRequest(bound, r.row.ID, r.request)
+	if err == nil && withdrawn {
+		u.Msg, u.State = msg, "the request was withdrawn; nothing was changed"
+		return &u
 	}
-	return u
+	if err != nil {
+		u.Msg, u.State = msg, "the request could not be withdrawn: the node may drain"
+	}
+	u.Exit, u.Hints = exitUnknown, []string{"amsagent nodes"}
+	return &u
 }
 
 // follow says how far the node is until it has left.
@@ -234,7 +226,7 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 		defer cancel()
 	}
 	goes := func(u *userError) error {
-		u.State, u.Hints = stateDrainGoesOn, append(u.Hints, "amsagent nodes --watch")
+		u.State, u.Hints = "the drain goes on", append(u.Hints, "amsagent nodes --watch")
 		return u
 	}
 	var said, read time.Time

@@ -186,12 +186,10 @@ func (s *serving) run(ctx context.Context) {
 		}
 		s.queue = later
 	}
-	var judged time.Time
 	for {
 		wait := s.d.o.Periods.State
-		judged = time.Now()
+		now := time.Now()
 		if s.d.view.get().Phase == bootstrap.PhaseJoined {
-			now := time.Now()
 			s.list(now)
 			for _, name := range s.due(now) {
 				s.apps[name].queued = true
@@ -212,12 +210,12 @@ func (s *serving) run(ctx context.Context) {
 			case <-s.wake:
 			case r := <-results:
 				underWay--
-				now := time.Now()
-				news = s.take(r, now)
-				begin(now)
-				if soon := judged.Add(time.Duration(len(s.apps)) * judgePause); news && now.Before(soon) {
+				came := time.Now()
+				news = s.take(r, came)
+				begin(came)
+				if soon := now.Add(time.Duration(len(s.apps)) * judgePause); news && came.Before(soon) {
 					news = false
-					timer.Reset(soon.Sub(now))
+					timer.Reset(soon.Sub(came))
 				}
 			}
 		}
