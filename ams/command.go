@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Limits of a command where the caller's context sets none. A stop waits for the
@@ -60,7 +62,8 @@ type Command struct {
 // NewCommand takes the command as a person writes it: the absolute path of a
 // program and perhaps fixed arguments, split at blanks. No shell reads it: there
 // is no quoting, and $, ; and > mean themselves. A program with a blank in its
-// path, or anything more, belongs into a script.
+// path, or anything more, belongs into a script. One that somebody else than root may
+// change is refused ([files.ErrForeign]): the server's user would be root by it.
 func NewCommand(line string) (*Command, error) {
 	argv := strings.Fields(line)
 	if len(argv) == 0 {
@@ -82,6 +85,9 @@ func NewCommand(line string) (*Command, error) {
 		return nil, fmt.Errorf("the service command: %w", err)
 	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
 		return nil, fmt.Errorf("the service command %s is not a program", argv[0])
+	}
+	if err := (files.Root{}).RootsAlone(argv[0]); err != nil && os.Geteuid() == 0 {
+		return nil, fmt.Errorf("the service command %s: %w", argv[0], err)
 	}
 	return &Command{argv: argv}, nil
 }

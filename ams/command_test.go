@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // program writes a shell script and gives the command for it.
@@ -46,6 +48,25 @@ func TestNewCommand(t *testing.T) {
 	for _, line := range []string{"", "  ", "echo", "./ctl", "/does/not/exist", "/tmp", plain, "/bin/echo mongodb://u:p@h/", "/bin/echo --x=mongodb+srv://u:p@h/"} {
 		if _, err := NewCommand(line); err == nil || strings.Contains(err.Error(), "u:p") {
 			t.Errorf("NewCommand(%q): %v", line, err)
+		}
+	}
+}
+
+// The server's user would be root by a program that he may change.
+func TestForeignCommand(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to give a file away")
+	}
+	_, dir := program(t, "")
+	for name, spoil := range map[string]func() error{
+		"program": func() error { return os.Chown(filepath.Join(dir, "ctl"), 4711, 0) },
+		"folder":  func() error { return errors.Join(os.Chown(filepath.Join(dir, "ctl"), 0, 0), os.Chown(dir, 4711, 0)) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := NewCommand(filepath.Join(dir, "ctl") + " now"); !errors.Is(err, files.ErrForeign) || Hint(err) == "" {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

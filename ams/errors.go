@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Outcomes that a caller branches on. All are wrapped in errors that say which
@@ -106,6 +108,8 @@ func Hint(err error) string {
 		return "give one of the machine's own addresses, or force it where the address is translated on the way"
 	case errors.Is(err, ErrBadAddress), errors.Is(err, ErrNoAddress):
 		return "give this node's private IP address, by which the other nodes reach it, with --address, or as address: in config.yaml"
+	case errors.Is(err, files.ErrForeign):
+		return "root runs it: give it, and each folder on the way to it, to root alone"
 	case errors.Is(err, fs.ErrPermission):
 		return "run as root"
 	case errors.Is(err, context.DeadlineExceeded):

@@ -152,10 +152,11 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 		reached = m.reachFirst(ctx, store, &req)
 		defer closeClient(ctx, reached.client)
 	}
+	var lock *conf.Lock
 	if !req.DryRun {
 		if m.Euid == 0 || m.Root != "" {
-			lock, err := m.lock(ctx)
-			if err != nil {
+			var err error
+			if lock, err = m.lock(ctx); err != nil {
 				return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 			}
 			defer func() { _ = lock.Unlock() }()
@@ -185,7 +186,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	if req.AddressKept && isCopy(f.state, f.inst.ID) {
 		req.Given = req.Given.withoutAddress()
 	}
-	j := &joiner{Machine: m, store: store, req: req, facts: f, found: found, untilServed: true}
+	j := &joiner{Machine: m, store: store, req: req, facts: f, found: found, untilServed: true, locked: lock}
 	j.result = &JoinResult{
 		Release: f.install.Release.String(), Instance: f.inst, Address: f.address,
 		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
@@ -233,6 +234,8 @@ type joiner struct {
 	untilServed bool
 	// patient lets it look for the server's document less often.
 	patient bool
+	// locked is the lock that the join holds.
+	locked *conf.Lock
 }
 
 func (j *joiner) run(ctx context.Context) error {
@@ -371,8 +374,10 @@ func (j *joiner) offline(ctx context.Context) error {
 }
 
 // confirm looks whether a machine whose files need no change is really seen in
-// the cluster. It writes nothing to this machine.
+// the cluster. It writes none of the server's files, and waits without the lock: a
+// drain that comes meanwhile stops the server at its time.
 func (j *joiner) confirm(ctx context.Context) error {
+	_ = j.locked.Unlock()
 	ev, err := j.verify(ctx)
 	if _, ok := errors.AsType[*NotServingError](err); ok {
 		return &FailedError{Step: "waiting for the applications", Err: err, State: j.found, Unknown: isTimeout(err)}
@@ -383,6 +388,19 @@ func (j *joiner) confirm(ctx context.Context) error {
 			Hint: firstOf(j.elsewhereHint(err), "its files are those of a cluster node; look at its log, and at 'amsagent status'"),
 		}
 	}
+	lock, err := j.lock(ctx)
+	if err != nil {
+		return &FailedError{Step: "waiting for the lock", Err: err, State: j.found, Unknown: isTimeout(err)}
+	}
+	defer func() { _ = lock.Unlock() }()
+	now, err := loadState(j.store)
+	if err == nil && (now == nil || now.Phase != PhaseJoined || now.InstanceID != j.facts.inst.ID) {
+		err = errors.New("another command took this machine out of the cluster meanwhile")
+	}
+	if err != nil {
+		return &FailedError{Step: "looking at this machine again", Err: err, State: j.found, Hint: "look with 'amsagent status'"}
+	}
+	j.facts.state.Restarts = now.Restarts
 	j.result.Evidence = ev
 	j.result.Outcome = OutcomeUnchanged
 	j.dropMongo() // where the join before could not

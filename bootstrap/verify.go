@@ -286,12 +286,16 @@ func (j *joiner) localAddresses() []string {
 // watch looks after the service while something else is waited for, and ends the
 // waiting where it died. Every now and then it calls say, if that is not nil.
 func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, say func(context.Context)) {
-	told := time.Now()
+	told, began := time.Now(), time.Now()
+	if j.result.Restarted {
+		began = j.startedAt
+	}
 	for pause(ctx, watchPoll) == nil {
 		st, err := j.Service.State(ctx)
-		stopped := st.Activity == ams.ActivityFailed || (st.Activity == ams.ActivityInactive && j.result.Restarted)
+		// A command waits for a server that runs; the daemon also for one that is to be started.
+		stopped := st.Activity == ams.ActivityFailed || (st.Activity == ams.ActivityInactive && j.untilServed)
 		if err == nil && (st.Crashing() || stopped) {
-			died(&ams.UnstableError{Service: j.Service.Name(), After: time.Since(j.startedAt), State: st})
+			died(&ams.UnstableError{Service: j.Service.Name(), After: time.Since(began), State: st})
 			return
 		}
 		if say != nil && time.Since(told) >= progressEvery {

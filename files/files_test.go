@@ -291,6 +291,35 @@ func TestSharedFolder(t *testing.T) {
 	}
 }
 
+// TestRootsAlone: what root is to run, nobody else may change, or lead the path away from.
+func TestRootsAlone(t *testing.T) {
+	r := newRoot(t)
+	put(t, r, "/etc/run", "run", 0, 0o755)
+	put(t, r, "/etc/shared", "run", 0, 0o775)
+	put(t, r, "/tmp/run", "run", 0, 0o755)
+	put(t, r, "/tmp/his", "run", hostile, 0o755)
+	put(t, r, tree+"/run", "run", 0, 0o755)
+	symlink(t, r, "/etc/run", "/etc/link", 0)
+	symlink(t, r, "/etc/run", tree+"/link", 0)
+	symlink(t, r, tree+"/link", "/etc/far", 0)
+	if err := os.Chmod(r.Path+"/tmp", fs.ModeSticky|0o777); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"/etc/run": "", "/etc/link": "", "/tmp/run": "", "/etc/../etc/run": "",
+		"/etc/shared":  "a group, or everybody, may write to /etc/shared",
+		"/tmp/his":     "/tmp/his belongs to uid 4711",
+		tree + "/run":  tree + " belongs to uid 4711",
+		tree + "/link": tree + " belongs to uid 4711",
+		"/etc/far":     tree + " belongs to uid 4711",
+	} {
+		err := r.RootsAlone(path)
+		if errors.Is(err, ErrForeign) != (want != "") || want == "" && err != nil || want != "" && !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+}
+
 // TestMakeFolderExchanged: no folder of root's is given away that was put in the place of a new one.
 func TestMakeFolderExchanged(t *testing.T) {
 	r := newRoot(t)

@@ -4,6 +4,7 @@
 package files
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,6 +27,8 @@ var (
 	// ErrHindered says that the owner of a folder, who is not root, may have brought
 	// about what the kernel says.
 	ErrHindered = errors.New("cannot be read, because of the owner of the folder")
+	// ErrForeign says that somebody else than root may change what root would run.
+	ErrForeign = errors.New("not only root may change it")
 )
 
 // Refused reports whether an error is one of those: what another user can make so at any
@@ -222,6 +225,8 @@ type walker struct {
 	stack []*Folder
 	rest  []step
 	links int
+	// passed sees each folder and file on the way.
+	passed func(path string, i Info)
 }
 
 // step is a name still to be walked, or the end of what a link stands for: what
@@ -267,6 +272,11 @@ func (r Root) walk(path string, how follow) (*Place, error) {
 			return p, nil
 		}
 	}
+	return r.walkNames(path, how, func(string, Info) {})
+}
+
+// walkNames is a walk name by name.
+func (r Root) walkNames(path string, how follow, passed func(path string, i Info)) (*Place, error) {
 	fd, err := r.open()
 	if err != nil {
 		return nil, err
@@ -275,7 +285,7 @@ func (r Root) walk(path string, how follow) (*Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &walker{root: r, asked: path, stack: []*Folder{top}, rest: names(path)}
+	w := &walker{root: r, asked: path, stack: []*Folder{top}, rest: names(path), passed: passed}
 	p, err := w.walk(how)
 	if err != nil {
 		w.close(nil)
@@ -283,6 +293,27 @@ func (r Root) walk(path string, how follow) (*Place, error) {
 	}
 	w.close(p.Folder)
 	return p, nil
+}
+
+// RootsAlone reports by [ErrForeign] where somebody else than root, or who runs this, may change
+// the file of a path, or let the path lead to another one. What is not there is nobody's.
+func (r Root) RootsAlone(path string) error {
+	var found error
+	p, err := r.walkNames(filepath.Join("/", path), followAll, func(at string, i Info) {
+		uid, foreign := i.ruler()
+		switch {
+		case found != nil || !foreign:
+		case uid == anybody:
+			found = fmt.Errorf("%w: a group, or everybody, may write to %s", ErrForeign, at)
+		default:
+			found = fmt.Errorf("%w: %s belongs to uid %d", ErrForeign, at, uid)
+		}
+	})
+	if err != nil {
+		return cmp.Or(found, err)
+	}
+	p.Close()
+	return found
 }
 
 // walkDirect is a walk without links; nil where there is one, or anything else
@@ -307,6 +338,7 @@ func (r Root) walkDirect(path string) *Place {
 
 func (w *walker) walk(how follow) (*Place, error) {
 	for len(w.rest) > 0 {
+		w.passed(w.top().path, w.top().info)
 		s := w.rest[0]
 		w.rest = w.rest[1:]
 		switch {
@@ -360,6 +392,7 @@ func (w *walker) last() bool {
 
 // end is a walk that came to its last name.
 func (w *walker) end(name string, info Info) (*Place, error) {
+	w.passed(filepath.Join(w.top().path, name), info)
 	for _, s := range w.rest {
 		if err := w.owned(s, info); err != nil {
 			return nil, err

@@ -756,6 +756,42 @@ func TestJoinOutlastsSlowMongo(t *testing.T) {
 	}
 }
 
+// TestStopWhileJoinLooks: a join that changes nothing and waits for the server's document
+// keeps no drain from stopping the server, and ends with that.
+func TestStopWhileJoinLooks(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.svc.silent(true)
+	if _, err := a.door.ams().DeleteMany(t.Context(), bson.D{}); err != nil {
+		t.Fatal(err)
+	}
+	looked := func() int {
+		return len(slices.DeleteFunc(a.mongo.Commands(), func(c mongod.Command) bool {
+			return c.Name != "find" || c.Collection != "clusternode"
+		}))
+	}
+	before, starts := looked(), a.svc.count()
+	joined := make(chan error, 1)
+	go func() {
+		_, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
+		joined <- err
+	}()
+	eventually(t, "the join looks for the document", func() bool { return looked() >= before+3 })
+	began := time.Now()
+	if _, err := a.machine.StopServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the stop took %s", took)
+	}
+	if err := <-joined; !errors.Is(err, ams.ErrUnstable) {
+		t.Errorf("the join: %v", err)
+	}
+	if s, err := a.machine.StateFile(); err != nil || s == nil || s.Phase != bootstrap.PhaseJoined || a.svc.count() != starts {
+		t.Errorf("the state: %+v, %v; started %d times, %d before", s, err, a.svc.count(), starts)
+	}
+}
+
 // TestDaemonMongoElsewhere: MongoDB is gone, and the settings say where the new one
 // is. The agent goes there by itself, without a signal; the server does when it is
 // restarted, which a command asks for, or the settings do.

@@ -69,7 +69,11 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		cmd, err := ams.NewCommand(s.ServiceCommand)
 		if err != nil {
 			o := s.origin(keyServiceCommand)
-			return nil, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+			e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+			if hint := ams.Hint(err); hint != "" {
+				e.hints = []string{hint}
+			}
+			return nil, e
 		}
 		if !offline {
 			m.Service = cmd
