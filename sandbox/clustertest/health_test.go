@@ -1,0 +1,92 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
+)
+
+// TestHealthAmongOthers: a node whose server hangs is to be replaced, but not while half of
+// the other nodes of its group do not serve either.
+func TestHealthAmongOthers(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	number, err := port.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.o.Metrics = fmt.Sprintf("127.0.0.1:%d", number)
+	settings := a.o.Settings
+	a.o.Settings = func() daemon.Settings {
+		s := settings()
+		s.UnhealthyAfter = 300 * time.Millisecond
+		return s
+	}
+	a.start()
+	is := func(status int, when string) {
+		t.Helper()
+		last := 0
+		eventually(t, fmt.Sprintf("/healthz is %d: %s", status, when), func() bool {
+			last = a.health()
+			return last == status
+		})
+		// It stays so: the other nodes are looked at every time.
+		a.roundsGoOn(10)
+		if last = a.health(); last != status {
+			t.Errorf("%s: /healthz is %d, want %d", when, last, status)
+		}
+	}
+	eventually(t, "the server serves", func() bool { return a.view().Server.Up })
+	is(http.StatusOK, "all is well")
+	a.svc.hang(true)
+	is(http.StatusServiceUnavailable, "nobody else is there")
+
+	peer := func(id, group string, up bool) {
+		t.Helper()
+		row := a.door.row(nodeID)
+		row["_id"], row["group"], row["serving"] = id, group, bson.M{"up": up}
+		a.door.insert(a.door.nodes(), row)
+	}
+	group, _ := a.door.row(nodeID)["group"].(string)
+	peer("i-elsewhere", "another group", false)
+	peer("i-serves", group, true)
+	is(http.StatusServiceUnavailable, "the other node of the group serves")
+	peer("i-down", group, false)
+	is(http.StatusOK, "one of two others does not serve either")
+	peer("i-serves-too", group, true)
+	is(http.StatusServiceUnavailable, "two of three others serve")
+	if _, err := a.door.nodes().UpdateByID(t.Context(), "i-serves-too", bson.M{"$set": bson.M{"state": "draining"}}); err != nil {
+		t.Fatal(err)
+	}
+	is(http.StatusOK, "one that drains does not count")
+	if _, err := a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": "i-down"}); err != nil {
+		t.Fatal(err)
+	}
+	is(http.StatusServiceUnavailable, "the one that does not serve is gone")
+	a.svc.hang(false)
+	is(http.StatusOK, "it serves again")
+}
+
+// health is the status of /healthz; 0 is no answer.
+func (a *agent) health() int {
+	a.t.Helper()
+	req, err := http.NewRequestWithContext(a.t.Context(), http.MethodGet, "http://"+a.o.Metrics+"/healthz", http.NoBody)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode
+}
