@@ -621,6 +621,34 @@ func TestDaemonUnidentified(t *testing.T) {
 	}
 }
 
+// TestDaemonStartsWhileMetadataHang: a daemon that is started again beats and is ready before
+// a metadata service that hangs has answered, and has its answer later.
+func TestDaemonStartsWhileMetadataHang(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	identify, hung := a.o.Identify, make(chan struct{})
+	a.o.Identify = func(ctx context.Context) (metadata.Instance, error) {
+		select {
+		case <-hung:
+			return identify(ctx)
+		case <-ctx.Done():
+			return metadata.Instance{}, context.Cause(ctx)
+		}
+	}
+	began := time.Now()
+	a.start()
+	eventually(t, "the node is ready", func() bool { return a.view().Ready })
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("ready after %s", took)
+	}
+	a.says("the metadata service has not answered for 2s, and is asked again; taken for "+nodeID, 1)
+	close(hung)
+	a.serves()
+	if n := a.door.count(a.door.nodes(), bson.M{"_id": nodeID, "state": "active"}); n != 1 {
+		t.Errorf("%d rows", n)
+	}
+}
+
 // TestDaemonWitness: AMS's own word stops, comes back, and comes under another
 // address. Each is said once.
 func TestDaemonWitness(t *testing.T) {

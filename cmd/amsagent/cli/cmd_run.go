@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -161,7 +162,7 @@ type daemonAdapter struct {
 	made map[string]string
 	end  context.CancelCauseFunc
 
-	asking sync.Mutex // held by who asks the metadata, before mu
+	asking singleflight.Group // the question to the metadata that is under way
 
 	mu         sync.Mutex
 	given      stamp // of what was given to join, when the settings were read
@@ -251,15 +252,28 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 	return a.g.joinedMongo()
 }
 
-// identify asks the cloud, or tells what it said a while ago. Nobody who wants the settings waits for the answer.
+// identify asks the cloud, or tells what it said a while ago. Who waits no longer leaves the question to go on: its answer
+// is there for the next one. Nobody who wants the settings waits for it.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
-	a.asking.Lock()
-	defer a.asking.Unlock()
 	a.mu.Lock()
 	if !a.identified.IsZero() && time.Since(a.identified) < identityAge {
 		defer a.mu.Unlock()
 		return a.inst, nil
 	}
+	a.mu.Unlock()
+	answer := a.asking.DoChan("", func() (any, error) { return a.ask(context.WithoutCancel(ctx)) })
+	select {
+	case <-ctx.Done():
+		return metadata.Instance{}, context.Cause(ctx)
+	case r := <-answer:
+		inst, _ := r.Val.(metadata.Instance)
+		return inst, r.Err
+	}
+}
+
+// ask asks the cloud, and keeps the answer.
+func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
+	a.mu.Lock()
 	q, err := a.g.instanceQuestion("")
 	a.mu.Unlock()
 	if err != nil {

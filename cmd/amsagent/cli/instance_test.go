@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -98,4 +99,34 @@ func TestInstanceUnknownForNow(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who asks who this machine is waits no longer than he wants to, whoever else asks.
+func TestIdentifyWaitsForNobody(t *testing.T) {
+	asked, release := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(asked) })
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		once()
+		<-release
+	}))
+	defer s.Close()
+	g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
+	g.logger = slog.New(slog.DiscardHandler)
+	g.settings.Provider, g.settings.Root, g.settings.Endpoints = metadata.GCP, t.TempDir(), map[string]string{metadata.GCP: s.URL}
+	a := &daemonAdapter{g: g}
+	var first sync.WaitGroup
+	first.Go(func() {
+		if _, err := a.identify(t.Context()); err == nil {
+			t.Error("a service that said nothing said who this machine is")
+		}
+	})
+	<-asked
+	why := errors.New("waited long enough")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, why)
+	defer cancel()
+	if _, err := a.identify(ctx); !errors.Is(err, why) {
+		t.Errorf("the second one: %v", err)
+	}
+	close(release)
+	first.Wait()
 }

@@ -166,6 +166,10 @@ const (
 	// convergeTime bounds a convergence: metadata that does not answer must not
 	// keep a node from beating.
 	convergeTime = time.Minute
+	// askTime bounds the question who this machine is while a daemon that was started
+	// again does not beat yet: the state file says it as well, and the next convergence
+	// asks for longer.
+	askTime = 2 * time.Second
 	// restartTime bounds a restart of AMS.
 	restartTime = 5 * time.Minute
 )
@@ -202,6 +206,7 @@ type Daemon struct {
 	program program  // nil before Run
 
 	// What follows is for the goroutine of follow alone.
+	asked  bool            // who this machine is, by a convergence
 	phase  bootstrap.Phase // of the last convergence
 	left   bool            // somebody made this machine leave while we watched
 	idling string          // what was last said of idling

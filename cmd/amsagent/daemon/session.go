@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata"
 )
 
 // session converges the machine and then does what it is for, until the state
@@ -110,6 +111,10 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target)
 		var err error
 		req := d.converging(s, mongo)
 		req.Known = known
+		if !d.asked {
+			d.asked = true
+			req.Identify = soon(req.Identify)
+		}
 		c, err = d.o.Machine.Converge(bound, req)
 		return err
 	})
@@ -133,6 +138,15 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target)
 	d.metrics.repaired(len(c.Repairs))
 	d.view.setConvergence(c)
 	return c, nil
+}
+
+// soon asks for no longer than askTime.
+func soon(identify bootstrap.Identifier) bootstrap.Identifier {
+	return func(ctx context.Context) (metadata.Instance, error) {
+		ctx, cancel := context.WithTimeoutCause(ctx, askTime, fmt.Errorf("the metadata service has not answered for %s, and is asked again", askTime))
+		defer cancel()
+		return identify(ctx)
+	}
 }
 
 func (d *Daemon) converging(s Settings, mongo cluster.Target) bootstrap.ConvergeRequest {
