@@ -297,24 +297,3 @@ func bridgeLike(name string) bool {
 		"docker", "br-", "virbr", "veth", "cni", "flannel", "cali", "cilium", "podman", "lxcbr", "lxdbr", "vnet", "kube-", "weave", "vmnet", "vboxnet",
 	}, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
 }
-
-// Predict says which address a server would register by the rule, from what is
-// known about the machine; false where that is not enough.
-func (r AddressRule) Predict(host Hostname, ifaces []Interface, route netip.Addr) (netip.Addr, bool) {
-	switch r {
-	case RuleHostname:
-		return host.Addr(), host.Resolvable()
-	case RuleSiteLocal:
-		for _, in := range ifaces {
-			if !in.Up || in.Loopback {
-				continue
-			}
-			for _, a := range in.Addrs {
-				if a.Is4() && a.IsPrivate() {
-					return a, true
-				}
-			}
-		}
-	}
-	return route, route.IsValid()
-}

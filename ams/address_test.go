@@ -243,24 +243,3 @@ func TestHostDefaultRouteNone(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
-
-func TestAddressRulePredict(t *testing.T) {
-	ifaces, _ := machine()
-	public, own := netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("192.0.2.77")
-	host := Hostname{Name: "node", Addrs: []netip.Addr{own}}
-	for _, c := range []struct {
-		rule AddressRule
-		want string
-	}{{RuleHostname, "192.0.2.77"}, {RuleDefaultRoute, "203.0.113.9"}, {RuleSiteLocal, "172.17.0.1"}} {
-		if got, ok := c.rule.Predict(host, ifaces, public); !ok || got.String() != c.want {
-			t.Errorf("%s: %s, %v", string(c.rule), got, ok)
-		}
-		if got, ok := c.rule.Predict(Hostname{}, nil, netip.Addr{}); ok || got.IsValid() {
-			t.Errorf("%s from nothing: %s", string(c.rule), got)
-		}
-	}
-	down := []Interface{{Name: "eth0", Addrs: addrs("10.0.0.5")}, {Name: "lo", Up: true, Loopback: true, Addrs: addrs("10.9.9.9")}, {Name: "e", Up: true, Addrs: addrs("fd00::1", "8.8.8.8")}}
-	if got, ok := RuleSiteLocal.Predict(host, down, public); !ok || got != public {
-		t.Errorf("no private address that is up: %s, %v", got, ok)
-	}
-}

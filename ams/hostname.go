@@ -28,9 +28,6 @@ const hostnameLimit = 800 * time.Millisecond
 type Hostname struct {
 	Name  string       `json:"name"`
 	Addrs []netip.Addr `json:"addresses,omitempty"` // in the order Java tries them: IPv4 first
-	// Source says who answered: "hosts" for a hosts file below a root, else
-	// "system".
-	Source string `json:"source,omitempty"`
 	// Problem says why it does not resolve.
 	Problem string `json:"problem,omitempty"`
 	// TimedOut tells that the resolver did not answer: whether the name resolves is
@@ -93,7 +90,7 @@ func LookupHostname(ctx context.Context, o HostnameOptions) (Hostname, error) {
 	case len(addrs) == 0:
 		h.Problem = "neither /etc/hosts nor DNS knows it"
 	default:
-		h.Addrs, h.Source = javaOrder(addrs), "system"
+		h.Addrs = javaOrder(addrs)
 	}
 	return h, nil
 }
@@ -119,9 +116,7 @@ func rootHostname(root string) (Hostname, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return h, fmt.Errorf("reading %s: %w", shown(root, hostsFile), err)
 	}
-	if h.Addrs = javaOrder(hostsAddrs(b, h.Name)); len(h.Addrs) > 0 {
-		h.Source = "hosts"
-	} else {
+	if h.Addrs = javaOrder(hostsAddrs(b, h.Name)); len(h.Addrs) == 0 {
 		h.Problem = shown(root, hostsFile) + " does not know it"
 	}
 	return h, nil

@@ -60,10 +60,8 @@ type Installation struct {
 
 	Release Release `json:"release"`
 
-	HTTPHost    string `json:"http_host"` // what the server binds to; empty or 0.0.0.0 is everything
-	HTTPPort    int    `json:"http_port"`
-	UseGlobalIP bool   `json:"use_global_ip"`
-	NodeGroup   string `json:"node_group"`
+	HTTPHost string `json:"http_host"` // what the server binds to; empty or 0.0.0.0 is everything
+	HTTPPort int    `json:"http_port"`
 
 	Apps     []App     `json:"apps"` // by name
 	Warnings []Warning `json:"warnings,omitempty"`
@@ -224,8 +222,6 @@ func (in *Installation) readServer(b []byte) {
 	}
 	in.HTTPHost = get("http.host")
 	in.checkHTTPHost()
-	in.NodeGroup = get("nodeGroup")
-	in.UseGlobalIP = strings.EqualFold(get("useGlobalIp"), "true")
 	if port := get("http.port"); port != "" {
 		if n, err := strconv.Atoi(port); err == nil && n > 0 && n < 1<<16 {
 			in.HTTPPort = n

@@ -47,7 +47,7 @@ func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
 // goes wrong makes it an unknown release with a note, never a guess.
 func jarRelease(root, path string) Release {
 	unknown := func(why string) Release {
-		return Release{Source: SourceUnknown, Note: shown(root, path) + ": " + why}
+		return Release{Note: shown(root, path) + ": " + why}
 	}
 	manifest, err := jarManifest(root, path)
 	if err != nil {
@@ -85,7 +85,7 @@ func manifestRelease(manifest []byte) (Release, error) {
 	if err != nil {
 		return Release{}, fmt.Errorf("its manifest: %w", err)
 	}
-	r.Source, r.Build = SourceManifest, build
+	r.Build = build
 	return r, nil
 }
 

@@ -11,28 +11,18 @@ import (
 	"strings"
 )
 
-// ReleaseSource says what decided which release this is.
-type ReleaseSource string
-
-// The sources. Nothing but these decides: not the age of a file, not its layout,
-// because upgrades carry old configuration into new servers.
-const (
-	SourceManifest ReleaseSource = "manifest"
-	SourceFlag     ReleaseSource = "flag"
-	SourceUnknown  ReleaseSource = "unknown"
-)
-
 // Release is a release of Ant Media Server, or the honest absence of one. The
-// zero value is an unknown release.
+// zero value is an unknown release. The manifest of its jar or a person says which it
+// is, and nothing else: not the age of a file, not its layout, because upgrades carry
+// old configuration into new servers.
 type Release struct {
-	Version string        `json:"version,omitempty"` // as written, without a leading v; "" = unknown
-	Build   string        `json:"build,omitempty"`   // Build-Number of the manifest
-	Source  ReleaseSource `json:"source"`
-	Note    string        `json:"note,omitempty"` // why it is not known, or what was odd
+	Version string `json:"version,omitempty"` // as written, without a leading v; "" = unknown
+	Build   string `json:"build,omitempty"`   // Build-Number of the manifest
+	Note    string `json:"note,omitempty"`    // why it is not known
 }
 
 // ParseRelease reads a release as a person or a manifest writes it: 2.4.2.1,
-// 3.0.3-SNAPSHOT, v2.13.2, ams-v2.8.0. Its source is SourceFlag.
+// 3.0.3-SNAPSHOT, v2.13.2, ams-v2.8.0.
 func ParseRelease(s string) (Release, error) {
 	v := strings.TrimSpace(s)
 	v = strings.TrimPrefix(v, "ams-")
@@ -40,9 +30,9 @@ func ParseRelease(s string) (Release, error) {
 		v = v[1:]
 	}
 	if _, _, err := splitVersion(v); err != nil {
-		return Release{Source: SourceUnknown}, fmt.Errorf("reading release %q: %w", s, err)
+		return Release{}, fmt.Errorf("reading release %q: %w", s, err)
 	}
-	return Release{Version: v, Source: SourceFlag}, nil
+	return Release{Version: v}, nil
 }
 
 // splitVersion takes a version apart: up to four numbers, and whether a suffix
@@ -143,44 +133,3 @@ func (r Release) HonoursHostAddress() bool { return r.current(2, 5) }
 // HasLiveness says whether the release answers /rest/v2/liveness (2.5.1 and
 // later). An unknown release is treated like the current ones.
 func (r Release) HasLiveness() bool { return r.current(2, 5, 1) }
-
-// AddressRule is how a release finds its own address when AMS_HOST_ADDRESS and
-// useGlobalIp do not decide.
-type AddressRule string
-
-// The rules of the releases.
-const (
-	// RuleHostname: what the machine's own hostname resolves to (up to 2.12).
-	RuleHostname AddressRule = "hostname"
-	// RuleDefaultRoute: the address of the default route (2.13.0 to 3.0.3). It
-	// can be a public one.
-	RuleDefaultRoute AddressRule = "default-route"
-	// RuleSiteLocal: the first private IPv4 address of any interface that is up,
-	// which can be a container bridge's; then the default route (after 3.0.3).
-	RuleSiteLocal AddressRule = "site-local"
-)
-
-// AddressRule says what the release would use without AMS_HOST_ADDRESS.
-func (r Release) AddressRule() AddressRule {
-	last, _ := ParseRelease("3.0.3")
-	switch {
-	case !r.Known() || r.Compare(last) > 0:
-		return RuleSiteLocal
-	case r.AtLeast(2, 13):
-		return RuleDefaultRoute
-	}
-	return RuleHostname
-}
-
-// String explains the rule to a person.
-func (r AddressRule) String() string {
-	switch r {
-	case RuleHostname:
-		return "the address its own hostname resolves to"
-	case RuleDefaultRoute:
-		return "the address of the default route"
-	case RuleSiteLocal:
-		return "the first private IPv4 address of any interface"
-	}
-	return string(r)
-}

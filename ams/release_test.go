@@ -26,7 +26,7 @@ func TestParseRelease(t *testing.T) {
 		"3": "3", "2.10.0_hotfix1": "2.10.0_hotfix1", "V2.0.0": "2.0.0", "2.9.0-rc.1": "2.9.0-rc.1",
 	} {
 		r, err := ParseRelease(in)
-		if err != nil || r.Version != want || r.Source != SourceFlag || !r.Known() {
+		if err != nil || r.Version != want || !r.Known() {
 			t.Errorf("ParseRelease(%q) = %+v, %v", in, r, err)
 		}
 	}
@@ -68,28 +68,24 @@ func TestReleaseAbilities(t *testing.T) {
 	for _, c := range []struct {
 		release    string
 		env, live  bool
-		rule       AddressRule
 		atLeast242 bool
 	}{
-		{"unknown", true, true, RuleSiteLocal, false},
-		{"1.9.0", false, false, RuleHostname, false},
-		{"2.4.1", false, false, RuleHostname, false},
-		{"2.4.2", false, false, RuleHostname, true},
-		{"2.4.3", false, false, RuleHostname, true},
-		{"2.5.0", true, false, RuleHostname, true},
-		{"2.5.1", true, true, RuleHostname, true},
-		{"2.12.0", true, true, RuleHostname, true},
-		{"2.13.0", true, true, RuleDefaultRoute, true},
-		{"3.0.3", true, true, RuleDefaultRoute, true},
-		{"3.0.4-SNAPSHOT", true, true, RuleSiteLocal, true},
-		{"3.1.0", true, true, RuleSiteLocal, true},
+		{"unknown", true, true, false},
+		{"1.9.0", false, false, false},
+		{"2.4.1", false, false, false},
+		{"2.4.2", false, false, true},
+		{"2.4.3", false, false, true},
+		{"2.5.0", true, false, true},
+		{"2.5.1", true, true, true},
+		{"2.12.0", true, true, true},
+		{"2.13.0", true, true, true},
+		{"3.0.3", true, true, true},
+		{"3.0.4-SNAPSHOT", true, true, true},
+		{"3.1.0", true, true, true},
 	} {
 		r := release(t, c.release)
-		if r.HonoursHostAddress() != c.env || r.HasLiveness() != c.live || r.AddressRule() != c.rule || r.AtLeast(2, 4, 2) != c.atLeast242 {
-			t.Errorf("%s: env %v, liveness %v, rule %q, at least 2.4.2 %v", c.release, r.HonoursHostAddress(), r.HasLiveness(), string(r.AddressRule()), r.AtLeast(2, 4, 2))
-		}
-		if r.AddressRule().String() == string(r.AddressRule()) {
-			t.Errorf("%s: the rule has no words", c.release)
+		if r.HonoursHostAddress() != c.env || r.HasLiveness() != c.live || r.AtLeast(2, 4, 2) != c.atLeast242 {
+			t.Errorf("%s: env %v, liveness %v, at least 2.4.2 %v", c.release, r.HonoursHostAddress(), r.HasLiveness(), r.AtLeast(2, 4, 2))
 		}
 	}
 }
@@ -97,7 +93,7 @@ func TestReleaseAbilities(t *testing.T) {
 func TestJarRelease(t *testing.T) {
 	manifest := func(s string) string { return jar(t, map[string]string{manifestName: s}) }
 	good := "Manifest-Version: 1.0\r\nImplementation-Version: 3.0.3\r\nBuild-Number: 20260504_1200\r\n\r\n"
-	want303 := Release{Version: "3.0.3", Build: "20260504_1200", Source: SourceManifest}
+	want303 := Release{Version: "3.0.3", Build: "20260504_1200"}
 	for _, c := range []struct {
 		name, jar string
 		want      Release
@@ -106,11 +102,11 @@ func TestJarRelease(t *testing.T) {
 		{"good", manifest(good), want303, ""},
 		{"LF", manifest(strings.ReplaceAll(good, "\r\n", "\n")), want303, ""},
 		{"CR alone", manifest(strings.ReplaceAll(good, "\r\n", "\r")), want303, ""},
-		{"no newline at the end", manifest("Implementation-Version: 2.4.2.1"), Release{Version: "2.4.2.1", Source: SourceManifest}, ""},
-		{"names in another case", manifest("IMPLEMENTATION-version: 2.13.2\nbuild-NUMBER: 7\n"), Release{Version: "2.13.2", Build: "7", Source: SourceManifest}, ""},
+		{"no newline at the end", manifest("Implementation-Version: 2.4.2.1"), Release{Version: "2.4.2.1"}, ""},
+		{"names in another case", manifest("IMPLEMENTATION-version: 2.13.2\nbuild-NUMBER: 7\n"), Release{Version: "2.13.2", Build: "7"}, ""},
 		{
 			"continued", manifest("X: y\r\n z\r\nImplementation-Version: 3.0.3-SN\r\n AP\r\n SHOT\r\n\r\n"),
-			Release{Version: "3.0.3-SNAPSHOT", Source: SourceManifest},
+			Release{Version: "3.0.3-SNAPSHOT"},
 			"",
 		},
 		{"member's name in another case", jar(t, map[string]string{"meta-inf/Manifest.mf": good}), want303, ""},
@@ -132,7 +128,7 @@ func TestJarRelease(t *testing.T) {
 			}
 			got := in.Release
 			if c.note != "" {
-				if got.Known() || got.Source != SourceUnknown || !strings.Contains(got.Note, c.note) || !strings.Contains(got.Note, jarName) {
+				if got.Known() || !strings.Contains(got.Note, c.note) || !strings.Contains(got.Note, jarName) {
 					t.Errorf("release %+v", got)
 				}
 				return

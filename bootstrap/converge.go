@@ -229,7 +229,7 @@ func (k *converger) take(what string, is *string, said string) {
 	if said == "" || said == *is {
 		return
 	}
-	k.repaired(IDRole, "the %s was %s and is %s", what, firstOf(*is, "not known"), said)
+	k.repaired(IDRole, "the %s was %s and is %s", what, cmp.Or(*is, "not known"), said)
 	*is = said
 }
 
@@ -343,7 +343,7 @@ func (k *converger) mend(ctx context.Context) error {
 		k.result.Warnings = append(k.result.Warnings, f.warnings...)
 		k.result.Torn = f.plan.Torn
 	}
-	k.state.Provider = firstOf(f.provider(), k.state.Provider)
+	k.state.Provider = cmp.Or(f.provider(), k.state.Provider)
 	if f.plan != nil && madeStandalone(k.store, f.install, k.state.Release) {
 		k.result.Standalone = true
 		f.plan = f.plan.Only(func(string) bool { return false })
@@ -457,7 +457,7 @@ func (k *converger) differences(file conf.PlannedFile) []conf.Difference {
 	case d.Path == ams.DropInPath:
 		was, _ := ams.ParseDropIn(file.Before.Bytes)
 		is, _ := ams.ParseDropIn(file.After)
-		d.Key, d.Old, d.New = ams.HostAddressVariable, firstOf(was.HostAddress, "(missing)"), is.HostAddress
+		d.Key, d.Old, d.New = ams.HostAddressVariable, cmp.Or(was.HostAddress, "(missing)"), is.HostAddress
 	default:
 		return file.Differences()
 	}
@@ -490,7 +490,7 @@ func (k *converger) noteRestart(changed bool) {
 		k.state.RestartPending = false
 	}
 	if p := k.state.Restart; p != nil && !k.state.RestartPending {
-		k.result.Cause = firstOf(k.result.Cause, p.Cause)
+		k.result.Cause = cmp.Or(k.result.Cause, p.Cause)
 	}
 	k.result.RestartNeeded = k.state.RestartPending || k.state.Restart != nil || k.result.Cause != ""
 }
@@ -542,7 +542,7 @@ func (k *converger) write(ctx context.Context) error {
 	}
 	if err := k.commit(ctx); err != nil {
 		state, hint := leftBy(err, k.found, "the files are those of a cluster node")
-		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: firstOf(protectedHint(k.store, f.plan, err), hint)}
+		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(protectedHint(k.store, f.plan, err), hint)}
 	}
 	k.repaired(IDDrift, "not as joined, and written again: %s", joinPaths(paths))
 	if k.req.Mode == ConvergeWatch {
@@ -635,7 +635,7 @@ func (k *converger) commit(ctx context.Context) error {
 // node collects what the registry is to know of this machine.
 func (k *converger) node() {
 	f := &k.facts
-	k.result.Node = k.nodeOf(f, k.state.Role, firstOf(k.state.Group, f.inst.Group))
+	k.result.Node = k.nodeOf(f, k.state.Role, cmp.Or(k.state.Group, f.inst.Group))
 	k.result.Node.IntervalMS = cluster.MillisOf(k.req.Interval)
 	if k.facts.install == nil {
 		k.result.Node.AMS = k.state.Release
@@ -645,7 +645,7 @@ func (k *converger) node() {
 // nodeOf makes the row of this machine, without a state.
 func (m *Machine) nodeOf(f *facts, role, group string) cluster.Node {
 	n := cluster.Node{
-		ID: f.inst.ID, IP: f.address.Addr.String(), Hostname: firstOf(f.inst.Hostname, f.hostname.Name),
+		ID: f.inst.ID, IP: f.address.Addr.String(), Hostname: cmp.Or(f.inst.Hostname, f.hostname.Name),
 		Name: f.inst.Name, Role: role, Group: group,
 		Provider: f.inst.Provider, Region: f.inst.Region, Zone: f.inst.Zone, Type: f.inst.Type,
 		Agent: m.Version, BootID: m.bootID(),

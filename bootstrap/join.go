@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -177,10 +178,10 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	if f.state != nil {
 		// Who joins once more, after a drain or an upgrade, does not say again what this machine is for.
 		if !slices.Contains(req.Forget, "role") {
-			req.Role = firstOf(req.Role, f.state.Role)
+			req.Role = cmp.Or(req.Role, f.state.Role)
 		}
 		if !slices.Contains(req.Forget, "group") {
-			req.Group = firstOf(req.Group, f.state.Group)
+			req.Group = cmp.Or(req.Group, f.state.Group)
 		}
 	}
 	if req.AddressKept && isCopy(f.state, f.inst.ID) {
@@ -367,7 +368,7 @@ func (j *joiner) offline(ctx context.Context) error {
 	}
 	if err := j.commit(ctx); err != nil {
 		state, hint := leftBy(err, j.found, "the files are those of a cluster node")
-		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: firstOf(protectedHint(j.store, f.plan, err), hint)}
+		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(protectedHint(j.store, f.plan, err), hint)}
 	}
 	j.say("edited %s; nothing else was touched", plural(len(f.plan.Changed()), "file"))
 	return nil
@@ -385,7 +386,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	if err != nil {
 		return &FailedError{
 			Step: "looking for Ant Media Server in the cluster", Err: err, State: j.found, Unknown: isTimeout(err),
-			Hint: firstOf(j.elsewhereHint(err), "its files are those of a cluster node; look at its log, and at 'amsagent status'"),
+			Hint: cmp.Or(j.elsewhereHint(err), "its files are those of a cluster node; look at its log, and at 'amsagent status'"),
 		}
 	}
 	lock, err := j.lock(ctx)
@@ -429,7 +430,7 @@ func (j *joiner) changes() []string {
 	var changes []string
 	note := func(what, was, is string) {
 		if was != is {
-			changes = append(changes, fmt.Sprintf("%s: %s → %s", what, firstOf(was, "none"), firstOf(is, "none")))
+			changes = append(changes, fmt.Sprintf("%s: %s → %s", what, cmp.Or(was, "none"), cmp.Or(is, "none")))
 		}
 	}
 	note("role", j.facts.state.Role, j.req.Role)
@@ -613,7 +614,7 @@ func (j *joiner) saveUndoing() error {
 	f := j.facts
 	return saveState(j.store, State{
 		Phase: PhaseLeaving, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
-		RestartPending: j.runsNew(), DeregisterPending: true, WasRunning: j.wasRunning, Since: time.Now().UTC().Truncate(time.Second),
+		RestartPending: j.runsNew(), WasRunning: j.wasRunning, Since: time.Now().UTC().Truncate(time.Second),
 	})
 }
 
@@ -777,7 +778,7 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	conflicts, err := j.revert(ctx)
 	if err != nil {
 		state, hint := leftBy(err, "they are still those of a cluster node", "they are as before")
-		return fmt.Sprintf("the files could not be put back (%v); %s: %s", err, state, firstOf(hint, "run 'amsagent leave'"))
+		return fmt.Sprintf("the files could not be put back (%v); %s: %s", err, state, cmp.Or(hint, "run 'amsagent leave'"))
 	}
 	for _, c := range conflicts {
 		j.facts.warn(IDConflict, "", "%s", c)
@@ -890,15 +891,6 @@ func conflictPaths(conflicts []conf.Conflict) []string {
 		}
 	}
 	return paths
-}
-
-func firstOf(texts ...string) string {
-	for _, t := range texts {
-		if t != "" {
-			return t
-		}
-	}
-	return ""
 }
 
 func isTimeout(err error) bool {

@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -342,7 +343,7 @@ func (l *leaver) read() error {
 	if l.state, err = loadState(l.store); errors.As(err, &damaged) {
 		// Nothing in it that cannot be found out again.
 		l.warn(IDRecord, "", "%v; it is not needed", err)
-		l.state, err = &State{Phase: PhaseLeaving, DeregisterPending: true, forgotten: true}, nil
+		l.state, err = &State{Phase: PhaseLeaving, forgotten: true}, nil
 	}
 	if err != nil {
 		if n, ok := recordFinding(err, ""); ok {
@@ -531,7 +532,7 @@ func (l *leaver) onceMore(ctx context.Context) {
 func (l *leaver) notGivenBack(err error) error {
 	e := &FailedError{Step: "giving the files back", Err: err}
 	e.State, e.Hint = leftBy(err, "the files are still those of a cluster node", "the files were given back")
-	e.Hint = firstOf(protectedHint(l.store, l.plan, err), e.Hint)
+	e.Hint = cmp.Or(protectedHint(l.store, l.plan, err), e.Hint)
 	if l.found != untouched {
 		e.State += " (" + l.found + ")"
 	}
@@ -710,7 +711,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	pending := l.restartPending()
 	// An interrupted run may have left it stopped, in the middle of a restart.
 	wasRunning := st.Running() || (l.state != nil && l.state.WasRunning)
-	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, WasRunning: wasRunning, DeregisterPending: true}); err != nil {
+	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, WasRunning: wasRunning}); err != nil {
 		l.takeBack(ctx)
 		return &FailedError{Step: "writing " + statePath, Err: err, State: l.found}
 	}
@@ -742,7 +743,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := l.save(State{Phase: PhaseLeaving, DeregisterPending: true}); err != nil {
+	if err := l.save(State{Phase: PhaseLeaving}); err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is standalone; its rows in MongoDB remain: run the same command again"}
 	}
 	return nil

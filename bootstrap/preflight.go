@@ -188,7 +188,7 @@ func (m *Machine) checkInstall(f *facts) {
 	}
 	f.warnAll(f.install.Warnings)
 	if !f.install.Release.Known() {
-		f.warn(IDRelease, "say which it is with --ams-release", "the release of Ant Media Server is not known; it is taken for a current one")
+		f.warn(IDRelease, "say which it is with --ams-release", "the release of Ant Media Server is not known, and is taken for a current one: %s", f.install.Release.Note)
 	}
 	if f.mode, err = f.install.Mode(); err != nil {
 		f.mode = ""

@@ -57,9 +57,7 @@ type State struct {
 	Restart *PendingRestart `json:"restart,omitempty"`
 	// Restarts are those that the daemon made.
 	Restarts *RestartLog `json:"restarts,omitempty"`
-	// DeregisterPending: this machine left, but MongoDB could not be told.
-	DeregisterPending bool      `json:"deregister_pending,omitempty"`
-	Since             time.Time `json:"since"`
+	Since    time.Time   `json:"since"`
 
 	// forgotten stands for a state file that was damaged.
 	forgotten bool
