@@ -275,10 +275,11 @@ func (s *Server) Standalone() bool {
 	return err == nil && madeStandalone(s.m.store(), in, state.Release)
 }
 
-// Stopped reports whether the service manager knows that somebody stopped the server.
+// Stopped reports whether the service manager knows that somebody stopped the server, and that
+// it did not fail. A service command does not know that.
 func (s *Server) Stopped(ctx context.Context) bool {
 	st, err := s.m.Service.State(ctx)
-	return err == nil && st.Stopped() && (st.Result == "" || st.Result == "success")
+	return err == nil && st.Stopped() && st.Result == "success"
 }
 
 // served is the file of servedPath.

@@ -139,7 +139,7 @@ func (l *Loop) Run(ctx context.Context) {
 				return
 			}
 			b.retrying = true
-			b.round(ctx)
+			b.early(ctx) // with what the last round saw: a count that is under way goes on
 			b.retrying = false
 			if ctx.Err() != nil {
 				return

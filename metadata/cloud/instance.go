@@ -79,6 +79,11 @@ type TagSet struct {
 	Group string
 }
 
+// TagSet is the tags of an instance with what belongs to them.
+func (i Instance) TagSet() TagSet {
+	return TagSet{Tags: i.Tags, Known: i.TagsKnown, Hint: i.TagsHint, Group: i.Group}
+}
+
 // Tags are the tags of an instance. A tag may hold a connection string, so all ways of printing the whole map hide what
 // could be a password; a single value is read as from any map.
 type Tags map[string]string

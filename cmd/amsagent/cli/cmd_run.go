@@ -285,7 +285,7 @@ func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := a.g.useTags(m.Instance.Tags, m.Instance.Group); err != nil {
+	if err := a.g.useTags(m.Instance.TagSet()); err != nil {
 		return metadata.Instance{}, err
 	}
 	a.inst, a.identified = m.Instance, time.Now()

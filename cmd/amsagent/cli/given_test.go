@@ -84,7 +84,7 @@ func TestGivenToJoin(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.applyTags(tagsOf(map[string]string{"amsagent:role": ""})); err != nil {
+			if err := s.applyTags(true, tagsOf(map[string]string{"amsagent:role": ""})); err != nil {
 				t.Fatal(err)
 			}
 			if v := s.values[tt.key]; v.text != tt.want || v.origin.String() != tt.from {

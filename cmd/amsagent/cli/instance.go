@@ -28,17 +28,17 @@ func (g *globals) instance(ctx context.Context) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
-	return m, g.useTags(m.Instance.Tags, m.Instance.Group)
+	return m, g.useTags(m.Instance.TagSet())
 }
 
 // useTags makes tags and group count as settings, where nothing that counts more says otherwise. It may be called again
 // when tags have come.
-func (g *globals) useTags(tags metadata.Tags, group string) error {
-	err := g.settings.applyTags(func(name string) (string, string, bool) { return findTag(tags, name) })
+func (g *globals) useTags(set metadata.TagSet) error {
+	err := g.settings.applyTags(set.Known, func(name string) (string, string, bool) { return findTag(set.Tags, name) })
 	if err != nil {
 		return err
 	}
-	g.settings.applyGroup(group, "scaling group")
+	g.settings.applyGroup(set.Group, "scaling group")
 	return nil
 }
 

@@ -144,7 +144,7 @@ func (g *globals) awaitMongoTag(ctx context.Context) (mongoSource, error) {
 		return mongoSource{}, errNoMongo
 	}
 	set, err := metadata.WaitForTags(ctx, m.Provider, wait, func(s metadata.TagSet) bool {
-		if err := g.useTags(s.Tags, s.Group); err != nil {
+		if err := g.useTags(s); err != nil {
 			return true // a malformed tag is said below; more waiting does not mend it
 		}
 		_, err := g.mongo()
@@ -153,7 +153,7 @@ func (g *globals) awaitMongoTag(ctx context.Context) (mongoSource, error) {
 	if err != nil {
 		return mongoSource{}, errNoMongo
 	}
-	if err := g.useTags(set.Tags, set.Group); err != nil {
+	if err := g.useTags(set); err != nil {
 		return mongoSource{}, err
 	}
 	return g.mongo()

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/amsagent/amsagent/metadata"
 )
 
 // loaded makes globals as a command gets them.
@@ -105,7 +107,7 @@ func TestMongoSources(t *testing.T) {
 			root := tree(t, tt.files)
 			e := &testEnv{vars: tt.vars}
 			g := loaded(t, e, append([]string{"--root", root}, tt.args...)...)
-			if err := g.useTags(tt.tags, ""); err != nil {
+			if err := g.useTags(metadata.TagSet{Tags: tt.tags, Known: true}); err != nil {
 				t.Fatal(err)
 			}
 			inRoot := func(s string) string { return strings.ReplaceAll(s, "ROOT", root) }

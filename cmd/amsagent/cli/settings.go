@@ -349,14 +349,15 @@ func (s *settings) fill() {
 	s.AlibabaESSEndpoint = text(keyAlibabaESSEndpoint)
 }
 
-// applyTags puts values of instance tags where no higher layer has one. tagValue finds a tag by its name.
-func (s *settings) applyTags(tagValue func(name string) (foundName, text string, ok bool)) error {
+// applyTags puts values of instance tags where no higher layer has one. tagValue finds a tag by its name; all tells that
+// every tag could be read, so that one that is not found is not there.
+func (s *settings) applyTags(all bool, tagValue func(name string) (foundName, text string, ok bool)) error {
 	var errs []error
 	for _, row := range settingsTable() {
 		if row.tag == "" {
 			continue
 		}
-		if s.origin(row.key).Layer == layerTag {
+		if all && s.origin(row.key).Layer == layerTag {
 			s.values[row.key] = s.untagged[row.key] // it may have been taken away
 		}
 		name, text, ok := tagValue(s.values["tag_"+row.tag].text)
@@ -373,7 +374,9 @@ func (s *settings) applyTags(tagValue func(name string) (foundName, text string,
 			errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err})
 			continue
 		}
-		s.untagged[row.key] = s.values[row.key]
+		if s.origin(row.key).Layer != layerTag {
+			s.untagged[row.key] = s.values[row.key]
+		}
 		s.setAgain(row.key, value{text: canon, origin: o})
 	}
 	if len(errs) > 0 {

@@ -62,7 +62,7 @@ func TestPrecedence(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.applyTags(tagsOf(map[string]string{"amsagent:role": tt.tag})); err != nil {
+			if err := s.applyTags(true, tagsOf(map[string]string{"amsagent:role": tt.tag})); err != nil {
 				t.Fatal(err)
 			}
 			if s.Role != tt.want || s.origin(keyRole).String() != tt.from {
@@ -393,7 +393,7 @@ func TestTags(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = s.applyTags(tagsOf(tt.tags))
+			err = s.applyTags(true, tagsOf(tt.tags))
 			if tt.err != "" {
 				if err == nil || err.Error() != tt.err {
 					t.Errorf("error %v, want %s", err, tt.err)
@@ -416,7 +416,7 @@ func TestGroupOfTheCloud(t *testing.T) {
 	if s.Group != "edge-asg" || s.origin(keyGroup).String() != "instance: scaling group" {
 		t.Errorf("group %q from %q", s.Group, s.origin(keyGroup))
 	}
-	if err := s.applyTags(tagsOf(map[string]string{"amsagent:group": "edges"})); err != nil {
+	if err := s.applyTags(true, tagsOf(map[string]string{"amsagent:group": "edges"})); err != nil {
 		t.Fatal(err)
 	}
 	s.applyGroup("edge-asg", "scaling group")
@@ -433,12 +433,16 @@ func TestTagTakenAway(t *testing.T) {
 	}
 	tags := map[string]string{"amsagent:hooks": "ours", "amsagent:role": "edge"}
 	for range 2 {
-		if err := s.applyTags(tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) != 1 {
+		if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) != 1 {
 			t.Fatalf("role %q, hooks %q, %v", s.Role, s.Hooks, err)
 		}
 	}
 	delete(tags, "amsagent:hooks")
-	if err := s.applyTags(tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) > 0 || s.origin(keyHooks).Layer == layerTag {
+	// One that could not be read is not known to be away.
+	if err := s.applyTags(false, tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) != 1 {
+		t.Errorf("unread: role %q, hooks %q, %v", s.Role, s.Hooks, err)
+	}
+	if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) > 0 || s.origin(keyHooks).Layer == layerTag {
 		t.Errorf("role %q, hooks %q from %q, %v", s.Role, s.Hooks, s.origin(keyHooks), err)
 	}
 }

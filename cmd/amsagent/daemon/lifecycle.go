@@ -65,7 +65,7 @@ func newLife(d *Daemon, o Lifecycle) (*life, error) {
 	opts := o.Options
 	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
-	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.Sessions, v.Beat.Round }
+	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.counted, v.countedAt }
 	opts.Role = func() string { return d.view.get().Role }
 	var err error
 	if l.manager, err = o.New(opts); err != nil {

@@ -92,8 +92,9 @@ const notAsked = "the applications have not been asked yet"
 // half of the other nodes of its group from serving as well. Nor is a server that
 // somebody stopped.
 type Health struct {
-	Healthy bool   `json:"healthy"`
-	Why     string `json:"why,omitempty"`
+	Healthy bool `json:"healthy"`
+	// Why it is not, or is although its server does not serve.
+	Why string `json:"why,omitempty"`
 }
 
 func (d *Daemon) health(now time.Time) Health {
@@ -107,9 +108,13 @@ func (d *Daemon) health(now time.Time) Health {
 		return Health{Why: fmt.Sprintf("the loop has not gone round for %s", since.Round(time.Second))}
 	}
 	after := d.o.Settings().UnhealthyAfter
-	if broken := now.Sub(v.brokenSince); after > 0 && !v.brokenSince.IsZero() && broken >= after && v.spared == "" && d.serving.servedBefore() {
-		return Health{Why: fmt.Sprintf("Ant Media Server has not served for %s, while MongoDB could be reached: %s",
-			broken.Round(time.Second), v.Server.whyDown())}
+	if broken := now.Sub(v.brokenSince); after > 0 && !v.brokenSince.IsZero() && broken >= after && d.serving.servedBefore() {
+		why := fmt.Sprintf("Ant Media Server has not served for %s, while MongoDB could be reached: %s",
+			broken.Round(time.Second), v.Server.whyDown())
+		if v.spared != "" {
+			why += "; kept, because " + v.spared
+		}
+		return Health{Healthy: v.spared != "", Why: why}
 	}
 	return Health{Healthy: true}
 }

@@ -590,7 +590,7 @@ func (w *watched) beats(during time.Duration, err error) {
 func (w *watched) healthy(want bool) {
 	w.t.Helper()
 	synctest.Wait()
-	if h := w.d.health(time.Now()); h.Healthy != want || want != (h.Why == "") {
+	if h := w.d.health(time.Now()); h.Healthy != want || (!want || w.d.view.get().spared != "") != (h.Why != "") {
 		w.t.Errorf("%+v, want %v", h, want)
 	}
 }
@@ -637,7 +637,7 @@ func TestHealthOfServer(t *testing.T) {
 		}, true},
 		"dead, and others, too": {func(w *watched) {
 			w.f.set(ams.AppRefused, "LiveApp", "live")
-			w.d.view.change(func(v *View) { v.spared = "other nodes do not serve either" })
+			w.d.view.change(func(v *View) { v.spared = "1 of 2 others does not serve either" })
 			w.beats(time.Hour, nil)
 		}, true},
 		"draining": {func(w *watched) {
@@ -670,6 +670,38 @@ func TestHealthOfServer(t *testing.T) {
 				w.healthy(tt.want)
 			})
 		})
+	}
+}
+
+// TestPeersDown: who counts among the other nodes.
+func TestPeersDown(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	self := cluster.Node{ID: "self", Group: "g"}
+	peer := func(change func(n *cluster.Node)) cluster.Node {
+		n := cluster.Node{ID: "peer", Group: "g", State: cluster.StateActive, Serving: &cluster.Serving{}, UpdatedAt: now.Add(-5 * time.Second)}
+		change(&n)
+		return n
+	}
+	for name, tt := range map[string]struct {
+		change       func(n *cluster.Node)
+		others, down int
+	}{
+		"does not serve":                {func(*cluster.Node) {}, 1, 1},
+		"serves":                        {func(n *cluster.Node) { n.Serving.Up = true }, 1, 0},
+		"was started again":             {func(n *cluster.Node) { n.State = cluster.StateJoining }, 1, 1},
+		"drains":                        {func(n *cluster.Node) { n.State = cluster.StateDraining }, 0, 0},
+		"left":                          {func(n *cluster.Node) { n.State = cluster.StateLeft }, 0, 0},
+		"failed to join":                {func(n *cluster.Node) { n.State = cluster.StateFailed }, 0, 0},
+		"of another group":              {func(n *cluster.Node) { n.Group = "h" }, 0, 0},
+		"this node":                     {func(n *cluster.Node) { n.ID = "self" }, 0, 0},
+		"does not say":                  {func(n *cluster.Node) { n.Serving = nil }, 0, 0},
+		"was heard a minute ago":        {func(n *cluster.Node) { n.UpdatedAt = now.Add(-time.Minute) }, 1, 1},
+		"was heard longer ago":          {func(n *cluster.Node) { n.UpdatedAt = now.Add(-61 * time.Second) }, 0, 0},
+		"does not say when it was seen": {func(n *cluster.Node) { n.UpdatedAt = time.Time{} }, 0, 0},
+	} {
+		if others, down := peersDown(self, []cluster.Node{peer(tt.change)}, now); others != tt.others || down != tt.down {
+			t.Errorf("one that %s: %d, %d down", name, others, down)
+		}
 	}
 }
 

@@ -613,8 +613,14 @@ func (m *member) spare(ctx context.Context) {
 			return // what was known holds
 		}
 	}
-	if why != v.spared {
-		m.d.view.change(func(v *View) { v.spared = why })
+	if why == v.spared {
+		return
+	}
+	m.d.view.change(func(v *View) { v.spared = why })
+	if why != "" {
+		m.d.log.Info("this machine is to be kept although its server does not serve", "why", why)
+	} else if !v.brokenSince.IsZero() {
+		m.d.log.Info("nothing says any more that this machine is to be kept while its server does not serve")
 	}
 }
 
@@ -635,20 +641,30 @@ func (m *member) notAlone(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	others, down := 0, 0
+	self := m.node
+	if n := m.identified.Load(); n != nil {
+		self = *n
+	}
+	if others, down := peersDown(self, nodes, now); others > 0 && 2*down >= others {
+		return fmt.Sprintf("of the other nodes of its group %d of %d do not serve either", down, others), nil
+	}
+	return "", nil
+}
+
+// peersDown counts the other nodes of the group that ought to serve, as far as that is known,
+// and those of them that do not. One that was started again is joining until its server is seen.
+func peersDown(self cluster.Node, nodes []cluster.Node, now time.Time) (others, down int) {
 	for _, n := range nodes {
 		age, known := n.Age(now)
-		if n.ID == m.node.ID || n.Group != m.node.Group || n.State != cluster.StateActive || n.Serving == nil || !known || age > peerFresh {
+		ought := n.State == cluster.StateActive || n.State == cluster.StateJoining
+		if n.ID == self.ID || n.Group != self.Group || !ought || n.Serving == nil || !known || age > peerFresh {
 			continue
 		}
 		if others++; !n.Serving.Up {
 			down++
 		}
 	}
-	if others > 0 && 2*down >= others {
-		return "other nodes do not serve either", nil
-	}
-	return "", nil
+	return others, down
 }
 
 // requestFresh is how old a request to drain may be that is taken up: who asked has given

@@ -83,6 +83,9 @@ type View struct {
 	// brokenSince is since when this machine ought to serve and does not, by no cause
 	// that other nodes share; zero where it does.
 	brokenSince time.Time
+	// counted are the sessions that were known last, at countedAt.
+	counted   cluster.Sessions
+	countedAt time.Time
 	// spared is why this machine is to be kept all the same; "" where nothing says so.
 	spared string
 }
@@ -226,6 +229,9 @@ func (w *view) beat(r heartbeat.Report) {
 	w.sample = r.Sample
 	v := &w.v
 	v.Load, v.Sessions, v.Missing = r.Sample.Load, r.Sample.Session, missing
+	if s := v.Sessions; s.Publishers != nil || s.Viewers != nil {
+		v.counted, v.countedAt = s, r.Sample.At
+	}
 	b := &v.Beat
 	b.Round, b.Dropped = now, r.Dropped
 	if !r.Tried {
