@@ -265,14 +265,14 @@ func (s *Server) stampOf(in *ams.Installation) (fileStamp, error) {
 }
 
 // Standalone reports whether a person made this machine, which joined, standalone by
-// hand, as far as the files on disk tell.
-func (s *Server) Standalone() bool {
+// hand, as the files on disk tell. An error means that they do not.
+func (s *Server) Standalone() (bool, error) {
 	state, err := s.m.StateFile()
 	if err != nil || state == nil || state.Phase != PhaseJoined {
-		return false
+		return false, err
 	}
 	in, err := s.m.open()
-	return err == nil && madeStandalone(s.m.store(), in, state.Release)
+	return err == nil && madeStandalone(s.m.store(), in, state.Release), err
 }
 
 // Stopped reports whether the service manager knows that somebody stopped the server, and that

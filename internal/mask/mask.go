@@ -398,6 +398,9 @@ func XML(text string) []Span {
 		const cdata, cdataEnd = "<![CDATA[", "]]>"
 		if strings.HasPrefix(text[at:], cdata) {
 			at += len(cdata)
+			if !pending {
+				continue // what is in it is looked at like the rest
+			}
 			end := len(text)
 			if n := strings.Index(text[at:], cdataEnd); n >= 0 {
 				end = at + n

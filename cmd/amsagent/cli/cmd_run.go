@@ -71,15 +71,12 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	g.mu.Unlock()
 	for {
 		err := serveDaemon(cmd, g, reload)
-		if !errors.Is(err, errOtherSettings) {
+		if !errors.Is(err, daemon.ErrOutdated) {
 			return err
 		}
 		g.log().Info("beginning anew with other settings", "dir", g.settings.AMSDir)
 	}
 }
-
-// errOtherSettings ends a daemon that was made of other settings than there are now.
-var errOtherSettings = errors.New("the settings are other ones")
 
 // serveDaemon is the daemon for as long as the settings are those that it is made of.
 func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
@@ -87,21 +84,18 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	if err != nil {
 		return err
 	}
-	ctx, end := context.WithCancelCause(cmd.Context())
-	defer end(nil)
-	// The steps of a join are the daemon's log already.
-	a := &daemonAdapter{g: g, cmd: cmd, machine: m, made: madeOf(g.settings), end: end}
+	ctx, end := context.WithCancel(cmd.Context())
+	a := &daemonAdapter{g: g, cmd: cmd, machine: m, made: madeOf(g.settings), life: ctx}
+	defer func() {
+		a.mu.Lock() // from here on a late answer of the metadata changes no setting
+		defer a.mu.Unlock()
+		end()
+	}()
 	a.given = a.givenNow()
 	server := m.Server()
 	o := daemon.Options{
 		Machine: bootstrap.NewKeeper(m), Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
-		Connect: a.connect, Reload: reload,
-		Notify: func(state string) {
-			if state == "STOPPING=1" && errors.Is(context.Cause(ctx), errOtherSettings) {
-				return // the process stays
-			}
-			g.env.Notify(state)
-		},
+		Outdated: a.outdated, Connect: a.connect, Reload: reload, Notify: g.env.Notify,
 		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock, PIDFile: g.settings.Root + daemonPID,
 		Version: currentVersion().Version, Log: g.log(),
 	}
@@ -128,10 +122,10 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: stateUntouched}
 	case errors.As(err, &held):
 		return &userError{Msg: "cannot run", Cause: err, Hints: []string{fmt.Sprintf("only root can hold that file; see what it is: ps -fp %d", held.PID)}, State: stateUntouched}
+	case errors.Is(err, daemon.ErrOutdated):
+		return err
 	case err != nil:
 		return &userError{Msg: "cannot run", Cause: err, State: stateUntouched}
-	case errors.Is(context.Cause(ctx), errOtherSettings):
-		return errOtherSettings
 	}
 	return nil
 }
@@ -141,7 +135,7 @@ func madeOf(s *settings) map[string]string {
 	made := map[string]string{}
 	for _, key := range []string{
 		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyProvider,
-		keyDrainDeadline, keyRoleDeadlines, keyRebalance, keyAbandon,
+		keyDrainDeadline, keyRoleDeadlines, keyRebalance, keyAbandon, keyBeatInterval, keyLogLevel,
 		keyAWSEndpoint, keyAWSAutoscalingEndpoint, keyAzureEndpoint, keyAlibabaEndpoint, keyAlibabaESSEndpoint, keyAlibabaECSEndpoint, keyGCPEndpoint,
 	} {
 		made[key] = s.values[key].text
@@ -158,9 +152,9 @@ type daemonAdapter struct {
 	g       *globals
 	cmd     *cobra.Command
 	machine *bootstrap.Machine
-	// made is what the daemon was made of; end ends it where the settings say something else.
-	made map[string]string
-	end  context.CancelCauseFunc
+	made    map[string]string // what the daemon was made of
+	// life ends with the daemon: a question to the metadata outlives who asked it. nil never ends.
+	life context.Context
 
 	asking singleflight.Group // the question to the metadata that is under way
 
@@ -222,10 +216,14 @@ func (a *daemonAdapter) rereadLocked() error {
 	if err := a.g.load(a.cmd); err != nil {
 		return err
 	}
-	if !maps.Equal(madeOf(a.g.settings), a.made) {
-		a.end(errOtherSettings)
-	}
 	return nil
+}
+
+// outdated reports whether the daemon was made of other settings than there are now.
+func (a *daemonAdapter) outdated() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !maps.Equal(madeOf(a.g.settings), a.made)
 }
 
 // mongo finds MongoDB, in the instance's tags last.
@@ -261,7 +259,11 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 		return a.inst, nil
 	}
 	a.mu.Unlock()
-	answer := a.asking.DoChan("", func() (any, error) { return a.ask(context.WithoutCancel(ctx)) })
+	life := a.life
+	if life == nil {
+		life = context.WithoutCancel(ctx)
+	}
+	answer := a.asking.DoChan("", func() (any, error) { return a.ask(life) })
 	select {
 	case <-ctx.Done():
 		return metadata.Instance{}, context.Cause(ctx)
@@ -285,6 +287,9 @@ func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if ctx.Err() != nil {
+		return metadata.Instance{}, context.Cause(ctx) // the settings are another daemon's now
+	}
 	if err := a.g.useTags(m.Instance.TagSet()); err != nil {
 		return metadata.Instance{}, err
 	}

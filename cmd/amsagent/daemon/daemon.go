@@ -56,6 +56,10 @@ type Options struct {
 	// settings again.
 	Settings func() Settings
 	Reread   func() error
+	// Outdated reports whether these options were made of other settings than there are
+	// now. It is asked before each session; [Daemon.Run] then ends with [ErrOutdated].
+	// nil is never.
+	Outdated func() bool
 	// Mongo tells where the cluster's memory is, as known now; ErrNoMongo where
 	// nobody told.
 	Mongo func(context.Context) (cluster.Target, error)
@@ -98,6 +102,9 @@ type Sampler interface {
 	// Run looks after what the sampler keeps running, until ctx ends.
 	Run(context.Context)
 }
+
+// ErrOutdated says that a daemon was made of other settings than there are now.
+var ErrOutdated = errors.New("the settings are other ones")
 
 // ErrNoMongo says that no MongoDB address is configured.
 var ErrNoMongo = errors.New("no MongoDB address is configured")
@@ -166,9 +173,9 @@ const (
 	// convergeTime bounds a convergence: metadata that does not answer must not
 	// keep a node from beating.
 	convergeTime = time.Minute
-	// askTime bounds the question who this machine is while a daemon that was started
-	// again does not beat yet: the state file says it as well, and the next convergence
-	// asks for longer.
+	// askTime bounds the question who this machine is at the beginning of a session,
+	// before which nothing beats: the state file says it as well, and the next
+	// convergence asks for longer.
 	askTime = 2 * time.Second
 	// restartTime bounds a restart of AMS.
 	restartTime = 5 * time.Minute
@@ -206,7 +213,6 @@ type Daemon struct {
 	program program  // nil before Run
 
 	// What follows is for the goroutine of follow alone.
-	asked  bool            // who this machine is, by a convergence
 	phase  bootstrap.Phase // of the last convergence
 	left   bool            // somebody made this machine leave while we watched
 	idling string          // what was last said of idling
@@ -237,7 +243,7 @@ func New(o Options) *Daemon {
 
 // Run serves until ctx ends, which is no error: leaving is not the daemon's
 // decision. A second daemon on one machine is refused with a [RunningError], one whose
-// lock another process holds with a [LockHeldError].
+// lock another process holds with a [LockHeldError]. [ErrOutdated] asks for a new one.
 func (d *Daemon) Run(ctx context.Context) error {
 	release, err := lockFile(d.o.Lock, d.o.PIDFile)
 	if err != nil {
@@ -268,13 +274,22 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.serving != nil {
 		work.Go(func() { d.serving.run(ctx) })
 	}
-	work.Go(func() { d.follow(ctx) })
+	outdated := make(chan struct{})
+	work.Go(func() {
+		if d.follow(ctx) {
+			close(outdated)
+		}
+	})
 	work.Go(func() { d.reloads(ctx) })
 	work.Go(func() { d.awaitPort(ctx, servers) })
-	<-asked.Done()
-	d.o.Notify("STOPPING=1")
-	if d.life != nil {
-		d.life.shutdown(ctx, d.o.Lifecycle.Stopping)
+	select {
+	case <-asked.Done():
+		d.o.Notify("STOPPING=1")
+		if d.life != nil {
+			d.life.shutdown(ctx, d.o.Lifecycle.Stopping)
+		}
+	case <-outdated: // the process stays
+		err = ErrOutdated
 	}
 	cancel()
 	ended := make(chan struct{})
@@ -284,7 +299,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}()
 	servers.close(ctx)
 	d.await(ended)
-	return nil
+	return err
 }
 
 // await waits for the work to end. A loop that hangs must not keep the machine
@@ -338,13 +353,16 @@ func (d *Daemon) sessionClient() *cluster.Client {
 }
 
 // follow runs one session after the other: each ends when the state file is
-// another one, or the settings are.
-func (d *Daemon) follow(ctx context.Context) {
+// another one, or the settings are. It returns true where a new daemon is needed.
+func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 	p := d.o.Periods
 	retry := p.Retry
 	for ctx.Err() == nil {
-		session, end := context.WithCancelCause(ctx)
 		d.begin()
+		if d.outdated() {
+			return true
+		}
+		session, end := context.WithCancelCause(ctx)
 		var watcher sync.WaitGroup
 		watcher.Go(func() { d.watchState(session, end) })
 		err := d.session(session)
@@ -371,6 +389,19 @@ func (d *Daemon) follow(ctx context.Context) {
 		end(nil)
 		watcher.Wait()
 	}
+	return false
+}
+
+// outdated reports whether a new daemon is needed, and may take over now: a step that
+// is under way, of a drain, is not cut for it.
+func (d *Daemon) outdated() bool {
+	if d.o.Outdated == nil || !d.o.Outdated() {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reread = len(d.mine) > 0 // the session ends after it
+	return !d.reread
 }
 
 // errStateChanged ends a session because somebody joined or left by hand, or

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -385,6 +386,46 @@ func TestJoinWhileAStepWaits(t *testing.T) {
 	}
 }
 
+// A reload that needs a new daemon waits for the join that is under way.
+func TestOutdatedWaitsForTheJoin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
+		var cut error
+		p.join = func(ctx context.Context) error {
+			pause(ctx, 3*time.Minute)
+			cut = ctx.Err()
+			p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined})
+			return nil
+		}
+		var other atomic.Bool
+		reload := make(chan struct{})
+		d := newPretended(p, &told{}, func(o *Options) {
+			o.Reload, o.Reread = reload, func() error { other.Store(true); return nil }
+			o.Outdated = other.Load
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { d.reloads(ctx) })
+		var ended time.Duration
+		work.Go(func() {
+			began := time.Now()
+			if !d.follow(ctx) {
+				t.Error("it does not ask for a new daemon")
+			}
+			ended = time.Since(began)
+		})
+		pause(ctx, time.Minute)
+		reload <- struct{}{}
+		pause(ctx, 5*time.Minute)
+		synctest.Wait()
+		if cut != nil || ended < 3*time.Minute || ended > 3*time.Minute+10*time.Second {
+			t.Errorf("the join ended with %v, the daemon after %s", cut, ended)
+		}
+		cancel()
+		work.Wait()
+	})
+}
+
 // Warnings that stay are said once, and again after they were gone.
 func TestWarningsSaidOnce(t *testing.T) {
 	p, l := &pretended{}, &told{}
@@ -399,7 +440,7 @@ func TestWarningsSaidOnce(t *testing.T) {
 	d := newPretended(p, l, nil)
 	for _, now := range []bool{true, true, false, true, true} {
 		warn = now
-		if _, err := d.converge(t.Context(), Settings{}, cluster.Target{}); err != nil {
+		if _, err := d.converge(t.Context(), Settings{}, cluster.Target{}, askTime); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -68,7 +68,7 @@ type ServerProbe interface {
 	ServedBefore() bool
 	Served() error
 	// Standalone reports whether a person made this node standalone by hand.
-	Standalone() bool
+	Standalone() (bool, error)
 	// Stopped reports whether the service manager knows that somebody stopped it.
 	Stopped(ctx context.Context) bool
 }
@@ -144,6 +144,7 @@ type answered struct {
 	name   string
 	of     *application
 	answer ams.AppAnswer
+	came   time.Time
 }
 
 // run asks until ctx ends. On a machine that is no node it asks nothing.
@@ -157,7 +158,8 @@ func (s *serving) run(ctx context.Context) {
 		asks.Go(func() {
 			bound, end := context.WithTimeout(ctx, askLimit)
 			defer end()
-			r := answered{name, a, s.probe.Ask(bound, name)}
+			r := answered{name: name, of: a, answer: s.probe.Ask(bound, name)}
+			r.came = time.Now()
 			select {
 			case results <- r:
 			case <-ctx.Done():
@@ -191,6 +193,9 @@ func (s *serving) run(ctx context.Context) {
 		now := time.Now()
 		if s.d.view.get().Phase == bootstrap.PhaseJoined {
 			s.list(now)
+			if len(s.queue) > 2*len(s.apps) {
+				s.compact() // applications come and go faster than their turn comes
+			}
 			for _, name := range s.due(now) {
 				s.apps[name].queued = true
 				s.queue = append(s.queue, name)
@@ -210,12 +215,11 @@ func (s *serving) run(ctx context.Context) {
 			case <-s.wake:
 			case r := <-results:
 				underWay--
-				came := time.Now()
-				news = s.take(r, came)
-				begin(came)
-				if soon := now.Add(time.Duration(len(s.apps)) * judgePause); news && came.Before(soon) {
+				news = s.take(r)
+				begin(time.Now())
+				if left := time.Until(now.Add(time.Duration(len(s.apps)) * judgePause)); news && left > 0 {
 					news = false
-					timer.Reset(soon.Sub(came))
+					timer.Reset(left)
 				}
 			}
 		}
@@ -253,6 +257,17 @@ func (s *serving) list(now time.Time) {
 	if len(names) > 0 {
 		s.listed = now
 	}
+}
+
+// compact drops from the queue what waits no more, or twice.
+func (s *serving) compact() {
+	seen := map[string]bool{}
+	s.queue = slices.DeleteFunc(s.queue, func(name string) bool {
+		a := s.apps[name]
+		waits := a != nil && a.queued && !seen[name]
+		seen[name] = true
+		return !waits
+	})
 }
 
 // calm reports that all applications serve, as far as is known.
@@ -297,12 +312,12 @@ func (s *serving) oldest(names []string) []string {
 }
 
 // take notes an answer, and reports whether it is another one than before.
-func (s *serving) take(r answered, now time.Time) (news bool) {
+func (s *serving) take(r answered) (news bool) {
 	a := r.of
 	if s.apps[r.name] != a {
 		return false // removed, or asked before the agent stopped the server
 	}
-	took := min(now.Sub(a.sent), slowLimit)
+	took := min(r.came.Sub(a.sent), slowLimit)
 	a.took = max(took, a.took/2)
 	if took > servingGrace && !a.late() {
 		for _, other := range s.apps { // what makes one of them slow makes all of them slow
@@ -322,7 +337,7 @@ func (s *serving) take(r answered, now time.Time) (news bool) {
 		a.failing = a.sent
 	}
 	if s.d.view.get().Server.Up {
-		a.next = now.Add(askAgain)
+		a.next = r.came.Add(askAgain)
 	}
 	return true
 }
@@ -464,10 +479,14 @@ func (s *serving) report(was, is ServerView, now time.Time) {
 	back := is.Up && !was.Up
 	// It may have been started as another server than it was: nobody is sent there
 	// until the files are compared the next time.
-	standalone := back && s.probe.Standalone()
+	standalone, read := false, false
+	if back {
+		is, err := s.probe.Standalone()
+		standalone, read = is, err == nil // what was known holds otherwise
+	}
 	s.change(func(v *View) {
 		v.Server = is
-		if back {
+		if read {
 			v.Standalone = standalone
 		}
 		switch broken := v.broken(now, interval); {

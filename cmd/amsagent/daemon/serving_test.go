@@ -116,10 +116,10 @@ func (f *fakeServer) ServedBefore() bool {
 	return f.served
 }
 
-func (f *fakeServer) Standalone() bool {
+func (f *fakeServer) Standalone() (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.byHand
+	return f.byHand, nil
 }
 
 func (f *fakeServer) Stopped(context.Context) bool { return false }
@@ -670,6 +670,18 @@ func TestHealthOfServer(t *testing.T) {
 				w.healthy(tt.want)
 			})
 		})
+	}
+}
+
+// TestCompact: who makes and removes applications does not fill the memory with names.
+func TestCompact(t *testing.T) {
+	s := &serving{
+		apps:  map[string]*application{"waits": {queued: true}, "asked": {asking: true}},
+		queue: []string{"gone", "waits", "asked", "waits", "gone"},
+	}
+	s.compact()
+	if !slices.Equal(s.queue, []string{"waits"}) {
+		t.Errorf("%q", s.queue)
 	}
 }
 

@@ -32,7 +32,7 @@ func (d *Daemon) session(ctx context.Context) error {
 			return
 		}
 		s = d.settings() // after MongoDB was looked for: that may read the instance's tags
-		c, err = d.converge(ctx, s, mongo)
+		c, err = d.converge(ctx, s, mongo, askTime)
 	})
 	if c == nil {
 		return err
@@ -95,8 +95,8 @@ func (d *Daemon) follows(p bootstrap.Phase) {
 
 // converge brings the machine back to what it joined as. With an error, what it
 // returns is nil, or a node whose files could not be mended: that one serves all
-// the same, and is to be seen.
-func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target) (*bootstrap.Convergence, error) {
+// the same, and is to be seen. ask bounds the question who this machine is.
+func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target, ask time.Duration) (*bootstrap.Convergence, error) {
 	bound, cancel := context.WithTimeout(ctx, convergeTime)
 	defer cancel()
 	// A tag may have changed since the session began, and a join may be at work.
@@ -110,11 +110,7 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target)
 	err = d.step(keepsJoined, func() error {
 		var err error
 		req := d.converging(s, mongo)
-		req.Known = known
-		if !d.asked {
-			d.asked = true
-			req.Identify = soon(req.Identify)
-		}
+		req.Known, req.Identify = known, within(ask, req.Identify)
 		c, err = d.o.Machine.Converge(bound, req)
 		return err
 	})
@@ -140,10 +136,10 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target)
 	return c, nil
 }
 
-// soon asks for no longer than askTime.
-func soon(identify bootstrap.Identifier) bootstrap.Identifier {
+// within asks for so long.
+func within(t time.Duration, identify bootstrap.Identifier) bootstrap.Identifier {
 	return func(ctx context.Context) (metadata.Instance, error) {
-		ctx, cancel := context.WithTimeoutCause(ctx, askTime, fmt.Errorf("the metadata service has not answered for %s, and is asked again", askTime))
+		ctx, cancel := context.WithTimeoutCause(ctx, t, fmt.Errorf("the metadata service has not answered for %s, and is asked again", t))
 		defer cancel()
 		return identify(ctx)
 	}
@@ -770,7 +766,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, c 
 				return nil // the next session has it
 			}
 		}
-		c, err := m.d.converge(ctx, s, mongo)
+		c, err := m.d.converge(ctx, s, mongo, convergeTime)
 		if ctx.Err() == nil {
 			m.d.mended(err)
 		}
