@@ -66,6 +66,7 @@ type edits struct {
 	// user whom the installation belongs to.
 	private bool
 	owner   int
+	former  *conf.Plan // that was committed last; nil: none
 }
 
 // setting is a property with its values in the two modes.
@@ -102,6 +103,7 @@ func appSettings(form string) []setting {
 // are in the error, joined.
 func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, error) {
 	plan := store.NewPlan(record)
+	plan.Follow(e.former)
 	var errs []error
 	edit := func(path string, kind conf.Kind, mode fs.FileMode, f func([]byte) ([]conf.Span, error)) {
 		t := conf.Target{Path: path, Kind: kind, CreateMode: mode, Private: e.private && kind == conf.KindProperties, Owner: e.owner}

@@ -394,14 +394,9 @@ func (j *joiner) confirm(ctx context.Context) error {
 		return &FailedError{Step: "waiting for the lock", Err: err, State: j.found, Unknown: isTimeout(err)}
 	}
 	defer func() { _ = lock.Unlock() }()
-	now, err := loadState(j.store)
-	if err == nil && (now == nil || now.Phase != PhaseJoined || now.InstanceID != j.facts.inst.ID) {
-		err = errors.New("another command took this machine out of the cluster meanwhile")
+	if err := j.asBefore(ctx); err != nil {
+		return &FailedError{Step: "looking at this machine again", Err: err, State: j.found, Hint: "look with 'amsagent status', and run the same command again"}
 	}
-	if err != nil {
-		return &FailedError{Step: "looking at this machine again", Err: err, State: j.found, Hint: "look with 'amsagent status'"}
-	}
-	j.facts.state.Restarts = now.Restarts
 	j.result.Evidence = ev
 	j.result.Outcome = OutcomeUnchanged
 	j.dropMongo() // where the join before could not
@@ -421,6 +416,30 @@ func (j *joiner) confirm(ctx context.Context) error {
 		if err := j.save(PhaseJoined, false); err != nil {
 			return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 		}
+	}
+	return nil
+}
+
+// asBefore tells what became of this machine while it was not locked: a drain may have
+// stopped the server, and another command may have written the state.
+func (j *joiner) asBefore(ctx context.Context) error {
+	f := j.facts
+	now, err := loadState(j.store)
+	if err != nil {
+		return err
+	}
+	if now != nil {
+		f.state.Restarts = now.Restarts
+	}
+	if !f.state.Equal(now) {
+		return errors.New("another command, or the daemon, changed this machine meanwhile")
+	}
+	st, err := j.Service.State(ctx)
+	if err != nil {
+		return err
+	}
+	if f.service.Known() && (!st.Running() || st.MainPID != f.service.MainPID || !st.Started.Equal(f.service.Started)) {
+		return fmt.Errorf("%s was stopped, or started again, meanwhile", j.Service.Name())
 	}
 	return nil
 }
@@ -548,17 +567,11 @@ func (j *joiner) commit(ctx context.Context) error {
 			return err
 		}
 		j.say("%v: planning again", err)
-		// A file that was written over ours is in the record now.
-		record, rerr := j.store.Record()
-		if rerr != nil {
-			return errors.Join(err, rerr)
+		plan, perr := j.replan(j.req)
+		if perr != nil {
+			return errors.Join(err, perr)
 		}
-		g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, state: f.state}
-		j.checkPlan(j.store, j.req, g)
-		if len(g.failed) > 0 {
-			return errors.Join(err, &PreflightError{Findings: g.failed})
-		}
-		f.plan, j.result.Files = g.plan, fileResults(g.plan)
+		f.plan, j.result.Files = plan, fileResults(plan)
 	}
 }
 
@@ -669,19 +682,20 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 // settings, read before, over them: an application that is starting does so. The one that
 // runs now has read those, and may save them, too.
 func (j *joiner) writeAgain(ctx context.Context) error {
-	plan, err := j.replan()
+	plan, err := j.changed()
 	if err != nil || !needsRestart(plan) {
 		return nil //nolint:nilerr // what cannot be compared is told in the end
 	}
 	j.say("%s saved its settings over the join's: writing them again while it is stopped", "Ant Media Server")
-	if err := j.Service.Stop(ctx); err != nil {
-		return err
+	if err = j.Service.Stop(ctx); err == nil {
+		if plan, err = j.changed(); err == nil {
+			j.facts.plan = plan
+			err = j.commit(ctx)
+		}
 	}
-	if plan, err = j.replan(); err == nil {
-		j.facts.plan = plan
-		err = j.commit(ctx)
-	}
-	return errors.Join(err, j.Service.Start(ctx))
+	bound, cancel := after(ctx, rollbackTime) // an interruption leaves no server stopped
+	defer cancel()
+	return errors.Join(err, j.Service.Start(bound))
 }
 
 // finishTime bounds finish.
@@ -707,6 +721,7 @@ func (j *joiner) finish(ctx context.Context) error {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
 	j.result.Outcome = OutcomeJoined
+	j.forgetDrain() // first: the daemon goes on with the row
 	if err := j.registerActive(ctx); err != nil {
 		return &FailedError{
 			Step: "writing the registry", Err: err,
@@ -714,11 +729,10 @@ func (j *joiner) finish(ctx context.Context) error {
 		}
 	}
 	j.dropFormer(ctx)
-	j.forgetDrain()
 	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
 	// AMS writes its files in place when somebody saves settings in its
 	// panel, and may have done so over ours.
-	if plan, err := j.replan(); err == nil && len(plan.Changed()) > 0 {
+	if plan, err := j.changed(); err == nil && len(plan.Changed()) > 0 {
 		f.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(plan.ChangedPaths()))
 	}
 	return nil
@@ -732,17 +746,25 @@ func (j *joiner) registerActive(ctx context.Context) error {
 	})
 }
 
-// replan plans what no longer is as joined.
-func (j *joiner) replan() (*conf.Plan, error) {
+// changed plans what no longer is as joined.
+func (j *joiner) changed() (*conf.Plan, error) {
+	return j.replan(JoinRequest{Mongo: j.req.Mongo, Valve: j.req.Valve, DryRun: true})
+}
+
+// replan plans again, by the record and the files as they are now.
+func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 	record, err := j.store.Record()
 	if err != nil {
 		return nil, err
 	}
 	f := j.facts
 	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, state: f.state}
-	j.checkPlan(j.store, JoinRequest{Mongo: j.req.Mongo, Valve: j.req.Valve, DryRun: true}, g)
+	if n := len(j.done); n > 0 {
+		g.former = j.done[n-1]
+	}
+	j.checkPlan(j.store, req, g)
 	if len(g.failed) > 0 {
-		return nil, g.failed[0].Err
+		return nil, &PreflightError{Findings: g.failed}
 	}
 	return g.plan, nil
 }

@@ -37,6 +37,7 @@ type facts struct {
 	given    *Given // what an earlier join was given
 	client   *cluster.Client
 	plan     *conf.Plan
+	former   *conf.Plan // that this command committed last
 
 	// skipApps leaves out an application whose file its owner made unreadable,
 	// instead of refusing: who runs without an operator must not be kept from the
@@ -311,6 +312,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		stopTimeout: m.stopTimeout(f),
 		program:     m.Program,
 		private:     req.Mongo.HasCredentials(),
+		former:      f.former,
 	}
 	if e.owner, err = ownerOf(store, f.install); err != nil {
 		// Without it no file would be taken out of the world's sight.

@@ -32,7 +32,8 @@ type Plan struct {
 	dirs []string
 	size int // of all files that were read
 	// polls is how often the plan has waited for files that were being written.
-	polls int
+	polls  int
+	former *Plan // see Follow
 }
 
 // PlannedFile is one file of a plan.
@@ -138,6 +139,21 @@ func (s *Store) NewPlan(record *Record) *Plan {
 	return p
 }
 
+// Follow tells the plan which one was committed last, with the record that it goes by. A
+// server that was running writes its settings, read before that commit, over those of it: a
+// file that means again what it meant before is the server's, and no person's change.
+func (p *Plan) Follow(committed *Plan) { p.former = committed }
+
+// undone reports whether a file means again what it meant before the former plan.
+func (p *Plan) undone(kind Kind, now File) bool {
+	if p.former == nil || !now.Exists() {
+		return false
+	}
+	return slices.ContainsFunc(p.former.files, func(f PlannedFile) bool {
+		return f.Before.Path == now.Path && f.Before.Exists() && sameMeaning(kind, now.Bytes, f.Before.Bytes) && !sameMeaning(kind, now.Bytes, f.After)
+	})
+}
+
 // Edit plans one file. edit gets the original — the file without our former
 // spans, nil when it is not there — and returns the spans to replace in it. A
 // file that already means the result, in whatever spelling, stays as it is.
@@ -155,6 +171,8 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 		if err := p.torn(t.Path, now); err != nil {
 			return err
 		}
+		original = rec.Original
+	case rec != nil && rec.Existed && p.undone(t.Kind, now):
 		original = rec.Original
 	case rec != nil:
 		u, err := rec.Undo(now.Bytes)

@@ -226,12 +226,23 @@ func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 		return f.undoLines(current, written), nil
 	case malformed:
 		return f.whole("is no XML any more: " + syntax.Error()), nil
+	case (unswitched || errors.Is(err, ErrUnmarked)) && isStandalone(current):
+		// As that of an upgrade, whose server may not start with the former one.
+		return Undone{Bytes: current, Conflicts: []Conflict{{
+			Path: f.Path, Msg: "has sections that cannot be switched, but is a standalone server's: it stays as it is",
+		}}}, nil
 	case unswitched:
 		return f.whole("cannot be made standalone any more: " + layout.Error()), nil
 	case errors.Is(err, ErrUnmarked):
 		return f.whole("has no cluster section any more"), nil
 	}
 	return u, err
+}
+
+// isStandalone reports whether a jee-container.xml makes no cluster node.
+func isStandalone(container []byte) bool {
+	doc, err := readBeans(container)
+	return err == nil && doc.mode() == ModeStandalone
 }
 
 // holdsOurs reports whether current has something in it that undoing would take

@@ -175,6 +175,39 @@ func TestGCPPreemption(t *testing.T) {
 	})
 }
 
+// A maintenance that is moved far ahead while the node drains for it lets it serve again;
+// one that is moved by minutes does not.
+func TestGCPMaintenancePutOff(t *testing.T) {
+	for by, again := range map[time.Duration]bool{7 * 24 * time.Hour: true, 10 * time.Minute: false} {
+		for sessions, step := range map[int]Step{1: StepDraining, 0: StepDone} {
+			t.Run(by.String()+", "+string(step), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					w := newWorld(t)
+					w.publishers, w.viewers = &sessions, &sessions
+					signals := make(gcpSignals)
+					l := w.live(func(o *Options) {
+						o.Completer, o.Sources = nil, []Source{NewGCPSource(signals, gcp.WatchOptions{}, nil)}
+					})
+					defer l.kill()
+					upcoming := gcp.Signal{Kind: gcp.SignalUpcoming, Value: "PENDING", At: time.Now().Add(2 * time.Minute)}
+					signals <- upcoming
+					tick(5 * time.Second)
+					if v := l.View(); v.Step != step {
+						t.Fatalf("for a maintenance that is near: step %s", v.Step)
+					}
+					upcoming.At = upcoming.At.Add(by)
+					signals <- upcoming
+					tick(5 * time.Second)
+					v := l.View()
+					if again != (v.Step == StepNone && v.Ready) || again && v.NextDrain.Before(upcoming.At.Add(-4*time.Hour)) {
+						t.Errorf("step %s, ready %v, next drain %s", v.Step, v.Ready, v.NextDrain)
+					}
+				})
+			})
+		}
+	}
+}
+
 // A maintenance whose date is moved, to either side, is awaited at the new date, also by an
 // agent that was not there when it was moved.
 func TestGCPMaintenanceMoves(t *testing.T) {

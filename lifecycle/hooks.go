@@ -312,9 +312,9 @@ const troubleHooks = "hooks"
 
 // othersHooks tells that hooks wait which are not ours. They are other programs', and
 // nobody keeps them waiting or completes them here. At a launch that is no trouble: the
-// node serves, and whose hook it is completes it.
+// node serves, and whose hook it is completes it. On the way into a pool it is.
 func (m *Manager) othersHooks(err *OthersHooksError, launching bool) {
-	if !launching {
+	if !launching || m.parking() {
 		m.trouble[troubleHooks] = err.Error()
 	}
 	m.noteLocked(err.Error())

@@ -509,6 +509,7 @@ func (m *Manager) again(was *Notice, n Notice) error {
 		was.Deadline, changed = n.Deadline, true
 		m.moveLimit(n.Hook)
 		m.noteLocked("the deadline of " + noticeWord(n) + " was moved to " + n.Deadline.Format(time.RFC3339))
+		m.putOff(*was)
 	case was.Deadline.IsZero() || was.Deadline.Sub(n.Deadline) > time.Second:
 		was.Deadline, changed = n.Deadline, true
 		m.noteLocked("the deadline of " + noticeWord(n) + " is earlier now: " + n.Deadline.Format(time.RFC3339))
@@ -532,6 +533,19 @@ func (m *Manager) again(was *Notice, n Notice) error {
 		m.commit()
 	}
 	return nil
+}
+
+// putOffTime is how long before its time a drain is not kept going: a restart that is
+// moved by minutes is no reason to serve in between.
+const putOffTime = time.Hour
+
+// putOff lets the node serve again whose restart was moved to a time far ahead, if that is
+// all it drains for.
+func (m *Manager) putOff(n Notice) {
+	if m.r.Step == StepNone || m.irreversible() || m.anyDue(time.Now()) || time.Until(m.o.due(m.r, n)) < putOffTime {
+		return
+	}
+	m.undrain(cmp.Or(n.Who, n.Source), "put off")
 }
 
 // moveLimit takes the limit of a hook as the cloud says it now.

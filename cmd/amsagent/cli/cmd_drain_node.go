@@ -75,10 +75,10 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
 		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
 	})
-	if errors.Is(err, cluster.ErrNotAskable) {
+	switch {
+	case errors.Is(err, cluster.ErrNotAskable), cluster.KindOf(err).Refusal():
 		return refuse(err)
-	}
-	if err != nil {
+	case err != nil:
 		// MongoDB may have the request all the same.
 		return r.withdraw(ctx, userError{Msg: msg, Cause: err, State: "the request may have arrived: the node may drain"}, msg)
 	}
