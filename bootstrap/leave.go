@@ -389,6 +389,8 @@ func (l *leaver) planFiles() error {
 	case noXML && l.record != nil:
 		// The server starts in no mode with it, and its owner can make it so at any time.
 		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is left as it is: it is no XML: %v", container, syntax)})
+	case err != nil && l.record != nil && conf.IsStandalone(planned):
+		return nil // the plan has told
 	case err != nil:
 		id, hint := l.classifyFile(err)
 		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})

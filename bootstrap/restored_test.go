@@ -140,6 +140,44 @@ func TestLeaveOfAHinderedTree(t *testing.T) {
 	}
 }
 
+// The jee-container.xml that an upgrade brought stays, though nobody knows how to switch it:
+// it is a standalone server's.
+func TestLeaveKeepsAStandaloneContainer(t *testing.T) {
+	const container = "conf/jee-container.xml"
+	m := ownTree(t, "3.0", "3.0.3")
+	real := filepath.Join(m.Root, ams.DefaultDir, container)
+	b, err := os.ReadFile(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := strings.Replace(string(b), "cluster end", "end of the cluster", 1)
+	if newer == string(b) {
+		t.Fatal("the file has no section")
+	}
+	before := treeFiles(t, m)
+	joinOffline(t, m, testMongo, "10.0.1.7")
+	if err := os.WriteFile(real, []byte(newer), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	res := leaveOffline(t, m)
+	if len(res.Warnings) != 1 || res.Warnings[0].ID != IDConflict || !strings.Contains(res.Warnings[0].Text, "it stays as it is") {
+		t.Errorf("warnings %v", res.Warnings)
+	}
+	for path, is := range treeFiles(t, m) {
+		switch was := before[path]; {
+		case strings.HasSuffix(path, container):
+			if is == was {
+				t.Error("the former container was put back")
+			}
+		case is != was:
+			t.Errorf("%s was not given back", path)
+		}
+	}
+	if got, err := os.ReadFile(real); err != nil || string(got) != newer {
+		t.Errorf("the container is another one: %v", err)
+	}
+}
+
 // The same where no record leads back, as the vendor's script, and not join, had made the
 // server a cluster node.
 func TestLeaveOfAHinderedCluster(t *testing.T) {

@@ -226,7 +226,7 @@ func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 		return f.undoLines(current, written), nil
 	case malformed:
 		return f.whole("is no XML any more: " + syntax.Error()), nil
-	case (unswitched || errors.Is(err, ErrUnmarked)) && isStandalone(current):
+	case (unswitched || errors.Is(err, ErrUnmarked)) && IsStandalone(current):
 		// As that of an upgrade, whose server may not start with the former one.
 		return Undone{Bytes: current, Conflicts: []Conflict{{
 			Path: f.Path, Msg: "has sections that cannot be switched, but is a standalone server's: it stays as it is",
@@ -239,8 +239,8 @@ func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 	return u, err
 }
 
-// isStandalone reports whether a jee-container.xml makes no cluster node.
-func isStandalone(container []byte) bool {
+// IsStandalone reports whether a jee-container.xml makes no cluster node, whatever can be switched in it.
+func IsStandalone(container []byte) bool {
 	doc, err := readBeans(container)
 	return err == nil && doc.mode() == ModeStandalone
 }

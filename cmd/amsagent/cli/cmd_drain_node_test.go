@@ -97,7 +97,7 @@ func TestDrainNode(t *testing.T) {
 		"perhaps asked, and MongoDB goes": {r: aRegistry{lost: errNoAnswer, arrived: true, away: errors.New("no primary")}, code: exitUnknown, said: []string{
 			"cannot drain 10.0.1.5", "cause: no answer within 5 s", "the request could not be withdrawn: the node may drain",
 		}},
-		"not allowed": {r: aRegistry{lost: &cluster.Error{Kind: cluster.KindForbidden, Op: "asking"}}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
+		"not allowed":     {r: aRegistry{lost: &cluster.Error{Kind: cluster.KindForbidden, Op: "asking"}}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"not to be asked": {r: aRegistry{lost: cluster.ErrNotAskable}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"it leaves": {does: takes, code: exitOK, said: []string{
 			"asked; the node's agent takes it up within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: this node is out of the cluster", "node     i-1",
