@@ -223,9 +223,7 @@ func (p *Provider) fetch(ctx context.Context, path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if token != "" {
-		req.Header.Set(tokenHeader, token)
-	}
+	req.Header.Set(tokenHeader, token)
 	_, body, err := cloud.Fetch(p.client, req)
 	if se, ok := errors.AsType[*cloud.StatusError](err); ok && se.Status == http.StatusUnauthorized {
 		// It ended early or was lost; the retry gets a new one.
@@ -240,15 +238,13 @@ type session struct {
 	mu    sync.Mutex
 	value string
 	until time.Time
-	// plain says that there is none to be had and none is needed.
-	plain bool
 }
 
 func (s *session) drop(token string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.value == token {
-		s.value, s.plain = "", false
+		s.value = ""
 	}
 }
 
@@ -257,7 +253,7 @@ func (s *session) token(ctx context.Context, p *Provider) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if s.plain || s.value != "" && now.Before(s.until) {
+	if s.value != "" && now.Before(s.until) {
 		return s.value, nil
 	}
 	if err := ctx.Err(); err != nil {
@@ -269,12 +265,6 @@ func (s *session) token(ctx context.Context, p *Provider) (string, error) {
 	}
 	req.Header.Set(ttlHeader, strconv.Itoa(int(tokenTTL/time.Second)))
 	_, body, err := cloud.Fetch(p.client, req)
-	if se, ok := errors.AsType[*cloud.StatusError](err); ok && p.opts.AllowIMDSv1 && unknownToService(se.Status) {
-		p.opts.Log.Warn("the metadata service gives no session token, and is asked without one, as the settings allow",
-			"provider", Name, "status", se.Status)
-		s.value, s.plain = "", true
-		return "", nil
-	}
 	if err != nil {
 		return "", err
 	}

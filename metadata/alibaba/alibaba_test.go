@@ -207,45 +207,38 @@ func open(t *testing.T, f *metadatatest.Fake, change func(*cloud.Options)) *alib
 	return p
 }
 
-// Without a token nothing is asked, whatever the token request says, unless somebody said that it may be; and never where
-// the service is switched off.
-func TestPlainOnlyWhereAllowed(t *testing.T) {
+// Without a token nothing is asked, whatever the token request says.
+func TestNoPlainFallback(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		name           string
-		fault          metadatatest.Fault
-		refused, plain error
+		name  string
+		fault metadatatest.Fault
+		want  error
 	}{
-		{"404", metadatatest.Status(http.StatusNotFound), cloud.ErrNotThisCloud, nil},
-		{"405", metadatatest.Status(http.StatusMethodNotAllowed), cloud.ErrNotThisCloud, nil},
-		{"403", metadatatest.Status(http.StatusForbidden), cloud.ErrForbidden, cloud.ErrForbidden},
-		{"500", metadatatest.Status(http.StatusInternalServerError), cloud.ErrNotReady, cloud.ErrNotReady},
-		{"html", metadatatest.HTML(), cloud.ErrBadAnswer, cloud.ErrBadAnswer},
+		{"404", metadatatest.Status(http.StatusNotFound), cloud.ErrNotThisCloud},
+		{"405", metadatatest.Status(http.StatusMethodNotAllowed), cloud.ErrNotThisCloud},
+		{"403", metadatatest.Status(http.StatusForbidden), cloud.ErrForbidden},
+		{"500", metadatatest.Status(http.StatusInternalServerError), cloud.ErrNotReady},
+		{"html", metadatatest.HTML(), cloud.ErrBadAnswer},
 	} {
-		for _, allowed := range []bool{false, true} {
-			want := tt.refused
-			if allowed {
-				want = tt.plain
-			}
-			f := metadatatest.NewFake(t, service(), bodies(t))
-			f.Break("/latest/api/token", -1, tt.fault)
-			// A service of before hardened mode wants no token.
-			f.Break(document, -1, metadatatest.Body(fixture(t, "document.json")))
-			limit := time.Minute
-			if errors.Is(want, cloud.ErrNotReady) {
-				limit = time.Second // is waited out
-			}
-			p := open(t, f, func(o *cloud.Options) { o.AllowIMDSv1, o.Timeout = allowed, limit })
-			_, err := p.Identity(deadline(t, limit))
-			if !errors.Is(err, want) || want != nil && cloud.HintOf(err) == "" && tt.name != "500" && tt.name != "html" {
-				t.Errorf("%s, allowed %v: %v, want %v", tt.name, allowed, err, want)
-			}
-			if f.Count(document) > 0 != (want == nil) {
-				t.Errorf("%s, allowed %v: asked %d times without a token", tt.name, allowed, f.Count(document))
-			}
-			if n := f.Count("/latest/api/token"); tt.name == "403" && n != 1 {
-				t.Errorf("a service that is off was asked %d times for a token", n)
-			}
+		f := metadatatest.NewFake(t, service(), bodies(t))
+		f.Break("/latest/api/token", -1, tt.fault)
+		// A service of before hardened mode wants no token.
+		f.Break(document, -1, metadatatest.Body(fixture(t, "document.json")))
+		limit := time.Minute
+		if errors.Is(tt.want, cloud.ErrNotReady) {
+			limit = time.Second // is waited out
+		}
+		p := open(t, f, func(o *cloud.Options) { o.Timeout = limit })
+		_, err := p.Identity(deadline(t, limit))
+		if !errors.Is(err, tt.want) || cloud.HintOf(err) == "" && tt.name != "500" && tt.name != "html" {
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+		}
+		if n := f.Count(document); n > 0 {
+			t.Errorf("%s: asked %d times without a token", tt.name, n)
+		}
+		if n := f.Count("/latest/api/token"); tt.name == "403" && n != 1 {
+			t.Errorf("a service that is off was asked %d times for a token", n)
 		}
 	}
 }

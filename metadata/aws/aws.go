@@ -99,17 +99,14 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	fallback := sdk.FalseTernary
-	if opts.AllowIMDSv1 {
-		fallback = sdk.TrueTernary
-	}
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: client,
 			Endpoint:   e,
 			// Said outright so that the SDK does not look into the environment.
-			ClientEnableState:     imds.ClientEnabled,
-			EnableFallback:        fallback,
+			ClientEnableState: imds.ClientEnabled,
+			// Without a token nothing is asked: what answers so can be read by whoever can be made to fetch a URL.
+			EnableFallback:        sdk.FalseTernary,
 			Retryer:               sdk.NopRetryer{},
 			DisableDefaultTimeout: true,
 		}))

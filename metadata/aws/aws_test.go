@@ -377,42 +377,6 @@ func TestNoIMDSv1Fallback(t *testing.T) {
 	}
 }
 
-// v1 is a service as it was before session tokens.
-func v1(bodies map[string]string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, ok := bodies[r.URL.Path]
-		if !ok || r.Method != http.MethodGet {
-			http.Error(w, "no", http.StatusForbidden)
-			return
-		}
-		fmt.Fprint(w, body)
-	})
-}
-
-type handlerTransport struct{ h http.Handler }
-
-func TestIMDSv1WhereAllowed(t *testing.T) {
-	rt := handlerTransport{v1(bodies())}
-	p, err := aws.New(cloud.Options{Transport: rt, AllowIMDSv1: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if inst.ID != "i-0abc1234567890def" {
-		t.Errorf("ID = %q", inst.ID)
-	}
-	p, err = aws.New(cloud.Options{Transport: rt})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.Instance(t.Context()); !errors.Is(err, cloud.ErrForbidden) {
-		t.Errorf("not allowed: error = %v, want ErrForbidden", err)
-	}
-}
-
 func TestDisabled(t *testing.T) {
 	_, err := aws.New(cloud.Options{Disabled: []string{"aws"}})
 	if !errors.Is(err, cloud.ErrForbidden) || cloud.HintOf(err) == "" {
@@ -561,32 +525,3 @@ func TestUnreadableTagMeansUnknownTags(t *testing.T) {
 		t.Errorf("Group = %q; what could be read is lost", inst.Group)
 	}
 }
-
-// RoundTrip implements http.RoundTripper.
-func (h handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	w := &responseBuffer{header: http.Header{}, status: http.StatusOK}
-	h.h.ServeHTTP(w, req)
-	return &http.Response{
-		StatusCode: w.status, Header: w.header, Body: readCloser{bytes.NewReader(w.body.Bytes())}, Request: req, ProtoMajor: 1, ProtoMinor: 1,
-	}, nil
-}
-
-type readCloser struct{ *bytes.Reader }
-
-// Close implements io.Closer.
-func (readCloser) Close() error { return nil }
-
-type responseBuffer struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-// Header implements http.ResponseWriter.
-func (w *responseBuffer) Header() http.Header { return w.header }
-
-// WriteHeader implements http.ResponseWriter.
-func (w *responseBuffer) WriteHeader(status int) { w.status = status }
-
-// Write implements http.ResponseWriter.
-func (w *responseBuffer) Write(p []byte) (int, error) { return w.body.Write(p) }

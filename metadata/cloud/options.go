@@ -52,9 +52,6 @@ type Options struct {
 	// TagNames are the names of tags that somebody chose for the agent's own. Where tags hold other people's secrets as
 	// well, as on Google Cloud, these are kept beside amsagent's usual ones, and no others.
 	TagNames []string
-	// AllowIMDSv1 lets the AWS and the Alibaba provider ask without a session token where no token is to be had. Any
-	// program that can be made to fetch a URL can read such metadata, so it is off unless somebody says so.
-	AllowIMDSv1 bool
 	// APIProxy finds the proxy for a provider's calls to its cloud's API, where it makes any; nil uses none. The metadata
 	// are never asked by one.
 	APIProxy func(*http.Request) (*url.URL, error)
