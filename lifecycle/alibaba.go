@@ -19,52 +19,29 @@ import (
 
 const providerAlibaba = alibaba.Name
 
-// alibabaWatcher is what an AlibabaSource needs of metadata/alibaba.
+// alibabaWatcher is what an Alibaba source needs of metadata/alibaba.
 type alibabaWatcher interface {
 	Watch(ctx context.Context, o alibaba.WatchOptions, fn func(alibaba.Signal))
 }
 
-// AlibabaSource makes notices of what the metadata of an ECS instance and its
-// scaling group signal.
+// NewAlibabaSource makes notices of what the metadata of the ECS instance with this
+// id and its scaling group signal. The logger may be nil.
 //
 // A first look at a machine in service gives [Resume]: it may have been parked
 // before this process began, and only the manager knows.
-type AlibabaSource struct {
-	watcher  alibabaWatcher
-	instance string
-	opts     alibaba.WatchOptions
-	unknown  *unknownSignals
-}
-
-var _ Source = (*AlibabaSource)(nil)
-
-// NewAlibabaSource makes a source for the instance with this id. The logger may be
-// nil.
-func NewAlibabaSource(w alibabaWatcher, instance string, o alibaba.WatchOptions, log *slog.Logger) *AlibabaSource {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	if o.Log == nil {
-		o.Log = log
-	}
-	return &AlibabaSource{watcher: w, instance: instance, opts: o, unknown: newUnknownSignals(log)}
-}
-
-// Name implements Source.
-func (s *AlibabaSource) Name() string { return "alibaba" }
-
-// Watch implements Source.
-func (s *AlibabaSource) Watch(ctx context.Context, report func(Notice)) error {
-	s.watcher.Watch(ctx, s.opts, func(signal alibaba.Signal) {
-		notices, known := alibabaNotices(s.instance, signal)
-		if !known {
-			s.unknown.say(string(signal.Kind), signal.Value, signal.Text)
-		}
-		for _, n := range notices {
-			report(n)
-		}
+func NewAlibabaSource(w alibabaWatcher, instance string, o alibaba.WatchOptions, log *slog.Logger) Source {
+	unknown := newUnknownSignals(log)
+	return sourceFunc(func(ctx context.Context, report func(Notice)) {
+		w.Watch(ctx, o, func(s alibaba.Signal) {
+			notices, known := alibabaNotices(instance, s)
+			if !known {
+				unknown.say(string(s.Kind), s.Value, s.Text)
+			}
+			for _, n := range notices {
+				report(n)
+			}
+		})
 	})
-	return ctx.Err()
 }
 
 // alibabaNotices tells what a signal means.
@@ -175,9 +152,6 @@ type alibabaAPI interface {
 // AlibabaCompleterOptions are the settings of an AlibabaCompleter; the zero value
 // works.
 type AlibabaCompleterOptions struct {
-	// Patience is how long Discover looks for an action that is not there yet, and
-	// Every how often.
-	Patience, Every time.Duration
 	// Hooks names the hooks that are ours, by name or id. It is asked each time, for a
 	// setting may change; nil is no names.
 	Hooks func() HookNames
@@ -191,8 +165,9 @@ const (
 	alibabaBeats = 18
 	// alibabaSoon: who has beaten just now needs not beat again.
 	alibabaSoon = time.Minute
-	// alibabaPatience: an action is listed some moments after the instance has begun
-	// to wait. It is less than a call may take.
+	// alibabaPatience is how long an action is looked for that is not there yet, and
+	// alibabaEvery how often: it is listed some moments after the instance has begun to
+	// wait. It is less than a call may take.
 	alibabaPatience = 6 * time.Second
 	alibabaEvery    = time.Second
 	// alibabaUnseen is how long a machine may have waited before it was seen: it is
@@ -228,7 +203,6 @@ var _ Completer = (*AlibabaCompleter)(nil)
 
 // NewAlibabaCompleter makes a completer. It asks nothing.
 func NewAlibabaCompleter(api alibabaAPI, o AlibabaCompleterOptions) *AlibabaCompleter {
-	o.Patience, o.Every = cmp.Or(o.Patience, alibabaPatience), cmp.Or(o.Every, alibabaEvery)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -241,13 +215,13 @@ func NewAlibabaCompleter(api alibabaAPI, o AlibabaCompleterOptions) *AlibabaComp
 // Discover implements Completer. A machine that is on its way and does not wait
 // yet is an error, so that it is asked about again.
 func (c *AlibabaCompleter) Discover(ctx context.Context, launching bool) (*Hook, error) {
-	deadline := time.Now().Add(c.opts.Patience)
+	deadline := time.Now().Add(alibabaPatience)
 	for {
 		h, err := c.look(ctx, launching)
-		if !errors.Is(err, ErrNoAction) || time.Now().Add(c.opts.Every).After(deadline) {
+		if !errors.Is(err, ErrNoAction) || time.Now().Add(alibabaEvery).After(deadline) {
 			return h, err
 		}
-		timer := time.NewTimer(c.opts.Every)
+		timer := time.NewTimer(alibabaEvery)
 		select {
 		case <-ctx.Done():
 			timer.Stop()

@@ -16,50 +16,29 @@ import (
 	"github.com/amsagent/amsagent/metadata/aws"
 )
 
-// awsWatcher is what an AWSSource needs of metadata/aws.
+// awsWatcher is what an AWS source needs of metadata/aws.
 type awsWatcher interface {
 	Watch(ctx context.Context, o aws.WatchOptions, fn func(aws.Signal))
 }
 
-// AWSSource makes notices of what the metadata of an EC2 instance signals.
+// NewAWSSource makes notices of what the metadata of the EC2 instance with this id
+// signals. The logger may be nil.
 //
 // A first look at a machine in service gives [Resume]: it may have been parked
 // before this process began, and only the manager knows.
-type AWSSource struct {
-	watcher  awsWatcher
-	instance string
-	opts     aws.WatchOptions
-	unknown  *unknownSignals
-}
-
-var _ Source = (*AWSSource)(nil)
-
-// NewAWSSource makes a source for the instance with this id. The logger may be nil.
-func NewAWSSource(w awsWatcher, instance string, o aws.WatchOptions, log *slog.Logger) *AWSSource {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	if o.Log == nil {
-		o.Log = log
-	}
-	return &AWSSource{watcher: w, instance: instance, opts: o, unknown: newUnknownSignals(log)}
-}
-
-// Name implements Source.
-func (s *AWSSource) Name() string { return "aws-metadata" }
-
-// Watch implements Source.
-func (s *AWSSource) Watch(ctx context.Context, report func(Notice)) error {
-	s.watcher.Watch(ctx, s.opts, func(signal aws.Signal) {
-		notices, known := awsNotices(s.instance, signal)
-		if !known {
-			s.unknown.say(string(signal.Kind), signal.Value, signal.Text)
-		}
-		for _, n := range notices {
-			report(n)
-		}
+func NewAWSSource(w awsWatcher, instance string, o aws.WatchOptions, log *slog.Logger) Source {
+	unknown := newUnknownSignals(log)
+	return sourceFunc(func(ctx context.Context, report func(Notice)) {
+		w.Watch(ctx, o, func(s aws.Signal) {
+			notices, known := awsNotices(instance, s)
+			if !known {
+				unknown.say(string(s.Kind), s.Value, s.Text)
+			}
+			for _, n := range notices {
+				report(n)
+			}
+		})
 	})
-	return ctx.Err()
 }
 
 // awsNotices tells what a signal means.

@@ -93,7 +93,7 @@ func TestAWSSource(t *testing.T) {
 	var log bytes.Buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	s := NewAWSSource(watcherFunc(func(ctx context.Context, o aws.WatchOptions, fn func(aws.Signal)) {
-		if o.StateInterval != time.Second || o.Log == nil {
+		if o.StateInterval != time.Second {
 			t.Errorf("options %+v", o)
 		}
 		for _, state := range []string{"InService", "Frozen", "InService", "Frozen", "Terminated", "Terminated"} {

@@ -35,8 +35,6 @@ type azureWatcher interface {
 
 // AzureSourceOptions are the settings of an AzureSource; the zero value works.
 type AzureSourceOptions struct {
-	// Watch is for the polling.
-	Watch azure.WatchOptions
 	// Announced tells the ids of the notices that a former life of this process was
 	// given, by the events' own; see [AzureAnnounced]. It is asked when the watching
 	// begins. With nil an event that was taken back meanwhile stays in force.
@@ -63,18 +61,11 @@ func NewAzureSource(w azureWatcher, o AzureSourceOptions) *AzureSource {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Watch.Log == nil {
-		o.Watch.Log = o.Log
-	}
 	return &AzureSource{watcher: w, opts: o, log: o.Log, unknown: map[string]bool{}}
 }
 
-// Name implements Source.
-func (s *AzureSource) Name() string { return azureEvents }
-
 // Watch implements Source.
 func (s *AzureSource) Watch(ctx context.Context, report func(Notice)) error {
-	o := s.opts.Watch
 	// By the event's id, under which id it is announced.
 	announced := map[string]string{}
 	earlier := map[string]bool{} // announced by an earlier life of this process, which may have missed a move
@@ -87,9 +78,8 @@ func (s *AzureSource) Watch(ctx context.Context, report func(Notice)) error {
 		for id := range known {
 			earlier[id] = true
 		}
-		o.Known = append(slices.Clone(o.Known), slices.Sorted(maps.Keys(known))...)
 	}
-	s.watcher.Watch(ctx, o, func(signal azure.Signal) {
+	s.watcher.Watch(ctx, azure.WatchOptions{Known: slices.Sorted(maps.Keys(earlier))}, func(signal azure.Signal) {
 		id := signal.Event.ID
 		if signal.Gone {
 			if notice, ok := announced[id]; ok {

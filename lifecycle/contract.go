@@ -107,8 +107,6 @@ type Peers interface {
 
 // Source watches for notices.
 type Source interface {
-	// Name is for logs.
-	Name() string
 	// Watch reports what it sees until ctx ends. A notice may be reported again
 	// and again: its ID says that it is the same.
 	Watch(ctx context.Context, report func(Notice)) error

@@ -13,56 +13,35 @@ import (
 
 const providerGCP = "gcp"
 
-// gcpWatcher is what a GCPSource needs of metadata/gcp.
+// gcpWatcher is what a GCP source needs of metadata/gcp.
 type gcpWatcher interface {
-	Watch(ctx context.Context, o gcp.WatchOptions, fn func(gcp.Signal))
+	Watch(ctx context.Context, fn func(gcp.Signal))
 }
 
-// GCPSource makes notices of what the metadata of a machine on Google Cloud signals.
+// NewGCPSource makes notices of what the metadata of a machine on Google Cloud
+// signals. The logger may be nil.
 //
 // A scale-in of a managed instance group is not among it: of that nothing is told
 // before the machine is switched off, see [Shutdown].
-type GCPSource struct {
-	watcher gcpWatcher
-	opts    gcp.WatchOptions
-	log     *slog.Logger
-	unknown *unknownSignals
-}
-
-var _ Source = (*GCPSource)(nil)
-
-// NewGCPSource makes a source. The logger may be nil.
-func NewGCPSource(w gcpWatcher, o gcp.WatchOptions, log *slog.Logger) *GCPSource {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	if o.Log == nil {
-		o.Log = log
-	}
-	return &GCPSource{watcher: w, opts: o, log: log, unknown: newUnknownSignals(log)}
-}
-
-// Name implements Source.
-func (s *GCPSource) Name() string { return "gcp-metadata" }
-
-// Watch implements Source.
-func (s *GCPSource) Watch(ctx context.Context, report func(Notice)) error {
-	s.watcher.Watch(ctx, s.opts, func(signal gcp.Signal) {
-		if signal.Kind == gcp.SignalMaintenance && signal.Value == gcp.MaintenanceMigrate {
-			if !signal.Gone {
-				// Everybody stays connected; pictures may stand still for a moment.
-				s.log.Info("this machine is moved to another host while it runs: nothing is done about it", "signal", signal.Kind, "value", signal.Value)
+func NewGCPSource(w gcpWatcher, log *slog.Logger) Source {
+	unknown := newUnknownSignals(log)
+	return sourceFunc(func(ctx context.Context, report func(Notice)) {
+		w.Watch(ctx, func(s gcp.Signal) {
+			if s.Kind == gcp.SignalMaintenance && s.Value == gcp.MaintenanceMigrate {
+				if !s.Gone {
+					// Everybody stays connected; pictures may stand still for a moment.
+					unknown.log.Info("this machine is moved to another host while it runs: nothing is done about it", "signal", s.Kind, "value", s.Value)
+				}
+				return
 			}
-			return
-		}
-		n, known := gcpNotice(signal)
-		if !known {
-			s.unknown.say(string(signal.Kind), signal.Value, signal.Text)
-			return
-		}
-		report(n)
+			n, known := gcpNotice(s)
+			if !known {
+				unknown.say(string(s.Kind), s.Value, s.Text)
+				return
+			}
+			report(n)
+		})
 	})
-	return ctx.Err()
 }
 
 // gcpNotice tells what a signal means. The metadata speak of this machine alone,

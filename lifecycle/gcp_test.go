@@ -82,7 +82,7 @@ func TestGCPNotices(t *testing.T) {
 // gcpSignals is a machine whose metadata signal this.
 type gcpSignals chan gcp.Signal
 
-func (s gcpSignals) Watch(ctx context.Context, _ gcp.WatchOptions, fn func(gcp.Signal)) {
+func (s gcpSignals) Watch(ctx context.Context, fn func(gcp.Signal)) {
 	for {
 		select {
 		case signal := <-s:
@@ -98,7 +98,7 @@ func TestGCPSourceTellsOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		var log bytes.Buffer
 		signals := make(gcpSignals)
-		s := NewGCPSource(signals, gcp.WatchOptions{}, slog.New(slog.NewTextHandler(&log, nil)))
+		s := NewGCPSource(signals, slog.New(slog.NewTextHandler(&log, nil)))
 		ctx, cancel := context.WithCancel(t.Context())
 		var notices []Notice
 		done := make(chan error)
@@ -133,7 +133,7 @@ func TestGCPPreemption(t *testing.T) {
 		w.viewers = p(1)
 		signals := make(gcpSignals)
 		l := w.live(func(o *Options) {
-			o.Completer, o.Sources = nil, []Source{NewGCPSource(signals, gcp.WatchOptions{}, nil)}
+			o.Completer, o.Sources = nil, []Source{NewGCPSource(signals, nil)}
 		})
 		defer l.kill()
 		signals <- gcp.Signal{Kind: gcp.SignalPreempted, Gone: true} // as the first look says
@@ -219,7 +219,7 @@ func TestGCPMaintenanceMoves(t *testing.T) {
 					signals := make(gcpSignals)
 					begin := func() *life {
 						return w.live(func(o *Options) {
-							o.Completer, o.Sources = nil, []Source{NewGCPSource(signals, gcp.WatchOptions{}, nil)}
+							o.Completer, o.Sources = nil, []Source{NewGCPSource(signals, nil)}
 						})
 					}
 					l := begin()

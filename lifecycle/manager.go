@@ -889,7 +889,7 @@ func (m *Manager) watch(ctx context.Context, s Source) {
 		if err != nil {
 			text = err.Error()
 		}
-		m.log.Warn("a source of notices stopped and is started again", "source", s.Name(), "error", text, "in", retry)
+		m.log.Warn("a source of notices stopped and is started again", "error", text, "in", retry)
 		if !m.pause(ctx, retry) {
 			return
 		}

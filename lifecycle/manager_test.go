@@ -68,8 +68,6 @@ type fakeSource struct {
 	err  error
 }
 
-func (*fakeSource) Name() string { return "fake" }
-
 func (s *fakeSource) Watch(ctx context.Context, report func(Notice)) error {
 	s.mu.Lock()
 	s.runs++

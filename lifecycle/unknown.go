@@ -3,7 +3,19 @@
 
 package lifecycle
 
-import "log/slog"
+import (
+	"context"
+	"log/slog"
+)
+
+// sourceFunc makes a Source of the watching of one, which only ends with its context.
+type sourceFunc func(ctx context.Context, report func(Notice))
+
+// Watch implements Source.
+func (f sourceFunc) Watch(ctx context.Context, report func(Notice)) error {
+	f(ctx, report)
+	return ctx.Err()
+}
 
 // unknownSignals says of each signal that this version does not know, once.
 type unknownSignals struct {
@@ -12,6 +24,9 @@ type unknownSignals struct {
 }
 
 func newUnknownSignals(log *slog.Logger) *unknownSignals {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	return &unknownSignals{log: log, told: map[string]bool{}}
 }
 

@@ -6,7 +6,6 @@ package alibaba
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -85,8 +84,6 @@ type WatchOptions struct {
 	// ScalingInterval at the state in the scaling group, IdleInterval at that of an instance that is in none, and
 	// DeniedInterval where nobody may ask.
 	Interval, EventInterval, ScalingInterval, IdleInterval, DeniedInterval time.Duration
-	// Log gets a line when the signals can no longer be read, and one when they can again; nil is the provider's.
-	Log *slog.Logger
 }
 
 // Watch calls fn with every signal until ctx ends, one call at a time. It survives whatever the services do: what cannot
@@ -104,10 +101,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	defaultTo(&o.ScalingInterval, DefaultScalingInterval)
 	defaultTo(&o.IdleInterval, DefaultIdleInterval)
 	defaultTo(&o.DeniedInterval, DefaultDeniedInterval)
-	if o.Log == nil {
-		o.Log = p.opts.Log
-	}
-	w := &watch{p: p, o: o, fn: fn, Watching: cloud.Watching{Provider: Name, Log: o.Log}, pace: o.ScalingInterval}
+	w := &watch{p: p, o: o, fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}, pace: o.ScalingInterval}
 	var wg sync.WaitGroup
 	wg.Go(func() { w.Every(ctx, "spot termination time", o.Interval, w.spot) })
 	wg.Go(func() { w.Every(ctx, "system events", o.EventInterval, w.systemEvents) })

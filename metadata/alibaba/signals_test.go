@@ -36,10 +36,12 @@ type watched struct {
 func watch(t *testing.T, f *metadatatest.Fake, o alibaba.WatchOptions) *watched {
 	t.Helper()
 	w := &watched{t: t, log: &locked.Buffer{}}
-	o.Log = slog.New(slog.NewTextHandler(w.log, nil))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
-	p := open(t, f, func(o *cloud.Options) { o.AttemptTimeout = time.Minute }) // an answer that is late on a busy machine is no trouble
+	p := open(t, f, func(o *cloud.Options) {
+		o.Log = slog.New(slog.NewTextHandler(w.log, nil))
+		o.AttemptTimeout = time.Minute // an answer that is late on a busy machine is no trouble
+	})
 	go func() {
 		defer close(ended)
 		p.Watch(ctx, o, func(s alibaba.Signal) {

@@ -5,7 +5,6 @@ package aws
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
 	"sync"
 	"time"
@@ -71,8 +70,6 @@ type WatchOptions struct {
 	// StateInterval is the time between two looks at the target state, Interval at the signals of Spot instances,
 	// ScheduledInterval at scheduled events.
 	StateInterval, Interval, ScheduledInterval time.Duration
-	// Log gets a line when the signals can no longer be read, and one when they can again; nil is the provider's.
-	Log *slog.Logger
 }
 
 // Watch calls fn with every signal until ctx ends, one call at a time. It survives whatever the service does: an item
@@ -89,10 +86,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	if o.ScheduledInterval <= 0 {
 		o.ScheduledInterval = max(DefaultScheduledInterval, o.Interval)
 	}
-	if o.Log == nil {
-		o.Log = p.opts.Log
-	}
-	w := &watch{p: p, fn: fn, Watching: cloud.Watching{Provider: Name, Log: o.Log}}
+	w := &watch{p: p, fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}}
 	var wg sync.WaitGroup
 	for _, l := range []struct {
 		name  string

@@ -92,7 +92,7 @@ func New(opts cloud.Options) (*Provider, error) {
 		return nil, err
 	}
 	patient := opts
-	patient.AttemptTimeout = DefaultFirstTimeout
+	patient.AttemptTimeout = firstTimeout
 	p.events = patient.HTTPClient(nil)
 	return p, nil
 }

@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -21,10 +20,10 @@ import (
 const (
 	// DefaultInterval is what Azure advises.
 	DefaultInterval = time.Second
-	// DefaultFirstTimeout: the first call switches the events on, and may take two minutes.
-	DefaultFirstTimeout = 150 * time.Second
-	// DefaultEventTimeout bounds all others. One second is known to be too short.
-	DefaultEventTimeout = 5 * time.Second
+	// firstTimeout: the first call switches the events on, and may take two minutes.
+	firstTimeout = 150 * time.Second
+	// eventTimeout bounds all others. One second is known to be too short.
+	eventTimeout = 5 * time.Second
 )
 
 const (
@@ -57,12 +56,10 @@ type Signal struct {
 
 // WatchOptions are the settings of Watch; the zero value works.
 type WatchOptions struct {
-	Interval, FirstTimeout, Timeout time.Duration
+	Interval time.Duration
 	// Known are the ids of events that an earlier life of this process was told of: one that is in the document no longer
 	// is signalled as gone.
 	Known []string
-	// Log gets a line when the events can no longer be read, and one when they can again; nil is the provider's.
-	Log *slog.Logger
 }
 
 // Watch calls fn with every signal until ctx ends, one call at a time. It survives whatever the service does.
@@ -75,16 +72,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	if o.Interval <= 0 {
 		o.Interval = DefaultInterval
 	}
-	if o.FirstTimeout <= 0 {
-		o.FirstTimeout = DefaultFirstTimeout
-	}
-	if o.Timeout <= 0 {
-		o.Timeout = DefaultEventTimeout
-	}
-	if o.Log == nil {
-		o.Log = p.opts.Log
-	}
-	w := &watch{p: p, o: o, fn: fn, Watching: cloud.Watching{Provider: Name, Log: o.Log, MaxPause: maxPause}, events: map[string]Event{}, missing: map[string]int{}, named: make(chan Machine, 1)}
+	w := &watch{p: p, interval: o.Interval, fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log, MaxPause: maxPause}, events: map[string]Event{}, missing: map[string]int{}, named: make(chan Machine, 1)}
 	for _, id := range o.Known {
 		w.events[id] = Event{ID: id}
 	}
@@ -99,9 +87,9 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 // watch is one run of Watch. Its fields belong to the loop.
 type watch struct {
 	cloud.Watching
-	p  *Provider
-	o  WatchOptions
-	fn func(Signal)
+	p        *Provider
+	interval time.Duration
+	fn       func(Signal)
 
 	named   chan Machine
 	machine Machine
@@ -124,7 +112,7 @@ func (w *watch) name(ctx context.Context) {
 		m, err := w.p.machine(ctx, w.p.polls, 1)
 		switch {
 		case err == nil && m.Name == "":
-			w.o.Log.Warn("the metadata tell no name of this machine, so no scheduled event can be known to be about it", "provider", Name)
+			w.Log.Warn("the metadata tell no name of this machine, so no scheduled event can be known to be about it", "provider", Name)
 			return
 		case err == nil:
 			w.named <- m
@@ -134,7 +122,7 @@ func (w *watch) name(ctx context.Context) {
 		}
 		if key := cloud.TroubleKey(itemEvents, err); !told[key] {
 			told[key] = true
-			w.o.Log.Warn("scheduled events wait for the name of this machine", "provider", Name, "err", err, "hint", cloud.HintOf(err))
+			w.Log.Warn("scheduled events wait for the name of this machine", "provider", Name, "err", err, "hint", cloud.HintOf(err))
 		}
 		timer := time.NewTimer(pause - rand.N(pause/4+1))
 		select {
@@ -166,14 +154,14 @@ func (w *watch) loop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		pause := cloud.UntilTick(w.o.Interval)
+		pause := cloud.UntilTick(w.interval)
 		if err == nil {
 			failures = 0
 			w.Well(itemEvents)
 		} else {
 			failures++
 			w.Trouble(itemEvents, err)
-			pause = w.BackOff(w.o.Interval, failures, err)
+			pause = w.BackOff(w.interval, failures, err)
 		}
 		timer.Reset(pause)
 	}
@@ -181,9 +169,9 @@ func (w *watch) loop(ctx context.Context) {
 
 // look asks once.
 func (w *watch) look(ctx context.Context) error {
-	timeout := w.o.Timeout
+	timeout := eventTimeout
 	if time.Since(w.good) > switchedOff {
-		timeout = w.o.FirstTimeout
+		timeout = firstTimeout
 	}
 	body, err := w.p.fetchEvents(ctx, timeout)
 	if err != nil {
@@ -205,7 +193,7 @@ func (w *watch) look(ctx context.Context) error {
 	if err != nil && err.Error() != w.odd {
 		// The rest of it can be read, so that there is no reason to ask less often.
 		w.odd = err.Error()
-		w.o.Log.Warn("a part of the scheduled events cannot be read", "provider", Name, "err", err)
+		w.Log.Warn("a part of the scheduled events cannot be read", "provider", Name, "err", err)
 	}
 	if w.machine.Name != "" {
 		w.compare()
@@ -255,7 +243,7 @@ func (w *watch) compare() {
 
 // Events reads the document once.
 func (p *Provider) Events(ctx context.Context) (Document, error) {
-	body, err := p.fetchEvents(ctx, DefaultEventTimeout)
+	body, err := p.fetchEvents(ctx, eventTimeout)
 	if err != nil {
 		return Document{}, err
 	}
@@ -286,7 +274,7 @@ func (p *Provider) Start(ctx context.Context, eventID string) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.once(ctx, "acknowledgement of a scheduled event", DefaultEventTimeout, func(ctx context.Context) ([]byte, error) {
+	_, err = p.once(ctx, "acknowledgement of a scheduled event", eventTimeout, func(ctx context.Context) ([]byte, error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.origin+pathEvents+p.eventVersions.current(), bytes.NewReader(body))
 		if err != nil {
 			return nil, err

@@ -114,8 +114,7 @@ func watching(t *testing.T, s *set, o azure.WatchOptions, test func(said func() 
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		o.Log = slog.New(slog.NewTextHandler(&log, nil))
-		p, err := azure.New(cloud.Options{Transport: s, Root: "testdata/nowhere"})
+		p, err := azure.New(cloud.Options{Transport: s, Root: "testdata/nowhere", Log: slog.New(slog.NewTextHandler(&log, nil))})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -18,20 +17,16 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// The times of Watch where the caller gives none.
 const (
-	// DefaultHold is for how long the service is asked to hold back an answer that says nothing new.
-	DefaultHold = time.Minute
-	// DefaultPace is the least time between two requests for one item: whoever answers at once, and always, does not
-	// make us ask all the time.
-	DefaultPace = time.Second
-	// DefaultAbsent is when an item that is not there is looked for again.
-	DefaultAbsent = time.Minute
-	// DefaultUpcoming is for what is announced hours before.
-	DefaultUpcoming = 5 * time.Minute
-)
-
-const (
+	// holdTime is for how long the service is asked to hold back an answer that says nothing new.
+	holdTime = time.Minute
+	// pace is the least time between two requests for one item: whoever answers at once, and always, does not make us ask
+	// all the time.
+	pace = time.Second
+	// absentPause is when an item that is not there is looked for again.
+	absentPause = time.Minute
+	// upcomingPause is for what is announced hours before.
+	upcomingPause = 5 * time.Minute
 	// holdMargin is after what a poll that was to be answered is given up.
 	holdMargin = 10 * time.Second
 	// maxHurry bounds the pause to a service that does not hold its answers back: of 30 seconds not much may be lost.
@@ -40,10 +35,6 @@ const (
 	// never answers is enough. After plainTime it is tried again.
 	brokenHolds = 3
 	plainTime   = 10 * time.Minute
-	// maxPause bounds the back-off of an item that cannot be read.
-	maxPause = 15 * time.Second
-	// maxRefusedPause is for a service that refuses us, or is none of Google's.
-	maxRefusedPause = time.Minute
 	// idleAfter is how often in a row a signal has to be gone before it is believed to be taken back: a service that
 	// says so once by mistake must not put a node back into service that is off in 30 seconds.
 	idleAfter = 2
@@ -84,13 +75,6 @@ type Signal struct {
 	Seen time.Time
 }
 
-// WatchOptions are the settings of Watch; the zero value works.
-type WatchOptions struct {
-	Hold, Pace, Absent, Upcoming time.Duration
-	// Log gets a line when a signal can no longer be read, and one when all can again; nil is the provider's.
-	Log *slog.Logger
-}
-
 // Watch calls fn with every signal until ctx ends, one call at a time. It survives whatever the service does: an item
 // that cannot be read is asked for again after a pause that grows, and has no influence on the others.
 //
@@ -98,26 +82,10 @@ type WatchOptions struct {
 // wants anything costs three small requests a minute.
 //
 // fn must not block for long: the next look waits for it.
-func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
-	for _, d := range []struct {
-		value *time.Duration
-		usual time.Duration
-	}{
-		{&o.Hold, DefaultHold},
-		{&o.Pace, DefaultPace},
-		{&o.Absent, DefaultAbsent},
-		{&o.Upcoming, DefaultUpcoming},
-	} {
-		if *d.value <= 0 {
-			*d.value = d.usual
-		}
-	}
-	if o.Log == nil {
-		o.Log = p.opts.Log
-	}
+func (p *Provider) Watch(ctx context.Context, fn func(Signal)) {
 	held := p.opts
-	held.AttemptTimeout = o.Hold + holdMargin
-	w := &watch{p: p, o: o, held: held, client: held.HTTPClient(nil), fn: fn, Watching: cloud.Watching{Provider: Name, Log: o.Log}}
+	held.AttemptTimeout = holdTime + holdMargin
+	w := &watch{p: p, held: held, client: held.HTTPClient(nil), fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}}
 	defer w.client.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for _, it := range []*polled{
@@ -135,7 +103,6 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 type watch struct {
 	cloud.Watching
 	p      *Provider
-	o      WatchOptions
 	held   cloud.Options // those of a poll that the service holds
 	client *http.Client
 
@@ -177,13 +144,13 @@ func (w *watch) poll(ctx context.Context, it *polled) {
 			return
 		}
 		seen := time.Now()
-		pause := w.o.Pace
+		pause := pace
 		switch {
 		case errors.Is(err, cloud.ErrNotFound):
 			w.Well(string(it.kind))
 			etag, failures, hurry = "", 0, 0
 			if w.see(ctx, it, "", seen) {
-				pause = jitter(w.o.Absent)
+				pause = jitter(absentPause)
 			}
 		case err != nil && held:
 			// What has changed meanwhile is asked for outright; only when that fails as well is it a trouble.
@@ -191,17 +158,17 @@ func (w *watch) poll(ctx context.Context, it *polled) {
 			e, ok := errors.AsType[*cloud.Error](err)
 			if broken++; ok && cloud.Unanswered(e) || broken >= brokenHolds {
 				w.Log.Info("the metadata server does not hold its answers back as it was asked to: it is asked every few seconds for a while",
-					"provider", Name, "item", it.kind, "every", w.hurried(), "err", err)
+					"provider", Name, "item", it.kind, "every", maxHurry, "err", err)
 				plain, broken = seen.Add(plainTime), 0
 			}
 		case err != nil:
 			failures++
 			w.Trouble(string(it.kind), err)
-			etag, pause = "", backOff(w.o.Pace, failures, err)
+			etag, pause = "", w.BackOff(pace, failures, err)
 		default:
 			w.Well(string(it.kind))
 			failures = 0
-			quick := held && a.etag == etag && seen.Sub(began) < w.o.Pace
+			quick := held && a.etag == etag && seen.Sub(began) < pace
 			etag = a.etag
 			if !w.see(ctx, it, a.word, seen) {
 				etag = "" // once more, without being held back
@@ -216,10 +183,10 @@ func (w *watch) poll(ctx context.Context, it *polled) {
 			case it.gone > 0:
 				// To be confirmed soon.
 			case seen.Before(plain):
-				etag, pause = "", w.hurried()
+				etag, pause = "", maxHurry
 			case hurry > 0 || a.etag == "":
 				// Who does not hold his answers back is asked now and then.
-				pause = min(w.o.Pace<<min(max(hurry, 1), 8), w.hurried())
+				pause = min(pace<<min(max(hurry, 1), 8), maxHurry)
 			}
 		}
 		if !sleep(ctx, pause) {
@@ -228,17 +195,13 @@ func (w *watch) poll(ctx context.Context, it *polled) {
 	}
 }
 
-// hurried is how often a service is asked that cannot be made to wait.
-func (w *watch) hurried() time.Duration { return max(maxHurry, w.o.Pace) }
-
 // read asks for one item: at once, or with the tag of what is known already, so that the service answers when there is
 // something else.
 func (w *watch) read(ctx context.Context, path, etag string) (answer, error) {
 	o, query := w.p.opts, ""
 	if etag != "" {
 		o = w.held
-		hold := max(w.o.Hold-rand.N(w.o.Hold/10+1), time.Second)
-		query = fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", etag, int(hold.Seconds()))
+		query = fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", etag, int(jitter(holdTime).Seconds()))
 	}
 	return ask(ctx, w, o, path, base+path+query, func(h http.Header, body []byte) (answer, error) {
 		word, err := ParseWord(body)
@@ -368,12 +331,12 @@ func (w *watch) upcoming(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		pause := jitter(w.o.Upcoming)
+		pause := jitter(upcomingPause)
 		switch seen := time.Now(); {
 		case err != nil:
 			failures++
 			w.Trouble(name, err)
-			pause = min(pause, backOff(w.o.Pace, failures+2, err))
+			pause = min(pause, w.BackOff(pace, failures+2, err))
 		case m.Start.IsZero():
 			w.Well(name)
 			failures = 0
@@ -381,7 +344,7 @@ func (w *watch) upcoming(ctx context.Context) {
 				break
 			}
 			if gone++; gone < idleAfter {
-				pause = w.o.Pace
+				pause = pace
 				break
 			}
 			w.emit(Signal{Kind: SignalUpcoming, Value: now.Status, Gone: true, Seen: seen})
@@ -403,22 +366,6 @@ func (w *watch) upcoming(ctx context.Context) {
 
 // jitter shortens a time at random, so that a fleet that boots together does not ask together.
 func jitter(d time.Duration) time.Duration { return d - rand.N(d/10+1) }
-
-// backOff doubles the pace with every failure.
-func backOff(pace time.Duration, failures int, err error) time.Duration {
-	most := max(maxPause, pace)
-	if errors.Is(err, cloud.ErrForbidden) || errors.Is(err, cloud.ErrNotThisCloud) {
-		most = max(maxRefusedPause, pace)
-	}
-	pause := pace
-	for range failures - 1 {
-		if pause *= 2; pause >= most {
-			break
-		}
-	}
-	pause = min(pause, most)
-	return max(pause-rand.N(pause/4+1), min(pace, pause))
-}
 
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)

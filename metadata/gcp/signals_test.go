@@ -163,7 +163,7 @@ func watch(t *testing.T, items map[string]string, root string, fn func(w *watche
 }
 
 func (w *watched) begin(root string) {
-	p, err := gcp.New(cloud.Options{Transport: w.polls, Root: root})
+	p, err := gcp.New(cloud.Options{Transport: w.polls, Root: root, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func (w *watched) begin(root string) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p.Watch(ctx, gcp.WatchOptions{Log: slog.New(slog.NewTextHandler(&w.log, nil))}, func(s gcp.Signal) {
+		p.Watch(ctx, func(s gcp.Signal) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.seen = append(w.seen, s)

@@ -287,7 +287,7 @@ func pollingOf(name string) func(metadata.Options, string) (lifecycle.Source, er
 	case metadata.GCP:
 		return func(o metadata.Options, _ string) (lifecycle.Source, error) {
 			p, err := gcp.New(o)
-			return lifecycle.NewGCPSource(p, gcp.WatchOptions{}, nil), err
+			return lifecycle.NewGCPSource(p, nil), err
 		}
 	}
 	return nil

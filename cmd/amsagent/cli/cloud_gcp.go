@@ -20,5 +20,5 @@ func openGCP(a *daemonAdapter, _ metadata.Instance) (lifecycle.Source, lifecycle
 	if err != nil {
 		return nil, nil, err
 	}
-	return lifecycle.NewGCPSource(p, gcp.WatchOptions{}, a.g.log()), nil, nil
+	return lifecycle.NewGCPSource(p, a.g.log()), nil, nil
 }

@@ -168,9 +168,6 @@ type cloud struct {
 
 func newCloud(a *daemonAdapter) *cloud { return &cloud{a: a, known: make(chan struct{})} }
 
-// Name implements lifecycle.Source.
-func (c *cloud) Name() string { return "cloud" }
-
 // Watch implements lifecycle.Source.
 func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error {
 	if err := c.settle(ctx); err != nil {
