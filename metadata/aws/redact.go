@@ -86,7 +86,7 @@ func redactDocument(m *record.Mapper, body []byte) string {
 		s, isString := v.(string)
 		switch {
 		case !isString:
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 		case k == "pendingTime":
 			doc[k] = "2026-01-01T00:00:00Z"
 		case k == "region", k == "availabilityZone", k == "instanceType", k == "architecture", k == "version":
@@ -119,22 +119,6 @@ func redactDocument(m *record.Mapper, body []byte) string {
 func isAddress(s string) bool {
 	_, err := netip.ParseAddr(s)
 	return err == nil
-}
-
-// emptyLike keeps the type, which is what a parser trips over, and nothing else.
-func emptyLike(v any) any {
-	switch v.(type) {
-	case float64:
-		return 0
-	case bool:
-		return false
-	case []any:
-		return []any{}
-	case map[string]any:
-		return map[string]any{}
-	default:
-		return nil
-	}
 }
 
 var ownTag = regexp.MustCompile(`^amsagent[:-](role|group|mongo)$`)

@@ -39,13 +39,13 @@ func (policy) Body(m *record.Mapper, path string, body []byte) string {
 		section, ok := v.(map[string]any)
 		switch {
 		case !ok:
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 		case path == pathInstance && k == "compute":
 			redactCompute(m, section)
 		case path == pathInstance && k == "network", path == pathLoadBalancer && k == "loadbalancer":
 			doc[k] = redactNetwork(m, "", section)
 		default:
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 		}
 	}
 	out, err := json.MarshalIndent(doc, "", "  ")
@@ -106,7 +106,7 @@ func redactCompute(m *record.Mapper, c map[string]any) {
 				c[k] = map[string]any{"computerName": m.Name("host", name)}
 			}
 		default:
-			c[k] = emptyLike(v)
+			c[k] = record.EmptyLike(v)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func redactTags(m *record.Mapper, v any) {
 	for i, e := range list {
 		t, ok := e.(map[string]any)
 		if !ok {
-			list[i] = emptyLike(e)
+			list[i] = record.EmptyLike(e)
 			continue
 		}
 		name, _ := t["name"].(string)
@@ -193,7 +193,7 @@ func redactNetwork(m *record.Mapper, key string, v any) any {
 		}
 		return record.Redacted
 	default:
-		return emptyLike(v)
+		return record.EmptyLike(v)
 	}
 }
 
@@ -203,25 +203,4 @@ func colons(mac string) string {
 		parts = append(parts, mac[i:i+2])
 	}
 	return strings.Join(parts, ":")
-}
-
-// emptyLike keeps the type, which is what a parser trips over, and nothing else.
-func emptyLike(v any) any {
-	switch v := v.(type) {
-	case string:
-		if v == "" {
-			return v
-		}
-		return record.Redacted
-	case float64:
-		return 0
-	case bool:
-		return false
-	case []any:
-		return []any{}
-	case map[string]any:
-		return map[string]any{}
-	default:
-		return nil
-	}
 }

@@ -112,48 +112,48 @@ func redactInstance(m *record.Mapper, doc map[string]any) {
 		case "id":
 			switch id := v.(type) {
 			case json.Number:
-				doc[k] = emptyLike(v)
+				doc[k] = record.EmptyLike(v)
 				if instanceID.MatchString(id.String()) {
 					doc[k] = json.Number(redactID(m, id.String()))
 				}
 			case string:
 				doc[k] = redactID(m, id)
 			default:
-				doc[k] = emptyLike(v)
+				doc[k] = record.EmptyLike(v)
 			}
 		case "name":
 			doc[k] = nameLike(m, v)
 		case "hostname":
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 			if isText {
 				host, _, _ := strings.Cut(s, ".")
 				doc[k] = m.Name("vm", host) + ".example.internal"
 			}
 		case "zone", "machineType", attributeCreatedBy:
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 			if isText {
 				doc[k] = redactResource(m, s)
 			}
 		case "networkInterfaces":
 			doc[k] = redactInterfaces(m, v)
 		case "scheduling", "shutdownDetails", "upcomingMaintenance":
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 			if fields, ok := v.(map[string]any); ok {
 				redactWords(fields)
 				doc[k] = fields
 			}
 		case "attributes":
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 			if fields, ok := v.(map[string]any); ok {
 				doc[k] = redactAttributes(m, fields)
 			}
 		case "preempted", "maintenanceEvent":
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 			if isText && plainWord.MatchString(s) {
 				doc[k] = s
 			}
 		default:
-			doc[k] = emptyLike(v)
+			doc[k] = record.EmptyLike(v)
 		}
 	}
 }
@@ -162,12 +162,12 @@ func nameLike(m *record.Mapper, v any) any {
 	if s, ok := v.(string); ok {
 		return m.Name("vm", s)
 	}
-	return emptyLike(v)
+	return record.EmptyLike(v)
 }
 
 func redactProject(m *record.Mapper, doc map[string]any) {
 	for k, v := range doc {
-		doc[k] = emptyLike(v)
+		doc[k] = record.EmptyLike(v)
 		switch k {
 		case "projectId":
 			if s, ok := v.(string); ok {
@@ -209,12 +209,12 @@ func redactResource(m *record.Mapper, s string) string {
 func redactInterfaces(m *record.Mapper, v any) any {
 	list, ok := v.([]any)
 	if !ok {
-		return emptyLike(v)
+		return record.EmptyLike(v)
 	}
 	for i := range list {
 		fields, ok := list[i].(map[string]any)
 		if !ok {
-			list[i] = emptyLike(list[i])
+			list[i] = record.EmptyLike(list[i])
 			continue
 		}
 		for k, v := range fields {
@@ -224,7 +224,7 @@ func redactInterfaces(m *record.Mapper, v any) any {
 			case "accessConfigs":
 				fields[k] = redactInterfaces(m, v)
 			default:
-				fields[k] = emptyLike(v)
+				fields[k] = record.EmptyLike(v)
 			}
 		}
 	}
@@ -246,7 +246,7 @@ func redactAddresses(m *record.Mapper, v any) any {
 		}
 		return v
 	}
-	return emptyLike(v)
+	return record.EmptyLike(v)
 }
 
 // redactWords keeps the words of the protocol, moments and numbers.
@@ -261,7 +261,7 @@ func redactWords(fields map[string]any) {
 		case map[string]any:
 			redactWords(v)
 		default:
-			fields[k] = emptyLike(v)
+			fields[k] = record.EmptyLike(v)
 		}
 	}
 }
@@ -298,26 +298,8 @@ func redactAttributes(m *record.Mapper, fields map[string]any) map[string]any {
 		case isText:
 			out[k] = m.Name("value", s)
 		default:
-			out[k] = emptyLike(fields[k])
+			out[k] = record.EmptyLike(fields[k])
 		}
 	}
 	return out
-}
-
-// emptyLike keeps the type, which is what a parser trips over, and nothing else.
-func emptyLike(v any) any {
-	switch v.(type) {
-	case string:
-		return record.Redacted
-	case json.Number:
-		return 0
-	case bool:
-		return false
-	case []any:
-		return []any{}
-	case map[string]any:
-		return map[string]any{}
-	default:
-		return nil
-	}
 }

@@ -4,6 +4,7 @@
 package record
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -13,6 +14,27 @@ import (
 
 // Redacted stands where something was taken out.
 const Redacted = "REDACTED"
+
+// EmptyLike keeps the type of a JSON value, which is what a parser trips over, and nothing else.
+func EmptyLike(v any) any {
+	switch v := v.(type) {
+	case string:
+		if v == "" {
+			return v
+		}
+		return Redacted
+	case float64, json.Number:
+		return 0
+	case bool:
+		return false
+	case []any:
+		return []any{}
+	case map[string]any:
+		return map[string]any{}
+	default:
+		return nil
+	}
+}
 
 // Mapper replaces what identifies somebody by made-up values: the same by the same within one recording. It is safe for
 // use by several goroutines.
