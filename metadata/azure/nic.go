@@ -4,13 +4,9 @@
 package azure
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"net/netip"
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/amsagent/amsagent/metadata/generic"
 )
@@ -26,10 +22,10 @@ func (p *Provider) pick(nics []NIC) (NIC, choice) {
 	case 1:
 		return nics[0], choice{source: "the only network interface"}
 	}
-	name, mac, err := p.defaultInterface()
+	name, mac, err := generic.DefaultRoute(p.opts)
 	if err == nil {
 		for _, n := range nics {
-			if n.MAC != "" && n.MAC == mac {
+			if n.MAC != "" && n.MAC == normalMAC(mac) {
 				return n, choice{source: fmt.Sprintf("the network interface with the MAC of %s, by which the default route leaves", name)}
 			}
 		}
@@ -51,41 +47,4 @@ func (p *Provider) pick(nics []NIC) (NIC, choice) {
 		note: fmt.Sprintf("of the %d network interfaces in the metadata the first was taken, since it is not known which one the default route leaves by: %v; "+
 			"say --address where that is the wrong one", len(nics), err),
 	}
-}
-
-// defaultInterface finds the interface of the default route, and its MAC as the metadata write one.
-func (p *Provider) defaultInterface() (name, mac string, err error) {
-	var errs []error
-	for _, t := range []struct {
-		path  string
-		parse func([]byte) string
-	}{{"/proc/net/route", generic.ParseRoutes}, {"/proc/net/ipv6_route", generic.ParseIPv6Routes}} {
-		b, err := readFile(p.opts.Path(t.path))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if name = t.parse(b); name != "" {
-			break
-		}
-	}
-	// The name becomes part of a path.
-	if name == "" || strings.ContainsAny(name, "/") || name == "." || name == ".." {
-		return "", "", errors.Join(append(errs, errors.New("there is no default route"))...)
-	}
-	b, err := readFile(p.opts.Path("/sys/class/net/" + name + "/address"))
-	if err != nil {
-		return name, "", err
-	}
-	return name, normalMAC(string(b)), nil
-}
-
-// readFile reads a table of the kernel's; below a root that somebody made it may be anything.
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, 1<<20))
 }

@@ -6,11 +6,13 @@ package cloud
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -107,6 +109,16 @@ func (o Options) WithDefaults() Options {
 
 // Path puts the root before an absolute path.
 func (o Options) Path(abs string) string { return filepath.Join(o.Root, abs) }
+
+// ReadFile reads the start of a file of the kernel's; below a root that somebody made it may be anything.
+func (o Options) ReadFile(abs string) ([]byte, error) {
+	f, err := os.Open(o.Path(abs))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, MaxBody))
+}
 
 // IsDisabled says whether the service of a provider must not be asked.
 func (o Options) IsDisabled(provider string) bool { return slices.Contains(o.Disabled, provider) }

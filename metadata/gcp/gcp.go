@@ -10,10 +10,12 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/generic"
 )
 
 // Name of this provider.
@@ -171,13 +173,12 @@ func (p *Provider) addresses(inst *cloud.Instance, nics []Interface) {
 	}
 	nic, which := nics[0], "the first network interface"
 	if len(nics) > 1 {
-		mac, name, err := defaultRoute(p.opts)
-		i := indexMAC(nics, mac)
+		// The metadata names interfaces by their hardware address alone.
+		name, mac, err := generic.DefaultRoute(p.opts)
+		i := slices.IndexFunc(nics, func(n Interface) bool { return n.MAC != "" && strings.EqualFold(n.MAC, mac) })
 		switch {
 		case err != nil:
-			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since the default route cannot be read: %v", len(nics), err))
-		case mac == "":
-			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since there is no default route", len(nics)))
+			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since it is not known which one has the default route: %v", len(nics), err))
 		case i < 0:
 			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since none has the hardware address of %s, which has the default route", len(nics), name))
 		default:

@@ -76,6 +76,31 @@ func ParseIPv6Routes(b []byte) string {
 	return name
 }
 
+// DefaultRoute finds the interface by which this machine reaches others, and its hardware address, as the kernel writes it.
+// The name may come with an error: then the address could not be read.
+func DefaultRoute(o cloud.Options) (name, mac string, err error) {
+	var errs []error
+	for _, t := range []struct {
+		path  string
+		parse func([]byte) string
+	}{{"/proc/net/route", ParseRoutes}, {"/proc/net/ipv6_route", ParseIPv6Routes}} {
+		b, err := o.ReadFile(t.path)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if name = t.parse(b); name != "" {
+			break
+		}
+	}
+	// The name becomes part of a path.
+	if name == "" || strings.Contains(name, "/") || name == "." || name == ".." {
+		return "", "", errors.Join(append(errs, errors.New("there is no default route"))...)
+	}
+	b, err := o.ReadFile("/sys/class/net/" + name + "/address")
+	return name, strings.TrimSpace(string(b)), err
+}
+
 // ParseIfInet6 reads /proc/net/if_inet6 and returns the addresses that should not be given to others: temporary ones
 // change within hours, deprecated and tentative ones do not work for long or yet.
 func ParseIfInet6(b []byte) map[netip.Addr]bool {
