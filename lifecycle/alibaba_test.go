@@ -311,7 +311,8 @@ func TestAlibabaHeartbeats(t *testing.T) {
 				}
 				<-time.After(h.Timeout / 2) // as the manager does
 			}
-			if all := len(f.said) * machines; all > max(alibaba.MaxHeartbeats, 2*machines) || all < machines {
+			// The cloud allows a token twenty heartbeats.
+			if all := len(f.said) * machines; all > max(20, 2*machines) || all < machines {
 				t.Errorf("%d machines beat %d times", machines, all)
 			}
 			for _, s := range f.said {

@@ -26,8 +26,6 @@ const (
 const (
 	LeastWait   = 30 * time.Second
 	LongestWait = 6 * time.Hour
-	// MaxHeartbeats is how often one wait can be prolonged.
-	MaxHeartbeats = 20
 )
 
 // Bounds of what is read page by page. A group has one scaling activity at a time, and few hooks.
