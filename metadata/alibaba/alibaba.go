@@ -113,7 +113,7 @@ func New(opts cloud.Options) (*Provider, error) {
 		return nil, err
 	}
 	// One that has to be asked for what is a convenience gets little time.
-	p.ecs, err = newAPI(p, ecsProduct, APIOptions{Endpoint: ecsAt, Proxy: opts.APIProxy, Timeout: ecsTimeout, Log: opts.Log, Transport: opts.Transport})
+	p.ecs, err = newAPI(p, ecsProduct, APIOptions{Endpoint: ecsAt, Proxy: opts.APIProxy, Timeout: ecsTimeout, Transport: opts.Transport})
 	return p, err
 }
 
@@ -183,7 +183,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
 		mac := id.MAC
 		if mac == "" {
-			if mac, err = cloud.ReadItem(ctx, p.items, optional("MAC address", "meta-data/mac"), ParseMAC); err != nil {
+			if mac, err = cloud.ReadItem(ctx, p.items, optional("MAC address", "meta-data/mac"), cloud.ParseMAC); err != nil {
 				return err
 			}
 		}

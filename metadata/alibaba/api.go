@@ -112,8 +112,6 @@ type APIOptions struct {
 	Proxy func(*http.Request) (*url.URL, error)
 	// Timeout bounds one call with its retries.
 	Timeout time.Duration
-	// Log gets a line for each retry; nil is the provider's.
-	Log *slog.Logger
 	// Transport replaces the HTTP transport, for tests.
 	Transport http.RoundTripper
 }
@@ -137,19 +135,14 @@ type api struct {
 }
 
 func newAPI(p *Provider, what product, o APIOptions) (*api, error) {
-	if o.Endpoint != "" {
-		// The same rules as for the addresses of the metadata.
-		given, err := cloud.Options{Endpoints: map[string]string{what.name: o.Endpoint}}.Endpoint(what.name)
-		if err != nil {
-			return nil, err
-		}
-		o.Endpoint = given
+	// The same rules as for the addresses of the metadata.
+	var err error
+	o.Endpoint, err = cloud.Options{Endpoints: map[string]string{what.name: o.Endpoint}}.Endpoint(what.name)
+	if err != nil {
+		return nil, err
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultCallTimeout
-	}
-	if o.Log == nil {
-		o.Log = p.opts.Log
 	}
 	if o.Transport == nil {
 		o.Transport = &http.Transport{
@@ -235,14 +228,14 @@ func (a *api) callAtMost(ctx context.Context, tries int, action string, params u
 			// Once: credentials that are new and refused are refused for another reason.
 			renewed = true
 			a.p.keys.drop(v.used)
-			a.opts.Log.Log(ctx, min(a.product.troubles, slog.LevelInfo), "the credentials of the RAM role are refused, fetching new ones", "action", action, "err", v.err)
+			a.p.opts.Log.Log(ctx, min(a.product.troubles, slog.LevelInfo), "the credentials of the RAM role are refused, fetching new ones", "action", action, "err", v.err)
 			continue
 		case v.clock != 0 && !clocked:
 			clocked = true
 			a.mu.Lock()
 			a.skew = v.clock
 			a.mu.Unlock()
-			a.opts.Log.Log(ctx, a.product.troubles, "the clock of this machine is wrong by the clock of the API, which is gone by from now on",
+			a.p.opts.Log.Log(ctx, a.product.troubles, "the clock of this machine is wrong by the clock of the API, which is gone by from now on",
 				"ahead", (-v.clock).Round(time.Second), "action", action)
 			continue
 		}
@@ -251,7 +244,7 @@ func (a *api) callAtMost(ctx context.Context, tries int, action string, params u
 		if !v.retry || n >= tries || ctx.Err() != nil || time.Until(deadline) <= pause {
 			return v.err
 		}
-		a.opts.Log.Log(ctx, a.product.troubles, "the API gave no usable answer, trying again",
+		a.p.opts.Log.Log(ctx, a.product.troubles, "the API gave no usable answer, trying again",
 			"action", action, "attempt", n, "wait", pause.Round(time.Millisecond), "err", v.err)
 		wait *= 3
 		timer := time.NewTimer(pause)
@@ -306,13 +299,13 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	resp, err := a.http.Do(req)
 	a.reached(err == nil)
 	if err != nil {
-		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: wireCause(err), hint: a.unreachable()}}
+		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: cloud.WireCause(err), hint: a.unreachable()}}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody+1))
 	switch {
 	case err != nil:
-		return verdict{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, wireCause(err))}
+		return verdict{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, cloud.WireCause(err))}
 	case resp.StatusCode == http.StatusOK && isAnswer(body):
 		if err := json.Unmarshal(body, out); err != nil {
 			return verdict{err: fmt.Errorf("calling %s: the answer is not the JSON expected: %w", action, err)}
@@ -347,7 +340,7 @@ func (a *api) judge(action string, resp *http.Response, body []byte) verdict {
 			err:   fmt.Errorf("%s: %w (HTTP %d, %d bytes)", doing, errNotAPI, resp.StatusCode, len(body)),
 		}
 	}
-	code, message := printable(doc.Code), printable(doc.Message)
+	code, message := cloud.Printable(doc.Code), cloud.Printable(doc.Message)
 	plain := fmt.Errorf("%s: %s: %s (HTTP %d)", doing, code, message, resp.StatusCode)
 	has := func(prefixes ...string) bool {
 		for _, p := range prefixes {
@@ -386,32 +379,6 @@ func (a *api) unreachable() string {
 	name := strings.ToUpper(a.product.name)
 	return "the " + name + " API has to be reachable from this subnet: by a NAT gateway, by its address in the VPC (" +
 		a.product.setting + ": https://" + a.product.name + "-vpc.REGION.aliyuncs.com), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
-}
-
-// wireCause takes the layers of net/http off.
-func wireCause(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
-	}
-	if ue, ok := errors.AsType[*url.Error](err); ok {
-		return ue.Err
-	}
-	return err
-}
-
-// printable makes one line of what somebody else says.
-func printable(s string) string {
-	const most = 300
-	s = strings.ToValidUTF8(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s), "?")
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "…"
-	}
-	return s
 }
 
 // list reads a list in both shapes that the APIs have: [...], and {"InstanceId":[...]} around it.

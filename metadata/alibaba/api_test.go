@@ -117,7 +117,8 @@ func credentialsUntil(n string, until time.Time) string {
 func openESS(t *testing.T, f *metadatatest.Fake, s *apiServer) (*alibaba.ESS, *locked.Buffer) {
 	t.Helper()
 	log := &locked.Buffer{}
-	e, err := open(t, f, nil).ESS(alibaba.APIOptions{Endpoint: s.URL, Log: slog.New(slog.NewTextHandler(log, nil))})
+	p := open(t, f, func(o *cloud.Options) { o.Log = slog.New(slog.NewTextHandler(log, nil)) })
+	e, err := p.ESS(alibaba.APIOptions{Endpoint: s.URL})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func ParseCredentials(body []byte) (Credentials, error) {
 		return Credentials{}, errors.New("the credentials of the role are not the JSON expected")
 	}
 	if doc.Code != "Success" && doc.Code != "" {
-		return Credentials{}, fmt.Errorf("the credentials of the role cannot be had: %s", quoteShort(doc.Code))
+		return Credentials{}, fmt.Errorf("the credentials of the role cannot be had: %s", cloud.Quote(doc.Code))
 	}
 	until, err := parseTime(doc.Expiration)
 	if doc.AccessKeyID == "" || doc.AccessKeySecret == "" || doc.SecurityToken == "" || err != nil ||
@@ -73,7 +73,7 @@ func ParseRole(body []byte) (string, error) {
 	}
 	role := strings.Trim(fields[0], "/")
 	if !isWord(role) || len(role) > 64 {
-		return "", fmt.Errorf("%s is no name of a role", quoteShort(string(body)))
+		return "", fmt.Errorf("%s is no name of a role", cloud.Quote(string(body)))
 	}
 	return role, nil
 }

@@ -7,12 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // Identity is the part of the instance identity document that we use.
@@ -74,7 +75,7 @@ func ParseIdentity(body []byte) (Identity, error) {
 		if right(value) || value == "" && !required {
 			return value
 		}
-		errs = append(errs, fmt.Errorf("the identity document's %s is %s", field, quoteShort(value)))
+		errs = append(errs, fmt.Errorf("the identity document's %s is %s", field, cloud.Quote(value)))
 		return ""
 	}
 	id := Identity{
@@ -86,14 +87,14 @@ func ParseIdentity(body []byte) (Identity, error) {
 	}
 	if doc.MAC != "" {
 		var err error
-		if id.MAC, err = ParseMAC([]byte(doc.MAC)); err != nil {
+		if id.MAC, err = cloud.ParseMAC([]byte(doc.MAC)); err != nil {
 			errs = append(errs, fmt.Errorf("the identity document's mac: %w", err))
 		}
 	}
 	if doc.PrivateIP != nil && *doc.PrivateIP != "" {
 		a, err := netip.ParseAddr(*doc.PrivateIP)
 		if err != nil || !a.Is4() || a.IsUnspecified() || a.IsLoopback() {
-			errs = append(errs, fmt.Errorf("the identity document's private-ipv4 is %s", quoteShort(*doc.PrivateIP)))
+			errs = append(errs, fmt.Errorf("the identity document's private-ipv4 is %s", cloud.Quote(*doc.PrivateIP)))
 		} else if !a.IsLinkLocalUnicast() {
 			id.PrivateIP = a
 		}
@@ -115,7 +116,7 @@ func ParseAddresses(body []byte) ([]netip.Addr, error) {
 		text, _, _ := strings.Cut(word, "/")
 		a, err := netip.ParseAddr(text)
 		if err != nil || a.Zone() != "" || len(out) == maxAddresses {
-			return nil, fmt.Errorf("%s is no list of addresses", quoteShort(string(body)))
+			return nil, fmt.Errorf("%s is no list of addresses", cloud.Quote(string(body)))
 		}
 		out = append(out, a.Unmap())
 	}
@@ -126,7 +127,7 @@ func ParseAddresses(body []byte) ([]netip.Addr, error) {
 func ParseHostname(body []byte) (string, error) {
 	v := strings.TrimSpace(string(body))
 	if v == "" || len(v) > 253 || v[0] == '.' || v[0] == '-' || !all(v, isName) {
-		return "", fmt.Errorf("%s is no host name", quoteShort(v))
+		return "", fmt.Errorf("%s is no host name", cloud.Quote(v))
 	}
 	return v, nil
 }
@@ -136,19 +137,9 @@ func ParseName(body []byte) (string, error) {
 	v := strings.TrimSpace(string(body))
 	// No page of a portal: a name has no brackets by ECS's rules.
 	if v == "" || len(v) > 512 || !utf8.ValidString(v) || strings.ContainsFunc(v, unicode.IsControl) || strings.ContainsAny(v, "<>") {
-		return "", fmt.Errorf("%s is no instance name", quoteShort(v))
+		return "", fmt.Errorf("%s is no instance name", cloud.Quote(v))
 	}
 	return v, nil
-}
-
-// ParseMAC reads a hardware address and returns it as the metadata paths spell it.
-func ParseMAC(body []byte) (string, error) {
-	v := strings.TrimSpace(string(body))
-	hw, err := net.ParseMAC(v)
-	if err != nil || len(hw) != 6 || !strings.EqualFold(hw.String(), v) {
-		return "", fmt.Errorf("%s is no MAC address", quoteShort(v))
-	}
-	return strings.ToLower(v), nil
 }
 
 // ParseTerminationTime reads when a spot instance is taken back.
@@ -156,7 +147,7 @@ func ParseTerminationTime(body []byte) (time.Time, error) {
 	v := strings.TrimSpace(string(body))
 	at, err := parseTime(v)
 	if err != nil || at.Year() < 2000 {
-		return time.Time{}, fmt.Errorf("the termination time is %s", quoteShort(v))
+		return time.Time{}, fmt.Errorf("the termination time is %s", cloud.Quote(v))
 	}
 	return at, nil
 }
@@ -168,13 +159,4 @@ func parseTime(s string) (time.Time, error) {
 		t, err = time.Parse("2006-01-02T15:04Z", s)
 	}
 	return t.UTC(), err
-}
-
-// quoteShort quotes what somebody else sent, for an error: not all of a page, and no control characters.
-func quoteShort(s string) string {
-	const most = 40
-	if len(s) > most {
-		return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
-	}
-	return fmt.Sprintf("%q", s)
 }

@@ -10,13 +10,12 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // maxEvents: an instance has one or two system events at a time.
 const maxEvents = 100
-
-// maxReason is more than is said about an event, and little enough for a line.
-const maxReason = 200
 
 // SystemEvent is something that Alibaba Cloud is going to do with the instance, or does.
 type SystemEvent struct {
@@ -77,7 +76,7 @@ func ParseSystemEvents(body []byte) ([]SystemEvent, error) {
 func parseSystemEvent(raw json.RawMessage) (SystemEvent, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &fields); err != nil || fields == nil {
-		return SystemEvent{}, fmt.Errorf("a system event is no object: %s", quoteShort(string(raw)))
+		return SystemEvent{}, fmt.Errorf("a system event is no object: %s", cloud.Quote(string(raw)))
 	}
 	texts := map[string]string{}
 	for name, v := range fields {
@@ -96,10 +95,7 @@ func parseSystemEvent(raw json.RawMessage) (SystemEvent, error) {
 	e := SystemEvent{
 		ID: pick("eventid", "id"), Type: pick("eventtype", "instanceeventtype", "eventname", "type", "name"),
 		State:  pick("eventcyclestatus", "instanceeventcyclestatus", "eventstatus", "status", "state"),
-		Reason: printable(pick("reason", "reasoncode", "description")),
-	}
-	if len(e.Reason) > maxReason {
-		e.Reason = strings.ToValidUTF8(e.Reason[:maxReason], "")
+		Reason: cloud.Printable(pick("reason", "reasoncode", "description")),
 	}
 	// As events are named elsewhere: Instance:SystemMaintenance.Reboot:Scheduled.
 	if parts := strings.Split(e.Type, ":"); len(parts) > 1 {
@@ -109,13 +105,13 @@ func parseSystemEvent(raw json.RawMessage) (SystemEvent, error) {
 		}
 	}
 	if !isWord(e.Type) || e.State != "" && !isWord(e.State) {
-		return SystemEvent{}, fmt.Errorf("a system event is of type %s in state %s", quoteShort(e.Type), quoteShort(e.State))
+		return SystemEvent{}, fmt.Errorf("a system event is of type %s in state %s", cloud.Quote(e.Type), cloud.Quote(e.State))
 	}
 	e.State = strings.ToUpper(e.State[:min(1, len(e.State))]) + e.State[min(1, len(e.State)):]
 	if at := pick("notbefore", "scheduledtime", "executetime"); at != "" {
 		var err error
 		if e.NotBefore, err = parseTime(at); err != nil {
-			return SystemEvent{}, fmt.Errorf("system event %s is for %s", e.Type, quoteShort(at))
+			return SystemEvent{}, fmt.Errorf("system event %s is for %s", e.Type, cloud.Quote(at))
 		}
 	}
 	if e.ID == "" {
@@ -123,7 +119,7 @@ func parseSystemEvent(raw json.RawMessage) (SystemEvent, error) {
 		e.ID = e.Type + "@" + e.NotBefore.Format(timeFormat)
 	}
 	if !isToken(e.ID) && !strings.Contains(e.ID, "@") {
-		return SystemEvent{}, fmt.Errorf("the id of a system event is %s", quoteShort(e.ID))
+		return SystemEvent{}, fmt.Errorf("the id of a system event is %s", cloud.Quote(e.ID))
 	}
 	return e, nil
 }

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -78,8 +77,6 @@ type AutoScalingOptions struct {
 	Proxy func(*http.Request) (*url.URL, error)
 	// Timeout bounds one call with its retries.
 	Timeout time.Duration
-	// Log gets a line for each retry; nil is the provider's.
-	Log *slog.Logger
 	// Transport replaces the HTTP transport, for tests.
 	Transport http.RoundTripper
 }
@@ -106,19 +103,14 @@ type place struct{ partition, region, account, instance, domain string }
 
 // AutoScaling opens the API. It makes no request.
 func (p *Provider) AutoScaling(o AutoScalingOptions) (*AutoScaling, error) {
-	if o.Endpoint != "" {
-		// The same rules as for the addresses of the metadata.
-		given, err := cloud.Options{Endpoints: map[string]string{"the Auto Scaling API": o.Endpoint}}.Endpoint("the Auto Scaling API")
-		if err != nil {
-			return nil, err
-		}
-		o.Endpoint = given
+	// The same rules as for the addresses of the metadata.
+	var err error
+	o.Endpoint, err = cloud.Options{Endpoints: map[string]string{"the Auto Scaling API": o.Endpoint}}.Endpoint("the Auto Scaling API")
+	if err != nil {
+		return nil, err
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultCallTimeout
-	}
-	if o.Log == nil {
-		o.Log = p.opts.Log
 	}
 	transport := o.Transport
 	if transport == nil {
@@ -358,7 +350,7 @@ func (a *AutoScaling) call(ctx context.Context, action, group string, params fun
 			// Once: credentials that are new and refused are refused for another reason.
 			renewed = true
 			a.credentials.Invalidate()
-			a.opts.Log.Info("the credentials of the role have ended, fetching new ones", "action", action, "err", v.err)
+			a.p.opts.Log.Info("the credentials of the role have ended, fetching new ones", "action", action, "err", v.err)
 			continue
 		}
 		pause := wait/2 + rand.N(wait/2+1)
@@ -366,7 +358,7 @@ func (a *AutoScaling) call(ctx context.Context, action, group string, params fun
 		if !v.retry || n >= apiAttempts || ctx.Err() != nil || time.Until(deadline) <= pause {
 			return nil, where, v.err
 		}
-		a.opts.Log.Warn("the Auto Scaling API gave no usable answer, trying again",
+		a.p.opts.Log.Warn("the Auto Scaling API gave no usable answer, trying again",
 			"action", action, "attempt", n, "wait", pause.Round(time.Millisecond), "err", v.err)
 		wait *= 3
 		timer := time.NewTimer(pause)
@@ -400,11 +392,11 @@ func (a *AutoScaling) judge(action, group string, where place, err error) verdic
 	api, ok := errors.AsType[smithy.APIError](err)
 	if !ok {
 		if errors.Is(err, errNotAPI) {
-			return verdict{retry: true, err: fmt.Errorf("%s: %w", doing, wireCause(err))}
+			return verdict{retry: true, err: fmt.Errorf("%s: %w", doing, cloud.WireCause(err))}
 		}
-		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: wireCause(err)}}
+		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: cloud.WireCause(err)}}
 	}
-	code, message := api.ErrorCode(), printable(api.ErrorMessage())
+	code, message := api.ErrorCode(), cloud.Printable(api.ErrorMessage())
 	plain := fmt.Errorf("%s: %s: %s", doing, code, message)
 	switch code {
 	case "AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnauthorizedAccess", "NotAuthorized", "OptInRequired":
@@ -459,17 +451,6 @@ func (e *UnreachableError) Unwrap() error { return e.Cause }
 
 // Hint says what an operator can do.
 func (e *UnreachableError) Hint() string { return hintAPIUnreachable }
-
-// wireCause takes the layers of net/http off.
-func wireCause(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
-	}
-	if ue, ok := errors.AsType[*url.Error](err); ok {
-		return ue.Err
-	}
-	return err
-}
 
 // Policy is the smallest policy with which everything works for a group, as JSON for the role. What is not known is a
 // star; nothing is asked.

@@ -160,7 +160,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	})
 	g.Do("ipv6", func() (err error) {
 		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
-		mac, err := cloud.ReadItem(ctx, p.items, optional("MAC address", "meta-data/mac"), ParseMAC)
+		mac, err := cloud.ReadItem(ctx, p.items, optional("MAC address", "meta-data/mac"), cloud.ParseMAC)
 		if err != nil {
 			return err
 		}

@@ -7,11 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // Identity is the part of the instance identity document that we use.
@@ -93,7 +94,7 @@ func ParseIdentity(body []byte) (Identity, error) {
 		if re.MatchString(value) || (value == "" && !required) {
 			return value
 		}
-		errs = append(errs, fmt.Errorf("the identity document's %s is %s", field, quoteShort(value)))
+		errs = append(errs, fmt.Errorf("the identity document's %s is %s", field, cloud.Quote(value)))
 		return ""
 	}
 	id := Identity{
@@ -108,7 +109,7 @@ func ParseIdentity(body []byte) (Identity, error) {
 		a, err := netip.ParseAddr(*doc.PrivateIP)
 		switch {
 		case err != nil || !a.Is4() || a.IsUnspecified() || a.IsLoopback():
-			errs = append(errs, fmt.Errorf("the identity document's privateIp is %s", quoteShort(*doc.PrivateIP)))
+			errs = append(errs, fmt.Errorf("the identity document's privateIp is %s", cloud.Quote(*doc.PrivateIP)))
 		case !a.IsLinkLocalUnicast():
 			id.PrivateIP = a
 		}
@@ -129,7 +130,7 @@ func ParseTagKeys(body []byte) ([]string, error) {
 			continue
 		}
 		if !tagKey.MatchString(key) {
-			return nil, fmt.Errorf("the list of tags holds %s, which is no tag key", quoteShort(key))
+			return nil, fmt.Errorf("the list of tags holds %s, which is no tag key", cloud.Quote(key))
 		}
 		if len(keys) == maxTags {
 			return nil, fmt.Errorf("the list of tags holds more than %d keys", maxTags)
@@ -163,7 +164,7 @@ func ParseAddresses(body []byte) ([]netip.Addr, error) {
 		}
 		a, err := netip.ParseAddr(line)
 		if err != nil || a.Zone() != "" {
-			return nil, fmt.Errorf("%s is no address", quoteShort(line))
+			return nil, fmt.Errorf("%s is no address", cloud.Quote(line))
 		}
 		out = append(out, a.Unmap())
 	}
@@ -174,7 +175,7 @@ func ParseAddresses(body []byte) ([]netip.Addr, error) {
 func ParseWord(body []byte) (string, error) {
 	v := strings.TrimSpace(string(body))
 	if !plainWord.MatchString(v) {
-		return "", fmt.Errorf("%s is not one word", quoteShort(v))
+		return "", fmt.Errorf("%s is not one word", cloud.Quote(v))
 	}
 	return v, nil
 }
@@ -184,26 +185,7 @@ func ParseWord(body []byte) (string, error) {
 func ParseHostname(body []byte) (string, error) {
 	fields := strings.Fields(string(body))
 	if len(fields) == 0 || len(fields) > 8 || !hostname.MatchString(fields[0]) {
-		return "", fmt.Errorf("%s is no host name", quoteShort(string(body)))
+		return "", fmt.Errorf("%s is no host name", cloud.Quote(string(body)))
 	}
 	return fields[0], nil
-}
-
-// ParseMAC reads a hardware address and returns it as the metadata paths spell it.
-func ParseMAC(body []byte) (string, error) {
-	v := strings.TrimSpace(string(body))
-	hw, err := net.ParseMAC(v)
-	if err != nil || len(hw) != 6 || !strings.EqualFold(hw.String(), v) {
-		return "", fmt.Errorf("%s is no MAC address", quoteShort(v))
-	}
-	return strings.ToLower(v), nil
-}
-
-// quoteShort quotes what somebody else sent, for an error: not all of a page, and no control characters.
-func quoteShort(s string) string {
-	const most = 40
-	if len(s) > most {
-		return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
-	}
-	return fmt.Sprintf("%q", s)
 }

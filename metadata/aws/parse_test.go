@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func TestParseIdentity(t *testing.T) {
@@ -122,7 +123,7 @@ func TestParseWords(t *testing.T) {
 		check("host name "+body, got, err, want)
 	}
 	for body, want := range map[string]string{"0E:49:61:0f:c3:11\n": "0e:49:61:0f:c3:11", "0e-49-61-0f-c3-11": "", "0e49.610f.c311": "", "": "", "../x": ""} {
-		got, err := aws.ParseMAC([]byte(body))
+		got, err := cloud.ParseMAC([]byte(body))
 		check("MAC "+body, got, err, want)
 	}
 }
@@ -171,7 +172,7 @@ func FuzzParse(f *testing.F) {
 		if v, err := aws.ParseHostname(body); err == nil && (v == "" || strings.ContainsAny(v, " \n/<>:")) {
 			t.Errorf("let through host name %q", v)
 		}
-		if v, err := aws.ParseMAC(body); err == nil && (len(v) != 17 || strings.ContainsAny(v, "/.%")) {
+		if v, err := cloud.ParseMAC(body); err == nil && (len(v) != 17 || strings.ContainsAny(v, "/.%")) {
 			t.Errorf("let through MAC %q", v)
 		}
 	})

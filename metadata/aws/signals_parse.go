@@ -9,17 +9,16 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// The target states that AWS documents. They are where the group wants the instance to be, not where it is.
+// Target states that AWS documents. They are where the group wants the instance to be, not where it is.
 const (
 	TargetInService        = "InService"
 	TargetTerminated       = "Terminated"
 	TargetDetached         = "Detached"
 	TargetStandby          = "Standby"
-	TargetWarmedRunning    = "Warmed:Running"
-	TargetWarmedStopped    = "Warmed:Stopped"
-	TargetWarmedHibernated = "Warmed:Hibernated"
 	TargetWarmedTerminated = "Warmed:Terminated"
 )
 
@@ -33,9 +32,6 @@ const (
 // maxEvents: an instance has one or two scheduled events at a time.
 const maxEvents = 100
 
-// maxDescription is more than AWS says about an event, and little enough for a line.
-const maxDescription = 200
-
 func isState(r rune) bool { return isName(r) || r == ':' }
 
 var (
@@ -48,7 +44,7 @@ var (
 func ParseTargetState(body []byte) (string, error) {
 	v := strings.TrimSpace(string(body))
 	if !targetState.MatchString(v) {
-		return "", fmt.Errorf("%s is no lifecycle state", quoteShort(v))
+		return "", fmt.Errorf("%s is no lifecycle state", cloud.Quote(v))
 	}
 	return v, nil
 }
@@ -69,7 +65,7 @@ func ParseInstanceAction(body []byte) (Interruption, error) {
 		return Interruption{}, fmt.Errorf("the instance action is not the JSON expected: %w", err)
 	}
 	if !plainWord.MatchString(doc.Action) {
-		return Interruption{}, fmt.Errorf("the instance action is %s", quoteShort(doc.Action))
+		return Interruption{}, fmt.Errorf("the instance action is %s", cloud.Quote(doc.Action))
 	}
 	at, err := parseTime(doc.Time)
 	if err != nil {
@@ -136,22 +132,22 @@ func ParseScheduled(body []byte) ([]ScheduledEvent, error) {
 		seen = map[string]bool{}
 	)
 	for _, d := range docs {
-		e := ScheduledEvent{ID: d.EventID, Code: d.Code, State: strings.ToLower(d.State), Description: printable(d.Description)}
+		e := ScheduledEvent{ID: d.EventID, Code: d.Code, State: strings.ToLower(d.State), Description: cloud.Printable(d.Description)}
 		if e.State == "" {
 			e.State = EventActive
 		}
 		switch {
 		case !plainWord.MatchString(e.Code):
-			errs = append(errs, fmt.Errorf("the code of a scheduled event is %s", quoteShort(e.Code)))
+			errs = append(errs, fmt.Errorf("the code of a scheduled event is %s", cloud.Quote(e.Code)))
 			continue
 		case e.State != EventActive && e.State != EventCanceled && e.State != EventCompleted:
-			errs = append(errs, fmt.Errorf("the state of a scheduled event is %s", quoteShort(d.State)))
+			errs = append(errs, fmt.Errorf("the state of a scheduled event is %s", cloud.Quote(d.State)))
 			continue
 		case e.ID == "":
 			// Older events had none; two of one kind at one time are one.
 			e.ID = e.Code
 		case !eventID.MatchString(e.ID):
-			errs = append(errs, fmt.Errorf("the id of a scheduled event is %s", quoteShort(e.ID)))
+			errs = append(errs, fmt.Errorf("the id of a scheduled event is %s", cloud.Quote(e.ID)))
 			continue
 		}
 		var err error
@@ -186,22 +182,7 @@ func eventTime(s string) (time.Time, error) {
 func parseTime(s string) (time.Time, error) {
 	at, err := time.Parse(time.RFC3339, s)
 	if err != nil || at.Year() < 2000 || at.Year() > 9000 {
-		return time.Time{}, fmt.Errorf("%s is no time", quoteShort(s))
+		return time.Time{}, fmt.Errorf("%s is no time", cloud.Quote(s))
 	}
 	return at.UTC(), nil
-}
-
-// printable is what may go into a log line or onto a screen of what somebody else wrote.
-func printable(s string) string {
-	s = strings.Join(strings.Fields(strings.ToValidUTF8(s, "?")), " ")
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || (r >= 0x7f && r < 0xa0) {
-			return -1
-		}
-		return r
-	}, s)
-	if r := []rune(s); len(r) > maxDescription {
-		s = string(r[:maxDescription]) + "…"
-	}
-	return s
 }

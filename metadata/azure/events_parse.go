@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // The types of scheduled events that Azure documents.
@@ -33,9 +35,6 @@ const ResourceVM = "VirtualMachine"
 
 // maxEvents is many times what a set has at a time.
 const maxEvents = 2000
-
-// maxDescription is more than Azure says about an event, and little enough for a line.
-const maxDescription = 200
 
 // Event is one scheduled event.
 type Event struct {
@@ -147,13 +146,13 @@ func parseEvent(raw json.RawMessage) (Event, error) {
 	}
 	switch {
 	case !isWord(d.EventID):
-		return Event{}, fmt.Errorf("the id of a scheduled event is %s", quoteShort(d.EventID))
+		return Event{}, fmt.Errorf("the id of a scheduled event is %s", cloud.Quote(d.EventID))
 	case !isWord(d.EventType):
-		return Event{}, fmt.Errorf("the type of scheduled event %s is %s", d.EventID, quoteShort(d.EventType))
+		return Event{}, fmt.Errorf("the type of scheduled event %s is %s", d.EventID, cloud.Quote(d.EventType))
 	}
 	e := Event{
-		ID: d.EventID, Type: d.EventType, Status: printable(text(d.EventStatus)), ResourceType: printable(text(d.ResourceType)),
-		Description: printable(text(d.Description)), Source: printable(text(d.EventSource)), Duration: -1,
+		ID: d.EventID, Type: d.EventType, Status: cloud.Printable(text(d.EventStatus)), ResourceType: cloud.Printable(text(d.ResourceType)),
+		Description: cloud.Printable(text(d.Description)), Source: cloud.Printable(text(d.EventSource)), Duration: -1,
 		Resources: slices.DeleteFunc(d.Resources, func(r string) bool { return !isWord(r) }),
 	}
 	var seconds float64
@@ -187,20 +186,5 @@ func eventTime(s string) (time.Time, error) {
 			return at.UTC(), nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("%s is no time", quoteShort(s))
-}
-
-// printable is what may go into a log line or onto a screen of what somebody else wrote.
-func printable(s string) string {
-	s = strings.Join(strings.Fields(strings.ToValidUTF8(s, "?")), " ")
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || (r >= 0x7f && r < 0xa0) {
-			return -1
-		}
-		return r
-	}, s)
-	if r := []rune(s); len(r) > maxDescription {
-		s = string(r[:maxDescription]) + "…"
-	}
-	return s
+	return time.Time{}, fmt.Errorf("%s is no time", cloud.Quote(s))
 }

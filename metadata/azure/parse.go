@@ -104,7 +104,7 @@ func ParseInstance(body []byte) (Machine, error) {
 		if value == "" || isWord(value) {
 			return value
 		}
-		errs = append(errs, fmt.Errorf("the instance metadata's %s is %s", field, quoteShort(value)))
+		errs = append(errs, fmt.Errorf("the instance metadata's %s is %s", field, cloud.Quote(value)))
 		return ""
 	}
 	m := Machine{
@@ -113,7 +113,7 @@ func ParseInstance(body []byte) (Machine, error) {
 		Size: check("vmSize", c.VMSize), Priority: check("priority", c.Priority), Hostname: check("computerName", c.OSProfile.ComputerName),
 	}
 	if !isUUID(m.VMID) {
-		errs = append(errs, fmt.Errorf("the instance metadata's vmId is %s", quoteShort(c.VMID)))
+		errs = append(errs, fmt.Errorf("the instance metadata's vmId is %s", cloud.Quote(c.VMID)))
 	}
 	if m.ScaleSet == "" {
 		// A path of Azure's resource manager, of which the last element is the name.
@@ -133,7 +133,7 @@ func ParseInstance(body []byte) (Machine, error) {
 		for _, a := range i.IPv4.IPAddress {
 			private, err := privateAddress(a.Private)
 			if err != nil || private.Is6() {
-				errs = append(errs, fmt.Errorf("the instance metadata's privateIpAddress is %s", quoteShort(a.Private)))
+				errs = append(errs, fmt.Errorf("the instance metadata's privateIpAddress is %s", cloud.Quote(a.Private)))
 			}
 			if private.IsValid() {
 				// What is wrong with a public address costs no node its join.
@@ -143,7 +143,7 @@ func ParseInstance(body []byte) (Machine, error) {
 		for _, a := range i.IPv6.IPAddress {
 			private, err := privateAddress(a.Private)
 			if err != nil || private.Is4() {
-				errs = append(errs, fmt.Errorf("the instance metadata's IPv6 address is %s", quoteShort(a.Private)))
+				errs = append(errs, fmt.Errorf("the instance metadata's IPv6 address is %s", cloud.Quote(a.Private)))
 			}
 			if private.IsValid() && private.IsGlobalUnicast() {
 				n.IPv6 = append(n.IPv6, private)
@@ -284,13 +284,4 @@ func isUUID(s string) bool {
 		}
 	}
 	return true
-}
-
-// quoteShort quotes what somebody else sent, for an error: not all of a page, and no control characters.
-func quoteShort(s string) string {
-	const most = 40
-	if len(s) > most {
-		return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
-	}
-	return fmt.Sprintf("%q", s)
 }

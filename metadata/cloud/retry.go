@@ -6,6 +6,7 @@ package cloud
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -183,6 +184,17 @@ func shortCause(err error, a *Attempt) error {
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op
+	}
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		return ue.Err
+	}
+	return err
+}
+
+// WireCause takes the layers of net/http off what ended a call of a cloud's API.
+func WireCause(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
 	}
 	if ue, ok := errors.AsType[*url.Error](err); ok {
 		return ue.Err

@@ -71,11 +71,14 @@ func newScaled(t *testing.T, n int, o CloudOptions, hooks ...Hook) *scaled {
 		if err := c.Attach("asg-1", "", meta); err != nil {
 			t.Fatal(err)
 		}
-		p, err := alibaba.New(cloud.Options{Endpoints: map[string]string{"alibaba": meta.Endpoint(), alibaba.EndpointECS: c.Endpoint()}, RetryWait: time.Millisecond})
+		p, err := alibaba.New(cloud.Options{
+			Endpoints: map[string]string{"alibaba": meta.Endpoint(), alibaba.EndpointECS: c.Endpoint()}, RetryWait: time.Millisecond,
+			Log: slog.New(slog.NewTextHandler(s.log, nil)),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := p.ESS(alibaba.APIOptions{Endpoint: c.Endpoint(), Log: slog.New(slog.NewTextHandler(s.log, nil))})
+		e, err := p.ESS(alibaba.APIOptions{Endpoint: c.Endpoint()})
 		if err != nil {
 			t.Fatal(err)
 		}
