@@ -112,8 +112,8 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files lifecycle.Files, mongo cluster.Target) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
 	defer cancel()
-	c := newCloud(&daemonAdapter{g: g, machine: m})
-	if err := lifecycle.FinishStop(ctx, files, "", c.late(), lastPeers{m, mongo}, g.log()); err != nil {
+	c := lateCloud(&daemonAdapter{g: g, machine: m})
+	if err := lifecycle.FinishStop(ctx, files, "", c, lastPeers{m, mongo}, g.log()); err != nil {
 		g.log().Warn("the hook is left to its timeout", "error", err)
 	}
 }

@@ -159,6 +159,8 @@ const (
 // network is there; until then, and on a cloud without either, it is silent.
 type cloud struct {
 	a *daemonAdapter
+	// unwatched tells that nobody watches: then it is looked for when it is asked.
+	unwatched bool
 
 	once      sync.Once
 	known     chan struct{} // closed when the cloud is
@@ -167,6 +169,13 @@ type cloud struct {
 }
 
 func newCloud(a *daemonAdapter) *cloud { return &cloud{a: a, known: make(chan struct{})} }
+
+// lateCloud is a cloud that nobody watches.
+func lateCloud(a *daemonAdapter) *cloud {
+	c := newCloud(a)
+	c.unwatched = true
+	return c
+}
 
 // Watch implements lifecycle.Source.
 func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error {
@@ -212,7 +221,7 @@ func (c *cloud) settle(ctx context.Context) error {
 		inst, err := c.who(ctx)
 		if err != nil {
 			// Who this machine is may never be known; where it is not, is.
-			if p, perr := c.a.provider(ctx); perr == nil && !hasSignals(p) {
+			if p, perr := c.a.provider(ctx); perr == nil && !hasHooks(p) {
 				inst, err = metadata.Instance{Provider: p}, nil
 			}
 		}
@@ -240,16 +249,8 @@ func (c *cloud) who(ctx context.Context) (metadata.Instance, error) {
 	return c.a.identify(ctx)
 }
 
-// hasSignals tells that this cloud's signals name the instance, so that it has to be known first.
-func hasSignals(provider string) bool {
-	switch provider {
-	case metadata.AWS, metadata.Alibaba:
-		return true
-	}
-	return false
-}
-
-// hasHooks tells that this cloud may let a hook wait of which no notice tells: it has to be asked.
+// hasHooks tells that this cloud may let a hook wait of which no notice tells, so that it has to be asked. The signals of
+// such a cloud name the instance, which therefore has to be known first.
 func hasHooks(provider string) bool { return provider == metadata.AWS || provider == metadata.Alibaba }
 
 // provider is the cloud that somebody named, or that shows.
@@ -265,33 +266,6 @@ func (a *daemonAdapter) provider(ctx context.Context) (string, error) {
 	}
 	d, err := metadata.Detect(ctx, q.opts)
 	return d.Provider, err
-}
-
-// late is this cloud as a completer that looks for it only when it is asked.
-func (c *cloud) late() lifecycle.Completer { return lateCloud{c} }
-
-type lateCloud struct{ *cloud }
-
-// Discover implements lifecycle.Completer.
-func (c lateCloud) Discover(ctx context.Context, launching bool) (*lifecycle.Hook, error) {
-	if p, err := c.a.provider(ctx); err == nil && !hasHooks(p) {
-		return nil, nil //nolint:nilnil // as below
-	}
-	if err := c.settle(ctx); err != nil {
-		return nil, err
-	}
-	return c.cloud.Discover(ctx, launching)
-}
-
-// Complete implements lifecycle.Completer.
-func (c lateCloud) Complete(ctx context.Context, h lifecycle.Hook, r lifecycle.Result) error {
-	if err := c.ours(ctx, h); err != nil {
-		return err
-	}
-	if err := c.settle(ctx); err != nil {
-		return err
-	}
-	return c.cloud.Complete(ctx, h, r)
 }
 
 // identifyEvery is how often a cloud that does not answer is asked again.
@@ -334,6 +308,9 @@ func (c *cloud) ours(ctx context.Context, h lifecycle.Hook) error {
 
 // ready waits until the cloud is known.
 func (c *cloud) ready(ctx context.Context) error {
+	if c.unwatched {
+		return c.settle(ctx)
+	}
 	select {
 	case <-c.known:
 		return nil

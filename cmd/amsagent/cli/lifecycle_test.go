@@ -61,7 +61,7 @@ func TestCloudWithoutHooks(t *testing.T) {
 			// Who looks for the cloud only now needs nobody who watches.
 			once, stop := context.WithTimeout(t.Context(), bound)
 			defer stop()
-			if err := newCloud(&daemonAdapter{g: g}).late().Complete(once, hook, lifecycle.Continue); errors.Is(err, lifecycle.ErrGone) != gone {
+			if err := lateCloud(&daemonAdapter{g: g}).Complete(once, hook, lifecycle.Continue); errors.Is(err, lifecycle.ErrGone) != gone {
 				t.Errorf("complete, late: %v", err)
 			}
 		})
