@@ -24,7 +24,7 @@ func TestAlibabaNotices(t *testing.T) {
 	seen := time.Date(2026, 11, 20, 8, 20, 0, 0, time.UTC)
 	at := seen.Add(5 * time.Minute)
 	state := func(before, value string) alibaba.Signal {
-		return alibaba.Signal{Kind: alibaba.SignalScaling, Before: before, Value: value, Group: "asg-1", Seen: seen}
+		return alibaba.Signal{Kind: alibaba.SignalScaling, Before: before, Value: value, Seen: seen}
 	}
 	event := func(kind, state string, at time.Time) alibaba.Signal {
 		return alibaba.Signal{Kind: alibaba.SignalEvent, Value: kind, State: state, ID: "e-1", At: at, Seen: seen}

@@ -62,8 +62,6 @@ type Signal struct {
 	Value string
 	// Before is the state before, "" where none was seen yet.
 	Before string
-	// Group is the scaling group's id.
-	Group string
 	// ID is the cloud's id of a system event, State how far it is.
 	ID, State string
 	// At is when it happens; zero is not told.
@@ -285,9 +283,9 @@ func (w *watch) member(m *Membership) (idle bool) {
 		if w.scaleMissing++; w.scaleMissing < goneAfter {
 			return false
 		}
-		before, group := w.state, w.group
+		before := w.state
 		w.state, w.group, w.scaleMissing = "", "", 0
-		w.emit(Signal{Kind: SignalScaling, Before: before, Group: group})
+		w.emit(Signal{Kind: SignalScaling, Before: before})
 		return true
 	}
 	w.scaleMissing = 0
@@ -296,7 +294,7 @@ func (w *watch) member(m *Membership) (idle bool) {
 	}
 	before := w.state
 	w.state, w.group = m.State, m.Group
-	w.emit(Signal{Kind: SignalScaling, Value: m.State, Before: before, Group: m.Group})
+	w.emit(Signal{Kind: SignalScaling, Value: m.State, Before: before})
 	return false
 }
 

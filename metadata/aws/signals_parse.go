@@ -104,9 +104,9 @@ type ScheduledEvent struct {
 	ID    string
 	Code  string // instance-stop, instance-retirement, instance-reboot, system-reboot, ...
 	State string // EventActive, ...
-	// NotBefore and NotAfter bound the time of the event; zero is not told.
-	NotBefore, NotAfter time.Time
-	Description         string
+	// NotBefore is when it happens at the earliest; zero is not told.
+	NotBefore   time.Time
+	Description string
 }
 
 // ParseScheduled reads events/maintenance/scheduled. One event that cannot be read takes none of the others away: they
@@ -117,7 +117,6 @@ func ParseScheduled(body []byte) ([]ScheduledEvent, error) {
 		Code        string `json:"Code"`
 		State       string `json:"State"`
 		NotBefore   string `json:"NotBefore"`
-		NotAfter    string `json:"NotAfter"`
 		Description string `json:"Description"`
 	}
 	if err := json.Unmarshal(body, &docs); err != nil {
@@ -151,10 +150,7 @@ func ParseScheduled(body []byte) ([]ScheduledEvent, error) {
 			continue
 		}
 		var err error
-		if e.NotBefore, err = eventTime(d.NotBefore); err == nil {
-			e.NotAfter, err = eventTime(d.NotAfter)
-		}
-		if err != nil {
+		if e.NotBefore, err = eventTime(d.NotBefore); err != nil {
 			// That something will happen counts more than when.
 			errs = append(errs, fmt.Errorf("the time of scheduled event %s: %w", e.ID, err))
 		}

@@ -96,7 +96,7 @@ func TestParseScheduledFile(t *testing.T) {
 	want := []aws.ScheduledEvent{
 		{
 			ID: "instance-event-0d59937288b749b32", Code: "system-reboot", State: aws.EventActive, Description: "scheduled reboot",
-			NotBefore: time.Date(2019, 1, 21, 9, 0, 43, 0, time.UTC), NotAfter: time.Date(2019, 1, 21, 9, 17, 23, 0, time.UTC),
+			NotBefore: time.Date(2019, 1, 21, 9, 0, 43, 0, time.UTC),
 		},
 		{
 			ID: "instance-event-0e439355b779n26", Code: "instance-retirement", State: aws.EventCanceled,

@@ -80,18 +80,13 @@ func (e Event) equal(o Event) bool {
 }
 
 // Document is all that is scheduled for a set of machines.
-type Document struct {
-	// Incarnation changes when the document does.
-	Incarnation string
-	Events      []Event
-}
+type Document struct{ Events []Event }
 
 // ParseDocument reads /metadata/scheduledevents. One event that cannot be read takes none of the others away: they come
 // with the error. An event that is listed twice is one.
 func ParseDocument(body []byte) (Document, error) {
 	var doc struct {
-		DocumentIncarnation json.RawMessage    `json:"DocumentIncarnation"`
-		Events              *[]json.RawMessage `json:"Events"`
+		Events *[]json.RawMessage `json:"Events"`
 	}
 	if err := json.Unmarshal(body, &doc); err != nil {
 		return Document{}, fmt.Errorf("the scheduled events are not the JSON expected: %w", err)
@@ -102,8 +97,10 @@ func ParseDocument(body []byte) (Document, error) {
 	case len(*doc.Events) > maxEvents:
 		return Document{}, fmt.Errorf("%d scheduled events", len(*doc.Events))
 	}
-	out := Document{Incarnation: incarnation(doc.DocumentIncarnation)}
-	var errs []error
+	var (
+		out  Document
+		errs []error
+	)
 	seen := map[string]bool{}
 	for _, raw := range *doc.Events {
 		e, err := parseEvent(raw)
@@ -117,14 +114,6 @@ func ParseDocument(body []byte) (Document, error) {
 		out.Events = append(out.Events, e)
 	}
 	return out, errors.Join(errs...)
-}
-
-// incarnation is a number, by the documentation; it is only ever compared.
-func incarnation(raw json.RawMessage) string {
-	if len(raw) > maxWord || len(raw) > 0 && (raw[0] == '{' || raw[0] == '[') {
-		return ""
-	}
-	return strings.Trim(string(raw), `"`)
 }
 
 // parseEvent reads one event. With an id the rest of it counts although there is an error.

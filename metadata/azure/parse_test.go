@@ -26,7 +26,7 @@ func TestParseDocument(t *testing.T) {
 		want       azure.Document
 		err        string
 	}{
-		{"the fixture", fixture(t, "scheduledevents.json"), azure.Document{Incarnation: "2", Events: []azure.Event{
+		{"the fixture", fixture(t, "scheduledevents.json"), azure.Document{Events: []azure.Event{
 			{
 				ID: "602d9444-d2cd-49c7-8624-8643e7171297", Type: "Terminate", Status: "Scheduled", ResourceType: "VirtualMachine", Resources: []string{"edge_3"},
 				NotBefore: at, Description: "The virtual machine is being deleted because of a scale-in of its set.", Source: "User", Duration: -1,
@@ -36,21 +36,20 @@ func TestParseDocument(t *testing.T) {
 				Description: "Host server is undergoing maintenance.", Source: "Platform", Duration: 5 * time.Second,
 			},
 		}}, ""},
-		{"nothing is scheduled", `{"DocumentIncarnation":1,"Events":[]}`, azure.Document{Incarnation: "1"}, ""},
-		{"an incarnation that is a text", `{"DocumentIncarnation":"7","Events":[]}`, azure.Document{Incarnation: "7"}, ""},
+		{"nothing is scheduled", `{"DocumentIncarnation":1,"Events":[]}`, azure.Document{}, ""},
 		{
 			"fields of tomorrow", one(`"EventId":"1","EventType":"Terminate","Resources":["a"],"Severity":{"level":3},"NotBefore":null,"DurationInSeconds":"5","ResourceType":7`),
-			azure.Document{Incarnation: "1", Events: []azure.Event{{ID: "1", Type: "Terminate", Resources: []string{"a"}, Duration: -1}}},
+			azure.Document{Events: []azure.Event{{ID: "1", Type: "Terminate", Resources: []string{"a"}, Duration: -1}}},
 			"",
 		},
 		{
 			"one day of the month", one(`"EventId":"1","EventType":"Reboot","NotBefore":"Fri, 6 Nov 2026 08:05:00 GMT"`),
-			azure.Document{Incarnation: "1", Events: []azure.Event{{ID: "1", Type: "Reboot", Resources: nil, NotBefore: time.Date(2026, 11, 6, 8, 5, 0, 0, time.UTC), Duration: -1}}},
+			azure.Document{Events: []azure.Event{{ID: "1", Type: "Reboot", Resources: nil, NotBefore: time.Date(2026, 11, 6, 8, 5, 0, 0, time.UTC), Duration: -1}}},
 			"",
 		},
 		{
 			"a time that is none", one(`"EventId":"1","EventType":"Reboot","NotBefore":"soon"`),
-			azure.Document{Incarnation: "1", Events: []azure.Event{{ID: "1", Type: "Reboot", Duration: -1}}},
+			azure.Document{Events: []azure.Event{{ID: "1", Type: "Reboot", Duration: -1}}},
 			`"soon" is no time`,
 		},
 		{

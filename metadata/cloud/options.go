@@ -67,9 +67,8 @@ type Options struct {
 	// RetryWait is the first wait between two tries.
 	RetryWait time.Duration
 
-	// Hostname and Address are what provider none tells, given by its user.
-	Hostname string
-	Address  netip.Addr
+	// Address is what provider none tells, given by its user.
+	Address netip.Addr
 
 	// Interfaces lists the addresses of a network interface; nil asks the kernel, which below a Root is not the machine
 	// asked about and therefore an error.

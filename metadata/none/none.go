@@ -32,19 +32,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if err := ctx.Err(); err != nil {
 		return cloud.Instance{}, fmt.Errorf("reading the machine id: %w", err)
 	}
-	hostname := p.opts.Hostname
-	fallback := hostname
-	if fallback == "" {
-		// Only to name the machine where there is no machine id; it is not told as its host name.
-		fallback = generic.Hostname(p.opts.Root)
-	}
-	id, source, err := generic.Identify(p.opts.Root, fallback)
+	// The host name only names a machine without a machine id; it is not told.
+	id, source, err := generic.Identify(p.opts.Root, generic.Hostname(p.opts.Root))
 	if err != nil {
 		return cloud.Instance{}, err
 	}
-	inst := cloud.Instance{
-		Provider: Name, ID: id, IDSource: source, Hostname: hostname, Address: p.opts.Address, TagsHint: hintTags,
-	}
+	inst := cloud.Instance{Provider: Name, ID: id, IDSource: source, Address: p.opts.Address, TagsHint: hintTags}
 	if inst.Address.IsValid() {
 		inst.AddressSource = "given"
 		if inst.Address.Is6() {

@@ -14,13 +14,8 @@ import (
 
 const hintTags = "provider none knows no tags: give role and group by flag, environment or configuration file"
 
-func given(hostname, address string) func(*cloud.Options) {
-	return func(o *cloud.Options) {
-		o.Hostname = hostname
-		if address != "" {
-			o.Address = netip.MustParseAddr(address)
-		}
-	}
+func given(address string) func(*cloud.Options) {
+	return func(o *cloud.Options) { o.Address = netip.MustParseAddr(address) }
 }
 
 func TestConformance(t *testing.T) {
@@ -28,11 +23,9 @@ func TestConformance(t *testing.T) {
 		Provider: "none", ID: "m-9de891b3bea241469e3d059c8ef2862b", IDSource: "derived from the machine id", TagsHint: hintTags,
 	}
 	told, v6, named := want, want, want
-	told.Hostname, told.Address, told.AddressSource = "told-1", netip.MustParseAddr("10.1.2.3"), "given"
+	told.Address, told.AddressSource = netip.MustParseAddr("10.1.2.3"), "given"
 	v6.Address, v6.IPv6, v6.AddressSource = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::1"), "given"
 	named.ID, named.IDSource = "host-node-1", "host name, since there is no machine id"
-	givenName := named
-	givenName.ID, givenName.Hostname = "host-told-1", "told-1"
 	metadatatest.Run(t, metadatatest.Suite{
 		Name: none.Name,
 		Open: func(o cloud.Options) (cloud.Provider, error) {
@@ -53,12 +46,11 @@ func TestConformance(t *testing.T) {
 			"recording_holds_no_secret": "nothing is asked, so nothing is recorded",
 		},
 		Machines: []metadatatest.Machine{
-			{Name: "told", Root: "testdata/machine", Options: given("told-1", "10.1.2.3"), Want: told},
+			{Name: "told", Root: "testdata/machine", Options: given("10.1.2.3"), Want: told},
 			// Neither the host name nor the route of the tree is told.
 			{Name: "told_nothing", Root: "testdata/machine", Want: want},
-			{Name: "told_ipv6", Root: "testdata/machine", Options: given("", "2001:db8::1"), Want: v6},
+			{Name: "told_ipv6", Root: "testdata/machine", Options: given("2001:db8::1"), Want: v6},
 			{Name: "no_machine_id", Root: "testdata/unnumbered", Want: named},
-			{Name: "no_machine_id_and_a_given_name", Root: "testdata/unnumbered", Options: given("told-1", ""), Want: givenName},
 			{Name: "nothing_at_all", Root: "testdata/empty", WantErr: cloud.ErrNotFound},
 		},
 	})
