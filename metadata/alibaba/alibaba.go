@@ -4,9 +4,9 @@
 package alibaba
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -99,14 +99,11 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	if origin == "" {
-		origin = Endpoint
-	}
 	client, err := opts.RecordingClient(policy{})
 	if err != nil {
 		return nil, err
 	}
-	p := &Provider{opts: opts, origin: origin, client: client, serial: opts.Record != ""}
+	p := &Provider{opts: opts, origin: cmp.Or(origin, Endpoint), client: client, serial: opts.Record != ""}
 	p.items = &cloud.Items{Provider: Name, Options: opts, Fetch: p.fetch, Judge: p.judge, Slots: make(chan struct{}, parallel)}
 	ecsAt, err := opts.Endpoint(EndpointECS)
 	if err != nil {
@@ -194,13 +191,8 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		tags, err = p.readTags(ctx, id)
 		return err
 	})
-	g.Wait()
-	if err := g.Fatal(); err != nil {
+	if err := g.Finish(ctx, Name); err != nil {
 		return cloud.Instance{}, err
-	}
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		// The caller has gone; half an instance is of no use to it.
-		return cloud.Instance{}, fmt.Errorf("reading the alibaba metadata: %w", err)
 	}
 
 	inst.Reached(private, source, public, v6)

@@ -171,13 +171,8 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		tags, err = p.readTags(ctx)
 		return err
 	})
-	g.Wait()
-	if err := g.Fatal(); err != nil {
+	if err := g.Finish(ctx, Name); err != nil {
 		return cloud.Instance{}, err
-	}
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		// The caller has gone; half an instance is of no use to it.
-		return cloud.Instance{}, fmt.Errorf("reading the aws metadata: %w", err)
 	}
 
 	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)

@@ -4,6 +4,7 @@
 package azure
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,11 +79,8 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	if origin == "" {
-		origin = Endpoint
-	}
 	p := &Provider{
-		opts: opts, origin: origin, bounded: bounded, reads: newPace(readsPerSecond), polls: newPace(pollsPerSecond),
+		opts: opts, origin: cmp.Or(origin, Endpoint), bounded: bounded, reads: newPace(readsPerSecond), polls: newPace(pollsPerSecond),
 		// Before 2021-01-01 the part about user data is missing, which is not asked for; the last is what cloud-init falls
 		// back to, and has the tags in their old form only.
 		instanceVersions: newVersions("2021-12-13", "2021-08-01", "2021-02-01", flatTagsVersion),
@@ -201,13 +199,8 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		inst.PublicAddress, err = p.frontend(ctx, inst.Address)
 		return err
 	})
-	g.Wait()
-	if err := g.Fatal(); err != nil {
+	if err := g.Finish(ctx, Name); err != nil {
 		return cloud.Instance{}, err
-	}
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		// The caller has gone; half an instance is of no use to it.
-		return cloud.Instance{}, fmt.Errorf("reading the azure metadata: %w", err)
 	}
 	g.Tell(p.opts.Log, &inst)
 	return inst, nil

@@ -4,7 +4,9 @@
 package cloud
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -64,12 +66,17 @@ func (g *Gatherer) Tell(log *slog.Logger, inst *Instance) {
 	}
 }
 
-// Fatal returns the failure that is our own and not the service's, if there is one: a recording that cannot be written.
-func (g *Gatherer) Fatal() error {
+// Finish is Wait with an error where there is to be no instance: for a failure that is our own and not the service's, a
+// recording that cannot be written, and for a caller that has gone, to whom half an instance is of no use.
+func (g *Gatherer) Finish(ctx context.Context, provider string) error {
+	g.Wait()
 	for _, err := range g.errs {
 		if errors.Is(err, errRecording) {
 			return err
 		}
+	}
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("reading the %s metadata: %w", provider, err)
 	}
 	return nil
 }

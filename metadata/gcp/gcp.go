@@ -4,6 +4,7 @@
 package gcp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -84,14 +85,11 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	if origin == "" {
-		origin = Endpoint
-	}
 	client, err := opts.RecordingClient(policy{})
 	if err != nil {
 		return nil, err
 	}
-	return &Provider{opts: opts, origin: origin, client: client}, nil
+	return &Provider{opts: opts, origin: cmp.Or(origin, Endpoint), client: client}, nil
 }
 
 // Name implements cloud.Provider.
