@@ -13,7 +13,6 @@ import (
 	"io"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -94,27 +93,11 @@ var (
 	}
 )
 
-const (
-	// DefaultCallTimeout bounds one call with its retries. Who waits for the answer is on its way out.
-	DefaultCallTimeout = 10 * time.Second
-	// apiAttemptTimeout bounds one try, so that a connection that went silent leaves time for another.
-	apiAttemptTimeout = 4 * time.Second
-	apiDialTimeout    = 2 * time.Second
-	apiAttempts       = 3
-	apiWait           = 400 * time.Millisecond
-)
+// dialTimeout bounds the making of a connection to an API: there is another host to try.
+const dialTimeout = 2 * time.Second
 
 // APIOptions are the settings of an API; the zero value works.
-type APIOptions struct {
-	// Endpoint is the origin of the API; "" makes it from the region.
-	Endpoint string
-	// Proxy finds the proxy for a request to the API, which unlike the metadata is often reached by one; nil uses none.
-	Proxy func(*http.Request) (*url.URL, error)
-	// Timeout bounds one call with its retries.
-	Timeout time.Duration
-	// Transport replaces the HTTP transport, for tests.
-	Transport http.RoundTripper
-}
+type APIOptions = cloud.APIOptions
 
 // api speaks to one product for this one instance, with the credentials of its role. Nothing is asked before the first
 // call.
@@ -135,33 +118,11 @@ type api struct {
 }
 
 func newAPI(p *Provider, what product, o APIOptions) (*api, error) {
-	// The same rules as for the addresses of the metadata.
-	var err error
-	o.Endpoint, err = cloud.Options{Endpoints: map[string]string{what.name: o.Endpoint}}.Endpoint(what.name)
+	o, client, err := o.Open(what.name, dialTimeout)
 	if err != nil {
 		return nil, err
 	}
-	if o.Timeout <= 0 {
-		o.Timeout = DefaultCallTimeout
-	}
-	if o.Transport == nil {
-		o.Transport = &http.Transport{
-			Proxy:                  o.Proxy,
-			DialContext:            (&net.Dialer{Timeout: apiDialTimeout}).DialContext,
-			TLSHandshakeTimeout:    apiDialTimeout,
-			ResponseHeaderTimeout:  apiAttemptTimeout,
-			IdleConnTimeout:        30 * time.Second,
-			MaxIdleConnsPerHost:    1,
-			MaxResponseHeaderBytes: 64 << 10,
-		}
-	}
-	return &api{p: p, product: what, opts: o, http: &http.Client{
-		Transport: cloud.WithUserAgent(o.Transport),
-		CheckRedirect: func(*http.Request, []*http.Request) error {
-			// A redirect would carry the signature to whoever the answer names.
-			return http.ErrUseLastResponse
-		},
-	}}, nil
+	return &api{p: p, product: what, opts: o, http: client}, nil
 }
 
 // where finds out who and where this instance is, once.
@@ -209,14 +170,14 @@ func (a *api) reached(ok bool) {
 
 // call makes one call with its retries. params are those of the call; the region is added. The answer is read into out.
 func (a *api) call(ctx context.Context, action string, params url.Values, out any) error {
-	return a.callAtMost(ctx, apiAttempts, action, params, out)
+	return a.callAtMost(ctx, cloud.CallAttempts, action, params, out)
 }
 
 // callAtMost is call with so many tries. Credentials and clock are put right in any case.
 func (a *api) callAtMost(ctx context.Context, tries int, action string, params url.Values, out any) error {
 	bound, cancel := context.WithTimeout(ctx, a.opts.Timeout)
 	defer cancel()
-	wait := apiWait
+	wait := cloud.CallWait
 	var renewed, clocked bool
 	for n := 1; ; n++ {
 		v := a.try(bound, action, params, out)
@@ -281,7 +242,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	if err != nil {
 		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiAttemptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cloud.CallAttemptTimeout)
 	defer cancel()
 	q := url.Values{"RegionId": {self.Region}}
 	for k, v := range params {

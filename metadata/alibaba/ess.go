@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // The states of an instance in its scaling group. The first part of some is followed by :Wait while a hook waits.
@@ -59,7 +61,7 @@ type Membership struct {
 
 // Membership asks how the group sees this instance. It is nil for an instance that is in no group, or in none any more.
 func (e *ESS) Membership(ctx context.Context) (*Membership, error) {
-	return e.membership(ctx, apiAttempts)
+	return e.membership(ctx, cloud.CallAttempts)
 }
 
 // membership with one try is for who asks again anyway.

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -53,12 +52,8 @@ func (e *DeniedError) Error() string {
 }
 
 const (
-	// DefaultCallTimeout bounds one call with its retries. Who waits for the answer is on its way out.
-	DefaultCallTimeout = 10 * time.Second
-	// apiAttemptTimeout bounds one try, so that a connection that went silent leaves time for another.
-	apiAttemptTimeout = 4 * time.Second
-	apiAttempts       = 3
-	apiWait           = 400 * time.Millisecond
+	// dialTimeout bounds the making of a connection to the API.
+	dialTimeout = 3 * time.Second
 	// credentialsWindow: credentials are renewed so long before they end, as AWS advises.
 	credentialsWindow = 5 * time.Minute
 )
@@ -70,16 +65,7 @@ const (
 )
 
 // AutoScalingOptions are the settings of AutoScaling; the zero value works.
-type AutoScalingOptions struct {
-	// Endpoint is the origin of the API; "" makes it from region and domain as the metadata tells them.
-	Endpoint string
-	// Proxy finds the proxy for a request to the API, which unlike the metadata is often reached by one; nil uses none.
-	Proxy func(*http.Request) (*url.URL, error)
-	// Timeout bounds one call with its retries.
-	Timeout time.Duration
-	// Transport replaces the HTTP transport, for tests.
-	Transport http.RoundTripper
-}
+type AutoScalingOptions = cloud.APIOptions
 
 // AutoScaling speaks to the Auto Scaling API for this one instance, with the credentials of its role. It is safe for use
 // by several goroutines, and nothing is asked before the first call.
@@ -103,26 +89,9 @@ type place struct{ partition, region, account, instance, domain string }
 
 // AutoScaling opens the API. It makes no request.
 func (p *Provider) AutoScaling(o AutoScalingOptions) (*AutoScaling, error) {
-	// The same rules as for the addresses of the metadata.
-	var err error
-	o.Endpoint, err = cloud.Options{Endpoints: map[string]string{"the Auto Scaling API": o.Endpoint}}.Endpoint("the Auto Scaling API")
+	o, client, err := o.Open("the Auto Scaling API", dialTimeout)
 	if err != nil {
 		return nil, err
-	}
-	if o.Timeout <= 0 {
-		o.Timeout = DefaultCallTimeout
-	}
-	transport := o.Transport
-	if transport == nil {
-		transport = &http.Transport{
-			Proxy:                  o.Proxy,
-			DialContext:            (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
-			TLSHandshakeTimeout:    3 * time.Second,
-			ResponseHeaderTimeout:  apiAttemptTimeout,
-			IdleConnTimeout:        30 * time.Second,
-			MaxIdleConnsPerHost:    2,
-			MaxResponseHeaderBytes: 64 << 10,
-		}
 	}
 	return &AutoScaling{
 		p: p, opts: o,
@@ -130,13 +99,7 @@ func (p *Provider) AutoScaling(o AutoScalingOptions) (*AutoScaling, error) {
 			ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
 			func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
 		),
-		http: &http.Client{
-			Transport: transport,
-			CheckRedirect: func(*http.Request, []*http.Request) error {
-				// A redirect would carry the signature to whoever the answer names.
-				return http.ErrUseLastResponse
-			},
-		},
+		http: client,
 	}, nil
 }
 
@@ -332,14 +295,14 @@ func usualDomain(region string) string {
 func (a *AutoScaling) call(ctx context.Context, action, group string, params func(place) url.Values) ([]map[string]string, place, error) {
 	bound, cancel := context.WithTimeout(ctx, a.opts.Timeout)
 	defer cancel()
-	wait := apiWait
+	wait := cloud.CallWait
 	renewed := false
 	for n := 1; ; n++ {
 		where, err := a.open(bound)
 		if err != nil {
 			return nil, where, fmt.Errorf("calling %s: %w", action, err)
 		}
-		try, cancel := context.WithTimeout(bound, apiAttemptTimeout)
+		try, cancel := context.WithTimeout(bound, cloud.CallAttemptTimeout)
 		found, err := a.post(try, action, params(where))
 		cancel()
 		if err == nil {
@@ -355,7 +318,7 @@ func (a *AutoScaling) call(ctx context.Context, action, group string, params fun
 		}
 		pause := wait/2 + rand.N(wait/2+1)
 		deadline, _ := bound.Deadline()
-		if !v.retry || n >= apiAttempts || ctx.Err() != nil || time.Until(deadline) <= pause {
+		if !v.retry || n >= cloud.CallAttempts || ctx.Err() != nil || time.Until(deadline) <= pause {
 			return nil, where, v.err
 		}
 		a.p.opts.Log.Warn("the Auto Scaling API gave no usable answer, trying again",

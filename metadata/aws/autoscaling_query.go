@@ -71,7 +71,6 @@ func (a *AutoScaling) post(ctx context.Context, action string, params url.Values
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	req.Header.Set("User-Agent", "amsagent")
 	credentials, err := a.credentials.Retrieve(ctx)
 	if err != nil {
 		return nil, err

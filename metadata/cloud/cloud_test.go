@@ -372,7 +372,11 @@ func TestUserAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	req.Header.Set("User-Agent", "aws-sdk-go-v2/1")
-	resp, err := cloud.WithUserAgent(rt).RoundTrip(req)
+	_, client, err := cloud.APIOptions{Transport: rt}.Open("test", time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

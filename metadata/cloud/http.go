@@ -168,9 +168,7 @@ func named(req *http.Request) *http.Request {
 	return req
 }
 
-// WithUserAgent makes every request say who asks.
-func WithUserAgent(next http.RoundTripper) http.RoundTripper { return naming{next} }
-
+// naming makes every request say who asks.
 type naming struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.

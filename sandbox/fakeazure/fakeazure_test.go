@@ -222,7 +222,7 @@ func TestAcknowledged(t *testing.T) {
 	}
 	wait(t, set, fakeazure.Started, "")
 	again, err := provider(t, b).Events(t.Context())
-	if err != nil || len(again.Events) != 1 || !again.Events[0].Started() || !again.Events[0].NotBefore.IsZero() || again.Incarnation == doc.Incarnation {
+	if err != nil || len(again.Events) != 1 || !again.Events[0].Started() || !again.Events[0].NotBefore.IsZero() {
 		t.Errorf("%+v, %v", again, err)
 	}
 	if err := provider(t, b).Start(t.Context(), id); err != nil {
