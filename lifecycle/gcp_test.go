@@ -186,7 +186,7 @@ func TestGCPMaintenancePutOff(t *testing.T) {
 					w.publishers, w.viewers = &sessions, &sessions
 					signals := make(gcpSignals)
 					l := w.live(func(o *Options) {
-						o.Completer, o.Sources = nil, []Source{NewGCPSource(signals, gcp.WatchOptions{}, nil)}
+						o.Completer, o.Sources = nil, []Source{NewGCPSource(signals, nil)}
 					})
 					defer l.kill()
 					upcoming := gcp.Signal{Kind: gcp.SignalUpcoming, Value: "PENDING", At: time.Now().Add(2 * time.Minute)}
