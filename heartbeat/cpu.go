@@ -7,11 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/shirou/gopsutil/v4/cpu"
@@ -47,10 +44,7 @@ const shortLook = 20 * time.Millisecond
 
 var errNoProgress = errors.New("no core has a counter that went on since the look before")
 
-type cpuReading struct {
-	all, busiest *float64 // percent
-	cores        int      // online
-}
+type cpuReading struct{ all, busiest *float64 } // percent
 
 // read looks at the cores. Each is compared with itself: one that came since
 // or was renamed is left out until the next look, and so is one whose counters
@@ -62,11 +56,10 @@ func (m *cpuMeter) read(ctx context.Context, proc string, clock func() time.Time
 		return cpuReading{}, err // the next look is compared with the one before this
 	}
 	at := clock()
-	reading := cpuReading{cores: len(cores)}
 	last, since := m.last, at.Sub(m.at)
 	m.last, m.at = cores, at
 	if last == nil {
-		return reading, ErrFirst
+		return cpuReading{}, ErrFirst
 	}
 	var busy, total, busiest float64
 	for i, c := range cores {
@@ -82,13 +75,12 @@ func (m *cpuMeter) read(ctx context.Context, proc string, clock func() time.Time
 	}
 	switch {
 	case total <= 0 && since < shortLook:
-		return reading, errNoTime
+		return cpuReading{}, errNoTime
 	case total <= 0:
-		return reading, errNoProgress
+		return cpuReading{}, errNoProgress
 	}
 	all := busy / total * 100
-	reading.all, reading.busiest = &all, &busiest
-	return reading, nil
+	return cpuReading{&all, &busiest}, nil
 }
 
 // since is the time in which the core was busy, and all of its time, between
@@ -150,22 +142,4 @@ func readCores(ctx context.Context, proc string) ([]coreTimes, error) {
 		})
 	}
 	return cores, nil
-}
-
-// readLoad1 reads the load average of one minute. Not by gopsutil, which asks
-// the running kernel where the file of another root is missing.
-func readLoad1(proc string) (*float64, error) {
-	b, err := readFile(filepath.Join(proc, "loadavg"))
-	if err != nil {
-		return nil, fmt.Errorf("reading the load average: %w", err)
-	}
-	text, _, _ := strings.Cut(string(b), " ")
-	load, err := strconv.ParseFloat(text, 64)
-	if err == nil && (math.IsNaN(load) || math.IsInf(load, 0) || load < 0) {
-		err = errors.New("not a load")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the load average: %w", err)
-	}
-	return &load, nil
 }

@@ -43,9 +43,6 @@ func gpuFolders() []string {
 type GPUOptions struct {
 	// Root is prefixed to every path that is looked at, for tests.
 	Root string
-	// Command is the absolute path of nvidia-smi, without Root. Empty: it is
-	// looked for in the folders where drivers put it.
-	Command string
 	// Interval is the time from reading to reading; default 5 s.
 	Interval time.Duration
 	// Now is the clock; default time.Now.
@@ -313,16 +310,10 @@ func (w *GPUWatcher) look() gpuLook {
 	n, foreign := nvidiaOnBus(w.o.Root)
 	l := gpuLook{onBus: n}
 	driver := there("/proc/driver/nvidia/version") || there("/dev/nvidiactl")
-	searched := strings.Join(gpuFolders(), ", ")
-	if w.o.Command != "" {
-		searched = w.o.Command
-		l.tool, _ = gpuProgram(w.o.Command)
-	} else {
-		for _, dir := range gpuFolders() {
-			if tool, ok := gpuProgram(at(filepath.Join(dir, gpuTool))); ok {
-				l.tool = tool
-				break
-			}
+	for _, dir := range gpuFolders() {
+		if tool, ok := gpuProgram(at(filepath.Join(dir, gpuTool))); ok {
+			l.tool = tool
+			break
 		}
 	}
 	// In WSL the device is Windows', and the tool in a folder that Windows puts
@@ -340,7 +331,7 @@ func (w *GPUWatcher) look() gpuLook {
 	case l.tool.path == "" && !driver:
 		l.state, l.reason = GPUFailing, devices+" on the PCI bus, but NVIDIA's driver is not installed"
 	case l.tool.path == "":
-		l.state, l.reason = GPUFailing, "NVIDIA's driver is loaded, but nvidia-smi is not there: looked for "+searched
+		l.state, l.reason = GPUFailing, "NVIDIA's driver is loaded, but nvidia-smi is not there: looked for "+strings.Join(gpuFolders(), ", ")
 	default:
 		// Without the driver too: the tool loads it, or says why it cannot.
 		l.state = GPUPending
@@ -511,7 +502,9 @@ func (w *GPUWatcher) stream(ctx context.Context, tool string, fields []string) g
 		s.take(r) // it died right after it
 	}
 	if why == "" {
-		c.leave(w.pace.reap / 4)
+		// How one that closed its output, or said why it must end, ends by itself is worth
+		// knowing.
+		c.ends(w.pace.reap / 4)
 	}
 	kill()
 	w.reap(ctx, c)
@@ -735,14 +728,15 @@ func (c *gpuChild) heard() string {
 	return c.words
 }
 
-// leave gives a child that closed its output, or said why it must end, the time to
-// do so by itself: how it ends is worth knowing.
-func (c *gpuChild) leave(within time.Duration) {
+// ends waits for the child's end, and reports whether it came in this time.
+func (c *gpuChild) ends(within time.Duration) bool {
 	t := time.NewTimer(within)
 	defer t.Stop()
 	select {
 	case <-c.done:
+		return true
 	case <-t.C:
+		return false
 	}
 }
 
@@ -766,12 +760,8 @@ func (w *GPUWatcher) reap(ctx context.Context, c *gpuChild) {
 		<-c.deaf
 		_ = c.err.Close()
 	}()
-	t := time.NewTimer(w.pace.reap)
-	defer t.Stop()
-	select {
-	case <-c.done:
+	if c.ends(w.pace.reap) {
 		return
-	case <-t.C:
 	}
 	reason := fmt.Sprintf("nvidia-smi (process %d) does not end although it was killed: the driver holds it", c.cmd.Process.Pid)
 	w.nvidiaFails(reason, false)

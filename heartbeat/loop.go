@@ -87,8 +87,6 @@ type Report struct {
 	// Dropped counts the beats that were not written since the last one that
 	// was.
 	Dropped int
-	// RetryIn is how long no beat is tried now.
-	RetryIn time.Duration
 }
 
 // beats is the loop's memory of one run.
@@ -220,9 +218,6 @@ func (b *beats) write(ctx context.Context, s Sample) {
 		b.outcome(r.Err)
 	}
 	r.Seq, r.Dropped = b.seq, b.dropped
-	if left := time.Until(b.notTill); left > 0 {
-		r.RetryIn = left
-	}
 	if b.Report != nil {
 		b.Report(r)
 	}

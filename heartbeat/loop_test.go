@@ -355,7 +355,7 @@ func TestLoopOfANodeThatLeft(t *testing.T) {
 		f.set(func(f *fakeRegistry) { f.fail = fmt.Errorf("beating: %w", ErrLeft) })
 		elapse(time.Minute)
 		stop()
-		if out.Len() > 0 || last.Tried || last.Err != nil || last.Dropped != 0 || last.RetryIn != 0 {
+		if out.Len() > 0 || last.Tried || last.Err != nil || last.Dropped != 0 {
 			t.Errorf("%+v\n%s", last, out.String())
 		}
 	})

@@ -17,8 +17,6 @@ type Sample struct {
 
 	CPU    *float64 // percent of all cores busy since the sample before
 	CPUMax *float64 // the same of the busiest core
-	Cores  int      // online; 0 is not known
-	Load1  *float64 // the kernel's load average of one minute
 
 	MemTotal, MemUsed   *uint64 // bytes, as AMS's own limit counts them
 	DiskTotal, DiskUsed *uint64 // bytes of the volume that AMS is on
@@ -33,7 +31,7 @@ type Sample struct {
 
 // Missing is a reading that could not be had.
 type Missing struct {
-	// What is "cpu", "load", "memory", "network", "disk", "ams", "gpu",
+	// What is "cpu", "memory", "network", "disk", "ams", "gpu",
 	// "publishers", "viewers", or "sessions" where nobody answered for both.
 	What string
 	Err  error

@@ -29,7 +29,6 @@ import (
 // and viewers are named by whoever counts them.
 const (
 	whatCPU      = "cpu"
-	whatLoad     = "load"
 	whatMemory   = "memory"
 	whatNetwork  = "network"
 	whatDisk     = "disk"
@@ -72,8 +71,6 @@ type SamplerOptions struct {
 	Root string
 	// AMSDir is the installation, for the volume that it is on; "" measures none.
 	AMSDir string
-	// Limits is where AMS refuses streams. [Sampler.SetLimits] changes it.
-	Limits Limits
 
 	// AMSPID tells the main process of the service; 0 where none runs. It is asked
 	// when the process that it told of has ended, and now and then.
@@ -103,7 +100,7 @@ type Sampler struct {
 
 	// mu is held for a whole sample, which Wait bounds.
 	mu      sync.Mutex
-	limits  Limits
+	limits  Limits // where AMS refuses streams
 	cpu     cpuMeter
 	memory  memoryMeter
 	network networkMeter
@@ -146,7 +143,6 @@ func NewSampler(o SamplerOptions) *Sampler {
 		proc:   filepath.Join(root, "proc"),
 		sys:    filepath.Join(root, "sys"),
 		log:    o.Log,
-		limits: o.Limits,
 		statfs: syscall.Statfs,
 
 		readings: map[string]*reading{},
@@ -158,7 +154,8 @@ func NewSampler(o SamplerOptions) *Sampler {
 	return s
 }
 
-// SetLimits says that AMS refuses streams elsewhere now.
+// SetLimits says where AMS refuses streams; until then it is where a current release
+// does.
 func (s *Sampler) SetLimits(l Limits) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,7 +179,7 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	if s.opts.AMSDir != "" {
 		s.volume.start(ctx, s.readVolume)
 	}
-	if age := out.At.Sub(s.pidAt); s.opts.AMSPID != nil && age >= 0 && age < pidEvery {
+	if s.opts.AMSPID != nil && within(pidEvery, s.pidAt, out.At) {
 		out.AMS = s.process.again(s.proc, s.opts.Now)
 	}
 	asksPID := s.opts.AMSPID != nil && out.AMS == nil
@@ -205,10 +202,8 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	local := context.WithValue(context.WithoutCancel(ctx), common.EnvKey, s.env)
 	cpu, err := s.cpu.read(local, s.proc, s.opts.Now)
 	miss(whatCPU, err)
-	out.CPU, out.CPUMax, out.Cores = cpu.all, cpu.busiest, cpu.cores
+	out.CPU, out.CPUMax = cpu.all, cpu.busiest
 	out.Load.CPU = whole(out.CPU)
-	out.Load1, err = readLoad1(s.proc)
-	miss(whatLoad, err)
 	rx, tx, err := s.network.read(local, s.sys, s.opts.Now)
 	miss(whatNetwork, err)
 	out.Load.NetRx, out.Load.NetTx = rx, tx

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -105,9 +104,7 @@ type SessionCounter struct {
 	// Own is how many connections to the server are the agent's own at this moment:
 	// while it hangs they are there for seconds. nil: none.
 	Own func() int
-	// HTTP reaches AMS on this machine; nil is the usual client.
-	HTTP *http.Client
-	Now  func() time.Time
+	Now func() time.Time
 
 	mu     sync.Mutex
 	server server
@@ -192,7 +189,7 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 	if draining {
 		every = drainInstall
 	}
-	if age := now.Sub(c.looked); c.looked.IsZero() || c.server.err != nil || age < 0 || age >= every {
+	if c.server.err != nil || !within(every, c.looked, now) {
 		c.server, c.looked = lookAt(c.Open), now
 		c.refused = time.Time{} // the settings may let us ask now
 	}
@@ -236,6 +233,13 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 		missing = append(missing, Missing{whatPublishers, errors.Join(err, connErr)})
 	}
 	return s, missing
+}
+
+// within reports whether something was done no longer ago than that; zero is never. A
+// clock that was set back since tells nothing.
+func within(d time.Duration, done, now time.Time) bool {
+	age := now.Sub(done)
+	return !done.IsZero() && age >= 0 && age < d
 }
 
 func none(by cluster.CountedBy) cluster.Sessions {
@@ -297,7 +301,7 @@ func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, known, exa
 	if known {
 		bound = besideTime
 	}
-	if age := now.Sub(c.counted); !c.counted.IsZero() && c.of == address && c.from == streams && age >= 0 && age < every {
+	if c.of == address && c.from == streams && within(every, c.counted, now) {
 		return c.publishers, false, c.publishersErr
 	}
 	ctx, cancel := context.WithTimeout(ctx, bound)
@@ -354,7 +358,7 @@ func (c *SessionCounter) serverIsDead(ctx context.Context, now time.Time, unknow
 	if c.State == nil {
 		return false
 	}
-	if age := now.Sub(c.deadAt); !c.deadAt.IsZero() && age >= 0 && age < stateEvery {
+	if within(stateEvery, c.deadAt, now) {
 		return c.dead
 	}
 	if !unknown {
@@ -376,7 +380,7 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time) (connec
 	if err := ctx.Err(); err != nil {
 		return connected{}, err // AMS was not given the time to answer
 	}
-	if age := now.Sub(c.connectedAt); !c.connectedAt.IsZero() && age >= 0 && age < connectionsEvery {
+	if within(connectionsEvery, c.connectedAt, now) {
 		return c.connected, nil
 	}
 	c.readPeers(ctx, now)
@@ -411,12 +415,12 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time) (connec
 
 // askServer asks AMS for what it says of itself, where it lets us.
 func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Statistics, error) {
-	if since := now.Sub(c.refused); !c.refused.IsZero() && since >= 0 && since < refusedFor {
+	if within(refusedFor, c.refused, now) {
 		return ams.Statistics{}, errRefused
 	}
 	s, err := ams.Statistics{}, c.server.keyErr
 	if err == nil {
-		s, err = ams.ReadStatistics(ctx, c.HTTP, c.server.base, c.server.key.Token(now))
+		s, err = ams.ReadStatistics(ctx, nil, c.server.base, c.server.key.Token(now))
 	}
 	switch {
 	case err == nil:
@@ -438,8 +442,7 @@ func (c *SessionCounter) readPeers(ctx context.Context, now time.Time) {
 	if c.peersOf == nil {
 		wait = publishersEvery // who does not answer is not asked at every beat
 	}
-	if age := now.Sub(c.peersAt); streams == nil ||
-		(!c.peersAt.IsZero() && (c.peersOf == nil || c.peersOf == streams) && age >= 0 && age < wait) {
+	if streams == nil || (c.peersOf == nil || c.peersOf == streams) && within(wait, c.peersAt, now) {
 		return
 	}
 	c.peersAt, c.peersOf = now, nil

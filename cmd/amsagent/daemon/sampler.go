@@ -26,11 +26,9 @@ type MachineOptions struct {
 	// Open looks at the installation.
 	Open func() (*ams.Installation, error)
 	// Own is how many connections to the server are the agent's; nil: none.
-	Own func() int
-	// NVIDIASMI is the program that tells of NVIDIA's devices; "" searches it.
-	NVIDIASMI string
-	Interval  time.Duration
-	Log       *slog.Logger
+	Own      func() int
+	Interval time.Duration
+	Log      *slog.Logger
 }
 
 // The service manager is asked which process the server is while there is none;
@@ -43,7 +41,7 @@ const (
 
 // NewMachineSampler puts together what package heartbeat has for it.
 func NewMachineSampler(o MachineOptions, client func() *cluster.Client, address func() string) Sampler {
-	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Command: o.NVIDIASMI, Interval: o.Interval, Log: o.Log})
+	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Interval: o.Interval, Log: o.Log})
 	sessions := &heartbeat.SessionCounter{Open: o.Open, Root: o.Root, State: o.Service.State, Own: o.Own, Streams: func() (heartbeat.Streams, string) {
 		if c := client(); c != nil {
 			return c, address()
