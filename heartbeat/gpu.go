@@ -181,13 +181,7 @@ func (w *GPUWatcher) Latest() GPUReading {
 }
 
 func joinGPUReasons(reasons ...string) string {
-	var said []string
-	for _, r := range reasons {
-		if r != "" {
-			said = append(said, r)
-		}
-	}
-	return strings.Join(said, "; ")
+	return strings.Join(slices.DeleteFunc(reasons, func(r string) bool { return r == "" }), "; ")
 }
 
 // reading is what is known at this moment. What was read a moment ago holds while

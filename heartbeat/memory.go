@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -95,7 +96,7 @@ func parseControlGroup(b []byte) controlGroup {
 		switch {
 		case parts[0] == "0" && parts[1] == "" && g.version == 0:
 			version = 2
-		case hasController(parts[1], "memory"):
+		case slices.Contains(strings.Split(parts[1], ","), "memory"):
 			version = 1
 		}
 		if version != 0 {
@@ -107,15 +108,6 @@ func parseControlGroup(b []byte) controlGroup {
 		}
 	}
 	return g
-}
-
-func hasController(list, name string) bool {
-	for c := range strings.SplitSeq(list, ",") {
-		if c == name {
-			return true
-		}
-	}
-	return false
 }
 
 // read finds the lowest limit on the way from the group up to the root, and
