@@ -37,8 +37,7 @@ func (d Departure) Removal() cluster.AMSRemoval {
 
 // Departed is what was done of it.
 type Departed struct {
-	Documents []string                  `json:"documents"` // of AMS, removed
-	Streams   []cluster.RepairedStreams `json:"streams,omitempty"`
+	Documents []string `json:"documents"` // of AMS, removed
 }
 
 // Depart takes this node out of the cluster's lists, after AMS has stopped. It may
@@ -58,10 +57,7 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 		errs = append(errs, err)
 	}
 	if d.RepairStreams && d.Address != "" {
-		var err error
-		if done.Streams, err = m.repairStreams(ctx, client, d); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, m.repairStreams(ctx, client, d))
 	}
 	var other *cluster.OtherMachineError
 	switch err := client.SetLeft(ctx, m.self(d.ID, d.Address), d.Reason, d.Cut); {
@@ -74,17 +70,16 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 	return done, errors.Join(errs...)
 }
 
-func (m *Machine) repairStreams(ctx context.Context, client *cluster.Client, d Departure) ([]cluster.RepairedStreams, error) {
+func (m *Machine) repairStreams(ctx context.Context, client *cluster.Client, d Departure) error {
 	in, err := m.open()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	databases, err := in.Databases()
 	if err != nil && len(databases) == 0 {
-		return nil, err
+		return err
 	}
-	done, rerr := client.RepairStreams(ctx, databases, d.Address, time.Now())
-	return done, errors.Join(err, rerr)
+	return errors.Join(err, client.RepairStreams(ctx, databases, d.Address, time.Now()))
 }
 
 // StopServer stops AMS and waits until it has stopped; it returns when that was.

@@ -41,13 +41,11 @@ func TestRepairStreams(t *testing.T) {
 		broadcast("elsewhere", "broadcasting", "10.0.0.30", old.UnixMilli()),
 		broadcast("finished", "finished", own, old.UnixMilli()),
 	)
-	got, err := c.RepairStreams(t.Context(), []string{"liveapp", "nosuch"}, own, now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []cluster.RepairedStreams{{Database: "liveapp", Ended: 3, Removed: 1}, {Database: "nosuch"}}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
+	// Twice is once.
+	for range 2 {
+		if err := c.RepairStreams(t.Context(), []string{"liveapp", "nosuch"}, own, now); err != nil {
+			t.Fatal(err)
+		}
 	}
 	cur, err := b.Database("liveapp").Collection("broadcast").Find(t.Context(), bson.D{})
 	if err != nil {
@@ -75,11 +73,7 @@ func TestRepairStreams(t *testing.T) {
 	}, status); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	// Twice is once.
-	if got, err := c.RepairStreams(t.Context(), []string{"liveapp"}, own, now); err != nil || got[0].Ended+got[0].Removed != 0 {
-		t.Errorf("the second time: %+v, %v", got, err)
-	}
-	if _, err := c.RepairStreams(t.Context(), []string{"liveapp"}, "", now); err == nil {
+	if err := c.RepairStreams(t.Context(), []string{"liveapp"}, "", now); err == nil {
 		t.Error("without an address")
 	}
 }
