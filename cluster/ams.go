@@ -200,13 +200,14 @@ func compareText(a, b string) int {
 
 // SameAddress reports whether two spellings name one address: AMS writes an
 // IPv6 address as Java does, in full, unless it was told what to write.
-func SameAddress(a, b string) bool {
-	if a == b {
-		return true
+func SameAddress(a, b string) bool { return a == b || oneSpelling(a) == oneSpelling(b) }
+
+// oneSpelling gives all spellings of an address the same one.
+func oneSpelling(address string) string {
+	if addr, err := netip.ParseAddr(address); err == nil {
+		return addr.Unmap().WithZone("").String()
 	}
-	x, errX := netip.ParseAddr(a)
-	y, errY := netip.ParseAddr(b)
-	return errX == nil && errY == nil && x.Unmap().WithZone("") == y.Unmap().WithZone("")
+	return address
 }
 
 // addressFilter matches a field that holds the address in one of the
@@ -352,8 +353,6 @@ func (n AMSNode) version() bson.D {
 type DatabaseStreams struct {
 	Database string   `json:"database"`
 	IDs      []string `json:"ids"` // ids of the streams
-	// Err says why this database could not be read; then IDs means nothing.
-	Err error `json:"-"`
 }
 
 // LocalStreams reads which streams are live on the node with this address, by
@@ -392,10 +391,7 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 			}
 			return idText(field(doc, "_id")) // still a stream that counts
 		})
-		if err != nil {
-			d.Err = err
-			errs = append(errs, err)
-		}
+		errs = append(errs, err)
 		d.IDs = append(d.IDs, ids...)
 		slices.Sort(d.IDs)
 		all = append(all, d)

@@ -101,8 +101,6 @@ type watch struct {
 	mu      sync.Mutex
 	failed  map[string]error
 	cleared map[string]error
-	// alone says that the server is no member of a replica set.
-	alone bool
 	// kind is what the server said last that it is; set is its replica set.
 	kind string
 	set  replicaSet
@@ -211,7 +209,7 @@ func (w *watch) monitor() *event.ServerMonitor {
 			if d.Kind == description.UnknownStr {
 				return
 			}
-			w.alone, w.kind = d.Kind == description.ServerKindStandalone.String(), d.Kind
+			w.kind = d.Kind
 			if d.SetName != "" && len(d.Hosts) > 0 {
 				w.set = replicaSet{d.SetName, slices.Clone(d.Hosts)}
 			}
@@ -226,7 +224,7 @@ func (w *watch) monitor() *event.ServerMonitor {
 func (w *watch) standalone() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.alone
+	return w.kind == description.ServerKindStandalone.String()
 }
 
 func (w *watch) recent() map[string]error {
@@ -248,16 +246,7 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	if t.IsZero() {
 		return nil, &Error{Kind: KindConfig, Op: op, Err: errors.New("no address is given")}
 	}
-	c := &Client{target: t, options: o, timeout: o.Timeout, log: o.Log, now: o.Now}
-	if c.timeout <= 0 {
-		c.timeout = defaultTimeout
-	}
-	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
-	}
-	if c.now == nil {
-		c.now = time.Now
-	}
+	c := newClient(t, o)
 	l, err := c.open(ctx, nil)
 	if err != nil {
 		e := newError(op, err, t, nil)
@@ -268,6 +257,21 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	}
 	c.link.Store(l)
 	return c, nil
+}
+
+// newClient is a client without a link.
+func newClient(t Target, o Options) *Client {
+	c := &Client{target: t, options: o, timeout: o.Timeout, log: o.Log, now: o.Now}
+	if c.timeout <= 0 {
+		c.timeout = defaultTimeout
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	return c
 }
 
 func (c *Client) driverOptions(ctx context.Context, w *watch) (*options.ClientOptions, error) {
@@ -470,7 +474,7 @@ func (c *Client) attempts(ctx context.Context, op string, most int, do func(cont
 // passes reports failures that a moment later may be gone. A search for a
 // server is none: the driver has repeated it for as long as it was given.
 func passes(k Kind, err error) bool {
-	if _, searched := errors.AsType[topology.ServerSelectionError](err); searched {
+	if holds[topology.ServerSelectionError](err) {
 		return false
 	}
 	switch k {

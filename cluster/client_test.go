@@ -488,7 +488,7 @@ func TestCommandsOnTheWire(t *testing.T) {
 	s := startFake(t, nil)
 	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(bson.E{Key: "n", Value: 1}), nil }
 	c := connect(t, "mongodb://"+s.addr()+"/?w=0&readPreference=secondary", Options{AppName: "test"})
-	if err := c.SetState(t.Context(), "i-1", StateActive, "verified"); err != nil {
+	if err := c.SetOwnState(t.Context(), Node{ID: "i-1"}, StateActive, "verified"); err != nil {
 		t.Fatal(err)
 	}
 	sent := s.sent("update")

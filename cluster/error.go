@@ -19,6 +19,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/auth"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
+
+	"github.com/amsagent/amsagent/internal/brief"
 )
 
 // Kind tells apart what an operator has to do about a failure.
@@ -249,15 +251,15 @@ func diagnoseSelection(sel topology.ServerSelectionError, err error, t Target, r
 // hintTLS says why a server may hang up before the first answer: neither side
 // tells the other that it does not understand it.
 func hintTLS(t Target) string {
-	if t.usesTLS() {
+	if t.UsesTLS() {
 		return "a server without TLS does this to a client that starts it"
 	}
 	return "a server that requires TLS does this when tls=true is missing"
 }
 
-// usesTLS reports whether the drivers start TLS; mongodb+srv and several
+// UsesTLS reports whether the drivers start TLS; mongodb+srv and several
 // options switch it on without saying so.
-func (t Target) usesTLS() bool {
+func (t Target) UsesTLS() bool {
 	on := t.SRV()
 	for _, o := range t.get().options {
 		switch name := strings.ToLower(o.name); {
@@ -318,7 +320,7 @@ func kindOf(err error) Kind {
 			return k
 		}
 	}
-	if _, ok := errors.AsType[*auth.Error](err); ok {
+	if holds[*auth.Error](err) {
 		// A connection that breaks during the conversation is wrapped as
 		// well, and is no matter of the password.
 		if k := kindOfNetwork(err); k != KindOther {
@@ -336,7 +338,7 @@ func kindOfNetwork(err error) Kind {
 	switch {
 	case isTLS(err):
 		return KindTLS
-	case isDNS(err):
+	case holds[*net.DNSError](err):
 		return KindDNS
 	case is(syscall.ECONNREFUSED):
 		return KindRefused
@@ -352,31 +354,18 @@ func kindOfNetwork(err error) Kind {
 	return KindOther
 }
 
-func isDNS(err error) bool {
-	_, ok := errors.AsType[*net.DNSError](err)
+// holds reports whether an error of this type is in err's chain.
+func holds[T error](err error) bool {
+	_, ok := errors.AsType[T](err)
 	return ok
 }
 
 func isTLS(err error) bool {
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[tls.AlertError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return true
-	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "remote error" || op.Op == "local error") {
 		return true // how crypto/tls reports alerts
 	}
-	return strings.Contains(err.Error(), "tls: ")
+	return holds[*tls.CertificateVerificationError](err) || holds[tls.RecordHeaderError](err) || holds[tls.AlertError](err) ||
+		holds[x509.HostnameError](err) || holds[x509.UnknownAuthorityError](err) || strings.Contains(err.Error(), "tls: ")
 }
 
 // message is what a server says, without the command that it refused: a refusal
@@ -387,10 +376,7 @@ func message(text string) string {
 		name, _, _ := strings.Cut(command, ":")
 		text = before + " to execute command " + name
 	}
-	if len(text) > maxMessage {
-		text = strings.ToValidUTF8(text[:maxMessage], "") + "…"
-	}
-	return text
+	return brief.Text(text, maxMessage)
 }
 
 // innermost returns the words of the error that says most: the driver wraps

@@ -5,7 +5,6 @@ package cluster
 
 import (
 	"context"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -116,13 +115,7 @@ func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
 // not log in: it asks as one. An error is for a question without an answer.
 func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	const op = "asking MongoDB without a password"
-	c := &Client{target: t, options: o, timeout: o.Timeout, log: o.Log, now: o.Now}
-	if c.timeout <= 0 {
-		c.timeout = defaultTimeout
-	}
-	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
-	}
+	c := newClient(t, o)
 	l, err := c.open(ctx, func(opts *options.ClientOptions) { opts.Auth = nil })
 	if err != nil {
 		return false, newError(op, err, t, nil)
@@ -142,10 +135,6 @@ func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 		return false, err
 	}
 }
-
-// UsesTLS reports whether connections to the target are encrypted: mongodb+srv
-// and several options switch that on without saying so.
-func (t Target) UsesTLS() bool { return t.usesTLS() }
 
 // HostNames are the hosts without their ports.
 func (t Target) HostNames() []string {

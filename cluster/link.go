@@ -154,8 +154,7 @@ func (c *Client) relink(ctx context.Context, used *link, err error) bool {
 
 // timedOut reports a call that was sent and not answered in time.
 func timedOut(err error) bool {
-	_, searched := errors.AsType[topology.ServerSelectionError](err)
-	return err != nil && !searched && kindOf(err) == KindTimeout
+	return err != nil && !holds[topology.ServerSelectionError](err) && kindOf(err) == KindTimeout
 }
 
 // follow replaces the link to one member by one to its set, where that member is not

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -283,14 +282,6 @@ func (o *Observer) Judge(l Look, now time.Time) []Member {
 		return cmp.Or(compareText(a.Address(), b.Address()), compareText(a.ID(), b.ID()))
 	})
 	return members
-}
-
-// oneSpelling gives all spellings of an address the same one.
-func oneSpelling(address string) string {
-	if addr, err := netip.ParseAddr(address); err == nil {
-		return addr.Unmap().WithZone("").String()
-	}
-	return address
 }
 
 func (o *Observer) judge(m *Member, server, now time.Time, next *Observer) {

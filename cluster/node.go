@@ -362,15 +362,11 @@ func (c *Client) register(ctx context.Context, n Node, before *Node, takeOver bo
 	var enter change
 	enter.facts(n)
 	enter.state(n.State, n.Reason)
-	// Same life, and it had left: what was beaten before that is no sign of life.
-	var again change
-	again.facts(n)
-	again.state(n.State, n.Reason)
-	again.forget(n)
 	// Same life, a state that stays with its reason.
 	var keep change
 	keep.facts(n)
-	// No row, another life, or a row without a usable state.
+	// No row, another life, or a row without a usable state. Of the same life one that
+	// had left, too: what was beaten before that is no sign of life.
 	var replace change
 	replace.facts(n)
 	replace.state(n.State, n.Reason)
@@ -402,7 +398,7 @@ func (c *Client) register(ctx context.Context, n Node, before *Node, takeOver bo
 		{in(n.State), refresh, false, before != nil && before.State == n.State},
 		{in(gaveWay...), enter, false, before != nil && slices.Contains(gaveWay, before.State)},
 		{in(stay...), keep, false, before != nil && slices.Contains(stay, before.State)},
-		{in(StateLeft), again, false, before != nil && before.State == StateLeft},
+		{in(StateLeft), replace, false, before != nil && before.State == StateLeft},
 	}
 	if !slices.Contains(from, StateLeft) {
 		steps = steps[:len(steps)-1]
@@ -450,19 +446,14 @@ func anyOf(states []State) bson.D {
 	return bson.D{{Key: "$in", Value: values}}
 }
 
-// SetState moves the node's row to a state, if [State.CanTransition] allows it
-// from the state the row has at that moment; otherwise it returns a
-// [TransitionError] and changes nothing. state_since is the moment of the
-// change by the server's clock, and is kept when the row is in the state
-// already. updated_at is set as well: this is the node's own word about
-// itself.
-func (c *Client) SetState(ctx context.Context, id string, s State, reason string) error {
-	return c.SetOwnState(ctx, Node{ID: id}, s, reason)
-}
-
-// SetOwnState is SetState for this machine's own row: one that another machine, with
-// another boot and address than self's, has registered is not changed, and the error
-// is an [OtherMachineError].
+// SetOwnState moves this machine's row to a state, if [State.CanTransition] allows it
+// from the state the row has at that moment; otherwise it returns a [TransitionError]
+// and changes nothing. state_since is the moment of the change by the server's clock,
+// and is kept when the row is in the state already. updated_at is set as well: this is
+// the node's own word about itself.
+//
+// A row that another machine, with another boot and address than self's, has registered
+// is not changed, and the error is an [OtherMachineError].
 func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string) error {
 	if !s.Valid() {
 		return fmt.Errorf("setting the state of node %s: %q is not a state", self.ID, string(s))

@@ -9,9 +9,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/brief"
 )
 
 // Documents here were written by several releases of AMS, by later versions
@@ -47,15 +48,8 @@ func boundedText(v bson.RawValue, most int) string {
 		return ""
 	}
 	text := v.Value[head : len(v.Value)-tail]
-	if len(text) <= most {
-		return string(text)
-	}
-	const ellipsis = "…"
-	end := most - len(ellipsis)
-	for end > 0 && !utf8.RuneStart(text[end]) {
-		end--
-	}
-	return string(text[:end]) + ellipsis
+	// One byte too many is enough to say that there is more.
+	return brief.Text(string(text[:min(len(text), most+1)]), most)
 }
 
 // keep copies a value that is used in a filter later. One too large to be of AMS or

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/amsagent/amsagent/internal/brief"
 )
 
 const (
@@ -28,6 +30,9 @@ const (
 	// maxTargetLen is far above any real connection string; more is a file
 	// that was given by mistake.
 	maxTargetLen = 8 << 10
+
+	// maxOptionName keeps a warning readable whatever the name is.
+	maxOptionName = 43
 )
 
 // Target is where MongoDB is, and who we are there. Get one from
@@ -50,7 +55,6 @@ type target struct {
 	rawUser     string // as in raw
 	rawPassword string
 	hosts       []string
-	database    string // decoded
 	rawPath     string // with its slash, or empty
 	options     []option
 	warnings    []string
@@ -590,7 +594,7 @@ func (r reader) parseDatabase(t *target, path string, off int) error {
 	if i := strings.IndexAny(decoded, "/\\. \"$*<>:|?\x00"); i >= 0 || len(decoded) > 63 {
 		return r.at(off+1, partDatabase, "it is not a name that MongoDB allows for a database", "")
 	}
-	t.rawPath, t.database = "/"+raw, decoded
+	t.rawPath = "/" + raw
 	return nil
 }
 
@@ -623,7 +627,7 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 		}
 		known, ok := uriOptionByName(name)
 		if !ok {
-			t.warnings = append(t.warnings, fmt.Sprintf("option %s is not known to MongoDB's drivers", shortName(name)))
+			t.warnings = append(t.warnings, fmt.Sprintf("option %s is not known to MongoDB's drivers", brief.Text(name, maxOptionName)))
 		} else {
 			if wrong := known.wrongValue(decoded); wrong != "" {
 				return r.at(at, partOptions, name+" "+wrong, "")
@@ -637,7 +641,7 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 		}
 		key := strings.ToLower(name)
 		if was, twice := seen[key]; twice && was != decoded && known.kind != emptyOK {
-			t.warnings = append(t.warnings, fmt.Sprintf("option %s is given twice; the drivers take the last", shortName(name)))
+			t.warnings = append(t.warnings, fmt.Sprintf("option %s is given twice; the drivers take the last", brief.Text(name, maxOptionName)))
 		}
 		seen[key] = decoded
 		t.options = append(t.options, option{name: name, rawValue: raw, value: decoded})
@@ -646,14 +650,6 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 		t.rawPath = "/"
 	}
 	return nil
-}
-
-// shortName keeps a warning readable whatever the name is.
-func shortName(name string) string {
-	if len(name) > 40 {
-		return name[:40] + "…"
-	}
-	return name
 }
 
 // checkTogether refuses what each part allows and the whole does not.
@@ -792,10 +788,6 @@ func (t Target) Loopback() bool {
 
 // Username returns the decoded user name, or "".
 func (t Target) Username() string { return t.get().user }
-
-// Database returns the decoded name after the hosts. AMS does not store
-// anything there: it only is the default authentication database.
-func (t Target) Database() string { return t.get().database }
 
 // Option returns the value of an option, whatever the case of its name; the
 // last one where it is repeated. Secret options are not given.

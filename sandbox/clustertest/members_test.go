@@ -171,7 +171,7 @@ func TestLookAndJudge(t *testing.T) {
 	if err := c.Beat(t.Context(), cluster.Beat{ID: "told", Seq: 1, Clock: num(-10 * time.Minute)}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.SetState(t.Context(), "tombstone", cluster.StateLeft, "test"); err != nil {
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "tombstone"}, cluster.StateLeft, "test"); err != nil {
 		t.Fatal(err)
 	}
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }

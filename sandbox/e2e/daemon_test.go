@@ -174,7 +174,7 @@ func TestDaemonLife(t *testing.T) {
 	same("after a kill")
 
 	// What others say of the node stays.
-	if err := h.client.SetState(t.Context(), h.id, cluster.StateDraining, "operator"); err != nil {
+	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateDraining, "operator"); err != nil {
 		t.Fatal(err)
 	}
 	p.end(syscall.SIGTERM)
@@ -184,7 +184,7 @@ func TestDaemonLife(t *testing.T) {
 	if n := h.row(); n.State != cluster.StateDraining || n.Reason != "operator" || v.StateSince.IsZero() {
 		t.Errorf("the row: %+v", n)
 	}
-	if err := h.client.SetState(t.Context(), h.id, cluster.StateActive, ""); err != nil {
+	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateActive, ""); err != nil {
 		t.Fatal(err)
 	}
 
