@@ -4,7 +4,6 @@
 package lifecycle
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -244,8 +243,8 @@ func azureDuration(e azure.Event) string {
 
 // AzureAnnounced reads which scheduled events are announced in the record of a
 // drain: the ids of the notices, by those of the events.
-func AzureAnnounced(files Files, path string) (map[string]string, error) {
-	r, err := load(files, cmp.Or(path, DefaultPath))
+func AzureAnnounced(files Files) (map[string]string, error) {
+	r, err := load(files)
 	if err != nil || r == nil {
 		return nil, err
 	}

@@ -228,7 +228,7 @@ func azureLife(w *world, change ...func(*Options)) (*life, func(azure.Signal)) {
 			}
 		}
 	})
-	source := NewAzureSource(watch, AzureSourceOptions{Announced: func() (map[string]string, error) { return AzureAnnounced(w, "") }})
+	source := NewAzureSource(watch, AzureSourceOptions{Announced: func() (map[string]string, error) { return AzureAnnounced(w) }})
 	l := w.live(append(change, func(o *Options) { o.Sources = []Source{source} })...)
 	return l, func(s azure.Signal) {
 		touch()

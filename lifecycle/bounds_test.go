@@ -59,7 +59,7 @@ func TestHostileNotices(t *testing.T) {
 		if !kept["the one"] || !kept[askID] || size > maxNoticeText {
 			t.Errorf("kept %d bytes, without the earliest deadline or a person's drain", size)
 		}
-		if at := earliest.Add(-defaultReserve); !v.Deadline.Equal(at.Round(0)) {
+		if at := earliest.Add(-reserveTime); !v.Deadline.Equal(at.Round(0)) {
 			t.Errorf("the deadline is %s, want %s", v.Deadline, at)
 		}
 		if _, _, notes := said.counts(); v.Trouble["notices"] == "" || notes > 40 {

@@ -78,7 +78,7 @@ func (m *Manager) lastMoment(now time.Time) (last time.Time, over bool) {
 func (m *Manager) shutdownEnds(n Notice) time.Time {
 	last := n.Deadline
 	if m.r.Step == StepCompleting || m.r.Unstopped {
-		if at := n.Received.Add(m.o.Reserve); last.IsZero() || at.Before(last) {
+		if at := n.Received.Add(reserveTime); last.IsZero() || at.Before(last) {
 			last = at
 		}
 	}
@@ -226,7 +226,7 @@ func (m *Manager) sample(ctx context.Context, gen int, at time.Time, last bool) 
 		}
 		until := "so the deadline is waited for: "
 		if m.r.has(Shutdown) != nil && !m.blind.IsZero() {
-			until = "and a machine that goes down waits for that " + m.o.BlindTime.String() + " at most: "
+			until = "and a machine that goes down waits for that " + blindTime.String() + " at most: "
 		}
 		m.troubleLocked("sessions", "the sessions cannot be counted, "+until+why)
 	case n > 0:
@@ -261,7 +261,7 @@ const beforeTime = 15 * time.Second
 // that nobody can count. The lock is held.
 func (m *Manager) inVain(now time.Time) bool {
 	n := m.r.has(Shutdown)
-	return n != nil && !m.blind.IsZero() && now.Sub(later(m.blind, n.Received)) >= m.o.BlindTime
+	return n != nil && !m.blind.IsZero() && now.Sub(later(m.blind, n.Received)) >= blindTime
 }
 
 // somebody tells that there are sessions, whatever else is not known.
@@ -304,7 +304,7 @@ func (m *Manager) verdict(gen int, now time.Time) {
 	switch {
 	case none:
 	case !m.late(now):
-		word = "nobody could count the sessions for " + m.o.BlindTime.String() + ", and the machine goes down"
+		word = "nobody could count the sessions for " + blindTime.String() + ", and the machine goes down"
 	default:
 		word = "the deadline is reached"
 		if list := m.o.timeline(r); len(list) > 0 {
@@ -448,7 +448,7 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 // deregister waits until the registry knows, but not for long: what could not be
 // written stays owed, and the machine goes.
 func (m *Manager) deregister(ctx context.Context, last time.Time) {
-	until := time.Now().Add(m.bound(m.o.DeregisterTime, leastStep, last))
+	until := time.Now().Add(m.bound(deregisterTime, leastStep, last))
 	for {
 		m.mu.Lock()
 		now := time.Now()

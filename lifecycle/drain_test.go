@@ -275,7 +275,7 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 				}
 				w.set(func(w *world) { w.viewers = p(0) })
 				took := l.until("done", time.Minute, isDone)
-				if took > 2*time.Second+defaultDeregisterTime+100*time.Millisecond {
+				if took > 2*time.Second+deregisterTime+100*time.Millisecond {
 					t.Errorf("done after %s", took)
 				}
 				if got := w.order(); !sameOrder(got, "stop deregister? complete? complete") {
@@ -498,7 +498,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 			t.Errorf("%d stops, completed %v", w.stops, w.completed)
 		}
 		// Who deregisters after AMS has stopped completes the hook.
-		if err := FinishStop(t.Context(), w, "", w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+		if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 			t.Errorf("completed %v, %v", w.completed, err)
 		}
 		// A new boot that is to go all the same drains again.

@@ -168,7 +168,7 @@ func TestGCPPreemption(t *testing.T) {
 		if took := time.Since(begun); took < 10*time.Second || took > 12*time.Second {
 			t.Errorf("it waited for %s", took)
 		}
-		tomb, err := LastWord(w, "", "boot-1")
+		tomb, err := LastWord(w, "boot-1")
 		if err != nil || tomb == nil || tomb.Cut == nil || *tomb.Cut != 1 || tomb.Reason != "preemption of a Spot VM" {
 			t.Errorf("%+v, %v", tomb, err)
 		}

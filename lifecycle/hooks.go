@@ -491,8 +491,8 @@ func (m *Manager) nearCap(a *waiter, t *try, now time.Time) {
 
 // LastWord is what is known of a node that goes for whoever deregisters after AMS
 // has stopped, in a process of its own; nil where no drain of this boot tells.
-func LastWord(files Files, path, boot string) (*Tombstone, error) {
-	r, err := load(files, cmp.Or(path, DefaultPath))
+func LastWord(files Files, boot string) (*Tombstone, error) {
+	r, err := load(files)
 	if err != nil || r == nil || r.Step == StepNone || r.Boot != "" && boot != "" && r.Boot != boot {
 		return nil, err
 	}
@@ -507,8 +507,8 @@ func LastWord(files Files, path, boot string) (*Tombstone, error) {
 // in a process of its own: one attempt, and only where a hook waits.
 //
 // A hook that others wait behind is left to the last of them, of whom p tells.
-func FinishStop(ctx context.Context, files Files, path string, c Completer, p Peers, log *slog.Logger) error {
-	r, err := load(files, cmp.Or(path, DefaultPath))
+func FinishStop(ctx context.Context, files Files, c Completer, p Peers, log *slog.Logger) error {
+	r, err := load(files)
 	if err != nil || r == nil || c == nil {
 		return err
 	}

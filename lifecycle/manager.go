@@ -49,9 +49,6 @@ const (
 type Options struct {
 	Node  Node
 	Files Files
-	Path  string // of the record; DefaultPath
-	// ID is the node's, for its events.
-	ID string
 	// Role tells the node's role, which it may learn when it joins; nil is none. It
 	// must neither block nor call the manager.
 	Role func() string
@@ -67,18 +64,10 @@ type Options struct {
 	// some roles.
 	Deadline      time.Duration
 	RoleDeadlines map[string]time.Duration
-	// Reserve is kept of the cloud's time for stopping, deregistering and
-	// completing.
-	Reserve time.Duration
-	// StopTime bounds the stop of AMS, DeregisterTime the waiting for the registry.
-	StopTime       time.Duration
-	DeregisterTime time.Duration
+	// StopTime bounds the stop of AMS.
+	StopTime time.Duration
 	// SampleInterval is the time from one count of the sessions to the next.
 	SampleInterval time.Duration
-	// BlindTime is how long a machine that goes down waits for sessions that nobody
-	// can count. Their number is as likely nought, and whoever told the machine to
-	// go down waits, too.
-	BlindTime time.Duration
 	// Before is the last count that was made before a drain; nil is none. It must
 	// neither block nor call the manager.
 	Before func() (s cluster.Sessions, at time.Time)
@@ -87,12 +76,10 @@ type Options struct {
 	// launch hook is completed by. nil proves nothing, and such hooks are left
 	// alone.
 	Prove func(ctx context.Context) error
-	// ProveTime is after what a start has failed.
-	ProveTime time.Duration
 	// AbandonOnFailure gives a machine that did not start back to the cloud.
 	AbandonOnFailure bool
 
-	// Event writes an event of the cluster's history.
+	// Event writes an event of the cluster's history; it knows the node.
 	Event func(ctx context.Context, e cluster.Event) error
 	// Uptime is [BootClock], or nil: then the wall clock has to do.
 	Uptime func() (boot string, up time.Duration)
@@ -104,13 +91,18 @@ type Options struct {
 const (
 	// DefaultDeadline is how long sessions are waited for.
 	DefaultDeadline = time.Hour
-	// defaultReserve: AMS takes some 17 s to end with streams on it, the rest a
-	// second each.
-	defaultReserve        = 30 * time.Second
-	defaultStopTime       = 90 * time.Second
-	defaultDeregisterTime = 10 * time.Second
-	defaultProveTime      = 10 * time.Minute
-	defaultBlindTime      = 2 * time.Minute
+	defaultStopTime = 90 * time.Second
+	// reserveTime is kept of the cloud's time for stopping, deregistering and
+	// completing: AMS takes some 17 s to end with streams on it, the rest a second each.
+	reserveTime = 30 * time.Second
+	// deregisterTime bounds the waiting for the registry.
+	deregisterTime = 10 * time.Second
+	// proveTime is after what a start has failed.
+	proveTime = 10 * time.Minute
+	// blindTime is how long a machine that goes down waits for sessions that nobody
+	// can count. Their number is as likely nought, and whoever told the machine to
+	// go down waits, too.
+	blindTime = 2 * time.Minute
 	// announceTime is how long observing waits for the registry to know.
 	announceTime = 2 * time.Second
 	// announceNobodyTime is the same for a machine that goes down with nobody on it:
@@ -203,19 +195,12 @@ func NewManager(o Options) (*Manager, error) {
 		usual time.Duration
 	}{
 		{&o.Deadline, DefaultDeadline},
-		{&o.Reserve, defaultReserve},
 		{&o.StopTime, defaultStopTime},
-		{&o.DeregisterTime, defaultDeregisterTime},
 		{&o.SampleInterval, time.Second},
-		{&o.ProveTime, defaultProveTime},
-		{&o.BlindTime, defaultBlindTime},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.usual
 		}
-	}
-	if o.Path == "" {
-		o.Path = DefaultPath
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -239,7 +224,7 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r, err := load(o.Files, o.Path)
+	r, err := load(o.Files)
 	if err != nil {
 		m.noteLocked("the record of a drain cannot be used, so there is none: " + err.Error())
 	}
@@ -325,7 +310,7 @@ func (m *Manager) commit() {
 	m.publish(now)
 	boot, up := m.o.Uptime()
 	text := ""
-	if err := m.r.save(m.o.Files, m.o.Path, now, boot, up); err != nil {
+	if err := m.r.save(m.o.Files, now, boot, up); err != nil {
 		// What was decided is decided: a full disk keeps nobody on a machine that
 		// goes.
 		text = "a restart of the agent would forget this drain: " + err.Error()
@@ -393,7 +378,6 @@ func (m *Manager) event(e cluster.Event) {
 	if m.o.Event == nil {
 		return
 	}
-	e.Node = m.o.ID
 	select {
 	case m.events <- e:
 		m.unwritten.Add(1)

@@ -260,7 +260,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := Options{Deadline: time.Hour, Reserve: 30 * time.Second, Completer: newWorld(t)}
+			o := Options{Deadline: time.Hour, Completer: newWorld(t)}
 			r := &record{Step: StepDraining, Begun: start, Wait: time.Hour, Notices: c.notices, Hooks: c.hooks}
 			list := o.timeline(r)
 			if got := deadline(list).Sub(start); got != c.want {

@@ -195,11 +195,11 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 				l.Notice(terminate())
 				tick(time.Second)
 				l.kill()
-				if err := FinishStop(t.Context(), w, "", w, nil, w.options().Log); err != nil || len(w.completed) != 0 {
+				if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil || len(w.completed) != 0 {
 					t.Errorf("before it waits: completed %v, %v", w.completed, err)
 				}
 				tick(5 * time.Second)
-				if err := FinishStop(t.Context(), w, "", w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+				if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 					t.Errorf("completed %v, %v", w.completed, err)
 				}
 			})
@@ -215,7 +215,7 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 		}
 		tick(500 * time.Millisecond)
 		l.kill()
-		if err := FinishStop(t.Context(), w, "", w, nil, w.options().Log); err != nil {
+		if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil {
 			t.Error(err)
 		}
 	})
@@ -246,7 +246,7 @@ func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 					t.Error("who waits for the end is not told of it")
 				}
 				w.cloudErr = nil
-				if err := FinishStop(t.Context(), w, "", w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+				if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 					t.Errorf("completed %v, %v", w.completed, err)
 				}
 			})
@@ -259,7 +259,7 @@ func TestLastWord(t *testing.T) {
 		w := newWorld(t)
 		word := func() *Tombstone {
 			t.Helper()
-			tomb, err := LastWord(w, "", "boot-1")
+			tomb, err := LastWord(w, "boot-1")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -283,7 +283,7 @@ func TestLastWord(t *testing.T) {
 		if tomb := word(); tomb == nil || tomb.Cut == nil || *tomb.Cut != 2 || tomb.Reason != "maintenance" || !tomb.RepairStreams {
 			t.Errorf("at the end: %+v", tomb)
 		}
-		if tomb, err := LastWord(w, "", "boot-2"); err != nil || tomb != nil {
+		if tomb, err := LastWord(w, "boot-2"); err != nil || tomb != nil {
 			t.Errorf("of another boot: %+v, %v", tomb, err)
 		}
 		// The machine did not go down: the drain that was asked for goes on, and counts

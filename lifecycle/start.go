@@ -165,7 +165,7 @@ func (m *Manager) prove(ctx context.Context, id string, server bool) {
 		return m.r.Start != nil && m.r.Start.Notice.ID == id && m.r.Step == StepNone
 	})
 	defer cancel()
-	fails := time.AfterFunc(m.o.ProveTime, func() { m.startFailed(id) })
+	fails := time.AfterFunc(proveTime, func() { m.startFailed(id) })
 	defer fails.Stop()
 	for retry := time.Second; ; retry = min(2*retry, 15*time.Second) {
 		err := m.startOnce(ctx, server)
@@ -205,7 +205,7 @@ func (m *Manager) startOnce(ctx context.Context, server bool) error {
 	if m.o.Prove == nil {
 		return nil
 	}
-	bound, cancel := context.WithTimeout(ctx, m.o.ProveTime)
+	bound, cancel := context.WithTimeout(ctx, proveTime)
 	defer cancel()
 	return m.o.Prove(bound)
 }
@@ -219,7 +219,7 @@ func (m *Manager) startFailed(id string) {
 		return
 	}
 	s.Failed = true
-	text := "this machine was not seen in the cluster within " + m.o.ProveTime.String()
+	text := "this machine was not seen in the cluster within " + proveTime.String()
 	if m.o.AbandonOnFailure {
 		text += ": it is given back to the cloud"
 	} else {

@@ -16,8 +16,8 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// DefaultPath is where a drain is kept, below the root.
-const DefaultPath = "/var/lib/amsagent/drain.json"
+// RecordPath is where a drain is kept, below the root.
+const RecordPath = "/var/lib/amsagent/drain.json"
 
 // Files keeps the record of a drain. [conf.Store] does.
 type Files interface {
@@ -345,35 +345,35 @@ func (r *record) learn(h Hook, since time.Time) (changed bool) {
 
 // load reads what a former life of the daemon was about; nil where that was
 // nothing.
-func load(files Files, path string) (*record, error) {
-	f, err := files.Read(path)
+func load(files Files) (*record, error) {
+	f, err := files.Read(RecordPath)
 	if err != nil || !f.Exists() {
 		return nil, err
 	}
 	r := &record{}
 	if err := json.Unmarshal(f.Bytes, r); err != nil {
-		return nil, &conf.DamagedError{Path: path, Err: err}
+		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
 	}
 	switch {
 	case r.Version == 0:
-		return nil, &conf.DamagedError{Path: path, Err: errors.New("it does not say its format")}
+		return nil, &conf.DamagedError{Path: RecordPath, Err: errors.New("it does not say its format")}
 	case r.Version != recordVersion:
-		return nil, &conf.VersionError{Path: path, Version: r.Version}
+		return nil, &conf.VersionError{Path: RecordPath, Version: r.Version}
 	case !r.Step.valid():
-		return nil, &conf.DamagedError{Path: path, Err: fmt.Errorf("%q is no step", string(r.Step))}
+		return nil, &conf.DamagedError{Path: RecordPath, Err: fmt.Errorf("%q is no step", string(r.Step))}
 	case r.Step != StepNone && (len(r.Notices) == 0 || r.Begun.IsZero()):
-		return nil, &conf.DamagedError{Path: path, Err: errors.New("a drain without a reason")}
+		return nil, &conf.DamagedError{Path: RecordPath, Err: errors.New("a drain without a reason")}
 	case r.Step != StepNone && goalOfAll(r.Notices) == goalNone:
-		return nil, &conf.DamagedError{Path: path, Err: errors.New("a drain without a goal")}
+		return nil, &conf.DamagedError{Path: RecordPath, Err: errors.New("a drain without a goal")}
 	}
 	for _, n := range r.Notices {
 		if n.ID == "" || goalOf(n.Kind) == goalNone {
-			return nil, &conf.DamagedError{Path: path, Err: fmt.Errorf("a notice %q of kind %q", n.ID, string(n.Kind))}
+			return nil, &conf.DamagedError{Path: RecordPath, Err: fmt.Errorf("a notice %q of kind %q", n.ID, string(n.Kind))}
 		}
 	}
 	for _, s := range []cluster.State{r.Say, r.Said} {
 		if s != "" && !s.Valid() {
-			return nil, &conf.DamagedError{Path: path, Err: fmt.Errorf("%q is no state", string(s))}
+			return nil, &conf.DamagedError{Path: RecordPath, Err: fmt.Errorf("%q is no state", string(s))}
 		}
 	}
 	return r, nil
@@ -408,9 +408,9 @@ func anchor(t, now time.Time) time.Time {
 }
 
 // save writes the record, or removes it where there is nothing to keep.
-func (r *record) save(files Files, path string, now time.Time, boot string, up time.Duration) error {
+func (r *record) save(files Files, now time.Time, boot string, up time.Duration) error {
 	if r.empty() {
-		return files.RemoveFile(path)
+		return files.RemoveFile(RecordPath)
 	}
 	c := r.onWall(now)
 	c.Version, c.Saved, c.Boot, c.Uptime = recordVersion, now.Round(0), boot, up
@@ -424,5 +424,5 @@ func (r *record) save(files Files, path string, now time.Time, boot string, up t
 	if data.Len() > maxRecord {
 		return fmt.Errorf("the record has %d bytes, more than %d", data.Len(), maxRecord)
 	}
-	return files.WriteFile(path, data.Bytes(), 0o600, 0o700)
+	return files.WriteFile(RecordPath, data.Bytes(), 0o600, 0o700)
 }

@@ -168,12 +168,12 @@ func TestClockJumps(t *testing.T) {
 				if c.boot {
 					boot = "boot-1"
 				}
-				if err := r.save(w, "", now, boot, time.Hour); err != nil {
+				if err := r.save(w, now, boot, time.Hour); err != nil {
 					t.Fatal(err)
 				}
 				// One minute later, by a clock that was set: as if all was written at
 				// another time.
-				back, err := load(w, "")
+				back, err := load(w)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -184,7 +184,7 @@ func TestClockJumps(t *testing.T) {
 				if !back.wake(time.Now(), boot, up) {
 					t.Error("another boot")
 				}
-				o := Options{Deadline: time.Hour, Reserve: time.Second}
+				o := Options{Deadline: time.Hour}
 				if got := time.Until(deadline(o.timeline(back))); got != c.want {
 					t.Errorf("%s left, want %s", got, c.want)
 				}
@@ -295,7 +295,7 @@ func TestRecordOnARealDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(root, DefaultPath)
+	path := filepath.Join(root, RecordPath)
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a record of nothing: %v", err)
 	}
@@ -388,7 +388,7 @@ func FuzzRecord(f *testing.F) {
 	now := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 	n := terminate()
 	r := &record{Step: StepDraining, Begun: now, Notices: []Notice{n}, Hooks: []waiter{{Hook: *n.Hook, Since: now}}, Say: cluster.StateDraining}
-	if err := r.save(w, "", now, "boot", time.Hour); err != nil {
+	if err := r.save(w, now, "boot", time.Hour); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(w.file)

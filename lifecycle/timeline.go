@@ -37,7 +37,7 @@ func (o *Options) timeline(r *record) []Moment {
 		if n.Kind == Ask || n.Deadline.IsZero() {
 			continue
 		}
-		reserve := o.Reserve
+		reserve := reserveTime
 		if n.Kind == Shutdown {
 			reserve = shutdownReserve // systemd gives AMS and the deregistering times of their own
 		}
@@ -51,7 +51,7 @@ func (o *Options) timeline(r *record) []Moment {
 		}
 		name := "hook " + a.Hook.Name
 		if limit := a.limit(); !limit.IsZero() {
-			list = append(list, Moment{At: limit.Add(-min(o.Reserve, limit.Sub(a.Since)/4)), Ends: limit, By: name + ", which waits no longer than that"})
+			list = append(list, Moment{At: limit.Add(-min(reserveTime, limit.Sub(a.Since)/4)), Ends: limit, By: name + ", which waits no longer than that"})
 		}
 		// As long as it hears of us, its timeout says nothing.
 		if lapse := a.lapse(); !lapse.IsZero() && (a.Failing || a.Denied != "" || o.Completer == nil) {
@@ -59,7 +59,7 @@ func (o *Options) timeline(r *record) []Moment {
 			if a.Denied != "" {
 				word = ", which cannot be kept waiting: permission " + a.Denied + " is missing"
 			}
-			list = append(list, Moment{At: lapse.Add(-min(o.Reserve, a.Hook.Timeout/4)), Ends: lapse, By: name + word})
+			list = append(list, Moment{At: lapse.Add(-min(reserveTime, a.Hook.Timeout/4)), Ends: lapse, By: name + word})
 		}
 	}
 	slices.SortStableFunc(list, func(a, b Moment) int { return cmp.Compare(a.At.Sub(b.At), 0) })
@@ -187,7 +187,7 @@ func (o *Options) due(r *record, n Notice) time.Time {
 			if r.Step == StepNone || wait <= 0 {
 				wait, _ = o.wait(o.Role())
 			}
-			return later(n.Received, n.Deadline.Add(-wait-o.Reserve))
+			return later(n.Received, n.Deadline.Add(-wait-reserveTime))
 		}
 	case Terminate, Rebalance, Park, Ask, Shutdown, Resume, Launch, Withdrawn:
 	}

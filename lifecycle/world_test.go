@@ -362,7 +362,7 @@ func (w *world) RemoveFile(string) error {
 
 func (w *world) options() Options {
 	return Options{
-		Node: w, Files: w, Completer: w, ID: "i-1", Log: slog.New(slog.DiscardHandler),
+		Node: w, Files: w, Completer: w, Log: slog.New(slog.DiscardHandler),
 		Event: func(_ context.Context, e cluster.Event) error {
 			touch()
 			w.mu.Lock()

@@ -410,7 +410,7 @@ func (r *scaleIn) reborn(id string) bool {
 }
 
 func (h *scaled) forgetDrain() error {
-	err := os.Remove(filepath.Join(h.root, lifecycle.DefaultPath))
+	err := os.Remove(filepath.Join(h.root, lifecycle.RecordPath))
 	if os.IsNotExist(err) {
 		return nil
 	}

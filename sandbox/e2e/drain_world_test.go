@@ -325,7 +325,7 @@ func (h *scaled) record() (r struct {
 },
 ) {
 	h.t.Helper()
-	b, err := os.ReadFile(filepath.Join(h.root, lifecycle.DefaultPath))
+	b, err := os.ReadFile(filepath.Join(h.root, lifecycle.RecordPath))
 	if err == nil {
 		err = json.Unmarshal(b, &r)
 	}

@@ -24,7 +24,7 @@ func openAzure(a *daemonAdapter, _ metadata.Instance) (lifecycle.Source, lifecyc
 	}
 	files := drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}}
 	source := lifecycle.NewAzureSource(p, lifecycle.AzureSourceOptions{
-		Announced: func() (map[string]string, error) { return lifecycle.AzureAnnounced(files, "") }, Log: a.g.log(),
+		Announced: func() (map[string]string, error) { return lifecycle.AzureAnnounced(files) }, Log: a.g.log(),
 	})
 	return source, lifecycle.NewAzureCompleter(p), nil
 }

@@ -85,7 +85,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 		req.MongoWait = shutdownMongoWait
 	}
 	boot, _ := lifecycle.BootClock(g.settings.Root)()
-	last, err := lifecycle.LastWord(files, "", boot)
+	last, err := lifecycle.LastWord(files, boot)
 	if err != nil {
 		g.log().Warn("what the drain came to cannot be read", "error", err)
 	}
@@ -113,7 +113,7 @@ func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files li
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
 	defer cancel()
 	c := lateCloud(&daemonAdapter{g: g, machine: m})
-	if err := lifecycle.FinishStop(ctx, files, "", c, lastPeers{m, mongo}, g.log()); err != nil {
+	if err := lifecycle.FinishStop(ctx, files, c, lastPeers{m, mongo}, g.log()); err != nil {
 		g.log().Warn("the hook is left to its timeout", "error", err)
 	}
 }
