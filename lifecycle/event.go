@@ -15,6 +15,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/amsagent/amsagent/internal/brief"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 )
 
@@ -509,10 +510,4 @@ func syntaxError(err error, outer []string) error {
 }
 
 // clean cuts a word of the event for a message.
-func clean(s string) string {
-	const most = 60
-	if r := []rune(s); len(r) > most {
-		return string(r[:most]) + "..."
-	}
-	return s
-}
+func clean(s string) string { return brief.Text(s, 60) }

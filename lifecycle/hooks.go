@@ -110,10 +110,8 @@ func discovery(launching bool) string { return string(opDiscover) + strconv.Form
 // wantsDiscovery tells that a hook may wait of which nobody told us.
 func (m *Manager) wantsDiscovery(launching bool) bool {
 	r := m.r
-	for i := range r.Hooks {
-		if r.Hooks[i].Hook.Launching == launching {
-			return false
-		}
+	if slices.ContainsFunc(r.Hooks, func(a waiter) bool { return a.Hook.Launching == launching }) {
+		return false
 	}
 	if launching {
 		if m.parking() {
@@ -183,18 +181,17 @@ func (m *Manager) settled() bool {
 			return false
 		}
 	}
-	for i := range m.r.Hooks {
-		if a := &m.r.Hooks[i]; parking && a.End == EndCompleted {
-			return true // only one of them waited
-		}
+	if parking && slices.ContainsFunc(m.r.Hooks, func(a waiter) bool { return a.End == EndCompleted }) {
+		return true // only one of them waited
 	}
-	for i := range m.r.Hooks {
-		a := &m.r.Hooks[i]
-		if (!a.Hook.Launching || parking) && a.End == "" && m.tryOf(a, opContinue).denied == "" {
-			return false
-		}
-	}
-	return true
+	return !m.waits(func(h Hook) bool { return !h.Launching || parking })
+}
+
+// waits tells that one of these hooks waits for our word, and that we may say it.
+func (m *Manager) waits(which func(Hook) bool) bool {
+	return slices.ContainsFunc(m.r.Hooks, func(a waiter) bool {
+		return which(a.Hook) && a.End == "" && m.tryOf(&a, opContinue).denied == ""
+	})
 }
 
 // find gives the hook of a call as the record has it now, if the call is wanted
@@ -229,7 +226,7 @@ func (m *Manager) do(ctx context.Context, c call) {
 	case opBeat:
 		err = m.o.Completer.Heartbeat(bound, c.hook)
 	case opContinue:
-		if err = m.alone(bound, c.hook); err == nil {
+		if err = alone(bound, m.o.Peers, c.hook); err == nil {
 			err = m.o.Completer.Complete(bound, c.hook, Continue)
 		}
 	case opAbandon:
@@ -412,8 +409,6 @@ var errOthers = errors.New("other machines wait for the same word")
 // alone tells whether our word about a hook cuts nobody else's sessions: it lets
 // all machines of the hook go. When the cloud waits no longer, it is said all the
 // same: then it tells no more than that we have left.
-func (m *Manager) alone(ctx context.Context, h Hook) error { return alone(ctx, m.o.Peers, h) }
-
 func alone(ctx context.Context, p Peers, h Hook) error {
 	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
 		return nil

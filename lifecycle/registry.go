@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/brief"
 )
 
 const (
@@ -138,7 +139,7 @@ func (m *Manager) reason() string {
 	if m.r.Step.observing() && m.sessions != nil {
 		text += ": " + m.sessions.Left()
 	}
-	return cut(text, mostReason)
+	return brief.Text(text, mostReason)
 }
 
 // UnstoppedReason begins the reason of a row whose server does not end.
@@ -146,18 +147,6 @@ const UnstoppedReason = "Ant Media Server does not end"
 
 // mostReason keeps rows short: everybody reads all of them.
 const mostReason = 160
-
-func cut(s string, most int) string {
-	if len(s) <= most {
-		return s
-	}
-	for i := range s {
-		if i > most-len("…") {
-			return s[:i] + "…"
-		}
-	}
-	return s
-}
 
 // writeEvents writes the events as they come, each until it is written.
 func (m *Manager) writeEvents(ctx context.Context) {

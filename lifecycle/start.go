@@ -148,13 +148,7 @@ func (m *Manager) startSettled() bool {
 	if m.wantsDiscovery(true) {
 		return m.tryAt(discovery(true)).denied != ""
 	}
-	for i := range m.r.Hooks {
-		a := &m.r.Hooks[i]
-		if a.Hook.Launching && a.End == "" && m.tryOf(a, opContinue).denied == "" {
-			return false
-		}
-	}
-	return true
+	return !m.waits(func(h Hook) bool { return h.Launching })
 }
 
 // prove starts the server where it has to, and waits for the evidence that it
