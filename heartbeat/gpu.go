@@ -98,7 +98,7 @@ type GPUWatcher struct {
 	pace gpuPace
 
 	running atomic.Bool
-	starts  atomic.Uint64
+	starts  atomic.Uint64 // of nvidia-smi
 
 	mu     sync.Mutex
 	nvidia gpuPart
@@ -134,9 +134,6 @@ func NewGPUWatcher(o GPUOptions) *GPUWatcher {
 	w.amd = gpuPart{state: GPUAbsent}
 	return w
 }
-
-// Starts is how often nvidia-smi was started.
-func (w *GPUWatcher) Starts() uint64 { return w.starts.Load() }
 
 // Latest is the latest word about the devices. It never waits.
 func (w *GPUWatcher) Latest() GPUReading {

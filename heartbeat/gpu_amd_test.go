@@ -108,8 +108,8 @@ func TestAMDWatched(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.becomes(GPUAbsent)
-	if g.w.Starts() != 0 {
-		t.Errorf("%d starts", g.w.Starts())
+	if g.w.starts.Load() != 0 {
+		t.Errorf("%d starts", g.w.starts.Load())
 	}
 }
 

@@ -239,8 +239,8 @@ func TestGPUStreams(t *testing.T) {
 	eventually(t, "third device", g.encoder(2, 43))
 	g.say("%s%s", gpuTestRow(0, 24), gpuTestRow(0, 25))
 	eventually(t, "one device", func() bool { return len(g.w.Latest().Devices) == 1 })
-	if g.w.Starts() != 1 || len(g.pids()) != 1 {
-		t.Errorf("%d starts", g.w.Starts())
+	if g.w.starts.Load() != 1 || len(g.pids()) != 1 {
+		t.Errorf("%d starts", g.w.starts.Load())
 	}
 
 	read := func(name string) string {
@@ -297,7 +297,7 @@ func TestGPUSilent(t *testing.T) {
 	}
 	eventually(t, "first reading", talks(20))
 	g.becomes(GPUFailing, "silent for 300ms")
-	eventually(t, "second start", func() bool { return g.w.Starts() >= 2 && len(g.pids()) >= 2 })
+	eventually(t, "second start", func() bool { return g.w.starts.Load() >= 2 && len(g.pids()) >= 2 })
 	if pid := g.pids()[0]; alive(pid) {
 		t.Errorf("process %d is left", pid)
 	}
@@ -323,7 +323,7 @@ func TestGPUDies(t *testing.T) {
 		eventually(t, "a reading", g.encoder(0, float64(20+i)))
 	}
 	g.becomes(GPUReady, "exit status 7", "out of luck")
-	if n := g.w.Starts(); n < 5 {
+	if n := g.w.starts.Load(); n < 5 {
 		t.Errorf("%d starts", n)
 	}
 	for i, pid := range g.pids()[:4] {
@@ -362,7 +362,7 @@ func TestGPUCannotSpeakToDriver(t *testing.T) {
 					t.Errorf("%+v", r)
 				}
 				// It is tried again.
-				eventually(t, "three starts", func() bool { return g.w.Starts() >= 3 })
+				eventually(t, "three starts", func() bool { return g.w.starts.Load() >= 3 })
 				g.stop()
 			}
 		})
@@ -388,8 +388,8 @@ esac
 	if d := r.Devices[0]; *d.Util != 9 || d.Enc != nil || d.Dec != nil || *d.Power != 38.21 {
 		t.Errorf("%+v", d)
 	}
-	if g.w.Starts() != 4 {
-		t.Errorf("%d starts", g.w.Starts())
+	if g.w.starts.Load() != 4 {
+		t.Errorf("%d starts", g.w.starts.Load())
 	}
 	// It dies: what was learned is remembered. It is replaced: all is asked again.
 	kill := func() { _ = unix.Kill(g.pids()[len(g.pids())-1], unix.SIGKILL) }
@@ -426,7 +426,7 @@ func TestGPUBlind(t *testing.T) {
 	g.say("%s%s%s", bad, bad, bad)
 	g.becomes(GPUFailing, "Unknown Error")
 	g.say("%s%s", bad, bad)
-	eventually(t, "started again", func() bool { return g.w.Starts() == 2 })
+	eventually(t, "started again", func() bool { return g.w.starts.Load() == 2 })
 	if !strings.Contains(g.log.String(), "no values any more") {
 		t.Error("nobody was told why")
 	}
@@ -446,8 +446,8 @@ func TestGPUAppearsLater(t *testing.T) {
 	g.write("sys/bus/pci/devices/0000:00:03.0/class", "0x040300\n")
 	g.watch(0)
 	g.becomes(GPUAbsent)
-	if r := g.w.Latest(); r.Reason != "" || r.Devices != nil || g.w.Starts() != 0 {
-		t.Errorf("%+v, %d starts", r, g.w.Starts())
+	if r := g.w.Latest(); r.Reason != "" || r.Devices != nil || g.w.starts.Load() != 0 {
+		t.Errorf("%+v, %d starts", r, g.w.starts.Load())
 	}
 	if err := os.Remove(filepath.Join(g.root, "usr/bin/nvidia-smi")); err != nil {
 		t.Fatal(err)
@@ -468,8 +468,8 @@ func TestGPUAppearsLater(t *testing.T) {
 	_ = os.Remove(driver)
 	g.write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.90.07\n")
 	g.becomes(GPUFailing, "loaded, but nvidia-smi is not there", "/usr/local/bin")
-	if g.w.Starts() != 0 {
-		t.Errorf("%d starts", g.w.Starts())
+	if g.w.starts.Load() != 0 {
+		t.Errorf("%d starts", g.w.starts.Load())
 	}
 	g.tool(gpuPipe)
 	g.say("%s", gpuTestRow(0, 33))
@@ -485,8 +485,8 @@ func TestGPUDriverReplaced(t *testing.T) {
 	g.tool(gpuPipe)
 	g.say("%s", gpuTestRow(0, 34))
 	eventually(t, "a reading", g.encoder(0, 34))
-	if g.w.Starts() != 2 {
-		t.Errorf("%d starts", g.w.Starts())
+	if g.w.starts.Load() != 2 {
+		t.Errorf("%d starts", g.w.starts.Load())
 	}
 }
 
@@ -579,7 +579,7 @@ func TestGPULeavesNothing(t *testing.T) {
 	fds := func() int { e, _ := os.ReadDir("/proc/self/fd"); return len(e) }
 	goroutines, descriptors := runtime.NumGoroutine(), fds()
 	g.watch(0, func(p *gpuPace) { p.most = time.Millisecond })
-	eventually(t, "starts", func() bool { return g.w.Starts() >= 60 })
+	eventually(t, "starts", func() bool { return g.w.starts.Load() >= 60 })
 	g.stop()
 	eventually(t, "goroutines gone", func() bool { return runtime.NumGoroutine() <= goroutines })
 	if n := fds(); n > descriptors {
@@ -598,7 +598,7 @@ func TestGPURunTwice(t *testing.T) {
 	g := newGPUWorld(t)
 	g.tool(gpuPipe)
 	g.watch(0)
-	eventually(t, "started", func() bool { return g.w.Starts() == 1 })
+	eventually(t, "started", func() bool { return g.w.starts.Load() == 1 })
 	if err := g.w.Run(t.Context()); err == nil {
 		t.Error("it ran twice at once")
 	}
@@ -608,13 +608,13 @@ func TestGPURunTwice(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error)
 		go func() { ended <- g.w.Run(ctx) }()
-		n := g.w.Starts()
+		n := g.w.starts.Load()
 		runtime.Gosched()
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		if m := g.w.Starts(); m > n+1 {
+		if m := g.w.starts.Load(); m > n+1 {
 			t.Errorf("%d starts", m-n)
 		}
 	}

@@ -260,16 +260,6 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	return out
 }
 
-// Close gives up the questions that are still open. A call that hangs in the
-// kernel cannot be given up; its goroutine ends when the kernel lets it.
-func (s *Sampler) Close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.volume.stop()
-	s.pid.stop()
-	s.sessions.stop()
-}
-
 // reading is what the log has heard of a reading that is missing, or was lately.
 type reading struct {
 	since time.Time // it is missing, with gaps shorter than backFor
