@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/shirou/gopsutil/v4/cpu"
@@ -62,12 +63,12 @@ func (m *cpuMeter) read(ctx context.Context, proc string, clock func() time.Time
 		return cpuReading{}, ErrFirst
 	}
 	var busy, total, busiest float64
-	for i, c := range cores {
-		before, ok := coreNamed(last, c.name, i)
-		if !ok {
+	for _, c := range cores {
+		i := slices.IndexFunc(last, func(before coreTimes) bool { return before.name == c.name })
+		if i < 0 {
 			continue
 		}
-		b, t, ok := c.since(before, since)
+		b, t, ok := c.since(last[i], since)
 		if !ok {
 			continue
 		}
@@ -101,19 +102,6 @@ func (c coreTimes) since(before coreTimes, elapsed time.Duration) (busy, total f
 		return 0, 0, false
 	}
 	return busy, total, true
-}
-
-// coreNamed finds a core by its name, which mostly is where it was.
-func coreNamed(cores []coreTimes, name string, at int) (coreTimes, bool) {
-	if at < len(cores) && cores[at].name == name {
-		return cores[at], true
-	}
-	for _, c := range cores {
-		if c.name == name {
-			return c, true
-		}
-	}
-	return coreTimes{}, false
 }
 
 // readCores reads the counters of the cores that are online. The line of their

@@ -96,14 +96,9 @@ type HookView struct {
 // Finished tells that a drain has come to its end as far as this node goes:
 // whatever the cloud still has to be told, nobody needs to wait for it.
 func (v View) Finished() bool {
-	if v.Over {
-		return true
-	}
 	switch v.State {
-	case StateLeft, StateParked:
-		return v.Step == StepDone
-	case StateDraining:
-		return v.Step == StepDone // drained, the machine is about to be restarted
+	case StateLeft, StateParked, StateDraining: // drained, and the machine is about to be restarted
+		return v.Over || v.Step == StepDone
 	case StateActive, StateResuming:
 	}
 	return true
