@@ -322,7 +322,7 @@ func (c *AlibabaCompleter) known(ctx context.Context, group string, ids ...strin
 		return !slices.ContainsFunc(hooks, func(h alibaba.LifecycleHook) bool { return h.ID == id })
 	})
 	// One that is not in the list may have been made since it was read.
-	if age := time.Since(asked); !asked.IsZero() && age < defaultFresh && !(missing && age > againAfter) {
+	if age := time.Since(asked); !asked.IsZero() && age < hooksFresh && !(missing && age > againAfter) {
 		return hooks, nil
 	}
 	hooks, err := c.api.Hooks(ctx, group)

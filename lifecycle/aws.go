@@ -137,8 +137,6 @@ type AWSCompleterOptions struct {
 	// Hooks names the hooks that are ours to complete. It is asked each time, for a
 	// setting may change; nil is no names.
 	Hooks func() HookNames
-	// Fresh is how long what was discovered is not asked for again.
-	Fresh time.Duration
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -147,8 +145,9 @@ type AWSCompleterOptions struct {
 // is not in it.
 const againAfter = time.Minute
 
-// defaultFresh: hooks are changed by people, and a drain takes no longer.
-const defaultFresh = 10 * time.Minute
+// hooksFresh is how long what was discovered is not asked for again: hooks are changed by
+// people, and a drain takes no longer.
+const hooksFresh = 10 * time.Minute
 
 // AWSCompleter completes the hooks of an Auto Scaling group.
 //
@@ -177,9 +176,6 @@ var _ Completer = (*AWSCompleter)(nil)
 
 // NewAWSCompleter makes a completer. It asks nothing.
 func NewAWSCompleter(api awsAPI, o AWSCompleterOptions) *AWSCompleter {
-	if o.Fresh <= 0 {
-		o.Fresh = defaultFresh
-	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -213,7 +209,7 @@ func (c *AWSCompleter) known(ctx context.Context) (string, []aws.LifecycleHook, 
 	c.mu.Lock()
 	group, hooks, asked := c.group, c.hooks, c.asked
 	c.mu.Unlock()
-	if asked.IsZero() || time.Since(asked) > c.opts.Fresh {
+	if asked.IsZero() || time.Since(asked) > hooksFresh {
 		g, h, err := c.ask(ctx, group)
 		switch {
 		case err == nil:
@@ -235,7 +231,7 @@ func (c *AWSCompleter) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := time.Now(); now.Sub(c.asked) > againAfter && now.Sub(c.forgot) > againAfter {
-		c.asked, c.forgot = now.Add(-2*c.opts.Fresh), now
+		c.asked, c.forgot = now.Add(-2*hooksFresh), now
 	}
 }
 
@@ -423,7 +419,7 @@ func (c *AWSCompleter) explain(ctx context.Context, h Hook, err error) error {
 	case merr != nil:
 		if _, denied := errors.AsType[*aws.DeniedError](merr); denied {
 			c.mu.Lock()
-			c.blind = time.Now().Add(c.opts.Fresh)
+			c.blind = time.Now().Add(hooksFresh)
 			c.mu.Unlock()
 			c.log.Info("whether the hook is over cannot be asked, so it is tried until the machine goes", "err", merr)
 		}

@@ -244,10 +244,11 @@ func TestAWSDiscover(t *testing.T) {
 	t.Run("known from before", func(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{hooks: hooks}
-		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Fresh: time.Nanosecond})
+		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g"})
 		if _, err := c.Discover(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
+		c.asked = c.asked.Add(-2 * hooksFresh)
 		for _, bad := range []error{errors.New("throttled"), deniedAWS("DescribeLifecycleHooks")} {
 			f.hooksErr = bad
 			if h, err := c.Discover(t.Context(), false); err != nil || h == nil || h.Name != "amsagent-a,amsagent-b" {
@@ -419,7 +420,7 @@ func TestAWSOver(t *testing.T) {
 func TestHookMadeLater(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "amsagent-end"}}}
-		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Fresh: 10 * time.Minute})
+		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g"})
 		if err := c.Heartbeat(t.Context(), Hook{Group: "g", Name: "amsagent-end"}); err != nil {
 			t.Error(err)
 		}
