@@ -684,7 +684,7 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 func (j *joiner) writeAgain(ctx context.Context) error {
 	plan, err := j.changed()
 	if err != nil || !needsRestart(plan) {
-		return nil //nolint:nilerr // what cannot be compared is told in the end
+		return nil // what cannot be compared is told in the end
 	}
 	j.say("%s saved its settings over the join's: writing them again while it is stopped", "Ant Media Server")
 	if err = j.Service.Stop(ctx); err == nil {

@@ -84,12 +84,11 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	if err != nil {
 		return err
 	}
-	ctx, end := context.WithCancel(cmd.Context())
-	a := &daemonAdapter{g: g, cmd: cmd, machine: m, made: madeOf(g.settings), life: ctx}
+	a := &daemonAdapter{g: g, cmd: cmd, machine: m, made: madeOf(g.settings)}
 	defer func() {
-		a.mu.Lock() // from here on a late answer of the metadata changes no setting
+		a.mu.Lock()
 		defer a.mu.Unlock()
-		end()
+		a.over = true
 	}()
 	a.given = a.givenNow()
 	server := m.Server()
@@ -114,7 +113,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) }, Own: server.Connections,
 		}, client, address)
 	}
-	err = daemon.New(o).Run(ctx)
+	err = daemon.New(o).Run(cmd.Context())
 	var running *daemon.RunningError
 	var held *daemon.LockHeldError
 	switch {
@@ -153,12 +152,11 @@ type daemonAdapter struct {
 	cmd     *cobra.Command
 	machine *bootstrap.Machine
 	made    map[string]string // what the daemon was made of
-	// life ends with the daemon: a question to the metadata outlives who asked it. nil never ends.
-	life context.Context
 
 	asking singleflight.Group // the question to the metadata that is under way
 
 	mu         sync.Mutex
+	over       bool  // the settings are another daemon's by now
 	given      stamp // of what was given to join, when the settings were read
 	inst       metadata.Instance
 	identified time.Time
@@ -259,11 +257,7 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 		return a.inst, nil
 	}
 	a.mu.Unlock()
-	life := a.life
-	if life == nil {
-		life = context.WithoutCancel(ctx)
-	}
-	answer := a.asking.DoChan("", func() (any, error) { return a.ask(life) })
+	answer := a.asking.DoChan("", func() (any, error) { return a.ask(context.WithoutCancel(ctx)) })
 	select {
 	case <-ctx.Done():
 		return metadata.Instance{}, context.Cause(ctx)
@@ -287,8 +281,8 @@ func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if ctx.Err() != nil {
-		return metadata.Instance{}, context.Cause(ctx) // the settings are another daemon's now
+	if a.over {
+		return metadata.Instance{}, daemon.ErrOutdated
 	}
 	if err := a.g.useTags(m.Instance.TagSet()); err != nil {
 		return metadata.Instance{}, err
