@@ -177,11 +177,12 @@ func (m *Manager) writeEvent(ctx context.Context, e cluster.Event) {
 	}
 }
 
-// flush gives the events that wait a moment, and no more: who stops us waits.
+// flush gives the events that wait a moment, and no more: who stops us waits. Where the row
+// could not be written either, MongoDB is away.
 func (m *Manager) flush(ctx context.Context, stop context.CancelFunc) {
 	defer stop()
 	ctx = context.WithoutCancel(ctx)
-	if m.o.Event == nil {
+	if m.o.Event == nil || !m.View().RegistryTold {
 		return
 	}
 	until := time.Now().Add(flushTime)
