@@ -101,6 +101,8 @@ type watch struct {
 	mu      sync.Mutex
 	failed  map[string]error
 	cleared map[string]error
+	// heard tells that a server is known at this moment.
+	heard bool
 	// kind is what the server said last that it is; set is its replica set.
 	kind string
 	set  replicaSet
@@ -215,9 +217,26 @@ func (w *watch) monitor() *event.ServerMonitor {
 			}
 		},
 		TopologyDescriptionChanged: func(e *event.TopologyDescriptionChangedEvent) {
+			w.hears(e.NewDescription.Servers)
 			w.elected(e.NewDescription.Servers)
 		},
 	}
+}
+
+func (w *watch) hears(servers []event.ServerDescription) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard = slices.ContainsFunc(servers, func(d event.ServerDescription) bool { return d.Kind != description.UnknownStr })
+}
+
+// goodbye is how long the servers are given to hear that the client goes.
+func (w *watch) goodbye() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.heard {
+		return closeTimeout / 20 // it would wait for one of them
+	}
+	return closeTimeout
 }
 
 // standalone reports whether the server has nobody to wait for with a write.
@@ -376,7 +395,8 @@ func verifyChainOnly(cfg *tls.Config) {
 // Target returns where the client connects to.
 func (c *Client) Target() Target { return c.target }
 
-// Close says good-bye and closes all connections, in about a second at most.
+// Close says good-bye and closes all connections, in about a second at most. While no server is
+// known it does not wait for one.
 func (c *Client) Close(ctx context.Context) error {
 	if err := c.closeLinks(ctx); err != nil {
 		return newError("closing the connection to MongoDB", err, c.target, nil)

@@ -240,9 +240,10 @@ func (c *Client) closeLinks(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	closed := make(chan error, 1)
 	go func() {
-		bound, cancel := context.WithTimeout(ctx, closeTimeout)
+		l := c.link.Load()
+		bound, cancel := context.WithTimeout(ctx, l.watch.goodbye())
 		defer cancel()
-		err := c.link.Load().mongo.Disconnect(bound)
+		err := l.mongo.Disconnect(bound)
 		c.linking.old.Wait()
 		closed <- err
 	}()

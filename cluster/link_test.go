@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/event"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
 )
 
 // The driver drops a server for good that was started once without its replica set, or that
@@ -120,5 +122,24 @@ func TestPrimaryHangs(t *testing.T) {
 	}
 	if n := len(now.sent("update")); n != 1 {
 		t.Errorf("the new primary was asked %d times", n)
+	}
+}
+
+// Closing waits for a server only while one is known.
+func TestGoodbye(t *testing.T) {
+	w := newWatch()
+	unknown, member := event.ServerDescription{Kind: description.UnknownStr}, event.ServerDescription{Kind: description.ServerKindRSSecondary.String()}
+	for _, tt := range []struct {
+		servers []event.ServerDescription
+		want    time.Duration
+	}{
+		{nil, closeTimeout / 20},
+		{[]event.ServerDescription{unknown}, closeTimeout / 20},
+		{[]event.ServerDescription{unknown, member}, closeTimeout},
+		{[]event.ServerDescription{unknown, unknown}, closeTimeout / 20},
+	} {
+		if w.hears(tt.servers); w.goodbye() != tt.want {
+			t.Errorf("%d servers: %s, want %s", len(tt.servers), w.goodbye(), tt.want)
+		}
 	}
 }
