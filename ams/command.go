@@ -86,8 +86,10 @@ func NewCommand(line string) (*Command, error) {
 	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
 		return nil, fmt.Errorf("the service command %s is not a program", argv[0])
 	}
-	if err := (files.Root{}).RootsAlone(argv[0]); err != nil && os.Geteuid() == 0 {
-		return nil, fmt.Errorf("the service command %s: %w", argv[0], err)
+	if os.Geteuid() == 0 {
+		if err := (files.Root{}).RootsAlone(argv[0]); err != nil {
+			return nil, fmt.Errorf("the service command %s: %w", argv[0], err)
+		}
 	}
 	return &Command{argv: argv}, nil
 }

@@ -4,7 +4,6 @@
 package bootstrap
 
 import (
-	std "cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -65,7 +64,11 @@ func TestLeaveTellsOfEachFile(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
-			joinOffline(t, m, std.Or(tt.mongo, "10.0.2.4"), "10.0.1.7")
+			mongo := tt.mongo
+			if mongo == "" {
+				mongo = "10.0.2.4"
+			}
+			joinOffline(t, m, mongo, "10.0.1.7")
 			tt.edit(t, filepath.Join(m.Root, ams.DefaultDir))
 			res := leaveOffline(t, m)
 			got := map[string]Restored{}

@@ -211,10 +211,7 @@ func (a *daemonAdapter) givenNow() stamp {
 
 func (a *daemonAdapter) rereadLocked() error {
 	a.identified, a.given = time.Time{}, a.givenNow()
-	if err := a.g.load(a.cmd); err != nil {
-		return err
-	}
-	return nil
+	return a.g.load(a.cmd)
 }
 
 // outdated reports whether the daemon was made of other settings than there are now.

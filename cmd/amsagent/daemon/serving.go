@@ -479,15 +479,15 @@ func (s *serving) report(was, is ServerView, now time.Time) {
 	back := is.Up && !was.Up
 	// It may have been started as another server than it was: nobody is sent there
 	// until the files are compared the next time.
-	standalone, read := false, false
+	var byHand bool
+	var unread error
 	if back {
-		is, err := s.probe.Standalone()
-		standalone, read = is, err == nil // what was known holds otherwise
+		byHand, unread = s.probe.Standalone()
 	}
 	s.change(func(v *View) {
 		v.Server = is
-		if read {
-			v.Standalone = standalone
+		if back && unread == nil { // what was known holds otherwise
+			v.Standalone = byHand
 		}
 		switch broken := v.broken(now, interval); {
 		case !broken:
