@@ -85,15 +85,17 @@ func processHomes(root string, pid int) []Home {
 
 // OtherTree reports which installation a service runs, where that is known and is
 // not this one. What the service starts next counts before what runs now: a
-// restart is part of every proof. Folders without a server prove nothing.
+// restart is part of every proof. Folders without a server prove nothing, and where a
+// unit names two servers the process tells.
 func (in *Installation) OtherTree(root string, st State) (Home, bool) {
 	for _, homes := range [][]Home{st.Homes, processHomes(root, st.MainPID)} {
 		trees := slices.DeleteFunc(slices.Clone(homes), func(h Home) bool { return !holdsServer(root, h.Dir) })
+		others := slices.DeleteFunc(slices.Clone(trees), func(h Home) bool { return in.is(root, h.Dir) })
 		switch {
 		case len(trees) == 0:
-		case slices.ContainsFunc(trees, func(h Home) bool { return in.is(root, h.Dir) }):
+		case len(others) == 0:
 			return Home{}, false
-		default:
+		case len(others) == len(trees):
 			return trees[0], true
 		}
 	}

@@ -69,6 +69,7 @@ func TestOtherTree(t *testing.T) {
 		{"folders without a server", State{Homes: []Home{{Dir: "/", Source: "WorkingDirectory="}, {Dir: "/bin", Source: "ExecStart="}}}, ""},
 		{"another one", State{Homes: []Home{{Dir: "/bin"}, {Dir: "/opt/b", Source: "WorkingDirectory="}}}, "/opt/b"},
 		{"both", State{Homes: []Home{{Dir: "/opt/b"}, {Dir: "/opt/a"}}}, ""},
+		{"both, and the process works in another one", State{MainPID: 12, Homes: []Home{{Dir: "/opt/b"}, {Dir: "/opt/a"}}}, "/opt/b"},
 		{"the process works in another one", State{MainPID: 12}, "/opt/b"},
 		{"the process has the jar of another one open", State{MainPID: 13}, "/opt/b"},
 		{"the next start is of this one", State{MainPID: 12, Homes: []Home{{Dir: "/opt/a"}}}, ""},

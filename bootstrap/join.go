@@ -797,8 +797,22 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	if err := j.saveUndoing(); err != nil {
 		j.log().Warn("the state file could not be written", "error", err)
 	}
+	start := j.Service.Start
+	var unstopped error
+	if j.runsNew() {
+		// First: an application that is starting saves its settings as it ends, over
+		// whatever is put back before.
+		if unstopped = j.Service.Stop(ctx); unstopped != nil {
+			start = j.Service.Restart
+		}
+	}
 	conflicts, err := j.revert(ctx)
+	ctx, cancel := after(ctx, rollbackTime) // whatever that took, no server is left stopped
+	defer cancel()
 	if err != nil {
+		if j.runsNew() && j.wasRunning {
+			err = errors.Join(err, start(ctx))
+		}
 		state, hint := leftBy(err, "they are still those of a cluster node", "they are as before")
 		return fmt.Sprintf("the files could not be put back (%v); %s: %s", err, state, cmp.Or(hint, "run 'amsagent leave'"))
 	}
@@ -818,8 +832,8 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 		return back + noteOf(j.restoreAfter(ctx, reason)) + "; Ant Media Server was not touched"
 	}
 	if !j.wasRunning {
-		if err := j.Service.Stop(ctx); err != nil {
-			return fmt.Sprintf("%s; Ant Media Server, which was not running before, could not be stopped: %v", back, err)
+		if unstopped != nil {
+			return fmt.Sprintf("%s; Ant Media Server, which was not running before, could not be stopped: %v", back, unstopped)
 		}
 		j.dropDocuments(ctx)
 		return back + noteOf(j.restoreAfter(ctx, reason)) + " and Ant Media Server is stopped, as before"
@@ -827,7 +841,7 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	if j.SetAddress != nil {
 		j.SetAddress(previousAddress(j.facts.state))
 	}
-	if err := j.Service.Restart(ctx); err != nil {
+	if err := start(ctx); err != nil {
 		return fmt.Sprintf("%s, but Ant Media Server does not start with them either (%v): %s", back, err, j.serverNow(ctx))
 	}
 	if _, err := ams.WaitStable(ctx, j.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {

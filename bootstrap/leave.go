@@ -514,11 +514,10 @@ func (l *leaver) commit(ctx context.Context) error {
 func (l *leaver) onceMore(ctx context.Context) {
 	plan, paths := l.plan, []string(nil)
 	for range replans {
-		if paths = l.writtenOver(ctx, plan, l.req.Offline, l.install); len(paths) == 0 || l.record == nil {
+		if paths = l.writtenOver(ctx, plan, l.req.Offline, l.install); len(paths) == 0 {
 			return
 		}
-		// The record that is gone from the disk still knows what was ours.
-		again, err := l.store.PlanUndo(l.record)
+		again, err := l.planAgain()
 		if err != nil || len(again.Changed()) == 0 {
 			return
 		}
@@ -528,6 +527,32 @@ func (l *leaver) onceMore(ctx context.Context) {
 		}
 	}
 	l.warn(IDDrift, "look at these files", "written by somebody else while they were given back: %s", joinPaths(paths))
+}
+
+// planAgain plans to give back what somebody wrote over since. The record that is gone
+// from the disk still knows what was ours.
+func (l *leaver) planAgain() (*conf.Plan, error) {
+	record := l.record
+	if l.standalone {
+		record = nil // what it gives back is a node's
+	}
+	plan, err := l.store.PlanUndo(record)
+	if err != nil {
+		return nil, err
+	}
+	if l.standalone {
+		var left []Finding // told before
+		if fs := l.planStandalone(plan, &left); len(fs) > 0 {
+			return nil, errors.New(fs[0].Text)
+		}
+	}
+	once := conflictPaths(l.plan.Conflicts) // the copies hold what a person had written
+	for _, f := range plan.Files() {
+		if f.Copy() {
+			once = append(once, f.Before.Path)
+		}
+	}
+	return plan.Only(func(path string) bool { return !slices.Contains(once, path) }), nil
 }
 
 // notGivenBack is the error of a leave that could not write the files.
@@ -794,41 +819,36 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 	if _, err := ams.WaitStable(ctx, l.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
 		return failed(err)
 	}
-	if !l.overwritten() {
+	if again, err := l.planAgain(); err != nil || len(again.Changed()) == 0 {
 		return nil
 	}
+	// The server that was stopped had saved its settings, read before, over what was given
+	// back. The one that runs now has read those, and may save them as it ends.
 	l.say("restarting %s once more", l.Service.Name())
-	if err := l.Service.Restart(ctx); err != nil {
+	err := l.Service.Stop(ctx)
+	if err == nil {
+		l.giveAgain()
+	}
+	bound, cancel := after(ctx, rollbackTime) // an interruption leaves no server stopped
+	defer cancel()
+	if err = errors.Join(err, l.Service.Start(bound)); err != nil {
 		return failed(err)
 	}
 	l.stoppedAt = time.Now()
 	return nil
 }
 
-// overwritten gives the files back once more where the server that was stopped
-// had saved its settings, read before, over them. It cannot do so again.
-func (l *leaver) overwritten() bool {
-	byRecord, byForm := l.record != nil && l.recordAlone, l.record == nil && l.standalone
-	if !byRecord && !byForm {
-		return false // both together, which gives a conflict back only once
+func (l *leaver) giveAgain() {
+	again, err := l.planAgain()
+	if err != nil {
+		return // it was planned a moment ago, and its owner can make a file unreadable at any time
 	}
-	plan, err := l.store.PlanUndo(l.record)
-	if err == nil && byForm {
-		var left []Finding // told before
-		if len(l.planStandalone(plan, &left)) > 0 {
-			return false
-		}
+	paths := joinPaths(again.ChangedPaths())
+	if err := again.CommitUndo("leave"); err != nil {
+		l.warn(IDDrift, "look at these files", "the server saved its settings while it was left, and these could not be given back: %s: %v", paths, err)
+		return
 	}
-	if err != nil || len(plan.Changed()) == 0 {
-		return false
-	}
-	paths := plan.ChangedPaths()
-	if err := plan.CommitUndo("leave"); err != nil {
-		l.warn(IDDrift, "look at these files", "the server saved its settings while it was left, and these could not be given back: %s: %v", joinPaths(paths), err)
-		return false
-	}
-	l.say("gave back once more what the server had saved meanwhile: %s", joinPaths(paths))
-	return true
+	l.say("gave back once more what the server had saved meanwhile: %s", paths)
 }
 
 // deregister takes this node out of the cluster's lists.

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/conf"
 )
 
 // TestLeaveTellsOfEachFile: byte for byte is said of the files of which it is true.
@@ -285,58 +286,136 @@ func TestLeaveOfAnIncompleteTree(t *testing.T) {
 	}
 }
 
-// saving is a server that saves its settings while it is stopped, as it had read them.
-type saving struct {
+// stopping is a server that saves its settings, as it had read them, whenever it ends, and
+// notes what is done with it.
+type stopping struct {
 	ams.None
-	save     func()
-	restarts int
+	save func()
+	did  []string
 }
 
-func (*saving) State(context.Context) (ams.State, error) {
+func (*stopping) State(context.Context) (ams.State, error) {
 	return ams.State{Activity: ams.ActivityActive, MainPID: 1}, nil
 }
 
-func (s *saving) Restart(context.Context) error {
-	if s.restarts++; s.restarts == 1 {
-		s.save()
-	}
+func (s *stopping) Restart(context.Context) error {
+	s.did = append(s.did, "restart")
+	s.save()
 	return nil
 }
 
-// A node that nobody's record leads back, as the vendor's script makes one: what the
-// server saves over the standalone files, while it is stopped, is put right before it
-// starts for good.
-func TestLeaveWithoutRecordIsOverwritten(t *testing.T) {
-	m := ownTree(t, "3.0", "3.0.3")
-	joinOffline(t, m, testMongo, "10.0.1.7")
-	for _, name := range []string{statePath, StateDir + "/undo.json"} {
-		if err := os.Remove(filepath.Join(m.Root, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
-		}
+func (s *stopping) Stop(context.Context) error {
+	s.did = append(s.did, "stop")
+	s.save()
+	return nil
+}
+
+func (s *stopping) Start(context.Context) error {
+	s.did = append(s.did, "start")
+	return nil
+}
+
+// What the server saves over the files that a leave gave back, as it ends, is put right
+// before it starts for good, whoever had made the machine a node.
+func TestLeaveIsOverwritten(t *testing.T) {
+	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
+	for name, tt := range map[string]struct {
+		scripted bool     // the vendor's script made it a node before the join
+		forget   []string // files of the agent's that are gone
+	}{
+		"a join":                    {},
+		"a join without a record":   {forget: []string{statePath, StateDir + "/undo.json"}},
+		"a join over the script's":  {scripted: true},
+		"the script's, and no join": {scripted: true, forget: []string{statePath, StateDir + "/undo.json", MongoPath}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each waits for a server that stays up
+			m := ownTree(t, "3.0", "3.0.3")
+			joinOffline(t, m, "10.0.9.9", "10.0.1.7")
+			if tt.scripted {
+				// It leaves no record.
+				if err := errors.Join(os.Remove(filepath.Join(m.Root, StateDir, "undo.json")), os.Remove(filepath.Join(m.Root, statePath))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+				joinOffline(t, m, testMongo, "10.0.1.7")
+			}
+			for _, name := range tt.forget {
+				if err := os.Remove(filepath.Join(m.Root, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
+			real := filepath.Join(m.Root, ams.DefaultDir, live)
+			joined, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(joined), "\ndb.type=mongodb\n") {
+				t.Fatalf("it is no node:\n%s", joined)
+			}
+			service := &stopping{save: func() {
+				if err := os.WriteFile(real, joined, 0o644); err != nil {
+					t.Error(err)
+				}
+			}}
+			m.Service = service
+			res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if did := strings.Join(service.did, " "); !res.Restarted || did != "restart stop start" {
+				t.Errorf("%s: %+v", did, res)
+			}
+			if b, err := os.ReadFile(real); err != nil || strings.Contains(string(b), "mongodb") {
+				t.Errorf("%v: after a leave:\n%s", err, b)
+			}
+		})
 	}
-	live := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
-	joined, err := os.ReadFile(live)
+}
+
+// What the server saves over a join that is rolled back, as it ends, is not what is left.
+func TestRollbackIsNotOverwritten(t *testing.T) {
+	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
+	m := ownTree(t, "3.0", "3.0.3")
+	joinOffline(t, m, "10.0.2.9", "10.0.1.7")
+	in, err := m.open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(joined), "\ndb.type=mongodb\n") {
-		t.Fatalf("it is no node:\n%s", joined)
+	record, err := m.store().Record()
+	if err != nil {
+		t.Fatal(err)
 	}
-	service := &saving{save: func() {
-		if err := os.WriteFile(live, joined, 0o644); err != nil {
+	req := JoinRequest{Mongo: mustTarget(t, "10.0.3.3"), Valve: ValveKeep}
+	j := &joiner{
+		Machine: m, store: m.store(), result: &JoinResult{Restarted: true}, req: req, wasRunning: true,
+		facts: &facts{
+			install: in, record: record, state: &State{Phase: PhaseJoined, Address: "10.0.1.7"}, mode: conf.ModeCluster,
+			service: ams.State{Activity: ams.ActivityActive}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")},
+		},
+	}
+	if j.facts.plan, err = j.replan(req); err == nil {
+		err = j.commit(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	real := filepath.Join(m.Root, ams.DefaultDir, live)
+	joined, err := os.ReadFile(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := &stopping{save: func() {
+		if err := os.WriteFile(real, joined, 0o644); err != nil {
 			t.Error(err)
 		}
 	}}
 	m.Service = service
-	res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
-	if err != nil {
-		t.Fatal(err)
+	said := j.rollBack(t.Context(), "a reason")
+	if got := property(t, m, live, "db.host"); got != "10.0.2.9" {
+		t.Errorf("db.host is %s: %s", got, said)
 	}
-	if !res.Restarted || service.restarts != 2 {
-		t.Errorf("%d restarts, want 2: %+v", service.restarts, res)
-	}
-	if b, err := os.ReadFile(live); err != nil || strings.Contains(string(b), "mongodb") {
-		t.Errorf("%v: after a leave:\n%s", err, b)
+	if did := strings.Join(service.did, " "); did != "stop start" || !strings.Contains(said, "runs again as before") {
+		t.Errorf("%s: %s", did, said)
 	}
 }
 
@@ -381,29 +460,6 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 	}
 }
 
-// stopping is a server that saves its settings whenever it is stopped until now, and notes
-// what is done with it.
-type stopping struct {
-	saving
-	did []string
-}
-
-func (s *stopping) Restart(ctx context.Context) error {
-	s.did = append(s.did, "restart")
-	return s.saving.Restart(ctx)
-}
-
-func (s *stopping) Stop(context.Context) error {
-	s.did = append(s.did, "stop")
-	s.save()
-	return nil
-}
-
-func (s *stopping) Start(context.Context) error {
-	s.did = append(s.did, "start")
-	return nil
-}
-
 // What a server saves over a join while it is stopped for it is written again before it
 // starts for good.
 func TestJoinIsOverwritten(t *testing.T) {
@@ -416,14 +472,14 @@ func TestJoinIsOverwritten(t *testing.T) {
 			t.Fatal(err)
 		}
 		joinOffline(t, m, "10.0.2.9", "10.0.1.7")
-		service := &stopping{saving: saving{save: func() {
+		service := &stopping{save: func() {
 			if !saves {
 				return
 			}
 			if err := os.WriteFile(live, before, 0o644); err != nil {
 				t.Error(err)
 			}
-		}}}
+		}}
 		m.Service = service
 		in, err := m.open()
 		if err != nil {
