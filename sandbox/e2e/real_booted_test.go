@@ -83,8 +83,37 @@ func TestRealBooted(t *testing.T) {
 	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
 		t.Error("the daemon restarted the server for an application or for /etc/hosts")
 	}
+	// The server writes in place: a crash, or a full disk, leaves half of a file.
+	const live = nodeHome + "/webapps/LiveApp/WEB-INF/red5-web.properties"
+	half, _, found := strings.Cut(b.read(t, live), "\ndb.host=")
+	if !found {
+		t.Fatalf("%s names no MongoDB", live)
+	}
+	b.sh(t, fmt.Sprintf("truncate -s %d %s", len(half)+len("\ndb.ho"), live))
 	b.must(t, "systemctl", "restart", nodeUnit)
+	if log := b.sh(t, "journalctl --no-pager -b -o cat -u "+nodeUnit); !strings.Contains(log, "half written or empty, as after a crash or on a full disk: "+live) {
+		t.Errorf("the journal of the server's unit says nothing of the file that was half written:\n%s", log)
+	}
 	b.served(t, "shop")
+	if text := b.read(t, live); !strings.Contains(text, "\ndb.host=") || !strings.Contains(text, "\ndb.type=mongodb\n") {
+		t.Errorf("the file that was half written is\n%s", text)
+	}
+
+	// A person asks for a restart, and the daemon makes it when nobody is on the server.
+	second = b.show(t)
+	asked := time.Now()
+	if out := b.must(t, "amsagent", "converge", "--restart"); !strings.Contains(out, "amsagent converge --no-restart stops that") {
+		t.Errorf("converge --restart says: %s", out)
+	}
+	until(t, "the daemon restarts the server", func() string {
+		wait(500 * time.Millisecond)
+		if now := b.show(t); now["InvocationID"] == second["InvocationID"] || now["ActiveState"] != "active" {
+			return fmt.Sprint(now)
+		}
+		return ""
+	})
+	b.served(t, "shop")
+	figure(t, "from the wish for a restart to a node that serves again: %s", time.Since(asked).Round(100*time.Millisecond))
 	third := b.show(t)
 	if text := b.read(t, nodeHome+"/webapps/shop/WEB-INF/red5-web.properties"); !strings.Contains(text, "\ndb.type=mongodb\n") {
 		t.Errorf("the application that somebody made is not the cluster's:\n%s", text)
