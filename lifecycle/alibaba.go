@@ -194,9 +194,11 @@ type AlibabaCompleter struct {
 	// says when each that waits has heard of us.
 	done   map[string]bool
 	beaten map[string]time.Time
-	// hooks are those of the group, as they were read at asked; zero is never.
-	hooks []alibaba.LifecycleHook
-	asked time.Time
+	// hooks are those of the group, as they were read at asked; zero is never. sought are the
+	// ids for which they were.
+	hooks  []alibaba.LifecycleHook
+	asked  time.Time
+	sought map[string]bool
 }
 
 var _ Completer = (*AlibabaCompleter)(nil)
@@ -209,7 +211,7 @@ func NewAlibabaCompleter(api alibabaAPI, o AlibabaCompleterOptions) *AlibabaComp
 	if o.Hooks == nil {
 		o.Hooks = func() HookNames { return nil }
 	}
-	return &AlibabaCompleter{api: api, opts: o, log: o.Log, done: map[string]bool{}, beaten: map[string]time.Time{}}
+	return &AlibabaCompleter{api: api, opts: o, log: o.Log, done: map[string]bool{}, beaten: map[string]time.Time{}, sought: map[string]bool{}}
 }
 
 // Discover implements Completer. A machine that is on its way and does not wait
@@ -265,8 +267,8 @@ func (c *AlibabaCompleter) look(ctx context.Context, launching bool) (*Hook, err
 	return c.hold(ctx, alibabaHook(m.Group, actions, launching, time.Now()))
 }
 
-// choose returns the actions of those hooks that are ours. Where the hooks of the group
-// cannot be read, an action that waits alone is believed to be, if no names are given.
+// choose returns the actions of those hooks that are ours. Where the role may not list the
+// hooks of the group, an action that waits alone is believed to be, if no names are given.
 func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []alibaba.Action, launching bool) ([]alibaba.Action, error) {
 	var ids []string
 	for _, a := range actions {
@@ -274,8 +276,10 @@ func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []a
 	}
 	hooks, err := c.known(ctx, group, ids...)
 	if err != nil {
+		if _, denied := errors.AsType[*DeniedError](err); !denied {
+			return nil, err
+		}
 		c.log.Debug("the hooks of the group cannot be read", "group", group, "err", err)
-		hooks = nil
 		for _, a := range actions {
 			hooks = append(hooks, alibaba.LifecycleHook{ID: a.Hook, Launching: launching})
 		}
@@ -297,14 +301,14 @@ func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []a
 }
 
 // AlibabaOurs tells by its id whether a hook of a transition is ours. One that is not
-// among the hooks of the group is as names say.
+// among the hooks of the group has no other name.
 func AlibabaOurs(names HookNames, hooks []alibaba.LifecycleHook, launching bool) func(id string) bool {
 	hooks = slices.DeleteFunc(slices.Clone(hooks), func(h alibaba.LifecycleHook) bool { return h.Launching != launching })
 	return func(id string) bool {
 		i := slices.IndexFunc(hooks, func(h alibaba.LifecycleHook) bool { return h.ID == id })
 		switch {
 		case i < 0:
-			return len(names) == 0 || names.match(id)
+			return names.match(id)
 		case len(names) == 0 && len(hooks) == 1:
 			return true
 		}
@@ -312,37 +316,55 @@ func AlibabaOurs(names HookNames, hooks []alibaba.LifecycleHook, launching bool)
 	}
 }
 
-// known returns the hooks of the group, as they were read a short time ago, with those of
-// the ids, where they are there now.
+// known returns the hooks of the group, as they were read a short time ago. For an id that
+// is not among them they are read again, once: it may have been made since.
 func (c *AlibabaCompleter) known(ctx context.Context, group string, ids ...string) ([]alibaba.LifecycleHook, error) {
 	c.mu.Lock()
 	hooks, asked := c.hooks, c.asked
-	c.mu.Unlock()
 	missing := slices.ContainsFunc(ids, func(id string) bool {
-		return !slices.ContainsFunc(hooks, func(h alibaba.LifecycleHook) bool { return h.ID == id })
+		return !c.sought[id] && !slices.ContainsFunc(hooks, func(h alibaba.LifecycleHook) bool { return h.ID == id })
 	})
-	// One that is not in the list may have been made since it was read.
-	if age := time.Since(asked); !asked.IsZero() && age < hooksFresh && !(missing && age > againAfter) {
+	c.mu.Unlock()
+	if !missing && !asked.IsZero() && time.Since(asked) < hooksFresh {
 		return hooks, nil
+	}
+	if group == "" { // an event need not name it
+		m, err := c.api.Membership(ctx)
+		if err != nil {
+			return nil, alibabaError(err)
+		}
+		if m == nil {
+			return nil, fmt.Errorf("%w: the instance is in no group any more", ErrGone)
+		}
+		group = m.Group
 	}
 	hooks, err := c.api.Hooks(ctx, group)
 	if err != nil {
-		return nil, err
+		return nil, alibabaError(err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.hooks, c.asked = hooks, time.Now()
+	for _, id := range ids {
+		remember(c.sought, id, true)
+	}
 	return hooks, nil
 }
 
-// mine is an error where a hook that an event named is not ours.
+// mine is an error where a hook that an event named is not ours, or where it is not known
+// whose it is. Where the role may not list them the ids say it, and without names the event
+// is believed.
 func (c *AlibabaCompleter) mine(ctx context.Context, h Hook) error {
-	ids := strings.Split(h.Name, hookSeparator)
+	ids, names := strings.Split(h.Name, hookSeparator), c.opts.Hooks()
 	hooks, err := c.known(ctx, h.Group, ids...)
-	if err != nil {
-		hooks = nil // then what names say decides, and without any the event is believed
+	_, denied := errors.AsType[*DeniedError](err)
+	switch {
+	case denied && len(names) == 0:
+		return nil
+	case err != nil && !denied:
+		return err
 	}
-	ours := AlibabaOurs(c.opts.Hooks(), hooks, h.Launching)
+	ours := AlibabaOurs(names, hooks, h.Launching)
 	if !slices.ContainsFunc(ids, func(id string) bool { return !ours(id) }) {
 		return nil
 	}

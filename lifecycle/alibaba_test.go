@@ -147,7 +147,10 @@ func (f *essFake) Pending(_ context.Context, group string) ([]alibaba.Action, er
 	return out, nil
 }
 
-func (f *essFake) Hooks(context.Context, string) ([]alibaba.LifecycleHook, error) {
+func (f *essFake) Hooks(_ context.Context, group string) ([]alibaba.LifecycleHook, error) {
+	if group == "" {
+		return nil, errors.New("no group")
+	}
 	return f.hooks, f.err["hooks"]
 }
 
@@ -187,6 +190,8 @@ func removing(actions ...alibaba.Action) *essFake {
 	f := &essFake{member: &alibaba.Membership{Group: "asg-1", State: "Removing:Wait"}, actions: actions, waits: map[string]bool{}, err: map[string]error{}}
 	for _, a := range actions {
 		f.waits[a.Token] = true
+		name := "amsagent-" + a.Hook
+		f.hooks = append(f.hooks, alibaba.LifecycleHook{ID: a.Hook, Name: name}, alibaba.LifecycleHook{ID: a.Hook, Name: name, Launching: true})
 	}
 	return f
 }
@@ -236,6 +241,7 @@ func TestAlibabaDiscover(t *testing.T) {
 		{"removing, and not yet waiting", hooked(in("Removing", removing()), alibaba.LifecycleHook{ID: "ash-1"}), false, nil, ErrNoAction},
 		{"a group without a hook", in("Removing", removing()), false, nil, nil},
 		{"a group with the other hook", hooked(in("Removing", removing()), alibaba.LifecycleHook{ID: "ash-1", Launching: true}), false, nil, nil},
+		{"one that is not listed", hooked(removing(alone), alibaba.LifecycleHook{ID: "ash-9"}), false, nil, &OthersHooksError{}},
 		{"nobody may look at the hooks", &essFake{member: in("Removing", removing()).member, err: map[string]error{"hooks": noBeat}}, false, nil, ErrNoAction},
 		{"in no group", in("", removing(alone)), false, nil, nil},
 		{"standby", in("Standby", removing(alone)), false, nil, nil},
@@ -249,6 +255,7 @@ func TestAlibabaDiscover(t *testing.T) {
 		{"no heartbeat is left", unheld(alibaba.ErrOften, 5*time.Minute, nil), false, fixed, nil},
 		{"a heartbeat in a storm", unheld(alibaba.ErrThrottled, 0, nil), false, nil, alibaba.ErrThrottled},
 		{"over meanwhile", unheld(alibaba.ErrOver, 0, nil), false, nil, ErrNoAction},
+		{"no list of the hooks", unheld(nil, 0, alibaba.ErrThrottled), false, nil, alibaba.ErrThrottled},
 		{"denied", &essFake{member: removing().member, err: map[string]error{"pending": denied}}, false, nil, &DeniedError{}},
 		{"ill", &essFake{member: removing().member, err: map[string]error{"membership": alibaba.ErrThrottled}}, false, nil, alibaba.ErrThrottled},
 	} {
@@ -491,14 +498,26 @@ func TestAlibabaHookMadeLater(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := &essFake{member: &alibaba.Membership{Group: "asg", State: "Removing"}, hooks: []alibaba.LifecycleHook{{ID: "ash-1", Name: "amsagent-end"}}}
 		c := NewAlibabaCompleter(f, AlibabaCompleterOptions{})
-		if err := c.mine(t.Context(), Hook{Group: "asg", Name: "ash-1"}); err != nil {
+		// An event need not name the group.
+		if err := c.mine(t.Context(), Hook{Name: "ash-1"}); err != nil {
 			t.Error(err)
 		}
 		f.hooks = append(f.hooks, alibaba.LifecycleHook{ID: "ash-2", Name: "logs"})
-		tick(2 * time.Minute)
-		err := c.mine(t.Context(), Hook{Group: "asg", Name: "ash-2"})
-		if _, ok := errors.AsType[*OthersHooksError](err); !ok {
-			t.Errorf("got %v, calls %v", err, f.said)
+		tick(10 * time.Second)
+		f.err = map[string]error{"hooks": alibaba.ErrThrottled}
+		if err := c.mine(t.Context(), Hook{Group: "asg", Name: "ash-2"}); !errors.Is(err, alibaba.ErrThrottled) {
+			t.Error(err)
+		}
+		f.err = nil
+		for _, id := range []string{"ash-2", "ash-3"} {
+			err := c.mine(t.Context(), Hook{Group: "asg", Name: id})
+			if _, ok := errors.AsType[*OthersHooksError](err); !ok {
+				t.Errorf("%s: %v, calls %v", id, err, f.said)
+			}
+		}
+		f.err = map[string]error{"hooks": &alibaba.DeniedError{Action: "ess:DescribeLifecycleHooks"}}
+		if err := c.mine(t.Context(), Hook{Group: "asg", Name: "ash-4"}); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -141,10 +141,6 @@ type AWSCompleterOptions struct {
 	Log *slog.Logger
 }
 
-// againAfter is how old the list of hooks is at least that is read again for a hook which
-// is not in it.
-const againAfter = time.Minute
-
 // hooksFresh is how long what was discovered is not asked for again: hooks are changed by
 // people, and a drain takes no longer.
 const hooksFresh = 10 * time.Minute
@@ -163,8 +159,8 @@ type AWSCompleter struct {
 	group string
 	hooks []aws.LifecycleHook
 	asked time.Time // when the hooks were; zero: never
-	// forgot is when they were last asked for again for one that was not among them.
-	forgot time.Time
+	// sought are the names for which they were asked.
+	sought map[string]bool
 	// done are the hooks of this wait that are completed while others are not.
 	done map[string]bool
 	// blind is until when it is not tried again to ask where the instance is,
@@ -182,7 +178,7 @@ func NewAWSCompleter(api awsAPI, o AWSCompleterOptions) *AWSCompleter {
 	if o.Hooks == nil {
 		o.Hooks = func() HookNames { return nil }
 	}
-	return &AWSCompleter{api: api, opts: o, log: o.Log, group: o.Group, done: map[string]bool{}}
+	return &AWSCompleter{api: api, opts: o, log: o.Log, group: o.Group, done: map[string]bool{}, sought: map[string]bool{}}
 }
 
 const hookSeparator = ","
@@ -204,35 +200,33 @@ func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, err
 }
 
 // known returns the group and its hooks, as they were last read where they cannot be
-// read now. With an error, the group is as far as it is known.
-func (c *AWSCompleter) known(ctx context.Context) (string, []aws.LifecycleHook, error) {
+// read now. A name that is not among them may have been made since: for that they are read
+// again, once. With an error, the group is as far as it is known.
+func (c *AWSCompleter) known(ctx context.Context, names ...string) (string, []aws.LifecycleHook, error) {
 	c.mu.Lock()
 	group, hooks, asked := c.group, c.hooks, c.asked
+	missing := slices.ContainsFunc(names, func(name string) bool {
+		return !c.sought[name] && !slices.ContainsFunc(hooks, func(h aws.LifecycleHook) bool { return h.Name == name })
+	})
 	c.mu.Unlock()
-	if asked.IsZero() || time.Since(asked) > hooksFresh {
+	if missing || asked.IsZero() || time.Since(asked) > hooksFresh {
 		g, h, err := c.ask(ctx, group)
 		switch {
 		case err == nil:
 			group, hooks = g, h
 			c.mu.Lock()
 			c.group, c.hooks, c.asked = g, h, time.Now()
+			for _, name := range names {
+				remember(c.sought, name, true)
+			}
 			c.mu.Unlock()
-		case !asked.IsZero() && !errors.Is(err, ErrGone):
+		case !missing && !asked.IsZero() && !errors.Is(err, ErrGone):
 			c.log.Warn("the hooks of the group cannot be read, going on with those known from before", "group", group, "err", err)
 		default:
 			return group, nil, err
 		}
 	}
 	return group, hooks, nil
-}
-
-// forget has the hooks read again by the next known, once a minute at most.
-func (c *AWSCompleter) forget() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if now := time.Now(); now.Sub(c.asked) > againAfter && now.Sub(c.forgot) > againAfter {
-		c.asked, c.forgot = now.Add(-2*hooksFresh), now
-	}
 }
 
 // transition are the names of the hooks of an end, or of a launch.
@@ -276,25 +270,22 @@ func pick(group string, hooks []aws.LifecycleHook, ours HookNames, launching boo
 	return hook, nil
 }
 
-// mine is an error where a hook that an event named is not ours. Where the hooks of the
-// group cannot be read, and no names are given, the event is believed: somebody led it
-// here.
+// mine is an error where a hook that an event named is not ours, or where it is not known
+// whose it is. Where no names are given and the role may not list the hooks of the group,
+// the event is believed: somebody led it here.
 func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
 	names, ours := strings.Split(h.Name, hookSeparator), c.opts.Hooks()
 	foreign := func(name string) bool { return !ours.match(name) }
 	if len(ours) == 0 {
-		_, hooks, err := c.known(ctx)
-		if err == nil && slices.ContainsFunc(names, func(name string) bool { return !slices.Contains(transition(hooks, h.Launching), name) }) {
-			// It may have been made since the hooks were read.
-			c.forget()
-			_, hooks, err = c.known(ctx)
+		_, hooks, err := c.known(ctx, names...)
+		if _, denied := errors.AsType[*DeniedError](err); denied {
+			return nil
 		}
 		if err != nil {
-			return nil //nolint:nilerr // as above
+			return err
 		}
-		all := transition(hooks, h.Launching)
-		own := ours.ours(all)
-		foreign = func(name string) bool { return slices.Contains(all, name) && !slices.Contains(own, name) }
+		own := ours.ours(transition(hooks, h.Launching))
+		foreign = func(name string) bool { return !slices.Contains(own, name) }
 	}
 	if !slices.ContainsFunc(names, foreign) {
 		return nil
