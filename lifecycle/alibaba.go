@@ -284,7 +284,8 @@ func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []a
 			hooks = append(hooks, alibaba.LifecycleHook{ID: a.Hook, Launching: launching})
 		}
 	}
-	ours := AlibabaOurs(c.opts.Hooks(), hooks, launching)
+	names := c.opts.Hooks()
+	ours := AlibabaOurs(names, hooks, launching)
 	var out []alibaba.Action
 	var others []string
 	for _, a := range actions {
@@ -295,7 +296,7 @@ func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []a
 		others = append(others, a.Hook)
 	}
 	if len(out) == 0 {
-		return nil, &OthersHooksError{Group: group, Hooks: others}
+		return nil, &OthersHooksError{Group: group, Hooks: others, Named: len(names) > 0}
 	}
 	return out, nil
 }
@@ -368,7 +369,7 @@ func (c *AlibabaCompleter) mine(ctx context.Context, h Hook) error {
 	if !slices.ContainsFunc(ids, func(id string) bool { return !ours(id) }) {
 		return nil
 	}
-	return &OthersHooksError{Group: h.Group, Hooks: ids}
+	return &OthersHooksError{Group: h.Group, Hooks: ids, Named: len(names) > 0}
 }
 
 // hold makes a hook that was found wait, and learns from that for how long it can.

@@ -247,7 +247,7 @@ func pick(group string, hooks []aws.LifecycleHook, ours HookNames, launching boo
 	}
 	names := ours.ours(all)
 	if len(names) == 0 {
-		return nil, &OthersHooksError{Group: group, Hooks: all}
+		return nil, &OthersHooksError{Group: group, Hooks: all, Named: len(ours) > 0}
 	}
 	var timeout, limit time.Duration
 	least := func(to *time.Duration, d time.Duration) {
@@ -290,7 +290,7 @@ func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
 	if !slices.ContainsFunc(names, foreign) {
 		return nil
 	}
-	return &OthersHooksError{Group: h.Group, Hooks: names}
+	return &OthersHooksError{Group: h.Group, Hooks: names, Named: len(ours) > 0}
 }
 
 // ask asks the API for the hooks of the group, and for the group where it is not known.

@@ -268,6 +268,9 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 	r := m.r
 	var denied *DeniedError
 	var others *OthersHooksError
+	if c.launching && err == nil {
+		m.launchHooks = ""
+	}
 	switch {
 	case errors.As(err, &denied):
 		m.denied(c, denied, now)
@@ -311,8 +314,11 @@ const troubleHooks = "hooks"
 // nobody keeps them waiting or completes them here. At a launch that is no trouble: the
 // node serves, and whose hook it is completes it. On the way into a pool it is.
 func (m *Manager) othersHooks(err *OthersHooksError, launching bool) {
-	if !launching || m.parking() {
+	switch {
+	case !launching || m.parking():
 		m.trouble[troubleHooks] = err.Error()
+	case !err.Named:
+		m.launchHooks = err.Error()
 	}
 	m.noteLocked(err.Error())
 	m.commit()

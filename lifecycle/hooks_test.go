@@ -94,6 +94,9 @@ func TestLaunchHookOfOthers(t *testing.T) {
 		if !slices.ContainsFunc(v.Notes, func(n Note) bool { return strings.Contains(n.Text, "install-codedeploy") }) {
 			t.Errorf("nobody said whose hook waits: %+v", v.Notes)
 		}
+		if v.LaunchHooks != others.Error() {
+			t.Errorf("launch hooks: %q", v.LaunchHooks)
+		}
 	})
 }
 

@@ -152,9 +152,11 @@ type Manager struct {
 	zeros    int
 	blind    time.Time // since when nobody can count them; zero: somebody can
 	trouble  map[string]string
-	logged   map[string]loggedTrouble
-	notes    []Note
-	noticed  time.Time // when a notice was noted last
+	// launchHooks is what people are told of those that are not ours.
+	launchHooks string
+	logged      map[string]loggedTrouble
+	notes       []Note
+	noticed     time.Time // when a notice was noted last
 	// withdrawn, handled and ignored are ids that this life has seen.
 	withdrawn map[string]time.Time
 	handled   map[string]bool

@@ -45,6 +45,8 @@ func (n HookNames) literal() bool {
 type OthersHooksError struct {
 	Group string
 	Hooks []string
+	// Named: the setting hooks says which are, so the operator knows.
+	Named bool
 }
 
 func (e *OthersHooksError) Error() string {

@@ -70,6 +70,9 @@ type View struct {
 	// Start is how the start is going that a cloud waits for: "", "starting",
 	// "proved", "failed".
 	Start string `json:"start,omitempty"`
+	// LaunchHooks: none of these launch hooks is this agent's, and the setting to name one.
+	// It is no trouble, for all of them may be other programs'.
+	LaunchHooks string `json:"launch_hooks,omitempty"`
 	// NeverJoined: it goes without ever having joined, so only the cloud is told.
 	NeverJoined bool `json:"never_joined,omitempty"`
 	// Over: the machine goes down, and nothing more is done before that.
@@ -161,6 +164,7 @@ func (m *Manager) viewOf(now time.Time) View {
 		State: r.state(m.o.goal(r)), Step: r.Step, Begun: r.Begun, Deadline: r.Deadline, Notices: r.Notices, Dismissed: r.Dismissed,
 		Unstopped: r.Unstopped, Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
 		Trouble: maps.Clone(m.trouble), Notes: slices.Clone(m.notes), NeverJoined: r.HookFirst,
+		LaunchHooks: m.launchHooks,
 	}
 	v.Ready = v.State == StateActive
 	if m.sessions != nil {

@@ -322,10 +322,13 @@ func checkDaemon(ctx context.Context, p *patient) []Result {
 		found = append(found, warning("systemctl restart amsagent; that changes nothing in the cluster",
 			"the daemon is of version %s, and this program of %s", v.Version, p.Machine.Version).as(IDTrouble))
 	}
-	if len(found) > 0 {
-		return found
+	if len(found) == 0 {
+		found = one(good("%s", v.Activity))
 	}
-	return one(good("%s", v.Activity))
+	if v.LaunchHooks != "" {
+		found = append(found, good("launch hooks: %s", v.LaunchHooks).as(IDHook)) // all may be other programs'
+	}
+	return found
 }
 
 // checkViews takes over what `amsagent status` would name.

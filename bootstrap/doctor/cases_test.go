@@ -691,6 +691,7 @@ func agentCases() []aCase {
 		{IDNoDaemon, "none, on a node", daemon(true, DaemonView{}, fmt.Errorf("x: %w", ErrNoDaemon)), Bad, "", "nobody drains it"},
 		{IDNoDaemon, "none, before a join", daemon(false, DaemonView{}, ErrNoDaemon), Good, "", "none is needed"},
 		{IDNoDaemon, "trouble", daemon(true, DaemonView{Version: "test", Trouble: []string{"MongoDB does not answer"}}, nil), Warning, IDTrouble, "MongoDB does not answer"},
+		{IDNoDaemon, "launch hooks of others", daemon(true, DaemonView{Version: "test", Activity: "beating", LaunchHooks: "none of up, install is this agent's"}, nil), Good, IDHook, "up, install"},
 		{IDNoDaemon, "another version", daemon(true, DaemonView{Version: "older"}, nil), Warning, IDTrouble, "of version older"},
 		{IDNoDaemon, "hangs", daemon(true, DaemonView{}, errors.New("no answer")), Unknown, "", "no answer"},
 

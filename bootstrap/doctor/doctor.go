@@ -118,6 +118,8 @@ type DaemonView struct {
 	Activity string
 	// Trouble is what keeps it from that; "" where nothing does.
 	Trouble []string
+	// LaunchHooks says that none of several launch hooks is this agent's; "" where one is.
+	LaunchHooks string
 }
 
 // GPUView is what the driver says.

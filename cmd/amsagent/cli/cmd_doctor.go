@@ -308,6 +308,7 @@ func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonVie
 		}
 		slices.Sort(about)
 		d.Trouble = append(d.Trouble, about...)
+		d.LaunchHooks = v.Lifecycle.LaunchHooks
 	}
 	if v.MetricsError != "" {
 		d.Trouble = append(d.Trouble, "/metrics, /healthz and /readyz are not served: "+v.MetricsError)

@@ -444,7 +444,7 @@ func TestAskDaemonForDoctor(t *testing.T) {
 		_ = json.NewEncoder(w).Encode(daemon.View{
 			Version: "1.2.3", Activity: "beating", Trouble: "MongoDB does not answer", RestartPending: true,
 			Warnings:  []bootstrap.Finding{{ID: "AMS-ADDRESS", Text: "no address"}},
-			Lifecycle: &lifecycle.View{Trouble: map[string]string{"hook": "denied", "cloud": "silent"}},
+			Lifecycle: &lifecycle.View{Trouble: map[string]string{"hook": "denied", "cloud": "silent"}, LaunchHooks: "none"},
 		})
 	})}
 	go func() { _ = srv.Serve(l) }()
@@ -453,7 +453,7 @@ func TestAskDaemonForDoctor(t *testing.T) {
 	want := doctor.DaemonView{Version: "1.2.3", Activity: "beating", Trouble: []string{
 		"MongoDB does not answer", "cloud: silent", "hook: denied",
 		"Ant Media Server runs with other settings than its files have; it is restarted once nobody is on it", "AMS-ADDRESS: no address",
-	}}
+	}, LaunchHooks: "none"}
 	if d := cmp.Diff(want, v); d != "" || err != nil {
 		t.Errorf("%v\n%s", err, d)
 	}

@@ -153,7 +153,7 @@ func statusText(w *textWriter, s *statusView, t tableStyle) {
 		process = processText(w, s.Process)
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
-		"sessions", statusSessions(s.Row), "daemon", s.daemonText(), "node", s.nodeText(), "given to join", s.givenText())
+		"sessions", statusSessions(s.Row), "daemon", s.daemonText(), "launch hooks", s.launchHooksText(), "node", s.nodeText(), "given to join", s.givenText())
 	s.lifeText(w)
 	s.driftText(w)
 	if lines := loadLines(s.Row, t); len(lines) > 0 {

@@ -499,6 +499,18 @@ func TestStatusNamesCountsThatDiffer(t *testing.T) {
 	}
 }
 
+// Which launch hooks are not this agent's is no disagreement.
+func TestStatusLaunchHooks(t *testing.T) {
+	v := &statusView{Status: &bootstrap.Status{Member: true}, Daemon: &daemon.View{Lifecycle: &lifecycle.View{
+		State: lifecycle.StateActive, LaunchHooks: (&lifecycle.OthersHooksError{Group: "edge", Hooks: []string{"up", "install"}}).Error(),
+	}}}
+	w := &textWriter{now: fixedNow()}
+	statusText(w, v, tableStyle{})
+	if got := w.b.String(); !strings.Contains(got, "up, install; the setting hooks names those that are") || strings.Contains(got, "degraded") || strings.Contains(got, "Shutdown") {
+		t.Errorf("got:\n%s", got)
+	}
+}
+
 // A time says in which zone it is: the operator's terminal need not have that of the machine.
 func TestLifeTextZone(t *testing.T) {
 	at := fixedNow()

@@ -192,6 +192,14 @@ func (s *statusView) daemonText() string {
 	return printable(text)
 }
 
+// launchHooksText says that no launch hook is this agent's, where nobody has set which is.
+func (s *statusView) launchHooksText() string {
+	if s.Daemon == nil || s.Daemon.Lifecycle == nil {
+		return ""
+	}
+	return printable(s.Daemon.Lifecycle.LaunchHooks)
+}
+
 func readyText(ready bool, why string) string {
 	switch {
 	case ready:
