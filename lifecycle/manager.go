@@ -771,10 +771,12 @@ func (m *Manager) serveAgain() {
 	m.dropHooks(false)
 }
 
-// Forget ends the memory of a drain that is done, because this machine joins
-// anew. While one is under way it is [ErrBusy]. What the cloud said to a machine that
-// was no node yet, as while it joined, stays: it drains as soon as it is one.
-func (m *Manager) Forget() error {
+// Forget ends the memory of a drain that is done, because this machine joins anew:
+// joining, or that is over. While a drain is under way it is [ErrBusy]. What the cloud said
+// to a machine that was no node yet, as while it joined, stays, and so does what it said
+// since that drain began, or announced for later: who joins knew what the drain was for and
+// no more, and a machine that ends does so whoever joins. It drains as soon as it has joined.
+func (m *Manager) Forget(joining bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.r.Step != StepNone && m.r.Step != StepDone {
@@ -786,20 +788,28 @@ func (m *Manager) Forget() error {
 	now := time.Now()
 	m.joined = m.o.Node.Joined()
 	next := &record{Start: m.r.Start, Rejoined: m.r.Rejoined}
-	if m.r.HookFirst && m.o.goal(m.r) != goalNone {
-		if !m.joined {
-			return nil
+	never, due := m.r.HookFirst && m.o.goal(m.r) != goalNone, false
+	for _, n := range m.r.Notices {
+		isDue := m.o.isDue(m.r, n, now)
+		ends := (n.Kind == Terminate || n.Kind == Interrupt) && n.Received.After(m.r.Begun)
+		switch {
+		case !n.Received.After(m.withdrawn[n.ID]):
+		case never, m.joined && (ends || !isDue):
+			next.Notices, due = append(next.Notices, n), due || isDue
+		case n.Kind == Park && !slices.Contains(next.Rejoined, n.ID) && len(next.Rejoined) < maxMemory:
+			// The cloud says it again to the next life of the daemon.
+			next.Rejoined = append(next.Rejoined, n.ID)
 		}
+	}
+	if due && (joining || !m.joined) {
+		return nil
+	}
+	if next.hooked() {
 		// The cloud has been told; it is not asked again.
-		next.Notices, next.Hooks, next.NoHook = m.r.Notices, m.r.Hooks, m.r.NoHook
+		next.Hooks, next.NoHook = m.r.Hooks, m.r.NoHook
+	}
+	if due {
 		m.noteLocked("this machine has joined, and is to go all the same: it drains")
-	} else {
-		// The cloud says it again to the next life of the daemon.
-		for _, n := range m.r.Notices {
-			if n.Kind == Park && !slices.Contains(next.Rejoined, n.ID) && len(next.Rejoined) < maxMemory {
-				next.Rejoined = append(next.Rejoined, n.ID)
-			}
-		}
 	}
 	m.gen++
 	m.r, m.tries = next, map[string]*try{}

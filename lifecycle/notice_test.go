@@ -396,11 +396,11 @@ func TestTakenWhileItJoins(t *testing.T) {
 		l.Notice(terminate())
 		l.until("done", time.Minute, isDone)
 		// The join writes the state file before it has joined.
-		if err := l.Forget(); err != nil || !isDone(l.View()) {
+		if err := l.Forget(true); err != nil || !isDone(l.View()) {
 			t.Errorf("%v, step %s", err, l.View().Step)
 		}
 		w.set(func(w *world) { w.joined, w.running = true, true })
-		if err := l.Forget(); err != nil || l.View().Ready {
+		if err := l.Forget(false); err != nil || l.View().Ready {
 			t.Errorf("%v: %+v", err, l.View())
 		}
 		tick(20 * time.Second)
@@ -436,10 +436,68 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 		if !isDone(l.View()) || len(w.completed) != 1 || w.stops != 1 {
 			t.Errorf("%s, completed %v, %d stops", l.View().Step, w.completed, w.stops)
 		}
-		if err := l.Forget(); err != nil || !l.View().Ready || w.file != nil {
+		// A join does not change that, but one after the drain for it does.
+		w.set(func(w *world) { w.running = true })
+		for _, joining := range []bool{true, false} {
+			if err := l.Forget(joining); err != nil || l.View().Ready || isDone(l.View()) != joining {
+				t.Errorf("%v: %+v", err, l.View())
+			}
+		}
+		l.until("done", time.Minute, isDone)
+		if len(w.completed) != 1 || w.stops != 2 {
+			t.Errorf("completed %v, %d stops", w.completed, w.stops)
+		}
+		if err := l.Forget(false); err != nil || !l.View().Ready || w.file != nil {
 			t.Errorf("%v, file %s", err, w.file)
 		}
 	})
+}
+
+// What a join after a drain by hand leaves in force of what the cloud says.
+func TestJoinedAfterADrain(t *testing.T) {
+	later := Notice{ID: "stop", Kind: Interrupt, Deadline: time.Date(2000, 1, 4, 0, 0, 0, 0, time.UTC)} // a bubble begins in 2000
+	for _, tt := range []struct {
+		name          string
+		before, since []Notice
+		kept          Kind
+		ready         bool
+	}{
+		{"nothing", nil, nil, "", true},
+		{"the drain was for its end", []Notice{terminate()}, nil, "", true},
+		{"its end", nil, []Notice{terminate()}, Terminate, false},
+		{"its end that was taken back", nil, []Notice{terminate(), {ID: terminate().ID, Kind: Withdrawn}}, "", true},
+		{"a spot machine's end", nil, []Notice{{ID: "spot", Kind: Interrupt}}, Interrupt, false},
+		{"a stop to come", []Notice{later}, nil, Interrupt, true},
+		{"a parking", nil, []Notice{park()}, "", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				l := w.live()
+				defer l.kill()
+				for _, n := range tt.before {
+					l.Notice(n)
+				}
+				l.Drain(DrainRequest{})
+				l.until("done", time.Minute, isDone)
+				for _, n := range tt.since {
+					l.Notice(n)
+					l.until("done", time.Minute, isDone)
+				}
+				if err := l.Forget(false); err != nil {
+					t.Error(err)
+				}
+				v := l.View()
+				kept := ""
+				for _, n := range v.Notices {
+					kept += string(n.Kind)
+				}
+				if kept != string(tt.kept) || v.Ready != tt.ready {
+					t.Errorf("kept %q, ready %v, %+v", kept, v.Ready, v)
+				}
+			})
+		})
+	}
 }
 
 func TestHookToldAfterTheEnd(t *testing.T) {

@@ -76,7 +76,7 @@ func TestRejoined(t *testing.T) {
 		l.Notice(park())
 		l.until("parked", time.Minute, isDone)
 		w.set(func(w *world) { w.row, w.running = cluster.StateActive, true })
-		if err := l.Forget(); err != nil {
+		if err := l.Forget(false); err != nil {
 			t.Fatal(err)
 		}
 		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {

@@ -422,7 +422,7 @@ func (d *Daemon) begin() {
 	d.reread = false
 	if err == nil { // a damaged file is the convergence's matter
 		if d.own != nil && !s.Equal(d.own) {
-			d.life.joinedAnew()
+			d.life.joinedAnew(s)
 		}
 		d.own, d.begun = s, true
 	}

@@ -123,13 +123,13 @@ func (l *life) departed() int64 {
 	return l.departures.Load()
 }
 
-// joinedAnew ends the memory of a drain that is done: somebody has joined, or made
+// joinedAnew ends the memory of a drain that is done: somebody joins, has joined, or made
 // this machine leave, by hand.
-func (l *life) joinedAnew() {
+func (l *life) joinedAnew(s *bootstrap.State) {
 	if l == nil {
 		return
 	}
-	if err := l.manager.Forget(); err != nil {
+	if err := l.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
 		l.d.log.Info("the drain under way goes on", "why", err)
 	}
 }
