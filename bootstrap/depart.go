@@ -107,8 +107,25 @@ func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
 		if err := m.Service.Stop(ctx); err != nil {
 			return time.Time{}, err
 		}
+		if err := m.awaitDead(ctx); err != nil {
+			return time.Time{}, err
+		}
 	}
 	return time.Now(), nil
+}
+
+// awaitDead waits for the end of a server that was told to stop: an operator's command may
+// return before. One whose state is not known then is taken for stopped.
+func (m *Machine) awaitDead(ctx context.Context) error {
+	for {
+		st, _ := m.Service.State(ctx) // with an error it is unknown
+		if ctx.Err() == nil && (st.Dead() || !st.Known()) {
+			return nil
+		}
+		if pause(ctx, alivePoll) != nil {
+			return fmt.Errorf("%w after its stop: %s is %s", ErrServing, m.Service.Name(), st)
+		}
+	}
 }
 
 // StartServer starts AMS where it does not run.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 )
 
@@ -45,8 +44,8 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 	if err != nil {
 		return nil, err
 	}
-	if st.Running() || st.Activity == ams.ActivityDeactivating {
-		return nil, fmt.Errorf("deregistering: %w", ErrServing)
+	if st.Known() && !st.Dead() { // one that crashed may be about to be started again
+		return nil, fmt.Errorf("deregistering: %w: %s is %s", ErrServing, m.Service.Name(), st)
 	}
 	c, err := m.Connect(ctx, req.Mongo)
 	if err != nil {

@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
 	"net"
 	"testing"
 	"time"
@@ -17,6 +18,24 @@ type stoppedService struct{ Service }
 
 func (stoppedService) State(context.Context) (ams.State, error) {
 	return ams.State{Activity: ams.ActivityInactive}, nil
+}
+
+// A server in a crash loop is about to be started again.
+func TestDeregisterServing(t *testing.T) {
+	m := &Machine{Root: t.TempDir()}
+	if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, st := range []ams.State{
+		{Activity: ams.ActivityActive},
+		{Activity: ams.ActivityDeactivating},
+		{Activity: ams.ActivityActivating, Sub: "auto-restart"},
+	} {
+		m.Service = serviceThat{state: st}
+		if _, err := m.Deregister(t.Context(), DeregisterRequest{}); !errors.Is(err, ErrServing) {
+			t.Errorf("%s: %v", st, err)
+		}
+	}
 }
 
 // A shutdown does not wait for a MongoDB that is away as long as a command does

@@ -346,30 +346,57 @@ func TestReleaseIsNotedLast(t *testing.T) {
 // What stops already is waited for, and what is being started is stopped, too: else a node
 // is called left while its server runs. A server that is no node's any more is left alone.
 func TestStopServer(t *testing.T) {
+	is := func(all ...ams.Activity) []ams.Activity { return all }
 	for _, tt := range []struct {
-		activity ams.Activity
-		left     bool
-		stops    int
+		states []ams.Activity
+		left   bool
+		stops  int
+		want   error
 	}{
-		{ams.ActivityActive, false, 1},
-		{ams.ActivityActivating, false, 1},
-		{ams.ActivityDeactivating, false, 1},
-		{ams.ActivityInactive, false, 0},
-		{ams.ActivityFailed, false, 0},
-		{ams.ActivityActive, true, 0},
+		{is(ams.ActivityActive, ams.ActivityInactive), false, 1, nil},
+		{is(ams.ActivityActivating, ams.ActivityInactive), false, 1, nil},
+		{is(ams.ActivityDeactivating, ams.ActivityInactive), false, 1, nil},
+		{is(ams.ActivityInactive), false, 0, nil},
+		{is(ams.ActivityFailed), false, 0, nil},
+		{is(ams.ActivityActive), true, 0, nil},
+		// A command that returns before the server has ended, or although it does not.
+		{is(ams.ActivityActive, ams.ActivityActive, ams.ActivityDeactivating, ams.ActivityFailed), false, 1, nil},
+		{is(ams.ActivityActive), false, 1, ErrServing},
+		{is(ams.ActivityActive, ams.ActivityUnknown), false, 1, nil},
 	} {
-		m := joinedTree(t)
-		if tt.left {
-			if err := os.Remove(filepath.Join(m.Root, statePath)); err != nil {
-				t.Fatal(err)
+		synctest.Test(t, func(t *testing.T) {
+			m := joinedTree(t)
+			if tt.left {
+				if err := os.Remove(filepath.Join(m.Root, statePath)); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
-		stops := 0
-		m.Service = told{serviceThat: serviceThat{state: ams.State{Activity: tt.activity}}, stop: func() { stops++ }}
-		if _, err := m.StopServer(t.Context()); err != nil || stops != tt.stops {
-			t.Errorf("%s, left %t: stopped %d times, %v", tt.activity, tt.left, stops, err)
-		}
+			s := &ending{states: tt.states}
+			m.Service = s
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if _, err := m.StopServer(ctx); !errors.Is(err, tt.want) || s.stops != tt.stops || len(s.states) > 1 {
+				t.Errorf("%v, left %t: stopped %d times, %v", tt.states, tt.left, s.stops, err)
+			}
+		})
 	}
+}
+
+// ending is a service that goes from one state to the next each time it is asked.
+type ending struct {
+	ams.None
+	states []ams.Activity
+	stops  int
+}
+
+func (s *ending) Stop(context.Context) error { s.stops++; return nil }
+
+func (s *ending) State(context.Context) (ams.State, error) {
+	is := s.states[0]
+	if len(s.states) > 1 {
+		s.states = s.states[1:]
+	}
+	return ams.State{Activity: is}, nil
 }
 
 // A file that the server left half written is told, and made whole before the next
