@@ -69,6 +69,9 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 	if err != nil {
 		return refuse(err, "`amsagent nodes` shows which there are")
 	}
+	if n.State == cluster.StateLeft {
+		return g.remoteResult(n)
+	}
 	host, _ := os.Hostname()
 	r := &remoteDrain{g: g, c: c, p: p, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
@@ -93,20 +96,27 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 	return r.follow(ctx, opts.timeout)
 }
 
-// drainableNode finds the node with an id, an address or a host name, and says why it cannot be asked.
+// drainableNode finds the node with an id, an address or a host name, and says why it cannot be asked. One that has left
+// needs no asking; of several with an address or a host name those that have not left count, else the one that left last.
 func drainableNode(members []cluster.Member, name string) (cluster.Node, error) {
 	var found []cluster.Member
+	var left *cluster.Node
 	for _, m := range members {
 		if m.Node != nil && m.Node.ID == name {
 			found = []cluster.Member{m}
 			break
 		}
-		left := m.State() == cluster.StateLeft
-		if name != "" && !left && (cluster.SameAddress(m.Address(), name) || m.Node != nil && m.Node.Hostname == name) {
+		switch {
+		case name == "", !cluster.SameAddress(m.Address(), name) && (m.Node == nil || m.Node.Hostname != name):
+		case m.State() != cluster.StateLeft:
 			found = append(found, m)
+		case left == nil || m.Node.StateSince.After(left.StateSince):
+			left = m.Node
 		}
 	}
 	switch {
+	case len(found) == 0 && left != nil:
+		return *left, nil
 	case len(found) == 0:
 		return cluster.Node{}, errors.New("there is no such node: NODE is an id, an address or a host name")
 	case len(found) > 1:
@@ -120,7 +130,8 @@ func drainableNode(members []cluster.Member, name string) (cluster.Node, error) 
 	switch {
 	case m.Node == nil:
 		return cluster.Node{}, errors.New("no agent of that machine has registered: drain it there")
-	case m.Node.State == cluster.StateLeft, m.Node.State == cluster.StateFailed:
+	case m.Node.State == cluster.StateLeft:
+	case m.Node.State == cluster.StateFailed:
 		return cluster.Node{}, fmt.Errorf("its row says %s: there is nothing to drain", m.Node.State)
 	case !m.Node.Beats():
 		return cluster.Node{}, errors.New("its agent has not beaten yet: nobody would take the request up")

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -81,6 +82,7 @@ func takes(r *aRegistry, since time.Duration) {
 
 func TestDrainNode(t *testing.T) {
 	for name, tt := range map[string]struct {
+		state  cluster.State // "" is active
 		opts   drainOptions
 		does   func(r *aRegistry, since time.Duration)
 		signal time.Duration
@@ -102,8 +104,10 @@ func TestDrainNode(t *testing.T) {
 		"it leaves": {does: takes, code: exitOK, said: []string{
 			"asked; the node's agent takes it up within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: this node is out of the cluster", "node     i-1",
 		}},
-		"detached": {opts: drainOptions{detach: true}, does: takes, code: exitOK, said: []string{"draining: `amsagent nodes --watch` shows it go"}},
-		"too long": {opts: drainOptions{timeout: 20 * time.Second}, does: takes, code: exitUnknown, said: []string{"it is not over after 20 s", "amsagent: the drain goes on"}},
+		"it has left": {state: cluster.StateLeft, code: exitOK, said: []string{"left: this node is out of the cluster", "node     i-1"}},
+		"it failed":   {state: cluster.StateFailed, code: exitFailed, said: []string{"its row says failed: there is nothing to drain"}},
+		"detached":    {opts: drainOptions{detach: true}, does: takes, code: exitOK, said: []string{"draining: `amsagent nodes --watch` shows it go"}},
+		"too long":    {opts: drainOptions{timeout: 20 * time.Second}, does: takes, code: exitUnknown, said: []string{"it is not over after 20 s", "amsagent: the drain goes on"}},
 		"nobody takes it up": {does: func(*aRegistry, time.Duration) {}, code: exitFailed, said: []string{
 			"its agent did not take the request up within 45 s", "the request was withdrawn; nothing was changed",
 		}},
@@ -155,7 +159,7 @@ func TestDrainNode(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				now := time.Now()
 				r := &aRegistry{does: tt.does, lost: tt.r.lost, arrived: tt.r.arrived, away: tt.r.away, looks: []cluster.Node{{
-					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cluster.StateActive, IntervalMS: 5000, Seq: 7, UpdatedAt: now,
+					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cmp.Or(tt.state, cluster.StateActive), IntervalMS: 5000, Seq: 7, UpdatedAt: now,
 				}}}
 				e := &testEnv{vars: map[string]string{"USER": "ann"}}
 				g := plainGlobals(e)
@@ -177,7 +181,7 @@ func TestDrainNode(t *testing.T) {
 						t.Errorf("no %q in\n%s", want, said)
 					}
 				}
-				if r.asked == nil || !strings.HasPrefix(r.asked.Who, "ann, amsagent drain on ") {
+				if tt.state == "" && (r.asked == nil || !strings.HasPrefix(r.asked.Who, "ann, amsagent drain on ")) || tt.state != "" && r.asked != nil {
 					t.Errorf("asked %+v", r.asked)
 				}
 			})
@@ -187,17 +191,20 @@ func TestDrainNode(t *testing.T) {
 
 func TestDrainableNode(t *testing.T) {
 	fresh := cluster.Heard{Known: true, Fresh: true}
+	at := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 	members := []cluster.Member{
 		{Node: &cluster.Node{ID: "i-1", IP: "10.0.1.5", Hostname: "one", State: cluster.StateActive, Seq: 1}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-2", IP: "10.0.1.6", Hostname: "twin", State: cluster.StateActive, Seq: 1}, Agent: cluster.Heard{Known: true, Age: 3 * time.Minute}},
 		{Node: &cluster.Node{ID: "i-3", IP: "10.0.1.7", Hostname: "twin", State: cluster.StateDraining, Seq: 1}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-5", State: cluster.StateJoining}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-4", IP: "10.0.1.5", State: cluster.StateLeft}, Agent: fresh},
+		{Node: &cluster.Node{ID: "i-7", IP: "10.0.1.9", Hostname: "old", State: cluster.StateLeft, StateSince: at.Add(time.Hour)}},
+		{Node: &cluster.Node{ID: "i-6", IP: "10.0.1.9", Hostname: "old", State: cluster.StateLeft, StateSince: at}},
 		{AMS: []cluster.AMSNode{{ID: "x", IP: "10.0.1.8"}}},
 	}
 	for name, want := range map[string]string{
 		"i-1": "i-1", "10.0.1.5": "i-1", "::ffff:10.0.1.5": "i-1", "one": "i-1", "i-3": "i-3",
-		"i-2": "silent for 3 min", "twin": "several nodes: i-2, i-3", "i-4": "says left", "i-5": "has not beaten yet", "10.0.1.8": "no agent", "nobody": "no such node", "": "no such node",
+		"i-2": "silent for 3 min", "twin": "several nodes: i-2, i-3", "i-4": "i-4", "10.0.1.9": "i-7", "old": "i-7", "i-6": "i-6", "i-5": "has not beaten yet", "10.0.1.8": "no agent", "nobody": "no such node", "": "no such node",
 	} {
 		n, err := drainableNode(members, name)
 		if got := n.ID; err == nil && got != want || err != nil && !strings.Contains(err.Error(), want) {
