@@ -39,7 +39,7 @@ func TestHealthAmongOthers(t *testing.T) {
 			last = a.health()
 			return last == status
 		})
-		// It stays so: the other nodes are looked at every time.
+		// It stays so: the other nodes are looked at again and again.
 		a.roundsGoOn(10)
 		if last = a.health(); last != status {
 			t.Errorf("%s: /healthz is %d, want %d", when, last, status)

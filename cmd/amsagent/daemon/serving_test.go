@@ -39,6 +39,8 @@ type fakeServer struct {
 	byHand    bool
 	takes     time.Duration // each answer
 	detail    string
+	stopped   bool
+	stopAsks  int
 }
 
 func (f *fakeServer) slow(takes time.Duration) {
@@ -122,7 +124,10 @@ func (f *fakeServer) Standalone() (bool, error) {
 	return f.byHand, nil
 }
 
-func (f *fakeServer) Stopped(context.Context) bool { return false }
+func (f *fakeServer) Stopped(context.Context) bool {
+	f.stopAsks++
+	return f.stopped
+}
 
 func (f *fakeServer) Served() error {
 	f.mu.Lock()
@@ -671,6 +676,35 @@ func TestHealthOfServer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSpareSeldom: a node that is broken asks at once why it is to be kept, and then once a
+// minute, for all of its cluster may be broken.
+func TestSpareSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeServer{stopped: true}
+		d := newPretended(&pretended{}, &told{}, func(o *Options) { o.Server = f })
+		m := &member{d: d}
+		for range 2 { // each time of being broken is another one
+			d.view.change(func(v *View) { v.brokenSince = time.Now() })
+			f.stopAsks = 0
+			for range 13 {
+				pause(t.Context(), 15*time.Second)
+				m.spare(t.Context())
+				if d.view.get().spared == "" {
+					t.Error("not spared")
+				}
+			}
+			if f.stopAsks != 4 {
+				t.Errorf("asked %d times in 3 minutes", f.stopAsks)
+			}
+			d.view.change(func(v *View) { v.brokenSince = time.Time{} })
+			m.spare(t.Context())
+			if d.view.get().spared != "" {
+				t.Error("spared, and nothing is broken")
+			}
+		}
+	})
 }
 
 // TestCompact: who makes and removes applications does not fill the memory with names.

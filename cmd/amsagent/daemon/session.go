@@ -309,6 +309,8 @@ type member struct {
 	// node with that, once it has; nil before.
 	unidentified bool
 	identified   atomic.Pointer[cluster.Node]
+	// spareAsked is when it was last asked whether this machine is to be kept.
+	spareAsked time.Time
 }
 
 // serve beats and follows AMS until the session ends. unmended is why the files
@@ -604,6 +606,11 @@ func (m *member) spare(ctx context.Context) {
 	v := m.d.view.get()
 	why := ""
 	if !v.brokenSince.IsZero() {
+		now := time.Now()
+		if m.spareAsked.After(v.brokenSince) && now.Sub(m.spareAsked) < spareEvery*m.d.o.Periods.Witness {
+			return
+		}
+		m.spareAsked = now
 		var err error
 		if why, err = m.notAlone(ctx); err != nil {
 			return // what was known holds
@@ -619,6 +626,10 @@ func (m *member) spare(ctx context.Context) {
 		m.d.log.Info("nothing says any more that this machine is to be kept while its server does not serve")
 	}
 }
+
+// spareEvery is how many looks at AMS's own word lie between two at the rows of all nodes:
+// where a bad release breaks all of them, all ask.
+const spareEvery = 4
 
 // peerFresh is how long ago another node may have beaten that counts.
 const peerFresh = time.Minute
