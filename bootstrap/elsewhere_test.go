@@ -160,12 +160,47 @@ func TestStatusWithoutRoot(t *testing.T) {
 	} {
 		s := &Status{Unprivileged: true, Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}
 		s.compare(nil)
-		var got []string
-		for _, d := range s.Disagree {
-			got = append(got, d.ID)
-		}
-		if strings.Join(got, " ") != tt.want {
+		if got := disagreements(s); got != tt.want {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
 	}
+}
+
+// TestStatusOfNotReady: status says of a node that is not ready what its row and `nodes` say, once.
+func TestStatusOfNotReady(t *testing.T) {
+	heard := cluster.Heard{Known: true, Fresh: true}
+	live := ams.Liveness{State: ams.Live}
+	refused := []ams.AppAnswer{{Name: "LiveApp", State: ams.AppRefused}}
+	for name, tt := range map[string]struct {
+		process ProcessView
+		state   cluster.State
+		serving *cluster.Serving
+		fresh   bool // the server's document
+		want    string
+	}{
+		"ready":                         {ProcessView{}, cluster.StateActive, &cluster.Serving{Up: true}, true, ""},
+		"not known":                     {ProcessView{}, cluster.StateActive, nil, true, ""},
+		"no service, died just now":     {ProcessView{}, cluster.StateActive, &cluster.Serving{Why: "refused"}, true, "STATUS-NOT-SERVING"},
+		"no service, dead":              {ProcessView{}, cluster.StateActive, &cluster.Serving{Why: "refused"}, false, "STATUS-NOT-SEEN"},
+		"no service, dead, old agent":   {ProcessView{}, cluster.StateActive, nil, false, "STATUS-NOT-SEEN"},
+		"no service, drained":           {ProcessView{}, cluster.StateDraining, &cluster.Serving{}, false, ""},
+		"nothing but the console":       {ProcessView{Liveness: live}, cluster.StateActive, &cluster.Serving{Why: "no application is known"}, true, "STATUS-NOT-SERVING"},
+		"applications, which are named": {ProcessView{Liveness: live, Applications: refused}, cluster.StateActive, &cluster.Serving{}, true, "STATUS-NOT-SERVING"},
+		"a service that is stopped":     {ProcessView{State: ams.State{Activity: ams.ActivityFailed}}, cluster.StateActive, &cluster.Serving{}, false, "STATUS-STOPPED"},
+	} {
+		s := &Status{Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}
+		s.Row = RowView{Looked: true, Agent: heard, Fresh: tt.fresh, Registry: &cluster.Node{State: tt.state, Serving: tt.serving, Seq: 7}}
+		s.compare(&State{Phase: PhaseJoined})
+		if got := disagreements(s); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}
+
+func disagreements(s *Status) string {
+	var got []string
+	for _, d := range s.Disagree {
+		got = append(got, d.ID)
+	}
+	return strings.Join(got, " ")
 }

@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,6 +124,18 @@ type Disagreement struct {
 func (s *Status) AddSessions(text string) {
 	s.add("STATUS-SESSIONS", "the server may run under another address than this node's; amsagent doctor --explain STATUS-SESSIONS says how they are counted", "%s", text)
 }
+
+// AddNotReady adds that no new sessions may be sent here, in the daemon's words, where no other finding says so.
+func (s *Status) AddNotReady(why string) {
+	if slices.ContainsFunc(s.Disagree, func(d Disagreement) bool {
+		return slices.Contains([]string{"STATUS-NOT-SERVING", "STATUS-STOPPED", "STATUS-NOT-SEEN", "STATUS-FILES", IDDuplicate}, d.ID)
+	}) {
+		return
+	}
+	s.add("STATUS-NOT-SERVING", notServingHint, "the node is not ready for new sessions: %s", why)
+}
+
+const notServingHint = "look at the server's log; while MongoDB is away no application answers"
 
 func (s *Status) add(id, hint, format string, args ...any) {
 	s.Disagree = append(s.Disagree, Disagreement{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
@@ -409,8 +422,7 @@ func (s *Status) compare(state *State) {
 		add("STATUS-STOPPED", "look at the log of "+proc.Service, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
 	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && (row.Looked || s.Unprivileged) {
-		add("STATUS-NOT-SERVING", "look at the server's log; while MongoDB is away no application answers",
-			"the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())
+		add("STATUS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())
 	}
 	if proc.Liveness.State == ams.LiveBroken && files.Mode == conf.ModeCluster {
 		add("STATUS-LIVENESS", "getent ahosts \"$(hostname)\" shows whether this machine's own name resolves; amsagent join adds it to /etc/hosts",
@@ -419,7 +431,9 @@ func (s *Status) compare(state *State) {
 	if !row.Looked {
 		return
 	}
-	running := proc.State.Running() || proc.Liveness.State == ams.Live
+	active := row.Registry != nil && row.Registry.State == cluster.StateActive
+	// Where no service is asked, the row says whether the server is to run.
+	running := proc.State.Running() || proc.Liveness.State == ams.Live || active && !proc.State.Known()
 	switch {
 	case files.Mode == conf.ModeCluster && running && row.Elsewhere != "":
 		add("STATUS-NOT-SEEN", fmt.Sprintf("start it with %s=%s: amsagent join does, with --now where viewers are on it; a service command of your own has to pass it on", ams.HostAddressVariable, row.Address),
@@ -429,7 +443,7 @@ func (s *Status) compare(state *State) {
 			"the server was started with another %s (%s) than this node has (%s), and is in the cluster under that one",
 			ams.HostAddressVariable, *proc.HostAddress, row.Address)
 	case files.Mode == conf.ModeCluster && running && !row.Fresh:
-		add("STATUS-NOT-SEEN", "look at the server's log; other nodes take this one for dead", "the server runs, but its own document in the cluster is missing or old")
+		add("STATUS-NOT-SEEN", "look at the server's log; other nodes take this one for dead", "the server's own document in the cluster is missing or old")
 	case files.Mode == conf.ModeStandalone && row.Fresh:
 		add("STATUS-STILL-SEEN", "restart the server", "the files make the server standalone, but it is still seen in the cluster")
 	}
@@ -447,12 +461,15 @@ func (s *Status) compare(state *State) {
 	case state != nil && state.Phase == PhaseJoined && row.Registry == nil:
 		add("STATUS-NO-ROW", "amsagent join writes it again", "the registry has no row of this node")
 	case files.ByHand: // which is said
-	case row.Registry != nil && files.Mode == conf.ModeStandalone && row.Registry.State == cluster.StateActive:
+	case active && files.Mode == conf.ModeStandalone:
 		add("STATUS-ROW", "run amsagent leave again", "the registry says active, but the files make the server standalone")
 	case left && files.Mode == conf.ModeCluster && row.Fresh && running:
 		add("STATUS-ROW", "amsagent join makes it a node again; stop the server if it is to stay out",
 			"the registry says left, but the server runs in the cluster: no new sessions are sent here")
 	case row.Registry != nil && state != nil && state.Address != "" && !cluster.SameAddress(row.Registry.IP, state.Address):
 		add("STATUS-ADDRESS", "amsagent join writes it again", "the registry has this node under %s, and it joined as %s", row.Registry.IP, state.Address)
+	}
+	if active && row.Agent.Fresh && row.Registry.Serving != nil && !row.Registry.Serving.Up {
+		s.AddNotReady(cmp.Or(row.Registry.Serving.Why, "its agent gives no reason"))
 	}
 }

@@ -481,10 +481,10 @@ func TestControlStreams(t *testing.T) {
 	}
 }
 
-// Counts of the sessions that differ are named in status, and make it strict.
-func TestStatusNamesCountsThatDiffer(t *testing.T) {
+// Counts of the sessions that differ, and that no viewers may be sent here, are named in status, and make it strict.
+func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	d := newFakeDaemon(t)
-	d.status = daemon.View{SessionsDisagree: &heartbeat.Disagreement{
+	d.status = daemon.View{State: cluster.StateActive, Proved: true, NotReady: "no application is known", SessionsDisagree: &heartbeat.Disagreement{
 		Kind: "publishers", MongoDB: 0, Server: 1, By: cluster.CountedByAMS, Address: "192.0.2.4",
 	}}
 	g := newGlobals((&testEnv{}).env().withDefaults())
@@ -493,9 +493,13 @@ func TestStatusNamesCountsThatDiffer(t *testing.T) {
 	v.askDaemon(t.Context(), g)
 	w := &textWriter{now: fixedNow()}
 	statusText(w, v, tableStyle{})
-	want := "STATUS-SESSIONS: publishers: MongoDB says 0 for the address 192.0.2.4, the server itself says 1; the larger number counts"
-	if !strings.Contains(w.b.String(), want) {
-		t.Errorf("got:\n%s", w.b.String())
+	for _, want := range []string{
+		"STATUS-SESSIONS: publishers: MongoDB says 0 for the address 192.0.2.4, the server itself says 1; the larger number counts",
+		"STATUS-NOT-SERVING: the node is not ready for new sessions: no application is known",
+	} {
+		if !strings.Contains(w.b.String(), want) {
+			t.Errorf("got:\n%s\nwant %q", w.b.String(), want)
+		}
 	}
 }
 

@@ -76,6 +76,10 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 		if d := v.SessionsDisagree; d != nil {
 			s.AddSessions(d.String())
 		}
+		// A drain is the first line, and before the proof the daemon has only been started.
+		if v.State == cluster.StateActive && v.Proved && !v.Ready && (v.Lifecycle == nil || v.Lifecycle.Ready) {
+			s.AddNotReady(v.NotReady)
+		}
 		if v.MetricsError != "" {
 			s.Disagree = append(s.Disagree, bootstrap.Disagreement{
 				ID: idStatusPort, Text: "the daemon does not serve /metrics, /healthz and /readyz: " + v.MetricsError,
