@@ -172,7 +172,10 @@ func (g *globals) orNotMember(err error) error {
 		return err
 	}
 	m := bootstrap.Machine{Root: g.settings.Root}
-	if state, unread := m.StateFile(); unread != nil || state != nil {
+	switch state, unread := m.StateFile(); {
+	case errors.Is(unread, fs.ErrPermission) && g.env.Geteuid() != 0:
+		return unread // only root may ask a daemon, too
+	case unread != nil || state != nil:
 		return err
 	}
 	return bootstrap.ErrNotMember

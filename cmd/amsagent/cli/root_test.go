@@ -4,9 +4,14 @@
 package cli
 
 import (
+	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/amsagent/amsagent/bootstrap"
 )
 
 // Who is not root, and what is no node, get one answer of every command.
@@ -17,6 +22,20 @@ func TestOneAnswer(t *testing.T) {
 		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "none", "AMSAGENT_CONFIG": config}}
 		code := Main(strings.Fields(args), e.env())
 		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AMS-ROOT") || !strings.Contains(said, "sudo") || !strings.Contains(said, stateUntouched) {
+			t.Errorf("%s without root: exit %d\n%s", args, code, said)
+		}
+	}
+	// A node whose daemon is stopped: its state is root's alone.
+	node := tree(t, map[string]string{bootstrap.StateDir + "/state.json": "{}", "event.json": bridge})
+	for path, mode := range map[string]os.FileMode{filepath.Dir(node): 0o755, filepath.Join(node, bootstrap.StateDir, "state.json"): 0} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range []string{"drain", "undrain", "event --file /event.json --instance-id i-0abc"} {
+		e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": node}}
+		code := asNobody(t, func() int { return Main(strings.Fields(args), e.env()) })
+		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AMS-ROOT") || !strings.Contains(said, "sudo") {
 			t.Errorf("%s without root: exit %d\n%s", args, code, said)
 		}
 	}
@@ -33,4 +52,18 @@ func TestOneAnswer(t *testing.T) {
 			t.Errorf("%s:\n%s%s", args, stdout, stderr)
 		}
 	}
+}
+
+// asNobody runs a command with the rights of another user on files. The thread, whose rights they are, ends with the goroutine.
+func asNobody(t *testing.T, command func() int) int {
+	t.Helper()
+	code := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		if err := syscall.Setfsuid(65534); err != nil && os.Geteuid() == 0 {
+			t.Error(err)
+		}
+		code <- command()
+	}()
+	return <-code
 }
