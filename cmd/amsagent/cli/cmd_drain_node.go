@@ -298,7 +298,7 @@ func (r *remoteDrain) sessions() cluster.Sessions {
 
 // progress is one line about the node.
 func (r *remoteDrain) progress() string {
-	return printable(r.row.ID) + " drains: " + r.sessions().Left()
+	return nodeText(&r.row, withHost) + " drains: " + r.sessions().Left()
 }
 
 func (g *globals) remoteResult(n cluster.Node) error {

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,10 +122,7 @@ func liveText(l *bootstrap.Live) string {
 
 func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
 	n := changedFiles(res.Files)
-	who := "node " + res.Instance.ID
-	if res.Role != "" {
-		who = res.Role + " " + res.Instance.ID
-	}
+	who := cmp.Or(res.Role, "node") + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname}, withHost)
 	switch res.Outcome {
 	case bootstrap.OutcomePlanned:
 		restart := "no restart"

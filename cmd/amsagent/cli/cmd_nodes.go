@@ -582,11 +582,7 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 		}
 		return w.g.write(w.g.redactJSON(b))
 	}
-	id := "(no agent)"
-	if v.Node != nil {
-		id = dash(v.Node.ID)
-	}
-	words := []string{id, dash(v.Address())}
+	words := []string{nodeText(v.Node, withHost), dash(v.Address())}
 	state, verdict := dash(string(v.State())), string(v.Verdict)
 	var why []string
 	if text := v.whyNotServing(); text != "" {

@@ -361,9 +361,9 @@ func pruneText(w *textWriter, d pruneData) {
 			if n := len(item.Documents); n > 0 {
 				why += "; " + count(n, "document") + " of Ant Media Server"
 			}
-			id := item.ID
-			if id == "" {
-				id = "(no row)"
+			id := "(no row)"
+			if n := item.member.Node; n != nil {
+				id = nodeText(n, withHost)
 			}
 			table = append(table, []string{id, dash(item.Address), dash(string(item.State)), why})
 		}

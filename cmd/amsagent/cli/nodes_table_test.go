@@ -12,7 +12,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -325,6 +327,20 @@ func TestNodesByHostName(t *testing.T) {
 		lines := nodeTable(members, tableStyle{width: width, utf8: true})
 		if !strings.HasPrefix(lines[1], want) || !strings.HasPrefix(lines[2], "i-") {
 			t.Errorf("%d columns:\n%s", width, strings.Join(lines, "\n"))
+		}
+	}
+	// So do the lines of other commands.
+	e, v := &testEnv{}, members[0]
+	if err := (&watcher{g: plainGlobals(e)}).tell(fixedNow(), "first", v, v); err != nil {
+		t.Error(err)
+	}
+	pruned, joined := &textWriter{}, &textWriter{}
+	pruneText(pruned, pruneData{Remove: []pruneItem{{member: v.Member}}})
+	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: v.Node.Hostname}}, "", cluster.Target{})
+	drain := remoteDrain{row: *v.Node}
+	for _, line := range []string{e.stdout.String(), pruned.b.String(), joined.b.String(), drain.progress()} {
+		if want := `edge-7\u001b[2J (` + id + ") "; !strings.Contains(line, want) {
+			t.Errorf("lacks %s:\n%s", want, line)
 		}
 	}
 }
