@@ -207,6 +207,14 @@ func (e *UnstableError) hint() string {
 	return "read the server's own log to see why it ended"
 }
 
+// StartCommand is what a person types to start a service of this name: a unit, or a [Command].
+func StartCommand(name string) string {
+	if strings.HasSuffix(name, ".service") {
+		return "systemctl start " + name
+	}
+	return name + " start"
+}
+
 // stater is what WaitStable needs of a service.
 type stater interface {
 	Name() string

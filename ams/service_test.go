@@ -134,6 +134,14 @@ func TestStateString(t *testing.T) {
 	}
 }
 
+func TestStartCommand(t *testing.T) {
+	for name, want := range map[string]string{DefaultUnit: "systemctl start antmedia.service", "/opt/ctl.sh": "/opt/ctl.sh start"} {
+		if got := StartCommand(name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestNone(t *testing.T) {
 	var s service = None{}
 	st, err := s.State(t.Context())

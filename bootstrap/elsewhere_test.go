@@ -153,7 +153,7 @@ func TestStatusWithoutRoot(t *testing.T) {
 		process ProcessView
 		want    string
 	}{
-		"stopped":     {ProcessView{Service: "antmedia", State: stopped}, "STATUS-STOPPED"},
+		"stopped":     {ProcessView{Service: "/opt/ctl.sh", State: stopped}, "STATUS-STOPPED"},
 		"not serving": {ProcessView{State: running, Applications: fails}, "STATUS-NOT-SERVING"},
 		"liveness":    {ProcessView{State: running, Liveness: ams.Liveness{State: ams.LiveBroken, Code: 500}}, "STATUS-LIVENESS"},
 		"well":        {ProcessView{State: running, Liveness: ams.Liveness{State: ams.Live}}, ""},
@@ -162,6 +162,9 @@ func TestStatusWithoutRoot(t *testing.T) {
 		s.compare(nil)
 		if got := disagreements(s); got != tt.want {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+		if name == "stopped" && !strings.HasSuffix(s.Disagree[0].Hint, "start it: /opt/ctl.sh start") {
+			t.Errorf("%s: %q", name, s.Disagree[0].Hint)
 		}
 	}
 }

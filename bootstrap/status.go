@@ -419,7 +419,7 @@ func (s *Status) compare(state *State) {
 	}
 	left := row.Registry != nil && row.Registry.State == cluster.StateLeft // and is stopped for that
 	if proc.State.Known() && !proc.State.Running() && files.Mode == conf.ModeCluster && !left {
-		add("STATUS-STOPPED", "look at the log of "+proc.Service, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
+		add("STATUS-STOPPED", "the server's log tells why; start it: "+ams.StartCommand(proc.Service), "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
 	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && (row.Looked || s.Unprivileged) {
 		add("STATUS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())

@@ -218,7 +218,7 @@ func runCases(t *testing.T, cases []aCase) {
 			if r.Verdict != tt.verdict || !strings.Contains(r.Seen, tt.seen) {
 				t.Errorf("%s: %q, want %s: %q", r.Verdict, r.Seen, tt.verdict, tt.seen)
 			}
-			if r.Title == "" || r.Group == "" || r.Seen == "" || r.Page != "docs/errors/"+want+".md" || !slices.Contains(IDs(), r.ID) {
+			if r.Title == "" || r.Group == "" || r.Seen == "" || r.Page != "amsagent doctor --explain "+want || !slices.Contains(IDs(), r.ID) {
 				t.Errorf("incomplete: %+v", r)
 			}
 			if (r.Verdict == Bad || r.Verdict == Warning) && r.Hint == "" && r.Err == nil {

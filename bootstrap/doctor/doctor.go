@@ -60,7 +60,7 @@ type Result struct {
 	Hint    string `json:"hint,omitempty"`
 	// Lines are a picture of it, where it has one; they say what Seen says, in more words.
 	Lines []string `json:"lines,omitempty"`
-	// Page is the file in the project's repository that explains the id.
+	// Page is the command that prints the page about the id.
 	Page string `json:"page"`
 	// Err is the error behind it, where there is one.
 	Err error `json:"-"`
@@ -215,9 +215,6 @@ func Run(ctx context.Context, o Options) []Result {
 	return all
 }
 
-// Where the pages are, in the project's repository.
-const pages = "docs/errors/"
-
 // complete adds to a result what the table knows.
 func (c check) complete(r Result, o Options) Result {
 	r.Check, r.Group, r.Title = c.id, c.group, c.title
@@ -235,7 +232,7 @@ func (c check) complete(r Result, o Options) Result {
 	if r.Hint == "" && (r.Verdict == Bad || r.Verdict == Warning) {
 		r.Hint = advice(r.ID)
 	}
-	r.Page = pages + r.ID + ".md"
+	r.Page = "amsagent doctor --explain " + r.ID
 	r.Ignored = r.Verdict != Good && (slices.Contains(o.Ignore, r.ID) || slices.Contains(o.Ignore, r.Check))
 	return r
 }

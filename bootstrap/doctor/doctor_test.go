@@ -157,7 +157,7 @@ func TestExplain(t *testing.T) {
 	}
 	fail(cluster.KindRefused, bootstrap.IDMongo)(c)
 	r := c.check(bootstrap.IDMongo)
-	if len(r) != 1 || r[0].ID != "AMS-MONGO-REFUSED" || r[0].Check != bootstrap.IDMongo || r[0].Hint != "let it listen" || r[0].Page != "docs/errors/AMS-MONGO-REFUSED.md" {
+	if len(r) != 1 || r[0].ID != "AMS-MONGO-REFUSED" || r[0].Check != bootstrap.IDMongo || r[0].Hint != "let it listen" || r[0].Page != "amsagent doctor --explain AMS-MONGO-REFUSED" {
 		t.Errorf("%+v", r)
 	}
 }

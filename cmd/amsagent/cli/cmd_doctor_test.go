@@ -48,7 +48,7 @@ func doctorSample() doctorData {
 		{ID: "AMS-GPU", Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs", Verdict: doctor.Unknown, Seen: "nobody was asked"},
 	}
 	for i := range results {
-		results[i].Page = "docs/errors/" + results[i].ID + ".md"
+		results[i].Page = "amsagent doctor --explain " + results[i].ID
 	}
 	return doctorData{Counts: doctor.Count(results), Checks: results}
 }
@@ -261,7 +261,7 @@ func TestDoctorMongo(t *testing.T) {
 	begin := time.Now()
 	_, d, stderr := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5", "--mongo", "mongodb://u:hunter2@127.0.0.1:1/")
 	i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == "AMS-MONGO-REFUSED" })
-	if i < 0 || d.Checks[i].Check != "AMS-MONGO" || d.Checks[i].Verdict != doctor.Bad || !strings.Contains(d.Checks[i].Hint, "mongod must run there") || d.Checks[i].Page != "docs/errors/AMS-MONGO-REFUSED.md" {
+	if i < 0 || d.Checks[i].Check != "AMS-MONGO" || d.Checks[i].Verdict != doctor.Bad || !strings.Contains(d.Checks[i].Hint, "mongod must run there") || d.Checks[i].Page != "amsagent doctor --explain AMS-MONGO-REFUSED" {
 		t.Errorf("%+v", d.Checks)
 	}
 	if took := time.Since(begin); took > 25*time.Second {

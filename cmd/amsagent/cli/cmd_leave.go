@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -149,7 +150,7 @@ func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool, service s
 	}
 	server := ""
 	if res.Stopped {
-		server = "Ant Media Server does not run; start it: systemctl start " + service
+		server = "Ant Media Server does not run; start it: " + ams.StartCommand(service)
 	}
 	w.fields("files", restoredText(res), "cluster", removed, "server", server, "daemon", daemonText(res.Daemon, dryRun))
 }

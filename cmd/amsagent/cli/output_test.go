@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/bootstrap"
 )
 
 func TestRounded(t *testing.T) {
@@ -224,5 +226,13 @@ func TestOSEnv(t *testing.T) {
 		if !env.IsTerminal(master) {
 			t.Error("a pseudo terminal is a terminal")
 		}
+	}
+}
+
+func TestLeaveTextStartsAServiceCommand(t *testing.T) {
+	w := &textWriter{}
+	leaveText(w, &bootstrap.LeaveResult{Outcome: bootstrap.OutcomeLeft, Stopped: true}, false, "/opt/ctl.sh")
+	if !strings.Contains(w.b.String(), "does not run; start it: /opt/ctl.sh start\n") {
+		t.Errorf("got:\n%s", w.b.String())
 	}
 }
