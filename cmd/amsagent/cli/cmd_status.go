@@ -105,7 +105,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	t := g.tableStyle()
 	v := &statusView{Status: s, Given: g.givenToJoin()}
 	if !s.Unprivileged { // else nobody here knows what the node joined with
-		v.Role, v.Group = g.nodeSetting(keyRole), g.nodeSetting(keyGroup)
+		v.Role, v.Group, v.Address = g.nodeSetting(keyRole), g.nodeSetting(keyGroup), g.nodeSetting(keyAddress)
 	}
 	v.askDaemon(ctx, g)
 	if err := g.result("status", v, func(w *textWriter) { statusText(w, v, t) }); err != nil {

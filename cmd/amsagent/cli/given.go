@@ -103,8 +103,8 @@ func (s *settings) applyGiven(src sources) {
 	}
 }
 
-// joinedWith is a setting that this node has from its join, where the settings do not say it any more: a tag that was taken
-// away, or that cannot be read now.
+// joinedWith is a setting that this node has from its join, where the settings do not say it: a tag that was taken away, or
+// that cannot be read now, and an address that nobody gave.
 func (g *globals) joinedWith(key string) string {
 	m := bootstrap.Machine{Root: g.settings.Root}
 	s, err := m.StateFile()
@@ -116,6 +116,8 @@ func (g *globals) joinedWith(key string) string {
 		return s.Role
 	case keyGroup:
 		return s.Group
+	case keyAddress:
+		return s.Address
 	}
 	return ""
 }
@@ -126,7 +128,7 @@ type settingValue struct {
 	Origin origin `json:"origin"`
 }
 
-// nodeSetting is the role or the group that this node has.
+// nodeSetting is the role, the group or the address that this node has.
 type nodeSetting struct {
 	settingValue
 	// Next is what the settings say by now, where the node joined with another value: the daemon's next look takes it up.
@@ -146,16 +148,16 @@ func (g *globals) nodeSetting(key string) *nodeSetting {
 	return s
 }
 
-// asJoined is the origin of what the settings do not say any more.
+// asJoined is the origin of what the settings do not say.
 func asJoined() origin { return origin{Layer: layerStored, Name: "as joined"} }
 
-// nodeText is what this node is for, with the origins.
+// nodeText is what this node is for, and its address, with the origins.
 func (s *statusView) nodeText() string {
 	var parts []string
 	for _, row := range []struct {
 		key string
 		*nodeSetting
-	}{{keyRole, s.Role}, {keyGroup, s.Group}} {
+	}{{keyRole, s.Role}, {keyGroup, s.Group}, {keyAddress, s.Address}} {
 		switch {
 		case row.nodeSetting == nil || row.Value == "":
 		case row.Next != nil:

@@ -243,15 +243,16 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	work.Wait()
 }
 
-// Role and group have their origin in the JSON of status, as in its text.
-func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
+// Role, group and address have their origin in the JSON of status, as in its text and in that of config.
+func TestStatusTellsTheOrigins(t *testing.T) {
 	// An earlier version kept a role as it was given.
-	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"Origin","group":"studio"}`
+	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"Origin","group":"studio","address":"10.0.0.5"}`
 	edge := settingValue{"edge", origin{Layer: layerFile, Name: "/etc/amsagent/config.yaml", Line: 1}}
 	for _, tt := range []struct {
 		name        string
 		files, vars map[string]string
 		role, group nodeSetting
+		address     nodeSetting
 		text        string
 	}{
 		{name: "none"},
@@ -261,6 +262,7 @@ func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
 			nil,
 			nodeSetting{settingValue: edge},
 			nodeSetting{},
+			nodeSetting{},
 			"role edge, /etc/amsagent/config.yaml:1",
 		},
 		{
@@ -268,6 +270,7 @@ func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
 			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
 			map[string]string{"AMSAGENT_ROLE": "origin"},
 			nodeSetting{settingValue: settingValue{"origin", origin{Layer: layerEnv, Name: "AMSAGENT_ROLE"}}},
+			nodeSetting{},
 			nodeSetting{},
 			"role origin, AMSAGENT_ROLE",
 		},
@@ -277,7 +280,8 @@ func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
 			nil,
 			nodeSetting{settingValue{"origin", asJoined()}, &edge},
 			nodeSetting{settingValue: settingValue{"studio", asJoined()}},
-			"role origin as joined; edge by /etc/amsagent/config.yaml:1 from the daemon's next look on; group studio, as joined",
+			nodeSetting{settingValue: settingValue{"10.0.0.5", asJoined()}},
+			"role origin as joined; edge by /etc/amsagent/config.yaml:1 from the daemon's next look on; group studio, as joined; address 10.0.0.5, as joined",
 		},
 	} {
 		root := tree(t, tt.files)
@@ -287,11 +291,11 @@ func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
 			_, stdout, _ := run(t, vars, append([]string{"status"}, args...)...)
 			return strings.ReplaceAll(stdout, root, "")
 		}
-		var got struct{ Role, Group any }
+		var got struct{ Role, Group, Address any }
 		if err := json.Unmarshal([]byte(status("-o", "json")), &got); err != nil {
 			t.Fatalf("%s: %v", tt.name, err)
 		}
-		for what, pair := range map[string][2]any{"role": {tt.role, got.Role}, "group": {tt.group, got.Group}} {
+		for what, pair := range map[string][2]any{"role": {tt.role, got.Role}, "group": {tt.group, got.Group}, "address": {tt.address, got.Address}} {
 			b, err := json.Marshal(pair[0])
 			var want any
 			if err := errors.Join(err, json.Unmarshal(b, &want)); err != nil {
@@ -303,6 +307,9 @@ func TestStatusTellsTheOriginOfRoleAndGroup(t *testing.T) {
 		}
 		if text := status(); !strings.Contains(text, tt.text) {
 			t.Errorf("%s: %q is not in\n%s", tt.name, tt.text, text)
+		}
+		if _, config, _ := run(t, vars, "config"); strings.Contains(config, "10.0.0.5  ") != (tt.address.Value != "") {
+			t.Errorf("%s: %q is not in\n%s", tt.name, tt.address.Value, config)
 		}
 	}
 }

@@ -36,9 +36,10 @@ type statusView struct {
 	DaemonErr string       `json:"daemon_error,omitempty"`
 	// Readiness is what the daemon says at /readyz; asked where only root may ask it for more.
 	Readiness *daemon.Readiness `json:"readiness,omitempty"`
-	// Role and Group are the node's, with their origin; nil where this user may not read what the node joined with.
-	Role  *nodeSetting `json:"role,omitempty"`
-	Group *nodeSetting `json:"group,omitempty"`
+	// Role, Group and Address are the node's, with their origin; nil where this user may not read what the node joined with.
+	Role    *nodeSetting `json:"role,omitempty"`
+	Group   *nodeSetting `json:"group,omitempty"`
+	Address *nodeSetting `json:"address,omitempty"`
 	// Given are the settings that were given to join.
 	Given map[string]string `json:"given,omitempty"`
 }
