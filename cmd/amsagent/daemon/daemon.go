@@ -357,6 +357,7 @@ func (d *Daemon) sessionClient() *cluster.Client {
 func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 	p := d.o.Periods
 	retry := p.Retry
+	var said throttle
 	for ctx.Err() == nil {
 		d.begin()
 		if d.outdated() {
@@ -367,7 +368,7 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 		watcher.Go(func() { d.watchState(session, end) })
 		err := d.session(session)
 		if err == nil || session.Err() != nil {
-			retry = p.Retry
+			retry, said.text = p.Retry, ""
 		} else {
 			// A join that was taken back restarted AMS twice.
 			least, most := p.Retry, p.MostRetry
@@ -376,7 +377,9 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 			}
 			retry = max(retry, least)
 			d.trouble(err)
-			d.log.Error("it is tried again", "error", err, "in", retry.String())
+			if said.allows(err.Error(), time.Now()) {
+				d.log.Error("it is tried again", "error", err, "in", retry.String())
+			}
 			again := retry
 			retry = min(2*retry, most)
 			// Whoever joins or leaves meanwhile is followed at once.

@@ -218,6 +218,34 @@ func TestJoinThatFails(t *testing.T) {
 	})
 }
 
+// What fails again and again is said once; other words for it, once a minute.
+func TestFailureIsSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, l := &pretended{}, &told{}
+		later := time.Now().Add(10 * time.Minute)
+		p.converge = func(context.Context) (*bootstrap.Convergence, error) {
+			if time.Now().After(later) && p.looks()%2 == 0 {
+				return nil, errors.New("refused")
+			}
+			return nil, errors.New("timed out")
+		}
+		d := newPretended(p, l, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { d.follow(ctx) })
+		pause(ctx, 10*time.Minute)
+		if n := strings.Count(l.text(), "it is tried again"); n != 1 || p.looks() < 10 {
+			t.Errorf("said %d times for %d tries", n, p.looks())
+		}
+		pause(ctx, 10*time.Minute)
+		if n := strings.Count(l.text(), "it is tried again"); n < 3 || n > 11 {
+			t.Errorf("said %d times", n)
+		}
+		cancel()
+		work.Wait()
+	})
+}
+
 // A machine that is no node says so once, and looks every minute.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
