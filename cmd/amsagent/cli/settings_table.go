@@ -163,7 +163,7 @@ func settingsTable() []setting {
 		},
 		{
 			key: keyAutoJoin, arg: "WHEN", def: "true", words: booleans(),
-			help: "whether the daemon lets a machine that never joined join by itself, where it is told where MongoDB is",
+			help: "whether the daemon lets a machine that never joined join by itself, where it is told where MongoDB is; after one that failed and had restarted the server it waits 15 s, then an hour each time, or until `amsagent join` or `systemctl reload amsagent`",
 		},
 		{
 			key: keyAutoRestart, arg: "WHEN", def: "false", words: booleans(),

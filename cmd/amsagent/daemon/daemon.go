@@ -6,6 +6,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -116,8 +117,8 @@ type Periods struct {
 	// is followed within this time. Twice a second would be half of what the daemon
 	// costs.
 	State time.Duration
-	// Retry and MostRetry bound the pauses after something failed, Rejoin and
-	// MostRejoin those after a join that had begun to change things.
+	// Retry and MostRetry bound the pauses after something failed. Rejoin is the first
+	// pause after a join that failed and had restarted AMS, MostRejoin each later one.
 	Retry, MostRetry   time.Duration
 	Rejoin, MostRejoin time.Duration
 	// Idle is after what a machine that is no node looks again whether it is to
@@ -152,7 +153,7 @@ func (p Periods) withDefaults() Periods {
 		{&p.Retry, 2 * time.Second},
 		{&p.MostRetry, time.Minute},
 		{&p.Rejoin, 15 * time.Second},
-		{&p.MostRejoin, 10 * time.Minute},
+		{&p.MostRejoin, time.Hour},
 		{&p.Idle, time.Minute},
 		{&p.Drift, time.Minute},
 		{&p.Sessions, 5 * time.Second},
@@ -220,6 +221,8 @@ type Daemon struct {
 	failed string          // what was last said of files that could not be mended
 	// drifted is what was last logged of files that are not as joined.
 	drifted string
+	// restarted reports that the session's join failed, and had restarted the server.
+	restarted bool
 }
 
 // New prepares a daemon.
@@ -356,7 +359,7 @@ func (d *Daemon) sessionClient() *cluster.Client {
 // another one, or the settings are. It returns true where a new daemon is needed.
 func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 	p := d.o.Periods
-	retry := p.Retry
+	retry, rejoin := p.Retry, p.Rejoin
 	var said throttle
 	for ctx.Err() == nil {
 		d.begin()
@@ -366,26 +369,26 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 		session, end := context.WithCancelCause(ctx)
 		var watcher sync.WaitGroup
 		watcher.Go(func() { d.watchState(session, end) })
+		d.restarted = false
 		err := d.session(session)
 		if err == nil || session.Err() != nil {
-			retry, said.text = p.Retry, ""
+			retry, rejoin, said.text = p.Retry, p.Rejoin, ""
 		} else {
-			// A join that was taken back restarted AMS twice.
-			least, most := p.Retry, p.MostRetry
-			if _, tried := errors.AsType[*bootstrap.FailedError](err); tried {
-				least, most = p.Rejoin, p.MostRejoin
-			}
-			retry = max(retry, least)
-			d.trouble(err)
-			if said.allows(err.Error(), time.Now()) {
-				d.log.Error("it is tried again", "error", err, "in", retry.String())
-			}
 			again := retry
-			retry = min(2*retry, most)
+			if retry = min(2*retry, p.MostRetry); d.restarted {
+				// A join that was taken back restarted AMS twice, and viewers are not cut more often than every hour.
+				again, rejoin = rejoin, p.MostRejoin
+				err = fmt.Errorf("%w; it restarted the server, so the next try is at %s, or at once by `amsagent join` or `systemctl reload amsagent`",
+					err, time.Now().Add(again).Format(time.TimeOnly))
+			}
+			d.trouble(err)
+			if d.restarted || said.allows(err.Error(), time.Now()) {
+				d.log.Error("it is tried again", "error", err, "in", again.String())
+			}
 			// Whoever joins or leaves meanwhile is followed at once.
 			d.beside(session, func() {
 				if !pause(session, again) {
-					retry = p.Retry
+					retry, rejoin = p.Retry, p.Rejoin
 				}
 			})
 		}

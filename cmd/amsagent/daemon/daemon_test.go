@@ -39,6 +39,7 @@ type pretended struct {
 	joins     []time.Time
 	converge  func(context.Context) (*bootstrap.Convergence, error)
 	join      func(context.Context) error
+	restarts  bool // what a join does to the server
 }
 
 func (p *pretended) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
@@ -59,7 +60,7 @@ func (p *pretended) Join(ctx context.Context, _ bootstrap.JoinRequest) (*bootstr
 	p.mu.Lock()
 	p.joins = append(p.joins, time.Now())
 	p.mu.Unlock()
-	return nil, p.join(ctx)
+	return &bootstrap.JoinResult{Restarted: p.restarts}, p.join(ctx)
 }
 
 func (p *pretended) Prove(ctx context.Context, _ *cluster.Client, _ string) (*bootstrap.Evidence, error) {
@@ -165,11 +166,11 @@ func newPretended(p *pretended, l *told, change func(*Options)) *Daemon {
 	return New(o)
 }
 
-// A join that fails restarts AMS twice: it is tried ever more rarely. Whatever is
-// waited for, the watchdog sees a loop that goes round.
+// A join that fails restarts AMS twice: it is tried again once, and then every hour. Whatever
+// is waited for, the watchdog sees a loop that goes round.
 func TestJoinThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
+		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}, restarts: true}
 		p.join = func(ctx context.Context) error {
 			pause(ctx, 3*time.Minute)
 			return &bootstrap.FailedError{Step: "starting", Err: errors.New("it died"), State: "taken back"}
@@ -180,7 +181,7 @@ func TestJoinThatFails(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
 		work.Go(func() { d.follow(ctx) })
-		pause(ctx, 2*time.Hour)
+		pause(ctx, 150*time.Minute)
 		synctest.Wait()
 		if gap := l.longest(begin); gap > 11*time.Second {
 			t.Errorf("no round for %s", gap)
@@ -192,12 +193,11 @@ func TestJoinThatFails(t *testing.T) {
 		for i, at := range p.joins[1:] {
 			pauses = append(pauses, (at.Sub(p.joins[i]) - 3*time.Minute).Round(time.Second))
 		}
-		want := []time.Duration{
-			15 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute,
-			10 * time.Minute, 10 * time.Minute, 10 * time.Minute,
-		}
-		if diff := cmp.Diff(want, pauses[:min(len(want), len(pauses))]); diff != "" {
+		if diff := cmp.Diff([]time.Duration{15 * time.Second, time.Hour, time.Hour}, pauses); diff != "" {
 			t.Errorf("pauses (-want +got):\n%s", diff)
+		}
+		if n := strings.Count(l.text(), "in=1h0m0s"); n != 3 || !strings.Contains(l.text(), "systemctl reload amsagent") {
+			t.Errorf("said %d times:\n%s", n, l.text())
 		}
 		if n := d.metrics.joinFailures.Load(); int(n) != len(p.joins) && int(n) != len(p.joins)-1 {
 			t.Errorf("%d failures of %d joins", n, len(p.joins))
@@ -215,6 +215,26 @@ func TestJoinThatFails(t *testing.T) {
 		}
 		cancel()
 		work.Wait()
+	})
+}
+
+// A join that fails before it restarts AMS cuts nobody.
+func TestJoinThatFailsEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
+		p.join = func(context.Context) error {
+			return &bootstrap.FailedError{Step: "waiting for the lock", Err: errors.New("busy")}
+		}
+		d := newPretended(p, &told{}, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { d.follow(ctx) })
+		pause(ctx, 20*time.Minute)
+		cancel()
+		work.Wait()
+		if n := len(p.joins); n < 20 || n > 30 {
+			t.Errorf("%d joins", n)
+		}
 	})
 }
 

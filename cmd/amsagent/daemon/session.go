@@ -274,6 +274,7 @@ func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) e
 			Interval: s.Interval, Identify: d.o.Identify,
 		})
 		if res != nil {
+			d.restarted = err != nil && res.Restarted && res.Outcome != bootstrap.OutcomeJoined
 			for _, w := range res.Warnings {
 				d.log.Warn("join", "id", w.ID, "what", w.Text)
 			}
