@@ -488,6 +488,9 @@ func (k *converger) noteRestart(changed bool) {
 	}
 	if k.req.NoRestart {
 		k.state.RestartPending = false
+		if p := k.state.Restart; p != nil && len(p.Values) == 0 && p.Cause == "" {
+			k.state.Restart = nil // it applied nothing, and auto_restart would make it
+		}
 	}
 	if p := k.state.Restart; p != nil && !k.state.RestartPending {
 		k.result.Cause = cmp.Or(k.result.Cause, p.Cause)

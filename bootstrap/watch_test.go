@@ -157,6 +157,17 @@ func TestConvergeAsksForARestart(t *testing.T) {
 	if c := converge(t, m, req); c.Asked || c.Pending == nil {
 		t.Errorf("with --no-restart: %+v", c)
 	}
+	// One that applies nothing is gone then.
+	m = joinedTree(t)
+	m.Service = running()
+	req.Restart, req.NoRestart = true, false
+	if c := converge(t, m, req); !c.Asked || c.Pending == nil {
+		t.Errorf("with --restart: %+v", c)
+	}
+	req.Restart, req.NoRestart = false, true
+	if c := converge(t, m, req); c.RestartNeeded || c.Pending != nil {
+		t.Errorf("with --no-restart: %+v", c)
+	}
 }
 
 // restarting is a service that counts.
