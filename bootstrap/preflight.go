@@ -573,7 +573,10 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 }
 
 // ReadHint says which right is missing where streams cannot be read.
-const ReadHint = "the user needs read on the database of each application (db.name): without it publishers are not counted, and leave and drain do not know whom they cut"
+const ReadHint = "the user needs read on the database of each application (db.name): without it publishers are not counted, and leave and drain do not know whom they cut; " + WriteHint
+
+// WriteHint says who needs more than read there.
+const WriteHint = "drain --repair-streams needs readWrite there, and so does Ant Media Server, which also writes serverdb, NAMEVoD, NAME_token and others: amsagent doctor --explain AMS-MONGO-FORBIDDEN"
 
 // checkRead tries to read each application's streams. The error is a refusal; what
 // else goes wrong there is no matter of rights.

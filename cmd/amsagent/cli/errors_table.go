@@ -383,7 +383,7 @@ func forbiddenClass() errorClass {
 		if src, err := g.mongo(); err == nil && !src.Target.HasCredentials() {
 			return []string{"put the login into the address: mongodb://USER:PASSWORD@HOST/, best in a file that only root can read: --mongo file:/etc/amsagent/mongo"}
 		}
-		return []string{"the user needs readWrite on the databases amsagent and clusterdb, and read on that of each application (db.name), where its streams are counted"}
+		return []string{"the user needs readWrite on the databases amsagent and clusterdb, and read on that of each application (db.name), where its streams are counted; " + bootstrap.WriteHint}
 	}
 	return c
 }

@@ -128,6 +128,12 @@ func TestEveryRowIsReached(t *testing.T) {
 	if got := g.explain(errors.New("anything")); got.ID != idFailed || got.Exit != exitFailed || got.Msg != "anything" {
 		t.Errorf("%+v", got)
 	}
+	// Whose rights are missing may be the server's.
+	for _, hint := range append(g.explain(ex[idMongoForbidden]).Hints, bootstrap.ReadHint) {
+		if !strings.Contains(hint, "serverdb") || !strings.Contains(hint, "--repair-streams") {
+			t.Errorf("%q", hint)
+		}
+	}
 	code, stdout, _ := run(t, nil, "help", "ams-mongo-auth")
 	if code != 0 || !strings.Contains(stdout, "AMS-MONGO-AUTH") || strings.Count(stdout, "\n") != 1 {
 		t.Errorf("help of an id: exit %d, %s", code, stdout)
