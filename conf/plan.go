@@ -168,7 +168,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	switch {
 	case half:
 		// What is left of it is nobody's change, for all that can be told.
-		if err := p.torn(t.Path, now); err != nil {
+		if err := p.torn(t.Path, now, maxPlan); err != nil {
 			return err
 		}
 		original = rec.Original
@@ -248,7 +248,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		}
 		current := now.Bytes
 		if half {
-			if err := p.torn(rec.Path, now); err != nil {
+			if err := p.torn(rec.Path, now, maxUndo); err != nil {
 				return nil, err
 			}
 			if current, err = applySpans(rec.Original, rec.Spans); err != nil {
@@ -266,7 +266,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		p.files = append(p.files, f)
 		p.Conflicts = append(p.Conflicts, u.Conflicts...)
 		if u.Keep && now.Exists() {
-			if err := p.keep(now); err != nil {
+			if err := p.keep(now, maxUndo); err != nil {
 				return nil, err
 			}
 		}
@@ -415,20 +415,21 @@ func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged 
 }
 
 // torn notes a file that is half written or empty, and keeps what is in it.
-func (p *Plan) torn(path string, now File) error {
+func (p *Plan) torn(path string, now File, limit int) error {
 	p.Torn = append(p.Torn, path)
 	if len(now.Bytes) == 0 {
 		return nil
 	}
-	return p.keep(now)
+	return p.keep(now, limit)
 }
 
 // keptCopies is how many copies of one file are kept at most.
 const keptCopies = 100
 
 // keep plans a copy of a file whose edits undoing loses. It belongs to the owner of
-// that file, cannot be executed, and never goes through a link.
-func (p *Plan) keep(f File) error {
+// that file, cannot be executed, and never goes through a link. limit is that of
+// [Plan.readWhole]: a former copy that does not fit into it stays, under its name.
+func (p *Plan) keep(f File, limit int) error {
 	for i := range keptCopies {
 		name := savedName(f.Path)
 		if i > 0 {
@@ -440,13 +441,14 @@ func (p *Plan) keep(f File) error {
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			return err
 		}
-		saved, err := p.store.Read(name)
-		if files.Refused(err) {
+		saved, err := p.store.ReadSettings(name)
+		if files.Refused(err) || err == nil && p.size+len(saved.Bytes) > limit {
 			continue
 		}
 		if err != nil {
 			return err
 		}
+		p.size += len(saved.Bytes)
 		p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: files.Plain(f.Mode) &^ 0o111, Kind: KindWhole, like: &f})
 		return nil
 	}

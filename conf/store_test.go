@@ -931,6 +931,21 @@ func TestBounds(t *testing.T) {
 	if !errors.Is(err, files.ErrTooLarge) || !strings.Contains(err.Error(), "/app64") {
 		t.Errorf("all files: %v", err)
 	}
+	// So can the copies that are kept already.
+	for _, tt := range []struct {
+		saved, size int
+		want        string
+	}{{100, 0, ""}, {100, maxPlan - 100, ""}, {100, maxPlan - 99, "-1"}, {MaxSettings + 2, 0, "-1"}} {
+		large(savedName("/one"), tt.saved)
+		p := s.NewPlan(nil)
+		p.size = tt.size
+		if err := p.keep(File{Path: "/one"}, maxPlan); err != nil || len(p.files) != 1 {
+			t.Fatalf("%+v: %d copies, %v", tt, len(p.files), err)
+		}
+		if got := p.files[0].Before; got.Path != savedName("/one")+tt.want || p.size != tt.size+len(got.Bytes) {
+			t.Errorf("%+v: %s, %d bytes", tt, got.Path, p.size)
+		}
+	}
 	if err := s.WriteFile("/own", make([]byte, maxFileSize+1), 0o600, 0o700); !errors.Is(err, files.ErrTooLarge) {
 		t.Errorf("what could not be read again was written: %v", err)
 	}
