@@ -114,7 +114,7 @@ func (t *transaction) stageChange(f journalFile, c *Change) error {
 		if attributes, err = files.AttributesOf(fd, info); err != nil {
 			return err
 		}
-		if err := t.backup(f, fd); err != nil {
+		if err := t.backup(f, fd, len(c.Before.Bytes)); err != nil {
 			return err
 		}
 		if info, err = files.InfoOf(fd); err != nil {
@@ -132,7 +132,8 @@ func (t *transaction) stageChange(f journalFile, c *Change) error {
 	return t.stageFile(f, c.After, attributes)
 }
 
-// stageFile writes the new file beside its target and reads it again.
+// stageFile writes the new file beside its target and reads it again, no further than
+// it was written: its owner may write to it meanwhile.
 func (t *transaction) stageFile(f journalFile, content []byte, a files.Attributes) error {
 	d, name, err := t.at(f.Temp)
 	if err != nil {
@@ -141,7 +142,7 @@ func (t *transaction) stageFile(f journalFile, content []byte, a files.Attribute
 	if err := d.Write(name, content, a); err != nil {
 		return fmt.Errorf("staging %s: %w", f.Target, err)
 	}
-	back, err := readIn(d, name, maxFileSize)
+	back, err := readIn(d, name, int64(len(content)))
 	if err != nil {
 		return fmt.Errorf("verifying what was staged for %s: %w", f.Target, err)
 	}
@@ -153,8 +154,8 @@ func (t *transaction) stageFile(f journalFile, content []byte, a files.Attribute
 
 // backup keeps the old file under a second name: a hard link, so that putting
 // it back needs no space and restores the very inode. Where the file system
-// has no links, a copy. target is the file that was planned, open.
-func (t *transaction) backup(f journalFile, target *os.File) error {
+// has no links, a copy. target is the file that was planned, open, and size what it had then.
+func (t *transaction) backup(f journalFile, target *os.File, size int) error {
 	d, _, err := t.at(f.Target)
 	if err != nil {
 		return err
@@ -175,7 +176,10 @@ func (t *transaction) backup(f journalFile, target *os.File) error {
 	if err != nil {
 		return err
 	}
-	old, err := files.ReadOpen(target, maxFileSize)
+	old, err := files.ReadOpen(target, int64(size))
+	if files.Refused(err) {
+		return fmt.Errorf("%s: %w: %w", f.Target, ErrChanged, err)
+	}
 	if err != nil {
 		return err
 	}

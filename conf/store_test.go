@@ -974,6 +974,40 @@ func TestEachBound(t *testing.T) {
 	})
 }
 
+// TestGrownWhileStaged: up to 64 files are read at a time, and their owner writes to them meanwhile. No more is read
+// than was planned.
+func TestGrownWhileStaged(t *testing.T) {
+	for call, want := range map[string]error{"fsync": files.ErrTooLarge, "linkat": ErrChanged} {
+		s := newTree(t)
+		p := planCluster(t, s, "10.0.0.1")
+		real := filepath.Join(s.Root, serverPath)
+		grown, before := false, snapshot(t, s)
+		s.hook = func(c, name string) error {
+			if c != call || !strings.HasPrefix(filepath.Base(name), ".red5.properties") {
+				return nil
+			}
+			grown = true
+			large := bytes.Repeat([]byte("#\n"), maxFileSize/2)
+			if c == "linkat" { // no links here: the file itself is copied
+				return errors.Join(unix.EPERM, os.WriteFile(real, large, 0o640))
+			}
+			return os.WriteFile(filepath.Join(s.Root, name), large, 0o640)
+		}
+		if err := p.Commit("join"); !errors.Is(err, want) || !errors.Is(err, files.ErrTooLarge) || !grown {
+			t.Errorf("%s: %v, want %v", call, err, want)
+		}
+		s.hook = nil
+		after := snapshot(t, s)
+		if call == "linkat" {
+			delete(before, serverPath) // it is his
+			delete(after, serverPath)
+		}
+		if d := cmp.Diff(before, after); d != "" {
+			t.Errorf("%s (-want +got):\n%s", call, d)
+		}
+	}
+}
+
 // Where a file system has no links, the backup is a copy of the very file that was
 // planned, whatever has its name while it is copied.
 func TestBackupCopiesTheOpenFile(t *testing.T) {
@@ -1016,7 +1050,7 @@ func TestBackupCopiesTheOpenFile(t *testing.T) {
 	}
 	defer f.Close()
 	const second = "/ams/conf/.red5.properties.amsagent-1.old"
-	if err := tx.backup(journalFile{Target: path, Backup: second}, f); err != nil {
+	if err := tx.backup(journalFile{Target: path, Backup: second}, f, len(want)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(filepath.Join(s.Root, second)); err != nil || !bytes.Equal(got, want) {
