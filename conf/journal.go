@@ -99,6 +99,10 @@ func decodeJournal(path string, data []byte) (*journal, error) {
 
 // check proves that a journal can be gone by.
 func (j *journal) check() error {
+	if j.ID == "" {
+		// Every commit has one: this is an [envelope], whose version was changed.
+		return errors.New("it has no id")
+	}
 	for _, f := range j.Files {
 		if err := f.check(); err != nil {
 			return err
