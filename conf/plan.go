@@ -105,12 +105,8 @@ func (p *Plan) readWhole(path string, kind Kind, rec *FileRecord, limit int) (f 
 
 func (p *Plan) readSettled(path string, kind Kind, known *FileRecord) (f File, half bool, err error) {
 	var rec *FileRecord
-	read := p.store.ReadSettings
-	if kind == KindHosts {
-		read = p.store.Read
-	}
 	for {
-		f, err = read(path)
+		f, err = p.read(path, kind)
 		rec = known.of(f)
 		if err != nil || kind != KindProperties || !f.Exists() || len(f.Bytes) > 0 && !torn(rec, f.Bytes) {
 			return f, false, err
@@ -128,6 +124,15 @@ func (p *Plan) readSettled(path string, kind Kind, known *FileRecord) (f File, h
 		return File{}, false, fmt.Errorf("%s: %w", path, ErrEmpty)
 	}
 	return File{}, false, fmt.Errorf("%s: %w", path, ErrTorn)
+}
+
+// read reads a file as large as one of its kind may be.
+func (p *Plan) read(path string, kind Kind) (File, error) {
+	limit := int64(MaxSettings)
+	if kind == KindHosts {
+		limit = maxFileSize
+	}
+	return p.store.read(path, limit)
 }
 
 // NewPlan begins a plan. record is [Store.Record]'s, and may be nil.
@@ -240,7 +245,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		if files.Refused(err) || errors.Is(err, errOtherFile) || errors.Is(err, ErrEmpty) || errors.Is(err, ErrTorn) {
 			// Its owner can make it so at any time, and must not keep the other
 			// files from being given back.
-			p.Conflicts = append(p.Conflicts, Conflict{Path: rec.Path, Msg: fmt.Sprintf("it is left as it is: %v", err)})
+			p.Conflicts = append(p.Conflicts, leftAsItIs(rec.Path, err))
 			continue
 		}
 		if err != nil {
@@ -272,6 +277,10 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		}
 	}
 	return p, nil
+}
+
+func leftAsItIs(path string, err error) Conflict {
+	return Conflict{Path: path, Msg: fmt.Sprintf("it is left as it is: %v", err)}
 }
 
 // Then edits what the plan already makes of a file, or the file as it is where
@@ -326,8 +335,8 @@ func (p *Plan) Planned(path string) []byte {
 
 // Revert puts back what the plan found after it was committed, together with
 // the undo record it found. Edits that somebody made since stay where they can
-// be told from ours; a file where they cannot is left as it is and named, and the
-// record keeps what undoing it needs.
+// be told from ours; a file where they cannot, or that is refused, is left as it is and
+// named, and the record keeps what undoing it needs.
 func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	var conflicts []Conflict
 	var changes []Change
@@ -350,7 +359,16 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		record = next
 	}
 	for _, f := range slices.Backward(p.Changed()) {
-		now, err := p.store.Read(f.Before.Path)
+		ours := committed.File(f.Before.Path)
+		now, err := p.read(f.Before.Path, f.Kind)
+		if files.Refused(err) {
+			// As in a leave, it keeps the others from nothing.
+			conflicts = append(conflicts, leftAsItIs(f.Before.Path, err))
+			if ours != nil {
+				keep(ours)
+			}
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -360,7 +378,6 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 			continue
 		case bytes.Equal(now.Bytes, f.After) || fileSum(now) == fileSum(f.Before):
 		default: // also where the meaning is the same: what AMS made of the rest stays
-			ours := committed.File(f.Before.Path)
 			merged, remove, more := p.revertEdited(f, ours, now)
 			conflicts = append(conflicts, more...)
 			if merged == nil && !remove {

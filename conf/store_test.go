@@ -566,6 +566,47 @@ func TestRevert(t *testing.T) {
 	}
 }
 
+// TestRevertRefused: one file that its owner makes a link, or too large, keeps none of the others from being put back, and
+// the record knows it.
+func TestRevertRefused(t *testing.T) {
+	for name, spoil := range map[string]func(real string) error{
+		"a link to root's": func(real string) error {
+			return errors.Join(os.Remove(real), os.Symlink("/etc/systemd", real), os.Lchown(real, 4711, 4711))
+		},
+		"too large": func(real string) error { return os.WriteFile(real, make([]byte, MaxSettings+1), 0o640) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := hisTree(t)
+			if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+			want := snapshot(t, s)
+			second := planCluster(t, s, "10.0.0.2")
+			if err := second.Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+			real := filepath.Join(s.Root, serverPath)
+			if err := spoil(real); err != nil {
+				t.Fatal(err)
+			}
+			conflicts, err := second.Revert("rollback")
+			if err != nil || len(conflicts) != 1 || conflicts[0].Path != serverPath {
+				t.Fatal(err, conflicts)
+			}
+			record, err := s.Record()
+			if err != nil || !strings.Contains(string(record.File(serverPath).Spans[0].New), "10.0.0.2") {
+				t.Errorf("the record: %+v, %v", record, err)
+			}
+			got := snapshot(t, s)
+			delete(want, serverPath)
+			delete(got, serverPath)
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
 // TestFullDisk: a commit on a file system without room changes nothing.
 func TestFullDisk(t *testing.T) {
 	s, dir := newTree(t), ""
