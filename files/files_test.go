@@ -121,6 +121,7 @@ func testLinks(t *testing.T, newRoot func(*testing.T) Root) {
 		"his, to himself":                    {to: "x", at: tree + "/conf/x", uid: hostile, refused: true},
 		"his, out of the root and back":      {to: "../../../../../../../../srv/tree/conf/settings", at: tree + "/conf/x", uid: hostile, want: tree + "/conf/settings"},
 		"his, to a folder that is not there": {to: "/etc/a", at: tree + "/webapps/x", uid: hostile, ask: tree + "/webapps/x/b/c", refused: true},
+		"his, to a path that is too long":    {to: strings.Repeat("d/", 2047), at: tree + "/conf/x", uid: hostile, refused: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRoot(t)
@@ -132,8 +133,8 @@ func testLinks(t *testing.T, newRoot func(*testing.T) Root) {
 			}
 			p, err := r.Locate(ask)
 			if tt.refused {
-				if !errors.Is(err, ErrLink) && !errors.Is(err, unix.ELOOP) {
-					t.Fatalf("Locate = %v, want ErrLink", err)
+				if !Refused(err) {
+					t.Fatalf("Locate = %v, want it refused", err)
 				}
 				return
 			}
@@ -356,15 +357,36 @@ func testHindered(t *testing.T, newRoot func(*testing.T) Root) {
 	symlink(t, r, "circle", tree+"/webapps/circle", hostile)
 	put(t, r, "/etc/file", "", 0, 0o644)
 	symlink(t, r, "circle", "/etc/circle", 0)
+	// Folders that a link makes longer than any path.
+	const half = 8
+	long := strings.Repeat("d", 255)
+	d, err := r.Folder(tree + "/webapps")
+	for range 2 * half {
+		if err != nil {
+			t.Fatal(err)
+		}
+		up := d
+		d, err = up.MakeFolder(long, 0o755)
+		up.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Write("settings", nil, d.In(0o644)); err != nil {
+		t.Fatal(err)
+	}
+	symlink(t, r, strings.Repeat(long+"/", half), tree+"/webapps/long", hostile)
 	for path, refused := range map[string]bool{
-		tree + "/webapps/file/settings":                      true,
-		tree + "/webapps/circle":                             true,
-		tree + "/webapps/circle/settings":                    true,
-		tree + "/webapps/" + strings.Repeat("x", 256):        true,
-		tree + "/webapps/" + strings.Repeat("x", 256) + "/y": true,
-		tree + "/webapps/missing/settings":                   false,
-		"/etc/file/settings":                                 false,
-		"/etc/circle":                                        false,
+		tree + "/webapps/file/settings":                                       true,
+		tree + "/webapps/circle":                                              true,
+		tree + "/webapps/circle/settings":                                     true,
+		tree + "/webapps/" + strings.Repeat("x", 256):                         true,
+		tree + "/webapps/" + strings.Repeat("x", 256) + "/y":                  true,
+		tree + "/webapps/missing/settings":                                    false,
+		tree + "/webapps/long/" + strings.Repeat(long+"/", half) + "settings": true,
+		"/etc/file/settings":                                                  false,
+		"/etc/circle":                                                         false,
 	} {
 		_, _, err := r.Read(path, 100)
 		if err == nil || Refused(err) != refused {

@@ -49,7 +49,8 @@ func (d *Folder) hindered(err error) error {
 	return fmt.Errorf("%w: %w", ErrHindered, err)
 }
 
-// maxLinks is how many links one path may lead through, as in the kernel.
+// maxLinks is how many links one path may lead through, as in the kernel. Each may stand for 2,047
+// names: what they lead to is bounded by unix.PathMax.
 const maxLinks = 40
 
 // Root is the folder that every path begins at. Links are followed as if it were
@@ -374,7 +375,12 @@ func (w *walker) walk(how follow) (*Place, error) {
 			_ = unix.Close(fd)
 			return nil, w.top().hindered(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, s.name), Err: unix.ENOTDIR})
 		default:
-			w.stack = append(w.stack, &Folder{root: w.root, fd: fd, path: filepath.Join(w.top().path, s.name), info: info})
+			path := filepath.Join(w.top().path, s.name)
+			if err := w.fits(path); err != nil {
+				_ = unix.Close(fd)
+				return nil, err
+			}
+			w.stack = append(w.stack, &Folder{root: w.root, fd: fd, path: path, info: info})
 		}
 	}
 	return &Place{Folder: w.top()}, nil
@@ -418,7 +424,15 @@ func (w *walker) missing(name string) (*Place, error) {
 			p.Name = s.name
 		}
 	}
-	return p, nil
+	return p, w.fits(p.Path())
+}
+
+// fits refuses a path that no other program can use: each of its folders stays open.
+func (w *walker) fits(path string) error {
+	if len(path) < unix.PathMax {
+		return nil
+	}
+	return w.top().hindered(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENAMETOOLONG})
 }
 
 // look opens what has the name, whatever it is, without reading it.
