@@ -185,8 +185,8 @@ type Observer struct {
 
 // observed is what a witness wrote last, with what is known of when.
 type observed struct {
-	row Node    // of an agent
-	doc AMSNode // or of AMS
+	// version tells it from what the same witness writes next. All of it would take too much memory.
+	version string
 	// written is when, by the observer's own clock; zero where nobody knows.
 	written time.Time
 	guess   bool
@@ -292,25 +292,27 @@ func (o *Observer) judge(m *Member, server, now time.Time, next *Observer) {
 			clock, told = server.Add(n.ClockMS.Duration()), true
 		}
 		if !n.UpdatedAt.IsZero() {
+			version := fmt.Sprint(n.UpdatedAt.UnixMilli(), n.Seq)
 			is, again := o.rows[n.ID]
-			if !again || !is.row.UpdatedAt.Equal(n.UpdatedAt) || is.row.Seq != n.Seq {
+			if !again || is.version != version {
 				is = o.written(server.Sub(n.UpdatedAt), now, true)
 			}
-			is.row = *n
+			is.version = version
 			next.rows[n.ID] = is
 			m.Agent = o.heard(is, now, agentLimit(intervalOf(*n)))
 		}
 	}
 	for _, doc := range m.AMS {
+		version := doc.IP + rawText(doc.written)
 		is, again := o.docs[doc.key()]
 		switch {
-		case again && doc.sameVersion(is.doc):
+		case again && is.version == version:
 		case doc.LastUpdate.IsZero() && !again:
 			is.written = time.Time{} // nothing is known of it until it changes
 		default:
 			is = o.written(clock.Sub(doc.LastUpdate), now, told && !doc.LastUpdate.IsZero())
 		}
-		is.doc = doc
+		is.version = version
 		next.docs[doc.key()] = is
 		if is.written.IsZero() {
 			continue
@@ -371,7 +373,10 @@ func (o *Observer) fresh(written, now time.Time, limit time.Duration) bool {
 }
 
 // key names the document, whatever its id is.
-func (n AMSNode) key() string { return n.id.String() }
+func (n AMSNode) key() string { return rawText(n.id) }
+
+// rawText is what is stored, to be compared.
+func rawText(v bson.RawValue) string { return string([]byte{byte(v.Type)}) + string(v.Value) }
 
 // RemoveNode deletes the row of a node if nobody has written it since it was
 // read. It reports whether the row is not there any more.

@@ -6,6 +6,7 @@ package cluster
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -517,5 +518,13 @@ func TestNotServing(t *testing.T) {
 		if len(members) == 0 || members[0].Verdict != tt.want && !(tt.state == StateLeft && members[len(members)-1].Verdict == tt.want) {
 			t.Errorf("%s: %+v", name, members)
 		}
+	}
+}
+
+// An observer remembers all rows and documents of two looks, of which any writer of MongoDB decides how many there are.
+func TestObserverIsSmall(t *testing.T) {
+	t.Parallel()
+	if size := reflect.TypeFor[observed]().Size(); size > 64 {
+		t.Errorf("%d bytes of each", size)
 	}
 }
