@@ -6,6 +6,7 @@ package cluster
 import (
 	"errors"
 	"math"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +137,9 @@ func TestTextsAreBounded(t *testing.T) {
 	if len(n.Devices) != maxDevices || len(n.Load.GPUs) != maxDevices {
 		t.Errorf("%d names of devices, %d loads", len(n.Devices), len(n.Load.GPUs))
 	}
+	if size := sizeOf(reflect.ValueOf(n)); size < maxDevices*maxText || size > 24<<10 {
+		t.Errorf("the largest row takes %d bytes", size)
+	}
 	if n.Load.CPU != nil || n.Sessions.Viewers != nil {
 		t.Errorf("no numbers were read as such: %v, %v", n.Load.CPU, n.Sessions.Viewers)
 	}
@@ -185,24 +189,32 @@ func TestRefusalWithoutItsCommand(t *testing.T) {
 // no answer.
 func TestTooMany(t *testing.T) {
 	t.Parallel()
-	batch := bson.A{}
-	for range findBatch {
-		batch = append(batch, bson.D{{Key: "_id", Value: "x"}})
-	}
-	s := startFake(t, nil)
-	s.answer = func(name string, _ bson.Raw) (bson.D, error) {
-		key := map[string]string{"find": "firstBatch", "getMore": "nextBatch"}[name]
-		if key == "" {
-			return okReply(), nil
+	for name, tt := range map[string]struct {
+		id   string
+		more int // answers at most
+	}{
+		"documents": {"x", maxFound / findBatch},
+		"bytes":     {strings.Repeat("x", maxKept-5), maxFoundBytes/(maxKept+maxText)/findBatch + 1},
+	} {
+		batch := bson.A{}
+		for range findBatch {
+			batch = append(batch, bson.D{{Key: "_id", Value: tt.id}})
 		}
-		return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: int64(7)}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: batch}}}), nil
-	}
-	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: time.Minute})
-	got, err := c.AMSNodes(t.Context())
-	if !errors.Is(err, ErrTooMany) || len(got) > 0 || !strings.Contains(err.Error(), "clusterdb.clusternode") {
-		t.Errorf("%d documents, %v", len(got), err)
-	}
-	if asked, more := len(s.sent("find")), len(s.sent("getMore")); asked != 1 || more > maxFound/findBatch {
-		t.Errorf("find was asked %d times, more %d times", asked, more)
+		s := startFake(t, nil)
+		s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+			key := map[string]string{"find": "firstBatch", "getMore": "nextBatch"}[name]
+			if key == "" {
+				return okReply(), nil
+			}
+			return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: int64(7)}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: batch}}}), nil
+		}
+		c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: time.Minute})
+		got, err := c.AMSNodes(t.Context())
+		if !errors.Is(err, ErrTooMany) || len(got) > 0 || !strings.Contains(err.Error(), "clusterdb.clusternode") {
+			t.Errorf("%s: %d documents, %v", name, len(got), err)
+		}
+		if asked, more := len(s.sent("find")), len(s.sent("getMore")); asked != 1 || more > tt.more {
+			t.Errorf("%s: find was asked %d times, more %d times", name, asked, more)
+		}
 	}
 }
