@@ -17,8 +17,9 @@ func anywhere() []string {
 	return []string{
 		"password", "passwd", "passphrase", "passcode", "secret", "token", "credential",
 		"accesskey", "apikey", "privatekey", "jwtkey", "signingkey", "encryptionkey", "licensekey", "licencekey",
-		// AMS's own: clusterCommunicationKey, firebaseAccountKeyJSON.
-		"communicationkey", "accountkey",
+		"authkey", "masterkey", "sharedkey", "streamkey", "hmac",
+		// AMS's own: clusterCommunicationKey, firebaseAccountKeyJSON, subscriberAuthenticationKey.
+		"communicationkey", "accountkey", "authenticationkey",
 	}
 }
 
