@@ -5,10 +5,18 @@ package cluster
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 )
+
+// Dialable parses the address of another node, of which anyone who writes to MongoDB says what it is: for a
+// connection it is one machine's address, and no name that a resolver is asked for.
+func Dialable(address string) (_ netip.Addr, ok bool) {
+	addr, err := netip.ParseAddr(address)
+	return addr, err == nil && addr.Zone() == "" && !addr.IsUnspecified() && !addr.IsMulticast()
+}
 
 // Peers tells which other machines of the cluster still serve. It remembers what
 // it saw, as an [Observer] does. The zero value is ready.

@@ -271,9 +271,8 @@ func others(look cluster.Look, in *bootstrap.Inspection) []peer {
 		if !m.Server.Fresh || cluster.SameAddress(a, address) || m.Node != nil && m.Node.ID == id {
 			continue
 		}
-		// Anyone who writes to MongoDB names addresses here: an address, no name, and this machine's own port.
-		addr, err := netip.ParseAddr(a)
-		if err != nil || addr.Zone() != "" || addr.IsUnspecified() || addr.IsMulticast() {
+		// With this machine's own port, which nobody else chooses.
+		if _, ok := cluster.Dialable(a); !ok {
 			continue
 		}
 		x := peer{address: a, port: ams.DefaultHTTPPort, origin: originPort}

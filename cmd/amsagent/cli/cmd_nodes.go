@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -217,10 +216,10 @@ func probeMembers(ctx context.Context, members []nodeView) {
 	all.Wait()
 }
 
-// probe opens a connection and closes it. Only addresses: a name in a row would make this machine ask DNS for it.
+// probe opens a connection and closes it.
 func probe(ctx context.Context, ip string, port int) probeResult {
-	addr, err := netip.ParseAddr(ip)
-	if err != nil {
+	addr, ok := cluster.Dialable(ip)
+	if !ok {
 		return probeNoAnswer
 	}
 	d := net.Dialer{Timeout: probeTime}

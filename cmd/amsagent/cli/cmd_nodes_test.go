@@ -451,6 +451,10 @@ func TestProbe(t *testing.T) {
 				v.Node.IP = "::ffff:" + own
 			case 5: // AMS writes on: the refusal is somebody else's
 				v.Agent.Age, v.Server.Age = time.Minute, time.Second
+			case 6: // this machine, whose port is shut, too
+				v.Node.IP = "0.0.0.0"
+			case 7:
+				v.Node.IP = "::1%lo"
 			}
 		}))
 	}
@@ -464,7 +468,7 @@ func TestProbe(t *testing.T) {
 			want, verdict = "", cluster.VerdictAgentStale
 		case 2:
 			want, verdict = "", cluster.VerdictAlive
-		case 3:
+		case 3, 6, 7:
 			want, verdict = probeNoAnswer, cluster.VerdictAgentStale
 		case 5:
 			verdict = cluster.VerdictAgentStale
