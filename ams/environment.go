@@ -4,11 +4,15 @@
 package ams
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 )
 
 // environment is what a unit's next start is given, in systemd's order: of the
@@ -50,7 +54,7 @@ func unitEnvironment(p map[string]any) environment {
 		if !ok || !known {
 			continue
 		}
-		paths, err := filepath.Glob(pattern) //nolint:forbidigo // the pattern is root's, and systemd follows it in the same way
+		paths, err := environmentFiles(pattern)
 		if err == nil && len(paths) == 0 && !optional {
 			err = fs.ErrNotExist
 		}
@@ -58,7 +62,10 @@ func unitEnvironment(p map[string]any) environment {
 			e.unread = append(e.unread, fmt.Sprintf("%s: %v", pattern, err))
 		}
 		for _, path := range paths {
-			b, _, err := readBelow("", path, maxConfigSize)
+			b, _, err := readBelow("", path, conf.MaxSettings)
+			if optional && errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
 			if err != nil {
 				e.unread = append(e.unread, fmt.Sprintf("%s: %v", path, err))
 				continue
@@ -69,6 +76,48 @@ func unitEnvironment(p map[string]any) environment {
 		}
 	}
 	return e
+}
+
+// maxEnvironmentFiles bounds the files of one pattern.
+const maxEnvironmentFiles = 64
+
+// environmentFiles names the files of a pattern, sorted. It is root's, but the folder may be the
+// server's user's, who decides how many there are, and where a link leads.
+func environmentFiles(pattern string) ([]string, error) {
+	const signs = `*?[\`
+	dir, last := filepath.Split(pattern)
+	switch {
+	case strings.ContainsAny(dir, signs):
+		return nil, errors.New("a pattern for folders is not followed")
+	case !strings.ContainsAny(last, signs):
+		return []string{pattern}, nil
+	}
+	if _, err := filepath.Match(last, ""); err != nil {
+		return nil, err
+	}
+	d, err := files.Root{}.Folder(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	var paths []string
+	err = d.Each(func(name string) bool {
+		if fits, err := filepath.Match(last, name); err == nil && fits {
+			paths = append(paths, dir+name)
+		}
+		return len(paths) <= maxEnvironmentFiles
+	})
+	if err == nil && len(paths) > maxEnvironmentFiles {
+		err = fmt.Errorf("%w: more than %d files", files.ErrTooLarge, maxEnvironmentFiles)
+	}
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(paths)
+	return paths, nil
 }
 
 // fileAssignments finds names in the text of an environment file. An address or a

@@ -5,11 +5,14 @@ package ams
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/conf"
 )
 
 // systemd answers for Environment= alone, and a file counts more than that.
@@ -24,6 +27,15 @@ func TestUnitEnvironmentFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	many := filepath.Join(dir, "many")
+	err = os.Mkdir(many, 0o755)
+	for i := range maxEnvironmentFiles + 1 {
+		err = errors.Join(err, os.WriteFile(filepath.Join(many, fmt.Sprintf("%d.env", i)), []byte("AMS_HOST_ADDRESS=10.0.0.6\n"), 0o600))
+	}
+	large := filepath.Join(dir, "large")
+	if err = errors.Join(err, os.WriteFile(large, make([]byte, conf.MaxSettings+1), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	unit := []string{"AMS_HOST_ADDRESS=10.0.0.5", "ANTMEDIA_HOME=/usr/local/antmedia"}
 	for _, tt := range []struct {
 		name          string
@@ -36,6 +48,11 @@ func TestUnitEnvironmentFiles(t *testing.T) {
 		{"one", [][]any{{a, false}}, "10.0.0.6", a, "/usr/local/antmedia", ""},
 		{"the last counts", [][]any{{a, false}, {b, true}}, "10.0.0.7", b, "/srv/antmedia", ""},
 		{"a pattern", [][]any{{filepath.Join(dir, "*.env"), false}}, "10.0.0.7", b, "/srv/antmedia", ""},
+		{"a pattern of nothing", [][]any{{filepath.Join(dir, "*.no"), true}, {filepath.Join(gone, "*"), true}}, "10.0.0.5", "", "/usr/local/antmedia", ""},
+		{"a pattern of nothing that is missing", [][]any{{filepath.Join(dir, "*.no"), false}}, "10.0.0.5", "", "/usr/local/antmedia", "*.no"},
+		{"a pattern of too many", [][]any{{filepath.Join(many, "*"), true}}, "10.0.0.5", "", "/usr/local/antmedia", "many"},
+		{"a pattern of folders", [][]any{{filepath.Join(dir, "*/1.env"), true}}, "10.0.0.5", "", "/usr/local/antmedia", "a pattern for folders"},
+		{"a large one", [][]any{{large, true}, {a, false}}, "10.0.0.6", a, "/usr/local/antmedia", large},
 		{"one that may be missing", [][]any{{gone, true}}, "10.0.0.5", "", "/usr/local/antmedia", ""},
 		{"one that is missing", [][]any{{gone, false}}, "10.0.0.5", "", "/usr/local/antmedia", gone},
 		{"a folder", [][]any{{dir, true}, {a, false}}, "10.0.0.6", a, "/usr/local/antmedia", dir},
