@@ -551,7 +551,7 @@ func (s *sealer) agent() {
 // logs removes those of the server. Its folder is a link to one of its own below
 // /var/log; where it leads anywhere else, what is there is not the server's alone.
 func (s *sealer) logs(dir string) {
-	d := s.folder(SealLogs, dir)
+	d := s.folder(SealLogs, dir, s.store.Files().Folder)
 	if d == nil {
 		return
 	}
@@ -580,15 +580,15 @@ func isDatabase(name string) bool {
 }
 
 func (s *sealer) matching(item SealItem, dir string, fits func(string) bool) {
-	if d := s.folder(item, dir); d != nil {
+	if d := s.folder(item, dir, s.store.Files().OwnFolder); d != nil {
 		defer d.Close()
 		s.within(item, d, dir, fits)
 	}
 }
 
 // folder opens a folder; nil where there is none, or where it cannot be opened.
-func (s *sealer) folder(item SealItem, dir string) *files.Folder {
-	d, err := s.store.Files().Folder(dir)
+func (s *sealer) folder(item SealItem, dir string, open func(string) (*files.Folder, error)) *files.Folder {
+	d, err := open(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.unreadable(item, dir, err)
 	}
@@ -615,7 +615,7 @@ func (s *sealer) within(item SealItem, d *files.Folder, dir string, fits func(st
 }
 
 func (s *sealer) file(item SealItem, file string) {
-	d, err := s.store.Files().Folder(path.Dir(file))
+	d, err := s.store.Files().OwnFolder(path.Dir(file))
 	switch {
 	case err == nil:
 		defer d.Close()

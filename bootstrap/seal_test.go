@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/files"
 )
 
 // usedTree is an installation after some days of use, with what its image must not
@@ -422,6 +423,30 @@ func TestSealOfAnExchangedFolder(t *testing.T) {
 	})
 	all := contents(t, m)
 	if all["/data/ant-media-server.log"] == "" || all[path.Join(ams.DefaultDir, "former/ant-media-server.log")] != "" || s.failed != nil {
+		t.Errorf("%v, %+v", s.failed, s.result.Found)
+	}
+}
+
+// A link of root's that the server's user gives another name leads to none of root's files.
+func TestSealOfAMovedLink(t *testing.T) {
+	m := usedTree(t)
+	dir := filepath.Join(m.Root, ams.DefaultDir)
+	put(t, m, "etc/ssl/private/site.key", "root's")
+	install, err := m.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, 4711, 4711); err != nil {
+		t.Skipf("needs root to give files away: %v", err)
+	}
+	// Root made it as ssl.
+	if err := errors.Join(os.Rename(filepath.Join(dir, "conf"), filepath.Join(dir, "former")), os.Symlink("/etc/ssl/private", filepath.Join(dir, "conf"))); err != nil {
+		t.Fatal(err)
+	}
+	s := &sealer{Machine: m, store: m.store(), install: install, req: SealRequest{Remove: []SealItem{SealTLS}}, result: &SealResult{}}
+	s.files()
+	s.file(SealTLS, path.Join(ams.DefaultDir, "conf/site.key"))
+	if contents(t, m)["/etc/ssl/private/site.key"] == "" || !errors.Is(s.failed, files.ErrLink) {
 		t.Errorf("%v, %+v", s.failed, s.result.Found)
 	}
 }

@@ -98,6 +98,7 @@ func testLinks(t *testing.T, newRoot func(*testing.T) Root) {
 		ask     string // "": at
 		want    string // the resolved path
 		refused bool
+		own     bool // asked by OwnFolder
 	}{
 		"root's, to another disk":            {to: "/mnt/disk", at: tree + "/streams", ask: tree + "/streams/his", want: "/mnt/disk/his"},
 		"root's, of the whole tree":          {to: tree, at: "/opt", ask: "/opt/conf/settings", want: tree + "/conf/settings"},
@@ -121,6 +122,11 @@ func testLinks(t *testing.T, newRoot func(*testing.T) Root) {
 		"his, to himself":                    {to: "x", at: tree + "/conf/x", uid: hostile, refused: true},
 		"his, out of the root and back":      {to: "../../../../../../../../srv/tree/conf/settings", at: tree + "/conf/x", uid: hostile, want: tree + "/conf/settings"},
 		"his, to a folder that is not there": {to: "/etc/a", at: tree + "/webapps/x", uid: hostile, ask: tree + "/webapps/x/b/c", refused: true},
+		"root's, to root's folder":           {to: "/etc", at: tree + "/conf/x", ask: tree + "/conf/x/passwd", want: "/etc/passwd"},
+		"root's, to root's, to remove":       {to: "/etc", at: tree + "/conf/x", own: true, refused: true},
+		"root's, to his, to remove":          {to: "/mnt/disk", at: tree + "/conf/x", own: true, want: "/mnt/disk"},
+		"root's, outside, to remove":         {to: "/etc", at: "/opt", own: true, want: "/etc"},
+		"none, to remove":                    {to: "/etc", at: "/opt", ask: tree + "/conf", own: true, want: tree + "/conf"},
 		"his, to a path that is too long":    {to: strings.Repeat("d/", 2047), at: tree + "/conf/x", uid: hostile, refused: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -131,22 +137,35 @@ func testLinks(t *testing.T, newRoot func(*testing.T) Root) {
 			if ask == "" {
 				ask = tt.at
 			}
-			p, err := r.Locate(ask)
+			got, err := leads(r, ask, tt.own)
 			if tt.refused {
 				if !Refused(err) {
-					t.Fatalf("Locate = %v, want it refused", err)
+					t.Fatalf("%v, want it refused", err)
 				}
 				return
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Close()
-			if p.Path() != tt.want {
-				t.Errorf("leads to %s, want %s", p.Path(), tt.want)
+			if err != nil || got != tt.want {
+				t.Errorf("leads to %s, %v; want %s", got, err, tt.want)
 			}
 		})
 	}
+}
+
+func leads(r Root, path string, own bool) (string, error) {
+	if !own {
+		p, err := r.Locate(path)
+		if err != nil {
+			return "", err
+		}
+		defer p.Close()
+		return p.Path(), nil
+	}
+	d, err := r.OwnFolder(path)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	return d.Path(), nil
 }
 
 // TestResolvedFolder: a path that was resolved before leads through no link,

@@ -115,6 +115,7 @@ const (
 	followAll  follow = iota // a link is followed
 	followDirs               // a link is the file that is meant
 	followNone               // no link is followed anywhere
+	followOwn                // see OwnFolder
 )
 
 // Locate finds the file that path leads to, links followed. Neither the file nor
@@ -130,6 +131,10 @@ func (r Root) LocateName(path string) (*Place, error) { return r.walk(path, foll
 // Folder opens a folder, links followed. Its error is fs.ErrNotExist where it is
 // not there, and [ErrLink].
 func (r Root) Folder(path string) (*Folder, error) { return r.folder(path, followAll) }
+
+// OwnFolder is Folder for whoever removes files: a link of root's that another user may have moved leads only
+// to a folder of that user.
+func (r Root) OwnFolder(path string) (*Folder, error) { return r.folder(path, followOwn) }
 
 // ResolvedFolder opens a folder by a path that was resolved before: there must be
 // no link in it.
@@ -493,7 +498,7 @@ func (w *walker) link(name string, fd int, info Info, how follow) error {
 	case !trusted(info.UID):
 		steps = append(steps, step{link: path, owner: info.UID})
 	case foreign:
-		steps = append(steps, step{link: path, owner: ruler, fileOnly: true})
+		steps = append(steps, step{link: path, owner: ruler, fileOnly: how != followOwn})
 	}
 	w.rest = append(steps, w.rest...)
 	if strings.HasPrefix(to, "/") {
@@ -511,7 +516,7 @@ func (w *walker) owned(s step, info Info) error {
 		return nil
 	}
 	if s.owner == anybody {
-		return fmt.Errorf("%s: %w: it leads to a file, and not only root may move the link", s.link, ErrLink)
+		return fmt.Errorf("%s: %w: not only root may move the link", s.link, ErrLink)
 	}
 	return fmt.Errorf("%s: %w: it leads to what belongs to uid %d, and uid %d made the link or may move it", s.link, ErrLink, info.UID, s.owner)
 }
