@@ -39,7 +39,8 @@ func Refused(err error) bool {
 
 // hindered marks an error that the owner of a folder brings about at will: by a file in
 // the place of a folder, links in a circle, a lease on a file, a file system of his own
-// mounted on it.
+// mounted on it. EIO is not among them: where a disk gives it, what is known of the file
+// must not be forgotten.
 func (d *Folder) hindered(err error) error {
 	if _, foreign := d.info.ruler(); err == nil || !foreign || !slices.ContainsFunc([]unix.Errno{
 		unix.ENOTDIR, unix.ELOOP, unix.EAGAIN, unix.EACCES, unix.EPERM, unix.ENXIO, unix.ENODEV, unix.ENAMETOOLONG, unix.EBUSY,
