@@ -227,19 +227,16 @@ func (a *Address) check(o AddressOptions) error {
 	if o.Interfaces != nil {
 		ifaces, err = o.Interfaces()
 	}
-	if a.Source == AddressFromFlag && !o.Force && (a.Addr.IsLoopback() || a.Addr.IsLinkLocalUnicast()) {
-		kind, has := "a loopback", ""
-		if !a.Addr.IsLoopback() {
-			kind = "a link-local"
-		}
-		if err == nil {
-			has = "; this machine has " + addressList(ifaces)
-		}
-		return fmt.Errorf("%s: %w: it is %s address%s", a.Addr, ErrAddressUnreachable, kind, has)
-	}
 	if err != nil {
 		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, err)
 		return nil
+	}
+	if a.Source == AddressFromFlag && !o.Force && (a.Addr.IsLoopback() || a.Addr.IsLinkLocalUnicast()) {
+		kind := "a loopback"
+		if !a.Addr.IsLoopback() {
+			kind = "a link-local"
+		}
+		return fmt.Errorf("%s: %w: it is %s address; this machine has %s", a.Addr, ErrAddressUnreachable, kind, addressList(ifaces))
 	}
 	in, ok := interfaceOf(ifaces, a.Addr)
 	if !ok {
