@@ -496,6 +496,9 @@ func FuzzTargetSecret(f *testing.F) {
 			"mongodb://h/?proxyPassword=" + password,
 			"u:" + password + "@h",
 		} {
+			if strings.Contains(uri, "/?proxyPassword=") && strings.Contains(password, "&") {
+				continue // which ends the option: what follows is another one's value
+			}
 			got, err := ParseTarget(uri)
 			shown := fmt.Sprint(got, err, got.Warnings())
 			if te, ok := errors.AsType[*TargetError](err); ok {

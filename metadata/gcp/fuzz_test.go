@@ -44,7 +44,8 @@ func FuzzParseMachine(f *testing.F) {
 		if err != nil {
 			t.Errorf("the recording cannot be read: %v\n%s", err, text)
 		}
-		if len(again.Interfaces) != len(m.Interfaces) && len(m.Missing) == 0 {
+		// A key in another spelling is read, and recorded as one of somebody else.
+		if len(again.Interfaces) != len(m.Interfaces) && len(m.Missing)+len(again.Missing) == 0 {
 			t.Errorf("%d interfaces became %d\n%s", len(m.Interfaces), len(again.Interfaces), text)
 		}
 	})
