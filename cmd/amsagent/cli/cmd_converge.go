@@ -174,6 +174,11 @@ func beforeStartLine(c *bootstrap.Convergence, err error) string {
 	for _, f := range c.Repairs {
 		parts = append(parts, f.String())
 	}
+	for _, f := range c.Warnings {
+		if f.ID == bootstrap.IDTorn { // why it was written again
+			parts = append(parts, f.String())
+		}
+	}
 	return strings.Join(parts, "; ")
 }
 

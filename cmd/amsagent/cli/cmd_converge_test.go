@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/bootstrap"
 )
 
 // nodeWithService is the root of a node, and a service command in it that runs a script.
@@ -57,6 +59,18 @@ func TestBeforeStartIsBounded(t *testing.T) {
 	}
 	if code != exitOK || !strings.Contains(stderr, "the server starts with the files as they are") {
 		t.Errorf("exit %d\n%s", code, stderr)
+	}
+}
+
+// The journal of the server's unit says of a file that was half written that it was, and nothing of what only a person
+// who asks is told.
+func TestBeforeStartTellsOfHalfAFile(t *testing.T) {
+	c := &bootstrap.Convergence{
+		Repairs:  []bootstrap.Finding{{ID: bootstrap.IDDrift, Text: "written again: /x"}},
+		Warnings: []bootstrap.Finding{{ID: bootstrap.IDConflict, Text: "changed"}, {ID: bootstrap.IDTorn, Text: "half written: /x"}},
+	}
+	if got, want := beforeStartLine(c, nil), "AMS-DRIFT: written again: /x; AMS-TORN: half written: /x"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
