@@ -495,6 +495,10 @@ func (m *Manager) done() {
 	}
 	m.noteLocked("done: this node has " + map[bool]string{true: "been parked", false: "left"}[m.o.goal(r) == goalPark])
 	m.endEvent(what, cut)
+	if r.Rejoining {
+		r.Rejoining = false
+		m.forget(false)
+	}
 }
 
 // complete waits until the cloud has been told, or does not want to know.

@@ -772,19 +772,33 @@ func (m *Manager) serveAgain() {
 }
 
 // Forget ends the memory of a drain that is done, because this machine joins anew:
-// joining, or that is over. While a drain is under way it is [ErrBusy]. What the cloud said
+// joining, or that is over. While a drain is under way it is [ErrBusy]; where only the cloud
+// is still being told, it is remembered, and the memory ends with that. What the cloud said
 // to a machine that was no node yet, as while it joined, stays, and so does what it said
 // since that drain began, or announced for later: who joins knew what the drain was for and
 // no more, and a machine that ends does so whoever joins. It drains as soon as it has joined.
 func (m *Manager) Forget(joining bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.r.Step != StepNone && m.r.Step != StepDone {
+	switch m.r.Step {
+	case StepNone:
+	case StepDone:
+		m.forget(joining)
+	case StepCompleting:
+		if !m.r.HookFirst && !m.r.Rejoining {
+			m.r.Rejoining = true
+			m.noteLocked("somebody joined this machine anew: it serves again when the cloud has been told of the drain")
+			m.commit()
+		}
+		return ErrBusy
+	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
 		return ErrBusy
 	}
-	if m.r.Step != StepDone {
-		return nil
-	}
+	return nil
+}
+
+// forget is [Manager.Forget] of a drain that is done. The lock is held.
+func (m *Manager) forget(joining bool) {
 	now := time.Now()
 	m.joined = m.o.Node.Joined()
 	next := &record{Start: m.r.Start, Rejoined: m.r.Rejoined}
@@ -802,7 +816,7 @@ func (m *Manager) Forget(joining bool) error {
 		}
 	}
 	if due && (joining || !m.joined) {
-		return nil
+		return
 	}
 	if next.hooked() {
 		// The cloud has been told; it is not asked again.
@@ -816,7 +830,6 @@ func (m *Manager) Forget(joining bool) error {
 	m.forgotten.Store(true)
 	m.advance(now)
 	m.commit()
-	return nil
 }
 
 // Forgotten reports whether a drain was forgotten, because this machine joins anew or is

@@ -453,6 +453,45 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 	})
 }
 
+// A person joins a drained node while the cloud does not answer: it serves again when the
+// cloud has been told, also after the agent was killed in between.
+func TestJoinedWhileTheCloudIsTold(t *testing.T) {
+	for _, kill := range []bool{false, true} {
+		t.Run(map[bool]string{false: "alive", true: "killed"}[kill], func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.cloudErr = func(o op) error {
+					if o == opContinue {
+						return errors.New("503")
+					}
+					return nil
+				}
+				l := w.live()
+				defer func() { l.kill() }()
+				l.Notice(terminate())
+				l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
+				w.set(func(w *world) { w.running = true })
+				if err := l.Forget(false); !errors.Is(err, ErrBusy) || l.View().Ready {
+					t.Errorf("%v: %+v", err, l.View())
+				}
+				if kill {
+					l.kill()
+					l = w.live()
+				}
+				tick(10 * time.Second)
+				if v := l.View(); v.Step != StepCompleting {
+					t.Errorf("step %s", v.Step)
+				}
+				w.set(func(w *world) { w.cloudErr = nil })
+				l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
+				if len(w.completed) != 1 || w.stops != 1 || w.file != nil {
+					t.Errorf("completed %v, %d stops, file %s", w.completed, w.stops, w.file)
+				}
+			})
+		})
+	}
+}
+
 // What a join after a drain by hand leaves in force of what the cloud says.
 func TestJoinedAfterADrain(t *testing.T) {
 	later := Notice{ID: "stop", Kind: Interrupt, Deadline: time.Date(2000, 1, 4, 0, 0, 0, 0, time.UTC)} // a bubble begins in 2000

@@ -116,6 +116,9 @@ type record struct {
 	// Unstopped: AMS did not end in the time for its stop. That is tried on, the row
 	// stays as it is, and the cloud is not kept waiting.
 	Unstopped bool `json:"unstopped,omitempty"`
+	// Rejoining: this machine was joined anew while the cloud was told of the drain, which
+	// is forgotten at its end.
+	Rejoining bool `json:"rejoining,omitempty"`
 	// Start is under way: of a machine that was parked, or the first one.
 	Start *start `json:"start,omitempty"`
 }
