@@ -123,32 +123,16 @@ func TestFaults(t *testing.T) {
 		if op == "join" {
 			return planCluster(t, s, "10.0.0.1").Commit("join")
 		}
-		record, err := s.Record()
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := s.PlanUndo(record)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p.CommitUndo("leave")
+		return planUndo(t, s).CommitUndo("leave")
 	}
 	// The plan is made without faults: it changes nothing.
 	commit := func(s *Store, op string, f *faults) error {
-		var p *Plan
-		var err error
 		if op == "join" {
-			p = planCluster(t, s, "10.0.0.1")
+			p := planCluster(t, s, "10.0.0.1")
 			s.hook = f.hook
 			return p.Commit("join")
 		}
-		record, err := s.Record()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if p, err = s.PlanUndo(record); err != nil {
-			t.Fatal(err)
-		}
+		p := planUndo(t, s)
 		s.hook = f.hook
 		return p.CommitUndo("leave")
 	}

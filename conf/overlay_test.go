@@ -61,14 +61,7 @@ func TestOverlay(t *testing.T) {
 			t.Fatalf("commit %d left %q, %v", i+1, got, err)
 		}
 	}
-	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := s.PlanUndo(record)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := planUndo(t, s)
 	if err := p.CommitUndo("test"); err != nil {
 		t.Fatal(err)
 	}

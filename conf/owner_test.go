@@ -108,13 +108,7 @@ func TestRecordOfAnotherOwner(t *testing.T) {
 			}
 			shown("joined")
 			putFile(t, s, tt.content, tt.now, tt.nowMode)
-			record, err := s.Record()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if p, err = s.PlanUndo(record); err != nil {
-				t.Fatal(err)
-			}
+			p = planUndo(t, s)
 			if err := p.CommitUndo("leave"); err != nil {
 				t.Fatal(err)
 			}
@@ -158,13 +152,7 @@ func TestModeOfAnotherOwner(t *testing.T) {
 	}
 	check("rolled back")
 	putFile(t, s, roots, 0, 0o640)
-	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p, err = s.PlanUndo(record); err != nil {
-		t.Fatal(err)
-	}
+	p = planUndo(t, s)
 	if err := p.CommitUndo("leave"); err != nil {
 		t.Fatal(err)
 	}

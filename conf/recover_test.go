@@ -209,14 +209,7 @@ func TestRecoverForeignEdits(t *testing.T) {
 				if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
 					t.Fatal(err)
 				}
-				record, err := s.Record()
-				if err != nil {
-					t.Fatal(err)
-				}
-				p, err := s.PlanUndo(record)
-				if err != nil {
-					t.Fatal(err)
-				}
+				p := planUndo(t, s)
 				interruptedCommit(t, s, "leave", p.changes(), nil, p.dirs, renames)
 			}
 			replaceIn(t, s, path, "http.port=5080", "http.port=9090")
@@ -453,14 +446,7 @@ func TestDamagedLetter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := s.PlanUndo(record)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := planUndo(t, s)
 	leave, err := interruptedCommit(t, s, "leave", p.changes(), nil, nil, 1).encode()
 	if err != nil {
 		t.Fatal(err)

@@ -218,7 +218,8 @@ func snapshot(t testing.TB, s *Store) map[string]string {
 	return out
 }
 
-func undoAll(t testing.TB, s *Store) {
+// planUndo plans to give back all that the record knows.
+func planUndo(t testing.TB, s *Store) *Plan {
 	t.Helper()
 	record, err := s.Record()
 	if err != nil {
@@ -228,6 +229,12 @@ func undoAll(t testing.TB, s *Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return p
+}
+
+func undoAll(t testing.TB, s *Store) {
+	t.Helper()
+	p := planUndo(t, s)
 	if len(p.Conflicts) > 0 {
 		t.Errorf("conflicts: %v", p.Conflicts)
 	}
@@ -324,14 +331,7 @@ func TestUndoConflicts(t *testing.T) {
 	if err := os.Remove(filepath.Join(s.Root, "/data/root.properties")); err != nil {
 		t.Fatal(err)
 	}
-	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := s.PlanUndo(record)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := planUndo(t, s)
 	var got []string
 	for _, c := range p.Conflicts {
 		got = append(got, c.String())
