@@ -87,7 +87,7 @@ func Hint(err error) string {
 	case errors.As(err, &job):
 		return job.hint()
 	case errors.As(err, &unstable):
-		return unstable.hint()
+		return LogHint(unstable.Service)
 	case errors.Is(err, ErrNoInstallation):
 		return "give the directory of Ant Media Server with --ams-dir"
 	case errors.Is(err, ErrNotAMS):

@@ -200,9 +200,11 @@ func (e *UnstableError) Error() string {
 // Is makes errors.Is(err, ErrUnstable) true.
 func (e *UnstableError) Is(target error) bool { return target == ErrUnstable }
 
-func (e *UnstableError) hint() string {
-	if strings.HasSuffix(e.Service, ".service") {
-		return "read why it ended: journalctl -u " + e.Service + " -n 50"
+// LogHint says where to read why a service of this name ended: a unit, or a [Command],
+// which has no journal.
+func LogHint(name string) string {
+	if strings.HasSuffix(name, ".service") {
+		return "read why it ended: journalctl -u " + name + " -n 50"
 	}
 	return "read the server's own log to see why it ended"
 }

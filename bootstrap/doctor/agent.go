@@ -165,7 +165,7 @@ func checkUnit(ctx context.Context, p *patient) []Result {
 			return one(unknown("how the server is doing is not known"))
 		}
 		name := p.Machine.Service.Name()
-		log := ams.Hint(&ams.UnstableError{Service: name}) // a command has no journal
+		log := ams.LogHint(name)
 		var found []Result
 		switch {
 		case s.Activity == ams.ActivityFailed:
