@@ -744,12 +744,11 @@ func (m *Machine) Restart(ctx context.Context, req RestartRequest) error {
 		// Without the lock: the service manager calls the agent before it starts the server.
 		return errors.Join(m.Service.Reload(ctx), m.Service.Restart(ctx))
 	}
-	if err := m.Service.Stop(ctx); err != nil {
-		return err
-	}
-	req.Converge.Mode = ConvergeBeforeStart
-	_, cerr := m.Converge(ctx, req.Converge)
-	return errors.Join(cerr, m.Service.Reload(ctx), m.Service.Start(ctx))
+	return m.whileStopped(ctx, func() error {
+		req.Converge.Mode = ConvergeBeforeStart
+		_, err := m.Converge(ctx, req.Converge)
+		return errors.Join(err, m.Service.Reload(ctx))
+	})
 }
 
 // noteRestart writes down that the server is restarted, and gives the node's address.

@@ -684,18 +684,17 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 func (j *joiner) writeAgain(ctx context.Context) error {
 	plan, err := j.changed()
 	if err != nil || !needsRestart(plan) {
-		return nil // what cannot be compared is told in the end
+		return nil //nolint:nilerr // what cannot be compared is told in the end
 	}
 	j.say("%s saved its settings over the join's: writing them again while it is stopped", "Ant Media Server")
-	if err = j.Service.Stop(ctx); err == nil {
-		if plan, err = j.changed(); err == nil {
-			j.facts.plan = plan
-			err = j.commit(ctx)
+	return j.whileStopped(ctx, func() error {
+		plan, err := j.changed()
+		if err != nil {
+			return err
 		}
-	}
-	bound, cancel := after(ctx, rollbackTime) // an interruption leaves no server stopped
-	defer cancel()
-	return errors.Join(err, j.Service.Start(bound))
+		j.facts.plan = plan
+		return j.commit(ctx)
+	})
 }
 
 // finishTime bounds finish.

@@ -825,13 +825,7 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 	// The server that was stopped had saved its settings, read before, over what was given
 	// back. The one that runs now has read those, and may save them as it ends.
 	l.say("restarting %s once more", l.Service.Name())
-	err := l.Service.Stop(ctx)
-	if err == nil {
-		l.giveAgain()
-	}
-	bound, cancel := after(ctx, rollbackTime) // an interruption leaves no server stopped
-	defer cancel()
-	if err = errors.Join(err, l.Service.Start(bound)); err != nil {
+	if err := l.whileStopped(ctx, func() error { l.giveAgain(); return nil }); err != nil {
 		return failed(err)
 	}
 	l.stoppedAt = time.Now()

@@ -6,6 +6,7 @@ package bootstrap
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -221,6 +222,18 @@ const (
 // caller's time is over.
 func after(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), d)
+}
+
+// whileStopped stops the server for what do changes and starts it again, whatever came of
+// that: an interruption leaves no server stopped.
+func (m *Machine) whileStopped(ctx context.Context, do func() error) error {
+	err := m.Service.Stop(ctx)
+	if err == nil {
+		err = do()
+	}
+	bound, cancel := after(ctx, rollbackTime)
+	defer cancel()
+	return errors.Join(err, m.Service.Start(bound))
 }
 
 // outlasting is ctx with some more time after its end.
