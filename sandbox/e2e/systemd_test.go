@@ -350,12 +350,18 @@ func (n *bootedNode) service(t *testing.T) {
 	})
 	t.Run("DoesNotStop", func(t *testing.T) {
 		n.reset(t, "--only-in=standalone", "--slow-stop=1h")
+		// Less than the two minutes of the agent's drop-in, which the rollback waits for, too.
+		n.sh(t, `
+mkdir -p /etc/systemd/system/`+nodeUnit+`.d
+printf '[Service]\nTimeoutStopSec=20s\n' >/etc/systemd/system/`+nodeUnit+`.d/90-short.conf
+systemctl daemon-reload`)
 		r := n.agent(t, 1, "join", "--mongo", nodeMongo, "--timeout", "4s")
 		r.explains(t, "AMS-SERVICE", rolledBack)
 		if !strings.Contains(r.stderr, "restart of antmedia.service is not finished yet") {
 			t.Errorf("want the cause: %s", r)
 		}
-		// systemd killed it, as the vendor's unit says, and started it again.
+		// systemd killed it when its time was over, and the rollback started it again.
+		n.sh(t, "rm -r /etc/systemd/system/"+nodeUnit+".d; systemctl daemon-reload")
 		n.standalone(t, "after the rollback")
 		n.row(t, "failed")
 		t.Logf("rolled back after %s", r.took.Round(time.Millisecond))
