@@ -39,6 +39,7 @@ func (*fastNode) StopServer(context.Context) error                     { return 
 func (*fastNode) StartServer(context.Context) error                    { return nil }
 func (*fastNode) Deregister(context.Context, Tombstone) error          { return nil }
 func (*fastNode) Joined() bool                                         { return true }
+func (*fastNode) JoinedAt() time.Time                                  { return time.Time{} }
 func (*fastNode) Discover(context.Context, bool) (*Hook, error)        { return nil, nil }
 func (*fastNode) Heartbeat(context.Context, Hook) error                { return nil }
 

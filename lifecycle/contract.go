@@ -30,6 +30,9 @@ type Node interface {
 	// Joined reports whether this machine ever was proved to be in the cluster. It
 	// must not block.
 	Joined() bool
+	// JoinedAt returns when the last join ended well; zero where none did, or one is
+	// under way. It must not block.
+	JoinedAt() time.Time
 }
 
 // Tombstone is what others can read of a node that has left.

@@ -441,7 +441,7 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 	}
 	m.troubleLocked("stop", "")
 	m.r.Unstopped = false
-	m.r.Step, m.r.Say = StepDeregistering, cluster.StateLeft
+	m.r.Step, m.r.Say, m.r.Stopped = StepDeregistering, cluster.StateLeft, time.Now()
 	m.commit()
 }
 
@@ -495,8 +495,9 @@ func (m *Manager) done() {
 	}
 	m.noteLocked("done: this node has " + map[bool]string{true: "been parked", false: "left"}[m.o.goal(r) == goalPark])
 	m.endEvent(what, cut)
-	if r.Rejoining {
-		r.Rejoining = false
+	now := time.Now()
+	if at := anchor(m.o.Node.JoinedAt(), now); !r.Stopped.IsZero() && at.After(r.Stopped) {
+		m.noteLocked("this machine was joined again after its server had been stopped: it serves again")
 		m.forget(false)
 	}
 }

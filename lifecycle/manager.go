@@ -639,7 +639,7 @@ func (m *Manager) begin(now time.Time) {
 	m.tries = map[string]*try{}
 	clear(m.handled) // who goes may be told to come back once more
 	m.zeros, m.sessions, m.counted, m.blind = 0, nil, time.Time{}, time.Time{}
-	r.Begun, r.Tomb, r.HookFirst = now, nil, false
+	r.Begun, r.Stopped, r.Tomb, r.HookFirst = now, time.Time{}, nil, false
 	delete(m.trouble, troubleHooks)
 	m.settle()
 	if r.Start != nil {
@@ -772,11 +772,11 @@ func (m *Manager) serveAgain() {
 }
 
 // Forget ends the memory of a drain that is done, because this machine joins anew:
-// joining, or that is over. While a drain is under way it is [ErrBusy]; where only the cloud
-// is still being told, it is remembered, and the memory ends with that. What the cloud said
-// to a machine that was no node yet, as while it joined, stays, and so does what it said
-// since that drain began, or announced for later: who joins knew what the drain was for and
-// no more, and a machine that ends does so whoever joins. It drains as soon as it has joined.
+// joining, or that is over. While a drain is under way it is [ErrBusy]; its end looks whether
+// this machine was joined after the server had been stopped. What the cloud said to a
+// machine that was no node yet, as while it joined, stays, and so does what it said since
+// that drain began, or announced for later: who joins knew what the drain was for and no
+// more, and a machine that ends does so whoever joins. It drains as soon as it has joined.
 func (m *Manager) Forget(joining bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -784,14 +784,7 @@ func (m *Manager) Forget(joining bool) error {
 	case StepNone:
 	case StepDone:
 		m.forget(joining)
-	case StepCompleting:
-		if !m.r.HookFirst && !m.r.Rejoining {
-			m.r.Rejoining = true
-			m.noteLocked("somebody joined this machine anew: it serves again when the cloud has been told of the drain")
-			m.commit()
-		}
-		return ErrBusy
-	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
+	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting:
 		return ErrBusy
 	}
 	return nil
@@ -805,7 +798,8 @@ func (m *Manager) forget(joining bool) {
 	never, due := m.r.HookFirst && m.o.goal(m.r) != goalNone, false
 	for _, n := range m.r.Notices {
 		isDue := m.o.isDue(m.r, n, now)
-		ends := (n.Kind == Terminate || n.Kind == Interrupt) && n.Received.After(m.r.Begun)
+		ends := n.Kind == Shutdown ||
+			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot) && n.Received.After(m.r.Begun)
 		switch {
 		case !n.Received.After(m.withdrawn[n.ID]):
 		case never, m.joined && (ends || !isDue):

@@ -470,7 +470,8 @@ func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 				defer func() { l.kill() }()
 				l.Notice(terminate())
 				l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
-				w.set(func(w *world) { w.running = true })
+				tick(3 * time.Second)
+				w.rejoin()
 				if err := l.Forget(false); !errors.Is(err, ErrBusy) || l.View().Ready {
 					t.Errorf("%v: %+v", err, l.View())
 				}
@@ -486,6 +487,82 @@ func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 				l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
 				if len(w.completed) != 1 || w.stops != 1 || w.file != nil {
 					t.Errorf("completed %v, %d stops, file %s", w.completed, w.stops, w.file)
+				}
+			})
+		})
+	}
+}
+
+// What else may happen to a join that comes while the cloud is told: the drain is forgotten
+// only where one has ended well, and what ends the machine since stays in force.
+func TestJoinWhileTheCloudIsTold(t *testing.T) {
+	shutdown := Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown}
+	for _, tt := range []struct {
+		name  string
+		join  func(*world, *life) // while the cloud is told
+		end   func(*world, *life) // after that
+		ready bool
+		step  Step
+		stops int
+	}{
+		{name: "nothing", step: StepDone, stops: 1},
+		{name: "a join that is taken back", step: StepDone, stops: 1, join: func(_ *world, l *life) {
+			_ = l.Forget(true)
+			tick(time.Second)
+			_ = l.Forget(false) // the state file is as before
+		}},
+		{name: "a join that goes on", step: StepDone, stops: 1, join: func(w *world, l *life) {
+			w.set(func(w *world) { w.running, w.joinedAt = true, time.Time{} })
+			_ = l.Forget(true)
+		}},
+		{name: "a join that ends later", ready: true, stops: 1, join: func(w *world, l *life) {
+			w.set(func(w *world) { w.running, w.joinedAt = true, time.Time{} })
+			_ = l.Forget(true)
+		}, end: func(w *world, l *life) {
+			w.rejoin()
+			_ = l.Forget(false)
+		}},
+		{name: "a join, and a termination", step: StepDone, stops: 2, join: func(w *world, l *life) {
+			w.rejoin()
+			l.Notice(Notice{ID: "spot", Source: "spot", Kind: Interrupt})
+		}},
+		{name: "a join, and a restart of the machine", step: StepDone, stops: 1, join: func(w *world, l *life) {
+			w.rejoin()
+			l.Notice(Notice{ID: "reboot", Source: "cloud", Kind: Reboot})
+		}},
+		{name: "a join, and a shutdown", step: StepDraining, stops: 1, join: func(w *world, l *life) {
+			w.rejoin()
+			w.set(func(w *world) { w.viewers = p(1) })
+			shutdown.Deadline = time.Now().Add(time.Hour)
+			l.Notice(shutdown)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.joinedAt = time.Now().Add(-time.Hour)
+				w.cloudErr = func(o op) error {
+					if o == opContinue {
+						return errors.New("503")
+					}
+					return nil
+				}
+				l := w.live()
+				defer l.kill()
+				l.Notice(terminate())
+				l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
+				tick(3 * time.Second)
+				if tt.join != nil {
+					tt.join(w, l)
+				}
+				w.set(func(w *world) { w.cloudErr = nil })
+				tick(20 * time.Second)
+				if tt.end != nil {
+					tt.end(w, l)
+				}
+				tick(20 * time.Second)
+				if v := l.View(); v.Ready != tt.ready || v.Step != tt.step || w.stops != tt.stops {
+					t.Errorf("ready %v, step %q, %d stops\n%+v", v.Ready, v.Step, w.stops, v)
 				}
 			})
 		})
@@ -508,6 +585,7 @@ func TestJoinedAfterADrain(t *testing.T) {
 		{"a spot machine's end", nil, []Notice{{ID: "spot", Kind: Interrupt}}, Interrupt, false},
 		{"a stop to come", []Notice{later}, nil, Interrupt, true},
 		{"a parking", nil, []Notice{park()}, "", true},
+		{"a restart of the machine", nil, []Notice{{ID: "reboot", Kind: Reboot}}, Reboot, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

@@ -116,9 +116,9 @@ type record struct {
 	// Unstopped: AMS did not end in the time for its stop. That is tried on, the row
 	// stays as it is, and the cloud is not kept waiting.
 	Unstopped bool `json:"unstopped,omitempty"`
-	// Rejoining: this machine was joined anew while the cloud was told of the drain, which
-	// is forgotten at its end.
-	Rejoining bool `json:"rejoining,omitempty"`
+	// Stopped is when AMS had ended. Who joins this machine after that wants it to serve
+	// again, and the drain is forgotten at its end.
+	Stopped time.Time `json:"stopped,omitzero"`
 	// Start is under way: of a machine that was parked, or the first one.
 	Start *start `json:"start,omitempty"`
 }
@@ -217,6 +217,7 @@ func (r *record) each(visit func(*time.Time)) {
 	}
 	some(&r.Begun)
 	some(&r.Deadline)
+	some(&r.Stopped)
 	for i := range r.Notices {
 		notice(&r.Notices[i])
 	}

@@ -34,6 +34,7 @@ type world struct {
 	countHang           bool
 	countTime           time.Duration
 	running, joined     bool
+	joinedAt            time.Time
 	stopTime            time.Duration
 	stopErr, startErr   error
 	stops               int
@@ -246,6 +247,18 @@ func (w *world) Joined() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.joined
+}
+
+func (w *world) JoinedAt() time.Time {
+	touch()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.joinedAt
+}
+
+// rejoin is a join by hand that ends well, of a server that is stopped.
+func (w *world) rejoin() {
+	w.set(func(w *world) { w.running, w.joinedAt = true, time.Now().Truncate(time.Second) })
 }
 
 func (w *world) cloud(ctx context.Context, o op) error {

@@ -245,6 +245,15 @@ func (l *life) Joined() bool {
 	return s != nil && (s.Phase == bootstrap.PhaseJoined || s.Phase == bootstrap.PhaseJoining && s.WasJoined)
 }
 
+// JoinedAt implements lifecycle.Node. The state file has whole seconds.
+func (l *life) JoinedAt() time.Time {
+	s, err := l.d.o.Machine.StateFile()
+	if err != nil || s == nil || s.Phase != bootstrap.PhaseJoined {
+		return time.Time{}
+	}
+	return s.Since
+}
+
 // SetState implements lifecycle.Node.
 func (l *life) SetState(ctx context.Context, s cluster.State, reason string) error {
 	id, address, err := l.who()
