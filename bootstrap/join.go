@@ -799,6 +799,7 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	start := j.Service.Start
 	var unstopped error
 	if j.runsNew() {
+		j.result.Restarted = j.result.Restarted || j.wasRunning // below
 		// First: an application that is starting saves its settings as it ends, over
 		// whatever is put back before.
 		if unstopped = j.Service.Stop(ctx); unstopped != nil {

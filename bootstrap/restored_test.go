@@ -419,6 +419,28 @@ func TestRollbackIsNotOverwritten(t *testing.T) {
 	}
 }
 
+// stuck is a server that can neither be stopped nor started.
+type stuck struct{ stopping }
+
+func (s *stuck) Stop(context.Context) error    { return errors.New("stuck") }
+func (s *stuck) Restart(context.Context) error { return errors.New("stuck") }
+
+// A rollback that restarts the server, or tries to, is told as a restart, also where the join
+// made none: the daemon goes by it, so as not to cut viewers too often.
+func TestRollbackTellsItsRestart(t *testing.T) {
+	for _, running := range []bool{true, false} {
+		m := ownTree(t, "3.0", "3.0.3")
+		m.Service = &stuck{}
+		j := &joiner{
+			Machine: m, store: m.store(), result: &JoinResult{}, wasRunning: running,
+			facts: &facts{state: &State{Phase: PhaseJoining, Address: "10.0.1.7"}, mode: conf.ModeCluster},
+		}
+		if said := j.rollBack(t.Context(), "a reason"); j.result.Restarted != running {
+			t.Errorf("the server ran: %v, restarted: %v: %s", running, j.result.Restarted, said)
+		}
+	}
+}
+
 // An application whose file its owner made unreadable is left out of a convergence, which
 // looks after all other files.
 func TestConvergeLeavesOutAnApplication(t *testing.T) {
