@@ -40,7 +40,6 @@ type fakeServer struct {
 	takes     time.Duration // each answer
 	detail    string
 	stopped   bool
-	stopAsks  int
 }
 
 func (f *fakeServer) slow(takes time.Duration) {
@@ -125,7 +124,6 @@ func (f *fakeServer) Standalone() (bool, error) {
 }
 
 func (f *fakeServer) Stopped(context.Context) bool {
-	f.stopAsks++
 	return f.stopped
 }
 
@@ -678,25 +676,18 @@ func TestHealthOfServer(t *testing.T) {
 	}
 }
 
-// TestSpareSeldom: a node that is broken asks at once why it is to be kept, and then once a
-// minute, for all of its cluster may be broken.
-func TestSpareSeldom(t *testing.T) {
+// TestSpareStopped: whether somebody stopped the server is known at once, each time.
+func TestSpareStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeServer{stopped: true}
 		d := newPretended(&pretended{}, &told{}, func(o *Options) { o.Server = f })
 		m := &member{d: d}
-		for range 2 { // each time of being broken is another one
+		for range 2 {
 			d.view.change(func(v *View) { v.brokenSince = time.Now() })
-			f.stopAsks = 0
-			for range 13 {
-				pause(t.Context(), 15*time.Second)
-				m.spare(t.Context())
-				if d.view.get().spared == "" {
-					t.Error("not spared")
-				}
-			}
-			if f.stopAsks != 4 {
-				t.Errorf("asked %d times in 3 minutes", f.stopAsks)
+			m.spareAsked = time.Now().Add(time.Second) // the others were asked before somebody stopped it
+			m.spare(t.Context())
+			if d.view.get().spared == "" {
+				t.Error("not spared")
 			}
 			d.view.change(func(v *View) { v.brokenSince = time.Time{} })
 			m.spare(t.Context())
@@ -705,6 +696,29 @@ func TestSpareSeldom(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAsksOthersSeldom: a node that is broken asks at once why it is to be kept, and then
+// once a minute, for all of its cluster may be broken.
+func TestAsksOthersSeldom(t *testing.T) {
+	now := time.Now()
+	m := &member{d: newPretended(&pretended{}, &told{}, nil)}
+	for name, tt := range map[string]struct {
+		broken, asked time.Time
+		spared        string
+		want          bool
+	}{
+		"never asked":              {now.Add(-time.Minute), time.Time{}, "", true},
+		"asked when it last broke": {now.Add(-time.Second), now.Add(-2 * time.Second), "", true},
+		"asked a moment ago":       {now.Add(-time.Hour), now.Add(-15 * time.Second), "half of them", false},
+		"asked a minute ago":       {now.Add(-time.Hour), now.Add(-time.Minute), "half of them", true},
+		"was stopped before":       {now.Add(-time.Hour), now.Add(-15 * time.Second), serverStopped, true},
+	} {
+		m.spareAsked = tt.asked
+		if got := m.asksOthers(View{brokenSince: tt.broken, spared: tt.spared}, now); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }
 
 // TestCompact: who makes and removes applications does not fill the memory with names.

@@ -606,16 +606,18 @@ func (m *member) readRow(ctx context.Context) {
 func (m *member) spare(ctx context.Context) {
 	v := m.d.view.get()
 	why := ""
-	if !v.brokenSince.IsZero() {
-		now := time.Now()
-		if m.spareAsked.After(v.brokenSince) && now.Sub(m.spareAsked) < spareEvery*m.d.o.Periods.Witness {
-			return
-		}
-		m.spareAsked = now
+	switch s := m.d.o.Server; {
+	case v.brokenSince.IsZero():
+	case s != nil && s.Stopped(ctx):
+		why = serverStopped
+	case !m.asksOthers(v, time.Now()):
+		return
+	default:
 		var err error
 		if why, err = m.notAlone(ctx); err != nil {
-			return // what was known holds
+			return // what was known holds, and the next look asks again
 		}
+		m.spareAsked = time.Now()
 	}
 	if why == v.spared {
 		return
@@ -628,6 +630,12 @@ func (m *member) spare(ctx context.Context) {
 	}
 }
 
+// asksOthers reports whether the rows of all nodes are to be read now: when the server ceases
+// to serve, when it was started again by somebody and does not serve, and else once a minute.
+func (m *member) asksOthers(v View, now time.Time) bool {
+	return !m.spareAsked.After(v.brokenSince) || v.spared == serverStopped || now.Sub(m.spareAsked) >= spareEvery*m.d.o.Periods.Witness
+}
+
 // spareEvery is how many looks at AMS's own word lie between two at the rows of all nodes:
 // where a bad release breaks all of them, all ask.
 const spareEvery = 4
@@ -635,12 +643,12 @@ const spareEvery = 4
 // peerFresh is how long ago another node may have beaten that counts.
 const peerFresh = time.Minute
 
-// notAlone tells what this machine is not at fault for: somebody stopped its server, or half
-// of the other nodes of its group do not serve either.
+// serverStopped is what the service manager says of this machine alone.
+const serverStopped = "somebody stopped the server"
+
+// notAlone tells that this machine is not at fault, since half of the other nodes of its
+// group do not serve either; "" where that is not so.
 func (m *member) notAlone(ctx context.Context) (string, error) {
-	if s := m.d.o.Server; s != nil && s.Stopped(ctx) {
-		return "somebody stopped the server", nil
-	}
 	nodes, err := m.client.Nodes(ctx)
 	if err != nil {
 		return "", err
