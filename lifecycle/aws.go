@@ -189,11 +189,14 @@ const hookSeparator = ","
 func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, error) {
 	names := c.opts.Hooks()
 	group, hooks, err := c.known(ctx)
-	if err != nil {
-		if group != "" && names.literal() && !errors.Is(err, ErrGone) {
-			// All that is needed was given.
-			return &Hook{Provider: providerAWS, Group: group, Name: strings.Join(names, hookSeparator), Launching: launching}, nil
-		}
+	switch {
+	case err == nil:
+	case group == "" && errors.Is(err, ErrGone):
+		return nil, nil //nolint:nilnil // in no group no hook waits, which is no error
+	case group != "" && names.literal() && !errors.Is(err, ErrGone):
+		// All that is needed was given.
+		return &Hook{Provider: providerAWS, Group: group, Name: strings.Join(names, hookSeparator), Launching: launching}, nil
+	default:
 		return nil, err
 	}
 	return pick(group, hooks, names, launching)
@@ -301,7 +304,7 @@ func (c *AWSCompleter) ask(ctx context.Context, group string) (string, []aws.Lif
 			return "", nil, awsError(err)
 		}
 		if m == nil {
-			return "", nil, nil
+			return "", nil, fmt.Errorf("%w: the instance is in no group", ErrGone)
 		}
 		group = m.Group
 	}

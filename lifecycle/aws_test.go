@@ -351,6 +351,19 @@ func TestAWSComplete(t *testing.T) {
 		}
 		wantCalls(t, f, "hooks g", "hooks g")
 	})
+	t.Run("in no group at the moment", func(t *testing.T) {
+		t.Parallel()
+		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "drain"}}}
+		c := NewAWSCompleter(f, AWSCompleterOptions{})
+		if err := c.Heartbeat(t.Context(), hook); !errors.Is(err, ErrGone) {
+			t.Error(err)
+		}
+		f.member = &aws.Membership{Group: "g"}
+		if err := c.Heartbeat(t.Context(), hook); err != nil {
+			t.Error("what was no answer was kept:", err)
+		}
+		wantCalls(t, f, "membership", "membership", "hooks g", "beat g drain tok")
+	})
 	t.Run("named, or not", func(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{}

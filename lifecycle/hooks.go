@@ -299,6 +299,18 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 	}
 }
 
+// Reconsider asks again for hooks of which none was ours: there may be other settings now.
+func (m *Manager) Reconsider() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.trouble[troubleHooks] == "" && m.launchHooks == "" {
+		return
+	}
+	delete(m.trouble, troubleHooks)
+	m.launchHooks, m.r.NoHook, m.r.NoLaunchHook = "", false, false
+	m.commit()
+}
+
 func (m *Manager) noHook(launching bool) {
 	if launching {
 		m.r.NoLaunchHook = true

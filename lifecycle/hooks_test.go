@@ -97,6 +97,37 @@ func TestLaunchHookOfOthers(t *testing.T) {
 		if v.LaunchHooks != others.Error() {
 			t.Errorf("launch hooks: %q", v.LaunchHooks)
 		}
+		w.set(func(w *world) { w.cloudErr = nil })
+		l.Reconsider()
+		tick(time.Second)
+		if v := l.View(); v.LaunchHooks != "" {
+			t.Errorf("launch hooks, after one was named: %q", v.LaunchHooks)
+		}
+	})
+}
+
+// Who names the hook when it already keeps the machine waiting has it completed.
+func TestHooksNamedLater(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.hook = terminate().Hook
+		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}} }
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("done", time.Minute, isDone)
+		tick(10 * time.Minute)
+		w.set(func(w *world) { w.cloudErr = nil })
+		if len(w.completed) != 0 {
+			t.Fatalf("completed %v", w.completed)
+		}
+		l.Reconsider()
+		tick(10 * time.Second)
+		if v := l.View(); len(w.completed) != 1 || len(v.Trouble) != 0 {
+			t.Errorf("completed %v, %+v", w.completed, v)
+		}
 	})
 }
 

@@ -336,6 +336,7 @@ func (d *Daemon) reloads(ctx context.Context) {
 			d.log.Error("the settings could not be read again; the old ones stay", "error", err)
 		} else {
 			d.log.Info("settings read again")
+			d.life.reread()
 			d.mu.Lock()
 			d.reread = true // the session begins anew, with them
 			d.mu.Unlock()

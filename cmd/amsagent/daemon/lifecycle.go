@@ -134,6 +134,13 @@ func (l *life) joinedAnew(s *bootstrap.State) {
 	}
 }
 
+// reread notes that there may be other settings.
+func (l *life) reread() {
+	if l != nil {
+		l.manager.Reconsider()
+	}
+}
+
 // ready reports whether new sessions may come here.
 func (l *life) ready() bool { return l == nil || l.manager.View().Ready }
 
