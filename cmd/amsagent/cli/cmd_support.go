@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/amsagent/amsagent/internal/escape"
 	"github.com/amsagent/amsagent/internal/locked"
 )
 
@@ -103,7 +104,7 @@ func runSupport(ctx context.Context, g *globals) error {
 		g.log().Info("asking", "command", p.Command)
 		begin := g.env.Now()
 		exit, said := run()
-		p.Exit, p.Took, p.Text = exit, g.env.Now().Sub(begin), g.redact(strings.ReplaceAll(string(safeOutput([]byte(lastOf(said, supportRoom)))), "\x1b", `\u001b`))
+		p.Exit, p.Took, p.Text = exit, g.env.Now().Sub(begin), g.redact(escape.Text(lastOf(said, supportRoom)))
 		data.Parts = append(data.Parts, p)
 		return nil
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/escape"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -300,7 +301,7 @@ func (g *globals) keepOutcome(command string, result bootstrap.Outcome, err erro
 	}
 	b, merr := json.MarshalIndent(o, "", "  ")
 	if merr == nil {
-		merr = store.WriteFile(resultPath, append(safeOutput(b), '\n'), 0o644, 0o755)
+		merr = store.WriteFile(resultPath, append(escape.Output(b), '\n'), 0o644, 0o755)
 	}
 	if merr != nil && !errors.Is(merr, fs.ErrPermission) {
 		g.log().Warn("the outcome could not be kept", "path", resultPath, "error", merr)

@@ -61,12 +61,3 @@ func TestOutputIsSafe(t *testing.T) {
 		}
 	}
 }
-
-func FuzzSafeOutput(f *testing.F) {
-	f.Add([]byte(hostile))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if out := safeOutput(b); dangerous(bytes.ReplaceAll(out, []byte("\x1b"), nil)) {
-			t.Errorf("%q became %q", b, out)
-		}
-	})
-}

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -744,6 +745,7 @@ func TestLine(t *testing.T) {
 		{View{Activity: "starting"}, "starting"},
 		{View{Activity: "joining", Trouble: "joining: two\nlines\tof it"}, "joining; joining: two lines of it"},
 		{View{Activity: "serving", Phase: bootstrap.PhaseJoined}, "serving"},
+		{View{Activity: "joining", Trouble: "\x1b]0;x\a\u009b31m\u202e: no answer"}, `joining; \u001b]0;x\u0007\u009b31m\u202e: no answer`},
 		{
 			View{Phase: bootstrap.PhaseJoined, State: cluster.StateActive, Sessions: cluster.Sessions{Publishers: n(1), Viewers: n(20)}, Beat: BeatView{Last: at}},
 			"active; 1 publisher; 20 viewers; last beat at 03:02:01",
@@ -759,6 +761,19 @@ func TestLine(t *testing.T) {
 		if got := w.line(); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
 		}
+	}
+}
+
+// The name of an application is its owner's choice, and comes to a person's terminal by curl.
+func TestAnswersAreSafe(t *testing.T) {
+	w := httptest.NewRecorder()
+	answerJSON(w, false, Readiness{Why: "\x1b]0;x\a\u009b31m\u202e does not answer", Applications: map[string]string{"\u2066x": ""}})
+	if got := w.Body.String(); strings.ContainsAny(got, "\x1b\a\u009b\u202e\u2066") || !strings.Contains(got, `\u001b]0;x\u0007\u009b31m\u202e does`) {
+		t.Errorf("%q", got)
+	}
+	var back Readiness
+	if err := json.Unmarshal(w.Body.Bytes(), &back); err != nil || back.Why != "\x1b]0;x\a\u009b31m\u202e does not answer" {
+		t.Errorf("%v: %q", err, back.Why)
 	}
 }
 

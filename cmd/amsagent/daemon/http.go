@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/escape"
 )
 
 const (
@@ -214,5 +216,5 @@ func answerJSON(w http.ResponseWriter, good bool, v any) {
 func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	// The reader going away is all that can fail.
-	_ = json.NewEncoder(w).Encode(v)
+	_ = json.NewEncoder(escape.Writer{To: w}).Encode(v)
 }

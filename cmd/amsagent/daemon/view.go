@@ -13,6 +13,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/escape"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -282,7 +283,7 @@ func (w *view) line() string {
 	if v.MetricsError != "" {
 		parts = append(parts, "no /metrics and no /readyz: "+v.MetricsError)
 	}
-	return strings.Join(strings.Fields(strings.Join(parts, "; ")), " ")
+	return escape.Text(strings.Join(strings.Fields(strings.Join(parts, "; ")), " "))
 }
 
 // count says a number that may not be known.

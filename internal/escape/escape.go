@@ -1,0 +1,65 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package escape keeps what others wrote from changing how a terminal shows the rest.
+package escape
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+)
+
+// Output escapes as \uXXXX, in text as in JSON, what could change how a terminal shows the rest: control characters, C1
+// controls (U+009B begins a sequence for xterm), and the marks that turn the direction of writing. In JSON they stand in
+// strings only, where the escape means the same.
+//
+// Line ends, tabs and ESC pass: ESC is the color's own, and who writes colors keeps out that of others.
+func Output(b []byte) []byte {
+	if !bytes.ContainsFunc(b, unsafe) {
+		return b
+	}
+	var out bytes.Buffer
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if unsafe(r) {
+			fmt.Fprintf(&out, "\\u%04x", r)
+		} else {
+			out.Write(b[:n])
+		}
+		b = b[n:]
+	}
+	return out.Bytes()
+}
+
+// Text is [Output] of a text without colors: ESC is escaped, too.
+func Text(s string) string {
+	return strings.ReplaceAll(string(Output([]byte(s))), "\x1b", `\u001b`)
+}
+
+// unsafe reports a character that is escaped wherever it comes from. Bytes that are no UTF-8 count: 0x9b alone is CSI
+// to a terminal in another mode.
+func unsafe(r rune) bool {
+	switch {
+	case r == '\n', r == '\t', r == '\x1b':
+		return false
+	case r < 0x20, r >= 0x7f && r <= 0x9f, r == utf8.RuneError:
+		return true
+	case r == 0x061c, r == 0x200e, r == 0x200f, r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+		return true
+	}
+	return false
+}
+
+// Writer passes everything through [Output]. A call of Write has whole characters.
+type Writer struct{ To io.Writer }
+
+// Write implements io.Writer.
+func (w Writer) Write(p []byte) (int, error) {
+	if _, err := w.To.Write(Output(p)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
