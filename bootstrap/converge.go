@@ -744,7 +744,10 @@ func (m *Machine) Restart(ctx context.Context, req RestartRequest) error {
 		// Without the lock: the service manager calls the agent before it starts the server.
 		return errors.Join(m.Service.Reload(ctx), m.Service.Restart(ctx))
 	}
-	return m.whileStopped(ctx, func() error {
+	return m.whileStopped(ctx, func(unstopped error) error {
+		if unstopped != nil {
+			return nil
+		}
 		req.Converge.Mode = ConvergeBeforeStart
 		_, err := m.Converge(ctx, req.Converge)
 		return errors.Join(err, m.Service.Reload(ctx))

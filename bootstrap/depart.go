@@ -104,22 +104,28 @@ func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
 	default:
 		// One that is stopping already is waited for, and one that is being restarted stays
 		// stopped.
-		if err := m.Service.Stop(ctx); err != nil {
-			return time.Time{}, err
-		}
-		if err := m.awaitDead(ctx); err != nil {
+		if err := m.end(ctx); err != nil {
 			return time.Time{}, err
 		}
 	}
 	return time.Now(), nil
 }
 
+// unknownTime is how long a server that was told to stop is asked for whose state is not
+// known: one call that fails is no answer, and a command of an operator's that knows nothing
+// of a stopped server does not keep its node from leaving.
+const unknownTime = 10 * time.Second
+
 // awaitDead waits for the end of a server that was told to stop: an operator's command may
-// return before. One whose state is not known then is taken for stopped.
+// return before. One whose state is not known for unknownTime is taken for stopped.
 func (m *Machine) awaitDead(ctx context.Context) error {
+	last := time.Now() // that its state was known
 	for {
 		st, _ := m.Service.State(ctx) // with an error it is unknown
-		if ctx.Err() == nil && (st.Dead() || !st.Known()) {
+		if st.Known() {
+			last = time.Now()
+		}
+		if ctx.Err() == nil && (st.Dead() || time.Since(last) >= unknownTime) {
 			return nil
 		}
 		if pause(ctx, alivePoll) != nil {

@@ -687,7 +687,10 @@ func (j *joiner) writeAgain(ctx context.Context) error {
 		return nil //nolint:nilerr // what cannot be compared is told in the end
 	}
 	j.say("%s saved its settings over the join's: writing them again while it is stopped", "Ant Media Server")
-	return j.whileStopped(ctx, func() error {
+	return j.whileStopped(ctx, func(unstopped error) error {
+		if unstopped != nil {
+			return nil // what comes of that puts back all files
+		}
 		plan, err := j.changed()
 		if err != nil {
 			return err
@@ -802,7 +805,7 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 		j.result.Restarted = j.result.Restarted || j.wasRunning // below
 		// First: an application that is starting saves its settings as it ends, over
 		// whatever is put back before.
-		if unstopped = j.Service.Stop(ctx); unstopped != nil {
+		if unstopped = j.end(ctx); unstopped != nil {
 			start = j.Service.Restart
 		}
 	}

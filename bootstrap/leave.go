@@ -518,7 +518,10 @@ func (l *leaver) onceMore(ctx context.Context) {
 			return
 		}
 		again, err := l.planAgain()
-		if err != nil || len(again.Changed()) == 0 {
+		if err != nil {
+			break
+		}
+		if len(again.Changed()) == 0 {
 			return
 		}
 		l.say("given back once more, written by somebody else meanwhile: %s", joinPaths(paths))
@@ -530,7 +533,8 @@ func (l *leaver) onceMore(ctx context.Context) {
 }
 
 // planAgain plans to give back what somebody wrote over since. The record that is gone
-// from the disk still knows what was ours.
+// from the disk still knows what was ours. What a person had written was kept before; a
+// copy is kept of what is written over now.
 func (l *leaver) planAgain() (*conf.Plan, error) {
 	record := l.record
 	if l.standalone {
@@ -546,13 +550,16 @@ func (l *leaver) planAgain() (*conf.Plan, error) {
 			return nil, errors.New(fs[0].Text)
 		}
 	}
-	once := conflictPaths(l.plan.Conflicts) // the copies hold what a person had written
+	changed, copies := plan.ChangedPaths(), map[string]string{}
 	for _, f := range plan.Files() {
-		if f.Copy() {
-			once = append(once, f.Before.Path)
+		if of := f.CopyOf(); of != "" {
+			copies[f.Before.Path] = of
 		}
 	}
-	return plan.Only(func(path string) bool { return !slices.Contains(once, path) }), nil
+	return plan.Only(func(path string) bool {
+		of, is := copies[path]
+		return !is || slices.Contains(changed, of)
+	}), nil
 }
 
 // notGivenBack is the error of a leave that could not write the files.
@@ -819,13 +826,18 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 	if _, err := ams.WaitStable(ctx, l.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
 		return failed(err)
 	}
-	if again, err := l.planAgain(); err != nil || len(again.Changed()) == 0 {
+	again, err := l.planAgain()
+	if err != nil {
+		l.warn(IDDrift, "look at the files", "whether the server saved its settings over what was given back is not known: %v", err)
+	}
+	if err != nil || len(again.Changed()) == 0 {
 		return nil
 	}
 	// The server that was stopped had saved its settings, read before, over what was given
 	// back. The one that runs now has read those, and may save them as it ends.
 	l.say("restarting %s once more", l.Service.Name())
-	if err := l.whileStopped(ctx, func() error { l.giveAgain(); return nil }); err != nil {
+	// Also where it cannot be stopped: the record is gone, so that no later leave knows of this.
+	if err := l.whileStopped(ctx, func(error) error { l.giveAgain(); return nil }); err != nil {
 		return failed(err)
 	}
 	l.stoppedAt = time.Now()
@@ -835,7 +847,8 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 func (l *leaver) giveAgain() {
 	again, err := l.planAgain()
 	if err != nil {
-		return // it was planned a moment ago, and its owner can make a file unreadable at any time
+		l.warn(IDDrift, "look at the files", "the server saved its settings while it was left, and these could not be given back: %v", err)
+		return
 	}
 	paths := joinPaths(again.ChangedPaths())
 	if err := again.CommitUndo("leave"); err != nil {

@@ -225,15 +225,25 @@ func after(ctx context.Context, d time.Duration) (context.Context, context.Cance
 }
 
 // whileStopped stops the server for what do changes and starts it again, whatever came of
-// that: an interruption leaves no server stopped.
-func (m *Machine) whileStopped(ctx context.Context, do func() error) error {
-	err := m.Service.Stop(ctx)
-	if err == nil {
-		err = do()
+// that: an interruption leaves no server stopped. do is told why the server could not be
+// stopped; nil where it has ended.
+func (m *Machine) whileStopped(ctx context.Context, do func(unstopped error) error) error {
+	start, unstopped := m.Service.Start, m.end(ctx)
+	if unstopped != nil {
+		start = m.Service.Restart
 	}
+	err := errors.Join(unstopped, do(unstopped))
 	bound, cancel := after(ctx, rollbackTime)
 	defer cancel()
-	return errors.Join(err, m.Service.Start(bound))
+	return errors.Join(err, start(bound))
+}
+
+// end stops the server and returns when it has ended.
+func (m *Machine) end(ctx context.Context) error {
+	if err := m.Service.Stop(ctx); err != nil {
+		return err
+	}
+	return m.awaitDead(ctx)
 }
 
 // outlasting is ctx with some more time after its end.

@@ -786,5 +786,5 @@ func changesServer(f conf.PlannedFile) bool {
 		is, _ := ams.ParseDropIn(f.After)
 		return was.HostAddress != is.HostAddress
 	}
-	return !f.Copy() && (f.After == nil || !bytes.Equal(f.After, f.Before.Bytes))
+	return f.CopyOf() == "" && (f.After == nil || !bytes.Equal(f.After, f.Before.Bytes))
 }

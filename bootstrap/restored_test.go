@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -292,9 +293,25 @@ type stopping struct {
 	ams.None
 	save func()
 	did  []string
+	// late is how often it is asked until it has ended, and saves, after the command to stop
+	// has returned.
+	late    int
+	ending  int
+	stopErr error
+	stopped bool
 }
 
-func (*stopping) State(context.Context) (ams.State, error) {
+func (s *stopping) State(context.Context) (ams.State, error) {
+	if s.ending > 0 {
+		if s.ending--; s.ending == 0 {
+			s.save()
+			s.stopped = true
+		}
+		return ams.State{Activity: ams.ActivityDeactivating, MainPID: 1}, nil
+	}
+	if s.stopped {
+		return ams.State{Activity: ams.ActivityInactive}, nil
+	}
 	return ams.State{Activity: ams.ActivityActive, MainPID: 1}, nil
 }
 
@@ -306,12 +323,24 @@ func (s *stopping) Restart(context.Context) error {
 
 func (s *stopping) Stop(context.Context) error {
 	s.did = append(s.did, "stop")
-	s.save()
+	switch {
+	case s.stopErr != nil:
+		return s.stopErr
+	case s.late > 0:
+		s.ending = s.late
+	default:
+		s.save()
+		s.stopped = true
+	}
 	return nil
 }
 
 func (s *stopping) Start(context.Context) error {
 	s.did = append(s.did, "start")
+	if s.ending > 0 {
+		s.save() // the one that has not ended yet
+	}
+	s.stopped, s.ending = false, 0
 	return nil
 }
 
@@ -322,8 +351,14 @@ func TestLeaveIsOverwritten(t *testing.T) {
 	for name, tt := range map[string]struct {
 		scripted bool     // the vendor's script made it a node before the join
 		forget   []string // files of the agent's that are gone
+		edited   bool     // a value of the join's, by a person since
+		late     int      // see stopping
+		stopErr  error
 	}{
 		"a join":                    {},
+		"a value that was edited":   {edited: true},
+		"a stop that returns early": {late: 2},
+		"a stop that fails":         {stopErr: errors.New("stuck")},
 		"a join without a record":   {forget: []string{statePath, StateDir + "/undo.json"}},
 		"a join over the script's":  {scripted: true},
 		"the script's, and no join": {scripted: true, forget: []string{statePath, StateDir + "/undo.json", MongoPath}},
@@ -346,23 +381,38 @@ func TestLeaveIsOverwritten(t *testing.T) {
 			}
 			real := filepath.Join(m.Root, ams.DefaultDir, live)
 			joined, err := os.ReadFile(real)
+			if tt.edited {
+				joined = bytes.ReplaceAll(joined, []byte("10.0.9.9"), []byte("10.0.9.8"))
+				err = errors.Join(err, os.WriteFile(real, joined, 0o644))
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
 			if !strings.Contains(string(joined), "\ndb.type=mongodb\n") {
 				t.Fatalf("it is no node:\n%s", joined)
 			}
-			service := &stopping{save: func() {
+			saves := 2 // by the server that the join made a node, and by the one that had read this
+			service := &stopping{late: tt.late, stopErr: tt.stopErr, save: func() {
+				if saves--; saves < 0 {
+					return
+				}
 				if err := os.WriteFile(real, joined, 0o644); err != nil {
 					t.Error(err)
 				}
 			}}
+			if tt.stopErr != nil {
+				saves = 1
+			}
 			m.Service = service
 			res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
-			if err != nil {
+			if !errors.Is(err, tt.stopErr) {
 				t.Fatal(err)
 			}
-			if did := strings.Join(service.did, " "); !res.Restarted || did != "restart stop start" {
+			did, want := strings.Join(service.did, " "), "restart stop start"
+			if tt.stopErr != nil {
+				want = "restart stop restart"
+			}
+			if did != want || err == nil && !res.Restarted {
 				t.Errorf("%s: %+v", did, res)
 			}
 			if b, err := os.ReadFile(real); err != nil || strings.Contains(string(b), "mongodb") {

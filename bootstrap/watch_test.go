@@ -374,6 +374,7 @@ func TestStopServer(t *testing.T) {
 		{is(ams.ActivityActive, ams.ActivityActive, ams.ActivityDeactivating, ams.ActivityFailed), false, 1, nil},
 		{is(ams.ActivityActive), false, 1, ErrServing},
 		{is(ams.ActivityActive, ams.ActivityUnknown), false, 1, nil},
+		{is(ams.ActivityActive, ams.ActivityUnknown, ams.ActivityUnknown, ams.ActivityActive), false, 1, ErrServing},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			m := joinedTree(t)

@@ -473,8 +473,14 @@ func (p *Plan) keep(f File, limit int) error {
 	return nil
 }
 
-// Copy reports whether the file is a copy that is kept of what was in another one.
-func (f PlannedFile) Copy() bool { return f.like != nil }
+// CopyOf is the path of the file of whose former content this one is a copy that is kept;
+// "" where it is none.
+func (f PlannedFile) CopyOf() string {
+	if f.like == nil {
+		return ""
+	}
+	return f.like.Path
+}
 
 // Files lists every file of the plan, changed or not.
 func (p *Plan) Files() []PlannedFile { return p.files }
