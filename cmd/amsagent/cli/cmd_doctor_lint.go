@@ -89,7 +89,7 @@ func (g *globals) readUserData(name string) ([]byte, error) {
 		b, _, err := readSmallFile(g.waiting(), path)
 		return b, err
 	}
-	b, err := g.readStdin(g.waiting(), maxUserData, g.stdinTime())
+	b, err := g.readStdin(g.waiting(), maxUserData, g.within(pipeTime))
 	if err == nil && len(b) > maxUserData {
 		err = fmt.Errorf("more than %d KiB", maxUserData>>10)
 	}

@@ -54,10 +54,12 @@ const smallFileTime = 5 * time.Second
 // readSmallFile reads a regular file, for as long as ctx and smallFileTime allow. It opens without waiting, so that a FIFO
 // in its place is refused, not waited for.
 func readSmallFile(ctx context.Context, path string) ([]byte, fs.FileInfo, error) {
-	return readInTime(ctx, path, openSmallFile)
+	return readInTime(ctx, smallFileTime, path, openSmallFile)
 }
 
-func readInTime(ctx context.Context, path string, read func(string) ([]byte, fs.FileInfo, error)) ([]byte, fs.FileInfo, error) {
+type fileReader func(path string) ([]byte, fs.FileInfo, error)
+
+func readInTime(ctx context.Context, patience time.Duration, path string, read fileReader) ([]byte, fs.FileInfo, error) {
 	type result struct {
 		b    []byte
 		info fs.FileInfo
@@ -69,7 +71,7 @@ func readInTime(ctx context.Context, path string, read func(string) ([]byte, fs.
 		b, info, err := read(path)
 		done <- result{b, info, err}
 	}()
-	timer := time.NewTimer(smallFileTime)
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case r := <-done:
@@ -77,7 +79,7 @@ func readInTime(ctx context.Context, path string, read func(string) ([]byte, fs.
 	case <-ctx.Done():
 		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: context.Cause(ctx)}
 	case <-timer.C:
-		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("it has not been read within %s", smallFileTime)}
+		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("it has not been read within %s", patience)}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 func TestConfigFile(t *testing.T) {
@@ -145,12 +146,12 @@ func TestSmallFileBlocks(t *testing.T) {
 			<-ended
 			return nil, nil, nil
 		}
-		if _, _, err := readInTime(t.Context(), "/x", blocks); err == nil || !strings.Contains(err.Error(), "has not been read within 5s") {
+		if _, _, err := readInTime(t.Context(), 3*time.Second, "/x", blocks); err == nil || !strings.Contains(err.Error(), "has not been read within 3s") {
 			t.Errorf("it blocks: %v", err)
 		}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(errors.New("SIGTERM"))
-		if _, _, err := readInTime(ctx, "/x", blocks); err == nil || !strings.Contains(err.Error(), "SIGTERM") {
+		if _, _, err := readInTime(ctx, time.Hour, "/x", blocks); err == nil || !strings.Contains(err.Error(), "SIGTERM") {
 			t.Errorf("the command ends: %v", err)
 		}
 		close(ended)

@@ -109,7 +109,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	if err != nil {
 		return mongoSource{}, fmt.Errorf("reading the MongoDB address: %w", err)
 	}
-	b, info, err := readSmallFile(g.reading(), full)
+	b, info, err := readInTime(g.reading(), g.within(smallFileTime), full, openSmallFile)
 	if err != nil {
 		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
 		if errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 {
@@ -169,7 +169,7 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))
 	}
 	if g.piped == nil {
-		limit := g.stdinTime()
+		limit := g.within(pipeTime)
 		b, err := g.readStdin(g.waiting(), maxSmallFile, limit)
 		switch {
 		case errors.Is(err, errTerminal):

@@ -49,10 +49,10 @@ func (g *globals) readStdin(ctx context.Context, limit int, patience time.Durati
 // hang on a pipe that nobody closes.
 const pipeTime = 30 * time.Second
 
-// stdinTime is how long standard input is waited for: pipeTime, or --timeout where that is less.
-func (g *globals) stdinTime() time.Duration {
+// within is how long something is waited for: usual, or --timeout where that is less.
+func (g *globals) within(usual time.Duration) time.Duration {
 	if t := g.settings.Timeout; t > 0 {
-		return min(pipeTime, t)
+		return min(usual, t)
 	}
-	return pipeTime
+	return usual
 }
