@@ -16,10 +16,14 @@ import (
 // programs have hooks of their own, and complete them when they are ready.
 type HookNames []string
 
+// codeDeploy begins the names that AWS CodeDeploy gives to the launch hooks that it makes in a
+// group. To complete one would let the machine serve before its deployment.
+const codeDeploy = "CodeDeploy-managed-"
+
 // ours returns those of the names of one transition that are this agent's, in their
 // order.
 func (n HookNames) ours(all []string) []string {
-	if len(n) == 0 && len(all) == 1 {
+	if len(n) == 0 && len(all) == 1 && !strings.HasPrefix(all[0], codeDeploy) {
 		return all
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !n.match(name) })

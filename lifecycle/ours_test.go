@@ -18,6 +18,7 @@ func TestOwnHooks(t *testing.T) {
 		hooks, own []string
 	}{
 		{"the only one", nil, []string{"drain"}, []string{"drain"}},
+		{"the only one, of CodeDeploy", nil, []string{"CodeDeploy-managed-automatic-launch-deployment-hook-live-1"}, nil},
 		{"none at all", nil, nil, nil},
 		{"one of several by its name", nil, []string{"ship-logs", "prod-AMSAgent-drain"}, []string{"prod-AMSAgent-drain"}},
 		{"several of several", nil, []string{"amsagent-a", "amsagent-b", "c"}, []string{"amsagent-a", "amsagent-b"}},
