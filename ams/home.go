@@ -123,8 +123,8 @@ func (in *Installation) is(root, dir string) bool {
 }
 
 // MayRun reports whether a process works in this installation's folder, as the server
-// does, or whether that cannot be known. A tree without a /proc is looked at from this
-// machine.
+// does, or whether that cannot be known. A tree without a /proc, or with an empty one as an
+// image's, is looked at from this machine.
 func (in *Installation) MayRun(root string) bool {
 	proc, err := files.Root{Path: root}.Folder("/proc")
 	if errors.Is(err, fs.ErrNotExist) && root != "" {
@@ -153,5 +153,8 @@ func (in *Installation) MayRun(root string) bool {
 		}
 		return !may
 	})
-	return may || err != nil || !seen // a tree without processes is not a machine that runs
+	if !may && err == nil && !seen && root != "" {
+		return in.MayRun("")
+	}
+	return may || err != nil || !seen
 }

@@ -115,7 +115,9 @@ func TestMayRun(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(root, "proc/sys"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	is("without processes", true)
+	if os.Geteuid() == 0 {
+		is("an image, with an empty /proc", false)
+	}
 	process("1", "/")
 	process("7", DefaultDir+"/webapps")
 	is("others alone", false)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -327,7 +328,8 @@ func TestValveWithoutCloud(t *testing.T) {
 	for _, c := range []struct {
 		removed bool
 		joined  string // the cloud that the state tells of
-	}{{true, ""}, {false, ""}, {true, metadata.Azure}} {
+		after   bool   // the valve, where it is not as before
+	}{{true, "", false}, {false, "", false}, {true, metadata.Azure, false}, {false, metadata.Azure, true}} {
 		removed, m := c.removed, joinedTree(t)
 		req := convergeRequest(t, joinedAs(), nil)
 		if removed {
@@ -346,6 +348,12 @@ func TestValveWithoutCloud(t *testing.T) {
 		req = convergeRequest(t, metadata.Instance{}, unknown)
 		req.Address = "10.0.1.7"
 		converge(t, m, req)
+		if c.after { // an upgrade put it back, behind which Azure's gateway gets 403
+			if after, err := os.ReadFile(name); err != nil || strings.Contains(string(after), "RemoteIpValve") {
+				t.Errorf("%v: the valve is still there", err)
+			}
+			continue
+		}
 		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
 			t.Errorf("removed: %t: it was written: %v", removed, err)
 		}
@@ -354,6 +362,10 @@ func TestValveWithoutCloud(t *testing.T) {
 		}
 		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
 			t.Errorf("removed: %t: the join wrote it: %v", removed, err)
+		}
+		m.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("away") }
+		if s, err := m.Status(t.Context(), StatusRequest{Mongo: req.Mongo, Valve: ValveAuto}); err != nil || len(s.Files.Drift) > 0 {
+			t.Errorf("removed: %t: %v, drift %v", removed, err, s)
 		}
 	}
 }

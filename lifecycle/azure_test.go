@@ -388,6 +388,33 @@ func TestAzureMoves(t *testing.T) {
 	}
 }
 
+// TestAzurePutOffFar: a restart that is moved by hours is no reason to send nobody here until
+// then; a termination is.
+func TestAzurePutOffFar(t *testing.T) {
+	for kind, serves := range map[string]bool{"Reboot": true, "Redeploy": true, "Terminate": false} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.viewers = p(1)
+			l, say := azureLife(w)
+			defer l.kill()
+			e := azureEvent(kind, time.Now().Add(10*time.Minute))
+			say(azure.Signal{Event: e})
+			l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
+			moved := e
+			moved.NotBefore = moved.NotBefore.Add(6 * time.Hour)
+			say(azure.Signal{Event: moved, Before: e})
+			tick(time.Minute)
+			if v := l.View(); v.Ready != serves {
+				t.Errorf("%s: ready %v, step %s", kind, v.Ready, v.Step)
+			}
+			tick(6 * time.Hour)
+			if v := l.View(); v.Ready {
+				t.Errorf("%s: it serves when its time has come", kind)
+			}
+		})
+	}
+}
+
 // TestAzureStarted: the machine goes now, for all we know. Nobody is sent here, and nobody is cut by us.
 func TestAzureStarted(t *testing.T) {
 	bubble(t, func(t *testing.T) {
