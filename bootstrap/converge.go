@@ -118,6 +118,40 @@ type Convergence struct {
 // it runs before AMS does. A machine that is as it should be is not written to.
 func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergence, error) {
 	store := m.store()
+	if req.Mode != ConvergeBeforeStart {
+		m.identifyFirst(ctx, store, &req)
+		if errors.Is(ctx.Err(), context.Canceled) { // unlike a metadata service that is slow
+			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
+		}
+	}
+	c, err := m.convergeOnce(ctx, store, req)
+	if starting, ok := errors.AsType[*startingError](err); ok {
+		// Without the lock: a drain that comes meanwhile stops the server at its time.
+		m.awaitStarted(ctx, starting.facts)
+		if c, err = m.convergeOnce(ctx, store, req); c != nil {
+			c.Repairs = append(starting.recovered, c.Repairs...)
+		}
+	}
+	if errors.As(err, new(*startingError)) {
+		err = &FailedError{Step: "writing the configuration", Err: err, State: untouched, Hint: "run the same command again when it serves, or restart it: its files are put right just before it starts"}
+	}
+	return c, err
+}
+
+// startingError is that the server's files are not to be written now: an application saves
+// its settings in the middle of its start, from what it read at the beginning.
+type startingError struct {
+	facts     *facts
+	recovered []Finding
+}
+
+func (*startingError) Error() string {
+	return "Ant Media Server is starting, and would write over its files what it has read before"
+}
+
+// convergeOnce is [Machine.Converge]; where files are to be written while the server starts,
+// it writes nothing and returns a [startingError].
+func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req ConvergeRequest) (*Convergence, error) {
 	c := &Convergence{Repairs: []Finding{}, Warnings: []Finding{}, Differences: []conf.Difference{}}
 	if req.Mode == ConvergeBeforeStart {
 		// A join or a leave starts the server itself, and holds the lock meanwhile.
@@ -129,12 +163,7 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 		}
 	}
 	wait := ctx
-	if req.Mode != ConvergeBeforeStart {
-		m.identifyFirst(ctx, store, &req)
-		if errors.Is(ctx.Err(), context.Canceled) { // unlike a metadata service that is slow
-			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
-		}
-	} else {
+	if req.Mode == ConvergeBeforeStart {
 		bound, cancel := context.WithTimeout(ctx, beforeStartLock)
 		defer cancel()
 		wait = bound
@@ -169,7 +198,7 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 	if state.Phase != PhaseJoined {
 		return c, nil
 	}
-	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, found: found}
+	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, found: found, recovered: recovered}
 	return c, k.run(ctx, unfinished)
 }
 
@@ -195,7 +224,9 @@ type converger struct {
 	state  State // as it is to be
 	result *Convergence
 	found  string
-	facts  facts
+	// recovered is what was done about an interrupted command.
+	recovered []Finding
+	facts     facts
 }
 
 // run converges where err is nil. Whatever keeps the files from being mended: the node
@@ -360,6 +391,9 @@ func (k *converger) mend(ctx context.Context) error {
 	k.limit()
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
+	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && k.starting(ctx, f) {
+		return &startingError{facts: f, recovered: k.recovered}
+	}
 	k.noteRestart(changed)
 	release := k.state.Release
 	if changed && k.writes() {
@@ -540,9 +574,6 @@ func (k *converger) pending() *PendingRestart {
 func (k *converger) write(ctx context.Context) error {
 	f := &k.facts
 	paths := f.plan.ChangedPaths()
-	if k.req.Mode == ConvergeByCommand && f.service.Running() {
-		k.awaitStarted(ctx)
-	}
 	if err := k.commit(ctx); err != nil {
 		state, hint := leftBy(err, k.found, "the files are those of a cluster node")
 		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(protectedHint(k.store, f.plan, err), hint)}
@@ -561,31 +592,28 @@ func (k *converger) write(ctx context.Context) error {
 	return nil
 }
 
-// startingTime is how long a server may take for its start, about. An application saves its settings in the middle of it,
-// from what it read at the beginning.
+// startingTime is how long a server may take for its start, about.
 const startingTime = time.Minute
 
-// awaitStarted waits while the server starts: it would write over our files what it read before. A join and a leave need
-// not wait, because they restart it.
-func (k *converger) awaitStarted(ctx context.Context) {
+// awaitStarted waits while the server starts. A join and a leave need not wait, because they
+// restart it.
+func (m *Machine) awaitStarted(ctx context.Context, f *facts) {
 	ctx, cancel := context.WithTimeout(ctx, startingTime)
 	defer cancel()
-	apps, told := k.servingApps(k.facts.install), false
-	for {
-		young := time.Since(k.facts.service.Started) < startingTime
-		if !slices.ContainsFunc(askAll(ctx, k.http(), k.facts.install.BaseURL(), apps), func(a ams.AppAnswer) bool {
-			return a.State == ams.AppStarting || young && !a.Serves()
-		}) {
-			return
-		}
-		if !told {
-			k.say("waiting for Ant Media Server, which is starting")
-			told = true
-		}
+	m.say("waiting for Ant Media Server, which is starting")
+	for m.starting(ctx, f) {
 		if pause(ctx, servingPoll) != nil {
 			return
 		}
 	}
+}
+
+// starting reports whether an application is starting.
+func (m *Machine) starting(ctx context.Context, f *facts) bool {
+	young := time.Since(f.service.Started) < startingTime
+	return slices.ContainsFunc(askAll(ctx, m.http(), f.install.BaseURL(), m.servingApps(f.install)), func(a ams.AppAnswer) bool {
+		return a.State == ams.AppStarting || young && !a.Serves()
+	})
 }
 
 // startedMeanwhile notes a restart for a server that did not run before the files were

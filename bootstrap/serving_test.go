@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -96,7 +98,63 @@ func TestAskAllBounds(t *testing.T) {
 	})
 }
 
-// A command writes no file while the server starts, however that shows, and waits for no server that hangs.
+// A command writes no file while the server starts, and waits without the lock: a drain may come.
+func TestConvergeWhileStarting(t *testing.T) {
+	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
+	for what, serves := range map[string]int{"it serves": 10, "it never does": 1 << 30} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := joinedTree(t)
+				edit(t, m, name, "db.type=mongodb", "db.type=mapdb")
+				real := filepath.Join(m.Root, ams.DefaultDir, name)
+				before, err := os.ReadFile(real)
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.Service = running()
+				asked, locked := 0, 0
+				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+					code, body := http.StatusForbidden, starting
+					if asked++; asked > serves {
+						code, body = http.StatusNotFound, ""
+					}
+					bound, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+					defer cancel()
+					if lock, err := m.lock(bound); err != nil {
+						locked++
+					} else if err := lock.Unlock(); err != nil {
+						t.Error(err)
+					}
+					if now, err := os.ReadFile(real); err != nil || string(now) != string(before) {
+						t.Errorf("it was written while the server starts: %v", err)
+					}
+					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
+				})}
+				req := watchRequest(t)
+				req.Mode = ConvergeByCommand
+				c, err := m.Converge(t.Context(), req)
+				after, rerr := os.ReadFile(real)
+				if rerr != nil {
+					t.Fatal(rerr)
+				}
+				var failed *FailedError
+				switch {
+				case serves < asked:
+					if err != nil || string(after) == string(before) || ids(c.Repairs) != IDDrift {
+						t.Errorf("%v, %+v", err, c)
+					}
+				case !errors.As(err, &failed) || failed.Hint == "" || string(after) != string(before):
+					t.Errorf("%v", err)
+				}
+				if asked < 4 || asked-locked < asked/2 {
+					t.Errorf("the machine was locked at %d of %d questions", locked, asked)
+				}
+			})
+		})
+	}
+}
+
+// How a start shows, and that no server that hangs is waited for.
 func TestAwaitStarted(t *testing.T) {
 	const starting = "Application is getting initialized"
 	for name, tt := range map[string]struct {
@@ -128,7 +186,7 @@ func TestAwaitStarted(t *testing.T) {
 				f := facts{install: &ams.Installation{HTTPPort: 5080, Apps: []ams.App{{Name: "LiveApp"}}}}
 				f.service.Started = time.Now().Add(-tt.age)
 				began := time.Now()
-				(&converger{Machine: &Machine{HTTP: client}, facts: f}).awaitStarted(t.Context())
+				(&Machine{HTTP: client}).awaitStarted(t.Context(), &f)
 				if d := time.Since(began); d != tt.want {
 					t.Errorf("it waited for %s, want %s", d, tt.want)
 				}

@@ -36,7 +36,7 @@ func TestAMSNodes(t *testing.T) {
 		b.ams(),
 		bson.M{"_id": "z10.0.0.3", "_t": "ClusterNode", "ip": own, "lastUpdateTime": now.UnixMilli(), "cpu": "7", "memory": "1/2"},
 		bson.M{"_id": "a10.0.0.3", "ip": own, "lastUpdateTime": float64(now.Add(-time.Hour).UnixMilli()), "cpu": 7.5},
-		bson.M{"_id": "b10.0.0.20", "ip": "10.0.0.20", "lastUpdateTime": now, "cpu": int32(7), "dbQueryAveargeTimeMs": int64(4)},
+		bson.M{"_id": "b10.0.0.20", "ip": "10.0.0.20", "lastUpdateTime": now, "cpu": int32(7), "dbQueryAveargeTimeMs": int64(4), "note": "3.1.0 has it"},
 		bson.M{"_id": id, "ip": "10.0.0.100"},
 		bson.M{"_id": "", "lastUpdateTime": "soon"},
 		bson.M{"_id": "v6", "ip": "fd00:0:0:0:0:0:0:1", "lastUpdateTime": now.UnixMilli()},

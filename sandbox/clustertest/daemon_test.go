@@ -668,6 +668,9 @@ func TestDaemonWitness(t *testing.T) {
 	age(30 * time.Second)
 	a.says(lost, 1)
 	a.roundsGoOn(20)
+	if v := a.view(); !v.Ready || v.AMSAge == nil || *v.AMSAge < 20*time.Second {
+		t.Errorf("viewers are served all the same: ready %t, age %v", v.Ready, v.AMSAge)
+	}
 	a.svc.silent(false)
 	a.says(back, 1)
 	// It is killed, its document is removed by others, and it comes back.

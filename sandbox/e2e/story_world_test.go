@@ -57,11 +57,12 @@ func (w *storyWorld) DialContext(ctx context.Context, network, address string) (
 // cloud's target group.
 func newStoryWorld(t *testing.T, nodes ...*storyNode) *storyWorld {
 	t.Helper()
+	giveUp := t.Skipf
+	if os.Getenv("REQUIRE_SYSTEMD") != "" {
+		giveUp = t.Fatalf
+	}
 	if os.Geteuid() != 0 {
-		if os.Getenv("REQUIRE_SYSTEMD") != "" {
-			t.Fatal("a network of its own needs root")
-		}
-		t.Skip("a network of its own needs root: run it as root, or with sudo")
+		giveUp("a network of its own needs root: run it as root, or with sudo")
 	}
 	balancer := packageTool(t, "haproxy")
 	w := &storyWorld{dir: t.TempDir()}
@@ -91,7 +92,7 @@ wait`
 	t.Cleanup(func() { _ = shell.end() })
 	if shell.line() != "made\n" {
 		_ = shell.end()
-		t.Skipf("no network with a bridge can be had here: %s", shell.said)
+		giveUp("no network with a bridge can be had here: %s", shell.said)
 	}
 	if w.mongo, err = mongo.Connect(options.Client().ApplyURI(storyURI + "?directConnection=true&serverSelectionTimeoutMS=3000").SetDialer(w)); err != nil {
 		t.Fatal(err)
