@@ -192,7 +192,7 @@ func (a *audience) tell() {
 		running = "was ended"
 	default:
 	}
-	a.n.t.Logf("who watches already: the playlist answers %d, the RTMP player %s (%d frames, %d when all was well)",
+	figure(a.n.t, "with MongoDB away, who watches already: the playlist answers %d, the RTMP player %s (%d frames, %d when all was well)",
 		a.playlist(), running, a.played(), a.frames)
 	a.rtmp.Signal(syscall.SIGTERM)
 	a.publisher.Signal(syscall.SIGTERM)
