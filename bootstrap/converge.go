@@ -774,7 +774,7 @@ func (m *Machine) Restart(ctx context.Context, req RestartRequest) error {
 	}
 	return m.whileStopped(ctx, func(unstopped error) error {
 		if unstopped != nil {
-			return nil
+			return unstopped
 		}
 		req.Converge.Mode = ConvergeBeforeStart
 		_, err := m.Converge(ctx, req.Converge)

@@ -689,7 +689,7 @@ func (j *joiner) writeAgain(ctx context.Context) error {
 	j.say("%s saved its settings over the join's: writing them again while it is stopped", "Ant Media Server")
 	return j.whileStopped(ctx, func(unstopped error) error {
 		if unstopped != nil {
-			return nil // what comes of that puts back all files
+			return unstopped // what comes of that puts back all files
 		}
 		plan, err := j.changed()
 		if err != nil {

@@ -226,13 +226,16 @@ func after(ctx context.Context, d time.Duration) (context.Context, context.Cance
 
 // whileStopped stops the server for what do changes and starts it again, whatever came of
 // that: an interruption leaves no server stopped. do is told why the server could not be
-// stopped; nil where it has ended.
+// stopped, nil where it has ended; that is then the error, whatever do returns.
 func (m *Machine) whileStopped(ctx context.Context, do func(unstopped error) error) error {
 	start, unstopped := m.Service.Start, m.end(ctx)
 	if unstopped != nil {
 		start = m.Service.Restart
 	}
-	err := errors.Join(unstopped, do(unstopped))
+	err := do(unstopped)
+	if unstopped != nil {
+		err = unstopped
+	}
 	bound, cancel := after(ctx, rollbackTime)
 	defer cancel()
 	return errors.Join(err, start(bound))
