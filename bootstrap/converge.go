@@ -132,8 +132,8 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 			c.Repairs = append(starting.recovered, c.Repairs...)
 		}
 	}
-	if errors.As(err, new(*startingError)) {
-		err = &FailedError{Step: "writing the configuration", Err: err, State: untouched, Hint: "run the same command again when it serves, or restart it: its files are put right just before it starts"}
+	if starting, ok := errors.AsType[*startingError](err); ok {
+		err = &FailedError{Step: "writing the configuration", Err: err, State: starting.found, Hint: "run the same command again when it serves, or restart it: its files are put right just before it starts"}
 	}
 	return c, err
 }
@@ -142,6 +142,7 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 // its settings in the middle of its start, from what it read at the beginning.
 type startingError struct {
 	facts     *facts
+	found     string // the state that is left
 	recovered []Finding
 }
 
@@ -392,7 +393,7 @@ func (k *converger) mend(ctx context.Context) error {
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
 	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && k.starting(ctx, f) {
-		return &startingError{facts: f, recovered: k.recovered}
+		return &startingError{facts: f, found: k.found, recovered: k.recovered}
 	}
 	k.noteRestart(changed)
 	release := k.state.Release
