@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -101,39 +102,43 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 		}
 		q.Since = now.Add(-opts.since)
 	}
+	var rows []cluster.Node
 	var err error
-	if len(args) > 0 {
-		if q.Nodes, err = nodesNamed(ctx, c, args[0]); err != nil {
+	if len(args) > 0 || !g.isJSON() { // JSON has ids alone
+		if rows, err = c.Nodes(ctx); err != nil {
 			return fail(err)
 		}
+	}
+	if len(args) > 0 {
+		q.Nodes = nodesNamed(rows, args[0])
 	}
 	data := eventsData{Nodes: q.Nodes}
 	if data.Events, err = c.Events(ctx, q); err != nil {
 		return fail(err)
 	}
-	return g.result("events", data, func(w *textWriter) { eventsText(w, data) })
+	return g.result("events", data, func(w *textWriter) { eventsText(w, data, rows) })
 }
 
 // nodesNamed returns the ids of the nodes with an id, an address or a host name. An id that no row has may have a history: its row is
 // gone.
-func nodesNamed(ctx context.Context, c historian, name string) ([]string, error) {
-	rows, err := c.Nodes(ctx)
-	if err != nil {
-		return nil, err
-	}
+func nodesNamed(rows []cluster.Node, name string) []string {
 	ids := []string{name}
 	for _, n := range rows {
 		if n.ID != name && (n.IP != "" && cluster.SameAddress(n.IP, name) || n.Hostname != "" && n.Hostname == name) {
 			ids = append(ids, n.ID)
 		}
 	}
-	return ids, nil
+	return ids
 }
 
-func eventsText(w *textWriter, d eventsData) {
+func eventsText(w *textWriter, d eventsData, nodes []cluster.Node) {
 	if len(d.Events) == 0 {
 		w.line("no events")
 		return
+	}
+	names := map[string]string{}
+	for _, n := range nodes {
+		names[n.ID] = nodeText(&n, withHost)
 	}
 	var rows [][]string
 	for _, e := range d.Events {
@@ -141,7 +146,7 @@ func eventsText(w *textWriter, d eventsData) {
 		if !e.At.IsZero() {
 			at = zoned(e.At.UTC())
 		}
-		rows = append(rows, []string{at, dash(e.Node), dash(e.Kind), dash(e.Who), eventText(e)})
+		rows = append(rows, []string{at, dash(cmp.Or(names[e.Node], e.Node)), dash(e.Kind), dash(e.Who), eventText(e)})
 	}
 	w.table(rows)
 }

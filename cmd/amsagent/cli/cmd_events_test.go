@@ -53,6 +53,26 @@ func TestEvents(t *testing.T) {
 		t.Errorf("it says\n%s\nwant\n%s", got, want)
 	}
 
+	// Off a cloud an id is no name. Of a node whose row is gone nothing else is known.
+	const id, gone = "m-bce15aa9449b48d5a7ee27d83cc6dd98", "m-00000000000000000000000000000000"
+	h.nodes = append(h.nodes, cluster.Node{ID: id, Hostname: "edge-7\x1b[2J"})
+	h.events = []cluster.PastEvent{{Event: cluster.Event{Node: id, Kind: "join"}}, {Event: cluster.Event{Node: gone, Kind: "left"}}}
+	e = &testEnv{}
+	if err := events(t.Context(), eventsOptions{limit: 2}, nil, plainGlobals(e), h); err != nil {
+		t.Fatal(err)
+	}
+	want = `  -  edge-7\u001b[2J (` + id + ")  join  -  -\n" +
+		"  -  " + gone + "                    left  -  -\n"
+	if got := e.stdout.String(); got != want {
+		t.Errorf("it says\n%s\nwant\n%s", got, want)
+	}
+	e = &testEnv{}
+	g := plainGlobals(e)
+	g.setForm("json", "never", 0)
+	if err := events(t.Context(), eventsOptions{limit: 2}, nil, g, h); err != nil || !strings.Contains(e.stdout.String(), `"node": "`+id+`"`) {
+		t.Errorf("%v\n%s", err, e.stdout.String())
+	}
+
 	e = &testEnv{}
 	h.events, h.asked = nil, cluster.EventQuery{}
 	if err := events(t.Context(), eventsOptions{limit: 1}, nil, plainGlobals(e), h); err != nil || e.stdout.String() != "no events\n" {

@@ -338,8 +338,15 @@ func TestNodesByHostName(t *testing.T) {
 	pruneText(pruned, pruneData{Remove: []pruneItem{{member: v.Member}}})
 	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: v.Node.Hostname}}, "", cluster.Target{})
 	drain := remoteDrain{row: *v.Node}
-	for _, line := range []string{e.stdout.String(), pruned.b.String(), joined.b.String(), drain.progress()} {
-		if want := `edge-7\u001b[2J (` + id + ") "; !strings.Contains(line, want) {
+	lines := []string{e.stdout.String(), pruned.b.String(), joined.b.String(), drain.progress()}
+	for _, c := range []bootstrap.Convergence{{}, {Standalone: true}, {Repairs: []bootstrap.Finding{{ID: bootstrap.IDDrift}}}} {
+		w := &textWriter{}
+		c.Phase, c.Node = bootstrap.PhaseJoined, *v.Node
+		convergeText(w, &c)
+		lines = append(lines, w.b.String())
+	}
+	for _, line := range lines {
+		if want := `edge-7\u001b[2J (` + id + ")"; !strings.Contains(line, want) {
 			t.Errorf("lacks %s:\n%s", want, line)
 		}
 	}
