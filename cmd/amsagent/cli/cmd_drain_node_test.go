@@ -81,6 +81,8 @@ func takes(r *aRegistry, since time.Duration) {
 }
 
 func TestDrainNode(t *testing.T) {
+	// Where the node is out, and nowhere else.
+	const next = "next     on that machine amsagent join, or a reboot, brings it back; amsagent leave makes it standalone\n"
 	for name, tt := range map[string]struct {
 		state  cluster.State // "" is active
 		opts   drainOptions
@@ -180,6 +182,9 @@ func TestDrainNode(t *testing.T) {
 					if !strings.Contains(said, want) {
 						t.Errorf("no %q in\n%s", want, said)
 					}
+				}
+				if strings.Contains(said, next) != strings.Contains(said, "left: ") {
+					t.Errorf("what is next is missing, or is there, in\n%s", said)
 				}
 				if tt.state == "" && (r.asked == nil || !strings.HasPrefix(r.asked.Who, "ann, amsagent drain on ")) || tt.state != "" && r.asked != nil {
 					t.Errorf("asked %+v", r.asked)
