@@ -32,12 +32,16 @@ type nodesData struct {
 	LeftHidden int `json:"left_hidden"`
 }
 
+// noRole is what the nodes without a role are counted under: who reads JSON takes an empty name for a mistake.
+const noRole = "none"
+
 // nodesSummary counts the members shown.
 type nodesSummary struct {
 	Nodes    int                     `json:"nodes"`
 	Verdicts map[cluster.Verdict]int `json:"verdicts"`
 	States   map[cluster.State]int   `json:"states"`
-	Roles    map[string]int          `json:"roles"`
+	// Roles are the nodes' own; "none" is for those without one.
+	Roles map[string]int `json:"roles"`
 	// Publishers and Viewers are of the nodes that are heard and could count; nil where none could.
 	Publishers *int `json:"publishers,omitempty"`
 	Viewers    *int `json:"viewers,omitempty"`
@@ -64,7 +68,7 @@ func summarize(members []nodeView) nodesSummary {
 		s.Verdicts[m.Verdict]++
 		if m.Node != nil {
 			s.States[m.State()]++
-			s.Roles[m.Node.Role]++
+			s.Roles[cmp.Or(m.Node.Role, noRole)]++
 		}
 		sessions := m.sessions()
 		if sessions == nil || sessions.Publishers == nil || sessions.Viewers == nil {
@@ -113,11 +117,11 @@ func (s nodesSummary) line(p palette) string {
 		return cmp.Or(slices.Index(known, b)-slices.Index(known, a), strings.Compare(a, b))
 	})
 	for _, role := range roles {
-		if role != "" {
+		if role != noRole {
 			words = append(words, printable(count(s.Roles[role], role)))
 		}
 	}
-	if n := s.Roles[""]; n > 0 && len(words) > 0 {
+	if n := s.Roles[noRole]; n > 0 && len(words) > 0 {
 		words = append(words, fmt.Sprintf("%d without a role", n))
 	}
 	if len(words) > 0 {

@@ -317,6 +317,10 @@ func TestNodesJSON(t *testing.T) {
 	if diff := cmp.Diff(map[cluster.Verdict]int{"alive": 3, "ams-stale": 1, "agent-stale": 2, "gone": 1}, data.Summary.Verdicts); diff != "" {
 		t.Error(diff)
 	}
+	some := dataOf([]nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" }), aNode(1)})
+	if diff := cmp.Diff(map[string]int{"none": 1, "origin": 1}, some.Summary.Roles); diff != "" {
+		t.Error(diff)
+	}
 }
 
 // Outside a cloud a node's id is no name; a narrow terminal shows the host name alone, and never loses it.
