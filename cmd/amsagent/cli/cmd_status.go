@@ -36,11 +36,12 @@ func newStatusCommand(g *globals) *cobra.Command {
 		Short: "show this node from four sides, and where they disagree",
 		Long: "Four sides: the files on disk, the server that runs, this node's rows as its\n" +
 			"peers read them from MongoDB, and the daemon with what the cloud wants of it. What\n" +
-			"contradicts each other is named, with what to do.",
+			"contradicts each other is named, with what to do.\n\n" +
+			"To ask is no failure: it exits 0 also where it finds a disagreement. In a script\n" +
+			"use --strict, which exits 6 then, or --wait.",
 		Example: "  amsagent status\n" +
-			"  amsagent status --strict\n" +
-			"  amsagent status --wait active --timeout 2m\n" +
-			"  amsagent status -o json",
+			"  amsagent status --strict -o json\n" +
+			"  amsagent status --wait active --timeout 2m",
 		GroupID:               groupEveryday,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
