@@ -116,13 +116,17 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	for i := range results { // before lines are cut and broken: half a secret is not known as one
+		r := &results[i]
+		r.Seen, r.Hint = g.redact(r.Seen), g.redact(r.Hint)
+	}
 	data := doctorData{Counts: doctor.Count(results), Checks: results}
 	text := func(w *textWriter) { doctorText(w, data, g.tableStyle()) }
 	if opts.only {
 		data.Checks = slices.DeleteFunc(slices.Clone(results), func(r doctor.Result) bool { return !r.Wrong() })
 		text = func(w *textWriter) {
 			w.line("%s", doctorVerdict(w, data.Counts))
-			doctorEnd(w, data)
+			doctorEnd(w, data, g.tableStyle().width)
 		}
 	}
 	if err := g.result("doctor", data, text); err != nil {
@@ -408,15 +412,15 @@ func doctorText(w *textWriter, data doctorData, t tableStyle) {
 			i = same - 1
 		}
 	}
-	doctorAsk(w, data.Checks, cmp.Or(t.width, doctorWidth))
-	doctorEnd(w, data)
+	doctorAsk(w, data.Checks, t.width)
+	doctorEnd(w, data, t.width)
 }
 
 // doctorEnd is what is wrong, and how many results there are.
-func doctorEnd(w *textWriter, data doctorData) {
-	doctorProblems(w, data.Checks)
+func doctorEnd(w *textWriter, data doctorData, width int) {
+	doctorProblems(w, data.Checks, width)
 	w.b.WriteByte('\n')
-	w.line("%s", doctorCounts(data.Counts))
+	w.b.WriteString(indented(doctorCounts(data.Counts), 0, width))
 }
 
 func sameUnknown(a, b doctor.Result) bool {
@@ -426,24 +430,30 @@ func sameUnknown(a, b doctor.Result) bool {
 // doctorWidth is that of a list of ids where no terminal says its own.
 const doctorWidth = 100
 
-// indented breaks a text into lines that begin with n blanks.
+// indented breaks a text into lines that begin with n blanks; into one where width is 0. Blanks in it stay: they may be what is wrong.
 func indented(text string, n, width int) string {
 	var b strings.Builder
 	at := 0
-	for word := range strings.FieldsSeq(text) {
+	for word := range strings.SplitSeq(text, " ") {
 		switch {
 		case at == 0:
 			b.WriteString(strings.Repeat(" ", n) + word)
-			at = n + len(word)
-		case at+1+len(word) > width:
+			at = n
+		case width > 0 && at+1+textWidth(word) > width:
 			b.WriteString("\n" + strings.Repeat(" ", n) + word)
-			at = n + len(word)
+			at = n
 		default:
 			b.WriteString(" " + word)
-			at += 1 + len(word)
+			at++
 		}
+		at += textWidth(word)
 	}
 	return b.String() + "\n"
+}
+
+// outdented is the same, but that the first line begins further left.
+func outdented(text string, width int) string {
+	return "  " + strings.TrimLeft(indented(text, 4, width), " ")
 }
 
 // doctorMark is how wide the first column is, with the blanks around it.
@@ -478,7 +488,7 @@ func doctorVerdict(w *textWriter, c doctor.Counts) string {
 }
 
 // doctorProblems gathers what is wrong, the worst last: it is the first to be mended.
-func doctorProblems(w *textWriter, results []doctor.Result) {
+func doctorProblems(w *textWriter, results []doctor.Result, width int) {
 	headed := false
 	for _, v := range []doctor.Verdict{doctor.Warning, doctor.Bad} {
 		for _, r := range results {
@@ -493,14 +503,16 @@ func doctorProblems(w *textWriter, results []doctor.Result) {
 			if v == doctor.Bad {
 				paint = w.color.red
 			}
-			w.line("  %s %s", paint(r.ID+":"), oneLine(r.Seen))
+			id := r.ID + ":"
+			w.b.WriteString(strings.Replace(outdented(id+" "+oneLine(r.Seen), width), id, paint(id), 1))
 			if r.Hint != "" {
-				w.line("      %s", oneLine(r.Hint))
+				w.b.WriteString(indented(oneLine(r.Hint), 6, width))
 			}
 		}
 	}
 	if headed {
-		w.line("  more about one: %s", w.color.bold("amsagent doctor --explain ID"))
+		const more = "amsagent doctor --explain ID"
+		w.b.WriteString(strings.Replace(outdented("more about one: "+more, width), more, w.color.bold(more), 1))
 	}
 }
 
@@ -522,8 +534,8 @@ func doctorAsk(w *textWriter, results []doctor.Result, width int) {
 	}
 	w.heading("What is not known, and how to know it")
 	for _, hint := range hints {
-		w.b.WriteString(indented(strings.Join(slices.Compact(ids[hint]), " ")+":", 2, width))
-		w.line("      %s", oneLine(hint))
+		w.b.WriteString(indented(strings.Join(slices.Compact(ids[hint]), " ")+":", 2, cmp.Or(width, doctorWidth)))
+		w.b.WriteString(indented(oneLine(hint), 6, width))
 	}
 }
 

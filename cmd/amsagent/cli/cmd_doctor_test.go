@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -36,15 +37,15 @@ func doctorSample() doctorData {
 	results := []doctor.Result{
 		{ID: "AMS-INSTALL", Check: "AMS-INSTALL", Group: doctor.GroupServer, Title: "installation", Verdict: doctor.Good, Seen: "/usr/local/antmedia, cluster"},
 		{ID: "AMS-REDIS", Check: "AMS-REDIS", Group: doctor.GroupServer, Title: "kind of database", Verdict: doctor.Warning, Seen: "Redis is configured in \"Live\x1b[31mApp\"", Hint: "amsagent join replaces it"},
-		{ID: "AMS-MONGO-REFUSED", Check: "AMS-MONGO", Group: doctor.GroupMongo, Title: "answer", Verdict: doctor.Bad, Seen: "asking MongoDB: MongoDB at 10.0.2.4:27017 refused the connection: connect: connection refused", Hint: "mongod must run there"},
+		{ID: "AMS-MONGO-REFUSED", Check: "AMS-MONGO", Group: doctor.GroupMongo, Title: "answer", Verdict: doctor.Bad, Seen: "asking MongoDB: MongoDB at 10.0.2.4:27017 refused the connection: connect: connection refused", Hint: "mongod must run there and listen on that address (net.bindIp), and the security group must admit this subnet"},
 		{ID: "AMS-MONGO-SLOW", Check: "AMS-MONGO-SLOW", Group: doctor.GroupMongo, Title: "latency", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
 		{ID: "AMS-CLOCK", Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
 		{ID: "AMS-HOOK", Check: "AMS-HOOK", Group: doctor.GroupShutdown, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
 		{ID: "AMS-TIMELINE", Check: "AMS-TIMELINE", Group: doctor.GroupShutdown, Title: "deadlines", Verdict: doctor.Good, Seen: "drain deadline 1h", Lines: []string{
 			"drain           +0s  no new sessions", "                +1h  drain deadline: remaining sessions are cut, the server stops",
 		}},
-		{ID: "AMS-RECORD", Check: "AMS-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root"},
-		{ID: "AMS-NO-DAEMON", Check: "AMS-NO-DAEMON", Group: doctor.GroupAgent, Title: "the daemon", Verdict: doctor.Unknown, Seen: "connection refused", Hint: "run it as root"},
+		{ID: "AMS-RECORD", Check: "AMS-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
+		{ID: "AMS-NO-DAEMON", Check: "AMS-NO-DAEMON", Group: doctor.GroupAgent, Title: "the daemon", Verdict: doctor.Unknown, Seen: "connection refused", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
 		{ID: "AMS-GPU", Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs", Verdict: doctor.Unknown, Seen: "nobody was asked"},
 	}
 	for i := range results {
@@ -61,9 +62,8 @@ func TestDoctorText(t *testing.T) {
 		w := &textWriter{color: style.color, now: fixedNow()}
 		doctorText(w, doctorSample(), style)
 		golden(t, filepath.Join("doctor", name+".txt"), w.b.String())
-		list, _, _ := strings.Cut(w.b.String(), "What is wrong")
-		for line := range strings.Lines(list) {
-			if style.width > 0 && !style.color.on && textWidth(strings.TrimSuffix(line, "\n")) > style.width {
+		for line := range strings.Lines(regexp.MustCompile("\x1b\\[[0-9]*m").ReplaceAllString(w.b.String(), "")) {
+			if style.width > 0 && textWidth(strings.TrimSuffix(line, "\n")) > style.width {
 				t.Errorf("%s: too wide: %q", name, line)
 			}
 		}
@@ -79,6 +79,40 @@ func TestDoctorText(t *testing.T) {
 	} {
 		if got := doctorVerdict(&textWriter{}, tt.c); got != tt.want {
 			t.Errorf("%+v: %s", tt.c, got)
+		}
+	}
+}
+
+// A secret is masked before a line is broken in it.
+func TestDoctorBreaksNoSecret(t *testing.T) {
+	t.Parallel()
+	e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": t.TempDir(), "AMSAGENT_DRAIN_DEADLINE": "a correct horse battery staple in the stable"}}
+	env := e.env()
+	env.IsTerminal = func(any) bool { return true }
+	env.Size = func(any) (int, int) { return 70, 25 }
+	code := Main([]string{"doctor", "--provider", "none", "--mongo", "mongodb://u:correct%20horse%20battery%20staple@127.0.0.1:1"}, env)
+	out := e.stdout.String() + e.stderr.String()
+	if code != exitDegraded || !strings.Contains(out, `"a *** in the stable"`) || regexp.MustCompile("correct|horse|battery|staple").MatchString(out) {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+}
+
+func TestIndented(t *testing.T) {
+	for _, tt := range []struct {
+		text     string
+		n, width int
+		want     string
+	}{
+		{"one two three", 2, 9, "  one two\n  three\n"},
+		{"one two three", 2, 8, "  one\n  two\n  three\n"},
+		{"one two three", 2, 0, "  one two three\n"},
+		{`"a  " has blanks`, 0, 0, "\"a  \" has blanks\n"},
+		{"toolongaword x", 1, 4, " toolongaword\n x\n"},
+		{"äöü äöü", 0, 7, "äöü äöü\n"},
+		{"生产 生产", 0, 8, "生产\n生产\n"},
+	} {
+		if got := indented(tt.text, tt.n, tt.width); got != tt.want {
+			t.Errorf("%q in %d: %q, want %q", tt.text, tt.width, got, tt.want)
 		}
 	}
 }
