@@ -175,7 +175,7 @@ func settingsTable() []setting {
 		},
 		{
 			key: keyMetrics, flag: "metrics-address", arg: "HOST:PORT", def: "127.0.0.1:9771", check: checkListen,
-			help: "where the daemon serves /metrics, /readyz and /healthz; off for nowhere",
+			help: "where the daemon serves /metrics, /readyz and /healthz; off for nowhere; :9771 alone is refused: to open a port without a login to every network, say so by 0.0.0.0:9771",
 		},
 		{
 			key: keyServing, arg: "APPLICATION,…", check: checkServing,
