@@ -94,7 +94,7 @@ race: deps build build-sandbox $(BUILD)/tools/gotestsum ## the same tests under 
 	@CGO_ENABLED=1 tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /e2e$$ | paste -sd' ')" -race -shuffle=on -timeout=20m
 
 .PHONY: faults
-faults: build build-sandbox $(BUILD)/tools/gotestsum ## each call of each recovery fails, after the end of the process at each call of a commit
+faults: build build-sandbox $(BUILD)/tools/gotestsum ## each call of each recovery fails, after the end of the process at each call of a commit and of its rollback
 	@AMSAGENT_FAULTS=all tools/scripts/gotest.sh . ./conf -count=1 -timeout 20m -run '^TestFaults$$'
 
 .PHONY: arm64

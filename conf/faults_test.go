@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errKilled = errors.New("the process is dead")
+var (
+	errKilled = errors.New("the process is dead")
+	// errStays is a place that is broken: each later call on the same name fails as well.
+	errStays = fmt.Errorf("%w, again and again", unix.EIO)
+)
 
 // faults lets one call fail, or all from one on: then the process is dead, and
 // nothing of it reaches the disk any more.
@@ -25,6 +30,7 @@ type faults struct {
 	seen int
 	at   int // which call; 0 is none
 	err  error
+	name string // of that call
 	// first, if not nil, begins the count: the call for which it is true fails.
 	first func(call, name string) bool
 	begun bool
@@ -40,7 +46,13 @@ func (f *faults) hook(call, name string) error {
 		return nil
 	}
 	f.seen++
-	if f.at > 0 && (f.seen == f.at || f.seen > f.at && errors.Is(f.err, errKilled)) {
+	switch {
+	case f.at == 0 || f.seen < f.at:
+		return nil
+	case f.seen == f.at:
+		f.name = name
+		return f.err
+	case errors.Is(f.err, errKilled), errors.Is(f.err, errStays) && name == f.name:
 		return f.err
 	}
 	return nil
@@ -64,9 +76,10 @@ func faultRoot(t *testing.T) func() *Store {
 }
 
 // TestFaults lets each call of a commit, of a rollback and of a recovery fail by
-// EIO, by ENOSPC and by the end of the process, in both directions. One recovery
-// makes all files old or all new, and leaves nothing lying about. The recoveries are
-// sampled; AMSAGENT_FAULTS=all (make faults) lets each call of each of them fail.
+// EIO, once and for good, by ENOSPC and by the end of the process, in both directions.
+// One recovery makes all files old or all new, and leaves nothing lying about. The
+// recoveries, from a commit and from a rollback, are sampled; AMSAGENT_FAULTS=all
+// (make faults) lets each call of each of them fail.
 func TestFaults(t *testing.T) {
 	tree := faultRoot(t)
 	s := tree()
@@ -75,14 +88,15 @@ func TestFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	joined := snapshot(t, s)
-	step, killStep, recoveryStep := 1, 9, 3
+	kinds := []error{errKilled, unix.EIO, unix.ENOSPC}
+	recoveryKinds := append(slices.Clone(kinds), errStays)
+	step, killStep, recoveryStep, rollbackStep := 1, 9, 3, 9
 	switch {
 	case os.Getenv("AMSAGENT_FAULTS") == "all":
-		killStep, recoveryStep = 1, 1
+		kinds, killStep, recoveryStep, rollbackStep = recoveryKinds, 1, 1, 1
 	case testing.Short():
-		step, killStep, recoveryStep = 7, 63, 21
+		step, killStep, recoveryStep, rollbackStep = 7, 63, 21, 21
 	}
-	kinds := []error{errKilled, unix.EIO, unix.ENOSPC}
 
 	// settled checks what one recovery without faults comes to.
 	settled := func(s *Store, where string) {
@@ -160,14 +174,18 @@ func TestFaults(t *testing.T) {
 				}
 			},
 		}
-		for phase, trigger := range triggers {
+		fault := func(phase string, at int, kind error) *faults {
+			f := &faults{at: at, err: kind}
+			if trigger := triggers[phase]; trigger != nil {
+				f.first = trigger()
+			}
+			return f
+		}
+		for phase := range triggers {
 			for _, kind := range kinds {
 				for at := 1; ; at += step {
 					s := prepare(op)
-					f := &faults{at: at, err: kind}
-					if trigger != nil {
-						f.first = trigger()
-					}
+					f := fault(phase, at, kind)
 					err := commit(s, op, f)
 					total++
 					if f.seen < at {
@@ -182,25 +200,34 @@ func TestFaults(t *testing.T) {
 					}
 				}
 			}
-		}
-		// A recovery, after the end of the process, is itself cut short.
-		for killed := 1 + killStep/2; ; killed += killStep {
-			f := &faults{at: killed, err: errKilled}
-			if _ = commit(prepare(op), op, f); f.seen < killed {
-				break
+			// A recovery, after the end of the process in the commit or in its rollback, is itself cut short.
+			every, sample := recoveryStep, 0
+			if triggers[phase] != nil {
+				every = rollbackStep
 			}
-			for _, kind := range kinds {
-				for at := 1; ; at += recoveryStep {
-					s := prepare(op)
-					_ = commit(s, op, &faults{at: killed, err: errKilled})
-					f := &faults{at: at, err: kind}
-					s.hook = f.hook
-					_, err := s.Recover()
-					total++
-					if f.seen < at {
-						break
+			for killed := 1 + killStep/2; ; killed += killStep {
+				f := fault(phase, killed, errKilled)
+				if _ = commit(prepare(op), op, f); f.seen < killed {
+					break
+				}
+				for _, kind := range recoveryKinds {
+					sample++ // so that each kind meets each call after some kill
+					for at := 1 + sample%every; ; at += every {
+						s := prepare(op)
+						_ = commit(s, op, fault(phase, killed, errKilled))
+						f := &faults{at: at, err: kind}
+						s.hook = f.hook
+						_, err := s.Recover()
+						total++
+						if f.seen < at {
+							break
+						}
+						where := fmt.Sprintf("%s, %s, killed at %d, recovery, call %d: %v (%v)", op, phase, killed, at, kind, err)
+						if s.hook = nil; err == nil && s.Interrupted() {
+							t.Fatalf("%s: it says that nothing is left to do", where)
+						}
+						settled(s, where)
 					}
-					settled(s, fmt.Sprintf("%s, killed at %d, recovery, call %d: %v (%v)", op, killed, at, kind, err))
 				}
 			}
 		}
