@@ -4,11 +4,16 @@
 package conf
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 const serverPath = "/ams/conf/red5.properties"
@@ -176,4 +181,100 @@ func TestFileOfRootInAnothersFolder(t *testing.T) {
 	if f, err := s.Read(serverPath); err != nil || string(f.Bytes) != original || f.UID != 0 || f.Mode != 0o644 {
 		t.Errorf("%q, %v; %d %v", f.Bytes, err, f.UID, f.Mode)
 	}
+}
+
+// The copy of an edited file that a leave keeps belongs to whom the file belonged, who must gain nothing by what
+// he put in its place: no program, no other user's rights, and no file elsewhere.
+func TestKeptCopy(t *testing.T) {
+	const edited = "clusterdb.host=\\uZZZZ\n" // no Java reads it: the former file is put back
+	for name, tt := range map[string]struct {
+		mode fs.FileMode // of the edited file
+		root bool        // it is root's, in the folder of user 4711
+		// there puts something in the place of the copy; outside is a file of root's.
+		there func(saved, outside string) error
+		late  error // it comes after the plan was made, and the commit ends with this
+		want  fs.FileMode
+		other bool // it gets another name
+	}{
+		"nothing there":             {mode: 0o640, want: 0o640},
+		"a program":                 {mode: 0o755, want: 0o644},
+		"a program with rights":     {mode: 0o755 | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky, want: 0o644},
+		"a former copy with rights": {mode: 0o640, want: 0o640, there: privileged},
+		"a file of root's":          {mode: 0o755 | fs.ModeSetuid, root: true, want: 0o644},
+		"a link":                    {mode: 0o640, want: 0o640, there: linkTo, other: true},
+		"a link to nothing":         {mode: 0o640, want: 0o640, there: func(saved, _ string) error { return os.Symlink("/etc/made", saved) }, other: true},
+		"a folder":                  {mode: 0o640, want: 0o640, there: func(saved, _ string) error { return os.Mkdir(saved, 0o755) }, other: true},
+		"a second name":             {mode: 0o640, want: 0o640, there: func(saved, outside string) error { return os.Link(outside, saved) }, other: true},
+		"a link after the plan":     {mode: 0o640, there: linkTo, late: files.ErrLink},
+		"a file after the plan":     {mode: 0o640, there: privileged, late: ErrChanged},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, owner := hisTree(t), 4711
+			if tt.root {
+				owner = 0
+				putFile(t, s, "http.port=5080\nclusterdb.host=localhost\n", owner, 0o644)
+			}
+			p, err := planServer(t, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+			putFile(t, s, edited, owner, tt.mode)
+			outside := filepath.Join(s.Root, "/data/root.properties")
+			saved := filepath.Join(s.Root, savedName(serverPath))
+			put := func(late bool) {
+				t.Helper()
+				if tt.there != nil && (tt.late != nil) == late {
+					if err := tt.there(saved, outside); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			put(false)
+			undo := planUndo(t, s)
+			put(true)
+			before := snapshot(t, s)
+			err = undo.CommitUndo("leave")
+			if tt.late != nil {
+				if d := cmp.Diff(before, snapshot(t, s)); !errors.Is(err, tt.late) || d != "" {
+					t.Errorf("%v, and changed (-want +got):\n%s", err, d)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			after := snapshot(t, s)
+			kept := savedName(serverPath)
+			if tt.other {
+				if after[kept] != before[kept] {
+					t.Errorf("what had the name is %q, and was %q", after[kept], before[kept])
+				}
+				kept += "-1"
+			}
+			if f, err := s.Read(kept); err != nil || string(f.Bytes) != edited || f.UID != owner || f.GID != owner || f.Mode != tt.want {
+				t.Errorf("kept is %q, %v; %d:%d %v, want %v", f.Bytes, err, f.UID, f.GID, f.Mode, tt.want)
+			}
+			for path := range after {
+				if _, was := before[path]; !was && path != kept {
+					t.Errorf("made: %s", path)
+				}
+			}
+			if is := "/data/root.properties"; after[is] != before[is] {
+				t.Errorf("written: %q", after[is])
+			}
+		})
+	}
+}
+
+// linkTo is a link of user 4711 to another user's file.
+func linkTo(saved, outside string) error {
+	return errors.Join(os.Symlink(outside, saved), os.Lchown(saved, 4711, 4711))
+}
+
+// privileged is a program of root's that everybody may run.
+func privileged(saved, _ string) error {
+	return errors.Join(os.WriteFile(saved, nil, 0o600), os.Chmod(saved, 0o755|fs.ModeSetuid|fs.ModeSetgid))
 }
