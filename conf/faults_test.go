@@ -12,9 +12,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 var (
@@ -235,5 +238,100 @@ func TestFaults(t *testing.T) {
 	t.Logf("%d runs", total)
 	if total < 100 {
 		t.Errorf("only %d runs: the calls are not seen", total)
+	}
+}
+
+// TestFaultsOfAPlan lets each call fail by EIO, once and for good, that a plan makes for a file which is to hold a
+// password. There is no plan of it then: a file that seems not to be there would be made with the rights of a new
+// one, and one whose owner is not known would stay readable by all.
+func TestFaultsOfAPlan(t *testing.T) {
+	const path, secret = "/ams/webapps/Live App/WEB-INF/red5-web.properties", "hunter22"
+	owner := os.Geteuid()
+	if owner == 0 {
+		owner = 4711 // what is not known must not look like the owner
+	}
+	edit := func(p *Plan, path string) error {
+		return p.Edit(Target{Path: path, Kind: KindProperties, CreateMode: 0o644, Private: true, Owner: owner}, func(src []byte) ([]Span, error) {
+			q, err := ParseProperties(src)
+			if err != nil {
+				return nil, err
+			}
+			q.Set("db.password", secret, nil)
+			return q.Spans(), nil
+		})
+	}
+	for name, tt := range map[string]struct {
+		path   string
+		joined bool
+		now    string // what is in the file by now; "": as it was
+		leave  bool
+	}{
+		"first":               {path: path},
+		"first, by a link":    {path: "/ams/webapps/root/WEB-INF/red5-web.properties"},
+		"again":               {path: path, joined: true},
+		"again, half written": {path: path, joined: true, now: "#Sat Nov 21 00:34:56 UTC 2026\ndb.ty"},
+		"leave":               {path: path, joined: true, leave: true},
+		"leave, half written": {path: path, joined: true, leave: true, now: "#Sat Nov 21 00:34:56 UTC 2026\ndb.ty"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { // what is half written is waited for
+				s := newTree(t)
+				target, err := s.Follow(tt.path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				real := filepath.Join(s.Root, target)
+				if err := errors.Join(os.Chown(real, owner, -1), os.Chmod(real, 0o644)); err != nil {
+					t.Fatal(err)
+				}
+				if tt.joined {
+					p := s.NewPlan(nil)
+					if err := errors.Join(edit(p, tt.path), p.Commit("join")); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if tt.now != "" {
+					if err := os.WriteFile(real, []byte(tt.now), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+				record, err := s.Record()
+				if err != nil {
+					t.Fatal(err)
+				}
+				plan := func(f *faults) (*Plan, error) {
+					s.hook = f.hook
+					defer func() { s.hook = nil }()
+					if tt.leave {
+						return s.PlanUndo(record)
+					}
+					p := s.NewPlan(record)
+					return p, edit(p, tt.path)
+				}
+				all := &faults{}
+				p, err := plan(all)
+				if err != nil {
+					t.Fatal(err)
+				}
+				// The copy of a half written file comes before it.
+				if got := p.files[len(p.files)-1]; got.Before.Path != tt.path || !tt.leave && got.Mode != 0o640 || strings.Contains(string(got.After), secret) == tt.leave {
+					t.Fatalf("%s %v: %q", got.Before.Path, got.Mode, got.After)
+				}
+				if all.seen < 2 {
+					t.Fatalf("only %d calls are seen", all.seen)
+				}
+				for at := 1; at <= all.seen; at++ {
+					for _, kind := range []error{unix.EIO, errStays} {
+						p, err := plan(&faults{at: at, err: kind})
+						if !errors.Is(err, unix.EIO) || files.Refused(err) {
+							t.Errorf("call %d, %v: %v", at, kind, err)
+						}
+						if p != nil && len(p.files) > 0 {
+							t.Errorf("call %d, %v: there is a plan of %v", at, kind, p.ChangedPaths())
+						}
+					}
+				}
+			})
+		})
 	}
 }
