@@ -5,12 +5,20 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -28,6 +36,68 @@ func TestUnknownOwner(t *testing.T) {
 	if f.plan != nil {
 		t.Error("there is a plan")
 	}
+}
+
+// TestDeadFileSystem: what is on a disk, or on a network file system, that gives errors only. A join ends then, and so
+// does the daemon's, which leaves out what a file's owner made unreadable: a password must not be written where
+// nobody knows who reads it, nor an application be forgotten that has one.
+func TestDeadFileSystem(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to give files away")
+	}
+	const app = "webapps/LiveApp/WEB-INF"
+	for name, tt := range map[string]struct {
+		folder string // below the installation
+		id     string
+		plan   bool
+	}{
+		"the installation": {".", IDInstall, false},
+		"an application":   {app, IDFile, true},
+	} {
+		for _, skipApps := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, %v", name, skipApps), func(t *testing.T) {
+				m := ownTree(t, "3.0", "3.0.3")
+				f := &facts{address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}, skipApps: skipApps}
+				m.checkInstall(f)
+				// In a folder of root's nothing could be its owner's doing.
+				if err := filepath.WalkDir(filepath.Join(m.Root, ams.DefaultDir), func(path string, _ fs.DirEntry, err error) error {
+					return errors.Join(err, os.Lchown(path, 4711, 4711))
+				}); err != nil {
+					t.Fatal(err)
+				}
+				deadMount(t, filepath.Join(m.Root, ams.DefaultDir, tt.folder))
+				m.checkPlan(m.store(), JoinRequest{Mongo: mustTarget(t, testMongo)}, f)
+				if ids(f.failed) != tt.id || !errors.Is(f.failed[0].Err, unix.ENOTCONN) || len(f.warnings) > 0 {
+					t.Errorf("failed: %v, warnings: %v", f.failed, f.warnings)
+				}
+				if (f.plan != nil) != tt.plan {
+					t.Fatalf("a plan: %v", f.plan != nil)
+				}
+				if tt.plan && slices.ContainsFunc(f.plan.Files(), func(p conf.PlannedFile) bool { return strings.Contains(p.Before.Path, app) }) {
+					t.Error("it has a file that cannot be read")
+				}
+			})
+		}
+	}
+}
+
+// deadMount mounts a file system on a folder, whose server is gone: each call on it fails.
+func deadMount(t *testing.T, folder string) {
+	t.Helper()
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skipf("needs FUSE: %v", err)
+	}
+	err = unix.Mount("test", folder, "fuse", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd))
+	_ = unix.Close(fd)
+	if err != nil {
+		t.Skipf("needs the right to mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(folder, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestServerNotEnabled: review real-server S10, a join said nothing about a server
