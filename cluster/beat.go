@@ -470,12 +470,12 @@ func textsField(doc bson.Raw, key string) []string {
 	if !ok {
 		return nil
 	}
-	values, err := list.Values()
-	if err != nil {
-		return nil
-	}
 	var texts []string
-	for _, v := range values[:min(len(values), maxDevices)] {
+	for i := range uint(maxDevices) {
+		v, err := list.IndexErr(i) // one by one: a row of 16 MB has millions, which would take a gigabyte
+		if err != nil {
+			break
+		}
 		texts = append(texts, boundedText(v, maxText)) // the place counts, whatever stands there
 	}
 	return texts

@@ -106,8 +106,11 @@ func readEvent(doc bson.Raw) PastEvent {
 		e.Cut = &n
 	}
 	details, _ := field(doc, "details").DocumentOK()
-	elements, _ := details.Elements()
-	for _, d := range elements[:min(len(elements), maxDetails)] {
+	for i := range uint(maxDetails) {
+		d, err := details.IndexErr(i) // one by one: there may be millions
+		if err != nil || d.Validate() != nil {
+			break
+		}
 		if text := boundedText(d.Value(), maxText); text != "" && len(d.Key()) <= maxText {
 			if e.Details == nil {
 				e.Details = map[string]string{}

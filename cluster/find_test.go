@@ -4,9 +4,12 @@
 package cluster
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"math"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +157,41 @@ func TestTextsAreBounded(t *testing.T) {
 	} {
 		if got := textField(raw(t, bson.D{{Key: "k", Value: s}}), "k"); got != want {
 			t.Errorf("%d bytes became %d: %q", len(s), len(got), got[max(0, len(got)-9):])
+		}
+	}
+}
+
+// A row may have millions of values where some are read: the rest of them takes no memory of whoever lists the cluster.
+func TestManyValuesTakeNoMemory(t *testing.T) {
+	many := func(key string, list byte) bson.Raw {
+		inner := append(binary.LittleEndian.AppendUint32(nil, 4+3<<20+1), bytes.Repeat([]byte{byte(bson.TypeNull), 'x', 0}, 1<<20)...)
+		doc := append([]byte{0, 0, 0, 0, list}, key...)
+		doc = append(append(append(doc, 0), inner...), 0, 0)
+		binary.LittleEndian.PutUint32(doc, uint32(len(doc)))
+		if err := bson.Raw(doc).Validate(); err != nil {
+			t.Fatal(err)
+		}
+		return doc
+	}
+	row, event := many("gpus", byte(bson.TypeArray)), many("details", byte(bson.TypeEmbeddedDocument))
+	for name, read := range map[string]func(){
+		"a row": func() {
+			if n := readNode(row); len(n.Devices) != maxDevices {
+				t.Errorf("%d devices", len(n.Devices))
+			}
+		},
+		"an event": func() {
+			if e := readEvent(event); e.Details != nil {
+				t.Errorf("%d details", len(e.Details))
+			}
+		},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		read()
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; took > 1<<20 {
+			t.Errorf("%s takes %d bytes", name, took)
 		}
 	}
 }
