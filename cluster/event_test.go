@@ -1,0 +1,88 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+// FuzzReadEvent: every node and every application with the same login may write events. Whatever one holds, reading
+// it does not panic, keeps what the bounds allow and nothing else, and gives what can be shown.
+func FuzzReadEvent(f *testing.F) {
+	huge := strings.Repeat("ä", 2000)
+	many := bson.D{{Key: huge, Value: "x"}}
+	for i := range 2 * maxDetails {
+		many = append(many, bson.E{Key: strings.Repeat("k", i), Value: huge})
+	}
+	for _, doc := range []bson.D{
+		{
+			{Key: "at", Value: time.Unix(1772366400, 0)},
+			{Key: "node", Value: "i-1"},
+			{Key: "kind", Value: "leave"},
+			{Key: "who", Value: "root"},
+			{Key: "why", Value: "scale in"},
+			{Key: "cut", Value: int64(3)},
+			{Key: "details", Value: bson.D{{Key: "hook", Value: "h"}, {Key: "n", Value: int32(1)}, {Key: "", Value: bson.Symbol("s")}}},
+		},
+		{
+			{Key: "at", Value: "1e300"},
+			{Key: "node", Value: huge},
+			{Key: "kind", Value: bson.A{"join"}},
+			{Key: "who", Value: bson.D{}},
+			{Key: "why", Value: huge},
+			{Key: "cut", Value: 9.3e18},
+			{Key: "details", Value: many},
+		},
+		{
+			{Key: "at", Value: bson.Timestamp{T: 1<<32 - 1}},
+			{Key: "kind", Value: "\x00\xff\x1b[2J"},
+			{Key: "cut", Value: "-3 %"},
+			{Key: "details", Value: bson.A{"a"}},
+		},
+		{{Key: "details", Value: bson.D{{Key: "a", Value: "1"}, {Key: "a", Value: "2"}}}},
+		{{Key: "at", Value: int64(253402300800000)}}, // the year 10000
+		{},
+	} {
+		data, err := bson.Marshal(doc)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if bson.Raw(data).Validate() != nil {
+			return // the driver gives no such document out
+		}
+		e := readEvent(data)
+		for _, s := range []string{e.Node, e.Kind, e.Who} {
+			if len(s) > maxText {
+				t.Errorf("%d bytes of a text", len(s))
+			}
+		}
+		if len(e.Why) > maxMessage || len(e.Details) > maxDetails {
+			t.Errorf("%d bytes of a reason, %d details", len(e.Why), len(e.Details))
+		}
+		for k, s := range e.Details {
+			if len(k) > maxText || s == "" || len(s) > maxText {
+				t.Errorf("a detail of %d bytes, its name has %d", len(s), len(k))
+			}
+		}
+		// Times outside these years are no JSON, and one such event would take all others with it.
+		if y := e.At.Year(); y < 1 || y > 9999 {
+			t.Errorf("the year %d", y)
+		}
+		if _, err := json.Marshal(e); err != nil {
+			t.Errorf("%#v cannot be shown as JSON: %v", e, err)
+		}
+		if again := readEvent(data); !reflect.DeepEqual(e, again) {
+			t.Errorf("%#v, and read again %#v", e, again)
+		}
+	})
+}
