@@ -131,6 +131,7 @@ func fileAssignments(text string, names ...string) []string {
 			if strings.Contains(line, open) {
 				open = ""
 			}
+			continued = strings.HasSuffix(line, `\`)
 			continue
 		}
 		name, value, ok := strings.Cut(line, "=")

@@ -21,7 +21,7 @@ func TestUnitEnvironmentFiles(t *testing.T) {
 	a, b, gone := filepath.Join(dir, "a.env"), filepath.Join(dir, "b.env"), filepath.Join(dir, "gone")
 	err := errors.Join(
 		os.WriteFile(a, []byte("SECRET=hush\n AMS_HOST_ADDRESS = 10.0.0.6 \n"), 0o600),
-		os.WriteFile(b, []byte("# AMS_HOST_ADDRESS=10.0.0.8\nX=1 \\\nAMS_HOST_ADDRESS=10.0.0.9\nY=\"1\nAMS_HOST_ADDRESS=10.0.0.9\"\n"+
+		os.WriteFile(b, []byte("# AMS_HOST_ADDRESS=10.0.0.8\nX=1 \\\nAMS_HOST_ADDRESS=10.0.0.9\nY=\"1\nAMS_HOST_ADDRESS=10.0.0.9\"\nZ=\"1\\\n2\"\n"+
 			"AMS_HOST_ADDRESS='10.0.0.7'\nANTMEDIA_HOME=\"/srv/antmedia\"\n"), 0o600),
 	)
 	if err != nil {
