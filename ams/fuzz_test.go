@@ -4,10 +4,14 @@
 package ams
 
 import (
+	"bytes"
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -68,6 +72,61 @@ func FuzzAnswers(f *testing.F) {
 		l := answer(reply{code: code, body: body})
 		if l.State == Live && code != http.StatusOK {
 			t.Errorf("%d is live", code)
+		}
+	})
+}
+
+// FuzzFileAssignments: an EnvironmentFile= may be the server's user's, and its other values are secrets. Only what is
+// given to our names is kept, and nothing that stands before it hides the last assignment, which counts.
+func FuzzFileAssignments(f *testing.F) {
+	for _, seed := range []string{
+		"", "AMS_HOST_ADDRESS=10.0.0.5\n", " ANTMEDIA_HOME = '/srv/ant media' \nSECRET=hush", "# AMS_HOST_ADDRESS=1\n;ANTMEDIA_HOME=/x",
+		"X=1 \\\nAMS_HOST_ADDRESS=10.0.0.9\n", "Y=\"1\nAMS_HOST_ADDRESS=10.0.0.9\"\n", "Y='\"\nAMS_HOST_ADDRESS=\"'\n", "Y=\"1\\\n2\"", "=\"\\",
+		"AMS_HOST_ADDRESS=\"", "AMS_HOST_ADDRESS='a", "AMS_HOST_ADDRESS=\\", "AMS_HOST_ADDRESS==\r\n\x00=\xff", "export AMS_HOST_ADDRESS=1",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		names := []string{HostAddressVariable, homeVariable}
+		found := fileAssignments(text, names...)
+		if lines := strings.Count(text, "\n") + 1; len(found) > lines {
+			t.Errorf("%d assignments in %d lines", len(found), lines)
+		}
+		for _, a := range found {
+			name, value, _ := strings.Cut(a, "=")
+			if !slices.Contains(names, name) || strings.Contains(value, "\n") || !strings.Contains(text, value) {
+				t.Errorf("%q", a)
+			}
+		}
+		if got := fileAssignments("#"+strings.ReplaceAll(text, "\n", "\n#"), names...); len(got) > 0 {
+			t.Errorf("a comment assigns %q", got)
+		}
+		const last = HostAddressVariable + "=10.0.0.9"
+		// Whatever quote is open is closed before.
+		if got := fileAssignments(text+"\n'\n\"\n"+last+"\n", names...); len(got) == 0 || got[len(got)-1] != last {
+			t.Errorf("the last assignment is not among %q", got)
+		}
+	})
+}
+
+// FuzzParseStat: a process names itself as it likes, and so decides what stands in its stat.
+func FuzzParseStat(f *testing.F) {
+	const rest = " S 1 812 812 0 -1 4194304 95000 0 12 0 40000 8000 0 0 20 0 120 0 "
+	for _, name := range []string{"java", "", "a) S 1 2", "((", "))", "x\ny", "\x00\xff"} {
+		f.Add([]byte("812 ("+name+")"+rest+"3400 5000000000 250000"), name, uint64(3400))
+	}
+	f.Add([]byte(")("), ") S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 (", uint64(1<<62-1))
+	f.Add([]byte("812 (java) S"), "java", uint64(1<<62))
+	f.Add([]byte("1 (a) S 1 2"), "a", uint64(1))
+	f.Add([]byte("1 (a)"+rest+"4611686018427387904"), "a", uint64(1))
+	f.Add([]byte("1 (a)"+rest+"-1"), "a", uint64(0))
+	f.Fuzz(func(t *testing.T, b []byte, name string, ticks uint64) {
+		if got, n, err := parseStat(b); err != nil && (got != "" || n != 0) || n >= 1<<62 || !bytes.Contains(b, []byte(got)) {
+			t.Errorf("%q, %d, %v", got, n, err)
+		}
+		stat := fmt.Appendf(nil, "812 (%s)%s%d 5000000000 250000\n", name, rest, ticks)
+		if got, n, err := parseStat(stat); ticks < 1<<62 && (got != name || n != ticks || err != nil) {
+			t.Errorf("%q, %d, %v; want %q, %d", got, n, err, name, ticks)
 		}
 	})
 }
