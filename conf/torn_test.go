@@ -4,8 +4,10 @@
 package conf
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -271,4 +273,59 @@ func TestDifferencesBounded(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzTorn: whatever a file held before a join, what the server stored of it is whole, and the beginning of that is
+// taken for whole only where all is in it that the join wrote. A file of a person that has a key is never torn.
+func FuzzTorn(f *testing.F) {
+	const date = "#Sat Nov 21 00:34:56 UTC 2026\n"
+	for _, seed := range []struct{ orig, now string }{
+		{"db.type=mapdb\ndb.host=localhost\ndb.password=", date + "db.host=x"},
+		{date + "db.host : localhost\r\n", date},
+		{"", "#Sat Nov 21 00:34:56 UTC"},
+		{"db.host=\\\na", date + "a=\\u00"},
+		{"# a note\nb=\\u0041\n", "# a note and nothing else\n"},
+		{"a=1\ndb.host=b", "b=2"},
+		{"db.host=a\ndb.host=b\n", "#\xa0Sat\tNov 1 00:34:56 x 2026\n=\n"},
+		{"a=\\\n  b\\n\\\n", "#Sat Nov 21 00:34:56 UTC 2026"},
+	} {
+		for at := range uint16(9) {
+			f.Add([]byte(seed.orig), []byte(seed.now), 7*at)
+		}
+	}
+	f.Fuzz(func(t *testing.T, orig, now []byte, at uint16) {
+		rec, written := joinedProperties(t, orig, "db.host", "mongodb://u:p@10.0.0.1/?w=1")
+		unknown, known := torn(nil, now), torn(rec, now)
+		if unknown && !known {
+			t.Errorf("%q is torn where nothing is known of it alone", now)
+		}
+		if p, err := ParseProperties(now); known && !storedByJava(now) && (err != nil || len(p.last) > 0) {
+			t.Errorf("%q, which no server stored, is torn", now)
+		}
+		whole := stored(t, written)
+		ours := properties(t, written)
+		got := properties(t, whole)
+		delete(got, "written.by.the.server")
+		if !maps.Equal(got, ours) {
+			t.Skip("not what Java stores") // the stand-in for it knows few escapes
+		}
+		for _, text := range [][]byte{whole, append(bytes.Clone(whole), "more=1\n"...)} {
+			if torn(rec, text) || torn(nil, text) {
+				t.Errorf("%q is torn", text)
+			}
+		}
+		part := whole[:int(at)%len(whole)]
+		for _, part := range [][]byte{part, part[:bytes.LastIndexByte(part, '\n')+1]} {
+			if torn(rec, part) {
+				continue
+			}
+			left := properties(t, part)
+			for _, s := range rec.Spans {
+				key := strings.TrimPrefix(s.Anchor, keyAnchor)
+				if got, ok := left[key]; !ok || got != ours[key] {
+					t.Errorf("%q is whole, with %s as %q, %v", part, key, got, ok)
+				}
+			}
+		}
+	})
 }
