@@ -13,6 +13,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/brief"
 	"github.com/amsagent/amsagent/internal/escape"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -246,6 +247,9 @@ func (w *view) beat(r heartbeat.Report) {
 	b.Seq, b.Last = r.Seq, now
 }
 
+// maxLine is what the service manager is told at most, in bytes.
+const maxLine = 8 << 10
+
 // line is the daemon in one line, for the service manager.
 func (w *view) line() string {
 	v := w.get()
@@ -283,7 +287,7 @@ func (w *view) line() string {
 	if v.MetricsError != "" {
 		parts = append(parts, "no /metrics and no /readyz: "+v.MetricsError)
 	}
-	return escape.Text(strings.Join(strings.Fields(strings.Join(parts, "; ")), " "))
+	return brief.Text(escape.Text(strings.Join(strings.Fields(strings.Join(parts, "; ")), " ")), maxLine)
 }
 
 // count says a number that may not be known.
