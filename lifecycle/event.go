@@ -506,7 +506,8 @@ func syntaxError(err error, outer []string) error {
 	if errors.As(err, &syntax) {
 		return fmt.Errorf("%s: %w, at byte %d", where("is no JSON", outer), err, syntax.Offset)
 	}
-	return fmt.Errorf("%s: %w", where("cannot be read", outer), err)
+	// It quotes the value that does not fit, whole: a number may have a million digits.
+	return fmt.Errorf("%s: %s", where("cannot be read", outer), brief.Text(err.Error(), 200))
 }
 
 // clean cuts a word of the event for a message.

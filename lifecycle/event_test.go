@@ -245,6 +245,7 @@ func FuzzEvent(f *testing.F) {
 		f.Add(data)
 	}
 	f.Add([]byte(`{"Records":[{"body":"\"{}\""}]}`))
+	f.Add(bytes.Repeat([]byte("7"), 4000))
 	f.Add([]byte(`{"instanceIds":"[\"i-1\",\"i-2\"]","lifecycleHookId":"ash-1","lifecycleActionToken":"t"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		e, err := lifecycle.ParseEvent(data)
