@@ -213,7 +213,7 @@ func TestDaemonAndItsCopy(t *testing.T) {
 	a.start()
 	eventually(t, "the row is of this boot", func() bool { return a.door.row(nodeID)["boot_id"] == "boot-1" })
 	n := other()
-	n.ID, n.IntervalMS, n.State = nodeID, 1000, cluster.StateActive
+	n.ID, n.IntervalMS, n.State = nodeID, 60_000, cluster.StateActive
 	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
@@ -225,6 +225,9 @@ func TestDaemonAndItsCopy(t *testing.T) {
 		t.Errorf("the daemon wrote over the other's row (-was +is):\n%s", diff)
 	}
 	// Three intervals of the other one later.
+	if _, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-4 * time.Minute)}}); err != nil {
+		t.Fatal(err)
+	}
 	a.serves()
 	eventually(t, "the row is this machine's again", func() bool { return a.door.row(nodeID)["ip"] == own })
 	if n := strings.Count(a.text(), "another machine uses this node's id"); n != 1 {
