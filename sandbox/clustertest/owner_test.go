@@ -243,7 +243,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	a := newAgent(t)
 	boot(t, a.root, "boot-1")
 	n := other()
-	n.ID, n.IntervalMS, n.State = nodeID, 600, cluster.StateActive
+	n.ID, n.IntervalMS, n.State = nodeID, 3000, cluster.StateActive
 	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	go func() {
 		defer close(beats)
 		for seq := int64(1); ctx.Err() == nil; seq++ {
-			_ = a.client.Beat(ctx, cluster.Beat{ID: n.ID, Life: n.Life(), Seq: seq, Interval: 600 * time.Millisecond}, nil)
+			_ = a.client.Beat(ctx, cluster.Beat{ID: n.ID, Life: n.Life(), Seq: seq, Interval: 3 * time.Second}, nil)
 			select {
 			case <-ctx.Done():
 			case <-time.After(200 * time.Millisecond):
