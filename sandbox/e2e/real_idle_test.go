@@ -50,7 +50,6 @@ func TestRealIdle(t *testing.T) {
 	var joins sync.WaitGroup
 	for i := range nodes {
 		nodes[i] = &idleNode{realNode: newRealNode(t, w, realRelease())}
-		nodes[i].AllowAgent(t)
 		joins.Go(func() { nodes[i].out, nodes[i].code = nodes[i].Run(t, nodes[i].joinArgs(w.URI())...) })
 	}
 	joins.Wait()
@@ -60,26 +59,9 @@ func TestRealIdle(t *testing.T) {
 		}
 	}
 	for _, n := range nodes {
-		n.settled()
-		n.services = n.Asked()
+		n.settledFiles, n.services = n.settled(), n.Asked()
 		n.d = n.daemonOf(agent)
 		n.d.ready()
-	}
-	// A setting that an operator saves in one node's panel comes to the others through MongoDB,
-	// and each server writes its files anew.
-	nodes[0].changeSetting()
-	for i, n := range nodes {
-		until(t, "the setting has come to "+n.Address, func() string {
-			if i > 0 && strings.HasPrefix(n.Release, "2.10.") {
-				return "" // to which our test bean cannot hand it on
-			}
-			text := n.Read(t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
-			if !strings.Contains(text, "\nhlsListSize=11\n") {
-				return text
-			}
-			return ""
-		})
-		n.settledFiles = n.settled()
 	}
 	if length >= idleJudged {
 		wait(idleFirst)
