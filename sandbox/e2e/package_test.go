@@ -8,6 +8,8 @@ package e2e
 import (
 	"bytes"
 	"debug/elf"
+	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -390,4 +392,44 @@ func TestPackageInstall(t *testing.T) {
 	if rest := list(); len(rest) > 0 {
 		t.Errorf("left behind: %v", rest)
 	}
+	// Root, under sudo, often has no Go: what another user built is installed, and where nothing was built that is said.
+	noGo := []string{"PATH=" + pathWithout(t, "go")}
+	if err := packageStep("../..", noGo, "make", append(args, "install")...); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(dir+"/opt/agent/bin/amsagent", "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "amsagent v1 ") {
+		t.Errorf("without Go: %v %s", err, out)
+	}
+	if err := packageStep("../..", noGo, "make", append(args, "uninstall")...); err != nil || len(list()) > 0 {
+		t.Errorf("without Go: %v, left behind: %v", err, list())
+	}
+	err = packageStep("../..", noGo, "make", append(args, "BUILD="+t.TempDir(), "install")...)
+	if err == nil || !strings.Contains(err.Error(), "nothing is built yet; run this first, as your own user: make build generate") {
+		t.Errorf("without Go and with nothing built: %v", err)
+	}
+	if rest := list(); len(rest) > 0 {
+		t.Errorf("nothing was built, and yet these were installed: %v", rest)
+	}
+}
+
+// pathWithout is a PATH that has every program of this machine's but one.
+func pathWithout(t *testing.T, missing string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, d := range filepath.SplitList(os.Getenv("PATH")) {
+		programs, err := os.ReadDir(d)
+		if err != nil {
+			continue // PATH may name what is not there
+		}
+		for _, p := range programs {
+			// The first of a name is the one that is run.
+			if err := os.Symlink(filepath.Join(d, p.Name()), filepath.Join(dir, p.Name())); err != nil && !errors.Is(err, fs.ErrExist) {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, missing)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
