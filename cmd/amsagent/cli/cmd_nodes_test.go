@@ -404,6 +404,34 @@ func TestWatchScreen(t *testing.T) {
 	})
 }
 
+// The screen says how it is ended and, below the table, what the table does not.
+func TestWatchWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &play{terminal: true, columns: 70}
+		p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = &cluster.Serving{Why: "LiveApp fails"} })
+		p.node("i-2", "10.0.0.2", func(n *cluster.Node) { n.State = cluster.StateLeft })
+		p.set(func(p *play) { p.docs = []cluster.AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: time.Now()}} })
+		screen := func() []string {
+			frame := strings.TrimSuffix(strings.TrimPrefix(p.frame(), cursorHome), clearRest)
+			var lines []string
+			for line := range strings.SplitSeq(strings.TrimSuffix(frame, "\r\n"), "\r\n") {
+				lines = append(lines, withoutColor(strings.TrimPrefix(line, clearLine)))
+			}
+			return lines
+		}
+		_ = p.watch(t, nodesOptions{noProbe: true}, func() {
+			passes(time.Second)
+			got := screen()
+			if len(got) < 3 || !strings.HasSuffix(got[1], ", every 2 s; Ctrl-C ends") {
+				t.Fatalf("%q", got)
+			}
+			if diff := cmp.Diff([]string{"1 left; --all shows it", "10.0.0.1 does not serve viewers: LiveApp fails"}, got[len(got)-2:]); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	})
+}
+
 // A terminal that goes away ends it, with the cursor asked back all the same.
 func TestWatchTerminalGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
