@@ -538,6 +538,33 @@ func TestDrainMetadata(t *testing.T) {
 	h.hasLeft()
 }
 
+// TestDrainHungMetadata: the daemon starts while the metadata service takes each question and answers none, and a person
+// takes the node out at once. The machine's lock, which the server's stop needs, is free: nobody holds it who asks.
+func TestDrainHungMetadata(t *testing.T) {
+	t.Parallel()
+	h := newScaled(t, newDatabase(t), "10.0.8.12", fakeaws.AutoScalingOptions{})
+	h.serving().end(syscall.SIGTERM)
+	h.viewers(1)
+	if err := h.aws.AddFault(fakeaws.Fault{Hang: true}); err != nil {
+		t.Fatal(err)
+	}
+	asked := len(h.aws.Requests())
+	p := h.daemon()
+	until(t, "the daemon asks who this machine is", func() string {
+		if len(h.aws.Requests()) == asked {
+			return p.text()
+		}
+		return ""
+	})
+	if out, code := h.run("drain", "--now"); code != 0 {
+		t.Fatalf("exit code %d: %s\n%s", code, out, p.text())
+	}
+	h.hasLeft()
+	if log := p.text(); strings.Contains(log, "another amsagent is at work") {
+		t.Errorf("the stop waited for who asks the metadata service:\n%s", log)
+	}
+}
+
 // TestDrainReboot: a machine that is about to be started again drains, stays a node,
 // and serves again after that. A restart of the agent before it ends nothing.
 func TestDrainReboot(t *testing.T) {
