@@ -61,7 +61,7 @@ func Hold(t *testing.T, s Server) {
 		{"answers without a token", h.answers},
 		{"statistics with a token", h.statistics},
 		{"a stream", h.stream},
-		{"a stop leaves the document", h.stops},
+		{"a stop with nobody on it waits for nothing and leaves the document", h.stops},
 		{"the next start takes the document up, and keeps the settings", h.startsAgain},
 		{"a kill leaves the document", h.kills},
 	} {
@@ -345,8 +345,17 @@ func (h *held) stream(t *testing.T) {
 	})
 }
 
+// stopMost is far above the 2 to 3 s of a quiet machine, and below one wait for streams for each application.
+const stopMost = 15 * time.Second
+
 func (h *held) stops(t *testing.T) {
+	begun := time.Now()
 	h.Stop(t)
+	took := time.Since(begun)
+	t.Logf("it took %s to stop", took.Round(10*time.Millisecond))
+	if took > stopMost {
+		t.Errorf("it took %s to stop, want at most %s", took, stopMost)
+	}
 	h.gone(t)
 }
 
