@@ -208,6 +208,9 @@ type Daemon struct {
 	again chan struct{}
 	// beatNow asks for a beat before the next one is due. It has room for one.
 	beatNow chan struct{}
+	// power is held by who stops or restarts the server: a restart is over before a drain
+	// stops it, or does not begin. It has room for one, and is taken before the machine's lock.
+	power   chan struct{}
 	sampler Sampler
 	life    *life    // nil: see Options.Lifecycle
 	serving *serving // nil: see Options.Server
@@ -230,7 +233,7 @@ func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
 		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]maker{},
-		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1),
+		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), power: make(chan struct{}, 1),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -422,6 +425,8 @@ func (d *Daemon) begin() {
 		// The join keeps what it was given, and went by the settings file as it is now.
 		if err := d.o.Reread(); err != nil {
 			d.log.Error("the settings could not be read again; the old ones stay", "error", err)
+		} else {
+			d.life.reread()
 		}
 	}
 	d.mu.Lock()

@@ -41,6 +41,7 @@ type pretended struct {
 	converge  func(context.Context) (*bootstrap.Convergence, error)
 	join      func(context.Context) error
 	restarts  bool // what a join does to the server
+	restart   func()
 }
 
 func (p *pretended) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
@@ -69,7 +70,12 @@ func (p *pretended) Prove(ctx context.Context, _ *cluster.Client, _ string) (*bo
 	return nil, ctx.Err()
 }
 
-func (p *pretended) Restart(context.Context, bootstrap.RestartRequest) error { return nil }
+func (p *pretended) Restart(context.Context, bootstrap.RestartRequest) error {
+	if p.restart != nil {
+		p.restart()
+	}
+	return nil
+}
 
 func (p *pretended) StateFile() (*bootstrap.State, error) {
 	p.mu.Lock()

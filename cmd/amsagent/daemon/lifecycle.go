@@ -296,6 +296,12 @@ func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
 // StopServer implements lifecycle.Node.
 func (l *life) StopServer(ctx context.Context) error {
 	l.departures.Add(1)
+	select {
+	case l.d.power <- struct{}{}:
+		defer func() { <-l.d.power }()
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the end of a restart by this agent: %w", context.Cause(ctx))
+	}
 	// A document outlives its server, so that nobody waits for this.
 	var beside sync.WaitGroup
 	beside.Go(func() { l.remember(ctx) })

@@ -824,6 +824,15 @@ func (m *member) identify(c *bootstrap.Convergence) {
 // restart lets AMS take up what its files say. It is not cut in the middle, which
 // might leave AMS stopped.
 func (m *member) restart(ctx context.Context, req bootstrap.ConvergeRequest, cause string) error {
+	select {
+	case m.d.power <- struct{}{}:
+		defer func() { <-m.d.power }()
+	case <-ctx.Done():
+		return nil
+	}
+	if !m.d.life.ready() {
+		return nil // a drain has begun meanwhile, which stops the server
+	}
 	m.d.log.Info("restarting Ant Media Server: it runs with other settings than it will start with, and nobody is on it")
 	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTime)
 	defer cancel()
