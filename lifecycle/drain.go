@@ -441,7 +441,7 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 	}
 	m.troubleLocked("stop", "")
 	m.r.Unstopped = false
-	m.r.Step, m.r.Say, m.r.Stopped = StepDeregistering, cluster.StateLeft, time.Now()
+	m.r.Step, m.r.Say, m.r.Stopped, m.r.JoinedAs = StepDeregistering, cluster.StateLeft, time.Now(), m.o.Node.JoinedAt()
 	m.commit()
 }
 
@@ -495,8 +495,7 @@ func (m *Manager) done() {
 	}
 	m.noteLocked("done: this node has " + map[bool]string{true: "been parked", false: "left"}[m.o.goal(r) == goalPark])
 	m.endEvent(what, cut)
-	now := time.Now()
-	if at := anchor(m.o.Node.JoinedAt(), now); !r.Stopped.IsZero() && at.After(r.Stopped) {
+	if at := m.o.Node.JoinedAt(); !r.Stopped.IsZero() && !at.IsZero() && !at.Equal(r.JoinedAs) {
 		m.noteLocked("this machine was joined again after its server had been stopped: it serves again")
 		m.forget(false)
 	}

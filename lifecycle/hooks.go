@@ -58,6 +58,7 @@ type call struct {
 	hook      Hook
 	launching bool
 	try       *try
+	settings  int // see Manager.settings
 }
 
 // hooks keeps the cloud waiting and tells it when it needs to wait no longer.
@@ -92,7 +93,7 @@ func (m *Manager) nextCall() (best call, found bool) {
 	}
 	for _, launching := range []bool{false, true} {
 		if m.wantsDiscovery(launching) {
-			consider(call{op: opDiscover, launching: launching, try: m.tryAt(discovery(launching))})
+			consider(call{op: opDiscover, launching: launching, try: m.tryAt(discovery(launching)), settings: m.settings})
 		}
 	}
 	for i := range m.r.Hooks {
@@ -244,7 +245,7 @@ func (m *Manager) do(ctx context.Context, c call) {
 		c.try.since = now
 	}
 	if c.op == opDiscover {
-		if m.wantsDiscovery(c.launching) {
+		if m.wantsDiscovery(c.launching) && c.settings == m.settings {
 			m.discovered(c, found, err, now)
 		}
 		return
@@ -303,11 +304,18 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 func (m *Manager) Reconsider() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.settings++ // the answer to a question under way is by the former ones
 	if m.trouble[troubleHooks] == "" && m.launchHooks == "" {
 		return
 	}
+	r := m.r
+	if m.launchHooks != "" && r.Start == nil && r.Step == StepNone && m.o.Prove != nil {
+		// The start was over once no hook was ours. One that is may still wait for it.
+		r.Start = &start{Notice: Notice{ID: "reload", Source: "reload", Kind: Launch, Received: time.Now()}}
+		m.tries = map[string]*try{}
+	}
 	delete(m.trouble, troubleHooks)
-	m.launchHooks, m.r.NoHook, m.r.NoLaunchHook = "", false, false
+	m.launchHooks, r.NoHook, r.NoLaunchHook = "", false, false
 	m.commit()
 }
 

@@ -97,11 +97,86 @@ func TestLaunchHookOfOthers(t *testing.T) {
 		if v.LaunchHooks != others.Error() {
 			t.Errorf("launch hooks: %q", v.LaunchHooks)
 		}
-		w.set(func(w *world) { w.cloudErr = nil })
+		// One is named, and still keeps the machine waiting.
+		w.set(func(w *world) {
+			w.cloudErr, w.hook = nil, &Hook{Provider: "aws", Group: "edge", Name: "install-codedeploy", Launching: true, Timeout: time.Hour}
+		})
 		l.Reconsider()
-		tick(time.Second)
-		if v := l.View(); v.LaunchHooks != "" {
-			t.Errorf("launch hooks, after one was named: %q", v.LaunchHooks)
+		tick(10 * time.Second)
+		if v := l.View(); v.LaunchHooks != "" || len(v.Trouble) != 0 || !slices.Equal(w.completed, []string{"install-codedeploy CONTINUE"}) {
+			t.Errorf("after one was named, completed %v: %+v", w.completed, v)
+		}
+		// None waits any more: nothing is begun anew.
+		l.Reconsider()
+		tick(10 * time.Second)
+		if v := l.View(); v.Start != "" || len(w.completed) != 1 {
+			t.Errorf("completed %v: %+v", w.completed, v)
+		}
+	})
+}
+
+// Who names the hook and restarts the agent, in place of a reload, has it completed, too.
+func TestHooksNamedBeforeARestart(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.hook = terminate().Hook
+		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}} }
+		l := w.live()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("done", time.Minute, isDone)
+		l.kill()
+		w.set(func(w *world) { w.cloudErr = nil })
+		l = w.live()
+		defer l.kill()
+		tick(10 * time.Second)
+		if len(w.completed) != 1 {
+			t.Errorf("completed %v: %+v", w.completed, l.View())
+		}
+	})
+}
+
+// An answer to a question that was asked by the former settings says nothing of the new ones.
+func TestHooksNamedDuringTheQuestion(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.hook, w.cloudTime = terminate().Hook, 5*time.Second
+		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}} }
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		tick(4 * time.Second)
+		l.Reconsider()
+		tick(1500 * time.Millisecond) // the answer has come
+		w.set(func(w *world) { w.cloudErr = nil })
+		tick(30 * time.Second)
+		if len(w.completed) != 1 {
+			t.Errorf("completed %v: %+v", w.completed, l.View())
+		}
+	})
+}
+
+// Hooks of others are no trouble of a node that serves again.
+func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"ship-logs"}} }
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("others' hooks", time.Minute, func(v View) bool { return v.Trouble["hooks"] != "" })
+		if err := l.Undrain("somebody"); err != nil {
+			t.Fatal(err)
+		}
+		tick(time.Hour)
+		if v := l.View(); !v.Ready || len(v.Trouble) != 0 {
+			t.Errorf("%+v", v)
 		}
 	})
 }

@@ -154,9 +154,11 @@ type Manager struct {
 	trouble  map[string]string
 	// launchHooks is what people are told of those that are not ours.
 	launchHooks string
-	logged      map[string]loggedTrouble
-	notes       []Note
-	noticed     time.Time // when a notice was noted last
+	// settings counts how often they were read again, by which hooks are ours or not.
+	settings int
+	logged   map[string]loggedTrouble
+	notes    []Note
+	noticed  time.Time // when a notice was noted last
 	// withdrawn, handled and ignored are ids that this life has seen.
 	withdrawn map[string]time.Time
 	handled   map[string]bool
@@ -245,6 +247,8 @@ func (m *Manager) takeUp() {
 	now := time.Now()
 	same := r.wake(now, boot, up)
 	r.bound()
+	// There may be other settings now, by which a hook is ours.
+	r.NoHook, r.NoLaunchHook = false, false
 	// A shutdown that this process survives, or follows, is over. What is not due yet is
 	// told again by its source, if it still holds.
 	r.drop(func(n Notice) bool { return n.Kind == Shutdown || !m.o.isDue(r, n, now) })
@@ -768,6 +772,7 @@ func (m *Manager) serveAgain() {
 	m.zeros, m.sessions = 0, nil
 	r.Step, r.Begun, r.Tomb, r.Repair, r.HookFirst, r.NoHook, r.Unstopped = StepNone, time.Time{}, nil, false, false, false, false
 	r.Say, r.Said = cluster.StateActive, ""
+	delete(m.trouble, troubleHooks)
 	m.dropHooks(false)
 }
 
@@ -799,7 +804,7 @@ func (m *Manager) forget(joining bool) {
 	for _, n := range m.r.Notices {
 		isDue := m.o.isDue(m.r, n, now)
 		ends := n.Kind == Shutdown ||
-			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot) && n.Received.After(m.r.Begun)
+			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot) && m.o.due(m.r, n).After(m.r.Begun)
 		switch {
 		case !n.Received.After(m.withdrawn[n.ID]):
 		case never, m.joined && (ends || !isDue):
@@ -820,6 +825,7 @@ func (m *Manager) forget(joining bool) {
 		m.noteLocked("this machine has joined, and is to go all the same: it drains")
 	}
 	m.gen++
+	delete(m.trouble, troubleHooks)
 	m.r, m.tries = next, map[string]*try{}
 	m.forgotten.Store(true)
 	m.advance(now)

@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -522,6 +523,10 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 			w.rejoin()
 			_ = l.Forget(false)
 		}},
+		{name: "a join before which the clock was set back", ready: true, stops: 1, join: func(w *world, l *life) {
+			w.set(func(w *world) { w.running, w.joinedAt = true, w.joinedAt.Add(-time.Hour) })
+			_ = l.Forget(false)
+		}},
 		{name: "a join, and a termination", step: StepDone, stops: 2, join: func(w *world, l *life) {
 			w.rejoin()
 			l.Notice(Notice{ID: "spot", Source: "spot", Kind: Interrupt})
@@ -567,6 +572,43 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A machine that joined while its clock was ahead, and drains before the clock has come there.
+func TestJoinedByAClockThatIsAhead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.joinedAt = time.Now().Add(5 * time.Hour)
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(time.Minute)
+		if v := l.View(); !isDone(v) || v.Ready || w.row != cluster.StateLeft {
+			t.Errorf("row %s, %+v", w.row, v)
+		}
+	})
+}
+
+// What is announced for later outlasts a drain by hand and the join after that, whenever its time comes.
+func TestJoinedAfterTheTimeOfAStopToCome(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		l.Notice(Notice{ID: "stop", Source: "cloud", Kind: Interrupt, Deadline: time.Now().Add(2 * time.Hour)})
+		tick(time.Minute)
+		l.Drain(DrainRequest{})
+		l.until("done", time.Minute, isDone)
+		tick(time.Hour) // it is due meanwhile
+		w.rejoin()
+		if err := l.Forget(false); err != nil {
+			t.Error(err)
+		}
+		l.until("done", time.Minute, isDone)
+		if v := l.View(); w.stops != 2 || v.Ready || !slices.ContainsFunc(v.Notices, func(n Notice) bool { return n.ID == "stop" }) {
+			t.Errorf("%d stops, %+v", w.stops, v)
+		}
+	})
 }
 
 // What a join after a drain by hand leaves in force of what the cloud says.

@@ -132,6 +132,7 @@ func (m *Manager) unpark() {
 	r.drop(func(n Notice) bool { return n.Kind == Park || goalOf(n.Kind) == goalPause })
 	r.Step, r.Begun, r.Tomb, r.NoHook, r.HookFirst, r.Repair = StepNone, time.Time{}, nil, false, false, false
 	r.Say, r.Said = "", ""
+	delete(m.trouble, troubleHooks)
 	// Whatever waited has been told, or waits no more; who starts is asked for anew.
 	r.Hooks = slices.DeleteFunc(r.Hooks, func(a waiter) bool { return !a.Hook.Launching || a.End != "" })
 	r.NoLaunchHook = false

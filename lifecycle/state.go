@@ -116,9 +116,11 @@ type record struct {
 	// Unstopped: AMS did not end in the time for its stop. That is tried on, the row
 	// stays as it is, and the cloud is not kept waiting.
 	Unstopped bool `json:"unstopped,omitempty"`
-	// Stopped is when AMS had ended. Who joins this machine after that wants it to serve
-	// again, and the drain is forgotten at its end.
-	Stopped time.Time `json:"stopped,omitzero"`
+	// Stopped is when AMS had ended, and JoinedAs when this machine had joined by then. Who
+	// joins it after that wants it to serve again, and the drain is forgotten at its end: by
+	// another moment of the join, not a later one, for clocks are set.
+	Stopped  time.Time `json:"stopped,omitzero"`
+	JoinedAs time.Time `json:"joined_as,omitzero"`
 	// Start is under way: of a machine that was parked, or the first one.
 	Start *start `json:"start,omitempty"`
 }
