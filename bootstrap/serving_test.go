@@ -39,6 +39,29 @@ func TestWhileSlow(t *testing.T) {
 	})
 }
 
+// What a join waits for is not told once it is there: the look was cut short, and says "context canceled".
+func TestSayWaitingIsNotCutShort(t *testing.T) {
+	client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		if err := r.Context().Err(); err != nil {
+			return nil, err
+		}
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+	})}
+	var said []string
+	m := &Machine{Service: serviceThat{state: ams.State{Activity: ams.ActivityActive}}, HTTP: client, Progress: func(line string) { said = append(said, line) }}
+	j := &joiner{Machine: m, facts: &facts{install: &ams.Installation{}}, result: &JoinResult{}}
+	j.sayWaiting(t.Context())
+	if len(said) != 1 {
+		t.Fatalf("%q", said)
+	}
+	over, seen := context.WithCancel(t.Context())
+	seen()
+	j.sayWaiting(over)
+	if len(said) != 1 {
+		t.Errorf("it said %q", said)
+	}
+}
+
 // The server's user decides how many applications there are, and when they answer: few
 // are asked at a time, and all of them together take no longer than one may.
 func TestAskAllBounds(t *testing.T) {
