@@ -21,11 +21,15 @@ import (
 const realBootedAddress = "10.77.0.101"
 
 // The real server under its own unit and a booted systemd, with our package: first
-// boot, join as user data does it, restart over a spoiled file, an application that
-// somebody made and another /etc/hosts (S2, S3), drain, leave.
+// boot, join as user data does it, an upgrade by the steps of the vendor's installer, an
+// application that somebody made and another /etc/hosts (S2, S3), drain, leave.
 func TestRealBooted(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	b := newRealBooted(t, w)
+	old := realRelease()
+	if old == realams.Newest {
+		old = realams.Older // it is upgraded
+	}
+	b := newRealBooted(t, w, old)
 	b.boot(t)
 	defer func() {
 		if t.Failed() {
@@ -57,15 +61,24 @@ func TestRealBooted(t *testing.T) {
 		}
 	}
 
-	// A release's own file in the place of a node's: the server would start standalone.
-	b.sh(t, "cp /opt/jee-container.xml "+nodeHome+"/conf/jee-container.xml")
+	// The vendor's upgrade, which leaves the new release's own files: without us the server would start standalone.
+	b.must(t, "systemctl", "stop", nodeUnit)
+	b.onDisk(t, `mv "$1`+nodeHome+`" "$1`+realams.Backup+`"`)
+	realams.Install(t, realams.Newest, b.disk)
+	b.must(t, "systemctl", "daemon-reload")
 	restarted := time.Now()
-	b.must(t, "systemctl", "restart", nodeUnit)
+	b.must(t, "systemctl", "start", nodeUnit)
 	if log := b.sh(t, "journalctl --no-pager -b -o cat -u "+nodeUnit); strings.Count(log, "AMS-DRIFT: not as joined, and written again: "+nodeHome+"/conf/jee-container.xml") != 1 {
 		t.Errorf("the journal of the server's unit says nothing of the file that was put right:\n%s", log)
 	}
 	b.served(t)
-	figure(t, "from the restart to a node that serves: %s", time.Since(restarted).Round(100*time.Millisecond))
+	figure(t, "from the first start of the new release to a node that serves: %s", time.Since(restarted).Round(100*time.Millisecond))
+	until(t, "status names the new release", func() string {
+		if out := b.must(t, "amsagent", "status"); !strings.Contains(out, realams.Newest+" ") {
+			return out
+		}
+		return ""
+	})
 	second := b.show(t)
 	second.want(t, map[string]string{"ActiveState": "active", "NRestarts": "0"})
 	if second["InvocationID"] == first["InvocationID"] {
@@ -157,7 +170,7 @@ type realBooted struct {
 	world *realams.World
 }
 
-func newRealBooted(t *testing.T, w *realams.World) *realBooted {
+func newRealBooted(t *testing.T, w *realams.World, release string) *realBooted {
 	t.Helper()
 	if os.Getenv("REQUIRE_REAL") == "1" {
 		t.Setenv("REQUIRE_SYSTEMD", "1")
@@ -165,7 +178,7 @@ func newRealBooted(t *testing.T, w *realams.World) *realBooted {
 	options := append([]string{"--network-bridge=br0", "--machine=real"}, realams.Java(t)...)
 	b := &realBooted{newDisk(t, diskOptions{tree: `root_make ""`, boot: strings.Join(options, " "), net: w.Network()}), w}
 	realams.Libraries(t, b.disk)
-	realams.Install(t, realRelease(), b.disk)
+	realams.Install(t, release, b.disk)
 	packages := t.TempDir()
 	if err := makePackage(packages, "v0.1.0"); err != nil {
 		t.Fatal(err)
@@ -183,8 +196,7 @@ ExecStart=/bin/sh -c 'ip addr add `+realBootedAddress+`/24 dev host0 && ip link 
 [Install]
 WantedBy=multi-user.target
 `)
-	b.onDisk(t, `cp "$1`+nodeHome+`/conf/jee-container.xml" "$1/opt/"
-chroot "$1" systemctl enable -q cable antmedia`)
+	b.onDisk(t, `chroot "$1" systemctl enable -q cable antmedia`)
 	return b
 }
 

@@ -22,7 +22,7 @@ import (
 // step begins with a node that serves, and ends with a machine that is off.
 func TestRealShutdown(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	b := newRealBooted(t, w)
+	b := newRealBooted(t, w, realRelease())
 	// The journal is to outlive the machine.
 	b.onDisk(t, `mkdir -p "$1/var/log/journal"`)
 	s := &realGoingDown{&goingDown{machine: b.machine}, b}
