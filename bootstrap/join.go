@@ -411,8 +411,10 @@ func (j *joiner) confirm(ctx context.Context) error {
 	if len(j.result.Changes) > 0 {
 		j.result.Outcome = OutcomeUpdated
 	}
-	if j.forgetDrain() || kept || len(j.result.Changes) > 0 {
-		// A daemon that runs remembers the drain and its settings, too; it follows the state file.
+	stopped := j.drainStopped() // first: a drain that is done a moment later is seen by forgetDrain
+	if j.forgetDrain() || stopped || kept || len(j.result.Changes) > 0 {
+		// A daemon that runs remembers the drain and its settings, too; it follows the state
+		// file. The end of a drain looks there for a join after the stop of the server.
 		if err := j.save(PhaseJoined, false); err != nil {
 			return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 		}
@@ -471,15 +473,28 @@ func (j *joiner) forgetDrain() (was bool) {
 }
 
 // drainDone reports whether the daemon remembers a drain that is done.
-func (j *joiner) drainDone() bool {
+func (j *joiner) drainDone() bool { return j.drainStep() == "done" }
+
+// drainStopped reports whether a drain under way has stopped the server.
+func (j *joiner) drainStopped() bool {
+	step := j.drainStep()
+	return step == "deregistering" || step == "completing"
+}
+
+// drainStep returns the step of the drain that the daemon remembers; "" where it
+// remembers none.
+func (j *joiner) drainStep() string {
 	f, err := j.store.Read(drainPath)
 	if err != nil || !f.Exists() {
-		return false
+		return ""
 	}
 	var drain struct {
 		Step string `json:"step"`
 	}
-	return json.Unmarshal(f.Bytes, &drain) == nil && drain.Step == "done"
+	if json.Unmarshal(f.Bytes, &drain) != nil {
+		return ""
+	}
+	return drain.Step
 }
 
 // apply notes what is begun, makes the cluster know that we come, and commits

@@ -1,0 +1,172 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+// joins is amsagent join, by a person.
+func (a *agent) joins() *bootstrap.JoinResult {
+	a.t.Helper()
+	res, err := a.machine.Join(a.t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return res
+}
+
+// joinedAt edits when the last join ended.
+func (a *agent) joinedAt(at time.Time) {
+	a.t.Helper()
+	s, err := a.machine.StateFile()
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	s.Since = at
+	text, err := json.Marshal(s)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(a.root, bootstrap.StateDir, "state.json"), text, 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// drainAt writes the record of a drain at a step, and a row as it is then.
+func (a *agent) drainAt(step lifecycle.Step, state cluster.State) {
+	a.t.Helper()
+	row, err := a.client.Node(a.t.Context(), nodeID)
+	if err == nil {
+		err = a.client.SetOwnState(a.t.Context(), row, state, "drain")
+	}
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	text := `{"version":1,"step":"` + string(step) + `"}`
+	if err := os.WriteFile(filepath.Join(a.root, lifecycle.RecordPath), []byte(text), 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+func (a *agent) state() cluster.State {
+	a.t.Helper()
+	row, err := a.client.Node(a.t.Context(), nodeID)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return row.State
+}
+
+// The end of a drain looks at when the last join ended. So a join that restarts nothing
+// records its time where the drain has stopped the server before, and else writes nothing.
+func TestJoinRecordsItsTime(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	for _, tt := range []struct {
+		step      lifecycle.Step
+		was, want cluster.State
+		saved     bool
+	}{
+		{lifecycle.StepNone, cluster.StateActive, cluster.StateActive, false},
+		{lifecycle.StepDraining, cluster.StateDraining, cluster.StateDraining, false},
+		{lifecycle.StepStopping, cluster.StateDraining, cluster.StateDraining, false},
+		{lifecycle.StepDeregistering, cluster.StateDraining, cluster.StateDraining, true},
+		{lifecycle.StepCompleting, cluster.StateLeft, cluster.StateActive, true},
+		{lifecycle.StepDone, cluster.StateLeft, cluster.StateActive, true},
+	} {
+		a.drainAt(tt.step, tt.was)
+		before := time.Now().Add(-time.Hour).Truncate(time.Second)
+		a.joinedAt(before)
+		if res := a.joins(); res.Outcome != bootstrap.OutcomeUnchanged || res.Restarted {
+			t.Errorf("%q: %s, restarted %v", tt.step, res.Outcome, res.Restarted)
+		}
+		s, err := a.machine.StateFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Phase != bootstrap.PhaseJoined || s.Since.After(before) != tt.saved {
+			t.Errorf("%q: the state file says %s since %s, before the join since %s", tt.step, s.Phase, s.Since, before)
+		}
+		if got := a.state(); got != tt.want {
+			t.Errorf("%q: the row says %s, want %s", tt.step, got, tt.want)
+		}
+	}
+}
+
+// cloudAway is a cloud whose API fails until it is back.
+type cloudAway struct{ back atomic.Bool }
+
+func (c *cloudAway) Discover(context.Context, bool) (*lifecycle.Hook, error) {
+	if c.back.Load() {
+		return nil, nil
+	}
+	return nil, errors.New("503")
+}
+
+func (*cloudAway) Heartbeat(context.Context, lifecycle.Hook) error                  { return nil }
+func (*cloudAway) Complete(context.Context, lifecycle.Hook, lifecycle.Result) error { return nil }
+
+// notices is a source of notices that a test sends.
+type notices chan lifecycle.Notice
+
+func (n notices) Watch(ctx context.Context, report func(lifecycle.Notice)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case notice := <-n:
+			report(notice)
+		}
+	}
+}
+
+// A node whose server is started, and that is joined, while the cloud cannot be notified
+// of its drain serves again once the cloud knows.
+func TestJoinWhileCloudIsAway(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.joinedAt(time.Now().Add(-time.Hour).Truncate(time.Second))
+	cloud, source := &cloudAway{}, make(notices)
+	a.o.Lifecycle = &daemon.Lifecycle{New: lifecycle.NewManager, Leaver: a.machine, Options: lifecycle.Options{
+		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Completer: cloud, Sources: []lifecycle.Source{source},
+	}}
+	a.start()
+	now := time.Now()
+	source <- lifecycle.Notice{ID: "t", Source: "test", Kind: lifecycle.Terminate, Received: now, Deadline: now}
+	completing := func() bool {
+		l := a.view().Lifecycle
+		return l != nil && l.Step == lifecycle.StepCompleting && l.RegistryTold
+	}
+	eventually(t, "the node has left, and the cloud is to be notified", completing)
+	time.Sleep(time.Second) // the state file has whole seconds
+	if err := a.svc.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if res := a.joins(); res.Outcome != bootstrap.OutcomeUnchanged || res.Restarted {
+		t.Errorf("%s, restarted %v", res.Outcome, res.Restarted)
+	}
+	if got := a.state(); got != cluster.StateActive || !completing() {
+		t.Errorf("after the join the row says %s: %+v", got, a.view().Lifecycle)
+	}
+	cloud.back.Store(true)
+	eventually(t, "the drain is over", func() bool { l := a.view().Lifecycle; return l == nil || l.Step != lifecycle.StepCompleting })
+	if l := a.view().Lifecycle; l != nil && !l.Ready {
+		t.Fatalf("the node is not ready: %+v", l)
+	}
+	a.serves()
+}
