@@ -404,7 +404,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	if err != nil {
 		return &FailedError{Step: "writing " + GivenPath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
-	if err := j.registerActive(ctx); err != nil {
+	if err := j.registerActive(ctx, j.drainDone()); err != nil {
 		return &FailedError{Step: "writing the registry", Err: err, State: "this machine is a cluster node; its row in the registry is not up to date"}
 	}
 	j.result.Changes = j.changes()
@@ -738,8 +738,8 @@ func (j *joiner) finish(ctx context.Context) error {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
 	j.result.Outcome = OutcomeJoined
-	j.forgetDrain() // first: the daemon goes on with the row
-	if err := j.registerActive(ctx); err != nil {
+	over := j.forgetDrain() // first: the daemon goes on with the row
+	if err := j.registerActive(ctx, over); err != nil {
 		return &FailedError{
 			Step: "writing the registry", Err: err,
 			State: "this machine is a cluster node; its row in the registry still says joining: run the same command again",
@@ -756,10 +756,10 @@ func (j *joiner) finish(ctx context.Context) error {
 }
 
 // registerActive writes the row of a node that is in. MongoDB answered when the join
-// began: a primary that hangs since then is outlasted.
-func (j *joiner) registerActive(ctx context.Context) error {
+// began: a primary that hangs since then is outlasted. over is as in [Stay].
+func (j *joiner) registerActive(ctx context.Context, over bool) error {
 	return j.outlast(ctx, func(error) bool { return true }, func(ctx context.Context) error {
-		return j.register(ctx, cluster.StateActive, "join")
+		return j.register(ctx, cluster.StateActive, "join", over)
 	})
 }
 

@@ -13,8 +13,9 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// register writes our row with everything that is known of this machine.
-func (j *joiner) register(ctx context.Context, state cluster.State, reason string) error {
+// register writes our row with everything that is known of this machine. over is as in
+// [Stay].
+func (j *joiner) register(ctx context.Context, state cluster.State, reason string, over bool) error {
 	f := j.facts
 	group := j.req.Group
 	if group == "" {
@@ -31,7 +32,7 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	if err != nil {
 		return err
 	}
-	if err := Stay(ctx, f.client, n, &r, j.drainDone()); err != nil {
+	if err := Stay(ctx, f.client, n, &r, over); err != nil {
 		return err
 	}
 	if r.Rejoined && state == cluster.StateJoining && r.Before.State == cluster.StateActive {
@@ -63,7 +64,7 @@ func (j *joiner) enter(ctx context.Context) error {
 	}
 	own, cancel := outlasting(ctx, mongoFirst)
 	defer cancel()
-	err := j.register(own, cluster.StateJoining, "join")
+	err := j.register(own, cluster.StateJoining, "join", false)
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}

@@ -170,3 +170,24 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 	}
 	a.serves()
 }
+
+// A join that restarts the server takes back that its row drains, where that drain is done
+// and no daemon runs that knows of it.
+func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.drainAt(lifecycle.StepDone, cluster.StateDraining)
+	if err := a.svc.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if res := a.joins(); res.Outcome != bootstrap.OutcomeJoined || !res.Restarted {
+		t.Errorf("%s, restarted %v", res.Outcome, res.Restarted)
+	}
+	if got := a.state(); got != cluster.StateActive {
+		t.Fatalf("the row says %s", got)
+	}
+	if _, err := os.Stat(filepath.Join(a.root, lifecycle.RecordPath)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the record of the drain: %v", err)
+	}
+	a.start()
+}
