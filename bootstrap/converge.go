@@ -29,7 +29,8 @@ const (
 type ConvergeMode string
 
 const (
-	// ConvergeByCommand writes them in any case: a person asked for it.
+	// ConvergeByCommand writes them unless the server is starting, or the service manager fails
+	// to say whether it is.
 	ConvergeByCommand ConvergeMode = ""
 	// ConvergeBeforeStart writes them: the service manager is about to start the
 	// server. Nothing is waited for.
@@ -128,12 +129,18 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 	if starting, ok := errors.AsType[*startingError](err); ok {
 		// Without the lock: a drain that comes meanwhile stops the server at its time.
 		m.awaitStarted(ctx, starting.facts)
-		if c, err = m.convergeOnce(ctx, store, req); c != nil {
-			c.Repairs = append(starting.recovered, c.Repairs...)
+		if ctx.Err() == nil {
+			if c, err = m.convergeOnce(ctx, store, req); c != nil {
+				c.Repairs = append(starting.recovered, c.Repairs...)
+			}
 		}
 	}
 	if starting, ok := errors.AsType[*startingError](err); ok {
-		err = &FailedError{Step: "writing the configuration", Err: err, State: starting.found, Hint: "run the same command again when it serves, or restart it: its files are put right just before it starts"}
+		failed := &FailedError{Step: "writing the configuration", Err: err, State: starting.found, Hint: "run the same command again when it serves, or restart it: its files are put right just before it starts"}
+		if ctx.Err() != nil {
+			failed.Step, failed.Err, failed.Unknown = "waiting for Ant Media Server, which is starting", context.Cause(ctx), isTimeout(ctx.Err())
+		}
+		err = failed
 	}
 	return c, err
 }
@@ -228,15 +235,16 @@ type converger struct {
 	// recovered is what was done about an interrupted command.
 	recovered []Finding
 	facts     facts
+	// stateErr is why the state of the service is not known.
+	stateErr error
 }
 
 // run converges where err is nil. Whatever keeps the files from being mended: the node
 // serves, and is to be seen.
 func (k *converger) run(ctx context.Context, err error) error {
 	f := &k.facts
-	var serr error
-	if f.service, serr = k.Service.State(ctx); serr != nil {
-		k.warn(IDService, "the service does not say its state: %v", serr)
+	if f.service, k.stateErr = k.Service.State(ctx); k.stateErr != nil {
+		k.warn(IDService, "the service does not say its state: %v", k.stateErr)
 	}
 	if rerr := k.read(); err == nil {
 		err = rerr
@@ -352,7 +360,8 @@ func (k *converger) forgetAddress() {
 
 // writes reports whether the server's files may be written now.
 func (k *converger) writes() bool {
-	return k.req.Mode != ConvergeWatch || k.stopped()
+	// Without the state it is not known whether the server is starting.
+	return k.req.Mode == ConvergeByCommand && k.stateErr == nil || k.stopped()
 }
 
 // stopped reports whether no server runs, which is about to start with the files
@@ -392,7 +401,8 @@ func (k *converger) mend(ctx context.Context) error {
 	k.limit()
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
-	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && k.starting(ctx, f) {
+	// After ctx ended no application was asked.
+	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && (k.starting(ctx, f) || ctx.Err() != nil) {
 		return &startingError{facts: f, found: k.found, recovered: k.recovered}
 	}
 	k.noteRestart(changed)
@@ -403,15 +413,37 @@ func (k *converger) mend(ctx context.Context) error {
 		k.state.Release = f.state.Release
 	}
 	// First: a crash behind it is mended by the next run, which plans anew.
-	if err := k.save(*f.state); err != nil || !changed {
+	if err := k.save(*f.state); err != nil {
 		return err
 	}
-	if err := k.write(ctx); err != nil {
-		return err
+	if changed {
+		if err := k.write(ctx); err != nil {
+			return err
+		}
+		before := k.state
+		k.state.Release = release
+		if err := k.save(before); err != nil {
+			return err
+		}
 	}
-	before := k.state
-	k.state.Release = release
-	return k.save(before)
+	if k.req.Mode == ConvergeByCommand && len(k.result.Differences) > 0 {
+		return k.unwritten(ctx, changed || k.state != *f.state)
+	}
+	return nil
+}
+
+// unwritten is the error of a command that wrote none of the server's files, as the state of
+// the service is not known.
+func (k *converger) unwritten(ctx context.Context, own bool) error {
+	err := cmp.Or(context.Cause(ctx), k.stateErr)
+	state := k.found
+	if own {
+		state = "the agent's own files were written, those of Ant Media Server were not"
+	}
+	return &FailedError{
+		Step: "asking for the state of the service", Err: err, State: state, Unknown: isTimeout(err),
+		Hint: cmp.Or(ams.Hint(err), "run the same command again; the files are put right just before the server starts, too"),
+	}
 }
 
 // save writes the state where it is another one than before.

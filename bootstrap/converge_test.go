@@ -278,6 +278,49 @@ func TestConvergeOwesARestart(t *testing.T) {
 	}
 }
 
+// Where the service manager fails to say whether the server runs, it may be starting: a
+// command writes none of its files, but those of the agent's own. The server's start writes all.
+func TestConvergeOfAnUnknownService(t *testing.T) {
+	away := errors.New("the bus is away")
+	for name, tt := range map[string]struct {
+		mode    ConvergeMode
+		service Service
+		drifts  bool
+		err     error
+		writes  bool
+	}{
+		"a command":                {ConvergeByCommand, serviceThat{err: away}, true, away, false},
+		"a command, nothing to do": {ConvergeByCommand, serviceThat{err: away}, false, nil, false},
+		"nothing is managed":       {ConvergeByCommand, ams.None{}, true, nil, true},
+		"the daemon":               {ConvergeWatch, serviceThat{err: away}, true, nil, false},
+		"before the start":         {ConvergeBeforeStart, serviceThat{err: away}, true, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := joinedTree(t)
+			m.Service = tt.service
+			if tt.drifts {
+				edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
+			}
+			put(t, m, MongoPath, "10.0.2.5\n")
+			req := convergeRequest(t, joinedAs(), nil)
+			req.Mode = tt.mode
+			_, err := m.Converge(t.Context(), req)
+			if !errors.Is(err, tt.err) {
+				t.Errorf("%v", err)
+			}
+			if failed, ok := errors.AsType[*FailedError](err); ok && !strings.Contains(failed.State, "own files were written") {
+				t.Errorf("%+v", failed)
+			}
+			if wrote := property(t, m, liveFile, "db.type") == "mongodb"; tt.drifts && wrote != tt.writes {
+				t.Errorf("the server's file was written: %v", wrote)
+			}
+			if b, err := os.ReadFile(filepath.Join(m.Root, MongoPath)); err != nil || string(b) == "10.0.2.5\n" {
+				t.Errorf("the agent's file was not written: %v", err)
+			}
+		})
+	}
+}
+
 // What only a leave needs, or what the server's user can do to his files, does not make a
 // node that serves vanish from the cluster at the next start of the daemon.
 func TestConvergeOfWhatCannotBeRead(t *testing.T) {

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -174,6 +176,62 @@ func TestConvergeWhileStarting(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// silenced is a service that says nothing once the command has ended, as systemd's.
+type silenced struct{ serviceThat }
+
+func (s silenced) State(ctx context.Context) (ams.State, error) {
+	if err := ctx.Err(); err != nil {
+		return ams.State{Activity: ams.ActivityUnknown}, err
+	}
+	return s.serviceThat.State(ctx)
+}
+
+// A command that ends while the server starts, at any question, writes nothing.
+func TestConvergeEndsWhileStarting(t *testing.T) {
+	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
+	why := errors.New("interrupted by signal")
+	for _, at := range []int64{1, 3, 5} { // in the first pass, and in two rounds of the wait
+		for _, timeout := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d, timeout %v", at, timeout), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					m := joinedTree(t)
+					edit(t, m, name, "db.type=mongodb", "db.type=mapdb")
+					was := snapshot(t, m)
+					m.Service = silenced{running()}
+					ctx, stop := context.WithCancelCause(t.Context())
+					defer stop(nil)
+					ctx, cancel := context.WithTimeout(ctx, time.Hour)
+					defer cancel()
+					var asked atomic.Int64
+					m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+						switch n := asked.Add(1); {
+						case n == at && timeout:
+							time.Sleep(time.Hour)
+						case n == at:
+							stop(why)
+						}
+						return &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader(starting))}, nil
+					})}
+					req := watchRequest(t)
+					req.Mode = ConvergeByCommand
+					want := why
+					if timeout {
+						want = context.DeadlineExceeded
+					}
+					_, err := m.Converge(ctx, req)
+					failed, ok := errors.AsType[*FailedError](err)
+					if !ok || !errors.Is(err, want) || failed.State != untouched || failed.Unknown != timeout {
+						t.Errorf("%+v", err)
+					}
+					if now := snapshot(t, m); !maps.Equal(was, now) {
+						t.Error("files were written")
+					}
+				})
+			})
+		}
 	}
 }
 
