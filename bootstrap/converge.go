@@ -125,14 +125,12 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
 		}
 	}
-	c, err := m.convergeOnce(ctx, store, req)
+	c, err := m.convergeOnce(ctx, store, req, untouched, nil)
 	if starting, ok := errors.AsType[*startingError](err); ok {
 		// Without the lock: a drain that comes meanwhile stops the server at its time.
 		m.awaitStarted(ctx, starting.facts)
 		if ctx.Err() == nil {
-			if c, err = m.convergeOnce(ctx, store, req); c != nil {
-				c.Repairs = append(starting.recovered, c.Repairs...)
-			}
+			c, err = m.convergeOnce(ctx, store, req, starting.found, starting.recovered)
 		}
 	}
 	if starting, ok := errors.AsType[*startingError](err); ok {
@@ -158,9 +156,10 @@ func (*startingError) Error() string {
 }
 
 // convergeOnce is [Machine.Converge]; where files are to be written while the server starts,
-// it writes nothing and returns a [startingError].
-func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req ConvergeRequest) (*Convergence, error) {
-	c := &Convergence{Repairs: []Finding{}, Warnings: []Finding{}, Differences: []conf.Difference{}}
+// it writes nothing and returns a [startingError]. found and recovered are those of a pass
+// before this one.
+func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req ConvergeRequest, found string, recovered []Finding) (*Convergence, error) {
+	c := &Convergence{Repairs: append([]Finding{}, recovered...), Warnings: []Finding{}, Differences: []conf.Difference{}}
 	if req.Mode == ConvergeBeforeStart {
 		// A join or a leave starts the server itself, and holds the lock meanwhile.
 		if s, err := loadState(store); err == nil && (s == nil || s.Phase != PhaseJoined) {
@@ -181,14 +180,17 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 		return c, nil // it starts the server, and has written the files
 	}
 	if err != nil {
-		return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
+		return c, &FailedError{Step: "waiting for the lock", Err: err, State: found, Unknown: isTimeout(err)}
 	}
 	defer func() { _ = lock.Unlock() }()
-	recovered, found, unfinished := m.recover(store)
+	now, left, unfinished := m.recover(store)
 	if unfinished != nil {
 		unfinished = notRecovered(unfinished, leaveFirst)
 	}
-	c.Repairs = append(c.Repairs, recovered...)
+	if len(now) > 0 {
+		found, recovered = left, append(recovered, now...)
+	}
+	c.Repairs = append(c.Repairs, now...)
 	state, err := loadState(store)
 	switch {
 	case unfinished != nil && (err != nil || state == nil || state.Phase != PhaseJoined):
@@ -607,8 +609,8 @@ func (k *converger) pending() *PendingRestart {
 func (k *converger) write(ctx context.Context) error {
 	f := &k.facts
 	paths := f.plan.ChangedPaths()
-	if err := k.commit(ctx); err != nil {
-		state, hint := leftBy(err, k.found, "the files are those of a cluster node")
+	if before, err := k.commit(ctx); err != nil {
+		state, hint := leftBy(err, before, "the files are those of a cluster node")
 		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(protectedHint(k.store, f.plan, err), hint)}
 	}
 	k.repaired(IDDrift, "not as joined, and written again: %s", joinPaths(paths))
@@ -683,17 +685,19 @@ func (k *converger) applied() (values []conf.Difference, apply []conf.PlannedFil
 }
 
 // commit writes the plan. One that holds some of the files only is not made again
-// where a file changed meanwhile: the next convergence does that.
-func (k *converger) commit(ctx context.Context) error {
+// where a file changed meanwhile: the next convergence does that. before is the state that
+// a failure leaves where all files are as before the last commit.
+func (k *converger) commit(ctx context.Context) (before string, err error) {
 	f := &k.facts
 	if !k.writes() {
-		return f.plan.Commit("join")
+		return k.found, f.plan.Commit("join")
 	}
 	j := &joiner{
 		Machine: k.Machine, store: k.store, facts: f, found: k.found, result: &JoinResult{},
 		req: JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve},
 	}
-	return j.commit(ctx)
+	err = j.commit(ctx)
+	return j.before(), err
 }
 
 // node collects what the registry is to know of this machine.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -318,6 +319,50 @@ func TestConvergeOfAnUnknownService(t *testing.T) {
 				t.Errorf("the agent's file was not written: %v", err)
 			}
 		})
+	}
+}
+
+// A command that wrote files does not say that nothing was changed, where it cannot write
+// again what the server wrote over meanwhile.
+func TestFailureAfterTheFirstCommit(t *testing.T) {
+	for name, harm := range map[string]string{
+		"the second plan":   StateDir + "/undo.json",
+		"the second commit": StateDir + "/journal",
+	} {
+		for command, run := range map[string]func(*testing.T, *Machine) error{
+			"converge": func(t *testing.T, m *Machine) error {
+				req := watchRequest(t)
+				req.Mode = ConvergeBeforeStart
+				_, err := m.Converge(t.Context(), req)
+				return err
+			},
+			"join": func(t *testing.T, m *Machine) error {
+				_, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", Offline: true, Valve: ValveKeep})
+				return err
+			},
+		} {
+			t.Run(command+", "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					m := joinedTree(t)
+					edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
+					// A server that runs: an offline join looks for one.
+					proc := filepath.Join(m.Root, "proc/1")
+					if err := errors.Join(os.MkdirAll(proc, 0o755), os.Symlink(ams.DefaultDir, filepath.Join(proc, "cwd"))); err != nil {
+						t.Fatal(err)
+					}
+					go func() { // the clock moves when the command waits for what the server does
+						time.Sleep(saveTime / 2)
+						edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
+						put(t, m, harm, "{")
+					}()
+					err := run(t, m)
+					failed, ok := errors.AsType[*FailedError](err)
+					if !ok || !strings.HasPrefix(failed.State, "the files were written, and some of them have been changed since") {
+						t.Errorf("%+v", err)
+					}
+				})
+			})
+		}
 	}
 }
 

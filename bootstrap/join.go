@@ -367,7 +367,7 @@ func (j *joiner) offline(ctx context.Context) error {
 		return nil
 	}
 	if err := j.commit(ctx); err != nil {
-		state, hint := leftBy(err, j.found, "the files are those of a cluster node")
+		state, hint := leftBy(err, j.before(), "the files are those of a cluster node")
 		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(protectedHint(j.store, f.plan, err), hint)}
 	}
 	j.say("edited %s; nothing else was touched", plural(len(f.plan.Changed()), "file"))
@@ -534,7 +534,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 			return e
 		}
 		// The note stays: the next run has to know.
-		e.State, e.Hint = leftBy(err, j.found, "the files are those of a cluster node, Ant Media Server was not restarted")
+		e.State, e.Hint = leftBy(err, j.before(), "the files are those of a cluster node, Ant Media Server was not restarted")
 		return e
 	}
 	j.say("wrote %s", plural(len(f.plan.Changed()), "file"))
@@ -561,6 +561,15 @@ func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan, offline bool
 func (j *joiner) asFound() string {
 	if err := j.restoreState(); err != nil {
 		return fmt.Sprintf("%s but the agent's own %s, which could not be put back: %v", j.found, statePath, err)
+	}
+	return j.found
+}
+
+// before is the state that a failed commit leaves where all files are as before it: a round
+// before it may have written them.
+func (j *joiner) before() string {
+	if len(j.done) > 0 {
+		return "the files were written, and some of them have been changed since; the next run of the same command writes those again"
 	}
 	return j.found
 }

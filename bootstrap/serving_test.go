@@ -235,6 +235,67 @@ func TestConvergeEndsWhileStarting(t *testing.T) {
 	}
 }
 
+// What was recovered before the wait is reported by a command that fails after it.
+func TestConvergeFailsAfterRecovery(t *testing.T) {
+	for name, tt := range map[string]struct {
+		harm  func(t *testing.T, m *Machine) // during the wait
+		ready bool                           // the server serves after it
+	}{
+		"the lock is held": {func(t *testing.T, m *Machine) {
+			lock, err := m.lock(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = lock.Unlock() })
+		}, true},
+		"the record is damaged": {func(t *testing.T, m *Machine) { put(t, m, StateDir+"/undo.json", "{") }, true},
+		"it never serves":       {func(*testing.T, *Machine) {}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := joinedTree(t)
+				m.Service = running()
+				// An undo record is the journal of the commit that made it.
+				b, err := os.ReadFile(filepath.Join(m.Root, StateDir, "undo.json"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				put(t, m, StateDir+"/journal", string(b))
+				edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
+				var asked atomic.Int64
+				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+					code, body := http.StatusForbidden, "Application is getting initialized"
+					n := asked.Add(1)
+					if n == 3 {
+						tt.harm(t, m)
+					}
+					if tt.ready && n >= 3 {
+						code, body = http.StatusNotFound, ""
+					}
+					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
+				})}
+				req := watchRequest(t)
+				req.Mode = ConvergeByCommand
+				ctx, cancel := context.WithTimeout(t.Context(), 2*startingTime)
+				defer cancel()
+				c, err := m.Converge(ctx, req)
+				state := ""
+				if pre, ok := errors.AsType[*PreflightError](err); ok {
+					state = pre.State
+				} else if failed, ok := errors.AsType[*FailedError](err); ok {
+					state = failed.State
+				}
+				if !strings.HasPrefix(state, "an interrupted join was finished first") {
+					t.Errorf("%v: %q", err, state)
+				}
+				if c == nil || strings.Count(ids(c.Repairs), IDInterrupted) != 1 {
+					t.Errorf("%+v", c)
+				}
+			})
+		})
+	}
+}
+
 // How a start shows, and that no server that hangs is waited for.
 func TestAwaitStarted(t *testing.T) {
 	const starting = "Application is getting initialized"
