@@ -784,7 +784,7 @@ func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 		return nil, err
 	}
 	f := j.facts
-	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, state: f.state}
+	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, state: f.state, skipApps: f.skipApps}
 	if n := len(j.done); n > 0 {
 		g.former = j.done[n-1]
 	}

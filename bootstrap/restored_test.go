@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -530,6 +532,41 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 			}
 		})
 	}
+}
+
+// It is left out of the second plan as well, where another file is written over meanwhile.
+func TestSecondPlanLeavesOutAnApplication(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to give files away")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		m := joinedTree(t)
+		dir := filepath.Join(m.Root, ams.DefaultDir)
+		live := filepath.Join(dir, liveFile)
+		if err := errors.Join(os.Remove(live), syscall.Mkfifo(live, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
+		put(t, m, MongoPath, "10.0.2.5\n")
+		err := filepath.WalkDir(dir, func(real string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(real, 4711, 4711))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { // the clock moves when it waits for what the server does
+			time.Sleep(saveTime / 2)
+			edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
+		}()
+		req := convergeRequest(t, joinedAs(), nil)
+		req.Mode = ConvergeBeforeStart
+		if c := converge(t, m, req); !strings.Contains(ids(c.Warnings), IDFile) || ids(c.Repairs) != IDDrift {
+			t.Errorf("warnings %v, repairs %v", c.Warnings, c.Repairs)
+		}
+		if got := property(t, m, serverFile, "clusterdb.host"); strings.HasPrefix(got, "x") {
+			t.Errorf("clusterdb.host is %s", got)
+		}
+	})
 }
 
 // What a server saves over a join while it is stopped for it is written again before it
