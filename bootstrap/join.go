@@ -756,12 +756,20 @@ func (j *joiner) finish(ctx context.Context) error {
 	}
 	j.dropFormer(ctx)
 	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
-	// AMS writes its files in place when somebody saves settings in its
-	// panel, and may have done so over ours.
-	if plan, err := j.changed(); err == nil && len(plan.Changed()) > 0 {
-		f.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(plan.ChangedPaths()))
-	}
+	j.warnDrift()
 	return nil
+}
+
+// warnDrift warns of files that are not as this join wrote them. AMS writes its files in place
+// when an operator saves settings in its panel, and may have done so over ours.
+func (j *joiner) warnDrift() {
+	plan, err := j.changed()
+	switch {
+	case err != nil:
+		j.facts.warn(IDDrift, "run the same command again", "whether the files are still as joined is not known: %v", err)
+	case len(plan.Changed()) > 0:
+		j.facts.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(plan.ChangedPaths()))
+	}
 }
 
 // registerActive writes the row of a node that is in. MongoDB answered when the join

@@ -613,3 +613,39 @@ func TestJoinIsOverwritten(t *testing.T) {
 		}
 	}
 }
+
+// A join warns of a file that is not as it wrote it, and of one that cannot be compared.
+func TestJoinWarnsOfDrift(t *testing.T) {
+	for name, tt := range map[string]struct {
+		harm func(live string) error
+		want string // in the warning; "" for none
+	}{
+		"as joined": {func(string) error { return nil }, ""},
+		"edited":    {appendText("\ndb.host=10.0.2.77\n"), "written by somebody else since"},
+		"refused":   {func(live string) error { return errors.Join(os.Remove(live), syscall.Mkfifo(live, 0o644)) }, "not a regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			joinOffline(t, m, testMongo, "10.0.1.7")
+			in, err := m.open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.harm(filepath.Join(m.Root, ams.DefaultDir, liveFile)); err != nil {
+				t.Fatal(err)
+			}
+			j := &joiner{
+				Machine: m, store: m.store(), req: JoinRequest{Mongo: mustTarget(t, testMongo), Valve: ValveKeep},
+				facts: &facts{install: in, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
+			}
+			j.warnDrift()
+			got := j.facts.warnings
+			if tt.want == "" && len(got) == 0 {
+				return
+			}
+			if ids(got) != IDDrift || tt.want == "" || !strings.Contains(got[0].Text, tt.want) || !strings.Contains(got[0].Text, liveFile) {
+				t.Errorf("%v", got)
+			}
+		})
+	}
+}
