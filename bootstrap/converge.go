@@ -362,8 +362,9 @@ func (k *converger) forgetAddress() {
 
 // writes reports whether the server's files may be written now.
 func (k *converger) writes() bool {
-	// Without the state it is not known whether the server is starting.
-	return k.req.Mode == ConvergeByCommand && k.stateErr == nil || k.stopped()
+	// Without the state it is not known whether the server is starting. A unit that is not there starts none.
+	known := k.stateErr == nil || errors.Is(k.stateErr, ams.ErrNoUnit)
+	return k.req.Mode == ConvergeByCommand && known || k.stopped()
 }
 
 // stopped reports whether no server runs, which is about to start with the files
@@ -428,7 +429,7 @@ func (k *converger) mend(ctx context.Context) error {
 			return err
 		}
 	}
-	if k.req.Mode == ConvergeByCommand && len(k.result.Differences) > 0 {
+	if k.req.Mode == ConvergeByCommand && !k.writes() && len(k.result.Differences) > 0 {
 		return k.unwritten(ctx, changed || k.state != *f.state)
 	}
 	return nil

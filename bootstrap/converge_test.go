@@ -291,6 +291,7 @@ func TestConvergeOfAnUnknownService(t *testing.T) {
 		writes  bool
 	}{
 		"a command":                {ConvergeByCommand, serviceThat{err: away}, true, away, false},
+		"a unit that is not there": {ConvergeByCommand, serviceThat{err: ams.ErrNoUnit}, true, nil, true},
 		"a command, nothing to do": {ConvergeByCommand, serviceThat{err: away}, false, nil, false},
 		"nothing is managed":       {ConvergeByCommand, ams.None{}, true, nil, true},
 		"the daemon":               {ConvergeWatch, serviceThat{err: away}, true, nil, false},

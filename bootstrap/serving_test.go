@@ -126,7 +126,7 @@ func TestAskAllBounds(t *testing.T) {
 // A command writes no file while the server starts, and waits without the lock: a drain may come.
 func TestConvergeWhileStarting(t *testing.T) {
 	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
-	for what, serves := range map[string]int{"it serves": 10, "it never does": 1 << 30} {
+	for what, serves := range map[string]int64{"it serves": 10, "it never does": 1 << 30} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := joinedTree(t)
@@ -137,16 +137,16 @@ func TestConvergeWhileStarting(t *testing.T) {
 					t.Fatal(err)
 				}
 				m.Service = running()
-				asked, locked := 0, 0
+				var asked, locked atomic.Int64 // several applications are asked at a time
 				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
 					code, body := http.StatusForbidden, starting
-					if asked++; asked > serves {
+					if asked.Add(1) > serves {
 						code, body = http.StatusNotFound, ""
 					}
 					bound, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 					defer cancel()
 					if lock, err := m.lock(bound); err != nil {
-						locked++
+						locked.Add(1)
 					} else if err := lock.Unlock(); err != nil {
 						t.Error(err)
 					}
@@ -164,14 +164,14 @@ func TestConvergeWhileStarting(t *testing.T) {
 				}
 				var failed *FailedError
 				switch {
-				case serves < asked:
+				case serves < asked.Load():
 					if err != nil || string(after) == string(before) || ids(c.Repairs) != IDDrift {
 						t.Errorf("%v, %+v", err, c)
 					}
 				case !errors.As(err, &failed) || failed.Hint == "" || string(after) != string(before):
 					t.Errorf("%v", err)
 				}
-				if asked < 4 || asked-locked < asked/2 {
+				if asked, locked := asked.Load(), locked.Load(); asked < 4 || asked-locked < asked/2 {
 					t.Errorf("the machine was locked at %d of %d questions", locked, asked)
 				}
 			})
