@@ -614,7 +614,7 @@ func (j *joiner) save(phase Phase, restart bool) error {
 		Since: time.Now().UTC().Truncate(time.Second),
 	}
 	if f.state != nil {
-		s.Restarts = f.state.Restarts
+		s.Restarts, s.Standalone = f.state.Restarts, f.state.Standalone
 	}
 	return saveState(j.store, s)
 }
@@ -652,6 +652,7 @@ func (j *joiner) saveUndoing() error {
 	return saveState(j.store, State{
 		Phase: PhaseLeaving, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
 		RestartPending: j.runsNew(), WasRunning: j.wasRunning, Since: time.Now().UTC().Truncate(time.Second),
+		Standalone: f.state != nil && f.state.Standalone,
 	})
 }
 

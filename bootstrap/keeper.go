@@ -201,7 +201,7 @@ func (k *Keeper) remember(began time.Time, req ConvergeRequest, inst metadata.In
 // among them. A folder is there for its names: an application that was deployed, a
 // journal that a killed join left, a drop-in of the operator.
 func (k *Keeper) inputs(c *Convergence) ([]string, error) {
-	names := []string{StateDir, statePath, StateDir + "/undo.json", path.Dir(ams.DropInPath), hostsPath, "/etc/hostname"}
+	names := []string{StateDir, statePath, undoPath, path.Dir(ams.DropInPath), hostsPath, "/etc/hostname"}
 	dir := ""
 	for _, name := range c.Compared {
 		names = append(names, name)

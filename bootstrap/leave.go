@@ -400,7 +400,9 @@ func (l *leaver) planFiles() error {
 			return err
 		}
 	}
-	if !noXML && c.Mode() != conf.ModeCluster {
+	// An interrupted leave made the container standalone, and the server may have saved an
+	// application's settings over the rest.
+	if !noXML && c.Mode() != conf.ModeCluster && (l.state == nil || !l.state.Standalone) {
 		return nil
 	}
 	l.recordAlone, l.standalone = false, true
@@ -486,7 +488,7 @@ func (l *leaver) planOurs() error {
 // over them what it had read before.
 func (l *leaver) commit(ctx context.Context) error {
 	for try := 1; ; try++ {
-		err := l.plan.CommitUndo("leave")
+		err := l.give(l.plan)
 		if err == nil {
 			l.onceMore(ctx)
 			return nil
@@ -509,6 +511,16 @@ func (l *leaver) commit(ctx context.Context) error {
 	}
 }
 
+// give commits a plan. The record stays until the server was restarted: one that ends may
+// save a node's settings over what was given back, and the next leave has to know.
+func (l *leaver) give(plan *conf.Plan) error {
+	record := l.record
+	if l.req.Offline || l.standalone {
+		record = nil // nothing is restarted; what it gives back is a node's
+	}
+	return plan.CommitUndoKeeping("leave", record)
+}
+
 // onceMore gives files back again over which somebody wrote, in the moment they
 // were given back, what he had read before.
 func (l *leaver) onceMore(ctx context.Context) {
@@ -525,16 +537,15 @@ func (l *leaver) onceMore(ctx context.Context) {
 			return
 		}
 		l.say("given back once more, written by somebody else meanwhile: %s", joinPaths(paths))
-		if again.CommitUndo("leave") == nil {
+		if l.give(again) == nil {
 			plan = again
 		}
 	}
 	l.warn(IDDrift, "look at these files", "written by somebody else while they were given back: %s", joinPaths(paths))
 }
 
-// planAgain plans to give back what somebody wrote over since. The record that is gone
-// from the disk still knows what was ours. What a person had written was kept before; a
-// copy is kept of what is written over now.
+// planAgain plans to give back what somebody wrote over since. What a person had written
+// was kept before; a copy is kept of what is written over now.
 func (l *leaver) planAgain() (*conf.Plan, error) {
 	record := l.record
 	if l.standalone {
@@ -745,7 +756,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	pending := l.restartPending()
 	// An interrupted run may have left it stopped, in the middle of a restart.
 	wasRunning := st.Running() || (l.state != nil && l.state.WasRunning)
-	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, WasRunning: wasRunning}); err != nil {
+	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, WasRunning: wasRunning, Standalone: l.standalone}); err != nil {
 		l.takeBack(ctx)
 		return &FailedError{Step: "writing " + statePath, Err: err, State: l.found}
 	}
@@ -777,8 +788,11 @@ func (l *leaver) giveBack(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := l.save(State{Phase: PhaseLeaving}); err != nil {
-		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is standalone; its rows in MongoDB remain: run the same command again"}
+	if err = l.store.RemoveFile(undoPath); err == nil {
+		err = l.save(State{Phase: PhaseLeaving})
+	}
+	if err != nil {
+		return &FailedError{Step: "writing " + StateDir, Err: err, State: "this machine is standalone; its rows in MongoDB remain: run the same command again"}
 	}
 	return nil
 }
@@ -836,7 +850,7 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 	// The server that was stopped had saved its settings, read before, over what was given
 	// back. The one that runs now has read those, and may save them as it ends.
 	l.say("restarting %s once more", l.Service.Name())
-	// Also where it cannot be stopped: the record is gone, so that no later leave knows of this.
+	// Also where it cannot be stopped: it may still be the last save. The next leave looks again.
 	if err := l.whileStopped(ctx, func(error) error { l.giveAgain(); return nil }); err != nil {
 		return failed(err)
 	}
@@ -851,7 +865,7 @@ func (l *leaver) giveAgain() {
 		return
 	}
 	paths := joinPaths(again.ChangedPaths())
-	if err := again.CommitUndo("leave"); err != nil {
+	if err := l.give(again); err != nil {
 		l.warn(IDDrift, "look at these files", "the server saved its settings while it was left, and these could not be given back: %s: %v", paths, err)
 		return
 	}

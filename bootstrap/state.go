@@ -17,6 +17,7 @@ import (
 const (
 	StateDir   = "/var/lib/amsagent"
 	statePath  = StateDir + "/state.json"
+	undoPath   = StateDir + "/undo.json"
 	lockPath   = "/run/amsagent/lock"
 	resultPath = "/run/amsagent/result.json"
 	// drainPath is the daemon's: what it is about when this node goes. A node that
@@ -48,6 +49,8 @@ type State struct {
 	WasRunning bool `json:"was_running,omitempty"`
 	// WasJoined: this machine was a proven node when a join began.
 	WasJoined bool `json:"was_joined,omitempty"`
+	// Standalone: a leave that is not finished makes the server standalone, whatever join found.
+	Standalone bool `json:"standalone,omitempty"`
 	// Provider and Release are the cloud's and the server's as of the last time the
 	// files were right. A release that differs means that the server was upgraded.
 	Provider string `json:"provider,omitempty"`

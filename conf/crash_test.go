@@ -37,10 +37,13 @@ func crashChild(s *Store, op string) error {
 	if err != nil {
 		return err
 	}
-	if op == "leave" {
+	if op != "join" {
 		p, err := s.PlanUndo(record)
 		if err != nil {
 			return err
+		}
+		if op == "leave, keeping the record" {
+			return p.CommitUndoKeeping("leave", record)
 		}
 		return p.CommitUndo("leave")
 	}
@@ -63,7 +66,7 @@ func TestCrash(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, op := range []string{"join", "leave"} {
+	for _, op := range []string{"join", "leave", "leave, keeping the record"} {
 		kills := 0
 		for _, call := range []string{"renameat", "fsync", "write", "unlinkat", "linkat", "mkdirat", "fchmod", "openat"} {
 			for n := 1; ; n++ {
@@ -118,6 +121,9 @@ func TestCrash(t *testing.T) {
 				}
 				if d := cmp.Diff(want, snapshot(t, s)); d != "" {
 					t.Fatalf("%s: after the next run (-want +got):\n%s", where, d)
+				}
+				if record, err := s.Record(); err != nil || (record != nil) != (op != "leave") {
+					t.Fatalf("%s: the undo record is %+v, %v", where, record, err)
 				}
 				undoAll(t, s)
 				if d := cmp.Diff(standalone, snapshot(t, s)); d != "" {

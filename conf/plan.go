@@ -541,15 +541,23 @@ func (p *Plan) Commit(purpose string) error {
 }
 
 // CommitUndo makes the changes and forgets the record.
-func (p *Plan) CommitUndo(purpose string) error {
-	if len(p.Changed()) == 0 && p.record == nil {
+func (p *Plan) CommitUndo(purpose string) error { return p.CommitUndoKeeping(purpose, nil) }
+
+// CommitUndoKeeping is [Plan.CommitUndo] for changes that may have to be made again: the
+// record stays. One that does not fit into the journal is forgotten.
+func (p *Plan) CommitUndoKeeping(purpose string, record *Record) error {
+	if len(p.Changed()) == 0 && p.record == record {
 		return nil
 	}
 	// What a commit puts in place last, undoing takes away first: a crash in
 	// between leaves the same kind of prefix.
 	changes := p.changes()
 	slices.Reverse(changes)
-	return p.store.Commit(purpose, changes, nil, p.dirs)
+	err := p.store.Commit(purpose, changes, record, p.dirs)
+	if errors.Is(err, ErrRecordTooLarge) {
+		err = p.store.Commit(purpose, changes, nil, p.dirs)
+	}
+	return err
 }
 
 func (p *Plan) has(path string) bool {

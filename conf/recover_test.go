@@ -548,6 +548,43 @@ func TestRecordTooLarge(t *testing.T) {
 	}
 }
 
+// TestUndoKeepsTheRecord: what is written over after a change was undone is undone by the same
+// record, and one that does not fit into the journal keeps nobody from undoing.
+func TestUndoKeepsTheRecord(t *testing.T) {
+	s := newTree(t)
+	before := snapshot(t, s)
+	real := filepath.Join(s.Root, serverPath)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	joined, err := os.ReadFile(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := planUndo(t, s)
+	if err := p.CommitUndoKeeping("leave", p.record); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(real, joined, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	p = planUndo(t, s)
+	if paths := p.ChangedPaths(); !slices.Equal(paths, []string{serverPath}) {
+		t.Errorf("undone again: %v", paths)
+	}
+	large := *p.record
+	large.Dirs = []string{"/" + strings.Repeat("a", maxRecordSize)}
+	if err := p.CommitUndoKeeping("leave", &large); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("after undoing (-want +got):\n%s", d)
+	}
+	if names := stateNames(t, s); len(names) > 0 {
+		t.Errorf("left: %v", names)
+	}
+}
+
 // TestRestageOfAnExchangedFile: what is written anew belongs to the owner of the file that
 // the commit knows, whatever its owner puts in its place in that moment.
 func TestRestageOfAnExchangedFile(t *testing.T) {
