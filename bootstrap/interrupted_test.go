@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/conf"
 )
 
 var errCut = errors.New("canceled")
@@ -113,6 +114,40 @@ func TestInterruptedLeave(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What a person had written is kept beside the file that a leave gives back. The server, killed
+// while it saves, takes nothing of that away.
+func TestKeptEditOutlivesATornFile(t *testing.T) {
+	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
+	m := ownTree(t, "3.0", "3.0.3")
+	before := treeFiles(t, m)
+	joinOffline(t, m, "10.0.2.4", "10.0.1.7")
+	real := filepath.Join(m.Root, ams.DefaultDir, live)
+	edit := []byte("db.host=\\uZZZZ\n") // no editor of settings reads it
+	if err := os.WriteFile(real, edit, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	saves := 1
+	m.Service = &stopping{save: func() {
+		if saves--; saves < 0 {
+			return
+		}
+		if err := os.WriteFile(real, []byte("#Sat Nov 21 00:34:56 UTC 2026\ndb.ty"), 0o644); err != nil {
+			t.Error(err)
+		}
+	}}
+	if res, err := m.Leave(t.Context(), LeaveRequest{Now: true}); err != nil {
+		t.Fatalf("%v: %+v", err, res)
+	}
+	if kept, err := os.ReadFile(conf.SavedName(real)); err != nil || string(kept) != string(edit) {
+		t.Errorf("%v: kept is %q", err, kept)
+	}
+	after := treeFiles(t, m)
+	delete(after, "/"+conf.SavedName(live))
+	if !maps.Equal(after, before) {
+		t.Error("the files are not those before the join")
 	}
 }
 

@@ -544,8 +544,8 @@ func (l *leaver) onceMore(ctx context.Context) {
 	l.warn(IDDrift, "look at these files", "written by somebody else while they were given back: %s", joinPaths(paths))
 }
 
-// planAgain plans to give back what somebody wrote over since. What a person had written
-// was kept before; a copy is kept of what is written over now.
+// planAgain plans to give back what somebody wrote over since. A copy is kept of what is
+// written over now, but not under a name under which what a person had written was kept before.
 func (l *leaver) planAgain() (*conf.Plan, error) {
 	record := l.record
 	if l.standalone {
@@ -569,7 +569,7 @@ func (l *leaver) planAgain() (*conf.Plan, error) {
 	}
 	return plan.Only(func(path string) bool {
 		of, is := copies[path]
-		return !is || slices.Contains(changed, of)
+		return !is || slices.Contains(changed, of) && l.plan.Planned(path) == nil
 	}), nil
 }
 
