@@ -7,12 +7,15 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 )
 
@@ -168,5 +171,107 @@ func TestInterruptedLeaveIsRemembered(t *testing.T) {
 		if s, lerr := loadState(m.store()); err != nil || lerr != nil || s == nil || !s.Standalone {
 			t.Errorf("%s: %v, %v: %+v", what, err, lerr, s)
 		}
+	}
+}
+
+// stuckOnce is a server that is not stopped by the first commands to stop.
+type stuckOnce struct {
+	stopping
+	times int
+}
+
+func (s *stuckOnce) Stop(ctx context.Context) error {
+	if s.stopErr = nil; s.times > 0 {
+		s.times, s.stopErr = s.times-1, errCut
+	}
+	return s.stopping.Stop(ctx)
+}
+
+// What the server saves in the restart of a rollback that could not stop it is not what is left.
+func TestRollbackThatCannotStop(t *testing.T) {
+	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
+	for name, tt := range map[string]struct {
+		joined       bool // before this join
+		stuck, saves int
+		did, says    string
+	}{
+		"a first join":               {false, 1, 2, "stop restart stop start", "runs again as before"},
+		"a second join":              {true, 1, 2, "stop restart stop start", "runs again as before"},
+		"a first join, none saved":   {false, 1, 0, "stop restart", "runs again as before"},
+		"a second join, none saved":  {true, 1, 0, "stop restart", "runs again as before"},
+		"a first join, never stops":  {false, 2, 2, "stop restart stop restart", "could not be stopped"},
+		"a second join, never stops": {true, 2, 2, "stop restart stop restart", "could not be stopped"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each waits for a server that stays up
+			m := ownTree(t, "3.0", "3.0.3")
+			original := treeFiles(t, m)
+			f := &facts{mode: conf.ModeStandalone, service: ams.State{Activity: ams.ActivityActive}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}}
+			var err error
+			if tt.joined {
+				joinOffline(t, m, "10.0.2.9", "10.0.1.7")
+				f.state, f.mode = &State{Phase: PhaseJoined, Address: "10.0.1.7"}, conf.ModeCluster
+				if f.record, err = m.store().Record(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := treeFiles(t, m)
+			if f.install, err = m.open(); err != nil {
+				t.Fatal(err)
+			}
+			// It answers nothing: the rollback goes on without it.
+			if f.client, err = cluster.Connect(t.Context(), mustTarget(t, "mongodb://127.0.0.1:1"), cluster.Options{Timeout: time.Millisecond}); err != nil {
+				t.Fatal(err)
+			}
+			defer closeClient(t.Context(), f.client)
+			req := JoinRequest{Mongo: mustTarget(t, "10.0.3.3"), Valve: ValveKeep}
+			j := &joiner{Machine: m, store: m.store(), result: &JoinResult{Restarted: true}, req: req, wasRunning: true, facts: f}
+			if f.plan, err = j.replan(req); err == nil {
+				err = j.commit(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			real := filepath.Join(m.Root, ams.DefaultDir, live)
+			failed, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			service := &stuckOnce{times: tt.stuck}
+			service.save = func() {
+				if tt.saves--; tt.saves >= 0 {
+					if err := os.WriteFile(real, failed, 0o644); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			m.Service = service
+			said := j.rollBack(t.Context(), "a reason")
+			if did := strings.Join(service.did, " "); did != tt.did || !strings.Contains(said, tt.says) {
+				t.Errorf("%s: %s", did, said)
+			}
+			s, err := loadState(m.store())
+			switch {
+			case err != nil:
+				t.Error(err)
+			case tt.stuck == 1:
+				if !maps.Equal(treeFiles(t, m), before) {
+					t.Error("the files are not those before the join")
+				}
+				if tt.joined != (s != nil) {
+					t.Errorf("the state is %+v", s)
+				}
+			case s == nil || !s.RestartPending:
+				t.Errorf("the state is %+v: nobody knows of the restart", s)
+			}
+			// The undo record that is there leads to the beginning.
+			leaveOffline(t, m)
+			if !maps.Equal(treeFiles(t, m), original) {
+				t.Error("a leave after it does not give the files back")
+			}
+			if _, err := os.Stat(filepath.Join(m.Root, undoPath)); err == nil {
+				t.Error("the undo record is left")
+			}
+		})
 	}
 }

@@ -237,6 +237,8 @@ type joiner struct {
 	patient bool
 	// locked is the lock that the join holds.
 	locked *conf.Lock
+	// unstopped is why a rollback could not stop the server.
+	unstopped error
 }
 
 func (j *joiner) run(ctx context.Context) error {
@@ -832,17 +834,18 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	if err := j.saveUndoing(); err != nil {
 		j.log().Warn("the state file could not be written", "error", err)
 	}
-	start := j.Service.Start
-	var unstopped error
+	start, done := j.Service.Start, slices.Clone(j.done)
+	record, _ := j.store.Record() // revert reports the error
 	if j.runsNew() {
 		j.result.Restarted = j.result.Restarted || j.wasRunning // below
 		// First: an application that is starting saves its settings as it ends, over
 		// whatever is put back before.
-		if unstopped = j.end(ctx); unstopped != nil {
+		if j.unstopped = j.end(ctx); j.unstopped != nil {
 			start = j.Service.Restart
 		}
 	}
 	conflicts, err := j.revert(ctx)
+	put := j.contents(record)
 	ctx, cancel := after(ctx, rollbackTime) // whatever that took, no server is left stopped
 	defer cancel()
 	if err != nil {
@@ -868,8 +871,8 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 		return back + noteOf(j.restoreAfter(ctx, reason)) + "; Ant Media Server was not touched"
 	}
 	if !j.wasRunning {
-		if unstopped != nil {
-			return fmt.Sprintf("%s; Ant Media Server, which was not running before, could not be stopped: %v", back, unstopped)
+		if j.unstopped != nil {
+			return fmt.Sprintf("%s; Ant Media Server, which was not running before, could not be stopped: %v", back, j.unstopped)
 		}
 		j.dropDocuments(ctx)
 		return back + noteOf(j.restoreAfter(ctx, reason)) + " and Ant Media Server is stopped, as before"
@@ -883,12 +886,45 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	if _, err := ams.WaitStable(ctx, j.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
 		return fmt.Sprintf("%s, but Ant Media Server does not stay up with them either: %v", back, err)
 	}
+	if j.unstopped != nil {
+		if err := j.revertAgain(ctx, done, !slices.EqualFunc(put, j.contents(record), bytes.Equal)); err != nil {
+			return fmt.Sprintf("%s, but Ant Media Server may have saved the join's settings over them, and could not be stopped for that: %v", back, err)
+		}
+	}
 	j.dropDocuments(ctx)
 	mode, err := j.modeNow()
 	if err != nil {
 		mode = j.facts.mode
 	}
 	return fmt.Sprintf("%s%s and Ant Media Server runs again as before (%s)", back, noteOf(j.restoreAfter(ctx, reason)), mode)
+}
+
+// contents reads the files of a record.
+func (j *joiner) contents(record *conf.Record) (all [][]byte) {
+	if record == nil {
+		return nil
+	}
+	for _, f := range record.Files {
+		now, _ := j.store.Read(f.Path) // one that cannot be read stays so
+		all = append(all, now.Bytes)
+	}
+	return all
+}
+
+// revertAgain ends a rollback that had to restart the server to stop it. The server that
+// ended then has saved the join's settings, where the files differ, and the one that runs now
+// has read those: they are put back while it is stopped.
+func (j *joiner) revertAgain(ctx context.Context, done []*conf.Plan, differ bool) error {
+	again := func(unstopped error) error {
+		j.done, j.unstopped = done, unstopped
+		_, err := j.revert(ctx)
+		return err
+	}
+	if !differ {
+		return again(nil)
+	}
+	j.say("%s saved its settings over what was put back: putting it back while it is stopped", "Ant Media Server")
+	return j.whileStopped(ctx, again)
 }
 
 // revert puts the files back, again and again where AMS writes them meanwhile.
@@ -925,7 +961,10 @@ func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 	if err != nil {
 		return nil, err
 	}
-	return plan.Conflicts, plan.CommitUndo(purpose)
+	if j.unstopped == nil {
+		record = nil // nothing is saved over the files any more
+	}
+	return plan.Conflicts, plan.CommitUndoKeeping(purpose, record)
 }
 
 // restoreAfter puts the state file back after a rollback. The row comes first:
