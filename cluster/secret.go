@@ -280,9 +280,9 @@ func standsAlone(text string, from, to int) bool {
 }
 
 // findUserinfo returns the passwords of everything that looks like
-// scheme://user:password@. A password may itself hold a slash or an at-sign
-// that its author forgot to encode, so all up to the last at-sign of the word
-// is taken.
+// scheme://user:password@. A password may itself hold a slash, an at-sign or a
+// quote that its author forgot to encode, so all up to the last at-sign of the
+// word is taken.
 func findUserinfo(text string) []mask.Span {
 	var hits []mask.Span
 	for at := 0; ; {
@@ -292,15 +292,32 @@ func findUserinfo(text string) []mask.Span {
 		}
 		start := at + i + len("://")
 		at = start
-		word := text[start:]
-		if end := strings.IndexAny(word, " \t\r\n\"'`<>"); end >= 0 {
-			word = word[:end]
-		}
+		word := uriWord(text[start:])
 		last := strings.LastIndexByte(word, '@')
 		colon := strings.IndexByte(word, ':')
 		if colon < 0 || last < colon {
 			continue
 		}
 		hits = append(hits, mask.Span{From: start + colon + 1, To: start + last})
+	}
+}
+
+// uriWord returns the text up to where a URI ends for certain: at a blank, in
+// XML, or where the next string begins in JSON on one line, as in a log. A quote
+// alone is no end.
+func uriWord(text string) string {
+	if end := strings.IndexAny(text, " \t\r\n<>"); end >= 0 {
+		text = text[:end]
+	}
+	for at := 0; ; at++ {
+		i := strings.IndexByte(text[at:], '"')
+		if i < 0 {
+			return text
+		}
+		at += i
+		after := strings.TrimLeft(text[at+1:], "]}")
+		if strings.HasPrefix(after, `,"`) || strings.HasPrefix(after, ",{") {
+			return text[:at]
+		}
 	}
 }

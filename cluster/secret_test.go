@@ -146,6 +146,12 @@ func TestRedactText(t *testing.T) {
 		{"xml", "<v>a&amp;b&lt;c</v>", "<v>***</v>", []Secret{"a&b<c"}},
 		{"unknown password in a URI", "cannot use mongodb://u:hunter2@h/?x=y now", "cannot use mongodb://u:***@h/?x=y now", nil},
 		{"unencoded password in a URI", `"mongodb://u:hun@ter/2@h/"`, `"mongodb://u:***@h/"`, nil},
+		{"quotes in a password", `use mongodb://u:pa'hun"t` + "`" + `er2@h/, not x`, "use mongodb://u:***@h/, not x", nil},
+		{"a quote in a quoted URI", `"mongodb://u:hun\"ter2@h/"`, `"mongodb://u:***@h/"`, nil},
+		{"a token of AWS", "mongodb://u@h/?authMechanismProperties=AWS_SESSION_TOKEN:hunter2", "mongodb://u@h/?authMechanismProperties=***", nil},
+		{"a quoted URI before an address", `Get "https://h:80/a": ask 'me@h'`, `Get "https://h:80/a": ask 'me@h'`, nil},
+		{"JSON on a line", `{"a":[{"u":"https://h:80/a"},{"n":5}],"b":"me@h"}`, `{"a":[{"u":"https://h:80/a"},{"n":5}],"b":"me@h"}`, nil},
+		{"a password in JSON on a line", `{"a":"mongodb://u:hun\"ter2@h","b":"x"}`, `{"a":"mongodb://u:***@h","b":"x"}`, nil},
 		{"URI without password", "see https://h:80/a and mongodb://h", "see https://h:80/a and mongodb://h", nil},
 		{"unknown password in XML", `bad <property name="password" value="hunter2"/>`, `bad <property name="password" value="***"/>`, nil},
 		{"the same, quoted again", `"start property name=\"password\" value=\"hunter2\""`, `"start property name=\"password\" value=\"***\""`, nil},
@@ -167,6 +173,7 @@ func FuzzRedactText(f *testing.F) {
 	f.Add("mongodb://u:", "p%40ss", "@h")
 	f.Add(`\u00`, "e4e4", "")
 	f.Add("0", "**\n\n", ">00")
+	f.Add("mongodb://u:", `a'b"c`, `@h","x":"y@z"}`)
 	f.Fuzz(func(t *testing.T, before, secret, after string) {
 		if len([]rune(secret)) < shortSecret || strings.Contains(placeholder, secret) {
 			return

@@ -60,11 +60,15 @@ func redactAgainst(kind Kind, before, after []byte) []byte {
 			return p.redacted(old)
 		}
 	}
-	text, find := string(after), mask.Lines
+	text := string(after)
 	if strings.HasPrefix(strings.TrimLeft(text, "\ufeff \t\r\n"), "<") {
-		find = mask.XML
+		return []byte(mask.Replace(text, append(mask.XML(text), passwords(text)...), Mask))
 	}
-	return []byte(maskURIs(mask.Replace(text, find(text), Mask)))
+	return []byte(maskLines(text))
+}
+
+func maskLines(text string) string {
+	return mask.Replace(text, append(mask.Lines(text), passwords(text)...), Mask)
 }
 
 // redacted replaces the raw values that are secrets.
@@ -73,17 +77,14 @@ func (p *Properties) redacted(before *Properties) []byte {
 	at := 0
 	comments := func(to int) {
 		text := string(p.src[at:to])
-		if masked := maskURIs(mask.Replace(text, mask.Lines(text), Mask)); masked != text {
+		if masked := maskLines(text); masked != text {
 			spans = append(spans, Span{Anchor: "comment", Off: at, Old: p.src[at:to], New: []byte(masked)})
 		}
 	}
 	for _, e := range p.entries {
 		comments(e.start)
 		at = e.next
-		masked := maskURIs(mask.Replace(e.value, mask.Assignments(e.value), Mask))
-		if mask.Value(e.key, e.value) {
-			masked = Mask
-		}
+		masked := maskedAs(e.key, e.value)
 		if masked == e.value {
 			continue
 		}
@@ -106,44 +107,46 @@ func maskedAs(key, value string) string {
 	if mask.Value(key, value) {
 		return Mask
 	}
-	return maskURIs(mask.Replace(value, mask.Assignments(value), Mask))
-}
-
-// maskURIs masks the password of every user:password@host it meets. A scheme is
-// not required: releases up to 2.4.1 want their connection string without one.
-// It rather masks too much than too little.
-func maskURIs(text string) string {
-	var b strings.Builder
-	for rest := text; rest != ""; {
-		end := strings.IndexAny(rest, " \t\r\n\"'<>")
-		if end < 0 {
-			end = len(rest)
-		}
-		word := rest[:end]
-		if i := strings.Index(word, "://"); i >= 0 {
-			b.WriteString(word[:i+3])
-			word = word[i+3:]
-		}
-		b.WriteString(maskAuthority(word))
-		if end < len(rest) {
-			b.WriteByte(rest[end])
-			end++
-		}
-		rest = rest[end:]
+	spans := append(mask.Assignments(value), passwords(value)...)
+	// A blank in a password ends a word of a text, but not the value of a setting.
+	if i := strings.Index(value, "://"); i >= 0 {
+		spans = append(spans, password(value, i+len("://"), len(value))...)
 	}
-	return b.String()
+	return mask.Replace(value, spans, Mask)
 }
 
-// maskAuthority masks the password in user:password@host….
-func maskAuthority(s string) string {
+// passwords finds the password of every user:password@host. A scheme is not required:
+// releases up to 2.4.1 want their connection string without one. A quote does not end the
+// word, since a password may hold one. It rather finds too much than too little.
+func passwords(text string) []mask.Span {
+	const ends = " \t\r\n<>"
+	var found []mask.Span
+	for from := 0; from < len(text); {
+		to := len(text)
+		if n := strings.IndexAny(text[from:], ends); n >= 0 {
+			to = from + n
+		}
+		if i := strings.Index(text[from:to], "://"); i >= 0 {
+			// What precedes the scheme may be another string, behind a quote or a comma.
+			found = append(found, password(text, from, from+i)...)
+			from += i + len("://")
+		}
+		found = append(found, password(text, from, to)...)
+		from = to + 1
+	}
+	return found
+}
+
+// password finds the password in text[from:to], which is user:password@host….
+func password(text string, from, to int) []mask.Span {
 	// The last @: a password somebody forgot to encode may hold one.
-	at := strings.LastIndexByte(s, '@')
+	at := strings.LastIndexByte(text[from:to], '@')
 	if at < 0 {
-		return s
+		return nil
 	}
-	colon := strings.IndexByte(s[:at], ':')
+	colon := strings.IndexByte(text[from:from+at], ':')
 	if colon < 0 {
-		return s
+		return nil
 	}
-	return s[:colon+1] + Mask + s[at:]
+	return []mask.Span{{From: from + colon + 1, To: from + at}}
 }

@@ -199,7 +199,7 @@ func tokenShown(token string) string {
 	if kind, data, ok := strings.Cut(token, " "); ok && (kind == "text" || kind == "comment") {
 		return fmt.Sprintf("a %s of %d bytes", kind, len(data))
 	}
-	return strconv.Quote(maskURIs(mask.Replace(token, mask.Text(token), Mask)))
+	return strconv.Quote(mask.Replace(token, append(mask.Text(token), passwords(token)...), Mask))
 }
 
 // tokens flattens the document to its tokens with every cluster section

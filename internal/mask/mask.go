@@ -20,6 +20,8 @@ func anywhere() []string {
 		"authkey", "masterkey", "sharedkey", "streamkey", "hmac",
 		// AMS's own: clusterCommunicationKey, firebaseAccountKeyJSON, subscriberAuthenticationKey.
 		"communicationkey", "accountkey", "authenticationkey",
+		// MongoDB's, which holds AWS_SESSION_TOKEN.
+		"authmechanismproperties",
 	}
 }
 
@@ -84,7 +86,7 @@ func shown(value string) bool {
 func Value(name, value string) bool { return Name(name) && !shown(value) }
 
 // Assignments finds the values of secrets in the words of a program: name=value, "name": "value", and private keys as
-// PEM has them. A value ends at a blank, a quote, or, in a URI, at the next option.
+// PEM has them. A value ends at a blank, a closing quote, or, in a URI, at the next option.
 func Assignments(text string) []Span {
 	found := privateKeys(text)
 	var w word
@@ -138,13 +140,9 @@ type word struct {
 
 // at looks at the word around the sign at text[sign].
 func (w *word) at(text string, sign int) {
-	const ends = " \t\r\n\"'<>"
 	if sign >= w.end {
-		start := strings.LastIndexAny(text[:sign], ends) + 1
-		w.end = len(text)
-		if n := strings.IndexAny(text[sign:], ends); n >= 0 {
-			w.end = sign + n
-		}
+		start := strings.LastIndexAny(text[:sign], wordEnds) + 1
+		w.end = wordEnd(text, sign)
 		w.uri, w.option = w.end+1, start
 		if n := strings.Index(text[start:w.end], "://"); n >= 0 {
 			w.uri = start + n + len("://")
@@ -156,6 +154,26 @@ func (w *word) at(text string, sign int) {
 			w.option = sign + n
 		}
 	}
+}
+
+const wordEnds = " \t\r\n\"'<>"
+
+// wordEnd is where the word at text[at] ends. A quote within it may be a password's: it is an end only before what
+// follows a closing quote.
+func wordEnd(text string, at int) int {
+	const behind = wordEnds + "`,;:.)]}/\\"
+	for ; at < len(text); at++ {
+		n := strings.IndexAny(text[at:], wordEnds)
+		if n < 0 {
+			break
+		}
+		at += n
+		quote := text[at] == '"' || text[at] == '\''
+		if !quote || at+1 == len(text) || strings.IndexByte(behind, text[at+1]) >= 0 {
+			return at
+		}
+	}
+	return len(text)
 }
 
 // assignment is name=value with the sign at text[at].

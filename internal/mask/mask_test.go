@@ -22,6 +22,7 @@ func TestName(t *testing.T) {
 		"rtmps.keystorepass", "jmx.keystorepass", "clusterdb.password", "dbPwd", "DB_PASSWORD", "tlsCertificateKeyFilePassword",
 		"license_key", "server.jwtServerSecretKey", "p:password", "clusterCommunicationKey", "settings.firebaseAccountKeyJSON",
 		"subscriberAuthenticationKey", "auth_key", "azure.masterKey", "streamKey", "SharedKey", "webhook.hmac",
+		"authMechanismProperties",
 	} {
 		if !mask.Name(name) {
 			t.Errorf("%s is not masked", name)
@@ -114,6 +115,9 @@ func TestShown(t *testing.T) {
 		{"quoted", `credential="hunter2 x" y`, `credential="***" y`, mask.Assignments},
 		{"json", `{"accessKey" : "hunter2", "port": "1"}`, `{"accessKey" : "***", "port": "1"}`, mask.Assignments},
 		{"option of a URI", "mongodb://h/?tlsCertificateKeyFilePassword=hunter2&w=1", "mongodb://h/?tlsCertificateKeyFilePassword=***&w=1", mask.Assignments},
+		{"token of AWS", "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:hunter2&w=1", "mongodb://h/?authMechanismProperties=***&w=1", mask.Assignments},
+		{"a quote in a value", `mongodb://h/?appName=it's&tlsCertificateKeyFilePassword=a'b"hunter2&w=1`, "mongodb://h/?appName=it's&tlsCertificateKeyFilePassword=***&w=1", mask.Assignments},
+		{"a quoted URI", `{"a":"mongodb://h/?proxyPassword=hunter2","b":"x"}`, `{"a":"mongodb://h/?proxyPassword=***","b":"x"}`, mask.Assignments},
 		{"PEM", "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----\nx", "-----BEGIN RSA PRIVATE KEY-----***\n\n-----END RSA PRIVATE KEY-----\nx", mask.Lines},
 		{"two in PEM", strings.Repeat("-----BEGIN PRIVATE KEY-----hunter2-----END PRIVATE KEY-----", 3), strings.Repeat("-----BEGIN PRIVATE KEY-----***-----END PRIVATE KEY-----", 3), mask.Lines},
 		{"PEM in JSON", `{"a":"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"}`, `{"a":"-----BEGIN PRIVATE KEY-----***-----END PRIVATE KEY-----\n"}`, mask.Assignments},
@@ -149,6 +153,7 @@ func TestShown(t *testing.T) {
 func TestLongWord(t *testing.T) {
 	for _, text := range []string{
 		strings.Repeat("a=", 4<<20), strings.Repeat("a=b&", 2<<20), "x://" + strings.Repeat("a=b&", 2<<20), "x://" + strings.Repeat("a=", 4<<20),
+		strings.Repeat("a'b=", 2<<20),
 	} {
 		if found := mask.Lines(text + "&pwd=hunter2"); len(found) != 1 || found[0].To != len(text)+len("&pwd=hunter2") {
 			t.Errorf("%.20s...: %v", text, found)
@@ -162,6 +167,7 @@ func FuzzFind(f *testing.F) {
 	f.Add(`"password=\"\`)
 	f.Add(`\name="key" value=\"x`)
 	f.Add("\"pass: '\\")
+	f.Add("x://a:b'c@d/?pwd='a\nb\"c&w='")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, find := range []func(string) []mask.Span{mask.Lines, mask.XML, mask.Assignments, mask.Text} {
 			got := mask.Replace(text, find(text), "***")
