@@ -130,8 +130,8 @@ func (f journalFile) check() error {
 			continue
 		}
 		dir, base := filepath.Split(f.Target)
-		name, ok := strings.CutPrefix(beside.path, dir+"."+base+besideMark)
-		if !ok || strings.Contains(name, "/") || !strings.HasSuffix(name, beside.suffix) {
+		name, ok := strings.CutPrefix(beside.path, dir)
+		if !ok || !isBeside(name, base, beside.suffix) {
 			return fmt.Errorf("%q is not beside %q", beside.path, f.Target)
 		}
 	}

@@ -403,7 +403,13 @@ func (s *Store) salvage(path string) (put bool, _ error) {
 		}
 		put = put || one
 	}
-	for _, temp := range beside(p.Name, entries, tempSuffix) {
+	temps := beside(p.Name, entries, tempSuffix)
+	for _, e := range entries { // Those of kept copies too: no caller names these.
+		if strings.HasPrefix(e.Name(), "."+savedName(p.Name)) && strings.HasSuffix(e.Name(), tempSuffix) {
+			temps = append(temps, e.Name())
+		}
+	}
+	for _, temp := range temps {
 		if err := d.Free(temp); err != nil {
 			return put, err
 		}

@@ -354,6 +354,36 @@ func TestSalvage(t *testing.T) {
 	}
 }
 
+// TestSalvageBesideKeptCopy: the interrupted commit had also replaced the copy that an earlier one kept of the file. What
+// it has beside that copy is not the file's.
+func TestSalvageBesideKeptCopy(t *testing.T) {
+	s := newTree(t)
+	const path, id = "/ams/webapps/Live App/WEB-INF/red5-web.properties", "0123456789ab"
+	const replaced, former = "db.type=mongodb\n", "db.type=mapdb\n"
+	saved := savedName(path)
+	for name, text := range map[string]string{
+		path: replaced, besideName(path, id, backupSuffix): former, besideName(path, id, tempSuffix): replaced,
+		saved: former, besideName(saved, id, backupSuffix): "an edit of last year\n", besideName(saved+"-1", id, tempSuffix): former,
+	} {
+		if err := os.WriteFile(filepath.Join(s.Root, name), []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restored, err := s.Salvage([]string{path})
+	if err != nil || !slices.Equal(restored, []string{path}) {
+		t.Errorf("restored %v, %v", restored, err)
+	}
+	now := snapshot(t, s)
+	for name, want := range map[string]string{
+		path: former, saved: replaced, besideName(saved, id, backupSuffix): "an edit of last year\n",
+		besideName(path, id, backupSuffix): "", besideName(path, id, tempSuffix): "", besideName(saved+"-1", id, tempSuffix): "",
+	} {
+		if got := now[name]; !strings.HasSuffix(got, want) || want == "" && got != "" {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
 // TestRecoverInterruptedRollback: a commit that was being undone was killed in the
 // middle. One recovery makes all files new or all files old.
 func TestRecoverInterruptedRollback(t *testing.T) {

@@ -28,12 +28,21 @@ func besideName(target, id, suffix string) string {
 	return dir + "." + base + besideMark + id + suffix
 }
 
+// isBeside reports whether a commit gives that name to what it has beside the file
+// called base. An id has no dot: .NAME.amsagent-saved.amsagent-ID.old belongs to the
+// copy kept of NAME.
+func isBeside(name, base, suffix string) bool {
+	id, ok := strings.CutPrefix(name, "."+base+besideMark)
+	id, cut := strings.CutSuffix(id, suffix)
+	return ok && cut && !strings.ContainsAny(id, "./")
+}
+
 // beside lists what commits have beside a target, by suffix, as names in its
 // folder. A folder that cannot be read has nothing.
 func beside(base string, entries []fs.DirEntry, suffix string) []string {
 	var out []string
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "."+base+besideMark) && strings.HasSuffix(e.Name(), suffix) {
+		if isBeside(e.Name(), base, suffix) {
 			out = append(out, e.Name())
 		}
 	}
