@@ -120,32 +120,69 @@ func environmentFiles(pattern string) ([]string, error) {
 	return paths, nil
 }
 
-// fileAssignments finds names in the text of an environment file. An address or a
-// path needs no escape and no second line, so these are not decoded.
+// fileAssignments finds names in the text of an environment file, which it takes apart as systemd does. An address or
+// a path needs no escape and no second line, so these are not decoded.
 func fileAssignments(text string, names ...string) []string {
+	const blanks, lineEnds = " \t", "\r\n"
 	var out []string
-	continued, open := false, "" // the quote of a value that goes on
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		if open != "" {
-			if strings.Contains(line, open) {
-				open = ""
+	for {
+		text = strings.TrimLeft(text, blanks+lineEnds)
+		if text == "" {
+			return out
+		}
+		sign := strings.IndexAny(text, "="+lineEnds)
+		if sign < 0 {
+			return out
+		}
+		// Before its release 254 systemd continued a comment that ends in a backslash. What
+		// follows one may count, depending on the release, so it is listed.
+		if text[0] == '#' || text[0] == ';' || text[sign] != '=' {
+			end := strings.IndexAny(text, lineEnds)
+			if end < 0 {
+				return out
 			}
-			continued = strings.HasSuffix(line, `\`)
+			text = text[end:]
 			continue
 		}
-		name, value, ok := strings.Cut(line, "=")
-		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-		if ok && value != "" && !strings.HasPrefix(name, "#") && strings.Contains("'\"", value[:1]) && !strings.Contains(value[1:], value[:1]) {
-			open = value[:1]
+		name := strings.TrimRight(text[:sign], blanks)
+		text = text[sign+1:]
+		end := valueEnd(text)
+		value := strings.Trim(text[:end], blanks+lineEnds)
+		text = text[end:]
+		if !slices.Contains(names, name) {
+			continue
 		}
-		if ok && !continued && slices.Contains(names, name) {
-			if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
-				value = value[1 : n-1]
-			}
-			out = append(out, name+"="+value)
+		if n := strings.IndexAny(value, lineEnds); n >= 0 {
+			value = strings.TrimRight(value[:n], blanks)
 		}
-		continued = strings.HasSuffix(line, `\`)
+		if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
+			value = value[1 : n-1]
+		}
+		out = append(out, name+"="+value)
 	}
-	return out
+}
+
+// valueEnd is where the value at the start of the text ends: at a line end that is
+// neither behind a backslash nor in quotes.
+func valueEnd(text string) int {
+	var quote byte
+	opens := true // a quote is one only at the start and behind another's end
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\\' && quote != '\'':
+			i++
+			opens = false
+		case quote != 0:
+			if c == quote {
+				quote, opens = 0, true
+			}
+		case c == '\r', c == '\n':
+			return i
+		case opens && (c == '"' || c == '\''):
+			quote = c
+		case c != ' ' && c != '\t':
+			opens = false
+		}
+	}
+	return len(text)
 }

@@ -70,3 +70,34 @@ func TestUnitEnvironmentFiles(t *testing.T) {
 		}
 	}
 }
+
+// Lines that systemd counts, and lines that it takes for a part of others.
+func TestFileAssignments(t *testing.T) {
+	const ours = "AMS_HOST_ADDRESS=10.0.0.9"
+	for _, tt := range []struct {
+		name, before string
+		counts       bool
+	}{
+		{"nothing before", "", true},
+		{"a comment continued, as before systemd 254", "# x \\\n", true},
+		{"the same of the other kind", "; x \\\n", true},
+		{"a quote in a comment", "# X=\"1\n", true},
+		{"a quote in a comment of the other kind", "; X='1\n", true},
+		{"no assignment, continued", "x \\\n", true},
+		{"a backslash that is escaped", "X=1\\\\\n", true},
+		{"a quote within a value", "X=it's\n", true},
+		{"a closed quote", "X='1\\'\n", true},
+		{"a line end of Windows", "X=1\r", true},
+		{"a value continued", "X=1 \\\n", false},
+		{"a value continued behind its quote", "X=\"1\" \\\n", false},
+		{"a quote", "X='1\n", false},
+		{"a quote behind an escaped one", `X="1\"2` + "\n", false},
+		{"a second quote", "X=\"1\"'2\n", false},
+		{"a comment on the same line", "# ", false},
+	} {
+		got := fileAssignments(tt.before+ours+"\n", HostAddressVariable)
+		if counts := slices.Equal(got, []string{ours}); counts != tt.counts || !counts && len(got) > 0 {
+			t.Errorf("%s: %q, counts %v", tt.name, got, tt.counts)
+		}
+	}
+}
