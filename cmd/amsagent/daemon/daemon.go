@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // Settings are what an operator may change while the daemon runs.
@@ -449,7 +450,7 @@ func (d *Daemon) otherState(s *bootstrap.State) bool {
 
 func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
 	for {
-		timer := time.NewTimer(untilTick(d.o.Periods.State))
+		timer := time.NewTimer(cloud.UntilTick(d.o.Periods.State))
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
@@ -547,18 +548,6 @@ func pause(ctx context.Context, t time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
-}
-
-// untilTick is the time to the next of the moments that are a period apart by the
-// clock, for looks at this machine alone. They are the same for all who wait so, the
-// looks at the cloud's signals among them: each time that the process wakes costs
-// more than what it looks at. One that is nearly here is the one that was waited for.
-func untilTick(period time.Duration) time.Duration {
-	left := period - time.Duration(time.Now().UnixNano())%period
-	if left < period/10 {
-		left += period
-	}
-	return left
 }
 
 // trouble notes what keeps the daemon from its work, for status.

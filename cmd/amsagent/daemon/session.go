@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // session converges the machine and then does what it is for, until the state
@@ -194,7 +195,7 @@ func (d *Daemon) away(ctx context.Context) error {
 // returns when it does not, or when ctx ends.
 func (d *Daemon) while(ctx context.Context, holds func() bool) {
 	for holds() {
-		if !pause(ctx, untilTick(d.o.Periods.State)) {
+		if !pause(ctx, cloud.UntilTick(d.o.Periods.State)) {
 			return
 		}
 	}
@@ -217,7 +218,7 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 		ended, end := context.WithCancel(ctx)
 		defer end()
 		watcher.Go(func() {
-			for pause(ended, untilTick(d.o.Periods.State)) {
+			for pause(ended, cloud.UntilTick(d.o.Periods.State)) {
 				if d.life.gone() {
 					cancel()
 				}
