@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/pci"
 )
 
 // gpuPath is the search path of the child. It is not ours: the tool must behave
@@ -343,21 +345,12 @@ func gpuProgram(path string) (gpuToolID, bool) {
 // those that were handed to a virtual machine; foreign is another driver that
 // has taken one.
 func nvidiaOnBus(root string) (n int, foreign string) {
-	bus := filepath.Join(root, "sys/bus/pci/devices")
-	entries, err := os.ReadDir(bus)
-	if err != nil {
-		return 0, ""
-	}
-	for _, e := range entries {
-		dir := filepath.Join(bus, e.Name())
-		if !strings.HasPrefix(gpuFile(dir, "class"), "0x03") || gpuFile(dir, "vendor") != "0x10de" {
-			continue
-		}
-		link, _ := os.Readlink(filepath.Join(dir, "driver"))
-		switch driver := filepath.Base(link); driver {
+	drivers, _ := pci.NVIDIADrivers(root)
+	for _, driver := range drivers {
+		switch driver {
 		case "vfio-pci", "pci-stub", "pciback":
 			continue
-		case "nvidia", ".":
+		case "nvidia", "":
 		default:
 			foreign = gpuReason([]byte(driver))
 		}

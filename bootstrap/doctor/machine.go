@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -22,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/pci"
 )
 
 func checkWritable(ctx context.Context, p *patient) []Result {
@@ -246,42 +246,12 @@ func judgeFiles(limits []byte, unit int) Result {
 	return unknown("the kernel does not tell the limit")
 }
 
-const (
-	vendorNVIDIA = "0x10de"
-	// displayClass begins the class of what shows or computes pictures.
-	displayClass = "0x03"
-	// oldDriver is the first branch of NVIDIA's driver that current encoders accept
-	// (Video Codec SDK 11.1); it is the last one for old devices, too.
-	oldDriver = 470
-)
-
-// pciGPUs lists NVIDIA's devices on the bus with the driver that each has.
-func (p *patient) pciGPUs() (drivers []string, err error) {
-	dir := filepath.Join(p.root, "/sys/bus/pci/devices")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	word := func(path string) string {
-		b, _ := os.ReadFile(path)
-		return strings.TrimSpace(string(b))
-	}
-	for _, e := range entries {
-		at := filepath.Join(dir, e.Name())
-		if word(filepath.Join(at, "vendor")) != vendorNVIDIA || !strings.HasPrefix(word(filepath.Join(at, "class")), displayClass) {
-			continue
-		}
-		driver, err := os.Readlink(filepath.Join(at, "driver"))
-		if err != nil {
-			driver = ""
-		}
-		drivers = append(drivers, filepath.Base(driver))
-	}
-	return drivers, nil
-}
+// oldDriver is the first branch of NVIDIA's driver that current encoders accept
+// (Video Codec SDK 11.1); it is the last one for old devices, too.
+const oldDriver = 470
 
 func checkGPU(ctx context.Context, p *patient) []Result {
-	drivers, err := p.pciGPUs()
+	drivers, err := pci.NVIDIADrivers(p.root)
 	if err != nil && (!errors.Is(err, fs.ErrNotExist) || !p.running) {
 		if !p.running {
 			return inTree()
@@ -300,7 +270,7 @@ func checkGPU(ctx context.Context, p *patient) []Result {
 	for _, d := range ours {
 		switch d {
 		case "nvidia":
-		case ".":
+		case "":
 			return one(bad("install NVIDIA's driver, then restart the server: it looks for devices at its start only", "a GPU of NVIDIA is on the bus, and no driver has it").as(IDGPUDriver))
 		default:
 			return one(bad("install NVIDIA's own driver, then restart the server", "a GPU of NVIDIA is on the bus, and driver %s has it, which encodes nothing", d).as(IDGPUDriver))

@@ -1,0 +1,50 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package pci lists GPUs by what the kernel shows of the PCI bus, whether or not a driver has them.
+package pci
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// NVIDIADrivers returns the driver of each of NVIDIA's displays and accelerators below root, "" for one without. The
+// error is that of the list of devices.
+func NVIDIADrivers(root string) ([]string, error) {
+	bus := filepath.Join(root, "sys/bus/pci/devices")
+	entries, err := os.ReadDir(bus)
+	if err != nil {
+		return nil, err
+	}
+	var drivers []string
+	for _, e := range entries {
+		dir := filepath.Join(bus, e.Name())
+		if word(dir, "vendor") != "0x10de" || !strings.HasPrefix(word(dir, "class"), "0x03") {
+			continue
+		}
+		driver, err := os.Readlink(filepath.Join(dir, "driver"))
+		if err == nil {
+			driver = filepath.Base(driver)
+		}
+		drivers = append(drivers, driver)
+	}
+	return drivers, nil
+}
+
+// word reads a file of one word, "" where there is none. It reads no further: below
+// a root that is not the kernel's, the file may be anything.
+func word(dir, name string) string {
+	f, err := os.Open(filepath.Join(dir, name))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 64))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
