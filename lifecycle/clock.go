@@ -29,3 +29,14 @@ func BootClock(root string) func() (boot string, up time.Duration) {
 		return string(bytes.TrimSpace(id)), time.Duration(ts.Nano())
 	}
 }
+
+// Hardware tells this machine from one with a copy of its disk: the firmware's own id,
+// which a cloud gives to each machine, and which only root reads. It is "" where there
+// is none, as in a container.
+func Hardware(root string) string {
+	id, err := os.ReadFile(filepath.Join(root, "/sys/class/dmi/id/product_uuid"))
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSpace(id))
+}

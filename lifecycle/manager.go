@@ -83,7 +83,9 @@ type Options struct {
 	Event func(ctx context.Context, e cluster.Event) error
 	// Uptime is [BootClock], or nil: then the wall clock has to do.
 	Uptime func() (boot string, up time.Duration)
-	Log    *slog.Logger
+	// Hardware is [Hardware], or "".
+	Hardware string
+	Log      *slog.Logger
 	// Rand is a number from 0 to 1; nil is a random one.
 	Rand func() float64
 }
@@ -243,6 +245,11 @@ func NewManager(o Options) (*Manager, error) {
 // takeUp goes on with what was read.
 func (m *Manager) takeUp() {
 	r := m.r
+	if r.Hardware != "" && m.o.Hardware != "" && r.Hardware != m.o.Hardware {
+		m.noteLocked("the record of a drain is that of another machine, of whose disk this is a copy, so there is none")
+		m.r = &record{}
+		return
+	}
 	boot, up := m.o.Uptime()
 	now := time.Now()
 	same := r.wake(now, boot, up)
@@ -316,6 +323,7 @@ func (m *Manager) commit() {
 	m.publish(now)
 	boot, up := m.o.Uptime()
 	text := ""
+	m.r.Hardware = m.o.Hardware
 	if err := m.r.save(m.o.Files, now, boot, up); err != nil {
 		// What was decided is decided: a full disk keeps nobody on a machine that
 		// goes.
@@ -835,6 +843,17 @@ func (m *Manager) forget(joining bool) {
 // Forgotten reports whether a drain was forgotten, because this machine joins anew or is
 // to serve again, until Settled: the registry may know of its begin alone.
 func (m *Manager) Forgotten() bool { return m.forgotten.Load() }
+
+// Unsaid tells that the registry may not hold any more what it was told, as where somebody
+// removed the row.
+func (m *Manager) Unsaid() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.r.Say != "" {
+		m.r.Said = ""
+		m.commit()
+	}
+}
 
 // Settled tells that the registry knows what this node does now.
 func (m *Manager) Settled() { m.forgotten.Store(false) }

@@ -79,9 +79,12 @@ type record struct {
 	Version int `json:"version"` // of this format: 1
 	// Saved, Boot and Uptime say when this was written, by the wall and by the
 	// kernel's own clock. See [record.wake].
-	Saved  time.Time     `json:"saved"`
-	Boot   string        `json:"boot,omitempty"`
-	Uptime time.Duration `json:"uptime_ns,omitempty"`
+	Saved time.Time `json:"saved"`
+	Boot  string    `json:"boot,omitempty"`
+	// Hardware is the machine that wrote this, see [Hardware]: a copy of its disk takes up
+	// nothing of it.
+	Hardware string        `json:"hardware,omitempty"`
+	Uptime   time.Duration `json:"uptime_ns,omitempty"`
 
 	Step  Step      `json:"step,omitempty"`
 	Begun time.Time `json:"begun,omitzero"`

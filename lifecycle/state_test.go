@@ -410,3 +410,24 @@ func FuzzRecord(f *testing.F) {
 		}
 	})
 }
+
+// A disk that was copied while its machine drained for its own end: the copy serves.
+func TestDrainOfAnotherMachine(t *testing.T) {
+	for hardware, ready := range map[string]bool{"copy": true, "old": false, "": false} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.viewers = p(1)
+			l := w.live(func(o *Options) { o.Hardware = "old" })
+			l.Notice(terminate())
+			l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
+			l.kill()
+			w.set(func(w *world) { w.boot, w.viewers = "boot-2", p(0) })
+			l = w.live(func(o *Options) { o.Hardware = hardware })
+			defer l.kill()
+			tick(time.Minute)
+			if v := l.View(); v.Ready != ready || (w.stops == 0) != ready {
+				t.Errorf("%q: %d stops, %+v", hardware, w.stops, v)
+			}
+		})
+	}
+}

@@ -191,3 +191,58 @@ func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
 	}
 	a.start()
 }
+
+// lives gives the daemon a lifecycle with one source, and starts it.
+func (a *agent) lives() notices {
+	a.t.Helper()
+	source := make(notices)
+	a.o.Lifecycle = &daemon.Lifecycle{New: lifecycle.NewManager, Leaver: a.machine, Options: lifecycle.Options{
+		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Sources: []lifecycle.Source{source},
+	}}
+	a.start()
+	return source
+}
+
+// A drain whose record was lost, as on a full disk, is over when the daemon starts again, and its row says so.
+func TestDaemonForgetsALostDrain(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.drainAt(lifecycle.StepDraining, cluster.StateDraining)
+	if err := os.Remove(filepath.Join(a.root, lifecycle.RecordPath)); err != nil {
+		t.Fatal(err)
+	}
+	a.lives()
+	a.serves()
+	if got := a.state(); got != cluster.StateActive {
+		t.Errorf("the row says %s", got)
+	}
+}
+
+// A row that somebody removed during a drain comes back as one that drains.
+func TestRowRemovedDuringADrain(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	source := a.lives()
+	now := time.Now()
+	source <- lifecycle.Notice{ID: "t", Source: "test", Kind: lifecycle.Terminate, Received: now, Deadline: now.Add(time.Hour)}
+	eventually(t, "the row drains", func() bool { return a.state() == cluster.StateDraining })
+	time.Sleep(5 * time.Second) // what it says of the drain is the same from now on
+	row, err := a.client.Node(t.Context(), nodeID)
+	if err == nil {
+		_, err = a.client.RemoveNode(t.Context(), row)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back time.Time
+	eventually(t, "the row is back, and drains", func() bool {
+		n, err := a.client.Node(t.Context(), nodeID)
+		if err == nil && back.IsZero() {
+			back = time.Now()
+		}
+		return err == nil && n.State == cluster.StateDraining
+	})
+	if late := time.Since(back); late > 15*time.Second { // it is said anew every 30 s in any case
+		t.Errorf("for %s the row said that the node serves", late)
+	}
+}

@@ -40,6 +40,7 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 			Completer: c, Sources: []lifecycle.Source{c},
 			AbandonOnFailure: s.AbandonOnFailure,
 			Uptime:           lifecycle.BootClock(s.Root),
+			Hardware:         lifecycle.Hardware(s.Root),
 			StopTime:         stopTime(s.Root, s.AMSDir),
 		},
 	}
