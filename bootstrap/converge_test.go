@@ -352,7 +352,7 @@ func TestFailureAfterTheFirstCommit(t *testing.T) {
 						t.Fatal(err)
 					}
 					go func() { // the clock moves when the command waits for what the server does
-						time.Sleep(saveTime / 2)
+						_ = pause(t.Context(), saveTime/2)
 						edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
 						put(t, m, harm, "{")
 					}()

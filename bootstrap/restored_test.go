@@ -555,7 +555,7 @@ func TestSecondPlanLeavesOutAnApplication(t *testing.T) {
 			t.Fatal(err)
 		}
 		go func() { // the clock moves when it waits for what the server does
-			time.Sleep(saveTime / 2)
+			_ = pause(t.Context(), saveTime/2)
 			edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
 		}()
 		req := convergeRequest(t, joinedAs(), nil)

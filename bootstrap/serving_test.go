@@ -209,7 +209,7 @@ func TestConvergeEndsWhileStarting(t *testing.T) {
 					m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
 						switch n := asked.Add(1); {
 						case n == at && timeout:
-							time.Sleep(time.Hour)
+							_ = pause(t.Context(), time.Hour)
 						case n == at:
 							stop(why)
 						}

@@ -153,7 +153,7 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 		return l != nil && l.Step == lifecycle.StepCompleting && l.RegistryTold
 	}
 	eventually(t, "the node has left, and the cloud is to be notified", completing)
-	time.Sleep(time.Second) // the state file has whole seconds
+	<-time.After(time.Second) // the state file has whole seconds
 	if err := a.svc.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestRowRemovedDuringADrain(t *testing.T) {
 	now := time.Now()
 	source <- lifecycle.Notice{ID: "t", Source: "test", Kind: lifecycle.Terminate, Received: now, Deadline: now.Add(time.Hour)}
 	eventually(t, "the row drains", func() bool { return a.state() == cluster.StateDraining })
-	time.Sleep(5 * time.Second) // what it says of the drain is the same from now on
+	<-time.After(5 * time.Second) // what it says of the drain is the same from now on
 	row, err := a.client.Node(t.Context(), nodeID)
 	if err == nil {
 		_, err = a.client.RemoveNode(t.Context(), row)
