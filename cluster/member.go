@@ -60,7 +60,8 @@ func intervalOf(n Node) time.Duration {
 // Heard is when a witness was last heard.
 type Heard struct {
 	// Known is false where there is no such witness.
-	Known bool          `json:"known"`
+	Known bool `json:"known"`
+	// Age is at least 1 where it is known: 0 is left out.
 	Age   time.Duration `json:"age_ns,omitempty"`
 	Fresh bool          `json:"fresh"`
 	// Guess says that Age is by a clock that nobody told us about: AMS stamps
@@ -359,7 +360,7 @@ func (o *Observer) written(age time.Duration, now time.Time, told bool) observed
 }
 
 func (o *Observer) heard(is observed, now time.Time, limit time.Duration) Heard {
-	return Heard{Known: true, Age: now.Sub(is.written), Fresh: o.fresh(is.written, now, limit), Guess: is.guess}
+	return Heard{Known: true, Age: max(1, now.Sub(is.written)), Fresh: o.fresh(is.written, now, limit), Guess: is.guess}
 }
 
 // fresh reports whether a witness that wrote last at written has been silent for

@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"reflect"
@@ -133,6 +134,22 @@ func TestVerdicts(t *testing.T) {
 				t.Errorf("the witnesses contradict the verdict: %+v", m)
 			}
 		})
+	}
+}
+
+// An age of 0, as of a beat that comes while the look is under way, is known; an unknown one has no field.
+func TestHeardJSON(t *testing.T) {
+	s := newStage(t)
+	s.beat("i-a", "10.0.0.1", func(n *Node) { n.UpdatedAt = s.server().Add(3 * time.Millisecond) })
+	m := s.look()[0]
+	for _, tt := range []struct {
+		heard Heard
+		aged  bool
+	}{{m.Agent, true}, {m.Server, false}} {
+		b, err := json.Marshal(tt.heard)
+		if err != nil || strings.Contains(string(b), "age_ns") != tt.aged {
+			t.Errorf("%s, %v; want an age: %t", b, err, tt.aged)
+		}
 	}
 }
 
@@ -289,7 +306,7 @@ func TestMembersByAddress(t *testing.T) {
 		s.beat("new", "10.0.0.1")
 		s.write("new10.0.0.1", "10.0.0.1", 0)
 		s.want("new 10.0.0.1 alive; old 10.0.0.1 gone")
-		if m := s.look()[0]; len(m.AMS) != 2 || m.AMS[0].ID != "new10.0.0.1" || m.Server.Age != 0 {
+		if m := s.look()[0]; len(m.AMS) != 2 || m.AMS[0].ID != "new10.0.0.1" || m.Server.Age > time.Millisecond {
 			t.Errorf("the newest of several documents counts: %+v", m)
 		}
 		if m := s.look()[1]; m.Server.Known {
