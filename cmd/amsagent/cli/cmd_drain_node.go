@@ -34,11 +34,15 @@ type remotePace struct {
 	take, begin time.Duration
 	withdraw    time.Duration // bounds a withdrawal
 	silent      time.Duration // of the node's agent, until it is told
+	// dead is after what silence of the agent the following ends: patience, and the stop of a server with seven applications, during
+	// which it does not beat.
+	dead time.Duration
 }
 
 func (g *globals) remotePace() remotePace {
 	return remotePace{
 		pace: g.pace(), look: time.Second, take: 45 * time.Second, begin: 20 * time.Second, withdraw: 5 * time.Second, silent: 30 * time.Second,
+		dead: 5 * time.Minute,
 	}
 }
 
@@ -237,7 +241,7 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 		defer cancel()
 	}
 	goes := func(u *userError) error {
-		u.State, u.Hints = "the drain goes on", append(u.Hints, "amsagent nodes --watch")
+		u.State, u.Hints = cmp.Or(u.State, "the drain goes on"), append(u.Hints, "amsagent nodes --watch")
 		return u
 	}
 	var said, read time.Time
@@ -277,6 +281,12 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 			}
 			if server, err := r.c.ServerTime(inner); err == nil {
 				age, known := r.row.Age(server)
+				if known && age > r.p.dead {
+					return goes(&userError{
+						Msg: "lost sight of it", Cause: errors.New("its agent has been silent for " + rounded(age)), Exit: exitUnknown,
+						State: "the drain goes on if its agent comes back",
+					})
+				}
 				if is := known && age > r.p.silent; is != silent {
 					silent = is
 					if is {

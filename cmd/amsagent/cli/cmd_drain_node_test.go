@@ -156,6 +156,17 @@ func TestDrainNode(t *testing.T) {
 				r.row.UpdatedAt = was
 			}
 		}, code: exitOK, said: []string{"the node's agent is silent", "left: "}},
+		"its server stops for long": {does: func(r *aRegistry, since time.Duration) {
+			if since < 15*time.Second || since > 4*time.Minute {
+				takes(r, since)
+			}
+		}, code: exitOK, said: []string{"the node's agent is silent", "left: "}},
+		// The signal ends the test where the command does not.
+		"its machine dies": {does: func(r *aRegistry, since time.Duration) {
+			if since < 15*time.Second {
+				takes(r, since)
+			}
+		}, signal: time.Hour, code: exitUnknown, said: []string{"lost sight of it", "its agent has been silent for 5 min 1 s", "the drain goes on if its agent comes back"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
