@@ -56,7 +56,7 @@ func newDrainCommand(g *globals) *cobra.Command {
 			"already, it is joined. `amsagent undrain` takes it back until the server is stopped.\n\n" +
 			"With NODE, an id, an address or a host name, it is another node, asked from anywhere that\n" +
 			"reaches MongoDB, without root: the request stands in that node's row, and its daemon takes it\n" +
-			"up within 15 s. One that nobody takes up is withdrawn after 45 s.",
+			"up within 15 s. One that nobody takes up is withdrawn after 45 s, or after --timeout.",
 		Example: "  amsagent drain\n" +
 			"  amsagent drain --deadline 20m --reason \"kernel update\"\n" +
 			"  amsagent drain --now --repair-streams\n" +

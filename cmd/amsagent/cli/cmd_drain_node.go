@@ -90,6 +90,13 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		return r.withdraw(ctx, userError{Msg: msg, Cause: err, State: "the request may have arrived: the node may drain"}, msg)
 	}
 	g.progress("asked; the node's agent takes it up within " + rounded(p.take))
+	if opts.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, opts.timeout, &userError{
+			Msg: "it is not over after " + rounded(opts.timeout), ID: idTimeout, Exit: exitUnknown,
+		})
+		defer cancel()
+	}
 	if err := r.taken(ctx); err != nil {
 		return err
 	}
@@ -97,7 +104,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		return g.remoteResult(r.row)
 	}
 	g.setCalm() // from here on a signal ends the following alone
-	return r.follow(ctx, opts.timeout)
+	return r.follow(ctx)
 }
 
 // drainableNode finds the node with an id, an address or a host name, and says why it cannot be asked. One that has left
@@ -233,31 +240,22 @@ func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) err
 }
 
 // follow says how far the node is until it has left.
-func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
-	inner := ctx
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		inner, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
-	}
-	goes := func(u *userError) error {
-		u.State, u.Hints = cmp.Or(u.State, "the drain goes on"), append(u.Hints, "amsagent nodes --watch")
-		return u
-	}
+func (r *remoteDrain) follow(ctx context.Context) error {
 	var said, read time.Time
 	var shown cluster.Sessions
 	silent := false
 	for first := true; ; first = false {
 		now := time.Now()
-		switch err := r.read(inner); {
-		case inner.Err() != nil && ctx.Err() == nil:
-			return goes(&userError{Msg: fmt.Sprintf("it is not over after %s", rounded(timeout)), ID: idTimeout, Exit: exitUnknown, Cause: errors.New(r.progress())})
+		var end *userError // of the following alone
+		switch err := r.read(ctx); {
 		case errors.Is(err, errStarted):
 			return r.started(err)
+		case ctx.Err() != nil && errors.As(context.Cause(ctx), &end):
+			end.Cause = errors.New(r.progress())
 		case ctx.Err() != nil:
-			return goes(&userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)})
+			end = &userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)}
 		case err != nil && !first && now.Sub(read) >= r.p.patience:
-			return goes(&userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown})
+			end = &userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown}
 		case err != nil:
 			if first {
 				read = now
@@ -279,13 +277,13 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 				said, shown = now, s
 				r.g.progress(r.progress())
 			}
-			if server, err := r.c.ServerTime(inner); err == nil {
+			if server, err := r.c.ServerTime(ctx); err == nil {
 				age, known := r.row.Age(server)
 				if known && age > r.p.dead {
-					return goes(&userError{
+					end = &userError{
 						Msg: "lost sight of it", Cause: errors.New("its agent has been silent for " + rounded(age)), Exit: exitUnknown,
 						State: "the drain goes on if its agent comes back",
-					})
+					}
 				}
 				if is := known && age > r.p.silent; is != silent {
 					silent = is
@@ -295,7 +293,11 @@ func (r *remoteDrain) follow(ctx context.Context, timeout time.Duration) error {
 				}
 			}
 		}
-		wait(inner, r.p.look)
+		if end != nil {
+			end.State, end.Hints = cmp.Or(end.State, "the drain goes on"), []string{"amsagent nodes --watch"}
+			return end
+		}
+		wait(ctx, r.p.look)
 	}
 }
 

@@ -110,6 +110,10 @@ func TestDrainNode(t *testing.T) {
 		"it failed":   {state: cluster.StateFailed, code: exitFailed, said: []string{"its row says failed: there is nothing to drain"}},
 		"detached":    {opts: drainOptions{detach: true}, does: takes, code: exitOK, said: []string{"draining: `amsagent nodes --watch` shows it go"}},
 		"too long":    {opts: drainOptions{timeout: 20 * time.Second}, does: takes, code: exitUnknown, said: []string{"it is not over after 20 s", "amsagent: the drain goes on"}},
+		"too long until it is taken up": {
+			opts: drainOptions{timeout: 5 * time.Second}, does: func(*aRegistry, time.Duration) {}, code: exitUnknown,
+			said: []string{"[AMS-TIMEOUT]", "cause: it is not over after 5 s", "the request was withdrawn; nothing was changed"},
+		},
 		"nobody takes it up": {does: func(*aRegistry, time.Duration) {}, code: exitFailed, said: []string{
 			"its agent did not take the request up within 45 s", "the request was withdrawn; nothing was changed",
 		}},
@@ -186,6 +190,9 @@ func TestDrainNode(t *testing.T) {
 					code = g.report(ctx, err)
 				}
 				said := e.stdout.String() + e.stderr.String()
+				if took := time.Since(now); tt.opts.timeout > 0 && took > tt.opts.timeout+time.Second {
+					t.Errorf("took %s with a timeout of %s", took, tt.opts.timeout)
+				}
 				if code != tt.code {
 					t.Errorf("exit %d, want %d\n%s", code, tt.code, said)
 				}
