@@ -63,7 +63,9 @@ func amsDoc(t *testing.T, id any, ip string, at time.Time) AMSNode {
 	return readAMSNode(raw(t, bson.D{{Key: "_id", Value: id}, {Key: "ip", Value: ip}, {Key: "lastUpdateTime", Value: at.UnixMilli()}}))
 }
 
-func (s *stage) look() []Member {
+func (s *stage) look() []Member { return s.o.Judge(s.seen(), s.now) }
+
+func (s *stage) seen() Look {
 	l := Look{ServerTime: s.server(), At: s.now}
 	for _, id := range slices.Sorted(maps.Keys(s.rows)) {
 		l.Nodes = append(l.Nodes, s.rows[id])
@@ -71,7 +73,7 @@ func (s *stage) look() []Member {
 	for _, id := range slices.Sorted(maps.Keys(s.docs)) {
 		l.AMS = append(l.AMS, s.docs[id])
 	}
-	return s.o.Judge(l, s.now)
+	return l
 }
 
 // says renders a look: id, address and verdict of each member.

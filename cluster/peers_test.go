@@ -5,9 +5,41 @@ package cluster
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
+
+// After a failover all rows are old, and nobody had a chance to write: a peer that seems gone is not for as long as a server may be silent.
+func TestPeersAfterFailover(t *testing.T) {
+	var p Peers
+	s := newStage(t)
+	zero := Millis(0)
+	want := func(want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, serving(p.judge(s.seen()), []string{"i-a", "i-b"})); diff != "" {
+			t.Errorf("at %s -want +got\n%s", s.now.Format("04:05"), diff)
+		}
+	}
+	for _, id := range []string{"i-a", "i-b"} {
+		s.beat(id, "10.0.0."+id, func(n *Node) { n.State, n.ClockMS = StateDraining, &zero })
+		s.write("d"+id, "10.0.0."+id, 0)
+	}
+	s.pass(12200 * time.Millisecond)
+	want("i-a", "i-b")
+	s.beat("i-a", "10.0.0.i-a")
+	s.pass(amsFresh - time.Millisecond)
+	want("i-a", "i-b")
+	s.pass(time.Millisecond)
+	want("i-a") // i-b had as long as a server may be silent
+	// Another failover. The look before is no witness of a silence that began after it.
+	s.pass(time.Hour)
+	s.beat("i-b", "10.0.0.i-b")
+	s.pass(12200 * time.Millisecond)
+	want("i-b")
+	s.pass(amsFresh)
+	want()
+}
 
 func TestServing(t *testing.T) {
 	member := func(id, name string, s State, v Verdict) Member {

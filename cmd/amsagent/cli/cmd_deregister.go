@@ -118,7 +118,8 @@ func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files li
 	}
 }
 
-// lastPeers asks the cluster once, by a connection of its own, who else still serves.
+// lastPeers asks the cluster once, by a connection of its own, who else still serves. One look finds nobody gone: where a peer
+// died, the hook is left to its timeout.
 type lastPeers struct {
 	m     *bootstrap.Machine
 	mongo cluster.Target
