@@ -56,6 +56,8 @@ func newNodesCommand(g *globals) *cobra.Command {
 			"  agent-stale  AMS is heard, the agent is silent for two beats and a second, or is none\n" +
 			"  gone         neither is heard: AMS not for 11 s, or nobody listens on its port\n" +
 			"  left         it said itself that it goes: nothing is expected of it\n\n" +
+			"Where no node is heard and one ought to be, it looks again after 6 s: MongoDB may have\n" +
+			"been away until now.\n\n" +
 			"The verdict is one thing, the state (joining, active, draining, left, failed) another:\n" +
 			"the state is what the node last said it was doing.\n\n" +
 			"SCORE is how near a node is to refusing streams, in percent: the highest of CPU and memory\n" +
@@ -126,13 +128,37 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 	if opts.watch {
 		return watchNodes(ctx, opts, g, c)
 	}
-	l, err := c.Look(ctx)
-	if err != nil {
-		return &userError{Msg: "cannot look at the cluster", Cause: err}
-	}
+	return showNodes(ctx, opts, g, c)
+}
+
+func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
 	var o cluster.Observer
-	data := viewNodes(ctx, opts, l, o.Judge(l, l.At))
-	return g.result("nodes", data, func(w *textWriter) { nodesText(w, data, g.tableStyle()) })
+	for first := true; ; first = false {
+		l, err := c.Look(ctx)
+		if err != nil {
+			return &userError{Msg: "cannot look at the cluster", Cause: err}
+		}
+		members := o.Judge(l, l.At)
+		// In the first seconds after a failover of MongoDB all rows and documents are old.
+		if none, active := unheard(members); first && none && active {
+			g.progress("no node is heard; looking again in 6 s, in case MongoDB was away until now")
+			wait(ctx, pruneWait) // an interruption fails the look
+			continue
+		}
+		data := viewNodes(ctx, opts, l, members)
+		return g.result("nodes", data, func(w *textWriter) { nodesText(w, data, g.tableStyle()) })
+	}
+}
+
+// unheard reports whether nothing is heard of any node, which a database that was away looks like, and whether the row of one is active.
+func unheard(members []cluster.Member) (none, active bool) {
+	none = true
+	for i := range members {
+		m := &members[i]
+		none = none && m.Silent()
+		active = active || m.State() == cluster.StateActive
+	}
+	return none, active
 }
 
 // connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.

@@ -123,7 +123,7 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	data.judge(opts, members)
 	if len(data.Remove) > 0 {
 		wait := pruneWait
-		if !slices.ContainsFunc(members, func(m cluster.Member) bool { return !m.Silent() }) {
+		if none, _ := unheard(members); none {
 			wait = pruneWaitAll
 		}
 		g.progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", count(len(data.Remove), "machine"), rounded(wait)))

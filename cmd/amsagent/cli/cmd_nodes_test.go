@@ -543,6 +543,51 @@ func TestViewNodes(t *testing.T) {
 	}
 }
 
+// After a failover all rows are old: whether anybody lives shows after a while. What is heard is shown at once.
+func TestNodesAfterFailover(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		state cluster.State
+		heard bool // another node is
+		back  bool // it beats again
+		want  cluster.Verdict
+		took  time.Duration
+	}{
+		{"back", cluster.StateActive, false, true, cluster.VerdictAMSStale, pruneWait},
+		{"dead", cluster.StateActive, false, false, cluster.VerdictGone, pruneWait},
+		{"one of two", cluster.StateActive, true, true, cluster.VerdictGone, 0},
+		{"left", cluster.StateLeft, false, true, cluster.VerdictLeft, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := &play{json: true}
+				p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = tt.state })
+				passes(12200 * time.Millisecond)
+				if tt.heard {
+					p.node("i-2", "10.0.0.2")
+				}
+				begin := time.Now()
+				if tt.back {
+					time.AfterFunc(2*time.Second, func() { p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = tt.state }) })
+				}
+				if err := showNodes(t.Context(), nodesOptions{all: true, sort: "address"}, p.globals(), p); err != nil {
+					t.Fatal(err)
+				}
+				var data nodesData
+				if err := json.Unmarshal([]byte(p.out.String()), &data); err != nil || data.Members[0].Verdict != tt.want {
+					t.Errorf("%v, want %s: %s", err, tt.want, p.out.String())
+				}
+				if took := time.Since(begin); took != tt.took {
+					t.Errorf("it took %s, want %s", took, tt.took)
+				}
+				if said := p.env.stderr.String(); strings.Contains(said, "looking again in 6 s") != (tt.took > 0) {
+					t.Errorf("said %q", said)
+				}
+			})
+		})
+	}
+}
+
 func TestNodesUsage(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"--state activ", "did you mean active?"},
