@@ -36,10 +36,10 @@ func (d *document) haproxy() {
 		if comment(l.text) {
 			continue
 		}
-		if section().MatchString(l.text) {
+		if section.get().MatchString(l.text) {
 			addresses = map[string]server{}
 		}
-		if m := serverLine().FindStringSubmatch(l.text); m != nil && d.wants(IDDuplicate) {
+		if m := serverLine.get().FindStringSubmatch(l.text); m != nil && d.wants(IDDuplicate) {
 			if first, dup := addresses[m[2]]; dup {
 				// Who is named elsewhere cannot go: HAProxy would not start.
 				fixed := !d.names(m[1], i)
@@ -57,13 +57,13 @@ func (d *document) haproxy() {
 		if !d.wants(IDReqAdd) {
 			continue
 		}
-		if m := headerLine().FindStringSubmatch(l.text); m != nil {
+		if m := headerLine.get().FindStringSubmatch(l.text); m != nil {
 			text, ok := addHeader(m[2], m[3])
 			d.find(IDReqAdd, i, ok, m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request set-header, http-response set-header")
 			if ok {
 				l.text = m[1] + text
 			}
-		} else if m := goneLine().FindStringSubmatch(l.text); m != nil {
+		} else if m := goneLine.get().FindStringSubmatch(l.text); m != nil {
 			d.find(IDReqAdd, i, false, m[1]+m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request and http-response have replace-header, del-header, deny and more")
 		}
 	}
@@ -75,7 +75,7 @@ func (d *document) names(server string, but int) bool {
 		if i == but || comment(l.text) {
 			continue
 		}
-		for _, m := range serverUse().FindAllStringSubmatch(l.text, -1) {
+		for _, m := range serverUse.get().FindAllStringSubmatch(l.text, -1) {
 			if slices.Contains(m[1:], server) {
 				return true
 			}
@@ -87,7 +87,7 @@ func (d *document) names(server string, but int) bool {
 // addHeader says what reqadd and rspadd said: a header, escaped for HAProxy's words,
 // and perhaps a condition.
 func addHeader(command, rest string) (string, bool) {
-	cond := condition().FindString(rest)
+	cond := condition.get().FindString(rest)
 	rest = strings.TrimSpace(strings.TrimSuffix(rest, cond))
 	name, value, ok := strings.Cut(strings.NewReplacer(`\ `, " ", `\:`, ":").Replace(strings.Trim(rest, `"`)), ":")
 	value = strings.TrimSpace(value)
@@ -125,7 +125,7 @@ var (
 // mongod finds a database that everybody on the network reads and deletes.
 func (d *document) mongod() {
 	// The old form is no YAML.
-	if !slices.ContainsFunc(d.lines, func(l line) bool { return iniLine().MatchString(l.text) }) {
+	if !slices.ContainsFunc(d.lines, func(l line) bool { return iniLine.get().MatchString(l.text) }) {
 		d.yaml("mongod does not start with it")
 	}
 	if !d.wants(IDOpen) {
@@ -135,19 +135,19 @@ func (d *document) mongod() {
 	ini := false
 	for i, l := range d.lines {
 		switch {
-		case authOn().MatchString(l.text), iniAuth().MatchString(l.text):
+		case authOn.get().MatchString(l.text), iniAuth.get().MatchString(l.text):
 			return
-		case securityC().MatchString(l.text):
+		case securityC.get().MatchString(l.text):
 			commented = i
 		case comment(l.text):
 			continue
-		case iniBind().MatchString(l.text):
+		case iniBind.get().MatchString(l.text):
 			open, ini = i, true
-		case bindAll().MatchString(l.text), bindFlag().MatchString(l.text):
+		case bindAll.get().MatchString(l.text), bindFlag.get().MatchString(l.text):
 			open = i
-		case authOff().MatchString(l.text), iniNoAuth().MatchString(l.text):
+		case authOff.get().MatchString(l.text), iniNoAuth.get().MatchString(l.text):
 			off = i
-		case security().MatchString(l.text):
+		case security.get().MatchString(l.text):
 			at = i
 		}
 		last = i
@@ -165,13 +165,13 @@ func (d *document) mongod() {
 	case ini:
 		d.lines[open].after = append(d.lines[open].after, "auth = true")
 	case off >= 0:
-		d.lines[off].text = authOff().ReplaceAllString(d.lines[off].text, "${1}enabled")
+		d.lines[off].text = authOff.get().ReplaceAllString(d.lines[off].text, "${1}enabled")
 	case at >= 0:
 		d.lines[at].after = append(d.lines[at].after, d.depth(at)+"authorization: enabled")
 	case commented >= 0:
 		d.lines[commented].text = "security:"
 		d.lines[commented].after = append(d.lines[commented].after, "  authorization: enabled")
-	case topKey().MatchString(firstText(d.lines)) || last >= 0:
+	case topKey.get().MatchString(firstText(d.lines)) || last >= 0:
 		d.lines[len(d.lines)-1].after = append(d.lines[len(d.lines)-1].after, "security:", "  authorization: enabled")
 	default:
 		fixed = false
@@ -243,7 +243,7 @@ func (d *document) yaml(harm string) {
 	}
 	d.lines = was
 	at := 0
-	if m := yamlLine().FindStringSubmatch(err.Error()); m != nil {
+	if m := yamlLine.get().FindStringSubmatch(err.Error()); m != nil {
 		at, _ = strconv.Atoi(m[1])
 	}
 	d.find(IDYAML, min(at, len(d.lines))-1, false, "it is no YAML, here or a line before or after it, and "+harm, hint)

@@ -73,10 +73,19 @@ var (
 	mongodWord     = lazy(`(?m)^(storage|systemLog|net|processManagement|replication|security):[ \t]*([#{].*)?\r?$|^[ \t]*bind_ip[ \t]*=`)
 )
 
-// lazy makes a pattern when it is first used: the daemon, which is the same program,
+// pattern is compiled when it is first used: the daemon, which is the same program,
 // uses none.
-func lazy(pattern string) func() *regexp.Regexp {
-	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
+type pattern struct {
+	text string
+	once sync.Once
+	re   *regexp.Regexp
+}
+
+func lazy(text string) *pattern { return &pattern{text: text} }
+
+func (p *pattern) get() *regexp.Regexp {
+	p.once.Do(func() { p.re = regexp.MustCompile(p.text) })
+	return p.re
 }
 
 // Recognize tells what a text is, by what stands in it.
@@ -88,9 +97,9 @@ func Recognize(src []byte) Kind {
 	switch {
 	case bytes.HasPrefix(head, []byte("#!")), bytes.HasPrefix(head, []byte("#cloud-config")):
 		return UserData
-	case haproxySection().Match(src) && haproxyWord().Match(src):
+	case haproxySection.get().Match(src) && haproxyWord.get().Match(src):
 		return HAProxy
-	case mongodWord().Match(src):
+	case mongodWord.get().Match(src):
 		return Mongod
 	}
 	return UserData

@@ -118,9 +118,9 @@ func (d *document) header() {
 	}
 	begin := "#!/bin/sh"
 	switch all := string(d.text()); {
-	case slices.ContainsFunc(d.lines, func(l line) bool { return yamlKey().MatchString(l.text) }):
+	case slices.ContainsFunc(d.lines, func(l line) bool { return yamlKey.get().MatchString(l.text) }):
 		begin = "#cloud-config"
-	case bashism().MatchString(all):
+	case bashism.get().MatchString(all):
 		begin = "#!/bin/bash"
 	}
 	d.find(IDHeader, first, true, "it does not say what it is, so that cloud-init does nothing with it", hint)
@@ -139,9 +139,9 @@ func (d *document) switchMode(i int) {
 	}
 	l := &d.lines[i]
 	const hint = "amsagent must be in the image, or be installed before that line; or give the vendor's script a URI, as mongodb://ADDRESS, about which it asks nothing"
-	l.text = switchCall().ReplaceAllStringFunc(l.text, func(call string) string {
-		m := switchCall().FindStringSubmatch(call)
-		args := argument().FindAllString(m[4], -1)
+	l.text = switchCall.get().ReplaceAllStringFunc(l.text, func(call string) string {
+		m := switchCall.get().FindStringSubmatch(call)
+		args := argument.get().FindAllString(m[4], -1)
 		mongo := strings.Trim(args[0], `"'`)
 		// It was cut out of the line: what stands before it says who answers.
 		before, _, _ := strings.Cut(l.text, call)
@@ -149,7 +149,7 @@ func (d *document) switchMode(i int) {
 		if strings.HasPrefix(mongo, "mongodb") && len(args) == 1 {
 			return call
 		}
-		if _, err := netip.ParseAddr(mongo); err == nil && len(args) == 1 && (answered().MatchString(before) || answered().MatchString(after)) {
+		if _, err := netip.ParseAddr(mongo); err == nil && len(args) == 1 && (answered.get().MatchString(before) || answered.get().MatchString(after)) {
 			return call
 		}
 		if strings.HasPrefix(mongo, "<") {
@@ -159,8 +159,8 @@ func (d *document) switchMode(i int) {
 		d.find(IDSwitch, i, true, d.why(mongo), hint)
 		return m[1] + "amsagent join --mongo " + d.mongo(i, args)
 	})
-	l.text = switchList().ReplaceAllStringFunc(l.text, func(call string) string {
-		m := switchList().FindStringSubmatch(call)
+	l.text = switchList.get().ReplaceAllStringFunc(l.text, func(call string) string {
+		m := switchList.get().FindStringSubmatch(call)
 		if strings.HasPrefix(m[1], "mongodb") && m[2] == "" {
 			return call
 		}
@@ -174,7 +174,7 @@ func (d *document) switchMode(i int) {
 // other commands may have another cause.
 func (d *document) restart(last, i int) {
 	l := &d.lines[i]
-	at := restartCall().FindStringIndex(l.text)
+	at := restartCall.get().FindStringIndex(l.text)
 	if at == nil || !d.wants(IDRestart) {
 		return
 	}
@@ -192,8 +192,8 @@ func (d *document) restart(last, i int) {
 
 // joins reports whether the last command of a line is a join that restarts the server.
 func joins(text string) bool {
-	m := joinCall().FindStringSubmatch(text)
-	return m != nil && !joinAlone().MatchString(m[1])
+	m := joinCall.get().FindStringSubmatch(text)
+	return m != nil && !joinAlone.get().MatchString(m[1])
 }
 
 // mongo is what a join gets in place of the arguments of the vendor's script.
@@ -235,7 +235,7 @@ func (d *document) why(mongo string) string {
 
 func (d *document) password(i int) {
 	l := &d.lines[i]
-	for _, m := range uriSecret().FindAllStringSubmatch(l.text, -1) {
+	for _, m := range uriSecret.get().FindAllStringSubmatch(l.text, -1) {
 		if !strings.Contains(m[1], "$") {
 			d.secrets = append(d.secrets, m[1])
 		}
@@ -243,8 +243,8 @@ func (d *document) password(i int) {
 	if !d.wants(IDPassword) {
 		return
 	}
-	l.text = joinSecret().ReplaceAllStringFunc(l.text, func(call string) string {
-		m := joinSecret().FindStringSubmatch(call)
+	l.text = joinSecret.get().ReplaceAllStringFunc(l.text, func(call string) string {
+		m := joinSecret.get().FindStringSubmatch(call)
 		if strings.Contains(m[2], "$") {
 			// Whatever is in the variable; it is on the command line all the same.
 			d.find(IDPassword, i, false, "a password on a command line can be read by every user of the machine", "put the URI into a file of mode 0600, and its path behind --mongo file:")
@@ -264,8 +264,8 @@ func (d *document) curl(i int) {
 		return
 	}
 	l := &d.lines[i]
-	l.text = curlPipe().ReplaceAllStringFunc(l.text, func(call string) string {
-		if curlFail().MatchString(curlPipe().FindStringSubmatch(call)[1]) {
+	l.text = curlPipe.get().ReplaceAllStringFunc(l.text, func(call string) string {
+		if curlFail.get().MatchString(curlPipe.get().FindStringSubmatch(call)[1]) {
 			return call
 		}
 		d.find(IDCurl, i, true, "curl hands the page of an error to the shell, which runs it", "with -f it hands over nothing and says why; better fetch a file, check its sum, then run it")
@@ -286,18 +286,18 @@ func (d *document) secret(i int) {
 		what = kind
 		d.secrets = append(d.secrets, strings.Trim(secret, `"'`))
 	}
-	if m := uriSecret().FindStringSubmatch(text); m != nil && literal(m[1]) {
+	if m := uriSecret.get().FindStringSubmatch(text); m != nil && literal(m[1]) {
 		keep(m[1], "a password in a URI")
 	}
-	if m := awsKey().FindString(text); m != "" {
+	if m := awsKey.get().FindString(text); m != "" {
 		keep(m, "an access key of AWS")
 	}
-	if privateKey().MatchString(text) {
+	if privateKey.get().MatchString(text) {
 		what = "a private key"
 	}
-	for _, m := range settingName().FindAllStringSubmatchIndex(text, -1) {
-		name, v := text[m[2]:m[3]], settingValue().FindString(text[m[1]:])
-		if !mask.Name(name) || namesSecret().MatchString(name) {
+	for _, m := range settingName.get().FindAllStringSubmatchIndex(text, -1) {
+		name, v := text[m[2]:m[3]], settingValue.get().FindString(text[m[1]:])
+		if !mask.Name(name) || namesSecret.get().MatchString(name) {
 			continue
 		}
 		// Brackets without quotes: a program that the user data bring along calls something, or looks it up.
@@ -321,7 +321,7 @@ func (d *document) opened() {
 	}
 	for i := range d.lines {
 		l := &d.lines[i]
-		if comment(l.text) || !opens().MatchString(l.text) {
+		if comment(l.text) || !opens.get().MatchString(l.text) {
 			continue
 		}
 		fixed := strings.Contains(l.text, "sed") && strings.Contains(l.text, "/etc/mongod.conf") && !strings.HasSuffix(l.text, `\`)
