@@ -31,25 +31,35 @@ type Item struct {
 
 // ReadItem fetches and parses one item through the retry loop.
 func ReadItem[T any](ctx context.Context, s *Items, i Item, parse func([]byte) (T, error)) (T, error) {
+	var found, zero T
+	err := s.read(ctx, i, func(body []byte) (err error) {
+		found, err = parse(body)
+		return err
+	})
+	if err != nil {
+		return zero, err
+	}
+	return found, nil
+}
+
+// read is the part of ReadItem that is compiled once, for all types.
+func (s *Items) read(ctx context.Context, i Item, parse func([]byte) error) error {
 	select {
 	case s.Slots <- struct{}{}:
 		defer func() { <-s.Slots }()
 	case <-ctx.Done():
-		var zero T
-		return zero, &Error{Provider: s.Provider, Item: i.Name, Kind: ErrNotReady, Cause: ctx.Err()}
+		return &Error{Provider: s.Provider, Item: i.Name, Kind: ErrNotReady, Cause: ctx.Err()}
 	}
 	call := Call{Provider: s.Provider, Item: i.Name, Attempts: i.Attempts, NotFoundAttempts: i.NotFoundAttempts, Judge: s.Judge}
-	return Do(ctx, s.Options, call, func(ctx context.Context) (T, error) {
+	return retry(ctx, s.Options, call, func(ctx context.Context) error {
 		body, err := s.Fetch(ctx, i.Path)
 		if err != nil {
-			var zero T
-			return zero, err
+			return err
 		}
-		v, err := parse(body)
-		if err != nil {
-			return v, BadAnswer(err)
+		if err := parse(body); err != nil {
+			return BadAnswer(err)
 		}
-		return v, nil
+		return nil
 	})
 }
 
