@@ -767,7 +767,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		}
 		return l.notGivenBack(err)
 	}
-	if n := countChanged(l.result.Files); n > 0 {
+	if n := CountChanged(l.result.Files); n > 0 {
 		l.say("gave back %s", plural(n, "file"))
 	}
 	if l.SetAddress != nil {
@@ -961,7 +961,8 @@ func (l *leaver) save(s State) error {
 	return keepMongo(l.store, l.plan, l.req.Mongo)
 }
 
-func countChanged(files []FileResult) int {
+// CountChanged counts the files that were changed.
+func CountChanged(files []FileResult) int {
 	n := 0
 	for _, f := range files {
 		if f.Changed {

@@ -121,7 +121,7 @@ func liveText(l *bootstrap.Live) string {
 }
 
 func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
-	n := changedFiles(res.Files)
+	n := bootstrap.CountChanged(res.Files)
 	who := cmp.Or(res.Role, "node") + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname}, withHost)
 	switch res.Outcome {
 	case bootstrap.OutcomePlanned:

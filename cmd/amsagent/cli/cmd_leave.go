@@ -91,7 +91,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 
 // restoredText says how the files were given back.
 func restoredText(res *bootstrap.LeaveResult) string {
-	n := changedFiles(res.Files)
+	n := bootstrap.CountChanged(res.Files)
 	if n == 0 {
 		return ""
 	}
@@ -126,7 +126,7 @@ func restoredText(res *bootstrap.LeaveResult) string {
 }
 
 func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool, service string) {
-	n := changedFiles(res.Files)
+	n := bootstrap.CountChanged(res.Files)
 	switch res.Outcome {
 	case bootstrap.OutcomeUnchanged:
 		w.line("%s: %s", w.color.green("nothing to do"), bootstrap.ErrNotMember)

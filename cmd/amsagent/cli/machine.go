@@ -339,16 +339,6 @@ func (w *textWriter) diffLine(line string) string {
 	return line
 }
 
-func changedFiles(files []bootstrap.FileResult) int {
-	n := 0
-	for _, f := range files {
-		if f.Changed {
-			n++
-		}
-	}
-	return n
-}
-
 func count(n int, one string) string {
 	if n == 1 {
 		return "1 " + one
