@@ -147,23 +147,23 @@ func (a *api) know(self Identity) {
 	a.self = self
 }
 
-// origin is where the next request goes.
-func (a *api) origin(region string) string {
+// origin is where the next request goes, and the index of that host.
+func (a *api) origin(region string) (string, int) {
 	if a.opts.Endpoint != "" {
-		return a.opts.Endpoint
+		return a.opts.Endpoint, 0
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return "https://" + strings.ReplaceAll(a.product.hosts[a.host%len(a.product.hosts)], "REGION", region)
+	return "https://" + strings.ReplaceAll(a.product.hosts[a.host%len(a.product.hosts)], "REGION", region), a.host
 }
 
-// reached notes whether somebody took a connection.
-func (a *api) reached(ok bool) {
+// reached notes whether the host took a connection. Another call may have moved on meanwhile.
+func (a *api) reached(host int, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if ok {
-		a.connected = true
-	} else if !a.connected {
+		a.connected, a.host = true, host
+	} else if !a.connected && a.host == host {
 		a.host++
 	}
 }
@@ -248,7 +248,8 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	for k, v := range params {
 		q[k] = v
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.origin(self.Region)+"/?"+canonicalQuery(q), http.NoBody)
+	origin, host := a.origin(self.Region)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, origin+"/?"+canonicalQuery(q), http.NoBody)
 	if err != nil {
 		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
 	}
@@ -258,7 +259,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	a.mu.Unlock()
 	sign(req, keys, call{action: action, version: a.product.version, nonce: rand.Text(), at: now})
 	resp, err := a.http.Do(req)
-	a.reached(err == nil)
+	a.reached(host, err == nil)
 	if err != nil {
 		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: cloud.WireCause(err), hint: a.unreachable()}}
 	}

@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -435,6 +437,47 @@ func TestEndpointOfTheRegion(t *testing.T) {
 	}
 	if want := []string{"ess.cn-hangzhou.aliyuncs.com:443", "ess-vpc.cn-hangzhou.aliyuncs.com:443", "ess.aliyuncs.com:443"}; !slices.Equal(asked, want) {
 		t.Errorf("dialled %v, want %v", asked, want)
+	}
+}
+
+type roundTripFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Two calls begin at one host, and the connection of one fails. What the other one reaches is kept.
+func TestEndpointOfTwoCalls(t *testing.T) {
+	t.Parallel()
+	s := newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": {done()}})
+	var asked atomic.Int32
+	both, moved := make(chan struct{}), make(chan struct{})
+	move := sync.OnceFunc(func() { close(moved) })
+	e, err := open(t, rolled(t), nil).ESS(alibaba.APIOptions{Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+		lost := &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}
+		if r.URL.Host != "ess.cn-hangzhou.aliyuncs.com" {
+			move()
+			return nil, lost
+		}
+		switch asked.Add(1) {
+		case 1:
+			<-both
+			return nil, lost
+		case 2:
+			close(both)
+			<-moved
+		}
+		r = r.Clone(r.Context())
+		r.URL.Scheme, r.URL.Host = "http", s.Listener.Addr().String()
+		return http.DefaultTransport.RoundTrip(r)
+	})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs := make(chan error)
+	for range 2 {
+		go func() { errs <- e.Complete(t.Context(), "ash-1", "T-1", false) }()
+	}
+	if err := errors.Join(<-errs, <-errs, e.Complete(t.Context(), "ash-1", "T-1", false)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -61,10 +61,10 @@ const (
 type Provider struct {
 	opts    cloud.Options
 	clients []*imds.Client
-	// current is the index of the client in use; it moves on only until one has connected.
-	current   atomic.Int32
-	connected atomic.Bool
-	items     *cloud.Items
+	// current is the index of the client to try; it moves on until one has connected, which is reached.
+	current atomic.Int32
+	reached atomic.Pointer[imds.Client]
+	items   *cloud.Items
 	// serial makes independent items be read one after the other, in a fixed order: two recordings of one machine are
 	// then the same.
 	serial bool
@@ -238,7 +238,20 @@ func optional(name, path string) cloud.Item {
 
 // fetch reads one path below /latest/.
 func (p *Provider) fetch(ctx context.Context, path string) ([]byte, error) {
-	client := p.clients[int(p.current.Load())%len(p.clients)]
+	// An IPv6-only machine may have no route to the IPv4 address, and the other way round. Several tries run at a time,
+	// so each speaks only for the client that it used.
+	used := p.current.Load()
+	client := p.reached.Load()
+	if client == nil {
+		client = p.clients[int(used)%len(p.clients)]
+	}
+	defer func() {
+		if cloud.AttemptOf(ctx).Connected() {
+			p.reached.Store(client)
+		} else {
+			p.current.CompareAndSwap(used, used+1)
+		}
+	}()
 	var body io.ReadCloser
 	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
 		out, err := client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
@@ -263,16 +276,9 @@ func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
 		return
 	}
 	token := a.Method() == http.MethodPut
-	if a.Connected() {
-		p.connected.Store(true)
-	}
 	switch {
 	case cloud.Unconnected(e, a):
 		e.Hint = hintUnreachable
-		if !p.connected.Load() {
-			// An IPv6-only machine may have no way to the IPv4 address, and the other way round.
-			p.current.Add(1)
-		}
 	case token && cloud.Unanswered(e):
 		e.Hint = hintHopLimit
 	case e.Status == http.StatusForbidden:

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -16,8 +17,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -335,6 +338,55 @@ func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 	if got := slices.Compact(dialled); !slices.Equal(got, want) {
 		t.Errorf("dialled %v, want %v", got, want)
 	}
+}
+
+type roundTripFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Two reads begin over IPv4, and the first packet of one is lost. What the other one reaches is kept, although the first one
+// has moved on to an address that this machine cannot reach.
+func TestLostPacketOfTwoReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := make(chan error, 2)
+		var wait atomic.Int32
+		wait.Store(2)
+		p, err := aws.New(cloud.Options{Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+			lost := &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}
+			if strings.Contains(r.URL.Host, "fd00") {
+				return nil, lost
+			}
+			resp := &http.Response{StatusCode: http.StatusNotFound, Header: http.Header{}, Body: http.NoBody, Request: r}
+			if r.Method == http.MethodPut {
+				resp.StatusCode, resp.Body = http.StatusOK, io.NopCloser(strings.NewReader("token"))
+				resp.Header.Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "300")
+				return resp, nil
+			}
+			if wait.Add(-1) >= 0 {
+				if <-first != nil {
+					return nil, lost
+				}
+			}
+			return resp, nil
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		errs := make(chan error, 2)
+		for range 2 {
+			go func() {
+				_, err := p.ReadTags(t.Context())
+				errs <- err
+			}()
+		}
+		synctest.Wait() // both have chosen IPv4
+		first <- syscall.ENETUNREACH
+		synctest.Wait()
+		first <- nil
+		if err := errors.Join(<-errs, <-errs); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // Without a token nothing is asked, whatever the token request says.

@@ -76,6 +76,12 @@ func withAttempt(ctx context.Context) (context.Context, *Attempt) {
 	return context.WithValue(ctx, attemptKey{}, a), a
 }
 
+// AttemptOf returns the Attempt of a context, as a Fetch is given one; nil where it has none.
+func AttemptOf(ctx context.Context) *Attempt {
+	a, _ := ctx.Value(attemptKey{}).(*Attempt)
+	return a
+}
+
 func (a *Attempt) began(method string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -135,7 +141,7 @@ type transport struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	a, _ := req.Context().Value(attemptKey{}).(*Attempt)
+	a := AttemptOf(req.Context())
 	if a != nil {
 		a.began(req.Method)
 		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
