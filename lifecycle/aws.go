@@ -141,8 +141,8 @@ type AWSCompleterOptions struct {
 	Log *slog.Logger
 }
 
-// hooksFresh is how long what was discovered is not asked for again: hooks are changed by
-// people, and a drain takes no longer.
+// hooksFresh is how long what was discovered is not asked for again, except for an end:
+// hooks are changed by people.
 const hooksFresh = 10 * time.Minute
 
 // AWSCompleter completes the hooks of an Auto Scaling group.
@@ -183,12 +183,12 @@ func NewAWSCompleter(api awsAPI, o AWSCompleterOptions) *AWSCompleter {
 
 const hookSeparator = ","
 
-// Discover implements Completer. What it has once learnt it says again when the
-// API does not answer or the permission is gone: a hook has a name that stays. Where
+// Discover implements Completer. For an end it asks the API each time, and names a hook
+// known from before where the API does not answer or the permission is gone. Where
 // hooks wait and none is ours it is an [OthersHooksError].
 func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, error) {
 	names := c.opts.Hooks()
-	group, hooks, err := c.known(ctx)
+	group, hooks, err := c.known(ctx, !launching)
 	switch {
 	case err == nil:
 	case group == "" && errors.Is(err, ErrGone):
@@ -203,16 +203,17 @@ func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, err
 }
 
 // known returns the group and its hooks, as they were last read where they cannot be
-// read now. A name that is not among them may have been made since: for that they are read
-// again, once. With an error, the group is as far as it is known.
-func (c *AWSCompleter) known(ctx context.Context, names ...string) (string, []aws.LifecycleHook, error) {
+// read now. For an end they are always read: that none was there before would leave the
+// whole drain without a hook. A name that is not among them may have been made since: for
+// that they are read again, once. With an error, the group is as far as it is known.
+func (c *AWSCompleter) known(ctx context.Context, end bool, names ...string) (string, []aws.LifecycleHook, error) {
 	c.mu.Lock()
 	group, hooks, asked := c.group, c.hooks, c.asked
 	missing := slices.ContainsFunc(names, func(name string) bool {
 		return !c.sought[name] && !slices.ContainsFunc(hooks, func(h aws.LifecycleHook) bool { return h.Name == name })
 	})
 	c.mu.Unlock()
-	if missing || asked.IsZero() || time.Since(asked) > hooksFresh {
+	if end || missing || asked.IsZero() || time.Since(asked) > hooksFresh {
 		g, h, err := c.ask(ctx, group)
 		switch {
 		case err == nil:
@@ -223,7 +224,7 @@ func (c *AWSCompleter) known(ctx context.Context, names ...string) (string, []aw
 				remember(c.sought, name, true)
 			}
 			c.mu.Unlock()
-		case !missing && !asked.IsZero() && !errors.Is(err, ErrGone):
+		case !missing && !asked.IsZero() && !errors.Is(err, ErrGone) && (!end || len(transition(hooks, false)) > 0):
 			c.log.Warn("the hooks of the group cannot be read, going on with those known from before", "group", group, "err", err)
 		default:
 			return group, nil, err
@@ -280,7 +281,7 @@ func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
 	names, ours := strings.Split(h.Name, hookSeparator), c.opts.Hooks()
 	foreign := func(name string) bool { return !ours.match(name) }
 	if len(ours) == 0 {
-		_, hooks, err := c.known(ctx, names...)
+		_, hooks, err := c.known(ctx, false, names...)
 		if _, denied := errors.AsType[*DeniedError](err); denied {
 			return nil
 		}

@@ -258,6 +258,30 @@ func TestAWSDiscover(t *testing.T) {
 	})
 }
 
+// A hook that is made after the daemon's start, when it looked for a launch hook, counts at the next scale-in. Where the API
+// fails then, it is asked again.
+func TestAWSHookMadeAfterStart(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(3)
+		f := &fakeAWS{member: &aws.Membership{Group: "g", State: "InService"}}
+		l := w.live(func(o *Options) { o.Completer = NewAWSCompleter(f, AWSCompleterOptions{Group: "g"}) })
+		defer l.kill()
+		l.Notice(Notice{ID: "aws/i-1/resume", Source: "aws-lifecycle", Kind: Resume, Received: time.Now()})
+		tick(5 * time.Minute)
+		f.hooks = []aws.LifecycleHook{{Name: "amsagent-terminate", Timeout: 5 * time.Minute, Limit: 8 * time.Hour}}
+		f.hooksErr = errors.New("throttled")
+		f.member = &aws.Membership{Group: "g", State: "Terminating:Wait"}
+		l.Notice(Notice{ID: "aws/i-1/terminate", Source: "aws-lifecycle", Kind: Terminate, Received: time.Now()})
+		tick(30 * time.Second)
+		f.hooksErr = nil
+		tick(20 * time.Minute)
+		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats < 5 {
+			t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+		}
+	})
+}
+
 func TestAWSComplete(t *testing.T) {
 	t.Parallel()
 	none := fmt.Errorf("x: %w", aws.ErrNoAction)
