@@ -214,7 +214,7 @@ func (c *AWSCompleter) known(ctx context.Context, end bool, names ...string) (st
 	})
 	c.mu.Unlock()
 	if end || missing || asked.IsZero() || time.Since(asked) > hooksFresh {
-		g, h, err := c.ask(ctx, group)
+		g, h, err := c.ask(ctx, group, end)
 		switch {
 		case err == nil:
 			group, hooks = g, h
@@ -231,6 +231,16 @@ func (c *AWSCompleter) known(ctx context.Context, end bool, names ...string) (st
 		}
 	}
 	return group, hooks, nil
+}
+
+// in makes a group the one whose hooks are known: a machine may be moved to another one.
+func (c *AWSCompleter) in(group string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if group != "" && group != c.group {
+		c.group, c.hooks, c.asked = group, nil, time.Time{}
+		clear(c.sought)
+	}
 }
 
 // transition are the names of the hooks of an end, or of a launch.
@@ -281,6 +291,7 @@ func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
 	names, ours := strings.Split(h.Name, hookSeparator), c.opts.Hooks()
 	foreign := func(name string) bool { return !ours.match(name) }
 	if len(ours) == 0 {
+		c.in(h.Group)
 		_, hooks, err := c.known(ctx, false, names...)
 		if _, denied := errors.AsType[*DeniedError](err); denied {
 			return nil
@@ -297,17 +308,20 @@ func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
 	return &OthersHooksError{Group: h.Group, Hooks: names, Named: len(ours) > 0}
 }
 
-// ask asks the API for the hooks of the group, and for the group where it is not known.
-func (c *AWSCompleter) ask(ctx context.Context, group string) (string, []aws.LifecycleHook, error) {
-	if group == "" {
+// ask asks the API for the hooks of the group, and for the group where it is not known, or
+// may be another one by now.
+func (c *AWSCompleter) ask(ctx context.Context, group string, end bool) (string, []aws.LifecycleHook, error) {
+	if group == "" || end {
 		m, err := c.api.Membership(ctx)
-		if err != nil {
+		switch {
+		case m != nil && m.Group != "":
+			group = m.Group
+		case group != "":
+		case err != nil:
 			return "", nil, awsError(err)
-		}
-		if m == nil {
+		default:
 			return "", nil, fmt.Errorf("%w: the instance is in no group", ErrGone)
 		}
-		group = m.Group
 	}
 	hooks, err := c.api.Hooks(ctx, group)
 	return group, hooks, awsError(err)
@@ -421,6 +435,9 @@ func (c *AWSCompleter) explain(ctx context.Context, h Hook, err error) error {
 		return awsError(err)
 	case m == nil:
 		return fmt.Errorf("%w: the instance is in no group any more", ErrGone)
+	case m.Group != "" && m.Group != h.Group:
+		c.in(m.Group)
+		return fmt.Errorf("%w: the instance is in group %s now, not in %s", errMoved, m.Group, h.Group)
 	case awsOver(m.State, h.Launching):
 		return fmt.Errorf("%w: the instance is %s", ErrGone, m.State)
 	}

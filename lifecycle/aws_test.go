@@ -186,7 +186,7 @@ func TestAWSDiscover(t *testing.T) {
 		if diff := cmp.Diff(&Hook{Provider: "aws", Group: "g", Name: "up", Launching: true, Timeout: time.Minute}, h); diff != "" || err != nil {
 			t.Error(diff, err)
 		}
-		wantCalls(t, f, "hooks g")
+		wantCalls(t, f, "membership", "hooks g")
 	})
 	t.Run("by the API", func(t *testing.T) {
 		t.Parallel()
@@ -280,6 +280,63 @@ func TestAWSHookMadeAfterStart(t *testing.T) {
 			t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
 		}
 	})
+}
+
+// movedAWS is two groups. The instance was moved from a to b, and waits there.
+type movedAWS struct{ fakeAWS }
+
+func (f *movedAWS) answer(group string) error {
+	if group == "b" {
+		return nil
+	}
+	return fmt.Errorf("%w: no active Lifecycle Action found with instance ID i-1", aws.ErrNoAction)
+}
+
+func (f *movedAWS) Heartbeat(ctx context.Context, a aws.Action) error {
+	_ = f.fakeAWS.Heartbeat(ctx, a)
+	return f.answer(a.Group)
+}
+
+func (f *movedAWS) Complete(ctx context.Context, a aws.Action, abandon bool) error {
+	_ = f.fakeAWS.Complete(ctx, a, abandon)
+	return f.answer(a.Group)
+}
+
+// The hook of the group that a machine is in is completed, whatever the daemon knew at its start, and whatever a late event names.
+func TestAWSMovedGroup(t *testing.T) {
+	for name, event := range map[string]*Hook{
+		"found":                           nil,
+		"named by an event of the former": {Provider: "aws", Group: "a", Name: "drain"},
+		"named by an event":               {Provider: "aws", Group: "b", Name: "drain"},
+	} {
+		for _, failing := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, failing), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					w, f := newWorld(t), &movedAWS{}
+					f.hooks = []aws.LifecycleHook{{Name: "drain", Timeout: 5 * time.Minute, Limit: 8 * time.Hour}}
+					f.member = &aws.Membership{Group: "b", State: "Terminating:Wait"}
+					if failing {
+						f.member, f.memberErr = nil, errors.New("throttled")
+					}
+					w.viewers = p(3)
+					l := w.live(func(o *Options) { o.Completer = NewAWSCompleter(f, AWSCompleterOptions{Group: "a"}) })
+					defer l.kill()
+					l.Notice(Notice{ID: "aws/i-1/terminate", Source: "aws-lifecycle", Kind: Terminate, Received: time.Now(), Hook: event})
+					tick(30 * time.Second)
+					f.member, f.memberErr = &aws.Membership{Group: "b", State: "Terminating:Wait"}, nil
+					tick(20 * time.Minute)
+					if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Group != "b" || v.Hooks[0].Beats < 5 {
+						t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+					}
+					w.set(func(w *world) { w.viewers = p(0) })
+					l.until("done", time.Minute, isDone)
+					if said := strings.Join(f.said(), "\n"); !strings.Contains(said, "complete b drain") {
+						t.Error(said)
+					}
+				})
+			})
+		}
+	}
 }
 
 func TestAWSComplete(t *testing.T) {
@@ -379,14 +436,14 @@ func TestAWSComplete(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "drain"}}}
 		c := NewAWSCompleter(f, AWSCompleterOptions{})
-		if err := c.Heartbeat(t.Context(), hook); !errors.Is(err, ErrGone) {
+		if _, err := c.Discover(t.Context(), true); err != nil {
 			t.Error(err)
 		}
 		f.member = &aws.Membership{Group: "g"}
-		if err := c.Heartbeat(t.Context(), hook); err != nil {
-			t.Error("what was no answer was kept:", err)
+		if h, err := c.Discover(t.Context(), false); err != nil || h == nil || h.Group != "g" {
+			t.Error("what was no answer was kept:", h, err)
 		}
-		wantCalls(t, f, "membership", "membership", "hooks g", "beat g drain tok")
+		wantCalls(t, f, "membership", "membership", "hooks g")
 	})
 	t.Run("named, or not", func(t *testing.T) {
 		t.Parallel()

@@ -353,6 +353,11 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		// An event had named it. Ours, where there is one, is to be found then.
 		m.forgetHook(a.Hook)
 		m.othersHooks(others, a.Hook.Launching)
+	case errors.Is(err, errMoved):
+		m.noteLocked("hook " + a.Hook.Name + ": " + err.Error())
+		m.forgetHook(a.Hook)
+		m.tryAt(discovery(c.launching)).at = now.Add(noActionEvery)
+		m.commit()
 	case err == nil && c.op == opBeat:
 		a.Beats++
 		a.Beaten, a.Denied, a.Failing = now, "", false
@@ -428,6 +433,9 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		m.failed(c, fmt.Sprintf("hook %s: %s: %v", a.Hook.Name, c.op, err), most, now)
 	}
 }
+
+// errMoved: the machine is in another group, whose hook is to be discovered.
+var errMoved = errors.New("the hook is not of this machine's group")
 
 // errOthers: other machines behind the same word of ours have not left yet.
 var errOthers = errors.New("other machines wait for the same word")
