@@ -357,6 +357,9 @@ func (c *AlibabaCompleter) known(ctx context.Context, group string, ids ...strin
 // is believed.
 func (c *AlibabaCompleter) mine(ctx context.Context, h Hook) error {
 	ids, names := strings.Split(h.Name, hookSeparator), c.opts.Hooks()
+	if h.Ours && len(names) == 0 {
+		return nil
+	}
 	hooks, err := c.known(ctx, h.Group, ids...)
 	_, denied := errors.AsType[*DeniedError](err)
 	switch {

@@ -291,6 +291,9 @@ func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
 	names, ours := strings.Split(h.Name, hookSeparator), c.opts.Hooks()
 	foreign := func(name string) bool { return !ours.match(name) }
 	if len(ours) == 0 {
+		if h.Ours {
+			return nil
+		}
 		c.in(h.Group)
 		_, hooks, err := c.known(ctx, false, names...)
 		if _, denied := errors.AsType[*DeniedError](err); denied {

@@ -52,6 +52,13 @@ func (a *waiter) key() string {
 	return a.Hook.Provider + "/" + a.Hook.Group + "/" + a.Hook.Name + "/" + strconv.FormatBool(a.Hook.Launching)
 }
 
+// ours is the hook for the completer. reread is when the settings were read again.
+func (a *waiter) ours(reread time.Time) Hook {
+	h := a.Hook
+	h.Ours = a.Beaten.After(reread)
+	return h
+}
+
 // call is what is to be done next about a hook.
 type call struct {
 	op        op
@@ -99,7 +106,7 @@ func (m *Manager) nextCall() (best call, found bool) {
 	for i := range m.r.Hooks {
 		a := &m.r.Hooks[i]
 		if o := m.wanted(a); o != opNone {
-			consider(call{op: o, hook: a.Hook, launching: a.Hook.Launching, try: m.tryOf(a, o)})
+			consider(call{op: o, hook: a.ours(m.reread), launching: a.Hook.Launching, try: m.tryOf(a, o)})
 		}
 	}
 	return best, found
@@ -304,6 +311,7 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 func (m *Manager) Reconsider() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.reread = time.Now()
 	m.settings++ // the answer to a question under way is by the former ones
 	if m.trouble[troubleHooks] == "" && m.launchHooks == "" {
 		return
@@ -561,7 +569,7 @@ func FinishStop(ctx context.Context, files Files, c Completer, p Peers, log *slo
 		}
 		err := alone(ctx, p, a.Hook)
 		if err == nil {
-			err = c.Complete(ctx, a.Hook, Continue)
+			err = c.Complete(ctx, a.ours(time.Time{}), Continue)
 		}
 		switch {
 		case err == nil:

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/alibaba"
+	"github.com/amsagent/amsagent/metadata/aws"
 )
 
 var errThrottled = errors.New("rate exceeded")
@@ -71,6 +73,53 @@ func TestHooksOfOthers(t *testing.T) {
 				l.until("done", time.Minute, isDone)
 				if len(w.completed)+len(w.beats)+len(w.times("complete?")) != 0 {
 					t.Errorf("completed %v, beats %v", w.completed, w.beats)
+				}
+			})
+		})
+	}
+}
+
+// A hook that was the only one stays this agent's for the drain that it holds, also after a restart, when another program's
+// is made beside it; until the settings are read again.
+func TestSecondHookInTheDrain(t *testing.T) {
+	a := &fakeAWS{member: &aws.Membership{Group: "g", State: "Terminating:Wait"}, hooks: []aws.LifecycleHook{{Name: "drain", Timeout: 5 * time.Minute}}}
+	b := removing(alibaba.Action{Hook: "ash-1", Token: "t-1"})
+	b.hooks = []alibaba.LifecycleHook{{ID: "ash-1", Name: "drain"}}
+	for _, tt := range []struct {
+		name   string
+		c      Completer
+		second func()
+	}{
+		{"aws", NewAWSCompleter(a, AWSCompleterOptions{Group: "g"}), func() {
+			a.hooks = append(a.hooks, aws.LifecycleHook{Name: "ship-logs", Timeout: time.Hour})
+		}},
+		{"alibaba", NewAlibabaCompleter(b, AlibabaCompleterOptions{}), func() {
+			b.hooks = append(b.hooks, alibaba.LifecycleHook{ID: "ash-2", Name: "ship-logs"})
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(3)
+				c := func(o *Options) { o.Completer = tt.c }
+				l := w.live(c)
+				n := terminate()
+				n.Hook = nil
+				l.Notice(n)
+				tick(9 * time.Minute)
+				tt.second()
+				tick(20 * time.Minute)
+				l.kill()
+				l = w.live(c)
+				defer l.kill()
+				tick(21 * time.Minute)
+				if v := l.View(); len(v.Hooks) != 1 || time.Since(v.Hooks[0].Beaten) > 21*time.Minute || len(v.Trouble) > 0 {
+					t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+				}
+				l.Reconsider()
+				tick(21 * time.Minute)
+				if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] == "" {
+					t.Errorf("after a reload: hooks %+v, trouble %v", v.Hooks, v.Trouble)
 				}
 			})
 		})

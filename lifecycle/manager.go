@@ -158,6 +158,7 @@ type Manager struct {
 	launchHooks string
 	// settings counts how often they were read again, by which hooks are ours or not.
 	settings int
+	reread   time.Time // when they were last; zero: never
 	logged   map[string]loggedTrouble
 	notes    []Note
 	noticed  time.Time // when a notice was noted last

@@ -74,4 +74,7 @@ type Hook struct {
 	// not known. Limit is when it waits no longer; zero is not known.
 	Timeout time.Duration `json:"timeout_ns,omitempty"`
 	Limit   time.Time     `json:"limit,omitzero"`
+	// Ours tells that it was kept waiting before, so it is this agent's by default although
+	// there may be other hooks by now.
+	Ours bool `json:"-"`
 }
