@@ -60,7 +60,7 @@ const (
 
 const (
 	hintAPIUnreachable = "the Auto Scaling API has to be reachable from this subnet: by a NAT gateway, by an interface VPC endpoint for autoscaling, " +
-		"or by a proxy (HTTPS_PROXY in the environment of the daemon)"
+		"by IPv6 (aws_autoscaling_endpoint: https://autoscaling.REGION.api.aws), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
 	noRole = "the instance has no IAM role (instance profile)"
 )
 
@@ -78,6 +78,7 @@ type AutoScaling struct {
 
 	mu       sync.Mutex
 	endpoint string // "" until it is known
+	other    string // is tried in turn with it
 	place    place
 	// skew is how far the API's clock is ahead of ours, where it refused us for that: it knows the time, and a machine that
 	// has just booted may not.
@@ -267,9 +268,15 @@ func (a *AutoScaling) open(ctx context.Context) (place, error) {
 	if endpoint == "" {
 		endpoint = "https://autoscaling." + where.region + "." + where.domain
 	}
+	other := endpoint
+	if !id.PrivateIP.IsValid() && a.opts.Endpoint == "" && where.domain == "amazonaws.com" {
+		// The usual name has an IPv6 address by NAT64 or a VPC endpoint alone. China's dual-stack name is not in
+		// docs.aws.amazon.com/general/latest/gr/as.html.
+		endpoint = "https://autoscaling." + where.region + ".api.aws"
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.endpoint, a.place = endpoint, where
+	a.endpoint, a.other, a.place = endpoint, other, where
 	return where, nil
 }
 
@@ -357,6 +364,9 @@ func (a *AutoScaling) judge(action, group string, where place, err error) verdic
 		if errors.Is(err, errNotAPI) {
 			return verdict{retry: true, err: fmt.Errorf("%s: %w", doing, cloud.WireCause(err))}
 		}
+		a.mu.Lock()
+		a.endpoint, a.other = a.other, a.endpoint
+		a.mu.Unlock()
 		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: cloud.WireCause(err)}}
 	}
 	code, message := api.ErrorCode(), cloud.Printable(api.ErrorMessage())

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -190,6 +191,8 @@ func TestAutoScalingPlace(t *testing.T) {
 		{"not told, China", china, "", "", "", "POST https://autoscaling.cn-north-1.amazonaws.com.cn/", "arn:aws-cn:autoscaling:cn-north-1:"},
 		{"not told, GovCloud", gov, "", "", "", "POST https://autoscaling.us-gov-west-1.amazonaws.com/", "arn:aws-us-gov:autoscaling:us-gov-west-1:"},
 		{"a new partition", document("null"), "cloud.example", "aws-iso-x", "", "POST https://autoscaling.eu-west-1.cloud.example/", "arn:aws-iso-x:"},
+		{"IPv6 alone", document("null"), "", "", "", "POST https://autoscaling.eu-west-1.api.aws/", "arn:aws:autoscaling:eu-west-1:"},
+		{"IPv6 alone, China", strings.ReplaceAll(china, `"10.0.1.23"`, "null"), "", "", "", "POST https://autoscaling.cn-north-1.amazonaws.com.cn/", "arn:aws-cn:"},
 		{"given", document("null"), "amazonaws.com", "aws", "http://127.0.0.1:9/", "POST http://127.0.0.1:9/", "arn:aws:autoscaling:eu-west-1:"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -216,6 +219,28 @@ func TestAutoScalingPlace(t *testing.T) {
 	}
 	if _, err := p.AutoScaling(aws.AutoScalingOptions{Endpoint: "http://user:secret@x/path"}); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Error(err)
+	}
+}
+
+// Without IPv4 both names are tried in turn: a VPC endpoint may have the usual one alone.
+func TestAutoScalingDualStack(t *testing.T) {
+	t.Parallel()
+	imds := instanceWithRole()
+	imds.set("dynamic/instance-identity/document", document("null"))
+	none := answer{err: &net.DNSError{Err: "no such host"}}
+	a, api, _ := openAPI(t, imds, aws.AutoScalingOptions{}, none, xmlDone("RecordLifecycleActionHeartbeat"))
+	for range 2 {
+		if err := a.Heartbeat(t.Context(), aws.Action{Group: "g", Hook: "h"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var urls []string
+	for _, c := range api.calls {
+		urls = append(urls, c.url)
+	}
+	usual := "POST https://autoscaling.eu-west-1.amazonaws.com/"
+	if diff := cmp.Diff([]string{"POST https://autoscaling.eu-west-1.api.aws/", usual, usual}, urls); diff != "" {
+		t.Error(diff)
 	}
 }
 
