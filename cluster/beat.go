@@ -19,7 +19,8 @@ import (
 // Load is how busy a machine was at a beat. Each reading may be missing, and
 // a missing reading is nil, never zero.
 type Load struct {
-	// CPU is the busy share of all cores since the beat before, in percent.
+	// CPU is the busy share of all cores since the beat before, in percent, or
+	// that of the server's CPU quota where it is larger.
 	CPU *int `json:"cpu,omitempty"`
 	// Mem is the share of memory in use, in percent, as AMS's own limit counts
 	// it.

@@ -25,7 +25,8 @@ import (
 // works for 20 % and is kept waiting by the host for 70 %, a tenth is left to
 // give. Java leaves it out of both sides, so that we are never below its figure
 // and are above it where the host has nothing left, as on a burstable machine
-// whose credits are spent.
+// whose credits are spent. Where the server has a quota, Java's figure is
+// another one: see [quotaMeter].
 //
 // Guest time is not added: the kernel has counted it as user time already.
 type cpuMeter struct {

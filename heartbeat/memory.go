@@ -42,7 +42,7 @@ type memoryMeter struct {
 
 type memoryReading struct{ total, used uint64 } // bytes
 
-// controlGroup is where a process stands in the memory hierarchy.
+// controlGroup is where a process stands in the hierarchy of a controller.
 type controlGroup struct {
 	version   int    // 1 or 2; 0 is not known
 	path      string // from the root of the hierarchy
@@ -75,7 +75,7 @@ func (m *memoryMeter) read(ctx context.Context, proc, sys string, pid int, start
 		// Where it cannot be read the process ended meanwhile, or there are no
 		// control groups here: none is known then.
 		b, _ := readFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
-		m.pid, m.started, m.group = pid, started, parseControlGroup(b)
+		m.pid, m.started, m.group = pid, started, parseControlGroup(b, "memory")
 	}
 	if limited, ok := m.group.read(sys, m.container); ok && limited.total < machine.total {
 		return limited, nil
@@ -83,9 +83,9 @@ func (m *memoryMeter) read(ctx context.Context, proc, sys string, pid int, start
 	return machine, nil
 }
 
-// parseControlGroup finds the memory hierarchy in a /proc/PID/cgroup. Where
-// both versions are mounted, memory is in the one that lists it.
-func parseControlGroup(b []byte) controlGroup {
+// parseControlGroup finds the hierarchy of a controller in a /proc/PID/cgroup.
+// Where both versions are mounted, it is in the one that lists it.
+func parseControlGroup(b []byte, controller string) controlGroup {
 	var g controlGroup
 	for line := range bytes.Lines(b) {
 		parts := strings.SplitN(strings.TrimSuffix(string(line), "\n"), ":", 3)
@@ -96,7 +96,7 @@ func parseControlGroup(b []byte) controlGroup {
 		switch {
 		case parts[0] == "0" && parts[1] == "" && g.version == 0:
 			version = 2
-		case slices.Contains(strings.Split(parts[1], ","), "memory"):
+		case slices.Contains(strings.Split(parts[1], ","), controller):
 			version = 1
 		}
 		if version != 0 {
@@ -110,34 +110,38 @@ func parseControlGroup(b []byte) controlGroup {
 	return g
 }
 
-// read finds the lowest limit on the way from the group up to the root, and
-// what is used of it. Each level is read anew: a limit can be set at any time.
-func (g controlGroup) read(sys string, container bool) (memoryReading, bool) {
-	root, limitName, usageName, cacheName := filepath.Join(sys, "fs/cgroup"), "memory.max", "memory.current", "inactive_file"
-	switch g.version {
-	case 1:
-		root, limitName, usageName, cacheName = filepath.Join(root, "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-	case 2:
-	default:
-		return memoryReading{}, false
+// lowest finds the lowest limit on the way from the group up to the root, and
+// its level; 0 is no limit. In a container the upper part of the path is not
+// there, and its own limit is found at the root.
+func (g controlGroup) lowest(root string, limit func(folder string) uint64) (lowest uint64, level string) {
+	if g.version == 0 {
+		return 0, ""
 	}
-	var best memoryReading
-	var at string
 	for p := g.path; ; p = path.Dir(p) {
-		dir := filepath.Join(root, p)
-		// What is not there, says "max", or is no number, is no limit. In a
-		// container the upper part of the path is not there, and its own limit
-		// is found at the root.
-		if limit, ok := readNumber(filepath.Join(dir, limitName)); ok && limit > 0 && (at == "" || limit < best.total) {
-			best.total, at = limit, dir
+		if n := limit(filepath.Join(root, p)); n > 0 && (lowest == 0 || n < lowest) {
+			lowest, level = n, p
 		}
 		if p == "/" || p == "." {
-			break
+			return lowest, level
 		}
 	}
-	if at == "" {
+}
+
+// read finds the lowest limit, and what is used of it. Each level is read anew:
+// a limit can be set at any time.
+func (g controlGroup) read(sys string, container bool) (memoryReading, bool) {
+	root, limitName, usageName, cacheName := filepath.Join(sys, "fs/cgroup"), "memory.max", "memory.current", "inactive_file"
+	if g.version == 1 {
+		root, limitName, usageName, cacheName = filepath.Join(root, "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+	}
+	limit, at := g.lowest(root, func(folder string) uint64 {
+		n, _ := readNumber(filepath.Join(folder, limitName)) // "max" is no limit
+		return n
+	})
+	if limit == 0 {
 		return memoryReading{}, false
 	}
+	at = filepath.Join(root, at)
 	used, ok := readNumber(filepath.Join(at, usageName))
 	if !ok {
 		return memoryReading{}, false
@@ -149,8 +153,7 @@ func (g controlGroup) read(sys string, container bool) (memoryReading, bool) {
 	}
 	// A group may be above its limit for a moment, or for good where the limit
 	// was lowered below it.
-	best.used = min(used, best.total)
-	return best, true
+	return memoryReading{limit, min(used, limit)}, true
 }
 
 func readNumber(name string) (uint64, bool) {
@@ -158,8 +161,16 @@ func readNumber(name string) (uint64, bool) {
 	if err != nil {
 		return 0, false
 	}
+	return number(b)
+}
+
+// number returns 0 for what is no number, and for one that does not fit.
+func number(b []byte) (uint64, bool) {
 	n, err := strconv.ParseUint(string(bytes.TrimSpace(b)), 10, 64)
-	return n, err == nil
+	if err != nil {
+		return 0, false
+	}
+	return n, true
 }
 
 // readKey finds a number in a file of lines of a name and a number; 0 if it is
@@ -172,10 +183,7 @@ func readKey(name, key string) uint64 {
 	for line := range bytes.Lines(b) {
 		k, v, _ := bytes.Cut(bytes.TrimSpace(line), []byte(" "))
 		if string(k) == key {
-			n, err := strconv.ParseUint(string(v), 10, 64)
-			if err != nil {
-				return 0
-			}
+			n, _ := number(v)
 			return n
 		}
 	}

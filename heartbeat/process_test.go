@@ -160,12 +160,13 @@ func FuzzParseControlGroup(f *testing.F) {
 	f.Add([]byte("5:memory:/docker/4f1e\n0::/\n"))
 	f.Add([]byte("0::/../../etc\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		g := parseControlGroup(b)
+		g := parseControlGroup(b, "memory")
 		if g.version != 0 && (g.path == "" || g.path[0] != '/' || bytes.Contains([]byte(g.path), []byte("/../"))) {
 			t.Errorf("path %q", g.path)
 		}
 		// It must not leave the tree, nor take long.
 		g.read(t.TempDir(), false)
+		g.lowest(t.TempDir(), cpuQuota)
 	})
 }
 
@@ -184,7 +185,7 @@ func TestParseControlGroup(t *testing.T) {
 		"garbage\n::::\n0::no\n\n:memory:\n":   {},
 		"3:memory:/docker/1\r\n2:pids:/docker": {version: 1, path: "/docker/1\r", container: true},
 	} {
-		if diff := cmp.Diff(want, parseControlGroup([]byte(in)), cmp.AllowUnexported(controlGroup{})); diff != "" {
+		if diff := cmp.Diff(want, parseControlGroup([]byte(in), "memory"), cmp.AllowUnexported(controlGroup{})); diff != "" {
 			t.Errorf("%q -want +got:\n%s", in, diff)
 		}
 	}

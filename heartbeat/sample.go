@@ -15,8 +15,8 @@ type Sample struct {
 	// Load is what a beat says of it.
 	Load cluster.Load
 
-	CPU    *float64 // percent of all cores busy since the sample before
-	CPUMax *float64 // the same of the busiest core
+	CPU    *float64 // percent of all cores busy since the sample before, or of the server's CPU quota used, the larger
+	CPUMax *float64 // percent of the busiest core busy
 
 	MemTotal, MemUsed   *uint64 // bytes, as AMS's own limit counts them
 	DiskTotal, DiskUsed *uint64 // bytes of the volume that AMS is on

@@ -102,6 +102,7 @@ type Sampler struct {
 	mu      sync.Mutex
 	limits  Limits // where AMS refuses streams
 	cpu     cpuMeter
+	quota   quotaMeter
 	memory  memoryMeter
 	network networkMeter
 	process processMeter
@@ -203,12 +204,11 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	cpu, err := s.cpu.read(local, s.proc, s.opts.Now)
 	miss(whatCPU, err)
 	out.CPU, out.CPUMax = cpu.all, cpu.busiest
-	out.Load.CPU = whole(out.CPU)
 	rx, tx, err := s.network.read(local, s.sys, s.opts.Now)
 	miss(whatNetwork, err)
 	out.Load.NetRx, out.Load.NetTx = rx, tx
 
-	// The server's process tells its control group, and that its memory limit.
+	// The server's process tells its control group, and that its limits.
 	if asksPID {
 		answer, err := s.pid.take(waiting)
 		if err = cmp.Or(err, answer.err); err == nil {
@@ -219,6 +219,11 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		}
 		miss(whatAMS, err)
 	}
+	quota := s.quota.read(s.proc, s.sys, s.process.pid, s.process.last.started, s.opts.Now())
+	if out.CPU != nil {
+		*out.CPU = max(*out.CPU, quota)
+	}
+	out.Load.CPU = whole(out.CPU)
 	mem, err := s.memory.read(local, s.proc, s.sys, s.process.pid, s.process.last.started)
 	miss(whatMemory, err)
 	if err == nil {

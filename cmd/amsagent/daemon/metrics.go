@@ -231,7 +231,7 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 
 // machine writes what the machine is doing.
 func machine(e exposition, s heartbeat.Sample) {
-	e.gauge("amsagent_cpu_busy_ratio", "Busy share of all cores since the sample before.", ratio(s.CPU))
+	e.gauge("amsagent_cpu_busy_ratio", "Busy share of all cores since the sample before, or of the server's CPU quota if larger.", ratio(s.CPU))
 	e.gauge("amsagent_cpu_busiest_core_ratio", "Busy share of the busiest core since the sample before.", ratio(s.CPUMax))
 	e.gauge("amsagent_memory_used_bytes", "Memory in use, as Ant Media Server's own limit counts it.", ptr(s.MemUsed, 1))
 	e.gauge("amsagent_memory_total_bytes", "Memory of this machine.", ptr(s.MemTotal, 1))
