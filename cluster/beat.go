@@ -155,27 +155,31 @@ type Beat struct {
 // compare it with a limit of seconds.
 const clockStep = 500 * time.Millisecond
 
+// ErrNewPrimary says that the primary was elected since the beat before. It may lack
+// what only the one before had, and its clock may be another one: the beat has to be
+// written again, as a whole, with [Client.ClockSkew] read anew.
+var ErrNewPrimary = errors.New("another primary was elected since the beat before")
+
 // Beat writes one heartbeat, in one update that the primary alone acknowledges:
 // a beat that is lost in an election is followed by the next one. last is the
 // beat that the row holds already, nil if that is not known; of what changes
-// rarely only the difference to it is written. A primary that was elected since the
-// beat before may never have had that one: it is given everything.
+// rarely only the difference to it is written.
 //
 // The error is [ErrNoNode] where there is no row of that id: somebody removed
-// it, and the node has to register again. It is an [OtherMachineError] where the
-// row is of another life than b.Life: another machine registered under this id. A
-// beat is not repeated here; the next one is newer.
+// it, and the node has to register again; [ErrNewPrimary] only where last is not nil. It
+// is an [OtherMachineError] where the row is of another life than b.Life: another machine
+// registered under this id. A beat is not repeated here; the next one is newer.
 func (c *Client) Beat(ctx context.Context, b Beat, last *Beat) error {
 	if b.ID == "" {
 		return errors.New("a beat: it has no node")
 	}
 	op := "writing a beat of node " + b.ID
 	reply, err := c.writeBeat(ctx, op, b, last)
-	if err == nil && c.elects(reply) && last != nil {
-		reply, err = c.writeBeat(ctx, op, b, nil)
-	}
 	if err != nil {
 		return err
+	}
+	if c.elects(reply) && last != nil {
+		return ErrNewPrimary
 	}
 	if n, ok := int64Field(reply, "n"); ok && n == 0 {
 		if b.Life == 0 {

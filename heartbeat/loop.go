@@ -32,7 +32,8 @@ const (
 	// warnEvery is how often at most the log says that beats are not written.
 	warnEvery = time.Minute
 	// clockEvery is how often this machine's clock is compared with the
-	// server's. A clock that drifts by a second in this time is broken.
+	// server's, unless it was set. A clock that drifts by a second in this time is
+	// broken.
 	clockEvery = 5 * time.Minute
 	// fullEvery is after how many beats everything is written again: what a row
 	// lost by another hand comes back.
@@ -74,6 +75,7 @@ type Loop struct {
 	Log    *slog.Logger
 	// Rand is a number from 0 to 1; nil is a random one.
 	Rand func() float64
+	wall func() time.Time // this machine's clock; nil is time.Now
 }
 
 // Report is one round of the loop.
@@ -106,7 +108,8 @@ type beats struct {
 	warned    time.Time // when the log said last that beats are not written
 	told      bool      // of this outage
 	clock     *time.Duration
-	clocked   time.Time
+	clocked   time.Time // when the clocks were compared; zero: they have to be
+	wallThen  time.Time // what this machine's clock said then
 }
 
 // Run beats until ctx ends. The first beat comes within one interval, at a
@@ -118,6 +121,9 @@ func (l *Loop) Run(ctx context.Context) {
 	}
 	if b.Rand == nil {
 		b.Rand = rand.Float64
+	}
+	if b.wall == nil {
+		b.wall = time.Now
 	}
 	if b.Interval <= 0 {
 		b.Interval = cluster.DefaultInterval
@@ -228,6 +234,11 @@ func (b *beats) write(ctx context.Context, s Sample) {
 func (b *beats) send(ctx context.Context, s Sample) error {
 	ctx, cancel := context.WithTimeout(ctx, min(max(b.Interval, leastSendTime), mostSendTime))
 	defer cancel()
+	last := b.last
+	if b.sinceAt >= fullEvery {
+		// Such a beat is not told of a new primary, whose clock may differ.
+		last, b.clocked = nil, time.Time{}
+	}
 	b.readClock(ctx)
 	beat := cluster.Beat{
 		ID: b.ID, Seq: b.seq + 1, Load: s.Load, Sessions: s.Session,
@@ -236,11 +247,13 @@ func (b *beats) send(ctx context.Context, s Sample) error {
 	if b.Serving != nil {
 		beat.Serving = b.Serving()
 	}
-	last := b.last
-	if b.sinceAt >= fullEvery {
-		last = nil
-	}
 	err := b.Sender.Beat(ctx, beat, last)
+	if errors.Is(err, cluster.ErrNewPrimary) {
+		b.clocked = time.Time{}
+		b.readClock(ctx)
+		beat.Clock, last = b.clock, nil
+		err = b.Sender.Beat(ctx, beat, nil)
+	}
 	if errors.Is(err, cluster.ErrNoNode) && b.Enroll != nil {
 		b.Log.Warn("the registry has no row of this node any more; it registers again", "node", b.ID)
 		if err = b.Enroll(ctx); err == nil {
@@ -266,17 +279,20 @@ func (b *beats) send(ctx context.Context, s Sample) error {
 	return nil
 }
 
-// readClock compares the clocks now and then. Where it cannot, what was known
-// stays.
+// readClock compares the clocks now and then, and after this machine's was set: until
+// that is in the row, the server's document looks old, or a dead server's looks new.
+// Where it cannot, what was known stays.
 func (b *beats) readClock(ctx context.Context) {
-	if !b.clocked.IsZero() && time.Since(b.clocked) < clockEvery {
+	now, wall := time.Now(), b.wall().Round(0) // without the monotonic clock
+	since, wallSince := now.Sub(b.clocked), wall.Sub(b.wallThen)
+	if !b.clocked.IsZero() && since < clockEvery && !cluster.ClockMoved(&since, &wallSince) {
 		return
 	}
 	skew, accuracy, err := b.Sender.ClockSkew(ctx)
 	if err != nil || accuracy > time.Second {
 		return // a beat that follows tells what is wrong
 	}
-	b.clock, b.clocked = &skew, time.Now()
+	b.clock, b.clocked, b.wallThen = &skew, now, wall
 }
 
 // outcome notes how a beat went and when to try the next one.

@@ -21,13 +21,15 @@ import (
 
 // fakeRegistry takes beats, or does not, as the test says.
 type fakeRegistry struct {
-	mu     sync.Mutex
-	beats  []sent
-	fail   error
-	hang   bool
-	gone   bool
-	skew   time.Duration
-	clocks int
+	mu    sync.Mutex
+	beats []sent
+	fail  error
+	hang  bool
+	gone  bool
+	// elected is told of in the next beat that is no full one.
+	elected bool
+	skew    time.Duration
+	clocks  int
 }
 
 type sent struct {
@@ -59,6 +61,10 @@ func (f *fakeRegistry) Beat(ctx context.Context, b cluster.Beat, last *cluster.B
 		return fmt.Errorf("writing a beat: %w", cluster.ErrNoNode)
 	}
 	f.beats = append(f.beats, sent{time.Now(), b, last == nil})
+	if f.elected && last != nil {
+		f.elected = false
+		return cluster.ErrNewPrimary
+	}
 	return nil
 }
 
@@ -307,6 +313,80 @@ func TestLoopTellsTheClockInSteps(t *testing.T) {
 			if b.beat.Clock == nil || *b.beat.Clock < 10*time.Minute {
 				t.Fatalf("clock %v", b.beat.Clock)
 			}
+		}
+	})
+}
+
+// A machine whose clock is set while it beats says so in the next beat. Until then its
+// server looks silent to the others, or, where the clock was set forward, a dead one alive.
+func TestLoopClockIsSet(t *testing.T) {
+	for _, step := range []time.Duration{-2 * time.Hour, 25 * time.Second, -600 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fakeRegistry{skew: 2 * time.Hour}
+			var off atomic.Int64
+			stop := run(t, f, func(l *Loop) {
+				l.wall = func() time.Time { return time.Now().Add(time.Duration(off.Load())) }
+			})
+			elapse(time.Minute)
+			set := func(step time.Duration) {
+				off.Add(int64(step))
+				f.set(func(f *fakeRegistry) { f.skew += step })
+			}
+			set(step)
+			elapse(6 * time.Second)
+			beats := f.taken()
+			if got, want := *beats[len(beats)-1].beat.Clock, 2*time.Hour+step; got != want {
+				t.Errorf("set by %s: the beat after that says %s, want %s", step, got, want)
+			}
+			if f.clocks != 2 {
+				t.Errorf("set by %s: the clock was read %d times", step, f.clocks)
+			}
+			// What is less than a beat tells costs no call.
+			set(100 * time.Millisecond)
+			elapse(time.Minute)
+			stop()
+			if f.clocks != 2 {
+				t.Errorf("the clock was read %d times", f.clocks)
+			}
+		})
+	}
+}
+
+// A new primary is given everything, with the difference to its own clock.
+func TestLoopNewPrimary(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		stop := run(t, f, nil)
+		elapse(time.Minute)
+		f.set(func(f *fakeRegistry) { f.elected, f.skew = true, 25*time.Second })
+		elapse(6 * time.Second)
+		stop()
+		full := 0
+		for _, b := range f.taken()[1:] {
+			if !b.full {
+				continue
+			}
+			if full++; *b.beat.Clock != 25*time.Second {
+				t.Errorf("the beat after the election says %s", b.beat.Clock)
+			}
+		}
+		if full != 1 {
+			t.Errorf("%d full beats after an election", full)
+		}
+	})
+}
+
+// A beat that is a full one by its turn is not told of a new primary.
+func TestLoopFullBeatReadsTheClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		stop := run(t, f, func(l *Loop) { l.Interval = 3 * time.Second })
+		elapse(clockEvery + 30*time.Second) // the clock was read by its own turn
+		f.set(func(f *fakeRegistry) { f.skew = 25 * time.Second })
+		elapse(time.Minute)
+		stop()
+		if b := f.taken()[fullEvery]; !b.full || *b.beat.Clock != 25*time.Second {
+			t.Errorf("full %v, clock %s", b.full, b.beat.Clock)
 		}
 	})
 }
