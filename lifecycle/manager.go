@@ -166,6 +166,7 @@ type Manager struct {
 	withdrawn map[string]time.Time
 	handled   map[string]bool
 	ignored   map[string]bool
+	inService time.Time // when a source last reported it
 	tries     map[string]*try
 	view      atomic.Pointer[View]
 	wish      atomic.Pointer[wish]
@@ -459,6 +460,9 @@ func (m *Manager) take(n Notice) error {
 	case Withdrawn:
 		return m.withdraw(n)
 	case Resume, Launch:
+		if n.Kind == Resume {
+			m.inService = n.Received
+		}
 		return m.takeStart(n)
 	case Rebalance:
 		if m.o.Rebalance != RebalanceDrain {
@@ -489,7 +493,17 @@ func (m *Manager) take(n Notice) error {
 			return m.again(&m.r.Notices[i], n)
 		}
 	}
+	if m.past(n, now) {
+		return errors.New("it came late: this machine has come back since")
+	}
 	return m.fresh(n, now)
+}
+
+// past reports whether the machine has come back from what is announced: EC2 may stop it
+// before the consumer of a queue deletes the message about that.
+func (m *Manager) past(n Notice, now time.Time) bool {
+	_, up := m.o.Uptime()
+	return n.Kind == Park && (n.Received.Before(m.inService) || up > 0 && n.Received.Before(now.Add(-up)))
 }
 
 // again takes what is new in a notice that is known.

@@ -772,3 +772,36 @@ func TestNoticeWord(t *testing.T) {
 		}
 	}
 }
+
+// SQS delivers the event of a return to the pool again: EC2 stopped, or hibernated, the
+// machine before the consumer deleted the message.
+func TestParkEventComesLate(t *testing.T) {
+	for name, tt := range map[string]struct {
+		age       time.Duration // the machine was started an hour ago
+		inService bool          // 20 minutes ago
+		want      State
+	}{
+		"before this boot":            {3 * time.Hour, false, StateActive},
+		"before it came into service": {30 * time.Minute, true, StateActive},
+		"after that":                  {10 * time.Minute, true, StateParked},
+		"no source says so":           {30 * time.Minute, false, StateParked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				l := w.live()
+				defer l.kill()
+				if tt.inService {
+					l.Notice(Notice{ID: NoticeID("aws", "i-1", Resume), Source: "aws-lifecycle", Kind: Resume, Received: time.Now().Add(-20 * time.Minute)})
+				}
+				w.set(func(w *world) { w.viewers = p(0) })
+				e := Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-tt.age)}
+				l.Notice(e.Notice(time.Now()))
+				tick(24 * time.Hour)
+				if v := l.View(); v.State != tt.want || w.running != (tt.want == StateActive) {
+					t.Errorf("state %s, row %s, server runs %t", v.State, w.row, w.running)
+				}
+			})
+		})
+	}
+}

@@ -42,9 +42,9 @@ func newEventCommand(g *globals) *cobra.Command {
 			"end: a termination until this node has left, a launch until it serves.\n\n" +
 			"An event about another machine is none of ours: exit 0, so that one command can be\n" +
 			"sent to a whole group. The same is true of test notifications, and of events that\n" +
-			"are older than any hook waits. It runs as a command or a step of Systems Manager.",
+			"come too late. It runs as a command or a step of Systems Manager.",
 		Example: "  amsagent event --file /tmp/event.json\n" +
-			"  aws sqs receive-message --queue-url URL | amsagent event --detach",
+			"  printf '%s' \"$EVENT\" | amsagent event --detach",
 		GroupID:               groupAdvanced,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
@@ -90,12 +90,15 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 		}
 	}
 	now := g.env.Now()
+	stale := func(at time.Time, why string) error {
+		return nothing("stale", fmt.Sprintf("nothing to do: the event is from %s, and %s", agoAt(now, at), why), id)
+	}
 	mine, about := e.For(id)
 	switch {
 	case !about:
 		return nothing("not-this-instance", fmt.Sprintf("not this instance: the event is about %s, this is %s", e.InstanceID, id), id)
 	case e.Stale(now):
-		return nothing("stale", fmt.Sprintf("nothing to do: the event is from %s, and no hook waits that long", agoAt(now, e.Time)), id)
+		return stale(e.Time, "no hook waits that long")
 	}
 	e = mine
 	n := e.Notice(now)
@@ -111,6 +114,9 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 			Msg: "this event was overruled by hand", Cause: &undrainedError{lastWord(v)}, State: nodeState(v),
 			Hints: []string{"`amsagent drain` drains this node all the same"},
 		}
+	}
+	if e.Kind == lifecycle.Park && v.Step == lifecycle.StepNone { // a parking that is taken begins at once
+		return stale(n.Received, "this node has come back since")
 	}
 	result := drainData{Event: &e, Instance: id}
 	if opts.detach {

@@ -616,6 +616,18 @@ func TestEventOfAnother(t *testing.T) {
 	}
 }
 
+// The daemon knows that the machine has come back since the cloud made the event.
+func TestEventLate(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.status.ID = "i-0abc"
+	d.begin = func(*lifecycle.View) {}
+	c := d.runWith(strings.Replace(bridge, `"LifecycleActionToken"`, `"Destination":"WarmPool","LifecycleActionToken"`, 1), "event")
+	c.ends(exitOK)
+	if !strings.HasPrefix(c.stdout.String(), "nothing to do: the event is from ") || !strings.HasSuffix(c.stdout.String(), ", and this node has come back since\n") {
+		t.Error(c.stdout.String())
+	}
+}
+
 func TestEventLaunch(t *testing.T) {
 	launch := func(v *lifecycle.View) {
 		*v = lifecycle.View{State: lifecycle.StateActive, Start: "starting", Registry: cluster.StateJoining}
