@@ -805,3 +805,16 @@ func TestParkEventComesLate(t *testing.T) {
 		})
 	}
 }
+
+// A spot machine gets no new sessions in its last minutes, however short the deadline is.
+func TestSpotIsDueAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live(func(o *Options) { o.Deadline = 10 * time.Second })
+		defer l.kill()
+		l.Notice(spot(2 * time.Minute))
+		if v := l.View(); v.State != StateDraining || v.Ready {
+			t.Errorf("state %s, ready %t", v.State, v.Ready)
+		}
+	})
+}

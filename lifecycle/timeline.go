@@ -182,7 +182,7 @@ func end(list []Moment) time.Time {
 func (o *Options) due(r *record, n Notice) time.Time {
 	switch n.Kind {
 	case Reboot, Interrupt:
-		if !n.Deadline.IsZero() {
+		if n.Deadline.Sub(n.Received) > atOnce {
 			wait := r.Wait
 			if r.Step == StepNone || wait <= 0 {
 				wait, _ = o.wait(o.Role())
@@ -193,6 +193,10 @@ func (o *Options) due(r *record, n Notice) time.Time {
 	}
 	return n.Received
 }
+
+// atOnce is the longest notice of a spot machine. In its last minutes a machine gets no new
+// sessions, also where the configured deadline is shorter.
+const atOnce = 5 * time.Minute
 
 func (o *Options) isDue(r *record, n Notice, now time.Time) bool { return !now.Before(o.due(r, n)) }
 

@@ -35,8 +35,8 @@ const (
 	// goneAfter is how often in a row an item has to be missing before it is believed to be taken back. A service that
 	// says 404 once by mistake must not put a node back into service that goes in minutes.
 	goneAfter = 3
-	// staleAfter: a machine that is there long after its end was stopped and started again.
-	staleAfter = time.Hour
+	// spotLead is about what comes between the notice of a release and the release.
+	spotLead = 5 * time.Minute
 )
 
 const (
@@ -99,7 +99,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	defaultTo(&o.ScalingInterval, DefaultScalingInterval)
 	defaultTo(&o.IdleInterval, DefaultIdleInterval)
 	defaultTo(&o.DeniedInterval, DefaultDeniedInterval)
-	w := &watch{p: p, o: o, fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}, pace: o.ScalingInterval}
+	w := &watch{p: p, o: o, fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}, pace: o.ScalingInterval, spotEnd: cloud.SpotEnd{Lead: spotLead, Log: p.opts.Log}}
 	var wg sync.WaitGroup
 	wg.Go(func() { w.Every(ctx, "spot termination time", o.Interval, w.spot) })
 	wg.Go(func() { w.Every(ctx, "system events", o.EventInterval, w.systemEvents) })
@@ -119,6 +119,7 @@ type watch struct {
 	fn       func(Signal)
 
 	ends        time.Time // of the spot instance
+	spotEnd     cloud.SpotEnd
 	spotMissing int
 
 	listed        string                 // the last answer that was understood
@@ -143,7 +144,10 @@ func (w *watch) spot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !found || time.Since(at) >= staleAfter {
+	if !found {
+		at = time.Time{}
+	}
+	if at = w.spotEnd.Look(at, w.ends); at.IsZero() {
 		if w.ends.IsZero() {
 			return nil
 		}

@@ -212,6 +212,21 @@ func TestWatchScalingDenied(t *testing.T) {
 }
 
 // TestFieldReport03_Token: a session token that ended early is replaced, for ever and not once.
+// A clock that is ahead does not hide the end of a spot instance: the process saw it appear.
+func TestWatchSpotClockAhead(t *testing.T) {
+	t.Parallel()
+	f := metadatatest.NewFake(t, service(), bodies(t))
+	w := watch(t, f, fast())
+	w.eventually(func() string {
+		if f.Count(spotPath) < 2 {
+			return "not looked at"
+		}
+		return ""
+	})
+	f.Set(spotPath, time.Now().Add(-2*time.Hour).UTC().Format(time.RFC3339))
+	w.until("spot/termination-time <  gone=false")
+}
+
 func TestFieldReport03_Token(t *testing.T) {
 	t.Parallel()
 	f := metadatatest.NewFake(t, service(), bodies(t))

@@ -30,8 +30,8 @@ const (
 	// goneAfter is how often in a row an item has to be missing before it is believed to be taken back. A service that
 	// says 404 once by mistake must not put a node back into service that goes in two minutes.
 	goneAfter = 3
-	// staleAfter: AWS takes a Spot instance away some minutes after the time it has told, if not then.
-	staleAfter = time.Hour
+	// spotLead is from the notice of an interruption to the interruption. One that hibernates has none.
+	spotLead = 2 * time.Minute
 )
 
 // SignalKind is what a signal is about.
@@ -86,7 +86,7 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	if o.ScheduledInterval <= 0 {
 		o.ScheduledInterval = max(DefaultScheduledInterval, o.Interval)
 	}
-	w := &watch{p: p, fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}}
+	w := &watch{p: p, fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}, spotEnd: cloud.SpotEnd{Lead: spotLead, Log: p.opts.Log}}
 	var wg sync.WaitGroup
 	for _, l := range []struct {
 		name  string
@@ -115,6 +115,7 @@ type watch struct {
 
 	spotRound, spotMissing int
 	interruption           Interruption
+	spotEnd                cloud.SpotEnd
 
 	rebalanceMissing int
 	rebalanced       time.Time
@@ -155,9 +156,7 @@ func (w *watch) spot(ctx context.Context) error {
 			return err
 		}
 	}
-	// A machine that is there long after its end was stopped and started again.
-	found = found && !at.Time.IsZero() && time.Since(at.Time) < staleAfter
-	if !found {
+	if at.Time = w.spotEnd.Look(at.Time, w.interruption.Time); at.Time.IsZero() {
 		w.spotRound++
 		if w.interruption.Action == "" {
 			return nil

@@ -369,17 +369,36 @@ func TestWatchTakenBack(t *testing.T) {
 		w.want(t, time.Minute)
 
 		// The older form alone, which is asked for less often.
-		later := at.Add(10 * time.Minute)
+		later := time.Now().Add(2 * time.Minute).UTC().Truncate(time.Second)
 		imds.set("spot/termination-time", later.Format(time.RFC3339))
 		w.want(t, 35*time.Second, aws.Signal{Kind: aws.SignalSpot, Value: "terminate", At: later})
 		w.want(t, time.Minute)
 		imds.set("spot/termination-time", "")
 		w.want(t, 16*time.Second, aws.Signal{Kind: aws.SignalSpot, Value: "terminate", At: later, Gone: true})
 		// What is long past is no notice, as after a stop and a start.
-		imds.set(string(aws.SignalSpot), action)
-		w.want(t, 5*time.Second, aws.Signal{Kind: aws.SignalSpot, Value: "stop", At: at})
-		w.want(t, 3*time.Hour, aws.Signal{Kind: aws.SignalSpot, Value: "stop", At: at, Gone: true})
+		later = time.Now().Add(time.Minute).UTC().Truncate(time.Second)
+		imds.set(string(aws.SignalSpot), `{"action":"stop","time":"`+later.Format(time.RFC3339)+`"}`)
+		w.want(t, 5*time.Second, aws.Signal{Kind: aws.SignalSpot, Value: "stop", At: later})
+		w.want(t, 3*time.Hour, aws.Signal{Kind: aws.SignalSpot, Value: "stop", At: later, Gone: true})
+		w.want(t, time.Hour)
 	})
+}
+
+// A clock that is wrong neither hides an interruption nor moves it to a later time.
+func TestWatchSpotClock(t *testing.T) {
+	t.Parallel()
+	for _, ahead := range []time.Duration{-2 * time.Hour, 61 * time.Minute, 3 * time.Hour} {
+		imds := newIMDS()
+		watch(t, imds, aws.WatchOptions{}, func(w *watching) {
+			w.pass(5 * time.Hour) // a time before 2000 is none
+			now := time.Now()
+			imds.set(string(aws.SignalSpot), `{"action":"terminate","time":"`+now.Add(2*time.Minute-ahead).UTC().Format(time.RFC3339)+`"}`)
+			got := w.pass(2 * time.Minute)
+			if len(got) != 1 || got[0].Gone || got[0].At.Before(now) || got[0].At.After(now.Add(2*time.Minute+6*time.Second)) {
+				t.Errorf("%s ahead: %+v", ahead, got)
+			}
+		})
+	}
 }
 
 func TestWatchScheduled(t *testing.T) {
