@@ -59,6 +59,11 @@ func awsNotices(instance string, s aws.Signal) (notices []Notice, known bool) {
 		return awsTarget(instance, s)
 	case aws.SignalSpot:
 		as(Interrupt, "aws-spot", "EC2 Spot", "spot interruption ("+s.Value+")")
+		if s.Value == "hibernate" && !s.Gone {
+			// EC2 resumes the machine with its memory, so in the same boot. That the item is
+			// gone by then is not documented; where it stays, it is over after an hour.
+			n.Kind = Park
+		}
 	case aws.SignalRebalance:
 		as(Rebalance, "aws-rebalance", "EC2 Spot", "rebalance recommendation")
 		// Its time is when it was made.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/metadata/aws"
 )
 
@@ -548,4 +549,45 @@ func TestHookMadeLater(t *testing.T) {
 			t.Errorf("got %v, calls %v", err, f.calls)
 		}
 	})
+}
+
+// EC2 resumes a hibernated Spot machine in the same boot, and the process goes on.
+func TestAWSSpotHibernates(t *testing.T) {
+	for name, withHook := range map[string]bool{"alone": false, "in a group with a hook": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				if withHook {
+					// It does not wait for a machine that is in service.
+					w.hook, w.waitsFrom = &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: time.Hour}, time.Now().Add(1000*time.Hour)
+				}
+				l := w.live()
+				defer l.kill()
+				say := func(s aws.Signal) {
+					s.Kind, s.Value, s.Seen = aws.SignalSpot, "hibernate", time.Now()
+					notices, known := awsNotices("i-1", s)
+					if !known || len(notices) != 1 {
+						t.Fatalf("%+v: %+v", s, notices)
+					}
+					l.Notice(notices[0])
+				}
+				say(aws.Signal{At: time.Now()})
+				tick(5 * time.Minute)
+				if v := l.View(); v.State != StateParked || w.row != cluster.StateLeft || w.running {
+					t.Errorf("asleep: state %s, row %s, server runs %t", v.State, w.row, w.running)
+				}
+				say(aws.Signal{Gone: true})
+				tick(time.Minute)
+				if v := l.View(); v.State != StateActive || !w.running || len(v.Trouble) != 0 {
+					t.Errorf("back: state %s, step %s, row %s, server runs %t, trouble %v", v.State, v.Step, w.row, w.running, v.Trouble)
+				}
+				// The same again.
+				say(aws.Signal{At: time.Now()})
+				tick(time.Hour)
+				if v := l.View(); v.State != StateParked || w.running {
+					t.Errorf("asleep again: state %s, server runs %t", v.State, w.running)
+				}
+			})
+		})
+	}
 }
