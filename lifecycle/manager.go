@@ -499,11 +499,18 @@ func (m *Manager) take(n Notice) error {
 	return m.fresh(n, now)
 }
 
-// past reports whether the machine has come back from what is announced: EC2 may stop it
-// before the consumer of a queue deletes the message about that.
+// past reports whether the machine has come back from what is announced. EC2 may stop it
+// before the consumer of a queue deletes the message about that, and clouds list a reboot
+// for a while after it. One that has a hook (Azure) still waits for it.
 func (m *Manager) past(n Notice, now time.Time) bool {
+	at := n.Received
+	if n.Kind == Reboot && n.Hook == nil && !n.Deadline.IsZero() {
+		at = n.Deadline
+	} else if n.Kind != Park {
+		return false
+	}
 	_, up := m.o.Uptime()
-	return n.Kind == Park && (n.Received.Before(m.inService) || up > 0 && n.Received.Before(now.Add(-up)))
+	return up > 0 && at.Before(now.Add(-up)) || n.Kind == Park && at.Before(m.inService)
 }
 
 // again takes what is new in a notice that is known.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/alibaba"
+	"github.com/amsagent/amsagent/metadata/aws"
 )
 
 func TestEachNoticeAloneAndTwice(t *testing.T) {
@@ -817,4 +819,39 @@ func TestSpotIsDueAtOnce(t *testing.T) {
 			t.Errorf("state %s, ready %t", v.State, v.Ready)
 		}
 	})
+}
+
+// A cloud lists a reboot for a while after it: the machine was started an hour ago.
+func TestRebootIsOver(t *testing.T) {
+	for name, tt := range map[string]struct {
+		at   time.Duration
+		hook *Hook
+		want State
+	}{
+		"before this boot": {-2 * time.Hour, nil, StateActive},
+		"in this boot":     {-30 * time.Minute, nil, StateDraining},
+		"to come":          {30 * time.Minute, nil, StateDraining},
+		"a hook waits":     {-2 * time.Hour, &Hook{Provider: "azure", Name: "Reboot e", Token: "e", Fixed: true}, StateDraining},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				l := w.live()
+				defer l.kill()
+				seen := time.Now()
+				notices := []Notice{{ID: "azure/e", Kind: Reboot, Received: seen, Deadline: seen.Add(tt.at), Hook: tt.hook}}
+				if tt.hook == nil {
+					a, _ := awsNotices("i-1", aws.Signal{Kind: aws.SignalScheduled, Value: "system-reboot", ID: "e", At: seen.Add(tt.at), Seen: seen})
+					b, _ := alibabaNotices("i-1", alibaba.Signal{Kind: alibaba.SignalEvent, Value: "SystemMaintenance.Reboot", State: "Executing", ID: "e", At: seen.Add(tt.at), Seen: seen})
+					notices = append(a, b...)
+				}
+				for _, n := range notices {
+					l.Notice(n)
+					if v := l.View(); v.State != tt.want {
+						t.Errorf("%s: state %s", n.Source, v.State)
+					}
+				}
+			})
+		})
+	}
 }
