@@ -151,7 +151,7 @@ func (w *watch) spot(ctx context.Context) error {
 		return err
 	}
 	if !found && (w.interruption.Action != "" || w.spotRound%oldFormEvery == 0) {
-		at, found, err = cloud.LookAt(ctx, w.p.items, "spot termination time", "meta-data/spot/termination-time", ParseTerminationTime)
+		at, _, err = cloud.LookAt(ctx, w.p.items, "spot termination time", "meta-data/spot/termination-time", ParseTerminationTime)
 		if err != nil {
 			return err
 		}

@@ -41,7 +41,7 @@ func TestSpotEnd(t *testing.T) {
 				t.Errorf("%s: %s", name, got.Sub(now))
 			}
 			// The machine outlives it.
-			time.Sleep(time.Hour + lead)
+			<-time.After(time.Hour + lead)
 			if got := e.Look(announced, got); !got.IsZero() {
 				t.Errorf("%s: still %s", name, got)
 			}
