@@ -789,6 +789,19 @@ func (m *Manager) Undrain(who string) error {
 	return nil
 }
 
+// ServeAgain has the registry say that this node serves, whose row drains although nothing
+// here does. It is [ErrBusy] where a drain is under way.
+func (m *Manager) ServeAgain(who string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.r.Step != StepNone {
+		return ErrBusy
+	}
+	m.undrain(who, "undrain")
+	m.commit()
+	return nil
+}
+
 // undrain makes the node serve again.
 func (m *Manager) undrain(who, why string) {
 	m.noteLocked("this node serves again: " + why + " by " + cmp.Or(who, "somebody"))

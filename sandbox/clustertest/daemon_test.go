@@ -339,7 +339,14 @@ func (a *agent) read(name string) string {
 const appFile = "webapps/LiveApp/WEB-INF/red5-web.properties"
 
 // view is what the daemon tells on its control socket.
-func (a *agent) view() daemon.View {
+func (a *agent) view() (v daemon.View) {
+	a.t.Helper()
+	a.control(http.MethodGet, daemon.PathStatus, "", &v)
+	return v
+}
+
+// control asks the daemon, which is to answer 200.
+func (a *agent) control(method, path, body string, answer any) {
 	a.t.Helper()
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -347,7 +354,7 @@ func (a *agent) view() daemon.View {
 			return new(net.Dialer).DialContext(ctx, "unix", a.o.Control)
 		},
 	}}
-	req, err := http.NewRequestWithContext(a.t.Context(), http.MethodGet, "http://amsagent"+daemon.PathStatus, http.NoBody)
+	req, err := http.NewRequestWithContext(a.t.Context(), method, "http://amsagent"+path, strings.NewReader(body))
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -356,11 +363,9 @@ func (a *agent) view() daemon.View {
 		a.t.Fatal(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	var v daemon.View
-	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
-		a.t.Fatal(err)
+	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil || resp.StatusCode != http.StatusOK {
+		a.t.Fatalf("%s %s: %s, %v", method, path, resp.Status, err)
 	}
-	return v
 }
 
 // means compares two settings files as the server reads them: it saves its own

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -203,19 +204,23 @@ func (a *agent) lives() notices {
 	return source
 }
 
-// A drain whose record was lost, as on a full disk, is over when the daemon starts again, and its row says so.
-func TestDaemonForgetsALostDrain(t *testing.T) {
+// A row that drains although nothing on the node does, as after a drain whose record was lost on a full disk, or by an
+// operator's hand in MongoDB, is taken back by an undrain.
+func TestUndrainOfTheRow(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
-	a.drainAt(lifecycle.StepDraining, cluster.StateDraining)
-	if err := os.Remove(filepath.Join(a.root, lifecycle.RecordPath)); err != nil {
+	a.lives()
+	row, err := a.client.Node(t.Context(), nodeID)
+	if err == nil {
+		err = a.client.SetOwnState(t.Context(), row, cluster.StateDraining, "operator")
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	a.lives()
+	eventually(t, "the daemon says what the row says", func() bool { return a.view().State == cluster.StateDraining })
+	a.control(http.MethodPost, daemon.PathUndrain, `{"who":"uid 0"}`, new(lifecycle.View))
+	eventually(t, "the row serves", func() bool { return a.state() == cluster.StateActive })
 	a.serves()
-	if got := a.state(); got != cluster.StateActive {
-		t.Errorf("the row says %s", got)
-	}
 }
 
 // A row that somebody removed during a drain comes back as one that drains.

@@ -446,9 +446,7 @@ func (m *member) enroll(ctx context.Context) error {
 		case drains && r.Node.State != cluster.StateDraining:
 			m.d.life.manager.Unsaid() // the row was removed
 		case !drains:
-			// Nobody drains this machine, whatever a drain that could not be kept, as on a full
-			// disk, has made of the row.
-			if err = bootstrap.Stay(ctx, m.client, n, &r, true); err == nil && over && proved {
+			if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
 				m.d.life.manager.Settled()
 			}
 		}
