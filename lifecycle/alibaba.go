@@ -72,6 +72,7 @@ func alibabaNotices(instance string, s alibaba.Signal) (notices []Notice, known 
 		case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
 			// On another host, without what its local disks held, and it comes back.
 			as(Reboot, "alibaba-events", "ECS", reason)
+			n.Served = s.State == "Executing"
 		case does == "Stop", does == "Delete", does == "Release":
 			as(Interrupt, "alibaba-events", "ECS", reason)
 		default:

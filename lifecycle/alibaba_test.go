@@ -32,6 +32,10 @@ func TestAlibabaNotices(t *testing.T) {
 	notice := func(id string, kind Kind, reason string) Notice {
 		return Notice{ID: "alibaba/i-1/" + id, Kind: kind, Source: "alibaba-scaling", Who: "Auto Scaling", Reason: reason, Received: seen}
 	}
+	served := func(notices []Notice) []Notice {
+		notices[0].Served = true
+		return notices
+	}
 	of := func(id string, kind Kind, reason string, at time.Time) []Notice {
 		return []Notice{{ID: "alibaba/i-1/" + id, Kind: kind, Source: "alibaba-events", Who: "ECS", Reason: reason, Received: seen, Deadline: at}}
 	}
@@ -73,7 +77,7 @@ func TestAlibabaNotices(t *testing.T) {
 		{"reboot", event("SystemMaintenance.Reboot", "Scheduled", at), of("reboot/e-1", Reboot, "system event SystemMaintenance.Reboot", at), true},
 		{"another host", event("SystemMaintenance.Redeploy", "Scheduled", at), of("reboot/e-1", Reboot, "system event SystemMaintenance.Redeploy", at), true},
 		{"a disk is isolated", event("SystemMaintenance.RebootAndIsolateErrorDisk", "Scheduled", at), of("reboot/e-1", Reboot, "system event SystemMaintenance.RebootAndIsolateErrorDisk", at), true},
-		{"it fails now", event("InstanceFailure.Reboot", "Executing", time.Time{}), of("reboot/e-1", Reboot, "system event InstanceFailure.Reboot", seen), true},
+		{"it fails now", event("InstanceFailure.Reboot", "Executing", time.Time{}), served(of("reboot/e-1", Reboot, "system event InstanceFailure.Reboot", seen)), true},
 		{"stop", event("SystemMaintenance.Stop", "Scheduled", at), of("interrupt/e-1", Interrupt, "system event SystemMaintenance.Stop", at), true},
 		{"not paid for", event("InstanceExpiration.Delete", "Scheduled", at), of("interrupt/e-1", Interrupt, "system event InstanceExpiration.Delete", at), true},
 		{"without a date", event("SystemMaintenance.Stop", "Scheduled", time.Time{}), nil, false},

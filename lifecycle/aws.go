@@ -80,6 +80,7 @@ func awsNotices(instance string, s aws.Signal) (notices []Notice, known bool) {
 		case "instance-reboot", "system-reboot", "system-maintenance":
 			// Maintenance of network or power takes the machine away for a while, too.
 			as(Reboot, "aws-scheduled", "EC2", reason)
+			n.Served = s.Value == "instance-reboot"
 		default:
 			return nil, false
 		}

@@ -495,7 +495,12 @@ func (m *Manager) done() {
 	}
 	m.noteLocked("done: this node has " + map[bool]string{true: "been parked", false: "left"}[m.o.goal(r) == goalPark])
 	m.endEvent(what, cut)
-	if at := m.o.Node.JoinedAt(); !r.Stopped.IsZero() && !at.IsZero() && !at.Equal(r.JoinedAs) {
+	at := m.o.Node.JoinedAt()
+	again := !at.IsZero() && !at.Equal(r.JoinedAs)
+	if r.JoinedAs.IsZero() { // it could not be read then
+		again = anchor(at, time.Now()).After(r.Stopped)
+	}
+	if !r.Stopped.IsZero() && again {
 		m.noteLocked("this machine was joined again after its server had been stopped: it serves again")
 		m.forget(false)
 	}

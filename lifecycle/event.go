@@ -344,8 +344,8 @@ func NoticeID(provider, instance string, kind Kind) string {
 // Notice is what the event tells the machine that it is about.
 func (e Event) Notice(now time.Time) Notice {
 	n := Notice{ID: NoticeID(e.Hook.Provider, e.InstanceID, e.Kind), Source: "event", Kind: e.Kind, Who: "Auto Scaling", Received: now}
-	if e.Kind == Park && !e.Time.IsZero() {
-		// A queue may deliver it again when the machine has come back; see [Manager.past].
+	if (e.Kind == Park || e.Kind == Resume) && !e.Time.IsZero() {
+		// A queue may deliver it again when the machine has come back, or gone; see [Manager.past].
 		n.Received = e.Time
 	}
 	n.Reason = map[Kind]string{

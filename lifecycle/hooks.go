@@ -360,7 +360,7 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 	case errors.As(err, &others):
 		// An event had named it. Ours, where there is one, is to be found then.
 		m.forgetHook(a.Hook)
-		m.othersHooks(others, a.Hook.Launching)
+		m.othersHooks(others, c.launching)
 	case errors.Is(err, errMoved):
 		m.noteLocked("hook " + a.Hook.Name + ": " + err.Error())
 		m.forgetHook(a.Hook)
@@ -406,10 +406,12 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 			a.Denied, a.Failing = "", false
 			m.commit()
 		}
-		if a.Hook.Launching && c.op != opBeat && now.Sub(c.try.since) > idleHookTime {
+		// A hook that was named when the machine was parked may wait for another end of it.
+		parked := m.r.Step == StepDone && m.o.goal(m.r) == goalPark
+		if (a.Hook.Launching || parked) && c.op != opBeat && now.Sub(c.try.since) > idleHookTime {
 			a.End, a.EndedAt = EndLeft, now
 			m.troubleLocked(string(c.op), "")
-			m.noteLocked("hook " + a.Hook.Name + " does not wait for the start of this machine")
+			m.noteLocked("hook " + a.Hook.Name + " does not wait for this machine")
 			m.commit()
 			return
 		}

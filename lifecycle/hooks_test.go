@@ -208,6 +208,45 @@ func TestHooksNamedDuringTheQuestion(t *testing.T) {
 	})
 }
 
+// A hook that is named when the machine is parked already does not wait for that: it is not asked about for ever.
+func TestHookNamedWhileParked(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.hook = terminate().Hook
+		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}} }
+		l := w.live()
+		defer l.kill()
+		n := park()
+		n.Hook = nil
+		l.Notice(n)
+		l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
+		w.set(func(w *world) { w.cloudErr, w.waitsFrom = nil, time.Now().Add(100*time.Hour) })
+		l.Reconsider()
+		tick(time.Hour)
+		asked := len(w.times("complete?"))
+		tick(time.Hour)
+		if n := len(w.times("complete?")) - asked; asked == 0 || n != 0 || len(l.View().Trouble) != 0 {
+			t.Errorf("asked %d times, in the second hour %d: %+v", asked, n, l.View())
+		}
+	})
+}
+
+// The launch hook of another program that an event names is no trouble of a node that serves.
+func TestLaunchEventOfOthers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.foreign = launchHook().Name
+		w.proveErr = errMongo // so that the hook is extended
+		l := w.live()
+		defer l.kill()
+		l.Notice(Notice{ID: "launch", Source: "event", Kind: Launch, Hook: launchHook()})
+		tick(time.Minute)
+		if v := l.View(); v.Trouble["hooks"] != "" {
+			t.Errorf("%+v", v)
+		}
+	})
+}
+
 // Hooks of others are no trouble of a node that serves again.
 func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -171,8 +171,9 @@ type Manager struct {
 	view      atomic.Pointer[View]
 	wish      atomic.Pointer[wish]
 	events    chan cluster.Event
-	unwritten atomic.Int32 // events
-	forgotten atomic.Bool  // see Forgotten
+	unwritten atomic.Int32  // events
+	forgotten atomic.Bool   // see Forgotten
+	unsaid    chan struct{} // see Unsaid; it has room for one
 }
 
 // NewManager makes a manager and takes up what a former life of the daemon was
@@ -228,7 +229,7 @@ func NewManager(o Options) (*Manager, error) {
 	m := &Manager{
 		o: o, log: o.Log, changed: make(chan struct{}), r: &record{}, gen: 1,
 		trouble: map[string]string{}, logged: map[string]loggedTrouble{}, withdrawn: map[string]time.Time{}, handled: map[string]bool{}, ignored: map[string]bool{},
-		tries: map[string]*try{}, events: make(chan cluster.Event, maxMemory),
+		tries: map[string]*try{}, events: make(chan cluster.Event, maxMemory), unsaid: make(chan struct{}, 1),
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -460,7 +461,10 @@ func (m *Manager) take(n Notice) error {
 	case Withdrawn:
 		return m.withdraw(n)
 	case Resume, Launch:
-		if n.Kind == Resume {
+		if n.Kind == Resume && m.r.Step != StepNone && n.Received.Before(m.r.Begun) {
+			return errors.New("it came late: this machine is to go since")
+		}
+		if n.Kind == Resume && n.Received.After(m.inService) {
 			m.inService = n.Received
 		}
 		return m.takeStart(n)
@@ -501,10 +505,10 @@ func (m *Manager) take(n Notice) error {
 
 // past reports whether the machine has come back from what is announced. EC2 may stop it
 // before the consumer of a queue deletes the message about that, and clouds list a reboot
-// for a while after it. One that has a hook (Azure) still waits for it.
+// for a while after it.
 func (m *Manager) past(n Notice, now time.Time) bool {
 	at := n.Received
-	if n.Kind == Reboot && n.Hook == nil && !n.Deadline.IsZero() {
+	if n.Kind == Reboot && n.Served && !n.Deadline.IsZero() {
 		at = n.Deadline
 	} else if n.Kind != Park {
 		return false
@@ -880,13 +884,27 @@ func (m *Manager) forget(joining bool) {
 func (m *Manager) Forgotten() bool { return m.forgotten.Load() }
 
 // Unsaid tells that the registry may not hold any more what it was told, as where somebody
-// removed the row.
+// removed the row. Run sees to it: no beat waits for a disk.
 func (m *Manager) Unsaid() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.r.Say != "" {
-		m.r.Said = ""
-		m.commit()
+	select {
+	case m.unsaid <- struct{}{}:
+	default:
+	}
+}
+
+func (m *Manager) sayAgain(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.unsaid:
+		}
+		m.mu.Lock()
+		if m.r.Say != "" {
+			m.r.Said = ""
+			m.commit()
+		}
+		m.mu.Unlock()
 	}
 }
 
@@ -923,6 +941,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer cancel()
 	var work sync.WaitGroup
 	work.Go(func() { m.register(ctx) })
+	work.Go(func() { m.sayAgain(ctx) })
 	work.Go(func() { m.hooks(ctx) })
 	work.Go(func() { m.starts(ctx) })
 	work.Go(func() { m.tell(ctx) })

@@ -54,6 +54,9 @@ type Notice struct {
 	Moved bool `json:"moved,omitempty"`
 	// Hook waits for our word; nil where none does or none is known yet.
 	Hook *Hook `json:"hook,omitempty"`
+	// Served tells that a boot of the machine after the Deadline is the Reboot that is
+	// announced. Others are of a host, and come whoever starts the machine.
+	Served bool `json:"-"`
 }
 
 // Hook is something of the cloud's that waits until we say that it may go on.

@@ -808,6 +808,45 @@ func TestParkEventComesLate(t *testing.T) {
 	}
 }
 
+// A queue delivers again that the machine came out of the pool, when it is to go since, or has gone into the pool again.
+func TestResumeEventComesLate(t *testing.T) {
+	late := Event{InstanceID: "i-1", Kind: Resume, Hook: Hook{Provider: "aws"}}
+	for name, goes := range map[string]Notice{
+		"it ends": {ID: NoticeID("aws", "i-1", Terminate), Source: "event", Kind: Terminate}, "it is parked": park(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				l := w.live()
+				defer l.kill()
+				late.Time = time.Now()
+				tick(time.Minute)
+				l.Notice(goes)
+				tick(time.Minute)
+				l.Notice(late.Notice(time.Now()))
+				tick(time.Minute)
+				if v := l.View(); v.State != StateDraining || v.Start != "" {
+					t.Errorf("%+v", v)
+				}
+			})
+		})
+	}
+	// It takes nothing from what comes after it.
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		late.Time = time.Now()
+		tick(time.Minute)
+		parks := Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now()}
+		tick(time.Second)
+		l.Notice(late.Notice(time.Now()))
+		l.Notice(parks.Notice(time.Now()))
+		l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
+	})
+}
+
 // A spot machine gets no new sessions in its last minutes, however short the deadline is.
 func TestSpotIsDueAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -829,9 +868,11 @@ func TestRebootIsOver(t *testing.T) {
 		want State
 	}{
 		"before this boot": {-2 * time.Hour, nil, StateActive},
-		"in this boot":     {-30 * time.Minute, nil, StateDraining},
-		"to come":          {30 * time.Minute, nil, StateDraining},
-		"a hook waits":     {-2 * time.Hour, &Hook{Provider: "azure", Name: "Reboot e", Token: "e", Fixed: true}, StateDraining},
+		// Neither is done by a boot of the machine.
+		"of the host, before this boot": {-2 * time.Hour, nil, StateDraining},
+		"in this boot":                  {-30 * time.Minute, nil, StateDraining},
+		"to come":                       {30 * time.Minute, nil, StateDraining},
+		"a hook waits":                  {-2 * time.Hour, &Hook{Provider: "azure", Name: "Reboot e", Token: "e", Fixed: true}, StateDraining},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -841,8 +882,12 @@ func TestRebootIsOver(t *testing.T) {
 				seen := time.Now()
 				notices := []Notice{{ID: "azure/e", Kind: Reboot, Received: seen, Deadline: seen.Add(tt.at), Hook: tt.hook}}
 				if tt.hook == nil {
-					a, _ := awsNotices("i-1", aws.Signal{Kind: aws.SignalScheduled, Value: "system-reboot", ID: "e", At: seen.Add(tt.at), Seen: seen})
-					b, _ := alibabaNotices("i-1", alibaba.Signal{Kind: alibaba.SignalEvent, Value: "SystemMaintenance.Reboot", State: "Executing", ID: "e", At: seen.Add(tt.at), Seen: seen})
+					what, state := "instance-reboot", "Executing"
+					if name == "of the host, before this boot" {
+						what, state = "system-reboot", "Scheduled"
+					}
+					a, _ := awsNotices("i-1", aws.Signal{Kind: aws.SignalScheduled, Value: what, ID: "e", At: seen.Add(tt.at), Seen: seen})
+					b, _ := alibabaNotices("i-1", alibaba.Signal{Kind: alibaba.SignalEvent, Value: "SystemMaintenance.Reboot", State: state, ID: "e", At: seen.Add(tt.at), Seen: seen})
 					notices = append(a, b...)
 				}
 				for _, n := range notices {

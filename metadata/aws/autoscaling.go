@@ -364,9 +364,11 @@ func (a *AutoScaling) judge(action, group string, where place, err error) verdic
 		if errors.Is(err, errNotAPI) {
 			return verdict{retry: true, err: fmt.Errorf("%s: %w", doing, cloud.WireCause(err))}
 		}
-		a.mu.Lock()
-		a.endpoint, a.other = a.other, a.endpoint
-		a.mu.Unlock()
+		if !errors.Is(err, context.Canceled) { // else nobody waits for it any more
+			a.mu.Lock()
+			a.endpoint, a.other = a.other, a.endpoint
+			a.mu.Unlock()
+		}
 		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: cloud.WireCause(err)}}
 	}
 	code, message := api.ErrorCode(), cloud.Printable(api.ErrorMessage())
