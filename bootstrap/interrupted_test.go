@@ -149,6 +149,7 @@ func TestKeptEditOutlivesATornFile(t *testing.T) {
 	}
 	after := treeFiles(t, m)
 	delete(after, "/"+conf.SavedName(live))
+	delete(after, "/"+conf.SavedName(live)+"-1") // what was torn
 	if !maps.Equal(after, before) {
 		t.Error("the files are not those before the join")
 	}
@@ -166,6 +167,7 @@ func TestInterruptedLeaveIsRemembered(t *testing.T) {
 	for what, save := range map[string]func() error{
 		"a join":     func() error { return j.save(PhaseJoined, false) },
 		"a rollback": j.saveUndoing,
+		"its end":    j.restoreFound,
 	} {
 		err := save()
 		if s, lerr := loadState(m.store()); err != nil || lerr != nil || s == nil || !s.Standalone {
@@ -271,6 +273,63 @@ func TestRollbackThatCannotStop(t *testing.T) {
 			}
 			if _, err := os.Stat(filepath.Join(m.Root, undoPath)); err == nil {
 				t.Error("the undo record is left")
+			}
+		})
+	}
+}
+
+// A server that somebody stops, and one whose files cannot be given back for a second time: the leave is not over.
+func TestLeaveUntilTheLastSave(t *testing.T) {
+	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
+	for name, tt := range map[string]struct {
+		ending, broken bool
+	}{
+		"it is being stopped": {ending: true}, "it is being stopped, and its file cannot be read": {ending: true, broken: true},
+		"it is restarted, and its file cannot be read": {broken: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := ownTree(t, "3.0", "3.0.3")
+			before := treeFiles(t, m)
+			joinOffline(t, m, "10.0.2.4", "10.0.1.7")
+			real := filepath.Join(m.Root, ams.DefaultDir, live)
+			joined, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			saves := 1
+			service := &stopping{save: func() {
+				if saves--; saves < 0 {
+					return
+				}
+				err := os.WriteFile(real, joined, 0o644)
+				if tt.broken {
+					err = errors.Join(err, os.Rename(filepath.Dir(real), filepath.Dir(real)+".away"), os.WriteFile(filepath.Dir(real), nil, 0o644))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}}
+			if tt.ending {
+				service.ending = 5
+			}
+			m.Service = service
+			res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
+			_, record := os.Stat(filepath.Join(m.Root, undoPath))
+			if !tt.broken {
+				if err != nil || record == nil || !maps.Equal(treeFiles(t, m), before) {
+					t.Errorf("%v, %+v: the record: %v", err, res, record)
+				}
+				return
+			}
+			if failed, ok := errors.AsType[*FailedError](err); !ok || !strings.Contains(failed.State, "run the same command again") || record != nil {
+				t.Errorf("%v, %+v: the record: %v", err, res, record)
+			}
+			if err := errors.Join(os.Remove(filepath.Dir(real)), os.Rename(filepath.Dir(real)+".away", filepath.Dir(real))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); err != nil || !maps.Equal(treeFiles(t, m), before) {
+				t.Errorf("the next leave: %v", err)
 			}
 		})
 	}

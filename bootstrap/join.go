@@ -971,7 +971,13 @@ func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 // without the state nobody remembers that there is one.
 func (j *joiner) restoreAfter(ctx context.Context, reason string) error {
 	j.failedRow(ctx, reason)
-	if j.unproved() {
+	return j.restoreFound()
+}
+
+// restoreFound puts the state file back, where it was one to go back to. A leave that is not
+// finished may be remembered by it alone.
+func (j *joiner) restoreFound() error {
+	if s := j.facts.state; j.unproved() && !s.Standalone {
 		return j.forget()
 	}
 	return j.restoreState()

@@ -545,7 +545,7 @@ func (l *leaver) onceMore(ctx context.Context) {
 }
 
 // planAgain plans to give back what somebody wrote over since. A copy is kept of what is
-// written over now, but not under a name under which what a person had written was kept before.
+// written over now.
 func (l *leaver) planAgain() (*conf.Plan, error) {
 	record := l.record
 	if l.standalone {
@@ -569,7 +569,7 @@ func (l *leaver) planAgain() (*conf.Plan, error) {
 	}
 	return plan.Only(func(path string) bool {
 		of, is := copies[path]
-		return !is || slices.Contains(changed, of) && l.plan.Planned(path) == nil
+		return !is || slices.Contains(changed, of)
 	}), nil
 }
 
@@ -783,13 +783,18 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		if err := l.Service.Reload(ctx); err != nil {
 			l.warn(IDService, "", "%v", err)
 		}
+		if !st.Dead() { // somebody stops it, and it saves its settings as it ends
+			if err := errors.Join(l.awaitDead(ctx), l.giveAgain()); err != nil {
+				return l.notAgain(err)
+			}
+		}
 	default:
 		if err := l.restart(ctx, st.Running()); err != nil {
 			return err
 		}
 	}
-	if err = l.store.RemoveFile(undoPath); err == nil {
-		err = l.save(State{Phase: PhaseLeaving})
+	if err = l.save(State{Phase: PhaseLeaving}); err == nil {
+		err = l.store.RemoveFile(undoPath)
 	}
 	if err != nil {
 		return &FailedError{Step: "writing " + StateDir, Err: err, State: "this machine is standalone; its rows in MongoDB remain: run the same command again"}
@@ -842,34 +847,48 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 	}
 	again, err := l.planAgain()
 	if err != nil {
-		l.warn(IDDrift, "look at the files", "whether the server saved its settings over what was given back is not known: %v", err)
+		return l.notAgain(err)
 	}
-	if err != nil || len(again.Changed()) == 0 {
+	if len(again.Changed()) == 0 {
 		return nil
 	}
 	// The server that was stopped had saved its settings, read before, over what was given
 	// back. The one that runs now has read those, and may save them as it ends.
 	l.say("restarting %s once more", l.Service.Name())
 	// Also where it cannot be stopped: it may still be the last save. The next leave looks again.
-	if err := l.whileStopped(ctx, func(error) error { l.giveAgain(); return nil }); err != nil {
+	var gave error
+	err = l.whileStopped(ctx, func(error) error { gave = l.giveAgain(); return nil })
+	if gave != nil {
+		return l.notAgain(gave)
+	}
+	if err != nil {
 		return failed(err)
 	}
 	l.stoppedAt = time.Now()
 	return nil
 }
 
-func (l *leaver) giveAgain() {
+// giveAgain gives back what the server has saved since.
+func (l *leaver) giveAgain() error {
 	again, err := l.planAgain()
-	if err != nil {
-		l.warn(IDDrift, "look at the files", "the server saved its settings while it was left, and these could not be given back: %v", err)
-		return
+	if err != nil || len(again.Changed()) == 0 {
+		return err
 	}
-	paths := joinPaths(again.ChangedPaths())
 	if err := l.give(again); err != nil {
-		l.warn(IDDrift, "look at these files", "the server saved its settings while it was left, and these could not be given back: %s: %v", paths, err)
-		return
+		return err
 	}
-	l.say("gave back once more what the server had saved meanwhile: %s", paths)
+	l.say("gave back once more what the server had saved meanwhile: %s", joinPaths(again.ChangedPaths()))
+	return nil
+}
+
+// notAgain is the error of a leave that gave the files back, and could not look after the
+// server's last save. The record and the state stay for the next one.
+func (l *leaver) notAgain(err error) error {
+	return &FailedError{
+		Step: "giving back what the server saved as it ended", Err: err,
+		State: "the files were given back, and the server may have saved a node's settings over them; run the same command again",
+		Hint:  protectedHint(l.store, l.plan, err),
+	}
 }
 
 // deregister takes this node out of the cluster's lists.

@@ -199,7 +199,7 @@ func TestKeptCopy(t *testing.T) {
 		"nothing there":             {mode: 0o640, want: 0o640},
 		"a program":                 {mode: 0o755, want: 0o644},
 		"a program with rights":     {mode: 0o755 | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky, want: 0o644},
-		"a former copy with rights": {mode: 0o640, want: 0o640, there: privileged},
+		"a former copy with rights": {mode: 0o640, want: 0o640, there: privileged, other: true},
 		"a file of root's":          {mode: 0o755 | fs.ModeSetuid, root: true, want: 0o644},
 		"a link":                    {mode: 0o640, want: 0o640, there: linkTo, other: true},
 		"a link to nothing":         {mode: 0o640, want: 0o640, there: func(saved, _ string) error { return os.Symlink("/etc/made", saved) }, other: true},

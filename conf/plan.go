@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/files"
@@ -173,7 +174,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	switch {
 	case half:
 		// What is left of it is nobody's change, for all that can be told.
-		if err := p.torn(t.Path, now, maxPlan); err != nil {
+		if err := p.torn(t.Path, now); err != nil {
 			return err
 		}
 		original = rec.Original
@@ -253,7 +254,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		}
 		current := now.Bytes
 		if half {
-			if err := p.torn(rec.Path, now, maxUndo); err != nil {
+			if err := p.torn(rec.Path, now); err != nil {
 				return nil, err
 			}
 			if current, err = applySpans(rec.Original, rec.Spans); err != nil {
@@ -271,7 +272,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		p.files = append(p.files, f)
 		p.Conflicts = append(p.Conflicts, u.Conflicts...)
 		if u.Keep && now.Exists() {
-			if err := p.keep(now, maxUndo); err != nil {
+			if err := p.keep(now); err != nil {
 				return nil, err
 			}
 		}
@@ -432,21 +433,21 @@ func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged 
 }
 
 // torn notes a file that is half written or empty, and keeps what is in it.
-func (p *Plan) torn(path string, now File, limit int) error {
+func (p *Plan) torn(path string, now File) error {
 	p.Torn = append(p.Torn, path)
 	if len(now.Bytes) == 0 {
 		return nil
 	}
-	return p.keep(now, limit)
+	return p.keep(now)
 }
 
 // keptCopies is how many copies of one file are kept at most.
 const keptCopies = 100
 
 // keep plans a copy of a file whose edits undoing loses. It belongs to the owner of
-// that file, cannot be executed, and never goes through a link. limit is that of
-// [Plan.readWhole]: a former copy that does not fit into it stays, under its name.
-func (p *Plan) keep(f File, limit int) error {
+// that file, cannot be executed, and never goes through a link. A former copy
+// stays, under its name: it may be all that is left of an edit.
+func (p *Plan) keep(f File) error {
 	for i := range keptCopies {
 		name := savedName(f.Path)
 		if i > 0 {
@@ -459,13 +460,17 @@ func (p *Plan) keep(f File, limit int) error {
 			return err
 		}
 		saved, err := p.store.ReadSettings(name)
-		if files.Refused(err) || err == nil && p.size+len(saved.Bytes) > limit {
+		if files.Refused(err) || err == nil && saved.Exists() && !bytes.Equal(saved.Bytes, f.Bytes) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		p.size += len(saved.Bytes)
+		for j, c := range p.Conflicts {
+			if c.Path == f.Path {
+				p.Conflicts[j].Msg = strings.ReplaceAll(c.Msg, savedName(f.Path), name)
+			}
+		}
 		p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: files.Plain(f.Mode) &^ 0o111, Kind: KindWhole, like: &f})
 		return nil
 	}

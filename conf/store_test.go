@@ -1008,19 +1008,21 @@ func TestBounds(t *testing.T) {
 	if !errors.Is(err, files.ErrTooLarge) || !strings.Contains(err.Error(), "/app64") {
 		t.Errorf("all files: %v", err)
 	}
-	// So can the copies that are kept already.
+	// So can the copies that are kept already, none of which is written over.
 	for _, tt := range []struct {
-		saved, size int
-		want        string
-	}{{100, 0, ""}, {100, maxPlan - 100, ""}, {100, maxPlan - 99, "-1"}, {MaxSettings + 2, 0, "-1"}} {
+		saved int
+		text  string
+		want  string
+	}{{4, "#\n#\n", ""}, {4, "#\n", "-1"}, {0, "#\n", "-1"}, {MaxSettings + 2, "#\n", "-1"}} {
 		large(savedName("/one"), tt.saved)
 		p := s.NewPlan(nil)
-		p.size = tt.size
-		if err := p.keep(File{Path: "/one"}, maxPlan); err != nil || len(p.files) != 1 {
+		p.Conflicts = []Conflict{{Path: "/one", Msg: "kept as " + savedName("/one")}}
+		if err := p.keep(File{Path: "/one", Bytes: []byte(tt.text)}); err != nil || len(p.files) != 1 {
 			t.Fatalf("%+v: %d copies, %v", tt, len(p.files), err)
 		}
-		if got := p.files[0].Before; got.Path != savedName("/one")+tt.want || p.size != tt.size+len(got.Bytes) {
-			t.Errorf("%+v: %s, %d bytes", tt, got.Path, p.size)
+		want := savedName("/one") + tt.want
+		if got := p.files[0].Before; got.Path != want || p.Conflicts[0].Msg != "kept as "+want {
+			t.Errorf("%+v: %s, %+v", tt, got.Path, p.Conflicts)
 		}
 	}
 	if err := s.WriteFile("/own", make([]byte, maxFileSize+1), 0o600, 0o700); !errors.Is(err, files.ErrTooLarge) {
