@@ -74,7 +74,7 @@ public class TcpCluster implements IClusterNotifier, ApplicationContextAware, In
 	private void logged(Work work) {
 		try {
 			work.run();
-		} catch (Exception e) {
+		} catch (Throwable e) { // an Error would end the timer without a word
 			logger.error("test bean of amsagent, not of the Enterprise Edition", e);
 		}
 	}
