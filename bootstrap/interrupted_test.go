@@ -72,11 +72,7 @@ func TestInterruptedLeave(t *testing.T) {
 				m = scriptedTree(t)
 			}
 			joinOffline(t, m, "10.0.2.4", "10.0.1.7")
-			real := filepath.Join(m.Root, ams.DefaultDir, live)
-			joined, err := os.ReadFile(real)
-			if err != nil {
-				t.Fatal(err)
-			}
+			real, joined := saved(t, m, live)
 			saves := 1
 			service := &cutRestart{cut: true}
 			if tt.stuck {
@@ -234,11 +230,7 @@ func TestRollbackThatCannotStop(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			real := filepath.Join(m.Root, ams.DefaultDir, live)
-			failed, err := os.ReadFile(real)
-			if err != nil {
-				t.Fatal(err)
-			}
+			real, failed := saved(t, m, live)
 			service := &stuckOnce{times: tt.stuck}
 			service.save = func() {
 				if tt.saves--; tt.saves >= 0 {
@@ -278,6 +270,17 @@ func TestRollbackThatCannotStop(t *testing.T) {
 	}
 }
 
+// saved is the path of a file of the installation, and what is in it.
+func saved(t *testing.T, m *Machine, name string) (real string, text []byte) {
+	t.Helper()
+	real = filepath.Join(m.Root, ams.DefaultDir, name)
+	text, err := os.ReadFile(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return real, text
+}
+
 // A server that somebody stops, and one whose files cannot be given back for a second time: the leave is not over.
 func TestLeaveUntilTheLastSave(t *testing.T) {
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
@@ -292,11 +295,7 @@ func TestLeaveUntilTheLastSave(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
 			before := treeFiles(t, m)
 			joinOffline(t, m, "10.0.2.4", "10.0.1.7")
-			real := filepath.Join(m.Root, ams.DefaultDir, live)
-			joined, err := os.ReadFile(real)
-			if err != nil {
-				t.Fatal(err)
-			}
+			real, joined := saved(t, m, live)
 			saves := 1
 			service := &stopping{save: func() {
 				if saves--; saves < 0 {

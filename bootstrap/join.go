@@ -923,7 +923,7 @@ func (j *joiner) revertAgain(ctx context.Context, done []*conf.Plan, differ bool
 	if !differ {
 		return again(nil)
 	}
-	j.say("%s saved its settings over what was put back: putting it back while it is stopped", "Ant Media Server")
+	j.say("Ant Media Server saved its settings over what was put back: putting it back while it is stopped")
 	return j.whileStopped(ctx, again)
 }
 

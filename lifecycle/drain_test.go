@@ -671,9 +671,7 @@ func TestCloudAwayAndNeverJoined(t *testing.T) {
 		w.cloudErr = func(op) error { return errThrottled }
 		l := w.live()
 		defer l.kill()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		l.until("only the cloud is left", time.Minute, func(v View) bool { return v.OnlyCloud() && v.NeverJoined })
 		hook := *terminate().Hook
 		w.set(func(w *world) { w.cloudErr, w.hook = nil, &hook })

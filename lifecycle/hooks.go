@@ -52,7 +52,7 @@ func (a *waiter) key() string {
 	return a.Hook.Provider + "/" + a.Hook.Group + "/" + a.Hook.Name + "/" + strconv.FormatBool(a.Hook.Launching)
 }
 
-// ours is the hook for the completer. reread is when the settings were read again.
+// ours is the hook for the completer. reread is as in Manager.
 func (a *waiter) ours(reread time.Time) Hook {
 	h := a.Hook
 	h.Ours = a.Beaten.After(reread)
@@ -65,7 +65,7 @@ type call struct {
 	hook      Hook
 	launching bool
 	try       *try
-	settings  int // see Manager.settings
+	reread    time.Time // see Manager.reread
 }
 
 // hooks keeps the cloud waiting and tells it when it needs to wait no longer.
@@ -100,7 +100,7 @@ func (m *Manager) nextCall() (best call, found bool) {
 	}
 	for _, launching := range []bool{false, true} {
 		if m.wantsDiscovery(launching) {
-			consider(call{op: opDiscover, launching: launching, try: m.tryAt(discovery(launching)), settings: m.settings})
+			consider(call{op: opDiscover, launching: launching, try: m.tryAt(discovery(launching)), reread: m.reread})
 		}
 	}
 	for i := range m.r.Hooks {
@@ -252,7 +252,7 @@ func (m *Manager) do(ctx context.Context, c call) {
 		c.try.since = now
 	}
 	if c.op == opDiscover {
-		if m.wantsDiscovery(c.launching) && c.settings == m.settings {
+		if m.wantsDiscovery(c.launching) && c.reread.Equal(m.reread) {
 			m.discovered(c, found, err, now)
 		}
 		return
@@ -311,8 +311,7 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 func (m *Manager) Reconsider() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.reread = time.Now()
-	m.settings++ // the answer to a question under way is by the former ones
+	m.reread = time.Now() // the answer to a question under way is by the former settings
 	if m.trouble[troubleHooks] == "" && m.launchHooks == "" {
 		return
 	}

@@ -30,9 +30,7 @@ func TestHookIsDiscovered(t *testing.T) {
 		}
 		l := w.live()
 		defer l.kill()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		tick(20 * time.Second)
 		if v := l.View(); len(v.Hooks) != 0 || v.Trouble["discover"] == "" {
 			t.Errorf("%+v", v)
@@ -79,6 +77,11 @@ func TestHooksOfOthers(t *testing.T) {
 	}
 }
 
+// noneOurs is the answer of a cloud where none of the hooks that wait is this agent's.
+func noneOurs(op) error {
+	return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
+}
+
 // A hook that was the only one stays this agent's for the drain that it holds, also after a restart, when another program's
 // is made beside it; until the settings are read again.
 func TestSecondHookInTheDrain(t *testing.T) {
@@ -103,9 +106,7 @@ func TestSecondHookInTheDrain(t *testing.T) {
 				w.viewers = p(3)
 				c := func(o *Options) { o.Completer = tt.c }
 				l := w.live(c)
-				n := terminate()
-				n.Hook = nil
-				l.Notice(n)
+				l.Notice(unhooked(terminate()))
 				tick(9 * time.Minute)
 				tt.second()
 				tick(20 * time.Minute)
@@ -169,11 +170,9 @@ func TestHooksNamedBeforeARestart(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.hook = terminate().Hook
-		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}} }
+		w.cloudErr = noneOurs
 		l := w.live()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		l.until("done", time.Minute, isDone)
 		l.kill()
 		w.set(func(w *world) { w.cloudErr = nil })
@@ -191,12 +190,10 @@ func TestHooksNamedDuringTheQuestion(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.hook, w.cloudTime = terminate().Hook, 5*time.Second
-		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}} }
+		w.cloudErr = noneOurs
 		l := w.live()
 		defer l.kill()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		tick(4 * time.Second)
 		l.Reconsider()
 		tick(1500 * time.Millisecond) // the answer has come
@@ -213,12 +210,10 @@ func TestHookNamedWhileParked(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.hook = terminate().Hook
-		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}} }
+		w.cloudErr = noneOurs
 		l := w.live()
 		defer l.kill()
-		n := park()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(park()))
 		l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
 		w.set(func(w *world) { w.cloudErr, w.waitsFrom = nil, time.Now().Add(100*time.Hour) })
 		l.Reconsider()
@@ -255,9 +250,7 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"ship-logs"}} }
 		l := w.live()
 		defer l.kill()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		l.until("others' hooks", time.Minute, func(v View) bool { return v.Trouble["hooks"] != "" })
 		if err := l.Undrain("somebody"); err != nil {
 			t.Fatal(err)
@@ -274,12 +267,10 @@ func TestHooksNamedLater(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.hook = terminate().Hook
-		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}} }
+		w.cloudErr = noneOurs
 		l := w.live()
 		defer l.kill()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		l.until("done", time.Minute, isDone)
 		tick(10 * time.Minute)
 		w.set(func(w *world) { w.cloudErr = nil })
@@ -322,9 +313,7 @@ func TestNoHookNoWaiting(t *testing.T) {
 		w := newWorld(t)
 		l := w.live()
 		defer l.kill()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		l.until("done", 3*time.Second, isDone)
 		if n := len(w.times("complete?")); n != 0 {
 			t.Errorf("%d calls", n)
@@ -424,9 +413,7 @@ func TestDiscoveryDenied(t *testing.T) {
 		w.cloudErr = func(op) error { return &DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"} }
 		l := w.live()
 		defer l.kill()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		l.until("done", 5*time.Second, isDone)
 	})
 }

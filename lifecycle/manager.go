@@ -156,12 +156,11 @@ type Manager struct {
 	trouble  map[string]string
 	// launchHooks is what people are told of those that are not ours.
 	launchHooks string
-	// settings counts how often they were read again, by which hooks are ours or not.
-	settings int
-	reread   time.Time // when they were last; zero: never
-	logged   map[string]loggedTrouble
-	notes    []Note
-	noticed  time.Time // when a notice was noted last
+	// reread is when the settings were read again, by which hooks are ours or not; zero: never.
+	reread  time.Time
+	logged  map[string]loggedTrouble
+	notes   []Note
+	noticed time.Time // when a notice was noted last
 	// withdrawn, handled and ignored are ids that this life has seen.
 	withdrawn map[string]time.Time
 	handled   map[string]bool

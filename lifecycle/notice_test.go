@@ -306,9 +306,7 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 			t.Errorf("a person's second word: %s", got)
 		}
 		// A hook that is told of later, by another source.
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		tick(time.Second)
 		if hooks := l.View().Hooks; len(hooks) != 0 {
 			t.Errorf("%+v", hooks)
@@ -666,9 +664,7 @@ func TestHookToldAfterTheEnd(t *testing.T) {
 		w := newWorld(t)
 		l := w.live()
 		defer l.kill()
-		n := terminate()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(terminate()))
 		l.until("done", time.Minute, isDone)
 		l.Notice(terminate()) // the event comes late, with the hook
 		l.until("done", time.Minute, func(v View) bool { return isDone(v) && len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })

@@ -118,9 +118,7 @@ func TestParkWithoutAHook(t *testing.T) {
 		w.hook, w.waitsFrom = park().Hook, time.Now().Add(1000*time.Hour) // detached: the group's hook never waits
 		l := w.live()
 		defer l.kill()
-		n := park()
-		n.Hook = nil
-		l.Notice(n)
+		l.Notice(unhooked(park()))
 		l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked })
 		took := l.until("done", 11*time.Minute, isDone)
 		if v := l.View(); v.Hooks[0].End != EndLeft {
@@ -293,9 +291,7 @@ func TestIntoThePool(t *testing.T) {
 			w.joined, w.hook = joined, launchHook()
 			l := w.live()
 			defer l.kill()
-			n := park()
-			n.Hook = nil
-			l.Notice(n)
+			l.Notice(unhooked(park()))
 			l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked && isDone(v) })
 			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
 				t.Errorf("joined %v: completed %v", joined, w.completed)

@@ -482,6 +482,12 @@ func terminate() Notice {
 	}
 }
 
+// unhooked is a notice that names no hook: one is to be asked for.
+func unhooked(n Notice) Notice {
+	n.Hook = nil
+	return n
+}
+
 func spot(in time.Duration) Notice {
 	return Notice{ID: "aws:i-1:spot", Source: "aws-spot", Kind: Interrupt, Reason: "spot interruption", Deadline: time.Now().Add(in)}
 }
