@@ -96,7 +96,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 				now, told = true, true
 			}
 		case 5:
-			if chance(30) && l.Undrain("root") == nil {
+			if chance(30) && l.Undrain("root", "") == nil {
 				undrains++
 				told = false
 				sum["undrained"]++

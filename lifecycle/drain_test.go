@@ -486,7 +486,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 		if l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)}); l.View().Step != StepDraining {
 			t.Errorf("step %s", l.View().Step)
 		}
-		if err := l.Undrain("root"); err == nil {
+		if err := l.Undrain("root", ""); err == nil {
 			t.Error("an undrain of a machine that goes down")
 		}
 		began := time.Now()

@@ -252,7 +252,7 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		l.until("others' hooks", time.Minute, func(v View) bool { return v.Trouble["hooks"] != "" })
-		if err := l.Undrain("somebody"); err != nil {
+		if err := l.Undrain("somebody", ""); err != nil {
 			t.Fatal(err)
 		}
 		tick(time.Hour)

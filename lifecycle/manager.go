@@ -761,16 +761,22 @@ func (m *Manager) irreversible() bool {
 
 // Undrain takes a drain back. It is [ErrTooLate] from the moment on in which AMS
 // is being stopped. What a cloud said is overruled by it until the cloud takes it
-// back or says something else.
-func (m *Manager) Undrain(who string) error {
+// back or says something else. Where row, the state that the registry holds, drains although
+// nothing here does, as after a drain that could not be kept, the registry hears that this
+// node serves.
+func (m *Manager) Undrain(who string, row cluster.State) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.r
 	switch {
 	case r.Step == StepNone && !m.o.Node.Joined():
 		return ErrNotJoined
-	case r.Step == StepNone:
+	case r.Step == StepNone && row != cluster.StateDraining:
 		return ErrNotDraining
+	case r.Step == StepNone:
+		m.undrain(who, "undrain")
+		m.commit()
+		return nil
 	case m.irreversible():
 		return fmt.Errorf("%w (step %s)", ErrTooLate, r.Step)
 	case r.has(Shutdown) != nil:
@@ -787,19 +793,6 @@ func (m *Manager) Undrain(who string) error {
 		r.Dismissed = slices.Delete(r.Dismissed, 0, n-maxMemory)
 	}
 	r.drop(func(n Notice) bool { return m.o.isDue(m.r, n, now) })
-	m.undrain(who, "undrain")
-	m.commit()
-	return nil
-}
-
-// ServeAgain has the registry say that this node serves, whose row drains although nothing
-// here does. It is [ErrBusy] where a drain is under way.
-func (m *Manager) ServeAgain(who string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.r.Step != StepNone {
-		return ErrBusy
-	}
 	m.undrain(who, "undrain")
 	m.commit()
 	return nil

@@ -103,7 +103,7 @@ func TestWithdrawn(t *testing.T) {
 			t.Errorf("a person wants it still: %s, hooks %v", v.State, v.Hooks)
 		}
 		beats := len(w.beats)
-		if err := l.Undrain("root"); err != nil {
+		if err := l.Undrain("root", ""); err != nil {
 			t.Error(err)
 		}
 		tick(20 * time.Minute)
@@ -161,12 +161,12 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = p(1)
 		l := w.live()
-		if err := l.Undrain("root"); !errors.Is(err, ErrNotDraining) {
+		if err := l.Undrain("root", ""); !errors.Is(err, ErrNotDraining) {
 			t.Error(err)
 		}
 		l.Notice(terminate())
 		tick(time.Second)
-		if err := l.Undrain("root"); err != nil {
+		if err := l.Undrain("root", ""); err != nil {
 			t.Fatal(err)
 		}
 		for range 5 {
@@ -189,10 +189,37 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 		if l.View().State != StateDraining {
 			t.Error("a new notice does not drain")
 		}
-		l.Undrain("root")
+		l.Undrain("root", "")
 		l.Notice(spot(2 * time.Minute))
 		if l.View().State != StateDraining {
 			t.Error("another notice does not drain")
+		}
+	})
+}
+
+// TestUndrainOfARowThatDrains: the registry says draining, and nothing here drains.
+func TestUndrainOfARowThatDrains(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		tick(time.Second)
+		w.row = cluster.StateDraining // by another hand
+		if err := l.Undrain("root", w.row); err != nil {
+			t.Error(err)
+		}
+		tick(time.Second)
+		if w.row != cluster.StateActive || l.View().State != StateActive {
+			t.Errorf("the row says %s; %s", w.row, l.View().State)
+		}
+		// A drain that began after the row was read is taken back as any other.
+		l.Notice(terminate())
+		if err := l.Undrain("root", cluster.StateDraining); err != nil {
+			t.Error(err)
+		}
+		if v := l.View(); v.State != StateActive || len(v.Dismissed) != 1 {
+			t.Errorf("%s, dismissed %v", v.State, v.Dismissed)
 		}
 	})
 }
@@ -426,7 +453,7 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 		if err := l.Drain(DrainRequest{}); !errors.Is(err, ErrLeft) {
 			t.Error(err)
 		}
-		if err := l.Undrain("root"); !errors.Is(err, ErrTooLate) {
+		if err := l.Undrain("root", ""); !errors.Is(err, ErrTooLate) {
 			t.Error(err)
 		}
 		// The cloud takes the machine that a person drained.
@@ -697,7 +724,7 @@ func TestUndrainRaces(t *testing.T) {
 						l.View()
 						return
 					}
-					if err := l.Undrain(fmt.Sprint("person ", i)); err == nil {
+					if err := l.Undrain(fmt.Sprint("person ", i), ""); err == nil {
 						mu.Lock()
 						undone++
 						mu.Unlock()

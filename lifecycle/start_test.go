@@ -317,7 +317,7 @@ func TestParkedAgainUnderTheSameID(t *testing.T) {
 		}
 		// Overruled by a person, and meant anew after it was in service.
 		l.Notice(Notice{ID: "aws/i-1/park", Source: "aws-lifecycle", Kind: Park})
-		l.Undrain("root")
+		l.Undrain("root", "")
 		tick(time.Second)
 		l.Notice(Notice{ID: "aws/i-1/resume", Source: "aws-lifecycle", Kind: Resume})
 		tick(time.Second)

@@ -312,7 +312,7 @@ func TestRecordOnARealDisk(t *testing.T) {
 	if err != nil || again.View().State != StateDraining || !again.View().Deadline.Equal(m.View().Deadline) {
 		t.Errorf("%+v %v", again.View(), err)
 	}
-	if err := again.Undrain("root"); err != nil {
+	if err := again.Undrain("root", ""); err != nil {
 		t.Fatal(err)
 	}
 	again.mu.Lock()

@@ -179,7 +179,8 @@ func TestRealHang(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second) // the driver asks by itself after 30 s
 	defer cancel()
-	if err := c.AddEvent(ctx, cluster.Event{Node: nodeID, Kind: "hang"}); err != nil {
+	// No event: that waits for a majority, and the third member may still read from the first.
+	if err := c.Ping(ctx); err != nil {
 		t.Error(err)
 	}
 	if err := first.Resume(); err != nil {

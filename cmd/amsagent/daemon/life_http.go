@@ -5,12 +5,10 @@ package daemon
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"time"
 
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -30,12 +28,7 @@ func (l *life) handle(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+PathUndrain, func(w http.ResponseWriter, r *http.Request) {
 		var q UndrainRequest
 		if readRequest(w, r, &q) {
-			err := l.manager.Undrain(q.Who)
-			if errors.Is(err, lifecycle.ErrNotDraining) && l.d.view.get().State == cluster.StateDraining {
-				// A drain that could not be kept, as on a full disk, or somebody else made the row so.
-				err = l.manager.ServeAgain(q.Who)
-			}
-			l.answer(w, err)
+			l.answer(w, l.manager.Undrain(q.Who, l.d.view.get().State))
 		}
 	})
 	mux.HandleFunc("POST "+PathNotice, func(w http.ResponseWriter, r *http.Request) {
