@@ -892,7 +892,7 @@ func (m *Manager) sayAgain(ctx context.Context) {
 		case <-m.unsaid:
 		}
 		m.mu.Lock()
-		if m.r.Say != "" {
+		if m.r.Said != "" {
 			m.r.Said = ""
 			m.commit()
 		}

@@ -428,7 +428,7 @@ func (m *member) enroll(ctx context.Context) error {
 		if m.gone() {
 			return heartbeat.ErrLeft
 		}
-		proved := m.proved.Load()
+		proved, again := m.proved.Load(), m.enrolled.Load()
 		n, err := m.facts(ctx)
 		if err != nil {
 			return err
@@ -442,10 +442,9 @@ func (m *member) enroll(ctx context.Context) error {
 			m.applied(ctx, n)
 		}
 		switch drains, over := m.d.life.drains(); {
-		case err != nil:
-		case drains && r.Node.State != cluster.StateDraining:
-			m.d.life.manager.Unsaid() // the row was removed
-		case !drains:
+		case drains && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
+			m.d.life.manager.Unsaid() // the row was removed; where the answer is lost, the new one may be there
+		case err == nil && !drains:
 			if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
 				m.d.life.manager.Settled()
 			}
