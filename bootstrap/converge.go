@@ -125,12 +125,12 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
 		}
 	}
-	c, err := m.convergeOnce(ctx, store, req, untouched, nil)
+	c, err := m.convergeOnce(ctx, store, req, pass{found: untouched, began: time.Now()})
 	if starting, ok := errors.AsType[*startingError](err); ok {
 		// Without the lock: a drain that comes meanwhile stops the server at its time.
-		m.awaitStarted(ctx, starting.facts)
+		m.awaitStarted(ctx, starting.facts, starting.began)
 		if ctx.Err() == nil {
-			c, err = m.convergeOnce(ctx, store, req, starting.found, starting.recovered)
+			c, err = m.convergeOnce(ctx, store, req, starting.pass)
 		}
 	}
 	if starting, ok := errors.AsType[*startingError](err); ok {
@@ -146,9 +146,15 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 // startingError is that the server's files are not to be written now: an application saves
 // its settings in the middle of its start, from what it read at the beginning.
 type startingError struct {
-	facts     *facts
-	found     string // the state that is left
-	recovered []Finding
+	facts *facts
+	pass
+}
+
+// pass is what a pass of a convergence knows of the one before it.
+type pass struct {
+	found     string    // the state that is left
+	recovered []Finding // what was done about an interrupted command
+	began     time.Time // when the first pass did
 }
 
 func (*startingError) Error() string {
@@ -156,10 +162,9 @@ func (*startingError) Error() string {
 }
 
 // convergeOnce is [Machine.Converge]; where files are to be written while the server starts,
-// it writes nothing and returns a [startingError]. found and recovered are those of a pass
-// before this one.
-func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req ConvergeRequest, found string, recovered []Finding) (*Convergence, error) {
-	c := &Convergence{Repairs: append([]Finding{}, recovered...), Warnings: []Finding{}, Differences: []conf.Difference{}}
+// it writes nothing and returns a [startingError].
+func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req ConvergeRequest, p pass) (*Convergence, error) {
+	c := &Convergence{Repairs: append([]Finding{}, p.recovered...), Warnings: []Finding{}, Differences: []conf.Difference{}}
 	if req.Mode == ConvergeBeforeStart {
 		// A join or a leave starts the server itself, and holds the lock meanwhile.
 		if s, err := loadState(store); err == nil && (s == nil || s.Phase != PhaseJoined) {
@@ -180,7 +185,7 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 		return c, nil // it starts the server, and has written the files
 	}
 	if err != nil {
-		return c, &FailedError{Step: "waiting for the lock", Err: err, State: found, Unknown: isTimeout(err)}
+		return c, &FailedError{Step: "waiting for the lock", Err: err, State: p.found, Unknown: isTimeout(err)}
 	}
 	defer func() { _ = lock.Unlock() }()
 	now, left, unfinished := m.recover(store)
@@ -188,7 +193,7 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 		unfinished = notRecovered(unfinished, leaveFirst)
 	}
 	if len(now) > 0 {
-		found, recovered = left, append(recovered, now...)
+		p.found, p.recovered = left, append(p.recovered, now...)
 	}
 	c.Repairs = append(c.Repairs, now...)
 	state, err := loadState(store)
@@ -197,9 +202,9 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 		return nil, unfinished
 	case err != nil:
 		if n, ok := recordFinding(err, "run amsagent join, or amsagent leave"); ok {
-			return nil, &PreflightError{Findings: []Finding{n}, State: found}
+			return nil, &PreflightError{Findings: []Finding{n}, State: p.found}
 		}
-		return nil, &FailedError{Step: "reading the state", Err: err, State: found}
+		return nil, &FailedError{Step: "reading the state", Err: err, State: p.found}
 	}
 	if state == nil {
 		return c, nil
@@ -208,7 +213,7 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 	if state.Phase != PhaseJoined {
 		return c, nil
 	}
-	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, found: found, recovered: recovered}
+	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, pass: p}
 	return c, k.run(ctx, unfinished)
 }
 
@@ -233,10 +238,8 @@ type converger struct {
 	req    ConvergeRequest
 	state  State // as it is to be
 	result *Convergence
-	found  string
-	// recovered is what was done about an interrupted command.
-	recovered []Finding
-	facts     facts
+	pass
+	facts facts
 	// stateErr is why the state of the service is not known.
 	stateErr error
 }
@@ -405,8 +408,8 @@ func (k *converger) mend(ctx context.Context) error {
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
 	// After ctx ended no application was asked.
-	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && (k.starting(ctx, f) || ctx.Err() != nil) {
-		return &startingError{facts: f, found: k.found, recovered: k.recovered}
+	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && (k.starting(ctx, f, k.began) || ctx.Err() != nil) {
+		return &startingError{f, k.pass}
 	}
 	k.noteRestart(changed)
 	release := k.state.Release
@@ -594,8 +597,8 @@ func (k *converger) pend(values []conf.Difference, cause string) {
 
 // restartedSince reports whether the server was started after the restart began to wait.
 func (k *converger) restartedSince() bool {
-	p, started := k.state.Restart, k.facts.service.Started
-	return p != nil && started.After(p.Since.Add(time.Second))
+	p := k.state.Restart
+	return p != nil && k.serverStarted(k.facts.service).After(p.Since.Add(time.Second))
 }
 
 // pending is the restart that waits, or would apply something; nil where none.
@@ -628,25 +631,31 @@ func (k *converger) write(ctx context.Context) error {
 	return nil
 }
 
-// startingTime is how long a server may take for its start, about.
-const startingTime = time.Minute
+// startingTime is how long a server may take for its start, about: on a loaded machine
+// the last application serves after a minute.
+const startingTime = 2 * time.Minute
 
 // awaitStarted waits while the server starts. A join and a leave need not wait, because they
 // restart it.
-func (m *Machine) awaitStarted(ctx context.Context, f *facts) {
+func (m *Machine) awaitStarted(ctx context.Context, f *facts, began time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, startingTime)
 	defer cancel()
 	m.say("waiting for Ant Media Server, which is starting")
-	for m.starting(ctx, f) {
+	for m.starting(ctx, f, began) {
 		if pause(ctx, servingPoll) != nil {
 			return
 		}
 	}
 }
 
-// starting reports whether an application is starting.
-func (m *Machine) starting(ctx context.Context, f *facts) bool {
-	young := time.Since(f.service.Started) < startingTime
+// starting reports whether an application is starting. In the middle of its start it answers
+// 500, as one that is broken does: only a server that is young is given the benefit. Where its
+// age is not known, it is taken to have been started when this convergence began.
+func (m *Machine) starting(ctx context.Context, f *facts, began time.Time) bool {
+	if started := m.serverStarted(f.service); !started.IsZero() {
+		began = started
+	}
+	young := time.Since(began) < startingTime
 	return slices.ContainsFunc(askAll(ctx, m.http(), f.install.BaseURL(), m.servingApps(f.install)), func(a ams.AppAnswer) bool {
 		return a.State == ams.AppStarting || young && !a.Serves()
 	})

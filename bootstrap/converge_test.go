@@ -263,7 +263,7 @@ func (s serviceThat) State(context.Context) (ams.State, error) { return s.state,
 
 func TestConvergeOwesARestart(t *testing.T) {
 	m := joinedTree(t)
-	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
+	m.Service = running()
 	moved := joinedAs()
 	moved.Address = netip.MustParseAddr("10.0.1.9")
 	if c := converge(t, m, convergeRequest(t, moved, nil)); !c.RestartNeeded {

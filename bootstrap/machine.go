@@ -312,6 +312,19 @@ func (m *Machine) serverNow(ctx context.Context) string {
 	return "it does not run"
 }
 
+// serverStarted is when the server that runs was started: a service command does not know it,
+// its process does, to a second. Zero where neither tells it.
+func (m *Machine) serverStarted(st ams.State) time.Time {
+	if !st.Started.IsZero() {
+		return st.Started
+	}
+	p, err := ams.ReadProcess(m.Root, st.MainPID)
+	if err != nil {
+		return time.Time{}
+	}
+	return p.Started
+}
+
 // closeClient ends a connection without waiting for a server that is gone.
 func closeClient(ctx context.Context, c *cluster.Client) {
 	if c == nil {

@@ -296,43 +296,87 @@ func TestConvergeFailsAfterRecovery(t *testing.T) {
 	}
 }
 
+// process writes what /proc tells of one that was started so long ago, and returns its id.
+func process(t *testing.T, root string, age time.Duration) int {
+	t.Helper()
+	const pid = 42
+	m := &Machine{Root: root}
+	put(t, m, "proc/stat", fmt.Sprintf("btime %d\n", time.Now().Add(-age).Unix()))
+	put(t, m, "proc/42/stat", "42 (java) S"+strings.Repeat(" 0", 30)+"\n")
+	return pid
+}
+
 // How a start shows, and that no server that hangs is waited for.
 func TestAwaitStarted(t *testing.T) {
 	const starting = "Application is getting initialized"
+	const systemd, byProcess, unknown = "as systemd tells", "as its process tells", "not known"
+	answer := func(code int, body string) (*http.Response, error) {
+		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
+	}
+	serves := func() (*http.Response, error) { return answer(http.StatusNotFound, "") }
+	initializes := func() (*http.Response, error) { return answer(http.StatusForbidden, starting) }
+	fails := func() (*http.Response, error) { return answer(http.StatusInternalServerError, "") }
+	refuses := func() (*http.Response, error) { return nil, syscall.ECONNREFUSED }
 	for name, tt := range map[string]struct {
-		age     time.Duration                   // of the server
-		answers func(asked int) (string, error) // by the server, to the nth question; "" is 404
+		started string        // who tells when the server was
+		age     time.Duration // of the server
+		answers func() (*http.Response, error)
+		times   int // that it answers so; then it serves
 		want    time.Duration
 	}{
-		"it serves":    {time.Second, func(int) (string, error) { return "", nil }, 0},
-		"starting":     {time.Hour, func(n int) (string, error) { return map[bool]string{true: starting}[n < 4], nil }, 4 * servingPoll},
-		"no port yet":  {time.Second, func(n int) (string, error) { return "", map[bool]error{true: syscall.ECONNREFUSED}[n < 4] }, 4 * servingPoll},
-		"it is broken": {time.Hour, func(int) (string, error) { return "", syscall.ECONNREFUSED }, 0},
-		"for ever":     {time.Hour, func(int) (string, error) { return starting, nil }, startingTime},
+		"it serves":                           {systemd, time.Second, serves, 0, 0},
+		"starting":                            {systemd, time.Hour, initializes, 4, 4 * servingPoll},
+		"no port yet":                         {systemd, time.Second, refuses, 4, 4 * servingPoll},
+		"its context is made":                 {systemd, time.Second, fails, 4, 4 * servingPoll},
+		"its context is made, on a slow one":  {systemd, 100 * time.Second, fails, 4, 4 * servingPoll},
+		"its context is made, by a command":   {byProcess, time.Second, fails, 4, 4 * servingPoll},
+		"its context is made, of unknown age": {unknown, 0, fails, 4, 4 * servingPoll},
+		"it is broken":                        {systemd, time.Hour, refuses, 1 << 30, 0},
+		"it is broken, by a command":          {byProcess, time.Hour, fails, 1 << 30, 0},
+		"it is broken, of unknown age":        {unknown, 0, fails, 1 << 30, startingTime},
+		"for ever":                            {systemd, time.Hour, initializes, 1 << 30, startingTime},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				asked := -1
-				client := &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-					asked++
-					body, err := tt.answers(asked)
-					if err != nil {
-						return nil, err
+				asked := 0
+				m := &Machine{Root: t.TempDir(), HTTP: &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+					if asked++; asked > tt.times {
+						return serves()
 					}
-					code := http.StatusForbidden
-					if body == "" {
-						code = http.StatusNotFound
-					}
-					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
-				})}
+					return tt.answers()
+				})}}
 				f := facts{install: &ams.Installation{HTTPPort: 5080, Apps: []ams.App{{Name: "LiveApp"}}}}
-				f.service.Started = time.Now().Add(-tt.age)
+				switch tt.started {
+				case systemd:
+					f.service.Started = time.Now().Add(-tt.age)
+				case byProcess:
+					f.service.MainPID = process(t, m.Root, tt.age)
+				}
 				began := time.Now()
-				(&Machine{HTTP: client}).awaitStarted(t.Context(), &f)
+				m.awaitStarted(t.Context(), &f, began)
 				if d := time.Since(began); d != tt.want {
 					t.Errorf("it waited for %s, want %s", d, tt.want)
 				}
+				if began = began.Add(-startingTime); tt.started == unknown && tt.times > 4 && m.starting(t.Context(), &f, began) {
+					t.Error("one that was waited for in vain is taken to start")
+				}
 			})
+		})
+	}
+}
+
+// A restart that waits is made by a person's restart, whoever tells when that was.
+func TestRestartedSince(t *testing.T) {
+	for name, age := range map[string]time.Duration{"since": time.Minute, "before": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			m := joinedTree(t)
+			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, MainPID: process(t, m.Root, age)}}
+			change(t, m, func(s *State) {
+				s.Restart = &PendingRestart{By: "x", Since: time.Now().Add(-2 * time.Minute), Cause: "y"}
+			})
+			if c, waits := converge(t, m, watchRequest(t)), age == time.Hour; (c.Pending != nil) != waits {
+				t.Errorf("it waits: %+v", c.Pending)
+			}
 		})
 	}
 }

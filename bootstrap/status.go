@@ -221,17 +221,10 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
 		v.Applications = askAll(ctx, m.http(), in.BaseURL(), m.servingApps(in))
 	}
-	started := v.State.Started
-	if v.State.MainPID > 0 {
-		if p, err := ams.ReadProcess(m.Root, v.State.MainPID); err == nil {
-			if started.IsZero() {
-				started = p.Started
-			}
-			if p.HostAddressKnown {
-				v.HostAddress = &p.HostAddress
-			}
-		}
+	if p, err := ams.ReadProcess(m.Root, v.State.MainPID); err == nil && p.HostAddressKnown {
+		v.HostAddress = &p.HostAddress
 	}
+	started := m.serverStarted(v.State)
 	if started.IsZero() || !v.State.Running() {
 		return
 	}
