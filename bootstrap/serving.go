@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 )
 
 const (
@@ -28,6 +29,9 @@ const (
 	maxAsks      = 8
 	// servedPath remembers which release has served viewers on this machine.
 	servedPath = StateDir + "/served.json"
+	// enteredPath remembers in which boot, and under which address, this machine was seen
+	// in the cluster.
+	enteredPath = StateDir + "/entered.json"
 )
 
 // AppServed tells when an application was first seen to serve.
@@ -321,3 +325,31 @@ func (s *Server) Served() error {
 
 // releaseOf names what is installed.
 func releaseOf(in *ams.Installation) string { return in.Release.String() }
+
+// entered is the file of enteredPath.
+type entered struct {
+	Life  cluster.Life `json:"life"`
+	Since time.Time    `json:"since"`
+}
+
+// EnteredBefore reports whether this machine was seen in the cluster in this life.
+func (m *Machine) EnteredBefore(l cluster.Life) bool {
+	f, err := m.store().Read(enteredPath)
+	var was entered
+	return err == nil && f.Exists() && json.Unmarshal(f.Bytes, &was) == nil && was.Life == l
+}
+
+// Entered notes that this machine was seen in the cluster.
+func (m *Machine) Entered(l cluster.Life) error {
+	if m.EnteredBefore(l) {
+		return nil
+	}
+	b, err := json.Marshal(entered{Life: l, Since: time.Now().UTC()})
+	if err != nil {
+		return err
+	}
+	if err := m.store().WriteFile(enteredPath, append(b, '\n'), 0o600, 0o700); err != nil {
+		return fmt.Errorf("noting that this machine is in the cluster: %w", err)
+	}
+	return nil
+}

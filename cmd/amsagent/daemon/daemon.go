@@ -49,6 +49,10 @@ type Machine interface {
 	Prove(ctx context.Context, client *cluster.Client, address string) (*bootstrap.Evidence, error)
 	Restart(context.Context, bootstrap.RestartRequest) error
 	StateFile() (*bootstrap.State, error)
+	// EnteredBefore reports whether this machine was seen in the cluster in this life, whoever
+	// looked, and Entered notes that it was.
+	EnteredBefore(cluster.Life) bool
+	Entered(cluster.Life) error
 }
 
 // Options are what a daemon is made of.

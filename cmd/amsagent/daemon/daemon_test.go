@@ -42,6 +42,7 @@ type pretended struct {
 	join      func(context.Context) error
 	restarts  bool // what a join does to the server
 	restart   func()
+	entered   cluster.Life
 }
 
 func (p *pretended) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
@@ -81,6 +82,13 @@ func (p *pretended) StateFile() (*bootstrap.State, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.state, nil
+}
+
+func (p *pretended) EnteredBefore(l cluster.Life) bool { return p.entered == l }
+
+func (p *pretended) Entered(l cluster.Life) error {
+	p.entered = l
+	return nil
 }
 
 func (p *pretended) set(s *bootstrap.State) {

@@ -42,13 +42,13 @@ func (v *View) notReady() string {
 	switch {
 	case v.Lifecycle != nil && !v.Lifecycle.Ready:
 		return "this node drains, or has left"
-	case v.State == "":
+	case v.State == "" && !v.entered:
 		return "this machine is not a cluster node"
-	case v.State != cluster.StateActive:
+	case v.State != "" && v.State != cluster.StateActive:
 		return "the registry has this node as " + string(v.State)
 	case v.Standalone:
 		return "this machine was " + reasonStandalone
-	case !v.Proved:
+	case !v.Proved && !v.entered:
 		return "Ant Media Server was not seen in the cluster yet"
 	case v.probed && !v.Server.Up:
 		return v.Server.whyDown()

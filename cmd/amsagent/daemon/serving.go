@@ -249,9 +249,11 @@ func (s *serving) list(now time.Time) {
 			delete(s.apps, name)
 		}
 	}
+	// While the server does not serve, its applications may be unpacked anew.
+	up := s.d.view.get().Server.Up
 	for i, name := range names {
 		if s.apps[name] == nil {
-			s.apps[name] = &application{added: !s.listed.IsZero(), next: spread(now, i, len(names))}
+			s.apps[name] = &application{added: up, next: spread(now, i, len(names))}
 		}
 	}
 	if len(names) > 0 {
@@ -361,7 +363,7 @@ func (s *serving) judge(now time.Time) time.Duration {
 	if calm {
 		next = sooner(now, next, s.turn)
 	}
-	up, known := !held && len(s.apps) > 0, true
+	up, known := !held && slices.ContainsFunc(slices.Collect(maps.Values(s.apps)), func(a *application) bool { return !a.late() }), true
 	var why []string
 	var said []ams.AppAnswer
 	for _, name := range slices.Sorted(maps.Keys(s.apps)) {
@@ -401,6 +403,8 @@ func (s *serving) judge(now time.Time) time.Duration {
 		up, why = false, []string{notAsked}
 	case len(s.apps) == 0:
 		why = []string{"no application is known"}
+	case !up && len(why) == 0:
+		why = []string{"no application has served yet"}
 	}
 	if n := len(why) - maxNamed; n > 0 {
 		why = append(why[:maxNamed], fmt.Sprintf("and %d more", n))

@@ -803,3 +803,69 @@ func TestServingAfterJoin(t *testing.T) {
 		}
 	})
 }
+
+// An agent that is started again while MongoDB is away, or its password is wrong, goes by what was
+// known of this boot and address.
+func TestReadyWithoutMongo(t *testing.T) {
+	node := cluster.Node{ID: "i-1", IP: "10.0.1.7", BootID: "b"}
+	booted := node
+	booted.BootID = "c"
+	for name, tt := range map[string]struct {
+		before cluster.Node // as what it was seen in the cluster
+		ready  bool
+	}{"the same life": {node, true}, "before a boot": {booted, false}, "never": {cluster.Node{}, false}} {
+		t.Run(name, func(t *testing.T) {
+			watchServer(t, func(w *watched) {
+				w.becomes(true, time.Second)
+				p := &pretended{entered: tt.before.Life()}
+				p.converge = func(context.Context) (*bootstrap.Convergence, error) {
+					return &bootstrap.Convergence{Phase: bootstrap.PhaseJoined, Node: node}, nil
+				}
+				w.d.o.Machine = p
+				w.d.view.change(func(v *View) { v.State, v.Proved = "", false }) // as of a new daemon
+				if err := w.d.session(w.t.Context()); err == nil {
+					t.Error("MongoDB is not away")
+				}
+				w.becomes(tt.ready, 0)
+				if !tt.ready {
+					return
+				}
+				w.f.set(ams.AppRefused, "LiveApp", "live")
+				w.becomes(false, 2*time.Second)
+				w.f.set("")
+				w.becomes(true, 2*time.Second)
+				w.d.view.setState(cluster.StateDraining, time.Now())
+				w.becomes(false, 0)
+				w.d.view.setState(cluster.StateActive, time.Now())
+				w.becomes(true, 0)
+				w.d.follows("")
+				w.becomes(false, 0)
+			})
+		})
+	}
+}
+
+// While the server is down somebody unpacks it anew: its applications go and come back, and serve nobody
+// before they have served.
+func TestApplicationsUnpackedAnew(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		w.f.set(ams.AppRefused, "LiveApp", "live", "root")
+		w.becomes(false, 2*time.Second)
+		for _, apps := range [][]string{{}, {"root"}, {"root", "live"}, {"LiveApp", "live"}} {
+			w.f.have(apps...)
+			w.stays(false, 20*time.Second)
+		}
+		w.f.set(ams.AppRefused, "LiveApp")
+		w.stays(false, 20*time.Second)
+		w.f.set("")
+		w.becomes(true, 2*time.Second)
+
+		// Under a server that runs, and is not stopped for it.
+		w.f.set(ams.AppRefused, "new")
+		w.f.have("new")
+		w.becomes(false, 2*listEvery)
+		w.f.set("")
+		w.becomes(true, 2*time.Second)
+	})
+}

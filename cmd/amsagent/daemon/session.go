@@ -45,6 +45,8 @@ func (d *Daemon) session(ctx context.Context) error {
 	}
 	switch c.Phase {
 	case bootstrap.PhaseJoined:
+		entered := d.o.Machine.EnteredBefore(c.Node.Life())
+		d.view.change(func(v *View) { v.entered = entered })
 		if merr != nil {
 			return merr
 		}
@@ -528,6 +530,9 @@ func (m *member) enter(ctx context.Context) {
 		if !pause(ctx, retry) {
 			return
 		}
+	}
+	if err := m.d.o.Machine.Entered(m.node.Life()); err != nil {
+		m.d.log.Warn("a restart of the agent while MongoDB is away will make this node not ready", "error", err)
 	}
 	m.indexes(ctx)
 	m.d.program.rest() // starting took more than all that follows

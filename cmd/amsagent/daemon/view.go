@@ -82,6 +82,10 @@ type View struct {
 	// probed tells that the server is asked; where it is not, Ready does not depend
 	// on it.
 	probed bool
+	// entered tells that this node was active, and its server seen in the cluster, in this boot
+	// and under this address. That holds for an agent that was started again while MongoDB, or the server's
+	// word, cannot be had.
+	entered bool
 	// brokenSince is since when this machine ought to serve and does not, by no cause
 	// that other nodes share; zero where it does.
 	brokenSince time.Time
@@ -157,7 +161,7 @@ func (w *view) setPhase(p bootstrap.Phase) {
 	w.change(func(v *View) {
 		if v.Phase = p; p != bootstrap.PhaseJoined {
 			v.State, v.StateSince, v.AMSAge, v.RestartPending = "", time.Time{}, nil, false
-			v.Restart, v.Drift, v.Standalone = nil, nil, false
+			v.Restart, v.Drift, v.Standalone, v.entered = nil, nil, false, false
 		}
 	})
 }
