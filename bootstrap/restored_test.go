@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -504,6 +505,16 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 		"a file for the folder": func(real string) error {
 			return errors.Join(os.RemoveAll(path.Dir(real)), os.WriteFile(path.Dir(real), nil, 0o644))
 		},
+		"more than there is room for": func(real string) error {
+			webapps := filepath.Dir(filepath.Dir(filepath.Dir(real)))
+			text := strings.Repeat("#\n", conf.MaxSettings/2)
+			var err error
+			for n := range 65 {
+				app := filepath.Join(webapps, fmt.Sprintf("App%d", n), "WEB-INF")
+				err = errors.Join(err, os.MkdirAll(app, 0o755), os.WriteFile(filepath.Join(app, filepath.Base(real)), []byte(text), 0o644))
+			}
+			return err
+		},
 		"malformed": func(real string) error { return os.WriteFile(real, []byte("x=\\uZZZZ\n"), 0o644) },
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -513,6 +524,7 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 				t.Fatal(err)
 			}
 			edit(t, m, "conf/red5.properties", "clusterdb.host=", "clusterdb.host=x")
+			put(t, m, MongoPath, "x\n") // is planned after the applications
 			err := filepath.WalkDir(dir, func(real string, _ fs.DirEntry, err error) error {
 				return errors.Join(err, os.Lchown(real, 4711, 4711))
 			})
@@ -522,12 +534,15 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 			req := convergeRequest(t, joinedAs(), nil)
 			req.Mode = ConvergeBeforeStart
 			c := converge(t, m, req)
-			if !strings.Contains(ids(c.Warnings), IDFile) {
+			if !strings.Contains(ids(c.Warnings), "AMS-FILE") {
 				t.Errorf("warnings %v", c.Warnings)
 			}
 			b, err := os.ReadFile(filepath.Join(dir, "conf/red5.properties"))
 			if err != nil || strings.Contains(string(b), "clusterdb.host=x") {
 				t.Errorf("red5.properties was not put right: %v\n%s", err, b)
+			}
+			if b, err := os.ReadFile(filepath.Join(m.Root, MongoPath)); err != nil || string(b) == "x\n" {
+				t.Errorf("%s was not put right: %v", MongoPath, err)
 			}
 		})
 	}

@@ -91,16 +91,21 @@ const (
 const maxUndo = 64 << 20
 
 // readWhole reads a file for a plan, waiting for one that is just being written, a
-// second for all files of the plan together. limit bounds the plan's files together. A file that stays half written, or
-// empty, is an error where rec does not know what it was; otherwise half tells so.
+// second for all files of the plan together. A file that stays half written, or empty, is an error where rec does not know
+// what it was; otherwise half tells so. limit bounds the settings files of the plan together: the server's user decides how many
+// there are. The other files are few, and none of them is refused for that.
 func (p *Plan) readWhole(path string, kind Kind, rec *FileRecord, limit int) (f File, half bool, err error) {
 	f, half, err = p.readSettled(path, kind, rec)
 	if err != nil {
 		return File{}, false, err
 	}
-	if p.size += len(f.Bytes); p.size > limit {
-		return File{}, false, fmt.Errorf("%s is %w: the files of one change have at most %d bytes together", path, files.ErrTooLarge, limit)
+	if kind != KindProperties {
+		return f, half, nil
 	}
+	if p.size+len(f.Bytes) > limit {
+		return File{}, false, fmt.Errorf("%s is %w: the settings files of one change have at most %d bytes together", path, files.ErrTooLarge, limit)
+	}
+	p.size += len(f.Bytes)
 	return f, half, nil
 }
 

@@ -78,7 +78,7 @@ const MaxSettings = 128 << 10
 const (
 	// maxFileSize bounds a file that is no settings file of the server.
 	maxFileSize = 4 << 20
-	// maxPlan bounds all files of one plan.
+	// maxPlan bounds all settings files of one plan.
 	maxPlan = 8 << 20
 )
 

@@ -1008,6 +1008,26 @@ func TestBounds(t *testing.T) {
 	if !errors.Is(err, files.ErrTooLarge) || !strings.Contains(err.Error(), "/app64") {
 		t.Errorf("all files: %v", err)
 	}
+	// What is refused takes no room, and whatever the settings take, there is room for root's own files.
+	large("/small", 2)
+	large("/root", MaxSettings)
+	for path, kind := range map[string]Kind{"/small": KindProperties, "/root": KindWhole} {
+		err := p.Edit(Target{Path: path, Kind: kind}, edit)
+		if refused := kind == KindProperties; errors.Is(err, files.ErrTooLarge) != refused || err != nil != refused {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	p.size -= 4 // as after a file that was not quite as large
+	if err := p.Edit(Target{Path: "/app65", Kind: KindProperties}, edit); err != nil {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	large("/app66", MaxSettings)
+	if err := p.Edit(Target{Path: "/app66", Kind: KindProperties}, edit); !errors.Is(err, files.ErrTooLarge) {
+		t.Errorf("a large one: %v", err)
+	}
+	if err := p.Edit(Target{Path: "/small", Kind: KindProperties}, edit); err != nil {
+		t.Errorf("a small one after one that was refused: %v", err)
+	}
 	// So can the copies that are kept already, none of which is written over.
 	for _, tt := range []struct {
 		saved int
