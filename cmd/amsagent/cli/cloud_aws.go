@@ -4,7 +4,9 @@
 package cli
 
 import (
+	"context"
 	"slices"
+	"time"
 
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
@@ -29,11 +31,44 @@ func openAWS(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, lifecy
 		lifecycle.NewAWSCompleter(scaling, lifecycle.AWSCompleterOptions{Group: inst.Group, Hooks: a.hookNames, Log: a.g.log()}), nil
 }
 
-// hookNames are those that the settings name now; they may change while the daemon runs.
+// hookNames are those that the settings name now; they may change while the daemon runs. Who completes another program's hook
+// cannot take it back: where a tag may name them that was not read yet, the tags are read first.
 func (a *daemonAdapter) hookNames() lifecycle.HookNames {
+	ctx, cancel := context.WithTimeout(context.Background(), hookTagTime)
+	defer cancel()
+	if a.hookTagMayCome(ctx) {
+		_, _ = a.identify(ctx) // where it says nothing, what was known holds
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return slices.Clone(a.g.settings.Hooks)
+	if names := a.g.settings.Hooks; len(names) > 0 || !a.identified.IsZero() {
+		a.hooks = slices.Clone(names)
+	}
+	return slices.Clone(a.hooks)
+}
+
+const (
+	// hookTagTime bounds reading the tags for the names of hooks.
+	hookTagTime = 2 * time.Second
+	// hookTagAge is how long an answer holds that did not have the tags.
+	hookTagAge = 30 * time.Second
+)
+
+// hookTagMayCome reports whether nobody names hooks as far as is known, and the tags were not read since the settings were, could
+// not be, or were read before they had to be there. What was known of them is then forgotten.
+func (a *daemonAdapter) hookTagMayCome(ctx context.Context) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.g.settings.Hooks) > 0 {
+		return false
+	}
+	age := time.Since(a.identified)
+	up, known := a.g.uptime(ctx)
+	if a.identified.IsZero() || known && up-age < lateTags || !a.inst.TagsKnown && age > hookTagAge {
+		a.identified = time.Time{}
+		return true
+	}
+	return false
 }
 
 // cloudOptions are those of the metadata, and the settings as they stand now: they may change while the daemon runs.

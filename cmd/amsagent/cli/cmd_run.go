@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -160,6 +161,7 @@ type daemonAdapter struct {
 	given      stamp // of what was given to join, when the settings were read
 	inst       metadata.Instance
 	identified time.Time
+	hooks      lifecycle.HookNames // those that were named when the tags were read last
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
 }

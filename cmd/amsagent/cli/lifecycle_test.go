@@ -6,11 +6,14 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -85,4 +88,73 @@ func TestCloudOfTheFirmware(t *testing.T) {
 	if p, err := a.provider(t.Context()); err != nil || p != "gcp" {
 		t.Errorf("%q, %v", p, err)
 	}
+}
+
+// The tag that names the hooks may come after the daemon has started, and holds while the metadata service is away:
+// without it the only hook of a group would be completed, whosever it is.
+func TestHooksOfALateTag(t *testing.T) {
+	var tags atomic.Value // JSON; "" is a service that fails
+	tags.Store("[]")
+	var asked atomic.Int64
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		if tags.Load() == "" {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"compute":{"vmId":"02aab8a4-74ef-476e-8182-f6d2ba4166a6","name":"edge-1","location":"westeurope","vmSize":"Standard_D2s_v5","tagsList":%s},
+			"network":{"interface":[{"ipv4":{"ipAddress":[{"privateIpAddress":"10.0.0.4","publicIpAddress":""}],"subnet":[]},"macAddress":"000D3A000001"}]}}`, tags.Load())
+	}))
+	t.Cleanup(srv.Close)
+	root := t.TempDir()
+	booted := func(ago string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, "proc"), 0o755), os.WriteFile(filepath.Join(root, "proc/uptime"), []byte(ago+" 1.00\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	booted("15.00")
+	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "azure", "AMSAGENT_AZURE_ENDPOINT": srv.URL}}
+	g := newGlobals(e.env().withDefaults())
+	g.given[keyRoot] = given{text: root, name: "--root"}
+	cmd := newRunCommand(g)
+	if err := g.load(cmd); err != nil {
+		t.Fatal(err)
+	}
+	a := &daemonAdapter{g: g, cmd: cmd}
+	names := func(when string, want ...string) {
+		t.Helper()
+		if got := a.hookNames(); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	const named = `[{"name":"amsagent-hooks","value":"ours"}]`
+	if _, err := a.identify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	names("before it is there")
+	tags.Store(named)
+	names("after it came", "ours")
+
+	tags.Store("")
+	if err := a.reread(); err != nil {
+		t.Fatal(err)
+	}
+	names("reloaded while the metadata are away", "ours")
+	tags.Store("[]")
+	names("taken away")
+
+	booted("3600.00")
+	if _, err := a.identify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := asked.Load()
+	tags.Store(named)
+	names("of a machine that booted long ago")
+	if now := asked.Load(); now != before {
+		t.Errorf("it asked %d times", now-before)
+	}
+	a.inst.TagsKnown, a.identified = false, time.Now().Add(-2*hookTagAge) // the tags alone could not be read
+	names("read again", "ours")
 }
