@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	pages "github.com/amsagent/amsagent/docs/errors"
+	"github.com/amsagent/amsagent/internal/escape"
 )
 
 // lintFile is what was found in one file.
@@ -107,8 +109,15 @@ func (g *globals) printFixed(f lintFile) error {
 		}
 		g.log().Warn(oneLine(fmt.Sprintf("%s: %s (%s)", lintWhere(f, x), x.Text, state))) //nolint:sloglint // the finding's own words
 	}
-	if err := g.write(f.text); err != nil {
-		return err
+	// A terminal gets no control characters, and a corrected text has no escapes of ours.
+	if g.env.IsTerminal(g.env.Stdout) && escape.Text(string(f.text)) != string(f.text) {
+		return &userError{
+			Msg: "cannot show the corrected text of " + f.Name, Cause: errors.New("it has control characters, or is not UTF-8"), ID: idUsage, Exit: exitUsage,
+			Hints: []string{"write it into a file: amsagent doctor --fix --user-data FILE > CORRECTED"},
+		}
+	}
+	if _, err := g.env.Stdout.Write(f.text); err != nil {
+		return &outputError{err}
 	}
 	if left {
 		return &quietError{exitDegraded}

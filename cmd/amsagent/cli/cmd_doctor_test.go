@@ -391,6 +391,16 @@ func TestDoctorUserData(t *testing.T) {
 	if code, stdout, _ := lintRun(t, "echo x\n", "--user-data", "-", "--kind", "user-data", "--fix"); code != exitOK || !strings.HasPrefix(stdout, "#!/bin/sh\n") {
 		t.Errorf("exit %d, %q", code, stdout)
 	}
+	const odd = "#!/bin/sh\n# Gr\xfc\xdfe \u200e\namsagent join --mongo 10.0.2.4\n"
+	if code, stdout, stderr := lintRun(t, odd, "--user-data", "-", "--fix"); code != exitOK || stdout != odd {
+		t.Errorf("exit %d, %q%s", code, stdout, stderr)
+	}
+	e := &testEnv{}
+	terminal := e.env()
+	terminal.Stdin, terminal.IsTerminal = strings.NewReader(odd), func(f any) bool { return f == terminal.Stdout }
+	if code := Main([]string{"doctor", "--user-data", "-", "--fix"}, terminal); code != exitUsage || e.stdout.Len() > 0 || !strings.Contains(e.stderr.String(), "has control characters") {
+		t.Errorf("on a terminal: exit %d, %q, %s", code, e.stdout.String(), e.stderr.String())
+	}
 	for _, args := range [][]string{
 		{"--fix"},
 		{"--fix", "--user-data", "a", "--user-data", "b"},

@@ -68,7 +68,11 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	if err := checkFollow(opts.detach, opts.timeout); err != nil {
 		return err
 	}
-	data, err := g.readEvent(ctx, opts.file, stdinTime)
+	patience := stdinTime
+	if opts.timeout > 0 {
+		patience = min(patience, opts.timeout)
+	}
+	data, err := g.readEvent(ctx, opts.file, patience)
 	if err != nil {
 		return err
 	}

@@ -722,7 +722,7 @@ func TestEventStdinStaysOpen(t *testing.T) {
 	env.Stdin = blockedReader{t.Context().Done()}
 	g := newGlobals(env.withDefaults())
 	g.setForm("text", "never", 0)
-	_, err := g.readEvent(t.Context(), "", 20*time.Millisecond)
+	err := runEvent(t.Context(), eventOptions{timeout: 20 * time.Millisecond}, g)
 	if ex := g.explain(err); ex.Exit != exitUsage || !strings.Contains(ex.Msg, "standard input is open and said nothing for 20 ms") {
 		t.Errorf("%+v", ex)
 	}
