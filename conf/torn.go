@@ -29,7 +29,7 @@ func torn(rec *FileRecord, now []byte) bool {
 		return cut
 	}
 	if rec == nil || !rec.Existed {
-		return false
+		return len(p.last) == 0 && bytes.HasPrefix(now, []byte("#")) && !bytes.HasSuffix(now, []byte("\n")) // cut in the date
 	}
 	written, err := applySpans(rec.Original, rec.Spans)
 	if err != nil {
