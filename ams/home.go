@@ -88,18 +88,30 @@ func processHomes(root string, pid int) []Home {
 // restart is part of every proof. Folders without a server prove nothing, and where a
 // unit names two servers the process tells.
 func (in *Installation) OtherTree(root string, st State) (Home, bool) {
-	for _, homes := range [][]Home{st.Homes, processHomes(root, st.MainPID)} {
-		trees := slices.DeleteFunc(slices.Clone(homes), func(h Home) bool { return !holdsServer(root, h.Dir) })
-		others := slices.DeleteFunc(slices.Clone(trees), func(h Home) bool { return in.is(root, h.Dir) })
-		switch {
-		case len(trees) == 0:
-		case len(others) == 0:
-			return Home{}, false
-		case len(others) == len(trees):
-			return trees[0], true
-		}
+	if h, other, known := in.other(root, st.Homes); known {
+		return h, other
 	}
-	return Home{}, false
+	return in.ProcessOfOther(root, st.MainPID)
+}
+
+// ProcessOfOther reports which installation a process of the server works in, where that is known and
+// is not this one.
+func (in *Installation) ProcessOfOther(root string, pid int) (Home, bool) {
+	h, other, _ := in.other(root, processHomes(root, pid))
+	return h, other
+}
+
+// other reports whether folders are all of another installation; known where they tell.
+func (in *Installation) other(root string, homes []Home) (h Home, other, known bool) {
+	trees := slices.DeleteFunc(slices.Clone(homes), func(h Home) bool { return !holdsServer(root, h.Dir) })
+	others := slices.DeleteFunc(slices.Clone(trees), func(h Home) bool { return in.is(root, h.Dir) })
+	switch {
+	case len(trees) > 0 && len(others) == 0:
+		return Home{}, false, true
+	case len(trees) > 0 && len(others) == len(trees):
+		return trees[0], true, true
+	}
+	return Home{}, false, false
 }
 
 // holdsServer reports whether a folder is an installation.

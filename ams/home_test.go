@@ -80,6 +80,11 @@ func TestOtherTree(t *testing.T) {
 			t.Errorf("%s: %v, %v; want %q", tt.name, home, other, tt.want)
 		}
 	}
+	for pid, want := range map[int]string{0: "", 12: "/opt/b", 13: "/opt/b", 14: ""} {
+		if home, other := in.ProcessOfOther(root, pid); other != (want != "") || home.Dir != want {
+			t.Errorf("process %d: %v, %v; want %q", pid, home, other, want)
+		}
+	}
 }
 
 func TestMayRun(t *testing.T) {

@@ -243,9 +243,6 @@ type joiner struct {
 
 func (j *joiner) run(ctx context.Context) error {
 	f := j.facts
-	// A command is told the address when it starts the server: no file shows it.
-	owed := f.state != nil && (f.state.RestartPending || f.state.Restart != nil || f.state.Address != f.address.Addr.String())
-	restart := owed || needsRestart(f.plan)
 	switch {
 	case j.req.Offline && j.req.DryRun:
 		j.result.Outcome = OutcomePlanned
@@ -257,21 +254,7 @@ func (j *joiner) run(ctx context.Context) error {
 	if j.seen, err = f.client.AMSNodes(ctx); err != nil && !j.req.DryRun {
 		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: j.found}
 	}
-	running := f.service.Running()
-	if _, in := j.alreadySeen(); in && !owed && j.dropInAlone() {
-		// Somebody else made this server a node, under this address: that the drop-in tells it the same concerns its next start.
-		restart = false
-	}
-	if !restart && running && (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
-		// Somebody else made the files a node's: the server that runs may have
-		// been started before.
-		restart = true
-	}
-	if at, elsewhere := j.runsElsewhere(); elsewhere && !restart {
-		// Its files are right, and it was started without its address.
-		j.say("Ant Media Server runs as %s and not as %s: only a restart changes that", at, f.address.Addr)
-		restart = true
-	}
+	running, restart := f.service.Running(), j.mustRestart()
 	j.result.RestartNeeded = (restart || !running) && f.service.Known()
 	if restart && running {
 		if err := j.checkSessions(ctx); err != nil {
@@ -311,6 +294,36 @@ func (j *joiner) run(ctx context.Context) error {
 	}
 	j.result.Evidence = ev
 	return j.finish(ctx)
+}
+
+// mustRestart reports whether the server has to be started again, if it runs, to be the node that its files say.
+func (j *joiner) mustRestart() bool {
+	f := j.facts
+	// A command is told the address when it starts the server: no file shows it.
+	owed := f.state != nil && (f.state.RestartPending || f.state.Restart != nil || f.state.Address != f.address.Addr.String())
+	restart := owed || needsRestart(f.plan)
+	if _, in := j.alreadySeen(); in && !owed && j.dropInAlone() {
+		// Somebody else made this server a node, under this address: that the drop-in tells it the same concerns its next start.
+		restart = false
+	}
+	if restart || !f.service.Running() {
+		return restart
+	}
+	if (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
+		// Somebody else made the files a node's: the server that runs may have been started before.
+		return true
+	}
+	if at, elsewhere := j.runsElsewhere(); elsewhere {
+		// Its files are right, and it was started without its address.
+		j.say("Ant Media Server runs as %s and not as %s: only a restart changes that", at, f.address.Addr)
+		return true
+	}
+	if home, other := f.install.ProcessOfOther(j.Root, f.service.MainPID); other {
+		// The service was given this tree since, and what is seen in the cluster is the other one.
+		j.say("Ant Media Server runs from %s and not from %s: only a restart changes that", home.Dir, f.install.Dir)
+		return true
+	}
+	return false
 }
 
 // dropInAlone reports whether nothing that the server reads changes but its drop-in.

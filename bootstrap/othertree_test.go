@@ -4,13 +4,18 @@
 package bootstrap
 
 import (
+	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 )
 
 // TestOtherTreeIsRefused: a join into files that the service does not run would
@@ -41,6 +46,36 @@ func TestOtherTreeIsRefused(t *testing.T) {
 		}
 		if i >= 0 && (!strings.Contains(in.Failed[i].Text, tt.runs) || in.Failed[i].Hint != "name the server that runs: --ams-dir "+tt.runs) {
 			t.Errorf("%s: %+v", tt.name, in.Failed[i])
+		}
+	}
+}
+
+// A server that was given this tree since it was started is started again: the document of the one that runs proves
+// nothing of these files.
+func TestJoinOfATreeThatRunsLater(t *testing.T) {
+	m := joinedTree(t)
+	if err := os.CopyFS(filepath.Join(m.Root, "opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))); err != nil {
+		t.Fatal(err)
+	}
+	in, err := m.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]bool{ams.DefaultDir: false, "/opt/ams2": true} {
+		pid := process(t, m.Root, time.Hour)
+		cwd := filepath.Join(m.Root, fmt.Sprintf("proc/%d/cwd", pid))
+		if err := errors.Join(os.RemoveAll(cwd), os.Symlink(dir, cwd)); err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		st := ams.State{Activity: ams.ActivityActive, MainPID: pid, Homes: []ams.Home{{Dir: ams.DefaultDir, Source: "WorkingDirectory="}}}
+		j := &joiner{
+			Machine: m, result: &JoinResult{},
+			seen:  []cluster.AMSNode{{ID: "x", IP: "10.0.1.7", LastUpdate: now}},
+			facts: &facts{install: in, service: st, plan: m.store().NewPlan(nil), address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
+		}
+		if got := j.mustRestart(); got != want {
+			t.Errorf("a server in %s: restart %v", dir, got)
 		}
 	}
 }
