@@ -7,13 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/files"
 )
 
 // storedMongo is where join keeps the connection string, for the daemon and for the commands that follow.
@@ -136,25 +135,21 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 		return fail(err)
 	}
 	g.addSecrets(t.Secrets()...)
-	g.warnOwner(full, info)
+	g.warnOwner(path)
 	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 {
 		g.log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
 	}
 	return mongoSource{Target: t, Origin: o, File: full}, nil
 }
 
-// warnOwner warns of a file that another user could change: that user decides where root connects to.
-func (g *globals) warnOwner(path string, info fs.FileInfo) {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return
+// warnOwner warns of a file that another user could change, or put another one in its place: that user decides where root
+// connects to.
+func (g *globals) warnOwner(path string) {
+	err := (files.Root{Path: g.settings.Root}).RootsAlone(path)
+	if errors.Is(err, files.ErrForeign) {
+		g.log().Warn("another user can change the file with the MongoDB address", "file", path, "why", err,
+			"fix", "chown root:root and chmod 0600 the file, in a folder that only root may write to, as /etc/amsagent")
 	}
-	mode, foreign := info.Mode().Perm(), st.Uid != 0 && int(st.Uid) != os.Geteuid()
-	if !foreign && mode&0o002 == 0 && (mode&0o020 == 0 || st.Gid == 0) {
-		return
-	}
-	g.log().Warn("another user can change the file with the MongoDB address", "file", path, "owner", st.Uid, "group", st.Gid,
-		"mode", fmt.Sprintf("%04o", mode), "fix", "chown root:root "+path+" && chmod 0600 "+path)
 }
 
 // pipePath is standard input in the place of a file: a pipe from a cloud's vault shows the password to nobody.
