@@ -119,7 +119,7 @@ e2e: build build-sandbox $(BUILD)/tools/gotestsum ## the heavy tests with real c
 .PHONY: real-test
 real-test: build build-sandbox $(BUILD)/tools/gotestsum ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them
 	-@$(MAKE) --no-print-directory real-fetch # without a release the others' tests run all the same
-	@RUN='$(or $(RUN),^TestReal)' SKIP='$(SKIP)' E2E_FLAGS='-p 1 -parallel 2' tools/scripts/e2e.sh
+	@RUN='$(or $(RUN),^TestReal)' SKIP='$(SKIP)' E2E_FLAGS='-p 1 -parallel 2' E2E_TIMEOUT=$${E2E_TIMEOUT:-$(if $(REAL_IDLE)$(REAL_ROUNDS),6h,55m)} tools/scripts/e2e.sh
 
 # The daemon's tests take minutes, and the others left out start sets and users of the real mongod for themselves.
 ENGINES_SKIP := ^Test(Certificates|Daemon|Rights|LargeRow|StreamsByIndex)
