@@ -27,7 +27,7 @@ import (
 const realReadyBound = 2 * time.Second
 
 // A balancer asks /readyz, a new viewer asks for a playlist, both every 100 ms, over
-// restarts of the daemon, a restart, a kill, a hang and a stop of a real server, while
+// restarts of the daemon, also of one that MongoDB refuses, a restart, a kill, a hang and a stop of a real server, while
 // its MongoDB hangs or is dead, and while a setting is changed and an application made
 // and removed in the panel: the two never differ for longer than
 // the bound (R4, S1, S2). What becomes of those who watch already while MongoDB is away is told, not
@@ -56,6 +56,15 @@ func TestRealReady(t *testing.T) {
 	steps := []step{
 		{"daemon restart", func() {
 			d.end()
+			d = n.daemon()
+		}},
+		{"daemon restart with a wrong password", func() { // the server has the right one
+			d.end()
+			n.write("/etc/amsagent/mongo", strings.Replace(w.URI(), realPassword, "wrong", 1)+"\n")
+			d = n.daemon()
+			v.quietFor(8 * time.Second)
+			d.end()
+			n.write("/etc/amsagent/mongo", w.URI()+"\n")
 			d = n.daemon()
 		}},
 		{"restart", func() { n.MustRun(t, realams.Service, "restart") }},
