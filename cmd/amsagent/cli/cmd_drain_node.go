@@ -316,7 +316,7 @@ func (r *remoteDrain) progress() string {
 func (g *globals) remoteResult(n cluster.Node) error {
 	data := drainData{Result: string(n.State), Node: &n}
 	return g.result("drain", data, func(w *textWriter) {
-		word, what := w.color.green(string(n.State)), "this node is out of the cluster"
+		word, what := w.color.green(string(n.State)), "the node is out of the cluster"
 		switch {
 		case n.State == cluster.StateDraining:
 			word, what = w.color.yellow(string(n.State)), "`amsagent nodes --watch` shows it go"
