@@ -34,6 +34,8 @@ const (
 	// connectionsEvery is the same for connections: the kernel walks its whole table
 	// for it.
 	connectionsEvery = 10 * time.Second
+	// rtmpEvery is the same while the server tells all but who watches by RTMP.
+	rtmpEvery = time.Minute
 	// publishersTime bounds the query, besideTime where the count is known without
 	// it: a MongoDB that is away must not hold a node that shuts down.
 	publishersTime = 2 * time.Second
@@ -99,6 +101,9 @@ type SessionCounter struct {
 	// State asks the service manager for the server: one that does not run has no
 	// sessions. nil asks nobody.
 	State func(ctx context.Context) (ams.State, error)
+	// Edge tells that nothing is published to this node, so that who is connected to the RTMP port
+	// watches; nil is never.
+	Edge func() bool
 	// Root is what /proc is below.
 	Root string
 	// Own is how many connections to the server are the agent's own at this moment:
@@ -132,8 +137,8 @@ type SessionCounter struct {
 	deadAt time.Time
 }
 
-// connected is who is connected to the server.
-type connected struct{ viewers, publishers int }
+// connected is who is connected to the server: to the ports of viewers, and to those of RTMP.
+type connected struct{ viewers, rtmp int }
 
 // server is what the files say of the server, without what is not needed here.
 type server struct {
@@ -201,12 +206,14 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 	var missing []Missing
 	stats, statsErr := c.askServer(ctx, now)
 	viewers, complete := stats.Viewers()
-	var found connected
-	connErr := statsErr
-	if statsErr != nil || !complete || stats.LocalStreams == nil {
-		if found, connErr = c.connections(ctx, now); connErr != nil {
-			connErr = errors.Join(statsErr, connErr)
-		}
+	told := statsErr == nil && complete && stats.LocalStreams != nil
+	every = connectionsEvery
+	if told {
+		every = rtmpEvery // who watches by RTMP, alone, is not told
+	}
+	found, connErr := c.connections(ctx, now, every)
+	if connErr != nil {
+		connErr = errors.Join(statsErr, connErr)
 	}
 	if statsErr != nil && (connErr != nil || found == connected{}) && c.serverIsDead(ctx, now, draining || connErr != nil) {
 		return none(cluster.CountedByService), nil
@@ -219,21 +226,47 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 		// Some kinds are all that this release tells of; who watches them need not be connected now.
 		s.Viewers, s.By = viewers, cluster.CountedByAMS
 	case connErr == nil:
-		s.Viewers, s.By = &found.viewers, cluster.CountedByConnections
+		n := found.viewers
+		if c.isEdge() {
+			n += found.rtmp
+		}
+		s.Viewers, s.By = &n, cluster.CountedByConnections
 	default:
 		missing = append(missing, Missing{whatViewers, connErr})
 	}
 
 	own, by := stats.LocalStreams, cluster.CountedByAMS
 	if own == nil && connErr == nil {
-		own, by = &found.publishers, cluster.CountedByConnections
+		n := found.rtmp
+		if c.isEdge() {
+			n = 0
+		}
+		own, by = &n, cluster.CountedByConnections
 	}
 	var err error
 	if s.Publishers, s.PublishersBy, err = c.countPublishers(ctx, now, own, by, draining); err != nil {
 		missing = append(missing, Missing{whatPublishers, errors.Join(err, connErr)})
 	}
+	if n := c.rtmpViewers(s, found); n > 0 && s.By == cluster.CountedByAMS {
+		n += *s.Viewers
+		s.Viewers = &n
+	}
 	return s, missing
 }
+
+// rtmpViewers is how many watch by RTMP, at least: the server does not count them. Each stream that is
+// published has one connection at most, and one that comes another way has none.
+func (c *SessionCounter) rtmpViewers(s cluster.Sessions, found connected) int {
+	switch {
+	case c.isEdge():
+		return found.rtmp
+	case s.Publishers == nil:
+		return 0
+	}
+	return max(0, found.rtmp-*s.Publishers)
+}
+
+func (c *SessionCounter) isEdge() bool { return c.Edge != nil && c.Edge() }
 
 // within reports whether something was done no longer ago than that; zero is never. A
 // clock that was set back since tells nothing.
@@ -373,14 +406,14 @@ func (c *SessionCounter) serverIsDead(ctx context.Context, now time.Time, unknow
 
 // connections counts who is connected to the server. It is an estimate, and
 // better than nothing.
-func (c *SessionCounter) connections(ctx context.Context, now time.Time) (connected, error) {
+func (c *SessionCounter) connections(ctx context.Context, now time.Time, every time.Duration) (connected, error) {
 	if c.server.portsErr != nil {
 		return connected{}, c.server.portsErr
 	}
 	if err := ctx.Err(); err != nil {
 		return connected{}, err // AMS was not given the time to answer
 	}
-	if within(connectionsEvery, c.connectedAt, now) {
+	if within(every, c.connectedAt, now) {
 		return c.connected, nil
 	}
 	c.readPeers(ctx, now)
@@ -407,7 +440,7 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time) (connec
 	for _, p := range rtmp {
 		// Nothing checks the health of this port by keeping a connection, and an
 		// encoder may run on this machine.
-		n.publishers += found.ByPort[p] + found.LocalByPort[p]
+		n.rtmp += found.ByPort[p] + found.LocalByPort[p]
 	}
 	c.connected, c.connectedAt = n, now
 	return n, nil

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -580,4 +581,53 @@ func TestViewersBehindAProxyOfTheMachine(t *testing.T) {
 	c.is("two of them are the agent", 0, 1, cluster.CountedByConnections)
 	c.connections("127.0.0.1", "127.0.0.1")
 	c.is("all of them are the agent", 0, 0, cluster.CountedByConnections)
+}
+
+// Who watches by RTMP is in none of the server's figures.
+func TestRTMPViewers(t *testing.T) {
+	for _, tt := range []struct {
+		name                string
+		edge, token         bool
+		streams, rtmp       int
+		publishers, viewers int
+		by                  cluster.CountedBy
+	}{
+		{"nobody", false, true, 0, 0, 0, 0, cluster.CountedByAMS},
+		{"a viewer", false, true, 0, 1, 0, 1, cluster.CountedByAMS},
+		{"an encoder", false, true, 1, 1, 1, 0, cluster.CountedByAMS},
+		{"an encoder and a viewer", false, true, 1, 2, 1, 1, cluster.CountedByAMS},
+		{"an encoder by another way", false, true, 1, 0, 1, 0, cluster.CountedByAMS},
+		{"an edge, which fetched the stream", true, true, 1, 1, 1, 1, cluster.CountedByAMS},
+		{"without the server's word", false, false, 0, 2, 2, 0, cluster.CountedByConnections},
+		{"an edge without the server's word", true, false, 0, 2, 0, 2, cluster.CountedByConnections},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			lines := "rtmp.port=1935\n"
+			if tt.token {
+				lines += serverKey
+			}
+			c := newCounted(t, lines)
+			c.Edge = func() bool { return tt.edge }
+			c.answer = statistics(tt.streams, 0, 0, 0)
+			c.established(map[int][]string{1935: slices.Repeat([]string{"192.0.2.7"}, tt.rtmp)})
+			c.is("counted", tt.publishers, tt.viewers, tt.by)
+		})
+	}
+	// The kernel walks its whole table for it: rarely, but where somebody waits for the answer.
+	c := newCounted(t, "rtmp.port=1935\n"+serverKey)
+	c.answer = statistics(0, 0, 0, 0)
+	viewers := func(when string, count func(context.Context) (cluster.Sessions, []Missing), want int) {
+		t.Helper()
+		if s, missing := count(t.Context()); s.Viewers == nil || *s.Viewers != want {
+			t.Errorf("%s: %v, %v; want %d", when, s.Viewers, missing, want)
+		}
+	}
+	viewers("before", c.Count, 0)
+	c.established(map[int][]string{1935: {"192.0.2.7"}})
+	c.later(rtmpEvery - time.Second)
+	viewers("a minute is not over", c.Count, 0)
+	viewers("who waits", c.CountNow, 1)
+	c.established(nil)
+	c.later(rtmpEvery)
+	viewers("a minute later", c.Count, 0)
 }

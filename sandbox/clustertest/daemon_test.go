@@ -238,7 +238,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 				a.watchdog++
 			}
 		},
-		Sampler: func(func() *cluster.Client, func() string) daemon.Sampler { return a.eyes },
+		Sampler: func(func() *cluster.Client, func() cluster.Node) daemon.Sampler { return a.eyes },
 		Control: filepath.Join(a.root, "c"), Lock: filepath.Join(a.root, "l"),
 		Periods: daemon.Periods{
 			State: 10 * time.Millisecond, Retry: 20 * time.Millisecond, MostRetry: 100 * time.Millisecond,

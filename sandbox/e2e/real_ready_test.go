@@ -161,8 +161,7 @@ func (n *realNode) audience() *audience {
 		}
 		return ""
 	})
-	a.rtmp = n.world.Start(n.t, "ffmpeg", "-nostdin", "-loglevel", "error", "-progress", "pipe:1",
-		"-i", "rtmp://"+n.Address+"/LiveApp/"+stream, "-c", "copy", "-f", "null", "-")
+	a.rtmp = n.playRTMP(stream)
 	until(n.t, "the RTMP player gets frames", func() string {
 		if a.frames = a.played(); a.frames == 0 {
 			select {
@@ -175,6 +174,13 @@ func (n *realNode) audience() *audience {
 		return ""
 	})
 	return a
+}
+
+// playRTMP watches a stream of LiveApp by RTMP.
+func (n *realNode) playRTMP(stream string) *realams.Process {
+	n.t.Helper()
+	return n.world.Start(n.t, "ffmpeg", "-nostdin", "-loglevel", "error", "-progress", "pipe:1",
+		"-i", "rtmp://"+n.Address+"/LiveApp/"+stream, "-c", "copy", "-f", "null", "-")
 }
 
 func (a *audience) playlist() int {

@@ -42,6 +42,33 @@ func TestRealSessions(t *testing.T) {
 	d.end()
 }
 
+// Who watches by RTMP is in none of the server's own figures, and is counted all the same: within a minute, and at once
+// in a drain.
+func TestRealRTMPViewer(t *testing.T) {
+	t.Parallel()
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	n := newRealNode(t, w, realRelease())
+	n.AllowAgent(t)
+	n.join(w.URI())
+	n.WaitServed(t, realApps()...)
+	d := n.daemon()
+	d.ready()
+	n.counts("nobody", 0, 0)
+	publisher := w.Publish(t, n.Node, "LiveApp", "stream1")
+	n.counts("an encoder", 1, 0)
+	player := n.playRTMP("stream1")
+	n.counts("an encoder and a player by RTMP", 1, 1)
+	if _, err := player.End(30 * time.Second); err != nil {
+		t.Error(err)
+	}
+	n.counts("the player has ended", 1, 0)
+	if _, err := publisher.End(30 * time.Second); err != nil {
+		t.Error(err)
+	}
+	n.counts("nobody any more", 0, 0)
+	d.end()
+}
+
 // counts waits until the daemon counts so many publishers, and at least so many viewers; 0 is nobody.
 func (n *realNode) counts(when string, publishers, viewers int) {
 	n.t.Helper()

@@ -108,11 +108,11 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 		o.Metrics = ""
 	}
 	root, dir, interval := g.settings.Root, g.settings.AMSDir, g.settings.BeatInterval
-	o.Sampler = func(client func() *cluster.Client, address func() string) daemon.Sampler {
+	o.Sampler = func(client func() *cluster.Client, node func() cluster.Node) daemon.Sampler {
 		return daemon.NewMachineSampler(daemon.MachineOptions{
 			Root: root, AMSDir: dir, Service: m.Service, Interval: interval, Log: g.log(),
 			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) }, Own: server.Connections,
-		}, client, address)
+		}, client, node)
 	}
 	err = daemon.New(o).Run(cmd.Context())
 	var running *daemon.RunningError

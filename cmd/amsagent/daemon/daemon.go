@@ -73,9 +73,9 @@ type Options struct {
 	Connect func(context.Context, cluster.Target) (*cluster.Client, error)
 	// Identify asks who this machine is.
 	Identify func(context.Context) (metadata.Instance, error)
-	// Sampler makes what looks at the machine. client and address are those of
-	// the session: nil and "" between sessions.
-	Sampler func(client func() *cluster.Client, address func() string) Sampler
+	// Sampler makes what looks at the machine. client is that of the session, nil between sessions; node
+	// has the address and the role, as known last.
+	Sampler func(client func() *cluster.Client, node func() cluster.Node) Sampler
 	// Server asks the server on this machine whether viewers are served; nil asks
 	// nothing, and readiness does not depend on it.
 	Server ServerProbe
@@ -248,7 +248,10 @@ func New(o Options) *Daemon {
 		d.serving = newServing(d, o.Server)
 		d.view.change(func(v *View) { v.probed = true })
 	}
-	d.sampler = o.Sampler(d.sessionClient, func() string { return d.view.get().Address })
+	d.sampler = o.Sampler(d.sessionClient, func() cluster.Node {
+		v := d.view.get()
+		return cluster.Node{IP: v.Address, Role: v.Role}
+	})
 	return d
 }
 

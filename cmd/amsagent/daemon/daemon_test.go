@@ -173,7 +173,7 @@ func newPretended(p *pretended, l *told, change func(*Options)) *Daemon {
 		Mongo:    func(context.Context) (cluster.Target, error) { return cluster.ParseTarget("127.0.0.1:1") },
 		Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil },
 		Connect:  func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("no network") },
-		Sampler:  func(func() *cluster.Client, func() string) Sampler { return still{} },
+		Sampler:  func(func() *cluster.Client, func() cluster.Node) Sampler { return still{} },
 	}
 	if change != nil {
 		change(&o)
@@ -667,7 +667,7 @@ func TestHang(t *testing.T) {
 	d := newPretended(&pretended{}, l, func(o *Options) {
 		o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
 		o.Settings = func() Settings { return Settings{Interval: 10 * time.Millisecond} }
-		o.Sampler = func(func() *cluster.Client, func() string) Sampler { return still{hang} }
+		o.Sampler = func(func() *cluster.Client, func() cluster.Node) Sampler { return still{hang} }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", "127.0.0.1:0"
 		o.Periods.Stop = 50 * time.Millisecond
 	})

@@ -40,14 +40,18 @@ const (
 )
 
 // NewMachineSampler puts together what package heartbeat has for it.
-func NewMachineSampler(o MachineOptions, client func() *cluster.Client, address func() string) Sampler {
+func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node func() cluster.Node) Sampler {
 	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Interval: o.Interval, Log: o.Log})
-	sessions := &heartbeat.SessionCounter{Open: o.Open, Root: o.Root, State: o.Service.State, Own: o.Own, Streams: func() (heartbeat.Streams, string) {
-		if c := client(); c != nil {
-			return c, address()
-		}
-		return nil, ""
-	}}
+	sessions := &heartbeat.SessionCounter{
+		Open: o.Open, Root: o.Root, State: o.Service.State, Own: o.Own,
+		Edge: func() bool { return node().Role == "edge" },
+		Streams: func() (heartbeat.Streams, string) {
+			if c := client(); c != nil {
+				return c, node().IP
+			}
+			return nil, ""
+		},
+	}
 	pid := &mainPID{service: o.Service}
 	s := &machineSampler{gpus: gpus, sessions: sessions, open: o.Open, root: o.Root}
 	s.Sampler = heartbeat.NewSampler(heartbeat.SamplerOptions{
