@@ -142,7 +142,7 @@ type AWSCompleterOptions struct {
 	Group string
 	// Hooks names the hooks that are ours to complete. It is asked each time, for a
 	// setting may change; nil is no names.
-	Hooks func() HookNames
+	Hooks func(context.Context) HookNames
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -182,7 +182,7 @@ func NewAWSCompleter(api awsAPI, o AWSCompleterOptions) *AWSCompleter {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Hooks == nil {
-		o.Hooks = func() HookNames { return nil }
+		o.Hooks = func(context.Context) HookNames { return nil }
 	}
 	return &AWSCompleter{api: api, opts: o, log: o.Log, group: o.Group, done: map[string]bool{}, sought: map[string]bool{}}
 }
@@ -193,7 +193,7 @@ const hookSeparator = ","
 // known from before where the API does not answer or the permission is gone. Where
 // hooks wait and none is ours it is an [OthersHooksError].
 func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, error) {
-	names := c.opts.Hooks()
+	names := c.opts.Hooks(ctx)
 	group, hooks, err := c.known(ctx, !launching)
 	switch {
 	case err == nil:
@@ -294,7 +294,7 @@ func pick(group string, hooks []aws.LifecycleHook, ours HookNames, launching boo
 // whose it is. Where no names are given and the role may not list the hooks of the group,
 // the event is believed: somebody led it here.
 func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
-	names, ours := strings.Split(h.Name, hookSeparator), c.opts.Hooks()
+	names, ours := strings.Split(h.Name, hookSeparator), c.opts.Hooks(ctx)
 	foreign := func(name string) bool { return !ours.match(name) }
 	if len(ours) == 0 {
 		if h.Ours {

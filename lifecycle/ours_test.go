@@ -4,12 +4,13 @@
 package lifecycle
 
 import (
+	"context"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-func named(names ...string) func() HookNames { return func() HookNames { return names } }
+func named(names ...string) func(context.Context) HookNames { return func(context.Context) HookNames { return names } }
 
 func TestOwnHooks(t *testing.T) {
 	for _, tt := range []struct {

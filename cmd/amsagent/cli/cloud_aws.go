@@ -33,8 +33,8 @@ func openAWS(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, lifecy
 
 // hookNames are those that the settings name now; they may change while the daemon runs. Who completes another program's hook
 // cannot take it back: where a tag may name them that was not read yet, the tags are read first.
-func (a *daemonAdapter) hookNames() lifecycle.HookNames {
-	ctx, cancel := context.WithTimeout(context.Background(), hookTagTime)
+func (a *daemonAdapter) hookNames(ctx context.Context) lifecycle.HookNames {
+	ctx, cancel := context.WithTimeout(ctx, hookTagTime)
 	defer cancel()
 	if a.hookTagMayCome(ctx) {
 		_, _ = a.identify(ctx) // where it says nothing, what was known holds

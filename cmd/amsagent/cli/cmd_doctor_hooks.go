@@ -47,7 +47,7 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 			return v, err
 		}
 		defer api.CloseIdleConnections()
-		return alibabaHook(ctx, api, h.a.hookNames(), v)
+		return alibabaHook(ctx, api, h.a.hookNames(ctx), v)
 	case metadata.Azure:
 		return azureHook(v, inst.LifeCycle), nil
 	case metadata.GCP:

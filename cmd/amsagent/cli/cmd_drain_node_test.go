@@ -104,9 +104,9 @@ func TestDrainNode(t *testing.T) {
 		"not allowed":     {r: aRegistry{lost: &cluster.Error{Kind: cluster.KindForbidden, Op: "asking"}}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"not to be asked": {r: aRegistry{lost: cluster.ErrNotAskable}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"it leaves": {does: takes, code: exitOK, said: []string{
-			"asked; the node's agent takes it up within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: this node is out of the cluster", "node     i-1",
+			"asked; the node's agent takes it up within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: the node is out of the cluster", "node     i-1",
 		}},
-		"it has left": {state: cluster.StateLeft, code: exitOK, said: []string{"left: this node is out of the cluster", "node     i-1"}},
+		"it has left": {state: cluster.StateLeft, code: exitOK, said: []string{"left: the node is out of the cluster", "node     i-1"}},
 		"it failed":   {state: cluster.StateFailed, code: exitFailed, said: []string{"its row says failed: there is nothing to drain"}},
 		"detached":    {opts: drainOptions{detach: true}, does: takes, code: exitOK, said: []string{"draining: `amsagent nodes --watch` shows it go"}},
 		"too long":    {opts: drainOptions{timeout: 20 * time.Second}, does: takes, code: exitUnknown, said: []string{"it is not over after 20 s", "amsagent: the drain goes on"}},
@@ -133,7 +133,7 @@ func TestDrainNode(t *testing.T) {
 			if takes(r, since); since >= 30*time.Second {
 				r.err = cluster.ErrNoNode
 			}
-		}, code: exitOK, said: []string{"left: this node is out of the cluster"}},
+		}, code: exitOK, said: []string{"left: the node is out of the cluster"}},
 		"the machine is started again": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
 				r.row.BootID, r.row.State = "another", cluster.StateActive
@@ -148,7 +148,7 @@ func TestDrainNode(t *testing.T) {
 			if takes(r, since); since >= 30*time.Second {
 				r.row.BootID, r.row.State = "another", cluster.StateLeft
 			}
-		}, code: exitOK, said: []string{"left: this node is out of the cluster"}},
+		}, code: exitOK, said: []string{"left: the node is out of the cluster"}},
 		"MongoDB goes": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 20*time.Second {
 				r.err = errors.New("no primary")

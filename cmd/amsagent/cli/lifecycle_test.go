@@ -93,7 +93,7 @@ func TestCloudOfTheFirmware(t *testing.T) {
 // The tag that names the hooks may come after the daemon has started, and holds while the metadata service is away:
 // without it the only hook of a group would be completed, whosever it is.
 func TestHooksOfALateTag(t *testing.T) {
-	t.Parallel() // it waits for a service that fails
+	t.Parallel()          // it waits for a service that fails
 	var tags atomic.Value // JSON; "" is a service that fails
 	tags.Store("[]")
 	var asked atomic.Int64
@@ -126,7 +126,7 @@ func TestHooksOfALateTag(t *testing.T) {
 	a := &daemonAdapter{g: g, cmd: cmd}
 	names := func(when string, want ...string) {
 		t.Helper()
-		if got := a.hookNames(); !slices.Equal(got, want) {
+		if got := a.hookNames(t.Context()); !slices.Equal(got, want) {
 			t.Errorf("%s: %q, want %q", when, got, want)
 		}
 	}
