@@ -10,7 +10,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func named(names ...string) func(context.Context) HookNames { return func(context.Context) HookNames { return names } }
+func named(names ...string) func(context.Context) HookNames {
+	return func(context.Context) HookNames { return names }
+}
 
 func TestOwnHooks(t *testing.T) {
 	for _, tt := range []struct {
