@@ -47,7 +47,7 @@ type realGoingDown struct {
 	booted *realBooted
 }
 
-// back boots the machine: the node serves again, by one start of the server.
+// back boots the machine: the node serves again, by one start of the server, and its files are as they should be.
 func (s *realGoingDown) back(t *testing.T) {
 	t.Helper()
 	begin := time.Now()
@@ -57,8 +57,12 @@ func (s *realGoingDown) back(t *testing.T) {
 	if row := s.record(t); row["state"] != "active" {
 		t.Errorf("after a boot the row is %v", row)
 	}
-	if n := strings.Count(s.lines(t, "-o", "cat"), "Started "+nodeUnit); n != 1 {
+	said := s.lines(t, "-o", "cat")
+	if n := strings.Count(said, "Started "+nodeUnit); n != 1 {
 		t.Errorf("the server was started %d times", n)
+	}
+	if strings.Contains(said, "repaired") || strings.Contains(said, "AMS-DRIFT") {
+		t.Errorf("files were written again after a boot, although the server alone had written them:\n%s", said)
 	}
 }
 
