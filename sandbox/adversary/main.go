@@ -84,7 +84,7 @@ func run(root, tree, outside string, seed uint64) error {
 		}
 		a.files = append(a.files, found...)
 	}
-	for _, pattern := range []string{"conf", "webapps/*", "webapps/*/WEB-INF"} {
+	for _, pattern := range []string{"conf", "log", "webapps", "webapps/*", "webapps/*/WEB-INF"} {
 		found, err := filepath.Glob(filepath.Join(tree, pattern))
 		if err != nil {
 			return err

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -60,8 +61,14 @@ func newAttacked(t *testing.T, variant string, o crashNodeOptions) *attacked {
 		os.WriteFile(filepath.Join(a.outside, "red5.properties"), []byte("a=1\n"), 0o644),
 		os.WriteFile(filepath.Join(a.outside, "red5-web.properties"), []byte("a=1\n"), 0o644),
 		os.CopyFS(filepath.Join(a.outside, "WEB-INF"), os.DirFS(filepath.Join(a.dir, "webapps/LiveApp/WEB-INF"))),
+		os.MkdirAll(filepath.Join(a.dir, "log"), 0o755), os.Chown(filepath.Join(a.dir, "log"), amsOwner, amsOwner),
 	); err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range sealedNames() {
+		if err := os.WriteFile(filepath.Join(a.outside, name), []byte("root's\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var err error
 	if a.was, err = tree.Snapshot(a.outside); err != nil {
@@ -91,6 +98,20 @@ func newAttacked(t *testing.T, variant string, o crashNodeOptions) *attacked {
 		a.linkable = append(a.linkable, info.Sys().(*syscall.Stat_t).Ino)
 	}
 	return a
+}
+
+// sealedNames are files that a seal removes where the server keeps them.
+func sealedNames() []string {
+	return []string{"instanceId", "SECRET_KEY", ".closed", "liveapp.db", "ant-media-server.log", "key.pem", "red5-web.properties.amsagent-saved"}
+}
+
+// litter makes them as the server does, wherever its names lead by now.
+func (a *attacked) litter() {
+	const line = `for dir in . conf log webapps/LiveApp webapps/LiveApp/WEB-INF; do for name; do echo x >"$dir/$name"; done; done`
+	cmd := exec.Command("sh", append([]string{"-c", line, "sh"}, sealedNames()...)...)
+	cmd.Dir = a.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: amsOwner, Gid: amsOwner}}
+	_ = cmd.Run() // a folder that is not his at the moment takes none
 }
 
 // as runs a shell line as the hostile user, in the server's folder.
@@ -375,7 +396,12 @@ func (a *attacked) adversary(t *testing.T) (all <-chan struct{}, calm func() str
 		t.Fatal(err)
 	}
 	defer marks.Close()
-	cmd := exec.Command(program, a.root, a.dir, attackOutside, "1")
+	seed := os.Getenv("AMSAGENT_ATTACK_SEED")
+	if seed == "" {
+		seed = strconv.FormatInt(time.Now().UnixNano(), 10)
+	}
+	t.Logf("AMSAGENT_ATTACK_SEED=%s", seed)
+	cmd := exec.Command(program, a.root, a.dir, attackOutside, seed)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: amsOwner, Gid: amsOwner}, Pdeathsig: syscall.SIGKILL}
 	cmd.ExtraFiles = []*os.File{marks}
 	var errs strings.Builder
@@ -492,16 +518,19 @@ func (a *attacked) wayBack(t *testing.T) {
 	if err := a.harmless(); err != nil {
 		t.Error(err)
 	}
-	for _, pattern := range []string{"conf/*.properties", "*/*/*.properties", "*/*/*/*.properties"} {
-		files, err := filepath.Glob(filepath.Join(a.dir, pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range files {
-			if b, err := os.ReadFile(name); err != nil || strings.Contains(string(b), "mongodb://") {
-				t.Errorf("%s still names the cluster: %v", name, err)
+	// Type, mode and owner are his: what he put back is a file of his own.
+	digest := func(line string) string { return line[strings.LastIndex(line, " ")+1:] }
+	now, edited := a.snapshot(t), 0
+	for name, line := range a.clean {
+		switch path.Base(name) {
+		case "jee-container.xml", "red5.properties", "red5-web.properties":
+			if edited++; digest(now[name]) != digest(line) {
+				t.Errorf("%s is not what it was before the first join: %q, was %q", name, now[name], line)
 			}
 		}
+	}
+	if edited < 4 {
+		t.Errorf("%d files were compared", edited)
 	}
 }
 
@@ -532,6 +561,9 @@ func TestAttack(t *testing.T) {
 	}
 	rounds(least, all, enough, func(n int) {
 		args := commands[n%len(commands)]
+		if args[0] == "seal" {
+			a.litter()
+		}
 		r := a.try(t, args...)
 		exits[fmt.Sprintf("%s: exit %d", args[0], r.Exit)]++
 	})
@@ -586,6 +618,9 @@ func TestAttackConverge(t *testing.T) {
 	a.wayBack(t)
 }
 
+// attackDrains is how many nodes TestAttackDrain drains and joins again: one takes some seconds.
+const attackDrains = 20
+
 // TestAttackDrain lets the daemon drain a node while its files are attacked: the drain
 // comes to its end, and the node can join again.
 func TestAttackDrain(t *testing.T) {
@@ -617,7 +652,7 @@ func TestAttackDrain(t *testing.T) {
 		}
 	}
 	_, calm := a.adversary(t)
-	for range 5 {
+	for range attackDrains {
 		for _, args := range [][]string{{"drain", "--now"}, {"join"}} {
 			if r := again(args...); r.Exit != 0 || strings.Contains(r.Out+r.Err, "$y$secret") {
 				t.Fatalf("%v: exit %d\n%s%s", args, r.Exit, r.Out, r.Err)
