@@ -299,9 +299,8 @@ func (s *Server) ServedBefore() bool {
 	if err != nil {
 		return false
 	}
-	f, err := s.m.store().Read(servedPath)
 	var was served
-	return err == nil && f.Exists() && json.Unmarshal(f.Bytes, &was) == nil && was.Release == releaseOf(in)
+	return s.m.recall(servedPath, &was) && was.Release == releaseOf(in)
 }
 
 // Served notes that the release that is installed serves viewers.
@@ -313,11 +312,7 @@ func (s *Server) Served() error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(served{Release: releaseOf(in), Since: time.Now().UTC()})
-	if err != nil {
-		return err
-	}
-	if err := s.m.store().WriteFile(servedPath, append(b, '\n'), 0o600, 0o700); err != nil {
+	if err := s.m.remember(servedPath, served{Release: releaseOf(in), Since: time.Now().UTC()}); err != nil {
 		return fmt.Errorf("noting which release serves: %w", err)
 	}
 	return nil
@@ -334,9 +329,8 @@ type entered struct {
 
 // EnteredBefore reports whether this machine was seen in the cluster in this life.
 func (m *Machine) EnteredBefore(l cluster.Life) bool {
-	f, err := m.store().Read(enteredPath)
 	var was entered
-	return err == nil && f.Exists() && json.Unmarshal(f.Bytes, &was) == nil && was.Life == l
+	return m.recall(enteredPath, &was) && was.Life == l
 }
 
 // Entered notes that this machine was seen in the cluster.
@@ -344,12 +338,23 @@ func (m *Machine) Entered(l cluster.Life) error {
 	if m.EnteredBefore(l) {
 		return nil
 	}
-	b, err := json.Marshal(entered{Life: l, Since: time.Now().UTC()})
-	if err != nil {
-		return err
-	}
-	if err := m.store().WriteFile(enteredPath, append(b, '\n'), 0o600, 0o700); err != nil {
+	if err := m.remember(enteredPath, entered{Life: l, Since: time.Now().UTC()}); err != nil {
 		return fmt.Errorf("noting that this machine is in the cluster: %w", err)
 	}
 	return nil
+}
+
+// recall reads what remember wrote, and reports whether it is there.
+func (m *Machine) recall(path string, into any) bool {
+	f, err := m.store().Read(path)
+	return err == nil && f.Exists() && json.Unmarshal(f.Bytes, into) == nil
+}
+
+// remember writes a file of the agent's own.
+func (m *Machine) remember(path string, what any) error {
+	b, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	return m.store().WriteFile(path, append(b, '\n'), 0o600, 0o700)
 }

@@ -215,6 +215,10 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 	if connErr != nil {
 		connErr = errors.Join(statsErr, connErr)
 	}
+	encoders, players := found.rtmp, 0
+	if c.Edge != nil && c.Edge() {
+		encoders, players = 0, found.rtmp
+	}
 	if statsErr != nil && (connErr != nil || found == connected{}) && c.serverIsDead(ctx, now, draining || connErr != nil) {
 		return none(cluster.CountedByService), nil
 	}
@@ -226,10 +230,7 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 		// Some kinds are all that this release tells of; who watches them need not be connected now.
 		s.Viewers, s.By = viewers, cluster.CountedByAMS
 	case connErr == nil:
-		n := found.viewers
-		if c.isEdge() {
-			n += found.rtmp
-		}
+		n := found.viewers + players
 		s.Viewers, s.By = &n, cluster.CountedByConnections
 	default:
 		missing = append(missing, Missing{whatViewers, connErr})
@@ -237,36 +238,22 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 
 	own, by := stats.LocalStreams, cluster.CountedByAMS
 	if own == nil && connErr == nil {
-		n := found.rtmp
-		if c.isEdge() {
-			n = 0
-		}
-		own, by = &n, cluster.CountedByConnections
+		own, by = &encoders, cluster.CountedByConnections
 	}
 	var err error
 	if s.Publishers, s.PublishersBy, err = c.countPublishers(ctx, now, own, by, draining); err != nil {
 		missing = append(missing, Missing{whatPublishers, errors.Join(err, connErr)})
 	}
-	if n := c.rtmpViewers(s, found); n > 0 && s.By == cluster.CountedByAMS {
-		n += *s.Viewers
+	if s.By == cluster.CountedByAMS { // which does not count who watches by RTMP
+		if s.Publishers != nil {
+			// Each stream has one connection at most, and one that comes another way has none.
+			players += max(0, encoders-*s.Publishers)
+		}
+		n := *s.Viewers + players
 		s.Viewers = &n
 	}
 	return s, missing
 }
-
-// rtmpViewers is how many watch by RTMP, at least: the server does not count them. Each stream that is
-// published has one connection at most, and one that comes another way has none.
-func (c *SessionCounter) rtmpViewers(s cluster.Sessions, found connected) int {
-	switch {
-	case c.isEdge():
-		return found.rtmp
-	case s.Publishers == nil:
-		return 0
-	}
-	return max(0, found.rtmp-*s.Publishers)
-}
-
-func (c *SessionCounter) isEdge() bool { return c.Edge != nil && c.Edge() }
 
 // within reports whether something was done no longer ago than that; zero is never. A
 // clock that was set back since tells nothing.

@@ -285,8 +285,11 @@ func (l *life) Serving(ctx context.Context, machines []string) (serving []string
 }
 
 // Sessions implements lifecycle.Node.
-func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
-	c, ok := l.d.sampler.(Counter)
+func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) { return l.d.sessionsNow(ctx) }
+
+// sessionsNow counts the sessions of this node, for who waits for the answer.
+func (d *Daemon) sessionsNow(ctx context.Context) (cluster.Sessions, error) {
+	c, ok := d.sampler.(Counter)
 	if !ok {
 		return cluster.Sessions{}, errors.New("nobody counts sessions here")
 	}

@@ -880,10 +880,8 @@ func (q *quiet) look(now time.Time, v View) bool {
 // streams elsewhere. Where it was not seen in the cluster just now, nothing may
 // be connected to any of its ports. Who watches by RTMP alone is counted rarely without a second look.
 func (m *member) restartCutsNobody(ctx context.Context) bool {
-	if c, ok := m.d.sampler.(Counter); ok {
-		if s, err := c.Sessions(ctx); err == nil && s.Viewers != nil && *s.Viewers > 0 {
-			return false
-		}
+	if s, err := m.d.sessionsNow(ctx); err == nil && s.Viewers != nil && *s.Viewers > 0 {
+		return false
 	}
 	age, err := m.serverAge(ctx)
 	if err != nil {
