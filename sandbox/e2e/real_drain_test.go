@@ -20,12 +20,7 @@ import (
 func TestRealDrain(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realRelease())
-	n.AllowAgent(t)
-	n.join(w.URI())
-	n.WaitServed(t, realApps()...)
-	d := n.daemon()
-	d.ready()
+	n, d := readyNode(t, w)
 
 	publisher, players := watched(t, w, n.Node, 3)
 	n.sessions(1, 3)

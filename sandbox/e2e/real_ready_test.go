@@ -34,12 +34,7 @@ const realReadyBound = 2 * time.Second
 // judged. REAL_ROUNDS repeats all of it.
 func TestRealReady(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realRelease())
-	n.AllowAgent(t)
-	n.join(w.URI())
-	n.WaitServed(t, realApps()...)
-	d := n.daemon()
-	d.ready()
+	n, d := readyNode(t, w)
 	v := n.watch(d)
 	defer v.stop()
 

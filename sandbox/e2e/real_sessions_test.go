@@ -47,12 +47,7 @@ func TestRealSessions(t *testing.T) {
 func TestRealRTMPViewer(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realRelease())
-	n.AllowAgent(t)
-	n.join(w.URI())
-	n.WaitServed(t, realApps()...)
-	d := n.daemon()
-	d.ready()
+	n, d := readyNode(t, w)
 	n.counts("nobody", 0, 0)
 	publisher := w.Publish(t, n.Node, "LiveApp", "stream1")
 	n.counts("an encoder", 1, 0)

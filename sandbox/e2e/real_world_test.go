@@ -145,6 +145,18 @@ func (d *realDaemon) end() {
 	}
 }
 
+// readyNode is a node that has joined, whose server tells the agent who is on it, and whose daemon says that it is ready.
+func readyNode(t testing.TB, w *realams.World) (*realNode, *realDaemon) {
+	t.Helper()
+	n := newRealNode(t, w, realRelease())
+	n.AllowAgent(t)
+	n.join(w.URI())
+	n.WaitServed(t, realApps()...)
+	d := n.daemon()
+	d.ready()
+	return n, d
+}
+
 // logs counts the lines of the daemon's log with a text.
 func (d *realDaemon) logs(text string) int {
 	count := 0
