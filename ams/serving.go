@@ -109,6 +109,34 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 	return a
 }
 
+// The marks that an application of the server leaves in its folder: it makes the first
+// at its first start and keeps it; it makes the second when it stops, and removes it in its
+// next start, once its context is complete (createInitializationProcess of 2.17.1).
+const (
+	initializedName = ".initialized"
+	closedName      = ".closed"
+)
+
+// Initialized reports whether an application of the installation in dir, below root, has
+// completed its context since its server was started, as far as its files tell. Before that,
+// nobody should ask it anything: from 2.16.2 on its first filter, when a request comes, makes
+// beans of a context that is half made, with the server's defaults in place of the
+// application's settings, and the server then saves those.
+//
+// A server that was killed left the marks of one that runs: the answer is true then, and
+// where the files cannot be looked at.
+func Initialized(root, dir, app string) bool {
+	if app == consoleApp {
+		return true
+	}
+	folder := filepath.Join(dir, webappsName, app)
+	if _, err := statBelow(root, filepath.Join(folder, closedName)); err == nil {
+		return false
+	}
+	_, err := statBelow(root, filepath.Join(folder, initializedName))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // get reads the beginning of an answer.
 func get(ctx context.Context, client *http.Client, url string) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

@@ -255,3 +255,33 @@ func TestApplications(t *testing.T) {
 		}
 	}
 }
+
+func TestInitialized(t *testing.T) {
+	for name, tt := range map[string]struct {
+		app   string
+		marks []string
+		want  bool
+	}{
+		"the first start":        {"LiveApp", nil, false},
+		"after a stop":           {"LiveApp", []string{".initialized", ".closed"}, false},
+		"made, and not deployed": {"LiveApp", []string{".closed"}, false},
+		"started":                {"LiveApp", []string{".initialized"}, true},
+		"the console":            {"root", nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			folder := filepath.Join(root, "ams/webapps", tt.app)
+			if err := os.MkdirAll(folder, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for _, mark := range tt.marks {
+				if err := os.WriteFile(filepath.Join(folder, mark), nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := Initialized(root, "/ams", tt.app); got != tt.want {
+				t.Errorf("%t, want %t", got, tt.want)
+			}
+		})
+	}
+}

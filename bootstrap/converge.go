@@ -656,7 +656,7 @@ func (m *Machine) starting(ctx context.Context, f *facts, began time.Time) bool 
 		began = started
 	}
 	young := time.Since(began) < startingTime
-	return slices.ContainsFunc(askAll(ctx, m.http(), f.install.BaseURL(), m.servingApps(f.install)), func(a ams.AppAnswer) bool {
+	return slices.ContainsFunc(askAll(ctx, m.asks(f.install, f.service), m.servingApps(f.install)), func(a ams.AppAnswer) bool {
 		return a.State == ams.AppStarting || young && !a.Serves()
 	})
 }

@@ -82,10 +82,14 @@ func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
 	if j.result.Restarted {
 		began = j.startedAt
 	}
+	ask := j.asks(j.facts.install, j.facts.service)
+	if j.result.Restarted {
+		ask = j.asks(j.facts.install, ams.State{Started: j.startedAt})
+	}
 	var served []AppServed
 	last := map[string]ams.AppAnswer{}
 	for first := true; ; first = false {
-		answers := askAll(ctx, j.http(), j.facts.install.BaseURL(), waiting)
+		answers := askAll(ctx, ask, waiting)
 		// Those that were not asked come first the next time.
 		slices.SortStableFunc(answers, func(a, b ams.AppAnswer) int { return wasAsked(a) - wasAsked(b) })
 		for i, a := range answers {
@@ -150,9 +154,30 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	return out
 }
 
+// asks makes what asks an application of the server whose service is st.
+func (m *Machine) asks(in *ams.Installation, st ams.State) func(context.Context, string) ams.AppAnswer {
+	client, base, started := m.http(), in.BaseURL(), m.serverStarted(st)
+	return func(ctx context.Context, app string) ams.AppAnswer {
+		if !initialized(in, app, started) {
+			return ams.AppAnswer{Name: app, State: ams.AppStarting}
+		}
+		return ams.CheckServing(ctx, client, base, app)
+	}
+}
+
+// initialized reports whether an application may be asked, as [ams.Initialized] does. It may
+// be where nobody knows when the server was started, and when its start takes too long: the
+// files that tell may be ones that the server cannot write.
+func initialized(in *ams.Installation, app string, started time.Time) bool {
+	if started.IsZero() || time.Since(started) >= startingTime {
+		return true
+	}
+	return ams.Initialized(in.Root, in.Dir, app)
+}
+
 // askAll asks several applications, some at a time and all within servingLimit. Those
 // that were not reached by then are [ams.AppNotAsked].
-func askAll(ctx context.Context, client *http.Client, base string, apps []string) []ams.AppAnswer {
+func askAll(ctx context.Context, ask func(context.Context, string) ams.AppAnswer, apps []string) []ams.AppAnswer {
 	ctx, cancel := context.WithTimeout(ctx, servingLimit)
 	defer cancel()
 	answers := make([]ams.AppAnswer, len(apps))
@@ -163,7 +188,7 @@ func askAll(ctx context.Context, client *http.Client, base string, apps []string
 			for i := int(next.Add(1)) - 1; i < len(apps); i = int(next.Add(1)) - 1 {
 				answers[i] = ams.AppAnswer{Name: apps[i], State: ams.AppNotAsked}
 				if ctx.Err() == nil {
-					answers[i] = ams.CheckServing(ctx, client, base, apps[i])
+					answers[i] = ask(ctx, apps[i])
 				}
 			}
 		})
@@ -190,6 +215,9 @@ type Server struct {
 	mu      sync.Mutex
 	install *ams.Installation
 	stamp   fileStamp // of the file that names the port
+	served  map[string]bool
+	started time.Time // of the server, as it was at the time of looked
+	looked  time.Time
 }
 
 type fileStamp struct {
@@ -199,7 +227,7 @@ type fileStamp struct {
 
 // Server prepares asking.
 func (m *Machine) Server() *Server {
-	s := &Server{m: m, client: m.HTTP}
+	s := &Server{m: m, client: m.HTTP, served: map[string]bool{}}
 	if s.client == nil {
 		s.client = ams.NewPollingClient(&s.conns)
 	}
@@ -223,7 +251,35 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
-	return ams.CheckServing(ctx, s.client, in.BaseURL(), app)
+	// One that served the last time is in no start: the port closes before that.
+	if !s.servedLast(app) && !initialized(in, app, s.serverStarted(ctx)) {
+		return ams.AppAnswer{Name: app, State: ams.AppStarting}
+	}
+	a := ams.CheckServing(ctx, s.client, in.BaseURL(), app)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.served[app] = a.Serves()
+	return a
+}
+
+func (s *Server) servedLast(app string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.served[app]
+}
+
+// serverStarted is [Machine.serverStarted], looked at once a second at most.
+func (s *Server) serverStarted(ctx context.Context) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.looked) >= time.Second {
+		st, err := s.m.Service.State(ctx)
+		s.looked, s.started = time.Now(), time.Time{}
+		if err == nil {
+			s.started = s.m.serverStarted(st)
+		}
+	}
+	return s.started
 }
 
 // Connections is how many connections [Server.Ask] has to the server: they are no

@@ -91,7 +91,10 @@ func TestAskAllBounds(t *testing.T) {
 			apps = append(apps, fmt.Sprintf("hangs-%d", i))
 		}
 		began := time.Now()
-		answers := askAll(t.Context(), client, "http://127.0.0.1:5080", apps)
+		ask := func(ctx context.Context, app string) ams.AppAnswer {
+			return ams.CheckServing(ctx, client, "http://127.0.0.1:5080", app)
+		}
+		answers := askAll(t.Context(), ask, apps)
 		if d := time.Since(began); d != servingLimit || most != maxAsks {
 			t.Errorf("%s, %d at a time", d, most)
 		}
@@ -306,6 +309,46 @@ func process(t *testing.T, root string, age time.Duration) int {
 	return pid
 }
 
+// From 2.16.2 on a question makes an application lose its settings while its context is being
+// made: it is not asked before its files tell that it is complete, unless that takes too long.
+func TestNotAskedInItsStart(t *testing.T) {
+	for name, tt := range map[string]struct {
+		marks []string
+		age   time.Duration // of the server
+		asked bool
+	}{
+		"the first start ever":                     {nil, time.Second, false},
+		"the first start ever takes long":          {nil, startingTime, true},
+		"a start after a stop":                     {[]string{".initialized", ".closed"}, time.Second, false},
+		"a start after a stop takes long":          {[]string{".initialized", ".closed"}, startingTime, true},
+		"it has started":                           {[]string{".initialized"}, time.Second, true},
+		"nobody knows when its server was started": {nil, -1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := false
+			m := &Machine{Root: t.TempDir(), HTTP: &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+				asked = true
+				return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
+			})}}
+			for _, mark := range tt.marks {
+				put(t, m, "ams/webapps/LiveApp/"+mark, "")
+			}
+			in := &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080}
+			st := ams.State{}
+			if tt.age >= 0 {
+				st.Started = time.Now().Add(-tt.age)
+			}
+			want := ams.AppAnswer{Name: "LiveApp", State: ams.AppStarting}
+			if tt.asked {
+				want = ams.AppAnswer{Name: "LiveApp", State: ams.AppServes, Code: http.StatusNotFound}
+			}
+			if got := askAll(t.Context(), m.asks(in, st), []string{"LiveApp"}); got[0] != want || asked != tt.asked {
+				t.Errorf("asked: %t, %+v, want %+v", asked, got[0], want)
+			}
+		})
+	}
+}
+
 // How a start shows, and that no server that hangs is waited for.
 func TestAwaitStarted(t *testing.T) {
 	const starting = "Application is getting initialized"
@@ -345,7 +388,8 @@ func TestAwaitStarted(t *testing.T) {
 					}
 					return tt.answers()
 				})}}
-				f := facts{install: &ams.Installation{HTTPPort: 5080, Apps: []ams.App{{Name: "LiveApp"}}}}
+				put(t, m, "ams/webapps/LiveApp/.initialized", "")
+				f := facts{install: &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080, Apps: []ams.App{{Name: "LiveApp"}}}}
 				switch tt.started {
 				case systemd:
 					f.service.Started = time.Now().Add(-tt.age)

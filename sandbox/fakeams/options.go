@@ -46,8 +46,8 @@ type Options struct {
 	// HostsFile, when set, makes liveness answer 500 unless this file names the
 	// host, as the server does when it cannot resolve its own name.
 	HostsFile string
-	// Litter writes into the installation what the server writes: instance id,
-	// markers of a clean stop, local databases.
+	// Litter writes into the installation what the server writes besides settings and
+	// the marks of starts and stops: instance id, local databases.
 	Litter bool
 	// Opening is how long after its HTTP port began to answer liveness is 500;
 	// default: not at all. After that it is 403 for [Behaviour.SlowStart].

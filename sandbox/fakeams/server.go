@@ -287,10 +287,8 @@ func (s *Server) startApps(ctx context.Context) {
 }
 
 func (s *Server) startApp(ctx context.Context, a app) (*mongo.Client, error) {
-	if s.o.Litter {
-		if err := s.litter(a); err != nil {
-			return nil, err
-		}
+	if err := s.mark(a); err != nil {
+		return nil, err
 	}
 	switch a.db.kind {
 	case "mapdb":
@@ -337,8 +335,11 @@ func passwordless(host string) string {
 	return host
 }
 
-// litter leaves the marks of a start.
-func (s *Server) litter(a app) error {
+// mark leaves the marks of a start.
+func (s *Server) mark(a app) error {
+	if a.name == "root" {
+		return nil // the console has none
+	}
 	dir := filepath.Join(s.o.Root, "webapps", a.name)
 	if err := os.Remove(filepath.Join(dir, ".closed")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -346,10 +347,17 @@ func (s *Server) litter(a app) error {
 	if err := os.WriteFile(filepath.Join(dir, ".initialized"), nil, 0o644); err != nil {
 		return err
 	}
-	if a.db.kind == "mapdb" {
+	if s.o.Litter && a.db.kind == "mapdb" {
 		return os.WriteFile(filepath.Join(s.o.Root, a.db.name+".db"), []byte("local database\n"), 0o644)
 	}
 	return nil
+}
+
+func (s *Server) markClosed(a app) error {
+	if a.name == "root" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(s.o.Root, "webapps", a.name, ".closed"), nil, 0o644)
 }
 
 // Stop is SIGTERM: streams are waited for and then abandoned, one application
@@ -384,10 +392,8 @@ func (s *Server) Stop(ctx context.Context) error {
 				errs = append(errs, err)
 			}
 		}
-		if s.o.Litter {
-			if err := os.WriteFile(filepath.Join(s.o.Root, "webapps", a.name, ".closed"), nil, 0o644); err != nil {
-				errs = append(errs, err)
-			}
+		if err := s.markClosed(a); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	s.finish(Stopped, nil)

@@ -16,7 +16,8 @@ import (
 
 // Snapshot lists everything below dir, sorted, one line each: type and mode, owner,
 // target of a link or digest of the content, path. Two equal snapshots are two
-// byte-identical trees; times are left out. Paths that begin with one of skip
+// byte-identical trees; times are left out, and so are the marks that the server makes and removes
+// at each start and stop (.initialized, .closed). Paths that begin with one of skip
 // (slash-separated, relative to dir) are left out too.
 func Snapshot(dir string, skip ...string) ([]string, error) {
 	return SnapshotBy(dir, func(_ string, content []byte) ([]byte, error) { return content, nil }, skip...)
@@ -38,6 +39,9 @@ func SnapshotBy(dir string, meaning func(path string, content []byte) ([]byte, e
 			if d.IsDir() {
 				return fs.SkipDir
 			}
+			return nil
+		}
+		if name := d.Name(); name == ".initialized" || name == ".closed" {
 			return nil
 		}
 		info, err := d.Info()
