@@ -652,11 +652,12 @@ func (m *Machine) awaitStarted(ctx context.Context, f *facts, began time.Time) {
 // 500, as one that is broken does: only a server that is young is given the benefit. Where its
 // age is not known, it is taken to have been started when this convergence began.
 func (m *Machine) starting(ctx context.Context, f *facts, began time.Time) bool {
-	if started := m.serverStarted(f.service); !started.IsZero() {
+	started := m.serverStarted(f.service)
+	if !started.IsZero() {
 		began = started
 	}
 	young := time.Since(began) < startingTime
-	return slices.ContainsFunc(askAll(ctx, m.asks(f.install, f.service), m.servingApps(f.install)), func(a ams.AppAnswer) bool {
+	return slices.ContainsFunc(askAll(ctx, m.http(), f.install, started, m.servingApps(f.install)), func(a ams.AppAnswer) bool {
 		return a.State == ams.AppStarting || young && !a.Serves()
 	})
 }

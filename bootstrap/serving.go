@@ -78,18 +78,16 @@ func (j *joiner) serve(ctx context.Context) error {
 // progress for each. It ends with ctx, and then returns a [NotServingError].
 func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
 	waiting := j.servingApps(j.facts.install)
-	began, reported := time.Now(), time.Now()
+	began, reported, started := time.Now(), time.Now(), j.startedAt
 	if j.result.Restarted {
-		began = j.startedAt
-	}
-	ask := j.asks(j.facts.install, j.facts.service)
-	if j.result.Restarted {
-		ask = j.asks(j.facts.install, ams.State{Started: j.startedAt})
+		began = started
+	} else {
+		started = j.serverStarted(j.facts.service)
 	}
 	var served []AppServed
 	last := map[string]ams.AppAnswer{}
 	for first := true; ; first = false {
-		answers := askAll(ctx, ask, waiting)
+		answers := askAll(ctx, j.http(), j.facts.install, started, waiting)
 		// Those that were not asked come first the next time.
 		slices.SortStableFunc(answers, func(a, b ams.AppAnswer) int { return wasAsked(a) - wasAsked(b) })
 		for i, a := range answers {
@@ -154,15 +152,12 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	return out
 }
 
-// asks makes what asks an application of the server whose service is st.
-func (m *Machine) asks(in *ams.Installation, st ams.State) func(context.Context, string) ams.AppAnswer {
-	client, base, started := m.http(), in.BaseURL(), m.serverStarted(st)
-	return func(ctx context.Context, app string) ams.AppAnswer {
-		if !initialized(in, app, started) {
-			return ams.AppAnswer{Name: app, State: ams.AppStarting}
-		}
-		return ams.CheckServing(ctx, client, base, app)
+// ask asks one application of the server that was started then, zero where nobody knows.
+func ask(ctx context.Context, client *http.Client, in *ams.Installation, started time.Time, app string) ams.AppAnswer {
+	if !initialized(in, app, started) {
+		return ams.AppAnswer{Name: app, State: ams.AppStarting}
 	}
+	return ams.CheckServing(ctx, client, in.BaseURL(), app)
 }
 
 // initialized reports whether an application may be asked, as [ams.Initialized] does. It may
@@ -175,9 +170,9 @@ func initialized(in *ams.Installation, app string, started time.Time) bool {
 	return ams.Initialized(in.Root, in.Dir, app)
 }
 
-// askAll asks several applications, some at a time and all within servingLimit. Those
+// askAll is ask for several applications, some at a time and all within servingLimit. Those
 // that were not reached by then are [ams.AppNotAsked].
-func askAll(ctx context.Context, ask func(context.Context, string) ams.AppAnswer, apps []string) []ams.AppAnswer {
+func askAll(ctx context.Context, client *http.Client, in *ams.Installation, started time.Time, apps []string) []ams.AppAnswer {
 	ctx, cancel := context.WithTimeout(ctx, servingLimit)
 	defer cancel()
 	answers := make([]ams.AppAnswer, len(apps))
@@ -188,7 +183,7 @@ func askAll(ctx context.Context, ask func(context.Context, string) ams.AppAnswer
 			for i := int(next.Add(1)) - 1; i < len(apps); i = int(next.Add(1)) - 1 {
 				answers[i] = ams.AppAnswer{Name: apps[i], State: ams.AppNotAsked}
 				if ctx.Err() == nil {
-					answers[i] = ask(ctx, apps[i])
+					answers[i] = ask(ctx, client, in, started, apps[i])
 				}
 			}
 		})
@@ -216,8 +211,11 @@ type Server struct {
 	install *ams.Installation
 	stamp   fileStamp // of the file that names the port
 	served  map[string]bool
-	started time.Time // of the server, as it was at the time of looked
-	looked  time.Time
+
+	// Held while the service manager is asked, which must not keep the others from mu.
+	startedMu sync.Mutex
+	started   time.Time // of the server, as it was at the time of looked
+	looked    time.Time
 }
 
 type fileStamp struct {
@@ -252,10 +250,11 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
 	// One that served the last time is in no start: the port closes before that.
-	if !s.servedLast(app) && !initialized(in, app, s.serverStarted(ctx)) {
-		return ams.AppAnswer{Name: app, State: ams.AppStarting}
+	var started time.Time
+	if !s.servedLast(app) {
+		started = s.serverStarted(ctx)
 	}
-	a := ams.CheckServing(ctx, s.client, in.BaseURL(), app)
+	a := ask(ctx, s.client, in, started, app)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.served[app] = a.Serves()
@@ -270,8 +269,8 @@ func (s *Server) servedLast(app string) bool {
 
 // serverStarted is [Machine.serverStarted], looked at once a second at most.
 func (s *Server) serverStarted(ctx context.Context) time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.startedMu.Lock()
+	defer s.startedMu.Unlock()
 	if time.Since(s.looked) >= time.Second {
 		st, err := s.m.Service.State(ctx)
 		s.looked, s.started = time.Now(), time.Time{}

@@ -91,10 +91,7 @@ func TestAskAllBounds(t *testing.T) {
 			apps = append(apps, fmt.Sprintf("hangs-%d", i))
 		}
 		began := time.Now()
-		ask := func(ctx context.Context, app string) ams.AppAnswer {
-			return ams.CheckServing(ctx, client, "http://127.0.0.1:5080", app)
-		}
-		answers := askAll(t.Context(), ask, apps)
+		answers := askAll(t.Context(), client, &ams.Installation{HTTPPort: 5080}, time.Time{}, apps)
 		if d := time.Since(began); d != servingLimit || most != maxAsks {
 			t.Errorf("%s, %d at a time", d, most)
 		}
@@ -334,15 +331,15 @@ func TestNotAskedInItsStart(t *testing.T) {
 				put(t, m, "ams/webapps/LiveApp/"+mark, "")
 			}
 			in := &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080}
-			st := ams.State{}
+			var started time.Time
 			if tt.age >= 0 {
-				st.Started = time.Now().Add(-tt.age)
+				started = time.Now().Add(-tt.age)
 			}
 			want := ams.AppAnswer{Name: "LiveApp", State: ams.AppStarting}
 			if tt.asked {
 				want = ams.AppAnswer{Name: "LiveApp", State: ams.AppServes, Code: http.StatusNotFound}
 			}
-			if got := askAll(t.Context(), m.asks(in, st), []string{"LiveApp"}); got[0] != want || asked != tt.asked {
+			if got := askAll(t.Context(), m.HTTP, in, started, []string{"LiveApp"}); got[0] != want || asked != tt.asked {
 				t.Errorf("asked: %t, %+v, want %+v", asked, got[0], want)
 			}
 		})

@@ -217,14 +217,14 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if in == nil {
 		return
 	}
+	started := m.serverStarted(v.State)
 	v.Liveness = ams.CheckLiveness(ctx, m.http(), in.BaseURL())
 	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
-		v.Applications = askAll(ctx, m.asks(in, v.State), m.servingApps(in))
+		v.Applications = askAll(ctx, m.http(), in, started, m.servingApps(in))
 	}
 	if p, err := ams.ReadProcess(m.Root, v.State.MainPID); err == nil && p.HostAddressKnown {
 		v.HostAddress = &p.HostAddress
 	}
-	started := m.serverStarted(v.State)
 	if started.IsZero() || !v.State.Running() {
 		return
 	}
