@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/amsagent/amsagent/files"
 )
@@ -117,24 +118,38 @@ const (
 	closedName      = ".closed"
 )
 
-// Initialized reports whether an application of the installation in dir, below root, has
-// completed its context since its server was started, as far as its files tell. Before that,
-// nobody should ask it anything: from 2.16.2 on its first filter, when a request comes, makes
-// beans of a context that is half made, with the server's defaults in place of the
-// application's settings, and the server then saves those.
+// Initialized reports whether an application has completed its context since its server was
+// started, as far as its files tell. Before that, nobody should ask it anything: from 2.16.2
+// on its first filter, when a request comes, makes beans of a context that is half made, with
+// the server's defaults in place of the application's settings, and the server then saves
+// those. An application of 2.10 or before may be asked at any time; in between nobody looked.
 //
-// A server that was killed left the marks of one that runs: the answer is true then, and
-// where the files cannot be looked at.
-func Initialized(root, dir, app string) bool {
-	if app == consoleApp {
+// A server that was killed left the marks of one that runs. Where started is not zero, the
+// start has to have left a sign of its own, too: a mark that was made or removed, or in
+// cluster mode the settings, which the server saves at the end. The next start of one that
+// was killed leaves no sign in standalone mode.
+//
+// The answer is true where the files cannot be looked at.
+func (in *Installation) Initialized(app string, started time.Time) bool {
+	if app == consoleApp || in.Release.Known() && !in.Release.AtLeast(2, 11) {
 		return true
 	}
-	folder := filepath.Join(dir, webappsName, app)
-	if _, err := statBelow(root, filepath.Join(folder, closedName)); err == nil {
+	folder := filepath.Join(in.Dir, webappsName, app)
+	if _, err := statBelow(in.Root, filepath.Join(folder, closedName)); err == nil {
 		return false
 	}
-	_, err := statBelow(root, filepath.Join(folder, initializedName))
-	return !errors.Is(err, fs.ErrNotExist)
+	switch _, err := statBelow(in.Root, filepath.Join(folder, initializedName)); {
+	case errors.Is(err, fs.ErrNotExist):
+		return false
+	case err != nil || started.IsZero():
+		return true
+	}
+	for _, sign := range []string{folder, filepath.Join(folder, appFileName)} {
+		if info, err := statBelow(in.Root, sign); err != nil || !info.Modified.Before(started) {
+			return true
+		}
+	}
+	return false
 }
 
 // get reads the beginning of an answer.

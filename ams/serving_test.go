@@ -257,30 +257,70 @@ func TestApplications(t *testing.T) {
 }
 
 func TestInitialized(t *testing.T) {
+	started := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+	const before, at, after = -time.Second, 0, time.Millisecond
+	var never time.Duration = 1 << 40
 	for name, tt := range map[string]struct {
-		app   string
-		marks []string
-		want  bool
+		app              string
+		marks            []string
+		folder, settings time.Duration // when they were changed, counted from the start
+		want             bool
 	}{
-		"the first start":        {"LiveApp", nil, false},
-		"after a stop":           {"LiveApp", []string{".initialized", ".closed"}, false},
-		"made, and not deployed": {"LiveApp", []string{".closed"}, false},
-		"started":                {"LiveApp", []string{".initialized"}, true},
-		"the console":            {"root", nil, true},
+		"the first start":                 {"LiveApp", nil, after, before, false},
+		"after a stop":                    {"LiveApp", []string{".initialized", ".closed"}, before, before, false},
+		"stopping":                        {"LiveApp", []string{".initialized", ".closed"}, after, after, false},
+		"made, and not deployed":          {"LiveApp", []string{".closed"}, before, before, false},
+		"started":                         {"LiveApp", []string{".initialized"}, after, before, true},
+		"started, by a coarse clock":      {"LiveApp", []string{".initialized"}, at, before, true},
+		"after a kill":                    {"LiveApp", []string{".initialized"}, before, before, false},
+		"after a kill, saved":             {"LiveApp", []string{".initialized"}, before, after, true},
+		"after a kill, without settings":  {"LiveApp", []string{".initialized"}, before, never, true},
+		"the console":                     {"root", nil, before, before, true},
+		"the console without its folders": {"root", nil, never, never, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
 			folder := filepath.Join(root, "ams/webapps", tt.app)
-			if err := os.MkdirAll(folder, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			for _, mark := range tt.marks {
-				if err := os.WriteFile(filepath.Join(folder, mark), nil, 0o644); err != nil {
+			settings := filepath.Join(folder, "WEB-INF/red5-web.properties")
+			if tt.folder != never {
+				if err := os.MkdirAll(filepath.Dir(settings), 0o755); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if got := Initialized(root, "/ams", tt.app); got != tt.want {
+			names := []string{}
+			for _, mark := range tt.marks {
+				names = append(names, filepath.Join(folder, mark))
+			}
+			if tt.settings != never {
+				names = append(names, settings)
+			}
+			for _, name := range names {
+				if err := os.WriteFile(name, nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for name, when := range map[string]time.Duration{folder: tt.folder, settings: tt.settings} {
+				if when == never {
+					continue
+				}
+				if err := os.Chtimes(name, started.Add(when), started.Add(when)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			in := &Installation{Root: root, Dir: "/ams"}
+			if got := in.Initialized(tt.app, started); got != tt.want {
 				t.Errorf("%t, want %t", got, tt.want)
+			}
+			// Where nobody knows when the server was started, the marks alone tell.
+			want := tt.want || len(tt.marks) == 1 && tt.marks[0] == initializedName
+			if got := in.Initialized(tt.app, time.Time{}); got != want {
+				t.Errorf("without the time of the start: %t, want %t", got, want)
+			}
+			for version, want := range map[string]bool{"2.10.0": true, "2.11.0": tt.want, "3.0.3": tt.want} {
+				in.Release = Release{Version: version}
+				if got := in.Initialized(tt.app, started); got != want {
+					t.Errorf("%s: %t, want %t", version, got, want)
+				}
 			}
 		})
 	}

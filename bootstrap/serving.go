@@ -160,14 +160,19 @@ func ask(ctx context.Context, client *http.Client, in *ams.Installation, started
 	return ams.CheckServing(ctx, client, in.BaseURL(), app)
 }
 
-// initialized reports whether an application may be asked, as [ams.Initialized] does. It may
+// initialized reports whether an application may be asked, as [ams.Installation.Initialized] does. It may
 // be where nobody knows when the server was started, and when its start takes too long: the
-// files that tell may be ones that the server cannot write.
+// files that tell may be ones that the server cannot write, and one that was killed leaves
+// marks that tell nothing of its next start in standalone mode.
 func initialized(in *ams.Installation, app string, started time.Time) bool {
-	if started.IsZero() || time.Since(started) >= startingTime {
+	age := time.Since(started)
+	if started.IsZero() || age >= startingTime {
 		return true
 	}
-	return ams.Initialized(in.Root, in.Dir, app)
+	if age < 0 {
+		started = time.Time{} // by a clock that was set back: no file's time is compared with it
+	}
+	return in.Initialized(app, started)
 }
 
 // askAll is ask for several applications, some at a time and all within servingLimit. Those

@@ -309,41 +309,105 @@ func process(t *testing.T, root string, age time.Duration) int {
 // From 2.16.2 on a question makes an application lose its settings while its context is being
 // made: it is not asked before its files tell that it is complete, unless that takes too long.
 func TestNotAskedInItsStart(t *testing.T) {
+	const unknown = -time.Hour
+	mark, closed := ".initialized", ".closed"
 	for name, tt := range map[string]struct {
 		marks []string
 		age   time.Duration // of the server
+		old   bool          // no file is newer than the server
 		asked bool
 	}{
-		"the first start ever":                     {nil, time.Second, false},
-		"the first start ever takes long":          {nil, startingTime, true},
-		"a start after a stop":                     {[]string{".initialized", ".closed"}, time.Second, false},
-		"a start after a stop takes long":          {[]string{".initialized", ".closed"}, startingTime, true},
-		"it has started":                           {[]string{".initialized"}, time.Second, true},
-		"nobody knows when its server was started": {nil, -1, true},
+		"the first start ever":                        {nil, time.Second, true, false},
+		"the first start ever takes long":             {nil, startingTime, true, true},
+		"a start after a stop":                        {[]string{mark, closed}, time.Second, true, false},
+		"a start after a stop takes long":             {[]string{mark, closed}, startingTime, true, true},
+		"it has started":                              {[]string{mark}, time.Second, false, true},
+		"a start after a kill":                        {[]string{mark}, time.Second, true, false},
+		"a start after a kill takes long":             {[]string{mark}, startingTime, true, true},
+		"nobody knows when its server was started":    {nil, unknown, true, true},
+		"the clock was set back since it has started": {[]string{mark}, -time.Minute, true, true},
+		"the clock was set back in its start":         {nil, -time.Minute, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			asked := false
-			m := &Machine{Root: t.TempDir(), HTTP: &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-				asked = true
+			m := joinedTree(t)
+			asked := 0
+			m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+				asked++
 				return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
-			})}}
-			for _, mark := range tt.marks {
-				put(t, m, "ams/webapps/LiveApp/"+mark, "")
-			}
-			in := &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080}
+			})}
 			var started time.Time
-			if tt.age >= 0 {
+			if tt.age != unknown {
 				started = time.Now().Add(-tt.age)
 			}
-			want := ams.AppAnswer{Name: "LiveApp", State: ams.AppStarting}
-			if tt.asked {
-				want = ams.AppAnswer{Name: "LiveApp", State: ams.AppServes, Code: http.StatusNotFound}
+			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: started}}
+			app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
+			for _, mark := range tt.marks {
+				put(t, m, filepath.Join(app, mark), "")
 			}
-			if got := askAll(t.Context(), m.HTTP, in, started, []string{"LiveApp"}); got[0] != want || asked != tt.asked {
-				t.Errorf("asked: %t, %+v, want %+v", asked, got[0], want)
+			if tt.old {
+				for _, file := range []string{"", "WEB-INF/red5-web.properties"} {
+					before := started.Add(-time.Second)
+					if err := os.Chtimes(filepath.Join(m.Root, app, file), before, before); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			in, err := m.open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, times := ams.AppAnswer{Name: "LiveApp", State: ams.AppStarting}, 0
+			if tt.asked {
+				want, times = ams.AppAnswer{Name: "LiveApp", State: ams.AppServes, Code: http.StatusNotFound}, 1
+			}
+			if got := askAll(t.Context(), m.HTTP, in, started, []string{"LiveApp"}); got[0] != want || asked != times {
+				t.Errorf("asked %d times: %+v, want %+v", asked, got[0], want)
+			}
+			asked = 0
+			if got := m.Server().Ask(t.Context(), "LiveApp"); got != want || asked != times {
+				t.Errorf("the daemon asked %d times: %+v, want %+v", asked, got, want)
 			}
 		})
 	}
+}
+
+// An application that served the last time is in no start: the service manager, which may hang, is not asked.
+func TestServesIsAskedAlone(t *testing.T) {
+	m := joinedTree(t)
+	synctest.Test(t, func(t *testing.T) {
+		code := http.StatusNotFound
+		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: code, Body: http.NoBody}, nil
+		})}
+		looked := 0
+		m.Service = countedService{serviceThat{state: ams.State{Activity: ams.ActivityActive}}, &looked}
+		s := m.Server()
+		ask := func(serves bool, want int) {
+			t.Helper()
+			if a := s.Ask(t.Context(), "LiveApp"); a.Serves() != serves || looked != want {
+				t.Errorf("%+v; the service manager was asked %d times, want %d", a, looked, want)
+			}
+			_ = pause(t.Context(), 600*time.Millisecond)
+		}
+		ask(true, 1)
+		ask(true, 1)
+		code = http.StatusInternalServerError
+		ask(false, 1)
+		ask(false, 2)
+		ask(false, 2)
+		ask(false, 3)
+	})
+}
+
+// countedService counts the questions.
+type countedService struct {
+	serviceThat
+	asked *int
+}
+
+func (s countedService) State(ctx context.Context) (ams.State, error) {
+	*s.asked++
+	return s.serviceThat.State(ctx)
 }
 
 // How a start shows, and that no server that hangs is waited for.

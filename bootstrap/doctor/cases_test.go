@@ -129,6 +129,10 @@ func serverCases() []aCase {
 		}, Warning, "", "another database"},
 		{IDSettings, "broken", func(c *clinic) { c.put(container, "<beans>") }, Unknown, "", "do not tell a mode"},
 
+		{IDAppName, "none lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=LiveApp\n") }, Good, "", "none is lost"},
+		{IDAppName, "lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=\n") }, Warning, "", `appName is empty in "LiveApp"`},
+		{IDAppName, "no server", noServer, Unknown, "", ""},
+
 		{IDBlanks, "none", nil, Good, "", "none"},
 		{IDBlanks, "behind a marker", func(c *clinic) { c.edit1(container, "<!-- cluster start", "<!-- cluster start   ") }, Good, "", "do no harm"},
 		{IDBlanks, "behind a marker of a node", func(c *clinic) {

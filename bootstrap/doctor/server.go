@@ -127,6 +127,31 @@ func seeApps(_ *patient, in *bootstrap.Inspection) Result {
 	return good("%s", few(names))
 }
 
+// checkAppNames finds applications that the server started with its own defaults and saved so:
+// see [ams.Installation.Initialized]. The name stays empty in later starts.
+func checkAppNames(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		if in.Install == nil {
+			return one(noInstall())
+		}
+		var nameless []string
+		for _, a := range in.Install.Apps {
+			s, ok := p.read(a.File, a.Name)
+			if !ok {
+				continue
+			}
+			if name, set := s.props.Get("appName"); set && name == "" {
+				nameless = append(nameless, strconv.Quote(a.Name))
+			}
+		}
+		if len(nameless) > 0 {
+			return one(warning("stop the server, write appName and the settings that were lost into red5-web.properties, and start it",
+				"appName is empty in %s: somebody asked them over HTTP in the middle of a start, and the server saved its defaults over their settings", few(nameless)))
+		}
+		return one(good("none is lost"))
+	})(ctx, p)
+}
+
 // confFiles are the files of the installation that AMS reads and writes itself.
 func confFiles(in *ams.Installation) []ams.File {
 	files := []ams.File{in.Container, in.Server}

@@ -14,6 +14,7 @@ import (
 // theirs: see package bootstrap.
 const (
 	IDApps        = "AMS-APP"           // the applications
+	IDAppName     = "AMS-APP-NAME"      // an application lost its name, and its settings
 	IDSettings    = "AMS-SETTINGS"      // files that do not agree about the mode
 	IDBlanks      = "AMS-BLANKS"        // blanks at the end of values
 	IDRedis       = "AMS-REDIS"         // Redis, and nobody meant it
@@ -60,6 +61,7 @@ func checks() []check {
 		{bootstrap.IDFile, GroupServer, "settings files", preflight(seeFiles, bootstrap.IDFile, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink,
 			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost)},
 		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared)},
+		{IDAppName, GroupServer, "names of the applications", checkAppNames},
 		{bootstrap.IDFileOwner, GroupServer, "owners of the files", checkOwners},
 		{IDSettings, GroupServer, "agreement of the settings", checkSettings},
 		{IDBlanks, GroupServer, "blanks at the end of values", checkBlanks},

@@ -32,7 +32,10 @@ func TestRealWhileStarting(t *testing.T) {
 		is   func() bool
 	}{
 		{"the port is open", func() bool { return n.Local("/rest/v2/liveness") != 0 }},
-		{"the applications are being initialized", func() bool { return n.Served("LiveApp") == http.StatusForbidden }},
+		// LiveApp is the last. Who asks it now takes its settings.
+		{"the applications are being initialized", func() bool {
+			return n.Local("/rest/v2/liveness") == http.StatusOK && n.Served("LiveApp") == 0
+		}},
 		{"the first application serves", func() bool {
 			for _, app := range realApps() {
 				if n.Served(app) == http.StatusOK {

@@ -209,7 +209,8 @@ func (n *realNode) files() map[string]string {
 }
 
 // settled waits until the server has written its settings: it does so a moment after
-// an application serves.
+// an application serves. Each has to have kept its name, which one that was asked in the
+// middle of its start loses, with all that an operator set.
 func (n *realNode) settled() map[string]string {
 	n.t.Helper()
 	n.WaitServed(n.t, realApps()...)
@@ -224,6 +225,12 @@ func (n *realNode) settled() map[string]string {
 		}
 		return ""
 	})
+	for _, app := range realApps() {
+		text := last[realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties"]
+		if name := regexp.MustCompile(`(?m)^appName=(.*)$`).FindStringSubmatch(text); name != nil && name[1] != app {
+			n.t.Errorf("%s is named %q", app, name[1])
+		}
+	}
 	return last
 }
 

@@ -55,10 +55,8 @@ func (s *Server) serveApp(ctx context.Context, name string) bool {
 	if !wait(ctx, s.o.AppStart/2) {
 		return false
 	}
-	if s.o.SaveAtStart && s.in.cluster && name != console {
-		if err := s.save(ctx, name, nil); err != nil {
-			s.log.Error("settings were not saved", "app", name, "err", err)
-		}
+	if err := s.complete(ctx, name); err != nil {
+		s.log.Error("an application's start left no mark, or settings were not saved", "app", name, "err", err)
 	}
 	s.setAppState(name, AppInitializing)
 	if !wait(ctx, s.o.AppStart/2) {
@@ -67,6 +65,36 @@ func (s *Server) serveApp(ctx context.Context, name string) bool {
 	s.setAppState(name, AppServing)
 	s.log.Info("an application serves", "app", name)
 	return true
+}
+
+// complete is what an application does when its context is complete: it leaves the marks of a
+// start, and in cluster mode saves its settings. The console does neither.
+func (s *Server) complete(ctx context.Context, name string) error {
+	a, ok := s.app(name)
+	if !ok || name == console {
+		return nil
+	}
+	if err := s.mark(a.app); err != nil || !s.in.cluster {
+		return err
+	}
+	switch {
+	case a.disturbed:
+		return s.save(ctx, name, map[string]string{"appName": "", "hlsListSize": "15"})
+	case s.o.SaveAtStart:
+		return s.save(ctx, name, nil)
+	}
+	now := time.Now()
+	return os.Chtimes(s.settingsFile(name), now, now)
+}
+
+// disturb is a request while the context is made: from 2.16.2 on the first filter of an
+// application makes its settings before they have values.
+func (s *Server) disturb(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.apps[name]; a != nil && a.state == AppMaking {
+		a.disturbed = s.in.release.atLeast(release{2, 16, 2})
+	}
 }
 
 func (s *Server) setAppState(name string, state AppState) {
@@ -176,6 +204,7 @@ func (s *Server) application(next func(http.ResponseWriter, *http.Request, appRu
 		case b.Applications != 0:
 			tomcat(w, b.Applications, http.StatusText(b.Applications))
 		case rt.state == AppMaking:
+			s.disturb(rt.name)
 			tomcat(w, http.StatusInternalServerError, "")
 		case rt.state == AppServing && rt.err == nil && s.State() == Up:
 			if status, why := b.filtered(rest); status != 0 {

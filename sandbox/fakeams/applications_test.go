@@ -195,6 +195,37 @@ func TestSavesSettingsAtStart(t *testing.T) {
 	}
 }
 
+// A question in the middle of a start takes the settings of an application, and of no other; a release that does not
+// filter then keeps them.
+func TestAskedInItsStart(t *testing.T) {
+	t.Parallel()
+	for release, want := range map[string]string{"2.16.2": "", "2.16.1": "LiveApp"} {
+		t.Run(release, func(t *testing.T) {
+			t.Parallel()
+			m := mongo1(t, mongod.Options{})
+			tr := install(t, tree.Options{Apps: []string{"WebRTCApp"}})
+			join(t, tr, m.Addr())
+			o := quick(tr)
+			o.SaveAtStart, o.AppStart, o.Release = true, 2*time.Second, release
+			s := start(t, o)
+			eventually(t, "LiveApp to make its context", func() bool {
+				status, _ := request(t, "GET", "http://"+s.HTTPAddr()+"/LiveApp/rest/v2/version")
+				return status == http.StatusInternalServerError
+			})
+			await(t, "all to serve", s.Serving())
+			for app, want := range map[string]string{"LiveApp": want, "WebRTCApp": "WebRTCApp"} {
+				saved, err := os.ReadFile(tr.App(app))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !strings.Contains(string(saved), "\nappName="+want+"\n") {
+					t.Errorf("%s is not named %q", app, want)
+				}
+			}
+		})
+	}
+}
+
 // Java itself writes the same bytes.
 func TestWritesAsJavaDoes(t *testing.T) {
 	t.Parallel()

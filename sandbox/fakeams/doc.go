@@ -12,17 +12,19 @@
 // Its start has the three moments of the real one's, far apart there: the HTTP port
 // opens, and liveness is 500, 403 and 200; the server registers itself; then its
 // applications come up one by one, each answering 403 "Application is getting
-// initialized" (500 while its context is made) until it serves, LiveApp last. In
-// cluster mode the real server saves each application's settings meanwhile, in place
-// and in java.util.Properties' way, and so does this one with [Options.SaveAtStart].
+// initialized" (500 while its context is made) until it serves, LiveApp last. When its
+// context is complete, each leaves the marks of a start, and in cluster mode the real server
+// saves its settings, in place and in java.util.Properties' way; so does this one with
+// [Options.SaveAtStart], and else sets the file's time only. One that is asked anything while
+// its context is made saves defaults and an empty name, as the real one does from 2.16.2 on.
 //
 // Publishers and viewers come and go as they are told to. A stop or a crash cuts
 // those who are there, as the server's does, and [Stats] counts them: a drain that
 // did its work has cut none.
 //
-// It never streams anything, and it writes into the installation only when asked
-// to ([Options.Litter], [Options.SaveAtStart], the control port). What the cluster part of the server does is known from its
-// interfaces and its traces only; where those are silent, so is the stand-in.
+// It never streams anything, and besides that it writes into the installation only when
+// asked to ([Options.Litter], the control port). What the cluster part of the server does is
+// known from its interfaces and its traces only; where those are silent, so is the stand-in.
 //
 // Never compared with the real server, for want of the Enterprise Edition: what its
 // cluster part sends and stores beside clusternode (settings of applications in

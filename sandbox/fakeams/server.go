@@ -78,9 +78,10 @@ type Server struct {
 
 type appRuntime struct {
 	app
-	state  AppState
-	client *mongo.Client // nil: local database
-	err    error         // why it did not start
+	state     AppState
+	disturbed bool          // while its context was made
+	client    *mongo.Client // nil: local database
+	err       error         // why it did not start
 }
 
 func (a appRuntime) broadcasts() *mongo.Collection {
@@ -287,9 +288,6 @@ func (s *Server) startApps(ctx context.Context) {
 }
 
 func (s *Server) startApp(ctx context.Context, a app) (*mongo.Client, error) {
-	if err := s.mark(a); err != nil {
-		return nil, err
-	}
 	switch a.db.kind {
 	case "mapdb":
 		return nil, nil
@@ -337,9 +335,6 @@ func passwordless(host string) string {
 
 // mark leaves the marks of a start.
 func (s *Server) mark(a app) error {
-	if a.name == "root" {
-		return nil // the console has none
-	}
 	dir := filepath.Join(s.o.Root, "webapps", a.name)
 	if err := os.Remove(filepath.Join(dir, ".closed")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

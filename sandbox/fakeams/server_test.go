@@ -605,7 +605,7 @@ func TestLitter(t *testing.T) {
 	o := quick(tr)
 	o.Litter = true
 	s := start(t, o)
-	await(t, "ready", s.Ready())
+	await(t, "all to serve", s.Serving())
 	id, err := os.ReadFile(tr.Conf("instanceId"))
 	if err != nil || string(id)+s.Address() != s.NodeID() {
 		t.Errorf("instanceId %q, %v; node %s", id, err, s.NodeID())

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/internal/amstable"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -61,10 +62,11 @@ func TestTable(t *testing.T) {
 			}
 			return b
 		},
-		Client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
-		URL:    func() string { return "http://" + s.HTTPAddr() },
-		Token:  token(serverSecret, "{}"),
-		Apps:   []string{"LiveApp", "WebRTCAppEE", "live"}, Address: o.HostAddress, MongoHost: host,
+		Complete: (&ams.Installation{Root: tr.Root, Dir: ams.DefaultDir}).Initialized,
+		Client:   &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		URL:      func() string { return "http://" + s.HTTPAddr() },
+		Token:    token(serverSecret, "{}"),
+		Apps:     []string{"LiveApp", "WebRTCAppEE", "live"}, Address: o.HostAddress, MongoHost: host,
 		Mongo: database(t, m.URI(), "clusterdb").Client(),
 	})
 }

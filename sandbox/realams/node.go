@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/ams"
 )
 
 // Home is where the server is installed, and Service the service command.
@@ -173,6 +175,9 @@ func (n *Node) Start(t testing.TB, args ...string) *Process {
 	return startProcess(t, n.box.command(args...))
 }
 
+// pidFile is written when the server is started.
+const pidFile = "/run/antmedia.pid"
+
 // Asked lists what the service was asked for so far besides its status: start, stop,
 // restart.
 func (n *Node) Asked() []string {
@@ -185,7 +190,7 @@ func (n *Node) Asked() []string {
 
 // Server returns the process id of the server, as seen from here; 0 when there is none.
 func (n *Node) Server() int {
-	b, err := os.ReadFile(n.Path("/run/antmedia.pid"))
+	b, err := os.ReadFile(n.Path(pidFile))
 	if err != nil {
 		return 0
 	}
@@ -233,8 +238,15 @@ func (n *Node) Signal(t testing.TB, sig syscall.Signal) {
 }
 
 // Served asks the REST interface of one application from the node itself, where it
-// is open to everybody, and tells the HTTP status; 0 is no answer.
-func (n *Node) Served(app string) int { return n.Local("/" + app + "/rest/v2/version") }
+// is open to everybody, and tells the HTTP status; 0 is no answer, or that its context is not
+// complete, when nobody should ask.
+func (n *Node) Served(app string) int {
+	begun, err := os.Stat(n.Path(pidFile))
+	if in := (&ams.Installation{Root: n.Path("/"), Dir: Home}); err != nil || !in.Initialized(app, begun.ModTime()) {
+		return 0
+	}
+	return n.Local("/" + app + "/rest/v2/version")
+}
 
 // Local asks the server from the node itself.
 func (n *Node) Local(path string) int {

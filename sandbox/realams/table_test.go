@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/sandbox/internal/amstable"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
@@ -58,10 +59,11 @@ func table(t *testing.T, release string) {
 		Settings: func(t *testing.T, app string) []byte {
 			return []byte(n.Read(t, realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties"))
 		},
-		Client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: n.Dial, DisableKeepAlives: true}},
-		URL:    func() string { return "http://127.0.0.1:5080" },
-		Token:  realams.Token(),
-		Apps:   []string{"LiveApp", "WebRTCApp", "live"}, Address: n.Address, MongoHost: host,
+		Complete: (&ams.Installation{Root: n.Path("/"), Dir: realams.Home}).Initialized,
+		Client:   &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: n.Dial, DisableKeepAlives: true}},
+		URL:      func() string { return "http://127.0.0.1:5080" },
+		Token:    realams.Token(),
+		Apps:     []string{"LiveApp", "WebRTCApp", "live"}, Address: n.Address, MongoHost: host,
 		Mongo: mongo,
 	})
 }

@@ -33,6 +33,8 @@ type Server struct {
 	Publish func(t *testing.T, app, stream string) (end func())
 	// Settings is the text of an application's red5-web.properties.
 	Settings func(t *testing.T, app string) []byte
+	// Complete is [ams.Installation.Initialized] of an application of the server that was started then.
+	Complete func(app string, started time.Time) bool
 	// Client asks it at URL, and keeps no connection. Token is the agent's.
 	Client *http.Client
 	URL    func() string
@@ -55,7 +57,7 @@ func Hold(t *testing.T, s Server) {
 		name string
 		is   func(*testing.T)
 	}{
-		{"liveness and the document come before the applications, which refuse until they serve", h.starts},
+		{"the first start", h.complete},
 		{"the document", h.document},
 		{"the applications' files are written anew, with Java's escapes", h.settings},
 		{"answers without a token", h.answers},
@@ -63,7 +65,8 @@ func Hold(t *testing.T, s Server) {
 		{"a stream", h.stream},
 		{"a stop with nobody on it waits for nothing and leaves the document", h.stops},
 		{"the next start takes the document up, and keeps the settings", h.startsAgain},
-		{"a kill leaves the document", h.kills},
+		{"a kill leaves the document, and marks that the next start is told from", h.kills},
+		{"liveness and the document come before the applications, which refuse until they serve", h.starts}, // the last: it may take their names
 	} {
 		if !t.Run(line.name, line.is) {
 			return
@@ -143,6 +146,8 @@ func (h *held) serves(t *testing.T) bool {
 
 // starts: no answer and 500 come at moments that differ from start to start.
 func (h *held) starts(t *testing.T) {
+	h.Stop(t)
+	at := h.beat(t)
 	h.Start(t)
 	answers := map[string][]int{}
 	var order []string
@@ -165,7 +170,7 @@ func (h *held) starts(t *testing.T) {
 		}
 		ask(statistics, statistics, h.Token)
 		ask(noToken, statistics, "")
-		if n, err := h.nodes().CountDocuments(t.Context(), bson.M{}); err == nil && n > 0 {
+		if h.beat(t) > at {
 			first("document")
 		}
 		all := true
@@ -220,8 +225,14 @@ func (h *held) document(t *testing.T) {
 	if ip, kind := doc.Lookup("ip").StringValue(), doc.Lookup("_t").StringValue(); ip != h.Address || kind != "ClusterNode" {
 		t.Errorf("ip %s, _t %s", ip, kind)
 	}
-	at := doc.Lookup("lastUpdateTime").Int64()
-	h.until(t, "a beat", func() bool { return h.one(t).Lookup("lastUpdateTime").Int64() > at })
+	at := h.beat(t)
+	h.until(t, "a beat", func() bool { return h.beat(t) > at })
+}
+
+// beat is the time of the last one.
+func (h *held) beat(t *testing.T) int64 {
+	t.Helper()
+	return h.one(t).Lookup("lastUpdateTime").Int64()
 }
 
 func (h *held) settings(t *testing.T) {
@@ -371,16 +382,37 @@ func (h *held) gone(t *testing.T) {
 }
 
 func (h *held) startsAgain(t *testing.T) {
-	at := h.one(t).Lookup("lastUpdateTime").Int64()
+	at := h.beat(t)
 	before := h.keys(t)
-	h.Start(t)
-	h.until(t, "all applications", func() bool { return h.serves(t) })
-	h.until(t, "a beat", func() bool { return h.one(t).Lookup("lastUpdateTime").Int64() > at })
+	h.complete(t)
+	h.until(t, "a beat", func() bool { return h.beat(t) > at })
 	if id := h.one(t).Lookup("_id").StringValue(); id != h.id {
 		t.Errorf("the document is %s, was %s", id, h.id)
 	}
 	if diff := cmp.Diff(before, h.keys(t)); diff != "" {
 		t.Errorf("the settings are others after a start (-before +after):\n%s", diff)
+	}
+}
+
+// complete starts it, and asks no application anything before its context is complete: it has
+// its name then. From 2.16.2 on, one that is asked before that may lose it, and for good.
+func (h *held) complete(t *testing.T) {
+	t.Helper()
+	started := time.Now()
+	for _, app := range h.Apps {
+		if h.Complete(app, started) {
+			t.Errorf("%s is complete before the start", app)
+		}
+	}
+	h.Start(t)
+	h.until(t, "all applications to be complete", func() bool {
+		return !slices.ContainsFunc(h.Apps, func(app string) bool { return !h.Complete(app, started) })
+	})
+	h.until(t, "all applications", func() bool { return h.serves(t) })
+	for _, app := range h.Apps {
+		if got, _ := properties(t, h.Settings(t, app)).Get("appName"); got != app {
+			t.Errorf("%s is named %q", app, got)
+		}
 	}
 }
 
@@ -405,4 +437,5 @@ func (h *held) keys(t *testing.T) map[string][]string {
 func (h *held) kills(t *testing.T) {
 	h.Kill(t)
 	h.gone(t)
+	h.complete(t)
 }
