@@ -22,6 +22,9 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
+// noStream is the stream that applications are asked for. There is none of that name.
+const noStream = "amsagent-readiness"
+
 const (
 	// servingPath is a stream that is not there. It is the cheapest call of an
 	// application that needs what a viewer needs: the application's context, and an
@@ -29,11 +32,12 @@ const (
 	// latter, and they are answered while every player waits in vain. The filters of
 	// an application (JWT, addresses) refuse it with a reason of their own; from
 	// 2.10.0 on only once the application is initialized.
-	servingPath = "/rest/v2/broadcasts/amsagent-readiness"
+	servingPath = "/rest/v2/broadcasts/" + noStream
 	// playingPath is a playlist that is not there. 2.4.3 says here alone for how long
 	// an application is not initialized: its JWT filter, which is in force although
-	// its settings have no JWT, refuses servingPath until then.
-	playingPath = "/streams/amsagent-readiness.m3u8"
+	// its settings have no JWT, refuses servingPath until then. And from 2.16.2 on it fails where
+	// an application was not deployed, as one whose web.xml is broken.
+	playingPath = "/streams/" + noStream + ".m3u8"
 	// servingBody is how much of an answer is read: a page of Tomcat's is 700 bytes.
 	servingBody = 8 << 10
 )
@@ -49,8 +53,8 @@ const (
 	// AppStarting: 403, "Application is getting initialized". A stopping server
 	// says so, too.
 	AppStarting AppServing = "is getting initialized"
-	// AppFailing: 500 and above. The context of an application is being made, or
-	// is broken.
+	// AppFailing: 500 and above. The context of an application is being made, or is
+	// broken, or there is none.
 	AppFailing AppServing = "fails"
 	// AppSilent: no answer in time. The server hangs, or its MongoDB is away.
 	AppSilent AppServing = "does not answer"
@@ -92,8 +96,11 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 		asked = strings.TrimSuffix(base, "/") + livenessPath
 	}
 	r, err := get(ctx, client, asked)
-	if err == nil && r.code == http.StatusForbidden && app != consoleApp && !initializing(r.body) {
-		if played, perr := get(ctx, client, folder+playingPath); perr != nil || initializing(played.body) {
+	refused := r.code == http.StatusForbidden && !initializing(r.body)
+	nobody := r.code == http.StatusNotFound && unclaimed(r.body)
+	if err == nil && app != consoleApp && (refused || nobody) {
+		played, perr := get(ctx, client, folder+playingPath)
+		if perr != nil || initializing(played.body) || nobody && played.code >= http.StatusInternalServerError {
 			r, err = played, perr
 		}
 	}
@@ -160,6 +167,10 @@ func get(ctx context.Context, client *http.Client, url string) (reply, error) {
 	}
 	return call(client, req, servingBody)
 }
+
+// unclaimed recognizes a page of Tomcat's own, which names what was asked for: no application
+// took the request. An application's own has no such name in it.
+func unclaimed(body []byte) bool { return bytes.Contains(body, []byte(noStream)) }
 
 // initializing recognizes the two reasons of the server's filters: "Application is
 // getting initialized" and "Server is getting initialized.".

@@ -107,6 +107,45 @@ func TestCheckServingOldFilter(t *testing.T) {
 	}
 }
 
+// An application that was not deployed has no REST interface, and its players get an error from 2.16.2 on. One that has none
+// of its own serves players.
+func TestCheckServingNotDeployed(t *testing.T) {
+	nobody := func(path string) string {
+		return page("The requested resource [" + strings.ReplaceAll(path, "/", "&#47;") + "] is not available")
+	}
+	for name, tt := range map[string]struct {
+		playing int
+		want    AppAnswer
+	}{
+		"not deployed":           {500, AppAnswer{"LiveApp", AppFailing, 500, "it answers 500 Internal Server Error"}},
+		"not deployed in 2.10.0": {404, AppAnswer{"LiveApp", AppServes, 404, ""}},
+		"players need a token":   {403, AppAnswer{"LiveApp", AppServes, 404, ""}},
+		"hangs":                  {0, AppAnswer{Name: "LiveApp", State: AppSilent}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				code := http.StatusNotFound
+				if strings.HasSuffix(r.URL.Path, ".m3u8") {
+					code = tt.playing
+				}
+				if code == 0 {
+					cancel()
+					<-r.Context().Done()
+					return
+				}
+				w.WriteHeader(code)
+				_, _ = io.WriteString(w, nobody(r.URL.Path))
+			}))
+			defer srv.Close()
+			if diff := cmp.Diff(tt.want, CheckServing(ctx, nil, srv.URL, "LiveApp")); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestCheckServingNoAnswer(t *testing.T) {
 	l, err := net.Listen("tcp", ownPort)
 	if err != nil {

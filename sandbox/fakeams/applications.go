@@ -199,8 +199,10 @@ func (s *Server) application(next func(http.ResponseWriter, *http.Request, appRu
 		b := s.behaviour()
 		rest := strings.HasPrefix(r.URL.Path, "/"+rt.name+"/rest/")
 		switch {
+		case !ok && strings.HasSuffix(r.URL.Path, ".m3u8") && s.in.release.atLeast(release{2, 16, 2}):
+			w.WriteHeader(http.StatusInternalServerError) // the console's filter takes it, and fails
 		case !ok:
-			tomcat(w, http.StatusNotFound, "The requested resource is not available")
+			unclaimed(w, r)
 		case b.Applications != 0:
 			tomcat(w, b.Applications, http.StatusText(b.Applications))
 		case rt.state == AppMaking:
@@ -247,6 +249,11 @@ func tomcat(w http.ResponseWriter, status int, why string) {
 	_, _ = fmt.Fprintf(w, text+"</body></html>", status, http.StatusText(status), html.EscapeString(why))
 }
 
+// unclaimed is the answer where no application, or nothing in it, takes a request.
+func unclaimed(w http.ResponseWriter, r *http.Request) {
+	tomcat(w, http.StatusNotFound, "The requested resource ["+r.URL.Path+"] is not available")
+}
+
 func (s *Server) appRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /{app}/play/{stream}", s.application(s.play))
 	mux.HandleFunc("GET /{app}/rest/v2/version", s.application(func(w http.ResponseWriter, r *http.Request, _ appRuntime) {
@@ -262,9 +269,7 @@ func (s *Server) appRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /{app}/streams/{file}", s.application(func(w http.ResponseWriter, r *http.Request, rt appRuntime) {
 		s.broadcast(w, r, rt, strings.TrimSuffix(r.PathValue("file"), ".m3u8"))
 	}))
-	mux.HandleFunc("GET /{app}/", s.application(func(w http.ResponseWriter, _ *http.Request, _ appRuntime) {
-		tomcat(w, http.StatusNotFound, "The requested resource is not available")
-	}))
+	mux.HandleFunc("GET /{app}/", s.application(func(w http.ResponseWriter, r *http.Request, _ appRuntime) { unclaimed(w, r) }))
 }
 
 // allowedIP is the filter of REST calls as it is shipped: this machine only.

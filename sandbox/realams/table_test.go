@@ -64,6 +64,7 @@ func table(t *testing.T, release string) {
 		URL:      func() string { return "http://127.0.0.1:5080" },
 		Token:    realams.Token(),
 		Apps:     []string{"LiveApp", "WebRTCApp", "live"}, Address: n.Address, MongoHost: host,
+		Old:   release == "2.10.0",
 		Mongo: mongo,
 	})
 }

@@ -41,6 +41,8 @@ type Server struct {
 	Token  string
 	// Apps are its applications without the console; LiveApp is one of them.
 	Apps []string
+	// Old is a release before 2.16.2.
+	Old bool
 	// Address is the node's, and MongoHost what db.host is once it is a node.
 	Address, MongoHost string
 	// Mongo is the cluster's memory.
@@ -277,6 +279,16 @@ func (h *held) answers(t *testing.T) {
 		if got, body := h.get(t, path, ""); got != want {
 			t.Errorf("%s answers %d, want %d: %s", path, got, want, body)
 		}
+	}
+	for app, want := range map[string]bool{"LiveApp": true, "none": false} {
+		path := "/" + app + "/rest/v2/broadcasts/nobody"
+		if got, body := h.get(t, path, ""); got != http.StatusNotFound || strings.Contains(string(body), "nobody") == want {
+			t.Errorf("%s answers %d: %s", path, got, body)
+		}
+	}
+	playing, _ := h.get(t, "/none/streams/nobody.m3u8", "")
+	if want := map[bool]int{true: 404, false: 500}[h.Old]; playing != want {
+		t.Errorf("a player of an application that is not there gets %d, want %d", playing, want)
 	}
 	if got, _ := h.get(t, statistics, h.Token+"x"); got != http.StatusForbidden {
 		t.Errorf("with a wrong token %s answers %d", statistics, got)
