@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
@@ -561,6 +562,12 @@ func TestRealOneMemberNamed(t *testing.T) {
 		return f.ID == bootstrap.IDMongoMember && strings.Contains(f.Hint, "replicaSet=rs0")
 	}) {
 		t.Errorf("a join does not warn: %+v, %v", res, err)
+	}
+	checks := doctor.Run(t.Context(), doctor.Options{Machine: a.machine, Join: bootstrap.JoinRequest{Mongo: a.client.Target(), Identify: a.o.Identify}})
+	if !slices.ContainsFunc(checks, func(r doctor.Result) bool {
+		return r.ID == bootstrap.IDMongoMember && r.Verdict == doctor.Warning && strings.Contains(r.Hint, "replicaSet=rs0")
+	}) {
+		t.Errorf("doctor does not warn: %+v", checks)
 	}
 	all := connect(t, s.URI(), cluster.Options{})
 	if f, err := all.ServerFacts(t.Context()); err != nil || f.OneNamed {
