@@ -255,6 +255,30 @@ func TestDaemonFromTags(t *testing.T) {
 	if strings.Contains(p.text(), "id=AMS-DRIFT") {
 		t.Errorf("a restart took the machine back to where its tag says")
 	}
+
+	// A tag that changes takes effect at the next look, for good, and restarts no server.
+	touched := h.touches()
+	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:role"] = "origin" })
+	p.signal(syscall.SIGHUP)
+	origin := func(when string) {
+		t.Helper()
+		until(t, when+" the node is an origin", func() string {
+			n := h.row()
+			out, code := h.run("status", "-o", "json")
+			if n.Role != "origin" || n.State != cluster.StateActive || code != 0 || !strings.Contains(out, `"role": "origin"`) || strings.Contains(out, `"edge"`) {
+				return fmt.Sprintf("%+v; exit %d: %s", n, code, out)
+			}
+			return ""
+		})
+	}
+	origin("after a reload")
+	p.end(syscall.SIGTERM)
+	p = h.daemon()
+	p.beats()
+	origin("after a restart")
+	if now := h.touches(); now != touched {
+		t.Errorf("a tag touched the service %d times", now-touched)
+	}
 }
 
 // TestDaemonMayNot: the settings say that a person joins.

@@ -76,12 +76,12 @@ func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
 	if err := g.mayChange("converge"); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
-	defer cancel()
 	identify := g.whoami
 	if s, err := m.StateFile(); err == nil && s != nil && s.Phase == bootstrap.PhaseJoined {
 		identify = m.AskNow(ctx, identify) // first: the instance's tags may say another role

@@ -58,12 +58,12 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	if err := g.mayChange("deregister"); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
-	defer cancel()
 	res := &deregisterResult{Removed: []string{}}
 	if opts.onShutdown {
 		down, err := goesDown(ctx, nodeUnit)

@@ -66,13 +66,13 @@ func newJoinCommand(g *globals) *cobra.Command {
 }
 
 func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
 	m, err := g.bootstrapMachine(opts.offline)
 	if err != nil {
 		return err
 	}
 	handleDaemon(m)
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
-	defer cancel()
 	req := bootstrap.JoinRequest{
 		ForceAddress: g.settings.ForceAddress, AddressKept: g.addressKept(), Forget: g.dropped,
 		Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Replace: opts.replace,

@@ -55,13 +55,13 @@ func newLeaveCommand(g *globals) *cobra.Command {
 }
 
 func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
 	m, err := g.bootstrapMachine(opts.offline)
 	if err != nil {
 		return err
 	}
 	handleDaemon(m)
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
-	defer cancel()
 	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun}
 	if !opts.offline {
 		req.Identify = func(ctx context.Context) (metadata.Instance, error) {

@@ -100,13 +100,13 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 			*list.into = append(*list.into, item)
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
 	}
 	handleDaemon(m)
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
-	defer cancel()
 	res, err := m.Seal(ctx, req)
 	g.findings(res.Warnings)
 	if err = g.failure("seal", err); err != nil {

@@ -60,12 +60,12 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	defer cancel()
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
-	defer cancel()
 	req := bootstrap.StatusRequest{
 		Valve:    bootstrap.Valve(g.settings.RemoteIPValve),
 		Identify: g.whoami,
