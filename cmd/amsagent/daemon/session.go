@@ -107,13 +107,18 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target,
 	if err != nil {
 		known = nil // the convergence says it
 	}
+	identify := within(ask, d.o.Identify)
+	if known != nil && known.Phase == bootstrap.PhaseJoined {
+		inst, err := identify(bound) // first: it is what reads the tags
+		identify = func(context.Context) (metadata.Instance, error) { return inst, err }
+	}
 	now := d.o.Settings()
 	s.Role, s.Group = now.Role, now.Group
 	var c *bootstrap.Convergence
 	err = d.step(keepsJoined, func() error {
 		var err error
 		req := d.converging(s, mongo)
-		req.Known, req.Identify = known, within(ask, req.Identify)
+		req.Known, req.Identify = known, identify
 		c, err = d.o.Machine.Converge(bound, req)
 		return err
 	})
