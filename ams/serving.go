@@ -53,9 +53,14 @@ const (
 	// AppStarting: 403, "Application is getting initialized". A stopping server
 	// says so, too.
 	AppStarting AppServing = "is getting initialized"
-	// AppFailing: 500 and above. The context of an application is being made, or is
-	// broken, or there is none.
+	// AppFailing: 500 and above. The context of an application is being made, or
+	// is broken.
 	AppFailing AppServing = "fails"
+	// AppMissing: the server has no such application, and its players get an error.
+	AppMissing AppServing = "is not deployed"
+	// AppWaits: the server has no such application yet, and nobody can miss it. Who asks
+	// decides that.
+	AppWaits AppServing = "waits for the server's next start"
 	// AppSilent: no answer in time. The server hangs, or its MongoDB is away.
 	AppSilent AppServing = "does not answer"
 	// AppSlow: it serves, later than its viewers wait. Who asks decides that.
@@ -74,8 +79,9 @@ type AppAnswer struct {
 	Detail string     `json:"detail,omitempty"`
 }
 
-// Serves reports whether viewers of this application are served.
-func (a AppAnswer) Serves() bool { return a.State == AppServes }
+// Serves reports whether all viewers of this application are served: one that waits for the
+// server's next start has none.
+func (a AppAnswer) Serves() bool { return a.State == AppServes || a.State == AppWaits }
 
 // String is the answer as a sentence without a full stop.
 func (a AppAnswer) String() string {
@@ -97,10 +103,10 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 	}
 	r, err := get(ctx, client, asked)
 	refused := r.code == http.StatusForbidden && !initializing(r.body)
-	nobody := r.code == http.StatusNotFound && unclaimed(r.body)
-	if err == nil && app != consoleApp && (refused || nobody) {
+	unclaimed := r.code == http.StatusNotFound && namesStream(r.body)
+	if err == nil && app != consoleApp && (refused || unclaimed) {
 		played, perr := get(ctx, client, folder+playingPath)
-		if perr != nil || initializing(played.body) || nobody && played.code >= http.StatusInternalServerError {
+		if perr != nil || initializing(played.body) || unclaimed && played.code >= http.StatusInternalServerError {
 			r, err = played, perr
 		}
 	}
@@ -109,6 +115,8 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 	}
 	a := AppAnswer{Name: app, State: AppServes, Code: r.code}
 	switch {
+	case unclaimed && r.code >= http.StatusInternalServerError:
+		a.State = AppMissing
 	case r.code >= http.StatusInternalServerError:
 		a.State, a.Detail = AppFailing, fmt.Sprintf("it answers %d %s", r.code, http.StatusText(r.code))
 	case r.code == http.StatusForbidden && (app == consoleApp || initializing(r.body)):
@@ -159,6 +167,13 @@ func (in *Installation) Initialized(app string, started time.Time) bool {
 	return false
 }
 
+// MadeSince reports whether an application was put there after a time, as the panel and
+// create_app.sh do while the server runs, by when its web.xml was last changed in any way.
+func (in *Installation) MadeSince(app string, t time.Time) bool {
+	info, err := statBelow(in.Root, filepath.Join(in.Dir, webappsName, app, "WEB-INF/web.xml"))
+	return err == nil && info.Changed.After(t)
+}
+
 // get reads the beginning of an answer.
 func get(ctx context.Context, client *http.Client, url string) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -168,9 +183,9 @@ func get(ctx context.Context, client *http.Client, url string) (reply, error) {
 	return call(client, req, servingBody)
 }
 
-// unclaimed recognizes a page of Tomcat's own, which names what was asked for: no application
-// took the request. An application's own has no such name in it.
-func unclaimed(body []byte) bool { return bytes.Contains(body, []byte(noStream)) }
+// namesStream recognizes a page of Tomcat's own, which names what was asked for: no
+// application took the request. An application's own has no such name in it.
+func namesStream(body []byte) bool { return bytes.Contains(body, []byte(noStream)) }
 
 // initializing recognizes the two reasons of the server's filters: "Application is
 // getting initialized" and "Server is getting initialized.".

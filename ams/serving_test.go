@@ -6,6 +6,7 @@ package ams
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -117,7 +118,7 @@ func TestCheckServingNotDeployed(t *testing.T) {
 		playing int
 		want    AppAnswer
 	}{
-		"not deployed":           {500, AppAnswer{"LiveApp", AppFailing, 500, "it answers 500 Internal Server Error"}},
+		"not deployed":           {500, AppAnswer{"LiveApp", AppMissing, 500, ""}},
 		"not deployed in 2.10.0": {404, AppAnswer{"LiveApp", AppServes, 404, ""}},
 		"players need a token":   {403, AppAnswer{"LiveApp", AppServes, 404, ""}},
 		"hangs":                  {0, AppAnswer{Name: "LiveApp", State: AppSilent}},
@@ -362,5 +363,23 @@ func TestInitialized(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestMadeSince(t *testing.T) {
+	root := t.TempDir()
+	in := &Installation{Root: root, Dir: "/ams"}
+	now := time.Now()
+	if in.MadeSince("LiveApp", now.Add(-time.Hour)) {
+		t.Error("one that is not there was made")
+	}
+	name := filepath.Join(root, "ams/webapps/LiveApp/WEB-INF/web.xml")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, nil, 0o644), os.Chtimes(name, time.Time{}, now.Add(-2*time.Hour))); err != nil {
+		t.Fatal(err)
+	}
+	for age, want := range map[time.Duration]bool{time.Hour: true, -time.Hour: false} {
+		if got := in.MadeSince("LiveApp", now.Add(-age)); got != want {
+			t.Errorf("made in the last %s: %t, although its archive is old", age, got)
+		}
 	}
 }

@@ -157,20 +157,25 @@ func ask(ctx context.Context, client *http.Client, in *ams.Installation, started
 	if !initialized(in, app, started) {
 		return ams.AppAnswer{Name: app, State: ams.AppStarting}
 	}
-	return ams.CheckServing(ctx, client, in.BaseURL(), app)
+	a := ams.CheckServing(ctx, client, in.BaseURL(), app)
+	if a.State == ams.AppMissing && (started.IsZero() || in.MadeSince(app, started)) {
+		a.State = ams.AppWaits
+	}
+	return a
 }
 
-// initialized reports whether an application may be asked, as [ams.Installation.Initialized] does. It may
-// be where nobody knows when the server was started, and when its start takes too long: the
-// files that tell may be ones that the server cannot write, and one that was killed leaves
-// marks that tell nothing of its next start in standalone mode.
+// initialized reports whether an application may be asked, as [ams.Installation.Initialized]
+// does. It may be where nobody knows when the server was started, and when its start takes
+// too long: the files that tell may be ones that the server cannot write, and one that was
+// killed leaves marks that tell nothing of its next start in standalone mode. One that was
+// made while the server runs has the same time.
 func initialized(in *ams.Installation, app string, started time.Time) bool {
 	age := time.Since(started)
-	if started.IsZero() || age >= startingTime {
-		return true
-	}
-	if age < 0 {
-		started = time.Time{} // by a clock that was set back: no file's time is compared with it
+	switch {
+	case started.IsZero(), age >= startingTime:
+		return !in.MadeSince(app, time.Now().Add(-startingTime)) || in.Initialized(app, time.Time{})
+	case age < 0: // by a clock that was set back: no file's time is compared with it
+		started = time.Time{}
 	}
 	return in.Initialized(app, started)
 }

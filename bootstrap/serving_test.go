@@ -316,17 +316,21 @@ func TestNotAskedInItsStart(t *testing.T) {
 		age   time.Duration // of the server
 		old   bool          // no file is newer than the server
 		asked bool
+		made  bool // now, while the server runs
 	}{
-		"the first start ever":                        {nil, time.Second, true, false},
-		"the first start ever takes long":             {nil, startingTime, true, true},
-		"a start after a stop":                        {[]string{mark, closed}, time.Second, true, false},
-		"a start after a stop takes long":             {[]string{mark, closed}, startingTime, true, true},
-		"it has started":                              {[]string{mark}, time.Second, false, true},
-		"a start after a kill":                        {[]string{mark}, time.Second, true, false},
-		"a start after a kill takes long":             {[]string{mark}, startingTime, true, true},
-		"nobody knows when its server was started":    {nil, unknown, true, true},
-		"the clock was set back since it has started": {[]string{mark}, -time.Minute, true, true},
-		"the clock was set back in its start":         {nil, -time.Minute, true, false},
+		"the first start ever":                        {nil, time.Second, true, false, false},
+		"the first start ever takes long":             {nil, startingTime, true, true, false},
+		"a start after a stop":                        {[]string{mark, closed}, time.Second, true, false, false},
+		"a start after a stop takes long":             {[]string{mark, closed}, startingTime, true, true, false},
+		"it has started":                              {[]string{mark}, time.Second, false, true, false},
+		"a start after a kill":                        {[]string{mark}, time.Second, true, false, false},
+		"a start after a kill takes long":             {[]string{mark}, startingTime, true, true, false},
+		"nobody knows when its server was started":    {nil, unknown, true, true, false},
+		"the clock was set back since it has started": {[]string{mark}, -time.Minute, true, true, false},
+		"the clock was set back in its start":         {nil, -time.Minute, true, false, false},
+		"the panel makes it":                          {nil, time.Hour, false, false, true},
+		"the panel makes it, of unknown start":        {nil, unknown, false, false, true},
+		"the panel has made it":                       {[]string{mark}, time.Hour, false, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := joinedTree(t)
@@ -343,6 +347,9 @@ func TestNotAskedInItsStart(t *testing.T) {
 			app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
 			for _, mark := range tt.marks {
 				put(t, m, filepath.Join(app, mark), "")
+			}
+			if tt.made {
+				put(t, m, filepath.Join(app, "WEB-INF/web.xml"), "")
 			}
 			if tt.old {
 				for _, file := range []string{"", "WEB-INF/red5-web.properties"} {
@@ -368,6 +375,37 @@ func TestNotAskedInItsStart(t *testing.T) {
 				t.Errorf("the daemon asked %d times: %+v, want %+v", asked, got, want)
 			}
 		})
+	}
+}
+
+// What the server does not have fails, unless it was made since the server was started, which takes it up at its next start.
+func TestNotDeployed(t *testing.T) {
+	client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		code := http.StatusNotFound
+		if strings.HasSuffix(r.URL.Path, ".m3u8") {
+			code = http.StatusInternalServerError
+		}
+		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(r.URL.Path))}, nil
+	})}
+	m := joinedTree(t)
+	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
+	put(t, m, filepath.Join(app, "WEB-INF/web.xml"), "")
+	put(t, m, filepath.Join(app, ".initialized"), "")
+	in, err := m.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		started time.Time
+		want    ams.AppServing
+	}{
+		"broken":                 {time.Now().Add(time.Minute), ams.AppMissing},
+		"made since":             {time.Now().Add(-time.Hour), ams.AppWaits},
+		"the start is not known": {time.Time{}, ams.AppWaits},
+	} {
+		if got := ask(t.Context(), client, in, tt.started, "LiveApp"); got.State != tt.want || got.Serves() != (tt.want == ams.AppWaits) {
+			t.Errorf("%s: %+v", name, got)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -37,6 +38,7 @@ func TestRealAdmin(t *testing.T) {
 	n.serverName("media.example.org")
 	n.idle(10 * time.Second) // the server writes its settings
 	written := n.files()
+	n.named(written, "inpanel")
 	n.quiet(d, look)
 	n.asked("the daemon, after changes in the panel,", asked)
 	n.same("the daemon, after changes in the panel,", written)
@@ -59,6 +61,12 @@ func TestRealAdmin(t *testing.T) {
 	n.same("the daemon, after enable_ssl.sh and create_app.sh,", written)
 	if code := d.readyz(); code != http.StatusOK {
 		t.Errorf("/readyz answers %d after create_app.sh, and viewers are served", code)
+	}
+	d.end()
+	d = n.daemon()
+	d.ready()
+	if out, code := n.Run(t, bins.agent, "status", "-o", "json"); code != 0 || !strings.Contains(out, string(ams.AppWaits)) {
+		t.Errorf("status after create_app.sh: exit %d\n%s", code, out)
 	}
 
 	n.MustRun(t, "bash", realams.Home+"/change_server_mode.sh", "standalone")

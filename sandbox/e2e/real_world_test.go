@@ -225,13 +225,19 @@ func (n *realNode) settled() map[string]string {
 		}
 		return ""
 	})
-	for _, app := range realApps() {
-		text := last[realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties"]
+	n.named(last, realApps()...)
+	return last
+}
+
+// named looks that applications have kept their names.
+func (n *realNode) named(files map[string]string, apps ...string) {
+	n.t.Helper()
+	for _, app := range apps {
+		text := files[realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties"]
 		if name := regexp.MustCompile(`(?m)^appName=(.*)$`).FindStringSubmatch(text); name != nil && name[1] != app {
 			n.t.Errorf("%s is named %q", app, name[1])
 		}
 	}
-	return last
 }
 
 // same compares files with what they were.
