@@ -58,9 +58,9 @@ const (
 	AppFailing AppServing = "fails"
 	// AppMissing: the server has no such application, and its players get an error.
 	AppMissing AppServing = "is not deployed"
-	// AppWaits: the server has no such application yet, and nobody can miss it. Who asks
+	// AppWaits: it was put there while the server runs, which has not taken it up. Who asks
 	// decides that.
-	AppWaits AppServing = "waits for the server's next start"
+	AppWaits AppServing = "is not deployed yet"
 	// AppSilent: no answer in time. The server hangs, or its MongoDB is away.
 	AppSilent AppServing = "does not answer"
 	// AppSlow: it serves, later than its viewers wait. Who asks decides that.
@@ -79,8 +79,8 @@ type AppAnswer struct {
 	Detail string     `json:"detail,omitempty"`
 }
 
-// Serves reports whether all viewers of this application are served: one that waits for the
-// server's next start has none.
+// Serves reports whether all viewers of this application are served: one that is not deployed
+// yet has none.
 func (a AppAnswer) Serves() bool { return a.State == AppServes || a.State == AppWaits }
 
 // String is the answer as a sentence without a full stop.

@@ -152,32 +152,33 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	return out
 }
 
-// ask asks one application of the server that was started then, zero where nobody knows.
+// ask asks one application of the server that was started then, zero where nobody knows. It
+// does not before the application has completed its context, as far as
+// [ams.Installation.Initialized] tells, for a time: the files that tell may be ones that the
+// server cannot write, and one that was killed leaves marks that tell nothing of its next
+// start in standalone mode.
 func ask(ctx context.Context, client *http.Client, in *ams.Installation, started time.Time, app string) ams.AppAnswer {
-	if !initialized(in, app, started) {
-		return ams.AppAnswer{Name: app, State: ams.AppStarting}
+	starts := ams.AppAnswer{Name: app, State: ams.AppStarting}
+	switch now := time.Now(); {
+	case started.IsZero(), now.Sub(started) >= startingTime:
+		if in.MadeSince(app, now.Add(-startingTime)) && !in.Initialized(app, time.Time{}) {
+			if !started.IsZero() {
+				starts.State = ams.AppWaits // it was made while the server runs
+			}
+			return starts
+		}
+	case now.Before(started): // by a clock that was set back: no file's time is compared with it
+		if !in.Initialized(app, time.Time{}) {
+			return starts
+		}
+	case !in.Initialized(app, started):
+		return starts
 	}
 	a := ams.CheckServing(ctx, client, in.BaseURL(), app)
 	if a.State == ams.AppMissing && (started.IsZero() || in.MadeSince(app, started)) {
 		a.State = ams.AppWaits
 	}
 	return a
-}
-
-// initialized reports whether an application may be asked, as [ams.Installation.Initialized]
-// does. It may be where nobody knows when the server was started, and when its start takes
-// too long: the files that tell may be ones that the server cannot write, and one that was
-// killed leaves marks that tell nothing of its next start in standalone mode. One that was
-// made while the server runs has the same time.
-func initialized(in *ams.Installation, app string, started time.Time) bool {
-	age := time.Since(started)
-	switch {
-	case started.IsZero(), age >= startingTime:
-		return !in.MadeSince(app, time.Now().Add(-startingTime)) || in.Initialized(app, time.Time{})
-	case age < 0: // by a clock that was set back: no file's time is compared with it
-		started = time.Time{}
-	}
-	return in.Initialized(app, started)
 }
 
 // askAll is ask for several applications, some at a time and all within servingLimit. Those

@@ -145,7 +145,9 @@ func (s *Server) CreateApplication(ctx context.Context, name string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("creating an application: %w", err)
 	}
-	if err := os.WriteFile(file, []byte(javaProperties(props, s.now())), 0o644); err != nil {
+	if err := errors.Join(
+		os.WriteFile(file, []byte(javaProperties(props, s.now())), 0o644), os.WriteFile(filepath.Join(filepath.Dir(file), "web.xml"), nil, 0o644),
+	); err != nil {
 		return fmt.Errorf("creating an application: %w", err)
 	}
 	made := model

@@ -332,7 +332,7 @@ func (s *serving) take(r answered) (news bool) {
 	news = a.answer != r.answer || !s.calm()
 	a.answer, a.asking, a.next = r.answer, false, a.sent.Add(askPeriod)
 	if r.answer.Serves() {
-		a.failing, a.served = time.Time{}, true
+		a.failing, a.served = time.Time{}, a.served || r.answer.State != ams.AppWaits
 		return news
 	}
 	if a.failing.IsZero() {

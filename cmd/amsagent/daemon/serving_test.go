@@ -392,8 +392,10 @@ func TestApplicationsComeAndGo(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
 		// The panel makes one: its folder is there before it serves.
-		w.f.set(ams.AppFailing, "shop")
+		w.f.set(ams.AppWaits, "shop")
 		w.f.have("LiveApp", "live", "shop")
+		w.stays(true, time.Minute)
+		w.f.set(ams.AppFailing, "shop")
 		w.stays(true, time.Minute)
 		if _, r := w.ready(); r.Applications["shop"] != "fails" {
 			t.Errorf("%+v", r)
