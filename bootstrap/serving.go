@@ -27,6 +27,8 @@ const (
 	// at a time: the server's user decides how many there are, and when they answer.
 	servingLimit = 2 * time.Second
 	maxAsks      = 8
+	// serviceLimit bounds asking the service manager when the server was started.
+	serviceLimit = time.Second
 	// servedPath remembers which release has served viewers on this machine.
 	servedPath = StateDir + "/served.json"
 	// enteredPath remembers in which boot, and under which address, this machine was seen
@@ -283,6 +285,8 @@ func (s *Server) serverStarted(ctx context.Context) time.Time {
 	s.startedMu.Lock()
 	defer s.startedMu.Unlock()
 	if time.Since(s.looked) >= time.Second {
+		ctx, cancel := context.WithTimeout(ctx, serviceLimit) // where it hangs, the application answers all the same
+		defer cancel()
 		st, err := s.m.Service.State(ctx)
 		s.looked, s.started = time.Now(), time.Time{}
 		if err == nil {

@@ -440,6 +440,34 @@ func TestServesIsAskedAlone(t *testing.T) {
 	})
 }
 
+// A service manager that hangs keeps no application from being asked.
+func TestAskedWhileTheServiceManagerHangs(t *testing.T) {
+	m := joinedTree(t)
+	synctest.Test(t, func(t *testing.T) {
+		m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, r.Context().Err()
+		})}
+		m.Service = hangingService{}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		s := m.Server()
+		for _, app := range []string{"LiveApp", "live"} {
+			if a := s.Ask(ctx, app); !a.Serves() || time.Since(began) != serviceLimit {
+				t.Errorf("after %s: %+v", time.Since(began), a)
+			}
+		}
+	})
+}
+
+// hangingService answers nothing.
+type hangingService struct{ serviceThat }
+
+func (hangingService) State(ctx context.Context) (ams.State, error) {
+	<-ctx.Done()
+	return ams.State{}, ctx.Err()
+}
+
 // countedService counts the questions.
 type countedService struct {
 	serviceThat
