@@ -176,6 +176,11 @@ func ask(ctx context.Context, client *http.Client, in *ams.Installation, started
 	case !in.Initialized(app, started):
 		return starts
 	}
+	return check(ctx, client, in, started, app)
+}
+
+// check asks an application whose context is complete.
+func check(ctx context.Context, client *http.Client, in *ams.Installation, started time.Time, app string) ams.AppAnswer {
 	a := ams.CheckServing(ctx, client, in.BaseURL(), app)
 	if a.State == ams.AppMissing && (started.IsZero() || in.MadeSince(app, started)) {
 		a.State = ams.AppWaits
@@ -262,12 +267,12 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
-	// One that served the last time is in no start: the port closes before that.
-	var started time.Time
-	if !s.servedLast(app) {
-		started = s.serverStarted(ctx)
+	var a ams.AppAnswer
+	if s.servedLast(app) { // it is in no start: the port closes before that
+		a = check(ctx, s.client, in, time.Time{}, app)
+	} else {
+		a = ask(ctx, s.client, in, s.serverStarted(ctx), app)
 	}
-	a := ask(ctx, s.client, in, started, app)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.served[app] = a.Serves()
