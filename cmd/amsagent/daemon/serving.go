@@ -39,7 +39,7 @@ const (
 	slowLimit = 4 * time.Second
 	// listEvery is how often the applications on disk are listed while all serve. A
 	// new one takes no node out before it has served, so there is no hurry.
-	listEvery = 10 * time.Second
+	listEvery = 30 * time.Second
 	// askLimit ends an ask. It is longer than the grace, since the server works on
 	// a call whose caller has gone: while MongoDB is away, calls that are given up
 	// and repeated would fill its threads.
@@ -154,17 +154,33 @@ func (s *serving) run(ctx context.Context) {
 	defer asks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ask := func(name string, a *application) {
-		asks.Go(func() {
+	// Who has asked asks again: the stack of a new goroutine would grow each time.
+	jobs := make(chan answered)
+	work := func(r answered) {
+		for {
 			bound, end := context.WithTimeout(ctx, askLimit)
-			defer end()
-			r := answered{name: name, of: a, answer: s.probe.Ask(bound, name)}
+			r.answer = s.probe.Ask(bound, r.name)
+			end()
 			r.came = time.Now()
 			select {
 			case results <- r:
 			case <-ctx.Done():
+				return
 			}
-		})
+			select {
+			case r = <-jobs:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+	ask := func(name string, a *application) {
+		job := answered{name: name, of: a}
+		select {
+		case jobs <- job:
+		default:
+			asks.Go(func() { work(job) })
+		}
 	}
 	underWay := 0 // with those of applications that are gone
 	begin := func(now time.Time) {
