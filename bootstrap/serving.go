@@ -275,7 +275,7 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.served[app] = a.Serves()
+	s.served[app] = a.State == ams.AppServes // one that waits is about to be made, and is looked at before it is asked
 	return a
 }
 

@@ -440,6 +440,37 @@ func TestServesIsAskedAlone(t *testing.T) {
 	})
 }
 
+// The panel puts another archive in the place of an application that served: it is not asked while it is made anew.
+func TestNotAskedWhileMadeAnew(t *testing.T) {
+	m := joinedTree(t)
+	asked, there := 0, true
+	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		asked++
+		code, body := http.StatusNotFound, ""
+		if !there {
+			body = r.URL.Path
+			if strings.HasSuffix(r.URL.Path, ".m3u8") {
+				code = http.StatusInternalServerError
+			}
+		}
+		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
+	})}
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now().Add(-time.Hour)}}
+	s := m.Server()
+	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppServes {
+		t.Fatalf("%+v", a)
+	}
+	there = false
+	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp/WEB-INF/web.xml"), "")
+	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppWaits {
+		t.Errorf("%+v", a)
+	}
+	asked = 0
+	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppWaits || asked > 0 {
+		t.Errorf("asked %d times: %+v", asked, a)
+	}
+}
+
 // A service manager that hangs keeps no application from being asked.
 func TestAskedWhileTheServiceManagerHangs(t *testing.T) {
 	m := joinedTree(t)
