@@ -129,8 +129,8 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 // at its first start and keeps it; it makes the second when it stops, and removes it in its
 // next start, once its context is complete (createInitializationProcess of 2.17.1).
 const (
-	initializedName = ".initialized"
-	closedName      = ".closed"
+	InitializedName = ".initialized"
+	ClosedName      = ".closed"
 )
 
 // Initialized reports whether an application has completed its context since its server was
@@ -150,10 +150,10 @@ func (in *Installation) Initialized(app string, started time.Time) bool {
 		return true
 	}
 	folder := filepath.Join(in.Dir, webappsName, app)
-	if _, err := statBelow(in.Root, filepath.Join(folder, closedName)); err == nil {
+	if _, err := statBelow(in.Root, filepath.Join(folder, ClosedName)); err == nil {
 		return false
 	}
-	switch _, err := statBelow(in.Root, filepath.Join(folder, initializedName)); {
+	switch _, err := statBelow(in.Root, filepath.Join(folder, InitializedName)); {
 	case errors.Is(err, fs.ErrNotExist):
 		return false
 	case err != nil || started.IsZero():

@@ -352,7 +352,7 @@ func TestInitialized(t *testing.T) {
 				t.Errorf("%t, want %t", got, tt.want)
 			}
 			// Where nobody knows when the server was started, the marks alone tell.
-			want := tt.want || len(tt.marks) == 1 && tt.marks[0] == initializedName
+			want := tt.want || len(tt.marks) == 1 && tt.marks[0] == InitializedName
 			if got := in.Initialized(tt.app, time.Time{}); got != want {
 				t.Errorf("without the time of the start: %t, want %t", got, want)
 			}

@@ -470,7 +470,7 @@ func (s *sealer) files() {
 		s.file(SealIdentity, path.Join(dir, "conf", name))
 	}
 	for _, app := range s.install.Apps {
-		for _, name := range []string{".initialized", ".closed"} {
+		for _, name := range []string{ams.InitializedName, ams.ClosedName} {
 			s.file(SealMarkers, path.Join(path.Dir(path.Dir(app.File.Path)), name))
 		}
 	}

@@ -349,7 +349,7 @@ func (s *Server) mark(a app) error {
 }
 
 func (s *Server) markClosed(a app) error {
-	if a.name == "root" {
+	if a.name == console {
 		return nil
 	}
 	return os.WriteFile(filepath.Join(s.o.Root, "webapps", a.name, ".closed"), nil, 0o644)
