@@ -29,6 +29,9 @@ const (
 	maxAsks      = 8
 	// serviceLimit bounds asking the service manager when the server was started.
 	serviceLimit = time.Second
+	// servedFor is how long an application that served is taken to be in no start: a server
+	// that is restarted takes longer from when it closes its port until it opens it.
+	servedFor = 3 * time.Second
 	// servedPath remembers which release has served viewers on this machine.
 	servedPath = StateDir + "/served.json"
 	// enteredPath remembers in which boot, and under which address, this machine was seen
@@ -228,7 +231,7 @@ type Server struct {
 	mu      sync.Mutex
 	install *ams.Installation
 	stamp   fileStamp // of the file that names the port
-	served  map[string]bool
+	served  map[string]time.Time // when an application last did
 
 	// Held while the service manager is asked, which must not keep the others from mu.
 	startedMu sync.Mutex
@@ -243,7 +246,7 @@ type fileStamp struct {
 
 // Server prepares asking.
 func (m *Machine) Server() *Server {
-	s := &Server{m: m, client: m.HTTP, served: map[string]bool{}}
+	s := &Server{m: m, client: m.HTTP, served: map[string]time.Time{}}
 	if s.client == nil {
 		s.client = ams.NewPollingClient(&s.conns)
 	}
@@ -263,29 +266,39 @@ func (s *Server) Applications() ([]string, error) {
 
 // Ask asks one application. ctx bounds the call.
 func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
+	serves := s.servesYet(app)
+	var started time.Time
+	if !serves {
+		started = s.serverStarted(ctx)
+	}
 	in, err := s.installation()
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
 	var a ams.AppAnswer
-	if s.servedLast(app) { // it is in no start: the port closes before that
+	if serves {
 		a = check(ctx, s.client, in, time.Time{}, app)
 	} else {
-		a = ask(ctx, s.client, in, s.serverStarted(ctx), app)
+		a = ask(ctx, s.client, in, started, app)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.served[app] = a.State == ams.AppServes // one that waits is about to be made, and is looked at before it is asked
+	delete(s.served, app)
+	if a.State == ams.AppServes { // one that waits is about to be made, and is looked at before it is asked
+		s.served[app] = time.Now()
+	}
 	return a
 }
 
-func (s *Server) servedLast(app string) bool {
+func (s *Server) servesYet(app string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.served[app]
+	last, ok := s.served[app]
+	return ok && time.Since(last) < servedFor
 }
 
-// serverStarted is [Machine.serverStarted], looked at once a second at most.
+// serverStarted is [Machine.serverStarted], looked at once a second at most. A server that
+// was started anew, or nobody knows when, may be of another release: it is looked at again.
 func (s *Server) serverStarted(ctx context.Context) time.Time {
 	s.startedMu.Lock()
 	defer s.startedMu.Unlock()
@@ -293,9 +306,15 @@ func (s *Server) serverStarted(ctx context.Context) time.Time {
 		ctx, cancel := context.WithTimeout(ctx, serviceLimit) // where it hangs, the application answers all the same
 		defer cancel()
 		st, err := s.m.Service.State(ctx)
+		before := s.started
 		s.looked, s.started = time.Now(), time.Time{}
 		if err == nil {
 			s.started = s.m.serverStarted(st)
+		}
+		if s.started.IsZero() || !s.started.Equal(before) {
+			s.mu.Lock()
+			s.install = nil
+			s.mu.Unlock()
 		}
 	}
 	return s.started

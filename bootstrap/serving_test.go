@@ -471,6 +471,70 @@ func TestNotAskedWhileMadeAnew(t *testing.T) {
 	}
 }
 
+// Another release is put in the place of one that may be asked at any time, while the daemon runs.
+func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
+	for name, known := range map[string]bool{"the start is known": true, "it is not": false} {
+		t.Run(name, func(t *testing.T) {
+			m := joinedTree(t)
+			m.Release = ams.Release{Version: "2.10.0"}
+			put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp/WEB-INF/web.xml"), "")
+			synctest.Test(t, func(t *testing.T) {
+				asked, code := 0, http.StatusNotFound
+				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+					asked++
+					return &http.Response{StatusCode: code, Body: http.NoBody}, nil
+				})}
+				starts := func() {
+					m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
+					if known {
+						m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now()}}
+					}
+				}
+				starts()
+				s := m.Server()
+				if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || asked != 1 {
+					t.Fatalf("asked %d times: %+v", asked, a)
+				}
+				_ = pause(t.Context(), time.Second)
+				code = http.StatusInternalServerError // it stops
+				_ = s.Ask(t.Context(), "LiveApp")
+				code, asked = http.StatusNotFound, 0
+				_ = pause(t.Context(), time.Second)
+				m.Release = ams.Release{Version: "2.17.1"}
+				starts()
+				if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked != 0 {
+					t.Errorf("asked %d times: %+v", asked, a)
+				}
+			})
+		})
+	}
+}
+
+// A machine that stood still while its server was restarted.
+func TestNotAskedAfterAPause(t *testing.T) {
+	m := joinedTree(t)
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+			asked++
+			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
+		})}
+		mark := filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName)
+		put(t, m, mark, "")
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
+		s := m.Server()
+		if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || asked != 1 {
+			t.Fatalf("asked %d times: %+v", asked, a)
+		}
+		_ = pause(t.Context(), servedFor)
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now()}}
+		put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.ClosedName), "")
+		if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked != 1 {
+			t.Errorf("asked %d times: %+v", asked, a)
+		}
+	})
+}
+
 // A service manager that hangs keeps no application from being asked.
 func TestAskedWhileTheServiceManagerHangs(t *testing.T) {
 	m := joinedTree(t)
