@@ -68,7 +68,23 @@ type Installation struct {
 
 	mode    conf.Mode
 	modeErr error
+	stamp   stamp
 }
+
+// stamp is the two files that say how the server is asked: that which names its port, and the
+// jar, which names its release. One that cannot be looked at has none.
+type stamp [2]files.Info
+
+func (in *Installation) stampNow() (s stamp) {
+	for i, name := range [len(s)]string{serverName, jarName} {
+		s[i], _ = statBelow(in.Root, filepath.Join(in.Dir, name))
+	}
+	return s
+}
+
+// Outdated reports whether the port or the release may be another one since [Open] looked. It
+// reads no file, so that it can be called every second.
+func (in *Installation) Outdated() bool { return in.stampNow() != in.stamp }
 
 // App is an application of the server, or its console.
 type App struct {
@@ -105,6 +121,7 @@ func Open(root, dir string) (*Installation, error) {
 	}
 	dir = filepath.Join("/", dir)
 	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
+	in.stamp = in.stampNow() // before anything is read
 
 	if in.Real, err = below(root, dir); err == nil {
 		var st files.Info

@@ -230,18 +230,12 @@ type Server struct {
 
 	mu      sync.Mutex
 	install *ams.Installation
-	stamp   fileStamp // of the file that names the port
 	served  map[string]time.Time // when an application last did
 
 	// Held while the service manager is asked, which must not keep the others from mu.
 	startedMu sync.Mutex
 	started   time.Time // of the server, as it was at the time of looked
 	looked    time.Time
-}
-
-type fileStamp struct {
-	size     int64
-	modified time.Time
 }
 
 // Server prepares asking.
@@ -253,10 +247,8 @@ func (m *Machine) Server() *Server {
 	return s
 }
 
-// Applications lists those that are to serve, as they are on disk now. It also looks
-// whether the server is at another port: who asks in vain lists them again.
+// Applications lists those that are to serve, as they are on disk now.
 func (s *Server) Applications() ([]string, error) {
-	s.look()
 	apps, err := ams.Applications(s.m.Root, s.m.AMSDir)
 	if err != nil {
 		return nil, err
@@ -267,11 +259,7 @@ func (s *Server) Applications() ([]string, error) {
 // Ask asks one application. ctx bounds the call.
 func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	serves := s.servesYet(app)
-	var started time.Time
-	if !serves {
-		started = s.serverStarted(ctx)
-	}
-	in, err := s.installation()
+	in, err := s.installation(serves)
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
@@ -279,7 +267,7 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	if serves {
 		a = check(ctx, s.client, in, time.Time{}, app)
 	} else {
-		a = ask(ctx, s.client, in, started, app)
+		a = ask(ctx, s.client, in, s.serverStarted(ctx), app)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,8 +285,7 @@ func (s *Server) servesYet(app string) bool {
 	return ok && time.Since(last) < servedFor
 }
 
-// serverStarted is [Machine.serverStarted], looked at once a second at most. A server that
-// was started anew, or nobody knows when, may be of another release: it is looked at again.
+// serverStarted is [Machine.serverStarted], looked at once a second at most.
 func (s *Server) serverStarted(ctx context.Context) time.Time {
 	s.startedMu.Lock()
 	defer s.startedMu.Unlock()
@@ -306,15 +293,9 @@ func (s *Server) serverStarted(ctx context.Context) time.Time {
 		ctx, cancel := context.WithTimeout(ctx, serviceLimit) // where it hangs, the application answers all the same
 		defer cancel()
 		st, err := s.m.Service.State(ctx)
-		before := s.started
 		s.looked, s.started = time.Now(), time.Time{}
 		if err == nil {
 			s.started = s.m.serverStarted(st)
-		}
-		if s.started.IsZero() || !s.started.Equal(before) {
-			s.mu.Lock()
-			s.install = nil
-			s.mu.Unlock()
 		}
 	}
 	return s.started
@@ -324,42 +305,17 @@ func (s *Server) serverStarted(ctx context.Context) time.Time {
 // viewers'.
 func (s *Server) Connections() int { return int(s.conns.Load()) }
 
-// installation is the server as it was looked at last.
-func (s *Server) installation() (*ams.Installation, error) {
+// installation is the server as it was looked at last, where that is enough or nothing has
+// changed since.
+func (s *Server) installation(enough bool) (*ams.Installation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.install != nil {
+	if s.install != nil && (enough || !s.install.Outdated()) {
 		return s.install, nil
 	}
-	return s.open()
-}
-
-// look looks at the server again where the file that names the port is another one.
-func (s *Server) look() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.install == nil {
-		return
-	}
-	if now, err := s.stampOf(s.install); err == nil && now != s.stamp {
-		_, _ = s.open() // half written; the next call looks again
-	}
-}
-
-// open looks at the server. s.mu is held.
-func (s *Server) open() (*ams.Installation, error) {
 	in, err := s.m.open()
-	if err != nil {
-		return nil, err
-	}
 	s.install = in
-	s.stamp, _ = s.stampOf(in)
-	return in, nil
-}
-
-func (s *Server) stampOf(in *ams.Installation) (fileStamp, error) {
-	info, err := s.m.store().Files().Stat(in.Server.Path)
-	return fileStamp{info.Size, info.Modified}, err
+	return in, err
 }
 
 // Standalone reports whether a person made this machine, which joined, standalone by

@@ -473,40 +473,36 @@ func TestNotAskedWhileMadeAnew(t *testing.T) {
 
 // Another release is put in the place of one that may be asked at any time, while the daemon runs.
 func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
-	for name, known := range map[string]bool{"the start is known": true, "it is not": false} {
-		t.Run(name, func(t *testing.T) {
-			m := joinedTree(t)
-			m.Release = ams.Release{Version: "2.10.0"}
-			put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp/WEB-INF/web.xml"), "")
-			synctest.Test(t, func(t *testing.T) {
-				asked, code := 0, http.StatusNotFound
-				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-					asked++
-					return &http.Response{StatusCode: code, Body: http.NoBody}, nil
-				})}
-				starts := func() {
-					m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
-					if known {
-						m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now()}}
-					}
-				}
-				starts()
-				s := m.Server()
-				if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || asked != 1 {
-					t.Fatalf("asked %d times: %+v", asked, a)
-				}
-				_ = pause(t.Context(), time.Second)
-				code = http.StatusInternalServerError // it stops
-				_ = s.Ask(t.Context(), "LiveApp")
-				code, asked = http.StatusNotFound, 0
-				_ = pause(t.Context(), time.Second)
-				m.Release = ams.Release{Version: "2.17.1"}
-				starts()
-				if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked != 0 {
-					t.Errorf("asked %d times: %+v", asked, a)
-				}
-			})
-		})
+	m := joinedTree(t)
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
+	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp/WEB-INF/web.xml"), "")
+	install := func(release string) {
+		t.Helper()
+		m.Release = ams.Release{Version: release}
+		put(t, m, filepath.Join(ams.DefaultDir, "ant-media-server.jar"), release)
+	}
+	asked := 0
+	var stopped error
+	m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+		asked++
+		if stopped != nil {
+			return nil, stopped
+		}
+		return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
+	})}
+	install("2.10.0")
+	s := m.Server()
+	if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || asked != 1 {
+		t.Fatalf("asked %d times: %+v", asked, a)
+	}
+	stopped = syscall.ECONNREFUSED
+	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppRefused {
+		t.Fatalf("%+v", a)
+	}
+	stopped, asked = nil, 0
+	install("2.17.1")
+	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked != 0 {
+		t.Errorf("asked %d times: %+v", asked, a)
 	}
 }
 
