@@ -74,18 +74,33 @@ func NewHTTPClient() *http.Client {
 	return newHTTPClient(&http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true})
 }
 
+// ConnCount counts the connections of a client.
+type ConnCount struct{ open, lost atomic.Int64 }
+
+// Open is how many connections the client has now.
+func (c *ConnCount) Open() int { return int(c.open.Load()) }
+
+// Lost is how often the client was left without a connection: where it is the same as before,
+// no server was restarted in between.
+func (c *ConnCount) Lost() int { return int(c.lost.Load()) }
+
+func (c *ConnCount) close() {
+	if c.open.Add(-1) == 0 {
+		c.lost.Add(1)
+	}
+}
+
 // NewPollingClient is [NewHTTPClient] for who asks every second: it keeps a
-// connection for the next call, as making one is most of what a call costs. open
-// counts the connections that it has.
-func NewPollingClient(open *atomic.Int64) *http.Client {
+// connection for the next call, as making one is most of what a call costs.
+func NewPollingClient(conns *ConnCount) *http.Client {
 	return newHTTPClient(&http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dialThisMachine(ctx, network, address)
 			if err != nil {
 				return nil, err
 			}
-			open.Add(1)
-			return &countedConn{Conn: conn, closed: sync.OnceFunc(func() { open.Add(-1) })}, nil
+			conns.open.Add(1)
+			return &countedConn{Conn: conn, closed: sync.OnceFunc(conns.close)}, nil
 		},
 		MaxIdleConnsPerHost: 1,
 		IdleConnTimeout:     10 * time.Second,

@@ -119,8 +119,8 @@ func TestPollingClient(t *testing.T) {
 	}
 	address := l.Addr().String()
 	srv := serve(l)
-	var open atomic.Int64
-	client := NewPollingClient(&open)
+	var conns ConnCount
+	client := NewPollingClient(&conns)
 	ask := func(want AppServing) {
 		t.Helper()
 		if a := CheckServing(t.Context(), client, "http://"+address, "LiveApp"); a.State != want {
@@ -135,21 +135,25 @@ func TestPollingClient(t *testing.T) {
 	if made.Load() > calls/2 {
 		t.Errorf("%d calls made %d connections", calls, made.Load())
 	}
-	opens := func(n int64) {
+	opens := func(n int) {
 		t.Helper()
-		for tries := 0; open.Load() != n; tries++ { // they are closed in the background
+		for tries := 0; conns.Open() != n; tries++ { // they are closed in the background
 			if tries == 6000 {
-				t.Fatalf("%d connections are open, want %d", open.Load(), n)
+				t.Fatalf("%d connections are open, want %d", conns.Open(), n)
 			}
 			<-time.After(10 * time.Millisecond)
 		}
 	}
 	opens(1)
+	lost := conns.Lost()
 	if err := srv.Close(); err != nil {
 		t.Fatal(err)
 	}
 	ask(AppRefused)
 	opens(0)
+	if now := conns.Lost(); now != lost+1 {
+		t.Errorf("left without a connection %d times, %d before the server closed", now, lost)
+	}
 	if l, err = net.Listen("tcp", address); err != nil {
 		t.Fatal(err)
 	}

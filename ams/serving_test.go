@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -172,7 +171,7 @@ func TestCheckServingNoAnswer(t *testing.T) {
 // Whoever answers on the server's port decides how long the words of an answer are.
 func TestAnswerBound(t *testing.T) {
 	long := strings.Repeat("\x01", 60_000)
-	var open atomic.Int64
+	var conns ConnCount
 	for what, said := range map[string]string{
 		"a header":      "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", 2*maxHeader) + "\r\n\r\n",
 		"no status":     long + "\r\n\r\n",
@@ -183,7 +182,7 @@ func TestAnswerBound(t *testing.T) {
 		"a chunked one": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + strings.Repeat("x", 4000) + "\r\n\r\n",
 	} {
 		base := answering(t, said)
-		for name, client := range map[string]*http.Client{"one call": NewHTTPClient(), "polling": NewPollingClient(&open)} {
+		for name, client := range map[string]*http.Client{"one call": NewHTTPClient(), "polling": NewPollingClient(&conns)} {
 			if a := CheckServing(t.Context(), client, base, "LiveApp"); len(a.Detail) > maxSaid || what == "no status" && a.State != AppFailing {
 				t.Errorf("%s, %s: %.300q of %d bytes", what, name, a, len(a.Detail))
 			}

@@ -29,8 +29,8 @@ const (
 	maxAsks      = 8
 	// serviceLimit bounds asking the service manager when the server was started.
 	serviceLimit = time.Second
-	// servedFor is how long an application that served is taken to be in no start: a server
-	// that is restarted takes longer from when it closes its port until it opens it.
+	// servedFor is how long an application that served is taken to be in no start, where no
+	// connection was lost: after a machine stood still the loss is seen a moment later.
 	servedFor = 3 * time.Second
 	// servedPath remembers which release has served viewers on this machine.
 	servedPath = StateDir + "/served.json"
@@ -226,11 +226,11 @@ func wasAsked(a ams.AppAnswer) int {
 type Server struct {
 	m      *Machine
 	client *http.Client
-	conns  atomic.Int64 // that client has
+	conns  ams.ConnCount // of client
 
 	mu      sync.Mutex
 	install *ams.Installation
-	served  map[string]time.Time // when an application last did
+	served  map[string]answered // which applications did the last time
 
 	// Held while the service manager is asked, which must not keep the others from mu.
 	startedMu sync.Mutex
@@ -238,9 +238,15 @@ type Server struct {
 	looked    time.Time
 }
 
+// answered is when an application served, and [ams.ConnCount.Lost] before it was asked.
+type answered struct {
+	at   time.Time
+	lost int
+}
+
 // Server prepares asking.
 func (m *Machine) Server() *Server {
-	s := &Server{m: m, client: m.HTTP, served: map[string]time.Time{}}
+	s := &Server{m: m, client: m.HTTP, served: map[string]answered{}}
 	if s.client == nil {
 		s.client = ams.NewPollingClient(&s.conns)
 	}
@@ -258,7 +264,7 @@ func (s *Server) Applications() ([]string, error) {
 
 // Ask asks one application. ctx bounds the call.
 func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
-	serves := s.servesYet(app)
+	serves, lost := s.servesYet(app), s.conns.Lost()
 	in, err := s.installation(serves)
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
@@ -273,16 +279,17 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	defer s.mu.Unlock()
 	delete(s.served, app)
 	if a.State == ams.AppServes { // one that waits is about to be made, and is looked at before it is asked
-		s.served[app] = time.Now()
+		s.served[app] = answered{time.Now(), lost}
 	}
 	return a
 }
 
+// servesYet reports whether the server was not restarted since an application served.
 func (s *Server) servesYet(app string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	last, ok := s.served[app]
-	return ok && time.Since(last) < servedFor
+	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
 }
 
 // serverStarted is [Machine.serverStarted], looked at once a second at most.
@@ -303,7 +310,7 @@ func (s *Server) serverStarted(ctx context.Context) time.Time {
 
 // Connections is how many connections [Server.Ask] has to the server: they are no
 // viewers'.
-func (s *Server) Connections() int { return int(s.conns.Load()) }
+func (s *Server) Connections() int { return s.conns.Open() }
 
 // installation is the server as it was looked at last, where that is enough or nothing has
 // changed since.

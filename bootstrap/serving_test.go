@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -503,6 +504,38 @@ func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
 	install("2.17.1")
 	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked != 0 {
 		t.Errorf("asked %d times: %+v", asked, a)
+	}
+}
+
+// A server that is started anew between two questions lost the connection between them.
+func TestNotAskedAfterALostConnection(t *testing.T) {
+	m := joinedTree(t)
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now()}}
+	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
+	put(t, m, filepath.Join(app, ams.InitializedName), "")
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer server.Close()
+	_, port, _ := strings.Cut(strings.TrimPrefix(server.URL, "http://"), ":")
+	edit(t, m, "conf/red5.properties", "http.port=5080", "http.port="+port)
+	s := m.Server()
+	if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() {
+		t.Fatalf("%+v", a)
+	}
+	put(t, m, filepath.Join(app, ams.ClosedName), "")
+	server.CloseClientConnections()
+	for tries := 0; s.Connections() > 0; tries++ { // it is seen in the background
+		if tries == 6000 {
+			t.Fatalf("%d connections are open", s.Connections())
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	before := asked.Load()
+	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked.Load() != before {
+		t.Errorf("asked %d times more: %+v", asked.Load()-before, a)
 	}
 }
 
