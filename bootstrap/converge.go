@@ -598,7 +598,7 @@ func (k *converger) pend(values []conf.Difference, cause string) {
 // restartedSince reports whether the server was started after the restart began to wait.
 func (k *converger) restartedSince() bool {
 	p := k.state.Restart
-	return p != nil && k.serverStarted(k.facts.service).After(p.Since.Add(time.Second))
+	return p != nil && k.serverStarted(k.facts.service).at.After(p.Since.Add(time.Second))
 }
 
 // pending is the restart that waits, or would apply something; nil where none.
@@ -652,11 +652,8 @@ func (m *Machine) awaitStarted(ctx context.Context, f *facts, began time.Time) {
 // 500, as one that is broken does: only a server that is young is given the benefit. Where its
 // age is not known, it is taken to have been started when this convergence began.
 func (m *Machine) starting(ctx context.Context, f *facts, began time.Time) bool {
-	started := m.serverStarted(f.service)
-	if !started.IsZero() {
-		began = started
-	}
-	young := time.Since(began) < startingTime
+	started := m.serverStarted(f.service).or(began)
+	young := time.Since(started.at) < startingTime
 	return slices.ContainsFunc(askAll(ctx, m.http(), f.install, started, m.servingApps(f.install)), func(a ams.AppAnswer) bool {
 		return a.State == ams.AppStarting || young && !a.Serves()
 	})

@@ -312,17 +312,28 @@ func (m *Machine) serverNow(ctx context.Context) string {
 	return "it does not run"
 }
 
+// start is when a server was started or, where nobody knows that, since when it is looked at.
+type start struct {
+	at    time.Time
+	known bool
+}
+
+// or is the start, looked at since then where it is not known.
+func (s start) or(since time.Time) start {
+	if !s.known {
+		s.at = since
+	}
+	return s
+}
+
 // serverStarted is when the server that runs was started: a service command does not know it,
-// its process does, to a second. Zero where neither tells it.
-func (m *Machine) serverStarted(st ams.State) time.Time {
+// its process does, to a second.
+func (m *Machine) serverStarted(st ams.State) start {
 	if !st.Started.IsZero() {
-		return st.Started
+		return start{st.Started, true}
 	}
 	p, err := ams.ReadProcess(m.Root, st.MainPID)
-	if err != nil {
-		return time.Time{}
-	}
-	return p.Started
+	return start{p.Started, err == nil}
 }
 
 // closeClient ends a connection without waiting for a server that is gone.

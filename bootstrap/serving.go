@@ -83,11 +83,11 @@ func (j *joiner) serve(ctx context.Context) error {
 // progress for each. It ends with ctx, and then returns a [NotServingError].
 func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
 	waiting := j.servingApps(j.facts.install)
-	began, reported, started := time.Now(), time.Now(), j.startedAt
+	began, reported := time.Now(), time.Now()
+	started := j.serverStarted(j.facts.service).or(began)
 	if j.result.Restarted {
-		began = started
-	} else {
-		started = j.serverStarted(j.facts.service)
+		began = j.startedAt
+		started = start{began, true}
 	}
 	var served []AppServed
 	last := map[string]ams.AppAnswer{}
@@ -157,35 +157,34 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	return out
 }
 
-// ask asks one application of the server that was started then, zero where nobody knows. It
-// does not before the application has completed its context, as far as
-// [ams.Installation.Initialized] tells, for a time: the files that tell may be ones that the
-// server cannot write, and one that was killed leaves marks that tell nothing of its next
-// start in standalone mode.
-func ask(ctx context.Context, client *http.Client, in *ams.Installation, started time.Time, app string) ams.AppAnswer {
+// ask asks one application of a server. It does not before the application has completed its
+// context, as far as [ams.Installation.Initialized] tells, for a time: the files that tell may
+// be ones that the server cannot write, and one that was killed leaves marks that tell nothing
+// of its next start in standalone mode.
+func ask(ctx context.Context, client *http.Client, in *ams.Installation, started start, app string) ams.AppAnswer {
 	starts := ams.AppAnswer{Name: app, State: ams.AppStarting}
 	switch now := time.Now(); {
-	case started.IsZero(), now.Sub(started) >= startingTime:
+	case now.Sub(started.at) >= startingTime:
 		if in.MadeSince(app, now.Add(-startingTime)) && !in.Initialized(app, time.Time{}) {
-			if !started.IsZero() {
+			if started.known {
 				starts.State = ams.AppWaits // it was made while the server runs
 			}
 			return starts
 		}
-	case now.Before(started): // by a clock that was set back: no file's time is compared with it
+	case !started.known, now.Before(started.at): // by a clock that was set back: no file's time is compared with it
 		if !in.Initialized(app, time.Time{}) {
 			return starts
 		}
-	case !in.Initialized(app, started):
+	case !in.Initialized(app, started.at):
 		return starts
 	}
 	return check(ctx, client, in, started, app)
 }
 
 // check asks an application whose context is complete.
-func check(ctx context.Context, client *http.Client, in *ams.Installation, started time.Time, app string) ams.AppAnswer {
+func check(ctx context.Context, client *http.Client, in *ams.Installation, started start, app string) ams.AppAnswer {
 	a := ams.CheckServing(ctx, client, in.BaseURL(), app)
-	if a.State == ams.AppMissing && (started.IsZero() || in.MadeSince(app, started)) {
+	if a.State == ams.AppMissing && (!started.known || in.MadeSince(app, started.at)) {
 		a.State = ams.AppWaits
 	}
 	return a
@@ -193,7 +192,7 @@ func check(ctx context.Context, client *http.Client, in *ams.Installation, start
 
 // askAll is ask for several applications, some at a time and all within servingLimit. Those
 // that were not reached by then are [ams.AppNotAsked].
-func askAll(ctx context.Context, client *http.Client, in *ams.Installation, started time.Time, apps []string) []ams.AppAnswer {
+func askAll(ctx context.Context, client *http.Client, in *ams.Installation, started start, apps []string) []ams.AppAnswer {
 	ctx, cancel := context.WithTimeout(ctx, servingLimit)
 	defer cancel()
 	answers := make([]ams.AppAnswer, len(apps))
@@ -234,8 +233,9 @@ type Server struct {
 
 	// Held while the service manager is asked, which must not keep the others from mu.
 	startedMu sync.Mutex
-	started   time.Time // of the server, as it was at the time of looked
+	started   start // of the server, as it was at the time of looked
 	looked    time.Time
+	down      time.Time // when it was last seen not to run, or first looked at
 }
 
 // answered is when an application served, and [ams.ConnCount.Lost] before it was asked.
@@ -271,7 +271,7 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	}
 	var a ams.AppAnswer
 	if serves {
-		a = check(ctx, s.client, in, time.Time{}, app)
+		a = check(ctx, s.client, in, start{}, app)
 	} else {
 		a = ask(ctx, s.client, in, s.serverStarted(ctx), app)
 	}
@@ -293,17 +293,21 @@ func (s *Server) servesYet(app string) bool {
 }
 
 // serverStarted is [Machine.serverStarted], looked at once a second at most.
-func (s *Server) serverStarted(ctx context.Context) time.Time {
+func (s *Server) serverStarted(ctx context.Context) start {
 	s.startedMu.Lock()
 	defer s.startedMu.Unlock()
 	if time.Since(s.looked) >= time.Second {
 		ctx, cancel := context.WithTimeout(ctx, serviceLimit) // where it hangs, the application answers all the same
 		defer cancel()
 		st, err := s.m.Service.State(ctx)
-		s.looked, s.started = time.Now(), time.Time{}
+		s.looked, s.started = time.Now(), start{}
+		if s.down.IsZero() || err == nil && st.Dead() {
+			s.down = s.looked
+		}
 		if err == nil {
 			s.started = s.m.serverStarted(st)
 		}
+		s.started = s.started.or(s.down)
 	}
 	return s.started
 }

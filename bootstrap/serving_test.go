@@ -92,7 +92,7 @@ func TestAskAllBounds(t *testing.T) {
 			apps = append(apps, fmt.Sprintf("hangs-%d", i))
 		}
 		began := time.Now()
-		answers := askAll(t.Context(), client, &ams.Installation{HTTPPort: 5080}, time.Time{}, apps)
+		answers := askAll(t.Context(), client, &ams.Installation{HTTPPort: 5080}, start{}, apps)
 		if d := time.Since(began); d != servingLimit || most != maxAsks {
 			t.Errorf("%s, %d at a time", d, most)
 		}
@@ -106,7 +106,7 @@ func TestAskAllBounds(t *testing.T) {
 
 		// Those that hang keep no other from being asked, in the next round at the latest.
 		apps = append(apps[:3*maxAsks:3*maxAsks], "serves")
-		install := &ams.Installation{HTTPPort: 5080}
+		install := &ams.Installation{HTTPPort: 5080, Release: ams.Release{Version: "2.10.0"}}
 		for _, name := range apps {
 			install.Apps = append(install.Apps, ams.App{Name: name})
 		}
@@ -326,7 +326,9 @@ func TestNotAskedInItsStart(t *testing.T) {
 		"it has started":                              {[]string{mark}, time.Second, false, true, false},
 		"a start after a kill":                        {[]string{mark}, time.Second, true, false, false},
 		"a start after a kill takes long":             {[]string{mark}, startingTime, true, true, false},
-		"nobody knows when its server was started":    {nil, unknown, true, true, false},
+		"a start that nobody knows":                   {nil, unknown, true, false, false},
+		"a start after a stop that nobody knows":      {[]string{mark, closed}, unknown, true, false, false},
+		"it has started, nobody knows when":           {[]string{mark}, unknown, true, true, false},
 		"the clock was set back since it has started": {[]string{mark}, -time.Minute, true, true, false},
 		"the clock was set back in its start":         {nil, -time.Minute, true, false, false},
 		"the panel makes it":                          {nil, time.Hour, false, false, true},
@@ -371,7 +373,7 @@ func TestNotAskedInItsStart(t *testing.T) {
 			if tt.asked {
 				want, times = ams.AppAnswer{Name: "LiveApp", State: ams.AppServes, Code: http.StatusNotFound}, 1
 			}
-			if got := askAll(t.Context(), m.HTTP, in, started, []string{"LiveApp"}); got[0] != want || asked != times {
+			if got := askAll(t.Context(), m.HTTP, in, start{started, tt.age != unknown}.or(time.Now()), []string{"LiveApp"}); got[0] != want || asked != times {
 				t.Errorf("asked %d times: %+v, want %+v", asked, got[0], want)
 			}
 			asked = 0
@@ -400,12 +402,12 @@ func TestNotDeployed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, tt := range map[string]struct {
-		started time.Time
+		started start
 		want    ams.AppServing
 	}{
-		"broken":                 {time.Now().Add(time.Minute), ams.AppMissing},
-		"made since":             {time.Now().Add(-time.Hour), ams.AppWaits},
-		"the start is not known": {time.Time{}, ams.AppWaits},
+		"broken":                 {start{time.Now().Add(time.Minute), true}, ams.AppMissing},
+		"made since":             {start{time.Now().Add(-time.Hour), true}, ams.AppWaits},
+		"the start is not known": {start{}, ams.AppWaits},
 	} {
 		if got := ask(t.Context(), client, in, tt.started, "LiveApp"); got.State != tt.want || got.Serves() != (tt.want == ams.AppWaits) {
 			t.Errorf("%s: %+v", name, got)
@@ -416,6 +418,7 @@ func TestNotDeployed(t *testing.T) {
 // An application that served the last time is in no start: the service manager, which may hang, is not asked.
 func TestServesIsAskedAlone(t *testing.T) {
 	m := joinedTree(t)
+	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
 	synctest.Test(t, func(t *testing.T) {
 		code := http.StatusNotFound
 		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
@@ -510,7 +513,7 @@ func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
 // A server that is started anew between two questions lost the connection between them.
 func TestNotAskedAfterALostConnection(t *testing.T) {
 	m := joinedTree(t)
-	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now()}}
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
 	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
 	put(t, m, filepath.Join(app, ams.InitializedName), "")
 	var asked atomic.Int64
@@ -537,6 +540,36 @@ func TestNotAskedAfterALostConnection(t *testing.T) {
 	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked.Load() != before {
 		t.Errorf("asked %d times more: %+v", asked.Load()-before, a)
 	}
+}
+
+// An application that leaves no marks is asked when a start must be over, also where nobody knows when that began.
+func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
+	m := joinedTree(t)
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+			asked++
+			return nil, syscall.ECONNREFUSED
+		})}
+		s := m.Server()
+		ask := func(state ams.Activity, want bool) {
+			t.Helper()
+			m.Service = serviceThat{state: ams.State{Activity: state}}
+			before := asked
+			if a := s.Ask(t.Context(), "LiveApp"); asked > before != want {
+				t.Errorf("asked: %v, want %v: %+v", asked > before, want, a)
+			}
+		}
+		ask(ams.ActivityActive, false)
+		_ = pause(t.Context(), startingTime)
+		ask(ams.ActivityActive, true)
+		_ = pause(t.Context(), startingTime)
+		ask(ams.ActivityInactive, false)
+		_ = pause(t.Context(), time.Minute)
+		ask(ams.ActivityActive, false)
+		_ = pause(t.Context(), time.Minute)
+		ask(ams.ActivityActive, true)
+	})
 }
 
 // A machine that stood still while its server was restarted.
@@ -567,6 +600,9 @@ func TestNotAskedAfterAPause(t *testing.T) {
 // A service manager that hangs keeps no application from being asked.
 func TestAskedWhileTheServiceManagerHangs(t *testing.T) {
 	m := joinedTree(t)
+	for _, app := range []string{"LiveApp", "live"} {
+		put(t, m, filepath.Join(ams.DefaultDir, "webapps", app, ams.InitializedName), "")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, r.Context().Err()

@@ -217,7 +217,7 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if in == nil {
 		return
 	}
-	started := m.serverStarted(v.State)
+	started := m.serverStarted(v.State).or(time.Now())
 	v.Liveness = ams.CheckLiveness(ctx, m.http(), in.BaseURL())
 	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
 		v.Applications = askAll(ctx, m.http(), in, started, m.servingApps(in))
@@ -225,12 +225,12 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if p, err := ams.ReadProcess(m.Root, v.State.MainPID); err == nil && p.HostAddressKnown {
 		v.HostAddress = &p.HostAddress
 	}
-	if started.IsZero() || !v.State.Running() {
+	if !started.known || !v.State.Running() {
 		return
 	}
 	// The container alone decides the mode, and nobody but us writes it while
 	// AMS runs.
-	edited, err := ams.EditedAfter(m.Root, started, in.Container.Path)
+	edited, err := ams.EditedAfter(m.Root, started.at, in.Container.Path)
 	if err == nil {
 		for _, e := range edited {
 			v.EditedSince = append(v.EditedSince, e.Path)
