@@ -121,6 +121,9 @@ const (
 	// replans is how often a plan is made because AMS wrote one of its files
 	// while we were at it.
 	replans = 8
+	// rejoins is how often a join looks at everything again because the daemon, or
+	// another join, noted something while it waited without the lock.
+	rejoins = 3
 	// replanPause is about how long we wait before that: who saves settings
 	// saves several in a row.
 	replanPause = 100 * time.Millisecond
@@ -132,6 +135,9 @@ const (
 // Join makes this machine a cluster node, proves it, and lets the daemon follow.
 func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
 	res, err := m.join(ctx, req)
+	for try := 0; try < rejoins && errors.Is(err, errNoted); try++ {
+		res, err = m.join(ctx, req)
+	}
 	if !req.Offline && (err == nil || res != nil && res.Outcome == OutcomeJoined) {
 		// Also where the row could not be written: the daemon goes on with that.
 		m.startDaemon(ctx, res, req.DryRun)
@@ -437,6 +443,10 @@ func (j *joiner) confirm(ctx context.Context) error {
 	return nil
 }
 
+// errNoted is that the daemon, or another join, wrote the state file of a node while a join
+// waited without the lock.
+var errNoted = errors.New("the daemon, or another join, wrote the state file meanwhile")
+
 // asBefore tells what became of this machine while it was not locked: a drain may have
 // stopped the server, and another command may have written the state.
 func (j *joiner) asBefore(ctx context.Context) error {
@@ -449,7 +459,10 @@ func (j *joiner) asBefore(ctx context.Context) error {
 		f.state.Restarts = now.Restarts
 	}
 	if !f.state.Equal(now) {
-		return errors.New("another command, or the daemon, changed this machine meanwhile")
+		if now != nil && now.Phase == PhaseJoined {
+			return errNoted
+		}
+		return errors.New("another command changed this machine meanwhile")
 	}
 	st, err := j.Service.State(ctx)
 	if err != nil {

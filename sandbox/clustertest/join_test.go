@@ -10,10 +10,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
@@ -109,6 +112,54 @@ func TestJoinRecordsItsTime(t *testing.T) {
 		if got := a.state(); got != tt.want {
 			t.Errorf("%q: the row says %s, want %s", tt.step, got, tt.want)
 		}
+	}
+}
+
+// roundTrip is a transport that a test sees.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// While a join waits for the applications, without the lock, the daemon may note something: the
+// join looks again. It does not after a leave, nor for ever.
+func TestJoinWhileTheDaemonNotes(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	base := ams.NewHTTPClient().Transport
+	var mu sync.Mutex // the applications are asked at the same time
+	var notes func(asked int)
+	asked := 0
+	a.machine.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		mu.Lock()
+		asked++
+		notes(asked)
+		mu.Unlock()
+		return base.RoundTrip(r)
+	})}
+	join := func() (*bootstrap.JoinResult, error) {
+		asked = 0
+		return a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
+	}
+	day := time.Now().Add(-24 * time.Hour).Truncate(time.Second)
+	a.joinedAt(day)
+
+	notes = func(asked int) {
+		if asked == 1 {
+			a.joinedAt(day.Add(time.Second))
+		}
+	}
+	if res, err := join(); err != nil || res.Outcome != bootstrap.OutcomeUnchanged || res.Evidence == nil {
+		t.Errorf("noted once: %+v, %v", res, err)
+	}
+
+	notes = func(asked int) { a.joinedAt(day.Add(time.Duration(asked) * time.Minute)) }
+	if _, err := join(); err == nil || !strings.Contains(err.Error(), "wrote the state file meanwhile") {
+		t.Errorf("noted again and again: %v", err)
+	}
+
+	notes = func(int) { _ = os.Remove(filepath.Join(a.root, bootstrap.StateDir, "state.json")) }
+	if _, err := join(); err == nil || !strings.Contains(err.Error(), "another command changed this machine meanwhile") {
+		t.Errorf("after a leave: %v", err)
 	}
 }
 
