@@ -45,8 +45,19 @@ type apiCall struct {
 	form             url.Values
 }
 
+// named is an error for a request that does not say that it is ours.
+func named(req *http.Request) error {
+	if !strings.HasPrefix(req.UserAgent(), cloud.UserAgent) {
+		return fmt.Errorf("the request says that it is %q", req.UserAgent())
+	}
+	return nil
+}
+
 // RoundTrip implements http.RoundTripper.
 func (a *apiInMemory) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := named(req); err != nil {
+		return nil, err
+	}
 	body, err := io.ReadAll(req.Body)
 	if err != nil {
 		return nil, err

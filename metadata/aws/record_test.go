@@ -209,6 +209,7 @@ func TestPolicyKeepsUnknownPathsOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	req.Header.Set("User-Agent", cloud.UserAgent)
 	req.Header.Set("X-aws-ec2-metadata-token-ttl-seconds", "60")
 	resp, err := client.Do(req)
 	if err != nil {
@@ -227,6 +228,7 @@ func TestPolicyKeepsUnknownPathsOut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		req.Header.Set("User-Agent", cloud.UserAgent)
 		req.Header.Set("X-aws-ec2-metadata-token", token.String())
 		resp, err := client.Do(req)
 		if err != nil {

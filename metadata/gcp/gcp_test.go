@@ -497,6 +497,7 @@ func TestPolicyKeepsUnknownPathsOut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		req.Header.Set("User-Agent", cloud.UserAgent)
 		req.Header.Set("Metadata-Flavor", "Google")
 		resp, err := client.Do(req)
 		if err != nil {

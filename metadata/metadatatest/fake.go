@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // Service describes how a cloud's metadata service is spoken to.
@@ -48,8 +50,10 @@ type Seen struct {
 // Fault is one way for an answer to go wrong.
 type Fault func(f *Fake, w http.ResponseWriter, r *http.Request)
 
-// Fake is a metadata service on loopback that serves bodies by path and can be told to misbehave.
+// Fake is a metadata service on loopback that serves bodies by path and can be told to misbehave. A request that does not say
+// that it is ours fails the test.
 type Fake struct {
+	tb     testing.TB
 	svc    Service
 	server *httptest.Server
 
@@ -71,7 +75,7 @@ type planned struct {
 // NewFake starts a fake that serves the bodies, until the test ends.
 func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
 	tb.Helper()
-	f := &Fake{svc: svc, bodies: map[string]string{}, faults: map[string][]planned{}, valid: map[string]bool{}}
+	f := &Fake{tb: tb, svc: svc, bodies: map[string]string{}, faults: map[string][]planned{}, valid: map[string]bool{}}
 	for k, v := range bodies {
 		f.bodies[k] = v
 	}
@@ -157,6 +161,9 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(h[0], h[1])
 	}
 	f.mu.Lock()
+	if !strings.HasPrefix(r.UserAgent(), cloud.UserAgent) {
+		f.tb.Errorf("%s %s: the request says that it is %q", r.Method, r.URL.Path, r.UserAgent())
+	}
 	seen := Seen{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone()}
 	f.seen = append(f.seen, seen)
 	fault, delay, told := f.nextFault(r.URL.Path), f.delay, f.told

@@ -13,11 +13,21 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/sandbox/host"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
+// What a node may take, so that many of them run on one machine: the memory of its server, and
+// what it writes, to its memory too.
+const (
+	maxMemory  = 500 << 20
+	maxWritten = 20 << 20
+)
+
 // A node as the installer leaves it starts as a standalone server, is seen by a
-// viewer on the network, and ends by its service command and by a signal.
+// viewer on the network, and ends by its service command and by a signal. It takes little.
 func TestRealNode(t *testing.T) {
 	w := realams.New(t, realams.Options{})
 	n := w.Node(t, realams.Newest)
@@ -30,6 +40,19 @@ func TestRealNode(t *testing.T) {
 	t.Logf("LiveApp serves after %s", time.Since(begin).Round(100*time.Millisecond))
 	if got := realams.Status(w.HTTP(5*time.Second), "http://"+n.Address+":5080/LiveApp/"); got != http.StatusOK {
 		t.Errorf("a viewer gets %d", got)
+	}
+	u, err := host.ReadUsage(n.Server())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(n.Path("/mnt"), &disk); err != nil {
+		t.Fatal(err)
+	}
+	written := (disk.Blocks - disk.Bfree) * uint64(disk.Bsize)
+	t.Logf("the server takes %d MiB, and the node has written %.1f MiB", u.RSS>>20, float64(written)/(1<<20))
+	if u.RSS >= maxMemory || written >= maxWritten || written == 0 {
+		t.Errorf("the server takes %d bytes, want less than %d; the node has written %d, want less than %d", u.RSS, maxMemory, written, maxWritten)
 	}
 	begin = time.Now()
 	n.MustRun(t, realams.Service, "stop")
