@@ -27,7 +27,7 @@ func TestRealBeans(t *testing.T) {
 	// Late: all applications serve, and the join waits for the document.
 	n.misbehave("no-row", "")
 	join := n.Start(t, n.joinArgs(w.URI(), "--timeout", "10m")...)
-	n.WaitServed(t, realApps()...)
+	n.WaitServed(t, realApps(n.Release)...)
 	select {
 	case <-join.Done():
 		t.Fatalf("the join ended without a document of the server:\n%s", join.Output())

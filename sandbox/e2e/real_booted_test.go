@@ -232,7 +232,7 @@ func (b *realBooted) served(t *testing.T, more ...string) {
 		ready := realams.Status(client, "http://"+realBootedAddress+":9771/readyz")
 		served := ready == http.StatusOK
 		said := fmt.Sprint("/readyz ", ready)
-		for _, app := range append(realApps(), more...) {
+		for _, app := range append(realApps(realRelease()), more...) {
 			// There is no such stream: an application that serves says so.
 			code := realams.Status(client, "http://"+realBootedAddress+":5080/"+app+"/streams/nobody.m3u8")
 			served = served && code == http.StatusNotFound

@@ -22,8 +22,18 @@ import (
 // operator changes a setting, and a leave (issue 11: R1, R2, R3, R8). The address of
 // MongoDB has a ':' and a '=', which the server escapes when it writes its files.
 func TestRealJoin(t *testing.T) {
+	for _, release := range realReleases() {
+		t.Run(release, func(t *testing.T) {
+			t.Parallel()
+			joinAndLeave(t, release)
+		})
+	}
+}
+
+func joinAndLeave(t *testing.T, release string) {
+	t.Helper()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realRelease())
+	n := newRealNode(t, w, release)
 	n.AllowAgent(t)
 	found := n.files()
 
@@ -43,7 +53,7 @@ func TestRealJoin(t *testing.T) {
 		}
 	default:
 		// Who looks on may be some calls behind: at this moment they have to serve.
-		for _, app := range realApps() {
+		for _, app := range realApps(n.Release) {
 			if code := n.Served(app); code != http.StatusOK {
 				t.Errorf("the join succeeds after %s, and %s answers %d", joined.Sub(begin), app, code)
 			}
@@ -98,14 +108,14 @@ func TestRealJoin(t *testing.T) {
 			t.Errorf("%s is not what the join found", name)
 		}
 	}
-	n.WaitServed(t, realApps()...)
+	n.WaitServed(t, realApps(n.Release)...)
 }
 
 // servedAt tells when all applications serve for the first time.
 func (n *realNode) servedAt() <-chan time.Time {
 	at := make(chan time.Time, 1)
 	go func() {
-		for _, app := range realApps() {
+		for _, app := range realApps(n.Release) {
 			for n.Served(app) != http.StatusOK {
 				select {
 				case <-n.t.Context().Done():

@@ -279,8 +279,8 @@ func (n *realNode) watch(d *realDaemon) *viewer {
 func (n *realNode) playlists(client *http.Client) sample {
 	s := sample{at: time.Now(), ok: true}
 	var asked sync.WaitGroup
-	codes := make([]int, len(realApps()))
-	for i, app := range realApps() {
+	codes := make([]int, len(realApps(n.Release)))
+	for i, app := range realApps(n.Release) {
 		asked.Go(func() { codes[i] = realams.Status(client, realams.PlaylistURL(n.Node, app, "nobody")) })
 	}
 	asked.Wait()

@@ -20,7 +20,7 @@ func TestRealSessions(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	n := newRealNode(t, w, realRelease())
 	n.join(w.URI())
-	n.WaitServed(t, realApps()...)
+	n.WaitServed(t, realApps(n.Release)...)
 	d := n.daemon()
 	d.ready()
 	n.counts("nobody", 0, 0)

@@ -37,7 +37,7 @@ func TestRealWhileStarting(t *testing.T) {
 			return n.Local("/rest/v2/liveness") == http.StatusOK && n.Served("LiveApp") == 0
 		}},
 		{"the first application serves", func() bool {
-			for _, app := range realApps() {
+			for _, app := range realApps(n.Release) {
 				if n.Served(app) == http.StatusOK {
 					return true
 				}
@@ -71,7 +71,7 @@ func TestRealWhileStarting(t *testing.T) {
 			t.Errorf("a join when %s says: %s", m.name, out)
 		}
 		n.settled()
-		for _, app := range realApps() {
+		for _, app := range realApps(n.Release) {
 			text := n.Read(t, realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties")
 			if !strings.Contains(text, users[now]) || strings.Contains(text, users[other]) {
 				t.Errorf("after a join when %s the settings of %s are not those of the user %s:\n%s", m.name, app, now, text)
@@ -102,7 +102,7 @@ func TestRealWhileStarting(t *testing.T) {
 
 	restart(moments[1].name, moments[1].is)
 	out = n.MustRun(t, bins.agent, "leave")
-	n.WaitServed(t, realApps()...)
+	n.WaitServed(t, realApps(n.Release)...)
 	n.settled()
 	for name := range n.files() {
 		text := n.Read(t, name)

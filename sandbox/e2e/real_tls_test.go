@@ -84,7 +84,7 @@ func TestRealTLS(t *testing.T) {
 	if out := n.MustRun(t, bins.agent, "leave"); !strings.Contains(out, "left: this machine is standalone") {
 		t.Errorf("leave says: %s", out)
 	}
-	n.WaitServed(t, realApps()...)
+	n.WaitServed(t, realApps(n.Release)...)
 }
 
 // trust gives the server's Java the authority and the node's certificate: the recipe of

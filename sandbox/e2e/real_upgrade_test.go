@@ -31,7 +31,7 @@ func TestRealUpgrade(t *testing.T) {
 	asked := n.Asked()
 	upgraded := func(what string, installer ...string) {
 		t.Helper()
-		n.WaitServed(t, realApps()...)
+		n.WaitServed(t, realApps(n.Release)...)
 		d.ready()
 		n.released(realams.Newest)
 		settled := n.settled()

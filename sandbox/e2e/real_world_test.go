@@ -28,20 +28,23 @@ import (
 const realUser, realPassword = "plain", "secret1"
 
 // realApps are the applications of a release that serve viewers.
-func realApps() []string {
-	if strings.HasPrefix(realRelease(), "2.4.") {
+func realApps(release string) []string {
+	if strings.HasPrefix(release, "2.4.") {
 		return []string{"LiveApp", "WebRTCApp"}
 	}
 	return []string{"LiveApp", "WebRTCApp", "live"}
 }
 
-// realRelease is the release of a join and a leave: the newest, or REAL_RELEASE.
-func realRelease() string {
-	if r := os.Getenv("REAL_RELEASE"); r != "" {
-		return r
+// realReleases are those of a join and a leave: the newest, or REAL_RELEASE, which may name several.
+func realReleases() []string {
+	if all := strings.Fields(os.Getenv("REAL_RELEASE")); len(all) > 0 {
+		return all
 	}
-	return realams.Newest
+	return []string{realams.Newest}
 }
+
+// realRelease is the release of everything else, the first of them.
+func realRelease() string { return realReleases()[0] }
 
 // realNode is a real server with an agent on it.
 type realNode struct {
@@ -151,7 +154,7 @@ func readyNode(t testing.TB, w *realams.World) (*realNode, *realDaemon) {
 	n := newRealNode(t, w, realRelease())
 	n.AllowAgent(t)
 	n.join(w.URI())
-	n.WaitServed(t, realApps()...)
+	n.WaitServed(t, realApps(n.Release)...)
 	d := n.daemon()
 	d.ready()
 	return n, d
@@ -202,7 +205,7 @@ func (n *realNode) files() map[string]string {
 	n.t.Helper()
 	all := n.Files(n.t, realams.Home+"/conf", "/etc/amsagent")
 	delete(all, realams.Home+"/conf/instanceId") // which 2.10.0 makes minutes after its start
-	for _, app := range append(append(realApps(), "root"), n.made...) {
+	for _, app := range append(append(realApps(n.Release), "root"), n.made...) {
 		maps.Copy(all, n.Files(n.t, realams.Home+"/webapps/"+app+"/WEB-INF"))
 	}
 	return all
@@ -213,7 +216,7 @@ func (n *realNode) files() map[string]string {
 // middle of its start loses, with all that an operator set.
 func (n *realNode) settled() map[string]string {
 	n.t.Helper()
-	n.WaitServed(n.t, realApps()...)
+	n.WaitServed(n.t, realApps(n.Release)...)
 	last := n.files()
 	quiet := time.Now()
 	until(n.t, "the server's files rest for 5 s", func() string {
@@ -225,7 +228,7 @@ func (n *realNode) settled() map[string]string {
 		}
 		return ""
 	})
-	n.named(last, realApps()...)
+	n.named(last, realApps(n.Release)...)
 	return last
 }
 
