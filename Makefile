@@ -224,8 +224,8 @@ deps: ## what some tests need besides: Debian packages (java, strace), as root, 
 	@tools/scripts/deps.sh test $(DEPS)
 	@[ '$(DEPS)' = skip ] || tools/scripts/real.sh mongod
 
-# What the tests named TestReal run on: docs/reality.md. RELEASES="2.10.0" fetches another one.
-RELEASES ?= 2.16.2 2.17.1
+# What the tests named TestReal run on: docs/reality.md. RELEASES="2.4.3" fetches another one.
+RELEASES ?= 2.10.0 2.16.2 2.17.1
 .PHONY: real-fetch
 real-fetch: ## fetch a real Ant Media Server and a real mongod for the tests, once, into ~/.cache/amsagent/real
 	@tools/scripts/deps.sh test $(DEPS)

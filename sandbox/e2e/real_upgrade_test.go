@@ -15,18 +15,29 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// The vendor's installer puts 2.17.1 in the place of 2.16.2 on a node that serves, with
-// the default files, and then with those that it restores. Its own starts are the only
-// ones: what is called before each start puts the files right (issue 11, story 8).
+// The vendor's installer puts 2.17.1 in the place of an older release on a node that serves,
+// with the default files, and then with those that it restores. Its own starts are the only
+// ones: what is called before each start puts the files right (issue 11, story 8). The daemon,
+// which runs on, asks no application in a start: that 2.10.0 may be asked tells nothing of 2.17.1.
 func TestRealUpgrade(t *testing.T) {
 	t.Parallel()
+	for _, from := range []string{realams.Older, realams.Oldest} {
+		t.Run(from, func(t *testing.T) {
+			t.Parallel()
+			upgrade(t, from)
+		})
+	}
+}
+
+func upgrade(t *testing.T, from string) {
+	t.Helper()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	n := newRealNode(t, w, realams.Older)
+	n := newRealNode(t, w, from)
 	n.join(w.URI())
 	n.beforeStart()
 	d := n.daemon()
 	d.ready()
-	n.released(realams.Older)
+	n.released(from)
 
 	asked := n.Asked()
 	upgraded := func(what string, installer ...string) {

@@ -23,6 +23,7 @@ import (
 const (
 	Newest = "2.17.1"
 	Older  = "2.16.2"
+	Oldest = "2.10.0"
 )
 
 //go:embed java

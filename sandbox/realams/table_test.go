@@ -19,7 +19,7 @@ import (
 
 // The stand-in is held to the same table by TestTable of package fakeams.
 func TestRealTable(t *testing.T) {
-	for _, release := range []string{realams.Newest, "2.16.2", "2.10.0"} {
+	for _, release := range []string{realams.Newest, realams.Older, realams.Oldest} {
 		t.Run(release, func(t *testing.T) { table(t, release) })
 	}
 }
@@ -64,7 +64,7 @@ func table(t *testing.T, release string) {
 		URL:      func() string { return "http://127.0.0.1:5080" },
 		Token:    realams.Token(),
 		Apps:     []string{"LiveApp", "WebRTCApp", "live"}, Address: n.Address, MongoHost: host,
-		Old:   release == "2.10.0",
+		Old:   release == realams.Oldest,
 		Mongo: mongo,
 	})
 }
