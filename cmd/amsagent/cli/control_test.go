@@ -501,6 +501,12 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 			t.Errorf("got:\n%s\nwant %q", w.b.String(), want)
 		}
 	}
+	// In the first second of a daemon nothing is wrong yet.
+	d.status.NotReady = daemon.NotAsked
+	v = &statusView{Status: &bootstrap.Status{}}
+	if v.askDaemon(t.Context(), g); len(v.Disagree) != 1 || v.Disagree[0].ID != "STATUS-SESSIONS" {
+		t.Errorf("before the applications were asked: %+v", v.Disagree)
+	}
 }
 
 // Which launch hooks are not this agent's is no disagreement.

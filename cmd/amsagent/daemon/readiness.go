@@ -58,7 +58,7 @@ func (v *View) notReady() string {
 
 func (s ServerView) whyDown() string {
 	if s.Why == "" {
-		return notAsked
+		return NotAsked
 	}
 	return s.Why
 }
@@ -72,7 +72,7 @@ func (v *View) serving() *cluster.Serving {
 		return nil
 	case s.Up:
 		return &cluster.Serving{Up: true}
-	case s.Why == notAsked:
+	case s.Why == NotAsked:
 		return nil
 	default:
 		return &cluster.Serving{Why: s.whyDown()}
@@ -84,7 +84,9 @@ func (d *Daemon) servingNow() *cluster.Serving {
 	return v.serving()
 }
 
-const notAsked = "the applications have not been asked yet"
+// NotAsked is why a node is not ready until the first answers have come, a second after the daemon
+// has begun.
+const NotAsked = "the applications have not been asked yet"
 
 // Health is the answer of /healthz: whether this machine is to be kept. It is about
 // this machine alone. What all nodes share is no reason to replace one: MongoDB that

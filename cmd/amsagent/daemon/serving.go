@@ -416,7 +416,7 @@ func (s *serving) judge(now time.Time) time.Duration {
 	case held:
 		why = []string{"the agent stops or restarts the server"}
 	case !known && up && !was.Up:
-		up, why = false, []string{notAsked}
+		up, why = false, []string{NotAsked}
 	case len(s.apps) == 0:
 		why = []string{"no application is known"}
 	case !up && len(why) == 0:
