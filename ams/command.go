@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -55,8 +56,7 @@ const commandPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // the main process. Anything else is unknown, and an error.
 type Command struct {
 	argv []string
-	// HostAddress is given to the program as AMS_HOST_ADDRESS, where valid.
-	HostAddress netip.Addr
+	hostAddress atomic.Pointer[netip.Addr]
 }
 
 // NewCommand takes the command as a person writes it: the absolute path of a
@@ -125,6 +125,9 @@ func (c *Command) do(ctx context.Context, verb string) error {
 	}
 	return e
 }
+
+// SetHostAddress has the program given an address as AMS_HOST_ADDRESS from now on, where valid.
+func (c *Command) SetHostAddress(a netip.Addr) { c.hostAddress.Store(&a) }
 
 // State runs CMD status.
 func (c *Command) State(ctx context.Context) (State, error) {
@@ -198,8 +201,8 @@ func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
 	cmd := exec.CommandContext(ctx, c.argv[0], append(slices.Clone(c.argv[1:]), verb)...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + commandPath, "LANG=C.UTF-8"}
-	if c.HostAddress.IsValid() {
-		cmd.Env = append(cmd.Env, HostAddressVariable+"="+c.HostAddress.String())
+	if a := c.hostAddress.Load(); a != nil && a.IsValid() {
+		cmd.Env = append(cmd.Env, HostAddressVariable+"="+a.String())
 	}
 	cmd.Stdout, cmd.Stderr = stdout.f, stderr.f // Stdin nil is /dev/null
 	// A group of its own: a Ctrl-C meant for us does not tear a half-done start,

@@ -74,7 +74,7 @@ func TestForeignCommand(t *testing.T) {
 func TestCommandVerbs(t *testing.T) {
 	t.Setenv("AMSAGENT_MONGO", "mongodb://u:hush@h/")
 	c, dir := program(t, `{ echo "$@"; env; readlink /proc/$$/fd/0; pwd; } >>said.$1; echo "pgid $(cut -d' ' -f5 /proc/$$/stat) $$" >>said.$1`)
-	c.HostAddress = netip.MustParseAddr("10.0.0.5")
+	c.SetHostAddress(netip.MustParseAddr("10.0.0.5"))
 	for verb, do := range map[string]func(context.Context) error{"start": c.Start, "stop": c.Stop, "restart": c.Restart} {
 		if err := do(t.Context()); err != nil {
 			t.Fatal(err)
@@ -106,7 +106,7 @@ func TestCommandVerbs(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "said.reload")); err == nil {
 		t.Error("Reload ran the program")
 	}
-	c.HostAddress = netip.Addr{}
+	c.SetHostAddress(netip.Addr{})
 	if err := c.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

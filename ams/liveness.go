@@ -126,6 +126,16 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
+// Refuses reports whether nobody listens at the server's port. It is no request: no application
+// hears of it.
+func (in *Installation) Refuses(ctx context.Context) bool {
+	conn, err := dialThisMachine(ctx, "tcp", strings.TrimPrefix(in.BaseURL(), "http://"))
+	if err == nil {
+		_ = conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
 // CheckLiveness asks the server at base, as [Installation.BaseURL] gives it,
 // once. A nil client is [NewHTTPClient]'s. The request carries no
 // X-Forwarded-For: with one, the server's address filters would judge somebody

@@ -36,6 +36,9 @@ type Process struct {
 	HostAddressKnown bool   `json:"host_address_known"`
 }
 
+// Java reports whether it is a Java machine, as the server's process is.
+func (p Process) Java() bool { return p.Name == "java" || p.Name == "jsvc" }
+
 // ReadProcess looks at a process below root. ErrNoProcess where it does not exist.
 func ReadProcess(root string, pid int) (Process, error) {
 	p := Process{PID: pid}

@@ -125,10 +125,10 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
 		}
 	}
-	c, err := m.convergeOnce(ctx, store, req, pass{found: untouched, began: time.Now()})
+	c, err := m.convergeOnce(ctx, store, req, pass{found: untouched, asks: m.server(m.http())})
 	if starting, ok := errors.AsType[*startingError](err); ok {
 		// Without the lock: a drain that comes meanwhile stops the server at its time.
-		m.awaitStarted(ctx, starting.facts, starting.began)
+		m.awaitStarted(ctx, starting.facts, starting.asks)
 		if ctx.Err() == nil {
 			c, err = m.convergeOnce(ctx, store, req, starting.pass)
 		}
@@ -154,7 +154,7 @@ type startingError struct {
 type pass struct {
 	found     string    // the state that is left
 	recovered []Finding // what was done about an interrupted command
-	began     time.Time // when the first pass did
+	asks      *Server   // since the first pass
 }
 
 func (*startingError) Error() string {
@@ -408,7 +408,7 @@ func (k *converger) mend(ctx context.Context) error {
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
 	// After ctx ended no application was asked.
-	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && (k.starting(ctx, f, k.began) || ctx.Err() != nil) {
+	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && (k.starting(ctx, f, k.asks) || ctx.Err() != nil) {
 		return &startingError{f, k.pass}
 	}
 	k.noteRestart(changed)
@@ -637,11 +637,11 @@ const startingTime = 2 * time.Minute
 
 // awaitStarted waits while the server starts. A join and a leave need not wait, because they
 // restart it.
-func (m *Machine) awaitStarted(ctx context.Context, f *facts, began time.Time) {
+func (m *Machine) awaitStarted(ctx context.Context, f *facts, server *Server) {
 	ctx, cancel := context.WithTimeout(ctx, startingTime)
 	defer cancel()
 	m.say("waiting for Ant Media Server, which is starting")
-	for m.starting(ctx, f, began) {
+	for m.starting(ctx, f, server) {
 		if pause(ctx, servingPoll) != nil {
 			return
 		}
@@ -651,10 +651,9 @@ func (m *Machine) awaitStarted(ctx context.Context, f *facts, began time.Time) {
 // starting reports whether an application is starting. In the middle of its start it answers
 // 500, as one that is broken does: only a server that is young is given the benefit. Where its
 // age is not known, it is taken to have been started when this convergence began.
-func (m *Machine) starting(ctx context.Context, f *facts, began time.Time) bool {
-	started := m.serverStarted(f.service).or(began)
-	young := time.Since(started.at) < startingTime
-	return slices.ContainsFunc(askAll(ctx, m.http(), f.install, started, m.servingApps(f.install)), func(a ams.AppAnswer) bool {
+func (m *Machine) starting(ctx context.Context, f *facts, server *Server) bool {
+	young := time.Since(server.told(ctx).or(server.first).at) < startingTime
+	return slices.ContainsFunc(server.askAll(ctx, m.servingApps(f.install)), func(a ams.AppAnswer) bool {
 		return a.State == ams.AppStarting || young && !a.Serves()
 	})
 }

@@ -121,9 +121,6 @@ const (
 	// replans is how often a plan is made because AMS wrote one of its files
 	// while we were at it.
 	replans = 8
-	// rejoins is how often a join looks at everything again because the daemon, or
-	// another join, noted something while it waited without the lock.
-	rejoins = 3
 	// replanPause is about how long we wait before that: who saves settings
 	// saves several in a row.
 	replanPause = 100 * time.Millisecond
@@ -135,9 +132,6 @@ const (
 // Join makes this machine a cluster node, proves it, and lets the daemon follow.
 func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
 	res, err := m.join(ctx, req)
-	for try := 0; try < rejoins && errors.Is(err, errNoted); try++ {
-		res, err = m.join(ctx, req)
-	}
 	if !req.Offline && (err == nil || res != nil && res.Outcome == OutcomeJoined) {
 		// Also where the row could not be written: the daemon goes on with that.
 		m.startDaemon(ctx, res, req.DryRun)
@@ -443,10 +437,6 @@ func (j *joiner) confirm(ctx context.Context) error {
 	return nil
 }
 
-// errNoted is that the daemon, or another join, wrote the state file of a node while a join
-// waited without the lock.
-var errNoted = errors.New("the daemon, or another join, wrote the state file meanwhile")
-
 // asBefore tells what became of this machine while it was not locked: a drain may have
 // stopped the server, and another command may have written the state.
 func (j *joiner) asBefore(ctx context.Context) error {
@@ -455,14 +445,11 @@ func (j *joiner) asBefore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if now != nil {
-		f.state.Restarts = now.Restarts
+	if now != nil { // what the daemon notes without a change of anything
+		f.state.Restarts, f.state.Release, f.state.Provider = now.Restarts, now.Release, now.Provider
 	}
 	if !f.state.Equal(now) {
-		if now != nil && now.Phase == PhaseJoined {
-			return errNoted
-		}
-		return errors.New("another command changed this machine meanwhile")
+		return errors.New("another command, or the daemon, changed this machine meanwhile")
 	}
 	st, err := j.Service.State(ctx)
 	if err != nil {
@@ -749,7 +736,9 @@ func (j *joiner) writeAgain(ctx context.Context) error {
 			return err
 		}
 		j.facts.plan = plan
-		return j.commit(ctx)
+		err = j.commit(ctx)
+		j.startedAt = time.Now()
+		return err
 	})
 }
 

@@ -166,7 +166,7 @@ func (m *Machine) open() (*ams.Installation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.Release.Known() {
+	if !in.Release.Known() && m.Release.Known() {
 		in.Release = m.Release
 	}
 	return in, nil
@@ -333,7 +333,7 @@ func (m *Machine) serverStarted(st ams.State) start {
 		return start{st.Started, true}
 	}
 	p, err := ams.ReadProcess(m.Root, st.MainPID)
-	return start{p.Started, err == nil}
+	return start{p.Started, err == nil && p.Java()}
 }
 
 // closeClient ends a connection without waiting for a server that is gone.

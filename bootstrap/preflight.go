@@ -188,6 +188,9 @@ func (m *Machine) checkInstall(f *facts) {
 		return
 	}
 	f.warnAll(f.install.Warnings)
+	if said := m.Release.Version; said != "" && said != f.install.Release.Version {
+		f.warn(IDRelease, "leave --ams-release, or ams_release, away", "the jar of Ant Media Server says that it is %s; that it is %s, as was said, is not used", f.install.Release.Version, said)
+	}
 	if !f.install.Release.Known() {
 		f.warn(IDRelease, "say which it is with --ams-release", "the release of Ant Media Server is not known, and is taken for a current one: %s", f.install.Release.Note)
 	}

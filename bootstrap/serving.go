@@ -27,8 +27,14 @@ const (
 	// at a time: the server's user decides how many there are, and when they answer.
 	servingLimit = 2 * time.Second
 	maxAsks      = 8
-	// serviceLimit bounds asking the service manager when the server was started.
-	serviceLimit = time.Second
+	// serviceEvery is how often the service manager is asked when the server was started, as
+	// long as an application does not serve, and serviceLimit bounds that.
+	serviceEvery = time.Second
+	serviceLimit = 500 * time.Millisecond
+	// dialEvery is how often it is looked whether anybody listens, as long, and dialLimit
+	// bounds that.
+	dialEvery = 200 * time.Millisecond
+	dialLimit = 500 * time.Millisecond
 	// servedFor is how long an application that served is taken to be in no start, where no
 	// connection was lost: after a machine stood still the loss is seen a moment later.
 	servedFor = 3 * time.Second
@@ -84,15 +90,14 @@ func (j *joiner) serve(ctx context.Context) error {
 func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
 	waiting := j.servingApps(j.facts.install)
 	began, reported := time.Now(), time.Now()
-	started := j.serverStarted(j.facts.service).or(began)
+	server := j.server(j.http())
 	if j.result.Restarted {
-		began = j.startedAt
-		started = start{began, true}
+		began, server.down = j.startedAt, j.startedAt
 	}
 	var served []AppServed
 	last := map[string]ams.AppAnswer{}
 	for first := true; ; first = false {
-		answers := askAll(ctx, j.http(), j.facts.install, started, waiting)
+		answers := server.askAll(ctx, waiting)
 		// Those that were not asked come first the next time.
 		slices.SortStableFunc(answers, func(a, b ams.AppAnswer) int { return wasAsked(a) - wasAsked(b) })
 		for i, a := range answers {
@@ -190,28 +195,6 @@ func check(ctx context.Context, client *http.Client, in *ams.Installation, start
 	return a
 }
 
-// askAll is ask for several applications, some at a time and all within servingLimit. Those
-// that were not reached by then are [ams.AppNotAsked].
-func askAll(ctx context.Context, client *http.Client, in *ams.Installation, started start, apps []string) []ams.AppAnswer {
-	ctx, cancel := context.WithTimeout(ctx, servingLimit)
-	defer cancel()
-	answers := make([]ams.AppAnswer, len(apps))
-	var next atomic.Int64
-	var asks sync.WaitGroup
-	for range min(maxAsks, len(apps)) {
-		asks.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(apps); i = int(next.Add(1)) - 1 {
-				answers[i] = ams.AppAnswer{Name: apps[i], State: ams.AppNotAsked}
-				if ctx.Err() == nil {
-					answers[i] = ask(ctx, client, in, started, apps[i])
-				}
-			}
-		})
-	}
-	asks.Wait()
-	return answers
-}
-
 // wasAsked is 0 for an application that was not asked, else 1.
 func wasAsked(a ams.AppAnswer) int {
 	if a.State == ams.AppNotAsked {
@@ -220,22 +203,31 @@ func wasAsked(a ams.AppAnswer) int {
 	return 1
 }
 
-// Server asks the server on this machine whether viewers are served. Its methods
-// may be called at the same time.
+// Server asks the server on this machine whether viewers are served. It follows a server that
+// is started anew, and one that is replaced by another release. Its methods may be called at
+// the same time.
 type Server struct {
 	m      *Machine
 	client *http.Client
 	conns  ams.ConnCount // of client
+	// refuses reports whether nobody listens at the server's port.
+	refuses func(context.Context, *ams.Installation) bool
+	first   time.Time // the time of the first look
 
 	mu      sync.Mutex
 	install *ams.Installation
 	served  map[string]answered // which applications did the last time
 
-	// Held while the service manager is asked, which must not keep the others from mu.
-	startedMu sync.Mutex
-	started   start // of the server, as it was at the time of looked
-	looked    time.Time
-	down      time.Time // when it was last seen not to run, or first looked at
+	// Held while the port is dialled, as many applications may be asked at a time.
+	dialMu sync.Mutex
+	dialed time.Time
+	closed bool // nobody listened then
+
+	startMu sync.Mutex
+	started start         // of the server, as it was at the time of looked
+	looked  time.Time     // when the service manager was asked
+	looking chan struct{} // is closed when it has answered; nil where it has
+	down    time.Time     // when nobody listened; the server was started, or is, after that
 }
 
 // answered is when an application served, and [ams.ConnCount.Lost] before it was asked.
@@ -244,11 +236,19 @@ type answered struct {
 	lost int
 }
 
-// Server prepares asking.
+// Server prepares asking again and again.
 func (m *Machine) Server() *Server {
-	s := &Server{m: m, client: m.HTTP, served: map[string]answered{}}
+	s := m.server(m.HTTP)
 	if s.client == nil {
 		s.client = ams.NewPollingClient(&s.conns)
+	}
+	return s
+}
+
+func (m *Machine) server(client *http.Client) *Server {
+	s := &Server{m: m, client: client, first: time.Now(), served: map[string]answered{}}
+	s.refuses = func(ctx context.Context, in *ams.Installation) bool {
+		return m.HTTP == nil && in.Refuses(ctx) // else something answers in the place of the server
 	}
 	return s
 }
@@ -262,26 +262,64 @@ func (s *Server) Applications() ([]string, error) {
 	return ams.ServingApps(apps, s.m.Serving), nil
 }
 
+// askAll is Ask for several applications, some at a time and all within servingLimit. Those
+// that were not reached by then are [ams.AppNotAsked].
+func (s *Server) askAll(ctx context.Context, apps []string) []ams.AppAnswer {
+	ctx, cancel := context.WithTimeout(ctx, servingLimit)
+	defer cancel()
+	answers := make([]ams.AppAnswer, len(apps))
+	var next atomic.Int64
+	var asks sync.WaitGroup
+	for range min(maxAsks, len(apps)) {
+		asks.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(apps); i = int(next.Add(1)) - 1 {
+				answers[i] = ams.AppAnswer{Name: apps[i], State: ams.AppNotAsked}
+				if ctx.Err() == nil {
+					answers[i] = s.Ask(ctx, apps[i])
+				}
+			}
+		})
+	}
+	asks.Wait()
+	return answers
+}
+
 // Ask asks one application. ctx bounds the call.
 func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
-	serves, lost := s.servesYet(app), s.conns.Lost()
-	in, err := s.installation(serves)
-	if err != nil {
-		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
-	}
-	var a ams.AppAnswer
-	if serves {
-		a = check(ctx, s.client, in, start{}, app)
-	} else {
-		a = ask(ctx, s.client, in, s.serverStarted(ctx), app)
-	}
+	a, lost := s.ask(ctx, app)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.served, app)
 	if a.State == ams.AppServes { // one that waits is about to be made, and is looked at before it is asked
 		s.served[app] = answered{time.Now(), lost}
 	}
+	s.mu.Unlock()
+	if a.State == ams.AppRefused {
+		s.startMu.Lock()
+		s.down = time.Now()
+		s.startMu.Unlock()
+	}
 	return a
+}
+
+// ask also returns [ams.ConnCount.Lost] before the question.
+func (s *Server) ask(ctx context.Context, app string) (ams.AppAnswer, int) {
+	serves, lost := s.servesYet(app), s.conns.Lost()
+	in, err := s.installation(serves)
+	if err != nil {
+		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost
+	}
+	if serves {
+		return check(ctx, s.client, in, start{}, app), lost
+	}
+	if s.refused(ctx, in) {
+		return ams.AppAnswer{Name: app, State: ams.AppRefused}, lost
+	}
+	started := s.serverStarted(ctx)
+	// Last: until then the server may have been replaced.
+	if in, err = s.installation(false); err != nil {
+		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost
+	}
+	return ask(ctx, s.client, in, started, app), lost
 }
 
 // servesYet reports whether the server was not restarted since an application served.
@@ -292,24 +330,68 @@ func (s *Server) servesYet(app string) bool {
 	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
 }
 
-// serverStarted is [Machine.serverStarted], looked at once a second at most.
-func (s *Server) serverStarted(ctx context.Context) start {
-	s.startedMu.Lock()
-	defer s.startedMu.Unlock()
-	if time.Since(s.looked) >= time.Second {
-		ctx, cancel := context.WithTimeout(ctx, serviceLimit) // where it hangs, the application answers all the same
+// refused reports whether nobody listens.
+func (s *Server) refused(ctx context.Context, in *ams.Installation) bool {
+	s.dialMu.Lock()
+	defer s.dialMu.Unlock()
+	if time.Since(s.dialed) >= dialEvery {
+		ctx, cancel := context.WithTimeout(ctx, dialLimit)
 		defer cancel()
-		st, err := s.m.Service.State(ctx)
-		s.looked, s.started = time.Now(), start{}
-		if s.down.IsZero() || err == nil && st.Dead() {
-			s.down = s.looked
+		s.dialed, s.closed = time.Now(), s.refuses(ctx, in)
+	}
+	return s.closed
+}
+
+// serverStarted is when the server was started: as [Machine.serverStarted] tells, but not
+// before nobody listened. A clock that is set, or a process id that is another one's, makes
+// what the service manager tells wrong.
+func (s *Server) serverStarted(ctx context.Context) start {
+	told := s.told(ctx)
+	s.startMu.Lock()
+	defer s.startMu.Unlock()
+	if !s.down.IsZero() && (!told.known || s.down.After(told.at)) {
+		return start{s.down, true}
+	}
+	return told.or(s.first)
+}
+
+// told is [Machine.serverStarted], asked once a second at most. It waits no longer than
+// serviceLimit for the service manager, whatever hangs: the applications answer all the same.
+func (s *Server) told(ctx context.Context) start {
+	s.startMu.Lock()
+	if s.looking == nil && time.Since(s.looked) >= serviceEvery {
+		s.looked, s.looking = time.Now(), make(chan struct{})
+		go s.look(context.WithoutCancel(ctx), s.looking)
+	}
+	looking, end := s.looking, s.looked.Add(serviceLimit)
+	s.startMu.Unlock()
+	if looking != nil {
+		bound, cancel := context.WithDeadline(ctx, end)
+		select {
+		case <-looking:
+		case <-bound.Done():
 		}
-		if err == nil {
-			s.started = s.m.serverStarted(st)
-		}
-		s.started = s.started.or(s.down)
+		cancel()
+	}
+	s.startMu.Lock()
+	defer s.startMu.Unlock()
+	if s.looking != nil {
+		return start{}
 	}
 	return s.started
+}
+
+func (s *Server) look(ctx context.Context, done chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, serviceLimit)
+	defer cancel()
+	var started start
+	if st, err := s.m.Service.State(ctx); err == nil {
+		started = s.m.serverStarted(st)
+	}
+	s.startMu.Lock()
+	defer s.startMu.Unlock()
+	s.started, s.looking = started, nil
+	close(done)
 }
 
 // Connections is how many connections [Server.Ask] has to the server: they are no

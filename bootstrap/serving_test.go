@@ -92,7 +92,9 @@ func TestAskAllBounds(t *testing.T) {
 			apps = append(apps, fmt.Sprintf("hangs-%d", i))
 		}
 		began := time.Now()
-		answers := askAll(t.Context(), client, &ams.Installation{HTTPPort: 5080}, start{}, apps)
+		m := ownTree(t, "3.0", "2.10.0")
+		m.HTTP = client
+		answers := m.Server().askAll(t.Context(), apps)
 		if d := time.Since(began); d != servingLimit || most != maxAsks {
 			t.Errorf("%s, %d at a time", d, most)
 		}
@@ -106,11 +108,11 @@ func TestAskAllBounds(t *testing.T) {
 
 		// Those that hang keep no other from being asked, in the next round at the latest.
 		apps = append(apps[:3*maxAsks:3*maxAsks], "serves")
-		install := &ams.Installation{HTTPPort: 5080, Release: ams.Release{Version: "2.10.0"}}
+		install := &ams.Installation{}
 		for _, name := range apps {
 			install.Apps = append(install.Apps, ams.App{Name: name})
 		}
-		j := &joiner{Machine: &Machine{HTTP: client}, facts: &facts{install: install}, result: &JoinResult{}}
+		j := &joiner{Machine: m, facts: &facts{install: install}, result: &JoinResult{}}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		served, err := j.awaitServing(ctx)
@@ -122,6 +124,47 @@ func TestAskAllBounds(t *testing.T) {
 			t.Errorf("%v serve", served)
 		}
 	})
+}
+
+// A join waits for an application that is broken, and somebody starts the server anew.
+func TestAwaitServingFollowsARestart(t *testing.T) {
+	m := joinedTree(t)
+	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
+	put(t, m, filepath.Join(app, ams.InitializedName), "")
+	put(t, m, filepath.Join(app, ams.ClosedName), "")
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		restarted := began.Add(5 * time.Second)
+		var last time.Time
+		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+			last = time.Now()
+			return &http.Response{StatusCode: http.StatusInternalServerError, Body: http.NoBody}, nil
+		})}
+		m.Service = startedAt{at: func() time.Time {
+			if time.Now().Before(restarted) {
+				return began.Add(-time.Hour)
+			}
+			return restarted
+		}}
+		j := &joiner{Machine: m, facts: &facts{install: &ams.Installation{Apps: []ams.App{{Name: "LiveApp"}}}}, result: &JoinResult{}}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := j.awaitServing(ctx)
+		// The service manager is asked every second.
+		if err == nil || last.Before(restarted.Add(-time.Second)) || last.After(restarted.Add(serviceEvery)) {
+			t.Errorf("asked %s after the restart for the last time: %v", last.Sub(restarted), err)
+		}
+	})
+}
+
+// startedAt tells when the server was started.
+type startedAt struct {
+	ams.None
+	at func() time.Time
+}
+
+func (s startedAt) State(context.Context) (ams.State, error) {
+	return ams.State{Activity: ams.ActivityActive, Started: s.at()}, nil
 }
 
 // A command writes no file while the server starts, and waits without the lock: a drain may come.
@@ -362,10 +405,6 @@ func TestNotAskedInItsStart(t *testing.T) {
 					}
 				}
 			}
-			in, err := m.open()
-			if err != nil {
-				t.Fatal(err)
-			}
 			want, times := ams.AppAnswer{Name: "LiveApp", State: ams.AppStarting}, 0
 			if tt.made && tt.age != unknown {
 				want.State = ams.AppWaits
@@ -373,10 +412,6 @@ func TestNotAskedInItsStart(t *testing.T) {
 			if tt.asked {
 				want, times = ams.AppAnswer{Name: "LiveApp", State: ams.AppServes, Code: http.StatusNotFound}, 1
 			}
-			if got := askAll(t.Context(), m.HTTP, in, start{started, tt.age != unknown}.or(time.Now()), []string{"LiveApp"}); got[0] != want || asked != times {
-				t.Errorf("asked %d times: %+v, want %+v", asked, got[0], want)
-			}
-			asked = 0
 			if got := m.Server().Ask(t.Context(), "LiveApp"); got != want || asked != times {
 				t.Errorf("the daemon asked %d times: %+v, want %+v", asked, got, want)
 			}
@@ -542,34 +577,80 @@ func TestNotAskedAfterALostConnection(t *testing.T) {
 	}
 }
 
-// An application that leaves no marks is asked when a start must be over, also where nobody knows when that began.
+// An application that leaves no marks is asked when a start must be over, also where nobody but the port tells of one.
 func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
 	m := joinedTree(t)
+	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
 		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
 			asked++
-			return nil, syscall.ECONNREFUSED
+			return &http.Response{StatusCode: http.StatusInternalServerError, Body: http.NoBody}, nil
 		})}
 		s := m.Server()
-		ask := func(state ams.Activity, want bool) {
+		var closed bool
+		s.refuses = func(context.Context, *ams.Installation) bool { return closed }
+		ask := func(times int, want ams.AppServing) {
 			t.Helper()
-			m.Service = serviceThat{state: ams.State{Activity: state}}
-			before := asked
-			if a := s.Ask(t.Context(), "LiveApp"); asked > before != want {
-				t.Errorf("asked: %v, want %v: %+v", asked > before, want, a)
+			asked = 0
+			if a := s.Ask(t.Context(), "LiveApp"); a.State != want || asked != times {
+				t.Errorf("asked %d times, want %d: %+v", asked, times, a)
 			}
+			_ = pause(t.Context(), startingTime/2)
 		}
-		ask(ams.ActivityActive, false)
-		_ = pause(t.Context(), startingTime)
-		ask(ams.ActivityActive, true)
-		_ = pause(t.Context(), startingTime)
-		ask(ams.ActivityInactive, false)
-		_ = pause(t.Context(), time.Minute)
-		ask(ams.ActivityActive, false)
-		_ = pause(t.Context(), time.Minute)
-		ask(ams.ActivityActive, true)
+		ask(0, ams.AppStarting)
+		ask(0, ams.AppStarting)
+		ask(1, ams.AppFailing)
+		closed = true
+		ask(0, ams.AppRefused)
+		closed = false
+		ask(0, ams.AppStarting)
+		ask(1, ams.AppFailing)
 	})
+}
+
+// A server that was killed and is started again, of which the service manager tells nothing right:
+// nobody listened in between, and a mark that is older than that tells nothing.
+func TestNotAskedAfterNobodyListened(t *testing.T) {
+	for name, state := range map[string]ams.State{
+		"nothing":          {Activity: ams.ActivityActive},
+		"the start before": {Activity: ams.ActivityActive, Started: time.Now().Add(-time.Hour)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := joinedTree(t)
+			m.Service = serviceThat{state: state}
+			app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
+			put(t, m, filepath.Join(app, ams.InitializedName), "")
+			hour := time.Now().Add(-time.Hour)
+			for _, file := range []string{"", "WEB-INF/red5-web.properties"} {
+				if err := os.Chtimes(filepath.Join(m.Root, app, file), hour, hour); err != nil {
+					t.Fatal(err)
+				}
+			}
+			asked := 0
+			m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+				asked++
+				return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
+			})}
+			s := m.Server()
+			s.refuses = func(context.Context, *ams.Installation) bool { return true }
+			if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppRefused {
+				t.Errorf("%+v", a)
+			}
+			s.refuses = func(context.Context, *ams.Installation) bool { return false }
+			s.dialed = time.Time{}
+			if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked > 0 {
+				t.Errorf("asked %d times: %+v", asked, a)
+			}
+			later := time.Now().Add(time.Second) // the clock of files is some milliseconds behind
+			if err := os.Chtimes(filepath.Join(m.Root, app, "WEB-INF/red5-web.properties"), later, later); err != nil {
+				t.Fatal(err)
+			}
+			if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() {
+				t.Errorf("%+v", a)
+			}
+		})
+	}
 }
 
 // A machine that stood still while its server was restarted.
@@ -607,25 +688,33 @@ func TestAskedWhileTheServiceManagerHangs(t *testing.T) {
 		m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, r.Context().Err()
 		})}
-		m.Service = hangingService{}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		began := time.Now()
-		s := m.Server()
-		for _, app := range []string{"LiveApp", "live"} {
-			if a := s.Ask(ctx, app); !a.Serves() || time.Since(began) != serviceLimit {
-				t.Errorf("after %s: %+v", time.Since(began), a)
+		ended := make(chan struct{})
+		defer close(ended)
+		for name, hangs := range map[string]func(context.Context){
+			"until its time is up": func(ctx context.Context) { <-ctx.Done() },
+			"whatever it is told":  func(context.Context) { <-ended },
+		} {
+			m.Service = hangingService{hangs: hangs}
+			began := time.Now()
+			s := m.Server()
+			for _, app := range []string{"LiveApp", "live"} {
+				if a := s.Ask(t.Context(), app); !a.Serves() || time.Since(began) != serviceLimit {
+					t.Errorf("%s: after %s: %+v", name, time.Since(began), a)
+				}
 			}
 		}
 	})
 }
 
 // hangingService answers nothing.
-type hangingService struct{ serviceThat }
+type hangingService struct {
+	serviceThat
+	hangs func(context.Context)
+}
 
-func (hangingService) State(ctx context.Context) (ams.State, error) {
-	<-ctx.Done()
-	return ams.State{}, ctx.Err()
+func (s hangingService) State(ctx context.Context) (ams.State, error) {
+	s.hangs(ctx)
+	return ams.State{}, errors.New("it hung")
 }
 
 // countedService counts the questions.
@@ -680,18 +769,22 @@ func TestAwaitStarted(t *testing.T) {
 				})}}
 				put(t, m, "ams/webapps/LiveApp/.initialized", "")
 				f := facts{install: &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080, Apps: []ams.App{{Name: "LiveApp"}}}}
+				state := ams.State{Activity: ams.ActivityActive}
 				switch tt.started {
 				case systemd:
-					f.service.Started = time.Now().Add(-tt.age)
+					state.Started = time.Now().Add(-tt.age)
 				case byProcess:
-					f.service.MainPID = process(t, m.Root, tt.age)
+					state.MainPID = process(t, m.Root, tt.age)
 				}
+				m.Service = serviceThat{state: state}
+				server := m.Server()
+				server.install = f.install
 				began := time.Now()
-				m.awaitStarted(t.Context(), &f, began)
+				m.awaitStarted(t.Context(), &f, server)
 				if d := time.Since(began); d != tt.want {
 					t.Errorf("it waited for %s, want %s", d, tt.want)
 				}
-				if began = began.Add(-startingTime); tt.started == unknown && tt.times > 4 && m.starting(t.Context(), &f, began) {
+				if tt.started == unknown && tt.times > 4 && m.starting(t.Context(), &f, server) {
 					t.Error("one that was waited for in vain is taken to start")
 				}
 			})

@@ -217,10 +217,10 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if in == nil {
 		return
 	}
-	started := m.serverStarted(v.State).or(time.Now())
+	started := m.serverStarted(v.State)
 	v.Liveness = ams.CheckLiveness(ctx, m.http(), in.BaseURL())
 	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
-		v.Applications = askAll(ctx, m.http(), in, started, m.servingApps(in))
+		v.Applications = m.server(m.http()).askAll(ctx, m.servingApps(in))
 	}
 	if p, err := ams.ReadProcess(m.Root, v.State.MainPID); err == nil && p.HostAddressKnown {
 		v.HostAddress = &p.HostAddress

@@ -40,11 +40,17 @@ func (a *agent) joins() *bootstrap.JoinResult {
 // joinedAt edits when the last join ended.
 func (a *agent) joinedAt(at time.Time) {
 	a.t.Helper()
+	a.edits(func(s *bootstrap.State) { s.Since = at })
+}
+
+// edits edits the state file, which is there.
+func (a *agent) edits(edit func(*bootstrap.State)) {
+	a.t.Helper()
 	s, err := a.machine.StateFile()
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	s.Since = at
+	edit(s)
 	text, err := json.Marshal(s)
 	if err != nil {
 		a.t.Fatal(err)
@@ -120,46 +126,38 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// While a join waits for the applications, without the lock, the daemon may note something: the
-// join looks again. It does not after a leave, nor for ever.
+// While a join waits for the applications, without the lock, the daemon may note the release after an
+// upgrade: that keeps no join from its end. Anything else that was changed does.
 func TestJoinWhileTheDaemonNotes(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	base := ams.NewHTTPClient().Transport
 	var mu sync.Mutex // the applications are asked at the same time
-	var notes func(asked int)
-	asked := 0
+	var notes func()
 	a.machine.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 		mu.Lock()
-		asked++
-		notes(asked)
+		notes()
 		mu.Unlock()
 		return base.RoundTrip(r)
 	})}
 	join := func() (*bootstrap.JoinResult, error) {
-		asked = 0
 		return a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
 	}
-	day := time.Now().Add(-24 * time.Hour).Truncate(time.Second)
-	a.joinedAt(day)
+	a.edits(func(s *bootstrap.State) { s.Release = "2.10.0" })
 
-	notes = func(asked int) {
-		if asked == 1 {
-			a.joinedAt(day.Add(time.Second))
-		}
-	}
+	notes = func() { a.edits(func(s *bootstrap.State) { s.Release = "3.0.3" }) }
 	if res, err := join(); err != nil || res.Outcome != bootstrap.OutcomeUnchanged || res.Evidence == nil {
-		t.Errorf("noted once: %+v, %v", res, err)
+		t.Errorf("the release: %+v, %v", res, err)
 	}
 
-	notes = func(asked int) { a.joinedAt(day.Add(time.Duration(asked) * time.Minute)) }
-	if _, err := join(); err == nil || !strings.Contains(err.Error(), "wrote the state file meanwhile") {
-		t.Errorf("noted again and again: %v", err)
+	const changed = "another command, or the daemon, changed this machine meanwhile"
+	notes = func() { a.edits(func(s *bootstrap.State) { s.Role = "origin" }) }
+	if _, err := join(); err == nil || !strings.Contains(err.Error(), changed) {
+		t.Errorf("another join: %v", err)
 	}
-
-	notes = func(int) { _ = os.Remove(filepath.Join(a.root, bootstrap.StateDir, "state.json")) }
-	if _, err := join(); err == nil || !strings.Contains(err.Error(), "another command changed this machine meanwhile") {
-		t.Errorf("after a leave: %v", err)
+	notes = func() { _ = os.Remove(filepath.Join(a.root, bootstrap.StateDir, "state.json")) }
+	if _, err := join(); err == nil || !strings.Contains(err.Error(), changed) {
+		t.Errorf("a leave: %v", err)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -78,7 +77,7 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		}
 		if !offline {
 			m.Service = cmd
-			m.SetAddress = func(a netip.Addr) { cmd.HostAddress = a }
+			m.SetAddress = cmd.SetHostAddress
 		}
 		return m, nil
 	case s.Service == "none" || (s.Service == "auto" && s.Root != ""):

@@ -135,7 +135,7 @@ func settingsTable() []setting {
 		},
 		{
 			key: keyAMSRelease, kept: true, flag: "ams-release", arg: "RELEASE", check: checkRelease,
-			help: "the release of Ant Media Server; where unset, read from its jar",
+			help: "the release of Ant Media Server, where its jar does not tell",
 		},
 		{
 			key: keyProvider, kept: true, flag: "provider", arg: "NAME", def: "auto", words: []string{"auto", "aws", "azure", "alibaba", "gcp", "generic", "none"},
