@@ -46,6 +46,9 @@ type Config struct {
 	StartWait time.Duration `json:"start_wait_ns"`
 	// StopWait is how long a stop waits before it kills (TimeoutStopSec).
 	StopWait time.Duration `json:"stop_wait_ns"`
+	// Asked is the file to which the wrapper adds a line for each call: what it was asked for.
+	// It may be empty.
+	Asked string `json:"-"`
 }
 
 // Status is the state in systemctl's words.
@@ -377,7 +380,15 @@ func (c Config) WriteWrapper(file string) error {
 	if err := os.WriteFile(config, append(b, '\n'), 0o644); err != nil {
 		return fmt.Errorf("writing the service: %w", err)
 	}
-	script := "#!/bin/sh\nexec " + quote(c.Sandbox) + " amsctl --config " + quote(config) + " \"$@\"\n"
+	script := "#!/bin/sh\n"
+	if c.Asked != "" {
+		script += "echo \"$1\" >>" + quote(c.Asked) + "\n"
+	}
+	script += "exec " + quote(c.Sandbox) + " amsctl --config " + quote(config) + " \"$@\"\n"
+	// Nobody forks meanwhile: a child has what we have open for writing until it becomes
+	// another program, and a file that somebody may write to cannot be run.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(file, []byte(script), 0o755); err != nil {
 		return fmt.Errorf("writing the wrapper: %w", err)
 	}

@@ -61,7 +61,7 @@ func TestLargeRow(t *testing.T) {
 func TestWaitsBehindOneThatHangs(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
-	c := connect(t, "mongodb://"+s.Addr()+"/?directConnection=true", cluster.Options{Timeout: 4 * time.Second, MaxPool: 1})
+	c := connect(t, "mongodb://"+s.Addr()+"/?directConnection=true", cluster.Options{Timeout: 20 * time.Second, MaxPool: 1})
 	if err := s.Faults().Set(mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"find"}, Times: 1}); err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestWaitsBehindOneThatHangs(t *testing.T) {
 		hung <- err
 	}()
 	eventually(t, "the first call is swallowed", func() bool { return s.Faults().Current().Mode == mongod.None })
-	<-time.After(2 * time.Second) // so that this one's time is not up with the other's
+	<-time.After(10 * time.Second) // so that this one's time is not up with the other's
 	if _, err := c.Node(t.Context(), "i-1"); !errors.Is(err, cluster.ErrNoNode) {
 		t.Errorf("the second call: %v", err)
 	}

@@ -119,7 +119,7 @@ func TestServerMisbehaves(t *testing.T) {
 				// lets go of the connections that were cut.
 				o.Timeout = 2 * limit
 			}
-			if tt.kind == "" {
+			if tt.kind == "" || tt.kind == cluster.KindUnsupported {
 				o.Timeout = 30 * time.Second
 			}
 			c := connect(t, s.URI(), o)

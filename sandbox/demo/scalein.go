@@ -59,12 +59,19 @@ func (d *demo) audience() error {
 	}); err != nil {
 		return err
 	}
-	out, err := d.agentRun(origin, "nodes")
-	if err != nil {
-		return err
-	}
+	var out string
+	// A beat may be late on a busy machine.
+	err = d.until("both nodes are alive", func() string {
+		if out, err = d.agentRun(origin, "nodes"); err != nil {
+			return err.Error()
+		}
+		if !strings.HasPrefix(out, "2 nodes: 2 alive; 1 origin, 1 edge; "+counted+"\n") {
+			return out
+		}
+		return ""
+	})
 	d.show(out, 6)
-	err = d.check(strings.HasPrefix(out, "2 nodes: 2 alive; 1 origin, 1 edge; "+counted+"\n"), "the cluster is not as it should be:\n%s", out)
+	err = d.check(err == nil, "the cluster is not as it should be: %v", err)
 	d.print("   AGENT, AMS: how long ago each was heard. VERDICT: is the node alive, by the two of them. CPU and")
 	d.print("   MEM: here those of your own computer, twice. PUB/VIEW: how many stream and watch there; AMS")
 	d.print("   tells that where its settings let the agent ask (server.jwtServerControlEnabled=true)")

@@ -98,11 +98,14 @@ func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
 	}
 	h.proc()
 	h.svc = amsctl.Config{
-		State: filepath.Join(dir, "s"), Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
+		State: filepath.Join(dir, "s"), Sandbox: bins.sandbox, StartWait: time.Minute, StopWait: time.Minute,
 		Args: []string{"--root", h.tree.Dir, "--period", "200ms", "--mongo-timeout", "60s", "--request-timeout", "1s", "--stream-wait", "100ms", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())},
 	}
 	h.wrapper = filepath.Join(dir, "svc")
-	h.wrap()
+	h.svc.Asked = h.wrapper + ".log"
+	if err := h.svc.WriteWrapper(h.wrapper); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
@@ -130,24 +133,6 @@ func shortDir(t testing.TB) string {
 		}
 	})
 	return dir
-}
-
-// wrap writes the service command, with a list of what it was asked for.
-//
-// Nobody forks meanwhile: a child has what we have open for writing until it becomes
-// another program, and a file that somebody may write to cannot be run.
-func (h *host) wrap() {
-	h.t.Helper()
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	if err := h.svc.WriteWrapper(h.wrapper); err != nil {
-		h.t.Fatal(err)
-	}
-	b, err := os.ReadFile(h.wrapper)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	h.write(h.wrapper, strings.Replace(string(b), "exec ", "echo \"$1\" >>'"+h.wrapper+".log'\nexec ", 1))
 }
 
 // proc gives the machine this one's /proc, without its connections: those of other

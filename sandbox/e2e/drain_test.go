@@ -31,7 +31,7 @@ import (
 // the end, and then everybody is told, the cloud last.
 func TestDrainScaleIn(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}, endHook(10*time.Second))
+	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}, endHook(20*time.Second))
 	p := h.serving()
 	h.viewers(2)
 	p.untilReady()
@@ -573,7 +573,7 @@ func TestDrainReboot(t *testing.T) {
 	p := h.serving()
 	p.end(syscall.SIGTERM)
 	h.viewers(1)
-	h.aws.Schedule(fakeaws.Scheduled{ID: "instance-event-2", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(time.Minute)})
+	h.aws.Schedule(fakeaws.Scheduled{ID: "instance-event-2", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(10 * time.Minute)})
 	p = h.daemon()
 	v := p.counted(1)
 	h.rowIs(cluster.StateDraining)

@@ -39,19 +39,11 @@ func newSingle(t *testing.T, address string) *single {
 	}
 	s.ams = tr.Dir
 	s.svc = amsctl.Config{
-		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: time.Minute, StopWait: time.Minute,
+		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: time.Minute, StopWait: time.Minute, Asked: s.log,
 		Args: []string{"--root", tr.Dir, "--period", "200ms", "--save-at-start"},
 	}
 	wrapper := filepath.Join(dir, "svc")
 	if err := s.svc.WriteWrapper(wrapper); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(wrapper)
-	if err != nil {
-		t.Fatal(err)
-	}
-	counted := strings.Replace(string(b), "exec ", "echo \"$1\" >>'"+s.log+"'\nexec ", 1)
-	if err := os.WriteFile(wrapper, []byte(counted), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -62,7 +54,7 @@ func newSingle(t *testing.T, address string) *single {
 	if out, err := exec.Command(wrapper, "start").CombinedOutput(); err != nil {
 		t.Fatalf("starting the service: %v: %s", err, out)
 	}
-	s.args = []string{"--root", s.root, "--provider", "none", "--address", address, "--service-command", wrapper, "--mongo", mongo.Addr(), "--timeout", "60s"}
+	s.args = []string{"--root", s.root, "--provider", "none", "--address", address, "--service-command", wrapper, "--mongo", mongo.Addr(), "--timeout", "5m"}
 	return s
 }
 
