@@ -55,7 +55,7 @@ const commandPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // inactive, failed, activating, deactivating, reloading), a number after it is
 // the main process. Anything else is unknown, and an error.
 type Command struct {
-	argv []string
+	argv        []string
 	hostAddress atomic.Pointer[netip.Addr]
 }
 
