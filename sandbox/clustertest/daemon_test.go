@@ -887,6 +887,54 @@ func TestDaemonMongoElsewhere(t *testing.T) {
 	}
 }
 
+// TestDaemonKeepsWhatIsNamed: an operator writes another password, another MongoDB, or half a line
+// into the agent's own file. The daemon never writes the former one over it.
+func TestDaemonKeepsWhatIsNamed(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	file := filepath.Join(a.root, bootstrap.MongoPath)
+	a.o.Mongo = func(context.Context) (cluster.Target, error) {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return cluster.Target{}, err
+		}
+		return cluster.ParseTarget(strings.TrimSpace(string(b)))
+	}
+	a.start()
+	named := func(uri string) {
+		t.Helper()
+		if err := os.WriteFile(file+".new", []byte(uri+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stays := func(uri string) {
+		t.Helper()
+		a.roundsGoOn(10)
+		if b, err := os.ReadFile(file); err != nil || string(b) != uri+"\n" {
+			t.Errorf("%s: %q, %v; want %q", bootstrap.MongoPath, b, err, uri)
+		}
+	}
+	// As another password would: the same servers.
+	again := a.mongo.URI() + "?retryWrites=true"
+	named(again)
+	eventually(t, "the settings of the server are said to differ", func() bool {
+		d := a.view().Drift
+		return d != nil && slices.ContainsFunc(d.Values, func(d bootstrap.Difference) bool { return d.New == again })
+	})
+	stays(again)
+
+	named("mongodb://[half")
+	a.says("the files could not be compared or mended", 1)
+	stays("mongodb://[half")
+
+	elsewhere := startServer(t, mongod.Options{}).URI()
+	named(elsewhere)
+	stays(elsewhere)
+}
+
 // TestDaemonTakesBack: a leave announced that this node goes, changed nothing, and could
 // not take its word back; or a drain was forgotten before its end was told. The daemon of a
 // node that nothing drains makes it active.

@@ -793,14 +793,20 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, c 
 			continue
 		}
 		next = time.Now().Add(p.Drift)
-		if m.d.view.get().Beat.Error != "" {
-			// It may be somewhere else by now, or have another password.
-			if t, err := m.d.o.Mongo(ctx); err == nil && !t.Equal(mongo) {
-				m.d.log.Info("another MongoDB is named now", "mongodb", t)
-				return nil // the next session has it
-			}
+		// It may be somewhere else by now, or have another password. Where it answers, a node
+		// stays in the cluster that its server is in, and only its files are compared with what is named.
+		named, err := m.d.o.Mongo(ctx)
+		switch {
+		case errors.Is(err, ErrNoMongo):
+			named = mongo
+		case err != nil: // half written, or wrong: nobody writes over it
+			m.d.mended(err)
+			continue
+		case !named.Equal(mongo) && (m.d.view.get().Beat.Error != "" || slices.Equal(named.Hosts(), mongo.Hosts())):
+			m.d.log.Info("another MongoDB is named now", "mongodb", named)
+			return nil // the next session has it
 		}
-		c, err := m.d.converge(ctx, s, mongo, convergeTime)
+		c, err := m.d.converge(ctx, s, named, convergeTime)
 		if ctx.Err() == nil {
 			m.d.mended(err)
 		}
