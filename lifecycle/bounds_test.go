@@ -88,3 +88,19 @@ func TestBoundedIDs(t *testing.T) {
 		t.Errorf("%q, %q", a, b)
 	}
 }
+
+// Applications come and go while the daemon runs, and with them the time of a stop.
+func TestStopTimeFollows(t *testing.T) {
+	var says time.Duration
+	m := &Manager{o: Options{StopTime: func() time.Duration { return says }}}
+	for _, tt := range []struct{ says, want time.Duration }{
+		{3 * time.Minute, 3 * time.Minute}, {0, defaultStopTime}, {-time.Second, defaultStopTime}, {5 * time.Minute, 5 * time.Minute},
+	} {
+		if says = tt.says; m.stopTime() != tt.want {
+			t.Errorf("%s: %s, want %s", tt.says, m.stopTime(), tt.want)
+		}
+	}
+	if m.o.StopTime = nil; m.stopTime() != defaultStopTime {
+		t.Errorf("nil: %s", m.stopTime())
+	}
+}

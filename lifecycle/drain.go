@@ -389,10 +389,18 @@ const leastStep = time.Second
 // mostStopPause is the longest pause between two tries to stop a server that does not end.
 const mostStopPause = time.Minute
 
+// stopTime is what [Options.StopTime] says.
+func (m *Manager) stopTime() time.Duration {
+	if m.o.StopTime == nil {
+		return defaultStopTime
+	}
+	return cmp.Or(max(0, m.o.StopTime()), defaultStopTime)
+}
+
 // stop stops AMS and waits for its end. A server that cannot be stopped does not
 // keep the machine: the cloud may go on. Its row does not say left while it runs.
 func (m *Manager) stop(ctx context.Context, last time.Time) {
-	own := m.bound(m.o.StopTime, 2*leastStep, last)
+	own := m.bound(m.stopTime(), 2*leastStep, last)
 	bound, cancel := context.WithTimeout(ctx, own)
 	defer cancel()
 	m.mu.Lock()

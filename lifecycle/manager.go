@@ -64,8 +64,9 @@ type Options struct {
 	// some roles.
 	Deadline      time.Duration
 	RoleDeadlines map[string]time.Duration
-	// StopTime bounds the stop of AMS.
-	StopTime time.Duration
+	// StopTime bounds a stop of AMS, or a start: it is asked before each, as applications come
+	// and go. 0 is the usual time, as is nil.
+	StopTime func() time.Duration
 	// SampleInterval is the time from one count of the sessions to the next.
 	SampleInterval time.Duration
 	// Before is the last count that was made before a drain; nil is none. It must
@@ -203,7 +204,6 @@ func NewManager(o Options) (*Manager, error) {
 		usual time.Duration
 	}{
 		{&o.Deadline, DefaultDeadline},
-		{&o.StopTime, defaultStopTime},
 		{&o.SampleInterval, time.Second},
 	} {
 		if *d.value <= 0 {

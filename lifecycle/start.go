@@ -190,7 +190,7 @@ func (m *Manager) prove(ctx context.Context, id string, server bool) {
 
 func (m *Manager) startOnce(ctx context.Context, server bool) error {
 	if server {
-		bound, cancel := context.WithTimeout(ctx, m.o.StopTime)
+		bound, cancel := context.WithTimeout(ctx, m.stopTime())
 		err := m.o.Node.StartServer(bound)
 		cancel()
 		if err != nil {

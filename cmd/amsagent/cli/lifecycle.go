@@ -41,7 +41,7 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 			AbandonOnFailure: s.AbandonOnFailure,
 			Uptime:           lifecycle.BootClock(s.Root),
 			Hardware:         lifecycle.Hardware(s.Root),
-			StopTime:         stopTime(s.Root, s.AMSDir),
+			StopTime:         func() time.Duration { return stopTime(s.Root, s.AMSDir) },
 		},
 	}
 	if _, ok := a.machine.Service.(*ams.Systemd); ok {
