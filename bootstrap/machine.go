@@ -333,7 +333,10 @@ func (m *Machine) serverStarted(st ams.State) start {
 		return start{st.Started, true}
 	}
 	p, err := ams.ReadProcess(m.Root, st.MainPID)
-	return start{p.Started, err == nil && p.Java()}
+	if err != nil || !p.Java() {
+		return start{}
+	}
+	return start{p.Started, true}
 }
 
 // closeClient ends a connection without waiting for a server that is gone.

@@ -62,6 +62,7 @@ func (d *demo) audience() error {
 	var out string
 	// A beat may be late on a busy machine.
 	err = d.until("both nodes are alive", func() string {
+		var err error
 		if out, err = d.agentRun(origin, "nodes"); err != nil {
 			return err.Error()
 		}
