@@ -901,14 +901,27 @@ func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 		return cluster.ParseTarget(strings.TrimSpace(string(b)))
 	}
 	a.start()
+	// A comparison that is under way, here every 100 ms, has read the file before and may write
+	// that once more. It is no other one's to do that.
 	named := func(uri string) {
 		t.Helper()
-		if err := os.WriteFile(file+".new", []byte(uri+"\n"), 0o600); err != nil {
-			t.Fatal(err)
+		for range 50 {
+			if err := os.WriteFile(file+".new", []byte(uri+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(file+".new", file); err != nil {
+				t.Fatal(err)
+			}
+			a.roundsGoOn(10)
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(b) == uri+"\n" {
+				return
+			}
 		}
-		if err := os.Rename(file+".new", file); err != nil {
-			t.Fatal(err)
-		}
+		t.Fatalf("%s does not keep %q", bootstrap.MongoPath, uri)
 	}
 	stays := func(uri string) {
 		t.Helper()
