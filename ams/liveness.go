@@ -128,8 +128,11 @@ func (c *countedConn) Close() error {
 
 // Refuses reports whether nobody listens at the server's port. It is no request: no application
 // hears of it.
-func (in *Installation) Refuses(ctx context.Context) bool {
-	conn, err := dialThisMachine(ctx, "tcp", strings.TrimPrefix(in.BaseURL(), "http://"))
+func (in *Installation) Refuses(ctx context.Context) bool { return Refused(ctx, in.BaseURL()) }
+
+// Refused is [Installation.Refuses] for the server at base, as [Installation.BaseURL] gives it.
+func Refused(ctx context.Context, base string) bool {
+	conn, err := dialThisMachine(ctx, "tcp", strings.TrimPrefix(base, "http://"))
 	if err == nil {
 		_ = conn.Close()
 	}

@@ -304,7 +304,7 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 // ask also returns [ams.ConnCount.Lost] before the question.
 func (s *Server) ask(ctx context.Context, app string) (ams.AppAnswer, int) {
 	serves, lost := s.servesYet(app), s.conns.Lost()
-	in, err := s.installation(serves)
+	in, err := s.installation(ctx, serves)
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost
 	}
@@ -316,7 +316,7 @@ func (s *Server) ask(ctx context.Context, app string) (ams.AppAnswer, int) {
 	}
 	started := s.serverStarted(ctx)
 	// Last: until then the server may have been replaced.
-	if in, err = s.installation(false); err != nil {
+	if in, err = s.installation(ctx, false); err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost
 	}
 	return ask(ctx, s.client, in, started, app), lost
@@ -399,14 +399,18 @@ func (s *Server) look(ctx context.Context, done chan struct{}) {
 func (s *Server) Connections() int { return s.conns.Open() }
 
 // installation is the server as it was looked at last, where that is enough or nothing has
-// changed since.
-func (s *Server) installation(enough bool) (*ams.Installation, error) {
+// changed since. A server that runs listens where its files said at its start: as long as
+// somebody does, it is not looked for where they say now and nobody does.
+func (s *Server) installation(ctx context.Context, enough bool) (*ams.Installation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.install != nil && (enough || !s.install.Outdated()) {
 		return s.install, nil
 	}
 	in, err := s.m.open()
+	if err == nil && s.install != nil && in.BaseURL() != s.install.BaseURL() && s.refuses(ctx, in) && !s.refuses(ctx, s.install) {
+		return s.install, nil
+	}
 	s.install = in
 	return in, err
 }

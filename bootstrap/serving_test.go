@@ -545,6 +545,46 @@ func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
 	}
 }
 
+// Whose port was edited listens at the one before until its next start.
+func TestAskedWhereTheServerListens(t *testing.T) {
+	m := joinedTree(t)
+	settings := filepath.Join(ams.DefaultDir, "conf/red5.properties")
+	before, err := os.ReadFile(filepath.Join(m.Root, settings))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, m, settings, string(before)+"\nhttp.port=5080\n")
+	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
+	listens := "5080"
+	status := http.StatusNotFound
+	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Port() != listens {
+			return nil, syscall.ECONNREFUSED
+		}
+		return &http.Response{StatusCode: status, Body: http.NoBody}, nil
+	})}
+	s := m.Server()
+	s.refuses = func(_ context.Context, in *ams.Installation) bool { return !strings.HasSuffix(in.BaseURL(), ":"+listens) }
+	ask := func(want ams.AppServing) {
+		t.Helper()
+		s.dialed = time.Time{}
+		if a := s.Ask(t.Context(), "LiveApp"); a.State != want {
+			t.Errorf("%+v, want %s", a, want)
+		}
+	}
+	ask(ams.AppServes)
+	put(t, m, settings, string(before)+"\nhttp.port=6080\n\n") // another length: two writes may have one time
+	status = http.StatusInternalServerError
+	ask(ams.AppFailing) // and what failed is not known by its connection
+	status = http.StatusNotFound
+	ask(ams.AppServes)
+	s.served = map[string]answered{}
+	listens = "6080"
+	ask(ams.AppServes)
+	listens = "none"
+	ask(ams.AppRefused)
+}
+
 // A server that is started anew between two questions lost the connection between them.
 func TestNotAskedAfterALostConnection(t *testing.T) {
 	m := joinedTree(t)

@@ -4,6 +4,7 @@
 package heartbeat
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -133,8 +134,8 @@ type SessionCounter struct {
 	connected   connected // when they were counted last
 	connectedAt time.Time
 
-	dead   bool // by the service manager
-	deadAt time.Time
+	state   ams.State // by the service manager; zero where it did not say
+	stateAt time.Time
 }
 
 // connected is who is connected to the server: to the ports of viewers, and to those of RTMP.
@@ -174,7 +175,7 @@ func (c *SessionCounter) Disagreement() *Disagreement { return c.disagrees.Load(
 func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Missing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.connectedAt, c.refused, c.deadAt = time.Time{}, time.Time{}, time.Time{}
+	c.connectedAt, c.refused, c.stateAt = time.Time{}, time.Time{}, time.Time{}
 	return c.count(ctx, true)
 }
 
@@ -215,12 +216,19 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 	if connErr != nil {
 		connErr = errors.Join(statsErr, connErr)
 	}
+	if statsErr != nil && (connErr != nil || found == connected{}) {
+		refused := connErr == nil && ams.Refused(ctx, c.server.base)
+		st := c.serviceState(ctx, now, draining || connErr != nil || refused)
+		switch {
+		case st.Dead():
+			return none(cluster.CountedByService), nil
+		case refused && st.Running() && st.MainPID != 0:
+			found, connErr = c.elsewhere(st.MainPID)
+		}
+	}
 	encoders, players := found.rtmp, 0
 	if c.Edge != nil && c.Edge() {
 		encoders, players = 0, found.rtmp
-	}
-	if statsErr != nil && (connErr != nil || found == connected{}) && c.serverIsDead(ctx, now, draining || connErr != nil) {
-		return none(cluster.CountedByService), nil
 	}
 
 	switch {
@@ -371,24 +379,54 @@ func (c *SessionCounter) agree() {
 	c.disagrees.Store(nil)
 }
 
-// serverIsDead asks the service manager about a server that does not answer. Its
-// answer is kept for a moment, but for who drains; unknown tells that nothing else
-// counts the sessions.
-func (c *SessionCounter) serverIsDead(ctx context.Context, now time.Time, unknown bool) bool {
-	if c.State == nil {
-		return false
-	}
-	if within(stateEvery, c.deadAt, now) {
-		return c.dead
-	}
-	if !unknown {
-		return false // zero by connections says enough
+// serviceState is what the service manager says of a server that does not answer. It is
+// kept for a moment, but for who drains; unknown tells that nothing else counts the
+// sessions.
+func (c *SessionCounter) serviceState(ctx context.Context, now time.Time, unknown bool) ams.State {
+	switch {
+	case c.State == nil:
+		return ams.State{}
+	case within(stateEvery, c.stateAt, now):
+		return c.state
+	case !unknown:
+		return ams.State{} // zero by connections says enough
 	}
 	ctx, cancel := context.WithTimeout(ctx, stateTime)
 	defer cancel()
 	st, err := c.State(ctx)
-	c.dead, c.deadAt = err == nil && st.Dead(), now
-	return c.dead
+	if err != nil {
+		st = ams.State{}
+	}
+	c.state, c.stateAt = st, now
+	return st
+}
+
+// elsewhere counts who is connected to the server's process where nobody listens at the port
+// that the server's files name: they were edited since it was started, or it has only begun.
+// What its other ports are for is not known.
+func (c *SessionCounter) elsewhere(pid int) (connected, error) {
+	ports, err := ams.ListeningPorts(c.Root, pid)
+	if err != nil {
+		return connected{}, err
+	}
+	found, err := ams.CountConnections(c.Root, ports, c.isPeer)
+	return connected{viewers: c.viewers(found, ports)}, err
+}
+
+func (c *SessionCounter) isPeer(a netip.Addr) bool { return c.peers[a] }
+
+// viewers are those who are connected to the ports, from other machines. Where a proxy on this
+// machine stands before AMS, everybody comes through it.
+func (c *SessionCounter) viewers(found ams.Connections, ports []int) int {
+	viewers, local := 0, 0
+	for _, p := range ports {
+		viewers += found.ByPort[p]
+		local += found.LocalByPort[p]
+	}
+	if viewers == 0 && local > 0 && c.Own != nil {
+		local = max(0, local-c.Own())
+	}
+	return cmp.Or(viewers, local)
 }
 
 // connections counts who is connected to the server. It is an estimate, and
@@ -406,24 +444,11 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time, every t
 	c.readPeers(ctx, now)
 	ports := c.server.ports
 	rtmp := []int{ports.RTMP, ports.RTMPS}
-	own := 0
-	if c.Own != nil {
-		own = c.Own()
-	}
-	found, err := ams.CountConnections(c.Root, append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
+	found, err := ams.CountConnections(c.Root, append(ports.Viewers(), rtmp...), c.isPeer)
 	if err != nil {
 		return connected{}, err
 	}
-	viewers, local := 0, 0
-	for _, p := range ports.Viewers() {
-		viewers += found.ByPort[p]
-		local += found.LocalByPort[p]
-	}
-	if viewers == 0 {
-		// Where a proxy on this machine stands before AMS, everybody comes through it.
-		viewers = max(0, local-own)
-	}
-	n := connected{viewers: viewers}
+	n := connected{viewers: c.viewers(found, ports.Viewers())}
 	for _, p := range rtmp {
 		// Nothing checks the health of this port by keeping a connection, and an
 		// encoder may run on this machine.
