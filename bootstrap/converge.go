@@ -404,6 +404,9 @@ func (k *converger) mend(ctx context.Context) error {
 			k.result.Compared = append(k.result.Compared, file.Before.Path)
 		}
 	}
+	if f.plan != nil && k.req.Mode == ConvergeWatch && namedByHand(f) {
+		f.plan = f.plan.Only(func(path string) bool { return path != MongoPath })
+	}
 	k.limit()
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
@@ -490,6 +493,14 @@ func standaloneFiles(store *conf.Store, in *ams.Installation) bool {
 		}
 	}
 	return true
+}
+
+// namedByHand reports whether the agent's own connection string is not what it wrote last. A
+// person may have put it there after the daemon had read it, which does not write over it.
+func namedByHand(f *facts) bool {
+	return slices.ContainsFunc(f.plan.Changed(), func(p conf.PlannedFile) bool {
+		return p.Before.Path == MongoPath && len(p.Before.Bytes) > 0 && !f.record.File(MongoPath).Wrote(p.Before.Bytes)
+	})
 }
 
 // limit takes out of the plan what is not to be written while the server runs, and

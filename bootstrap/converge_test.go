@@ -316,8 +316,48 @@ func TestConvergeOfAnUnknownService(t *testing.T) {
 			if wrote := property(t, m, liveFile, "db.type") == "mongodb"; tt.drifts && wrote != tt.writes {
 				t.Errorf("the server's file was written: %v", wrote)
 			}
-			if b, err := os.ReadFile(filepath.Join(m.Root, MongoPath)); err != nil || string(b) == "10.0.2.5\n" {
-				t.Errorf("the agent's file was not written: %v", err)
+			b, err := os.ReadFile(filepath.Join(m.Root, MongoPath))
+			if byHand := string(b) == "10.0.2.5\n"; err != nil || byHand != (tt.mode == ConvergeWatch) {
+				t.Errorf("the agent's file: %q, %v", b, err)
+			}
+		})
+	}
+}
+
+// The daemon goes by a connection string that it read a moment ago: what a person wrote since
+// is not written over.
+func TestWatchLeavesTheMongoNamedByHand(t *testing.T) {
+	for name, tt := range map[string]struct {
+		is    *string // nil: none
+		stays bool
+	}{
+		"another one":           {new("10.0.2.5\n"), true},
+		"half a line":           {new("mongodb://[half"), true},
+		"as the agent wrote it": {new(testMongo + "\n"), false},
+		"empty":                 {new(""), false},
+		"missing":               {nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := joinedTree(t)
+			file := filepath.Join(m.Root, MongoPath)
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+			if tt.is != nil {
+				put(t, m, MongoPath, *tt.is)
+			}
+			req := convergeRequest(t, joinedAs(), nil)
+			req.Mode, req.Mongo = ConvergeWatch, mustTarget(t, "mongodb://10.0.9.9")
+			c := converge(t, m, req)
+			want := "mongodb://10.0.9.9\n"
+			if tt.stays {
+				want = *tt.is
+			}
+			if b, err := os.ReadFile(file); err != nil || string(b) != want {
+				t.Errorf("%q, %v, want %q", b, err, want)
+			}
+			if !slices.Contains(c.Compared, MongoPath) { // else nobody would notice that it is written, or removed
+				t.Errorf("compared: %v", c.Compared)
 			}
 		})
 	}

@@ -398,6 +398,16 @@ func (s *Server) look(ctx context.Context, done chan struct{}) {
 // viewers'.
 func (s *Server) Connections() int { return s.conns.Open() }
 
+// Port is where the server was asked last; 0 before that.
+func (s *Server) Port() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.install == nil {
+		return 0
+	}
+	return s.install.HTTPPort
+}
+
 // installation is the server as it was looked at last, where that is enough or nothing has
 // changed since. A server that runs listens where its files said at its start: as long as
 // somebody does, it is not looked for where they say now and nobody does.

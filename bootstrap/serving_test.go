@@ -564,7 +564,9 @@ func TestAskedWhereTheServerListens(t *testing.T) {
 		return &http.Response{StatusCode: status, Body: http.NoBody}, nil
 	})}
 	s := m.Server()
-	s.refuses = func(_ context.Context, in *ams.Installation) bool { return !strings.HasSuffix(in.BaseURL(), ":"+listens) }
+	s.refuses = func(_ context.Context, in *ams.Installation) bool {
+		return !strings.HasSuffix(in.BaseURL(), ":"+listens)
+	}
 	ask := func(want ams.AppServing) {
 		t.Helper()
 		s.dialed = time.Time{}

@@ -63,6 +63,8 @@ type ServerProbe interface {
 	// Applications lists those that are to serve, as they are on disk now.
 	Applications() ([]string, error)
 	Ask(ctx context.Context, app string) ams.AppAnswer
+	// Port is where it was asked last; 0 before that.
+	Port() int
 	// ServedBefore reports whether the release that is installed has ever served,
 	// and Served notes that it does.
 	ServedBefore() bool

@@ -117,6 +117,8 @@ func (f *fakeServer) ServedBefore() bool {
 	return f.served
 }
 
+func (f *fakeServer) Port() int { return 0 }
+
 func (f *fakeServer) Standalone() (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

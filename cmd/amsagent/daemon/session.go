@@ -4,9 +4,11 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -314,10 +316,10 @@ type member struct {
 	enrolled atomic.Bool
 	// ousted tells that another machine uses the row.
 	ousted atomic.Bool
-	// unidentified reports that the cloud has not said yet what node lacks. identified is
-	// node with that, once it has; nil before.
+	// unidentified reports that the cloud had not said at the beginning what node lacks. now is
+	// the node as it was found since, with other facts; nil before.
 	unidentified bool
-	identified   atomic.Pointer[cluster.Node]
+	now          atomic.Pointer[cluster.Node]
 	// spareAsked is when it was last asked whether this machine is to be kept.
 	spareAsked time.Time
 }
@@ -484,7 +486,7 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 // facts is this node's row, without a state. What the cloud does not say at the moment
 // stays as it is in the row.
 func (m *member) facts(ctx context.Context) (cluster.Node, error) {
-	if n := m.identified.Load(); n != nil {
+	if n := m.now.Load(); n != nil {
 		return *n, nil
 	}
 	if !m.unidentified {
@@ -671,11 +673,7 @@ func (m *member) notAlone(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	self := m.node
-	if n := m.identified.Load(); n != nil {
-		self = *n
-	}
-	if others, down := peersDown(self, nodes, now); others > 0 && 2*down >= others {
+	if others, down := peersDown(m.latest(), nodes, now); others > 0 && 2*down >= others {
 		return fmt.Sprintf("of the other nodes of its group %d of %d do not serve either", down, others), nil
 	}
 	return "", nil
@@ -825,19 +823,34 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, c 
 			if !c.Node.SameLife(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 				return nil // the next session registers it
 			}
-			m.identify(c)
+			m.refresh(c)
 		}
 	}
 }
 
-// identify has the row written again when the cloud says for the first time in this
-// session what this machine is.
-func (m *member) identify(c *bootstrap.Convergence) {
-	if !m.unidentified || c.Unidentified || m.identified.Load() != nil {
+// latest is the node as it was found last.
+func (m *member) latest() cluster.Node {
+	if n := m.now.Load(); n != nil {
+		return *n
+	}
+	return m.node
+}
+
+// refresh has the row written again where it says something else of this machine by now: the
+// cloud said for the first time what the machine is, its name changed, the server was upgraded.
+// The server's port is that where it is asked: one that runs listens at the port of its start.
+func (m *member) refresh(c *bootstrap.Convergence) {
+	if c.Unidentified {
 		return
 	}
 	n := c.Node
-	m.identified.Store(&n)
+	if s := m.d.o.Server; s != nil {
+		n.Port = cmp.Or(s.Port(), n.Port)
+	}
+	if known := m.now.Load() != nil || !m.unidentified; known && reflect.DeepEqual(n, m.latest()) {
+		return
+	}
+	m.now.Store(&n)
 	m.enrolled.Store(false) // the next beat registers
 }
 
