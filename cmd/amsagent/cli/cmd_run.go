@@ -161,6 +161,7 @@ type daemonAdapter struct {
 	given      stamp // of what was given to join, when the settings were read
 	inst       metadata.Instance
 	identified time.Time
+	lookedAt   time.Time           // when the machine's own facts were read last
 	hooks      lifecycle.HookNames // those that were named when the tags were read last
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
@@ -169,6 +170,10 @@ type daemonAdapter struct {
 // identityAge is how long an answer of the metadata service holds: a machine gets another address when it boots, and the
 // daemon looks at its files far more often than that.
 const identityAge = 10 * time.Minute
+
+// ownFactsAge is the same where no cloud is and the machine's own facts tell, as its address does, which may be another one
+// after a lease has ended. They are read from files.
+const ownFactsAge = 30 * time.Second
 
 func (a *daemonAdapter) settings() daemon.Settings {
 	a.mu.Lock()
@@ -251,12 +256,14 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 // is there for the next one. Nobody who wants the settings waits for it.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
-	if !a.identified.IsZero() && time.Since(a.identified) < identityAge {
+	known := !a.identified.IsZero() && time.Since(a.identified) < identityAge
+	local := known && a.inst.Provider == metadata.Generic
+	if known && (!local || time.Since(a.lookedAt) < ownFactsAge) {
 		defer a.mu.Unlock()
 		return a.inst, nil
 	}
 	a.mu.Unlock()
-	answer := a.asking.DoChan("", func() (any, error) { return a.ask(context.WithoutCancel(ctx)) })
+	answer := a.asking.DoChan("", func() (any, error) { return a.ask(context.WithoutCancel(ctx), local) })
 	select {
 	case <-ctx.Done():
 		return metadata.Instance{}, context.Cause(ctx)
@@ -266,13 +273,16 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 	}
 }
 
-// ask asks the cloud, and keeps the answer.
-func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
+// ask asks the cloud, and keeps the answer. local tells that there is none, as far as it was looked for a while ago.
+func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance, error) {
 	a.mu.Lock()
 	q, err := a.g.instanceQuestion("")
 	a.mu.Unlock()
 	if err != nil {
 		return metadata.Instance{}, err
+	}
+	if local {
+		q.provider, q.origin = metadata.Generic, "looked for before"
 	}
 	m, err := a.g.askInstance(ctx, q)
 	if err != nil {
@@ -286,7 +296,10 @@ func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	if err := a.g.useTags(m.Instance.TagSet()); err != nil {
 		return metadata.Instance{}, err
 	}
-	a.inst, a.identified = m.Instance, time.Now()
+	a.inst, a.lookedAt = m.Instance, time.Now()
+	if !local {
+		a.identified = a.lookedAt
+	}
 	a.known.Store(&m.Instance)
 	return a.inst, nil
 }

@@ -101,6 +101,44 @@ func TestInstanceUnknownForNow(t *testing.T) {
 	}
 }
 
+// A machine in no cloud may get another address while it runs: its own facts are read again soon, and a cloud is not looked
+// for each time.
+func TestIdentifyReadsOwnFactsAgain(t *testing.T) {
+	root := t.TempDir()
+	is := func(id string) {
+		t.Helper()
+		path := filepath.Join(root, "etc/machine-id")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(strings.Repeat(id, 32)+"\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
+	g.logger = slog.New(slog.DiscardHandler)
+	g.settings.Provider, g.settings.Root = "auto", root
+	a := &daemonAdapter{g: g}
+	id := func() string {
+		t.Helper()
+		inst, err := a.identify(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return inst.ID
+	}
+	is("a")
+	first, identified := id(), a.identified
+	is("b")
+	if got := id(); got != first {
+		t.Errorf("read again at once: %s", got)
+	}
+	a.lookedAt = time.Now().Add(-ownFactsAge)
+	if got := id(); got == first {
+		t.Error("not read again")
+	}
+	if !a.identified.Equal(identified) {
+		t.Error("a cloud was looked for again")
+	}
+}
+
 // Who asks who this machine is waits no longer than he wants to, whoever else asks.
 func TestIdentifyWaitsForNobody(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
