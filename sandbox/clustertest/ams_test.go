@@ -618,7 +618,7 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	if !ok || e.Verdict != cluster.AMSUnread || cluster.KindOf(e.Last) != cluster.KindRefused {
 		t.Errorf("an outage until the end: %v", err)
 	}
-	if took := time.Since(start); took > 15*time.Second {
+	if took := time.Since(start); took > time.Minute {
 		t.Errorf("it took %s", took)
 	}
 	// Who calls it off hears no more, and at once, also where nothing answers.

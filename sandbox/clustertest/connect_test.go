@@ -36,7 +36,7 @@ func TestCredentials(t *testing.T) {
 		return target.URI().Reveal()
 	}
 	var log locked.Buffer
-	o := cluster.Options{Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	o := cluster.Options{Timeout: 2 * time.Minute, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 
 	good := connect(t, uri("amsagent", password), o)
 	if err := good.Ping(t.Context()); err != nil {
@@ -52,7 +52,7 @@ func TestCredentials(t *testing.T) {
 		c := connect(t, bad, o)
 		start := time.Now()
 		err := c.Ping(t.Context())
-		if took := time.Since(start); took > 8*time.Second {
+		if took := time.Since(start); took > time.Minute {
 			t.Errorf("%s: it took %s to be told so", name, took)
 		}
 		e, ok := errors.AsType[*cluster.Error](err)
@@ -127,7 +127,7 @@ func TestServerMisbehaves(t *testing.T) {
 			fault(t, s, tt.fault)
 			start := time.Now()
 			_, err := c.Nodes(t.Context())
-			if took := time.Since(start); took > 6*limit {
+			if took := time.Since(start); took > o.Timeout+30*time.Second {
 				t.Errorf("it took %s", took)
 			}
 			if cluster.KindOf(err) != tt.kind || (err == nil) != (tt.kind == "") {
@@ -166,7 +166,7 @@ func TestBounds(t *testing.T) {
 		t.Errorf("Ping: %v", err)
 	}
 	_ = c.Close(ctx) // ctx has ended already
-	if took := time.Since(start); took > 10*time.Second {
+	if took := time.Since(start); took > time.Minute {
 		t.Errorf("a dead server held the client for %s", took)
 	}
 	if err := c.Close(context.Background()); err != nil {

@@ -365,7 +365,7 @@ func TestWorstDay(t *testing.T) {
 			}
 		})
 	}()
-	if err := set.WorstDay(t.Context(), "edge_3", 1500*time.Millisecond, "edge_4", "edge_5"); err != nil {
+	if err := set.WorstDay(t.Context(), "edge_3", 2500*time.Millisecond, "edge_4", "edge_5"); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
