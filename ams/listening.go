@@ -4,14 +4,8 @@
 package ams
 
 import (
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-
-	"github.com/amsagent/amsagent/files"
 )
 
 const (
@@ -47,27 +41,15 @@ func listeningPorts(root string, pid int) ([]int, error) {
 	if len(listening) > mostListening {
 		return nil, errManyListening
 	}
-	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
-	fds, err := files.Root{Path: root}.Folder(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer fds.Close()
 	var ports []int
-	var refused error
-	err = fds.Each(func(name string) bool {
-		open, err := os.Readlink(filepath.Join(root, dir, name))
-		if errors.Is(err, os.ErrPermission) {
-			refused = err
-			return false
-		}
+	err := eachOpen(root, pid, func(open string) bool {
 		if port, ok := listening[open]; ok {
 			ports = append(ports, port)
 		}
 		return true
 	})
 	slices.Sort(ports)
-	return slices.Compact(ports), errors.Join(err, refused)
+	return slices.Compact(ports), err
 }
 
 // listeningSocket takes inode and port from a line of the list; "" where the socket does not

@@ -31,6 +31,12 @@ func TestRealSet(t *testing.T) {
 	d.ready()
 	v := n.watch(d)
 	defer v.stop()
+	until(t, "the daemon's log says so, too", func() string {
+		if d.logs("Ant Media Server serves viewers") == 0 {
+			return d.Output()
+		}
+		return ""
+	})
 	started := d.messages()
 	looks := n.Start(t, bins.agent, "nodes", "--watch", "-o", "json")
 
