@@ -87,11 +87,21 @@ func CountConnections(root string, ports []int, exclude func(netip.Addr) bool) (
 	if realRoot(root) && c.ask() == nil {
 		return c.Connections, nil
 	}
-	unread, err := readSockets(root, c.line)
-	if err != nil {
-		return Connections{}, fmt.Errorf("counting connections: %w", err)
+	found := false
+	for _, path := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		err := c.file(root, path)
+		switch {
+		// Where IPv6 is switched off, its list is not there.
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return Connections{}, fmt.Errorf("counting connections: %s: %w", shown(root, path), err)
+		}
+		found = true
 	}
-	c.Unread += unread
+	if !found {
+		return Connections{}, fmt.Errorf("counting connections: %s: %w", shown(root, "/proc/net/tcp"), fs.ErrNotExist)
+	}
 	return c.Connections, nil
 }
 
@@ -105,38 +115,16 @@ type counter struct {
 // silentAfter is twice what balancers usually bear.
 const silentAfter = 2 * time.Minute
 
-// readSockets gives the lines of the kernel's lists of sockets to take, which tells
-// whether a line made sense. unread is how many did not.
-func readSockets(root string, take func(line []byte) bool) (unread int, _ error) {
-	found := false
-	for _, path := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		n, err := readSocketList(root, path, take)
-		switch {
-		// Where IPv6 is switched off, its list is not there.
-		case errors.Is(err, fs.ErrNotExist):
-			continue
-		case err != nil:
-			return 0, fmt.Errorf("%s: %w", shown(root, path), err)
-		}
-		unread += n
-		found = true
-	}
-	if !found {
-		return 0, fmt.Errorf("%s: %w", shown(root, "/proc/net/tcp"), fs.ErrNotExist)
-	}
-	return unread, nil
-}
-
-func readSocketList(root, path string, take func(line []byte) bool) (unread int, _ error) {
+func (c *counter) file(root, path string) error {
 	f, _, err := openBelow(root, path)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer f.Close()
-	return readSocketLines(f, take)
+	return c.read(f)
 }
 
-func readSocketLines(from io.Reader, take func(line []byte) bool) (unread int, _ error) {
+func (c *counter) read(from io.Reader) error {
 	r := bufio.NewReaderSize(from, connectionsBuffer)
 	for first := true; ; first = false {
 		line, err := r.ReadSlice('\n')
@@ -146,16 +134,16 @@ func readSocketLines(from io.Reader, take func(line []byte) bool) (unread int, _
 		}
 		end := errors.Is(err, io.EOF)
 		if err != nil && !end {
-			return unread, err
+			return err
 		}
 		switch {
 		case first && !bytes.Contains(line, []byte("local_address")):
-			return unread, errNotConnections // an empty one too: no list is not an empty list
-		case !first && len(line) > 0 && (!whole || !take(line)):
-			unread++
+			return errNotConnections // an empty one too: no list is not an empty list
+		case !first && len(line) > 0 && (!whole || !c.line(line)):
+			c.Unread++
 		}
 		if end {
-			return unread, nil
+			return nil
 		}
 	}
 }
@@ -173,11 +161,15 @@ func (c *counter) line(b []byte) bool {
 	if string(state) != stateEstablished {
 		return true
 	}
-	hex, port, ok := hexPort(here)
+	hex, portHex, ok := bytes.Cut(here, []byte(":"))
 	if !ok {
 		return false
 	}
-	if !slices.Contains(c.ports, port) {
+	port, ok := hexNumber(portHex)
+	if !ok {
+		return false
+	}
+	if !slices.Contains(c.ports, int(port)) {
 		return true
 	}
 	own, ok := hexAddress(hex)
@@ -189,7 +181,7 @@ func (c *counter) line(b []byte) bool {
 	if !ok {
 		return false
 	}
-	c.count(port, own, other)
+	c.count(int(port), own, other)
 	return true
 }
 
@@ -244,13 +236,6 @@ func hexNumber(b []byte) (n uint32, ok bool) {
 		n = n<<4 | uint32(d)
 	}
 	return n, true
-}
-
-// hexPort cuts an address and a port, as the kernel writes them.
-func hexPort(b []byte) (address []byte, port int, ok bool) {
-	address, b, ok = bytes.Cut(b, []byte(":"))
-	n, isNumber := hexNumber(b)
-	return address, int(n), ok && isNumber
 }
 
 // hexAddress reads an address as the kernel writes it: as numbers of four bytes in

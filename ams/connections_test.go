@@ -153,7 +153,7 @@ func TestCountConnectionsOfThisMachine(t *testing.T) {
 				t.Errorf("asked (-want +got):\n%s", diff)
 			}
 			read := counter{ports: []int{port}}
-			if _, err := readSocketList("/", map[string]string{"tcp4": "/proc/net/tcp", "tcp6": "/proc/net/tcp6"}[network], read.line); err != nil {
+			if err := read.file("/", map[string]string{"tcp4": "/proc/net/tcp", "tcp6": "/proc/net/tcp6"}[network]); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(want, read.Connections); diff != "" {
@@ -465,8 +465,8 @@ func TestCountConnectionsAllocatesNothingPerLine(t *testing.T) {
 	measure := func() float64 {
 		return testing.AllocsPerRun(3, func() {
 			c := counter{ports: []int{5080, 5443}, exclude: exclude}
-			if unread, err := readSocketLines(bytes.NewReader(text), c.line); err != nil || c.Total != 10000 || unread != 0 {
-				t.Errorf("%+v, %d unread, %v", c.Connections, unread, err)
+			if err := c.read(bytes.NewReader(text)); err != nil || c.Total != 10000 || c.Unread != 0 {
+				t.Errorf("%+v, %v", c.Connections, err)
 			}
 		})
 	}
@@ -486,7 +486,7 @@ func FuzzCountConnections(f *testing.F) {
 	f.Add(message(diagTCP, diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, try := range []func(*counter) error{
-			func(c *counter) (err error) { c.Unread, err = readSocketLines(bytes.NewReader(b), c.line); return err },
+			func(c *counter) error { return c.read(bytes.NewReader(b)) },
 			func(c *counter) error { _, err := c.messages(b); return err },
 		} {
 			c := counter{ports: []int{5080, 5443}}
@@ -509,7 +509,7 @@ func BenchmarkCountConnections100k(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		c := counter{ports: []int{5080, 5443}}
-		if _, err := readSocketLines(bytes.NewReader(text), c.line); err != nil || c.Total != 50000 {
+		if err := c.read(bytes.NewReader(text)); err != nil || c.Total != 50000 {
 			b.Fatalf("%+v, %v", c.Connections, err)
 		}
 	}
@@ -532,8 +532,7 @@ func BenchmarkCountConnectionsRatio(b *testing.B) {
 		asked += cpu(func() error { c := counter{ports: []int{5080, 5443}}; return c.ask() })
 		read += cpu(func() error {
 			c := counter{ports: []int{5080, 5443}}
-			_, err := readSockets("/", c.line)
-			return err
+			return errors.Join(c.file("/", "/proc/net/tcp"), c.file("/", "/proc/net/tcp6"))
 		})
 	}
 	b.ReportMetric(float64(read)/float64(max(asked, 1)), "read/asked")

@@ -67,35 +67,20 @@ func processHomes(root string, pid int) []Home {
 	if cwd, err := os.Readlink(filepath.Join(dir, "cwd")); err == nil && filepath.IsAbs(cwd) {
 		homes = append(homes, Home{Dir: cwd, Source: fmt.Sprintf("/proc/%d/cwd", pid)})
 	}
-	_ = eachOpen(root, pid, func(open string) bool {
-		if filepath.Base(open) != serverJar {
+	fds, err := files.Root{Path: root}.Folder(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return homes
+	}
+	defer fds.Close()
+	_ = fds.Each(func(name string) bool {
+		open, err := os.Readlink(filepath.Join(dir, "fd", name))
+		if err != nil || filepath.Base(open) != serverJar {
 			return true
 		}
 		homes = append(homes, Home{Dir: filepath.Dir(open), Source: fmt.Sprintf("/proc/%d/fd", pid)})
 		return false
 	})
 	return homes
-}
-
-// eachOpen gives f the name of each file and socket that a process has open, until it returns
-// false.
-func eachOpen(root string, pid int, f func(open string) bool) error {
-	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
-	fds, err := files.Root{Path: root}.Folder(dir)
-	if err != nil {
-		return err
-	}
-	defer fds.Close()
-	var refused error
-	err = fds.Each(func(name string) bool {
-		open, err := os.Readlink(filepath.Join(root, dir, name))
-		if errors.Is(err, fs.ErrPermission) {
-			refused = err
-			return false
-		}
-		return err != nil || f(open) // it may have been closed meanwhile
-	})
-	return errors.Join(err, refused)
 }
 
 // OtherTree reports which installation a service runs, where that is known and is

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -52,6 +53,8 @@ type ConvergeRequest struct {
 	// Mongo is where the cluster's memory is; zero where nobody knows. Then the
 	// files are left alone.
 	Mongo cluster.Target
+	// MongoStored tells that it was read from [MongoPath].
+	MongoStored bool
 	// Role and Group replace those of the join where they are not empty, and where
 	// no join wrote others since Known, the state when they were looked up; nil is
 	// any.
@@ -108,6 +111,8 @@ type Convergence struct {
 	Node cluster.Node `json:"node"`
 	// Unidentified reports that the metadata did not answer: Node lacks what they say.
 	Unidentified bool `json:"-"`
+	// Incomplete reports that they left something out that they usually say.
+	Incomplete bool `json:"-"`
 	// Unread tells that nobody wrote to the files since a [Keeper] read them, which
 	// was not done again.
 	Unread bool `json:"-"`
@@ -331,6 +336,7 @@ func (k *converger) identify(ctx context.Context) {
 func (k *converger) compareIdentity(inst metadata.Instance, known netip.Addr) {
 	f := &k.facts
 	f.inst = inst
+	k.result.Incomplete = len(inst.Missing) > 0
 	if f.inst.ID != k.state.InstanceID {
 		k.repaired(IDCloned, "this is a copy of %s's disk: it is %s now", k.state.InstanceID, f.inst.ID)
 		k.state.InstanceID = f.inst.ID
@@ -404,7 +410,7 @@ func (k *converger) mend(ctx context.Context) error {
 			k.result.Compared = append(k.result.Compared, file.Before.Path)
 		}
 	}
-	if f.plan != nil && k.req.Mode == ConvergeWatch && namedByHand(f) {
+	if f.plan != nil && k.req.MongoStored && k.renamed() {
 		f.plan = f.plan.Only(func(path string) bool { return path != MongoPath })
 	}
 	k.limit()
@@ -495,11 +501,15 @@ func standaloneFiles(store *conf.Store, in *ams.Installation) bool {
 	return true
 }
 
-// namedByHand reports whether the agent's own connection string is not what it wrote last. A
-// person may have put it there after the daemon had read it, which does not write over it.
-func namedByHand(f *facts) bool {
-	return slices.ContainsFunc(f.plan.Changed(), func(p conf.PlannedFile) bool {
-		return p.Before.Path == MongoPath && len(p.Before.Bytes) > 0 && !f.record.File(MongoPath).Wrote(p.Before.Bytes)
+// renamed reports whether the file that named MongoDB names another one by now, or nothing whole:
+// somebody has written it since it was read, and it is not written over.
+func (k *converger) renamed() bool {
+	return slices.ContainsFunc(k.facts.plan.Changed(), func(p conf.PlannedFile) bool {
+		if p.Before.Path != MongoPath || !p.Before.Exists() {
+			return false
+		}
+		now, err := cluster.ParseTarget(strings.TrimRight(string(p.Before.Bytes), "\r\n"))
+		return err != nil || !now.Equal(k.req.Mongo)
 	})
 }
 

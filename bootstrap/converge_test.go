@@ -316,26 +316,28 @@ func TestConvergeOfAnUnknownService(t *testing.T) {
 			if wrote := property(t, m, liveFile, "db.type") == "mongodb"; tt.drifts && wrote != tt.writes {
 				t.Errorf("the server's file was written: %v", wrote)
 			}
-			b, err := os.ReadFile(filepath.Join(m.Root, MongoPath))
-			if byHand := string(b) == "10.0.2.5\n"; err != nil || byHand != (tt.mode == ConvergeWatch) {
-				t.Errorf("the agent's file: %q, %v", b, err)
+			if b, err := os.ReadFile(filepath.Join(m.Root, MongoPath)); err != nil || string(b) == "10.0.2.5\n" {
+				t.Errorf("the agent's file was not written: %v", err)
 			}
 		})
 	}
 }
 
-// The daemon goes by a connection string that it read a moment ago: what a person wrote since
-// is not written over.
-func TestWatchLeavesTheMongoNamedByHand(t *testing.T) {
+// The daemon goes by a connection string that it read from the agent's own file a moment ago: what
+// a person wrote there since is not written over. What is named elsewhere is.
+func TestConvergeAfterMongoWasNamedAnew(t *testing.T) {
 	for name, tt := range map[string]struct {
-		is    *string // nil: none
-		stays bool
+		is     *string // nil: none
+		stored bool
+		stays  bool
 	}{
-		"another one":           {new("10.0.2.5\n"), true},
-		"half a line":           {new("mongodb://[half"), true},
-		"as the agent wrote it": {new(testMongo + "\n"), false},
-		"empty":                 {new(""), false},
-		"missing":               {nil, false},
+		"another one":                  {new("10.0.2.5\n"), true, true},
+		"half a line":                  {new("mongodb://[half"), true, true},
+		"not written yet":              {new(""), true, true},
+		"missing":                      {nil, true, false},
+		"as it was read":               {new(testMongo + "\r\n"), true, false},
+		"another one, named elsewhere": {new("10.0.2.5\n"), false, false},
+		"half a line, named elsewhere": {new("mongodb://[half"), false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := joinedTree(t)
@@ -347,14 +349,17 @@ func TestWatchLeavesTheMongoNamedByHand(t *testing.T) {
 				put(t, m, MongoPath, *tt.is)
 			}
 			req := convergeRequest(t, joinedAs(), nil)
-			req.Mode, req.Mongo = ConvergeWatch, mustTarget(t, "mongodb://10.0.9.9")
+			req.Mode, req.MongoStored = ConvergeWatch, tt.stored
 			c := converge(t, m, req)
-			want := "mongodb://10.0.9.9\n"
+			want := testMongo + "\n"
 			if tt.stays {
 				want = *tt.is
 			}
 			if b, err := os.ReadFile(file); err != nil || string(b) != want {
 				t.Errorf("%q, %v, want %q", b, err, want)
+			}
+			if info, err := os.Stat(file); err != nil || !tt.stays && info.Mode().Perm() != 0o600 {
+				t.Errorf("%v, %v", info.Mode(), err)
 			}
 			if !slices.Contains(c.Compared, MongoPath) { // else nobody would notice that it is written, or removed
 				t.Errorf("compared: %v", c.Compared)

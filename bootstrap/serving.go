@@ -214,6 +214,7 @@ type Server struct {
 	refuses func(context.Context, *ams.Installation) bool
 	first   time.Time // the time of the first look
 
+	lookMu  sync.Mutex // held while the installation is looked at
 	mu      sync.Mutex
 	install *ams.Installation
 	served  map[string]answered // which applications did the last time
@@ -409,18 +410,33 @@ func (s *Server) Port() int {
 }
 
 // installation is the server as it was looked at last, where that is enough or nothing has
-// changed since. A server that runs listens where its files said at its start: as long as
-// somebody does, it is not looked for where they say now and nobody does.
+// changed since. A server that runs listens at the port of its start, whatever its files say by
+// now: that one counts until somebody listens at the new one, or nobody at the one before.
 func (s *Server) installation(ctx context.Context, enough bool) (*ams.Installation, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.install != nil && (enough || !s.install.Outdated()) {
-		return s.install, nil
+	known := func() *ams.Installation {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.install
+	}
+	if was := known(); was != nil && enough {
+		return was, nil
+	}
+	s.lookMu.Lock()
+	defer s.lookMu.Unlock()
+	was := known()
+	if was != nil && !was.Outdated() {
+		return was, nil
 	}
 	in, err := s.m.open()
-	if err == nil && s.install != nil && in.BaseURL() != s.install.BaseURL() && s.refuses(ctx, in) && !s.refuses(ctx, s.install) {
-		return s.install, nil
+	if err == nil && was != nil && in.BaseURL() != was.BaseURL() {
+		bound, cancel := context.WithTimeout(ctx, dialLimit)
+		defer cancel()
+		if s.refuses(bound, in) && !s.refuses(bound, was) || ctx.Err() != nil {
+			return was, nil
+		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.install = in
 	return in, err
 }

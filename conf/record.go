@@ -69,9 +69,6 @@ type Owner struct {
 	GID int `json:"gid"`
 }
 
-// Wrote reports whether the last commit left the file with these bytes.
-func (f *FileRecord) Wrote(b []byte) bool { return f != nil && sum(b) == f.Written }
-
 // of gives the record where it is about the file that is there now: what it knows may go
 // into it. Whoever may exchange the file must not read by his own what he could not read
 // before. Otherwise it is nil.

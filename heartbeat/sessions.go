@@ -4,7 +4,6 @@
 package heartbeat
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,6 +52,8 @@ const (
 	// not answer, stateTime how long.
 	stateEvery = 10 * time.Second
 	stateTime  = time.Second
+	// dialTime bounds the look where the server listens.
+	dialTime = time.Second
 )
 
 // errNotMember says that nobody can be asked for this node's streams.
@@ -134,8 +135,8 @@ type SessionCounter struct {
 	connected   connected // when they were counted last
 	connectedAt time.Time
 
-	state   ams.State // by the service manager; zero where it did not say
-	stateAt time.Time
+	dead   bool // by the service manager
+	deadAt time.Time
 }
 
 // connected is who is connected to the server: to the ports of viewers, and to those of RTMP.
@@ -165,6 +166,22 @@ func lookAt(open func() (*ams.Installation, error)) server {
 	return s
 }
 
+// look looks at the server again. One that runs listens at the ports of its start, whatever
+// its files say by now: those count until somebody listens at the new one, or nobody at the
+// one before.
+func (c *SessionCounter) look(ctx context.Context) server {
+	was, s := c.server, lookAt(c.Open)
+	if s.err != nil || was.err != nil || was.base == "" || s.base == was.base {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	if ams.Refused(ctx, s.base) && !ams.Refused(ctx, was.base) {
+		s.base, s.ports, s.portsErr = was.base, was.ports, was.portsErr
+	}
+	return s
+}
+
 // Disagreement is what MongoDB and the server count differently; nil where they
 // agree, or only one of them counts. It may be called at any time.
 func (c *SessionCounter) Disagreement() *Disagreement { return c.disagrees.Load() }
@@ -175,7 +192,7 @@ func (c *SessionCounter) Disagreement() *Disagreement { return c.disagrees.Load(
 func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Missing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.connectedAt, c.refused, c.stateAt = time.Time{}, time.Time{}, time.Time{}
+	c.connectedAt, c.refused, c.deadAt = time.Time{}, time.Time{}, time.Time{}
 	return c.count(ctx, true)
 }
 
@@ -196,7 +213,7 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 		every = drainInstall
 	}
 	if c.server.err != nil || !within(every, c.looked, now) {
-		c.server, c.looked = lookAt(c.Open), now
+		c.server, c.looked = c.look(ctx), now
 		c.refused = time.Time{} // the settings may let us ask now
 	}
 	if err := c.server.err; err != nil {
@@ -216,19 +233,12 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 	if connErr != nil {
 		connErr = errors.Join(statsErr, connErr)
 	}
-	if statsErr != nil && (connErr != nil || found == connected{}) {
-		refused := connErr == nil && ams.Refused(ctx, c.server.base)
-		st := c.serviceState(ctx, now, draining || connErr != nil || refused)
-		switch {
-		case st.Dead():
-			return none(cluster.CountedByService), nil
-		case refused && st.Running() && st.MainPID != 0:
-			found, connErr = c.elsewhere(st.MainPID)
-		}
-	}
 	encoders, players := found.rtmp, 0
 	if c.Edge != nil && c.Edge() {
 		encoders, players = 0, found.rtmp
+	}
+	if statsErr != nil && (connErr != nil || found == connected{}) && c.serverIsDead(ctx, now, draining || connErr != nil) {
+		return none(cluster.CountedByService), nil
 	}
 
 	switch {
@@ -379,54 +389,24 @@ func (c *SessionCounter) agree() {
 	c.disagrees.Store(nil)
 }
 
-// serviceState is what the service manager says of a server that does not answer. It is
-// kept for a moment, but for who drains; unknown tells that nothing else counts the
-// sessions.
-func (c *SessionCounter) serviceState(ctx context.Context, now time.Time, unknown bool) ams.State {
-	switch {
-	case c.State == nil:
-		return ams.State{}
-	case within(stateEvery, c.stateAt, now):
-		return c.state
-	case !unknown:
-		return ams.State{} // zero by connections says enough
+// serverIsDead asks the service manager about a server that does not answer. Its
+// answer is kept for a moment, but for who drains; unknown tells that nothing else
+// counts the sessions.
+func (c *SessionCounter) serverIsDead(ctx context.Context, now time.Time, unknown bool) bool {
+	if c.State == nil {
+		return false
+	}
+	if within(stateEvery, c.deadAt, now) {
+		return c.dead
+	}
+	if !unknown {
+		return false // zero by connections says enough
 	}
 	ctx, cancel := context.WithTimeout(ctx, stateTime)
 	defer cancel()
 	st, err := c.State(ctx)
-	if err != nil {
-		st = ams.State{}
-	}
-	c.state, c.stateAt = st, now
-	return st
-}
-
-// elsewhere counts who is connected to the server's process where nobody listens at the port
-// that the server's files name: they were edited since it was started, or it has only begun.
-// What its other ports are for is not known.
-func (c *SessionCounter) elsewhere(pid int) (connected, error) {
-	ports, err := ams.ListeningPorts(c.Root, pid)
-	if err != nil {
-		return connected{}, err
-	}
-	found, err := ams.CountConnections(c.Root, ports, c.isPeer)
-	return connected{viewers: c.viewers(found, ports)}, err
-}
-
-func (c *SessionCounter) isPeer(a netip.Addr) bool { return c.peers[a] }
-
-// viewers are those who are connected to the ports, from other machines. Where a proxy on this
-// machine stands before AMS, everybody comes through it.
-func (c *SessionCounter) viewers(found ams.Connections, ports []int) int {
-	viewers, local := 0, 0
-	for _, p := range ports {
-		viewers += found.ByPort[p]
-		local += found.LocalByPort[p]
-	}
-	if viewers == 0 && local > 0 && c.Own != nil {
-		local = max(0, local-c.Own())
-	}
-	return cmp.Or(viewers, local)
+	c.dead, c.deadAt = err == nil && st.Dead(), now
+	return c.dead
 }
 
 // connections counts who is connected to the server. It is an estimate, and
@@ -444,11 +424,24 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time, every t
 	c.readPeers(ctx, now)
 	ports := c.server.ports
 	rtmp := []int{ports.RTMP, ports.RTMPS}
-	found, err := ams.CountConnections(c.Root, append(ports.Viewers(), rtmp...), c.isPeer)
+	own := 0
+	if c.Own != nil {
+		own = c.Own()
+	}
+	found, err := ams.CountConnections(c.Root, append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
 	if err != nil {
 		return connected{}, err
 	}
-	n := connected{viewers: c.viewers(found, ports.Viewers())}
+	viewers, local := 0, 0
+	for _, p := range ports.Viewers() {
+		viewers += found.ByPort[p]
+		local += found.LocalByPort[p]
+	}
+	if viewers == 0 {
+		// Where a proxy on this machine stands before AMS, everybody comes through it.
+		viewers = max(0, local-own)
+	}
+	n := connected{viewers: viewers}
 	for _, p := range rtmp {
 		// Nothing checks the health of this port by keeping a connection, and an
 		// encoder may run on this machine.

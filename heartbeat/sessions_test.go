@@ -504,51 +504,38 @@ func TestDeadServerHasNoSessions(t *testing.T) {
 	}
 }
 
-// Who edits the port of a server that runs cuts nobody: viewers are where the process listens.
-func TestViewersOfAnEditedPort(t *testing.T) {
-	c := newCounted(t, "")
-	running := ams.State{Activity: ams.ActivityActive, MainPID: 77}
-	c.State = func(context.Context) (ams.State, error) { return running, nil }
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Close(); err != nil { // nobody listens there any more
-		t.Fatal(err)
-	}
-	old := c.port
-	c.port = l.Addr().(*net.TCPAddr).Port
-	c.settings("")
-	connections := func(from ...string) {
-		c.established(map[int][]string{old: from})
-		tcp := filepath.Join(c.root, "proc/net/tcp")
-		text, err := os.ReadFile(tcp)
+// Who edits the port of a server that runs cuts nobody: it listens where it did until its next start.
+func TestPortEditedWhileTheServerRuns(t *testing.T) {
+	c := newCounted(t, serverKey)
+	c.is("the server refuses", 0, 0, cluster.CountedByConnections)
+	listen := func(port int) (net.Listener, int) {
+		t.Helper()
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
 		if err != nil {
 			t.Fatal(err)
 		}
-		text = fmt.Appendf(text, "  99: 00000000:%04X 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 1\n", old)
-		if err := os.WriteFile(tcp, text, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		return l, l.Addr().(*net.TCPAddr).Port
 	}
-	connections("10.0.0.50", "10.0.0.51", "10.0.0.9")
-	c.streams.nodes = []string{"10.0.0.9"}
-	c.is("nobody tells where it listens", 0, -1, "")
-	fds := filepath.Join(c.root, "proc/77/fd")
-	if err := os.MkdirAll(fds, 0o755); err != nil {
+	l, free := listen(0)
+	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	c.is("it listens nowhere, as when it has only begun", 0, 0, cluster.CountedByConnections)
-	if err := os.Symlink("socket:[4711]", filepath.Join(fds, "30")); err != nil {
-		t.Fatal(err)
-	}
-	c.is("at the port before", 0, 2, cluster.CountedByConnections)
-	connections()
-	c.is("they have left", 0, 0, cluster.CountedByConnections)
-	running = ams.State{}
-	connections("10.0.0.50")
-	c.later(time.Minute)
-	c.is("a service command tells nothing of it", 0, 0, cluster.CountedByConnections)
+	old := c.port
+	c.port = free
+	c.settings(serverKey)
+	c.established(map[int][]string{old: {"10.0.0.50", "10.0.0.51"}, 1935: {"10.0.0.60"}})
+	c.later(installEvery)
+	c.is("the port was edited", 1, 2, cluster.CountedByConnections)
+	c.answer = figures(3, 0, 0)
+	c.later(refusedFor)
+	c.is("and the server tells", 0, 3+1, cluster.CountedByAMS) // who watches by RTMP is not told
+	c.answer = nil
+
+	l, _ = listen(free)
+	defer l.Close()
+	c.later(installEvery)
+	c.established(map[int][]string{old: {"10.0.0.50"}, free: {"10.0.0.52", "10.0.0.53"}})
+	c.is("it listens at the new port", 0, 2, cluster.CountedByConnections)
 }
 
 // The answer of a real Community Edition has negative counts: not counted.

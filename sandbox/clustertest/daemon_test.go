@@ -223,7 +223,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	interval.Store(int64(50 * time.Millisecond))
 	a.o = daemon.Options{
 		Machine: a.machine, Server: a.machine.Server(), Identify: identify, Connect: open, Reload: a.reload, Log: log, Version: "test",
-		Mongo: func(context.Context) (cluster.Target, error) { return *a.target.Load(), nil },
+		Mongo: func(context.Context) (daemon.Named, error) { return daemon.Named{Target: *a.target.Load()}, nil },
 		Settings: func() daemon.Settings {
 			return daemon.Settings{Interval: time.Duration(interval.Load()), JoinTimeout: 2 * time.Minute, AutoRestart: a.auto.Load()}
 		},
@@ -896,12 +896,13 @@ func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	file := filepath.Join(a.root, bootstrap.MongoPath)
-	a.o.Mongo = func(context.Context) (cluster.Target, error) {
+	a.o.Mongo = func(context.Context) (daemon.Named, error) {
 		b, err := os.ReadFile(file)
 		if err != nil {
-			return cluster.Target{}, err
+			return daemon.Named{}, err
 		}
-		return cluster.ParseTarget(strings.TrimSpace(string(b)))
+		t, err := cluster.ParseTarget(strings.TrimSpace(string(b)))
+		return daemon.Named{Target: t, Stored: true}, err
 	}
 	a.start()
 	named := func(uri string) {

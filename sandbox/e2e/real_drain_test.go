@@ -28,8 +28,14 @@ func TestRealDrain(t *testing.T) {
 		t.Errorf("a leave with streams on the server: exit %d\n%s", code, out)
 	}
 
+	// A port that somebody edited is the server's at its next start.
+	n.MustRun(t, "sed", "-i", "s/^http.port=.*/http.port=5099/", nodeHome+"/conf/red5.properties")
 	drain := n.Start(t, bins.agent, "drain", "--reason", "test")
 	n.drains(drain, "1 publisher, 3 viewers left")
+	wait(15 * time.Second) // the daemon looks at the files again after 10 s
+	if v, err := viewAt(n.Path("/run/amsagent/control.sock")); err != nil || v.Sessions.Viewers == nil || *v.Sessions.Viewers != 3 {
+		t.Errorf("while the file names another port: %+v, %v", v.Sessions, err)
+	}
 	for _, p := range players {
 		p.Signal(syscall.SIGTERM)
 	}

@@ -28,17 +28,6 @@ func TestRealSessions(t *testing.T) {
 	publisher, players := watched(t, w, n.Node, 2)
 	n.counts("without a token", 1, 2)
 
-	// Somebody edits the port of the server, which runs, and a daemon that never knew another one comes.
-	port := func(port int) {
-		n.MustRun(t, "sed", "-i", fmt.Sprintf("s/^http.port=.*/http.port=%d/", port), nodeHome+"/conf/red5.properties")
-		d.end()
-		d = n.daemon()
-	}
-	port(5099)
-	n.counts("while the file names another port", 1, 2)
-	port(5080)
-	d.ready()
-
 	if err := w.Mongo.Member(0).Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"runtime"
@@ -229,7 +230,7 @@ func (a *daemonAdapter) outdated() bool {
 }
 
 // mongo finds MongoDB, in the instance's tags last.
-func (a *daemonAdapter) mongo(ctx context.Context) (cluster.Target, error) {
+func (a *daemonAdapter) mongo(ctx context.Context) (daemon.Named, error) {
 	src, err := a.namedMongo()
 	if errors.Is(err, errNoMongo) {
 		a.mu.Lock()
@@ -240,9 +241,9 @@ func (a *daemonAdapter) mongo(ctx context.Context) (cluster.Target, error) {
 		}
 	}
 	if errors.Is(err, errNoMongo) {
-		return cluster.Target{}, errors.Join(daemon.ErrNoMongo, err)
+		return daemon.Named{}, errors.Join(daemon.ErrNoMongo, err)
 	}
-	return src.Target, err
+	return daemon.Named{Target: src.Target, Stored: src.Origin.Layer == layerStored && src.Origin.Name == storedMongo}, err
 }
 
 // namedMongo finds MongoDB by what is known now.
@@ -283,6 +284,7 @@ func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance,
 	}
 	if local {
 		q.provider, q.origin = metadata.Generic, "looked for before"
+		q.opts.Log = slog.New(slog.DiscardHandler) // it has said what there is to say
 	}
 	m, err := a.g.askInstance(ctx, q)
 	if err != nil {

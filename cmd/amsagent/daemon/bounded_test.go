@@ -19,8 +19,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/amsagent/amsagent/cluster"
 )
 
 // fromHost is a connection that seems to come from an address.
@@ -133,7 +131,7 @@ func TestFlood(t *testing.T) {
 	path := freshSocket(t)
 	l := &told{}
 	d := newPretended(&pretended{}, l, func(o *Options) {
-		o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Settings = func() Settings { return Settings{Interval: 10 * time.Millisecond} }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", "127.0.0.1:0"
 	})
@@ -263,7 +261,7 @@ func TestPortTaken(t *testing.T) {
 	path := freshSocket(t)
 	l := &told{}
 	d := newPretended(&pretended{}, l, func(o *Options) {
-		o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", other.Addr().String()
 		o.Periods.Port = time.Millisecond
 	})

@@ -68,7 +68,7 @@ type Options struct {
 	Outdated func() bool
 	// Mongo tells where the cluster's memory is, as known now; ErrNoMongo where
 	// nobody told.
-	Mongo func(context.Context) (cluster.Target, error)
+	Mongo func(context.Context) (Named, error)
 	// Connect prepares a client for the time of a session.
 	Connect func(context.Context, cluster.Target) (*cluster.Client, error)
 	// Identify asks who this machine is.
@@ -111,6 +111,13 @@ type Sampler interface {
 
 // ErrOutdated says that a daemon was made of other settings than there are now.
 var ErrOutdated = errors.New("the settings are other ones")
+
+// Named is where the cluster's memory is.
+type Named struct {
+	cluster.Target
+	// Stored tells that the agent's own file, [bootstrap.MongoPath], says so.
+	Stored bool
+}
 
 // ErrNoMongo says that no MongoDB address is configured.
 var ErrNoMongo = errors.New("no MongoDB address is configured")

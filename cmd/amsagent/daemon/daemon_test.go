@@ -169,8 +169,11 @@ func newPretended(p *pretended, l *told, change func(*Options)) *Daemon {
 		Settings: func() Settings {
 			return Settings{Interval: 5 * time.Second, AutoJoin: true, JoinTimeout: 5 * time.Minute}
 		},
-		Reread:   func() error { return nil },
-		Mongo:    func(context.Context) (cluster.Target, error) { return cluster.ParseTarget("127.0.0.1:1") },
+		Reread: func() error { return nil },
+		Mongo: func(context.Context) (Named, error) {
+			target, err := cluster.ParseTarget("127.0.0.1:1")
+			return Named{Target: target}, err
+		},
 		Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil },
 		Connect:  func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("no network") },
 		Sampler:  func(func() *cluster.Client, func() cluster.Node) Sampler { return still{} },
@@ -288,7 +291,7 @@ func TestIdle(t *testing.T) {
 		reload := make(chan struct{})
 		var broken error
 		d := newPretended(p, l, func(o *Options) {
-			o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+			o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 			o.Reload, o.Reread = reload, func() error { return broken }
 		})
 		begin := time.Now()
@@ -334,7 +337,7 @@ func TestReloadDuringStep(t *testing.T) {
 		}
 		reload := make(chan struct{})
 		d := newPretended(p, l, func(o *Options) {
-			o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+			o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 			o.Reload = reload
 		})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -503,7 +506,7 @@ func TestWarningsSaidOnce(t *testing.T) {
 	d := newPretended(p, l, nil)
 	for _, now := range []bool{true, true, false, true, true} {
 		warn = now
-		if _, err := d.converge(t.Context(), Settings{}, cluster.Target{}, askTime); err != nil {
+		if _, err := d.converge(t.Context(), Settings{}, Named{}, askTime); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -665,7 +668,7 @@ func TestHang(t *testing.T) {
 	path := freshSocket(t)
 	l := &told{}
 	d := newPretended(&pretended{}, l, func(o *Options) {
-		o.Mongo = func(context.Context) (cluster.Target, error) { return cluster.Target{}, ErrNoMongo }
+		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Settings = func() Settings { return Settings{Interval: 10 * time.Millisecond} }
 		o.Sampler = func(func() *cluster.Client, func() cluster.Node) Sampler { return still{hang} }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", "127.0.0.1:0"

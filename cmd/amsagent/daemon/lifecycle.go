@@ -184,7 +184,7 @@ func (l *life) lend(ctx context.Context) (*lent, error) {
 		if err != nil {
 			return nil, err
 		}
-		c, err := l.d.o.Connect(ctx, mongo)
+		c, err := l.d.o.Connect(ctx, mongo.Target)
 		if err != nil {
 			return nil, err
 		}

@@ -25,7 +25,7 @@ import (
 // session converges the machine and then does what it is for, until the state
 // file is another one. It returns an error for what is worth another try.
 func (d *Daemon) session(ctx context.Context) error {
-	var mongo cluster.Target
+	var mongo Named
 	var s Settings
 	var c *bootstrap.Convergence
 	var merr, err error
@@ -57,7 +57,7 @@ func (d *Daemon) session(ctx context.Context) error {
 		return d.idle(ctx, "a leave was begun and not finished: run amsagent leave again")
 	case bootstrap.PhaseJoining:
 		if merr == nil {
-			return d.join(ctx, mongo, false)
+			return d.join(ctx, mongo.Target, false)
 		}
 		return d.idle(ctx, "a join was begun and not proved: run the same amsagent join again")
 	}
@@ -65,7 +65,7 @@ func (d *Daemon) session(ctx context.Context) error {
 	case merr == nil && d.left:
 		return d.idle(ctx, hasLeft)
 	case merr == nil && s.AutoJoin:
-		return d.join(ctx, mongo, true)
+		return d.join(ctx, mongo.Target, true)
 	case merr == nil:
 		return d.idle(ctx, "not a member; auto_join is off")
 	}
@@ -101,7 +101,7 @@ func (d *Daemon) follows(p bootstrap.Phase) {
 // converge brings the machine back to what it joined as. With an error, what it
 // returns is nil, or a node whose files could not be mended: that one serves all
 // the same, and is to be seen. ask bounds the question who this machine is.
-func (d *Daemon) converge(ctx context.Context, s Settings, mongo cluster.Target, ask time.Duration) (*bootstrap.Convergence, error) {
+func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time.Duration) (*bootstrap.Convergence, error) {
 	bound, cancel := context.WithTimeout(ctx, convergeTime)
 	defer cancel()
 	// A tag may have changed since the session began, and a join may be at work.
@@ -155,9 +155,9 @@ func within(t time.Duration, identify bootstrap.Identifier) bootstrap.Identifier
 	}
 }
 
-func (d *Daemon) converging(s Settings, mongo cluster.Target) bootstrap.ConvergeRequest {
+func (d *Daemon) converging(s Settings, mongo Named) bootstrap.ConvergeRequest {
 	return bootstrap.ConvergeRequest{
-		Mode: bootstrap.ConvergeWatch, Mongo: mongo, Role: s.Role, Group: s.Group, Address: s.Address,
+		Mode: bootstrap.ConvergeWatch, Mongo: mongo.Target, MongoStored: mongo.Stored, Role: s.Role, Group: s.Group, Address: s.Address,
 		ForceAddress: s.ForceAddress, AddressKept: s.AddressKept, Valve: s.Valve, Interval: s.Interval, Identify: d.o.Identify,
 	}
 }
@@ -320,6 +320,7 @@ type member struct {
 	// the node as it was found since, with other facts; nil before.
 	unidentified bool
 	now          atomic.Pointer[cluster.Node]
+	told         cluster.Node // the facts that the row has; zero where they are not known
 	// spareAsked is when it was last asked whether this machine is to be kept.
 	spareAsked time.Time
 }
@@ -327,14 +328,18 @@ type member struct {
 // serve beats and follows AMS until the session ends. unmended is why the files
 // could not be mended; nil where they are well.
 func (d *Daemon) serve(
-	ctx context.Context, s Settings, mongo cluster.Target, c *bootstrap.Convergence, departures int64, unmended error,
+	ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, departures int64, unmended error,
 ) error {
-	client, err := d.o.Connect(ctx, mongo)
+	client, err := d.o.Connect(ctx, mongo.Target)
 	if err != nil {
 		return err
 	}
 	d.idling = ""
 	m := &member{d: d, client: client, node: c.Node, departures: departures, unidentified: c.Unidentified}
+	m.node.Port = d.portOf(m.node)
+	if !m.unidentified {
+		m.told = m.node
+	}
 	d.view.change(func(v *View) { v.Proved = false })
 	d.mu.Lock()
 	d.client = client
@@ -437,7 +442,7 @@ func (m *member) enroll(ctx context.Context) error {
 		if m.gone() {
 			return heartbeat.ErrLeft
 		}
-		proved, again := m.proved.Load(), m.enrolled.Load()
+		proved, again, now := m.proved.Load(), m.enrolled.Load(), m.now.Load()
 		n, err := m.facts(ctx)
 		if err != nil {
 			return err
@@ -463,11 +468,11 @@ func (m *member) enroll(ctx context.Context) error {
 		}
 		m.enrolled.Store(true)
 		m.d.view.setState(r.Node.State, r.Node.StateSince)
-		if proved == m.proved.Load() {
+		if proved == m.proved.Load() && now == m.now.Load() {
 			return nil
 		}
-		// AMS was seen meanwhile, and who saw it may have been first: a row that
-		// somebody had removed would stay as it is.
+		// AMS was seen meanwhile, or the node has other facts, and who wrote that may have
+		// been first: a row that somebody had removed would stay as it is.
 	}
 }
 
@@ -761,7 +766,7 @@ const amsSilent = 20 * time.Second
 // drift compares the files with what was joined with every now and then, and
 // restarts AMS where a command asked for it, or the settings do, as soon as that
 // cuts nobody.
-func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, c *bootstrap.Convergence, unmended error) error {
+func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unmended error) error {
 	p := m.d.o.Periods
 	nobody := quiet{least: p.Quiet, after: time.Now()}
 	next, rested := time.Now().Add(p.Drift), time.Now()
@@ -796,12 +801,12 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, c 
 		named, err := m.d.o.Mongo(ctx)
 		switch {
 		case errors.Is(err, ErrNoMongo):
-			named = mongo
+			named = Named{Target: mongo.Target}
 		case err != nil: // half written, or wrong: nobody writes over it
 			m.d.mended(err)
 			continue
-		case !named.Equal(mongo) && (m.d.view.get().Beat.Error != "" || slices.Equal(named.Hosts(), mongo.Hosts())):
-			m.d.log.Info("another MongoDB is named now", "mongodb", named)
+		case !named.Equal(mongo.Target) && (m.d.view.get().Beat.Error != "" || slices.Equal(named.Hosts(), mongo.Hosts())):
+			m.d.log.Info("another MongoDB is named now", "mongodb", named.Target)
 			return nil // the next session has it
 		}
 		c, err := m.d.converge(ctx, s, named, convergeTime)
@@ -823,7 +828,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo cluster.Target, c 
 			if !c.Node.SameLife(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 				return nil // the next session registers it
 			}
-			m.refresh(c)
+			m.refresh(ctx, c)
 		}
 	}
 }
@@ -836,22 +841,37 @@ func (m *member) latest() cluster.Node {
 	return m.node
 }
 
-// refresh has the row written again where it says something else of this machine by now: the
-// cloud said for the first time what the machine is, its name changed, the server was upgraded.
-// The server's port is that where it is asked: one that runs listens at the port of its start.
-func (m *member) refresh(c *bootstrap.Convergence) {
-	if c.Unidentified {
+// refresh writes the row again where it says something else of this machine by now: the cloud
+// said for the first time what the machine is, it has another name or public address, the server
+// was upgraded. Beats go on meanwhile. What the cloud does not say this time stays as it was.
+func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
+	n, first := c.Node, m.unidentified && m.now.Load() == nil
+	switch {
+	case first && c.Unidentified:
 		return
+	case !first && (c.Unidentified || c.Incomplete):
+		n = m.latest()
+		n.AMS, n.Port = c.Node.AMS, c.Node.Port
 	}
-	n := c.Node
-	if s := m.d.o.Server; s != nil {
-		n.Port = cmp.Or(s.Port(), n.Port)
-	}
-	if known := m.now.Load() != nil || !m.unidentified; known && reflect.DeepEqual(n, m.latest()) {
+	n.Port = m.d.portOf(n)
+	if reflect.DeepEqual(n, m.told) {
 		return
 	}
 	m.now.Store(&n)
-	m.enrolled.Store(false) // the next beat registers
+	if err := m.enroll(ctx); err != nil {
+		m.d.log.Debug("the row was not written again, and will be", "error", err)
+		return
+	}
+	m.told = n
+}
+
+// portOf is where the server of a node is asked: one that runs listens at the port of its start,
+// whatever its files say by now.
+func (d *Daemon) portOf(n cluster.Node) int {
+	if d.o.Server == nil {
+		return n.Port
+	}
+	return cmp.Or(d.o.Server.Port(), n.Port)
 }
 
 // restart lets AMS take up what its files say. It is not cut in the middle, which
