@@ -401,7 +401,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	if err != nil {
 		return &FailedError{
 			Step: "looking for Ant Media Server in the cluster", Err: err, State: j.found, Unknown: isTimeout(err),
-			Hint: cmp.Or(j.elsewhereHint(err), "its files are those of a cluster node; look at its log, and at 'amsagent status'"),
+			Hint: cmp.Or(j.elsewhereHint(err), "its files are those of a cluster node; look at "+serverLog+", and at 'amsagent status'"),
 		}
 	}
 	lock, err := j.lock(ctx)

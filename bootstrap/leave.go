@@ -822,7 +822,7 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 		defer cancel()
 		return &FailedError{
 			Step: "starting Ant Media Server standalone", Err: err, Hint: ams.Hint(err),
-			State: "the files were given back; of Ant Media Server: " + l.serverNow(bound) + ". Look at its log, then run the same command again: it starts it, and deregisters",
+			State: "the files were given back; of Ant Media Server: " + l.serverNow(bound) + ". Look at " + serverLog + ", then run the same command again: it starts it, and deregisters",
 		}
 	}
 	defer l.linger(ctx)()

@@ -489,10 +489,33 @@ func (s *sealer) files() {
 			s.secrets = append(s.secrets, MongoPath)
 		}
 	}
+	s.backups()
 	s.machineID()
 	s.saved()
 	s.agent()
 }
+
+// backups names the former trees that the vendor's installer keeps beside the new one, with
+// every password that was in them: only a person knows whether they are still wanted.
+func (s *sealer) backups() {
+	beside := path.Dir(s.install.Dir)
+	d, err := s.store.Files().Folder(beside)
+	if err == nil {
+		defer d.Close()
+		err = d.Each(func(name string) bool {
+			if strings.HasPrefix(name, path.Base(s.install.Dir)+"-backup-") {
+				s.secrets = append(s.secrets, path.Join(beside, name))
+			}
+			return len(s.secrets) < mostBackups
+		})
+	}
+	if err != nil {
+		s.warn(IDUnverified, "", "it was not looked whether former trees of the server are beside %s: %v", s.install.Dir, err)
+	}
+}
+
+// mostBackups bounds what is named.
+const mostBackups = 64
 
 // saved removes the copies that a leave kept of files with edits of an operator, the second and third of a file among
 // them: a former or the current password of MongoDB may be in them.

@@ -462,6 +462,8 @@ func TestSealLogins(t *testing.T) {
 	edit(t, m, root, "db.host=localhost", "db.host=mongodb://u:hunter22@10.0.2.4/")
 	edit(t, m, root, "db.type=mapdb", "db.type=mongodb")
 	put(t, m, MongoPath, "mongodb://u:hunter22@10.0.2.4/")
+	const backup = ams.DefaultDir + "-backup-2026-11-25"
+	put(t, m, backup+"/conf/red5.properties", "clusterdb.password=hunter22\n")
 	res := sealed(t, m, SealRequest{})
 	if v := property(t, m, serverFile, "clusterdb.host") + property(t, m, serverFile, "clusterdb.password") + property(t, m, serverFile, "clusterdb.user") + property(t, m, liveApp, "db.host"); v != "" {
 		t.Errorf("left: %s", v)
@@ -470,7 +472,7 @@ func TestSealLogins(t *testing.T) {
 		t.Error("what is in use is gone")
 	}
 	i := slices.IndexFunc(res.Warnings, func(f Finding) bool { return f.ID == IDSealSecret })
-	if i < 0 || !strings.Contains(res.Warnings[i].Text, root) || !strings.Contains(res.Warnings[i].Text, MongoPath) || !strings.Contains(res.Warnings[i].Text, "privkey.pem") || strings.Contains(res.Warnings[i].Text, "fullchain") {
+	if i < 0 || !strings.Contains(res.Warnings[i].Text, root) || !strings.Contains(res.Warnings[i].Text, MongoPath) || !strings.Contains(res.Warnings[i].Text, backup) || !strings.Contains(res.Warnings[i].Text, "privkey.pem") || strings.Contains(res.Warnings[i].Text, "fullchain") {
 		t.Errorf("%+v", res.Warnings)
 	}
 	for _, f := range res.Found {

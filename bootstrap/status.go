@@ -135,7 +135,10 @@ func (s *Status) AddNotReady(why string) {
 	s.add("STATUS-NOT-SERVING", notServingHint, "the node is not ready for new sessions: %s", why)
 }
 
-const notServingHint = "look at the server's log; while MongoDB is away no application answers"
+// serverLog is where the vendor's unit has the server write.
+const serverLog = "/var/log/antmedia/ant-media-server.log"
+
+const notServingHint = "look at " + serverLog + "; while MongoDB is away no application answers"
 
 func (s *Status) add(id, hint, format string, args ...any) {
 	s.Disagree = append(s.Disagree, Disagreement{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
@@ -412,7 +415,7 @@ func (s *Status) compare(state *State) {
 	}
 	left := row.Registry != nil && row.Registry.State == cluster.StateLeft // and is stopped for that
 	if proc.State.Known() && !proc.State.Running() && files.Mode == conf.ModeCluster && !left {
-		add("STATUS-STOPPED", "the server's log tells why; start it: "+ams.StartCommand(proc.Service), "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
+		add("STATUS-STOPPED", serverLog+" tells why; start it: "+ams.StartCommand(proc.Service), "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
 	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && (row.Looked || s.Unprivileged) {
 		add("STATUS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())
@@ -436,7 +439,7 @@ func (s *Status) compare(state *State) {
 			"the server was started with another %s (%s) than this node has (%s), and is in the cluster under that one",
 			ams.HostAddressVariable, *proc.HostAddress, row.Address)
 	case files.Mode == conf.ModeCluster && running && !row.Fresh:
-		add("STATUS-NOT-SEEN", "look at the server's log; other nodes take this one for dead", "the server's own document in the cluster is missing or old")
+		add("STATUS-NOT-SEEN", "look at "+serverLog+"; other nodes take this one for dead", "the server's own document in the cluster is missing or old")
 	case files.Mode == conf.ModeStandalone && row.Fresh:
 		add("STATUS-STILL-SEEN", "restart the server", "the files make the server standalone, but it is still seen in the cluster")
 	}

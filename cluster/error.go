@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -145,7 +146,7 @@ func newError(op string, err error, t Target, recent map[string]error) *Error {
 	return &Error{
 		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.Option("authMechanism") == "",
 		Err: &redactedError{
-			text: RedactText(f.text, t.Secrets()...),
+			text: message(RedactText(brief.Text(f.text, mostText), t.Secrets()...)),
 			is:   func(target error) bool { return errors.Is(err, target) },
 		},
 	}
@@ -379,6 +380,20 @@ func message(text string) string {
 	return brief.Text(text, maxMessage)
 }
 
+// mostText bounds what is searched for secrets before it is cut: a server's error may be megabytes.
+const mostText = 64 << 10
+
+// named is a server's error with its name, where it has one.
+func named(name, text string) string {
+	if name == "" {
+		return message(text)
+	}
+	return brief.Text(name, mostName) + ": " + message(text)
+}
+
+// mostName bounds the name of an error.
+const mostName = 64
+
 // innermost returns the words of the error that says most: the driver wraps
 // "connection refused" into three sentences about its own topology.
 func innermost(err error) string {
@@ -392,13 +407,14 @@ func innermost(err error) string {
 		return cert.Error()
 	}
 	if ce, ok := errors.AsType[mongo.CommandError](err); ok && ce.Message != "" && ce.Code != 0 {
-		if ce.Name == "" {
-			return message(ce.Message)
-		}
-		return ce.Name + ": " + message(ce.Message)
+		return named(ce.Name, ce.Message)
+	}
+	if we, ok := errors.AsType[mongo.WriteException](err); ok && len(we.WriteErrors) > 0 {
+		// The whole of it has the details, too, which may be a collection's validator.
+		return "write error " + strconv.Itoa(we.WriteErrors[0].Code) + ": " + message(we.WriteErrors[0].Message)
 	}
 	if inner, ok := errors.AsType[driver.Error](err); ok && inner.Code != 0 {
-		return inner.Name + ": " + message(inner.Message)
+		return named(inner.Name, inner.Message)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return context.DeadlineExceeded.Error()

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"reflect"
 	"runtime"
@@ -16,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver"
 )
 
 func findReply(docs ...any) bson.D {
@@ -221,6 +224,42 @@ func TestRefusalWithoutItsCommand(t *testing.T) {
 	if long := message(strings.Repeat("ä", 5000)); len(long) > maxMessage+3 || !utf8.ValidString(long) {
 		t.Errorf("a message of %d bytes", len(long))
 	}
+}
+
+// Who answers in the place of MongoDB, or has a collection with a long validator, fills no journal.
+func TestErrorsAreBounded(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("ä", 1<<20)
+	target, err := ParseTarget("mongodb://u:hunter22@10.0.0.1/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, err := range map[string]error{
+		"an error":                mongo.CommandError{Code: 1, Name: "Name", Message: long},
+		"one without a code":      mongo.CommandError{Message: long},
+		"a long name":             mongo.CommandError{Code: 1, Name: long, Message: "message"},
+		"of the wire":             driver.Error{Code: 1, Name: long, Message: long},
+		"of the wire, no code":    driver.Error{Message: long},
+		"a write":                 mongo.WriteException{WriteErrors: mongo.WriteErrors{{Code: 121, Message: long}}},
+		"a write with details":    mongo.WriteException{WriteErrors: mongo.WriteErrors{{Code: 121, Message: "Document failed validation", Details: details(long)}}},
+		"a write's acknowledging": mongo.WriteException{WriteConcernError: &mongo.WriteConcernError{Code: 64, Message: long}},
+		"something else":          errors.New(long),
+	} {
+		e := newError("writing", fmt.Errorf("wrapped: %w", err), target, nil)
+		if text := e.Error(); len(text) > maxMessage+300 || !utf8.ValidString(text) {
+			t.Errorf("%s: %d bytes", name, len(text))
+		} else if name == "a write with details" && !strings.Contains(text, "write error 121: Document failed validation") {
+			t.Errorf("%s: %.100s", name, text)
+		}
+	}
+}
+
+func details(text string) bson.Raw {
+	b, err := bson.Marshal(bson.D{{Key: "reason", Value: text}})
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 // A collection that some program fills takes no more memory than is told, and part of it is

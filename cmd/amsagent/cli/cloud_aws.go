@@ -41,8 +41,9 @@ func (a *daemonAdapter) hookNames(ctx context.Context) lifecycle.HookNames {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if names := a.g.settings.Hooks; len(names) > 0 || !a.identified.IsZero() {
-		a.hooks = slices.Clone(names)
+	// Where the tags alone could not be read, those that they named hold; a name that was taken out of a file does not.
+	if names := a.g.settings.Hooks; len(names) > 0 || !a.identified.IsZero() && (a.inst.TagsKnown || !a.hooksTagged) {
+		a.hooks, a.hooksTagged = slices.Clone(names), a.g.settings.origin(keyHooks).Layer == layerTag
 	}
 	return slices.Clone(a.hooks)
 }

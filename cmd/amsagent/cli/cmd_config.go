@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -92,6 +93,8 @@ type configRow struct {
 	Default string  `json:"default,omitempty"`
 	// File is the file that held the value, for mongo.
 	File string `json:"file,omitempty"`
+	// Next is what the settings say by now of the role, the group or the address, where this node joined with another value.
+	Next *settingValue `json:"next,omitempty"`
 }
 
 // configData is what `config` prints.
@@ -145,10 +148,15 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 			}
 			r.File = mongo.File
 		}
-		if text == "" {
-			text = g.joinedWith(row.key)
+		switch row.key {
+		case keyRole, keyGroup, keyAddress:
+			// What this node has counts; what the settings say beside that is to come.
+			is := g.nodeSetting(row.key)
+			if is.Next != nil || text == "" {
+				text, r.Next = is.Value, is.Next
+			}
 			if text != "" {
-				r.Origin = asJoined()
+				r.Origin = is.Origin
 			}
 		}
 		if text != "" {
@@ -190,6 +198,9 @@ func configText(w *textWriter, data configData) {
 			set++
 		} else if r.Value == nil {
 			from = ""
+		}
+		if r.Next != nil {
+			from += fmt.Sprintf("; %s by %s, %s", printable(r.Next.Value), r.Next.Origin, r.Next.Origin.takenUp())
 		}
 		rows = append(rows, []string{r.Key, text, from})
 	}

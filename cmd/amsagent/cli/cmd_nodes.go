@@ -47,8 +47,8 @@ func newNodesCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "nodes [flags]",
 		Short: "show the cluster: every node, its state, load and sessions, and whether it lives",
-		Long: "Two witnesses tell whether a node lives: its agent, which beats into the registry, and\n" +
-			"its Ant Media Server (AMS), which writes a list of its own.\n\n" +
+		Long: "Both its agent, which writes heartbeats into the registry, and its Ant Media Server (AMS),\n" +
+			"which writes a list of its own, tell whether a node lives.\n\n" +
 			"  alive        both are heard\n" +
 			"  not-serving  both are heard, the node is active, and its agent sees an application\n" +
 			"               that viewers cannot use; -o json says which (node.serving)\n" +

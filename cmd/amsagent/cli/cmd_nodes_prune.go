@@ -35,7 +35,7 @@ func newNodesPruneCommand(g *globals) *cobra.Command {
 	var opts pruneOptions
 	cmd := &cobra.Command{
 		Use:   "prune [flags]",
-		Short: "remove the rows of machines that both witnesses call gone",
+		Short: "remove the rows of machines whose agent and server are both gone",
 		Long: "A row goes where the agent has been silent for --older-than, Ant Media Server's own\n" +
 			"document is missing or as old, nobody listens on the server's port, and nothing of\n" +
 			"that changed between two looks some seconds apart. The documents of that address go\n" +

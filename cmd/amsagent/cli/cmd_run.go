@@ -162,8 +162,10 @@ type daemonAdapter struct {
 	given      stamp // of what was given to join, when the settings were read
 	inst       metadata.Instance
 	identified time.Time
-	lookedAt   time.Time           // when the machine's own facts were read last
-	hooks      lifecycle.HookNames // those that were named when the tags were read last
+	lookedAt   time.Time // when the machine's own facts were read last
+	// hooks are those that were named when the tags were read last, hooksTagged tells that a tag did.
+	hooks       lifecycle.HookNames
+	hooksTagged bool
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
 }

@@ -26,7 +26,7 @@ type statusOptions struct {
 
 func (o *statusOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
-	fs.StringVar(&o.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with both witnesses heard and viewers served")
+	fs.StringVar(&o.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with agent and server heard and viewers served")
 }
 
 func newStatusCommand(g *globals) *cobra.Command {

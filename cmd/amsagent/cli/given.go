@@ -131,7 +131,8 @@ type settingValue struct {
 // nodeSetting is the role, the group or the address that this node has.
 type nodeSetting struct {
 	settingValue
-	// Next is what the settings say by now, where the node joined with another value: the daemon's next look takes it up.
+	// Next is what the settings say by now, where the node joined with another value: the daemon's next look takes it up, or
+	// its reload, where config.yaml says so.
 	Next *settingValue `json:"next,omitempty"`
 }
 
@@ -148,6 +149,14 @@ func (g *globals) nodeSetting(key string) *nodeSetting {
 	return s
 }
 
+// takenUp is when the daemon goes by a value that the settings have by now.
+func (o origin) takenUp() string {
+	if o.Layer == layerFile {
+		return "after 'systemctl reload amsagent'"
+	}
+	return "from the daemon's next look on"
+}
+
 // asJoined is the origin of what the settings do not say.
 func asJoined() origin { return origin{Layer: layerStored, Name: "as joined"} }
 
@@ -161,8 +170,8 @@ func (s *statusView) nodeText() string {
 		switch {
 		case row.nodeSetting == nil || row.Value == "":
 		case row.Next != nil:
-			parts = append(parts, fmt.Sprintf("%s %s as joined; %s by %s from the daemon's next look on",
-				row.key, printable(row.Value), printable(row.Next.Value), row.Next.Origin))
+			parts = append(parts, fmt.Sprintf("%s %s as joined; %s by %s, %s",
+				row.key, printable(row.Value), printable(row.Next.Value), row.Next.Origin, row.Next.Origin.takenUp()))
 		default:
 			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, printable(row.Value), row.Origin))
 		}

@@ -281,7 +281,7 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 			nodeSetting{settingValue{"origin", asJoined()}, &edge},
 			nodeSetting{settingValue: settingValue{"studio", asJoined()}},
 			nodeSetting{settingValue: settingValue{"10.0.0.5", asJoined()}},
-			"role origin as joined; edge by /etc/amsagent/config.yaml:1 from the daemon's next look on; group studio, as joined; address 10.0.0.5, as joined",
+			"role origin as joined; edge by /etc/amsagent/config.yaml:1, after 'systemctl reload amsagent'; group studio, as joined; address 10.0.0.5, as joined",
 		},
 	} {
 		root := tree(t, tt.files)
@@ -310,6 +310,8 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 		}
 		if _, config, _ := run(t, vars, "config"); strings.Contains(config, "10.0.0.5  ") != (tt.address.Value != "") {
 			t.Errorf("%s: %q is not in\n%s", tt.name, tt.address.Value, config)
+		} else if next := "edge by /etc/amsagent/config.yaml:1, after"; strings.Contains(strings.ReplaceAll(config, root, ""), next) != (tt.role.Next != nil) {
+			t.Errorf("%s: %q is not in\n%s", tt.name, next, config)
 		}
 	}
 }

@@ -161,4 +161,11 @@ func TestHooksOfALateTag(t *testing.T) {
 	}
 	a.inst.TagsKnown, a.identified = false, time.Now().Add(-2*hookTagAge) // the tags alone could not be read
 	names("read again", "ours")
+	if err := a.reread(); err != nil {
+		t.Fatal(err)
+	}
+	a.inst.TagsKnown, a.identified = false, time.Now()
+	names("reloaded, and the tags alone could not be read", "ours")
+	a.hooksTagged = false
+	names("a file named them")
 }
