@@ -37,7 +37,8 @@ const (
 	// rtmpEvery is the same while the server tells all but who watches by RTMP.
 	rtmpEvery = time.Minute
 	// publishersTime bounds the query, besideTime where the count is known without
-	// it: a MongoDB that is away must not hold a node that shuts down.
+	// it, and the query of the other nodes: a MongoDB that is away must not hold a node
+	// that shuts down.
 	publishersTime = 2 * time.Second
 	besideTime     = time.Second
 	// installEvery is after how long the installation is looked at again, which opens
@@ -484,6 +485,8 @@ func (c *SessionCounter) readPeers(ctx context.Context, now time.Time) {
 		return
 	}
 	c.peersAt, c.peersOf = now, nil
+	ctx, cancel := context.WithTimeout(ctx, besideTime)
+	defer cancel()
 	nodes, err := streams.AMSNodes(ctx)
 	if err != nil {
 		return

@@ -42,8 +42,11 @@ func (f *fakeStreams) LocalStreams(_ context.Context, databases []string, _ stri
 	return out, f.err
 }
 
-func (f *fakeStreams) AMSNodes(context.Context) ([]cluster.AMSNode, error) {
+func (f *fakeStreams) AMSNodes(ctx context.Context) ([]cluster.AMSNode, error) {
 	f.askedPeer++
+	if end, ok := ctx.Deadline(); !ok || time.Until(end) > besideTime {
+		return nil, errors.New("asked for longer than a node that shuts down can wait")
+	}
 	var out []cluster.AMSNode
 	for _, a := range f.nodes {
 		out = append(out, cluster.AMSNode{ID: a, IP: a})
