@@ -498,7 +498,7 @@ func (s *sealer) files() {
 // backups names the former trees that the vendor's installer keeps beside the new one, with
 // every password that was in them: only a person knows whether they are still wanted.
 func (s *sealer) backups() {
-	beside := path.Dir(s.install.Dir)
+	beside, most := path.Dir(s.install.Dir), len(s.secrets)+mostBackups
 	d, err := s.store.Files().Folder(beside)
 	if err == nil {
 		defer d.Close()
@@ -506,7 +506,7 @@ func (s *sealer) backups() {
 			if strings.HasPrefix(name, path.Base(s.install.Dir)+"-backup-") {
 				s.secrets = append(s.secrets, path.Join(beside, name))
 			}
-			return len(s.secrets) < mostBackups
+			return len(s.secrets) < most
 		})
 	}
 	if err != nil {

@@ -214,7 +214,6 @@ type Server struct {
 	refuses func(context.Context, *ams.Installation) bool
 	first   time.Time // the time of the first look
 
-	lookMu  sync.Mutex // held while the installation is looked at
 	mu      sync.Mutex
 	install *ams.Installation
 	served  map[string]answered // which applications did the last time
@@ -305,7 +304,7 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 // ask also returns [ams.ConnCount.Lost] before the question.
 func (s *Server) ask(ctx context.Context, app string) (ams.AppAnswer, int) {
 	serves, lost := s.servesYet(app), s.conns.Lost()
-	in, err := s.installation(ctx, serves)
+	in, err := s.installation(serves)
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost
 	}
@@ -317,7 +316,7 @@ func (s *Server) ask(ctx context.Context, app string) (ams.AppAnswer, int) {
 	}
 	started := s.serverStarted(ctx)
 	// Last: until then the server may have been replaced.
-	if in, err = s.installation(ctx, false); err != nil {
+	if in, err = s.installation(false); err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost
 	}
 	return ask(ctx, s.client, in, started, app), lost
@@ -399,44 +398,27 @@ func (s *Server) look(ctx context.Context, done chan struct{}) {
 // viewers'.
 func (s *Server) Connections() int { return s.conns.Open() }
 
-// Port is where the server was asked last; 0 before that.
+// Port is where an application was served a moment ago; 0 where none was.
 func (s *Server) Port() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.install == nil {
-		return 0
+	for _, last := range s.served {
+		if s.install != nil && time.Since(last.at) < servedFor {
+			return s.install.HTTPPort
+		}
 	}
-	return s.install.HTTPPort
+	return 0
 }
 
 // installation is the server as it was looked at last, where that is enough or nothing has
-// changed since. A server that runs listens at the port of its start, whatever its files say by
-// now: that one counts until somebody listens at the new one, or nobody at the one before.
-func (s *Server) installation(ctx context.Context, enough bool) (*ams.Installation, error) {
-	known := func() *ams.Installation {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.install
-	}
-	if was := known(); was != nil && enough {
-		return was, nil
-	}
-	s.lookMu.Lock()
-	defer s.lookMu.Unlock()
-	was := known()
-	if was != nil && !was.Outdated() {
-		return was, nil
-	}
-	in, err := s.m.open()
-	if err == nil && was != nil && in.BaseURL() != was.BaseURL() {
-		bound, cancel := context.WithTimeout(ctx, dialLimit)
-		defer cancel()
-		if s.refuses(bound, in) && !s.refuses(bound, was) || ctx.Err() != nil {
-			return was, nil
-		}
-	}
+// changed since.
+func (s *Server) installation(enough bool) (*ams.Installation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.install != nil && (enough || !s.install.Outdated()) {
+		return s.install, nil
+	}
+	in, err := s.m.open()
 	s.install = in
 	return in, err
 }

@@ -545,8 +545,8 @@ func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
 	}
 }
 
-// Whose port was edited listens at the one before until its next start.
-func TestAskedWhereTheServerListens(t *testing.T) {
+// Whose port was edited serves at the one before until its next start, and that is its port.
+func TestPortOfAServerThatServes(t *testing.T) {
 	m := joinedTree(t)
 	settings := filepath.Join(ams.DefaultDir, "conf/red5.properties")
 	before, err := os.ReadFile(filepath.Join(m.Root, settings))
@@ -555,36 +555,31 @@ func TestAskedWhereTheServerListens(t *testing.T) {
 	}
 	put(t, m, settings, string(before)+"\nhttp.port=5080\n")
 	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
-	listens := "5080"
-	status := http.StatusNotFound
-	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-		if r.URL.Port() != listens {
-			return nil, syscall.ECONNREFUSED
+	synctest.Test(t, func(t *testing.T) {
+		m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Port() != "5080" {
+				return nil, syscall.ECONNREFUSED
+			}
+			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
+		})}
+		s := m.Server()
+		if p := s.Port(); p != 0 {
+			t.Errorf("before any question: %d", p)
 		}
-		return &http.Response{StatusCode: status, Body: http.NoBody}, nil
-	})}
-	s := m.Server()
-	s.refuses = func(_ context.Context, in *ams.Installation) bool {
-		return !strings.HasSuffix(in.BaseURL(), ":"+listens)
-	}
-	ask := func(want ams.AppServing) {
-		t.Helper()
-		s.dialed = time.Time{}
-		if a := s.Ask(t.Context(), "LiveApp"); a.State != want {
-			t.Errorf("%+v, want %s", a, want)
+		ask := func(want ams.AppServing, port int) {
+			t.Helper()
+			_ = pause(t.Context(), startingTime)
+			if a := s.Ask(t.Context(), "LiveApp"); a.State != want || s.Port() != port {
+				t.Errorf("%+v, want %s; port %d, want %d", a, want, s.Port(), port)
+			}
 		}
-	}
-	ask(ams.AppServes)
-	put(t, m, settings, string(before)+"\nhttp.port=6080\n\n") // another length: two writes may have one time
-	status = http.StatusInternalServerError
-	ask(ams.AppFailing) // and what failed is not known by its connection
-	status = http.StatusNotFound
-	ask(ams.AppServes)
-	s.served = map[string]answered{}
-	listens = "6080"
-	ask(ams.AppServes)
-	listens = "none"
-	ask(ams.AppRefused)
+		ask(ams.AppServes, 5080)
+		put(t, m, settings, string(before)+"\nhttp.port=6080\n\n") // another length: two writes may have one time
+		if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || s.Port() != 5080 {
+			t.Errorf("%+v, port %d", a, s.Port())
+		}
+		ask(ams.AppRefused, 0) // nobody asked for so long that it may have been started anew
+	})
 }
 
 // A server that is started anew between two questions lost the connection between them.

@@ -4,7 +4,8 @@
 package heartbeat
 
 import (
-	"cmp"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,11 +24,7 @@ func amdCards(root string) []string {
 	if err != nil {
 		return nil
 	}
-	type card struct {
-		dir, address string
-		number       int
-	}
-	var cards []card
+	cards := map[string]string{} // folders by address and number
 	for _, e := range entries {
 		digits, ok := strings.CutPrefix(e.Name(), "card")
 		number, err := strconv.Atoi(digits)
@@ -38,20 +35,17 @@ func amdCards(root string) []string {
 		if gpuFile(dir, "vendor") != "0x1002" || gpuFile(dir, "gpu_busy_percent") == "" && gpuFile(dir, "mem_info_vram_total") == "" {
 			continue
 		}
-		c := card{dir: dir, number: number}
+		address := ""
 		if real, err := filepath.EvalSymlinks(dir); err == nil && real != dir {
-			c.address = filepath.Base(real)
+			address = filepath.Base(real)
 		}
-		cards = append(cards, c)
+		cards[fmt.Sprintf("%s\x00%09d", address, number)] = dir
 	}
-	slices.SortFunc(cards, func(a, b card) int {
-		return cmp.Or(cmp.Compare(a.address, b.address), cmp.Compare(a.number, b.number))
-	})
-	dirs := make([]string, 0, len(cards))
-	for _, c := range cards[:min(len(cards), gpuMost)] {
-		dirs = append(dirs, c.dir)
+	var dirs []string
+	for _, place := range slices.Sorted(maps.Keys(cards)) {
+		dirs = append(dirs, cards[place])
 	}
-	return dirs
+	return dirs[:min(len(dirs), gpuMost)]
 }
 
 // readAMD reads the devices. The kernel answers at once, or not at all while a

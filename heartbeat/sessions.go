@@ -114,9 +114,10 @@ type SessionCounter struct {
 	Own func() int
 	Now func() time.Time
 
-	mu     sync.Mutex
-	server server
-	looked time.Time
+	mu      sync.Mutex
+	server  server
+	listens place // where it did when it could be looked at last
+	looked  time.Time
 
 	publishers    *int // by MongoDB
 	publishersErr error
@@ -145,14 +146,19 @@ type connected struct{ viewers, rtmp int }
 
 // server is what the files say of the server, without what is not needed here.
 type server struct {
-	err          error
-	base         string
+	err error
+	place
 	databases    []string
 	databasesErr error
-	ports        ams.Ports
-	portsErr     error
 	key          ams.ServerKey
 	keyErr       error
+}
+
+// place is where a server listens.
+type place struct {
+	base     string
+	ports    ams.Ports
+	portsErr error
 }
 
 func lookAt(open func() (*ams.Installation, error)) server {
@@ -160,7 +166,7 @@ func lookAt(open func() (*ams.Installation, error)) server {
 	if err != nil {
 		return server{err: err}
 	}
-	s := server{base: in.BaseURL()}
+	s := server{place: place{base: in.BaseURL()}}
 	s.databases, s.databasesErr = in.Databases()
 	s.key, s.keyErr = in.ServerKey()
 	s.ports, s.portsErr = in.Ports()
@@ -171,15 +177,18 @@ func lookAt(open func() (*ams.Installation, error)) server {
 // its files say by now: those count until somebody listens at the new one, or nobody at the
 // one before.
 func (c *SessionCounter) look(ctx context.Context) server {
-	was, s := c.server, lookAt(c.Open)
-	if s.err != nil || was.err != nil || was.base == "" || s.base == was.base {
+	s, was := lookAt(c.Open), c.listens
+	if s.err != nil {
 		return s
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
-	defer cancel()
-	if ams.Refused(ctx, s.base) && !ams.Refused(ctx, was.base) {
-		s.base, s.ports, s.portsErr = was.base, was.ports, was.portsErr
+	if was.base != "" && s.base != was.base {
+		bound, cancel := context.WithTimeout(ctx, dialTime)
+		defer cancel()
+		if ams.Refused(bound, s.base) && !ams.Refused(bound, was.base) || ctx.Err() != nil {
+			s.place = was
+		}
 	}
+	c.listens = s.place
 	return s
 }
 

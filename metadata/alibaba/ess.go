@@ -5,10 +5,10 @@ package alibaba
 
 import (
 	"context"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -107,16 +107,21 @@ func (e *ESS) Pending(ctx context.Context, group string) ([]Action, error) {
 	if err != nil {
 		return nil, err
 	}
-	var actions []Action
+	found := map[string]Action{}
 	for _, id := range activities {
 		waiting, err := e.actions(ctx, id, self.InstanceID)
 		if err != nil {
 			return nil, err
 		}
-		actions = append(actions, waiting...)
+		for _, a := range waiting {
+			found[a.Hook+"\x00"+a.Token] = a
+		}
 	}
-	slices.SortFunc(actions, func(a, b Action) int { return strings.Compare(a.Hook+"\x00"+a.Token, b.Hook+"\x00"+b.Token) })
-	return slices.CompactFunc(actions, func(a, b Action) bool { return a.Hook == b.Hook && a.Token == b.Token }), nil
+	var actions []Action
+	for _, key := range slices.Sorted(maps.Keys(found)) {
+		actions = append(actions, found[key])
+	}
+	return actions, nil
 }
 
 // activities lists the scaling activities of a group that are under way.

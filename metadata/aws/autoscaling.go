@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -172,7 +173,7 @@ func (a *AutoScaling) Hooks(ctx context.Context, group string) ([]LifecycleHook,
 	if err != nil {
 		return nil, err
 	}
-	var hooks []LifecycleHook
+	named := map[string]LifecycleHook{}
 	for _, h := range found {
 		hook := LifecycleHook{Name: h["LifecycleHookName"], Timeout: seconds(h["HeartbeatTimeout"]), Limit: seconds(h["GlobalTimeout"])}
 		switch h["LifecycleTransition"] {
@@ -182,11 +183,13 @@ func (a *AutoScaling) Hooks(ctx context.Context, group string) ([]LifecycleHook,
 		default:
 			continue
 		}
-		if hook.Name != "" {
-			hooks = append(hooks, hook)
-		}
+		named[hook.Name] = hook
 	}
-	slices.SortFunc(hooks, func(a, b LifecycleHook) int { return strings.Compare(a.Name, b.Name) })
+	delete(named, "")
+	var hooks []LifecycleHook
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		hooks = append(hooks, named[name])
+	}
 	return hooks, nil
 }
 

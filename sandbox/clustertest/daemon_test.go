@@ -627,6 +627,21 @@ func TestDaemonUnidentified(t *testing.T) {
 		r := a.door.row(nodeID)
 		return r["public_ip"] == "203.0.113.9" && r["hostname"] == "edges-7" && r["state"] == "active"
 	})
+	partly := moved
+	partly.PublicAddress, partly.Hostname, partly.Zone, partly.Missing = netip.Addr{}, "", "", []string{"public_address"}
+	partly.Type = "F32s"
+	answer.Store(&partly)
+	eventually(t, "the row has the part that the cloud says, and keeps the other", func() bool {
+		r := a.door.row(nodeID)
+		return row() == "azure edges_7 westeurope 3 F32s active" && r["public_ip"] == "203.0.113.9" && r["hostname"] == "edges-7"
+	})
+	answer.Store(nil)
+	a.roundsGoOn(10)
+	if got := row(); got != "azure edges_7 westeurope 3 F32s active" {
+		t.Errorf("while the cloud does not answer the row says %s", got)
+	}
+	answer.Store(&moved)
+	eventually(t, "the row has all of it again", func() bool { return row() == "azure edges_7 westeurope 3 F16s active" })
 	a.serves()
 	if strings.Contains(a.text(), "AMS-CLONED") {
 		t.Error("the machine was taken for another one")

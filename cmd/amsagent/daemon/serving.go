@@ -63,7 +63,7 @@ type ServerProbe interface {
 	// Applications lists those that are to serve, as they are on disk now.
 	Applications() ([]string, error)
 	Ask(ctx context.Context, app string) ams.AppAnswer
-	// Port is where it was asked last; 0 before that.
+	// Port is where it served a moment ago; 0 where it did not.
 	Port() int
 	// ServedBefore reports whether the release that is installed has ever served,
 	// and Served notes that it does.

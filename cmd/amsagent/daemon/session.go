@@ -316,7 +316,7 @@ type member struct {
 	enrolled atomic.Bool
 	// ousted tells that another machine uses the row.
 	ousted atomic.Bool
-	// unidentified reports that the cloud had not said at the beginning what node lacks. now is
+	// unidentified reports that the cloud had not said all at the beginning that node lacks. now is
 	// the node as it was found since, with other facts; nil before.
 	unidentified bool
 	now          atomic.Pointer[cluster.Node]
@@ -335,7 +335,7 @@ func (d *Daemon) serve(
 		return err
 	}
 	d.idling = ""
-	m := &member{d: d, client: client, node: c.Node, departures: departures, unidentified: c.Unidentified}
+	m := &member{d: d, client: client, node: c.Node, departures: departures, unidentified: c.Unidentified || c.Incomplete}
 	m.node.Port = d.portOf(m.node)
 	if !m.unidentified {
 		m.told = m.node
@@ -801,7 +801,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 		named, err := m.d.o.Mongo(ctx)
 		switch {
 		case errors.Is(err, ErrNoMongo):
-			named = Named{Target: mongo.Target}
+			named = mongo
 		case err != nil: // half written, or wrong: nobody writes over it
 			m.d.mended(err)
 			continue
@@ -846,18 +846,25 @@ func (m *member) latest() cluster.Node {
 // was upgraded. Beats go on meanwhile. What the cloud does not say this time stays as it was.
 func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 	n, first := c.Node, m.unidentified && m.now.Load() == nil
-	switch {
-	case first && c.Unidentified:
-		return
-	case !first && (c.Unidentified || c.Incomplete):
-		n = m.latest()
-		n.AMS, n.Port = c.Node.AMS, c.Node.Port
+	if c.Unidentified || c.Incomplete {
+		if c.Unidentified && first {
+			return // the row alone has what it said
+		}
+		was, err := m.facts(ctx)
+		if err != nil {
+			return // the next comparison tries again
+		}
+		n = n.WithCloudFactsOf(was)
+		if !first {
+			n.Hostname = cmp.Or(was.Hostname, n.Hostname)
+		}
 	}
 	n.Port = m.d.portOf(n)
 	if reflect.DeepEqual(n, m.told) {
 		return
 	}
 	m.now.Store(&n)
+	m.told = cluster.Node{} // what the row has after an error is not known
 	if err := m.enroll(ctx); err != nil {
 		m.d.log.Debug("the row was not written again, and will be", "error", err)
 		return
@@ -865,8 +872,8 @@ func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 	m.told = n
 }
 
-// portOf is where the server of a node is asked: one that runs listens at the port of its start,
-// whatever its files say by now.
+// portOf is where the server of a node serves, which may be another port than its files name by
+// now, or else where they say.
 func (d *Daemon) portOf(n cluster.Node) int {
 	if d.o.Server == nil {
 		return n.Port
