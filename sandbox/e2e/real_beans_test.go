@@ -78,7 +78,7 @@ func TestRealBeans(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.ready() // viewers are served again
-	n.says("STATUS-NOT-SEEN", "look at the server's log")
+	n.says("STATUS-NOT-SEEN", "look at /var/log/antmedia/ant-media-server.log")
 	d.says(2, "does not write its document")
 	n.behave()
 	d.says(2, "writes its document again")
