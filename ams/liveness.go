@@ -126,11 +126,8 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// Refuses reports whether nobody listens at the server's port. It is no request: no application
-// hears of it.
-func (in *Installation) Refuses(ctx context.Context) bool { return Refused(ctx, in.BaseURL()) }
-
-// Refused is [Installation.Refuses] for the server at base, as [Installation.BaseURL] gives it.
+// Refused reports whether nobody listens at the port of the server at base, as
+// [Installation.BaseURL] gives it. It is no request: no application hears of it.
 func Refused(ctx context.Context, base string) bool {
 	conn, err := dialThisMachine(ctx, "tcp", strings.TrimPrefix(base, "http://"))
 	if err == nil {

@@ -409,9 +409,9 @@ func (k *converger) mend(ctx context.Context) error {
 		for _, file := range f.plan.Files() {
 			k.result.Compared = append(k.result.Compared, file.Before.Path)
 		}
-	}
-	if f.plan != nil && k.req.MongoStored && k.renamed() {
-		f.plan = f.plan.Only(func(path string) bool { return path != MongoPath })
+		if k.req.MongoStored && k.renamed() {
+			f.plan = f.plan.Only(func(path string) bool { return path != MongoPath })
+		}
 	}
 	k.limit()
 	k.result.Files = fileResults(f.plan)

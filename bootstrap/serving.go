@@ -248,7 +248,7 @@ func (m *Machine) Server() *Server {
 func (m *Machine) server(client *http.Client) *Server {
 	s := &Server{m: m, client: client, first: time.Now(), served: map[string]answered{}}
 	s.refuses = func(ctx context.Context, in *ams.Installation) bool {
-		return m.HTTP == nil && in.Refuses(ctx) // else something answers in the place of the server
+		return m.HTTP == nil && ams.Refused(ctx, in.BaseURL()) // else something answers in the place of the server
 	}
 	return s
 }

@@ -6,7 +6,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -67,7 +66,8 @@ func configHelp() string {
 		"     where the cloud allows no colon\n" +
 		"  6. the default\n\n" +
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
-		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it.\n\n" +
+		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it. Role, group\n" +
+		"and address of a node are shown as it has them, beside what the settings say by now.\n\n" +
 		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
 		"is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a list of YAML.\n" +
 		"The keys:\n\n")
@@ -152,12 +152,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 		case keyRole, keyGroup, keyAddress:
 			// What this node has counts; what the settings say beside that is to come.
 			is := g.nodeSetting(row.key)
-			if is.Next != nil || text == "" {
-				text, r.Next = is.Value, is.Next
-			}
-			if text != "" {
-				r.Origin = is.Origin
-			}
+			text, r.Origin, r.Next = is.Value, is.Origin, is.Next
 		}
 		if text != "" {
 			r.Value = &text
@@ -200,7 +195,7 @@ func configText(w *textWriter, data configData) {
 			from = ""
 		}
 		if r.Next != nil {
-			from += fmt.Sprintf("; %s by %s, %s", printable(r.Next.Value), r.Next.Origin, r.Next.Origin.takenUp())
+			from += "; " + r.Next.next()
 		}
 		rows = append(rows, []string{r.Key, text, from})
 	}

@@ -149,12 +149,13 @@ func (g *globals) nodeSetting(key string) *nodeSetting {
 	return s
 }
 
-// takenUp is when the daemon goes by a value that the settings have by now.
-func (o origin) takenUp() string {
-	if o.Layer == layerFile {
-		return "after 'systemctl reload amsagent'"
+// next tells of a value that the settings have by now, and when the daemon goes by it.
+func (v *settingValue) next() string {
+	when := "from the daemon's next look on"
+	if v.Origin.Layer == layerFile {
+		when = "after 'systemctl reload amsagent'"
 	}
-	return "from the daemon's next look on"
+	return fmt.Sprintf("%s by %s, %s", printable(v.Value), v.Origin, when)
 }
 
 // asJoined is the origin of what the settings do not say.
@@ -170,8 +171,7 @@ func (s *statusView) nodeText() string {
 		switch {
 		case row.nodeSetting == nil || row.Value == "":
 		case row.Next != nil:
-			parts = append(parts, fmt.Sprintf("%s %s as joined; %s by %s, %s",
-				row.key, printable(row.Value), printable(row.Next.Value), row.Next.Origin, row.Next.Origin.takenUp()))
+			parts = append(parts, fmt.Sprintf("%s %s as joined; %s", row.key, printable(row.Value), row.Next.next()))
 		default:
 			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, printable(row.Value), row.Origin))
 		}

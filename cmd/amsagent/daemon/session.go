@@ -491,11 +491,8 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 // facts is this node's row, without a state. What the cloud does not say at the moment
 // stays as it is in the row.
 func (m *member) facts(ctx context.Context) (cluster.Node, error) {
-	if n := m.now.Load(); n != nil {
-		return *n, nil
-	}
-	if !m.unidentified {
-		return m.node, nil
+	if m.now.Load() != nil || !m.unidentified {
+		return m.latest(), nil
 	}
 	switch row, err := m.client.Node(ctx, m.node.ID); {
 	case errors.Is(err, cluster.ErrNoNode):
