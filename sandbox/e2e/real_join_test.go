@@ -22,6 +22,7 @@ import (
 // operator changes a setting, and a leave (issue 11: R1, R2, R3, R8). The address of
 // MongoDB has a ':' and a '=', which the server escapes when it writes its files.
 func TestRealJoin(t *testing.T) {
+	t.Parallel()
 	for _, release := range realReleases() {
 		t.Run(release, func(t *testing.T) {
 			t.Parallel()

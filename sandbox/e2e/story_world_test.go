@@ -15,14 +15,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
-	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/sandbox/internal/netns"
 )
 
 // What is beside the nodes, in a network that only they share.
@@ -50,7 +50,7 @@ type storyWorld struct {
 
 // DialContext connects inside that network.
 func (w *storyWorld) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	return (&bootedNode{leader: w.pid}).DialContext(ctx, network, address)
+	return netns.Dial(ctx, w.pid, network, address)
 }
 
 // newStoryWorld makes it. Each node is in the balancer from the beginning, by an address that nobody may have yet, as in a
@@ -262,30 +262,9 @@ func (v *storyViewer) cut() bool {
 // offer serves files and the vault in that network: name to what is there.
 func (w *storyWorld) offer(t *testing.T, files map[string][]byte) {
 	t.Helper()
-	type listening struct {
-		l   net.Listener
-		err error
-	}
-	ch := make(chan listening, 1)
-	go func() {
-		// As in bootedNode.DialContext: a thread that ends there.
-		runtime.LockOSThread()
-		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", w.pid))
-		if err != nil {
-			ch <- listening{nil, err}
-			return
-		}
-		defer func() { _ = ns.Close() }()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			ch <- listening{nil, err}
-			return
-		}
-		l, err := net.Listen("tcp", storyServices+":80")
-		ch <- listening{l, err}
-	}()
-	made := <-ch
-	if made.err != nil {
-		t.Fatal(made.err)
+	l, err := netns.Listen(t.Context(), w.pid, "tcp", storyServices+":80")
+	if err != nil {
+		t.Fatal(err)
 	}
 	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		b, ok := files[strings.TrimPrefix(r.URL.Path, "/")]
@@ -295,7 +274,7 @@ func (w *storyWorld) offer(t *testing.T, files map[string][]byte) {
 		}
 		_, _ = rw.Write(b)
 	})}
-	go func() { _ = srv.Serve(made.l) }()
+	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { _ = srv.Close() })
 }
 

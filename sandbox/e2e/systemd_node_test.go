@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,8 +29,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
-	"golang.org/x/sys/unix"
 
+	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -619,31 +618,7 @@ func (n *bootedNode) looks(t *testing.T) int {
 
 // DialContext connects inside the machine's network.
 func (n *bootedNode) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	type dialled struct {
-		conn net.Conn
-		err  error
-	}
-	ch := make(chan dialled, 1)
-	go func() {
-		// The thread goes to the other network and never comes back: it ends with
-		// this goroutine, because nobody unlocks it.
-		runtime.LockOSThread()
-		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", n.leader))
-		if err != nil {
-			ch <- dialled{err: err}
-			return
-		}
-		defer func() { _ = ns.Close() }()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			ch <- dialled{err: fmt.Errorf("entering the network: %w", err)}
-			return
-		}
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, network, address)
-		ch <- dialled{conn, err}
-	}()
-	d := <-ch
-	return d.conn, d.err
+	return netns.Dial(ctx, n.leader, network, address)
 }
 
 // until waits for something that must come.

@@ -13,14 +13,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/amsagent/amsagent/sandbox/internal/netns"
 )
 
 // box holds a set of namespaces. Its first process is a shell that reads from a
@@ -110,48 +109,6 @@ func (b *box) netPrefix() []string {
 }
 
 // dial connects from a place in the network of the box.
-func (b *box) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	err = b.inNetwork(func() error {
-		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
-		return err
-	})
-	return conn, err
-}
-
-// listen listens in the network of the box.
-func (b *box) listen(ctx context.Context, network, address string) (l net.Listener, err error) {
-	err = b.inNetwork(func() error {
-		l, err = (&net.ListenConfig{}).Listen(ctx, network, address)
-		return err
-	})
-	return l, err
-}
-
-// inNetwork calls f, which makes a socket, in the network of the box.
-//
-// A socket belongs to the namespace of the thread that makes it. The thread goes back
-// and is used again: did it end, the kernel would kill the processes that it started
-// (Pdeathsig).
-func (b *box) inNetwork(f func() error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	own, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return fmt.Errorf("opening the own network namespace: %w", err)
-	}
-	defer own.Close()
-	theirs, err := os.Open(filepath.Join("/proc", strconv.Itoa(b.pid), "ns/net"))
-	if err != nil {
-		return fmt.Errorf("opening the network namespace of the box: %w", err)
-	}
-	defer theirs.Close()
-	if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("entering the network namespace of the box: %w", err)
-	}
-	defer func() {
-		if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil {
-			panic("a thread of the test is lost in another network namespace: " + err.Error())
-		}
-	}()
-	return f()
+func (b *box) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return netns.Dial(ctx, b.pid, network, address)
 }

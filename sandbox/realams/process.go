@@ -43,8 +43,15 @@ func (p *Process) Output() string { return p.text.String() }
 // as its child.
 func (p *Process) PID() (int, error) { return childOf(p.cmd.Process.Pid) }
 
-// Signal reaches the program itself: nsenter hands no signal on.
+// Signal reaches the program itself: nsenter hands no signal on. One that has ended
+// gets none: its number may be another's by now, as a test of some minutes starts
+// thousands.
 func (p *Process) Signal(sig syscall.Signal) {
+	select {
+	case <-p.done:
+		return
+	default:
+	}
 	if child, err := p.PID(); err == nil {
 		_ = syscall.Kill(child, sig)
 	}

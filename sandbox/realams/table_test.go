@@ -20,7 +20,10 @@ import (
 // The stand-in is held to the same table by TestTable of package fakeams.
 func TestRealTable(t *testing.T) {
 	for _, release := range []string{realams.Newest, realams.Older, realams.Oldest} {
-		t.Run(release, func(t *testing.T) { table(t, release) })
+		t.Run(release, func(t *testing.T) {
+			t.Parallel()
+			table(t, release)
+		})
 	}
 }
 

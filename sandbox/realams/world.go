@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
@@ -65,6 +66,11 @@ ip link set br0 up`)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if t.Failed() {
+			for _, m := range w.Mongo.Members() {
+				t.Log(m.Story())
+			}
+		}
 		if err := w.Mongo.Close(); err != nil {
 			t.Error(err)
 		}
@@ -101,7 +107,7 @@ func (w *World) Dial(ctx context.Context, network, address string) (net.Conn, er
 
 // Listen listens at a free port of the address that nodes know MongoDB by.
 func (w *World) Listen(ctx context.Context) (net.Listener, error) {
-	return w.hub.listen(ctx, "tcp", net.JoinHostPort(HubAddress, "0"))
+	return netns.Listen(ctx, w.hub.pid, "tcp", net.JoinHostPort(HubAddress, "0"))
 }
 
 // HTTP returns a client that asks from where viewers are, as a browser does: with a

@@ -128,8 +128,7 @@ func (m *Member) waitAnswer(ctx context.Context) error {
 		}
 		select {
 		case <-done:
-			text, _ := os.ReadFile(m.Log())
-			return fmt.Errorf("mongod ended at once; its log ends with: %s", text[max(0, len(text)-2000):])
+			return errors.New(m.Story())
 		case <-ctx.Done():
 			return fmt.Errorf("mongod does not answer: %w", err)
 		case <-time.After(20 * time.Millisecond):
@@ -176,6 +175,27 @@ func (m *Member) Addr() string {
 	}
 	return net.JoinHostPort(m.set.o.Host, strconv.Itoa(m.port))
 }
+
+// Story tells whether it runs, or how it ended, and the end of its log, for who has to
+// find out why a test failed.
+func (m *Member) Story() string {
+	m.mu.Lock()
+	how := "was never started"
+	switch {
+	case m.running():
+		how = "runs"
+	case m.cmd != nil:
+		how = "ended: " + m.cmd.ProcessState.String()
+	}
+	m.mu.Unlock()
+	text, err := os.ReadFile(m.Log())
+	if err != nil {
+		return fmt.Sprintf("mongod %s %s; %v", m.Addr(), how, err)
+	}
+	return fmt.Sprintf("mongod %s %s; its log ends with:\n%s", m.Addr(), how, text[max(0, len(text)-storyBytes):])
+}
+
+const storyBytes = 2000
 
 // Log is the path of its log.
 func (m *Member) Log() string { return filepath.Join(filepath.Dir(m.dir), filepath.Base(m.dir)+".log") }

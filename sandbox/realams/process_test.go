@@ -1,0 +1,31 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package realams
+
+import (
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The number of a program that has ended may be that of another one: a test ends all
+// that it started, minutes later.
+func TestSignalAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	other := exec.Command("sleep", "60")
+	other.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	running := startProcess(t, other)
+	ended := &Process{cmd: other, done: make(chan struct{})}
+	close(ended.done)
+	ended.Signal(syscall.SIGKILL)
+	ended.Signal(syscall.SIGTERM)
+	if code, err := running.Wait(200 * time.Millisecond); err == nil {
+		t.Errorf("a signal for what has ended reached another program: it ended with %d", code)
+	}
+	running.Signal(syscall.SIGKILL)
+	if _, err := running.Wait(time.Minute); err != nil {
+		t.Error(err)
+	}
+}
