@@ -185,7 +185,7 @@ func newRealBooted(t *testing.T, w *realams.World, release string) *realBooted {
 	}
 	nodeCopy(t, filepath.Join(packages, "packages", "amsagent_0.1.0-1_"+runtime.GOARCH+".deb"), b.disk+"/opt/amsagent.deb")
 	b.write(t, "/etc/amsagent/config.yaml", "metrics_address: 0.0.0.0:9771\n")
-	b.write(t, "/etc/systemd/system/antmedia.service.d/10-heap.conf", "[Service]\nEnvironment=\"JVM_MEMORY_OPTIONS=-Xms64m -Xmx384m\"\n")
+	b.write(t, "/etc/systemd/system/antmedia.service.d/10-heap.conf", "[Service]\nEnvironment=\"JVM_MEMORY_OPTIONS=-Xms64m -Xmx384m -XX:TieredStopAtLevel=1\"\n")
 	b.write(t, "/etc/systemd/system/cable.service", `[Unit]
 Wants=network.target
 Before=network.target

@@ -18,8 +18,7 @@ import (
 )
 
 // A machine with the real server under its own unit goes down and comes back: with
-// nobody on it, with a publisher and viewers, and with MongoDB away (S1, S6). Each
-// step begins with a node that serves, and ends with a machine that is off.
+// nobody on it, with a publisher and viewers, and with MongoDB away (S1, S6).
 func TestRealShutdown(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	b := newRealBooted(t, w, realRelease())
@@ -33,11 +32,10 @@ func TestRealShutdown(t *testing.T) {
 	b.must(t, "dpkg", "-i", "/opt/amsagent.deb")
 	b.must(t, "amsagent", "join", "--mongo", "file:/run/mongo", "--address", realBootedAddress, "--provider", "none")
 	s.steps(t, []downStep{
-		{"Nobody", s.nobody},
+		{"Reboot", s.reboot},
 		{"UntilTheyEnd", s.untilTheyEnd},
 		{"NoMongo", s.noMongo},
 		{"MongoIsBack", s.mongoIsBack},
-		{"Reboot", s.reboot},
 	})
 }
 
@@ -119,10 +117,12 @@ func (s *realGoingDown) empty(t *testing.T) {
 	})
 }
 
-func (s *realGoingDown) nobody(t *testing.T) {
+// reboot is what an operator does after an upgrade of the kernel, with nobody there.
+func (s *realGoingDown) reboot(t *testing.T) {
 	s.booted.served(t)
 	s.empty(t)
-	s.goDown(t, "poweroff")
+	was := s.record(t)
+	s.goDown(t, "reboot")
 	s.off(t)
 	more := s.share(t)
 	figure(t, "besides the server's own stop: %s", more.Round(time.Millisecond))
@@ -130,6 +130,10 @@ func (s *realGoingDown) nobody(t *testing.T) {
 		t.Errorf("with nobody there going down takes %s more than the server's own stop", more)
 	}
 	s.gone(t)
+	s.back(t)
+	if now := s.record(t); now["boot_id"] == was["boot_id"] || now["_id"] != was["_id"] {
+		t.Errorf("the row is %v, before %v", now, was)
+	}
 }
 
 // audience begins a stream and lets so many watch it, whom the agent then knows of. They
@@ -144,9 +148,9 @@ func (s *realGoingDown) audience(t *testing.T, node *realams.Node, viewers int) 
 	return append(players, publisher)
 }
 
-// untilTheyEnd: a publisher and two viewers are served for as long as they stay.
+// untilTheyEnd: a publisher and two viewers are served for as long as they stay. The
+// machine runs since the step before.
 func (s *realGoingDown) untilTheyEnd(t *testing.T) {
-	s.back(t)
 	node := &realams.Node{Address: realBootedAddress}
 	people := s.audience(t, node, 2)
 	viewer := s.booted.world.HTTP(2 * time.Second)
@@ -224,20 +228,4 @@ func (s *realGoingDown) mongoIsBack(t *testing.T) {
 	if lines := s.lines(t, "-o", "cat"); strings.Contains(lines, "interrupted by signal") {
 		t.Errorf("the signal ended what was to come after it:\n%s", lines)
 	}
-}
-
-// reboot is what an operator does after an upgrade of the kernel.
-func (s *realGoingDown) reboot(t *testing.T) {
-	s.back(t)
-	was := s.record(t)
-	s.goDown(t, "reboot")
-	s.off(t)
-	s.gone(t)
-	s.back(t)
-	if now := s.record(t); now["boot_id"] == was["boot_id"] || now["_id"] != was["_id"] {
-		t.Errorf("the row is %v, before %v", now, was)
-	}
-	s.goDown(t, "poweroff")
-	s.off(t)
-	s.gone(t)
 }

@@ -84,6 +84,9 @@ public class TcpCluster implements IClusterNotifier, ApplicationContextAware, In
 			return;
 		}
 		String ip = told("address", context.getBean(ServerSettings.BEAN_NAME, ServerSettings.class).getHostAddress());
+		if (ip == null) {
+			return; // the server's settings are not read yet
+		}
 		ClusterNode node = new ClusterNode(ip, told("id", id()) + ip);
 		node.setLastUpdateTime(System.currentTimeMillis());
 		store.addOrUpdate(node);
