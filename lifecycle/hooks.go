@@ -137,6 +137,12 @@ func (m *Manager) parking() bool {
 	return m.r.Step != StepNone && m.r.Step != StepDone && m.o.goal(m.r) == goalPark
 }
 
+// pooled tells that the hook is completed by which this machine goes into a pool:
+// only one of them waits for that.
+func (m *Manager) pooled() bool {
+	return m.parking() && slices.ContainsFunc(m.r.Hooks, func(a waiter) bool { return a.End == EndCompleted })
+}
+
 // wanted is what is to be done about a hook now.
 func (m *Manager) wanted(a *waiter) op {
 	r := m.r
@@ -158,6 +164,9 @@ func (m *Manager) wanted(a *waiter) op {
 	}
 	switch r.Step {
 	case StepCompleting, StepDone:
+		if m.pooled() {
+			return opNone // the other hook's next wait is for the way back
+		}
 		return opContinue
 	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
 		switch {
@@ -189,8 +198,8 @@ func (m *Manager) settled() bool {
 			return false
 		}
 	}
-	if parking && slices.ContainsFunc(m.r.Hooks, func(a waiter) bool { return a.End == EndCompleted }) {
-		return true // only one of them waited
+	if m.pooled() {
+		return true
 	}
 	return !m.waits(func(h Hook) bool { return !h.Launching || parking })
 }

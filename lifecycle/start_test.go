@@ -4,7 +4,9 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -296,6 +298,50 @@ func TestIntoThePool(t *testing.T) {
 			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
 				t.Errorf("joined %v: completed %v", joined, w.completed)
 			}
+		})
+	}
+}
+
+// twoHooks is a cloud that may know a hook for either way.
+type twoHooks struct {
+	*world
+	asked []string
+}
+
+func (c *twoHooks) Discover(_ context.Context, launching bool) (*Hook, error) {
+	if launching {
+		return launchHook(), nil
+	}
+	return terminate().Hook, nil
+}
+
+func (c *twoHooks) Heartbeat(context.Context, Hook) error { return nil }
+
+func (c *twoHooks) Complete(_ context.Context, h Hook, _ Result) error {
+	c.set(func(*world) { c.asked = append(c.asked, h.Name) })
+	if h.Launching {
+		return ErrNoAction
+	}
+	return nil
+}
+
+// Once a machine is in the pool it may be taken out at once, and its launch hook
+// waits for a node that serves.
+func TestNoWordForTheLaunchHookFromThePool(t *testing.T) {
+	for range 20 {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			c := &twoHooks{world: w}
+			l := w.live(func(o *Options) { o.Completer = c })
+			defer l.kill()
+			l.Notice(unhooked(park()))
+			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
+			tick(20 * time.Minute)
+			c.set(func(*world) {
+				if i := slices.Index(c.asked, "drain"); i < 0 || len(c.asked) != i+1 {
+					t.Errorf("the cloud was told of %v, want drain at last", c.asked)
+				}
+			})
 		})
 	}
 }
