@@ -447,10 +447,19 @@ func (c *AWSCompleter) explain(ctx context.Context, h Hook, err error) error {
 	case m.Group != "" && m.Group != h.Group:
 		c.in(m.Group)
 		return fmt.Errorf("%w: the instance is in group %s now, not in %s", errMoved, m.Group, h.Group)
-	case awsOver(m.State, h.Launching):
+	case awsOver(m.State, h.Launching), h.Parking && awsParked(m.State):
 		return fmt.Errorf("%w: the instance is %s", ErrGone, m.State)
 	}
 	return fmt.Errorf("%w (the instance is %s)", awsError(err), m.State)
+}
+
+// awsParked reports whether a machine in this lifecycle state is where a parking leads.
+func awsParked(state string) bool {
+	switch state {
+	case "Standby", "Warmed:Running", "Warmed:Stopped", "Warmed:Hibernated":
+		return true
+	}
+	return false
 }
 
 // awsOver reports whether in this lifecycle state no hook will wait for the

@@ -534,6 +534,28 @@ func TestAWSOver(t *testing.T) {
 	}
 }
 
+// Once a machine is parked no hook waits for that. The launch hook waits next for its way
+// back, and is not told of the way out.
+func TestAWSParked(t *testing.T) {
+	t.Parallel()
+	for state, over := range map[string]bool{
+		"InService": false, "Terminating:Wait": false, "EnteringStandby": false, "Standby": true,
+		"Warmed:Pending": false, "Warmed:Pending:Wait": false, "Warmed:Running": true, "Warmed:Stopped": true, "Warmed:Hibernated": true,
+	} {
+		f := &fakeAWS{
+			hooks: []aws.LifecycleHook{{Name: "end"}}, member: &aws.Membership{State: state},
+			wait: map[string]error{"end": aws.ErrNoAction},
+		}
+		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g"})
+		for _, parking := range []bool{false, true} {
+			err := c.Complete(t.Context(), Hook{Group: "g", Name: "end", Parking: parking}, Continue)
+			if errors.Is(err, ErrGone) != (over && parking) || err == nil {
+				t.Errorf("%s, parking %v: %v", state, parking, err)
+			}
+		}
+	}
+}
+
 // A hook of another program that was made after the hooks were read is not taken for ours.
 func TestHookMadeLater(t *testing.T) {
 	bubble(t, func(t *testing.T) {

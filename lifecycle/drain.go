@@ -484,7 +484,7 @@ func (m *Manager) deregister(ctx context.Context, last time.Time) {
 // deregistered goes on to the cloud. The lock is held.
 func (m *Manager) deregistered() {
 	m.r.Step = StepCompleting
-	if m.r.HookFirst || m.settled() {
+	if m.settled() {
 		m.done()
 	}
 }
@@ -538,8 +538,10 @@ func (m *Manager) complete(ctx context.Context, last time.Time) {
 			m.mu.Unlock()
 			return
 		case m.settled(), m.o.goal(r) == goalPark && (now.Sub(began) >= idleHookTime || r.Start != nil):
+			// One that does not answer, or does not wait yet, is asked further.
+			over := r.HookFirst || r.Start != nil || m.pooled()
 			for i := range r.Hooks {
-				if a := &r.Hooks[i]; a.End == "" && m.parking() && m.tryOf(a, opContinue).denied == "" {
+				if a := &r.Hooks[i]; a.End == "" && (over || a.Hook.Launching) && m.parking() && m.tryOf(a, opContinue).denied == "" {
 					a.End, a.EndedAt = EndLeft, now
 					m.noteLocked("hook " + a.Hook.Name + " does not wait for this machine")
 					m.troubleLocked(string(opContinue), "")

@@ -103,10 +103,13 @@ func (m *Manager) nextCall() (best call, found bool) {
 			consider(call{op: opDiscover, launching: launching, try: m.tryAt(discovery(launching)), reread: m.reread})
 		}
 	}
+	parked := m.r.Step != StepNone && m.o.goal(m.r) == goalPark
 	for i := range m.r.Hooks {
 		a := &m.r.Hooks[i]
 		if o := m.wanted(a); o != opNone {
-			consider(call{op: o, hook: a.ours(m.reread), launching: a.Hook.Launching, try: m.tryOf(a, o)})
+			h := a.ours(m.reread)
+			h.Parking = parked
+			consider(call{op: o, hook: h, launching: a.Hook.Launching, try: m.tryOf(a, o)})
 		}
 	}
 	return best, found
@@ -138,7 +141,7 @@ func (m *Manager) parking() bool {
 }
 
 // pooled tells that the hook is completed by which this machine goes into a pool:
-// only one of them waits for that.
+// only one of them waits for that, and the other one's next wait is for the way back.
 func (m *Manager) pooled() bool {
 	return m.parking() && slices.ContainsFunc(m.r.Hooks, func(a waiter) bool { return a.End == EndCompleted })
 }
@@ -147,8 +150,10 @@ func (m *Manager) pooled() bool {
 func (m *Manager) wanted(a *waiter) op {
 	r := m.r
 	switch {
-	case a.End != "":
+	case a.End != "", m.pooled():
 		return opNone
+	case a.Hook.Launching && r.Start != nil && m.parking():
+		return opNone // the machine comes back: the hook waits for a node that serves
 	case a.Hook.Launching && !m.parking():
 		switch {
 		case r.Start == nil || m.o.Prove == nil:
@@ -164,15 +169,9 @@ func (m *Manager) wanted(a *waiter) op {
 	}
 	switch r.Step {
 	case StepCompleting, StepDone:
-		if m.pooled() {
-			return opNone // the other hook's next wait is for the way back
-		}
 		return opContinue
 	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
-		switch {
-		case r.Unstopped && a.Hook.Launching && r.Start != nil:
-			return opNone // it would say that this node serves
-		case r.Unstopped:
+		if r.Unstopped {
 			return opContinue
 		}
 		if r.HookFirst || a.Hook.Fixed {
@@ -396,12 +395,14 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		m.commit()
 	case errors.Is(err, ErrNoAction):
 		c.try.backOff, c.try.denied, c.try.at = 0, "", now.Add(noActionEvery)
-		if a.Hook.Launching && now.Sub(c.try.since) > time.Minute {
+		if (a.Hook.Launching || c.hook.Parking) && now.Sub(c.try.since) > time.Minute {
 			// Most starts of the agent are none of the machine: be kind to the API.
 			c.try.at = now.Add(6 * noActionEvery)
 		}
+		// A hook that was named when the machine was parked may wait for another end of it.
+		parked := m.r.Step == StepDone && m.o.goal(m.r) == goalPark
 		why := ""
-		if c.op == opContinue && now.Sub(c.try.since) > noActionTime {
+		if c.op == opContinue && now.Sub(c.try.since) > noActionTime && !parked {
 			// It may come to that, or never: nobody who follows the drain waits for it.
 			why = "hook " + a.Hook.Name + " does not wait for this machine now: " + err.Error()
 		}
@@ -414,9 +415,11 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 			a.Denied, a.Failing = "", false
 			m.commit()
 		}
-		// A hook that was named when the machine was parked may wait for another end of it.
-		parked := m.r.Step == StepDone && m.o.goal(m.r) == goalPark
-		if (a.Hook.Launching || parked) && c.op != opBeat && now.Sub(c.try.since) > idleHookTime {
+		idle := idleHookTime
+		if parked {
+			idle = parkedHookTime
+		}
+		if (a.Hook.Launching || parked) && c.op != opBeat && now.Sub(c.try.since) > idle {
 			a.End, a.EndedAt = EndLeft, now
 			m.troubleLocked(string(c.op), "")
 			m.noteLocked("hook " + a.Hook.Name + " does not wait for this machine")

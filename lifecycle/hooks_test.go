@@ -217,11 +217,11 @@ func TestHookNamedWhileParked(t *testing.T) {
 		l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
 		w.set(func(w *world) { w.cloudErr, w.waitsFrom = nil, time.Now().Add(100*time.Hour) })
 		l.Reconsider()
-		tick(time.Hour)
+		tick(parkedHookTime + time.Minute)
 		asked := len(w.times("complete?"))
 		tick(time.Hour)
-		if n := len(w.times("complete?")) - asked; asked == 0 || n != 0 || len(l.View().Trouble) != 0 {
-			t.Errorf("asked %d times, in the second hour %d: %+v", asked, n, l.View())
+		if n := len(w.times("complete?")) - asked; asked == 0 || asked > 300 || n != 0 || len(l.View().Trouble) != 0 {
+			t.Errorf("asked %d times, in the last hour %d: %+v", asked, n, l.View())
 		}
 	})
 }

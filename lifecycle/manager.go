@@ -128,6 +128,9 @@ const (
 	deniedEvery = time.Minute
 	// unknownTimeout is the shortest that a cloud allows a hook.
 	unknownTimeout = 30 * time.Second
+	// parkedHookTime is longer than a load balancer takes to let a machine go, which the
+	// wait on the way into a pool comes after.
+	parkedHookTime = 2 * time.Hour
 	// idleHookTime is how long a hook that may not exist for what happens (detach,
 	// standby, a start that the cloud does not wait for) is asked for.
 	idleHookTime = 10 * time.Minute
@@ -293,9 +296,9 @@ func (m *Manager) takeUpAfterBoot() {
 		return
 	}
 	r.drop(func(n Notice) bool { return n.Kind != Terminate })
-	r.Dismissed, r.Say, r.Said, r.HookFirst = nil, "", "", false
+	r.Dismissed, r.Standing, r.Say, r.Said, r.HookFirst = nil, nil, "", "", false
 	if r.Start != nil {
-		r.Start.Server = false
+		r.Start.Server, r.Start.Proved, r.Start.Failed = false, false, false
 	}
 	if !observing {
 		return
@@ -622,20 +625,27 @@ func (m *Manager) fresh(n Notice, now time.Time) error {
 	case r.Step == StepDone && before >= goalPark:
 		if n.Kind == Terminate || n.Kind == Park {
 			// Nothing is left to drain, but the cloud may wait again.
-			for i := range r.Hooks {
-				if a := &r.Hooks[i]; !a.Hook.Launching {
-					*a = waiter{Hook: a.Hook, Since: n.Received}
-					a.Hook.Limit = time.Time{}
-				}
-			}
-			m.tries = map[string]*try{}
+			m.waitAgain(n.Received)
 			r.Step, r.Start = StepCompleting, nil
 		}
+	case before == goalPark && n.Kind == Terminate:
+		m.waitAgain(n.Received)
 	case r.Step == StepDone && goalOf(n.Kind) > goalPause && m.o.isDue(r, n, now):
 		m.begin(now)
 	}
 	m.commit()
 	return nil
+}
+
+// waitAgain begins anew with the hooks of the end, which were told of a parking.
+func (m *Manager) waitAgain(since time.Time) {
+	for i := range m.r.Hooks {
+		if a := &m.r.Hooks[i]; !a.Hook.Launching && (a.End != "" || m.r.Step == StepDone) {
+			*a = waiter{Hook: a.Hook, Since: since}
+			a.Hook.Limit = time.Time{}
+		}
+	}
+	m.tries = map[string]*try{}
 }
 
 // advance begins a drain that is due.
@@ -709,6 +719,7 @@ func (m *Manager) withdraw(n Notice) error {
 	for _, overruled := range []*[]string{&r.Dismissed, &r.Rejoined} {
 		if i := slices.Index(*overruled, n.ID); i >= 0 {
 			*overruled = slices.Delete(*overruled, i, i+1)
+			r.Standing = slices.DeleteFunc(r.Standing, func(id string) bool { return id == n.ID })
 			m.commit()
 			return nil
 		}
@@ -786,12 +797,16 @@ func (m *Manager) Undrain(who string, row cluster.State) error {
 	for _, n := range r.Notices {
 		if n.Kind != Ask && m.o.isDue(m.r, n, now) {
 			r.Dismissed = append(r.Dismissed, n.ID)
+			if n.Kind != Park && n.Kind != Terminate {
+				r.Standing = append(r.Standing, n.ID)
+			}
 			m.noteLocked(cmp.Or(who, "somebody") + " overruled " + noticeWord(n) + ": the cloud may take this machine all the same")
 		}
 	}
 	if n := len(r.Dismissed); n > maxMemory {
 		r.Dismissed = slices.Delete(r.Dismissed, 0, n-maxMemory)
 	}
+	r.Standing = slices.DeleteFunc(r.Standing, func(id string) bool { return !slices.Contains(r.Dismissed, id) })
 	r.drop(func(n Notice) bool { return m.o.isDue(m.r, n, now) })
 	m.undrain(who, "undrain")
 	m.commit()

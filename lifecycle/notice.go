@@ -80,4 +80,6 @@ type Hook struct {
 	// Ours tells that it was kept waiting before, so it is this agent's by default although
 	// there may be other hooks by now.
 	Ours bool `json:"-"`
+	// Parking tells that the machine is on its way out of service to come back.
+	Parking bool `json:"-"`
 }

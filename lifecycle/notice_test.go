@@ -197,6 +197,43 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 	})
 }
 
+// That the machine is in service says nothing of an interruption that a person overruled.
+func TestOverruledStaysSo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		interrupt := Notice{ID: "interrupt", Source: "aws-spot", Kind: Interrupt, Deadline: time.Now().Add(time.Hour)}
+		for range 2 {
+			l.Notice(interrupt)
+			l.Notice(park())
+			if l.View().State != StateDraining {
+				t.Fatal("it does not drain")
+			}
+			if err := l.Undrain("root", ""); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				l.kill()
+				l = w.live()
+				l.Notice(Notice{ID: "in-service", Source: "aws-lifecycle", Kind: Resume})
+				l.Notice(interrupt)
+				tick(time.Minute)
+				if v := l.View(); v.State != StateActive {
+					t.Fatalf("after a restart of the agent it is %s", v.State)
+				}
+			}
+			l.Notice(Notice{ID: interrupt.ID, Source: "aws-spot", Kind: Withdrawn})
+			tick(time.Second)
+		}
+		defer l.kill()
+		l.Notice(park())
+		if l.View().State != StateDraining {
+			t.Error("a parking is overruled for ever")
+		}
+	})
+}
+
 // TestUndrainOfARowThatDrains: the registry says draining, and nothing here drains.
 func TestUndrainOfARowThatDrains(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -27,8 +27,8 @@ func (m *Manager) takeStart(n Notice) error {
 		return nil
 	}
 	if n.Kind == Resume {
-		// Nothing that a person overruled before is meant any more.
-		r.Dismissed, r.Rejoined = nil, nil
+		// No parking and no end that a person overruled before is meant any more.
+		r.Dismissed, r.Rejoined = slices.Clone(r.Standing), nil
 	}
 	g := m.o.goal(r)
 	switch {
@@ -126,10 +126,13 @@ func (m *Manager) starts(ctx context.Context) {
 // unpark forgets the drain that parked this machine; what was owed to the
 // registry about it is no longer true. The lock is held.
 func (m *Manager) unpark() {
-	r := m.r
+	r, now := m.r, time.Now()
 	m.gen++
 	m.forgotten.Store(true)
-	r.drop(func(n Notice) bool { return n.Kind == Park || goalOf(n.Kind) == goalPause })
+	// What is announced for later is meant still.
+	r.drop(func(n Notice) bool {
+		return n.Kind == Park || goalOf(n.Kind) == goalPause && (n.Kind == Shutdown || m.o.isDue(r, n, now))
+	})
 	r.Step, r.Begun, r.Tomb, r.NoHook, r.HookFirst, r.Repair = StepNone, time.Time{}, nil, false, false, false
 	r.Say, r.Said = "", ""
 	delete(m.trouble, troubleHooks)

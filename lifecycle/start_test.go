@@ -122,10 +122,115 @@ func TestParkWithoutAHook(t *testing.T) {
 		defer l.kill()
 		l.Notice(unhooked(park()))
 		l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked })
-		took := l.until("done", 11*time.Minute, isDone)
-		if v := l.View(); v.Hooks[0].End != EndLeft {
-			t.Errorf("%+v after %s", v.Hooks, took)
+		l.until("done", 11*time.Minute, isDone)
+		took := l.until("given up", parkedHookTime, func(v View) bool { return v.Hooks[0].End != "" })
+		if v := l.View(); v.Hooks[0].End != EndLeft || len(v.Trouble) != 0 {
+			t.Errorf("%+v, %v after %s", v.Hooks, v.Trouble, took)
 		}
+	})
+}
+
+// The wait on the way into a pool begins when the load balancer has let the machine go, or
+// the cloud cannot be reached until then.
+func TestPoolThatWaitsLate(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.hook, w.waitsFrom = park().Hook, time.Now().Add(40*time.Minute)
+			if away {
+				w.waitsFrom = time.Time{}
+				w.cloudErr = func(o op) error {
+					if o == opContinue {
+						return errors.New("no route to host")
+					}
+					return nil
+				}
+			}
+			l := w.live()
+			defer l.kill()
+			l.Notice(park())
+			l.until("done", 11*time.Minute, isDone)
+			tick(29 * time.Minute)
+			w.set(func(w *world) { w.cloudErr = nil })
+			l.until("completed", 5*time.Minute, func(v View) bool { return v.Hooks[0].End == EndCompleted })
+			if v := l.View(); v.State != StateParked || len(v.Trouble) != 0 {
+				t.Errorf("%s, %v", v.State, v.Trouble)
+			}
+		})
+	}
+}
+
+// A reboot that is announced for another day is meant still when the machine is back.
+func TestAnnouncedOverAParking(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: Reboot, Deadline: time.Now().Add(72 * time.Hour)})
+		next := l.View().NextDrain
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.Notice(unhooked(park()))
+		l.until("parked", time.Hour, isDone)
+		l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
+		l.until("active", time.Minute, func(v View) bool { return v.State == StateActive })
+		if v := l.View(); next.IsZero() || !v.NextDrain.Equal(next) {
+			t.Errorf("the next drain is at %s, want %s", v.NextDrain, next)
+		}
+		w.set(func(w *world) { w.row, w.viewers = cluster.StateActive, p(1) })
+		tick(time.Until(next) + time.Minute)
+		if v := l.View(); v.State != StateDraining {
+			t.Errorf("at the time of the reboot it is %s", v.State)
+		}
+	})
+}
+
+// A hook that waits for the launch is told by the boot that serves.
+func TestProvedBeforeAReboot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.hook = launchHook()
+		w.cloudErr = func(o op) error {
+			if o == opContinue {
+				return errors.New("no route to host")
+			}
+			return nil
+		}
+		l := w.live()
+		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
+		tick(time.Minute)
+		l.kill()
+		w.set(func(w *world) { w.boot, w.cloudErr, w.proveErr = "boot-2", nil, errors.New("no document yet") })
+		l = w.live()
+		defer l.kill()
+		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
+		tick(5 * time.Minute)
+		if len(w.completed) != 0 || len(w.beats) == 0 {
+			t.Errorf("completed %v, %d heartbeats", w.completed, len(w.beats))
+		}
+		w.set(func(w *world) { w.proveErr = nil })
+		l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
+		if len(w.completed) != 1 {
+			t.Errorf("completed %v", w.completed)
+		}
+	})
+}
+
+// A machine of a pool may come to its end before its parking is done.
+func TestTerminateBeforeItIsParked(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.stopTime = 100 * time.Hour // so that the hook is told while the stop goes on
+		l := w.live()
+		defer l.kill()
+		l.Notice(park())
+		l.until("told", time.Hour, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
+		if v := l.View(); v.Step != StepStopping {
+			t.Fatalf("step %s", v.Step)
+		}
+		w.set(func(w *world) { w.gone = false })
+		l.Notice(unhooked(terminate()))
+		l.until("told of the end", time.Hour, func(View) bool { return len(w.completed) == 2 })
 	})
 }
 

@@ -100,6 +100,9 @@ type record struct {
 	Notices []Notice `json:"notices,omitempty"`
 	// Dismissed are the ids of those that a person overruled.
 	Dismissed []string `json:"dismissed,omitempty"`
+	// Standing are those of them that say nothing of a parking or an end: that the
+	// machine is in service takes none of them back.
+	Standing []string `json:"standing,omitempty"`
 	// Rejoined are the ids of those that had parked this machine before a person joined
 	// it again. They are overruled over a boot, too, until the cloud has it serve.
 	Rejoined []string `json:"rejoined,omitempty"`
@@ -182,7 +185,7 @@ func (h Hook) equal(o Hook) bool {
 func (r *record) clone() *record {
 	c := *r
 	c.Notices, c.Dismissed, c.Hooks = slices.Clone(r.Notices), slices.Clone(r.Dismissed), slices.Clone(r.Hooks)
-	c.Rejoined = slices.Clone(r.Rejoined)
+	c.Standing, c.Rejoined = slices.Clone(r.Standing), slices.Clone(r.Rejoined)
 	for i, n := range c.Notices {
 		c.Notices[i] = copyNotice(n)
 	}
