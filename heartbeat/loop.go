@@ -232,14 +232,15 @@ func (b *beats) write(ctx context.Context, s Sample) {
 // send writes one beat. The row being gone is mended at once: the node is alive,
 // whoever removed it.
 func (b *beats) send(ctx context.Context, s Sample) error {
-	ctx, cancel := context.WithTimeout(ctx, min(max(b.Interval, leastSendTime), mostSendTime))
-	defer cancel()
+	budget := min(max(b.Interval, leastSendTime), mostSendTime)
 	last := b.last
 	if b.sinceAt >= fullEvery {
 		// Such a beat is not told of a new primary, whose clock may differ.
 		last, b.clocked = nil, time.Time{}
 	}
-	b.readClock(ctx)
+	b.readClock(ctx, budget/2)
+	ctx, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
 	beat := cluster.Beat{
 		ID: b.ID, Seq: b.seq + 1, Load: s.Load, Sessions: s.Session,
 		Interval: b.Interval, Clock: b.clock, Devices: deviceNames(s.GPUs),
@@ -250,7 +251,7 @@ func (b *beats) send(ctx context.Context, s Sample) error {
 	err := b.Sender.Beat(ctx, beat, last)
 	if errors.Is(err, cluster.ErrNewPrimary) {
 		b.clocked = time.Time{}
-		b.readClock(ctx)
+		b.readClock(ctx, budget/2)
 		beat.Clock, last = b.clock, nil
 		err = b.Sender.Beat(ctx, beat, nil)
 	}
@@ -281,13 +282,16 @@ func (b *beats) send(ctx context.Context, s Sample) error {
 
 // readClock compares the clocks now and then, and after this machine's was set: until
 // that is in the row, the server's document looks old, or a dead server's looks new.
-// Where it cannot, what was known stays.
-func (b *beats) readClock(ctx context.Context) {
+// Where it cannot, what was known stays. It has a time of its own, so that a slow MongoDB
+// gets a beat all the same.
+func (b *beats) readClock(ctx context.Context, most time.Duration) {
 	now, wall := time.Now(), b.wall().Round(0) // without the monotonic clock
 	since, wallSince := now.Sub(b.clocked), wall.Sub(b.wallThen)
 	if !b.clocked.IsZero() && since < clockEvery && !cluster.ClockMoved(&since, &wallSince) {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
 	skew, accuracy, err := b.Sender.ClockSkew(ctx)
 	if err != nil || accuracy > time.Second {
 		return // a beat that follows tells what is wrong

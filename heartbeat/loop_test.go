@@ -30,6 +30,20 @@ type fakeRegistry struct {
 	elected bool
 	skew    time.Duration
 	clocks  int
+	slow    time.Duration // of each call
+}
+
+// wait is as long as a call takes.
+func (f *fakeRegistry) wait(ctx context.Context) error {
+	f.mu.Lock()
+	slow := f.slow
+	f.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(slow):
+		return nil
+	}
 }
 
 type sent struct {
@@ -45,6 +59,9 @@ func (f *fakeRegistry) set(change func(*fakeRegistry)) {
 }
 
 func (f *fakeRegistry) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
+	if err := f.wait(ctx); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	hang := f.hang
 	f.mu.Unlock()
@@ -68,7 +85,10 @@ func (f *fakeRegistry) Beat(ctx context.Context, b cluster.Beat, last *cluster.B
 	return nil
 }
 
-func (f *fakeRegistry) ClockSkew(context.Context) (time.Duration, time.Duration, error) {
+func (f *fakeRegistry) ClockSkew(ctx context.Context) (time.Duration, time.Duration, error) {
+	if err := f.wait(ctx); err != nil {
+		return 0, 0, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.clocks++
@@ -372,6 +392,20 @@ func TestLoopNewPrimary(t *testing.T) {
 		}
 		if full != 1 {
 			t.Errorf("%d full beats after an election", full)
+		}
+	})
+}
+
+// A MongoDB that takes 0.6 s for each call gets beats, also of a node that beats each second and
+// has not been able to compare the clocks.
+func TestLoopSlowMongo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{slow: 600 * time.Millisecond}
+		stop := run(t, f, func(l *Loop) { l.Interval = time.Second })
+		elapse(time.Minute)
+		stop()
+		if n := len(f.taken()); n < 20 {
+			t.Errorf("%d beats in a minute", n)
 		}
 	})
 }

@@ -4,10 +4,12 @@
 package heartbeat
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -161,6 +163,24 @@ type place struct {
 	portsErr error
 }
 
+// left reports whether the server that listened at p listens at to by now. A port that is
+// another one says so: that of HTTP where it is one of them.
+func (p place) left(ctx context.Context, to place) bool {
+	if p.base != to.base {
+		return !ams.Refused(ctx, to.base) || ams.Refused(ctx, p.base)
+	}
+	host := p.base[:strings.LastIndexByte(p.base, ':')]
+	for _, port := range [][2]int{
+		{p.ports.HTTPS, to.ports.HTTPS}, {p.ports.RTMP, to.ports.RTMP}, {p.ports.RTMPS, to.ports.RTMPS},
+	} {
+		was, is := port[0], port[1]
+		if was != is && ams.Refused(ctx, fmt.Sprintf("%s:%d", host, is)) && !ams.Refused(ctx, fmt.Sprintf("%s:%d", host, was)) {
+			return false
+		}
+	}
+	return true
+}
+
 func lookAt(open func() (*ams.Installation, error)) server {
 	in, err := open()
 	if err != nil {
@@ -174,17 +194,17 @@ func lookAt(open func() (*ams.Installation, error)) server {
 }
 
 // look looks at the server again. One that runs listens at the ports of its start, whatever
-// its files say by now: those count until somebody listens at the new one, or nobody at the
+// its files say by now: those count until somebody listens at a new one, or nobody at the
 // one before.
 func (c *SessionCounter) look(ctx context.Context) server {
 	s, was := lookAt(c.Open), c.listens
-	if s.err != nil {
+	if s.err != nil || s.portsErr != nil {
 		return s
 	}
-	if was.base != "" && s.base != was.base {
+	if was.base != "" && s.place != was {
 		bound, cancel := context.WithTimeout(ctx, dialTime)
 		defer cancel()
-		if ams.Refused(bound, s.base) && !ams.Refused(bound, was.base) || ctx.Err() != nil {
+		if !was.left(bound, s.place) || ctx.Err() != nil {
 			s.place = was
 		}
 	}
@@ -205,6 +225,18 @@ func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Miss
 	c.connectedAt, c.refused, c.deadAt = time.Time{}, time.Time{}, time.Time{}
 	return c.count(ctx, true)
 }
+
+// Ports are those of the server that runs, as it was looked at last.
+func (c *SessionCounter) Ports() (ams.Ports, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.server.err != nil || c.looked.IsZero() {
+		return ams.Ports{}, cmp.Or(c.server.err, errNotLooked)
+	}
+	return c.server.ports, c.server.portsErr
+}
+
+var errNotLooked = errors.New("nobody has looked at the server yet")
 
 // Count counts. What could not be counted is nil, with its reason.
 func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing) {

@@ -541,6 +541,52 @@ func TestPortEditedWhileTheServerRuns(t *testing.T) {
 	c.is("it listens at the new port", 0, 2, cluster.CountedByConnections)
 }
 
+// The port of HTTPS alone is edited, and that of RTMP.
+func TestOtherPortEditedWhileTheServerRuns(t *testing.T) {
+	for key, of := range map[string]func(s cluster.Sessions) *int{
+		"https.port": func(s cluster.Sessions) *int { return s.Viewers },
+		"rtmp.port":  func(s cluster.Sessions) *int { return s.Publishers },
+	} {
+		c := newCounted(t, "")
+		listen := func(port int) (net.Listener, int) {
+			t.Helper()
+			l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l, l.Addr().(*net.TCPAddr).Port
+		}
+		was, old := listen(0)
+		defer was.Close()
+		l, edited := listen(0)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		is := func(what string, want int) {
+			t.Helper()
+			c.later(installEvery)
+			s, missing := c.CountNow(t.Context())
+			if n := of(s); n == nil || *n != want {
+				t.Errorf("%s, %s: got %+v, %v, want %d", key, what, s, missing, want)
+			}
+		}
+		c.settings(fmt.Sprintf("%s=%d\n", key, old))
+		c.established(map[int][]string{old: {"10.0.0.50", "10.0.0.51"}, edited: {"10.0.0.52"}})
+		is("before", 2)
+		c.settings(fmt.Sprintf("%s=%d\n", key, edited))
+		is("the port was edited", 2)
+		if p, err := c.Ports(); err != nil || !slices.Contains([]int{p.HTTPS, p.RTMP}, old) {
+			t.Errorf("%s: the ports are %+v, %v", key, p, err)
+		}
+		if err := was.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l, _ = listen(edited)
+		defer l.Close()
+		is("the server was restarted", 1)
+	}
+}
+
 // The answer of a real Community Edition has negative counts: not counted.
 func TestRealStatistics(t *testing.T) {
 	answer, err := os.ReadFile("testdata/system-resources-2.17.1.json")

@@ -255,6 +255,11 @@ func TestDaemonFromTags(t *testing.T) {
 	if strings.Contains(p.text(), "id=AMS-DRIFT") {
 		t.Errorf("a restart took the machine back to where its tag says")
 	}
+	// As at a boot.
+	h.must("converge")
+	if stored, err := os.ReadFile(filepath.Join(h.root, "etc/amsagent/mongo")); err != nil || !strings.Contains(string(stored), mongoURI(other, daemonPassword)) {
+		t.Errorf("a converge took the machine back to where its tag says: %s, %v", stored, err)
+	}
 
 	// A tag that changes takes effect at the next look, for good, and restarts no server.
 	touched := h.touches()

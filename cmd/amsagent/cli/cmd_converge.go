@@ -103,7 +103,7 @@ func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.Conv
 		Valve: bootstrap.Valve(g.settings.RemoteIPValve), Interval: g.settings.BeatInterval,
 		Identify: identify,
 	}
-	src, err := g.mongo()
+	src, err := g.joinedMongo()
 	if err != nil && !errors.Is(err, errNoMongo) {
 		return req, &userError{Msg: "cannot converge", Cause: err}
 	}

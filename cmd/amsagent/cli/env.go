@@ -6,12 +6,12 @@ package cli
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/ams"
@@ -180,11 +180,25 @@ func isTerminal(stream any) bool {
 	return err == nil
 }
 
-// notify speaks systemd's protocol of sd_notify(3). The socket's address is in a variable, which the library reads.
+// notify speaks systemd's protocol of sd_notify(3). The library's function would wait for ever for a systemd that reads
+// no more, and the beats with it.
 func notify(state string) {
-	// Nobody can be told that nobody can be told.
-	_, _ = daemon.SdNotify(false, state)
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		return // nobody can be told that nobody can be told
+	}
+	defer func() { _ = conn.Close() }()
+	if conn.SetWriteDeadline(time.Now().Add(notifyTime)) == nil {
+		_, _ = conn.Write([]byte(state))
+	}
 }
+
+// notifyTime is how long systemd may take to take a word.
+const notifyTime = 100 * time.Millisecond
 
 func terminalSize(stream any) (columns, rows int) {
 	f, ok := stream.(*os.File)

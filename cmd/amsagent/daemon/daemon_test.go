@@ -547,6 +547,33 @@ func TestQuiet(t *testing.T) {
 	}
 }
 
+// counting is a sampler that counts.
+type counting struct {
+	still
+	sessions cluster.Sessions
+	err      error
+}
+
+func (c counting) Sessions(context.Context) (cluster.Sessions, error) { return c.sessions, c.err }
+
+// A restart that is due waits for whoever came at the last moment, and for a count.
+func TestRestartCutsNobody(t *testing.T) {
+	zero, one := 0, 1
+	for name, c := range map[string]counting{
+		"a publisher":            {sessions: cluster.Sessions{Publishers: &one, Viewers: &zero}},
+		"a viewer":               {sessions: cluster.Sessions{Publishers: &zero, Viewers: &one}},
+		"publishers not known":   {sessions: cluster.Sessions{Viewers: &zero}},
+		"viewers not known":      {sessions: cluster.Sessions{Publishers: &zero}},
+		"nothing can be counted": {err: errors.New("no")},
+	} {
+		// It has no client: who looks further than that panics.
+		m := &member{d: &Daemon{sampler: c}}
+		if m.restartCutsNobody(t.Context()) {
+			t.Errorf("%s: the server would be restarted", name)
+		}
+	}
+}
+
 func TestLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "amsagent", "daemon.lock")
 	pid := filepath.Join(filepath.Dir(path), "daemon.pid")

@@ -103,14 +103,10 @@ func (s *machineSampler) Sessions(ctx context.Context) (cluster.Sessions, error)
 // agree.
 func (s *machineSampler) Disagreement() *heartbeat.Disagreement { return s.sessions.Disagreement() }
 
-// Connections counts what is connected to any of the server's ports, whatever it
-// is for.
+// Connections counts what is connected to any of the server's ports, as they were when
+// sessions were counted last, whatever it is for.
 func (s *machineSampler) Connections() (int, error) {
-	in, err := s.open()
-	if err != nil {
-		return 0, err
-	}
-	p, err := in.Ports()
+	p, err := s.sessions.Ports()
 	if err != nil {
 		return 0, err
 	}

@@ -928,7 +928,8 @@ func (q *quiet) look(now time.Time, v View) bool {
 // streams elsewhere. Where it was not seen in the cluster just now, nothing may
 // be connected to any of its ports. Who watches by RTMP alone is counted rarely without a second look.
 func (m *member) restartCutsNobody(ctx context.Context) bool {
-	if s, err := m.d.sessionsNow(ctx); err == nil && s.Viewers != nil && *s.Viewers > 0 {
+	s, err := m.d.sessionsNow(ctx)
+	if n, known := s.Total(); err != nil || !known || n > 0 {
 		return false
 	}
 	age, err := m.serverAge(ctx)
