@@ -68,7 +68,7 @@ func newStoryWorld(t *testing.T, nodes ...*storyNode) *storyWorld {
 	w := &storyWorld{dir: t.TempDir()}
 	w.configure(t, nodes)
 	const script = `ip link set lo up
-ip link add br0 type bridge || exit 77
+ip link add br0 address 02:00:00:00:00:fe type bridge || exit 77
 for a in $1; do ip addr add "$a/24" dev br0; done
 ip link set br0 up || exit 77
 "$2" mongo --listen ` + storyMongo + `:27017 --control "" --user amsagent:` + storyPassword + ` --die-with-parent >"$4/mongo.log" 2>&1 &

@@ -51,8 +51,10 @@ func New(t testing.TB, o Options) *World {
 	t.Helper()
 	Require(t)
 	w := &World{users: o.Users}
+	// A bridge without an address of its own takes the lowest of its ports' and changes it
+	// with the next port: to nodes that know the former one MongoDB is silent then.
 	w.hub = newBox(t, "hub", `hostname hub
-ip link add br0 type bridge forward_delay 0
+ip link add br0 address 02:00:00:00:00:fe type bridge forward_delay 0
 ip addr add `+HubAddress+`/24 dev br0
 ip link set br0 up`)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
