@@ -382,6 +382,8 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		switch {
 		case fileSum(now) == fileSum(f.Before) && now.Mode == f.Before.Mode:
 			continue
+		case f.Kind == KindProperties && f.Before.Exists() && now.Exists() && (len(now.Bytes) == 0 || torn(ours, now.Bytes)):
+			conflicts = append(conflicts, Conflict{Path: f.Before.Path, Msg: "was half written or empty; it is again as the join found it"})
 		case bytes.Equal(now.Bytes, f.After) || fileSum(now) == fileSum(f.Before):
 		default: // also where the meaning is the same: what AMS made of the rest stays
 			merged, remove, more := p.revertEdited(f, ours, now)

@@ -566,6 +566,42 @@ func TestRevert(t *testing.T) {
 	}
 }
 
+// TestRevertTorn: the server was ended while it saved a file that a second join had changed.
+func TestRevertTorn(t *testing.T) {
+	for name, cut := range map[string]func(s string) string{
+		"empty": func(string) string { return "" },
+		"half":  func(s string) string { return s[:len(s)/2] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTree(t)
+			if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+			want := snapshot(t, s)
+			second := planCluster(t, s, "10.0.0.2")
+			if err := second.Commit("join"); err != nil {
+				t.Fatal(err)
+			}
+			path := propertyPaths[0]
+			real := filepath.Join(s.Root, path)
+			b, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(real, []byte(cut(string(stored(t, b)))), 0o640); err != nil {
+				t.Fatal(err)
+			}
+			conflicts, err := second.Revert("rollback")
+			if err != nil || len(conflicts) != 1 || conflicts[0].Path != path {
+				t.Fatal(err, conflicts)
+			}
+			if d := cmp.Diff(want, snapshot(t, s)); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
 // TestRevertRefused: one file that its owner makes a link, or too large, keeps none of the others from being put back, and
 // the record knows it.
 func TestRevertRefused(t *testing.T) {

@@ -15,13 +15,16 @@ import (
 var ErrTorn = errors.New("the file is half written")
 
 // torn reports whether a settings file is the beginning of one only. AMS writes
-// in place, so that a crash or a full disk leaves a part, or nothing. rec is what
+// in place, so that a crash or a full disk leaves a part, or nothing, or zeros. rec is what
 // is known of the file; nil where nothing is.
 //
 // A file that the server stored ends in a newline and keeps every key: one that
 // does not was cut short. A file that a person, or an installer, wrote may lack
 // some.
 func torn(rec *FileRecord, now []byte) bool {
+	if bytes.IndexByte(now, 0) >= 0 {
+		return true // a power cut leaves zeros; the server writes NUL as an escape
+	}
 	stored := storedByJava(now)
 	cut := stored && !bytes.HasSuffix(now, []byte("\n"))
 	p, err := ParseProperties(now)

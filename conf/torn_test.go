@@ -26,6 +26,8 @@ func TestTornFile(t *testing.T) {
 	const host = "mongodb://u:p@10.0.0.1/?w=1"
 	parts := map[string]func(whole string) string{
 		"empty":        func(string) string { return "" },
+		"zeros":        func(s string) string { return strings.Repeat("\x00", len(s)) },
+		"zeros behind": func(s string) string { return s[:50] + strings.Repeat("\x00", len(s)-50) },
 		"date alone":   func(s string) string { return s[:strings.Index(s, "\n")+1] },
 		"half a date":  func(string) string { return "#Sat No" },
 		"half a line":  func(s string) string { return s[:strings.Index(s, "db.host")+12] },
@@ -105,7 +107,7 @@ func TestNotTorn(t *testing.T) {
 func TestTornUnknown(t *testing.T) {
 	s := newTree(t)
 	real := filepath.Join(s.Root, propertyPaths[0])
-	for text, want := range map[string]error{"": ErrEmpty, "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po": ErrTorn, "#Sat No": ErrTorn, "#": ErrTorn} {
+	for text, want := range map[string]error{"": ErrEmpty, "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po": ErrTorn, "#Sat No": ErrTorn, "#": ErrTorn, "\x00\x00\x00": ErrTorn} {
 		if err := os.WriteFile(real, []byte(text), 0o640); err != nil {
 			t.Fatal(err)
 		}

@@ -139,6 +139,12 @@ func (e *eyes) Connections() (int, error) {
 	return e.connections, nil
 }
 
+func (e *eyes) Sessions(context.Context) (cluster.Sessions, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.sessions, nil
+}
+
 func (e *eyes) see(publishers, viewers, connections int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

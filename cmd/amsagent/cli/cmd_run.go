@@ -220,8 +220,15 @@ func (a *daemonAdapter) givenNow() stamp {
 }
 
 func (a *daemonAdapter) rereadLocked() error {
+	was := a.g.settings
 	a.identified, a.given = time.Time{}, a.givenNow()
-	return a.g.load(a.cmd)
+	err := a.g.load(a.cmd)
+	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
+		if _, err = ams.NewCommand(now.ServiceCommand); err != nil {
+			a.g.settings = was // a daemon that is made of these would not begin
+		}
+	}
+	return err
 }
 
 // outdated reports whether the daemon was made of other settings than there are now.

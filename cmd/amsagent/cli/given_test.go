@@ -169,6 +169,27 @@ func TestDaemonFollowsTheService(t *testing.T) {
 	}
 }
 
+// A service command that cannot be called is no reason to end: the daemon goes on as it is.
+func TestDaemonKeepsTheService(t *testing.T) {
+	vars := map[string]string{"AMSAGENT_ROLE": "edge"}
+	e := &testEnv{vars: vars}
+	g := newGlobals(e.env().withDefaults())
+	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
+	cmd := newRunCommand(g)
+	if err := g.load(cmd); err != nil {
+		t.Fatal(err)
+	}
+	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
+	vars["AMSAGENT_ROLE"], vars["AMSAGENT_SERVICE_COMMAND"] = "origin", "/no/such/command"
+	if err := a.reread(); err == nil || a.outdated() || a.settings().Role != "edge" {
+		t.Errorf("a command that is not there: %v, outdated: %v, %+v", err, a.outdated(), a.settings())
+	}
+	vars["AMSAGENT_SERVICE_COMMAND"] = "/bin/true"
+	if err := a.reread(); err != nil || !a.outdated() || a.settings().Role != "origin" {
+		t.Errorf("a command that is there: %v, outdated: %v, %+v", err, a.outdated(), a.settings())
+	}
+}
+
 // A reload takes up every setting: where the daemon is made of it, it begins anew.
 func TestDaemonFollowsTheSettings(t *testing.T) {
 	for line, anew := range map[string]bool{

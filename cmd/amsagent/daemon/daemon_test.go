@@ -29,6 +29,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -546,6 +547,29 @@ func TestQuiet(t *testing.T) {
 		}
 	}
 }
+
+// A drain that begins before the first session is that of the role that this node joined with.
+func TestRoleBeforeTheFirstSession(t *testing.T) {
+	p := &pretended{}
+	p.set(&bootstrap.State{Role: "edge"})
+	d := newPretended(p, &told{}, nil)
+	var o lifecycle.Options
+	if _, err := newLife(d, Lifecycle{New: func(opts lifecycle.Options) (*lifecycle.Manager, error) {
+		o = opts
+		return nil, errNoManager
+	}}); !errors.Is(err, errNoManager) {
+		t.Fatal(err)
+	}
+	if got := o.Role(); got != "edge" {
+		t.Errorf("the role is %q", got)
+	}
+	d.view.change(func(v *View) { v.Role = "origin" })
+	if got := o.Role(); got != "origin" {
+		t.Errorf("in a session the role is %q", got)
+	}
+}
+
+var errNoManager = errors.New("no manager")
 
 // counting is a sampler that counts.
 type counting struct {

@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,12 @@ func newLife(d *Daemon, o Lifecycle) (*life, error) {
 	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
 	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.counted, v.countedAt }
-	opts.Role = func() string { return d.view.get().Role }
+	// Until the first session says it, the node has the role that it joined with.
+	joined := ""
+	if s, err := d.o.Machine.StateFile(); err == nil && s != nil {
+		joined = s.Role
+	}
+	opts.Role = func() string { return cmp.Or(d.view.get().Role, joined) }
 	var err error
 	if l.manager, err = o.New(opts); err != nil {
 		return nil, err
