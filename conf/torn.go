@@ -22,7 +22,7 @@ var ErrTorn = errors.New("the file is half written")
 // does not was cut short. A file that a person, or an installer, wrote may lack
 // some.
 func torn(rec *FileRecord, now []byte) bool {
-	if bytes.IndexByte(now, 0) >= 0 {
+	if rec != nil && bytes.IndexByte(now, 0) >= 0 {
 		return true // a power cut leaves zeros; the server writes NUL as an escape
 	}
 	stored := storedByJava(now)
