@@ -535,15 +535,7 @@ func TestCommitRefusesWhatChangedMeanwhile(t *testing.T) {
 func TestRevert(t *testing.T) {
 	s := newTree(t)
 	standalone := snapshot(t, s)
-	first := planCluster(t, s, "10.0.0.1")
-	if err := first.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
-	joined := snapshot(t, s)
-	second := planCluster(t, s, "10.0.0.2")
-	if err := second.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	joined, second := joinedTwice(t, s)
 	if conflicts, err := second.Revert("rollback"); err != nil || len(conflicts) > 0 {
 		t.Fatal(err, conflicts)
 	}
@@ -566,6 +558,20 @@ func TestRevert(t *testing.T) {
 	}
 }
 
+// joinedTwice joins, and joins another cluster: the tree between the two, and the plan of the second.
+func joinedTwice(t *testing.T, s *Store) (between map[string]string, second *Plan) {
+	t.Helper()
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	between = snapshot(t, s)
+	second = planCluster(t, s, "10.0.0.2")
+	if err := second.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	return between, second
+}
+
 // TestRevertTorn: the server was ended while it saved a file that a second join had changed.
 func TestRevertTorn(t *testing.T) {
 	for name, cut := range map[string]func(s string) string{
@@ -574,14 +580,7 @@ func TestRevertTorn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newTree(t)
-			if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-				t.Fatal(err)
-			}
-			want := snapshot(t, s)
-			second := planCluster(t, s, "10.0.0.2")
-			if err := second.Commit("join"); err != nil {
-				t.Fatal(err)
-			}
+			want, second := joinedTwice(t, s)
 			path := propertyPaths[0]
 			real := filepath.Join(s.Root, path)
 			b, err := os.ReadFile(real)
@@ -613,14 +612,7 @@ func TestRevertRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := hisTree(t)
-			if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-				t.Fatal(err)
-			}
-			want := snapshot(t, s)
-			second := planCluster(t, s, "10.0.0.2")
-			if err := second.Commit("join"); err != nil {
-				t.Fatal(err)
-			}
+			want, second := joinedTwice(t, s)
 			real := filepath.Join(s.Root, serverPath)
 			if err := spoil(real); err != nil {
 				t.Fatal(err)

@@ -507,19 +507,21 @@ func TestDeadServerHasNoSessions(t *testing.T) {
 	}
 }
 
+// listenAt listens at a port; 0 is one that is free.
+func listenAt(t *testing.T, port int) (net.Listener, int) {
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, l.Addr().(*net.TCPAddr).Port
+}
+
 // Who edits the port of a server that runs cuts nobody: it listens where it did until its next start.
 func TestPortEditedWhileTheServerRuns(t *testing.T) {
 	c := newCounted(t, serverKey)
 	c.is("the server refuses", 0, 0, cluster.CountedByConnections)
-	listen := func(port int) (net.Listener, int) {
-		t.Helper()
-		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l, l.Addr().(*net.TCPAddr).Port
-	}
-	l, free := listen(0)
+	l, free := listenAt(t, 0)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -534,7 +536,7 @@ func TestPortEditedWhileTheServerRuns(t *testing.T) {
 	c.is("and the server tells", 0, 3+1, cluster.CountedByAMS) // who watches by RTMP is not told
 	c.answer = nil
 
-	l, _ = listen(free)
+	l, _ = listenAt(t, free)
 	defer l.Close()
 	c.later(installEvery)
 	c.established(map[int][]string{old: {"10.0.0.50"}, free: {"10.0.0.52", "10.0.0.53"}})
@@ -548,17 +550,9 @@ func TestOtherPortEditedWhileTheServerRuns(t *testing.T) {
 		"rtmp.port":  func(s cluster.Sessions) *int { return s.Publishers },
 	} {
 		c := newCounted(t, "")
-		listen := func(port int) (net.Listener, int) {
-			t.Helper()
-			l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return l, l.Addr().(*net.TCPAddr).Port
-		}
-		was, old := listen(0)
+		was, old := listenAt(t, 0)
 		defer was.Close()
-		l, edited := listen(0)
+		l, edited := listenAt(t, 0)
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -581,7 +575,7 @@ func TestOtherPortEditedWhileTheServerRuns(t *testing.T) {
 		if err := was.Close(); err != nil {
 			t.Fatal(err)
 		}
-		l, _ = listen(edited)
+		l, _ = listenAt(t, edited)
 		defer l.Close()
 		is("the server was restarted", 1)
 	}

@@ -719,7 +719,6 @@ func (m *Manager) withdraw(n Notice) error {
 	for _, overruled := range []*[]string{&r.Dismissed, &r.Rejoined} {
 		if i := slices.Index(*overruled, n.ID); i >= 0 {
 			*overruled = slices.Delete(*overruled, i, i+1)
-			r.Standing = slices.DeleteFunc(r.Standing, func(id string) bool { return id == n.ID })
 			m.commit()
 			return nil
 		}

@@ -28,7 +28,8 @@ func (m *Manager) takeStart(n Notice) error {
 	}
 	if n.Kind == Resume {
 		// No parking and no end that a person overruled before is meant any more.
-		r.Dismissed, r.Rejoined = slices.Clone(r.Standing), nil
+		r.Dismissed = slices.DeleteFunc(r.Dismissed, func(id string) bool { return !slices.Contains(r.Standing, id) })
+		r.Rejoined = nil
 	}
 	g := m.o.goal(r)
 	switch {

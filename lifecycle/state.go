@@ -101,7 +101,7 @@ type record struct {
 	// Dismissed are the ids of those that a person overruled.
 	Dismissed []string `json:"dismissed,omitempty"`
 	// Standing are those of them that say nothing of a parking or an end: that the
-	// machine is in service takes none of them back.
+	// machine is in service takes none of them back. One that was withdrawn since may be among them.
 	Standing []string `json:"standing,omitempty"`
 	// Rejoined are the ids of those that had parked this machine before a person joined
 	// it again. They are overruled over a boot, too, until the cloud has it serve.

@@ -224,7 +224,7 @@ func (a *daemonAdapter) rereadLocked() error {
 	a.identified, a.given = time.Time{}, a.givenNow()
 	err := a.g.load(a.cmd)
 	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
-		if _, err = ams.NewCommand(now.ServiceCommand); err != nil {
+		if _, err = now.serviceCommand(); err != nil {
 			a.g.settings = was // a daemon that is made of these would not begin
 		}
 	}

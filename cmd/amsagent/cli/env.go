@@ -6,7 +6,6 @@ package cli
 import (
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -183,17 +182,8 @@ func isTerminal(stream any) bool {
 // notify speaks systemd's protocol of sd_notify(3). The library's function would wait for ever for a systemd that reads
 // no more, and the beats with it.
 func notify(state string) {
-	name := os.Getenv("NOTIFY_SOCKET")
-	if name == "" {
-		return
-	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
-	if err != nil {
-		return // nobody can be told that nobody can be told
-	}
-	defer func() { _ = conn.Close() }()
-	if conn.SetWriteDeadline(time.Now().Add(notifyTime)) == nil {
-		_, _ = conn.Write([]byte(state))
+	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
+		_ = sendDatagram(socket, state, notifyTime) // nobody can be told that nobody can be told
 	}
 }
 

@@ -28,12 +28,17 @@ const journalTime = 200 * time.Millisecond
 func journalLine(unit, line string) error { return sendLine(journalSocket, unit, line) }
 
 func sendLine(socket, unit, line string) error {
+	line = strings.Join(strings.Fields(line), " ") // a field ends with its line
+	return sendDatagram(socket, "MESSAGE="+line+"\nPRIORITY=5\nSYSLOG_IDENTIFIER=amsagent\nOBJECT_SYSTEMD_UNIT="+unit+"\n", journalTime)
+}
+
+// sendDatagram writes to a Unix socket. Whoever listens there may have stopped reading: it is waited for as long as most.
+func sendDatagram(socket, text string, most time.Duration) error {
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
 		return err
 	}
-	line = strings.Join(strings.Fields(line), " ")      // a field ends with its line
-	_ = c.SetWriteDeadline(time.Now().Add(journalTime)) // fails for no socket of this kind
-	_, err = c.Write([]byte("MESSAGE=" + line + "\nPRIORITY=5\nSYSLOG_IDENTIFIER=amsagent\nOBJECT_SYSTEMD_UNIT=" + unit + "\n"))
+	_ = c.SetWriteDeadline(time.Now().Add(most)) // fails for no socket of this kind
+	_, err = c.Write([]byte(text))
 	return errors.Join(err, c.Close())
 }

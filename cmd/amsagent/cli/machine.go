@@ -66,14 +66,9 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	}
 	switch {
 	case s.ServiceCommand != "":
-		cmd, err := ams.NewCommand(s.ServiceCommand)
+		cmd, err := s.serviceCommand()
 		if err != nil {
-			o := s.origin(keyServiceCommand)
-			e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
-			if hint := ams.Hint(err); hint != "" {
-				e.hints = []string{hint}
-			}
-			return nil, e
+			return nil, err
 		}
 		if !offline {
 			m.Service = cmd
@@ -92,6 +87,20 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		m.Service = ams.NewSystemd(ams.DefaultUnit)
 	}
 	return m, nil
+}
+
+// serviceCommand is the command that stands in the place of systemd.
+func (s *settings) serviceCommand() (*ams.Command, error) {
+	cmd, err := ams.NewCommand(s.ServiceCommand)
+	if err != nil {
+		o := s.origin(keyServiceCommand)
+		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+		if hint := ams.Hint(err); hint != "" {
+			e.hints = []string{hint}
+		}
+		return nil, e
+	}
+	return cmd, nil
 }
 
 // program is what the server's unit calls before a start: this one, or, in the tree of another machine, the installed one.
