@@ -141,12 +141,17 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	return plan, errors.Join(errs...)
 }
 
-// distinct drops applications whose file another one's link leads to.
+// distinct drops applications whose file another one's link leads to: that of the folder
+// itself is kept, so that a link made later does not change under which name a file is known.
 func distinct(apps []ams.App) []ams.App {
 	var out []ams.App
 	for _, a := range apps {
-		if !slices.ContainsFunc(out, func(b ams.App) bool { return b.File.Real == a.File.Real }) {
+		i := slices.IndexFunc(out, func(b ams.App) bool { return a.File.Real != "" && b.File.Real == a.File.Real })
+		switch {
+		case i < 0:
 			out = append(out, a)
+		case path.Base(path.Dir(path.Dir(a.File.Real))) == a.Name:
+			out[i] = a
 		}
 	}
 	return out

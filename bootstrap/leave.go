@@ -83,6 +83,8 @@ type leaver struct {
 	// standalone tells that the plan makes the server standalone, whoever had put it
 	// into the cluster.
 	standalone bool
+	// later are the settings files of applications that were made while the machine was a node.
+	later []string
 	// drained tells that this run made the row say draining.
 	drained bool
 	// asked tells that MongoDB was asked in this run, reached that it answered.
@@ -390,7 +392,7 @@ func (l *leaver) planFiles() error {
 		// The server starts in no mode with it, and its owner can make it so at any time.
 		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is left as it is: it is no XML: %v", container, syntax)})
 	case err != nil && l.record != nil && conf.IsStandalone(planned):
-		return nil // the plan has told
+		return l.onTop() // the plan has told
 	case err != nil:
 		id, hint := l.classifyFile(err)
 		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})
@@ -402,14 +404,25 @@ func (l *leaver) planFiles() error {
 	}
 	// An interrupted leave made the container standalone, and the server may have saved an
 	// application's settings over the rest.
-	if !noXML && c.Mode() != conf.ModeCluster && (l.state == nil || !l.state.Standalone) {
-		return nil
+	if noXML || c.Mode() == conf.ModeCluster || l.state != nil && l.state.Standalone {
+		l.recordAlone, l.standalone = false, true
 	}
-	l.recordAlone, l.standalone = false, true
-	if findings := l.planStandalone(l.plan, &l.conflicts); len(findings) > 0 {
+	return l.onTop()
+}
+
+func (l *leaver) onTop() error {
+	if findings := l.planOnTop(l.plan, &l.conflicts); len(findings) > 0 {
 		return l.refused(findings...)
 	}
 	return nil
+}
+
+// planOnTop adds to what the record gives back what a standalone server needs besides.
+func (l *leaver) planOnTop(plan *conf.Plan, left *[]Finding) []Finding {
+	if l.standalone {
+		return l.planStandalone(plan, left)
+	}
+	return l.planLater(plan, left)
 }
 
 // planStandalone adds what makes the server standalone to a plan, and notes the files
@@ -417,19 +430,8 @@ func (l *leaver) planFiles() error {
 func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Finding) {
 	container := l.install.Container.Path
 	then := func(path string, kind conf.Kind, edit func([]byte) ([]conf.Span, error)) {
-		err := plan.Then(path, kind, edit)
-		_, malformed := errors.AsType[*conf.SyntaxError](err)
-		switch {
-		case malformed && kind == conf.KindContainer:
-			return // planFiles has told
-		case kind == conf.KindProperties && (malformed || files.Refused(err) || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)):
-			// Its owner can make it so at any time: it must not keep the machine from leaving.
-			*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is not made standalone: %v", path, err)})
-			return
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			id, hint := l.classifyFile(err)
-			findings = append(findings, Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
+		if f := l.then(plan, left, path, kind, edit); f != nil {
+			findings = append(findings, *f)
 		}
 	}
 	then(l.install.Server.Path, conf.KindProperties, propertySpans(serverSettings(""), conf.ModeStandalone))
@@ -440,6 +442,70 @@ func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Fi
 		return containerSpans(l.store, container, src, conf.ModeStandalone, false)
 	})
 	return findings
+}
+
+// then is [conf.Plan.Then]. A file of settings that its owner keeps from being edited is
+// noted as left; any other error but that there is no file is a finding.
+func (l *leaver) then(plan *conf.Plan, left *[]Finding, path string, kind conf.Kind, edit func([]byte) ([]conf.Span, error)) *Finding {
+	err := plan.Then(path, kind, edit)
+	_, malformed := errors.AsType[*conf.SyntaxError](err)
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist), malformed && kind == conf.KindContainer: // of that planFiles has told
+		return nil
+	case kind == conf.KindProperties && (malformed || files.Refused(err) || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)):
+		// Its owner can make it so at any time: it must not keep the machine from leaving.
+		*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is not made standalone: %v", path, err)})
+		return nil
+	}
+	id, hint := l.classifyFile(err)
+	return &Finding{ID: id, Text: err.Error(), Hint: hint, Err: err}
+}
+
+// planLater adds the standalone form of those applications that were made while the machine
+// was a node, with the settings of one: what the record gives back of them, if anything, is
+// that.
+func (l *leaver) planLater(plan *conf.Plan, left *[]Finding) (findings []Finding) {
+	if l.record == nil {
+		return nil
+	}
+	for _, app := range distinct(l.install.Apps) {
+		path := app.File.Path
+		uses, err := l.usesMongo(plan, path)
+		if err == nil && !uses || slices.Contains(l.record.Known, path) {
+			continue
+		}
+		if l.record.Known == nil {
+			if err == nil && l.record.File(path) == nil {
+				l.warn(IDDrift, "where it was made after the join, set db.type=mapdb and empty db.host",
+					"%s makes its application use MongoDB, and a former release joined this machine, which did not note whether it did so before", path)
+			}
+			continue
+		}
+		if f := l.then(plan, left, path, conf.KindProperties, propertySpans(appSettings(""), conf.ModeStandalone)); f != nil {
+			findings = append(findings, *f)
+		}
+		l.later = append(l.later, path)
+		l.recordAlone = false
+	}
+	return findings
+}
+
+// usesMongo reports whether a plan leaves an application with MongoDB, as one of a node.
+func (l *leaver) usesMongo(plan *conf.Plan, path string) (bool, error) {
+	planned := plan.Planned(path)
+	if planned == nil {
+		f, err := l.store.ReadSettings(path)
+		if err != nil {
+			return false, err
+		}
+		planned = f.Bytes
+	}
+	p, err := conf.ParseProperties(planned)
+	if err != nil {
+		return false, err
+	}
+	kind, _ := p.Get("db.type")
+	return kind == "mongodb", nil
 }
 
 // told fills in what becomes of each file.
@@ -460,6 +526,8 @@ func (l *leaver) restored(f conf.PlannedFile) Restored {
 	switch {
 	case f.After == nil:
 		return RestoredRemoved
+	case slices.Contains(l.later, f.Before.Path):
+		return RestoredStandalone
 	case rec != nil && bytes.Equal(f.After, rec.Original):
 		return RestoredBytes
 	case rec == nil || !l.recordAlone && slices.Contains(conflictPaths(l.plan.Conflicts), f.Before.Path):
@@ -555,9 +623,9 @@ func (l *leaver) planAgain() (*conf.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.standalone {
+	if l.install != nil {
 		var left []Finding // told before
-		if fs := l.planStandalone(plan, &left); len(fs) > 0 {
+		if fs := l.planOnTop(plan, &left); len(fs) > 0 {
 			return nil, errors.New(fs[0].Text)
 		}
 	}

@@ -762,8 +762,8 @@ const (
 	// RestoredKeys: the server or an operator wrote it since the join. What join had
 	// changed is taken back, all else is kept.
 	RestoredKeys Restored = "keys"
-	// RestoredStandalone: what join had changed was edited since, or another tool
-	// made this server a cluster's. It has the standalone form now.
+	// RestoredStandalone: what join had changed was edited since, the application was made
+	// after the join, or another tool made this server a cluster's. It has the standalone form now.
 	RestoredStandalone Restored = "standalone"
 )
 

@@ -223,9 +223,9 @@ func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, er
 	if from == nil {
 		return to, nil, nil
 	}
-	out := &Record{Version: recordVersion}
+	out := &Record{Version: recordVersion, Known: from.Known}
 	if to != nil {
-		out.Files, out.Dirs = slices.Clone(to.Files), slices.Clone(to.Dirs)
+		out.Files, out.Dirs, out.Known = slices.Clone(to.Files), slices.Clone(to.Dirs), to.Known
 	}
 	var added []string
 	for _, f := range from.Files {

@@ -31,7 +31,9 @@ type Plan struct {
 	// whole from the record.
 	Torn []string
 	dirs []string
-	size int // of all files that were read
+	// known is [Record.Known] of the record that a commit makes.
+	known []string
+	size  int // of all files that were read
 	// polls is how often the plan has waited for files that were being written.
 	polls  int
 	former *Plan // see Follow
@@ -78,6 +80,9 @@ var ErrEmpty = errors.New("the file is empty")
 // errOtherFile says that a file was exchanged for another one, whose readers must not see what
 // the record has.
 var errOtherFile = errors.New("it has another owner than the file that was changed")
+
+// errOtherName says that a recorded path leads by now to the file of another one.
+var errOtherName = errors.New("it is now another name of")
 
 // AMS saves its settings by emptying the file and writing it. A plan made of the
 // empty one would lose them all.
@@ -145,7 +150,7 @@ func (p *Plan) read(path string, kind Kind) (File, error) {
 func (s *Store) NewPlan(record *Record) *Plan {
 	p := &Plan{store: s, record: record}
 	if record != nil {
-		p.dirs = record.Dirs
+		p.dirs, p.known = record.Dirs, record.Known
 	}
 	return p
 }
@@ -169,6 +174,9 @@ func (p *Plan) undone(kind Kind, now File) bool {
 // spans, nil when it is not there — and returns the spans to replace in it. A
 // file that already means the result, in whatever spelling, stays as it is.
 func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error {
+	if p.record == nil && t.Kind == KindProperties {
+		p.known = append(p.known, t.Path)
+	}
 	rec, known := p.record.File(t.Path), len(p.Conflicts)
 	now, half, err := p.readWhole(t.Path, t.Kind, rec, maxPlan)
 	if err != nil {
@@ -243,12 +251,20 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 	if record == nil {
 		return p, nil
 	}
+	names, err := s.names(record)
+	if err != nil {
+		return nil, err
+	}
 	for _, rec := range record.Files {
 		now, half, err := p.readWhole(rec.Path, rec.Kind, rec, maxUndo)
-		if err == nil && rec.of(now) == nil {
+		switch name, found := names[now.Target]; {
+		case err != nil:
+		case rec.of(now) == nil:
 			err = errOtherFile
+		case found && name != rec.Path:
+			err = fmt.Errorf("%w %s", errOtherName, name)
 		}
-		if files.Refused(err) || errors.Is(err, errOtherFile) || errors.Is(err, ErrEmpty) || errors.Is(err, ErrTorn) {
+		if files.Refused(err) || errors.Is(err, errOtherFile) || errors.Is(err, errOtherName) || errors.Is(err, ErrEmpty) || errors.Is(err, ErrTorn) {
 			// Its owner can make it so at any time, and must not keep the other
 			// files from being given back.
 			p.Conflicts = append(p.Conflicts, leftAsItIs(rec.Path, err))
@@ -285,6 +301,26 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 	return p, nil
 }
 
+// names gives, for each file that several names of a record lead to by now, as after a folder
+// was replaced by a link, the name by which it is undone: its own, or else the first one.
+func (s *Store) names(record *Record) (map[string]string, error) {
+	names := map[string]string{}
+	for _, rec := range record.Files {
+		p, err := s.Files().Locate(rec.Path)
+		if files.Refused(err) {
+			continue // reading it says so
+		}
+		if err != nil {
+			return nil, err
+		}
+		p.Close()
+		if _, found := names[p.Path()]; !found || p.Path() == rec.Path {
+			names[p.Path()] = rec.Path
+		}
+	}
+	return names, nil
+}
+
 func leftAsItIs(path string, err error) Conflict {
 	return Conflict{Path: path, Msg: fmt.Sprintf("it is left as it is: %v", err)}
 }
@@ -299,8 +335,11 @@ func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, e
 		if err != nil {
 			return err
 		}
-		i = len(p.files)
-		p.files = append(p.files, PlannedFile{Before: now, After: now.Bytes, Mode: files.Plain(now.Mode), Kind: kind})
+		// The plan may have it by another name.
+		if i = slices.IndexFunc(p.files, func(f PlannedFile) bool { return f.Before.Target == now.Target }); i < 0 {
+			i = len(p.files)
+			p.files = append(p.files, PlannedFile{Before: now, After: now.Bytes, Mode: files.Plain(now.Mode), Kind: kind})
+		}
 	}
 	f := &p.files[i]
 	spans, err := edit(f.After)
@@ -353,7 +392,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	}
 	record := p.record
 	keep := func(f *FileRecord) {
-		next := &Record{Version: recordVersion, Files: []*FileRecord{f}}
+		next := &Record{Version: recordVersion, Files: []*FileRecord{f}, Known: committed.Known}
 		if record != nil {
 			next.Dirs = record.Dirs
 			for _, g := range record.Files {
@@ -520,7 +559,7 @@ func (p *Plan) ChangedPaths() []string {
 // Only is the plan for those files alone that keep takes. What is known of the
 // others stays as it is.
 func (p *Plan) Only(keep func(path string) bool) *Plan {
-	q := &Plan{store: p.store, record: p.record, dirs: p.dirs}
+	q := &Plan{store: p.store, record: p.record, dirs: p.dirs, known: p.known}
 	for _, f := range p.files {
 		if keep(f.Before.Path) {
 			q.files = append(q.files, f)
@@ -532,7 +571,7 @@ func (p *Plan) Only(keep func(path string) bool) *Plan {
 // Commit makes the changes, and leaves a record that can undo them together
 // with those before. It writes nothing when nothing changes.
 func (p *Plan) Commit(purpose string) error {
-	record := &Record{Version: recordVersion}
+	record := &Record{Version: recordVersion, Known: p.known}
 	if p.record != nil {
 		record.Dirs = p.record.Dirs
 		for _, f := range p.record.Files {

@@ -38,6 +38,9 @@ type Record struct {
 	// Dirs are the directories made for files that were not there, outermost
 	// first, below the root.
 	Dirs []string `json:"dirs,omitempty"`
+	// Known are the settings files that the first commit was planned for, changed or not: one
+	// that is not among them came later. Nil in the records of releases that did not note them.
+	Known []string `json:"known,omitempty"`
 }
 
 // FileRecord is the undo record of one file.

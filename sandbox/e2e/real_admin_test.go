@@ -69,6 +69,19 @@ func TestRealAdmin(t *testing.T) {
 		t.Errorf("status after create_app.sh: exit %d\n%s", code, out)
 	}
 
+	d.end()
+	n.MustRun(t, bins.agent, "leave")
+	for _, app := range append([]string{"LiveApp"}, n.made...) {
+		n.WaitServed(t, app)
+		if text := n.Read(t, realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties"); strings.Contains(text, "mongodb") || strings.Contains(text, realPassword) {
+			t.Errorf("after a leave %s is that of a node:\n%s", app, text)
+		}
+	}
+	n.join(w.URI())
+	n.settled()
+	d = n.daemon()
+	d.ready()
+
 	n.MustRun(t, "bash", realams.Home+"/change_server_mode.sh", "standalone")
 	asked = n.Asked()
 	if got := asked[len(asked)-2:]; got[0] != "stop" || got[1] != "start" {

@@ -1,0 +1,172 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/ams"
+)
+
+// The panel and the vendor's script give an application of a node the settings of one. A leave
+// makes it standalone with the server: MongoDB's password is not left behind. What used MongoDB
+// before the join uses it after the leave.
+func TestLeaveOfLaterApplications(t *testing.T) {
+	const mongo, other = "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin", "mongodb://plain:secret2@10.77.0.2:27311/?authSource=admin"
+	for _, tt := range []struct {
+		name  string
+		again string // the MongoDB of a second join
+		old   bool   // a former release's join
+	}{
+		{name: "joined once"},
+		{name: "joined again", again: mongo},
+		{name: "joined with another MongoDB", again: other},
+		{name: "joined by a former release", old: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			webapps := filepath.Join(m.Root, ams.DefaultDir, "webapps")
+			made := func(name string, from string, lines ...string) {
+				t.Helper()
+				b, err := os.ReadFile(filepath.Join(webapps, from, "WEB-INF/red5-web.properties"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				text := slices.DeleteFunc(strings.SplitAfter(string(b), "\n"), func(line string) bool {
+					return len(lines) > 0 && strings.HasPrefix(line, "db.")
+				})
+				text = append(text, lines...)
+				path := filepath.Join(webapps, name, "WEB-INF/red5-web.properties")
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, []byte(strings.Join(text, "")), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			made("before", "LiveApp", "db.type=mongodb\n", "db.host=mongodb\\://plain\\:secret1@10.77.0.1\\:27311/?authSource\\=admin\n", "db.name=before\n")
+			before := treeFiles(t, m)
+			joinOffline(t, m, mongo, "10.0.1.7")
+			made("made", "LiveApp")
+			made("redis", "LiveApp", "db.type=redisdb\n", "db.host=10.0.9.9\n", "db.name=redis\n")
+			if tt.again != "" {
+				joinOffline(t, m, tt.again, "10.0.1.7")
+			}
+			if tt.old {
+				forgetKnown(t, m)
+			}
+			res := leaveOffline(t, m)
+			after := treeFiles(t, m)
+			for path, was := range before {
+				if after[path] != was {
+					t.Errorf("%s is not as before the join:\n%s", path, after[path])
+				}
+			}
+			got := after["/webapps/made/WEB-INF/red5-web.properties"]
+			standalone := strings.Contains(got, "\ndb.type=mapdb\n") && strings.Contains(got, "\ndb.host=localhost\n") && !strings.Contains(got, "secret")
+			if standalone == tt.old {
+				t.Errorf("the application that was made on the node:\n%s", got)
+			}
+			if got := after["/webapps/redis/WEB-INF/red5-web.properties"]; !strings.Contains(got, "\ndb.type=redisdb\n") {
+				t.Errorf("the application with a database of its own:\n%s", got)
+			}
+			said := map[string]Restored{}
+			for _, f := range res.Files {
+				if f.Changed {
+					said[strings.TrimPrefix(f.Path, filepath.Join(ams.DefaultDir, "webapps"))] = f.Restored
+				}
+			}
+			if how := said["/made/WEB-INF/red5-web.properties"]; !tt.old && how != RestoredStandalone || res.Exact != tt.old {
+				t.Errorf("said %q of it, exact is %v", how, res.Exact)
+			}
+			named := slices.ContainsFunc(res.Warnings, func(f Finding) bool { return strings.Contains(f.Text, "webapps/made/") })
+			if named != tt.old {
+				t.Errorf("warnings: %v", res.Warnings)
+			}
+		})
+	}
+}
+
+// forgetKnown makes the undo record one of a release that did not note the settings files.
+func forgetKnown(t *testing.T, m *Machine) {
+	t.Helper()
+	path := filepath.Join(m.Root, StateDir, "undo.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var outer, journal map[string]any
+	if err := json.Unmarshal(b, &outer); err != nil {
+		t.Fatal(err)
+	}
+	journal = outer["journal"].(map[string]any)
+	delete(journal["record"].(map[string]any), "known")
+	journal["version"] = 1 // which has no checksum
+	if b, err = json.Marshal(journal); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A second name of an application's folder, made while the machine was a node, keeps nobody from
+// leaving, and changes nothing of what the application gets back.
+func TestLeaveWithASecondName(t *testing.T) {
+	const rest = "/WEB-INF/red5-web.properties"
+	for _, tt := range []struct {
+		name     string
+		replaced bool // the name was an application's own before
+		again    bool
+	}{
+		{name: "alive"}, {name: "zlive"}, {name: "alive", again: true},
+		{name: "WebRTCAppEE", replaced: true}, {name: "alive", replaced: true},
+	} {
+		t.Run(fmt.Sprintf("%s, replaced %v, again %v", tt.name, tt.replaced, tt.again), func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			webapps := filepath.Join(m.Root, ams.DefaultDir, "webapps")
+			link := filepath.Join(webapps, tt.name)
+			if tt.replaced {
+				b, err := os.ReadFile(filepath.Join(webapps, "LiveApp", rest))
+				if err == nil {
+					err = errors.Join(os.MkdirAll(filepath.Join(link, "WEB-INF"), 0o755), os.WriteFile(filepath.Join(link, rest), b, 0o644))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := treeFiles(t, m)
+			joinOffline(t, m, testMongo, "10.0.1.7")
+			if err := errors.Join(os.RemoveAll(link), os.Symlink("LiveApp", link)); err != nil {
+				t.Fatal(err)
+			}
+			if tt.again {
+				joinOffline(t, m, "10.0.2.5", "10.0.1.7")
+			}
+			res := leaveOffline(t, m)
+			if err := os.Remove(link); err != nil {
+				t.Fatal(err)
+			}
+			after := treeFiles(t, m)
+			for path, was := range before {
+				if !strings.Contains(path, "/"+tt.name+"/") && after[path] != was {
+					t.Errorf("%s is not as before the join:\n%s", path, after[path])
+				}
+			}
+			named := slices.ContainsFunc(res.Warnings, func(f Finding) bool {
+				return f.ID == IDConflict && strings.Contains(f.Text, "/"+tt.name+rest) && strings.Contains(f.Text, "another name of")
+			})
+			if named != tt.replaced {
+				t.Errorf("warnings: %v", res.Warnings)
+			}
+		})
+	}
+}
