@@ -46,6 +46,9 @@ type Config struct {
 	StartWait time.Duration `json:"start_wait_ns"`
 	// StopWait is how long a stop waits before it kills (TimeoutStopSec).
 	StopWait time.Duration `json:"stop_wait_ns"`
+	// User is whom the server runs as, of root's; 0: as who starts it. He must be able to
+	// reach the binary and State.
+	User int `json:"user,omitempty"`
 	// Asked is the file to which the wrapper adds a line for each call: what it was asked for.
 	// It may be empty.
 	Asked string `json:"-"`
@@ -67,6 +70,11 @@ func (c Config) path(name string) string { return filepath.Join(c.State, name) }
 func (c Config) lock() (release func(), err error) {
 	if err := os.MkdirAll(c.State, 0o755); err != nil {
 		return nil, fmt.Errorf("making the state folder: %w", err)
+	}
+	if c.User != 0 {
+		if err := os.Chown(c.State, c.User, c.User); err != nil {
+			return nil, fmt.Errorf("giving the state folder to the server: %w", err)
+		}
 	}
 	f, err := os.OpenFile(c.path("lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -172,6 +180,9 @@ func (c Config) start(ctx context.Context, env []string) error {
 	cmd.ExtraFiles = []*os.File{child}
 	cmd.Env = env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if c.User != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(c.User), Gid: uint32(c.User)}
+	}
 	err = c.startAndNote(cmd)
 	_ = child.Close()
 	if err != nil {

@@ -48,12 +48,13 @@ func newAttacked(t *testing.T, variant string, o crashNodeOptions) *attacked {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root and a second user")
 	}
-	o.tree = func(o *tree.Options) { o.Variant = variant }
+	o.tree, o.owner = func(o *tree.Options) { o.Variant = variant }, true
 	a := &attacked{crashNode: newCrashNode(t, 1, o)}
 	a.marks = filepath.Join(filepath.Dir(a.root), "marks")
 	a.outside = filepath.Join(a.root, attackOutside)
 	if err := errors.Join(
-		os.Chmod(filepath.Dir(a.root), 0o711), os.WriteFile(a.marks, nil, 0o600), os.MkdirAll(a.outside, 0o755),
+		os.Chmod(filepath.Dir(a.root), 0o711), // for the hostile user, where no server runs as him
+		os.WriteFile(a.marks, nil, 0o600), os.MkdirAll(a.outside, 0o755),
 		os.WriteFile(filepath.Join(a.outside, "passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644),
 		os.WriteFile(filepath.Join(a.outside, "shadow"), []byte("root:$y$secret:1:0:99999:7:::\n"), 0o600),
 		// With fs.protected_hardlinks he can give another name only to what he may write.

@@ -86,6 +86,8 @@ type crashNodeOptions struct {
 	// tree changes how the installation is written.
 	tree func(*tree.Options)
 	args []string // of the stand-in
+	// owner lets the stand-in run as the tree's owner, as the real server does, and not as root.
+	owner bool
 }
 
 // memoryDir is a folder in memory, where there is one.
@@ -146,6 +148,12 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 		n.svc = amsctl.Config{
 			State: filepath.Join(base, "state"), Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
 			Args: append([]string{"--root", tr.Dir, "--period", "500ms", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())}, o.args...),
+		}
+		if o.owner {
+			n.svc.User = amsOwner
+			if err := errors.Join(os.Chmod(base, 0o711), os.Chmod(bins.dir, 0o711)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := n.svc.WriteWrapper(n.wrap + ".real"); err != nil {
 			t.Fatal(err)
