@@ -36,6 +36,7 @@ const (
 // controlClient talks to the daemon over its socket.
 type controlClient struct {
 	path     string
+	pid      string // the daemon's pid file
 	http     *http.Client
 	patience time.Duration
 	timeout  time.Duration
@@ -44,7 +45,7 @@ type controlClient struct {
 func (g *globals) controlClient() *controlClient {
 	path := g.settings.Root + controlSocket
 	return &controlClient{
-		path: path, patience: controlPatience, timeout: controlTime,
+		path: path, pid: g.settings.Root + daemonPID, patience: controlPatience, timeout: controlTime,
 		http: &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -145,7 +146,7 @@ func (c *controlClient) classify(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EACCES) && daemon.Stopped(c.pid):
 		return &noDaemonError{path: c.path, err: bare(err)}
 	case dialing:
 		return fmt.Errorf("connecting to the daemon at %s: %w", c.path, bare(err))
@@ -171,7 +172,7 @@ func bare(err error) error {
 }
 
 // call asks, and decodes the answer. A daemon that is being restarted is waited for, for a moment: what is asked here
-// may be asked twice. One that is not there at all is told at once.
+// may be asked twice. So is one that was stopped, which looks the same; one that never ran is told at once.
 func (c *controlClient) call(ctx context.Context, method, path string, body, answer any) error {
 	limit := time.Now().Add(c.patience)
 	for {
@@ -182,7 +183,7 @@ func (c *controlClient) call(ctx context.Context, method, path string, body, ans
 	}
 }
 
-// comesBack reports whether an error is one of a daemon that is being restarted: its socket is still there.
+// comesBack reports whether an error is one of a daemon that may be being restarted: its socket is still there.
 func comesBack(err error) bool {
 	var refusal *daemon.Refusal
 	return as[*lostError](err) || errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotReady

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -713,6 +714,25 @@ func TestControlSocket(t *testing.T) {
 	}
 }
 
+// The former daemon's socket stays until the new one takes its name, so that a command never finds none.
+func TestControlSocketStays(t *testing.T) {
+	path := freshSocket(t)
+	l, err := listenUnix(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A folder in the place of the staged socket: the next daemon cannot listen.
+	if err := errors.Join(l.Close(), os.MkdirAll(path+".new/x", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenUnix(t.Context(), path); err == nil {
+		t.Fatal("a folder was replaced")
+	}
+	if _, err := net.Dial("unix", path); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("connecting: %v", err)
+	}
+}
+
 // What hangs is not waited for, and neither answers nor keeps others from it.
 func TestHang(t *testing.T) {
 	hang := make(chan struct{})
@@ -761,8 +781,9 @@ func TestHang(t *testing.T) {
 		t.Errorf("%v\n%s", err, l.text())
 	}
 	close(hang)
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the socket is left: %v", err)
+	// The socket stays: a command waits for the next daemon, as it does after a kill.
+	if _, err := net.Dial("unix", path); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("connecting after the end: %v", err)
 	}
 }
 

@@ -38,8 +38,6 @@ const (
 
 // servers are the two sockets that answer questions.
 type servers struct {
-	socket string // its path; "" where there is none
-
 	mu     sync.Mutex
 	http   []*http.Server
 	closed bool
@@ -56,10 +54,9 @@ func (s *servers) add(srv *http.Server) {
 	s.http = append(s.http, srv)
 }
 
+// close ends both. The control socket's file stays, and listenUnix of the next daemon replaces it: a command that finds
+// the file, and nobody who listens, takes the daemon for one that is being restarted.
 func (s *servers) close(ctx context.Context) {
-	if s.socket != "" {
-		_ = os.Remove(s.socket) // one that is left is replaced by the next daemon
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
 	defer cancel()
 	s.mu.Lock()
@@ -80,7 +77,6 @@ func (d *Daemon) listen(ctx context.Context) *servers {
 	if control, err := listenUnix(ctx, d.o.Control); err != nil {
 		d.log.Error("no control socket: `amsagent status` cannot ask this daemon", "error", err)
 	} else {
-		s.socket = d.o.Control
 		s.add(d.serveHTTP(control, d.controlHandler(), commandTime))
 	}
 	if d.o.Metrics == "" {
@@ -124,21 +120,17 @@ func (d *Daemon) awaitPort(ctx context.Context, s *servers) {
 	}
 }
 
-// listenUnix replaces the socket of a daemon that was killed; the lock says that
-// there is no other one.
+// listenUnix replaces the socket of the daemon before; the lock says that there is
+// no other one.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	if info, err := os.Lstat(path); err == nil {
-		if info.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("%s is there and no socket", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
+	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket == 0 {
+		return nil, fmt.Errorf("%s is there and no socket", path)
 	}
-	// Under another name until its mode is right: nobody may connect before.
+	// Under another name until its mode is right: nobody may connect before. The rename replaces the former socket, so
+	// that a command finds one at any time.
 	staged := path + ".new"
 	if err := os.Remove(staged); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err

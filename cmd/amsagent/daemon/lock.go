@@ -54,7 +54,7 @@ func lockFile(path, pidPath string) (release func(), err error) {
 	}, nil
 }
 
-// writePID writes the pid of this process. A failure is not reported: nothing but people depends on the file.
+// writePID writes the pid of this process. A failure is not reported: nothing but people and [Stopped] depends on the file.
 func writePID(path string) (remove func()) {
 	if path == "" {
 		return func() {}
@@ -70,6 +70,13 @@ func writePID(path string) (remove func()) {
 		return func() {}
 	}
 	return func() { _ = os.Remove(path) }
+}
+
+// Stopped reports whether the daemon has ended in order, and taken its pid file with it. It is for users who may not open
+// the control socket, which stays.
+func Stopped(pidPath string) bool {
+	_, err := os.Lstat(pidPath)
+	return errors.Is(err, os.ErrNotExist)
 }
 
 // lockHeld says which process holds the lock. The pid file names a daemon; the kernel may name another process.
