@@ -24,6 +24,7 @@ const (
 	IDCloned = "AMS-CLONED" // the state is that of another machine: this is a copy of its disk
 	IDMoved  = "AMS-MOVED"  // the address is another one than joined with
 	IDRole   = "AMS-ROLE"   // the role or the group is another one than joined with
+	IDConfig = "AMS-CONFIG" // an instance tag is malformed
 )
 
 // ConvergeMode says when the server's files may be written.
@@ -67,11 +68,15 @@ type ConvergeRequest struct {
 	AddressKept bool
 	Valve       Valve
 	Interval    time.Duration // from beat to beat, for the row
-	// Identify asks who this machine is. Where it fails, the machine is taken
-	// for the one that joined: a cloud's metadata that is away must not keep a
-	// node from booting.
+	// Identify asks who this machine is. Where it fails, but with [ErrTags], the
+	// machine is taken for the one that joined: a cloud's metadata that is away must
+	// not keep a node from booting.
 	Identify func(context.Context) (metadata.Instance, error)
 }
+
+// ErrTags is that of who this machine is no more than a tag of the agent's is malformed.
+// The instance comes with it.
+var ErrTags = errors.New("an instance tag is malformed")
 
 // Difference is one value that differs, with secrets masked.
 type Difference = conf.Difference
@@ -318,7 +323,9 @@ func (k *converger) identify(ctx context.Context) {
 		// The server waits: what the daemon, or the boot, found out last is good enough.
 		f.inst = metadata.Instance{ID: k.state.InstanceID, Address: known, Provider: k.state.Provider}
 		f.address = ams.Address{Addr: known, Reason: "as joined"}
-	} else if inst, err = k.req.Identify(ctx); err != nil {
+	} else if inst, err = k.req.Identify(ctx); errors.Is(err, ErrTags) {
+		k.warn(IDConfig, "%v; what this node joined with holds", err)
+	} else if err != nil {
 		k.warn(IDIdentity, "%v; taken for %s, which joined", err, k.state.InstanceID)
 		inst = metadata.Instance{ID: k.state.InstanceID, Address: known}
 		k.result.Unidentified = true

@@ -6,6 +6,7 @@ package bootstrap
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"net/netip"
@@ -229,6 +230,20 @@ func TestConvergeWithoutMetadata(t *testing.T) {
 		if before[name] != was {
 			t.Errorf("%s was written", name)
 		}
+	}
+}
+
+// A malformed tag says nothing against who this machine is.
+func TestConvergeMalformedTag(t *testing.T) {
+	m := joinedTree(t)
+	moved := joinedAs()
+	moved.Address = netip.MustParseAddr("10.0.1.9")
+	c := converge(t, m, convergeRequest(t, moved, fmt.Errorf("%w: amsagent:role", ErrTags)))
+	if !strings.HasPrefix(ids(c.Repairs), IDMoved) || !strings.HasPrefix(ids(c.Warnings), IDConfig) || c.Unidentified {
+		t.Errorf("repairs %s, warnings %v, unidentified %t", ids(c.Repairs), c.Warnings, c.Unidentified)
+	}
+	if c.Node.IP != "10.0.1.9" || c.Node.Zone != "eu-west-1a" {
+		t.Errorf("row %+v", c.Node)
 	}
 }
 

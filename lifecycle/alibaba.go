@@ -153,9 +153,9 @@ type alibabaAPI interface {
 // AlibabaCompleterOptions are the settings of an AlibabaCompleter; the zero value
 // works.
 type AlibabaCompleterOptions struct {
-	// Hooks names the hooks that are ours, by name or id. It is asked each time, for a
-	// setting may change; nil is no names.
-	Hooks func(context.Context) HookNames
+	// Hooks names the hooks that are ours, by name or id; else as
+	// AWSCompleterOptions.Hooks.
+	Hooks func(context.Context) (HookNames, error)
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -210,7 +210,7 @@ func NewAlibabaCompleter(api alibabaAPI, o AlibabaCompleterOptions) *AlibabaComp
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Hooks == nil {
-		o.Hooks = func(context.Context) HookNames { return nil }
+		o.Hooks = func(context.Context) (HookNames, error) { return nil, nil }
 	}
 	return &AlibabaCompleter{api: api, opts: o, log: o.Log, done: map[string]bool{}, beaten: map[string]time.Time{}, sought: map[string]bool{}}
 }
@@ -285,7 +285,10 @@ func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []a
 			hooks = append(hooks, alibaba.LifecycleHook{ID: a.Hook, Launching: launching})
 		}
 	}
-	names := c.opts.Hooks(ctx)
+	names, err := c.opts.Hooks(ctx)
+	if err != nil {
+		return nil, err
+	}
 	ours := AlibabaOurs(names, hooks, launching)
 	var out []alibaba.Action
 	var others []string
@@ -357,9 +360,13 @@ func (c *AlibabaCompleter) known(ctx context.Context, group string, ids ...strin
 // whose it is. Where the role may not list them the ids say it, and without names the event
 // is believed.
 func (c *AlibabaCompleter) mine(ctx context.Context, h Hook) error {
-	ids, names := strings.Split(h.Name, hookSeparator), c.opts.Hooks(ctx)
-	if h.Ours && len(names) == 0 {
+	ids := strings.Split(h.Name, hookSeparator)
+	names, err := c.opts.Hooks(ctx)
+	switch {
+	case h.Ours && len(names) == 0:
 		return nil
+	case err != nil:
+		return err
 	}
 	hooks, err := c.known(ctx, h.Group, ids...)
 	_, denied := errors.AsType[*DeniedError](err)

@@ -5,6 +5,8 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -32,8 +34,9 @@ func openAWS(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, lifecy
 }
 
 // hookNames are those that the settings name now; they may change while the daemon runs. Who completes another program's hook
-// cannot take it back: where a tag may name them that was not read yet, the tags are read first.
-func (a *daemonAdapter) hookNames(ctx context.Context) lifecycle.HookNames {
+// cannot take it back: where a tag may name them that was not read yet, the tags are read first. It is an error where a tag
+// may name them and none was ever read.
+func (a *daemonAdapter) hookNames(ctx context.Context) (lifecycle.HookNames, error) {
 	ctx, cancel := context.WithTimeout(ctx, hookTagTime)
 	defer cancel()
 	if a.hookTagMayCome(ctx) {
@@ -41,11 +44,28 @@ func (a *daemonAdapter) hookNames(ctx context.Context) lifecycle.HookNames {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	// Where the tags alone could not be read, those that they named hold; a name that was taken out of a file does not.
-	if names := a.g.settings.Hooks; len(names) > 0 || !a.identified.IsZero() && (a.inst.TagsKnown || !a.hooksTagged) {
+	// Where the tags alone could not be read, or are malformed, those that they named hold; a name that was taken out of a
+	// file does not.
+	unread := a.hookTagUnread()
+	if names := a.g.settings.Hooks; len(names) > 0 || !a.identified.IsZero() && (a.inst.TagsKnown && unread == nil || !a.hooksTagged) {
 		a.hooks, a.hooksTagged = slices.Clone(names), a.g.settings.origin(keyHooks).Layer == layerTag
 	}
-	return slices.Clone(a.hooks)
+	if len(a.hooks) == 0 && unread != nil {
+		return nil, fmt.Errorf("which hooks are this agent's is not known: %w", unread)
+	}
+	return slices.Clone(a.hooks), nil
+}
+
+// hookTagUnread is why it is not known what the tag says that may name hooks: it is malformed, or the tags, which are there,
+// were not all read since the settings were.
+func (a *daemonAdapter) hookTagUnread() error {
+	switch {
+	case anySetting(a.tagErr, func(e *settingError) bool { return e.key == keyHooks }):
+		return a.tagErr
+	case !a.tagsRead && slices.Contains(a.inst.Missing, "tags"):
+		return errors.New(a.inst.TagsHint)
+	}
+	return nil
 }
 
 const (
@@ -65,7 +85,7 @@ func (a *daemonAdapter) hookTagMayCome(ctx context.Context) bool {
 	}
 	age := time.Since(a.identified)
 	up, known := a.g.uptime(ctx)
-	if a.identified.IsZero() || known && up-age < lateTags || !a.inst.TagsKnown && age > hookTagAge {
+	if a.identified.IsZero() || a.hookTagUnread() != nil || known && up-age < lateTags || !a.inst.TagsKnown && age > hookTagAge {
 		a.identified = time.Time{}
 		return true
 	}

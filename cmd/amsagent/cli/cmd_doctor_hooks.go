@@ -47,7 +47,11 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 			return v, err
 		}
 		defer api.CloseIdleConnections()
-		return alibabaHook(ctx, api, h.a.hookNames(ctx), v)
+		names, err := h.a.hookNames(ctx)
+		if err != nil {
+			return v, err
+		}
+		return alibabaHook(ctx, api, names, v)
 	case metadata.Azure:
 		return azureHook(v, inst.LifeCycle), nil
 	case metadata.GCP:

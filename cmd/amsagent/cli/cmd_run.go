@@ -166,6 +166,8 @@ type daemonAdapter struct {
 	// hooks are those that were named when the tags were read last, hooksTagged tells that a tag did.
 	hooks       lifecycle.HookNames
 	hooksTagged bool
+	tagErr      error // what is malformed of the tags of inst
+	tagsRead    bool  // all of them were read since the settings were
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
 }
@@ -221,7 +223,7 @@ func (a *daemonAdapter) givenNow() stamp {
 
 func (a *daemonAdapter) rereadLocked() error {
 	was := a.g.settings
-	a.identified, a.given = time.Time{}, a.givenNow()
+	a.identified, a.given, a.tagsRead = time.Time{}, a.givenNow(), false
 	err := a.g.load(a.cmd)
 	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
 		if _, err = now.serviceCommand(); err != nil {
@@ -263,10 +265,11 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 }
 
 // identify asks the cloud, or tells what it said a while ago. Who waits no longer leaves the question to go on: its answer
-// is there for the next one. Nobody who wants the settings waits for it.
+// is there for the next one. Nobody who wants the settings waits for it. Of a malformed tag it is [bootstrap.ErrTags] with the
+// instance, and the tags are read anew each time.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
-	known := !a.identified.IsZero() && time.Since(a.identified) < identityAge
+	known := a.tagErr == nil && !a.identified.IsZero() && time.Since(a.identified) < identityAge
 	local := known && a.inst.Provider == metadata.Generic
 	if known && (!local || time.Since(a.lookedAt) < ownFactsAge) {
 		defer a.mu.Unlock()
@@ -304,15 +307,14 @@ func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance,
 	if a.over {
 		return metadata.Instance{}, daemon.ErrOutdated
 	}
-	if err := a.g.useTags(m.Instance.TagSet()); err != nil {
-		return metadata.Instance{}, err
-	}
+	a.tagErr = a.g.useTags(m.Instance.TagSet())
+	a.tagsRead = a.tagsRead || m.Instance.TagsKnown
 	a.inst, a.lookedAt = m.Instance, time.Now()
 	if !local {
 		a.identified = a.lookedAt
 	}
 	a.known.Store(&m.Instance)
-	return a.inst, nil
+	return a.inst, a.tagErr
 }
 
 func (a *daemonAdapter) connect(ctx context.Context, t cluster.Target) (*cluster.Client, error) {

@@ -220,6 +220,10 @@ func (c *cloud) settle(ctx context.Context) error {
 	}
 	for {
 		inst, err := c.who(ctx)
+		var tags error
+		if errors.Is(err, bootstrap.ErrTags) {
+			tags, err = err, nil // who this machine is is known all the same
+		}
 		if err != nil {
 			// Who this machine is may never be known; where it is not, is.
 			if p, perr := c.a.provider(ctx); perr == nil && !hasHooks(p) {
@@ -230,6 +234,9 @@ func (c *cloud) settle(ctx context.Context) error {
 			err = c.open(inst)
 		}
 		if err == nil {
+			if tags != nil {
+				c.a.g.log().Warn("a malformed instance tag has no effect; the cloud is watched", "error", tags)
+			}
 			return nil
 		}
 		// The daemon says elsewhere why the metadata cannot be read.

@@ -7,16 +7,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -126,8 +130,8 @@ func TestHooksOfALateTag(t *testing.T) {
 	a := &daemonAdapter{g: g, cmd: cmd}
 	names := func(when string, want ...string) {
 		t.Helper()
-		if got := a.hookNames(t.Context()); !slices.Equal(got, want) {
-			t.Errorf("%s: %q, want %q", when, got, want)
+		if got, err := a.hookNames(t.Context()); !slices.Equal(got, want) || err != nil {
+			t.Errorf("%s: %q, want %q, %v", when, got, want, err)
 		}
 	}
 	const named = `[{"name":"amsagent-hooks","value":"ours"}]`
@@ -168,4 +172,134 @@ func TestHooksOfALateTag(t *testing.T) {
 	names("reloaded, and the tags alone could not be read", "ours")
 	a.hooksTagged = false
 	names("a file named them")
+}
+
+// metadataOfAWS serves the metadata of an EC2 instance, of which tags tells the tags. A tag with the value forbidden
+// cannot be read.
+func metadataOfAWS(t *testing.T, tags func() map[string]string) *httptest.Server {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		const below = "/latest/meta-data/tags/instance"
+		name, isTag := strings.CutPrefix(r.URL.Path, below+"/")
+		value, tagged := tags()[name]
+		switch {
+		case r.URL.Path == "/latest/api/token":
+			w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
+			_, _ = io.WriteString(w, "a-session-token")
+		case r.URL.Path == "/latest/dynamic/instance-identity/document":
+			_, _ = io.WriteString(w, `{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","availabilityZone":"eu-west-1a","instanceType":"c5.large","privateIp":"10.0.1.23"}`)
+		case r.URL.Path == below:
+			_, _ = io.WriteString(w, strings.Join(slices.Sorted(maps.Keys(tags())), "\n"))
+		case isTag && tagged && value == forbidden:
+			w.WriteHeader(http.StatusForbidden)
+		case isTag && tagged:
+			_, _ = io.WriteString(w, value)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+const forbidden = "forbidden"
+
+// adapterOnAWS is what a daemon that was started just now has, and what it logs.
+func adapterOnAWS(t *testing.T, metadata *httptest.Server, root string) (*daemonAdapter, *testEnv) {
+	t.Helper()
+	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": metadata.URL}}
+	g := newGlobals(e.env().withDefaults())
+	g.given[keyRoot] = given{text: root, name: "--root"}
+	cmd := newRunCommand(g)
+	if err := g.load(cmd); err != nil {
+		t.Fatal(err)
+	}
+	return &daemonAdapter{g: g, cmd: cmd}, e
+}
+
+// A malformed tag tells nothing of who this machine is: its end is watched for.
+func TestCloudOfAMalformedTag(t *testing.T) {
+	t.Parallel()
+	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:role": "two words"} })
+	a, e := adapterOnAWS(t, srv, t.TempDir())
+	c := newCloud(a)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = c.Watch(ctx, func(lifecycle.Notice) {})
+	}()
+	select {
+	case <-c.known:
+	case <-ctx.Done():
+		t.Fatal("the cloud is not watched")
+	}
+	cancel()
+	<-ended
+	if c.source == nil || c.completer == nil {
+		t.Errorf("source %v, completer %v", c.source, c.completer)
+	}
+	if said := e.stderr.String(); !strings.Contains(said, "amsagent:role") || !strings.Contains(said, "two words") {
+		t.Errorf("it said: %s", said)
+	}
+	if inst := a.known.Load(); inst == nil || inst.ID != "i-0abc1234567890def" {
+		t.Errorf("known: %+v", inst)
+	}
+	// A join goes by the tags, and does not begin.
+	if inst, err := a.identify(t.Context()); !errors.Is(err, bootstrap.ErrTags) || inst.Zone != "eu-west-1a" {
+		t.Errorf("%+v, %v", inst, err)
+	}
+}
+
+// While the tag that names the hooks is malformed, or could not be read yet, it is not known which hooks are the agent's.
+func TestHooksOfAMalformedTag(t *testing.T) {
+	t.Parallel()
+	var now atomic.Value
+	srv := metadataOfAWS(t, func() map[string]string { return now.Load().(map[string]string) })
+	root := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "proc"), 0o755), os.WriteFile(filepath.Join(root, "proc/uptime"), []byte("3600.00 1.00\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	tag := func(name, value string) { now.Store(map[string]string{name: value}) }
+	var a *daemonAdapter
+	names := func(when, unknown string, want ...string) {
+		t.Helper()
+		got, err := a.hookNames(t.Context())
+		if !slices.Equal(got, want) || (err == nil) != (unknown == "") || err != nil && !strings.Contains(err.Error(), unknown) {
+			t.Errorf("%s: %q, %v; want %q, %q", when, got, err, want, unknown)
+		}
+	}
+	start := func() { a, _ = adapterOnAWS(t, srv, root) }
+
+	start()
+	tag("amsagent:role", "two words")
+	names("another tag is malformed", "")
+
+	tag("amsagent:hooks", "a,,b")
+	start()
+	names("malformed", "instance tag amsagent:hooks")
+	tag("amsagent:hooks", "ours")
+	names("corrected", "", "ours")
+	tag("amsagent:hooks", "a,,b")
+	if err := a.reread(); err != nil {
+		t.Fatal(err)
+	}
+	names("malformed again, and reloaded", "", "ours")
+	tag("amsagent:role", "edge")
+	if err := a.reread(); err != nil {
+		t.Fatal(err)
+	}
+	names("taken away", "")
+
+	tag("amsagent:hooks", forbidden)
+	start()
+	names("not to be read", "HTTP 403")
+	tag("amsagent:hooks", "ours")
+	names("read", "", "ours")
+
+	tag("amsagent:hooks", "a,,b")
+	start()
+	a.g.settings.Hooks = []string{"mine"}
+	names("named elsewhere", "", "mine")
 }

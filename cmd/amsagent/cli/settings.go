@@ -135,6 +135,8 @@ type settingError struct {
 	hints  []string
 	// id is "" for the usual one of the layer.
 	id string
+	// key is the setting's, of a tag.
+	key string
 }
 
 func (e *settingError) Error() string {
@@ -147,6 +149,11 @@ func (e *settingError) Error() string {
 }
 
 func (e *settingError) Unwrap() error { return e.err }
+
+// Is makes a malformed tag [bootstrap.ErrTags].
+func (e *settingError) Is(target error) bool {
+	return target == bootstrap.ErrTags && e.layer == layerTag
+}
 
 func (e *settingError) allHints() []string {
 	hints := slices.Clone(e.hints)
@@ -350,28 +357,33 @@ func (s *settings) fill() {
 }
 
 // applyTags puts values of instance tags where no higher layer has one. tagValue finds a tag by its name; all tells that
-// every tag could be read, so that one that is not found is not there.
+// every tag could be read, so that one that is not found is not there. A malformed tag is an error, and changes nothing:
+// what it said before holds. The other tags count.
 func (s *settings) applyTags(all bool, tagValue func(name string) (foundName, text string, ok bool)) error {
 	var errs []error
 	for _, row := range settingsTable() {
 		if row.tag == "" {
 			continue
 		}
+		name, text, ok := tagValue(s.values["tag_"+row.tag].text)
+		o := origin{Layer: layerTag, Name: name}
+		canon := ""
+		if ok = ok && text != ""; ok {
+			var err error
+			canon, err = row.canonical(text)
+			if err == nil && row.key == keyMongo && strings.HasPrefix(canon, "file:") {
+				// Who may write tags need not be who may choose which files of this machine root reads.
+				err = valueError{text: "a tag cannot name a file"}
+			}
+			if err != nil {
+				errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err, key: row.key})
+				continue
+			}
+		}
 		if all && s.origin(row.key).Layer == layerTag {
 			s.values[row.key] = s.untagged[row.key] // it may have been taken away
 		}
-		name, text, ok := tagValue(s.values["tag_"+row.tag].text)
-		if !ok || text == "" {
-			continue
-		}
-		o := origin{Layer: layerTag, Name: name}
-		canon, err := row.canonical(text)
-		if err == nil && row.key == keyMongo && strings.HasPrefix(canon, "file:") {
-			// Who may write tags need not be who may choose which files of this machine root reads.
-			err = valueError{text: "a tag cannot name a file"}
-		}
-		if err != nil {
-			errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err})
+		if !ok {
 			continue
 		}
 		if s.origin(row.key).Layer != layerTag {
@@ -379,11 +391,8 @@ func (s *settings) applyTags(all bool, tagValue func(name string) (foundName, te
 		}
 		s.setAgain(row.key, value{text: canon, origin: o})
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
-	}
 	s.fill()
-	return nil
+	return errors.Join(errs...)
 }
 
 // applyGroup takes the scaling group that the cloud names, where nothing else says one.

@@ -5,6 +5,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/bootstrap"
 )
 
 func lookup(vars map[string]string) func(string) (string, bool) {
@@ -444,6 +447,29 @@ func TestTagTakenAway(t *testing.T) {
 	}
 	if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) > 0 || s.origin(keyHooks).Layer == layerTag {
 		t.Errorf("role %q, hooks %q from %q, %v", s.Role, s.Hooks, s.origin(keyHooks), err)
+	}
+}
+
+// A malformed tag changes nothing, and keeps no other tag from counting.
+func TestMalformedTag(t *testing.T) {
+	s, err := resolveSettings(sources{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		tags  map[string]string
+		err   string
+		role  string
+		hooks string
+	}{
+		{map[string]string{"amsagent:role": "two words", "amsagent:hooks": "ours"}, "instance tag amsagent:role: ", "", "ours"},
+		{map[string]string{"amsagent:role": "edge", "amsagent:hooks": "a,,b"}, "instance tag amsagent:hooks: ", "edge", "ours"},
+		{map[string]string{"amsagent:role": "two words"}, "instance tag amsagent:role: ", "edge", ""},
+	} {
+		err := s.applyTags(true, tagsOf(tt.tags))
+		if !errors.Is(err, bootstrap.ErrTags) || !strings.HasPrefix(err.Error(), tt.err) || s.Role != tt.role || strings.Join(s.Hooks, ",") != tt.hooks {
+			t.Errorf("%v: role %q, hooks %q, %v", tt.tags, s.Role, s.Hooks, err)
+		}
 	}
 }
 

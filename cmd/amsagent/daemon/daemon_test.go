@@ -572,6 +572,19 @@ func TestRoleBeforeTheFirstSession(t *testing.T) {
 
 var errNoManager = errors.New("no manager")
 
+// A malformed tag says nothing against who this machine is, whose end is an event.
+func TestEventOfAMalformedTag(t *testing.T) {
+	l := &life{d: newPretended(&pretended{}, &told{}, func(o *Options) {
+		o.Identify = func(context.Context) (metadata.Instance, error) {
+			return metadata.Instance{ID: "i-1"}, bootstrap.ErrTags
+		}
+		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
+	})}
+	if err := l.event(t.Context(), cluster.Event{}); err != nil {
+		t.Error(err)
+	}
+}
+
 // counting is a sampler that counts.
 type counting struct {
 	still

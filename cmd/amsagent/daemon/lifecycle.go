@@ -461,7 +461,9 @@ func (l *life) event(ctx context.Context, e cluster.Event) error {
 	id, _, err := l.who()
 	if errors.Is(err, bootstrap.ErrNotMember) {
 		inst, ierr := l.d.o.Identify(ctx)
-		id, err = inst.ID, ierr
+		if id, err = inst.ID, ierr; errors.Is(ierr, bootstrap.ErrTags) {
+			err = nil
+		}
 	}
 	if err != nil {
 		return err
