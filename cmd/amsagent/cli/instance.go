@@ -38,7 +38,10 @@ func (g *globals) useTags(set metadata.TagSet) error {
 	if err != nil {
 		return err
 	}
-	g.settings.applyGroup(set.Group, "scaling group")
+	// An answer in part may lack the tag that names another group: the one that the node joined with holds.
+	if set.Known || g.joinedWith(keyGroup) == "" {
+		g.settings.applyGroup(set.Group, "scaling group")
+	}
 	return nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/metadata"
 )
 
 func lookup(vars map[string]string) func(string) (string, bool) {
@@ -425,6 +428,41 @@ func TestGroupOfTheCloud(t *testing.T) {
 	s.applyGroup("edge-asg", "scaling group")
 	if s.Group != "edges" {
 		t.Errorf("group %q", s.Group)
+	}
+}
+
+// A partial answer may lack the tag that names the group: the one that the node joined with holds.
+func TestGroupOfAPartialAnswer(t *testing.T) {
+	for name, tt := range map[string]struct {
+		state string
+		known bool
+		want  string
+	}{
+		"joined, in part":     {`{"version":1,"phase":"joined","group":"edges"}`, false, ""},
+		"joined":              {`{"version":1,"phase":"joined","group":"edges"}`, true, "edge-asg"},
+		"joined, in no group": {`{"version":1,"phase":"joined"}`, false, "edge-asg"},
+		"never joined":        {"", false, "edge-asg"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := plainGlobals(&testEnv{})
+			g.settings.Root = t.TempDir()
+			g.settings.values[keyRoot] = value{text: g.settings.Root}
+			path := filepath.Join(g.settings.Root, bootstrap.StateDir, "state.json")
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if tt.state != "" {
+				if err := os.WriteFile(path, []byte(tt.state), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := g.useTags(metadata.TagSet{Known: tt.known, Group: "edge-asg"}); err != nil {
+				t.Fatal(err)
+			}
+			if g.settings.Group != tt.want {
+				t.Errorf("group %q, want %q", g.settings.Group, tt.want)
+			}
+		})
 	}
 }
 
