@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -42,8 +43,9 @@ const (
 const (
 	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without the file of an application
 	WarnAppBrokenLink = "AMS-APP-BROKEN-LINK"
-	WarnAppShared     = "AMS-APP-SHARED" // two applications with one file
-	WarnAppLink       = "AMS-FILE-LINK"  // the folder is a link that is not followed
+	WarnAppShared     = "AMS-APP-SHARED"   // two applications with one file
+	WarnAppEncoding   = "AMS-APP-ENCODING" // a name that the undo record cannot hold
+	WarnAppLink       = "AMS-FILE-LINK"    // the folder is a link that is not followed
 	WarnHTTPPort      = "AMS-HTTP-PORT"
 	WarnHTTPHost      = "AMS-HTTP-HOST"
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
@@ -293,15 +295,23 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 func (in *Installation) readApp(app *App) bool {
 	b, real, err := readBelow(in.Root, app.File.Path, conf.MaxSettings)
 	app.File.Real = real
+	folder := shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name))
 	switch {
-	case err == nil:
 	case errors.Is(err, fs.ErrNotExist):
 		// Folders with a dot are those of file systems and of people's tools.
 		if !strings.HasPrefix(app.Name, ".") {
-			in.warn(WarnAppIncomplete, "%q has no %s; it is no application", shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name)), appFileName)
+			in.warn(WarnAppIncomplete, "%q has no %s; it is no application", folder, appFileName)
 		}
 		return false
-	default:
+	case !utf8.ValidString(app.Name), !utf8.ValidString(strings.TrimPrefix(real, in.Root)):
+		// Java finds no such folder either, in a UTF-8 locale or in none.
+		name := app.Name
+		if utf8.ValidString(name) {
+			name = real
+		}
+		in.warn(WarnAppEncoding, "%q is left as it is, and is no application: the name %q is not valid UTF-8", folder, name)
+		return false
+	case err != nil:
 		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), unreadable(err))
 		return true
 	}

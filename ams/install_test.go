@@ -134,12 +134,15 @@ func TestOpenApps(t *testing.T) {
 		"webapps/linked":                     "-> /srv/apps/linked",
 		"webapps/climbing":                   "-> ../../../../../../../../srv/apps/climbing",
 		"webapps/again":                      "-> LiveApp",
-		"webapps/bad\nname/WEB-INF/red5-web.properties":          "db.name=bad\n",
-		"webapps/malformed/WEB-INF/red5-web.properties":          "db.name=\\u12\n",
-		"webapps/no-db/WEB-INF/red5-web.properties":              "",
-		"webapps/folder/WEB-INF/red5-web.properties/":            "",
-		"../../../srv/apps/linked/WEB-INF/red5-web.properties":   "db.name=linked\n",
-		"../../../srv/apps/climbing/WEB-INF/red5-web.properties": "db.name=climbing\n",
+		"webapps/bad\nname/WEB-INF/red5-web.properties": "db.name=bad\n",
+		"webapps/caf\xe9/WEB-INF/red5-web.properties":   "db.name=caf\n",
+		"webapps/latin": "-> /srv/apps/latin\xe9",
+		"webapps/malformed/WEB-INF/red5-web.properties":           "db.name=\\u12\n",
+		"webapps/no-db/WEB-INF/red5-web.properties":               "",
+		"webapps/folder/WEB-INF/red5-web.properties/":             "",
+		"../../../srv/apps/linked/WEB-INF/red5-web.properties":    "db.name=linked\n",
+		"../../../srv/apps/climbing/WEB-INF/red5-web.properties":  "db.name=climbing\n",
+		"../../../srv/apps/latin\xe9/WEB-INF/red5-web.properties": "db.name=latin\n",
 	})
 	if err := syscall.Mkfifo(filepath.Join(root, "usr/local/antmedia/webapps/pipe"), 0o600); err != nil {
 		t.Fatal(err)
@@ -152,7 +155,7 @@ func TestOpenApps(t *testing.T) {
 	if diff := cmp.Diff(want, appNames(in)); diff != "" {
 		t.Errorf("apps (-want +got):\n%s", diff)
 	}
-	wantWarnings := []string{WarnAppShared, WarnAppIncomplete, WarnAppBrokenLink, WarnAppIncomplete, WarnAppBrokenLink}
+	wantWarnings := []string{WarnAppShared, WarnAppEncoding, WarnAppIncomplete, WarnAppEncoding, WarnAppBrokenLink, WarnAppIncomplete, WarnAppBrokenLink}
 	if diff := cmp.Diff(wantWarnings, warnings(in.Warnings)); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s\n%v", diff, in.Warnings)
 	}

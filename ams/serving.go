@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/files"
 )
@@ -227,7 +228,7 @@ func Applications(root, dir string) ([]string, error) {
 	}
 	var apps []string
 	for _, e := range entries {
-		if e.Name() == consoleApp || !e.IsDir() && e.Type()&fs.ModeSymlink == 0 {
+		if e.Name() == consoleApp || !e.IsDir() && e.Type()&fs.ModeSymlink == 0 || !utf8.ValidString(e.Name()) {
 			continue
 		}
 		_, err := statBelow(root, filepath.Join(folder, e.Name(), appFileName))

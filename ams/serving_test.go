@@ -269,7 +269,7 @@ func TestApplications(t *testing.T) {
 	if _, err := Applications(root, ""); err == nil {
 		t.Error("no installation, no error")
 	}
-	for _, name := range []string{"root", "LiveApp", "live", "My App"} {
+	for _, name := range []string{"root", "LiveApp", "live", "My App", "caf\xe9"} {
 		install(name)
 	}
 	if err := os.MkdirAll(filepath.Join(root, DefaultDir, "webapps", "empty"), 0o755); err != nil {

@@ -435,6 +435,11 @@ func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Fi
 		}
 	}
 	then(l.install.Server.Path, conf.KindProperties, propertySpans(serverSettings(""), conf.ModeStandalone))
+	for _, w := range l.install.Warnings {
+		if w.ID == ams.WarnAppEncoding {
+			*left = append(*left, Finding{ID: w.ID, Text: w.Text})
+		}
+	}
 	for _, app := range distinct(l.install.Apps) {
 		then(app.File.Path, conf.KindProperties, propertySpans(appSettings(""), conf.ModeStandalone))
 	}

@@ -409,6 +409,8 @@ func (m *Machine) classifyFile(err error) (id, hint string) {
 		return IDFile, "put the file back from a backup, or from another node"
 	case errors.Is(err, files.ErrLink):
 		return IDFileLink, "let root make the link, or give the file to the owner of the link or of its folder; or remove it"
+	case errors.Is(err, files.ErrEncoding):
+		return IDFile, "give it a name in UTF-8"
 	case errors.Is(err, files.ErrTooLarge):
 		return IDFileSize, "a settings file has some kilobytes: take this one from a backup, or remove the application"
 	case errors.Is(err, files.ErrNotRegular), errors.Is(err, files.ErrHindered):

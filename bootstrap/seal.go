@@ -309,6 +309,11 @@ func (s *sealer) settings() {
 	edit(SealName, server, conf.KindProperties, emptied(s.ours, "server.name"))
 	edit(SealLicence, server, conf.KindProperties, emptied(nil, "server.licence_key"))
 	edit(SealMongo, server, conf.KindProperties, logins("clusterdb"))
+	for _, w := range s.install.Warnings {
+		if w.ID == ams.WarnAppEncoding {
+			s.warn(w.ID, "look whether a password of MongoDB is in it", "%s", w.Text)
+		}
+	}
 	for _, app := range distinct(s.install.Apps) {
 		edit(SealMongo, app.File.Path, conf.KindProperties, s.appLogins(app.File.Path))
 	}

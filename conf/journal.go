@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/files"
 )
@@ -51,8 +52,12 @@ type envelope struct {
 	Journal json.RawMessage `json:"journal"`
 }
 
-// encode gives the bytes of the journal for the disk.
+// encode gives the bytes of the journal for the disk. A journal that [decodeJournal]
+// would refuse is an error.
 func (j *journal) encode() ([]byte, error) {
+	if err := j.check(); err != nil {
+		return nil, fmt.Errorf("the change cannot be recorded: %w", err)
+	}
 	body, err := json.Marshal(j)
 	if err != nil {
 		return nil, err
@@ -138,9 +143,9 @@ func (f journalFile) check() error {
 	return nil
 }
 
-// isClean reports whether path is absolute and has no dots and no empty parts.
+// isClean reports whether path is absolute and has no dots and no empty parts. JSON replaces what is not UTF-8.
 func isClean(path string) bool {
-	return len(path) > 1 && filepath.IsAbs(path) && filepath.Clean(path) == path && !strings.ContainsRune(path, 0)
+	return len(path) > 1 && filepath.IsAbs(path) && filepath.Clean(path) == path && !strings.ContainsRune(path, 0) && utf8.ValidString(path)
 }
 
 // journalFile names the files of one change, below the root.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/files"
 )
@@ -143,7 +144,11 @@ func (p *Plan) read(path string, kind Kind) (File, error) {
 	if kind == KindHosts {
 		limit = maxFileSize
 	}
-	return p.store.read(path, limit)
+	f, err := p.store.read(path, limit)
+	if err == nil && !(utf8.ValidString(path) && utf8.ValidString(f.Target)) {
+		return File{}, fmt.Errorf("the name %q is %w", f.Target, files.ErrEncoding)
+	}
+	return f, err
 }
 
 // NewPlan begins a plan. record is [Store.Record]'s, and may be nil.

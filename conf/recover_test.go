@@ -282,7 +282,14 @@ func TestDamagedRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	j.Record.Files[0].Original = append(j.Record.Files[0].Original, 'x')
-	data, err := j.encode()
+	if _, err := j.encode(); err == nil {
+		t.Error("it was written")
+	}
+	body, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(envelope{Version: journalVersion, SHA256: sum(body), Journal: body})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -175,6 +175,51 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// Names are kept as JSON, which replaces what is not UTF-8: recovery and undoing would look for other files.
+func TestNamesThatAreNotUTF8(t *testing.T) {
+	const bad = "/ams/caf\xe9"
+	for name, j := range map[string]*journal{
+		"a target":             {Files: []journalFile{{Target: bad}}},
+		"a folder to make":     {MakeDirs: []string{bad}},
+		"a folder to remove":   {RemoveDirs: []string{bad}},
+		"a file of the record": {Record: &Record{Files: []*FileRecord{{Path: bad, Kind: KindWhole, Written: sum(nil)}}}},
+		"a folder of it":       {Record: &Record{Dirs: []string{bad}}},
+	} {
+		j.Version, j.ID = journalVersion, "0123456789ab"
+		if data, err := j.encode(); err == nil || !strings.Contains(err.Error(), `"/ams/caf\xe9"`) {
+			t.Errorf("%s: %s, %v", name, data, err)
+		}
+	}
+
+	// A link may lead to such a name, also after the join.
+	s := newTree(t)
+	const app = "/ams/webapps/Live App"
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(filepath.Join(s.Root, app), filepath.Join(s.Root, bad)), os.Symlink(bad, filepath.Join(s.Root, app))); err != nil {
+		t.Fatal(err)
+	}
+	edit := func([]byte) ([]Span, error) { return nil, nil }
+	path := app + "/WEB-INF/red5-web.properties"
+	for _, path := range []string{path, bad + "/WEB-INF/red5-web.properties"} {
+		p := s.NewPlan(nil)
+		if err := p.Edit(Target{Path: path, Kind: KindProperties}, edit); !files.Refused(err) || !strings.Contains(err.Error(), `caf\xe9`) || len(p.files) > 0 {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	undo := planUndo(t, s)
+	if len(undo.Conflicts) != 1 || undo.Conflicts[0].Path != path {
+		t.Errorf("conflicts: %v", undo.Conflicts)
+	}
+	if err := undo.CommitUndo("leave"); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := s.Read("/ams/conf/red5.properties"); err != nil || bytes.Contains(f.Bytes, []byte("10.0.0.1")) {
+		t.Errorf("%v; the other file is\n%s", err, f.Bytes)
+	}
+}
+
 // snapshot is everything below the root but the state directory: kind, mode,
 // link target and content.
 func snapshot(t testing.TB, s *Store) map[string]string {

@@ -27,6 +27,8 @@ var (
 	// ErrHindered says that the owner of a folder, who is not root, may have brought
 	// about what the kernel says.
 	ErrHindered = errors.New("cannot be read, because of the owner of the folder")
+	// ErrEncoding says that a path is not valid UTF-8, as names in the records of changes are.
+	ErrEncoding = errors.New("not valid UTF-8")
 	// ErrForeign says that somebody else than root may change what root would run.
 	ErrForeign = errors.New("not only root may change it")
 )
@@ -34,7 +36,7 @@ var (
 // Refused reports whether an error is one of those: what another user can make so at any
 // time, and which must not stand in the way of the other files.
 func Refused(err error) bool {
-	return errors.Is(err, ErrLink) || errors.Is(err, ErrNotRegular) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrHindered)
+	return errors.Is(err, ErrLink) || errors.Is(err, ErrNotRegular) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrHindered) || errors.Is(err, ErrEncoding)
 }
 
 // hindered marks an error that the owner of a folder brings about at will: by a file in

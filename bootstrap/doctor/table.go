@@ -60,7 +60,7 @@ func checks() []check {
 		{bootstrap.IDSections, GroupServer, "sections of jee-container.xml", preflight(seeSections, bootstrap.IDSections)},
 		{bootstrap.IDFile, GroupServer, "settings files", preflight(seeFiles, bootstrap.IDFile, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink,
 			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost)},
-		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared)},
+		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared, ams.WarnAppEncoding)},
 		{IDAppName, GroupServer, "names of the applications", checkAppNames},
 		{bootstrap.IDFileOwner, GroupServer, "owners of the files", checkOwners},
 		{IDSettings, GroupServer, "agreement of the settings", checkSettings},
@@ -119,7 +119,7 @@ func checks() []check {
 func IDs() []string {
 	ids := []string{
 		bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
-		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared,
+		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared, ams.WarnAppEncoding,
 		ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge,
 		ams.WarnAddressDown, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
 		bootstrap.IDCloned, bootstrap.IDNotEnabled, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
@@ -150,6 +150,8 @@ func advice(id string) string {
 		return "look at that place: a leave cannot give it back as it was"
 	case ams.WarnAppIncomplete:
 		return "deploy the application again, or move the folder out of webapps"
+	case ams.WarnAppEncoding:
+		return "give the folder another name, as the server needs it, too"
 	case ams.WarnAppBrokenLink:
 		return "remove the link, or put back what it led to"
 	case ams.WarnAppShared:
