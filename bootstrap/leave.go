@@ -187,8 +187,12 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 		}
 	}
 	restored, err := l.store.Salvage(paths)
-	for _, path := range restored {
-		l.warn(IDRecord, "", "%s was put back as the interrupted run found it; what was there is kept as %s.amsagent-saved", path, path)
+	for _, f := range restored {
+		text := f.Path + " was put back as the interrupted run found it"
+		if f.Kept != "" {
+			text += "; what was there is kept as " + f.Kept
+		}
+		l.warn(IDRecord, "", "%s", text)
 	}
 	if err != nil {
 		return fmt.Errorf("putting back what an interrupted run left: %w", err)

@@ -499,34 +499,46 @@ const keptCopies = 100
 // that file, cannot be executed, and never goes through a link. A former copy
 // stays, under its name: it may be all that is left of an edit.
 func (p *Plan) keep(f File) error {
+	at, err := p.store.Files().LocateName(f.Path)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	name, saved, err := spareName(at.Folder, at.Name, f.Bytes)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		p.Conflicts = append(p.Conflicts, Conflict{Path: f.Path, Msg: "the edited file is not kept: there is no name for it"})
+		return nil
+	}
+	saved.Path, saved.Target = filepath.Join(filepath.Dir(f.Path), name), filepath.Join(at.Folder.Path(), name)
+	for j, c := range p.Conflicts {
+		if c.Path == f.Path {
+			p.Conflicts[j].Msg = strings.ReplaceAll(c.Msg, savedName(f.Path), saved.Path)
+		}
+	}
+	p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: files.Plain(f.Mode) &^ 0o111, Kind: KindWhole, like: &f})
+	return nil
+}
+
+// spareName is the first name in d under which a copy of the file called base can be
+// kept, and what has that name: nothing, or a copy of the same content. "" means that
+// others have all of them.
+func spareName(d *files.Folder, base string, content []byte) (name string, saved File, _ error) {
 	for i := range keptCopies {
-		name := savedName(f.Path)
+		name = savedName(base)
 		if i > 0 {
 			name = fmt.Sprintf("%s-%d", name, i)
 		}
-		switch info, err := p.store.Stat(name); {
-		case err == nil && !info.Mode.IsRegular(), files.Refused(err):
-			continue
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			return err
-		}
-		saved, err := p.store.ReadSettings(name)
-		if files.Refused(err) || err == nil && saved.Exists() && !bytes.Equal(saved.Bytes, f.Bytes) {
+		b, info, err := d.Read(name, MaxSettings)
+		saved, err = fileOf(d, b, info, err)
+		if files.Refused(err) || err == nil && saved.Exists() && !bytes.Equal(saved.Bytes, content) {
 			continue
 		}
-		if err != nil {
-			return err
-		}
-		for j, c := range p.Conflicts {
-			if c.Path == f.Path {
-				p.Conflicts[j].Msg = strings.ReplaceAll(c.Msg, savedName(f.Path), name)
-			}
-		}
-		p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: files.Plain(f.Mode) &^ 0o111, Kind: KindWhole, like: &f})
-		return nil
+		return name, saved, err
 	}
-	p.Conflicts = append(p.Conflicts, Conflict{Path: f.Path, Msg: "the edited file is not kept: there is no name for it"})
-	return nil
+	return "", File{}, nil
 }
 
 // CopyOf is the path of the file of whose former content this one is a copy that is kept;

@@ -360,17 +360,20 @@ func (s *Store) SetAside(path string) (string, error) {
 	}
 }
 
+// Salvaged is a file that [Store.Salvage] put back. Kept is where the one that was
+// there is now; "" where there was none.
+type Salvaged struct{ Path, Kept string }
+
 // Salvage undoes an interrupted commit whose journal was set aside, by what it
 // left beside the files at paths: the former file gets its name back, and the
-// one that is there now is kept. It names the files it put back.
-func (s *Store) Salvage(paths []string) (restored []string, _ error) {
+// one that is there now is kept. A file for which there is no name to keep it by
+// stays. It names the files it put back.
+func (s *Store) Salvage(paths []string) (restored []Salvaged, _ error) {
 	for _, path := range paths {
 		put, err := s.salvage(path)
+		restored = append(restored, put...)
 		if files.Refused(err) {
 			continue // its owner made it so; the plan names it
-		}
-		if put {
-			restored = append(restored, path)
 		}
 		if err != nil {
 			return restored, err
@@ -379,29 +382,34 @@ func (s *Store) Salvage(paths []string) (restored []string, _ error) {
 	return restored, nil
 }
 
-func (s *Store) salvage(path string) (put bool, _ error) {
+func (s *Store) salvage(path string) (restored []Salvaged, _ error) {
 	p, err := s.Files().Locate(path)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer p.Close()
 	if len(p.Missing) > 0 {
-		return false, nil
+		return nil, nil
 	}
 	d := p.Folder
 	entries, err := d.Entries(maxEntries)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	for _, old := range beside(p.Name, entries, backupSuffix) {
-		one, err := salvageFile(d, p.Name, old)
+		put, kept, err := salvageFile(d, p.Name, old)
 		if files.Refused(err) {
 			continue // nothing that we left
 		}
 		if err != nil {
-			return put, err
+			return restored, err
 		}
-		put = put || one
+		if kept != "" {
+			kept = filepath.Join(d.Path(), kept)
+		}
+		if put {
+			restored = append(restored, Salvaged{path, kept})
+		}
 	}
 	temps := beside(p.Name, entries, tempSuffix)
 	for _, e := range entries { // Those of kept copies too: no caller names these.
@@ -411,31 +419,37 @@ func (s *Store) salvage(path string) (put bool, _ error) {
 	}
 	for _, temp := range temps {
 		if err := d.Free(temp); err != nil {
-			return put, err
+			return restored, err
 		}
 	}
-	return put, d.Sync()
+	return restored, d.Sync()
 }
 
-func salvageFile(d *files.Folder, target, old string) (put bool, _ error) {
+func salvageFile(d *files.Folder, target, old string) (put bool, kept string, _ error) {
 	now, err := readIn(d, target, maxFileSize)
 	if err != nil {
-		return false, err
+		return false, "", err
 	}
 	was, err := readIn(d, old, maxFileSize)
 	if err != nil {
-		return false, err
+		return false, "", err
 	}
 	if fileSum(now) == fileSum(was) && now.Mode == was.Mode {
-		return false, d.Remove(old)
+		return false, "", d.Remove(old)
 	}
 	if now.Exists() {
-		saved := savedName(target)
-		if err := errors.Join(d.Free(saved), d.Link(target, saved)); err != nil {
-			return false, err
+		var saved File
+		kept, saved, err = spareName(d, target, now.Bytes)
+		if err != nil || kept == "" {
+			return false, "", err
+		}
+		if !saved.Exists() {
+			if err := d.Link(target, kept); err != nil {
+				return false, "", err
+			}
 		}
 	}
-	return true, d.Rename(old, target)
+	return true, kept, d.Rename(old, target)
 }
 
 // Interrupted reports whether a commit was cut short, without repairing it.

@@ -6,6 +6,7 @@ package conf
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -354,9 +355,9 @@ func TestSalvage(t *testing.T) {
 			t.Errorf("left behind: %s", path)
 		}
 	}
-	for _, path := range restored {
-		if _, kept := after[savedName(path)]; !kept {
-			t.Errorf("what was in %s is lost", path)
+	for _, f := range restored {
+		if _, kept := after[f.Kept]; !kept {
+			t.Errorf("what was in %s is lost", f.Path)
 		}
 	}
 }
@@ -377,16 +378,106 @@ func TestSalvageBesideKeptCopy(t *testing.T) {
 		}
 	}
 	restored, err := s.Salvage([]string{path})
-	if err != nil || !slices.Equal(restored, []string{path}) {
+	if err != nil || !slices.Equal(restored, []Salvaged{{path, saved + "-1"}}) {
 		t.Errorf("restored %v, %v", restored, err)
 	}
 	now := snapshot(t, s)
 	for name, want := range map[string]string{
-		path: former, saved: replaced, besideName(saved, id, backupSuffix): "an edit of last year\n",
+		path: former, saved: former, saved + "-1": replaced, besideName(saved, id, backupSuffix): "an edit of last year\n",
 		besideName(path, id, backupSuffix): "", besideName(path, id, tempSuffix): "", besideName(saved+"-1", id, tempSuffix): "",
 	} {
 		if got := now[name]; !strings.HasSuffix(got, want) || want == "" && got != "" {
 			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestSalvageKeepsEveryCopy: what an earlier leave kept may be all that is left of an edit, and of two interrupted commits
+// each has its own former file.
+func TestSalvageKeepsEveryCopy(t *testing.T) {
+	s := newTree(t)
+	const path = "/ams/webapps/Live App/WEB-INF/red5-web.properties"
+	saved := savedName(path)
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(s.Root, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(path, "now\n")
+	put(saved, "an edit of last year\n")
+	put(besideName(path, "0123456789ab", backupSuffix), "first\n")
+	put(besideName(path, "123456789abc", backupSuffix), "second\n")
+	check := func(restored []Salvaged, want []Salvaged, texts map[string]string) {
+		t.Helper()
+		if d := cmp.Diff(want, restored); d != "" {
+			t.Errorf("restored (-want +got):\n%s", d)
+		}
+		for name, want := range texts {
+			if b, err := os.ReadFile(filepath.Join(s.Root, name)); err != nil || string(b) != want {
+				t.Errorf("%s: %q, %v; want %q", name, b, err, want)
+			}
+		}
+	}
+	restored, err := s.Salvage([]string{path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(restored, []Salvaged{{path, saved + "-1"}, {path, saved + "-2"}}, map[string]string{
+		path: "second\n", saved: "an edit of last year\n", saved + "-1": "now\n", saved + "-2": "first\n",
+	})
+
+	// A copy that is the same already is enough, and no file is put in the place of one that is gone.
+	put(besideName(path, "0123456789ab", backupSuffix), "third\n")
+	put(saved+"-1", "second\n")
+	if restored, err = s.Salvage([]string{path}); err != nil {
+		t.Fatal(err)
+	}
+	check(restored, []Salvaged{{path, saved + "-1"}}, map[string]string{path: "third\n", saved + "-1": "second\n"})
+	put(besideName(path, "0123456789ab", backupSuffix), "fourth\n")
+	remove(t, s, path)
+	if restored, err = s.Salvage([]string{path}); err != nil {
+		t.Fatal(err)
+	}
+	check(restored, []Salvaged{{Path: path}}, map[string]string{path: "fourth\n"})
+
+	// Where there is no name for it, the file stays.
+	for i := range keptCopies {
+		put(fmt.Sprintf("%s-%d", saved, i), fmt.Sprintln(i))
+	}
+	old := besideName(path, "0123456789ab", backupSuffix)
+	put(old, "fifth\n")
+	if restored, err = s.Salvage([]string{path}); err != nil {
+		t.Fatal(err)
+	}
+	check(restored, nil, map[string]string{path: "fourth\n", old: "fifth\n", saved: "an edit of last year\n", saved + "-1": "1\n"})
+}
+
+// TestRollbackKeepsEveryCopy: the old file and the new one are both written while the old one is put back.
+func TestRollbackKeepsEveryCopy(t *testing.T) {
+	s := newTree(t)
+	_, _, j := interrupted(t, s, 5)
+	i := slices.IndexFunc(j.Files, func(f journalFile) bool { return strings.HasSuffix(f.Target, ".properties") })
+	f := j.Files[i]
+	saved := savedName(f.Target)
+	texts := map[string]string{f.Target: "into the new one\n", f.Backup: "into the old one\n", saved: "an edit of last year\n"}
+	for name, text := range texts {
+		if err := os.WriteFile(filepath.Join(s.Root, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state, err := s.stateFolder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx := s.begin(state)
+	defer tx.end()
+	if edited, err := tx.putBack(f); err != nil || !edited {
+		t.Fatal(edited, err)
+	}
+	for name, want := range map[string]string{f.Target: texts[f.Target], saved: texts[saved], saved + "-1": texts[f.Backup]} {
+		if b, err := os.ReadFile(filepath.Join(s.Root, name)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v; want %q", name, b, err, want)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 
 	"github.com/amsagent/amsagent/files"
@@ -174,5 +175,13 @@ func (t *transaction) putBack(f journalFile) (edited bool, _ error) {
 		return true, err
 	}
 	// Both were written at once, and nobody can tell which is the later.
-	return true, t.rename(f.Backup, savedName(f.Target))
+	d, base, err := t.at(f.Target)
+	if err != nil {
+		return true, err
+	}
+	name, _, err := spareName(d, base, nil)
+	if err != nil || name == "" { // without a name it goes with the other names of the commit
+		return true, err
+	}
+	return true, d.Rename(filepath.Base(f.Backup), name)
 }

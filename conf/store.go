@@ -278,19 +278,6 @@ func (s *Store) RemoveFolder(path string) error {
 	return p.Folder.RemoveFolder(p.Name)
 }
 
-// Stat tells about a file below the root, itself and not what it leads to.
-func (s *Store) Stat(path string) (files.Info, error) {
-	p, err := s.Files().LocateName(path)
-	if err != nil {
-		return files.Info{}, err
-	}
-	defer p.Close()
-	if len(p.Missing) > 0 {
-		return files.Info{}, &fs.PathError{Op: "stat", Path: path, Err: fs.ErrNotExist}
-	}
-	return p.Folder.Stat(p.Name)
-}
-
 // Empty makes a file below the root empty where it stands: one that something is
 // mounted on cannot be replaced.
 func (s *Store) Empty(path string) error {
