@@ -31,6 +31,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -319,14 +320,9 @@ func (r *nodeProcess) wait(t *testing.T) nodeRun {
 // signal is for the command itself, which nsenter has as its child.
 func (r *nodeProcess) signal(t *testing.T, sig syscall.Signal) {
 	t.Helper()
-	pid := r.cmd.Process.Pid
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	child, err := proc.Child(r.cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
-	}
-	child, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		t.Fatalf("nsenter has these children: %q", b)
 	}
 	if err := syscall.Kill(child, sig); err != nil {
 		t.Fatal(err)

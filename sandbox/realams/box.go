@@ -7,19 +7,17 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // box holds a set of namespaces. Its first process is a shell that reads from a
@@ -68,23 +66,10 @@ func newBox(t testing.TB, name, script string, args ...string) *box {
 			break
 		}
 	}
-	if b.pid, err = childOf(b.cmd.Process.Pid); err != nil {
+	if b.pid, err = proc.Child(b.cmd.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
 	return b
-}
-
-// childOf returns the one child of a process.
-func childOf(pid int) (int, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return 0, fmt.Errorf("looking for the child of a process: %w", err)
-	}
-	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return 0, fmt.Errorf("looking for the child of a process: %q", text)
-	}
-	return child, nil
 }
 
 // path is a file of the box, as seen from here.

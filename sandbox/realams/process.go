@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // Process is a program that runs in a box.
@@ -41,7 +42,7 @@ func (p *Process) Output() string { return p.text.String() }
 
 // PID is the program's own, as this machine counts: nsenter, which we started, has it
 // as its child.
-func (p *Process) PID() (int, error) { return childOf(p.cmd.Process.Pid) }
+func (p *Process) PID() (int, error) { return proc.Child(p.cmd.Process.Pid) }
 
 // Signal reaches the program itself: nsenter hands no signal on. One that has ended
 // gets none: its number may be another's by now, as a test of some minutes starts

@@ -88,3 +88,17 @@ func Birth(pid int) (string, error) {
 	}
 	return fields[startTime], nil
 }
+
+// Child is the number of the one child of a process, such as the program that nsenter
+// or unshare runs. The process must have one thread.
+func Child(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, fmt.Errorf("looking for the child of process %d: %w", pid, err)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, fmt.Errorf("process %d has not one child: %q", pid, text)
+	}
+	return child, nil
+}
