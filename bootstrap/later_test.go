@@ -127,8 +127,11 @@ func TestLeaveWithASecondName(t *testing.T) {
 		replaced bool // the name was an application's own before
 		again    bool
 	}{
-		{name: "alive"}, {name: "zlive"}, {name: "alive", again: true},
-		{name: "WebRTCAppEE", replaced: true}, {name: "alive", replaced: true},
+		{name: "alive"},
+		{name: "zlive"},
+		{name: "alive", again: true},
+		{name: "WebRTCAppEE", replaced: true},
+		{name: "alive", replaced: true},
 	} {
 		t.Run(fmt.Sprintf("%s, replaced %v, again %v", tt.name, tt.replaced, tt.again), func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
