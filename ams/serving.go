@@ -231,7 +231,16 @@ func Applications(root, dir string) ([]string, error) {
 		if e.Name() == consoleApp || !e.IsDir() && e.Type()&fs.ModeSymlink == 0 || !utf8.ValidString(e.Name()) {
 			continue
 		}
-		_, err := statBelow(root, filepath.Join(folder, e.Name(), appFileName))
+		path := filepath.Join(folder, e.Name(), appFileName)
+		if e.Type()&fs.ModeSymlink != 0 {
+			if p, err := (files.Root{Path: root}).Locate(path); err == nil {
+				p.Close()
+				if !utf8.ValidString(p.Path()) {
+					continue
+				}
+			}
+		}
+		_, err := statBelow(root, path)
 		if err == nil || errors.Is(err, fs.ErrPermission) {
 			apps = append(apps, e.Name())
 		}

@@ -116,7 +116,7 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	}
 	form := e.mongoForm.Reveal()
 	edit(e.install.Server.Path, conf.KindProperties, 0, propertySpans(serverSettings(form), conf.ModeCluster))
-	for _, app := range distinct(e.install.Apps) {
+	for _, app := range distinct(e.install.Apps, record) {
 		edit(app.File.Path, conf.KindProperties, 0, propertySpans(appSettings(form), conf.ModeCluster))
 	}
 	edit(MongoPath, conf.KindWhole, 0o600, whole([]byte(e.mongo.Raw().Reveal()+"\n")))
@@ -141,16 +141,26 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	return plan, errors.Join(errs...)
 }
 
-// distinct drops applications whose file another one's link leads to: that of the folder
-// itself is kept, so that a link made later does not change under which name a file is known.
-func distinct(apps []ams.App) []ams.App {
+// distinct drops applications whose file another one's link leads to. It keeps the name that a
+// record knows, so that a link, or a folder, made later does not change by which name the file is
+// given back; and of several, that of the folder itself.
+func distinct(apps []ams.App, record *conf.Record) []ams.App {
+	rank := func(a ams.App) (n int) {
+		if record.File(a.File.Path) != nil || record != nil && slices.Contains(record.Known, a.File.Path) {
+			n = 2
+		}
+		if path.Base(path.Dir(path.Dir(a.File.Real))) == a.Name {
+			n++
+		}
+		return n
+	}
 	var out []ams.App
 	for _, a := range apps {
 		i := slices.IndexFunc(out, func(b ams.App) bool { return a.File.Real != "" && b.File.Real == a.File.Real })
 		switch {
 		case i < 0:
 			out = append(out, a)
-		case path.Base(path.Dir(path.Dir(a.File.Real))) == a.Name:
+		case rank(a) > rank(out[i]):
 			out[i] = a
 		}
 	}

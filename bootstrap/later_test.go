@@ -95,8 +95,9 @@ func TestLeaveOfLaterApplications(t *testing.T) {
 	}
 }
 
-// forgetKnown makes the undo record one of a release that did not note the settings files.
-func forgetKnown(t *testing.T, m *Machine) {
+// forgetKnown makes the undo record one of a release that did not note the settings files. renamed
+// are parts of paths, each followed by what they become.
+func forgetKnown(t *testing.T, m *Machine, renamed ...string) {
 	t.Helper()
 	path := filepath.Join(m.Root, StateDir, "undo.json")
 	b, err := os.ReadFile(path)
@@ -113,7 +114,7 @@ func forgetKnown(t *testing.T, m *Machine) {
 	if b, err = json.Marshal(journal); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(strings.NewReplacer(renamed...).Replace(string(b))), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -172,4 +173,66 @@ func TestLeaveWithASecondName(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A folder that gets another name while the machine is a node, with a link by the former one, gets
+// back what it had, whatever is joined meanwhile. So does one that a former release knew by a link.
+func TestLeaveOfARenamedApplication(t *testing.T) {
+	const file = "WEB-INF/red5-web.properties"
+	for _, tt := range []struct {
+		name          string
+		again, before bool // a second join; the link was there before the first one
+	}{{"renamed", false, false}, {"renamed, and joined again", true, false}, {"known by the link", true, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			webapps := filepath.Join(m.Root, ams.DefaultDir, "webapps")
+			rename := func() {
+				t.Helper()
+				if err := errors.Join(os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")), os.Symlink("renamed", filepath.Join(webapps, "LiveApp"))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", file), "db.type=mongodb\ndb.host=10.0.9.9\ndb.name=own\n")
+			was := treeFiles(t, m)["/webapps/LiveApp/"+file]
+			if tt.before {
+				if err := os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			joinOffline(t, m, testMongo, "10.0.1.7")
+			if tt.before {
+				// As that release noted it.
+				if err := os.Symlink("renamed", filepath.Join(webapps, "LiveApp")); err != nil {
+					t.Fatal(err)
+				}
+				forgetKnown(t, m, "webapps/renamed/", "webapps/LiveApp/")
+			} else {
+				rename()
+			}
+			if tt.again {
+				joinOffline(t, m, "10.0.2.5", "10.0.1.7")
+			}
+			res := leaveOffline(t, m)
+			if got := treeFilesOf(t, filepath.Join(webapps, "renamed", file)); got != was {
+				t.Errorf("it has\n%s\nand had\n%s", got, was)
+			}
+			if !res.Exact || len(res.Warnings) > 0 {
+				t.Errorf("exact %v, warnings %v", res.Exact, res.Warnings)
+			}
+		})
+	}
+}
+
+// treeFilesOf is one file as treeFiles has it.
+func treeFilesOf(t *testing.T, path string) string {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Mode().String() + "\n" + string(b)
 }

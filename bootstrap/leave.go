@@ -172,17 +172,10 @@ func (l *leaver) recover() error {
 
 // setAside puts a file of ours that cannot be used out of the way.
 func (l *leaver) setAside(damaged *conf.DamagedError) error {
-	name, err := l.store.SetAside(damaged.Path)
-	if err != nil {
-		return fmt.Errorf("putting it out of the way: %w", errors.Join(err, damaged))
-	}
-	l.bare = true
-	l.found = "a damaged file was kept as " + name + "; beyond that nothing was changed on this machine"
-	l.warn(IDRecord, "", "%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
 	paths := []string{MongoPath, ams.DropInPath, hostsPath}
 	if in, err := l.open(); err == nil {
 		paths = append(paths, in.Container.Path, in.Server.Path)
-		for _, app := range distinct(in.Apps) {
+		for _, app := range distinct(in.Apps, nil) {
 			paths = append(paths, app.File.Path)
 		}
 	}
@@ -197,6 +190,14 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 	if err != nil {
 		return fmt.Errorf("putting back what an interrupted run left: %w", err)
 	}
+	// Not before: whoever is killed meanwhile comes here again.
+	name, err := l.store.SetAside(damaged.Path)
+	if err != nil {
+		return fmt.Errorf("putting it out of the way: %w", errors.Join(err, damaged))
+	}
+	l.bare = true
+	l.found = "a damaged file was kept as " + name + "; beyond that nothing was changed on this machine"
+	l.warn(IDRecord, "", "%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
 	return nil
 }
 
@@ -444,7 +445,7 @@ func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Fi
 			*left = append(*left, Finding{ID: w.ID, Text: w.Text})
 		}
 	}
-	for _, app := range distinct(l.install.Apps) {
+	for _, app := range distinct(l.install.Apps, l.record) {
 		then(app.File.Path, conf.KindProperties, propertySpans(appSettings(""), conf.ModeStandalone))
 	}
 	then(container, conf.KindContainer, func(src []byte) ([]conf.Span, error) {
@@ -471,13 +472,13 @@ func (l *leaver) then(plan *conf.Plan, left *[]Finding, path string, kind conf.K
 }
 
 // planLater adds the standalone form of those applications that were made while the machine
-// was a node, with the settings of one: what the record gives back of them, if anything, is
-// that.
+// was a node and use MongoDB, as its applications do. What the record gives back of them, if
+// anything, is a node's with a former MongoDB.
 func (l *leaver) planLater(plan *conf.Plan, left *[]Finding) (findings []Finding) {
 	if l.record == nil {
 		return nil
 	}
-	for _, app := range distinct(l.install.Apps) {
+	for _, app := range distinct(l.install.Apps, l.record) {
 		path := app.File.Path
 		uses, err := l.usesMongo(plan, path)
 		if err == nil && !uses || slices.Contains(l.record.Known, path) {

@@ -314,7 +314,7 @@ func (s *sealer) settings() {
 			s.warn(w.ID, "look whether a password of MongoDB is in it", "%s", w.Text)
 		}
 	}
-	for _, app := range distinct(s.install.Apps) {
+	for _, app := range distinct(s.install.Apps, nil) {
 		edit(SealMongo, app.File.Path, conf.KindProperties, s.appLogins(app.File.Path))
 	}
 	edit(SealHosts, hostsPath, conf.KindHosts, s.hostsLine)

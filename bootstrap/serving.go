@@ -9,7 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -99,7 +99,7 @@ func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
 	for first := true; ; first = false {
 		answers := server.askAll(ctx, waiting)
 		// Those that were not asked come first the next time.
-		slices.SortStableFunc(answers, func(a, b ams.AppAnswer) int { return wasAsked(a) - wasAsked(b) })
+		sort.SliceStable(answers, func(i, j int) bool { return wasAsked(answers[i]) < wasAsked(answers[j]) })
 		for i, a := range answers {
 			// A question that our own deadline cut says nothing, nor does one that was not
 			// asked; the answer before does.

@@ -411,7 +411,12 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	for _, f := range slices.Backward(p.Changed()) {
 		ours := committed.File(f.Before.Path)
 		now, err := p.read(f.Before.Path, f.Kind)
-		if files.Refused(err) {
+		for _, g := range p.files {
+			if err == nil && now.Target != f.Before.Target && now.Target == g.Before.Target {
+				err = fmt.Errorf("%w %s", errOtherName, g.Before.Path)
+			}
+		}
+		if files.Refused(err) || errors.Is(err, errOtherName) {
 			// As in a leave, it keeps the others from nothing.
 			conflicts = append(conflicts, leftAsItIs(f.Before.Path, err))
 			if ours != nil {
@@ -500,15 +505,18 @@ const keptCopies = 100
 // stays, under its name: it may be all that is left of an edit.
 func (p *Plan) keep(f File) error {
 	at, err := p.store.Files().LocateName(f.Path)
-	if err != nil {
+	var name string
+	var saved File
+	if err == nil {
+		defer at.Close()
+		if utf8.ValidString(at.Path()) { // as the journal needs it
+			name, saved, err = spareName(at.Folder, at.Name, f.Bytes)
+		}
+	}
+	if err != nil && !files.Refused(err) {
 		return err
 	}
-	defer at.Close()
-	name, saved, err := spareName(at.Folder, at.Name, f.Bytes)
-	if err != nil {
-		return err
-	}
-	if name == "" {
+	if name == "" || err != nil {
 		p.Conflicts = append(p.Conflicts, Conflict{Path: f.Path, Msg: "the edited file is not kept: there is no name for it"})
 		return nil
 	}

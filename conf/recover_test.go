@@ -482,6 +482,38 @@ func TestRollbackKeepsEveryCopy(t *testing.T) {
 	}
 }
 
+// TestRevertOfTwoNames: while a commit is in place, one of its files is replaced by a link to another one.
+func TestRevertOfTwoNames(t *testing.T) {
+	for _, gone := range propertyPaths[:2] {
+		s := newTree(t)
+		before := snapshot(t, s)
+		p := planCluster(t, s, "10.0.0.1")
+		if err := p.Commit("join"); err != nil {
+			t.Fatal(err)
+		}
+		kept := propertyPaths[0]
+		if gone == kept {
+			kept = propertyPaths[1]
+		}
+		if err := errors.Join(os.Remove(filepath.Join(s.Root, gone)), os.Symlink(kept, filepath.Join(s.Root, gone))); err != nil {
+			t.Fatal(err)
+		}
+		conflicts, err := p.Revert("rollback")
+		if err != nil || len(conflicts) != 1 || conflicts[0].Path != gone {
+			t.Errorf("%s is %s: %v, %v", gone, kept, conflicts, err)
+		}
+		after := snapshot(t, s)
+		delete(before, gone)
+		delete(after, gone)
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("%s is %s (-before +after):\n%s", gone, kept, diff)
+		}
+		if r, err := s.Record(); err != nil || len(r.Files) != 1 || r.Files[0].Path != gone {
+			t.Errorf("%s is %s: record %v, %v", gone, kept, r, err)
+		}
+	}
+}
+
 // TestRecoverInterruptedRollback: a commit that was being undone was killed in the
 // middle. One recovery makes all files new or all files old.
 func TestRecoverInterruptedRollback(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -210,6 +211,17 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	}
 	undo := planUndo(t, s)
 	if len(undo.Conflicts) != 1 || undo.Conflicts[0].Path != path {
+		t.Errorf("conflicts: %v", undo.Conflicts)
+	}
+	// In such a folder no copy is kept either.
+	if err := errors.Join(
+		os.Rename(filepath.Join(s.Root, bad, "WEB-INF/red5-web.properties"), filepath.Join(s.Root, "/ams/other")),
+		os.Symlink("/ams/other", filepath.Join(s.Root, bad, "WEB-INF/red5-web.properties")),
+		os.WriteFile(filepath.Join(s.Root, "/ams/other"), []byte("db.type=mongodb\ndb.host=\\u\n"), 0o644),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if undo = planUndo(t, s); !slices.ContainsFunc(undo.Conflicts, func(c Conflict) bool { return strings.Contains(c.Msg, "not kept") }) {
 		t.Errorf("conflicts: %v", undo.Conflicts)
 	}
 	if err := undo.CommitUndo("leave"); err != nil {

@@ -4,8 +4,8 @@
 package lifecycle
 
 import (
-	"cmp"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 )
@@ -62,7 +62,7 @@ func (o *Options) timeline(r *record) []Moment {
 			list = append(list, Moment{At: lapse.Add(-min(reserveTime, a.Hook.Timeout/4)), Ends: lapse, By: name + word})
 		}
 	}
-	slices.SortStableFunc(list, func(a, b Moment) int { return cmp.Compare(a.At.Sub(b.At), 0) })
+	sort.SliceStable(list, func(i, j int) bool { return list[i].At.Before(list[j].At) })
 	if len(list) > 0 {
 		list[0].Decides = true
 	}

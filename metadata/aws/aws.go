@@ -177,6 +177,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 
 	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
 	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
+	inst.TagsUnread = tags.Unread
 	g.Tell(p.opts.Log, &inst)
 	return inst, nil
 }
@@ -209,13 +210,14 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 	for _, key := range keys {
 		g.Do(key, func() error {
 			v, err := cloud.ReadItem(ctx, p.items, optional("tag "+key, "meta-data/tags/instance/"+key), ParseTagValue)
-			if err != nil {
-				return err
-			}
 			mu.Lock()
 			defer mu.Unlock()
-			set.Tags[key] = v
-			return nil
+			if err == nil {
+				set.Tags[key] = v
+			} else if !errors.Is(err, cloud.ErrNotFound) {
+				set.Unread = append(set.Unread, key)
+			}
+			return err
 		})
 	}
 	g.Wait()

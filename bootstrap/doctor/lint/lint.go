@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"regexp"
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 )
@@ -126,7 +127,7 @@ func Check(kind Kind, src []byte, ignore ...string) Result {
 		d.userData()
 	}
 	r := Result{Kind: kind, Findings: d.findings, Source: text, Text: src, Secrets: d.secrets}
-	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return a.Line - b.Line })
+	sort.SliceStable(r.Findings, func(i, j int) bool { return r.Findings[i].Line < r.Findings[j].Line })
 	if d.changed {
 		r.Text = d.text()
 	}

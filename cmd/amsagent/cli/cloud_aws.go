@@ -62,10 +62,17 @@ func (a *daemonAdapter) hookTagUnread() error {
 	switch {
 	case anySetting(a.tagErr, func(e *settingError) bool { return e.key == keyHooks }):
 		return a.tagErr
-	case !a.tagsRead && slices.Contains(a.inst.Missing, "tags"):
-		return errors.New(a.inst.TagsHint)
+	case a.tagsRead || !slices.Contains(a.inst.Missing, "tags"):
+		return nil
 	}
-	return nil
+	unread := map[string]string{}
+	for _, name := range a.inst.TagsUnread {
+		unread[name] = name // a blank one counts as none
+	}
+	if _, _, there := findTag(unread, a.g.settings.values[keyTagHooks].text); len(unread) > 0 && !there {
+		return nil // it is another tag that cannot be read, for whatever reason and how long
+	}
+	return errors.New(a.inst.TagsHint)
 }
 
 const (

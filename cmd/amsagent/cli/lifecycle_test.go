@@ -297,6 +297,10 @@ func TestHooksOfAMalformedTag(t *testing.T) {
 	names("not to be read", "HTTP 403")
 	tag("amsagent:hooks", "ours")
 	names("read", "", "ours")
+	// For good, it may be, and nobody's but its owner's.
+	tag("owner", forbidden)
+	start()
+	names("another tag is not to be read", "")
 
 	tag("amsagent:hooks", "a,,b")
 	start()

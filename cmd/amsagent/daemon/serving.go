@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -438,7 +439,7 @@ func (s *serving) judge(now time.Time) time.Duration {
 
 // words has a word for as many applications as maxWords lets in.
 func words(said []ams.AppAnswer) (word map[string]string, omitted int) {
-	slices.SortStableFunc(said, func(a, b ams.AppAnswer) int { return serves(a) - serves(b) })
+	sort.SliceStable(said, func(i, j int) bool { return serves(said[i]) < serves(said[j]) })
 	word = make(map[string]string)
 	size := 0
 	for i, a := range said {
