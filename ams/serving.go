@@ -228,20 +228,19 @@ func Applications(root, dir string) ([]string, error) {
 	}
 	var apps []string
 	for _, e := range entries {
-		if e.Name() == consoleApp || !e.IsDir() && e.Type()&fs.ModeSymlink == 0 || !utf8.ValidString(e.Name()) {
+		if e.Name() == consoleApp || !e.IsDir() && e.Type()&fs.ModeSymlink == 0 {
 			continue
 		}
-		path := filepath.Join(folder, e.Name(), appFileName)
-		if e.Type()&fs.ModeSymlink != 0 {
-			if p, err := (files.Root{Path: root}).Locate(path); err == nil {
-				p.Close()
-				if !utf8.ValidString(p.Path()) {
-					continue
-				}
+		p, err := files.Root{Path: root}.Locate(filepath.Join(folder, e.Name(), appFileName))
+		valid := true
+		if err == nil {
+			valid = utf8.ValidString(p.Path())
+			if err = fs.ErrNotExist; len(p.Missing) == 0 {
+				_, err = p.Folder.Stat(p.Name)
 			}
+			p.Close()
 		}
-		_, err := statBelow(root, path)
-		if err == nil || errors.Is(err, fs.ErrPermission) {
+		if valid && (err == nil || errors.Is(err, fs.ErrPermission)) {
 			apps = append(apps, e.Name())
 		}
 	}

@@ -127,15 +127,22 @@ func TestLeaveWithASecondName(t *testing.T) {
 		name     string
 		replaced bool // the name was an application's own before
 		again    bool
+		behind   bool // the installation is behind a link
 	}{
 		{name: "alive"},
 		{name: "zlive"},
 		{name: "alive", again: true},
 		{name: "WebRTCAppEE", replaced: true},
 		{name: "alive", replaced: true},
+		{name: "alive", replaced: true, behind: true},
 	} {
-		t.Run(fmt.Sprintf("%s, replaced %v, again %v", tt.name, tt.replaced, tt.again), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%+v", tt), func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
+			if local := filepath.Join(m.Root, "usr/local"); tt.behind {
+				if err := errors.Join(os.Rename(local, filepath.Join(m.Root, "srv")), os.Symlink("../srv", local)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			webapps := filepath.Join(m.Root, ams.DefaultDir, "webapps")
 			link := filepath.Join(webapps, tt.name)
 			if tt.replaced {

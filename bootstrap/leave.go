@@ -133,7 +133,7 @@ func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
 		}
 		defer func() { _ = lock.Unlock() }()
 		if err := l.recover(); err != nil {
-			return nil, err
+			return l.result, err // with the warnings
 		}
 	}
 	err := l.run(ctx)
@@ -187,17 +187,20 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 		}
 		l.warn(IDRecord, "", "%s", text)
 	}
-	if err != nil {
-		return fmt.Errorf("putting back what an interrupted run left: %w", err)
+	if len(restored) > 0 {
+		l.found = "what an interrupted run had left was put back, and nothing else was changed on this machine"
 	}
-	// Not before: whoever is killed meanwhile comes here again.
-	name, err := l.store.SetAside(damaged.Path)
-	if err != nil {
-		return fmt.Errorf("putting it out of the way: %w", errors.Join(err, damaged))
+	// Not before: whoever is killed meanwhile comes here again. Where that failed, the next one goes on without.
+	name, serr := l.store.SetAside(damaged.Path)
+	if serr != nil {
+		return fmt.Errorf("putting it out of the way: %w", errors.Join(serr, damaged))
 	}
 	l.bare = true
 	l.found = "a damaged file was kept as " + name + "; beyond that nothing was changed on this machine"
 	l.warn(IDRecord, "", "%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
+	if err != nil {
+		return fmt.Errorf("putting back what an interrupted run left: %w", err)
+	}
 	return nil
 }
 

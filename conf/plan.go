@@ -256,7 +256,11 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 	if record == nil {
 		return p, nil
 	}
-	names, err := s.names(record)
+	var paths []string
+	for _, rec := range record.Files {
+		paths = append(paths, rec.Path)
+	}
+	names, err := s.names(paths)
 	if err != nil {
 		return nil, err
 	}
@@ -306,12 +310,12 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 	return p, nil
 }
 
-// names gives, for each file that several names of a record lead to by now, as after a folder
-// was replaced by a link, the name by which it is undone: its own, or else the first one.
-func (s *Store) names(record *Record) (map[string]string, error) {
+// names gives, for each file that some of the paths lead to by now, the one by which it is undone. Of
+// several, as after a folder was replaced by a link, that is the file's own, and otherwise the last.
+func (s *Store) names(paths []string) (map[string]string, error) {
 	names := map[string]string{}
-	for _, rec := range record.Files {
-		p, err := s.Files().Locate(rec.Path)
+	for _, path := range paths {
+		p, err := s.Files().Locate(path)
 		if files.Refused(err) {
 			continue // reading it says so
 		}
@@ -319,11 +323,19 @@ func (s *Store) names(record *Record) (map[string]string, error) {
 			return nil, err
 		}
 		p.Close()
-		if _, found := names[p.Path()]; !found || p.Path() == rec.Path {
-			names[p.Path()] = rec.Path
+		if other := names[p.Path()]; alike(path, p.Path()) >= alike(other, p.Path()) {
+			names[p.Path()] = path
 		}
 	}
 	return names, nil
+}
+
+// alike counts the names in which two paths end alike: the folders above may be links, too.
+func alike(a, b string) (n int) {
+	for a != "" && b != "" && filepath.Base(a) == filepath.Base(b) && len(a) > 1 && len(b) > 1 {
+		a, b, n = filepath.Dir(a), filepath.Dir(b), n+1
+	}
+	return n
 }
 
 func leftAsItIs(path string, err error) Conflict {
@@ -408,13 +420,15 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		}
 		record = next
 	}
+	names, err := p.store.names(p.ChangedPaths())
+	if err != nil {
+		return nil, err
+	}
 	for _, f := range slices.Backward(p.Changed()) {
 		ours := committed.File(f.Before.Path)
 		now, err := p.read(f.Before.Path, f.Kind)
-		for _, g := range p.files {
-			if err == nil && now.Target != f.Before.Target && now.Target == g.Before.Target {
-				err = fmt.Errorf("%w %s", errOtherName, g.Before.Path)
-			}
+		if name := names[now.Target]; err == nil && name != f.Before.Path {
+			err = fmt.Errorf("%w %s", errOtherName, name)
 		}
 		if files.Refused(err) || errors.Is(err, errOtherName) {
 			// As in a leave, it keeps the others from nothing.

@@ -514,6 +514,26 @@ func TestRevertOfTwoNames(t *testing.T) {
 	}
 }
 
+// TestRevertOfAThirdFile: two of its files are replaced by links to a third one.
+func TestRevertOfAThirdFile(t *testing.T) {
+	s := newTree(t)
+	p := planCluster(t, s, "10.0.0.1")
+	if err := p.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range propertyPaths[:2] {
+		if err := errors.Join(os.Rename(filepath.Join(s.Root, gone), filepath.Join(s.Root, "/ams/third")), os.Symlink("/ams/third", filepath.Join(s.Root, gone))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if conflicts, err := p.Revert("rollback"); err != nil || len(conflicts) == 0 {
+		t.Fatal(conflicts, err)
+	}
+	if f, err := s.Read("/ams/conf/jee-container.xml"); err != nil || string(f.Bytes) != standaloneXML {
+		t.Errorf("%v, the container is\n%s", err, f.Bytes)
+	}
+}
+
 // TestRecoverInterruptedRollback: a commit that was being undone was killed in the
 // middle. One recovery makes all files new or all files old.
 func TestRecoverInterruptedRollback(t *testing.T) {

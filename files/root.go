@@ -426,7 +426,11 @@ func (w *walker) missing(name string) (*Place, error) {
 				return nil, err
 			}
 		case "..":
-			return nil, &fs.PathError{Op: "open", Path: w.asked, Err: unix.ENOENT}
+			err := error(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENOENT})
+			if i := slices.IndexFunc(w.rest, func(s step) bool { return s.name == "" }); i >= 0 {
+				err = fmt.Errorf("%s: %w: %w", w.rest[i].link, ErrLink, err) // he who may make it can do so at any time
+			}
+			return nil, err
 		default:
 			p.Missing = append(p.Missing, p.Name)
 			p.Name = s.name

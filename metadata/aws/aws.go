@@ -221,6 +221,7 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 		})
 	}
 	g.Wait()
+	slices.Sort(set.Unread) // two answers that say the same are equal
 	set.Group = set.Tags[tagGroup]
 	if len(g.Errors()) > 0 {
 		err := g.Errors()[0]
