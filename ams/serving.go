@@ -232,9 +232,9 @@ func Applications(root, dir string) ([]string, error) {
 			continue
 		}
 		p, err := files.Root{Path: root}.Locate(filepath.Join(folder, e.Name(), appFileName))
-		valid := true
+		valid := utf8.ValidString(e.Name())
 		if err == nil {
-			valid = utf8.ValidString(p.Path())
+			valid = valid && utf8.ValidString(p.Path())
 			if err = fs.ErrNotExist; len(p.Missing) == 0 {
 				_, err = p.Folder.Stat(p.Name)
 			}

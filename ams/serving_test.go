@@ -275,8 +275,10 @@ func TestApplications(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(root, DefaultDir, "webapps", "empty"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("live", filepath.Join(root, DefaultDir, "webapps", "linked")); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"linked", "link\xe9d"} {
+		if err := os.Symlink("live", filepath.Join(root, DefaultDir, "webapps", name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	apps, err := Applications(root, "")
 	if diff := cmp.Diff([]string{"LiveApp", "My App", "linked", "live"}, apps); diff != "" || err != nil {

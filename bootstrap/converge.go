@@ -200,7 +200,7 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 	defer func() { _ = lock.Unlock() }()
 	now, left, unfinished := m.recover(store)
 	if unfinished != nil {
-		unfinished = notRecovered(unfinished, leaveFirst)
+		unfinished = notRecovered(unfinished, leaveFirst, untouched)
 	}
 	if len(now) > 0 {
 		p.found, p.recovered = left, append(p.recovered, now...)

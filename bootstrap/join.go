@@ -162,7 +162,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 			}
 			defer func() { _ = lock.Unlock() }()
 			if f.warnings, found, err = m.recover(store); err != nil {
-				return nil, notRecovered(err, leaveFirst)
+				return nil, notRecovered(err, leaveFirst, untouched)
 			}
 		}
 	}
@@ -199,11 +199,11 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 
 // notRecovered is the error of a command that could not finish, or undo, what an
 // interrupted one left.
-func notRecovered(err error, way string) error {
+func notRecovered(err error, way, state string) error {
 	if n, ok := recordFinding(err, way); ok {
-		return &PreflightError{Findings: []Finding{n}}
+		return &PreflightError{Findings: []Finding{n}, State: state}
 	}
-	e := &FailedError{Step: "looking for an interrupted run", Err: err, State: untouched}
+	e := &FailedError{Step: "looking for an interrupted run", Err: err, State: state}
 	var interrupted *conf.InterruptedError
 	if errors.As(err, &interrupted) {
 		e.Step, e.State = "recovering from an interrupted run", "the interrupted "+interrupted.Purpose+" is still unfinished; the next run tries again"

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -242,4 +243,30 @@ func treeFilesOf(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return info.Mode().String() + "\n" + string(b)
+}
+
+// A leave that put a damaged record out of the way and was refused then is run again: what join made
+// is still known by its name.
+func TestLeaveAfterADamagedRecord(t *testing.T) {
+	m := ownTree(t, "3.0", "3.0.3")
+	joinOffline(t, m, testMongo, "10.0.1.7")
+	if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}); err != nil {
+		t.Fatal(err)
+	}
+	put(t, m, StateDir+"/undo.json", "{")
+	container := filepath.Join(m.Root, ams.DefaultDir, "conf/jee-container.xml")
+	if err := os.Rename(container, container+".away"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := m.Leave(t.Context(), LeaveRequest{Offline: true})
+	if refused, ok := errors.AsType[*PreflightError](err); !ok || !strings.Contains(refused.State, "undo.json.damaged-1") {
+		t.Fatalf("%+v", err)
+	}
+	if err := os.Rename(container+".away", container); err != nil {
+		t.Fatal(err)
+	}
+	leaveOffline(t, m)
+	if _, err := os.Lstat(filepath.Join(m.Root, MongoPath)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s: %v", MongoPath, err)
+	}
 }

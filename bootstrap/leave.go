@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -163,7 +164,7 @@ func (l *leaver) recover() error {
 		}
 	}
 	if err != nil {
-		return notRecovered(err, "")
+		return notRecovered(err, "", l.found)
 	}
 	l.found = found
 	l.result.Warnings = append(l.result.Warnings, warnings...)
@@ -187,20 +188,26 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 		}
 		l.warn(IDRecord, "", "%s", text)
 	}
+	const beyond = "; beyond that nothing was changed on this machine"
+	done := ""
 	if len(restored) > 0 {
-		l.found = "what an interrupted run had left was put back, and nothing else was changed on this machine"
+		done = "what an interrupted run had left was put back"
+		l.found = done + beyond
 	}
-	// Not before: whoever is killed meanwhile comes here again. Where that failed, the next one goes on without.
-	name, serr := l.store.SetAside(damaged.Path)
-	if serr != nil {
-		return fmt.Errorf("putting it out of the way: %w", errors.Join(serr, damaged))
+	if err != nil {
+		l.warn(IDRecord, "look for files that end in .old there", "what an interrupted run left was not all put back: %v", err)
+	}
+	// Not before: whoever is killed meanwhile comes here again.
+	name, err := l.store.SetAside(damaged.Path)
+	if err != nil {
+		return fmt.Errorf("putting it out of the way: %w", errors.Join(err, damaged))
 	}
 	l.bare = true
-	l.found = "a damaged file was kept as " + name + "; beyond that nothing was changed on this machine"
-	l.warn(IDRecord, "", "%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
-	if err != nil {
-		return fmt.Errorf("putting back what an interrupted run left: %w", err)
+	l.found = "a damaged file was kept as " + name + beyond
+	if done != "" {
+		l.found = done + ", and " + l.found
 	}
+	l.warn(IDRecord, "", "%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
 	return nil
 }
 
@@ -360,6 +367,11 @@ func (l *leaver) read() error {
 			return l.refused(n)
 		}
 		return &FailedError{Step: "reading the state", Err: err, State: l.found}
+	}
+	if l.record == nil && l.state != nil && l.state.Phase != PhaseLeaving {
+		// A leave before this one may have put a damaged file out of the way, and come no further.
+		names, _ := l.store.List(StateDir)
+		l.bare = l.bare || slices.ContainsFunc(names, func(name string) bool { return strings.Contains(name, ".damaged-") })
 	}
 	return nil
 }

@@ -131,7 +131,7 @@ func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error
 		defer func() { _ = lock.Unlock() }()
 		warnings, _, err := m.recover(s.store)
 		if err != nil {
-			return s.result, notRecovered(err, "")
+			return s.result, notRecovered(err, "", untouched)
 		}
 		s.result.Warnings = append(s.result.Warnings, warnings...)
 	}

@@ -5,6 +5,7 @@ package conf
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -420,7 +421,11 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		}
 		record = next
 	}
-	names, err := p.store.names(p.ChangedPaths())
+	var paths []string
+	for _, f := range p.files {
+		paths = append(paths, f.Before.Path)
+	}
+	names, err := p.store.names(append(paths, p.ChangedPaths()...))
 	if err != nil {
 		return nil, err
 	}
@@ -428,7 +433,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		ours := committed.File(f.Before.Path)
 		now, err := p.read(f.Before.Path, f.Kind)
 		if name := names[now.Target]; err == nil && name != f.Before.Path {
-			err = fmt.Errorf("%w %s", errOtherName, name)
+			err = fmt.Errorf("%w %s", errOtherName, cmp.Or(name, "another one"))
 		}
 		if files.Refused(err) || errors.Is(err, errOtherName) {
 			// As in a leave, it keeps the others from nothing.

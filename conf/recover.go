@@ -369,17 +369,15 @@ type Salvaged struct{ Path, Kept string }
 // one that is there now is kept. A file for which there is no name to keep it by
 // stays. It names the files it put back.
 func (s *Store) Salvage(paths []string) (restored []Salvaged, _ error) {
+	var errs []error
 	for _, path := range paths {
 		put, err := s.salvage(path)
 		restored = append(restored, put...)
-		if files.Refused(err) {
-			continue // its owner made it so; the plan names it
-		}
-		if err != nil {
-			return restored, err
+		if err != nil && !files.Refused(err) { // its owner made it so; the plan names it
+			errs = append(errs, fmt.Errorf("%s: %w", path, err))
 		}
 	}
-	return restored, nil
+	return restored, errors.Join(errs...)
 }
 
 func (s *Store) salvage(path string) (restored []Salvaged, _ error) {

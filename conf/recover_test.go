@@ -514,6 +514,44 @@ func TestRevertOfTwoNames(t *testing.T) {
 	}
 }
 
+// TestRevertBesideAnUnchangedFile: one that the commit changed is by now a link to one that it only looked at.
+func TestRevertBesideAnUnchangedFile(t *testing.T) {
+	s := newTree(t)
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	const later = "/ams/webapps/later/WEB-INF/red5-web.properties"
+	real := filepath.Join(s.Root, later)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, []byte("db.type=mapdb\ndb.host=localhost\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	p := planCluster(t, s, "10.0.0.1")
+	if err := p.Edit(Target{Path: later, Kind: KindProperties}, func(src []byte) ([]Span, error) {
+		props, err := ParseProperties(src)
+		if err != nil {
+			return nil, err
+		}
+		props.Set("db.host", "10.0.0.1", nil)
+		return props.Spans(), nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Commit("join"); err != nil {
+		t.Fatal(err)
+	}
+	before := snapshot(t, s)
+	kept := propertyPaths[1]
+	if err := errors.Join(os.Remove(real), os.Symlink(kept, real)); err != nil {
+		t.Fatal(err)
+	}
+	if conflicts, err := p.Revert("rollback"); err != nil || len(conflicts) != 1 || conflicts[0].Path != later {
+		t.Error(conflicts, err)
+	}
+	if after := snapshot(t, s); after[kept] != before[kept] {
+		t.Errorf("%s is\n%s\nand was\n%s", kept, after[kept], before[kept])
+	}
+}
+
 // TestRevertOfAThirdFile: two of its files are replaced by links to a third one.
 func TestRevertOfAThirdFile(t *testing.T) {
 	s := newTree(t)
