@@ -35,6 +35,10 @@ const realReadyBound = 2 * time.Second
 func TestRealReady(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	n, d := readyNode(t, w)
+	d.end()
+	n.write("/etc/amsagent/config.yaml", "unhealthy_after: "+realUnhealthy.String()+"\n")
+	d = n.daemon()
+	d.ready()
 	v := n.watch(d)
 	defer v.stop()
 
@@ -66,7 +70,12 @@ func TestRealReady(t *testing.T) {
 		{"kill -9", func() {
 			n.Signal(t, syscall.SIGKILL)
 			v.until("the viewer is refused", func(m moment) bool { return !m.served })
-			v.quietFor(4 * time.Second)
+			until(t, "/healthz says that this machine is broken", func() string {
+				if code := d.healthz(); code != http.StatusServiceUnavailable {
+					return strconv.Itoa(code)
+				}
+				return ""
+			})
 			n.MustRun(t, realams.Service, "start")
 		}},
 		{"SIGSTOP", func() {
@@ -83,14 +92,14 @@ func TestRealReady(t *testing.T) {
 		{"MongoDB hangs", func() {
 			a := n.audience()
 			must(w.Mongo.Member(0).Pause())
-			v.quietFor(mongoAway)
+			d.healthyFor(mongoAway)
 			a.tell()
 			must(w.Mongo.Member(0).Resume())
 		}},
 		{"MongoDB killed", func() {
 			a := n.audience()
 			must(w.Mongo.Member(0).Kill())
-			v.quietFor(mongoAway)
+			d.healthyFor(mongoAway)
 			a.tell()
 			must(w.Mongo.Member(0).Start(t.Context()))
 		}},
@@ -164,7 +173,7 @@ func (n *realNode) audience() *audience {
 				n.t.Fatalf("the RTMP player ended: %s", a.rtmp.Output())
 			default:
 			}
-			return a.rtmp.Output()
+			return "none yet; it says: " + a.rtmp.Output()
 		}
 		return ""
 	})
@@ -206,6 +215,20 @@ func (a *audience) tell() {
 		a.playlist(), running, a.played(), a.frames)
 	a.rtmp.Signal(syscall.SIGTERM)
 	a.publisher.Signal(syscall.SIGTERM)
+}
+
+// realUnhealthy is after what time without its server /healthz gives a machine up here.
+const realUnhealthy = 5 * time.Second
+
+// healthyFor looks at /healthz for so long: by what all nodes share no machine is given up.
+func (d *realDaemon) healthyFor(long time.Duration) {
+	d.n.t.Helper()
+	for end := time.Now().Add(long); time.Now().Before(end); wait(500 * time.Millisecond) {
+		if code := d.healthz(); code != http.StatusOK {
+			d.n.t.Errorf("/healthz answers %d while MongoDB is away", code)
+			wait(time.Until(end))
+		}
+	}
 }
 
 // mongoAway is longer than an application waits for MongoDB before it refuses.

@@ -22,7 +22,7 @@ import (
 // hangs: the node is called gone by nobody, its beats flow again within 2 s of a new
 // primary, /readyz says what viewers get, and nothing is restarted (issue 23, 2.10).
 func TestRealSet(t *testing.T) {
-	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}, Members: 3})
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}, Members: 3, Election: realElection})
 	n := newRealNode(t, w, realRelease())
 	n.join(w.URI())
 	n.settled()
@@ -86,6 +86,9 @@ func TestRealSet(t *testing.T) {
 	n.verdicts(looks.Output())
 	d.end()
 }
+
+// realElection is mongod's own: beats are missed for longer than a node may be silent.
+const realElection = 10 * time.Second
 
 // primary waits for one other than old.
 func (n *realNode) primary(old *realmongo.Member) (now *realmongo.Member) {

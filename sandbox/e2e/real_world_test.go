@@ -129,6 +129,11 @@ func (d *realDaemon) readyz() int {
 	return realams.Status(d.balancer, "http://"+d.n.Address+":9771/readyz")
 }
 
+// healthz is what decides whether the machine is kept.
+func (d *realDaemon) healthz() int {
+	return realams.Status(d.balancer, "http://"+d.n.Address+":9771/healthz")
+}
+
 // ready waits until the daemon says so.
 func (d *realDaemon) ready() {
 	d.n.t.Helper()

@@ -30,6 +30,8 @@ type Options struct {
 	Users map[string]string
 	// Members makes a replica set of so many; 0 is one server without a set.
 	Members int
+	// Election is how long the set waits for its primary before it elects another one; 0 is short.
+	Election time.Duration
 	// Mongod is added to the command line of each mongod.
 	Mongod []string
 }
@@ -61,7 +63,7 @@ ip link set br0 up`)
 	defer cancel()
 	var err error
 	w.Mongo, err = realmongo.Start(ctx, realmongo.Options{
-		Binary: realmongo.Require(t), Members: o.Members, Users: o.Users,
+		Binary: realmongo.Require(t), Members: o.Members, ElectionTimeout: o.Election, Users: o.Users,
 		Host: HubAddress, Port: mongoPort, Prefix: w.hub.netPrefix(), Dial: w.Dial, Args: o.Mongod,
 	})
 	if err != nil {
