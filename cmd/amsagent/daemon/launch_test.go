@@ -1,0 +1,93 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/lifecycle"
+)
+
+// hookCalls is a completer that records its calls.
+type hookCalls struct {
+	mu        sync.Mutex
+	beats     int
+	completed []lifecycle.Result
+}
+
+func (h *hookCalls) Discover(context.Context, bool) (*lifecycle.Hook, error) { return nil, nil }
+
+func (h *hookCalls) Heartbeat(context.Context, lifecycle.Hook) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.beats++
+	return nil
+}
+
+func (h *hookCalls) Complete(_ context.Context, _ lifecycle.Hook, r lifecycle.Result) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.completed = append(h.completed, r)
+	return nil
+}
+
+func (h *hookCalls) get() (beats int, completed []lifecycle.Result) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.beats, slices.Clone(h.completed)
+}
+
+// A launch hook waits until every application serves: a node whose row is active, with one
+// application that still starts, is not in service yet.
+func TestLaunchHookWaitsForApplications(t *testing.T) {
+	f := &fakeServer{apps: []string{"LiveApp", "live"}}
+	f.set(ams.AppStarting, "live")
+	watchFake(t, f, func(w *watched) {
+		hook := &hookCalls{}
+		w.d.o.Machine = &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
+		l, err := newLife(w.d, Lifecycle{New: lifecycle.NewManager, Options: lifecycle.Options{
+			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir}, Completer: hook,
+		}})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(w.t.Context())
+		var work sync.WaitGroup
+		defer work.Wait()
+		defer cancel()
+		work.Go(func() { _ = l.manager.Run(ctx) })
+		l.manager.Notice(lifecycle.Notice{
+			ID: "launch", Source: "aws-lifecycle", Kind: lifecycle.Launch, Received: time.Now(),
+			Hook: &lifecycle.Hook{Provider: "aws", Group: "edge", Name: "up", Timeout: 2 * time.Minute},
+		})
+
+		w.stays(false, 5*time.Minute)
+		v := w.d.view.get()
+		if v.State != cluster.StateActive || !v.Proved || !strings.Contains(v.Server.Why, "live is getting initialized") {
+			w.t.Errorf("the row is %s, proved %v, server: %s", v.State, v.Proved, v.Server.Why)
+		}
+		beats, completed := hook.get()
+		if beats < 2 || len(completed) != 0 {
+			w.t.Errorf("while an application starts: %d heartbeats, completed %v", beats, completed)
+		}
+
+		w.f.set("")
+		w.becomes(true, 2*time.Second)
+		pause(w.t.Context(), 5*time.Second)
+		if _, completed = hook.get(); !cmp.Equal(completed, []lifecycle.Result{lifecycle.Continue}) {
+			w.t.Errorf("after all applications serve: completed %v", completed)
+		}
+	})
+}
