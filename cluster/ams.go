@@ -385,18 +385,21 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 		d := DatabaseStreams{Database: name, IDs: []string{}}
 		op := "reading live streams of " + name
 		broadcasts := func() *mongo.Collection { return c.db(name).Collection(broadcastCollection) }
-		ids, err := find(ctx, c, op, broadcasts, filter, projection, func(doc bson.Raw) string {
-			if id := textField(doc, "streamId"); id != "" {
-				return id
-			}
-			return idText(field(doc, "_id")) // still a stream that counts
-		})
+		ids, err := find(ctx, c, op, broadcasts, filter, projection, readStream)
 		errs = append(errs, err)
 		d.IDs = append(d.IDs, ids...)
 		slices.Sort(d.IDs)
 		all = append(all, d)
 	}
 	return all, errors.Join(errs...)
+}
+
+// readStream reads the id of a stream whatever its document holds.
+func readStream(doc bson.Raw) string {
+	if id := textField(doc, "streamId"); id != "" {
+		return id
+	}
+	return idText(field(doc, "_id")) // still a stream that counts
 }
 
 func (c *Client) amsNodes() *mongo.Collection {

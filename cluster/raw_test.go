@@ -96,29 +96,57 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 }
 
 // FuzzReadDocuments: whatever bytes a server sends as a document, reading it
-// neither panics nor gives what cannot be shown.
+// neither panics nor gives what cannot be shown, or a request beyond its bounds.
 func FuzzReadDocuments(f *testing.F) {
-	seed, err := bson.Marshal(bson.D{
-		{Key: "_id", Value: "a"},
-		{Key: "ip", Value: "10.0.0.3"},
-		{Key: "lastUpdateTime", Value: int64(1)},
-		{Key: "state", Value: "active"},
-		{Key: "updated_at", Value: time.Unix(0, 0)},
-		{Key: "seq", Value: int64(1)},
-	})
-	if err != nil {
-		f.Fatal(err)
+	for _, seed := range []bson.D{
+		{
+			{Key: "_id", Value: "a"},
+			{Key: "ip", Value: "10.0.0.3"},
+			{Key: "lastUpdateTime", Value: int64(1)},
+			{Key: "state", Value: "active"},
+			{Key: "updated_at", Value: time.Unix(0, 0)},
+			{Key: "seq", Value: int64(1)},
+		},
+		{
+			{Key: "_id", Value: "i-1"},
+			{Key: "drain_request", Value: bson.D{
+				{Key: "id", Value: "x"},
+				{Key: "deadline_ms", Value: int64(60_000)},
+				{Key: "now", Value: true},
+				{Key: "repair_streams", Value: true},
+				{Key: "reason", Value: "maintenance"},
+				{Key: "who", Value: "ann"},
+			}},
+			{Key: "drain_asked_at", Value: time.Unix(0, 0)},
+		},
+		{{Key: "drain_request", Value: bson.D{{Key: "id", Value: "x"}, {Key: "deadline_ms", Value: math.MaxFloat64}, {Key: "now", Value: "yes"}}}},
+		{{Key: "_id", Value: bson.ObjectID{1}}, {Key: "streamId", Value: "stream1"}}, // of broadcast
+		{{Key: "_id", Value: bson.D{{Key: "a", Value: 1}}}, {Key: "streamId", Value: bson.A{}}},
+		{
+			{Key: "node", Value: "i-1"},
+			{Key: "kind", Value: "drain"},
+			{Key: "at", Value: time.Unix(0, 0)},
+		},
+	} {
+		data, err := bson.Marshal(seed)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
 	}
-	f.Add(seed)
 	f.Add([]byte{5, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if bson.Raw(data).Validate() != nil {
 			return // the driver gives no such document out
 		}
-		for _, v := range []any{readAMSNode(data), readNode(data)} {
+		node := readNode(data)
+		for _, v := range []any{readAMSNode(data), node, readEvent(data), readStream(data)} {
 			if _, err := json.Marshal(v); err != nil {
 				t.Errorf("%#v cannot be shown as JSON: %v", v, err)
 			}
+		}
+		if r := node.DrainRequest; r != nil && (r.ID == "" || r.Deadline < 0 || r.Deadline > longestDeadline) {
+			t.Errorf("a request to drain: %+v", r)
 		}
 	})
 }
