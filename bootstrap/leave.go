@@ -103,8 +103,8 @@ type leaver struct {
 	stoppedAt time.Time
 }
 
-// Leave gives the machine back as join found it: files byte for byte, AMS
-// standalone, the cluster's lists without it.
+// Leave gives the machine back as join found it: AMS standalone, the cluster's lists
+// without it, and the files byte for byte where nothing wrote them since ([Restored]).
 //
 // The files change before AMS is restarted, in one restart: a process killed
 // in between leaves AMS serving, never stopped. AMS's document is removed after

@@ -50,7 +50,7 @@ func usedFiles() []usedFile {
 	return []usedFile{
 		{"/etc/amsagent/config.yaml", "the settings, written by the operator: amsagent-config(5). The package has an example in /usr/share/doc/amsagent/examples.", nil},
 		{"/etc/amsagent/mongo", "the connection string of the cluster's MongoDB, written by join and removed by leave. Only root can read it.", append([]string{"nodes", "nodes prune"}, changes...)},
-		{"/var/lib/amsagent/", "what the machine joined as, and what leave needs to give every file back byte for byte; in drain.json the drain under way, or the last one. Only root can read it.", node},
+		{"/var/lib/amsagent/", "what the machine joined as, and what leave needs to give the files back; in drain.json the drain under way, or the last one. Only root can read it.", node},
 		{"/run/amsagent/control.sock", "where the daemon listens to the command line.", append([]string{"run"}, node...)},
 		{"/run/amsagent/result.json", "how the last join or leave ended, for machines; no secret is in it.", []string{"join", "leave"}},
 		{"/usr/local/antmedia/", "Ant Media Server, where --ams-dir says nothing else. Of its files conf/jee-container.xml, conf/red5.properties and webapps/*/WEB-INF/red5-web.properties are edited in place.", changes},

@@ -48,8 +48,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 			"A later join that does not name one of them keeps it; an empty value drops it, as in\n" +
 			"--address \"\". `amsagent config` shows them as given to join.\n\n" +
 			"Done twice, the second run writes nothing and restarts nothing. A run that was\n" +
-			"killed is finished by the next one. `amsagent leave` gives back what join found,\n" +
-			"byte for byte.",
+			"killed is finished by the next one. `amsagent leave` gives back what join found.",
 		Example: "  amsagent join --mongo 10.0.2.4\n" +
 			"  amsagent join --mongo file:/run/secrets/mongo --role edge --group edges\n" +
 			"  amsagent join --mongo 10.0.2.4 --dry-run",

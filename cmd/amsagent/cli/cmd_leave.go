@@ -32,10 +32,12 @@ func newLeaveCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "leave [flags]",
 		Short: "take this machine out of the cluster and give its files back",
-		Long: "Every file becomes what join found, byte for byte. Lines that somebody else edited\n" +
-			"since stay; where our own were edited, that is said and they get their standalone\n" +
-			"form. Ant Media Server is restarted standalone, its document is removed from the\n" +
-			"cluster's list, and this node's row in the registry says left.\n\n" +
+		Long: "A file that nothing wrote since the join becomes what join found, byte for byte. In\n" +
+			"one that was written since, as by the server, which saves its settings at a start,\n" +
+			"what join had set is taken back and the rest is kept; where that itself was edited,\n" +
+			"it gets its standalone form. The result says which files these are. Ant Media Server\n" +
+			"is restarted standalone, its document is removed from the cluster's list, and this\n" +
+			"node's row in the registry says left.\n\n" +
 			"The daemon is stopped first and disabled: it would register the node again.\n\n" +
 			"A node that the vendor's script switched is made standalone as well. MongoDB being\n" +
 			"away keeps nobody from leaving; run leave again when it is back.",
