@@ -40,6 +40,13 @@ func TestRealSet(t *testing.T) {
 	started := d.messages()
 	looks := n.Start(t, bins.agent, "nodes", "--watch", "-o", "json")
 
+	until(t, "nodes --watch has looked once", func() string {
+		if !strings.Contains(looks.Output(), `"verdict"`) {
+			return looks.Output()
+		}
+		return ""
+	})
+
 	for _, fault := range []struct {
 		name string
 		harm func(*realmongo.Member) error
