@@ -218,7 +218,7 @@ func (a *audience) tell() {
 }
 
 // realUnhealthy is after what time without its server /healthz gives a machine up here.
-const realUnhealthy = 30 * time.Second
+const realUnhealthy = 5 * time.Second
 
 // healthyFor looks at /healthz for so long: by what all nodes share no machine is given up.
 func (d *realDaemon) healthyFor(long time.Duration) {

@@ -182,7 +182,7 @@ func settingsTable() []setting {
 			help: "the applications that are to serve before this node is ready, as names or patterns (live*); where unset, all but the console",
 		},
 		{
-			key: keyUnhealthyAfter, arg: "DURATION", def: "5m", check: checkDurationFrom(leastUnhealthy, 24*time.Hour),
+			key: keyUnhealthyAfter, arg: "DURATION", def: "5m", check: checkDuration(24 * time.Hour),
 			help: "how long this machine may fail to serve, by a cause of its own, before /healthz says so; longer than a restart of Ant Media Server takes",
 		},
 		{
@@ -391,10 +391,7 @@ func checkCommand(v string) (string, error) {
 
 // checkDuration accepts a duration from a second on: nothing here is done more often, or sooner.
 func checkDuration(most time.Duration) func(string) (string, error) {
-	return checkDurationFrom(time.Second, most)
-}
-
-func checkDurationFrom(least, most time.Duration) func(string) (string, error) {
+	const least = time.Second
 	return func(v string) (string, error) {
 		d, err := time.ParseDuration(v)
 		switch {
@@ -406,10 +403,6 @@ func checkDurationFrom(least, most time.Duration) func(string) (string, error) {
 		return shortDuration(d), nil
 	}
 }
-
-// leastUnhealthy is longer than it takes the daemon to see that MongoDB is away, which keeps the server of
-// every node from answering at once: 13 s on a real one.
-const leastUnhealthy = 30 * time.Second
 
 // mostDrain is the most that a node may wait for its sessions: a cloud's hook waits no longer.
 const mostDrain = 48 * time.Hour

@@ -205,7 +205,6 @@ func TestWrongValues(t *testing.T) {
 		{keyServiceCommand, "a\nb", "is not a command"},
 		{keyRemoteIPValve, "drop", "is not one of keep, remove, auto"},
 		{keyTimeout, "5", `"5" is not a duration`},
-		{keyUnhealthyAfter, "20s", "20s is outside 30s to 24h"},
 		{keyTimeout, "-5m", "-5m is outside 1s to 24h"},
 		{keyTimeout, "25h", "25h is outside 1s to 24h"},
 		{keyOnFailure, "undo", "is not one of rollback, keep"},

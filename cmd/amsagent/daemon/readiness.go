@@ -132,6 +132,7 @@ func (v *View) broken(now time.Time, interval time.Duration) bool {
 	case !v.probed || v.Server.Up || v.Server.Since.IsZero():
 		return false
 	}
-	reached := v.Beat.Error == "" && v.Beat.Dropped == 0 && now.Sub(v.Beat.Last) <= max(healthLimit*interval, leastHealth)
-	return reached
+	// A real server answers nobody as soon as its MongoDB is gone, seconds before a beat finds that out.
+	reached := v.Beat.Error == "" && v.Beat.Dropped == 0 && v.Beat.Last.After(v.Server.Since)
+	return reached && now.Sub(v.Beat.Last) <= max(healthLimit*interval, leastHealth)
 }

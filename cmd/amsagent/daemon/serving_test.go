@@ -680,6 +680,21 @@ func TestHealthOfServer(t *testing.T) {
 	}
 }
 
+// A server that is silent says nothing of this machine before MongoDB has taken a beat since: what takes the one away takes
+// the other.
+func TestBrokenSinceABeat(t *testing.T) {
+	down := time.Date(2026, 11, 26, 2, 0, 0, 0, time.UTC)
+	for beat, want := range map[time.Duration]bool{-time.Second: false, time.Second: true} {
+		v := View{
+			Phase: bootstrap.PhaseJoined, State: cluster.StateActive, Lifecycle: &lifecycle.View{Ready: true}, probed: true,
+			Server: ServerView{Since: down}, Beat: BeatView{Last: down.Add(beat)},
+		}
+		if got := v.broken(down.Add(4*time.Second), 5*time.Second); got != want {
+			t.Errorf("a beat %s after: broken is %v", beat, got)
+		}
+	}
+}
+
 // TestSpareStopped: whether somebody stopped the server is known at once, each time.
 func TestSpareStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
