@@ -286,7 +286,7 @@ func (s *Server) askAll(ctx context.Context, apps []string) []ams.AppAnswer {
 
 // Ask asks one application. ctx bounds the call.
 func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
-	a, lost := s.ask(ctx, app)
+	a, lost, at := s.ask(ctx, app)
 	s.mu.Lock()
 	delete(s.served, app)
 	if a.State == ams.AppServes { // one that waits is about to be made, and is looked at before it is asked
@@ -295,31 +295,34 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	s.mu.Unlock()
 	if a.State == ams.AppRefused {
 		s.startMu.Lock()
-		s.down = time.Now()
+		if at.After(s.down) {
+			s.down = at // and not now: by now it may listen, and have left its marks
+		}
 		s.startMu.Unlock()
 	}
 	return a
 }
 
-// ask also returns [ams.ConnCount.Lost] before the question.
-func (s *Server) ask(ctx context.Context, app string) (ams.AppAnswer, int) {
-	serves, lost := s.servesYet(app), s.conns.Lost()
+// ask also returns [ams.ConnCount.Lost] before the question, and when it was asked.
+func (s *Server) ask(ctx context.Context, app string) (_ ams.AppAnswer, lost int, at time.Time) {
+	serves := s.servesYet(app)
+	lost, at = s.conns.Lost(), time.Now()
 	in, err := s.installation(serves)
 	if err != nil {
-		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost
+		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost, at
 	}
 	if serves {
-		return check(ctx, s.client, in, start{}, app), lost
+		return check(ctx, s.client, in, start{}, app), lost, at
 	}
-	if s.refused(ctx, in) {
-		return ams.AppAnswer{Name: app, State: ams.AppRefused}, lost
+	if dialed, refused := s.refused(ctx, in); refused {
+		return ams.AppAnswer{Name: app, State: ams.AppRefused}, lost, dialed
 	}
 	started := s.serverStarted(ctx)
 	// Last: until then the server may have been replaced.
 	if in, err = s.installation(false); err != nil {
-		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost
+		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost, at
 	}
-	return ask(ctx, s.client, in, started, app), lost
+	return ask(ctx, s.client, in, started, app), lost, at
 }
 
 // servesYet reports whether the server was not restarted since an application served.
@@ -330,8 +333,8 @@ func (s *Server) servesYet(app string) bool {
 	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
 }
 
-// refused reports whether nobody listens.
-func (s *Server) refused(ctx context.Context, in *ams.Installation) bool {
+// refused reports whether nobody listened when that was looked at last, and when that was.
+func (s *Server) refused(ctx context.Context, in *ams.Installation) (time.Time, bool) {
 	s.dialMu.Lock()
 	defer s.dialMu.Unlock()
 	if time.Since(s.dialed) >= dialEvery {
@@ -339,7 +342,7 @@ func (s *Server) refused(ctx context.Context, in *ams.Installation) bool {
 		defer cancel()
 		s.dialed, s.closed = time.Now(), s.refuses(ctx, in)
 	}
-	return s.closed
+	return s.dialed, s.closed
 }
 
 // serverStarted is when the server was started: as [Machine.serverStarted] tells, but not
