@@ -296,6 +296,9 @@ func until(t testing.TB, what string, why func() string) {
 	}
 }
 
+// soFar is a text that is not what until waits for, also where there is none yet.
+func soFar(text string) string { return "so far: " + text }
+
 func wait(d time.Duration) { <-time.After(d) }
 
 // process is one running daemon.

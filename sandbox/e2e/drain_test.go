@@ -552,7 +552,7 @@ func TestDrainHungMetadata(t *testing.T) {
 	p := h.daemon()
 	until(t, "the daemon asks who this machine is", func() string {
 		if len(h.aws.Requests()) == asked {
-			return p.text()
+			return soFar(p.text())
 		}
 		return ""
 	})

@@ -216,7 +216,7 @@ func (p *process) untilReady() {
 	p.h.t.Helper()
 	until(p.h.t, "the node is ready", func() string {
 		if body, code := p.get("/readyz"); code != http.StatusOK {
-			return body
+			return soFar(body)
 		}
 		return ""
 	})

@@ -113,7 +113,7 @@ func (n *realNode) says(id, what string) {
 	until(n.t, "status says "+id+" of "+what, func() string {
 		out, _ := n.Run(n.t, bins.agent, "status")
 		if i := strings.Index(out, id); i < 0 || !strings.Contains(out[i:], what) {
-			return out
+			return soFar(out)
 		}
 		return ""
 	})
@@ -124,7 +124,7 @@ func (n *realNode) silent(id string) {
 	n.t.Helper()
 	until(n.t, "status does not say "+id, func() string {
 		if out, _ := n.Run(n.t, bins.agent, "status"); strings.Contains(out, id) {
-			return out
+			return soFar(out)
 		}
 		return ""
 	})
@@ -135,7 +135,7 @@ func (d *realDaemon) says(count int, what string) {
 	d.n.t.Helper()
 	until(d.n.t, what, func() string {
 		if d.logs(what) < count {
-			return d.Output()
+			return soFar(d.Output())
 		}
 		return ""
 	})

@@ -75,7 +75,7 @@ func TestRealBooted(t *testing.T) {
 	figure(t, "from the first start of the new release to a node that serves: %s", time.Since(restarted).Round(100*time.Millisecond))
 	until(t, "status names the new release", func() string {
 		if out := b.must(t, "amsagent", "status"); !strings.Contains(out, realams.Newest+" ") {
-			return out
+			return soFar(out)
 		}
 		return ""
 	})

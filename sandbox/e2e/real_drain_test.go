@@ -88,7 +88,7 @@ func (n *realNode) sessions(publishers, viewers int) {
 	until(n.t, fmt.Sprintf("status counts %d and %d", publishers, viewers), func() string {
 		out, _ := n.Run(n.t, bins.agent, "status")
 		if !strings.Contains(out, want) || !strings.Contains(out, fmt.Sprintf("%d viewer", viewers)) {
-			return out
+			return soFar(out)
 		}
 		return ""
 	})

@@ -179,7 +179,7 @@ func (n *realNode) changeSetting() {
 	until(n.t, "the server has written the setting", func() string {
 		text := n.Read(n.t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
 		if !strings.Contains(text, "\nhlsListSize=11\n") {
-			return text
+			return soFar(text)
 		}
 		return ""
 	})

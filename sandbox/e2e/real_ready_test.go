@@ -114,7 +114,7 @@ func TestRealReady(t *testing.T) {
 			until(t, "its folder is gone", func() string {
 				out, _ := n.Run(t, "find", realams.Home+"/webapps/made", "-maxdepth", "1")
 				if !strings.Contains(out, "No such file") {
-					return out
+					return soFar(out)
 				}
 				return ""
 			})
@@ -173,7 +173,7 @@ func (n *realNode) audience() *audience {
 				n.t.Fatalf("the RTMP player ended: %s", a.rtmp.Output())
 			default:
 			}
-			return "none yet; it says: " + a.rtmp.Output()
+			return soFar(a.rtmp.Output())
 		}
 		return ""
 	})

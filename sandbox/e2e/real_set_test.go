@@ -33,7 +33,7 @@ func TestRealSet(t *testing.T) {
 	defer v.stop()
 	until(t, "the daemon's log says so, too", func() string {
 		if d.logs("Ant Media Server serves viewers") == 0 {
-			return d.Output()
+			return soFar(d.Output())
 		}
 		return ""
 	})
@@ -42,7 +42,7 @@ func TestRealSet(t *testing.T) {
 
 	until(t, "nodes --watch has looked once", func() string {
 		if !strings.Contains(looks.Output(), `"verdict"`) {
-			return looks.Output()
+			return soFar(looks.Output())
 		}
 		return ""
 	})

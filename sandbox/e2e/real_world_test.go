@@ -117,7 +117,7 @@ func (n *realNode) daemonOf(agent string) *realDaemon {
 	})
 	until(n.t, "the daemon listens", func() string {
 		if d.readyz() == 0 {
-			return "so far: " + d.Output()
+			return soFar(d.Output())
 		}
 		return ""
 	})
@@ -139,7 +139,7 @@ func (d *realDaemon) ready() {
 	d.n.t.Helper()
 	until(d.n.t, "/readyz answers 200", func() string {
 		if d.readyz() != 200 {
-			return "so far: " + d.Output()
+			return soFar(d.Output())
 		}
 		return ""
 	})
