@@ -349,6 +349,9 @@ func waitAlone(ctx context.Context, c *mongo.Client) error {
 		if err == nil {
 			err = cur.All(ctx, &busy)
 		}
+		if mongo.IsTimeout(err) && ctx.Err() == nil {
+			continue // a busy machine
+		}
 		if err != nil {
 			return fmt.Errorf("looking for what is under way: %w", err)
 		}
