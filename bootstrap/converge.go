@@ -24,7 +24,7 @@ const (
 	IDCloned = "AMS-CLONED" // the state is that of another machine: this is a copy of its disk
 	IDMoved  = "AMS-MOVED"  // the address is another one than joined with
 	IDRole   = "AMS-ROLE"   // the role or the group is another one than joined with
-	IDConfig = "AMS-CONFIG" // an instance tag is malformed
+	IDConfig = "AMS-CONFIG" // a setting is malformed, as in an instance tag
 )
 
 // ConvergeMode says when the server's files may be written.

@@ -425,6 +425,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	for _, f := range p.files {
 		paths = append(paths, f.Before.Path)
 	}
+	// Of two names alike, a changed file's comes last.
 	names, err := p.store.names(append(paths, p.ChangedPaths()...))
 	if err != nil {
 		return nil, err

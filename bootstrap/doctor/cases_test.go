@@ -618,11 +618,11 @@ func agentCases() []aCase {
 		{bootstrap.IDRecord, "interrupted", func(c *clinic) { c.put("var/lib/amsagent/journal", "{}") }, Bad, IDUnfinished, "killed while it wrote"},
 		{bootstrap.IDRecord, "cannot be looked at", func(c *clinic) { c.put("var/lib/amsagent/undo.json/x", "") }, Unknown, "", "undo.json"},
 
-		{IDConfig, "read", func(c *clinic) { c.o.ConfigSeen = "/etc/amsagent/config.yaml is read" }, Good, "", "is read"},
-		{IDConfig, "wrong", func(c *clinic) {
+		{bootstrap.IDConfig, "read", func(c *clinic) { c.o.ConfigSeen = "/etc/amsagent/config.yaml is read" }, Good, "", "is read"},
+		{bootstrap.IDConfig, "wrong", func(c *clinic) {
 			c.o.Config = []bootstrap.Finding{{ID: "AMS-CONFIG", Text: "config.yaml:3: unknown key", Hint: "did you mean role?"}}
 		}, Bad, "", "unknown key"},
-		{IDConfig, "not read", nil, Unknown, "", "not read"},
+		{bootstrap.IDConfig, "not read", nil, Unknown, "", "not read"},
 
 		{IDSecret, "none", nil, Good, "", "no password"},
 		{IDSecret, "kept", func(c *clinic) { c.secret(0o600) }, Good, "", "not for everybody"},

@@ -33,7 +33,6 @@ const (
 	IDTimeline    = "AMS-TIMELINE"       // deadlines that contradict each other
 	IDHook        = "AMS-HOOK"           // no hook of the cloud
 	IDHookDenied  = "AMS-HOOK-DENIED"    // a permission is missing
-	IDConfig      = "AMS-CONFIG"         // settings
 	IDSecret      = "AMS-SECRET"         // a secret that others can read
 	IDUnit        = "AMS-UNIT"           // how the service is doing
 	IDReload      = "AMS-RELOAD"         // systemd has not read its files
@@ -96,7 +95,7 @@ func checks() []check {
 		{IDTimeline, GroupShutdown, "deadlines", checkTimeline},
 
 		{bootstrap.IDRecord, GroupAgent, "the agent's own files", checkRecord},
-		{IDConfig, GroupAgent, "settings", checkConfig},
+		{bootstrap.IDConfig, GroupAgent, "settings", checkConfig},
 		{IDSecret, GroupAgent, "secrets", checkSecrets},
 		{bootstrap.IDService, GroupAgent, "control of the server", preflight(seeService, bootstrap.IDService)},
 		{IDUnit, GroupAgent, "the server's unit", checkUnit},

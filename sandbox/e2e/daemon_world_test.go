@@ -384,7 +384,7 @@ func (p *process) says(text string) {
 	p.h.t.Helper()
 	until(p.h.t, "the log says "+text, func() string {
 		if !strings.Contains(p.text(), text) {
-			return "so far: " + p.text()
+			return soFar(p.text())
 		}
 		return ""
 	})

@@ -72,7 +72,7 @@ func (n *realNode) drains(drain *realams.Process, left string) {
 		default:
 		}
 		if !strings.Contains(drain.Output(), left) {
-			return "so far: " + drain.Output()
+			return soFar(drain.Output())
 		}
 		return ""
 	})

@@ -358,7 +358,7 @@ func (v *viewer) until(what string, ok func(moment) bool) {
 	from := time.Now()
 	until(v.n.t, what, func() string {
 		if !slices.ContainsFunc(v.since(from), ok) {
-			return "so far: " + v.story(from)
+			return soFar(v.story(from))
 		}
 		return ""
 	})

@@ -75,7 +75,7 @@ func (n *realNode) counts(when string, publishers, viewers int) {
 		s := v.Sessions
 		said := fmt.Sprintf("%s publishers by %s, %s viewers by %s", told(s.Publishers), s.PublishersBy, told(s.Viewers), s.By)
 		if s.Publishers == nil || *s.Publishers != publishers || s.Viewers == nil || *s.Viewers < viewers || viewers == 0 && *s.Viewers != 0 {
-			return "so far: " + said
+			return soFar(said)
 		}
 		n.t.Logf("%s: %s", when, said)
 		return ""

@@ -24,7 +24,7 @@ import (
 const (
 	idFailed       = "AMS-FAILED"
 	idUsage        = "AMS-USAGE"
-	idConfig       = "AMS-CONFIG"
+	idConfig       = bootstrap.IDConfig
 	idConfigSecret = "AMS-CONFIG-SECRET"
 	idOutput       = "AMS-OUTPUT"
 	idInterrupted  = "AMS-INTERRUPTED"
