@@ -119,7 +119,7 @@ e2e: build build-sandbox $(BUILD)/tools/gotestsum ## the heavy tests with real c
 .PHONY: real-test
 real-test: build build-sandbox $(BUILD)/tools/gotestsum ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them
 	-@$(MAKE) --no-print-directory real-fetch # without a release the others' tests run all the same
-	@RUN='$(or $(RUN),^TestReal)' SKIP='$(SKIP)' E2E_FLAGS='-p 1 -parallel 2' E2E_TIMEOUT=$${E2E_TIMEOUT:-$(if $(REAL_IDLE)$(REAL_ROUNDS),6h,55m)} tools/scripts/e2e.sh
+	@RUN='$(or $(RUN),^TestReal)' SKIP='$(SKIP)' E2E_FLAGS='-p 1 -parallel 3' E2E_TIMEOUT=$${E2E_TIMEOUT:-$(if $(REAL_IDLE)$(REAL_ROUNDS),6h,55m)} tools/scripts/e2e.sh
 
 # The daemon's tests take minutes, and the others left out start sets and users of the real mongod for themselves.
 ENGINES_SKIP := ^Test(Certificates|Daemon|Rights|LargeRow|StreamsByIndex)
@@ -224,8 +224,8 @@ deps: ## what some tests need besides: Debian packages (java, strace), as root, 
 	@tools/scripts/deps.sh test $(DEPS)
 	@[ '$(DEPS)' = skip ] || tools/scripts/real.sh mongod
 
-# What the tests named TestReal run on: docs/reality.md. RELEASES="2.4.3" fetches another one.
-RELEASES ?= 2.10.0 2.16.2 2.17.1
+# What the tests named TestReal run on: docs/reality.md.
+RELEASES ?= 2.4.3 2.10.0 2.16.2 2.17.1
 .PHONY: real-fetch
 real-fetch: ## fetch a real Ant Media Server and a real mongod for the tests, once, into ~/.cache/amsagent/real
 	@tools/scripts/deps.sh test $(DEPS)

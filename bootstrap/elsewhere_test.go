@@ -36,6 +36,7 @@ func TestRunsElsewhere(t *testing.T) {
 		{"under docker's", running, "-", []cluster.AMSNode{doc(docker, time.Second)}, docker},
 		{"started without its address", running, "HOME=/\x00", []cluster.AMSNode{doc(docker, time.Second)}, docker},
 		{"the process has this address", running, "AMS_HOST_ADDRESS=" + own + "\x00", []cluster.AMSNode{doc(docker, time.Second)}, ""},
+		{"started with an address of no interface", running, "AMS_HOST_ADDRESS=203.0.113.9\x00", nil, "203.0.113.9"},
 		{"under both", running, "-", []cluster.AMSNode{doc(docker, time.Second), doc(own, time.Second)}, ""},
 		{"of a machine elsewhere", running, "-", []cluster.AMSNode{doc("10.0.1.8", time.Second)}, ""},
 		{"an old document", running, "-", []cluster.AMSNode{doc(docker, 40*time.Second)}, ""},
@@ -65,7 +66,7 @@ func TestRunsElsewhere(t *testing.T) {
 					{Name: "docker0", Up: true, Addrs: []netip.Addr{netip.MustParseAddr(docker)}},
 				}, nil
 			}}
-			j := &joiner{Machine: m, seen: tt.seen, result: &JoinResult{}, facts: &facts{service: tt.state, address: ams.Address{Addr: netip.MustParseAddr(own)}}}
+			j := &joiner{Machine: m, seen: tt.seen, result: &JoinResult{}, facts: &facts{install: &ams.Installation{}, service: tt.state, address: ams.Address{Addr: netip.MustParseAddr(own)}}}
 			if got, is := j.runsElsewhere(); got != tt.want || is != (tt.want != "") {
 				t.Errorf("%q, %v; want %q", got, is, tt.want)
 			}
@@ -82,6 +83,9 @@ func TestElsewhereHint(t *testing.T) {
 	}
 	j.result.Restarted = true
 	if got := j.elsewhereHint(err); !strings.HasPrefix(got, "whatever starts the server has to pass AMS_HOST_ADDRESS=10.0.1.7") {
+		t.Errorf("%q", got)
+	}
+	if got := j.elsewhereHint(&StartedElsewhereError{Given: "203.0.113.9"}); !strings.HasPrefix(got, "whatever starts the server has to pass") {
 		t.Errorf("%q", got)
 	}
 	if got := j.elsewhereHint(&NotSeenError{Err: &cluster.AMSNotSeenError{Verdict: cluster.AMSNothing}}); got != "" {

@@ -73,7 +73,7 @@ func (e *NotServingError) Unwrap() error { return e.Err }
 func (j *joiner) serve(ctx context.Context) error {
 	watched, died := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
-	watcher.Go(func() { j.watch(watched, died, nil) })
+	watcher.Go(func() { j.watch(watched, died, false) })
 	served, err := j.awaitServing(watched)
 	died(nil)
 	watcher.Wait()

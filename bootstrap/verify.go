@@ -64,14 +64,17 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	}
 	watched, died := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
-	watcher.Go(func() { j.watch(watched, died, j.sayWaiting) })
+	watcher.Go(func() { j.watch(watched, died, true) })
 	n, err := j.await(watched)
 	died(nil)
 	watcher.Wait()
 	var unstable *ams.UnstableError
+	var elsewhere *StartedElsewhereError
 	switch {
 	case errors.As(context.Cause(watched), &unstable):
 		return nil, unstable
+	case errors.As(context.Cause(watched), &elsewhere):
+		return nil, elsewhere
 	case errors.Is(ctx.Err(), context.Canceled):
 		return nil, &NotSeenError{Err: err} // a server that hangs must not hold up who calls it off
 	case err != nil:
@@ -168,8 +171,10 @@ func (j *joiner) alreadySeen() (cluster.AMSNode, bool) {
 	return j.seen[i], true
 }
 
-func (j *joiner) isOurs(n cluster.AMSNode) bool {
-	return cluster.SameAddress(n.IP, j.facts.address.Addr.String())
+func (j *joiner) isOurs(n cluster.AMSNode) bool { return j.isAddress(n.IP) }
+
+func (j *joiner) isAddress(address string) bool {
+	return cluster.SameAddress(address, j.facts.address.Addr.String())
 }
 
 // patientPoll is how often the server's document is looked for by who is in no hurry.
@@ -228,12 +233,33 @@ func (j *joiner) ownDocuments(ctx context.Context) ([]cluster.AMSNode, error) {
 	}
 }
 
-// runsElsewhere returns the other address of this machine under which the server
-// that runs is in the cluster.
+// StartedElsewhereError says that the server was started with another address than
+// this node's, and goes by that one.
+type StartedElsewhereError struct{ Given, Address string }
+
+func (e *StartedElsewhereError) Error() string {
+	return fmt.Sprintf("Ant Media Server was started with %s=%s, and not with %s", ams.HostAddressVariable, e.Given, e.Address)
+}
+
+// startedElsewhere is what the process shows of it; nil where it has this node's
+// address, none, or a release that finds out its own.
+func (j *joiner) startedElsewhere(pid int) *StartedElsewhereError {
+	p, err := ams.ReadProcess(j.Root, pid)
+	if err != nil || p.HostAddress == "" || j.isAddress(p.HostAddress) || !j.facts.install.Release.HonoursHostAddress() {
+		return nil
+	}
+	return &StartedElsewhereError{Given: p.HostAddress, Address: j.facts.address.Addr.String()}
+}
+
+// runsElsewhere returns the other address under which the server that runs is in the
+// cluster: what it was started with, or one of this machine that is seen there.
 func (j *joiner) runsElsewhere() (string, bool) {
 	st, now := j.facts.service, time.Now()
 	if !st.Running() || j.seenFresh() || !j.mayBeElsewhere() {
 		return "", false
+	}
+	if e := j.startedElsewhere(st.MainPID); e != nil {
+		return e.Given, true
 	}
 	locals := j.localAddresses()
 	for _, n := range j.seen {
@@ -249,14 +275,15 @@ func (j *joiner) runsElsewhere() (string, bool) {
 // this join is about: not where its environment says this one.
 func (j *joiner) mayBeElsewhere() bool {
 	p, err := ams.ReadProcess(j.Root, j.facts.service.MainPID)
-	return err != nil || !p.HostAddressKnown || !cluster.SameAddress(p.HostAddress, j.facts.address.Addr.String())
+	return err != nil || !p.HostAddressKnown || !j.isAddress(p.HostAddress)
 }
 
 // elsewhereHint is the way out for a server that runs under another address; ""
 // where that is not the cause.
 func (j *joiner) elsewhereHint(err error) string {
 	var seen *cluster.AMSNotSeenError
-	if !errors.As(err, &seen) || seen.Verdict != cluster.AMSElsewhere {
+	var started *StartedElsewhereError
+	if !errors.As(err, &started) && (!errors.As(err, &seen) || seen.Verdict != cluster.AMSElsewhere) {
 		return ""
 	}
 	at := j.facts.address.Addr.String()
@@ -284,8 +311,9 @@ func (j *joiner) localAddresses() []string {
 }
 
 // watch looks after the service while something else is waited for, and ends the
-// waiting where it died. Every now and then it calls say, if that is not nil.
-func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, say func(context.Context)) {
+// waiting where it died; where it is not seen in the cluster yet, also where it was
+// started with another address, and says every now and then what is waited for.
+func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, unseen bool) {
 	told, began := time.Now(), time.Now()
 	if j.result.Restarted {
 		began = j.startedAt
@@ -298,9 +326,15 @@ func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, say fu
 			died(&ams.UnstableError{Service: j.Service.Name(), After: time.Since(began), State: st})
 			return
 		}
-		if say != nil && time.Since(told) >= progressEvery {
+		if err == nil && st.Running() && unseen {
+			if e := j.startedElsewhere(st.MainPID); e != nil {
+				died(e)
+				return
+			}
+		}
+		if unseen && time.Since(told) >= progressEvery {
 			told = time.Now()
-			say(ctx)
+			j.sayWaiting(ctx)
 		}
 	}
 }

@@ -24,6 +24,18 @@ func TestRealBeans(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	n := newRealNode(t, w, realRelease())
 
+	// Its service command starts it with another address, of no interface here: nobody waits for the document.
+	const given = "/usr/local/sbin/given-service"
+	n.write(given, "#!/bin/sh\nAMS_HOST_ADDRESS=10.77.0.99 exec "+realams.Service+` "$@"`)
+	n.MustRun(t, "chmod", "755", given)
+	said, code := n.Run(t, n.joinArgs(w.URI(), "--service-command", given)...)
+	if code != 1 || !strings.Contains(said, "cause: Ant Media Server was started with AMS_HOST_ADDRESS=10.77.0.99, and not with "+n.Address+"\n") ||
+		!strings.Contains(said, "hint: whatever starts the server has to pass AMS_HOST_ADDRESS="+n.Address+" on to it") ||
+		!strings.Contains(said, "the files were put back and Ant Media Server is stopped, as before") {
+		t.Fatalf("join: exit %d\n%s", code, said)
+	}
+	before := n.Asked()
+
 	// Late: all applications serve, and the join waits for the document.
 	n.misbehave("no-row", "")
 	join := n.Start(t, n.joinArgs(w.URI(), "--timeout", "10m")...)
@@ -41,8 +53,8 @@ func TestRealBeans(t *testing.T) {
 		t.Errorf("the join does not say for what it waits:\n%s", out)
 	}
 	asked := n.Asked()
-	if !slices.Equal(asked, []string{"start"}) {
-		t.Errorf("the join asked the service for %v, want one start", asked)
+	if !slices.Equal(asked[len(before):], []string{"start"}) {
+		t.Errorf("the join asked the service for %v, want one start", asked[len(before):])
 	}
 	d := n.daemon()
 	d.ready()

@@ -20,10 +20,21 @@ import (
 
 const realBootedAddress = "10.77.0.101"
 
-// The real server under its own unit and a booted systemd, with our package: first
-// boot, join as user data does it, an upgrade by the steps of the vendor's installer, an
-// application that somebody made and another /etc/hosts (S2, S3), drain, leave.
+// The real server under its own unit and a booted systemd, with our package. The stories
+// run beside each other: in one of them a server takes two minutes to end.
 func TestRealBooted(t *testing.T) {
+	if os.Getenv("REQUIRE_REAL") == "1" {
+		t.Setenv("REQUIRE_SYSTEMD", "1")
+	}
+	t.Run("FromJoinToLeave", realFromJoinToLeave)
+	t.Run("Shutdown", realShutdown)
+}
+
+// First boot, join as user data does it, an upgrade by the steps of the vendor's
+// installer, an application that somebody made and another /etc/hosts (S2, S3), kill -9,
+// drain, leave.
+func realFromJoinToLeave(t *testing.T) {
+	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	old := realRelease()
 	if old == realams.Newest {
@@ -103,7 +114,22 @@ func TestRealBooted(t *testing.T) {
 		t.Fatalf("%s names no MongoDB", live)
 	}
 	b.sh(t, fmt.Sprintf("truncate -s %d %s", len(half)+len("\ndb.ho"), live))
-	b.must(t, "systemctl", "restart", nodeUnit)
+	// It dies of it here: systemd starts it again, and what is right is put right before that.
+	b.must(t, "systemctl", "kill", "--kill-who=main", "--signal=KILL", nodeUnit)
+	until(t, "/readyz says that the server was killed", func() string {
+		client := w.HTTP(2 * time.Second)
+		defer client.CloseIdleConnections()
+		if code := realams.Status(client, "http://"+realBootedAddress+":9771/readyz"); code != http.StatusServiceUnavailable {
+			return fmt.Sprint("/readyz ", code)
+		}
+		return ""
+	})
+	until(t, "systemd starts it again", func() string {
+		if now := b.show(t); now["InvocationID"] == second["InvocationID"] || now["ActiveState"] != "active" {
+			return fmt.Sprint(now)
+		}
+		return ""
+	})
 	if log := b.sh(t, "journalctl --no-pager -b -o cat -u "+nodeUnit); !strings.Contains(log, "half written or empty, as after a crash or on a full disk: "+live) {
 		t.Errorf("the journal of the server's unit says nothing of the file that was half written:\n%s", log)
 	}
@@ -114,6 +140,7 @@ func TestRealBooted(t *testing.T) {
 
 	// A person asks for a restart, and the daemon makes it when nobody is on the server.
 	second = b.show(t)
+	second.want(t, map[string]string{"ActiveState": "active", "NRestarts": "1"})
 	asked := time.Now()
 	if out := b.must(t, "amsagent", "converge", "--restart"); !strings.Contains(out, "amsagent converge --no-restart stops that") {
 		t.Errorf("converge --restart says: %s", out)
@@ -172,10 +199,8 @@ type realBooted struct {
 
 func newRealBooted(t *testing.T, w *realams.World, release string) *realBooted {
 	t.Helper()
-	if os.Getenv("REQUIRE_REAL") == "1" {
-		t.Setenv("REQUIRE_SYSTEMD", "1")
-	}
-	options := append([]string{"--network-bridge=br0", "--machine=real"}, realams.Java(t)...)
+	name := "real" + strings.ToLower(filepath.Base(t.Name()))
+	options := append([]string{"--network-bridge=br0", "--machine=" + name}, realams.Java(t)...)
 	b := &realBooted{newDisk(t, diskOptions{tree: `root_make ""`, boot: strings.Join(options, " "), net: w.Network()}), w}
 	realams.Libraries(t, b.disk)
 	realams.Install(t, release, b.disk)

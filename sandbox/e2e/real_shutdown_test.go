@@ -19,7 +19,8 @@ import (
 
 // A machine with the real server under its own unit goes down and comes back: with
 // nobody on it, with a publisher and viewers, and with MongoDB away (S1, S6).
-func TestRealShutdown(t *testing.T) {
+func realShutdown(t *testing.T) {
+	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	b := newRealBooted(t, w, realRelease())
 	// The journal is to outlive the machine.

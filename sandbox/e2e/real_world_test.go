@@ -35,15 +35,15 @@ func realApps(release string) []string {
 	return []string{"LiveApp", "WebRTCApp", "live"}
 }
 
-// realReleases are those of a join and a leave: the newest, or REAL_RELEASE, which may name several.
+// realReleases are those of a join and a leave: REAL_RELEASE, or all.
 func realReleases() []string {
-	if all := strings.Fields(os.Getenv("REAL_RELEASE")); len(all) > 0 {
-		return all
+	if one := os.Getenv("REAL_RELEASE"); one != "" {
+		return []string{one}
 	}
-	return []string{realams.Newest}
+	return []string{realams.Newest, "2.16.2", "2.10.0", "2.4.3"}
 }
 
-// realRelease is the release of everything else, the first of them.
+// realRelease is the release of everything else.
 func realRelease() string { return realReleases()[0] }
 
 // realNode is a real server with an agent on it.

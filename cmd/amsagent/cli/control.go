@@ -26,8 +26,9 @@ const (
 	// cloud before it answers.
 	controlDial = 2 * time.Second
 	controlTime = 10 * time.Second
-	// controlPatience is how long a daemon that is being restarted is waited for before anything was asked of it.
-	controlPatience = 5 * time.Second
+	// controlPatience is how long a daemon that is being restarted is waited for before anything was asked of it: more than
+	// systemd waits before it starts one again that died (RestartSec of amsagent.service).
+	controlPatience = 8 * time.Second
 	controlRetry    = 250 * time.Millisecond
 	// maxControl is more than any answer has.
 	maxControl = 1 << 20
