@@ -270,3 +270,29 @@ func TestLeaveAfterADamagedRecord(t *testing.T) {
 		t.Errorf("%s: %v", MongoPath, err)
 	}
 }
+
+// A name that no change can have keeps nobody from leaving: what has it is left as it is, and named.
+func TestLeaveWithAnImpossibleName(t *testing.T) {
+	for _, path := range []string{"conf/jee-container.xml", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
+		for _, name := range []string{"\xff", strings.Repeat("x", 240)} {
+			t.Run(fmt.Sprintf("%s, %d bytes", path, len(name)), func(t *testing.T) {
+				m := ownTree(t, "3.0", "3.0.3")
+				before := treeFiles(t, m)
+				joinOffline(t, m, testMongo, "10.0.1.7")
+				file := filepath.Join(m.Root, ams.DefaultDir, path)
+				if err := errors.Join(os.Rename(file, filepath.Join(filepath.Dir(file), name)), os.Symlink(name, file)); err != nil {
+					t.Fatal(err)
+				}
+				res := leaveOffline(t, m)
+				for at, text := range treeFiles(t, m) {
+					if was, ok := before[at]; ok && was != text && !strings.HasSuffix(file, at) {
+						t.Errorf("%s is not as before the join:\n%s", at, text)
+					}
+				}
+				if !slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == IDConflict && strings.Contains(f.Text, path) }) {
+					t.Errorf("warnings: %v", res.Warnings)
+				}
+			})
+		}
+	}
+}

@@ -477,7 +477,9 @@ func (l *leaver) then(plan *conf.Plan, left *[]Finding, path string, kind conf.K
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist), malformed && kind == conf.KindContainer: // of that planFiles has told
 		return nil
-	case kind == conf.KindProperties && (malformed || files.Refused(err) || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)):
+	case files.Refused(err) && slices.Contains(conflictPaths(plan.Conflicts), path): // of that, too
+		return nil
+	case files.Refused(err), kind == conf.KindProperties && (malformed || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)):
 		// Its owner can make it so at any time: it must not keep the machine from leaving.
 		*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is not made standalone: %v", path, err)})
 		return nil

@@ -74,7 +74,7 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	case errors.As(context.Cause(watched), &unstable):
 		return nil, unstable
 	case errors.As(context.Cause(watched), &elsewhere):
-		return nil, elsewhere
+		return nil, &NotSeenError{Err: elsewhere}
 	case errors.Is(ctx.Err(), context.Canceled):
 		return nil, &NotSeenError{Err: err} // a server that hangs must not hold up who calls it off
 	case err != nil:

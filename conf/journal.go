@@ -187,9 +187,12 @@ func (f journalFile) standing(now File) standing {
 	return isForeign
 }
 
+// idSize is how many random bytes tell one commit from all others.
+const idSize = 6
+
 // newJournal plans names and sums, and opens the folders of all files.
 func (t *transaction) newJournal(purpose string, changes []Change, record *Record, removeDirs []string) (*journal, error) {
-	var id [6]byte
+	var id [idSize]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, err
 	}

@@ -36,6 +36,7 @@ type Plan struct {
 	// known is [Record.Known] of the record that a commit makes.
 	known []string
 	size  int // of all files that were read
+	names int // at most, in the journal, of the files that [Plan.Then] added
 	// polls is how often the plan has waited for files that were being written.
 	polls  int
 	former *Plan // see Follow
@@ -93,6 +94,13 @@ const (
 	emptyPolls = 50
 )
 
+const (
+	// escapedSize is what one byte of a name takes in the journal at most, as \u003c, and
+	// entrySize what a file takes besides its three names.
+	escapedSize = 6
+	entrySize   = 512
+)
+
 // maxUndo bounds all files of a plan that takes changes back: they may have grown
 // since, and leaving is the way out.
 const maxUndo = 64 << 20
@@ -146,10 +154,15 @@ func (p *Plan) read(path string, kind Kind) (File, error) {
 		limit = maxFileSize
 	}
 	f, err := p.store.read(path, limit)
-	if err == nil && !(utf8.ValidString(path) && utf8.ValidString(f.Target)) {
+	switch {
+	case err != nil:
+		return f, err
+	case !utf8.ValidString(path) || !utf8.ValidString(f.Target):
 		return File{}, fmt.Errorf("the name %q is %w", f.Target, files.ErrEncoding)
+	case len(filepath.Base(f.Target)) > maxBase:
+		return File{}, fmt.Errorf("%s: %w: its name leaves no room for that of a copy beside it", f.Target, files.ErrHindered)
 	}
-	return f, err
+	return f, nil
 }
 
 // NewPlan begins a plan. record is [Store.Record]'s, and may be nil.
@@ -355,6 +368,9 @@ func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, e
 		}
 		// The plan may have it by another name.
 		if i = slices.IndexFunc(p.files, func(f PlannedFile) bool { return f.Before.Target == now.Target }); i < 0 {
+			if p.names += 3*escapedSize*len(now.Target) + entrySize; p.names > maxRecordSize/2 {
+				return fmt.Errorf("%s is %w: too many names for one change, or too long ones", path, files.ErrTooLarge)
+			}
 			i = len(p.files)
 			p.files = append(p.files, PlannedFile{Before: now, After: now.Bytes, Mode: files.Plain(now.Mode), Kind: kind})
 		}
@@ -529,7 +545,7 @@ func (p *Plan) keep(f File) error {
 	var saved File
 	if err == nil {
 		defer at.Close()
-		if utf8.ValidString(at.Path()) { // as the journal needs it
+		if utf8.ValidString(at.Path()) && len(savedName(at.Name))+len("-99") <= maxBase { // as the journal needs it
 			name, saved, err = spareName(at.Folder, at.Name, f.Bytes)
 		}
 	}

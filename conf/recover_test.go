@@ -4,6 +4,7 @@
 package conf
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -569,6 +570,60 @@ func TestRevertOfAThirdFile(t *testing.T) {
 	}
 	if f, err := s.Read("/ams/conf/jee-container.xml"); err != nil || string(f.Bytes) != standaloneXML {
 		t.Errorf("%v, the container is\n%s", err, f.Bytes)
+	}
+}
+
+// TestLongName: a file whose name leaves no room for that of a copy beside it is left as it is, and the longest one
+// that does is changed.
+func TestLongName(t *testing.T) {
+	for size, refused := range map[int]bool{maxBase: false, maxBase + 1: true, 255: true} {
+		s := newTree(t)
+		p := planCluster(t, s, "10.0.0.1")
+		if err := p.Commit("join"); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(s.Root, propertyPaths[0])
+		name := strings.Repeat("x", size)
+		if err := errors.Join(os.Rename(path, filepath.Join(filepath.Dir(path), name)), os.Symlink(name, path)); err != nil {
+			t.Fatal(err)
+		}
+		record, err := s.Record()
+		if err != nil {
+			t.Fatal(err)
+		}
+		undo, err := s.PlanUndo(record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if named := slices.ContainsFunc(undo.Conflicts, func(c Conflict) bool { return c.Path == propertyPaths[0] }); named != refused {
+			t.Errorf("a name of %d bytes: %v", size, undo.Conflicts)
+		}
+		if err := undo.CommitUndo("leave"); err != nil {
+			t.Errorf("a name of %d bytes: %v", size, err)
+		}
+		if b, err := os.ReadFile(path); err != nil || bytes.Contains(b, []byte("10.0.0.1")) != refused {
+			t.Errorf("a name of %d bytes, %v:\n%s", size, err, b)
+		}
+		if f, err := s.Read("/ams/conf/jee-container.xml"); err != nil || string(f.Bytes) != standaloneXML {
+			t.Errorf("a name of %d bytes: %v, the container is\n%s", size, err, f.Bytes)
+		}
+	}
+}
+
+// TestThenManyNames: what the journal has of files that no record knows is bounded: their owner decides how many there are.
+func TestThenManyNames(t *testing.T) {
+	s := newTree(t)
+	p := s.NewPlan(nil)
+	whole := func([]byte) ([]Span, error) { return nil, nil }
+	if err := p.Then(propertyPaths[0], KindProperties, whole); err != nil {
+		t.Fatal(err)
+	}
+	p.names = maxRecordSize / 2
+	if err := p.Then(propertyPaths[0], KindProperties, whole); err != nil {
+		t.Error("the plan has it already:", err)
+	}
+	if err := p.Then(propertyPaths[1], KindProperties, whole); !errors.Is(err, files.ErrTooLarge) {
+		t.Error(err)
 	}
 }
 

@@ -23,6 +23,10 @@ const (
 	backupSuffix = ".old"
 )
 
+// maxBase is the longest name of a target, in bytes: file systems take 255, and what is beside it has the digits
+// of an id in its name, too.
+const maxBase = 255 - len(".") - len(besideMark) - 2*idSize - len(backupSuffix)
+
 func besideName(target, id, suffix string) string {
 	dir, base := filepath.Split(target)
 	return dir + "." + base + besideMark + id + suffix

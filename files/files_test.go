@@ -399,6 +399,10 @@ func testHindered(t *testing.T, newRoot func(*testing.T) Root) {
 		t.Fatal(err)
 	}
 	symlink(t, r, strings.Repeat(long+"/", half), tree+"/webapps/long", hostile)
+	// What his links lead to is an error in a folder of root's.
+	for name, to := range map[string]string{"byfile": "/etc/file/settings", "bycircle": "/etc/circle", "bylong": "/etc/" + strings.Repeat("x", 256)} {
+		symlink(t, r, to, tree+"/webapps/"+name, hostile)
+	}
 	for path, refused := range map[string]bool{
 		tree + "/webapps/file/settings":                                       true,
 		tree + "/webapps/circle":                                              true,
@@ -407,12 +411,29 @@ func testHindered(t *testing.T, newRoot func(*testing.T) Root) {
 		tree + "/webapps/" + strings.Repeat("x", 256) + "/y":                  true,
 		tree + "/webapps/missing/settings":                                    false,
 		tree + "/webapps/long/" + strings.Repeat(long+"/", half) + "settings": true,
+		tree + "/webapps/byfile":                                              true,
+		tree + "/webapps/bycircle":                                            true,
+		tree + "/webapps/bylong":                                              true,
 		"/etc/file/settings":                                                  false,
 		"/etc/circle":                                                         false,
 	} {
 		_, _, err := r.Read(path, 100)
 		if err == nil || Refused(err) != refused {
 			t.Errorf("%s: %v, refused: %t, want %t", path, err, Refused(err), refused)
+		}
+	}
+}
+
+// TestRemoveNothing: neither a file that is not there nor a name that no file can have is in the way.
+func TestRemoveNothing(t *testing.T) {
+	d, err := newRoot(t).Folder(tree + "/conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, name := range []string{"nothing", strings.Repeat("x", 256)} {
+		if err := errors.Join(d.Remove(name), d.Free(name)); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -345,14 +345,14 @@ func (d *Folder) LinkOpen(f *os.File, second string) error {
 	return pathError("link", path, err)
 }
 
-// Remove removes a file; one that is not there is no error.
+// Remove removes a file; one that is not there is no error, nor is a name that no file can have.
 func (d *Folder) Remove(name string) error {
 	path, err := d.call("unlinkat", name)
 	if err != nil {
 		return err
 	}
 	err = unix.Unlinkat(d.fd, name, 0)
-	if err == nil || errors.Is(err, unix.ENOENT) {
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG) {
 		return nil
 	}
 	// A read-only file system refuses to remove even what is not there.

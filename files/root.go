@@ -369,7 +369,7 @@ func (w *walker) walk(how follow) (*Place, error) {
 		case errors.Is(err, unix.ENOENT):
 			return w.missing(s.name)
 		case err != nil:
-			return nil, w.top().hindered(err)
+			return nil, w.hindered(err)
 		case info.Mode.Type() == fs.ModeSymlink && !(last && how == followDirs):
 			err := w.link(s.name, fd, info, how)
 			_ = unix.Close(fd)
@@ -381,7 +381,7 @@ func (w *walker) walk(how follow) (*Place, error) {
 			return w.end(s.name, info)
 		case !info.Mode.IsDir():
 			_ = unix.Close(fd)
-			return nil, w.top().hindered(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, s.name), Err: unix.ENOTDIR})
+			return nil, w.hindered(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, s.name), Err: unix.ENOTDIR})
 		default:
 			path := filepath.Join(w.top().path, s.name)
 			if err := w.fits(path); err != nil {
@@ -426,11 +426,7 @@ func (w *walker) missing(name string) (*Place, error) {
 				return nil, err
 			}
 		case "..":
-			err := error(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENOENT})
-			if i := slices.IndexFunc(w.rest, func(s step) bool { return s.name == "" }); i >= 0 {
-				err = fmt.Errorf("%s: %w: %w", w.rest[i].link, ErrLink, err) // he who may make it can do so at any time
-			}
-			return nil, err
+			return nil, w.hindered(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENOENT})
 		default:
 			p.Missing = append(p.Missing, p.Name)
 			p.Name = s.name
@@ -444,7 +440,17 @@ func (w *walker) fits(path string) error {
 	if len(path) < unix.PathMax {
 		return nil
 	}
-	return w.top().hindered(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENAMETOOLONG})
+	return w.hindered(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENAMETOOLONG})
+}
+
+// hindered marks an error of a walk that a link of another user led to, or that a folder's owner
+// brought about, as [Folder.hindered] does: he can make it so at any time.
+func (w *walker) hindered(err error) error {
+	i := slices.IndexFunc(w.rest, func(s step) bool { return s.name == "" })
+	if i >= 0 && slices.ContainsFunc([]unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG}, func(e unix.Errno) bool { return errors.Is(err, e) }) {
+		return fmt.Errorf("%s: %w: %w", w.rest[i].link, ErrLink, err)
+	}
+	return w.top().hindered(err)
 }
 
 // look opens what has the name, whatever it is, without reading it.
@@ -494,7 +500,7 @@ func (w *walker) link(name string, fd int, info Info, how follow) error {
 	}
 	to := string(buf[:n])
 	if w.links++; w.links > maxLinks {
-		return w.top().hindered(&fs.PathError{Op: "open", Path: path, Err: unix.ELOOP})
+		return w.hindered(&fs.PathError{Op: "open", Path: path, Err: unix.ELOOP})
 	}
 	if how == followNone {
 		return fmt.Errorf("%s: %w: there was none before", path, ErrLink)

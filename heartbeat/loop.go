@@ -219,6 +219,7 @@ func (b *beats) write(ctx context.Context, s Sample) {
 		}
 		if errors.Is(r.Err, ErrLeft) {
 			r.Tried, r.Err, r.Latency = false, nil, 0
+			b.searching = false // for nobody
 			break
 		}
 		b.outcome(r.Err)

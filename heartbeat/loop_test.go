@@ -475,6 +475,32 @@ func TestLoopOfANodeThatLeft(t *testing.T) {
 	})
 }
 
+// The node leaves in the moment after a beat that no server took: nobody goes on looking for one.
+func TestLoopOfANodeThatLeavesInAnElection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRegistry{}
+		reports := 0
+		stop := run(t, f, func(l *Loop) {
+			l.Report = func(Report) {
+				if reports++; reports > 1000 {
+					panic("it reports without a pause")
+				}
+			}
+		})
+		elapse(time.Minute)
+		f.set(func(f *fakeRegistry) {
+			f.fail = &cluster.Error{Kind: cluster.KindNotPrimary, Op: "writing a beat", Err: errors.New("election")}
+		})
+		elapse(5500 * time.Millisecond)
+		f.set(func(f *fakeRegistry) { f.fail = fmt.Errorf("beating: %w", ErrLeft) })
+		elapse(time.Minute)
+		stop()
+		if reports > 60 {
+			t.Errorf("%d reports in two minutes", reports)
+		}
+	})
+}
+
 // A change of what viewers get is written at once, with the load of the last round, and
 // the pace of the beats stays.
 func TestWake(t *testing.T) {

@@ -283,6 +283,17 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 		return none(cluster.CountedByService), nil
 	}
 
+	own, by := stats.LocalStreams, cluster.CountedByAMS
+	if own == nil && connErr == nil {
+		own, by = &encoders, cluster.CountedByConnections
+	}
+	var publishersErr error
+	s.Publishers, s.PublishersBy, publishersErr = c.countPublishers(ctx, now, own, by, draining)
+	if players > 0 && !c.counted.IsZero() && c.publishersErr == nil {
+		// Who publishes to an edge all the same is no viewer, too. The server's own count has the streams that it fetched.
+		players = max(0, players-*c.publishers)
+	}
+
 	switch {
 	case statsErr == nil && complete:
 		s.Viewers, s.By = viewers, cluster.CountedByAMS
@@ -296,13 +307,8 @@ func (c *SessionCounter) count(ctx context.Context, draining bool) (cluster.Sess
 		missing = append(missing, Missing{whatViewers, connErr})
 	}
 
-	own, by := stats.LocalStreams, cluster.CountedByAMS
-	if own == nil && connErr == nil {
-		own, by = &encoders, cluster.CountedByConnections
-	}
-	var err error
-	if s.Publishers, s.PublishersBy, err = c.countPublishers(ctx, now, own, by, draining); err != nil {
-		missing = append(missing, Missing{whatPublishers, errors.Join(err, connErr)})
+	if publishersErr != nil {
+		missing = append(missing, Missing{whatPublishers, errors.Join(publishersErr, connErr)})
 	}
 	if s.By == cluster.CountedByAMS { // which does not count who watches by RTMP
 		if s.Publishers != nil {

@@ -677,6 +677,8 @@ func TestRTMPViewers(t *testing.T) {
 		{"an edge, which fetched the stream", true, true, 1, 1, 1, 1, cluster.CountedByAMS},
 		{"without the server's word", false, false, 0, 2, 2, 0, cluster.CountedByConnections},
 		{"an edge without the server's word", true, false, 0, 2, 0, 2, cluster.CountedByConnections},
+		{"published to an edge", true, true, -1, 2, 1, 1, cluster.CountedByAMS},
+		{"published to an edge without the server's word", true, false, -1, 2, 1, 1, cluster.CountedByConnections},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			lines := "rtmp.port=1935\n"
@@ -685,7 +687,13 @@ func TestRTMPViewers(t *testing.T) {
 			}
 			c := newCounted(t, lines)
 			c.Edge = func() bool { return tt.edge }
-			c.answer = statistics(tt.streams, 0, 0, 0)
+			if tt.streams < 0 { // of which MongoDB knows, too
+				tt.streams = -tt.streams
+				c.streams.live = map[string][]string{"liveapp": make([]string, tt.streams)}
+			}
+			if tt.token {
+				c.answer = statistics(tt.streams, 0, 0, 0)
+			}
 			c.established(map[int][]string{1935: slices.Repeat([]string{"192.0.2.7"}, tt.rtmp)})
 			c.is("counted", tt.publishers, tt.viewers, tt.by)
 		})

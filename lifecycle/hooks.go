@@ -294,7 +294,11 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 		m.noHook(c.launching)
 		m.othersHooks(others, c.launching)
 	case err != nil && !errors.Is(err, ErrGone):
-		m.failed(c, "the cloud cannot be asked for its hook: "+err.Error(), callTime, now)
+		most := callTime
+		if c.launching && now.Sub(c.try.since) > idleHookTime {
+			most = deniedStartEvery
+		}
+		m.failed(c, "the cloud cannot be asked for its hook: "+err.Error(), most, now)
 	case found == nil || err != nil:
 		m.noHook(c.launching)
 		m.troubleLocked(string(c.op), "")
@@ -508,6 +512,9 @@ func (m *Manager) denied(c call, err *DeniedError, now time.Time) {
 	}
 	m.troubleLocked(string(c.op), err.Error())
 	c.try.at = now.Add(deniedEvery)
+	if c.launching && now.Sub(c.try.since) > idleHookTime {
+		c.try.at = now.Add(deniedStartEvery)
+	}
 	m.commit()
 }
 

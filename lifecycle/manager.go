@@ -131,6 +131,12 @@ const (
 	// parkedHookTime is longer than a load balancer takes to let a machine go, which the
 	// wait on the way into a pool comes after.
 	parkedHookTime = 2 * time.Hour
+	// deniedStartEvery is the same for the hook of a start after idleHookTime: the node serves, and the
+	// hook of most machines of most groups does not exist.
+	deniedStartEvery = 5 * time.Minute
+	// longestTimeout is the longest time that a cloud lets a hook wait of which it hears nothing:
+	// AWS 2 h, Alibaba Cloud 6 h.
+	longestTimeout = 6 * time.Hour
 	// idleHookTime is how long a hook that may not exist for what happens (detach,
 	// standby, a start that the cloud does not wait for) is asked for.
 	idleHookTime = 10 * time.Minute
@@ -177,6 +183,7 @@ type Manager struct {
 	unwritten atomic.Int32  // events
 	forgotten atomic.Bool   // see Forgotten
 	unsaid    chan struct{} // see Unsaid; it has room for one
+	told      chan struct{} // see Settled; it has room for one
 }
 
 // NewManager makes a manager and takes up what a former life of the daemon was
@@ -231,7 +238,7 @@ func NewManager(o Options) (*Manager, error) {
 	m := &Manager{
 		o: o, log: o.Log, changed: make(chan struct{}), r: &record{}, gen: 1,
 		trouble: map[string]string{}, logged: map[string]loggedTrouble{}, withdrawn: map[string]time.Time{}, handled: map[string]bool{}, ignored: map[string]bool{},
-		tries: map[string]*try{}, events: make(chan cluster.Event, maxMemory), unsaid: make(chan struct{}, 1),
+		tries: map[string]*try{}, events: make(chan cluster.Event, maxMemory), unsaid: make(chan struct{}, 1), told: make(chan struct{}, 1),
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -258,6 +265,7 @@ func (m *Manager) takeUp() {
 	boot, up := m.o.Uptime()
 	now := time.Now()
 	same := r.wake(now, boot, up)
+	m.forgotten.Store(same && r.Forgotten)
 	r.bound()
 	// There may be other settings now, by which a hook is ours.
 	r.NoHook, r.NoLaunchHook = false, false
@@ -327,6 +335,7 @@ func (m *Manager) commit() {
 	// before it is kept does no harm, since each step may be begun again.
 	m.publish(now)
 	boot, up := m.o.Uptime()
+	m.r.Forgotten = m.forgotten.Load()
 	text := ""
 	m.r.Hardware = m.o.Hardware
 	if err := m.r.save(m.o.Files, now, boot, up); err != nil {
@@ -904,18 +913,30 @@ func (m *Manager) sayAgain(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-m.unsaid:
+			m.mu.Lock()
+			if m.r.Said != "" {
+				m.r.Said = ""
+				m.commit()
+			}
+			m.mu.Unlock()
+		case <-m.told:
+			m.mu.Lock()
+			if m.r.Forgotten != m.forgotten.Load() {
+				m.commit()
+			}
+			m.mu.Unlock()
 		}
-		m.mu.Lock()
-		if m.r.Said != "" {
-			m.r.Said = ""
-			m.commit()
-		}
-		m.mu.Unlock()
 	}
 }
 
 // Settled tells that the registry knows what this node does now.
-func (m *Manager) Settled() { m.forgotten.Store(false) }
+func (m *Manager) Settled() {
+	m.forgotten.Store(false)
+	select {
+	case m.told <- struct{}{}:
+	default:
+	}
+}
 
 // settle keeps what is configured now for the drain that begins.
 func (m *Manager) settle() {

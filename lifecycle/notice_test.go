@@ -512,7 +512,9 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 		if len(w.completed) != 1 || w.stops != 2 {
 			t.Errorf("completed %v, %d stops", w.completed, w.stops)
 		}
-		if err := l.Forget(false); err != nil || !l.View().Ready || w.file != nil {
+		err := l.Forget(false)
+		l.Settled()
+		if tick(time.Second); err != nil || !l.View().Ready || w.file != nil {
 			t.Errorf("%v, file %s", err, w.file)
 		}
 	})
@@ -550,7 +552,8 @@ func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 				}
 				w.set(func(w *world) { w.cloudErr = nil })
 				l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
-				if len(w.completed) != 1 || w.stops != 1 || w.file != nil {
+				l.Settled()
+				if tick(time.Second); len(w.completed) != 1 || w.stops != 1 || w.file != nil {
 					t.Errorf("completed %v, %d stops, file %s", w.completed, w.stops, w.file)
 				}
 			})

@@ -109,7 +109,7 @@ func (m *Manager) starts(ctx context.Context) {
 		if ready {
 			id, server, proved = r.Start.Notice.ID, r.Start.Server, r.Start.Proved
 		}
-		if ready && proved && m.startSettled() {
+		if ready && proved && m.startSettled(time.Now()) {
 			m.dropStart()
 			m.commit()
 			m.mu.Unlock()
@@ -145,15 +145,19 @@ func (m *Manager) unpark() {
 }
 
 // startSettled tells that the cloud has been told that this machine serves, or
-// does not want to know.
-func (m *Manager) startSettled() bool {
+// does not want to know. A permission that is missing may come, as while a role is new,
+// and an API may be reached again: that is tried on for as long as a hook can wait.
+func (m *Manager) startSettled(now time.Time) bool {
 	if m.o.Completer == nil || m.o.Prove == nil {
 		return true
 	}
+	late := func(t *try) bool { return !t.since.IsZero() && now.Sub(t.since) > longestTimeout }
 	if m.wantsDiscovery(true) {
-		return m.tryAt(discovery(true)).denied != ""
+		return late(m.tryAt(discovery(true)))
 	}
-	return !m.waits(func(h Hook) bool { return h.Launching })
+	return !slices.ContainsFunc(m.r.Hooks, func(a waiter) bool {
+		return a.Hook.Launching && a.End == "" && !late(m.tryOf(&a, opContinue))
+	})
 }
 
 // prove starts the server where it has to, and waits for the evidence that it

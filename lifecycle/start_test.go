@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -56,7 +57,8 @@ func TestParkAndResume(t *testing.T) {
 			if last := w.completed[len(w.completed)-1]; last != "up CONTINUE" {
 				t.Errorf("round %d: completed %v", round, w.completed)
 			}
-			if w.file != nil {
+			l.Settled()
+			if tick(time.Second); w.file != nil {
 				t.Errorf("round %d: %s", round, w.file)
 			}
 			w.set(func(w *world) { w.gone, w.hook = false, nil })
@@ -375,6 +377,56 @@ func TestLaunchHook(t *testing.T) {
 			}
 		})
 	})
+	// A permission comes minutes after the machine, as while a role is new: the node serves by then.
+	for _, denied := range []op{opDiscover, opContinue} {
+		t.Run("denied at first: "+string(denied), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.hook = launchHook()
+				w.cloudErr = func(o op) error {
+					if o == denied {
+						return &DeniedError{Permission: "autoscaling:" + string(o)}
+					}
+					return nil
+				}
+				l := w.live()
+				defer l.kill()
+				l.Notice(launch)
+				tick(9 * time.Minute)
+				if v := l.View(); !v.Ready || v.Start == "" || len(v.Trouble) == 0 {
+					t.Fatalf("ready %v, start %q, trouble %v", v.Ready, v.Start, v.Trouble)
+				}
+				w.set(func(w *world) { w.cloudErr = nil })
+				l.until("done", 61*time.Second, func(v View) bool { return v.Start == "" })
+				if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
+					t.Errorf("completed %v", w.completed)
+				}
+			})
+		})
+	}
+	// What never answers is asked rarely, and not for ever.
+	for _, err := range []error{errThrottled, &DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}} {
+		t.Run(fmt.Sprintf("never: %v", err), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				asked := 0
+				w.cloudErr = func(op) error { asked++; return err }
+				l := w.live()
+				defer l.kill()
+				l.Notice(launch)
+				tick(time.Hour)
+				w.set(func(*world) { asked = 0 })
+				tick(time.Hour)
+				if w.set(func(*world) {}); asked < 10 || asked > 26 {
+					t.Errorf("asked %d times in an hour", asked)
+				}
+				tick(longestTimeout)
+				if v := l.View(); v.Start != "" || w.file != nil {
+					t.Errorf("start %q, %s", v.Start, w.file)
+				}
+			})
+		})
+	}
 	t.Run("no hook", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			w := newWorld(t)
@@ -386,6 +438,35 @@ func TestLaunchHook(t *testing.T) {
 				t.Errorf("%+v", v)
 			}
 		})
+	})
+}
+
+// TestForgottenOverARestart: a drain that is forgotten before the registry knows of its end is so after a restart of the
+// daemon, too: else the row would say for ever that the node drains.
+func TestForgottenOverARestart(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(0)
+		l := w.live()
+		l.Notice(park())
+		l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
+		l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
+		l.until("it serves", time.Minute, func(v View) bool { return v.State == StateActive })
+		for _, want := range []bool{true, true} {
+			if got := l.Forgotten(); got != want {
+				t.Errorf("forgotten %v, want %v", got, want)
+			}
+			l.kill()
+			l = w.live()
+		}
+		l.Settled()
+		tick(time.Second)
+		l.kill()
+		l = w.live()
+		defer l.kill()
+		if l.Forgotten() || w.file != nil {
+			t.Errorf("forgotten %v, %s", l.Forgotten(), w.file)
+		}
 	})
 }
 

@@ -127,6 +127,8 @@ type record struct {
 	// another moment of the join, not a later one, for clocks are set.
 	Stopped  time.Time `json:"stopped,omitzero"`
 	JoinedAs time.Time `json:"joined_as,omitzero"`
+	// Forgotten: see [Manager.Forgotten].
+	Forgotten bool `json:"forgotten,omitempty"`
 	// Start is under way: of a machine that was parked, or the first one.
 	Start *start `json:"start,omitempty"`
 }
@@ -257,7 +259,7 @@ func (r *record) onWall(now time.Time) *record {
 
 // empty tells that nothing is worth keeping.
 func (r *record) empty() bool {
-	return r.Step == StepNone && len(r.Notices) == 0 && len(r.Dismissed) == 0 && len(r.Rejoined) == 0 && r.Start == nil && r.Say == r.Said
+	return r.Step == StepNone && len(r.Notices) == 0 && len(r.Dismissed) == 0 && len(r.Rejoined) == 0 && r.Start == nil && r.Say == r.Said && !r.Forgotten
 }
 
 // goalOfAll is what notices come to together. Whoever knows when they are due asks

@@ -331,7 +331,8 @@ func (a *AutoScaling) call(ctx context.Context, action, group string, params fun
 		if !v.retry || n >= cloud.CallAttempts || ctx.Err() != nil || time.Until(deadline) <= pause {
 			return nil, where, v.err
 		}
-		a.p.opts.Log.Warn("the Auto Scaling API gave no usable answer, trying again",
+		// Who asks tells what came of it, and asks again.
+		a.p.opts.Log.Debug("the Auto Scaling API gave no usable answer, trying again",
 			"action", action, "attempt", n, "wait", pause.Round(time.Millisecond), "err", v.err)
 		wait *= 3
 		timer := time.NewTimer(pause)

@@ -54,7 +54,7 @@ func usedFiles() []usedFile {
 		{"/run/amsagent/control.sock", "where the daemon listens to the command line.", append([]string{"run"}, node...)},
 		{"/run/amsagent/result.json", "how the last join or leave ended, for machines; no secret is in it.", []string{"join", "leave"}},
 		{"/usr/local/antmedia/", "Ant Media Server, where --ams-dir says nothing else. Of its files conf/jee-container.xml, conf/red5.properties and webapps/*/WEB-INF/red5-web.properties are edited in place.", changes},
-		{"/etc/systemd/system/antmedia.service.d/50-amsagent.conf", "the node's address and a stop timeout that lets the server end in order, written by join and removed by leave.", changes},
+		{"/etc/systemd/system/antmedia.service.d/50-amsagent.conf", "the node's address, a stop timeout that lets the server end in order, and the command that puts the files right before each start, written by join and removed by leave.", changes},
 		{"/etc/hosts", "gets one marked line where this machine's own name does not resolve.", []string{"join", "leave", "run", "converge"}},
 	}
 }

@@ -52,7 +52,8 @@ func (d *demo) audience() error {
 			case row.State != cluster.StateActive || row.Load == nil || row.Load.CPU == nil || row.Load.Mem == nil:
 				return fmt.Sprintf("%s is %s, its load %+v", n.name, row.State, row.Load)
 			case s == nil || s.Publishers == nil || s.Viewers == nil || *s.Publishers != max(1-i, feeds) || *s.Viewers != i:
-				return fmt.Sprintf("the sessions of %s are %+v", n.name, s)
+				text, err := json.Marshal(s)
+				return fmt.Sprintf("the sessions of %s are %s, %v", n.name, text, err)
 			}
 		}
 		return ""

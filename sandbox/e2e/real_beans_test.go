@@ -29,7 +29,7 @@ func TestRealBeans(t *testing.T) {
 	n.write(given, "#!/bin/sh\nAMS_HOST_ADDRESS=10.77.0.99 exec "+realams.Service+` "$@"`)
 	n.MustRun(t, "chmod", "755", given)
 	said, code := n.Run(t, n.joinArgs(w.URI(), "--service-command", given)...)
-	if code != 1 || !strings.Contains(said, "cause: Ant Media Server was started with AMS_HOST_ADDRESS=10.77.0.99, and not with "+n.Address+"\n") ||
+	if code != 1 || !strings.Contains(said, "[AMS-NOT-SEEN]") || !strings.Contains(said, "cause: Ant Media Server was started with AMS_HOST_ADDRESS=10.77.0.99, and not with "+n.Address+"\n") ||
 		!strings.Contains(said, "hint: whatever starts the server has to pass AMS_HOST_ADDRESS="+n.Address+" on to it") ||
 		!strings.Contains(said, "the files were put back and Ant Media Server is stopped, as before") {
 		t.Fatalf("join: exit %d\n%s", code, said)

@@ -168,6 +168,7 @@ type daemonAdapter struct {
 	hooksTagged bool
 	tagErr      error // what is malformed of the tags of inst
 	tagsRead    bool  // all of them were read since the settings were
+	unanswered  bool  // the last question to the metadata: its tries have been told
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
 }
@@ -290,20 +291,27 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance, error) {
 	a.mu.Lock()
 	q, err := a.g.instanceQuestion("")
+	told := a.unanswered
 	a.mu.Unlock()
 	if err != nil {
 		return metadata.Instance{}, err
 	}
 	if local {
 		q.provider, q.origin = metadata.Generic, "looked for before"
+	}
+	if local || told {
 		q.opts.Log = slog.New(slog.DiscardHandler) // it has said what there is to say
 	}
 	m, err := a.g.askInstance(ctx, q)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.unanswered = err != nil
 	if err != nil {
 		return metadata.Instance{}, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	if told {
+		a.g.log().Info("the metadata of this machine can be read again")
+	}
 	if a.over {
 		return metadata.Instance{}, daemon.ErrOutdated
 	}

@@ -141,6 +141,8 @@ func environmentTopic() string {
 	for _, v := range [][2]string{
 		{"NO_COLOR", "no color, whatever its value"},
 		{"CREDENTIALS_DIRECTORY", "systemd's credentials; a file mongo or amsagent.mongo in it is the MongoDB address, after AMSAGENT_MONGO and before config.yaml"},
+		{"HTTPS_PROXY, NO_PROXY", "or in small letters: the proxy for the clouds' APIs; the metadata services are asked without one"},
+		{"SUDO_USER, USER, LOGNAME", "who asked for a drain of another node, for the record"},
 		{"AWS_EC2_METADATA_DISABLED", "true: the metadata service of AWS is not asked"},
 		{"INVOCATION_ID, JOURNAL_STREAM", "set by systemd: the log has no time of its own, and priorities where it goes to the journal"},
 	} {

@@ -168,3 +168,30 @@ func TestIdentifyWaitsForNobody(t *testing.T) {
 	close(release)
 	first.Wait()
 }
+
+// A daemon asks the metadata again every minute: what each try came to is said once.
+func TestAskSaysItOnce(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }))
+	defer s.Close()
+	var log strings.Builder
+	g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
+	g.logger = slog.New(slog.NewTextHandler(&log, nil))
+	g.settings.Provider, g.settings.Root, g.settings.Endpoints = metadata.GCP, t.TempDir(), map[string]string{metadata.GCP: s.URL}
+	a := &daemonAdapter{g: g}
+	ask := func() string {
+		t.Helper()
+		log.Reset()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		if _, err := a.ask(ctx, false); err == nil {
+			t.Error("a service that failed said who this machine is")
+		}
+		return log.String()
+	}
+	if said := ask(); !strings.Contains(said, "trying again") {
+		t.Errorf("the first time: %q", said)
+	}
+	if said := ask(); said != "" {
+		t.Errorf("the second time: %q", said)
+	}
+}

@@ -82,7 +82,7 @@ func (g *globals) mongo() (mongoSource, error) {
 		return mongoSource{}, &settingError{source: v.origin.String(), layer: v.origin.Layer, line: v.origin.Line, err: err}
 	}
 	g.addSecrets(t.Secrets()...)
-	if len(t.Secrets()) > 0 && (v.origin.Layer == layerFlag || v.origin.Layer == layerTag) {
+	if len(t.Secrets()) > 0 && (v.origin.Layer == layerFlag || v.origin.Layer == layerTag) && g.once("password "+v.origin.String()) {
 		// We cannot take back what ps and the console have shown already, so this is said, not warned of.
 		g.log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.origin.String())
 	}
@@ -136,7 +136,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	}
 	g.addSecrets(t.Secrets()...)
 	g.warnOwner(path)
-	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 {
+	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 && g.once("mode "+path) {
 		g.log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
 	}
 	return mongoSource{Target: t, Origin: o, File: full}, nil
@@ -146,7 +146,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 // connects to.
 func (g *globals) warnOwner(path string) {
 	err := (files.Root{Path: g.settings.Root}).RootsAlone(path)
-	if errors.Is(err, files.ErrForeign) {
+	if errors.Is(err, files.ErrForeign) && g.once("owner "+path) {
 		g.log().Warn("another user can change the file with the MongoDB address", "file", path, "why", err,
 			"fix", "chown root:root and chmod 0600 the file, in a folder that only root may write to, as /etc/amsagent")
 	}

@@ -132,6 +132,9 @@ func TestMongoSources(t *testing.T) {
 			if (tt.log == "") != (log == "") || !strings.Contains(log, tt.log) || strings.Contains(log, "hunter22") {
 				t.Errorf("log %q, want %q", log, tt.log)
 			}
+			if _, err := g.mongo(); err != nil || e.stderr.String() != log {
+				t.Errorf("%v, asked again it says more: %q", err, e.stderr.String())
+			}
 			if strings.Contains(src.Target.Redacted(), "***") && g.redact("the word hunter22 here") != "the word *** here" {
 				t.Error("the password is not known as a secret")
 			}

@@ -75,12 +75,28 @@ type globals struct {
 	piped *piped
 	// reload is told of hangups; nil where they mean "stop".
 	reload chan struct{}
+	// said is what was said once, and would be again each time that the settings are used.
+	said map[string]bool
 	// calm says that a signal is the only end of this command, and nothing to tell anybody.
 	calm bool
 }
 
 func newGlobals(env Env) *globals {
 	return &globals{env: env, given: map[string]given{}, settings: &settings{values: map[string]value{}}}
+}
+
+// once reports whether something is said for the first time since the settings were read.
+func (g *globals) once(what string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.said[what] {
+		return false
+	}
+	if g.said == nil {
+		g.said = map[string]bool{}
+	}
+	g.said[what] = true
+	return true
 }
 
 // waiting is the context of what is read before a command has its own.
@@ -301,6 +317,9 @@ func newRootCommand(g *globals) *cobra.Command {
 
 // load makes the settings before a command runs.
 func (g *globals) load(cmd *cobra.Command) error {
+	g.mu.Lock()
+	g.said = nil
+	g.mu.Unlock()
 	g.readsOnly = onlyReads(cmd)
 	flags, dropped := g.dropEmpty(cmd)
 	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}

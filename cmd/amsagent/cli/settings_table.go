@@ -111,7 +111,7 @@ func settingsTable() []setting {
 	return []setting{
 		{
 			key: keyMongo, flag: "mongo", arg: "ADDRESS", tag: "mongo", secret: true, check: checkMongo,
-			help: "the cluster's MongoDB: IP, host[:port], a comma list, mongodb://…, mongodb+srv://…, or file:PATH holding one of these (file:- is standard input); a password given here shows in the process list, one in a file does not",
+			help: "the cluster's MongoDB: IP, host[:port], a comma list, mongodb://…, mongodb+srv://…, or file:PATH holding one of these (file:- is standard input, on the command line only); a password given here shows in the process list, one in a file does not",
 		},
 		{
 			key: keyRole, kept: true, flag: "role", arg: "ROLE", tag: "role", check: checkRole,

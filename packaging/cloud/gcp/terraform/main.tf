@@ -461,4 +461,8 @@ resource "google_compute_region_autoscaler" "node" {
       target = 0.6
     }
   }
+  lifecycle {
+    # Who lets it only scale out by hand, to drain for longer, keeps that.
+    ignore_changes = [autoscaling_policy[0].mode]
+  }
 }
