@@ -244,11 +244,11 @@ func (e *StartedElsewhereError) Error() string {
 // startedElsewhere is what the process shows of it; nil where it has this node's
 // address, none, or a release that finds out its own.
 func (j *joiner) startedElsewhere(pid int) *StartedElsewhereError {
-	p, err := ams.ReadProcess(j.Root, pid)
-	if err != nil || p.HostAddress == "" || j.isAddress(p.HostAddress) || !j.facts.install.Release.HonoursHostAddress() {
-		return nil
+	// Of one that cannot be read nothing is known.
+	if p, err := ams.ReadProcess(j.Root, pid); err == nil && p.HostAddress != "" && !j.isAddress(p.HostAddress) && j.facts.install.Release.HonoursHostAddress() {
+		return &StartedElsewhereError{Given: p.HostAddress, Address: j.facts.address.Addr.String()}
 	}
-	return &StartedElsewhereError{Given: p.HostAddress, Address: j.facts.address.Addr.String()}
+	return nil
 }
 
 // runsElsewhere returns the other address under which the server that runs is in the
