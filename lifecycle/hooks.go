@@ -295,8 +295,8 @@ func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
 		m.othersHooks(others, c.launching)
 	case err != nil && !errors.Is(err, ErrGone):
 		most := callTime
-		if c.launching && now.Sub(c.try.since) > idleHookTime {
-			most = deniedStartEvery
+		if m.startLasts(c, now) {
+			most = startEvery
 		}
 		m.failed(c, "the cloud cannot be asked for its hook: "+err.Error(), most, now)
 	case found == nil || err != nil:
@@ -512,10 +512,16 @@ func (m *Manager) denied(c call, err *DeniedError, now time.Time) {
 	}
 	m.troubleLocked(string(c.op), err.Error())
 	c.try.at = now.Add(deniedEvery)
-	if c.launching && now.Sub(c.try.since) > idleHookTime {
-		c.try.at = now.Add(deniedStartEvery)
+	if m.startLasts(c, now) {
+		c.try.at = now.Add(startEvery)
 	}
 	m.commit()
+}
+
+// startLasts reports whether a call is about the hook of a start, for longer than one
+// that is there takes to be known.
+func (m *Manager) startLasts(c call, now time.Time) bool {
+	return c.launching && !m.parking() && now.Sub(c.try.since) > idleHookTime
 }
 
 // failed plans the next try of a call.

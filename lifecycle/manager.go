@@ -126,14 +126,14 @@ const (
 	// deniedEvery is how often a call that was denied is tried again: somebody may
 	// grant it meanwhile.
 	deniedEvery = time.Minute
+	// startEvery is how often the hook of a start is asked for after idleHookTime, where nobody lets
+	// us know: most groups have none.
+	startEvery = 5 * time.Minute
 	// unknownTimeout is the shortest that a cloud allows a hook.
 	unknownTimeout = 30 * time.Second
 	// parkedHookTime is longer than a load balancer takes to let a machine go, which the
 	// wait on the way into a pool comes after.
 	parkedHookTime = 2 * time.Hour
-	// deniedStartEvery is the same for the hook of a start after idleHookTime: the node serves, and the
-	// hook of most machines of most groups does not exist.
-	deniedStartEvery = 5 * time.Minute
 	// longestTimeout is the longest time that a cloud lets a hook wait of which it hears nothing:
 	// AWS 2 h, Alibaba Cloud 6 h.
 	longestTimeout = 6 * time.Hour
