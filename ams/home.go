@@ -56,28 +56,29 @@ func unitHomes(p map[string]any, e environment) []Home {
 	return homes
 }
 
-// processHomes are the folders that a process of the server works in: its own, and
-// that of the jar it has open.
-func processHomes(root string, pid int) []Home {
-	if pid <= 0 {
+// processFolder is the folder that a process works in; none where that cannot be read.
+func processFolder(root string, pid int) []Home {
+	cwd, err := os.Readlink(filepath.Join(root, "/proc", strconv.Itoa(pid), "cwd"))
+	if err != nil || !filepath.IsAbs(cwd) {
 		return nil
 	}
-	var homes []Home
-	dir := filepath.Join(root, "/proc", strconv.Itoa(pid))
-	if cwd, err := os.Readlink(filepath.Join(dir, "cwd")); err == nil && filepath.IsAbs(cwd) {
-		homes = append(homes, Home{Dir: cwd, Source: fmt.Sprintf("/proc/%d/cwd", pid)})
-	}
-	fds, err := files.Root{Path: root}.Folder(fmt.Sprintf("/proc/%d/fd", pid))
+	return []Home{{Dir: cwd, Source: fmt.Sprintf("/proc/%d/cwd", pid)}}
+}
+
+// processJar is the folder of the server's jar that a process has open; none where that cannot be read.
+func processJar(root string, pid int) (homes []Home) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := files.Root{Path: root}.Folder(dir)
 	if err != nil {
-		return homes
+		return nil
 	}
 	defer fds.Close()
 	_ = fds.Each(func(name string) bool {
-		open, err := os.Readlink(filepath.Join(dir, "fd", name))
+		open, err := os.Readlink(filepath.Join(root, dir, name))
 		if err != nil || filepath.Base(open) != serverJar {
 			return true
 		}
-		homes = append(homes, Home{Dir: filepath.Dir(open), Source: fmt.Sprintf("/proc/%d/fd", pid)})
+		homes = append(homes, Home{Dir: filepath.Dir(open), Source: dir})
 		return false
 	})
 	return homes
@@ -97,7 +98,14 @@ func (in *Installation) OtherTree(root string, st State) (Home, bool) {
 // ProcessOfOther reports which installation a process of the server works in, where that is known and
 // is not this one.
 func (in *Installation) ProcessOfOther(root string, pid int) (Home, bool) {
-	h, other, _ := in.other(root, processHomes(root, pid))
+	if pid <= 0 {
+		return Home{}, false
+	}
+	homes := processFolder(root, pid)
+	if _, other, known := in.other(root, homes); known && !other {
+		return Home{}, false // whatever it has open, which are hundreds of files
+	}
+	h, other, _ := in.other(root, append(homes, processJar(root, pid)...))
 	return h, other
 }
 

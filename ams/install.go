@@ -68,6 +68,10 @@ type Installation struct {
 	Apps     []App     `json:"apps"` // by name
 	Warnings []Warning `json:"warnings,omitempty"`
 
+	// Unmarked reports whether jee-container.xml is one of the releases before 1.9.1, which
+	// choose their mode by copying one of two siblings over it.
+	Unmarked bool `json:"-"`
+
 	mode    conf.Mode
 	modeErr error
 	stamp   stamp
@@ -153,7 +157,7 @@ func Open(root, dir string) (*Installation, error) {
 	if c, err := conf.ParseContainer(container); err != nil {
 		in.modeErr = fmt.Errorf("reading %s: %w", shown(root, in.Container.Path), err)
 	} else {
-		in.mode = c.Mode()
+		in.mode, in.Unmarked = c.Mode(), !c.Marked()
 	}
 	in.readServer(server)
 	in.Release = in.readRelease()

@@ -132,7 +132,7 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	// goes down in the middle boots a server whose mode fits its settings.
 	container := e.install.Container.Path
 	kind := conf.KindContainer
-	if swap, err := unmarked(store, container); err == nil && swap {
+	if e.install.Unmarked {
 		kind = conf.KindWhole
 	}
 	edit(container, kind, 0, func(src []byte) ([]conf.Span, error) {
@@ -209,20 +209,6 @@ func propertySpans(settings []setting, mode conf.Mode) func([]byte) ([]conf.Span
 		}
 		return p.Spans(), nil
 	}
-}
-
-// unmarked reports whether the container file is one of the releases before
-// 1.9.1, which choose their mode by copying one of two siblings over it.
-func unmarked(store *conf.Store, container string) (bool, error) {
-	f, err := store.ReadSettings(container)
-	if err != nil || !f.Exists() {
-		return false, err
-	}
-	c, err := conf.ParseContainer(f.Bytes)
-	if err != nil {
-		return false, err
-	}
-	return !c.Marked(), nil
 }
 
 // siblings are the two files that releases before 1.9.1 have beside

@@ -119,7 +119,9 @@ func (m *Machine) Reach(ctx context.Context, target cluster.Target) (client *clu
 	f := &facts{}
 	quiet := *m
 	quiet.Progress = nil
-	quiet.checkMongo(ctx, JoinRequest{Mongo: target}, f)
+	if quiet.connect(ctx, target, f) {
+		quiet.checkMongo(ctx, JoinRequest{Mongo: target}, f)
+	}
 	return f.client, f.failed, f.warnings
 }
 

@@ -26,18 +26,20 @@ import (
 
 // facts is what preflight found out, and the plan it led to.
 type facts struct {
-	install  *ams.Installation
-	mode     conf.Mode
-	inst     metadata.Instance
-	address  ams.Address
-	service  ams.State
-	hostname ams.Hostname
-	record   *conf.Record
-	state    *State
-	given    *Given // what an earlier join was given
-	client   *cluster.Client
-	plan     *conf.Plan
-	former   *conf.Plan // that this command committed last
+	install *ams.Installation
+	mode    conf.Mode
+	inst    metadata.Instance
+	address ams.Address
+	service ams.State
+	// serviceAt is when service was asked for.
+	serviceAt time.Time
+	hostname  ams.Hostname
+	record    *conf.Record
+	state     *State
+	given     *Given // what an earlier join was given
+	client    *cluster.Client
+	plan      *conf.Plan
+	former    *conf.Plan // that this command committed last
 
 	// skipApps leaves out an application whose file its owner made unreadable,
 	// instead of refusing: who runs without an operator must not be kept from the
@@ -116,7 +118,10 @@ func (m *Machine) reachFirst(ctx context.Context, store *conf.Store, req *JoinRe
 			f.address = ams.Address{} // the same
 		}
 	}
-	if f.install, err = m.open(); err != nil {
+	if !m.connect(ctx, req.Mongo, f) {
+		return f
+	}
+	if f.install, err = m.open(); err != nil { // while the driver connects
 		f.install = nil // the same
 	}
 	m.checkMongo(ctx, *req, f)
@@ -201,6 +206,7 @@ func (m *Machine) checkInstall(f *facts) {
 
 func (m *Machine) checkService(ctx context.Context, f *facts) {
 	st, err := m.Service.State(ctx)
+	f.serviceAt = time.Now()
 	if err == nil {
 		if err = st.Startable(); err != nil {
 			err = fmt.Errorf("%s: %w", m.Service.Name(), err)
@@ -531,15 +537,21 @@ func checkTarget(req JoinRequest, f *facts) {
 	}
 }
 
+// connect makes the client, whose driver then connects by itself.
+func (m *Machine) connect(ctx context.Context, mongo cluster.Target, f *facts) bool {
+	var err error
+	if f.client, err = m.Connect(ctx, mongo); err != nil {
+		f.client = nil
+		f.failMongo(err)
+	}
+	return err == nil
+}
+
 // checkMongo asks MongoDB itself, waiting a little for one that boots at the
 // same moment as we do.
 func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
-	c, err := m.Connect(ctx, req.Mongo)
-	if err != nil {
-		f.failMongo(err)
-		return
-	}
-	f.client = c
+	c := f.client
+	var err error
 	wait := patience(ctx)
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()

@@ -91,8 +91,11 @@ func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
 	waiting := j.servingApps(j.facts.install)
 	began, reported := time.Now(), time.Now()
 	server := j.server(j.http())
+	server.install = j.facts.install // as long as it is not outdated
 	if j.result.Restarted {
 		began, server.down = j.startedAt, j.startedAt
+	} else {
+		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
 	}
 	var served []AppServed
 	last := map[string]ams.AppAnswer{}

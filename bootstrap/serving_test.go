@@ -108,7 +108,11 @@ func TestAskAllBounds(t *testing.T) {
 
 		// Those that hang keep no other from being asked, in the next round at the latest.
 		apps = append(apps[:3*maxAsks:3*maxAsks], "serves")
-		install := &ams.Installation{}
+		install, err := m.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		install.Apps = nil
 		for _, name := range apps {
 			install.Apps = append(install.Apps, ams.App{Name: name})
 		}
