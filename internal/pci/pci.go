@@ -11,10 +11,10 @@ import (
 	"strings"
 )
 
-// NVIDIADrivers returns the driver of each of NVIDIA's displays and accelerators below root, "" for one without. The
-// error is that of the list of devices.
+// NVIDIADrivers returns the driver of each of NVIDIA's displays and accelerators below root, "" for one without. An empty
+// root is this machine's. The error is that of the list of devices.
 func NVIDIADrivers(root string) ([]string, error) {
-	bus := filepath.Join(root, "sys/bus/pci/devices")
+	bus := filepath.Join(root, "/sys/bus/pci/devices")
 	entries, err := os.ReadDir(bus)
 	if err != nil {
 		return nil, err

@@ -43,3 +43,12 @@ func TestNVIDIADrivers(t *testing.T) {
 		t.Errorf("%q, %v", d, err)
 	}
 }
+
+// This machine's bus, where it has one, is found by both names of its root.
+func TestNVIDIADriversOfThisMachine(t *testing.T) {
+	want, wantErr := pci.NVIDIADrivers("/")
+	got, err := pci.NVIDIADrivers("")
+	if !slices.Equal(got, want) || (err == nil) != (wantErr == nil) {
+		t.Errorf("%q, %v; below / %q, %v", got, err, want, wantErr)
+	}
+}

@@ -1,0 +1,128 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package heartbeat
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestGPUHardware watches real devices of NVIDIA's: they are told as nvidia-smi tells them, its
+// death is outlived, and nothing of it is left at the end. GPU_HARDWARE=1 asks for it.
+func TestGPUHardware(t *testing.T) {
+	if os.Getenv("GPU_HARDWARE") == "" {
+		t.Skip("GPU_HARDWARE is not set: it needs a device of NVIDIA's and its driver")
+	}
+	const interval = time.Second
+	w := NewGPUWatcher(GPUOptions{Interval: interval, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := w.Run(ctx); err != nil && ctx.Err() == nil {
+			t.Error(err)
+		}
+	})
+	defer running.Wait()
+	defer stop()
+
+	began := time.Now()
+	first := awaitGPUs(t, w, began)
+	t.Logf("ready after %.1f s: %+v", time.Since(began).Seconds(), first)
+	told, err := exec.CommandContext(t.Context(), gpuTool, "--query-gpu=index,uuid,name,driver_version,memory.total", "--format=csv,noheader,nounits").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	for _, d := range first.Devices {
+		if d.MemTotal == nil || d.MemUsed == nil || d.Temperature == nil || d.Power == nil || d.Util == nil && !d.MIG {
+			t.Fatalf("device %d without readings: %+v", d.Index, d)
+		}
+		fmt.Fprintf(&got, "%d, %s, %s, %s, %d\n", d.Index, d.UUID, d.Name, d.Driver, *d.MemTotal>>20)
+	}
+	if got.String() != string(told) {
+		t.Errorf("read\n%snvidia-smi says\n%s", &got, told)
+	}
+
+	// A tool that dies is started anew.
+	child := gpuChildren(t)
+	if len(child) != 1 {
+		t.Fatalf("%d processes of nvidia-smi", len(child))
+	}
+	if err := syscall.Kill(child[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	killed := time.Now()
+	awaitGPUs(t, w, killed.Add(interval))
+	t.Logf("ready again %.1f s after kill -9", time.Since(killed).Seconds())
+
+	var self syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &self); err != nil {
+		t.Fatal(err)
+	}
+	before, at := time.Duration(self.Utime.Nano()+self.Stime.Nano()), time.Now()
+	awaitGPUs(t, w, at.Add(20*interval))
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &self); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%.1f ms of a processor per reading", float64(time.Duration(self.Utime.Nano()+self.Stime.Nano())-before)/1e6/20)
+
+	stop()
+	running.Wait()
+	if left := gpuChildren(t); len(left) > 0 {
+		t.Errorf("processes %v of nvidia-smi are left", left)
+	}
+}
+
+// awaitGPUs waits for a reading that is not before since.
+func awaitGPUs(t *testing.T, w *GPUWatcher, since time.Time) GPUReading {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+		if r := w.Latest(); r.State == GPUReady && r.At.After(since) {
+			if r.Reason != "" || len(r.Devices) == 0 {
+				t.Fatalf("%+v", r)
+			}
+			return r
+		}
+		gpuWait(t.Context(), 50*time.Millisecond)
+	}
+	t.Fatalf("not ready within a minute: %+v", w.Latest())
+	return GPUReading{}
+}
+
+// gpuChildren are the processes of nvidia-smi that this one started.
+func gpuChildren(t *testing.T) (pids []int) {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range stats {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		comm, rest, _ := strings.Cut(string(b), ") ")
+		fields := strings.Fields(rest)
+		if !strings.HasSuffix(comm, "("+gpuTool) || len(fields) < 2 || fields[1] != strconv.Itoa(os.Getpid()) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
