@@ -408,7 +408,30 @@ func TestSystemStopping(t *testing.T) {
 			t.Errorf("%q: %v, %v, closed %d times", state, got, err, b.closed)
 		}
 	}
-	s := &Systemd{unit: "x.service", dial: func(context.Context) (bus, error) { return nil, ErrNoSystemd }}
+	none, waits := []any{uint32(0), "/"}, []any{uint32(87), "/org/freedesktop/systemd1/job/87"}
+	for _, c := range []struct {
+		state, shutdown string
+		job             []any
+		want            bool
+	}{
+		{"starting", "inactive", none, false},
+		{"starting", "inactive", waits, true},
+		{"initializing", "inactive", waits, true},
+		{"starting", "active", none, true},
+		{"running", "inactive", waits, false}, // it says "stopping" where this is not a restart of the target alone
+	} {
+		b := &fakeBus{systemState: c.state, props: map[string]any{"ActiveState": c.shutdown, "Job": c.job}}
+		s := &Systemd{unit: "x.service", dial: func(context.Context) (bus, error) { return b, nil }}
+		if got, err := s.SystemStopping(t.Context()); got != c.want || err != nil {
+			t.Errorf("%+v: %v, %v", c, got, err)
+		}
+	}
+	b := &fakeBus{systemState: "starting", propsErr: errors.New("no reply")}
+	s := &Systemd{unit: "x.service", dial: func(context.Context) (bus, error) { return b, nil }}
+	if got, err := s.SystemStopping(t.Context()); got || err == nil {
+		t.Errorf("without an answer: %v, %v", got, err)
+	}
+	s = &Systemd{unit: "x.service", dial: func(context.Context) (bus, error) { return nil, ErrNoSystemd }}
 	if got, err := s.SystemStopping(t.Context()); got || !errors.Is(err, ErrNoSystemd) {
 		t.Errorf("without systemd: %v, %v", got, err)
 	}

@@ -140,11 +140,26 @@ func (s *Systemd) SystemStopping(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("asking systemd whether the machine goes down: %w", err)
 	}
 	defer b.close()
-	state, err := b.system(ctx)
+	down, err := goingDown(ctx, b)
 	if err != nil {
 		return false, fmt.Errorf("asking systemd whether the machine goes down: %w", cmp.Or(ctx.Err(), err))
 	}
-	return state == "stopping", nil
+	return down, nil
+}
+
+// goingDown also asks about the job of shutdown.target: where a boot was never finished, as
+// by user data that does not end, systemd before 246 calls itself "starting" to the end.
+func goingDown(ctx context.Context, b bus) (bool, error) {
+	state, err := b.system(ctx)
+	if err != nil || state != "starting" && state != "initializing" {
+		return state == "stopping", err
+	}
+	p, err := b.properties(ctx, "shutdown.target")
+	if err != nil {
+		return false, err
+	}
+	job, _ := p["Job"].([]any) // its number, 0 for none, and its object
+	return len(job) > 0 && job[0] != uint32(0) || text(p, "ActiveState") == string(ActivityActive), nil
 }
 
 func (s *Systemd) do(ctx context.Context, verb string) error {

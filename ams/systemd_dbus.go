@@ -21,6 +21,12 @@ import (
 // about a socket.
 const systemdRunning = "/run/systemd/system"
 
+// SystemdRuns reports whether systemd is process 1 of this machine.
+func SystemdRuns() bool {
+	_, err := os.Stat(systemdRunning)
+	return err == nil
+}
+
 // systemdBus is the bus over a connection of go-systemd.
 type systemdBus struct{ conn *dbus.Conn }
 
@@ -28,7 +34,7 @@ type systemdBus struct{ conn *dbus.Conn }
 // systemd itself. The bus comes first because it outlives systemd executing itself
 // again, as an upgrade of systemd makes it do, perhaps while our job runs.
 func dialSystemd(ctx context.Context) (bus, error) {
-	if _, err := os.Stat(systemdRunning); err != nil {
+	if !SystemdRuns() {
 		return nil, fmt.Errorf("%w: this machine does not run it", ErrNoSystemd)
 	}
 	type dialled struct {

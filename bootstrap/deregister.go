@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 )
 
@@ -27,6 +28,9 @@ type DeregisterRequest struct {
 	// the context ends. A machine that shuts down waits for none that is away: what
 	// it could not write, the next start of this machine does.
 	MongoWait time.Duration
+	// GoesDown: so does this machine. What tells of the server may have ended before us, as
+	// docker does; then the server has ended where nobody listens at its port.
+	GoesDown bool
 }
 
 // Deregister takes this node out of the cluster's lists after AMS has stopped. It
@@ -41,10 +45,10 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 		return nil, ErrNotMember
 	}
 	st, err := m.Service.State(ctx)
-	if err != nil {
+	if err != nil && (!req.GoesDown || !m.refuses(ctx)) {
 		return nil, err
 	}
-	if st.Known() && !st.Dead() { // one that crashed may be about to be started again
+	if err == nil && st.Known() && !st.Dead() { // one that crashed may be about to be started again
 		return nil, fmt.Errorf("deregistering: %w: %s is %s", ErrServing, m.Service.Name(), st)
 	}
 	c, err := m.Connect(ctx, req.Mongo)
@@ -64,6 +68,12 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 		err = c.AddEvent(ctx, cluster.Event{Node: s.InstanceID, Kind: "leave", Who: "amsagent", Why: req.Reason})
 	}
 	return &done, err
+}
+
+// refuses reports whether nobody listens at the server's port.
+func (m *Machine) refuses(ctx context.Context) bool {
+	in, err := m.open()
+	return err == nil && ams.Refused(ctx, in.BaseURL())
 }
 
 // firstAnswer waits for MongoDB for so long; 0 waits for nothing.

@@ -38,6 +38,38 @@ func TestDeregisterServing(t *testing.T) {
 	}
 }
 
+// What tells of the server, as docker does, may have ended before: its port tells then.
+func TestDeregisterWhereNothingTells(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	away, reached := errors.New("docker is away"), errors.New("MongoDB was asked")
+	m := ownTree(t, "3.0", "2.10.0")
+	m.Service = serviceThat{err: away}
+	m.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, reached }
+	edit(t, m, "conf/red5.properties", "http.port=5080", "http.port="+port)
+	if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}); err != nil {
+		t.Fatal(err)
+	}
+	down := DeregisterRequest{GoesDown: true}
+	if _, err := m.Deregister(t.Context(), down); !errors.Is(err, away) {
+		t.Errorf("a server that listens: %v", err)
+	}
+	l.Close()
+	if _, err := m.Deregister(t.Context(), down); !errors.Is(err, reached) {
+		t.Errorf("a server that has ended: %v", err)
+	}
+	if _, err := m.Deregister(t.Context(), DeregisterRequest{}); !errors.Is(err, away) {
+		t.Errorf("by hand: %v", err)
+	}
+}
+
 // A shutdown does not wait for a MongoDB that is away as long as a command does
 // (review real-server S6: 10 s for this step alone).
 func TestDeregisterWithoutMongo(t *testing.T) {

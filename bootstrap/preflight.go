@@ -205,8 +205,8 @@ func (m *Machine) checkInstall(f *facts) {
 }
 
 func (m *Machine) checkService(ctx context.Context, f *facts) {
-	st, err := m.Service.State(ctx)
 	f.serviceAt = time.Now()
+	st, err := m.Service.State(ctx)
 	if err == nil {
 		if err = st.Startable(); err != nil {
 			err = fmt.Errorf("%s: %w", m.Service.Name(), err)

@@ -415,7 +415,11 @@ func (s *Status) compare(state *State) {
 	}
 	left := row.Registry != nil && row.Registry.State == cluster.StateLeft // and is stopped for that
 	if proc.State.Known() && !proc.State.Running() && files.Mode == conf.ModeCluster && !left {
-		add("STATUS-STOPPED", serverLog+" tells why; start it: "+ams.StartCommand(proc.Service), "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
+		start := ams.StartCommand(proc.Service)
+		if state != nil && !strings.HasSuffix(proc.Service, ".service") {
+			start = "amsagent join" // which tells the command the address
+		}
+		add("STATUS-STOPPED", serverLog+" tells why; start it: "+start, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
 	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && (row.Looked || s.Unprivileged) {
 		add("STATUS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())

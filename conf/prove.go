@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -277,5 +278,5 @@ func sectionText(comment string) (inner string, ok bool) {
 }
 
 func sortSpans(s []Span) {
-	slices.SortStableFunc(s, func(a, b Span) int { return a.Off - b.Off })
+	sort.SliceStable(s, func(i, j int) bool { return s[i].Off < s[j].Off })
 }

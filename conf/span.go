@@ -29,7 +29,7 @@ type Span struct {
 // overlap, and their Old bytes must be what src holds.
 func applySpans(src []byte, spans []Span) ([]byte, error) {
 	sorted := slices.Clone(spans)
-	slices.SortStableFunc(sorted, func(a, b Span) int { return a.Off - b.Off })
+	sortSpans(sorted)
 	out := make([]byte, 0, len(src)+64)
 	at := 0
 	for _, s := range sorted {

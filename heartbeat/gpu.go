@@ -326,7 +326,7 @@ func (w *GPUWatcher) look() gpuLook {
 	case l.tool.path == "":
 		l.state, l.reason = GPUFailing, "NVIDIA's driver is loaded, but nvidia-smi is not there: looked for "+strings.Join(gpuFolders(), ", ")
 	default:
-		// Without the driver too: the tool loads it, or says why it cannot.
+		// Without the driver too: the tool may load it, which the daemon's unit does not permit, or says why it cannot.
 		l.state = GPUPending
 	}
 	return l

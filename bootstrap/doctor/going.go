@@ -4,10 +4,9 @@
 package doctor
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -198,7 +197,7 @@ func (t timeline) lines() []string {
 	}
 	var all []string
 	draw := func(begin string, events []event) {
-		slices.SortStableFunc(events, func(a, b event) int { return cmp.Compare(a.at, b.at) })
+		sort.SliceStable(events, func(i, j int) bool { return events[i].at < events[j].at })
 		for _, e := range events {
 			all = append(all, fmt.Sprintf("%-9s %9s  %s", begin, "+"+span(e.at), e.text))
 			begin = ""

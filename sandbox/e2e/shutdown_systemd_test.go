@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,6 +23,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -49,6 +51,7 @@ printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456
 		{"NoLeave", s.noLeave},
 		{"NoSessions", s.noSessions},
 		{"UntilTheyEnd", s.untilTheyEnd},
+		{"ServiceCommand", s.serviceCommand},
 		{"UntilTheDeadline", s.untilTheDeadline},
 		{"InTheMiddleOfADrain", s.inTheMiddle},
 		{"KilledAgent", s.killedAgent},
@@ -394,6 +397,38 @@ func (s *goingDown) untilTheyEnd(t *testing.T) {
 		t.Errorf("sessions %+v", st)
 	}
 	s.left(t, 0)
+}
+
+// serviceCommand: the same where the agent knows no unit of the server, but a command to ask.
+func (s *goingDown) serviceCommand(t *testing.T) {
+	const command = "/usr/local/sbin/server"
+	s.write(t, command, "#!/bin/sh\ncase $1 in status) exec systemctl is-active antmedia ;; *) exec systemctl \"$1\" antmedia ;; esac\n")
+	var dropIns []string
+	for _, unit := range []string{daemonUnit, "amsagent-node.service"} {
+		dropIns = append(dropIns, "/etc/systemd/system/"+unit+".d/60-command.conf")
+		s.write(t, dropIns[len(dropIns)-1], "[Service]\nEnvironment=AMSAGENT_SERVICE_COMMAND="+command+"\n")
+	}
+	s.onDisk(t, `chmod 755 "$1`+command+`"`)
+	s.untilTheyEnd(t)
+
+	// A leave stops the daemon, and a join starts it.
+	s.up(t)
+	env := []string{"env", "AMSAGENT_SERVICE_COMMAND=" + command, "amsagent"}
+	for _, step := range []struct {
+		args  []string
+		state string
+	}{{[]string{"leave", "--now"}, "inactive"}, {[]string{"join", "--mongo", nodeMongo}, "active"}} {
+		s.run(t, append(slices.Clone(env), step.args...)...).expect(t, 0)
+		if got := s.unit(t, daemonUnit)["ActiveState"]; got != step.state {
+			t.Errorf("after %s the daemon is %v", step.args[0], got)
+		}
+	}
+	s.active(t, nodeID, nodeAddress)
+	s.goDown(t, "poweroff")
+	s.off(t)
+	for _, name := range append(dropIns, command, bootstrap.GivenPath) { // the last keeps what the join was given
+		s.onDisk(t, `rm "$1`+name+`"`)
+	}
 }
 
 // untilTheDeadline: who never ends is cut when systemd's time is over.

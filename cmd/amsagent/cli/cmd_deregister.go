@@ -82,7 +82,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	req := bootstrap.DeregisterRequest{Mongo: src.Target, Reason: "machine stopped"}
 	files := &conf.Store{Root: g.settings.Root, Dir: bootstrap.StateDir}
 	if opts.onShutdown {
-		req.MongoWait = shutdownMongoWait
+		req.MongoWait, req.GoesDown = shutdownMongoWait, true
 	}
 	boot, _ := lifecycle.BootClock(g.settings.Root)()
 	last, err := lifecycle.LastWord(files, boot)

@@ -262,7 +262,7 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	if path, ok := filePath(g.settings.Mongo); ok && !slices.Contains(o.Secrets, path) {
 		o.Secrets = append(o.Secrets, path)
 	}
-	if _, ok := m.Service.(*ams.Systemd); ok {
+	if onSystemd(m, ams.SystemdRuns()) {
 		o.Unit = func(ctx context.Context, name string) (ams.State, error) { return ams.NewSystemd(name).State(ctx) }
 	}
 	c := g.controlClient()

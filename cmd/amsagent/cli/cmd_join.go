@@ -71,7 +71,10 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if err != nil {
 		return err
 	}
-	handleDaemon(m)
+	handleDaemon(m, opts.offline)
+	if g.notOwn != nil {
+		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
+	}
 	req := bootstrap.JoinRequest{
 		ForceAddress: g.settings.ForceAddress, AddressKept: g.addressKept(), Forget: g.dropped,
 		Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Replace: opts.replace,

@@ -63,7 +63,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	if err != nil {
 		return err
 	}
-	handleDaemon(m)
+	handleDaemon(m, opts.offline)
 	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun}
 	if !opts.offline {
 		req.Identify = func(ctx context.Context) (metadata.Instance, error) {

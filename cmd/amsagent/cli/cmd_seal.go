@@ -106,7 +106,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	if err != nil {
 		return err
 	}
-	handleDaemon(m)
+	handleDaemon(m, false)
 	res, err := m.Seal(ctx, req)
 	g.findings(res.Warnings)
 	if err = g.failure("seal", err); err != nil {

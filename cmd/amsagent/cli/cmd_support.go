@@ -50,7 +50,7 @@ type supportData struct {
 type supportPart struct {
 	// Command is its command line.
 	Command string `json:"command"`
-	// Exit is its exit status; -1 where it could not be run, or did not end in time.
+	// Exit is its exit status; 127 where there is no such program, -1 where it did not end in time.
 	Exit int           `json:"exit"`
 	Took time.Duration `json:"took_ns"`
 	Text string        `json:"text"`
@@ -152,7 +152,7 @@ func (g *globals) systemSays(ctx context.Context, argv []string) (exit int, said
 	}
 	ctx, cancel := context.WithTimeout(ctx, supportTime)
 	defer cancel()
-	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	c := exec.CommandContext(ctx, "/usr/bin/env", argv...) // which looks in that PATH
 	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "SYSTEMD_COLORS=0"}
 	c.WaitDelay = time.Second
 	said, err := c.CombinedOutput()

@@ -62,7 +62,7 @@ func TestSupportPrograms(t *testing.T) {
 	if exit, said := g.systemSays(t.Context(), []string{"sh", "-c", "echo a; echo b >&2; exit 3"}); exit != 3 || string(said) != "a\nb\n" {
 		t.Errorf("exit %d, %q", exit, said)
 	}
-	if exit, said := g.systemSays(t.Context(), []string{"amsagent-no-such-program"}); exit != -1 || !bytes.Contains(said, []byte("not found")) {
+	if exit, said := g.systemSays(t.Context(), []string{"amsagent-no-such-program"}); exit != 127 || !bytes.Contains(said, []byte("No such file")) {
 		t.Errorf("one that is not there: exit %d, %q", exit, said)
 	}
 	if got := lastOf([]byte("one\ntwo\nthree\n"), 8); got != "(the first 8 bytes are left out)\nthree\n" {

@@ -44,7 +44,7 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 			StopTime:         func() time.Duration { return stopTime(s.Root, s.AMSDir) },
 		},
 	}
-	if _, ok := a.machine.Service.(*ams.Systemd); ok {
+	if onSystemd(a.machine, ams.SystemdRuns()) {
 		l.Stopping = a.systemdStopping
 	}
 	return l

@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/escape"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -79,10 +80,11 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		// A tree with systemd's folder will be started by systemd, whoever does that.
 		info, err := os.Stat(s.Root + "/etc/systemd/system")
 		m.DropIn = err == nil && info.IsDir()
-		m.Program = g.program()
+		m.Program, g.notOwn = g.program()
 		return m, nil
 	}
-	m.DropIn, m.Program = true, g.program()
+	m.DropIn = true
+	m.Program, g.notOwn = g.program()
 	if !offline {
 		m.Service = ams.NewSystemd(ams.DefaultUnit)
 	}
@@ -103,23 +105,45 @@ func (s *settings) serviceCommand() (*ams.Command, error) {
 	return cmd, nil
 }
 
-// program is what the server's unit calls before a start: this one, or, in the tree of another machine, the installed one.
-func (g *globals) program() string {
-	if g.settings.Root == "" {
-		if path, err := g.env.Executable(); err == nil {
-			return path
-		}
+// program is what the server's unit calls before a start, as root: this one, or, in the tree of another machine, the
+// installed one. Where others than root may change this one it is the installed one, too, and where they may change that
+// as well, or it is not there, none. The error says why it is not this one.
+func (g *globals) program() (string, error) {
+	if g.settings.Root != "" {
+		return installedProgram, nil
 	}
-	return installedProgram
+	own, err := g.env.Executable()
+	if err == nil {
+		err = (files.Root{}).RootsAlone(own)
+	}
+	if err == nil {
+		return own, nil
+	}
+	if _, serr := os.Stat(installedProgram); serr != nil || (files.Root{}).RootsAlone(installedProgram) != nil {
+		return "", err
+	}
+	return installedProgram, err
 }
 
 // daemonUnits are the agent's own, in the order in which they start: packaging/systemd has them.
 func daemonUnits() *ams.Units { return ams.NewUnits("amsagent-node.service", "amsagent.service") }
 
-// handleDaemon lets a join start the daemon and a leave stop it, where systemd runs Ant Media Server. The daemon itself
-// never calls it: it does not start itself.
-func handleDaemon(m *bootstrap.Machine) {
-	if _, ok := m.Service.(*ams.Systemd); ok {
+// onSystemd reports whether the agent's units are systemd's, which runs this machine or does not, also where a command
+// starts and stops Ant Media Server.
+func onSystemd(m *bootstrap.Machine, runs bool) bool {
+	switch m.Service.(type) {
+	case *ams.Systemd:
+		return true
+	case *ams.Command:
+		return runs && m.Root == ""
+	}
+	return false
+}
+
+// handleDaemon lets a join start the daemon and a leave stop it. The daemon itself never calls it: it does not start
+// itself.
+func handleDaemon(m *bootstrap.Machine, offline bool) {
+	if !offline && onSystemd(m, ams.SystemdRuns()) {
 		m.Daemon = daemonUnits()
 	}
 }

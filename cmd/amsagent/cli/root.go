@@ -63,6 +63,8 @@ type globals struct {
 	dropped []string
 	// readsOnly is set where the command never changes this machine.
 	readsOnly bool
+	// notOwn is why the server's unit does not call this program.
+	notOwn error
 	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
 	helpErr error
 

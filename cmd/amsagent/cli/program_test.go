@@ -1,0 +1,71 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// What the server's unit calls as root is root's alone.
+func TestProgramOfTheDropIn(t *testing.T) {
+	dir := t.TempDir()
+	own, anybodys := filepath.Join(dir, "amsagent"), filepath.Join(dir, "open", "amsagent")
+	if err := os.Mkdir(filepath.Dir(anybodys), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{own, anybodys} {
+		if err := os.WriteFile(name, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(anybodys), 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	installed := "" // unless it is here
+	if _, err := os.Stat(installedProgram); err == nil {
+		installed = installedProgram
+	}
+	for _, c := range []struct {
+		runs, root, want string
+		refused          bool
+	}{
+		{own, "", own, false},
+		{own, dir, installedProgram, false},
+		{anybodys, "", installed, true},
+		{filepath.Join(dir, "removed"), "", filepath.Join(dir, "removed"), false}, // replaced while it runs
+	} {
+		g := newGlobals(Env{Executable: func() (string, error) { return c.runs, nil }}.withDefaults())
+		g.settings = &settings{Root: c.root}
+		if got, err := g.program(); got != c.want || (err != nil) != c.refused {
+			t.Errorf("%s below %q: %q, %v, want %q", c.runs, c.root, got, err, c.want)
+		}
+	}
+}
+
+func TestOnSystemd(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		m             *bootstrap.Machine
+		with, without bool
+	}{
+		{"its unit", &bootstrap.Machine{Service: ams.NewSystemd(ams.DefaultUnit)}, true, true},
+		{"a command", &bootstrap.Machine{Service: &ams.Command{}}, true, false},
+		{"nobody", &bootstrap.Machine{Service: ams.None{}}, false, false},
+		{"another tree", &bootstrap.Machine{Root: t.TempDir(), Service: &ams.Command{}}, false, false},
+	} {
+		if with, without := onSystemd(c.m, true), onSystemd(c.m, false); with != c.with || without != c.without {
+			t.Errorf("%s: %v with systemd, %v without", c.name, with, without)
+		}
+	}
+	m := &bootstrap.Machine{Service: ams.NewSystemd(ams.DefaultUnit)}
+	if handleDaemon(m, true); m.Daemon != nil {
+		t.Error("an image starts a daemon")
+	}
+}
