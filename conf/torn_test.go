@@ -278,7 +278,7 @@ func TestDifferencesBounded(t *testing.T) {
 }
 
 // FuzzTorn: whatever a file held before a join, what the server stored of it is whole, and the beginning of that is
-// taken for whole only where all is in it that the join wrote. A file of a person that has a key is never torn.
+// taken for whole only where all is in it that the join wrote. A file of a person that has a key, and no zeros, is never torn.
 func FuzzTorn(f *testing.F) {
 	const date = "#Sat Nov 21 00:34:56 UTC 2026\n"
 	for _, seed := range []struct{ orig, now string }{
@@ -288,6 +288,8 @@ func FuzzTorn(f *testing.F) {
 		{"db.host=\\\na", date + "a=\\u00"},
 		{"# a note\nb=\\u0041\n", "# a note and nothing else\n"},
 		{"a=1\ndb.host=b", "b=2"},
+		{"0", "\x000"},
+		{"\x00", "0"},
 		{"db.host=a\ndb.host=b\n", "#\xa0Sat\tNov 1 00:34:56 x 2026\n=\n"},
 		{"a=\\\n  b\\n\\\n", "#Sat Nov 21 00:34:56 UTC 2026"},
 	} {
@@ -301,14 +303,15 @@ func FuzzTorn(f *testing.F) {
 		if unknown && !known {
 			t.Errorf("%q is torn where nothing is known of it alone", now)
 		}
-		if p, err := ParseProperties(now); known && !storedByJava(now) && (err != nil || len(p.last) > 0) {
+		zeros := bytes.IndexByte(now, 0) >= 0 // of a power cut
+		if p, err := ParseProperties(now); known && !zeros && !storedByJava(now) && (err != nil || len(p.last) > 0) {
 			t.Errorf("%q, which no server stored, is torn", now)
 		}
 		whole := stored(t, written)
 		ours := properties(t, written)
 		got := properties(t, whole)
 		delete(got, "written.by.the.server")
-		if !maps.Equal(got, ours) {
+		if !maps.Equal(got, ours) || bytes.IndexByte(whole, 0) >= 0 {
 			t.Skip("not what Java stores") // the stand-in for it knows few escapes
 		}
 		for _, text := range [][]byte{whole, append(bytes.Clone(whole), "more=1\n"...)} {
