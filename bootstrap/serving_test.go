@@ -740,9 +740,10 @@ func TestAskedWhileTheServiceManagerHangs(t *testing.T) {
 			"until its time is up": func(ctx context.Context) { <-ctx.Done() },
 			"whatever it is told":  func(context.Context) { <-ended },
 		} {
-			m.Service = hangingService{hangs: hangs}
+			mine := *m // a question that hangs reads its machine's service whenever it comes to it
+			mine.Service = hangingService{hangs: hangs}
 			began := time.Now()
-			s := m.Server()
+			s := mine.Server()
 			for _, app := range []string{"LiveApp", "live"} {
 				if a := s.Ask(t.Context(), app); !a.Serves() || time.Since(began) != serviceLimit {
 					t.Errorf("%s: after %s: %+v", name, time.Since(began), a)

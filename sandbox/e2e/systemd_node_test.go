@@ -30,6 +30,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/tree"
@@ -227,7 +228,11 @@ systemctl daemon-reload
 systemctl reset-failed `+nodeUnit+` 2>/dev/null || true
 systemctl enable -q --now `+nodeUnit+`
 `)
-	n.until(t, "a server that is up", func() bool { return n.mode(t) == "standalone" })
+	// LiveApp is the last that the server marks: from then on it writes nothing by itself.
+	n.until(t, "a server that is up", func() bool {
+		_, err := os.Lstat(n.path(nodeHome + "/webapps/LiveApp/" + ams.InitializedName))
+		return err == nil && n.mode(t) == "standalone"
+	})
 	if n.pure != nil {
 		n.same(t, "after an installation", n.pure)
 	}
