@@ -22,9 +22,9 @@ flock 9
 report=$run/rerun
 trap '[ ! -e "$report" ] || cat "$report" >>"$top/build/report/flaky"; "$top/tools/scripts/sweep.sh" "$run" || true' EXIT
 
-# RERUN times a failed test is run again.
+# RERUN times a failed test is run again, but none after a data race, which is no chance.
 rerun=()
-[ -z "${RERUN:-}" ] || rerun=(--rerun-fails="$RERUN" --rerun-fails-run-root-test --rerun-fails-max-failures=20 --rerun-fails-report="$report")
+[ -z "${RERUN:-}" ] || rerun=(--rerun-fails="$RERUN" --rerun-fails-run-root-test --rerun-fails-abort-on-data-race --rerun-fails-max-failures=20 --rerun-fails-report="$report")
 # The programs that tests start: `make` builds them before.
 for name in amsagent sandbox; do
   [ -x "build/$name" ] || { echo "gotest: there is no build/$name: make build build-sandbox" >&2 && exit 1; }
