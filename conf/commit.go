@@ -265,8 +265,9 @@ func (s *Store) writeRecord(j *journal, record *Record) error {
 }
 
 // maxSideBySide bounds the files that are worked on at a time: the server's user decides
-// how many there are, and each of them takes a thread and some memory.
-const maxSideBySide = 64
+// how many there are, and each of them takes some memory, and a thread while the disk works. The units
+// have 64 threads (TasksMax), and Go ends a process that gets no more of them.
+const maxSideBySide = 16
 
 // each runs f for 0 … n-1 side by side and joins the errors.
 func each(n int, f func(int) error) error {

@@ -5,6 +5,7 @@ package conf
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 
 	"github.com/rogpeppe/go-internal/diff"
@@ -52,8 +53,8 @@ func Redact(kind Kind, src []byte) []byte { return redactAgainst(kind, src, src)
 // so, because the masks alone would look the same.
 func redactAgainst(kind Kind, before, after []byte) []byte {
 	if kind == KindProperties {
-		if p, err := ParseProperties(after); err == nil {
-			old, err := ParseProperties(before)
+		if p, err := parseToShow(after); err == nil {
+			old, err := parseToShow(before)
 			if err != nil {
 				old = nil
 			}
@@ -65,6 +66,31 @@ func redactAgainst(kind Kind, before, after []byte) []byte {
 		return []byte(mask.Replace(text, append(mask.XML(text), passwords(text)...), Mask))
 	}
 	return []byte(maskLines(text))
+}
+
+// parseToShow is [ParseProperties] for a file that is only shown: an escape that Java refuses is text, so that the
+// secrets beside it are found.
+func parseToShow(src []byte) (*Properties, error) {
+	p, err := ParseProperties(src)
+	if err == nil {
+		return p, nil
+	}
+	text := bytes.Clone(src)
+	for at := range text {
+		if rest := text[at:]; bytes.HasPrefix(rest, []byte(`\u`)) && !isEscape(rest) {
+			rest[1] = 'v' // as long, and no escape
+		}
+	}
+	if p, err = ParseProperties(text); err != nil {
+		return nil, err
+	}
+	p.src = src
+	return p, nil
+}
+
+// isEscape reports whether \u at the beginning of text has four hexadecimal digits.
+func isEscape(text []byte) bool {
+	return len(text) >= 6 && !slices.ContainsFunc(text[2:6], func(c byte) bool { return hexDigit(c) < 0 })
 }
 
 func maskLines(text string) string {

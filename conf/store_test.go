@@ -991,7 +991,7 @@ func TestDiffShowsNoSecret(t *testing.T) {
 			t.Errorf("%s:\n%s", line, got)
 		}
 		// The same where the file does not parse.
-		if got := string(Redact(KindProperties, []byte(before+"c=\\u12\n"))); strings.Contains(got, secret) && !strings.Contains(line, "\n") {
+		if got := string(Redact(KindProperties, []byte(before+"c=\\u12\n"))); strings.Contains(got, secret) || !strings.Contains(got, "c=\\u12") {
 			t.Errorf("in a broken file:\n%s", got)
 		}
 	}
@@ -1152,13 +1152,13 @@ func TestEachBound(t *testing.T) {
 			mu.Unlock()
 			return nil
 		})
-		if err != nil || calls != 1000 || most != maxSideBySide {
+		if err != nil || calls != 1000 || most != 16 {
 			t.Errorf("%d calls, %d at a time, %v", calls, most, err)
 		}
 	})
 }
 
-// TestGrownWhileStaged: up to 64 files are read at a time, and their owner writes to them meanwhile. No more is read
+// TestGrownWhileStaged: several files are read at a time, and their owner writes to them meanwhile. No more is read
 // than was planned.
 func TestGrownWhileStaged(t *testing.T) {
 	for call, want := range map[string]error{"fsync": files.ErrTooLarge, "linkat": ErrChanged} {
