@@ -79,6 +79,9 @@ func (s State) Dead() bool {
 // Stopped says whether the server is dead by somebody's will, and not by a failure.
 func (s State) Stopped() bool { return s.Dead() && s.Activity == ActivityInactive }
 
+// Starting says whether the service is being started, and not after it died.
+func (s State) Starting() bool { return s.Activity == ActivityActivating && !s.Crashing() }
+
 // Crashing says whether the service died and waits for its automatic restart.
 func (s State) Crashing() bool {
 	return s.Activity == ActivityActivating && strings.HasPrefix(s.Sub, "auto-restart")

@@ -390,6 +390,9 @@ func (k *converger) stopped() bool {
 	return k.req.Mode == ConvergeBeforeStart || s.Dead()
 }
 
+// up reports whether a server runs that may have read its files already.
+func (k *converger) up() bool { return k.facts.service.Running() || k.facts.service.Starting() }
+
 // mend plans what a join would write, and writes of what differs what it may.
 func (k *converger) mend(ctx context.Context) error {
 	f := &k.facts
@@ -424,7 +427,7 @@ func (k *converger) mend(ctx context.Context) error {
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
 	// After ctx ended no application was asked.
-	if changed && k.req.Mode == ConvergeByCommand && f.service.Running() && (k.starting(ctx, f, k.asks) || ctx.Err() != nil) {
+	if changed && k.req.Mode == ConvergeByCommand && k.up() && (k.starting(ctx, f, k.asks) || ctx.Err() != nil) {
 		return &startingError{f, k.pass}
 	}
 	k.noteRestart(changed)
@@ -577,7 +580,7 @@ func (k *converger) noteRestart(changed bool) {
 	switch {
 	case k.stopped() || k.restartedSince():
 		k.state.RestartPending, k.state.Restart = false, nil
-	case f.service.Running() && changed && needsRestart(f.plan):
+	case k.up() && changed && needsRestart(f.plan):
 		values, apply := k.applied()
 		k.pend(values, conf.Fingerprint(apply))
 	}

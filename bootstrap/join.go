@@ -707,7 +707,8 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 	}
 	j.startedAt = time.Now()
 	j.result.Restarted = true
-	if !f.service.Running() {
+	// One that is being started may have read its files before.
+	if !f.service.Running() && (!restart || !f.service.Starting()) {
 		j.say("starting %s", j.Service.Name())
 		return j.Service.Start(ctx)
 	}

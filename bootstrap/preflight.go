@@ -41,8 +41,8 @@ type facts struct {
 	plan      *conf.Plan
 	former    *conf.Plan // that this command committed last
 
-	// skipApps leaves out an application whose file its owner made unreadable,
-	// instead of refusing: who runs without an operator must not be kept from the
+	// skipApps leaves out an application whose file its owner, a crash or a full disk
+	// spoiled, instead of refusing: who runs without an operator must not be kept from the
 	// other files by it.
 	skipApps bool
 
@@ -337,8 +337,9 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	failed := false
 	for _, err := range unjoin(err) {
 		id, hint := m.classifyFile(err)
-		_, syntax := errors.AsType[*conf.SyntaxError](err)
-		if f.skipApps && (files.Refused(err) || syntax) && isApp(f.install, err) {
+		_, malformed := errors.AsType[*conf.SyntaxError](err)
+		spoiled := malformed || files.Refused(err) || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)
+		if f.skipApps && spoiled && isApp(f.install, err) {
 			f.warn(id, hint, "%v; this application is left as it is", err)
 			continue
 		}

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -516,6 +517,14 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 			return err
 		},
 		"malformed": func(real string) error { return os.WriteFile(real, []byte("x=\\uZZZZ\n"), 0o644) },
+		"empty, and made after the join": func(real string) error {
+			shop := strings.Replace(real, "LiveApp", "Shop", 1)
+			return errors.Join(os.MkdirAll(filepath.Dir(shop), 0o755), os.WriteFile(shop, nil, 0o644))
+		},
+		"half written, and made after the join": func(real string) error {
+			shop := strings.Replace(real, "LiveApp", "Shop", 1)
+			return errors.Join(os.MkdirAll(filepath.Dir(shop), 0o755), os.WriteFile(shop, []byte("#Sat Nov 21 00:34:56 UTC 2026\ndb.ty"), 0o644))
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
 			m := joinedTree(t)
@@ -586,7 +595,16 @@ func TestSecondPlanLeavesOutAnApplication(t *testing.T) {
 // What a server saves over a join while it is stopped for it is written again before it
 // starts for good.
 func TestJoinIsOverwritten(t *testing.T) {
-	for _, saves := range []bool{false, true} {
+	for _, tt := range []struct {
+		saves    bool
+		activity ams.Activity
+		want     string
+	}{
+		{false, ams.ActivityActive, "restart"},
+		{true, ams.ActivityActive, "restart stop start"},
+		{false, ams.ActivityInactive, "start"},
+		{true, ams.ActivityActivating, "restart stop start"}, // it has read its files already
+	} {
 		m := ownTree(t, "3.0", "3.0.3")
 		joinOffline(t, m, testMongo, "10.0.1.7")
 		live := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
@@ -596,7 +614,7 @@ func TestJoinIsOverwritten(t *testing.T) {
 		}
 		joinOffline(t, m, "10.0.2.9", "10.0.1.7")
 		service := &stopping{save: func() {
-			if !saves {
+			if !tt.saves {
 				return
 			}
 			if err := os.WriteFile(live, before, 0o644); err != nil {
@@ -610,21 +628,40 @@ func TestJoinIsOverwritten(t *testing.T) {
 		}
 		j := &joiner{
 			Machine: m, store: m.store(), result: &JoinResult{}, req: JoinRequest{Mongo: mustTarget(t, "10.0.2.9"), Valve: ValveKeep},
-			facts: &facts{install: in, service: ams.State{Activity: ams.ActivityActive}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
+			facts: &facts{install: in, service: ams.State{Activity: tt.activity}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
 		}
 		if err := j.restart(t.Context(), true); err != nil {
 			t.Fatal(err)
 		}
 		if got := property(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.host"); got != "10.0.2.9" {
-			t.Errorf("saves %v: db.host is %s", saves, got)
+			t.Errorf("%+v: db.host is %s", tt, got)
 		}
-		want := "restart"
-		if saves {
-			want = "restart stop start"
+		if got := strings.Join(service.did, " "); got != tt.want {
+			t.Errorf("%+v: %s", tt, got)
 		}
-		if got := strings.Join(service.did, " "); got != want {
-			t.Errorf("saves %v: %s", saves, got)
-		}
+	}
+}
+
+// An offline join looks again at what it wrote only where a server may run: nobody else writes into an image.
+func TestOfflineJoinLooksAgain(t *testing.T) {
+	for _, runs := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			m := ownTree(t, "3.0", "3.0.3")
+			process := filepath.Join(m.Root, "proc/12")
+			if err := os.MkdirAll(process, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if runs {
+				if err := os.Symlink(ams.DefaultDir, filepath.Join(process, "cwd")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			began := time.Now()
+			joinOffline(t, m, testMongo, "10.0.1.7")
+			if took := time.Since(began); (took >= saveTime) != runs {
+				t.Errorf("a server runs: %v; the join took %s", runs, took)
+			}
+		})
 	}
 }
 

@@ -174,7 +174,15 @@ func (s startedAt) State(context.Context) (ams.State, error) {
 // A command writes no file while the server starts, and waits without the lock: a drain may come.
 func TestConvergeWhileStarting(t *testing.T) {
 	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
-	for what, serves := range map[string]int64{"it serves": 10, "it never does": 1 << 30} {
+	for what, tt := range map[string]struct {
+		serves   int64
+		activity ams.Activity
+	}{
+		"it serves":               {10, ams.ActivityActive},
+		"it never does":           {1 << 30, ams.ActivityActive},
+		"it is about to, it says": {10, ams.ActivityActivating},
+	} {
+		serves := tt.serves
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := joinedTree(t)
@@ -184,7 +192,9 @@ func TestConvergeWhileStarting(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				m.Service = running()
+				service := running()
+				service.state.Activity = tt.activity
+				m.Service = service
 				var asked, locked atomic.Int64 // several applications are asked at a time
 				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
 					code, body := http.StatusForbidden, starting
@@ -213,7 +223,7 @@ func TestConvergeWhileStarting(t *testing.T) {
 				var failed *FailedError
 				switch {
 				case serves < asked.Load():
-					if err != nil || string(after) == string(before) || ids(c.Repairs) != IDDrift {
+					if err != nil || string(after) == string(before) || ids(c.Repairs) != IDDrift || !c.RestartNeeded {
 						t.Errorf("%v, %+v", err, c)
 					}
 				case !errors.As(err, &failed) || failed.Hint == "" || string(after) != string(before):
