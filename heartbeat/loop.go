@@ -257,8 +257,8 @@ func (b *beats) send(ctx context.Context, s Sample) error {
 		err = b.Sender.Beat(ctx, beat, nil)
 	}
 	if errors.Is(err, cluster.ErrNoNode) && b.Enroll != nil {
-		b.Log.Warn("the registry has no row of this node any more; it registers again", "node", b.ID)
 		if err = b.Enroll(ctx); err == nil {
+			b.Log.Warn("the registry had no row of this node any more; it registered again", "node", b.ID)
 			last = nil
 			err = b.Sender.Beat(ctx, beat, nil)
 		}

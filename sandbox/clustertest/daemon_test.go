@@ -473,7 +473,7 @@ func TestDaemonDrift(t *testing.T) {
 	if r := v.Restart; r == nil || r.Due || len(r.Values) != 1 || !strings.Contains(r.Waits, "amsagent converge --restart") {
 		t.Errorf("the restart: %+v", r)
 	}
-	if !strings.Contains(a.text(), `fix="amsagent join; or amsagent converge; or systemctl restart antmedia"`) {
+	if !strings.Contains(a.text(), `fix="amsagent join; or amsagent converge; or amsagent converge --restart"`) {
 		t.Error("the log does not say what ends it")
 	}
 	if n := strings.Count(a.text(), "id=AMS-DRIFT"); n != 1 {

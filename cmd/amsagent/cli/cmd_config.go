@@ -195,7 +195,7 @@ func configText(w *textWriter, data configData) {
 			from = ""
 		}
 		if r.Next != nil {
-			from += "; " + r.Next.next()
+			from += "; " + r.Next.nextText(r.Key)
 		}
 		rows = append(rows, []string{r.Key, text, from})
 	}

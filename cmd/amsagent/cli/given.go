@@ -149,11 +149,14 @@ func (g *globals) nodeSetting(key string) *nodeSetting {
 	return s
 }
 
-// next tells of a value that the settings have by now, and when the daemon goes by it.
-func (v *settingValue) next() string {
+// nextText tells of a value of key that the settings have by now, and when the daemon goes by it.
+func (v *settingValue) nextText(key string) string {
 	when := "from the daemon's next look on"
 	if v.Origin.Layer == layerFile {
 		when = "after 'systemctl reload amsagent'"
+	}
+	if key == keyAddress {
+		when += ", if this machine has it" // or force_address: the daemon says so else, and keeps the other one
 	}
 	return fmt.Sprintf("%s by %s, %s", printable(v.Value), v.Origin, when)
 }
@@ -171,7 +174,7 @@ func (s *statusView) nodeText() string {
 		switch {
 		case row.nodeSetting == nil || row.Value == "":
 		case row.Next != nil:
-			parts = append(parts, fmt.Sprintf("%s %s as joined; %s", row.key, printable(row.Value), row.Next.next()))
+			parts = append(parts, fmt.Sprintf("%s %s as joined; %s", row.key, printable(row.Value), row.Next.nextText(row.key)))
 		default:
 			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, printable(row.Value), row.Origin))
 		}

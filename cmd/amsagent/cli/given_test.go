@@ -304,6 +304,15 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 			nodeSetting{settingValue: settingValue{"10.0.0.5", asJoined()}},
 			"role origin as joined; edge by /etc/amsagent/config.yaml:1, after 'systemctl reload amsagent'; group studio, as joined; address 10.0.0.5, as joined",
 		},
+		{
+			"another address",
+			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "address: 10.9.9.9\n"},
+			nil,
+			nodeSetting{settingValue: settingValue{"origin", asJoined()}},
+			nodeSetting{settingValue: settingValue{"studio", asJoined()}},
+			nodeSetting{settingValue{"10.0.0.5", asJoined()}, &settingValue{"10.9.9.9", origin{Layer: layerFile, Name: "/etc/amsagent/config.yaml", Line: 1}}},
+			"address 10.0.0.5 as joined; 10.9.9.9 by /etc/amsagent/config.yaml:1, after 'systemctl reload amsagent', if this machine has it",
+		},
 	} {
 		root := tree(t, tt.files)
 		vars := map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "none"}

@@ -70,7 +70,7 @@ func driftOf(c *bootstrap.Convergence, since time.Time) *DriftView {
 		v.Fix = []string{"amsagent converge"}
 	case len(c.Differences) > 0:
 		v.Means = "the server's files were changed; its next start puts back the values that this machine joined with"
-		v.Fix = []string{"amsagent join", "amsagent converge", "systemctl restart antmedia"}
+		v.Fix = []string{"amsagent join", "amsagent converge", "amsagent converge --restart"}
 	default:
 		return nil
 	}
