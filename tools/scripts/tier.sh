@@ -76,6 +76,7 @@ heavy)
   for cloud in azure alibaba gcp; do
     step "demo-$cloud" 5 0 make demo "CLOUD=$cloud"
   done
+  step user 30 4900 tools/scripts/other-user.sh
   step race 45 1050 make race
   step booted 80 15 make e2e 'RUN=^Test(Systemd|Package|SELinux)'
   step crash 80 53 make e2e CRASH_ALL=0 'SKIP=^Test(Real|Systemd|Package|SELinux)'
