@@ -92,6 +92,36 @@ func TestRealSet(t *testing.T) {
 	}
 	n.verdicts(looks.Output())
 	d.end()
+	n.leavesInAnElection()
+}
+
+// leavesInAnElection leaves while the primary hangs: nothing of the node stays behind.
+func (n *realNode) leavesInAnElection() {
+	t := n.t
+	t.Helper()
+	old := n.primary(nil)
+	if err := old.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	said := n.MustRun(t, bins.agent, "leave", "--now")
+	figure(t, "a leave in an election takes %s", time.Since(began).Round(100*time.Millisecond))
+	c, err := n.primary(old).Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Disconnect(t.Context()) }()
+	ours := bson.D{{Key: "ip", Value: n.Address}}
+	var row struct{ State string }
+	if err := c.Database("amsagent").Collection("nodes").FindOne(t.Context(), ours).Decode(&row); err != nil || row.State != "left" {
+		t.Errorf("after a leave in an election the row says %q: %v\n%s", row.State, err, said)
+	}
+	if documents, err := c.Database("clusterdb").Collection("clusternode").CountDocuments(t.Context(), ours); err != nil || documents != 0 {
+		t.Errorf("a leave in an election left %d documents of the server: %v\n%s", documents, err, said)
+	}
+	if err := old.Resume(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // realElection is mongod's own: beats are missed for longer than a node may be silent.

@@ -112,7 +112,7 @@ public class TcpCluster implements IClusterNotifier, ApplicationContextAware, In
 		for (Map.Entry<String, IAppSettingsUpdateListener> e : listeners.entrySet()) {
 			AppSettings stored = store.getSettings(e.getKey());
 			if (stored != null && stored.getUpdateTime() > updateTime(e.getValue())) {
-				logger.info("test bean: settings of {} were saved by another node", e.getKey());
+				logger.info("test bean, not the Enterprise Edition: settings of {} were saved by another node", e.getKey());
 				e.getValue().settingsUpdated(stored);
 			}
 		}
