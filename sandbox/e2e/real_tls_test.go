@@ -18,15 +18,15 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
-// A MongoDB that takes nothing but TLS. The agent reads the authority and its own
+// A replica set that takes nothing but TLS. The agent reads the authority and its own
 // certificate from the address; the server's Java reads them from its own stores alone.
 // Without these the join says so and gives all files back; with them the server is in the
-// cluster by a password, and by a certificate (x.509).
+// cluster by a password, and by a certificate (x.509), also with another primary.
 func TestRealTLS(t *testing.T) {
 	t.Parallel()
 	ca := realmongo.NewAuthority(t)
 	w := realams.New(t, realams.Options{
-		Users: map[string]string{realUser: realPassword}, Mongod: ca.Mongod(net.ParseIP(realams.HubAddress)),
+		Members: 3, Users: map[string]string{realUser: realPassword}, Mongod: ca.Mongod(net.ParseIP(realams.HubAddress)),
 	})
 	subject := pkix.Name{CommonName: "node", Organization: []string{"amsagent"}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -48,7 +48,7 @@ func TestRealTLS(t *testing.T) {
 	}
 	found := n.files()
 	password := w.URI() + "&tls=true&tlsCAFile=/etc/amsagent/ca.pem"
-	certificate := "mongodb://" + w.Mongo.Addrs() + "/?tls=true&tlsCAFile=/etc/amsagent/ca.pem" +
+	certificate := "mongodb://" + w.Mongo.Addrs() + "/?replicaSet=" + realmongo.SetName + "&tls=true&tlsCAFile=/etc/amsagent/ca.pem" +
 		"&tlsCertificateKeyFile=/etc/amsagent/node.pem&authSource=$external&authMechanism=MONGODB-X509"
 
 	out, code := n.Run(t, n.joinArgs(password, "--timeout", "2m")...)
@@ -80,6 +80,16 @@ func TestRealTLS(t *testing.T) {
 	d.ready()
 	n.quiet(d, 30*time.Second)
 	n.same("half a minute of the daemon", settled)
+	if err := w.Mongo.Member(0).Kill(); err != nil { // the primary
+		t.Fatal(err)
+	}
+	until(t, "the node is active with another primary", func() string {
+		if said, code := n.Run(t, bins.agent, "nodes"); code != 0 || !strings.Contains(said, " alive ") {
+			return said
+		}
+		return ""
+	})
+	d.ready()
 	d.end()
 	if out := n.MustRun(t, bins.agent, "leave"); !strings.Contains(out, "left: this machine is standalone") {
 		t.Errorf("leave says: %s", out)

@@ -103,12 +103,23 @@ func (s *Set) AddSubject(ctx context.Context, subject string) error {
 	})
 }
 
-// RequireTLS makes a server that was started with [Authority.Mongod] take no new
+// RequireTLS makes members that were started with [Authority.Mongod] take no new
 // connection without TLS: those of this package fail from then on, too.
 func (s *Set) RequireTLS(ctx context.Context) error {
-	return s.command(ctx, "admin",
-		bson.D{{Key: "setParameter", Value: 1}, {Key: "tlsMode", Value: "preferTLS"}},
-		bson.D{{Key: "setParameter", Value: 1}, {Key: "tlsMode", Value: "requireTLS"}})
+	for _, mode := range []string{"preferTLS", "requireTLS"} { // all of them talk TLS before one takes nothing else
+		for _, m := range s.members {
+			c, err := m.Client()
+			if err != nil {
+				return err
+			}
+			err = c.Database("admin").RunCommand(ctx, bson.D{{Key: "setParameter", Value: 1}, {Key: "tlsMode", Value: mode}}).Err()
+			disconnect(c)
+			if err != nil {
+				return fmt.Errorf("%s of %s: %w", mode, m.Addr(), err)
+			}
+		}
+	}
+	return nil
 }
 
 // command sends commands over one client.
