@@ -300,7 +300,7 @@ func (m *machine) boot(t *testing.T) time.Duration {
 	took := time.Since(begin)
 	t.Logf("booted in %s", took.Round(time.Millisecond))
 	if state := m.run(t, "systemctl", "is-system-running"); state.stdout != "running\n" {
-		t.Errorf("the system is %s%s", state.stdout, m.sh(t, "systemctl --failed --no-legend --plain"))
+		t.Errorf("the system is %s%s", state.stdout, m.sh(t, "systemctl --failed --no-legend --plain; journalctl -b -p notice --no-pager -n 60"))
 	}
 	return took
 }

@@ -74,7 +74,8 @@ func (s *goingDown) steps(t *testing.T, steps []downStep) {
 	t.Helper()
 	for _, step := range steps {
 		if !t.Run(step.name, step.do) {
-			t.Logf("the journal:\n%s", s.lines(t, "-o", "short-monotonic"))
+			// Also of the boot before: what was wrong on the way down is there.
+			t.Logf("the journal:\n%s\nof all units:\n%s", s.lines(t, "-o", "short-monotonic"), s.journal("-o", "short-monotonic", "-p", "notice", "-n", "200"))
 			t.FailNow()
 		}
 	}
@@ -253,7 +254,12 @@ func (s *goingDown) left(t *testing.T, cut any) {
 // lines are those of the journal since the last boot.
 func (s *goingDown) lines(t *testing.T, more ...string) string {
 	t.Helper()
-	args := append([]string{"-D", s.disk + "/var/log/journal", "-b", "-u", "amsagent", "-u", "amsagent-node", "-u", "antmedia", "--no-pager", "-q"}, more...)
+	return s.journal(append([]string{"-b", "-u", "amsagent", "-u", "amsagent-node", "-u", "antmedia"}, more...)...)
+}
+
+// journal is what journalctl says of the machine's disk.
+func (s *goingDown) journal(more ...string) string {
+	args := append([]string{"-D", s.disk + "/var/log/journal", "--no-pager", "-q"}, more...)
 	out, err := exec.Command("journalctl", args...).CombinedOutput()
 	if err != nil {
 		return fmt.Sprintf("%v: %s", err, out)
