@@ -645,6 +645,9 @@ func TestJoinIsOverwritten(t *testing.T) {
 // An offline join looks again at what it wrote only where a server may run: nobody else writes into an image.
 func TestOfflineJoinLooksAgain(t *testing.T) {
 	for _, runs := range []bool{false, true} {
+		if !runs && os.Geteuid() != 0 {
+			continue // who may not look at every process takes it that one runs
+		}
 		synctest.Test(t, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
 			process := filepath.Join(m.Root, "proc/12")
