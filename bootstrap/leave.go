@@ -479,8 +479,8 @@ func (l *leaver) then(plan *conf.Plan, left *[]Finding, path string, kind conf.K
 		return nil
 	case files.Refused(err) && slices.Contains(conflictPaths(plan.Conflicts), path): // of that, too
 		return nil
-	case files.Refused(err), kind == conf.KindProperties && (malformed || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)):
-		// Its owner can make it so at any time: it must not keep the machine from leaving.
+	case files.Refused(err), kind == conf.KindProperties && spoiled(err):
+		// It must not keep the machine from leaving.
 		*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is not made standalone: %v", path, err)})
 		return nil
 	}

@@ -337,9 +337,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	failed := false
 	for _, err := range unjoin(err) {
 		id, hint := m.classifyFile(err)
-		_, malformed := errors.AsType[*conf.SyntaxError](err)
-		spoiled := malformed || files.Refused(err) || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)
-		if f.skipApps && spoiled && isApp(f.install, err) {
+		if f.skipApps && (files.Refused(err) || spoiled(err)) && isApp(f.install, err) {
 			f.warn(id, hint, "%v; this application is left as it is", err)
 			continue
 		}
@@ -397,6 +395,13 @@ func (m *Machine) hostsLineIsOurs(record *conf.Record) bool { return record.File
 func isApp(in *ams.Installation, err error) bool {
 	var fe *FileError
 	return errors.As(err, &fe) && slices.ContainsFunc(in.Apps, func(a ams.App) bool { return a.File.Path == fe.Path })
+}
+
+// spoiled reports a settings file that nobody can edit for what it holds. Its owner can make it so at any time, as can a
+// crash or a full disk.
+func spoiled(err error) bool {
+	_, malformed := errors.AsType[*conf.SyntaxError](err)
+	return malformed || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)
 }
 
 // classifyFile gives the id and the hint for a file that cannot be edited.
