@@ -154,14 +154,14 @@ func (s *sealer) check(ctx context.Context) error {
 	case err != nil:
 		s.warn(IDUnverified, "", "whether the server runs is not known: %v", err)
 	case st.Running(), st.Activity == ams.ActivityActivating, st.Activity == ams.ActivityDeactivating:
-		how := s.Service.Name()
+		how := ""
 		if s.DropIn {
-			how = "it first (systemctl stop " + how + ")"
+			how = " (systemctl stop " + s.Service.Name() + ")"
 		}
 		findings = append(findings, Finding{
 			ID:   IDSealRunning,
 			Text: "Ant Media Server runs: it would go on serving without its databases, and write again what a seal removes",
-			Hint: "stop " + how + ", and make the image before it is started again",
+			Hint: "stop it first" + how + ", and make the image before it is started again",
 		})
 	}
 	joined, err := s.joined(s.store, s.install)
