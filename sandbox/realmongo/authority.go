@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
 )
 
 // Authority signs the certificates of a test.
@@ -97,7 +98,11 @@ func (a *Authority) Mongod(addresses ...net.IP) []string {
 // AddSubject makes a user of the subject of a certificate, who may read and write
 // everything. It is called before [Set.RequireTLS].
 func (s *Set) AddSubject(ctx context.Context, subject string) error {
-	return s.command(ctx, "$external", bson.D{
+	c, err := s.Client()
+	if err != nil {
+		return err
+	}
+	return command(ctx, c, "$external", bson.D{
 		{Key: "createUser", Value: subject},
 		{Key: "roles", Value: bson.A{bson.M{"role": "readWriteAnyDatabase", "db": "admin"}}},
 	})
@@ -112,9 +117,7 @@ func (s *Set) RequireTLS(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			err = c.Database("admin").RunCommand(ctx, bson.D{{Key: "setParameter", Value: 1}, {Key: "tlsMode", Value: mode}}).Err()
-			disconnect(c)
-			if err != nil {
+			if err := command(ctx, c, "admin", bson.D{{Key: "setParameter", Value: 1}, {Key: "tlsMode", Value: mode}}); err != nil {
 				return fmt.Errorf("%s of %s: %w", mode, m.Addr(), err)
 			}
 		}
@@ -122,17 +125,11 @@ func (s *Set) RequireTLS(ctx context.Context) error {
 	return nil
 }
 
-// command sends commands over one client.
-func (s *Set) command(ctx context.Context, db string, commands ...bson.D) error {
-	c, err := s.Client()
-	if err != nil {
-		return err
-	}
+// command sends a command over a client, and ends that.
+func command(ctx context.Context, c *mongo.Client, db string, what bson.D) error {
 	defer disconnect(c)
-	for _, command := range commands {
-		if err := c.Database(db).RunCommand(ctx, command).Err(); err != nil {
-			return fmt.Errorf("%s: %w", command[0].Key, err)
-		}
+	if err := c.Database(db).RunCommand(ctx, what).Err(); err != nil {
+		return fmt.Errorf("%s: %w", what[0].Key, err)
 	}
 	return nil
 }
