@@ -34,6 +34,7 @@ NSPAWN_PACKAGES=systemd,systemd-sysv,dbus,udev,iproute2,libpam-systemd,procps,km
 NSPAWN_PID=""     # systemd-nspawn itself
 NSPAWN_LEADER=""  # process 1 of the container, as this machine numbers it
 NSPAWN_STATE=""   # a scratch directory: pid file and console
+NSPAWN_CGROUPS=() # the machine's control group, one folder per hierarchy
 
 nspawn_say() { printf 'nspawn: %s\n' "$*" >&2; }
 
@@ -126,6 +127,22 @@ root_with() {
 	printf '%s\n' "$root"
 }
 
+# nspawn_cgroups makes a control group for the machine. nspawn --keep-unit puts a machine into "payload" below the group it is started
+# in. Two machines that were started in one group would share it, with one folder per unit: when one systemd removes a stopped
+# unit's, the other fails to start a process in it (219/CGROUP).
+nspawn_cgroups() {
+	local unified=/sys/fs/cgroup group
+	NSPAWN_CGROUPS=()
+	# Beside cgroup v1 there are two hierarchies by which a systemd may name its groups.
+	if [ -d /sys/fs/cgroup/systemd ]; then
+		NSPAWN_CGROUPS+=("/sys/fs/cgroup/systemd$(sed -n 's/^[0-9]*:name=systemd://p' /proc/self/cgroup)")
+		unified=/sys/fs/cgroup/unified
+	fi
+	if [ -d "$unified" ]; then NSPAWN_CGROUPS+=("$unified$(sed -n 's/^0:://p' /proc/self/cgroup)"); fi
+	NSPAWN_CGROUPS=("${NSPAWN_CGROUPS[@]/%//nspawn-$(basename "$NSPAWN_STATE")}")
+	for group in "${NSPAWN_CGROUPS[@]}"; do mkdir "$group" || return 1; done
+}
+
 # boot ROOT [OPTION...] boots ROOT and returns once systemd inside says running or degraded.
 boot() {
 	local root=$1 state tries child
@@ -137,11 +154,19 @@ boot() {
 	NSPAWN_STATE=$(mktemp -d) || return 1
 	local keep=()
 	# On a machine that itself runs systemd nspawn makes a scope of its own; elsewhere there is none to make.
-	[ -d /run/systemd/system ] || keep=(--keep-unit)
+	if ! [ -d /run/systemd/system ]; then
+		keep=(--keep-unit)
+		nspawn_cgroups || return 1
+	fi
 	# setsid: a Ctrl-C meant for the caller must not reach nspawn; poweroff ends it in order.
-	# The inner shell notes the pid and becomes nspawn: $! would be setsid's where job control is on.
+	# The inner shell notes the pid, enters the group and becomes nspawn: $! would be setsid's where job control is on.
 	# shellcheck disable=SC2016
-	SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 setsid sh -c 'echo $$ >"$1/pid.new" && mv "$1/pid.new" "$1/pid"; shift; exec "$@"' sh "$NSPAWN_STATE" \
+	SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 setsid sh -c 'echo $$ >"$1/pid.new" && mv "$1/pid.new" "$1/pid"
+shift
+while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done
+shift
+exec "$@"' \
+		sh "$NSPAWN_STATE" "${NSPAWN_CGROUPS[@]}" -- \
 		systemd-nspawn -q -D "$root" -b --register=no "${keep[@]}" --console=pipe --volatile=overlay "$@" \
 		</dev/null >"$NSPAWN_STATE/console" 2>&1 &
 	for ((tries = 0; tries < NSPAWN_BOOT_LIMIT * 5; tries++)); do
@@ -220,8 +245,12 @@ nspawn_alive() {
 }
 
 nspawn_forget() {
+	local group
+	for group in "${NSPAWN_CGROUPS[@]}"; do
+		if [ -d "$group" ]; then find "$group" -depth -type d -exec rmdir {} +; fi
+	done
 	rm -rf "$NSPAWN_STATE"
-	NSPAWN_PID="" NSPAWN_LEADER="" NSPAWN_STATE=""
+	NSPAWN_PID="" NSPAWN_LEADER="" NSPAWN_STATE="" NSPAWN_CGROUPS=()
 }
 
 nspawn_main() {
