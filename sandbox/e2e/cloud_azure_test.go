@@ -360,6 +360,58 @@ func TestCloudAzureReboot(t *testing.T) {
 	}
 }
 
+// TestCloudAzureMoves: the time of an event moves, later and earlier, and while no daemon runs. The node drains throughout, with the
+// new deadline, and whoever watches is not cut.
+func TestCloudAzureMoves(t *testing.T) {
+	t.Parallel()
+	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 16, "10.0.62.12")
+	p := h.serving()
+	h.viewers(1)
+	id, at := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: 5 * time.Minute})
+	h.rowIs(cluster.StateDraining)
+	was := p.counted(1).Deadline
+	move := func(by time.Duration) time.Time {
+		to, err := h.azure.Set().Move(id, at.Add(by))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return to
+	}
+	// drainsUntil waits for the deadline of an event at that time, which is as long before it as the first one was.
+	drainsUntil := func(to time.Time) {
+		t.Helper()
+		want := was.Add(to.Sub(at))
+		for end := time.Now().Add(20 * time.Second); ; wait(50 * time.Millisecond) {
+			v, n := p.view(), h.row()
+			switch {
+			case v.Ready || v.Lifecycle == nil || v.Lifecycle.Step != lifecycle.StepDraining || n.State != cluster.StateDraining:
+				t.Fatalf("ready %v, the drain %+v, the row %+v", v.Ready, v.Lifecycle, n)
+			case v.Lifecycle.Deadline.Sub(want).Abs() < time.Second:
+				return
+			case time.Now().After(end):
+				t.Fatalf("the deadline is %s, want %s", v.Lifecycle.Deadline, want)
+			}
+		}
+	}
+	drainsUntil(move(10 * time.Minute))
+	drainsUntil(move(-2 * time.Minute))
+	p.end(syscall.SIGKILL)
+	to := move(time.Minute)
+	p = h.daemon()
+	p.life("it drains again", func(v lifecycle.View) bool { return v.Step == lifecycle.StepDraining })
+	drainsUntil(to)
+	if h.live().Live.Viewers != 1 || h.written(fakeazure.Acked) != 0 {
+		t.Errorf("who watches: %+v", h.live())
+	}
+	h.viewersGo()
+	h.acked(id)
+	h.hasLeft()
+	if st := h.sessions(); st.Cut.Viewers != 0 {
+		t.Errorf("the sessions: %+v", st)
+	}
+	h.moderate()
+}
+
 // TestCloudAzureCancelled: an event is taken back while no daemon runs.
 func TestCloudAzureCancelled(t *testing.T) {
 	t.Parallel()

@@ -87,6 +87,7 @@ type Event struct {
 // What is in the books.
 const (
 	Announced = "announced" // it is in the document
+	Moved     = "moved"     // it has another time
 	Acked     = "acked"     // a machine said that it may begin
 	Refused   = "refused"   // a machine said so of what there is not
 	Started   = "started"
@@ -163,17 +164,27 @@ func (s *Set) Announce(in Event) (string, error) {
 	if in.NotBefore.IsZero() {
 		in.NotBefore = time.Now().Add(in.Lead)
 	}
-	// The document has seconds. The next whole one keeps the lead.
-	if whole := in.NotBefore.Truncate(time.Second); !whole.Equal(in.NotBefore) {
-		in.NotBefore = whole.Add(time.Second)
-	}
+	in.NotBefore = wholeSecond(in.NotBefore)
 	in.VMs = slices.Clone(in.VMs)
 	e := &event{Event: in}
 	s.events = append(s.events, e)
 	s.incarnation++
 	s.write(Entry{What: Announced, Event: e.ID, Type: e.Type, VMs: e.VMs})
-	s.after(e, time.Until(e.NotBefore), func() { s.begin(e, true) })
+	s.due(e)
 	return e.ID, nil
+}
+
+// wholeSecond rounds up, which keeps a lead: the document has seconds.
+func wholeSecond(t time.Time) time.Time {
+	if whole := t.Truncate(time.Second); !whole.Equal(t) {
+		return whole.Add(time.Second)
+	}
+	return t
+}
+
+// due lets an event begin when its time has come. The lock is held.
+func (s *Set) due(e *event) {
+	s.after(e, time.Until(e.NotBefore), func() { s.begin(e, true) })
 }
 
 // newID is an event's, as a GUID.
@@ -243,6 +254,25 @@ func (s *Set) Begin(id string) error {
 	}
 	s.begin(e, true)
 	return nil
+}
+
+// Move gives an event that nobody has acknowledged another time, and returns it.
+func (s *Set) Move(id string, to time.Time) (time.Time, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.find(id)
+	switch {
+	case e == nil:
+		return time.Time{}, fmt.Errorf("moving event %q: there is none", id)
+	case e.acked || e.started:
+		return time.Time{}, fmt.Errorf("moving event %q: it is acknowledged, or has begun", id)
+	}
+	e.stop()
+	e.NotBefore = wholeSecond(to)
+	s.incarnation++
+	s.write(Entry{What: Moved, Event: e.ID, Type: e.Type})
+	s.due(e)
+	return e.NotBefore, nil
 }
 
 // Cancel takes an event back.
