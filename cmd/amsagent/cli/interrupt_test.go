@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -88,6 +89,8 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 		{mongo, "drain n1"},
 		{control, "drain"},
 		{control, "undrain"},
+		{control, "event --file /event.json --instance-id i-0abc"},
+		{mongo, "deregister --service none"},
 	} {
 		t.Run(tt.args+" "+tt.hangs, func(t *testing.T) {
 			t.Parallel()
@@ -96,6 +99,19 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = os.RemoveAll(root) })
+			files := map[string]string{"event.json": bridge}
+			if strings.HasPrefix(tt.args, "deregister") {
+				files[bootstrap.StateDir+"/state.json"] = `{"version":1,"phase":"joined","instance_id":"i-0abc","address":"10.0.0.1"}`
+			}
+			for path, text := range files {
+				path = filepath.Join(root, path)
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
 			e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "none"}}
 			var sig *processSignals
 			switch tt.hangs {
