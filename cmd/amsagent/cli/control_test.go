@@ -504,7 +504,7 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.status = daemon.View{State: cluster.StateActive, Proved: true, NotReady: "no application is known", SessionsDisagree: &heartbeat.Disagreement{
 		Kind: "publishers", MongoDB: 0, Server: 1, By: cluster.CountedByAMS, Address: "192.0.2.4",
-	}}
+	}, MetricsError: "127.0.0.1:9771 is taken"}
 	g := newGlobals((&testEnv{}).env().withDefaults())
 	g.settings.Root = d.root
 	v := &statusView{Status: &bootstrap.Status{}}
@@ -514,13 +514,14 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	for _, want := range []string{
 		"STATUS-SESSIONS: publishers: MongoDB says 0 for the address 192.0.2.4, the server itself says 1; the larger number counts",
 		"STATUS-NOT-SERVING: the node is not ready for new sessions: no application is known",
+		"STATUS-PORT: the daemon does not serve /metrics, /healthz and /readyz: 127.0.0.1:9771 is taken",
 	} {
 		if !strings.Contains(w.b.String(), want) {
 			t.Errorf("got:\n%s\nwant %q", w.b.String(), want)
 		}
 	}
 	// In the first second of a daemon nothing is wrong yet.
-	d.status.NotReady = daemon.NotAsked
+	d.status.NotReady, d.status.MetricsError = daemon.NotAsked, ""
 	v = &statusView{Status: &bootstrap.Status{}}
 	if v.askDaemon(t.Context(), g); len(v.Disagree) != 1 || v.Disagree[0].ID != "STATUS-SESSIONS" {
 		t.Errorf("before the applications were asked: %+v", v.Disagree)
