@@ -410,6 +410,36 @@ func testInterrupt(t *testing.T) {
 	}
 }
 
+// A file system that hangs keeps no command that only reads; one that changes something is left to undo it.
+func TestInterruptWhileFilesHang(t *testing.T) {
+	for _, reads := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			sig := fakeSignals{make(chan os.Signal, 1)}
+			exited := make(chan int, 1)
+			e := &testEnv{}
+			env := e.env()
+			env.Signals, env.Exit = sig.source, func(code int) { exited <- code }
+			g := newGlobals(env.withDefaults())
+			g.setForm("text", "auto", 0)
+			g.setReadsOnly(reads)
+			_, stop := g.interruptible(t.Context())
+			defer stop()
+			sig.ch <- syscall.SIGTERM
+			<-time.After(readingLimit - time.Millisecond)
+			if len(exited) != 0 {
+				t.Error("it ends at once")
+			}
+			<-time.After(time.Hour)
+			switch {
+			case reads && (len(exited) != 1 || <-exited != exitInterrupted || !strings.Contains(e.stderr.String(), "a file system does not answer")):
+				t.Errorf("it goes on: %s", e.stderr.String())
+			case !reads && len(exited) != 0:
+				t.Error("a command that changes something was cut")
+			}
+		})
+	}
+}
+
 func TestJSONErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"-o", "json", "nonsense"}, {"nonsense", "-ojson"}, {"nonsense", "--output=json"}, {"--bogus", "--output", "json"},

@@ -36,7 +36,7 @@ func Main(args []string, env Env) int {
 	root := newRootCommand(g)
 	root.SetArgs(append([]string{}, args...)) // never nil: cobra would take the process's own
 	cmd, err := root.ExecuteContextC(ctx)
-	g.readsOnly = onlyReads(cmd) // also where its flags were wrong, before load
+	g.setReadsOnly(onlyReads(cmd)) // also where its flags were wrong, before load
 	if err == nil {
 		err = g.helpErr
 	}
@@ -61,18 +61,18 @@ type globals struct {
 	// file is config.yaml, nil where there is none; dropped are the keys that a join was given an empty value for.
 	file    *configFile
 	dropped []string
-	// readsOnly is set where the command never changes this machine.
-	readsOnly bool
 	// notOwn is why the server's unit does not call this program.
 	notOwn error
 	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
 	helpErr error
 
-	mu      sync.Mutex // guards what the goroutine that watches signals reads too
-	output  string
-	color   string
-	logger  *slog.Logger
-	secrets []cluster.Secret
+	mu sync.Mutex // guards what the goroutine that watches signals reads too
+	// readsOnly is set where the command never changes this machine.
+	readsOnly bool
+	output    string
+	color     string
+	logger    *slog.Logger
+	secrets   []cluster.Secret
 	// piped is what came on standard input as the MongoDB address; nil where nobody has read it.
 	piped *piped
 	// reload is told of hangups; nil where they mean "stop".
@@ -171,6 +171,18 @@ func (g *globals) isJSON() bool {
 	return g.output == "json"
 }
 
+func (g *globals) setReadsOnly(is bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.readsOnly = is
+}
+
+func (g *globals) onlyReading() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.readsOnly
+}
+
 // log is the logger to hand to libraries.
 func (g *globals) log() *slog.Logger {
 	g.mu.Lock()
@@ -180,7 +192,7 @@ func (g *globals) log() *slog.Logger {
 
 // interruptible returns a context that the first signal cancels; its cause says which. Commands then undo what is half
 // done. A second one, not before oneSignal has passed, does not want to wait for that: the process ends at once, and the next
-// run repairs.
+// run repairs. A command that only reads has nothing to undo: it gets readingLimit.
 func (g *globals) interruptible(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals, release := g.env.Signals()
@@ -189,10 +201,14 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 	go func() {
 		defer close(ended)
 		var first time.Time
+		var limit <-chan time.Time
 		for {
 			select {
 			case <-quit:
 				return
+			case <-limit:
+				g.log().Warn("a file system does not answer: the command ends without it")
+				g.env.Exit(exitInterrupted)
 			case sig := <-signals:
 				switch {
 				case sig == syscall.SIGHUP && g.hangup():
@@ -200,6 +216,9 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 					first = time.Now()
 					cancel(&interruptedError{sig})
 					g.log().Log(ctx, g.stopLevel(), "stopping; a second signal stops immediately", "signal", sig.String())
+					if g.onlyReading() {
+						limit = time.After(readingLimit)
+					}
 				case time.Since(first) >= oneSignal:
 					g.env.Exit(exitInterrupted)
 				}
@@ -217,6 +236,10 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 // oneSignal is how long further signals say the same as the first: the timeout of coreutils sends its own to the child and
 // to its process group, which is two, and a shell may add its own.
 const oneSignal = time.Second
+
+// readingLimit is how long after a signal a command may go on that changes nothing. All that it waits for ends with its context,
+// but for a file system that hangs, as that of a network does whose server is away.
+const readingLimit = 5 * time.Second
 
 // formAsked finds -o in arguments that may not parse.
 func formAsked(args []string, getenv func(string) string) string {
@@ -322,7 +345,7 @@ func (g *globals) load(cmd *cobra.Command) error {
 	g.mu.Lock()
 	g.said = nil
 	g.mu.Unlock()
-	g.readsOnly = onlyReads(cmd)
+	g.setReadsOnly(onlyReads(cmd))
 	flags, dropped := g.dropEmpty(cmd)
 	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
 	screen := src
