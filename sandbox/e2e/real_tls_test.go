@@ -52,7 +52,11 @@ func TestRealTLS(t *testing.T) {
 		"&tlsCertificateKeyFile=/etc/amsagent/node.pem&authSource=$external&authMechanism=MONGODB-X509"
 
 	out, code := n.Run(t, n.joinArgs(password, "--timeout", "2m")...)
-	for _, want := range []string{"AMS-MONGO-OPTION", "tlsCAFile: AMS's Java driver ignores it", "[AMS-SERVICE]", "the files were put back"} {
+	ended := "[AMS-SERVICE]"
+	if n.Release == "2.10.0" {
+		ended = "[AMS-NOT-SEEN]" // that server goes on without its database
+	}
+	for _, want := range []string{"AMS-MONGO-OPTION", "tlsCAFile: AMS's Java driver ignores it", ended, "the files were put back"} {
 		if code == 0 || !strings.Contains(out, want) {
 			t.Errorf("a join of a server that does not know the authority does not say %q: exit %d\n%s", want, code, out)
 		}
