@@ -159,7 +159,7 @@ func readyNode(t testing.TB, w *realams.World) (*realNode, *realDaemon) {
 	n := newRealNode(t, w, realRelease())
 	n.AllowAgent(t)
 	// 2.10.0 refuses players by RTMP otherwise; the later ones do not ask.
-	n.MustRun(t, "sh", "-c", "echo settings.rtmpPlaybackEnabled=true >>"+realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
+	n.MustRun(t, "sh", "-c", "printf '\nsettings.rtmpPlaybackEnabled=true\n' >>"+realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
 	n.join(w.URI())
 	n.WaitServed(t, realApps(n.Release)...)
 	d := n.daemon()
