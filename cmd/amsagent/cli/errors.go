@@ -139,7 +139,7 @@ func (g *globals) report(ctx context.Context, err error) int {
 		err = interrupted(err, sig)
 	}
 	e := g.explain(err)
-	if g.readsOnly && e.State == stateUntouched {
+	if g.readsOnly.Load() && e.State == stateUntouched {
 		e.State = ""
 	}
 	if g.isJSON() {

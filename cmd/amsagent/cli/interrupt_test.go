@@ -101,17 +101,9 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 			t.Cleanup(func() { _ = os.RemoveAll(root) })
 			files := map[string]string{"event.json": bridge}
 			if strings.HasPrefix(tt.args, "deregister") {
-				files[bootstrap.StateDir+"/state.json"] = `{"version":1,"phase":"joined","instance_id":"i-0abc","address":"10.0.0.1"}`
+				files[bootstrap.StateDir+"/state.json!"] = `{"version":1,"phase":"joined","instance_id":"i-0abc","address":"10.0.0.1"}`
 			}
-			for path, text := range files {
-				path = filepath.Join(root, path)
-				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
+			plant(t, root, files)
 			e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "none"}}
 			var sig *processSignals
 			switch tt.hangs {
@@ -196,7 +188,8 @@ func TestSupportInterruptedAtTheEnd(t *testing.T) {
 	env.Stderr = cancelAt{"journalctl", cancel}
 	g := newGlobals(env.withDefaults())
 	g.settings.Root = t.TempDir()
-	g.ctx, g.readsOnly = ctx, true
+	g.ctx = ctx
+	g.readsOnly.Store(true)
 	g.setForm("text", "auto", 0)
 	if code := g.report(ctx, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
 		t.Errorf("exit %d\n%s", code, e.stdout.String())

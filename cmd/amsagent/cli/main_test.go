@@ -155,6 +155,13 @@ func run(t *testing.T, vars map[string]string, args ...string) (code int, stdout
 func tree(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
+	plant(t, root, files)
+	return root
+}
+
+// plant is tree for a folder that is there.
+func plant(t *testing.T, root string, files map[string]string) {
+	t.Helper()
 	for name, text := range files {
 		mode := os.FileMode(0o644)
 		if n, ok := strings.CutSuffix(name, "!"); ok {
@@ -171,7 +178,6 @@ func tree(t *testing.T, files map[string]string) string {
 			t.Fatal(err)
 		}
 	}
-	return root
 }
 
 // golden compares got with testdata/NAME, or writes it there.
@@ -421,7 +427,7 @@ func TestInterruptWhileFilesHang(t *testing.T) {
 			env.Signals, env.Exit = sig.source, func(code int) { exited <- code }
 			g := newGlobals(env.withDefaults())
 			g.setForm("text", "auto", 0)
-			g.setReadsOnly(reads)
+			g.readsOnly.Store(reads)
 			_, stop := g.interruptible(t.Context())
 			defer stop()
 			sig.ch <- syscall.SIGTERM

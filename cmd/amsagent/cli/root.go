@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +37,7 @@ func Main(args []string, env Env) int {
 	root := newRootCommand(g)
 	root.SetArgs(append([]string{}, args...)) // never nil: cobra would take the process's own
 	cmd, err := root.ExecuteContextC(ctx)
-	g.setReadsOnly(onlyReads(cmd)) // also where its flags were wrong, before load
+	g.readsOnly.Store(onlyReads(cmd)) // also where its flags were wrong, before load
 	if err == nil {
 		err = g.helpErr
 	}
@@ -66,13 +67,14 @@ type globals struct {
 	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
 	helpErr error
 
-	mu sync.Mutex // guards what the goroutine that watches signals reads too
-	// readsOnly is set where the command never changes this machine.
-	readsOnly bool
-	output    string
-	color     string
-	logger    *slog.Logger
-	secrets   []cluster.Secret
+	// readsOnly is set where the command never changes this machine. The goroutine that watches signals reads it, too.
+	readsOnly atomic.Bool
+
+	mu      sync.Mutex // guards what the goroutine that watches signals reads too
+	output  string
+	color   string
+	logger  *slog.Logger
+	secrets []cluster.Secret
 	// piped is what came on standard input as the MongoDB address; nil where nobody has read it.
 	piped *piped
 	// reload is told of hangups; nil where they mean "stop".
@@ -171,18 +173,6 @@ func (g *globals) isJSON() bool {
 	return g.output == "json"
 }
 
-func (g *globals) setReadsOnly(is bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.readsOnly = is
-}
-
-func (g *globals) onlyReading() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.readsOnly
-}
-
 // log is the logger to hand to libraries.
 func (g *globals) log() *slog.Logger {
 	g.mu.Lock()
@@ -216,7 +206,7 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 					first = time.Now()
 					cancel(&interruptedError{sig})
 					g.log().Log(ctx, g.stopLevel(), "stopping; a second signal stops immediately", "signal", sig.String())
-					if g.onlyReading() {
+					if g.readsOnly.Load() {
 						limit = time.After(readingLimit)
 					}
 				case time.Since(first) >= oneSignal:
@@ -345,7 +335,7 @@ func (g *globals) load(cmd *cobra.Command) error {
 	g.mu.Lock()
 	g.said = nil
 	g.mu.Unlock()
-	g.setReadsOnly(onlyReads(cmd))
+	g.readsOnly.Store(onlyReads(cmd))
 	flags, dropped := g.dropEmpty(cmd)
 	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
 	screen := src
