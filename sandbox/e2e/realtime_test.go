@@ -81,7 +81,7 @@ func TestDaemonMongoAway(t *testing.T) {
 	// Somebody took the row away: it comes back as it was, with all there is.
 	h.forget()
 	h.rowIs(cluster.StateActive)
-	p.says("the registry has no row of this node any more")
+	p.says("the registry had no row of this node any more")
 	// The row is there a moment before its first beat.
 	until(t, "the row has all there is", func() string {
 		if n := h.row(); n.Role != "edge" || n.IntervalMS != 1000 || n.Load == nil {
