@@ -198,7 +198,7 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 		return c, &FailedError{Step: "waiting for the lock", Err: err, State: p.found, Unknown: isTimeout(err)}
 	}
 	defer func() { _ = lock.Unlock() }()
-	now, left, unfinished := m.recover(store)
+	now, left, unfinished := m.recover(ctx, store)
 	if unfinished != nil {
 		unfinished = notRecovered(unfinished, leaveFirst, untouched)
 	}
@@ -333,21 +333,21 @@ func (k *converger) identify(ctx context.Context) {
 	if k.req.Mode == ConvergeBeforeStart {
 		return
 	}
-	k.compareIdentity(inst, known)
+	k.compareIdentity(ctx, inst, known)
 	if f.hostname, err = ams.LookupHostname(ctx, ams.HostnameOptions{Root: k.Root}); err != nil {
 		k.warn(IDHostname, "this machine's own name could not be looked up: %v", err)
 	}
 }
 
 // compareIdentity notes where the machine is another one than joined.
-func (k *converger) compareIdentity(inst metadata.Instance, known netip.Addr) {
+func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance, known netip.Addr) {
 	f := &k.facts
 	f.inst = inst
 	k.result.Incomplete = len(inst.Missing) > 0
 	if f.inst.ID != k.state.InstanceID {
 		k.repaired(IDCloned, "this is a copy of %s's disk: it is %s now", k.state.InstanceID, f.inst.ID)
 		k.state.InstanceID = f.inst.ID
-		if k.req.AddressKept {
+		if k.req.AddressKept && k.begin(ctx, k.found) == nil { // else mend says it
 			k.forgetAddress()
 		}
 	}
@@ -431,6 +431,11 @@ func (k *converger) mend(ctx context.Context) error {
 		return &startingError{f, k.pass}
 	}
 	k.noteRestart(changed)
+	if changed || k.state != *f.state {
+		if err := k.begin(ctx, k.found); err != nil {
+			return err
+		}
+	}
 	release := k.state.Release
 	if changed && k.writes() {
 		// Only once they are written: standalone files of a release that the state names are

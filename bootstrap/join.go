@@ -161,7 +161,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 				return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 			}
 			defer func() { _ = lock.Unlock() }()
-			if f.warnings, found, err = m.recover(store); err != nil {
+			if f.warnings, found, err = m.recover(ctx, store); err != nil {
 				return nil, notRecovered(err, leaveFirst, untouched)
 			}
 		}
@@ -202,6 +202,9 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 func notRecovered(err error, way, state string) error {
 	if n, ok := recordFinding(err, way); ok {
 		return &PreflightError{Findings: []Finding{n}, State: state}
+	}
+	if failed, ok := errors.AsType[*FailedError](err); ok {
+		return failed // before it was looked at
 	}
 	e := &FailedError{Step: "looking for an interrupted run", Err: err, State: state}
 	var interrupted *conf.InterruptedError
@@ -273,6 +276,9 @@ func (j *joiner) run(ctx context.Context) error {
 	unchanged := len(f.plan.Changed()) == 0
 	if unchanged && !j.result.RestartNeeded && f.state != nil && f.state.Phase == PhaseJoined {
 		return j.confirm(ctx)
+	}
+	if err := j.begin(ctx, j.found); err != nil {
+		return err
 	}
 	if err := j.apply(ctx, restart); err != nil {
 		return err
@@ -381,6 +387,9 @@ func (j *joiner) offline(ctx context.Context) error {
 		j.result.Outcome = OutcomeUnchanged
 		return nil
 	}
+	if err := j.begin(ctx, j.found); err != nil {
+		return err
+	}
 	if err := j.commit(ctx); err != nil {
 		state, hint := leftBy(err, j.before(), "the files are those of a cluster node")
 		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(protectedHint(j.store, f.plan, err), hint)}
@@ -411,6 +420,9 @@ func (j *joiner) confirm(ctx context.Context) error {
 	defer func() { _ = lock.Unlock() }()
 	if err := j.asBefore(ctx); err != nil {
 		return &FailedError{Step: "looking at this machine again", Err: err, State: j.found, Hint: "look with 'amsagent status', and run the same command again"}
+	}
+	if err := j.begin(ctx, j.found); err != nil {
+		return err
 	}
 	j.result.Evidence = ev
 	j.result.Outcome = OutcomeUnchanged

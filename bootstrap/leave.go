@@ -133,7 +133,7 @@ func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
 			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 		}
 		defer func() { _ = lock.Unlock() }()
-		if err := l.recover(); err != nil {
+		if err := l.recover(ctx); err != nil {
 			return l.result, err // with the warnings
 		}
 	}
@@ -154,12 +154,15 @@ func (l *leaver) refused(fs ...Finding) error {
 // recover finishes or undoes what an interrupted run left. Leaving is the way out
 // of everything: where the journal cannot be used, what the interrupted run left
 // beside the files gives them back.
-func (l *leaver) recover() error {
-	warnings, found, err := l.Machine.recover(l.store)
+func (l *leaver) recover(ctx context.Context) error {
+	warnings, found, err := l.Machine.recover(ctx, l.store)
 	var damaged *conf.DamagedError
 	if errors.As(err, &damaged) {
+		if err := l.begins(ctx); err != nil {
+			return err
+		}
 		if err = l.setAside(damaged); err == nil {
-			warnings, _, err = l.Machine.recover(l.store)
+			warnings, _, err = l.Machine.recover(ctx, l.store)
 			found = l.found
 		}
 	}
@@ -169,6 +172,14 @@ func (l *leaver) recover() error {
 	l.found = found
 	l.result.Warnings = append(l.result.Warnings, warnings...)
 	return nil
+}
+
+// begins comes before each change.
+func (l *leaver) begins(ctx context.Context) error {
+	if l.req.DryRun {
+		return nil
+	}
+	return l.begin(ctx, l.found)
 }
 
 // setAside puts a file of ours that cannot be used out of the way.
@@ -226,6 +237,9 @@ func (l *leaver) run(ctx context.Context) error {
 	l.told()
 	if l.nothingToDo() {
 		// A daemon that runs would make it a node: it lets a machine join by itself.
+		if err := l.begins(ctx); err != nil {
+			return err
+		}
 		if !l.req.Offline {
 			l.stopDaemon(ctx)
 		}
@@ -246,6 +260,9 @@ func (l *leaver) run(ctx context.Context) error {
 		return l.checkSessions(ctx)
 	}
 	if l.req.Offline {
+		if err := l.begins(ctx); err != nil {
+			return err
+		}
 		if err := l.commit(ctx); err != nil {
 			return l.notGivenBack(err)
 		}
@@ -253,6 +270,9 @@ func (l *leaver) run(ctx context.Context) error {
 		return l.forget()
 	}
 	if err := l.checkSessions(ctx); err != nil {
+		return err
+	}
+	if err := l.begins(ctx); err != nil {
 		return err
 	}
 	l.stopDaemon(ctx)
@@ -275,7 +295,7 @@ func (l *leaver) checkName(ctx context.Context) {
 // prepare makes every check and plans the change.
 func (l *leaver) prepare(ctx context.Context) error {
 	var err error
-	if err = l.read(); err != nil {
+	if err = l.read(ctx); err != nil {
 		return err
 	}
 	if l.install, err = l.open(); err != nil && l.hindered() {
@@ -336,7 +356,7 @@ func (l *leaver) hindered() bool {
 }
 
 // read loads what the agent wrote down. A damaged file keeps nobody from leaving.
-func (l *leaver) read() error {
+func (l *leaver) read(ctx context.Context) error {
 	var err error
 	var damaged *conf.DamagedError
 	if l.record, err = l.store.Record(); errors.As(err, &damaged) {
@@ -344,8 +364,13 @@ func (l *leaver) read() error {
 		if l.req.DryRun {
 			l.warn(IDRecord, "", "%v; this machine is made standalone without it", err)
 			err = nil
-		} else if err = l.setAside(damaged); err == nil {
-			l.record, err = l.store.Record()
+		} else {
+			if err := l.begins(ctx); err != nil {
+				return err
+			}
+			if err = l.setAside(damaged); err == nil {
+				l.record, err = l.store.Record()
+			}
 		}
 	}
 	if err != nil {

@@ -69,6 +69,9 @@ type Machine struct {
 	Interfaces func() ([]ams.Interface, error)
 	// HTTP reaches AMS on this machine; nil is the usual client.
 	HTTP *http.Client
+	// Begin, if not nil, is called before a command changes anything, and may be called
+	// again. After an error nothing is changed.
+	Begin func(context.Context) error
 	// Serving are the applications that are to serve before this machine is ready,
 	// as patterns of path.Match; none are all but the console.
 	Serving []string
@@ -123,11 +126,30 @@ func (m *Machine) lock(ctx context.Context) (*conf.Lock, error) {
 	})
 }
 
+// begin comes before a change. state is what is left where that is not made.
+func (m *Machine) begin(ctx context.Context, state string) error {
+	if m.Begin == nil {
+		return nil
+	}
+	if err := m.Begin(ctx); err != nil {
+		return &FailedError{
+			Step: "before the first change", Err: err, State: state, Unknown: isTimeout(err),
+			Hint: "run the same command again, with more time: --timeout",
+		}
+	}
+	return nil
+}
+
 // recover finishes or undoes what an interrupted run left. state is what to say
 // of the machine where nothing else is changed after that.
-func (m *Machine) recover(store *conf.Store) (_ []Finding, state string, _ error) {
+func (m *Machine) recover(ctx context.Context, store *conf.Store) (_ []Finding, state string, _ error) {
 	if err := store.RemoveTemps(path.Dir(lockPath)); err != nil {
 		return nil, untouched, err
+	}
+	if store.Interrupted() {
+		if err := m.begin(ctx, untouched); err != nil {
+			return nil, untouched, err
+		}
 	}
 	r, err := store.Recover()
 	if err != nil || r == nil {

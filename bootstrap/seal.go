@@ -129,11 +129,14 @@ func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error
 			return s.result, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 		}
 		defer func() { _ = lock.Unlock() }()
-		warnings, _, err := m.recover(s.store)
+		warnings, found, err := m.recover(ctx, s.store)
 		if err != nil {
 			return s.result, notRecovered(err, "", untouched)
 		}
 		s.result.Warnings = append(s.result.Warnings, warnings...)
+		if err := m.begin(ctx, found); err != nil {
+			return s.result, err
+		}
 	}
 	return s.result, s.seal(ctx)
 }

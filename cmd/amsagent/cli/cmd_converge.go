@@ -65,6 +65,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			return runConverge(cmd.Context(), opts, g)
 		},
 	}
+	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
@@ -76,7 +77,7 @@ func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
 	if err := g.mayChange("converge"); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(false)
 	if err != nil {

@@ -58,7 +58,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	if err := g.mayChange("deregister"); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(false)
 	if err != nil {

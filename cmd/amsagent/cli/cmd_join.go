@@ -57,6 +57,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runJoin(cmd.Context(), opts, g) },
 	}
+	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyRemoteIPValve, keyOnFailure)...)
@@ -65,7 +66,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 }
 
 func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(opts.offline)
 	if err != nil {

@@ -49,6 +49,7 @@ func newLeaveCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runLeave(cmd.Context(), opts, g) },
 	}
+	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
@@ -57,7 +58,7 @@ func newLeaveCommand(g *globals) *cobra.Command {
 }
 
 func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(opts.offline)
 	if err != nil {

@@ -86,6 +86,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	if err != nil {
 		return err
 	}
+	m.Begin = nil // it has no time that ends
 	a := &daemonAdapter{g: g, cmd: cmd, machine: m, made: madeOf(g.settings)}
 	defer func() {
 		a.mu.Lock()

@@ -51,6 +51,7 @@ func newSealCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSeal(cmd.Context(), opts, g) },
 	}
+	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "keep", func() []string { return wordsOf(bootstrap.SealItems()) })
@@ -100,7 +101,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 			*list.into = append(*list.into, item)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(false)
 	if err != nil {

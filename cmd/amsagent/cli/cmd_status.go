@@ -60,7 +60,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(false)
 	if err != nil {

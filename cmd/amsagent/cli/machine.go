@@ -52,7 +52,7 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	s := g.settings
 	m := &bootstrap.Machine{
 		Root: s.Root, AMSDir: s.AMSDir, Service: ams.None{},
-		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(), Serving: s.Serving,
+		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(), Serving: s.Serving, Begin: g.begin,
 		Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
 			return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()})
 		},

@@ -5,6 +5,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -416,33 +417,83 @@ func testInterrupt(t *testing.T) {
 	}
 }
 
-// A file system that hangs keeps no command that only reads; one that changes something is left to undo it.
-func TestInterruptWhileFilesHang(t *testing.T) {
-	for _, reads := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			sig := fakeSignals{make(chan os.Signal, 1)}
-			exited := make(chan int, 1)
-			e := &testEnv{}
-			env := e.env()
-			env.Signals, env.Exit = sig.source, func(code int) { exited <- code }
-			g := newGlobals(env.withDefaults())
-			g.setForm("text", "auto", 0)
-			g.readsOnly.Store(reads)
-			_, stop := g.interruptible(t.Context())
-			defer stop()
-			sig.ch <- syscall.SIGTERM
-			<-time.After(readingLimit - time.Millisecond)
-			if len(exited) != 0 {
-				t.Error("it ends at once")
-			}
-			<-time.After(time.Hour)
-			switch {
-			case reads && (len(exited) != 1 || <-exited != exitInterrupted || !strings.Contains(e.stderr.String(), "a file system does not answer")):
-				t.Errorf("it goes on: %s", e.stderr.String())
-			case !reads && len(exited) != 0:
-				t.Error("a command that changes something was cut")
-			}
+// A file system that hangs keeps no command longer than its end: one that has changed nothing ends soon, one that is in the middle of
+// a change has the time to undo it, and a daemon drains.
+func TestEndWhileFilesHang(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		signal bool
+		begins bool
+		daemon bool
+		after  time.Duration
+		code   int
+		says   []string
+	}{
+		{name: "a signal", signal: true, after: readingLimit, code: exitInterrupted, says: []string{"a file system does not answer [AMS-INTERRUPTED]", "signal: terminated", stateUntouched}},
+		{name: "a signal in a change", signal: true, begins: true, after: undoLimit, code: exitInterrupted, says: []string{"half done"}},
+		{name: "the time", after: readingLimit, code: exitUnknown, says: []string{"a file system does not answer [AMS-TIMEOUT]", stateUntouched}},
+		{name: "the time in a change", begins: true, after: undoLimit, code: exitUnknown, says: []string{"half done"}},
+		{name: "a daemon", signal: true, begins: true, daemon: true, after: 1000 * time.Hour},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sig := fakeSignals{make(chan os.Signal, 1)}
+				exited := make(chan int, 1)
+				e := &testEnv{}
+				env := e.env()
+				env.Signals, env.Exit = sig.source, func(code int) { exited <- code }
+				g := newGlobals(env.withDefaults())
+				g.setForm("text", "auto", 0)
+				g.settings.Timeout = time.Minute
+				if tt.daemon {
+					g.reload = make(chan struct{}, 1)
+				}
+				parent, stop := g.interruptible(t.Context())
+				defer stop()
+				ctx, cancel := g.timed(parent)
+				defer cancel()
+				if tt.begins {
+					if err := g.begin(ctx); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if tt.signal {
+					sig.ch <- syscall.SIGTERM
+				}
+				<-ctx.Done()
+				<-time.After(tt.after - time.Millisecond)
+				synctest.Wait()
+				if len(exited) != 0 {
+					t.Fatalf("it ends sooner: %s", e.stderr.String())
+				}
+				if tt.code == 0 {
+					return
+				}
+				<-time.After(time.Second)
+				if len(exited) != 1 || <-exited != tt.code {
+					t.Errorf("it goes on: %s", e.stderr.String())
+				}
+				for _, text := range tt.says {
+					if !strings.Contains(e.stderr.String(), text) {
+						t.Errorf("stderr lacks %q:\n%s", text, e.stderr.String())
+					}
+				}
+				if err := g.begin(t.Context()); !tt.begins && err == nil {
+					t.Error("a change begins while the process ends")
+				}
+			})
 		})
+	}
+}
+
+// Nothing is begun after a command's time.
+func TestBeginAfterTheTime(t *testing.T) {
+	g := newGlobals((&testEnv{}).env().withDefaults())
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(&interruptedError{syscall.SIGTERM})
+	var sig *interruptedError
+	if err := g.begin(ctx); !errors.As(err, &sig) || g.reached.Load() != looking {
+		t.Errorf("%v, %d", err, g.reached.Load())
 	}
 }
 

@@ -15,8 +15,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -69,6 +67,8 @@ type globals struct {
 
 	// readsOnly is set where the command never changes this machine. The goroutine that watches signals reads it, too.
 	readsOnly atomic.Bool
+	// reached is how far the command is.
+	reached atomic.Int32
 
 	mu      sync.Mutex // guards what the goroutine that watches signals reads too
 	output  string
@@ -114,9 +114,7 @@ func (g *globals) waiting() context.Context {
 // reading is the context of the reading of a small file. A daemon reads after the signal, too, while it drains for a machine
 // that goes down.
 func (g *globals) reading() context.Context {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.reload != nil {
+	if g.isDaemon() {
 		return context.WithoutCancel(g.waiting())
 	}
 	return g.waiting()
@@ -145,6 +143,12 @@ func (g *globals) hangup() bool {
 	default: // one that waits is enough
 	}
 	return true
+}
+
+func (g *globals) isDaemon() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.reload != nil
 }
 
 // stopLevel is how loud a signal is told: for a daemon it is the usual end.
@@ -179,57 +183,6 @@ func (g *globals) log() *slog.Logger {
 	defer g.mu.Unlock()
 	return g.logger
 }
-
-// interruptible returns a context that the first signal cancels; its cause says which. Commands then undo what is half
-// done. A second one, not before oneSignal has passed, does not want to wait for that: the process ends at once, and the next
-// run repairs. A command that only reads has nothing to undo: it gets readingLimit.
-func (g *globals) interruptible(parent context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(parent)
-	signals, release := g.env.Signals()
-	quit := make(chan struct{})
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		var first time.Time
-		var limit <-chan time.Time
-		for {
-			select {
-			case <-quit:
-				return
-			case <-limit:
-				g.log().Warn("a file system does not answer: the command ends without it")
-				g.env.Exit(exitInterrupted)
-			case sig := <-signals:
-				switch {
-				case sig == syscall.SIGHUP && g.hangup():
-				case first.IsZero():
-					first = time.Now()
-					cancel(&interruptedError{sig})
-					g.log().Log(ctx, g.stopLevel(), "stopping; a second signal stops immediately", "signal", sig.String())
-					if g.readsOnly.Load() {
-						limit = time.After(readingLimit)
-					}
-				case time.Since(first) >= oneSignal:
-					g.env.Exit(exitInterrupted)
-				}
-			}
-		}
-	}()
-	return ctx, func() {
-		release()
-		close(quit)
-		<-ended
-		cancel(nil)
-	}
-}
-
-// oneSignal is how long further signals say the same as the first: the timeout of coreutils sends its own to the child and
-// to its process group, which is two, and a shell may add its own.
-const oneSignal = time.Second
-
-// readingLimit is how long after a signal a command may go on that changes nothing. All that it waits for ends with its context,
-// but for a file system that hangs, as that of a network does whose server is away.
-const readingLimit = 5 * time.Second
 
 // formAsked finds -o in arguments that may not parse.
 func formAsked(args []string, getenv func(string) string) string {
@@ -336,6 +289,9 @@ func (g *globals) load(cmd *cobra.Command) error {
 	g.said = nil
 	g.mu.Unlock()
 	g.readsOnly.Store(onlyReads(cmd))
+	if !onlyReads(cmd) && cmd.Annotations[annotationBegins] == "" {
+		g.reached.Store(changing)
+	}
 	flags, dropped := g.dropEmpty(cmd)
 	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
 	screen := src
