@@ -205,7 +205,7 @@ func Run(ctx context.Context, o Options) []Result {
 			select {
 			case results = <-answers[i]: // it may have come at the same moment
 			default:
-				results = one(unknown("no answer within %s", p.Limit))
+				results = one(unknown("no answer within %s", p.Limit.Round(time.Second)))
 			}
 		}
 		for _, r := range results {

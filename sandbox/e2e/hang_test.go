@@ -87,7 +87,7 @@ func TestCrashFilesHang(t *testing.T) {
 		{args: "converge --before-start", joined: true, exit: 0, says: []string{"the server starts with the files as they are"}},
 		{args: "status --timeout 1s", joined: true, exit: 4, says: []string{timeUp}},
 		{args: "status", joined: true, signal: true, exit: 130, says: []string{signalled}},
-		{args: "doctor", joined: true, signal: true, exit: 130, says: []string{"[AMS-INTERRUPTED]"}}, // before it comes to the files
+		{args: "doctor", joined: true, signal: true, exit: 130, says: []string{"[AMS-INTERRUPTED]"}}, // its checks have bounds of their own
 		{args: "support", joined: true, signal: true, exit: 130, says: []string{signalled}},
 	} {
 		for _, folder := range []string{"conf", "webapps/LiveApp/WEB-INF"} {
@@ -110,7 +110,7 @@ func TestCrashFilesHang(t *testing.T) {
 				}
 				begin := time.Now()
 				if tt.signal {
-					time.Sleep(time.Second) // it hangs by now
+					wait(time.Second) // it hangs by now
 					if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 						t.Fatal(err)
 					}

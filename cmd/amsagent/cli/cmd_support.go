@@ -66,7 +66,7 @@ const (
 // supportLooks are the agent's own commands.
 func supportLooks() [][]string {
 	return [][]string{
-		{"version"}, {"config"}, {"status"}, {"doctor"}, {"metadata"}, {"nodes", "--all"}, {"events", "--limit", "200"},
+		{"version"}, {"config"}, {"status", "--timeout", supportTime.String()}, {"doctor"}, {"metadata"}, {"nodes", "--all"}, {"events", "--limit", "200"},
 	}
 }
 
@@ -109,7 +109,7 @@ func runSupport(ctx context.Context, g *globals) error {
 		return nil
 	}
 	for _, args := range supportLooks() {
-		says := func() (int, []byte) { return g.agentSays(args) } //nolint:contextcheck // it hears the same signals
+		says := func() (int, []byte) { return g.agentSays(ctx, args) }
 		if err := add(append([]string{"amsagent"}, args...), says); err != nil {
 			return err
 		}
@@ -132,7 +132,7 @@ func runSupport(ctx context.Context, g *globals) error {
 }
 
 // agentSays runs another command of this program, with the flags that all of them have, as it would run without a terminal.
-func (g *globals) agentSays(args []string) (exit int, said []byte) {
+func (g *globals) agentSays(ctx context.Context, args []string) (exit int, said []byte) {
 	var out locked.Buffer // the goroutine that watches signals logs to it, too
 	env := g.env
 	env.Stdin, env.Stdout, env.Stderr, env.IsTerminal, env.IsJournal = nil, &out, &out, nil, nil
@@ -141,7 +141,14 @@ func (g *globals) agentSays(args []string) (exit int, said []byte) {
 			args = append(args, "--"+row.flag+"="+v.text)
 		}
 	}
-	exit = Main(append(args, "--output=text", "--color=never"), env)
+	ended := make(chan int, 2)
+	env.Exit = func(code int) { // its files hang
+		if ctx.Err() == nil { // else this command ends, too
+			ended <- code
+		}
+	}
+	go func() { ended <- Main(append(args, "--output=text", "--color=never"), env) }() //nolint:contextcheck // it hears the same signals
+	exit = <-ended
 	return exit, []byte(out.String())
 }
 

@@ -52,7 +52,7 @@ type Env struct {
 	Signals func() (<-chan os.Signal, func())
 	// Notify tells the service manager that started us; it does nothing where there is none.
 	Notify func(state string)
-	// Exit ends the process at once; only a second signal leads to it.
+	// Exit ends the process at once; a second signal leads to it, and files that hang.
 	Exit func(code int)
 }
 
@@ -79,7 +79,7 @@ func OS() Env {
 		Journal:    journalLine,
 		Signals:    stopSignals,
 		Notify:     notify,
-		Exit:       os.Exit, //nolint:forbidigo // a second signal ends the process here and now; nothing below Main may
+		Exit:       os.Exit, //nolint:forbidigo // what ends the process here and now, by a second signal or where files hang; nothing below Main may
 	}
 }
 

@@ -67,9 +67,17 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 	}
 }
 
+// timeOverError is the cause of a context that --timeout ended.
+type timeOverError struct{ after time.Duration }
+
+func (e *timeOverError) Error() string {
+	return "not done within " + shortDuration(e.after) + " (--timeout)"
+}
+func (*timeOverError) Unwrap() error { return context.DeadlineExceeded }
+
 // timed gives a command its --timeout.
 func (g *globals) timed(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithTimeout(ctx, g.settings.Timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, g.settings.Timeout, &timeOverError{g.settings.Timeout})
 	calm := g.endAfter(ctx)
 	return ctx, func() {
 		calm()

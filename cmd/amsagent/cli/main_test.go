@@ -431,7 +431,7 @@ func TestEndWhileFilesHang(t *testing.T) {
 	}{
 		{name: "a signal", signal: true, after: readingLimit, code: exitInterrupted, says: []string{"a file system does not answer [AMS-INTERRUPTED]", "signal: terminated", stateUntouched}},
 		{name: "a signal in a change", signal: true, begins: true, after: undoLimit, code: exitInterrupted, says: []string{"half done"}},
-		{name: "the time", after: readingLimit, code: exitUnknown, says: []string{"a file system does not answer [AMS-TIMEOUT]", stateUntouched}},
+		{name: "the time", after: readingLimit, code: exitUnknown, says: []string{"a file system does not answer [AMS-TIMEOUT]", "cause: not done within 1m (--timeout)", stateUntouched}},
 		{name: "the time in a change", begins: true, after: undoLimit, code: exitUnknown, says: []string{"half done"}},
 		{name: "a daemon", signal: true, begins: true, daemon: true, after: 1000 * time.Hour},
 	} {
