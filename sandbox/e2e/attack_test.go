@@ -27,13 +27,13 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// attacked is a machine whose server's folder belongs to a hostile user, with
-// files of root's that he would like to have.
-type attacked struct {
-	*crashNode
-	outside string   // on this machine
-	was     []string // what is there
-	marks   string   // the inodes of files that others than the agent made setuid, setgid or capable
+// prey is a server's folder that belongs to a hostile user, and files of root's that
+// he would like to have.
+type prey struct {
+	// folder and outside are where they are on this machine.
+	folder, outside string
+	was             []string // what is outside
+	marks           string   // the inodes of files that others than the agent made setuid, setgid or capable
 	// linkable are the inodes of root's files to which the kernel lets him give another name.
 	linkable []uint64
 	// roots are the inodes of all that is outside.
@@ -43,46 +43,39 @@ type attacked struct {
 // attackOutside is where root's files are, below the agent's root.
 const attackOutside = "/etc/outside"
 
-func newAttacked(t *testing.T, variant string, o crashNodeOptions) *attacked {
+// newPrey puts root's files below a root, and keeps the marks in a file.
+func newPrey(t *testing.T, root, folder, marks string) *prey {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root and a second user")
-	}
-	o.tree, o.owner = func(o *tree.Options) { o.Variant = variant }, true
-	a := &attacked{crashNode: newCrashNode(t, 1, o)}
-	a.marks = filepath.Join(filepath.Dir(a.root), "marks")
-	a.outside = filepath.Join(a.root, attackOutside)
+	p := &prey{folder: folder, outside: filepath.Join(root, attackOutside), marks: marks}
 	if err := errors.Join(
-		os.Chmod(filepath.Dir(a.root), 0o711), // for the hostile user, where no server runs as him
-		os.WriteFile(a.marks, nil, 0o600), os.MkdirAll(a.outside, 0o755),
-		os.WriteFile(filepath.Join(a.outside, "passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644),
-		os.WriteFile(filepath.Join(a.outside, "shadow"), []byte("root:$y$secret:1:0:99999:7:::\n"), 0o600),
+		os.WriteFile(p.marks, nil, 0o600), os.MkdirAll(p.outside, 0o755),
+		os.WriteFile(filepath.Join(p.outside, "passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644),
+		os.WriteFile(filepath.Join(p.outside, "shadow"), []byte("root:$y$secret:1:0:99999:7:::\n"), 0o600),
 		// With fs.protected_hardlinks he can give another name only to what he may write.
-		os.WriteFile(filepath.Join(a.outside, "shared"), []byte("root's\n"), 0o600), os.Chmod(filepath.Join(a.outside, "shared"), 0o666),
+		os.WriteFile(filepath.Join(p.outside, "shared"), []byte("root's\n"), 0o600), os.Chmod(filepath.Join(p.outside, "shared"), 0o666),
 		// By the names that the agent looks for, where a folder is exchanged.
-		os.WriteFile(filepath.Join(a.outside, "red5.properties"), []byte("a=1\n"), 0o644),
-		os.WriteFile(filepath.Join(a.outside, "red5-web.properties"), []byte("a=1\n"), 0o644),
-		os.CopyFS(filepath.Join(a.outside, "WEB-INF"), os.DirFS(filepath.Join(a.dir, "webapps/LiveApp/WEB-INF"))),
-		os.MkdirAll(filepath.Join(a.dir, "log"), 0o755), os.Chown(filepath.Join(a.dir, "log"), amsOwner, amsOwner),
+		os.WriteFile(filepath.Join(p.outside, "red5.properties"), []byte("a=1\n"), 0o644),
+		os.WriteFile(filepath.Join(p.outside, "red5-web.properties"), []byte("a=1\n"), 0o644),
+		os.CopyFS(filepath.Join(p.outside, "WEB-INF"), os.DirFS(filepath.Join(p.folder, "webapps/LiveApp/WEB-INF"))),
 	); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range sealedNames() {
-		if err := os.WriteFile(filepath.Join(a.outside, name), []byte("root's\n"), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(p.outside, name), []byte("root's\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var err error
-	if a.was, err = tree.Snapshot(a.outside); err != nil {
+	if p.was, err = tree.Snapshot(p.outside); err != nil {
 		t.Fatal(err)
 	}
-	if err := filepath.WalkDir(a.outside, func(_ string, d fs.DirEntry, err error) error {
+	if err := filepath.WalkDir(p.outside, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		info, err := d.Info()
 		if err == nil {
-			a.roots = append(a.roots, info.Sys().(*syscall.Stat_t).Ino)
+			p.roots = append(p.roots, info.Sys().(*syscall.Stat_t).Ino)
 		}
 		return err
 	}); err != nil {
@@ -93,13 +86,42 @@ func newAttacked(t *testing.T, variant string, o crashNodeOptions) *attacked {
 		names = append(names, "passwd", "shadow", "red5.properties", "red5-web.properties")
 	}
 	for _, name := range names {
-		info, err := os.Lstat(filepath.Join(a.outside, name))
+		info, err := os.Lstat(filepath.Join(p.outside, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.linkable = append(a.linkable, info.Sys().(*syscall.Stat_t).Ino)
+		p.linkable = append(p.linkable, info.Sys().(*syscall.Stat_t).Ino)
 	}
-	return a
+	return p
+}
+
+// attacked is a machine with prey.
+type attacked struct {
+	*crashNode
+	*prey
+}
+
+func newAttacked(t *testing.T, variant string, o crashNodeOptions) *attacked {
+	t.Helper()
+	return newAttackedNode(t, 1, variant, o)
+}
+
+// newAttackedNode is the node of this number.
+func newAttackedNode(t *testing.T, number int, variant string, o crashNodeOptions) *attacked {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root and a second user")
+	}
+	o.tree, o.owner = func(o *tree.Options) { o.Variant = variant }, true
+	n := newCrashNode(t, number, o)
+	base := filepath.Dir(n.root)
+	if err := errors.Join(
+		os.Chmod(base, 0o711), // for the hostile user, where no server runs as him
+		os.MkdirAll(filepath.Join(n.dir, "log"), 0o755), os.Chown(filepath.Join(n.dir, "log"), amsOwner, amsOwner),
+	); err != nil {
+		t.Fatal(err)
+	}
+	return &attacked{n, newPrey(t, n.root, n.dir, filepath.Join(base, "marks"))}
 }
 
 // sealedNames are files that a seal removes where the server keeps them.
@@ -157,17 +179,17 @@ func (a *attacked) privilege(t *testing.T, name string) {
 // harmless checks that root's files are as they were, and that what the agent made in the
 // server's folder does not belong to root, is not setuid or setgid, and has no
 // capabilities.
-func (a *attacked) harmless() error {
+func (p *prey) harmless() error {
 	var errs []error
-	now, err := tree.Snapshot(a.outside)
+	now, err := tree.Snapshot(p.outside)
 	if err != nil {
 		return err
 	}
-	if !slices.Equal(now, a.was) {
-		errs = append(errs, fmt.Errorf("outside the server's folder, now:\n%s\nbefore:\n%s", strings.Join(now, "\n"), strings.Join(a.was, "\n")))
+	if !slices.Equal(now, p.was) {
+		errs = append(errs, fmt.Errorf("outside the server's folder, now:\n%s\nbefore:\n%s", strings.Join(now, "\n"), strings.Join(p.was, "\n")))
 	}
 	privileged := map[uint64]string{}
-	errs = append(errs, filepath.WalkDir(a.dir, func(name string, d fs.DirEntry, err error) error {
+	errs = append(errs, filepath.WalkDir(p.folder, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return ignoreGone(err)
 		}
@@ -177,8 +199,8 @@ func (a *attacked) harmless() error {
 		}
 		st, ok := info.Sys().(*syscall.Stat_t)
 		// By a folder that is a link for the moment this look itself gets outside, where no file has a second name.
-		astray := ok && slices.Contains(a.roots, st.Ino) && (info.IsDir() || st.Nlink == 1)
-		if ok && st.Uid == 0 && !astray && !slices.Contains(a.linkable, st.Ino) {
+		astray := ok && slices.Contains(p.roots, st.Ino) && (info.IsDir() || st.Nlink == 1)
+		if ok && st.Uid == 0 && !astray && !slices.Contains(p.linkable, st.Ino) {
 			return fmt.Errorf("%s belongs to root: %v", name, info.Mode())
 		}
 		if !ok || !info.Mode().IsRegular() {
@@ -191,7 +213,7 @@ func (a *attacked) harmless() error {
 		return nil
 	}))
 	// All others than the agent note a file before they make it so.
-	marks, err := os.ReadFile(a.marks)
+	marks, err := os.ReadFile(p.marks)
 	if err != nil {
 		return err
 	}
@@ -387,6 +409,14 @@ func TestAttackManyLinks(t *testing.T) {
 func (a *attacked) adversary(t *testing.T) (all <-chan struct{}, calm func() string) {
 	t.Helper()
 	program := filepath.Join(filepath.Dir(a.root), "adversary")
+	buildAdversary(t, program)
+	cmd := exec.Command(program, a.root, a.dir, attackOutside, attackSeed(t))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: amsOwner, Gid: amsOwner}, Pdeathsig: syscall.SIGKILL}
+	return a.attack(t, cmd)
+}
+
+func buildAdversary(t *testing.T, program string) {
+	t.Helper()
 	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, "../adversary")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -395,18 +425,27 @@ func (a *attacked) adversary(t *testing.T) (all <-chan struct{}, calm func() str
 	if err := os.Chmod(program, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	marks, err := os.OpenFile(a.marks, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer marks.Close()
+}
+
+// attackSeed is what AMSAGENT_ATTACK_SEED says, to repeat an attack, or another one each time.
+func attackSeed(t *testing.T) string {
+	t.Helper()
 	seed := os.Getenv("AMSAGENT_ATTACK_SEED")
 	if seed == "" {
 		seed = strconv.FormatInt(time.Now().UnixNano(), 10)
 	}
 	t.Logf("AMSAGENT_ATTACK_SEED=%s", seed)
-	cmd := exec.Command(program, a.root, a.dir, attackOutside, seed)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: amsOwner, Gid: amsOwner}, Pdeathsig: syscall.SIGKILL}
+	return seed
+}
+
+// attack is adversary by a command.
+func (p *prey) attack(t *testing.T, cmd *exec.Cmd) (all <-chan struct{}, calm func() string) {
+	t.Helper()
+	marks, err := os.OpenFile(p.marks, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer marks.Close()
 	cmd.ExtraFiles = []*os.File{marks}
 	var errs strings.Builder
 	cmd.Stderr = &errs
@@ -545,21 +584,28 @@ func (a *attacked) wayBack(t *testing.T) {
 }
 
 // attackRounds is how many commands TestAttack runs: they take 10 s, with some 300
-// attacks. AMSAGENT_ATTACKS is another number.
+// attacks.
 const attackRounds = 500
+
+// attackNumber is how much of something is done; AMSAGENT_ATTACKS is another number.
+func attackNumber(t *testing.T, usual int) int {
+	t.Helper()
+	s := os.Getenv("AMSAGENT_ATTACKS")
+	if s == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
 
 // TestAttack runs joins, leaves and seals while a process of the hostile user exchanges
 // files and folders under them. An agent that opens files by their paths, as the agent once
 // did, falls within some dozen rounds.
 func TestAttack(t *testing.T) {
 	a := newAttacked(t, "3.0", crashNodeOptions{shm: true})
-	least := attackRounds
-	if s := os.Getenv("AMSAGENT_ATTACKS"); s != "" {
-		var err error
-		if least, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, name := range []string{"conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
 		a.privilege(t, name)
 	}
@@ -569,7 +615,7 @@ func TestAttack(t *testing.T) {
 	enough := func() bool {
 		return exits["join: exit 0"] > 0 && exits["leave: exit 0"] > 0 && exits["seal: exit 0"] > 0
 	}
-	rounds(least, all, enough, func(n int) {
+	rounds(attackNumber(t, attackRounds), all, enough, func(n int) {
 		args := commands[n%len(commands)]
 		if args[0] == "seal" {
 			a.litter()
@@ -630,13 +676,25 @@ func TestAttackConverge(t *testing.T) {
 	a.wayBack(t)
 }
 
-// attackDrains is how many nodes TestAttackDrain drains and joins again: one takes some seconds.
-const attackDrains = 20
+// attackDrains is how many drains TestAttackDrain makes, of attackedNodes nodes at the same time: with the join after it one
+// takes 12 s, most of it in waiting.
+const attackDrains, attackedNodes = 160, 8
 
-// TestAttackDrain lets the daemon drain a node while its files are attacked: the drain
+// TestAttackDrain lets daemons drain their nodes while the files of these are attacked: each drain
 // comes to its end, and the node can join again.
 func TestAttackDrain(t *testing.T) {
-	a := newAttacked(t, "3.0", crashNodeOptions{shm: true, mongo: startCrashMongo(t)})
+	mongo := startCrashMongo(t)
+	drains := (attackNumber(t, attackDrains) + attackedNodes - 1) / attackedNodes
+	for number := range attackedNodes {
+		t.Run(strconv.Itoa(number), func(t *testing.T) {
+			t.Parallel()
+			newAttackedNode(t, number, "3.0", crashNodeOptions{shm: true, mongo: mongo}).drains(t, drains)
+		})
+	}
+}
+
+func (a *attacked) drains(t *testing.T, times int) {
+	t.Helper()
 	a.mustRun(t, "join")
 	daemon, _, log := a.start("run")
 	if err := daemon.Start(); err != nil {
@@ -664,7 +722,7 @@ func TestAttackDrain(t *testing.T) {
 		}
 	}
 	_, calm := a.adversary(t)
-	for range attackDrains {
+	for range times {
 		for _, args := range [][]string{{"drain", "--now"}, {"join"}} {
 			if r := again(args...); r.Exit != 0 || strings.Contains(r.Out+r.Err, "$y$secret") {
 				t.Fatalf("%v: exit %d\n%s%s", args, r.Exit, r.Out, r.Err)
