@@ -17,14 +17,18 @@ import (
 	"time"
 )
 
-// bootedDrains is how many drains, joins and restarts TestSystemdAttack makes: 8 s each.
-const bootedDrains = 10
+// bootedDrains is how many drains, joins and restarts TestSystemdAttack makes: 3 s each, and 15 s where the server does not
+// serve.
+const bootedDrains = 40
 
 // TestSystemdAttack is an attack on a booted machine, by the server's own user: the daemon drains with the rights of its
 // unit and no more, and each start of the server lets the agent put the files right before.
 func TestSystemdAttack(t *testing.T) {
 	m := newMachine(t)
+	// A node that left is joined by hand alone.
+	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\nauto_join: false\n")
 	m.boot(t)
+	m.agent(t, 0, "join")
 	m.active(t, nodeID, nodeAddress)
 	p := newPrey(t, m.root, m.path(nodeHome), m.path("/opt/marks"))
 	// What the server's user does not own cannot be his work.
@@ -53,7 +57,8 @@ func TestSystemdAttack(t *testing.T) {
 	buildAdversary(t, m.path("/opt/adversary"))
 	cmd := m.command("setpriv", "--reuid=antmedia", "--regid=antmedia", "--clear-groups", "/opt/adversary", "/", nodeHome, attackOutside, attackSeed(t))
 	all, calm := p.attack(t, cmd)
-	// A join fails as long as a file is not the server's own, and a drain until the daemon has taken up the node.
+	// A join fails as long as a file is not the server's own, or the server found one of them strange when it started, and
+	// a drain until the daemon has taken up the node.
 	again := func(args ...string) nodeRun {
 		t.Helper()
 		deadline := time.Now().Add(patience)
@@ -70,7 +75,7 @@ func TestSystemdAttack(t *testing.T) {
 	}
 	daemon := m.unit(t, daemonUnit)
 	rounds(bootedDrains, all, func() bool { return true }, func(int) {
-		for _, args := range [][]string{{"amsagent", "drain", "--now"}, {"amsagent", "join"}, {"systemctl", "restart", nodeUnit}} {
+		for _, args := range [][]string{{"amsagent", "drain", "--now"}, {"amsagent", "join", "--timeout", "10s"}, {"systemctl", "restart", nodeUnit}} {
 			if r := again(args...); r.code != 0 || strings.Contains(r.stdout+r.stderr, "$y$secret") {
 				t.Fatalf("%v: %s\n%s", args, r, m.journal(t))
 			}

@@ -460,6 +460,7 @@ func (p *prey) attack(t *testing.T, cmd *exec.Cmd) (all <-chan struct{}, calm fu
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _, _ = stop.Close(), cmd.Wait() }) // a machine that it is in cannot end before
 	said := bufio.NewReader(out)
 	if line, err := said.ReadString('\n'); err != nil || line != "ready\n" {
 		t.Fatalf("the adversary: %q, %v\n%s", line, err, errs.String())
