@@ -549,7 +549,7 @@ func (d *Folder) Entries(limit int) ([]fs.DirEntry, error) {
 	if len(entries) > limit {
 		return nil, fmt.Errorf("%s is %w: it has more than %d entries", d.path, ErrTooLarge, limit)
 	}
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	slices.SortStableFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return entries, nil
 }
 

@@ -524,7 +524,7 @@ func attributeValue(tag string, at int) (s Span, end int, ok bool) {
 
 // merge sorts spans and makes one of those that touch or overlap.
 func merge(spans []Span) []Span {
-	slices.SortFunc(spans, func(a, b Span) int { return a.From - b.From })
+	slices.SortStableFunc(spans, func(a, b Span) int { return a.From - b.From })
 	var out []Span
 	for _, s := range spans {
 		if n := len(out); n > 0 && s.From <= out[n-1].To {

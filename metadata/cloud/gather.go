@@ -51,7 +51,7 @@ func (g *Gatherer) Do(key string, fn func() error) {
 func (g *Gatherer) Wait() {
 	g.wg.Wait()
 	slices.Sort(g.keys)
-	slices.SortFunc(g.errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	slices.SortStableFunc(g.errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 }
 
 // Errors are the failures, after Wait.

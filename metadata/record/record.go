@@ -275,7 +275,7 @@ func Load(fsys fs.FS) ([]Exchange, error) {
 		return nil, fmt.Errorf("listing the recording: %w", err)
 	}
 	// "x.json" before "x.2.json", which plain order would turn round.
-	slices.SortFunc(names, func(a, b string) int {
+	slices.SortStableFunc(names, func(a, b string) int {
 		return strings.Compare(strings.TrimSuffix(a, ".json"), strings.TrimSuffix(b, ".json"))
 	})
 	var out []Exchange

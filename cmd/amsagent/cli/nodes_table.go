@@ -112,7 +112,7 @@ func (s nodesSummary) line(p palette) string {
 		parts = append(parts, strings.Join(words, ", "))
 	}
 	words = nil
-	roles := slices.SortedFunc(maps.Keys(s.Roles), func(a, b string) int {
+	roles := slices.SortedStableFunc(maps.Keys(s.Roles), func(a, b string) int {
 		known := []string{"edge", "origin"} // first the origins
 		return cmp.Or(slices.Index(known, b)-slices.Index(known, a), strings.Compare(a, b))
 	})

@@ -328,7 +328,7 @@ func (s *serving) due(now time.Time) []string {
 
 // oldest are those of the applications that were asked longest ago.
 func (s *serving) oldest(names []string) []string {
-	slices.SortFunc(names, func(a, b string) int { return s.apps[a].sent.Compare(s.apps[b].sent) })
+	slices.SortStableFunc(names, func(a, b string) int { return s.apps[a].sent.Compare(s.apps[b].sent) })
 	return names[:(len(names)+askTurns-1)/askTurns]
 }
 
