@@ -27,6 +27,8 @@ func TestSystemdAttack(t *testing.T) {
 	m := newMachine(t)
 	// A node that left is joined by hand alone.
 	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\nauto_join: false\n")
+	// The vendor's unit lets root open a file in the server's folder: SECURITY.md says what to do.
+	m.write(t, "/etc/systemd/system/"+nodeUnit+".d/60-stderr.conf", "[Service]\nStandardError=journal\n")
 	m.boot(t)
 	m.agent(t, 0, "join")
 	m.active(t, nodeID, nodeAddress)
