@@ -58,7 +58,7 @@ func TestSystemdAttack(t *testing.T) {
 
 	buildAdversary(t, m.path("/opt/adversary"))
 	cmd := m.command("setpriv", "--reuid=antmedia", "--regid=antmedia", "--clear-groups", "/opt/adversary", "/", nodeHome, attackOutside, attackSeed(t))
-	all, calm := p.attack(t, cmd)
+	_, calm := p.attack(t, cmd)
 	// A join fails as long as a file is not the server's own, or the server found one of them strange when it started, and
 	// a drain until the daemon has taken up the node.
 	again := func(args ...string) nodeRun {
@@ -76,13 +76,13 @@ func TestSystemdAttack(t *testing.T) {
 		}
 	}
 	daemon := m.unit(t, daemonUnit)
-	rounds(bootedDrains, all, func() bool { return true }, func(int) {
+	for range bootedDrains {
 		for _, args := range [][]string{{"amsagent", "drain", "--now"}, {"amsagent", "join", "--timeout", "10s"}, {"systemctl", "restart", nodeUnit}} {
 			if r := again(args...); r.code != 0 || strings.Contains(r.stdout+r.stderr, "$y$secret") {
 				t.Fatalf("%v: %s\n%s", args, r, m.journal(t))
 			}
 		}
-	})
+	}
 	struck(t, calm(), besideAttack)
 	if now := m.unit(t, daemonUnit); now["MainPID"] != daemon["MainPID"] || now["NRestarts"] != daemon["NRestarts"] {
 		t.Errorf("the daemon was started again: %v, before %v", now, daemon)
