@@ -18,7 +18,7 @@ import (
 )
 
 // bootedDrains is how many drains, joins and restarts TestSystemdAttack makes: 8 s each under attack.
-const bootedDrains = 40
+const bootedDrains = 20
 
 // TestSystemdAttack is an attack on a booted machine, by the server's own user: the daemon drains with the rights of its
 // unit and no more, and each start of the server lets the agent put the files right before.
@@ -75,7 +75,7 @@ func TestSystemdAttack(t *testing.T) {
 		}
 	}
 	daemon := m.unit(t, daemonUnit)
-	for range bootedDrains {
+	for range attackNumber(t, bootedDrains) {
 		for _, args := range [][]string{{"amsagent", "drain", "--now"}, {"amsagent", "join", "--timeout", "10s"}, {"systemctl", "restart", nodeUnit}} {
 			if r := again(args...); r.code != 0 || strings.Contains(r.stdout+r.stderr, "$y$secret") {
 				t.Fatalf("%v: %s\n%s", args, r, m.journal(t))
