@@ -13,6 +13,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/conf"
 )
 
 // red5.properties belongs to the server's user: whatever it says, root asks nobody but
@@ -37,6 +40,47 @@ func FuzzServerFile(f *testing.F) {
 		}
 		if in.HTTPPort < 1 || in.HTTPPort > 65535 {
 			t.Errorf("port %d", in.HTTPPort)
+		}
+	})
+}
+
+// FuzzServerSettings: ports and the key of the REST calls come from the same file. A port is one, and the secret is in no text
+// but as a signature.
+func FuzzServerSettings(f *testing.F) {
+	for _, seed := range []string{
+		"http.port=5080\nhttps.port=0\nrtmp.port=70000\nserver.srt_port=-1\nserver.origin_port= 5000 \n", "rtmps.enabled=on\nrtmps.port=443",
+		"server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=a-long-secret-of-the-server\n",
+		"server.jwtServerControlEnabled=1\nserver.jwtServerSecretKey=${x}", "server.jwtServerControlEnabled=yes\nserver.jwtServerSecretKey=a\\\n b\nserver.jwksURL=u",
+		"http.port=\\u0030", "rtmps.enabled=true\\u",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		in := &Installation{Root: t.TempDir(), Server: File{Path: "/red5.properties"}}
+		if err := os.WriteFile(in.Root+in.Server.Path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p, err := in.Ports()
+		for _, n := range []int{p.HTTP, p.HTTPS, p.RTMP, p.RTMPS, p.SRT, p.Origin} {
+			if n < 0 || n > 65535 || err != nil && p != defaultPorts() {
+				t.Errorf("%+v, %v", p, err)
+			}
+		}
+		if p.HTTP == 0 || p.RTMP == 0 {
+			t.Errorf("%+v", p)
+		}
+		key, err := in.ServerKey()
+		token := key.Token(time.Unix(1, 0))
+		if (err == nil) != (token != "") {
+			t.Errorf("%q, %v", token, err)
+		}
+		props, perr := conf.ParseProperties(b)
+		if perr != nil {
+			return
+		}
+		secret, _ := props.Get("server.jwtServerSecretKey")
+		if len(secret) >= 16 && strings.Contains(fmt.Sprintf("%v %+v %#v %s %v", key, key, key, token, err), secret) {
+			t.Errorf("the secret %q is shown: %v, %s, %v", secret, key, token, err)
 		}
 	})
 }

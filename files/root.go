@@ -239,7 +239,8 @@ type walker struct {
 }
 
 // step is a name still to be walked, or the end of what a link stands for: what
-// was reached then must belong to owner.
+// was reached then must belong to owner. The name "." says that what was reached
+// must be a folder.
 type step struct {
 	name  string
 	link  string // the link's own path
@@ -254,6 +255,9 @@ func names(path string) []step {
 		if name != "" && name != "." {
 			out = append(out, step{name: name})
 		}
+	}
+	if strings.HasSuffix(path, "/") || strings.HasSuffix(path, "/.") {
+		out = append(out, step{name: "."})
 	}
 	return out
 }
@@ -356,6 +360,8 @@ func (w *walker) walk(how follow) (*Place, error) {
 				return nil, err
 			}
 			continue
+		case s.name == ".":
+			continue // it is one
 		case s.name == "..":
 			if n := len(w.stack); n > 1 {
 				w.top().Close()
@@ -397,7 +403,7 @@ func (w *walker) walk(how follow) (*Place, error) {
 // last reports whether no name follows.
 func (w *walker) last() bool {
 	for _, s := range w.rest {
-		if s.name != "" {
+		if s.name != "" && s.name != "." {
 			return false
 		}
 	}
@@ -408,8 +414,13 @@ func (w *walker) last() bool {
 func (w *walker) end(name string, info Info) (*Place, error) {
 	w.passed(filepath.Join(w.top().path, name), info)
 	for _, s := range w.rest {
-		if err := w.owned(s, info); err != nil {
-			return nil, err
+		switch {
+		case s.name == "":
+			if err := w.owned(s, info); err != nil {
+				return nil, err
+			}
+		case !info.Mode.IsDir():
+			return nil, w.hindered(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, name), Err: unix.ENOTDIR})
 		}
 	}
 	return &Place{Folder: w.top(), Name: name}, nil
@@ -425,6 +436,7 @@ func (w *walker) missing(name string) (*Place, error) {
 			if err := w.owned(s, w.top().info); err != nil {
 				return nil, err
 			}
+		case ".":
 		case "..":
 			return nil, w.hindered(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENOENT})
 		default:

@@ -165,7 +165,7 @@ func realFromJoinToLeave(t *testing.T) {
 
 	told := b.must(t, "amsagent", "support")
 	for _, want := range []string{
-		"=== amsagent status (exit 0, ", "in the cluster as " + realBootedAddress, "=== amsagent nodes --all (exit 0, ",
+		"=== amsagent status --timeout 20s (exit 0, ", "in the cluster as " + realBootedAddress, "=== amsagent nodes --all (exit 0, ",
 		"Id=amsagent.service\n", "Id=antmedia.service\n", "DropInPaths=/etc/systemd/system/antmedia.service.d/10-heap.conf " + nodeDropIn + "\n",
 		"Ant Media Server serves viewers", "/etc/amsagent/config.yaml",
 	} {

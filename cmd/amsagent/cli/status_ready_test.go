@@ -4,6 +4,8 @@
 package cli
 
 import (
+	"bytes"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/escape"
 )
 
 // Who may not use the control socket is told what the daemon tells everybody.
@@ -74,4 +78,34 @@ func TestStatusAsksReadyz(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzReadiness: at the daemon's port anybody may answer. What he says is shown as text, and nothing else of it.
+func FuzzReadiness(f *testing.F) {
+	for _, seed := range []string{
+		`{"ready":true,"row":"active","server":true,"applications":{"LiveApp":"serves"}}`, `{"row":"left"}`, `{"row":"draining","why":"a drain is under way"}`,
+		`{"row":"\u001b[31m","why":"\u202e\n\u0085"}`, `{"ready":1}`, `[]`, `null`, `{"applications":{"\u0000":"\u0007"},"omitted":-1}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var r daemon.Readiness
+		if json.NewDecoder(bytes.NewReader(body)).Decode(&r) != nil {
+			return
+		}
+		v := &statusView{Status: &bootstrap.Status{Unprivileged: true, Member: true}, Readiness: &r, DaemonErr: "only root may ask it"}
+		e := &testEnv{}
+		g := newGlobals(e.env().withDefaults())
+		for _, form := range []string{"text", "json"} {
+			g.setForm(form, "never", 0)
+			if err := g.result("status", v, func(w *textWriter) { statusText(w, v, tableStyle{width: 100}) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for line := range strings.Lines(e.stdout.String()) {
+			if line = strings.TrimSuffix(line, "\n"); escape.Text(line) != line {
+				t.Errorf("%s\nshows %q", body, line)
+			}
+		}
+	})
 }
