@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -686,12 +687,15 @@ const attackDrains, attackedNodes = 160, 8
 func TestAttackDrain(t *testing.T) {
 	mongo := startCrashMongo(t)
 	drains := (attackNumber(t, attackDrains) + attackedNodes - 1) / attackedNodes
+	var all sync.WaitGroup // and not t.Parallel, which runs as many as there are processors: these wait
 	for number := range attackedNodes {
-		t.Run(strconv.Itoa(number), func(t *testing.T) {
-			t.Parallel()
-			newAttackedNode(t, number, "3.0", crashNodeOptions{shm: true, mongo: mongo}).drains(t, drains)
+		all.Go(func() {
+			t.Run(strconv.Itoa(number), func(t *testing.T) {
+				newAttackedNode(t, number, "3.0", crashNodeOptions{shm: true, mongo: mongo}).drains(t, drains)
+			})
 		})
 	}
+	all.Wait()
 }
 
 func (a *attacked) drains(t *testing.T, times int) {
