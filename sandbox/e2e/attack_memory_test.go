@@ -1,0 +1,87 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/amsagent/amsagent/conf"
+)
+
+const (
+	// memoryApps is how many applications have settings as large as are read: with more the change would be refused.
+	memoryApps = 60
+	// unitMemory is the MemoryMax= of each unit, in KiB.
+	unitMemory = 256 << 10
+)
+
+// TestAttackMemory: the server's user makes his files as large, and as dense, as they are read at all. No command takes more
+// memory than a unit has.
+func TestAttackMemory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root and a second user")
+	}
+	n := newCrashNode(t, 1, crashNodeOptions{shm: true})
+	live := filepath.Join(n.dir, "webapps/LiveApp")
+	settings, err := os.ReadFile(filepath.Join(live, "WEB-INF/red5-web.properties"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	room := conf.MaxSettings - 4096 - len(settings) // the join adds to it
+	dense := []byte(strings.Repeat("a\n", room/2))
+	long := append(bytes.Repeat([]byte("#"), room-1), '\n')
+	for i := range memoryApps {
+		app := filepath.Join(n.dir, "webapps", fmt.Sprintf("App%02d", i))
+		fill := dense
+		if i%2 == 1 {
+			fill = long
+		}
+		if err := errors.Join(
+			os.CopyFS(app, os.DirFS(live)), os.WriteFile(filepath.Join(app, "WEB-INF/red5-web.properties"), append(bytes.Clone(fill), settings...), 0o644),
+			filepath.WalkDir(app, func(name string, _ os.DirEntry, err error) error {
+				return errors.Join(err, os.Lchown(name, amsOwner, amsOwner))
+			}),
+		); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(args ...string) {
+		t.Helper()
+		cmd, out, errs := n.start(args...)
+		err := cmd.Run()
+		if err != nil && args[0] != "status" {
+			t.Fatalf("%v: %v\n%s%.2000s", args, err, out, errs)
+		}
+		// No less than this test's own process has, from which it began.
+		most := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
+		t.Logf("%v took %d KiB", args, most)
+		if most > unitMemory {
+			t.Errorf("%v took %d KiB, and a unit has %d", args, most, unitMemory)
+		}
+	}
+	run("join")
+	n.proved(t)
+	for i := range memoryApps { // all of them are written again
+		name := filepath.Join(n.dir, "webapps", fmt.Sprintf("App%02d", i), "WEB-INF/red5-web.properties")
+		b, err := os.ReadFile(name)
+		if err != nil || !bytes.Contains(b, []byte("db.type=mongodb")) {
+			t.Fatalf("%s is not a node's: %v", name, err)
+		}
+		if err := os.WriteFile(name, bytes.Replace(b, []byte("db.type=mongodb"), []byte("db.type=mapdb"), 1), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("status")
+	run("converge", "--before-start", "--root", n.root)
+	run("leave")
+}
