@@ -33,7 +33,9 @@ func TestAttackMemory(t *testing.T) {
 	}
 	n := newCrashNode(t, 1, crashNodeOptions{shm: true})
 	live := filepath.Join(n.dir, "webapps/LiveApp")
-	settings, err := os.ReadFile(filepath.Join(live, "WEB-INF/red5-web.properties"))
+	settingsOf := func(app string) string { return filepath.Join(app, "WEB-INF/red5-web.properties") }
+	appDir := func(i int) string { return filepath.Join(n.dir, "webapps", fmt.Sprintf("App%02d", i)) }
+	settings, err := os.ReadFile(settingsOf(live))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,13 +43,13 @@ func TestAttackMemory(t *testing.T) {
 	dense := []byte(strings.Repeat("a\n", room/2))
 	long := append(bytes.Repeat([]byte("#"), room-1), '\n')
 	for i := range memoryApps {
-		app := filepath.Join(n.dir, "webapps", fmt.Sprintf("App%02d", i))
+		app := appDir(i)
 		fill := dense
 		if i%2 == 1 {
 			fill = long
 		}
 		if err := errors.Join(
-			os.CopyFS(app, os.DirFS(live)), os.WriteFile(filepath.Join(app, "WEB-INF/red5-web.properties"), append(bytes.Clone(fill), settings...), 0o644),
+			os.CopyFS(app, os.DirFS(live)), os.WriteFile(settingsOf(app), append(bytes.Clone(fill), settings...), 0o644),
 			filepath.WalkDir(app, func(name string, _ os.DirEntry, err error) error {
 				return errors.Join(err, os.Lchown(name, amsOwner, amsOwner))
 			}),
@@ -72,7 +74,7 @@ func TestAttackMemory(t *testing.T) {
 	run("join")
 	n.proved(t)
 	for i := range memoryApps { // all of them are written again
-		name := filepath.Join(n.dir, "webapps", fmt.Sprintf("App%02d", i), "WEB-INF/red5-web.properties")
+		name := settingsOf(appDir(i))
 		b, err := os.ReadFile(name)
 		if err != nil || !bytes.Contains(b, []byte("db.type=mongodb")) {
 			t.Fatalf("%s is not a node's: %v", name, err)

@@ -229,6 +229,21 @@ func (p *prey) harmless() error {
 	return errors.Join(errs...)
 }
 
+// again runs a command until it is done, which does no harm meanwhile: a drain is refused until the daemon has taken up the node,
+// and a join as long as a file is not the server's own.
+func (p *prey) again(t *testing.T, args []string, done func() bool) bool {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; wait(50 * time.Millisecond) {
+		ok := done()
+		if err := p.harmless(); err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+		if ok || time.Now().After(deadline) {
+			return ok
+		}
+	}
+}
+
 func ignoreGone(err error) error {
 	// A folder may be something else by the time it is opened.
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
@@ -711,25 +726,15 @@ func (a *attacked) drains(t *testing.T, times int) {
 			t.Logf("log of the daemon:\n%s", log)
 		}
 	})
-	// A drain is refused until the daemon has taken up the node, and a join as long as a file is not the server's own.
-	again := func(args ...string) ran {
-		t.Helper()
-		deadline := time.Now().Add(patience)
-		for {
-			r := a.agent(args...)
-			if err := a.harmless(); err != nil {
-				t.Fatalf("%v: %v", args, err)
-			}
-			if r.Exit == 0 || time.Now().After(deadline) {
-				return r
-			}
-			wait(50 * time.Millisecond)
-		}
-	}
 	_, calm := a.adversary(t)
 	for range times {
 		for _, args := range [][]string{{"drain", "--now"}, {"join"}} {
-			if r := again(args...); r.Exit != 0 || strings.Contains(r.Out+r.Err, "$y$secret") {
+			var r ran
+			done := a.again(t, args, func() bool {
+				r = a.agent(args...)
+				return r.Exit == 0
+			})
+			if !done || strings.Contains(r.Out+r.Err, "$y$secret") {
 				t.Fatalf("%v: exit %d\n%s%s", args, r.Exit, r.Out, r.Err)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,16 +34,12 @@ func hang(t *testing.T, folder string) (end func()) {
 		_ = unix.Close(fd)
 		t.Skipf("no file system can be made to hang: %v", err)
 	}
-	over := false
-	end = func() {
-		if !over {
-			over = true
-			if err := unix.Unmount(folder, unix.MNT_DETACH); err != nil {
-				t.Errorf("%s stays hung: %v", folder, err)
-			}
-			_ = unix.Close(fd)
+	end = sync.OnceFunc(func() {
+		if err := unix.Unmount(folder, unix.MNT_DETACH); err != nil {
+			t.Errorf("%s stays hung: %v", folder, err)
 		}
-	}
+		_ = unix.Close(fd)
+	})
 	t.Cleanup(end)
 	return end
 }
