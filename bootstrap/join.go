@@ -399,27 +399,16 @@ func (j *joiner) offline(ctx context.Context) error {
 }
 
 // confirm looks whether a machine whose files need no change is really seen in
-// the cluster. It writes none of the server's files, and waits without the lock: a
-// drain that comes meanwhile stops the server at its time.
+// the cluster. It writes none of the server's files.
 func (j *joiner) confirm(ctx context.Context) error {
-	_ = j.locked.Unlock()
-	ev, err := j.verify(ctx)
-	if _, ok := errors.AsType[*NotServingError](err); ok {
-		return &FailedError{Step: "waiting for the applications", Err: err, State: j.found, Unknown: isTimeout(err)}
-	}
-	if err != nil {
-		return &FailedError{
-			Step: "looking for Ant Media Server in the cluster", Err: err, State: j.found, Unknown: isTimeout(err),
-			Hint: cmp.Or(j.elsewhereHint(err), "its files are those of a cluster node; look at "+serverLog+", and at 'amsagent status'"),
+	ev, ok := j.provedAtOnce(ctx)
+	if !ok {
+		lock, later, err := j.proveUnlocked(ctx)
+		if err != nil {
+			return err
 		}
-	}
-	lock, err := j.lock(ctx)
-	if err != nil {
-		return &FailedError{Step: "waiting for the lock", Err: err, State: j.found, Unknown: isTimeout(err)}
-	}
-	defer func() { _ = lock.Unlock() }()
-	if err := j.asBefore(ctx); err != nil {
-		return &FailedError{Step: "looking at this machine again", Err: err, State: j.found, Hint: "look with 'amsagent status', and run the same command again"}
+		defer func() { _ = lock.Unlock() }()
+		ev = later
 	}
 	if err := j.begin(ctx, j.found); err != nil {
 		return err
@@ -447,6 +436,44 @@ func (j *joiner) confirm(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// provedAtOnce proves a node that serves already with one look at it, which is too short for
+// the lock to be given to others meanwhile.
+func (j *joiner) provedAtOnce(ctx context.Context) (*Evidence, bool) {
+	if _, seen := j.alreadySeen(); !seen {
+		return nil, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, servingPoll)
+	defer cancel()
+	ev, err := j.verify(ctx)
+	return ev, err == nil
+}
+
+// proveUnlocked waits for the proof without the lock: a drain that comes meanwhile stops the
+// server at its time. It returns with the lock, and an error where the machine is another one
+// by then.
+func (j *joiner) proveUnlocked(ctx context.Context) (*conf.Lock, *Evidence, error) {
+	_ = j.locked.Unlock()
+	ev, err := j.verify(ctx)
+	if _, ok := errors.AsType[*NotServingError](err); ok {
+		return nil, nil, &FailedError{Step: "waiting for the applications", Err: err, State: j.found, Unknown: isTimeout(err)}
+	}
+	if err != nil {
+		return nil, nil, &FailedError{
+			Step: "looking for Ant Media Server in the cluster", Err: err, State: j.found, Unknown: isTimeout(err),
+			Hint: cmp.Or(j.elsewhereHint(err), "its files are those of a cluster node; look at "+serverLog+", and at 'amsagent status'"),
+		}
+	}
+	lock, err := j.lock(ctx)
+	if err != nil {
+		return nil, nil, &FailedError{Step: "waiting for the lock", Err: err, State: j.found, Unknown: isTimeout(err)}
+	}
+	if err := j.asBefore(ctx); err != nil {
+		_ = lock.Unlock()
+		return nil, nil, &FailedError{Step: "looking at this machine again", Err: err, State: j.found, Hint: "look with 'amsagent status', and run the same command again"}
+	}
+	return lock, ev, nil
 }
 
 // asBefore tells what became of this machine while it was not locked: a drain may have
