@@ -69,7 +69,7 @@ func (m *Machine) Inspect(ctx context.Context, req JoinRequest) (*Inspection, er
 	}
 	m.checkInstall(f)
 	bound, cancel := context.WithTimeout(ctx, inspectService)
-	m.checkService(bound, f)
+	m.checkService(f, m.askService(bound, f))
 	cancel()
 	bound, cancel = context.WithTimeout(ctx, inspectIdentity)
 	m.checkIdentity(bound, req, f)

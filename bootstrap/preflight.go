@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -80,6 +81,10 @@ const leaveFirst = "run 'amsagent leave': it makes this machine standalone witho
 // change and plans the change. It stops at nothing: one run must show all that is
 // wrong.
 func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequest, f *facts) error {
+	var serviceErr error
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	asking.Go(func() { serviceErr = m.askService(ctx, f) }) // it answers in some milliseconds, as the files do
 	if err := checkRecord(store, f); err != nil {
 		n, ok := m.needsRoot(err)
 		if !ok {
@@ -92,7 +97,8 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 		f.fail(IDRoot, errors.New("only root may change this machine's configuration"), "run it with sudo, or from user-data")
 	}
 	m.checkInstall(f)
-	m.checkService(ctx, f)
+	asking.Wait()
+	m.checkService(f, serviceErr)
 	m.checkIdentity(ctx, req, f)
 	if f.install != nil {
 		m.checkPlan(store, req, f)
@@ -204,9 +210,16 @@ func (m *Machine) checkInstall(f *facts) {
 	}
 }
 
-func (m *Machine) checkService(ctx context.Context, f *facts) {
+// askService asks the service manager for the server's state.
+func (m *Machine) askService(ctx context.Context, f *facts) (err error) {
 	f.serviceAt = time.Now()
-	st, err := m.Service.State(ctx)
+	f.service, err = m.Service.State(ctx)
+	return err
+}
+
+// checkService looks at what askService was told, and the error that it returned.
+func (m *Machine) checkService(f *facts, err error) {
+	st := f.service
 	if err == nil {
 		if err = st.Startable(); err != nil {
 			err = fmt.Errorf("%s: %w", m.Service.Name(), err)
@@ -215,7 +228,6 @@ func (m *Machine) checkService(ctx context.Context, f *facts) {
 	if err != nil {
 		f.fail(IDService, err, ams.Hint(err))
 	}
-	f.service = st
 	if name := m.Service.Name(); st.UnitFile == "disabled" {
 		f.warn(IDNotEnabled, "systemctl enable "+name, "%s does not start at boot: a node that reboots does not come back", name)
 	}

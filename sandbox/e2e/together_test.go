@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,18 +83,19 @@ func (s *single) snapshot(t *testing.T) string {
 
 // touches counts how often the service was started, stopped or restarted.
 func (s *single) touches(t *testing.T) int {
+	touched, _ := s.calls(t)
+	return touched
+}
+
+// calls counts, beside that, how often the service was asked for its state.
+func (s *single) calls(t *testing.T) (touched, asked int) {
 	t.Helper()
 	b, err := os.ReadFile(s.log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := 0
-	for line := range strings.Lines(string(b)) {
-		if line != "status\n" {
-			n++
-		}
-	}
-	return n
+	asked = strings.Count(string(b), "status\n")
+	return strings.Count(string(b), "\n") - asked, asked
 }
 
 // TestEightJoinsAtOnce: user-data, a unit and an operator may all join the same
@@ -159,6 +161,53 @@ func TestJoinAndLeaveAtOnce(t *testing.T) {
 	}
 	if status, err := s.svc.Status(); err != nil || status != amsctl.Active {
 		t.Errorf("the server is %s, %v", status, err)
+	}
+}
+
+// TestJoinAgain: a join of a node that serves looks at it once and changes nothing. Where an
+// application does not serve, it waits without the lock: a leave comes first, and the join says so.
+func TestJoinAgain(t *testing.T) {
+	t.Parallel()
+	s := newSingle(t, "127.0.0.108")
+	if out, code := s.run("join"); code != 0 {
+		t.Fatalf("join: exit %d\n%s", code, out)
+	}
+	touched := s.touches(t)
+	once := false
+	for range 10 { // where this machine is busy, one look may take too long
+		_, before := s.calls(t)
+		if out, code := s.run("join"); code != 0 || !strings.Contains(out, "nothing to do") {
+			t.Fatalf("joining again: exit %d\n%s", code, out)
+		}
+		if _, asked := s.calls(t); asked == before+1 {
+			once = true
+			break
+		}
+	}
+	if n := s.touches(t) - touched; n != 0 || !once {
+		t.Errorf("the service was touched %d times, want 0; asked for its state once only: %t", n, once)
+	}
+
+	if err := os.WriteFile(filepath.Join(s.ams, "webapps/LiveApp/.closed"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, asked := s.calls(t)
+	var out string
+	var code int
+	var joining sync.WaitGroup
+	joining.Go(func() { out, code = s.run("join", "--timeout", "1m") })
+	until(t, "the join watches the server while it waits", func() string {
+		if _, now := s.calls(t); now < asked+3 {
+			return fmt.Sprintf("it asked the service %d times", now-asked)
+		}
+		return ""
+	})
+	if out, code := s.run("leave"); code != 0 {
+		t.Errorf("leave: exit %d\n%s", code, out)
+	}
+	joining.Wait()
+	if code != 1 || !strings.Contains(out, "amsagent: nothing was changed on this machine") {
+		t.Errorf("the join that waited: exit %d\n%s", code, out)
 	}
 }
 
