@@ -9,10 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
-	"sync"
+
+	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // Machine is what the metadata says about this instance.
@@ -53,17 +53,11 @@ const (
 
 var (
 	// instanceID is a number of 64 bits, which must not be read as a floating one.
-	instanceID = form(`^[1-9][0-9]{0,19}$`)
-	plainName  = form(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$`)
+	instanceID = pattern.New(`^[1-9][0-9]{0,19}$`)
+	plainName  = pattern.New(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$`)
 	// groupOf: other tools write into created-by too, so only a group counts. Zonal and regional ones are the same to us.
-	groupOf = form(`^(?:https://[a-z.]+/compute/[a-z0-9]+/)?projects/[^/\s]+/(?:zones|regions)/[^/\s]+/instanceGroupManagers/([a-z0-9][a-z0-9-]{0,62})$`)
+	groupOf = pattern.New(`^(?:https://[a-z.]+/compute/[a-z0-9]+/)?projects/[^/\s]+/(?:zones|regions)/[^/\s]+/instanceGroupManagers/([a-z0-9][a-z0-9-]{0,62})$`)
 )
-
-// form is compiled when it is first asked for: each start of the program would pay for it, in
-// any cloud.
-func form(text string) func() *regexp.Regexp {
-	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
-}
 
 // known are the fields of an instance, those that nobody reads here among them.
 var known = strings.Fields("attributes cpuPlatform credentials description disks gceWorkloadCertificates guestAttributes hostname id image " +
@@ -166,7 +160,7 @@ func last(raw json.RawMessage) (string, error) {
 		return "", err
 	}
 	s = s[strings.LastIndexByte(s, '/')+1:]
-	if !plainName().MatchString(s) {
+	if !plainName.Get().MatchString(s) {
 		return "", errors.New("not the name of a resource")
 	}
 	return s, nil
@@ -175,7 +169,7 @@ func last(raw json.RawMessage) (string, error) {
 // digits reads the instance's id digit by digit. It is a number; in quotes it is taken as well.
 func digits(raw json.RawMessage) (string, error) {
 	s := string(bytes.Trim(raw, `"`))
-	if !instanceID().MatchString(s) {
+	if !instanceID.Get().MatchString(s) {
 		return "", errors.New("not an instance's id")
 	}
 	return s, nil
@@ -318,7 +312,7 @@ func attributes(raw json.RawMessage, ours func(key string) bool) (map[string]str
 }
 
 func group(attributes map[string]string) string {
-	if m := groupOf().FindStringSubmatch(attributes[attributeCreatedBy]); m != nil {
+	if m := groupOf.Get().FindStringSubmatch(attributes[attributeCreatedBy]); m != nil {
 		return m[1]
 	}
 	return ""

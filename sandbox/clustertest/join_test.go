@@ -134,13 +134,19 @@ func TestJoinWhileTheDaemonNotes(t *testing.T) {
 	base := ams.NewHTTPClient().Transport
 	var mu sync.Mutex // the applications are asked at the same time
 	var notes func()
+	asked := false
 	a.machine.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 		mu.Lock()
+		defer mu.Unlock()
+		if !asked { // what serves is not waited for
+			asked = true
+			return &http.Response{StatusCode: http.StatusServiceUnavailable, Body: http.NoBody}, nil
+		}
 		notes()
-		mu.Unlock()
 		return base.RoundTrip(r)
 	})}
 	join := func() (*bootstrap.JoinResult, error) {
+		asked = false
 		return a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
 	}
 	a.edits(func(s *bootstrap.State) { s.Release = "2.10.0" })

@@ -10,18 +10,20 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 var (
-	section = lazy(`^[ \t]*(global|defaults|frontend|backend|listen|userlist|peers|resolvers|cache|program|mailers|ring)\b`)
+	section = pattern.New(`^[ \t]*(global|defaults|frontend|backend|listen|userlist|peers|resolvers|cache|program|mailers|ring)\b`)
 	// server NAME ADDRESS …
-	serverLine = lazy(`^[ \t]*server[ \t]+(\S+)[ \t]+(\S+)`)
+	serverLine = pattern.New(`^[ \t]*server[ \t]+(\S+)[ \t]+(\S+)`)
 	// use-server NAME, track BACKEND/NAME, srv_is_up(BACKEND/NAME)
-	serverUse = lazy(`\buse-server[ \t]+(\S+)|\btrack[ \t]+(?:\S+/)?(\S+)|\([^()]*?([^()/, \t]+)\)`)
+	serverUse = pattern.New(`\buse-server[ \t]+(\S+)|\btrack[ \t]+(?:\S+/)?(\S+)|\([^()]*?([^()/, \t]+)\)`)
 	// The commands that went away with HAProxy 2.1; what they are called now.
-	headerLine = lazy(`^([ \t]*)(reqadd|rspadd)[ \t]+(.*)$`)
-	goneLine   = lazy(`^[ \t]*(req|rsp)(i?(?:rep|del|allow|deny|tarpit|pass|setbe))\b`)
-	condition  = lazy(`[ \t]+(if|unless)[ \t].*$`)
+	headerLine = pattern.New(`^([ \t]*)(reqadd|rspadd)[ \t]+(.*)$`)
+	goneLine   = pattern.New(`^[ \t]*(req|rsp)(i?(?:rep|del|allow|deny|tarpit|pass|setbe))\b`)
+	condition  = pattern.New(`[ \t]+(if|unless)[ \t].*$`)
 )
 
 // haproxy finds what guides of Ant Media Server's clusters have in their haproxy.cfg.
@@ -36,10 +38,10 @@ func (d *document) haproxy() {
 		if comment(l.text) {
 			continue
 		}
-		if section.get().MatchString(l.text) {
+		if section.Get().MatchString(l.text) {
 			addresses = map[string]server{}
 		}
-		if m := serverLine.get().FindStringSubmatch(l.text); m != nil && d.wants(IDDuplicate) {
+		if m := serverLine.Get().FindStringSubmatch(l.text); m != nil && d.wants(IDDuplicate) {
 			if first, dup := addresses[m[2]]; dup {
 				// Who is named elsewhere cannot go: HAProxy would not start.
 				fixed := !d.names(m[1], i)
@@ -57,13 +59,13 @@ func (d *document) haproxy() {
 		if !d.wants(IDReqAdd) {
 			continue
 		}
-		if m := headerLine.get().FindStringSubmatch(l.text); m != nil {
+		if m := headerLine.Get().FindStringSubmatch(l.text); m != nil {
 			text, ok := addHeader(m[2], m[3])
 			d.find(IDReqAdd, i, ok, m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request set-header, http-response set-header")
 			if ok {
 				l.text = m[1] + text
 			}
-		} else if m := goneLine.get().FindStringSubmatch(l.text); m != nil {
+		} else if m := goneLine.Get().FindStringSubmatch(l.text); m != nil {
 			d.find(IDReqAdd, i, false, m[1]+m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request and http-response have replace-header, del-header, deny and more")
 		}
 	}
@@ -75,7 +77,7 @@ func (d *document) names(server string, but int) bool {
 		if i == but || comment(l.text) {
 			continue
 		}
-		for _, m := range serverUse.get().FindAllStringSubmatch(l.text, -1) {
+		for _, m := range serverUse.Get().FindAllStringSubmatch(l.text, -1) {
 			if slices.Contains(m[1:], server) {
 				return true
 			}
@@ -87,7 +89,7 @@ func (d *document) names(server string, but int) bool {
 // addHeader says what reqadd and rspadd said: a header, escaped for HAProxy's words,
 // and perhaps a condition.
 func addHeader(command, rest string) (string, bool) {
-	cond := condition.get().FindString(rest)
+	cond := condition.Get().FindString(rest)
 	rest = strings.TrimSpace(strings.TrimSuffix(rest, cond))
 	name, value, ok := strings.Cut(strings.NewReplacer(`\ `, " ", `\:`, ":").Replace(strings.Trim(rest, `"`)), ":")
 	value = strings.TrimSpace(value)
@@ -109,23 +111,23 @@ func addHeader(command, rest string) (string, bool) {
 }
 
 var (
-	bindAll   = lazy(`^[ \t]+bindIp:[ \t]*["']?[^#]*(?:0\.0\.0\.0|::(?:[,\s"']|$)|\*)`)
-	bindFlag  = lazy(`^[ \t]+bindIpAll:[ \t]*true\b`)
-	iniBind   = lazy(`^[ \t]*bind_ip[ \t]*=[ \t]*(?:.*0\.0\.0\.0|.*::(?:,|\s|$))|^[ \t]*bind_ip_all[ \t]*=[ \t]*true`)
-	iniAuth   = lazy(`^[ \t]*(auth[ \t]*=[ \t]*true|keyFile[ \t]*=)`)
-	iniNoAuth = lazy(`^[ \t]*(auth[ \t]*=[ \t]*false|noauth[ \t]*=[ \t]*true)`)
-	iniLine   = lazy(`^[ \t]*[A-Za-z_.]+[ \t]*=`)
-	topKey    = lazy(`^[A-Za-z#][A-Za-z]*:`)
-	authOn    = lazy(`^[ \t]+(authorization:[ \t]*["']?enabled|keyFile:|clusterAuthMode:)`)
-	authOff   = lazy(`^([ \t]+authorization:[ \t]*)["']?disabled["']?`)
-	security  = lazy(`^security:[ \t]*(#.*)?$`)
-	securityC = lazy(`^#[ \t]*security:[ \t]*$`)
+	bindAll   = pattern.New(`^[ \t]+bindIp:[ \t]*["']?[^#]*(?:0\.0\.0\.0|::(?:[,\s"']|$)|\*)`)
+	bindFlag  = pattern.New(`^[ \t]+bindIpAll:[ \t]*true\b`)
+	iniBind   = pattern.New(`^[ \t]*bind_ip[ \t]*=[ \t]*(?:.*0\.0\.0\.0|.*::(?:,|\s|$))|^[ \t]*bind_ip_all[ \t]*=[ \t]*true`)
+	iniAuth   = pattern.New(`^[ \t]*(auth[ \t]*=[ \t]*true|keyFile[ \t]*=)`)
+	iniNoAuth = pattern.New(`^[ \t]*(auth[ \t]*=[ \t]*false|noauth[ \t]*=[ \t]*true)`)
+	iniLine   = pattern.New(`^[ \t]*[A-Za-z_.]+[ \t]*=`)
+	topKey    = pattern.New(`^[A-Za-z#][A-Za-z]*:`)
+	authOn    = pattern.New(`^[ \t]+(authorization:[ \t]*["']?enabled|keyFile:|clusterAuthMode:)`)
+	authOff   = pattern.New(`^([ \t]+authorization:[ \t]*)["']?disabled["']?`)
+	security  = pattern.New(`^security:[ \t]*(#.*)?$`)
+	securityC = pattern.New(`^#[ \t]*security:[ \t]*$`)
 )
 
 // mongod finds a database that everybody on the network reads and deletes.
 func (d *document) mongod() {
 	// The old form is no YAML.
-	if !slices.ContainsFunc(d.lines, func(l line) bool { return iniLine.get().MatchString(l.text) }) {
+	if !slices.ContainsFunc(d.lines, func(l line) bool { return iniLine.Get().MatchString(l.text) }) {
 		d.yaml("mongod does not start with it")
 	}
 	if !d.wants(IDOpen) {
@@ -135,19 +137,19 @@ func (d *document) mongod() {
 	ini := false
 	for i, l := range d.lines {
 		switch {
-		case authOn.get().MatchString(l.text), iniAuth.get().MatchString(l.text):
+		case authOn.Get().MatchString(l.text), iniAuth.Get().MatchString(l.text):
 			return
-		case securityC.get().MatchString(l.text):
+		case securityC.Get().MatchString(l.text):
 			commented = i
 		case comment(l.text):
 			continue
-		case iniBind.get().MatchString(l.text):
+		case iniBind.Get().MatchString(l.text):
 			open, ini = i, true
-		case bindAll.get().MatchString(l.text), bindFlag.get().MatchString(l.text):
+		case bindAll.Get().MatchString(l.text), bindFlag.Get().MatchString(l.text):
 			open = i
-		case authOff.get().MatchString(l.text), iniNoAuth.get().MatchString(l.text):
+		case authOff.Get().MatchString(l.text), iniNoAuth.Get().MatchString(l.text):
 			off = i
-		case security.get().MatchString(l.text):
+		case security.Get().MatchString(l.text):
 			at = i
 		}
 		last = i
@@ -165,13 +167,13 @@ func (d *document) mongod() {
 	case ini:
 		d.lines[open].after = append(d.lines[open].after, "auth = true")
 	case off >= 0:
-		d.lines[off].text = authOff.get().ReplaceAllString(d.lines[off].text, "${1}enabled")
+		d.lines[off].text = authOff.Get().ReplaceAllString(d.lines[off].text, "${1}enabled")
 	case at >= 0:
 		d.lines[at].after = append(d.lines[at].after, d.depth(at)+"authorization: enabled")
 	case commented >= 0:
 		d.lines[commented].text = "security:"
 		d.lines[commented].after = append(d.lines[commented].after, "  authorization: enabled")
-	case topKey.get().MatchString(firstText(d.lines)) || last >= 0:
+	case topKey.Get().MatchString(firstText(d.lines)) || last >= 0:
 		d.lines[len(d.lines)-1].after = append(d.lines[len(d.lines)-1].after, "security:", "  authorization: enabled")
 	default:
 		fixed = false
@@ -243,13 +245,13 @@ func (d *document) yaml(harm string) {
 	}
 	d.lines = was
 	at := 0
-	if m := yamlLine.get().FindStringSubmatch(err.Error()); m != nil {
+	if m := yamlLine.Get().FindStringSubmatch(err.Error()); m != nil {
 		at, _ = strconv.Atoi(m[1])
 	}
 	d.find(IDYAML, min(at, len(d.lines))-1, false, "it is no YAML, here or a line before or after it, and "+harm, hint)
 }
 
-var yamlLine = lazy(`\bline (\d+):`)
+var yamlLine = pattern.New(`\bline (\d+):`)
 
 // depth is how far the keys below a line are indented.
 func (d *document) depth(at int) string {

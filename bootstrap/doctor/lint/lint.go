@@ -5,11 +5,11 @@ package lint
 
 import (
 	"bytes"
-	"regexp"
 	"slices"
 	"sort"
 	"strings"
-	"sync"
+
+	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // Kind is what a text is.
@@ -69,25 +69,10 @@ type Result struct {
 }
 
 var (
-	haproxySection = lazy(`(?m)^[ \t]*(global|defaults|frontend|backend|listen)([ \t]+\S+)?[ \t]*\r?$`)
-	haproxyWord    = lazy(`(?m)^[ \t]*(server[ \t]+\S+[ \t]+\S+|bind[ \t]+\S+|default_backend[ \t]+\S+|mode[ \t]+(http|tcp))`)
-	mongodWord     = lazy(`(?m)^(storage|systemLog|net|processManagement|replication|security):[ \t]*([#{].*)?\r?$|^[ \t]*bind_ip[ \t]*=`)
+	haproxySection = pattern.New(`(?m)^[ \t]*(global|defaults|frontend|backend|listen)([ \t]+\S+)?[ \t]*\r?$`)
+	haproxyWord    = pattern.New(`(?m)^[ \t]*(server[ \t]+\S+[ \t]+\S+|bind[ \t]+\S+|default_backend[ \t]+\S+|mode[ \t]+(http|tcp))`)
+	mongodWord     = pattern.New(`(?m)^(storage|systemLog|net|processManagement|replication|security):[ \t]*([#{].*)?\r?$|^[ \t]*bind_ip[ \t]*=`)
 )
-
-// pattern is compiled when it is first used: the daemon, which is the same program,
-// uses none.
-type pattern struct {
-	text string
-	once sync.Once
-	re   *regexp.Regexp
-}
-
-func lazy(text string) *pattern { return &pattern{text: text} }
-
-func (p *pattern) get() *regexp.Regexp {
-	p.once.Do(func() { p.re = regexp.MustCompile(p.text) })
-	return p.re
-}
 
 // Recognize tells what a text is, by what stands in it.
 func Recognize(src []byte) Kind {
@@ -98,9 +83,9 @@ func Recognize(src []byte) Kind {
 	switch {
 	case bytes.HasPrefix(head, []byte("#!")), bytes.HasPrefix(head, []byte("#cloud-config")):
 		return UserData
-	case haproxySection.get().Match(src) && haproxyWord.get().Match(src):
+	case haproxySection.Get().Match(src) && haproxyWord.Get().Match(src):
 		return HAProxy
-	case mongodWord.get().Match(src):
+	case mongodWord.Get().Match(src):
 		return Mongod
 	}
 	return UserData

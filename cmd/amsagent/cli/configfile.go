@@ -11,7 +11,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +19,8 @@ import (
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // configFile is config.yaml as it was read: values with their lines, and everything wrong with the file itself.
@@ -249,12 +250,12 @@ func plainValue(v *yaml.Node, row setting) (string, bool) {
 	return text.String(), true
 }
 
-var yamlLinePrefix = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+var yamlLinePrefix = pattern.New(`^yaml: (?:line (\d+): )?`)
 
 // yamlLine takes the line number out of the parser's message, which has it only as text.
 func yamlLine(err error) (int, string) {
 	text := err.Error()
-	m := yamlLinePrefix.FindStringSubmatch(text)
+	m := yamlLinePrefix.Get().FindStringSubmatch(text)
 	if m == nil {
 		return 0, text
 	}
