@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -107,7 +108,9 @@ func (s setting) list() bool { return strings.HasSuffix(s.arg, ",…") }
 func booleans() []string { return []string{"true", "false"} }
 
 // settingsTable lists every setting in the order in which `config` and the help topics show them.
-func settingsTable() []setting {
+// It is made once, as each start of the program takes the flags of all commands from it, and only
+// read.
+var settingsTable = sync.OnceValue(func() []setting {
 	return []setting{
 		{
 			key: keyMongo, flag: "mongo", arg: "ADDRESS", tag: "mongo", secret: true, check: checkMongo,
@@ -270,7 +273,7 @@ func settingsTable() []setting {
 			help: "color; auto is on a terminal where NO_COLOR is not set",
 		},
 	}
-}
+})
 
 func settingByKey(key string) (setting, bool) {
 	for _, s := range settingsTable() {
