@@ -6,6 +6,7 @@
 package io.antmedia.enterprise.cluster;
 
 import java.io.IOException;
+import java.lang.reflect.Method;
 import java.math.BigInteger;
 import java.net.NetworkInterface;
 import java.nio.file.Files;
@@ -24,6 +25,7 @@ import org.springframework.beans.factory.DisposableBean;
 import org.springframework.beans.factory.InitializingBean;
 import org.springframework.context.ApplicationContext;
 import org.springframework.context.ApplicationContextAware;
+import org.springframework.util.ReflectionUtils;
 
 import io.antmedia.AppSettings;
 import io.antmedia.IAppSettingsUpdateListener;
@@ -83,13 +85,26 @@ public class TcpCluster implements IClusterNotifier, ApplicationContextAware, In
 		if (Files.exists(MISBEHAVE.resolve("no-row"))) {
 			return;
 		}
-		String ip = told("address", context.getBean(ServerSettings.BEAN_NAME, ServerSettings.class).getHostAddress());
+		String ip = told("address", address());
 		if (ip == null) {
 			return; // the server's settings are not read yet
 		}
 		ClusterNode node = new ClusterNode(ip, told("id", id()) + ip);
 		node.setLastUpdateTime(System.currentTimeMillis());
 		store.addOrUpdate(node);
+	}
+
+	/**
+	 * What ServerSettings would say. Its bean is not asked for where the environment tells: the timer would make that bean
+	 * beside the server's own thread. A 2.17.1 (Spring 6.2) was seen on which it then never got an address.
+	 */
+	private String address() {
+		Method environment = ReflectionUtils.findMethod(ServerSettings.class, "getHostAddressFromEnvironment"); // not in 2.4.3
+		Object ip = environment == null ? null : ReflectionUtils.invokeMethod(environment, new ServerSettings());
+		if (ip != null && !ip.equals("")) {
+			return (String) ip;
+		}
+		return context.getBean(ServerSettings.BEAN_NAME, ServerSettings.class).getHostAddress();
 	}
 
 	private static String told(String what, String otherwise) throws IOException {
