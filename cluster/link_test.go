@@ -47,6 +47,8 @@ func TestLostLink(t *testing.T) {
 	becomes("")
 
 	// One that is away: its link is kept for a minute after it answered.
+	c.link.Load().opened = time.Now().Add(-time.Hour)
+	becomes("")
 	away := c.link.Load()
 	s.setHello(bson.E{Key: "secondary", Value: true}, bson.E{Key: "setName", Value: "rs0"}, bson.E{Key: "setVersion", Value: 1},
 		bson.E{Key: "hosts", Value: bson.A{s.addr()}}, bson.E{Key: "me", Value: s.addr()})
