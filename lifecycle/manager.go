@@ -60,10 +60,8 @@ type Options struct {
 	Sources   []Source
 	Rebalance RebalancePolicy
 
-	// Deadline is how long sessions are waited for; RoleDeadlines is the same for
-	// some roles.
-	Deadline      time.Duration
-	RoleDeadlines map[string]time.Duration
+	// Deadline is how long sessions are waited for.
+	Deadline time.Duration
 	// StopTime bounds a stop of AMS, or a start: it is asked before each, as applications come
 	// and go. 0 is the usual time, as is nil.
 	StopTime func() time.Duration
@@ -200,11 +198,6 @@ func NewManager(o Options) (*Manager, error) {
 	case RebalanceIgnore, RebalanceDrain, "":
 	default:
 		missing = append(missing, fmt.Errorf("%q is no policy for a rebalance", string(o.Rebalance)))
-	}
-	for role, d := range o.RoleDeadlines {
-		if d < 0 {
-			missing = append(missing, fmt.Errorf("the deadline of role %s is negative", role))
-		}
 	}
 	if len(missing) > 0 {
 		return nil, fmt.Errorf("making a lifecycle manager: %w", errors.Join(missing...))
@@ -941,7 +934,7 @@ func (m *Manager) Settled() {
 // settle keeps what is configured now for the drain that begins.
 func (m *Manager) settle() {
 	m.r.Role = m.o.Role()
-	m.r.Wait, m.r.WaitOfRole = m.o.wait(m.r.Role)
+	m.r.Wait = m.o.Deadline
 }
 
 func (m *Manager) dropHooks(launching bool) {

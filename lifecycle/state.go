@@ -90,9 +90,8 @@ type record struct {
 	Begun time.Time `json:"begun,omitzero"`
 	// Role and Wait are what was configured then: a restart with other settings,
 	// or before the role is known again, moves no deadline.
-	Role       string        `json:"role,omitempty"`
-	Wait       time.Duration `json:"wait_ns,omitempty"`
-	WaitOfRole bool          `json:"wait_of_role,omitempty"`
+	Role string        `json:"role,omitempty"`
+	Wait time.Duration `json:"wait_ns,omitempty"`
 	// Deadline is what the notices come to; it is written for people, and worked
 	// out anew from what it comes from.
 	Deadline time.Time `json:"deadline,omitzero"`

@@ -89,19 +89,7 @@ func (o *Options) asked(r *record) (by string, at time.Time) {
 	if by != "" || r.Begun.IsZero() {
 		return by, at
 	}
-	by = "the configured deadline"
-	if r.WaitOfRole {
-		by += " of role " + r.Role
-	}
-	return by, r.Begun.Add(r.Wait)
-}
-
-// wait is for how long sessions are waited for where nobody says otherwise.
-func (o *Options) wait(role string) (d time.Duration, ofRole bool) {
-	if d, ok := o.RoleDeadlines[role]; ok {
-		return d, true
-	}
-	return o.Deadline, false
+	return "the configured deadline", r.Begun.Add(r.Wait)
 }
 
 func noticeWord(n Notice) string {
@@ -185,7 +173,7 @@ func (o *Options) due(r *record, n Notice) time.Time {
 		if n.Deadline.Sub(n.Received) > atOnce {
 			wait := r.Wait
 			if r.Step == StepNone || wait <= 0 {
-				wait, _ = o.wait(o.Role())
+				wait = o.Deadline
 			}
 			return later(n.Received, n.Deadline.Add(-wait-reserveTime))
 		}

@@ -191,7 +191,7 @@ func (m manual) settings() []byte {
 		r.item(bold(f.path), f.what)
 	}
 	r.section("EXAMPLES")
-	r.literal("  mongo: 10.0.2.4\n  role: edge\n  beat_interval: 2s\n  drain_deadlines: origin=2h,edge=20m")
+	r.literal("  mongo: 10.0.2.4\n  role: edge\n  beat_interval: 2s\n  drain_deadline: 20m")
 	r.section("SEE ALSO")
 	r.line(reference("amsagent", "1") + ",\n" + reference("amsagent-config", "1") + ",\n" + reference("amsagent.service", "8"))
 	return r.bytes()

@@ -272,9 +272,6 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
 	o.Hooks = g.doctorHooks(m, o.Join.Identify)
 	o.Drain, o.Reserve = g.settings.DrainDeadline, doctorReserve
-	if d, ok := g.settings.RoleDeadlines[g.nodeSetting(keyRole).Value]; ok {
-		o.Drain = d
-	}
 	o.Explain = g.explainForDoctor
 	return nil
 }

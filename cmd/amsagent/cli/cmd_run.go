@@ -137,7 +137,7 @@ func madeOf(s *settings) map[string]string {
 	made := map[string]string{}
 	for _, key := range []string{
 		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyProvider,
-		keyDrainDeadline, keyRoleDeadlines, keyRebalance, keyAbandon, keyBeatInterval, keyLogLevel,
+		keyDrainDeadline, keyRebalance, keyAbandon, keyBeatInterval, keyLogLevel,
 		keyAWSEndpoint, keyAWSAutoscalingEndpoint, keyAzureEndpoint, keyAlibabaEndpoint, keyAlibabaESSEndpoint, keyAlibabaECSEndpoint, keyGCPEndpoint,
 	} {
 		made[key] = s.values[key].text

@@ -191,6 +191,10 @@ func parseConfigFile(path string, b []byte) *configFile {
 		}
 		seen[k.Value] = k.Line
 		if !slices.Contains(known, k.Value) {
+			if err := removedError(removedKey, "", k.Value); err != nil {
+				fail(k.Line, nil, "%w", err)
+				continue
+			}
 			row, ok := settingByKey(k.Value)
 			switch near := suggest(k.Value, known); {
 			case ok:
@@ -226,28 +230,22 @@ func parseConfigFile(path string, b []byte) *configFile {
 	return c
 }
 
-// plainValue is a value as flags and variables have it. A comma list may be a list of YAML, and one of pairs a mapping.
+// plainValue is a value as flags and variables have it. A comma list may be a list of YAML.
 func plainValue(v *yaml.Node, row setting) (string, bool) {
 	if v.Kind == yaml.ScalarNode {
 		return v.Value, true
 	}
-	pairs := v.Kind == yaml.MappingNode
-	if !row.list() || !pairs && v.Kind != yaml.SequenceNode || pairs && !strings.Contains(row.arg, "=") {
+	if !row.list() || v.Kind != yaml.SequenceNode {
 		return "", false
 	}
-	var text strings.Builder
-	for i, part := range v.Content {
-		switch {
-		case part.Kind != yaml.ScalarNode || part.Tag == "!!null" || strings.Contains(part.Value, ","):
+	var parts []string
+	for _, part := range v.Content {
+		if part.Kind != yaml.ScalarNode || part.Tag == "!!null" || strings.Contains(part.Value, ",") {
 			return "", false
-		case pairs && i%2 == 1:
-			text.WriteByte('=')
-		case i > 0:
-			text.WriteByte(',')
 		}
-		text.WriteString(part.Value)
+		parts = append(parts, part.Value)
 	}
-	return text.String(), true
+	return strings.Join(parts, ","), true
 }
 
 var yamlLinePrefix = pattern.New(`^yaml: (?:line (\d+): )?`)

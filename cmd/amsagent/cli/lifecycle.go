@@ -34,8 +34,8 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	l := &daemon.Lifecycle{
 		New: lifecycle.NewManager, Leaver: a.machine,
 		Options: lifecycle.Options{
-			Files:    drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
-			Deadline: s.DrainDeadline, RoleDeadlines: s.RoleDeadlines,
+			Files:     drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
+			Deadline:  s.DrainDeadline,
 			Rebalance: lifecycle.RebalancePolicy(s.Rebalance),
 			Completer: c, Sources: []lifecycle.Source{c},
 			AbandonOnFailure: s.AbandonOnFailure,

@@ -487,6 +487,9 @@ func flagError(cmd *cobra.Command, err error) error {
 	switch {
 	case errors.As(err, &missing):
 		name := missing.GetSpecifiedName()
+		if rerr := removedFlagError(cmd, name); rerr != nil {
+			return usageError([]string{see}, "%s", rerr.Error())
+		}
 		usual := usualFlag(cmd, name)
 		if letters := missing.GetSpecifiedShortnames(); letters != "" {
 			// A word after one dash, as Go's own flags are written.
@@ -563,6 +566,9 @@ func unknownCommand(root *cobra.Command, err error) error {
 		name, _ = strconv.Unquote(quoted)
 	}
 	hints := []string{"`amsagent help` lists the commands"}
+	if rerr := removedError(removedCommand, "", name); rerr != nil {
+		return usageError(hints, "%s", rerr.Error())
+	}
 	var names []string
 	for _, c := range root.Commands() {
 		if c.IsAvailableCommand() {

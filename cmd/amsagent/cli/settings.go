@@ -105,7 +105,6 @@ type settings struct {
 	Serving          []string
 	UnhealthyAfter   time.Duration
 	DrainDeadline    time.Duration
-	RoleDeadlines    map[string]time.Duration
 	Rebalance        string
 	AbandonOnFailure bool
 	// Root is absolute, "" for the real one.
@@ -144,6 +143,9 @@ func (e *settingError) Error() string {
 	var te *cluster.TargetError
 	if errors.As(e.err, &te) && te.Hint != "" {
 		text = strings.TrimSuffix(text, "; "+te.Hint) // it goes into a line of its own
+	}
+	if e.source == "" {
+		return text
 	}
 	return e.source + ": " + text
 }
@@ -235,6 +237,7 @@ func resolveSettings(src sources) (*settings, error) {
 	if src.only == nil {
 		s.applyGiven(src)
 		errs = append(errs, s.implied()...)
+		errs = append(errs, removedVariables(src.lookupEnv)...)
 		s.warnings = append(s.warnings, misspeltVariables(src.environ)...)
 	}
 	if len(errs) > 0 {
@@ -332,10 +335,6 @@ func (s *settings) fill() {
 	}
 	s.UnhealthyAfter, _ = time.ParseDuration(text(keyUnhealthyAfter))
 	s.DrainDeadline, _ = time.ParseDuration(text(keyDrainDeadline))
-	s.RoleDeadlines = nil
-	if v := text(keyRoleDeadlines); v != "" {
-		s.RoleDeadlines, _ = roleDeadlines(v)
-	}
 	s.Rebalance = text(keyRebalance)
 	s.AbandonOnFailure = text(keyAbandon) == "true"
 	s.Root = text(keyRoot)

@@ -45,7 +45,6 @@ const (
 	keyServing        = "serving"
 	keyUnhealthyAfter = "unhealthy_after"
 	keyDrainDeadline  = "drain_deadline"
-	keyRoleDeadlines  = "drain_deadlines"
 	keyRebalance      = "rebalance"
 	keyAbandon        = "abandon_on_failure"
 	keyRoot           = "root"
@@ -193,10 +192,6 @@ var settingsTable = sync.OnceValue(func() []setting {
 			help: "how long a node that drains waits for its sessions; a cloud's own deadline may be earlier",
 		},
 		{
-			key: keyRoleDeadlines, arg: "ROLE=DURATION,…", check: checkRoleDeadlines,
-			help: "the same for some roles: origin=2h,edge=20m",
-		},
-		{
 			key: keyRebalance, arg: "WHAT", def: "ignore", words: []string{"ignore", "drain"},
 			help: "what becomes of a cloud's advice to leave a Spot instance: its group ends the instance by its hook in any case",
 		},
@@ -302,6 +297,9 @@ func (s setting) canonical(value string) (string, error) {
 		}
 		if slices.Contains(s.words, value) {
 			return value, nil
+		}
+		if err := removedError(removedValue, s.key, value); err != nil {
+			return "", err
 		}
 		err := valueError{text: fmt.Sprintf("%q is not one of %s", value, strings.Join(s.words, ", "))}
 		if near := suggest(value, s.words); near != "" {
@@ -409,45 +407,6 @@ func checkDuration(most time.Duration) func(string) (string, error) {
 
 // mostDrain is the most that a node may wait for its sessions: a cloud's hook waits no longer.
 const mostDrain = 48 * time.Hour
-
-// checkRoleDeadlines accepts a list of ROLE=DURATION.
-func checkRoleDeadlines(v string) (string, error) {
-	list, err := roleDeadlines(v)
-	if err != nil {
-		return "", err
-	}
-	parts := make([]string, 0, len(list))
-	for role, d := range list {
-		parts = append(parts, role+"="+shortDuration(d))
-	}
-	slices.Sort(parts)
-	return strings.Join(parts, ","), nil
-}
-
-func roleDeadlines(v string) (map[string]time.Duration, error) {
-	list := map[string]time.Duration{}
-	for part := range strings.SplitSeq(v, ",") {
-		role, text, ok := strings.Cut(strings.TrimSpace(part), "=")
-		if !ok {
-			return nil, valueError{text: fmt.Sprintf("%q is no role with its deadline", part), hints: []string{"such as origin=2h,edge=20m"}}
-		}
-		role, err := checkRole(strings.TrimSpace(role))
-		if err != nil {
-			return nil, err
-		}
-		if _, twice := list[role]; twice {
-			return nil, valueError{text: fmt.Sprintf("the role %s has two deadlines", role)}
-		}
-		text, err = checkDuration(mostDrain)(strings.TrimSpace(text))
-		if err != nil {
-			return nil, err
-		}
-		if list[role], err = time.ParseDuration(text); err != nil {
-			return nil, err
-		}
-	}
-	return list, nil
-}
 
 // checkListen accepts an address to listen on: a literal one, because a name that does not resolve yet must not keep the
 // daemon from its work.

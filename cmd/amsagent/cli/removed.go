@@ -1,0 +1,77 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// removedKind is the place in which a removed name would stand.
+type removedKind int
+
+const (
+	removedSetting removedKind = iota // a key of config.yaml that also was a variable of the environment
+	removedKey                        // a key of config.yaml whose variable stays
+	removedEnv                        // a variable of the environment, with its prefix
+	removedFlag                       // a flag, without its dashes
+	removedCommand                    // a command of amsagent
+	removedValue                      // a value of a setting, in each of its places
+)
+
+// removed lists what earlier versions read. It is refused with its replacement: if it were ignored, an image or a
+// script would lose in silence what it asks for.
+var removed = []struct {
+	kind removedKind
+	// of is the command of a flag ("" is each command), or the key of a value.
+	of, name string
+	instead  string
+}{
+	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
+}
+
+// removedError returns the refusal of a name in the table, and nil for any other name.
+func removedError(kind removedKind, of, name string) error {
+	for _, r := range removed {
+		same := r.kind == kind || kind == removedKey && r.kind == removedSetting
+		if !same || r.name != name || r.of != of {
+			continue
+		}
+		if kind == removedFlag {
+			name = "--" + name
+		}
+		return valueError{text: fmt.Sprintf("%s was removed: %s", name, r.instead)}
+	}
+	return nil
+}
+
+// removedVariables returns the refusals of variables that are set.
+func removedVariables(lookup func(string) (string, bool)) []error {
+	var errs []error
+	for _, r := range removed {
+		name := r.name
+		switch r.kind {
+		case removedSetting:
+			name = envPrefix + strings.ToUpper(name)
+		case removedEnv:
+		default:
+			continue
+		}
+		if lookupNonEmpty(lookup, name) != "" {
+			errs = append(errs, &settingError{layer: layerEnv, err: fmt.Errorf("%s was removed: %s", name, r.instead)})
+		}
+	}
+	return errs
+}
+
+// removedFlagError returns the refusal of a flag of cmd.
+func removedFlagError(cmd *cobra.Command, name string) error {
+	err := removedError(removedFlag, cmd.Name(), name)
+	if err == nil {
+		err = removedError(removedFlag, "", name)
+	}
+	return err
+}
