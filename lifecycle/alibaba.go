@@ -155,7 +155,7 @@ type alibabaAPI interface {
 type AlibabaCompleterOptions struct {
 	// Hooks names the hooks that are ours, by name or id; else as
 	// AWSCompleterOptions.Hooks.
-	Hooks func(context.Context) (HookNames, error)
+	Hooks func() HookNames
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -210,7 +210,7 @@ func NewAlibabaCompleter(api alibabaAPI, o AlibabaCompleterOptions) *AlibabaComp
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Hooks == nil {
-		o.Hooks = func(context.Context) (HookNames, error) { return nil, nil }
+		o.Hooks = func() HookNames { return nil }
 	}
 	return &AlibabaCompleter{api: api, opts: o, log: o.Log, done: map[string]bool{}, beaten: map[string]time.Time{}, sought: map[string]bool{}}
 }
@@ -285,10 +285,7 @@ func (c *AlibabaCompleter) choose(ctx context.Context, group string, actions []a
 			hooks = append(hooks, alibaba.LifecycleHook{ID: a.Hook, Launching: launching})
 		}
 	}
-	names, err := c.opts.Hooks(ctx)
-	if err != nil {
-		return nil, err
-	}
+	names := c.opts.Hooks()
 	ours := AlibabaOurs(names, hooks, launching)
 	var out []alibaba.Action
 	var others []string
@@ -356,17 +353,13 @@ func (c *AlibabaCompleter) known(ctx context.Context, group string, ids ...strin
 	return hooks, nil
 }
 
-// mine is an error where a hook that an event named is not ours, or where it is not known
-// whose it is. Where the role may not list them the ids say it, and without names the event
-// is believed.
+// mine is an error where a hook that an event named is not ours. Where the role may not list
+// them the ids say it, and without names the event is believed.
 func (c *AlibabaCompleter) mine(ctx context.Context, h Hook) error {
 	ids := strings.Split(h.Name, hookSeparator)
-	names, err := c.opts.Hooks(ctx)
-	switch {
-	case h.Ours && len(names) == 0:
+	names := c.opts.Hooks()
+	if h.Ours && len(names) == 0 {
 		return nil
-	case err != nil:
-		return err
 	}
 	hooks, err := c.known(ctx, h.Group, ids...)
 	_, denied := errors.AsType[*DeniedError](err)

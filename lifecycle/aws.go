@@ -141,9 +141,8 @@ type AWSCompleterOptions struct {
 	// Group is the group as the instance's tag names it; "" asks the API.
 	Group string
 	// Hooks names the hooks that are ours to complete. It is asked each time, for a
-	// setting may change; nil is no names. Where it fails it is not known which are ours,
-	// and none is touched but one that a drain has extended.
-	Hooks func(context.Context) (HookNames, error)
+	// setting may change; nil is no names.
+	Hooks func() HookNames
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -183,7 +182,7 @@ func NewAWSCompleter(api awsAPI, o AWSCompleterOptions) *AWSCompleter {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Hooks == nil {
-		o.Hooks = func(context.Context) (HookNames, error) { return nil, nil }
+		o.Hooks = func() HookNames { return nil }
 	}
 	return &AWSCompleter{api: api, opts: o, log: o.Log, group: o.Group, done: map[string]bool{}, sought: map[string]bool{}}
 }
@@ -194,7 +193,7 @@ const hookSeparator = ","
 // known from before where the API does not answer or the permission is gone. Where
 // hooks wait and none is ours it is an [OthersHooksError].
 func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, error) {
-	names, unknown := c.opts.Hooks(ctx)
+	names := c.opts.Hooks()
 	group, hooks, err := c.known(ctx, !launching)
 	switch {
 	case err == nil:
@@ -205,9 +204,6 @@ func (c *AWSCompleter) Discover(ctx context.Context, launching bool) (*Hook, err
 		return &Hook{Provider: providerAWS, Group: group, Name: strings.Join(names, hookSeparator), Launching: launching}, nil
 	default:
 		return nil, err
-	}
-	if unknown != nil && len(transition(hooks, launching)) > 0 {
-		return nil, unknown
 	}
 	return pick(group, hooks, names, launching)
 }
@@ -294,19 +290,15 @@ func pick(group string, hooks []aws.LifecycleHook, ours HookNames, launching boo
 	return hook, nil
 }
 
-// mine is an error where a hook that an event named is not ours, or where it is not known
-// whose it is. Where no names are given and the role may not list the hooks of the group,
+// mine is an error where a hook that an event named is not ours. Where no names are given and the role may not list the hooks of the group,
 // the event is believed: somebody led it here.
 func (c *AWSCompleter) mine(ctx context.Context, h Hook) error {
 	names := strings.Split(h.Name, hookSeparator)
-	ours, unknown := c.opts.Hooks(ctx)
+	ours := c.opts.Hooks()
 	foreign := func(name string) bool { return !ours.match(name) }
 	if len(ours) == 0 {
 		if h.Ours {
 			return nil
-		}
-		if unknown != nil {
-			return unknown
 		}
 		c.in(h.Group)
 		_, hooks, err := c.known(ctx, false, names...)

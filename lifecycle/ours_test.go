@@ -4,19 +4,12 @@
 package lifecycle
 
 import (
-	"context"
-	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/amsagent/amsagent/metadata/alibaba"
-	"github.com/amsagent/amsagent/metadata/aws"
 )
 
-func named(names ...string) func(context.Context) (HookNames, error) {
-	return func(context.Context) (HookNames, error) { return names, nil }
-}
+func named(names ...string) func() HookNames { return func() HookNames { return names } }
 
 func TestOwnHooks(t *testing.T) {
 	for _, tt := range []struct {
@@ -43,42 +36,4 @@ func TestOwnHooks(t *testing.T) {
 			}
 		})
 	}
-}
-
-// Where it is not known which hooks are ours, none is touched but one that a drain has extended: the only one of a group may
-// be another program's.
-func TestHooksNotKnown(t *testing.T) {
-	t.Parallel()
-	unknown := errors.New("a tag is malformed")
-	names := func(context.Context) (HookNames, error) { return nil, unknown }
-	check := func(t *testing.T, c Completer, h Hook) {
-		t.Helper()
-		if found, err := c.Discover(t.Context(), false); found != nil || !errors.Is(err, unknown) {
-			t.Error("discover:", found, err)
-		}
-		for say, err := range map[string]error{"beat": c.Heartbeat(t.Context(), h), "complete": c.Complete(t.Context(), h, Continue)} {
-			if !errors.Is(err, unknown) {
-				t.Error(say, err)
-			}
-		}
-		h.Ours = true
-		if err := errors.Join(c.Heartbeat(t.Context(), h), c.Complete(t.Context(), h, Continue)); err != nil {
-			t.Error("extended before:", err)
-		}
-	}
-	t.Run("aws", func(t *testing.T) {
-		t.Parallel()
-		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "deploy"}}}
-		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Hooks: names})
-		check(t, c, Hook{Provider: "aws", Group: "g", Name: "deploy"})
-		// No hook waits at a launch, whatever they are called.
-		if h, err := c.Discover(t.Context(), true); h != nil || err != nil {
-			t.Error(h, err)
-		}
-	})
-	t.Run("alibaba", func(t *testing.T) {
-		t.Parallel()
-		f := removing(alibaba.Action{Hook: "ash-1", Token: "t-1"})
-		check(t, NewAlibabaCompleter(f, AlibabaCompleterOptions{Hooks: names}), Hook{Provider: "alibaba", Group: "asg-1", Name: "ash-1", Token: "t-1"})
-	})
 }

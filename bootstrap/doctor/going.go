@@ -78,7 +78,7 @@ func checkHook(ctx context.Context, p *patient) []Result {
 		r.Hint = v.Ask
 		return one(r)
 	case v.Name == "" && len(v.Others) > 0:
-		return one(warning("name this agent's in the setting hooks, or in the instance tag amsagent:hooks",
+		return one(warning("name this agent's in the setting hooks (join --hooks, or hooks: in config.yaml)",
 			"of the hooks of group %s for the end of a machine none is this agent's: %s; a scale-in does not wait for its sessions", v.Group, strings.Join(v.Others, ", ")))
 	case v.Name == "":
 		return one(warning(hookPage, "group %s has no hook for the end of a machine: a scale-in cuts its sessions", v.Group))

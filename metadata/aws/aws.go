@@ -177,7 +177,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 
 	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
 	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
-	inst.TagsUnread = tags.Unread
 	g.Tell(p.opts.Log, &inst)
 	return inst, nil
 }
@@ -214,14 +213,11 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 			defer mu.Unlock()
 			if err == nil {
 				set.Tags[key] = v
-			} else if !errors.Is(err, cloud.ErrNotFound) {
-				set.Unread = append(set.Unread, key)
 			}
 			return err
 		})
 	}
 	g.Wait()
-	slices.Sort(set.Unread) // two answers that say the same are equal
 	set.Group = set.Tags[tagGroup]
 	if len(g.Errors()) > 0 {
 		err := g.Errors()[0]

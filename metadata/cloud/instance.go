@@ -46,9 +46,6 @@ type Instance struct {
 	// to do about it.
 	TagsKnown bool   `json:"tags_known"`
 	TagsHint  string `json:"tags_hint,omitempty"`
-	// TagsUnread names the tags that are there, but whose values could not be read. It is empty where not even the names
-	// could be read.
-	TagsUnread []string `json:"-"`
 	// Group is the scaling group this machine belongs to.
 	Group string `json:"group,omitempty"`
 	// StopWindow is how long the cloud lets a machine go down by itself before it switches it off; 0 is not known.
@@ -80,13 +77,11 @@ type TagSet struct {
 	Known bool
 	Hint  string
 	Group string
-	// Unread is as Instance.TagsUnread.
-	Unread []string
 }
 
 // TagSet is the tags of an instance with what belongs to them.
 func (i Instance) TagSet() TagSet {
-	return TagSet{Tags: i.Tags, Known: i.TagsKnown, Hint: i.TagsHint, Group: i.Group, Unread: i.TagsUnread}
+	return TagSet{Tags: i.Tags, Known: i.TagsKnown, Hint: i.TagsHint, Group: i.Group}
 }
 
 // Tags are the tags of an instance. A tag may hold a connection string, so all ways of printing the whole map hide what

@@ -51,9 +51,6 @@ type Options struct {
 	// Known is the cloud that this machine is known to be in, as of an earlier time; "" where nothing is known. Detect stays
 	// with it where nothing names a cloud now: a service that does not answer is no proof that there is none.
 	Known string
-	// TagNames are the names of tags that somebody chose for the agent's own. Where tags hold other people's secrets as
-	// well, as on Google Cloud, these are kept beside amsagent's usual ones, and no others.
-	TagNames []string
 	// APIProxy finds the proxy for a provider's calls to its cloud's API, where it makes any; nil uses none. The metadata
 	// are never asked by one.
 	APIProxy func(*http.Request) (*url.URL, error)

@@ -217,16 +217,7 @@ func tags(m Machine, project Project, err error) cloud.TagSet {
 
 // ours tells whether an attribute is one of those that are kept. All others are somebody else's, and may be secret.
 func (p *Provider) ours(key string) bool {
-	if strings.HasPrefix(key, "amsagent") || key == attributeCreatedBy || key == attributeTemplate {
-		return true
-	}
-	for _, name := range p.opts.TagNames {
-		// An attribute's key holds no colon.
-		if key == name || key == strings.ReplaceAll(name, ":", "-") {
-			return true
-		}
-	}
-	return false
+	return strings.HasPrefix(key, "amsagent") || key == attributeCreatedBy || key == attributeTemplate
 }
 
 // need is one item: where it is and how hard to try.

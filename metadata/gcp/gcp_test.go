@@ -312,21 +312,6 @@ func TestAttributesOfOthersAreNotKept(t *testing.T) {
 	}
 }
 
-// Somebody may have chosen other names for the tags; what is beside them is nobody's business all the same.
-func TestTagsOfOtherNames(t *testing.T) {
-	all := bodies(t, map[string]any{"attributes": map[string]any{"media-role": "edge", "media-secret": "s3cret", "role": "x"}})
-	all[pathProject] = `{"attributes":{"media-db":"mongodb://10.0.0.1","media-role":"origin","created-by":"projects/1/zones/z-a/instanceGroupManagers/g","instance-template":"t"},"projectId":"acme-video"}`
-	f := metadatatest.NewFake(t, service(), all)
-	p := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}, TagNames: []string{"media-db", "media:role"}})
-	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(cloud.Tags{"media-role": "edge", "media-db": "mongodb://10.0.0.1"}, inst.Tags); d != "" {
-		t.Error(d)
-	}
-}
-
 // An answer without Google's mark is somebody else's, however well it looks.
 func TestMarkIsNeeded(t *testing.T) {
 	all := bodies(t, nil)

@@ -154,7 +154,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 
 // ours tells whether a value of the launch is meant for this program.
 func (p *Provider) ours(key string) bool {
-	return strings.HasPrefix(key, "amsagent:") || strings.HasPrefix(key, "amsagent-") || slices.Contains(p.opts.TagNames, key)
+	return strings.HasPrefix(key, "amsagent:") || strings.HasPrefix(key, "amsagent-")
 }
 
 // errNotYet: cloud-init is at work and has not written what it found.

@@ -62,7 +62,7 @@ func configHelp() string {
 		"  3. what an earlier join was given, until config.yaml says something else than\n" +
 		"     it did then\n" +
 		"  4. /etc/amsagent/config.yaml\n" +
-		"  5. instance tags (mongo, role, group, hooks): amsagent:role, or amsagent-role\n" +
+		"  5. instance tags (mongo, role, group): amsagent:role, or amsagent-role\n" +
 		"     where the cloud allows no colon\n" +
 		"  6. the default\n\n" +
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +

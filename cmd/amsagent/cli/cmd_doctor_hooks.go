@@ -47,11 +47,7 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 			return v, err
 		}
 		defer api.CloseIdleConnections()
-		names, err := h.a.hookNames(ctx)
-		if err != nil {
-			return v, err
-		}
-		return alibabaHook(ctx, api, names, v)
+		return alibabaHook(ctx, api, h.a.hookNames(), v)
 	case metadata.Azure:
 		return azureHook(v, inst.LifeCycle), nil
 	case metadata.GCP:

@@ -60,12 +60,15 @@ func newJoinCommand(g *globals) *cobra.Command {
 	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyRemoteIPValve, keyOnFailure)...)
+	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyHooks, keyRemoteIPValve, keyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd
 }
 
 func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
+	if err := g.contradicted(); err != nil {
+		return &userError{Msg: "cannot join", Cause: err}
+	}
 	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(opts.offline)

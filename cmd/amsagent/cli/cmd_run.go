@@ -24,7 +24,6 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
-	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -164,12 +163,8 @@ type daemonAdapter struct {
 	inst       metadata.Instance
 	identified time.Time
 	lookedAt   time.Time // when the machine's own facts were read last
-	// hooks are those that were named when the tags were read last, hooksTagged tells that a tag did.
-	hooks       lifecycle.HookNames
-	hooksTagged bool
-	tagErr      error // what is malformed of the tags of inst
-	tagsRead    bool  // all of them were read since the settings were
-	unanswered  bool  // the last question to the metadata: its tries have been told
+	tagErr     error     // what is malformed of the tags of inst
+	unanswered bool      // the last question to the metadata: its tries have been told
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
 }
@@ -225,7 +220,7 @@ func (a *daemonAdapter) givenNow() stamp {
 
 func (a *daemonAdapter) rereadLocked() error {
 	was := a.g.settings
-	a.identified, a.given, a.tagsRead = time.Time{}, a.givenNow(), false
+	a.identified, a.given = time.Time{}, a.givenNow()
 	err := a.g.load(a.cmd)
 	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
 		if _, err = now.serviceCommand(); err != nil {
@@ -317,7 +312,6 @@ func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance,
 		return metadata.Instance{}, daemon.ErrOutdated
 	}
 	a.tagErr = a.g.useTags(m.Instance.TagSet())
-	a.tagsRead = a.tagsRead || m.Instance.TagsKnown
 	a.inst, a.lookedAt = m.Instance, time.Now()
 	if !local {
 		a.identified = a.lookedAt

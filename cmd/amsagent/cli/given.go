@@ -197,6 +197,29 @@ func (g *globals) toKeep() *bootstrap.Given {
 	return keep
 }
 
+// contradicted refuses a join that keeps a value while config.yaml has another one: the daemon cannot go by both. Only
+// settings without an earlier form of this rule are looked at.
+func (g *globals) contradicted() error {
+	if g.file == nil {
+		return nil
+	}
+	for _, key := range []string{keyHooks} {
+		row, _ := settingByKey(key)
+		given, there := g.settings.values[key], g.file.values[key]
+		text, err := row.canonical(there.text)
+		if given.origin.Layer < layerEnv || there.text == "" || err != nil || text == given.text {
+			continue
+		}
+		o := origin{Layer: layerFile, Name: g.file.path, Line: there.line}
+		return &settingError{
+			source: o.String(), layer: o.Layer, line: o.Line,
+			err:   fmt.Errorf("%s is %s, and %s is %s", key, text, given.origin, given.text),
+			hints: []string{fmt.Sprintf("remove that line, or leave out %s", given.origin)},
+		}
+	}
+	return nil
+}
+
 // dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
 func (g *globals) dropEmpty(cmd *cobra.Command) (rest map[string]given, dropped []string) {
 	if _, ok := cmd.Annotations[annotationKeeps]; !ok {

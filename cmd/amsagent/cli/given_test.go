@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -115,6 +116,28 @@ func TestWhatAJoinKeeps(t *testing.T) {
 	}
 }
 
+// A join keeps no value that config.yaml contradicts: it fails with the line.
+func TestJoinContradictsTheFile(t *testing.T) {
+	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\nhooks: [amsagent-*]\n"})
+	for _, tt := range []struct {
+		vars map[string]string
+		args []string
+		want string // "" is that the join gets past this
+	}{
+		{nil, []string{"--hooks", "drain"}, "config.yaml:2: hooks is amsagent-*, and --hooks is drain"},
+		{map[string]string{"AMSAGENT_HOOKS": "drain"}, nil, "config.yaml:2: hooks is amsagent-*, and AMSAGENT_HOOKS is drain"},
+		{nil, []string{"--hooks", "amsagent-*"}, ""},
+		{nil, []string{"--role", "origin"}, ""},
+	} {
+		vars := map[string]string{"AMSAGENT_ROOT": root}
+		maps.Copy(vars, tt.vars)
+		code, _, stderr := run(t, vars, append([]string{"join", "--mongo", "127.0.0.1", "--offline", "--provider", "generic"}, tt.args...)...)
+		if (code == exitUsage) != (tt.want != "") || !strings.Contains(stderr, tt.want) {
+			t.Errorf("%v %v: exit %d, %q is not in\n%s", tt.vars, tt.args, code, tt.want, stderr)
+		}
+	}
+}
+
 // A file that is damaged stops no command, and each says so.
 func TestGivenDamaged(t *testing.T) {
 	root := t.TempDir()
@@ -162,6 +185,10 @@ func TestDaemonFollowsTheService(t *testing.T) {
 	write(`{"version":1,"settings":{"role":{"value":"edge"}}}`)
 	if a.outdated() || a.settings().Role != "edge" {
 		t.Errorf("role %q, outdated: %v", a.settings().Role, a.outdated())
+	}
+	write(`{"version":1,"settings":{"hooks":{"value":"drain"}}}`)
+	if names := a.hookNames(); a.outdated() || !slices.Equal(names, []string{"drain"}) {
+		t.Errorf("hooks %q, outdated: %v", names, a.outdated())
 	}
 	write(`{"version":1,"settings":{"ams_dir":{"value":"/opt/ams"}}}`)
 	if !a.outdated() {

@@ -45,7 +45,7 @@ func (g *globals) useTags(set metadata.TagSet) error {
 	return nil
 }
 
-// findTag looks for a tag by the name that is set, and by the same name with a dash for clouds that allow no colon. A
+// findTag looks for a tag by its name, and by the same name with a dash for clouds that allow no colon. A
 // blank tag counts as none.
 func findTag(tags map[string]string, name string) (found, text string, ok bool) {
 	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
@@ -133,9 +133,6 @@ func (g *globals) metadataOptions(record string) (metadata.Options, error) {
 		Address:   g.settings.Address,
 		APIProxy:  g.proxy(),
 		Known:     bootstrap.KnownProvider(g.settings.Root),
-	}
-	for _, key := range []string{keyTagMongo, keyTagRole, keyTagGroup, keyTagHooks} {
-		opts.TagNames = append(opts.TagNames, g.settings.values[key].text)
 	}
 	// The AWS SDK's own variables besides the address, which is a setting of ours too.
 	if off, err := strconv.ParseBool(g.env.getenv("AWS_EC2_METADATA_DISABLED")); err == nil && off {

@@ -6,7 +6,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -16,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -92,86 +90,6 @@ func TestCloudOfTheFirmware(t *testing.T) {
 	if p, err := a.provider(t.Context()); err != nil || p != "gcp" {
 		t.Errorf("%q, %v", p, err)
 	}
-}
-
-// The tag that names the hooks may come after the daemon has started, and holds while the metadata service is away:
-// without it the only hook of a group would be completed, whosever it is.
-func TestHooksOfALateTag(t *testing.T) {
-	t.Parallel()          // it waits for a service that fails
-	var tags atomic.Value // JSON; "" is a service that fails
-	tags.Store("[]")
-	var asked atomic.Int64
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		asked.Add(1)
-		if tags.Load() == "" {
-			w.WriteHeader(http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"compute":{"vmId":"02aab8a4-74ef-476e-8182-f6d2ba4166a6","name":"edge-1","location":"westeurope","vmSize":"Standard_D2s_v5","tagsList":%s},
-			"network":{"interface":[{"ipv4":{"ipAddress":[{"privateIpAddress":"10.0.0.4","publicIpAddress":""}],"subnet":[]},"macAddress":"000D3A000001"}]}}`, tags.Load())
-	}))
-	t.Cleanup(srv.Close)
-	root := t.TempDir()
-	booted := func(ago string) {
-		t.Helper()
-		if err := errors.Join(os.MkdirAll(filepath.Join(root, "proc"), 0o755), os.WriteFile(filepath.Join(root, "proc/uptime"), []byte(ago+" 1.00\n"), 0o644)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	booted("15.00")
-	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "azure", "AMSAGENT_AZURE_ENDPOINT": srv.URL}}
-	g := newGlobals(e.env().withDefaults())
-	g.given[keyRoot] = given{text: root, name: "--root"}
-	cmd := newRunCommand(g)
-	if err := g.load(cmd); err != nil {
-		t.Fatal(err)
-	}
-	a := &daemonAdapter{g: g, cmd: cmd}
-	names := func(when string, want ...string) {
-		t.Helper()
-		if got, err := a.hookNames(t.Context()); !slices.Equal(got, want) || err != nil {
-			t.Errorf("%s: %q, want %q, %v", when, got, want, err)
-		}
-	}
-	const named = `[{"name":"amsagent-hooks","value":"ours"}]`
-	if _, err := a.identify(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	names("before it is there")
-	tags.Store(named)
-	names("after it came", "ours")
-
-	tags.Store("")
-	if err := a.reread(); err != nil {
-		t.Fatal(err)
-	}
-	names("reloaded while the metadata are away", "ours")
-	tags.Store("[]")
-	if _, err := a.identify(t.Context()); err != nil { // the question before may still be tried again
-		t.Fatal(err)
-	}
-	names("taken away")
-
-	booted("3600.00")
-	if _, err := a.identify(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	before := asked.Load()
-	tags.Store(named)
-	names("of a machine that booted long ago")
-	if now := asked.Load(); now != before {
-		t.Errorf("it asked %d times", now-before)
-	}
-	a.inst.TagsKnown, a.identified = false, time.Now().Add(-2*hookTagAge) // the tags alone could not be read
-	names("read again", "ours")
-	if err := a.reread(); err != nil {
-		t.Fatal(err)
-	}
-	a.inst.TagsKnown, a.identified = false, time.Now()
-	names("reloaded, and the tags alone could not be read", "ours")
-	a.hooksTagged = false
-	names("a file named them")
 }
 
 // metadataOfAWS serves the metadata of an EC2 instance, of which tags tells the tags. A tag with the value forbidden
@@ -250,60 +168,4 @@ func TestCloudOfAMalformedTag(t *testing.T) {
 	if inst, err := a.identify(t.Context()); !errors.Is(err, bootstrap.ErrTags) || inst.Zone != "eu-west-1a" {
 		t.Errorf("%+v, %v", inst, err)
 	}
-}
-
-// While the tag that names the hooks is malformed, or could not be read yet, it is not known which hooks are the agent's.
-func TestHooksOfAMalformedTag(t *testing.T) {
-	t.Parallel()
-	var now atomic.Value
-	srv := metadataOfAWS(t, func() map[string]string { return now.Load().(map[string]string) })
-	root := t.TempDir()
-	if err := errors.Join(os.MkdirAll(filepath.Join(root, "proc"), 0o755), os.WriteFile(filepath.Join(root, "proc/uptime"), []byte("3600.00 1.00\n"), 0o644)); err != nil {
-		t.Fatal(err)
-	}
-	tag := func(name, value string) { now.Store(map[string]string{name: value}) }
-	var a *daemonAdapter
-	names := func(when, unknown string, want ...string) {
-		t.Helper()
-		got, err := a.hookNames(t.Context())
-		if !slices.Equal(got, want) || (err == nil) != (unknown == "") || err != nil && !strings.Contains(err.Error(), unknown) {
-			t.Errorf("%s: %q, %v; want %q, %q", when, got, err, want, unknown)
-		}
-	}
-	start := func() { a, _ = adapterOnAWS(t, srv, root) }
-
-	start()
-	tag("amsagent:role", "two words")
-	names("another tag is malformed", "")
-
-	tag("amsagent:hooks", "a,,b")
-	start()
-	names("malformed", "instance tag amsagent:hooks")
-	tag("amsagent:hooks", "ours")
-	names("corrected", "", "ours")
-	tag("amsagent:hooks", "a,,b")
-	if err := a.reread(); err != nil {
-		t.Fatal(err)
-	}
-	names("malformed again, and reloaded", "", "ours")
-	tag("amsagent:role", "edge")
-	if err := a.reread(); err != nil {
-		t.Fatal(err)
-	}
-	names("taken away", "")
-
-	tag("amsagent:hooks", forbidden)
-	start()
-	names("not to be read", "HTTP 403")
-	tag("amsagent:hooks", "ours")
-	names("read", "", "ours")
-	// For good, it may be, and nobody's but its owner's.
-	tag("owner", forbidden)
-	start()
-	names("another tag is not to be read", "")
-
-	tag("amsagent:hooks", "a,,b")
-	start()
-	a.g.settings.Hooks = []string{"mine"}
-	names("named elsewhere", "", "mine")
 }

@@ -31,7 +31,13 @@ var removed = []struct {
 	instead  string
 }{
 	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
+	{removedSetting, "", "tag_mongo", tagsAreFixed},
+	{removedSetting, "", "tag_role", tagsAreFixed},
+	{removedSetting, "", "tag_group", tagsAreFixed},
+	{removedSetting, "", "tag_hooks", "no tag names hooks; use `join --hooks`, or hooks: in config.yaml"},
 }
+
+const tagsAreFixed = "tags are amsagent:role, amsagent:group and amsagent:mongo, or amsagent-role, amsagent-group and amsagent-mongo"
 
 // removedError returns the refusal of a name in the table, and nil for any other name.
 func removedError(kind removedKind, of, name string) error {

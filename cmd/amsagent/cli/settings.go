@@ -134,8 +134,6 @@ type settingError struct {
 	hints  []string
 	// id is "" for the usual one of the layer.
 	id string
-	// key is the setting's, of a tag.
-	key string
 }
 
 func (e *settingError) Error() string {
@@ -355,6 +353,9 @@ func (s *settings) fill() {
 	s.AlibabaESSEndpoint = text(keyAlibabaESSEndpoint)
 }
 
+// tagPrefix begins the names of the instance tags that are settings.
+const tagPrefix = "amsagent:"
+
 // applyTags puts values of instance tags where no higher layer has one. tagValue finds a tag by its name; all tells that
 // every tag could be read, so that one that is not found is not there. A malformed tag is an error, and changes nothing:
 // what it said before holds. The other tags count.
@@ -364,7 +365,7 @@ func (s *settings) applyTags(all bool, tagValue func(name string) (foundName, te
 		if row.tag == "" {
 			continue
 		}
-		name, text, ok := tagValue(s.values["tag_"+row.tag].text)
+		name, text, ok := tagValue(tagPrefix + row.tag)
 		o := origin{Layer: layerTag, Name: name}
 		canon := ""
 		if ok = ok && text != ""; ok {
@@ -375,7 +376,7 @@ func (s *settings) applyTags(all bool, tagValue func(name string) (foundName, te
 				err = valueError{text: "a tag cannot name a file"}
 			}
 			if err != nil {
-				errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err, key: row.key})
+				errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err})
 				continue
 			}
 		}

@@ -52,10 +52,6 @@ const (
 	keyOutput         = "output"
 	keyLogLevel       = "log_level"
 	keyColor          = "color"
-	keyTagMongo       = "tag_mongo"
-	keyTagRole        = "tag_role"
-	keyTagGroup       = "tag_group"
-	keyTagHooks       = "tag_hooks"
 	keyHooks          = "hooks"
 
 	keyAWSEndpoint            = "aws_endpoint"
@@ -87,7 +83,7 @@ type setting struct {
 	alsoEnv []string
 	// noFile: cannot stand in config.yaml, because it decides which file that is.
 	noFile bool
-	// tag is the name below amsagent: for a setting that instance tags may carry.
+	// tag is the name after "amsagent:" for a setting that instance tags may carry.
 	tag string
 	// words are the values allowed, where they are a closed set.
 	words []string
@@ -200,24 +196,8 @@ var settingsTable = sync.OnceValue(func() []setting {
 			help: "whether a launch hook is abandoned where this machine does not join, which makes the cloud replace it; otherwise the hook is left to its timeout",
 		},
 		{
-			key: keyHooks, arg: "NAME,…", tag: "hooks", check: checkHooks,
+			key: keyHooks, kept: true, flag: "hooks", arg: "NAME,…", check: checkHooks,
 			help: "the lifecycle hooks of the group that are this agent's to keep waiting and to complete, as names or patterns (amsagent-*); where unset, the only one of a transition, and of several those whose name contains amsagent",
-		},
-		{
-			key: keyTagMongo, arg: "NAME", def: "amsagent:mongo", check: checkTagName,
-			help: "the instance tag with the MongoDB address",
-		},
-		{
-			key: keyTagRole, arg: "NAME", def: "amsagent:role", check: checkTagName,
-			help: "the instance tag with the role",
-		},
-		{
-			key: keyTagGroup, arg: "NAME", def: "amsagent:group", check: checkTagName,
-			help: "the instance tag with the group",
-		},
-		{
-			key: keyTagHooks, arg: "NAME", def: "amsagent:hooks", check: checkTagName,
-			help: "the instance tag with the hooks",
 		},
 		{
 			key: keyAWSEndpoint, arg: "ORIGIN", check: checkOrigin, alsoEnv: []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"},
@@ -452,13 +432,6 @@ func checkHooks(v string) (string, error) {
 		list = append(list, name)
 	}
 	return strings.Join(list, ","), nil
-}
-
-func checkTagName(v string) (string, error) {
-	if len(v) > 128 || strings.TrimSpace(v) != v || strings.ContainsFunc(v, unicode.IsControl) {
-		return "", valueError{text: fmt.Sprintf("%q is not a tag name", v)}
-	}
-	return v, nil
 }
 
 // checkOrigin accepts scheme, host and port only: the paths are ours, and one in the setting would be added to them.

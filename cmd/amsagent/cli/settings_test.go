@@ -97,7 +97,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyAMSRelease: "2.14.0", keyProvider: "aws", keyService: "none", keyServiceCommand: "/usr/bin/ams-ctl -q",
 		keyRemoteIPValve: "remove", keyTimeout: "90s", keyOnFailure: "keep", keyRoot: "/mnt", keyConfig: "/c.yaml",
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
-		keyTagMongo: "db", keyTagRole: "Role", keyTagGroup: "Group", keyTagHooks: "Hooks", keyHooks: "drain,amsagent-*",
+		keyHooks:    "drain,amsagent-*",
 		keyAutoJoin: "false", keyAutoRestart: "true", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
 		keyServing: "LiveApp,live*", keyUnhealthyAfter: "7m",
 		keyDrainDeadline: "30m", keyRebalance: "drain", keyAbandon: "true",
@@ -115,8 +115,7 @@ func TestEverySettingIsRead(t *testing.T) {
 			keyDrainDeadline: s.DrainDeadline, keyRebalance: s.Rebalance, keyAbandon: s.AbandonOnFailure,
 			keyConfig: s.Config,
 			keyOutput: s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
-			keyTagMongo: s.values[keyTagMongo].text, keyTagRole: s.values[keyTagRole].text, keyTagGroup: s.values[keyTagGroup].text,
-			keyTagHooks: s.values[keyTagHooks].text, keyHooks: strings.Join(s.Hooks, ","),
+			keyHooks:       strings.Join(s.Hooks, ","),
 			keyAWSEndpoint: s.Endpoints["aws"], keyAzureEndpoint: s.Endpoints["azure"], keyAlibabaEndpoint: s.Endpoints["alibaba"],
 			keyGCPEndpoint: s.Endpoints["gcp"], keyAWSAutoscalingEndpoint: s.AWSAutoscalingEndpoint, keyAlibabaESSEndpoint: s.AlibabaESSEndpoint,
 			keyAlibabaECSEndpoint: s.Endpoints["alibaba-ecs"],
@@ -206,7 +205,6 @@ func TestWrongValues(t *testing.T) {
 		{keyOutput, "xml", "is not one of text, json"},
 		{keyLogLevel, "chatty", "is not one of debug, info, warn, error"},
 		{keyColor, "yes", "is not one of auto, always, never"},
-		{keyTagRole, " role", "is not a tag name"},
 		{keyAWSEndpoint, "127.0.0.1:1338", "not an http or https origin"},
 		{keyAWSEndpoint, "ftp://h", "not an http or https origin"},
 		{keyAWSEndpoint, "http://", "not an http or https origin"},
@@ -382,7 +380,6 @@ func TestTags(t *testing.T) {
 		{"colon", nil, map[string]string{"amsagent:role": "edge"}, "edge", "instance tag amsagent:role", ""},
 		{"dash", nil, map[string]string{"amsagent-role": "edge"}, "edge", "instance tag amsagent-role", ""},
 		{"both", nil, map[string]string{"amsagent-role": "a", "amsagent:role": "b"}, "b", "instance tag amsagent:role", ""},
-		{"own name", map[string]string{"AMSAGENT_TAG_ROLE": "Role"}, map[string]string{"Role": "x", "amsagent:role": "y"}, "x", "instance tag Role", ""},
 		{"empty", nil, map[string]string{"amsagent:role": ""}, "", "default", ""},
 		{"none", nil, nil, "", "default", ""},
 		{"wrong", nil, map[string]string{"amsagent:role": "a b"}, "", "", `instance tag amsagent:role: "a b" is not a role`},
@@ -466,19 +463,19 @@ func TestTagTakenAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tags := map[string]string{"amsagent:hooks": "ours", "amsagent:role": "edge"}
+	tags := map[string]string{"amsagent:group": "edges", "amsagent:role": "edge"}
 	for range 2 {
-		if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) != 1 {
-			t.Fatalf("role %q, hooks %q, %v", s.Role, s.Hooks, err)
+		if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
+			t.Fatalf("role %q, group %q, %v", s.Role, s.Group, err)
 		}
 	}
-	delete(tags, "amsagent:hooks")
+	delete(tags, "amsagent:group")
 	// One that could not be read is not known to be away.
-	if err := s.applyTags(false, tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) != 1 {
-		t.Errorf("unread: role %q, hooks %q, %v", s.Role, s.Hooks, err)
+	if err := s.applyTags(false, tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
+		t.Errorf("unread: role %q, group %q, %v", s.Role, s.Group, err)
 	}
-	if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || len(s.Hooks) > 0 || s.origin(keyHooks).Layer == layerTag {
-		t.Errorf("role %q, hooks %q from %q, %v", s.Role, s.Hooks, s.origin(keyHooks), err)
+	if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "" || s.origin(keyGroup).Layer == layerTag {
+		t.Errorf("role %q, group %q from %q, %v", s.Role, s.Group, s.origin(keyGroup), err)
 	}
 }
 
@@ -492,15 +489,15 @@ func TestMalformedTag(t *testing.T) {
 		tags  map[string]string
 		err   string
 		role  string
-		hooks string
+		group string
 	}{
-		{map[string]string{"amsagent:role": "two words", "amsagent:hooks": "ours"}, "instance tag amsagent:role: ", "", "ours"},
-		{map[string]string{"amsagent:role": "edge", "amsagent:hooks": "a,,b"}, "instance tag amsagent:hooks: ", "edge", "ours"},
+		{map[string]string{"amsagent:role": "two words", "amsagent:group": "edges"}, "instance tag amsagent:role: ", "", "edges"},
+		{map[string]string{"amsagent:role": "edge", "amsagent:group": "a\nb"}, "instance tag amsagent:group: ", "edge", "edges"},
 		{map[string]string{"amsagent:role": "two words"}, "instance tag amsagent:role: ", "edge", ""},
 	} {
 		err := s.applyTags(true, tagsOf(tt.tags))
-		if !errors.Is(err, bootstrap.ErrTags) || !strings.HasPrefix(err.Error(), tt.err) || s.Role != tt.role || strings.Join(s.Hooks, ",") != tt.hooks {
-			t.Errorf("%v: role %q, hooks %q, %v", tt.tags, s.Role, s.Hooks, err)
+		if !errors.Is(err, bootstrap.ErrTags) || !strings.HasPrefix(err.Error(), tt.err) || s.Role != tt.role || s.Group != tt.group {
+			t.Errorf("%v: role %q, group %q, %v", tt.tags, s.Role, s.Group, err)
 		}
 	}
 }
