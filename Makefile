@@ -148,13 +148,13 @@ heavy: ## what is slow: races, booted machines, crashes at every system call, th
 all-tests: gate real heavy ## every tier, one after the other
 
 .PHONY: lint
-lint: $(BUILD)/tools/golangci-lint ## all linters, the arrows between packages among them
+lint: $(BUILD)/tools/staticcheck ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck
 	@tools/scripts/deps.sh lint $(DEPS)
-	@tools/scripts/lint.sh '$(CURDIR)/$(BUILD)/tools/golangci-lint'
+	@tools/scripts/lint.sh quick
 
-.PHONY: lint-selftest
-lint-selftest: build build-sandbox $(BUILD)/tools/golangci-lint $(BUILD)/tools/gotestsum ## proof that the linter refuses a forbidden import
-	@GOLANGCI_LINT='$(CURDIR)/$(BUILD)/tools/golangci-lint' tools/scripts/gotest.sh tools ./... -count=1 -timeout 15m
+.PHONY: lint-all
+lint-all: $(BUILD)/tools/golangci-lint ## all linters, tests included (the linter is compiled at first use: some minutes)
+	@tools/scripts/lint.sh all
 
 .PHONY: fmt
 fmt: $(BUILD)/tools/gofumpt ## format the Go sources in place (the only target that rewrites them, besides generate)
@@ -250,6 +250,6 @@ TOOL_nfpm          := github.com/goreleaser/nfpm/v2/cmd/nfpm
 
 $(BUILD)/tools/%: tools/go.mod tools/go.sum
 	@mkdir -p $(BUILD)/tools
-	@cd tools && ../tools/scripts/try.sh 'Go modules of $*' $(GO) list -deps -f '' $(TOOL_$*)
+	@cd tools && ../tools/scripts/try.sh 'Go modules of $*' $(GO) list -deps $(TOOL_$*) >/dev/null
 	cd tools && $(GO) build -buildvcs=false -ldflags '-s -w' -o ../$@ $(TOOL_$*)
 	@touch $@

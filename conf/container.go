@@ -194,7 +194,7 @@ func (c *Container) Spans() []Span { return c.spans }
 func (c *Container) Bytes() []byte {
 	out, err := applySpans(c.src, c.spans)
 	if err != nil {
-		panic("conf: " + err.Error()) //nolint:forbidigo // the spans come from our own scan of src: they cannot overlap
+		panic("conf: " + err.Error()) // the spans come from our own scan of src: they cannot overlap
 	}
 	return out
 }

@@ -438,7 +438,7 @@ func (p *Properties) Spans() []Span {
 func (p *Properties) Bytes() []byte {
 	out, err := applySpans(p.src, p.Spans())
 	if err != nil {
-		panic("conf: " + err.Error()) //nolint:forbidigo // the spans come from our own scan of src: they cannot overlap
+		panic("conf: " + err.Error()) // the spans come from our own scan of src: they cannot overlap
 	}
 	return out
 }

@@ -335,7 +335,7 @@ func TestSlowAnswers(t *testing.T) {
 			if got.Load.Disk != nil || got.DiskTotal != nil || !missing(got, whatDisk, errNoAnswer) {
 				t.Errorf("sample %d: disk %v, missing %v", i, got.Load.Disk, got.Missing)
 			}
-			time.Sleep(5 * time.Second) //nolint:forbidigo // the clock of synctest: no time passes
+			time.Sleep(5 * time.Second) // the clock of synctest: no time passes
 		}
 		if n := asked.Load(); n != 1 {
 			t.Errorf("asked %d times while the first call hung", n)
@@ -379,7 +379,7 @@ func TestAlwaysLateAnswers(t *testing.T) {
 			case i > 0 && (got.Session.Publishers == nil || *got.Session.Publishers != i):
 				t.Errorf("sample %d: %v, missing %v", i, got.Session, got.Missing)
 			}
-			time.Sleep(5 * time.Second) //nolint:forbidigo // the clock of synctest: no time passes
+			time.Sleep(5 * time.Second) // the clock of synctest: no time passes
 		}
 	})
 }

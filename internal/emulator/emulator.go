@@ -17,7 +17,7 @@ const Variable = "AMSAGENT_TEST_EMULATOR"
 // Skip skips a test that cannot run under an emulator, and says why; elsewhere it does nothing.
 func Skip(t testing.TB, reason string) {
 	t.Helper()
-	if name := os.Getenv(Variable); name != "" { //nolint:forbidigo // a test has nobody to hand it in
+	if name := os.Getenv(Variable); name != "" { // a test has nobody to hand it in
 		t.Skipf("not under %s: %s", name, reason)
 	}
 }

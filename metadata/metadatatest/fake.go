@@ -299,7 +299,7 @@ func SlowBody() Fault {
 func Closed() Fault {
 	return func(*Fake, http.ResponseWriter, *http.Request) {
 		// The server ends the connection and says nothing about it.
-		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to abort an answer
+		panic(http.ErrAbortHandler) // net/http's own way to abort an answer
 	}
 }
 
@@ -314,7 +314,7 @@ func Truncated() Fault {
 		if fl, ok := w.(http.Flusher); ok {
 			fl.Flush()
 		}
-		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to abort an answer
+		panic(http.ErrAbortHandler) // net/http's own way to abort an answer
 	}
 }
 

@@ -13,10 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"                   //nolint:depguard // the real client shows what the fake is worth
-	"github.com/aws/aws-sdk-go-v2/aws/retry"             //nolint:depguard // the real client shows what the fake is worth
-	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"      //nolint:depguard // the real client shows what the fake is worth
-	smithyhttp "github.com/aws/smithy-go/transport/http" //nolint:depguard // the real client shows what the fake is worth
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/sandbox/fakeaws"

@@ -69,7 +69,7 @@ heavy)
   export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname E2E_TIMEOUT=60m
   step deps 15 0 tools/scripts/deps.sh heavy require
   step fetch 15 0 tools/scripts/real.sh mongod aws
-  step lint-selftest 20 4 make lint-selftest
+  step lint-all 30 0 make lint-all
   step size 15 0 make size
   step repro 15 0 make repro
   step release 20 0 make release-check

@@ -79,7 +79,7 @@ func OS() Env {
 		Journal:    journalLine,
 		Signals:    stopSignals,
 		Notify:     notify,
-		Exit:       os.Exit, //nolint:forbidigo // what ends the process here and now, by a second signal or where files hang; nothing below Main may
+		Exit:       os.Exit, // what ends the process here and now, by a second signal or where files hang; nothing below Main may
 	}
 }
 

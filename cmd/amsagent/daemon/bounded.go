@@ -100,12 +100,6 @@ func (l *boundedListener) add(c *boundedConn) (evicted *boundedConn, ok bool) {
 	return evicted, true
 }
 
-func (l *boundedListener) open() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.conns)
-}
-
 // Close closes the connection and makes room for another.
 func (c *boundedConn) Close() error {
 	c.once.Do(func() {

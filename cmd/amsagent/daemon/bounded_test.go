@@ -320,3 +320,9 @@ func TestServerErrorsAreFew(t *testing.T) {
 		}
 	})
 }
+
+func (l *boundedListener) open() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.conns)
+}
