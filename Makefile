@@ -156,6 +156,10 @@ lint: $(BUILD)/tools/staticcheck ## the quick linters: gofmt, go vet, staticchec
 lint-all: $(BUILD)/tools/golangci-lint ## all linters, tests included (the linter is compiled at first use: some minutes)
 	@tools/scripts/lint.sh all
 
+.PHONY: stats
+stats: ## sizes of the parts, and other figures, beside their budgets (with the binary's, if there is a build/amsagent)
+	@cd tools && $(GO) run ./stats ..
+
 .PHONY: fmt
 fmt: $(BUILD)/tools/gofumpt ## format the Go sources in place (the only target that rewrites them, besides generate)
 	git ls-files -z -co --exclude-standard -- '*.go' | xargs -0 $(BUILD)/tools/gofumpt -w
