@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -18,7 +19,6 @@ import (
 
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // Where things are, in every release.
@@ -175,13 +175,13 @@ func (in *Installation) Mode() (conf.Mode, error) { return in.mode, in.modeErr }
 func (in *Installation) BaseURL() string {
 	host := in.HTTPHost
 	a, err := netip.ParseAddr(host)
-	if err == nil && (a.IsUnspecified() || a.Zone() != "") || err != nil && !hostName.Get().MatchString(host) {
+	if err == nil && (a.IsUnspecified() || a.Zone() != "") || err != nil && !hostName.MatchString(host) {
 		host = "127.0.0.1"
 	}
 	return "http://" + net.JoinHostPort(host, strconv.Itoa(in.HTTPPort))
 }
 
-var hostName = pattern.New(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
+var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
 
 // unreadable makes errors.Is(err, ErrUnreadable) true and keeps the cause.
 func unreadable(err error) error { return fmt.Errorf("%w: %w", ErrUnreadable, err) }

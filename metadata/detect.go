@@ -11,10 +11,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/amsagent/amsagent/internal/pattern"
 	"github.com/amsagent/amsagent/metadata/generic"
 	"github.com/amsagent/amsagent/metadata/record"
 )
@@ -131,7 +131,7 @@ func endsIn(suffix string) func(dmi, string) bool {
 	return func(_ dmi, v string) bool { return strings.HasSuffix(v, suffix) }
 }
 
-var ec2Instance = pattern.New(`^i-[0-9a-f]+$`)
+var ec2Instance = regexp.MustCompile(`^i-[0-9a-f]+$`)
 
 // rules returns the table in the order of trust. Strings that only one cloud's firmware has come first; the UUIDs, which
 // could be a coincidence, last. Who imitates EC2's metadata, and would pass every later test for it, is named before it.
@@ -149,7 +149,7 @@ func rules() []rule {
 		{chassisAssetTag, is("OracleCloud.com"), Generic, "oci", "the tag of Oracle's cloud"},
 		{chassisAssetTag, is("OpenTelekomCloud", "SAP CCloud VM", "HUAWEICLOUD", "Samsung Cloud Platform"), Generic, "openstack", "the tag of an OpenStack cloud"},
 		{chassisAssetTag, is("OpenStack Nova", "OpenStack Compute"), Generic, "openstack", "the tag of OpenStack's own"},
-		{boardAssetTag, func(_ dmi, v string) bool { return ec2Instance.Get().MatchString(v) }, AWS, "", "the id of an EC2 Nitro instance"},
+		{boardAssetTag, func(_ dmi, v string) bool { return ec2Instance.MatchString(v) }, AWS, "", "the id of an EC2 Nitro instance"},
 
 		{productName, is("Alibaba Cloud ECS"), Alibaba, "", "the product name of Alibaba's machines"},
 		{productName, is("Google Compute Engine", "Google"), GCP, "", "the product name of Google's machines"},
@@ -396,7 +396,7 @@ func redactDMI(m *record.Mapper, fw dmi, name, v string) string {
 			return "GoogleCloud-" + record.Redacted
 		}
 	case boardAssetTag:
-		if ec2Instance.Get().MatchString(v) {
+		if ec2Instance.MatchString(v) {
 			return "i-" + fmt.Sprintf("%017x", 1)
 		}
 	}

@@ -10,10 +10,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 
-	"github.com/amsagent/amsagent/internal/pattern"
 	"github.com/amsagent/amsagent/metadata/aws"
 )
 
@@ -152,8 +152,8 @@ func probeAzure(ctx context.Context, client *http.Client, origin string) (string
 }
 
 var (
-	googleID  = pattern.New(`^[0-9]{1,20}$`)
-	alibabaID = pattern.New(`^i-[0-9a-z]{10,32}$`)
+	googleID  = regexp.MustCompile(`^[0-9]{1,20}$`)
+	alibabaID = regexp.MustCompile(`^i-[0-9a-z]{10,32}$`)
 )
 
 func probeGCP(ctx context.Context, client *http.Client, origin string) (string, error) {
@@ -162,7 +162,7 @@ func probeGCP(ctx context.Context, client *http.Client, origin string) (string, 
 		return "", err
 	}
 	id := strings.TrimSpace(string(body))
-	if h.Get("Metadata-Flavor") != "Google" || !googleID.Get().MatchString(id) {
+	if h.Get("Metadata-Flavor") != "Google" || !googleID.MatchString(id) {
 		return "", errors.New("the answer does not carry Google's mark")
 	}
 	return id, nil
@@ -182,7 +182,7 @@ func probeAlibaba(ctx context.Context, client *http.Client, origin string) (stri
 		return "", err
 	}
 	id := strings.TrimSpace(string(body))
-	if !alibabaID.Get().MatchString(id) || ec2Instance.Get().MatchString(id) {
+	if !alibabaID.MatchString(id) || ec2Instance.MatchString(id) {
 		return "", errors.New("the answer is no Alibaba instance id")
 	}
 	return id, nil

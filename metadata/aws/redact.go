@@ -6,9 +6,9 @@ package aws
 import (
 	"encoding/json"
 	"net/netip"
+	"regexp"
 	"strings"
 
-	"github.com/amsagent/amsagent/internal/pattern"
 	"github.com/amsagent/amsagent/metadata/record"
 )
 
@@ -121,11 +121,11 @@ func isAddress(s string) bool {
 	return err == nil
 }
 
-var ownTag = pattern.New(`^amsagent[:-](role|group|mongo)$`)
+var ownTag = regexp.MustCompile(`^amsagent[:-](role|group|mongo)$`)
 
 // redactKey keeps our own keys and AWS's, which are the same everywhere.
 func redactKey(m *record.Mapper, key string) string {
-	if key == "" || key == "Name" || strings.HasPrefix(key, "aws:") || ownTag.Get().MatchString(key) {
+	if key == "" || key == "Name" || strings.HasPrefix(key, "aws:") || ownTag.MatchString(key) {
 		return key
 	}
 	return m.Name("tag", key)
@@ -133,7 +133,7 @@ func redactKey(m *record.Mapper, key string) string {
 
 func redactTag(m *record.Mapper, key, value string) string {
 	switch {
-	case ownTag.Get().MatchString(key) && !strings.HasSuffix(key, "mongo") && plainWord.MatchString(value):
+	case ownTag.MatchString(key) && !strings.HasSuffix(key, "mongo") && plainWord.MatchString(value):
 		return value
 	case key == tagGroup:
 		return m.Name("group", value)
@@ -143,12 +143,12 @@ func redactTag(m *record.Mapper, key, value string) string {
 }
 
 // amazonName is a host name that AWS made, which holds nothing but an address or an instance id.
-var amazonName = pattern.New(`^(ip|ec2)-[0-9-]+\.|^i-[0-9a-f]+\.`)
+var amazonName = regexp.MustCompile(`^(ip|ec2)-[0-9-]+\.|^i-[0-9a-f]+\.`)
 
 func redactHostname(m *record.Mapper, value string) string {
 	var out []string
 	for _, name := range strings.Fields(value) {
-		if amazonName.Get().MatchString(name) && (strings.HasSuffix(name, ".internal") || strings.HasSuffix(name, ".amazonaws.com")) {
+		if amazonName.MatchString(name) && (strings.HasSuffix(name, ".internal") || strings.HasSuffix(name, ".amazonaws.com")) {
 			out = append(out, m.Text(name))
 			continue
 		}

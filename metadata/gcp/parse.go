@@ -9,10 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // Machine is what the metadata says about this instance.
@@ -53,10 +52,10 @@ const (
 
 var (
 	// instanceID is a number of 64 bits, which must not be read as a floating one.
-	instanceID = pattern.New(`^[1-9][0-9]{0,19}$`)
-	plainName  = pattern.New(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$`)
+	instanceID = regexp.MustCompile(`^[1-9][0-9]{0,19}$`)
+	plainName  = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$`)
 	// groupOf: other tools write into created-by too, so only a group counts. Zonal and regional ones are the same to us.
-	groupOf = pattern.New(`^(?:https://[a-z.]+/compute/[a-z0-9]+/)?projects/[^/\s]+/(?:zones|regions)/[^/\s]+/instanceGroupManagers/([a-z0-9][a-z0-9-]{0,62})$`)
+	groupOf = regexp.MustCompile(`^(?:https://[a-z.]+/compute/[a-z0-9]+/)?projects/[^/\s]+/(?:zones|regions)/[^/\s]+/instanceGroupManagers/([a-z0-9][a-z0-9-]{0,62})$`)
 )
 
 // known are the fields of an instance, those that nobody reads here among them.
@@ -160,7 +159,7 @@ func last(raw json.RawMessage) (string, error) {
 		return "", err
 	}
 	s = s[strings.LastIndexByte(s, '/')+1:]
-	if !plainName.Get().MatchString(s) {
+	if !plainName.MatchString(s) {
 		return "", errors.New("not the name of a resource")
 	}
 	return s, nil
@@ -169,7 +168,7 @@ func last(raw json.RawMessage) (string, error) {
 // digits reads the instance's id digit by digit. It is a number; in quotes it is taken as well.
 func digits(raw json.RawMessage) (string, error) {
 	s := string(bytes.Trim(raw, `"`))
-	if !instanceID.Get().MatchString(s) {
+	if !instanceID.MatchString(s) {
 		return "", errors.New("not an instance's id")
 	}
 	return s, nil
@@ -312,7 +311,7 @@ func attributes(raw json.RawMessage, ours func(key string) bool) (map[string]str
 }
 
 func group(attributes map[string]string) string {
-	if m := groupOf.Get().FindStringSubmatch(attributes[attributeCreatedBy]); m != nil {
+	if m := groupOf.FindStringSubmatch(attributes[attributeCreatedBy]); m != nil {
 		return m[1]
 	}
 	return ""

@@ -8,10 +8,10 @@ import (
 	"encoding/json"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/amsagent/amsagent/internal/pattern"
 	"github.com/amsagent/amsagent/metadata/record"
 )
 
@@ -33,14 +33,14 @@ func (policy) Path(_ *record.Mapper, path string) string {
 	if item, ok := strings.CutPrefix(bare, base); !ok || !slices.Contains(shownPaths, item) {
 		return base + record.Redacted
 	}
-	if asked && !plainQuery.Get().MatchString(query) {
+	if asked && !plainQuery.MatchString(query) {
 		return bare + "?" + record.Redacted
 	}
 	return path
 }
 
 // plainQuery is what we ask with: no value in it is anybody's.
-var plainQuery = pattern.New(`^[a-z_]+=[a-z0-9]+(&[a-z_]+=[a-z0-9]+)*$`)
+var plainQuery = regexp.MustCompile(`^[a-z_]+=[a-z0-9]+(&[a-z_]+=[a-z0-9]+)*$`)
 
 // Body implements record.Policy.
 func (policy) Body(m *record.Mapper, path string, body []byte) string {
@@ -56,7 +56,7 @@ func (policy) Body(m *record.Mapper, path string, body []byte) string {
 	d.UseNumber()
 	var doc any
 	if err := d.Decode(&doc); err != nil {
-		if s := string(bytes.TrimSpace(body)); item == "instance/upcoming-maintenance" && plainWord.Get().MatchString(s) {
+		if s := string(bytes.TrimSpace(body)); item == "instance/upcoming-maintenance" && plainWord.MatchString(s) {
 			return s // NONE
 		}
 		// Such a body is a finding, but it could hold anything.
@@ -82,7 +82,7 @@ func (policy) Body(m *record.Mapper, path string, body []byte) string {
 }
 
 // plainWord is a word of a protocol, or a moment, and no name that somebody gave.
-var plainWord = pattern.New(`^[A-Za-z0-9][A-Za-z0-9_.:+-]{0,40}$`)
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:+-]{0,40}$`)
 
 func redactText(m *record.Mapper, item, s string) string {
 	switch {
@@ -90,7 +90,7 @@ func redactText(m *record.Mapper, item, s string) string {
 		return redactID(m, s)
 	case item == "project/project-id":
 		return m.Name("project", s)
-	case plainWord.Get().MatchString(s):
+	case plainWord.MatchString(s):
 		return s
 	}
 	return record.Redacted
@@ -98,7 +98,7 @@ func redactText(m *record.Mapper, item, s string) string {
 
 // redactID gives another number of as many digits.
 func redactID(m *record.Mapper, id string) string {
-	if !instanceID.Get().MatchString(id) {
+	if !instanceID.MatchString(id) {
 		return record.Redacted
 	}
 	_, other, _ := strings.Cut(m.ID("gce-"+id), "-")
@@ -113,7 +113,7 @@ func redactInstance(m *record.Mapper, doc map[string]any) {
 			switch id := v.(type) {
 			case json.Number:
 				doc[k] = record.EmptyLike(v)
-				if instanceID.Get().MatchString(id.String()) {
+				if instanceID.MatchString(id.String()) {
 					doc[k] = json.Number(redactID(m, id.String()))
 				}
 			case string:
@@ -149,7 +149,7 @@ func redactInstance(m *record.Mapper, doc map[string]any) {
 			}
 		case "preempted", "maintenanceEvent":
 			doc[k] = record.EmptyLike(v)
-			if isText && plainWord.Get().MatchString(s) {
+			if isText && plainWord.MatchString(s) {
 				doc[k] = s
 			}
 		default:
@@ -182,7 +182,7 @@ func redactProject(m *record.Mapper, doc map[string]any) {
 }
 
 // place is the name of a zone, a region or a machine type, which are the same for everybody.
-var place = pattern.New(`^[a-z0-9][a-z0-9-]{0,40}$`)
+var place = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,40}$`)
 
 // redactResource rewrites projects/123/zones/europe-west1-b and its like.
 func redactResource(m *record.Mapper, s string) string {
@@ -195,7 +195,7 @@ func redactResource(m *record.Mapper, s string) string {
 		switch {
 		case of == "projects":
 			parts[i] = "123456789012"
-		case (of == "zones" || of == "regions" || of == "machineTypes") && place.Get().MatchString(parts[i]):
+		case (of == "zones" || of == "regions" || of == "machineTypes") && place.MatchString(parts[i]):
 		case of == "instanceGroupManagers":
 			parts[i] = m.Name("group", parts[i])
 		case i%2 == 0 && slices.Contains([]string{"projects", "zones", "regions", "machineTypes", "instanceGroupManagers"}, parts[i]):
@@ -254,7 +254,7 @@ func redactWords(fields map[string]any) {
 	for k, v := range fields {
 		switch v := v.(type) {
 		case string:
-			if !plainWord.Get().MatchString(v) {
+			if !plainWord.MatchString(v) {
 				fields[k] = record.Redacted
 			}
 		case json.Number, bool, nil:
@@ -266,7 +266,7 @@ func redactWords(fields map[string]any) {
 	}
 }
 
-var ownAttribute = pattern.New(`^amsagent-(role|group|mongo)$`)
+var ownAttribute = regexp.MustCompile(`^amsagent-(role|group|mongo)$`)
 
 // googleAttributes are keys of Google's own, which name nobody.
 var googleAttributes = []string{
@@ -291,9 +291,9 @@ func redactAttributes(m *record.Mapper, fields map[string]any) map[string]any {
 			out[k] = redactResource(m, s)
 		case slices.Contains(googleAttributes, k):
 			out[k] = record.Redacted
-		case !ownAttribute.Get().MatchString(k):
+		case !ownAttribute.MatchString(k):
 			out[m.Name("attribute", k)] = record.Redacted
-		case !strings.HasSuffix(k, "mongo") && isText && plainWord.Get().MatchString(strings.TrimSpace(s)):
+		case !strings.HasSuffix(k, "mongo") && isText && plainWord.MatchString(strings.TrimSpace(s)):
 			out[k] = s
 		case isText:
 			out[k] = m.Name("value", s)

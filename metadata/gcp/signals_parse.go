@@ -7,11 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // The values of instance/maintenance-event.
@@ -26,12 +25,12 @@ const Preempted = "TRUE"
 // PendingStop is the value of instance/shutdown-details/stop-state while the guest is given time.
 const PendingStop = "PENDING_STOP"
 
-var signalWord = pattern.New(`^[A-Z][A-Z0-9_]{0,63}$`)
+var signalWord = regexp.MustCompile(`^[A-Z][A-Z0-9_]{0,63}$`)
 
 // ParseWord reads an item that is one word in capitals, such as TRUE or NONE; an empty one is "".
 func ParseWord(body []byte) (string, error) {
 	s := strings.ToUpper(strings.TrimSpace(string(body)))
-	if s != "" && !signalWord.Get().MatchString(s) {
+	if s != "" && !signalWord.MatchString(s) {
 		return "", errors.New("not a word")
 	}
 	return s, nil
@@ -97,7 +96,7 @@ func ParseShutdown(body []byte) (Shutdown, error) {
 	return s, nil
 }
 
-func plainOrEmpty(s string) bool { return s == "" || signalWord.Get().MatchString(strings.ToUpper(s)) }
+func plainOrEmpty(s string) bool { return s == "" || signalWord.MatchString(strings.ToUpper(s)) }
 
 // plainKey makes one of max-duration, max_duration and maxDuration.
 func plainKey(k string) string {

@@ -7,9 +7,8 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"regexp"
 	"strings"
-
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 const dirDMI = "/sys/class/dmi/id/"
@@ -25,8 +24,8 @@ type firmwareID struct {
 }
 
 var (
-	serialNumber = pattern.New(`^[0-9]{1,20}$`)
-	machineUUID  = pattern.New(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+	serialNumber = regexp.MustCompile(`^[0-9]{1,20}$`)
+	machineUUID  = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 )
 
 // readFirmware knows the clouds that write the instance's id into its firmware: the same id that cloud-init finds, and it
@@ -45,7 +44,7 @@ func readFirmware(root string) firmwareID {
 	product, _ := get("product_name")
 	tag, _ := get("chassis_asset_tag")
 	var name string
-	var form *pattern.Pattern
+	var form *regexp.Regexp
 	switch {
 	case vendor == "Hetzner", vendor == "DigitalOcean":
 		name, form = "product_serial", serialNumber
@@ -59,7 +58,7 @@ func readFirmware(root string) firmwareID {
 		return firmwareID{forbidden: errors.Is(err, fs.ErrPermission)}
 	}
 	v = strings.ToLower(v)
-	if !form.Get().MatchString(v) {
+	if !form.MatchString(v) {
 		return firmwareID{}
 	}
 	return firmwareID{

@@ -5,25 +5,24 @@ package lint
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
-
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 var (
-	section = pattern.New(`^[ \t]*(global|defaults|frontend|backend|listen|userlist|peers|resolvers|cache|program|mailers|ring)\b`)
+	section = regexp.MustCompile(`^[ \t]*(global|defaults|frontend|backend|listen|userlist|peers|resolvers|cache|program|mailers|ring)\b`)
 	// server NAME ADDRESS …
-	serverLine = pattern.New(`^[ \t]*server[ \t]+(\S+)[ \t]+(\S+)`)
+	serverLine = regexp.MustCompile(`^[ \t]*server[ \t]+(\S+)[ \t]+(\S+)`)
 	// use-server NAME, track BACKEND/NAME, srv_is_up(BACKEND/NAME)
-	serverUse = pattern.New(`\buse-server[ \t]+(\S+)|\btrack[ \t]+(?:\S+/)?(\S+)|\([^()]*?([^()/, \t]+)\)`)
+	serverUse = regexp.MustCompile(`\buse-server[ \t]+(\S+)|\btrack[ \t]+(?:\S+/)?(\S+)|\([^()]*?([^()/, \t]+)\)`)
 	// The commands that went away with HAProxy 2.1; what they are called now.
-	headerLine = pattern.New(`^([ \t]*)(reqadd|rspadd)[ \t]+(.*)$`)
-	goneLine   = pattern.New(`^[ \t]*(req|rsp)(i?(?:rep|del|allow|deny|tarpit|pass|setbe))\b`)
-	condition  = pattern.New(`[ \t]+(if|unless)[ \t].*$`)
+	headerLine = regexp.MustCompile(`^([ \t]*)(reqadd|rspadd)[ \t]+(.*)$`)
+	goneLine   = regexp.MustCompile(`^[ \t]*(req|rsp)(i?(?:rep|del|allow|deny|tarpit|pass|setbe))\b`)
+	condition  = regexp.MustCompile(`[ \t]+(if|unless)[ \t].*$`)
 )
 
 // haproxy finds what guides of Ant Media Server's clusters have in their haproxy.cfg.
@@ -38,10 +37,10 @@ func (d *document) haproxy() {
 		if comment(l.text) {
 			continue
 		}
-		if section.Get().MatchString(l.text) {
+		if section.MatchString(l.text) {
 			addresses = map[string]server{}
 		}
-		if m := serverLine.Get().FindStringSubmatch(l.text); m != nil && d.wants(IDDuplicate) {
+		if m := serverLine.FindStringSubmatch(l.text); m != nil && d.wants(IDDuplicate) {
 			if first, dup := addresses[m[2]]; dup {
 				// Who is named elsewhere cannot go: HAProxy would not start.
 				fixed := !d.names(m[1], i)
@@ -59,13 +58,13 @@ func (d *document) haproxy() {
 		if !d.wants(IDReqAdd) {
 			continue
 		}
-		if m := headerLine.Get().FindStringSubmatch(l.text); m != nil {
+		if m := headerLine.FindStringSubmatch(l.text); m != nil {
 			text, ok := addHeader(m[2], m[3])
 			d.find(IDReqAdd, i, ok, m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request set-header, http-response set-header")
 			if ok {
 				l.text = m[1] + text
 			}
-		} else if m := goneLine.Get().FindStringSubmatch(l.text); m != nil {
+		} else if m := goneLine.FindStringSubmatch(l.text); m != nil {
 			d.find(IDReqAdd, i, false, m[1]+m[2]+" went away with HAProxy 2.1: it does not start with it", "http-request and http-response have replace-header, del-header, deny and more")
 		}
 	}
@@ -77,7 +76,7 @@ func (d *document) names(server string, but int) bool {
 		if i == but || comment(l.text) {
 			continue
 		}
-		for _, m := range serverUse.Get().FindAllStringSubmatch(l.text, -1) {
+		for _, m := range serverUse.FindAllStringSubmatch(l.text, -1) {
 			if slices.Contains(m[1:], server) {
 				return true
 			}
@@ -89,7 +88,7 @@ func (d *document) names(server string, but int) bool {
 // addHeader says what reqadd and rspadd said: a header, escaped for HAProxy's words,
 // and perhaps a condition.
 func addHeader(command, rest string) (string, bool) {
-	cond := condition.Get().FindString(rest)
+	cond := condition.FindString(rest)
 	rest = strings.TrimSpace(strings.TrimSuffix(rest, cond))
 	name, value, ok := strings.Cut(strings.NewReplacer(`\ `, " ", `\:`, ":").Replace(strings.Trim(rest, `"`)), ":")
 	value = strings.TrimSpace(value)
@@ -111,23 +110,23 @@ func addHeader(command, rest string) (string, bool) {
 }
 
 var (
-	bindAll   = pattern.New(`^[ \t]+bindIp:[ \t]*["']?[^#]*(?:0\.0\.0\.0|::(?:[,\s"']|$)|\*)`)
-	bindFlag  = pattern.New(`^[ \t]+bindIpAll:[ \t]*true\b`)
-	iniBind   = pattern.New(`^[ \t]*bind_ip[ \t]*=[ \t]*(?:.*0\.0\.0\.0|.*::(?:,|\s|$))|^[ \t]*bind_ip_all[ \t]*=[ \t]*true`)
-	iniAuth   = pattern.New(`^[ \t]*(auth[ \t]*=[ \t]*true|keyFile[ \t]*=)`)
-	iniNoAuth = pattern.New(`^[ \t]*(auth[ \t]*=[ \t]*false|noauth[ \t]*=[ \t]*true)`)
-	iniLine   = pattern.New(`^[ \t]*[A-Za-z_.]+[ \t]*=`)
-	topKey    = pattern.New(`^[A-Za-z#][A-Za-z]*:`)
-	authOn    = pattern.New(`^[ \t]+(authorization:[ \t]*["']?enabled|keyFile:|clusterAuthMode:)`)
-	authOff   = pattern.New(`^([ \t]+authorization:[ \t]*)["']?disabled["']?`)
-	security  = pattern.New(`^security:[ \t]*(#.*)?$`)
-	securityC = pattern.New(`^#[ \t]*security:[ \t]*$`)
+	bindAll   = regexp.MustCompile(`^[ \t]+bindIp:[ \t]*["']?[^#]*(?:0\.0\.0\.0|::(?:[,\s"']|$)|\*)`)
+	bindFlag  = regexp.MustCompile(`^[ \t]+bindIpAll:[ \t]*true\b`)
+	iniBind   = regexp.MustCompile(`^[ \t]*bind_ip[ \t]*=[ \t]*(?:.*0\.0\.0\.0|.*::(?:,|\s|$))|^[ \t]*bind_ip_all[ \t]*=[ \t]*true`)
+	iniAuth   = regexp.MustCompile(`^[ \t]*(auth[ \t]*=[ \t]*true|keyFile[ \t]*=)`)
+	iniNoAuth = regexp.MustCompile(`^[ \t]*(auth[ \t]*=[ \t]*false|noauth[ \t]*=[ \t]*true)`)
+	iniLine   = regexp.MustCompile(`^[ \t]*[A-Za-z_.]+[ \t]*=`)
+	topKey    = regexp.MustCompile(`^[A-Za-z#][A-Za-z]*:`)
+	authOn    = regexp.MustCompile(`^[ \t]+(authorization:[ \t]*["']?enabled|keyFile:|clusterAuthMode:)`)
+	authOff   = regexp.MustCompile(`^([ \t]+authorization:[ \t]*)["']?disabled["']?`)
+	security  = regexp.MustCompile(`^security:[ \t]*(#.*)?$`)
+	securityC = regexp.MustCompile(`^#[ \t]*security:[ \t]*$`)
 )
 
 // mongod finds a database that everybody on the network reads and deletes.
 func (d *document) mongod() {
 	// The old form is no YAML.
-	if !slices.ContainsFunc(d.lines, func(l line) bool { return iniLine.Get().MatchString(l.text) }) {
+	if !slices.ContainsFunc(d.lines, func(l line) bool { return iniLine.MatchString(l.text) }) {
 		d.yaml("mongod does not start with it")
 	}
 	if !d.wants(IDOpen) {
@@ -137,19 +136,19 @@ func (d *document) mongod() {
 	ini := false
 	for i, l := range d.lines {
 		switch {
-		case authOn.Get().MatchString(l.text), iniAuth.Get().MatchString(l.text):
+		case authOn.MatchString(l.text), iniAuth.MatchString(l.text):
 			return
-		case securityC.Get().MatchString(l.text):
+		case securityC.MatchString(l.text):
 			commented = i
 		case comment(l.text):
 			continue
-		case iniBind.Get().MatchString(l.text):
+		case iniBind.MatchString(l.text):
 			open, ini = i, true
-		case bindAll.Get().MatchString(l.text), bindFlag.Get().MatchString(l.text):
+		case bindAll.MatchString(l.text), bindFlag.MatchString(l.text):
 			open = i
-		case authOff.Get().MatchString(l.text), iniNoAuth.Get().MatchString(l.text):
+		case authOff.MatchString(l.text), iniNoAuth.MatchString(l.text):
 			off = i
-		case security.Get().MatchString(l.text):
+		case security.MatchString(l.text):
 			at = i
 		}
 		last = i
@@ -167,13 +166,13 @@ func (d *document) mongod() {
 	case ini:
 		d.lines[open].after = append(d.lines[open].after, "auth = true")
 	case off >= 0:
-		d.lines[off].text = authOff.Get().ReplaceAllString(d.lines[off].text, "${1}enabled")
+		d.lines[off].text = authOff.ReplaceAllString(d.lines[off].text, "${1}enabled")
 	case at >= 0:
 		d.lines[at].after = append(d.lines[at].after, d.depth(at)+"authorization: enabled")
 	case commented >= 0:
 		d.lines[commented].text = "security:"
 		d.lines[commented].after = append(d.lines[commented].after, "  authorization: enabled")
-	case topKey.Get().MatchString(firstText(d.lines)) || last >= 0:
+	case topKey.MatchString(firstText(d.lines)) || last >= 0:
 		d.lines[len(d.lines)-1].after = append(d.lines[len(d.lines)-1].after, "security:", "  authorization: enabled")
 	default:
 		fixed = false
@@ -245,13 +244,13 @@ func (d *document) yaml(harm string) {
 	}
 	d.lines = was
 	at := 0
-	if m := yamlLine.Get().FindStringSubmatch(err.Error()); m != nil {
+	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 		at, _ = strconv.Atoi(m[1])
 	}
 	d.find(IDYAML, min(at, len(d.lines))-1, false, "it is no YAML, here or a line before or after it, and "+harm, hint)
 }
 
-var yamlLine = pattern.New(`\bline (\d+):`)
+var yamlLine = regexp.MustCompile(`\bline (\d+):`)
 
 // depth is how far the keys below a line are indented.
 func (d *document) depth(at int) string {

@@ -5,11 +5,10 @@ package lint
 
 import (
 	"bytes"
+	"regexp"
 	"slices"
 	"sort"
 	"strings"
-
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // Kind is what a text is.
@@ -69,9 +68,9 @@ type Result struct {
 }
 
 var (
-	haproxySection = pattern.New(`(?m)^[ \t]*(global|defaults|frontend|backend|listen)([ \t]+\S+)?[ \t]*\r?$`)
-	haproxyWord    = pattern.New(`(?m)^[ \t]*(server[ \t]+\S+[ \t]+\S+|bind[ \t]+\S+|default_backend[ \t]+\S+|mode[ \t]+(http|tcp))`)
-	mongodWord     = pattern.New(`(?m)^(storage|systemLog|net|processManagement|replication|security):[ \t]*([#{].*)?\r?$|^[ \t]*bind_ip[ \t]*=`)
+	haproxySection = regexp.MustCompile(`(?m)^[ \t]*(global|defaults|frontend|backend|listen)([ \t]+\S+)?[ \t]*\r?$`)
+	haproxyWord    = regexp.MustCompile(`(?m)^[ \t]*(server[ \t]+\S+[ \t]+\S+|bind[ \t]+\S+|default_backend[ \t]+\S+|mode[ \t]+(http|tcp))`)
+	mongodWord     = regexp.MustCompile(`(?m)^(storage|systemLog|net|processManagement|replication|security):[ \t]*([#{].*)?\r?$|^[ \t]*bind_ip[ \t]*=`)
 )
 
 // Recognize tells what a text is, by what stands in it.
@@ -83,9 +82,9 @@ func Recognize(src []byte) Kind {
 	switch {
 	case bytes.HasPrefix(head, []byte("#!")), bytes.HasPrefix(head, []byte("#cloud-config")):
 		return UserData
-	case haproxySection.Get().Match(src) && haproxyWord.Get().Match(src):
+	case haproxySection.Match(src) && haproxyWord.Match(src):
 		return HAProxy
-	case mongodWord.Get().Match(src):
+	case mongodWord.Match(src):
 		return Mongod
 	}
 	return UserData

@@ -7,11 +7,11 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/amsagent/amsagent/internal/mask"
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // SecretFile is where the corrected text expects the connection string. Who puts it
@@ -22,41 +22,41 @@ const SecretFile = "/root/mongo.uri"
 const word = `(?:"[^"\n]*"|'[^'\n]*'|<[\w. -]+>|[^\s;|&<>()"'#\\]+)`
 
 var (
-	argument = pattern.New(word)
+	argument = regexp.MustCompile(word)
 	// The vendor's script with the words before it and its arguments after it.
-	switchCall = pattern.New(`((?:\bsudo[ \t]+(?:-\w+[ \t]+)*)?)((?:\b(?:bash|sh)[ \t]+(?:-\w+[ \t]+)*)?)(["']?[\w./${}~-]*change_server_mode\.sh["']?)[ \t]+cluster((?:[ \t]+` + word + `)+)`)
+	switchCall = regexp.MustCompile(`((?:\bsudo[ \t]+(?:-\w+[ \t]+)*)?)((?:\b(?:bash|sh)[ \t]+(?:-\w+[ \t]+)*)?)(["']?[\w./${}~-]*change_server_mode\.sh["']?)[ \t]+cluster((?:[ \t]+` + word + `)+)`)
 	// The same as a list of YAML or JSON.
-	switchList = pattern.New(`\[[ \t]*(?:["']?(?:bash|sh|sudo)["']?[ \t]*,[ \t]*)*["']?[\w./-]*change_server_mode\.sh["']?[ \t]*,[ \t]*["']?cluster["']?[ \t]*,[ \t]*["']?([^\]"',\s]+)["']?[ \t]*((?:,[ \t]*["']?[^\]"',\s]+["']?[ \t]*)*)\]`)
+	switchList = regexp.MustCompile(`\[[ \t]*(?:["']?(?:bash|sh|sudo)["']?[ \t]*,[ \t]*)*["']?[\w./-]*change_server_mode\.sh["']?[ \t]*,[ \t]*["']?cluster["']?[ \t]*,[ \t]*["']?([^\]"',\s]+)["']?[ \t]*((?:,[ \t]*["']?[^\]"',\s]+["']?[ \t]*)*)\]`)
 	// Somebody answers its question.
-	answered = pattern.New(`(\byes\b|\becho[ \t]+["']?[yY](es)?["']?|\bprintf[ \t]+["']?[yY][^|]*)[ \t]*\|[ \t]*$|<<<[ \t]*["']?[yY]`)
+	answered = regexp.MustCompile(`(\byes\b|\becho[ \t]+["']?[yY](es)?["']?|\bprintf[ \t]+["']?[yY][^|]*)[ \t]*\|[ \t]*$|<<<[ \t]*["']?[yY]`)
 
 	// A restart as the last command of a line, alone or after another one; and a join as that, with its flags.
-	restartCall = pattern.New(`(^[ \t]*(?:-[ \t]+)?|[ \t]*(?:&&|;)[ \t]*)(?:sudo[ \t]+)?(?:service[ \t]+antmedia[ \t]+restart|systemctl[ \t]+restart[ \t]+antmedia(?:\.service)?|/etc/init\.d/antmedia[ \t]+restart)[ \t]*$`)
-	joinCall    = pattern.New(`(?:^|[;&|({-])[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:[\w./-]*/)?amsagent[ \t]+join\b([^|;&\\]*)$`)
+	restartCall = regexp.MustCompile(`(^[ \t]*(?:-[ \t]+)?|[ \t]*(?:&&|;)[ \t]*)(?:sudo[ \t]+)?(?:service[ \t]+antmedia[ \t]+restart|systemctl[ \t]+restart[ \t]+antmedia(?:\.service)?|/etc/init\.d/antmedia[ \t]+restart)[ \t]*$`)
+	joinCall    = regexp.MustCompile(`(?:^|[;&|({-])[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:[\w./-]*/)?amsagent[ \t]+join\b([^|;&\\]*)$`)
 	// A join with one of these restarts nothing.
-	joinAlone = pattern.New(`[ \t]--(?:offline|dry-run|service[= \t][ \t]*["']?none)\b`)
+	joinAlone = regexp.MustCompile(`[ \t]--(?:offline|dry-run|service[= \t][ \t]*["']?none)\b`)
 
-	joinSecret = pattern.New(`(\bamsagent[ \t]+(?:[^\n;|&]*[ \t])?join\b[^\n;|&]*?--mongo[= \t][ \t]*)(["']?mongodb(?:\+srv)?://[^\s"'@/]*:[^\s"']*@[^\s"']*["']?)`)
+	joinSecret = regexp.MustCompile(`(\bamsagent[ \t]+(?:[^\n;|&]*[ \t])?join\b[^\n;|&]*?--mongo[= \t][ \t]*)(["']?mongodb(?:\+srv)?://[^\s"'@/]*:[^\s"']*@[^\s"']*["']?)`)
 
-	curlPipe = pattern.New(`\bcurl\b([ \t][^\n|;&]*)\|[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:bash|sh|dash|zsh)\b`)
-	curlFail = pattern.New(`(?:^|[ \t])(?:-[a-zA-Z]*f[a-zA-Z]*|--fail(?:-with-body)?)(?:[ \t]|$)`)
+	curlPipe = regexp.MustCompile(`\bcurl\b([ \t][^\n|;&]*)\|[ \t]*(?:sudo[ \t]+(?:-\w+[ \t]+)*)?(?:bash|sh|dash|zsh)\b`)
+	curlFail = regexp.MustCompile(`(?:^|[ \t])(?:-[a-zA-Z]*f[a-zA-Z]*|--fail(?:-with-body)?)(?:[ \t]|$)`)
 
-	uriSecret    = pattern.New(`\b[a-z][a-z0-9+.-]*://[^\s"'@/:]+:([^\s"'@]+)@`)
-	settingName  = pattern.New(`(?:^|[\s"'{,;])([\w.-]+)["']?[ \t]*[:=][ \t]*`)
-	settingValue = pattern.New(`^(?:"[^"\n]+"|'[^'\n]+'|[^\s"';|&,}]+)`)
+	uriSecret    = regexp.MustCompile(`\b[a-z][a-z0-9+.-]*://[^\s"'@/:]+:([^\s"'@]+)@`)
+	settingName  = regexp.MustCompile(`(?:^|[\s"'{,;])([\w.-]+)["']?[ \t]*[:=][ \t]*`)
+	settingValue = regexp.MustCompile(`^(?:"[^"\n]+"|'[^'\n]+'|[^\s"';|&,}]+)`)
 	// namesSecret: not the secret, but where it is.
-	namesSecret = pattern.New(`(?i)(?:name|file|path|arn)$`)
-	awsKey      = pattern.New(`\b(?:AKIA|ASIA)[0-9A-Z]{16}\b`)
-	privateKey  = pattern.New(`-----BEGIN [A-Z ]*PRIVATE KEY-----`)
+	namesSecret = regexp.MustCompile(`(?i)(?:name|file|path|arn)$`)
+	awsKey      = regexp.MustCompile(`\b(?:AKIA|ASIA)[0-9A-Z]{16}\b`)
+	privateKey  = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----`)
 
-	opens = pattern.New(`bind_?[iI]p.*(?:0\.0\.0\.0|::)|bindIpAll:[ \t]*true|--bind_ip_all|mongod\.conf.*0\.0\.0\.0|0\.0\.0\.0.*mongod\.conf`)
+	opens = regexp.MustCompile(`bind_?[iI]p.*(?:0\.0\.0\.0|::)|bindIpAll:[ \t]*true|--bind_ip_all|mongod\.conf.*0\.0\.0\.0|0\.0\.0\.0.*mongod\.conf`)
 	// What cloud-init knows by its first line.
 	headers = []string{
 		"#!", "#cloud-config", "#include", "#cloud-boothook", "#part-handler", "#upstart-job", "## template:", "#template:",
 		"MIME-Version:", "Content-Type:", "From ", "<powershell", "<script", "rem cmd",
 	}
-	yamlKey = pattern.New(`^(runcmd|bootcmd|packages|package_update|package_upgrade|write_files|users|ssh_authorized_keys|hostname|mounts|apt|ntp|disk_setup|fs_setup|power_state|swap):`)
-	bashism = pattern.New(`\[\[|<<<|\bfunction[ \t]+\w|=\(|\bsource[ \t]|pipefail`)
+	yamlKey = regexp.MustCompile(`^(runcmd|bootcmd|packages|package_update|package_upgrade|write_files|users|ssh_authorized_keys|hostname|mounts|apt|ntp|disk_setup|fs_setup|power_state|swap):`)
+	bashism = regexp.MustCompile(`\[\[|<<<|\bfunction[ \t]+\w|=\(|\bsource[ \t]|pipefail`)
 )
 
 func (d *document) userData() {
@@ -119,9 +119,9 @@ func (d *document) header() {
 	}
 	begin := "#!/bin/sh"
 	switch all := string(d.text()); {
-	case slices.ContainsFunc(d.lines, func(l line) bool { return yamlKey.Get().MatchString(l.text) }):
+	case slices.ContainsFunc(d.lines, func(l line) bool { return yamlKey.MatchString(l.text) }):
 		begin = "#cloud-config"
-	case bashism.Get().MatchString(all):
+	case bashism.MatchString(all):
 		begin = "#!/bin/bash"
 	}
 	d.find(IDHeader, first, true, "it does not say what it is, so that cloud-init does nothing with it", hint)
@@ -140,9 +140,9 @@ func (d *document) switchMode(i int) {
 	}
 	l := &d.lines[i]
 	const hint = "amsagent must be in the image, or be installed before that line; or give the vendor's script a URI, as mongodb://ADDRESS, about which it asks nothing"
-	l.text = switchCall.Get().ReplaceAllStringFunc(l.text, func(call string) string {
-		m := switchCall.Get().FindStringSubmatch(call)
-		args := argument.Get().FindAllString(m[4], -1)
+	l.text = switchCall.ReplaceAllStringFunc(l.text, func(call string) string {
+		m := switchCall.FindStringSubmatch(call)
+		args := argument.FindAllString(m[4], -1)
 		mongo := strings.Trim(args[0], `"'`)
 		// It was cut out of the line: what stands before it says who answers.
 		before, _, _ := strings.Cut(l.text, call)
@@ -150,7 +150,7 @@ func (d *document) switchMode(i int) {
 		if strings.HasPrefix(mongo, "mongodb") && len(args) == 1 {
 			return call
 		}
-		if _, err := netip.ParseAddr(mongo); err == nil && len(args) == 1 && (answered.Get().MatchString(before) || answered.Get().MatchString(after)) {
+		if _, err := netip.ParseAddr(mongo); err == nil && len(args) == 1 && (answered.MatchString(before) || answered.MatchString(after)) {
 			return call
 		}
 		if strings.HasPrefix(mongo, "<") {
@@ -160,8 +160,8 @@ func (d *document) switchMode(i int) {
 		d.find(IDSwitch, i, true, d.why(mongo), hint)
 		return m[1] + "amsagent join --mongo " + d.mongo(i, args)
 	})
-	l.text = switchList.Get().ReplaceAllStringFunc(l.text, func(call string) string {
-		m := switchList.Get().FindStringSubmatch(call)
+	l.text = switchList.ReplaceAllStringFunc(l.text, func(call string) string {
+		m := switchList.FindStringSubmatch(call)
 		if strings.HasPrefix(m[1], "mongodb") && m[2] == "" {
 			return call
 		}
@@ -175,7 +175,7 @@ func (d *document) switchMode(i int) {
 // other commands may have another cause.
 func (d *document) restart(last, i int) {
 	l := &d.lines[i]
-	at := restartCall.Get().FindStringIndex(l.text)
+	at := restartCall.FindStringIndex(l.text)
 	if at == nil || !d.wants(IDRestart) {
 		return
 	}
@@ -193,8 +193,8 @@ func (d *document) restart(last, i int) {
 
 // joins reports whether the last command of a line is a join that restarts the server.
 func joins(text string) bool {
-	m := joinCall.Get().FindStringSubmatch(text)
-	return m != nil && !joinAlone.Get().MatchString(m[1])
+	m := joinCall.FindStringSubmatch(text)
+	return m != nil && !joinAlone.MatchString(m[1])
 }
 
 // mongo is what a join gets in place of the arguments of the vendor's script.
@@ -236,7 +236,7 @@ func (d *document) why(mongo string) string {
 
 func (d *document) password(i int) {
 	l := &d.lines[i]
-	for _, m := range uriSecret.Get().FindAllStringSubmatch(l.text, -1) {
+	for _, m := range uriSecret.FindAllStringSubmatch(l.text, -1) {
 		if !strings.Contains(m[1], "$") {
 			d.secrets = append(d.secrets, m[1])
 		}
@@ -244,8 +244,8 @@ func (d *document) password(i int) {
 	if !d.wants(IDPassword) {
 		return
 	}
-	l.text = joinSecret.Get().ReplaceAllStringFunc(l.text, func(call string) string {
-		m := joinSecret.Get().FindStringSubmatch(call)
+	l.text = joinSecret.ReplaceAllStringFunc(l.text, func(call string) string {
+		m := joinSecret.FindStringSubmatch(call)
 		if strings.Contains(m[2], "$") {
 			// Whatever is in the variable; it is on the command line all the same.
 			d.find(IDPassword, i, false, "a password on a command line can be read by every user of the machine", "put the URI into a file of mode 0600, and its path behind --mongo file:")
@@ -265,8 +265,8 @@ func (d *document) curl(i int) {
 		return
 	}
 	l := &d.lines[i]
-	l.text = curlPipe.Get().ReplaceAllStringFunc(l.text, func(call string) string {
-		if curlFail.Get().MatchString(curlPipe.Get().FindStringSubmatch(call)[1]) {
+	l.text = curlPipe.ReplaceAllStringFunc(l.text, func(call string) string {
+		if curlFail.MatchString(curlPipe.FindStringSubmatch(call)[1]) {
 			return call
 		}
 		d.find(IDCurl, i, true, "curl hands the page of an error to the shell, which runs it", "with -f it hands over nothing and says why; better fetch a file, check its sum, then run it")
@@ -287,18 +287,18 @@ func (d *document) secret(i int) {
 		what = kind
 		d.secrets = append(d.secrets, strings.Trim(secret, `"'`))
 	}
-	if m := uriSecret.Get().FindStringSubmatch(text); m != nil && literal(m[1]) {
+	if m := uriSecret.FindStringSubmatch(text); m != nil && literal(m[1]) {
 		keep(m[1], "a password in a URI")
 	}
-	if m := awsKey.Get().FindString(text); m != "" {
+	if m := awsKey.FindString(text); m != "" {
 		keep(m, "an access key of AWS")
 	}
-	if privateKey.Get().MatchString(text) {
+	if privateKey.MatchString(text) {
 		what = "a private key"
 	}
-	for _, m := range settingName.Get().FindAllStringSubmatchIndex(text, -1) {
-		name, v := text[m[2]:m[3]], settingValue.Get().FindString(text[m[1]:])
-		if !mask.Name(name) || namesSecret.Get().MatchString(name) {
+	for _, m := range settingName.FindAllStringSubmatchIndex(text, -1) {
+		name, v := text[m[2]:m[3]], settingValue.FindString(text[m[1]:])
+		if !mask.Name(name) || namesSecret.MatchString(name) {
 			continue
 		}
 		// Brackets without quotes: a program that the user data bring along calls something, or looks it up.
@@ -322,7 +322,7 @@ func (d *document) opened() {
 	}
 	for i := range d.lines {
 		l := &d.lines[i]
-		if comment(l.text) || !opens.Get().MatchString(l.text) {
+		if comment(l.text) || !opens.MatchString(l.text) {
 			continue
 		}
 		fixed := strings.Contains(l.text, "sed") && strings.Contains(l.text, "/etc/mongod.conf") && !strings.HasSuffix(l.text, `\`)

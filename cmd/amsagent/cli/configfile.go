@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,8 +20,6 @@ import (
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"go.yaml.in/yaml/v3"
-
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 // configFile is config.yaml as it was read: values with their lines, and everything wrong with the file itself.
@@ -248,12 +247,12 @@ func plainValue(v *yaml.Node, row setting) (string, bool) {
 	return strings.Join(parts, ","), true
 }
 
-var yamlLinePrefix = pattern.New(`^yaml: (?:line (\d+): )?`)
+var yamlLinePrefix = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 
 // yamlLine takes the line number out of the parser's message, which has it only as text.
 func yamlLine(err error) (int, string) {
 	text := err.Error()
-	m := yamlLinePrefix.Get().FindStringSubmatch(text)
+	m := yamlLinePrefix.FindStringSubmatch(text)
 	if m == nil {
 		return 0, text
 	}

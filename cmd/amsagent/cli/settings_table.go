@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +19,6 @@ import (
 	"unicode"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/internal/pattern"
 )
 
 const envPrefix = "AMSAGENT_"
@@ -304,11 +304,11 @@ func checkNonEmpty(v string) (string, error) { return v, nil }
 
 const maxRole = 63
 
-var roleWord = pattern.New(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+var roleWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 func checkRole(v string) (string, error) {
 	// The length apart: a repetition up to a count makes a large program of a regular expression.
-	if len(v) > maxRole || !roleWord.Get().MatchString(v) {
+	if len(v) > maxRole || !roleWord.MatchString(v) {
 		return "", valueError{
 			text:  fmt.Sprintf("%q is not a role", v),
 			hints: []string{"a role is one word of letters, digits, dot, dash and underscore, at most 63: origin, edge"},
@@ -354,10 +354,10 @@ func checkAbsPath(v string) (string, error) {
 
 const maxRelease = 60
 
-var releaseWord = pattern.New(`^[0-9]{1,4}(\.[0-9]{1,4}){1,3}([-+._][0-9A-Za-z.-]+)?$`)
+var releaseWord = regexp.MustCompile(`^[0-9]{1,4}(\.[0-9]{1,4}){1,3}([-+._][0-9A-Za-z.-]+)?$`)
 
 func checkRelease(v string) (string, error) {
-	if len(v) > maxRelease || !releaseWord.Get().MatchString(v) {
+	if len(v) > maxRelease || !releaseWord.MatchString(v) {
 		return "", valueError{text: fmt.Sprintf("%q is not a release of Ant Media Server", v), hints: []string{"a release looks like 2.14.0 or 3.0.3"}}
 	}
 	return v, nil
