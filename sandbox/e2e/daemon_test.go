@@ -41,6 +41,15 @@ func scrape(t *testing.T, p *process) map[string]*dto.MetricFamily {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, body)
 	}
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range families {
+		if row := fmt.Sprintf("\n| `%s` | %s |", name, strings.ToLower(f.GetType().String())); !strings.Contains(string(page), row) {
+			t.Errorf("docs/metrics.md has no row %q", row)
+		}
+	}
 	return families
 }
 

@@ -9,7 +9,7 @@
 # standard input and without a terminal. Nothing of the killed runs may be left at the end. About half an hour.
 set -euo pipefail
 
-unset RERUN REQUIRE_REAL REQUIRE_SYSTEMD # of the tier that this may run in
+unset RERUN TEST_JSON REQUIRE_REAL REQUIRE_SYSTEMD # of the tier that this may run in
 commit=${1:-HEAD}
 work=$(mktemp -d)
 long="$work/a blank$(printf '/%s' {1..9}-------------)"

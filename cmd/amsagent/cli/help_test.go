@@ -152,15 +152,15 @@ func TestSettingsAreFrozen(t *testing.T) {
 	golden(t, "settings.txt", b.String())
 }
 
-// The README repeats the exit codes; it must not say another number.
+// docs/commands.md repeats the exit codes; it must not give another number.
 func TestExitCodesEqualDocs(t *testing.T) {
-	b, err := os.ReadFile("../../../README.md")
+	b, err := os.ReadFile("../../../docs/commands.md")
 	if err != nil {
-		t.Skip("README.md is not there")
+		t.Skip("docs/commands.md is not there")
 	}
 	rows := regexp.MustCompile("(?m)^\\| *`?(\\d+)`? *\\| ").FindAllStringSubmatch(string(b), -1)
 	if len(rows) == 0 {
-		t.Skip("README.md has no table of exit codes")
+		t.Skip("docs/commands.md has no table of exit codes")
 	}
 	var got, want []string
 	for _, r := range rows {
@@ -170,7 +170,7 @@ func TestExitCodesEqualDocs(t *testing.T) {
 		want = append(want, fmt.Sprint(c.code))
 	}
 	if !slices.Equal(got, want) {
-		t.Errorf("README.md has the codes %v, the program %v", got, want)
+		t.Errorf("docs/commands.md has the codes %v, the program %v", got, want)
 	}
 }
 

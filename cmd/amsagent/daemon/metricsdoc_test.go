@@ -1,0 +1,102 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/heartbeat"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/metrics.md")
+
+var (
+	metricHead = regexp.MustCompile(`(?m)^# HELP (\S+) (.*)\n# TYPE \S+ (\S+)\n((?:[^#\n].*\n)*)`)
+	metricName = regexp.MustCompile(`[{,]([a-z_]+)="`)
+)
+
+// TestMetricsDoc compares docs/metrics.md with the metrics of a daemon to which everything is known.
+func TestMetricsDoc(t *testing.T) {
+	t.Parallel()
+	var v View
+	var s heartbeat.Sample
+	fill(reflect.ValueOf(&v).Elem())
+	fill(reflect.ValueOf(&s).Elem())
+	v.probed = true
+	var page bytes.Buffer
+	newMetrics().write(&page, v, s)
+
+	var doc strings.Builder
+	doc.WriteString(`# Metrics
+
+The daemon serves these at ` + "`/metrics`" + `, in the text format of Prometheus. An unknown value has no line: it is never reported as 0.
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+`)
+	for _, m := range metricHead.FindAllStringSubmatch(page.String(), -1) {
+		var labels []string
+		for _, l := range metricName.FindAllStringSubmatch(m[4], -1) {
+			if l[1] != "le" && !slices.Contains(labels, l[1]) {
+				labels = append(labels, l[1])
+			}
+		}
+		fmt.Fprintf(&doc, "| `%s` | %s | %s | %s |\n", m[1], m[3], strings.Join(labels, ", "), m[2])
+	}
+	const file = "../../../docs/metrics.md"
+	if *update {
+		if err := os.WriteFile(file, []byte(doc.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if have, err := os.ReadFile(file); err != nil || string(have) != doc.String() {
+		t.Errorf("docs/metrics.md is not the daemon's table (-update rewrites it): %v", err)
+	}
+	if n := strings.Count(doc.String(), "\n| `"); n < 15 {
+		t.Errorf("only %d metrics:\n%s", n, page.String())
+	}
+}
+
+// fill sets all that is exported to something that is not zero.
+func fill(v reflect.Value) {
+	if !v.CanSet() {
+		return
+	}
+	if v.Type() == reflect.TypeFor[time.Time]() {
+		v.Set(reflect.ValueOf(time.Unix(1, 0)))
+		return
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(v.Elem())
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(v.Field(i))
+		}
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		fill(v.Index(0))
+	case reflect.String:
+		v.SetString("x")
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Int, reflect.Int32, reflect.Int64:
+		v.SetInt(1)
+	case reflect.Uint8, reflect.Uint32, reflect.Uint64:
+		v.SetUint(1)
+	case reflect.Float64:
+		v.SetFloat(1)
+	default:
+	}
+}
