@@ -211,18 +211,18 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 	}
 	e.gauge("amsagent_ready", "Whether viewers may be sent to this node, as /readyz says.", known(v.Ready))
 	if v.probed && !v.Server.Since.IsZero() {
-		e.gauge("amsagent_server_up", "Whether every application of Ant Media Server that is to serve does.", known(v.Server.Up))
+		e.gauge("amsagent_server_up", "Whether every application of Ant Media Server that must serve does.", known(v.Server.Up))
 	}
-	e.gauge("amsagent_trouble", "Whether something keeps the agent from its work; its status says what.", known(v.Trouble != ""))
+	e.gauge("amsagent_trouble", "Whether the agent is degraded; amsagent status has the reason.", known(v.Trouble != ""))
 	e.gauge("amsagent_restart_pending", "Whether Ant Media Server has to be restarted, and sessions keep it from that.", known(v.RestartPending))
-	e.counters("amsagent_beats_total", "Heartbeats by what became of them: dropped ones were not tried while MongoDB was away.",
+	e.counters("amsagent_beats_total", "Heartbeats by result; dropped: not tried because MongoDB was unreachable.",
 		"result", counter{"sent", &m.sent}, counter{"failed", &m.failed}, counter{"dropped", &m.dropped})
 	e.histogram("amsagent_beat_duration_seconds", "How long writing a heartbeat took.", &m.latency)
 	e.gauge("amsagent_last_beat_time_seconds", "When a heartbeat was last written, in seconds since 1970.", stamp(v.Beat.Last))
-	e.gauge("amsagent_server_document_age_seconds", "How old Ant Media Server's own document in the cluster is; other nodes take it for dead above 20.", seconds(v.AMSAge))
+	e.gauge("amsagent_server_document_age_seconds", "Age of the document that Ant Media Server writes about this node; above 20 s other nodes consider it dead.", seconds(v.AMSAge))
 	e.counters("amsagent_joins_total", "Joins that the agent made by itself.",
 		"result", counter{"joined", &m.joins}, counter{"failed", &m.joinFailures})
-	e.counters("amsagent_repairs_total", "Differences from what was joined with that the agent has mended.", "", counter{"", &m.repairs})
+	e.counters("amsagent_repairs_total", "Differences from the joined settings that the agent repaired.", "", counter{"", &m.repairs})
 	e.counters("amsagent_server_restarts_total", "Restarts of Ant Media Server that the agent made.",
 		"result", counter{"done", &m.restarts}, counter{"failed", &m.restartFailures})
 	machine(e, s)
@@ -254,7 +254,7 @@ func machine(e exposition, s heartbeat.Sample) {
 	devices(e, s.GPUs)
 	if len(s.Missing) > 0 {
 		const name = "amsagent_reading_missing"
-		e.family(name, "gauge", "Readings that could not be had; the agent's status says why.")
+		e.family(name, "gauge", "Readings that are missing; amsagent status has the reason.")
 		var told []string // a line that comes twice spoils the whole page
 		for _, m := range s.Missing {
 			if !slices.Contains(told, m.What) {
