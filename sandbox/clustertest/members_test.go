@@ -141,7 +141,7 @@ func TestBeatCut(t *testing.T) {
 	}
 }
 
-// The witnesses as a real server keeps them, with clocks ten minutes off.
+// The signals of real servers, with clocks ten minutes off.
 func TestLookAndJudge(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -165,21 +165,21 @@ func TestLookAndJudge(t *testing.T) {
 	if got := says(); got != "" {
 		t.Errorf("an empty cluster: %s", got)
 	}
-	member(t, c, "told", "10.0.0.1")
-	member(t, c, "untold", "fd00::2")
-	member(t, c, "tombstone", "10.0.0.4")
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "tombstone"}, cluster.StateLeft, "test"); err != nil {
+	member(t, c, "skewed", "10.0.0.1")
+	member(t, c, "plain", "fd00::2")
+	member(t, c, "departed", "10.0.0.4")
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "departed"}, cluster.StateLeft, "test"); err != nil {
 		t.Fatal(err)
 	}
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
-	const untold = "told 10.0.0.1 alive; tombstone 10.0.0.4 left; z 10.0.0.4 agent-stale; untold fd00::2 "
+	const others = "skewed 10.0.0.1 alive; departed 10.0.0.4 left; z 10.0.0.4 agent-stale; plain fd00::2 "
 	// Each round writes all signals again: on a busy machine the first ones are old before the last look.
 	seq := int64(0)
 	eventually(t, "two looks judge by the age, then by the change", func() bool {
-		for _, id := range []string{"told", "untold"} {
+		for _, id := range []string{"skewed", "plain"} {
 			seq++
 			beat := cluster.Beat{ID: id, Seq: seq}
-			if id == "told" {
+			if id == "skewed" {
 				beat.Clock = num(-10 * time.Minute)
 			}
 			if err := c.Beat(t.Context(), beat, nil); err != nil {
@@ -195,7 +195,7 @@ func TestLookAndJudge(t *testing.T) {
 		b.write("y", "fd00:0:0:0:0:0:0:2", ago(10*time.Minute-5*time.Second))
 		second := says()
 		t.Logf("first look: %s\nit was seen to change: %s", first, second)
-		return first == untold+"ams-stale" && second == untold+"alive"
+		return first == others+"ams-stale" && second == others+"alive"
 	})
 }
 
