@@ -85,8 +85,9 @@ type option struct {
 //
 // Refused, with the place and the remedy: blanks and control characters, a
 // raw # (so also Spring's #{…}), raw @ : / ? or a stray % in the user name or
-// the password, bytes that are not UTF-8, an unfilled <password>, a missing
-// host, a bad port, several hosts or a port with mongodb+srv. No error holds
+// the password, bytes that are not UTF-8, an unfilled <password>, asterisks in
+// place of one, a missing host, a bad port, several hosts or a port with
+// mongodb+srv, & or = in the name of the database. No error holds
 // any part of the given string but its position, single characters and names
 // of known options.
 //
@@ -304,8 +305,24 @@ func endOfUser(rest string) int {
 
 const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
+// atInOptions returns the index of the first @ in the options of a string that names hosts and no user, and -1 for
+// every other string. Without it the hosts and the options before that @ would be read as a user name.
+func (r reader) atInOptions(rest string) int {
+	hosts, query, _ := strings.Cut(rest, "?")
+	hosts, _, _ = strings.Cut(hosts, "/")
+	name, _, isOption := strings.Cut(query, "=")
+	i := strings.IndexByte(query, '@')
+	if _, err := r.parseHosts(hosts, 0, false); err != nil || !isOption || i <= len(name) || strings.Trim(name, letters) != "" {
+		return -1
+	}
+	return len(rest) - len(query) + i
+}
+
 func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
 	t := &target{srv: scheme == schemeSRV}
+	if i := r.atInOptions(rest); i >= 0 {
+		return nil, r.at(off+i, partOptions, "there is a raw @", "percent-encode it: @ is %40")
+	}
 	if at := endOfUser(rest); at >= 0 {
 		if err := r.parseUserinfo(t, rest[:at], off); err != nil {
 			return nil, err
@@ -376,9 +393,14 @@ func (r reader) parseUserinfo(t *target, s string, off int) error {
 	if t.rawPassword, t.password, err = r.normalise(t.rawPassword, off+colon+1, partPassword, keepUserinfo); err != nil {
 		return err
 	}
+	const masked, fill = "it is only asterisks, with which a console hides it", "put the real one in"
 	switch {
 	case t.user == "":
 		return r.at(off, partUser, "it is missing", "write mongodb://USER:PASSWORD@HOST/")
+	case isMasked(t.rawUser):
+		return r.at(off, partUser, masked, fill)
+	case isMasked(t.rawPassword):
+		return r.at(off+colon+1, partPassword, masked, fill)
 	case isUnfilled(t.user):
 		return r.at(off, partUser, "it is still a placeholder in angle brackets", "put the real one in, without the brackets")
 	case isUnfilled(t.password):
@@ -391,18 +413,21 @@ func (r reader) parseUserinfo(t *target, s string, off int) error {
 	return nil
 }
 
-// isUnfilled recognises <password> and <db_password>, which Atlas's pages put
+// isMasked recognises **** in place of a name or a password. A real one of asterisks can be written as %2A.
+func isMasked(s string) bool { return s != "" && strings.Trim(s, "*") == "" }
+
+// isUnfilled recognises <password>, <db_password> and <pw1>, which Atlas's pages put
 // into the strings they offer for copying.
 func isUnfilled(s string) bool {
 	return len(s) > 2 && s[0] == '<' && s[len(s)-1] == '>' &&
-		strings.Trim(strings.ToLower(s[1:len(s)-1]), "abcdefghijklmnopqrstuvwxyz_- ") == ""
+		strings.Trim(strings.ToLower(s[1:len(s)-1]), "abcdefghijklmnopqrstuvwxyz0123456789_- ") == ""
 }
 
 // Characters that stay as they are, beside letters and digits.
 const (
 	unreserved   = "-._~"
 	keepUserinfo = unreserved + "!$&'()*,;=" // not +, see ParseTarget
-	keepDatabase = unreserved + "!&'()*,;=+"
+	keepDatabase = unreserved + "!'()*,;+"
 	keepOption   = unreserved + "!$'()*,=+:"
 )
 
@@ -586,6 +611,10 @@ func (r reader) parseDatabase(t *target, path string, off int) error {
 	name := path[1:]
 	if i := strings.IndexByte(name, '/'); i >= 0 {
 		return r.at(off+1+i, partDatabase, "there is a second /", "percent-encode it if it belongs to the password: / is %2F")
+	}
+	if i := strings.IndexAny(name, "&="); i >= 0 {
+		return r.at(off+1+i, partDatabase, fmt.Sprintf("there is a raw %c: an option has the wrong mark before it", name[i]),
+			"write ? before the first option: HOST/DATABASE?OPTION=VALUE")
 	}
 	raw, decoded, err := r.normalise(name, off+1, partDatabase, keepDatabase)
 	if err != nil {

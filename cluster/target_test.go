@@ -102,6 +102,19 @@ func TestParseTargetAccepts(t *testing.T) {
 			redacted: "mongodb+srv://u:***@cluster0.abcde.mongodb.net/?retryWrites=true&w=majority",
 		},
 		{
+			name: "& and = encoded in the database", in: "mongodb://h/a%26b%3Dc",
+			hosts: []string{"h"}, addrs: []string{"h:27017"},
+		},
+		{
+			name: "a password of encoded asterisks, a name with brackets in it", in: "mongodb://<u:%2A%2A@h/", raw: "mongodb://%3Cu:%2A%2A@h/",
+			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "<u", password: "**", redacted: "mongodb://%3Cu:***@h/",
+		},
+		{
+			name: "Azure's own string", in: "mongodb://acct:" + secretMark + "@h:10255/?tls=true&appName=@acct@", raw: "mongodb://acct:" + secretMark + "@h:10255/?tls=true&appName=%40acct%40",
+			hosts: []string{"h:10255"}, addrs: []string{"h:10255"}, user: "acct", password: secretMark,
+			redacted: "mongodb://acct:***@h:10255/?tls=true&appName=%40acct%40",
+		},
+		{
 			name: "x509 needs no password", in: "mongodb://CN%3Dnode@h/?authMechanism=MONGODB-X509",
 			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "CN=node",
 		},
@@ -264,6 +277,32 @@ func TestParseTargetRefuses(t *testing.T) {
 			Part: "password", Pos: 13, Problem: "it is still a placeholder in angle brackets",
 			Hint: "put the real one in, without the brackets",
 		}},
+		{"mongodb://<user1>:<pw1>@h/", TargetError{
+			Part: "user name", Pos: 11, Problem: "it is still a placeholder in angle brackets",
+			Hint: "put the real one in, without the brackets",
+		}},
+		{"mongodb://u:<pw1>@h/", TargetError{
+			Part: "password", Pos: 13, Problem: "it is still a placeholder in angle brackets",
+			Hint: "put the real one in, without the brackets",
+		}},
+		{"mongodb://root:****@h/admin", TargetError{
+			Part: "password", Pos: 16, Problem: "it is only asterisks, with which a console hides it",
+			Hint: "put the real one in",
+		}},
+		{"mongodb://***:" + secretMark + "@h/admin", TargetError{
+			Part: "user name", Pos: 11, Problem: "it is only asterisks, with which a console hides it",
+			Hint: "put the real one in",
+		}},
+		{"mongodb://10.0.0.5/?appName=@acct@", TargetError{
+			Part: "options", Pos: 29, Problem: "there is a raw @", Hint: "percent-encode it: @ is %40",
+		}},
+		{"mongodb://h1:27017,[fd00::1]/db?tls=true&appName=@acct@", TargetError{
+			Part: "options", Pos: 50, Problem: "there is a raw @", Hint: "percent-encode it: @ is %40",
+		}},
+		{"mongodb://u:a/?" + secretMark + "@h/", TargetError{ // a password with a question mark
+			Part: "password", Pos: 14, Problem: "there is a raw / before the @",
+			Hint: "percent-encode it: / is %2F (and an @ in an option is %40)",
+		}},
 		{"mongodb://:" + secretMark + "@h/", TargetError{
 			Part: "user name", Pos: 11, Problem: "it is missing",
 			Hint: "write mongodb://USER:PASSWORD@HOST/",
@@ -330,6 +369,14 @@ func TestParseTargetRefuses(t *testing.T) {
 		{"mongodb://h/a/b", TargetError{
 			Part: "database", Pos: 14, Problem: "there is a second /",
 			Hint: "percent-encode it if it belongs to the password: / is %2F",
+		}},
+		{"mongodb://u:" + secretMark + "@h/admin&replicaSet=rs0", TargetError{
+			Part: "database", Pos: 30, Problem: "there is a raw &: an option has the wrong mark before it",
+			Hint: "write ? before the first option: HOST/DATABASE?OPTION=VALUE",
+		}},
+		{"mongodb://h/replicaSet=rs0", TargetError{
+			Part: "database", Pos: 23, Problem: "there is a raw =: an option has the wrong mark before it",
+			Hint: "write ? before the first option: HOST/DATABASE?OPTION=VALUE",
 		}},
 		{"mongodb://h/a.b", TargetError{Part: "database", Pos: 13, Problem: "it is not a name that MongoDB allows for a database"}},
 		{"mongodb://h/a#b", TargetError{Pos: 14, Problem: "there is a raw #", Hint: "percent-encode it: # is %23"}},
