@@ -239,18 +239,22 @@ func (in *Installation) readServer(b []byte) {
 		in.warn(WarnServerSyntax, "%s: %v; the server's defaults are assumed", shown(in.Root, in.Server.Path), err)
 		return
 	}
-	get := func(key string) string {
-		v, _ := p.Get(key)
-		return strings.TrimSpace(v)
-	}
-	in.HTTPHost = get("http.host")
+	in.HTTPHost = springValue(p, "http.host").text
 	in.checkHTTPHost()
-	if port := get("http.port"); port != "" {
-		if n, err := strconv.Atoi(port); err == nil && n > 0 && n < 1<<16 {
-			in.HTTPPort = n
-		} else {
-			in.warn(WarnHTTPPort, "%s: http.port=%q is no port; %d is assumed", shown(in.Root, in.Server.Path), port, DefaultHTTPPort)
-		}
+	port := springValue(p, "http.port")
+	n, isPort := port.port()
+	if isPort {
+		in.HTTPPort = n
+	}
+	given, _ := p.Get("http.port")
+	given = fmt.Sprintf("%s: http.port=%q", shown(in.Root, in.Server.Path), strings.TrimSpace(given))
+	switch {
+	case port.unknown != "" && isPort:
+		in.warn(WarnHTTPPort, "%s: the default %d is used; if the server's environment sets %s, the server listens on another port", given, n, port.unknown)
+	case port.unknown != "":
+		in.warn(WarnHTTPPort, "%s: the server's environment sets the port by %s, which is not known here; %d is assumed", given, port.unknown, DefaultHTTPPort)
+	case port.text != "" && !isPort:
+		in.warn(WarnHTTPPort, "%s is no port; %d is assumed", given, DefaultHTTPPort)
 	}
 }
 

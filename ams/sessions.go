@@ -49,8 +49,7 @@ func (in *Installation) Ports() (Ports, error) {
 		return ports, err
 	}
 	set := func(key string, to *int) {
-		text, _ := p.Get(key)
-		if n, err := strconv.Atoi(strings.TrimSpace(text)); err == nil && n > 0 && n < 1<<16 {
+		if n, ok := springValue(p, key).port(); ok {
 			*to = n
 		}
 	}
@@ -59,7 +58,7 @@ func (in *Installation) Ports() (Ports, error) {
 	set("rtmp.port", &ports.RTMP)
 	set("server.srt_port", &ports.SRT)
 	set("server.origin_port", &ports.Origin)
-	if on, _ := p.Get("rtmps.enabled"); springTrue(on) {
+	if springTrue(springValue(p, "rtmps.enabled").text) {
 		ports.RTMPS = defaultRTMPSPort
 		set("rtmps.port", &ports.RTMPS)
 	}

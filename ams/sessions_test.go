@@ -41,6 +41,7 @@ func TestPorts(t *testing.T) {
 			Ports{HTTP: 80, HTTPS: 443, RTMP: 1936, RTMPS: 8444, SRT: 4201, Origin: 5001},
 		},
 		"java spelling": {"http.port : 8\\\n  080 \nrtmps.enabled: ON\nhttps.port=1\nhttps.port=2\n", Ports{HTTP: 8080, HTTPS: 2, RTMP: 1935, RTMPS: 8443, SRT: 4200, Origin: 5000}},
+		"placeholders":  {"http.port=${PORT:80}\nhttps.port=${tls}\ntls=443\nrtmps.enabled=${R:true}\nrtmps.port=${P}\n", Ports{HTTP: 80, HTTPS: 443, RTMP: 1935, RTMPS: 8443, SRT: 4200, Origin: 5000}},
 		"no ports":      {"http.port=${port}\nhttps.port=0\nrtmp.port=65536\nserver.srt_port=-1\nserver.origin_port=\nrtmps.enabled=false\nrtmps.port=8443\n", shipped},
 	} {
 		t.Run(name, func(t *testing.T) {

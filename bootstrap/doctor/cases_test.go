@@ -70,6 +70,7 @@ func serverCases() []aCase {
 		{bootstrap.IDFile, "malformed escape", func(c *clinic) { c.put(liveApp, "db.host=\\u12\n") }, Bad, "", "line 1"},
 		{bootstrap.IDFile, "empty", func(c *clinic) { c.put(server, "") }, Bad, "", "empty"},
 		{bootstrap.IDFile, "zeros", func(c *clinic) { c.put(server, strings.Repeat("\x00", 4096)) }, Bad, "", "there are zeros in /usr/local/antmedia/conf/red5.properties"},
+		{bootstrap.IDFile, "a port with a default", func(c *clinic) { c.put(server, "http.port=${PORT:5080}\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "the default 5080 is used; if the server's environment sets PORT,"},
 		{bootstrap.IDFile, "a port that is none", func(c *clinic) { c.put(server, "http.port=many\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "no port"},
 		{bootstrap.IDFile, "a second name", func(c *clinic) {
 			if err := os.Link(filepath.Join(c.root, server), filepath.Join(c.root, "usr/local/antmedia/conf/copy")); err != nil {

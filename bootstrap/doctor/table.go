@@ -136,7 +136,7 @@ func IDs() []string {
 func advice(id string) string {
 	switch id {
 	case ams.WarnHTTPPort:
-		return "correct http.port in red5.properties"
+		return "write the port on which the server listens as a number into http.port of red5.properties"
 	case ams.WarnHTTPHost:
 		return "correct http.host in red5.properties: an address of this machine, or 0.0.0.0"
 	case ams.WarnServerSyntax:
