@@ -42,19 +42,14 @@ var (
 // Statistics is what a server says about itself alone, not about its cluster. A
 // field is nil where the server does not tell: releases differ.
 type Statistics struct {
-	// LocalStreams are the streams that it takes in, LocalWebRTCStreams those of
-	// them that come by WebRTC.
-	LocalStreams       *int `json:"local_streams,omitempty"`
-	LocalWebRTCStreams *int `json:"local_webrtc_streams,omitempty"`
+	// LocalStreams are the streams that it takes in.
+	LocalStreams *int `json:"local_streams,omitempty"`
 
 	WebRTCViewers *int `json:"webrtc_viewers,omitempty"`
 	HLSViewers    *int `json:"hls_viewers,omitempty"`
 	DASHViewers   *int `json:"dash_viewers,omitempty"`
 
-	CPU        *int `json:"cpu,omitempty"`         // percent of the machine
-	ProcessCPU *int `json:"process_cpu,omitempty"` // percent of the machine, by the server
-	// EncodersBlocked counts, since the start, encoders that could not keep up.
-	EncodersBlocked *int `json:"encoders_blocked,omitempty"`
+	CPU *int `json:"cpu,omitempty"` // percent of the machine
 }
 
 // Viewers adds up the viewers that are known; nil where none is. complete says
@@ -138,17 +133,15 @@ func parseStatistics(body []byte) (Statistics, error) {
 		return Statistics{}, fmt.Errorf("%w: no JSON object", ErrNotStatistics)
 	}
 	s := Statistics{
-		LocalStreams:       figure(told["localLiveStreams"]),
-		LocalWebRTCStreams: figure(told["localWebRTCLiveStreams"]),
-		WebRTCViewers:      figure(told["localWebRTCViewers"]),
-		HLSViewers:         figure(told["localHLSViewers"]),
-		DASHViewers:        figure(told["localDASHViewers"]),
-		CPU:                figure(told["cpuUsage"]),
-		EncodersBlocked:    cmp.Or(figure(told["encoders-blocked"]), figure(told["encodersBlocked"])),
+		LocalStreams:  figure(told["localLiveStreams"]),
+		WebRTCViewers: figure(told["localWebRTCViewers"]),
+		HLSViewers:    figure(told["localHLSViewers"]),
+		DASHViewers:   figure(told["localDASHViewers"]),
+		CPU:           figure(told["cpuUsage"]),
 	}
 	var cpu map[string]json.RawMessage
 	if json.Unmarshal(told["cpuUsage"], &cpu) == nil {
-		s.CPU, s.ProcessCPU = figure(cpu["systemCPULoad"]), figure(cpu["processCPULoad"])
+		s.CPU = figure(cpu["systemCPULoad"])
 	}
 	if s == (Statistics{}) {
 		return s, fmt.Errorf("%w: no figure in it is known", ErrNotStatistics)

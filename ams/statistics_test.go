@@ -28,9 +28,9 @@ func TestReadStatistics(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := Statistics{
-		LocalStreams: count(3), LocalWebRTCStreams: count(2),
+		LocalStreams:  count(3),
 		WebRTCViewers: count(11), HLSViewers: count(140), DASHViewers: count(0),
-		CPU: count(37), ProcessCPU: count(21), EncodersBlocked: count(1),
+		CPU: count(37),
 	}
 	for name, c := range map[string]struct {
 		code int
@@ -43,7 +43,7 @@ func TestReadStatistics(t *testing.T) {
 		"old, no DASH":    {200, `{"cpuUsage":12,"localLiveStreams":1,"localWebRTCViewers":4,"localHLSViewers":5}`, Statistics{CPU: count(12), LocalStreams: count(1), WebRTCViewers: count(4), HLSViewers: count(5)}, nil, ""},
 		"as text":         {200, `{"localLiveStreams":"7","localHLSViewers":" 8 ","localDASHViewers":2.0}`, Statistics{LocalStreams: count(7), HLSViewers: count(8), DASHViewers: count(2)}, nil, ""},
 		"not measured":    {200, `{"localLiveStreams":0,"localHLSViewers":-1,"localDASHViewers":null,"localWebRTCViewers":{"LiveApp":3},"cpuUsage":{"systemCPULoad":-1}}`, Statistics{LocalStreams: count(0)}, nil, ""},
-		"nonsense figure": {200, `{"localLiveStreams":1e300,"localHLSViewers":"NaN","localDASHViewers":true,"localWebRTCViewers":[1],"cpuUsage":"busy","encodersBlocked":2}`, Statistics{EncodersBlocked: count(2)}, nil, ""},
+		"nonsense figure": {200, `{"localLiveStreams":1e300,"localHLSViewers":"NaN","localDASHViewers":true,"localWebRTCViewers":[1],"cpuUsage":{"systemCPULoad":2}}`, Statistics{CPU: count(2)}, nil, ""},
 		"wrong token":     {403, "Invalid Server JWT Token", Statistics{}, ErrForbidden, "403"},
 		"login":           {401, "", Statistics{}, ErrForbidden, "401"},
 		"older release":   {404, "", Statistics{}, ErrNoStatistics, "404"},

@@ -42,8 +42,6 @@ type AMSNode struct {
 	LastUpdate time.Time `json:"last_update,omitzero"`
 	Memory     string    `json:"memory,omitempty"` // as written, e.g. "586/1945"
 	CPU        *float64  `json:"cpu,omitempty"`    // percent; nil if not known
-	// QueryMS is the mean time of a database query; nil if not known.
-	QueryMS *Millis `json:"query_ns,omitempty"`
 
 	id      bson.RawValue // as stored, which may be no string
 	written bson.RawValue // lastUpdateTime as stored
@@ -70,7 +68,6 @@ func readAMSNode(doc bson.Raw) AMSNode {
 	if cpu, ok := numberField(doc, "cpu"); ok {
 		n.CPU = &cpu
 	}
-	n.QueryMS = millisField(doc, "dbQueryAveargeTimeMs") // sic
 	return n
 }
 

@@ -19,11 +19,11 @@ import (
 // Load is how busy a machine was at a beat. Each reading may be missing, and
 // a missing reading is nil, never zero.
 type Load struct {
-	// CPU is the busy share of all cores since the beat before, in percent, or
-	// that of the server's CPU quota where it is larger.
+	// CPU is the busy share of all cores since the beat before, in percent; not
+	// known if a control group limits the server's CPU.
 	CPU *int `json:"cpu,omitempty"`
 	// Mem is the share of memory in use, in percent, as AMS's own limit counts
-	// it.
+	// it; not known if a control group limits the server's memory.
 	Mem *int `json:"mem,omitempty"`
 	// NetRx and NetTx are bytes per second since the beat before, over the
 	// interfaces to other machines.
@@ -34,7 +34,8 @@ type Load struct {
 	// GPUs are the devices by their index; nil where there are none, or where
 	// nobody could tell.
 	GPUs []GPULoad `json:"gpus,omitempty"`
-	// Score is the busiest of the resources that AMS is limited by, in percent.
+	// Score is the busiest of the resources that AMS is limited by, in percent;
+	// not known under such a limit.
 	Score *int `json:"score,omitempty"`
 }
 

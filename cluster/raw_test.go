@@ -50,7 +50,7 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 			{Key: "dbQueryAveargeTimeMs", Value: int32(3)},
 		}, AMSNode{
 			ID: "0cc175b9c0f1b6a831c399e26977266110.0.0.3", IP: "10.0.0.3", LastUpdate: at, Memory: "586/1945",
-			CPU: ptr(7.0), QueryMS: ptr(Millis(3)),
+			CPU: ptr(7.0),
 		}},
 		{"as AMS 2.0 wrote it", bson.D{
 			{Key: "_id", Value: "c6b4..10.0.0.3"},

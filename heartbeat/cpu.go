@@ -25,9 +25,7 @@ import (
 // works for 20 % and is kept waiting by the host for 70 %, a tenth is left to
 // give. Java leaves it out of both sides, so that we are never below its figure
 // and are above it where the host has nothing left, as on a burstable machine
-// whose credits are spent. Where the server has a quota, Java's figure is
-// another one: see [quotaMeter].
-//
+// whose credits are spent.//
 // Guest time is not added: the kernel has counted it as user time already.
 type cpuMeter struct {
 	at   time.Time
@@ -46,24 +44,22 @@ const shortLook = 20 * time.Millisecond
 
 var errNoProgress = errors.New("no core has a counter that went on since the look before")
 
-type cpuReading struct{ all, busiest *float64 } // percent
-
-// read looks at the cores. Each is compared with itself: one that came since
+// read looks at the cores and returns the busy share of all, in percent. Each is compared with itself: one that came since
 // or was renamed is left out until the next look, and so is one whose counters
 // went back, as after a move of the machine to another host. One that is
 // offline now has no say.
-func (m *cpuMeter) read(ctx context.Context, proc string, clock func() time.Time) (cpuReading, error) {
+func (m *cpuMeter) read(ctx context.Context, proc string, clock func() time.Time) (*float64, error) {
 	cores, err := readCores(ctx, proc)
 	if err != nil {
-		return cpuReading{}, err // the next look is compared with the one before this
+		return nil, err // the next look is compared with the one before this
 	}
 	at := clock()
 	last, since := m.last, at.Sub(m.at)
 	m.last, m.at = cores, at
 	if last == nil {
-		return cpuReading{}, ErrFirst
+		return nil, ErrFirst
 	}
-	var busy, total, busiest float64
+	var busy, total float64
 	for _, c := range cores {
 		i := slices.IndexFunc(last, func(before coreTimes) bool { return before.name == c.name })
 		if i < 0 {
@@ -73,16 +69,16 @@ func (m *cpuMeter) read(ctx context.Context, proc string, clock func() time.Time
 		if !ok {
 			continue
 		}
-		busy, total, busiest = busy+b, total+t, max(busiest, b/t*100)
+		busy, total = busy+b, total+t
 	}
 	switch {
 	case total <= 0 && since < shortLook:
-		return cpuReading{}, errNoTime
+		return nil, errNoTime
 	case total <= 0:
-		return cpuReading{}, errNoProgress
+		return nil, errNoProgress
 	}
 	all := busy / total * 100
-	return cpuReading{&all, &busiest}, nil
+	return &all, nil
 }
 
 // since is the time in which the core was busy, and all of its time, between

@@ -88,13 +88,12 @@ const gpuStale = 3
 // until the next start.
 const gpuBlind = 3
 
-// GPUWatcher keeps an eye on the machine's GPUs: on NVIDIA's through one
-// nvidia-smi that runs as long as the watcher and prints a reading per interval,
-// on AMD's through the kernel's files. On a machine without either it looks from
-// time to time whether a driver has appeared, and starts nothing.
+// GPUWatcher keeps an eye on the machine's GPUs, NVIDIA's alone (Ant Media Server
+// encodes on no others), through one nvidia-smi that runs as long as the watcher
+// and prints a reading per interval. On a machine without a driver it looks from
+// time to time whether one has appeared, and starts nothing.
 //
-// The devices of both kinds have one row of indices, NVIDIA's first; a device
-// that is there and does not answer keeps its place, without readings.
+// A device that is there and does not answer keeps its place, without readings.
 type GPUWatcher struct {
 	o    GPUOptions
 	pace gpuPace
@@ -102,13 +101,11 @@ type GPUWatcher struct {
 	running atomic.Bool
 	starts  atomic.Uint64 // of nvidia-smi
 
-	mu     sync.Mutex
-	nvidia gpuPart
-	amd    gpuPart
-	onBus  int // NVIDIA's devices on the PCI bus
+	mu   sync.Mutex
+	part gpuPart
 }
 
-// gpuPart is what is known of one vendor's devices.
+// gpuPart is what is known of the devices.
 type gpuPart struct {
 	state   GPUState
 	reason  string
@@ -132,8 +129,7 @@ func NewGPUWatcher(o GPUOptions) *GPUWatcher {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	w := &GPUWatcher{o: o, pace: gpuPaceOf()}
-	w.nvidia = gpuPart{state: GPUPending, reason: "not looked yet"}
-	w.amd = gpuPart{state: GPUAbsent}
+	w.part = gpuPart{state: GPUPending, reason: "not looked yet"}
 	return w
 }
 
@@ -141,42 +137,9 @@ func NewGPUWatcher(o GPUOptions) *GPUWatcher {
 func (w *GPUWatcher) Latest() GPUReading {
 	now := w.o.Now()
 	w.mu.Lock()
-	nvidia, amd, onBus := w.nvidia, w.amd, w.onBus
+	part := w.part
 	w.mu.Unlock()
-	limit := gpuStale * w.o.Interval
-	a, b := nvidia.reading(now, limit), amd.reading(now, limit)
-	switch {
-	case b.State == GPUAbsent:
-		return a
-	case a.State == GPUAbsent:
-		return b
-	}
-	// Both kinds. What is ready is told, with what is wrong with the rest.
-	r := GPUReading{State: GPUPending, Reason: joinGPUReasons(a.Reason, b.Reason)}
-	switch {
-	case a.State == GPUReady || b.State == GPUReady:
-		r.State = GPUReady
-	case a.State == GPUFailing || b.State == GPUFailing:
-		r.State = GPUFailing
-	}
-	if r.State != GPUReady {
-		return r
-	}
-	r.At = a.At
-	if a.State != GPUReady || b.State == GPUReady && b.At.Before(a.At) {
-		r.At = b.At
-	}
-	// NVIDIA's places are kept also while nothing is known of them.
-	r.Devices = a.Devices
-	for i := len(r.Devices); i < min(onBus, gpuMost); i++ {
-		r.Devices = append(r.Devices, GPU{Index: i})
-	}
-	first := len(r.Devices)
-	for _, g := range b.Devices {
-		g.Index += first
-		r.Devices = append(r.Devices, g)
-	}
-	return r
+	return part.reading(now, gpuStale*w.o.Interval)
 }
 
 func joinGPUReasons(reasons ...string) string {
@@ -209,53 +172,24 @@ func (w *GPUWatcher) Run(ctx context.Context) error {
 		return errors.New("the GPUs are watched already")
 	}
 	defer w.running.Store(false)
-	var both sync.WaitGroup
-	both.Go(func() { w.watchAMD(ctx) })
-	w.watchNVIDIA(ctx)
-	both.Wait()
+	w.watch(ctx)
 	return nil
 }
 
-func (w *GPUWatcher) watchAMD(ctx context.Context) {
-	for {
-		cards := amdCards(w.o.Root)
-		if len(cards) == 0 {
-			w.setAMD(GPUReading{State: GPUAbsent})
-			if !gpuWait(ctx, w.pace.look) {
-				return
-			}
-			continue
-		}
-		for began := w.o.Now(); ; {
-			w.setAMD(readAMD(w.o.Root, cards, w.o.Now()))
-			if !gpuWait(ctx, w.o.Interval) {
-				return
-			}
-			if w.o.Now().Sub(began) >= w.pace.look {
-				break
-			}
-		}
-	}
-}
-
-func (w *GPUWatcher) setAMD(r GPUReading) {
-	w.set(&w.amd, "amd", gpuPart{state: r.State, reason: r.Reason, at: r.At, devices: r.Devices, partly: r.Reason})
-}
-
-// set changes a part, and says so once where it is another state or another
+// set changes what is known, and says so once where it is another state or another
 // reason.
-func (w *GPUWatcher) set(p *gpuPart, vendor string, to gpuPart) {
+func (w *GPUWatcher) set(to gpuPart) {
 	w.mu.Lock()
-	was := *p
+	was := w.part
 	if to.devices == nil && to.state == GPUFailing {
 		to.devices, to.at, to.partly = was.devices, was.at, was.partly // they hold while they are fresh
 	}
-	*p = to
+	w.part = to
 	w.mu.Unlock()
 	if was.state == to.state && was.reason == to.reason {
 		return
 	}
-	log := w.o.Log.With("vendor", vendor, "state", string(to.state))
+	log := w.o.Log.With("state", string(to.state))
 	switch {
 	case to.state == GPUFailing || to.reason != "" && to.state == GPUReady:
 		log.Warn("GPU", "reason", to.reason)
@@ -267,7 +201,7 @@ func (w *GPUWatcher) set(p *gpuPart, vendor string, to gpuPart) {
 }
 
 func (w *GPUWatcher) nvidiaIs(state GPUState, reason string) {
-	w.set(&w.nvidia, "nvidia", gpuPart{state: state, reason: reason})
+	w.set(gpuPart{state: state, reason: reason})
 }
 
 // nvidiaFails says what is wrong; lost: what was read before does not hold any
@@ -275,7 +209,7 @@ func (w *GPUWatcher) nvidiaIs(state GPUState, reason string) {
 func (w *GPUWatcher) nvidiaFails(reason string, lost bool) {
 	if lost {
 		w.mu.Lock()
-		w.nvidia.devices = nil
+		w.part.devices = nil
 		w.mu.Unlock()
 	}
 	w.nvidiaIs(GPUFailing, reason)
@@ -391,15 +325,14 @@ func gpuWait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (w *GPUWatcher) watchNVIDIA(ctx context.Context) {
+func (w *GPUWatcher) watch(ctx context.Context) {
 	back := gpuBackoff{first: w.pace.first, most: w.pace.most}
 	var tool gpuToolID
 	fields := gpuFields()
 	for ctx.Err() == nil {
 		l := w.look()
 		w.mu.Lock()
-		w.onBus = l.onBus
-		failing := w.nvidia.state == GPUFailing
+		failing := w.part.state == GPUFailing
 		w.mu.Unlock()
 		if l.state != GPUPending {
 			w.nvidiaIs(l.state, l.reason)
@@ -612,7 +545,7 @@ func (s *gpuStream) take(r GPUReading) {
 		return
 	}
 	s.blind, s.seeing, s.said = 0, true, ""
-	s.w.set(&s.w.nvidia, "nvidia", gpuPart{state: GPUReady, reason: r.Reason, partly: r.Reason, at: r.At, devices: r.Devices})
+	s.w.set(gpuPart{state: GPUReady, reason: r.Reason, partly: r.Reason, at: r.At, devices: r.Devices})
 }
 
 // gpuChild is a running nvidia-smi.

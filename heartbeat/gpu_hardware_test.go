@@ -46,7 +46,7 @@ func TestGPUHardware(t *testing.T) {
 	}
 	var got bytes.Buffer
 	for _, d := range first.Devices {
-		if d.MemTotal == nil || d.MemUsed == nil || d.Temperature == nil || d.Power == nil || d.Util == nil && !d.MIG {
+		if d.MemTotal == nil || d.MemUsed == nil {
 			t.Fatalf("device %d without readings: %+v", d.Index, d)
 		}
 		fmt.Fprintf(&got, "%d, %s, %s, %s, %d\n", d.Index, d.UUID, d.Name, d.Driver, *d.MemTotal>>20)

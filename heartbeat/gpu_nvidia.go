@@ -15,13 +15,12 @@ import (
 )
 
 // gpuFields are what nvidia-smi is asked for. A driver may know fewer: the
-// encoder and the decoder came to this query with the drivers of 2023, MIG with
-// those of 2020. One that is not known ends the tool with a message that names
+// encoder and the decoder came to this query with the drivers of 2023. One that is not known ends the tool with a message that names
 // it, and is left out from then on.
 func gpuFields() []string {
 	return []string{
-		"index", "uuid", "name", "driver_version", "utilization.gpu", "utilization.encoder", "utilization.decoder",
-		"memory.used", "memory.total", "temperature.gpu", "power.draw", "mig.mode.current",
+		"index", "uuid", "driver_version", "utilization.gpu", "utilization.encoder", "utilization.decoder",
+		"memory.used", "memory.total", "name", // last, so that no figure can be cut
 	}
 }
 
@@ -85,8 +84,8 @@ type gpuRow struct {
 
 // gpuValues holds the readings of a row, in one piece of memory.
 type gpuValues struct {
-	util, enc, dec, temperature, power float64
-	used, total                        uint64
+	util, enc, dec float64
+	used, total    uint64
 }
 
 // parseGPURow reads a row of the query's fields, as --format=csv,noheader,nounits
@@ -155,15 +154,6 @@ func parseGPURow(line []byte, fields []string, like []GPU) (gpuRow, error) {
 			r.gpu.MemUsed, err = gpuMiB(cell, told, &v.used)
 		case "memory.total":
 			r.gpu.MemTotal, err = gpuMiB(cell, told, &v.total)
-		case "temperature.gpu":
-			r.gpu.Temperature, err = gpuNumber(cell, told, -60, 250, &v.temperature)
-		case "power.draw":
-			r.gpu.Power, err = gpuNumber(cell, told, 0, 1e5, &v.power)
-		case "mig.mode.current":
-			r.gpu.MIG = told && bytes.EqualFold(cell, []byte("Enabled"))
-			if told && !r.gpu.MIG && !bytes.EqualFold(cell, []byte("Disabled")) {
-				return r, errGPUTorn
-			}
 		}
 		if err != nil {
 			return r, err
@@ -174,7 +164,7 @@ func parseGPURow(line []byte, fields []string, like []GPU) (gpuRow, error) {
 	}
 	// Total memory is known of a device that tells nothing else; it is no sign
 	// of life.
-	for _, p := range []*float64{r.gpu.Util, r.gpu.Enc, r.gpu.Dec, r.gpu.Temperature, r.gpu.Power} {
+	for _, p := range []*float64{r.gpu.Util, r.gpu.Enc, r.gpu.Dec} {
 		if p != nil {
 			r.values++
 		}
@@ -412,7 +402,7 @@ func (f *gpuFrames) take() (GPUReading, bool) {
 func (f *gpuFrames) silent(i int) GPU {
 	g := GPU{Index: i}
 	if i < len(f.before) {
-		g.Name, g.UUID, g.Driver, g.MIG = f.before[i].Name, f.before[i].UUID, f.before[i].Driver, f.before[i].MIG
+		g.Name, g.UUID, g.Driver = f.before[i].Name, f.before[i].UUID, f.before[i].Driver
 	}
 	return g
 }

@@ -20,7 +20,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/internal/locked"
@@ -151,7 +150,7 @@ func (g *gpuWorld) say(format string, args ...any) {
 
 // row is a device's, with this encoder.
 func gpuTestRow(index, enc int) string {
-	return fmt.Sprintf("%d, GPU-0000000%d, NVIDIA L4, 550.90.07, 10, %d, 5, 1000, 23034, 50, 40.00, [N/A]\n", index, index, enc)
+	return fmt.Sprintf("%d, GPU-0000000%d, 550.90.07, 10, %d, 5, 1000, 23034, NVIDIA L4\n", index, index, enc)
 }
 
 // eventually waits for something to become true.
@@ -376,16 +375,16 @@ func TestGPUOldDriver(t *testing.T) {
 	g.tool(`case "$*" in
 	*utilization.encoder*) echo 'Field "utilization.encoder" is not a valid field to query.'; echo; exit 2;;
 	*utilization.decoder*) echo 'Field "utilization.decoder" is not a valid field to query.' >&2; exit 2;;
-	*mig.mode.current*) echo 'Field "mig.mode.current" is not a valid field to query.'; exec cat $root/never;;
+	*driver_version*) echo 'Field "driver_version" is not a valid field to query.'; exec cat $root/never;;
 esac
 ` + gpuPipe)
 	if err := unix.Mkfifo(filepath.Join(g.root, "never"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	g.watch(0, func(p *gpuPace) { p.first, p.most, p.reap = time.Hour, time.Hour, 8*time.Second }) // no start here may wait; one child has to be ended
-	g.say("0, GPU-1, Tesla M60, 418.226.00, 9, 612, 7618, 35, 38.21\n")
+	g.say("0, GPU-1, 9, 612, 7618, Tesla M60\n")
 	r := g.becomes(GPUReady)
-	if d := r.Devices[0]; *d.Util != 9 || d.Enc != nil || d.Dec != nil || *d.Power != 38.21 {
+	if d := r.Devices[0]; *d.Util != 9 || d.Enc != nil || d.Dec != nil || *d.MemUsed != 612<<20 {
 		t.Errorf("%+v", d)
 	}
 	if g.w.starts.Load() != 4 {
@@ -402,15 +401,15 @@ esac
 
 func TestGPURemembersFields(t *testing.T) {
 	g := newGPUWorld(t)
-	g.tool(`case "$*" in *mig.mode.current*) echo 'Field "mig.mode.current" is not a valid field to query.'; exit 2;; esac
+	g.tool(`case "$*" in *driver_version*) echo 'Field "driver_version" is not a valid field to query.'; exit 2;; esac
 head -n 1 $root/fifo`)
 	g.watch(0)
 	for i := range 4 {
-		g.say("0, GPU-1, Tesla M60, 418.226.00, 9, %d, 0, 612, 7618, 35, 38.21\n", i)
+		g.say("0, GPU-1, 9, %d, 0, 612, 7618, Tesla M60\n", i)
 		eventually(t, "a reading", g.encoder(0, float64(i)))
 	}
 	b, _ := os.ReadFile(filepath.Join(g.root, "args"))
-	if n := strings.Count(string(b), "mig.mode.current"); n != 1 {
+	if n := strings.Count(string(b), "driver_version"); n != 1 {
 		t.Errorf("asked for %d times:\n%s", n, b)
 	}
 }
@@ -422,7 +421,7 @@ func TestGPUBlind(t *testing.T) {
 	g.watch(0)
 	g.say("%s", gpuTestRow(0, 20))
 	eventually(t, "a reading", g.encoder(0, 20))
-	bad := "0, GPU-1, NVIDIA L4, 550.90.07" + strings.Repeat(", [Unknown Error]", 8) + "\n"
+	bad := "0, GPU-1, 550.90.07" + strings.Repeat(", [Unknown Error]", 5) + ", NVIDIA L4\n"
 	g.say("%s%s%s", bad, bad, bad)
 	g.becomes(GPUFailing, "Unknown Error")
 	g.say("%s%s", bad, bad)
@@ -546,7 +545,7 @@ func TestGPUStale(t *testing.T) {
 	if r := w.Latest(); r.State != GPUPending {
 		t.Errorf("before Run: %+v", r)
 	}
-	w.set(&w.nvidia, "nvidia", gpuPart{state: GPUReady, at: now, devices: []GPU{{Name: "L4"}}})
+	w.set(gpuPart{state: GPUReady, at: now, devices: []GPU{{Name: "L4"}}})
 	for _, c := range []struct {
 		age    time.Duration
 		state  GPUState
@@ -655,45 +654,5 @@ func TestGPUReasonIsForLogs(t *testing.T) {
 	got := gpuReason([]byte("a\x1b[31m b\tc\xff\n" + strings.Repeat("é", 300)))
 	if len(got) > gpuReasonRoom || strings.ContainsAny(got, "\x1b\t\n\uFFFD") || !utf8.ValidString(got) || !strings.HasPrefix(got, "a [31m b c é") {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestGPUBothKinds(t *testing.T) {
-	now := gpuNoon()
-	u := func(f float64) *float64 { return &f }
-	amd := gpuPart{state: GPUReady, at: now.Add(-time.Second), devices: []GPU{{Index: 0, Name: "V710", Util: u(7)}}}
-	for name, c := range map[string]struct {
-		nvidia gpuPart
-		onBus  int
-		want   GPUReading
-	}{
-		"only AMD": {
-			gpuPart{state: GPUAbsent},
-			0,
-			GPUReading{State: GPUReady, At: now.Add(-time.Second), Devices: []GPU{{Index: 0, Name: "V710", Util: u(7)}}},
-		},
-		"both": {
-			gpuPart{state: GPUReady, at: now, devices: []GPU{{Index: 0, Name: "L4"}}},
-			1,
-			GPUReading{State: GPUReady, At: now.Add(-time.Second), Devices: []GPU{{Index: 0, Name: "L4"}, {Index: 1, Name: "V710", Util: u(7)}}},
-		},
-		"one fails": {
-			gpuPart{state: GPUFailing, reason: "no driver"},
-			2,
-			GPUReading{State: GPUReady, Reason: "no driver", At: now.Add(-time.Second), Devices: []GPU{{Index: 0}, {Index: 1}, {Index: 2, Name: "V710", Util: u(7)}}},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			w := NewGPUWatcher(GPUOptions{Now: func() time.Time { return now }})
-			w.nvidia, w.amd, w.onBus = c.nvidia, amd, c.onBus
-			if diff := cmp.Diff(c.want, w.Latest()); diff != "" {
-				t.Error(diff)
-			}
-		})
-	}
-	w := NewGPUWatcher(GPUOptions{Now: func() time.Time { return now }})
-	w.nvidia, w.amd = gpuPart{state: GPUFailing, reason: "a"}, gpuPart{state: GPUFailing, reason: "b"}
-	if r := w.Latest(); r.State != GPUFailing || r.Reason != "a; b" || r.Devices != nil {
-		t.Errorf("%+v", r)
 	}
 }

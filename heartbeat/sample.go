@@ -15,13 +15,11 @@ type Sample struct {
 	// Load is what a beat says of it.
 	Load cluster.Load
 
-	CPU    *float64 // percent of all cores busy since the sample before, or of the server's CPU quota used, the larger
-	CPUMax *float64 // percent of the busiest core busy
+	CPU *float64 // percent of all cores busy since the sample before
 
 	MemTotal, MemUsed   *uint64 // bytes, as AMS's own limit counts them
 	DiskTotal, DiskUsed *uint64 // bytes of the volume that AMS is on
 
-	AMS     *Process // the server's process; nil where none runs or none is known
 	GPUs    GPUReading
 	Session cluster.Sessions
 
@@ -31,18 +29,10 @@ type Sample struct {
 
 // Missing is a reading that could not be had.
 type Missing struct {
-	// What is "cpu", "memory", "network", "disk", "ams", "gpu",
+	// What is "cpu", "memory", "network", "disk", "gpu",
 	// "publishers", "viewers", or "sessions" where nobody answered for both.
 	What string
 	Err  error
-}
-
-// Process is the load of one process.
-type Process struct {
-	PID     int
-	CPU     *float64 // percent of one core since the sample before: may exceed 100
-	RSS     *uint64  // bytes
-	Threads *int
 }
 
 // GPUState says whether devices could be read.
@@ -72,11 +62,9 @@ type GPUReading struct {
 // GPU is one device. Percentages are 0 to 100; nil where the driver does not
 // tell ("N/A", as for a device in MIG mode).
 type GPU struct {
-	Index              int
-	Name, UUID         string
-	Driver             string // its version
-	Util, Enc, Dec     *float64
-	MemUsed, MemTotal  *uint64 // bytes
-	Temperature, Power *float64
-	MIG                bool
+	Index             int
+	Name, UUID        string
+	Driver            string // its version
+	Util, Enc, Dec    *float64
+	MemUsed, MemTotal *uint64 // bytes
 }

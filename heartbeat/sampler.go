@@ -9,13 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -32,7 +32,6 @@ const (
 	whatMemory   = "memory"
 	whatNetwork  = "network"
 	whatDisk     = "disk"
-	whatAMS      = "ams"
 	whatGPU      = "gpu"
 	whatSessions = "sessions"
 )
@@ -72,8 +71,8 @@ type SamplerOptions struct {
 	// AMSDir is the installation, for the volume that it is on; "" measures none.
 	AMSDir string
 
-	// AMSPID tells the main process of the service; 0 where none runs. It is asked
-	// when the process that it told of has ended, and now and then.
+	// AMSPID returns the main process of the service, for the limits of its control group; 0 if none runs. It is
+	// asked when that process has ended, and now and then.
 	AMSPID func(ctx context.Context) (int, error)
 	// GPUs tells the latest word about the devices. It must not wait.
 	GPUs func() GPUReading
@@ -102,14 +101,13 @@ type Sampler struct {
 	mu      sync.Mutex
 	limits  Limits // where AMS refuses streams
 	cpu     cpuMeter
-	quota   quotaMeter
-	memory  memoryMeter
 	network networkMeter
-	process processMeter
 
 	volume   ask[volume]
 	pid      ask[pidAnswer]
-	pidAt    time.Time // when the process was last told
+	server   int       // the server's process, as it was last returned
+	pidAt    time.Time // when it was
+	limited  struct{ memory, cpu bool }
 	sessions ask[sessionsAnswer]
 	// statfs is the system's own, but for tests in which it hangs.
 	statfs func(path string, to *syscall.Statfs_t) error
@@ -151,7 +149,6 @@ func NewSampler(o SamplerOptions) *Sampler {
 	// Said even where it is the default: gopsutil would otherwise take HOST_PROC
 	// from the environment, which is not ours to read.
 	s.env = common.EnvMap{common.HostProcEnvKey: s.proc, common.HostSysEnvKey: s.sys}
-	s.memory.container = exists(filepath.Join(root, ".dockerenv"))
 	return s
 }
 
@@ -180,10 +177,8 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	if s.opts.AMSDir != "" {
 		s.volume.start(ctx, s.readVolume)
 	}
-	if s.opts.AMSPID != nil && within(pidEvery, s.pidAt, out.At) {
-		out.AMS = s.process.again(s.proc, s.opts.Now)
-	}
-	asksPID := s.opts.AMSPID != nil && out.AMS == nil
+	asksPID := s.opts.AMSPID != nil &&
+		(s.server <= 0 || !within(pidEvery, s.pidAt, out.At) || !exists(filepath.Join(s.proc, strconv.Itoa(s.server))))
 	if asksPID {
 		s.pid.start(ctx, func(ctx context.Context) pidAnswer {
 			pid, err := s.opts.AMSPID(ctx)
@@ -201,34 +196,33 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 
 	// gopsutil is told of the root by its context. None of these files can hang.
 	local := context.WithValue(context.WithoutCancel(ctx), common.EnvKey, s.env)
+	memory, memoryErr := readMemory(local, s.proc)
+	if asksPID {
+		if answer, err := s.pid.take(waiting); err == nil && answer.err == nil {
+			s.server, s.pidAt = answer.pid, out.At
+		}
+	}
+	// The limits of a process that is not there any more hold until there is another one.
+	if memory, cpu, err := readLimits(s.proc, s.sys, s.server, memory.total); err == nil {
+		s.limited.memory, s.limited.cpu = memory, cpu
+	}
 	cpu, err := s.cpu.read(local, s.proc, s.opts.Now)
+	if err == nil && s.limited.cpu {
+		cpu, err = nil, errCPULimit
+	}
 	miss(whatCPU, err)
-	out.CPU, out.CPUMax = cpu.all, cpu.busiest
+	out.CPU, out.Load.CPU = cpu, whole(cpu)
 	rx, tx, err := s.network.read(local, s.sys, s.opts.Now)
 	miss(whatNetwork, err)
 	out.Load.NetRx, out.Load.NetTx = rx, tx
 
-	// The server's process tells its control group, and that its limits.
-	if asksPID {
-		answer, err := s.pid.take(waiting)
-		if err = cmp.Or(err, answer.err); err == nil {
-			out.AMS, err = s.process.read(s.proc, answer.pid, s.opts.Now)
-			s.pidAt = out.At
-		} else if out.AMS = s.process.again(s.proc, s.opts.Now); out.AMS != nil {
-			err = nil // nobody tells, and it is the one that we knew
-		}
-		miss(whatAMS, err)
+	if memoryErr == nil && s.limited.memory {
+		memoryErr = errMemoryLimit
 	}
-	quota := s.quota.read(s.proc, s.sys, s.process.pid, s.process.last.started, s.opts.Now())
-	if out.CPU != nil {
-		*out.CPU = max(*out.CPU, quota)
-	}
-	out.Load.CPU = whole(out.CPU)
-	mem, err := s.memory.read(local, s.proc, s.sys, s.process.pid, s.process.last.started)
-	miss(whatMemory, err)
-	if err == nil {
-		out.MemTotal, out.MemUsed = &mem.total, &mem.used
-		out.Load.Mem = whole(share(mem.used, mem.total))
+	miss(whatMemory, memoryErr)
+	if memoryErr == nil {
+		out.MemTotal, out.MemUsed = &memory.total, &memory.used
+		out.Load.Mem = whole(share(memory.used, memory.total))
 	}
 
 	if s.opts.AMSDir != "" {
@@ -260,7 +254,9 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		}
 		out.Load.GPUs = gpuLoads(out.GPUs)
 	}
-	out.Load.Score = score(&out, s.limits)
+	if !s.limited.memory && !s.limited.cpu {
+		out.Load.Score = score(&out, s.limits)
+	}
 	s.report(ctx, out.At, out.Missing)
 	return out
 }
@@ -458,10 +454,4 @@ func readFile(name string) ([]byte, error) {
 func exists(name string) bool {
 	_, err := os.Lstat(name)
 	return err == nil
-}
-
-// gone says that a file of a process or an interface does not exist any more,
-// in the several ways in which the kernel says so.
-func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.ENODEV)
 }

@@ -22,8 +22,7 @@ const (
 // Limits is where AMS refuses to take another stream. The zero value is what a
 // current release does unless it is told otherwise.
 type Limits struct {
-	// CPU is the busy share of all cores, or the used share of a CPU quota, in
-	// percent; 0 is 75.
+	// CPU is the busy share of all cores, in percent; 0 is 75.
 	CPU int
 	// Memory is the share of the memory in use, in percent. 0 is 75, unless
 	// MinFree says how the release does it.
@@ -70,8 +69,7 @@ func ReadLimits(r ams.Release, get func(key string) (value string, ok bool)) Lim
 // idle, 100 is where AMS refuses, or where a device has nothing left. It is the
 // highest of
 //
-//   - the CPU, against AMS's CPU limit: 60 % busy, or 60 % of the server's CPU
-//     quota used, of a limit of 75 % is 80;
+//   - the CPU, against AMS's CPU limit: 60 % busy of a limit of 75 % is 80;
 //   - the memory, against AMS's memory limit;
 //   - each GPU's utilisation, encoder, decoder and memory as they are. AMS knows
 //     no limit of them and goes on until they are full.

@@ -61,8 +61,8 @@ func newNodesCommand(g *globals) *cobra.Command {
 			"The verdict is one thing, the state (joining, active, draining, left, failed) another:\n" +
 			"the state is what the node last said it was doing.\n\n" +
 			"SCORE is how near a node is to refusing streams, in percent: the highest of CPU and memory\n" +
-			"against the limits in its settings, and of each GPU. Where the server has a CPU quota, CPU is\n" +
-			"the used share of it, if larger. A balancer may take 100 - SCORE as its weight.\n\n" +
+			"against the limits in its settings, and of each GPU. If a control group limits the server's\n" +
+			"memory or CPU, that figure and SCORE are unknown. A balancer may take 100 - SCORE as its weight.\n\n" +
 			"- is not known, never zero. ~ is a guess: an age by a clock that nobody vouches for, or\n" +
 			"viewers counted by their connections. Only MongoDB is needed: no root, no AMS, no node.",
 		Example: "  amsagent nodes\n" +

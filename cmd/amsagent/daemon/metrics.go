@@ -231,8 +231,7 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 
 // machine writes what the machine is doing.
 func machine(e exposition, s heartbeat.Sample) {
-	e.gauge("amsagent_cpu_busy_ratio", "Busy share of all cores since the sample before, or of the server's CPU quota if larger.", ratio(s.CPU))
-	e.gauge("amsagent_cpu_busiest_core_ratio", "Busy share of the busiest core since the sample before.", ratio(s.CPUMax))
+	e.gauge("amsagent_cpu_busy_ratio", "Busy share of all cores since the sample before.", ratio(s.CPU))
 	e.gauge("amsagent_memory_used_bytes", "Memory in use, as Ant Media Server's own limit counts it.", ptr(s.MemUsed, 1))
 	e.gauge("amsagent_memory_total_bytes", "Memory of this machine.", ptr(s.MemTotal, 1))
 	e.gauge("amsagent_network_receive_bytes_per_second", "Bytes received per second since the sample before.", ptr(s.Load.NetRx, 1))
@@ -245,11 +244,6 @@ func machine(e exposition, s heartbeat.Sample) {
 		const name = "amsagent_viewers"
 		e.family(name, "gauge", "Viewers that this node serves, with how they were counted.")
 		e.labelled(name, float64(*s.Session.Viewers), "counted_by", string(s.Session.By))
-	}
-	if p := s.AMS; p != nil {
-		e.gauge("amsagent_server_cpu_cores", "Cores that Ant Media Server's process keeps busy.", ratio(p.CPU))
-		e.gauge("amsagent_server_resident_memory_bytes", "Resident memory of Ant Media Server's process.", ptr(p.RSS, 1))
-		e.gauge("amsagent_server_threads", "Threads of Ant Media Server's process.", ptr(p.Threads, 1))
 	}
 	devices(e, s.GPUs)
 	if len(s.Missing) > 0 {
