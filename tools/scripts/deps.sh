@@ -43,25 +43,24 @@ want test libspring-core-java "the tests in which Spring itself reads jee-contai
 want test libspring-beans-java "the same" test -e /usr/share/java/spring3-beans.jar
 want test libspring-context-java "the same" test -e /usr/share/java/spring3-context.jar
 want test strace "the tests that kill the agent at a chosen system call" has strace
-want test lintian "the check of the .deb packages" has lintian
-want test rpm "the tests that install the .rpm packages" has rpm
-want test rpmlint "the check of the .rpm packages" has rpmlint
-want test mandoc "the check of the man pages" has mandoc
-want test groff "the same, by the program that formats them" has groff
-want test man-db "the same, as a reader sees them" has man
+want heavy lintian "the check of the .deb packages" has lintian
+want heavy rpm "the tests that install the .rpm packages" has rpm
+want heavy rpmlint "the check of the .rpm packages" has rpmlint
+want heavy mandoc "the check of the man pages" has mandoc
+want heavy groff "the same, by the program that formats them" has groff
+want heavy man-db "the same, as a reader sees them" has man
 want test python3-pip "the tests on a real mongod, which pip fetches" has_pip
 want test libssl3 "the same" has_library libssl.so.3
 want test libcurl4 "the same" has_library libcurl.so.4
 
 want lint shellcheck "the check of our shell scripts, and of user data" has shellcheck
 
-# Some of these bring a service with them, which nobody wants on the machine on which he writes code.
-want gate haproxy "the tests in which HAProxy reads what doctor corrected, and in which it sends people to booted nodes" has haproxy
-want gate cloud-init "the same for cloud-config" has cloud-init
-want gate xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
+want heavy haproxy "the tests in which HAProxy reads what doctor corrected, and in which it sends people to booted nodes" has haproxy
+want heavy cloud-init "the same for cloud-config" has cloud-init
+want heavy xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
 want gate jq "the tests that run the user data of Azure's template" has jq
 want gate python3 "the tests of the program that reads the secret on Alibaba Cloud" has python3
-want gate nodejs "the tests that run the recipe of MongoDB's users" has node
+want heavy nodejs "the tests that run the recipe of MongoDB's users" has node
 
 # What the tests named TestReal need besides: docs/reality.md.
 want real maven "the tests on a real Ant Media Server, which Maven fetches" has mvn
