@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -16,7 +15,6 @@ import (
 	"strings"
 
 	"github.com/amsagent/amsagent/metadata/generic"
-	"github.com/amsagent/amsagent/metadata/record"
 )
 
 // Detection is which cloud this machine is in, and why we think so.
@@ -220,11 +218,6 @@ func Detect(ctx context.Context, opts Options) (Detection, error) {
 			return Detection{}, err
 		}
 	}
-	if opts.Record != "" {
-		if err := recordDetection(opts, fw, d); err != nil {
-			return Detection{}, err
-		}
-	}
 	return d, nil
 }
 
@@ -341,74 +334,4 @@ func platformName(cloudName string) string {
 		return "oci"
 	}
 	return cloudName
-}
-
-// recorded is the file that a recording holds of the detection.
-type recorded struct {
-	SchemaVersion int               `json:"schema_version"`
-	DMI           map[string]string `json:"dmi"`
-	Unreadable    []string          `json:"unreadable,omitempty"`
-	Provider      string            `json:"provider"`
-	Platform      string            `json:"platform,omitempty"`
-	DecidedBy     string            `json:"decided_by,omitempty"`
-}
-
-func recordDetection(opts Options, fw dmi, d Detection) error {
-	if err := record.Prepare(opts.Record); err != nil {
-		return err
-	}
-	r := recorded{
-		SchemaVersion: 1, DMI: map[string]string{}, Provider: d.Provider, Platform: d.Platform, DecidedBy: d.Decisive().Source,
-	}
-	m := record.NewMapper()
-	for name, v := range fw.value {
-		r.DMI[strings.TrimPrefix(name, "/")] = redactDMI(m, fw, name, v)
-	}
-	for name := range fw.unreadable {
-		r.Unreadable = append(r.Unreadable, strings.TrimPrefix(name, "/"))
-	}
-	slices.Sort(r.Unreadable)
-	if err := record.WriteFile(opts.Record, record.DetectionFile, r); err != nil {
-		return &record.WriteError{Err: err}
-	}
-	return nil
-}
-
-// redactDMI keeps a string that names a kind of machine and takes out what names this one; what a rule looks at stays
-// recognisable, so that the recording is detected as the machine was.
-func redactDMI(m *record.Mapper, fw dmi, name, v string) string {
-	if v == "" || v == fw.value[sysVendor] {
-		return v
-	}
-	switch name {
-	case sysVendor, productName, biosVendor:
-		return m.Text(v)
-	case productUUID, pathHypervisor:
-		switch {
-		case strings.HasPrefix(strings.ToLower(v), "ec2"):
-			return v[:3] + "00000-0000-4000-8000-000000000001"
-		case looksEC2(v):
-			return "000020ec-0000-4000-8000-000000000001"
-		}
-		return record.Redacted
-	case productSerial:
-		if strings.HasPrefix(v, "GoogleCloud-") {
-			return "GoogleCloud-" + record.Redacted
-		}
-	case boardAssetTag:
-		if ec2Instance.MatchString(v) {
-			return "i-" + fmt.Sprintf("%017x", 1)
-		}
-	}
-	for _, suffix := range []string{".brightbox.com", ".zstack.io"} {
-		if strings.HasSuffix(v, suffix) {
-			return record.Redacted + suffix
-		}
-	}
-	for _, r := range rules() {
-		if r.name == name && r.fits(dmi{}, v) {
-			return v
-		}
-	}
-	return record.Redacted
 }

@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/metadata"
-	"github.com/amsagent/amsagent/metadata/record"
 )
 
 // tree makes a root with files.
@@ -262,52 +261,6 @@ func noDial(t *testing.T) func(context.Context, string, string) (net.Conn, error
 	return func(_ context.Context, network, addr string) (net.Conn, error) {
 		t.Errorf("dialled %s %s", network, addr)
 		return nil, errors.New("no network in this test")
-	}
-}
-
-// A recording of the firmware strings is detected as the machine was, and holds nothing that names the machine.
-func TestDetectionRecorded(t *testing.T) {
-	for _, tt := range detectCases() {
-		if tt.decidedBy == "/"+cloudInit || tt.decidedBy == "network" {
-			continue
-		}
-		t.Run(tt.name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "recording")
-			if _, err := metadata.Detect(t.Context(), metadata.Options{Root: tree(t, tt.files), NoNetwork: true, Record: dir}); err != nil {
-				t.Fatal(err)
-			}
-			b, err := os.ReadFile(filepath.Join(dir, record.DetectionFile))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, secret := range []string{"-9099-", "012345abcdef", "012345ABCDEF", "0123456789ABCDEF", "srv-1ab2c", "0abc1234567890def", "123.zstack"} {
-				if strings.Contains(string(b), secret) {
-					t.Errorf("the recording holds %q:\n%s", secret, b)
-				}
-			}
-			var rec struct {
-				DMI      map[string]string
-				Provider string
-				Platform string
-			}
-			if err := json.Unmarshal(b, &rec); err != nil {
-				t.Fatal(err)
-			}
-			files := map[string]string{}
-			for name, v := range rec.DMI {
-				if !strings.Contains(name, "/") {
-					name = "sys/class/dmi/id/" + name
-				}
-				files[name] = v + "\n"
-			}
-			d, err := metadata.Detect(t.Context(), metadata.Options{Root: tree(t, files), NoNetwork: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d.Provider != tt.provider || d.Platform != tt.platform || rec.Provider != tt.provider || rec.Platform != tt.platform {
-				t.Errorf("the recording is detected as %s %q and says %s %q, want %s %q:\n%s", d.Provider, d.Platform, rec.Provider, rec.Platform, tt.provider, tt.platform, b)
-			}
-		})
 	}
 }
 

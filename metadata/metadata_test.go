@@ -170,7 +170,7 @@ func TestDetectOpenInstance(t *testing.T) {
 
 // Each package says what it is and that its API may change, and each file whose it is.
 func TestHouseRules(t *testing.T) {
-	for _, dir := range []string{".", "cloud", "record", "aws", "azure", "alibaba", "gcp", "generic", "none", "metadatatest"} {
+	for _, dir := range []string{".", "cloud", "aws", "azure", "alibaba", "gcp", "generic", "none", "metadatatest"} {
 		b, err := os.ReadFile(dir + "/doc.go")
 		if err != nil {
 			t.Error(err)

@@ -78,7 +78,7 @@ func detectNetwork(ctx context.Context, d *Detection, opts Options) error {
 		})
 	}
 	ask(0, AWS, "the identity document in EC2's metadata", aws.Endpoint, func(ctx context.Context) (string, error) { return probeAWS(ctx, opts) })
-	client := opts.HTTPClient(nil)
+	client := opts.HTTPClient()
 	defer client.CloseIdleConnections()
 	for i, p := range list {
 		ask(i+1, p.provider, p.asks, p.endpoint, func(ctx context.Context) (string, error) {
@@ -122,8 +122,8 @@ func detectNetwork(ctx context.Context, d *Detection, opts Options) error {
 }
 
 func probeAWS(ctx context.Context, opts Options) (string, error) {
-	// A probe is no reading of metadata: it is not recorded, and its retries are nobody's concern.
-	opts.Record, opts.Log = "", nil
+	// A probe is no reading of metadata: its retries are nobody's concern.
+	opts.Log = nil
 	// Half, so that an address that swallows packets leaves time for the other one (IPv4, IPv6).
 	opts.Timeout, opts.AttemptTimeout = opts.ProbeTimeout, opts.ProbeTimeout/2
 	p, err := aws.New(opts)

@@ -67,9 +67,6 @@ type Provider struct {
 	client *http.Client
 	ecs    *api
 	items  *cloud.Items
-	// serial makes independent items be read one after the other, in a fixed order: two recordings of one machine are
-	// then the same.
-	serial bool
 
 	session session
 	keys    roleKeys
@@ -85,7 +82,7 @@ var (
 	_ cloud.TagReader = (*Provider)(nil)
 )
 
-// New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
+// New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	opts = opts.WithDefaults()
 	if opts.IsDisabled(Name) {
@@ -99,11 +96,7 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := opts.RecordingClient(policy{})
-	if err != nil {
-		return nil, err
-	}
-	p := &Provider{opts: opts, origin: cmp.Or(origin, Endpoint), client: client, serial: opts.Record != ""}
+	p := &Provider{opts: opts, origin: cmp.Or(origin, Endpoint), client: opts.HTTPClient()}
 	p.items = &cloud.Items{Provider: Name, Options: opts, Fetch: p.fetch, Judge: p.judge, Slots: make(chan struct{}, parallel)}
 	ecsAt, err := opts.Endpoint(EndpointECS)
 	if err != nil {
@@ -141,7 +134,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
 	}
 	var (
-		g          = cloud.Gatherer{Serial: p.serial}
+		g          cloud.Gatherer
 		public, v6 []netip.Addr
 		private    = id.PrivateIP
 		tags       cloud.TagSet
@@ -279,9 +272,6 @@ func unknownToService(status int) bool {
 
 // judge adds what is known of this service to the verdict on one failed try.
 func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
-	if cloud.JudgeRecording(e) {
-		return
-	}
 	token := a.Method() == http.MethodPut
 	switch {
 	case cloud.Unconnected(e, a):

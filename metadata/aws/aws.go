@@ -65,9 +65,6 @@ type Provider struct {
 	current atomic.Int32
 	reached atomic.Pointer[imds.Client]
 	items   *cloud.Items
-	// serial makes independent items be read one after the other, in a fixed order: two recordings of one machine are
-	// then the same.
-	serial bool
 }
 
 var (
@@ -75,7 +72,7 @@ var (
 	_ cloud.TagReader = (*Provider)(nil)
 )
 
-// New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
+// New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	opts = opts.WithDefaults()
 	if opts.IsDisabled(Name) {
@@ -93,12 +90,9 @@ func New(opts cloud.Options) (*Provider, error) {
 	if given != "" {
 		endpoints = []string{given}
 	}
-	p := &Provider{opts: opts, serial: opts.Record != ""}
+	p := &Provider{opts: opts}
 	p.items = &cloud.Items{Provider: Name, Options: opts, Fetch: p.fetch, Judge: p.judge, Slots: make(chan struct{}, parallel)}
-	client, err := opts.RecordingClient(policy{})
-	if err != nil {
-		return nil, err
-	}
+	client := opts.HTTPClient()
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: client,
@@ -142,7 +136,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	}
 
 	var (
-		g          = cloud.Gatherer{Serial: p.serial}
+		g          cloud.Gatherer
 		public, v6 []netip.Addr
 		tags       cloud.TagSet
 	)
@@ -198,7 +192,7 @@ func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 		return cloud.TagSet{Hint: cloud.Unread("tags", err)}, err
 	}
 	var (
-		g  = cloud.Gatherer{Serial: p.serial}
+		g  cloud.Gatherer
 		mu sync.Mutex
 	)
 	set := cloud.TagSet{Tags: cloud.Tags{}, Known: true}
@@ -271,9 +265,6 @@ func (p *Provider) fetch(ctx context.Context, path string) ([]byte, error) {
 
 // judge adds what is known of EC2 to the verdict on one failed try.
 func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
-	if cloud.JudgeRecording(e) {
-		return
-	}
 	token := a.Method() == http.MethodPut
 	switch {
 	case cloud.Unconnected(e, a):

@@ -3,11 +3,6 @@
 
 package aws
 
-import "github.com/amsagent/amsagent/metadata/record"
-
-// Policy is the recording policy, for tests.
-func Policy() record.Policy { return policy{} }
-
 // ReadXML reads an answer of the API, for tests.
 func ReadXML(body []byte, name string) (root string, found []map[string]string, err error) {
 	return readXML(body, name)

@@ -65,7 +65,7 @@ type Provider struct {
 
 var _ cloud.Provider = (*Provider)(nil)
 
-// New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
+// New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	bounded := opts.Timeout > 0
 	opts = opts.WithDefaults()
@@ -86,12 +86,10 @@ func New(opts cloud.Options) (*Provider, error) {
 		instanceVersions: newVersions("2021-12-13", "2021-08-01", "2021-02-01", flatTagsVersion),
 		eventVersions:    newVersions("2020-07-01", "2019-08-01", "2019-01-01"),
 	}
-	if p.client, err = opts.RecordingClient(policy{}); err != nil {
-		return nil, err
-	}
+	p.client = opts.HTTPClient()
 	patient := opts
 	patient.AttemptTimeout = firstTimeout
-	p.events = patient.HTTPClient(nil)
+	p.events = patient.HTTPClient()
 	return p, nil
 }
 
@@ -194,7 +192,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		return inst, nil
 	}
 	// Public addresses of the Standard kind show at the load balancer only.
-	g := cloud.Gatherer{Serial: true}
+	var g cloud.Gatherer
 	g.Do("public_address", func() (err error) {
 		inst.PublicAddress, err = p.frontend(ctx, inst.Address)
 		return err
@@ -301,9 +299,6 @@ func (p *Provider) get(ctx context.Context, client *http.Client, path string) ([
 
 // judge adds what is known of Azure to the verdict on one failed try.
 func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
-	if cloud.JudgeRecording(e) {
-		return
-	}
 	switch {
 	case cloud.Unconnected(e, a):
 		e.Hint = hintUnreachable

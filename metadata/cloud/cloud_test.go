@@ -49,7 +49,7 @@ func (silent) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // get is what a provider does in a try.
 func get(rt http.RoundTripper) func(context.Context) (string, error) {
-	client := cloud.Options{Transport: rt}.WithDefaults().HTTPClient(nil)
+	client := cloud.Options{Transport: rt}.WithDefaults().HTTPClient()
 	return func(ctx context.Context) (string, error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://metadata.example/x", http.NoBody)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -20,17 +21,14 @@ import (
 var errTooLarge = fmt.Errorf("the answer is larger than %d bytes", MaxBody)
 
 // HTTPClient returns the client that every provider uses: no proxy, no redirect, bounded bodies, and each request noted in
-// the Attempt of its context. wrap, which may be nil, is put around the transport: the recorder.
-func (o Options) HTTPClient(wrap func(http.RoundTripper) http.RoundTripper) *http.Client {
+// the Attempt of its context.
+func (o Options) HTTPClient() *http.Client {
 	next := o.Transport
 	if next == nil {
 		next = o.newTransport()
 	}
-	if wrap != nil {
-		next = wrap(next)
-	}
 	return &http.Client{
-		Transport: &transport{next: next},
+		Transport: &transport{next: next, log: o.WithDefaults().Log},
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			// A redirect would carry the session token to whoever the answer names.
 			return http.ErrUseLastResponse
@@ -137,7 +135,10 @@ func (a *Attempt) Status() int {
 	return a.status
 }
 
-type transport struct{ next http.RoundTripper }
+type transport struct {
+	next http.RoundTripper
+	log  *slog.Logger
+}
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -149,14 +150,18 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}))
 	}
 	resp, err := t.next.RoundTrip(named(req))
+	log := t.log.With("method", req.Method, "host", req.URL.Host, "path", req.URL.Path)
 	if err != nil {
+		log.Debug("metadata request failed", "error", err)
 		a.failed(err)
 		return nil, err
 	}
 	if a != nil {
 		a.answered(resp.StatusCode)
 	}
-	resp.Body = &boundedBody{body: resp.Body, left: MaxBody, attempt: a}
+	resp.Body = &boundedBody{body: resp.Body, left: MaxBody, attempt: a, closed: func(size int) {
+		log.Debug("metadata answer", "status", resp.StatusCode, "bytes", size)
+	}}
 	return resp, nil
 }
 
@@ -197,6 +202,8 @@ type boundedBody struct {
 	body    io.ReadCloser
 	left    int
 	attempt *Attempt
+	// closed gets the number of bytes that were read, once.
+	closed func(size int)
 }
 
 // Read implements io.Reader.
@@ -221,8 +228,15 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 
 // Close implements io.Closer. What is left of a small answer is read first so that the connection can be used again.
 func (b *boundedBody) Close() error {
+	defer func() {
+		if b.closed != nil {
+			b.closed(MaxBody - b.left)
+			b.closed = nil
+		}
+	}()
 	if b.left >= 0 {
-		_, err := io.CopyN(io.Discard, b.body, int64(min(b.left, 4<<10)))
+		n, err := io.CopyN(io.Discard, b.body, int64(min(b.left, 4<<10)))
+		b.left -= int(n)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return errors.Join(err, b.body.Close())
 		}

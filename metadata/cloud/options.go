@@ -56,8 +56,6 @@ type Options struct {
 	APIProxy func(*http.Request) (*url.URL, error)
 	// Log gets one line per retry and per oddity; nil logs nothing.
 	Log *slog.Logger
-	// Record is a folder that gets every request and answer, redacted; "" records nothing.
-	Record string
 
 	// Timeout bounds one Instance call, AttemptTimeout one request, ProbeTimeout the network part of Detect.
 	Timeout, AttemptTimeout, ProbeTimeout time.Duration
@@ -70,7 +68,7 @@ type Options struct {
 	// Interfaces lists the addresses of a network interface; nil asks the kernel, which below a Root is not the machine
 	// asked about and therefore an error.
 	Interfaces func(name string) ([]netip.Addr, error)
-	// DialContext replaces the dialer, Transport the whole HTTP transport: for tests and for replaying a recording.
+	// DialContext replaces the dialer, Transport the whole HTTP transport: for tests.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 	Transport   http.RoundTripper
 }

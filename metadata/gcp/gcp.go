@@ -78,18 +78,14 @@ type Provider struct {
 // It is no cloud.TagReader: attributes are there from the machine's first moment, and nobody needs to wait for them.
 var _ cloud.Provider = (*Provider)(nil)
 
-// New opens the provider. It makes no request; it makes the folder of the recording, if one is wanted.
+// New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	opts = opts.WithDefaults()
 	origin, err := opts.Endpoint(Name)
 	if err != nil {
 		return nil, err
 	}
-	client, err := opts.RecordingClient(policy{})
-	if err != nil {
-		return nil, err
-	}
-	return &Provider{opts: opts, origin: cmp.Or(origin, Endpoint), client: client}, nil
+	return &Provider{opts: opts, origin: cmp.Or(origin, Endpoint), client: opts.HTTPClient()}, nil
 }
 
 // Name implements cloud.Provider.
@@ -120,13 +116,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	p.addresses(&inst, m.Interfaces)
 
 	project, err := p.project(ctx)
-	if err != nil {
-		e, _ := errors.AsType[*cloud.Error](err)
-		if e == nil || !answers(e) {
-			// A recording that cannot be written.
-			return cloud.Instance{}, err
-		}
-	}
 	if cerr := context.Cause(ctx); cerr != nil && !errors.Is(cerr, context.DeadlineExceeded) {
 		// The caller has gone; half an instance is of no use to it.
 		return cloud.Instance{}, fmt.Errorf("reading the %s metadata: %w", Name, cerr)
@@ -151,16 +140,6 @@ func stopWindow(lifeCycle string) time.Duration {
 		return StopWindowSpot
 	}
 	return StopWindowStandard
-}
-
-// answers tells that an error is one of the service, of whatever kind.
-func answers(e *cloud.Error) bool {
-	for _, kind := range []error{cloud.ErrNotReady, cloud.ErrNotFound, cloud.ErrForbidden, cloud.ErrBadAnswer, cloud.ErrNotThisCloud} {
-		if errors.Is(e.Kind, kind) {
-			return true
-		}
-	}
-	return false
 }
 
 // addresses chooses the interface that others reach this machine by.
@@ -278,7 +257,7 @@ func (p *Provider) get(ctx context.Context, client *http.Client, path string) (h
 // judge adds what is known of Google's service to the verdict on one failed try.
 func judge(e *cloud.Error, a *cloud.Attempt) {
 	switch {
-	case cloud.JudgeRecording(e), e.Hint != "":
+	case e.Hint != "":
 	case cloud.Unconnected(e, a):
 		e.Hint = hintUnreachable
 	case errors.Is(e.Kind, cloud.ErrForbidden):

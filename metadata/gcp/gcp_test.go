@@ -28,7 +28,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/gcp"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
-	"github.com/amsagent/amsagent/metadata/record"
 )
 
 const (
@@ -142,7 +141,6 @@ func routed(tb testing.TB, mac string) func(*cloud.Options) {
 }
 
 func machines(tb testing.TB) []metadatatest.Machine {
-	// As a recording would have them, so that a replay finds the interface again.
 	const mac, mac2 = "02:00:00:00:00:01", "02:00:00:00:00:02"
 	v6 := netip.MustParseAddr("2001:db8:1900:4000::7")
 	two := []any{nic(mac, "10.132.0.5", nil), nic(mac2, "10.140.0.7", map[string]any{"ipv6s": []any{"2001:db8:1900:4000::7"}})}
@@ -275,7 +273,6 @@ func TestConformance(t *testing.T) {
 	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
 		Name: "gcp", Machines: machines(t), Service: &svc,
-		Secrets: []string{"hunter2", "secret-of", "AAAAC3Nz", "operator", "2147286739765738111", "10.132.0.9", "https-server", "edge-4"},
 		Open: func(o cloud.Options) (cloud.Provider, error) {
 			p, err := gcp.New(o)
 			if err != nil {
@@ -458,56 +455,4 @@ func (s *shaky) Write(b []byte) (int, error) {
 		return 0, &net.OpError{Op: "write", Net: "tcp", Err: syscall.ENETUNREACH}
 	}
 	return s.Conn.Write(b)
-}
-
-// Paths that the policy does not name leave nothing behind but that they were asked for, whoever asks for them later.
-func TestPolicyKeepsUnknownPathsOut(t *testing.T) {
-	const secret = "very-secret"
-	paths := []string{
-		"instance/attributes/user-data", "instance/attributes/amsagent-mongo", "instance/service-accounts/default/token",
-		"instance/service-accounts/default/identity?audience=acme", "instance/brand-new", "project/attributes/ssh-keys", "instance/name",
-	}
-	all := map[string]string{}
-	for _, p := range paths {
-		bare, _, _ := strings.Cut(p, "?")
-		all["/computeMetadata/v1/"+bare] = secret
-	}
-	all["/computeMetadata/v1/instance/id"] = "4567890123456789012"
-	all["/computeMetadata/v1/instance/preempted"] = "TRUE"
-	f := metadatatest.NewFake(t, service(), all)
-	dir := t.TempDir()
-	client := &http.Client{Transport: record.NewTransport(dir, &http.Transport{}, gcp.Policy())}
-	for _, p := range append(paths, "instance/id?x=secret%20of", "instance/preempted") {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.URL()+"/computeMetadata/v1/"+p, http.NoBody)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("User-Agent", cloud.UserAgent)
-		req.Header.Set("Metadata-Flavor", "Google")
-		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = resp.Body.Close()
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != len(paths)+2 {
-		t.Fatalf("%d files, %v", len(entries), err)
-	}
-	kept := false
-	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, s := range []string{secret, "user-data", "audience", "brand-new", "ssh-keys", "secret%20", "4567890123456789012"} {
-			if strings.Contains(string(b), s) || strings.Contains(e.Name(), s) {
-				t.Errorf("%s holds %q: %s", e.Name(), s, b)
-			}
-		}
-		kept = kept || strings.Contains(string(b), `"body": "TRUE"`)
-	}
-	if !kept {
-		t.Error("what is no secret is left out, too")
-	}
 }

@@ -85,7 +85,7 @@ type Signal struct {
 func (p *Provider) Watch(ctx context.Context, fn func(Signal)) {
 	held := p.opts
 	held.AttemptTimeout = holdTime + holdMargin
-	w := &watch{p: p, held: held, client: held.HTTPClient(nil), fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}}
+	w := &watch{p: p, held: held, client: held.HTTPClient(), fn: fn, Watching: cloud.Watching{Provider: Name, Log: p.opts.Log}}
 	defer w.client.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for _, it := range []*polled{

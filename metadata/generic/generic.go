@@ -7,14 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
-	"github.com/amsagent/amsagent/metadata/record"
 )
 
 // Name of this provider.
@@ -22,9 +19,6 @@ const Name = "generic"
 
 // IDPrefix begins an id that is derived from the machine's own, as no person would name it.
 const IDPrefix = "m-"
-
-// recordFile is what a recording of this provider holds.
-const recordFile = "cloud-init.json"
 
 const (
 	hintTags       = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
@@ -43,11 +37,6 @@ var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider.
 func New(opts cloud.Options) (*Provider, error) {
-	if opts.Record != "" {
-		if err := record.Prepare(opts.Record); err != nil {
-			return nil, err
-		}
-	}
 	return &Provider{opts: opts.WithDefaults()}, nil
 }
 
@@ -72,11 +61,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 			return cloud.Instance{}, fmt.Errorf("reading this machine's own facts: %w", err)
 		}
 		note(err)
-	}
-	if p.opts.Record != "" && err == nil {
-		if err := record.WriteFile(p.opts.Record, recordFile, redact(ci)); err != nil {
-			return cloud.Instance{}, &record.WriteError{Err: err}
-		}
 	}
 	for k, v := range ci.Launch {
 		// A tag, which can be changed later, counts more.
@@ -202,43 +186,4 @@ func Identify(root, hostname string) (id, source string, err error) {
 		Provider: Name, Item: "machine id", Kind: cloud.ErrNotFound, Hint: hintID,
 		Cause: errors.Join(err, errors.New("and the host name tells nothing either")),
 	}
-}
-
-func redact(ci CloudInit) CloudInit {
-	m := record.NewMapper()
-	ci.InstanceID = m.Name("instance", ci.InstanceID)
-	if ci.LocalHostname != "" {
-		ci.LocalHostname = m.Name("host", ci.LocalHostname)
-	}
-	ci.Group = m.Name("group", ci.Group)
-	for _, a := range []*netip.Addr{&ci.Private, &ci.Public} {
-		if a.IsValid() {
-			// What is put in its place is an address, too.
-			*a, _ = netip.ParseAddr(m.Text(a.String()))
-		}
-	}
-	if ci.Tags != nil {
-		tags := make(map[string]string, len(ci.Tags))
-		for _, k := range slices.Sorted(maps.Keys(ci.Tags)) {
-			switch k {
-			case "amsagent:role", "amsagent-role":
-				// Which of a few words it is matters, and names nobody.
-				tags[k] = redactRole(m, ci.Tags[k])
-			case "amsagent:group", "amsagent-group", "amsagent:mongo", "amsagent-mongo":
-				tags[k] = m.Name("value", ci.Tags[k])
-			default:
-				tags[m.Name("tag", k)] = m.Name("value", ci.Tags[k])
-			}
-		}
-		ci.Tags = tags
-	}
-	return ci
-}
-
-func redactRole(m *record.Mapper, v string) string {
-	switch v {
-	case "", "origin", "edge":
-		return v
-	}
-	return m.Name("role", v)
 }

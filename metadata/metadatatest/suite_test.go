@@ -23,7 +23,6 @@ import (
 	"github.com/amsagent/amsagent/internal/emulator"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
-	"github.com/amsagent/amsagent/metadata/record"
 )
 
 // toy is the provider of a cloud that is not there, with a token, one required and one optional item. Each of its faults is
@@ -56,9 +55,11 @@ func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) 
 			origin = toyOrigin
 		}
 		p := &toy{opts: o, origin: origin, faults: faults}
-		if p.client, err = o.RecordingClient(toyPolicy{faults["records everything"]}); err != nil {
-			return nil, err
+		quiet := o
+		if faults["says nothing of its answers"] {
+			quiet.Log = nil
 		}
+		p.client = quiet.HTTPClient()
 		if faults["follows redirects"] {
 			p.client.CheckRedirect = nil
 		}
@@ -154,9 +155,6 @@ func (p *toy) Instance(ctx context.Context) (cloud.Instance, error) {
 // get reads one item through the loop that all providers use.
 func (p *toy) get(ctx context.Context, path string, attempts int, check func([]byte) error) ([]byte, error) {
 	call := cloud.Call{Provider: "toy", Item: strings.Trim(path, "/"), Attempts: attempts, Judge: func(e *cloud.Error, _ *cloud.Attempt) {
-		if cloud.JudgeRecording(e) {
-			return
-		}
 		if e.Status == http.StatusForbidden && p.faults["asks who refuses again"] {
 			e.Kind = cloud.ErrNotReady
 		}
@@ -240,23 +238,6 @@ func (p *toy) request(ctx context.Context, method, path, token string) ([]byte, 
 	return body, err
 }
 
-// toyPolicy keeps what a replay needs.
-type toyPolicy struct{ all bool }
-
-func (toyPolicy) Path(_ *record.Mapper, path string) string { return path }
-
-func (y toyPolicy) Body(m *record.Mapper, path string, body []byte) string {
-	switch {
-	case y.all:
-		return string(body)
-	case path == toyItem:
-		return m.Text(string(body))
-	case path == toyPublic:
-		return m.Text(string(body))
-	}
-	return record.Redacted
-}
-
 func toySuite(faults map[string]bool) metadatatest.Suite {
 	want := cloud.Instance{
 		Provider: "toy", ID: "i-0abc1234567890def", IDSource: "the toy's document", Address: netip.MustParseAddr("10.0.1.23"), AddressSource: "document",
@@ -319,20 +300,20 @@ func TestRulesFindFaults(t *testing.T) {
 	}
 	for fault, rules := range map[string][]string{
 		"takes any endpoint":            {"bad_endpoint_is_refused"},
-		"records everything":            {"recording_holds_no_secret"},
 		"follows redirects":             {"redirect_is_refused"},
 		"unbounded, by proxy":           {"proxy_is_ignored", "huge_body"},
 		"asks when it is opened":        {"opening_asks_nothing"},
 		"ignores the context":           {"cancelled", "cancelled_in_the_middle"},
 		"knows all fields":              {"unknown_fields_survive"},
 		"believes anything":             {"wrong_types"},
-		"asks twice":                    {"nothing_asked_twice", "recording_replays"},
+		"asks twice":                    {"nothing_asked_twice"},
 		"errors without a name":         {"http_500_for_good", "slow_for_good", "http_401_for_good", "http_410_for_good", "not_up_at_all"},
 		"says not why":                  {"machine/v6"},
 		"absent is the same as missing": {"optional_item_broken_is_missing_not_absent"},
 		"asks who refuses again":        {"http_403_is_final"},
 		"no hint":                       {"http_403_is_final", "token_never_answered"},
 		"says nothing of its retries":   {"retries_are_logged"},
+		"says nothing of its answers":   {"answers_are_logged"},
 		"gives up at once": {
 			"http_401_once", "http_404_at_boot_then_well", "http_410_then_well", "http_429_then_well", "http_500_then_well", "http_503_then_well",
 			"slow_then_well", "closed_then_well", "truncated_then_well", "html_then_well", "not_up_yet_at_boot", "not_up_yet_and_refused",

@@ -36,14 +36,13 @@ func TestConformance(t *testing.T) {
 			return p, nil
 		},
 		Lacks: map[string]string{
-			"addresses_dual_stack":      "one address is told, and nothing else is known",
-			"addresses_several_nics":    "no interface is looked at",
-			"public_address_present":    "one address is told, and nothing else is known",
-			"role_present":              hintTags,
-			"role_absent":               hintTags,
-			"tags_malformed":            hintTags,
-			"group_present":             "no cloud is asked, so there is no group",
-			"recording_holds_no_secret": "nothing is asked, so nothing is recorded",
+			"addresses_dual_stack":   "one address is told, and nothing else is known",
+			"addresses_several_nics": "no interface is looked at",
+			"public_address_present": "one address is told, and nothing else is known",
+			"role_present":           hintTags,
+			"role_absent":            hintTags,
+			"tags_malformed":         hintTags,
+			"group_present":          "no cloud is asked, so there is no group",
 		},
 		Machines: []metadatatest.Machine{
 			{Name: "told", Root: "testdata/machine", Options: given("10.1.2.3"), Want: told},

@@ -11,10 +11,7 @@ import (
 
 // openAlibaba makes the source of notices and the completer of hooks of an ECS instance.
 func openAlibaba(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, lifecycle.Completer, error) {
-	opts, s, err := a.cloudOptions()
-	if err != nil {
-		return nil, nil, err
-	}
+	opts, s := a.cloudOptions()
 	p, err := alibaba.New(opts)
 	if err != nil {
 		return nil, nil, err

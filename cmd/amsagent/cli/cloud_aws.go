@@ -11,10 +11,7 @@ import (
 
 // openAWS makes the source of notices and the completer of hooks of an EC2 instance.
 func openAWS(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, lifecycle.Completer, error) {
-	opts, s, err := a.cloudOptions()
-	if err != nil {
-		return nil, nil, err
-	}
+	opts, s := a.cloudOptions()
 	p, err := aws.New(opts)
 	if err != nil {
 		return nil, nil, err
@@ -35,9 +32,8 @@ func (a *daemonAdapter) hookNames() lifecycle.HookNames {
 }
 
 // cloudOptions are those of the metadata, and the settings as they stand now: they may change while the daemon runs.
-func (a *daemonAdapter) cloudOptions() (metadata.Options, settings, error) {
+func (a *daemonAdapter) cloudOptions() (metadata.Options, settings) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	opts, err := a.g.metadataOptions("")
-	return opts, *a.g.settings, err
+	return a.g.metadataOptions(), *a.g.settings
 }

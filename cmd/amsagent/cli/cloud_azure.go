@@ -14,10 +14,7 @@ import (
 // openAzure makes the source of notices and the completer of hooks of a machine on Azure. The instance need not be known:
 // scheduled events are asked for from the first moment on, and who this machine is is found out beside that.
 func openAzure(a *daemonAdapter, _ metadata.Instance) (lifecycle.Source, lifecycle.Completer, error) {
-	opts, s, err := a.cloudOptions()
-	if err != nil {
-		return nil, nil, err
-	}
+	opts, s := a.cloudOptions()
 	p, err := azure.New(opts)
 	if err != nil {
 		return nil, nil, err

@@ -114,10 +114,7 @@ func deniedView(v doctor.HookView, err error) (doctor.HookView, bool) {
 }
 
 func (h *hookAsker) aws() (*aws.AutoScaling, error) {
-	opts, s, err := h.a.cloudOptions()
-	if err != nil {
-		return nil, err
-	}
+	opts, s := h.a.cloudOptions()
 	p, err := aws.New(opts)
 	if err != nil {
 		return nil, err
@@ -193,10 +190,7 @@ func azureHook(v doctor.HookView, lifeCycle string) doctor.HookView {
 }
 
 func (h *hookAsker) alibaba() (*alibaba.ESS, error) {
-	opts, s, err := h.a.cloudOptions()
-	if err != nil {
-		return nil, err
-	}
+	opts, s := h.a.cloudOptions()
 	p, err := alibaba.New(opts)
 	if err != nil {
 		return nil, err

@@ -181,7 +181,7 @@ func (g *globals) instanceID(ctx context.Context, given string) (string, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, whoTime)
 	defer cancel()
-	m, merr := g.readInstance(ctx, "")
+	m, merr := g.readInstance(ctx)
 	if merr != nil {
 		return "", errors.Join(err, merr)
 	}

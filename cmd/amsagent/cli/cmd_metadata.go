@@ -12,21 +12,11 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/metadata"
 )
 
-type metadataOptions struct {
-	record string
-}
-
-func (o *metadataOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.record, "record", "", "keep all that is asked and answered in the empty or new folder `DIR`, redacted, for a bug report or a test")
-}
-
 func newMetadataCommand(g *globals) *cobra.Command {
-	var opts metadataOptions
 	cmd := &cobra.Command{
 		Use:   "metadata [flags]",
 		Short: "print what the cloud says about this machine, and how we know the cloud",
@@ -34,15 +24,14 @@ func newMetadataCommand(g *globals) *cobra.Command {
 			"then by asking the network. All that was looked at is printed.",
 		Example: "  amsagent metadata\n" +
 			"  amsagent metadata --provider aws -o json\n" +
-			"  amsagent metadata --record /root/metadata",
+			"  amsagent metadata --log-level debug",
 		GroupID:               groupEveryday,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runMetadata(cmd.Context(), opts, g) },
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runMetadata(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitInterrupted)
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, keyProvider)
 	return cmd
 }
@@ -51,23 +40,14 @@ func newMetadataCommand(g *globals) *cobra.Command {
 type metadataData struct {
 	Instance  metadata.Instance  `json:"instance"`
 	Detection metadata.Detection `json:"detection"`
-	// Recorded is the folder that was written.
-	Recorded string `json:"recorded,omitempty"`
 }
 
-func runMetadata(ctx context.Context, opts metadataOptions, g *globals) error {
-	m, err := g.readInstance(ctx, opts.record)
+func runMetadata(ctx context.Context, g *globals) error {
+	m, err := g.readInstance(ctx)
 	if err != nil {
 		return &userError{Msg: "cannot tell what this machine is", Cause: err}
 	}
 	data := metadataData{Instance: m.Instance, Detection: m.Detection}
-	if opts.record != "" {
-		o, oerr := g.metadataOptions(opts.record)
-		if oerr != nil {
-			return oerr
-		}
-		data.Recorded = o.Record
-	}
 	return g.result("metadata", data, func(w *textWriter) { metadataText(w, data) })
 }
 
@@ -141,9 +121,6 @@ func metadataText(w *textWriter, data metadataData) {
 		}
 	}
 	w.b.WriteByte('\n')
-	if data.Recorded != "" {
-		w.line("recorded in %s; look through it before you give it away", printable(data.Recorded))
-	}
 	w.line("which settings come from this: %s", w.color.bold("amsagent config"))
 }
 

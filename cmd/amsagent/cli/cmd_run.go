@@ -286,12 +286,9 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 // ask asks the cloud, and keeps the answer. local tells that there is none, as far as it was looked for a while ago.
 func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance, error) {
 	a.mu.Lock()
-	q, err := a.g.instanceQuestion("")
+	q := a.g.instanceQuestion()
 	told := a.unanswered
 	a.mu.Unlock()
-	if err != nil {
-		return metadata.Instance{}, err
-	}
 	if local {
 		q.provider, q.origin = metadata.Generic, "looked for before"
 	}

@@ -24,7 +24,7 @@ type machine struct {
 
 // instance finds the cloud, reads the instance, and lets its tags and its group count as settings.
 func (g *globals) instance(ctx context.Context) (machine, error) {
-	m, err := g.readInstance(ctx, "")
+	m, err := g.readInstance(ctx)
 	if err != nil {
 		return machine{}, err
 	}
@@ -56,13 +56,9 @@ func findTag(tags map[string]string, name string) (found, text string, ok bool) 
 	return "", "", false
 }
 
-// readInstance finds the cloud and reads the instance. With record, a folder, all that is asked and answered is kept.
-func (g *globals) readInstance(ctx context.Context, record string) (machine, error) {
-	q, err := g.instanceQuestion(record)
-	if err != nil {
-		return machine{}, err
-	}
-	return g.askInstance(ctx, q)
+// readInstance finds the cloud and reads the instance.
+func (g *globals) readInstance(ctx context.Context) (machine, error) {
+	return g.askInstance(ctx, g.instanceQuestion())
 }
 
 // instanceQuestion is what the settings say of how to read the instance.
@@ -72,9 +68,8 @@ type instanceQuestion struct {
 	provider, origin string
 }
 
-func (g *globals) instanceQuestion(record string) (instanceQuestion, error) {
-	opts, err := g.metadataOptions(record)
-	return instanceQuestion{opts: opts, provider: g.settings.Provider, origin: g.settings.origin(keyProvider).String()}, err
+func (g *globals) instanceQuestion() instanceQuestion {
+	return instanceQuestion{opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.origin(keyProvider).String()}
 }
 
 // askInstance finds the cloud and reads the instance. It does not look at the settings: while it waits for the metadata,
@@ -125,7 +120,7 @@ func unknownForNow(provider string, err error) error {
 	return &metadata.Error{Provider: provider, Item: "identity of this machine", Kind: metadata.ErrNotReady, Hint: hint, Cause: err}
 }
 
-func (g *globals) metadataOptions(record string) (metadata.Options, error) {
+func (g *globals) metadataOptions() metadata.Options {
 	opts := metadata.Options{
 		Root:      g.settings.Root,
 		Endpoints: g.settings.Endpoints,
@@ -138,14 +133,7 @@ func (g *globals) metadataOptions(record string) (metadata.Options, error) {
 	if off, err := strconv.ParseBool(g.env.getenv("AWS_EC2_METADATA_DISABLED")); err == nil && off {
 		opts.Disabled = append(opts.Disabled, metadata.AWS)
 	}
-	if record != "" {
-		dir, err := underRoot(g.settings.Root, record)
-		if err != nil {
-			return metadata.Options{}, err
-		}
-		opts.Record = dir
-	}
-	return opts, nil
+	return opts
 }
 
 // tagsNote says why there are no tags, where the cloud would have some.

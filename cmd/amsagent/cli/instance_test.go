@@ -71,7 +71,7 @@ func TestInstanceUnknownForNow(t *testing.T) {
 			g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
 			g.logger = slog.New(slog.DiscardHandler)
 			g.settings.Provider, g.settings.Root, g.settings.Endpoints = "auto", root, tt.endpoints
-			m, err := g.readInstance(t.Context(), "")
+			m, err := g.readInstance(t.Context())
 			if tt.cause == "" {
 				if err != nil || !strings.HasPrefix(m.Instance.ID, "m-") {
 					t.Errorf("%+v, %v", m.Instance, err)

@@ -195,10 +195,7 @@ func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error 
 func (c *cloud) begin(ctx context.Context) {
 	p := c.a.g.settings.Provider
 	if p == "auto" {
-		opts, err := c.a.g.metadataOptions("")
-		if err != nil {
-			return // it is said where it matters
-		}
+		opts := c.a.g.metadataOptions()
 		opts.NoNetwork = true
 		d, err := metadata.Detect(ctx, opts)
 		if err != nil {
@@ -264,13 +261,10 @@ func hasHooks(provider string) bool { return provider == metadata.AWS || provide
 // provider is the cloud that somebody named, or that shows.
 func (a *daemonAdapter) provider(ctx context.Context) (string, error) {
 	a.mu.Lock()
-	q, err := a.g.instanceQuestion("")
+	q := a.g.instanceQuestion()
 	a.mu.Unlock()
-	switch {
-	case q.provider != "auto":
+	if q.provider != "auto" {
 		return q.provider, nil
-	case err != nil:
-		return "", err
 	}
 	d, err := metadata.Detect(ctx, q.opts)
 	return d.Provider, err

@@ -30,6 +30,7 @@ var removed = []struct {
 	of, name string
 	instead  string
 }{
+	{removedFlag, "metadata", "record", "`--log-level debug` shows path, status and size of each answer"},
 	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},
 	{removedSetting, "", "tag_role", tagsAreFixed},

@@ -1,0 +1,90 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
+)
+
+// The answers in testdata are read as they were read when they were recorded, and each item is asked for once.
+func TestReplay(t *testing.T) {
+	dirs, err := filepath.Glob("../../testdata/metadata/aws/*")
+	if err != nil || len(dirs) < 5 {
+		t.Fatalf("%d machines, %v", len(dirs), err)
+	}
+	for _, dir := range dirs {
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			rt := metadatatest.NewReplay(metadatatest.Load(t, os.DirFS(dir)))
+			p, err := aws.New(cloud.Options{Transport: rt, RetryWait: time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			inst, err := p.Instance(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want cloud.Instance
+			readJSON(t, filepath.Join(dir, "instance.json"), &want)
+			if d := cmp.Diff(jsonText(t, want), jsonText(t, inst)); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+			for what, n := range rt.Asked() {
+				if n > 1 {
+					t.Errorf("%d requests: %s", n, what)
+				}
+			}
+
+			var detection struct {
+				DMI      map[string]string
+				Provider string
+			}
+			readJSON(t, filepath.Join(dir, "detection.json"), &detection)
+			root := t.TempDir()
+			dmi := filepath.Join(root, "sys/class/dmi/id")
+			if err := os.MkdirAll(dmi, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for name, v := range detection.DMI {
+				if err := os.WriteFile(filepath.Join(dmi, name), []byte(v+"\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d, err := metadata.Detect(t.Context(), metadata.Options{Root: root, NoNetwork: true})
+			if err != nil || d.Provider != detection.Provider {
+				t.Errorf("Detect() = %q, %v, want %q", d.Provider, err, detection.Provider)
+			}
+		})
+	}
+}
+
+func readJSON(t *testing.T, path string, v any) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+func jsonText(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
