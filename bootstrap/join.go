@@ -280,6 +280,9 @@ func (j *joiner) run(ctx context.Context) error {
 	if err := j.begin(ctx, j.found); err != nil {
 		return err
 	}
+	if restart && running {
+		defer j.hold(ctx)()
+	}
 	if err := j.apply(ctx, restart); err != nil {
 		return err
 	}

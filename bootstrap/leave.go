@@ -275,6 +275,7 @@ func (l *leaver) run(ctx context.Context) error {
 	if err := l.begins(ctx); err != nil {
 		return err
 	}
+	defer l.hold(ctx)()
 	l.stopDaemon(ctx)
 	l.announce(ctx)
 	if err := l.giveBack(ctx); err != nil {

@@ -72,6 +72,9 @@ type Machine struct {
 	// Begin, if not nil, is called before a command changes anything, and may be called
 	// again. After an error nothing is changed.
 	Begin func(context.Context) error
+	// Hold, if not nil, makes this node not ready for new sessions before a command stops or restarts the server.
+	// Release ends that.
+	Hold func(context.Context) (release func())
 	// Serving are the applications that are to serve before this machine is ready,
 	// as patterns of path.Match; none are all but the console.
 	Serving []string
@@ -87,6 +90,14 @@ func (m *Machine) say(format string, args ...any) {
 	if m.Progress != nil {
 		m.Progress(fmt.Sprintf(format, args...))
 	}
+}
+
+// hold is [Machine.Hold].
+func (m *Machine) hold(ctx context.Context) (release func()) {
+	if m.Hold == nil {
+		return func() {}
+	}
+	return m.Hold(ctx)
 }
 
 // whileSlow does something, and says what it is where that takes long.

@@ -111,6 +111,7 @@ func TestScripts(t *testing.T) {
 			"viewers":     worldCommand((*world).viewers),
 			"asg":         worldCommand((*world).scaling),
 			"answers":     worldCommand((*world).answers),
+			"readiness":   worldCommand((*world).readiness),
 			"server":      worldCommand((*world).server),
 			"freeaddress": worldCommand((*world).freeAddress),
 		},
@@ -144,6 +145,8 @@ type world struct {
 	nodes map[string]string // name -> root
 	svcs  []amsctl.Config
 	taken map[string]taken
+	// polled ends the polling of a readiness command.
+	polled func() error
 }
 
 // taken is a snapshot, by bytes and by what the server reads.
@@ -543,14 +546,19 @@ func (w *world) restarts(ts *testscript.TestScript, _ bool, args []string) error
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if n := touched(b); strconv.Itoa(n) != args[1] {
+		return fmt.Errorf("the service was touched %d times, want %s:\n%s", n, args[1], b)
+	}
+	return nil
+}
+
+// touched counts the requests in a service's log that start or stop the server.
+func touched(log []byte) int {
 	n := 0
-	for line := range strings.SplitSeq(string(b), "\n") {
+	for line := range strings.SplitSeq(string(log), "\n") {
 		if line == "start" || line == "stop" || line == "restart" {
 			n++
 		}
 	}
-	if strconv.Itoa(n) != args[1] {
-		return fmt.Errorf("the service was touched %d times, want %s:\n%s", n, args[1], b)
-	}
-	return nil
+	return n
 }

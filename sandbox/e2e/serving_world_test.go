@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -58,6 +59,62 @@ func (w *world) answers(ts *testscript.TestScript, _ bool, args []string) error 
 		}
 	}
 }
+
+// readiness polls NAME URL: asks URL from now on, as a balancer does.
+// readiness ended left|back: no answer was 200 from the first one that was not, nor from the first start or stop of the
+// server. With back the node was ready once more, after that.
+func (w *world) readiness(ts *testscript.TestScript, _ bool, args []string) error {
+	if args[0] == "ended" {
+		err := w.polled()
+		if args[1] == "back" && errors.Is(err, errReadyAgain) {
+			return nil
+		}
+		return err
+	}
+	log := ts.Getenv(args[1]+"_SVC") + ".log"
+	count := func() int { b, _ := os.ReadFile(log); return touched(b) }
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	before, end, done := count(), make(chan struct{}), make(chan error, 1)
+	go func() {
+		ready, out := 0, 0
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			now := count()
+			resp, err := client.Get(args[2])
+			is := err == nil && resp.StatusCode == http.StatusOK
+			if err == nil {
+				_ = resp.Body.Close()
+			}
+			switch {
+			case is && now > before && out == 0:
+				done <- fmt.Errorf("%s was ready after the server was touched", args[1])
+				return
+			case is && out > 0:
+				done <- errReadyAgain
+				return
+			case is:
+				ready++
+			default:
+				out++
+			}
+			select {
+			case <-tick.C:
+				continue
+			case <-end:
+			}
+			if ready == 0 || out == 0 {
+				done <- fmt.Errorf("%d answers ready, then %d not", ready, out)
+			}
+			close(done)
+			return
+		}
+	}()
+	w.polled = func() error { close(end); return <-done }
+	return nil
+}
+
+var errReadyAgain = errors.New("it was ready once more")
 
 // server NAME METHOD PATH?QUERY: a call of the stand-in's control port.
 func (w *world) server(ts *testscript.TestScript, _ bool, args []string) error {

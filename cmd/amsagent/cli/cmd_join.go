@@ -76,6 +76,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		return err
 	}
 	handleDaemon(m, opts.offline)
+	m.Hold = g.holdReadiness("join")
 	if g.notOwn != nil {
 		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}

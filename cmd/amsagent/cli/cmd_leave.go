@@ -38,7 +38,8 @@ func newLeaveCommand(g *globals) *cobra.Command {
 			"it gets its standalone form. The result says which files these are. Ant Media Server\n" +
 			"is restarted standalone, its document is removed from the cluster's list, and this\n" +
 			"node's row in the registry says left.\n\n" +
-			"The daemon is stopped first and disabled: it would register the node again.\n\n" +
+			"First /readyz turns 503, so that no new sessions come. Then the daemon is stopped and\n" +
+			"disabled: it would register the node again.\n\n" +
 			"A node that the vendor's script switched is made standalone as well. MongoDB being\n" +
 			"away keeps nobody from leaving; run leave again when it is back.",
 		Example: "  amsagent leave\n" +
@@ -65,6 +66,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 		return err
 	}
 	handleDaemon(m, opts.offline)
+	m.Hold = g.holdReadiness("leave")
 	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun}
 	if !opts.offline {
 		req.Identify = func(ctx context.Context) (metadata.Instance, error) {

@@ -236,6 +236,27 @@ func (c *controlClient) notice(ctx context.Context, n lifecycle.Notice) (lifecyc
 	return v, c.call(ctx, http.MethodPost, daemon.PathNotice, n, &v)
 }
 
+// hold makes this node not ready until release is called or this process ends, and returns when it is so. It survives the
+// end of ctx: a command that is interrupted still takes back what it began.
+func (c *controlClient) hold(ctx context.Context, r daemon.HoldRequest) (release func(), err error) {
+	held, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
+	late := time.AfterFunc(c.timeout, func() {
+		cancel(fmt.Errorf("the daemon gave no answer in %s: %w", rounded(c.timeout), context.DeadlineExceeded))
+	})
+	resp, err := c.send(held, http.MethodPost, daemon.PathHold, r)
+	late.Stop()
+	stop()
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	return func() {
+		_ = resp.Body.Close()
+		cancel(nil)
+	}, nil
+}
+
 // follow hands over views as the daemon sends them, until one of the two goes away or take returns false. Silence for
 // longer than the time given is a daemon that hangs.
 func (c *controlClient) follow(ctx context.Context, silence time.Duration, take func(lifecycle.View) bool) error {

@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/escape"
@@ -145,6 +146,21 @@ func onSystemd(m *bootstrap.Machine, runs bool) bool {
 func handleDaemon(m *bootstrap.Machine, offline bool) {
 	if !offline && onSystemd(m, ams.SystemdRuns()) {
 		m.Daemon = daemonUnits()
+	}
+}
+
+// holdReadiness makes the daemon not ready before a command stops or restarts the server, whatever runs the daemon. There
+// may be none; one that cannot be asked keeps nobody from leaving.
+func (g *globals) holdReadiness(command string) func(context.Context) (release func()) {
+	return func(ctx context.Context) func() {
+		release, err := g.controlClient().hold(ctx, daemon.HoldRequest{Command: command})
+		switch {
+		case err == nil:
+			return release
+		case !as[*noDaemonError](err):
+			g.log().Warn("the daemon could not be made not ready first", "error", err)
+		}
+		return func() {}
 	}
 }
 

@@ -23,6 +23,9 @@ const (
 	PathUndrain = "/v1/undrain" // POST an UndrainRequest: a lifecycle.View
 	PathNotice  = "/v1/notice"  // POST a lifecycle.Notice: a lifecycle.View
 	QueryFollow = "follow"
+	// PathHold takes a HoldRequest by POST. Its answer is one line, sent when this node is not ready; it stays so
+	// until that connection ends.
+	PathHold = "/v1/hold"
 )
 
 // FollowEvery is the longest silence of a stream of views: who hears nothing for
@@ -32,6 +35,12 @@ const FollowEvery = 5 * time.Second
 // UndrainRequest takes a drain back.
 type UndrainRequest struct {
 	Who string `json:"who,omitempty"`
+}
+
+// HoldRequest keeps new sessions away while a command stops or restarts the server.
+type HoldRequest struct {
+	// Command is the name of the command, as "leave".
+	Command string `json:"command"`
 }
 
 // RefusalCode says what kept the daemon from doing what it was asked.

@@ -171,10 +171,25 @@ func (d *Daemon) serveHTTP(l net.Listener, h http.Handler, answerTime time.Durat
 func (d *Daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.view.get()) })
+	mux.HandleFunc("POST "+PathHold, d.serveHold)
 	if d.life != nil {
 		d.life.handle(mux)
 	}
 	return mux
+}
+
+// serveHold holds for as long as the connection is open: a command that is killed releases it, too.
+func (d *Daemon) serveHold(w http.ResponseWriter, r *http.Request) {
+	var q HoldRequest
+	if !readRequest(w, r, &q) {
+		return
+	}
+	defer d.hold(q.Command)()
+	control := http.NewResponseController(w)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	if json.NewEncoder(w).Encode(q) == nil && control.Flush() == nil {
+		<-r.Context().Done()
+	}
 }
 
 func (d *Daemon) metricsHandler() http.Handler {

@@ -42,7 +42,9 @@ func (v *View) notReady() string {
 	switch {
 	case v.Lifecycle != nil && !v.Lifecycle.Ready:
 		return "this node drains, or has left"
-	case v.State == "" && !v.entered:
+	case v.held > 0:
+		return "amsagent " + v.holder + " is at work on this node"
+	case v.departed, v.State == "" && !v.entered:
 		return "this machine is not a cluster node"
 	case v.State != "" && v.State != cluster.StateActive:
 		return "the registry has this node as " + string(v.State)
@@ -54,6 +56,25 @@ func (v *View) notReady() string {
 		return v.Server.whyDown()
 	}
 	return ""
+}
+
+// hold makes this node not ready until release, for a command that stops or restarts the server.
+func (d *Daemon) hold(command string) (release func()) {
+	d.view.change(func(v *View) { v.held, v.holder = v.held+1, command })
+	d.log.Info("not ready while a command is at work", "command", command)
+	return func() {
+		s, err := d.o.Machine.StateFile()
+		d.view.change(func(v *View) {
+			v.held--
+			// The session reads the state file only now and then. A node that left must not be ready until it does.
+			v.departed = err == nil && v.Phase == bootstrap.PhaseJoined && (s == nil || s.Phase != bootstrap.PhaseJoined)
+		})
+		d.log.Info("the command has ended", "command", command)
+		select {
+		case d.again <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (s ServerView) whyDown() string {

@@ -92,6 +92,11 @@ type View struct {
 	// counted are the sessions that were known last, at countedAt.
 	counted   cluster.Sessions
 	countedAt time.Time
+	// held is how many commands that stop or restart the server are at work, holder the name of the last one.
+	held   int
+	holder string
+	// departed tells that such a command made this machine no node, and the session has not followed yet.
+	departed bool
 	// spared is why this machine is to be kept all the same; "" where nothing says so.
 	spared string
 }
@@ -159,6 +164,7 @@ func (w *view) lastSample() heartbeat.Sample {
 
 func (w *view) setPhase(p bootstrap.Phase) {
 	w.change(func(v *View) {
+		v.departed = false
 		if v.Phase = p; p != bootstrap.PhaseJoined {
 			v.State, v.StateSince, v.AMSAge, v.RestartPending = "", time.Time{}, nil, false
 			v.Restart, v.Drift, v.Standalone, v.entered = nil, nil, false, false
