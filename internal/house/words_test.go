@@ -64,18 +64,6 @@ func TestWords(t *testing.T) {
 			examples[dir] = append(examples[dir], f.path+":"+one)
 		}
 	}
-	if *update {
-		var out strings.Builder
-		out.WriteString("# Finds of the rules in words_test.go, for each folder. They may only fall: go test ./internal/house -run TestWords -update\n")
-		for _, dir := range slices.Sorted(maps.Keys(counts)) {
-			if counts[dir] > 0 {
-				fmt.Fprintln(&out, counts[dir], dir)
-			}
-		}
-		if err := os.WriteFile(table, []byte(out.String()), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	text, err := os.ReadFile(table)
 	if err != nil {
 		t.Fatal(err)
@@ -84,6 +72,18 @@ func TestWords(t *testing.T) {
 	for line := range strings.Lines(string(text)) {
 		if n, dir, ok := strings.Cut(strings.TrimSpace(line), " "); ok && !strings.HasPrefix(line, "#") {
 			allowed[dir], _ = strconv.Atoi(n)
+		}
+	}
+	if *update {
+		var out strings.Builder
+		out.WriteString("# Finds of the rules in words_test.go, for each folder. They may only fall: go test ./internal/house -run TestWords -update\n")
+		for _, dir := range slices.Sorted(maps.Keys(counts)) {
+			if n := min(counts[dir], allowed[dir]); n > 0 {
+				fmt.Fprintln(&out, n, dir)
+			}
+		}
+		if err := os.WriteFile(table, []byte(out.String()), 0o600); err != nil {
+			t.Fatal(err)
 		}
 	}
 	total := 0

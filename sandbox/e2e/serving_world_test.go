@@ -62,7 +62,7 @@ func (w *world) answers(ts *testscript.TestScript, _ bool, args []string) error 
 
 // readiness polls NAME URL: asks URL from now on, as a balancer does.
 // readiness ended left|back: no answer was 200 from the first one that was not, nor from the first start or stop of the
-// server. With back the node was ready once more, after that.
+// server. With back the node was ready again after that.
 func (w *world) readiness(ts *testscript.TestScript, _ bool, args []string) error {
 	if args[0] == "ended" {
 		err := w.polled()
@@ -114,7 +114,7 @@ func (w *world) readiness(ts *testscript.TestScript, _ bool, args []string) erro
 	return nil
 }
 
-var errReadyAgain = errors.New("it was ready once more")
+var errReadyAgain = errors.New("it was ready again")
 
 // server NAME METHOD PATH?QUERY: a call of the stand-in's control port.
 func (w *world) server(ts *testscript.TestScript, _ bool, args []string) error {

@@ -149,8 +149,8 @@ func handleDaemon(m *bootstrap.Machine, offline bool) {
 	}
 }
 
-// holdReadiness makes the daemon not ready before a command stops or restarts the server, whatever runs the daemon. There
-// may be none; one that cannot be asked keeps nobody from leaving.
+// holdReadiness makes the daemon not ready before a command stops or restarts the server, whatever runs the daemon. Without
+// a daemon, or if it does not answer, the command continues.
 func (g *globals) holdReadiness(command string) func(context.Context) (release func()) {
 	return func(ctx context.Context) func() {
 		release, err := g.controlClient().hold(ctx, daemon.HoldRequest{Command: command})

@@ -57,7 +57,7 @@ func TestHold(t *testing.T) {
 	}
 	ready := func(want bool, why string) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(10 * time.Second); ; <-time.After(10 * time.Millisecond) {
 			v := d.view.get()
 			if v.Ready == want && strings.Contains(v.NotReady, why) {
 				return
@@ -74,10 +74,10 @@ func TestHold(t *testing.T) {
 		t.Fatalf("%v %q", v.Ready, v.NotReady)
 	}
 	second := hold("join")
-	time.Sleep(requestTime + 500*time.Millisecond) // longer than a request may take
+	<-time.After(requestTime + 500*time.Millisecond) // longer than a request may take
 	ready(false, "amsagent join is at work")
 	_ = second.Close()
-	time.Sleep(100 * time.Millisecond)
+	<-time.After(100 * time.Millisecond)
 	ready(false, "is at work")
 	_ = first.Close()
 	ready(true, "")

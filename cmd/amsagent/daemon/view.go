@@ -95,7 +95,7 @@ type View struct {
 	// held is how many commands that stop or restart the server are at work, holder the name of the last one.
 	held   int
 	holder string
-	// departed tells that such a command made this machine no node, and the session has not followed yet.
+	// departed reports that such a command took this machine out of the cluster, before the session follows.
 	departed bool
 	// spared is why this machine is to be kept all the same; "" where nothing says so.
 	spared string
