@@ -54,7 +54,7 @@ func (f Finding) Title() string {
 	case IDMongoForm:
 		return "this release cannot use that connection string"
 	case IDSessions:
-		return "streams are live on this node"
+		return "this node has sessions"
 	case IDRecord:
 		return "what the agent wrote down about its changes cannot be used"
 	case IDDuplicate:
@@ -91,7 +91,7 @@ const (
 	IDMongoOption = "AMS-MONGO-OPTION" // something odd in the connection string
 	IDMongoMember = "AMS-MONGO-MEMBER" // the address names one member of a set
 	IDClock       = "AMS-CLOCK"        // this machine's clock is off
-	IDSessions    = "AMS-SESSIONS"     // streams are live on this node
+	IDSessions    = "AMS-SESSIONS"     // publishers or viewers are on this node
 	IDInterrupted = "AMS-RECOVERED"    // an interrupted run was finished first
 	IDUnverified  = "AMS-UNVERIFIED"   // a check could not be made
 	IDDeregister  = "AMS-DEREGISTER"   // the cluster still lists this node

@@ -103,7 +103,7 @@ func sessionsFinding(live sessions, err error, command string) (Finding, bool) {
 		on = append(on, "published to this server: "+plural(live.unnamed, "stream"))
 	}
 	if live.viewers > 0 {
-		on = append(on, "watched by "+plural(live.viewers, "viewer"))
+		on = append(on, "connected to this node: "+plural(live.viewers, "viewer"))
 	}
 	if len(on) == 0 {
 		return Finding{}, false

@@ -26,7 +26,7 @@ var (
 	ErrNotDraining = errors.New("this node is not draining")
 	// ErrTooLate: Ant Media Server is being stopped already, or the machine goes
 	// down.
-	ErrTooLate = errors.New("it is too late: this node is going already")
+	ErrTooLate = errors.New("the server is already being stopped")
 	// ErrLeft: the node has left, or is parked.
 	ErrLeft = errors.New("this node has left already")
 	// ErrBusy: a drain is under way.
@@ -792,7 +792,7 @@ func (m *Manager) Undrain(who string, row cluster.State) error {
 	case m.irreversible():
 		return fmt.Errorf("%w (step %s)", ErrTooLate, r.Step)
 	case r.has(Shutdown) != nil:
-		return fmt.Errorf("%w: the machine goes down", ErrTooLate)
+		return fmt.Errorf("%w: the machine is shutting down", ErrTooLate)
 	}
 	now := time.Now()
 	for _, n := range r.Notices {

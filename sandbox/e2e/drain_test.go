@@ -217,7 +217,7 @@ func TestDrainWords(t *testing.T) {
 	if st := h.sessions(); st.Cut.Viewers != 3 || h.touches() != touched+1 {
 		t.Errorf("the sessions: %+v, touched %d times after %d", st, h.touches(), touched)
 	}
-	say(0, 1, "too late", "undrain")
+	say(0, 1, "the drain has ended", "undrain")
 	say(0, 0, "left", "drain") // already so
 }
 

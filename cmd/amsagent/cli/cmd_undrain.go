@@ -46,14 +46,11 @@ func runUndrain(ctx context.Context, g *globals) error {
 			w.line("%s: this node is not draining", w.color.green("nothing to do"))
 		})
 	case errors.As(err, &refusal) && (refusal.Code == daemon.RefusedTooLate || refusal.Code == daemon.RefusedLeft):
-		u := &userError{
-			Msg: "it is too late to take the drain back", Cause: err, Exit: exitFailed, State: "the drain goes on",
-			Hints: []string{"where the machine stays: `amsagent join` makes it a node again when it has left"},
-		}
+		hint := []string{"if the machine stays: `amsagent join` makes it a node again"}
 		if refusal.View != nil && refusal.View.State == lifecycle.StateLeft {
-			u.State = nodeState(*refusal.View)
+			return &userError{Msg: "the drain has ended: this node has left the cluster", ID: idRefused, Exit: exitFailed, Hints: hint, State: stateUntouched}
 		}
-		return u
+		return &userError{Msg: "the drain can no longer be cancelled", Cause: err, Exit: exitFailed, Hints: hint, State: "the drain continues"}
 	case err != nil:
 		return g.drainRefused("cannot undrain", g.orNotMember(err))
 	}

@@ -524,11 +524,11 @@ func TestUndrain(t *testing.T) {
 	d.refuse = &daemon.Refusal{Code: daemon.RefusedTooLate, Message: "Ant Media Server is being stopped", View: &lifecycle.View{State: lifecycle.StateDraining}}
 	c = d.run("undrain")
 	c.ends(exitFailed)
-	c.said("amsagent: error: it is too late to take the drain back [AMS-REFUSED]\namsagent: cause: Ant Media Server is being stopped\n", "amsagent: the drain goes on\n")
+	c.said("amsagent: error: the drain can no longer be cancelled [AMS-REFUSED]\namsagent: cause: Ant Media Server is being stopped\n", "amsagent: the drain continues\n")
 	d.refuse.View.State = lifecycle.StateLeft
 	c = d.run("undrain")
 	c.ends(exitFailed)
-	c.said("amsagent: this node has left the cluster\n")
+	c.said("amsagent: error: the drain has ended: this node has left the cluster [AMS-REFUSED]\namsagent: hint: if the machine stays")
 	d.refuse = &daemon.Refusal{Code: daemon.RefusedNotMember, Message: "this machine is not a cluster node"}
 	c = d.run("undrain")
 	c.ends(exitNotMember)
