@@ -4,34 +4,25 @@
 package templates
 
 import (
-	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 )
 
-// bicep compiles the part of the language that our template uses to what Azure
-// takes, in the form that Bicep's own compiler gives it. It knows names, texts,
-// lists, objects, calls, a condition and loadTextContent; no loop, no module, no
-// operator, no existing resource: those fail the test. It does not know Azure's
-// schema: a property with a wrong name goes through here as it does in JSON.
+// bicep reads the part of the language that our template uses: names, texts, lists, objects, calls, a condition and
+// loadTextContent. A loop, a module, an operator or an existing resource fails the test. It does not know Azure's schema.
 type bicep struct {
 	t         *testing.T
 	file, src string
 	pos       int
-	symbols   map[string]bicepSymbol
-	texts     []string        // paths given to loadTextContent
-	uses      map[string]bool // symbols of resources in the statement at hand
-}
-
-type bicepSymbol struct {
-	kind, typ, api string
-	name           *bicepExpr
 }
 
 // bicepExpr is an expression: a kind and its parts.
@@ -48,99 +39,387 @@ type bicepStatement struct {
 	value            *bicepExpr
 }
 
-// ordered is an object of JSON whose keys stay as they were written.
-type ordered []orderedField
-
-type orderedField struct {
-	key   string
-	value any
+// azureTemplate is the template, evaluated with the values given and the defaults of the other parameters. What only Azure
+// knows stands for itself: the id of a resource is "<Type/name>", a property that Azure gives it "<Type/name>.clientId".
+type azureTemplate struct {
+	t          *testing.T
+	file       string
+	statements map[string]bicepStatement
+	parameters map[string]any
+	used       map[string]bool // names of statements
+	resources  map[string]object
+	outputs    map[string]any
+	secrets    int // parameters that Azure shows to no one
+	order      []bicepStatement
 }
 
-func (o ordered) MarshalJSON() ([]byte, error) {
-	var b bytes.Buffer
-	b.WriteByte('{')
-	for i, f := range o {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		for j, v := range []any{f.key, f.value} {
-			if j == 1 {
-				b.WriteByte(':')
-			}
-			e := json.NewEncoder(&b)
-			e.SetEscapeHTML(false)
-			if err := e.Encode(v); err != nil {
-				return nil, err
-			}
-		}
-	}
-	b.WriteByte('}')
-	return b.Bytes(), nil
-}
-
-func compileBicep(t *testing.T, file string) []byte {
+func readBicep(t *testing.T, file string) *azureTemplate {
 	t.Helper()
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &bicep{t: t, file: file, src: string(b), symbols: map[string]bicepSymbol{}}
-	var statements []bicepStatement
+	c := &bicep{t: t, file: file, src: string(b)}
+	a := &azureTemplate{
+		t: t, file: file, statements: map[string]bicepStatement{}, parameters: map[string]any{}, used: map[string]bool{},
+		resources: map[string]object{}, outputs: map[string]any{},
+	}
 	for c.blank(); c.pos < len(c.src); c.blank() {
 		s := c.statement()
-		statements = append(statements, s)
-		symbol := bicepSymbol{kind: s.kind}
-		if s.kind == "output" {
+		a.declared(s)
+		a.order = append(a.order, s)
+		if s.kind == "output" { // may have the name of something else
 			continue
 		}
-		if s.kind == "resource" {
-			symbol.typ, symbol.api, _ = strings.Cut(s.word, "@")
-			symbol.name = s.value.field("name")
-		}
-		if _, twice := c.symbols[s.name]; twice {
+		if _, twice := a.statements[s.name]; twice {
 			t.Errorf("%s: %s is there twice", file, s.name)
 		}
-		c.symbols[s.name] = symbol
+		a.statements[s.name] = s
 	}
-	sections := map[string]ordered{}
-	var resources []any
-	for _, s := range statements {
-		c.uses = map[string]bool{}
-		switch s.kind {
-		case "param", "output":
-			sections[s.kind] = append(sections[s.kind], orderedField{s.name, c.declaration(s)})
-		case "var":
-			sections[s.kind] = append(sections[s.kind], orderedField{s.name, c.value(s.value)})
-		case "resource":
-			resources = append(resources, c.resource(s))
-		}
-	}
-	for i, path := range c.texts {
-		text, err := os.ReadFile(filepath.Join(filepath.Dir(file), path))
-		if err != nil {
-			t.Fatal(err)
-		}
-		sections["var"] = slices.Insert(sections["var"], i, orderedField{fmt.Sprintf("$fxv#%d", i), literal(string(text))})
-	}
-	compact, err := ordered{
-		{"$schema", "https://schema.management.azure.com/schemas/2019-04-01/deploymentTemplate.json#"},
-		{"contentVersion", "1.0.0.0"},
-		{"metadata", ordered{{"license", "Copyright The amsagent Authors, Apache-2.0"}, {"comments", "Compiled from main.bicep, which says why things are as they are"}}},
-		{"parameters", sections["param"]},
-		{"variables", sections["var"]},
-		{"resources", resources},
-		{"outputs", sections["output"]},
-	}.MarshalJSON()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out bytes.Buffer
-	if err := json.Indent(&out, compact, "", "  "); err != nil {
-		t.Fatal(err)
-	}
-	return append(bytes.ReplaceAll(out.Bytes(), []byte("\r"), nil), '\n')
+	return a
 }
 
+func loadBicep(t *testing.T, file string, given map[string]any) *azureTemplate {
+	t.Helper()
+	a := readBicep(t, file)
+	for name, v := range given {
+		if a.statements[name].kind != "param" {
+			t.Errorf("there is no parameter %s", name)
+		}
+		a.parameters[name] = v
+	}
+	for _, s := range a.order {
+		switch s.kind {
+		case "resource":
+			a.resource(s)
+		case "output":
+			a.outputs[s.name] = a.value(s.value)
+		}
+	}
+	for name, s := range a.statements {
+		if s.kind != "resource" && !a.used[name] {
+			t.Errorf("nothing uses %s %s", s.kind, name)
+		}
+	}
+	a.checkOrder()
+	return a
+}
+
+// declared checks what is said of a parameter or an output.
+func (a *azureTemplate) declared(s bicepStatement) {
+	a.t.Helper()
+	described := false
+	for _, d := range s.decorators {
+		switch d.word {
+		case "secure":
+			a.secrets++
+		case "description":
+			described = true
+		case "minLength", "maxLength", "minValue", "maxValue":
+		default:
+			a.t.Errorf("%s: @%s of %s", a.file, d.word, s.name)
+		}
+	}
+	if !described && (s.kind == "param" || s.kind == "output") {
+		a.t.Errorf("%s: %s has no description", a.file, s.name)
+	}
+}
+
+func (a *azureTemplate) resource(s bicepStatement) {
+	a.t.Helper()
+	typ, api, _ := strings.Cut(s.word, "@")
+	if api == "" {
+		a.t.Errorf("%s: %s has no version", a.file, s.name)
+	}
+	r := object{"type": typ}
+	uses := map[string]bool{}
+	for i, k := range s.value.keys {
+		key, value := fmt.Sprint(a.value(k)), s.value.args[i]
+		if key == "dependsOn" {
+			for _, on := range value.args {
+				uses[a.id(on.word)] = true
+			}
+			continue
+		}
+		a.names(value, uses, map[string]bool{})
+		r[key] = a.value(value)
+	}
+	var on []any
+	for _, id := range slices.Sorted(maps.Keys(uses)) {
+		on = append(on, id)
+	}
+	if on != nil {
+		r["dependsOn"] = on
+	}
+	id := a.id(s.name)
+	if a.resources[id] != nil {
+		a.t.Errorf("%s is there twice", id)
+	}
+	a.resources[id] = r
+}
+
+// names marks what an expression names, in the half of a condition that does not count, too, and adds the ids of resources.
+func (a *azureTemplate) names(e *bicepExpr, ids, seen map[string]bool) {
+	if e.kind == "name" {
+		a.used[e.word] = true
+		switch s := a.statements[e.word]; {
+		case s.kind == "resource":
+			ids[a.id(e.word)] = true
+		case s.value != nil && !seen[e.word]:
+			seen[e.word] = true
+			a.names(s.value, ids, seen)
+		}
+	}
+	for _, part := range slices.Concat(e.keys, e.args) {
+		a.names(part, ids, seen)
+	}
+}
+
+func (a *azureTemplate) id(resource string) string {
+	a.t.Helper()
+	s := a.statements[resource]
+	if s.kind != "resource" {
+		a.t.Fatalf("%s: there is no resource %s", a.file, resource)
+	}
+	typ, _, _ := strings.Cut(s.word, "@")
+	return fmt.Sprintf("<%s/%v>", typ, a.value(s.value.field("name")))
+}
+
+// value evaluates an expression, in the types of JSON.
+func (a *azureTemplate) value(e *bicepExpr) any {
+	a.t.Helper()
+	switch e.kind {
+	case "int":
+		n, err := strconv.Atoi(e.word)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		return float64(n)
+	case "bool":
+		return e.word == "true"
+	case "part":
+		return e.word
+	case "text":
+		var b strings.Builder
+		for _, part := range e.args {
+			fmt.Fprint(&b, a.value(part))
+		}
+		return b.String()
+	case "list":
+		return a.values(e.args)
+	case "object":
+		out := object{}
+		for i, k := range e.keys {
+			key := fmt.Sprint(a.value(k))
+			if _, twice := out[key]; twice {
+				a.t.Errorf("%s: %s is there twice", a.file, key)
+			}
+			out[key] = a.value(e.args[i])
+		}
+		return out
+	case "if":
+		if a.value(e.args[0]) == true {
+			return a.value(e.args[1])
+		}
+		return a.value(e.args[2])
+	case "name":
+		return a.symbol(e.word)
+	case "dot":
+		of := e.args[0]
+		if of.kind == "name" && a.statements[of.word].kind == "resource" {
+			if e.word != "id" && e.word != "properties" {
+				a.t.Fatalf("%s: %s of a resource", a.file, e.word)
+			}
+			return a.id(of.word)
+		}
+		switch of := a.value(of).(type) {
+		case object:
+			if v, ok := of[e.word]; ok {
+				return v
+			}
+		case string: // a resource's
+			return of + "." + e.word
+		}
+		a.t.Fatalf("%s: no %s", a.file, e.word)
+	case "call":
+		return a.call(e.word, a.values(e.args))
+	}
+	a.t.Fatalf("%s: an expression %s", a.file, e.kind)
+	return nil
+}
+
+func (a *azureTemplate) values(list []*bicepExpr) []any {
+	out := []any{}
+	for _, e := range list {
+		out = append(out, a.value(e))
+	}
+	return out
+}
+
+// symbol is a parameter or a variable.
+func (a *azureTemplate) symbol(name string) any {
+	a.t.Helper()
+	a.used[name] = true
+	s := a.statements[name]
+	v, given := a.parameters[name]
+	switch {
+	case given:
+	case s.value == nil || s.kind == "resource":
+		a.t.Fatalf("%s: %s is not there, or has no value", a.file, name)
+	default:
+		v = a.value(s.value)
+	}
+	if s.kind == "param" {
+		want := map[string]string{"string": "string", "int": "float64", "bool": "bool", "array": "[]interface {}"}[s.word]
+		if got := fmt.Sprintf("%T", v); got != want {
+			a.t.Errorf("the parameter %s is a %s, and %v is a %s", name, s.word, v, got)
+		}
+	}
+	return v
+}
+
+// call knows the functions that the template uses, and no other.
+func (a *azureTemplate) call(name string, args []any) any {
+	a.t.Helper()
+	text := func(i int) string {
+		s, ok := args[i].(string)
+		if !ok {
+			a.t.Fatalf("%s of %v: no text", name, args[i])
+		}
+		return s
+	}
+	switch name {
+	case "loadTextContent":
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(a.file), text(0)))
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		return string(b)
+	case "resourceId":
+		return "<" + text(0) + "/" + text(1) + ">"
+	case "resourceGroup":
+		return object{"id": "<group>", "name": "GROUP", "location": "westeurope"}
+	case "subscription":
+		return object{"tenantId": "TENANT"}
+	case "environment":
+		return object{"suffixes": object{"keyvaultDns": ".vault.azure.net"}}
+	case "uniqueString":
+		return "unique0000000"
+	case "concat":
+		out := []any{}
+		for _, l := range args {
+			list, ok := l.([]any)
+			if !ok {
+				a.t.Fatalf("concat of %v", l)
+			}
+			out = append(out, list...)
+		}
+		return out
+	case "replace":
+		if !strings.Contains(text(0), text(1)) {
+			a.t.Errorf("nothing to replace: %s", text(1))
+		}
+		return strings.ReplaceAll(text(0), text(1), text(2))
+	case "substring":
+		return text(0)[int(args[1].(float64)):]
+	case "base64":
+		return base64.StdEncoding.EncodeToString([]byte(text(0)))
+	case "string":
+		return fmt.Sprint(args[0])
+	case "empty":
+		return len(text(0)) == 0
+	case "not":
+		return args[0] != true
+	}
+	a.t.Fatalf("the function %s is not known", name)
+	return nil
+}
+
+var (
+	armIDs    = regexp.MustCompile(`<[^<>]+>`)
+	armVaults = regexp.MustCompile(`https://([\w-]+)\.vault\.azure\.net`)
+)
+
+// checkOrder: what a resource names is made before it. Azure itself looks for that
+// in no text.
+func (a *azureTemplate) checkOrder() {
+	a.t.Helper()
+	var before func(id string, seen map[string]bool)
+	before = func(id string, seen map[string]bool) {
+		for _, on := range strs(a.resources[id]["dependsOn"]) {
+			if a.resources[on] == nil {
+				a.t.Errorf("%s depends on %s, which is not there", id, on)
+			}
+			if !seen[on] {
+				seen[on] = true
+				before(on, seen)
+			}
+		}
+	}
+	for id, r := range a.resources {
+		seen := map[string]bool{}
+		before(id, seen)
+		if seen[id] {
+			a.t.Errorf("%s depends on itself", id)
+		}
+		b, err := json.Marshal(r)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		text := string(b)
+		text = strings.NewReplacer(`\u003c`, "<", `\u003e`, ">").Replace(text)
+		if data, ok := armLookup(r, "properties", "osProfile", "customData").(string); ok {
+			plain, err := base64.StdEncoding.DecodeString(data)
+			if err != nil {
+				a.t.Errorf("%s: %v", id, err)
+			}
+			for _, line := range strings.Split(string(plain), "\n") {
+				if strings.Contains(line, "client_id=") {
+					text += armVaults.ReplaceAllString(line, "<Microsoft.KeyVault/vaults/$1>")
+				}
+			}
+		}
+		for _, named := range armIDs.FindAllString(text, -1) {
+			if a.resources[named] == nil {
+				a.t.Errorf("%s names %s, which is not there", id, named)
+			} else if named != id && !seen[named] {
+				a.t.Errorf("%s names %s, and does not wait for it", id, named)
+			}
+		}
+	}
+}
+
+// armLookup follows keys through objects.
+func armLookup(v any, keys ...string) any {
+	for _, k := range keys {
+		o, _ := v.(object)
+		v = o[k]
+	}
+	return v
+}
+
+// of are the properties of all resources of a type, by name.
+func (a *azureTemplate) of(typ string) map[string]object {
+	out := map[string]object{}
+	for _, r := range a.resources {
+		if r["type"] == typ {
+			out[num(r["name"])] = r
+		}
+	}
+	return out
+}
+
+// named is the element of a list that has the name.
+func (a *azureTemplate) named(list any, name string) object {
+	a.t.Helper()
+	l, _ := list.([]any)
+	i := slices.IndexFunc(l, func(e any) bool { return e.(object)["name"] == name })
+	if i < 0 {
+		a.t.Fatalf("there is no %s in %v", name, list)
+	}
+	p, _ := l[i].(object)["properties"].(object)
+	return p
+}
 func (c *bicep) fail(format string, args ...any) {
 	c.t.Helper()
 	c.t.Fatalf("%s:%d: %s", c.file, strings.Count(c.src[:c.pos], "\n")+1, fmt.Sprintf(format, args...))
@@ -343,188 +622,4 @@ func (e *bicepExpr) field(name string) *bicepExpr {
 
 func (e *bicepExpr) plain() bool {
 	return e.kind == "text" && len(e.args) == 1 && e.args[0].kind == "part"
-}
-
-// literal is a text that Azure does not take for an expression.
-func literal(s string) string {
-	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
-		return "[" + s
-	}
-	return s
-}
-
-// value is an expression where JSON stands.
-func (c *bicep) value(e *bicepExpr) any {
-	c.t.Helper()
-	switch e.kind {
-	case "int":
-		n, err := strconv.Atoi(e.word)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		return n
-	case "bool":
-		return e.word == "true"
-	case "list":
-		out := []any{}
-		for _, a := range e.args {
-			out = append(out, c.value(a))
-		}
-		return out
-	case "object":
-		out := ordered{}
-		for i, k := range e.keys {
-			key := fmt.Sprint(c.value(k))
-			if slices.ContainsFunc(out, func(f orderedField) bool { return f.key == key }) {
-				c.t.Errorf("%s: %s is there twice", c.file, key)
-			}
-			out = append(out, orderedField{key, c.value(e.args[i])})
-		}
-		return out
-	}
-	if e.plain() {
-		return literal(e.args[0].word)
-	}
-	return "[" + c.code(e) + "]"
-}
-
-// code is an expression within one of Azure's.
-func (c *bicep) code(e *bicepExpr) string {
-	c.t.Helper()
-	each := func(list []*bicepExpr) string {
-		var out []string
-		for _, a := range list {
-			out = append(out, c.code(a))
-		}
-		return strings.Join(out, ", ")
-	}
-	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
-	switch e.kind {
-	case "int":
-		return e.word
-	case "bool":
-		return e.word + "()"
-	case "list":
-		return "createArray(" + each(e.args) + ")"
-	case "object":
-		var out []string
-		for i, k := range e.keys {
-			out = append(out, c.code(k), c.code(e.args[i]))
-		}
-		return "createObject(" + strings.Join(out, ", ") + ")"
-	case "if":
-		return "if(" + each(e.args) + ")"
-	case "text":
-		if e.plain() {
-			return quote(e.args[0].word)
-		}
-		var pattern strings.Builder
-		var args []*bicepExpr
-		for _, a := range e.args {
-			if a.kind == "part" {
-				pattern.WriteString(strings.NewReplacer("{", "{{", "}", "}}").Replace(a.word))
-				continue
-			}
-			fmt.Fprintf(&pattern, "{%d}", len(args))
-			args = append(args, a)
-		}
-		return "format(" + quote(pattern.String()) + ", " + each(args) + ")"
-	case "call":
-		if e.word == "loadTextContent" {
-			path := e.args[0].args[0].word
-			i := slices.Index(c.texts, path)
-			if i < 0 {
-				i, c.texts = len(c.texts), append(c.texts, path)
-			}
-			return fmt.Sprintf("variables('$fxv#%d')", i)
-		}
-		return e.word + "(" + each(e.args) + ")"
-	case "name":
-		switch kind := c.symbols[e.word].kind; kind {
-		case "param":
-			return "parameters(" + quote(e.word) + ")"
-		case "var":
-			return "variables(" + quote(e.word) + ")"
-		default:
-			c.t.Fatalf("%s: %s is not there, or no value (%s)", c.file, e.word, kind)
-		}
-	case "dot":
-		of := e.args[0]
-		if of.kind == "name" && c.symbols[of.word].kind == "resource" {
-			switch e.word {
-			case "id":
-				c.uses[of.word] = true
-				return c.id(of.word)
-			case "properties":
-				c.uses[of.word] = true
-				return "reference(" + c.id(of.word) + ", " + quote(c.symbols[of.word].api) + ")"
-			}
-			c.t.Fatalf("%s: %s of a resource", c.file, e.word)
-		}
-		return c.code(of) + "." + e.word
-	}
-	c.t.Fatalf("%s: an expression %s", c.file, e.kind)
-	return ""
-}
-
-func (c *bicep) id(resource string) string {
-	c.t.Helper()
-	r := c.symbols[resource]
-	return "resourceId('" + r.typ + "', " + c.code(r.name) + ")"
-}
-
-// declaration is a parameter or an output.
-func (c *bicep) declaration(s bicepStatement) ordered {
-	c.t.Helper()
-	typ := s.word
-	out := ordered{}
-	var metadata ordered
-	for _, d := range s.decorators {
-		switch d.word {
-		case "secure":
-			typ = "securestring"
-		case "description":
-			metadata = ordered{{"description", c.value(d.args[0])}}
-		case "minLength", "maxLength", "minValue", "maxValue":
-			out = append(out, orderedField{d.word, c.value(d.args[0])})
-		default:
-			c.t.Errorf("%s: @%s of %s", c.file, d.word, s.name)
-		}
-	}
-	if metadata == nil {
-		c.t.Errorf("%s: %s has no description", c.file, s.name)
-	}
-	out = append(ordered{{"type", typ}}, out...)
-	if s.value != nil {
-		out = append(out, orderedField{map[string]string{"param": "defaultValue", "output": "value"}[s.kind], c.value(s.value)})
-	}
-	return append(out, orderedField{"metadata", metadata})
-}
-
-func (c *bicep) resource(s bicepStatement) ordered {
-	c.t.Helper()
-	symbol := c.symbols[s.name]
-	out := ordered{{"type", symbol.typ}, {"apiVersion", symbol.api}}
-	for i, k := range s.value.keys {
-		key := k.args[0].word
-		if key == "dependsOn" {
-			for _, on := range s.value.args[i].args {
-				if c.symbols[on.word].kind != "resource" {
-					c.t.Errorf("%s: %s depends on %s, which is not there", c.file, s.name, on.word)
-				}
-				c.uses[on.word] = true
-			}
-			continue
-		}
-		out = append(out, orderedField{key, c.value(s.value.args[i])})
-	}
-	var on []string
-	for name := range c.uses {
-		on = append(on, "["+c.id(name)+"]")
-	}
-	slices.Sort(on)
-	if len(on) > 0 {
-		out = append(out, orderedField{"dependsOn", on})
-	}
-	return out
 }

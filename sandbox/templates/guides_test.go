@@ -266,26 +266,17 @@ func checkAzureCommand(t *testing.T, words []string, fail func(string, ...any)) 
 	if strings.Join(words[:min(4, len(words))], " ") != "az deployment group create" {
 		return
 	}
-	b, err := os.ReadFile(azureARM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var template struct {
-		Parameters map[string]map[string]any
-	}
-	if err := json.Unmarshal(b, &template); err != nil {
-		t.Fatal(err)
-	}
+	template := readBicep(t, azureBicep)
 	given := map[string]bool{}
 	for _, w := range words[slices.Index(words, "--parameters")+1:] {
 		name, _, _ := strings.Cut(w, "=")
 		given[name] = true
-		if template.Parameters[name] == nil {
+		if template.statements[name].kind != "param" {
 			fail("the template has no parameter %s", name)
 		}
 	}
-	for name, p := range template.Parameters {
-		if _, ok := p["defaultValue"]; !ok && !given[name] {
+	for name, s := range template.statements {
+		if s.kind == "param" && s.value == nil && !given[name] {
 			fail("the parameter %s is not given", name)
 		}
 	}

@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A cluster of Ant Media Server on Azure: origins and edges that scale by themselves and leave without cutting a stream, a
-// load balancer before them, and a MongoDB. docs/guides/azure.md says how to use it. azuredeploy.json is the same, compiled,
-// for those without Bicep.
+// load balancer before them, and a MongoDB. docs/guides/azure.md says how to use it.
 //
 //   80, 443    -> origins, port 5080      5080, 5443 -> edges, port 5080      1935 (RTMP) -> origins
 //   WebRTC     -> UDP 50000-60000 at the nodes' own public addresses
