@@ -184,7 +184,7 @@ else
 	chmod 0644 /etc/amsagent/config.yaml
 fi
 run amsagent config
-run amsagent doctor --ignore AMS-MONGO-MISSING || echo 'image: amsagent doctor is not content, see above' >&2
+run amsagent doctor --strict --ignore AMS-MONGO-MISSING || echo 'image: amsagent doctor is not content, see above' >&2
 
 # What names this machine goes: Ant Media Server's identity, users and keys, and the machine's.
 run systemctl stop antmedia

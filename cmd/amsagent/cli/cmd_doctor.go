@@ -33,10 +33,12 @@ type doctorOptions struct {
 	fix      bool
 	explain  string
 	only     bool
+	strict   bool
 }
 
 func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
+	fs.BoolVar(&o.strict, "strict", false, "exit 6 for warnings, too")
 	fs.BoolVar(&o.only, "only-problems", false, "list what is wrong, and nothing that is good or not known")
 	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` and not at the machine: user data, an haproxy.cfg or a mongod.conf; - is standard input; may be given several times")
 	fs.StringVar(&o.kind, "kind", "", "what the files of --user-data are: `KIND` is user-data, haproxy or mongod; where unset, by what stands in them")
@@ -54,7 +56,7 @@ func newDoctorCommand(g *globals) *cobra.Command {
 			"join, after one and in the build of an image, needs no daemon, and is over after\n" +
 			"15 seconds where nothing answers. What is not known is neither good nor bad.\n\n" +
 			"With --user-data it looks at a file before a machine runs it, and shows how to\n" +
-			"correct it. What is only warned of counts as wrong, too: --ignore it.",
+			"correct it. Exit 6 means a problem; with --strict, a problem or a warning.",
 		Example: "  amsagent doctor\n" +
 			"  amsagent doctor --mongo 10.0.2.4\n" +
 			"  amsagent doctor --only-problems\n" +
@@ -132,7 +134,7 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := g.result("doctor", data, text); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(results, doctor.Result.Wrong) {
+	if slices.ContainsFunc(results, func(r doctor.Result) bool { return r.Wrong() && (opts.strict || r.Verdict == doctor.Bad) }) {
 		return &quietError{exitDegraded}
 	}
 	return nil

@@ -39,7 +39,7 @@ func exitCodes() []exitCode {
 		{exitPreflight, "a preflight check failed; nothing was changed"},
 		{exitUnknown, "time ran out; the outcome is not known yet"},
 		{exitNotMember, "this machine is not a cluster node"},
-		{exitDegraded, "degraded; only from status --strict and doctor"},
+		{exitDegraded, "degraded; only from doctor and status --strict"},
 		{exitInterrupted, "interrupted by a signal"},
 	}
 }
