@@ -74,16 +74,21 @@ ifneq ($(filter demo,$(MAKECMDGOALS)),)
 endif
 
 .PHONY: demo
-demo: build build-sandbox ## join and leave a sandbox cluster before your eyes, on a pretended CLOUD (aws, azure, alibaba, gcp); no root, no AMS needed. REAL=1: on real servers, as root
+demo: build build-sandbox ## a cluster of two nodes on your machine, on an emulated CLOUD (aws, azure, alibaba, gcp); no root, no AMS needed. MONGO=host:port: on your own MongoDB; REAL=1: on real servers, as root
 	$(if $(REAL),@$(MAKE) --no-print-directory real-fetch RELEASES=2.17.1)
-	@$(BUILD)/sandbox demo --cloud $(CLOUD) --agent $(BUILD)/amsagent $(if $(REAL),--real)
+	@GO='$(GO)' tools/scripts/demo.sh $(CLOUD) $(REAL)
+
+.PHONY: demo-embedded
+demo-embedded: ## the demo on the database that it compiles on a machine that cannot have a mongod
+	cd sandbox/embedded && $(GO) mod tidy -diff
+	@$(MAKE) --no-print-directory demo EMBEDDED=1
 
 # The tests wait more than they compute: more of them at a time than there are cores.
 # The time is less than a tier's step has, so that a test that hangs is seen with its goroutines.
 # Go keeps the results of packages that did not change, but does not see the programs that the sandbox's tests start. CI keeps none.
 TESTFLAGS := -p 3 -parallel 8 -timeout 20m
 .PHONY: test
-test: deps build build-sandbox $(BUILD)/tools/gotestsum ## every test of the agent and of its sandbox that is quick and certain (some minutes on first use: it compiles a database)
+test: deps build build-sandbox $(BUILD)/tools/gotestsum ## every test of the agent and of its sandbox that is quick and certain (on a mongod, which is fetched; without one the tests that need it are skipped)
 	@failed=0; \
 	tools/scripts/gotest.sh . ./... $(TESTFLAGS) $(if $(CI),-count=1) || failed=1; \
 	tools/scripts/gotest.sh sandbox ./... $(TESTFLAGS) -count=1 || failed=1; \
@@ -129,8 +134,7 @@ real-test: build build-sandbox $(BUILD)/tools/gotestsum ## the tests on a real A
 # The daemon's tests take minutes, and the others left out start sets and users of the real mongod for themselves.
 ENGINES_SKIP := ^Test(Certificates|Daemon|Rights|LargeRow|StreamsByIndex)
 .PHONY: engines
-engines: build build-sandbox $(BUILD)/tools/gotestsum ## the registry's tests on two engines that are not MongoDB: FerretDB 1, and FerretDB 2 on DocumentDB (as root; 1 GB, once)
-	@SANDBOX_MONGODB=ferretdb tools/scripts/gotest.sh sandbox ./clustertest -skip '$(ENGINES_SKIP)'
+engines: build build-sandbox $(BUILD)/tools/gotestsum ## the registry's tests on an engine that is not MongoDB: FerretDB 2 on DocumentDB (as root; 1 GB, once)
 	@tools/scripts/documentdb.sh tools/scripts/gotest.sh sandbox ./clustertest -count=1 -skip '$(ENGINES_SKIP)'
 
 .PHONY: soak

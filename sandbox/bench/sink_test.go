@@ -21,9 +21,8 @@ import (
 )
 
 // A server that speaks just enough of MongoDB's protocol to take beats, from
-// memory. FerretDB looks through all rows for each update, so that with ten
-// thousand of them it takes some twenty beats a second, and would show nothing
-// of those who beat.
+// memory: what a database takes for ten thousand of them would hide what the
+// agents take.
 
 // sinkVariable turns this test binary into that server.
 const sinkVariable = "AMSAGENT_BENCH_SINK"

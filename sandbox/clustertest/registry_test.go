@@ -386,9 +386,6 @@ func TestAnswerLost(t *testing.T) {
 	})
 	t.Run("a set", func(t *testing.T) {
 		t.Parallel()
-		if e := servers.Engine(t); e != mongotest.Real {
-			t.Skipf("a known difference: %s has no retryable writes, and no set but in name", e)
-		}
 		answerLost(t, mongod.Options{ReplicaSet: realmongo.SetName}, 0)
 	})
 }
@@ -488,15 +485,7 @@ func TestIndexes(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	err := c.EnsureIndexes(t.Context())
-	if servers.Engine(t) == mongotest.FerretDB {
-		// A known difference: FerretDB 1 has no TTL index, and says so.
-		if kind := cluster.KindOf(err); kind != cluster.KindUnsupported {
-			t.Errorf("EnsureIndexes: kind %q, %v", kind, err)
-		}
-		return
-	}
-	if err != nil {
+	if err := c.EnsureIndexes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.EnsureIndexes(t.Context()); err != nil {
@@ -505,7 +494,7 @@ func TestIndexes(t *testing.T) {
 	if f, err := c.ServerFacts(t.Context()); err != nil || f.Forgets == nil || !*f.Forgets {
 		t.Errorf("%+v, %v", f, err)
 	}
-	if servers.Engine(t) == mongotest.Running {
+	if mongotest.Running() {
 		return // DocumentDB looks for old documents once a minute
 	}
 	now, old := time.Now(), time.Now().AddDate(-1, 0, 0)

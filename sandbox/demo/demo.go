@@ -34,7 +34,13 @@ type Options struct {
 	// Real takes real Ant Media Servers and a real mongod; it needs root and what
 	// `make real-fetch` fetches.
 	Real bool
-	Out  io.Writer
+	// Mongo is a server that runs already, host:port; it must be empty. Embedded is the
+	// program of sandbox/embedded. Without either a mongod is started, and fetched first if
+	// there is none.
+	Mongo, Embedded string
+
+	Out io.Writer
+	Log io.Writer // progress of a fetch
 }
 
 // Run runs the demo in a temporary folder and leaves nothing behind.

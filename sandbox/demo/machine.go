@@ -34,6 +34,9 @@ type place interface {
 	// mongo is the address of MongoDB that machines know, and dialed that from here.
 	mongo() string
 	dialed() string
+	// stopMongo makes MongoDB refuse connections, until startMongo.
+	stopMongo() error
+	startMongo(ctx context.Context) error
 	// addresses are those of the two machines.
 	addresses() [2]string
 	// machine makes a machine with a standalone AMS that runs.

@@ -75,10 +75,13 @@ func (w *realWorld) intro() []string {
 
 func (w *realWorld) mongo() string           { return w.world.Mongo.Addrs() }
 func (w *realWorld) dialed() string          { return w.forwarder.Addr().String() }
+func (w *realWorld) stopMongo() error        { return w.world.Mongo.Member(0).Stop() }
 func (w *realWorld) addresses() [2]string    { return [2]string{"10.77.0.1", "10.77.0.2"} }
 func (w *realWorld) fed() bool               { return true }
 func (w *realWorld) restored() string        { return "but for what AMS saved itself" }
 func (w *realWorld) patience() time.Duration { return 3 * time.Minute }
+
+func (w *realWorld) startMongo(ctx context.Context) error { return w.world.Mongo.Member(0).Start(ctx) }
 
 func (w *realWorld) close(context.Context) error {
 	var errs []error

@@ -27,6 +27,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -35,32 +36,102 @@ import (
 type standIns struct {
 	dir, agent, sandbox, cloud string
 
-	db *mongod.Server
+	db       *mongod.Server
+	database string       // what it is
+	release  func() error // of a server that runs already
+	embedded *process     // FerretDB
 }
 
-func newStandIns(ctx context.Context, dir, agent string, o Options) (*standIns, error) {
-	db, err := mongod.Start(ctx, mongod.Options{Dir: filepath.Join(dir, "mongo")})
+func newStandIns(ctx context.Context, dir, agent string, o Options) (_ *standIns, err error) {
+	p := &standIns{dir: dir, agent: agent, sandbox: o.Sandbox, cloud: o.Cloud}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close(ctx))
+		}
+	}()
+	options, err := p.chooseDatabase(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	return &standIns{dir: dir, agent: agent, sandbox: o.Sandbox, cloud: o.Cloud, db: db}, nil
+	p.db, err = mongod.Start(ctx, options)
+	return p, err
+}
+
+// chooseDatabase is the server of the operator, else the embedded one if the caller has
+// built it, else a mongod.
+func (p *standIns) chooseDatabase(ctx context.Context, o Options) (mongod.Options, error) {
+	switch {
+	case o.Mongo != "":
+		address, release, err := realmongo.Borrow(ctx, o.Mongo)
+		p.release, p.database = release, "MongoDB at "+o.Mongo
+		return mongod.Options{Backend: address}, err
+	case o.Embedded != "":
+		address, err := p.startEmbedded(o.Embedded)
+		p.database = "a database that speaks MongoDB's protocol (FerretDB)"
+		return mongod.Options{Backend: address}, err
+	default:
+		binary, err := realmongo.Fetch(ctx, o.Log)
+		p.database = "MongoDB (a mongod)"
+		return mongod.Options{Binary: binary}, err
+	}
+}
+
+// startEmbedded starts the program of sandbox/embedded, which prints its address.
+func (p *standIns) startEmbedded(program string) (address string, err error) {
+	cmd := exec.Command(program, filepath.Join(p.dir, "embedded"))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if _, err := cmd.StdinPipe(); err != nil { // it ends when this is closed
+		return "", err
+	}
+	if p.embedded, err = spawn(cmd); err != nil {
+		return "", err
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		return "", fmt.Errorf("starting the embedded database: %w", err)
+	}
+	return strings.TrimSpace(line), nil
+}
+
+func (p *standIns) close(context.Context) error {
+	var err error
+	if p.db != nil {
+		err = p.db.Close()
+	}
+	if p.release != nil {
+		err = errors.Join(err, p.release())
+	}
+	if p.embedded != nil {
+		_ = p.embedded.cmd.Process.Kill() // it may have ended
+		<-p.embedded.ended
+	}
+	return err
 }
 
 func (p *standIns) intro() []string {
 	return []string{
-		"Real here: the agent, and all it does to files. Pretended: the machines, AMS (a stand-in that",
-		"reads its files and behaves as AMS does; as root, make demo REAL=1 takes the real one), MongoDB",
-		"(FerretDB), and the cloud. This time it is",
+		"Real: the agent, everything it does to files, and " + p.database + ".",
+		"Emulated: the machines, AMS (a stand-in that reads the same files and behaves as AMS does; as",
+		"root, make demo REAL=1 runs the real one), and the cloud:",
 	}
 }
 
-func (p *standIns) mongo() string               { return p.db.Addr() }
-func (p *standIns) dialed() string              { return p.db.Addr() }
-func (p *standIns) addresses() [2]string        { return [2]string{"10.0.1.11", "10.0.2.12"} }
-func (p *standIns) fed() bool                   { return false }
-func (p *standIns) restored() string            { return "byte for byte" }
-func (p *standIns) patience() time.Duration     { return 2 * time.Minute }
-func (p *standIns) close(context.Context) error { return p.db.Close() }
+func (p *standIns) mongo() string           { return p.db.Addr() }
+func (p *standIns) dialed() string          { return p.db.Addr() }
+func (p *standIns) addresses() [2]string    { return [2]string{"10.0.1.11", "10.0.2.12"} }
+func (p *standIns) fed() bool               { return false }
+func (p *standIns) restored() string        { return "byte for byte" }
+func (p *standIns) patience() time.Duration { return 2 * time.Minute }
+
+func (p *standIns) stopMongo() error { return p.db.Faults().Set(mongod.Fault{Mode: mongod.Refuse}) }
+
+func (p *standIns) startMongo(context.Context) error {
+	p.db.Faults().Clear()
+	return nil
+}
 
 // standIn is one pretended machine.
 type standIn struct {

@@ -42,13 +42,9 @@ type crashMongo struct {
 
 func startCrashMongo(t *testing.T) *crashMongo {
 	t.Helper()
-	dir := memoryDir(t)
-	s, err := mongod.Start(context.Background(), mongod.Options{Dir: dir, Users: map[string]string{crashUser: crashPassword}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
+	s := servers.Start(t, mongod.Options{Users: map[string]string{crashUser: crashPassword}})
 	m := &crashMongo{server: s}
+	var err error
 	if m.target, err = mongoLogin(s.Addr(), crashUser, crashPassword); err != nil {
 		t.Fatal(err)
 	}

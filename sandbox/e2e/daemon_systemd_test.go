@@ -22,6 +22,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
 const (
@@ -187,7 +189,9 @@ WantedBy=multi-user.target
 // their installers leave them, and a cloud around it.
 func (m *machine) installAll(t *testing.T) {
 	t.Helper()
-	for to, from := range map[string]string{"/usr/bin/amsagent": bins.agent, "/usr/local/bin/sandbox": bins.sandbox} {
+	for to, from := range map[string]string{
+		"/usr/bin/amsagent": bins.agent, "/usr/local/bin/sandbox": bins.sandbox, "/usr/local/bin/mongod": realmongo.Require(t),
+	} {
 		nodeCopy(t, from, m.disk+to)
 	}
 	units, err := filepath.Glob("../../packaging/systemd/*.service")
@@ -219,6 +223,9 @@ ConditionPathExists=!`+cloudNoMongo+`
 [Service]
 Type=exec
 ExecStart=/usr/local/bin/sandbox mongo --listen `+nodeMongo+`:27017 --control `+nodeControl+` --dir /opt/cloud/database
+# Its control port is the last that it opens.
+ExecStartPost=/bin/bash -c 'until : >/dev/tcp/`+strings.Replace(nodeControl, ":", "/", 1)+`; do sleep 0.05; done'
+TimeoutStartSec=10min
 [Install]
 WantedBy=multi-user.target
 `)

@@ -186,7 +186,7 @@ func (d *guestDisk) boot(t *testing.T, kernel string, firmware ...string) *guest
 		console, machine = "ttyAMA0", []string{"-machine", "virt"}
 	}
 	args := append(machine,
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768", "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024", "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
 		"-serial", "file:"+filepath.Join(d.dir, "console"),
 		"-drive", "file="+image+",format=raw,if=virtio,snapshot=on",
 		"-chardev", "socket,id=shell,abstract=on,path="+name, "-device", "virtio-serial", "-device", "virtserialport,chardev=shell,name="+guestShell,

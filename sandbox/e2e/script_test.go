@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -29,6 +30,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -80,7 +82,7 @@ func TestScripts(t *testing.T) {
 			return os.Geteuid() == 0, nil
 		},
 		Setup: func(env *testscript.Env) error {
-			w := &world{ctx: context.Background(), nodes: map[string]string{}}
+			w := &world{ctx: context.Background(), t: env.T(), nodes: map[string]string{}}
 			env.Values["world"] = w
 			env.Defer(w.close)
 			env.Setenv("PATH", bins.dir+":"+env.Getenv("PATH"))
@@ -136,12 +138,16 @@ func untilTrue(ts *testscript.TestScript, neg bool, args []string) {
 
 // world is what surrounds the agent in one script.
 type world struct {
-	ctx   context.Context
-	mongo *mongod.Server
+	ctx context.Context
+	t   testscript.T
+
+	mongo   *mongod.Server
+	users   map[string]string
+	release func() error // of mongo
+
 	aws   *fakeaws.Server
 	asg   *fakeaws.AutoScaling
 	azure *fakeazure.Server
-	users map[string]string
 	nodes map[string]string // name -> root
 	svcs  []amsctl.Config
 	taken map[string]taken
@@ -164,8 +170,10 @@ func (w *world) close() {
 	if w.azure != nil {
 		_ = w.azure.Close()
 	}
-	if w.mongo != nil {
-		_ = w.mongo.Close()
+	if w.release != nil {
+		if err := w.release(); err != nil {
+			w.t.Log(err)
+		}
 	}
 }
 
@@ -175,35 +183,29 @@ func worldCommand(f func(*world, *testscript.TestScript, bool, []string) error) 
 	}
 }
 
-// mongod [user:password]: starts a MongoDB-wire server; $MONGO is its address.
-// `mongod stop` ends it, `mongod start` starts it again.
+// mongod [user:password]: a MongoDB; $MONGO is its address. `mongod stop` refuses its
+// connections, as after its end, `mongod start` accepts them again.
 func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
-	o := mongod.Options{Dir: ts.MkAbs("mongo")}
+	var o mongod.Options
 	switch {
 	case len(args) == 1 && args[0] == "stop":
-		err := w.mongo.Close()
-		w.mongo = nil
-		return err
+		return w.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse})
 	case len(args) == 1 && args[0] == "start":
-		o.Listen, o.Users = ts.Getenv("MONGO"), w.users
+		w.mongo.Faults().Clear()
+		return nil
 	case len(args) == 1:
 		user, password, _ := strings.Cut(args[0], ":")
 		w.users = map[string]string{user: password}
-		o.Users = w.users
+		o.Users = maps.Clone(w.users)
 	}
-	if o.Listen == "" {
-		// Not one of those that the kernel gives to connections: it is to be free when it is started again.
-		p, err := freePort()
-		if err != nil {
+	var err error
+	if o.Binary, err = realmongo.Binary(); err != nil {
+		if os.Getenv("REQUIRE_MONGOD") == "1" {
 			return err
 		}
-		o.Listen = "127.0.0.1:" + p
+		w.t.Skip(err)
 	}
-	o, err := servers.Choose(o)
-	if err != nil {
-		return err
-	}
-	if w.mongo, err = mongod.Start(w.ctx, o); err != nil {
+	if w.mongo, w.release, err = servers.Take(w.ctx, o); err != nil {
 		return err
 	}
 	ts.Setenv("MONGO", w.mongo.Addr())

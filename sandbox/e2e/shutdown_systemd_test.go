@@ -27,6 +27,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
 const (
@@ -208,7 +209,7 @@ func (s *goingDown) sessions(t *testing.T) fakeams.Stats {
 // remains is what the cluster's memory holds when the machine is off.
 func (s *goingDown) remains(t *testing.T) (row bson.M, documents int64, events []string) {
 	t.Helper()
-	srv, err := mongod.Start(t.Context(), mongod.Options{Dir: s.disk + "/opt/cloud/database"})
+	srv, err := mongod.Start(t.Context(), mongod.Options{Binary: realmongo.Require(t), Dir: s.disk + "/opt/cloud/database"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	pretended "github.com/amsagent/amsagent/sandbox/host"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
 const (
@@ -150,7 +151,7 @@ func newSoak(t *testing.T, seed uint64) *soak {
 
 func (s *soak) startMongo() {
 	var err error
-	s.mongo, err = mongod.Start(context.Background(), mongod.Options{Dir: filepath.Join(s.dir, "mongo"), Listen: s.addr})
+	s.mongo, err = mongod.Start(context.Background(), mongod.Options{Binary: realmongo.Require(s.t), Dir: filepath.Join(s.dir, "mongo"), Listen: s.addr})
 	s.must(err)
 	s.addr = s.mongo.Addr()
 }

@@ -23,6 +23,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
 // What is beside the nodes, in a network that only they share.
@@ -65,6 +66,7 @@ func newStoryWorld(t *testing.T, nodes ...*storyNode) *storyWorld {
 		giveUp("a network of its own needs root: run it as root, or with sudo")
 	}
 	balancer := packageTool(t, "haproxy")
+	realmongo.Require(t)
 	w := &storyWorld{dir: t.TempDir()}
 	w.configure(t, nodes)
 	const script = `ip link set lo up

@@ -33,6 +33,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/internal/proc"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -76,7 +77,7 @@ func bootNode(t *testing.T) *bootedNode {
 		giveUp("booting a systemd needs root: run it as root, or with sudo")
 	}
 	share := t.TempDir()
-	for name, from := range map[string]string{"amsagent": bins.agent, "sandbox": bins.sandbox} {
+	for name, from := range map[string]string{"amsagent": bins.agent, "sandbox": bins.sandbox, "mongod": realmongo.Require(t)} {
 		nodeCopy(t, from, filepath.Join(share, name))
 	}
 	mounts, links := nodeTraces(t, share)
@@ -166,7 +167,7 @@ func nodeTraces(t *testing.T, dir string) (mounts, links []string) {
 func (n *bootedNode) install(t *testing.T) {
 	t.Helper()
 	n.sh(t, `
-cp /share/amsagent /share/sandbox /usr/local/bin/
+cp /share/amsagent /share/sandbox /share/mongod /usr/local/bin/
 
 # No file can be added to sysfs, but another folder can lie over it.
 mkdir -p /opt/fakeams

@@ -17,6 +17,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
 // Faults that come and go under load must neither hang the server nor lose what
@@ -91,8 +92,9 @@ func TestChaos(t *testing.T) {
 
 // Not parallel: it counts goroutines of the whole process.
 func TestNothingIsLeftBehind(t *testing.T) {
+	binary := realmongo.Require(t)
 	once := func() {
-		s, err := mongod.Start(t.Context(), mongod.Options{Control: "127.0.0.1:0"})
+		s, release, err := servers.Take(t.Context(), mongod.Options{Binary: binary, Control: "127.0.0.1:0"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +106,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = s.Faults().Set(mongod.Fault{Mode: mongod.BlackHole})
-		if err := s.Close(); err != nil {
+		if err := release(); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -36,16 +35,7 @@ func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
 
 func start(t *testing.T, o mongod.Options) *mongod.Server {
 	t.Helper()
-	s, err := mongod.Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
+	return servers.Start(t, o)
 }
 
 // connect makes a client of the real driver with short patience.
@@ -66,104 +56,6 @@ func connect(t *testing.T, uri string, more ...*options.ClientOptions) *mongo.Cl
 	return c
 }
 
-func TestUpdatesAreAtomicThroughTheProxy(t *testing.T) {
-	t.Parallel()
-	s := start(t, mongod.Options{})
-	const clients, each = 8, 50 // 400 increments, as in the defect that the proxy cures
-	// 400 calls through one gate take their time on a busy machine.
-	patient := options.Client().SetServerSelectionTimeout(time.Minute).SetConnectTimeout(time.Minute)
-	first := connect(t, s.URI(), patient).Database("d").Collection("c")
-	if _, err := first.InsertOne(t.Context(), bson.M{"_id": 1, "n": 0}); err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	errs := make(chan error, clients*each)
-	for range clients {
-		c := connect(t, s.URI(), patient).Database("d").Collection("c")
-		for range each {
-			wg.Go(func() {
-				_, err := c.UpdateOne(t.Context(), bson.M{"_id": 1}, bson.M{"$inc": bson.M{"n": 1}})
-				errs <- err
-			})
-		}
-	}
-	wg.Wait()
-	close(errs)
-	for err := range errs {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	var got struct{ N int }
-	if err := first.FindOne(t.Context(), bson.M{"_id": 1}).Decode(&got); err != nil {
-		t.Fatal(err)
-	}
-	if got.N != clients*each {
-		t.Errorf("%d increments arrived as %d", clients*each, got.N)
-	}
-	st := s.Stats()
-	if st.MaxInFlight != 1 {
-		t.Errorf("%d serialised commands at once, want 1", st.MaxInFlight)
-	}
-	if st.Commands["update"] != clients*each {
-		t.Errorf("recorded %d updates, want %d", st.Commands["update"], clients*each)
-	}
-}
-
-// What an agent needs of MongoDB, and a cursor longer than one batch.
-func TestOperations(t *testing.T) {
-	t.Parallel()
-	s := start(t, mongod.Options{})
-	c := connect(t, s.URI()).Database("d").Collection("c")
-	ctx := t.Context()
-	var many []any
-	for i := range 350 {
-		many = append(many, bson.M{"_id": i, "pad": strings.Repeat("x", 100)})
-	}
-	if _, err := c.InsertMany(ctx, many); err != nil {
-		t.Fatal(err)
-	}
-	cur, err := c.Find(ctx, bson.M{}, options.Find().SetBatchSize(50))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []bson.M
-	if err := cur.All(ctx, &got); err != nil {
-		t.Fatal(err)
-	}
-	if len(got) != len(many) {
-		t.Errorf("cursor gave %d documents, want %d", len(got), len(many))
-	}
-	if n := s.Stats().Commands["getMore"]; n < 6 {
-		t.Errorf("%d getMore commands, want at least 6", n)
-	}
-
-	after := options.FindOneAndUpdate().SetUpsert(true).SetReturnDocument(options.After)
-	var row struct {
-		UpdatedAt time.Time `bson:"updated_at"`
-		State     string
-	}
-	err = c.FindOneAndUpdate(ctx, bson.M{"_id": "i-1"}, bson.M{
-		"$set": bson.M{"state": "active"}, "$currentDate": bson.M{"updated_at": true},
-	}, after).Decode(&row)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if row.State != "active" || time.Since(row.UpdatedAt) > time.Minute {
-		t.Errorf("upserted row = %+v", row)
-	}
-
-	index := mongo.IndexModel{Keys: bson.D{{Key: "u", Value: 1}}, Options: options.Index().SetUnique(true)}
-	u := c.Database().Collection("u")
-	if _, err := u.Indexes().CreateOne(ctx, index); err != nil {
-		t.Fatal(err)
-	}
-	_, _ = u.InsertOne(ctx, bson.M{"u": 1})
-	if _, err := u.InsertOne(ctx, bson.M{"u": 1}); !mongo.IsDuplicateKeyError(err) {
-		t.Errorf("second insert of a unique value: %v, want a duplicate key error", err)
-	}
-}
-
 func TestUnacknowledgedWriteLeavesTheConnectionInStep(t *testing.T) {
 	t.Parallel()
 	s := start(t, mongod.Options{})
@@ -179,9 +71,9 @@ func TestUnacknowledgedWriteLeavesTheConnectionInStep(t *testing.T) {
 	}
 }
 
-// The driver's monitor asks for a stream of hello replies when the server's
-// hello carries a topologyVersion. FerretDB's does not: the driver polls, and
-// nothing can hang on a reply that announces more.
+// The driver's monitor asks for a stream of hello replies when the server's hello
+// carries a topologyVersion: the proxy takes it out, so that a fault finds a command
+// to strike.
 func TestHelloHasNoTopologyVersion(t *testing.T) {
 	t.Parallel()
 	s := start(t, mongod.Options{})
@@ -200,18 +92,38 @@ func TestHelloHasNoTopologyVersion(t *testing.T) {
 
 func TestDataSurviveARestart(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "a blank")
-	s := start(t, mongod.Options{Dir: dir})
-	if _, err := connect(t, s.URI()).Database("d").Collection("c").InsertOne(t.Context(), bson.M{"_id": 7}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s = start(t, mongod.Options{Dir: dir, Listen: s.Addr()}) // the same port, at once
-	n, err := connect(t, s.URI()).Database("d").Collection("c").CountDocuments(t.Context(), bson.M{})
-	if err != nil || n != 1 {
-		t.Errorf("after the restart: %d documents, %v", n, err)
+	users := map[string]string{"ams": "p@ss:/?#"}
+	for name, o := range map[string]mongod.Options{
+		"one server":         {},
+		"with a login":       {Users: users, AuthDB: "liveapp"},
+		"a set with a login": {Users: users, AuthDB: "admin", ReplicaSet: "rs9"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o.Dir = filepath.Join(t.TempDir(), "a blank")
+			collection := func(s *mongod.Server) *mongo.Collection {
+				t.Helper()
+				uri := s.URI() + "?replicaSet=" + o.ReplicaSet
+				if o.Users != nil {
+					uri = "mongodb://" + url.UserPassword("ams", users["ams"]).String() + "@" + s.Addr() + "/" + o.AuthDB + "?replicaSet=" + o.ReplicaSet
+				}
+				return connect(t, strings.TrimSuffix(uri, "?replicaSet=")).Database("d").Collection("c")
+			}
+			s := start(t, o)
+			if _, err := collection(s).InsertOne(t.Context(), bson.M{"_id": 7}); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if o.ReplicaSet == "" {
+				o.Listen = s.Addr() // the same port, at once
+			}
+			n, err := collection(start(t, o)).CountDocuments(t.Context(), bson.M{})
+			if err != nil || n != 1 {
+				t.Errorf("after the restart: %d documents, %v", n, err)
+			}
+		})
 	}
 }
 
@@ -226,65 +138,8 @@ func TestCloseIsPrompt(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// FerretDB waits 3 s for clients that stay; the proxy must have hung up first.
 	if d := time.Since(begin); d >= 3*time.Second {
 		t.Errorf("Close took %v", d)
-	}
-}
-
-func TestAuthentication(t *testing.T) {
-	t.Parallel()
-	const password = "p@ss:/?#% &\\wörd"
-	s := start(t, mongod.Options{Users: map[string]string{"ams": password}})
-	uri := func(user, password, rest string) string {
-		return "mongodb://" + url.UserPassword(user, password).String() + "@" + s.Addr() + "/" + rest
-	}
-	tests := []struct {
-		name, uri string
-		wantCode  int // 0: welcome
-	}{
-		{"right password", uri("ams", password, ""), 0},
-		{"right password, mechanism named", uri("ams", password, "?authMechanism=SCRAM-SHA-256"), 0},
-		{"right password, database for data, source named", uri("ams", password, "liveapp?authSource=admin"), 0},
-		{"wrong password", uri("ams", "wrong", ""), 18},
-		{"unknown user", uri("nobody", password, ""), 18},
-		// A database path is the default source of authentication, and the user is not there.
-		{"database path without source", uri("ams", password, "liveapp"), 18},
-		{"old mechanism", uri("ams", password, "?authMechanism=SCRAM-SHA-1"), 18},
-		{"no credentials", s.URI(), 13},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			_, err := connect(t, tt.uri).Database("d").Collection("c").InsertOne(t.Context(), bson.M{})
-			if tt.wantCode == 0 {
-				if err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			var se mongo.ServerError
-			if !errors.As(err, &se) || !se.HasErrorCode(tt.wantCode) {
-				t.Fatalf("InsertOne: %v, want a server error with code %d", err, tt.wantCode)
-			}
-			if strings.Contains(err.Error(), "wörd") {
-				t.Errorf("the error tells the password: %v", err)
-			}
-		})
-	}
-}
-
-func TestReplicaSet(t *testing.T) {
-	t.Parallel()
-	s := start(t, mongod.Options{ReplicaSet: "rs0"})
-	c := connect(t, s.URI()+"?replicaSet=rs0").Database("d").Collection("c")
-	// With a replica set the driver sends retryable writes.
-	if _, err := c.InsertOne(t.Context(), bson.M{"_id": 1}); err != nil {
-		t.Fatal(err)
-	}
-	err := connect(t, s.URI()+"?replicaSet=other").Ping(t.Context(), nil)
-	if err == nil {
-		t.Error("a client of another replica set was welcome")
 	}
 }
 
@@ -319,14 +174,14 @@ func TestFaults(t *testing.T) {
 	endless := []string{"delay beyond patience", "refuse", "black hole"}
 	// In a set the driver repeats an insert at once whose connection broke, and the server knows whether it was executed.
 	repeated := []string{"cut before the insert", "cut after it was executed", "half close", "truncate"}
-	for _, engine := range engines(t) {
+	for name, o := range map[string]mongod.Options{"one server": {}, "a set": {ReplicaSet: realmongo.SetName}} {
 		for _, tt := range tests {
-			if engine.ReplicaSet != "" && slices.Contains(repeated, tt.name) {
+			if o.ReplicaSet != "" && slices.Contains(repeated, tt.name) {
 				tt.want, tt.wantDocs = isNil, 2
 			}
-			t.Run(engine.name+"/"+tt.name, func(t *testing.T) {
+			t.Run(name+"/"+tt.name, func(t *testing.T) {
 				t.Parallel()
-				s := engine.start(t)
+				s := start(t, o)
 				c := connect(t, s.URI())
 				// The collection exists, so that the insert below is quick.
 				if err := c.Database("d").CreateCollection(t.Context(), "c"); err != nil {
@@ -365,33 +220,6 @@ func TestFaults(t *testing.T) {
 			})
 		}
 	}
-}
-
-// engine is what serves behind the proxy.
-type engine struct {
-	name string
-	mongod.Options
-}
-
-func (e engine) start(t *testing.T) *mongod.Server {
-	t.Helper()
-	if e.Binary == "" {
-		return start(t, e.Options)
-	}
-	return servers.Start(t, e.Options)
-}
-
-// engines are FerretDB, and the real mongod alone and as a set.
-func engines(t *testing.T) []engine {
-	t.Helper()
-	all := []engine{{name: "ferretdb"}}
-	if servers.Engine(t) == mongotest.Real {
-		binary := realmongo.Require(t)
-		all = append(all,
-			engine{"mongod", mongod.Options{Binary: binary}},
-			engine{"a set", mongod.Options{Binary: binary, ReplicaSet: realmongo.SetName}})
-	}
-	return all
 }
 
 func isNil(err error) bool     { return err == nil }
@@ -579,16 +407,4 @@ func TestGarbageDoesNotHurt(t *testing.T) {
 func isDeadline(err error) bool {
 	var ne net.Error
 	return errors.As(err, &ne) && ne.Timeout()
-}
-
-func BenchmarkStart(b *testing.B) {
-	for b.Loop() {
-		s, err := mongod.Start(b.Context(), mongod.Options{})
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := s.Close(); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

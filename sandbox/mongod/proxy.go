@@ -11,29 +11,20 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/x/bsonx/bsoncore"
 )
 
-// proxy stands between the clients and FerretDB, or a real mongod. Each client
-// connection has a backend connection of its own, because the backend keeps state
-// per connection; the order between FerretDB's commands is made by one lock.
+// proxy stands between the clients and a mongod. Each client connection has a
+// backend connection of its own, because the backend keeps state per connection.
 type proxy struct {
 	network string // the backend's: unix or tcp
 	backend string // its address
-	serial  bool   // one command at a time
 	faults  *Faults
-	auth    *authenticator // nil: no authentication
 	hello   func(bsoncore.Document) bsoncore.Document
 	log     *slog.Logger
 	stats   *recorder
-
-	// turn is held while FerretDB works on one command, and only then: neither a
-	// slow client nor a fault holds up the others.
-	turn     sync.Mutex
-	inFlight atomic.Int32
 
 	mu    sync.Mutex
 	conns map[*clientConn]struct{}
@@ -48,19 +39,6 @@ type clientConn struct {
 	net    net.Conn
 	raw    net.Conn // below TLS
 	cancel context.CancelFunc
-	auth   authState
-}
-
-// unserialised lists what needs no turn: commands that write nothing and that
-// either must answer promptly (the driver's monitor judges the server by hello)
-// or may wait inside FerretDB (a getMore on a tailable cursor waits for data, and
-// would hold up the very insert it waits for).
-func unserialised(command string) bool {
-	switch command {
-	case "hello", "isMaster", "ismaster", "ping", "buildInfo", "getMore":
-		return true
-	}
-	return false
 }
 
 // acceptFrom serves ln until it is closed.
@@ -198,7 +176,7 @@ func (p *proxy) serve(ctx context.Context, c *clientConn) error {
 	}
 }
 
-// one handles one request: fault, authentication, execution, reply.
+// one handles one request: fault, execution, reply.
 func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 	backend net.Conn, fromBackend *bufio.Reader, gone <-chan struct{},
 ) error {
@@ -243,7 +221,7 @@ func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 		return err
 	}
 
-	replies, err := p.execute(ctx, c, req, raw, backend, fromBackend)
+	replies, err := p.execute(req, raw, backend, fromBackend)
 	if err != nil {
 		return err
 	}
@@ -264,31 +242,13 @@ func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 	return nil
 }
 
-// execute gets the replies to one request: from the fake authentication, or from
-// FerretDB when it is this request's turn.
-func (p *proxy) execute(ctx context.Context, c *clientConn, req request, raw []byte,
-	backend net.Conn, fromBackend *bufio.Reader,
-) ([][]byte, error) {
-	if p.auth != nil {
-		if doc := p.auth.answer(&c.auth, req); doc != nil {
-			return [][]byte{replyTo(req, doc)}, nil
-		}
-	}
-
-	if p.serial && !unserialised(req.command) {
-		p.turn.Lock()
-		defer p.turn.Unlock()
-		p.stats.concurrent(p.inFlight.Add(1))
-		defer p.inFlight.Add(-1)
-		if err := ctx.Err(); err != nil {
-			return nil, err // cut while it waited: must not be executed any more
-		}
-	}
+// execute gets the replies to one request.
+func (p *proxy) execute(req request, raw []byte, backend net.Conn, fromBackend *bufio.Reader) ([][]byte, error) {
 	if _, err := backend.Write(raw); err != nil {
 		return nil, fmt.Errorf("passing a request on: %w", err)
 	}
-	if req.moreToCome && !p.serial {
-		return nil, nil // a real mongod answers no unacknowledged write
+	if req.moreToCome {
+		return nil, nil // an unacknowledged write is not answered
 	}
 	var replies [][]byte
 	for {
@@ -297,26 +257,13 @@ func (p *proxy) execute(ctx context.Context, c *clientConn, req request, raw []b
 			return nil, fmt.Errorf("reading the reply of the backend: %w", err)
 		}
 		if isHello(req.command) {
-			reply = rewrite(req, reply, func(doc bsoncore.Document) bsoncore.Document {
-				if p.auth != nil {
-					doc = p.auth.helloReply(req, doc)
-				}
-				if p.hello != nil {
-					doc = p.hello(doc)
-				}
-				return doc
-			})
+			reply = rewrite(req, reply, p.hello)
 		}
 		replies = append(replies, reply)
 		if !wantsMore(reply) {
-			break
+			return replies, nil
 		}
 	}
-	if req.moreToCome {
-		// FerretDB answers an unacknowledged write too; the driver does not read it.
-		return nil, nil
-	}
-	return replies, nil
 }
 
 func isHello(command string) bool {

@@ -20,7 +20,7 @@ import (
 
 // A real mongod behind the proxy: its users, its set of one with a transaction, and
 // faults that strike its commands.
-func TestRealBackend(t *testing.T) {
+func TestUsersAndSet(t *testing.T) {
 	t.Parallel()
 	s := start(t, mongod.Options{
 		Binary: realmongo.Require(t), Users: map[string]string{"cluster": "secret"}, ReplicaSet: realmongo.SetName,

@@ -5,21 +5,20 @@ package mongod
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
-	"github.com/FerretDB/FerretDB/ferretdb"
 	"go.mongodb.org/mongo-driver/v2/x/bsonx/bsoncore"
 	"golang.org/x/sys/unix"
 
@@ -36,46 +35,35 @@ type Options struct {
 	Listen string
 	// Control is the address of the HTTP control port; empty: none.
 	Control string
-	// Users (name to password) turns the fake authentication on. The right
-	// password completes a genuine SCRAM-SHA-256 conversation; anything else gets
-	// error 18 AuthenticationFailed, and a command without login error 13
-	// Unauthorized. It exists because embedded FerretDB has no authentication, and
-	// an agent must be seen to tell a wrong password from a dead server. It says
-	// nothing about MongoDB's roles.
+	// Users (name to password) may do everything, and a client without a login nothing.
+	// Without users no client is asked for a login. Only with Binary.
 	Users map[string]string
 	// AuthDB is the database the users belong to; default admin.
 	AuthDB string
 	// TLS makes clients speak TLS.
 	TLS *tls.Config
-	// ReplicaSet makes hello claim to be the one member, and primary, of a replica
-	// set of this name, so that a connection string with replicaSet= works.
+	// ReplicaSet is the name of a set of one. With Backend only hello says so.
 	ReplicaSet string
-	// Binary is a real mongod (realmongo.Require) that serves in place of FerretDB,
-	// behind the same proxy and with the same faults. Its commands run side by side,
-	// Users are real users that may do everything, with the mechanisms that mongod
-	// has, and ReplicaSet, which must be "rs0" then, is a real set of one.
+	// Binary is the mongod that serves behind the proxy (realmongo.Binary).
 	Binary string
-	// Backend is a server without users that runs already and serves in place of
-	// FerretDB: unix:PATH or HOST:PORT. Close leaves it alone. Users and ReplicaSet
-	// are played by the proxy, as with FerretDB.
+	// Backend is a server that runs already and serves in place of Binary: unix:PATH or
+	// HOST:PORT. Close does not end it.
 	Backend string
-	// Log gets the proxy's own lines and FerretDB's warnings; default none.
+	// Log gets the proxy's own lines; default none.
 	Log *slog.Logger
 }
 
 // Server is a running sandbox MongoDB.
 type Server struct {
 	addr    string
-	users   bool
 	tls     *tls.Config
 	proxy   *proxy
 	faults  *Faults
 	control *control.Server
 
-	cancel  context.CancelFunc
-	backend chan struct{} // closed when FerretDB has ended
 	real    *realmongo.Set
-	guard   int // file descriptor, see bindGuard
+	kept    bool // the data of real outlive it
+	guard   int  // file descriptor, see bindGuard
 	tmp     string
 	sockets string // the folder of a real mongod's socket
 
@@ -87,10 +75,6 @@ type Server struct {
 	closing sync.Once
 	closed  error
 }
-
-// ferretNew serialises the constructor of FerretDB: it writes a variable of its
-// own package, and tests start servers in parallel.
-var ferretNew sync.Mutex
 
 // Start begins to serve; when it returns, the server can be used. It runs until
 // Close or until ctx is done.
@@ -104,7 +88,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	if o.AuthDB == "" {
 		o.AuthDB = "admin"
 	}
-	s := &Server{users: o.Users != nil, tls: o.TLS, backend: make(chan struct{}), guard: -1}
+	s := &Server{tls: o.TLS, kept: o.Dir != "", guard: -1}
 	// Cleaning up what has been started is Close's business, half-started or not.
 	defer func() {
 		if err != nil {
@@ -131,16 +115,15 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	if s.guard, s.addr, err = bindGuard(o.Listen); err != nil {
 		return nil, err
 	}
-	serve := s.serveFerret
 	switch {
-	case o.Binary != "" && o.Backend != "":
-		return nil, errors.New("a server of its own and one that runs already cannot both be the backend")
+	case (o.Binary != "") == (o.Backend != ""):
+		err = errors.New("either a mongod or a server that runs already must be the backend")
 	case o.Binary != "":
-		serve = s.serveReal
-	case o.Backend != "":
-		serve = s.serveBackend
+		err = s.serveReal(ctx, dir, o)
+	default:
+		err = s.serveBackend(o)
 	}
-	if err := serve(ctx, dir, o); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if o.Control != "" {
@@ -152,32 +135,14 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	return s, nil
 }
 
-// serveFerret begins to listen, with FerretDB behind the proxy.
-func (s *Server) serveFerret(ctx context.Context, dir string, o Options) error {
-	socket, err := s.startBackend(ctx, dir, o.Log)
-	if err != nil {
-		return err
-	}
-	s.proxy.network, s.proxy.backend = "unix", socket
-	s.proxy.serial = true
-	return s.pretend(o)
-}
-
 // serveBackend begins to listen, with a server behind the proxy that runs already.
-func (s *Server) serveBackend(_ context.Context, _ string, o Options) error {
+func (s *Server) serveBackend(o Options) error {
+	if o.Users != nil {
+		return errors.New("the users of a server that runs already are its own")
+	}
 	s.proxy.network, s.proxy.backend = "tcp", o.Backend
 	if path, ok := strings.CutPrefix(o.Backend, "unix:"); ok {
 		s.proxy.network, s.proxy.backend = "unix", path
-	}
-	return s.pretend(o)
-}
-
-// pretend begins to listen, with the users and the set that the backend does not have.
-func (s *Server) pretend(o Options) (err error) {
-	if o.Users != nil {
-		if s.proxy.auth, err = newAuthenticator(o.Users, o.AuthDB); err != nil {
-			return err
-		}
 	}
 	s.proxy.hello = pollingHello
 	if o.ReplicaSet != "" {
@@ -187,15 +152,12 @@ func (s *Server) pretend(o Options) (err error) {
 	return s.listen()
 }
 
+// owner is the user of a mongod by whom the users of the options are made.
+const owner = "sandbox"
+
 // serveReal begins to listen, with a real mongod behind the proxy. The proxy listens
 // first: the one member of a set looks for itself under the proxy's address.
 func (s *Server) serveReal(ctx context.Context, dir string, o Options) error {
-	if o.ReplicaSet != "" && o.ReplicaSet != realmongo.SetName {
-		return fmt.Errorf("a real replica set is called %s, not %q", realmongo.SetName, o.ReplicaSet)
-	}
-	if o.AuthDB != "admin" {
-		return fmt.Errorf("the users of a real mongod belong to the database admin, not to %q", o.AuthDB)
-	}
 	// The path of a Unix socket has room for 107 bytes.
 	sockets, err := os.MkdirTemp("", "mongod-")
 	if err != nil {
@@ -211,53 +173,20 @@ func (s *Server) serveReal(ctx context.Context, dir string, o Options) error {
 	if o.ReplicaSet != "" {
 		members = 1
 	}
-	s.real, err = realmongo.Start(ctx, realmongo.Options{
-		Binary: o.Binary, Dir: dir, Members: members, Users: o.Users, Socket: s.proxy.backend, Advertise: s.addr,
-	})
-	return err
-}
-
-// startBackend runs FerretDB on an abstract Unix socket: no second TCP port that
-// could be used past the proxy, and no file that a killed process leaves behind.
-func (s *Server) startBackend(ctx context.Context, dir string, log *slog.Logger) (string, error) {
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return "", fmt.Errorf("resolving the folder of the data: %w", err)
+	ro := realmongo.Options{Binary: o.Binary, Dir: dir, Members: members, Name: o.ReplicaSet, Socket: s.proxy.backend, Advertise: s.addr}
+	if o.Users != nil {
+		ro.Users = map[string]string{owner: owner}
 	}
-	if strings.ContainsAny(abs, "%?#") {
-		return "", fmt.Errorf("the folder of the data %q has one of %%?# in its name, which FerretDB takes for syntax", abs)
+	if s.real, err = realmongo.Start(ctx, ro); err != nil {
+		return err
 	}
-	socket := "@amsagent-sandbox-" + rand.Text()
-	ferretNew.Lock()
-	f, err := ferretdb.New(&ferretdb.Config{
-		Listener: ferretdb.ListenerConfig{Unix: socket},
-		Logger:   slog.New(warnings{log.Handler()}),
-		Handler:  "sqlite",
-		// Without fsync data still survive a killed process, not a power cut; a
-		// busy disk would otherwise make every test slow.
-		SQLiteURL: (&url.URL{Scheme: "file", OmitHost: true, Path: abs + "/", RawQuery: "_pragma=synchronous(off)"}).String(),
-	})
-	ferretNew.Unlock()
-	if err != nil {
-		return "", fmt.Errorf("starting FerretDB: %w", err)
+	for _, name := range slices.Sorted(maps.Keys(o.Users)) {
+		if err := s.real.AddUser(ctx, o.AuthDB, name, o.Users[name]); err != nil {
+			return err
+		}
 	}
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s.cancel = cancel
-	go func() {
-		defer close(s.backend)
-		_ = f.Run(run) // it ends with its context, and never otherwise
-	}()
-	return socket, nil
+	return nil
 }
-
-// warnings drops FerretDB's chatter below warning level.
-type warnings struct{ slog.Handler }
-
-func (w warnings) Enabled(ctx context.Context, l slog.Level) bool {
-	return l >= slog.LevelWarn && w.Handler.Enabled(ctx, l)
-}
-func (w warnings) WithAttrs(a []slog.Attr) slog.Handler { return warnings{w.Handler.WithAttrs(a)} }
-func (w warnings) WithGroup(n string) slog.Handler      { return warnings{w.Handler.WithGroup(n)} }
 
 // bindGuard binds a socket to the address and never listens on it. While the
 // listener proper is closed (fault refuse) the port so remains ours: the kernel
@@ -399,11 +328,10 @@ func (s *Server) close() error {
 		s.proxy.close()
 		s.accept.Wait()
 	}
-	if s.cancel != nil {
-		s.cancel()
-		<-s.backend
-	}
-	if s.real != nil {
+	switch {
+	case s.real != nil && s.kept:
+		err = errors.Join(err, s.real.Stop())
+	case s.real != nil:
 		err = errors.Join(err, s.real.Close())
 	}
 	if s.guard >= 0 {

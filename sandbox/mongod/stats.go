@@ -10,14 +10,13 @@ import (
 
 // Stats counts what went through the proxy.
 type Stats struct {
-	Accepted    int64            `json:"accepted"`      // connections since the start
-	Open        int64            `json:"open"`          // connections now
-	Requests    int64            `json:"requests"`      // messages received
-	Commands    map[string]int64 `json:"commands"`      // by command name, faulty ones included
-	Struck      int64            `json:"struck"`        // requests that met a fault
-	BytesIn     int64            `json:"bytes_in"`      // received from clients
-	BytesOut    int64            `json:"bytes_out"`     // sent to clients
-	MaxInFlight int64            `json:"max_in_flight"` // serialised commands in FerretDB at once: 1
+	Accepted int64            `json:"accepted"`  // connections since the start
+	Open     int64            `json:"open"`      // connections now
+	Requests int64            `json:"requests"`  // messages received
+	Commands map[string]int64 `json:"commands"`  // by command name, faulty ones included
+	Struck   int64            `json:"struck"`    // requests that met a fault
+	BytesIn  int64            `json:"bytes_in"`  // received from clients
+	BytesOut int64            `json:"bytes_out"` // sent to clients
 }
 
 // Command is one line of the record of requests.
@@ -92,12 +91,6 @@ func (r *recorder) answered(seq int64, n int, ok bool) {
 		r.log[i].BytesOut += n
 		r.log[i].OK = ok
 	}
-}
-
-func (r *recorder) concurrent(n int32) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.stats.MaxInFlight = max(r.stats.MaxInFlight, int64(n))
 }
 
 func (r *recorder) snapshot() Stats {

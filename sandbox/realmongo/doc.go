@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package realmongo runs a real mongod for tests: one server, or a replica set of
-// one or three, with or without users. tools/scripts/real.sh fetches the program
-// (`make real-fetch`, `make deps`); mongod is under the SSPL, a tool of the tests that is
+// one or three, with or without users. The program is the mongod on PATH, else the one
+// that mongod.sh fetches (`make deps`); it is under the SSPL, a tool of the tests that is
 // never packed or shipped.
 //
 //	set, err := realmongo.Start(ctx, realmongo.Options{Binary: realmongo.Require(t), Members: 3})

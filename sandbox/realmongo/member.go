@@ -34,8 +34,9 @@ type Member struct {
 	done chan struct{} // closed when cmd has ended
 }
 
-// startLimit is generous: a member that comes back reads its journal first.
-const startLimit = 60 * time.Second
+// startLimit is generous: a member that comes back reads its journal first, and a machine
+// may be emulated.
+const startLimit = 3 * time.Minute
 
 // Start starts the program on its data and waits until it answers. A member that
 // runs is left alone.
@@ -87,7 +88,9 @@ func (m *Member) args() []string {
 		"--networkMessageCompressors", "disabled",
 		"--setParameter", "diagnosticDataCollectionEnabled=false",
 		// Documents with a TTL go within a second, not within a minute.
-		"--setParameter", "ttlMonitorSleepSecs=1")
+		"--setParameter", "ttlMonitorSleepSecs=1",
+		// The least that drivers accept: every connection with a password pays for it.
+		"--setParameter", "scramIterationCount=5000", "--setParameter", "scramSHA256IterationCount=5000")
 	if o.Socket != "" {
 		// It makes one named by its port, too: without a folder of its own that is the
 		// same file for all, and two that start at once fail.
@@ -96,7 +99,7 @@ func (m *Member) args() []string {
 		args = append(args, "--bind_ip", o.Host+",127.0.0.1", "--port", strconv.Itoa(m.port), "--nounixsocket")
 	}
 	if o.Members > 0 {
-		args = append(args, "--replSet", SetName, "--oplogSize", "64")
+		args = append(args, "--replSet", o.Name, "--oplogSize", "64")
 	}
 	switch {
 	case o.Users != nil && o.Members > 0:

@@ -4,6 +4,7 @@
 package realmongo
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -31,6 +32,8 @@ type Options struct {
 	Binary string
 	// Members makes a replica set of so many. 0 is one server without a set.
 	Members int
+	// Name is the set's; default SetName.
+	Name string
 	// Users (name to password) switches authorization on. Each may do everything.
 	Users map[string]string
 	// Dir holds data and logs; empty is a temporary folder that Close removes.
@@ -57,7 +60,7 @@ type Options struct {
 // appName is how the clients of this package call themselves.
 const appName = "realmongo"
 
-// SetName is the name of every replica set here.
+// SetName is the name of a replica set unless Options.Name is another.
 const SetName = "rs0"
 
 // Set is a running server or replica set.
@@ -75,9 +78,7 @@ func Start(ctx context.Context, o Options) (_ *Set, err error) {
 	if o.ElectionTimeout == 0 {
 		s.o.ElectionTimeout = 2 * time.Second
 	}
-	if o.Host == "" {
-		s.o.Host = "127.0.0.1"
-	}
+	s.o.Host, s.o.Name = cmp.Or(o.Host, "127.0.0.1"), cmp.Or(o.Name, SetName)
 	defer func() {
 		if err != nil {
 			_ = s.Close()
@@ -149,21 +150,37 @@ func (s *Set) initiate(ctx context.Context) error {
 		// The first becomes the primary, so that a test knows which one it is.
 		members = append(members, bson.M{"_id": i, "host": m.Addr(), "priority": len(s.members) - i})
 	}
-	config := bson.M{"_id": SetName, "version": 1, "members": members, "settings": bson.M{
+	config := bson.M{"_id": s.o.Name, "version": 1, "members": members, "settings": bson.M{
 		"electionTimeoutMillis": s.o.ElectionTimeout.Milliseconds(), "heartbeatIntervalMillis": 500,
 		// Else a member that hangs, and closes no connection, is noticed after 10 s.
 		"heartbeatTimeoutSecs": max(1, int(s.o.ElectionTimeout.Seconds())),
 	}}
-	err = admin.RunCommand(ctx, bson.D{{Key: "replSetInitiate", Value: config}}).Err()
-	var command mongo.CommandError
-	if errors.As(err, &command) && command.Name == "AlreadyInitialized" {
-		err = nil // the data of an earlier run
+	switch err = admin.RunCommand(ctx, bson.D{{Key: "replSetInitiate", Value: config}}).Err(); {
+	case hasCode(err, codeUnauthorized) && !s.authed:
+		s.authed = true // the data of an earlier run have the users
+		return s.initiate(ctx)
+	case hasCode(err, codeAlreadyInitialized):
+		// They have the addresses of that run, too, which may have been others.
+		config["version"] = time.Now().Unix()
+		err = admin.RunCommand(ctx, bson.D{{Key: "replSetReconfig", Value: config}, {Key: "force", Value: true}}).Err()
 	}
 	if err != nil {
 		return fmt.Errorf("initiating the replica set: %w", err)
 	}
 	_, err = s.waitPrimary(ctx)
 	return err
+}
+
+// The codes of mongod's errors that are handled here.
+const (
+	codeUnauthorized       = 13
+	codeAlreadyInitialized = 23
+	codeUserExists         = 51003
+)
+
+func hasCode(err error, code int32) bool {
+	e, ok := errors.AsType[mongo.CommandError](err)
+	return ok && e.Code == code
 }
 
 // waitPrimary waits, startLimit at most, for the member that may be written to: a set may
@@ -182,34 +199,43 @@ func (s *Set) waitPrimary(ctx context.Context) (*Member, error) {
 	}
 }
 
-// createUsers uses the one thing that mongod lets a client on its own machine do
-// without a user: make the first one.
+// createUsers makes the users of the options.
 func (s *Set) createUsers(ctx context.Context) error {
-	names := slices.Sorted(maps.Keys(s.o.Users))
-	for _, name := range names {
-		m := s.members[0]
-		if s.o.Members > 0 {
-			var err error
-			if m, err = s.waitPrimary(ctx); err != nil {
-				return err
-			}
+	for _, name := range slices.Sorted(maps.Keys(s.o.Users)) {
+		err := s.AddUser(ctx, "admin", name, s.o.Users[name])
+		if hasCode(err, codeUnauthorized) && !s.authed {
+			s.authed = true // the data of an earlier run have the users
+			err = s.AddUser(ctx, "admin", name, s.o.Users[name])
 		}
-		c, err := m.Client()
 		if err != nil {
 			return err
 		}
-		err = c.Database("admin").RunCommand(ctx, bson.D{
-			{Key: "createUser", Value: name}, {Key: "pwd", Value: s.o.Users[name]}, {Key: "roles", Value: bson.A{"root"}},
-		}).Err()
-		disconnect(c)
-		var command mongo.CommandError
-		if errors.As(err, &command) && command.Code == 51003 {
-			err = nil // it is there: the data of an earlier run
-		}
-		if err != nil {
-			return fmt.Errorf("making the user %s: %w", name, err)
-		}
 		s.authed = true
+	}
+	return nil
+}
+
+// AddUser makes a user of a database that may do everything, or gives one that is there
+// this password. mongod lets a client of its own machine make the first one without a login.
+func (s *Set) AddUser(ctx context.Context, database, name, password string) error {
+	m, err := s.waitPrimary(ctx)
+	if err != nil {
+		return err
+	}
+	c, err := m.Client()
+	if err != nil {
+		return err
+	}
+	defer disconnect(c)
+	role := bson.A{bson.M{"role": "root", "db": "admin"}}
+	for _, verb := range []string{"createUser", "updateUser"} {
+		err = c.Database(database).RunCommand(ctx, bson.D{{Key: verb, Value: name}, {Key: "pwd", Value: password}, {Key: "roles", Value: role}}).Err()
+		if !hasCode(err, codeUserExists) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("making the user %s: %w", name, err)
 	}
 	return nil
 }
@@ -242,7 +268,7 @@ func (s *Set) Addrs() string {
 func (s *Set) URI() string {
 	q := url.Values{}
 	if s.o.Members > 0 {
-		q.Set("replicaSet", SetName)
+		q.Set("replicaSet", s.o.Name)
 	}
 	user := ""
 	if name, password, ok := s.credential(); ok {
@@ -307,9 +333,9 @@ func (s *Set) StepDown(ctx context.Context) error {
 	return nil
 }
 
-// Empty drops every database of an idle server without users, for the next test. It
-// waits until the clients of the last one have gone: what they asked for may still be
-// under way.
+// Empty drops every database of an idle server, and every user but those of its
+// options, for the next test. It waits until the clients of the last one have gone:
+// what they asked for may still be under way.
 func (s *Set) Empty(ctx context.Context) error {
 	m, err := s.waitPrimary(ctx)
 	if err != nil {
@@ -323,6 +349,9 @@ func (s *Set) Empty(ctx context.Context) error {
 	if err := waitAlone(ctx, c); err != nil {
 		return err
 	}
+	if err := s.dropUsers(ctx, c.Database("admin")); err != nil {
+		return err
+	}
 	names, err := c.ListDatabaseNames(ctx, bson.D{{Key: "name", Value: bson.M{"$nin": bson.A{"admin", "config", "local"}}}})
 	if err != nil {
 		return fmt.Errorf("listing the databases: %w", err)
@@ -333,6 +362,31 @@ func (s *Set) Empty(ctx context.Context) error {
 		}
 		if err := c.Database(name).Drop(ctx); err != nil {
 			return fmt.Errorf("dropping the database %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// dropUsers drops every user but those of the options.
+func (s *Set) dropUsers(ctx context.Context, admin *mongo.Database) error {
+	if s.o.Users == nil {
+		return nil
+	}
+	var list struct {
+		Users []struct {
+			User string `bson:"user"`
+			DB   string `bson:"db"`
+		} `bson:"users"`
+	}
+	if err := admin.RunCommand(ctx, bson.D{{Key: "usersInfo", Value: bson.M{"forAllDBs": true}}}).Decode(&list); err != nil {
+		return fmt.Errorf("listing the users: %w", err)
+	}
+	for _, u := range list.Users {
+		if _, keep := s.o.Users[u.User]; keep && u.DB == "admin" {
+			continue
+		}
+		if err := admin.Client().Database(u.DB).RunCommand(ctx, bson.D{{Key: "dropUser", Value: u.User}}).Err(); err != nil {
+			return fmt.Errorf("dropping the user %s: %w", u.User, err)
 		}
 	}
 	return nil
@@ -362,6 +416,16 @@ func waitAlone(ctx context.Context, c *mongo.Client) error {
 			return fmt.Errorf("waiting for the end of what is under way: %w", err)
 		}
 	}
+}
+
+// Stop ends all members in order, so that all that was written is kept, and then closes
+// the set.
+func (s *Set) Stop() error {
+	var err error
+	for _, m := range s.members {
+		err = errors.Join(err, m.Stop())
+	}
+	return errors.Join(err, s.Close())
 }
 
 // Close kills all members and removes what Start made.

@@ -5,6 +5,8 @@ package realmongo_test
 
 import (
 	"context"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,5 +74,14 @@ func TestUsers(t *testing.T) {
 	}
 	if err := insert(t, "mongodb://"+s.Addrs()+"/", bson.M{"_id": 2}); err == nil {
 		t.Error("a client without a user could write")
+	}
+}
+
+// The script that fetches a mongod puts it where Binary looks.
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	script, err := os.ReadFile("mongod.sh")
+	if err != nil || !strings.Contains(string(script), "\nversion="+realmongo.Version+"\n") {
+		t.Errorf("mongod.sh does not fetch %s, %v", realmongo.Version, err)
 	}
 }

@@ -15,6 +15,8 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 )
 
 const install = "../../packaging/image/mongodb/install.sh"
@@ -25,10 +27,12 @@ func updating() bool {
 	return f != nil && f.Value.String() == "true"
 }
 
+var servers mongotest.Servers
+
 func TestMain(m *testing.M) {
 	flag.Bool("update", false, "write goldens anew")
 	flag.Parse()
-	os.Exit(m.Run())
+	os.Exit(servers.Main(m))
 }
 
 // golden compares with a file in testdata.

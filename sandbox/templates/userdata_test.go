@@ -266,11 +266,7 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	t.Helper()
 	const password = "0123456789abcdef0123456789abcdef0123456789abcdef"
 	dir := t.TempDir()
-	mongo, err := mongod.Start(t.Context(), mongod.Options{Dir: filepath.Join(dir, "mongo"), Users: map[string]string{"amsagent": password}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = mongo.Close() })
+	mongo := servers.Start(t, mongod.Options{Users: map[string]string{"amsagent": password}})
 	// As install.sh writes it.
 	uri := "mongodb://amsagent:" + password + "@" + mongo.Addr() + "/admin"
 

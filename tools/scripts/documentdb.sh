@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The second engine: runs a command, as root, with servers that speak MongoDB's protocol and have none of its code.
-# FerretDB 2 before DocumentDB in PostgreSQL; each listens on a Unix socket, SANDBOX_MONGODB names them all, and they end
+# FerretDB 2 before DocumentDB in PostgreSQL; each listens on a Unix socket, MONGO names them all, and they end
 # with the command. usage: documentdb.sh COMMAND...
 #
 # DocumentDB is in Debian from release 14 on, so it runs in a tree of its own, made once (1 GB) below
@@ -100,7 +100,7 @@ serve() { # serve COMMAND...
     [ "$left" -gt 0 ] || { cat "$run/$i/log" >&2 && return 1; }
   done
   local result=0
-  SANDBOX_MONGODB=$(IFS=, && echo "${names[*]}") nsenter --net=/proc/self/fd/8 "$@" || result=$?
+  MONGO=$(IFS=, && echo "${names[*]}") nsenter --net=/proc/self/fd/8 "$@" || result=$?
   rm -rf "$run"
   return "$result"
 }

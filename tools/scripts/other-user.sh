@@ -6,7 +6,7 @@
 # and a Go that everybody may run.
 set -euo pipefail
 
-unset RERUN TEST_JSON REQUIRE_REAL REQUIRE_SYSTEMD REQUIRE_JAVA CI # of the tier that this may run in
+unset RERUN TEST_JSON REQUIRE_REAL REQUIRE_SYSTEMD REQUIRE_JAVA REQUIRE_MONGOD CI # of the tier that this may run in
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 git clone -q --no-hardlinks . "$work/project"

@@ -13,9 +13,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 {
 tier=${1:?usage: tier.sh gate|real|heavy}
 exec </dev/null
-# Where something is missing, the tests that need it are skipped. What Debian and the Go modules have is required here, so
-# that its absence is noticed; a real server and a real mongod are in the other tiers.
-export CI=${CI:-true} REQUIRE_JAVA=1 DEPS=require
+# Where something is missing, the tests that need it are skipped. What Debian and the Go modules have is required here, and a
+# mongod, so that its absence is noticed; a real server is in the other tiers.
+export CI=${CI:-true} REQUIRE_JAVA=1 REQUIRE_MONGOD=1 DEPS=require
 report=build/report
 logs=$report/$tier
 rm -rf "$logs" && mkdir -p "$logs"
@@ -74,6 +74,7 @@ heavy)
   for cloud in azure alibaba gcp; do
     step "demo-$cloud" 5 make demo "CLOUD=$cloud"
   done
+  step demo-embedded 15 make demo-embedded
   step user 30 tools/scripts/other-user.sh
   step race 45 make race
   step booted 80 make e2e 'RUN=^Test(Systemd|Package|SELinux)'

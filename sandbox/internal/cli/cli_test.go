@@ -26,7 +26,9 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/sandbox/internal/cli"
+	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -41,8 +43,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asSandbox) != "" {
 		os.Exit(cli.Main(os.Args[1:], cli.OS()))
 	}
-	os.Exit(m.Run())
+	os.Exit(servers.Main(m))
 }
+
+var servers mongotest.Servers
 
 func sandbox(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
@@ -172,6 +176,7 @@ func TestArgumentFile(t *testing.T) {
 
 func TestMongo(t *testing.T) {
 	t.Parallel()
+	realmongo.Require(t)
 	dir := t.TempDir()
 	said, cmd := serve(t, "mongo", "--user", "ams:pa:ss", "--tls", dir)
 	uri := strings.Replace(said["uri"].(string), "mongodb://", "mongodb://ams:pa%3Ass@", 1) + "&tlsCAFile=" + filepath.Join(dir, "ca.pem")
@@ -292,6 +297,7 @@ func fetched(t *testing.T, method, url string) string {
 
 func TestServersDieWithAnother(t *testing.T) {
 	t.Parallel()
+	realmongo.Require(t)
 	other := exec.Command("sleep", "600")
 	if err := other.Start(); err != nil {
 		t.Skip(err)
@@ -425,11 +431,7 @@ func service(t *testing.T, tr tree.Tree, flags ...string) func(action string, en
 
 func TestAMSCtl(t *testing.T) {
 	t.Parallel()
-	m, err := mongod.Start(t.Context(), mongod.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.Close() })
+	m := servers.Start(t, mongod.Options{})
 	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
 func runMongo(ctx context.Context, env Env, args []string) error {
@@ -22,9 +23,9 @@ func runMongo(ctx context.Context, env Env, args []string) error {
 	fs.StringVar(&o.Listen, "listen", "127.0.0.1:0", "`address` for clients")
 	fs.StringVar(&o.Control, "control", "127.0.0.1:0", "`address` of the HTTP control port; empty: none")
 	fs.StringVar(&o.AuthDB, "auth-db", "admin", "`database` the users belong to")
-	fs.StringVar(&o.ReplicaSet, "replica-set", "", "claim to be the primary of the set of this `name`")
+	fs.StringVar(&o.ReplicaSet, "replica-set", "", "be a replica set of one member, of this `name`")
 	fs.StringVar(&tlsDir, "tls", "", "speak TLS; write the authority's certificate to `folder`/ca.pem")
-	fs.Func("user", "fake authentication: this `name:password` is right, others are not (may be repeated)", func(s string) error {
+	fs.Func("user", "let this `name:password` in, and no client without one (may be repeated)", func(s string) error {
 		name, password, ok := strings.Cut(s, ":")
 		if !ok || name == "" {
 			return fmt.Errorf("want name:password")
@@ -48,6 +49,9 @@ func runMongo(ctx context.Context, env Env, args []string) error {
 		if o.TLS, err = mongod.SelfSigned(filepath.Join(tlsDir, "ca.pem")); err != nil {
 			return err
 		}
+	}
+	if o.Binary, err = realmongo.Fetch(ctx, env.Stderr); err != nil {
+		return exitError{1, "there is no mongod: " + err.Error()}
 	}
 	s, err := mongod.Start(context.WithoutCancel(ctx), o)
 	if err != nil {

@@ -1,9 +1,9 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mongotest chooses the MongoDB under the tests of a package: the real mongod
-// where it can be had. A start costs a second of CPU, emptying a server milliseconds:
-// so a server that one test has done with is emptied and handed to the next one.
+// Package mongotest gives the tests of a package their MongoDB: a real mongod behind the
+// proxy of package mongod. A start costs a second of CPU, emptying a server milliseconds:
+// so a server that a test has done with is emptied and handed to the next one.
 //
 //	var servers mongotest.Servers
 //
@@ -11,10 +11,9 @@
 //
 //	s := servers.Start(t, mongod.Options{})
 //
-// The variable SANDBOX_MONGODB names another engine: `ferretdb`, which is embedded, or
-// the addresses of servers that run already, joined by commas. Without it, and without
-// the real mongod, tests run on FerretDB and say so; with REQUIRE_REAL=1 they fail. The
-// API is not stable.
+// Without a mongod a test is skipped, see [realmongo.Require]. The variable MONGO names
+// servers without users that run already, joined by commas, for tests that need neither a
+// user nor a set. One that names Options.Binary gets a mongod all the same. The API is not stable.
 package mongotest
 
 import (
@@ -22,7 +21,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,43 +30,28 @@ import (
 	"testing"
 	"time"
 
-	"go.mongodb.org/mongo-driver/v2/bson"
-	"go.mongodb.org/mongo-driver/v2/mongo"
-	"go.mongodb.org/mongo-driver/v2/mongo/options"
-
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
-// Variable is the environment variable that names the engine.
-const Variable = "SANDBOX_MONGODB"
-
-// Engine is what serves behind the proxy of package mongod.
-type Engine string
-
-// The engines.
-const (
-	// Real is the mongod of package realmongo.
-	Real Engine = "mongod"
-	// FerretDB is FerretDB 1 on SQLite, embedded: no TTL index, one command at a time.
-	FerretDB Engine = "ferretdb"
-	// Running is a server that was started by somebody else: FerretDB 2 on DocumentDB, as
-	// tools/scripts/documentdb.sh starts it.
-	Running Engine = "running"
-)
+// Running reports whether tests use servers that run already, as tools/scripts/documentdb.sh
+// starts them: those are not MongoDB, perhaps.
+func Running() bool { return os.Getenv(realmongo.Variable) != "" }
 
 // Servers are the servers of one test package. The zero value has none.
 type Servers struct {
-	mu      sync.Mutex
-	chosen  bool
-	engine  Engine
-	binary  string
-	idle    map[int][]server // by members
-	all     []server
-	running chan string // addresses of running servers that no test uses
+	mu   sync.Mutex
+	idle map[kind][]server
+	all  []server
 }
 
-// server is a real mongod that outlives a test.
+// kind are the servers that one test can take from another.
+type kind struct {
+	members int
+	login   bool
+}
+
+// server is a mongod that outlives a test.
 type server struct {
 	set     *realmongo.Set
 	dir     string
@@ -77,159 +61,133 @@ type server struct {
 // Main runs the tests and ends the servers. It returns the exit status.
 func (p *Servers) Main(m *testing.M) int {
 	code := m.Run()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.all {
-		if err := errors.Join(s.set.Close(), os.RemoveAll(s.dir)); err != nil {
-			fmt.Fprintln(os.Stderr, "mongotest:", err)
-			code = cmp.Or(code, 1)
-		}
+	if err := p.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "mongotest:", err)
+		code = cmp.Or(code, 1)
 	}
 	return code
 }
 
-// Engine returns what the tests run on.
-func (p *Servers) Engine(t testing.TB) Engine {
-	t.Helper()
+// Close ends the servers.
+func (p *Servers) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.choose(); err != nil {
-		t.Fatal(err)
+	var err error
+	for _, s := range p.all {
+		err = errors.Join(err, s.set.Close(), os.RemoveAll(s.dir))
 	}
-	return p.engine
+	return err
 }
 
-func (p *Servers) choose() error {
-	if p.chosen {
-		return nil
-	}
-	binary, err := realmongo.Binary()
-	switch name := os.Getenv(Variable); {
-	case name == string(FerretDB):
-		p.engine = FerretDB
-	case name != "":
-		p.engine = Running
-		addresses := strings.Split(name, ",")
-		p.running = make(chan string, len(addresses))
-		for _, a := range addresses {
-			p.running <- a
-		}
-	case err == nil:
-		p.engine, p.binary = Real, binary
-	case os.Getenv("REQUIRE_REAL") == "1":
-		return err
-	default:
-		p.engine = FerretDB
-		fmt.Fprintln(os.Stderr, "mongotest: these tests run on embedded FerretDB:", err)
-	}
-	p.idle, p.chosen = map[int][]server{}, true
-	return nil
-}
-
-// Start starts a server for one test, which ends with it. With [mongod.Options.Binary]
-// it is the real one, whatever the engine of the others is.
+// Start starts a server for one test, which ends with it. One with Options.Dir is the
+// test's own.
 func (p *Servers) Start(t testing.TB, o mongod.Options) *mongod.Server {
 	t.Helper()
-	var giveBack func()
-	engine := p.Engine(t)
-	if o.Binary == "" && engine == Real {
-		o.Binary = p.binary
+	if o.Binary == "" && Running() {
+		return running(t, o)
 	}
-	switch {
-	case o.Binary != "" && o.Dir == "" && o.Users == nil:
-		o.Backend, giveBack = p.takeReal(t, o)
-		o.Binary = ""
-	case o.Binary == "" && engine == Running:
-		o.Backend, giveBack = p.takeRunning(t)
-	}
+	o.Binary = realmongo.Require(t)
 	// Not the test's own context, which ends before its cleanup begins.
-	s, err := mongod.Start(context.WithoutCancel(t.Context()), o)
+	s, release, err := p.Take(context.WithoutCancel(t.Context()), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		s.Faults().Clear()
-		if err := s.Close(); err != nil {
+		if err := release(); err != nil {
 			t.Errorf("closing MongoDB: %v", err)
-		}
-		if giveBack != nil {
-			giveBack()
 		}
 	})
 	return s
 }
 
-// Choose names the real mongod in options with which a test starts a server by itself,
-// where that is the engine.
-func (p *Servers) Choose(o mongod.Options) (mongod.Options, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.choose(); err != nil {
-		return o, err
+// Take is Start for a test that has no testing.TB; Options.Binary names the mongod. The
+// release function ends the server.
+func (p *Servers) Take(ctx context.Context, o mongod.Options) (_ *mongod.Server, release func() error, err error) {
+	giveBack := func() error { return nil }
+	if o.Dir == "" {
+		if giveBack, err = p.lend(ctx, &o); err != nil {
+			return nil, nil, err
+		}
 	}
-	if p.engine == Real {
-		o.Binary = p.binary
+	s, err := mongod.Start(ctx, o)
+	if err != nil {
+		return nil, nil, errors.Join(err, giveBack())
 	}
-	return o, nil
+	return s, func() error {
+		s.Faults().Clear()
+		return errors.Join(s.Close(), giveBack())
+	}, nil
 }
 
-// takeReal returns the address of an idle, empty mongod, which it starts where there is
-// none, and what gives it back.
-func (p *Servers) takeReal(t testing.TB, o mongod.Options) (address string, giveBack func()) {
-	t.Helper()
-	members := 0
+// admin is the user of a server with a login that all its tests have in common.
+const admin, adminPassword = "mongotest", "mongotest"
+
+// lend makes the options those of a proxy before an idle, empty mongod, which it starts if
+// there is none, with the users of the options.
+func (p *Servers) lend(ctx context.Context, o *mongod.Options) (giveBack func() error, err error) {
+	k := kind{login: o.Users != nil}
 	if o.ReplicaSet != "" {
-		members = 1
+		k.members = 1
 	}
-	one, ok := p.pop(members)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	one, ok := p.pop(k)
 	if !ok {
-		var err error
-		if one, err = start(t.Context(), o.Binary, members); err != nil {
-			t.Fatal(err)
+		if one, err = start(ctx, o.Binary, k); err != nil {
+			return nil, err
 		}
 		p.mu.Lock()
 		p.all = append(p.all, one)
 		p.mu.Unlock()
 	}
-	return one.address, func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
+	for _, name := range slices.Sorted(maps.Keys(o.Users)) {
+		if err := one.set.AddUser(ctx, cmp.Or(o.AuthDB, "admin"), name, o.Users[name]); err != nil {
+			return nil, err
+		}
+	}
+	o.Binary, o.Users, o.Backend = "", nil, one.address
+	return func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		if err := one.set.Empty(ctx); err != nil {
-			t.Errorf("emptying MongoDB for the next test: %v", err)
-			return
+			return fmt.Errorf("emptying MongoDB for the next test: %w", err)
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.idle[members] = append(p.idle[members], one)
-	}
+		if p.idle == nil {
+			p.idle = map[kind][]server{}
+		}
+		p.idle[k] = append(p.idle[k], one)
+		return nil
+	}, nil
 }
 
-func (p *Servers) pop(members int) (server, bool) {
+func (p *Servers) pop(k kind) (server, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	idle := p.idle[members]
+	idle := p.idle[k]
 	if len(idle) == 0 {
 		return server{}, false
 	}
 	last := len(idle) - 1
-	p.idle[members] = idle[:last]
+	p.idle[k] = idle[:last]
 	return idle[last], true
 }
 
-func start(ctx context.Context, binary string, members int) (one server, err error) {
+func start(ctx context.Context, binary string, k kind) (one server, err error) {
 	if one.dir, err = os.MkdirTemp("", "mongotest-"); err != nil {
 		return one, fmt.Errorf("making a folder for mongod: %w", err)
 	}
-	o := realmongo.Options{Binary: binary, Members: members, Dir: one.dir}
+	o := realmongo.Options{Binary: binary, Members: k.members, Dir: one.dir}
+	if k.login {
+		o.Users = map[string]string{admin: adminPassword}
+	}
 	// The member of a set must find itself, which it does by a port alone.
-	if members == 0 {
+	if k.members == 0 {
 		o.Socket = filepath.Join(one.dir, "s")
 	}
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
-	defer cancel()
 	if one.set, err = realmongo.Start(ctx, o); err != nil {
-		_ = os.RemoveAll(one.dir)
-		return one, err
+		return one, errors.Join(err, os.RemoveAll(one.dir))
 	}
 	if one.address = one.set.Member(0).Addr(); o.Socket != "" {
 		one.address = "unix:" + o.Socket
@@ -237,46 +195,28 @@ func start(ctx context.Context, binary string, members int) (one server, err err
 	return one, nil
 }
 
-// takeRunning waits for a running server that no other test uses, and empties it.
-func (p *Servers) takeRunning(t testing.TB) (address string, giveBack func()) {
+// running is a server that runs already and that no other test uses, emptied.
+func running(t testing.TB, o mongod.Options) *mongod.Server {
 	t.Helper()
-	select {
-	case address = <-p.running:
-	case <-time.After(2 * time.Minute):
-		t.Fatalf("there are not enough servers in %s for tests that want several at once", Variable)
+	if o.Users != nil || o.ReplicaSet != "" {
+		t.Skipf("the servers of %s have neither users nor sets of this test", realmongo.Variable)
 	}
-	giveBack = func() { p.running <- address }
-	if err := empty(t.Context(), address); err != nil {
-		giveBack()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
+	defer cancel()
+	address, release, err := realmongo.Borrow(ctx, strings.Split(os.Getenv(realmongo.Variable), ",")...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return address, giveBack
-}
-
-func empty(ctx context.Context, address string) error {
-	o := options.Client().SetHosts([]string{address}).SetDirect(true).SetTimeout(20 * time.Second)
-	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		o.SetHosts([]string{"localhost"}).SetDialer(unixDialer(path))
-	}
-	c, err := mongo.Connect(o)
+	o.Backend = address
+	s, err := mongod.Start(context.WithoutCancel(t.Context()), o)
 	if err != nil {
-		return fmt.Errorf("connecting to %s: %w", address, err)
+		t.Fatal(errors.Join(err, release()))
 	}
-	defer func() { _ = c.Disconnect(context.WithoutCancel(ctx)) }()
-	names, err := c.ListDatabaseNames(ctx, bson.D{})
-	for _, name := range names {
-		if !slices.Contains([]string{"admin", "config", "local"}, name) {
-			err = errors.Join(err, c.Database(name).Drop(ctx))
+	t.Cleanup(func() {
+		s.Faults().Clear()
+		if err := errors.Join(s.Close(), release()); err != nil {
+			t.Errorf("closing MongoDB: %v", err)
 		}
-	}
-	if err != nil {
-		return fmt.Errorf("emptying %s: %w", address, err)
-	}
-	return nil
-}
-
-type unixDialer string
-
-func (d unixDialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, "unix", string(d))
+	})
+	return s
 }
