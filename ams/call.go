@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"net/url"
 
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // maxSaid is how many bytes of an error or of a word of an answer are kept. Who
@@ -43,11 +43,11 @@ func call(client *http.Client, req *http.Request, limit int64) (reply, error) {
 	if err != nil {
 		return reply{}, &callError{err}
 	}
-	return reply{resp.StatusCode, brief.Text(resp.Status, maxSaid), brief.Text(resp.Header.Get("Location"), maxSaid), body}, nil
+	return reply{resp.StatusCode, plain.Truncate(resp.Status, maxSaid), plain.Truncate(resp.Header.Get("Location"), maxSaid), body}, nil
 }
 
 // callError is why a call was not answered, in at most maxSaid bytes.
 type callError struct{ err error }
 
-func (e *callError) Error() string { return brief.Text(e.err.Error(), maxSaid) }
+func (e *callError) Error() string { return plain.Truncate(e.err.Error(), maxSaid) }
 func (e *callError) Unwrap() error { return e.err }

@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 const (
@@ -181,7 +181,7 @@ func answer(r reply) Liveness {
 		l.State = Live
 		host, _ := told["host"].(string)
 		status, _ := told["status"].(string)
-		l.Host, l.Status = brief.Text(host, maxSaid), brief.Text(status, maxSaid)
+		l.Host, l.Status = plain.Truncate(host, maxSaid), plain.Truncate(status, maxSaid)
 	case http.StatusForbidden, http.StatusServiceUnavailable:
 		l.State, l.Detail = LiveStarting, "it answers "+r.status
 	case http.StatusInternalServerError:

@@ -21,7 +21,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
 
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // Kind tells apart what an operator has to do about a failure.
@@ -146,7 +146,7 @@ func newError(op string, err error, t Target, recent map[string]error) *Error {
 	return &Error{
 		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.Option("authMechanism") == "",
 		Err: &redactedError{
-			text: message(RedactText(brief.Text(f.text, mostText), t.Secrets()...)),
+			text: message(RedactText(plain.Truncate(f.text, mostText), t.Secrets()...)),
 			is:   func(target error) bool { return errors.Is(err, target) },
 		},
 	}
@@ -377,7 +377,7 @@ func message(text string) string {
 		name, _, _ := strings.Cut(command, ":")
 		text = before + " to execute command " + name
 	}
-	return brief.Text(text, maxMessage)
+	return plain.Truncate(text, maxMessage)
 }
 
 // mostText bounds what is searched for secrets before it is cut: a server's error may be megabytes.
@@ -388,7 +388,7 @@ func named(name, text string) string {
 	if name == "" {
 		return message(text)
 	}
-	return brief.Text(name, mostName) + ": " + message(text)
+	return plain.Truncate(name, mostName) + ": " + message(text)
 }
 
 // mostName bounds the name of an error.

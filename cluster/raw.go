@@ -12,7 +12,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // Documents here were written by several releases of AMS, by later versions
@@ -49,7 +49,7 @@ func boundedText(v bson.RawValue, most int) string {
 	}
 	text := v.Value[head : len(v.Value)-tail]
 	// One byte too many is enough to say that there is more.
-	return brief.Text(string(text[:min(len(text), most+1)]), most)
+	return plain.Truncate(string(text[:min(len(text), most+1)]), most)
 }
 
 // keep copies a value that is used in a filter later. One too large to be of AMS or

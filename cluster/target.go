@@ -17,7 +17,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 const (
@@ -656,7 +656,7 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 		}
 		known, ok := uriOptionByName(name)
 		if !ok {
-			t.warnings = append(t.warnings, fmt.Sprintf("option %s is not known to MongoDB's drivers", brief.Text(name, maxOptionName)))
+			t.warnings = append(t.warnings, fmt.Sprintf("option %s is not known to MongoDB's drivers", plain.Truncate(name, maxOptionName)))
 		} else {
 			if wrong := known.wrongValue(decoded); wrong != "" {
 				return r.at(at, partOptions, name+" "+wrong, "")
@@ -670,7 +670,7 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 		}
 		key := strings.ToLower(name)
 		if was, twice := seen[key]; twice && was != decoded && known.kind != emptyOK {
-			t.warnings = append(t.warnings, fmt.Sprintf("option %s is given twice; the drivers take the last", brief.Text(name, maxOptionName)))
+			t.warnings = append(t.warnings, fmt.Sprintf("option %s is given twice; the drivers take the last", plain.Truncate(name, maxOptionName)))
 		}
 		seen[key] = decoded
 		t.options = append(t.options, option{name: name, rawValue: raw, value: decoded})

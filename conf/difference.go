@@ -11,7 +11,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // Difference is one value that a plan changes, fit to be shown: secrets are
@@ -39,11 +39,11 @@ const missing = "(missing)"
 func (f PlannedFile) Differences() []Difference {
 	var out []Difference
 	add := func(key, was, is string) {
-		old, now := brief.Text(was, maxShown), brief.Text(is, maxShown)
+		old, now := plain.Truncate(was, maxShown), plain.Truncate(is, maxShown)
 		if old == now && was != is {
 			now += another
 		}
-		out = append(out, Difference{Path: f.Before.Path, Key: brief.Text(key, maxShown), Old: old, New: now})
+		out = append(out, Difference{Path: f.Before.Path, Key: plain.Truncate(key, maxShown), Old: old, New: now})
 	}
 	switch {
 	case !f.Changed():

@@ -12,7 +12,7 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // What the record of a drain may hold. Notices come from a metadata service, and
@@ -37,7 +37,7 @@ const (
 func bounded(n Notice) Notice {
 	n.ID = boundedID(n.ID)
 	for _, text := range []*string{&n.Source, &n.Reason, &n.Who, &n.By} {
-		*text = brief.Text(oneLine(brief.Text(*text, maxWordText)), maxWordText)
+		*text = plain.Truncate(oneLine(plain.Truncate(*text, maxWordText)), maxWordText)
 	}
 	if h := n.Hook; h != nil && !h.bounded() {
 		n.Hook = nil
@@ -51,7 +51,7 @@ func boundedID(id string) string {
 		return id
 	}
 	sum := sha256.Sum256([]byte(id))
-	return brief.Text(id, maxIDText/2) + hex.EncodeToString(sum[:16])
+	return plain.Truncate(id, maxIDText/2) + hex.EncodeToString(sum[:16])
 }
 
 func oneLine(s string) string {

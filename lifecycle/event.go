@@ -15,7 +15,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 )
 
@@ -511,8 +511,8 @@ func syntaxError(err error, outer []string) error {
 		return fmt.Errorf("%s: %w, at byte %d", where("is no JSON", outer), err, syntax.Offset)
 	}
 	// It quotes the value that does not fit, whole: a number may have a million digits.
-	return fmt.Errorf("%s: %s", where("cannot be read", outer), brief.Text(err.Error(), 200))
+	return fmt.Errorf("%s: %s", where("cannot be read", outer), plain.Truncate(err.Error(), 200))
 }
 
 // clean cuts a word of the event for a message.
-func clean(s string) string { return brief.Text(s, 60) }
+func clean(s string) string { return plain.Truncate(s, 60) }

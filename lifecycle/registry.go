@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/internal/brief"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 const (
@@ -139,7 +139,7 @@ func (m *Manager) reason() string {
 	if m.r.Step.observing() && m.sessions != nil {
 		text += ": " + m.sessions.Left()
 	}
-	return brief.Text(text, mostReason)
+	return plain.Truncate(text, mostReason)
 }
 
 // UnstoppedReason begins the reason of a row whose server does not end.

@@ -48,7 +48,7 @@ type rule struct {
 	refused [2]string // a file, and what it must not import or call
 }
 
-const notTheAgent = " packaging/ sandbox/ tools/ internal/readback/ internal/emulator/ metadata/metadatatest/"
+const notTheAgent = " packaging/ sandbox/ tools/ internal/readback/ metadata/metadatatest/"
 
 var rules = []rule{
 	{

@@ -37,6 +37,6 @@ if verify >/dev/null 2>&1; then
 fi
 for arch in amd64 arm64; do
   tar -tzf amsagent-*-linux-$arch.tar.gz usr/local/bin/amsagent >/dev/null
-  grep -q '"bomFormat": "CycloneDX"' amsagent-*-linux-$arch.cdx.json
+  grep -q '"purl": "pkg:golang/go.mongodb.org/mongo-driver/v2@' amsagent-*-linux-$arch.cdx.json
 done
 echo "release-check: $(grep -c . "$release/SHA256SUMS") files, the same bytes twice; the signature holds, and for no other bytes"

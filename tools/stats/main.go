@@ -43,7 +43,7 @@ var parts = []part{
 }
 
 // testSide are folders outside the sandbox that only tests import.
-var testSide = []string{"internal/readback", "internal/house", "internal/emulator", "conf/internal/javatest"}
+var testSide = []string{"internal/readback", "internal/house", "conf/internal/javatest"}
 
 type source struct {
 	path  string

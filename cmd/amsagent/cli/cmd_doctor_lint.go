@@ -13,7 +13,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	pages "github.com/amsagent/amsagent/docs/errors"
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // lintFile is what was found in one file.
@@ -110,7 +110,7 @@ func (g *globals) printFixed(f lintFile) error {
 		g.log().Warn(oneLine(fmt.Sprintf("%s: %s (%s)", lintWhere(f, x), x.Text, state))) //nolint:sloglint // the finding's own words
 	}
 	// A terminal gets no control characters, and a corrected text has no escapes of ours.
-	if g.env.IsTerminal(g.env.Stdout) && escape.Text(string(f.text)) != string(f.text) {
+	if g.env.IsTerminal(g.env.Stdout) && plain.Text(string(f.text)) != string(f.text) {
 		return &userError{
 			Msg: "cannot show the corrected text of " + f.Name, Cause: errors.New("it has control characters, or is not UTF-8"), ID: idUsage, Exit: exitUsage,
 			Hints: []string{"write it into a file: amsagent doctor --fix --user-data FILE > CORRECTED"},

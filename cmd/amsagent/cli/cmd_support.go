@@ -13,8 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/amsagent/amsagent/internal/escape"
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 func newSupportCommand(g *globals) *cobra.Command {
@@ -104,7 +104,7 @@ func runSupport(ctx context.Context, g *globals) error {
 		g.log().Info("asking", "command", p.Command)
 		begin := g.env.Now()
 		exit, said := run()
-		p.Exit, p.Took, p.Text = exit, g.env.Now().Sub(begin), g.redact(escape.Text(lastOf(said, supportRoom)))
+		p.Exit, p.Took, p.Text = exit, g.env.Now().Sub(begin), g.redact(plain.Text(lastOf(said, supportRoom)))
 		data.Parts = append(data.Parts, p)
 		return nil
 	}

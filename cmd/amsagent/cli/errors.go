@@ -17,7 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // userError is an error for a person: what could not be done, why, what to do about it, and which state is left.
@@ -202,7 +202,7 @@ func (g *globals) errorText(e *userError) {
 		line("", oneLine(g.redact(e.State)))
 	}
 	// Where stderr cannot be written to there is nobody to tell; the exit code says it.
-	_, _ = g.env.Stderr.Write(escape.Output(b.Bytes()))
+	_, _ = g.env.Stderr.Write(plain.Output(b.Bytes()))
 }
 
 // errorObject is the JSON form; its field names are an interface.
@@ -241,7 +241,7 @@ func writeJSONLine(w io.Writer, v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(escape.Output(b))
+	_, err = w.Write(plain.Output(b))
 	return err
 }
 

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // newHandler chooses the form of the log, once for the whole process:
@@ -22,7 +22,7 @@ import (
 //   - on a terminal, short lines for a person;
 //   - into a pipe or a file, key=value with time.
 func (g *globals) newHandler(level slog.Level) slog.Handler {
-	safe := escape.Writer{To: g.env.Stderr}
+	safe := plain.Writer{To: g.env.Stderr}
 	w := redactWriter{w: safe, redact: g.redact}
 	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { return g.redactAttr(a) }}
 	journal := g.env.getenv("JOURNAL_STREAM")

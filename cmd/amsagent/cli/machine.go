@@ -21,7 +21,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -349,7 +349,7 @@ func (g *globals) keepOutcome(command string, result bootstrap.Outcome, err erro
 	}
 	b, merr := json.MarshalIndent(o, "", "  ")
 	if merr == nil {
-		merr = store.WriteFile(resultPath, append(escape.Output(b), '\n'), 0o644, 0o755)
+		merr = store.WriteFile(resultPath, append(plain.Output(b), '\n'), 0o644, 0o755)
 	}
 	if merr != nil && !errors.Is(merr, fs.ErrPermission) {
 		g.log().Warn("the outcome could not be kept", "path", resultPath, "error", merr)

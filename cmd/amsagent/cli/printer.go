@@ -15,7 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // schemaVersion is the version of every JSON object we print. Fields are added to a version; a field that goes away or
@@ -54,7 +54,7 @@ func (g *globals) result(kind string, data any, text func(*textWriter)) error {
 
 // write puts bytes on stdout in one piece.
 func (g *globals) write(b []byte) error {
-	if _, err := g.env.Stdout.Write(escape.Output(b)); err != nil {
+	if _, err := g.env.Stdout.Write(plain.Output(b)); err != nil {
 		return &outputError{err}
 	}
 	return nil

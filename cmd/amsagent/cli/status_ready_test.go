@@ -14,7 +14,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // Who may not use the control socket is told what the daemon tells everybody.
@@ -103,7 +103,7 @@ func FuzzReadiness(f *testing.F) {
 			}
 		}
 		for line := range strings.Lines(e.stdout.String()) {
-			if line = strings.TrimSuffix(line, "\n"); escape.Text(line) != line {
+			if line = strings.TrimSuffix(line, "\n"); plain.Text(line) != line {
 				t.Errorf("%s\nshows %q", body, line)
 			}
 		}

@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 const (
@@ -223,5 +223,5 @@ func answerJSON(w http.ResponseWriter, good bool, v any) {
 func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	// The reader going away is all that can fail.
-	_ = json.NewEncoder(escape.Writer{To: w}).Encode(v)
+	_ = json.NewEncoder(plain.Writer{To: w}).Encode(v)
 }

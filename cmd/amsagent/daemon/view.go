@@ -13,8 +13,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
-	"github.com/amsagent/amsagent/internal/brief"
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -297,7 +296,7 @@ func (w *view) line() string {
 	if v.MetricsError != "" {
 		parts = append(parts, "no /metrics and no /readyz: "+v.MetricsError)
 	}
-	return brief.Text(escape.Text(strings.Join(strings.Fields(strings.Join(parts, "; ")), " ")), maxLine)
+	return plain.Truncate(plain.Text(strings.Join(strings.Fields(strings.Join(parts, "; ")), " ")), maxLine)
 }
 
 // count says a number that may not be known.

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package escape_test
+package plain_test
 
 import (
 	"bytes"
@@ -10,7 +10,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"github.com/amsagent/amsagent/internal/escape"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // hostile has a control character, a C1 control, every kind of bidirectional mark, and a byte that is no UTF-8.
@@ -23,8 +23,22 @@ func dangerous(b []byte) bool {
 	})
 }
 
+func TestTruncate(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"", ""},
+		{"12345678", "12345678"},
+		{"123456789", "12345…"},
+		{"1234éé789", "1234…"},
+		{strings.Repeat("\x80", 9), "…"},
+	} {
+		if got := plain.Truncate(tt.text, 8); got != tt.want {
+			t.Errorf("%q becomes %q, want %q", tt.text, got, tt.want)
+		}
+	}
+}
+
 func TestText(t *testing.T) {
-	got := escape.Text("\x1b[31m" + hostile + "\n\tä")
+	got := plain.Text("\x1b[31m" + hostile + "\n\tä")
 	if dangerous([]byte(got)) || !strings.HasPrefix(got, `\u001b[31ma\u0007\u007f\u0085\u009b31m`) || !strings.HasSuffix(got, "z\n\tä") {
 		t.Errorf("%q", got)
 	}
@@ -33,7 +47,7 @@ func TestText(t *testing.T) {
 // A program that reads JSON gets back what was said, but for what is no character.
 func TestWriter(t *testing.T) {
 	var out bytes.Buffer
-	if err := json.NewEncoder(escape.Writer{To: &out}).Encode("\x1b" + hostile); err != nil {
+	if err := json.NewEncoder(plain.Writer{To: &out}).Encode("\x1b" + hostile); err != nil {
 		t.Fatal(err)
 	}
 	var back string
@@ -48,7 +62,7 @@ func TestWriter(t *testing.T) {
 func FuzzOutput(f *testing.F) {
 	f.Add([]byte(hostile))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if out := escape.Output(b); dangerous(bytes.ReplaceAll(out, []byte("\x1b"), nil)) {
+		if out := plain.Output(b); dangerous(bytes.ReplaceAll(out, []byte("\x1b"), nil)) {
 			t.Errorf("%q became %q", b, out)
 		}
 	})

@@ -1,8 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package escape keeps what others wrote from changing how a terminal shows the rest.
-package escape
+// Package plain makes text of other programs fit to be shown: short, and without control characters.
+package plain
 
 import (
 	"bytes"
@@ -11,6 +11,20 @@ import (
 	"strings"
 	"unicode/utf8"
 )
+
+// Truncate returns the text, or its beginning with … at its end: at most limit bytes, and never a part of a character.
+func Truncate(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	const ellipsis = "…"
+	end := limit - len(ellipsis)
+	for end > 0 && !utf8.RuneStart(text[end]) {
+		end--
+	}
+	// A copy, since a part of a text keeps all of it in memory.
+	return strings.Clone(text[:end]) + ellipsis
+}
 
 // Output escapes as \uXXXX, in text as in JSON, what could change how a terminal shows the rest: control characters, C1
 // controls (U+009B begins a sequence for xterm), and the marks that turn the direction of writing. In JSON they stand in
