@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Everything a person or CI does to this project, as one word each. `make` alone says which.
-# Needed beforehand: Go, make, git, bash. On Debian, as root, `make deps` brings the rest.
+# Needed beforehand: Go, make, git, bash. On Debian, as root, `make deps DEPS=install` installs the rest.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -27,12 +27,12 @@ MAX_SIZE := 18000000
 
 FUZZTIME  ?= 20s
 BENCHTIME ?= 1s
-SOAK      ?= 30m
 # Where `make install` puts things; DESTDIR is prefixed to all of it, for who packages it in another way.
 PREFIX    ?= /usr/local
 DESTDIR   ?=
-# `skip` installs nothing: tests that miss a Debian package say so and are skipped. `require` fails where one is missing.
-DEPS ?= install
+# What happens if a Debian package is missing. skip: its tests are skipped, and it is named. install: it is installed, as
+# root. require: that, and a failure if it is missing after all.
+DEPS ?= skip
 # Which of the heavy tests `make e2e` runs, as regular expressions: RUN=TestCrash SKIP=TestCrashKill.
 RUN  ?=
 SKIP ?=
@@ -47,7 +47,7 @@ help: ## this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo 'Settings: FUZZTIME=$(FUZZTIME)  BENCHTIME=$(BENCHTIME)  DEPS=$(DEPS) (or skip: install no Debian package)  VERSION=$(VERSION)'
+	@echo 'Settings: FUZZTIME=$(FUZZTIME)  BENCHTIME=$(BENCHTIME)  DEPS=$(DEPS) (or install: install Debian packages that tests use, as root)  VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## the agent for this machine, static and stripped: build/amsagent
@@ -117,13 +117,13 @@ fuzz: ## every fuzz target for FUZZTIME each
 	@tools/scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: size build ## speeds as ratios of one run, what a daemon takes after BENCH_MINUTES (10), and the size of the binary
+bench: size ## speeds as ratios of one run, what a daemon takes after BENCH_MINUTES (10), and the size of the binary
 	@tools/scripts/bench.sh $(BENCHTIME)
 
 .PHONY: e2e
 e2e: build build-sandbox $(BUILD)/tools/gotestsum ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
 	@tools/scripts/deps.sh heavy $(DEPS)
-	@[ '$(DEPS)' = skip ] || tools/scripts/real.sh mongod aws
+	@tools/scripts/real.sh mongod aws
 	@CRASH_ALL='$(CRASH_ALL)' RUN='$(RUN)' SKIP='$(or $(SKIP),^TestReal)' tools/scripts/e2e.sh
 
 .PHONY: real-test
@@ -137,10 +137,6 @@ ENGINES_SKIP := ^Test(Certificates|Daemon|Rights|LargeRow|StreamsByIndex)
 engines: build build-sandbox $(BUILD)/tools/gotestsum ## the registry's tests on an engine that is not MongoDB: FerretDB 2 on DocumentDB (as root; 1 GB, once)
 	@tools/scripts/documentdb.sh tools/scripts/gotest.sh sandbox ./clustertest -count=1 -skip '$(ENGINES_SKIP)'
 
-.PHONY: soak
-soak: deps build build-sandbox $(BUILD)/tools/gotestsum ## daemons for SOAK (30m) beside a MongoDB that is cut, slowed and restarted at random; SOAK_SEED repeats a run
-	@SOAK=$(SOAK) RUN='^TestSoak$$' E2E_FLAGS=-v E2E_TIMEOUT=24h tools/scripts/e2e.sh
-
 .PHONY: gate
 gate: ## what every change must pass, and CI runs: lint, tidy-check, test, demo (docs/testing.md)
 	@tools/scripts/tier.sh gate
@@ -152,9 +148,6 @@ real: ## the stories on a real Ant Media Server with a real mongod and ffmpeg (d
 .PHONY: heavy
 heavy: ## what is slow: races, booted machines, crashes at every system call, three more demos, reproducible builds, fuzz (up to two hours, as root)
 	@tools/scripts/tier.sh heavy
-
-.PHONY: all-tests
-all-tests: gate real heavy ## every tier, one after the other
 
 .PHONY: lint
 lint: $(BUILD)/tools/staticcheck ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck
@@ -189,7 +182,7 @@ release: package ## what is published: packages, tarballs, bills of materials, S
 	@tools/scripts/release.sh '$(VERSION)' $(BUILD) '$(SIGN_KEY)'
 
 .PHONY: release-check
-release-check: release ## a second release in another folder has the same bytes, and its signature holds for no others
+release-check: release ## a second release, in another folder and compiled again, has the same bytes, and its signature holds for no others
 	@tools/scripts/release-check.sh '$(VERSION)' $(BUILD)
 
 .PHONY: install
@@ -211,31 +204,20 @@ tidy-check: ## go.mod and go.sum of the three modules list what is used and noth
 	cd tools && $(GO) mod tidy -diff
 
 .PHONY: cross
-cross: ## the agent for linux/amd64 and linux/arm64: build/amsagent-linux-*
+cross: ## the agent for linux/amd64 and linux/arm64, static and not larger than MAX_SIZE: build/amsagent-linux-*
 	@mkdir -p $(BUILD)
 	GOOS=linux GOARCH=amd64 $(GOBUILD) -o $(BUILD)/amsagent-linux-amd64 ./cmd/amsagent
 	GOOS=linux GOARCH=arm64 $(GOBUILD) -o $(BUILD)/amsagent-linux-arm64 ./cmd/amsagent
-
-.PHONY: size
-size: cross ## fails where a binary is larger than MAX_SIZE or not static
 	@tools/scripts/size.sh $(MAX_SIZE) $(BUILD)/amsagent-linux-amd64 $(BUILD)/amsagent-linux-arm64
 
-.PHONY: size-build
-size-build: build ## the same for the binary of this machine alone
+.PHONY: size
+size: build ## fails if the binary of this machine is larger than MAX_SIZE or not static
 	@tools/scripts/size.sh $(MAX_SIZE) $(BUILD)/amsagent
 
-.PHONY: repro
-repro: ## two builds in two folders with two caches, compared byte by byte
-	@tools/scripts/repro.sh '$(VERSION)'
-
-.PHONY: deadcode
-deadcode: $(BUILD)/tools/deadcode ## functions that the binary can never reach (for reading; a library may have some)
-	$(BUILD)/tools/deadcode ./cmd/amsagent
-
 .PHONY: deps
-deps: ## what some tests need besides: Debian packages (java, strace), as root, and a real mongod; else says what is skipped
+deps: ## names the Debian packages that are missing for tests, or installs them (DEPS=install, as root), and fetches a mongod
 	@tools/scripts/deps.sh test $(DEPS)
-	@[ '$(DEPS)' = skip ] || tools/scripts/real.sh mongod
+	@tools/scripts/real.sh mongod
 
 # What the tests named TestReal run on: docs/reality.md.
 RELEASES ?= 2.4.3 2.10.0 2.16.2 2.17.1
@@ -243,10 +225,7 @@ RELEASES ?= 2.4.3 2.10.0 2.16.2 2.17.1
 real-fetch: ## fetch a real Ant Media Server and a real mongod for the tests, once, into ~/.cache/amsagent/real
 	@tools/scripts/deps.sh test $(DEPS)
 	@tools/scripts/deps.sh real $(DEPS)
-	@[ '$(DEPS)' = skip ] || tools/scripts/real.sh mongod $(RELEASES)
-
-.PHONY: tools
-tools: $(addprefix $(BUILD)/tools/,golangci-lint gofumpt gotestsum staticcheck deadcode benchstat) ## all pinned tools, into build/tools
+	@tools/scripts/real.sh mongod $(RELEASES)
 
 .PHONY: clean
 clean: ## remove build/
@@ -257,8 +236,6 @@ TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 TOOL_gofumpt       := mvdan.cc/gofumpt
 TOOL_gotestsum     := gotest.tools/gotestsum
 TOOL_staticcheck   := honnef.co/go/tools/cmd/staticcheck
-TOOL_deadcode      := golang.org/x/tools/cmd/deadcode
-TOOL_benchstat     := golang.org/x/perf/cmd/benchstat
 TOOL_nfpm          := github.com/goreleaser/nfpm/v2/cmd/nfpm
 
 $(BUILD)/tools/%: tools/go.mod tools/go.sum

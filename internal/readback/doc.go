@@ -9,7 +9,7 @@
 //	values, err := java.Properties("red5.properties")
 //	beans, err := java.Beans("jee-container.xml")    // offline, validated against the schemas in Spring's jars
 //
-// Where there is no JDK or no Spring (Debian: `make deps`), Start skips the test and says what is missing; with
+// Where there is no JDK or no Spring (Debian: `make deps DEPS=install`), Start skips the test and says what is missing; with
 // REQUIRE_JAVA=1 in the environment, as in CI, it fails instead.
 //
 // It is for tests only: nothing of it is ever linked into the agent, which a linter rule sees to. It never fetches

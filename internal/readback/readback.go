@@ -65,7 +65,7 @@ func Start(tb testing.TB) *Reader {
 		if os.Getenv("REQUIRE_JAVA") == "1" {
 			tb.Fatalf("REQUIRE_JAVA=1, but Java cannot read our files back: %v", err)
 		}
-		tb.Skipf("Java cannot read our files back here: %v (make deps brings it)", err)
+		tb.Skipf("Java cannot read our files back here: %v (make deps DEPS=install brings it)", err)
 	}
 	r, err := start(java, classpath)
 	if err != nil {

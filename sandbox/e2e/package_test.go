@@ -114,7 +114,7 @@ func packageTool(t *testing.T, name string) string {
 		if os.Getenv("DEPS") == "require" {
 			t.Fatalf("%s is not installed", name)
 		}
-		t.Skipf("%s is not installed (make deps, as root on Debian)", name)
+		t.Skipf("%s is not installed (make deps DEPS=install, as root on Debian)", name)
 	}
 	return path
 }

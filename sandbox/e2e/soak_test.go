@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	soakUsual = 3 * time.Minute // `make soak` takes half an hour
+	soakUsual = 3 * time.Minute // SOAK sets another time
 	soakHosts = 4
 	soakBeat  = time.Second
 	// soakRecovery is how long after MongoDB is back a beat may take to come: the

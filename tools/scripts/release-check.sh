@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # usage: release-check.sh VERSION BUILD-DIR
-# Makes the release a second time, in another folder, compares both, and verifies the signature as docs/releases.md tells an
+# Makes the release a second time, in another folder and with an empty cache of Go, compares both, and verifies the signature as docs/releases.md tells an
 # operator to do it: with a key made for this run, and once more after one byte was changed.
 set -euo pipefail
 
@@ -19,7 +19,7 @@ export SOURCE_DATE_EPOCH
 mkdir -p "$work/elsewhere/build/tools"
 cp "$build/tools/nfpm" "$work/elsewhere/build/tools/"
 ssh-keygen -q -t ed25519 -N '' -C 'release check' -f "$work/key"
-make -s -C "$work/elsewhere" release VERSION="$version" SIGN_KEY="$work/key" >/dev/null
+GOCACHE=$work/cache make -s -C "$work/elsewhere" release VERSION="$version" SIGN_KEY="$work/key" >/dev/null
 cmp "$release/SHA256SUMS" "$work/elsewhere/build/release/SHA256SUMS" || {
   echo 'release-check: two releases of the same sources differ' >&2
   exit 1

@@ -53,7 +53,7 @@ gate)
   step tidy 5 make tidy-check
   step test 30 make test
   step demo 10 make demo
-  step size 5 make size-build
+  step size 5 make size
   ;;
 real)
   export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=standard-verbose E2E_TIMEOUT=48m
@@ -68,9 +68,7 @@ heavy)
   step deps 15 tools/scripts/deps.sh heavy require
   step fetch 15 tools/scripts/real.sh mongod aws
   step lint-all 30 make lint-all
-  step size 15 make size
-  step repro 15 make repro
-  step release 20 make release-check
+  step release 25 make release-check
   for cloud in azure alibaba gcp; do
     step "demo-$cloud" 5 make demo "CLOUD=$cloud"
   done
