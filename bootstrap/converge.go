@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -46,11 +48,6 @@ const (
 // ConvergeRequest is what a machine that has joined is to be kept at.
 type ConvergeRequest struct {
 	Mode ConvergeMode
-	// Restart asks for a restart by the daemon, as soon as nobody is on the server;
-	// with [ConvergeByCommand].
-	Restart bool
-	// NoRestart takes back a restart that waits.
-	NoRestart bool
 	// Mongo is where the cluster's memory is; zero where nobody knows. Then the
 	// files are left alone.
 	Mongo cluster.Target
@@ -91,26 +88,19 @@ type Convergence struct {
 	// Differences are values that differ from what this machine joined with, and
 	// were left so because the server runs. The next start takes up the new ones.
 	Differences []conf.Difference `json:"differences"`
-	// Cause names those differences that only a restart ends; "" where there is none.
-	Cause string `json:"-"`
 	// Torn are settings files that are half written or empty.
 	Torn []string `json:"torn,omitempty"`
 	// Standalone tells that a person made this machine standalone by hand: all of its
 	// files agree on it, and the release is the one that joined. They are left alone.
 	Standalone bool `json:"standalone"`
-	// Pending is what a restart of the server that runs would apply, beside the
-	// differences. Asked tells that a command asked for that restart. Restarts is what
-	// the daemon did.
-	Pending  *PendingRestart `json:"pending_restart,omitempty"`
-	Asked    bool            `json:"restart_asked,omitempty"`
-	Restarts *RestartLog     `json:"restarts,omitempty"`
 	// Warnings are what could not be looked at or mended.
 	Warnings []Finding    `json:"warnings"`
 	Files    []FileResult `json:"files"`
 	// Compared are the files that were compared with what a join writes; Files are
 	// those of them that may be written.
 	Compared []string `json:"-"`
-	// RestartNeeded tells that AMS runs with other settings than it will start with.
+	// RestartNeeded reports that the server runs with other settings than it will start
+	// with: files differ, or were written after the server was started.
 	RestartNeeded bool `json:"restart_needed"`
 	// Node is the row of this machine with all facts, but without a state.
 	Node cluster.Node `json:"node"`
@@ -274,7 +264,6 @@ func (k *converger) run(ctx context.Context, err error) error {
 	if err == nil {
 		err = k.mend(ctx)
 	}
-	k.result.Pending, k.result.Asked, k.result.Restarts = k.pending(), k.state.RestartPending, k.state.Restarts
 	k.node()
 	return err
 }
@@ -430,7 +419,7 @@ func (k *converger) mend(ctx context.Context) error {
 	if changed && k.req.Mode == ConvergeByCommand && k.up() && (k.starting(ctx, f, k.asks) || ctx.Err() != nil) {
 		return &startingError{f, k.pass}
 	}
-	k.noteRestart(changed)
+	k.noteWritten(changed)
 	if changed || k.state != *f.state {
 		if err := k.begin(ctx, k.found); err != nil {
 			return err
@@ -542,19 +531,16 @@ func (k *converger) limit() {
 		return
 	}
 	left := f.plan.Only(func(path string) bool { return !agentsOwn(path) })
-	var apply []conf.PlannedFile
 	for _, file := range left.Changed() {
 		if !changesServer(file) {
 			continue // its permissions alone: the next start sees to them
 		}
 		k.result.Differences = append(k.result.Differences, k.differences(file)...)
-		apply = append(apply, file)
 	}
-	if len(apply) == 0 && f.install.Release.Known() && !k.result.Standalone {
+	if len(k.result.Differences) == 0 && f.install.Release.Known() && !k.result.Standalone {
 		k.state.Release = f.install.Release.String()
 	}
 	f.plan = f.plan.Only(agentsOwn)
-	k.result.Cause = conf.Fingerprint(apply)
 }
 
 // differences are those of a file, told as a person looks at it.
@@ -578,71 +564,22 @@ func agentsOwn(path string) bool {
 	return path == ams.DropInPath || path == MongoPath || path == hostsPath
 }
 
-// noteRestart keeps in mind whether the server that runs has to be started again to
-// take up what is written.
-func (k *converger) noteRestart(changed bool) {
+// noteWritten notes whether the server that runs has to be started again to take up what
+// is written.
+func (k *converger) noteWritten(changed bool) {
 	f := &k.facts
-	switch {
-	case k.stopped() || k.restartedSince():
-		k.state.RestartPending, k.state.Restart = false, nil
-	case k.up() && changed && needsRestart(f.plan):
-		values, apply := k.applied()
-		k.pend(values, conf.Fingerprint(apply))
+	if k.stopped() || !k.state.FilesWritten.IsZero() && !k.olderThanFiles(&k.state, f.service) {
+		k.state.RestartPending, k.state.FilesWritten = false, time.Time{}
 	}
-	if k.req.Restart && f.service.Running() {
-		if k.state.Restart == nil {
-			k.pend(nil, "")
-		}
-		k.state.RestartPending = true
+	if k.up() && !k.stopped() && changed && needsRestart(f.plan) {
+		k.state.FilesWritten = time.Now().UTC().Truncate(time.Second)
 	}
-	if k.req.NoRestart {
-		k.state.RestartPending = false
-		if p := k.state.Restart; p != nil && len(p.Values) == 0 && p.Cause == "" {
-			k.state.Restart = nil // it applied nothing, and auto_restart would make it
-		}
-	}
-	if p := k.state.Restart; p != nil && !k.state.RestartPending {
-		k.result.Cause = cmp.Or(k.result.Cause, p.Cause)
-	}
-	k.result.RestartNeeded = k.state.RestartPending || k.state.Restart != nil || k.result.Cause != ""
+	k.result.RestartNeeded = k.state.RestartPending || !k.state.FilesWritten.IsZero() || len(k.result.Differences) > 0
 }
 
-// maxPendingValues bounds the values that the state file keeps, for people alone: there are
-// some for each application, and the file must stay small enough to be read again.
-const maxPendingValues = 512
-
-// pend notes values that a restart applies, beside those that wait already.
-func (k *converger) pend(values []conf.Difference, cause string) {
-	by := "amsagent converge"
-	if k.req.Mode == ConvergeWatch {
-		by = "the daemon"
-	}
-	p := PendingRestart{By: by, Since: time.Now().UTC().Truncate(time.Second), Cause: cause}
-	if was := k.state.Restart; was != nil {
-		p.Since, p.Values = was.Since, was.Values
-	}
-	p.Values = slices.Clone(p.Values)
-	for _, v := range values {
-		p.Values = slices.DeleteFunc(p.Values, func(o conf.Difference) bool { return o.Path == v.Path && o.Key == v.Key })
-		if len(p.Values) < maxPendingValues {
-			p.Values = append(p.Values, v)
-		}
-	}
-	k.state.Restart = &p
-}
-
-// restartedSince reports whether the server was started after the restart began to wait.
-func (k *converger) restartedSince() bool {
-	p := k.state.Restart
-	return p != nil && k.serverStarted(k.facts.service).at.After(p.Since.Add(time.Second))
-}
-
-// pending is the restart that waits, or would apply something; nil where none.
-func (k *converger) pending() *PendingRestart {
-	if k.state.RestartPending && k.state.Restart == nil {
-		return &PendingRestart{By: "amsagent join", Since: k.state.Since}
-	}
-	return k.state.Restart
+// olderThanFiles reports whether files that the server reads were written after it was started.
+func (m *Machine) olderThanFiles(s *State, service ams.State) bool {
+	return s != nil && !s.FilesWritten.IsZero() && !m.serverStarted(service).at.After(s.FilesWritten.Add(time.Second))
 }
 
 // write commits what is left in the plan.
@@ -706,25 +643,14 @@ func (k *converger) startedMeanwhile(ctx context.Context) {
 	if err != nil || now.Dead() || !now.Known() || now.Started.After(written) {
 		return
 	}
-	values, apply := k.applied()
-	if len(apply) == 0 {
+	if !needsRestart(k.facts.plan) {
 		return
 	}
-	k.pend(values, conf.Fingerprint(apply))
+	k.state.FilesWritten = written.UTC().Truncate(time.Second)
 	k.result.RestartNeeded = true
 	if err := saveState(k.store, k.state); err != nil {
 		k.warn(IDRecord, "the server was started while its files were written, which could not be noted: %v", err)
 	}
-}
-
-// applied are the changes of the plan that the server takes up when it is started.
-func (k *converger) applied() (values []conf.Difference, apply []conf.PlannedFile) {
-	for _, file := range k.facts.plan.Changed() {
-		if changesServer(file) {
-			values, apply = append(values, k.differences(file)...), append(apply, file)
-		}
-	}
-	return values, apply
 }
 
 // commit writes the plan. One that holds some of the files only is not made again
@@ -747,10 +673,26 @@ func (k *converger) commit(ctx context.Context) (before string, err error) {
 func (k *converger) node() {
 	f := &k.facts
 	k.result.Node = k.nodeOf(f, k.state.Role, cmp.Or(k.state.Group, f.inst.Group))
-	k.result.Node.IntervalMS = cluster.MillisOf(k.req.Interval)
+	k.result.Node.IntervalMS, k.result.Node.Drift = cluster.MillisOf(k.req.Interval), driftText(k.result.Differences)
 	if k.facts.install == nil {
 		k.result.Node.AMS = k.state.Release
 	}
+}
+
+// maxDrift bounds the text of a drift in the row: the server's user decides how long it is.
+const maxDrift = 256
+
+// driftText names values that differ, for the row.
+func driftText(values []conf.Difference) string {
+	var texts []string
+	for _, d := range values[:min(len(values), maxShown)] {
+		name := path.Base(d.Path)
+		if dir := path.Dir(d.Path); path.Base(dir) == "WEB-INF" {
+			name = path.Base(path.Dir(dir))
+		}
+		texts = append(texts, fmt.Sprintf("%s: %s is %s, joined with %s", name, d.Key, d.Old, d.New))
+	}
+	return plain.Truncate(strings.ToValidUTF8(strings.Join(texts, "; "), "?"), maxDrift)
 }
 
 // nodeOf makes the row of this machine, without a state.
@@ -823,74 +765,4 @@ func (m *Machine) awaitAlive(ctx context.Context) (ams.State, error) {
 			return st, fmt.Errorf("%s does not run: %w", m.Service.Name(), perr)
 		}
 	}
-}
-
-// RestartRequest is a restart by the daemon.
-type RestartRequest struct {
-	// Cause is what no command asked for, see [Convergence.Cause]; "" for a command's.
-	Cause string
-	// Converge is how the files are put right where no service manager does it just
-	// before the start.
-	Converge ConvergeRequest
-}
-
-// ErrRestartRefused says that the daemon may not restart the server now.
-var ErrRestartRefused = errors.New("the server is not restarted again")
-
-// Restart makes AMS take up what the files say. What it does it for is noted before:
-// a daemon that is killed in between does not do it twice. An error may be
-// [ErrRestartRefused] or [ErrNotMember].
-func (m *Machine) Restart(ctx context.Context, req RestartRequest) error {
-	address, err := m.noteRestart(ctx, req.Cause)
-	if err != nil {
-		return err
-	}
-	if m.SetAddress != nil {
-		m.SetAddress(address)
-	}
-	if m.DropIn && m.Program != "" {
-		// Without the lock: the service manager calls the agent before it starts the server.
-		return errors.Join(m.Service.Reload(ctx), m.Service.Restart(ctx))
-	}
-	return m.whileStopped(ctx, func(unstopped error) error {
-		if unstopped != nil {
-			return unstopped
-		}
-		req.Converge.Mode = ConvergeBeforeStart
-		_, err := m.Converge(ctx, req.Converge)
-		return errors.Join(err, m.Service.Reload(ctx))
-	})
-}
-
-// noteRestart writes down that the server is restarted, and gives the node's address.
-func (m *Machine) noteRestart(ctx context.Context, cause string) (netip.Addr, error) {
-	store := m.store()
-	lock, err := m.lock(ctx)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	defer func() { _ = lock.Unlock() }()
-	s, err := loadState(store)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	if s == nil || s.Phase != PhaseJoined {
-		return netip.Addr{}, fmt.Errorf("restarting %s: %w", m.Service.Name(), ErrNotMember)
-	}
-	now := time.Now()
-	if at := s.Restarts.next(now); !at.IsZero() {
-		return netip.Addr{}, fmt.Errorf("%w before %s", ErrRestartRefused, at.Format(time.TimeOnly))
-	}
-	if cause != "" && s.Restarts.knows(cause) {
-		return netip.Addr{}, fmt.Errorf("%w for the same cause", ErrRestartRefused)
-	}
-	s.Restarts = s.Restarts.with(now, cause)
-	s.RestartPending, s.Restart = false, nil
-	return previousAddress(s), saveState(store, *s)
-}
-
-// NextRestart is when the daemon may restart the server for a cause; zero where it
-// may now. never tells that it did so already.
-func (c *Convergence) NextRestart(cause string, now time.Time) (at time.Time, never bool) {
-	return c.Restarts.next(now), cause != "" && c.Restarts.knows(cause)
 }

@@ -309,7 +309,7 @@ func (j *joiner) run(ctx context.Context) error {
 func (j *joiner) mustRestart() bool {
 	f := j.facts
 	// A command is told the address when it starts the server: no file shows it.
-	owed := f.state != nil && (f.state.RestartPending || f.state.Restart != nil || f.state.Address != f.address.Addr.String())
+	owed := f.state != nil && (f.state.RestartPending || j.olderThanFiles(f.state, f.service) || f.state.Address != f.address.Addr.String())
 	restart := owed || needsRestart(f.plan)
 	if _, in := j.alreadySeen(); in && !owed && j.dropInAlone() {
 		// Somebody else made this server a node, under this address: that the drop-in tells it the same concerns its next start.
@@ -488,7 +488,7 @@ func (j *joiner) asBefore(ctx context.Context) error {
 		return err
 	}
 	if now != nil { // what the daemon notes without a change of anything
-		f.state.Restarts, f.state.Release, f.state.Provider = now.Restarts, now.Release, now.Provider
+		f.state.Release, f.state.Provider = now.Release, now.Provider
 	}
 	if !f.state.Equal(now) {
 		return errors.New("another command, or the daemon, changed this machine meanwhile")
@@ -671,7 +671,7 @@ func (j *joiner) save(phase Phase, restart bool) error {
 		Since: time.Now().UTC().Truncate(time.Second),
 	}
 	if f.state != nil {
-		s.Restarts, s.Standalone = f.state.Restarts, f.state.Standalone
+		s.Standalone = f.state.Standalone
 	}
 	return saveState(j.store, s)
 }

@@ -172,7 +172,7 @@ func (k *Keeper) unchanged(last *clean, now time.Time, req ConvergeRequest, inst
 
 // same compares what was asked for, but for how to identify the machine.
 func (r ConvergeRequest) same(o ConvergeRequest) bool {
-	return r.Mode == o.Mode && !r.Restart && !r.NoRestart && r.Mongo.Equal(o.Mongo) && r.MongoStored == o.MongoStored && r.Role == o.Role && r.Group == o.Group && r.Address == o.Address &&
+	return r.Mode == o.Mode && r.Mongo.Equal(o.Mongo) && r.MongoStored == o.MongoStored && r.Role == o.Role && r.Group == o.Group && r.Address == o.Address &&
 		r.ForceAddress == o.ForceAddress && r.AddressKept == o.AddressKept && r.Valve == o.Valve && r.Interval == o.Interval
 }
 

@@ -849,17 +849,17 @@ func TestAwaitStarted(t *testing.T) {
 	}
 }
 
-// A restart that waits is made by a person's restart, whoever tells when that was.
+// A restart of the server by any client ends what was pending, by the service's time or the process's.
 func TestRestartedSince(t *testing.T) {
 	for name, age := range map[string]time.Duration{"since": time.Minute, "before": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			m := joinedTree(t)
 			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, MainPID: process(t, m.Root, age)}}
 			change(t, m, func(s *State) {
-				s.Restart = &PendingRestart{By: "x", Since: time.Now().Add(-2 * time.Minute), Cause: "y"}
+				s.FilesWritten = time.Now().Add(-2 * time.Minute)
 			})
-			if c, waits := converge(t, m, watchRequest(t)), age == time.Hour; (c.Pending != nil) != waits {
-				t.Errorf("it waits: %+v", c.Pending)
+			if c, waits := converge(t, m, watchRequest(t)), age == time.Hour; c.RestartNeeded != waits {
+				t.Errorf("it waits: %+v", c)
 			}
 		})
 	}

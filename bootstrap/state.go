@@ -6,7 +6,6 @@ package bootstrap
 import (
 	"encoding/json"
 	"errors"
-	"slices"
 	"strings"
 	"time"
 
@@ -55,12 +54,10 @@ type State struct {
 	// files were right. A release that differs means that the server was upgraded.
 	Provider string `json:"provider,omitempty"`
 	Release  string `json:"release,omitempty"`
-	// Restart says more of the restart that RestartPending asks for, or of one that
-	// nobody asked for yet: files were written while the server ran.
-	Restart *PendingRestart `json:"restart,omitempty"`
-	// Restarts are those that the daemon made.
-	Restarts *RestartLog `json:"restarts,omitempty"`
-	Since    time.Time   `json:"since"`
+	// FilesWritten is when files that the server reads were last written while it ran. A
+	// server that was started before that has to be restarted. Zero: no such write.
+	FilesWritten time.Time `json:"files_written,omitzero"`
+	Since        time.Time `json:"since"`
 
 	// forgotten stands for a state file that was damaged.
 	forgotten bool
@@ -72,73 +69,10 @@ func (s *State) Equal(o *State) bool {
 		return s == o
 	}
 	x, y := *s, *o
-	// Behind a pointer, and a time in another zone is the same.
-	x.Restart, x.Restarts, x.Since = nil, nil, time.Time{}
-	y.Restart, y.Restarts, y.Since = nil, nil, time.Time{}
-	return x == y && s.Since.Equal(o.Since) && s.Restart.equal(o.Restart) && s.Restarts.equal(o.Restarts)
-}
-
-// PendingRestart is a restart of the server that has not happened yet.
-type PendingRestart struct {
-	By    string    `json:"by"` // the command
-	Since time.Time `json:"since"`
-	// Values are what the server takes up by it, with secrets masked.
-	Values []conf.Difference `json:"values,omitempty"`
-	// Cause names the last of them.
-	Cause string `json:"cause,omitempty"`
-}
-
-func (p *PendingRestart) equal(o *PendingRestart) bool {
-	if p == nil || o == nil {
-		return p == o
-	}
-	return p.By == o.By && p.Cause == o.Cause && p.Since.Equal(o.Since) && slices.Equal(p.Values, o.Values)
-}
-
-// RestartLog is what the daemon restarted the server for. One cause is acted on
-// once, and all of them together not more often than every [restartEvery].
-type RestartLog struct {
-	Last   time.Time `json:"last"`
-	Causes []string  `json:"causes,omitempty"` // of those without a command; the latest last
-}
-
-func (l *RestartLog) equal(o *RestartLog) bool {
-	if l == nil || o == nil {
-		return l == o
-	}
-	return l.Last.Equal(o.Last) && slices.Equal(l.Causes, o.Causes)
-}
-
-// restartEvery is the least time between two restarts by the daemon: whatever
-// goes wrong, viewers are not cut more often.
-const restartEvery = time.Hour
-
-// maxCauses bounds the memory of causes.
-const maxCauses = 16
-
-// next is when the daemon may restart the server again; zero where it may now.
-func (l *RestartLog) next(now time.Time) time.Time {
-	if l == nil || l.Last.After(now) || now.Sub(l.Last) >= restartEvery {
-		return time.Time{} // a clock that was set back holds up nothing
-	}
-	return l.Last.Add(restartEvery)
-}
-
-func (l *RestartLog) knows(cause string) bool { return l != nil && slices.Contains(l.Causes, cause) }
-
-// with is the log after one more restart; cause is "" for a command's.
-func (l *RestartLog) with(now time.Time, cause string) *RestartLog {
-	n := &RestartLog{Last: now.UTC().Truncate(time.Second)}
-	if l != nil {
-		n.Causes = slices.Clone(l.Causes)
-	}
-	if cause != "" {
-		n.Causes = append(n.Causes, cause)
-	}
-	if extra := len(n.Causes) - maxCauses; extra > 0 {
-		n.Causes = n.Causes[extra:]
-	}
-	return n
+	// A time in another zone is the same.
+	x.FilesWritten, x.Since = time.Time{}, time.Time{}
+	y.FilesWritten, y.Since = time.Time{}, time.Time{}
+	return x == y && s.Since.Equal(o.Since) && s.FilesWritten.Equal(o.FilesWritten)
 }
 
 const stateVersion = 1

@@ -80,6 +80,8 @@ type ProcessView struct {
 	HostAddress *string `json:"host_address,omitempty"`
 	// EditedSince lists files written after the server was started.
 	EditedSince []string `json:"edited_since,omitempty"`
+
+	older bool // the agent wrote files after the server was started
 }
 
 // RowView is this node as its peers read it from MongoDB.
@@ -138,6 +140,9 @@ func (s *Status) AddNotReady(why string) {
 // serverLog is where the vendor's unit has the server write.
 const serverLog = "/var/log/antmedia/ant-media-server.log"
 
+// RestartHint says how a server takes up what its files, or a join, say.
+const RestartHint = "amsagent drain && amsagent join (without sessions: amsagent join)"
+
 const notServingHint = "look at " + serverLog + "; while MongoDB is away no application answers"
 
 func (s *Status) add(id, hint, format string, args ...any) {
@@ -161,6 +166,7 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	service, serr := m.Service.State(ctx)
 	install := m.viewFiles(store, req, state, service, s)
 	m.viewProcess(ctx, install, service, serr, s)
+	s.Process.older = s.Phase == PhaseJoined && m.olderThanFiles(state, service)
 	m.viewRow(ctx, req, s)
 	s.Member = s.Files.Mode == conf.ModeCluster || state != nil
 	if s.Unprivileged {
@@ -377,23 +383,12 @@ func (s *Status) compare(state *State) {
 		for _, d := range files.Values[:min(len(files.Values), maxShown)] {
 			text += "; " + d.String()
 		}
-		add("STATUS-DRIFT", "amsagent join puts it back now, and restarts the server", "%s", text)
+		add("STATUS-DRIFT", RestartHint, "%s", text)
 	}
 	switch {
 	case files.ByHand:
-	case state != nil && state.Phase == PhaseJoined && state.Restart != nil:
-		text, hint := "the server runs with other settings than its files have", "amsagent converge --restart applies them when no session is on it; amsagent join at once"
-		if state.RestartPending {
-			text += "; the daemon restarts it when no session is on it, as " + state.Restart.By + " asked"
-			hint = "amsagent converge --no-restart stops that"
-		}
-		text += ", since " + state.Restart.Since.Local().Format(time.DateTime+" MST")
-		for _, d := range state.Restart.Values[:min(len(state.Restart.Values), maxShown)] {
-			text += "; " + d.String()
-		}
-		add("STATUS-RESTART", hint, "%s", text)
-	case len(proc.EditedSince) > 0 && files.Mode != "" || (state != nil && state.RestartPending):
-		add("STATUS-RESTART", "amsagent join restarts it", "the files say %s, but the server was started before they were written", files.Mode)
+	case len(proc.EditedSince) > 0 && files.Mode != "" || proc.older || state != nil && state.RestartPending:
+		add("STATUS-RESTART", RestartHint, "the files say %s, but the server was started before they were written", files.Mode)
 	}
 	if files.ByHand {
 		add("STATUS-FILES", "amsagent join makes it a node again; amsagent leave ends its membership", "this machine joined, and was made standalone by hand: it is left so, and no sessions are sent here")

@@ -41,16 +41,15 @@ func TestWatchWritesNothing(t *testing.T) {
 			t.Errorf("%s was written", name)
 		}
 	}
-	if len(c.Repairs) > 0 || !c.RestartNeeded || c.Asked || c.Cause == "" || c.Pending != nil {
+	if len(c.Repairs) > 0 || !c.RestartNeeded {
 		t.Errorf("got %+v", c)
 	}
 	const want = "/usr/local/antmedia/webapps/LiveApp/WEB-INF/red5-web.properties: db.type is mapdb and is to be mongodb"
 	if len(c.Differences) != 1 || c.Differences[0].String() != want {
 		t.Errorf("differences %v", c.Differences)
 	}
-	// The next look finds the same cause; nothing is done twice by its name.
-	if again := converge(t, m, watchRequest(t)); again.Cause != c.Cause {
-		t.Errorf("causes %q and %q", c.Cause, again.Cause)
+	if c.Node.Drift != "LiveApp: db.type is mapdb, joined with mongodb" {
+		t.Errorf("the row says %q", c.Node.Drift)
 	}
 	// It saves its settings until it has stopped.
 	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityDeactivating, MainPID: 1, StopTimeout: time.Second}}
@@ -122,92 +121,34 @@ func TestWatchMoved(t *testing.T) {
 	req := convergeRequest(t, moved, nil)
 	req.Mode = ConvergeWatch
 	c := converge(t, m, req)
-	if got := ids(c.Repairs); got != "AMS-MOVED AMS-DRIFT" || !c.RestartNeeded || c.Asked || c.Cause == "" {
+	if got := ids(c.Repairs); got != "AMS-MOVED AMS-DRIFT" || !c.RestartNeeded {
 		t.Errorf("repairs %q, %+v", got, c)
 	}
-	if c.Pending == nil || len(c.Pending.Values) != 1 || !strings.HasSuffix(c.Pending.Values[0].String(), ": AMS_HOST_ADDRESS is 10.0.1.7 and is to be 10.0.1.9") {
-		t.Errorf("pending %+v", c.Pending)
+	if c := converge(t, m, req); len(c.Repairs) > 0 || !c.RestartNeeded {
+		t.Errorf("again: %+v", c)
 	}
 	// A start of the server, by whom ever, ends it.
 	s := running()
 	s.state.Started = time.Now().Add(time.Minute)
 	m.Service = s
-	if c := converge(t, m, req); c.RestartNeeded || c.Pending != nil {
+	if c := converge(t, m, req); c.RestartNeeded {
 		t.Errorf("after a restart: %+v", c)
 	}
 }
 
-// A restart is asked for by a command, and can be taken back.
-func TestConvergeAsksForARestart(t *testing.T) {
+// Files that a command writes while the server runs are newer than it, until it is started again.
+func TestConvergeWritesUnderAServer(t *testing.T) {
 	m := joinedTree(t)
 	m.Service = running()
 	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
-	req := convergeRequest(t, joinedAs(), nil)
-	if c := converge(t, m, req); c.Asked || c.Pending == nil || len(c.Pending.Values) != 1 {
-		t.Errorf("without --restart: %+v", c)
+	if c := converge(t, m, watchRequest(t)); len(c.Differences) != 1 || !c.RestartNeeded {
+		t.Errorf("before: %+v", c)
 	}
-	req.Restart = true
-	if c := converge(t, m, req); !c.Asked || c.Pending == nil || len(c.Pending.Values) != 1 {
-		t.Errorf("with --restart: %+v", c)
+	if c := converge(t, m, convergeRequest(t, joinedAs(), nil)); len(c.Differences) > 0 || !c.RestartNeeded {
+		t.Errorf("written: %+v", c)
 	}
-	if c := converge(t, m, watchRequest(t)); !c.Asked || c.Pending.By != "amsagent converge" {
-		t.Errorf("the daemon does not see it: %+v", c)
-	}
-	req.Restart, req.NoRestart = false, true
-	if c := converge(t, m, req); c.Asked || c.Pending == nil {
-		t.Errorf("with --no-restart: %+v", c)
-	}
-	// One that applies nothing is gone then.
-	m = joinedTree(t)
-	m.Service = running()
-	req.Restart, req.NoRestart = true, false
-	if c := converge(t, m, req); !c.Asked || c.Pending == nil {
-		t.Errorf("with --restart: %+v", c)
-	}
-	req.Restart, req.NoRestart = false, true
-	if c := converge(t, m, req); c.RestartNeeded || c.Pending != nil {
-		t.Errorf("with --no-restart: %+v", c)
-	}
-}
-
-// restarting is a service that counts.
-type restarting struct {
-	serviceThat
-	restarts *int
-}
-
-func (s restarting) Restart(context.Context) error { *s.restarts++; return nil }
-func (s restarting) Reload(context.Context) error  { return nil }
-
-// The same cause restarts the server once, and all causes together once an hour,
-// whatever is restarted meanwhile.
-func TestRestartOncePerCause(t *testing.T) {
-	m := joinedTree(t)
-	n := 0
-	m.Service, m.Program = restarting{running(), &n}, "/usr/bin/amsagent"
-	restart := func(cause string) error { return m.Restart(t.Context(), RestartRequest{Cause: cause}) }
-	if err := restart("one"); err != nil || n != 1 {
-		t.Fatalf("%v, %d restarts", err, n)
-	}
-	if err := restart("two"); !errors.Is(err, ErrRestartRefused) {
-		t.Errorf("a second one within the hour: %v", err)
-	}
-	if err := restart(""); !errors.Is(err, ErrRestartRefused) {
-		t.Errorf("a command's within the hour: %v", err)
-	}
-	change(t, m, func(s *State) { s.Restarts.Last = time.Now().Add(-restartEvery) })
-	if err := restart("one"); !errors.Is(err, ErrRestartRefused) || n != 1 {
-		t.Errorf("the same cause: %v", err)
-	}
-	if err := restart("two"); err != nil || n != 2 {
-		t.Errorf("another cause: %v", err)
-	}
-	c := converge(t, m, watchRequest(t))
-	if at, never := c.NextRestart("one", time.Now()); at.IsZero() || !never {
-		t.Errorf("not before %v, never %v", at, never)
-	}
-	if at, never := c.NextRestart("three", time.Now().Add(restartEvery)); !at.IsZero() || never {
-		t.Errorf("not before %v, never %v", at, never)
+	if c := converge(t, m, watchRequest(t)); len(c.Differences) > 0 || !c.RestartNeeded {
+		t.Errorf("for the daemon: %+v", c)
 	}
 }
 
@@ -217,7 +158,7 @@ func TestBeforeStart(t *testing.T) {
 	m := joinedTree(t)
 	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActivating, StopTimeout: time.Second}}
 	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
-	change(t, m, func(s *State) { s.RestartPending, s.Restart = true, &PendingRestart{By: "x"} })
+	change(t, m, func(s *State) { s.RestartPending, s.FilesWritten = true, time.Now() })
 	req := convergeRequest(t, joinedAs(), nil)
 	req.Mode, req.Address = ConvergeBeforeStart, ""
 	req.Identify = func(context.Context) (metadata.Instance, error) {
@@ -229,7 +170,7 @@ func TestBeforeStart(t *testing.T) {
 		t.Errorf("got %+v", c)
 	}
 	s, err := loadState(m.store())
-	if err != nil || s.RestartPending || s.Restart != nil || s.Address != "10.0.1.7" || s.InstanceID != "i-1" {
+	if err != nil || s.RestartPending || !s.FilesWritten.IsZero() || s.Address != "10.0.1.7" || s.InstanceID != "i-1" {
 		t.Errorf("state %+v, %v", s, err)
 	}
 	if c := converge(t, m, req); len(c.Repairs) > 0 {

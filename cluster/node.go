@@ -49,6 +49,9 @@ type Node struct {
 	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
 	// BootID and IP together tell one life of the machine from the next.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
+	// Drift names values of the server's files that differ from those of the join, by
+	// application, with secrets masked; the server runs with them until it is restarted.
+	Drift string `bson:"drift,omitempty" json:"drift,omitempty"`
 	// Port is where AMS answers HTTP; 0 where nobody told.
 	Port       int    `bson:"port,omitempty" json:"port,omitempty"`
 	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"`
@@ -133,6 +136,7 @@ func (n *Node) facts() []fact {
 		{"agent", &n.Agent},
 		{"ams", &n.AMS},
 		{"boot_id", &n.BootID},
+		{"drift", &n.Drift},
 	}
 }
 

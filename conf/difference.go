@@ -5,8 +5,6 @@ package conf
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -122,30 +120,4 @@ func sortedKeys(maps ...map[string]string) []string {
 	}
 	slices.Sort(keys)
 	return slices.Compact(keys)
-}
-
-// Fingerprint names what a list of files is to become: the values that change,
-// and not what else is in the files. It is empty where nothing changes.
-func Fingerprint(files []PlannedFile) string {
-	h := sha256.New()
-	n := 0
-	for _, f := range files {
-		if !f.Changed() {
-			continue
-		}
-		n++
-		before, after := f.values(f.Before.Bytes), f.values(f.After)
-		for _, key := range sortedKeys(before, after) {
-			if is := after[key]; before[key] != is {
-				_, _ = fmt.Fprintf(h, "%q %q %q\n", f.Before.Path, key, is)
-			}
-		}
-		if f.Kind == KindWhole || f.Kind == KindHosts {
-			_, _ = fmt.Fprintf(h, "%q %q\n", f.Before.Path, sum(f.After))
-		}
-	}
-	if n == 0 {
-		return ""
-	}
-	return hex.EncodeToString(h.Sum(nil)[:8])
 }

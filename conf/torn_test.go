@@ -240,16 +240,6 @@ func TestDifferences(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	// The same cause has the same name, whatever else is in the file.
-	g := f
-	g.Before.Bytes, g.After = append([]byte("other=1\n"), f.Before.Bytes...), append([]byte("other=1\n"), f.After...)
-	if Fingerprint([]PlannedFile{f}) != Fingerprint([]PlannedFile{g}) || Fingerprint([]PlannedFile{f}) == "" {
-		t.Error("two names for one cause")
-	}
-	g.After = f.Before.Bytes
-	if Fingerprint([]PlannedFile{f}) == Fingerprint([]PlannedFile{g}) {
-		t.Error("one name for two causes")
-	}
 }
 
 // The server's user writes the values: whatever he writes, what is shown is short, and

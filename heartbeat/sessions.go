@@ -4,7 +4,6 @@
 package heartbeat
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -225,18 +224,6 @@ func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Miss
 	c.connectedAt, c.refused, c.deadAt = time.Time{}, time.Time{}, time.Time{}
 	return c.count(ctx, true)
 }
-
-// Ports are those of the server that runs, as it was looked at last.
-func (c *SessionCounter) Ports() (ams.Ports, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.server.err != nil || c.looked.IsZero() {
-		return ams.Ports{}, cmp.Or(c.server.err, errNotLooked)
-	}
-	return c.server.ports, c.server.portsErr
-}
-
-var errNotLooked = errors.New("nobody has looked at the server yet")
 
 // Count counts. What could not be counted is nil, with its reason.
 func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing) {

@@ -569,9 +569,6 @@ func TestOtherPortEditedWhileTheServerRuns(t *testing.T) {
 		is("before", 2)
 		c.settings(fmt.Sprintf("%s=%d\n", key, edited))
 		is("the port was edited", 2)
-		if p, err := c.Ports(); err != nil || !slices.Contains([]int{p.HTTPS, p.RTMP}, old) {
-			t.Errorf("%s: the ports are %+v, %v", key, p, err)
-		}
 		if err := was.Close(); err != nil {
 			t.Fatal(err)
 		}

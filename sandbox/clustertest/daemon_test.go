@@ -115,7 +115,6 @@ func (s *service) hang(on bool) {
 type eyes struct {
 	mu          sync.Mutex
 	sessions    cluster.Sessions
-	connections int
 	hang        chan struct{} // nil: it does not hang
 	hangs       bool          // that somebody waits for hang
 }
@@ -133,22 +132,16 @@ func (e *eyes) Sample(context.Context) heartbeat.Sample {
 	return s
 }
 
-func (e *eyes) Connections() (int, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.connections, nil
-}
-
 func (e *eyes) Sessions(context.Context) (cluster.Sessions, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.sessions, nil
 }
 
-func (e *eyes) see(publishers, viewers, connections int) {
+func (e *eyes) see(publishers, viewers int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.sessions, e.connections = cluster.Sessions{Publishers: &publishers, Viewers: &viewers}, connections
+	e.sessions = cluster.Sessions{Publishers: &publishers, Viewers: &viewers}
 }
 
 // agent is a daemon in this process.
@@ -163,7 +156,6 @@ type agent struct {
 	eyes    *eyes
 	reload  chan struct{}
 	target  atomic.Pointer[cluster.Target] // where MongoDB is
-	auto    atomic.Bool                    // auto_restart; read with the settings
 	o       daemon.Options
 
 	log locked.Buffer
@@ -231,7 +223,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 		Machine: a.machine, Server: a.machine.Server(), Identify: identify, Connect: open, Reload: a.reload, Log: log, Version: "test",
 		Mongo: func(context.Context) (daemon.Named, error) { return daemon.Named{Target: *a.target.Load()}, nil },
 		Settings: func() daemon.Settings {
-			return daemon.Settings{Interval: time.Duration(interval.Load()), JoinTimeout: 2 * time.Minute, AutoRestart: a.auto.Load()}
+			return daemon.Settings{Interval: time.Duration(interval.Load()), JoinTimeout: 2 * time.Minute}
 		},
 		Reread: func() error { return nil },
 		Notify: func(s string) {
@@ -248,7 +240,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 		Control: filepath.Join(a.root, "c"), Lock: filepath.Join(a.root, "l"),
 		Periods: daemon.Periods{
 			State: 10 * time.Millisecond, Retry: 20 * time.Millisecond, MostRetry: 100 * time.Millisecond,
-			Drift: 100 * time.Millisecond, Sessions: 20 * time.Millisecond, Quiet: 300 * time.Millisecond,
+			Drift:   100 * time.Millisecond,
 			Witness: 50 * time.Millisecond, Stop: 2 * time.Second,
 		},
 	}
@@ -258,7 +250,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	if _, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: target, Role: "edge", Identify: identify}); err != nil {
 		t.Fatal(err)
 	}
-	a.eyes.see(0, 0, 0)
+	a.eyes.see(0, 0)
 	return a
 }
 
@@ -392,20 +384,11 @@ func means(t *testing.T, a, b string) bool {
 	return maps.Equal(read(a), read(b))
 }
 
-// restartsItself sets auto_restart, and has the settings read again.
-func (a *agent) restartsItself() {
-	a.t.Helper()
-	a.auto.Store(true)
-	times := strings.Count(a.text(), "settings read again")
-	a.reload <- struct{}{}
-	a.says("settings read again", times+1)
-}
-
 // converges is amsagent converge, by a person.
-func (a *agent) converges(restart, noRestart bool) *bootstrap.Convergence {
+func (a *agent) converges() *bootstrap.Convergence {
 	a.t.Helper()
 	c, err := a.machine.Converge(a.t.Context(), bootstrap.ConvergeRequest{
-		Mongo: *a.target.Load(), Identify: a.o.Identify, Restart: restart, NoRestart: noRestart,
+		Mongo: *a.target.Load(), Identify: a.o.Identify,
 	})
 	if err != nil {
 		a.t.Fatal(err)
@@ -425,24 +408,6 @@ func (a *agent) stays(why string, starts int, file, text string) {
 	}
 }
 
-// restarts waits until AMS was started that often, once more by the daemon, and serves.
-func (a *agent) restarts(starts, byDaemon int) {
-	a.t.Helper()
-	eventually(a.t, "AMS is restarted", func() bool { return a.svc.count() == starts })
-	eventually(a.t, "nothing differs and nothing waits", func() bool {
-		v := a.view()
-		return v.Proved && v.Drift == nil && v.Restart == nil
-	})
-	a.serves()
-	a.roundsGoOn(20)
-	if n := strings.Count(a.text(), "restarting Ant Media Server"); a.svc.count() != starts || n != byDaemon {
-		a.t.Errorf("AMS was started %d times, and by the daemon %d times; want %d, %d", a.svc.count(), n, starts, byDaemon)
-	}
-	if s, err := a.machine.StateFile(); err != nil || s.RestartPending || s.Restart != nil || s.Restarts == nil {
-		a.t.Errorf("the state file: %+v, %v", s, err)
-	}
-}
-
 // differs makes a file differ from what was joined with, and waits until that is told.
 func (a *agent) differs(text string) {
 	a.t.Helper()
@@ -452,7 +417,7 @@ func (a *agent) differs(text string) {
 }
 
 // TestDaemonDrift: an upgrade restores a file while the server runs. The daemon says
-// what differs, and neither writes nor restarts: auto_restart is off.
+// what differs, and neither writes nor restarts. A join restarts the server.
 func TestDaemonDrift(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -467,108 +432,50 @@ func TestDaemonDrift(t *testing.T) {
 	v := a.view()
 	if d := v.Drift; d == nil || len(d.Values) != 1 || !strings.HasSuffix(d.Values[0].Path, appFile) ||
 		d.Values[0].Key != "db.type" || d.Values[0].Old != "mapdb" || d.Values[0].New != "mongodb" || d.Means == "" || d.Since.IsZero() ||
-		!slices.Contains(d.Fix, "amsagent converge") {
+		!slices.Equal(d.Fix, []string{bootstrap.RestartHint}) {
 		t.Errorf("what differs: %+v", d)
 	}
-	if r := v.Restart; r == nil || r.Due || len(r.Values) != 1 || !strings.Contains(r.Waits, "amsagent converge --restart") {
-		t.Errorf("the restart: %+v", r)
+	if !v.RestartPending || !strings.Contains(a.text(), `fix="`+bootstrap.RestartHint+`"`) {
+		t.Errorf("restart pending: %t, or the log does not say what ends it", v.RestartPending)
 	}
-	if !strings.Contains(a.text(), `fix="amsagent join; or amsagent converge; or amsagent converge --restart"`) {
-		t.Error("the log does not say what ends it")
-	}
+	const drift = "LiveApp: db.type is mapdb, joined with mongodb"
+	eventually(t, "the row names the drift", func() bool { return a.door.row(nodeID)["drift"] == drift })
 	if n := strings.Count(a.text(), "id=AMS-DRIFT"); n != 1 {
 		t.Errorf("it was said %d times", n)
 	}
 	// Two spellings of one value are no difference.
 	a.write(appFile, strings.Replace(joined, "db.type=mongodb", "db.type : mongo\\u0064b", 1))
 	a.says("the server's files are as joined again", 1)
-	eventually(t, "nothing differs", func() bool { v := a.view(); return v.Drift == nil && v.Restart == nil })
+	eventually(t, "nothing differs", func() bool {
+		v := a.view()
+		return v.Drift == nil && !v.RestartPending && a.door.row(nodeID)["drift"] == nil
+	})
 	a.stays("another spelling", starts, appFile, strings.Replace(joined, "db.type=mongodb", "db.type : mongo\\u0064b", 1))
 }
 
-// TestDaemonDriftAuto: with auto_restart AMS is restarted when that cuts nobody, as
-// far as anybody can know, and its files are put right just before it starts. One
-// cause, one restart.
-func TestDaemonDriftAuto(t *testing.T) {
+// TestDaemonOlderThanFiles: a command writes the files of a server that runs. A restart is pending until the server is
+// started again.
+func TestDaemonOlderThanFiles(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
-	a.auto.Store(true)
-	a.eyes.see(1, 0, 0)
 	a.start()
 	joined, starts := a.read(appFile), a.svc.count()
-	upgraded := strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1)
-	a.differs(upgraded)
-	a.stays("somebody publishes", starts, appFile, upgraded)
-	if r := a.view().Restart; r == nil || !r.Due || r.By != "auto_restart" || r.Stop != "auto_restart: false" || len(r.Values) != 1 {
-		t.Errorf("the restart: %+v", r)
-	}
-	a.eyes.mu.Lock()
-	a.eyes.sessions = cluster.Sessions{Viewers: new(int)}
-	a.eyes.mu.Unlock()
-	a.stays("nobody knows who publishes", starts, appFile, upgraded)
-	// A server that runs with other files is not seen, and its publishers neither.
-	a.svc.silent(true)
-	a.eyes.see(0, 0, 1)
-	a.stays("somebody is connected to a server outside of the cluster", starts, appFile, upgraded)
-	a.eyes.see(0, 0, 0)
-	a.restarts(starts+1, 1)
-	if !means(t, a.read(appFile), joined) {
-		t.Error("the file is not as it was joined with")
-	}
-
-	// Once more: nobody is on it, and it was restarted for this.
-	a.differs(upgraded)
-	a.stays("it was restarted for this once", starts+1, appFile, upgraded)
-	if r := a.view().Restart; r == nil || r.Due || !strings.Contains(r.Waits, "does not do it again") {
-		t.Errorf("the restart: %+v", r)
-	}
-	// Another cause has to wait for the rest of the hour.
-	another := strings.Replace(joined, "db.host=", "db.host=x", 1)
-	a.differs(another)
-	a.stays("it was restarted within the hour", starts+1, appFile, another)
-	if r := a.view().Restart; r == nil || !r.Due || time.Until(r.NotBefore) < 50*time.Minute {
-		t.Errorf("the restart: %+v", r)
-	}
-}
-
-// TestDaemonAskedRestart: a person has the files put right and the server restarted,
-// as soon as nobody is on it, and may take that back.
-func TestDaemonAskedRestart(t *testing.T) {
-	t.Parallel()
-	a := newAgent(t)
-	a.eyes.see(0, 1, 0)
-	a.start()
-	joined, starts := a.read(appFile), a.svc.count()
-	upgraded := strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1)
-	a.differs(upgraded)
-	a.converges(true, false)
-	mended := a.read(appFile)
-	if !means(t, mended, joined) {
+	a.differs(strings.Replace(joined, "db.type=mongodb", "db.type=mapdb", 1))
+	a.converges()
+	repaired := a.read(appFile)
+	if !means(t, repaired, joined) {
 		t.Error("a command did not write the file")
 	}
-	due := func() bool {
-		r := a.view().Restart
-		return r != nil && r.Due && r.By == "amsagent converge" && r.Stop == "amsagent converge --no-restart" && len(r.Values) == 1 && r.Values[0].Key == "db.type"
-	}
-	eventually(t, "the restart is due", due)
-	a.stays("somebody watches", starts, appFile, mended)
-	a.converges(false, true)
-	eventually(t, "it was taken back", func() bool { r := a.view().Restart; return r != nil && !r.Due })
-	a.eyes.see(0, 0, 0)
-	a.stays("it was taken back", starts, appFile, mended)
-	a.converges(true, false)
-	a.restarts(starts+1, 1)
-	saved := a.read(appFile) // by the server, at its start
-	if !means(t, saved, joined) {
-		t.Error("the file is not as it was joined with")
-	}
-	// The limit of one in an hour stands above all.
-	a.converges(true, false)
-	eventually(t, "it waits for the hour", func() bool {
-		r := a.view().Restart
-		return r != nil && r.Due && time.Until(r.NotBefore) > 50*time.Minute
+	eventually(t, "the server is older than its files", func() bool {
+		d := a.view().Drift
+		return a.view().RestartPending && d != nil && len(d.Values) == 0
 	})
-	a.stays("within the hour", starts+1, appFile, saved)
+	a.stays("files that are as joined", starts, appFile, repaired)
+	<-time.After(2 * time.Second) // the time of the files is known to a second
+	if err := a.svc.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "nothing is pending", func() bool { return !a.view().RestartPending && a.view().Drift == nil })
 }
 
 // TestDaemonUnmended: a file that cannot be mended keeps no node from being seen.
@@ -854,60 +761,52 @@ func TestStopWhileJoinLooks(t *testing.T) {
 
 // TestDaemonMongoElsewhere: MongoDB is gone, and the settings say where the new one
 // is. The agent goes there by itself, without a signal; the server does when it is
-// restarted, which a command asks for, or the settings do.
+// started again.
 func TestDaemonMongoElsewhere(t *testing.T) {
 	t.Parallel()
-	for _, asks := range []struct {
-		name string
-		do   func(*agent)
-	}{
-		{"converge", func(a *agent) { a.converges(true, false) }},
-		{"auto_restart", (*agent).restartsItself},
-	} {
-		t.Run(asks.name, func(t *testing.T) {
-			t.Parallel()
-			a := newAgent(t)
-			other := startServer(t, mongod.Options{})
-			a.start()
-			starts := a.svc.count()
-			client := connect(t, other.URI(), cluster.Options{})
-			to := client.Target()
-			a.target.Store(&to)
-			a.roundsGoOn(10)
-			// On a busy machine it may not answer in time once.
-			before, _, moved := strings.Cut(a.text(), "another MongoDB is named now")
-			if moved && !strings.Contains(before, "a beat could not be written") {
-				t.Error("a node whose MongoDB answers was moved")
-			}
-			const settings = "conf/red5.properties"
-			before = a.read(settings)
-			fault(t, a.mongo, mongod.Fault{Mode: mongod.Refuse})
-			a.says("another MongoDB is named now", 1)
-			a.says("id=AMS-DRIFT", 2) // our own file, which is written, and the server's
-			a.stays("nobody asked for it", starts, settings, before)
-			v := a.view()
-			if d := v.Drift; d == nil || !slices.ContainsFunc(d.Values, func(d bootstrap.Difference) bool {
-				return strings.HasSuffix(d.Path, settings) && d.Key == "clusterdb.host" && d.New == other.URI()
-			}) || len(d.Fix) == 0 {
-				t.Errorf("what differs: %+v", d)
-			}
-			if r := v.Restart; r == nil || r.Due || !strings.Contains(r.Waits, "amsagent converge --restart") {
-				t.Errorf("the restart: %+v", r)
-			}
-			// The server is in the old one still.
-			if n, err := client.Node(t.Context(), nodeID); err != nil || n.State != cluster.StateJoining || v.Ready {
-				t.Errorf("the row in the other MongoDB: %+v, %v; ready %t", n, err, v.Ready)
-			}
-			asks.do(a)
-			eventually(t, "the node is in the other MongoDB", func() bool {
-				n, err := client.Node(t.Context(), nodeID)
-				return err == nil && n.State == cluster.StateActive && n.Seq > 0
-			})
-			a.restarts(starts+1, 1)
-			if !strings.Contains(a.read(settings), other.URI()[len("mongodb://"):]) {
-				t.Errorf("%s: %s", settings, a.read(settings))
-			}
-		})
+	a := newAgent(t)
+	other := startServer(t, mongod.Options{})
+	a.start()
+	starts := a.svc.count()
+	client := connect(t, other.URI(), cluster.Options{})
+	to := client.Target()
+	a.target.Store(&to)
+	a.roundsGoOn(10)
+	// On a busy machine it may not answer in time once.
+	before, _, moved := strings.Cut(a.text(), "another MongoDB is named now")
+	if moved && !strings.Contains(before, "a beat could not be written") {
+		t.Error("a node whose MongoDB answers was moved")
+	}
+	const settings = "conf/red5.properties"
+	before = a.read(settings)
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.Refuse})
+	a.says("another MongoDB is named now", 1)
+	a.says("id=AMS-DRIFT", 2) // our own file, which is written, and the server's
+	a.stays("nobody asked for it", starts, settings, before)
+	v := a.view()
+	if d := v.Drift; d == nil || !slices.ContainsFunc(d.Values, func(d bootstrap.Difference) bool {
+		return strings.HasSuffix(d.Path, settings) && d.Key == "clusterdb.host" && d.New == other.URI()
+	}) || len(d.Fix) == 0 {
+		t.Errorf("what differs: %+v", d)
+	}
+	if !v.RestartPending {
+		t.Error("no restart is pending")
+	}
+	// The server is in the old one still.
+	if n, err := client.Node(t.Context(), nodeID); err != nil || n.State != cluster.StateJoining || v.Ready {
+		t.Errorf("the row in the other MongoDB: %+v, %v; ready %t", n, err, v.Ready)
+	}
+	a.converges()
+	if err := a.svc.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the node is in the other MongoDB", func() bool {
+		n, err := client.Node(t.Context(), nodeID)
+		return err == nil && n.State == cluster.StateActive && n.Seq > 0
+	})
+	a.serves()
+	if !strings.Contains(a.read(settings), other.URI()[len("mongodb://"):]) {
+		t.Errorf("%s: %s", settings, a.read(settings))
 	}
 }
 

@@ -295,7 +295,7 @@ func TestRowRemovedDuringADrain(t *testing.T) {
 			a := newAgent(t)
 			a.o.Periods.Witness = time.Minute // it finds, too
 			source := a.lives()
-			a.eyes.see(0, 1, 1) // who stays
+			a.eyes.see(0, 1) // who stays
 			now := time.Now()
 			source <- lifecycle.Notice{ID: "t", Source: "test", Kind: lifecycle.Terminate, Received: now, Deadline: now.Add(time.Hour)}
 			eventually(t, "the row drains", func() bool { return a.state() == cluster.StateDraining })

@@ -138,22 +138,17 @@ func realFromJoinToLeave(t *testing.T) {
 		t.Errorf("the file that was half written is\n%s", text)
 	}
 
-	// A person asks for a restart, and the daemon makes it when nobody is on the server.
+	// A drain and a join start the server again.
 	second = b.show(t)
 	second.want(t, map[string]string{"ActiveState": "active", "NRestarts": "1"})
 	asked := time.Now()
-	if out := b.must(t, "amsagent", "converge", "--restart"); !strings.Contains(out, "amsagent converge --no-restart stops that") {
-		t.Errorf("converge --restart says: %s", out)
+	b.must(t, "amsagent", "drain", "--reason", "restart")
+	b.must(t, "amsagent", "join")
+	if now := b.show(t); now["InvocationID"] == second["InvocationID"] || now["ActiveState"] != "active" {
+		t.Errorf("after a drain and a join: %v", now)
 	}
-	until(t, "the daemon restarts the server", func() string {
-		wait(500 * time.Millisecond)
-		if now := b.show(t); now["InvocationID"] == second["InvocationID"] || now["ActiveState"] != "active" {
-			return fmt.Sprint(now)
-		}
-		return ""
-	})
 	b.served(t, "shop")
-	figure(t, "from the wish for a restart to a node that serves again: %s", time.Since(asked).Round(100*time.Millisecond))
+	figure(t, "from the drain to a node that serves again: %s", time.Since(asked).Round(100*time.Millisecond))
 	third := b.show(t)
 	if text := b.read(t, nodeHome+"/webapps/shop/WEB-INF/red5-web.properties"); !strings.Contains(text, "\ndb.type=mongodb\n") {
 		t.Errorf("the application that somebody made is not the cluster's:\n%s", text)

@@ -22,13 +22,11 @@ import (
 const beforeStartTime = 5 * time.Second
 
 type convergeOptions struct {
-	beforeStart, restart, noRestart bool
+	beforeStart bool
 }
 
 func (o *convergeOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.beforeStart, "before-start", false, "for the server's unit, just before the server starts: takes 5 seconds at most, asks no metadata, never fails, and writes a line into the unit's journal where it changed or found something")
-	fs.BoolVar(&o.restart, "restart", false, "let the daemon restart the server to apply what changed, as soon as no session is on it")
-	fs.BoolVar(&o.noRestart, "no-restart", false, "take back a restart that waits")
 }
 
 func newConvergeCommand(g *globals) *cobra.Command {
@@ -44,8 +42,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			"with --before-start from a drop-in of the server's unit. Where the server is started\n" +
 			"by --service-command, run `amsagent converge --before-start` before that. It takes no\n" +
 			"setting from the environment, which is the unit's, and so perhaps the server's user's.",
-		Example: "  amsagent converge\n" +
-			"  amsagent converge --restart",
+		Example:               "  amsagent converge",
 		GroupID:               groupAdvanced,
 		Args:                  noArgs,
 		DisableFlagsInUseLine: true,
@@ -56,13 +53,10 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			return g.load(cmd)
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if opts.restart && opts.noRestart {
-				return &userError{Msg: "--restart and --no-restart exclude each other", Exit: exitUsage, State: stateUntouched}
-			}
 			if opts.beforeStart {
 				return runBeforeStart(cmd.Context(), g)
 			}
-			return runConverge(cmd.Context(), opts, g)
+			return runConverge(cmd.Context(), g)
 		},
 	}
 	begins(cmd)
@@ -73,7 +67,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 	return cmd
 }
 
-func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
+func runConverge(ctx context.Context, g *globals) error {
 	if err := g.mayChange("converge"); err != nil {
 		return err
 	}
@@ -91,7 +85,6 @@ func runConverge(ctx context.Context, opts convergeOptions, g *globals) error {
 	if err != nil {
 		return err
 	}
-	req.Restart, req.NoRestart = opts.restart, opts.noRestart
 	c, err := m.Converge(ctx, req)
 	if err != nil {
 		return g.failure("converge", err)
@@ -202,12 +195,8 @@ func convergeText(w *textWriter, c *bootstrap.Convergence) {
 	for _, f := range c.Warnings {
 		w.line("  %s %s", w.color.yellow(f.ID+":"), printable(f.Text))
 	}
-	switch {
-	case !c.RestartNeeded:
-	case c.Asked:
-		w.line("Ant Media Server runs with other settings; the daemon restarts it when no session is on it (amsagent converge --no-restart stops that)")
-	default:
-		w.line("Ant Media Server runs with other settings until it is restarted: amsagent converge --restart, or amsagent join")
+	if c.RestartNeeded {
+		w.line("Ant Media Server runs with other settings until it is restarted: %s", bootstrap.RestartHint)
 	}
 }
 

@@ -317,7 +317,7 @@ func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonVie
 		d.Trouble = append(d.Trouble, "/metrics, /healthz and /readyz are not served: "+v.MetricsError)
 	}
 	if v.RestartPending {
-		d.Trouble = append(d.Trouble, "Ant Media Server runs with other settings than its files have; it is restarted once nobody is on it")
+		d.Trouble = append(d.Trouble, "Ant Media Server runs with other settings than it will start with: "+bootstrap.RestartHint)
 	}
 	for _, w := range v.Warnings {
 		d.Trouble = append(d.Trouble, w.String())

@@ -499,7 +499,7 @@ func TestAskDaemonForDoctor(t *testing.T) {
 	v, err := askDaemonForDoctor(t.Context(), c)
 	want := doctor.DaemonView{Version: "1.2.3", Activity: "beating", Trouble: []string{
 		"MongoDB does not answer", "cloud: silent", "hook: denied",
-		"Ant Media Server runs with other settings than its files have; it is restarted once nobody is on it", "AMS-ADDRESS: no address",
+		"Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint, "AMS-ADDRESS: no address",
 	}, LaunchHooks: "none"}
 	if d := cmp.Diff(want, v); d != "" || err != nil {
 		t.Errorf("%v\n%s", err, d)

@@ -220,7 +220,7 @@ func TestDaemonKeepsTheService(t *testing.T) {
 // A reload takes up every setting: where the daemon is made of it, it begins anew.
 func TestDaemonFollowsTheSettings(t *testing.T) {
 	for line, anew := range map[string]bool{
-		"": false, "role: origin": false, "unhealthy_after: 9m": false, "hooks: [ours]": false, "auto_restart: true": false,
+		"": false, "role: origin": false, "unhealthy_after: 9m": false, "hooks: [ours]": false,
 		"serving: LiveApp": true, "beat_interval: 7s": true, "log_level: debug": true, "drain_deadline: 20m": true, "rebalance: drain": true, "abandon_on_failure: true": true,
 		"metrics_address: 127.0.0.1:9999": true, "provider: aws": true, "aws_endpoint: http://127.0.0.1:1": true, "service_command: /bin/true": true,
 	} {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/amsagent/amsagent/bootstrap"
 )
 
 // removedKind is the place in which a removed name would stand.
@@ -30,6 +32,9 @@ var removed = []struct {
 	of, name string
 	instead  string
 }{
+	{removedSetting, "", "auto_restart", "the daemon never restarts the server; `amsagent status` names what differs, and the command that applies it"},
+	{removedFlag, "converge", "restart", "use " + bootstrap.RestartHint},
+	{removedFlag, "converge", "no-restart", "the daemon never restarts the server"},
 	{removedFlag, "metadata", "record", "`--log-level debug` shows path, status and size of each answer"},
 	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},

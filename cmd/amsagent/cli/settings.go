@@ -95,7 +95,6 @@ type settings struct {
 	Timeout        time.Duration
 	OnFailure      string
 	AutoJoin       bool
-	AutoRestart    bool
 	BeatInterval   time.Duration
 	// Metrics is host:port, or off.
 	Metrics string
@@ -320,7 +319,6 @@ func (s *settings) fill() {
 	s.Timeout, _ = time.ParseDuration(text(keyTimeout))
 	s.OnFailure = text(keyOnFailure)
 	s.AutoJoin = text(keyAutoJoin) == "true"
-	s.AutoRestart = text(keyAutoRestart) == "true"
 	s.BeatInterval, _ = time.ParseDuration(text(keyBeatInterval))
 	s.Metrics = text(keyMetrics)
 	s.Serving = nil

@@ -39,7 +39,6 @@ const (
 	keyTimeout        = "timeout"
 	keyOnFailure      = "on_failure"
 	keyAutoJoin       = "auto_join"
-	keyAutoRestart    = "auto_restart"
 	keyBeatInterval   = "beat_interval"
 	keyMetrics        = "metrics_address"
 	keyServing        = "serving"
@@ -162,10 +161,6 @@ var settingsTable = sync.OnceValue(func() []setting {
 		{
 			key: keyAutoJoin, arg: "WHEN", def: "true", words: booleans(),
 			help: "whether the daemon lets a machine that never joined join by itself, where it is told where MongoDB is; after one that failed and had restarted the server it waits 15 s, then an hour each time, or until `amsagent join` or `systemctl reload amsagent`",
-		},
-		{
-			key: keyAutoRestart, arg: "WHEN", def: "false", words: booleans(),
-			help: "whether the daemon restarts the server for settings that are not as joined, when no session is on it: once for each cause, and at most once an hour",
 		},
 		{
 			key: keyBeatInterval, flag: "beat-interval", arg: "DURATION", def: "5s", check: checkDuration(time.Minute),

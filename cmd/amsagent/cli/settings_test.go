@@ -98,7 +98,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyRemoteIPValve: "remove", keyTimeout: "90s", keyOnFailure: "keep", keyRoot: "/mnt", keyConfig: "/c.yaml",
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
 		keyHooks:    "drain,amsagent-*",
-		keyAutoJoin: "false", keyAutoRestart: "true", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
+		keyAutoJoin: "false", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
 		keyServing: "LiveApp,live*", keyUnhealthyAfter: "7m",
 		keyDrainDeadline: "30m", keyRebalance: "drain", keyAbandon: "true",
 		keyAWSEndpoint: "http://127.0.0.1:1", keyAzureEndpoint: "http://127.0.0.1:2", keyAlibabaEndpoint: "http://127.0.0.1:3",
@@ -110,7 +110,7 @@ func TestEverySettingIsRead(t *testing.T) {
 			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address.String(), keyForceAddress: s.ForceAddress, keyAMSDir: s.AMSDir,
 			keyAMSRelease: s.AMSRelease, keyProvider: s.Provider, keyService: s.Service, keyServiceCommand: s.ServiceCommand,
 			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
-			keyAutoJoin: s.AutoJoin, keyAutoRestart: s.AutoRestart, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
+			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
 			keyServing: strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter,
 			keyDrainDeadline: s.DrainDeadline, keyRebalance: s.Rebalance, keyAbandon: s.AbandonOnFailure,
 			keyConfig: s.Config,
@@ -134,7 +134,7 @@ func TestEverySettingIsRead(t *testing.T) {
 			want = 7 * time.Minute
 		case keyAutoJoin:
 			want = false
-		case keyAbandon, keyForceAddress, keyAutoRestart:
+		case keyAbandon, keyForceAddress:
 			want = true
 		case keyDrainDeadline:
 			want = 30 * time.Minute

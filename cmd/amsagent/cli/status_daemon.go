@@ -215,7 +215,7 @@ func readyText(ready bool, why string) string {
 	return "not ready for new sessions: " + why
 }
 
-// driftText shows what the daemon found of the server's files, and which restart waits.
+// driftText shows which of the server's files differ from those of the join.
 func (s *statusView) driftText(w *textWriter) {
 	if s.Daemon == nil {
 		return
@@ -224,13 +224,6 @@ func (s *statusView) driftText(w *textWriter) {
 		w.heading("Not as joined")
 		w.fields("since", w.ago(d.Since), "means", printable(d.Means), "fix", printable(strings.Join(d.Fix, ", or ")))
 		valuesText(w, d.Values, d.Omitted)
-	}
-	if r := s.Daemon.Restart; r != nil {
-		w.heading("A restart of the server waits")
-		w.fields("for", printable(r.Waits), "since", w.ago(r.Since), "asked by", printable(r.By), "stop it", printable(r.Stop))
-		if s.Daemon.Drift == nil {
-			valuesText(w, r.Values, r.Omitted)
-		}
 	}
 }
 

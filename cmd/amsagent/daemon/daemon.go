@@ -26,9 +26,6 @@ type Settings struct {
 	// AutoJoin lets a machine that never joined join by itself, where it is told
 	// where MongoDB is.
 	AutoJoin bool
-	// AutoRestart lets the daemon restart the server because its settings are not
-	// as joined, when nobody is on it: once for each cause.
-	AutoRestart bool
 	// JoinTimeout bounds one attempt to join.
 	JoinTimeout time.Duration
 	Role, Group string
@@ -47,7 +44,6 @@ type Machine interface {
 	Converge(context.Context, bootstrap.ConvergeRequest) (*bootstrap.Convergence, error)
 	Join(context.Context, bootstrap.JoinRequest) (*bootstrap.JoinResult, error)
 	Prove(ctx context.Context, client *cluster.Client, address string) (*bootstrap.Evidence, error)
-	Restart(context.Context, bootstrap.RestartRequest) error
 	StateFile() (*bootstrap.State, error)
 	// EnteredBefore reports whether this machine was seen in the cluster in this life, whoever
 	// looked, and Entered notes that it was.
@@ -103,8 +99,6 @@ type Options struct {
 // Sampler looks at the machine.
 type Sampler interface {
 	Sample(context.Context) heartbeat.Sample
-	// Connections counts what is connected to the server, on any of its ports.
-	Connections() (int, error)
 	// Run looks after what the sampler keeps running, until ctx ends.
 	Run(context.Context)
 }
@@ -139,10 +133,6 @@ type Periods struct {
 	// Drift is how often the files are compared with what was joined with: an
 	// upgrade of AMS may restore old ones at any time.
 	Drift time.Duration
-	// Sessions is how often a daemon that waits to restart AMS looks whether the
-	// last session has ended, Quiet for how long there must have been none. It is
-	// longer than a count of publishers may be old.
-	Sessions, Quiet time.Duration
 	// Witness is how often AMS's own word is looked at. It is a compromise: two
 	// more queries for each node.
 	Witness time.Duration
@@ -168,8 +158,6 @@ func (p Periods) withDefaults() Periods {
 		{&p.MostRejoin, time.Hour},
 		{&p.Idle, time.Minute},
 		{&p.Drift, time.Minute},
-		{&p.Sessions, 5 * time.Second},
-		{&p.Quiet, 15 * time.Second},
 		{&p.Witness, 15 * time.Second},
 		{&p.Prove, time.Minute},
 		{&p.Port, 3 * time.Second},
@@ -190,8 +178,6 @@ const (
 	// before which nothing beats: the state file says it as well, and the next
 	// convergence asks for longer.
 	askTime = 2 * time.Second
-	// restartTime bounds a restart of AMS.
-	restartTime = 5 * time.Minute
 )
 
 // Daemon is one running agent.
@@ -220,9 +206,6 @@ type Daemon struct {
 	again chan struct{}
 	// beatNow asks for a beat before the next one is due. It has room for one.
 	beatNow chan struct{}
-	// power is held by who stops or restarts the server: a restart is over before a drain
-	// stops it, or does not begin. It has room for one, and is taken before the machine's lock.
-	power   chan struct{}
 	sampler Sampler
 	life    *life    // nil: see Options.Lifecycle
 	serving *serving // nil: see Options.Server
@@ -245,7 +228,7 @@ func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
 		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]maker{},
-		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), power: make(chan struct{}, 1),
+		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1),
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)

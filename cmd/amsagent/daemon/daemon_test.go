@@ -73,13 +73,6 @@ func (p *pretended) Prove(ctx context.Context, _ *cluster.Client, _ string) (*bo
 	return nil, ctx.Err()
 }
 
-func (p *pretended) Restart(context.Context, bootstrap.RestartRequest) error {
-	if p.restart != nil {
-		p.restart()
-	}
-	return nil
-}
-
 func (p *pretended) StateFile() (*bootstrap.State, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,8 +101,7 @@ func (p *pretended) looks() int {
 // still is a sampler that sees nothing.
 type still struct{ hang chan struct{} }
 
-func (s still) Run(ctx context.Context)   { <-ctx.Done() }
-func (s still) Connections() (int, error) { return 0, nil }
+func (s still) Run(ctx context.Context) { <-ctx.Done() }
 func (s still) Sample(context.Context) heartbeat.Sample {
 	if s.hang != nil {
 		<-s.hang // the first one tells that it has begun
@@ -517,38 +509,6 @@ func TestWarningsSaidOnce(t *testing.T) {
 	}
 }
 
-func TestQuiet(t *testing.T) {
-	zero, one := 0, 1
-	begin := time.Unix(1000, 0)
-	at := func(s int) time.Time { return begin.Add(time.Duration(s) * time.Second) }
-	view := func(round int, publishers, viewers *int) View {
-		return View{Beat: BeatView{Round: at(round)}, Sessions: cluster.Sessions{Publishers: publishers, Viewers: viewers}}
-	}
-	q := quiet{least: 15 * time.Second, after: begin}
-	for _, step := range []struct {
-		now  int
-		view View
-		want bool
-	}{
-		{1, view(-5, &zero, &zero), false}, // of the session before
-		{20, view(-5, &zero, &zero), false},
-		{21, view(20, &zero, &zero), false},
-		{30, view(30, &zero, &zero), false},
-		{35, view(35, &zero, &zero), false},
-		{36, view(36, &zero, &zero), true},
-		{40, view(40, &zero, &one), false}, // somebody came
-		{45, view(45, &zero, &zero), false},
-		{50, view(50, nil, &zero), false}, // nobody knows
-		{55, view(55, &zero, &zero), false},
-		{69, view(69, &zero, &zero), false},
-		{70, view(70, &zero, &zero), true},
-	} {
-		if got := q.look(at(step.now), step.view); got != step.want {
-			t.Errorf("after %d s: %v", step.now, got)
-		}
-	}
-}
-
 // A drain that begins before the first session is that of the role that this node joined with.
 func TestRoleBeforeTheFirstSession(t *testing.T) {
 	p := &pretended{}
@@ -582,33 +542,6 @@ func TestEventOfAMalformedTag(t *testing.T) {
 	})}
 	if err := l.event(t.Context(), cluster.Event{}); err != nil {
 		t.Error(err)
-	}
-}
-
-// counting is a sampler that counts.
-type counting struct {
-	still
-	sessions cluster.Sessions
-	err      error
-}
-
-func (c counting) Sessions(context.Context) (cluster.Sessions, error) { return c.sessions, c.err }
-
-// A restart that is due waits for whoever came at the last moment, and for a count.
-func TestRestartCutsNobody(t *testing.T) {
-	zero, one := 0, 1
-	for name, c := range map[string]counting{
-		"a publisher":            {sessions: cluster.Sessions{Publishers: &one, Viewers: &zero}},
-		"a viewer":               {sessions: cluster.Sessions{Publishers: &zero, Viewers: &one}},
-		"publishers not known":   {sessions: cluster.Sessions{Viewers: &zero}},
-		"viewers not known":      {sessions: cluster.Sessions{Publishers: &zero}},
-		"nothing can be counted": {err: errors.New("no")},
-	} {
-		// It has no client: who looks further than that panics.
-		m := &member{d: &Daemon{sampler: c}}
-		if m.restartCutsNobody(t.Context()) {
-			t.Errorf("%s: the server would be restarted", name)
-		}
 	}
 }
 
@@ -891,7 +824,6 @@ func TestMetrics(t *testing.T) {
 	m.joined(nil)
 	m.joined(errors.New("x"))
 	m.repaired(2)
-	m.restarted(errors.New("x"))
 	busy, zero := 12.5, 0
 	var b strings.Builder
 	m.write(&b, View{Version: `1"\` + "\n", Started: time.Unix(1, 5e8), Sessions: cluster.Sessions{}}, heartbeat.Sample{
@@ -916,7 +848,6 @@ func TestMetrics(t *testing.T) {
 		`amsagent_joins_total{result="joined"} 1`,
 		`amsagent_joins_total{result="failed"} 1`,
 		"amsagent_repairs_total 2",
-		`amsagent_server_restarts_total{result="failed"} 1`,
 		"amsagent_cpu_busy_ratio 0.125",
 		"amsagent_publishers 0",
 		`amsagent_gpu_utilization_ratio{gpu="1",name="B",uuid="b"} 0.125`,

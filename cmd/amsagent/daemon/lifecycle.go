@@ -147,9 +147,6 @@ func (l *life) reread() {
 	}
 }
 
-// ready reports whether new sessions may come here.
-func (l *life) ready() bool { return l == nil || l.manager.View().Ready }
-
 // drains reports whether a drain is under way, or done and not forgotten; over, whether
 // one was forgotten of whose end the registry may not know.
 func (l *life) drains() (is, over bool) {
@@ -305,12 +302,6 @@ func (d *Daemon) sessionsNow(ctx context.Context) (cluster.Sessions, error) {
 // StopServer implements lifecycle.Node.
 func (l *life) StopServer(ctx context.Context) error {
 	l.departures.Add(1)
-	select {
-	case l.d.power <- struct{}{}:
-		defer func() { <-l.d.power }()
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for the end of a restart by this agent: %w", context.Cause(ctx))
-	}
 	// A document outlives its server, so that nobody waits for this.
 	var beside sync.WaitGroup
 	beside.Go(func() { l.remember(ctx) })

@@ -28,11 +28,10 @@ import (
 // wherever the kernel has no pressure stall information. A test reads the result
 // with Prometheus' parser and linter.
 type metrics struct {
-	sent, failed, dropped     atomic.Uint64
-	repairs                   atomic.Uint64
-	joins, joinFailures       atomic.Uint64
-	restarts, restartFailures atomic.Uint64
-	latency                   histogram
+	sent, failed, dropped atomic.Uint64
+	repairs               atomic.Uint64
+	joins, joinFailures   atomic.Uint64
+	latency               histogram
 }
 
 func newMetrics() *metrics {
@@ -83,14 +82,6 @@ func (m *metrics) joined(err error) {
 		return
 	}
 	m.joins.Add(1)
-}
-
-func (m *metrics) restarted(err error) {
-	if err != nil {
-		m.restartFailures.Add(1)
-		return
-	}
-	m.restarts.Add(1)
 }
 
 // labelValue escapes what the text format wants escaped, and nothing else.
@@ -214,7 +205,7 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 		e.gauge("amsagent_server_up", "Whether every application of Ant Media Server that must serve does.", known(v.Server.Up))
 	}
 	e.gauge("amsagent_trouble", "Whether the agent is degraded; amsagent status has the reason.", known(v.Trouble != ""))
-	e.gauge("amsagent_restart_pending", "Whether Ant Media Server has to be restarted, and sessions keep it from that.", known(v.RestartPending))
+	e.gauge("amsagent_restart_pending", "Whether Ant Media Server runs with other settings than it will start with: its files differ from those of the join, or are newer than the server.", known(v.RestartPending))
 	e.counters("amsagent_beats_total", "Heartbeats by result; dropped: not tried because MongoDB was unreachable.",
 		"result", counter{"sent", &m.sent}, counter{"failed", &m.failed}, counter{"dropped", &m.dropped})
 	e.histogram("amsagent_beat_duration_seconds", "How long writing a heartbeat took.", &m.latency)
@@ -223,8 +214,6 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 	e.counters("amsagent_joins_total", "Joins that the agent made by itself.",
 		"result", counter{"joined", &m.joins}, counter{"failed", &m.joinFailures})
 	e.counters("amsagent_repairs_total", "Differences from the joined settings that the agent repaired.", "", counter{"", &m.repairs})
-	e.counters("amsagent_server_restarts_total", "Restarts of Ant Media Server that the agent made.",
-		"result", counter{"done", &m.restarts}, counter{"failed", &m.restartFailures})
 	machine(e, s)
 	_, _ = w.Write(e.w.Bytes())
 }

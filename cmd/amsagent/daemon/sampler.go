@@ -103,17 +103,6 @@ func (s *machineSampler) Sessions(ctx context.Context) (cluster.Sessions, error)
 // agree.
 func (s *machineSampler) Disagreement() *heartbeat.Disagreement { return s.sessions.Disagreement() }
 
-// Connections counts what is connected to any of the server's ports, as they were when
-// sessions were counted last, whatever it is for.
-func (s *machineSampler) Connections() (int, error) {
-	p, err := s.sessions.Ports()
-	if err != nil {
-		return 0, err
-	}
-	found, err := ams.CountConnections(s.root, []int{p.HTTP, p.HTTPS, p.RTMP, p.RTMPS}, nil)
-	return found.Total, err
-}
-
 // limitsEvery is how often AMS's own limits are read again.
 const limitsEvery = 10 * time.Minute
 

@@ -760,39 +760,14 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 // amsSilent is AMS's own limit.
 const amsSilent = 20 * time.Second
 
-// drift compares the files with what was joined with every now and then, and
-// restarts AMS where a command asked for it, or the settings do, as soon as that
-// cuts nobody.
+// drift compares the files regularly with those of the join.
 func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unmended error) error {
 	p := m.d.o.Periods
-	nobody := quiet{least: p.Quiet, after: time.Now()}
-	next, rested := time.Now().Add(p.Drift), time.Now()
-	due := func() bool { return false }
-	var restart *RestartView
-	follow := func(c *bootstrap.Convergence, err error) {
-		restart = nil
-		if err == nil {
-			restart = m.follow(s, c)
-		}
-		due = func() bool { return restart != nil && restart.Due }
-		m.d.view.setRestart(due())
+	rested := time.Now()
+	if unmended == nil {
+		m.follow(c)
 	}
-	follow(c, unmended)
-	for {
-		if due() && !time.Now().Before(restart.NotBefore) && m.d.life.ready() && nobody.look(time.Now(), m.d.view.get()) && m.restartCutsNobody(ctx) {
-			return m.restart(ctx, m.d.converging(s, mongo), restart.cause)
-		}
-		wait := time.Until(next)
-		if due() {
-			wait = min(wait, p.Sessions)
-		}
-		if !pause(ctx, wait) {
-			return nil
-		}
-		if time.Now().Before(next) {
-			continue
-		}
-		next = time.Now().Add(p.Drift)
+	for pause(ctx, p.Drift) {
 		// It may be somewhere else by now, or have another password. Where it answers, a node
 		// stays in the cluster that its server is in, and only its files are compared with what is named.
 		named, err := m.d.o.Mongo(ctx)
@@ -821,13 +796,16 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 		case c.Phase != bootstrap.PhaseJoined:
 			return nil
 		default:
-			follow(c, err)
+			if err == nil {
+				m.follow(c)
+			}
 			if !c.Node.SameLife(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 				return nil // the next session registers it
 			}
 			m.refresh(ctx, c)
 		}
 	}
+	return nil
 }
 
 // latest is the node as it was found last.
@@ -876,69 +854,4 @@ func (d *Daemon) portOf(n cluster.Node) int {
 		return n.Port
 	}
 	return cmp.Or(d.o.Server.Port(), n.Port)
-}
-
-// restart lets AMS take up what its files say. It is not cut in the middle, which
-// might leave AMS stopped.
-func (m *member) restart(ctx context.Context, req bootstrap.ConvergeRequest, cause string) error {
-	select {
-	case m.d.power <- struct{}{}:
-		defer func() { <-m.d.power }()
-	case <-ctx.Done():
-		return nil
-	}
-	if !m.d.life.ready() {
-		return nil // a drain has begun meanwhile, which stops the server
-	}
-	m.d.log.Info("restarting Ant Media Server: it runs with other settings than it will start with, and nobody is on it")
-	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTime)
-	defer cancel()
-	defer m.d.serving.hold()()
-	err := m.d.step(keepsJoined, func() error {
-		return m.d.o.Machine.Restart(whole, bootstrap.RestartRequest{Cause: cause, Converge: req})
-	})
-	m.d.metrics.restarted(err)
-	return err // the next session proves it
-}
-
-// quiet tells when there has been no session for a while. What is not known
-// counts as one.
-type quiet struct {
-	least time.Duration
-	after time.Time // rounds before that are of another session
-	since time.Time
-}
-
-func (q *quiet) look(now time.Time, v View) bool {
-	n, known := v.Sessions.Total()
-	// Streams by SRT and pulled ones are no connections.
-	known = known && v.Sessions.PublishersBy != cluster.CountedByConnections
-	switch {
-	case !known || n > 0 || !v.Beat.Round.After(q.after):
-		q.since = time.Time{}
-		return false
-	case q.since.IsZero():
-		q.since = now
-	}
-	return now.Sub(q.since) >= q.least
-}
-
-// restartCutsNobody takes a second look, with other eyes. Publishers are counted
-// in the cluster's memory, and an AMS that runs with other files may keep its
-// streams elsewhere. Where it was not seen in the cluster just now, nothing may
-// be connected to any of its ports. Who watches by RTMP alone is counted rarely without a second look.
-func (m *member) restartCutsNobody(ctx context.Context) bool {
-	s, err := m.d.sessionsNow(ctx)
-	if n, known := s.Total(); err != nil || !known || n > 0 {
-		return false
-	}
-	age, err := m.serverAge(ctx)
-	if err != nil {
-		return false
-	}
-	if age != nil && *age <= m.d.o.Periods.Quiet {
-		return true
-	}
-	n, err := m.d.sampler.Connections()
-	return err == nil && n == 0
 }

@@ -63,11 +63,10 @@ type View struct {
 	// AMSAge is how old AMS's own document was when it was last looked at; nil
 	// where that is not known.
 	AMSAge *time.Duration `json:"ams_age_ns,omitempty"`
-	// RestartPending tells that the daemon will restart AMS. Restart says why and
-	// when, also of a restart that nobody asked for; nil where none is needed.
-	RestartPending bool         `json:"restart_pending,omitempty"`
-	Restart        *RestartView `json:"restart,omitempty"`
-	// Drift is what of the server's files is not as joined; nil where nothing is.
+	// RestartPending reports that the server runs with other settings than it will start
+	// with: files differ from those of the join, or are newer than the server.
+	RestartPending bool `json:"restart_pending,omitempty"`
+	// Drift says which, and what ends it; nil where nothing differs.
 	Drift *DriftView `json:"drift,omitempty"`
 	// Standalone tells that a person made this machine standalone by hand.
 	Standalone bool                `json:"standalone,omitempty"`
@@ -166,7 +165,7 @@ func (w *view) setPhase(p bootstrap.Phase) {
 		v.departed = false
 		if v.Phase = p; p != bootstrap.PhaseJoined {
 			v.State, v.StateSince, v.AMSAge, v.RestartPending = "", time.Time{}, nil, false
-			v.Restart, v.Drift, v.Standalone, v.entered = nil, nil, false, false
+			v.Drift, v.Standalone, v.entered = nil, false, false
 		}
 	})
 }
@@ -209,7 +208,6 @@ func (w *view) setState(s cluster.State, since time.Time) {
 }
 
 func (w *view) setWitness(age *time.Duration) { w.change(func(v *View) { v.AMSAge = age }) }
-func (w *view) setRestart(pending bool)       { w.change(func(v *View) { v.RestartPending = pending }) }
 
 func (w *view) setConvergence(c *bootstrap.Convergence) {
 	w.change(func(v *View) {
