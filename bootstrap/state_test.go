@@ -6,7 +6,8 @@ package bootstrap
 import (
 	"encoding/json"
 	"testing"
-	"time")
+	"time"
+)
 
 // TestStateEqual: two readings of one file are equal, and each field counts.
 func TestStateEqual(t *testing.T) {

@@ -113,10 +113,10 @@ func (s *service) hang(on bool) {
 
 // eyes are a sampler that sees what the test wants.
 type eyes struct {
-	mu          sync.Mutex
-	sessions    cluster.Sessions
-	hang        chan struct{} // nil: it does not hang
-	hangs       bool          // that somebody waits for hang
+	mu       sync.Mutex
+	sessions cluster.Sessions
+	hang     chan struct{} // nil: it does not hang
+	hangs    bool          // that somebody waits for hang
 }
 
 func (e *eyes) Run(ctx context.Context) { <-ctx.Done() }

@@ -317,7 +317,17 @@ func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonVie
 		d.Trouble = append(d.Trouble, "/metrics, /healthz and /readyz are not served: "+v.MetricsError)
 	}
 	if v.RestartPending {
-		d.Trouble = append(d.Trouble, "Ant Media Server runs with other settings than it will start with: "+bootstrap.RestartHint)
+		text := "Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint
+		if v.Drift != nil {
+			shown := min(len(v.Drift.Values), mostValues)
+			for _, value := range v.Drift.Values[:shown] {
+				text += "; " + value.String()
+			}
+			if more := len(v.Drift.Values) - shown + v.Drift.Omitted; more > 0 {
+				text += fmt.Sprintf("; and %s more", count(more, "value"))
+			}
+		}
+		d.Trouble = append(d.Trouble, text)
 	}
 	for _, w := range v.Warnings {
 		d.Trouble = append(d.Trouble, w.String())

@@ -490,6 +490,7 @@ func TestAskDaemonForDoctor(t *testing.T) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(daemon.View{
 			Version: "1.2.3", Activity: "beating", Trouble: "MongoDB does not answer", RestartPending: true,
+			Drift:     &daemon.DriftView{Values: []bootstrap.Difference{{Path: "/a", Key: "db.type", Old: "mapdb", New: "mongodb"}}, Omitted: 2},
 			Warnings:  []bootstrap.Finding{{ID: "AMS-ADDRESS", Text: "no address"}},
 			Lifecycle: &lifecycle.View{Trouble: map[string]string{"hook": "denied", "cloud": "silent"}, LaunchHooks: "none"},
 		})
@@ -499,7 +500,7 @@ func TestAskDaemonForDoctor(t *testing.T) {
 	v, err := askDaemonForDoctor(t.Context(), c)
 	want := doctor.DaemonView{Version: "1.2.3", Activity: "beating", Trouble: []string{
 		"MongoDB does not answer", "cloud: silent", "hook: denied",
-		"Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint, "AMS-ADDRESS: no address",
+		"Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint + "; /a: db.type is mapdb and is to be mongodb; and 2 values more", "AMS-ADDRESS: no address",
 	}, LaunchHooks: "none"}
 	if d := cmp.Diff(want, v); d != "" || err != nil {
 		t.Errorf("%v\n%s", err, d)
