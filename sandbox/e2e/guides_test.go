@@ -113,8 +113,8 @@ func TestGuidesArePlayed(t *testing.T) {
 // TestGuideCommands shows that the reading above finds what it is to find.
 func TestGuideCommands(t *testing.T) {
 	page := "text `amsagent undrain` and `leave`, `sudo amsagent drain`\n\n    sudo amsagent join --mongo 10.0.2.4\n    systemctl stop antmedia\n" +
-		"1. in a list\n\n       amsagent status\n\n```sh\namsagent doctor --fix >new\n```\n\namsagent is no command here\n"
-	want := []string{"amsagent undrain", "amsagent drain", "amsagent join --mongo 10.0.2.4", "amsagent status", "amsagent doctor --fix"}
+		"1. in a list\n\n       amsagent status\n\n```sh\namsagent doctor --ignore AMS-GPU >new\n```\n\namsagent is no command here\n"
+	want := []string{"amsagent undrain", "amsagent drain", "amsagent join --mongo 10.0.2.4", "amsagent status", "amsagent doctor --ignore AMS-GPU"}
 	if got := guideCommands(page); !slices.Equal(got, want) {
 		t.Errorf("of the page: %q, want %q", got, want)
 	}

@@ -55,8 +55,8 @@ want test libcurl4 "the same" has_library libcurl.so.4
 
 want lint shellcheck "the check of our shell scripts, and of user data" has shellcheck
 
-want heavy haproxy "the tests in which HAProxy reads what doctor corrected, and in which it sends people to booted nodes" has haproxy
-want heavy cloud-init "the same for cloud-config" has cloud-init
+want heavy haproxy "the test in which it sends people to booted nodes" has haproxy
+want heavy cloud-init "the tests in which its own code reads user data" has cloud-init
 want heavy xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
 want gate jq "the tests that run the user data of Azure's template" has jq
 want gate python3 "the tests of the program that reads the secret on Alibaba Cloud" has python3

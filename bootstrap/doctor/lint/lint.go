@@ -1,195 +1,300 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package lint reads user data as cloud-init does, before a machine runs them. It reads commands line by line and does
+// not know the values of variables. No finding holds a password. Its API is not stable yet.
 package lint
 
 import (
-	"bytes"
+	"cmp"
+	"encoding/base64"
+	"net/netip"
 	"regexp"
 	"slices"
-	"sort"
+	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/internal/mask"
 )
 
-// Kind is what a text is.
-type Kind string
-
-// The kinds.
 const (
-	UserData Kind = "user-data" // a script or a cloud-config
-	HAProxy  Kind = "haproxy"
-	Mongod   Kind = "mongod"
-)
-
-// Kinds lists them.
-func Kinds() []Kind { return []Kind{UserData, HAProxy, Mongod} }
-
-// The ids of what is found.
-const (
-	IDSwitch    = "AMS-LINT-SWITCH"    // the vendor's script, asked in a way that it cancels
-	IDRestart   = "AMS-LINT-RESTART"   // a restart of the server that a join has just verified
-	IDPassword  = "AMS-LINT-PASSWORD"  // a password on a command line
-	IDSecret    = "AMS-LINT-SECRET"    // a secret in user data
-	IDCurl      = "AMS-LINT-CURL"      // an error page that is run
-	IDHeader    = "AMS-LINT-HEADER"    // cloud-init does not know what it is
-	IDCRLF      = "AMS-LINT-CRLF"      // line ends of Windows
-	IDOpen      = "AMS-LINT-MONGOD"    // a database for everybody
-	IDDuplicate = "AMS-LINT-DUPLICATE" // one server twice
-	IDReqAdd    = "AMS-LINT-REQADD"    // what HAProxy does not know any more
-	IDEncoding  = "AMS-LINT-ENCODING"  // two bytes for each letter
-	IDYAML      = "AMS-LINT-YAML"      // what no reader of YAML takes
+	IDHeader   = "AMS-LINT-HEADER"   // a first line that neither cloud-init nor the kernel knows
+	IDFormat   = "AMS-LINT-FORMAT"   // a format that is not checked
+	IDCRLF     = "AMS-LINT-CRLF"     // line ends of Windows
+	IDYAML     = "AMS-LINT-YAML"     // a cloud-config that is not YAML, or has a key twice
+	IDRuncmd   = "AMS-LINT-RUNCMD"   // commands that cloud-init does not run
+	IDKey      = "AMS-LINT-KEY"      // a misspelt key
+	IDSwitch   = "AMS-LINT-SWITCH"   // the vendor's script, called in a way that it cancels
+	IDRestart  = "AMS-LINT-RESTART"  // a restart of a server that a join has just proved
+	IDPassword = "AMS-LINT-PASSWORD" // a password on a command line
+	IDSecret   = "AMS-LINT-SECRET"   // a secret in user data
 )
 
 // IDs lists them.
 func IDs() []string {
-	return []string{IDSwitch, IDRestart, IDPassword, IDSecret, IDCurl, IDHeader, IDCRLF, IDOpen, IDDuplicate, IDReqAdd, IDEncoding, IDYAML}
+	return []string{IDHeader, IDFormat, IDCRLF, IDYAML, IDRuncmd, IDKey, IDSwitch, IDRestart, IDPassword, IDSecret}
 }
 
-// Finding is one thing that is wrong.
+// Finding is one problem. Line counts from 1; 0 is the whole text.
 type Finding struct {
-	ID string `json:"id"`
-	// Line counts from 1; 0 is the whole text.
-	Line int    `json:"line,omitempty"`
-	Text string `json:"text"`
-	Hint string `json:"hint,omitempty"`
-	// Fixed tells that the corrected text has it no more.
-	Fixed bool `json:"fixed"`
+	ID      string         `json:"id"`
+	Verdict doctor.Verdict `json:"verdict"`
+	Line    int            `json:"line,omitempty"`
+	Text    string         `json:"text"`
+	Hint    string         `json:"hint"`
 }
 
-// Result is what was found, and the corrected text.
-type Result struct {
-	Kind     Kind
-	Findings []Finding
-	// Source is what was read, and Text what is made of it: the same where nothing
-	// could be corrected. They differ from what was given where that is UTF-16.
-	Source, Text []byte
-	// Secrets are what must not be shown of it.
-	Secrets []string
+type document struct {
+	lines    []string
+	findings []Finding
+}
+
+func (d *document) add(id string, v doctor.Verdict, line int, text, hint string) {
+	d.findings = append(d.findings, Finding{id, v, line, text, hint})
+}
+
+// Check returns the findings by line, without those of an ignored id.
+func Check(text string, ignore ...string) []Finding {
+	d := &document{lines: strings.Split(text, "\n")}
+	if format := unread(text); format != "" {
+		d.add(IDFormat, doctor.Unknown, 0, "it is "+format+": not checked", "check each script and each cloud-config in it by itself")
+	} else {
+		d.header(text)
+	}
+	d.commands()
+	d.findings = slices.DeleteFunc(d.findings, func(f Finding) bool { return slices.Contains(ignore, f.ID) })
+	slices.SortStableFunc(d.findings, func(a, b Finding) int { return cmp.Compare(a.Line, b.Line) })
+	return d.findings
+}
+
+// unread names a format of cloud-init that is not checked here.
+func unread(text string) string {
+	head := strings.ToLower(text[:min(len(text), 4096)])
+	if strings.Contains(head, "mime-version:") { // cloud-init looks for it before it looks at the first line
+		return "a MIME message"
+	}
+	packed, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(text), ""))
+	if err == nil && (strings.HasPrefix(string(packed), "#") || strings.HasPrefix(string(packed), "\x1f\x8b")) {
+		return "base64"
+	}
+	for prefix, format := range map[string]string{
+		"\x1f\x8b": "gzip", "\xff\xfe": "UTF-16", "\xfe\xff": "UTF-16", "#include": "a list of addresses", "#cloud-config-archive": "a cloud-config archive",
+		"#cloud-config-jsonp": "a JSON patch", "#cloud-boothook": "a boot hook", "#part-handler": "a part handler", "## template:": "a template", "<powershell>": "for Windows",
+	} {
+		if strings.HasPrefix(text, prefix) || strings.HasPrefix(strings.TrimSpace(head), prefix) {
+			return format
+		}
+	}
+	return ""
 }
 
 var (
-	haproxySection = regexp.MustCompile(`(?m)^[ \t]*(global|defaults|frontend|backend|listen)([ \t]+\S+)?[ \t]*\r?$`)
-	haproxyWord    = regexp.MustCompile(`(?m)^[ \t]*(server[ \t]+\S+[ \t]+\S+|bind[ \t]+\S+|default_backend[ \t]+\S+|mode[ \t]+(http|tcp))`)
-	mongodWord     = regexp.MustCompile(`(?m)^(storage|systemLog|net|processManagement|replication|security):[ \t]*([#{].*)?\r?$|^[ \t]*bind_ip[ \t]*=`)
+	interpreter = `(?:(?:ba|da|k|mk|a|z|fi)?sh|python|perl|ruby|lua|node|php|tclsh|expect|pwsh|[gm]?awk)[0-9.]*`
+	shebang     = regexp.MustCompile(`^#![ \t]*/(?:[\w.+-]+/)*(?:` + interpreter + `(?:[ \t]+[-+][\w=,.:+-]*)?|env[ \t]+` + interpreter + `|env[ \t]+-S[ \t]+` + interpreter + `[ \t].*)[ \t\r]*(?:\n|$)`)
+	yamlLine    = regexp.MustCompile(`\bline (\d+):`)
 )
 
-// Recognize tells what a text is, by what stands in it.
-func Recognize(src []byte) Kind {
-	if text, ok := utf16Text(src); ok {
-		src = text
-	}
-	head := bytes.TrimLeft(bytes.TrimPrefix(src, []byte("\xef\xbb\xbf")), " \t\r\n")
+func (d *document) header(text string) {
+	const hint, unix = "the first line must be #!/bin/sh or #cloud-config, with no byte order mark, blank or empty line before it", `sed -i 's/\r$//' FILE`
+	trimmed := strings.TrimSpace(text)
+	isConfig := strings.HasPrefix(strings.ToLower(trimmed), "#cloud-config")
+	windows := slices.IndexFunc(d.lines, func(line string) bool { return strings.HasSuffix(line, "\r") })
 	switch {
-	case bytes.HasPrefix(head, []byte("#!")), bytes.HasPrefix(head, []byte("#cloud-config")):
-		return UserData
-	case haproxySection.Match(src) && haproxyWord.Match(src):
-		return HAProxy
-	case mongodWord.Match(src):
-		return Mongod
-	}
-	return UserData
-}
-
-// Check reads a text that is opened; see [Open]. What is ignored is neither found nor
-// corrected.
-func Check(kind Kind, src []byte, ignore ...string) Result {
-	d := &document{kind: kind, ignore: ignore}
-	text, wide := utf16Text(src)
-	switch {
-	case !wide:
-		text = src
-	case d.wants(IDEncoding):
-		d.find(IDEncoding, -1, true, "it is UTF-16, two bytes for each letter: what is to read it sees no word of it", "save it as UTF-8, without a mark at its begin")
-	}
-	d.read(text)
-	switch kind {
-	case HAProxy:
-		d.haproxy()
-	case Mongod:
-		d.mongod()
-	case UserData:
-		d.userData()
-	}
-	r := Result{Kind: kind, Findings: d.findings, Source: text, Text: src, Secrets: d.secrets}
-	sort.SliceStable(r.Findings, func(i, j int) bool { return r.Findings[i].Line < r.Findings[j].Line })
-	if d.changed {
-		r.Text = d.text()
-	}
-	return r
-}
-
-// document is a text under correction.
-type document struct {
-	kind     Kind
-	ignore   []string
-	lines    []line
-	bom      bool
-	eol      string
-	open     bool // the last line has no end
-	changed  bool
-	findings []Finding
-	secrets  []string
-}
-
-// line is one line of the source, and what it becomes.
-type line struct {
-	text string
-	// before and after are lines that are added around it; gone takes it away.
-	before, after []string
-	gone          bool
-}
-
-func (d *document) read(src []byte) {
-	src, d.bom = bytes.CutPrefix(src, []byte("\xef\xbb\xbf"))
-	text := string(src)
-	d.eol = "\n"
-	switch {
-	case strings.Contains(text, "\r\n"):
-		d.eol = "\r\n"
-	case strings.Contains(text, "\r") && !strings.Contains(text, "\n"):
-		// As the first Macs had it.
-		d.eol = "\r"
-		text = strings.ReplaceAll(text, "\r", "\n")
-	}
-	d.open = !strings.HasSuffix(text, "\n")
-	for l := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
-		d.lines = append(d.lines, line{text: strings.TrimSuffix(l, "\r")})
+	case trimmed == "":
+		d.add(IDHeader, doctor.Bad, 0, "it is empty, and cloud-init does nothing", "look at the program that should write it")
+	case !isConfig && !strings.HasPrefix(trimmed, "#!"):
+		d.add(IDHeader, doctor.Bad, 1, "cloud-init does not know what it is, and does nothing with it", hint)
+	case !strings.HasPrefix(text, "#"):
+		d.add(IDHeader, doctor.Bad, 1, "the first line is empty or begins with a blank: the kernel runs no such script, and cloud-init's schema refuses such a cloud-config", hint)
+	case isConfig:
+		d.cloudConfig(text)
+	case !shebang.MatchString(trimmed):
+		d.add(IDHeader, doctor.Bad, 1, "#! needs one path of a known interpreter and has at most one option: the kernel runs nothing of this script",
+			"write #!/bin/bash alone on the first line; if the line feeds were lost, put each command on a line of its own")
+	case windows == 0:
+		d.add(IDCRLF, doctor.Warning, 0, "its lines end as on Windows: cloud-init corrects that, and other programs that run a script do not", unix)
+	case windows > 0:
+		d.add(IDCRLF, doctor.Bad, windows+1, `it ends as on Windows: the shell reads the \r as part of the command`, unix)
 	}
 }
 
-func (d *document) text() []byte {
-	var out []string
-	for _, l := range d.lines {
-		out = append(out, l.before...)
-		if !l.gone {
-			out = append(out, l.text)
+func (d *document) cloudConfig(text string) {
+	var doc yaml.Node
+	switch err := yaml.Unmarshal([]byte(text), &doc); {
+	case err != nil:
+		line, _ := strconv.Atoi(append(yamlLine.FindStringSubmatch(err.Error()), "", "")[1])
+		d.add(IDYAML, doctor.Bad, min(line, len(d.lines)), "it is not YAML, in this line or near it, and cloud-init ignores all of it",
+			"indent with spaces, not tabs, two more for each level; quote a value that has : or # in it")
+	case len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode:
+		d.add(IDYAML, doctor.Bad, 1, "it has no keys, and cloud-init does nothing with it", "write each key on a line of its own below #cloud-config")
+	default:
+		d.twice(&doc)
+		for pair := range slices.Chunk(doc.Content[0].Content, 2) {
+			if key := pair[0]; key.Value == "runcmd" || key.Value == "bootcmd" {
+				d.runcmd(key, followed(pair[1]))
+			} else if similar := similarKey(key.Value); similar != "" {
+				d.add(IDKey, doctor.Warning, key.Line, "cloud-init does not know the key "+key.Value+", and ignores it", "write "+similar+":")
+			}
 		}
-		out = append(out, l.after...)
 	}
-	text := strings.Join(out, d.eol)
-	if !d.open {
-		text += d.eol
-	}
-	if d.bom {
-		text = "\xef\xbb\xbf" + text
-	}
-	return []byte(text)
 }
 
-// wants reports whether something is to be found, and corrected.
-func (d *document) wants(id string) bool { return !slices.Contains(d.ignore, id) }
-
-// find notes what is wrong with a line (from 0; -1 is the whole).
-func (d *document) find(id string, at int, fixed bool, text, hint string) {
-	d.findings = append(d.findings, Finding{ID: id, Line: at + 1, Text: text, Hint: hint, Fixed: fixed})
-	d.changed = d.changed || fixed
+// twice finds keys that stand twice in a mapping.
+func (d *document) twice(n *yaml.Node) {
+	seen := map[string]int{}
+	for i, child := range n.Content {
+		d.twice(child)
+		if n.Kind != yaml.MappingNode || i%2 != 0 || child.Kind != yaml.ScalarNode {
+			continue
+		}
+		if line := seen[child.Value]; line > 0 {
+			d.add(IDYAML, doctor.Bad, child.Line, "the key "+child.Value+" stands in line "+strconv.Itoa(line)+", too: cloud-init reads only the last one", "put both under one key")
+		}
+		seen[child.Value] = child.Line
+	}
 }
 
-// indent is the white space before a line.
-func indent(s string) string { return s[:len(s)-len(strings.TrimLeft(s, " \t"))] }
+func followed(n *yaml.Node) *yaml.Node { return cmp.Or(n.Alias, n) }
 
-// comment reports whether nothing on a line is read.
-func comment(s string) bool {
-	s = strings.TrimSpace(s)
-	return s == "" || strings.HasPrefix(s, "#")
+// notString is true for yes and no, too: they are strings for our reader of YAML, and booleans for that of cloud-init.
+func notString(n *yaml.Node) bool {
+	n = followed(n)
+	return n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" || n.Style == 0 && slices.Contains([]string{"yes", "no", "on", "off"}, strings.ToLower(n.Value))
+}
+
+func (d *document) runcmd(key, list *yaml.Node) {
+	if list.Kind != yaml.SequenceNode {
+		d.add(IDRuncmd, doctor.Bad, key.Line, key.Value+" is not a list, and cloud-init runs none of it", "write each command as an item: - COMMAND")
+	}
+	for _, item := range list.Content {
+		words := followed(item)
+		switch {
+		case list.Kind != yaml.SequenceNode, !notString(words), words.ShortTag() == "!!null": // an empty item is skipped
+		case words.Kind != yaml.SequenceNode:
+			d.add(IDRuncmd, doctor.Bad, item.Line, "an item is a string or a list of strings, and this one is not: cloud-init runs none of "+key.Value, "quote the line: - 'COMMAND'")
+		case slices.ContainsFunc(words.Content, notString):
+			d.add(IDRuncmd, doctor.Warning, item.Line, "an argument is not a string, and cloud-init rewrites it: 0755 becomes 493, yes becomes True", "quote each argument")
+		case len(words.Content) > 0 && strings.ContainsAny(followed(words.Content[0]).Value, " \t\n"):
+			d.add(IDRuncmd, doctor.Bad, item.Line, "a list is a program and its arguments, and no program has this whole line as its name", "write the command without brackets: - COMMAND")
+		}
+	}
+}
+
+// cloudKeys are the keys of the top level that people write, and those that resemble one of them.
+var cloudKeys = strings.Fields(`apt bootcmd ca-certs ca_certs chpasswd disable_root disk_setup final_message fqdn fs_setup groups growpart hostname locale manage_etc_hosts
+mount_default_fields mounts ntp output package_reboot_if_required package_update package_upgrade packages password phone_home power_state preserve_hostname random_seed
+resize_rootfs resolv_conf rsyslog runcmd snap ssh_authorized_keys ssh_deletekeys ssh_import_id ssh_keys ssh_pwauth swap timezone updates user users write_files yum_repos`)
+
+// similarKey returns the known key from which an unknown one differs in one letter or sign, in _, or in case; else "".
+func similarKey(key string) string {
+	for _, known := range cloudKeys {
+		a, b, i := strings.ReplaceAll(strings.ToLower(key), "_", ""), strings.ReplaceAll(known, "_", ""), 0
+		for i < min(len(a), len(b)) && a[i] == b[i] {
+			i++
+		}
+		restA, restB := a[min(i+1, len(a)):], b[min(i+1, len(b)):]
+		if (restA == restB || restA == b[i:] || a[i:] == restB) && len(key) > 3 && !slices.Contains(cloudKeys, key) {
+			return known
+		}
+	}
+	return ""
+}
+
+var (
+	// An operator of the shell; a comment or a redirection, which begin with a blank; a word with its quotes.
+	token        = regexp.MustCompile(`[;&|()]+|[ \t](?:#.*|\d*>[>&]*[ \t]*[^\s;&|()]*|<[< \t]+[^\s;&|()]*)|(?:"[^"]*"|'[^']*'|\\.|[^\s;&|()"'\\])+`)
+	unquote      = strings.NewReplacer(`"`, "", `'`, "", " ", "_")
+	yamlItem     = regexp.MustCompile(`^- +(?:["'](.*)["']|\[(.*)\])$`)
+	yamlMarks    = strings.NewReplacer(`"`, "", `'`, "", ",", " ")
+	vendorSwitch = regexp.MustCompile(`(?:^|[ /])change_server_mode\.sh cluster (\S+)( \S+)?`)
+	answered     = regexp.MustCompile(`(?:\byes\b|\b(?:echo|printf)[ \t]+["']?[yY][^|]*)[ \t]*\||<<<[ \t]*["']?[yY]`)
+	join         = regexp.MustCompile(`(?:^|[ /])amsagent join\b`)
+	noRestart    = regexp.MustCompile(`--(?:offline|dry-run|service[= ]none)\b`)
+	restart      = regexp.MustCompile(`^(?:- )?(?:sudo )?(?:service antmedia restart|systemctl restart antmedia(?:\.service)?|/etc/init\.d/antmedia restart)$`)
+	// A URI with a login, or the options with a password: -p and -w (of TURN) of start.sh, -s of create_app.sh, whose -p is a path.
+	password    = regexp.MustCompile(`(?:^|[ /])(?:(?:amsagent|[\w-]+\.sh) (?:.* )?(?:\S*://[^\s/@:]*:[^\s@]*@|--password)|start(?:-debug)?\.sh (?:.* )?-[pw]|create_app\.sh (?:.* )?-s|change_server_mode\.sh cluster \S+ \S+ \S)`)
+	uriPassword = regexp.MustCompile(`\b[a-z][a-z0-9+.-]*://[^\s"'@/:]+:([^\s"'@]+)@`)
+	knownSecret = regexp.MustCompile(`\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY`)
+	secretPlace = regexp.MustCompile(`(?i)(?:name|file|path|arn)["']?[ \t]*[:=][ \t]*$`)
+	// A value up to its end, with its first quote; not the begin of an expression.
+	literal   = regexp.MustCompile(`^(?:"[^"]*|'[^']*|[^\s;&|,}()\[\]"']+(?:[\s;&|,}"']|$))`)
+	notSecret = regexp.MustCompile("[$`<{*]|^[\"']?(?:.{0,3}|(?i:file:.*|/.*|password|secret|true|false|null|enabled|disabled|none|prompt))$")
+)
+
+// split returns the commands of a line of shell or of an item of YAML, without quotes, and || where it stands.
+func split(text string) (commands []string) {
+	if m := yamlItem.FindStringSubmatch(text); m != nil {
+		text = m[1] + yamlMarks.Replace(m[2])
+	}
+	command := ""
+	for _, t := range append(token.FindAllString(text, -1), ";") {
+		if strings.ContainsAny(t[:1], ";&|()") {
+			commands, command = append(commands, strings.TrimSpace(command), strings.Trim(t, ";&()")), ""
+		} else if t[0] > ' ' {
+			command += " " + unquote.Replace(t)
+		}
+	}
+	return slices.DeleteFunc(commands, func(c string) bool { return c == "" || c == "|" })
+}
+
+func (d *document) commands() {
+	isJoined := false // by the command before
+	for i := 0; i < len(d.lines); i++ {
+		line, text := i+1, strings.TrimSpace(d.lines[i])
+		for !strings.HasPrefix(text, "#") && strings.HasSuffix(text, `\`) && i+1 < len(d.lines) {
+			i++
+			text = strings.TrimSuffix(text, `\`) + strings.TrimSpace(d.lines[i])
+		}
+		if strings.HasPrefix(text, "#") || strings.Contains(text, "\x00") {
+			continue
+		}
+		commands := split(text)
+		for _, command := range commands {
+			if isJoined && restart.MatchString(command) {
+				d.add(IDRestart, doctor.Bad, line, "the join before it has restarted Ant Media Server and seen it serve; another restart takes the node out of service again", "remove the restart")
+			}
+			isJoined = join.MatchString(command) && !noRestart.MatchString(command)
+			if password.MatchString(command) {
+				d.add(IDPassword, doctor.Bad, line, "a password stands on a command line, where every user of the machine can read it",
+					"put the URI with its password into a file of mode 0600 and write: amsagent join --mongo file:PATH")
+			}
+			if m := vendorSwitch.FindStringSubmatch(command); m != nil {
+				d.switchMode(line, m[1], m[2] != "", answered.MatchString(text))
+			}
+		}
+		if !slices.ContainsFunc(commands, password.MatchString) { // which is one finding, not two
+			d.secret(line, text)
+		}
+	}
+}
+
+// switchMode judges a call of the vendor's script, which since 3.0 asks a question about everything but a URI.
+func (d *document) switchMode(line int, mongo string, isMore, isAnswered bool) {
+	_, err := netip.ParseAddr(mongo)
+	switch {
+	case !isMore && (strings.HasPrefix(mongo, "mongodb") || err == nil && isAnswered):
+		return
+	case strings.HasPrefix(mongo, "<"):
+		mongo = "ADDRESS"
+	case isMore || strings.Contains(mongo, "@"):
+		mongo = "file:PATH"
+	}
+	d.add(IDSwitch, doctor.Bad, line, "change_server_mode.sh of 3.x asks a question here: without a terminal it cancels, and the server stays standalone; with an answer it uses a name as an address of Redis",
+		"with amsagent in the image, write in its place: amsagent join --mongo "+mongo)
+}
+
+func (d *document) secret(line int, text string) {
+	values := append(uriPassword.FindStringSubmatch(text), "", "")[1:2]
+	for _, s := range mask.Lines(text) {
+		if !secretPlace.MatchString(text[:s.From]) {
+			values = append(values, literal.FindString(text[s.From:s.To]))
+		}
+	}
+	if knownSecret.MatchString(text) || slices.ContainsFunc(values, func(v string) bool { return !notSecret.MatchString(v) }) {
+		d.add(IDSecret, doctor.Bad, line, "a password, key or token stands in user data: every process on the machine, and every operator who may describe the instance, can read it",
+			"let the machine fetch it from the cloud's secret store by its role")
+	}
 }

@@ -29,8 +29,6 @@ import (
 type doctorOptions struct {
 	ignore   []string
 	userData []string
-	kind     string
-	fix      bool
 	explain  string
 	only     bool
 	strict   bool
@@ -38,11 +36,9 @@ type doctorOptions struct {
 
 func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
-	fs.BoolVar(&o.strict, "strict", false, "exit 6 for warnings, too")
+	fs.BoolVar(&o.strict, "strict", false, "exit 6 for warnings, and for user data that are not checked, too")
 	fs.BoolVar(&o.only, "only-problems", false, "list what is wrong, and nothing that is good or not known")
-	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` and not at the machine: user data, an haproxy.cfg or a mongod.conf; - is standard input; may be given several times")
-	fs.StringVar(&o.kind, "kind", "", "what the files of --user-data are: `KIND` is user-data, haproxy or mongod; where unset, by what stands in them")
-	fs.BoolVar(&o.fix, "fix", false, "print the corrected text of --user-data, and nothing else, on standard output; exit 0 where all could be corrected")
+	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` of user data and not at the machine; - is standard input; may be given several times")
 	fs.StringVar(&o.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
 }
 
@@ -55,15 +51,15 @@ func newDoctorCommand(g *globals) *cobra.Command {
 			"with what was seen; what is wrong comes last, with what to do. It works before a\n" +
 			"join, after one and in the build of an image, needs no daemon, and is over after\n" +
 			"15 seconds where nothing answers. What is not known is neither good nor bad.\n\n" +
-			"With --user-data it looks at a file before a machine runs it, and shows how to\n" +
-			"correct it. Exit 6 means a problem; with --strict, a problem or a warning.",
+			"With --user-data it reads user data as cloud-init does, before a machine runs\n" +
+			"them. Exit 6 means a problem; with --strict, a problem, a warning or a file of\n" +
+			"user data that is not checked.",
 		Example: "  amsagent doctor\n" +
 			"  amsagent doctor --mongo 10.0.2.4\n" +
 			"  amsagent doctor --only-problems\n" +
 			"  amsagent doctor --ignore AMS-GPU --ignore AMS-HOOK\n" +
 			"  amsagent doctor -o json\n" +
-			"  amsagent doctor --user-data boot.sh --user-data haproxy.cfg\n" +
-			"  amsagent doctor --user-data - --fix <boot.sh >corrected.sh\n" +
+			"  amsagent doctor --user-data boot.sh --user-data cloud-config.yaml\n" +
 			"  amsagent doctor --explain AMS-MONGO-OPEN",
 		GroupID:               groupEveryday,
 		Args:                  noArgs,
@@ -75,7 +71,6 @@ func newDoctorCommand(g *globals) *cobra.Command {
 	// It reads the settings itself: that they are wrong is something to be listed.
 	noSettings(cmd)
 	opts.AddFlags(cmd.Flags())
-	completes(cmd, "kind", func() []string { return wordsOf(lint.Kinds()) })
 	completes(cmd, "explain", pages.IDs)
 	completes(cmd, "ignore", func() []string { return slices.Concat(doctor.IDs(), lint.IDs()) })
 	g.addSettings(cmd, doctorSettings()...)
@@ -148,12 +143,6 @@ type doctorData struct {
 
 func (o *doctorOptions) check() error {
 	switch {
-	case o.fix && len(o.userData) != 1:
-		return usageError([]string{"give one --user-data FILE"}, "--fix corrects one file")
-	case o.kind != "" && len(o.userData) == 0:
-		return usageError([]string{"give --user-data FILE"}, "--kind says what a file is, and none is given")
-	case o.kind != "" && !slices.Contains(lint.Kinds(), lint.Kind(o.kind)):
-		return usageError([]string{"one of user-data, haproxy, mongod"}, "--kind %s: no such kind", o.kind)
 	case o.only && (o.explain != "" || len(o.userData) > 0):
 		return usageError(nil, "--only-problems is for the checks of this machine")
 	case o.explain != "" && len(o.userData) > 0:

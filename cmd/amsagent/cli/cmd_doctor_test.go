@@ -4,10 +4,7 @@
 package cli
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -314,10 +311,7 @@ func TestDoctorMongo(t *testing.T) {
 	}
 }
 
-const (
-	guideScript = "#!/bin/bash\ncd /usr/local/antmedia\n./change_server_mode.sh cluster 10.0.2.4\ncurl -s https://example.com/i.sh | bash\n"
-	guideFixed  = "#!/bin/bash\ncd /usr/local/antmedia\namsagent join --mongo 10.0.2.4\ncurl -f -s https://example.com/i.sh | bash\n"
-)
+const guideScript = "#!/bin/bash\ncd /usr/local/antmedia\n./change_server_mode.sh cluster 10.0.2.4\n"
 
 // lintRun runs the command in a folder with the files, so that no path of this machine is in what it prints.
 func lintRun(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
@@ -334,83 +328,72 @@ func TestDoctorUserData(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Chdir(t.TempDir())
+	wd := t.TempDir()
+	t.Chdir(wd)
 	for name, text := range map[string]string{
 		"boot.sh":     guideScript,
-		"haproxy.cfg": "global\ndefaults\n    mode http\nbackend b\n    server one 10.0.0.1:5080\n    server two 10.0.0.1:5080\n",
-		"mongod.conf": "net:\n  bindIp: 0.0.0.0\n",
+		"config.yaml": "#cloud-config\nrun_cmd:\n  - echo\nruncmd:\n  - echo Joining: now\n",
+		"parts.mime":  "MIME-Version: 1.0\n\n--x\n",
 		"good.sh":     "#!/bin/sh\namsagent join --mongo 10.0.2.4\n",
 		"left.sh":     "#!/bin/sh\nexport DB_PASSWORD=hunter22\namsagent join --mongo mongodb://u:hunter22@10.0.2.4/\n",
+		"dos.sh":      "#!/bin/sh\r\n",
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	files := []string{"--user-data", "boot.sh", "--user-data", "haproxy.cfg", "--user-data", "mongod.conf", "--user-data", "good.sh", "--user-data", "left.sh"}
+	files := []string{"--user-data", "boot.sh", "--user-data", "config.yaml", "--user-data", "parts.mime", "--user-data", "good.sh", "--user-data", "left.sh"}
 	code, stdout, stderr := lintRun(t, "", files...)
 	if code != exitDegraded || stderr != "" {
 		t.Errorf("exit %d, %s", code, stderr)
 	}
-	wd, err := os.Getwd()
-	if err != nil || strings.Contains(stdout, wd) {
-		t.Error("a path of this machine is in it")
+	if strings.Contains(stdout, wd) || strings.Contains(stdout, "hunter22") {
+		t.Error("a path of this machine or a password is in it")
 	}
 	t.Chdir(here) // the goldens are there
 	golden(t, filepath.Join("doctor", "user-data.txt"), stdout)
 	t.Chdir(wd)
-	if strings.Contains(stdout, "hunter22") {
-		t.Error("a password is shown")
-	}
 
 	code, stdout, _ = lintRun(t, "", append(files, "-o", "json")...)
 	var d struct {
 		Kind  string     `json:"kind"`
 		Files []lintFile `json:"files"`
 	}
-	if strings.Contains(stdout, "hunter22") {
-		t.Error("a password is shown")
-	}
-	if err := json.Unmarshal([]byte(stdout), &d); err != nil || code != exitDegraded || d.Kind != "lint" || len(d.Files) != 5 || len(d.Files[0].Findings) != 2 || len(d.Files[3].Findings) != 0 || d.Files[1].Kind != "haproxy" || d.Files[2].Kind != "mongod" {
+	if err := json.Unmarshal([]byte(stdout), &d); err != nil || code != exitDegraded || d.Kind != "lint" || len(d.Files) != 5 || len(d.Files[0].Findings) != 1 || len(d.Files[3].Findings) != 0 || strings.Contains(stdout, "hunter22") {
 		t.Errorf("exit %d, %v\n%s", code, err, stdout)
 	}
-	if code, stdout, _ := lintRun(t, "", "--user-data", "good.sh"); code != exitOK || !strings.HasPrefix(stdout, "OK: ") {
-		t.Errorf("exit %d, %s", code, stdout)
-	}
-	if code, _, _ := lintRun(t, "", "--user-data", "boot.sh", "--ignore", "AMS-LINT-SWITCH,AMS-LINT-CURL"); code != exitOK {
-		t.Errorf("ignored: exit %d", code)
-	}
-
-	// The corrected text alone, to be used as it is.
-	for _, args := range [][]string{{"--user-data", "boot.sh"}, {"--user-data", "-"}} {
-		code, stdout, stderr := lintRun(t, guideScript, append(args, "--fix")...)
-		if code != exitOK || stdout != guideFixed || !strings.Contains(stderr, ":3: AMS-LINT-SWITCH") || !strings.Contains(stderr, "(corrected)") {
-			t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
+	for _, tt := range []struct {
+		stdin, first string
+		code         int
+		args         []string
+	}{
+		{"", "OK: nothing is found in 1 file\n", exitOK, []string{"--user-data", "good.sh"}},
+		{"", "OK with 1 warning\n", exitOK, []string{"--user-data", "good.sh", "--user-data", "dos.sh"}},
+		{"", "1 of 2 files not checked\n", exitOK, []string{"--user-data", "good.sh", "--user-data", "parts.mime"}},
+		{"", "OK: nothing is found in 1 file\n", exitOK, []string{"--strict", "--user-data", "good.sh"}},
+		{"", "OK with 1 warning\n", exitDegraded, []string{"--strict", "--user-data", "dos.sh"}},
+		{"", "1 of 1 file not checked\n", exitDegraded, []string{"--strict", "--user-data", "parts.mime"}},
+		{guideScript, "1 problem\n", exitDegraded, []string{"--user-data", "-"}},
+		{guideScript, "OK: ", exitOK, []string{"--user-data", "-", "--ignore", "ams-lint-switch"}},
+	} {
+		if code, stdout, stderr := lintRun(t, tt.stdin, tt.args...); code != tt.code || !strings.HasPrefix(stdout, tt.first) {
+			t.Errorf("%v: exit %d\n%s%s", tt.args, code, stdout, stderr)
 		}
 	}
-	code, stdout, stderr = lintRun(t, "", "--user-data", "left.sh", "--fix")
-	if code != exitDegraded || !strings.Contains(stdout, "DB_PASSWORD=hunter22") || strings.Contains(stdout, "u:hunter22@") || !strings.Contains(stderr, "AMS-LINT-SECRET") || !strings.Contains(stderr, "(not corrected)") || strings.Contains(stderr, "hunter22") {
-		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
+	if err := os.WriteFile("big.sh", []byte(strings.Repeat("# nothing\n", maxUserData/10+1)), 0o644); err != nil {
+		t.Fatal(err)
 	}
-	if code, stdout, _ := lintRun(t, "echo x\n", "--user-data", "-", "--kind", "user-data", "--fix"); code != exitOK || !strings.HasPrefix(stdout, "#!/bin/sh\n") {
-		t.Errorf("exit %d, %q", code, stdout)
+	if err := syscall.Mkfifo("fifo", 0o600); err != nil {
+		t.Fatal(err)
 	}
-	const odd = "#!/bin/sh\n# Gr\xfc\xdfe \u200e\namsagent join --mongo 10.0.2.4\n"
-	if code, stdout, stderr := lintRun(t, odd, "--user-data", "-", "--fix"); code != exitOK || stdout != odd {
-		t.Errorf("exit %d, %q%s", code, stdout, stderr)
-	}
-	e := &testEnv{}
-	terminal := e.env()
-	terminal.Stdin, terminal.IsTerminal = strings.NewReader(odd), func(f any) bool { return f == terminal.Stdout }
-	if code := Main([]string{"doctor", "--user-data", "-", "--fix"}, terminal); code != exitUsage || e.stdout.Len() > 0 || !strings.Contains(e.stderr.String(), "has control characters") {
-		t.Errorf("on a terminal: exit %d, %q, %s", code, e.stdout.String(), e.stderr.String())
+	for name, want := range map[string]string{"big.sh": "larger than 256 KiB", "fifo": "not a regular file", "nowhere": "no such file", ".": "not a regular file"} {
+		if code, stdout, stderr := lintRun(t, "", "--user-data", name); code != exitUsage || stdout != "" || !strings.Contains(stderr, want) || !strings.Contains(stderr, "AMS-USAGE") {
+			t.Errorf("%s: exit %d\n%s%s", name, code, stdout, stderr)
+		}
 	}
 	for _, args := range [][]string{
-		{"--fix"},
-		{"--fix", "--user-data", "a", "--user-data", "b"},
-		{"--kind", "haproxy"},
-		{"--user-data", "good.sh", "--kind", "nginx"},
-		{"--user-data", "nowhere.sh"},
-		{"--user-data", "."},
+		{"--user-data", "good.sh", "--fix"},
+		{"--user-data", "good.sh", "--kind", "user-data"},
 		{"--explain", "AMS-GPU", "--user-data", "good.sh"},
 		{"--explain", "AMS-NOTHING"},
 	} {
@@ -629,56 +612,5 @@ func TestDoctorHooksAlibaba(t *testing.T) {
 				t.Errorf("heartbeats: %q", tt.api.beats)
 			}
 		})
-	}
-}
-
-// What people hand over by mistake, and what clouds pack: a program is refused, what is packed is opened, and what is
-// ignored is not corrected either.
-func TestDoctorUserDataPacked(t *testing.T) {
-	t.Chdir(t.TempDir())
-	var packed bytes.Buffer
-	w := gzip.NewWriter(&packed)
-	if _, err := w.Write([]byte(guideScript)); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	big := strings.Repeat("# nothing\n", maxUserData/10+1)
-	for name, text := range map[string]string{
-		"boot.sh": guideScript, "boot.sh.gz": packed.String(), "boot.b64": base64.StdEncoding.EncodeToString(packed.Bytes()), "program": "\x7fELF\x00", "big.sh": big,
-	} {
-		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := syscall.Mkfifo("fifo", 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]string{
-		"program": "it is no text: there is a byte 0x7f at 0", "big.sh": "larger than 256 KiB", "fifo": "not a regular file", "nowhere": "no such file",
-	} {
-		for _, args := range [][]string{{}, {"--fix"}, {"-o", "json"}} {
-			code, stdout, stderr := lintRun(t, "", append(args, "--user-data", name)...)
-			if said := stdout + stderr; code != exitUsage || !strings.Contains(said, want) || !strings.Contains(said, "AMS-USAGE") || !strings.Contains(said, "a cloud-config") {
-				t.Errorf("%s %v: exit %d\n%s", name, args, code, said)
-			}
-		}
-	}
-	for _, name := range []string{"boot.sh.gz", "boot.b64"} {
-		code, stdout, _ := lintRun(t, "", "--user-data", name)
-		if code != exitDegraded || !strings.Contains(stdout, "gzip)") || !strings.Contains(stdout, "+amsagent join --mongo 10.0.2.4") {
-			t.Errorf("%s: exit %d\n%s", name, code, stdout)
-		}
-		if code, stdout, _ := lintRun(t, "", "--fix", "--user-data", name); code != exitOK || stdout != guideFixed {
-			t.Errorf("%s: exit %d\n%s", name, code, stdout)
-		}
-	}
-	code, stdout, _ := lintRun(t, packed.String(), "--fix", "--user-data", "-", "--ignore", "ams-lint-curl")
-	if code != exitOK || !strings.Contains(stdout, "amsagent join") || strings.Contains(stdout, "curl -f") {
-		t.Errorf("exit %d\n%s", code, stdout)
-	}
-	if code, stdout, _ := lintRun(t, "", "--user-data", "boot.sh", "--ignore", "AMS-LINT-CURL,AMS-LINT-SWITCH"); code != exitOK || strings.Contains(stdout, "+++") {
-		t.Errorf("exit %d, and what is ignored is shown:\n%s", code, stdout)
 	}
 }

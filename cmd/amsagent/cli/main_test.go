@@ -577,7 +577,6 @@ func TestCompletion(t *testing.T) {
 		{"nodes", "--state", "joining\n"},
 		{"nodes", "--sort", "address\n"},
 		{"status", "--wait", "joining\n"},
-		{"doctor", "--kind", "user-data\n"},
 		{"doctor", "--explain", "AGENT-"},
 		{"doctor", "--ignore", "AGENT-"},
 		{"seal", "--keep", "identity\n"},

@@ -35,6 +35,8 @@ var removed = []struct {
 	{removedSetting, "", "auto_restart", "the daemon never restarts the server; `amsagent status` names what differs, and the command that applies it"},
 	{removedFlag, "converge", "restart", "use " + bootstrap.RestartHint},
 	{removedFlag, "converge", "no-restart", "the daemon never restarts the server"},
+	{removedFlag, "doctor", "fix", "the hint of each finding names the line to write"},
+	{removedFlag, "doctor", "kind", "--user-data reads user data; for other files: `haproxy -c -f FILE`, `mongod --config FILE --outputConfig`"},
 	{removedFlag, "metadata", "record", "`--log-level debug` shows path, status and size of each answer"},
 	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},
