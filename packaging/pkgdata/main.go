@@ -89,18 +89,11 @@ func (o options) write(version string) error {
 	}
 	files["copyright"] = debianCopyright(modules)
 	files["THIRD-PARTY-NOTICES"] = notices(modules)
-	text, err := os.ReadFile(filepath.Join(o.top, "CHANGELOG.md"))
-	if err != nil {
+	deb, rpm := changelogs(version, date)
+	if files["changelog.Debian.gz"], err = zip(deb); err != nil {
 		return err
 	}
-	entries, err := changelog(text, version, date)
-	if err != nil {
-		return err
-	}
-	if files["changelog.Debian.gz"], err = zip(debianChangelog(entries)); err != nil {
-		return err
-	}
-	files["changelog.yaml"] = rpmChangelog(entries)
+	files["changelog.yaml"] = rpm
 	for name, b := range files {
 		path := filepath.Join(o.out, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -111,6 +104,13 @@ func (o options) write(version string) error {
 		}
 	}
 	return nil
+}
+
+// changelogs are those of a .deb and of an .rpm, the latter as nfpm reads it: one entry, which names CHANGELOG.md.
+func changelogs(version string, date time.Time) (deb, rpm []byte) {
+	const text = "https://github.com/amsagent/amsagent/blob/main/CHANGELOG.md"
+	return fmt.Appendf(nil, "%s (%s-1) stable; urgency=medium\n\n  * %s\n\n -- %s  %s\n", program, version, text, maintainer, date.UTC().Format(time.RFC1123Z)),
+		fmt.Appendf(nil, "- semver: %q\n  date: %s\n  packager: %q\n  changes:\n    - note: %q\n", version+"-1", date.UTC().Format(time.RFC3339), maintainer, text)
 }
 
 // zip compresses as hard as it goes, without name and time: equal bytes give equal bytes.
