@@ -215,6 +215,55 @@ func TestRemoteIPValve(t *testing.T) {
 	}
 }
 
+// The forms in which people leave the valve. A leave gives back the bytes of before the join.
+func TestRemoteIPValveForms(t *testing.T) {
+	const (
+		valve = `<bean id="valve.access" class="org.apache.catalina.valves.RemoteIpValve" />`
+		line  = "\t\t\t\t" + valve + "\n"
+		body  = "\t\t\t\t<bean class='org.apache.catalina.valves.RemoteIpValve'>\n\t\t\t\t\t<property name='internalProxies' value='10\\..*' />\n\t\t\t\t</bean>\n"
+	)
+	for name, form := range map[string]struct{ has, left string }{
+		"twice":                    {line + line, ""},
+		"twice on a line":          {"\t\t\t\t" + valve + valve + "\n", "\t\t\t\t\n"},
+		"with a body":              {body, ""},
+		"with a body, and again":   {body + line, ""},
+		"on a shared line":         {"\t\t\t\t<bean class=\"a.Valve\" />" + valve + "<bean class=\"b.Valve\" />\n", "\t\t\t\t<bean class=\"a.Valve\" /><bean class=\"b.Valve\" />\n"},
+		"in a comment":             {"\t\t\t\t<!-- " + valve + " -->\n", "\t\t\t\t<!-- " + valve + " -->\n"},
+		"in a comment and outside": {"\t\t\t\t<!-- " + valve + " -->\n" + line, "\t\t\t\t<!-- " + valve + " -->\n"},
+	} {
+		before := strings.Replace(standaloneXML, line, form.has, 1)
+		c := mustContainer(t, before)
+		if c.HasRemoteIPValve() != (form.has != form.left) {
+			t.Errorf("%s: found %t", name, c.HasRemoteIPValve())
+		}
+		if err := errors.Join(c.RemoveRemoteIPValve(), c.SetMode(ModeCluster)); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if want := strings.Replace(clusterXML, line, form.left, 1); string(c.Bytes()) != want {
+			t.Errorf("%s: got\n%s", name, c.Bytes())
+		}
+		rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(before), Spans: c.Spans()}
+		if u, err := rec.Undo(c.Bytes()); err != nil || string(u.Bytes) != before {
+			t.Errorf("%s: %v, undone to\n%s", name, err, u.Bytes)
+		}
+	}
+}
+
+// A person switches https off after the join: a leave keeps that.
+func TestUndoKeepsHTTPSOff(t *testing.T) {
+	on := strings.NewReplacer("<!-- https start\n", "<!-- https start -->\n", "\thttps end -->", "\t<!-- https end -->").Replace(standaloneXML)
+	c := mustContainer(t, on)
+	if err := c.SetMode(ModeCluster); err != nil {
+		t.Fatal(err)
+	}
+	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(on), Spans: c.Spans()}
+	off := strings.NewReplacer("<!-- https start -->", "<!-- https start", "<!-- https end -->", "https end -->")
+	if u, err := rec.Undo([]byte(off.Replace(string(c.Bytes())))); err != nil || string(u.Bytes) != standaloneXML {
+		t.Errorf("https switched off after the join: %v, undone to\n%s", err, u.Bytes)
+	}
+}
+
 func TestContainerUndoConflict(t *testing.T) {
 	c := mustContainer(t, standaloneXML)
 	if err := c.SetMode(ModeCluster); err != nil {

@@ -94,6 +94,13 @@ func TestPropertiesSet(t *testing.T) {
 		{"appends to nothing", "", "b", "2", "b=2\n"},
 		{"escapes what must be", "a=1\n", "a", " b\\c\td\u00e9😀", "a=\\ b\\\\c\\td\\u00E9\\uD83D\\uDE00\n"},
 		{"leaves alone what need not", "a=1\n", "a", "mongodb://u:p%40@h/?x=1&y=2#!", "a=mongodb://u:p%40@h/?x=1&y=2#!\n"},
+		{
+			"behind JSON over lines without backslashes", "settings.x={\n  \"a\": 1,\n  \"list\": [\n    2\n  ]\n}\ndb.host=a\n", "db.host", "b",
+			"settings.x={\n  \"a\": 1,\n  \"list\": [\n    2\n  ]\n}\ndb.host=b\n",
+		},
+		{"before JSON over lines", "db.host=a\nx={\n\"db\": \"db.host=c\"}\n", "db.host", "b", "db.host=b\nx={\n\"db\": \"db.host=c\"}\n"},
+		{"appended again with other separators", "db.host=a\ndb.host : b\ndb.host\tc\n", "db.host", "d", "db.host=a\ndb.host : b\ndb.host\td\n"},
+		{"appended behind a line without an end", "x=truedb.host=a\n", "db.host", "b", "x=truedb.host=a\ndb.host=b\n"},
 		{"strange key", "a=1\n", "x y=:#", "2", "a=1\nx\\ y\\=\\:#=2\n"},
 	}
 	for _, tt := range tests {
