@@ -89,6 +89,8 @@ func (m *Member) args() []string {
 		"--setParameter", "diagnosticDataCollectionEnabled=false",
 		// Documents with a TTL go within a second, not within a minute.
 		"--setParameter", "ttlMonitorSleepSecs=1",
+		// A container may not lock pages in memory, as mongod does for a password.
+		"--setParameter", "disabledSecureAllocatorDomains=*",
 		// The least that drivers accept: every connection with a password pays for it.
 		"--setParameter", "scramIterationCount=5000", "--setParameter", "scramSHA256IterationCount=5000")
 	if o.Socket != "" {
@@ -242,6 +244,13 @@ func (m *Member) IsPrimary(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("asking %s for its role: %w", m.Addr(), err)
 	}
 	return hello.IsWritablePrimary, nil
+}
+
+// Running reports whether its process runs.
+func (m *Member) Running() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.running()
 }
 
 // running needs m.mu held.

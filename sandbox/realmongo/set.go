@@ -193,6 +193,9 @@ func (s *Set) waitPrimary(ctx context.Context) (*Member, error) {
 		if err == nil {
 			return m, nil
 		}
+		if !slices.ContainsFunc(s.members, (*Member).Running) {
+			return nil, errors.New(s.members[0].Story())
+		}
 		if pause(ctx, 50*time.Millisecond) != nil {
 			return nil, fmt.Errorf("waiting for a primary: %w", err)
 		}
