@@ -1,11 +1,11 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package demo shows a newcomer what the agent does: two machines join a cluster
-// and are seen, one goes by a scale-in without cutting its viewer off, the other
-// leaves as it came. The agent is the real binary; MongoDB, the cloud and Ant Media
-// Server are those of the sandbox, or a real mongod and real servers. Every claim on the screen is checked while it is
-// made, and a demo that is not as it says fails.
+// Package demo shows a newcomer what the agent does: a join without MongoDB changes
+// nothing, two machines join a cluster, one is terminated by a scale-in without cutting
+// its viewer, the other leaves and has its files back. The agent and MongoDB are real;
+// the cloud and Ant Media Server are the sandbox's, or real servers. Every claim on the
+// screen is checked, and the demo fails if one does not hold.
 //
 // The API is not stable.
 package demo
@@ -120,9 +120,9 @@ func (d *demo) close() error {
 }
 
 func (d *demo) run() error {
-	d.print("amsagent makes a machine with Ant Media Server (AMS), a server for live video, a node of a")
-	d.print("cluster, and takes it out again without cutting anybody off. This shows it on two machines:")
-	d.print("origin-1 takes streams in, edge-1 passes them on to viewers.")
+	d.print("amsagent makes a machine with Ant Media Server (AMS, a server for live video) a node of a")
+	d.print("cluster, and removes it from the cluster without cutting sessions. This demo has two machines:")
+	d.print("origin-1 receives streams, edge-1 delivers them to viewers.")
 	d.print("")
 	if err := d.open(); err != nil {
 		return err
@@ -132,23 +132,22 @@ func (d *demo) run() error {
 	}
 	d.print("%s.", d.words.title)
 	if others := d.words.others(); others != "" {
-		d.print("(make demo CLOUD=NAME tells the same of others: %s.)", others)
+		d.print("(make demo CLOUD=NAME runs it on another cloud: %s.)", others)
 	}
-	for _, step := range []func() error{d.setUp, d.before, d.plan, d.join, d.audience, d.scaleIn, d.finish, d.others, d.again, d.leave} {
+	for _, step := range []func() error{d.setUp, d.before, d.plan, d.refused, d.join, d.audience, d.scaleIn, d.finish, d.others, d.again, d.leave} {
 		if err := step(); err != nil {
 			if d.ctx.Err() != nil {
-				return fmt.Errorf("the demo was ended: %w", context.Cause(d.ctx))
+				return fmt.Errorf("the demo was interrupted: %w", context.Cause(d.ctx))
 			}
 			for _, n := range d.nodes {
 				err = fmt.Errorf("%w%s", err, n.diary())
 			}
-			return fmt.Errorf("the demo is not as it should be: %w", err)
+			return fmt.Errorf("the demo failed: %w", err)
 		}
 	}
 	d.print("")
-	d.print("That was all of it, in %.0f s; %d claims were checked on the way. On a real machine it is one line", time.Since(d.start).Seconds(), d.checks)
-	d.print("in the script that a cloud runs at boot (user-data):   amsagent join --mongo ADDRESS")
-	d.print("and the daemon as a service:                           amsagent run")
+	d.print("Done in %.0f s; %d claims were checked. On a real machine, one line in the user data joins", time.Since(d.start).Seconds(), d.checks)
+	d.print("(amsagent join --mongo ADDRESS), and systemd runs the daemon (amsagent.service).")
 	d.print("Next: amsagent --help, and README.md.")
 	return nil
 }
@@ -230,7 +229,7 @@ func (d *demo) show(out string, most int) {
 
 func (d *demo) before() error {
 	n := d.nodes[0]
-	d.heading("A machine as AMS's installer leaves it: standalone, it knows of no cluster")
+	d.heading("A machine after AMS's installer: standalone, not in a cluster")
 	for _, f := range []struct{ path, grep string }{
 		{home + "/conf/jee-container.xml", "cluster start"},
 		{home + "/conf/red5.properties", "clusterdb.host"},
@@ -251,7 +250,7 @@ func (d *demo) before() error {
 	if d.untouched, err = n.files(); err != nil {
 		return err
 	}
-	d.print("   %d files and folders; one sum over every byte, mode and owner: %s", len(d.untouched), sumOf(d.untouched))
+	d.print("   %d files and folders; checksum of all bytes, modes and owners: %s", len(d.untouched), sumOf(d.untouched))
 	return nil
 }
 
@@ -267,12 +266,12 @@ func (d *demo) plan() error {
 	if err != nil {
 		return err
 	}
-	d.heading("What a join would change. A dry run touches nothing")
+	d.heading("What a join would change. A dry run writes nothing")
 	out, err := d.agentRun(n, "join", "--mongo", d.place.mongo(), "--dry-run")
 	if err != nil {
 		return err
 	}
-	d.print("     (of the diffs, the changed lines alone are shown here)")
+	d.print("     (of each diff, only the changed lines)")
 	d.show(changedLines(out), 16)
 	is, err := n.digest()
 	if err != nil {
@@ -302,9 +301,46 @@ func changedLines(out string) string {
 	return b.String()
 }
 
+// refused shows a join while MongoDB is down.
+func (d *demo) refused() error {
+	n := d.nodes[0]
+	was, err := n.digest()
+	if err != nil {
+		return err
+	}
+	before, err := n.running()
+	if err != nil {
+		return err
+	}
+	d.heading("MongoDB is down. A join finds that out before it changes anything")
+	if err := d.place.stopMongo(); err != nil {
+		return err
+	}
+	out, code, err := d.agentFails(n, "join", "--mongo", d.place.mongo(), "--timeout", "3s")
+	if err = errors.Join(err, d.place.startMongo(d.ctx)); err != nil {
+		return err
+	}
+	for line := range strings.Lines(out) {
+		d.print("     %s", strings.Join(fold(line, screenWidth), "\n       "))
+	}
+	is, err := n.digest()
+	if err != nil {
+		return err
+	}
+	after, err := n.running()
+	d.print("   Exit code %d. Checksum of the files before: %s, after: %s. AMS still runs", code, was, is)
+	return errors.Join(err,
+		d.check(code == exitRefused, "the join without MongoDB exits with %d", code),
+		d.check(was == is, "the join without MongoDB changed the machine"),
+		d.check(before == after, "the join without MongoDB restarted AMS"))
+}
+
+// exitRefused is the agent's exit code of a command that did nothing, docs/commands.md.
+const exitRefused = 3
+
 func (d *demo) join() error {
-	d.heading("Both machines join, each at its own boot. A join ends well only when AMS itself was seen in the")
-	d.print("   cluster: its own entry in MongoDB, written after its start, under this machine's address")
+	d.heading("Both machines join, each at its boot. A join succeeds only when AMS itself is in the cluster:")
+	d.print("   it wrote its own entry into MongoDB, after its start, with the address of this machine")
 	if err := d.joinNode(d.nodes[0]); err != nil {
 		return err
 	}
@@ -333,7 +369,7 @@ func (d *demo) again() error {
 	if err != nil {
 		return err
 	}
-	d.heading("Joining again: nothing is written, nothing is restarted, the concert goes on")
+	d.heading("A second join: nothing is written, nothing is restarted, the stream continues")
 	out, err := d.agentRun(n, "join", "--mongo", d.place.mongo())
 	if err != nil {
 		return err
@@ -357,18 +393,8 @@ func (d *demo) again() error {
 
 func (d *demo) leave() error {
 	n := d.nodes[0]
-	d.heading("The concert is over. Leaving by hand: the machine is what it was before, " + d.place.restored())
+	d.heading("The stream ends. `amsagent leave` restores the machine, " + d.place.restored())
 	if err := n.endStream(d.ctx); err != nil {
-		return err
-	}
-	// A leave refuses while the last count knows of somebody.
-	if err := d.until("the origin counts nobody", func() string {
-		row, err := d.client.Node(d.ctx, n.id)
-		if s := row.Sessions; err != nil || s == nil || s.Publishers == nil || s.Viewers == nil || *s.Publishers+*s.Viewers > 0 {
-			return fmt.Sprintf("%+v, %v", s, err)
-		}
-		return ""
-	}); err != nil {
 		return err
 	}
 	out, err := d.agentRun(n, "leave")

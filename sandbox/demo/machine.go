@@ -164,6 +164,27 @@ func (d *demo) agentRun(n *node, args ...string) (string, error) {
 	return d.said(args, stdout.String(), stderr.String(), err)
 }
 
+// agentFails runs the agent as agentRun does, for a command that must fail, and returns
+// its errors and its exit code.
+func (d *demo) agentFails(n *node, args ...string) (stderr string, code int, err error) {
+	d.print("   %s$ amsagent %s", n.name, strings.Join(args, " "))
+	cmd := n.command(args...)
+	cmd.Env = append(cmd.Env, "AMSAGENT_LOG_LEVEL=error")
+	var stdout, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &errs
+	p, err := spawn(cmd)
+	if err == nil {
+		err = d.wait(p)
+	}
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return errs.String(), exit.ExitCode(), nil
+	}
+	if err == nil {
+		err = fmt.Errorf("amsagent %s did not fail:\n%s", strings.Join(args, " "), stdout.String())
+	}
+	return "", 0, err
+}
+
 // process is a program that runs, or has run.
 type process struct {
 	cmd   *exec.Cmd
@@ -263,7 +284,7 @@ func (n *node) diary() string {
 	if text == "" {
 		return ""
 	}
-	return fmt.Sprintf("\nthe daemon of %s said last:\n%s", n.name, strings.TrimSpace(text[max(0, len(text)-2000):]))
+	return fmt.Sprintf("\nthe last lines of the daemon of %s:\n%s", n.name, strings.TrimSpace(text[max(0, len(text)-2000):]))
 }
 
 // view is what the demo needs of what a daemon says of itself.

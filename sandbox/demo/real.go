@@ -26,7 +26,6 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/realams"
-	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -63,13 +62,12 @@ func newRealWorld(ctx context.Context, agent string) (_ *realWorld, err error) {
 
 func (w *realWorld) intro() []string {
 	return []string{
-		"Real here: the agent; Ant Media Server " + realams.Newest + ", Community Edition, twice, each in namespaces of",
-		"its own; MongoDB (mongod " + realmongo.Version + "); a stream made by ffmpeg. Cluster mode is the Enterprise",
-		"Edition's: three classes of the tests stand in for its own, write into MongoDB what it writes,",
-		"and pass no stream on from node to node. Two claims of `make demo` need the stand-in and are left",
-		"out: what AMS itself counts of viewers cut off (the viewer is asked instead), and a machine whose",
-		"firmware names the cloud (it is set). Each start of AMS takes 10 s, or minutes on a busy computer.",
-		"Pretended: the cloud. This time it is",
+		"Real: the agent; Ant Media Server " + realams.Newest + ", Community Edition, twice, each in namespaces of its",
+		"own; MongoDB; a stream made by ffmpeg. Cluster mode belongs to the Enterprise Edition: three",
+		"classes of the tests replace it, write the same into MongoDB, and forward no stream from node to",
+		"node. Two claims of `make demo` need the stand-in and are left out: AMS's own count of cut viewers",
+		"(the viewer is asked instead), and a machine whose firmware names the cloud (it is set). Each start",
+		"of AMS takes 10 s, or minutes on a busy computer. Emulated: the cloud:",
 	}
 }
 
@@ -78,7 +76,7 @@ func (w *realWorld) dialed() string          { return w.forwarder.Addr().String(
 func (w *realWorld) stopMongo() error        { return w.world.Mongo.Member(0).Stop() }
 func (w *realWorld) addresses() [2]string    { return [2]string{"10.77.0.1", "10.77.0.2"} }
 func (w *realWorld) fed() bool               { return true }
-func (w *realWorld) restored() string        { return "but for what AMS saved itself" }
+func (w *realWorld) restored() string        { return "except what AMS saved itself" }
 func (w *realWorld) patience() time.Duration { return 3 * time.Minute }
 
 func (w *realWorld) startMongo(ctx context.Context) error { return w.world.Mongo.Member(0).Start(ctx) }
@@ -310,7 +308,7 @@ func (n *realMachine) givenBack(was, is []string) ([]string, error) {
 		}
 	}
 	return []string{
-		fmt.Sprintf("%d of %d files and folders are as in step 1: byte, mode and owner. The other %d are settings of", same, len(was), saved),
+		fmt.Sprintf("%d of %d files and folders are as in step 1: bytes, mode and owner. The other %d are settings of", same, len(was), saved),
 		fmt.Sprintf("applications, which AMS saved itself while it was a node; their %d keys have their former values", keys),
 	}, nil
 }

@@ -20,16 +20,16 @@ import (
 
 const app, stream = "LiveApp", "concert"
 
-// audience starts the daemons, and lets somebody stream and somebody watch.
+// audience starts the daemons, a publisher and a viewer.
 func (d *demo) audience() error {
 	origin, edge := d.nodes[0], d.nodes[1]
-	d.heading("The agent stays as a daemon, so that the cluster knows how every node is.")
-	d.print("   Somebody streams a concert to the origin, and one viewer watches it at the edge")
+	d.heading("The agent's daemon reports the load and the sessions of its node. A publisher streams a concert")
+	d.print("   to origin-1, and one viewer watches it on edge-1")
 	feeds, counted := 0, "1 publisher, 1 viewer"
 	err := origin.publish(d.ctx)
 	if err == nil && d.place.fed() {
 		feeds, counted = 1, "2 publishers, 1 viewer"
-		d.print("   (between nodes only the Enterprise Edition passes streams on: here the edge gets it as well)")
+		d.print("   (only the Enterprise Edition forwards streams between nodes: here edge-1 has a publisher, too)")
 		err = edge.publish(d.ctx)
 	}
 	if err == nil {
@@ -43,7 +43,7 @@ func (d *demo) audience() error {
 	if err != nil {
 		return err
 	}
-	if err := d.until("both nodes tell their load and their sessions", func() string {
+	if err := d.until("both nodes report their load and their sessions", func() string {
 		for i, n := range d.nodes {
 			row, err := d.client.Node(d.ctx, n.id)
 			switch s := row.Sessions; {
@@ -74,13 +74,13 @@ func (d *demo) audience() error {
 	})
 	d.show(out, 6)
 	err = d.check(err == nil, "the cluster is not as it should be: %v", err)
-	d.print("   AGENT, AMS: how long ago each was heard. VERDICT: is the node alive, by the two of them. CPU and")
-	d.print("   MEM: here those of your own computer, twice. PUB/VIEW: how many stream and watch there; AMS")
-	d.print("   tells that where its settings let the agent ask (server.jwtServerControlEnabled=true)")
+	d.print("   AGENT, AMS: time since the last heartbeat of each; VERDICT follows from both. CPU and MEM are")
+	d.print("   those of your own computer. PUB/VIEW: publishers and viewers; the agent asks AMS for them, if its")
+	d.print("   settings allow that (server.jwtServerControlEnabled=true)")
 	return errors.Join(err, d.places())
 }
 
-// places shows where the nodes run, as programs are told.
+// places shows where the nodes run, in JSON.
 func (d *demo) places() error {
 	out, err := d.agentRun(d.nodes[0], "nodes", "-o", "json")
 	if err != nil {
@@ -103,7 +103,7 @@ func (d *demo) places() error {
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
 		return fmt.Errorf("reading the list of nodes: %w: %s", err, out)
 	}
-	d.print("     (of each node, what the cloud told of it)")
+	d.print("     (of each node, the fields from its cloud)")
 	for i, m := range list.Members {
 		b, err := json.Marshal(m.Node.place)
 		if err != nil {
@@ -146,7 +146,7 @@ func fold(text string, width int) []string {
 
 func clock(d time.Duration) string { return fmt.Sprintf("+%.1f s", d.Seconds()) }
 
-// scaleIn lets the cloud take the edge away while somebody watches.
+// scaleIn lets the cloud terminate the edge while a viewer watches.
 func (d *demo) scaleIn() error {
 	edge := d.nodes[1]
 	d.heading(strings.Join(d.words.shrink, "\n   "))
@@ -185,7 +185,7 @@ func (d *demo) scaleIn() error {
 	}); err != nil {
 		return err
 	}
-	d.since(begin, "edge-1 has noticed: %s. Load balancers that ask it hear \"not ready\" from now on (GET /readyz: %d; before, %d)",
+	d.since(begin, "edge-1 has the notice: %s. GET /readyz, which load balancers ask, answers %d (before: %d)",
 		d.words.noticed, http.StatusServiceUnavailable, before)
 	if err := d.until("the cluster knows", func() string {
 		row, err := d.client.Node(d.ctx, edge.id)
@@ -199,7 +199,7 @@ func (d *demo) scaleIn() error {
 	}); err != nil {
 		return err
 	}
-	d.since(begin, "MongoDB, where all nodes look: edge-1 is \"draining\", send nobody new there")
+	d.since(begin, "registry in MongoDB: edge-1 is \"draining\"; no new sessions are sent there")
 	if err := d.until("edge-1 has counted", func() string {
 		var err error
 		if v, err = edge.ask(d.ctx); err != nil {
@@ -261,18 +261,18 @@ func over(e fakecloud.Entry) bool { return e.What == fakecloud.Answer || e.What 
 // finish lets the viewer go.
 func (d *demo) finish() error {
 	edge := d.nodes[1]
-	d.heading("The viewer has seen enough. Nobody is left, and edge-1 goes, in this order")
+	d.heading("The viewer stops watching. No session is left, and edge-1 leaves, in this order")
 	begin := time.Now()
 	if d.place.fed() {
 		if err := edge.endStream(d.ctx); err != nil {
 			return err
 		}
-		d.since(begin, "the concert ends on edge-1, too")
+		d.since(begin, "the stream on edge-1 ends, too")
 	}
 	if err := d.viewer.leave(); err != nil {
 		return err
 	}
-	d.since(begin, "the viewer hangs up")
+	d.since(begin, "the viewer disconnects")
 	if err := d.until("AMS has stopped", func() string {
 		if run, err := edge.running(); err != nil || run != "" {
 			return fmt.Sprintf("it runs: %v", err)
@@ -281,7 +281,7 @@ func (d *demo) finish() error {
 	}); err != nil {
 		return err
 	}
-	d.since(begin, "two counts in a row, a second apart, have found nobody: AMS is stopped")
+	d.since(begin, "two counts, a second apart, found no session: AMS is stopped")
 	var row cluster.Node
 	if err := d.until("the cluster knows that edge-1 has left", func() string {
 		var err error
@@ -296,7 +296,7 @@ func (d *demo) finish() error {
 	}); err != nil {
 		return err
 	}
-	d.since(begin, "MongoDB: edge-1 is off AMS's list of nodes, and its row says \"left\"")
+	d.since(begin, "MongoDB: edge-1 is not in AMS's list of nodes any more, and its record has the state \"left\"")
 	ctx, cancel := context.WithTimeout(d.ctx, d.place.patience())
 	defer cancel()
 	awaited := func(what string) (fakecloud.Entry, error) {
@@ -354,7 +354,7 @@ const silence = 3200 * time.Millisecond
 // others shows what is left of the edge for the other node.
 func (d *demo) others() error {
 	origin, edge := d.nodes[0], d.nodes[1]
-	d.heading("The machine is off. What the other node sees, now that nothing is heard of edge-1")
+	d.heading("The machine is off. What the other node sees when edge-1 sends no more heartbeats")
 	if err := d.until("edge-1 is silent", func() string {
 		now, err := d.client.ServerTime(d.ctx)
 		if err != nil {
@@ -391,8 +391,8 @@ func (d *demo) others() error {
 	if row.Cut != nil {
 		cut = *row.Cut
 	}
-	d.print("   (a hyphen is \"not known\", which is not zero)")
-	entry := fmt.Sprintf("edge-1's entry in MongoDB, for who asks tomorrow: %s; reason: %s; sessions cut: %d", row.State, row.Reason, cut)
+	d.print("   (a hyphen means unknown, which is not zero)")
+	entry := fmt.Sprintf("edge-1's record in MongoDB stays: %s; reason: %s; sessions cut: %d", row.State, row.Reason, cut)
 	d.print("   %s", strings.Join(fold(entry, screenWidth), "\n   "))
 	err = origin.stillPublished(d.ctx)
 	return errors.Join(

@@ -221,7 +221,7 @@ func (n *standIn) givenBack(was, is []string) ([]string, error) {
 	if !slices.Equal(was, is) {
 		return nil, errors.New("files are not what they were")
 	}
-	return []string{fmt.Sprintf("%d files and folders; one sum over every byte, mode and owner: %s, as in step 1", len(is), sumOf(is))}, nil
+	return []string{fmt.Sprintf("%d files and folders; checksum of all bytes, modes and owners: %s, as in step 1", len(is), sumOf(is))}, nil
 }
 
 func (n *standIn) running() (string, error) {

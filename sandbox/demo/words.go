@@ -11,32 +11,30 @@ import (
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 )
 
-// words are what a story needs that is another one on each cloud. Lines are as wide
-// as the screen.
+// words are the texts that differ from cloud to cloud. Lines are as wide as the screen.
 type words struct {
 	cloud string // fakecloud's name of it
-	// title is the cloud with what is pretended of it, short what it is called.
+	// title is the cloud with the emulated parts, short its name.
 	title, short string
-	// lead is how long it waits without a word, in this story.
+	// lead is how long it waits without a heartbeat, in this demo.
 	lead time.Duration
-	// shrink are the lines of the heading under which it takes edge-1 away, begin is
-	// how that begins, and noticed how the agent comes to know.
+	// shrink are the lines of the heading under which it terminates edge-1, begin is
+	// how that begins, and noticed how the agent learns it.
 	shrink  []string
 	begin   string
 	noticed string
-	// reason is how what our row says of it begins.
+	// reason is the beginning of the reason in the node's record.
 	reason string
-	// budget explains what the agent says of its time.
+	// budget explains the time that the agent reports.
 	budget string
-	// waits is said while a viewer is still there.
+	// waits is printed while the viewer is still there.
 	waits string
 	// beats: the agent asks it to wait longer.
 	beats bool
-	// answer is what the cloud notes when it is told that the machine may go; empty
-	// where nobody can tell it, and the machine's own end is all that it sees. told is
-	// said of either.
+	// answer is the cloud's log entry for the acknowledgement; empty if the cloud takes
+	// none and sees only the end of the machine. told is printed for either.
 	answer, told string
-	// books is the line above what it noted.
+	// books is the line above the event log.
 	books string
 }
 
@@ -49,7 +47,7 @@ func wordsOf(name string) (words, error) {
 	return all[slices.IndexFunc(all, func(w words) bool { return w.cloud == name })], nil
 }
 
-// others are the clouds that this story can be told on, too.
+// others are the other clouds of this demo.
 func (w words) others() string {
 	return strings.Join(slices.DeleteFunc(fakecloud.Names(), func(name string) bool { return name == w.cloud }), ", ")
 }
@@ -57,77 +55,77 @@ func (w words) others() string {
 func aws() words {
 	return words{
 		cloud: "aws", short: "AWS", reason: "scale-in",
-		title: "AWS: what it tells a machine, and its Auto Scaling groups",
-		// An hour is usual. Here it is short, so that the agent's word is seen.
+		title: "AWS: instance metadata and Auto Scaling groups",
+		// An hour is usual. Here it is short, so that the agent's heartbeats are seen.
 		lead: 10 * time.Second,
 		shrink: []string{
-			"The scaling group shrinks: AWS wants edge-1 back while somebody watches there. The group has a",
-			"lifecycle hook, so AWS waits with switching the machine off until it hears from the agent",
+			"The scaling group shrinks: AWS terminates edge-1 while a viewer watches there. The group has a",
+			"lifecycle hook: AWS switches the machine off only after the agent has completed the hook",
 		},
-		begin:   "AWS: edge-1 is to be terminated; the hook begins to wait",
+		begin:   "AWS: edge-1 will be terminated; the hook begins to wait",
 		noticed: "it asks AWS's metadata service every 2 s",
-		budget:  "so long AWS waits at most",
-		waits:   "edge-1 goes on waiting, and so does AWS",
+		budget:  "the longest time that AWS waits",
+		waits:   "edge-1 keeps waiting, and so does AWS",
 		beats:   true, answer: "is completed by edge-1: CONTINUE",
 		told:  "AWS: the hook is completed, the machine may be switched off",
-		books: "All of it as AWS noted it (its hook waits 10 s from word to word here; an hour is usual):",
+		books: "AWS's event log (here the hook expires 10 s after the last heartbeat; an hour is usual):",
 	}
 }
 
 func azure() words {
 	return words{
 		cloud: "azure", short: "Azure", reason: "scale-in",
-		title: "Azure: what it tells a machine, and its scale sets",
+		title: "Azure: instance metadata and scale sets",
 		lead:  time.Minute,
 		shrink: []string{
-			"The scale set shrinks: Azure wants edge-1 back while somebody watches there. With termination",
-			"notices on, Azure tells of it beforehand and waits for an answer. How long at most is set on the",
-			"scale set, 5 to 15 minutes (here it is one), and nothing the agent says makes it longer",
+			"The scale set shrinks: Azure deletes edge-1 while a viewer watches there. With termination",
+			"notices on, Azure announces that and waits for an acknowledgement, for a time that is set on the",
+			"scale set: 5 to 15 minutes (here it is one). The agent cannot extend it",
 		},
-		begin:   "Azure: a Scheduled Event says that edge-1 is to be deleted, in a minute at the latest",
+		begin:   "Azure: a Scheduled Event announces that edge-1 will be deleted, in a minute at the latest",
 		noticed: "it asks for Scheduled Events every second",
-		budget:  "some of Azure's minute is kept for what comes after that",
-		waits:   "edge-1 goes on waiting, and so does Azure",
+		budget:  "the rest of Azure's minute is for the steps after that",
+		waits:   "edge-1 keeps waiting, and so does Azure",
 		answer:  "is acknowledged by edge-1",
-		told:    "Azure: the event is acknowledged, so the machine may go before its time",
-		books:   "All of it as Azure noted it:",
+		told:    "Azure: the event is acknowledged, so the machine may be deleted now",
+		books:   "Azure's event log:",
 	}
 }
 
 func alibaba() words {
 	return words{
 		cloud: "alibaba", short: "Alibaba Cloud", reason: "scale-in",
-		title: "Alibaba Cloud: what it tells a machine, and its scaling groups (ESS)",
+		title: "Alibaba Cloud: instance metadata and scaling groups (ESS)",
 		lead:  30 * time.Second,
 		shrink: []string{
-			"The scaling group shrinks: Alibaba Cloud wants edge-1 back while somebody watches there. A hook",
-			"of the group makes it wait until it hears from the agent. A machine's metadata tell nothing of",
-			"that: the agent asks the API of the scaling groups (ESS), as the machine's RAM role lets it",
+			"The scaling group shrinks: Alibaba Cloud removes edge-1 while a viewer watches there. A hook of",
+			"the group waits until the agent completes it. Instance metadata do not show that: the agent asks",
+			"the API of the scaling groups (ESS), with the RAM role of the machine",
 		},
-		begin:   "ESS: edge-1 is to be removed; the hook begins to wait",
-		noticed: "it asks ESS about itself, every ten seconds or so",
-		budget:  "ESS would wait for 6 hours, asked to again and again",
-		waits:   "edge-1 goes on waiting, and so does ESS",
+		begin:   "ESS: edge-1 will be removed; the hook begins to wait",
+		noticed: "it asks ESS about itself, about every ten seconds",
+		budget:  "with heartbeats ESS waits for up to 6 hours",
+		waits:   "edge-1 keeps waiting, and so does ESS",
 		beats:   true, answer: "is completed by edge-1: CONTINUE",
 		told:  "ESS: the lifecycle action is completed, the machine may be released",
-		books: "All of it as ESS noted it (its hook waits 30 s for a first word here; 10 minutes is usual):",
+		books: "The event log of ESS (here the hook expires after 30 s without a heartbeat; 10 minutes is usual):",
 	}
 }
 
 func gcp() words {
 	return words{
 		cloud: "gcp", short: "Google Cloud", reason: "preemption of a Spot VM",
-		title: "Google Cloud: what it tells a machine",
+		title: "Google Cloud: instance metadata",
 		lead:  30 * time.Second,
 		shrink: []string{
-			"Google Cloud wants edge-1, a Spot VM, back while somebody watches there. It has no hook and waits",
-			"for nobody: 30 s after its only word the machine is off. The agent serves as long as that allows",
+			"Google Cloud preempts edge-1, a Spot VM, while a viewer watches there. There is no hook: 30 s",
+			"after the notice the machine is off. The agent keeps the server running as long as that allows",
 		},
-		begin:   "Google Cloud: edge-1 is preempted: its metadata say so",
-		noticed: "its question to the metadata service stood open (a long poll)",
-		budget:  "the rest of the 30 s is for what comes after that",
-		waits:   "edge-1 goes on waiting, for half of its 30 s at most",
-		told:    "nobody takes a word for it, so edge-1 switches itself off: Google Cloud sees that",
-		books:   "All of it as Google Cloud noted it:",
+		begin:   "Google Cloud: edge-1 is preempted; its metadata announce that",
+		noticed: "a request to the metadata service was open (a long poll)",
+		budget:  "the rest of the 30 s is for the steps after that",
+		waits:   "edge-1 keeps waiting, for at most half of its 30 s",
+		told:    "Google Cloud takes no acknowledgement; edge-1 switches itself off",
+		books:   "Google Cloud's event log:",
 	}
 }

@@ -114,11 +114,11 @@ func (c *alibabaCloud) entries(all []fakealibaba.Entry) []Entry {
 		case fakealibaba.Wait:
 			e.Text = hook + " begins to wait for " + m.Name
 		case fakealibaba.Heartbeat:
-			e.What, e.Text = Heartbeat, hook+" is asked by "+m.Name+" to wait "+b.Text
+			e.What, e.Text = Heartbeat, hook+" gets a heartbeat from "+m.Name+": "+b.Text
 		case fakealibaba.Completed:
 			e.What, e.Text = Answer, hook+" is completed by "+m.Name+": "+b.Text
 		case fakealibaba.TimedOut:
-			e.Text = hook + " has waited in vain for " + m.Name
+			e.Text = hook + " has expired for " + m.Name
 		case fakealibaba.Gone:
 			e.What, e.Text, e.Late = Gone, m.Name+" is released: "+b.Text, b.Text == fakealibaba.ByTime
 		default:

@@ -108,16 +108,16 @@ func (c *awsCloud) entries(all []fakeaws.Entry) []Entry {
 			if b.Text != "Terminated" {
 				continue
 			}
-			e.What, e.Text = Notice, m.Name+" shall be "+b.Text
+			e.What, e.Text = Notice, m.Name+" will be "+b.Text
 		case fakeaws.Wait:
 			e.Text = hook + " begins to wait"
 		case fakeaws.Heartbeat:
-			e.What, e.Text = Heartbeat, hook+" is asked by "+by.Name+" to wait longer"
+			e.What, e.Text = Heartbeat, hook+" gets a heartbeat from "+by.Name
 		case fakeaws.Completed:
 			e.What, e.Text = Answer, hook+" is completed by "+by.Name+": "+b.Text
 		case fakeaws.TimedOut:
 			late[b.Instance] = true
-			e.Text = hook + " has waited in vain (" + b.Text + ")"
+			e.Text = hook + " has expired (" + b.Text + ")"
 		case fakeaws.State:
 			if b.Text != "Terminated" {
 				continue

@@ -119,7 +119,7 @@ func (s *Server) powerDown(window time.Duration) {
 	if window <= 0 {
 		window = s.instance.Window()
 	}
-	s.note(SoftOff, "hears the power button, and has "+window.String(), false)
+	s.note(SoftOff, "gets the signal of the power button, and has "+window.String(), false)
 	s.arm(window, func() { s.off(true) })
 	press := s.softOff
 	s.mu.Unlock()
