@@ -156,8 +156,8 @@ func (m *Manager) observe(ctx context.Context, gen int) {
 			m.mu.Unlock()
 			return
 		}
-		if _, known := m.trouble["record"]; known && !now.Before(next) {
-			m.commit() // the disk may have room again
+		if _, known := m.trouble["record"]; known && !now.Before(next) || m.settleWait() {
+			m.commit() // the disk may have room again, or the deadline is final now
 		}
 		at, changed := m.r.Deadline, m.changed
 		m.mu.Unlock()

@@ -167,6 +167,47 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+// A drain that begins before the deadline is final takes the final one up, and keeps it.
+func TestDeadlineOfALateTag(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		var mu sync.Mutex
+		wait, final := time.Hour, false
+		set := func(d time.Duration, f bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			wait, final = d, f
+		}
+		l := w.live(func(o *Options) {
+			o.Deadline = func() (time.Duration, bool) {
+				mu.Lock()
+				defer mu.Unlock()
+				return wait, final
+			}
+		})
+		defer l.kill()
+		begun := time.Now()
+		l.Drain(DrainRequest{})
+		deadline := func(when string, want time.Duration) {
+			t.Helper()
+			tick(5 * time.Second)
+			if got := l.View().Deadline.Sub(begun).Round(time.Minute); got != want {
+				t.Errorf("%s: the deadline is after %s, want %s", when, got, want)
+			}
+		}
+		deadline("not final", time.Hour)
+		set(20*time.Minute, true)
+		deadline("the tags are read", 20*time.Minute)
+		set(3*time.Hour, true)
+		deadline("changed later", 20*time.Minute)
+		tick(20 * time.Minute)
+		if !isDone(l.View()) {
+			t.Error("not ended after the deadline")
+		}
+	})
+}
+
 func TestUnknownIsNotZero(t *testing.T) {
 	for name, change := range map[string]func(*world){
 		"error":   func(w *world) { w.countErr = errMongo },

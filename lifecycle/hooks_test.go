@@ -375,7 +375,7 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 			}
 			return nil
 		}
-		l := w.live(func(o *Options) { o.Deadline = 3 * time.Minute })
+		l := w.live(func(o *Options) { o.Deadline = fixed(3 * time.Minute) })
 		defer l.kill()
 		n := terminate()
 		l.Notice(n)
@@ -432,7 +432,7 @@ func TestHeartbeats(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t)
 				w.viewers, w.cloudTime = p(1), 100*time.Millisecond
-				l := w.live(func(o *Options) { o.Deadline = 3 * time.Hour })
+				l := w.live(func(o *Options) { o.Deadline = fixed(3 * time.Hour) })
 				defer l.kill()
 				n := terminate()
 				n.Hook.Timeout = c.timeout
@@ -486,7 +486,7 @@ func TestCapIsAnnounced(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = p(1)
-		l := w.live(func(o *Options) { o.Deadline = 100 * time.Hour })
+		l := w.live(func(o *Options) { o.Deadline = fixed(100 * time.Hour) })
 		defer l.kill()
 		n := terminate()
 		n.Hook.Timeout = 30 * time.Second // at most 50 minutes

@@ -60,8 +60,10 @@ type Options struct {
 	Sources   []Source
 	Rebalance RebalancePolicy
 
-	// Deadline is how long sessions are waited for.
-	Deadline time.Duration
+	// Deadline is how long sessions are waited for. It may change; a drain keeps the first
+	// that is final. An instance tag that was not read yet may still say another one. Nil is
+	// DefaultDeadline.
+	Deadline func() (d time.Duration, final bool)
 	// StopTime bounds a stop of AMS, or a start: it is asked before each, as applications come
 	// and go. 0 is the usual time, as is nil.
 	StopTime func() time.Duration
@@ -202,16 +204,11 @@ func NewManager(o Options) (*Manager, error) {
 	if len(missing) > 0 {
 		return nil, fmt.Errorf("making a lifecycle manager: %w", errors.Join(missing...))
 	}
-	for _, d := range []struct {
-		value *time.Duration
-		usual time.Duration
-	}{
-		{&o.Deadline, DefaultDeadline},
-		{&o.SampleInterval, time.Second},
-	} {
-		if *d.value <= 0 {
-			*d.value = d.usual
-		}
+	if o.SampleInterval <= 0 {
+		o.SampleInterval = time.Second
+	}
+	if o.Deadline == nil {
+		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -278,7 +275,7 @@ func (m *Manager) takeUp() {
 		return
 	}
 	if r.Wait <= 0 {
-		m.settle()
+		m.settleWait()
 	}
 	if r.Step != StepNone && r.Step != StepDone {
 		m.noteLocked("going on with the drain that was begun at " + r.Begun.Format(time.RFC3339) + ", step " + string(r.Step))
@@ -933,8 +930,21 @@ func (m *Manager) Settled() {
 
 // settle keeps what is configured now for the drain that begins.
 func (m *Manager) settle() {
-	m.r.Role = m.o.Role()
-	m.r.Wait = m.o.Deadline
+	m.r.Role, m.r.Wait = m.o.Role(), 0
+	m.settleWait()
+}
+
+// settleWait keeps the configured deadline for this drain once it is final.
+func (m *Manager) settleWait() (settled bool) {
+	if m.r.Wait > 0 {
+		return false
+	}
+	d, final := m.o.Deadline()
+	if !final {
+		return false
+	}
+	m.r.Wait = d
+	return true
 }
 
 func (m *Manager) dropHooks(launching bool) {

@@ -327,7 +327,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := Options{Deadline: time.Hour, Completer: newWorld(t)}
+			o := Options{Deadline: fixed(time.Hour), Completer: newWorld(t)}
 			r := &record{Step: StepDraining, Begun: start, Wait: time.Hour, Notices: c.notices, Hooks: c.hooks}
 			list := o.timeline(r)
 			if got := deadline(list).Sub(start); got != c.want {
@@ -914,7 +914,7 @@ func TestResumeEventComesLate(t *testing.T) {
 func TestSpotIsDueAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		l := w.live(func(o *Options) { o.Deadline = 10 * time.Second })
+		l := w.live(func(o *Options) { o.Deadline = fixed(10 * time.Second) })
 		defer l.kill()
 		l.Notice(spot(2 * time.Minute))
 		if v := l.View(); v.State != StateDraining || v.Ready {

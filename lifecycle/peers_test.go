@@ -79,7 +79,7 @@ func TestFixedHook(t *testing.T) {
 	t.Run("a reboot is let begin as soon as nobody is there, and AMS is not stopped for it", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			w := empty(t)
-			l := w.live(func(o *Options) { o.Deadline = time.Hour })
+			l := w.live(func(o *Options) { o.Deadline = fixed(time.Hour) })
 			defer l.kill()
 			l.Notice(sharedEvent(Reboot, 15*time.Minute))
 			l.until("done", time.Minute, isDone)

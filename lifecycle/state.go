@@ -89,7 +89,8 @@ type record struct {
 	Step  Step      `json:"step,omitempty"`
 	Begun time.Time `json:"begun,omitzero"`
 	// Role and Wait are what was configured then: a restart with other settings,
-	// or before the role is known again, moves no deadline.
+	// or before the role is known again, moves no deadline. Wait is 0 until it is
+	// final.
 	Role string        `json:"role,omitempty"`
 	Wait time.Duration `json:"wait_ns,omitempty"`
 	// Deadline is what the notices come to; it is written for people, and worked

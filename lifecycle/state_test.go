@@ -184,7 +184,7 @@ func TestClockJumps(t *testing.T) {
 				if !back.wake(time.Now(), boot, up) {
 					t.Error("another boot")
 				}
-				o := Options{Deadline: time.Hour}
+				o := Options{Deadline: fixed(time.Hour)}
 				if got := time.Until(deadline(o.timeline(back))); got != c.want {
 					t.Errorf("%s left, want %s", got, c.want)
 				}

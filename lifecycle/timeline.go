@@ -89,7 +89,16 @@ func (o *Options) asked(r *record) (by string, at time.Time) {
 	if by != "" || r.Begun.IsZero() {
 		return by, at
 	}
-	return "the configured deadline", r.Begun.Add(r.Wait)
+	return "the configured deadline", r.Begun.Add(o.wait(r))
+}
+
+// wait is how long this drain waits for sessions unless the operator names a time.
+func (o *Options) wait(r *record) time.Duration {
+	if r.Wait > 0 {
+		return r.Wait
+	}
+	d, _ := o.Deadline()
+	return d
 }
 
 func noticeWord(n Notice) string {
@@ -171,9 +180,9 @@ func (o *Options) due(r *record, n Notice) time.Time {
 	switch n.Kind {
 	case Reboot, Interrupt:
 		if n.Deadline.Sub(n.Received) > atOnce {
-			wait := r.Wait
-			if r.Step == StepNone || wait <= 0 {
-				wait = o.Deadline
+			wait := o.wait(r)
+			if r.Step == StepNone {
+				wait, _ = o.Deadline()
 			}
 			return later(n.Received, n.Deadline.Add(-wait-reserveTime))
 		}

@@ -470,6 +470,11 @@ func tick(d time.Duration) {
 
 func isDone(v View) bool { return v.Step == StepDone }
 
+// fixed is a deadline that never changes.
+func fixed(d time.Duration) func() (time.Duration, bool) {
+	return func() (time.Duration, bool) { return d, true }
+}
+
 func bubble(t *testing.T, f func(*testing.T)) {
 	t.Helper()
 	synctest.Test(t, f)

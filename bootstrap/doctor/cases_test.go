@@ -465,7 +465,7 @@ func TestNetwork(t *testing.T) {
 
 func hooked(v HookView, err error) func(c *clinic) {
 	return func(c *clinic) {
-		c.o.Hooks, c.o.Drain, c.o.Reserve = hooks{v, err}, time.Hour, 30*time.Second
+		c.o.Hooks, c.o.Drain, c.o.Reserve = hooks{v, err}, func() time.Duration { return time.Hour }, 30*time.Second
 	}
 }
 
@@ -518,7 +518,7 @@ func goingCases() []aCase {
 			c.join("10.0.2.4")
 			c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
 		}, Warning, "", "kills the server 10s after"},
-		{IDTimeline, "not told", func(c *clinic) { c.o.Drain = 0 }, Unknown, "", "not known"},
+		{IDTimeline, "not told", func(c *clinic) { c.o.Drain = nil }, Unknown, "", "not known"},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -78,7 +79,7 @@ func newClinic(t *testing.T) *clinic {
 			return metadata.Instance{ID: "i-1", Provider: "aws", Address: netip.MustParseAddr("10.0.0.5")}, nil
 		}},
 		Connect: cluster.Options{Timeout: 1},
-		Drain:   1,
+		Drain:   func() time.Duration { return 1 },
 	}
 	c.o.Machine.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) {
 		return nil, &cluster.Error{Kind: cluster.KindRefused, Op: "asking", Err: errors.New("refused")}

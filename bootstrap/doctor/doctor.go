@@ -97,9 +97,10 @@ type Options struct {
 	GPUs func(ctx context.Context) (GPUView, error)
 	// Hooks asks the cloud.
 	Hooks Hooks
-	// Drain is how long a drain waits for the sessions, and Reserve what the last
-	// steps need of a cloud's time.
-	Drain, Reserve time.Duration
+	// Drain returns how long a drain waits for the sessions, as far as the machine's
+	// tags are read. Reserve is what the last steps need of a cloud's time.
+	Drain   func() time.Duration
+	Reserve time.Duration
 
 	// Explain gives an error of a library its id, "" for none, and advice.
 	Explain func(error) (id, hint string)

@@ -121,25 +121,27 @@ const daemonUnit = "amsagent.service"
 // checkTimeline puts all that ends a drain into one line, and into one picture. What
 // can only be known in the middle of a drain is left to `amsagent status`.
 func checkTimeline(ctx context.Context, p *patient) []Result {
-	if p.Drain <= 0 {
+	if p.Drain == nil {
 		return one(unknown("how long a drain waits is not known"))
 	}
-	line := []string{moment{"drain deadline", p.Drain}.String()}
-	picture := timeline{drain: p.Drain, reserve: p.Reserve}
+	hook, hookErr := p.hook.get(ctx) // before Drain: it reads the machine's tags
+	drain := p.Drain()
+	line := []string{moment{"drain deadline", drain}.String()}
+	picture := timeline{drain: drain, reserve: p.Reserve}
 	var found []Result
-	if hook, err := p.hook.get(ctx); p.Hooks != nil && err == nil && hook.Denied == "" {
+	if p.Hooks != nil && hookErr == nil && hook.Denied == "" {
 		picture.window = hook.Window
 		if hook.Name != "" {
 			picture.hook = hook
 			line = append(line, hookSpan(hook))
-			found = append(found, hookTimes(hook, p.Drain, p.Reserve)...)
+			found = append(found, hookTimes(hook, drain, p.Reserve)...)
 		}
 	}
 	if p.Unit != nil {
 		if st, err := p.Unit(ctx, daemonUnit); err == nil && st.StopTimeout > 0 {
 			picture.off = st.StopTimeout
 			text := moment{"power-off gives it", st.StopTimeout}.String()
-			if st.StopTimeout < p.Drain {
+			if st.StopTimeout < drain {
 				text += " (less: who is still there is cut)"
 			}
 			line = append(line, text)

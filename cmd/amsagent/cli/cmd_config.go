@@ -62,8 +62,8 @@ func configHelp() string {
 		"  3. what an earlier join was given, until config.yaml says something else than\n" +
 		"     it did then\n" +
 		"  4. /etc/amsagent/config.yaml\n" +
-		"  5. instance tags (mongo, role, group): amsagent:role, or amsagent-role\n" +
-		"     where the cloud allows no colon\n" +
+		"  5. instance tags (mongo, role, group, drain-deadline): amsagent:role, or\n" +
+		"     amsagent-role where the cloud allows no colon\n" +
 		"  6. the default\n\n" +
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
 		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it. Role, group\n" +

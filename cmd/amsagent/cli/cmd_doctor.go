@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -237,7 +238,14 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	o.Machine = m
 	bound, cancel := context.WithTimeout(ctx, doctorIdentify)
 	defer cancel()
-	o.Join.Identify = m.AskNow(bound, g.whoami)
+	var drain atomic.Int64 // a tag may say another one
+	drain.Store(int64(g.settings.DrainDeadline))
+	o.Drain = func() time.Duration { return time.Duration(drain.Load()) }
+	o.Join.Identify = m.AskNow(bound, func(ctx context.Context) (metadata.Instance, error) {
+		inst, err := g.whoami(ctx)
+		drain.Store(int64(g.settings.DrainDeadline))
+		return inst, err
+	})
 	src, err := g.joinedMongo()
 	switch {
 	case err == nil:
@@ -262,7 +270,7 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	root := g.settings.Root
 	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
 	o.Hooks = g.doctorHooks(m, o.Join.Identify)
-	o.Drain, o.Reserve = g.settings.DrainDeadline, doctorReserve
+	o.Reserve = doctorReserve
 	o.Explain = g.explainForDoctor
 	return nil
 }

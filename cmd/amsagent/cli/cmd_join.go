@@ -60,7 +60,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyHooks, keyRemoteIPValve, keyOnFailure)...)
+	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyDrainDeadline, keyHooks, keyRemoteIPValve, keyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -136,7 +137,7 @@ func madeOf(s *settings) map[string]string {
 	made := map[string]string{}
 	for _, key := range []string{
 		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyProvider,
-		keyDrainDeadline, keyRebalance, keyAbandon, keyBeatInterval, keyLogLevel,
+		keyRebalance, keyAbandon, keyBeatInterval, keyLogLevel,
 		keyAWSEndpoint, keyAWSAutoscalingEndpoint, keyAzureEndpoint, keyAlibabaEndpoint, keyAlibabaESSEndpoint, keyAlibabaECSEndpoint, keyGCPEndpoint,
 	} {
 		made[key] = s.values[key].text
@@ -164,6 +165,7 @@ type daemonAdapter struct {
 	identified time.Time
 	lookedAt   time.Time // when the machine's own facts were read last
 	tagErr     error     // what is malformed of the tags of inst
+	tagsRead   bool      // what the tags say was read since the settings were
 	unanswered bool      // the last question to the metadata: its tries have been told
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
@@ -220,7 +222,7 @@ func (a *daemonAdapter) givenNow() stamp {
 
 func (a *daemonAdapter) rereadLocked() error {
 	was := a.g.settings
-	a.identified, a.given = time.Time{}, a.givenNow()
+	a.identified, a.given, a.tagsRead = time.Time{}, a.givenNow(), false
 	err := a.g.load(a.cmd)
 	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
 		if _, err = now.serviceCommand(); err != nil {
@@ -309,6 +311,7 @@ func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance,
 		return metadata.Instance{}, daemon.ErrOutdated
 	}
 	a.tagErr = a.g.useTags(m.Instance.TagSet())
+	a.tagsRead = a.tagsRead || m.Instance.TagsKnown || !slices.Contains(m.Instance.Missing, "tags")
 	a.inst, a.lookedAt = m.Instance, time.Now()
 	if !local {
 		a.identified = a.lookedAt

@@ -203,7 +203,7 @@ func (g *globals) contradicted() error {
 	if g.file == nil {
 		return nil
 	}
-	for _, key := range []string{keyHooks} {
+	for _, key := range []string{keyDrainDeadline, keyHooks} {
 		row, _ := settingByKey(key)
 		given, there := g.settings.values[key], g.file.values[key]
 		text, err := row.canonical(there.text)

@@ -118,7 +118,7 @@ func TestWhatAJoinKeeps(t *testing.T) {
 
 // A join keeps no value that config.yaml contradicts: it fails with the line.
 func TestJoinContradictsTheFile(t *testing.T) {
-	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\nhooks: [amsagent-*]\n"})
+	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\nhooks: [amsagent-*]\ndrain_deadline: 1h\n"})
 	for _, tt := range []struct {
 		vars map[string]string
 		args []string
@@ -127,6 +127,8 @@ func TestJoinContradictsTheFile(t *testing.T) {
 		{nil, []string{"--hooks", "drain"}, "config.yaml:2: hooks is amsagent-*, and --hooks is drain"},
 		{map[string]string{"AMSAGENT_HOOKS": "drain"}, nil, "config.yaml:2: hooks is amsagent-*, and AMSAGENT_HOOKS is drain"},
 		{nil, []string{"--hooks", "amsagent-*"}, ""},
+		{nil, []string{"--drain-deadline", "20m"}, "config.yaml:3: drain_deadline is 1h, and --drain-deadline is 20m"},
+		{nil, []string{"--drain-deadline", "60m"}, ""},
 		{nil, []string{"--role", "origin"}, ""},
 	} {
 		vars := map[string]string{"AMSAGENT_ROOT": root}
@@ -221,7 +223,7 @@ func TestDaemonKeepsTheService(t *testing.T) {
 func TestDaemonFollowsTheSettings(t *testing.T) {
 	for line, anew := range map[string]bool{
 		"": false, "role: origin": false, "unhealthy_after: 9m": false, "hooks: [ours]": false,
-		"serving: LiveApp": true, "beat_interval: 7s": true, "log_level: debug": true, "drain_deadline: 20m": true, "rebalance: drain": true, "abandon_on_failure: true": true,
+		"serving: LiveApp": true, "beat_interval: 7s": true, "log_level: debug": true, "drain_deadline: 20m": false, "rebalance: drain": true, "abandon_on_failure: true": true,
 		"metrics_address: 127.0.0.1:9999": true, "provider: aws": true, "aws_endpoint: http://127.0.0.1:1": true, "service_command: /bin/true": true,
 	} {
 		root := t.TempDir()

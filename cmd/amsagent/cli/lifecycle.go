@@ -35,7 +35,7 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 		New: lifecycle.NewManager, Leaver: a.machine,
 		Options: lifecycle.Options{
 			Files:     drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
-			Deadline:  s.DrainDeadline,
+			Deadline:  a.drainDeadline,
 			Rebalance: lifecycle.RebalancePolicy(s.Rebalance),
 			Completer: c, Sources: []lifecycle.Source{c},
 			AbandonOnFailure: s.AbandonOnFailure,
@@ -48,6 +48,15 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 		l.Stopping = a.systemdStopping
 	}
 	return l
+}
+
+// drainDeadline is how long a drain waits for sessions. It is not final while an instance tag that was not read yet may
+// say another one.
+func (a *daemonAdapter) drainDeadline() (d time.Duration, final bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.g.settings
+	return s.DrainDeadline, a.tagsRead || s.origin(keyDrainDeadline).Layer > layerTag
 }
 
 // stopTime is how long a drain waits for the end of Ant Media Server: longer than the service manager does, by the drop-in

@@ -169,3 +169,30 @@ func TestCloudOfAMalformedTag(t *testing.T) {
 		t.Errorf("%+v, %v", inst, err)
 	}
 }
+
+// The deadline of a drain is not final until the tags are read, unless a source that counts more names it.
+func TestDrainDeadlineOfATag(t *testing.T) {
+	t.Parallel()
+	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:drain-deadline": "20m"} })
+	a, _ := adapterOnAWS(t, srv, t.TempDir())
+	check := func(when string, want time.Duration, final bool) {
+		t.Helper()
+		if d, f := a.drainDeadline(); d != want || f != final {
+			t.Errorf("%s: %s, final: %v", when, d, f)
+		}
+	}
+	check("before the tags are read", time.Hour, false)
+	if _, err := a.identify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check("after it", 20*time.Minute, true)
+	if err := a.reread(); err != nil {
+		t.Fatal(err)
+	}
+	check("reloaded", time.Hour, false)
+	a.g.given[keyDrainDeadline] = given{text: "2h", name: "--drain-deadline"}
+	if err := a.reread(); err != nil {
+		t.Fatal(err)
+	}
+	check("named by a flag", 2*time.Hour, true)
+}

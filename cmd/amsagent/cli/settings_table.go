@@ -179,7 +179,7 @@ var settingsTable = sync.OnceValue(func() []setting {
 			help: "how long this machine may fail to serve, by a cause of its own, before /healthz says so; longer than a restart of Ant Media Server takes",
 		},
 		{
-			key: keyDrainDeadline, flag: "drain-deadline", arg: "DURATION", def: "1h", check: checkDuration(mostDrain),
+			key: keyDrainDeadline, kept: true, flag: "drain-deadline", arg: "DURATION", def: "1h", tag: "drain-deadline", check: checkDuration(mostDrain),
 			help: "how long a node that drains waits for its sessions; a cloud's own deadline may be earlier",
 		},
 		{
