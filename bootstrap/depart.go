@@ -24,6 +24,7 @@ type Departure struct {
 	// StoppedAt is when AMS had stopped, by this machine's clock.
 	StoppedAt time.Time
 	Reason    string
+	LeftBy    string // see [cluster.Node]
 	// Cut is how many sessions were cut; nil is not known.
 	Cut *int
 	// RepairStreams ends the streams that this address leaves "broadcasting".
@@ -60,7 +61,7 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 		errs = append(errs, m.repairStreams(ctx, client, d))
 	}
 	var other *cluster.OtherMachineError
-	switch err := client.SetLeft(ctx, m.self(d.ID, d.Address), d.Reason, d.Cut); {
+	switch err := client.SetOwnState(ctx, m.self(d.ID, d.Address), cluster.StateLeft, d.Reason, cluster.Details{LeftBy: d.LeftBy, Cut: d.Cut}); {
 	case errors.Is(err, cluster.ErrNoNode): // then there is nothing to deregister
 	case errors.As(err, &other):
 		m.log().Warn("the row of this node's id is left alone: another machine registered it", "node", d.ID, "other", other.Row.IP)

@@ -62,7 +62,7 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 	// Nobody on this machine writes AMS's document any more, so all that is there
 	// of this address is from before.
 	done, err := m.Depart(ctx, c, Departure{
-		ID: s.InstanceID, Address: s.Address, StoppedAt: time.Now(), Reason: req.Reason, Cut: req.Cut, RepairStreams: req.RepairStreams,
+		ID: s.InstanceID, Address: s.Address, StoppedAt: time.Now(), Reason: req.Reason, LeftBy: cluster.LeftByStop, Cut: req.Cut, RepairStreams: req.RepairStreams,
 	})
 	if err == nil {
 		err = c.AddEvent(ctx, cluster.Event{Node: s.InstanceID, Kind: "leave", Who: "amsagent", Why: req.Reason})

@@ -822,7 +822,7 @@ func (l *leaver) announce(ctx context.Context) {
 	var refused *cluster.TransitionError
 	before, err := l.client.Node(ctx, l.id)
 	if err == nil {
-		err = l.client.SetOwnState(own, l.self(l.id, l.address), cluster.StateDraining, leaving)
+		err = l.client.SetOwnState(own, l.self(l.id, l.address), cluster.StateDraining, cluster.LeftByLeave, cluster.Details{LeftBy: cluster.LeftByLeave})
 	}
 	var other *cluster.OtherMachineError
 	switch {
@@ -844,7 +844,7 @@ func (l *leaver) takeBack(ctx context.Context) {
 	ctx, cancel := after(ctx, mongoTime)
 	defer cancel()
 	if l.drained {
-		if err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateActive, "leaving failed"); err != nil {
+		if err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateActive, "leaving failed", cluster.Details{}); err != nil {
 			l.log().Warn("the registry could not be told", "state", string(cluster.StateActive), "error", err)
 		}
 	}
@@ -1044,7 +1044,7 @@ func (l *leaver) departed(ctx context.Context) error {
 		errs = append(errs, l.removeDocuments(ctx))
 	}
 	if l.id != "" {
-		err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateLeft, leaving)
+		err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateLeft, cluster.LeftByLeave, cluster.Details{LeftBy: cluster.LeftByLeave})
 		var other *cluster.OtherMachineError
 		if !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &other) {
 			errs = append(errs, err)

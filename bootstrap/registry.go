@@ -45,10 +45,10 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 // leave that was not finished said so; over tells that a drain of ours ended before the
 // registry was told. What others made of the row is left alone.
 func Stay(ctx context.Context, client *cluster.Client, n cluster.Node, r *cluster.Registration, over bool) error {
-	if n.State != cluster.StateActive || r.Node.State != cluster.StateDraining || !over && r.Node.Reason != leaving {
+	if n.State != cluster.StateActive || r.Node.State != cluster.StateDraining || !over && r.Node.LeftBy != cluster.LeftByLeave {
 		return nil
 	}
-	if err := client.SetOwnState(ctx, n, n.State, n.Reason); err != nil {
+	if err := client.SetOwnState(ctx, n, n.State, n.Reason, cluster.Details{}); err != nil {
 		return err
 	}
 	r.Node.State, r.Node.StateSince = n.State, time.Now()
@@ -76,9 +76,6 @@ func (j *joiner) enter(ctx context.Context) error {
 	return err
 }
 
-// leaving is the reason that a leave gives for what it makes of the row.
-const leaving = "leave"
-
 // failedRow makes the row say that the join came to nothing, as well as it can: the
 // outcome of the command does not depend on it. A node that was in the cluster before
 // still is, and a row that is not there, or not of this join, says nothing wrong.
@@ -89,7 +86,7 @@ func (j *joiner) failedRow(ctx context.Context, reason string) {
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
 	const state = cluster.StateFailed
-	err := j.facts.client.SetOwnState(ctx, j.self(j.facts.inst.ID, j.facts.address.Addr.String()), state, reason)
+	err := j.facts.client.SetOwnState(ctx, j.self(j.facts.inst.ID, j.facts.address.Addr.String()), state, reason, cluster.Details{})
 	var refused *cluster.TransitionError
 	var other *cluster.OtherMachineError
 	if err != nil && !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused) && !errors.As(err, &other) {

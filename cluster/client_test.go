@@ -488,7 +488,7 @@ func TestCommandsOnTheWire(t *testing.T) {
 	s := startFake(t, nil)
 	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(bson.E{Key: "n", Value: 1}), nil }
 	c := connect(t, "mongodb://"+s.addr()+"/?w=0&readPreference=secondary", Options{AppName: "test"})
-	if err := c.SetOwnState(t.Context(), Node{ID: "i-1"}, StateActive, "verified"); err != nil {
+	if err := c.SetOwnState(t.Context(), Node{ID: "i-1"}, StateActive, "verified", Details{}); err != nil {
 		t.Fatal(err)
 	}
 	sent := s.sent("update")
@@ -502,7 +502,7 @@ func TestCommandsOnTheWire(t *testing.T) {
 		t.Errorf("database %q", db)
 	}
 	update := sent[0].Lookup("updates", "0", "u").Document()
-	want := `{"$set": {"state": "active","reason": "verified"},"$unset": {"left_at": "","cut": ""},"$currentDate": {"state_since": true,"updated_at": true}}`
+	want := `{"$set": {"state": "active","reason": "verified"},"$unset": {"left_at": "","cut": "","left_by": "","stop_failed": ""},"$currentDate": {"state_since": true,"updated_at": true}}`
 	if got := update.String(); got != want {
 		t.Errorf("update\n got %s\nwant %s", got, want)
 	}

@@ -73,6 +73,11 @@ type Node struct {
 	// Serving is nil where the agent does not know it, or is one that does not report
 	// it.
 	Serving *Serving `bson:"serving,omitempty" json:"serving,omitempty"`
+	// LeftBy is what took the node out of the cluster, or is about to: leave (the command), drain,
+	// stop (of the server's unit).
+	LeftBy string `bson:"left_by,omitempty" json:"left_by,omitempty"`
+	// StopFailed: the node drains, and its server does not end.
+	StopFailed bool `bson:"stop_failed,omitempty" json:"stop_failed,omitempty"`
 	// Cut is how many sessions were cut when the node left; nil where nobody
 	// counted, or it has not left.
 	Cut *int `bson:"cut,omitempty" json:"cut,omitempty"`
@@ -148,7 +153,7 @@ func nodeFields() bson.D {
 		d = append(d, bson.E{Key: f.key, Value: 1})
 	}
 	for _, key := range []string{
-		"state", "reason", "state_since", "updated_at", "interval_ms", "seq", "port", "load", "sessions", "serving", "gpus", "clock_ms", "cut", lifeKey, requestKey, askedKey,
+		"state", "reason", "state_since", "updated_at", "interval_ms", "seq", "port", "load", "sessions", "serving", "gpus", "clock_ms", "cut", "left_by", "stop_failed", lifeKey, requestKey, askedKey,
 	} {
 		d = append(d, bson.E{Key: key, Value: 1})
 	}
@@ -174,6 +179,8 @@ func readNode(doc bson.Raw) Node {
 	n.Serving = readServing(doc)
 	n.ClockMS = millisField(doc, "clock_ms")
 	n.Cut = intField(doc, "cut")
+	n.LeftBy = textField(doc, "left_by")
+	n.StopFailed, _ = field(doc, "stop_failed").BooleanOK()
 	n.DrainRequest = readRequest(doc)
 	for _, f := range n.facts() {
 		*f.value = textField(doc, f.key)
@@ -246,16 +253,53 @@ func (c *change) forget(n Node) {
 	}
 }
 
+// Details is what the row holds beside a state.
+type Details struct {
+	LeftBy     string // see [Node]
+	StopFailed bool
+	// Cut is how many sessions were cut; nil is not known.
+	Cut *int
+}
+
+// The values of LeftBy.
+const (
+	LeftByLeave = "leave"
+	LeftByDrain = "drain"
+	LeftByStop  = "stop"
+)
+
 // state adds the entry into a state. left_at is there for a TTL index alone:
 // one on updated_at would delete nodes that are alive and do not beat.
-func (c *change) state(s State, reason string) {
+func (c *change) state(s State, reason string, d Details) {
 	c.put("state", string(s))
-	c.put("reason", reason)
 	c.stamp("state_since")
 	if s == StateLeft {
 		c.stamp("left_at")
 	} else {
-		c.remove("left_at", "cut")
+		c.remove("left_at")
+	}
+	if s != StateLeft && d.Cut == nil {
+		c.remove("cut")
+	}
+	if d.LeftBy == "" {
+		c.remove("left_by")
+	}
+	c.details(reason, d)
+}
+
+// details adds what changes with and without the entry into a state.
+func (c *change) details(reason string, d Details) {
+	c.put("reason", reason)
+	if d.LeftBy != "" {
+		c.put("left_by", d.LeftBy)
+	}
+	if d.StopFailed {
+		c.set = append(c.set, bson.E{Key: "stop_failed", Value: true})
+	} else {
+		c.remove("stop_failed")
+	}
+	if d.Cut != nil {
+		c.set = append(c.set, bson.E{Key: "cut", Value: int32(*d.Cut)})
 	}
 }
 
@@ -365,7 +409,7 @@ func (c *Client) register(ctx context.Context, n Node, before *Node, takeOver bo
 	// Same life, a state that gives way.
 	var enter change
 	enter.facts(n)
-	enter.state(n.State, n.Reason)
+	enter.state(n.State, n.Reason, Details{})
 	// Same life, a state that stays with its reason.
 	var keep change
 	keep.facts(n)
@@ -373,7 +417,7 @@ func (c *Client) register(ctx context.Context, n Node, before *Node, takeOver bo
 	// had left, too: what was beaten before that is no sign of life.
 	var replace change
 	replace.facts(n)
-	replace.state(n.State, n.Reason)
+	replace.state(n.State, n.Reason, Details{})
 	replace.forget(n)
 	thisLife := append(slices.Clone(life[1:]), bson.E{Key: "state", Value: anyOf(States())})
 	in := func(states ...State) bson.D {
@@ -458,42 +502,28 @@ func anyOf(states []State) bson.D {
 //
 // A row that another machine, with another boot and address than self's, has registered
 // is not changed, and the error is an [OtherMachineError].
-func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string) error {
+func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string, d Details) error {
 	if !s.Valid() {
 		return fmt.Errorf("setting the state of node %s: %q is not a state", self.ID, string(s))
 	}
-	return c.changeState(ctx, self, s, reason)
-}
-
-// SetLeft moves this machine's own row to left, as SetOwnState does, and records how
-// many sessions were cut, for who looks when the machine is gone. nil is not known.
-func (c *Client) SetLeft(ctx context.Context, self Node, reason string, cut *int) error {
-	if cut == nil {
-		return c.changeState(ctx, self, StateLeft, reason)
-	}
-	return c.changeState(ctx, self, StateLeft, reason, bson.E{Key: "cut", Value: int32(*cut)})
-}
-
-func (c *Client) changeState(ctx context.Context, self Node, s State, reason string, more ...bson.E) error {
 	op := fmt.Sprintf("setting node %s to %s", self.ID, s)
 	// Not an error of the exchange, which call would wrap as one.
 	var refused error
 	err := c.call(ctx, op, func(ctx context.Context) error {
 		var err error
-		refused, err = c.setState(ctx, self, s, reason, more...)
+		refused, err = c.setState(ctx, self, s, reason, d)
 		return err
 	})
 	return errors.Join(refused, err)
 }
 
-func (c *Client) setState(ctx context.Context, self Node, s State, reason string, more ...bson.E) (refused, err error) {
+func (c *Client) setState(ctx context.Context, self Node, s State, reason string, d Details) (refused, err error) {
 	id, owned := self.ID, ownedBy(self)
 	var enter, refresh change
-	enter.state(s, reason)
+	enter.state(s, reason, d)
 	enter.stamp("updated_at")
-	refresh.put("reason", reason)
+	refresh.details(reason, d)
 	refresh.stamp("updated_at")
-	enter.set, refresh.set = append(enter.set, more...), append(refresh.set, more...)
 	if s == StateLeft {
 		// They were those of a server that has stopped since.
 		enter.remove("sessions", "load", "serving", requestKey, askedKey)

@@ -21,7 +21,7 @@ type fastNode struct {
 	sessions   func() cluster.Sessions
 }
 
-func (n *fastNode) SetState(_ context.Context, s cluster.State, _ string) error {
+func (n *fastNode) SetState(_ context.Context, s cluster.State, _ string, _ bool) error {
 	if n.ready != nil && n.ready() {
 		return errors.New("ready")
 	}

@@ -15,8 +15,9 @@ import (
 // context ends, and may be called again after any outcome: a step that was
 // interrupted is done once more.
 type Node interface {
-	// SetState writes the state of our row, by majority.
-	SetState(ctx context.Context, s cluster.State, reason string) error
+	// SetState writes the state of our row, by majority. stopFailed reports that the server
+	// does not end.
+	SetState(ctx context.Context, s cluster.State, reason string, stopFailed bool) error
 	// Sessions counts the sessions of this node now. Two calls are two counts: an
 	// answer that is kept from the call before would prove nothing.
 	Sessions(ctx context.Context) (cluster.Sessions, error)

@@ -77,7 +77,7 @@ func (m *Manager) lastMoment(now time.Time) (last time.Time, over bool) {
 // does not end: the machine's own end is what ends it.
 func (m *Manager) shutdownEnds(n Notice) time.Time {
 	last := n.Deadline
-	if m.r.Step == StepCompleting || m.r.Unstopped {
+	if m.r.Step == StepCompleting || m.r.StopFailed {
 		if at := n.Received.Add(reserveTime); last.IsZero() || at.Before(last) {
 			last = at
 		}
@@ -404,7 +404,7 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 	bound, cancel := context.WithTimeout(ctx, own)
 	defer cancel()
 	m.mu.Lock()
-	again, down := m.r.Unstopped, m.r.has(Shutdown) != nil
+	again, down := m.r.StopFailed, m.r.has(Shutdown) != nil
 	m.mu.Unlock()
 	if again && !down {
 		// A machine that goes down then does not wait for this.
@@ -438,8 +438,8 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 	switch {
 	case errors.Is(err, ErrNotManaged):
 		m.noteLocked("nobody here can stop Ant Media Server, or knows whether it runs: stop it by hand")
-	case err != nil && !m.r.Unstopped:
-		m.r.Unstopped = true
+	case err != nil && !m.r.StopFailed:
+		m.r.StopFailed = true
 		m.noteLocked(fmt.Sprintf("Ant Media Server did not end within %s: the stop is tried again, the registry keeps this node as draining, and the cloud may go on: %v",
 			own.Round(time.Second), err))
 		m.commit()
@@ -448,7 +448,7 @@ func (m *Manager) stop(ctx context.Context, last time.Time) {
 		return
 	}
 	m.troubleLocked("stop", "")
-	m.r.Unstopped = false
+	m.r.StopFailed = false
 	m.r.Step, m.r.Say, m.r.Stopped, m.r.JoinedAs = StepDeregistering, cluster.StateLeft, time.Now(), m.o.Node.JoinedAt()
 	m.commit()
 }

@@ -412,18 +412,18 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		l = w.live()
 		tries := len(w.times("stop"))
 		tick(10 * time.Minute)
-		if v := l.View(); v.State != StateDraining || v.Ready || !v.Unstopped || w.row != cluster.StateDraining {
+		if v := l.View(); v.State != StateDraining || v.Ready || !v.StopFailed || w.row != cluster.StateDraining {
 			t.Errorf("%+v, row %s", v, w.row)
 		}
-		if !strings.HasPrefix(w.reason, UnstoppedReason) {
-			t.Errorf("the row's reason is %q", w.reason)
+		if !w.stopFailed {
+			t.Error("the row does not say that the stop failed")
 		}
 		if n := len(w.times("stop")) - tries; n < 5 || n > 60 {
 			t.Errorf("%d tries in 10 minutes", n)
 		}
 		w.set(func(w *world) { w.stopErr = nil })
 		l.until("left", 2*time.Minute, isDone)
-		if len(w.completed) != 1 || w.row != cluster.StateLeft || l.View().Unstopped {
+		if len(w.completed) != 1 || w.row != cluster.StateLeft || l.View().StopFailed {
 			t.Errorf("completed %v, row %s, %+v", w.completed, w.row, l.View())
 		}
 	})
@@ -437,7 +437,7 @@ func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
 		l := w.live()
 		defer l.kill()
 		l.Notice(terminate())
-		l.until("unstopped", 3*time.Minute, func(v View) bool { return v.Unstopped })
+		l.until("stop failed", 3*time.Minute, func(v View) bool { return v.StopFailed })
 		began := time.Now()
 		l.Notice(Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Deadline: began.Add(15 * time.Minute)})
 		l.until("the daemon may end", time.Minute, View.Finished)

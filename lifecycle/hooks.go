@@ -171,7 +171,7 @@ func (m *Manager) wanted(a *waiter) op {
 	case StepCompleting, StepDone:
 		return opContinue
 	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
-		if r.Unstopped {
+		if r.StopFailed {
 			return opContinue
 		}
 		if r.HookFirst || a.Hook.Fixed {

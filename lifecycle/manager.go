@@ -171,6 +171,8 @@ type Manager struct {
 	logged  map[string]loggedTrouble
 	notes   []Note
 	noticed time.Time // when a notice was noted last
+	// cancelledBy is who cancelled the last drain.
+	cancelledBy string
 	// withdrawn, handled and ignored are ids that this life has seen.
 	withdrawn map[string]time.Time
 	handled   map[string]bool
@@ -345,7 +347,8 @@ func (m *Manager) publish(now time.Time) {
 	v := m.viewOf(now)
 	m.view.Store(&v)
 	m.wish.Store(&wish{
-		say: m.r.Say, owed: m.r.Say != m.r.Said, observing: m.r.Step.observing() || m.r.Unstopped, reason: m.reason(), tomb: m.r.Tomb, changed: m.changed,
+		say: m.r.Say, owed: m.r.Say != m.r.Said, observing: m.r.Step.observing() || m.r.StopFailed, reason: m.reason(),
+		stopFailed: m.r.StopFailed, tomb: m.r.Tomb, changed: m.changed,
 	})
 	close(changed)
 }
@@ -684,7 +687,7 @@ func (m *Manager) begin(now time.Time) {
 	m.gen++
 	m.tries = map[string]*try{}
 	clear(m.handled) // who goes may be told to come back once more
-	m.zeros, m.sessions, m.counted, m.blind = 0, nil, time.Time{}, time.Time{}
+	m.zeros, m.sessions, m.counted, m.blind, m.cancelledBy = 0, nil, time.Time{}, time.Time{}, ""
 	r.Begun, r.Stopped, r.Tomb, r.HookFirst = now, time.Time{}, nil, false
 	delete(m.trouble, troubleHooks)
 	m.settle()
@@ -813,8 +816,10 @@ func (m *Manager) Undrain(who string, row cluster.State) error {
 
 // undrain makes the node serve again.
 func (m *Manager) undrain(who, why string) {
-	m.noteLocked("this node serves again: " + why + " by " + cmp.Or(who, "somebody"))
+	who = cmp.Or(who, "somebody")
+	m.noteLocked("this node serves again: " + why + " by " + who)
 	m.serveAgain()
+	m.cancelledBy = who
 	m.event(cluster.Event{Kind: "undrain", Who: who, Why: why})
 }
 
@@ -822,8 +827,9 @@ func (m *Manager) serveAgain() {
 	r := m.r
 	m.gen++
 	m.zeros, m.sessions = 0, nil
-	r.Step, r.Begun, r.Tomb, r.Repair, r.HookFirst, r.NoHook, r.Unstopped = StepNone, time.Time{}, nil, false, false, false, false
+	r.Step, r.Begun, r.Tomb, r.Repair, r.HookFirst, r.NoHook, r.StopFailed = StepNone, time.Time{}, nil, false, false, false, false
 	r.Say, r.Said = cluster.StateActive, ""
+	m.cancelledBy = ""
 	delete(m.trouble, troubleHooks)
 	m.dropHooks(false)
 }

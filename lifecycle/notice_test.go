@@ -107,7 +107,7 @@ func TestWithdrawn(t *testing.T) {
 			t.Error(err)
 		}
 		tick(20 * time.Minute)
-		if v := l.View(); v.State != StateActive || len(w.beats) != beats || w.file != nil {
+		if v := l.View(); v.State != StateActive || v.CancelledBy != "root" || len(w.beats) != beats || w.file != nil {
 			t.Errorf("%s, %d heartbeats more, file %s", v.State, len(w.beats)-beats, w.file)
 		}
 		// Too late.

@@ -21,12 +21,13 @@ const (
 // wish is what the registry is to hold, as of one change. It is read without the
 // lock, which may wait for a disk.
 type wish struct {
-	say       cluster.State
-	owed      bool
-	observing bool
-	reason    string
-	tomb      *Tombstone
-	changed   <-chan struct{} // closed at the next one
+	say        cluster.State
+	owed       bool
+	observing  bool
+	reason     string
+	stopFailed bool
+	tomb       *Tombstone
+	changed    <-chan struct{} // closed at the next one
 }
 
 // register makes the registry hold what the record wants it to, one call after
@@ -60,7 +61,7 @@ func (m *Manager) register(ctx context.Context) {
 			sleep(ctx, wait, w.changed)
 			continue
 		}
-		err := m.say(ctx, w.say, w.reason, w.tomb)
+		err := m.say(ctx, w)
 		if err == nil {
 			retry, notTil, said, saidAt = 0, time.Time{}, w.reason, time.Now()
 			continue
@@ -77,7 +78,8 @@ func (m *Manager) register(ctx context.Context) {
 var errChanged = errors.New("something else is wanted meanwhile")
 
 // say tells the registry once.
-func (m *Manager) say(ctx context.Context, say cluster.State, reason string, tomb *Tombstone) error {
+func (m *Manager) say(ctx context.Context, w *wish) error {
+	say := w.say
 	wanted, cancel := m.during(ctx, func() bool { return m.r.Say == say })
 	defer cancel()
 	bound, stop := context.WithTimeout(wanted, callTime)
@@ -85,12 +87,12 @@ func (m *Manager) say(ctx context.Context, say cluster.State, reason string, tom
 	var err error
 	if say == cluster.StateLeft {
 		t := Tombstone{}
-		if tomb != nil {
-			t = *tomb
+		if w.tomb != nil {
+			t = *w.tomb
 		}
 		err = m.o.Node.Deregister(bound, t)
 	} else {
-		err = m.o.Node.SetState(bound, say, reason)
+		err = m.o.Node.SetState(bound, say, w.reason, w.stopFailed)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -133,17 +135,14 @@ func (m *Manager) reason() string {
 	}
 	c := m.o.cause(m.r)
 	text := cmp.Or(c.Reason, string(c.Kind))
-	if m.r.Unstopped {
-		text = UnstoppedReason + ": " + text
+	if m.r.StopFailed {
+		text = "Ant Media Server does not end: " + text
 	}
 	if m.r.Step.observing() && m.sessions != nil {
 		text += ": " + m.sessions.Left()
 	}
 	return plain.Truncate(text, mostReason)
 }
-
-// UnstoppedReason begins the reason of a row whose server does not end.
-const UnstoppedReason = "Ant Media Server does not end"
 
 // mostReason keeps rows short: everybody reads all of them.
 const mostReason = 160

@@ -119,9 +119,9 @@ type record struct {
 	Repair bool          `json:"repair_streams,omitempty"`
 	// Tomb is counted right before AMS is stopped.
 	Tomb *Tombstone `json:"tombstone,omitempty"`
-	// Unstopped: AMS did not end in the time for its stop. That is tried on, the row
+	// StopFailed: AMS did not end in the time for its stop. That is tried on, the row
 	// stays as it is, and the cloud is not kept waiting.
-	Unstopped bool `json:"unstopped,omitempty"`
+	StopFailed bool `json:"stop_failed,omitempty"`
 	// Stopped is when AMS had ended, and JoinedAs when this machine had joined by then. Who
 	// joins it after that wants it to serve again, and the drain is forgotten at its end: by
 	// another moment of the join, not a later one, for clocks are set.

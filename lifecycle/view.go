@@ -57,9 +57,11 @@ type View struct {
 	Counted  time.Time         `json:"counted,omitzero"`
 	// Progress is one line for a person.
 	Progress string `json:"progress,omitempty"`
-	// Unstopped: Ant Media Server did not end in its time; its stop is tried again, and
+	// StopFailed: Ant Media Server did not end in its time; its stop is tried again, and
 	// the registry keeps the node as draining.
-	Unstopped bool `json:"unstopped,omitempty"`
+	StopFailed bool `json:"stop_failed,omitempty"`
+	// CancelledBy is the person or program that cancelled the last drain.
+	CancelledBy string `json:"cancelled_by,omitempty"`
 	// Cut is how many sessions the stop of AMS cut; nil where nobody could count.
 	Cut *int `json:"cut,omitempty"`
 
@@ -162,9 +164,9 @@ func (m *Manager) viewOf(now time.Time) View {
 	r := m.r.onWall(now)
 	v := View{
 		State: r.state(m.o.goal(r)), Step: r.Step, Begun: r.Begun, Deadline: r.Deadline, Notices: r.Notices, Dismissed: r.Dismissed,
-		Unstopped: r.Unstopped, Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
+		StopFailed: r.StopFailed, Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
 		Trouble: maps.Clone(m.trouble), Notes: slices.Clone(m.notes), NeverJoined: r.HookFirst,
-		LaunchHooks: m.launchHooks,
+		LaunchHooks: m.launchHooks, CancelledBy: m.cancelledBy,
 	}
 	v.Ready = v.State == StateActive
 	if m.sessions != nil {
@@ -227,7 +229,7 @@ func (v View) Line(now time.Time) string {
 		}
 		return text
 	case StepStopping:
-		if v.Unstopped {
+		if v.StopFailed {
 			return "Ant Media Server does not end; stopping it again"
 		}
 		return "stopping Ant Media Server"

@@ -46,6 +46,7 @@ type world struct {
 	// The registry.
 	row         cluster.State
 	reason      string
+	stopFailed  bool
 	mongoErr    error
 	mongoHang   bool
 	mongoTime   time.Duration
@@ -130,7 +131,7 @@ func hold(ctx context.Context, d time.Duration, forever bool) error {
 	return nil
 }
 
-func (w *world) SetState(ctx context.Context, s cluster.State, reason string) error {
+func (w *world) SetState(ctx context.Context, s cluster.State, reason string, stopFailed bool) error {
 	touch()
 	w.mu.Lock()
 	d, hang := w.mongoTime, w.mongoHang
@@ -151,7 +152,7 @@ func (w *world) SetState(ctx context.Context, s cluster.State, reason string) er
 	if !w.row.CanTransition(s) {
 		return &cluster.TransitionError{ID: "i-1", From: w.row, To: s}
 	}
-	w.row, w.reason = s, reason
+	w.row, w.reason, w.stopFailed = s, reason, stopFailed
 	w.did("row:" + string(s))
 	return nil
 }

@@ -867,7 +867,7 @@ func TestDaemonTakesBack(t *testing.T) {
 	a := newAgent(t)
 	a.start()
 	a.end()
-	if _, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"state": "draining", "reason": "leave"}}); err != nil {
+	if _, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"state": "draining", "left_by": "leave"}}); err != nil {
 		t.Fatal(err)
 	}
 	a.start()

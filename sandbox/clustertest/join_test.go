@@ -65,7 +65,7 @@ func (a *agent) drainAt(step lifecycle.Step, state cluster.State) {
 	a.t.Helper()
 	row, err := a.client.Node(a.t.Context(), nodeID)
 	if err == nil {
-		err = a.client.SetOwnState(a.t.Context(), row, state, "drain")
+		err = a.client.SetOwnState(a.t.Context(), row, state, "drain", cluster.Details{})
 	}
 	if err != nil {
 		a.t.Fatal(err)
@@ -270,7 +270,7 @@ func TestUndrainOfTheRow(t *testing.T) {
 	a.lives()
 	row, err := a.client.Node(t.Context(), nodeID)
 	if err == nil {
-		err = a.client.SetOwnState(t.Context(), row, cluster.StateDraining, "operator")
+		err = a.client.SetOwnState(t.Context(), row, cluster.StateDraining, "operator", cluster.Details{})
 	}
 	if err != nil {
 		t.Fatal(err)

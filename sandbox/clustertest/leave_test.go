@@ -78,7 +78,7 @@ func TestRepairStreams(t *testing.T) {
 	}
 }
 
-// A tombstone tells how many sessions were cut, until the node comes back.
+// A row holds what took its node out of the cluster and how many sessions were cut, until the node comes back.
 func TestSetLeft(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -92,12 +92,18 @@ func TestSetLeft(t *testing.T) {
 	if err := c.Beat(t.Context(), cluster.Beat{ID: n.ID, Seq: 1, Sessions: cluster.Sessions{Viewers: &viewers}, Serving: &cluster.Serving{Up: true}}, nil); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.SetOwnState(t.Context(), n, cluster.StateDraining, "scale-in", cluster.Details{StopFailed: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Node(t.Context(), n.ID); err != nil || !got.StopFailed || got.LeftBy != "" || got.Cut != nil {
+		t.Fatalf("%+v, %v", got, err)
+	}
 	for range 2 {
-		if err := c.SetLeft(t.Context(), n, "scale-in", &cut); err != nil {
+		if err := c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{LeftBy: cluster.LeftByDrain, Cut: &cut}); err != nil {
 			t.Fatal(err)
 		}
 		got, err := c.Node(t.Context(), n.ID)
-		if err != nil || got.State != cluster.StateLeft || got.Cut == nil || *got.Cut != 3 || got.Reason != "scale-in" {
+		if err != nil || got.State != cluster.StateLeft || got.Cut == nil || *got.Cut != 3 || got.Reason != "scale-in" || got.LeftBy != cluster.LeftByDrain || got.StopFailed {
 			t.Fatalf("%+v, %v", got, err)
 		}
 		if got.Sessions != nil || got.Load != nil || got.Serving != nil {
@@ -105,7 +111,7 @@ func TestSetLeft(t *testing.T) {
 		}
 	}
 	n.State = cluster.StateJoining
-	if r, err := c.Register(t.Context(), n); err != nil || r.Node.Cut != nil || r.Node.State != cluster.StateJoining {
+	if r, err := c.Register(t.Context(), n); err != nil || r.Node.Cut != nil || r.Node.LeftBy != "" || r.Node.State != cluster.StateJoining {
 		t.Errorf("after it came back: %+v, %v", r.Node, err)
 	}
 }

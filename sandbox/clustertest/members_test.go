@@ -168,7 +168,7 @@ func TestLookAndJudge(t *testing.T) {
 	member(t, c, "skewed", "10.0.0.1")
 	member(t, c, "plain", "fd00::2")
 	member(t, c, "departed", "10.0.0.4")
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "departed"}, cluster.StateLeft, "test"); err != nil {
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "departed"}, cluster.StateLeft, "test", cluster.Details{}); err != nil {
 		t.Fatal(err)
 	}
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }

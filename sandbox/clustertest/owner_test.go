@@ -65,8 +65,8 @@ func TestOneRowOneMachine(t *testing.T) {
 		t.Errorf("the error does not name the other machine: %v", err)
 	}
 	unchanged("its beat", beat(copied, 7), was)
-	unchanged("its leave", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown"), was)
-	unchanged("its end", c.SetLeft(t.Context(), copied, "shutdown", num(3)), was)
+	unchanged("its leave", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{}), was)
+	unchanged("its end", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{Cut: num(3)}), was)
 
 	// An operator who knows better. Now it is the first one that is kept out.
 	if r, err := c.TakeOver(t.Context(), copied); err != nil || !r.Rejoined || r.Node.IP != copied.IP {
@@ -77,7 +77,7 @@ func TestOneRowOneMachine(t *testing.T) {
 	}
 	was = b.row(first.ID)
 	unchanged("a beat of the first", beat(first, 2), was)
-	unchanged("a drain of the first", c.SetOwnState(t.Context(), first, cluster.StateDraining, "drain"), was)
+	unchanged("a drain of the first", c.SetOwnState(t.Context(), first, cluster.StateDraining, "drain", cluster.Details{}), was)
 	if err := c.CheckLife(t.Context(), first); !isOther(err) {
 		t.Errorf("the first may beat again: %v", err)
 	}
@@ -176,7 +176,7 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.SetLeft(t.Context(), n, "scale-in", num(2)); err != nil {
+	if err := c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{Cut: num(2)}); err != nil {
 		t.Fatal(err)
 	}
 	n.IntervalMS = 0

@@ -253,7 +253,7 @@ func TestSetState(t *testing.T) {
 			}
 			b.insert(b.nodes(), doc)
 			was := b.row(id)
-			err := c.SetOwnState(t.Context(), cluster.Node{ID: id}, to, "because")
+			err := c.SetOwnState(t.Context(), cluster.Node{ID: id}, to, "because", cluster.Details{})
 			row := b.row(id)
 			if !from.CanTransition(to) {
 				te, ok := errors.AsType[*cluster.TransitionError](err)
@@ -285,17 +285,17 @@ func TestSetState(t *testing.T) {
 		}
 	}
 
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "nobody"}, cluster.StateLeft, ""); !errors.Is(err, cluster.ErrNoNode) {
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "nobody"}, cluster.StateLeft, "", cluster.Details{}); !errors.Is(err, cluster.ErrNoNode) {
 		t.Errorf("setting the state of nobody: %v", err)
 	}
 	if n := b.count(b.nodes(), bson.M{"_id": "nobody"}); n != 0 {
 		t.Error("setting the state of nobody made a row")
 	}
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "nobody"}, "dancing", ""); err == nil {
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "nobody"}, "dancing", "", cluster.Details{}); err == nil {
 		t.Error("there is no state dancing")
 	}
 	b.insert(b.nodes(), bson.M{"_id": "odd", "state": int32(3)})
-	if _, ok := errors.AsType[*cluster.TransitionError](c.SetOwnState(t.Context(), cluster.Node{ID: "odd"}, cluster.StateActive, "")); !ok {
+	if _, ok := errors.AsType[*cluster.TransitionError](c.SetOwnState(t.Context(), cluster.Node{ID: "odd"}, cluster.StateActive, "", cluster.Details{})); !ok {
 		t.Error("a row with an unreadable state took another")
 	}
 }
@@ -321,7 +321,7 @@ func TestManyAtOnce(t *testing.T) {
 				if _, err := c.Register(t.Context(), n); err != nil {
 					t.Errorf("registering: %v", err)
 				}
-				err := c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateActive, "")
+				err := c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateActive, "", cluster.Details{})
 				if err != nil {
 					t.Errorf("setting the state: %v", err)
 				}
@@ -351,7 +351,7 @@ func TestManyAtOnce(t *testing.T) {
 	pass(t, c)
 	for range 10 {
 		all.Go(func() {
-			if err := c.SetOwnState(t.Context(), cluster.Node{ID: nodes[0].ID}, cluster.StateActive, "again"); err != nil {
+			if err := c.SetOwnState(t.Context(), cluster.Node{ID: nodes[0].ID}, cluster.StateActive, "again", cluster.Details{}); err != nil {
 				t.Error(err)
 			}
 			if _, err := c.Register(t.Context(), nodes[0]); err != nil {
@@ -399,7 +399,7 @@ func answerLost(t *testing.T, o mongod.Options, pause time.Duration) {
 	register(t, c, node())
 
 	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 1})
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "i-0abc"}, cluster.StateActive, "verified"); err != nil {
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "i-0abc"}, cluster.StateActive, "verified", cluster.Details{}); err != nil {
 		t.Fatal(err)
 	}
 	n, err := c.Node(t.Context(), "i-0abc")

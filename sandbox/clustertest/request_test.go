@@ -93,7 +93,7 @@ func TestDrainRequest(t *testing.T) {
 		t.Errorf("the life before is asked: %v", err)
 	}
 	ask(cluster.DrainRequest{})
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateLeft, "bye"); err != nil {
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateLeft, "bye", cluster.Details{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.AskDrain(t.Context(), row(), cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) || row().DrainRequest != nil {

@@ -98,10 +98,10 @@ func TestDaemonMongoAway(t *testing.T) {
 
 	// Started while MongoDB is away: the state is written when it is back.
 	p.end(syscall.SIGTERM)
-	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateDraining, "x"); err != nil {
+	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateDraining, "x", cluster.Details{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateLeft, "shutdown"); err != nil {
+	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateLeft, "shutdown", cluster.Details{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {

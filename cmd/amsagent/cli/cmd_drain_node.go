@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // registrar is the cluster as far as a drain of another node needs it.
@@ -262,7 +261,7 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 			}
 		case r.row.State == cluster.StateLeft:
 			return r.g.remoteResult(r.row)
-		case r.row.State == cluster.StateDraining && strings.HasPrefix(r.row.Reason, lifecycle.UnstoppedReason):
+		case r.row.State == cluster.StateDraining && r.row.StopFailed:
 			return &userError{
 				Msg: "that node cannot leave", Cause: errNotStopped, Exit: exitFailed,
 				State: "its server still runs; its daemon stops it again until it ends, and completes the cloud's hook meanwhile",

@@ -129,6 +129,10 @@ func TestDrainNode(t *testing.T) {
 				r.row.State = cluster.StateActive
 			}
 		}, code: exitFailed, said: []string{"by an undrain on that node", "the node is active"}},
+		"its server does not end": {does: func(r *aRegistry, since time.Duration) {
+			takes(r, since)
+			r.row.StopFailed = since >= 30*time.Second
+		}, code: exitFailed, said: []string{"that node cannot leave", "its daemon stops it again until it ends"}},
 		"the row is gone": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
 				r.err = cluster.ErrNoNode

@@ -115,7 +115,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	}
 	if slices.Contains(v.Dismissed, n.ID) && v.State == lifecycle.StateActive {
 		return &userError{
-			Msg: "this event was overruled by hand", Cause: &undrainedError{lastWord(v)}, State: nodeState(v),
+			Msg: "this event was overruled by hand", Cause: &undrainedError{by: v.CancelledBy}, State: nodeState(v),
 			Hints: []string{"`amsagent drain` drains this node all the same"},
 		}
 	}

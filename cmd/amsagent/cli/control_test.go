@@ -127,7 +127,7 @@ func (d *fakeDaemon) start() {
 		d.take(w, r, &req, func() {
 			d.undrain = append(d.undrain, req)
 			d.view = activeView()
-			d.view.Notes = []lifecycle.Note{{At: time.Now(), Text: "this node serves again: undrain by " + req.Who}}
+			d.view.CancelledBy = req.Who
 			d.signal()
 		})
 	})

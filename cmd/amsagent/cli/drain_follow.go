@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -74,10 +73,15 @@ var (
 	errNotServing = errors.New("Ant Media Server is not seen in the cluster") //nolint:staticcheck // a name
 )
 
-// undrainedError: the drain that was followed was taken back. by is the daemon's own word on it.
+// undrainedError: the drain that was followed was cancelled; by is empty where the daemon does not name anybody.
 type undrainedError struct{ by string }
 
-func (e *undrainedError) Error() string { return cmp.Or(e.by, "the drain was taken back") }
+func (e *undrainedError) Error() string {
+	if e.by == "" {
+		return "this node serves again"
+	}
+	return "cancelled by " + e.by
+}
 
 // follow returns the view with which it ended. first is what the daemon answered when it was asked.
 func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.View, error) {
@@ -200,7 +204,7 @@ func (f *follower) take(v lifecycle.View) (done bool, err error) {
 func drainEnded(v lifecycle.View, first bool) (bool, error) {
 	switch v.State {
 	case lifecycle.StateDraining, lifecycle.StateLeft, lifecycle.StateParked:
-		if v.Unstopped {
+		if v.StopFailed {
 			return false, errNotStopped
 		}
 		return v.Finished(), nil
@@ -208,21 +212,9 @@ func drainEnded(v lifecycle.View, first bool) (bool, error) {
 		if first {
 			return false, errNotTaken
 		}
-		return false, &undrainedError{by: lastWord(v)}
+		return false, &undrainedError{by: v.CancelledBy}
 	}
 	return false, errForgotten
-}
-
-// serveAgain begins the note by which the daemon tells that a drain was taken back, and by whom.
-const serveAgain = "this node serves again"
-
-func lastWord(v lifecycle.View) string {
-	for _, n := range slices.Backward(v.Notes) {
-		if strings.HasPrefix(n.Text, serveAgain) {
-			return n.Text
-		}
-	}
-	return ""
 }
 
 // startEnded judges a start.

@@ -232,7 +232,7 @@ func TestDrainUndrained(t *testing.T) {
 		t.Error(u.stdout.String())
 	}
 	c.ends(exitFailed)
-	c.said("amsagent: error: the drain was cancelled [AMS-UNDRAINED]\namsagent: cause: this node serves again: undrain by alice, amsagent undrain\namsagent: this node is active\n")
+	c.said("amsagent: error: the drain was cancelled [AMS-UNDRAINED]\namsagent: cause: cancelled by alice, amsagent undrain\namsagent: this node is active\n")
 }
 
 // The daemon is killed in the middle; its successor goes on with the same drain, and so do we.
@@ -273,7 +273,7 @@ func TestDrainForgotten(t *testing.T) {
 		then lifecycle.View
 		want string
 	}{
-		{activeView(), "amsagent: cause: the drain was taken back\n"},
+		{activeView(), "amsagent: cause: this node serves again\n"},
 		{lifecycle.View{}, "amsagent: cause: the daemon knows nothing of it any more\n"},
 		{lifecycle.View{State: "of a later version"}, "amsagent: cause: the daemon knows nothing of it any more\n"},
 	} {
@@ -311,7 +311,7 @@ func TestDrainUnstopped(t *testing.T) {
 	d := newFakeDaemon(t)
 	c := d.run("drain")
 	c.says("31 viewers")
-	d.set(func(v *lifecycle.View) { stopping(v); v.Unstopped = true })
+	d.set(func(v *lifecycle.View) { stopping(v); v.StopFailed = true })
 	c.ends(exitFailed)
 	c.said("this node cannot leave", "Ant Media Server does not end", "the daemon stops it again until it ends")
 	if c.stdout.Len() > 0 {
@@ -675,11 +675,11 @@ func TestEventOverruled(t *testing.T) {
 	d.status.ID = "i-0abc"
 	d.begin = func(v *lifecycle.View) {
 		v.Dismissed = []string{"aws/i-0abc/terminate"}
-		v.Notes = []lifecycle.Note{{At: time.Now(), Text: "this node serves again: undrain by bob"}}
+		v.CancelledBy = "bob"
 	}
 	c := d.runWith(bridge, "event")
 	c.ends(exitFailed)
-	c.said("amsagent: error: this event was overruled by hand [AMS-UNDRAINED]\n", "amsagent: cause: this node serves again: undrain by bob\n",
+	c.said("amsagent: error: this event was overruled by hand [AMS-UNDRAINED]\n", "amsagent: cause: cancelled by bob\n",
 		"amsagent: hint: `amsagent drain` drains this node all the same\n", "amsagent: this node is active\n")
 }
 

@@ -150,11 +150,10 @@ func (g *globals) report(ctx context.Context, err error) int {
 	return e.Exit
 }
 
-// cutShort reports whether an error is what the end of a context made of it. Libraries that wait say why it ended or that it
-// did, not all of them as an error that can be told; a check that was cut short proves nothing, whatever it says.
+// cutShort reports whether an error comes from the end of a context. A check that was cut short proves nothing.
 func cutShort(err error) bool {
 	var ue *userError
-	return errors.Is(err, context.Canceled) || errors.As(err, &ue) && ue.Exit == exitPreflight || strings.Contains(err.Error(), context.Canceled.Error())
+	return errors.Is(err, context.Canceled) || errors.As(err, &ue) && ue.Exit == exitPreflight
 }
 
 // interrupted makes an error one of the signal: a command says what its interruption left, and what failed beside that.

@@ -393,7 +393,7 @@ func testInterrupt(t *testing.T) {
 	}
 	// What failed beside the interruption is told, the end of the context is not.
 	e.stderr = locked.Buffer{}
-	both := &userError{Msg: "cannot join", State: "half done", Cause: errors.Join(errors.New("asking the bus: context canceled"), errors.New("undo: no space left on device"))}
+	both := &userError{Msg: "cannot join", State: "half done", Cause: errors.Join(fmt.Errorf("asking the bus: %w", context.Canceled), errors.New("undo: no space left on device"))}
 	if code := g.report(ctx, both); code != exitInterrupted {
 		t.Errorf("exit %d", code)
 	}

@@ -265,13 +265,15 @@ func (l *life) JoinedAt() time.Time {
 }
 
 // SetState implements lifecycle.Node.
-func (l *life) SetState(ctx context.Context, s cluster.State, reason string) error {
+func (l *life) SetState(ctx context.Context, s cluster.State, reason string, stopFailed bool) error {
 	id, address, err := l.who()
 	if err != nil {
 		return err
 	}
 	self := cluster.Node{ID: id, IP: address, BootID: l.d.view.bootID()}
-	if err := l.with(ctx, func(c *cluster.Client) error { return c.SetOwnState(ctx, self, s, reason) }); err != nil {
+	if err := l.with(ctx, func(c *cluster.Client) error {
+		return c.SetOwnState(ctx, self, s, reason, cluster.Details{StopFailed: stopFailed})
+	}); err != nil {
 		return err
 	}
 	l.d.view.setState(s, time.Now())
@@ -370,7 +372,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Tombstone) error {
 	l.mu.Lock()
 	d := bootstrap.Departure{
 		ID: id, Address: address, Documents: l.documents, StoppedAt: l.stoppedAt,
-		Reason: t.Reason, Cut: t.Cut, RepairStreams: t.RepairStreams,
+		Reason: t.Reason, LeftBy: cluster.LeftByDrain, Cut: t.Cut, RepairStreams: t.RepairStreams,
 	}
 	l.mu.Unlock()
 	if d.Reason == "" {

@@ -268,11 +268,8 @@ func (d *Daemon) leftBefore(ctx context.Context, mongo cluster.Target, id string
 	if errors.Is(err, cluster.ErrNoNode) {
 		return false, nil
 	}
-	return n.State == cluster.StateLeft && n.Reason == reasonLeave, err
+	return n.State == cluster.StateLeft && n.LeftBy == cluster.LeftByLeave, err
 }
-
-// reasonLeave is what a leave by hand writes into the row.
-const reasonLeave = "leave"
 
 func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) error {
 	err := d.step(joins, func() error {
