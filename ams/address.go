@@ -111,6 +111,9 @@ type AddressOptions struct {
 	// it has it from, for the reason.
 	Metadata       netip.Addr
 	MetadataSource string
+	// Known are all addresses that the cloud gave this machine, also those that it
+	// translates on the way. An explicit one of them needs no interface.
+	Known []netip.Addr
 	// Interfaces and DefaultRoute are asked where they are needed; nil means
 	// nothing is known.
 	Interfaces   func() ([]Interface, error)
@@ -240,7 +243,7 @@ func (a *Address) check(o AddressOptions) error {
 	}
 	in, ok := interfaceOf(ifaces, a.Addr)
 	if !ok {
-		if a.Source == AddressFromFlag && !o.Force {
+		if a.Source == AddressFromFlag && !o.Force && !slices.Contains(o.Known, a.Addr) {
 			return fmt.Errorf("%s: %w; it has %s", a.Addr, ErrAddressNotHere, addressList(ifaces))
 		}
 		a.warn(WarnAddressNotHere, "no interface of this machine has %s; it has %s", a.Addr, addressList(ifaces))

@@ -95,6 +95,12 @@ func TestChooseAddress(t *testing.T) {
 			[]string{WarnAddressBridge},
 		},
 		{
+			"translated on the way, by the cloud's word",
+			AddressOptions{Explicit: "198.51.100.7", Interfaces: machine, Known: []netip.Addr{netip.MustParseAddr("198.51.100.7")}},
+			Address{Addr: netip.MustParseAddr("198.51.100.7"), Source: AddressFromFlag, Reason: "given by you"},
+			[]string{WarnAddressPublic, WarnAddressNotHere},
+		},
+		{
 			"loopback",
 			AddressOptions{Explicit: "127.0.0.1", Force: true},
 			Address{Addr: netip.MustParseAddr("127.0.0.1"), Source: AddressFromFlag, Reason: "given by you", Interface: "lo"},

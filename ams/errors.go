@@ -105,7 +105,7 @@ func Hint(err error) string {
 	case errors.Is(err, ErrAddressUnreachable):
 		return "give this node's private IP address with --address; --force-address takes this one all the same"
 	case errors.Is(err, ErrAddressNotHere):
-		return "give one of the machine's own addresses, or force it where the address is translated on the way"
+		return "give one of the machine's own addresses; if this one is translated on the way (NAT), join with --force-address"
 	case errors.Is(err, ErrBadAddress), errors.Is(err, ErrNoAddress):
 		return "give this node's private IP address, by which the other nodes reach it, with --address, or as address: in config.yaml"
 	case errors.Is(err, files.ErrForeign):

@@ -16,17 +16,16 @@ import (
 // node back to the defaults.
 const GivenPath = StateDir + "/given.json"
 
-// The settings that belong to one machine: the copy of a disk does not take them
-// over.
-const (
-	GivenAddress      = "address"
-	GivenForceAddress = "force_address"
-)
+// GivenAddress is the setting that belongs to one machine: the copy of a disk does
+// not take it over.
+const GivenAddress = "address"
 
 // Given is the content of [GivenPath]. It holds no secret.
 type Given struct {
 	Version  int                     `json:"version"` // of this format: 1
 	Settings map[string]GivenSetting `json:"settings"`
+	// ForcedAddress was joined with although no interface has it.
+	ForcedAddress string `json:"forced_address,omitempty"`
 }
 
 // GivenSetting is one setting that was given to join.
@@ -65,10 +64,10 @@ func loadGiven(store *conf.Store) (*Given, error) {
 
 // saveGiven writes the file, or removes it where there is nothing to keep.
 func saveGiven(store *conf.Store, g *Given) error {
-	if g == nil || len(g.Settings) == 0 {
+	if g == nil || len(g.Settings) == 0 && g.ForcedAddress == "" {
 		return store.RemoveFile(GivenPath)
 	}
-	data, err := json.MarshalIndent(Given{Version: givenVersion, Settings: g.Settings}, "", "  ")
+	data, err := json.MarshalIndent(Given{Version: givenVersion, Settings: g.Settings, ForcedAddress: g.ForcedAddress}, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -77,14 +76,14 @@ func saveGiven(store *conf.Store, g *Given) error {
 
 // equal reports whether both keep the same settings.
 func (g *Given) equal(o *Given) bool {
-	var a, b map[string]GivenSetting
+	var a, b Given
 	if g != nil {
-		a = g.Settings
+		a = *g
 	}
 	if o != nil {
-		b = o.Settings
+		b = *o
 	}
-	return maps.Equal(a, b)
+	return maps.Equal(a.Settings, b.Settings) && a.ForcedAddress == b.ForcedAddress
 }
 
 // withoutAddress is g for the copy of a disk, whose address is another one.
@@ -94,7 +93,6 @@ func (g *Given) withoutAddress() *Given {
 	}
 	rest := maps.Clone(g.Settings)
 	delete(rest, GivenAddress)
-	delete(rest, GivenForceAddress)
 	return &Given{Settings: rest}
 }
 

@@ -222,7 +222,7 @@ func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (
 	}
 	return ams.ChooseAddress(ams.AddressOptions{
 		Explicit: explicit, Force: force,
-		Metadata: inst.Address, MetadataSource: source,
+		Metadata: inst.Address, MetadataSource: source, Known: []netip.Addr{inst.Address, inst.IPv6, inst.PublicAddress},
 		Interfaces:   m.interfaces,
 		DefaultRoute: func() (netip.Addr, error) { return ams.HostDefaultRoute(m.Root) },
 	})

@@ -102,7 +102,7 @@ func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.Conv
 		return req, &userError{Msg: "cannot converge", Cause: err}
 	}
 	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
-	req.ForceAddress, req.AddressKept = g.settings.ForceAddress, g.addressKept()
+	req.ForceAddress, req.AddressKept = g.addressForced(), g.addressKept()
 	return req, nil
 }
 

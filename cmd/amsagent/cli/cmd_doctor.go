@@ -254,7 +254,7 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 		o.MongoErr = err
 	}
 	o.Join.Role, o.Join.Group, o.Join.Address = g.settings.Role, g.settings.Group, g.explicitAddress()
-	o.Join.ForceAddress, o.Join.AddressKept = g.settings.ForceAddress, g.addressKept()
+	o.Join.ForceAddress, o.Join.AddressKept = g.addressForced(), g.addressKept()
 	o.Join.Valve = bootstrap.Valve(g.settings.RemoteIPValve)
 	o.Connect = cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()}
 	o.Secrets = []string{storedMongo, bootstrap.LeftMongoPath}

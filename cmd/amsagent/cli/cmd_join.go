@@ -22,12 +22,14 @@ type joinOptions struct {
 	offline bool
 	now     bool
 	replace bool
+	force   bool
 }
 
 func (o *joinOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
 	fs.BoolVar(&o.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
 	fs.BoolVar(&o.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
+	fs.BoolVar(&o.force, "force-address", false, "take the address although no interface of this machine has it, as behind NAT; it is kept with the address")
 	fs.BoolVar(&o.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
 }
 
@@ -60,7 +62,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, append(machineSettings(), keyForceAddress, keyRole, keyGroup, keyDrainDeadline, keyHooks, keyRemoteIPValve, keyOnFailure)...)
+	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyDrainDeadline, keyHooks, keyRemoteIPValve, keyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd
 }
@@ -81,12 +83,12 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}
 	req := bootstrap.JoinRequest{
-		ForceAddress: g.settings.ForceAddress, AddressKept: g.addressKept(), Forget: g.dropped,
+		ForceAddress: opts.force || g.addressForced(), AddressKept: g.addressKept(), Forget: g.dropped,
 		Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Replace: opts.replace,
 		OnFailure: bootstrap.OnFailure(g.settings.OnFailure), Valve: bootstrap.Valve(g.settings.RemoteIPValve),
 	}
 	if !opts.offline {
-		req.Given = g.toKeep()
+		req.Given = g.toKeep(opts.force)
 		// First of all: the instance's tags may say where MongoDB is.
 		req.Identify = m.AskNow(ctx, g.whoami)
 	}

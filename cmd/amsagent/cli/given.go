@@ -41,7 +41,7 @@ func keptKeys() string {
 }
 
 // pairs are settings of which one means nothing without the other: what is said of one is said of both.
-var pairs = [][2]string{{keyService, keyServiceCommand}, {keyAddress, keyForceAddress}}
+var pairs = [][2]string{{keyService, keyServiceCommand}}
 
 // partner is the other setting of a pair; "" where the key stands alone.
 func partner(key string) string {
@@ -94,13 +94,7 @@ func (s *settings) applyGiven(src sources) {
 		}
 		s.setLower(row.key, value{text: text, origin: origin{Layer: layerGiven}})
 	}
-	// A flag or a variable that names one of a pair leaves the kept other one without its meaning. Of the services the
-	// higher layer wins anyway.
-	address, force := s.values[keyAddress], s.values[keyForceAddress]
-	if force.origin.Layer == layerGiven && address.origin.Layer > layerGiven {
-		row, _ := settingByKey(keyForceAddress)
-		s.values[keyForceAddress] = value{text: row.def}
-	}
+	s.Forced = src.given.ForcedAddress
 }
 
 // joinedWith is a setting that this node has from its join, where the settings do not say it: a tag that was taken away, or
@@ -156,7 +150,7 @@ func (v *settingValue) nextText(key string) string {
 		when = "after 'systemctl reload amsagent'"
 	}
 	if key == keyAddress {
-		when += ", if this machine has it" // or force_address: the daemon says so else, and keeps the other one
+		when += ", if this machine has it" // or it was forced: the daemon says so else, and keeps the other one
 	}
 	return fmt.Sprintf("%s by %s, %s", printable(v.Value), v.Origin, when)
 }
@@ -183,9 +177,12 @@ func (s *statusView) nodeText() string {
 }
 
 // toKeep is what this join keeps of its settings: its flags and variables, and what an earlier join kept and nothing
-// replaced since.
-func (g *globals) toKeep() *bootstrap.Given {
+// replaced since. With force, or as an earlier join had it, that is also that its address need not be one of this machine's.
+func (g *globals) toKeep(force bool) *bootstrap.Given {
 	keep := &bootstrap.Given{Settings: map[string]bootstrap.GivenSetting{}}
+	if force || g.addressForced() {
+		keep.ForcedAddress = g.explicitAddress()
+	}
 	for _, row := range keptSettings() {
 		v := g.settings.values[row.key]
 		switch v.origin.Layer {

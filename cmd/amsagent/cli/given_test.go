@@ -67,18 +67,6 @@ func TestGivenToJoin(t *testing.T) {
 			name: "the kept command over the file's kind", src: sources{given: kept([3]string{keyServiceCommand, "/bin/ams", "none"}), file: file("service: none\n")},
 			key: keyService, want: "auto", from: "default",
 		},
-		{
-			name: "force belongs to the address", src: sources{
-				given: kept([3]string{keyAddress, "10.0.0.1"}, [3]string{keyForceAddress, "yes"}), flags: flags(keyAddress, "10.0.0.2"),
-			},
-			key: keyForceAddress, want: "false", from: "default",
-		},
-		{
-			name: "dropped with the address", src: sources{
-				given: kept([3]string{keyAddress, "10.0.0.1"}, [3]string{keyForceAddress, "yes"}), dropped: []string{keyAddress},
-			},
-			key: keyForceAddress, want: "false", from: "default",
-		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s, err := resolveSettings(tt.src)
@@ -102,7 +90,7 @@ func TestWhatAJoinKeeps(t *testing.T) {
 		lookupEnv: lookup(map[string]string{"AMSAGENT_GROUP": "edges"}),
 		file:      file("role: edge\nprovider: none\naddress: 10.0.0.9\n"),
 		given: kept([3]string{keyRole, "origin", "edge"}, [3]string{keyServiceCommand, "/bin/ams"}, [3]string{keyProvider, "aws"},
-			[3]string{keyForceAddress, "yes", "10.0.0.9"}, [3]string{keyRemoteIPValve, "keep"}),
+			[3]string{keyRemoteIPValve, "keep"}),
 		dropped: []string{keyRemoteIPValve},
 	}
 	s, err := resolveSettings(src)
@@ -111,8 +99,34 @@ func TestWhatAJoinKeeps(t *testing.T) {
 	}
 	g := &globals{settings: s, file: src.file}
 	want := kept([3]string{keyAddress, "10.0.0.2", "10.0.0.9"}, [3]string{keyService, "systemd"}, [3]string{keyGroup, "edges"}, [3]string{keyRole, "origin", "edge"})
-	if diff := cmp.Diff(want, g.toKeep()); diff != "" {
+	if diff := cmp.Diff(want, g.toKeep(false)); diff != "" {
 		t.Errorf("kept (-want +got):\n%s", diff)
+	}
+}
+
+// --force-address holds for the address that it was given with, wherever that stands.
+func TestForcedAddress(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		src           sources
+		force, forced bool
+		want          string
+	}{
+		{name: "not forced", src: sources{flags: flags(keyAddress, "10.0.0.2")}},
+		{name: "forced now", src: sources{flags: flags(keyAddress, "10.0.0.2")}, force: true, want: "10.0.0.2"},
+		{name: "kept", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2", Settings: kept([3]string{keyAddress, "10.0.0.2"}).Settings}}, forced: true, want: "10.0.0.2"},
+		{name: "in the file", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2"}, file: file("address: 10.0.0.2\n")}, forced: true, want: "10.0.0.2"},
+		{name: "another one", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2"}, flags: flags(keyAddress, "10.0.0.3")}},
+		{name: "dropped", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2"}, dropped: []string{keyAddress}}},
+	} {
+		s, err := resolveSettings(tt.src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := &globals{settings: s}
+		if forced, keep := g.addressForced(), g.toKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
+			t.Errorf("%s: forced: %v, kept %q, want %q", tt.name, forced, keep, tt.want)
+		}
 	}
 }
 

@@ -231,6 +231,11 @@ func (g *globals) explicitAddress() string {
 	return g.settings.Address.String()
 }
 
+// addressForced reports whether an earlier join accepted this address although no interface has it.
+func (g *globals) addressForced() bool {
+	return g.settings.Forced != "" && g.settings.Forced == g.explicitAddress()
+}
+
 // addressKept reports whether an earlier join was given the address.
 func (g *globals) addressKept() bool { return g.settings.origin(keyAddress).Layer == layerGiven }
 

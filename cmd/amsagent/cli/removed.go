@@ -39,6 +39,8 @@ var removed = []struct {
 	{removedFlag, "doctor", "kind", "--user-data reads user data; for other files: `haproxy -c -f FILE`, `mongod --config FILE --outputConfig`"},
 	{removedFlag, "metadata", "record", "`--log-level debug` shows path, status and size of each answer"},
 	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
+	{removedSetting, "", "force_address", "use `join --force-address`, which is kept"},
+	{removedFlag, "config", "force-address", "it is a flag of join alone"},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},
 	{removedSetting, "", "tag_role", tagsAreFixed},
 	{removedSetting, "", "tag_group", tagsAreFixed},

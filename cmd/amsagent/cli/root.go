@@ -407,11 +407,6 @@ func (g *globals) addSettingFlag(cmd *cobra.Command, fs *pflag.FlagSet, row sett
 	if row.words != nil {
 		help += " (" + strings.Join(row.words, ", ") + ")"
 	}
-	if row.on != "" {
-		flag := &settingFlag{g: g, key: row.key, name: row.flag, fixed: row.on}
-		fs.VarPF(flag, row.flag, row.short, row.help).NoOptDefVal = "true"
-		return
-	}
 	fs.VarP(&settingFlag{g: g, key: row.key, name: row.flag, arg: row.arg, def: row.def}, row.flag, row.short, help)
 	if row.words != nil {
 		completes(cmd, row.flag, func() []string { return row.words })

@@ -81,11 +81,12 @@ type settings struct {
 	untagged map[string]value
 
 	// Mongo is as given, possibly file:PATH, possibly with a password: use globals.mongo, never print it.
-	Mongo          string
-	Role           string
-	Group          string
-	Address        netip.Addr
-	ForceAddress   bool
+	Mongo   string
+	Role    string
+	Group   string
+	Address netip.Addr
+	// Forced is the address that a join accepted although no interface has it.
+	Forced         string
 	AMSDir         string
 	AMSRelease     string
 	Provider       string
@@ -309,7 +310,6 @@ func (s *settings) fill() {
 	s.Role = text(keyRole)
 	s.Group = text(keyGroup)
 	s.Address, _ = netip.ParseAddr(text(keyAddress))
-	s.ForceAddress = text(keyForceAddress) == "true"
 	s.AMSDir = text(keyAMSDir)
 	s.AMSRelease = text(keyAMSRelease)
 	s.Provider = text(keyProvider)

@@ -29,7 +29,6 @@ const (
 	keyRole           = "role"
 	keyGroup          = "group"
 	keyAddress        = "address"
-	keyForceAddress   = "force_address"
 	keyAMSDir         = "ams_dir"
 	keyAMSRelease     = "ams_release"
 	keyProvider       = "provider"
@@ -74,8 +73,6 @@ type setting struct {
 	flag   string
 	short  string
 	global bool
-	// on is what a flag without a value sets.
-	on string
 	// kept: join keeps the value for the daemon and for later commands.
 	kept bool
 	// alsoEnv are other people's variables that mean the same; ours wins.
@@ -121,10 +118,6 @@ var settingsTable = sync.OnceValue(func() []setting {
 		{
 			key: keyAddress, kept: true, flag: "address", arg: "IP", check: checkAddress,
 			help: "the address other nodes reach this one by; where unset, the private address the cloud names",
-		},
-		{
-			key: keyForceAddress, kept: true, flag: "force-address", arg: "WHEN", on: "true", def: "false", words: booleans(),
-			help: "take the address although no interface of this machine has it",
 		},
 		{
 			key: keyAMSDir, kept: true, flag: "ams-dir", arg: "DIR", def: "/usr/local/antmedia", check: checkAbsPath,

@@ -93,7 +93,7 @@ func TestDefaults(t *testing.T) {
 // Every row of the table reaches its field from each of its sources.
 func TestEverySettingIsRead(t *testing.T) {
 	values := map[string]string{
-		keyMongo: "10.0.2.4", keyRole: "edge", keyGroup: "edges in eu", keyAddress: "10.0.1.5", keyForceAddress: "true", keyAMSDir: "/opt/ams",
+		keyMongo: "10.0.2.4", keyRole: "edge", keyGroup: "edges in eu", keyAddress: "10.0.1.5", keyAMSDir: "/opt/ams",
 		keyAMSRelease: "2.14.0", keyProvider: "aws", keyService: "none", keyServiceCommand: "/usr/bin/ams-ctl -q",
 		keyRemoteIPValve: "remove", keyTimeout: "90s", keyOnFailure: "keep", keyRoot: "/mnt", keyConfig: "/c.yaml",
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
@@ -107,7 +107,7 @@ func TestEverySettingIsRead(t *testing.T) {
 	}
 	field := func(s *settings, key string) any {
 		return map[string]any{
-			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address.String(), keyForceAddress: s.ForceAddress, keyAMSDir: s.AMSDir,
+			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address.String(), keyAMSDir: s.AMSDir,
 			keyAMSRelease: s.AMSRelease, keyProvider: s.Provider, keyService: s.Service, keyServiceCommand: s.ServiceCommand,
 			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
 			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
@@ -134,7 +134,7 @@ func TestEverySettingIsRead(t *testing.T) {
 			want = 7 * time.Minute
 		case keyAutoJoin:
 			want = false
-		case keyAbandon, keyForceAddress:
+		case keyAbandon:
 			want = true
 		case keyDrainDeadline:
 			want = 30 * time.Minute
@@ -251,9 +251,9 @@ func TestCanonicalValues(t *testing.T) {
 		{keyAutoJoin, "true", "true"},
 		{keyAutoJoin, "Yes", "true"},
 		{keyAutoJoin, "on", "true"},
-		{keyForceAddress, "FALSE", "false"},
-		{keyForceAddress, "no", "false"},
-		{keyForceAddress, "Off", "false"},
+		{keyAutoJoin, "FALSE", "false"},
+		{keyAutoJoin, "no", "false"},
+		{keyAutoJoin, "Off", "false"},
 	} {
 		row, _ := settingByKey(tt.key)
 		if got, err := row.canonical(tt.value); err != nil || got != tt.want {
