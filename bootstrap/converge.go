@@ -96,9 +96,6 @@ type Convergence struct {
 	// Warnings are what could not be looked at or mended.
 	Warnings []Finding    `json:"warnings"`
 	Files    []FileResult `json:"files"`
-	// Compared are the files that were compared with what a join writes; Files are
-	// those of them that may be written.
-	Compared []string `json:"-"`
 	// RestartNeeded reports that the server runs with other settings than it will start
 	// with: files differ, or were written after the server was started.
 	RestartNeeded bool `json:"restart_needed"`
@@ -108,9 +105,6 @@ type Convergence struct {
 	Unidentified bool `json:"-"`
 	// Incomplete reports that they left something out that they usually say.
 	Incomplete bool `json:"-"`
-	// Unread tells that nobody wrote to the files since a [Keeper] read them, which
-	// was not done again.
-	Unread bool `json:"-"`
 }
 
 // Converge brings a machine that has joined back to what it joined as: files that
@@ -404,13 +398,8 @@ func (k *converger) mend(ctx context.Context) error {
 		// What stop timeout is in effect is not known, and the drop-in never shortens it.
 		f.plan = f.plan.Only(func(path string) bool { return path != ams.DropInPath })
 	}
-	if f.plan != nil {
-		for _, file := range f.plan.Files() {
-			k.result.Compared = append(k.result.Compared, file.Before.Path)
-		}
-		if k.req.MongoStored && k.renamed() {
-			f.plan = f.plan.Only(func(path string) bool { return path != MongoPath })
-		}
+	if f.plan != nil && k.req.MongoStored && k.renamed() {
+		f.plan = f.plan.Only(func(path string) bool { return path != MongoPath })
 	}
 	k.limit()
 	k.result.Files = fileResults(f.plan)

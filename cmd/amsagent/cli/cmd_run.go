@@ -96,7 +96,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	a.given = a.givenNow()
 	server := m.Server()
 	o := daemon.Options{
-		Machine: bootstrap.NewKeeper(m), Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
+		Machine: m, Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
 		Outdated: a.outdated, Connect: a.connect, Reload: reload, Notify: g.env.Notify,
 		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock, PIDFile: g.settings.Root + daemonPID,
 		Version: currentVersion().Version, Log: g.log(),

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,9 +56,6 @@ func (p program) unmap() {
 		_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, r.from, r.to-r.from, syscall.MADV_DONTNEED)
 	}
 }
-
-// restEvery is after how long what was used once, and is not any more, is given back.
-const restEvery = 5 * time.Minute
 
 // rest gives back the memory of work that comes seldom, like starting or comparing
 // files: its garbage, and the pages of the program that are mapped for it.

@@ -760,7 +760,6 @@ const amsSilent = 20 * time.Second
 // drift compares the files regularly with those of the join.
 func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unmended error) error {
 	p := m.d.o.Periods
-	rested := time.Now()
 	if unmended == nil {
 		m.follow(c)
 	}
@@ -782,12 +781,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 		if ctx.Err() == nil {
 			m.d.mended(err)
 		}
-		if c != nil && c.Unread && time.Since(rested) < restEvery {
-			collect()
-		} else {
-			m.d.program.rest()
-			rested = time.Now()
-		}
+		m.d.program.rest()
 		switch {
 		case c == nil:
 		case c.Phase != bootstrap.PhaseJoined:
