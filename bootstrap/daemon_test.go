@@ -29,7 +29,7 @@ func (d *fakeDaemon) State(context.Context) (ams.UnitsState, error) { return d.s
 
 func (d *fakeDaemon) Enable(context.Context) error {
 	ctx, cancel := context.WithCancel(d.t.Context())
-	lock, err := d.m.store().Lock(ctx, lockPath, func(string) { cancel() })
+	lock, err := d.m.store().Lock(ctx, lockPath, func() { cancel() })
 	if err != nil {
 		d.t.Errorf("the daemon is started while the machine is locked: %v", err)
 	} else {

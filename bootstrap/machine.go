@@ -132,8 +132,8 @@ func (m *Machine) http() *http.Client {
 
 // lock takes the machine for one command.
 func (m *Machine) lock(ctx context.Context) (*conf.Lock, error) {
-	return m.store().Lock(ctx, lockPath, func(holder string) {
-		m.say("waiting: another amsagent is at work (%s)", holder)
+	return m.store().Lock(ctx, lockPath, func() {
+		m.say("waiting: another amsagent is at work")
 	})
 }
 

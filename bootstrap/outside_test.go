@@ -70,7 +70,7 @@ func TestCommandsAskBeforeTheyLock(t *testing.T) {
 				asked = append(asked, who)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				lock, err := m.store().Lock(ctx, lockPath, func(string) { cancel() })
+				lock, err := m.store().Lock(ctx, lockPath, func() { cancel() })
 				if err != nil {
 					t.Errorf("the machine is locked while %s is asked: %v", who, err)
 					return

@@ -6,7 +6,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -118,12 +117,9 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	}
 	err = daemon.New(o).Run(cmd.Context())
 	var running *daemon.RunningError
-	var held *daemon.LockHeldError
 	switch {
 	case errors.As(err, &running):
 		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: stateUntouched}
-	case errors.As(err, &held):
-		return &userError{Msg: "cannot run", Cause: err, Hints: []string{fmt.Sprintf("only root can hold that file; see what it is: ps -fp %d", held.PID)}, State: stateUntouched}
 	case errors.Is(err, daemon.ErrOutdated):
 		return err
 	case err != nil:

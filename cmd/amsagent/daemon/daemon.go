@@ -246,8 +246,8 @@ func New(o Options) *Daemon {
 }
 
 // Run serves until ctx ends, which is no error: leaving is not the daemon's
-// decision. A second daemon on one machine is refused with a [RunningError], one whose
-// lock another process holds with a [LockHeldError]. [ErrOutdated] asks for a new one.
+// decision. A second daemon on one machine is refused with a [RunningError].
+// [ErrOutdated] asks for a new one.
 func (d *Daemon) Run(ctx context.Context) error {
 	release, err := lockFile(d.o.Lock, d.o.PIDFile)
 	if err != nil {

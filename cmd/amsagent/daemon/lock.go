@@ -12,15 +12,13 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/amsagent/amsagent/conf"
 )
 
 // lockFile takes the lock that keeps a second daemon away. The kernel releases it when the process ends, however it
 // ends. The file at pidPath, if one is named, holds the daemon's pid for people and programs; the lock file itself is
 // for root alone, because any descriptor on it, even a read-only one, is enough to take or delay the lock.
 //
-// It returns a [RunningError] where another daemon holds the lock, and a [LockHeldError] where another process does.
+// It returns a [RunningError] if another process holds the lock.
 func lockFile(path, pidPath string) (release func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -40,7 +38,7 @@ func lockFile(path, pidPath string) (release func(), err error) {
 		}
 	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, errors.Join(lockHeld(f, path, pidPath), f.Close())
+		return nil, errors.Join(runningError(pidPath), f.Close())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
@@ -79,20 +77,13 @@ func Stopped(pidPath string) bool {
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// lockHeld says which process holds the lock. The pid file names a daemon; the kernel may name another process.
-func lockHeld(f *os.File, path, pidPath string) error {
-	named := 0
+// runningError names the daemon of the pid file.
+func runningError(pidPath string) *RunningError {
+	e := &RunningError{}
 	if b, err := os.ReadFile(pidPath); err == nil && len(b) <= 16 {
-		named, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+		e.PID, _ = strconv.Atoi(strings.TrimSpace(string(b)))
 	}
-	holder, known := conf.LockHolder(f)
-	switch {
-	case !known || holder == 0: // the holder is in another pid namespace
-		return &RunningError{PID: named}
-	case holder == named:
-		return &RunningError{PID: holder}
-	}
-	return &LockHeldError{Path: path, PID: holder}
+	return e
 }
 
 // RunningError says that another daemon runs on this machine.
@@ -103,14 +94,4 @@ func (e *RunningError) Error() string {
 		return "another amsagent daemon runs on this machine"
 	}
 	return fmt.Sprintf("another amsagent daemon runs on this machine, with pid %d", e.PID)
-}
-
-// LockHeldError says that a process holds the daemon's lock without being the daemon that the pid file names.
-type LockHeldError struct {
-	Path string
-	PID  int
-}
-
-func (e *LockHeldError) Error() string {
-	return fmt.Sprintf("%s is locked by the process with pid %d", e.Path, e.PID)
 }
