@@ -577,7 +577,7 @@ func (k *converger) write(ctx context.Context) error {
 	paths := f.plan.ChangedPaths()
 	if before, err := k.commit(ctx); err != nil {
 		state, hint := leftBy(err, before, "the files are those of a cluster node")
-		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(protectedHint(k.store, f.plan, err), hint)}
+		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(deniedHint(err), hint)}
 	}
 	k.repaired(IDDrift, "not as joined, and written again: %s", joinPaths(paths))
 	if k.req.Mode == ConvergeWatch {

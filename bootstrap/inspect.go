@@ -108,7 +108,7 @@ func (m *Machine) inspectPlan(store *conf.Store, req JoinRequest, f *facts, in *
 	}
 	if in.Writable = m.Euid == 0 || m.Root != ""; in.Writable {
 		// All of them: what a join of today leaves alone an upgrade may restore tomorrow.
-		checkWritable(store, f.plan.Files(), f)
+		checkWritable(store, f.install.Dir, f.plan.Files(), f)
 	}
 }
 

@@ -155,15 +155,13 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	}
 	var lock *conf.Lock
 	if !req.DryRun {
-		if m.Euid == 0 || m.Root != "" {
-			var err error
-			if lock, err = m.lock(ctx); err != nil {
-				return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
-			}
-			defer func() { _ = lock.Unlock() }()
-			if f.warnings, found, err = m.recover(ctx, store); err != nil {
-				return nil, notRecovered(err, leaveFirst, untouched)
-			}
+		var err error
+		if lock, err = m.lock(ctx); err != nil {
+			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
+		}
+		defer func() { _ = lock.Unlock() }()
+		if f.warnings, found, err = m.recover(ctx, store); err != nil {
+			return nil, notRecovered(err, leaveFirst, untouched)
 		}
 	}
 	if err := m.preflight(ctx, store, req, f); err != nil {
@@ -395,7 +393,7 @@ func (j *joiner) offline(ctx context.Context) error {
 	}
 	if err := j.commit(ctx); err != nil {
 		state, hint := leftBy(err, j.before(), "the files are those of a cluster node")
-		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(protectedHint(j.store, f.plan, err), hint)}
+		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(deniedHint(err), hint)}
 	}
 	j.say("edited %s; nothing else was touched", plural(len(f.plan.Changed()), "file"))
 	return nil
@@ -580,7 +578,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 		bound, cancel := after(ctx, mongoTime)
 		defer cancel()
 		j.failedRow(bound, step+": "+err.Error())
-		e := &FailedError{Step: step, Err: err, Hint: protectedHint(j.store, f.plan, err)}
+		e := &FailedError{Step: step, Err: err, Hint: deniedHint(err)}
 		_, unfinished := errors.AsType[*conf.UnfinishedError](err)
 		switch {
 		case unfinished:

@@ -698,7 +698,7 @@ func (l *leaver) planAgain() (*conf.Plan, error) {
 func (l *leaver) notGivenBack(err error) error {
 	e := &FailedError{Step: "giving the files back", Err: err}
 	e.State, e.Hint = leftBy(err, "the files are still those of a cluster node", "the files were given back")
-	e.Hint = cmp.Or(protectedHint(l.store, l.plan, err), e.Hint)
+	e.Hint = cmp.Or(deniedHint(err), e.Hint)
 	if l.found != untouched {
 		e.State += " (" + l.found + ")"
 	}
@@ -1008,7 +1008,7 @@ func (l *leaver) notAgain(err error) error {
 	return &FailedError{
 		Step: "giving back what the server saved as it ended", Err: err,
 		State: "the files were given back, and the server may have saved a node's settings over them; run the same command again",
-		Hint:  protectedHint(l.store, l.plan, err),
+		Hint:  deniedHint(err),
 	}
 }
 

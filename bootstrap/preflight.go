@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,9 +94,6 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 		f.failed = append(f.failed, n)
 	}
 	checkGiven(store, f)
-	if m.Euid != 0 && !req.DryRun && m.Root == "" {
-		f.fail(IDRoot, errors.New("only root may change this machine's configuration"), "run it with sudo, or from user-data")
-	}
 	m.checkInstall(f)
 	asking.Wait()
 	m.checkService(f, serviceErr)
@@ -375,9 +373,8 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 			f.warn(IDHardLink, "", "%s has %d names; the others keep the old content", file.Before.Path, file.Before.Links)
 		}
 	}
-	// Who is not root is told so; that he may not write is no news then.
-	if !req.DryRun && (m.Euid == 0 || m.Root != "") {
-		checkWritable(store, plan.Changed(), f)
+	if !req.DryRun {
+		checkWritable(store, f.install.Dir, plan.Changed(), f)
 	}
 }
 
@@ -473,76 +470,74 @@ func checkOwners(plan *conf.Plan, owner int, f *facts) {
 	}
 }
 
-// minFree is the room that a commit must find on each file system: it writes
-// every file once more and a journal, together well below 1 MB.
-const minFree = 1 << 20
+// minFree is the room that a commit must find: it writes every file again, and a journal.
+const minFree = 8 << 20
 
-// checkWritable finds read-only and full file systems before anything is
-// staged on them.
-func checkWritable(store *conf.Store, changed []conf.PlannedFile, f *facts) {
+// checkWritable finds folders and files that cannot be replaced, and a full disk, before anything
+// is staged.
+func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f *facts) {
 	if len(changed) == 0 {
 		return
 	}
-	immutable := protected(store, changed)
-	for _, p := range immutable {
-		f.fail(IDWritable, fmt.Errorf("%s is protected against every change: %w", p, syscall.EPERM), chattr(p))
-	}
-	paths := []string{StateDir}
+	paths := []string{path.Join(StateDir, "x")}
 	for _, file := range changed {
-		paths = append(paths, path.Dir(file.Before.Target))
+		paths = append(paths, file.Before.Target)
 	}
-	var seen, readOnly []string
-	for _, name := range paths {
-		p, err := store.Files().Locate(path.Join(name, "x"))
-		if err != nil {
-			f.fail(IDWritable, err, "")
-			continue
+	slices.Sort(paths)
+	var refused []error
+	for _, name := range slices.Compact(paths) {
+		if err := writable(store, name); err != nil {
+			refused = append(refused, err)
 		}
-		// The nearest folder that is there.
-		if d := path.Join("/", store.Root, p.Folder.Path()); !slices.Contains(seen, d) {
-			seen = append(seen, d)
-			if checkFolder(p.Folder, d, immutable, f) {
-				readOnly = append(readOnly, d)
-			}
-		}
-		p.Close()
 	}
-	if n := len(readOnly); n > 0 {
-		where := readOnly[0]
+	if n := len(refused); n > 0 {
+		err := refused[0]
 		if n > 1 {
-			where += " and " + plural(n-1, "more folder") + " are"
-		} else {
-			where += " is"
+			err = fmt.Errorf("%w, and %s", err, plural(n-1, "more file"))
 		}
-		f.fail(IDWritable, fmt.Errorf("%s on a read-only file system: %w", where, syscall.EROFS), "mount it writable")
+		hint := cmp.Or(deniedHint(err), "run as root")
+		if errors.Is(err, syscall.EROFS) {
+			hint = "mount it writable"
+		}
+		f.fail(IDWritable, err, hint)
+	}
+	if st, err := space(store, dir); err == nil && st.Blocks > 0 && int64(st.Bavail)*st.Bsize < minFree {
+		f.fail(IDSpace, fmt.Errorf("%s is full (%d bytes free, %d needed): %w", dir, int64(st.Bavail)*st.Bsize, minFree, syscall.ENOSPC), "make room on that file system")
 	}
 }
 
-// checkFolder looks whether a folder, shown as name, can be written, and reports
-// whether its file system is mounted read-only.
-func checkFolder(d *files.Folder, name string, immutable []string, f *facts) (readOnly bool) {
-	st, err := d.Space()
+// writable says why the file cannot be replaced: its folder, or the next one that exists, is not
+// writable, or root itself is refused (chattr +i).
+func writable(store *conf.Store, name string) error {
+	p, err := store.Files().LocateName(name)
 	if err != nil {
-		f.fail(IDWritable, err, "")
-		return false
+		return err
 	}
-	if st.Flags&unix.ST_RDONLY != 0 {
-		return true
+	defer p.Close()
+	if err := p.Folder.Writable("."); err != nil || len(p.Missing) > 0 {
+		return err
 	}
-	if err := d.Writable(); err != nil {
-		hint := "run as root"
-		if errors.Is(err, unix.EPERM) {
-			hint = chattr(name)
-		}
-		if !slices.Contains(immutable, name) {
-			f.fail(IDWritable, err, hint)
-		}
-		return false
+	if err := p.Folder.Writable(p.Name); errors.Is(err, syscall.EPERM) {
+		return err
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < minFree && st.Blocks > 0 {
-		f.fail(IDSpace, fmt.Errorf("%s is full (%d bytes free, %d needed): %w", name, free, minFree, syscall.ENOSPC), "make room on that file system")
+	return nil
+}
+
+func space(store *conf.Store, dir string) (unix.Statfs_t, error) {
+	folder, err := store.Files().Folder(dir)
+	if err != nil {
+		return unix.Statfs_t{}, err
 	}
-	return false
+	defer folder.Close()
+	return folder.Space()
+}
+
+// deniedHint is for an error that even root gets: chattr +i or +a do not say so.
+func deniedHint(err error) string {
+	if errors.Is(err, syscall.EPERM) {
+		return "root is refused: `lsattr` on the file and its folder shows i or a; `chattr -i -a` removes them"
+	}
+	return ""
 }
 
 // checkTarget looks at the connection string alone.

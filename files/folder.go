@@ -590,15 +590,7 @@ func (d *Folder) Space() (unix.Statfs_t, error) {
 	return st, pathError("statfs", d.path, unix.Fstatfs(d.fd, &st))
 }
 
-// Writable says why names in the folder cannot be changed; nil where they can.
-func (d *Folder) Writable() error {
-	return pathError("write", d.path, unix.Faccessat(d.fd, ".", unix.W_OK, 0))
-}
-
-// Protected reports whether what has the name is immutable or append-only
-// (chattr +i, +a); "." is the folder itself.
-func (d *Folder) Protected(name string) bool {
-	var st unix.Statx_t
-	err := unix.Statx(d.fd, name, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
-	return err == nil && st.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0
+// Writable says why what has the name cannot be written; "." is the folder itself.
+func (d *Folder) Writable(name string) error {
+	return pathError("write", filepath.Join(d.path, name), unix.Faccessat(d.fd, name, unix.W_OK, unix.AT_SYMLINK_NOFOLLOW))
 }

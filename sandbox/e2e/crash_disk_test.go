@@ -252,8 +252,8 @@ func TestCrashImmutable(t *testing.T) {
 				default:
 					t.Errorf("it says %q", state)
 				}
-				if !strings.Contains(r.Err, "chattr") {
-					t.Errorf("nobody is told of chattr:\n%s", r.Err)
+				if !strings.Contains(r.Err, "lsattr") {
+					t.Errorf("the hint does not name lsattr:\n%s", r.Err)
 				}
 				if err := immutable(path, false); err != nil {
 					t.Fatal(err)
