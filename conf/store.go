@@ -224,26 +224,17 @@ func (s *Store) writeFile(path string, data []byte, mode, dirMode fs.FileMode, l
 		return nil
 	}
 	temp := "." + name + writeSuffix
-	for try := 1; ; try++ {
-		if err := d.Remove(temp); err != nil {
-			return err
-		}
-		if err := d.Write(temp, data, d.In(mode)); err != nil {
-			return errors.Join(err, d.Remove(temp))
-		}
-		err := d.Rename(temp, name)
-		if err == nil {
-			return d.Sync()
-		}
-		// A recovery of another process takes it for one that was left behind.
-		if !errors.Is(err, fs.ErrNotExist) || try == mostSwept {
-			return errors.Join(err, d.Remove(temp))
-		}
+	if err := d.Remove(temp); err != nil {
+		return err
 	}
+	if err := d.Write(temp, data, d.In(mode)); err != nil {
+		return errors.Join(err, d.Remove(temp))
+	}
+	if err := d.Rename(temp, name); err != nil {
+		return errors.Join(err, d.Remove(temp))
+	}
+	return d.Sync()
 }
-
-// mostSwept is how often a write begins anew because a recovery removed its temporary file.
-const mostSwept = 10
 
 // RemoveFile removes a file below the root, itself and not what it leads to, and
 // makes that durable; a file that is not there is no error.

@@ -791,23 +791,6 @@ func TestWriteFile(t *testing.T) {
 	}
 }
 
-// TestWriteFileWhileRecovering: a recovery of another process removes what looks left behind.
-func TestWriteFileWhileRecovering(t *testing.T) {
-	s := newTree(t)
-	for i := range 300 {
-		var all sync.WaitGroup
-		all.Go(func() {
-			if err := s.RemoveTemps(stateDir); err != nil {
-				t.Error(err)
-			}
-		})
-		if err := s.WriteFile(stateDir+"/served.json", fmt.Append(nil, i), 0o600, 0o700); err != nil {
-			t.Error(err)
-		}
-		all.Wait()
-	}
-}
-
 // TestFirstLocks: a daemon and a join start at once, and neither finds a folder.
 func TestFirstLocks(t *testing.T) {
 	for range 100 {
