@@ -74,7 +74,7 @@ func (e *UnreachableError) Hint() string { return e.hint }
 
 // product is one of the services.
 type product struct {
-	name, version, setting string
+	name, version, variable string
 	// troubles is the level of lines about single tries. Who asks now and then, and tells the outcome, is quiet.
 	troubles slog.Level
 	// hosts are tried one after the other until one takes a connection: the region's own, the one that needs no way
@@ -84,11 +84,11 @@ type product struct {
 
 var (
 	essProduct = product{
-		name: "ess", version: "2022-02-22", setting: "alibaba_ess_endpoint", troubles: slog.LevelWarn,
+		name: "ess", version: "2022-02-22", variable: "AMSAGENT_ALIBABA_ESS_ENDPOINT", troubles: slog.LevelWarn,
 		hosts: []string{"ess.REGION.aliyuncs.com", "ess-vpc.REGION.aliyuncs.com", "ess.aliyuncs.com"},
 	}
 	ecsProduct = product{
-		name: "ecs", version: "2014-05-26", setting: "alibaba_ecs_endpoint", troubles: slog.LevelDebug,
+		name: "ecs", version: "2014-05-26", variable: "AMSAGENT_ALIBABA_ECS_ENDPOINT", troubles: slog.LevelDebug,
 		hosts: []string{"ecs.REGION.aliyuncs.com", "ecs-vpc.REGION.aliyuncs.com", "ecs.aliyuncs.com"},
 	}
 )
@@ -340,7 +340,7 @@ func (a *api) judge(action string, resp *http.Response, body []byte) verdict {
 func (a *api) unreachable() string {
 	name := strings.ToUpper(a.product.name)
 	return "the " + name + " API has to be reachable from this subnet: by a NAT gateway, by its address in the VPC (" +
-		a.product.setting + ": https://" + a.product.name + "-vpc.REGION.aliyuncs.com), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
+		a.product.variable + "=https://" + a.product.name + "-vpc.REGION.aliyuncs.com), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
 }
 
 // list reads a list in both shapes that the APIs have: [...], and {"InstanceId":[...]} around it.

@@ -432,7 +432,7 @@ func TestEndpointOfTheRegion(t *testing.T) {
 	}
 	_, err = e.Membership(t.Context())
 	far, ok := errors.AsType[*alibaba.UnreachableError](err)
-	if !ok || !strings.Contains(far.Hint(), "alibaba_ess_endpoint") {
+	if !ok || !strings.Contains(far.Hint(), "AMSAGENT_ALIBABA_ESS_ENDPOINT") {
 		t.Errorf("%v", err)
 	}
 	if want := []string{"ess.cn-hangzhou.aliyuncs.com:443", "ess-vpc.cn-hangzhou.aliyuncs.com:443", "ess.aliyuncs.com:443"}; !slices.Equal(asked, want) {

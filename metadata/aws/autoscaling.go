@@ -61,7 +61,7 @@ const (
 
 const (
 	hintAPIUnreachable = "the Auto Scaling API has to be reachable from this subnet: by a NAT gateway, by an interface VPC endpoint for autoscaling, " +
-		"by IPv6 (aws_autoscaling_endpoint: https://autoscaling.REGION.api.aws), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
+		"by IPv6 (AMSAGENT_AWS_AUTOSCALING_ENDPOINT=https://autoscaling.REGION.api.aws), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
 	noRole = "the instance has no IAM role (instance profile)"
 )
 

@@ -169,14 +169,11 @@ func (m manual) settings() []byte {
 			text += " Default: " + s.Default + "."
 		}
 		text += "\n\nVariable: `" + s.Env + "`"
-		for _, also := range s.AlsoEnv {
-			text += ", also `" + also + "`"
-		}
 		if s.Flag != "" {
 			text += "; flag: `--" + s.Flag + "`"
 		}
 		if s.Tag != "" {
-			text += "; tag: `" + s.Tag + "`, where no other name is set"
+			text += "; tag: `" + s.Tag + "`"
 		}
 		if !s.File {
 			text += ". Not in the file"
@@ -185,6 +182,9 @@ func (m manual) settings() []byte {
 	}
 	r.section("ENVIRONMENT")
 	r.item(bold("CREDENTIALS_DIRECTORY"), "set by systemd: the file mongo or amsagent.mongo in it is the MongoDB address, after AMSAGENT_MONGO and before this file.")
+	for _, e := range m.ref.Endpoints {
+		r.item(bold(e.Env), e.Help+". A variable only: the daemon needs it in a drop-in of its units.")
+	}
 	r.item(bold("NO_COLOR"), "no color, whatever its value.")
 	r.section("FILES")
 	for _, f := range usedFiles()[:2] {

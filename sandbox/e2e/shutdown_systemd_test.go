@@ -517,7 +517,10 @@ func (s *goingDown) hook(t *testing.T) {
 	const dropIn, control, api = "/etc/systemd/system/imds.service.d/group.conf", "127.0.0.1:5998", "127.0.0.1:5997"
 	s.write(t, dropIn, "[Service]\nExecStart=\nExecStart=/usr/local/bin/sandbox aws --listen 169.254.169.254:80 --id ${ID} --ip ${IP} "+
 		"--tag amsagent:role=origin --control "+control+" --autoscaling "+api+" --group edge-asg --hook drain:terminating:10m --verbose\n")
-	s.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\naws_autoscaling_endpoint: http://"+api+"\n")
+	s.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\n")
+	for _, unit := range []string{daemonUnit, "amsagent-node.service"} {
+		s.write(t, "/etc/systemd/system/"+unit+".d/endpoint.conf", "[Service]\nEnvironment=AMSAGENT_AWS_AUTOSCALING_ENDPOINT=http://"+api+"\n")
+	}
 	s.up(t)
 	s.watched(t, 1)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+control+"/asg/terminate", nil)

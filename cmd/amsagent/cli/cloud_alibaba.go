@@ -16,7 +16,7 @@ func openAlibaba(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, li
 	if err != nil {
 		return nil, nil, err
 	}
-	scaling, err := p.ESS(alibaba.APIOptions{Endpoint: s.AlibabaESSEndpoint, Proxy: a.g.proxy()})
+	scaling, err := p.ESS(alibaba.APIOptions{Endpoint: s.Endpoints[endpointESS], Proxy: a.g.proxy()})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -16,7 +16,7 @@ func openAWS(a *daemonAdapter, inst metadata.Instance) (lifecycle.Source, lifecy
 	if err != nil {
 		return nil, nil, err
 	}
-	scaling, err := p.AutoScaling(aws.AutoScalingOptions{Endpoint: s.AWSAutoscalingEndpoint, Proxy: a.g.proxy()})
+	scaling, err := p.AutoScaling(aws.AutoScalingOptions{Endpoint: s.Endpoints[endpointAutoScaling], Proxy: a.g.proxy()})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -119,7 +119,7 @@ func (h *hookAsker) aws() (*aws.AutoScaling, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.AutoScaling(aws.AutoScalingOptions{Endpoint: s.AWSAutoscalingEndpoint, Proxy: h.a.g.proxy()})
+	return p.AutoScaling(aws.AutoScalingOptions{Endpoint: s.Endpoints[endpointAutoScaling], Proxy: h.a.g.proxy()})
 }
 
 // awsGroup tells a machine without a group from a group without a hook.
@@ -195,7 +195,7 @@ func (h *hookAsker) alibaba() (*alibaba.ESS, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.ESS(alibaba.APIOptions{Endpoint: s.AlibabaESSEndpoint, Proxy: h.a.g.proxy()})
+	return p.ESS(alibaba.APIOptions{Endpoint: s.Endpoints[endpointESS], Proxy: h.a.g.proxy()})
 }
 
 // alibabaAPI is what the doctor asks of Auto Scaling.

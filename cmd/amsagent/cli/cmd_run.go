@@ -134,7 +134,6 @@ func madeOf(s *settings) map[string]string {
 	for _, key := range []string{
 		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyProvider,
 		keyRebalance, keyAbandon, keyBeatInterval, keyLogLevel,
-		keyAWSEndpoint, keyAWSAutoscalingEndpoint, keyAzureEndpoint, keyAlibabaEndpoint, keyAlibabaESSEndpoint, keyAlibabaECSEndpoint, keyGCPEndpoint,
 	} {
 		made[key] = s.values[key].text
 	}

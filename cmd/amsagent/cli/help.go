@@ -133,9 +133,11 @@ func environmentTopic() string {
 	for _, row := range settingsTable() {
 		fmt.Fprintf(&b, "  %s\n", row.env())
 		b.WriteString(wrap(row.help + wordsAndDefault(row)))
-		if len(row.alsoEnv) > 0 {
-			b.WriteString(wrap("where that is not set: " + strings.Join(row.alsoEnv, ", ")))
-		}
+	}
+	b.WriteString("\nAddresses of the clouds' services, as http://HOST:PORT. They are variables only: set\n" +
+		"them for the daemon by `systemctl edit amsagent amsagent-node`.\n\n")
+	for _, e := range endpoints() {
+		fmt.Fprintf(&b, "  %s\n%s", e.env, wrap(e.text()))
 	}
 	b.WriteString("\nFrom others:\n\n")
 	for _, v := range [][2]string{

@@ -19,9 +19,11 @@ import (
 type Reference struct {
 	Commands []CommandReference
 	Settings []SettingReference
-	Errors   []ErrorReference
-	Findings []FindingReference
-	Exits    []ExitReference
+	// Endpoints are the variables that replace the addresses of clouds' services.
+	Endpoints []EndpointReference
+	Errors    []ErrorReference
+	Findings  []FindingReference
+	Exits     []ExitReference
 }
 
 // CommandReference is one command. Path begins with the program: "amsagent nodes prune".
@@ -38,10 +40,12 @@ type CommandReference struct {
 // a flag of this command alone.
 type FlagReference struct{ Name, Letter, Arg, Help, Default, Setting string }
 
+// EndpointReference is a variable of the environment with its meaning.
+type EndpointReference struct{ Env, Help string }
+
 // SettingReference is one row of the settings table.
 type SettingReference struct {
 	Key, Env string
-	AlsoEnv  []string
 	Arg      string
 	Help     string
 	Default  string
@@ -83,14 +87,15 @@ func Describe() Reference {
 	}
 	for _, s := range settingsTable() {
 		row := SettingReference{
-			Key: s.key, Env: s.env(), AlsoEnv: s.alsoEnv, Arg: s.arg, Help: s.help, Default: s.def, Words: s.words, Flag: s.flag, File: !s.noFile,
+			Key: s.key, Env: s.env(), Arg: s.arg, Help: s.help, Default: s.def, Words: s.words, Flag: s.flag, File: !s.noFile,
 		}
 		if s.tag != "" {
-			if name, ok := settingByKey("tag_" + s.tag); ok {
-				row.Tag = name.def
-			}
+			row.Tag = tagPrefix + s.tag
 		}
 		r.Settings = append(r.Settings, row)
+	}
+	for _, e := range endpoints() {
+		r.Endpoints = append(r.Endpoints, EndpointReference{e.env, e.text()})
 	}
 	r.add(newRootCommand(newGlobals(Env{}.withDefaults())))
 	return r

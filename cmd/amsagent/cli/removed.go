@@ -41,11 +41,23 @@ var removed = []struct {
 	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
 	{removedSetting, "", "force_address", "use `join --force-address`, which is kept"},
 	{removedFlag, "config", "force-address", "it is a flag of join alone"},
+	{removedKey, "", "aws_endpoint", setVariable + "AMSAGENT_AWS_ENDPOINT" + dropIn},
+	{removedKey, "", "aws_autoscaling_endpoint", setVariable + "AMSAGENT_AWS_AUTOSCALING_ENDPOINT" + dropIn},
+	{removedKey, "", "azure_endpoint", setVariable + "AMSAGENT_AZURE_ENDPOINT" + dropIn},
+	{removedKey, "", "alibaba_endpoint", setVariable + "AMSAGENT_ALIBABA_ENDPOINT" + dropIn},
+	{removedKey, "", "alibaba_ess_endpoint", setVariable + "AMSAGENT_ALIBABA_ESS_ENDPOINT" + dropIn},
+	{removedKey, "", "alibaba_ecs_endpoint", setVariable + "AMSAGENT_ALIBABA_ECS_ENDPOINT" + dropIn},
+	{removedKey, "", "gcp_endpoint", setVariable + "AMSAGENT_GCP_ENDPOINT" + dropIn},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},
 	{removedSetting, "", "tag_role", tagsAreFixed},
 	{removedSetting, "", "tag_group", tagsAreFixed},
 	{removedSetting, "", "tag_hooks", "no tag names hooks; use `join --hooks`, or hooks: in config.yaml"},
 }
+
+const (
+	setVariable = "set the environment variable "
+	dropIn      = " (for the daemon in a drop-in: systemctl edit amsagent amsagent-node)"
+)
 
 const tagsAreFixed = "tags are amsagent:role, amsagent:group and amsagent:mongo, or amsagent-role, amsagent-group and amsagent-mongo"
 

@@ -15,7 +15,6 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/metadata/alibaba"
 )
 
 // layer says where a value comes from. A higher layer wins over a lower one.
@@ -113,10 +112,8 @@ type settings struct {
 	Output   string
 	LogLevel slog.Level
 	Color    string
-	// Endpoints has the origin of each provider's metadata service that is not the usual one.
-	Endpoints              map[string]string
-	AWSAutoscalingEndpoint string
-	AlibabaESSEndpoint     string
+	// Endpoints has the origin of each service of a cloud that is not at its usual address.
+	Endpoints map[string]string
 
 	// warnings are things to say that stop nothing.
 	warnings []string
@@ -211,11 +208,8 @@ func resolveSettings(src sources) (*settings, error) {
 		if g, ok := src.flags[row.key]; ok {
 			add(row, g.text, origin{Layer: layerFlag, Name: g.name}, g.name)
 		}
-		for _, name := range append([]string{row.env()}, row.alsoEnv...) {
-			if v := lookupNonEmpty(src.lookupEnv, name); v != "" {
-				add(row, v, origin{Layer: layerEnv, Name: name}, name)
-				break // what others' variables say does not matter then
-			}
+		if v := lookupNonEmpty(src.lookupEnv, row.env()); v != "" {
+			add(row, v, origin{Layer: layerEnv, Name: row.env()}, row.env())
 		}
 		// https://no-color.org: any value but the empty one means no color.
 		if row.key == keyColor && lookupNonEmpty(src.lookupEnv, "NO_COLOR") != "" {
@@ -236,6 +230,9 @@ func resolveSettings(src sources) (*settings, error) {
 		s.applyGiven(src)
 		errs = append(errs, s.implied()...)
 		errs = append(errs, removedVariables(src.lookupEnv)...)
+		var bad []error
+		s.Endpoints, bad = readEndpoints(src.lookupEnv)
+		errs = append(errs, bad...)
 		s.warnings = append(s.warnings, misspeltVariables(src.environ)...)
 	}
 	if len(errs) > 0 {
@@ -338,17 +335,6 @@ func (s *settings) fill() {
 	s.Output = text(keyOutput)
 	_ = s.LogLevel.UnmarshalText([]byte(text(keyLogLevel)))
 	s.Color = text(keyColor)
-	s.Endpoints = map[string]string{}
-	for provider, key := range map[string]string{
-		"aws": keyAWSEndpoint, "azure": keyAzureEndpoint, "alibaba": keyAlibabaEndpoint, "gcp": keyGCPEndpoint,
-		alibaba.EndpointECS: keyAlibabaECSEndpoint,
-	} {
-		if v := text(key); v != "" {
-			s.Endpoints[provider] = v
-		}
-	}
-	s.AWSAutoscalingEndpoint = text(keyAWSAutoscalingEndpoint)
-	s.AlibabaESSEndpoint = text(keyAlibabaESSEndpoint)
 }
 
 // tagPrefix begins the names of the instance tags that are settings.
@@ -425,6 +411,9 @@ func misspeltVariables(environ func() []string) []string {
 	var known, warnings []string
 	for _, row := range settingsTable() {
 		known = append(known, strings.ToUpper(row.key))
+	}
+	for _, e := range endpoints() {
+		known = append(known, strings.TrimPrefix(e.env, envPrefix))
 	}
 	for _, kv := range environ() {
 		name, _, _ := strings.Cut(kv, "=")

@@ -51,14 +51,6 @@ const (
 	keyLogLevel       = "log_level"
 	keyColor          = "color"
 	keyHooks          = "hooks"
-
-	keyAWSEndpoint            = "aws_endpoint"
-	keyAWSAutoscalingEndpoint = "aws_autoscaling_endpoint"
-	keyAzureEndpoint          = "azure_endpoint"
-	keyAlibabaEndpoint        = "alibaba_endpoint"
-	keyAlibabaESSEndpoint     = "alibaba_ess_endpoint"
-	keyAlibabaECSEndpoint     = "alibaba_ecs_endpoint"
-	keyGCPEndpoint            = "gcp_endpoint"
 )
 
 // setting is one row of the table that flags, environment variables, config.yaml keys, instance tags and their
@@ -75,8 +67,6 @@ type setting struct {
 	global bool
 	// kept: join keeps the value for the daemon and for later commands.
 	kept bool
-	// alsoEnv are other people's variables that mean the same; ours wins.
-	alsoEnv []string
 	// noFile: cannot stand in config.yaml, because it decides which file that is.
 	noFile bool
 	// tag is the name after "amsagent:" for a setting that instance tags may carry.
@@ -186,34 +176,6 @@ var settingsTable = sync.OnceValue(func() []setting {
 		{
 			key: keyHooks, kept: true, flag: "hooks", arg: "NAME,…", check: checkHooks,
 			help: "the lifecycle hooks of the group that are this agent's to keep waiting and to complete, as names or patterns (amsagent-*); where unset, the only one of a transition, and of several those whose name contains amsagent",
-		},
-		{
-			key: keyAWSEndpoint, arg: "ORIGIN", check: checkOrigin, alsoEnv: []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"},
-			help: "the metadata service of AWS",
-		},
-		{
-			key: keyAWSAutoscalingEndpoint, arg: "ORIGIN", check: checkOrigin, alsoEnv: []string{"AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL"},
-			help: "the Auto Scaling API of AWS",
-		},
-		{
-			key: keyAzureEndpoint, arg: "ORIGIN", check: checkOrigin,
-			help: "the metadata service of Azure",
-		},
-		{
-			key: keyAlibabaEndpoint, arg: "ORIGIN", check: checkOrigin,
-			help: "the metadata service of Alibaba Cloud",
-		},
-		{
-			key: keyAlibabaESSEndpoint, arg: "ORIGIN", check: checkOrigin,
-			help: "the Auto Scaling (ESS) API of Alibaba Cloud",
-		},
-		{
-			key: keyAlibabaECSEndpoint, arg: "ORIGIN", check: checkOrigin,
-			help: "the ECS API of Alibaba Cloud, which tells the tags",
-		},
-		{
-			key: keyGCPEndpoint, arg: "ORIGIN", check: checkOrigin,
-			help: "the metadata service of Google Cloud",
 		},
 		{
 			key: keyOutput, flag: "output", short: "o", global: true, arg: "FORMAT", def: "text", words: []string{"text", "json"},

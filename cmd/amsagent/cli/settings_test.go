@@ -101,9 +101,6 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyAutoJoin: "false", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
 		keyServing: "LiveApp,live*", keyUnhealthyAfter: "7m",
 		keyDrainDeadline: "30m", keyRebalance: "drain", keyAbandon: "true",
-		keyAWSEndpoint: "http://127.0.0.1:1", keyAzureEndpoint: "http://127.0.0.1:2", keyAlibabaEndpoint: "http://127.0.0.1:3",
-		keyGCPEndpoint: "http://127.0.0.1:4", keyAWSAutoscalingEndpoint: "http://127.0.0.1:5", keyAlibabaESSEndpoint: "http://127.0.0.1:6",
-		keyAlibabaECSEndpoint: "http://127.0.0.1:7",
 	}
 	field := func(s *settings, key string) any {
 		return map[string]any{
@@ -115,10 +112,7 @@ func TestEverySettingIsRead(t *testing.T) {
 			keyDrainDeadline: s.DrainDeadline, keyRebalance: s.Rebalance, keyAbandon: s.AbandonOnFailure,
 			keyConfig: s.Config,
 			keyOutput: s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
-			keyHooks:       strings.Join(s.Hooks, ","),
-			keyAWSEndpoint: s.Endpoints["aws"], keyAzureEndpoint: s.Endpoints["azure"], keyAlibabaEndpoint: s.Endpoints["alibaba"],
-			keyGCPEndpoint: s.Endpoints["gcp"], keyAWSAutoscalingEndpoint: s.AWSAutoscalingEndpoint, keyAlibabaESSEndpoint: s.AlibabaESSEndpoint,
-			keyAlibabaECSEndpoint: s.Endpoints["alibaba-ecs"],
+			keyHooks: strings.Join(s.Hooks, ","),
 		}[key]
 	}
 	for _, row := range settingsTable() {
@@ -156,9 +150,6 @@ func TestEverySettingIsRead(t *testing.T) {
 			}
 		}
 		check("variable", sources{lookupEnv: lookup(map[string]string{row.env(): values[row.key]})})
-		for _, also := range row.alsoEnv {
-			check(also, sources{lookupEnv: lookup(map[string]string{also: values[row.key]})})
-		}
 		if row.flag != "" {
 			check("flag", sources{flags: flags(row.key, values[row.key])})
 		}
@@ -205,16 +196,6 @@ func TestWrongValues(t *testing.T) {
 		{keyOutput, "xml", "is not one of text, json"},
 		{keyLogLevel, "chatty", "is not one of debug, info, warn, error"},
 		{keyColor, "yes", "is not one of auto, always, never"},
-		{keyAWSEndpoint, "127.0.0.1:1338", "not an http or https origin"},
-		{keyAWSEndpoint, "ftp://h", "not an http or https origin"},
-		{keyAWSEndpoint, "http://", "not an http or https origin"},
-		{keyAWSEndpoint, "http://h/latest", "has more than an origin"},
-		{keyAWSEndpoint, "http://h?x", "has more than an origin"},
-		{keyAWSEndpoint, "http://h#x", "has more than an origin"},
-		{keyAWSEndpoint, "http://u:p@h", "an origin has no user and password"},
-		{keyAWSEndpoint, "http://h:0", "has no usable port"},
-		{keyAWSEndpoint, "http://h:", "has no usable port"},
-		{keyAWSEndpoint, "http://h:99999", "has no usable port"},
 		{keyMongo, "a b", "there is a blank"},
 		{keyMongo, "http://h", ""},
 		{keyMongo, "mongodb://", ""},
@@ -242,8 +223,6 @@ func TestCanonicalValues(t *testing.T) {
 		{keyAMSDir, "/opt//ams/", "/opt/ams"},
 		{keyTimeout, "3600s", "1h"},
 		{keyTimeout, "90m", "1h30m"},
-		{keyAWSEndpoint, "http://169.254.169.254/", "http://169.254.169.254"},
-		{keyAWSEndpoint, "http://[fd00:ec2::254]:80", "http://[fd00:ec2::254]:80"},
 		{keyMongo, "file:///etc/amsagent/mongo", "file:/etc/amsagent/mongo"},
 		{keyMongo, " 10.0.2.4 ", "10.0.2.4"},
 		{keyAMSRelease, "2.14.0-SNAPSHOT", "2.14.0-SNAPSHOT"},
@@ -531,5 +510,39 @@ func TestAddressField(t *testing.T) {
 	s, err := resolveSettings(sources{flags: flags(keyAddress, "10.0.1.5")})
 	if err != nil || s.Address != netip.MustParseAddr("10.0.1.5") {
 		t.Errorf("%v, %v", s.Address, err)
+	}
+}
+
+// An endpoint is an origin in a variable of the environment: ours, or that of the cloud's own SDK.
+func TestEndpoints(t *testing.T) {
+	for _, e := range endpoints() {
+		for _, name := range append([]string{e.env}, e.alsoEnv...) {
+			s, err := resolveSettings(sources{lookupEnv: lookup(map[string]string{name: "http://127.0.0.1:1"})})
+			if err != nil || s.Endpoints[e.name] != "http://127.0.0.1:1" || len(s.Endpoints) != 1 {
+				t.Errorf("%s: %v, %v", name, s, err)
+			}
+		}
+	}
+	for _, tt := range []struct{ value, want, wrong string }{
+		{"http://169.254.169.254/", "http://169.254.169.254", ""},
+		{"http://[fd00:ec2::254]:80", "http://[fd00:ec2::254]:80", ""},
+		{"127.0.0.1:1338", "", "not an http or https origin"},
+		{"ftp://h", "", "not an http or https origin"},
+		{"http://", "", "not an http or https origin"},
+		{"http://h/latest", "", "has more than an origin"},
+		{"http://h?x", "", "has more than an origin"},
+		{"http://h#x", "", "has more than an origin"},
+		{"http://u:p@h", "", "an origin has no user and password"},
+		{"http://h:0", "", "has no usable port"},
+		{"http://h:", "", "has no usable port"},
+		{"http://h:99999", "", "has no usable port"},
+	} {
+		found, errs := readEndpoints(lookup(map[string]string{"AMSAGENT_AWS_ENDPOINT": tt.value, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://other"}))
+		switch {
+		case tt.wrong == "" && (len(errs) > 0 || found[metadata.AWS] != tt.want):
+			t.Errorf("%s: %v, %v", tt.value, found, errs)
+		case tt.wrong != "" && (len(errs) != 1 || !strings.Contains(errs[0].Error(), tt.wrong) || !strings.Contains(errs[0].Error(), "AMSAGENT_AWS_ENDPOINT")):
+			t.Errorf("%s: %v", tt.value, errs)
+		}
 	}
 }
