@@ -25,6 +25,7 @@ const (
 	hintNoTags     = "cloud-init hands on no tags of %s: give role and group by flag, environment or configuration file"
 	hintBrokenTags = "not all tags in cloud-init's data can be read (see the notes): give role and group by flag, environment or configuration file"
 	hintNotYet     = "cloud-init is still looking for its cloud at this boot: cloud-init status --wait shows when it has done so, and why it has not"
+	hintTreeID     = "join with --offline needs no id; or give the tree one, on this machine: systemd-machine-id-setup --root=%s"
 	hintID         = "run systemd-machine-id-setup (and seal golden images, so that clones do not share the id), or give the machine a host name"
 )
 
@@ -182,8 +183,12 @@ func Identify(root, hostname string) (id, source string, err error) {
 	if usableHostname(hostname) {
 		return "host-" + hostname, "host name, since there is no machine id", nil
 	}
+	hint := hintID
+	if root != "" {
+		hint = fmt.Sprintf(hintTreeID, root)
+	}
 	return "", "", &cloud.Error{
-		Provider: Name, Item: "machine id", Kind: cloud.ErrNotFound, Hint: hintID,
+		Provider: Name, Item: "machine id", Kind: cloud.ErrNotFound, Hint: hint,
 		Cause: errors.Join(err, errors.New("and the host name tells nothing either")),
 	}
 }
