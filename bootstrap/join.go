@@ -171,7 +171,10 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	f.failed = append(f.failed, reached.failed...)
 	f.warnings = append(f.warnings, reached.warnings...)
 	if len(f.failed) > 0 {
-		return nil, &PreflightError{Findings: f.failed, State: found}
+		if !req.DryRun || !f.planned || !f.address.Addr.IsValid() {
+			return nil, &PreflightError{Findings: f.failed, State: found}
+		}
+		f.client = nil // the plan needs no database
 	}
 	if f.state != nil {
 		// Who joins once more, after a drain or an upgrade, does not say again what this machine is for.
@@ -192,6 +195,12 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	}
 	err := j.run(ctx)
 	j.result.Warnings = f.warnings
+	if len(f.failed) > 0 {
+		if pre, ok := errors.AsType[*PreflightError](err); ok {
+			f.failed = append(f.failed, pre.Findings...)
+		}
+		err = &PreflightError{Findings: f.failed, State: found}
+	}
 	return j.result, err
 }
 
@@ -251,9 +260,11 @@ func (j *joiner) run(ctx context.Context) error {
 	case j.req.Offline:
 		return j.offline(ctx)
 	}
-	var err error
-	if j.seen, err = f.client.AMSNodes(ctx); err != nil && !j.req.DryRun {
-		return &FailedError{Step: "reading the cluster's nodes", Err: err, State: j.found}
+	if f.client != nil {
+		var err error
+		if j.seen, err = f.client.AMSNodes(ctx); err != nil && !j.req.DryRun {
+			return &FailedError{Step: "reading the cluster's nodes", Err: err, State: j.found}
+		}
 	}
 	running, restart := f.service.Running(), j.mustRestart()
 	j.result.RestartNeeded = (restart || !running) && f.service.Known()

@@ -41,6 +41,7 @@ type facts struct {
 	given     *Given // what an earlier join was given
 	client    *cluster.Client
 	plan      *conf.Plan
+	planned   bool       // that plan is complete
 	former    *conf.Plan // that this command committed last
 
 	// skipApps leaves out an application whose file its owner, a crash or a full disk
@@ -354,7 +355,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		f.fail(id, err, hint)
 		failed = true
 	}
-	f.plan = plan
+	f.plan, f.planned = plan, !failed
 	if e.private {
 		checkOwners(plan, e.owner, f)
 	}
@@ -574,7 +575,7 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 		err = c.CheckAccess(bound)
 		stop()
 		attempt = mongoTime
-		if err == nil || ctx.Err() != nil || !mayCome(err) {
+		if err == nil || ctx.Err() != nil || !mayCome(err) || req.DryRun {
 			break
 		}
 		if !told {
