@@ -112,7 +112,11 @@ type RowView struct {
 	Verdict cluster.Verdict `json:"verdict,omitempty"`
 	// Looked tells whether MongoDB answered.
 	Looked bool `json:"looked"`
+	// Cause is why it did not; nil if it was not asked.
+	Cause error `json:"-"`
 }
+
+func (v *RowView) fail(err error) { v.Err, v.Cause = err.Error(), err }
 
 // Disagreement is one contradiction between two sides.
 type Disagreement struct {
@@ -163,7 +167,13 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 		s.Phase = state.Phase
 		s.Row.ID, s.Row.Address = state.InstanceID, state.Address
 	}
-	service, serr := m.Service.State(ctx)
+	service, serr := ams.State{Activity: ams.ActivityUnknown}, error(nil)
+	if s.Process.Service = m.Service.Name(); m.isTree() {
+		s.Process.Err = "not known: a tree below another root does not run"
+		s.Process.Liveness.State = ams.LiveUnknown
+	} else {
+		service, serr = m.Service.State(ctx)
+	}
 	install := m.viewFiles(store, req, state, service, s)
 	m.viewProcess(ctx, install, service, serr, s)
 	s.Process.older = s.Phase == PhaseJoined && m.olderThanFiles(state, service)
@@ -174,6 +184,13 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	}
 	s.compare(state)
 	return s, nil
+}
+
+// isTree reports whether nothing runs from these files: they are below another root, and no command starts their server.
+func (m *Machine) isTree() bool {
+	_, none := m.Service.(ams.None)
+	_, systemd := m.Service.(*ams.Systemd) // this machine's
+	return m.Root != "" && (none || systemd)
 }
 
 // unprivileged reports whether an error means no more than that this process is not
@@ -219,11 +236,10 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 
 func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service ams.State, serr error, s *Status) {
 	v := &s.Process
-	v.Service = m.Service.Name()
 	if v.State = service; serr != nil {
 		v.Err = serr.Error()
 	}
-	if in == nil {
+	if in == nil || m.isTree() { // a port of this machine is not the tree's
 		return
 	}
 	started := m.serverStarted(v.State)
@@ -263,7 +279,7 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 	}
 	c, err := m.Connect(ctx, req.Mongo)
 	if err != nil {
-		v.Err = err.Error()
+		v.fail(err)
 		return
 	}
 	defer closeClient(ctx, c)
@@ -271,7 +287,7 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 	defer cancel()
 	skew, _, err := c.ClockSkew(ctx)
 	if err != nil {
-		v.Err = err.Error()
+		v.fail(err)
 		return
 	}
 	now := time.Now().Add(-skew)
@@ -284,13 +300,13 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 			v.EarlierBoot = boot != "" && n.BootID != "" && n.BootID != boot
 			v.OtherMachine = v.EarlierBoot && n.UsedByOther(cluster.Node{ID: v.ID, IP: v.Address, BootID: boot}, v.Age)
 		case !errors.Is(err, cluster.ErrNoNode):
-			v.Err = err.Error()
+			v.fail(err)
 			return
 		}
 	}
 	if v.Address != "" {
 		if v.AMS, err = c.AMSNodesByAddress(ctx, v.Address); err != nil {
-			v.Err = err.Error()
+			v.fail(err)
 			return
 		}
 		// AMS stamps with this machine's clock.

@@ -108,6 +108,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if !s.Unprivileged { // else nobody here knows what the node joined with
 		v.Role, v.Group, v.Address = g.nodeSetting(keyRole), g.nodeSetting(keyGroup), g.nodeSetting(keyAddress)
 	}
+	v.addMongo(g)
 	v.askDaemon(ctx, g)
 	if err := g.result("status", v, func(w *textWriter) { statusText(w, v, t) }); err != nil {
 		return err
@@ -183,8 +184,11 @@ func processText(w *textWriter, p bootstrap.ProcessView) string {
 	if !p.State.Since.IsZero() && p.State.Running() {
 		text += ", since " + w.ago(p.State.Since)
 	}
-	// Who was stopped does not answer, and is not starting.
-	if alive := p.Liveness.String(); alive != "" && (!p.State.Known() || p.State.Running()) {
+	switch alive := p.Liveness.String(); {
+	case p.State.Known() && !p.State.Running(), alive == "": // a server that was stopped is not starting
+	case !p.State.Known() && p.Liveness.State == ams.LiveStarting && p.Liveness.Code == 0:
+		text += "; no server answers on its port"
+	default:
 		text += "; " + alive
 	}
 	return text

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
@@ -63,6 +64,15 @@ func (s *statusView) givenText() string {
 	return strings.Join(parts, ", ")
 }
 
+// addMongo lists first why MongoDB could not be asked: all that a node lacks follows from it.
+func (s *statusView) addMongo(g *globals) {
+	if s.Row.Cause == nil || !s.Member || s.Unprivileged {
+		return
+	}
+	e := g.explain(s.Row.Cause)
+	s.Disagree = slices.Insert(s.Disagree, 0, bootstrap.Disagreement{ID: e.ID, Text: e.Error(), Hint: strings.Join(e.Hints, "; ")})
+}
+
 // askDaemon adds the daemon's view.
 func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 	ctx, cancel := context.WithTimeout(ctx, statusDaemonTime)
@@ -90,7 +100,11 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 	case errors.As(err, &none):
 		s.DaemonErr = "none runs"
 	case errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0:
-		s.askReady(ctx, g.settings.Metrics)
+		address := g.settings.Metrics
+		if g.settings.Root != "" && s.Process.Service == (ams.None{}).Name() {
+			address = "off" // that port is this machine's, not the tree's
+		}
+		s.askReady(ctx, address)
 	default:
 		s.DaemonErr = err.Error()
 	}
