@@ -42,7 +42,7 @@ func TestStatusAsksReadyz(t *testing.T) {
 			headline: "degraded: 1 disagreement", daemon: "LiveApp does not answer", member: true, disagrees: true,
 		},
 		"left, and stopped for that": {
-			code: 503, body: `{"ready":false,"why":"this node drains, or has left","row":"left"}`, disagree: []bootstrap.Disagreement{stopped},
+			code: 503, body: `{"ready":false,"why":"this node has left the cluster","row":"left"}`, disagree: []bootstrap.Disagreement{stopped},
 			headline: "left: this node is out of the cluster", daemon: "not ready", member: true,
 		},
 		"no node": {

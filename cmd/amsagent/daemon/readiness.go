@@ -9,6 +9,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // PathReady is where a load balancer asks.
@@ -41,7 +42,16 @@ func (v *View) readiness() Readiness {
 func (v *View) notReady() string {
 	switch {
 	case v.Lifecycle != nil && !v.Lifecycle.Ready:
-		return "this node drains, or has left"
+		switch v.Lifecycle.State {
+		case lifecycle.StateLeft:
+			return "this node has left the cluster"
+		case lifecycle.StateParked:
+			return "this node is parked"
+		case lifecycle.StateResuming:
+			return "this node resumes"
+		case lifecycle.StateActive, lifecycle.StateDraining:
+		}
+		return "this node drains"
 	case v.held > 0:
 		return "amsagent " + v.holder + " is at work on this node"
 	case v.departed, v.State == "" && !v.entered:

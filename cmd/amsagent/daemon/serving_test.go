@@ -483,7 +483,9 @@ func TestNotReadyReasons(t *testing.T) {
 			change func(*View)
 			why    string
 		}{
-			{func(v *View) { v.Lifecycle = &lifecycle.View{} }, "drains"},
+			{func(v *View) { v.Lifecycle = &lifecycle.View{} }, "this node drains"},
+			{func(v *View) { v.Lifecycle = &lifecycle.View{State: lifecycle.StateLeft} }, "this node has left the cluster"},
+			{func(v *View) { v.Lifecycle = &lifecycle.View{State: lifecycle.StateParked} }, "this node is parked"},
 			{func(v *View) { v.State = cluster.StateJoining }, "the registry has this node as joining"},
 			{func(v *View) { v.Proved = false }, "not seen in the cluster"},
 		} {
