@@ -532,7 +532,7 @@ func (m *machine) reload(t *testing.T) {
 func (m *machine) secondDaemon(t *testing.T) {
 	m.still(t, func() {
 		r := m.agent(t, 1, "run")
-		if !strings.Contains(r.stderr, "another amsagent daemon runs on this machine, with pid "+m.unit(t, daemonUnit)["MainPID"]) {
+		if !strings.Contains(r.stderr, "another amsagent daemon runs on this machine") {
 			t.Errorf("%s", r)
 		}
 	})

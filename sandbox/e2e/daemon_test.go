@@ -130,7 +130,7 @@ func TestDaemonLife(t *testing.T) {
 	touched := h.touches()
 
 	// A second one on this machine.
-	if out, code := h.run("run"); code != 1 || !strings.Contains(out, "another amsagent daemon runs on this machine, with pid") {
+	if out, code := h.run("run"); code != 1 || !strings.Contains(out, "another amsagent daemon runs on this machine") {
 		t.Errorf("a second daemon: exit %d: %s", code, out)
 	}
 	p.beats()

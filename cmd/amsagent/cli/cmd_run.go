@@ -9,8 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -31,7 +29,6 @@ import (
 const (
 	controlSocket = "/run/amsagent/control.sock"
 	daemonLock    = "/run/amsagent/daemon.lock"
-	daemonPID     = "/run/amsagent/daemon.pid"
 )
 
 func newRunCommand(g *globals) *cobra.Command {
@@ -60,12 +57,6 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	if err := g.mayChange("run"); err != nil {
 		return err
 	}
-	// What lives is small, and what is garbage would otherwise be allowed to grow to 4 MB. The rounds are short and
-	// seconds apart: time is what a daemon has.
-	debug.SetGCPercent(daemonGC)
-	// For each core the runtime keeps caches and wakes threads, also on a machine with a hundred of them. What the daemon
-	// does, one can do.
-	runtime.GOMAXPROCS(1)
 	reload := make(chan struct{}, 1)
 	g.mu.Lock()
 	g.reload = reload
@@ -97,7 +88,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	o := daemon.Options{
 		Machine: m, Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
 		Outdated: a.outdated, Connect: a.connect, Reload: reload, Notify: g.env.Notify,
-		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock, PIDFile: g.settings.Root + daemonPID,
+		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
 		Version: currentVersion().Version, Log: g.log(),
 	}
 	// systemd's own, for the process it started: sd_watchdog_enabled(3).
@@ -116,9 +107,8 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 		}, client, node)
 	}
 	err = daemon.New(o).Run(cmd.Context())
-	var running *daemon.RunningError
 	switch {
-	case errors.As(err, &running):
+	case errors.Is(err, daemon.ErrRunning):
 		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: stateUntouched}
 	case errors.Is(err, daemon.ErrOutdated):
 		return err
@@ -139,9 +129,6 @@ func madeOf(s *settings) map[string]string {
 	}
 	return made
 }
-
-// daemonGC is the garbage that may gather, in percent of what lives.
-const daemonGC = 20
 
 // daemonAdapter gives the daemon what globals knows. The daemon asks from several goroutines, and globals is made for
 // one.

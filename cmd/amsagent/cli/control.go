@@ -37,7 +37,6 @@ const (
 // controlClient talks to the daemon over its socket.
 type controlClient struct {
 	path     string
-	pid      string // the daemon's pid file
 	http     *http.Client
 	patience time.Duration
 	timeout  time.Duration
@@ -46,7 +45,7 @@ type controlClient struct {
 func (g *globals) controlClient() *controlClient {
 	path := g.settings.Root + controlSocket
 	return &controlClient{
-		path: path, pid: g.settings.Root + daemonPID, patience: controlPatience, timeout: controlTime,
+		path: path, patience: controlPatience, timeout: controlTime,
 		http: &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -147,7 +146,7 @@ func (c *controlClient) classify(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EACCES) && daemon.Stopped(c.pid):
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 		return &noDaemonError{path: c.path, err: bare(err)}
 	case dialing:
 		return fmt.Errorf("connecting to the daemon at %s: %w", c.path, bare(err))

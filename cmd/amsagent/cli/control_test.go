@@ -361,24 +361,6 @@ func TestControlPermission(t *testing.T) {
 	}
 }
 
-// A user who may not open the socket of a daemon that was stopped still gets "no daemon": it took its pid file with it.
-func TestControlStoppedForUser(t *testing.T) {
-	g := plainGlobals(&testEnv{})
-	g.settings.Root = t.TempDir()
-	c := g.controlClient()
-	denied := &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)}
-	if err := c.classify(t.Context(), denied); !as[*noDaemonError](err) || comesBack(err) {
-		t.Errorf("stopped: %v", err)
-	}
-	pid := g.settings.Root + daemonPID
-	if err := errors.Join(os.MkdirAll(filepath.Dir(pid), 0o755), os.WriteFile(pid, []byte("1\n"), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.classify(t.Context(), denied); as[*noDaemonError](err) || !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("running: %v", err)
-	}
-}
-
 // What listens there may be anything.
 func TestControlOddAnswers(t *testing.T) {
 	serve := func(t *testing.T, handle func(net.Conn)) *controlClient {

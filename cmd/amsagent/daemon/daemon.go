@@ -87,9 +87,8 @@ type Options struct {
 	// Metrics is the address, host:port, of /metrics, /readyz and /healthz; "" for none.
 	Metrics string
 	// Control is the path of the control socket, Lock that of the file that
-	// keeps a second daemon away, PIDFile that of the file with the daemon's pid;
-	// "" writes none.
-	Control, Lock, PIDFile string
+	// keeps a second daemon away.
+	Control, Lock string
 	// Periods replaces the usual periods that are not zero.
 	Periods Periods
 	Version string
@@ -209,7 +208,6 @@ type Daemon struct {
 	sampler Sampler
 	life    *life    // nil: see Options.Lifecycle
 	serving *serving // nil: see Options.Server
-	program program  // nil before Run
 
 	// What follows is for the goroutine of follow alone.
 	phase  bootstrap.Phase // of the last convergence
@@ -246,10 +244,9 @@ func New(o Options) *Daemon {
 }
 
 // Run serves until ctx ends, which is no error: leaving is not the daemon's
-// decision. A second daemon on one machine is refused with a [RunningError].
-// [ErrOutdated] asks for a new one.
+// decision. A second daemon on one machine is refused with [ErrRunning]. [ErrOutdated] asks for a new one.
 func (d *Daemon) Run(ctx context.Context) error {
-	release, err := lockFile(d.o.Lock, d.o.PIDFile)
+	release, err := lockFile(d.o.Lock)
 	if err != nil {
 		return err
 	}
@@ -259,8 +256,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	d.program = ownProgram()
-	d.program.split()
 	servers := d.listen(ctx)
 	// From here on the machine may go on booting: what follows takes as long as
 	// AMS and MongoDB take. This is the first that the service manager hears.

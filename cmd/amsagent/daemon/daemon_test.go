@@ -16,7 +16,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -547,40 +546,26 @@ func TestEventOfAMalformedTag(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "amsagent", "daemon.lock")
-	pid := filepath.Join(filepath.Dir(path), "daemon.pid")
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	// What a daemon of an earlier version left after a kill.
-	if err := os.WriteFile(path, []byte("4194304000000000\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	release, err := lockFile(path, pid)
+	release, err := lockFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]os.FileMode{path: 0o600, pid: 0o644} {
-		if info, err := os.Stat(name); err != nil || info.Mode() != want {
-			t.Errorf("%s has the mode %v, %v; want %v", name, info.Mode(), err, want)
-		}
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info, err)
 	}
-	if b, err := os.ReadFile(pid); err != nil || string(b) != strconv.Itoa(os.Getpid())+"\n" {
-		t.Errorf("the pid file holds %q, %v", b, err)
-	}
-	_, err = lockFile(path, pid)
-	var running *RunningError
-	if !errors.As(err, &running) || running.PID != os.Getpid() {
-		t.Errorf("%v", err)
+	if _, err := lockFile(path); !errors.Is(err, ErrRunning) {
+		t.Errorf("a second daemon: %v", err)
 	}
 	release()
-	if _, err := os.Stat(pid); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the pid file is left: %v", err)
+	if release, err = lockFile(path); err != nil {
+		t.Fatal(err)
 	}
+	release()
 	link := filepath.Join(t.TempDir(), "l")
 	if err := os.Symlink(path, link); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockFile(link, ""); err == nil {
+	if _, err := lockFile(link); err == nil {
 		t.Error("a symbolic link was followed")
 	}
 }

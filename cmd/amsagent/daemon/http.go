@@ -153,14 +153,14 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 func (d *Daemon) serveHTTP(l net.Listener, h http.Handler, answerTime time.Duration) *http.Server {
 	address := l.Addr().String()
 	srv := &http.Server{
-		Handler: markAnswering(h), ConnContext: withConn,
+		Handler:           h,
 		ReadHeaderTimeout: requestTime, ReadTimeout: requestTime, WriteTimeout: answerTime, IdleTimeout: requestTime,
 		MaxHeaderBytes: maxHeader,
 		ErrorLog:       slog.NewLogLogger(&serverErrors{log: d.log.With("address", address)}, slog.LevelWarn),
 	}
 	srv.SetKeepAlivesEnabled(false)
 	go func() {
-		if err := srv.Serve(bound(l)); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.Serve(&boundedListener{Listener: l}); !errors.Is(err, http.ErrServerClosed) {
 			d.log.Error("a socket does not answer any more", "address", address, "error", err)
 		}
 	}()

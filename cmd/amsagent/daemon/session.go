@@ -541,7 +541,6 @@ func (m *member) enter(ctx context.Context) {
 		m.d.log.Warn("a restart of the agent while MongoDB is away will make this node not ready", "error", err)
 	}
 	m.indexes(ctx)
-	m.d.program.rest() // starting took more than all that follows
 }
 
 // throttle keeps one subject of the log to a line a minute, and to one line for
@@ -781,7 +780,6 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 		if ctx.Err() == nil {
 			m.d.mended(err)
 		}
-		m.d.program.rest()
 		switch {
 		case c == nil:
 		case c.Phase != bootstrap.PhaseJoined:
