@@ -115,6 +115,8 @@ type JoinResult struct {
 	// Daemon is what became of the agent's own daemon.
 	Daemon   DaemonOutcome `json:"daemon,omitempty"`
 	Warnings []Finding     `json:"warnings"`
+	// Notes are what the operator needs to know of this machine's cloud and tags.
+	Notes []string `json:"notes,omitempty"`
 }
 
 const (

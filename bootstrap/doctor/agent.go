@@ -47,8 +47,13 @@ func checkRecord(ctx context.Context, p *patient) []Result {
 	})(ctx, p)
 }
 
-func checkConfig(_ context.Context, p *patient) []Result {
+func checkConfig(ctx context.Context, p *patient) []Result {
 	var found []Result
+	if p.UnreadTags != nil {
+		if text := p.UnreadTags(ctx); text != "" {
+			found = append(found, warning("rename the tag, or remove it", "%s", text))
+		}
+	}
 	for _, f := range p.Config {
 		found = append(found, Result{ID: f.ID, Verdict: Bad, Seen: f.Text, Hint: f.Hint, Err: f.Err})
 	}

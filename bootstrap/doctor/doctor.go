@@ -85,6 +85,9 @@ type Options struct {
 	// Config is what is wrong with the settings, ConfigSeen what was read.
 	Config     []bootstrap.Finding
 	ConfigSeen string
+	// UnreadTags returns what is wrong with the names of the machine's tags, "" for
+	// nothing; nil is not known.
+	UnreadTags func(context.Context) string
 	// Secrets are files that may hold the connection string, below the root.
 	Secrets []string
 

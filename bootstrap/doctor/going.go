@@ -71,12 +71,12 @@ func checkHook(ctx context.Context, p *patient) []Result {
 		return one(bad(hint, "%s", text).as(IDHookDenied))
 	case v.Without != "":
 		return one(good("%s", v.Without))
-	case v.Group == "":
-		return one(good("this machine is in no scaling group: nobody ends it without being told to"))
 	case v.Untold != "":
 		r := unknown("%s", v.Untold)
 		r.Hint = v.Ask
 		return one(r)
+	case v.Group == "":
+		return one(good("this machine is in no scaling group: nobody ends it without being told to"))
 	case v.Name == "" && len(v.Others) > 0:
 		return one(warning("name this agent's in the setting hooks (join --hooks, or hooks: in config.yaml)",
 			"of the hooks of group %s for the end of a machine none is this agent's: %s; a scale-in does not wait for its sessions", v.Group, strings.Join(v.Others, ", ")))

@@ -246,6 +246,10 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 		drain.Store(int64(g.settings.DrainDeadline))
 		return inst, err
 	})
+	o.UnreadTags = func(ctx context.Context) string {
+		inst, _ := o.Join.Identify(ctx) // the error is that of another check
+		return unreadTags(inst.Tags)
+	}
 	src, err := g.joinedMongo()
 	switch {
 	case err == nil:

@@ -37,6 +37,9 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 	}
 	switch inst.Provider {
 	case metadata.Generic, metadata.None, "":
+		if h.a.g.lastSeen().Unrecognised {
+			return doctor.HookView{Untold: noCloud}, nil
+		}
 		return doctor.HookView{Without: "no cloud that this agent knows ends this machine"}, nil
 	}
 	v := doctor.HookView{Group: inst.Group, Window: inst.StopWindow}

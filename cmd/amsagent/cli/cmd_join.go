@@ -110,6 +110,13 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if res == nil {
 		res = &bootstrap.JoinResult{}
 	}
+	if !opts.offline {
+		seen := g.lastSeen()
+		res.Notes = seen.notes()
+		if note := roleNote(res.Role, seen.Instance); note != "" {
+			res.Notes = append(res.Notes, note)
+		}
+	}
 	err = g.conclude("join", opts.dryRun, res.Outcome, res.Warnings, err)
 	if err != nil && res.Outcome != bootstrap.OutcomePlanned {
 		return err
@@ -180,6 +187,9 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 			bootstrap.OutcomeEdited: "the server joins when it starts; amsagent status shows that",
 		}[res.Outcome],
 	)
+	for _, note := range res.Notes {
+		w.line("note: %s", oneLine(note))
+	}
 	if res.Outcome == bootstrap.OutcomePlanned {
 		writeFiles(w, res.Files)
 		return

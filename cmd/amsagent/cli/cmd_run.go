@@ -88,6 +88,12 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	o := daemon.Options{
 		Machine: m, Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
 		Outdated: a.outdated, Connect: a.connect, Reload: reload, Notify: g.env.Notify,
+		Notes: func() []string {
+			if notes := a.notes.Load(); notes != nil {
+				return *notes
+			}
+			return nil
+		},
 		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
 		Version: currentVersion().Version, Log: g.log(),
 	}
@@ -151,6 +157,8 @@ type daemonAdapter struct {
 	unanswered bool      // the last question to the metadata: its tries have been told
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
+	// notes are those of the machine as it was read last.
+	notes atomic.Pointer[[]string]
 }
 
 // identityAge is how long an answer of the metadata service holds: a machine gets another address when it boots, and the
@@ -292,6 +300,12 @@ func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance,
 	if a.over {
 		return metadata.Instance{}, daemon.ErrOutdated
 	}
+	if local {
+		m.Unrecognised = a.g.lastSeen().Unrecognised // it was not looked for again
+	}
+	a.g.remember(m)
+	notes := m.notes()
+	a.notes.Store(&notes)
 	a.tagErr = a.g.useTags(m.Instance.TagSet())
 	a.tagsRead = a.tagsRead || m.Instance.TagsKnown || !slices.Contains(m.Instance.Missing, "tags")
 	a.inst, a.lookedAt = m.Instance, time.Now()

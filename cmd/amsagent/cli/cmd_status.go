@@ -156,6 +156,11 @@ func statusText(w *textWriter, s *statusView, t tableStyle) {
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
 		"sessions", statusSessions(s.Row), "daemon", s.daemonText(), "launch hooks", s.launchHooksText(), "node", s.nodeText(), "given to join", s.givenText())
+	if s.Daemon != nil {
+		for _, note := range s.Daemon.Notes {
+			w.line("note: %s", oneLine(note))
+		}
+	}
 	s.lifeText(w)
 	s.driftText(w)
 	if lines := loadLines(s.Row, t); len(lines) > 0 {

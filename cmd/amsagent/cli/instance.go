@@ -20,6 +20,8 @@ type machine struct {
 	Instance  metadata.Instance
 	// Provider can be asked again, for tags that come late.
 	Provider metadata.Provider
+	// Unrecognised reports that nothing on this machine names a cloud, nor does the operator.
+	Unrecognised bool
 }
 
 // instance finds the cloud, reads the instance, and lets its tags and its group count as settings.
@@ -28,6 +30,7 @@ func (g *globals) instance(ctx context.Context) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
+	g.remember(m)
 	return m, g.useTags(m.Instance.TagSet())
 }
 
@@ -82,6 +85,7 @@ func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine,
 	} else if m.Detection, err = metadata.Detect(ctx, q.opts); err != nil {
 		return machine{}, err
 	}
+	m.Unrecognised = q.provider == "auto" && m.Detection.Provider == metadata.Generic && m.Detection.Platform == ""
 	by := m.Detection.Decisive()
 	g.log().Debug("provider", "name", m.Detection.Provider, "by", by.Source, "value", by.Value)
 

@@ -79,6 +79,8 @@ type globals struct {
 	piped *piped
 	// reload is told of hangups; nil where they mean "stop".
 	reload chan struct{}
+	// seen is the machine as it was read last.
+	seen *machine
 	// said is what was said once, and would be again each time that the settings are used.
 	said map[string]bool
 	// calm says that a signal is the only end of this command, and nothing to tell anybody.

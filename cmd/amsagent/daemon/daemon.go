@@ -77,6 +77,8 @@ type Options struct {
 	Server ServerProbe
 	// Lifecycle is how this node goes; nil is a node that nobody can drain.
 	Lifecycle *Lifecycle
+	// Notes are what an operator needs to know of this machine's cloud and tags; nil is none.
+	Notes func() []string
 	// Notify tells the service manager; it is never nil.
 	Notify func(state string)
 	// Watchdog is after how long without a word the service manager ends the
@@ -231,6 +233,7 @@ func New(o Options) *Daemon {
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
+	d.view.notes = o.Notes
 	d.interval.Store(int64(o.Settings().Interval))
 	if o.Server != nil {
 		d.serving = newServing(d, o.Server)

@@ -72,7 +72,9 @@ type View struct {
 	Standalone bool                `json:"standalone,omitempty"`
 	Repairs    []bootstrap.Finding `json:"repairs"`
 	Warnings   []bootstrap.Finding `json:"warnings"`
-	Metrics    string              `json:"metrics,omitempty"` // where they are served
+	// Notes are what an operator needs to know of this machine's cloud and tags.
+	Notes   []string `json:"notes,omitempty"`
+	Metrics string   `json:"metrics,omitempty"` // where they are served
 	// MetricsError says why the port for metrics and health is not open; another
 	// program may answer there. It is tried again until it is free.
 	MetricsError string `json:"metrics_error,omitempty"`
@@ -119,6 +121,8 @@ type view struct {
 	// life is asked at each look: nobody who has read in the registry that this node
 	// drains may find it ready here. Nil where the daemon does not drain.
 	life func() lifecycle.View
+	// notes is Options.Notes.
+	notes func() []string
 }
 
 func newView(version string) *view {
@@ -151,6 +155,9 @@ func (w *view) get() View {
 	v := w.v
 	v.NotReady = v.notReady()
 	v.Ready = v.NotReady == ""
+	if w.notes != nil {
+		v.Notes = w.notes()
+	}
 	return v
 }
 

@@ -1,0 +1,91 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/metadata"
+)
+
+func TestUnreadTags(t *testing.T) {
+	for _, tt := range []struct {
+		tags map[string]string
+		want string
+	}{
+		{nil, ""},
+		{map[string]string{"Name": "x", "owner:amsagent": "x"}, ""},
+		{map[string]string{"amsagent:role": "edge", "amsagent-mongo": "h", "amsagent:drain-deadline": "20m", "amsagent-drain-deadline": "20m"}, ""},
+		{map[string]string{"amsagent:hooks": "a", "amsagent-rol": "edge", "AMSAGENT:role": "x"}, "tags that are not read: AMSAGENT:role, amsagent-rol, amsagent:hooks; those that are: amsagent:mongo, amsagent:role"},
+	} {
+		if got := unreadTags(tt.tags); !strings.HasPrefix(got, tt.want) || (got == "") != (tt.want == "") {
+			t.Errorf("%v: %q, want %q", tt.tags, got, tt.want)
+		}
+	}
+}
+
+// The daemon logs a tag that is not read once, and status shows it.
+func TestNotesOfTheDaemon(t *testing.T) {
+	t.Parallel()
+	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:hooks": "drain"} })
+	a, e := adapterOnAWS(t, srv, t.TempDir())
+	for range 2 {
+		if _, err := a.ask(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(e.stderr.String(), "amsagent:hooks"); n != 1 {
+		t.Errorf("logged %d times:\n%s", n, e.stderr.String())
+	}
+	w := &textWriter{now: fixedNow()}
+	statusText(w, &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Notes: *a.notes.Load()}}, tableStyle{})
+	if !strings.Contains(w.b.String(), "note: tags that are not read: amsagent:hooks; ") {
+		t.Errorf("status:\n%s", w.b.String())
+	}
+}
+
+// A machine on which nothing names a cloud is no machine of a cloud that the operator, or the machine, names.
+func TestUnrecognisedCloud(t *testing.T) {
+	hetzner := map[string]string{"sys/class/dmi/id/sys_vendor": "Hetzner\n"}
+	for name, tt := range map[string]struct {
+		files map[string]string
+		vars  map[string]string
+		want  bool
+	}{
+		"nothing":           {nil, nil, true},
+		"another cloud":     {hetzner, nil, false},
+		"named by the user": {nil, map[string]string{"AMSAGENT_PROVIDER": "generic"}, false},
+	} {
+		files := map[string]string{"etc/machine-id": "0123456789abcdef0123456789abcdef\n"}
+		for path, text := range tt.files {
+			files[path] = text
+		}
+		vars := map[string]string{"AMSAGENT_ROOT": tree(t, files)}
+		for k, v := range tt.vars {
+			vars[k] = v
+		}
+		if _, stdout, stderr := run(t, vars, "doctor"); strings.Contains(stdout, noCloud) != tt.want {
+			t.Errorf("%s: %q in the doctor's results, want %v\n%s%s", name, noCloud, tt.want, stdout, stderr)
+		}
+	}
+}
+
+func TestRoleNote(t *testing.T) {
+	for _, tt := range []struct {
+		role string
+		inst metadata.Instance
+		want string
+	}{
+		{"edge", metadata.Instance{}, ""},
+		{"", metadata.Instance{TagsKnown: true}, "no role: balancers by role send nothing here; --role"},
+		{"", metadata.Instance{TagsHint: "no tags are shown"}, "no role: balancers by role send nothing here; --role; no instance tags: no tags are shown"},
+	} {
+		if got := roleNote(tt.role, tt.inst); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.role, got, tt.want)
+		}
+	}
+}
