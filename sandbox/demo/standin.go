@@ -25,9 +25,9 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
-	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -146,67 +146,24 @@ type standIn struct {
 }
 
 func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta fakecloud.Metadata) (machine, error) {
-	httpPort, err := port.Free()
+	r, err := rig.New(rig.Options{
+		Dir: filepath.Join(p.dir, m.Name+".service"), Root: filepath.Join(p.dir, m.Name), Command: m.Name + "-service", Sandbox: p.sandbox,
+		Tree: tree.Options{Host: m.Name, HostResolves: true, DMI: p.cloud},
+		Args: []string{"--period", "1s", "--request-timeout", "5s", "--save-at-start=false"},
+	})
 	if err != nil {
+		return nil, err
+	}
+	// AMS is asked for its viewers. If it does not answer they are unknown, and a drain waits.
+	boot := "00000000-0000-4000-8000-" + strings.ReplaceAll(m.MAC, ":", "")
+	if err := errors.Join(r.ReportSessions(), r.LinkProc(boot)); err != nil {
 		return nil, err
 	}
 	n := &standIn{
-		agent: p.agent, meta: meta, logFile: filepath.Join(p.dir, m.Name+".log"),
-		http:    net.JoinHostPort("127.0.0.1", strconv.Itoa(httpPort)),
-		wrapper: filepath.Join(p.dir, m.Name+"-service"),
-	}
-	root := filepath.Join(p.dir, m.Name)
-	if n.tree, err = tree.Write(root, tree.Options{Host: m.Name, HostResolves: true, DMI: p.cloud, HTTPPort: httpPort}); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(n.statistics(), n.proc(m.MAC)); err != nil {
-		return nil, err
-	}
-	n.svc = amsctl.Config{
-		State: filepath.Join(p.dir, m.Name+".service"), Sandbox: p.sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
-		Args: []string{"--root", n.tree.Dir, "--period", "1s", "--mongo-timeout", "60s", "--request-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())},
-	}
-	if err := n.svc.WriteWrapper(n.wrapper); err != nil {
-		return nil, err
+		agent: p.agent, meta: meta, tree: r.Tree, svc: r.Service, wrapper: r.Command,
+		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(r.HTTPPort)), logFile: filepath.Join(p.dir, m.Name+".log"),
 	}
 	return n, n.svc.Start(ctx, nil)
-}
-
-// statistics lets AMS be asked for its viewers, as its operator may.
-func (n *standIn) statistics() error {
-	file := n.tree.Conf("red5.properties")
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	text := string(b)
-	for key, value := range map[string]string{"server.jwtServerControlEnabled=false": "true", "server.jwtServerSecretKey=": "a-secret-of-the-demo-and-of-nobody-else"} {
-		if !strings.Contains(text, key+"\n") {
-			return fmt.Errorf("%s has no line %s", file, key)
-		}
-		name, _, _ := strings.Cut(key, "=")
-		text = strings.Replace(text, key+"\n", name+"="+value+"\n", 1)
-	}
-	return os.WriteFile(file, []byte(text), 0o644)
-}
-
-// proc gives the machine what this one says of its load. Its connections are left
-// out: they would be everybody's, and AMS is asked for viewers. Where it does not
-// answer they are not known then, and whoever drains waits.
-func (n *standIn) proc(mac string) error {
-	proc := filepath.Join(n.tree.Root, "proc")
-	for _, dir := range []string{"net", "sys/kernel/random"} {
-		if err := os.MkdirAll(filepath.Join(proc, dir), 0o755); err != nil {
-			return err
-		}
-	}
-	for _, name := range []string{"stat", "meminfo", "loadavg", "cpuinfo", "uptime", "self", "net/dev"} {
-		if err := os.Symlink("/proc/"+name, filepath.Join(proc, name)); err != nil {
-			return err
-		}
-	}
-	boot := "00000000-0000-4000-8000-" + strings.ReplaceAll(mac, ":", "") + "\n"
-	return os.WriteFile(filepath.Join(proc, "sys/kernel/random/boot_id"), []byte(boot), 0o644)
 }
 
 func (n *standIn) file(name string) string { return filepath.Join(n.tree.Root, name) }

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -51,18 +50,7 @@ func newOnGCP(t *testing.T, m *mongod.Server, ip string) *onGCP {
 	t.Cleanup(func() { _ = h.gcp.Close() })
 	h.env = []string{"AMSAGENT_GCP_ENDPOINT=" + h.gcp.Endpoint()}
 	h.config("")
-	// So that its statistics tell who watches, from the first question on.
-	f, err := os.OpenFile(h.tree.Conf("red5.properties"), os.O_APPEND|os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteString("\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n")
-		err = errors.Join(err, f.Close())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command(h.wrapper, "restart").CombinedOutput(); err != nil {
-		t.Fatalf("restarting the service: %v: %s", err, out)
-	}
+	h.statistics()
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the books: %+v", h.gcp.Books())

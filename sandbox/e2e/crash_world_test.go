@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -107,7 +107,7 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 	if o.shm {
 		base = memoryDir(t)
 	}
-	n := &crashNode{root: filepath.Join(base, "root"), addr: fmt.Sprintf("127.0.%d.%d", 1+number/200, 1+number%200), m: o.mongo}
+	n := &crashNode{addr: fmt.Sprintf("127.0.%d.%d", 1+number/200, 1+number%200), m: o.mongo}
 	to := tree.Options{Host: fmt.Sprintf("node%d", number), Owner: &tree.Owner{UID: amsOwner, GID: amsOwner}}
 	if os.Geteuid() != 0 {
 		to.Owner = nil
@@ -115,14 +115,18 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 	if o.tree != nil {
 		o.tree(&to)
 	}
-	if o.mongo != nil {
-		to.HTTPPort = freeNumber(t)
+	with := rig.Options{
+		Dir: base, Command: "svc.real", Sandbox: bins.sandbox, Tree: to, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
+		Args: append([]string{"--period", "500ms", "--mongo-timeout", "5s", "--save-at-start=false"}, o.args...),
 	}
-	tr, err := tree.Write(n.root, to)
+	if o.owner {
+		with.User = amsOwner
+	}
+	m, err := rig.New(with)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.dir = tr.Dir
+	n.root, n.dir, n.svc = m.Tree.Root, m.Tree.Dir, m.Service
 	id := filepath.Join(n.root, "etc/machine-id")
 	if err := errors.Join(os.RemoveAll(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", number+1), 0o444)); err != nil {
 		t.Fatal(err)
@@ -141,18 +145,10 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 	if o.mongo != nil {
 		n.wrap = filepath.Join(base, "svc")
 		n.env = append(n.env, "AMSAGENT_SERVICE_COMMAND="+n.wrap)
-		n.svc = amsctl.Config{
-			State: filepath.Join(base, "state"), Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
-			Args: append([]string{"--root", tr.Dir, "--period", "500ms", "--mongo-timeout", "5s", "--die-with", strconv.Itoa(os.Getpid())}, o.args...),
-		}
 		if o.owner {
-			n.svc.User = amsOwner
 			if err := errors.Join(os.Chmod(base, 0o711), os.Chmod(bins.dir, 0o711)); err != nil {
 				t.Fatal(err)
 			}
-		}
-		if err := n.svc.WriteWrapper(n.wrap + ".real"); err != nil {
-			t.Fatal(err)
 		}
 		n.wrapper(t, "")
 		t.Cleanup(func() {

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +30,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -48,6 +48,7 @@ type host struct {
 	svc     amsctl.Config
 	wrapper string
 	aws     *fakeaws.Server // nil on another cloud
+	rig     *rig.Machine
 	tree    tree.Tree
 	mongo   *mongod.Server
 	client  *cluster.Client
@@ -83,29 +84,17 @@ func newHost(t testing.TB, m *mongod.Server, ip string) *host {
 func newHostIn(t testing.TB, m *mongod.Server, cloud, id, ip string) *host {
 	t.Helper()
 	dir := shortDir(t)
-	h := &host{t: t, root: filepath.Join(dir, "r"), ip: ip, mongo: m, id: id}
+	h := &host{t: t, ip: ip, mongo: m, id: id}
 	h.client = h.connect(m)
-	port, err := freePort()
-	if err != nil {
+	var err error
+	if h.rig, err = rig.New(rig.Options{
+		Dir: dir, Sandbox: bins.sandbox, Tree: tree.Options{NoUnit: true, Host: "node", HostResolves: true, DMI: cloud},
+		Args: []string{"--request-timeout", "1s", "--stream-wait", "100ms"},
+	}); err != nil {
 		t.Fatal(err)
 	}
-	number, err := strconv.Atoi(port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if h.tree, err = tree.Write(h.root, tree.Options{NoUnit: true, Host: "node", HostResolves: true, DMI: cloud, HTTPPort: number}); err != nil {
-		t.Fatal(err)
-	}
+	h.root, h.tree, h.svc, h.wrapper = h.rig.Tree.Root, h.rig.Tree, h.rig.Service, h.rig.Command
 	h.proc()
-	h.svc = amsctl.Config{
-		State: filepath.Join(dir, "s"), Sandbox: bins.sandbox, StartWait: time.Minute, StopWait: time.Minute,
-		Args: []string{"--root", h.tree.Dir, "--period", "200ms", "--mongo-timeout", "60s", "--request-timeout", "1s", "--stream-wait", "100ms", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())},
-	}
-	h.wrapper = filepath.Join(dir, "svc")
-	h.svc.Asked = h.wrapper + ".log"
-	if err := h.svc.WriteWrapper(h.wrapper); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
@@ -139,23 +128,12 @@ func shortDir(t testing.TB) string {
 // tests are in there.
 func (h *host) proc() {
 	h.t.Helper()
-	for _, name := range []string{"stat", "meminfo", "loadavg", "cpuinfo", "uptime", "self"} {
-		if err := os.MkdirAll(filepath.Join(h.root, "proc"), 0o755); err != nil {
-			h.t.Fatal(err)
-		}
-		if err := os.Symlink("/proc/"+name, filepath.Join(h.root, "proc", name)); err != nil {
-			h.t.Fatal(err)
-		}
-	}
-	dev, err := os.ReadFile("/proc/net/dev")
-	if err != nil {
+	if err := h.rig.LinkProc("11111111-2222-3333-4444-555555555555"); err != nil {
 		h.t.Fatal(err)
 	}
 	const none = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-	for name, text := range map[string]string{
-		"net/dev": string(dev), "net/tcp": none, "net/tcp6": none, "sys/kernel/random/boot_id": "11111111-2222-3333-4444-555555555555\n",
-	} {
-		h.write("proc/"+name, text)
+	for _, name := range []string{"net/tcp", "net/tcp6"} {
+		h.write("proc/"+name, none)
 	}
 }
 

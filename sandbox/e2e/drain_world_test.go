@@ -6,7 +6,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -72,12 +71,7 @@ func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingO
 // connections are not in the /proc that it has here.
 func (h *host) statistics() {
 	h.t.Helper()
-	f, err := os.OpenFile(h.tree.Conf("red5.properties"), os.O_APPEND|os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteString("\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n")
-		err = errors.Join(err, f.Close())
-	}
-	if err != nil {
+	if err := h.rig.ReportSessions(); err != nil {
 		h.t.Fatal(err)
 	}
 	if out, err := exec.Command(h.wrapper, "restart").CombinedOutput(); err != nil {
@@ -352,7 +346,7 @@ func (h *scaled) kept(is func(lifecycle.Step) bool) {
 
 // viewers NAME N: so many come to the node's AMS; viewers NAME none: all go.
 func (w *world) viewers(ts *testscript.TestScript, _ bool, args []string) error {
-	c, err := amsctl.Load(filepath.Join(ts.MkAbs(args[0]+".state"), "config.json"))
+	c, err := amsctl.Load(filepath.Join(ts.MkAbs(args[0]+".service"), "service", "config.json"))
 	if err != nil {
 		return err
 	}

@@ -10,11 +10,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/tree"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // changes are the system calls that change a file system.
@@ -30,25 +28,9 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 	}
 	dir := t.TempDir()
 	mongo := servers.Start(t, mongod.Options{})
-	root := filepath.Join(dir, "root")
-	tr, err := tree.Write(root, tree.Options{Host: "node", HostResolves: true, HTTPPort: freeNumber(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	svc := amsctl.Config{
-		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: []string{"--root", tr.Dir, "--period", "200ms", "--save-at-start"},
-	}
-	wrapper := filepath.Join(dir, "svc")
-	if err := svc.WriteWrapper(wrapper); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command(wrapper, "stop").CombinedOutput(); err != nil {
-			t.Errorf("stopping the service: %v: %s", err, out)
-		}
-	})
-	args := []string{"join", "--root", root, "--provider", "none", "--address", "127.0.0.91", "--service-command", wrapper, "--mongo", mongo.Addr(), "--timeout", "120s"}
+	m := newMachineOnDisk(t, rig.Options{Dir: dir})
+	root, svc := m.Tree.Root, m.Service
+	args := []string{"join", "--root", root, "--provider", "none", "--address", "127.0.0.91", "--service-command", m.Command, "--mongo", mongo.Addr(), "--timeout", "120s"}
 	if out, err := exec.Command(bins.agent, args...).CombinedOutput(); err != nil {
 		t.Fatalf("the first join: %v\n%s", err, out)
 	}

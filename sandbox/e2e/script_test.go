@@ -31,6 +31,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -248,7 +249,6 @@ func (w *world) fault(_ *testscript.TestScript, _ bool, args []string) error {
 // of its applications at each start in cluster mode, as the real one does.
 func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	name := args[0]
-	root := ts.MkAbs(name)
 	o := tree.Options{NoUnit: true, Host: name, HostResolves: true}
 	flags := []string{}
 	for i, a := range args[1:] {
@@ -276,14 +276,8 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 			return fmt.Errorf("unknown setting %q", k)
 		}
 	}
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	if o.HTTPPort, err = strconv.Atoi(port); err != nil {
-		return err
-	}
-	tr, err := tree.Write(root, o)
+	root := ts.MkAbs(name)
+	m, err := rig.New(rig.Options{Dir: root + ".service", Root: root, Command: name + ".svc", Sandbox: bins.sandbox, Tree: o, Args: flags})
 	if err != nil {
 		return err
 	}
@@ -291,23 +285,33 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	if err := errors.Join(os.Remove(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", len(w.nodes)+1), 0o644)); err != nil {
 		return err
 	}
-	cfg := amsctl.Config{
-		State: ts.MkAbs(name + ".state"), Sandbox: bins.sandbox, StartWait: time.Minute, StopWait: time.Minute,
-		Args: append([]string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "60s", "--request-timeout", "3s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())}, flags...),
-	}
-	svc := ts.MkAbs(name + ".svc")
-	cfg.Asked = svc + ".log"
-	if err := cfg.WriteWrapper(svc); err != nil {
-		return err
-	}
 	w.nodes[name] = root
-	w.svcs = append(w.svcs, cfg)
+	w.svcs = append(w.svcs, m.Service)
 	ts.Setenv(name, root)
-	ts.Setenv(name+"_AMS", tr.Dir)
-	ts.Setenv(name+"_SVC", svc)
+	ts.Setenv(name+"_AMS", m.Tree.Dir)
+	ts.Setenv(name+"_SVC", m.Command)
 	// The flags that every command of this node needs.
-	ts.Setenv(name+"_PORT", port)
+	ts.Setenv(name+"_PORT", strconv.Itoa(m.HTTPPort))
 	return nil
+}
+
+// newMachineOnDisk makes a machine whose server ends with the test.
+func newMachineOnDisk(t testing.TB, o rig.Options) *rig.Machine {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
+	o.Sandbox, o.Tree.Host, o.Tree.HostResolves = bins.sandbox, "node", true
+	m, err := rig.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Stop(); err != nil {
+			t.Errorf("stopping the service: %v", err)
+		}
+	})
+	return m
 }
 
 func freePort() (string, error) {

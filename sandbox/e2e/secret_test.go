@@ -11,12 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/tree"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // mongoLogin is where MongoDB is, with a user; both the name and the password may have any letter in them.
@@ -41,27 +39,11 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(dir, "root")
-	tr, err := tree.Write(root, tree.Options{Host: "node", HostResolves: true, HTTPPort: freeNumber(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := newMachineOnDisk(t, rig.Options{Dir: dir})
+	root := m.Tree.Root
 	if err := os.WriteFile(filepath.Join(root, "mongo.uri"), []byte(target.URI().Reveal()+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	svc := amsctl.Config{
-		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: []string{"--root", tr.Dir, "--period", "200ms"},
-	}
-	wrapper := filepath.Join(dir, "svc")
-	if err := svc.WriteWrapper(wrapper); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command(wrapper, "stop").CombinedOutput(); err != nil {
-			t.Errorf("stopping the service: %v: %s", err, out)
-		}
-	})
 	encoded := strings.TrimPrefix(target.URI().Reveal(), "mongodb://ams:")
 	encoded, _, _ = strings.Cut(encoded, "@")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -72,7 +54,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 		{"leave"},
 	} {
 		trace := filepath.Join(dir, "trace."+args[0])
-		args = append(args, "--root", root, "--provider", "none", "--service-command", wrapper, "--log-level", "debug", "--timeout", "120s")
+		args = append(args, "--root", root, "--provider", "none", "--service-command", m.Command, "--log-level", "debug", "--timeout", "120s")
 		// -v and a large -s show whole argument lists and environments; -b lets go
 		// of each program once it was seen: the server would be waited for.
 		cmd := exec.CommandContext(ctx, strace, append([]string{"-f", "-b", "execve", "-qq", "-v", "-s", "65536", "-o", trace, "-e", "trace=execve", bins.agent}, args...)...)

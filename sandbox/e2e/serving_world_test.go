@@ -118,7 +118,7 @@ var errReadyAgain = errors.New("it was ready again")
 
 // server NAME METHOD PATH?QUERY: a call of the stand-in's control port.
 func (w *world) server(ts *testscript.TestScript, _ bool, args []string) error {
-	c, err := amsctl.Load(filepath.Join(ts.MkAbs(args[0]+".state"), "config.json"))
+	c, err := amsctl.Load(filepath.Join(ts.MkAbs(args[0]+".service"), "service", "config.json"))
 	if err != nil {
 		return err
 	}

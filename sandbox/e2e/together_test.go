@@ -13,12 +13,12 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -31,31 +31,13 @@ type single struct {
 
 func newSingle(t *testing.T, address string) *single {
 	t.Helper()
-	dir := t.TempDir()
 	mongo := servers.Start(t, mongod.Options{})
-	s := &single{root: filepath.Join(dir, "root"), log: filepath.Join(dir, "svc.log")}
-	tr, err := tree.Write(s.root, tree.Options{Host: "node", HostResolves: true, HTTPPort: freeNumber(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.ams = tr.Dir
-	s.svc = amsctl.Config{
-		State: filepath.Join(dir, "service"), Sandbox: bins.sandbox, StartWait: time.Minute, StopWait: time.Minute, Asked: s.log,
-		Args: []string{"--root", tr.Dir, "--period", "200ms", "--save-at-start"},
-	}
-	wrapper := filepath.Join(dir, "svc")
-	if err := s.svc.WriteWrapper(wrapper); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command(wrapper, "stop").CombinedOutput(); err != nil {
-			t.Errorf("stopping the service: %v: %s", err, out)
-		}
-	})
-	if out, err := exec.Command(wrapper, "start").CombinedOutput(); err != nil {
+	m := newMachineOnDisk(t, rig.Options{})
+	s := &single{root: m.Tree.Root, ams: m.Tree.Dir, log: m.Service.Asked, svc: m.Service}
+	if out, err := exec.Command(m.Command, "start").CombinedOutput(); err != nil {
 		t.Fatalf("starting the service: %v: %s", err, out)
 	}
-	s.args = []string{"--root", s.root, "--provider", "none", "--address", address, "--service-command", wrapper, "--mongo", mongo.Addr(), "--timeout", "5m"}
+	s.args = []string{"--root", s.root, "--provider", "none", "--address", address, "--service-command", m.Command, "--mongo", mongo.Addr(), "--timeout", "5m"}
 	return s
 }
 

@@ -4,6 +4,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -76,15 +78,15 @@ func New(ctx context.Context, o Options) (_ *Host, err error) {
 			err = errors.Join(err, h.Close())
 		}
 	}()
-	httpPort, err := port.Free()
+	m, err := rig.New(rig.Options{
+		Dir: o.Dir, Sandbox: o.Sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
+		Tree: tree.Options{Host: o.Name, HostResolves: true, DMI: "aws", NoUnit: true},
+		Args: []string{"--period", cmp.Or(o.Period, 5*time.Second).String(), "--mongo-timeout", "5s", "--stream-wait", "0s", "--save-at-start=false"},
+	})
 	if err != nil {
 		return nil, err
 	}
-	if h.tree, err = tree.Write(filepath.Join(o.Dir, "root"), tree.Options{
-		Host: o.Name, HostResolves: true, DMI: "aws", HTTPPort: httpPort, NoUnit: true,
-	}); err != nil {
-		return nil, err
-	}
+	h.tree, h.svc, h.wrapper = m.Tree, m.Service, m.Command
 	for _, dir := range []string{"run", "var/lib"} {
 		if err = os.MkdirAll(filepath.Join(h.tree.Root, dir), 0o755); err != nil {
 			return nil, err
@@ -104,19 +106,6 @@ func New(ctx context.Context, o Options) (_ *Host, err error) {
 		return nil, err
 	}
 	h.metrics = net.JoinHostPort("127.0.0.1", strconv.Itoa(metricsPort))
-	h.svc = amsctl.Config{
-		State: filepath.Join(o.Dir, "service"), Sandbox: o.Sandbox, StartWait: 10 * time.Second, StopWait: 10 * time.Second,
-		Args: []string{
-			"--root", h.tree.Dir, "--mongo-timeout", "5s", "--stream-wait", "0s", "--die-with", strconv.Itoa(os.Getpid()),
-		},
-	}
-	if o.Period > 0 {
-		h.svc.Args = append(h.svc.Args, "--period", o.Period.String())
-	}
-	h.wrapper = filepath.Join(o.Dir, "svc")
-	if err = h.svc.WriteWrapper(h.wrapper); err != nil {
-		return nil, err
-	}
 	return h, h.svc.Start(ctx, nil)
 }
 

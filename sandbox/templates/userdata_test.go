@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,11 +20,10 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/metadata/alibaba"
-	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
-	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -270,28 +268,12 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	// As install.sh writes it.
 	uri := "mongodb://amsagent:" + password + "@" + mongo.Addr() + "/admin"
 
-	http, err := port.Free()
+	m, err := rig.New(rig.Options{Dir: dir, Sandbox: sandbox, Tree: tree.Options{NoUnit: true, Host: "node", HostResolves: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(dir, "root")
-	tr, err := tree.Write(root, tree.Options{NoUnit: true, Host: "node", HostResolves: true, HTTPPort: http})
-	if err != nil {
-		t.Fatal(err)
-	}
-	svc := amsctl.Config{
-		State: filepath.Join(dir, "service"), Sandbox: sandbox, StartWait: 5 * time.Second, StopWait: 5 * time.Second,
-		Args: []string{"--root", tr.Dir, "--period", "200ms", "--mongo-timeout", "60s", "--request-timeout", "1s", "--save-at-start", "--die-with", strconv.Itoa(os.Getpid())},
-	}
-	wrapper := filepath.Join(dir, "svc")
-	if err := svc.WriteWrapper(wrapper); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		_ = svc.Stop(ctx)
-	})
+	t.Cleanup(func() { _ = m.Stop() })
+	root := m.Tree.Root
 	const address = "10.0.1.77"
 	cloud, err := fakecloud.Open(t.Context(), j.cloud, fakecloud.Options{})
 	if err != nil {
@@ -347,7 +329,7 @@ cat "$HERE/secret"`,
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", filepath.Join(dir, "userdata"))
 	cmd.Env = append(os.Environ(), "HERE="+dir, "PATH="+dir+":"+bin+":"+os.Getenv("PATH"), "NO_COLOR=1", "AMSAGENT_ROOT="+root,
-		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+wrapper, "AMSAGENT_TIMEOUT=120s")
+		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+m.Command, "AMSAGENT_TIMEOUT=120s")
 	cmd.Env = append(cmd.Env, machine.Environ()...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
