@@ -53,7 +53,7 @@ func TestNothingBegins(t *testing.T) {
 		return err
 	}
 	seal := func(m *Machine) error {
-		_, err := m.Seal(t.Context(), SealRequest{Joined: true})
+		_, err := m.Seal(t.Context(), SealRequest{})
 		return err
 	}
 	for name, tt := range map[string]struct {
@@ -72,8 +72,7 @@ func TestNothingBegins(t *testing.T) {
 			_, err := m.Leave(t.Context(), LeaveRequest{Now: true})
 			return err
 		}},
-		"seal":           {usedTree, seal},
-		"seal of a node": {usedNode, seal},
+		"seal": {usedTree, seal},
 		"converge": {func(t *testing.T) *Machine {
 			m := joinedTree(t)
 			edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")

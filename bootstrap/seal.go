@@ -24,8 +24,8 @@ import (
 // SealItem is one kind of thing that every clone of an image would share.
 type SealItem string
 
-// The items. The last three are kept unless somebody asks for their removal: clones
-// may be meant to share them, and whoever makes images removes SSH's keys himself.
+// The items. The last two are kept unless the operator asks for their removal: clones
+// may be meant to share them.
 const (
 	SealAgent    SealItem = "agent"      // what the agent remembers of this machine
 	SealIdentity SealItem = "identity"   // the server's own ids and the marks of its first start
@@ -38,20 +38,18 @@ const (
 	SealLogs     SealItem = "logs"       // of the server and of the vendor's scripts
 	SealMachine  SealItem = "machine-id" // by which systemd, and we, tell machines apart
 	SealTLS      SealItem = "tls"        // certificates and private keys
-	SealSSH      SealItem = "ssh"        // the machine's own keys, by which clients know it again
 	SealLicence  SealItem = "licence"
 )
 
 // SealItems returns all items, in the order in which they are removed.
 func SealItems() []SealItem {
 	return []SealItem{
-		SealIdentity, SealMarkers, SealDatabase, SealJWT, SealName, SealMongo, SealHosts, SealLogs, SealTLS, SealSSH, SealLicence, SealMachine,
-		SealAgent,
+		SealIdentity, SealMarkers, SealDatabase, SealJWT, SealName, SealMongo, SealHosts, SealLogs, SealTLS, SealLicence, SealMachine, SealAgent,
 	}
 }
 
 // Kept reports whether an item stays where nobody says otherwise.
-func (i SealItem) Kept() bool { return i == SealTLS || i == SealSSH || i == SealLicence }
+func (i SealItem) Kept() bool { return i == SealTLS || i == SealLicence }
 
 // IDs of findings of a seal.
 const (
@@ -64,9 +62,6 @@ const (
 
 // SealRequest is what an operator wants of a seal.
 type SealRequest struct {
-	// Joined seals a machine that is a node: its files are given back first, and
-	// the cluster is not told.
-	Joined bool
 	// Keep stays, Remove goes, whatever is usual.
 	Keep, Remove []SealItem
 	// DryRun looks, and touches nothing.
@@ -107,12 +102,8 @@ type sealer struct {
 	install *ams.Installation
 	result  *SealResult
 	failed  error
-	// had are our own files of before the leave, which removes most of them.
-	had []string
 	// secrets are what stays and opens something.
 	secrets []string
-	// unseen tells that a dry run without root could not see all.
-	unseen bool
 }
 
 // Seal makes the disk of this machine one that can be cloned: what names this
@@ -144,8 +135,8 @@ func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error
 // check refuses what no image is made of.
 func (s *sealer) check(ctx context.Context) error {
 	var findings []Finding
-	if s.Euid != 0 && s.Root == "" && !s.req.DryRun {
-		findings = append(findings, Finding{ID: IDRoot, Text: "only root may change this machine", Hint: "run it with sudo"})
+	if s.Euid != 0 && s.Root == "" {
+		findings = append(findings, Finding{ID: IDRoot, Text: "only root sees all that a seal removes, and may remove it", Hint: "run it with sudo"})
 	}
 	var err error
 	if s.install, err = s.open(); err != nil {
@@ -170,38 +161,22 @@ func (s *sealer) check(ctx context.Context) error {
 	joined, err := s.joined(s.store, s.install)
 	root, private := s.needsRoot(err)
 	switch {
-	case private && s.req.DryRun:
-		s.unseen = true
 	case private && s.Root == "": // said above
 	case private:
 		findings = append(findings, root)
 	case err != nil:
 		findings = append(findings, Finding{ID: IDRecord, Text: err.Error(), Hint: "amsagent leave mends it", Err: err})
-	case joined && !s.req.Joined:
+	case joined:
 		findings = append(findings, Finding{
 			ID:   IDSealJoined,
 			Text: "this machine is a node of a cluster: every clone would believe to be it",
-			Hint: "run amsagent leave first, so that the cluster knows; or amsagent seal --joined, which gives the files back and tells nobody",
+			Hint: "leave first: amsagent leave, or amsagent leave --offline, which does not tell the cluster",
 		})
 	}
 	if len(findings) > 0 {
 		return &PreflightError{Findings: findings}
 	}
-	if !joined {
-		return nil
-	}
-	if s.had, err = s.ownFiles(); err != nil {
-		return &FailedError{Step: "looking into " + StateDir, Err: err, State: untouched}
-	}
-	s.say("this machine is a node: its files are given back first")
-	res, err := s.Leave(ctx, LeaveRequest{Offline: true, DryRun: s.req.DryRun})
-	if res != nil {
-		for _, f := range res.Files {
-			s.found(Sealed{Item: SealAgent, Path: f.Path, What: "given back as before the join"})
-		}
-		s.result.Warnings = append(s.result.Warnings, res.Warnings...)
-	}
-	return err
+	return nil
 }
 
 // joined reports whether anything makes this machine a node: our own memory, or
@@ -238,9 +213,6 @@ func (s *sealer) seal(ctx context.Context) error {
 		s.warn(IDSealSecret, "amsagent seal --remove ITEM takes certificates, keys and the licence out; a password of MongoDB belongs into a secret store",
 			"every clone will share what stays: %s", strings.Join(s.secrets, ", "))
 	}
-	if s.unseen {
-		s.warn(IDUnverified, "run it with sudo", "only root sees all that would be removed, and whether this machine is a node: the list has what every user may see")
-	}
 	s.outcome()
 	if s.failed != nil {
 		state := "what the list does not name as failed is removed; the image is not clonable yet"
@@ -252,14 +224,7 @@ func (s *sealer) seal(ctx context.Context) error {
 	return nil
 }
 
-// fail keeps an error. That a dry run without root may not look somewhere is none.
-func (s *sealer) fail(err error) {
-	if _, ok := s.needsRoot(err); ok && s.req.DryRun {
-		s.unseen = true
-		return
-	}
-	s.failed = errors.Join(s.failed, err)
-}
+func (s *sealer) fail(err error) { s.failed = errors.Join(s.failed, err) }
 
 func (s *sealer) outcome() {
 	done := slices.ContainsFunc(s.result.Found, func(f Sealed) bool { return !f.Kept })
@@ -275,11 +240,7 @@ func (s *sealer) outcome() {
 
 // settings changes the files that stay, all of them or none.
 func (s *sealer) settings() {
-	plan, err := s.planned()
-	if err != nil {
-		s.fail(err)
-		return
-	}
+	plan := s.store.NewPlan(nil)
 	var found []Sealed
 	edit := func(item SealItem, file string, kind conf.Kind, f func([]byte) ([]conf.Span, string, error)) {
 		what := ""
@@ -332,19 +293,6 @@ func (s *sealer) settings() {
 	if err := plan.CommitUndo("seal"); err != nil {
 		s.fail(err)
 	}
-}
-
-// planned is a plan of nothing, and in a dry run of what a leave would have given back
-// by then.
-func (s *sealer) planned() (*conf.Plan, error) {
-	if !s.req.DryRun || !s.req.Joined {
-		return s.store.NewPlan(nil), nil
-	}
-	record, err := s.store.Record()
-	if err != nil || record == nil {
-		return s.store.NewPlan(nil), err
-	}
-	return s.store.PlanUndo(record)
 }
 
 // emptied empties properties whose value fits; nil fits any.
@@ -494,40 +442,16 @@ func (s *sealer) files() {
 	s.matching(SealTLS, path.Join(dir, "conf"), func(name string) bool {
 		return slices.Contains([]string{".pem", ".key", ".jks", ".p12"}, path.Ext(name))
 	})
-	s.matching(SealSSH, "/etc/ssh", func(name string) bool { return strings.HasPrefix(name, "ssh_host_") && strings.Contains(name, "_key") })
 	// A login that somebody put there for the clones to join with.
-	if f, err := s.store.Read(MongoPath); err == nil && f.Exists() && !s.givenBack(MongoPath) {
+	if f, err := s.store.Read(MongoPath); err == nil && f.Exists() {
 		if t, err := cluster.ParseTarget(strings.TrimSpace(string(f.Bytes))); err != nil || t.HasCredentials() {
 			s.secrets = append(s.secrets, MongoPath)
 		}
 	}
-	s.backups()
 	s.machineID()
 	s.saved()
 	s.agent()
 }
-
-// backups names the former trees that the vendor's installer keeps beside the new one, with
-// every password that was in them: only a person knows whether they are still wanted.
-func (s *sealer) backups() {
-	beside, most := path.Dir(s.install.Dir), len(s.secrets)+mostBackups
-	d, err := s.store.Files().Folder(beside)
-	if err == nil {
-		defer d.Close()
-		err = d.Each(func(name string) bool {
-			if strings.HasPrefix(name, path.Base(s.install.Dir)+"-backup-") {
-				s.secrets = append(s.secrets, path.Join(beside, name))
-			}
-			return len(s.secrets) < most
-		})
-	}
-	if err != nil {
-		s.warn(IDUnverified, "", "it was not looked whether former trees of the server are beside %s: %v", s.install.Dir, err)
-	}
-}
-
-// mostBackups bounds what is named.
-const mostBackups = 64
 
 // saved removes the copies that a leave kept of files with edits of an operator, the second and third of a file among
 // them: a former or the current password of MongoDB may be in them.
@@ -544,41 +468,16 @@ func (s *sealer) saved() {
 	}
 }
 
-// givenBack reports whether the leave before takes a file away.
-func (s *sealer) givenBack(file string) bool {
-	return slices.ContainsFunc(s.result.Found, func(f Sealed) bool { return f.Item == SealAgent && f.Path == file })
-}
-
-// ownFiles are those that the agent keeps of this machine.
-func (s *sealer) ownFiles() ([]string, error) {
-	names, err := s.store.List(StateDir)
-	if err != nil {
-		return nil, err
-	}
-	var files []string
-	for _, name := range names {
-		files = append(files, path.Join(StateDir, name))
-	}
-	return files, nil
-}
-
-// agent removes what the agent remembers. What a leave has removed already is told as
-// well: it is gone, and a dry run names it.
+// agent removes what the agent remembers.
 func (s *sealer) agent() {
-	now, err := s.ownFiles()
+	names, err := s.store.List(StateDir)
 	if err != nil {
 		s.fail(err)
 		s.found(Sealed{Item: SealAgent, Path: StateDir, What: "cannot be looked into", Err: err.Error()})
 		return
 	}
-	all := slices.Concat(s.had, now)
-	slices.Sort(all)
-	for _, file := range slices.Compact(all) {
-		if slices.Contains(now, file) {
-			s.file(SealAgent, file)
-		} else {
-			s.found(Sealed{Item: SealAgent, Path: file, What: "removed"})
-		}
+	for _, name := range names {
+		s.file(SealAgent, path.Join(StateDir, name))
 	}
 	s.file(SealAgent, resultPath)
 }

@@ -627,7 +627,7 @@ func TestAttack(t *testing.T) {
 		a.privilege(t, name)
 	}
 	all, calm := a.adversary(t)
-	commands := [][]string{{"join"}, {"join"}, {"leave"}, {"join"}, {"seal", "--yes", "--joined"}, {"leave"}}
+	commands := [][]string{{"join"}, {"join"}, {"leave"}, {"join"}, {"leave"}, {"seal", "--yes"}}
 	exits := map[string]int{}
 	enough := func() bool {
 		return exits["join: exit 0"] > 0 && exits["leave: exit 0"] > 0 && exits["seal: exit 0"] > 0

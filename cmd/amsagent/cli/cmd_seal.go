@@ -16,16 +16,15 @@ import (
 )
 
 type sealOptions struct {
-	dryRun, yes, joined bool
-	keep, remove        []string
+	dryRun, yes  bool
+	keep, remove []string
 }
 
 func (o *sealOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "list what would be removed, touch nothing and exit 0")
 	fs.BoolVar(&o.yes, "yes", false, "remove it; without --yes the list is shown, nothing is touched, and the exit code is 2")
-	fs.BoolVar(&o.joined, "joined", false, "seal a machine that is a node: its files are given back first, and the cluster is not told")
 	fs.StringSliceVar(&o.keep, "keep", nil, "`ITEM`s that stay in the image (may be repeated)")
-	fs.StringSliceVar(&o.remove, "remove", nil, "`ITEM`s that usually stay and are to go: tls, ssh, licence")
+	fs.StringSliceVar(&o.remove, "remove", nil, "`ITEM`s that usually stay and must be removed: tls, licence")
 }
 
 func newSealCommand(g *globals) *cobra.Command {
@@ -56,7 +55,7 @@ func newSealCommand(g *globals) *cobra.Command {
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "keep", func() []string { return wordsOf(bootstrap.SealItems()) })
 	completes(cmd, "remove", func() []string {
-		return wordsOf([]bootstrap.SealItem{bootstrap.SealTLS, bootstrap.SealSSH, bootstrap.SealLicence})
+		return wordsOf([]bootstrap.SealItem{bootstrap.SealTLS, bootstrap.SealLicence})
 	})
 	g.addSettings(cmd, keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyTimeout)
 	return cmd
@@ -74,7 +73,6 @@ func sealHelp() string {
 		bootstrap.SealHosts:    "the line with this machine's name in /etc/hosts",
 		bootstrap.SealLogs:     "logs of the server and of the vendor's scripts",
 		bootstrap.SealTLS:      "certificates and private keys; stay unless --remove tls",
-		bootstrap.SealSSH:      "this machine's own SSH keys; stay unless --remove ssh",
 		bootstrap.SealLicence:  "server.licence_key; stays unless --remove licence",
 		bootstrap.SealMachine:  "/etc/machine-id is made empty; systemd makes a new one",
 		bootstrap.SealAgent:    "what amsagent remembers of this machine, and what a leave kept (*.amsagent-saved)",
@@ -87,7 +85,7 @@ func sealHelp() string {
 }
 
 func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
-	req := bootstrap.SealRequest{Joined: opts.joined, DryRun: opts.dryRun || !opts.yes}
+	req := bootstrap.SealRequest{DryRun: opts.dryRun || !opts.yes}
 	for _, list := range []struct {
 		flag  string
 		words []string
@@ -95,6 +93,9 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	}{{"--keep", opts.keep, &req.Keep}, {"--remove", opts.remove, &req.Remove}} {
 		for _, word := range list.words {
 			item := bootstrap.SealItem(strings.TrimSpace(word))
+			if err := removedError(removedItem, "seal", word); err != nil {
+				return usageError([]string{"amsagent seal --help lists the items"}, "%s: %s", list.flag, err)
+			}
 			if !slices.Contains(bootstrap.SealItems(), item) {
 				return usageError([]string{"amsagent seal --help lists the items"}, "%s: %q is no item", list.flag, word)
 			}

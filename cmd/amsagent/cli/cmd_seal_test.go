@@ -13,7 +13,7 @@ import (
 // What a seal says for people: what goes, what stays, and no letter that a terminal obeys.
 func TestSealText(t *testing.T) {
 	gone := bootstrap.Sealed{Item: bootstrap.SealDatabase, Path: "/usr/local/antmedia/evil\x1b[2J.db", What: "removed"}
-	stays := bootstrap.Sealed{Item: bootstrap.SealSSH, Path: "/etc/ssh/ssh_host_rsa_key", What: "kept: every clone will have it", Kept: true}
+	stays := bootstrap.Sealed{Item: bootstrap.SealTLS, Path: "/usr/local/antmedia/conf/privkey.pem", What: "kept: every clone will have it", Kept: true}
 	for _, tt := range []struct {
 		outcome bootstrap.Outcome
 		found   []bootstrap.Sealed
@@ -21,7 +21,7 @@ func TestSealText(t *testing.T) {
 	}{
 		{bootstrap.OutcomePlanned, []bootstrap.Sealed{gone, stays}, []string{"sealing would remove 1 thing; nothing was touched\n", "(1 thing left in the image;"}},
 		{bootstrap.OutcomeSealed, []bootstrap.Sealed{gone}, []string{"sealed: 1 thing removed;", "  databases   /usr/local/antmedia/evil"}},
-		{bootstrap.OutcomeUnchanged, []bootstrap.Sealed{stays}, []string{"nothing to do: what names this machine is gone, but for what is kept\n", "  ssh         /etc/ssh/ssh_host_rsa_key: kept"}},
+		{bootstrap.OutcomeUnchanged, []bootstrap.Sealed{stays}, []string{"nothing to do: what names this machine is gone, but for what is kept\n", "  tls         /usr/local/antmedia/conf/privkey.pem: kept"}},
 		{bootstrap.OutcomeUnchanged, nil, []string{"nothing to do: nothing here names this machine\n"}},
 	} {
 		w := &textWriter{}

@@ -580,7 +580,7 @@ func TestCompletion(t *testing.T) {
 		{"doctor", "--explain", "AGENT-"},
 		{"doctor", "--ignore", "AGENT-"},
 		{"seal", "--keep", "identity\n"},
-		{"seal", "--remove", "tls\nssh\nlicence\n"},
+		{"seal", "--remove", "tls\nlicence\n"},
 	} {
 		if code, stdout, _ := run(t, nil, "__complete", c.command, c.flag, ""); code != 0 || !strings.HasPrefix(stdout, c.first) {
 			t.Errorf("%s %s: exit %d, stdout %q", c.command, c.flag, code, stdout)

@@ -22,6 +22,7 @@ const (
 	removedFlag                       // a flag, without its dashes
 	removedCommand                    // a command of amsagent
 	removedValue                      // a value of a setting, in each of its places
+	removedItem                       // an item of seal
 )
 
 // removed lists what earlier versions read. It is refused with its replacement: if it were ignored, an image or a
@@ -37,6 +38,8 @@ var removed = []struct {
 	{removedFlag, "converge", "no-restart", "the daemon never restarts the server"},
 	{removedFlag, "doctor", "fix", "the hint of each finding names the line to write"},
 	{removedFlag, "doctor", "kind", "--user-data reads user data; for other files: `haproxy -c -f FILE`, `mongod --config FILE --outputConfig`"},
+	{removedFlag, "seal", "joined", "leave first: amsagent leave --offline"},
+	{removedItem, "seal", "ssh", "SSH keys are the image builder's: rm /etc/ssh/ssh_host_*"},
 	{removedFlag, "metadata", "record", "`--log-level debug` shows path, status and size of each answer"},
 	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
 	{removedSetting, "", "force_address", "use `join --force-address`, which is kept"},

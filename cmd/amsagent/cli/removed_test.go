@@ -41,6 +41,8 @@ func TestRemoved(t *testing.T) {
 			examples = append(examples, example{shown: "--" + r.name, args: []string{command, "--" + r.name + "=x"}})
 		case removedCommand:
 			examples = append(examples, example{shown: r.name, args: []string{r.name}})
+		case removedItem:
+			examples = append(examples, example{shown: r.name, args: []string{r.of, "--remove=" + r.name}})
 		case removedValue:
 			row, ok := settingByKey(r.of)
 			if !ok {
