@@ -10,15 +10,11 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
-	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
 // ServerFacts is what a server says of itself.
 type ServerFacts struct {
-	Version string `json:"version"` // "" where it does not say
-	// Wire is the newest version of the protocol that it speaks; 0 is not known.
-	Wire int `json:"wire,omitempty"`
 	// ReplicaSet is its name, "" for a server of its own; Members how many hosts it has.
 	ReplicaSet string `json:"replica_set,omitempty"`
 	Members    int    `json:"members,omitempty"`
@@ -30,9 +26,6 @@ type ServerFacts struct {
 	OneNamed bool `json:"one_named,omitempty"`
 	// Writable tells that it takes writes now.
 	Writable bool `json:"writable"`
-	// Forgets tells whether the server has the index by which it forgets the nodes
-	// that have left; nil is not known.
-	Forgets *bool `json:"forgets,omitempty"`
 }
 
 // maxMembers is how many members a replica set can have.
@@ -51,8 +44,7 @@ func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
 	if err != nil {
 		return f, err
 	}
-	wire, _ := int64Field(hello, "maxWireVersion")
-	f.Wire, f.ReplicaSet = int(wire), textField(hello, "setName")
+	f.ReplicaSet = textField(hello, "setName")
 	f.Writable, _ = field(hello, "isWritablePrimary").BooleanOK()
 	if hosts, ok := field(hello, "hosts").ArrayOK(); ok {
 		values, _ := hosts.Values()
@@ -63,32 +55,7 @@ func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
 		}
 	}
 	f.OneNamed = f.ReplicaSet != "" && f.Members > 1 && c.namesOne()
-	// What is not told is no failure of the rest.
-	var build bson.Raw
-	if c.once(ctx, op, func(ctx context.Context) error {
-		var err error
-		build, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "buildInfo", Value: 1}}).Raw()
-		return err
-	}) == nil {
-		f.Version = textField(build, "version")
-	}
-	f.Forgets = c.forgets(ctx)
 	return f, nil
-}
-
-// forgets looks for an index with a time to live on the rows; nil is not known.
-func (c *Client) forgets(ctx context.Context) *bool {
-	var specs []mongo.IndexSpecification
-	err := c.once(ctx, "listing the indexes of the registry", func(ctx context.Context) error {
-		var err error
-		specs, err = c.nodes().Indexes().ListSpecifications(ctx)
-		return err
-	})
-	if err != nil {
-		return nil
-	}
-	found := slices.ContainsFunc(specs, func(s mongo.IndexSpecification) bool { return s.ExpireAfterSeconds != nil })
-	return &found
 }
 
 // Latency is the median of n round trips of a ping, after one that opens the

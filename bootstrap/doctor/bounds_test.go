@@ -4,7 +4,6 @@
 package doctor
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -38,9 +37,6 @@ func TestReadsAreBounded(t *testing.T) {
 	p := treeOf(t, map[string]int64{"proc/77/cmdline": 64 << 20, server: 1 << 20})
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	if p.isServer(77, &bootstrap.Inspection{Install: &ams.Installation{Real: "/usr/local/antmedia"}}) {
-		t.Error("it is the server")
-	}
 	if _, ok := p.read(ams.File{Path: server}, "red5.properties"); ok {
 		t.Errorf("a settings file of 1 MB is read")
 	}
@@ -50,29 +46,6 @@ func TestReadsAreBounded(t *testing.T) {
 	}
 	if _, err := p.system("/proc/77/cmdline"); !errors.Is(err, files.ErrTooLarge) {
 		t.Error(err)
-	}
-}
-
-// The search for a process ends when all are found, and with the time.
-func TestNamesOfListeners(t *testing.T) {
-	p := treeOf(t, map[string]int64{"proc/1/comm": 0, "proc/self": 0})
-	for fd, to := range map[string]string{"1/fd/0": "/dev/null", "1/fd/1": "socket:[7]", "2/fd/5": "socket:[8]"} {
-		real := filepath.Join(p.root, "proc", fd)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.Symlink(to, real)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	list := []listener{{inode: "7"}, {inode: "8"}, {inode: "9"}}
-	p.name(t.Context(), list)
-	if list[0].pid != 1 || list[0].name != "a process" || list[1].pid != 2 || list[2].pid != 0 {
-		t.Errorf("%+v", list)
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	list = []listener{{inode: "7"}, {inode: "8"}}
-	p.name(ended, list)
-	if list[0].pid != 0 && list[1].pid != 0 {
-		t.Errorf("it goes on after its time: %+v", list)
 	}
 }
 

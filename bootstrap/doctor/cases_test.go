@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,10 +36,6 @@ func release(version string) func(c *clinic) {
 
 func serverCases() []aCase {
 	return []aCase{
-		{bootstrap.IDRoot, "root", func(c *clinic) { c.o.Machine.Root, c.o.Machine.Euid = "", 0 }, Good, "", "run as root"},
-		{bootstrap.IDRoot, "a tree", func(c *clinic) { c.o.Machine.Euid = 1000 }, Good, "", "the tree below"},
-		{bootstrap.IDRoot, "somebody", func(c *clinic) { c.o.Machine.Root, c.o.Machine.Euid = "", 1000 }, Unknown, "", "only root"},
-
 		{bootstrap.IDInstall, "there", nil, Good, "", "/usr/local/antmedia, standalone"},
 		{bootstrap.IDInstall, "missing", noServer, Bad, "", "no such installation"},
 		{bootstrap.IDInstall, "half", func(c *clinic) { c.remove("usr/local/antmedia/webapps") }, Bad, "", "missing webapps"},
@@ -131,25 +129,19 @@ func serverCases() []aCase {
 			c.join("10.0.2.4")
 			c.edit(liveApp, "db.host=10.0.2.4", "db.host=10.0.9.9")
 		}, Warning, "", "another database"},
+		{IDSettings, "blanks", func(c *clinic) { c.put(liveApp, "db.type=mongodb\ndb.host=10.0.2.4  \ndb.name=live\n") }, Warning, "", `db.host in "LiveApp"`},
+		{IDSettings, "Redis", func(c *clinic) {
+			c.put(liveApp, "db.type=redisdb\ndb.host=mongo.internal:27017\ndb.name=live\n")
+		}, Warning, "", `redisdb in "LiveApp"`},
+		{IDSettings, "Redis on a node", func(c *clinic) {
+			c.join("10.0.2.4")
+			c.edit(liveApp, "db.type=mongodb", "db.type=redisdb")
+		}, Bad, "", `"LiveApp" do not use MongoDB`},
 		{IDSettings, "broken", func(c *clinic) { c.put(container, "<beans>") }, Unknown, "", "do not tell a mode"},
 
 		{IDAppName, "none lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=LiveApp\n") }, Good, "", "none is lost"},
 		{IDAppName, "lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=\n") }, Warning, "", `appName is empty in "LiveApp"`},
 		{IDAppName, "no server", noServer, Unknown, "", ""},
-
-		{IDBlanks, "none", nil, Good, "", "none"},
-		{IDBlanks, "behind a marker", func(c *clinic) { c.edit1(container, "<!-- cluster start", "<!-- cluster start   ") }, Good, "", "do no harm"},
-		{IDBlanks, "behind a marker of a node", func(c *clinic) {
-			c.edit1(container, "<!-- cluster start", "<!-- cluster start -->  ")
-			c.edit1(container, "cluster end -->", "<!-- cluster end -->")
-		}, Good, "", "do no harm"},
-		{IDBlanks, "in a value", func(c *clinic) { c.put(liveApp, "db.type=mongodb\ndb.host=10.0.2.4  \ndb.name=live\n") }, Warning, "", `db.host in "LiveApp"`},
-		{IDBlanks, "no server", noServer, Unknown, "", ""},
-
-		{IDRedis, "none", nil, Good, "", "no application"},
-		{IDRedis, "by accident", func(c *clinic) { c.put(liveApp, "db.type=redisdb\ndb.host=mongo.internal:27017\ndb.name=live\n") }, Bad, "", "takes a name"},
-		{IDRedis, "meant", func(c *clinic) { c.put(liveApp, "db.type=redisdb\ndb.host=redis://10.0.0.9\ndb.name=live\n") }, Warning, "", "Redis is configured"},
-		{IDRedis, "no server", noServer, Unknown, "", ""},
 	}
 }
 
@@ -226,8 +218,6 @@ func mongoCases() []aCase {
 
 		{bootstrap.IDMongoForm, "fine", at("10.0.2.4"), Good, "", "can use it"},
 		{bootstrap.IDMongoForm, "too new for the release", func(c *clinic) { release("2.3.0")(c); c.target("mongodb+srv://c.example.net") }, Bad, "", "mongodb+srv"},
-		{bootstrap.IDMongoOption, "fine", at("10.0.2.4"), Good, "", "nothing odd"},
-		{bootstrap.IDMongoOption, "odd", at("mongodb://10.0.2.4/?apendName=x"), Warning, "", "connection string"},
 		{bootstrap.IDMongoLocal, "fine", at("10.0.2.4"), Good, "", "not only"},
 		{bootstrap.IDMongoLocal, "this machine", at("127.0.0.1"), Warning, "", "no other node can join"},
 		{bootstrap.IDMongoLocal, "a cluster of one", func(c *clinic) { c.target("127.0.0.1"); c.o.Join.Address, c.o.Join.ForceAddress = "127.0.0.1", true }, Good, "", "cluster of one"},
@@ -328,20 +318,6 @@ func TestPeersDialed(t *testing.T) {
 	}
 }
 
-// peersSay are other nodes, heard by both witnesses, with what their agents say of the
-// service; nil is an older agent.
-func peersSay(said ...*cluster.Serving) func(c *clinic) {
-	return func(c *clinic) {
-		rows(node("i-1", "10.0.0.5", 0))(c)
-		for i, s := range said {
-			n := node(fmt.Sprintf("p-%d", i), fmt.Sprintf("10.0.1.%d", i), 0)
-			n.Serving = s
-			c.look.value.Nodes = append(c.look.value.Nodes, n)
-			c.look.value.AMS = append(c.look.value.AMS, cluster.AMSNode{ID: fmt.Sprintf("a-%d", i), IP: n.IP, LastUpdate: time.Now()})
-		}
-	}
-}
-
 func networkCases(open, closed int) []aCase {
 	identity := func(i metadata.Instance, err error) func(c *clinic) {
 		return func(c *clinic) {
@@ -397,67 +373,43 @@ func networkCases(open, closed int) []aCase {
 		}, Unknown, "", "does not run"},
 		{IDPeers, "nobody told", nil, Unknown, "", "no MongoDB address is configured"},
 
-		{IDNotServing, "nobody told", nil, Unknown, "", "no MongoDB address is configured"},
-		{IDNotServing, "alone", peersSay(), Good, "", "no other active node"},
-		{IDNotServing, "all serve", peersSay(&cluster.Serving{Up: true}, &cluster.Serving{Up: true}), Good, "", "2 other nodes, all of them serve"},
-		{IDNotServing, "older agents", peersSay(nil, nil), Good, "", "no agent of the 2 other nodes"},
-		{IDNotServing, "older agents among others", peersSay(nil, &cluster.Serving{Up: true}), Good, "", "1 other nodes serve; the agents of 1 do not say it"},
-		{IDNotServing, "one does not", peersSay(&cluster.Serving{Up: true}, &cluster.Serving{Why: "LiveApp fails"}), Warning, "", "not served by 10.0.1.1 (LiveApp fails)"},
-		{IDNotServing, "it drains", func(c *clinic) {
-			peersSay(&cluster.Serving{Why: "LiveApp fails"})(c)
-			c.look.value.Nodes[1].State = cluster.StateDraining
-		}, Good, "", "no other active node"},
-		{IDNotServing, "its agent is silent", func(c *clinic) {
-			peersSay(&cluster.Serving{Why: "LiveApp fails"})(c)
-			c.look.value.Nodes[1].UpdatedAt = c.look.value.ServerTime.Add(-time.Hour)
-		}, Good, "", "no other active node"},
-		{IDNotServing, "this node itself", func(c *clinic) {
-			c.state("joined")
-			peersSay(&cluster.Serving{Why: "LiveApp fails"})(c)
-			c.look.value.Nodes = c.look.value.Nodes[1:]
-			c.look.value.Nodes[0].ID = "i-1"
-		}, Good, "", "no other active node"},
-
-		{IDPorts, "free", proc("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
-		{IDPorts, "the server's", proc(listenTCP(5080, 77), ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "listens on 5080"},
-		{IDPorts, "taken", proc(listenTCP(5080, 77), ams.State{Activity: ams.ActivityInactive}), Bad, "", "taken by nginx (pid 7)"},
-		{IDPorts, "taken, by whom is not known", proc(listenTCP(1935, 78), ams.State{Activity: ams.ActivityInactive}), Bad, "", "taken by another process"},
-		{IDPorts, "one of them is another's", proc(listenTCP(5080, 77)+listenTCP(1935, 79), ams.State{Activity: ams.ActivityActive, MainPID: 9}), Bad, "", "5080 (HTTP) is taken by nginx"},
+		{IDPorts, "free", ports("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
+		{IDPorts, "the server's", ports("tcp :5080", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "the server runs"},
+		{IDPorts, "taken", ports("tcp :5080", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 5080 (HTTP) is taken"},
+		{IDPorts, "SRT is taken", ports("udp :4200", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 4200 (SRT) is taken"},
 		{IDPorts, "another port is configured", func(c *clinic) {
-			proc(listenTCP(1936, 77), ams.State{Activity: ams.ActivityInactive})(c)
+			ports("tcp :1936", ams.State{Activity: ams.ActivityInactive})(c)
 			c.put(server, "rtmp.port=1936\nclusterdb.host=\n")
 		}, Bad, "", "port 1936 (RTMP) is taken"},
-		{IDPorts, "RTMPS is off", proc(listenTCP(8443, 77), ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
+		{IDPorts, "RTMPS is off", ports("tcp :8443", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
 		{IDPorts, "RTMPS is on", func(c *clinic) {
-			proc(listenTCP(8443, 77), ams.State{Activity: ams.ActivityInactive})(c)
+			ports("tcp :8443", ams.State{Activity: ams.ActivityInactive})(c)
 			c.put(server, "rtmps.enabled=true\nclusterdb.host=\n")
 		}, Bad, "", "port 8443 (RTMPS) is taken"},
-		{IDPorts, "who it is cannot be seen", proc(listenTCP(5080, 78), ams.State{Activity: ams.ActivityActive, MainPID: 7}), Unknown, "", "only root sees"},
-		{IDPorts, "it does not listen", proc("", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Warning, "", "nobody listens on port 5080"},
+		{IDPorts, "not allowed to listen", func(c *clinic) {
+			ports("", ams.State{Activity: ams.ActivityInactive})(c)
+			c.listen = func(context.Context, string, string) error { return syscall.EACCES }
+		}, Good, "", "free"},
+		{IDPorts, "the service does not say", ports("", ams.State{Activity: ams.ActivityUnknown}), Unknown, "", "not known"},
 		{IDPorts, "a tree", nil, Unknown, "", "does not run"},
-		{IDPorts, "no list", func(c *clinic) { c.running = true }, Unknown, "", "/proc/net/tcp"},
 	}
 }
 
-// listenTCP is a line of /proc/net/tcp of a socket that listens on all addresses.
-func listenTCP(port, inode int) string {
-	return fmt.Sprintf("   0: 00000000:%04X 00000000:0000 0A 00000000:00000000 00:00000000 00000000   999        0 %d 1 0000000000000000 100 0 0 10 0\n", port, inode)
-}
-
-// proc is a /proc with these listeners; the socket 77 belongs to nginx, and 79 to java, the server.
-func proc(tcp string, state ams.State) func(c *clinic) {
+// ports is a running machine on which one port is taken.
+func ports(taken string, state ams.State) func(c *clinic) {
 	return func(c *clinic) {
 		c.running, c.service.state = true, state
-		c.put("proc/net/tcp", "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"+tcp)
-		c.put("proc/7/comm", "nginx\n")
-		c.link("proc/7/fd/3", "socket:[77]")
-		c.put("proc/9/comm", "java\n")
-		c.link("proc/9/fd/3", "socket:[79]")
+		c.listen = func(_ context.Context, network, at string) error {
+			if network+" "+at == taken {
+				return &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}
+			}
+			return nil
+		}
 	}
 }
 
 func TestNetwork(t *testing.T) {
-	open, closed := listen(t), listen(t)
+	open, closed := listener(t), listener(t)
 	port := closed.port
 	closed.close()
 	runCases(t, networkCases(open.port, port))
@@ -731,12 +683,6 @@ func machineCases() []aCase {
 			}
 		}
 	}
-	limits := func(soft string) func(c *clinic) {
-		return running(func(c *clinic) {
-			c.service.state = ams.State{Activity: ams.ActivityActive, MainPID: 7}
-			c.put("proc/7/limits", "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            "+soft+"              524288               files     \n")
-		})
-	}
 	gpu := func(driver string, v GPUView, err error) func(c *clinic) {
 		return running(func(c *clinic) {
 			c.put("sys/bus/pci/devices/0000:00:1e.0/vendor", "0x10de\n")
@@ -750,9 +696,6 @@ func machineCases() []aCase {
 			c.o.GPUs = func(context.Context) (GPUView, error) { return v, err }
 		})
 	}
-	memory := func(available string) func(c *clinic) {
-		return running(func(c *clinic) { c.put("proc/meminfo", "MemTotal:       1000 kB\nMemFree: 1 kB\n"+available) })
-	}
 	return []aCase{
 		{bootstrap.IDWritable, "writable", nil, Good, "", "the folders"},
 		{bootstrap.IDWritable, "not root", func(c *clinic) {
@@ -764,33 +707,6 @@ func machineCases() []aCase {
 		{bootstrap.IDSpace, "enough", nil, Good, "", "left on the volume"},
 
 		{IDTimeSync, "a tree", nil, Unknown, "", "does not run"},
-
-		{IDMemory, "enough", memory("MemAvailable: 600 kB\n"), Good, "", "40 % are in use; the server's limit is 75 %"},
-		{IDMemory, "short", memory("MemAvailable: 100 kB\n"), Warning, "", "90 % are in use"},
-		{IDMemory, "short of its own limit", func(c *clinic) {
-			memory("MemAvailable: 600 kB\n")(c)
-			c.put(server, "server.memory_limit_percentage=40\n")
-		}, Warning, "", "above 40 %"},
-		{IDMemory, "not told", memory(""), Unknown, "", "does not tell"},
-		{IDMemory, "a tree", nil, Unknown, "", "does not run"},
-
-		{IDOpenFiles, "enough", limits("65536"), Good, "", "65536"},
-		{IDOpenFiles, "unlimited", limits("unlimited"), Good, "", "unlimited"},
-		{IDOpenFiles, "few", limits("1024"), Warning, "", "may open 1024"},
-		{IDOpenFiles, "few, and the unit says more", func(c *clinic) {
-			limits("1024")(c)
-			c.service.state.Fragment = "/lib/systemd/system/antmedia.service"
-			c.put("lib/systemd/system/antmedia.service", "[Service]\nLimitNOFILE=65536\n")
-		}, Warning, "", "although its unit asks for enough"},
-		{IDOpenFiles, "few, and a drop-in says so", func(c *clinic) {
-			limits("1024")(c)
-			c.service.state.Fragment = "/lib/systemd/system/antmedia.service"
-			c.service.state.DropIns = []string{"/etc/systemd/system/antmedia.service.d/few.conf"}
-			c.put("lib/systemd/system/antmedia.service", "[Service]\nLimitNOFILE=65536\n")
-			c.put("etc/systemd/system/antmedia.service.d/few.conf", "[Service]\nLimitNOFILE=1024\n")
-		}, Warning, "", "may open 1024 files; the vendor's"},
-		{IDOpenFiles, "odd", limits("many"), Unknown, "", "does not tell"},
-		{IDOpenFiles, "stopped", running(nil), Unknown, "", "does not run"},
 
 		{IDGPU, "none", running(nil), Good, "", "no GPU of NVIDIA"},
 		{IDGPU, "well", gpu("nvidia", GPUView{Devices: []string{"Tesla T4"}, Driver: "535.161.07"}, nil), Good, "", "Tesla T4; driver 535.161.07"},
@@ -825,10 +741,8 @@ func TestEveryCheckHasItsCases(t *testing.T) {
 	}
 	// With a server that answers: sandbox/clustertest. What the kernel says: TestJudge.
 	elsewhere := map[string][]Verdict{
-		bootstrap.IDRoot:      {Bad}, // never wrong
-		IDMongoTTL:            {Bad, Good},
 		bootstrap.IDMongoAuth: {Good}, IDNotPrimary: {Good}, IDMongoOpen: {Good, Bad}, IDMongoSlow: {Good, Bad},
-		IDMongoOld: {Good, Bad}, bootstrap.IDClock: {Good},
+		bootstrap.IDClock:   {Good},
 		bootstrap.IDAddress: {Good}, bootstrap.IDWritable: {Bad}, bootstrap.IDSpace: {Bad, Unknown}, IDTimeSync: {Good, Bad},
 	}
 	for _, c := range checks() {

@@ -43,6 +43,7 @@ type clinic struct {
 	look   *future[cluster.Look]
 	status *future[*bootstrap.Status]
 	dial   func(context.Context, string) error
+	listen func(ctx context.Context, network, at string) error
 }
 
 type fakeService struct {
@@ -167,6 +168,9 @@ func (c *clinic) check(id string) []Result {
 	p.running, p.mongo, p.look, p.status = c.running, c.mongo, c.look, c.status
 	if c.dial != nil {
 		p.dial = c.dial
+	}
+	if c.listen != nil {
+		p.listen = c.listen
 	}
 	p.start(c.t.Context())
 	for _, row := range checks() {

@@ -46,7 +46,7 @@ func TestCorpus(t *testing.T) {
 			}
 			version := strings.TrimSuffix(d.Name(), "-panel-saved")
 			release(version)(c)
-			files := []string{bootstrap.IDInstall, bootstrap.IDRelease, bootstrap.IDSections, bootstrap.IDFile, IDApps, bootstrap.IDFileOwner, IDSettings, IDBlanks, IDRedis}
+			files := []string{bootstrap.IDInstall, bootstrap.IDRelease, bootstrap.IDSections, bootstrap.IDFile, IDApps, bootstrap.IDFileOwner, IDSettings}
 			look := func(when string) {
 				t.Helper()
 				for _, id := range files {

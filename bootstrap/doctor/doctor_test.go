@@ -32,7 +32,7 @@ type aListener struct {
 	close func()
 }
 
-func listen(t *testing.T) aListener {
+func listener(t *testing.T) aListener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -269,27 +269,22 @@ func TestSample(t *testing.T) {
 	}
 }
 
-// A file system that is full, or has no inodes left, in a mount of its own.
+// A file system that is nearly full, in a mount of its own.
 func TestSpace(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root mounts")
 	}
-	for _, tt := range []struct {
-		options string
-		id      string
-	}{{"size=512m,nr_inodes=200000", bootstrap.IDSpace}, {"size=2g,nr_inodes=200", IDInodes}} {
-		c := newClinic(t)
-		at := filepath.Join(c.root, "var/log/antmedia")
-		if err := os.MkdirAll(at, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Mount("tmpfs", at, "tmpfs", 0, tt.options); err != nil {
-			t.Skipf("no mount here: %v", err)
-		}
-		t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
-		if !slices.ContainsFunc(c.check(bootstrap.IDSpace), func(r Result) bool { return r.ID == tt.id && r.Verdict == Warning && r.Hint != "" }) {
-			t.Errorf("%s: %+v", tt.options, c.check(bootstrap.IDSpace))
-		}
+	c := newClinic(t)
+	at := filepath.Join(c.root, "var/log/antmedia")
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=512m"); err != nil {
+		t.Skipf("no mount here: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	if found := c.check(bootstrap.IDSpace); !slices.ContainsFunc(found, func(r Result) bool { return r.ID == bootstrap.IDSpace && r.Verdict == Warning && r.Hint != "" }) {
+		t.Errorf("%+v", found)
 	}
 }
 

@@ -4,21 +4,16 @@
 package doctor
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/pci"
@@ -39,8 +34,7 @@ func checkWritable(ctx context.Context, p *patient) []Result {
 // What a volume must have left. A node records, and its log grows: what is nearly
 // full today is full tonight.
 const (
-	fewBytes  = 1 << 30
-	fewInodes = 10_000
+	fewBytes = 1 << 30
 )
 
 // space is the file system that a folder is on.
@@ -75,9 +69,6 @@ func checkSpace(ctx context.Context, p *patient) []Result {
 				found = append(found, warning("make room; recordings are below webapps/*/streams", "%s has %s left", dir, size(free)))
 			default:
 				seen = append(seen, fmt.Sprintf("%s left on the volume of %s", size(free), dir))
-			}
-			if st.Files > 0 && st.Ffree < fewInodes {
-				found = append(found, warning("remove small files; segments of HLS are below webapps/*/streams", "the volume of %s has room for %d more files only", dir, st.Ffree).as(IDInodes))
 			}
 		}
 		switch {
@@ -120,130 +111,6 @@ func judgeSync(state int, status int32) Result {
 			"nobody keeps this machine's clock (timedatectl says more)")
 	}
 	return good("the clock is kept")
-}
-
-// usualMemoryLimit is what Ant Media Server takes where nothing is configured.
-const usualMemoryLimit = 75
-
-// checkMemory: above its limit the server refuses every new stream and viewer.
-func checkMemory(ctx context.Context, p *patient) []Result {
-	if !p.running {
-		return inTree()
-	}
-	b, err := p.system("/proc/meminfo")
-	if err != nil {
-		return one(notKnown(err))
-	}
-	used, ok := memoryUsed(b)
-	if !ok {
-		return one(unknown("/proc/meminfo does not tell"))
-	}
-	limit := usualMemoryLimit
-	if in, err := p.inspection.get(ctx); err == nil && in.Install != nil {
-		if s, ok := p.read(in.Install.Server, "red5.properties"); ok {
-			if n, err := strconv.Atoi(s.get("server.memory_limit_percentage")); err == nil && n > 0 {
-				limit = n
-			}
-		}
-	}
-	if used >= limit {
-		return one(warning("drain and restart this node, or give it more memory", "%d %% are in use: above %d %% the server refuses streams and viewers", used, limit))
-	}
-	return one(good("%d %% are in use; the server's limit is %d %%", used, limit))
-}
-
-// memoryUsed is what is not available, in percent.
-func memoryUsed(meminfo []byte) (percent int, ok bool) {
-	values := map[string]uint64{}
-	s := bufio.NewScanner(bytes.NewReader(meminfo))
-	for s.Scan() {
-		if f := strings.Fields(s.Text()); len(f) >= 2 {
-			if n, err := strconv.ParseUint(f[1], 10, 50); err == nil {
-				values[strings.TrimSuffix(f[0], ":")] = n
-			}
-		}
-	}
-	total, known := values["MemTotal"]
-	free, alsoKnown := values["MemAvailable"]
-	if !known || !alsoKnown || total == 0 || free > total {
-		return 0, false
-	}
-	return int((total - free) * 100 / total), true
-}
-
-// manyFiles is what the vendor's unit gives the server. Each viewer takes several.
-const manyFiles = 65536
-
-func checkOpenFiles(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		switch {
-		case !p.running:
-			return inTree()
-		case in.Service.MainPID == 0:
-			return one(unknown("the server does not run, or nobody tells its process"))
-		}
-		b, err := p.system(filepath.Join("/proc", strconv.Itoa(in.Service.MainPID), "limits"))
-		if err != nil {
-			return one(notKnown(err))
-		}
-		return one(judgeFiles(b, unitFiles(p, in.Service)))
-	})(ctx, p)
-}
-
-// unitFiles is the LimitNOFILE that the unit asks for; 0 is none, or not known.
-func unitFiles(p *patient, st ams.State) (n int) {
-	for _, path := range append([]string{st.Fragment}, st.DropIns...) {
-		if path == "" {
-			continue
-		}
-		b, err := p.system(path)
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(b)) {
-			value, ok := strings.CutPrefix(strings.TrimSpace(line), "LimitNOFILE=")
-			if !ok {
-				continue
-			}
-			soft, _, _ := strings.Cut(value, ":")
-			if soft == "infinity" {
-				n = math.MaxInt32
-			} else if asked, err := strconv.Atoi(soft); err == nil {
-				n = asked
-			}
-		}
-	}
-	return n
-}
-
-// judgeFiles judges the limits of the server's process; unit is what its unit asks
-// for.
-func judgeFiles(limits []byte, unit int) Result {
-	for line := range strings.Lines(string(limits)) {
-		rest, ok := strings.CutPrefix(line, "Max open files")
-		if !ok {
-			continue
-		}
-		f := strings.Fields(rest)
-		if len(f) > 0 && f[0] == "unlimited" {
-			return good("unlimited")
-		}
-		if len(f) == 0 {
-			break
-		}
-		n, err := strconv.Atoi(f[0])
-		switch {
-		case err != nil:
-		case n < manyFiles && unit >= manyFiles:
-			return warning("restart "+ams.DefaultUnit+"; if that changes nothing, the machine or its container allows no more: raise its limit", "the server may open %d files, although its unit asks for enough", n)
-		case n < manyFiles:
-			return warning("LimitNOFILE=65536 in a drop-in: systemctl edit "+ams.DefaultUnit, "the server may open %d files; the vendor's unit gives it %d, and each viewer takes some", n, manyFiles)
-		default:
-			return good("%d", n)
-		}
-		break
-	}
-	return unknown("the kernel does not tell the limit")
 }
 
 // oldDriver is the first branch of NVIDIA's driver that current encoders accept

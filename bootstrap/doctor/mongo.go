@@ -17,14 +17,11 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// What is far and what is old. AMS asks MongoDB in the middle of what a viewer waits
+// What is far. AMS asks MongoDB in the middle of what a viewer waits
 // for, several times for each.
 const (
 	slowPing = 50 * time.Millisecond
 	pings    = 5
-	// oldWire is the protocol of MongoDB 4.4: older ones get no more repairs, and
-	// current drivers begin to refuse them.
-	oldWire = 9
 )
 
 func checkMongoAddress(_ context.Context, p *patient) []Result {
@@ -57,29 +54,21 @@ func checkMongoForm(ctx context.Context, p *patient) []Result {
 	})(ctx, p)
 }
 
-func checkMongoOptions(ctx context.Context, p *patient) []Result {
-	return targetCheck(ctx, p, bootstrap.IDMongoOption, "nothing odd")
-}
-
 func checkMongoLocal(ctx context.Context, p *patient) []Result {
-	return targetCheck(ctx, p, bootstrap.IDMongoLocal, "not only this machine's own")
-}
-
-func targetCheck(ctx context.Context, p *patient, id, fine string) []Result {
 	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
 		if p.Join.Mongo.IsZero() {
 			return one(unknown("%v", p.noMongo()))
 		}
-		if found := findings(in.Failed, in.Warnings, id); len(found) > 0 {
+		if found := findings(in.Failed, in.Warnings, bootstrap.IDMongoLocal); len(found) > 0 {
 			return found
 		}
-		if id == bootstrap.IDMongoLocal && p.Join.Mongo.Loopback() {
-			if !in.Address.Addr.IsValid() {
-				return one(unknown("MongoDB is this very machine; whether others are to join is not known without this machine's address"))
-			}
-			return one(good("this very machine, and so is the node's address: a cluster of one machine"))
+		switch {
+		case !p.Join.Mongo.Loopback():
+			return one(good("not only this machine's own"))
+		case !in.Address.Addr.IsValid():
+			return one(unknown("MongoDB is this very machine; whether others are to join is not known without this machine's address"))
 		}
-		return one(good("%s", fine))
+		return one(good("this very machine, and so is the node's address: a cluster of one machine"))
 	})(ctx, p)
 }
 
@@ -276,40 +265,6 @@ func checkClock(ctx context.Context, p *patient) []Result {
 			return good("%s behind", skew.Abs().Round(time.Millisecond))
 		}
 		return good("%s ahead", skew.Round(time.Millisecond))
-	})
-}
-
-func checkMongoVersion(ctx context.Context, p *patient) []Result {
-	return asked(ctx, p, func(c *cluster.Client) Result {
-		f, err := c.ServerFacts(ctx)
-		version := f.Version
-		if version == "" {
-			version = "unknown"
-		}
-		switch {
-		case err != nil:
-			return notKnown(err)
-		case f.Wire == 0:
-			return unknown("version %s; it does not say which protocol it speaks", version)
-		case f.Wire < oldWire:
-			return warning("upgrade MongoDB, one release after the other", "version %s gets no more repairs, and drivers begin to refuse it", version)
-		}
-		return good("version %s", version)
-	})
-}
-
-func checkMongoTTL(ctx context.Context, p *patient) []Result {
-	return asked(ctx, p, func(c *cluster.Client) Result {
-		f, err := c.ServerFacts(ctx)
-		switch {
-		case err != nil:
-			return notKnown(err)
-		case f.Forgets == nil:
-			return unknown("the server does not list its indexes")
-		case *f.Forgets:
-			return good("there")
-		}
-		return good("not there, and nothing needs it: nodes that have left stay listed until 'amsagent nodes prune'")
 	})
 }
 

@@ -218,43 +218,6 @@ func checkPeers(ctx context.Context, p *patient, look cluster.Look, in *bootstra
 	return one(good("%d of %d other nodes tried, all answer", len(peers), total))
 }
 
-// checkPeersServe reads what the agents of the other nodes say in their rows. Whether
-// this node serves is a matter of its own views: see checkViews.
-func checkPeersServe(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
-	id, address := own(in)
-	var o cluster.Observer
-	var idle []string
-	serve, unsaid := 0, 0
-	for _, m := range o.Judge(look, time.Now()) {
-		n := m.Node
-		switch {
-		case n == nil, n.ID == id, cluster.SameAddress(m.Address(), address), n.State != cluster.StateActive, !m.Agent.Fresh:
-		case m.Verdict == cluster.VerdictNotServing:
-			text := m.Address()
-			if n.Serving.Why != "" {
-				text += " (" + n.Serving.Why + ")"
-			}
-			idle = append(idle, text)
-		case n.Serving != nil && n.Serving.Up:
-			serve++
-		default:
-			unsaid++
-		}
-	}
-	switch {
-	case len(idle) > 0:
-		return one(warning("look at each of them: amsagent status; where all nodes say so, at MongoDB",
-			"viewers are not served by %s", few(idle)))
-	case serve > 0 && unsaid > 0:
-		return one(good("%d other nodes serve; the agents of %d do not say it", serve, unsaid))
-	case serve > 0:
-		return one(good("%d other nodes, all of them serve", serve))
-	case unsaid > 0:
-		return one(good("no agent of the %d other nodes says that viewers are not served", unsaid))
-	}
-	return one(good("there is no other active node"))
-}
-
 // peer is another node, with the ports of its server.
 type peer struct {
 	address      string

@@ -17,18 +17,6 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-func checkRights(_ context.Context, p *patient) []Result {
-	switch {
-	case p.root != "":
-		return one(good("the tree below %s is looked at", p.root))
-	case p.Machine.Euid == 0:
-		return one(good("run as root"))
-	}
-	r := unknown("not run as root: what only root may look at is not known")
-	r.Hint = "sudo amsagent doctor"
-	return one(r)
-}
-
 func seeInstall(_ *patient, in *bootstrap.Inspection) Result {
 	mode := "in a mode that its files do not tell"
 	if in.Mode != "" {
@@ -219,7 +207,7 @@ func (p *patient) read(f ams.File, name string) (settingsFile, bool) {
 	return settingsFile{name, props}, err == nil
 }
 
-// get is the value without the blanks around it, which are told elsewhere.
+// get is the value without the blanks around it.
 func (s settingsFile) get(key string) string {
 	v, _ := s.props.Get(key)
 	return strings.TrimSpace(v)
@@ -232,7 +220,11 @@ func checkSettings(ctx context.Context, p *patient) []Result {
 		if in.Install == nil || in.Mode == "" {
 			return one(unknown("the files do not tell a mode"))
 		}
+		found := p.oddValues(in.Install)
 		if in.Mode == conf.ModeStandalone {
+			if len(found) > 0 {
+				return found
+			}
 			return one(good("standalone: each server by itself"))
 		}
 		server, ok := p.read(in.Install.Server, "red5.properties")
@@ -241,7 +233,6 @@ func checkSettings(ctx context.Context, p *patient) []Result {
 		}
 		host := server.get("clusterdb.host")
 		const hint = "amsagent join writes all of them alike"
-		var found []Result
 		if host == "" || host == "localhost" {
 			found = append(found, bad(hint, "the sections are those of a cluster node, but clusterdb.host is %q: half switched", host))
 		}
@@ -269,77 +260,33 @@ func checkSettings(ctx context.Context, p *patient) []Result {
 	})(ctx, p)
 }
 
-// markerBlanks finds what the vendor's script leaves behind a marker, one more blank
-// each time, in either mode.
-func markerBlanks(container []byte) bool {
-	for line := range strings.Lines(string(container)) {
-		line = strings.TrimRight(line, "\r\n")
-		if t := strings.TrimRight(line, " \t"); t != line && (strings.HasSuffix(t, "cluster start") || strings.HasSuffix(t, "cluster start -->")) {
-			return true
+// oddValues finds applications with Redis, for which the vendor's script takes a DNS name or an
+// address with a port, and blanks at the end of a value, which belong to it.
+func (p *patient) oddValues(in *ams.Installation) (found []Result) {
+	var redis, blanks []string
+	look := func(f ams.File, name string, keys ...string) {
+		s, ok := p.read(f, name)
+		if !ok {
+			return
+		}
+		if s.get("db.type") == "redisdb" {
+			redis = append(redis, name)
+		}
+		for _, k := range keys {
+			if v, _ := s.props.Get(k); strings.TrimRight(v, " \t") != v {
+				blanks = append(blanks, fmt.Sprintf("%s in %s", k, name))
+			}
 		}
 	}
-	return false
-}
-
-// checkBlanks: blanks at the end of a value belong to it.
-func checkBlanks(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if in.Install == nil {
-			return one(noInstall())
-		}
-		var found []string
-		look := func(f ams.File, name string, keys ...string) {
-			s, ok := p.read(f, name)
-			if !ok {
-				return
-			}
-			for _, k := range keys {
-				if v, _ := s.props.Get(k); strings.TrimRight(v, " \t") != v {
-					found = append(found, fmt.Sprintf("%s in %s", k, name))
-				}
-			}
-		}
-		look(in.Install.Server, "red5.properties", "clusterdb.host", "clusterdb.user", "clusterdb.password", "useGlobalIp", "http.port", "nodeGroup")
-		for _, a := range in.Install.Apps {
-			look(a.File, strconv.Quote(a.Name), "db.type", "db.host", "db.name", "db.user", "db.password")
-		}
-		if len(found) > 0 {
-			return one(warning("remove them; amsagent join writes those of the database anew",
-				"blanks at the end belong to the value: %s", few(found)))
-		}
-		text := "none"
-		if f, err := p.store.ReadSettings(in.Install.Container.Path); err == nil && markerBlanks(f.Bytes) {
-			text += "; those behind the markers in jee-container.xml, which the vendor's script leaves, do no harm"
-		}
-		return one(good("%s", text))
-	})(ctx, p)
-}
-
-// checkRedis: the vendor's script takes what is neither an address nor begins with
-// "mongo" for Redis: a DNS name, an address with a port.
-func checkRedis(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if in.Install == nil {
-			return one(noInstall())
-		}
-		var accident, meant []string
-		for _, a := range in.Install.Apps {
-			s, ok := p.read(a.File, a.Name)
-			if !ok || s.get("db.type") != "redisdb" {
-				continue
-			}
-			if host := s.get("db.host"); strings.HasPrefix(host, "redis") || strings.HasSuffix(host, ".yaml") {
-				meant = append(meant, strconv.Quote(a.Name))
-			} else {
-				accident = append(accident, strconv.Quote(a.Name))
-			}
-		}
-		switch {
-		case len(accident) > 0:
-			return one(bad("amsagent join writes db.type=mongodb", "db.type is redisdb in %s, but db.host is no address of Redis: the vendor's script takes a name, or an address with a port, for Redis", few(accident)))
-		case len(meant) > 0:
-			return one(warning("amsagent join replaces it: a cluster that this agent knows has MongoDB", "Redis is configured in %s", few(meant)))
-		}
-		return one(good("no application is set to Redis"))
-	})(ctx, p)
+	look(in.Server, "red5.properties", "clusterdb.host", "clusterdb.user", "clusterdb.password", "useGlobalIp", "http.port", "nodeGroup")
+	for _, a := range in.Apps {
+		look(a.File, strconv.Quote(a.Name), "db.type", "db.host", "db.name", "db.user", "db.password")
+	}
+	if len(redis) > 0 {
+		found = append(found, warning("amsagent join writes db.type=mongodb", "db.type is redisdb in %s", few(redis)))
+	}
+	if len(blanks) > 0 {
+		found = append(found, warning("remove them; amsagent join writes those of the database anew", "blanks at the end belong to the value: %s", few(blanks)))
+	}
+	return found
 }

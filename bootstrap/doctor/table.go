@@ -16,20 +16,15 @@ const (
 	IDApps        = "AMS-APP"           // the applications
 	IDAppName     = "AMS-APP-NAME"      // an application lost its name, and its settings
 	IDSettings    = "AMS-SETTINGS"      // files that do not agree about the mode
-	IDBlanks      = "AMS-BLANKS"        // blanks at the end of values
-	IDRedis       = "AMS-REDIS"         // Redis, and nobody meant it
 	IDHosts       = "AMS-HOSTS"         // what is left in /etc/hosts
 	IDMongoOpen   = "AMS-MONGO-OPEN"    // MongoDB is open to everybody
 	IDMongoPlain  = "AMS-MONGO-PLAIN"   // no TLS over a public network
 	IDMongoSlow   = "AMS-MONGO-SLOW"    // far away
-	IDMongoOld    = "AMS-MONGO-OLD"     // no longer maintained
-	IDMongoTTL    = "AMS-MONGO-TTL"     // old rows stay
 	IDMongoNoName = "AMS-MONGO-MISSING" // nobody told where it is
 	IDNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
 	IDRows        = "AMS-ROWS"           // two nodes with one address
 	IDPeers       = "AMS-PEERS"          // other nodes cannot be reached
-	IDNotServing  = "AMS-NOT-SERVING"    // other nodes do not serve viewers
-	IDPorts       = "AMS-PORTS"          // ports that another process has
+	IDPorts       = "AMS-PORTS"          // ports that are taken
 	IDTimeline    = "AMS-TIMELINE"       // deadlines that contradict each other
 	IDHook        = "AMS-HOOK"           // no hook of the cloud
 	IDHookDenied  = "AMS-HOOK-DENIED"    // a permission is missing
@@ -42,9 +37,6 @@ const (
 	IDViews       = "AMS-VIEWS"          // the views of this node disagree
 	IDUnfinished  = "AMS-UNFINISHED"     // a run was killed while it wrote
 	IDTimeSync    = "AMS-TIME-SYNC"      // nobody sets the clock
-	IDMemory      = "AMS-MEMORY"         // memory above AMS's limit
-	IDOpenFiles   = "AMS-OPEN-FILES"     // too few files
-	IDInodes      = "AMS-INODES"         // no inodes
 	IDGPU         = "AMS-GPU"            // devices and driver
 	IDGPUDriver   = "AMS-GPU-DRIVER"     // a driver that does not do
 	idStatusStem  = "STATUS-"
@@ -53,7 +45,6 @@ const (
 // checks is THE table: what is shown, and in which order.
 func checks() []check {
 	return []check{
-		{bootstrap.IDRoot, GroupServer, "the right to look", checkRights},
 		{bootstrap.IDInstall, GroupServer, "installation", preflight(seeInstall, bootstrap.IDInstall)},
 		{bootstrap.IDRelease, GroupServer, "release", checkRelease},
 		{bootstrap.IDSections, GroupServer, "sections of jee-container.xml", preflight(seeSections, bootstrap.IDSections)},
@@ -63,12 +54,9 @@ func checks() []check {
 		{IDAppName, GroupServer, "names of the applications", checkAppNames},
 		{bootstrap.IDFileOwner, GroupServer, "owners of the files", checkOwners},
 		{IDSettings, GroupServer, "agreement of the settings", checkSettings},
-		{IDBlanks, GroupServer, "blanks at the end of values", checkBlanks},
-		{IDRedis, GroupServer, "kind of database", checkRedis},
 
 		{IDMongoNoName, GroupMongo, "address of MongoDB", checkMongoAddress},
 		{bootstrap.IDMongoForm, GroupMongo, "connection string and release", checkMongoForm},
-		{bootstrap.IDMongoOption, GroupMongo, "options of the connection string", checkMongoOptions},
 		{bootstrap.IDMongoLocal, GroupMongo, "reach of the address", checkMongoLocal},
 		{bootstrap.IDMongo, GroupMongo, "answer", checkMongoAnswer},
 		{bootstrap.IDMongoAuth, GroupMongo, "login and rights", checkMongoAuth},
@@ -77,8 +65,6 @@ func checks() []check {
 		{IDMongoPlain, GroupMongo, "encryption", checkMongoPlain},
 		{IDMongoSlow, GroupMongo, "latency", checkMongoSlow},
 		{bootstrap.IDClock, GroupMongo, "clock against MongoDB's", checkClock},
-		{IDMongoOld, GroupMongo, "version", checkMongoVersion},
-		{IDMongoTTL, GroupMongo, "index that forgets nodes", checkMongoTTL},
 		{IDRows, GroupMongo, "one node for one address", looked(checkRows)},
 
 		{bootstrap.IDIdentity, GroupNetwork, "identity of this machine", preflight(seeIdentity, bootstrap.IDIdentity)},
@@ -89,7 +75,6 @@ func checks() []check {
 		{IDHosts, GroupNetwork, "lines of /etc/hosts", checkHosts},
 		{IDPorts, GroupNetwork, "ports", checkPorts},
 		{IDPeers, GroupNetwork, "other nodes", looked(checkPeers)},
-		{IDNotServing, GroupNetwork, "viewers of other nodes", looked(checkPeersServe)},
 
 		{IDHook, GroupShutdown, "hook of the cloud", checkHook},
 		{IDTimeline, GroupShutdown, "deadlines", checkTimeline},
@@ -107,8 +92,6 @@ func checks() []check {
 		{bootstrap.IDWritable, GroupMachine, "writable folders", checkWritable},
 		{bootstrap.IDSpace, GroupMachine, "disk space", checkSpace},
 		{IDTimeSync, GroupMachine, "time synchronisation", checkTimeSync},
-		{IDMemory, GroupMachine, "memory", checkMemory},
-		{IDOpenFiles, GroupMachine, "open files of the server", checkOpenFiles},
 		{IDGPU, GroupMachine, "GPUs", checkGPU},
 	}
 }
@@ -117,11 +100,11 @@ func checks() []check {
 // errors about MongoDB.
 func IDs() []string {
 	ids := []string{
-		bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
+		bootstrap.IDRoot, bootstrap.IDMongoOption, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
 		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared, ams.WarnAppEncoding,
 		ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge,
 		ams.WarnAddressDown, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
-		bootstrap.IDCloned, bootstrap.IDNotEnabled, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDInodes, IDGPUDriver,
+		bootstrap.IDCloned, bootstrap.IDNotEnabled, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDGPUDriver,
 	}
 	for _, c := range checks() {
 		ids = append(ids, c.id)
@@ -159,8 +142,6 @@ func advice(id string) string {
 		return "give this node's private address, by which the other nodes reach it, with --address"
 	case bootstrap.IDHostname:
 		return "give the machine a name: hostnamectl set-hostname NAME"
-	case bootstrap.IDMongoOption:
-		return "correct the connection string: what the drivers do not know they pass over"
 	case bootstrap.IDRecord:
 		return "amsagent join writes it anew"
 	case bootstrap.IDRelease:

@@ -84,8 +84,6 @@ func TestDoctorOpen(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	diagnosis(t, all, "AMS-CLOCK", doctor.Good, "")
-	diagnosis(t, all, "AMS-MONGO-OLD", doctor.Good, "version ")
-	diagnosis(t, all, "AMS-MONGO-TTL", doctor.Good, "not there")
 	diagnosis(t, all, "AMS-ROWS", doctor.Good, "nobody else has "+own)
 	// From a tree no node is tried.
 	diagnosis(t, all, "AMS-PEERS", doctor.Unknown, "does not run")

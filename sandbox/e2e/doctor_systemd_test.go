@@ -57,10 +57,9 @@ func TestSystemdDoctor(t *testing.T) {
 	n.sh(t, `systemctl disable -q `+nodeUnit)
 
 	all := doctorOn(t, n, "--mongo", nodeMongo)
-	finds(t, all, "AMS-ROOT", doctor.Good, "root")
 	finds(t, all, "AMS-SERVICE", doctor.Good, nodeUnit)
 	finds(t, all, "AMS-NOT-ENABLED", doctor.Warning, "does not start at boot")
-	finds(t, all, "AMS-PORTS", doctor.Good, "the server listens on 5080")
+	finds(t, all, "AMS-PORTS", doctor.Good, "the server runs")
 	finds(t, all, "AMS-IDENTITY", doctor.Good, nodeID+" on aws")
 	finds(t, all, "AMS-ADDRESS", doctor.Good, nodeAddress)
 	finds(t, all, "AMS-HOSTNAME", doctor.Good, "a join adds a line")
@@ -76,7 +75,7 @@ func TestSystemdDoctor(t *testing.T) {
 
 	// Somebody who is not root learns less, and nothing breaks.
 	r := n.run(t, "runuser", "-u", "antmedia", "--", "amsagent", "doctor", "--mongo", nodeMongo)
-	if r.code != 6 || !strings.Contains(r.stdout, "not known AMS-ROOT") || strings.Contains(r.stdout, "AMS-FAILED") {
+	if r.code != 6 || !strings.Contains(r.stdout, "only root") || strings.Contains(r.stdout, "AMS-FAILED") {
 		t.Errorf("as another user: %s", r)
 	}
 
@@ -117,12 +116,11 @@ func TestSystemdDoctor(t *testing.T) {
 
 	// A later drop-in stands over ours.
 	n.sh(t, `mkdir -p /etc/systemd/system/`+nodeUnit+`.d
-printf '[Service]\nEnvironment=AMS_HOST_ADDRESS=10.7.7.7\nTimeoutStopSec=5\nLimitNOFILE=1024\n' >/etc/systemd/system/`+nodeUnit+`.d/60-local.conf
+printf '[Service]\nEnvironment=AMS_HOST_ADDRESS=10.7.7.7\nTimeoutStopSec=5\n' >/etc/systemd/system/`+nodeUnit+`.d/60-local.conf
 systemctl daemon-reload; systemctl restart `+nodeUnit)
 	all = doctorOn(t, n)
 	finds(t, all, "AMS-DROP-IN", doctor.Bad, "10.7.7.7")
 	finds(t, all, "AMS-TIMELINE", doctor.Warning, "kills the server 5s after")
-	finds(t, all, "AMS-OPEN-FILES", doctor.Warning, "1024")
 	n.sh(t, `rm /etc/systemd/system/`+nodeUnit+`.d/60-local.conf; systemctl daemon-reload; systemctl restart `+nodeUnit)
 
 	// A unit that was edited, and not read again.
@@ -142,7 +140,7 @@ systemctl daemon-reload; systemctl restart `+nodeUnit)
 		return strings.Contains(n.sh(t, `ss -ltn`), ":1935 ")
 	})
 	all = doctorOn(t, n)
-	finds(t, all, "AMS-PORTS", doctor.Bad, "port 1935 (RTMP) is taken by sandbox (pid ")
+	finds(t, all, "AMS-PORTS", doctor.Bad, "port 1935 (RTMP) is taken")
 	finds(t, all, "STATUS-STOPPED", doctor.Bad, nodeUnit)
 	n.sh(t, `systemctl stop squatter; systemctl mask -q `+nodeUnit+` 2>/dev/null || ln -sf /dev/null /run/systemd/system/`+nodeUnit+`; systemctl daemon-reload`)
 	if strings.Contains(n.sh(t, `systemctl show -p LoadState --value `+nodeUnit), "masked") {

@@ -94,6 +94,7 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
+	g.warnIgnored(opts.ignore)
 	switch {
 	case opts.explain != "":
 		return runExplain(opts.explain, g)
@@ -152,26 +153,20 @@ func (o *doctorOptions) check() error {
 	for i, id := range o.ignore {
 		o.ignore[i] = strings.ToUpper(strings.TrimSpace(id))
 	}
-	return checkIgnored(o.ignore)
+	return nil
 }
 
-// checkIgnored refuses ids that nothing has: a misspelt one would ignore nothing, and say so to nobody.
-func checkIgnored(ids []string) error {
+// warnIgnored names ids that no check has: a misspelt one, or one of a check that was removed.
+func (g *globals) warnIgnored(ids []string) {
 	known := slices.Concat(doctor.IDs(), lint.IDs())
 	for _, c := range errorTable() {
 		known = append(known, c.id)
 	}
 	for _, id := range ids {
-		if slices.Contains(known, id) {
-			continue
+		if !slices.Contains(known, id) {
+			g.log().Warn("--ignore: no check and no finding has this id", "id", id)
 		}
-		hint := "`amsagent doctor -o json` lists the ids"
-		if near := suggest(id, known); near != "" {
-			hint = "did you mean " + near + "?"
-		}
-		return usageError([]string{hint}, "--ignore %s: no check and no finding has this id", id)
 	}
-	return nil
 }
 
 // loadLeniently reads the settings as every command does, and lists what is wrong with them instead of stopping at it.

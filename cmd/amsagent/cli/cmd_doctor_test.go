@@ -33,7 +33,7 @@ import (
 func doctorSample() doctorData {
 	results := []doctor.Result{
 		{ID: "AMS-INSTALL", Check: "AMS-INSTALL", Group: doctor.GroupServer, Title: "installation", Verdict: doctor.Good, Seen: "/usr/local/antmedia, cluster"},
-		{ID: "AMS-REDIS", Check: "AMS-REDIS", Group: doctor.GroupServer, Title: "kind of database", Verdict: doctor.Warning, Seen: "Redis is configured in \"Live\x1b[31mApp\"", Hint: "amsagent join replaces it"},
+		{ID: "AMS-SETTINGS", Check: "AMS-SETTINGS", Group: doctor.GroupServer, Title: "agreement of the settings", Verdict: doctor.Warning, Seen: "Redis is configured in \"Live\x1b[31mApp\"", Hint: "amsagent join replaces it"},
 		{ID: "AMS-MONGO-REFUSED", Check: "AMS-MONGO", Group: doctor.GroupMongo, Title: "answer", Verdict: doctor.Bad, Seen: "asking MongoDB: MongoDB at 10.0.2.4:27017 refused the connection: connect: connection refused", Hint: "mongod must run there and listen on that address (net.bindIp), and the security group must admit this subnet"},
 		{ID: "AMS-MONGO-SLOW", Check: "AMS-MONGO-SLOW", Group: doctor.GroupMongo, Title: "latency", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
 		{ID: "AMS-CLOCK", Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
@@ -265,13 +265,13 @@ func TestDoctorSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{
-		{"--address", "here"}, {"--root", filepath.Join(root, "nowhere")}, {"--ignore", "AMS-ISNTALL"}, {"extra"},
+		{"--address", "here"}, {"--root", filepath.Join(root, "nowhere")}, {"extra"},
 	} {
 		if code, stdout, stderr := run(t, nil, append([]string{"doctor"}, args...)...); code != exitUsage || stdout != "" || !strings.Contains(stderr, "AMS-USAGE") {
 			t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
 		}
 	}
-	if _, _, stderr := run(t, nil, "doctor", "--ignore", "AMS-ISNTALL"); !strings.Contains(stderr, "did you mean AMS-INSTALL?") {
+	if _, _, stderr := run(t, nil, "doctor", "--ignore", "AMS-ISNTALL", "--explain", "AMS-INSTALL"); !strings.Contains(stderr, "no check and no finding has this id\" id=AMS-ISNTALL") {
 		t.Error(stderr)
 	}
 }
