@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -155,6 +156,7 @@ func (e *NotServingError) list() string {
 	return list
 }
 
+// notServing are the answers of applications that do not serve, in the order of their names.
 func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	var out []ams.AppAnswer
 	for _, a := range answers {
@@ -162,6 +164,7 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 			out = append(out, a)
 		}
 	}
+	slices.SortFunc(out, func(a, b ams.AppAnswer) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -123,6 +124,8 @@ func TestAskAllBounds(t *testing.T) {
 		var not *NotServingError
 		if !errors.As(err, &not) || len(not.Apps) != 3*maxAsks || strings.Contains(err.Error(), string(ams.AppNotAsked)) {
 			t.Errorf("%v", err)
+		} else if !slices.IsSortedFunc(not.Apps, func(a, b ams.AppAnswer) int { return strings.Compare(a.Name, b.Name) }) {
+			t.Errorf("not in the order of names: %v", err)
 		}
 		if len(served) != 1 || served[0].Name != "serves" {
 			t.Errorf("%v serve", served)
