@@ -15,7 +15,6 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/conf"
-	"github.com/amsagent/amsagent/files"
 )
 
 // treeOf is a machine below another root with these files; they are holes.
@@ -31,10 +30,10 @@ func treeOf(t *testing.T, sizes map[string]int64) *patient {
 	return &patient{root: root, store: &conf.Store{Root: root, Dir: bootstrap.StateDir}}
 }
 
-// A process makes its arguments as large as it likes, and the server's user its files.
+// The server's user makes its files as large as it likes.
 func TestReadsAreBounded(t *testing.T) {
 	const server = "/usr/local/antmedia/conf/red5.properties"
-	p := treeOf(t, map[string]int64{"proc/77/cmdline": 64 << 20, server: 1 << 20})
+	p := treeOf(t, map[string]int64{server: 1 << 20})
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	if _, ok := p.read(ams.File{Path: server}, "red5.properties"); ok {
@@ -43,9 +42,6 @@ func TestReadsAreBounded(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	if n := after.TotalAlloc - before.TotalAlloc; n > 4<<20 {
 		t.Errorf("%d MB were taken", n>>20)
-	}
-	if _, err := p.system("/proc/77/cmdline"); !errors.Is(err, files.ErrTooLarge) {
-		t.Error(err)
 	}
 }
 

@@ -189,16 +189,6 @@ func (p *patient) joined(ctx context.Context) (joined, known bool) {
 // inTree is what a check of the running machine says about a tree.
 func inTree() []Result { return one(unknown("a tree below another root does not run")) }
 
-// maxSystemFile bounds a file of /proc, /sys or /etc: any process makes the one with its
-// arguments as large as it likes.
-const maxSystemFile = 1 << 20
-
-// system reads a file of /proc, /sys or /etc.
-func (p *patient) system(path string) ([]byte, error) {
-	b, _, err := p.store.Files().Read(path, maxSystemFile)
-	return b, err
-}
-
 // inspected runs a check on the inspection.
 func inspected(f func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result) func(context.Context, *patient) []Result {
 	return func(ctx context.Context, p *patient) []Result {
