@@ -6,12 +6,16 @@
 package house
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -22,6 +26,8 @@ const maxFile = 1 << 20
 type file struct {
 	path string
 	size int64
+	tree *ast.File // of a Go file that is not a fixture
+	fset *token.FileSet
 }
 
 func (f file) is(suffix ...string) bool {
@@ -30,7 +36,7 @@ func (f file) is(suffix ...string) bool {
 
 func (f file) read(t *testing.T) []byte {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(top(t), filepath.FromSlash(f.path)))
+	data, err := os.ReadFile(filepath.Join(top, filepath.FromSlash(f.path)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,53 +44,49 @@ func (f file) read(t *testing.T) []byte {
 }
 
 // top is the folder with the agent's go.mod.
-func top(t *testing.T) string {
+const top = "../.."
+
+func checkout(t *testing.T) []file {
 	t.Helper()
-	dir, err := filepath.Abs(filepath.Join("..", ".."))
+	files, err := walk()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dir
+	if len(files) < 10 {
+		t.Fatalf("only %d files: the walk is wrong", len(files))
+	}
+	return files
 }
 
-// checkout lists what git would: not what is built, not what a fuzzer or an editor left in a hidden folder.
-func checkout(t *testing.T) []file {
-	t.Helper()
-	var files []file
-	dir := top(t)
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+// walk lists what git would: not what is built, not what a fuzzer or an editor left in a hidden folder.
+var walk = sync.OnceValues(func() (files []file, err error) {
+	fset := token.NewFileSet()
+	err = fs.WalkDir(os.DirFS(top), ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		rel, err := filepath.Rel(dir, path)
-		if err != nil {
-			return err
-		}
-		rel = filepath.ToSlash(rel)
 		if entry.IsDir() {
-			if rel == "build" || rel == "dist" || strings.HasPrefix(entry.Name(), ".") && rel != "." && rel != ".ci" {
-				return filepath.SkipDir
+			if path == "build" || path == "dist" || strings.HasPrefix(entry.Name(), ".") && path != "." && path != ".ci" {
+				return fs.SkipDir
 			}
 			return nil
 		}
-		if !entry.Type().IsRegular() || strings.HasSuffix(rel, ".test") || strings.HasSuffix(rel, ".out") {
+		if !entry.Type().IsRegular() || strings.HasSuffix(path, ".test") || strings.HasSuffix(path, ".out") {
 			return nil
 		}
 		info, err := entry.Info()
 		if err != nil {
 			return err
 		}
-		files = append(files, file{path: rel, size: info.Size()})
-		return nil
+		f := file{path: path, size: info.Size(), fset: fset}
+		if f.is(".go") && !isFixture(f) {
+			f.tree, err = parser.ParseFile(fset, filepath.Join(top, path), nil, parser.ParseComments|parser.SkipObjectResolution)
+		}
+		files = append(files, f)
+		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(files) < 10 {
-		t.Fatalf("only %d files below %s: the walk is wrong", len(files), dir)
-	}
-	return files
-}
+	return files, err
+})
 
 func isFixture(f file) bool { return strings.Contains("/"+f.path, "/testdata/") }
 
@@ -98,7 +100,7 @@ func TestNothingLarge(t *testing.T) {
 
 // TestUnitCapabilities: SECURITY.md names the capabilities that each unit keeps, and no others.
 func TestUnitCapabilities(t *testing.T) {
-	policy, err := os.ReadFile(filepath.Join(top(t), "SECURITY.md"))
+	policy, err := os.ReadFile(filepath.Join(top, "SECURITY.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +117,7 @@ func TestUnitCapabilities(t *testing.T) {
 				said = append(said, capability.FindAllString(cells[1], -1)...)
 			}
 		}
-		text, err := os.ReadFile(filepath.Join(top(t), "packaging", "systemd", unit+".service"))
+		text, err := os.ReadFile(filepath.Join(top, "packaging", "systemd", unit+".service"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,7 +181,7 @@ func TestDocuments(t *testing.T) {
 			if strings.Contains(m[1], "://") || strings.HasPrefix(m[1], "mailto:") {
 				continue
 			}
-			if _, err := os.Stat(filepath.Join(top(t), filepath.Dir(filepath.FromSlash(f.path)), filepath.FromSlash(m[1]))); err != nil {
+			if _, err := os.Stat(filepath.Join(top, filepath.Dir(filepath.FromSlash(f.path)), filepath.FromSlash(m[1]))); err != nil {
 				t.Errorf("%s points at %s, which is not there", f.path, m[1])
 			}
 		}

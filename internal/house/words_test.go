@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"go/ast"
-	"go/parser"
 	"go/token"
 	"maps"
 	"os"
@@ -53,8 +52,8 @@ func TestWords(t *testing.T) {
 		}
 		var found []string
 		switch {
-		case f.is(".go"):
-			found = wordsInGo(t, f)
+		case f.tree != nil:
+			found = wordsInGo(f)
 		case f.is(".md"):
 			found = wordsInMarkdown(string(f.read(t)))
 		}
@@ -110,20 +109,13 @@ func wordsIn(line int, text string) []string {
 	return found
 }
 
-func wordsInGo(t *testing.T, f file) []string {
-	t.Helper()
-	fset := token.NewFileSet()
-	tree, err := parser.ParseFile(fset, f.path, f.read(t), parser.ParseComments|parser.SkipObjectResolution)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var found []string
-	line := func(n ast.Node) int { return fset.Position(n.Pos()).Line }
-	for _, group := range tree.Comments {
+func wordsInGo(f file) (found []string) {
+	line := func(n ast.Node) int { return f.fset.Position(n.Pos()).Line }
+	for _, group := range f.tree.Comments {
 		// A sentence may go on in the next line.
 		found = append(found, wordsIn(line(group), strings.Join(strings.Fields(group.Text()), " "))...)
 	}
-	ast.Inspect(tree, func(n ast.Node) bool {
+	ast.Inspect(f.tree, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.BasicLit:
 			if text, err := strconv.Unquote(n.Value); n.Kind == token.STRING && err == nil {
@@ -167,6 +159,7 @@ var (
 	fence      = regexp.MustCompile("(?ms)^ *```.*?^ *```[^\n]*$|^    [^\n]*$")
 	inlineCode = regexp.MustCompile("`[^`\n]*`")
 	link       = regexp.MustCompile(`\]\([^)]*\)`)
+	item       = regexp.MustCompile(`^(- |\||\d+\. )`)
 	sentences  = regexp.MustCompile(`[.!?:](?:\s|$)`)
 )
 
@@ -185,21 +178,21 @@ func wordsInMarkdown(text string) []string {
 		var items []string
 		for _, l := range strings.Split(block, "\n") {
 			trimmed := strings.TrimSpace(l)
-			if len(items) == 0 || strings.HasPrefix(trimmed, "- ") || strings.HasPrefix(trimmed, "|") || regexp.MustCompile(`^\d+\. `).MatchString(trimmed) {
+			if len(items) == 0 || item.MatchString(trimmed) {
 				items = append(items, trimmed)
 			} else {
 				items[len(items)-1] += " " + trimmed
 			}
 		}
-		for _, item := range items {
-			found = append(found, wordsIn(at, item)...)
-			if strings.HasPrefix(item, "|") {
+		for _, text := range items {
+			found = append(found, wordsIn(at, text)...)
+			if strings.HasPrefix(text, "|") {
 				continue
 			}
-			if n := len(strings.Fields(item)); n > 90 {
+			if n := len(strings.Fields(text)); n > 90 {
 				found = append(found, fmt.Sprintf("%d: a paragraph of %d words", at, n))
 			}
-			for _, s := range sentences.Split(item, -1) {
+			for _, s := range sentences.Split(text, -1) {
 				if n := len(strings.Fields(s)); n > 30 {
 					found = append(found, fmt.Sprintf("%d: a sentence of %d words: %.60s", at, n, strings.TrimSpace(s)))
 				}
