@@ -105,7 +105,7 @@ func TestUnitCapabilities(t *testing.T) {
 		t.Fatal(err)
 	}
 	capability := regexp.MustCompile(`CAP_[A-Z_]+`)
-	for _, unit := range []string{"amsagent", "amsagent-node", "amsagent-active"} {
+	for _, unit := range []string{"amsagent", "amsagent-node"} {
 		var said, kept []string
 		for line := range strings.Lines(string(policy)) {
 			cells := strings.Split(line, "|")

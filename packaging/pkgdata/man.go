@@ -223,21 +223,15 @@ func (m manual) errors() []byte {
 // units is the page of what systemd runs.
 func (m manual) units() []byte {
 	r := m.page("amsagent.service", "8", "the units of amsagent")
-	r.names = []string{"amsagent-node.service", "amsagent-active.service", "amsagent-active.target"}
+	r.names = []string{"amsagent-node.service"}
 	r.name()
 	r.section("SYNOPSIS")
-	r.line(bold("amsagent.service") + "\n.br\n" + bold("amsagent-node.service") + "\n.br\n" + bold("amsagent-active.target"))
+	r.line(bold("amsagent.service") + "\n.br\n" + bold("amsagent-node.service"))
 	r.section("DESCRIPTION")
 	r.item(bold("amsagent.service"), "The daemon, amsagent-run(1): it keeps this node as it joined, beats into the registry, and drains the node when the cloud or the machine ends it. "+
 		"Stopping or restarting it changes nothing in the cluster; `amsagent leave` does. On a machine that never joined and is not told where MongoDB is, it waits and says so once.")
 	r.item(bold("amsagent-node.service"), "What comes before Ant Media Server starts and after it has stopped: amsagent-converge(1) mends the files of a node, and amsagent-deregister(1) says, "+
 		"only when the machine goes down, that it has left.")
-	r.item(bold("amsagent-active.target"), "Reached when this node was seen to serve: its row in the registry says active, agent and server are both heard, and nothing is in the way. "+
-		"It is for units that make sense on a node only. Nothing waits for it unless a unit asks:\n\n"+
-		"  [Unit]\n  Wants=amsagent-active.target\n  After=amsagent-active.target\n\n"+
-		"With `Requires=` in place of `Wants=` the unit does not start at all on a machine that does not become active in time. It says what was true once after the boot, "+
-		"as network-online.target does, and not what is true now: `amsagent status` does.")
-	r.item(bold("amsagent-active.service"), "What that target waits for: `amsagent status --wait active`, for 10 minutes at most, or what AMSAGENT_TIMEOUT says in its environment.")
 	r.section("INSTALLATION")
 	r.prose("The packages enable amsagent.service and amsagent-node.service and start neither: the next boot or `amsagent join` does. " +
 		"A preset of yours decides otherwise where it names them (systemd.preset(5)). `amsagent join` enables and starts both, `amsagent leave` stops and disables both. " +

@@ -31,7 +31,7 @@ wipe() {
 	if [ -n "${DPKG_MAINTSCRIPT_PACKAGE:-}" ] && command -v deb-systemd-helper >/dev/null 2>&1; then
 		for unit in amsagent.service amsagent-node.service; do deb-systemd-helper purge "$unit" >/dev/null || true; done
 	fi
-	for unit in amsagent.service amsagent-node.service amsagent-active.service amsagent-active.target; do
+	for unit in amsagent.service amsagent-node.service; do
 		rm -f "$root"/etc/systemd/system/*.wants/"$unit" "$root"/etc/systemd/system/*.requires/"$unit"
 		rm -rf "$root/etc/systemd/system/$unit.d"
 	done

@@ -26,7 +26,7 @@ node() {
 stop() {
 	if live; then
 		if node && systemctl --quiet is-active amsagent.service; then : >/var/lib/amsagent/resume; fi
-		for unit in amsagent-active.target amsagent-active.service amsagent.service amsagent-node.service; do
+		for unit in amsagent.service amsagent-node.service; do
 			if command -v deb-systemd-invoke >/dev/null 2>&1; then
 				deb-systemd-invoke stop "$unit" >/dev/null || say "could not stop $unit"
 			else

@@ -26,7 +26,7 @@ put() { # put MODE FROM TO
 }
 
 put 0755 "$build/amsagent" "$prefix/bin/amsagent"
-for unit in packaging/systemd/*.service packaging/systemd/*.target; do
+for unit in packaging/systemd/*.service; do
   to=$prefix/lib/systemd/system/${unit##*/}
   put 0644 "$unit" "$to"
   # The units name the program where the packages put it.
@@ -41,11 +41,9 @@ if [ "$what" = install ]; then
 else
   rm -f "$dest$prefix"/share/man/man[1578]/amsagent{,[-.]*}.[1578].gz
 fi
-for alias in amsagent-node.service amsagent-active.service amsagent-active.target; do
-  if [ "$what" = install ]; then
-    ln -sf "${pages[0]}.8.gz" "$dest$prefix/share/man/man8/$alias.8.gz"
-  fi
-done
+if [ "$what" = install ]; then
+  ln -sf "${pages[0]}.8.gz" "$dest$prefix/share/man/man8/amsagent-node.service.8.gz"
+fi
 put 0644 "$data/completions/bash/amsagent" "$prefix/share/bash-completion/completions/amsagent"
 put 0644 "$data/completions/zsh/_amsagent" "$prefix/share/zsh/site-functions/_amsagent"
 put 0644 "$data/completions/fish/amsagent.fish" "$prefix/share/fish/vendor_completions.d/amsagent.fish"

@@ -72,7 +72,7 @@ func supportLooks() [][]string {
 
 // supportPrograms are programs of the system.
 func supportPrograms() [][]string {
-	units := []string{"amsagent", "amsagent-node", "amsagent-active"}
+	units := []string{"amsagent", "amsagent-node"}
 	show := []string{
 		"systemctl", "show", "--no-pager",
 		"--property=Id,LoadState,UnitFileState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,ActiveEnterTimestamp,MemoryCurrent,FragmentPath,DropInPaths",
