@@ -192,52 +192,52 @@ func known(b bool) *float64 {
 // write gives everything in one piece.
 func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 	e := exposition{new(bytes.Buffer)}
-	e.family("amsagent_build_info", "gauge", "The version of the agent, in a label; the value is always 1.")
+	e.family("amsagent_build_info", "gauge", "Version of the agent, as a label; the value is always 1.")
 	e.labelled("amsagent_build_info", 1, "version", v.Version)
-	e.gauge("amsagent_start_time_seconds", "When the agent was started, in seconds since 1970.", stamp(v.Started))
-	e.gauge("amsagent_member", "Whether this machine has joined a cluster.", known(v.Phase == bootstrap.PhaseJoined))
-	e.family("amsagent_node_state", "gauge", "The state of this node in the registry: 1 for the one it is in.")
+	e.gauge("amsagent_start_time_seconds", "Start time of the agent, in seconds since 1970.", stamp(v.Started))
+	e.gauge("amsagent_member", "1 if this machine has joined a cluster, else 0.", known(v.Phase == bootstrap.PhaseJoined))
+	e.family("amsagent_node_state", "gauge", "State of this node in the registry: 1 for the current state, 0 for the others.")
 	for _, state := range cluster.States() {
 		e.labelled("amsagent_node_state", *known(v.State == state), "state", string(state))
 	}
-	e.gauge("amsagent_ready", "Whether viewers may be sent to this node, as /readyz says.", known(v.Ready))
+	e.gauge("amsagent_ready", "1 if /readyz answers 200: new sessions may come.", known(v.Ready))
 	if v.probed && !v.Server.Since.IsZero() {
-		e.gauge("amsagent_server_up", "Whether every application of Ant Media Server that must serve does.", known(v.Server.Up))
+		e.gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", known(v.Server.Up))
 	}
-	e.gauge("amsagent_trouble", "Whether the agent is degraded; amsagent status has the reason.", known(v.Trouble != ""))
-	e.gauge("amsagent_restart_pending", "Whether Ant Media Server runs with other settings than it will start with: its files differ from those of the join, or are newer than the server.", known(v.RestartPending))
-	e.counters("amsagent_beats_total", "Heartbeats by result; dropped: not tried because MongoDB was unreachable.",
+	e.gauge("amsagent_trouble", "1 if the agent is degraded; amsagent status shows the reason.", known(v.Trouble != ""))
+	e.gauge("amsagent_restart_pending", "1 if Ant Media Server needs a restart to apply its files: they differ from those of the join, or are newer than the server.", known(v.RestartPending))
+	e.counters("amsagent_beats_total", "Heartbeats by result; dropped means that MongoDB was unreachable and the write was not tried.",
 		"result", counter{"sent", &m.sent}, counter{"failed", &m.failed}, counter{"dropped", &m.dropped})
-	e.histogram("amsagent_beat_duration_seconds", "How long writing a heartbeat took.", &m.latency)
-	e.gauge("amsagent_last_beat_time_seconds", "When a heartbeat was last written, in seconds since 1970.", stamp(v.Beat.Last))
-	e.gauge("amsagent_server_document_age_seconds", "Age of the document that Ant Media Server writes about this node; above 20 s other nodes consider it dead.", seconds(v.AMSAge))
-	e.counters("amsagent_joins_total", "Joins that the agent made by itself.",
+	e.histogram("amsagent_beat_duration_seconds", "Duration of the write of a heartbeat.", &m.latency)
+	e.gauge("amsagent_last_beat_time_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", stamp(v.Beat.Last))
+	e.gauge("amsagent_server_document_age_seconds", "Age of Ant Media Server's own document of this node; above 20 s, other nodes consider this node dead.", seconds(v.AMSAge))
+	e.counters("amsagent_joins_total", "Joins that the daemon made without a command, by result.",
 		"result", counter{"joined", &m.joins}, counter{"failed", &m.joinFailures})
-	e.counters("amsagent_repairs_total", "Differences from the joined settings that the agent repaired.", "", counter{"", &m.repairs})
+	e.counters("amsagent_repairs_total", "Differences from the settings of the join that the agent repaired.", "", counter{"", &m.repairs})
 	machine(e, s)
 	_, _ = w.Write(e.w.Bytes())
 }
 
 // machine writes what the machine is doing.
 func machine(e exposition, s heartbeat.Sample) {
-	e.gauge("amsagent_cpu_busy_ratio", "Busy share of all cores since the sample before.", ratio(s.CPU))
-	e.gauge("amsagent_memory_used_bytes", "Memory in use, as Ant Media Server's own limit counts it.", ptr(s.MemUsed, 1))
+	e.gauge("amsagent_cpu_busy_ratio", "CPU time in use, as a share of all cores, since the previous sample.", ratio(s.CPU))
+	e.gauge("amsagent_memory_used_bytes", "Memory in use, counted as Ant Media Server counts it for its own limit.", ptr(s.MemUsed, 1))
 	e.gauge("amsagent_memory_total_bytes", "Memory of this machine.", ptr(s.MemTotal, 1))
-	e.gauge("amsagent_network_receive_bytes_per_second", "Bytes received per second since the sample before.", ptr(s.Load.NetRx, 1))
-	e.gauge("amsagent_network_transmit_bytes_per_second", "Bytes sent per second since the sample before.", ptr(s.Load.NetTx, 1))
-	e.gauge("amsagent_disk_used_bytes", "Used room of the volume that Ant Media Server is on.", ptr(s.DiskUsed, 1))
-	e.gauge("amsagent_disk_total_bytes", "Size of the volume that Ant Media Server is on.", ptr(s.DiskTotal, 1))
-	e.gauge("amsagent_score_ratio", "Load of the busiest of the resources that Ant Media Server is limited by.", ptr(s.Load.Score, 0.01))
+	e.gauge("amsagent_network_receive_bytes_per_second", "Bytes received per second since the previous sample.", ptr(s.Load.NetRx, 1))
+	e.gauge("amsagent_network_transmit_bytes_per_second", "Bytes sent per second since the previous sample.", ptr(s.Load.NetTx, 1))
+	e.gauge("amsagent_disk_used_bytes", "Used bytes of the volume that holds Ant Media Server.", ptr(s.DiskUsed, 1))
+	e.gauge("amsagent_disk_total_bytes", "Size of the volume that holds Ant Media Server.", ptr(s.DiskTotal, 1))
+	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", ptr(s.Load.Score, 0.01))
 	e.gauge("amsagent_publishers", "Streams that are published to this node.", ptr(s.Session.Publishers, 1))
 	if s.Session.Viewers != nil {
 		const name = "amsagent_viewers"
-		e.family(name, "gauge", "Viewers that this node serves, with how they were counted.")
+		e.family(name, "gauge", "Viewers of this node; the label names the way of counting.")
 		e.labelled(name, float64(*s.Session.Viewers), "counted_by", string(s.Session.By))
 	}
 	devices(e, s.GPUs)
 	if len(s.Missing) > 0 {
 		const name = "amsagent_reading_missing"
-		e.family(name, "gauge", "Readings that are missing; amsagent status has the reason.")
+		e.family(name, "gauge", "1 for each reading that is missing; amsagent status shows the reason.")
 		var told []string // a line that comes twice spoils the whole page
 		for _, m := range s.Missing {
 			if !slices.Contains(told, m.What) {
@@ -250,7 +250,7 @@ func machine(e exposition, s heartbeat.Sample) {
 
 // devices writes the GPUs, each family with the devices that it is known of.
 func devices(e exposition, r heartbeat.GPUReading) {
-	e.family("amsagent_gpu_state", "gauge", "Whether GPUs can be read: 1 for the state they are in.")
+	e.family("amsagent_gpu_state", "gauge", "State of the GPU readings: 1 for the current state, 0 for the others.")
 	for _, s := range []heartbeat.GPUState{heartbeat.GPUAbsent, heartbeat.GPUPending, heartbeat.GPUFailing, heartbeat.GPUReady} {
 		e.labelled("amsagent_gpu_state", *known(r.State == s), "state", string(s))
 	}
@@ -261,10 +261,10 @@ func devices(e exposition, r heartbeat.GPUReading) {
 		name, help string
 		value      func(heartbeat.GPU) *float64
 	}{
-		{"amsagent_gpu_utilization_ratio", "Busy share of the GPU.", func(g heartbeat.GPU) *float64 { return ratio(g.Util) }},
-		{"amsagent_gpu_encoder_utilization_ratio", "Busy share of the GPU's encoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Enc) }},
-		{"amsagent_gpu_decoder_utilization_ratio", "Busy share of the GPU's decoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Dec) }},
-		{"amsagent_gpu_memory_used_bytes", "Memory of the GPU in use.", func(g heartbeat.GPU) *float64 { return ptr(g.MemUsed, 1) }},
+		{"amsagent_gpu_utilization_ratio", "Utilization of the GPU.", func(g heartbeat.GPU) *float64 { return ratio(g.Util) }},
+		{"amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Enc) }},
+		{"amsagent_gpu_decoder_utilization_ratio", "Utilization of the GPU's decoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Dec) }},
+		{"amsagent_gpu_memory_used_bytes", "Used memory of the GPU.", func(g heartbeat.GPU) *float64 { return ptr(g.MemUsed, 1) }},
 		{"amsagent_gpu_memory_total_bytes", "Memory of the GPU.", func(g heartbeat.GPU) *float64 { return ptr(g.MemTotal, 1) }},
 	} {
 		first := true
