@@ -319,16 +319,6 @@ func freePort() (string, error) {
 	return strconv.Itoa(n), err
 }
 
-// freeNumber is freePort for a tree.
-func freeNumber(t testing.TB) int {
-	t.Helper()
-	n, err := port.Free()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // service NAME start|stop|status: what an operator does by hand.
 func (w *world) service(ts *testscript.TestScript, neg bool, args []string) error {
 	out, err := exec.Command(ts.Getenv(args[0]+"_SVC"), args[1]).CombinedOutput()

@@ -35,34 +35,6 @@ func message(flags uint32, body bsoncore.Document, sequence bool) []byte {
 	return raw
 }
 
-func TestParseRequest(t *testing.T) {
-	t.Parallel()
-	insert := bsoncore.NewDocumentBuilder().AppendString("insert", "nodes").AppendString("$db", "amsagent").Build()
-	more := bsoncore.NewDocumentBuilder().AppendInt64("getMore", 7).AppendString("collection", "c").AppendString("$db", "d").Build()
-	tests := []struct {
-		name             string
-		raw              []byte
-		command, db, col string
-		moreToCome       bool
-	}{
-		{"plain", message(0, insert, false), "insert", "amsagent", "nodes", false},
-		{"sequence first", message(0, insert, true), "insert", "amsagent", "nodes", false},
-		{"checksum", message(flagChecksumPresent, insert, false), "insert", "amsagent", "nodes", false},
-		{"unacknowledged", message(flagMoreToCome, insert, false), "insert", "amsagent", "nodes", true},
-		{"getMore", message(0, more, false), "getMore", "d", "c", false},
-	}
-	for _, tt := range tests {
-		raw, err := readMessage(bufio.NewReader(bytes.NewReader(tt.raw)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := parseRequest(raw)
-		if got.id != 42 || got.command != tt.command || got.db != tt.db || got.collection != tt.col || got.moreToCome != tt.moreToCome {
-			t.Errorf("%s: %+v", tt.name, got)
-		}
-	}
-}
-
 func FuzzParseRequest(f *testing.F) {
 	f.Add(message(0, bsoncore.NewDocumentBuilder().AppendString("insert", "c").Build(), true))
 	f.Add(replyTo(request{opcode: opQuery}, errorDocument(1, "a", "b")))

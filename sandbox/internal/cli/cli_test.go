@@ -502,30 +502,6 @@ func TestAMSCtl(t *testing.T) {
 	expect("status", 0, "active")
 }
 
-func TestAMSCtlWithAServerThatIsSlow(t *testing.T) {
-	t.Parallel()
-	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	call := service(t, tr, "--never-up", "--slow-stop", "1h", "--start-wait", "200ms", "--stop-wait", "300ms")
-	// As a unit of type simple: started, though not up.
-	if status, _, stderr := call("start"); status != 0 {
-		t.Errorf("start: exit %d, %s", status, stderr)
-	}
-	if status, out, _ := call("status"); status != 0 || out != "active\n" {
-		t.Errorf("status: exit %d, %s", status, out)
-	}
-	// It does not stop either, and is killed. A signal in the first moments of the process would end it.
-	eventually(t, "the server listens", func() bool { status, _, _ := call("info"); return status == 0 })
-	if status, _, stderr := call("stop"); status != 0 {
-		t.Errorf("stop: exit %d, %s", status, stderr)
-	}
-	if status, out, _ := call("status"); status != 3 || out != "failed\n" {
-		t.Errorf("status: exit %d, %s", status, out)
-	}
-}
-
 func TestTree(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join(t.TempDir(), "r")
