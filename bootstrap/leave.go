@@ -33,6 +33,8 @@ type LeaveRequest struct {
 	Offline bool
 	// DryRun plans, and touches nothing at all.
 	DryRun bool
+	// Address is the address that a person or a tag gave.
+	Address string
 	// Identify asks who this machine is, where the state file does not know.
 	Identify func(context.Context) (metadata.Instance, error)
 }
@@ -721,7 +723,7 @@ func (l *leaver) identify(ctx context.Context) {
 			return
 		}
 		l.id = inst.ID
-		if a, err := l.Machine.address("", false, inst); err == nil && l.address == "" {
+		if a, err := l.Machine.address(l.req.Address, l.req.Address != "", inst); err == nil && l.address == "" {
 			l.address = a.Addr.String()
 		}
 	}

@@ -216,7 +216,7 @@ func (m *Machine) interfaces() ([]ams.Interface, error) {
 func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (ams.Address, error) {
 	source := inst.AddressSource
 	switch inst.Provider {
-	case "", metadata.Generic, metadata.None: // this machine's own facts
+	case "", metadata.Generic: // this machine's own facts
 	default:
 		source = "instance metadata of " + inst.Provider + ": " + source
 	}

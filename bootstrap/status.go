@@ -24,6 +24,8 @@ type StatusRequest struct {
 	// Mongo is zero where nobody told; then the row is not looked at.
 	Mongo cluster.Target
 	Valve Valve
+	// Address is the address that a person or a tag gave.
+	Address string
 	// Identify is asked where the state file does not know who we are.
 	Identify func(context.Context) (metadata.Instance, error)
 }
@@ -272,7 +274,7 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 	if v.ID == "" && req.Identify != nil {
 		if inst, err := req.Identify(ctx); err == nil {
 			v.ID = inst.ID
-			if a, err := m.address("", false, inst); err == nil {
+			if a, err := m.address(req.Address, req.Address != "", inst); err == nil {
 				v.Address = a.Addr.String()
 			}
 		}

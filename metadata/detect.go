@@ -53,7 +53,7 @@ func (d Detection) Decisive() Evidence {
 // undecided notes that nothing names a cloud. The machine is then in the cloud where it was before, or in none.
 func (d *Detection) undecided(opts Options, source, verdict string) {
 	switch opts.Known {
-	case "", Generic, None:
+	case "", Generic:
 		d.Provider = Generic
 		d.Evidence = append(d.Evidence, Evidence{Source: source, Verdict: verdict, Decided: true})
 	default:

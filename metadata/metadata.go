@@ -17,7 +17,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/gcp"
 	"github.com/amsagent/amsagent/metadata/generic"
-	"github.com/amsagent/amsagent/metadata/none"
 )
 
 // The types that callers and providers share live in package cloud, which the providers can import.
@@ -55,11 +54,10 @@ const (
 	Alibaba = alibaba.Name
 	GCP     = gcp.Name
 	Generic = generic.Name
-	None    = none.Name
 )
 
 // Names returns the names that Open knows, in the order of help texts.
-func Names() []string { return []string{AWS, Azure, Alibaba, GCP, Generic, None} }
+func Names() []string { return []string{AWS, Azure, Alibaba, GCP, Generic} }
 
 // Open opens a provider by its name. It makes no request.
 func Open(provider string, opts Options) (Provider, error) {
@@ -74,8 +72,6 @@ func Open(provider string, opts Options) (Provider, error) {
 		return open(gcp.New(opts))
 	case Generic:
 		return open(generic.New(opts))
-	case None:
-		return open(none.New(opts))
 	default:
 		return nil, fmt.Errorf("%w: %q is none of %s", ErrUnknownProvider, provider, strings.Join(Names(), ", "))
 	}

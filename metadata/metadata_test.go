@@ -27,7 +27,7 @@ func TestOpen(t *testing.T) {
 		}
 	}
 	p, err := metadata.Open("aws ", metadata.Options{})
-	if !errors.Is(err, metadata.ErrUnknownProvider) || p != nil || !strings.Contains(err.Error(), "aws, azure, alibaba, gcp, generic, none") {
+	if !errors.Is(err, metadata.ErrUnknownProvider) || p != nil || !strings.Contains(err.Error(), "aws, azure, alibaba, gcp, generic") {
 		t.Errorf("Open(\"aws \") = %v, %v", p, err)
 	}
 	// A nil pointer in an interface is not nil.
@@ -127,11 +127,11 @@ func TestWaitForTagsEndsAtOnce(t *testing.T) {
 		if _, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{}, hasRole); !errors.Is(err, metadata.ErrForbidden) {
 			t.Errorf("error = %v", err)
 		}
-		none, err := metadata.Open("none", metadata.Options{})
+		generic, err := metadata.Open("generic", metadata.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := metadata.WaitForTags(t.Context(), none, metadata.TagWait{}, hasRole); !errors.Is(err, metadata.ErrNotFound) {
+		if _, err := metadata.WaitForTags(t.Context(), generic, metadata.TagWait{}, hasRole); !errors.Is(err, metadata.ErrNotFound) {
 			t.Errorf("error = %v", err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -170,7 +170,7 @@ func TestDetectOpenInstance(t *testing.T) {
 
 // Each package says what it is and that its API may change, and each file whose it is.
 func TestHouseRules(t *testing.T) {
-	for _, dir := range []string{".", "cloud", "aws", "azure", "alibaba", "gcp", "generic", "none", "metadatatest"} {
+	for _, dir := range []string{".", "cloud", "aws", "azure", "alibaba", "gcp", "generic", "metadatatest"} {
 		b, err := os.ReadFile(dir + "/doc.go")
 		if err != nil {
 			t.Error(err)

@@ -87,7 +87,7 @@ func TestDetectRemembers(t *testing.T) {
 		"the firmware names another": {"aws", dmi("sys_vendor=Hetzner"), nil, "generic", false},
 		"cloud-init names another":   {"aws", map[string]string{cloudInit: `{"v1":{"cloud_name":"openstack","instance_id":"b0fa911b"}}`}, nil, "generic", false},
 		"it was in no cloud":         {"generic", nil, map[string]string{"aws": refuses}, "generic", false},
-		"it had no metadata":         {"none", nil, map[string]string{"aws": refuses}, "generic", false},
+		"it had no metadata":         {"generic", nil, map[string]string{"aws": refuses}, "generic", false},
 		"it never joined":            {"", nil, map[string]string{"aws": refuses}, "generic", false},
 	} {
 		t.Run(name, func(t *testing.T) {

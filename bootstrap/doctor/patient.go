@@ -130,7 +130,7 @@ func (p *patient) start(ctx context.Context) {
 	}
 	if p.status == nil {
 		p.status = begin(func() (*bootstrap.Status, error) {
-			return o.Machine.Status(ctx, bootstrap.StatusRequest{Mongo: o.Join.Mongo, Valve: o.Join.Valve, Identify: p.identity.get})
+			return o.Machine.Status(ctx, bootstrap.StatusRequest{Mongo: o.Join.Mongo, Valve: o.Join.Valve, Address: o.Join.Address, Identify: p.identity.get})
 		})
 	}
 	if p.hook == nil {

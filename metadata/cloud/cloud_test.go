@@ -333,11 +333,11 @@ func TestTagsRedacted(t *testing.T) {
 }
 
 func TestInstanceJSON(t *testing.T) {
-	b, err := json.Marshal(cloud.Instance{Provider: "none", ID: "x", Address: netip.MustParseAddr("10.0.0.1")})
+	b, err := json.Marshal(cloud.Instance{Provider: "generic", ID: "x", Address: netip.MustParseAddr("10.0.0.1")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := `{"provider":"none","id":"x","address":"10.0.0.1","tags_known":false}`; string(b) != want {
+	if want := `{"provider":"generic","id":"x","address":"10.0.0.1","tags_known":false}`; string(b) != want {
 		t.Errorf("got  %s\nwant %s", b, want)
 	}
 }

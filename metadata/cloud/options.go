@@ -62,9 +62,6 @@ type Options struct {
 	// RetryWait is the first wait between two tries.
 	RetryWait time.Duration
 
-	// Address is what provider none tells, given by its user.
-	Address netip.Addr
-
 	// Interfaces lists the addresses of a network interface; nil asks the kernel, which below a Root is not the machine
 	// asked about and therefore an error.
 	Interfaces func(name string) ([]netip.Addr, error)

@@ -88,7 +88,7 @@ func realNode(b *testing.B) (n *realams.Node, join []string) {
 	n = w.Node(b, realams.Newest)
 	return n, []string{
 		buildAgent(b), "join", "--mongo", w.Mongo.Addrs(), "--address", n.Address,
-		"--provider", "none", "--service-command", realams.Service,
+		"--provider", "generic", "--service-command", realams.Service,
 	}
 }
 

@@ -204,7 +204,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 		},
 	}
 	identify := func(context.Context) (metadata.Instance, error) {
-		return metadata.Instance{ID: nodeID, Provider: "none", Address: netip.MustParseAddr(own)}, nil
+		return metadata.Instance{ID: nodeID, Provider: "generic", Address: netip.MustParseAddr(own)}, nil
 	}
 	var interval atomic.Int64
 	interval.Store(int64(50 * time.Millisecond))

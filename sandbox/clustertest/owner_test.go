@@ -250,7 +250,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	req := bootstrap.JoinRequest{
 		Mongo: a.client.Target(), Role: "edge",
 		Identify: func(context.Context) (metadata.Instance, error) {
-			return metadata.Instance{ID: nodeID, Provider: "none", Address: netip.MustParseAddr(own)}, nil
+			return metadata.Instance{ID: nodeID, Provider: "generic", Address: netip.MustParseAddr(own)}, nil
 		},
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -501,11 +501,11 @@ func TestCloudAzureValve(t *testing.T) {
 	}
 	h.must("leave")
 	// The cloud decides: the same machine, whose metadata nobody asks.
-	h.must("join", "--provider", "none", "--address", h.ip)
+	h.must("join", "--provider", "generic", "--address", h.ip)
 	if !strings.Contains(read(), valve) {
 		t.Error("the valve is gone although this is not Azure")
 	}
-	h.must("leave", "--provider", "none", "--address", h.ip)
+	h.must("leave", "--provider", "generic", "--address", h.ip)
 	if read() != before {
 		t.Error("the container is not what it was before the joins")
 	}

@@ -36,7 +36,7 @@ func TestCrashKillSeal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	join := exec.Command(bins.agent, "join", "--root", used, "--offline", "--mongo", "10.0.2.4", "--address", "10.0.0.5", "--provider", "none")
+	join := exec.Command(bins.agent, "join", "--root", used, "--offline", "--mongo", "10.0.2.4", "--address", "10.0.0.5", "--provider", "generic")
 	leave := exec.Command(bins.agent, "leave", "--root", used, "--offline")
 	for _, cmd := range []*exec.Cmd{join, leave} {
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -132,7 +132,7 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 		t.Fatal(err)
 	}
 	n.env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "NO_COLOR=1", "AMSAGENT_ROOT=" + n.root, "AMSAGENT_PROVIDER=none",
+		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "NO_COLOR=1", "AMSAGENT_ROOT=" + n.root, "AMSAGENT_PROVIDER=generic",
 		"AMSAGENT_ADDRESS=" + n.addr, "AMSAGENT_TIMEOUT=60s",
 	}
 	mongo := "mongodb://" + crashUser + ":p%40ss%2Fw%3Ard@127.0.0.1:27017/?authSource=admin"

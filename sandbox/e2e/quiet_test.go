@@ -30,7 +30,7 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 	mongo := servers.Start(t, mongod.Options{})
 	m := newMachineOnDisk(t, rig.Options{Dir: dir})
 	root, svc := m.Tree.Root, m.Service
-	args := []string{"join", "--root", root, "--provider", "none", "--address", "127.0.0.91", "--service-command", m.Command, "--mongo", mongo.Addr(), "--timeout", "120s"}
+	args := []string{"join", "--root", root, "--provider", "generic", "--address", "127.0.0.91", "--service-command", m.Command, "--mongo", mongo.Addr(), "--timeout", "120s"}
 	if out, err := exec.Command(bins.agent, args...).CombinedOutput(); err != nil {
 		t.Fatalf("the first join: %v\n%s", err, out)
 	}

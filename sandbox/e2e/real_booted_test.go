@@ -54,7 +54,7 @@ func realFromJoinToLeave(t *testing.T) {
 	begin := time.Now()
 	b.must(t, "dpkg", "-i", "/opt/amsagent.deb")
 	// Standard input is closed, as cloud-init has it.
-	out := b.must(t, "sh", "-c", "exec amsagent join --mongo file:/run/mongo --address "+realBootedAddress+" --provider none <&-")
+	out := b.must(t, "sh", "-c", "exec amsagent join --mongo file:/run/mongo --address "+realBootedAddress+" --provider generic <&-")
 	if !strings.Contains(out, "in the cluster as "+realBootedAddress) || strings.Contains(out, realPassword) {
 		t.Errorf("join says: %s", out)
 	}

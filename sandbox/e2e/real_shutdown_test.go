@@ -31,7 +31,7 @@ func realShutdown(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.must(t, "dpkg", "-i", "/opt/amsagent.deb")
-	b.must(t, "amsagent", "join", "--mongo", "file:/run/mongo", "--address", realBootedAddress, "--provider", "none")
+	b.must(t, "amsagent", "join", "--mongo", "file:/run/mongo", "--address", realBootedAddress, "--provider", "generic")
 	s.steps(t, []downStep{
 		{"Reboot", s.reboot},
 		{"UntilTheyEnd", s.untilTheyEnd},

@@ -66,7 +66,7 @@ func (n *realNode) joinArgs(uri string, more ...string) []string {
 	n.write("/run/mongo", uri+"\n")
 	args := []string{
 		bins.agent, "join", "--mongo", "file:/run/mongo", "--address", n.Address,
-		"--provider", "none", "--service-command", realams.Service, "--timeout", "5m",
+		"--provider", "generic", "--service-command", realams.Service, "--timeout", "5m",
 	}
 	return append(args, more...)
 }

@@ -54,7 +54,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 		{"leave"},
 	} {
 		trace := filepath.Join(dir, "trace."+args[0])
-		args = append(args, "--root", root, "--provider", "none", "--service-command", m.Command, "--log-level", "debug", "--timeout", "120s")
+		args = append(args, "--root", root, "--provider", "generic", "--service-command", m.Command, "--log-level", "debug", "--timeout", "120s")
 		// -v and a large -s show whole argument lists and environments; -b lets go
 		// of each program once it was seen: the server would be waited for.
 		cmd := exec.CommandContext(ctx, strace, append([]string{"-f", "-b", "execve", "-qq", "-v", "-s", "65536", "-o", trace, "-e", "trace=execve", bins.agent}, args...)...)

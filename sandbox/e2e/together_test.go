@@ -37,7 +37,7 @@ func newSingle(t *testing.T, address string) *single {
 	if out, err := exec.Command(m.Command, "start").CombinedOutput(); err != nil {
 		t.Fatalf("starting the service: %v: %s", err, out)
 	}
-	s.args = []string{"--root", s.root, "--provider", "none", "--address", address, "--service-command", m.Command, "--mongo", mongo.Addr(), "--timeout", "5m"}
+	s.args = []string{"--root", s.root, "--provider", "generic", "--address", address, "--service-command", m.Command, "--mongo", mongo.Addr(), "--timeout", "5m"}
 	return s
 }
 

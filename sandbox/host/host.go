@@ -152,7 +152,7 @@ func (h *Host) environ() []string {
 		"AMSAGENT_BEAT_INTERVAL=" + h.o.Interval.String(),
 	}
 	if h.o.NoCloud {
-		env = append(env, "AMSAGENT_PROVIDER=none", "AMSAGENT_ADDRESS="+h.o.Address, "AMSAGENT_ROLE="+h.o.Role)
+		env = append(env, "AMSAGENT_PROVIDER=generic", "AMSAGENT_ADDRESS="+h.o.Address, "AMSAGENT_ROLE="+h.o.Role)
 	} else {
 		env = append(env, "AMSAGENT_PROVIDER=aws", "AMSAGENT_AWS_ENDPOINT="+h.aws.Endpoint())
 	}

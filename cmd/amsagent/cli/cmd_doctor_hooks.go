@@ -36,7 +36,7 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 		return doctor.HookView{}, err
 	}
 	switch inst.Provider {
-	case metadata.Generic, metadata.None, "":
+	case metadata.Generic, "":
 		if h.a.g.lastSeen().Unrecognised {
 			return doctor.HookView{Untold: noCloud}, nil
 		}

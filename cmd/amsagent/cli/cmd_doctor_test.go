@@ -87,7 +87,7 @@ func TestDoctorBreaksNoSecret(t *testing.T) {
 	env := e.env()
 	env.IsTerminal = func(any) bool { return true }
 	env.Size = func(any) (int, int) { return 70, 25 }
-	code := Main([]string{"doctor", "--provider", "none", "--mongo", "mongodb://u:correct%20horse%20battery%20staple@127.0.0.1:1"}, env)
+	code := Main([]string{"doctor", "--provider", "generic", "--mongo", "mongodb://u:correct%20horse%20battery%20staple@127.0.0.1:1"}, env)
 	out := e.stdout.String() + e.stderr.String()
 	if code != exitDegraded || !strings.Contains(out, `"a *** in the stable"`) || regexp.MustCompile("correct|horse|battery|staple").MatchString(out) {
 		t.Errorf("exit %d\n%s", code, out)
@@ -134,7 +134,7 @@ func doctorTree(t *testing.T) string {
 
 func doctorJSON(t *testing.T, vars map[string]string, args ...string) (int, doctorData, string) {
 	t.Helper()
-	code, stdout, stderr := run(t, vars, append([]string{"doctor", "-o", "json", "--provider", "none"}, args...)...)
+	code, stdout, stderr := run(t, vars, append([]string{"doctor", "-o", "json", "--provider", "generic"}, args...)...)
 	var d struct {
 		SchemaVersion int    `json:"schema_version"`
 		Kind          string `json:"kind"`
@@ -174,7 +174,7 @@ func TestDoctorImage(t *testing.T) {
 		t.Errorf("exit %d for warnings with --strict", code)
 	}
 	code, d, _ = doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5", "--ignore", "AMS-RELEASE,AMS-SPACE")
-	if code, _, _ := run(t, nil, "doctor", "--provider", "none", "--root", root, "--address", "10.0.0.5", "--ignore", "ams-release, AMS-SPACE"); code != exitOK {
+	if code, _, _ := run(t, nil, "doctor", "--provider", "generic", "--root", root, "--address", "10.0.0.5", "--ignore", "ams-release, AMS-SPACE"); code != exitOK {
 		t.Errorf("exit %d: an id is one in small letters, and after a blank", code)
 	}
 	if code != exitOK || d.Counts.Ignored < 1 || d.Counts.Unknown < 10 {
@@ -194,11 +194,11 @@ func TestDoctorOnlyProblems(t *testing.T) {
 	if code != exitOK || only.Counts != all.Counts || len(only.Checks) != all.Counts.Bad+all.Counts.Warning || !slices.Equal(wrongIDs(only), wrongIDs(all)) {
 		t.Errorf("exit %d: %+v, of %+v", code, only, all.Counts)
 	}
-	code, stdout, stderr := run(t, nil, append([]string{"doctor", "--provider", "none", "--only-problems"}, args...)...)
+	code, stdout, stderr := run(t, nil, append([]string{"doctor", "--provider", "generic", "--only-problems"}, args...)...)
 	if code != exitOK || strings.Contains(stdout, "good ") || !strings.Contains(stdout, "What is wrong") || !strings.Contains(stdout, "AMS-RELEASE") {
 		t.Errorf("exit %d: %s%s", code, stdout, stderr)
 	}
-	if code, stdout, _ := run(t, nil, append([]string{"doctor", "--provider", "none", "--only-problems", "--ignore", "AMS-RELEASE"}, args...)...); code != exitOK || strings.Count(stdout, "\n") != 3 {
+	if code, stdout, _ := run(t, nil, append([]string{"doctor", "--provider", "generic", "--only-problems", "--ignore", "AMS-RELEASE"}, args...)...); code != exitOK || strings.Count(stdout, "\n") != 3 {
 		t.Errorf("nothing is wrong: exit %d: %q", code, stdout)
 	}
 	for _, more := range [][]string{{"--explain", "AMS-GPU"}, {"--user-data", "boot.sh"}} {
@@ -496,7 +496,7 @@ func TestDoctorHooksElsewhere(t *testing.T) {
 	ask := func(inst metadata.Instance, err error) (doctor.HookView, error) {
 		return g.doctorHooks(nil, func(context.Context) (metadata.Instance, error) { return inst, err }).TerminationHook(t.Context())
 	}
-	for _, p := range []string{metadata.None, metadata.Generic, ""} {
+	for _, p := range []string{metadata.Generic, ""} {
 		if v, err := ask(metadata.Instance{ID: "m-1", Provider: p}, nil); err != nil || v.Without == "" {
 			t.Errorf("%q: %+v, %v", p, v, err)
 		}

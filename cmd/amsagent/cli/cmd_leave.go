@@ -67,7 +67,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	}
 	handleDaemon(m, opts.offline)
 	m.Hold = g.holdReadiness("leave")
-	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun}
+	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Address: g.explicitAddress()}
 	if !opts.offline {
 		req.Identify = func(ctx context.Context) (metadata.Instance, error) {
 			i, err := g.instance(ctx)

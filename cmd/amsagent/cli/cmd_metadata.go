@@ -143,8 +143,6 @@ func metadataVerdict(data metadataData) string {
 		what = "an instance in " + name
 	case d.Platform != "":
 		what = "an instance in " + d.Platform
-	case d.Provider == metadata.None:
-		what = "a machine nobody was asked about"
 	default:
 		what = "a machine in no cloud that we know"
 	}

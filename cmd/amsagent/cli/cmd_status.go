@@ -68,6 +68,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	}
 	req := bootstrap.StatusRequest{
 		Valve:    bootstrap.Valve(g.settings.RemoteIPValve),
+		Address:  g.explicitAddress(),
 		Identify: g.whoami,
 	}
 	told := false

@@ -29,7 +29,7 @@ func TestSupport(t *testing.T) {
 		},
 	} {
 		root := tree(t, map[string]string{"etc/amsagent/config.yaml": config})
-		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "none", "AMSAGENT_GROUP": "password=hush"}}
+		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "generic", "AMSAGENT_GROUP": "password=hush"}}
 		code := Main([]string{"support", "--root", root, "-o", "json"}, e.env())
 		stdout, stderr := e.stdout.String(), e.stderr.String()
 		var got supportData

@@ -88,7 +88,7 @@ func TestWhatAJoinKeeps(t *testing.T) {
 	src := sources{
 		flags:     flags(keyAddress, "10.0.0.2", keyService, "systemd"),
 		lookupEnv: lookup(map[string]string{"AMSAGENT_GROUP": "edges"}),
-		file:      file("role: edge\nprovider: none\naddress: 10.0.0.9\n"),
+		file:      file("role: edge\nprovider: generic\naddress: 10.0.0.9\n"),
 		given: kept([3]string{keyRole, "origin", "edge"}, [3]string{keyServiceCommand, "/bin/ams"}, [3]string{keyProvider, "aws"},
 			[3]string{keyRemoteIPValve, "keep"}),
 		dropped: []string{keyRemoteIPValve},
@@ -358,7 +358,7 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 		},
 	} {
 		root := tree(t, tt.files)
-		vars := map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "none"}
+		vars := map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "generic"}
 		maps.Copy(vars, tt.vars)
 		status := func(args ...string) string {
 			_, stdout, _ := run(t, vars, append([]string{"status"}, args...)...)

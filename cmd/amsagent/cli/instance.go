@@ -129,7 +129,6 @@ func (g *globals) metadataOptions() metadata.Options {
 		Root:      g.settings.Root,
 		Endpoints: g.settings.Endpoints,
 		Log:       g.log(),
-		Address:   g.settings.Address,
 		APIProxy:  g.proxy(),
 		Known:     bootstrap.KnownProvider(g.settings.Root),
 	}

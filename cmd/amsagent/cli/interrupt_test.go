@@ -104,7 +104,7 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 				files[bootstrap.StateDir+"/state.json!"] = `{"version":1,"phase":"joined","instance_id":"i-0abc","address":"10.0.0.1"}`
 			}
 			plant(t, root, files)
-			e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "none"}}
+			e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "generic"}}
 			var sig *processSignals
 			switch tt.hangs {
 			case mongo:

@@ -51,6 +51,7 @@ var removed = []struct {
 	{removedKey, "", "alibaba_ess_endpoint", setVariable + "AMSAGENT_ALIBABA_ESS_ENDPOINT" + dropIn},
 	{removedKey, "", "alibaba_ecs_endpoint", setVariable + "AMSAGENT_ALIBABA_ECS_ENDPOINT" + dropIn},
 	{removedKey, "", "gcp_endpoint", setVariable + "AMSAGENT_GCP_ENDPOINT" + dropIn},
+	{removedValue, keyProvider, "none", "use generic"},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},
 	{removedSetting, "", "tag_role", tagsAreFixed},
 	{removedSetting, "", "tag_group", tagsAreFixed},

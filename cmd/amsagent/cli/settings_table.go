@@ -118,7 +118,7 @@ var settingsTable = sync.OnceValue(func() []setting {
 			help: "the release of Ant Media Server, where its jar does not tell",
 		},
 		{
-			key: keyProvider, kept: true, flag: "provider", arg: "NAME", def: "auto", words: []string{"auto", "aws", "azure", "alibaba", "gcp", "generic", "none"},
+			key: keyProvider, kept: true, flag: "provider", arg: "NAME", def: "auto", words: []string{"auto", "aws", "azure", "alibaba", "gcp", "generic"},
 			help: "the cloud this machine runs on",
 		},
 		{

@@ -184,7 +184,7 @@ func TestWrongValues(t *testing.T) {
 		{keyAMSDir, "antmedia", "is not an absolute path"},
 		{keyAMSRelease, "latest", "is not a release"},
 		{keyAMSRelease, "3", "is not a release"},
-		{keyProvider, "gpc", "is not one of auto, aws, azure, alibaba, gcp, generic, none"},
+		{keyProvider, "gpc", "is not one of auto, aws, azure, alibaba, gcp, generic"},
 		{keyService, "sysv", "is not one of auto, systemd, none"},
 		{keyServiceCommand, " ", "is not a command"},
 		{keyServiceCommand, "a\nb", "is not a command"},
@@ -251,7 +251,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 		`--role: "a b" is not a role`,
 		`AMSAGENT_ROLE: "also wrong" is not a role`,
 		`AMSAGENT_TIMEOUT: "5" is not a duration`,
-		`/etc/amsagent/config.yaml:1: "asw" is not one of auto, aws, azure, alibaba, gcp, generic, none`,
+		`/etc/amsagent/config.yaml:1: "asw" is not one of auto, aws, azure, alibaba, gcp, generic`,
 		`/etc/amsagent/config.yaml:2: unknown key "roel"`,
 		`/etc/amsagent/config.yaml:3: "nnone" is not one of auto, systemd, none`,
 	}

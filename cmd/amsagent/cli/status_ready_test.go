@@ -135,7 +135,7 @@ func TestStatusOfATree(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, service := range []string{"auto", "none", "systemd"} {
-		code, stdout, stderr := run(t, nil, "status", "--root", root, "--service", service, "--provider", "none", "-o", "json")
+		code, stdout, stderr := run(t, nil, "status", "--root", root, "--service", service, "--provider", "generic", "-o", "json")
 		var is struct{ Process bootstrap.ProcessView }
 		if err := json.Unmarshal([]byte(stdout), &is); err != nil {
 			t.Fatalf("exit %d: %v\n%s%s", code, err, stdout, stderr)
