@@ -21,6 +21,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
@@ -148,7 +149,7 @@ func (d *demo) run() error {
 	d.print("")
 	d.print("Done in %.0f s; %d claims were checked. On a real machine, one line in the user data joins", time.Since(d.start).Seconds(), d.checks)
 	d.print("(amsagent join --mongo ADDRESS), and systemd runs the daemon (amsagent.service).")
-	d.print("Next: amsagent --help, and README.md.")
+	d.print("Next: build/amsagent --help, and README.md.")
 	return nil
 }
 
@@ -211,8 +212,7 @@ func (d *demo) setUp() error {
 	return nil
 }
 
-// show indents what a command printed, at most so many lines of it, and of them
-// what a screen has room for.
+// show indents the output of a command, at most so many lines of it. It folds lines that are wider than the screen.
 func (d *demo) show(out string, most int) {
 	lines := strings.Split(strings.TrimRight(out, "\n"), "\n")
 	for i, l := range lines {
@@ -220,8 +220,10 @@ func (d *demo) show(out string, most int) {
 			d.print("     … and %d more lines", len(lines)-most)
 			break
 		}
-		if r := []rune(l); len(r) > screenWidth {
-			l = string(r[:screenWidth-1]) + "…"
+		if utf8.RuneCountInString(l) > screenWidth {
+			text := strings.TrimLeft(l, " ")
+			margin := l[:len(l)-len(text)]
+			l = margin + strings.Join(fold(text, screenWidth-len(margin)-2), "\n       "+margin)
 		}
 		d.print("     %s", l)
 	}
@@ -340,7 +342,8 @@ const exitRefused = 3
 
 func (d *demo) join() error {
 	d.heading("Both machines join, each at its boot. A join succeeds only when AMS itself is in the cluster:")
-	d.print("   it wrote its own entry into MongoDB, after its start, with the address of this machine")
+	d.print("   it wrote its own entry into MongoDB, after its start, with the address of this machine. The role")
+	d.print("   (origin, edge) comes from the metadata of the instance")
 	if err := d.joinNode(d.nodes[0]); err != nil {
 		return err
 	}

@@ -147,7 +147,7 @@ type standIn struct {
 
 func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta fakecloud.Metadata) (machine, error) {
 	r, err := rig.New(rig.Options{
-		Dir: filepath.Join(p.dir, m.Name+".service"), Root: filepath.Join(p.dir, m.Name), Command: m.Name + "-service", Sandbox: p.sandbox,
+		Dir: filepath.Join(p.dir, m.Name+".d"), Root: filepath.Join(p.dir, m.Name), Command: "ams-service", Sandbox: p.sandbox,
 		Tree: tree.Options{Host: m.Name, HostResolves: true, DMI: p.cloud},
 		Args: []string{"--period", "1s", "--request-timeout", "5s", "--save-at-start=false"},
 	})
