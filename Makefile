@@ -36,8 +36,8 @@ DEPS ?= skip
 # Which of the heavy tests `make e2e` runs, as regular expressions: RUN=TestCrash SKIP=TestCrashKill.
 RUN  ?=
 SKIP ?=
-# 1: every combination of a system call, a way to fail and what follows; else every call, and the rest by turns.
-CRASH_ALL ?= 1
+# The tests of crashes try each n-th combination of a system call, a way to fail and what follows.
+CRASH_EVERY ?= 1
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -116,6 +116,18 @@ arm64: build build-sandbox $(BUILD)/tools/gotestsum ## the tests of what edits, 
 fuzz: ## every fuzz target for FUZZTIME each
 	@tools/scripts/fuzz.sh $(FUZZTIME)
 
+# Proofs: each takes longer than three minutes, so the heavy tier has a sample of it. They run before a release and after a
+# change of what they prove.
+.PHONY: prove-crash prove-fuzz prove-surroundings
+prove-crash: ## joins and leaves are killed, and fail, at every system call in every way (about an hour, as root)
+	@$(MAKE) --no-print-directory e2e RUN='$(or $(RUN),^TestCrash)'
+
+prove-fuzz: ## every fuzz target for five minutes each (about five hours)
+	@tools/scripts/fuzz.sh 5m
+
+prove-surroundings: ## the gate itself: killed at five moments, then twice at once in strange folders (about 15 minutes, as root)
+	@tools/scripts/surroundings.sh
+
 .PHONY: bench
 bench: size ## speeds as ratios of one run, what a daemon takes after BENCH_MINUTES (10), and the size of the binary
 	@tools/scripts/bench.sh $(BENCHTIME)
@@ -124,7 +136,7 @@ bench: size ## speeds as ratios of one run, what a daemon takes after BENCH_MINU
 e2e: build build-sandbox $(BUILD)/tools/gotestsum ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
 	@tools/scripts/deps.sh heavy $(DEPS)
 	@tools/scripts/real.sh mongod aws
-	@CRASH_ALL='$(CRASH_ALL)' RUN='$(RUN)' SKIP='$(or $(SKIP),^TestReal)' tools/scripts/e2e.sh
+	@CRASH_EVERY='$(CRASH_EVERY)' RUN='$(RUN)' SKIP='$(or $(SKIP),^TestReal)' tools/scripts/e2e.sh
 
 .PHONY: real-test
 real-test: build build-sandbox $(BUILD)/tools/gotestsum ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them

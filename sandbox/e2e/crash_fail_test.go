@@ -30,8 +30,8 @@ var diskErrors = []syscall.Errno{unix.ENOSPC, unix.EIO, unix.EROFS, unix.EDQUOT,
 func onlyFiles(c call) bool { return c.Kind == files }
 
 // TestCrashFailOffline makes every call of an offline join and leave that touches a
-// file fail, in five ways (without CRASH_ALL in one of them, by turns), alone and
-// together with all that follow. The machine must be as found or as wanted, and the message must say which, truthfully.
+// file fail, in five ways, alone and together with all that follow. The machine must be
+// as found or as wanted, and the message must say which, truthfully.
 func TestCrashFailOffline(t *testing.T) {
 	nodes := make([]*crashNode, 4)
 	for i := range nodes {
@@ -43,11 +43,7 @@ func TestCrashFailOffline(t *testing.T) {
 			var shots []shot
 			total := crashCount(t, nodes[0], cmd, onlyFiles)
 			for at := 1; at <= total+2; at++ {
-				errnos := diskErrors
-				if !crashAll() {
-					errnos = diskErrors[at%len(diskErrors):][:1]
-				}
-				for _, errno := range errnos {
+				for _, errno := range diskErrors {
 					shots = append(shots, shot{Counts: onlyFiles, At: at, Errno: errno}, shot{Counts: onlyFiles, At: at, Errno: errno, Lasting: true})
 				}
 			}

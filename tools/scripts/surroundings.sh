@@ -2,15 +2,17 @@
 # Copyright The amsagent Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# usage: surroundings.sh [COMMIT]
+# usage: surroundings.sh [sample]
 # The gate in test environments that are not those of a developer: it is killed (SIGKILL) at five random moments, by turns its
 # script alone, which ends what it started, and all processes of its session, and then
 # runs twice at once, one of them in a path of 150 characters with a blank, with another HOME, TMPDIR and TZ, without
-# standard input and without a terminal. Nothing of the killed runs may be left at the end. About half an hour.
+# standard input and without a terminal. Nothing of the killed runs may be left at the end. About 15 minutes.
+# A sample is one killed gate, of which the sweep before the next run may leave nothing.
 set -euo pipefail
 
 unset RERUN TEST_JSON REQUIRE_REAL REQUIRE_SYSTEMD # of the tier that this may run in
-commit=${1:-HEAD}
+kills=5
+[ "${1:-}" != sample ] || kills=1
 work=$(mktemp -d)
 long="$work/a blank$(printf '/%s' {1..9}-------------)"
 gates=()
@@ -22,7 +24,7 @@ export GOMODCACHE GOCACHE GOLANGCI_LINT_CACHE XDG_CACHE_HOME
 
 clone() { # clone FOLDER
   git clone -q --no-hardlinks . "$1/project"
-  git -C "$1/project" checkout -q --detach "$(git rev-parse "$commit")"
+  git -C "$1/project" checkout -q --detach "$(git rev-parse HEAD)"
   [ ! -d ../shared ] || ln -s "$(cd ../shared && pwd)" "$1/shared"
 }
 left() { # what runs that are over have left behind: folders, mounts, processes
@@ -37,14 +39,18 @@ left() { # what runs that are over have left behind: folders, mounts, processes
   } | grep -vF "${live[@]}" || true
 }
 
+is_clean() {
+  local rest
+  rest=$(left)
+  [ -z "$rest" ] || { printf 'surroundings: left behind:\n%s\n' "$rest"; return 1; }
+}
+
 mkdir -p "$work/killed" "$work/plain" "$long"
 clone "$work/killed"
-clone "$work/plain"
-clone "$long"
 
-for i in 1 2 3 4 5; do
+for ((i = 1; i <= kills; i++)); do
   moment=$((20 + RANDOM % 120))
-  echo "surroundings: killing the gate after $moment s ($i of 5)"
+  echo "surroundings: killing the gate after $moment s ($i of $kills)"
   (cd "$work/killed/project" && exec setsid tools/scripts/tier.sh gate </dev/null >"$work/killed.log" 2>&1) &
   gates=($!)
   sleep "$moment"
@@ -63,8 +69,16 @@ for i in 1 2 3 4 5; do
   gates=()
 done
 
+if [ "$kills" = 1 ]; then
+  tools/scripts/sweep.sh
+  is_clean
+  exit
+fi
+
 echo 'surroundings: two clones at once'
 failed=0
+clone "$work/plain"
+clone "$long"
 mkdir -p "$work/home" "$long/tmp"
 (cd "$work/plain/project" && exec setsid .ci/run <&- >"$work/plain.log" 2>&1) &
 gates+=($!)
@@ -78,10 +92,5 @@ for log in plain long; do
   echo "surroundings: $log"
   sed -n '/^=== summary/,$p' "$work/$log.log"
 done
-rest=$(left)
-if [ -n "$rest" ]; then
-  echo "surroundings: left behind:"
-  echo "$rest"
-  failed=1
-fi
+is_clean || failed=1
 exit "$failed"

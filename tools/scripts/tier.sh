@@ -76,12 +76,13 @@ heavy)
   step user 30 tools/scripts/other-user.sh
   step race 45 make race
   step booted 80 make e2e 'RUN=^Test(Systemd|Package|SELinux)'
-  step crash 80 make e2e CRASH_ALL=0 'SKIP=^Test(Real|Systemd|Package|SELinux)'
+  step crash 80 make e2e CRASH_EVERY=11 'SKIP=^Test(Real|Systemd|Package|SELinux)'
   step faults 20 make faults
   step engines 45 make engines
   step arm64 30 make arm64
-  step fuzz 40 make fuzz FUZZTIME=20s
-  step surroundings 75 tools/scripts/surroundings.sh
+  step fuzz 15 make fuzz FUZZTIME=2s
+  step bench 20 make bench BENCHTIME=1x BENCH_MINUTES=1
+  step surroundings 10 tools/scripts/surroundings.sh sample
   ;;
 *)
   echo "tier: there is no tier '$tier'" >&2
