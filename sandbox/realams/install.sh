@@ -4,15 +4,18 @@
 #
 # Makes of an unpacked release in ROOT/usr/local/antmedia what the vendor's installer leaves: install.sh ROOT BEANS-JAR
 set -euo pipefail
-root=$1 jar=$2 uid=64250
+root=$1 jar=$2
 ams=$root/usr/local/antmedia
 
-grep -q '^antmedia:' "$root/etc/passwd" || printf 'antmedia:x:%s:%s::/usr/local/antmedia:/bin/false\n' $uid $uid >>"$root/etc/passwd"
-grep -q '^antmedia:' "$root/etc/group" || printf 'antmedia:x:%s:\n' $uid >>"$root/etc/group"
+# The machine that the root was copied from may have such a user.
+grep -q '^antmedia:' "$root/etc/group" || echo 'antmedia:x:64250:' >>"$root/etc/group"
+gid=$(awk -F: '$1 == "antmedia" { print $3 }' "$root/etc/group")
+grep -q '^antmedia:' "$root/etc/passwd" || echo "antmedia:x:64250:$gid::/usr/local/antmedia:/bin/false" >>"$root/etc/passwd"
+owner=$(awk -F: '$1 == "antmedia" { print $3 ":" $4 }' "$root/etc/passwd")
 mkdir -p "$root/var/log/antmedia"
 ln -sfn /var/log/antmedia "$ams/log"
 cp "$jar" "$ams/lib/amsagent-test-beans-not-enterprise.jar"
-chown -R $uid:$uid "$ams" "$root/var/log/antmedia"
+chown -R "$owner" "$ams" "$root/var/log/antmedia"
 
 # No analytics; and no publisher is refused because the test machine is busy: processors are measured once an hour.
 sed -i -e 's/^server.heartbeatEnabled=.*/server.heartbeatEnabled=false/' \
