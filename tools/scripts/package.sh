@@ -22,24 +22,39 @@ export SOURCE_DATE_EPOCH
 
 rm -rf "$stage/data"
 mkdir -p "$stage"
-VERSION=$(go run -trimpath ./packaging/pkgdata --out "$stage/data" --describe "$version" --epoch "$SOURCE_DATE_EPOCH")
-export VERSION
+go run -trimpath ./packaging/pkgdata "$stage/data"
 cp CHANGELOG.md "$stage/data/"
 [ "$what" = all ] || exit 0
+
+# As semver has it, which nfpm reads. Commits after a tag are newer than it, and what has no tag is older than any.
+case $version in
+v[0-9]*) VERSION=$(sed -E 's/^v//; s/-([0-9]+)-(g[0-9a-f]+)/+\1.\2/; /\+/s/-dirty$/.dirty/; s/-dirty$/+dirty/' <<<"$version") ;;
+*) VERSION=0.0.0-$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M%S).g${version//[^0-9A-Za-z]/.} ;;
+esac
+export VERSION
+version=${VERSION/-/\~} # as dpkg and rpm have it
+echo "$version" >"$stage/version"
+cat >"$stage/data/changelog.yaml" <<EOF
+- semver: "$version-1"
+  date: $(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
+  packager: The amsagent Authors <amsagent@users.noreply.github.com>
+  deb: {urgency: medium, distributions: [stable]}
+  changes:
+    - note: https://github.com/amsagent/amsagent/blob/main/CHANGELOG.md
+EOF
 
 ln -sfn "$top/packaging" "$stage/packaging"
 cp LICENSE "$stage/LICENSE"
 rm -rf "$build/packages"
 mkdir -p "$build/packages"
-# By these names rpm and Debian call the machines.
-for arch in ${PACKAGE_ARCHES:-amd64:x86_64 arm64:aarch64}; do
-  export ARCH=${arch%:*}
+for ARCH in ${PACKAGE_ARCHES:-amd64 arm64}; do
+  export ARCH
   cp "$build/amsagent-linux-$ARCH" "$stage/amsagent-$ARCH"
-  pack() { (cd "$stage" && "$build/tools/nfpm" package --config "$1" --packager "${2##*.}" --target "$build/packages/$2" >&2); }
+  pack() { (cd "$stage" && "$build/tools/nfpm" package --config "$1.yaml" --packager "$1" --target "$build/packages/" >&2); }
   # What only one of the two formats understands. The first line of the description is Debian's summary; rpm has its own.
   sed '/^license:/d' nfpm.yaml >"$stage/deb.yaml"
-  sed -e 's|^license:|changelog: data/changelog.yaml\n&|' -e '/^description:/{n;d}' nfpm.yaml >"$stage/rpm.yaml"
-  pack deb.yaml "amsagent_${VERSION}-1_$ARCH.deb"
-  pack rpm.yaml "amsagent-$VERSION-1.${arch#*:}.rpm"
+  sed '/^description:/{n;d}' nfpm.yaml >"$stage/rpm.yaml"
+  pack deb
+  pack rpm
 done
 (cd "$build/packages" && sha256sum -- * | tee SHA256SUMS.new && mv SHA256SUMS.new SHA256SUMS)

@@ -2,13 +2,13 @@
 # Copyright The amsagent Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# usage: release.sh VERSION BUILD-DIR [KEY]
-# Puts what a release consists of into BUILD-DIR/release: the packages, a tarball and a bill of materials for each machine, and
-# SHA256SUMS of all of them. KEY is the file of an SSH key that signs SHA256SUMS (SHA256SUMS.sig); without it nothing is signed.
+# usage: release.sh BUILD-DIR [KEY]
+# Puts what a release consists of into BUILD-DIR/release: the packages that package.sh made, a tarball and a bill of materials
+# for each machine, and SHA256SUMS of all of them. KEY is the file of an SSH key that signs SHA256SUMS (SHA256SUMS.sig); without it nothing is signed.
 # The same sources give the same bytes, in any folder and at any time.
 set -euo pipefail
 
-describe=$1 build=$(cd "$2" && pwd -P) key=${3:-}
+build=$(cd "$1" && pwd -P) key=${2:-}
 release=$build/release
 if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
@@ -17,7 +17,7 @@ if [ -n "$key" ] && [ ! -r "$key" ]; then
   echo "release: $key: no such key" >&2
   exit 2
 fi
-version=$(go run -trimpath ./packaging/pkgdata --describe "$describe" --epoch "$SOURCE_DATE_EPOCH")
+version=$(cat "$build/package/version")
 
 rm -rf "$release"
 mkdir -p "$release"

@@ -214,7 +214,7 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 		g.setForm(s.Output, s.Color, slog.LevelError)
 	}
 	for _, w := range s.warnings {
-		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "amsagent help environment lists the variables"})
+		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "the variable of a setting is AMSAGENT_ and its key in capitals; `amsagent config` lists them"})
 	}
 	seen = early.Config + " is read"
 	if src.file == nil {

@@ -110,12 +110,7 @@ func runExplain(id string, g *globals) error {
 	id = strings.ToUpper(id)
 	page, err := pages.Page(id)
 	if err != nil {
-		known := pages.IDs()
-		hint := "`amsagent help errors` lists the ids"
-		if near := suggest(id, known); near != "" {
-			hint = "did you mean " + near + "?"
-		}
-		return usageError([]string{hint}, "--explain %s: no such id", id)
+		return usageError([]string{"docs/errors/README.md lists the ids"}, "--explain %s: no such id", id)
 	}
 	if g.isJSON() {
 		return g.result("page", pageData{id, string(page)}, nil)

@@ -412,7 +412,7 @@ func TestDoctorExplain(t *testing.T) {
 	if code != exitOK || !strings.Contains(stdout, `"id": "AMS-GPU"`) {
 		t.Errorf("exit %d, %s", code, stdout)
 	}
-	if _, _, stderr := lintRun(t, "", "--explain", "AMS-MONGO-OPNE"); !strings.Contains(stderr, "did you mean AMS-MONGO-OPEN?") {
+	if _, _, stderr := lintRun(t, "", "--explain", "AMS-MONGO-OPNE"); !strings.Contains(stderr, "--explain AMS-MONGO-OPNE: no such id") {
 		t.Error(stderr)
 	}
 }

@@ -45,7 +45,10 @@ func (o *nodesOptions) AddFlags(fs *pflag.FlagSet) {
 func newNodesCommand(g *globals) *cobra.Command {
 	var opts nodesOptions
 	cmd := &cobra.Command{
-		Use:   "nodes [flags]",
+		Use: "nodes [flags]",
+		// For prune.
+		SuggestionsMinimumDistance: 2,
+
 		Short: "show the cluster: every node, its state, load and sessions, and whether it lives",
 		Long: "Both its agent, which writes heartbeats into the registry, and its Ant Media Server (AMS),\n" +
 			"which writes a list of its own, tell whether a node lives.\n\n" +
@@ -89,10 +92,10 @@ func (o *nodesOptions) check() error {
 		if cluster.State(s).Valid() {
 			continue
 		}
-		return usageError(nearHint(s, states()), "--state: %q is not one of %s", s, strings.Join(states(), ", "))
+		return usageError(nil, "--state: %q is not one of %s", s, strings.Join(states(), ", "))
 	}
 	if key := strings.TrimPrefix(o.sort, "-"); !slices.Contains(sortKeys(), key) {
-		return usageError(nearHint(key, sortKeys()), "--sort: %q is not one of %s", o.sort, strings.Join(sortKeys(), ", "))
+		return usageError(nil, "--sort: %q is not one of %s", o.sort, strings.Join(sortKeys(), ", "))
 	}
 	const least, most = 100 * time.Millisecond, time.Hour
 	if o.interval != 0 && (o.interval < least || o.interval > most) {
@@ -100,13 +103,6 @@ func (o *nodesOptions) check() error {
 	}
 	if o.interval != 0 && !o.watch {
 		return usageError([]string{"add --watch"}, "--interval is for --watch")
-	}
-	return nil
-}
-
-func nearHint(word string, words []string) []string {
-	if near := suggest(word, words); near != "" {
-		return []string{"did you mean " + near + "?"}
 	}
 	return nil
 }

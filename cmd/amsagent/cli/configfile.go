@@ -194,13 +194,9 @@ func parseConfigFile(path string, b []byte) *configFile {
 				fail(k.Line, nil, "%w", err)
 				continue
 			}
-			row, ok := settingByKey(k.Value)
-			switch near := suggest(k.Value, known); {
-			case ok:
+			if row, ok := settingByKey(k.Value); ok {
 				fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.flag, row.env())}, "%s cannot be set in this file", k.Value)
-			case near != "":
-				fail(k.Line, []string{fmt.Sprintf("did you mean %s?", near)}, "unknown key %q", k.Value)
-			default:
+			} else {
 				fail(k.Line, shape[:1], "unknown key %q", k.Value)
 			}
 			continue

@@ -203,15 +203,15 @@ func TestDrainUsage(t *testing.T) {
 		"--deadline: 200h is outside": {"drain", "--deadline", "200h"},
 		"--deadline: 0s is outside":   {"drain", "--deadline", "0"},
 
-		`--deadline: "1" is not a duration`:           {"drain", "--deadline", "1"},
-		`--deadline: "1d" is not a duration`:          {"drain", "--deadline", "1d"},
-		`--detach: "maybe" is neither true nor false`: {"drain", "--detach=maybe"},
-		"--deadline: -1m is outside":                  {"drain", "--deadline=-1m"},
-		"one line of at most":                         {"drain", "--reason", "a\nb"},
-		"--timeout: -1s is before now":                {"drain", "--timeout=-1s"},
-		"--timeout bounds nothing":                    {"event", "--detach", "--timeout", "1s"},
-		"undrain takes no argument":                   {"undrain", "x"},
-		`--deadline: "1y" is not a duration`:          {"drain", "--deadline", "1y"},
+		`invalid argument "1" for "--deadline" flag`:   {"drain", "--deadline", "1"},
+		`invalid argument "1d" for "--deadline" flag`:  {"drain", "--deadline", "1d"},
+		`invalid argument "maybe" for "--detach" flag`: {"drain", "--detach=maybe"},
+		"--deadline: -1m is outside":                   {"drain", "--deadline=-1m"},
+		"one line of at most":                          {"drain", "--reason", "a\nb"},
+		"--timeout: -1s is before now":                 {"drain", "--timeout=-1s"},
+		"--timeout bounds nothing":                     {"event", "--detach", "--timeout", "1s"},
+		"undrain takes no argument":                    {"undrain", "x"},
+		`invalid argument "1y" for "--deadline" flag`:  {"drain", "--deadline", "1y"},
 	} {
 		c := d.run(args...)
 		c.ends(exitUsage)

@@ -4,8 +4,6 @@
 package cli
 
 import (
-	"strings"
-
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 )
@@ -19,28 +17,20 @@ const (
 // endpoint is a service of a cloud whose address only a variable of the environment replaces: tests and a few networks
 // need that, and each machine of a group the same.
 type endpoint struct {
-	name, env, help string
+	name, env string
 	// alsoEnv are variables of the cloud's own SDK, which count after ours.
 	alsoEnv []string
 }
 
-// text is the help with the other variables.
-func (e endpoint) text() string {
-	if len(e.alsoEnv) == 0 {
-		return e.help
-	}
-	return e.help + "; where that is not set: " + strings.Join(e.alsoEnv, ", ")
-}
-
 func endpoints() []endpoint {
 	return []endpoint{
-		{metadata.AWS, "AMSAGENT_AWS_ENDPOINT", "the metadata service of AWS", []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"}},
-		{endpointAutoScaling, "AMSAGENT_AWS_AUTOSCALING_ENDPOINT", "the Auto Scaling API of AWS", []string{"AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL"}},
-		{metadata.Azure, "AMSAGENT_AZURE_ENDPOINT", "the metadata service of Azure", nil},
-		{metadata.Alibaba, "AMSAGENT_ALIBABA_ENDPOINT", "the metadata service of Alibaba Cloud", nil},
-		{endpointESS, "AMSAGENT_ALIBABA_ESS_ENDPOINT", "the Auto Scaling (ESS) API of Alibaba Cloud", nil},
-		{alibaba.EndpointECS, "AMSAGENT_ALIBABA_ECS_ENDPOINT", "the ECS API of Alibaba Cloud, which has the tags", nil},
-		{metadata.GCP, "AMSAGENT_GCP_ENDPOINT", "the metadata service of Google Cloud", nil},
+		{metadata.AWS, "AMSAGENT_AWS_ENDPOINT", []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"}},
+		{endpointAutoScaling, "AMSAGENT_AWS_AUTOSCALING_ENDPOINT", []string{"AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL"}},
+		{metadata.Azure, "AMSAGENT_AZURE_ENDPOINT", nil},
+		{metadata.Alibaba, "AMSAGENT_ALIBABA_ENDPOINT", nil},
+		{endpointESS, "AMSAGENT_ALIBABA_ESS_ENDPOINT", nil},
+		{alibaba.EndpointECS, "AMSAGENT_ALIBABA_ECS_ENDPOINT", nil},
+		{metadata.GCP, "AMSAGENT_GCP_ENDPOINT", nil},
 	}
 }
 

@@ -72,11 +72,9 @@ var errNoMongo = errors.New("no MongoDB address is known")
 
 // errorClass maps what a library returns to an id, an exit code and advice.
 type errorClass struct {
-	id   string
-	exit int
-	// meaning is the line of `help errors`.
-	meaning string
-	match   func(error) bool
+	id    string
+	exit  int
+	match func(error) bool
 	// hint may look at the error and at the machine to be true; nil means no advice.
 	hint func(err error, g *globals) []string
 }
@@ -87,14 +85,12 @@ func errorTable() []errorClass {
 	return []errorClass{
 		{
 			id: idInterrupted, exit: exitInterrupted,
-			meaning: "a signal ended the command",
-			match:   as[*interruptedError],
+			match: as[*interruptedError],
 		},
 
 		// One answer for every command: only root may read the address of MongoDB, which most of them need first.
 		{
 			id: bootstrap.IDRoot, exit: exitPreflight,
-			meaning: "only root may do that",
 			match: func(err error) bool {
 				return anySetting(err, func(e *settingError) bool { return e.id == bootstrap.IDRoot })
 			},
@@ -104,7 +100,6 @@ func errorTable() []errorClass {
 		// Settings.
 		{
 			id: idConfigSecret, exit: exitUsage,
-			meaning: "a password stands in config.yaml, which everybody can read",
 			match: func(err error) bool {
 				return anySetting(err, func(e *settingError) bool { return e.id == idConfigSecret })
 			},
@@ -112,7 +107,6 @@ func errorTable() []errorClass {
 		},
 		{
 			id: idUsage, exit: exitUsage,
-			meaning: "what stands on the command line is wrong",
 			match: func(err error) bool {
 				return anySetting(err, func(e *settingError) bool { return e.layer == layerFlag })
 			},
@@ -120,14 +114,12 @@ func errorTable() []errorClass {
 		},
 		{
 			id: idConfig, exit: exitUsage,
-			meaning: "a variable, config.yaml, a tag or a file that they name is wrong",
-			match:   as[*settingError],
-			hint:    settingHints,
+			match: as[*settingError],
+			hint:  settingHints,
 		},
 		{
 			id: idMongoMissing, exit: exitUsage,
-			meaning: "nothing says where MongoDB is",
-			match:   is(errNoMongo),
+			match: is(errNoMongo),
 			hint: func(error, *globals) []string {
 				return []string{"give --mongo ADDRESS, or AMSAGENT_MONGO, or mongo: in config.yaml, or the instance tag amsagent:mongo"}
 			},
@@ -136,35 +128,33 @@ func errorTable() []errorClass {
 		// MongoDB. Each kind of failure wants something else done.
 		{
 			id: idMongoTooMany, exit: exitFailed,
-			meaning: "a collection has more documents than are read",
-			match:   is(cluster.ErrTooMany),
+			match: is(cluster.ErrTooMany),
 			hint: func(error, *globals) []string {
 				return []string{"delete those that no server writes any more, and find out what wrote them: amsagent doctor --explain " + idMongoTooMany}
 			},
 		},
-		mongoClass(idMongoDNS, exitFailed, cluster.KindDNS, "DNS does not find MongoDB's name",
+		mongoClass(idMongoDNS, exitFailed, cluster.KindDNS,
 			"the name must resolve on this machine: check its spelling, and the DNS settings of this network"),
-		mongoClass(idMongoRefused, exitFailed, cluster.KindRefused, "nothing listens where MongoDB should, or a firewall rejects us",
+		mongoClass(idMongoRefused, exitFailed, cluster.KindRefused,
 			"mongod must run there and listen on that address (net.bindIp), and the security group of the database must admit this subnet"),
-		mongoClass(idMongoUnreachable, exitFailed, cluster.KindUnreachable, "there is no way to MongoDB's network",
+		mongoClass(idMongoUnreachable, exitFailed, cluster.KindUnreachable,
 			"this machine needs a route to that network: check the subnet, peering and the network's state"),
-		mongoClass(idMongoTimeout, exitFailed, cluster.KindTimeout, "MongoDB gave no answer in time",
+		mongoClass(idMongoTimeout, exitFailed, cluster.KindTimeout,
 			"a firewall or security group that drops packets looks like this: it must admit the port from this subnet"),
-		mongoClass(idMongoLost, exitFailed, cluster.KindLost, "the connection to MongoDB was cut",
+		mongoClass(idMongoLost, exitFailed, cluster.KindLost,
 			"run the same command again; where it happens each time, a server that requires TLS does this when tls=true is missing"),
-		mongoClass(idMongoTLS, exitFailed, cluster.KindTLS, "no TLS connection to MongoDB",
+		mongoClass(idMongoTLS, exitFailed, cluster.KindTLS,
 			"the certificate must be valid for that name, and its authority known to this machine or named by tlsCAFile in the URI"),
-		mongoClass(idMongoAuth, exitFailed, cluster.KindAuth, "MongoDB refused the user name or the password",
+		mongoClass(idMongoAuth, exitFailed, cluster.KindAuth,
 			"check user, password and authSource in the URI; @ : / ? # % in a password must be percent-encoded"),
 		forbiddenClass(),
-		mongoClass(idMongoNotPrimary, exitFailed, cluster.KindNotPrimary, "MongoDB takes no writes now",
+		mongoClass(idMongoNotPrimary, exitFailed, cluster.KindNotPrimary,
 			"name all members and replicaSet in the URI, or wait until the replica set has a primary"),
-		mongoClass(idMongoUnsupported, exitFailed, cluster.KindUnsupported, "the server does not implement what is needed", ""),
-		mongoClass(idMongoConfig, exitUsage, cluster.KindConfig, "the connection string cannot be used",
+		mongoClass(idMongoUnsupported, exitFailed, cluster.KindUnsupported, ""),
+		mongoClass(idMongoConfig, exitUsage, cluster.KindConfig,
 			"see the cause, and put the MongoDB address right"),
 		{
 			id: idMongo, exit: exitFailed,
-			meaning: "MongoDB answered with an error",
 			match: func(err error) bool {
 				k := cluster.KindOf(err)
 				return k != "" && k != cluster.KindCanceled
@@ -174,40 +164,33 @@ func errorTable() []errorClass {
 		// The result was made and could not be delivered. Stands before the errno that caused it.
 		{
 			id: idOutput, exit: exitFailed,
-			meaning: "the result was made and could not be written to stdout",
-			match:   as[*outputError],
+			match: as[*outputError],
 		},
 
 		// The cloud's metadata. Before the deadlines, which its errors wrap.
 		{
 			id: idMetadataForbidden, exit: exitFailed,
-			meaning: "the metadata service refuses to answer us",
-			match:   is(metadata.ErrForbidden), hint: metadataHint,
+			match: is(metadata.ErrForbidden), hint: metadataHint,
 		},
 		{
 			id: idMetadataWrongCloud, exit: exitFailed,
-			meaning: "what answers is not this cloud's metadata service",
-			match:   is(metadata.ErrNotThisCloud), hint: metadataHint,
+			match: is(metadata.ErrNotThisCloud), hint: metadataHint,
 		},
 		{
 			id: idMetadataNotReady, exit: exitFailed,
-			meaning: "the metadata service gave no usable answer in time",
-			match:   is(metadata.ErrNotReady), hint: metadataHint,
+			match: is(metadata.ErrNotReady), hint: metadataHint,
 		},
 		{
 			id: idMetadataNotFound, exit: exitFailed,
-			meaning: "the metadata service lacks what is needed",
-			match:   is(metadata.ErrNotFound), hint: metadataHint,
+			match: is(metadata.ErrNotFound), hint: metadataHint,
 		},
 		{
 			id: idMetadataBadAnswer, exit: exitFailed,
-			meaning: "the metadata service answers what cannot be true",
-			match:   is(metadata.ErrBadAnswer), hint: metadataHint,
+			match: is(metadata.ErrBadAnswer), hint: metadataHint,
 		},
 		{
 			id: idMetadataUnknown, exit: exitUsage,
-			meaning: "that is no cloud that this build knows",
-			match:   is(metadata.ErrUnknownProvider),
+			match: is(metadata.ErrUnknownProvider),
 			hint: func(error, *globals) []string {
 				return []string{"leave --provider to auto, or take generic: the machine's own facts are used"}
 			},
@@ -216,24 +199,21 @@ func errorTable() []errorClass {
 		// The other libraries: the particular first, a time that ran out last.
 		{
 			id: idLocked, exit: exitUnknown,
-			meaning: "another amsagent is at work on this machine",
-			match:   is(conf.ErrLocked),
+			match: is(conf.ErrLocked),
 			hint: func(error, *globals) []string {
 				return []string{"it may still be at work: look with `amsagent status`, or wait longer with --timeout"}
 			},
 		},
 		{
 			id: idNotSeen, exit: exitFailed,
-			meaning: "Ant Media Server was not seen in the cluster",
-			match:   as[*bootstrap.NotSeenError],
+			match: as[*bootstrap.NotSeenError],
 			hint: func(error, *globals) []string {
 				return []string{"/var/log/antmedia/ant-media-server.log says why it did not come up, or did not reach MongoDB"}
 			},
 		},
 		{
 			id: idNotServing, exit: exitFailed,
-			meaning: "an application of Ant Media Server does not serve",
-			match:   as[*bootstrap.NotServingError],
+			match: as[*bootstrap.NotServingError],
 			hint: func(error, *globals) []string {
 				return []string{
 					"/var/log/antmedia/ant-media-server.log says why that application does not start; give it more time with --timeout",
@@ -243,7 +223,6 @@ func errorTable() []errorClass {
 		},
 		{
 			id: idService, exit: exitFailed,
-			meaning: "Ant Media Server could not be started or stopped",
 			match: func(err error) bool {
 				return as[*ams.JobError](err) || is(ams.ErrUnstable, ams.ErrNoSystemd, ams.ErrNoUnit, ams.ErrUnitMasked, ams.ErrUnitBroken)(err)
 			},
@@ -253,43 +232,37 @@ func errorTable() []errorClass {
 		// The daemon, asked over its socket.
 		{
 			id: idNoDaemon, exit: exitFailed,
-			meaning: "no daemon runs on this machine",
-			match:   as[*noDaemonError],
+			match: as[*noDaemonError],
 			hint: func(error, *globals) []string {
 				return []string{"systemctl start amsagent", "why it does not run: journalctl -u amsagent"}
 			},
 		},
 		{
 			id: idOddDaemon, exit: exitFailed,
-			meaning: "what listens on the control socket is no daemon of this version",
-			match:   as[*oddDaemonError],
+			match: as[*oddDaemonError],
 			hint: func(error, *globals) []string {
 				return []string{"systemctl restart amsagent; that changes nothing in the cluster"}
 			},
 		},
 		{
 			id: idLostDaemon, exit: exitUnknown,
-			meaning: "the daemon went away before it had answered",
-			match:   as[*lostError],
+			match: as[*lostError],
 			hint: func(error, *globals) []string {
 				return []string{"look with `systemctl status amsagent`, then run the same command again"}
 			},
 		},
 		{
 			id: idRefused, exit: exitFailed,
-			meaning: "the daemon did not do what it was asked, and says why",
-			match:   as[*daemon.Refusal],
+			match: as[*daemon.Refusal],
 		},
 
 		{
 			id: idUndrained, exit: exitFailed,
-			meaning: "somebody took back the drain that was followed",
-			match:   as[*undrainedError],
+			match: as[*undrainedError],
 		},
 		{
 			id: idEvent, exit: exitUsage,
-			meaning: "what was handed over is no event of a lifecycle hook",
-			match:   as[*eventError],
+			match: as[*eventError],
 			hint: func(error, *globals) []string {
 				return []string{"an event is the JSON of a lifecycle action, as EventBridge, SQS or SNS deliver it; more: amsagent help event"}
 			},
@@ -298,40 +271,35 @@ func errorTable() []errorClass {
 		// This machine.
 		{
 			id: bootstrap.IDFileLink, exit: exitFailed,
-			meaning: "a link of another user is not followed",
-			match:   is(files.ErrLink),
+			match: is(files.ErrLink),
 			hint: func(error, *globals) []string {
 				return []string{"let root make the link, or give the file to the owner of the link or of its folder; or remove it"}
 			},
 		},
 		{
 			id: bootstrap.IDFileSize, exit: exitFailed,
-			meaning: "a file is too large",
-			match:   is(files.ErrTooLarge, conf.ErrRecordTooLarge),
+			match: is(files.ErrTooLarge, conf.ErrRecordTooLarge),
 			hint: func(error, *globals) []string {
 				return []string{"a settings file has some kilobytes: take this one from a backup, or remove the application"}
 			},
 		},
 		{
 			id: idDiskFull, exit: exitFailed,
-			meaning: "a file system is full",
-			match:   is(syscall.ENOSPC, syscall.EDQUOT),
+			match: is(syscall.ENOSPC, syscall.EDQUOT),
 			hint: func(error, *globals) []string {
 				return []string{"make room on that file system, then run the same command again"}
 			},
 		},
 		{
 			id: idReadOnly, exit: exitFailed,
-			meaning: "a file system is mounted read-only",
-			match:   is(syscall.EROFS),
+			match: is(syscall.EROFS),
 			hint: func(error, *globals) []string {
 				return []string{"mount that file system writable, then run the same command again"}
 			},
 		},
 		{
 			id: idPermission, exit: exitFailed,
-			meaning: "a file may not be read or written",
-			match:   is(fs.ErrPermission),
+			match: is(fs.ErrPermission),
 			hint: func(_ error, g *globals) []string {
 				if g.env.Geteuid() != 0 {
 					return []string{"run it as root"}
@@ -341,8 +309,7 @@ func errorTable() []errorClass {
 		},
 		{
 			id: idTimeout, exit: exitUnknown,
-			meaning: "time ran out",
-			match:   is(context.DeadlineExceeded),
+			match: is(context.DeadlineExceeded),
 		},
 	}
 }
@@ -365,9 +332,9 @@ func as[T error](err error) bool {
 	return errors.As(err, &t)
 }
 
-func mongoClass(id string, exit int, kind cluster.Kind, meaning, hint string) errorClass {
+func mongoClass(id string, exit int, kind cluster.Kind, hint string) errorClass {
 	c := errorClass{
-		id: id, exit: exit, meaning: meaning,
+		id: id, exit: exit,
 		match: func(err error) bool { return cluster.KindOf(err) == kind },
 	}
 	if hint != "" {
@@ -378,7 +345,7 @@ func mongoClass(id string, exit int, kind cluster.Kind, meaning, hint string) er
 
 // forbiddenClass: MongoDB says the same to a user without the right and to no user at all.
 func forbiddenClass() errorClass {
-	c := mongoClass(idMongoForbidden, exitFailed, cluster.KindForbidden, "MongoDB does not allow it to this user", "")
+	c := mongoClass(idMongoForbidden, exitFailed, cluster.KindForbidden, "")
 	c.hint = func(_ error, g *globals) []string {
 		if src, err := g.mongo(); err == nil && !src.Target.HasCredentials() {
 			return []string{"put the login into the address: mongodb://USER:PASSWORD@HOST/, best in a file that only root can read: --mongo file:/etc/amsagent/mongo"}

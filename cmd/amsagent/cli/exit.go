@@ -30,7 +30,7 @@ type exitCode struct {
 	meaning string
 }
 
-// exitCodes is the one table: every command's help and `help exit-codes` are printed from it.
+// exitCodes is the one table: the exit status in every command's help is printed from it.
 func exitCodes() []exitCode {
 	return []exitCode{
 		{exitOK, "done, or already so"},
@@ -81,15 +81,15 @@ func begins(cmd *cobra.Command) { annotate(cmd, annotationBegins, "true") }
 
 func onlyReads(cmd *cobra.Command) bool { return cmd.Annotations[annotationReads] != "" }
 
-// exitStatus prints the rows of the table that cmd names, or all of them without cmd.
+// exitStatus prints the rows of the table that cmd names; cobra's own commands name none, and end with 0, 1 or 2.
 func exitStatus(cmd *cobra.Command) string {
-	var only []string
-	if cmd != nil {
-		only = strings.Split(cmd.Annotations[annotationExits], ",")
+	only := []string{"0", "1", "2"}
+	if codes := cmd.Annotations[annotationExits]; codes != "" {
+		only = strings.Split(codes, ",")
 	}
 	var b strings.Builder
 	for _, row := range exitCodes() {
-		if cmd == nil || slices.Contains(only, strconv.Itoa(row.code)) {
+		if slices.Contains(only, strconv.Itoa(row.code)) {
 			fmt.Fprintf(&b, "  %-4d %s\n", row.code, row.meaning)
 		}
 	}

@@ -209,7 +209,8 @@ func TestUnknownCommand(t *testing.T) {
 		{"verison", "did you mean `amsagent version`?"},
 		{"meta --root /nowhere", "did you mean `amsagent metadata`?"},
 		{"Config", "did you mean `amsagent config`?"},
-		{"xyzzy", "`amsagent help` lists the commands"},
+		{"staus --wait active", "did you mean `amsagent status`?"},
+		{"xyzzy", "see: amsagent --help"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			args := strings.Fields(tt.args)
@@ -231,34 +232,29 @@ func TestUsageErrors(t *testing.T) {
 		want []string
 	}{
 		{"no command", nil, []string{"no command given", "amsagent join --mongo"}},
-		{"unknown flag", []string{"config", "--mongoo", "x"}, []string{"unknown flag --mongoo of amsagent config", "did you mean --mongo?"}},
+		{"unknown flag", []string{"config", "--mongoo", "x"}, []string{"unknown flag --mongoo of amsagent config", "see: amsagent config --help"}},
 		{"unknown flag with a value", []string{"config", "--mongoo=mongodb://u:hunter22@h"}, []string{"unknown flag --mongoo of"}},
-		{"another program's flag", []string{"config", "--json"}, []string{"unknown flag --json of amsagent config", "did you mean --output json?"}},
 		{"a word that is no address", []string{"config", "list"}, []string{`takes no argument: "list"`, "see: amsagent config --help"}},
 		{"unknown letter", []string{"config", "-x"}, []string{"unknown flag -x", "see: amsagent config --help"}},
-		{"letter of a flag", []string{"join", "-m", "10.0.2.4"}, []string{"unknown flag -m", "did you mean --mongo?"}},
-		{"letter of another program", []string{"status", "-v"}, []string{"unknown flag -v", "did you mean --log-level debug?"}},
-		{"letter of another program, without a command", []string{"-v"}, []string{"unknown flag -v", "did you mean --version?"}},
-		{"letter of a flag that other commands have", []string{"version", "-m"}, []string{"unknown flag -m", "see: amsagent version --help"}},
-		{"word after one dash", []string{"join", "-mongo=mongodb://u:hunter22@h"}, []string{"unknown flag -m", "did you mean --mongo?"}},
-		{"another program's word", []string{"leave", "--verbose"}, []string{"unknown flag --verbose of amsagent leave", "did you mean --log-level debug?"}},
+		{"word after one dash", []string{"join", "-mongo=mongodb://u:hunter22@h"}, []string{"unknown flag -m of amsagent join"}},
 		{"unknown letter with a value", []string{"config", "-mmongodb://u:hunter22@h"}, []string{"unknown flag -m"}},
-		{"no value", []string{"config", "--role"}, []string{"--role needs a value"}},
+		{"no value", []string{"config", "--role"}, []string{"flag needs an argument: --role"}},
 		{"not a truth", []string{"config", "--offline=maybe"}, []string{"offline", "see: amsagent config --help"}},
-		{"argument", []string{"config", "10.0.2.4"}, []string{`takes no argument: "10.0.2.4"`, "did you mean --mongo 10.0.2.4?"}},
+		{"argument", []string{"config", "10.0.2.4"}, []string{`takes no argument: "10.0.2.4"`, "see: amsagent config --help"}},
 		{"secret argument", []string{"config", "mongodb://u:hunter22@h"}, []string{"takes no argument"}},
 		{"secret command", []string{"mongodb://u:hunter22@h"}, []string{"unknown command"}},
 		{"empty value", []string{"config", "--mongo", ""}, []string{"--mongo: the value is empty"}},
-		{"wrong word", []string{"config", "--provider", "asw"}, []string{`--provider: "asw" is not one of auto, aws,`, "did you mean aws?"}},
+		{"wrong word", []string{"config", "--provider", "asw"}, []string{`--provider: "asw" is not one of auto, aws,`}},
 		{"wrong form", []string{"-o", "yaml", "config"}, []string{`--output: "yaml" is not one of text, json`}},
 		{"no root", []string{"config", "--root", "/does/not/exist"}, []string{"--root: ", "/does/not/exist: no such file or directory"}},
 		{"root is a file", []string{"config", "--root", "main_test.go"}, []string{"--root: ", "is not a directory"}},
 		{"named config is missing", []string{"config", "--config", "/does/not/exist"}, []string{"--config: reading the settings: open ", "/does/not/exist: no such file"}},
 		{"secret as address", []string{"config", "--mongo", "mongodb://u:hunter22@h:port"}, []string{"--mongo: connection string"}},
-		{"no shell", []string{"completion"}, []string{"completion needs one shell"}},
-		{"wrong shell", []string{"completion", "bsh"}, []string{"did you mean bash?"}},
-		{"no topic", []string{"help", "exit-code"}, []string{"did you mean `amsagent help exit-codes`?"}},
-		{"two topics", []string{"help", "config", "version"}, []string{"one command or topic"}},
+		{"no shell", []string{"completion"}, []string{"completion needs a shell"}},
+		{"wrong shell", []string{"completion", "bsh"}, []string{"completion needs a shell"}},
+		{"no command for help", []string{"help", "exit-code"}, []string{"no command \"exit-code\"", "`amsagent help` lists the commands"}},
+		{"help for an id", []string{"help", "ams-service"}, []string{"amsagent doctor --explain AMS-SERVICE"}},
+		{"two commands for help", []string{"help", "config", "version"}, []string{"no command \"config version\""}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			code, stdout, stderr := run(t, nil, tt.args...)
@@ -302,7 +298,6 @@ func TestStdoutFails(t *testing.T) {
 		{"--help"},
 		{"version", "--help"},
 		{"help"},
-		{"help", "exit-codes"},
 		{"help", "version"},
 	} {
 		for _, errno := range []error{syscall.ENOSPC, syscall.EPIPE, syscall.EBADF} {
@@ -558,7 +553,7 @@ func TestBuildVersion(t *testing.T) {
 }
 
 func TestCompletion(t *testing.T) {
-	for _, shell := range shells() {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
 		code, stdout, stderr := run(t, nil, "completion", shell)
 		if code != 0 || stderr != "" || !strings.Contains(stdout, "amsagent") || len(stdout) < 1000 {
 			t.Errorf("%s: exit %d, %d bytes, stderr %q", shell, code, len(stdout), stderr)

@@ -60,6 +60,16 @@ func (g *globals) write(b []byte) error {
 	return nil
 }
 
+// resultWriter is standard output for cobra, which writes completion scripts.
+type resultWriter struct{ g *globals }
+
+func (w resultWriter) Write(b []byte) (int, error) {
+	if err := w.g.write(b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
 func envelope(kind string, data any) ([]byte, error) {
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)

@@ -29,7 +29,7 @@ const (
 // script would lose in silence what it asks for.
 var removed = []struct {
 	kind removedKind
-	// of is the command of a flag ("" is each command), or the key of a value.
+	// of is the command of a flag ("" is each command) or of a word after it, or the key of a value.
 	of, name string
 	instead  string
 }{
@@ -52,6 +52,9 @@ var removed = []struct {
 	{removedKey, "", "alibaba_ecs_endpoint", setVariable + "AMSAGENT_ALIBABA_ECS_ENDPOINT" + dropIn},
 	{removedKey, "", "gcp_endpoint", setVariable + "AMSAGENT_GCP_ENDPOINT" + dropIn},
 	{removedValue, keyProvider, "none", "use generic"},
+	{removedCommand, "help", "exit-codes", "the help of each command lists its codes"},
+	{removedCommand, "help", "errors", "`amsagent doctor --explain ID` prints the page of an id; docs/errors/README.md lists them"},
+	{removedCommand, "help", "environment", "the variable of a setting is AMSAGENT_ and its key in capitals: amsagent help config"},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},
 	{removedSetting, "", "tag_role", tagsAreFixed},
 	{removedSetting, "", "tag_group", tagsAreFixed},

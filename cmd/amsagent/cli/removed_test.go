@@ -40,7 +40,7 @@ func TestRemoved(t *testing.T) {
 			}
 			examples = append(examples, example{shown: "--" + r.name, args: []string{command, "--" + r.name + "=x"}})
 		case removedCommand:
-			examples = append(examples, example{shown: r.name, args: []string{r.name}})
+			examples = append(examples, example{shown: r.name, args: strings.Fields(r.of + " " + r.name)})
 		case removedItem:
 			examples = append(examples, example{shown: r.name, args: []string{r.of, "--remove=" + r.name}})
 		case removedValue:

@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +45,7 @@ func Main(args []string, env Env) int {
 	case errors.As(err, &quiet):
 		return quiet.code
 	}
-	return g.report(ctx, unknownCommand(root, err))
+	return g.report(ctx, err)
 }
 
 // globals is what every command gets: the environment, the effective settings, and how to say things.
@@ -229,8 +228,10 @@ func newRootCommand(g *globals) *cobra.Command {
 		SilenceErrors:         true,
 		SilenceUsage:          true,
 		DisableFlagsInUseLine: true,
-		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
-		PersistentPreRunE:     func(cmd *cobra.Command, _ []string) error { return g.load(cmd) },
+		Args:                  noArgs,
+		// Commands, not settings or flags, are suggested.
+		SuggestionsMinimumDistance: 2,
+		PersistentPreRunE:          func(cmd *cobra.Command, _ []string) error { return g.load(cmd) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if version {
 				return runVersion(cmd.Context(), g)
@@ -244,7 +245,7 @@ func newRootCommand(g *globals) *cobra.Command {
 	}
 	exits(root, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
 	noSettings(root)
-	root.SetOut(g.env.Stdout)
+	root.SetOut(resultWriter{g})
 	root.SetErr(g.env.Stderr)
 	root.SetIn(g.env.Stdin)
 	root.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Everyday"}, &cobra.Group{ID: groupAdvanced, Title: "Advanced"})
@@ -266,11 +267,9 @@ func newRootCommand(g *globals) *cobra.Command {
 		newConfigCommand(g),
 		newSupportCommand(g),
 		newVersionCommand(g),
-		newCompletionCommand(g),
 	)
-	root.SetHelpCommand(newHelpCommand(g))
+	addCobraCommands(root)
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { g.helpErr = g.write([]byte(helpText(cmd))) })
-	root.SetUsageFunc(func(cmd *cobra.Command) error { return g.write([]byte(helpText(cmd))) })
 	root.SetFlagErrorFunc(flagError)
 
 	f := root.Flags()
@@ -452,128 +451,42 @@ func unlisted(cmd *cobra.Command, keys ...string) {
 	}
 }
 
-// noArgs refuses positional arguments and says what may have been meant.
+// noArgs refuses positional arguments. Of an unknown command it names one that is near.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
 	hints := []string{fmt.Sprintf("see: %s --help", cmd.CommandPath())}
-	var below []string
-	for _, c := range cmd.Commands() {
-		below = append(below, c.Name())
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hints = []string{fmt.Sprintf("did you mean `%s %s`?", cmd.CommandPath(), near[0])}
 	}
-	if near := suggest(args[0], below); near != "" {
-		hints = []string{fmt.Sprintf("did you mean `%s %s`?", cmd.CommandPath(), near)}
-	} else if cmd.Flags().Lookup("mongo") != nil && strings.ContainsAny(args[0], ".:") { // a word alone is more likely another slip
-		if _, err := cluster.ParseTarget(args[0]); err == nil {
-			hints = []string{"did you mean --mongo " + args[0] + "?"}
-		}
+	if cmd.HasParent() {
+		return usageError(hints, "%s takes no argument: %q", cmd.CommandPath(), args[0])
 	}
-	return usageError(hints, "%s takes no argument: %q", cmd.CommandPath(), args[0])
+	if err := removedError(removedCommand, "", args[0]); err != nil {
+		return usageError(hints, "%s", err.Error())
+	}
+	return usageError(hints, "unknown command %q", args[0])
 }
 
-// durationHint is what a duration looks like.
-const durationHint = "a duration looks like 90s, 5m or 1h30m"
-
-// flagError says what is wrong with the flags, and which one may have been meant.
+// flagError makes a usage error of what pflag reports.
 func flagError(cmd *cobra.Command, err error) error {
-	see := fmt.Sprintf("see: %s --help", cmd.CommandPath())
+	if args := cmd.Flags().Args(); !cmd.HasParent() && len(args) > 0 {
+		return noArgs(cmd, args) // an unknown command, whose flags are unknown as well
+	}
+	hints := []string{fmt.Sprintf("see: %s --help", cmd.CommandPath())}
 	var missing *pflag.NotExistError
-	var novalue *pflag.ValueRequiredError
-	var invalid *pflag.InvalidValueError
-	switch {
-	case errors.As(err, &missing):
-		name := missing.GetSpecifiedName()
-		if rerr := removedFlagError(cmd, name); rerr != nil {
-			return usageError([]string{see}, "%s", rerr.Error())
-		}
-		usual := usualFlag(cmd, name)
-		if letters := missing.GetSpecifiedShortnames(); letters != "" {
-			// A word after one dash, as Go's own flags are written.
-			if word, _, _ := strings.Cut(letters, "="); len(word) > 1 && cmd.Flags().Lookup(word) != nil {
-				usual = word
-			}
-			if usual != "" {
-				see = fmt.Sprintf("did you mean --%s?", usual)
-			}
-			return usageError([]string{see}, "unknown flag -%s", name)
-		}
-		var names []string
-		cmd.Flags().VisitAll(func(f *pflag.Flag) {
-			if !f.Hidden {
-				names = append(names, f.Name)
-			}
-		})
-		if near := cmp.Or(usual, suggest(name, names)); near != "" {
-			see = fmt.Sprintf("did you mean --%s?", near)
-		}
-		return usageError([]string{see}, "unknown flag --%s of %s", name, cmd.CommandPath())
-	case errors.As(err, &invalid):
-		// Go's own words are about its syntax.
-		name, value := invalid.GetFlag().Name, invalid.GetValue()
-		switch invalid.GetFlag().Value.Type() {
-		case "duration":
-			return usageError([]string{durationHint}, "--%s: %q is not a duration", name, value)
-		case "bool":
-			return usageError([]string{see}, "--%s: %q is neither true nor false", name, value)
-		case "int", "uint", "int64", "uint64":
-			return usageError([]string{see}, "--%s: %q is not a number", name, value)
-		}
-	case errors.As(err, &novalue):
-		return usageError([]string{see}, "--%s needs a value", novalue.GetFlag().Name)
+	if !errors.As(err, &missing) {
+		return usageError(hints, "%s", err.Error())
 	}
-	return usageError([]string{see}, "%s", err.Error())
-}
-
-// usualFlag is what a flag of many other programs is called here; "" where cmd has none for it.
-func usualFlag(cmd *cobra.Command, name string) string {
-	var ours string
-	switch name {
-	case "j", "json":
-		ours = "output json"
-	case "v", "verbose", "debug":
-		ours = "log-level debug"
-		if name == "v" && !cmd.HasParent() {
-			ours = "version"
-		}
-	case "q", "quiet":
-		ours = "log-level error"
-	case "m":
-		ours = keyMongo
-	case "n":
-		ours = "dry-run"
-	case "y":
-		ours = "yes"
-	}
-	if flag, _, _ := strings.Cut(ours, " "); cmd.Flags().Lookup(flag) == nil {
-		return ""
-	}
-	return ours
-}
-
-// unknownCommand replaces cobra's own message, which exists as text only.
-func unknownCommand(root *cobra.Command, err error) error {
-	rest, ok := strings.CutPrefix(err.Error(), "unknown command ")
-	var ue *userError
-	if !ok || errors.As(err, &ue) {
-		return err
-	}
-	name := rest
-	if quoted, qerr := strconv.QuotedPrefix(rest); qerr == nil {
-		name, _ = strconv.Unquote(quoted)
-	}
-	hints := []string{"`amsagent help` lists the commands"}
-	if rerr := removedError(removedCommand, "", name); rerr != nil {
+	name := missing.GetSpecifiedName()
+	if rerr := removedFlagError(cmd, name); rerr != nil {
 		return usageError(hints, "%s", rerr.Error())
 	}
-	var names []string
-	for _, c := range root.Commands() {
-		if c.IsAvailableCommand() {
-			names = append(names, c.Name())
-		}
+	// Not pflag's text: what follows a letter may be a password.
+	dash := "--"
+	if missing.GetSpecifiedShortnames() != "" {
+		dash = "-"
 	}
-	if near := suggest(name, names); near != "" {
-		hints = []string{fmt.Sprintf("did you mean `amsagent %s`?", near)}
-	}
-	return usageError(hints, "unknown command %q", name)
+	return usageError(hints, "unknown flag %s%s of %s", dash, name, cmd.CommandPath())
 }

@@ -421,11 +421,7 @@ func misspeltVariables(environ func() []string) []string {
 		if !ok || slices.Contains(known, word) {
 			continue
 		}
-		w := fmt.Sprintf("the variable %s is not a setting and has no effect", name)
-		if near := suggest(word, known); near != "" {
-			w += fmt.Sprintf("; did you mean %s%s?", envPrefix, near)
-		}
-		warnings = append(warnings, w)
+		warnings = append(warnings, fmt.Sprintf("the variable %s is not a setting and has no effect", name))
 	}
 	slices.Sort(warnings)
 	return warnings

@@ -231,11 +231,7 @@ func (s setting) canonical(value string) (string, error) {
 		if err := removedError(removedValue, s.key, value); err != nil {
 			return "", err
 		}
-		err := valueError{text: fmt.Sprintf("%q is not one of %s", value, strings.Join(s.words, ", "))}
-		if near := suggest(value, s.words); near != "" {
-			err.hints = []string{fmt.Sprintf("did you mean %s?", near)}
-		}
-		return "", err
+		return "", valueError{text: fmt.Sprintf("%q is not one of %s", value, strings.Join(s.words, ", "))}
 	case s.check != nil:
 		return s.check(value)
 	}
@@ -327,7 +323,7 @@ func checkDuration(most time.Duration) func(string) (string, error) {
 		d, err := time.ParseDuration(v)
 		switch {
 		case err != nil:
-			return "", valueError{text: fmt.Sprintf("%q is not a duration", v), hints: []string{durationHint}}
+			return "", valueError{text: fmt.Sprintf("%q is not a duration", v), hints: []string{"a duration looks like 90s, 5m or 1h30m"}}
 		case d < least || d > most:
 			return "", valueError{text: fmt.Sprintf("%s is outside %s to %s", v, shortDuration(least), shortDuration(most))}
 		}

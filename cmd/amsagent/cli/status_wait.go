@@ -22,7 +22,7 @@ func (o *statusOptions) check() error {
 	if o.wait == "" || cluster.State(o.wait).Valid() {
 		return nil
 	}
-	return usageError(nearHint(o.wait, states()), "--wait: %q is not one of %s", o.wait, strings.Join(states(), ", "))
+	return usageError(nil, "--wait: %q is not one of %s", o.wait, strings.Join(states(), ", "))
 }
 
 // waitStatus looks until the node is in a state. werr is why it is not, with the last look; err that none was possible.

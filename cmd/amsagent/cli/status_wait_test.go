@@ -127,7 +127,7 @@ type waited struct {
 
 func TestStatusWaitUsage(t *testing.T) {
 	code, stdout, stderr := run(t, nil, "status", "--wait", "activ")
-	if code != exitUsage || stdout != "" || !strings.Contains(stderr, "did you mean active?") {
+	if code != exitUsage || stdout != "" || !strings.Contains(stderr, "--wait: \"activ") {
 		t.Errorf("exit %d, %q\n%s", code, stdout, stderr)
 	}
 }
