@@ -110,7 +110,7 @@ func runExplain(id string, g *globals) error {
 	id = strings.ToUpper(id)
 	page, err := pages.Page(id)
 	if err != nil {
-		return usageError([]string{"docs/errors/README.md lists the ids"}, "--explain %s: no such id", id)
+		return usageError([]string{"an id stands beside each problem that a command names, such as AMS-HOSTS"}, "--explain %s: no such id", id)
 	}
 	if g.isJSON() {
 		return g.result("page", pageData{id, string(page)}, nil)

@@ -53,7 +53,7 @@ var removed = []struct {
 	{removedKey, "", "gcp_endpoint", setVariable + "AMSAGENT_GCP_ENDPOINT" + dropIn},
 	{removedValue, keyProvider, "none", "use generic"},
 	{removedCommand, "help", "exit-codes", "the help of each command lists its codes"},
-	{removedCommand, "help", "errors", "`amsagent doctor --explain ID` prints the page of an id; docs/errors/README.md lists them"},
+	{removedCommand, "help", "errors", "`amsagent doctor --explain ID` prints the page of an id"},
 	{removedCommand, "help", "environment", "the variable of a setting is AMSAGENT_ and its key in capitals: amsagent help config"},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},
 	{removedSetting, "", "tag_role", tagsAreFixed},
