@@ -152,7 +152,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	ess.ClearFaults()
 	gone := h.noted(fakealibaba.Gone)
 	p.step(lifecycle.StepDone)
-	if gone.Text != fakealibaba.ByWord || written(ess, fakealibaba.Completed) != 2 || n.StateSince.After(gone.Time) {
+	if gone.Text != fakealibaba.ByHook || written(ess, fakealibaba.Completed) != 2 || n.StateSince.After(gone.Time) {
 		t.Errorf("%+v, told %d times, row %s", gone, written(ess, fakealibaba.Completed), n.StateSince)
 	}
 	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || n.Cut == nil || *n.Cut != 0 {
@@ -197,7 +197,7 @@ func TestCloudAlibabaOneToken(t *testing.T) {
 	a.viewersGo()
 	na := a.hasLeft()
 	for _, h := range []*onAlibaba{a, b} {
-		if e := h.noted(fakealibaba.Gone); e.Text != fakealibaba.ByWord || na.StateSince.After(e.Time) {
+		if e := h.noted(fakealibaba.Gone); e.Text != fakealibaba.ByHook || na.StateSince.After(e.Time) {
 			t.Errorf("%+v, and the last had left at %s", e, na.StateSince)
 		}
 		if st := h.sessions(); st.Cut.Viewers != 0 {
@@ -305,7 +305,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 		if out, code := h.event(body); code != 0 || !strings.Contains(out, "out of the cluster") {
 			t.Errorf("exit %d\n%s", code, out)
 		}
-		if e := h.noted(fakealibaba.Gone); e.Text != fakealibaba.ByWord {
+		if e := h.noted(fakealibaba.Gone); e.Text != fakealibaba.ByHook {
 			t.Errorf("%+v", e)
 		}
 		p.step(lifecycle.StepDone)

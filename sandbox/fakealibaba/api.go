@@ -428,7 +428,7 @@ func (c *Cloud) complete(q url.Values, by string) *apiError {
 		return refuse("InvalidParamter", "The specified value of parameter is invalid.")
 	}
 	c.write(Entry{What: Completed, Instance: by, Group: act.activity.group.id, Hook: act.hook.ID, Token: act.token, Text: result, By: by})
-	c.finish(act, result, ByWord)
+	c.finish(act, result, ByHook)
 	return nil
 }
 

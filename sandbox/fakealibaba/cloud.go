@@ -133,14 +133,14 @@ const (
 	Wait      What = "wait"      // a hook began to wait, once for each instance
 	Heartbeat What = "heartbeat" // it was made to wait longer; Text is for how long
 	Completed What = "completed" // it was completed, Text is the result
-	TimedOut  What = "timed out" // it waited in vain
+	TimedOut  What = "timed out" // its time was over
 	Gone      What = "gone"      // an instance was released; Text says by what
 	Call      What = "call"      // the API was called
 )
 
-// Removed are the words of Gone.
+// The texts of Gone.
 const (
-	ByWord = "by word"
+	ByHook = "no hook waits any more"
 	ByTime = "its time was over"
 )
 
@@ -331,7 +331,7 @@ func (c *Cloud) wait(a *activity, state string) {
 		}
 	}
 	if len(a.actions) == 0 {
-		c.proceed(a, "CONTINUE", ByWord)
+		c.proceed(a, "CONTINUE", ByHook)
 		return
 	}
 	for _, m := range a.members {
