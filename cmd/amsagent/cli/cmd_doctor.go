@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -31,14 +32,12 @@ type doctorOptions struct {
 	ignore   []string
 	userData []string
 	explain  string
-	only     bool
 	strict   bool
 }
 
 func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
 	fs.BoolVar(&o.strict, "strict", false, "exit 6 for warnings, and for user data that are not checked, too")
-	fs.BoolVar(&o.only, "only-problems", false, "list what is wrong, and nothing that is good or not known")
 	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` of user data and not at the machine; - is standard input; may be given several times")
 	fs.StringVar(&o.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
 }
@@ -57,7 +56,6 @@ func newDoctorCommand(g *globals) *cobra.Command {
 			"user data that is not checked.",
 		Example: "  amsagent doctor\n" +
 			"  amsagent doctor --mongo 10.0.2.4\n" +
-			"  amsagent doctor --only-problems\n" +
 			"  amsagent doctor --ignore AMS-GPU --ignore AMS-HOOK\n" +
 			"  amsagent doctor -o json\n" +
 			"  amsagent doctor --user-data boot.sh --user-data cloud-config.yaml\n" +
@@ -120,15 +118,7 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 		r.Seen, r.Hint = g.redact(r.Seen), g.redact(r.Hint)
 	}
 	data := doctorData{Counts: doctor.Count(results), Checks: results}
-	text := func(w *textWriter) { doctorText(w, data, g.tableStyle()) }
-	if opts.only {
-		data.Checks = slices.DeleteFunc(slices.Clone(results), func(r doctor.Result) bool { return !r.Wrong() })
-		text = func(w *textWriter) {
-			w.line("%s", doctorVerdict(w, data.Counts))
-			doctorEnd(w, data, g.tableStyle().width)
-		}
-	}
-	if err := g.result("doctor", data, text); err != nil {
+	if err := g.result("doctor", data, func(w *textWriter) { doctorText(w, data, g.tableStyle()) }); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(results, func(r doctor.Result) bool { return r.Wrong() && (opts.strict || r.Verdict == doctor.Bad) }) {
@@ -144,10 +134,7 @@ type doctorData struct {
 }
 
 func (o *doctorOptions) check() error {
-	switch {
-	case o.only && (o.explain != "" || len(o.userData) > 0):
-		return usageError(nil, "--only-problems is for the checks of this machine")
-	case o.explain != "" && len(o.userData) > 0:
+	if o.explain != "" && len(o.userData) > 0 {
 		return usageError(nil, "--explain and --user-data are two things: give one")
 	}
 	for i, id := range o.ignore {
@@ -398,13 +385,13 @@ func doctorText(w *textWriter, data doctorData, t tableStyle) {
 			line = fmt.Sprintf("%-24s %s", r.ID, line)
 		}
 		if t.width > 0 {
-			line = fit(line, max(t.width-doctorMark-1, doctorMark), t.more())
+			line = fit(line, max(t.width-doctorMark-1, doctorMark))
 		}
 		w.line("  %s %s", doctorWord(w, r), line)
 		for _, picture := range r.Lines {
 			picture = "    " + printable(picture)
 			if t.width > 0 {
-				picture = fit(picture, max(t.width, doctorMark), t.more())
+				picture = fit(picture, max(t.width, doctorMark))
 			}
 			w.line("%s", picture)
 		}
@@ -444,14 +431,14 @@ func indented(text string, n, width int) string {
 		case at == 0:
 			b.WriteString(strings.Repeat(" ", n) + word)
 			at = n
-		case width > 0 && at+1+textWidth(word) > width:
+		case width > 0 && at+1+utf8.RuneCountInString(word) > width:
 			b.WriteString("\n" + strings.Repeat(" ", n) + word)
 			at = n
 		default:
 			b.WriteString(" " + word)
 			at++
 		}
-		at += textWidth(word)
+		at += utf8.RuneCountInString(word)
 	}
 	return b.String() + "\n"
 }

@@ -4,12 +4,13 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 type nodesOptions struct {
@@ -37,7 +39,7 @@ func (o *nodesOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
 	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
 	fs.BoolVar(&o.all, "all", false, "show nodes that have left, too")
-	fs.BoolVar(&o.watch, "watch", false, "go on looking: redraw on a terminal, elsewhere print a line for each change")
+	fs.BoolVar(&o.watch, "watch", false, "go on looking: print again on a terminal, elsewhere print a line for each change")
 	fs.DurationVar(&o.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest beat, 500ms to 2s)")
 	fs.BoolVar(&o.noProbe, "no-probe", false, "do not try whether anybody listens on the port of a node whose agent is silent")
 }
@@ -95,7 +97,7 @@ func (o *nodesOptions) check() error {
 		return usageError(nil, "--state: %q is not one of %s", s, strings.Join(states(), ", "))
 	}
 	if key := strings.TrimPrefix(o.sort, "-"); !slices.Contains(sortKeys(), key) {
-		return usageError(nil, "--sort: %q is not one of %s", o.sort, strings.Join(sortKeys(), ", "))
+		return usageError([]string{"for another order sort the members of -o json"}, "--sort: %q is not one of %s", o.sort, strings.Join(sortKeys(), ", "))
 	}
 	const least, most = 100 * time.Millisecond, time.Hour
 	if o.interval != 0 && (o.interval < least || o.interval > most) {
@@ -258,7 +260,7 @@ func probe(ctx context.Context, ip string, port int) probeResult {
 
 // tableStyle is what stdout can show.
 func (g *globals) tableStyle() tableStyle {
-	t := tableStyle{color: g.palette(g.env.Stdout), utf8: g.env.utf8Terminal()}
+	t := tableStyle{color: g.palette(g.env.Stdout)}
 	if g.env.IsTerminal(g.env.Stdout) {
 		t.width, t.height = g.env.Size(g.env.Stdout)
 	}
@@ -327,135 +329,73 @@ const (
 	afterDeadline = 50 * time.Millisecond
 )
 
+// clearScreen empties a terminal and goes to its first line.
+const clearScreen = "\x1b[H\x1b[2J"
+
 // watcher is one `nodes --watch`.
 type watcher struct {
 	opts nodesOptions
 	g    *globals
-	c    looker
 	o    cluster.Observer
+	// terminal prints the table again with each look; elsewhere each change is a line.
+	terminal bool
 
 	data nodesData
 	// seen is when data was read; zero before that.
 	seen time.Time
 	// every is the time between two looks.
 	every time.Duration
-	// begun is when the look under way was begun, zero where none is.
-	begun time.Time
 	// failed is why the last look failed.
 	failed error
-
-	screen *screen // nil where lines are printed
 	known  map[string]nodeView
 }
 
-type looked struct {
-	look cluster.Look
-	err  error
-}
-
 func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
-	w := &watcher{opts: opts, g: g, c: c}
-	var events <-chan os.Signal
-	if g.env.IsTerminal(g.env.Stdout) && !g.isJSON() {
-		w.screen = &screen{w: g.env.Stdout}
-		// At once, also where a look is under way: a second signal ends the process.
-		defer context.AfterFunc(ctx, w.screen.end)()
-		defer w.screen.end()
-		var release func()
-		events, release = g.env.ScreenEvents()
-		defer release()
-	}
+	w := &watcher{opts: opts, g: g, terminal: g.env.IsTerminal(g.env.Stdout) && !g.isJSON()}
 	g.setCalm()
-	err := w.run(ctx, events)
-	if ctx.Err() != nil && err == nil {
-		// To stop it is the only way to end it: nothing went wrong, and nothing is to be said.
-		return &quietError{exitInterrupted}
-	}
-	return err
-}
-
-// run looks until ctx ends or nothing can be shown any more.
-func (w *watcher) run(ctx context.Context, events <-chan os.Signal) error {
-	results := make(chan looked, 1)
-	next := time.NewTimer(0)
-	defer next.Stop()
-	// What is on the screen ages while MongoDB does not answer.
-	second := time.NewTicker(time.Second)
-	defer second.Stop()
 	for {
-		var err error
-		select {
-		case <-ctx.Done():
-			if !w.begun.IsZero() {
-				<-results
-			}
-			return nil
-		case <-next.C:
-			w.begun = time.Now()
-			go func() { results <- w.look(ctx) }()
-		case r := <-results:
-			w.begun = time.Time{}
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err = w.take(ctx, r); err == nil {
-				next.Reset(w.pause())
-			}
-		case <-second.C:
-			if w.failed != nil || !w.begun.IsZero() && time.Since(w.begun) > pollMost {
-				err = w.redraw()
-			}
-		case sig := <-events:
-			if sig == syscall.SIGTSTP {
-				w.screen.release()
-				w.g.env.Suspend()
-			}
-			err = w.redraw()
+		look, cancel := context.WithTimeout(ctx, mongoTimeout)
+		l, err := c.Look(look)
+		cancel()
+		if ctx.Err() != nil {
+			// A signal is its only end: nothing went wrong, and there is nothing to say.
+			return &quietError{exitInterrupted}
 		}
-		if err != nil {
-			if !w.begun.IsZero() {
-				<-results
-			}
+		if err := w.take(ctx, l, err); err != nil {
 			return err
 		}
+		wait(ctx, w.pause())
 	}
-}
-
-func (w *watcher) look(ctx context.Context) looked {
-	ctx, cancel := context.WithTimeout(ctx, mongoTimeout)
-	defer cancel()
-	l, err := w.c.Look(ctx)
-	return looked{look: l, err: err}
 }
 
 // take shows what a look found, or that it failed.
-func (w *watcher) take(ctx context.Context, r looked) error {
-	if r.err != nil {
-		w.o.Lost(time.Now())
-		if w.seen.IsZero() {
-			return &userError{Msg: "cannot look at the cluster", Cause: r.err}
-		}
-		if w.screen == nil && (w.failed == nil || cluster.KindOf(w.failed) != cluster.KindOf(r.err)) {
-			w.g.log().Warn("MongoDB is away; going on", "last_look", agoAt(time.Now(), w.seen), "error", r.err)
-		}
-		w.failed = r.err
-		return w.redraw()
-	}
-	if w.failed != nil && w.screen == nil {
-		w.g.log().Info("MongoDB is back", "after", rounded(time.Since(w.seen)))
-	}
-	w.failed = nil
-	w.data = viewNodes(ctx, w.opts, r.look, w.o.Judge(r.look, r.look.At))
+func (w *watcher) take(ctx context.Context, l cluster.Look, failed error) error {
 	first := w.seen.IsZero()
-	w.seen = r.look.At
-	w.every = w.opts.interval
-	if w.every == 0 {
-		w.every = pollFor(w.data.Members)
+	if failed != nil {
+		w.o.Lost(time.Now())
+		if first {
+			return &userError{Msg: "cannot look at the cluster", Cause: failed}
+		}
+		if !w.terminal && (w.failed == nil || cluster.KindOf(w.failed) != cluster.KindOf(failed)) {
+			w.g.log().Warn("MongoDB is away; going on", "last_look", agoAt(time.Now(), w.seen), "error", failed)
+		}
+		w.failed = failed
+	} else {
+		if w.failed != nil && !w.terminal {
+			w.g.log().Info("MongoDB is back", "after", rounded(time.Since(w.seen)))
+		}
+		w.failed = nil
+		w.data = viewNodes(ctx, w.opts, l, w.o.Judge(l, l.At))
+		w.seen = l.At
+		w.every = cmp.Or(w.opts.interval, pollFor(w.data.Members))
 	}
-	if w.screen == nil {
-		return w.changes(first)
+	switch {
+	case w.terminal:
+		return w.show()
+	case failed != nil:
+		return nil
 	}
-	return w.redraw()
+	return w.changes(first)
 }
 
 // pollFor looks twice as often as the fastest agent beats.
@@ -483,60 +423,30 @@ func (w *watcher) pause() time.Duration {
 	return every
 }
 
-// redraw shows on the screen what is known.
-func (w *watcher) redraw() error {
-	if w.screen == nil || w.seen.IsZero() {
-		return nil
-	}
+// show prints the table on an empty terminal.
+func (w *watcher) show() error {
 	t := w.g.tableStyle()
-	if t.width <= 0 || t.height <= 0 {
-		t.width, t.height = 80, 24
-	}
-	return w.screen.draw(w.lines(t), t.height)
-}
-
-func (w *watcher) lines(t tableStyle) []string {
-	age := time.Since(w.seen)
-	silent := !w.begun.IsZero() && time.Since(w.begun) > pollMost
-	t.faded = w.failed != nil || silent
-	// Lines of our own are cut before they are painted.
-	plain := headline(w.data, palette{})
-	head := fit(plain, t.width, t.more())
-	if head == plain {
-		head = headline(w.data, t.color)
-	}
-	note := t.color.dim(fit(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), rounded(w.every)), t.width, t.more()))
-	switch {
-	case w.failed != nil:
+	text := &textWriter{color: t.color, now: w.g.env.Now()}
+	if w.failed == nil {
+		text.line("%s", t.color.dim(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), rounded(w.every))))
+	} else {
 		what := "MongoDB is away"
 		var ce *cluster.Error
 		if errors.As(w.failed, &ce) {
 			what = ce.Summary()
 		}
-		note = t.color.red(fit(printable(w.g.redact(what))+"; this is from "+roughly(age)+" ago", t.width, t.more()))
-	case silent:
-		note = t.color.yellow(fit("MongoDB does not answer; this is from "+roughly(age)+" ago", t.width, t.more()))
+		text.line("%s", t.color.red(printable(what)+"; this is from "+roughly(time.Since(w.seen))+" ago"))
 	}
-	lines := []string{w.g.redact(head), note, ""}
-	after := afterword(w.data)
-	room := t.height - 1 - len(lines)
-	if len(after) > 0 && room-len(after)-1 > len(w.data.Members) {
-		room -= len(after) + 1
-	} else {
-		after = nil
+	nodesText(text, w.data, t)
+	lines := strings.Split(strings.TrimRight(w.g.redact(text.b.String()), "\n"), "\n")
+	if room := t.height - 1; room > 1 && len(lines) > room {
+		lines = append(lines[:room-1], t.color.dim(fmt.Sprintf("... %d more lines", len(lines)-room+1)))
 	}
-	if len(w.data.Members) > 0 {
-		for _, line := range nodeScreen(w.data.Members, t, room) {
-			lines = append(lines, w.g.redact(line))
-		}
+	out := clearScreen + string(plain.Output([]byte(strings.Join(lines, "\n")+"\n")))
+	if _, err := io.WriteString(w.g.env.Stdout, out); err != nil {
+		return &outputError{err}
 	}
-	if len(after) > 0 {
-		lines = append(lines, "")
-		for _, line := range after {
-			lines = append(lines, t.color.dim(fit(line, t.width, t.more())))
-		}
-	}
-	return lines[:min(len(lines), max(1, t.height-1))]
+	return nil
 }
 
 // nodeChange is one line of --watch with -o json.

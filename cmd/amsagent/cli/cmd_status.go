@@ -104,14 +104,13 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if err != nil {
 		return &userError{Msg: "cannot look at this machine", Cause: err}
 	}
-	t := g.tableStyle()
 	v := &statusView{Status: s, Given: g.givenToJoin()}
 	if !s.Unprivileged { // else nobody here knows what the node joined with
 		v.Role, v.Group, v.Address = g.nodeSetting(keyRole), g.nodeSetting(keyGroup), g.nodeSetting(keyAddress)
 	}
 	v.addMongo(g)
 	v.askDaemon(ctx, g)
-	if err := g.result("status", v, func(w *textWriter) { statusText(w, v, t) }); err != nil {
+	if err := g.result("status", v, func(w *textWriter) { statusText(w, v) }); err != nil {
 		return err
 	}
 	switch {
@@ -142,7 +141,7 @@ type quietError struct{ code int }
 
 func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
-func statusText(w *textWriter, s *statusView, t tableStyle) {
+func statusText(w *textWriter, s *statusView) {
 	w.line("%s", cmp.Or(s.lifeVerdict(w), s.readyVerdict(w), statusVerdict(w, s.Status)))
 	files := printable(s.Files.Err)
 	if s.Files.Mode != "" {
@@ -164,7 +163,7 @@ func statusText(w *textWriter, s *statusView, t tableStyle) {
 	}
 	s.lifeText(w)
 	s.driftText(w)
-	if lines := loadLines(s.Row, t); len(lines) > 0 {
+	if lines := loadLines(s.Row, w.color); len(lines) > 0 {
 		w.heading("Load")
 		for _, line := range lines {
 			w.line("  %s", line)
@@ -290,8 +289,8 @@ func statusSessions(r bootstrap.RowView) string {
 	return text
 }
 
-// loadLines shows what the agent beat last, with bars on a terminal.
-func loadLines(r bootstrap.RowView, t tableStyle) []string {
+// loadLines shows what the agent beat last.
+func loadLines(r bootstrap.RowView, color palette) []string {
 	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
 	load := v.load()
 	if load == nil {
@@ -310,12 +309,7 @@ func loadLines(r bootstrap.RowView, t tableStyle) []string {
 		if row.percent == nil {
 			continue
 		}
-		const nameWidth, barWidth = 13, 20
-		line := fmt.Sprintf("%-*s", nameWidth, row.name)
-		if t.width >= nameWidth+barWidth+10 {
-			line += t.color.load(row.percent, bar(*row.percent, barWidth, t.utf8)) + " "
-		}
-		lines = append(lines, line+t.color.load(row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
+		lines = append(lines, fmt.Sprintf("%-13s", row.name)+color.load(row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
 	}
 	return lines
 }

@@ -492,7 +492,7 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	v := &statusView{Status: &bootstrap.Status{}}
 	v.askDaemon(t.Context(), g)
 	w := &textWriter{now: fixedNow()}
-	statusText(w, v, tableStyle{})
+	statusText(w, v)
 	for _, want := range []string{
 		"STATUS-SESSIONS: publishers: MongoDB says 0 for the address 192.0.2.4, the server itself says 1; the larger number counts",
 		"STATUS-NOT-SERVING: the node is not ready for new sessions: no application is known",
@@ -516,7 +516,7 @@ func TestStatusLaunchHooks(t *testing.T) {
 		State: lifecycle.StateActive, LaunchHooks: (&lifecycle.OthersHooksError{Group: "edge", Hooks: []string{"up", "install"}}).Error(),
 	}}}
 	w := &textWriter{now: fixedNow()}
-	statusText(w, v, tableStyle{})
+	statusText(w, v)
 	if got := w.b.String(); !strings.Contains(got, "up, install; the setting hooks names those that are") || strings.Contains(got, "degraded") || strings.Contains(got, "Shutdown") {
 		t.Errorf("got:\n%s", got)
 	}

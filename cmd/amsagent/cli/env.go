@@ -34,10 +34,6 @@ type Env struct {
 	IsTerminal func(stream any) bool
 	// Size is that of a terminal in columns and rows, 0 where it is not known.
 	Size func(stream any) (columns, rows int)
-	// ScreenEvents delivers SIGWINCH and SIGTSTP, to redraw and to leave the terminal in order, until the returned
-	// function is called. Suspend then stops this process as SIGTSTP would have, and returns when it goes on.
-	ScreenEvents func() (<-chan os.Signal, func())
-	Suspend      func()
 	// IsJournal tells whether a stream is the systemd journal that JOURNAL_STREAM names.
 	IsJournal func(stream any, journalStream string) bool
 
@@ -67,10 +63,7 @@ func OS() Env {
 		Clearenv:   os.Clearenv,
 		IsTerminal: isTerminal,
 
-		Size:         terminalSize,
-		ScreenEvents: screenEvents,
-		Suspend:      suspend,
-
+		Size:      terminalSize,
 		IsJournal: isJournal,
 		Now:       time.Now,
 		Geteuid:   os.Geteuid,
@@ -107,12 +100,6 @@ func (e Env) withDefaults() Env {
 	}
 	if e.Size == nil {
 		e.Size = func(any) (int, int) { return 0, 0 }
-	}
-	if e.ScreenEvents == nil {
-		e.ScreenEvents = func() (<-chan os.Signal, func()) { return nil, func() {} }
-	}
-	if e.Suspend == nil {
-		e.Suspend = func() {}
 	}
 	if e.IsJournal == nil {
 		e.IsJournal = func(any, string) bool { return false }
@@ -200,32 +187,6 @@ func terminalSize(stream any) (columns, rows int) {
 		return 0, 0
 	}
 	return int(size.Col), int(size.Row)
-}
-
-func screenEvents() (<-chan os.Signal, func()) {
-	ch := make(chan os.Signal, 4)
-	signal.Notify(ch, syscall.SIGWINCH)
-	if !signal.Ignored(syscall.SIGTSTP) {
-		signal.Notify(ch, syscall.SIGTSTP)
-	}
-	return ch, func() { signal.Stop(ch) }
-}
-
-// suspend stops this process until somebody lets it go on. The signal reaches us a moment after we have sent it, so we
-// wait for its end; where nothing stops us, not for long.
-func suspend() {
-	goOn := make(chan os.Signal, 1)
-	signal.Notify(goOn, syscall.SIGCONT)
-	defer signal.Stop(goOn)
-	if syscall.Kill(os.Getpid(), syscall.SIGSTOP) != nil {
-		return
-	}
-	patience := time.NewTimer(time.Second)
-	defer patience.Stop()
-	select {
-	case <-goOn:
-	case <-patience.C:
-	}
 }
 
 // isJournal compares the stream's device and inode with the pair in JOURNAL_STREAM. The variable alone proves nothing:

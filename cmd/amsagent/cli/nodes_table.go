@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/metadata/generic"
@@ -309,9 +310,7 @@ type nodeColumn struct {
 	text  func(nodeView) string
 	// brief, if not nil, is what a narrow terminal shows in the place of text.
 	brief func(nodeView) string
-	// percent makes it a column with a bar.
-	percent func(nodeView) *int
-	right   bool
+	right bool
 	// spare says that the column is of no use on a terminal where no row has anything in it.
 	spare bool
 	paint func(palette, nodeView, string) string
@@ -340,7 +339,7 @@ func nodeColumns() []nodeColumn {
 		}
 	}
 	load := func(title string, percent func(nodeView) *int) nodeColumn {
-		return nodeColumn{title: title, percent: percent, right: true, paint: byLoad(percent), text: func(v nodeView) string { return percentText(percent(v)) }}
+		return nodeColumn{title: title, right: true, paint: byLoad(percent), text: func(v nodeView) string { return percentText(percent(v)) }}
 	}
 	score := load("SCORE", nodeView.score)
 	score.spare = true
@@ -424,284 +423,147 @@ func paintVerdict(p palette, v nodeView, s string) string {
 // tableStyle is what the table is printed on.
 type tableStyle struct {
 	color palette
-	// width and height are those of the terminal, 0 where it is none: then nothing is left out.
+	// width and height are those of the terminal, 0 if it is none: then nothing is left out.
 	width, height int
-	utf8          bool
-	// faded shows what was seen before and may not be true any more.
-	faded bool
-}
-
-func (t tableStyle) more() string {
-	if t.utf8 {
-		return "…"
-	}
-	return "..."
 }
 
 // brief is the step that shows each column as short as it can be.
 const brief = "brief"
 
-// narrower is what a narrow terminal does without, in this order: columns, eighths of the bars, and long names. Which node
-// it is stays to the end.
+// narrower is what a narrow terminal does without, in this order. Which node it is stays to the end.
 func narrower() []string {
-	return []string{
-		"VERSION", "ZONE", "bar 5", "SCORE", "GROUP", "bar 0", brief, "GPU", "MEM", "AMS", "AGENT", "ROLE", "CPU", "PUB/VIEW", "STATE", "ADDRESS", "NODE",
-	}
+	return []string{"VERSION", "ZONE", "SCORE", "GROUP", brief, "GPU", "MEM", "AMS", "AGENT", "ROLE", "CPU", "PUB/VIEW", "STATE", "ADDRESS"}
 }
-
-const (
-	columnGap   = 2
-	fullBar     = 8
-	smallestBar = 4
-)
 
 // nodeTable renders the members, a header first.
 func nodeTable(members []nodeView, t tableStyle) []string {
+	const gap = "  "
 	columns := nodeColumns()
-	barWidth := 0
 	if t.width > 0 {
-		barWidth = fullBar
 		columns = slices.DeleteFunc(columns, func(c nodeColumn) bool {
 			return c.spare && !slices.ContainsFunc(members, func(v nodeView) bool { return c.text(v) != "-" })
 		})
 	}
-	widthOf := func(c nodeColumn) int {
-		w := 0
-		for _, v := range members {
-			w = max(w, textWidth(c.text(v)))
-		}
-		if t.width > 0 && c.most > 0 {
-			w = min(w, c.most)
-		}
-		if c.percent != nil {
-			w = max(w, len("100%"))
-			if barWidth > 0 {
-				w += barWidth + 1
-			}
-		}
-		return max(w, len(c.title))
-	}
-	total := func() int {
-		sum := -columnGap
+	var widths []int
+	measure := func() (total int) {
+		widths = widths[:0]
 		for _, c := range columns {
-			sum += widthOf(c) + columnGap
+			width := 0
+			for _, v := range members {
+				width = max(width, utf8.RuneCountInString(c.text(v)))
+			}
+			if t.width > 0 && c.most > 0 {
+				width = min(width, c.most)
+			}
+			width = max(width, len(c.title))
+			widths = append(widths, width)
+			total += len(gap) + width
 		}
-		return sum
+		return total - len(gap)
 	}
+	total := measure()
 	for _, step := range narrower() {
-		if t.width == 0 || total() <= t.width {
+		if t.width == 0 || total <= t.width {
 			break
 		}
-		if step == brief {
-			for i, c := range columns {
-				if c.brief != nil {
-					columns[i].text = c.brief
-				}
+		for i, c := range columns {
+			if step == brief && c.brief != nil {
+				columns[i].text = c.brief
 			}
-			continue
-		}
-		if eighths, ok := strings.CutPrefix(step, "bar "); ok {
-			barWidth = int(eighths[0] - '0')
-			continue
 		}
 		columns = slices.DeleteFunc(columns, func(c nodeColumn) bool { return c.title == step })
+		total = measure()
 	}
-	if t.width > 0 {
-		// A dropped column may have left room for bars again.
-		for barWidth = fullBar; barWidth > 0 && total() > t.width; barWidth-- {
-			if barWidth == smallestBar {
-				barWidth = 0
-				break
-			}
-		}
+	if t.width > 0 && total > t.width {
+		columns, widths = columns[:1], []int{t.width}
 	}
-	// What still does not fit is cut.
-	widths := make([]int, len(columns))
-	x := 0
-	for i, c := range columns {
-		widths[i] = widthOf(c)
-		if t.width > 0 {
-			widths[i] = min(widths[i], max(0, t.width-x))
-		}
-		x += widths[i] + columnGap
-	}
-	pad := func(c nodeColumn, s string, w int, last bool) (before, after string) {
-		blanks := strings.Repeat(" ", max(0, w-textWidth(s)))
-		switch {
-		case c.right:
-			return blanks, ""
-		case last:
-			return "", ""
-		}
-		return "", blanks
-	}
-	gap := strings.Repeat(" ", columnGap)
-	lines := make([]string, 0, len(members)+1)
-	row := func(cell func(i int, c nodeColumn, last bool) string) {
+	row := func(text func(c nodeColumn) string, paint func(c nodeColumn, s string) string) string {
 		var b strings.Builder
 		for i, c := range columns {
-			if widths[i] == 0 {
-				break
-			}
+			s := fit(text(c), widths[i])
+			blanks := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(s))
 			if i > 0 {
 				b.WriteString(gap)
 			}
-			b.WriteString(cell(i, c, i == len(columns)-1))
+			if c.right {
+				b.WriteString(blanks + paint(c, s))
+			} else {
+				b.WriteString(paint(c, s) + blanks)
+			}
 		}
-		lines = append(lines, strings.TrimRight(b.String(), " "))
+		return strings.TrimRight(b.String(), " ")
 	}
-	color := t.color
-	if t.faded {
-		color = palette{}
-	}
-	row(func(i int, c nodeColumn, last bool) string {
-		s := fit(c.title, widths[i], "")
-		before, after := pad(c, s, widths[i], last)
-		return before + color.bold(s) + after
-	})
+	lines := []string{row(func(c nodeColumn) string { return c.title }, func(_ nodeColumn, s string) string { return t.color.bold(s) })}
 	for _, v := range members {
-		color := color
-		if v.State() == cluster.StateLeft {
-			color = palette{}
-		}
-		row(func(i int, c nodeColumn, last bool) string {
-			s := fit(c.text(v), widths[i], t.more())
-			painted := s
-			if c.paint != nil {
-				painted = c.paint(color, v, s)
+		left := v.State() == cluster.StateLeft
+		line := row(func(c nodeColumn) string { return c.text(v) }, func(c nodeColumn, s string) string {
+			if c.paint == nil || left {
+				return s
 			}
-			if c.percent != nil && barWidth > 0 {
-				drawn := strings.Repeat(" ", barWidth)
-				if n := c.percent(v); n != nil {
-					drawn = color.load(n, bar(*n, barWidth, t.utf8))
-				}
-				return drawn + strings.Repeat(" ", max(1, widths[i]-barWidth-textWidth(s))) + painted
-			}
-			before, after := pad(c, s, widths[i], last)
-			return before + painted + after
+			return c.paint(t.color, v, s)
 		})
-		if last := len(lines) - 1; v.State() == cluster.StateLeft && !t.faded {
-			lines[last] = t.color.dim(lines[last])
+		if left {
+			line = t.color.dim(line)
 		}
-	}
-	if t.faded {
-		for i := range lines {
-			lines[i] = t.color.dim(lines[i])
-		}
+		lines = append(lines, line)
 	}
 	return lines
 }
 
-// nodeScreen fits the table into a number of lines. Rows that do not fit are left out, first those that need nobody's
-// attention, and counted in a last line.
-func nodeScreen(members []nodeView, t tableStyle, room int) []string {
-	if len(members)+1 <= room {
-		return nodeTable(members, t)
+// fit cuts a text to a number of runes.
+func fit(s string, width int) string {
+	if utf8.RuneCountInString(s) <= width {
+		return s
 	}
-	hide := len(members) - max(0, room-2) // the header, and the line that tells
-	hidden := map[int]bool{}
-	calm := 0
-	for _, only := range []bool{true, false} {
-		for i := len(members) - 1; i >= 0 && len(hidden) < hide; i-- {
-			well := members[i].Verdict == cluster.VerdictAlive && members[i].State() == cluster.StateActive
-			if !hidden[i] && (!only || well) {
-				hidden[i] = true
-				if well {
-					calm++
-				}
-			}
-		}
+	const more = "..."
+	if width <= len(more) {
+		return more[:max(width, 0)]
 	}
-	var shown []nodeView
-	for i, m := range members {
-		if !hidden[i] {
-			shown = append(shown, m)
-		}
-	}
-	tell := fmt.Sprintf("%s %d more", t.more(), hide)
-	if calm == hide {
-		tell += ", all alive and active"
-	} else if calm > 0 {
-		tell += fmt.Sprintf(", %d of them alive and active", calm)
-	}
-	lines := nodeTable(shown, t)
-	if room < 2 {
-		return []string{fit(tell, t.width, t.more())}[:max(0, room)]
-	}
-	return append(lines, t.color.dim(fit(tell, t.width, t.more())))
+	return string([]rune(s)[:width-len(more)]) + more
 }
 
 // sortKeys are the words that --sort takes.
-func sortKeys() []string {
-	return []string{"address", "name", "role", "group", "state", "verdict", "age", "cpu", "gpu", "mem", "sessions", "score"}
-}
+func sortKeys() []string { return []string{"address", "state", "cpu", "sessions"} }
 
-// sortNodes orders members, which come in the order of their addresses. What is not known comes last, whichever way.
+// sortNodes orders members, which come in the order of their addresses. Unknown values come last, in both directions.
 func sortNodes(members []nodeView, key string) {
 	key, reverse := strings.CutPrefix(key, "-")
-	number := func(value func(nodeView) *int) func(a, b nodeView) (int, bool, bool) {
-		return func(a, b nodeView) (int, bool, bool) {
-			x, y := value(a), value(b)
-			if x == nil || y == nil {
-				return 0, x != nil, y != nil
-			}
-			return cmp.Compare(*x, *y), true, true
-		}
-	}
-	text := func(value func(nodeView) string) func(a, b nodeView) (int, bool, bool) {
-		return func(a, b nodeView) (int, bool, bool) {
-			x, y := value(a), value(b)
-			return strings.Compare(x, y), x != "", y != ""
-		}
-	}
-	index := func(v nodeView) *int {
-		n := slices.Index(cluster.Verdicts(), v.Verdict)
-		return &n
-	}
-	compare, ok := map[string]func(a, b nodeView) (int, bool, bool){
-		"name":    text(func(v nodeView) string { return v.ID() }),
-		"role":    text(nodeView.role),
-		"group":   text(nodeView.group),
-		"verdict": number(index),
-		"state": number(func(v nodeView) *int {
+	value := map[string]func(nodeView) *int{
+		"cpu": nodeView.cpu,
+		"state": func(v nodeView) *int {
 			if v.Node == nil {
 				return nil
 			}
 			n := slices.Index(cluster.States(), v.State())
 			return &n
-		}),
-		"age": func(a, b nodeView) (int, bool, bool) {
-			return cmp.Compare(a.Agent.Age, b.Agent.Age), a.Agent.Known, b.Agent.Known
 		},
-		"cpu":   number(nodeView.cpu),
-		"gpu":   number(func(v nodeView) *int { n, _, _ := v.gpu(); return n }),
-		"mem":   number(nodeView.mem),
-		"score": number(nodeView.score),
-		"sessions": number(func(v nodeView) *int {
+		"sessions": func(v nodeView) *int {
 			if s := v.sessions(); s != nil {
 				if n, known := s.Total(); known {
 					return &n
 				}
 			}
 			return nil
-		}),
+		},
 	}[key]
-	if !ok { // the addresses
+	if value == nil { // the addresses
 		if reverse {
 			slices.Reverse(members)
 		}
 		return
 	}
 	slices.SortStableFunc(members, func(a, b nodeView) int {
-		c, knownA, knownB := compare(a, b)
+		x, y := value(a), value(b)
 		switch {
-		case knownA != knownB:
-			return map[bool]int{true: -1, false: 1}[knownA]
-		case !knownA:
+		case x == nil && y == nil:
 			return 0
+		case x == nil:
+			return 1
+		case y == nil:
+			return -1
 		case reverse:
-			return -c
+			return cmp.Compare(*y, *x)
 		}
-		return c
+		return cmp.Compare(*x, *y)
 	})
 }

@@ -42,7 +42,7 @@ func TestNotesOfTheDaemon(t *testing.T) {
 		t.Errorf("logged %d times:\n%s", n, e.stderr.String())
 	}
 	w := &textWriter{now: fixedNow()}
-	statusText(w, &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Notes: *a.notes.Load()}}, tableStyle{})
+	statusText(w, &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Notes: *a.notes.Load()}})
 	if !strings.Contains(w.b.String(), "note: tags that are not read: amsagent:hooks; ") {
 		t.Errorf("status:\n%s", w.b.String())
 	}

@@ -101,8 +101,7 @@ func TestColor(t *testing.T) {
 		{"terminal", true, nil, nil, true},
 		{"dumb", true, map[string]string{"TERM": "dumb"}, nil, false},
 		{"NO_COLOR", true, map[string]string{"NO_COLOR": "1"}, nil, false},
-		{"--no-color", true, nil, []string{"--no-color"}, false},
-		{"--no-color=false", true, nil, []string{"--no-color=false"}, true},
+		{"--color never", true, nil, []string{"--color", "never"}, false},
 		{"--color always", false, nil, []string{"--color", "always"}, true},
 		{"--color always -o json", true, nil, []string{"--color", "always", "-o", "json"}, false},
 	} {

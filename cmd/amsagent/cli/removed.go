@@ -36,6 +36,8 @@ var removed = []struct {
 	{removedSetting, "", "auto_restart", "the daemon never restarts the server; `amsagent status` names what differs, and the command that applies it"},
 	{removedFlag, "converge", "restart", "use " + bootstrap.RestartHint},
 	{removedFlag, "converge", "no-restart", "the daemon never restarts the server"},
+	{removedFlag, "", "no-color", "use --color never"},
+	{removedFlag, "doctor", "only-problems", "problems stand last; with -o json the verdict of each check is a field"},
 	{removedFlag, "doctor", "fix", "the hint of each finding names the line to write"},
 	{removedFlag, "doctor", "kind", "--user-data reads user data; for other files: `haproxy -c -f FILE`, `mongod --config FILE --outputConfig`"},
 	{removedFlag, "seal", "joined", "leave first: amsagent leave --offline"},

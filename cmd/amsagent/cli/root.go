@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -279,8 +278,6 @@ func newRootCommand(g *globals) *cobra.Command {
 			g.addSettingFlag(root, root.PersistentFlags(), row)
 		}
 	}
-	never := &settingFlag{g: g, key: keyColor, name: "no-color", fixed: "never"}
-	root.PersistentFlags().VarPF(never, "no-color", "", "the same as --color never").NoOptDefVal = "true"
 	return root
 }
 
@@ -371,35 +368,19 @@ func findRoot(s *settings) (string, error) {
 // settingFlag is the flag of a row of the settings table. It only keeps the text; resolveSettings judges it together
 // with the other sources, so that a wrong value reads the same wherever it stood.
 type settingFlag struct {
-	g     *globals
-	key   string
-	name  string
-	arg   string
-	def   string
-	fixed string // the value of a flag that takes none
+	g    *globals
+	key  string
+	name string
+	arg  string
+	def  string
 }
 
 func (f *settingFlag) String() string { return f.def }
 
-func (f *settingFlag) Type() string {
-	if f.fixed != "" {
-		return "bool"
-	}
-	return f.arg
-}
+func (f *settingFlag) Type() string { return f.arg }
 
 func (f *settingFlag) Set(v string) error {
-	if f.fixed == "" {
-		f.g.given[f.key] = given{text: v, name: "--" + f.name}
-		return nil
-	}
-	on, err := strconv.ParseBool(v)
-	if err != nil {
-		return err
-	}
-	if on {
-		f.g.given[f.key] = given{text: f.fixed, name: "--" + f.name}
-	}
+	f.g.given[f.key] = given{text: v, name: "--" + f.name}
 	return nil
 }
 

@@ -71,7 +71,7 @@ func TestStatusAsksReadyz(t *testing.T) {
 			s.Files.Dir, s.Files.Err = "/usr/local/antmedia", "open red5.properties: permission denied"
 			s.askReady(t.Context(), strings.TrimPrefix(srv.URL, "http://"))
 			w := &textWriter{}
-			statusText(w, s, tableStyle{})
+			statusText(w, s)
 			if got := w.b.String(); !strings.HasPrefix(got, tt.headline) || !strings.Contains(s.daemonText(), tt.daemon) {
 				t.Errorf("%s\nwant %q and %q", got, tt.headline, tt.daemon)
 			}
@@ -100,7 +100,7 @@ func FuzzReadiness(f *testing.F) {
 		g := newGlobals(e.env().withDefaults())
 		for _, form := range []string{"text", "json"} {
 			g.setForm(form, "never", 0)
-			if err := g.result("status", v, func(w *textWriter) { statusText(w, v, tableStyle{width: 100}) }); err != nil {
+			if err := g.result("status", v, func(w *textWriter) { statusText(w, v) }); err != nil {
 				t.Fatal(err)
 			}
 		}

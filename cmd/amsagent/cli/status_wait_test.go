@@ -139,15 +139,14 @@ func TestStatusShowsTheLoad(t *testing.T) {
 		}
 		s.Row.Registry.Sessions = &cluster.Sessions{Publishers: ptr(1), Viewers: ptr(431), By: cluster.CountedByConnections}
 	})
-	text := func(s *bootstrap.Status, style tableStyle) string {
+	text := func(s *bootstrap.Status) string {
 		w := &textWriter{now: fixedNow()}
-		statusText(w, &statusView{Status: s}, style)
+		statusText(w, &statusView{Status: s})
 		return w.b.String()
 	}
-	golden(t, "nodes/status-plain.txt", text(s, tableStyle{}))
-	golden(t, "nodes/status-80.txt", text(s, tableStyle{width: 80, utf8: true}))
+	golden(t, "nodes/status-plain.txt", text(s))
 	s.Row.Agent = cluster.Heard{Known: true, Age: time.Hour}
-	if got := text(s, tableStyle{}); strings.Contains(got, "Load") || strings.Contains(got, "viewers") || !strings.Contains(got, "last beat 60 min ago, one every 5 s: silent") {
+	if got := text(s); strings.Contains(got, "Load") || strings.Contains(got, "viewers") || !strings.Contains(got, "last beat 60 min ago, one every 5 s: silent") {
 		t.Errorf("an old load is shown as if it were one of today:\n%s", got)
 	}
 }
