@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,62 +89,6 @@ func TestElsewhereHint(t *testing.T) {
 	}
 	if got := j.elsewhereHint(&NotSeenError{Err: &cluster.AMSNotSeenError{Verdict: cluster.AMSNothing}}); got != "" {
 		t.Errorf("%q", got)
-	}
-}
-
-// TestServerElsewhere: a document under another address is the server's own where its
-// id says so, and no other machine has that address.
-func TestServerElsewhere(t *testing.T) {
-	now := time.Now()
-	doc := func(id, ip string, age time.Duration) cluster.AMSNode {
-		return cluster.AMSNode{ID: id + ip, IP: ip, LastUpdate: now.Add(-age)}
-	}
-	own := []cluster.AMSNode{doc("aa", "10.0.1.7", time.Minute)}
-	for _, tt := range []struct {
-		name string
-		look cluster.Look
-		want string
-	}{
-		{"nowhere", cluster.Look{AMS: own}, ""},
-		{"under another address", cluster.Look{AMS: append(own[:1:1], doc("aa", "172.17.0.1", time.Second))}, "172.17.0.1"},
-		{"another server", cluster.Look{AMS: append(own[:1:1], doc("bb", "172.17.0.1", time.Second))}, ""},
-		{"some time ago", cluster.Look{AMS: append(own[:1:1], doc("aa", "172.17.0.1", time.Minute))}, ""},
-		{"a copy of this machine", cluster.Look{
-			AMS:   append(own[:1:1], doc("aa", "10.0.1.8", time.Second)),
-			Nodes: []cluster.Node{{ID: "copy", IP: "10.0.1.8"}},
-		}, ""},
-		{"a document without an id of its own", cluster.Look{AMS: append(own[:1:1], doc("", "10.0.1.8", time.Second))}, ""},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := elsewhere(tt.look, own, now); got != tt.want {
-				t.Errorf("%q, want %q", got, tt.want)
-			}
-		})
-	}
-}
-
-// TestStatusSaysWhere: what status says of a server that other nodes do not see.
-func TestStatusSaysWhere(t *testing.T) {
-	none, other := "", "10.0.1.9"
-	for _, tt := range []struct {
-		name      string
-		given     *string // AMS_HOST_ADDRESS of the process
-		elsewhere string
-		want      string
-	}{
-		{"under another address", &none, "172.17.0.1", "in the cluster as 172.17.0.1, and this node as 10.0.1.7"},
-		{"started with another address", &other, "", "was started with another AMS_HOST_ADDRESS (10.0.1.9)"},
-		{"started without an address", &none, "", "missing or old"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			s := &Status{Files: FilesView{Mode: conf.ModeCluster}, Row: RowView{Looked: true, Address: "10.0.1.7", Elsewhere: tt.elsewhere}}
-			s.Process = ProcessView{State: ams.State{Activity: ams.ActivityActive}, HostAddress: tt.given}
-			s.compare(&State{Phase: PhaseJoined, Address: "10.0.1.7"})
-			i := slices.IndexFunc(s.Disagree, func(d Disagreement) bool { return d.ID == "STATUS-NOT-SEEN" })
-			if i < 0 || !strings.Contains(s.Disagree[i].Text, tt.want) {
-				t.Errorf("%+v, want %q", s.Disagree, tt.want)
-			}
-		})
 	}
 }
 

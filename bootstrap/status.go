@@ -77,9 +77,6 @@ type ProcessView struct {
 	// Applications are the answers of those that are to serve, where the server of a
 	// node runs.
 	Applications []ams.AppAnswer `json:"applications,omitempty"`
-	// HostAddress is AMS_HOST_ADDRESS in the environment of the process, "" where it
-	// has none; null where the environment cannot be read.
-	HostAddress *string `json:"host_address,omitempty"`
 	// EditedSince lists files written after the server was started.
 	EditedSince []string `json:"edited_since,omitempty"`
 
@@ -104,9 +101,6 @@ type RowView struct {
 	// AMS are the documents of this address that AMS wrote itself.
 	AMS   []cluster.AMSNode `json:"ams"`
 	Fresh bool              `json:"fresh"` // one of AMS is
-	// Elsewhere is another address under which this server is in the cluster; looked
-	// for where none of AMS is fresh.
-	Elsewhere string `json:"elsewhere,omitempty"`
 	// Agent and Server are when the two witnesses of this node were heard, and
 	// Verdict what they say together; "" where there is nothing to judge.
 	Agent   cluster.Heard   `json:"agent_heard"`
@@ -125,12 +119,6 @@ type Disagreement struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
 	Hint string `json:"hint,omitempty"`
-}
-
-// AddSessions adds that MongoDB and the server count the sessions of this node
-// differently, in the daemon's words.
-func (s *Status) AddSessions(text string) {
-	s.add("STATUS-SESSIONS", "the server may run under another address than this node's; amsagent doctor --explain STATUS-SESSIONS says how they are counted", "%s", text)
 }
 
 // AddNotReady adds that no new sessions may be sent here, in the daemon's words, where no other finding says so.
@@ -249,9 +237,6 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
 		v.Applications = m.server(m.http()).askAll(ctx, m.servingApps(in))
 	}
-	if p, err := ams.ReadProcess(m.Root, v.State.MainPID); err == nil && p.HostAddressKnown {
-		v.HostAddress = &p.HostAddress
-	}
 	if !started.known || !v.State.Running() {
 		return
 	}
@@ -315,37 +300,9 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 		for _, n := range v.AMS {
 			v.Fresh = v.Fresh || n.Fresh(time.Now())
 		}
-		if !v.Fresh && len(v.AMS) > 0 {
-			if look, err := c.Look(ctx); err == nil {
-				v.Elsewhere = elsewhere(look, v.AMS, time.Now())
-			}
-		}
 	}
 	v.judge(now, skew)
 	v.Looked = true
-}
-
-// otherAddress reports whether the process was given another address when it was
-// started. One that was given none finds out its own.
-func (p ProcessView) otherAddress(address string) bool {
-	return p.HostAddress != nil && *p.HostAddress != "" && address != "" && !cluster.SameAddress(*p.HostAddress, address)
-}
-
-// elsewhere returns the address of a fresh document that the server with the documents
-// own writes; "" where there is none. A document's id is the server's own followed by
-// its address. Copies of a machine may share the former: an address that another row
-// of the registry has is that machine's.
-func elsewhere(look cluster.Look, own []cluster.AMSNode, now time.Time) string {
-	for _, n := range look.AMS {
-		server, ok := strings.CutSuffix(n.ID, n.IP)
-		if !ok || server == "" || !n.Fresh(now) || slices.ContainsFunc(look.Nodes, func(o cluster.Node) bool { return cluster.SameAddress(o.IP, n.IP) }) {
-			continue
-		}
-		if slices.ContainsFunc(own, func(o cluster.AMSNode) bool { return o.ID == server+o.IP && !cluster.SameAddress(o.IP, n.IP) }) {
-			return n.IP
-		}
-	}
-	return ""
 }
 
 // judge asks both witnesses. AMS stamps with this machine's clock, of which we
@@ -366,24 +323,6 @@ func (v *RowView) judge(now time.Time, skew time.Duration) {
 			v.Agent, v.Server, v.Verdict = m.Agent, m.Server, m.Verdict
 		}
 	}
-}
-
-// deadDocuments names documents of this address that the server does not write any more
-// although it writes another: it takes its id from the network card and the address.
-func deadDocuments(docs []cluster.AMSNode) string {
-	var live, dead []string
-	for _, n := range docs {
-		if n.Fresh(time.Now()) {
-			live = append(live, n.ID)
-		} else {
-			dead = append(dead, n.ID)
-		}
-	}
-	if len(live) == 0 || len(dead) == 0 {
-		return ""
-	}
-	return fmt.Sprintf("the server writes the document %s; %s of the same address is of an earlier start, with another network card, and dead",
-		strings.Join(live, ", "), strings.Join(dead, ", "))
 }
 
 // maxShown bounds the values that a sentence lists.
@@ -448,20 +387,10 @@ func (s *Status) compare(state *State) {
 	// Where no service is asked, the row says whether the server is to run.
 	running := proc.State.Running() || proc.Liveness.State == ams.Live || active && !proc.State.Known()
 	switch {
-	case files.Mode == conf.ModeCluster && running && row.Elsewhere != "":
-		add("STATUS-NOT-SEEN", fmt.Sprintf("start it with %s=%s: amsagent join does, with --now where viewers are on it; a service command of your own has to pass it on", ams.HostAddressVariable, row.Address),
-			"the server is in the cluster as %s, and this node as %s; other nodes look for its streams at the wrong address", row.Elsewhere, row.Address)
-	case files.Mode == conf.ModeCluster && running && !row.Fresh && proc.otherAddress(row.Address):
-		add("STATUS-NOT-SEEN", "amsagent join restarts it with its address, with --now where viewers are on it",
-			"the server was started with another %s (%s) than this node has (%s), and is in the cluster under that one",
-			ams.HostAddressVariable, *proc.HostAddress, row.Address)
 	case files.Mode == conf.ModeCluster && running && !row.Fresh:
-		add("STATUS-NOT-SEEN", "look at "+serverLog+"; other nodes take this one for dead", "the server's own document in the cluster is missing or old")
+		add("STATUS-NOT-SEEN", "look at "+serverLog+"; amsagent join restarts a server that runs under another address", "the server's own document in the cluster is missing or old: other nodes take this one for dead")
 	case files.Mode == conf.ModeStandalone && row.Fresh:
 		add("STATUS-STILL-SEEN", "restart the server", "the files make the server standalone, but it is still seen in the cluster")
-	}
-	if text := deadDocuments(row.AMS); text != "" {
-		add("STATUS-DOCUMENTS", "the dead one does no harm but to be listed; amsagent leave removes both", "%s", text)
 	}
 	if row.OtherMachine {
 		add(IDDuplicate, DuplicateHint, "another machine uses the id %s: %s wrote its row %s ago", row.ID, row.Registry.IP, row.Age.Round(time.Second))

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -24,7 +23,7 @@ const (
 	// How long MongoDB's count of publishers is good for: it is a query of every
 	// application's streams, by every node, and AMS's broadcast collection is
 	// scanned for it. Rarely while the server itself reports its streams, more often
-	// while only its connections are known, and while the two disagree.
+	// while only its connections are known.
 	mongoEvery      = 30 * time.Second
 	publishersEvery = 10 * time.Second
 	// drainEvery is the same while a node drains and the server reports its streams.
@@ -68,29 +67,6 @@ type Streams interface {
 	AMSNodes(ctx context.Context) ([]cluster.AMSNode, error)
 }
 
-// Disagreement is two counts of the same sessions that differ. The larger one is
-// used.
-type Disagreement struct {
-	Kind string `json:"kind"` // "publishers"
-	// MongoDB and Server are what each of them counts, By how the server's sessions
-	// were counted.
-	MongoDB int               `json:"mongodb"`
-	Server  int               `json:"server"`
-	By      cluster.CountedBy `json:"by"`
-	// Address is what MongoDB was asked for.
-	Address string    `json:"address,omitempty"`
-	Since   time.Time `json:"since"`
-}
-
-// String is the disagreement in one line.
-func (d Disagreement) String() string {
-	server := "the server itself says %d"
-	if d.By == cluster.CountedByConnections {
-		server = "%d are connected to the RTMP port"
-	}
-	return fmt.Sprintf("%s: MongoDB says %d for the address %s, "+server+"; the larger number counts", d.Kind, d.MongoDB, d.Address, d.Server)
-}
-
 // SessionCounter counts the sessions of this node. The server is asked first: its
 // own statistics where it lets us ask for them, else the connections to its
 // ports. MongoDB says by AMS's own rule what is published here. Of two counts the
@@ -125,10 +101,6 @@ type SessionCounter struct {
 	counted       time.Time
 	of            string  // the address they were counted for
 	from          Streams // where they were counted
-
-	differ    Disagreement // since the last query of MongoDB
-	differs   int          // queries in a row that differed
-	disagrees atomic.Pointer[Disagreement]
 
 	peers   map[netip.Addr]bool
 	peersAt time.Time // when they were last asked for
@@ -210,10 +182,6 @@ func (c *SessionCounter) look(ctx context.Context) server {
 	c.listens = s.place
 	return s
 }
-
-// Disagreement is what MongoDB and the server count differently; nil where they
-// agree, or only one of them counts. It may be called at any time.
-func (c *SessionCounter) Disagreement() *Disagreement { return c.disagrees.Load() }
 
 // CountNow is Count without what was counted, or refused, moments ago: who drains
 // a node wants to know. A server that starts refuses the same call that it answers
@@ -325,10 +293,7 @@ func none(by cluster.CountedBy) cluster.Sessions {
 func (c *SessionCounter) countPublishers(
 	ctx context.Context, now time.Time, own *int, by cluster.CountedBy, draining bool,
 ) (*int, cluster.CountedBy, error) {
-	found, asked, err := c.askMongo(ctx, now, own != nil, by == cluster.CountedByAMS, draining)
-	if err != nil || own == nil {
-		c.agree()
-	}
+	found, err := c.askMongo(ctx, now, own != nil, by == cluster.CountedByAMS, draining)
 	switch {
 	case err != nil && own == nil:
 		return nil, "", err
@@ -337,9 +302,6 @@ func (c *SessionCounter) countPublishers(
 	case own == nil:
 		return found, cluster.CountedByMongoDB, nil
 	}
-	if asked { // only then both numbers are of one moment
-		c.compare(*found, *own, by, now)
-	}
 	// A count by connections alone is an estimate; one that MongoDB confirms is none.
 	if *own > *found || by == cluster.CountedByAMS && *own == *found {
 		return own, by, nil
@@ -347,14 +309,13 @@ func (c *SessionCounter) countPublishers(
 	return found, cluster.CountedByMongoDB, nil
 }
 
-// askMongo is how many streams MongoDB has for this node; asked tells that the
-// number is of now. known tells that the number is known without MongoDB, exact
+// askMongo is how many streams MongoDB has for this node. known tells that the number is known without MongoDB, exact
 // that the server itself reported it.
-func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, known, exact, draining bool) (n *int, asked bool, err error) {
+func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, known, exact, draining bool) (*int, error) {
 	streams, address := c.Streams()
 	if streams == nil || address == "" {
 		c.counted = time.Time{}
-		return nil, false, errNotMember
+		return nil, errNotMember
 	}
 	every, bound := publishersEvery, publishersTime
 	switch {
@@ -368,20 +329,20 @@ func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, known, exa
 		}
 	case draining:
 		every = drainEvery
-	case c.differs == 0:
+	default:
 		every = mongoEvery
 	}
 	if known {
 		bound = besideTime
 	}
 	if c.of == address && c.from == streams && within(every, c.counted, now) {
-		return c.publishers, false, c.publishersErr
+		return c.publishers, c.publishersErr
 	}
 	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	c.publishers, c.publishersErr = publishersOf(ctx, streams, c.server, address, now)
 	c.counted, c.of, c.from = now, address, streams
-	return c.publishers, true, c.publishersErr
+	return c.publishers, c.publishersErr
 }
 
 func publishersOf(ctx context.Context, streams Streams, s server, address string, now time.Time) (*int, error) {
@@ -400,28 +361,6 @@ func publishersOf(ctx context.Context, streams Streams, s server, address string
 		n += len(d.IDs)
 	}
 	return &n, nil
-}
-
-// compare notes whether MongoDB and the server agree. A stream that has just
-// begun or ended is known to one of them first, so that two looks have to differ.
-func (c *SessionCounter) compare(mongo, own int, by cluster.CountedBy, now time.Time) {
-	if mongo == own {
-		c.agree()
-		return
-	}
-	if c.differs++; c.differs == 1 {
-		c.differ.Since = now
-	}
-	c.differ.Kind, c.differ.MongoDB, c.differ.Server, c.differ.By, c.differ.Address = whatPublishers, mongo, own, by, c.of
-	if c.differs > 1 {
-		d := c.differ
-		c.disagrees.Store(&d)
-	}
-}
-
-func (c *SessionCounter) agree() {
-	c.differs = 0
-	c.disagrees.Store(nil)
 }
 
 // serverIsDead asks the service manager about a server that does not answer. Its

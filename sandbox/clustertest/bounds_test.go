@@ -8,14 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 
-	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
@@ -174,21 +172,5 @@ func TestRights(t *testing.T) {
 	}
 	if err := c.EnsureIndexes(t.Context()); cluster.KindOf(err) != cluster.KindOther {
 		t.Errorf("another expiry: %v", err)
-	}
-}
-
-// TestTwoDocumentsOfOneAddress: one more network card gives the server another id. The
-// document of before is named as dead, with the reason.
-func TestTwoDocumentsOfOneAddress(t *testing.T) {
-	t.Parallel()
-	a := newAgent(t)
-	a.door.write("of-before", own, time.Now().Add(-time.Hour))
-	st, err := a.machine.Status(t.Context(), bootstrap.StatusRequest{Mongo: a.client.Target(), Identify: a.o.Identify})
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := slices.IndexFunc(st.Disagree, func(d bootstrap.Disagreement) bool { return d.ID == "STATUS-DOCUMENTS" })
-	if i < 0 || !strings.Contains(st.Disagree[i].Text, "of-before of the same address") || !strings.Contains(st.Disagree[i].Text, "dead") {
-		t.Errorf("%+v", st.Disagree)
 	}
 }

@@ -84,9 +84,6 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 	switch {
 	case err == nil:
 		s.Daemon = &v
-		if d := v.SessionsDisagree; d != nil {
-			s.AddSessions(d.String())
-		}
 		// A drain is the first line, and before the proof, or the first answers, the daemon has only been started.
 		if v.State == cluster.StateActive && v.Proved && !v.Ready && v.NotReady != daemon.NotAsked && (v.Lifecycle == nil || v.Lifecycle.Ready) {
 			s.AddNotReady(v.NotReady)

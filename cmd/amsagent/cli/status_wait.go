@@ -112,7 +112,7 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 	}
 	for _, d := range s.Disagree {
 		switch d.ID {
-		case "STATUS-DRIFT", "STATUS-FOREIGN", "STATUS-LIVENESS", "STATUS-DOCUMENTS":
+		case "STATUS-DRIFT", "STATUS-FOREIGN", "STATUS-LIVENESS":
 			continue // these keep no node from serving
 		}
 		return d.ID + ": " + d.Text, false

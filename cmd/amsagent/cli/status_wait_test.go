@@ -62,7 +62,6 @@ func TestMissingFor(t *testing.T) {
 			s.Disagree = []bootstrap.Disagreement{{ID: "STATUS-DRIFT"}, {ID: "STATUS-RESTART", Text: "the files are newer"}}
 		}), "STATUS-RESTART: the files are newer", false},
 		{"what does not matter", "active", statusOf("active", func(s *bootstrap.Status) { s.Disagree = []bootstrap.Disagreement{{ID: "STATUS-DRIFT"}} }), "", false},
-		{"an old document", "active", statusOf("active", func(s *bootstrap.Status) { s.Disagree = []bootstrap.Disagreement{{ID: "STATUS-DOCUMENTS"}} }), "", false},
 		{"what matters for active only", "draining", statusOf("draining", func(s *bootstrap.Status) { s.Row.Server = cluster.Heard{} }), "", false},
 	} {
 		if missing, never := missingFor(tt.want, tt.s); missing != tt.missing || never != tt.never {

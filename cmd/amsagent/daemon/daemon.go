@@ -564,12 +564,6 @@ func (d *Daemon) status() { d.o.Notify("STATUS=" + d.view.line()) }
 func (d *Daemon) report(r heartbeat.Report) {
 	d.metrics.count(r)
 	d.view.beat(r)
-	if c, ok := d.sampler.(interface {
-		Disagreement() *heartbeat.Disagreement
-	}); ok {
-		is := c.Disagreement()
-		d.view.change(func(v *View) { v.SessionsDisagree = is })
-	}
 	d.o.Notify("WATCHDOG=1")
 	d.status()
 }

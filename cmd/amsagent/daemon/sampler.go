@@ -99,10 +99,6 @@ func (s *machineSampler) Sessions(ctx context.Context) (cluster.Sessions, error)
 	return n, nil
 }
 
-// Disagreement is what MongoDB and the server count differently; nil where they
-// agree.
-func (s *machineSampler) Disagreement() *heartbeat.Disagreement { return s.sessions.Disagreement() }
-
 // limitsEvery is how often AMS's own limits are read again.
 const limitsEvery = 10 * time.Minute
 

@@ -55,9 +55,6 @@ type View struct {
 	// Load and Sessions are those of the last round.
 	Load     cluster.Load     `json:"load"`
 	Sessions cluster.Sessions `json:"sessions"`
-	// SessionsDisagree is what MongoDB and the server count differently; nil where
-	// they agree.
-	SessionsDisagree *heartbeat.Disagreement `json:"sessions_disagree,omitempty"`
 	// Missing are readings that could not be had, with their reasons.
 	Missing map[string]string `json:"missing,omitempty"`
 	// AMSAge is how old AMS's own document was when it was last looked at; nil
