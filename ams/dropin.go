@@ -10,10 +10,10 @@ import (
 	"io/fs"
 	"math"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // HostAddressVariable is the environment variable from which the server takes
@@ -31,9 +31,6 @@ const RuntimeDropInPath = "/run/systemd/system/antmedia.service.d/50-amsagent.co
 
 // dropInMark begins our drop-in; by it we know our own again.
 const dropInMark = "# Written by amsagent"
-
-// Endless is a stop timeout that never ends.
-const Endless = time.Duration(math.MaxInt64)
 
 // StopTimeout is how long a server with so many applications may need to stop
 // in order. It ends them one after the other, up to about 17 seconds each where
@@ -107,10 +104,8 @@ func quoteUnit(s string) string {
 type DropInValues struct {
 	Exists      bool          `json:"exists"`
 	Ours        bool          `json:"ours"`                      // it begins as ours do
-	HostAddress string        `json:"host_address,omitempty"`    // AMS_HOST_ADDRESS; "" = not set
-	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = not set
-	BeforeStart string        `json:"before_start,omitempty"`    // the agent's path; "" = not called before a start
-	Other       []string      `json:"other,omitempty"`           // settings of somebody else, as "Service.Nice"
+	HostAddress string        `json:"host_address,omitempty"`    // AMS_HOST_ADDRESS; "" = not set as we write it
+	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = not set as we write it
 }
 
 // ReadDropIn reads our drop-in below root. That there is none is no error.
@@ -122,209 +117,23 @@ func ReadDropIn(root string) (DropInValues, error) {
 	case err != nil:
 		return DropInValues{}, fmt.Errorf("reading %s: %w", shown(root, DropInPath), unreadable(err))
 	}
-	v, err := ParseDropIn(b)
-	if err != nil {
-		err = fmt.Errorf("reading %s: %w", shown(root, DropInPath), err)
-	}
-	return v, err
+	return ParseDropIn(b), nil
 }
 
-// ParseDropIn reads a drop-in as systemd does: sections, continued lines,
-// comments, quoted words, an empty assignment that takes back the earlier ones.
-// An error names the line; what was understood before it is returned too.
-func ParseDropIn(b []byte) (DropInValues, error) {
+var (
+	addressLine = regexp.MustCompile(`(?m)^Environment="?` + HostAddressVariable + `=([^"\s]+)"?$`)
+	timeoutLine = regexp.MustCompile(`(?m)^TimeoutStopSec=([0-9]{1,9})$`)
+)
+
+// ParseDropIn finds the lines that [DropIn] writes. What systemd makes of all drop-ins together is in [State].
+func ParseDropIn(b []byte) DropInValues {
 	v := DropInValues{Exists: true, Ours: bytes.HasPrefix(b, []byte(dropInMark))}
-	section, logical, begun := "", "", 0
-	for i, line := range strings.Split(string(b), "\n") {
-		line = strings.TrimSuffix(line, "\r")
-		trimmed := strings.TrimLeft(line, " \t")
-		if strings.HasPrefix(trimmed, "#") || strings.HasPrefix(trimmed, ";") {
-			continue // also between continued lines
-		}
-		if logical == "" {
-			begun = i + 1
-		}
-		if rest, ok := strings.CutSuffix(line, `\`); ok {
-			logical += rest + " "
-			continue
-		}
-		logical = strings.TrimSpace(logical + line)
-		if err := v.assign(&section, logical); err != nil {
-			return v, fmt.Errorf("line %d: %w", begun, err)
-		}
-		logical = ""
+	if m := addressLine.FindSubmatch(b); m != nil {
+		v.HostAddress = strings.ReplaceAll(string(m[1]), "%%", "%")
 	}
-	return v, nil
-}
-
-func (v *DropInValues) assign(section *string, line string) error {
-	if line == "" {
-		return nil
+	if m := timeoutLine.FindSubmatch(b); m != nil {
+		seconds, _ := strconv.Atoi(string(m[1])) // at most nine digits
+		v.StopTimeout = time.Duration(seconds) * time.Second
 	}
-	if strings.HasPrefix(line, "[") && strings.HasSuffix(line, "]") {
-		*section = line[1 : len(line)-1]
-		return nil
-	}
-	key, value, ok := strings.Cut(line, "=")
-	if !ok {
-		return fmt.Errorf("%q is no assignment", line)
-	}
-	key, value = strings.TrimSpace(key), strings.TrimSpace(value)
-	switch *section + "." + key {
-	case "Service.Environment":
-		if value == "" {
-			v.HostAddress = ""
-			return nil
-		}
-		words, err := unitWords(value)
-		if err != nil {
-			return fmt.Errorf("reading Environment: %w", err)
-		}
-		for _, w := range words {
-			name, val, _ := strings.Cut(w, "=")
-			if name == HostAddressVariable {
-				v.HostAddress = strings.ReplaceAll(val, "%%", "%")
-			} else {
-				// The name only: the value may be anybody's secret.
-				v.Other = append(v.Other, "Service.Environment "+name)
-			}
-		}
-	case "Service.TimeoutStopSec":
-		d, err := parseSpan(value)
-		if err != nil {
-			return fmt.Errorf("reading TimeoutStopSec: %w", err)
-		}
-		v.StopTimeout = d
-	case "Service.ExecStartPre":
-		program, ok := strings.CutSuffix(value, " "+BeforeStart)
-		if !ok {
-			v.Other = append(v.Other, "Service.ExecStartPre")
-			return nil
-		}
-		words, err := unitWords(strings.TrimLeft(program, "-+"))
-		if err != nil || len(words) != 1 {
-			return fmt.Errorf("reading ExecStartPre: %q is no program", program)
-		}
-		v.BeforeStart = strings.NewReplacer("%%", "%", "$$", "$").Replace(words[0])
-	default:
-		v.Other = append(v.Other, *section+"."+key)
-	}
-	return nil
-}
-
-// unitWords splits a value into words as systemd does for lists: quotes of both
-// kinds, C escapes.
-func unitWords(s string) ([]string, error) {
-	var words []string
-	var w []byte
-	in, quote := false, byte(0)
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case c == '\\':
-			n, text, err := unescapeUnit(s[i+1:])
-			if err != nil {
-				return nil, err
-			}
-			w, in, i = append(w, text...), true, i+n
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote == 0 && (c == '"' || c == '\''):
-			quote, in = c, true
-		case quote == 0 && (c == ' ' || c == '\t'):
-			if in {
-				words = append(words, string(w))
-			}
-			w, in = nil, false
-		default:
-			w, in = append(w, c), true
-		}
-	}
-	if quote != 0 {
-		return nil, errors.New("a quote is not closed")
-	}
-	if in {
-		words = append(words, string(w))
-	}
-	return words, nil
-}
-
-// unescapeUnit reads what follows a backslash: how many bytes, and their meaning.
-func unescapeUnit(s string) (int, []byte, error) {
-	if s == "" {
-		return 0, nil, errors.New("a backslash at the end")
-	}
-	if i := strings.IndexByte(`abfnrtv\"'s`, s[0]); i >= 0 {
-		return 1, []byte{"\a\b\f\n\r\t\v\\\"' "[i]}, nil
-	}
-	number := func(from, digits, base int) (int, []byte, error) {
-		if len(s) >= from+digits {
-			if n, err := strconv.ParseUint(s[from:from+digits], base, 32); err == nil && n != 0 {
-				if digits > 3 { // \u and \U name a letter, the others a byte
-					return from + digits, utf8.AppendRune(nil, rune(n)), nil
-				}
-				if n < 256 {
-					return from + digits, []byte{byte(n)}, nil
-				}
-			}
-		}
-		return 0, nil, fmt.Errorf(`\%s is no escape`, s[:1])
-	}
-	switch {
-	case s[0] == 'x':
-		return number(1, 2, 16)
-	case s[0] == 'u':
-		return number(1, 4, 16)
-	case s[0] == 'U':
-		return number(1, 8, 16)
-	case s[0] >= '0' && s[0] <= '7':
-		return number(0, 3, 8)
-	}
-	return 0, nil, fmt.Errorf(`\%s is no escape`, s[:1])
-}
-
-// parseSpan reads a time span of systemd: "90", "1min 30s", "1.5h", "infinity".
-// For a stop timeout 0 means endless, too.
-func parseSpan(s string) (time.Duration, error) {
-	if s == "infinity" {
-		return Endless, nil
-	}
-	units := map[string]time.Duration{
-		"": time.Second, "s": time.Second, "sec": time.Second, "second": time.Second, "seconds": time.Second,
-		"us": time.Microsecond, "usec": time.Microsecond, "µs": time.Microsecond, "ms": time.Millisecond, "msec": time.Millisecond,
-		"m": time.Minute, "min": time.Minute, "minute": time.Minute, "minutes": time.Minute,
-		"h": time.Hour, "hr": time.Hour, "hour": time.Hour, "hours": time.Hour,
-		"d": 24 * time.Hour, "day": 24 * time.Hour, "days": 24 * time.Hour,
-		"w": 7 * 24 * time.Hour, "week": 7 * 24 * time.Hour, "weeks": 7 * 24 * time.Hour,
-	}
-	rest := strings.TrimSpace(s)
-	if rest == "" {
-		return 0, nil
-	}
-	var total float64
-	for rest != "" {
-		digits := strings.IndexFunc(rest, func(r rune) bool { return r != '.' && (r < '0' || r > '9') })
-		if digits < 0 {
-			digits = len(rest)
-		}
-		n, err := strconv.ParseFloat(rest[:digits], 64)
-		if err != nil {
-			return 0, fmt.Errorf("%q is no time span", s)
-		}
-		rest = strings.TrimLeft(rest[digits:], " \t")
-		letters := strings.IndexFunc(rest, func(r rune) bool { return r == ' ' || r == '\t' || r >= '0' && r <= '9' })
-		if letters < 0 {
-			letters = len(rest)
-		}
-		unit, ok := units[rest[:letters]]
-		if !ok {
-			return 0, fmt.Errorf("%q is no time span: unknown unit %q", s, rest[:letters])
-		}
-		total += n * float64(unit)
-		rest = strings.TrimLeft(rest[letters:], " \t")
-	}
-	if total == 0 || total >= float64(Endless) {
-		return Endless, nil
-	}
-	return time.Duration(math.Round(total)), nil
+	return v
 }

@@ -30,14 +30,14 @@ const homeVariable = "ANTMEDIA_HOME"
 const serverJar = "ant-media-server.jar"
 
 // unitHomes are the folders in a unit's properties.
-func unitHomes(p map[string]any, e environment) []Home {
+func unitHomes(p map[string]any) []Home {
 	var homes []Home
 	add := func(dir, source string) {
 		if filepath.IsAbs(dir) {
 			homes = append(homes, Home{Dir: filepath.Clean(dir), Source: source})
 		}
 	}
-	add(e.value(homeVariable).text, homeVariable)
+	add(unitVariable(p, homeVariable), homeVariable)
 	// "-" lets a folder that is not there pass.
 	add(strings.TrimPrefix(text(p, "WorkingDirectory"), "-"), "WorkingDirectory=")
 	// Each command is its path, its arguments and how its last run went.

@@ -19,14 +19,14 @@ func TestUnitHomes(t *testing.T) {
 		"WorkingDirectory": "-/opt/b",
 		"ExecStart":        [][]any{{"/bin/bash", []string{"/bin/bash", "/opt/c/start.sh", "-m", "cluster"}, false}, {"short"}},
 	}
-	got := unitHomes(p, unitEnvironment(p))
+	got := unitHomes(p)
 	want := []Home{
 		{"/opt/a", "ANTMEDIA_HOME"}, {"/opt/b", "WorkingDirectory="}, {"/bin", "ExecStart="}, {"/opt/c", "ExecStart="},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := unitHomes(map[string]any{"WorkingDirectory": "!", "ExecStart": "text"}, environment{}); len(got) != 0 {
+	if got := unitHomes(map[string]any{"WorkingDirectory": "!", "ExecStart": "text"}); len(got) != 0 {
 		t.Errorf("%v", got)
 	}
 }

@@ -63,8 +63,7 @@ func ReadProcess(root string, pid int) (Process, error) {
 		return p, fmt.Errorf("reading process %d: %w", pid, err)
 	}
 	p.Started = boot.Add(time.Duration(ticks) * (time.Second / userHz))
-	env, err := within(environLimit, func() ([]byte, error) { return readProc(root, filepath.Join(dir, "environ")) })
-	if err == nil {
+	if env, err := readProc(root, filepath.Join(dir, "environ")); err == nil {
 		p.HostAddressKnown = true
 		for v := range bytes.SplitSeq(env, []byte{0}) {
 			if value, ok := strings.CutPrefix(string(v), HostAddressVariable+"="); ok {
@@ -74,35 +73,6 @@ func ReadProcess(root string, pid int) (Process, error) {
 		}
 	}
 	return p, nil
-}
-
-// environLimit bounds the wait for the environment of a process, which takes no time. The
-// kernel reads it from the memory of the process, under a lock that the process takes,
-// too: it can keep the lock while it waits for a file system of its own (FUSE). Before
-// Linux 4.17 the memory itself could be of such a file.
-const environLimit = 2 * time.Second
-
-// errHangs says that the kernel did not answer in time.
-var errHangs = errors.New("the kernel does not answer")
-
-// within is what read returns, or [errHangs] after a time. A read that hangs is left
-// behind: the kernel gives it up when this process ends.
-func within(limit time.Duration, read func() ([]byte, error)) ([]byte, error) {
-	var b []byte
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		b, err = read()
-	}()
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case <-done:
-		return b, err
-	case <-timer.C:
-		return nil, errHangs
-	}
 }
 
 // readProc reads a file of /proc, which has no size and no kind to check.

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -86,23 +85,4 @@ func TestEditedAfter(t *testing.T) {
 	if err == nil || len(list) != 1 || !strings.Contains(err.Error(), "/loop") {
 		t.Errorf("got %v, %v", list, err)
 	}
-}
-
-// A process whose environment cannot be read in time keeps nobody waiting.
-func TestWithin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		released := make(chan struct{})
-		began := time.Now()
-		if b, err := within(environLimit, func() ([]byte, error) { <-released; return []byte("late"), nil }); b != nil || !errors.Is(err, errHangs) {
-			t.Errorf("%q, %v", b, err)
-		}
-		if d := time.Since(began); d != environLimit {
-			t.Errorf("after %s", d)
-		}
-		close(released)
-		want := errors.New("no such file")
-		if b, err := within(environLimit, func() ([]byte, error) { return []byte("read"), want }); string(b) != "read" || !errors.Is(err, want) {
-			t.Errorf("%q, %v", b, err)
-		}
-	})
 }

@@ -49,12 +49,8 @@ type State struct {
 	DropIns    []string `json:"drop_ins,omitempty"`
 	// HostAddress is AMS_HOST_ADDRESS as the next start will have it, from all
 	// drop-ins together. The rest of the environment is not ours to show.
-	HostAddress string `json:"host_address,omitempty"`
-	// HostAddressFile is the EnvironmentFile= that sets it, "" where none does.
-	// EnvironmentUnread are those that could not be read, with the reason.
-	HostAddressFile   string        `json:"host_address_file,omitempty"`
-	EnvironmentUnread []string      `json:"environment_unread,omitempty"`
-	StopTimeout       time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or endless
+	HostAddress string        `json:"host_address,omitempty"`
+	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or endless
 
 	// Homes are the folders that the unit names.
 	Homes []Home `json:"homes,omitempty"`

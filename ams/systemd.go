@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -243,13 +245,21 @@ func unitState(p map[string]any) State {
 	if id, _ := p["InvocationID"].([]byte); len(id) > 0 {
 		st.Invocation = fmt.Sprintf("%x", id)
 	}
-	env := unitEnvironment(p)
-	st.EnvironmentUnread = env.unread
-	address := env.value(HostAddressVariable)
-	st.HostAddress, st.HostAddressFile = address.text, address.file
-	st.Homes = unitHomes(p, env)
+	st.HostAddress = unitVariable(p, HostAddressVariable)
+	st.Homes = unitHomes(p)
 	st.Exit = exitText(number(p, "ExecMainCode"), number(p, "ExecMainStatus"))
 	return st
+}
+
+// unitVariable is what Environment= gives a name: of several assignments the last one counts.
+func unitVariable(p map[string]any, name string) string {
+	own, _ := p["Environment"].([]string)
+	for _, text := range slices.Backward(own) {
+		if v, ok := strings.CutPrefix(text, name+"="); ok {
+			return v
+		}
+	}
+	return ""
 }
 
 // exitText says how the main process ended, from the si_code and si_status that

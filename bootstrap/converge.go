@@ -539,8 +539,8 @@ func (k *converger) differences(file conf.PlannedFile) []conf.Difference {
 	case slices.Contains(k.facts.plan.Torn, d.Path):
 		d.Key, d.Old, d.New = "file", "half written or empty", "as joined"
 	case d.Path == ams.DropInPath:
-		was, _ := ams.ParseDropIn(file.Before.Bytes)
-		is, _ := ams.ParseDropIn(file.After)
+		was := ams.ParseDropIn(file.Before.Bytes)
+		is := ams.ParseDropIn(file.After)
 		d.Key, d.Old, d.New = ams.HostAddressVariable, cmp.Or(was.HostAddress, "(missing)"), is.HostAddress
 	default:
 		return file.Differences()

@@ -266,10 +266,6 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 	if f.install == nil {
 		return
 	}
-	if s := f.service; m.DropIn && s.HostAddressFile != "" && !cluster.SameAddress(s.HostAddress, f.address.Addr.String()) {
-		f.fail(IDAddress, fmt.Errorf("%s sets %s=%s, which overrides the agent's drop-in: the server would not register as %s",
-			s.HostAddressFile, ams.HostAddressVariable, s.HostAddress, f.address.Addr), "remove that line from "+s.HostAddressFile+", or give that address with --address")
-	}
 	if f.hostname, err = ams.LookupHostname(ctx, ams.HostnameOptions{Root: m.Root}); err != nil {
 		f.warn(IDHostname, "", "this machine's own name could not be looked up: %v", err)
 		return
@@ -813,8 +809,8 @@ func changesServer(f conf.PlannedFile) bool {
 	case MongoPath, hostsPath:
 		return false
 	case ams.DropInPath:
-		was, _ := ams.ParseDropIn(f.Before.Bytes)
-		is, _ := ams.ParseDropIn(f.After)
+		was := ams.ParseDropIn(f.Before.Bytes)
+		is := ams.ParseDropIn(f.After)
 		return was.HostAddress != is.HostAddress
 	}
 	return f.CopyOf() == "" && (f.After == nil || !bytes.Equal(f.After, f.Before.Bytes))
