@@ -271,7 +271,9 @@ func TestCorpusUnrelatedEdit(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				replace(in.Container.Path, `name="checkInterval"`, `name="checkInterval" `)
+				if release != "1.9.0" { // whose container is given back whole
+					replace(in.Container.Path, `name="checkInterval"`, `name="checkInterval" `)
+				}
 				replace(in.Server.Path, "http.port=5080", "http.port=5081\n# a note\nmy.clusterdb.host=keep")
 				for _, a := range in.Apps {
 					replace(a.File.Path, "db.name=", "mydb.host=keepme\ndb.name=")

@@ -186,41 +186,14 @@ func (l *leaver) begins(ctx context.Context) error {
 
 // setAside puts a file of ours that cannot be used out of the way.
 func (l *leaver) setAside(damaged *conf.DamagedError) error {
-	paths := []string{MongoPath, ams.DropInPath, hostsPath}
-	if in, err := l.open(); err == nil {
-		paths = append(paths, in.Container.Path, in.Server.Path)
-		for _, app := range distinct(in.Apps, nil) {
-			paths = append(paths, app.File.Path)
-		}
-	}
-	restored, err := l.store.Salvage(paths)
-	for _, f := range restored {
-		text := f.Path + " was put back as the interrupted run found it"
-		if f.Kept != "" {
-			text += "; what was there is kept as " + f.Kept
-		}
-		l.warn(IDRecord, "", "%s", text)
-	}
-	const beyond = "; beyond that nothing was changed on this machine"
-	done := ""
-	if len(restored) > 0 {
-		done = "what an interrupted run had left was put back"
-		l.found = done + beyond
-	}
-	if err != nil {
-		l.warn(IDRecord, "look for files that end in .old there", "what an interrupted run left was not all put back: %v", err)
-	}
-	// Not before: whoever is killed meanwhile comes here again.
 	name, err := l.store.SetAside(damaged.Path)
 	if err != nil {
 		return fmt.Errorf("putting it out of the way: %w", errors.Join(err, damaged))
 	}
 	l.bare = true
-	l.found = "a damaged file was kept as " + name + beyond
-	if done != "" {
-		l.found = done + ", and " + l.found
-	}
-	l.warn(IDRecord, "", "%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
+	l.found = "a damaged file was kept as " + name + "; beyond that nothing was changed on this machine"
+	l.warn(IDRecord, "what an interrupted run replaced is beside the file, under a hidden name that ends in .old",
+		"%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
 	return nil
 }
 

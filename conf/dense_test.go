@@ -79,20 +79,3 @@ func heap() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
-
-// TestMergeBounded merges files with thousands of changed lines, which the server's user may write: comparing them line by
-// line would take 100 MB. Undoing such a file goes by its keys, or names a conflict.
-func TestMergeBounded(t *testing.T) {
-	const lines, most = 5000, 16 << 20
-	file := func(letter string) []byte { return bytes.Repeat([]byte(letter+"\n"), lines) }
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	merged, clean := merge3(file("a"), file("b"), file("c"))
-	runtime.ReadMemStats(&after)
-	if clean || merged != nil {
-		t.Errorf("a merge of files that have no line in common: %d bytes", len(merged))
-	}
-	if used := after.TotalAlloc - before.TotalAlloc; used > most {
-		t.Errorf("it allocates %d kB, want at most %d", used>>10, most>>10)
-	}
-}

@@ -512,9 +512,6 @@ func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged 
 		}
 		return u.Bytes, u.Remove, u.Conflicts
 	}
-	if merged, clean := merge3(f.After, f.Before.Bytes, now); clean && merged != nil {
-		return merged, false, nil
-	}
 	if f.Kind == KindProperties && f.Before.Exists() {
 		// AMS rewrites the whole file at its start.
 		if merged, conflicts, err := revertKeys(f.Before.Path, f.Before.Bytes, f.After, now); err == nil {

@@ -177,32 +177,22 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 	case KindProperties:
 		return f.undoProperties(current)
 	case KindContainer:
-		return f.undoContainer(current, written)
+		return f.undoContainer(current)
 	case KindWhole:
 		// A release that marks its sections was installed over one that did not.
 		if marked(current) && !marked(f.Original) {
-			return f.undoContainer(current, written)
+			return f.undoContainer(current)
 		}
 	case KindHosts:
+		return Undone{Bytes: dropMarkedHost(current)}, nil
 	}
-	return f.undoLines(current, written), nil
+	return f.whole("was edited since"), nil
 }
 
 // marked reports whether a file is a jee-container.xml with marked sections.
 func marked(src []byte) bool {
 	c, err := ParseContainer(src)
 	return err == nil && c.Marked()
-}
-
-// undoLines gives the file back by its lines, or whole where these were edited since.
-func (f *FileRecord) undoLines(current, written []byte) Undone {
-	if merged, clean := merge3(written, f.Original, current); clean {
-		return Undone{Bytes: merged}
-	}
-	if f.Kind == KindHosts {
-		return Undone{Bytes: dropMarkedHost(current)}
-	}
-	return f.whole("the lines we wrote were edited since")
 }
 
 // whole gives the file back whole, whatever it holds by now.
@@ -214,19 +204,14 @@ func (f *FileRecord) whole(why string) Undone {
 
 // undoToLeave is [FileRecord.Undo] for a machine that leaves. What the file's owner can
 // make of it at any time does not keep it from leaving: settings that Java itself
-// refuses are given back by their lines, a jee-container.xml whose sections cannot be
-// switched, whole.
+// refuses, and a jee-container.xml whose sections cannot be switched, are given back whole.
 func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 	u, err := f.Undo(current)
 	syntax, malformed := errors.AsType[*SyntaxError](err)
 	layout, unswitched := errors.AsType[*LayoutError](err)
 	switch {
 	case malformed && f.Kind == KindProperties:
-		written, err := applySpans(f.Original, f.Spans)
-		if err != nil {
-			return Undone{}, err
-		}
-		return f.undoLines(current, written), nil
+		return f.whole("cannot be read as settings any more: " + syntax.Error()), nil
 	case malformed:
 		return f.whole("is no XML any more: " + syntax.Error()), nil
 	case (unswitched || errors.Is(err, ErrUnmarked)) && IsStandalone(current):
@@ -299,16 +284,8 @@ func (f *FileRecord) check() error {
 	return nil
 }
 
-// undoContainer puts the sections back: by lines where ours are untouched, else
-// by toggling what is there.
-func (f *FileRecord) undoContainer(current, written []byte) (Undone, error) {
-	if merged, clean := merge3(written, f.Original, current); clean {
-		if c, err := ParseContainer(merged); err == nil {
-			if orig, err := ParseContainer(f.Original); err == nil && orig.Mode() == c.Mode() {
-				return Undone{Bytes: merged}, nil
-			}
-		}
-	}
+// undoContainer toggles the sections that are there.
+func (f *FileRecord) undoContainer(current []byte) (Undone, error) {
 	c, err := ParseContainer(current)
 	if err != nil {
 		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
@@ -317,14 +294,9 @@ func (f *FileRecord) undoContainer(current, written []byte) (Undone, error) {
 		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
 	}
 	u := Undone{Bytes: c.Bytes()}
-	// A server that was upgraded, or switched back by somebody, has it already.
-	already := bytes.Equal(u.Bytes, current)
 	for _, s := range f.Spans {
-		switch {
-		case s.Anchor == anchorValve && !c.HasRemoteIPValve():
-			u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, "the lines around the RemoteIpValve were edited since; put back by hand: " + string(bytes.TrimSpace(s.Old))})
-		case !already:
-			u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, "edited since we wrote it; the standalone form is written"})
+		if s.Anchor == anchorValve && !c.HasRemoteIPValve() {
+			u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, "the file was edited since, and the RemoteIpValve stays out; put it back by hand: " + string(bytes.TrimSpace(s.Old))})
 		}
 	}
 	return u, nil
