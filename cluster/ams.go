@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -97,79 +96,6 @@ func (c *Client) AMSNodes(ctx context.Context) ([]AMSNode, error) {
 // several, of earlier lives.
 func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes of "+address, addressFilter("ip", address))
-}
-
-const (
-	// searchEvery is how often documents of an address are searched although those
-	// known are fresh: another network card gives the server another id.
-	searchEvery = 10 * time.Minute
-	// searchStale is how often they are searched while those known are old.
-	searchStale = time.Minute
-)
-
-// ownDocuments remembers which documents an address has.
-type ownDocuments struct {
-	mu       sync.Mutex
-	address  string
-	ids      bson.A
-	searched time.Time
-	// stale is when they were last searched because those known were old.
-	stale time.Time
-}
-
-// known returns the ids to ask for; none where a search is due.
-func (o *ownDocuments) known(address string) bson.A {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.address != address || time.Since(o.searched) >= searchEvery {
-		return nil
-	}
-	return o.ids
-}
-
-// due reports whether what the known documents say is reason to search again.
-func (o *ownDocuments) due(nodes []AMSNode, asked int, now time.Time) bool {
-	fresh := slices.ContainsFunc(nodes, func(n AMSNode) bool { return n.Fresh(now) })
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if len(nodes) < asked {
-		return true
-	}
-	if fresh || time.Since(o.stale) < searchStale {
-		return false
-	}
-	o.stale = time.Now()
-	return true
-}
-
-func (o *ownDocuments) remember(address string, nodes []AMSNode) {
-	ids := make(bson.A, 0, len(nodes))
-	for _, n := range nodes {
-		ids = append(ids, n.id)
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.address, o.ids, o.searched = address, ids, time.Now()
-}
-
-// WatchAMSNodes is AMSNodesByAddress for who asks again and again for one address.
-// clusternode has no index on it, so that the server reads all documents for each
-// search; what was found once is asked for by its id. A document that a new id makes
-// is found as soon as the known ones are not written any more, else within ten
-// minutes.
-func (c *Client) WatchAMSNodes(ctx context.Context, address string) ([]AMSNode, error) {
-	if ids := c.own.known(address); len(ids) > 0 {
-		filter := append(bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: ids}}}}, addressFilter("ip", address)...)
-		nodes, err := c.readAMSNodes(ctx, "reading AMS's documents of "+address, filter)
-		if err != nil || !c.own.due(nodes, len(ids), c.now()) {
-			return nodes, err
-		}
-	}
-	nodes, err := c.AMSNodesByAddress(ctx, address)
-	if err == nil {
-		c.own.remember(address, nodes)
-	}
-	return nodes, err
 }
 
 func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]AMSNode, error) {

@@ -89,7 +89,6 @@ type Client struct {
 
 	link    atomic.Pointer[link]
 	linking linking
-	own     ownDocuments
 	// elected is the election of the primary that took the last beat; nil is not
 	// known.
 	elected atomic.Pointer[bson.ObjectID]

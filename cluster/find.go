@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
@@ -17,20 +16,16 @@ import (
 // 16 MB besides.
 const findBatch = 1000
 
-// maxFound and maxFoundBytes bound what is kept of one collection: whoever writes to it must not
-// fill the memory of every node. A cluster has some thousand nodes at most, with 1 kB each, and a
-// node some thousand streams.
-const (
-	maxFound      = 100_000
-	maxFoundBytes = 32 << 20
-)
+// maxFound bounds the documents of one collection. A cluster has some thousand nodes at most, and a node some
+// thousand streams.
+const maxFound = 100_000
 
 // ErrTooMany says that a collection has more documents than are read: some program fills
 // it. Part of them would be a wrong answer.
 var ErrTooMany = errors.New("too many documents")
 
 // find reads all documents that match, each by itself, so that the memory it takes is
-// that of one answer and of what read returns. It fails with [ErrTooMany] beyond maxFound and maxFoundBytes.
+// that of one answer and of what read returns. It fails with [ErrTooMany] beyond maxFound.
 //
 // The command is sent as such because the driver's own find has no maxTimeMS: what
 // the client gives up would go on in the server.
@@ -56,44 +51,13 @@ func find[T any](
 			defer cancel()
 			_ = cur.Close(bound) // the server forgets it, too
 		}()
-		for size := 0; cur.Next(ctx); {
-			one := read(cur.Current)
-			size += sizeOf(reflect.ValueOf(one))
-			if len(found) == maxFound || size > maxFoundBytes {
-				return fmt.Errorf("%s.%s: %w, more than %d match, or they take more than %d bytes", coll.Database().Name(), coll.Name(), ErrTooMany, maxFound, maxFoundBytes)
+		for cur.Next(ctx) {
+			if len(found) == maxFound {
+				return fmt.Errorf("%s.%s: %w, more than %d match", coll.Database().Name(), coll.Name(), ErrTooMany, maxFound)
 			}
-			found = append(found, one)
+			found = append(found, read(cur.Current))
 		}
 		return cur.Err()
 	})
 	return found, err
-}
-
-// sizeOf is how many bytes a value takes, with what it refers to.
-func sizeOf(v reflect.Value) int { return int(v.Type().Size()) + referred(v) }
-
-func referred(v reflect.Value) int {
-	n := 0
-	switch v.Kind() {
-	case reflect.String:
-		n = v.Len()
-	case reflect.Pointer:
-		if !v.IsNil() {
-			n = sizeOf(v.Elem())
-		}
-	case reflect.Slice:
-		for i := range v.Len() {
-			n += sizeOf(v.Index(i))
-		}
-	case reflect.Map:
-		for i := v.MapRange(); i.Next(); {
-			n += sizeOf(i.Key()) + sizeOf(i.Value())
-		}
-	case reflect.Struct:
-		for i := range v.NumField() {
-			n += referred(v.Field(i))
-		}
-	default: // a number
-	}
-	return n
 }

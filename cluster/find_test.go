@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"reflect"
 	"runtime"
 	"strings"
 	"testing"
@@ -67,54 +66,6 @@ func TestFindIsBounded(t *testing.T) {
 	}
 }
 
-// What was found by address is asked for by id from then on, until it is not written
-// any more.
-func TestWatchAMSNodes(t *testing.T) {
-	t.Parallel()
-	s := startFake(t, nil)
-	stamp, there := time.Now(), true
-	s.answer = func(string, bson.Raw) (bson.D, error) {
-		if !there {
-			return findReply(), nil
-		}
-		return findReply(bson.D{{Key: "_id", Value: "a"}, {Key: "ip", Value: "10.0.0.1"}, {Key: "lastUpdateTime", Value: stamp.UnixMilli()}}), nil
-	}
-	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 3 * time.Second})
-	searches := func() (byID, byAddress int) {
-		for _, cmd := range s.sent("find") {
-			filter, _ := field(cmd, "filter").DocumentOK()
-			if field(filter, "_id").Type == 0 {
-				byAddress++
-			} else {
-				byID++
-			}
-		}
-		return byID, byAddress
-	}
-	for i, want := range []struct {
-		change          func()
-		byID, byAddress int
-	}{
-		{func() {}, 0, 1},
-		{func() {}, 1, 1},
-		{func() {}, 2, 1},
-		// Old: the server may write another one, whenever the last search was.
-		{func() { stamp = stamp.Add(-time.Minute) }, 3, 2},
-		{func() {}, 4, 2}, // old, and searched for that moments ago
-		{func() { c.own.stale = time.Now().Add(-searchStale) }, 5, 3},
-		{func() { there = false }, 6, 4},
-		{func() { there = true }, 6, 5},
-	} {
-		want.change()
-		if _, err := c.WatchAMSNodes(t.Context(), "10.0.0.1"); err != nil {
-			t.Fatal(err)
-		}
-		if byID, byAddress := searches(); byID != want.byID || byAddress != want.byAddress {
-			t.Errorf("look %d: %d by id, %d by address, want %d and %d", i, byID, byAddress, want.byID, want.byAddress)
-		}
-	}
-}
-
 // No text of a document is longer than the limit, whatever was written there.
 func TestTextsAreBounded(t *testing.T) {
 	t.Parallel()
@@ -142,9 +93,6 @@ func TestTextsAreBounded(t *testing.T) {
 	}
 	if len(n.Devices) != maxDevices || len(n.Load.GPUs) != maxDevices {
 		t.Errorf("%d names of devices, %d loads", len(n.Devices), len(n.Load.GPUs))
-	}
-	if size := sizeOf(reflect.ValueOf(n)); size < maxDevices*maxText || size > 24<<10 {
-		t.Errorf("the largest row takes %d bytes", size)
 	}
 	if n.Load.CPU != nil || n.Sessions.Viewers != nil {
 		t.Errorf("no numbers were read as such: %v, %v", n.Load.CPU, n.Sessions.Viewers)
@@ -266,32 +214,24 @@ func details(text string) bson.Raw {
 // no answer.
 func TestTooMany(t *testing.T) {
 	t.Parallel()
-	for name, tt := range map[string]struct {
-		id   string
-		more int // answers at most
-	}{
-		"documents": {"x", maxFound / findBatch},
-		"bytes":     {strings.Repeat("x", maxKept-5), maxFoundBytes/(maxKept+maxText)/findBatch + 1},
-	} {
-		batch := bson.A{}
-		for range findBatch {
-			batch = append(batch, bson.D{{Key: "_id", Value: tt.id}})
+	batch := bson.A{}
+	for range findBatch {
+		batch = append(batch, bson.D{{Key: "_id", Value: "x"}})
+	}
+	s := startFake(t, nil)
+	s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+		key := map[string]string{"find": "firstBatch", "getMore": "nextBatch"}[name]
+		if key == "" {
+			return okReply(), nil
 		}
-		s := startFake(t, nil)
-		s.answer = func(name string, _ bson.Raw) (bson.D, error) {
-			key := map[string]string{"find": "firstBatch", "getMore": "nextBatch"}[name]
-			if key == "" {
-				return okReply(), nil
-			}
-			return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: int64(7)}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: batch}}}), nil
-		}
-		c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: time.Minute})
-		got, err := c.AMSNodes(t.Context())
-		if !errors.Is(err, ErrTooMany) || len(got) > 0 || !strings.Contains(err.Error(), "clusterdb.clusternode") {
-			t.Errorf("%s: %d documents, %v", name, len(got), err)
-		}
-		if asked, more := len(s.sent("find")), len(s.sent("getMore")); asked != 1 || more > tt.more {
-			t.Errorf("%s: find was asked %d times, more %d times", name, asked, more)
-		}
+		return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: int64(7)}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: batch}}}), nil
+	}
+	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: time.Minute})
+	got, err := c.AMSNodes(t.Context())
+	if !errors.Is(err, ErrTooMany) || len(got) > 0 || !strings.Contains(err.Error(), "clusterdb.clusternode") {
+		t.Errorf("%d documents, %v", len(got), err)
+	}
+	if asked, more := len(s.sent("find")), len(s.sent("getMore")); asked != 1 || more > maxFound/findBatch {
+		t.Errorf("find was asked %d times, more %d times", asked, more)
 	}
 }

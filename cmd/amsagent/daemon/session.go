@@ -736,7 +736,7 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 
 // serverAge is how old AMS's own document is; nil where there is none.
 func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
-	docs, err := m.client.WatchAMSNodes(ctx, m.node.IP)
+	docs, err := m.client.AMSNodesByAddress(ctx, m.node.IP)
 	if err != nil {
 		return nil, err
 	}
