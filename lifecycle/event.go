@@ -8,12 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/metadata/alibaba"
@@ -30,45 +29,18 @@ type Event struct {
 	Hook Hook `json:"hook"`
 	// Time is when the cloud made the event; zero is not known.
 	Time time.Time `json:"time,omitzero"`
-	// Test tells that it is about no instance: a test notification, or the
-	// confirmation of a subscription.
+	// Test: this is a test notification, which is about no instance.
 	Test bool `json:"test,omitempty"`
 	// Shape says for people what the event came in.
 	Shape string `json:"shape"`
 }
 
-// MaxEvent is the size of the largest event that is read: more does not fit into
-// a message of SQS, SNS or EventBridge.
+// MaxEvent is the size of the largest event that is read: EventBridge sends no larger one.
 const MaxEvent = 256 << 10
 
 // LongestWait is the longest time that a hook of Auto Scaling waits, however
 // often it is told to. What an older event is about is over.
 const LongestWait = 48 * time.Hour
-
-// maxWraps bounds how deep an event may be wrapped, a text counting as a layer.
-// The deepest that is seen in the field is a list of SQS records, the text of one,
-// the envelope of SNS, its text, and an event of EventBridge in that.
-const maxWraps = 6
-
-// ParseEvent reads an event of Amazon's Auto Scaling as any of its ways delivers
-// it: EventBridge's object or its detail alone, the flat body of an SQS message,
-// the envelope of SNS, a list with one record, and these in each other. Of Alibaba
-// Cloud it reads what a template of OOS can be made to hand over, an object of the
-// placeholders of a lifecycle hook:
-//
-//	{"regionId":"cn-hangzhou","instanceIds":["i-1","i-2"],"lifecycleHookId":"ash-1","lifecycleActionToken":"..."}
-//
-// Fields that nobody knows are skipped.
-func ParseEvent(data []byte) (Event, error) {
-	switch {
-	case len(data) > MaxEvent:
-		return Event{}, fmt.Errorf("the event is larger than %d KiB, which no message of the cloud is", MaxEvent>>10)
-	case bytes.HasPrefix(data, []byte("\xff\xfe")), bytes.HasPrefix(data, []byte("\xfe\xff")):
-		return Event{}, errors.New("the event is written in UTF-16; UTF-8 is needed")
-	}
-	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
-	return parseEvent(data, 0, nil)
-}
 
 // The names of shapes, for people.
 const (
@@ -76,96 +48,81 @@ const (
 	shapeDetail      = "detail of an EventBridge event"
 	shapeFlat        = "Auto Scaling notification"
 	shapeTest        = "test notification"
-	shapeSNS         = "SNS envelope"
-	shapeSQS         = "SQS record"
-	shapeList        = "list of records"
 	shapeOOS         = "OOS placeholders"
 )
 
-// parseEvent unwraps one layer. outer are the names of those around it.
-func parseEvent(data []byte, depth int, outer []string) (Event, error) {
-	if depth > maxWraps {
-		return Event{}, fmt.Errorf("the event is wrapped more than %d times", maxWraps)
+// ParseEvent reads an event of Amazon's Auto Scaling: EventBridge's object, its detail alone, or the flat body of a
+// notification. Of Alibaba Cloud it reads what a template of OOS can be made to hand over, an object of the
+// placeholders of a lifecycle hook:
+//
+//	{"regionId":"cn-hangzhou","instanceIds":["i-1","i-2"],"lifecycleHookId":"ash-1","lifecycleActionToken":"..."}
+//
+// Unknown fields are skipped.
+func ParseEvent(data []byte) (Event, error) {
+	if len(data) > MaxEvent {
+		return Event{}, fmt.Errorf("the event is larger than %d KiB, which no message of the cloud is", MaxEvent>>10)
 	}
-	data = bytes.TrimSpace(data)
-	if len(data) == 0 {
-		return Event{}, errors.New(where("is empty", outer))
-	}
-	if data[0] == '"' {
-		// Messages carry their JSON as a text.
-		var text string
-		if err := json.Unmarshal(data, &text); err != nil {
-			return Event{}, syntaxError(err, outer)
-		}
-		return parseEvent([]byte(text), depth+1, outer)
+	data = bytes.TrimSpace(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")))
+	var text string
+	if json.Unmarshal(data, &text) == nil { // a template of OOS may hand the object over as a text
+		data = []byte(text)
 	}
 	o, err := readObject(data)
 	if err != nil {
-		return Event{}, syntaxError(err, outer)
-	}
-	inner := func(shape string, raw json.RawMessage) (Event, error) {
-		return parseEvent(raw, depth+1, append(slices.Clip(outer), shape))
+		return Event{}, fmt.Errorf("the event %w", err)
 	}
 	switch {
-	case o.has("Records"):
-		raw, name, err := oneRecord(o, "Records", "body", "Sns")
-		if err != nil {
-			return Event{}, err
-		}
-		shape := shapeSQS
-		if name == "Sns" {
-			shape = shapeList
-		}
-		return inner(shape, raw)
-	case o.has("Messages"): // as `aws sqs receive-message` prints it
-		raw, _, err := oneRecord(o, "Messages", "Body", "body")
-		if err != nil {
-			return Event{}, err
-		}
-		return inner(shapeSQS, raw)
-	case o.has("Message") && (o.has("Type") || o.has("TopicArn")):
-		kind, err := o.text("Type", maxWord)
-		if err != nil {
-			return Event{}, err
-		}
-		if kind == "SubscriptionConfirmation" || kind == "UnsubscribeConfirmation" {
-			return Event{Test: true, Shape: strings.Join(append(outer, shapeSNS+", "+kind), ", ")}, nil
-		}
-		return inner(shapeSNS, o.fields["Message"])
 	case o.has("detail"):
-		return eventBridge(o, outer)
+		return eventBridge(o)
 	case o.has("LifecycleTransition"), o.has("EC2InstanceId"), o.has("Event"):
-		shape := shapeDetail
 		if o.has("Service") || o.has("RequestId") || o.has("AccountId") {
-			shape = shapeFlat
+			return action(o, "", shapeFlat)
 		}
-		return action(o, "", append(slices.Clip(outer), shape))
+		return action(o, "", shapeDetail)
 	case o.has("lifecycleActionToken"), o.has("lifecycleHookId"):
-		return oosAction(o, append(slices.Clip(outer), shapeOOS))
-	case o.has("body"): // one record alone
-		return inner(shapeSQS, o.fields["body"])
-	case o.has("Body"):
-		return inner(shapeSQS, o.fields["Body"])
+		return oosAction(o)
 	}
-	return Event{}, fmt.Errorf("%s: it has %s", where("is not one of Auto Scaling", outer), o.names())
+	if err := o.envelope(); err != nil {
+		return Event{}, err
+	}
+	return Event{}, fmt.Errorf("the event is not one of Auto Scaling: it has %s", o.names())
 }
 
-func eventBridge(o object, outer []string) (Event, error) {
+// envelope returns an error with the command that unwraps it, if o is what SNS or SQS wrap an event in.
+func (o object) envelope() error {
+	switch {
+	case o.has("Message") && (o.has("Type") || o.has("TopicArn")):
+		return errors.New("this is an SNS envelope: pass its Message (`jq -r .Message`)")
+	case o.has("Messages"):
+		return errors.New("this is SQS output: pass the Body of its message (`jq -r '.Messages[0].Body'`)")
+	case bytes.Contains(o["Records"], []byte(`"Sns"`)):
+		return errors.New("this is a list of SNS records: pass the Message of one (`jq -r '.Records[0].Sns.Message'`)")
+	case o.has("Records"):
+		return errors.New("this is a list of SQS records: pass the body of one (`jq -r '.Records[0].body'`)")
+	case o.has("Body"):
+		return errors.New("this is an SQS message: pass its Body (`jq -r .Body`)")
+	case o.has("body"):
+		return errors.New("this is an SQS record: pass its body (`jq -r .body`)")
+	}
+	return nil
+}
+
+func eventBridge(o object) (Event, error) {
 	kind, err := o.text("detail-type", maxWord)
 	if err != nil {
 		return Event{}, err
 	}
-	detail, err := readObject(o.fields["detail"])
+	detail, err := readObject(o["detail"])
 	if err != nil {
-		return Event{}, syntaxError(err, append(slices.Clip(outer), shapeEventBridge))
+		return Event{}, fmt.Errorf("the event's detail %w", err)
 	}
 	if !detail.has("LifecycleTransition") && !detail.has("Event") && !strings.Contains(kind, "Lifecycle Action") {
 		if kind == "" {
 			kind = "it has no detail-type"
 		}
-		return Event{}, fmt.Errorf("%s: %s", where("is not about a lifecycle hook", outer), clean(kind))
+		return Event{}, fmt.Errorf("the event is not about a lifecycle hook: %s", clean(kind))
 	}
-	e, err := action(detail, kind, append(slices.Clip(outer), shapeEventBridge))
+	e, err := action(detail, kind, shapeEventBridge)
 	if err != nil || e.Test {
 		return e, err
 	}
@@ -176,8 +133,8 @@ func eventBridge(o object, outer []string) (Event, error) {
 }
 
 // action reads the fields of one lifecycle action.
-func action(o object, detailType string, shapes []string) (Event, error) {
-	e := Event{Shape: strings.Join(shapes, ", ")}
+func action(o object, detailType, shape string) (Event, error) {
+	e := Event{Shape: shape}
 	var transition, origin, destination string
 	var errs []error
 	take := func(to *string, name string, most int) {
@@ -189,7 +146,7 @@ func action(o object, detailType string, shapes []string) (Event, error) {
 	var test string
 	take(&test, "Event", maxWord)
 	if test == "autoscaling:TEST_NOTIFICATION" {
-		return Event{Test: true, Shape: strings.Join(append(shapes[:len(shapes)-1:len(shapes)-1], shapeTest), ", ")}, nil
+		return Event{Test: true, Shape: shapeTest}, nil
 	}
 	take(&e.InstanceID, "EC2InstanceId", maxWord)
 	take(&e.Group, "AutoScalingGroupName", maxName)
@@ -242,8 +199,8 @@ func action(o object, detailType string, shapes []string) (Event, error) {
 // oosAction reads the placeholders of a hook of Alibaba Cloud. They do not say
 // what happens; lifecycleTransition, which whoever writes the template adds, is
 // SCALE_IN where it is missing.
-func oosAction(o object, shapes []string) (Event, error) {
-	e := Event{Shape: strings.Join(shapes, ", "), Kind: Terminate}
+func oosAction(o object) (Event, error) {
+	e := Event{Shape: shapeOOS, Kind: Terminate}
 	var transition string
 	var errs []error
 	for name, to := range map[string]*string{
@@ -283,34 +240,27 @@ func oosAction(o object, shapes []string) (Event, error) {
 	return e, nil
 }
 
-// maxInstances is more than one scaling activity is about.
-const maxInstances = 1000
-
-// ids reads a list of instance ids: as a list, or as the text that a placeholder
-// becomes, which is that of a list or has commas between.
+// ids reads a list of instance ids: as a list, or as the text that a placeholder becomes, which is that of a list or has
+// commas between.
 func (o object) ids(name string) ([]string, error) {
 	if !o.has(name) {
 		return nil, nil
 	}
+	raw := []byte(o[name])
 	var ids []string
-	raw := o.fields[name]
 	var text string
 	if json.Unmarshal(raw, &text) == nil {
-		if raw = json.RawMessage(strings.TrimSpace(text)); len(raw) == 0 || raw[0] != '[' {
-			ids = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
-			raw = nil
-		}
+		raw = []byte(strings.TrimSpace(text))
 	}
-	if raw != nil && json.Unmarshal(raw, &ids) != nil {
+	if text != "" && !bytes.HasPrefix(raw, []byte{'['}) {
+		ids = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+	} else if json.Unmarshal(raw, &ids) != nil {
 		return nil, fmt.Errorf("the event's %s is no list of instances", name)
 	}
 	for _, id := range ids {
 		if id == "" || len(id) > maxWord || strings.ContainsFunc(id, notInID) {
 			return nil, fmt.Errorf("the event's %s holds what is no instance id: %q", name, clean(id))
 		}
-	}
-	if len(ids) > maxInstances {
-		return nil, fmt.Errorf("the event's %s holds %d instances", name, len(ids))
 	}
 	slices.Sort(ids)
 	return slices.Compact(ids), nil
@@ -383,66 +333,40 @@ func notInID(r rune) bool {
 	return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 }
 
-// object is one JSON object with each name once.
-type object struct{ fields map[string]json.RawMessage }
+// object is one JSON object, by the exact names of its fields.
+type object map[string]json.RawMessage
 
-// readObject takes one object apart. Which of two equal names counts differs from
-// reader to reader, so both are refused: one could be checked and the other used.
 func readObject(data []byte) (object, error) {
-	o := object{fields: map[string]json.RawMessage{}}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	first, err := dec.Token()
-	switch {
-	case err != nil:
-		return o, err
-	case first != json.Delim('{'):
-		return o, errNoObject
+	var o object
+	if len(data) == 0 {
+		return nil, errors.New("is empty")
 	}
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return o, err
-		}
-		key, ok := name.(string)
-		if !ok {
-			return o, errNoObject
-		}
-		var raw json.RawMessage
-		if err := dec.Decode(&raw); err != nil {
-			return o, err
-		}
-		if _, twice := o.fields[key]; twice {
-			return o, fmt.Errorf("%q stands in it twice", clean(key))
-		}
-		o.fields[key] = raw
+	// An error of json quotes the value that does not fit, whole: a number may have a million digits.
+	if err := json.Unmarshal(data, &o); err != nil {
+		return nil, errors.New("cannot be read: " + plain.Truncate(err.Error(), 200))
 	}
-	if _, err := dec.Token(); err != nil {
-		return o, err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return o, errors.New("something follows after it; one event at a time")
+	if o == nil {
+		return nil, errors.New("cannot be read: it is no JSON object")
 	}
 	return o, nil
 }
 
-var errNoObject = errors.New("it is no JSON object")
-
 // has reports whether a field is there with a value.
 func (o object) has(name string) bool {
-	raw, ok := o.fields[name]
+	raw, ok := o[name]
 	return ok && string(raw) != "null"
 }
 
-// text reads a field that must be a text where it is there.
+// text reads a field that must be a text if it is there.
 func (o object) text(name string, most int) (string, error) {
 	if !o.has(name) {
 		return "", nil
 	}
 	var s string
-	if json.Unmarshal(o.fields[name], &s) != nil {
+	if json.Unmarshal(o[name], &s) != nil {
 		return "", fmt.Errorf("the event's %s is no text", name)
 	}
-	if utf8.RuneCountInString(s) > most || strings.ContainsFunc(s, unicode.IsControl) || strings.ContainsRune(s, utf8.RuneError) {
+	if len([]rune(s)) > most || strings.ContainsFunc(s, unicode.IsControl) {
 		return "", fmt.Errorf("the event's %s is too long, or has characters that no name has", name)
 	}
 	return s, nil
@@ -456,62 +380,13 @@ func (o object) time(name string) (time.Time, error) {
 	return time.Parse(time.RFC3339, s)
 }
 
-// names lists some of the fields, for who has to find out what this is.
+// names lists the first fields, so that a person can recognise the text.
 func (o object) names() string {
-	const most = 8
-	names := make([]string, 0, len(o.fields))
-	for name := range o.fields {
-		names = append(names, fmt.Sprintf("%q", clean(name)))
-	}
-	slices.Sort(names)
-	switch n := len(names); {
-	case n == 0:
+	names := slices.Sorted(maps.Keys(o))
+	if len(names) == 0 {
 		return "no fields"
-	case n > most:
-		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more fields", n-most)
 	}
-	return strings.Join(names, ", ")
-}
-
-// oneRecord finds what the only record of a list has below one of some names.
-func oneRecord(o object, list string, names ...string) (json.RawMessage, string, error) {
-	var records []json.RawMessage
-	if json.Unmarshal(o.fields[list], &records) != nil {
-		return nil, "", fmt.Errorf("the event's %s is no list", list)
-	}
-	if len(records) != 1 {
-		return nil, "", fmt.Errorf("the event's %s has %d entries: hand them over one by one", list, len(records))
-	}
-	record, err := readObject(records[0])
-	if err != nil {
-		return nil, "", fmt.Errorf("the entry of %s: %w", list, err)
-	}
-	for _, name := range names {
-		if record.has(name) {
-			return record.fields[name], name, nil
-		}
-	}
-	return nil, "", fmt.Errorf("the entry of %s has %s, and no %s", list, record.names(), strings.Join(names, " or "))
-}
-
-// where says of which layer something is said.
-func where(what string, outer []string) string {
-	if len(outer) == 0 {
-		return "the event " + what
-	}
-	return "what is in the " + outer[len(outer)-1] + " " + what
-}
-
-func syntaxError(err error, outer []string) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New(where("is cut off", outer))
-	}
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
-		return fmt.Errorf("%s: %w, at byte %d", where("is no JSON", outer), err, syntax.Offset)
-	}
-	// It quotes the value that does not fit, whole: a number may have a million digits.
-	return fmt.Errorf("%s: %s", where("cannot be read", outer), plain.Truncate(err.Error(), 200))
+	return fmt.Sprintf("%q", clean(strings.Join(names, ", ")))
 }
 
 // clean cuts a word of the event for a message.

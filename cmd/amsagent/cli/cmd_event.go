@@ -34,10 +34,10 @@ func newEventCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "event [flags] < EVENT",
 		Short: "handle a lifecycle event of the cloud, as the target of a hook",
-		Long: "The event is JSON of Amazon's Auto Scaling as EventBridge, SQS or SNS deliver it:\n" +
-			"whole, its detail alone, a flat message, in an envelope or as the one record of a\n" +
-			"list; or, of Alibaba Cloud, an object of the placeholders of an OOS template:\n" +
-			"regionId, instanceIds, lifecycleHookId, lifecycleActionToken.\n\n" +
+		Long: "The event is JSON of Amazon's Auto Scaling: EventBridge's event, its detail alone,\n" +
+			"or a flat message, without an envelope of SNS or SQS; or, of Alibaba Cloud, an\n" +
+			"object of the placeholders of an OOS template: regionId, instanceIds,\n" +
+			"lifecycleHookId, lifecycleActionToken.\n\n" +
 			"Where it is about this machine, it is handed to the daemon and followed to its\n" +
 			"end: a termination until this node has left, a launch until it serves.\n\n" +
 			"An event about another machine is none of ours: exit 0, so that one command can be\n" +

@@ -264,7 +264,7 @@ func errorTable() []errorClass {
 			id: idEvent, exit: exitUsage,
 			match: as[*eventError],
 			hint: func(error, *globals) []string {
-				return []string{"an event is the JSON of a lifecycle action, as EventBridge, SQS or SNS deliver it; more: amsagent help event"}
+				return []string{"an event is the JSON of a lifecycle action, without an envelope of SNS or SQS; more: amsagent help event"}
 			},
 		},
 
