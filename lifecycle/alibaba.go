@@ -147,7 +147,7 @@ type alibabaAPI interface {
 	Pending(ctx context.Context, group string) ([]alibaba.Action, error)
 	Hooks(ctx context.Context, group string) ([]alibaba.LifecycleHook, error)
 	Heartbeat(ctx context.Context, hook, token string, wait time.Duration) error
-	Complete(ctx context.Context, hook, token string, abandon bool) error
+	Complete(ctx context.Context, hook, token string) error
 }
 
 // AlibabaCompleterOptions are the settings of an AlibabaCompleter; the zero value
@@ -505,37 +505,15 @@ func (c *AlibabaCompleter) beat(ctx context.Context, h Hook) (least time.Duratio
 	return least, err
 }
 
-// Complete implements Completer. The end of a machine goes on whatever the result
-// says: to abandon it would do the same, and to roll it back would keep a machine
-// that is not wanted.
-func (c *AlibabaCompleter) Complete(ctx context.Context, h Hook, r Result) error {
+// Complete implements Completer. The result is always CONTINUE: to roll a scale-in back would keep a machine that is not
+// wanted.
+func (c *AlibabaCompleter) Complete(ctx context.Context, h Hook) error {
 	if err := c.mine(ctx, h); err != nil {
 		return err
 	}
-	if h.Launching && r == Abandon {
-		if err := c.mayAbandon(ctx, h); err != nil {
-			return err
-		}
-	}
 	return c.each(ctx, h, func(hook, token string) error {
-		return c.api.Complete(ctx, hook, token, h.Launching && r == Abandon)
+		return c.api.Complete(ctx, hook, token)
 	}, true)
-}
-
-// mayAbandon is an error where to give up our start would release others with us
-// that may serve.
-func (c *AlibabaCompleter) mayAbandon(ctx context.Context, h Hook) error {
-	h.Token = "" // so that it is looked up
-	actions, err := c.actions(ctx, h)
-	if err != nil {
-		return err
-	}
-	for _, a := range actions {
-		if len(a.Others) > 0 {
-			return fmt.Errorf("%w for us: to abandon it would release other machines, too: %s", ErrGone, strings.Join(a.Others, ", "))
-		}
-	}
-	return nil
 }
 
 // each says something about every action of a hook that is not done with. last

@@ -178,8 +178,8 @@ func (f *essFake) Heartbeat(_ context.Context, hook, token string, wait time.Dur
 	return nil
 }
 
-func (f *essFake) Complete(_ context.Context, hook, token string, abandon bool) error {
-	f.said = append(f.said, fmt.Sprintf("complete %s %s %v", hook, token, abandon))
+func (f *essFake) Complete(_ context.Context, hook, token string) error {
+	f.said = append(f.said, fmt.Sprintf("complete %s %s", hook, token))
 	switch {
 	case f.err[token] != nil:
 		return f.err[token]
@@ -387,55 +387,41 @@ func TestAlibabaComplete(t *testing.T) {
 	}
 	// One of two does not answer: the other is not told twice.
 	f.err["t-1"] = alibaba.ErrThrottled
-	if err := c.Complete(t.Context(), *h, Continue); !errors.Is(err, alibaba.ErrThrottled) {
+	if err := c.Complete(t.Context(), *h); !errors.Is(err, alibaba.ErrThrottled) {
 		t.Errorf("%v", err)
 	}
 	f.err["t-1"] = nil
-	if err := c.Complete(t.Context(), *h, Continue); err != nil {
+	if err := c.Complete(t.Context(), *h); err != nil {
 		t.Error(err)
 	}
-	if want := []string{"complete ash-1 t-1 false", "complete ash-2 t-2 false", "complete ash-1 t-1 false"}; !cmp.Equal(f.said[2:], want) {
+	if want := []string{"complete ash-1 t-1", "complete ash-2 t-2", "complete ash-1 t-1"}; !cmp.Equal(f.said[2:], want) {
 		t.Errorf("%v", f.said)
 	}
 	// OOS was first: that is the end, and no trouble.
-	if err := c.Complete(t.Context(), *h, Continue); !errors.Is(err, ErrGone) {
+	if err := c.Complete(t.Context(), *h); !errors.Is(err, ErrGone) {
 		t.Errorf("%v", err)
 	}
 	// One was told by somebody else, the other by us.
 	f.said, f.waits["t-2"] = nil, true
-	if err := c.Complete(t.Context(), *h, Continue); err != nil {
+	if err := c.Complete(t.Context(), *h); err != nil {
 		t.Errorf("%v", err)
 	}
 	// An end is never abandoned: it would skip the other hooks.
 	f.said, f.waits["t-1"] = nil, true
-	if err := c.Complete(t.Context(), Hook{Provider: "alibaba", Name: "ash-1", Token: "t-1"}, Abandon); err != nil || f.said[0] != "complete ash-1 t-1 false" {
+	if err := c.Complete(t.Context(), Hook{Provider: "alibaba", Name: "ash-1", Token: "t-1"}); err != nil || f.said[0] != "complete ash-1 t-1" {
 		t.Errorf("%v %v", err, f.said)
 	}
 	// Without a token it is looked up.
 	f.said, f.waits["t-2"] = nil, true
-	if err := c.Complete(t.Context(), Hook{Provider: "alibaba", Name: "ash-2"}, Continue); err != nil || len(f.said) != 1 {
+	if err := c.Complete(t.Context(), Hook{Provider: "alibaba", Name: "ash-2"}); err != nil || len(f.said) != 1 {
 		t.Errorf("%v %v", err, f.said)
 	}
-	if err := c.Complete(t.Context(), Hook{Provider: "alibaba", Name: "ash-2"}, Continue); !errors.Is(err, ErrNoAction) {
+	if err := c.Complete(t.Context(), Hook{Provider: "alibaba", Name: "ash-2"}); !errors.Is(err, ErrNoAction) {
 		t.Errorf("%v", err)
 	}
 	f.err["t-1"] = &alibaba.DeniedError{Action: "ess:CompleteLifecycleAction", Policy: "{}"}
-	if _, ok := errors.AsType[*DeniedError](c.Complete(t.Context(), Hook{Provider: "alibaba", Name: "ash-1", Token: "t-1"}, Continue)); !ok {
+	if _, ok := errors.AsType[*DeniedError](c.Complete(t.Context(), Hook{Provider: "alibaba", Name: "ash-1", Token: "t-1"})); !ok {
 		t.Error("not denied")
-	}
-}
-
-// A start is abandoned, unless that would release machines that started with it.
-func TestAlibabaAbandon(t *testing.T) {
-	t.Parallel()
-	h := Hook{Provider: "alibaba", Name: "ash-1", Token: "t-1", Launching: true}
-	f := removing(alibaba.Action{Hook: "ash-1", Token: "t-1"})
-	if err := NewAlibabaCompleter(f, AlibabaCompleterOptions{}).Complete(t.Context(), h, Abandon); err != nil || f.said[0] != "complete ash-1 t-1 true" {
-		t.Errorf("%v %v", err, f.said)
-	}
-	f = removing(alibaba.Action{Hook: "ash-1", Token: "t-1", Others: []string{"i-2"}})
-	if err := NewAlibabaCompleter(f, AlibabaCompleterOptions{}).Complete(t.Context(), h, Abandon); !errors.Is(err, ErrGone) || len(f.said) > 0 {
-		t.Errorf("%v %v", err, f.said)
 	}
 }
 

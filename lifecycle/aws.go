@@ -64,10 +64,6 @@ func awsNotices(instance string, s aws.Signal) (notices []Notice, known bool) {
 			// gone by then is not documented; where it stays, it is over after an hour.
 			n.Kind = Park
 		}
-	case aws.SignalRebalance:
-		as(Rebalance, "aws-rebalance", "EC2 Spot", "rebalance recommendation")
-		// Its time is when it was made.
-		n.Deadline = time.Time{}
 	case aws.SignalScheduled:
 		reason := "scheduled event " + s.Value
 		if s.Text != "" {
@@ -133,7 +129,7 @@ type awsAPI interface {
 	Membership(ctx context.Context) (*aws.Membership, error)
 	Hooks(ctx context.Context, group string) ([]aws.LifecycleHook, error)
 	Heartbeat(ctx context.Context, a aws.Action) error
-	Complete(ctx context.Context, a aws.Action, abandon bool) error
+	Complete(ctx context.Context, a aws.Action) error
 }
 
 // AWSCompleterOptions are the settings of an AWSCompleter; the zero value works.
@@ -358,16 +354,15 @@ func (c *AWSCompleter) Heartbeat(ctx context.Context, h Hook) error {
 	return c.explain(ctx, h, first)
 }
 
-// Complete implements Completer. The end of a machine goes on whatever the result
-// says: to abandon it would keep a machine that is not wanted, or skip the hooks
-// of others.
-func (c *AWSCompleter) Complete(ctx context.Context, h Hook, r Result) error {
+// Complete implements Completer. The result is always CONTINUE: ABANDON keeps a machine that is not wanted, or skips the
+// hooks of others.
+func (c *AWSCompleter) Complete(ctx context.Context, h Hook) error {
 	if err := c.mine(ctx, h); err != nil {
 		return err
 	}
 	var first error
 	for _, a := range c.actions(h) {
-		err := byEither(a, func(a aws.Action) error { return c.api.Complete(ctx, a, h.Launching && r == Abandon) })
+		err := byEither(a, func(a aws.Action) error { return c.api.Complete(ctx, a) })
 		if err == nil {
 			c.mu.Lock()
 			c.done[a.Hook] = true

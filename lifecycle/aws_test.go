@@ -57,9 +57,6 @@ func TestAWSNotices(t *testing.T) {
 		{"spot taken back", aws.Signal{Kind: aws.SignalSpot, Value: "terminate", At: at, Seen: seen, Gone: true}, []Notice{
 			{ID: "aws/i-1/interrupt", Kind: Withdrawn, Source: "aws-spot", Who: "EC2 Spot", Reason: "spot interruption (terminate)", Received: seen},
 		}, true},
-		{"rebalance", aws.Signal{Kind: aws.SignalRebalance, At: at, Seen: seen}, []Notice{
-			{ID: "aws/i-1/rebalance", Kind: Rebalance, Source: "aws-rebalance", Who: "EC2 Spot", Reason: "rebalance recommendation", Received: seen},
-		}, true},
 		{"reboot", aws.Signal{Kind: aws.SignalScheduled, Value: "system-reboot", ID: "e1", At: at, Text: "because", Seen: seen}, []Notice{
 			{ID: "aws/i-1/reboot/e1", Kind: Reboot, Source: "aws-scheduled", Who: "EC2", Reason: "scheduled event system-reboot: because", Received: seen, Deadline: at},
 		}, true},
@@ -139,8 +136,8 @@ func (f *fakeAWS) Heartbeat(_ context.Context, a aws.Action) error {
 	return f.wait[a.Hook]
 }
 
-func (f *fakeAWS) Complete(_ context.Context, a aws.Action, abandon bool) error {
-	f.calls = append(f.calls, strings.TrimSpace(fmt.Sprint("complete ", a.Group, " ", a.Hook, " ", a.Token, map[bool]string{true: " abandon"}[abandon])))
+func (f *fakeAWS) Complete(_ context.Context, a aws.Action) error {
+	f.calls = append(f.calls, strings.TrimSpace(fmt.Sprint("complete ", a.Group, " ", a.Hook, " ", a.Token)))
 	return f.wait[a.Hook]
 }
 
@@ -298,8 +295,8 @@ func (f *movedAWS) Heartbeat(ctx context.Context, a aws.Action) error {
 	return f.answer(a.Group)
 }
 
-func (f *movedAWS) Complete(ctx context.Context, a aws.Action, abandon bool) error {
-	_ = f.fakeAWS.Complete(ctx, a, abandon)
+func (f *movedAWS) Complete(ctx context.Context, a aws.Action) error {
+	_ = f.fakeAWS.Complete(ctx, a)
 	return f.answer(a.Group)
 }
 
@@ -352,29 +349,20 @@ func TestAWSComplete(t *testing.T) {
 	t.Run("the end always goes on", func(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{hooks: drain}
-		if err := open(f).Complete(t.Context(), hook, Abandon); err != nil {
+		if err := open(f).Complete(t.Context(), hook); err != nil {
 			t.Error(err)
 		}
 		wantCalls(t, f, "hooks g", "complete g drain tok")
-	})
-	t.Run("a launch may be abandoned", func(t *testing.T) {
-		t.Parallel()
-		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "up", Launching: true}}}
-		up := Hook{Group: "g", Name: "up", Launching: true}
-		if err := errors.Join(open(f).Complete(t.Context(), up, Abandon), open(f).Complete(t.Context(), up, Continue)); err != nil {
-			t.Error(err)
-		}
-		wantCalls(t, f, "hooks g", "complete g up  abandon", "hooks g", "complete g up")
 	})
 	t.Run("not yet, and then over", func(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{hooks: drain, wait: map[string]error{"drain": none}, member: &aws.Membership{State: "Terminating"}}
 		c := open(f)
-		if err := c.Complete(t.Context(), hook, Continue); !errors.Is(err, ErrNoAction) || errors.Is(err, ErrGone) {
+		if err := c.Complete(t.Context(), hook); !errors.Is(err, ErrNoAction) || errors.Is(err, ErrGone) {
 			t.Error(err)
 		}
 		f.member.State = "Terminating:Proceed"
-		if err := c.Complete(t.Context(), hook, Continue); !errors.Is(err, ErrGone) {
+		if err := c.Complete(t.Context(), hook); !errors.Is(err, ErrGone) {
 			t.Error(err)
 		}
 		f.member = nil
@@ -387,7 +375,7 @@ func TestAWSComplete(t *testing.T) {
 		f := &fakeAWS{hooks: drain, wait: map[string]error{"drain": none}, memberErr: deniedAWS("DescribeAutoScalingInstances")}
 		c := open(f)
 		for range 3 {
-			if err := c.Complete(t.Context(), hook, Continue); !errors.Is(err, ErrNoAction) {
+			if err := c.Complete(t.Context(), hook); !errors.Is(err, ErrNoAction) {
 				t.Error(err)
 			}
 		}
@@ -402,15 +390,15 @@ func TestAWSComplete(t *testing.T) {
 		if err := c.Heartbeat(t.Context(), two); err != nil {
 			t.Error(err)
 		}
-		if err := c.Complete(t.Context(), two, Continue); !errors.Is(err, ErrNoAction) {
+		if err := c.Complete(t.Context(), two); !errors.Is(err, ErrNoAction) {
 			t.Error(err)
 		}
 		f.wait = nil
-		if err := c.Complete(t.Context(), two, Continue); err != nil {
+		if err := c.Complete(t.Context(), two); err != nil {
 			t.Error(err)
 		}
 		// And all of them again, when they wait again.
-		if err := c.Complete(t.Context(), two, Continue); err != nil {
+		if err := c.Complete(t.Context(), two); err != nil {
 			t.Error(err)
 		}
 		wantCalls(t, f, "beat g a", "beat g b", "complete g a", "complete g b", "membership", "complete g b", "complete g a", "complete g b")
@@ -419,14 +407,14 @@ func TestAWSComplete(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{hooks: []aws.LifecycleHook{{Name: "drain"}, {Name: "amsagent-end"}}}
 		c := open(f)
-		for _, err := range []error{c.Heartbeat(t.Context(), hook), c.Complete(t.Context(), hook, Continue)} {
+		for _, err := range []error{c.Heartbeat(t.Context(), hook), c.Complete(t.Context(), hook)} {
 			if others, ok := errors.AsType[*OthersHooksError](err); !ok || others.Hooks[0] != "drain" || others.Group != "g" {
 				t.Error(err)
 			}
 		}
 		// One that is not listed is no hook of the group: the list is read again, once.
 		for range 2 {
-			err := c.Complete(t.Context(), Hook{Group: "g", Name: "new"}, Continue)
+			err := c.Complete(t.Context(), Hook{Group: "g", Name: "new"})
 			if _, ok := errors.AsType[*OthersHooksError](err); !ok {
 				t.Error(err)
 			}
@@ -450,11 +438,11 @@ func TestAWSComplete(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{}
 		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Hooks: named("amsagent*")})
-		err := c.Complete(t.Context(), hook, Continue)
+		err := c.Complete(t.Context(), hook)
 		if _, ok := errors.AsType[*OthersHooksError](err); !ok {
 			t.Error(err)
 		}
-		if err := c.Complete(t.Context(), Hook{Group: "g", Name: "amsagent-end"}, Continue); err != nil {
+		if err := c.Complete(t.Context(), Hook{Group: "g", Name: "amsagent-end"}); err != nil {
 			t.Error(err)
 		}
 		wantCalls(t, f, "complete g amsagent-end")
@@ -466,11 +454,11 @@ func TestAWSComplete(t *testing.T) {
 		for _, name := range []string{"drain", "amsagent-end"} {
 			f.hooks, f.hooksErr = append(f.hooks, aws.LifecycleHook{Name: name}), errThrottled
 			h := Hook{Group: "g", Name: name}
-			if err := c.Complete(t.Context(), h, Continue); !errors.Is(err, errThrottled) {
+			if err := c.Complete(t.Context(), h); !errors.Is(err, errThrottled) {
 				t.Error(name, err)
 			}
 			f.hooksErr = nil
-			if err := c.Complete(t.Context(), h, Continue); err != nil {
+			if err := c.Complete(t.Context(), h); err != nil {
 				t.Error(name, err)
 			}
 		}
@@ -479,7 +467,7 @@ func TestAWSComplete(t *testing.T) {
 	t.Run("nobody may list them", func(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{hooksErr: deniedAWS("DescribeLifecycleHooks")}
-		if err := open(f).Complete(t.Context(), hook, Continue); err != nil {
+		if err := open(f).Complete(t.Context(), hook); err != nil {
 			t.Error(err)
 		}
 	})
@@ -487,7 +475,7 @@ func TestAWSComplete(t *testing.T) {
 		t.Parallel()
 		f := &fakeAWS{wait: map[string]error{"a": none, "b": deniedAWS("CompleteLifecycleAction")}}
 		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g", Hooks: both})
-		err := c.Complete(t.Context(), two, Continue)
+		err := c.Complete(t.Context(), two)
 		if d, ok := errors.AsType[*DeniedError](err); !ok || d.Permission != "autoscaling:CompleteLifecycleAction" {
 			t.Error(err)
 		}
@@ -548,7 +536,7 @@ func TestAWSParked(t *testing.T) {
 		}
 		c := NewAWSCompleter(f, AWSCompleterOptions{Group: "g"})
 		for _, parking := range []bool{false, true} {
-			err := c.Complete(t.Context(), Hook{Group: "g", Name: "end", Parking: parking}, Continue)
+			err := c.Complete(t.Context(), Hook{Group: "g", Name: "end", Parking: parking})
 			if errors.Is(err, ErrGone) != (over && parking) || err == nil {
 				t.Errorf("%s, parking %v: %v", state, parking, err)
 			}
@@ -566,7 +554,7 @@ func TestHookMadeLater(t *testing.T) {
 		}
 		f.hooks = append(f.hooks, aws.LifecycleHook{Name: "logs"})
 		tick(10 * time.Second)
-		err := c.Complete(t.Context(), Hook{Group: "g", Name: "logs"}, Continue)
+		err := c.Complete(t.Context(), Hook{Group: "g", Name: "logs"})
 		if _, ok := errors.AsType[*OthersHooksError](err); !ok {
 			t.Errorf("got %v, calls %v", err, f.calls)
 		}

@@ -282,8 +282,8 @@ func (c *AzureCompleter) Discover(context.Context, bool) (*Hook, error) {
 func (c *AzureCompleter) Heartbeat(context.Context, Hook) error { return ErrNoAction }
 
 // Complete implements Completer: the event may begin, for all machines that it
-// names. To abandon is nothing that Azure knows.
-func (c *AzureCompleter) Complete(ctx context.Context, h Hook, _ Result) error {
+// names.
+func (c *AzureCompleter) Complete(ctx context.Context, h Hook) error {
 	if h.Provider != providerAzure || h.Token == "" {
 		return fmt.Errorf("%w: it is no scheduled event of Azure's", ErrGone)
 	}

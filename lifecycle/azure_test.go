@@ -483,7 +483,7 @@ func TestAzureCompleter(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			c := NewAzureCompleter(&tt.api)
-			err := c.Complete(t.Context(), tt.hook, Continue)
+			err := c.Complete(t.Context(), tt.hook)
 			if (err != nil) != tt.fails || errors.Is(err, ErrGone) != tt.gone || tt.api.asked != tt.asked {
 				t.Errorf("%v; asked %d times", err, tt.api.asked)
 			}

@@ -48,15 +48,6 @@ type Tombstone struct {
 	RepairStreams bool `json:"repair_streams,omitempty"`
 }
 
-// Result is what the cloud is told about a hook.
-type Result string
-
-// The results.
-const (
-	Continue Result = "CONTINUE"
-	Abandon  Result = "ABANDON"
-)
-
 // Completer speaks to the cloud whose hook waits for us. Its methods return when
 // their context ends.
 type Completer interface {
@@ -66,7 +57,7 @@ type Completer interface {
 	// Heartbeat makes the hook wait for one more of its timeouts.
 	Heartbeat(ctx context.Context, h Hook) error
 	// Complete ends the waiting.
-	Complete(ctx context.Context, h Hook, r Result) error
+	Complete(ctx context.Context, h Hook) error
 }
 
 // What a Completer answers, where its caller decides by it. Everything else is

@@ -67,10 +67,7 @@ func (g *asg) word(what string, a aws.Action) error {
 
 func (g *asg) Heartbeat(_ context.Context, a aws.Action) error { return g.word("beat", a) }
 
-func (g *asg) Complete(_ context.Context, a aws.Action, abandon bool) error {
-	if abandon {
-		return g.word("abandon", a)
-	}
+func (g *asg) Complete(_ context.Context, a aws.Action) error {
 	return g.word("complete", a)
 }
 

@@ -23,7 +23,6 @@ const (
 	opDiscover op = "discover"
 	opBeat     op = "heartbeat"
 	opContinue op = "continue"
-	opAbandon  op = "abandon"
 )
 
 // try is the memory of one kind of call.
@@ -162,8 +161,6 @@ func (m *Manager) wanted(a *waiter) op {
 			return opContinue
 		case !r.Start.Failed:
 			return opBeat
-		case m.o.AbandonOnFailure:
-			return opAbandon
 		}
 		return opNone
 	}
@@ -243,10 +240,8 @@ func (m *Manager) do(ctx context.Context, c call) {
 		err = m.o.Completer.Heartbeat(bound, c.hook)
 	case opContinue:
 		if err = alone(bound, m.o.Peers, c.hook); err == nil {
-			err = m.o.Completer.Complete(bound, c.hook, Continue)
+			err = m.o.Completer.Complete(bound, c.hook)
 		}
-	case opAbandon:
-		err = m.o.Completer.Complete(bound, c.hook, Abandon)
 	case opNone:
 		return
 	}
@@ -386,9 +381,6 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		m.commit()
 	case err == nil:
 		a.End = EndCompleted
-		if c.op == opAbandon {
-			a.End = EndAbandoned
-		}
 		m.ended(a, c, now)
 		m.noteLocked("hook " + a.Hook.Name + " is " + string(a.End))
 		m.commit()
@@ -595,7 +587,7 @@ func FinishStop(ctx context.Context, files Files, c Completer, p Peers, log *slo
 		}
 		err := alone(ctx, p, a.Hook)
 		if err == nil {
-			err = c.Complete(ctx, a.ours(time.Time{}), Continue)
+			err = c.Complete(ctx, a.ours(time.Time{}))
 		}
 		switch {
 		case err == nil:

@@ -33,18 +33,6 @@ var (
 	ErrBusy = errors.New("a drain is under way")
 )
 
-// RebalancePolicy says what the advice of a cloud to go is worth.
-type RebalancePolicy string
-
-// The policies.
-const (
-	// RebalanceIgnore is the default: a group that follows the advice ends this
-	// machine by its hook anyway, after another one is there. A node that goes by
-	// itself takes its capacity away first, and is paid for all the same.
-	RebalanceIgnore RebalancePolicy = "ignore"
-	RebalanceDrain  RebalancePolicy = "drain"
-)
-
 // Options make a Manager. Node and Files are needed, the rest may be left out.
 type Options struct {
 	Node  Node
@@ -56,9 +44,8 @@ type Options struct {
 	Completer Completer
 	// Peers tells who else waits behind the same word of ours. With nil such a word
 	// is said only when the cloud waits no longer.
-	Peers     Peers
-	Sources   []Source
-	Rebalance RebalancePolicy
+	Peers   Peers
+	Sources []Source
 
 	// Deadline is how long sessions are waited for. It may change; a drain keeps the first
 	// that is final. An instance tag that was not read yet may still say another one. Nil is
@@ -77,8 +64,6 @@ type Options struct {
 	// launch hook is completed by. nil proves nothing, and such hooks are left
 	// alone.
 	Prove func(ctx context.Context) error
-	// AbandonOnFailure gives a machine that did not start back to the cloud.
-	AbandonOnFailure bool
 
 	// Event writes an event of the cluster's history; it knows the node.
 	Event func(ctx context.Context, e cluster.Event) error
@@ -173,10 +158,9 @@ type Manager struct {
 	noticed time.Time // when a notice was noted last
 	// cancelledBy is who cancelled the last drain.
 	cancelledBy string
-	// withdrawn, handled and ignored are ids that this life has seen.
+	// withdrawn and handled are ids that this life has seen.
 	withdrawn map[string]time.Time
 	handled   map[string]bool
-	ignored   map[string]bool
 	inService time.Time // when a source last reported it
 	tries     map[string]*try
 	view      atomic.Pointer[View]
@@ -197,11 +181,6 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	if o.Files == nil {
 		missing = append(missing, errors.New("no place for its record"))
-	}
-	switch o.Rebalance {
-	case RebalanceIgnore, RebalanceDrain, "":
-	default:
-		missing = append(missing, fmt.Errorf("%q is no policy for a rebalance", string(o.Rebalance)))
 	}
 	if len(missing) > 0 {
 		return nil, fmt.Errorf("making a lifecycle manager: %w", errors.Join(missing...))
@@ -229,7 +208,7 @@ func NewManager(o Options) (*Manager, error) {
 	}
 	m := &Manager{
 		o: o, log: o.Log, changed: make(chan struct{}), r: &record{}, gen: 1,
-		trouble: map[string]string{}, logged: map[string]loggedTrouble{}, withdrawn: map[string]time.Time{}, handled: map[string]bool{}, ignored: map[string]bool{},
+		trouble: map[string]string{}, logged: map[string]loggedTrouble{}, withdrawn: map[string]time.Time{}, handled: map[string]bool{},
 		tries: map[string]*try{}, events: make(chan cluster.Event, maxMemory), unsaid: make(chan struct{}, 1), told: make(chan struct{}, 1),
 	}
 	m.mu.Lock()
@@ -472,16 +451,6 @@ func (m *Manager) take(n Notice) error {
 			m.inService = n.Received
 		}
 		return m.takeStart(n)
-	case Rebalance:
-		if m.o.Rebalance != RebalanceDrain {
-			if !m.ignored[n.ID] {
-				remember(m.ignored, n.ID, true)
-				m.noteLocked("the cloud advises to go (" + noticeWord(n) + "); configured is to ignore that")
-				m.event(cluster.Event{Kind: "notice", Who: n.Source, Why: n.Reason, Details: map[string]string{"kind": string(n.Kind), "done": "ignored"}})
-				m.publish(now)
-			}
-			return nil
-		}
 	case Shutdown:
 		if n.Deadline.IsZero() {
 			n.Deadline = now.Add(usualStopTime)
@@ -716,7 +685,6 @@ func (m *Manager) begin(now time.Time) {
 func (m *Manager) withdraw(n Notice) error {
 	r := m.r
 	remember(m.withdrawn, n.ID, n.Received)
-	delete(m.ignored, n.ID)
 	delete(m.handled, n.ID)
 	for _, overruled := range []*[]string{&r.Dismissed, &r.Rejoined} {
 		if i := slices.Index(*overruled, n.ID); i >= 0 {

@@ -21,11 +21,11 @@ import (
 )
 
 func TestNewManagerSaysAllThatIsMissing(t *testing.T) {
-	_, err := NewManager(Options{Rebalance: "perhaps"})
+	_, err := NewManager(Options{})
 	if err == nil {
 		t.Fatal("made of nothing")
 	}
-	for _, want := range []string{"no node", "no place", `"perhaps"`} {
+	for _, want := range []string{"no node", "no place"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %s", err, want)
 		}

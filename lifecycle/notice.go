@@ -15,8 +15,6 @@ const (
 	Terminate Kind = "terminate"
 	// Interrupt: the machine goes at the deadline, whatever anybody does (spot).
 	Interrupt Kind = "interrupt"
-	// Rebalance: the cloud advises to go; nothing happens if nobody does.
-	Rebalance Kind = "rebalance"
 	// Reboot: the machine is started again at the deadline and comes back.
 	Reboot Kind = "reboot"
 	// Park: the machine leaves service and stays as it is, to come back later

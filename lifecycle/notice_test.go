@@ -26,7 +26,6 @@ func TestEachNoticeAloneAndTwice(t *testing.T) {
 		{Notice{Kind: Terminate}, StateLeft, 1},
 		{Notice{Kind: Interrupt}, StateLeft, 1},
 		{Notice{Kind: Ask}, StateLeft, 1},
-		{Notice{Kind: Rebalance}, StateActive, 0},
 		{Notice{Kind: Park}, StateParked, 1},
 		{Notice{Kind: Reboot}, StateDraining, 0},
 		{Notice{Kind: Resume}, StateActive, 0},
@@ -61,19 +60,19 @@ func TestEachNoticeAloneAndTwice(t *testing.T) {
 	}
 }
 
-func TestRebalanceByPolicy(t *testing.T) {
+func TestWithdrawnThenLate(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = p(1)
-		l := w.live(func(o *Options) { o.Rebalance = RebalanceDrain })
+		l := w.live()
 		defer l.kill()
-		n := Notice{ID: "r", Source: "aws-rebalance", Kind: Rebalance}
+		n := Notice{ID: "r", Source: "aws-spot", Kind: Interrupt}
 		l.Notice(n)
 		tick(time.Minute)
 		if l.View().State != StateDraining {
 			t.Fatal("does not drain")
 		}
-		l.Notice(Notice{ID: "r", Source: "aws-rebalance", Kind: Withdrawn})
+		l.Notice(Notice{ID: "r", Source: "aws-spot", Kind: Withdrawn})
 		tick(time.Second)
 		if v := l.View(); v.State != StateActive || w.row != cluster.StateActive {
 			t.Errorf("%s, row %s", v.State, w.row)

@@ -222,12 +222,6 @@ func (m *Manager) startFailed(id string) {
 		return
 	}
 	s.Failed = true
-	text := "this machine was not seen in the cluster within " + proveTime.String()
-	if m.o.AbandonOnFailure {
-		text += ": it is given back to the cloud"
-	} else {
-		text += ": its hook is left to its timeout, unless it serves before that"
-	}
-	m.noteLocked(text)
+	m.noteLocked("this machine was not seen in the cluster within " + proveTime.String() + ": its hook is left to its timeout, unless it serves before that")
 	m.commit()
 }

@@ -315,34 +315,26 @@ func TestLaunchHook(t *testing.T) {
 		})
 	})
 	t.Run("failure", func(t *testing.T) {
-		for _, abandon := range []bool{false, true} {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.hook, w.proveHang = launchHook(), true
-				l := w.live(func(o *Options) { o.AbandonOnFailure = abandon })
-				defer l.kill()
-				l.Notice(launch)
-				l.until("failed", 11*time.Minute, func(v View) bool { return v.Start == "failed" })
-				tick(time.Second)
-				beats := len(w.beats)
-				tick(5 * time.Minute)
-				if len(w.beats) != beats {
-					t.Error("heartbeats of a start that failed")
-				}
-				if abandon != (len(w.completed) == 1 && w.completed[0] == "up ABANDON") {
-					t.Errorf("abandon %v: completed %v", abandon, w.completed)
-				}
-				if abandon {
-					return
-				}
-				// It comes late, but it comes.
-				w.set(func(w *world) { w.proveHang = false })
-				l.until("done", 20*time.Minute, func(v View) bool { return v.Start == "" })
-				if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
-					t.Errorf("completed %v", w.completed)
-				}
-			})
-		}
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.hook, w.proveHang = launchHook(), true
+			l := w.live()
+			defer l.kill()
+			l.Notice(launch)
+			l.until("failed", 11*time.Minute, func(v View) bool { return v.Start == "failed" })
+			tick(time.Second)
+			beats := len(w.beats)
+			tick(5 * time.Minute)
+			if len(w.beats) != beats || len(w.completed) != 0 {
+				t.Errorf("a start that failed: %d heartbeats more, completed %v", len(w.beats)-beats, w.completed)
+			}
+			// It comes late, but it comes.
+			w.set(func(w *world) { w.proveHang = false })
+			l.until("done", 20*time.Minute, func(v View) bool { return v.Start == "" })
+			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
+				t.Errorf("completed %v", w.completed)
+			}
+		})
 	})
 	t.Run("killed", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
@@ -503,7 +495,7 @@ func (c *twoHooks) Discover(_ context.Context, launching bool) (*Hook, error) {
 
 func (c *twoHooks) Heartbeat(context.Context, Hook) error { return nil }
 
-func (c *twoHooks) Complete(_ context.Context, h Hook, _ Result) error {
+func (c *twoHooks) Complete(_ context.Context, h Hook) error {
 	c.set(func(*world) { c.asked = append(c.asked, h.Name) })
 	if h.Launching {
 		return ErrNoAction

@@ -63,7 +63,7 @@ const (
 
 func goalOf(k Kind) goal {
 	switch k {
-	case Terminate, Interrupt, Rebalance, Ask:
+	case Terminate, Interrupt, Ask:
 		return goalLeave
 	case Park:
 		return goalPark
@@ -164,7 +164,6 @@ type End string
 // The ends.
 const (
 	EndCompleted End = "completed"
-	EndAbandoned End = "abandoned"
 	EndGone      End = "gone" // the cloud did not wait for our word
 	EndLeft      End = "left to its timeout"
 )

@@ -186,7 +186,7 @@ func (o *Options) due(r *record, n Notice) time.Time {
 			}
 			return later(n.Received, n.Deadline.Add(-wait-reserveTime))
 		}
-	case Terminate, Rebalance, Park, Ask, Shutdown, Resume, Launch, Withdrawn:
+	case Terminate, Park, Ask, Shutdown, Resume, Launch, Withdrawn:
 	}
 	return n.Received
 }

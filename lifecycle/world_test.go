@@ -320,7 +320,7 @@ func (w *world) Heartbeat(ctx context.Context, h Hook) error {
 	return nil
 }
 
-func (w *world) Complete(ctx context.Context, h Hook, r Result) error {
+func (w *world) Complete(ctx context.Context, h Hook) error {
 	touch()
 	w.set(func(w *world) { w.did("complete?") })
 	if err := w.cloud(ctx, opContinue); err != nil {
@@ -331,7 +331,7 @@ func (w *world) Complete(ctx context.Context, h Hook, r Result) error {
 	if err := w.state(); err != nil {
 		return err
 	}
-	w.completed = append(w.completed, h.Name+" "+string(r))
+	w.completed = append(w.completed, h.Name+" CONTINUE")
 	w.gone = true // an action is completed once
 	w.did("complete")
 	return nil

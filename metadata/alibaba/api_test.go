@@ -204,7 +204,7 @@ func TestWords(t *testing.T) {
 	if err := e.Heartbeat(t.Context(), "ash-1", "T-1", 40*time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Complete(t.Context(), "ash-1", "T-1", false); err != nil {
+	if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
 		t.Fatal(err)
 	}
 	want := url.Values{"RegionId": {"cn-hangzhou"}, "lifecycleHookId": {"ash-1"}, "lifecycleActionToken": {"T-1"}, "heartbeatTimeout": {"2400"}}
@@ -264,7 +264,7 @@ func TestAPIErrors(t *testing.T) {
 			t.Parallel()
 			s := newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": tt.answers})
 			e, _ := openESS(t, rolled(t), s)
-			err := e.Complete(t.Context(), "ash-1", "T-1", false)
+			err := e.Complete(t.Context(), "ash-1", "T-1")
 			switch {
 			case tt.is == nil && tt.text == "":
 				if err != nil {
@@ -285,7 +285,7 @@ func TestDenied(t *testing.T) {
 	for _, code := range []string{"Forbidden.RAM", "Forbidden.Unauthorized", "NoPermission", "Forbidden"} {
 		s := newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": {bad(403, code, "User not authorized to operate on the specified resource")}})
 		e, _ := openESS(t, rolled(t), s)
-		err := e.Complete(t.Context(), "ash-1", "T-1", false)
+		err := e.Complete(t.Context(), "ash-1", "T-1")
 		d, ok := errors.AsType[*alibaba.DeniedError](err)
 		if !ok || d.Action != "ess:CompleteLifecycleAction" || d.NoRole || !strings.Contains(d.Reason, code) {
 			t.Fatalf("%s: %#v, %v", code, d, err)
@@ -338,7 +338,7 @@ func TestCredentialsEnd(t *testing.T) {
 	}})
 	e, log := openESS(t, f, s)
 	for range 2 {
-		if err := e.Complete(t.Context(), "ash-1", "T-1", false); err != nil {
+		if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -346,11 +346,11 @@ func TestCredentialsEnd(t *testing.T) {
 		t.Errorf("the credentials were fetched %d times", n)
 	}
 	f.Set(roles+"ams-node", credentialsUntil("2", time.Now().Add(6*time.Hour)))
-	if err := e.Complete(t.Context(), "ash-1", "T-1", false); err != nil {
+	if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
 		t.Errorf("after their end: %v", err)
 	}
 	// Refused when they are new: for another reason, which is told.
-	if err := e.Complete(t.Context(), "ash-1", "T-1", false); err == nil || !strings.Contains(err.Error(), "InvalidAccessKeyId") {
+	if err := e.Complete(t.Context(), "ash-1", "T-1"); err == nil || !strings.Contains(err.Error(), "InvalidAccessKeyId") {
 		t.Errorf("%v", err)
 	}
 	var keys []string
@@ -373,7 +373,7 @@ func TestCredentialsRenewed(t *testing.T) {
 	s := newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": {done()}})
 	e, _ := openESS(t, f, s)
 	for range 3 {
-		if err := e.Complete(t.Context(), "ash-1", "T-1", false); err != nil {
+		if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -392,7 +392,7 @@ func TestClockSkew(t *testing.T) {
 	s := newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": {wrong, done(), done()}})
 	e, log := openESS(t, rolled(t), s)
 	for range 2 {
-		if err := e.Complete(t.Context(), "ash-1", "T-1", false); err != nil {
+		if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -409,7 +409,7 @@ func TestClockSkew(t *testing.T) {
 	// One that refuses whatever the time is no loop.
 	s = newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": {wrong}})
 	e, _ = openESS(t, rolled(t), s)
-	if err := e.Complete(t.Context(), "ash-1", "T-1", false); err == nil || !strings.Contains(err.Error(), "clock") || len(s.calls) != 2 {
+	if err := e.Complete(t.Context(), "ash-1", "T-1"); err == nil || !strings.Contains(err.Error(), "clock") || len(s.calls) != 2 {
 		t.Errorf("%d calls: %v", len(s.calls), err)
 	}
 }
@@ -474,9 +474,9 @@ func TestEndpointOfTwoCalls(t *testing.T) {
 	}
 	errs := make(chan error)
 	for range 2 {
-		go func() { errs <- e.Complete(t.Context(), "ash-1", "T-1", false) }()
+		go func() { errs <- e.Complete(t.Context(), "ash-1", "T-1") }()
 	}
-	if err := errors.Join(<-errs, <-errs, e.Complete(t.Context(), "ash-1", "T-1", false)); err != nil {
+	if err := errors.Join(<-errs, <-errs, e.Complete(t.Context(), "ash-1", "T-1")); err != nil {
 		t.Error(err)
 	}
 }

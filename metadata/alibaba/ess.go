@@ -251,15 +251,10 @@ func (e *ESS) Heartbeat(ctx context.Context, hook, token string, wait time.Durat
 	}, &struct{}{})
 }
 
-// Complete ends the wait of an action, for all its instances: they go on, or with abandon what was begun is given up.
-// ErrOver means that it does not wait any more.
-func (e *ESS) Complete(ctx context.Context, hook, token string, abandon bool) error {
-	result := "CONTINUE"
-	if abandon {
-		result = "ABANDON"
-	}
+// Complete ends the wait of an action, for all its instances: they go on. ErrOver means that it does not wait any more.
+func (e *ESS) Complete(ctx context.Context, hook, token string) error {
 	return e.api.call(ctx, "CompleteLifecycleAction", url.Values{
-		"LifecycleHookId": {hook}, "LifecycleActionToken": {token}, "LifecycleActionResult": {result},
+		"LifecycleHookId": {hook}, "LifecycleActionToken": {token}, "LifecycleActionResult": {"CONTINUE"},
 	}, &struct{}{})
 }
 

@@ -215,16 +215,11 @@ func (a *AutoScaling) Heartbeat(ctx context.Context, action Action) error {
 	return err
 }
 
-// Complete ends the wait of the hook: the transition goes on, or with abandon is given up. ErrNoAction means that it
-// does not wait.
-func (a *AutoScaling) Complete(ctx context.Context, action Action, abandon bool) error {
-	result := "CONTINUE"
-	if abandon {
-		result = "ABANDON"
-	}
+// Complete ends the wait of the hook: the transition goes on. ErrNoAction means that it does not wait.
+func (a *AutoScaling) Complete(ctx context.Context, action Action) error {
 	_, _, err := a.call(ctx, "CompleteLifecycleAction", action.Group, func(where place) url.Values {
 		params := action.params(where)
-		params.Set("LifecycleActionResult", result)
+		params.Set("LifecycleActionResult", "CONTINUE")
 		return params
 	})
 	return err

@@ -161,8 +161,8 @@ func TestAutoScalingWire(t *testing.T) {
 	}
 	for _, err := range []error{
 		a.Heartbeat(ctx, aws.Action{Group: "edge-asg", Hook: "z"}),
-		a.Complete(ctx, aws.Action{Group: "edge-asg", Hook: "z"}, false),
-		a.Complete(ctx, aws.Action{Group: "edge-asg", Hook: "up", Token: "tok"}, true),
+		a.Complete(ctx, aws.Action{Group: "edge-asg", Hook: "z"}),
+		a.Complete(ctx, aws.Action{Group: "edge-asg", Hook: "up", Token: "tok"}),
 	} {
 		if err != nil {
 			t.Error(err)
@@ -181,7 +181,7 @@ func TestAutoScalingWire(t *testing.T) {
 		"Action=DescribeLifecycleHooks&AutoScalingGroupName=edge-asg&Version=2011-01-01",
 		"Action=RecordLifecycleActionHeartbeat&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleHookName=z&Version=2011-01-01",
 		"Action=CompleteLifecycleAction&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleActionResult=CONTINUE&LifecycleHookName=z&Version=2011-01-01",
-		"Action=CompleteLifecycleAction&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleActionResult=ABANDON&LifecycleActionToken=tok&LifecycleHookName=up&Version=2011-01-01",
+		"Action=CompleteLifecycleAction&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleActionResult=CONTINUE&LifecycleActionToken=tok&LifecycleHookName=up&Version=2011-01-01",
 	}
 	if diff := cmp.Diff(want, forms); diff != "" {
 		t.Error(diff)
@@ -298,7 +298,7 @@ func TestAutoScalingErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			a, api, log := openAPI(t, instanceWithRole(), aws.AutoScalingOptions{}, tt.answers...)
-			err := a.Complete(t.Context(), aws.Action{Group: "g", Hook: "h"}, false)
+			err := a.Complete(t.Context(), aws.Action{Group: "g", Hook: "h"})
 			want, isDenied := errors.AsType[*aws.DeniedError](tt.want)
 			switch got, _ := errors.AsType[*aws.DeniedError](err); {
 			case isDenied:
@@ -453,7 +453,7 @@ func TestAutoScalingBound(t *testing.T) {
 			}
 			a, _, _ := openAPI(t, imds, aws.AutoScalingOptions{Timeout: 200 * time.Millisecond}, silent)
 			began := time.Now()
-			err := a.Complete(t.Context(), aws.Action{Group: "g", Hook: "h"}, false)
+			err := a.Complete(t.Context(), aws.Action{Group: "g", Hook: "h"})
 			if took := time.Since(began); err == nil || took > time.Minute {
 				t.Errorf("%v after %v", err, took)
 			}
@@ -464,7 +464,7 @@ func TestAutoScalingBound(t *testing.T) {
 			cancel()
 			began = time.Now()
 			a, _, _ = openAPI(t, imds, aws.AutoScalingOptions{Timeout: time.Hour}, silent)
-			if err := a.Complete(ctx, aws.Action{Group: "g", Hook: "h"}, false); err == nil || time.Since(began) > time.Minute {
+			if err := a.Complete(ctx, aws.Action{Group: "g", Hook: "h"}); err == nil || time.Since(began) > time.Minute {
 				t.Errorf("%v after %v", err, time.Since(began))
 			}
 		})

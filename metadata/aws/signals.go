@@ -41,7 +41,6 @@ type SignalKind string
 const (
 	SignalTarget    SignalKind = "autoscaling/target-lifecycle-state"
 	SignalSpot      SignalKind = "spot/instance-action"
-	SignalRebalance SignalKind = "events/recommendations/rebalance"
 	SignalScheduled SignalKind = "events/maintenance/scheduled"
 )
 
@@ -55,7 +54,7 @@ type Signal struct {
 	Before string
 	// ID is the cloud's id of a scheduled event.
 	ID string
-	// At is when it happens, of a rebalance recommendation when it was made; zero is not told.
+	// At is when it happens; zero is not told.
 	At time.Time
 	// Text is what the cloud says about it, for people.
 	Text string
@@ -95,7 +94,6 @@ func (p *Provider) Watch(ctx context.Context, o WatchOptions, fn func(Signal)) {
 	}{
 		{"target lifecycle state", o.StateInterval, w.target},
 		{"spot interruption", o.Interval, w.spot},
-		{"rebalance recommendation", o.Interval, w.rebalance},
 		{"scheduled events", o.ScheduledInterval, w.scheduled},
 	} {
 		wg.Go(func() { w.Every(ctx, l.name, l.every, l.look) })
@@ -116,9 +114,6 @@ type watch struct {
 	spotRound, spotMissing int
 	interruption           Interruption
 	spotEnd                cloud.SpotEnd
-
-	rebalanceMissing int
-	rebalanced       time.Time
 
 	events        map[string]ScheduledEvent // what was signalled and not taken back
 	eventsOver    map[string]bool           // what was told to be over
@@ -176,33 +171,6 @@ func (w *watch) spot(ctx context.Context) error {
 	}
 	w.interruption = at
 	w.emit(Signal{Kind: SignalSpot, Value: at.Action, At: at.Time})
-	return nil
-}
-
-func (w *watch) rebalance(ctx context.Context) error {
-	at, found, err := cloud.LookAt(ctx, w.p.items, "rebalance recommendation", "meta-data/"+string(SignalRebalance), ParseRebalance)
-	if err != nil {
-		return err
-	}
-	if !found {
-		if w.rebalanced.IsZero() {
-			return nil
-		}
-		if w.rebalanceMissing++; w.rebalanceMissing < goneAfter {
-			return nil
-		}
-		gone := w.rebalanced
-		w.rebalanced, w.rebalanceMissing = time.Time{}, 0
-		w.emit(Signal{Kind: SignalRebalance, At: gone, Gone: true})
-		return nil
-	}
-	w.rebalanceMissing = 0
-	if !w.rebalanced.IsZero() {
-		// The advice stands, whenever it was given.
-		return nil
-	}
-	w.rebalanced = at
-	w.emit(Signal{Kind: SignalRebalance, At: at})
 	return nil
 }
 

@@ -84,21 +84,6 @@ func ParseTerminationTime(body []byte) (Interruption, error) {
 	return Interruption{Action: "terminate", Time: at}, nil
 }
 
-// ParseRebalance reads when the rebalance recommendation was made.
-func ParseRebalance(body []byte) (time.Time, error) {
-	var doc struct {
-		NoticeTime string `json:"noticeTime"`
-	}
-	if err := json.Unmarshal(body, &doc); err != nil {
-		return time.Time{}, fmt.Errorf("the rebalance recommendation is not the JSON expected: %w", err)
-	}
-	at, err := parseTime(doc.NoticeTime)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("the time of the rebalance recommendation: %w", err)
-	}
-	return at, nil
-}
-
 // ScheduledEvent is one maintenance event of this instance.
 type ScheduledEvent struct {
 	ID    string

@@ -52,8 +52,6 @@ func TestParseSignals(t *testing.T) {
 		{"not JSON", `terminate`, anyOf(aws.ParseInstanceAction), nil},
 		{"old form", "2026-11-20T08:22:00Z\n", anyOf(aws.ParseTerminationTime), aws.Interruption{Action: "terminate", Time: at}},
 		{"old form without a time", "not-a-time", anyOf(aws.ParseTerminationTime), aws.Interruption{}},
-		{"rebalance", `{"noticeTime":"2026-11-20T08:22:00Z"}`, anyOf(aws.ParseRebalance), at},
-		{"rebalance without a time", `{}`, anyOf(aws.ParseRebalance), nil},
 		{"no scheduled events", `[]`, anyOf(aws.ParseScheduled), []aws.ScheduledEvent(nil)},
 		{"scheduled without a state and an id", `[{"Code":"instance-stop","NotBefore":"2 Jan 2027 03:04:05 GMT"}]`, anyOf(aws.ParseScheduled), []aws.ScheduledEvent{
 			{ID: "instance-stop", Code: "instance-stop", State: "active", NotBefore: time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC)},
@@ -137,9 +135,6 @@ func FuzzSignals(f *testing.F) {
 		}
 		if _, err := aws.ParseTerminationTime(body); err != nil {
 			t.Error(err)
-		}
-		if at, err := aws.ParseRebalance(body); err == nil && at.IsZero() {
-			t.Error("rebalance without a time")
 		}
 		events, _ := aws.ParseScheduled(body)
 		seen := map[string]bool{}
@@ -327,7 +322,6 @@ func TestWatchFirstLook(t *testing.T) {
 	now := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // where synctest begins
 	imds.set(string(aws.SignalTarget), "Terminated\n")
 	imds.set(string(aws.SignalSpot), `{"action":"terminate","time":"2000-01-01T00:02:00Z"}`)
-	imds.set(string(aws.SignalRebalance), `{"noticeTime":"2000-01-01T00:00:00Z"}`)
 	imds.set(string(aws.SignalScheduled), `[{"EventId":"e1","Code":"instance-reboot","State":"active","NotBefore":"8 Jan 2000 00:00:00 GMT","Description":"d"},
 		{"EventId":"e2","Code":"instance-stop","State":"canceled","NotBefore":"9 Jan 2000 00:00:00 GMT"}]`)
 	watch(t, imds, aws.WatchOptions{}, func(w *watching) {
@@ -336,7 +330,6 @@ func TestWatchFirstLook(t *testing.T) {
 			aws.Signal{Kind: aws.SignalTarget, Value: "Terminated"},
 			aws.Signal{Kind: aws.SignalScheduled, Value: "instance-reboot", ID: "e1", At: now.AddDate(0, 0, 7), Text: "d"},
 			aws.Signal{Kind: aws.SignalScheduled, Value: "instance-stop", ID: "e2", At: now.AddDate(0, 0, 8), Gone: true},
-			aws.Signal{Kind: aws.SignalRebalance, At: now},
 			aws.Signal{Kind: aws.SignalSpot, Value: "terminate", At: now.Add(2 * time.Minute)},
 		)
 		w.want(t, 10*time.Minute)
@@ -348,24 +341,19 @@ func TestWatchTakenBack(t *testing.T) {
 	imds := newIMDS()
 	const action = `{"action":"stop","time":"2000-01-01T00:02:00Z"}`
 	at := time.Date(2000, 1, 1, 0, 2, 0, 0, time.UTC)
-	noticed := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 	watch(t, imds, aws.WatchOptions{}, func(w *watching) {
 		w.pass(time.Second)
 		imds.set(string(aws.SignalSpot), action)
-		imds.set(string(aws.SignalRebalance), `{"noticeTime":"2000-01-01T00:00:00Z"}`)
-		spot, rebalance := aws.Signal{Kind: aws.SignalSpot, Value: "stop", At: at}, aws.Signal{Kind: aws.SignalRebalance, At: noticed}
-		w.want(t, 5*time.Second, rebalance, spot)
+		spot := aws.Signal{Kind: aws.SignalSpot, Value: "stop", At: at}
+		w.want(t, 5*time.Second, spot)
 		// A 404 by mistake, and another one.
 		imds.set(string(aws.SignalSpot), "")
-		imds.set(string(aws.SignalRebalance), "")
 		w.want(t, 10*time.Second)
 		imds.set(string(aws.SignalSpot), action)
-		imds.set(string(aws.SignalRebalance), `{"noticeTime":"2000-01-01T00:00:00Z"}`)
 		w.want(t, time.Minute)
 		imds.set(string(aws.SignalSpot), "")
-		imds.set(string(aws.SignalRebalance), "")
-		spot.Gone, rebalance.Gone = true, true
-		w.want(t, 16*time.Second, rebalance, spot)
+		spot.Gone = true
+		w.want(t, 16*time.Second, spot)
 		w.want(t, time.Minute)
 
 		// The older form alone, which is asked for less often.
@@ -571,16 +559,14 @@ func TestWatchOneItem(t *testing.T) {
 		switch path {
 		case string(aws.SignalScheduled):
 			return http.StatusOK, `{"no":"list"}`, false
-		case string(aws.SignalRebalance):
-			return 0, "", true
 		case string(aws.SignalSpot):
-			return http.StatusInternalServerError, "", false
+			return 0, "", true
 		}
 		return 0, "", false
 	})
 	watch(t, imds, aws.WatchOptions{}, func(w *watching) {
 		w.want(t, time.Hour, aws.Signal{Kind: aws.SignalTarget, Value: "InService"})
-		if w.lines("WARN") != 3 {
+		if w.lines("WARN") != 2 {
 			t.Errorf("log:\n%s", w.log)
 		}
 		for range 20 {
@@ -619,7 +605,7 @@ func TestWatchRate(t *testing.T) {
 		requests, tokens := imds.count()
 		w.pass(time.Hour)
 		r, k := imds.count()
-		if perSecond := float64(r-requests+k-tokens) / 3600; perSecond > 1 || perSecond < 0.9 {
+		if perSecond := float64(r-requests+k-tokens) / 3600; perSecond > 1 || perSecond < 0.7 {
 			t.Errorf("%.3f requests in a second", perSecond)
 		}
 		state, other := "InService", "Terminated"

@@ -177,8 +177,8 @@ func (c *cloudAway) Discover(context.Context, bool) (*lifecycle.Hook, error) {
 	return nil, errors.New("503")
 }
 
-func (*cloudAway) Heartbeat(context.Context, lifecycle.Hook) error                  { return nil }
-func (*cloudAway) Complete(context.Context, lifecycle.Hook, lifecycle.Result) error { return nil }
+func (*cloudAway) Heartbeat(context.Context, lifecycle.Hook) error { return nil }
+func (*cloudAway) Complete(context.Context, lifecycle.Hook) error  { return nil }
 
 // notices is a source of notices that a test sends.
 type notices chan lifecycle.Notice

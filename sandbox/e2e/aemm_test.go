@@ -35,7 +35,7 @@ func TestMetadataMock(t *testing.T) {
 		want []lifecycle.Kind // in any order
 	}{
 		{"asglifecycle", []string{"asglifecycle", "--asg-termination-delay-sec", "3"}, []lifecycle.Kind{lifecycle.Resume, lifecycle.Terminate}},
-		{"spot", []string{"spot", "--mock-delay-sec", "2"}, []lifecycle.Kind{lifecycle.Interrupt, lifecycle.Rebalance}},
+		{"spot", []string{"spot", "--mock-delay-sec", "2"}, []lifecycle.Kind{lifecycle.Interrupt}},
 		{"events", []string{"events", "--code", "instance-reboot", "--state", "active"}, []lifecycle.Kind{lifecycle.Reboot}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

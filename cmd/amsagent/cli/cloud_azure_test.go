@@ -61,13 +61,13 @@ func TestCloudAzure(t *testing.T) {
 			t.Errorf("%s: nobody asks for events", provider)
 		}
 		a.mu.Unlock()
-		if err := c.Complete(ctx, lifecycle.Hook{Provider: "azure", Token: "1"}, lifecycle.Continue); err != nil {
+		if err := c.Complete(ctx, lifecycle.Hook{Provider: "azure", Token: "1"}); err != nil {
 			t.Errorf("%s: %v", provider, err)
 		}
 		if got := <-said; got != `{"StartRequests":[{"EventId":"1"}]}` {
 			t.Errorf("%s: said %s", provider, got)
 		}
-		if err := c.Complete(ctx, lifecycle.Hook{Provider: "aws", Name: "drain"}, lifecycle.Continue); !errors.Is(err, lifecycle.ErrGone) {
+		if err := c.Complete(ctx, lifecycle.Hook{Provider: "aws", Name: "drain"}); !errors.Is(err, lifecycle.ErrGone) {
 			t.Errorf("%s: another cloud's hook: %v", provider, err)
 		}
 		if h, err := c.Discover(ctx, false); h != nil || err != nil {

@@ -129,7 +129,7 @@ func madeOf(s *settings) map[string]string {
 	made := map[string]string{}
 	for _, key := range []string{
 		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyProvider,
-		keyRebalance, keyAbandon, keyBeatInterval, keyLogLevel,
+		keyBeatInterval, keyLogLevel,
 	} {
 		made[key] = s.values[key].text
 	}

@@ -237,7 +237,7 @@ func TestDaemonKeepsTheService(t *testing.T) {
 func TestDaemonFollowsTheSettings(t *testing.T) {
 	for line, anew := range map[string]bool{
 		"": false, "role: origin": false, "unhealthy_after: 9m": false, "hooks: [ours]": false,
-		"serving: LiveApp": true, "beat_interval: 7s": true, "log_level: debug": true, "drain_deadline: 20m": false, "rebalance: drain": true, "abandon_on_failure: true": true,
+		"serving: LiveApp": true, "beat_interval: 7s": true, "log_level: debug": true, "drain_deadline: 20m": false,
 		"metrics_address: 127.0.0.1:9999": true, "provider: aws": true, "service_command: /bin/true": true,
 	} {
 		root := t.TempDir()

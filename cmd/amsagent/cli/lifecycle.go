@@ -36,12 +36,10 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 		Options: lifecycle.Options{
 			Files:     drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
 			Deadline:  a.drainDeadline,
-			Rebalance: lifecycle.RebalancePolicy(s.Rebalance),
 			Completer: c, Sources: []lifecycle.Source{c},
-			AbandonOnFailure: s.AbandonOnFailure,
-			Uptime:           lifecycle.BootClock(s.Root),
-			Hardware:         lifecycle.Hardware(s.Root),
-			StopTime:         func() time.Duration { return stopTime(s.Root, s.AMSDir) },
+			Uptime:   lifecycle.BootClock(s.Root),
+			Hardware: lifecycle.Hardware(s.Root),
+			StopTime: func() time.Duration { return stopTime(s.Root, s.AMSDir) },
 		},
 	}
 	if onSystemd(a.machine, ams.SystemdRuns()) {
@@ -350,8 +348,8 @@ func (c *cloud) Heartbeat(ctx context.Context, h lifecycle.Hook) error {
 }
 
 // Complete implements lifecycle.Completer.
-func (c *cloud) Complete(ctx context.Context, h lifecycle.Hook, r lifecycle.Result) error {
-	return c.ask(ctx, h, func() error { return c.completer.Complete(ctx, h, r) })
+func (c *cloud) Complete(ctx context.Context, h lifecycle.Hook) error {
+	return c.ask(ctx, h, func() error { return c.completer.Complete(ctx, h) })
 }
 
 func (c *cloud) ask(ctx context.Context, h lifecycle.Hook, call func() error) error {

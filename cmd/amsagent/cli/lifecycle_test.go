@@ -49,7 +49,7 @@ func TestCloudWithoutHooks(t *testing.T) {
 			}
 			call, stop := context.WithTimeout(ctx, bound)
 			defer stop()
-			err := c.Complete(call, hook, lifecycle.Continue)
+			err := c.Complete(call, hook)
 			if errors.Is(err, lifecycle.ErrGone) != gone {
 				t.Errorf("complete: %v", err)
 			}
@@ -66,7 +66,7 @@ func TestCloudWithoutHooks(t *testing.T) {
 			// Who looks for the cloud only now needs nobody who watches.
 			once, stop := context.WithTimeout(t.Context(), bound)
 			defer stop()
-			if err := lateCloud(&daemonAdapter{g: g}).Complete(once, hook, lifecycle.Continue); errors.Is(err, lifecycle.ErrGone) != gone {
+			if err := lateCloud(&daemonAdapter{g: g}).Complete(once, hook); errors.Is(err, lifecycle.ErrGone) != gone {
 				t.Errorf("complete, late: %v", err)
 			}
 		})

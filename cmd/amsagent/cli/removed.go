@@ -44,6 +44,8 @@ var removed = []struct {
 	{removedItem, "seal", "ssh", "SSH keys are the image builder's: rm /etc/ssh/ssh_host_*"},
 	{removedFlag, "metadata", "record", "`--log-level debug` shows path, status and size of each answer"},
 	{removedSetting, "", "drain_deadlines", "use `join --drain-deadline`, or the tag amsagent:drain-deadline (amsagent-drain-deadline)"},
+	{removedSetting, "", "rebalance", "the advice to leave a Spot instance is ignored; in a group the termination hook drains"},
+	{removedSetting, "", "abandon_on_failure", "put the launch hook with `--default-result ABANDON`: the cloud then replaces a machine that does not join in time"},
 	{removedSetting, "", "force_address", "use `join --force-address`, which is kept"},
 	{removedFlag, "config", "force-address", "it is a flag of join alone"},
 	{removedKey, "", "aws_endpoint", setVariable + "AMSAGENT_AWS_ENDPOINT" + dropIn},

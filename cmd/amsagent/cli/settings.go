@@ -101,11 +101,9 @@ type settings struct {
 	// Hooks name the hooks of the group that are ours.
 	Hooks []string
 	// Serving are patterns of the applications that are to serve; none are all.
-	Serving          []string
-	UnhealthyAfter   time.Duration
-	DrainDeadline    time.Duration
-	Rebalance        string
-	AbandonOnFailure bool
+	Serving        []string
+	UnhealthyAfter time.Duration
+	DrainDeadline  time.Duration
 	// Root is absolute, "" for the real one.
 	Root     string
 	Config   string
@@ -328,8 +326,6 @@ func (s *settings) fill() {
 	}
 	s.UnhealthyAfter, _ = time.ParseDuration(text(keyUnhealthyAfter))
 	s.DrainDeadline, _ = time.ParseDuration(text(keyDrainDeadline))
-	s.Rebalance = text(keyRebalance)
-	s.AbandonOnFailure = text(keyAbandon) == "true"
 	s.Root = text(keyRoot)
 	s.Config = text(keyConfig)
 	s.Output = text(keyOutput)

@@ -43,8 +43,6 @@ const (
 	keyServing        = "serving"
 	keyUnhealthyAfter = "unhealthy_after"
 	keyDrainDeadline  = "drain_deadline"
-	keyRebalance      = "rebalance"
-	keyAbandon        = "abandon_on_failure"
 	keyRoot           = "root"
 	keyConfig         = "config"
 	keyOutput         = "output"
@@ -164,14 +162,6 @@ var settingsTable = sync.OnceValue(func() []setting {
 		{
 			key: keyDrainDeadline, kept: true, flag: "drain-deadline", arg: "DURATION", def: "1h", tag: "drain-deadline", check: checkDuration(mostDrain),
 			help: "how long a node that drains waits for its sessions; a cloud's own deadline may be earlier",
-		},
-		{
-			key: keyRebalance, arg: "WHAT", def: "ignore", words: []string{"ignore", "drain"},
-			help: "what becomes of a cloud's advice to leave a Spot instance: its group ends the instance by its hook in any case",
-		},
-		{
-			key: keyAbandon, arg: "WHEN", def: "false", words: booleans(),
-			help: "whether a launch hook is abandoned where this machine does not join, which makes the cloud replace it; otherwise the hook is left to its timeout",
 		},
 		{
 			key: keyHooks, kept: true, flag: "hooks", arg: "NAME,…", check: checkHooks,

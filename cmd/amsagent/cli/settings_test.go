@@ -100,7 +100,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyHooks:    "drain,amsagent-*",
 		keyAutoJoin: "false", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
 		keyServing: "LiveApp,live*", keyUnhealthyAfter: "7m",
-		keyDrainDeadline: "30m", keyRebalance: "drain", keyAbandon: "true",
+		keyDrainDeadline: "30m",
 	}
 	field := func(s *settings, key string) any {
 		return map[string]any{
@@ -109,9 +109,9 @@ func TestEverySettingIsRead(t *testing.T) {
 			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
 			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
 			keyServing: strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter,
-			keyDrainDeadline: s.DrainDeadline, keyRebalance: s.Rebalance, keyAbandon: s.AbandonOnFailure,
-			keyConfig: s.Config,
-			keyOutput: s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
+			keyDrainDeadline: s.DrainDeadline,
+			keyConfig:        s.Config,
+			keyOutput:        s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
 			keyHooks: strings.Join(s.Hooks, ","),
 		}[key]
 	}
@@ -128,8 +128,6 @@ func TestEverySettingIsRead(t *testing.T) {
 			want = 7 * time.Minute
 		case keyAutoJoin:
 			want = false
-		case keyAbandon:
-			want = true
 		case keyDrainDeadline:
 			want = 30 * time.Minute
 		case keyLogLevel:
