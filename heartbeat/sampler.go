@@ -112,7 +112,7 @@ type Sampler struct {
 	// statfs is the system's own, but for tests in which it hangs.
 	statfs func(path string, to *syscall.Statfs_t) error
 
-	readings map[string]*reading // that were missing lately, for the log
+	readings map[string]*reading // that are missing
 }
 
 type pidAnswer struct {
@@ -261,64 +261,42 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	return out
 }
 
-// reading is what the log has heard of a reading that is missing, or was lately.
+// reading is one that is missing.
 type reading struct {
-	since time.Time // it is missing, with gaps shorter than backFor
-	back  time.Time // it is there again since then; zero while it is missing
-	told  bool      // that it is missing
-	line  time.Time // the last line about it
-	err   error
+	since  time.Time
+	logged bool
 }
 
-const (
-	// missingFor is how long a reading is missing before the log says so: a restart
-	// of the server and an election of MongoDB take less.
-	missingFor = 30 * time.Second
-	// backFor is how long it has to be there again before the log says that.
-	backFor = 15 * time.Second
-	// lineEvery is from one line about a reading to the next.
-	lineEvery = time.Minute
-)
+// missingFor is how long a reading is missing before the log says so: a restart of the server and an election of
+// MongoDB take less.
+const missingFor = 30 * time.Second
 
-// report tells the log of readings that are missing for long, and of their return
-// once it lasts. A reading that comes and goes is a missing one.
+// report logs readings that are missing for long, and their return.
 func (s *Sampler) report(ctx context.Context, now time.Time, missing []Missing) {
-	for _, r := range s.readings {
-		if r.back.IsZero() {
-			r.back = now
-		}
-	}
+	gone := map[string]bool{}
 	for _, m := range missing {
 		if errors.Is(m.Err, ErrFirst) || errors.Is(m.Err, errNoTime) || errors.Is(m.Err, errNotMember) {
 			continue // the operator cannot fix these
 		}
+		gone[m.What] = true
 		r := s.readings[m.What]
-		if r == nil {
+		if r == nil || now.Before(r.since) { // the clock was set back
 			r = &reading{since: now}
 			s.readings[m.What] = r
 		}
-		r.back, r.err = time.Time{}, m.Err
+		if !r.logged && now.Sub(r.since) >= missingFor {
+			r.logged = true
+			s.log.WarnContext(ctx, "a reading is missing", "reading", m.What, "since", r.since, "error", m.Err)
+		}
 	}
 	for _, what := range slices.Sorted(maps.Keys(s.readings)) {
-		r := s.readings[what]
-		quiet := !r.line.IsZero() && now.Sub(r.line) < lineEvery
-		switch {
-		case now.Before(r.since): // the clock was set back
-			delete(s.readings, what)
-		case r.back.IsZero():
-			if !r.told && !quiet && now.Sub(r.since) >= missingFor {
-				r.told, r.line = true, now
-				s.log.WarnContext(ctx, "a reading is missing", "reading", what, "since", r.since, "error", r.err)
-			}
-		case now.Sub(r.back) < backFor:
-		case !r.told && !quiet:
-			delete(s.readings, what)
-		case !r.told:
-			r.since = now // what comes after this is another gap
-		case !quiet:
-			r.told, r.line = false, now
+		if gone[what] {
+			continue
+		}
+		if s.readings[what].logged {
 			s.log.InfoContext(ctx, "a reading is back", "reading", what)
 		}
+		delete(s.readings, what)
 	}
 }
 
