@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -353,8 +352,7 @@ func (j *joiner) dropInAlone() bool {
 	})
 }
 
-// checkSessions refuses to cut who is known to be on the server by the restart, unless somebody said so, and tells what is
-// connected where nothing more is known.
+// checkSessions refuses to cut who is known to be on the server by the restart, unless --now was given.
 func (j *joiner) checkSessions(ctx context.Context) error {
 	f := j.facts
 	if j.req.Now && !j.req.DryRun {
@@ -369,28 +367,7 @@ func (j *joiner) checkSessions(ctx context.Context) error {
 	if n, refuse := sessionsFinding(live, err, "join"); refuse && !j.req.Now {
 		return &PreflightError{Findings: []Finding{n}, State: j.found}
 	}
-	if live.complete {
-		return nil
-	}
-	if n := j.connections(); n > 0 {
-		j.say("a restart ends %s from other machines; whether they are viewers is not known", plural(n, "connection"))
-	}
 	return nil
-}
-
-// connections counts what other machines than the cluster's nodes have open to the server's ports; 0 where it cannot be known.
-func (j *joiner) connections() int {
-	ports, err := j.facts.install.Ports()
-	if err != nil {
-		return 0
-	}
-	found, err := ams.CountConnections(j.Root, []int{ports.HTTP, ports.HTTPS, ports.RTMP, ports.RTMPS}, func(a netip.Addr) bool {
-		return slices.ContainsFunc(j.seen, func(n cluster.AMSNode) bool { return cluster.SameAddress(n.IP, a.String()) })
-	})
-	if err != nil {
-		return 0
-	}
-	return found.Total
 }
 
 // offline edits the files and stops there.
