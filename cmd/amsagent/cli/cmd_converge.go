@@ -59,7 +59,6 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			return runConverge(cmd.Context(), g)
 		},
 	}
-	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)

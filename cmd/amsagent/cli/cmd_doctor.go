@@ -169,7 +169,7 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 	if o := early.origin(keyConfig); o.Layer > layerDefault {
 		named = &o
 	}
-	src.file, err = readConfigFile(g.waiting(), root, early.Config, named)
+	src.file, err = readConfigFile(root, early.Config, named)
 	given, damaged := readGiven(root)
 	src.given = given
 	if damaged != "" {

@@ -58,7 +58,7 @@ func (g *globals) readUserData(name string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		b, _, err := readSmallFile(g.waiting(), path)
+		b, _, err := readSmallFile(path)
 		return b, err
 	}
 	b, err := g.readStdin(g.waiting(), maxUserData, g.within(pipeTime))

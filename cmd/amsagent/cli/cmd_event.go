@@ -145,7 +145,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 		if err != nil {
 			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
 		}
-		b, _, err := readSmallFile(ctx, path)
+		b, _, err := readSmallFile(path)
 		if err != nil {
 			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
 		}

@@ -59,7 +59,6 @@ func newJoinCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runJoin(cmd.Context(), opts, g) },
 	}
-	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyDrainDeadline, keyHooks, keyRemoteIPValve, keyOnFailure)...)

@@ -50,7 +50,6 @@ func newSealCommand(g *globals) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSeal(cmd.Context(), opts, g) },
 	}
-	begins(cmd)
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "keep", func() []string { return wordsOf(bootstrap.SealItems()) })

@@ -142,7 +142,7 @@ func (g *globals) agentSays(ctx context.Context, args []string) (exit int, said 
 		}
 	}
 	ended := make(chan int, 2)
-	env.Exit = func(code int) { // its files hang
+	env.Exit = func(code int) { // a second signal
 		if ctx.Err() == nil { // else this command ends, too
 			ended <- code
 		}

@@ -5,7 +5,6 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"go.yaml.in/yaml/v3"
@@ -47,43 +45,8 @@ func underRoot(root, path string) (string, error) {
 	return securejoin.SecureJoin(root, path)
 }
 
-// smallFileTime bounds the reading of a small file: some that look like regular ones wait for data, as /proc/kmsg does,
-// and so does a network file system whose server is away.
-const smallFileTime = 5 * time.Second
-
-// readSmallFile reads a regular file, for as long as ctx and smallFileTime allow. It opens without waiting, so that a FIFO
-// in its place is refused, not waited for.
-func readSmallFile(ctx context.Context, path string) ([]byte, fs.FileInfo, error) {
-	return readInTime(ctx, smallFileTime, path, openSmallFile)
-}
-
-type fileReader func(path string) ([]byte, fs.FileInfo, error)
-
-func readInTime(ctx context.Context, patience time.Duration, path string, read fileReader) ([]byte, fs.FileInfo, error) {
-	type result struct {
-		b    []byte
-		info fs.FileInfo
-		err  error
-	}
-	// A read that waits cannot be stopped; it ends with the process.
-	done := make(chan result, 1)
-	go func() {
-		b, info, err := read(path)
-		done <- result{b, info, err}
-	}()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case r := <-done:
-		return r.b, r.info, r.err
-	case <-ctx.Done():
-		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: context.Cause(ctx)}
-	case <-timer.C:
-		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("it has not been read within %s", patience)}
-	}
-}
-
-func openSmallFile(path string) ([]byte, fs.FileInfo, error) {
+// readSmallFile reads a regular file. It opens without waiting, so that a FIFO in its place is refused, not waited for.
+func readSmallFile(path string) ([]byte, fs.FileInfo, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, err
@@ -107,13 +70,13 @@ func openSmallFile(path string) ([]byte, fs.FileInfo, error) {
 }
 
 // readConfigFile reads config.yaml. A missing one is fine unless somebody named it: then nil is not what they meant.
-func readConfigFile(ctx context.Context, root, path string, named *origin) (*configFile, error) {
+func readConfigFile(root, path string, named *origin) (*configFile, error) {
 	full, err := underRoot(root, path)
 	if err != nil {
 		full = path
 	} else {
 		var b []byte
-		if b, _, err = readSmallFile(ctx, full); err == nil {
+		if b, _, err = readSmallFile(full); err == nil {
 			return parseConfigFile(full, b), nil
 		}
 	}

@@ -4,16 +4,12 @@
 package cli
 
 import (
-	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"testing/synctest"
-	"time"
 )
 
 func TestConfigFile(t *testing.T) {
@@ -93,7 +89,7 @@ func TestConfigFile(t *testing.T) {
 
 func TestReadConfigFile(t *testing.T) {
 	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\n", "outside.yaml": "role: wrong\n"})
-	c, err := readConfigFile(t.Context(), root, "/etc/amsagent/config.yaml", nil)
+	c, err := readConfigFile(root, "/etc/amsagent/config.yaml", nil)
 	if err != nil || c.values["role"].text != "edge" || c.path != filepath.Join(root, "etc/amsagent/config.yaml") {
 		t.Errorf("%+v, %v", c, err)
 	}
@@ -101,59 +97,39 @@ func TestReadConfigFile(t *testing.T) {
 	if err := os.Symlink("/etc/amsagent/config.yaml", filepath.Join(root, "link.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	if c, err = readConfigFile(t.Context(), root, "/link.yaml", nil); err != nil || c.values["role"].text != "edge" {
+	if c, err = readConfigFile(root, "/link.yaml", nil); err != nil || c.values["role"].text != "edge" {
 		t.Errorf("absolute link: %+v, %v", c, err)
 	}
 	if err := os.Symlink("../../../../../../etc/amsagent/config.yaml", filepath.Join(root, "up.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	if c, err = readConfigFile(t.Context(), root, "/up.yaml", nil); err != nil || c.values["role"].text != "edge" {
+	if c, err = readConfigFile(root, "/up.yaml", nil); err != nil || c.values["role"].text != "edge" {
 		t.Errorf("link upwards: %+v, %v", c, err)
 	}
 
-	if c, err = readConfigFile(t.Context(), root, "/none.yaml", nil); c != nil || err != nil {
+	if c, err = readConfigFile(root, "/none.yaml", nil); c != nil || err != nil {
 		t.Errorf("missing: %+v, %v", c, err)
 	}
-	if _, err = readConfigFile(t.Context(), root, "/none.yaml", &origin{Layer: layerEnv, Name: "AMSAGENT_CONFIG"}); err == nil ||
+	if _, err = readConfigFile(root, "/none.yaml", &origin{Layer: layerEnv, Name: "AMSAGENT_CONFIG"}); err == nil ||
 		!strings.HasPrefix(err.Error(), "AMSAGENT_CONFIG: reading the settings: open ") {
 		t.Errorf("named and missing: %v", err)
 	}
-	if _, err = readConfigFile(t.Context(), root, "/etc", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if _, err = readConfigFile(root, "/etc", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("directory: %v", err)
 	}
 	// A FIFO must be refused at once, not waited for.
 	if err := syscall.Mkfifo(filepath.Join(root, "fifo"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = readConfigFile(t.Context(), root, "/fifo", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if _, err = readConfigFile(root, "/fifo", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("fifo: %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(root, "big"), make([]byte, maxSmallFile+1), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = readConfigFile(t.Context(), root, "/big", nil); err == nil || !strings.Contains(err.Error(), "larger than 256 KiB") {
+	if _, err = readConfigFile(root, "/big", nil); err == nil || !strings.Contains(err.Error(), "larger than 256 KiB") {
 		t.Errorf("big: %v", err)
 	}
-}
-
-// TestSmallFileBlocks: a file looks like a regular one, and its reader waits, as /proc/kmsg lets it.
-func TestSmallFileBlocks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ended := make(chan struct{})
-		blocks := func(string) ([]byte, fs.FileInfo, error) {
-			<-ended
-			return nil, nil, nil
-		}
-		if _, _, err := readInTime(t.Context(), 3*time.Second, "/x", blocks); err == nil || !strings.Contains(err.Error(), "has not been read within 3s") {
-			t.Errorf("it blocks: %v", err)
-		}
-		ctx, cancel := context.WithCancelCause(t.Context())
-		cancel(errors.New("SIGTERM"))
-		if _, _, err := readInTime(ctx, time.Hour, "/x", blocks); err == nil || !strings.Contains(err.Error(), "SIGTERM") {
-			t.Errorf("the command ends: %v", err)
-		}
-		close(ended)
-	})
 }
 
 // Whatever the file holds, the answer is values or errors with this file's name, never a crash.

@@ -48,7 +48,7 @@ type Env struct {
 	Signals func() (<-chan os.Signal, func())
 	// Notify tells the service manager that started us; it does nothing where there is none.
 	Notify func(state string)
-	// Exit ends the process at once; a second signal leads to it, and files that hang.
+	// Exit ends the process at once; a second signal leads to it.
 	Exit func(code int)
 }
 
@@ -72,7 +72,7 @@ func OS() Env {
 		Journal:    journalLine,
 		Signals:    stopSignals,
 		Notify:     notify,
-		Exit:       os.Exit, // what ends the process here and now, by a second signal or where files hang; nothing below Main may
+		Exit:       os.Exit, // nothing below Main may call it but the second signal
 	}
 }
 

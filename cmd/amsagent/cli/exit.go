@@ -48,7 +48,6 @@ const (
 	annotationExits  = "amsagent/exits"
 	annotationNoLoad = "amsagent/no-settings"
 	annotationReads  = "amsagent/reads-only"
-	annotationBegins = "amsagent/begins"
 )
 
 func annotate(cmd *cobra.Command, key, value string) {
@@ -74,10 +73,6 @@ func noSettings(cmd *cobra.Command) { annotate(cmd, annotationNoLoad, "true") }
 // readsOnly marks a command that never changes this machine: its errors do not say that they changed nothing, and a signal leaves no
 // result of it.
 func readsOnly(cmd *cobra.Command) { annotate(cmd, annotationReads, "true") }
-
-// begins marks a command that says when it begins to change something, by begin. Any other one that changes something is taken for
-// one that has begun.
-func begins(cmd *cobra.Command) { annotate(cmd, annotationBegins, "true") }
 
 func onlyReads(cmd *cobra.Command) bool { return cmd.Annotations[annotationReads] != "" }
 

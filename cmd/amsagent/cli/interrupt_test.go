@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"os"
@@ -193,5 +194,21 @@ func TestSupportInterruptedAtTheEnd(t *testing.T) {
 	g.setForm("text", "auto", 0)
 	if code := g.report(ctx, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
 		t.Errorf("exit %d\n%s", code, e.stdout.String())
+	}
+}
+
+// No change begins after a signal or the command's time.
+func TestNoChangeAfterASignal(t *testing.T) {
+	g := newGlobals((&testEnv{}).env().withDefaults())
+	g.setForm("text", "auto", 0)
+	m, err := g.bootstrapMachine(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(&interruptedError{syscall.SIGTERM})
+	var sig *interruptedError
+	if err := m.Begin(ctx); !errors.As(err, &sig) {
+		t.Errorf("%v", err)
 	}
 }

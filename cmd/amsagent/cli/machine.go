@@ -53,7 +53,7 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	s := g.settings
 	m := &bootstrap.Machine{
 		Root: s.Root, AMSDir: s.AMSDir, Service: ams.None{},
-		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(), Serving: s.Serving, Begin: g.begin,
+		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(), Serving: s.Serving, Begin: context.Cause,
 		Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
 			return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()})
 		},
@@ -182,7 +182,7 @@ const (
 // ago does not wait.
 func (g *globals) awaitMongoTag(ctx context.Context) (mongoSource, error) {
 	wait := metadata.TagWait{Timeout: tagWait, Log: g.log()}
-	if up, known := g.uptime(ctx); known {
+	if up, known := g.uptime(); known {
 		wait.Timeout = min(tagWait, lateTags-up)
 	}
 	if wait.Timeout <= 0 {
@@ -209,12 +209,12 @@ func (g *globals) awaitMongoTag(ctx context.Context) (mongoSource, error) {
 }
 
 // uptime is how long ago this machine booted, where the kernel says.
-func (g *globals) uptime(ctx context.Context) (up time.Duration, known bool) {
+func (g *globals) uptime() (up time.Duration, known bool) {
 	path, err := underRoot(g.settings.Root, "/proc/uptime")
 	if err != nil {
 		return 0, false
 	}
-	b, _, err := readSmallFile(ctx, path)
+	b, _, err := readSmallFile(path)
 	if err != nil {
 		return 0, false
 	}

@@ -108,7 +108,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	if err != nil {
 		return mongoSource{}, fmt.Errorf("reading the MongoDB address: %w", err)
 	}
-	b, info, err := readInTime(g.reading(), g.within(smallFileTime), full, openSmallFile)
+	b, info, err := readSmallFile(full)
 	if err != nil {
 		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
 		if errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 {

@@ -26,17 +26,6 @@ func (o open) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// --timeout bounds the waits that have a bound of their own, for a file with the address among them.
-func TestWithin(t *testing.T) {
-	g := newGlobals((&testEnv{}).env().withDefaults())
-	for timeout, want := range map[time.Duration]time.Duration{0: smallFileTime, time.Second: time.Second, time.Hour: smallFileTime} {
-		g.settings.Timeout = timeout
-		if got := g.within(smallFileTime); got != want {
-			t.Errorf("--timeout %s: %s", timeout, got)
-		}
-	}
-}
-
 // The first signal and --timeout end the wait for standard input.
 func TestMongoStdinWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

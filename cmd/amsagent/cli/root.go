@@ -65,8 +65,6 @@ type globals struct {
 
 	// readsOnly is set where the command never changes this machine. The goroutine that watches signals reads it, too.
 	readsOnly atomic.Bool
-	// reached is how far the command is.
-	reached atomic.Int32
 
 	mu      sync.Mutex // guards what the goroutine that watches signals reads too
 	output  string
@@ -111,15 +109,6 @@ func (g *globals) waiting() context.Context {
 	return g.ctx
 }
 
-// reading is the context of the reading of a small file. A daemon reads after the signal, too, while it drains for a machine
-// that goes down.
-func (g *globals) reading() context.Context {
-	if g.isDaemon() {
-		return context.WithoutCancel(g.waiting())
-	}
-	return g.waiting()
-}
-
 // setForm fixes how everything from here on is printed.
 func (g *globals) setForm(output, color string, level slog.Level) {
 	g.mu.Lock()
@@ -143,12 +132,6 @@ func (g *globals) hangup() bool {
 	default: // one that waits is enough
 	}
 	return true
-}
-
-func (g *globals) isDaemon() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.reload != nil
 }
 
 // stopLevel is how loud a signal is told: for a daemon it is the usual end.
@@ -287,9 +270,6 @@ func (g *globals) load(cmd *cobra.Command) error {
 	g.said = nil
 	g.mu.Unlock()
 	g.readsOnly.Store(onlyReads(cmd))
-	if !onlyReads(cmd) && cmd.Annotations[annotationBegins] == "" {
-		g.reached.Store(changing)
-	}
 	flags, dropped := g.dropEmpty(cmd)
 	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
 	screen := src
@@ -312,7 +292,7 @@ func (g *globals) load(cmd *cobra.Command) error {
 	if o := early.origin(keyConfig); o.Layer > layerDefault {
 		named = &o
 	}
-	if src.file, err = readConfigFile(g.reading(), root, early.Config, named); err != nil {
+	if src.file, err = readConfigFile(root, early.Config, named); err != nil {
 		return err
 	}
 	var damaged string
