@@ -38,7 +38,7 @@ const (
 const (
 	hintUnreachable = "no metadata service at the address: it answers only the primary address of the primary network interface, over a " +
 		"route to 169.254.169.254 that DHCP sets; if this is no Azure machine use --provider generic, else look for a firewall rule"
-	hintRequest = "the service takes none of the versions that this agent can ask for, or something between changes the requests: a proxy, " +
+	hintRequest = "the service does not have version 2021-12-13, or something between changes the requests: a proxy, " +
 		"say, by the header X-Forwarded-For"
 	hintForbidden = "something between this process and the metadata service refuses its requests: a firewall rule for this user, or a " +
 		"metadata policy of the machine (its security profile's proxyAgentSettings); or use --provider generic"
@@ -57,8 +57,7 @@ type Provider struct {
 	// events is for Scheduled Events, whose first answer may take minutes.
 	events *http.Client
 
-	reads, polls                    *pace
-	instanceVersions, eventVersions *versions
+	reads, polls *pace
 	// bounded tells that the caller has set a bound of its own.
 	bounded bool
 }
@@ -81,10 +80,6 @@ func New(opts cloud.Options) (*Provider, error) {
 	}
 	p := &Provider{
 		opts: opts, origin: cmp.Or(origin, Endpoint), bounded: bounded, reads: newPace(readsPerSecond), polls: newPace(pollsPerSecond),
-		// Before 2021-01-01 the part about user data is missing, which is not asked for; the last is what cloud-init falls
-		// back to, and has the tags in their old form only.
-		instanceVersions: newVersions("2021-12-13", "2021-08-01", "2021-02-01", flatTagsVersion),
-		eventVersions:    newVersions("2020-07-01", "2019-08-01", "2019-01-01"),
 	}
 	p.client = opts.HTTPClient()
 	patient := opts
@@ -93,13 +88,13 @@ func New(opts cloud.Options) (*Provider, error) {
 	return p, nil
 }
 
-// flatTagsVersion is older than the list of tags.
-const flatTagsVersion = "2019-06-01"
+// pathInstance asks for a complete answer: without extended a machine that is still being made gets a part, unmarked.
+const pathInstance = "/metadata/instance?api-version=2021-12-13&extended=true"
 
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// Machine reads what the metadata say about this machine: one request, where the service has the version.
+// Machine reads what the metadata say about this machine, in one request.
 func (p *Provider) Machine(ctx context.Context) (Machine, error) {
 	began := time.Now()
 	for {
@@ -122,28 +117,8 @@ func (p *Provider) Machine(ctx context.Context) (Machine, error) {
 
 // machine reads them with so many tries, 0: as many as there is time for.
 func (p *Provider) machine(ctx context.Context, share *pace, attempts int) (Machine, error) {
-	need := need{name: "instance", share: share, attempts: attempts, notFound: notFoundAttempts}
-	return versioned(p.instanceVersions, func(version string) (Machine, error) {
-		need.path = "/metadata/instance?api-version=" + version
-		if version > flatTagsVersion {
-			// Else a machine that is still being made gets a part of the answer, and no word about that.
-			need.path += "&extended=true"
-		}
-		return item(ctx, p, need, ParseInstance)
-	})
-}
-
-// versioned asks with the version that is known to do, and with an older one where the service does not have it.
-func versioned[T any](v *versions, ask func(version string) (T, error)) (T, error) {
-	// A service that has another opinion each time is not followed for ever.
-	for tries := 0; ; tries++ {
-		version := v.current()
-		out, err := ask(version)
-		status, ok := errors.AsType[*cloud.StatusError](err)
-		if !ok || status.Status != http.StatusBadRequest || tries > 2*len(v.known) || !v.refused(version, ParseNewestVersions(status.Body)) {
-			return out, err
-		}
-	}
+	need := need{name: "instance", path: pathInstance, share: share, attempts: attempts, notFound: notFoundAttempts}
+	return item(ctx, p, need, ParseInstance)
 }
 
 // Instance implements cloud.Provider.
@@ -161,9 +136,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		inst.TagsHint = hintTags
 	}
 	note := func(format string, args ...any) { inst.Notes = append(inst.Notes, fmt.Sprintf(format, args...)) }
-	if m.FlatTags {
-		note("this metadata service knows tags in their old form only, name:value;name:value: a value with a semicolon is cut there")
-	}
 	if m.OddTags > 0 {
 		note("%d tags were left out that Azure does not allow", m.OddTags)
 	}

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -22,8 +21,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/metadata/azure"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -190,7 +187,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 			Want: instance(func(i *cloud.Instance) { i.Tags, i.TagsKnown, i.TagsHint = nil, false, hintTags }),
 		},
 		{
-			// The old form is cut wrong, which is why it is asked last.
+			// The other form of the same tags cannot be taken apart for sure.
 			Name: "odd_but_legal_tags", Bodies: with(doc(tb, map[string]any{
 				"tags": "amsagent:role:edge;odd:a;b:c", "tagsList": []any{
 					map[string]any{"name": "amsagent:role", "value": "edge"}, map[string]any{"name": "odd", "value": "aaaa;b:cccc"}, map[string]any{"name": "Größe", "value": ""},
@@ -207,9 +204,8 @@ func machines(tb testing.TB) []metadatatest.Machine {
 			Want: instance(func(i *cloud.Instance) { i.Tags = cloud.Tags{"amsagent-role": "edge"} }),
 		},
 		{
-			// What the list has become is not known, and the old form is there.
 			Name: "malformed_list_of_tags", Bodies: with(doc(tb, map[string]any{"tags": "amsagent-role:edge;env:prod", "tagsList": map[string]any{"amsagent-role": "edge"}})),
-			Want: instance(func(i *cloud.Instance) { i.Tags = cloud.Tags{"amsagent-role": "edge", "env": "prod"} }),
+			Want: instance(func(i *cloud.Instance) { i.Tags, i.TagsKnown, i.TagsHint = nil, false, hintTags }),
 		},
 		{
 			Name: "no_address", Bodies: with(doc(tb, nil, nic(mac1))),
@@ -330,112 +326,6 @@ func TestNIC(t *testing.T) {
 				if f.Count(pathBalancer) != 0 {
 					t.Error("the load balancer was asked although the interface has a public address")
 				}
-			}
-		})
-	}
-}
-
-// imds is a service that has some versions only.
-type imds struct {
-	versions []string
-	bare     bool // its 400 does not say which
-	list     []string
-
-	mu   sync.Mutex
-	seen []string
-}
-
-// ServeHTTP implements http.Handler.
-func (s *imds) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	version := r.URL.Query().Get("api-version")
-	s.mu.Lock()
-	s.seen = append(s.seen, strings.TrimPrefix(r.URL.Path, "/metadata/")+" "+version)
-	s.mu.Unlock()
-	if !slices.Contains(s.versions, version) && r.URL.Path == pathInstance {
-		w.WriteHeader(http.StatusBadRequest)
-		answer := map[string]any{"error": "Bad request. api-version is invalid or was not specified in the request."}
-		if !s.bare {
-			answer["newest-versions"] = s.list
-		}
-		_ = json.NewEncoder(w).Encode(answer)
-		return
-	}
-	if r.URL.Path != pathInstance {
-		http.NotFound(w, r)
-		return
-	}
-	b, _ := os.ReadFile(filepath.Join("testdata", "instance.json"))
-	var fields map[string]any
-	_ = json.Unmarshal(b, &fields)
-	c := fields["compute"].(map[string]any)
-	if version < "2019-06-04" {
-		delete(c, "tagsList")
-		if r.URL.Query().Get("extended") != "" {
-			w.WriteHeader(http.StatusBadRequest)
-			return
-		}
-	}
-	_ = json.NewEncoder(w).Encode(fields)
-}
-
-func TestVersions(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		imds  *imds
-		want  []string
-		fails bool
-		tags  cloud.Tags
-	}{
-		{name: "the newest", imds: &imds{versions: []string{"2021-12-13"}}, want: []string{"2021-12-13", "2021-12-13"}},
-		{
-			name: "an older one, which is remembered", imds: &imds{versions: []string{"2021-02-01"}, list: []string{"2021-02-01", "2020-12-01"}},
-			want: []string{"2021-12-13", "2021-02-01", "2021-02-01"},
-		},
-		{
-			name: "a service that does not say what it has", imds: &imds{versions: []string{"2019-06-01"}, bare: true},
-			want: []string{"2021-12-13", "2021-08-01", "2021-02-01", "2019-06-01", "2019-06-01"},
-			tags: cloud.Tags{"amsagent-role": "edge", "customer": "Acme", "env": "prod"},
-		},
-		{
-			name: "a service that has forgotten all of ours", imds: &imds{versions: []string{"2031-01-01"}, list: []string{"2033-01-01", "2031-01-01", "nonsense"}},
-			want: []string{"2021-12-13", "2021-08-01", "2021-02-01", "2019-06-01", "2031-01-01", "2031-01-01"},
-		},
-		{name: "none", imds: &imds{list: []string{"2019-06-01"}}, want: []string{"2021-12-13", "2019-06-01", "2021-12-13", "2019-06-01"}, fails: true},
-		{name: "nonsense", imds: &imds{list: []string{"", "x", "2021-13-13"}}, fails: true, want: []string{
-			"2021-12-13", "2021-08-01", "2021-02-01", "2019-06-01", "2021-12-13", "2021-08-01", "2021-02-01", "2019-06-01",
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			srv := httptest.NewServer(tt.imds)
-			defer srv.Close()
-			p, err := azure.New(cloud.Options{Endpoints: map[string]string{"azure": srv.URL}, RetryWait: time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for range 2 {
-				inst, err := p.Instance(t.Context())
-				if (err != nil) != tt.fails {
-					t.Fatal(err)
-				}
-				if tt.fails {
-					if !errors.Is(err, cloud.ErrBadAnswer) || cloud.HintOf(err) == "" {
-						t.Errorf("error %v, hint %q", err, cloud.HintOf(err))
-					}
-					continue
-				}
-				if want := tt.tags; want != nil && (!maps.Equal(want, inst.Tags) || !strings.Contains(strings.Join(inst.Notes, " "), "old form")) {
-					t.Errorf("tags %v, notes %q", inst.Tags, inst.Notes)
-				}
-			}
-			var got []string
-			for _, s := range tt.imds.seen {
-				if v, ok := strings.CutPrefix(s, "instance "); ok {
-					got = append(got, v)
-				}
-			}
-			if d := cmp.Diff(tt.want, got); d != "" {
-				t.Error(d)
 			}
 		})
 	}

@@ -255,14 +255,12 @@ func (p *Provider) Events(ctx context.Context) (Document, error) {
 }
 
 func (p *Provider) fetchEvents(ctx context.Context, timeout time.Duration) ([]byte, error) {
-	return versioned(p.eventVersions, func(version string) ([]byte, error) {
-		return p.once(ctx, itemEvents, timeout, func(ctx context.Context) ([]byte, error) {
-			return p.get(ctx, p.events, pathEvents+version)
-		})
+	return p.once(ctx, itemEvents, timeout, func(ctx context.Context) ([]byte, error) {
+		return p.get(ctx, p.events, pathEvents)
 	})
 }
 
-const pathEvents = "/metadata/scheduledevents?api-version="
+const pathEvents = "/metadata/scheduledevents?api-version=2020-07-01"
 
 // Start tells Azure that it need not wait with an event any longer, for none of the machines that it names. The error is
 // a *cloud.Error; with Status 400 Azure does not know the event, or not any more.
@@ -275,7 +273,7 @@ func (p *Provider) Start(ctx context.Context, eventID string) error {
 		return err
 	}
 	_, err = p.once(ctx, "acknowledgement of a scheduled event", eventTimeout, func(ctx context.Context) ([]byte, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.origin+pathEvents+p.eventVersions.current(), bytes.NewReader(body))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.origin+pathEvents, bytes.NewReader(body))
 		if err != nil {
 			return nil, err
 		}

@@ -25,10 +25,8 @@ type Machine struct {
 	// ScaleSet is the name of its set, uniform or flexible; "" is that it is in none.
 	ScaleSet                                               string
 	Subscription, Location, Zone, Size, Priority, Hostname string
-	// Tags are nil where the answer holds none of the forms they come in. FlatTags tells that they come from the old
-	// form, which cannot be taken apart for sure.
-	Tags     cloud.Tags
-	FlatTags bool
+	// Tags are nil if the answer holds no list of tags.
+	Tags cloud.Tags
 	// OddTags counts those that were left out, since Azure does not allow such.
 	OddTags int
 	NICs    []NIC
@@ -121,9 +119,6 @@ func ParseInstance(body []byte) (Machine, error) {
 		m.ScaleSet = check("virtualMachineScaleSet.id", id[strings.LastIndexByte(id, '/')+1:])
 	}
 	m.Tags, m.OddTags = parseTags(c.TagsList)
-	if flat := (*string)(nil); m.Tags == nil && json.Unmarshal(c.Tags, &flat) == nil && flat != nil {
-		m.FlatTags, m.Tags = true, ParseFlatTags(*flat)
-	}
 	if len(doc.Network.Interface) > maxNICs {
 		errs = append(errs, fmt.Errorf("the instance metadata holds %d network interfaces", len(doc.Network.Interface)))
 		doc.Network.Interface = nil
@@ -175,27 +170,6 @@ func parseTags(raw json.RawMessage) (tags cloud.Tags, odd int) {
 		tags[t.Name] = t.Value
 	}
 	return tags, odd
-}
-
-// ParseFlatTags takes name:value;name:value apart, which is all that versions before 2019-06-04 tell. A value with a
-// semicolon is cut there. Names may hold colons, so our own are looked for first.
-func ParseFlatTags(s string) cloud.Tags {
-	out := cloud.Tags{}
-	for pair := range strings.SplitSeq(s, ";") {
-		if len(out) == maxTags {
-			break
-		}
-		name, value, ok := strings.Cut(pair, ":")
-		if own, rest, two := strings.Cut(value, ":"); ok && two && strings.EqualFold(name, "amsagent") {
-			name, value = name+":"+own, rest
-		}
-		name = strings.TrimSpace(name)
-		if !ok || name == "" || !isTag(name) || !isTag(value) {
-			continue
-		}
-		out[name] = value
-	}
-	return out
 }
 
 // Frontend is a public address of a load balancer that leads to a private one.

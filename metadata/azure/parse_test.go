@@ -14,7 +14,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/metadata/azure"
-	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func TestParseDocument(t *testing.T) {
@@ -90,22 +89,6 @@ func TestEvent(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{"edge_4", "edge_5"}, e.Others("edge_3")); d != "" {
 		t.Error(d)
-	}
-}
-
-func TestParseFlatTags(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]cloud.Tags{
-		"":                               {},
-		"role:edge;env:prod":             {"role": "edge", "env": "prod"},
-		"amsagent:role:edge;a:b:c":       {"amsagent:role": "edge", "a": "b:c"},
-		"amsagent-mongo:mongodb://h/?x":  {"amsagent-mongo": "mongodb://h/?x"},
-		"customer:Acme; Inc;;:x;nothing": {"customer": "Acme"},
-		"amsagent:yes":                   {"amsagent": "yes"},
-	} {
-		if d := cmp.Diff(want, azure.ParseFlatTags(in)); d != "" {
-			t.Errorf("%q: %s", in, d)
-		}
 	}
 }
 
@@ -203,6 +186,5 @@ func FuzzParseLoadBalancer(f *testing.F) {
 				t.Errorf("%+v", a)
 			}
 		}
-		azure.ParseNewestVersions(b)
 	})
 }
