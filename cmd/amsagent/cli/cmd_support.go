@@ -135,7 +135,7 @@ func runSupport(ctx context.Context, g *globals) error {
 func (g *globals) agentSays(ctx context.Context, args []string) (exit int, said []byte) {
 	var out locked.Buffer // the goroutine that watches signals logs to it, too
 	env := g.env
-	env.Stdin, env.Stdout, env.Stderr, env.IsTerminal, env.IsJournal = nil, &out, &out, nil, nil
+	env.Stdin, env.Stdout, env.Stderr, env.IsTerminal, env.IsJournal = nil, &out, &out, nil, false
 	for _, row := range settingsTable() {
 		if v, ok := g.given[row.key]; ok && row.global && row.key != keyOutput && row.key != keyColor {
 			args = append(args, "--"+row.flag+"="+v.text)

@@ -4,13 +4,14 @@
 package cli
 
 import (
-	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/journal"
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/ams"
@@ -34,8 +35,8 @@ type Env struct {
 	IsTerminal func(stream any) bool
 	// Size is that of a terminal in columns and rows, 0 where it is not known.
 	Size func(stream any) (columns, rows int)
-	// IsJournal tells whether a stream is the systemd journal that JOURNAL_STREAM names.
-	IsJournal func(stream any, journalStream string) bool
+	// IsJournal is true if Stderr is the systemd journal.
+	IsJournal bool
 
 	Now     func() time.Time
 	Geteuid func() int
@@ -54,6 +55,7 @@ type Env struct {
 
 // OS is the real environment of this process.
 func OS() Env {
+	isJournal, _ := journal.StderrIsJournalStream() // an odd JOURNAL_STREAM is none
 	return Env{
 		Stdin:      os.Stdin,
 		Stdout:     os.Stdout,
@@ -100,9 +102,6 @@ func (e Env) withDefaults() Env {
 	}
 	if e.Size == nil {
 		e.Size = func(any) (int, int) { return 0, 0 }
-	}
-	if e.IsJournal == nil {
-		e.IsJournal = func(any, string) bool { return false }
 	}
 	if e.Now == nil {
 		e.Now = time.Now
@@ -169,8 +168,14 @@ func isTerminal(stream any) bool {
 // notify speaks systemd's protocol of sd_notify(3). The library's function would wait for ever for a systemd that reads
 // no more, and the beats with it.
 func notify(state string) {
-	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
-		_ = sendDatagram(socket, state, notifyTime) // nobody can be told that nobody can be told
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return
+	}
+	if c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"}); err == nil {
+		defer c.Close()
+		_ = c.SetWriteDeadline(time.Now().Add(notifyTime))
+		_, _ = c.Write([]byte(state)) // a failure has no other reader
 	}
 }
 
@@ -187,20 +192,6 @@ func terminalSize(stream any) (columns, rows int) {
 		return 0, 0
 	}
 	return int(size.Col), int(size.Row)
-}
-
-// isJournal compares the stream's device and inode with the pair in JOURNAL_STREAM. The variable alone proves nothing:
-// cloud-init's user-data inherits it while its output goes through a pipe into a file.
-func isJournal(stream any, journalStream string) bool {
-	f, ok := stream.(*os.File)
-	if !ok || f == nil || journalStream == "" {
-		return false
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return false
-	}
-	return journalStream == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 }
 
 // stopSignals asks for the signals that end a command in order. One that our parent told us to ignore stays ignored:

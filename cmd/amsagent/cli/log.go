@@ -35,7 +35,7 @@ func (g *globals) newHandler(level slog.Level) slog.Handler {
 	switch {
 	case g.isJSON():
 		return slog.NewJSONHandler(safe, opts)
-	case g.env.IsJournal(g.env.Stderr, journal):
+	case g.env.IsJournal:
 		opts.ReplaceAttr = noTime
 		return newJournalHandler(w, opts)
 	case g.env.IsTerminal(g.env.Stderr):
