@@ -4,12 +4,8 @@
 package metadata
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -25,8 +21,6 @@ type (
 	Instance = cloud.Instance
 	// Provider reads one cloud's metadata.
 	Provider = cloud.Provider
-	// TagReader is a Provider that can read tags and group alone.
-	TagReader = cloud.TagReader
 	// TagSet is the part of Instance that may come later than the rest.
 	TagSet = cloud.TagSet
 	// Tags are the tags of an instance; printed as a whole they hide what could be a password.
@@ -96,71 +90,4 @@ func Lookup(tags map[string]string, keys ...string) (value string, ok bool) {
 		}
 	}
 	return "", false
-}
-
-// The bounds of WaitForTags where the caller gives none.
-const (
-	// defaultTagWait: an Auto Scaling group is known to tag an instance up to about a minute after it boots.
-	defaultTagWait = time.Minute
-	// defaultTagInterval is kind to a service that throttles.
-	defaultTagInterval = 2 * time.Second
-)
-
-// TagWait are the settings of WaitForTags; the zero value works.
-type TagWait struct {
-	// Timeout bounds the whole waiting.
-	Timeout time.Duration
-	// Interval is the time between two readings.
-	Interval time.Duration
-	// Log gets a line when the waiting begins.
-	Log *slog.Logger
-}
-
-// WaitForTags reads tags and group until enough says that they will do. A scaling group tags an instance after it has
-// started, so a role read too early is no role. It returns the last set read, with an error that matches ErrNotReady
-// when the time was up, and at once when the service refuses or when the provider has no tags to wait for (ErrNotFound).
-func WaitForTags(ctx context.Context, p Provider, w TagWait, enough func(TagSet) bool) (TagSet, error) {
-	r, ok := p.(TagReader)
-	if !ok {
-		return TagSet{}, &Error{Provider: p.Name(), Item: "tags", Kind: ErrNotFound, Cause: errors.New("this provider knows no tags")}
-	}
-	if w.Timeout <= 0 {
-		w.Timeout = defaultTagWait
-	}
-	if w.Interval <= 0 {
-		w.Interval = defaultTagInterval
-	}
-	if w.Log == nil {
-		w.Log = slog.New(slog.DiscardHandler)
-	}
-	bound, cancel := context.WithTimeout(ctx, w.Timeout)
-	defer cancel()
-	var last TagSet
-	for n := 1; ; n++ {
-		set, err := r.ReadTags(bound)
-		set.Bound()
-		last = set
-		switch {
-		case err == nil && enough(set):
-			return set, nil
-		case err != nil && bound.Err() == nil && !errors.Is(err, ErrNotReady):
-			return set, err
-		}
-		if n == 1 {
-			w.Log.Info("waiting for the instance's tags", "provider", p.Name(), "timeout", w.Timeout, "hint", last.Hint)
-		}
-		timer := time.NewTimer(w.Interval)
-		select {
-		case <-bound.Done():
-			timer.Stop()
-			if err := ctx.Err(); err != nil {
-				return last, fmt.Errorf("waiting for the instance's tags: %w", err)
-			}
-			return last, &Error{
-				Provider: p.Name(), Item: "tags", Kind: ErrNotReady, Attempts: n, Hint: last.Hint, Context: bound.Err(),
-				Cause: fmt.Errorf("what was waited for is still not there after %v", w.Timeout),
-			}
-		case <-timer.C:
-		}
-	}
 }

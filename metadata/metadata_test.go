@@ -4,7 +4,6 @@
 package metadata_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata"
@@ -58,91 +56,6 @@ func TestLookup(t *testing.T) {
 	if v, ok := metadata.Lookup(metadata.Tags{"my-role": "x"}, "our:role", "my-role"); v != "x" || !ok {
 		t.Errorf("Lookup() = %q, %v", v, ok)
 	}
-}
-
-// scripted is a provider whose tags come in time.
-type scripted struct {
-	sets []metadata.TagSet
-	errs []error
-	n    int
-}
-
-func (s *scripted) Name() string { return "scripted" }
-
-func (s *scripted) Instance(context.Context) (metadata.Instance, error) {
-	return metadata.Instance{}, nil
-}
-
-func (s *scripted) ReadTags(context.Context) (metadata.TagSet, error) {
-	i := min(s.n, len(s.sets)-1)
-	s.n++
-	var err error
-	if i < len(s.errs) {
-		err = s.errs[i]
-	}
-	return s.sets[i], err
-}
-
-func hasRole(s metadata.TagSet) bool {
-	_, ok := metadata.Lookup(s.Tags, "amsagent:role", "amsagent-role")
-	return ok
-}
-
-// buildkite/agent issue 491: at boot a scaling group's tags are not on the instance yet.
-func TestWaitForTagsThatComeLate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &scripted{
-			sets: []metadata.TagSet{{Hint: "off"}, {}, {Known: true}, {Known: true, Tags: metadata.Tags{"amsagent:role": "edge"}}},
-			errs: []error{nil, &metadata.Error{Kind: metadata.ErrNotReady}},
-		}
-		begin := time.Now()
-		set, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{}, hasRole)
-		if err != nil || !hasRole(set) {
-			t.Errorf("WaitForTags() = %+v, %v", set, err)
-		}
-		if took := time.Since(begin); took != 6*time.Second {
-			t.Errorf("took %v for three waits of 2 s", took)
-		}
-	})
-}
-
-func TestWaitForTagsIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &scripted{sets: []metadata.TagSet{{Hint: "switch them on"}}}
-		begin := time.Now()
-		set, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{Timeout: 10 * time.Second, Interval: 3 * time.Second}, hasRole)
-		if !errors.Is(err, metadata.ErrNotReady) || metadata.HintOf(err) != "switch them on" || set.Hint != "switch them on" {
-			t.Errorf("WaitForTags() = %+v, %v, hint %q", set, err, metadata.HintOf(err))
-		}
-		if took := time.Since(begin); took != 10*time.Second {
-			t.Errorf("took %v", took)
-		}
-	})
-}
-
-func TestWaitForTagsEndsAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		p := &scripted{sets: []metadata.TagSet{{}}, errs: []error{&metadata.Error{Kind: metadata.ErrForbidden}}}
-		if _, err := metadata.WaitForTags(t.Context(), p, metadata.TagWait{}, hasRole); !errors.Is(err, metadata.ErrForbidden) {
-			t.Errorf("error = %v", err)
-		}
-		generic, err := metadata.Open("generic", metadata.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := metadata.WaitForTags(t.Context(), generic, metadata.TagWait{}, hasRole); !errors.Is(err, metadata.ErrNotFound) {
-			t.Errorf("error = %v", err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if _, err := metadata.WaitForTags(ctx, &scripted{sets: []metadata.TagSet{{}}}, metadata.TagWait{}, hasRole); !errors.Is(err, context.Canceled) {
-			t.Errorf("error = %v", err)
-		}
-		if took := time.Since(begin); took != 0 {
-			t.Errorf("took %v", took)
-		}
-	})
 }
 
 // The whole story on a machine that says by its firmware that it is EC2.

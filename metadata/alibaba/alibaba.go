@@ -77,10 +77,7 @@ type Provider struct {
 	why  string
 }
 
-var (
-	_ cloud.Provider  = (*Provider)(nil)
-	_ cloud.TagReader = (*Provider)(nil)
-)
+var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {

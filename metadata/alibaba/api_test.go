@@ -572,9 +572,9 @@ func TestFieldReport07_Tags(t *testing.T) {
 	}})
 	p := open(t, f, func(o *cloud.Options) { o.Endpoints[alibaba.EndpointECS] = s.URL })
 	for _, want := range []string{"", "edge"} {
-		set, err := p.ReadTags(t.Context())
-		if err != nil || !set.Known || set.Tags["amsagent-role"] != want {
-			t.Errorf("%+v, %v, want %q", set, err, want)
+		inst, err := p.Instance(t.Context())
+		if err != nil || !inst.TagsKnown || inst.Tags["amsagent-role"] != want {
+			t.Errorf("%+v, %v, want %q", inst, err, want)
 		}
 	}
 }

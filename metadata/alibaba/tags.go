@@ -26,18 +26,6 @@ const (
 const hintTags = "the metadata of Alibaba Cloud show no tags: give the instance a RAM role that may ecs:ListTagResources, write a line " +
 	"such as amsagent-role=edge into the user data, or give role and group by flag, environment or configuration file"
 
-// ReadTags implements cloud.TagReader. Tags that are not shown are no error: see the hint. With an error the set holds
-// what could be read, and says that it is not all.
-func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-	defer cancel()
-	self, err := p.ecs.where(ctx)
-	if err != nil {
-		return cloud.TagSet{Hint: cloud.Unread("tags", err)}, err
-	}
-	return p.readTags(ctx, self)
-}
-
 // readTags reads the two places that the agent's tags can be in: the user data, and the tags of the instance by the API,
 // which win.
 //

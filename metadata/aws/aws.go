@@ -67,10 +67,7 @@ type Provider struct {
 	items   *cloud.Items
 }
 
-var (
-	_ cloud.Provider  = (*Provider)(nil)
-	_ cloud.TagReader = (*Provider)(nil)
-)
+var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
@@ -175,14 +172,8 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	return inst, nil
 }
 
-// ReadTags implements cloud.TagReader. Tags that are not shown are no error: see the hint. With an error the set holds
-// what could be read, and says that it is not all.
-func (p *Provider) ReadTags(ctx context.Context) (cloud.TagSet, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-	defer cancel()
-	return p.readTags(ctx)
-}
-
+// readTags reads the tags. Tags that are not shown are no error: see the hint. With an error the set holds what could be
+// read, and says that it is not all.
 func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
 	keys, err := cloud.ReadItem(ctx, p.items, optional("list of tags", "meta-data/tags/instance"), ParseTagKeys)
 	switch {

@@ -50,14 +50,6 @@ func (i *Instance) Bound() error {
 	return nil
 }
 
-// Bound does for tags and group what that of [Instance] does.
-func (s *TagSet) Bound() {
-	if len(s.Group) > MaxText {
-		s.Group = ""
-	}
-	s.Tags, _ = s.Tags.bounded()
-}
-
 func (t Tags) bounded() (_ Tags, notes []string) {
 	long, many := 0, 0
 	kept := 0

@@ -39,10 +39,9 @@ func TestBound(t *testing.T) {
 	for n := range 2 * cloud.MaxTags {
 		many[fmt.Sprintf("%05d", n)] = "v"
 	}
-	set := cloud.TagSet{Tags: many, Group: text(1 << 20)}
-	set.Bound()
-	if len(set.Tags) != cloud.MaxTags || set.Group != "" {
-		t.Errorf("%d tags, a group of %d bytes", len(set.Tags), len(set.Group))
+	set := cloud.Instance{ID: "i-1", Tags: many, Group: text(1 << 20)}
+	if err := set.Bound(); err != nil || len(set.Tags) != cloud.MaxTags || set.Group != "" {
+		t.Errorf("%d tags, a group of %d bytes, %v", len(set.Tags), len(set.Group), err)
 	}
 
 	plain := cloud.Instance{ID: "i-1"}

@@ -65,12 +65,6 @@ type Provider interface {
 	Instance(ctx context.Context) (Instance, error)
 }
 
-// TagReader is a Provider that can read the tags and the group alone, for callers that wait for them: a scaling group
-// tags an instance after it has started.
-type TagReader interface {
-	ReadTags(ctx context.Context) (TagSet, error)
-}
-
 // TagSet is the part of Instance that may come later than the rest.
 type TagSet struct {
 	Tags  Tags

@@ -75,7 +75,6 @@ type Provider struct {
 	client *http.Client
 }
 
-// It is no cloud.TagReader: attributes are there from the machine's first moment, and nobody needs to wait for them.
 var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.

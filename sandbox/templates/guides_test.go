@@ -151,6 +151,32 @@ func TestGuideCommands(t *testing.T) {
 	}
 }
 
+// TestQuickStart holds the commands of the README's quick start to the recipe in the guide.
+func TestQuickStart(t *testing.T) {
+	read := func(file string) string {
+		b, err := os.ReadFile(filepath.Join("../..", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	guide := read("docs/guides/aws.md")
+	_, section, _ := strings.Cut(read("README.md"), "\n## Quick start")
+	section, _, _ = strings.Cut(section, "\n## ")
+	commands := 0
+	for line := range strings.Lines(section) {
+		if text, ok := strings.CutPrefix(line, "        "); ok {
+			commands++
+			if !strings.Contains(guide, text) {
+				t.Errorf("docs/guides/aws.md lacks %q", text)
+			}
+		}
+	}
+	if commands == 0 {
+		t.Error("the quick start of README.md has no commands")
+	}
+}
+
 // checkRemote: what a cloud runs on one of our machines.
 func checkRemote(t *testing.T, agent, command string, fail func(string, ...any)) {
 	t.Helper()

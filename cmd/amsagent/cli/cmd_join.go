@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -23,12 +24,14 @@ type joinOptions struct {
 	now     bool
 	replace bool
 	force   bool
+	tags    time.Duration
 }
 
 func (o *joinOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
 	fs.BoolVar(&o.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
 	fs.BoolVar(&o.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
+	fs.DurationVar(&o.tags, "wait-for-tags", 0, "wait this `DURATION` for MongoDB and the role to be known: a scaling group tags a machine after its start; exit 4 if the time is over, 3 if the machine sees no tags")
 	fs.BoolVar(&o.force, "force-address", false, "take the address although no interface of this machine has it, as behind NAT; it is kept with the address")
 	fs.BoolVar(&o.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
 }
@@ -70,6 +73,16 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if err := g.contradicted(); err != nil {
 		return &userError{Msg: "cannot join", Cause: err}
 	}
+	switch {
+	case opts.tags < 0:
+		return usageError(nil, "--wait-for-tags: %s is negative", opts.tags)
+	case opts.tags > 0 && opts.offline:
+		return usageError(nil, "--wait-for-tags asks the cloud, and --offline asks nothing")
+	case opts.tags > 0:
+		if err := g.waitForTags(ctx, opts.tags); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(opts.offline)
@@ -92,9 +105,6 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		req.Identify = m.AskNow(ctx, g.whoami)
 	}
 	src, err := g.mongo()
-	if errors.Is(err, errNoMongo) && req.Identify != nil {
-		src, err = g.awaitMongoTag(ctx)
-	}
 	if err != nil {
 		if req.Identify != nil && errors.Is(err, errNoMongo) {
 			if _, ierr := req.Identify(ctx); ierr != nil {

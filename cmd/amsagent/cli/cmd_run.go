@@ -258,7 +258,11 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 // instance, and the tags are read anew each time.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
-	known := a.tagErr == nil && !a.identified.IsZero() && time.Since(a.identified) < identityAge
+	age := identityAge
+	if a.inst.TagsKnown && a.g.settings.Role == "" {
+		age = ownFactsAge // the tag that names the role may come after the join
+	}
+	known := a.tagErr == nil && !a.identified.IsZero() && time.Since(a.identified) < age
 	local := known && a.inst.Provider == metadata.Generic
 	if known && (!local || time.Since(a.lookedAt) < ownFactsAge) {
 		defer a.mu.Unlock()

@@ -121,7 +121,7 @@ func errorTable() []errorClass {
 			id: idMongoMissing, exit: exitUsage,
 			match: is(errNoMongo),
 			hint: func(error, *globals) []string {
-				return []string{"give --mongo ADDRESS, or AMSAGENT_MONGO, or mongo: in config.yaml, or the instance tag amsagent:mongo"}
+				return []string{"give --mongo ADDRESS, or AMSAGENT_MONGO, or mongo: in config.yaml, or the instance tag amsagent:mongo (a join waits for it with --wait-for-tags 5m)"}
 			},
 		},
 

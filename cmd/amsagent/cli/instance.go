@@ -18,8 +18,6 @@ import (
 type machine struct {
 	Detection metadata.Detection
 	Instance  metadata.Instance
-	// Provider can be asked again, for tags that come late.
-	Provider metadata.Provider
 	// Unrecognised reports that nothing on this machine names a cloud, nor does the operator.
 	Unrecognised bool
 }
@@ -93,11 +91,11 @@ func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine,
 		// The network is that of the machine we run on.
 		return machine{}, unknownForNow(p, errors.New("not asked: below a root only services whose address is set are asked"))
 	}
-	m.Provider, err = metadata.Open(m.Detection.Provider, q.opts)
+	p, err := metadata.Open(m.Detection.Provider, q.opts)
 	if err != nil {
 		return machine{}, err
 	}
-	if m.Instance, err = m.Provider.Instance(ctx); err != nil {
+	if m.Instance, err = p.Instance(ctx); err != nil {
 		if m.Detection.Remembered {
 			err = unknownForNow(m.Detection.Provider, err)
 		}

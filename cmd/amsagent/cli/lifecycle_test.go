@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,7 +94,7 @@ func TestCloudOfTheFirmware(t *testing.T) {
 }
 
 // metadataOfAWS serves the metadata of an EC2 instance, of which tags tells the tags. A tag with the value forbidden
-// cannot be read.
+// cannot be read; nil is that the launch template switches tags off.
 func metadataOfAWS(t *testing.T, tags func() map[string]string) *httptest.Server {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -106,7 +107,7 @@ func metadataOfAWS(t *testing.T, tags func() map[string]string) *httptest.Server
 			_, _ = io.WriteString(w, "a-session-token")
 		case r.URL.Path == "/latest/dynamic/instance-identity/document":
 			_, _ = io.WriteString(w, `{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","availabilityZone":"eu-west-1a","instanceType":"c5.large","privateIp":"10.0.1.23"}`)
-		case r.URL.Path == below:
+		case r.URL.Path == below && tags() != nil:
 			_, _ = io.WriteString(w, strings.Join(slices.Sorted(maps.Keys(tags())), "\n"))
 		case isTag && tagged && value == forbidden:
 			w.WriteHeader(http.StatusForbidden)
@@ -167,6 +168,30 @@ func TestCloudOfAMalformedTag(t *testing.T) {
 	// A join goes by the tags, and does not begin.
 	if inst, err := a.identify(t.Context()); !errors.Is(err, bootstrap.ErrTags) || inst.Zone != "eu-west-1a" {
 		t.Errorf("%+v, %v", inst, err)
+	}
+}
+
+// A role whose tag comes after the join is seen before the answer of the metadata has become old.
+func TestRoleOfALateTag(t *testing.T) {
+	t.Parallel()
+	var tags atomic.Pointer[map[string]string]
+	tags.Store(&map[string]string{"Name": "edge-1"})
+	srv := metadataOfAWS(t, func() map[string]string { return *tags.Load() })
+	a, _ := adapterOnAWS(t, srv, t.TempDir())
+	role := func() string {
+		t.Helper()
+		if _, err := a.identify(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return a.settings().Role
+	}
+	if r := role(); r != "" {
+		t.Errorf("role %q", r)
+	}
+	tags.Store(&map[string]string{"amsagent:role": "edge"})
+	a.identified = a.identified.Add(-time.Minute)
+	if r := role(); r != "edge" {
+		t.Errorf("role %q after a minute", r)
 	}
 }
 

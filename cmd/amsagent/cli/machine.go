@@ -170,59 +170,6 @@ func (g *globals) whoami(ctx context.Context) (metadata.Instance, error) {
 	return m.Instance, err
 }
 
-const (
-	// lateTags is how long after its boot an instance may get tags: a scaling group tags it up to about a minute after it
-	// has started.
-	lateTags = 2 * time.Minute
-	// tagWait bounds one wait for them.
-	tagWait = time.Minute
-)
-
-// awaitMongoTag waits a while for the tag that says where MongoDB is, where nothing else does. A machine that booted long
-// ago does not wait.
-func (g *globals) awaitMongoTag(ctx context.Context) (mongoSource, error) {
-	wait := metadata.TagWait{Timeout: tagWait, Log: g.log()}
-	if up, known := g.uptime(); known {
-		wait.Timeout = min(tagWait, lateTags-up)
-	}
-	if wait.Timeout <= 0 {
-		return mongoSource{}, errNoMongo // its tags were read already
-	}
-	m, err := g.instance(ctx)
-	if err != nil || !m.Instance.TagsKnown || m.Provider == nil {
-		return mongoSource{}, errNoMongo
-	}
-	set, err := metadata.WaitForTags(ctx, m.Provider, wait, func(s metadata.TagSet) bool {
-		if err := g.useTags(s); err != nil {
-			return true // a malformed tag is said below; more waiting does not mend it
-		}
-		_, err := g.mongo()
-		return !errors.Is(err, errNoMongo)
-	})
-	if err != nil {
-		return mongoSource{}, errNoMongo
-	}
-	if err := g.useTags(set); err != nil {
-		return mongoSource{}, err
-	}
-	return g.mongo()
-}
-
-// uptime is how long ago this machine booted, where the kernel says.
-func (g *globals) uptime() (up time.Duration, known bool) {
-	path, err := underRoot(g.settings.Root, "/proc/uptime")
-	if err != nil {
-		return 0, false
-	}
-	b, _, err := readSmallFile(path)
-	if err != nil {
-		return 0, false
-	}
-	seconds, _, _ := strings.Cut(string(b), " ")
-	up, err = time.ParseDuration(seconds + "s")
-	return up, err == nil
-}
-
 // explicitAddress is the node's address where a person or a tag gave it.
 func (g *globals) explicitAddress() string {
 	if !g.settings.Address.IsValid() {

@@ -160,6 +160,10 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 	fail := func(err error) (mongoSource, error) {
 		return mongoSource{}, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address from standard input: %w", err)}
 	}
+	// The secret may be there later. A loop in user data ends at exit 2.
+	notYet := func(err error) (mongoSource, error) {
+		return mongoSource{}, &userError{Msg: "reading the MongoDB address from standard input", Cause: err, Exit: exitFailed, State: stateUntouched}
+	}
 	if o.Layer != layerFlag {
 		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))
 	}
@@ -170,7 +174,7 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 		case errors.Is(err, errTerminal):
 			return fail(errors.New("it is a terminal"))
 		case errors.Is(err, errOpenInput):
-			return fail(fmt.Errorf("it was not closed within %s", limit))
+			return notYet(fmt.Errorf("it was not closed within %s", limit))
 		case err != nil && g.waiting().Err() != nil:
 			return mongoSource{}, &userError{Msg: "waiting for the MongoDB address on standard input", Cause: err, State: stateUntouched}
 		}
@@ -183,7 +187,7 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 	case len(g.piped.text) > maxSmallFile:
 		return fail(fmt.Errorf("more than %d KiB came", maxSmallFile>>10))
 	case text == "":
-		return fail(errors.New("nothing came: did the command before the pipe fail?"))
+		return notYet(errors.New("nothing came: did the command before the pipe fail?"))
 	}
 	if _, ok := filePath(text); ok {
 		return fail(errors.New("a file: inside is not followed"))

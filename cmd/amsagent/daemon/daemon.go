@@ -129,7 +129,7 @@ type Periods struct {
 	Retry, MostRetry   time.Duration
 	Rejoin, MostRejoin time.Duration
 	// Idle is after what a machine that is no node looks again whether it is to
-	// join.
+	// join. Without an address of MongoDB it reads the instance's tags each time.
 	Idle time.Duration
 	// Drift is how often the files are compared with what was joined with: an
 	// upgrade of AMS may restore old ones at any time.
@@ -157,7 +157,7 @@ func (p Periods) withDefaults() Periods {
 		{&p.MostRetry, time.Minute},
 		{&p.Rejoin, 15 * time.Second},
 		{&p.MostRejoin, time.Hour},
-		{&p.Idle, time.Minute},
+		{&p.Idle, 15 * time.Second},
 		{&p.Drift, time.Minute},
 		{&p.Witness, 15 * time.Second},
 		{&p.Prove, time.Minute},

@@ -1,0 +1,68 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// join --wait-for-tags waits until MongoDB and the role are known from anywhere. That it got past that shows in the error
+// of the join, which finds no server below the root.
+func TestWaitForTags(t *testing.T) {
+	t.Parallel()
+	const noServer = "AMS-INSTALL"
+	off := metadataOfAWS(t, func() map[string]string { return nil })
+	late := func(tags map[string]string) *httptest.Server {
+		begin := sync.OnceValue(time.Now) // when they are asked for first
+		return metadataOfAWS(t, func() map[string]string {
+			if time.Since(begin()) < time.Second {
+				return map[string]string{"Name": "edge-1"}
+			}
+			return tags
+		})
+	}
+	for name, tt := range map[string]struct {
+		server *httptest.Server
+		args   string
+		stdin  string
+		code   int
+		want   string
+		quick  bool
+	}{
+		"tags that come late":       {server: late(map[string]string{"amsagent:mongo": "127.0.0.1:1", "amsagent:role": "edge"}), args: "--wait-for-tags 30s", code: exitPreflight, want: noServer},
+		"the role alone, with pipe": {server: late(map[string]string{"amsagent:role": "edge"}), args: "--wait-for-tags 30s --mongo file:-", stdin: "127.0.0.1:1\n", code: exitPreflight, want: noServer},
+		"the role never comes":      {server: late(map[string]string{}), args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "the role: not known after 3s"},
+		"nothing ever comes":        {server: late(map[string]string{}), args: "--wait-for-tags 3s", code: exitUnknown, want: "the address of MongoDB and the role: not known after 3s"},
+		"all is known":              {server: off, args: "--wait-for-tags 30s --mongo 127.0.0.1:1 --role edge", code: exitPreflight, want: noServer, quick: true},
+		"tags are switched off":     {server: off, args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitPreflight, want: "InstanceMetadataTags=enabled", quick: true},
+		"a malformed tag":           {server: late(map[string]string{"amsagent:role": "two words"}), args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitUsage, want: "instance tag amsagent:role"},
+		"offline":                   {server: off, args: "--wait-for-tags 30s --offline --mongo 127.0.0.1", code: exitUsage, want: "--offline", quick: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := &testEnv{stdin: strings.NewReader(tt.stdin), vars: map[string]string{
+				"AMSAGENT_ROOT": t.TempDir(), "AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": tt.server.URL, "AMSAGENT_TIMEOUT": "4s",
+			}}
+			code := Main(append([]string{"join"}, strings.Fields(tt.args)...), e.env())
+			if said := e.stderr.String(); code != tt.code || !strings.Contains(said, tt.want) {
+				t.Errorf("exit %d, want %d with %q\n%s", code, tt.code, tt.want, said)
+			}
+			if waited := strings.Contains(e.stderr.String(), "waiting for the instance's tags"); waited == tt.quick {
+				t.Errorf("it waited: %v\n%s", waited, e.stderr.String())
+			}
+		})
+	}
+}
+
+// An empty pipe is no wrong command line: the loop of user data ends at exit 2.
+func TestEmptyPipe(t *testing.T) {
+	e := &testEnv{stdin: strings.NewReader(""), vars: map[string]string{"AMSAGENT_ROOT": t.TempDir(), "AMSAGENT_PROVIDER": "generic"}}
+	if code := Main([]string{"join", "--mongo", "file:-"}, e.env()); code != exitFailed || !strings.Contains(e.stderr.String(), "nothing came") {
+		t.Errorf("exit %d\n%s", code, e.stderr.String())
+	}
+}
