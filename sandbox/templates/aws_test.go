@@ -82,7 +82,7 @@ func wantAWS() awsCluster {
 		"autoscaling:EC2_INSTANCE_TERMINATING 300 CONTINUE",
 	}
 	join := "#!/bin/sh\nuntil aws secretsmanager get-secret-value --region REGION --secret-id SECRET --query SecretString --output text" +
-		" | amsagent join --mongo file:-; do sleep 15; done\n"
+		" | amsagent join --mongo file:-; do [ $? = 2 ] && exit 2; sleep 15; done\n"
 	group := func(role string, targets, security []string) awsGroup {
 		return awsGroup{
 			Name: "NAME-" + role, Min: "1", Max: "10", Image: "ami-node", Type: "c7i.xlarge", Subnets: 2,

@@ -76,7 +76,7 @@ func wantAzure() azureCluster {
 			Zones: []string{"1", "2", "3"}, Subnet: role, Pools: pools, Public: "Standard", Disk: "Premium_LRS, by the host false",
 			Tags: []string{"amsagent-role=" + role}, Identity: "ams-" + role,
 			UserData: "#!/bin/sh\nuntil curl -fsS --noproxy '*' -H 'Metadata: true' '" + azureIdentityURL("ams-"+role) + `' | jq -r '"Authorization: Bearer " + .access_token'` +
-				" | curl -fsS -H @- 'https://" + azureVaultHost + "/secrets/mongo?api-version=7.4' | jq -er .value | amsagent join --mongo file:-; do sleep 15; done\n",
+				" | curl -fsS -H @- 'https://" + azureVaultHost + "/secrets/mongo?api-version=7.4' | jq -er .value | amsagent join --mongo file:-; do [ $? = 2 ] && exit 2; sleep 15; done\n",
 		}
 	}
 	return azureCluster{

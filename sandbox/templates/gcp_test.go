@@ -48,7 +48,7 @@ func wantGCP() gcpCluster {
 			Image: "image-node", Type: "n2-standard-4", NamedPort: "ams 5080", Heals: "HTTP 9771 /healthz, after 600 s", Update: "OPPORTUNISTIC",
 			Scaling: "1 to 10, CPU 0.6, ON", Kind: "STANDARD, not preemptible, secure boot", Identity: role, Public: true, Role: role,
 			UserData: "#!/bin/sh\nuntil gcloud secrets versions access latest --project PROJECT --secret SECRET" +
-				" | amsagent join --mongo file:-; do sleep 15; done\n",
+				" | amsagent join --mongo file:-; do [ $? = 2 ] && exit 2; sleep 15; done\n",
 			After: []string{"mongo"},
 		}
 	}

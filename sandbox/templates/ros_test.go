@@ -215,7 +215,7 @@ func wantROS() rosCluster {
 			Hooks:   []string{"SCALE_IN 600 CONTINUE ams-scale-in as ams-oos", "SCALE_OUT 900 ABANDON"},
 			Scaling: "TargetTrackingScalingRule CpuUtilization 60, out and in", Tags: []string{"Name=ams-" + role, "amsagent-role=" + role},
 			Disk: "cloud_essd 40 encrypted", Public: "PayByTraffic 100", Spot: "NoSpot", After: []string{"balancer", "hooks", "mongo", "scaling"},
-			UserData: "#!/bin/sh\n# amsagent-role=" + role + "\nuntil amsagent-secret get ams-mongo | amsagent join --mongo file:-; do sleep 15; done\n",
+			UserData: "#!/bin/sh\n# amsagent-role=" + role + "\nuntil amsagent-secret get ams-mongo | amsagent join --mongo file:-; do [ $? = 2 ] && exit 2; sleep 15; done\n",
 		}
 	}
 	sticky := ", sticky Insert"

@@ -533,7 +533,7 @@ resource "aws_launch_template" "node" {
   # so far.
   user_data = base64encode(<<-END
     #!/bin/sh
-    until aws secretsmanager get-secret-value --region ${var.region} --secret-id ${aws_secretsmanager_secret.mongo.arn} --query SecretString --output text | amsagent join --mongo file:-; do sleep 15; done
+    until aws secretsmanager get-secret-value --region ${var.region} --secret-id ${aws_secretsmanager_secret.mongo.arn} --query SecretString --output text | amsagent join --mongo file:-; do [ $? = 2 ] && exit 2; sleep 15; done
   END
   )
 }

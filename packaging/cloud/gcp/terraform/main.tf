@@ -410,7 +410,7 @@ resource "google_compute_instance_template" "node" {
     # node has joined.
     startup-script = <<-END
       #!/bin/sh
-      until gcloud secrets versions access latest --project ${var.project} --secret ${google_secret_manager_secret.mongo.secret_id} | amsagent join --mongo file:-; do sleep 15; done
+      until gcloud secrets versions access latest --project ${var.project} --secret ${google_secret_manager_secret.mongo.secret_id} | amsagent join --mongo file:-; do [ $? = 2 ] && exit 2; sleep 15; done
     END
   }
   lifecycle {
