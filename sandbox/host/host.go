@@ -171,7 +171,11 @@ func (h *Host) Run(ctx context.Context, args ...string) (string, error) {
 
 // Join makes the machine a node.
 func (h *Host) Join(ctx context.Context) error {
-	_, err := h.Run(ctx, "join", "--mongo", h.o.Mongo, "--timeout", "60s")
+	args := []string{"join", "--mongo", h.o.Mongo, "--timeout", "60s"}
+	if h.o.NoCloud {
+		args = append(args, "--force-address") // a real machine may have none but loopback
+	}
+	_, err := h.Run(ctx, args...)
 	return err
 }
 
