@@ -105,39 +105,6 @@ func snapshot(t *testing.T, m *Machine) map[string]string {
 	return files
 }
 
-func TestConvergeAsJoined(t *testing.T) {
-	m := joinedTree(t)
-	before := snapshot(t, m)
-	c := converge(t, m, convergeRequest(t, joinedAs(), nil))
-	if c.Phase != PhaseJoined || len(c.Repairs) > 0 || c.RestartNeeded {
-		t.Errorf("got %+v", c)
-	}
-	after := snapshot(t, m)
-	for name, was := range before {
-		if after[name] != was {
-			t.Errorf("%s was written", name)
-		}
-	}
-	n := c.Node
-	if n.ID != "i-1" || n.IP != "10.0.1.7" || n.Role != "edge" || n.Group != "edges" || n.Zone != "eu-west-1a" || n.Port != 5080 || n.AMS != "3.0.3" {
-		t.Errorf("row: %+v", n)
-	}
-}
-
-func TestConvergeNeverJoined(t *testing.T) {
-	m := ownTree(t, "3.0", "3.0.3")
-	before := treeFiles(t, m)
-	c := converge(t, m, convergeRequest(t, joinedAs(), nil))
-	if c.Phase != "" || len(c.Repairs)+len(c.Files) > 0 {
-		t.Errorf("got %+v", c)
-	}
-	for name, was := range before {
-		if treeFiles(t, m)[name] != was {
-			t.Errorf("%s was written", name)
-		}
-	}
-}
-
 // Every way in which a machine is found other than it joined.
 func TestConvergeRepairs(t *testing.T) {
 	moved := joinedAs()
@@ -213,26 +180,6 @@ func TestConvergeRepairs(t *testing.T) {
 	}
 }
 
-// A cloud that does not answer at boot makes no stranger of a node.
-func TestConvergeWithoutMetadata(t *testing.T) {
-	m := joinedTree(t)
-	req := convergeRequest(t, metadata.Instance{}, errors.New("the metadata service does not answer"))
-	req.Address = "10.0.1.7"
-	before := snapshot(t, m)
-	c := converge(t, m, req)
-	if len(c.Repairs) > 0 || !strings.HasPrefix(ids(c.Warnings), IDIdentity) {
-		t.Errorf("repairs %v, warnings %v", c.Repairs, c.Warnings)
-	}
-	if c.Node.ID != "i-1" {
-		t.Errorf("row %+v", c.Node)
-	}
-	for name, was := range snapshot(t, m) {
-		if before[name] != was {
-			t.Errorf("%s was written", name)
-		}
-	}
-}
-
 // A malformed tag says nothing against who this machine is.
 func TestConvergeMalformedTag(t *testing.T) {
 	m := joinedTree(t)
@@ -275,24 +222,6 @@ type serviceThat struct {
 }
 
 func (s serviceThat) State(context.Context) (ams.State, error) { return s.state, s.err }
-
-func TestConvergeOwesARestart(t *testing.T) {
-	m := joinedTree(t)
-	m.Service = running()
-	moved := joinedAs()
-	moved.Address = netip.MustParseAddr("10.0.1.9")
-	if c := converge(t, m, convergeRequest(t, moved, nil)); !c.RestartNeeded {
-		t.Error("the server runs with the old address, and no restart is owed")
-	}
-	// It stays owed until somebody restarts, and ends when the server is started.
-	if c := converge(t, m, convergeRequest(t, moved, nil)); !c.RestartNeeded {
-		t.Error("forgotten by the second run")
-	}
-	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityInactive}}
-	if c := converge(t, m, convergeRequest(t, moved, nil)); c.RestartNeeded {
-		t.Error("a server that does not run needs no restart")
-	}
-}
 
 // Where the service manager fails to say whether the server runs, it may be starting: a
 // command writes none of its files, but those of the agent's own. The server's start writes all.

@@ -73,25 +73,6 @@ func TestRunsElsewhere(t *testing.T) {
 	}
 }
 
-// TestElsewhereHint: the way out is named.
-func TestElsewhereHint(t *testing.T) {
-	j := &joiner{result: &JoinResult{}, facts: &facts{address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}}}
-	err := &NotSeenError{Err: &cluster.AMSNotSeenError{Verdict: cluster.AMSElsewhere}}
-	if got := j.elsewhereHint(err); !strings.Contains(got, "AMS_HOST_ADDRESS=10.0.1.7: amsagent join") {
-		t.Errorf("%q", got)
-	}
-	j.result.Restarted = true
-	if got := j.elsewhereHint(err); !strings.HasPrefix(got, "whatever starts the server has to pass AMS_HOST_ADDRESS=10.0.1.7") {
-		t.Errorf("%q", got)
-	}
-	if got := j.elsewhereHint(&StartedElsewhereError{Given: "203.0.113.9"}); !strings.HasPrefix(got, "whatever starts the server has to pass") {
-		t.Errorf("%q", got)
-	}
-	if got := j.elsewhereHint(&NotSeenError{Err: &cluster.AMSNotSeenError{Verdict: cluster.AMSNothing}}); got != "" {
-		t.Errorf("%q", got)
-	}
-}
-
 // TestStatusWithoutRoot: what needs neither the state file nor MongoDB is compared for every user.
 func TestStatusWithoutRoot(t *testing.T) {
 	fails := []ams.AppAnswer{{Name: "LiveApp", State: ams.AppFailing, Detail: "it answers 500"}}

@@ -136,22 +136,6 @@ func TestWatchMoved(t *testing.T) {
 	}
 }
 
-// Files that a command writes while the server runs are newer than it, until it is started again.
-func TestConvergeWritesUnderAServer(t *testing.T) {
-	m := joinedTree(t)
-	m.Service = running()
-	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
-	if c := converge(t, m, watchRequest(t)); len(c.Differences) != 1 || !c.RestartNeeded {
-		t.Errorf("before: %+v", c)
-	}
-	if c := converge(t, m, convergeRequest(t, joinedAs(), nil)); len(c.Differences) > 0 || !c.RestartNeeded {
-		t.Errorf("written: %+v", c)
-	}
-	if c := converge(t, m, watchRequest(t)); len(c.Differences) > 0 || !c.RestartNeeded {
-		t.Errorf("for the daemon: %+v", c)
-	}
-}
-
 // Just before the start: nobody is asked who this machine is, and a server that is
 // about to start needs no restart.
 func TestBeforeStart(t *testing.T) {

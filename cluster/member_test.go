@@ -4,10 +4,8 @@
 package cluster
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -137,34 +135,6 @@ func TestVerdicts(t *testing.T) {
 			}
 		})
 	}
-}
-
-// An age of 0, as of a beat that comes while the look is under way, is known; an unknown one has no field.
-func TestHeardJSON(t *testing.T) {
-	s := newStage(t)
-	s.beat("i-a", "10.0.0.1", func(n *Node) { n.UpdatedAt = s.server().Add(3 * time.Millisecond) })
-	m := s.look()[0]
-	for _, tt := range []struct {
-		heard Heard
-		aged  bool
-	}{{m.Agent, true}, {m.Server, false}} {
-		b, err := json.Marshal(tt.heard)
-		if err != nil || strings.Contains(string(b), "age_ns") != tt.aged {
-			t.Errorf("%s, %v; want an age: %t", b, err, tt.aged)
-		}
-	}
-}
-
-// A row that a join wrote and for which no daemon ever beat is no sign of death.
-func TestRowWithoutBeats(t *testing.T) {
-	s := newStage(t)
-	s.rows["a"] = Node{ID: "a", IP: "10.0.0.1", State: StateActive, UpdatedAt: s.server()}
-	s.write("d", "10.0.0.1", 0)
-	s.want("a 10.0.0.1 alive")
-	s.pass(19 * time.Second) // under load AMS is late (issue #5239 of Ant-Media-Server)
-	s.want("a 10.0.0.1 agent-stale")
-	s.pass(2 * time.Second)
-	s.want("a 10.0.0.1 gone")
 }
 
 // Clocks of nodes that are ten minutes off change no verdict.
@@ -486,25 +456,6 @@ func TestLookOrder(t *testing.T) {
 	}
 }
 
-// Thousands of rows and documents are put together in one pass.
-func BenchmarkJudge(b *testing.B) {
-	const n = 2000
-	l := Look{ServerTime: time.Now()}
-	for i := range n {
-		ip := fmt.Sprintf("10.0.%d.%d", i/250, i%250)
-		l.Nodes = append(l.Nodes, Node{ID: fmt.Sprint("i-", i), IP: ip, State: StateActive, Seq: 1, UpdatedAt: l.ServerTime})
-		doc, err := bson.Marshal(bson.D{{Key: "_id", Value: fmt.Sprint("x", i)}, {Key: "ip", Value: ip}, {Key: "lastUpdateTime", Value: l.ServerTime.UnixMilli()}})
-		if err != nil {
-			b.Fatal(err)
-		}
-		l.AMS = append(l.AMS, readAMSNode(doc))
-	}
-	var o Observer
-	for b.Loop() {
-		o.Judge(l, l.ServerTime)
-	}
-}
-
 // Only an active node that both witnesses vouch for is called not serving; what an older
 // agent does not say is not held against it.
 func TestNotServing(t *testing.T) {
@@ -537,13 +488,5 @@ func TestNotServing(t *testing.T) {
 		if len(members) == 0 || members[0].Verdict != tt.want && !(tt.state == StateLeft && members[len(members)-1].Verdict == tt.want) {
 			t.Errorf("%s: %+v", name, members)
 		}
-	}
-}
-
-// An observer remembers all rows and documents of two looks, of which any writer of MongoDB decides how many there are.
-func TestObserverIsSmall(t *testing.T) {
-	t.Parallel()
-	if size := reflect.TypeFor[observed]().Size(); size > 64 {
-		t.Errorf("%d bytes of each", size)
 	}
 }

@@ -303,14 +303,6 @@ func TestGPUSilent(t *testing.T) {
 	eventually(t, "reading of the second one", talks(21))
 }
 
-// A child that talks and tells nothing is as good as a silent one.
-func TestGPUNoiseOnly(t *testing.T) {
-	g := newGPUWorld(t)
-	g.tool("while :; do echo 'XID event'; done")
-	g.watch(20*time.Millisecond, func(p *gpuPace) { p.start = 0 })
-	g.becomes(GPUFailing, "gave no reading for", "XID event")
-}
-
 // The reading of a moment ago holds while the child is started again, and says
 // what is wrong meanwhile.
 func TestGPUDies(t *testing.T) {
@@ -399,21 +391,6 @@ esac
 	eventually(t, "its encoder", g.encoder(0, 77))
 }
 
-func TestGPURemembersFields(t *testing.T) {
-	g := newGPUWorld(t)
-	g.tool(`case "$*" in *driver_version*) echo 'Field "driver_version" is not a valid field to query.'; exit 2;; esac
-head -n 1 $root/fifo`)
-	g.watch(0)
-	for i := range 4 {
-		g.say("0, GPU-1, 9, %d, 0, 612, 7618, Tesla M60\n", i)
-		eventually(t, "a reading", g.encoder(0, float64(i)))
-	}
-	b, _ := os.ReadFile(filepath.Join(g.root, "args"))
-	if n := strings.Count(string(b), "driver_version"); n != 1 {
-		t.Errorf("asked for %d times:\n%s", n, b)
-	}
-}
-
 // Some drivers tell everything once and then only errors.
 func TestGPUBlind(t *testing.T) {
 	g := newGPUWorld(t)
@@ -475,98 +452,6 @@ func TestGPUAppearsLater(t *testing.T) {
 	eventually(t, "a reading", g.encoder(0, 33))
 }
 
-// While a start is waited for, a new driver ends the wait.
-func TestGPUDriverReplaced(t *testing.T) {
-	g := newGPUWorld(t)
-	g.tool("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
-	g.watch(0, func(p *gpuPace) { p.first, p.most = time.Hour, time.Hour })
-	g.becomes(GPUFailing, "version mismatch")
-	g.tool(gpuPipe)
-	g.say("%s", gpuTestRow(0, 34))
-	eventually(t, "a reading", g.encoder(0, 34))
-	if g.w.starts.Load() != 2 {
-		t.Errorf("%d starts", g.w.starts.Load())
-	}
-}
-
-// A program that cannot be run is a reason, too.
-func TestGPUToolThatCannotRun(t *testing.T) {
-	g := newGPUWorld(t)
-	g.tool(gpuPipe)
-	path := filepath.Join(g.root, "usr/bin/nvidia-smi")
-	if l := NewGPUWatcher(GPUOptions{Root: g.root}).look(); l.state != GPUPending || l.tool.path != path {
-		t.Errorf("%+v", l)
-	}
-	if err := os.WriteFile(path, []byte("#!/does/not/exist\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	g.watch(0)
-	g.becomes(GPUFailing, "cannot be started", "no such file")
-}
-
-func TestGPUBackoff(t *testing.T) {
-	b := gpuBackoff{first: time.Second, most: 2 * time.Minute}
-	for round := range 2 {
-		var sum time.Duration
-		for i := range 100 {
-			d := b.next()
-			full := min(time.Second<<min(i, 30), 2*time.Minute)
-			if d < full/2 || d > full {
-				t.Errorf("round %d, wait %d: %s", round, i, d)
-			}
-			sum += d
-		}
-		if sum < 93*time.Minute || sum > 200*time.Minute {
-			t.Errorf("100 starts in %s", sum)
-		}
-		b.reset()
-	}
-	if d := (&gpuBackoff{}).next(); d != 0 {
-		t.Errorf("without times: %s", d)
-	}
-}
-
-// A child that ran well is started at once when it dies, one that did not waits
-// longer each time.
-func TestGPURanWell(t *testing.T) {
-	g := newGPUWorld(t)
-	g.tool("head -n 1 $root/fifo")
-	g.watch(0, func(p *gpuPace) { p.well, p.most = 0, time.Hour })
-	for i := range 25 { // without a reset: a millisecond doubled 25 times
-		g.say("%s", gpuTestRow(0, i))
-		eventually(t, "a reading", g.encoder(0, float64(i)))
-	}
-}
-
-// The age of a reading is judged when somebody asks.
-func TestGPUStale(t *testing.T) {
-	now := gpuNoon()
-	w := NewGPUWatcher(GPUOptions{Interval: time.Second, Now: func() time.Time { return now }})
-	if r := w.Latest(); r.State != GPUPending {
-		t.Errorf("before Run: %+v", r)
-	}
-	w.set(gpuPart{state: GPUReady, at: now, devices: []GPU{{Name: "L4"}}})
-	for _, c := range []struct {
-		age    time.Duration
-		state  GPUState
-		reason string
-	}{{0, GPUReady, ""}, {3 * time.Second, GPUReady, ""}, {3001 * time.Millisecond, GPUFailing, "silent for 3s"}, {time.Hour, GPUFailing, "silent for 1h0m0s"}} {
-		now = gpuNoon().Add(c.age)
-		if r := w.Latest(); r.State != c.state || r.Reason != c.reason || (r.Devices != nil) != (c.state == GPUReady) || !r.At.Equal(gpuNoon()) {
-			t.Errorf("after %s: %+v", c.age, r)
-		}
-	}
-	now = gpuNoon()
-	w.nvidiaFails("it died", false)
-	if r := w.Latest(); r.State != GPUReady || r.Reason != "it died" {
-		t.Errorf("just died: %+v", r)
-	}
-	w.nvidiaFails("the driver is gone", true)
-	if r := w.Latest(); r.State != GPUFailing || r.Reason != "the driver is gone" || r.Devices != nil {
-		t.Errorf("lost: %+v", r)
-	}
-}
-
 // Hundreds of children later there is nothing left of them.
 func TestGPULeavesNothing(t *testing.T) {
 	g := newGPUWorld(t)
@@ -590,32 +475,6 @@ func TestGPULeavesNothing(t *testing.T) {
 	var st unix.WaitStatus
 	if pid, err := unix.Wait4(-1, &st, unix.WNOHANG, nil); err != unix.ECHILD {
 		t.Errorf("a zombie: %d, %v", pid, err)
-	}
-}
-
-func TestGPURunTwice(t *testing.T) {
-	g := newGPUWorld(t)
-	g.tool(gpuPipe)
-	g.watch(0)
-	eventually(t, "started", func() bool { return g.w.starts.Load() == 1 })
-	if err := g.w.Run(t.Context()); err == nil {
-		t.Error("it ran twice at once")
-	}
-	// An end in the middle of a wait, a start, a reading.
-	g.stop()
-	for range 20 {
-		ctx, cancel := context.WithCancel(context.Background())
-		ended := make(chan error)
-		go func() { ended <- g.w.Run(ctx) }()
-		n := g.w.starts.Load()
-		runtime.Gosched()
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		if m := g.w.starts.Load(); m > n+1 {
-			t.Errorf("%d starts", m-n)
-		}
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -373,38 +372,6 @@ func TestSlowAnswers(t *testing.T) {
 	})
 }
 
-// An answer that takes longer than a sample waits, every time, is the next
-// sample's, every time.
-func TestAlwaysLateAnswers(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		n := 0
-		s := NewSampler(SamplerOptions{Root: t.TempDir(), Sessions: func(ctx context.Context) (cluster.Sessions, []Missing) {
-			n++
-			count := n
-			select {
-			case <-time.After(3 * time.Second):
-				return cluster.Sessions{Publishers: &count}, nil
-			case <-ctx.Done():
-				t.Error("the question ended with its sample")
-				return cluster.Sessions{}, nil
-			}
-		}})
-		for i := range 4 {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			got := s.Sample(ctx)
-			cancel()
-			switch {
-			case i == 0 && (got.Session.Publishers != nil || !missing(got, whatSessions, errNoAnswer)):
-				t.Errorf("sample 0: %v, missing %v", got.Session, got.Missing)
-			case i > 0 && (got.Session.Publishers == nil || *got.Session.Publishers != i):
-				t.Errorf("sample %d: %v, missing %v", i, got.Session, got.Missing)
-			}
-			time.Sleep(5 * time.Second) // the clock of synctest: no time passes
-		}
-	})
-}
-
 // One that hangs takes nothing from the others that have answered.
 func TestOneHangsOthersAnswer(t *testing.T) {
 	t.Parallel()
@@ -431,35 +398,6 @@ func TestOneHangsOthersAnswer(t *testing.T) {
 
 func missing(s Sample, what string, err error) bool {
 	return slices.ContainsFunc(s.Missing, func(m Missing) bool { return m.What == what && errors.Is(m.Err, err) })
-}
-
-// A sample ends with the context of its caller, and says what it has.
-func TestContextEnds(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	hang := make(chan struct{})
-	defer close(hang)
-	s := NewSampler(SamplerOptions{AMSDir: "/", Wait: time.Hour})
-	s.statfs = func(string, *syscall.Statfs_t) error { <-hang; return nil }
-	if got := s.Sample(ctx); got.MemTotal == nil {
-		t.Errorf("missing %v", got.Missing)
-	}
-}
-
-// Nobody to ask is nothing missing.
-func TestNobodyToAsk(t *testing.T) {
-	t.Parallel()
-	m := openMachine(t, "testdata/machines/iowait-is-idle.txtar")
-	got := m.sampler().Sample(t.Context())
-	for _, m := range got.Missing {
-		if !errors.Is(m.Err, ErrFirst) {
-			t.Errorf("missing %s: %v", m.What, m.Err)
-		}
-	}
-	if got.GPUs.State != "" || got.Load.Disk != nil {
-		t.Errorf("got %v", got)
-	}
 }
 
 // The log has one line for a reading that is missing for long, and one for its return.
@@ -573,45 +511,6 @@ func TestConcurrent(t *testing.T) {
 	wg.Wait()
 }
 
-func TestReadFile(t *testing.T) {
-	t.Parallel()
-	for _, size := range []int{0, 1, 1023, 1024, 1025, 5000, maxProcFile} {
-		name := filepath.Join(t.TempDir(), "f")
-		want := bytes.Repeat([]byte("x"), size)
-		if err := os.WriteFile(name, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := readFile(name); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%d bytes of %d, %v", len(got), size, err)
-		}
-	}
-	if b, err := readFile("/dev/zero"); err == nil {
-		t.Errorf("%d bytes of a file without end", len(b))
-	}
-}
-
-// A sample must not keep anything open.
-func TestNoLeak(t *testing.T) {
-	s := NewSampler(SamplerOptions{AMSDir: "/", AMSPID: func(context.Context) (int, error) { return os.Getpid(), nil }, Wait: time.Hour})
-	count := func() (files, goroutines int) {
-		entries, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(entries), runtime.NumGoroutine()
-	}
-	s.Sample(t.Context())
-	files, goroutines := count()
-	for range 200 {
-		s.Sample(t.Context())
-	}
-	// A goroutine that has answered may not have ended yet.
-	eventually(t, fmt.Sprintf("no more than %d files and %d goroutines", files, goroutines), func() bool {
-		f, g := count()
-		return f <= files && g <= goroutines
-	})
-}
-
 func BenchmarkSample(b *testing.B) {
 	s := NewSampler(SamplerOptions{
 		AMSDir:   "/",
@@ -625,32 +524,6 @@ func BenchmarkSample(b *testing.B) {
 		s.Sample(b.Context())
 	}
 	b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")
-}
-
-// A machine of 128 cores and 200 containers.
-func BenchmarkSampleLargeMachine(b *testing.B) {
-	root := b.TempDir()
-	var stat, dev strings.Builder
-	stat.WriteString("cpu  1 2 3 4 5 6 7 8 9 10\n")
-	for i := range 128 {
-		fmt.Fprintf(&stat, "cpu%d 1%d 2345678 3456789 456789012 567890 0 78901 89012 0 0\n", i, i)
-	}
-	fmt.Fprintf(&stat, "intr 123456789%s\nctxt 1\n", strings.Repeat(" 0", 9000))
-	dev.WriteString("Inter-|   Receive\n face |bytes\n eth0: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n")
-	for i := range 200 {
-		fmt.Fprintf(&dev, "veth%d: 123456789 1234567 0 0 0 0 0 0 123456789 1234567 0 0 0 0 0 0\n", i)
-	}
-	for name, text := range map[string]string{"stat": stat.String(), "net/dev": dev.String(), "meminfo": "MemTotal: 100 kB\nMemFree: 5 kB\nMemAvailable: 50 kB\n"} {
-		name = filepath.Join(root, "proc", name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
-			b.Fatal(err)
-		}
-	}
-	s := NewSampler(SamplerOptions{Root: root})
-	b.ReportAllocs()
-	for b.Loop() {
-		s.Sample(b.Context())
-	}
 }
 
 func cpuTime(b testing.TB) time.Duration {

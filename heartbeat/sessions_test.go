@@ -509,41 +509,6 @@ func TestPortEditedWhileTheServerRuns(t *testing.T) {
 	c.is("it listens at the new port", 0, 2, cluster.CountedByConnections)
 }
 
-// The port of HTTPS alone is edited, and that of RTMP.
-func TestOtherPortEditedWhileTheServerRuns(t *testing.T) {
-	for key, of := range map[string]func(s cluster.Sessions) *int{
-		"https.port": func(s cluster.Sessions) *int { return s.Viewers },
-		"rtmp.port":  func(s cluster.Sessions) *int { return s.Publishers },
-	} {
-		c := newCounted(t, "")
-		was, old := listenAt(t, 0)
-		defer was.Close()
-		l, edited := listenAt(t, 0)
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-		is := func(what string, want int) {
-			t.Helper()
-			c.later(installEvery)
-			s, missing := c.CountNow(t.Context())
-			if n := of(s); n == nil || *n != want {
-				t.Errorf("%s, %s: got %+v, %v, want %d", key, what, s, missing, want)
-			}
-		}
-		c.settings(fmt.Sprintf("%s=%d\n", key, old))
-		c.established(map[int][]string{old: {"10.0.0.50", "10.0.0.51"}, edited: {"10.0.0.52"}})
-		is("before", 2)
-		c.settings(fmt.Sprintf("%s=%d\n", key, edited))
-		is("the port was edited", 2)
-		if err := was.Close(); err != nil {
-			t.Fatal(err)
-		}
-		l, _ = listenAt(t, edited)
-		defer l.Close()
-		is("the server was restarted", 1)
-	}
-}
-
 // The answer of a real Community Edition has negative counts: not counted.
 func TestRealStatistics(t *testing.T) {
 	answer, err := os.ReadFile("testdata/system-resources-2.17.1.json")
@@ -554,54 +519,6 @@ func TestRealStatistics(t *testing.T) {
 	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) }
 	c.streams.err = errors.New("MongoDB is away")
 	c.is("1 publisher, 3 viewers", 1, 3, cluster.CountedByAMS)
-}
-
-// The kernel walks its whole table for a count of connections: a beat every
-// second must not make it do so. Who drains wants to know, and is told.
-func TestConnectionsAreCountedNowAndThen(t *testing.T) {
-	c := newCounted(t, "")
-	viewers := func(count func(context.Context) (cluster.Sessions, []Missing)) int {
-		t.Helper()
-		s, missing := count(t.Context())
-		if s.Viewers == nil {
-			t.Fatalf("not counted: %v", missing)
-		}
-		return *s.Viewers
-	}
-	c.connections("10.0.0.50", "10.0.0.51")
-	if n := viewers(c.Count); n != 2 {
-		t.Errorf("%d viewers", n)
-	}
-	c.connections()
-	if n := viewers(c.Count); n != 2 {
-		t.Errorf("%d viewers, counted again at once", n)
-	}
-	if n := viewers(c.CountNow); n != 0 {
-		t.Errorf("%d viewers for who drains", n)
-	}
-	c.connections("10.0.0.50")
-	c.later(connectionsEvery)
-	if n := viewers(c.Count); n != 1 {
-		t.Errorf("%d viewers after a while", n)
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if s, missing := c.CountNow(ended); s.Viewers != nil || len(missing) == 0 {
-		t.Errorf("a count that was cut short: %+v", s)
-	}
-}
-
-// A server that starts refuses what it answers a moment later: a drain must not go
-// by its connections for a minute.
-func TestCountNowAsksAgain(t *testing.T) {
-	c := newCounted(t, serverKey)
-	c.is("AMS starts, and refuses", 0, 0, cluster.CountedByConnections)
-	c.answer = figures(1, 0, 0)
-	c.is("a refusal is kept", 0, 0, cluster.CountedByConnections)
-	s, _ := c.CountNow(t.Context())
-	if s.Viewers == nil || *s.Viewers != 1 || s.By != cluster.CountedByAMS {
-		t.Errorf("for who drains: %+v", s)
-	}
 }
 
 // Where a proxy on the machine itself stands before AMS, nobody is connected from

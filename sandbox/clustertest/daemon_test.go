@@ -323,8 +323,6 @@ func (a *agent) read(name string) string {
 	return string(b)
 }
 
-const appFile = "webapps/LiveApp/WEB-INF/red5-web.properties"
-
 // view is what the daemon tells on its control socket.
 func (a *agent) view() (v daemon.View) {
 	a.t.Helper()

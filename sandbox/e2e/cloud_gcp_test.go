@@ -83,56 +83,6 @@ func deciding(t *testing.T, v lifecycle.View) lifecycle.Moment {
 	return lifecycle.Moment{}
 }
 
-// TestCloudGCPPreemption: a Spot VM is preempted, and whoever watches leaves in time.
-func TestCloudGCPPreemption(t *testing.T) {
-	t.Parallel()
-	h := newOnGCP(t, newDatabase(t), "10.0.61.1")
-	p := h.serving()
-	if n := h.row(); n.Provider != "gcp" || n.Group != "edge-mig" || n.Name != "edge-mig-x7k2" || n.ID != h.id || n.Zone != "europe-west1-b" || n.Role != "edge" {
-		t.Errorf("the row: %+v", n)
-	}
-	if out, code := h.run("metadata", "-o", "json"); code != 0 || strings.Contains(out, "secret-of") || strings.Contains(out, daemonPassword) || !strings.Contains(out, `"stop_window_ns": 30000000000`) {
-		t.Errorf("metadata: exit %d\n%s", code, out)
-	}
-	h.viewers(1)
-	if !p.ready() {
-		t.Error("a node that serves is not ready")
-	}
-	// What moves it while it runs is nothing to do.
-	h.gcp.Maintain("MIGRATE_ON_HOST_MAINTENANCE")
-	p.says("moved to another host")
-	h.gcp.Maintain("NONE")
-
-	told := time.Now()
-	h.gcp.Preempt(0)
-	h.rowIs(cluster.StateDraining)
-	t.Logf("the row is draining %s after the word", time.Since(told).Round(time.Millisecond))
-	if p.ready() {
-		t.Error("a node that drains is ready")
-	}
-	v := p.counted(1)
-	if m := deciding(t, v); v.Kind != lifecycle.Interrupt || m.By != "gcp-preempted (preemption of a Spot VM)" || m.Ends.Sub(told).Abs() > 31*time.Second {
-		t.Errorf("the drain: %+v", v)
-	}
-	wait(4 * time.Second)
-	if st := h.live(); st.Live.Viewers != 1 || !h.serverRuns() {
-		t.Errorf("who watches: %+v", st)
-	}
-	h.viewersGo()
-	n := h.hasLeft()
-	h.gcp.Off()
-	if e := h.gone(); e.Late {
-		t.Errorf("it went late: %+v", e)
-	}
-	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 1 || st.State != "stopped" {
-		t.Errorf("the sessions: %+v", st)
-	}
-	if n.Reason != "preemption of a Spot VM" || n.Cut == nil || *n.Cut != 0 {
-		t.Errorf("the row: %+v", n)
-	}
-	p.step(lifecycle.StepDone)
-}
-
 // TestCloudGCPPreemptionStays: who watches to the end is cut before the machine is,
 // so that the server ends in order and the cluster knows.
 func TestCloudGCPPreemptionStays(t *testing.T) {

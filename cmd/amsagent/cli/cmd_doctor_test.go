@@ -4,10 +4,8 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -26,9 +24,6 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/metadata"
-	"github.com/amsagent/amsagent/metadata/alibaba"
-	"github.com/amsagent/amsagent/metadata/aws"
 )
 
 func doctorSample() doctorData {
@@ -266,28 +261,6 @@ func TestDoctorIsQuiet(t *testing.T) {
 	}
 }
 
-// MongoDB that is not there has the id, the advice and the page that a join gives it.
-func TestDoctorMongo(t *testing.T) {
-	root := doctorTree(t)
-	begin := time.Now()
-	_, d, stderr := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5", "--mongo", "mongodb://u:hunter2@127.0.0.1:1/")
-	i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == "AMS-MONGO-REFUSED" })
-	if i < 0 || d.Checks[i].Check != "AMS-MONGO" || d.Checks[i].Verdict != doctor.Bad || !strings.Contains(d.Checks[i].Hint, "mongod must run there") || d.Checks[i].Page != "amsagent doctor --explain AMS-MONGO-REFUSED" {
-		t.Errorf("%+v", d.Checks)
-	}
-	if took := time.Since(begin); took > 25*time.Second {
-		t.Errorf("it took %s", took)
-	}
-	for _, r := range d.Checks {
-		if strings.Contains(r.Seen+r.Hint, "hunter2") {
-			t.Errorf("a secret: %+v", r)
-		}
-	}
-	if strings.Contains(stderr, "hunter2") {
-		t.Errorf("a secret: %s", stderr)
-	}
-}
-
 const guideScript = "#!/bin/bash\ncd /usr/local/antmedia\n./change_server_mode.sh cluster 10.0.2.4\n"
 
 // lintRun runs the command in a folder with the files, so that no path of this machine is in what it prints.
@@ -464,130 +437,5 @@ func TestAskDaemonForDoctor(t *testing.T) {
 	}, LaunchHooks: "none"}
 	if d := cmp.Diff(want, v); d != "" || err != nil {
 		t.Errorf("%v\n%s", err, d)
-	}
-}
-
-// A cloud that is none has no hooks, and a machine that nobody names has none that are known.
-func TestDoctorHooksElsewhere(t *testing.T) {
-	g := newGlobals((&testEnv{}).env().withDefaults())
-	ask := func(inst metadata.Instance, err error) (doctor.HookView, error) {
-		return g.doctorHooks(nil, func(context.Context) (metadata.Instance, error) { return inst, err }).TerminationHook(t.Context())
-	}
-	for _, p := range []string{metadata.Generic, ""} {
-		if v, err := ask(metadata.Instance{ID: "m-1", Provider: p}, nil); err != nil || v.Without == "" {
-			t.Errorf("%q: %+v, %v", p, v, err)
-		}
-	}
-	if _, err := ask(metadata.Instance{}, metadata.ErrNotReady); !errors.Is(err, metadata.ErrNotReady) {
-		t.Errorf("%v", err)
-	}
-	for err, want := range map[error]string{
-		&lifecycle.DeniedError{Permission: "a:B", Policy: "{}", Err: errors.New("no")}: "a:B",
-		&aws.DeniedError{Action: "c:D", Policy: "{}", Reason: "no"}:                    "c:D",
-		&alibaba.DeniedError{Action: "e:F", Policy: "{}", Reason: "no"}:                "e:F",
-	} {
-		v, denied := deniedView(doctor.HookView{Group: "g"}, fmt.Errorf("asking: %w", err))
-		if !denied || v.Denied != want || v.Policy != "{}" || v.Answer != "no" || v.Group != "g" {
-			t.Errorf("%+v", v)
-		}
-	}
-	if _, denied := deniedView(doctor.HookView{}, errors.New("other")); denied {
-		t.Error("any error is a denial")
-	}
-}
-
-// What a cloud cannot tell is not taken for missing.
-func TestDoctorHooksOfOtherClouds(t *testing.T) {
-	g := newGlobals((&testEnv{}).env().withDefaults())
-	ask := func(inst metadata.Instance) doctor.HookView {
-		t.Helper()
-		v, err := g.doctorHooks(nil, func(context.Context) (metadata.Instance, error) { return inst, nil }).TerminationHook(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	if v := ask(metadata.Instance{Provider: metadata.Azure, Group: "edge"}); v.Untold == "" || !strings.Contains(v.Ask, "-n edge --query") || v.Name != "" {
-		t.Errorf("%+v", v)
-	}
-	if v := ask(metadata.Instance{Provider: metadata.Azure}); v.Untold != "" || v.Group != "" {
-		t.Errorf("in no scale set: %+v", v)
-	}
-	if v := ask(metadata.Instance{Provider: metadata.Azure, Group: "edge", LifeCycle: "spot"}); v.Untold != "" || !strings.Contains(v.Without, "Spot") {
-		t.Errorf("%+v", v)
-	}
-	if v := ask(metadata.Instance{Provider: metadata.GCP, Group: "edge", StopWindow: 2 * time.Minute}); !strings.HasSuffix(v.Without, "gives this one 120 s") || v.Window != 2*time.Minute {
-		t.Errorf("%+v", v)
-	}
-}
-
-// anESS is the API of a group of ESS: nil means that a call is permitted and answers.
-type anESS struct {
-	member                          *alibaba.Membership
-	hooks                           []alibaba.LifecycleHook
-	membership, list, pending, beat error
-	beats                           []string
-}
-
-func (e *anESS) Membership(context.Context) (*alibaba.Membership, error) {
-	return e.member, e.membership
-}
-
-func (e *anESS) Hooks(context.Context, string) ([]alibaba.LifecycleHook, error) {
-	return e.hooks, e.list
-}
-
-func (e *anESS) Pending(context.Context, string) ([]alibaba.Action, error) { return nil, e.pending }
-
-func (e *anESS) Heartbeat(_ context.Context, hook, token string, _ time.Duration) error {
-	e.beats = append(e.beats, hook+" "+token)
-	return e.beat
-}
-
-// On Alibaba Cloud the group is asked, and each right that a drain needs but the last; what waits hears nothing.
-func TestDoctorHooksAlibaba(t *testing.T) {
-	member := func(state string) *alibaba.Membership { return &alibaba.Membership{Group: "asg-1", State: state} }
-	hooks := []alibaba.LifecycleHook{{ID: "in", Launching: true, Timeout: time.Minute}, {ID: "out-1", Name: "amsagent-a", Timeout: 20 * time.Minute}, {ID: "out-2", Name: "amsagent-b", Timeout: 10 * time.Minute}}
-	others := []alibaba.LifecycleHook{{ID: "out-1", Name: "drain"}, {ID: "out-2", Name: "logs"}}
-	no := func(action string) error {
-		return &alibaba.DeniedError{Action: action, Policy: "{}", Reason: "Forbidden"}
-	}
-	wait := doctor.HookView{Group: "asg-1", Name: "out-1,out-2", Timeout: 10 * time.Minute, Limit: alibaba.LongestWait}
-	with := func(v doctor.HookView, f func(*doctor.HookView)) doctor.HookView { f(&v); return v }
-	unproved := "whether this machine may keep it waiting and complete it shows only when it waits"
-	for _, tt := range []struct {
-		name  string
-		api   anESS
-		want  doctor.HookView
-		beats int
-		err   bool
-	}{
-		{"in service", anESS{member: member("InService"), hooks: hooks, beat: alibaba.ErrOver}, with(wait, func(v *doctor.HookView) {
-			v.Unproved = "this machine may keep it waiting; whether it may complete it shows only then"
-		}), 1, false},
-		{"may not keep it waiting", anESS{member: member("InService"), hooks: hooks, beat: no("ess:RecordLifecycleActionHeartbeat")}, with(wait, func(v *doctor.HookView) {
-			v.Denied, v.Policy, v.Answer = "ess:RecordLifecycleActionHeartbeat", "{}", "Forbidden"
-		}), 1, false},
-		{"may not look for actions", anESS{member: member("InService"), hooks: hooks, pending: no("ess:DescribeScalingActivities")}, with(wait, func(v *doctor.HookView) {
-			v.Denied, v.Policy, v.Answer = "ess:DescribeScalingActivities", "{}", "Forbidden"
-		}), 0, false},
-		{"on its way out", anESS{member: member("Removing:Wait"), hooks: hooks}, with(wait, func(v *doctor.HookView) { v.Unproved = unproved }), 0, false},
-		{"an odd answer", anESS{member: member("InService"), hooks: hooks, beat: alibaba.ErrThrottled}, with(wait, func(v *doctor.HookView) { v.Unproved = unproved }), 1, false},
-		{"no hook for the end", anESS{member: member("InService"), hooks: hooks[:1]}, doctor.HookView{Group: "asg-1"}, 0, false},
-		{"hooks of other programs", anESS{member: member("InService"), hooks: others}, doctor.HookView{Group: "asg-1", Others: []string{"drain", "logs"}}, 0, false},
-		{"no group", anESS{}, doctor.HookView{}, 0, false},
-		{"may not ask where it is", anESS{membership: no("ess:DescribeScalingInstances")}, doctor.HookView{Group: "tagged", Denied: "ess:DescribeScalingInstances", Policy: "{}", Answer: "Forbidden"}, 0, false},
-		{"may not ask for hooks", anESS{member: member("InService"), list: no("ess:DescribeLifecycleHooks")}, doctor.HookView{Group: "asg-1", Denied: "ess:DescribeLifecycleHooks", Policy: "{}", Answer: "Forbidden"}, 0, false},
-		{"no answer", anESS{membership: alibaba.ErrThrottled}, doctor.HookView{Group: "tagged"}, 0, true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			v, err := alibabaHook(t.Context(), &tt.api, nil, doctor.HookView{Group: "tagged"})
-			if d := cmp.Diff(tt.want, v); d != "" || (err != nil) != tt.err {
-				t.Errorf("%v\n%s", err, d)
-			}
-			if len(tt.api.beats) != tt.beats || tt.beats > 0 && tt.api.beats[0] != "out-1 "+noAction {
-				t.Errorf("heartbeats: %q", tt.api.beats)
-			}
-		})
 	}
 }

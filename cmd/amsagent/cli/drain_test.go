@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 	"os"
 	"strings"
@@ -37,85 +36,6 @@ func counted(publishers, viewers int) func(*lifecycle.View) {
 		s := sessionsOf(publishers, viewers)
 		v.Sessions = &s
 	}
-}
-
-func TestDrain(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain", "--deadline", "20m", "--reason", " kernel update ", "--repair-streams")
-	c.says(`msg="2 publishers, 31 viewers left, 11m of the hook's budget"`)
-	d.set(counted(0, 0))
-	c.says(`msg="no publishers and no viewers left, 11m of the hook's budget"`)
-	d.set(stopping)
-	c.says(`msg="stopping Ant Media Server"`)
-	d.set(func(v *lifecycle.View) {
-		left(v)
-		v.Hooks = []lifecycle.HookView{{Hook: lifecycle.Hook{Provider: "aws", Group: "edge-asg", Name: "drain"}, End: lifecycle.EndCompleted}}
-	})
-	c.ends(exitOK)
-	const want = "left: this node is out of the cluster\n  reason      scale-in\n  asked by    Auto Scaling\n  hook drain  completed\n"
-	if diff := cmp.Diff(want, c.stdout.String()); diff != "" {
-		t.Error(diff)
-	}
-	wantReq := []lifecycle.DrainRequest{{Deadline: 20 * time.Minute, Reason: "kernel update", Who: "alice, amsagent drain", RepairStreams: true}}
-	if diff := cmp.Diff(wantReq, d.drains); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func TestDrainJSON(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain", "-o", "json")
-	c.says(`"msg":"2 publishers, 31 viewers left, 11m of the hook's budget"`)
-	d.set(func(v *lifecycle.View) {
-		left(v)
-		cut := 3
-		v.Cut, v.Trouble = &cut, map[string]string{"hook drain": "permission autoscaling:CompleteLifecycleAction is missing"}
-	})
-	c.ends(exitOK)
-	var got struct {
-		SchemaVersion int `json:"schema_version"`
-		Kind, Result  string
-		Drain         lifecycle.View
-	}
-	if err := json.Unmarshal(c.stdout.Bytes(), &got); err != nil {
-		t.Fatal(err, c.stdout.String())
-	}
-	if got.SchemaVersion != 1 || got.Kind != "drain" || got.Result != "left" || got.Drain.State != lifecycle.StateLeft || *got.Drain.Cut != 3 {
-		t.Errorf("%+v", got)
-	}
-	for line := range strings.Lines(c.stderr.String()) {
-		if !json.Valid([]byte(line)) {
-			t.Errorf("no JSON on stderr: %s", line)
-		}
-	}
-	c.said(`"level":"WARN","msg":"permission autoscaling:CompleteLifecycleAction is missing","about":"hook drain"`)
-}
-
-// Sessions that were cut stand in the first line.
-func TestDrainCut(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain", "--now")
-	c.says("31 viewers")
-	d.set(func(v *lifecycle.View) {
-		left(v)
-		cut := 33
-		v.Cut = &cut
-	})
-	c.ends(exitOK)
-	if !strings.HasPrefix(c.stdout.String(), "left: this node is out of the cluster; 33 sessions cut\n") || !d.drains[0].Now {
-		t.Errorf("%s%+v", c.stdout.String(), d.drains)
-	}
-}
-
-// Who comes second joins the drain, and gets its result.
-func TestDrainJoins(t *testing.T) {
-	d := newFakeDaemon(t)
-	one, two := d.run("drain"), d.run("drain", "--reason", "me too")
-	one.says("31 viewers")
-	two.says("31 viewers")
-	d.set(left)
-	one.ends(exitOK)
-	two.ends(exitOK)
 }
 
 func TestDrainOfOneThatLeft(t *testing.T) {
@@ -158,21 +78,6 @@ func TestDrainOtherEnds(t *testing.T) {
 	})
 	c.ends(exitOK)
 	if !strings.HasPrefix(c.stdout.String(), "draining: nobody is on this node any more; the machine is about to be restarted\n") {
-		t.Error(c.stdout.String())
-	}
-}
-
-func TestDrainDetach(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain", "--detach")
-	c.ends(exitOK)
-	const want = "draining: 2 publishers, 31 viewers left, 11m of the hook's budget\n`amsagent drain` follows it, `amsagent undrain` takes it back\n"
-	if c.stdout.String() != want || d.follows != 0 {
-		t.Errorf("%q, %d follow", c.stdout.String(), d.follows)
-	}
-	c = d.run("drain", "--detach", "-o", "json")
-	c.ends(exitOK)
-	if !strings.Contains(c.stdout.String(), `"result": "draining"`) {
 		t.Error(c.stdout.String())
 	}
 }
@@ -220,19 +125,6 @@ func TestDrainUsage(t *testing.T) {
 	if len(d.drains) > 0 {
 		t.Errorf("%+v", d.drains)
 	}
-}
-
-func TestDrainUndrained(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain")
-	c.says("31 viewers")
-	u := d.run("undrain")
-	u.ends(exitOK)
-	if u.stdout.String() != "active: this node serves again\n" {
-		t.Error(u.stdout.String())
-	}
-	c.ends(exitFailed)
-	c.said("amsagent: error: the drain was cancelled [AMS-UNDRAINED]\namsagent: cause: cancelled by alice, amsagent undrain\namsagent: this node is active\n")
 }
 
 // The daemon is killed in the middle; its successor goes on with the same drain, and so do we.
@@ -410,58 +302,6 @@ func TestFollowWithoutCloud(t *testing.T) {
 	}
 }
 
-// Who waits hears from us, at changes and at least every so often; and not of every viewer who goes.
-func TestFollowPace(t *testing.T) {
-	d := newFakeDaemon(t)
-	d.begin(&d.view)
-	e := &testEnv{}
-	g, f := d.quick(e)
-	done := d.followed(t, g, f)
-	lines := func() int { return strings.Count(e.stderr.String(), "\n") }
-	eventually(t, func() bool { return lines() >= 4 }, func() string { return "is silent:\n" + e.stderr.String() })
-
-	d.set(left)
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-
-	e = &testEnv{}
-	_, f = d.quick(e)
-	f.g = plainGlobals(e)
-	f.every, f.gap = time.Hour, time.Hour
-	f.noted, f.trouble = map[lifecycle.Note]bool{}, map[string]string{}
-	v := drainOf(2, 1000)
-	for n := 1000; n >= 0; n-- {
-		counted(0, n)(&v)
-		v.Progress = v.Sessions.Left() // the daemon's words change with each
-		if done, err := f.take(v); done || err != nil {
-			t.Fatal(done, err)
-		}
-	}
-	if got := e.stderr.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "no publishers and no viewers left") {
-		t.Errorf("%s", got)
-	}
-	// A moved deadline is news; half a second more or less is none.
-	v.Deadline = v.Deadline.Add(500 * time.Millisecond)
-	_, _ = f.take(v)
-	v.Deadline = v.Deadline.Add(-5 * time.Minute)
-	_, _ = f.take(v)
-	// What happened before is history.
-	v.Notes = []lifecycle.Note{{At: f.began.Add(-time.Hour), Text: "an old note"}, {At: time.Now(), Text: "a new note"}}
-	v.Trouble = map[string]string{"registry": "MongoDB is away"}
-	_, _ = f.take(v)
-	_, _ = f.take(v)
-	if got := e.stderr.String(); strings.Count(got, "\n") != 5 || strings.Count(got, "MongoDB is away") != 1 ||
-		!strings.Contains(got, "a new note") || strings.Contains(got, "an old note") || !strings.Contains(got, "6m of the hook's budget") {
-		t.Errorf("%s", got)
-	}
-	stopping(&v)
-	_, _ = f.take(v)
-	if got := e.stderr.String(); strings.Count(got, "\n") != 6 || !strings.Contains(got, "stopping Ant Media Server") {
-		t.Errorf("%s", got)
-	}
-}
-
 // The daemon takes it and does nothing.
 func TestFollowNothingBegins(t *testing.T) {
 	d := newFakeDaemon(t)
@@ -508,77 +348,11 @@ func TestProgressOf(t *testing.T) {
 	}
 }
 
-func TestUndrain(t *testing.T) {
-	d := newFakeDaemon(t)
-	d.refuse = &daemon.Refusal{Code: daemon.RefusedNotDraining, Message: "this node is not draining", View: &lifecycle.View{State: lifecycle.StateActive}}
-	c := d.run("undrain")
-	c.ends(exitOK)
-	if c.stdout.String() != "nothing to do: this node is not draining\n" {
-		t.Error(c.stdout.String())
-	}
-	c = d.run("undrain", "-o", "json")
-	c.ends(exitOK)
-	if !strings.Contains(c.stdout.String(), `"result": "not-draining"`) {
-		t.Error(c.stdout.String())
-	}
-	d.refuse = &daemon.Refusal{Code: daemon.RefusedTooLate, Message: "Ant Media Server is being stopped", View: &lifecycle.View{State: lifecycle.StateDraining}}
-	c = d.run("undrain")
-	c.ends(exitFailed)
-	c.said("amsagent: error: the drain can no longer be cancelled [AMS-REFUSED]\namsagent: cause: Ant Media Server is being stopped\n", "amsagent: the drain continues\n")
-	d.refuse.View.State = lifecycle.StateLeft
-	c = d.run("undrain")
-	c.ends(exitFailed)
-	c.said("amsagent: error: the drain has ended: this node has left the cluster [AMS-REFUSED]\namsagent: hint: if the machine stays")
-	d.refuse = &daemon.Refusal{Code: daemon.RefusedNotMember, Message: "this machine is not a cluster node"}
-	c = d.run("undrain")
-	c.ends(exitNotMember)
-}
-
 const bridge = `{"detail-type":"EC2 Instance-terminate Lifecycle Action","time":"2026-11-20T07:59:00Z","detail":{"LifecycleActionToken":"t-1",
 "AutoScalingGroupName":"edge-asg","LifecycleHookName":"drain","EC2InstanceId":"i-0abc","LifecycleTransition":"autoscaling:EC2_INSTANCE_TERMINATING"}}`
 
 func launchOf(e string) string {
 	return strings.NewReplacer("TERMINATING", "LAUNCHING", "instance-terminate", "instance-launch").Replace(e)
-}
-
-func TestEvent(t *testing.T) {
-	d := newFakeDaemon(t)
-	d.status.ID = "i-0abc"
-	c := d.runWith(bridge, "event")
-	c.says(`msg="scale-in of group edge-asg, hook drain (EventBridge event)"`)
-	c.says("31 viewers left, 11m of the hook's budget")
-	d.set(left)
-	c.ends(exitOK)
-	if !strings.HasPrefix(c.stdout.String(), "left: this node is out of the cluster\n") {
-		t.Error(c.stdout.String())
-	}
-	want := []lifecycle.Notice{{
-		ID: "aws/i-0abc/terminate", Source: "event", Kind: lifecycle.Terminate, Reason: "scale-in of group edge-asg, hook drain",
-		Who: "Auto Scaling", Received: fixedNow(), Hook: &lifecycle.Hook{Provider: "aws", Group: "edge-asg", Name: "drain", Token: "t-1"},
-	}}
-	if diff := cmp.Diff(want, d.notices); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func TestEventDetachAndFile(t *testing.T) {
-	d := newFakeDaemon(t)
-	d.status.ID = "i-0abc"
-	if err := os.WriteFile(d.root+"/event.json", []byte(bridge), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c := d.runWith("not this", "event", "--file", "/event.json", "--detach", "-o", "json")
-	c.ends(exitOK)
-	for _, want := range []string{`"kind": "event"`, `"result": "draining"`, `"instance_id": "i-0abc"`, `"shape": "EventBridge event"`} {
-		if !strings.Contains(c.stdout.String(), want) {
-			t.Errorf("lacks %q:\n%s", want, c.stdout.String())
-		}
-	}
-	c = d.runWith(bridge, "event", "--file", "-", "--detach")
-	c.ends(exitOK)
-	if !strings.HasPrefix(c.stdout.String(), "draining: 2 publishers") {
-		t.Error(c.stdout.String())
-	}
 }
 
 // One command can be sent to a whole group: only the one that it is about acts.

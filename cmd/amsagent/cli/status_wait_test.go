@@ -4,11 +4,8 @@
 package cli
 
 import (
-	"context"
-	"errors"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -67,67 +64,6 @@ func TestMissingFor(t *testing.T) {
 		if missing, never := missingFor(tt.want, tt.s); missing != tt.missing || never != tt.never {
 			t.Errorf("%s: %q, %t; want %q, %t", tt.name, missing, never, tt.missing, tt.never)
 		}
-	}
-}
-
-func TestWaitStatus(t *testing.T) {
-	wait := func(t *testing.T, timeout time.Duration, want cluster.State, looks ...*bootstrap.Status) waited {
-		t.Helper()
-		var w waited
-		synctest.Test(t, func(t *testing.T) {
-			e := &testEnv{}
-			g := newGlobals(e.env().withDefaults())
-			g.setForm("text", "auto", 0)
-			ctx, cancel := context.WithTimeout(t.Context(), timeout)
-			defer cancel()
-			begin := time.Now()
-			n := 0
-			w.last, w.werr, w.err = waitStatus(ctx, want, g, func(ctx context.Context) (*bootstrap.Status, error) {
-				s := looks[min(n, len(looks)-1)]
-				n++
-				if s == nil {
-					return nil, errors.New("the state file is torn")
-				}
-				return s, ctx.Err()
-			})
-			w.said, w.took = e.stderr.String(), time.Since(begin)
-		})
-		return w
-	}
-	joining, active := statusOf("joining"), statusOf("active")
-	w := wait(t, time.Minute, "active", joining, joining, active)
-	if w.last != active || w.werr != nil || w.err != nil || w.took != 2*time.Second || strings.Count(w.said, "waiting for active: the row says joining") != 1 {
-		t.Errorf("%+v", w)
-	}
-	// A log hears at least every half minute that nothing hangs.
-	w = wait(t, 65*time.Second, "active", joining)
-	var ue *userError
-	if w.last != joining || !errors.As(w.werr, &ue) || ue.Exit != exitUnknown || ue.ID != idTimeout || w.took != 65*time.Second {
-		t.Errorf("%+v", w)
-	}
-	if n := strings.Count(w.said, "waiting for active"); n != 3 {
-		t.Errorf("said %d times:\n%s", n, w.said)
-	}
-	if w = wait(t, time.Minute, "active", joining, statusOf("failed")); !errors.As(w.werr, &ue) || ue.Exit != exitFailed || w.took != time.Second {
-		t.Errorf("%+v", w)
-	}
-	if w = wait(t, time.Minute, "active", joining, nil); w.err == nil {
-		t.Error("a look that is impossible is no reason to wait")
-	}
-}
-
-// waited is what came of a wait.
-type waited struct {
-	last      *bootstrap.Status
-	werr, err error
-	said      string
-	took      time.Duration
-}
-
-func TestStatusWaitUsage(t *testing.T) {
-	code, stdout, stderr := run(t, nil, "status", "--wait", "activ")
-	if code != exitUsage || stdout != "" || !strings.Contains(stderr, "--wait: \"activ") {
-		t.Errorf("exit %d, %q\n%s", code, stdout, stderr)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -29,7 +28,6 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
-	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -42,7 +40,6 @@ type pretended struct {
 	converge  func(context.Context) (*bootstrap.Convergence, error)
 	join      func(context.Context) error
 	restarts  bool // what a join does to the server
-	restart   func()
 	entered   cluster.Life
 }
 
@@ -249,77 +246,6 @@ func TestJoinThatFailsEarly(t *testing.T) {
 	})
 }
 
-// What fails again and again is said once; other words for it, once a minute.
-func TestFailureIsSaidOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p, l := &pretended{}, &told{}
-		later := time.Now().Add(10 * time.Minute)
-		p.converge = func(context.Context) (*bootstrap.Convergence, error) {
-			if time.Now().After(later) && p.looks()%2 == 0 {
-				return nil, errors.New("refused")
-			}
-			return nil, errors.New("timed out")
-		}
-		d := newPretended(p, l, nil)
-		ctx, cancel := context.WithCancel(t.Context())
-		var work sync.WaitGroup
-		work.Go(func() { d.follow(ctx) })
-		pause(ctx, 10*time.Minute)
-		if n := strings.Count(l.text(), "it is tried again"); n != 1 || p.looks() < 10 {
-			t.Errorf("said %d times for %d tries", n, p.looks())
-		}
-		pause(ctx, 10*time.Minute)
-		if n := strings.Count(l.text(), "it is tried again"); n < 3 || n > 11 {
-			t.Errorf("said %d times", n)
-		}
-		cancel()
-		work.Wait()
-	})
-}
-
-// A machine that is no node logs that once, and looks every 15 seconds.
-func TestIdle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p, l := &pretended{}, &told{}
-		reload := make(chan struct{})
-		var broken error
-		d := newPretended(p, l, func(o *Options) {
-			o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
-			o.Reload, o.Reread = reload, func() error { return broken }
-		})
-		begin := time.Now()
-		ctx, cancel := context.WithCancel(t.Context())
-		var work sync.WaitGroup
-		work.Go(func() { d.follow(ctx) })
-		work.Go(func() { d.reloads(ctx) })
-		pause(ctx, time.Hour+30*time.Second) // not at the moment of a look
-		if n := p.looks(); n < 230 || n > 250 {
-			t.Errorf("it looked %d times", n)
-		}
-		if n := strings.Count(l.text(), "msg=idle"); n != 1 {
-			t.Errorf("it was said %d times", n)
-		}
-		if gap := l.longest(begin); gap > 11*time.Second {
-			t.Errorf("no round for %s", gap)
-		}
-		// New settings count at once, broken ones not at all.
-		n := p.looks()
-		reload <- struct{}{}
-		pause(ctx, time.Second)
-		if p.looks() != n+1 {
-			t.Error("new settings change nothing")
-		}
-		broken = errors.New("line 3")
-		reload <- struct{}{}
-		pause(ctx, time.Second)
-		if p.looks() != n+1 || !strings.Contains(l.text(), "the old ones stay") {
-			t.Error("broken settings are followed")
-		}
-		cancel()
-		work.Wait()
-	})
-}
-
 // New settings that come while a step is under way are not forgotten with its end.
 func TestReloadDuringStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -508,29 +434,6 @@ func TestWarningsSaidOnce(t *testing.T) {
 	}
 }
 
-// A drain that begins before the first session is that of the role that this node joined with.
-func TestRoleBeforeTheFirstSession(t *testing.T) {
-	p := &pretended{}
-	p.set(&bootstrap.State{Role: "edge"})
-	d := newPretended(p, &told{}, nil)
-	var o lifecycle.Options
-	if _, err := newLife(d, Lifecycle{New: func(opts lifecycle.Options) (*lifecycle.Manager, error) {
-		o = opts
-		return nil, errNoManager
-	}}); !errors.Is(err, errNoManager) {
-		t.Fatal(err)
-	}
-	if got := o.Role(); got != "edge" {
-		t.Errorf("the role is %q", got)
-	}
-	d.view.change(func(v *View) { v.Role = "origin" })
-	if got := o.Role(); got != "origin" {
-		t.Errorf("in a session the role is %q", got)
-	}
-}
-
-var errNoManager = errors.New("no manager")
-
 // A malformed tag says nothing against who this machine is, whose end is an event.
 func TestEventOfAMalformedTag(t *testing.T) {
 	l := &life{d: newPretended(&pretended{}, &told{}, func(o *Options) {
@@ -544,32 +447,6 @@ func TestEventOfAMalformedTag(t *testing.T) {
 	}
 }
 
-func TestLock(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "run", "amsagent", "daemon.lock")
-	release, err := lockFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
-		t.Errorf("%v, %v", info, err)
-	}
-	if _, err := lockFile(path); !errors.Is(err, ErrRunning) {
-		t.Errorf("a second daemon: %v", err)
-	}
-	release()
-	if release, err = lockFile(path); err != nil {
-		t.Fatal(err)
-	}
-	release()
-	link := filepath.Join(t.TempDir(), "l")
-	if err := os.Symlink(path, link); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lockFile(link); err == nil {
-		t.Error("a symbolic link was followed")
-	}
-}
-
 // freshSocket keeps paths short: a socket's has 107 bytes at most.
 func freshSocket(t *testing.T) string {
 	t.Helper()
@@ -579,56 +456,6 @@ func freshSocket(t *testing.T) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return filepath.Join(dir, "run", "c.sock")
-}
-
-func TestControlSocket(t *testing.T) {
-	path := freshSocket(t)
-	for _, left := range []string{"", ".new"} {
-		// A daemon that was killed leaves its socket, perhaps under the other name.
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		old, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + left, Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		old.SetUnlinkOnClose(false)
-		if err := old.Close(); err != nil {
-			t.Fatal(err)
-		}
-		l, err := listenUnix(t.Context(), path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|0o600 {
-			t.Errorf("%v, %v", info.Mode(), err)
-		}
-		c, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(c.Close(), l.Close(), os.Remove(path)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, taken := range []func() error{
-		func() error { return os.WriteFile(path, []byte("x"), 0o600) },
-		func() error { return os.Mkdir(path, 0o755) },
-		func() error { return os.Symlink("/nowhere", path) },
-	} {
-		if err := taken(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := listenUnix(t.Context(), path); err == nil {
-			t.Error("what is no socket was replaced")
-		}
-		if _, err := os.Lstat(path); err != nil {
-			t.Error(err)
-		}
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 // The former daemon's socket stays until the new one takes its name, so that a command never finds none.
@@ -720,56 +547,6 @@ func askSocket(path string) ([]byte, int, error) {
 	return b, resp.StatusCode, err
 }
 
-func TestHealth(t *testing.T) {
-	for _, tt := range []struct {
-		interval, since time.Duration
-		want            bool
-	}{
-		{time.Second, 29 * time.Second, true},
-		{time.Second, 31 * time.Second, false},
-		{time.Minute, 4*time.Minute - time.Second, true},
-		{time.Minute, 4*time.Minute + time.Second, false},
-	} {
-		d := newPretended(&pretended{}, &told{}, func(o *Options) {
-			o.Settings = func() Settings { return Settings{Interval: tt.interval} }
-		})
-		now := time.Now()
-		d.view.change(func(v *View) { v.Beat.Round = now.Add(-tt.since) })
-		if h := d.health(now); h.Healthy != tt.want || (h.Why == "") != tt.want {
-			t.Errorf("%s after %s: %+v", tt.interval, tt.since, h)
-		}
-	}
-}
-
-func TestLine(t *testing.T) {
-	at := time.Date(2026, 5, 4, 3, 2, 1, 0, time.Local)
-	n := func(n int) *int { return &n }
-	for _, tt := range []struct {
-		view View
-		want string
-	}{
-		{View{Activity: "starting"}, "starting"},
-		{View{Activity: "joining", Trouble: "joining: two\nlines\tof it"}, "joining; joining: two lines of it"},
-		{View{Activity: "serving", Phase: bootstrap.PhaseJoined}, "serving"},
-		{View{Activity: "joining", Trouble: "\x1b]0;x\a\u009b31m\u202e: no answer"}, `joining; \u001b]0;x\u0007\u009b31m\u202e: no answer`},
-		{
-			View{Phase: bootstrap.PhaseJoined, State: cluster.StateActive, Sessions: cluster.Sessions{Publishers: n(1), Viewers: n(20)}, Beat: BeatView{Last: at}},
-			"active; 1 publisher; 20 viewers; last beat at 03:02:01",
-		},
-		{
-			View{Phase: bootstrap.PhaseJoined, State: cluster.StateDraining, Beat: BeatView{Last: at, Dropped: 3}},
-			"draining; ? publishers; ? viewers; last beat at 03:02:01, MongoDB does not take it",
-		},
-		{View{Phase: bootstrap.PhaseJoined, State: cluster.StateLeft, Sessions: cluster.Sessions{Viewers: n(0)}, Beat: BeatView{Last: at}}, "left"},
-		{View{Phase: bootstrap.PhaseJoined, Activity: "serving", Beat: BeatView{Dropped: 3}}, "serving; no beat yet: MongoDB does not take it"},
-	} {
-		w := &view{v: tt.view}
-		if got := w.line(); got != tt.want {
-			t.Errorf("%q, want %q", got, tt.want)
-		}
-	}
-}
-
 // The name of an application is its owner's choice, and comes to a person's terminal by curl.
 func TestAnswersAreSafe(t *testing.T) {
 	w := httptest.NewRecorder()
@@ -781,80 +558,4 @@ func TestAnswersAreSafe(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &back); err != nil || back.Why != "\x1b]0;x\a\u009b31m\u202e does not answer" {
 		t.Errorf("%v: %q", err, back.Why)
 	}
-}
-
-// A reading that is not known has no line, one that is missing twice has one, and
-// what others chose comes through as text.
-func TestMetrics(t *testing.T) {
-	m := newMetrics()
-	m.count(heartbeat.Report{Tried: true, Latency: 3 * time.Millisecond})
-	m.count(heartbeat.Report{Tried: true, Latency: 10 * time.Second})
-	m.count(heartbeat.Report{Tried: true, Err: errors.New("x"), Dropped: 1})
-	m.count(heartbeat.Report{Dropped: 2})
-	m.count(heartbeat.Report{}) // no node
-	m.joined(nil)
-	m.joined(errors.New("x"))
-	m.repaired(2)
-	busy, zero := 12.5, 0
-	var b strings.Builder
-	m.write(&b, View{Version: `1"\` + "\n", Started: time.Unix(1, 5e8), Sessions: cluster.Sessions{}}, heartbeat.Sample{
-		CPU: &busy, Session: cluster.Sessions{Publishers: &zero},
-		Missing: []heartbeat.Missing{{What: "gpu", Err: errors.New("x")}, {What: "gpu", Err: errors.New("y")}},
-		GPUs: heartbeat.GPUReading{State: heartbeat.GPUReady, Devices: []heartbeat.GPU{
-			{Index: 0, Name: "A", UUID: "a"}, {Index: 1, Name: "B", UUID: "b", Util: &busy},
-		}},
-	})
-	got := b.String()
-	for _, want := range []string{
-		`amsagent_build_info{version="1\"\\\n"} 1`,
-		"amsagent_start_time_seconds 1.5",
-		`amsagent_beats_total{result="sent"} 2`,
-		`amsagent_beats_total{result="failed"} 1`,
-		`amsagent_beats_total{result="dropped"} 1`,
-		`amsagent_beat_duration_seconds_bucket{le="0.0025"} 0`,
-		`amsagent_beat_duration_seconds_bucket{le="0.005"} 1`,
-		`amsagent_beat_duration_seconds_bucket{le="5"} 1`,
-		`amsagent_beat_duration_seconds_bucket{le="+Inf"} 2`,
-		"amsagent_beat_duration_seconds_sum 10.003",
-		`amsagent_joins_total{result="joined"} 1`,
-		`amsagent_joins_total{result="failed"} 1`,
-		"amsagent_repairs_total 2",
-		"amsagent_cpu_busy_ratio 0.125",
-		"amsagent_publishers 0",
-		`amsagent_gpu_utilization_ratio{gpu="1",name="B",uuid="b"} 0.125`,
-		`amsagent_reading_missing{what="gpu"} 1`,
-	} {
-		if strings.Count(got, want+"\n") != 1 {
-			t.Errorf("not once: %s", want)
-		}
-	}
-	for _, name := range []string{"amsagent_viewers", "amsagent_memory", "amsagent_last_beat", "amsagent_server_document_age", "amsagent_gpu_memory", "amsagent_score", `gpu="0"`} {
-		if strings.Contains(got, name) {
-			t.Errorf("%s is there although nobody knows it", name)
-		}
-	}
-	if t.Failed() {
-		t.Log(got)
-	}
-}
-
-// What many ask at once is answered from one piece, whatever happens meanwhile.
-func TestViewTogether(t *testing.T) {
-	d := newPretended(&pretended{}, &told{}, nil)
-	var work sync.WaitGroup
-	for i := range 4 {
-		work.Go(func() {
-			for j := range 100 {
-				d.report(heartbeat.Report{Tried: true, Seq: int64(j), Sample: heartbeat.Sample{
-					Missing: []heartbeat.Missing{{What: fmt.Sprint(i), Err: errors.New("x")}},
-				}})
-				d.view.setConvergence(&bootstrap.Convergence{Repairs: []bootstrap.Finding{{ID: "x"}}})
-				d.metrics.write(io.Discard, d.view.get(), d.view.lastSample())
-				if _, err := json.Marshal(d.view.get()); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	work.Wait()
 }
