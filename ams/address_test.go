@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func addrs(list ...string) []netip.Addr {
@@ -140,9 +142,7 @@ func TestChooseAddress(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			c.o.Interfaces = machine
 			got, err := ChooseAddress(c.o)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if diff := cmp.Diff(c.warn, warnings(got.Warnings)); diff != "" {
 				t.Errorf("warnings (-want +got):\n%s", diff)
 			}
@@ -213,9 +213,7 @@ func TestChooseAddressUnchecked(t *testing.T) {
 
 func TestHostInterfaces(t *testing.T) {
 	ifaces, err := HostInterfaces("")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	in, ok := interfaceOf(ifaces, netip.MustParseAddr("127.0.0.1"))
 	if !ok || !in.Loopback || !in.Up {
 		t.Errorf("no loopback among %+v", ifaces)

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // program writes a shell script and gives the command for it.
@@ -26,13 +27,9 @@ func program(t *testing.T, body string) (*Command, string) {
 	t.Helper()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "ctl")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\ncd "+dir+"\n"+body), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(path, []byte("#!/bin/sh\ncd "+dir+"\n"+body), 0o755))
 	c, err := NewCommand(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return c, dir
 }
 
@@ -42,9 +39,7 @@ func TestNewCommand(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	plain := filepath.Join(t.TempDir(), "plain")
-	if err := os.WriteFile(plain, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(plain, nil, 0o644))
 	for _, line := range []string{"", "  ", "echo", "./ctl", "/does/not/exist", "/tmp", plain, "/bin/echo mongodb://u:p@h/", "/bin/echo --x=mongodb+srv://u:p@h/"} {
 		if _, err := NewCommand(line); err == nil || strings.Contains(err.Error(), "u:p") {
 			t.Errorf("NewCommand(%q): %v", line, err)
@@ -62,9 +57,7 @@ func TestForeignCommand(t *testing.T) {
 		"program": func() error { return os.Chown(filepath.Join(dir, "ctl"), 4711, 0) },
 		"folder":  func() error { return errors.Join(os.Chown(filepath.Join(dir, "ctl"), 0, 0), os.Chown(dir, 4711, 0)) },
 	} {
-		if err := spoil(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, spoil())
 		if _, err := NewCommand(filepath.Join(dir, "ctl") + " now"); !errors.Is(err, files.ErrForeign) || Hint(err) == "" {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -76,13 +69,9 @@ func TestCommandVerbs(t *testing.T) {
 	c, dir := program(t, `{ echo "$@"; env; readlink /proc/$$/fd/0; pwd; } >>said.$1; echo "pgid $(cut -d' ' -f5 /proc/$$/stat) $$" >>said.$1`)
 	c.SetHostAddress(netip.MustParseAddr("10.0.0.5"))
 	for verb, do := range map[string]func(context.Context) error{"start": c.Start, "stop": c.Stop, "restart": c.Restart} {
-		if err := do(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, do(t.Context()))
 		b, err := os.ReadFile(filepath.Join(dir, "said."+verb))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 		said := "\n" + string(b)
 		for _, want := range []string{"\n" + verb + "\n", "\nAMS_HOST_ADDRESS=10.0.0.5\n", "\n/dev/null\n", "\nPATH=" + commandPath + "\n"} {
@@ -107,9 +96,7 @@ func TestCommandVerbs(t *testing.T) {
 		t.Error("Reload ran the program")
 	}
 	c.SetHostAddress(netip.Addr{})
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Start(t.Context()))
 	b, _ := os.ReadFile(filepath.Join(dir, "said.start"))
 	if strings.Count(string(b), "AMS_HOST_ADDRESS") != 1 {
 		t.Errorf("an address was given that is not known:\n%s", b)
@@ -140,9 +127,7 @@ func TestCommandFails(t *testing.T) {
 	}
 
 	c, dir := program(t, "exit 0\n")
-	if err := os.Remove(filepath.Join(dir, "ctl")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(dir, "ctl")))
 	if err := c.Start(t.Context()); !errors.As(err, &job) || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
@@ -153,17 +138,11 @@ func TestCommandFails(t *testing.T) {
 // that waits for it does not end at all.
 func TestCommandLeavesServer(t *testing.T) {
 	c, dir := program(t, `if [ "$1" = start ]; then (trap '' HUP; while [ -e ctl ]; do echo noise || echo refused >refused; sleep 0.05; done) & echo $! >pid; fi; echo "$1 done"`)
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Start(t.Context()))
 	b, err := os.ReadFile(filepath.Join(dir, "pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 		waitFor(t, func() bool { return gone(pid) }) // it writes into the folder that is removed next
@@ -220,9 +199,7 @@ func TestCommandHangs(t *testing.T) {
 	}
 	b, _ := os.ReadFile(filepath.Join(dir, "pid"))
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	waitFor(t, func() bool { return gone(pid) })
 
 	c, _ = program(t, `exec sleep 60`)

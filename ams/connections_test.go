@@ -22,6 +22,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const connectionsHeader = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode                                                     \n"
@@ -96,9 +98,7 @@ func TestCountConnections(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := CountConnections(plant(t, c.files), []int{5080, 5443, 5080}, exclude)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -137,9 +137,7 @@ func TestCountConnectionsOfThisMachine(t *testing.T) {
 			port := l.Addr().(*net.TCPAddr).Port
 			for range 3 {
 				c, err := net.Dial(network, l.Addr().String())
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				defer c.Close()
 			}
 			want := Connections{Local: 3, LocalByPort: map[int]int{port: 3}}
@@ -151,9 +149,7 @@ func TestCountConnectionsOfThisMachine(t *testing.T) {
 				t.Errorf("asked (-want +got):\n%s", diff)
 			}
 			read := counter{ports: []int{port}}
-			if err := read.file("/", map[string]string{"tcp4": "/proc/net/tcp", "tcp6": "/proc/net/tcp6"}[network]); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, read.file("/", map[string]string{"tcp4": "/proc/net/tcp", "tcp6": "/proc/net/tcp6"}[network]))
 			if diff := cmp.Diff(want, read.Connections); diff != "" {
 				t.Errorf("read (-want +got):\n%s", diff)
 			}
@@ -170,21 +166,15 @@ func TestCountConnectionsOfThisMachine(t *testing.T) {
 // Who says nothing for long is a balancer's reserve.
 func TestCountConnectionsLeavesTheSilentOut(t *testing.T) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer l.Close()
 	var ours, theirs []net.Conn
 	for range 4 {
 		c, err := net.Dial("tcp4", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		defer c.Close()
 		a, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		defer a.Close()
 		ours, theirs = append(ours, a), append(theirs, c)
 	}
@@ -227,9 +217,7 @@ func TestCountConnectionsOfManyPorts(t *testing.T) {
 		t.Helper()
 		// On all addresses: a port of 127.0.0.1 alone may be another program's on ::1.
 		l, err := net.Listen("tcp", ":0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		t.Cleanup(func() { l.Close() })
 		port := l.Addr().(*net.TCPAddr).Port
 		c, err := net.Dial("tcp", net.JoinHostPort(host, strconv.Itoa(port)))

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestDropIn(t *testing.T) {
@@ -85,12 +87,8 @@ func TestReadDropIn(t *testing.T) {
 		}
 	}
 	pipe := plant(t, nil)
-	if err := os.MkdirAll(filepath.Dir(filepath.Join(pipe, DropInPath)), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mkfifo(filepath.Join(pipe, DropInPath), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(filepath.Join(pipe, DropInPath)), 0o755))
+	must.OK(t, syscall.Mkfifo(filepath.Join(pipe, DropInPath), 0o600))
 	if _, err := ReadDropIn(pipe); !errors.Is(err, ErrUnreadable) {
 		t.Errorf("%v", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // red5.properties belongs to the server's user: whatever it says, root asks nobody but
@@ -56,9 +57,7 @@ func FuzzServerSettings(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		in := &Installation{Root: t.TempDir(), Server: File{Path: "/red5.properties"}}
-		if err := os.WriteFile(in.Root+in.Server.Path, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(in.Root+in.Server.Path, b, 0o600))
 		p, err := in.Ports()
 		for _, n := range []int{p.HTTP, p.HTTPS, p.RTMP, p.RTMPS, p.SRT, p.Origin} {
 			if n < 0 || n > 65535 || err != nil && p != defaultPorts() {
@@ -87,9 +86,7 @@ func FuzzServerSettings(f *testing.F) {
 // FuzzAnswers reads what the server, or whoever listens in its place, answers.
 func FuzzAnswers(f *testing.F) {
 	recorded, err := os.ReadFile("testdata/sessions/system-resources.json")
-	if err != nil {
-		f.Fatal(err)
-	}
+	must.OK(f, err)
 	for _, seed := range []string{
 		string(recorded), `{"host":"h","status":"ok"}`, `{"host":1}`, "[]", "null", `{"cpuUsage":{"systemCPULoad":1e99},"localHLSViewers":"-3"}`,
 		`{"localLiveStreams":"0x7fffffffffffffff","localDASHViewers":2147483648}`,

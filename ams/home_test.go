@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestUnitHomes(t *testing.T) {
@@ -36,22 +38,14 @@ func TestOtherTree(t *testing.T) {
 	root := t.TempDir()
 	for _, dir := range []string{"opt/a", "opt/b"} {
 		for _, sub := range []string{"conf", "webapps"} {
-			if err := os.MkdirAll(filepath.Join(root, dir, sub), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(filepath.Join(root, dir, sub), 0o755))
 		}
-		if err := os.WriteFile(filepath.Join(root, dir, "conf/jee-container.xml"), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(root, dir, "conf/jee-container.xml"), nil, 0o644))
 	}
 	link := func(to, name string) {
 		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(to, filepath.Join(root, name)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
+		must.OK(t, os.Symlink(to, filepath.Join(root, name)))
 	}
 	link("a", "opt/current")
 	link("/opt/b", "proc/12/cwd")
@@ -90,9 +84,7 @@ func TestOtherTree(t *testing.T) {
 func TestMayRun(t *testing.T) {
 	root := t.TempDir()
 	home := filepath.Join(root, DefaultDir)
-	if err := os.MkdirAll(filepath.Join(home, "webapps"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Join(home, "webapps"), 0o755))
 	in := &Installation{Root: root, Dir: DefaultDir}
 	is := func(what string, want bool) {
 		t.Helper()
@@ -103,23 +95,17 @@ func TestMayRun(t *testing.T) {
 	process := func(pid, cwd string) {
 		t.Helper()
 		dir := filepath.Join(root, "proc", pid)
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.Symlink(cwd, filepath.Join(dir, "cwd"))); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.MkdirAll(dir, 0o755), os.Symlink(cwd, filepath.Join(dir, "cwd"))))
 	}
 	if os.Geteuid() == 0 { // who may look at all processes of this machine
 		is("a tree", false)
 		sleep := exec.Command("sleep", "60")
 		sleep.Dir = home
-		if err := sleep.Start(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, sleep.Start())
 		is("a tree in which something runs", true)
 		_, _ = sleep.Process.Kill(), sleep.Wait()
 	}
-	if err := os.MkdirAll(filepath.Join(root, "proc/sys"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Join(root, "proc/sys"), 0o755))
 	if os.Geteuid() == 0 {
 		is("an image, with an empty /proc", false)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func appNames(in *Installation) []string {
@@ -37,9 +38,7 @@ func warnings(ws []Warning) []string {
 func TestOpen(t *testing.T) {
 	root := tree(t, nil)
 	in, err := Open(root, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if diff := cmp.Diff([]string{"LiveApp", "My App", "canlı-yayın", "root"}, appNames(in)); diff != "" {
 		t.Errorf("apps (-want +got):\n%s", diff)
 	}
@@ -93,9 +92,7 @@ func TestOpenServerSettings(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in, err := Open(tree(t, map[string]string{serverName: c.properties}), "")
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if in.BaseURL() != c.base {
 				t.Errorf("BaseURL = %s, want %s", in.BaseURL(), c.base)
 			}
@@ -108,9 +105,7 @@ func TestOpenServerSettings(t *testing.T) {
 
 func TestOpenMode(t *testing.T) {
 	in, err := Open(tree(t, map[string]string{containerName: clusterXML}), "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if mode, err := in.Mode(); err != nil || mode != conf.ModeCluster {
 		t.Errorf("Mode = %v, %v", mode, err)
 	}
@@ -121,9 +116,7 @@ func TestOpenMode(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			in, err := Open(tree(t, map[string]string{containerName: broken}), "")
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if _, err := in.Mode(); err == nil || !strings.Contains(err.Error(), "jee-container.xml") {
 				t.Errorf("Mode: %v", err)
 			}
@@ -153,13 +146,9 @@ func TestOpenApps(t *testing.T) {
 		"../../../srv/apps/climbing/WEB-INF/red5-web.properties":  "db.name=climbing\n",
 		"../../../srv/apps/latin\xe9/WEB-INF/red5-web.properties": "db.name=latin\n",
 	})
-	if err := syscall.Mkfifo(filepath.Join(root, "usr/local/antmedia/webapps/pipe"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Mkfifo(filepath.Join(root, "usr/local/antmedia/webapps/pipe"), 0o600))
 	in, err := Open(root, "/usr/local/antmedia/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := []string{"LiveApp", "My App", "again", "bad\nname", "canlı-yayın", "climbing", "folder", "linked", "malformed", "no-db", "root"}
 	if diff := cmp.Diff(want, appNames(in)); diff != "" {
 		t.Errorf("apps (-want +got):\n%s", diff)
@@ -208,16 +197,10 @@ func TestOpenApps(t *testing.T) {
 // The whole installation may be behind absolute links, as below an image's root.
 func TestOpenLinkedTree(t *testing.T) {
 	root := tree(t, map[string]string{"../antmedia-link": "-> /usr/local/antmedia"})
-	if err := os.Rename(filepath.Join(root, "usr/local/antmedia/conf"), filepath.Join(root, "etc-antmedia")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/etc-antmedia", filepath.Join(root, "usr/local/antmedia/conf")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(filepath.Join(root, "usr/local/antmedia/conf"), filepath.Join(root, "etc-antmedia")))
+	must.OK(t, os.Symlink("/etc-antmedia", filepath.Join(root, "usr/local/antmedia/conf")))
 	in, err := Open(root, "/usr/local/antmedia-link")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if want := filepath.Join(root, "etc-antmedia/red5.properties"); in.Server.Real != want {
 		t.Errorf("server file at %s, want %s", in.Server.Real, want)
 	}
@@ -231,9 +214,7 @@ func TestOpenRelative(t *testing.T) {
 	root := tree(t, nil)
 	t.Chdir(filepath.Join(root, "usr"))
 	in, err := Open("", "local/antmedia")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if want := filepath.Join(root, DefaultDir); in.Dir != want || in.Server.Path != filepath.Join(want, serverName) {
 		t.Errorf("Dir %s, server %+v", in.Dir, in.Server)
 	}
@@ -303,18 +284,14 @@ func TestOpenErrors(t *testing.T) {
 	}
 	t.Run("a pipe does not hold us", func(t *testing.T) {
 		root := tree(t, map[string]string{containerName: "-"})
-		if err := syscall.Mkfifo(filepath.Join(root, DefaultDir, containerName), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, containerName), 0o600))
 		if _, err := Open(root, ""); !errors.Is(err, ErrNotAMS) {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("too large", func(t *testing.T) {
 		root := tree(t, nil)
-		if err := os.Truncate(filepath.Join(root, DefaultDir, serverName), maxConfigSize+1); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Truncate(filepath.Join(root, DefaultDir, serverName), maxConfigSize+1))
 		if _, err := Open(root, ""); !errors.Is(err, ErrUnreadable) {
 			t.Errorf("%v", err)
 		}
@@ -324,9 +301,7 @@ func TestOpenErrors(t *testing.T) {
 			t.Skip("root reads everything; see the run as another user")
 		}
 		root := tree(t, nil)
-		if err := os.Chmod(filepath.Join(root, DefaultDir, containerName), 0); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chmod(filepath.Join(root, DefaultDir, containerName), 0))
 		_, err := Open(root, "")
 		if !errors.Is(err, ErrUnreadable) || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
 			t.Errorf("%v, hint %q", err, Hint(err))
@@ -337,9 +312,7 @@ func TestOpenErrors(t *testing.T) {
 			t.Skip("root reads everything; see the run as another user")
 		}
 		root := tree(t, nil)
-		if err := os.Chmod(filepath.Join(root, DefaultDir, "webapps/LiveApp/WEB-INF"), 0); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chmod(filepath.Join(root, DefaultDir, "webapps/LiveApp/WEB-INF"), 0))
 		t.Cleanup(func() { _ = os.Chmod(filepath.Join(root, DefaultDir, "webapps/LiveApp/WEB-INF"), 0o755) })
 		in, err := Open(root, "")
 		if err != nil || len(in.Apps) != 4 || !errors.Is(in.Apps[0].Err, fs.ErrPermission) {
@@ -351,9 +324,7 @@ func TestOpenErrors(t *testing.T) {
 // Every shipped release is an installation to us, in the mode it says.
 func TestOpenCorpus(t *testing.T) {
 	corpus, err := filepath.Abs("../../shared/corpus/ams")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	releases, err := os.ReadDir(corpus)
 	if err != nil {
 		t.Skip("../shared/corpus not present")
@@ -361,9 +332,7 @@ func TestOpenCorpus(t *testing.T) {
 	for _, r := range releases {
 		t.Run(r.Name(), func(t *testing.T) {
 			in, err := Open("", filepath.Join(corpus, r.Name()))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
 				// 1.9.0 has no sections; its shipped file is the standalone one.
 				t.Errorf("Mode = %q, %v", mode, err)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestCheckLiveness(t *testing.T) {
@@ -56,9 +58,7 @@ func TestCheckLiveness(t *testing.T) {
 
 func TestCheckLivenessNoAnswer(t *testing.T) {
 	l, err := net.Listen("tcp", ownPort)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	base := "http://" + l.Addr().String()
 	_ = l.Close()
 	if got := CheckLiveness(t.Context(), nil, base); got.State != LiveStarting || got.Detail != "nobody listens yet" {
@@ -114,9 +114,7 @@ func TestPollingClient(t *testing.T) {
 		return srv
 	}
 	l, err := net.Listen("tcp", ownPort)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	address := l.Addr().String()
 	srv := serve(l)
 	var conns ConnCount
@@ -146,9 +144,7 @@ func TestPollingClient(t *testing.T) {
 	}
 	opens(1)
 	lost := conns.Lost()
-	if err := srv.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, srv.Close())
 	ask(AppRefused)
 	opens(0)
 	if now := conns.Lost(); now != lost+1 {

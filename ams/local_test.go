@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // red5.properties belongs to the server's user: what it says must not make root connect to other machines.
@@ -20,9 +22,7 @@ func TestDialThisMachine(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) }))
 	defer srv.Close()
 	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, host := range []string{"127.0.0.1", "localhost", "::ffff:127.0.0.1"} {
 		if l := CheckLiveness(t.Context(), nil, "http://"+net.JoinHostPort(host, port)); l.State != LiveNoEndpoint {
 			t.Errorf("%s: %s", host, l)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestReadProcess(t *testing.T) {
@@ -69,9 +71,7 @@ func TestEditedAfter(t *testing.T) {
 	started := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
 	root := plant(t, map[string]string{"before": "", "same": "", "after": "", "long": "", "link": "-> /after", "loop": "-> loop"})
 	for name, at := range map[string]time.Duration{"before": -time.Hour, "same": time.Second, "after": 3 * time.Second, "long": 48 * time.Hour} {
-		if err := os.Chtimes(filepath.Join(root, name), time.Time{}, started.Add(at)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chtimes(filepath.Join(root, name), time.Time{}, started.Add(at)))
 	}
 	list, err := EditedAfter(root, started, "/before", "/same", "/after", "/gone", "/link", "/long")
 	var got []string

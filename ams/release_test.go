@@ -18,6 +18,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestParseRelease(t *testing.T) {
@@ -43,9 +45,7 @@ func release(t *testing.T, s string) Release {
 		return Release{}
 	}
 	r, err := ParseRelease(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return r
 }
 
@@ -123,9 +123,7 @@ func TestJarRelease(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in, err := Open(tree(t, map[string]string{jarName: c.jar}), "")
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			got := in.Release
 			if c.note != "" {
 				if got.Known() || !strings.Contains(got.Note, c.note) || !strings.Contains(got.Note, jarName) {
@@ -156,9 +154,7 @@ func TestJarReleaseOddFiles(t *testing.T) {
 	})
 	t.Run("pipe", func(t *testing.T) {
 		root := tree(t, map[string]string{jarName: "-"})
-		if err := syscall.Mkfifo(filepath.Join(root, DefaultDir, jarName), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, jarName), 0o600))
 		in, err := Open(root, "")
 		if err != nil || in.Release.Known() || !strings.Contains(in.Release.Note, "not a regular file") {
 			t.Errorf("%+v, %v", in, err)
@@ -172,9 +168,7 @@ func forgedJar(t *testing.T, size int64, directory []byte) (root string) {
 	t.Helper()
 	root = tree(t, map[string]string{jarName: "-"})
 	f, err := os.Create(filepath.Join(root, DefaultDir, jarName))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer f.Close()
 	const end64Size, locatorSize, endSize = 56, 20, 22
 	at := size - end64Size - locatorSize - endSize

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // service is what a caller may ask of every kind of service.
@@ -348,9 +350,7 @@ func TestSystemdState(t *testing.T) {
 	}
 	s, _ := fakeSystemd(&fakeBus{props: full})
 	got, err := s.State(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

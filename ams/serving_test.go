@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // page is an error page of the server's Tomcat.
@@ -148,9 +150,7 @@ func TestCheckServingNotDeployed(t *testing.T) {
 
 func TestCheckServingNoAnswer(t *testing.T) {
 	l, err := net.Listen("tcp", ownPort)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	base := "http://" + l.Addr().String()
 	ask := func(app string, limit time.Duration) AppAnswer {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
@@ -160,9 +160,7 @@ func TestCheckServingNoAnswer(t *testing.T) {
 	if got, want := ask("LiveApp", 100*time.Millisecond), "LiveApp does not answer"; got.String() != want || got.Serves() {
 		t.Errorf("a port that is open alone: %q", got)
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, l.Close())
 	if got, want := ask("live", time.Minute), "live is not reachable"; got.String() != want || got.State != AppRefused {
 		t.Errorf("a port that is closed: %q", got)
 	}
@@ -201,9 +199,7 @@ func TestAnswerBound(t *testing.T) {
 func answering(t *testing.T, said string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", ownPort)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var calls sync.WaitGroup
 	calls.Go(func() {
 		for {
@@ -227,9 +223,7 @@ func answering(t *testing.T, said string) string {
 func TestServingClientSurvivesRestart(t *testing.T) {
 	serve := func(addr string, code int) *httptest.Server {
 		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
 		_ = srv.Listener.Close()
 		srv.Listener = l
@@ -259,12 +253,8 @@ func TestApplications(t *testing.T) {
 	install := func(name string) {
 		t.Helper()
 		file := filepath.Join(root, DefaultDir, "webapps", name, appFileName)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		must.OK(t, os.WriteFile(file, nil, 0o644))
 	}
 	if _, err := Applications(root, ""); err == nil {
 		t.Error("no installation, no error")
@@ -272,13 +262,9 @@ func TestApplications(t *testing.T) {
 	for _, name := range []string{"root", "LiveApp", "live", "My App", "caf\xe9"} {
 		install(name)
 	}
-	if err := os.MkdirAll(filepath.Join(root, DefaultDir, "webapps", "empty"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Join(root, DefaultDir, "webapps", "empty"), 0o755))
 	for _, name := range []string{"linked", "link\xe9d"} {
-		if err := os.Symlink("live", filepath.Join(root, DefaultDir, "webapps", name)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Symlink("live", filepath.Join(root, DefaultDir, "webapps", name)))
 	}
 	apps, err := Applications(root, "")
 	if diff := cmp.Diff([]string{"LiveApp", "My App", "linked", "live"}, apps); diff != "" || err != nil {
@@ -324,9 +310,7 @@ func TestInitialized(t *testing.T) {
 			folder := filepath.Join(root, "ams/webapps", tt.app)
 			settings := filepath.Join(folder, "WEB-INF/red5-web.properties")
 			if tt.folder != never {
-				if err := os.MkdirAll(filepath.Dir(settings), 0o755); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.MkdirAll(filepath.Dir(settings), 0o755))
 			}
 			names := []string{}
 			for _, mark := range tt.marks {
@@ -336,17 +320,13 @@ func TestInitialized(t *testing.T) {
 				names = append(names, settings)
 			}
 			for _, name := range names {
-				if err := os.WriteFile(name, nil, 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(name, nil, 0o644))
 			}
 			for name, when := range map[string]time.Duration{folder: tt.folder, settings: tt.settings} {
 				if when == never {
 					continue
 				}
-				if err := os.Chtimes(name, started.Add(when), started.Add(when)); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.Chtimes(name, started.Add(when), started.Add(when)))
 			}
 			in := &Installation{Root: root, Dir: "/ams"}
 			if got := in.Initialized(tt.app, started); got != tt.want {
@@ -375,9 +355,7 @@ func TestMadeSince(t *testing.T) {
 		t.Error("one that is not there was made")
 	}
 	name := filepath.Join(root, "ams/webapps/LiveApp/WEB-INF/web.xml")
-	if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, nil, 0o644), os.Chtimes(name, time.Time{}, now.Add(-2*time.Hour))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, nil, 0o644), os.Chtimes(name, time.Time{}, now.Add(-2*time.Hour))))
 	for age, want := range map[time.Duration]bool{time.Hour: true, -time.Hour: false} {
 		if got := in.MadeSince("LiveApp", now.Add(-age)); got != want {
 			t.Errorf("made in the last %s: %t, although its archive is old", age, got)

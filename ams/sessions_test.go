@@ -17,14 +17,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func opened(t *testing.T, changes map[string]string) *Installation {
 	t.Helper()
 	in, err := Open(tree(t, changes), "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return in
 }
 
@@ -53,9 +53,7 @@ func TestPorts(t *testing.T) {
 	}
 	t.Run("the file as it is now", func(t *testing.T) {
 		in := opened(t, nil)
-		if err := os.WriteFile(in.Server.Real, []byte("http.port=8081\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(in.Server.Real, []byte("http.port=8081\n"), 0o600))
 		if got, err := in.Ports(); err != nil || got.HTTP != 8081 {
 			t.Errorf("%+v, %v", got, err)
 		}
@@ -68,9 +66,7 @@ func TestPorts(t *testing.T) {
 		if got, err := in.Ports(); err == nil || got != shipped {
 			t.Errorf("malformed: %+v, %v", got, err)
 		}
-		if err := os.Remove(in.Server.Real); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Remove(in.Server.Real))
 		if got, err := in.Ports(); !errors.Is(err, ErrUnreadable) || got != shipped {
 			t.Errorf("gone: %+v, %v", got, err)
 		}
@@ -86,9 +82,7 @@ func TestSessionsCorpus(t *testing.T) {
 	var dirs []string
 	for _, pattern := range []string{"../testdata/trees/*/conf", "../../shared/corpus/ams/*/conf"} {
 		found, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if len(found) == 0 {
 			t.Logf("%s: not present", pattern)
 		}
@@ -99,14 +93,10 @@ func TestSessionsCorpus(t *testing.T) {
 	}
 	for _, dir := range dirs {
 		dir, err := filepath.Abs(filepath.Dir(dir))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		t.Run(filepath.Base(filepath.Dir(dir))+" "+filepath.Base(dir), func(t *testing.T) {
 			in, err := Open("", dir)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if got, err := in.Ports(); err != nil || got != shipped {
 				t.Errorf("ports %+v, %v", got, err)
 			}
@@ -153,9 +143,7 @@ const jwt = "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey="
 // The vendor's documentation shows a secret, and the token it must give.
 func TestServerKeyMakesTheTokenOfTheDocumentation(t *testing.T) {
 	key, err := opened(t, map[string]string{serverName: jwt + "cizvvh7f6ys0w3x0s1gzg6c2qzpk0gb9\n"}).ServerKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.tA6sZwz_MvD9Nocf3Xv_DXhJaeTNgfsHPlg3RHEoZRk"
 	if got := key.token("{}"); got != want {
 		t.Errorf("got %s, want %s", got, want)
@@ -171,9 +159,7 @@ func TestServerKeyToken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			key, err := opened(t, map[string]string{serverName: jwt + c.spelled + "\n"}).ServerKey()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			now := time.Unix(1_800_000_000, 0)
 			parts := strings.Split(key.Token(now), ".")
 			if len(parts) != 3 {
@@ -190,9 +176,7 @@ func TestServerKeyToken(t *testing.T) {
 				if err == nil {
 					err = json.Unmarshal(b, &decoded[i])
 				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 			}
 			want := [2]map[string]any{{"alg": "HS256", "typ": "JWT"}, {"exp": float64(1_800_000_060)}}
 			if diff := cmp.Diff(want, decoded); diff != "" {
@@ -240,9 +224,7 @@ func TestServerKeyKeepsItsSecret(t *testing.T) {
 	const secret = "0123456789abcdef0123456789abcdef"
 	in := opened(t, map[string]string{serverName: jwt + secret + "\n"})
 	key, err := in.ServerKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	type holder struct{ key ServerKey }
 	shown := key.Token(time.Now())
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
@@ -252,9 +234,7 @@ func TestServerKeyKeepsItsSecret(t *testing.T) {
 	}
 	for _, v := range []any{key, in} {
 		b, err := json.Marshal(v)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		shown += string(b)
 	}
 	if strings.Contains(shown, secret) || strings.Contains(shown, fmt.Sprintf("%x", secret)) {

@@ -18,15 +18,15 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func count(n int) *int { return &n }
 
 func TestReadStatistics(t *testing.T) {
 	recorded, err := os.ReadFile("testdata/sessions/system-resources.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	full := Statistics{
 		LocalStreams:  count(3),
 		WebRTCViewers: count(11), HLSViewers: count(140), DASHViewers: count(0),
@@ -89,9 +89,7 @@ func TestReadStatistics(t *testing.T) {
 
 func TestReadStatisticsNoAnswer(t *testing.T) {
 	l, err := net.Listen("tcp", ownPort)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_ = l.Close()
 	if _, err := ReadStatistics(t.Context(), nil, "http://"+l.Addr().String(), "to.k.en"); !errors.Is(err, syscall.ECONNREFUSED) || strings.Contains(err.Error(), "to.k.en") {
 		t.Errorf("refused: %v", err)

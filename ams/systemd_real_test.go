@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestRealSystemd drives a systemd that is really there. It writes units, so it
@@ -36,13 +38,9 @@ func TestRealSystemd(t *testing.T) {
 		t.Helper()
 		name := "amsagent-test-" + strings.ToLower(strings.ReplaceAll(filepath.Base(t.Name()), "_", "-")) + ".service"
 		file := filepath.Join("/run/systemd/system", name)
-		if err := os.WriteFile(file, []byte("[Service]\n"+service), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte("[Service]\n"+service), 0o644))
 		s := NewSystemd(name)
-		if err := s.Reload(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Reload(ctx))
 		t.Cleanup(func() {
 			_ = s.Stop(context.WithoutCancel(ctx))
 			_ = os.RemoveAll(file + ".d")
@@ -54,9 +52,7 @@ func TestRealSystemd(t *testing.T) {
 	look := func(t *testing.T, s *Systemd) State {
 		t.Helper()
 		st, err := s.State(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		t.Logf("%s: %s, pid %d", s.Name(), st, st.MainPID)
 		return st
 	}
@@ -67,9 +63,7 @@ func TestRealSystemd(t *testing.T) {
 			t.Errorf("before the start: %+v", st)
 		}
 		begin := time.Now()
-		if err := s.Start(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Start(ctx))
 		first := look(t, s)
 		if !first.Running() || first.MainPID == 0 || first.Invocation == "" || first.Result != "success" || first.StopTimeout != 90*time.Second {
 			t.Errorf("after the start: %+v", first)
@@ -83,16 +77,12 @@ func TestRealSystemd(t *testing.T) {
 		if err != nil || p.Started.Sub(first.Started).Abs() > editSlack {
 			t.Errorf("ReadProcess = %+v, %v; systemd started it at %s", p, err, first.Started)
 		}
-		if err := s.Restart(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Restart(ctx))
 		second, err := WaitStable(ctx, s, time.Second)
 		if err != nil || second.MainPID == first.MainPID || second.Invocation == first.Invocation {
 			t.Errorf("after the restart: %+v, %v", second, err)
 		}
-		if err := s.Stop(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Stop(ctx))
 		if err := s.Stop(ctx); err != nil {
 			t.Errorf("second stop: %v", err)
 		}
@@ -103,38 +93,24 @@ func TestRealSystemd(t *testing.T) {
 
 	t.Run("drop-in", func(t *testing.T) {
 		s := unit(t, "ExecStart=/bin/sleep infinity\nEnvironment=AMS_HOST_ADDRESS=10.9.9.9 SECRET=hush\nTimeoutStopSec=10\n")
-		if err := s.Start(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Start(ctx))
 		// The zone has what systemd would take for a specifier and for quotes.
 		address, err := ParseAddress(`fe80::1%e"t\h%n0`)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		dir := filepath.Join("/run/systemd/system", s.Name()+".d")
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, "50-amsagent.conf"), DropIn(address, 80500*time.Millisecond, ""), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Mkdir(dir, 0o755))
+		must.OK(t, os.WriteFile(filepath.Join(dir, "50-amsagent.conf"), DropIn(address, 80500*time.Millisecond, ""), 0o644))
 		// Here systemd 252 does not see that it should read its units again: the
 		// folder is new. So a caller reloads after writing, without asking.
 		t.Logf("a new drop-in, in a new folder: NeedReload = %v", look(t, s).NeedReload)
-		if err := s.Reload(ctx); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Restart(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Reload(ctx))
+		must.OK(t, s.Restart(ctx))
 		st := look(t, s)
 		if st.NeedReload || st.HostAddress != address.String() || st.StopTimeout != 81*time.Second || len(st.DropIns) != 1 {
 			t.Errorf("with the drop-in: %+v", st)
 		}
 		later := time.Now().Add(time.Minute)
-		if err := os.Chtimes(filepath.Join(dir, "50-amsagent.conf"), later, later); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chtimes(filepath.Join(dir, "50-amsagent.conf"), later, later))
 		if changed := look(t, s); !changed.NeedReload {
 			t.Errorf("with a drop-in that was written since: %+v", changed)
 		}
@@ -194,9 +170,7 @@ func TestRealSystemd(t *testing.T) {
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
-		if err := s.Stop(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Stop(ctx))
 		err := <-result
 		t.Log(err)
 		var job *JobError
@@ -235,14 +209,10 @@ func TestRealSystemd(t *testing.T) {
 	t.Run("masked", func(t *testing.T) {
 		name := "amsagent-test-masked.service"
 		link := filepath.Join("/run/systemd/system", name)
-		if err := os.Symlink("/dev/null", link); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Symlink("/dev/null", link))
 		defer func() { _ = os.Remove(link) }()
 		s := NewSystemd(name)
-		if err := s.Reload(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Reload(ctx))
 		if err := s.Start(ctx); !errors.Is(err, ErrUnitMasked) {
 			t.Errorf("Start = %v", err)
 		}
@@ -266,9 +236,7 @@ func TestRealSystemd(t *testing.T) {
 
 	t.Run("replaced-between-two-looks", func(t *testing.T) {
 		s := unit(t, "ExecStart=/bin/sh -c 'sleep 0.7; exit 1'\nRestart=always\nRestartSec=10ms\nStartLimitBurst=1000\n[Unit]\nStartLimitIntervalSec=0\n")
-		if err := s.Start(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.Start(ctx))
 		_, err := WaitStable(ctx, s, 5*time.Second)
 		t.Log(err)
 		if !errors.Is(err, ErrUnstable) {
@@ -290,12 +258,8 @@ func TestRealSystemd(t *testing.T) {
 		if out, err := exec.CommandContext(ctx, "systemctl", "start", s.Name()).CombinedOutput(); err == nil {
 			t.Errorf("the start limit was not reached: %s", out)
 		}
-		if err := os.WriteFile(filepath.Join("/run/systemd/system", s.Name()), []byte("[Service]\nExecStart=/bin/sleep infinity\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Reload(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join("/run/systemd/system", s.Name()), []byte("[Service]\nExecStart=/bin/sleep infinity\n"), 0o644))
+		must.OK(t, s.Reload(ctx))
 		if err := s.Start(ctx); err != nil {
 			t.Errorf("after the limit: %v", err)
 		}

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // plant writes files below a new directory and returns it. A name that ends in
@@ -19,23 +21,17 @@ func plant(t *testing.T, files map[string]string) string {
 	for name, content := range files {
 		path := filepath.Join(root, name)
 		if name[len(name)-1] == '/' {
-			if err := os.MkdirAll(path, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(path, 0o755))
 			continue
 		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(path), 0o755))
 		var err error
 		if len(content) > 3 && content[:3] == "-> " {
 			err = os.Symlink(content[3:], path)
 		} else {
 			err = os.WriteFile(path, []byte(content), 0o644)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 	}
 	return root
 }
@@ -67,16 +63,12 @@ func jar(t *testing.T, members map[string]string) string {
 	z := zip.NewWriter(&b)
 	for name, content := range members {
 		w, err := z.Create(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if _, err := w.Write([]byte(content)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, z.Close())
 	return b.String()
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // BenchmarkNothingToDo is the edit plan of a join that has nothing to do, on an
@@ -24,13 +25,9 @@ func BenchmarkNothingToDo(b *testing.B) {
 	m := ownTree(b, "3.0", "3.0.3")
 	for _, app := range []string{"sports", "news"} {
 		dir := filepath.Join(m.Root, ams.DefaultDir, "webapps", app, "WEB-INF")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, os.MkdirAll(dir, 0o755))
 		text := fmt.Sprintf("appName=%[1]s\ndb.name=%[1]s\ndb.type=mapdb\ndb.host=localhost\n", app)
-		if err := os.WriteFile(filepath.Join(dir, "red5-web.properties"), []byte(text), 0o644); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, os.WriteFile(filepath.Join(dir, "red5-web.properties"), []byte(text), 0o644))
 	}
 	req := JoinRequest{Offline: true, Address: "10.0.0.7", Valve: ValveKeep}
 	var err error
@@ -44,9 +41,7 @@ func BenchmarkNothingToDo(b *testing.B) {
 	for b.Loop() {
 		store := m.store()
 		f := &facts{}
-		if err := m.preflight(b.Context(), store, req, f); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, m.preflight(b.Context(), store, req, f))
 		if len(f.failed) > 0 || len(f.plan.Changed()) > 0 {
 			b.Fatal(f.failed, f.plan.Changed())
 		}
@@ -58,8 +53,6 @@ func BenchmarkNothingToDo(b *testing.B) {
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

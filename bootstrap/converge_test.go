@@ -20,6 +20,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -30,15 +31,11 @@ func joinedTree(t *testing.T) *Machine {
 	t.Helper()
 	m := ownTree(t, "3.0", "3.0.3")
 	// Where systemd's folder is, a drop-in says the address.
-	if err := os.MkdirAll(filepath.Join(m.Root, "etc/systemd/system"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Join(m.Root, "etc/systemd/system"), 0o755))
 	m.DropIn = true
 	joinOffline(t, m, testMongo, "10.0.1.7")
 	s := State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Role: "edge", Group: "edges", Provider: "aws", Release: "3.0.3"}
-	if err := saveState(m.store(), s); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, saveState(m.store(), s))
 	return m
 }
 
@@ -46,13 +43,9 @@ func joinedTree(t *testing.T) *Machine {
 func change(t *testing.T, m *Machine, f func(*State)) {
 	t.Helper()
 	s, err := loadState(m.store())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	f(s)
-	if err := saveState(m.store(), *s); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, saveState(m.store(), *s))
 }
 
 func convergeRequest(t *testing.T, inst metadata.Instance, err error) ConvergeRequest {
@@ -69,9 +62,7 @@ func joinedAs() metadata.Instance {
 func converge(t *testing.T, m *Machine, req ConvergeRequest) *Convergence {
 	t.Helper()
 	c, err := m.Converge(t.Context(), req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return c
 }
 
@@ -99,9 +90,7 @@ func snapshot(t *testing.T, m *Machine) map[string]string {
 		}
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return files
 }
 
@@ -120,21 +109,15 @@ func TestConvergeRepairs(t *testing.T) {
 		{name: "new address", inst: moved, repairs: "AMS-MOVED AMS-DRIFT"},
 		{name: "copy of the disk", inst: cloned, repairs: "AMS-CLONED AMS-MOVED AMS-DRIFT"},
 		{name: "lost drop-in", inst: joinedAs(), repairs: "AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
-			if err := os.Remove(filepath.Join(m.Root, ams.DropInPath)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Remove(filepath.Join(m.Root, ams.DropInPath)))
 		}},
 		{name: "files of an upgrade", inst: joinedAs(), repairs: "AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
 			change(t, m, func(s *State) { s.Release = "2.17.1" })
 			fresh := ownTree(t, "3.0", "3.0.3")
 			for _, name := range []string{"conf/red5.properties", "conf/jee-container.xml", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
 				b, err := os.ReadFile(filepath.Join(fresh.Root, ams.DefaultDir, name))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(filepath.Join(m.Root, ams.DefaultDir, name), b, 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
+				must.OK(t, os.WriteFile(filepath.Join(m.Root, ams.DefaultDir, name), b, 0o644))
 			}
 		}},
 	}
@@ -286,9 +269,7 @@ func TestConvergeAfterMongoWasNamedAnew(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := joinedTree(t)
 			file := filepath.Join(m.Root, MongoPath)
-			if err := os.Remove(file); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Remove(file))
 			if tt.is != nil {
 				put(t, m, MongoPath, *tt.is)
 			}
@@ -334,9 +315,7 @@ func TestFailureAfterTheFirstCommit(t *testing.T) {
 					edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
 					// A server that runs: an offline join looks for one.
 					proc := filepath.Join(m.Root, "proc/1")
-					if err := errors.Join(os.MkdirAll(proc, 0o755), os.Symlink(ams.DefaultDir, filepath.Join(proc, "cwd"))); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, errors.Join(os.MkdirAll(proc, 0o755), os.Symlink(ams.DefaultDir, filepath.Join(proc, "cwd"))))
 					go func() { // the clock moves when the command waits for what the server does
 						_ = pause(t.Context(), saveTime/2)
 						edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
@@ -367,9 +346,7 @@ func TestConvergeOfWhatCannotBeRead(t *testing.T) {
 	} {
 		m := joinedTree(t)
 		m.Service = running()
-		if err := damage(filepath.Join(m.Root, StateDir), filepath.Join(m.Root, ams.DefaultDir)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, damage(filepath.Join(m.Root, StateDir), filepath.Join(m.Root, ams.DefaultDir)))
 		c, err := m.Converge(t.Context(), watchRequest(t))
 		if err == nil {
 			t.Errorf("%s: no error", name)
@@ -384,9 +361,7 @@ func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
 	for _, phase := range []Phase{PhaseJoining, PhaseLeaving} {
 		m := joinedTree(t)
 		s := State{Phase: phase, InstanceID: "i-1", Address: "10.0.1.7"}
-		if err := saveState(m.store(), s); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, saveState(m.store(), s))
 		moved := joinedAs()
 		moved.ID = "i-2"
 		c := converge(t, m, convergeRequest(t, moved, nil))
@@ -414,9 +389,7 @@ func TestValveWithoutCloud(t *testing.T) {
 		change(t, m, func(s *State) { s.Provider = c.joined })
 		name := filepath.Join(m.Root, "usr/local/antmedia/conf/jee-container.xml")
 		before, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if strings.Contains(string(before), "RemoteIpValve") == removed {
 			t.Fatalf("removed: %t\n%s", removed, before)
 		}
@@ -479,9 +452,7 @@ func TestServerStartedMeanwhile(t *testing.T) {
 			req.Mode = ConvergeWatch
 			c := converge(t, m, req)
 			s, err := loadState(m.store())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if ids(c.Repairs) != IDDrift || s.FilesWritten.IsZero() == tt.owed || s.RestartPending || c.RestartNeeded != tt.owed {
 				t.Errorf("%+v, state %+v", c, s)
 			}

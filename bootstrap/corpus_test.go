@@ -17,6 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/readback"
 )
 
@@ -28,9 +29,7 @@ func corpusTree(t *testing.T, release string) *Machine {
 	t.Helper()
 	root := t.TempDir()
 	target := filepath.Join(root, ams.DefaultDir)
-	if err := os.CopyFS(target, os.DirFS(filepath.Join(corpusDir, release))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.CopyFS(target, os.DirFS(filepath.Join(corpusDir, release))))
 	// The corpus is read-only, and so its copies are.
 	err := filepath.WalkDir(target, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -42,13 +41,9 @@ func corpusTree(t *testing.T, release string) *Machine {
 		}
 		return os.Chmod(p, mode)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	r, err := ams.ParseRelease(strings.TrimSuffix(release, "-panel-saved"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return &Machine{Root: root, Release: r, Service: ams.None{}, Euid: os.Geteuid(), Version: "test"}
 }
 
@@ -69,9 +64,7 @@ func treeFiles(t *testing.T, m *Machine) map[string]string {
 		out[strings.TrimPrefix(p, base)] = info.Mode().String() + "\n" + string(b)
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return out
 }
 
@@ -91,9 +84,7 @@ func corpusReleases(t *testing.T) []string {
 func mustTarget(t *testing.T, s string) cluster.Target {
 	t.Helper()
 	target, err := cluster.ParseTarget(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return target
 }
 
@@ -101,18 +92,14 @@ func mustTarget(t *testing.T, s string) cluster.Target {
 func joinOffline(t *testing.T, m *Machine, mongo, address string) *JoinResult {
 	t.Helper()
 	res, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, mongo), Address: address, Offline: true, Valve: ValveKeep})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return res
 }
 
 func leaveOffline(t *testing.T, m *Machine) *LeaveResult {
 	t.Helper()
 	res, err := m.Leave(t.Context(), LeaveRequest{Offline: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return res
 }
 
@@ -130,16 +117,12 @@ func TestCorpus(t *testing.T) {
 				m := corpusTree(t, release)
 				before := treeFiles(t, m)
 				in, err := m.open()
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				wasProps, wasBeans := javaView(t, java, m, in)
 
 				joinOffline(t, m, mongo, "10.0.0.7")
 				form, err := MongoForm(m.Release, mustTarget(t, mongo))
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				props, beans := javaView(t, java, m, in)
 				checkProperties(t, wasProps, props, in, form.Reveal())
 				checkBeans(t, release, wasBeans, beans)
@@ -184,15 +167,11 @@ func javaView(t *testing.T, java *readback.Reader, m *Machine, in *ams.Installat
 	}
 	for _, p := range paths {
 		v, err := java.Properties(filepath.Join(m.Root, p))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		props[p] = v
 	}
 	beans, err := java.Beans(filepath.Join(m.Root, in.Container.Path))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return props, beans
 }
 
@@ -255,21 +234,15 @@ func TestCorpusUnrelatedEdit(t *testing.T) {
 			m := corpusTree(t, release)
 			edit := func() {
 				in, err := m.open()
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				replace := func(path, old, repl string) {
 					real := filepath.Join(m.Root, path)
 					b, err := os.ReadFile(real)
-					if err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, err)
 					if !bytes.Contains(b, []byte(old)) {
 						t.Fatalf("%s has no %q", path, old)
 					}
-					if err := os.WriteFile(real, bytes.Replace(b, []byte(old), []byte(repl), 1), 0o644); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, os.WriteFile(real, bytes.Replace(b, []byte(old), []byte(repl), 1), 0o644))
 				}
 				if release != "1.9.0" { // whose container is given back whole
 					replace(in.Container.Path, `name="checkInterval"`, `name="checkInterval" `)
@@ -308,9 +281,7 @@ func TestCorpusVendorSwitched(t *testing.T) {
 			m := corpusTree(t, release)
 			want := treeFiles(t, m)
 			in, err := m.open()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			vendorSwitch(t, filepath.Join(m.Root, in.Container.Path), strings.NewReplacer(
 				"<!-- cluster start", "<!-- cluster start -->  ", "cluster end -->", "<!-- cluster end -->"))
 			vendorSwitch(t, filepath.Join(m.Root, in.Server.Path), strings.NewReplacer("clusterdb.host=localhost", "clusterdb.host=10.0.2.4"))
@@ -328,14 +299,10 @@ func TestCorpusVendorSwitched(t *testing.T) {
 func vendorSwitch(t *testing.T, path string, r *strings.Replacer) {
 	t.Helper()
 	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	after := r.Replace(string(b))
 	if after == string(b) {
 		t.Fatalf("%s: nothing to switch", path)
 	}
-	if err := os.WriteFile(path, []byte(after), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(path, []byte(after), 0o644))
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/readback"
 )
 
@@ -26,15 +27,11 @@ func ownTree(t testing.TB, variant, release string) *Machine {
 	t.Helper()
 	root := t.TempDir()
 	target := filepath.Join(root, ams.DefaultDir)
-	if err := os.CopyFS(target, os.DirFS(filepath.Join(treesDir, variant))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.CopyFS(target, os.DirFS(filepath.Join(treesDir, variant))))
 	m := &Machine{Root: root, Service: ams.None{}, Euid: os.Geteuid(), Version: "test"}
 	if release != "" {
 		r, err := ams.ParseRelease(release)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		m.Release = r
 	}
 	return m
@@ -44,27 +41,19 @@ func edit(t testing.TB, m *Machine, path, old, repl string) {
 	t.Helper()
 	real := filepath.Join(m.Root, ams.DefaultDir, path)
 	b, err := os.ReadFile(real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if !strings.Contains(string(b), old) {
 		t.Fatalf("%s does not hold %q", path, old)
 	}
-	if err := os.WriteFile(real, []byte(strings.Replace(string(b), old, repl, 1)), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(real, []byte(strings.Replace(string(b), old, repl, 1)), 0o644))
 }
 
 func property(t testing.TB, m *Machine, path, key string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(m.Root, ams.DefaultDir, path))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p, err := conf.ParseProperties(b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	v, _ := p.Get(key)
 	return v
 }
@@ -133,16 +122,12 @@ func TestDefect04And05SpecialCharactersSurvive(t *testing.T) {
 		}
 		joinOffline(t, m, uri, "")
 		got, err := java.Properties(filepath.Join(m.Root, ams.DefaultDir, serverFile))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if got["clusterdb.host"] != want {
 			t.Errorf("%s: Java reads %q, want %q", release, got["clusterdb.host"], want)
 		}
 		got, err = java.Properties(filepath.Join(m.Root, ams.DefaultDir, liveFile))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if got["db.host"] != want {
 			t.Errorf("%s: Java reads db.host %q, want %q", release, got["db.host"], want)
 		}
@@ -239,20 +224,14 @@ func TestDefect10LineEndingsStay(t *testing.T) {
 	for _, f := range []string{serverFile, liveFile, beansFile} {
 		real := filepath.Join(m.Root, ams.DefaultDir, f)
 		b, err := os.ReadFile(real)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(real, []byte(strings.ReplaceAll(string(b), "\n", "\r\n")), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
+		must.OK(t, os.WriteFile(real, []byte(strings.ReplaceAll(string(b), "\n", "\r\n")), 0o644))
 	}
 	before := treeFiles(t, m)
 	joinOffline(t, m, "10.0.0.5", "")
 	for _, f := range []string{serverFile, liveFile, beansFile} {
 		b, err := os.ReadFile(filepath.Join(m.Root, ams.DefaultDir, f))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if lf, crlf := strings.Count(string(b), "\n"), strings.Count(string(b), "\r\n"); lf != crlf {
 			t.Errorf("%s: %d line ends, %d of them CRLF", f, lf, crlf)
 		}
@@ -269,9 +248,7 @@ func TestDefect11OnlyTheKeyItself(t *testing.T) {
 	edit(t, m, liveFile, "db.type=", "mydb.host=keepme\n#db.type=redisdb\nxdb.type=keepme\ndb.type=")
 	joinOffline(t, m, "10.0.0.5", "")
 	b, err := os.ReadFile(filepath.Join(m.Root, ams.DefaultDir, liveFile))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if !strings.Contains(string(b), "mydb.host=keepme\n#db.type=redisdb\nxdb.type=keepme\ndb.type=mongodb\n") {
 		t.Errorf("got\n%s", b)
 	}
@@ -303,12 +280,8 @@ func TestDefect13BlankInApplicationName(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	app := "webapps/My Live App/WEB-INF/red5-web.properties"
 	real := filepath.Join(m.Root, ams.DefaultDir, app)
-	if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(real, []byte("db.name=mylive\ndb.type=mapdb\ndb.host=localhost"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(real), 0o755))
+	must.OK(t, os.WriteFile(real, []byte("db.name=mylive\ndb.type=mapdb\ndb.host=localhost"), 0o644))
 	joinOffline(t, m, "10.0.0.5", "")
 	if got := property(t, m, app, "db.host"); got != "10.0.0.5" {
 		t.Errorf("db.host %q", got)
@@ -337,19 +310,13 @@ func TestDefect14HostsFile(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
 			etc := filepath.Join(m.Root, "etc")
-			if err := os.MkdirAll(etc, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(etc, 0o755))
 			for name, content := range map[string]string{"hosts": tt.hosts, "hostname": "ams-node-1\n"} {
-				if err := os.WriteFile(filepath.Join(etc, name), []byte(content), 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(filepath.Join(etc, name), []byte(content), 0o644))
 			}
 			joinOffline(t, m, "10.0.0.5", "10.0.0.7")
 			got, err := os.ReadFile(filepath.Join(etc, "hosts"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if d := cmp.Diff(tt.want, string(got)); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
@@ -368,19 +335,13 @@ func TestDefect15NothingToDoRestartsNothing(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, "10.0.0.5", "")
 	in, err := m.open()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	store := m.store()
 	record, err := store.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	target := mustTarget(t, "10.0.0.5")
 	plan, err := planJoin(store, record, edits{install: in, mongo: target, mongoForm: target.Raw(), address: netip.Addr{}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if n := len(plan.Changed()); n != 0 || needsRestart(plan) {
 		t.Errorf("%d files would change, restart %v", n, needsRestart(plan))
 	}

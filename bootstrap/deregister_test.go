@@ -12,6 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 type stoppedService struct{ Service }
@@ -23,9 +24,7 @@ func (stoppedService) State(context.Context) (ams.State, error) {
 // A server in a crash loop is about to be started again.
 func TestDeregisterServing(t *testing.T) {
 	m := &Machine{Root: t.TempDir()}
-	if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}))
 	for _, st := range []ams.State{
 		{Activity: ams.ActivityActive},
 		{Activity: ams.ActivityDeactivating},
@@ -41,22 +40,16 @@ func TestDeregisterServing(t *testing.T) {
 // What tells of the server, as docker does, may have ended before: its port tells then.
 func TestDeregisterWhereNothingTells(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer l.Close()
 	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	away, reached := errors.New("docker is away"), errors.New("MongoDB was asked")
 	m := ownTree(t, "3.0", "2.10.0")
 	m.Service = serviceThat{err: away}
 	m.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, reached }
 	edit(t, m, "conf/red5.properties", "http.port=5080", "http.port="+port)
-	if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}))
 	down := DeregisterRequest{GoesDown: true}
 	if _, err := m.Deregister(t.Context(), down); !errors.Is(err, away) {
 		t.Errorf("a server that listens: %v", err)
@@ -75,20 +68,14 @@ func TestDeregisterWhereNothingTells(t *testing.T) {
 func TestDeregisterWithoutMongo(t *testing.T) {
 	// It accepts and says nothing.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer l.Close()
 	target, err := cluster.ParseTarget(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	m := &Machine{Root: t.TempDir(), Service: stoppedService{}, Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
 		return cluster.Connect(ctx, t, cluster.Options{Timeout: 30 * time.Second})
 	}}
-	if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}))
 	began := time.Now()
 	_, err = m.Deregister(t.Context(), DeregisterRequest{Mongo: target, Reason: "machine stopped", MongoWait: 200 * time.Millisecond})
 	if err == nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestRunsElsewhere: a server that runs under another address of this machine is
@@ -46,16 +47,12 @@ func TestRunsElsewhere(t *testing.T) {
 			root := t.TempDir()
 			if tt.environ != "-" {
 				dir := filepath.Join(root, "proc/12")
-				if err := os.MkdirAll(dir, 0o755); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.MkdirAll(dir, 0o755))
 				for name, text := range map[string]string{
 					"proc/12/environ": tt.environ, "proc/stat": "btime 1700000000\n",
 					"proc/12/stat": "12 (java) " + strings.Repeat("1 ", 30) + "\n",
 				} {
-					if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o644))
 				}
 			}
 			m := &Machine{Root: root, Interfaces: func() ([]ams.Interface, error) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestNameThatIsNotUTF8: the journal and the undo record are JSON, which cannot hold the name of such a folder. Each
@@ -43,9 +44,7 @@ func TestNameThatIsNotUTF8(t *testing.T) {
 				t.Errorf("db.host is %s after the join", got)
 			}
 
-			if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3", Standalone: scripted}); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3", Standalone: scripted}))
 			edit(t, m, liveFile, "10.0.2.4", "10.0.9.9")
 			check("converge", converge(t, m, convergeRequest(t, joinedAs(), nil)).Warnings, false) // doctor does
 			if got := property(t, m, liveFile, "db.host"); got != testMongo {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -29,9 +30,7 @@ func inspect(t *testing.T, m *Machine, req JoinRequest) *Inspection {
 	}
 	before := treeFiles(t, m)
 	in, err := m.Inspect(t.Context(), req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if d := cmp.Diff(before, treeFiles(t, m)); d != "" {
 		t.Errorf("an inspection wrote:\n%s", d)
 	}
@@ -92,9 +91,7 @@ func TestInspectRecord(t *testing.T) {
 	if in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "10.0.2.4")}); !in.Undo || in.Mode != conf.ModeCluster {
 		t.Errorf("%+v", in)
 	}
-	if err := os.WriteFile(filepath.Join(m.Root, statePath), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(m.Root, statePath), []byte("{"), 0o600))
 	if in := inspect(t, m, JoinRequest{}); !slices.Contains(findingIDs(in.Warnings), IDRecord) {
 		t.Errorf("%v", in.Warnings)
 	}
@@ -140,9 +137,7 @@ func TestReach(t *testing.T) {
 // The list of the ids of disagreements is that of the code.
 func TestStatusIDs(t *testing.T) {
 	src, err := os.ReadFile("status.go")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var want []string
 	for _, m := range regexp.MustCompile(`add\("(STATUS-[A-Z-]+)"`).FindAllSubmatch(src, -1) {
 		want = append(want, string(m[1]))
@@ -158,9 +153,7 @@ func TestStatusOfOfflineJoin(t *testing.T) {
 	ids := func(m *Machine) (ids []string) {
 		t.Helper()
 		s, err := m.Status(t.Context(), StatusRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, d := range s.Disagree {
 			ids = append(ids, d.ID)
 		}
@@ -172,9 +165,7 @@ func TestStatusOfOfflineJoin(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	// Without our memory of it they are anybody's.
-	if err := os.RemoveAll(filepath.Join(m.Root, StateDir)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.RemoveAll(filepath.Join(m.Root, StateDir)))
 	if got := ids(m); !slices.Contains(got, "STATUS-FOREIGN") || slices.Contains(got, "STATUS-JOINING") {
 		t.Errorf("%v", got)
 	}

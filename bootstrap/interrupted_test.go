@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 var errCut = errors.New("canceled")
@@ -97,9 +98,7 @@ func TestInterruptedLeave(t *testing.T) {
 				joinOffline(t, m, "10.0.2.5", "10.0.1.7")
 			}
 			res, err := m.Leave(t.Context(), tt.next)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			b, err := os.ReadFile(real)
 			if err != nil || strings.Contains(string(b), "mongodb") || strings.Contains(string(b), "10.0.") {
 				t.Errorf("%v: after the next leave, %+v:\n%s", err, res, b)
@@ -125,9 +124,7 @@ func TestKeptEditOutlivesATornFile(t *testing.T) {
 	joinOffline(t, m, "10.0.2.4", "10.0.1.7")
 	real := filepath.Join(m.Root, ams.DefaultDir, live)
 	edit := []byte("db.host=\\uZZZZ\n") // no editor of settings reads it
-	if err := os.WriteFile(real, edit, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(real, edit, 0o644))
 	saves := 1
 	m.Service = &stopping{save: func() {
 		if saves--; saves < 0 {
@@ -156,9 +153,7 @@ func TestKeptEditOutlivesATornFile(t *testing.T) {
 func TestInterruptedLeaveIsRemembered(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	in, err := m.open()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	j := &joiner{Machine: m, store: m.store(), result: &JoinResult{}, facts: &facts{install: in, state: &State{Phase: PhaseLeaving, Standalone: true}}}
 	for what, save := range map[string]func() error{
 		"a join":     func() error { return j.save(PhaseJoined, false) },
@@ -227,9 +222,7 @@ func TestRollbackThatCannotStop(t *testing.T) {
 			if f.plan, err = j.replan(req); err == nil {
 				err = j.commit(t.Context())
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			real, failed := saved(t, m, live)
 			service := &stuckOnce{times: tt.stuck}
 			service.save = func() {
@@ -275,9 +268,7 @@ func saved(t *testing.T, m *Machine, name string) (real string, text []byte) {
 	t.Helper()
 	real = filepath.Join(m.Root, ams.DefaultDir, name)
 	text, err := os.ReadFile(real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return real, text
 }
 
@@ -324,9 +315,7 @@ func TestLeaveUntilTheLastSave(t *testing.T) {
 			if failed, ok := errors.AsType[*FailedError](err); !ok || !strings.Contains(failed.State, "run the same command again") || record != nil {
 				t.Errorf("%v, %+v: the record: %v", err, res, record)
 			}
-			if err := errors.Join(os.Remove(filepath.Dir(real)), os.Rename(filepath.Dir(real)+".away", filepath.Dir(real))); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, errors.Join(os.Remove(filepath.Dir(real)), os.Rename(filepath.Dir(real)+".away", filepath.Dir(real))))
 			if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); err != nil || !maps.Equal(treeFiles(t, m), before) {
 				t.Errorf("the next leave: %v", err)
 			}

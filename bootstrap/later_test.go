@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // The panel and the vendor's script give an application of a node the settings of one. A leave
@@ -38,20 +39,14 @@ func TestLeaveOfLaterApplications(t *testing.T) {
 			made := func(name string, from string, lines ...string) {
 				t.Helper()
 				b, err := os.ReadFile(filepath.Join(webapps, from, "WEB-INF/red5-web.properties"))
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				text := slices.DeleteFunc(strings.SplitAfter(string(b), "\n"), func(line string) bool {
 					return len(lines) > 0 && strings.HasPrefix(line, "db.")
 				})
 				text = append(text, lines...)
 				path := filepath.Join(webapps, name, "WEB-INF/red5-web.properties")
-				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte(strings.Join(text, "")), 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.MkdirAll(filepath.Dir(path), 0o755))
+				must.OK(t, os.WriteFile(path, []byte(strings.Join(text, "")), 0o644))
 			}
 			made("before", "LiveApp", "db.type=mongodb\n", "db.host=mongodb\\://plain\\:secret1@10.77.0.1\\:27311/?authSource\\=admin\n", "db.name=before\n")
 			before := treeFiles(t, m)
@@ -102,22 +97,16 @@ func forgetKnown(t *testing.T, m *Machine, renamed ...string) {
 	t.Helper()
 	path := filepath.Join(m.Root, StateDir, "undo.json")
 	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var outer, journal map[string]any
-	if err := json.Unmarshal(b, &outer); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.Unmarshal(b, &outer))
 	journal = outer["journal"].(map[string]any)
 	delete(journal["record"].(map[string]any), "known")
 	journal["version"] = 1 // which has no checksum
 	if b, err = json.Marshal(journal); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(strings.NewReplacer(renamed...).Replace(string(b))), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(path, []byte(strings.NewReplacer(renamed...).Replace(string(b))), 0o600))
 }
 
 // A second name of an application's folder, made while the machine was a node, keeps nobody from
@@ -140,9 +129,7 @@ func TestLeaveWithASecondName(t *testing.T) {
 		t.Run(fmt.Sprintf("%+v", tt), func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
 			if local := filepath.Join(m.Root, "usr/local"); tt.behind {
-				if err := errors.Join(os.Rename(local, filepath.Join(m.Root, "srv")), os.Symlink("../srv", local)); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, errors.Join(os.Rename(local, filepath.Join(m.Root, "srv")), os.Symlink("../srv", local)))
 			}
 			webapps := filepath.Join(m.Root, ams.DefaultDir, "webapps")
 			link := filepath.Join(webapps, tt.name)
@@ -151,22 +138,16 @@ func TestLeaveWithASecondName(t *testing.T) {
 				if err == nil {
 					err = errors.Join(os.MkdirAll(filepath.Join(link, "WEB-INF"), 0o755), os.WriteFile(filepath.Join(link, rest), b, 0o644))
 				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 			}
 			before := treeFiles(t, m)
 			joinOffline(t, m, testMongo, "10.0.1.7")
-			if err := errors.Join(os.RemoveAll(link), os.Symlink("LiveApp", link)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, errors.Join(os.RemoveAll(link), os.Symlink("LiveApp", link)))
 			if tt.again {
 				joinOffline(t, m, "10.0.2.5", "10.0.1.7")
 			}
 			res := leaveOffline(t, m)
-			if err := os.Remove(link); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Remove(link))
 			after := treeFiles(t, m)
 			for path, was := range before {
 				if !strings.Contains(path, "/"+tt.name+"/") && after[path] != was {
@@ -196,23 +177,17 @@ func TestLeaveOfARenamedApplication(t *testing.T) {
 			webapps := filepath.Join(m.Root, ams.DefaultDir, "webapps")
 			rename := func() {
 				t.Helper()
-				if err := errors.Join(os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")), os.Symlink("renamed", filepath.Join(webapps, "LiveApp"))); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, errors.Join(os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")), os.Symlink("renamed", filepath.Join(webapps, "LiveApp"))))
 			}
 			put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", file), "db.type=mongodb\ndb.host=10.0.9.9\ndb.name=own\n")
 			was := treeFiles(t, m)["/webapps/LiveApp/"+file]
 			if tt.before {
-				if err := os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")))
 			}
 			joinOffline(t, m, testMongo, "10.0.1.7")
 			if tt.before {
 				// As that release noted it.
-				if err := os.Symlink("renamed", filepath.Join(webapps, "LiveApp")); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.Symlink("renamed", filepath.Join(webapps, "LiveApp")))
 				forgetKnown(t, m, "webapps/renamed/", "webapps/LiveApp/")
 			} else {
 				rename()
@@ -235,13 +210,9 @@ func TestLeaveOfARenamedApplication(t *testing.T) {
 func treeFilesOf(t *testing.T, path string) string {
 	t.Helper()
 	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return info.Mode().String() + "\n" + string(b)
 }
 
@@ -250,21 +221,15 @@ func treeFilesOf(t *testing.T, path string) string {
 func TestLeaveAfterADamagedRecord(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, testMongo, "10.0.1.7")
-	if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}))
 	put(t, m, StateDir+"/undo.json", "{")
 	container := filepath.Join(m.Root, ams.DefaultDir, "conf/jee-container.xml")
-	if err := os.Rename(container, container+".away"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(container, container+".away"))
 	_, err := m.Leave(t.Context(), LeaveRequest{Offline: true})
 	if refused, ok := errors.AsType[*PreflightError](err); !ok || !strings.Contains(refused.State, "undo.json.damaged-1") {
 		t.Fatalf("%+v", err)
 	}
-	if err := os.Rename(container+".away", container); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(container+".away", container))
 	leaveOffline(t, m)
 	if _, err := os.Lstat(filepath.Join(m.Root, MongoPath)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%s: %v", MongoPath, err)
@@ -280,9 +245,7 @@ func TestLeaveWithAnImpossibleName(t *testing.T) {
 				before := treeFiles(t, m)
 				joinOffline(t, m, testMongo, "10.0.1.7")
 				file := filepath.Join(m.Root, ams.DefaultDir, path)
-				if err := errors.Join(os.Rename(file, filepath.Join(filepath.Dir(file), name)), os.Symlink(name, file)); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, errors.Join(os.Rename(file, filepath.Join(filepath.Dir(file), name)), os.Symlink(name, file)))
 				res := leaveOffline(t, m)
 				for at, text := range treeFiles(t, m) {
 					if was, ok := before[at]; ok && was != text && !strings.HasSuffix(file, at) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestManyApplications: a server with 325 applications, whose files are of the size that the server writes, joins and
@@ -24,18 +25,14 @@ func TestManyApplications(t *testing.T) {
 	for i := range many {
 		app := fmt.Sprintf("app%03d", i)
 		dir := filepath.Join(m.Root, ams.DefaultDir, "webapps", app, "WEB-INF")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(dir, 0o755))
 		text := fmt.Sprintf("appName=%[1]s\ndb.name=%[1]s\ndb.type=mapdb\ndb.host=localhost\ndb.user=\ndb.password=\n", app)
 		for n := 0; len(text) < size; n++ {
 			text += fmt.Sprintf("settings.of%s.%04d=%s\n", app, n, strings.Repeat("x", 40))
 		}
 		name := filepath.Join(dir, "red5-web.properties")
 		before[name] = []byte(text)
-		if err := os.WriteFile(name, before[name], 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(name, before[name], 0o644))
 	}
 	req := JoinRequest{Offline: true, Address: "10.0.0.7", Valve: ValveKeep}
 	var err error

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // A release that came after this agent is joined by what its files say: sections and keys
@@ -26,9 +27,7 @@ func TestNewerRelease(t *testing.T) {
 	before := treeFiles(t, m)
 	joinOffline(t, m, testMongo, "10.0.1.7")
 	b, err := os.ReadFile(filepath.Join(m.Root, ams.DefaultDir, container))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, want := range []string{"<!-- cluster start -->", "<!-- recorder start\n", `<bean id="new" class="io.antmedia.New"/>`} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("the container lacks %q", want)
@@ -47,9 +46,7 @@ func TestNewerRelease(t *testing.T) {
 	if b, err = os.ReadFile(real); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(real, []byte(strings.NewReplacer("cluster start", "mode cluster", "cluster end", "mode end").Replace(string(b))), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(real, []byte(strings.NewReplacer("cluster start", "mode cluster", "cluster end", "mode end").Replace(string(b))), 0o644))
 	before = treeFiles(t, m)
 	_, err = m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", Offline: true, Valve: ValveKeep})
 	var refused *PreflightError

@@ -16,15 +16,14 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestOtherTreeIsRefused: a join into files that the service does not run would
 // prove nothing, and is refused before it changes anything.
 func TestOtherTreeIsRefused(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
-	if err := os.CopyFS(filepath.Join(m.Root, "opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.CopyFS(filepath.Join(m.Root, "opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))))
 	running := func(dir string) serviceThat {
 		return serviceThat{state: ams.State{Activity: ams.ActivityActive, Homes: []ams.Home{{Dir: dir, Source: "WorkingDirectory="}}}}
 	}
@@ -37,9 +36,7 @@ func TestOtherTreeIsRefused(t *testing.T) {
 	} {
 		m.Service = running(tt.runs)
 		in, err := m.Inspect(t.Context(), JoinRequest{Offline: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		i := slices.IndexFunc(in.Failed, func(f Finding) bool { return f.ID == IDInstall })
 		if (i >= 0) != tt.refused {
 			t.Errorf("%s: %v", tt.name, in.Failed)
@@ -54,19 +51,13 @@ func TestOtherTreeIsRefused(t *testing.T) {
 // nothing of these files.
 func TestJoinOfATreeThatRunsLater(t *testing.T) {
 	m := joinedTree(t)
-	if err := os.CopyFS(filepath.Join(m.Root, "opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.CopyFS(filepath.Join(m.Root, "opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))))
 	in, err := m.open()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for dir, want := range map[string]bool{ams.DefaultDir: false, "/opt/ams2": true} {
 		pid := process(t, m.Root, time.Hour)
 		cwd := filepath.Join(m.Root, fmt.Sprintf("proc/%d/cwd", pid))
-		if err := errors.Join(os.RemoveAll(cwd), os.Symlink(dir, cwd)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.RemoveAll(cwd), os.Symlink(dir, cwd)))
 		now := time.Now()
 		st := ams.State{Activity: ams.ActivityActive, MainPID: pid, Homes: []ams.Home{{Dir: ams.DefaultDir, Source: "WorkingDirectory="}}}
 		j := &joiner{

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -118,9 +119,7 @@ func TestStartServerTellsTheAddress(t *testing.T) {
 	var told, with netip.Addr
 	m.SetAddress = func(a netip.Addr) { told = a }
 	m.Service = starter{started: func() { with = told }}
-	if err := m.StartServer(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, m.StartServer(t.Context()))
 	if want := joinedAs().Address; with != want {
 		t.Errorf("started with the address %s, want %s", with, want)
 	}

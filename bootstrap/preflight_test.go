@@ -19,6 +19,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -109,9 +110,7 @@ func TestServerNotEnabled(t *testing.T) {
 		f := &facts{}
 		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, DryRun: true}
 		req.Identify = func(context.Context) (metadata.Instance, error) { return joinedAs(), nil }
-		if err := m.preflight(t.Context(), m.store(), req, f); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
 		var got string
 		for _, w := range f.warnings {
 			if strings.Contains(w.Hint, "systemctl enable") {

@@ -24,14 +24,13 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestLeaveTellsOfEachFile: byte for byte is said of the files of which it is true.
 func TestLeaveTellsOfEachFile(t *testing.T) {
 	saved, err := os.ReadFile("testdata/rewritten.properties")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	live := "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for _, tt := range []struct {
 		name  string
@@ -45,25 +44,19 @@ func TestLeaveTellsOfEachFile(t *testing.T) {
 			mongo: "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin",
 			name:  "the server saved its settings", want: map[string]Restored{live: RestoredKeys},
 			edit: func(t *testing.T, dir string) {
-				if err := os.WriteFile(filepath.Join(dir, live), saved, 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(filepath.Join(dir, live), saved, 0o644))
 			},
 		},
 		{
 			name: "an operator changed what join had set", want: map[string]Restored{live: RestoredStandalone},
 			edit: func(t *testing.T, dir string) {
 				b, err := os.ReadFile(filepath.Join(dir, live))
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				text := strings.Replace(string(b), "db.host=10.0.2.4", "my.own.key=1\ndb.host=10.0.2.99", 1)
 				if text == string(b) {
 					t.Fatalf("no db.host in %s", b)
 				}
-				if err := os.WriteFile(filepath.Join(dir, live), []byte(text), 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(filepath.Join(dir, live), []byte(text), 0o644))
 			},
 		},
 	} {
@@ -120,9 +113,7 @@ func TestLeaveOfAHinderedTree(t *testing.T) {
 				before := treeFiles(t, m)
 				joinOffline(t, m, testMongo, "10.0.1.7")
 				real := filepath.Join(m.Root, ams.DefaultDir, name)
-				if err := harm(real); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, harm(real))
 				res := leaveOffline(t, m)
 				said := false
 				for _, w := range res.Warnings {
@@ -133,9 +124,7 @@ func TestLeaveOfAHinderedTree(t *testing.T) {
 				}
 				given := name == container && what != "a pipe"
 				if !given {
-					if err := os.Remove(real); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, os.Remove(real))
 				}
 				after := treeFiles(t, m)
 				for path, was := range before {
@@ -155,18 +144,14 @@ func TestLeaveKeepsAStandaloneContainer(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	real := filepath.Join(m.Root, ams.DefaultDir, container)
 	b, err := os.ReadFile(real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	newer := strings.Replace(string(b), "cluster end", "end of the cluster", 1)
 	if newer == string(b) {
 		t.Fatal("the file has no section")
 	}
 	before := treeFiles(t, m)
 	joinOffline(t, m, testMongo, "10.0.1.7")
-	if err := os.WriteFile(real, []byte(newer), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(real, []byte(newer), 0o644))
 	res := leaveOffline(t, m)
 	if len(res.Warnings) != 1 || res.Warnings[0].ID != IDConflict || !strings.Contains(res.Warnings[0].Text, "it stays as it is") {
 		t.Errorf("warnings %v", res.Warnings)
@@ -215,9 +200,7 @@ func TestLeaveOfAHinderedCluster(t *testing.T) {
 			}
 			// What is taken over.
 			joinOffline(t, m, "10.0.2.5", "10.0.1.7")
-			if err := tt.harm(filepath.Join(m.Root, ams.DefaultDir, tt.name)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, tt.harm(filepath.Join(m.Root, ams.DefaultDir, tt.name)))
 			res := leaveOffline(t, m)
 			said := false
 			for _, w := range res.Warnings {
@@ -226,9 +209,7 @@ func TestLeaveOfAHinderedCluster(t *testing.T) {
 			if !said {
 				t.Errorf("warnings %v", res.Warnings)
 			}
-			if err := os.Remove(filepath.Join(m.Root, ams.DefaultDir, tt.name)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Remove(filepath.Join(m.Root, ams.DefaultDir, tt.name)))
 			after := treeFiles(t, m)
 			for path, was := range standalone {
 				if strings.HasSuffix(path, ".properties") && !strings.HasSuffix(path, tt.name) && strings.Contains(after[path], "mongodb") {
@@ -270,9 +251,7 @@ func TestLeaveOfAnIncompleteTree(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
 			before := treeFiles(t, m)
 			joinOffline(t, m, testMongo, "10.0.1.7")
-			if err := tt.harm(filepath.Join(m.Root, ams.DefaultDir)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, tt.harm(filepath.Join(m.Root, ams.DefaultDir)))
 			_, err := m.Leave(t.Context(), LeaveRequest{Offline: true})
 			if (err == nil) != tt.left {
 				t.Fatalf("%v", err)
@@ -388,9 +367,7 @@ func TestLeaveIsOverwritten(t *testing.T) {
 				joined = bytes.ReplaceAll(joined, []byte("10.0.9.9"), []byte("10.0.9.8"))
 				err = errors.Join(err, os.WriteFile(real, joined, 0o644))
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if !strings.Contains(string(joined), "\ndb.type=mongodb\n") {
 				t.Fatalf("it is no node:\n%s", joined)
 			}
@@ -431,13 +408,9 @@ func TestRollbackIsNotOverwritten(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, "10.0.2.9", "10.0.1.7")
 	in, err := m.open()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	record, err := m.store().Record()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	req := JoinRequest{Mongo: mustTarget(t, "10.0.3.3"), Valve: ValveKeep}
 	j := &joiner{
 		Machine: m, store: m.store(), result: &JoinResult{Restarted: true}, req: req, wasRunning: true,
@@ -449,14 +422,10 @@ func TestRollbackIsNotOverwritten(t *testing.T) {
 	if j.facts.plan, err = j.replan(req); err == nil {
 		err = j.commit(t.Context())
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	real := filepath.Join(m.Root, ams.DefaultDir, live)
 	joined, err := os.ReadFile(real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	service := &stopping{save: func() {
 		if err := os.WriteFile(real, joined, 0o644); err != nil {
 			t.Error(err)
@@ -529,17 +498,13 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			m := joinedTree(t)
 			dir := filepath.Join(m.Root, ams.DefaultDir)
-			if err := spoil(filepath.Join(dir, name)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, spoil(filepath.Join(dir, name)))
 			edit(t, m, "conf/red5.properties", "clusterdb.host=", "clusterdb.host=x")
 			put(t, m, MongoPath, "x\n") // is planned after the applications
 			err := filepath.WalkDir(dir, func(real string, _ fs.DirEntry, err error) error {
 				return errors.Join(err, os.Lchown(real, 4711, 4711))
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			req := convergeRequest(t, joinedAs(), nil)
 			req.Mode = ConvergeBeforeStart
 			c := converge(t, m, req)
@@ -566,17 +531,13 @@ func TestSecondPlanLeavesOutAnApplication(t *testing.T) {
 		m := joinedTree(t)
 		dir := filepath.Join(m.Root, ams.DefaultDir)
 		live := filepath.Join(dir, liveFile)
-		if err := errors.Join(os.Remove(live), syscall.Mkfifo(live, 0o644)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.Remove(live), syscall.Mkfifo(live, 0o644)))
 		edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
 		put(t, m, MongoPath, "10.0.2.5\n")
 		err := filepath.WalkDir(dir, func(real string, _ fs.DirEntry, err error) error {
 			return errors.Join(err, os.Lchown(real, 4711, 4711))
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		go func() { // the clock moves when it waits for what the server does
 			_ = pause(t.Context(), saveTime/2)
 			edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
@@ -609,9 +570,7 @@ func TestJoinIsOverwritten(t *testing.T) {
 		joinOffline(t, m, testMongo, "10.0.1.7")
 		live := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
 		before, err := os.ReadFile(live)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		joinOffline(t, m, "10.0.2.9", "10.0.1.7")
 		service := &stopping{save: func() {
 			if !tt.saves {
@@ -623,16 +582,12 @@ func TestJoinIsOverwritten(t *testing.T) {
 		}}
 		m.Service = service
 		in, err := m.open()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		j := &joiner{
 			Machine: m, store: m.store(), result: &JoinResult{}, req: JoinRequest{Mongo: mustTarget(t, "10.0.2.9"), Valve: ValveKeep},
 			facts: &facts{install: in, service: ams.State{Activity: tt.activity}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
 		}
-		if err := j.restart(t.Context(), true); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, j.restart(t.Context(), true))
 		if got := property(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.host"); got != "10.0.2.9" {
 			t.Errorf("%+v: db.host is %s", tt, got)
 		}
@@ -651,13 +606,9 @@ func TestOfflineJoinLooksAgain(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
 			process := filepath.Join(m.Root, "proc/12")
-			if err := os.MkdirAll(process, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(process, 0o755))
 			if runs {
-				if err := os.Symlink(ams.DefaultDir, filepath.Join(process, "cwd")); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.Symlink(ams.DefaultDir, filepath.Join(process, "cwd")))
 			}
 			began := time.Now()
 			joinOffline(t, m, testMongo, "10.0.1.7")
@@ -682,12 +633,8 @@ func TestJoinWarnsOfDrift(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
 			joinOffline(t, m, testMongo, "10.0.1.7")
 			in, err := m.open()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := tt.harm(filepath.Join(m.Root, ams.DefaultDir, liveFile)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
+			must.OK(t, tt.harm(filepath.Join(m.Root, ams.DefaultDir, liveFile)))
 			j := &joiner{
 				Machine: m, store: m.store(), req: JoinRequest{Mongo: mustTarget(t, testMongo), Valve: ValveKeep},
 				facts: &facts{install: in, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},

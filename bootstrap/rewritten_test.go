@@ -12,6 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // realDir holds files as a real server rewrote them, beside the project.
@@ -25,35 +26,23 @@ func TestServerRewroteItsFiles(t *testing.T) {
 	const mongo = "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin"
 	sources := map[string]string{"own": "testdata/rewritten.properties"}
 	found, err := filepath.Glob(filepath.Join(realDir, "*/webapps/*/WEB-INF/red5-web.properties"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, name := range found {
 		rel, err := filepath.Rel(realDir, name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		sources[rel] = name
 	}
 	for name, source := range sources {
 		t.Run(name, func(t *testing.T) {
 			saved, err := os.ReadFile(source)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			m := ownTree(t, "3.0", "3.0.3")
-			if err := os.MkdirAll(filepath.Join(m.Root, "etc/systemd/system"), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(filepath.Join(m.Root, "etc/systemd/system"), 0o755))
 			m.DropIn = true
 			joinOffline(t, m, mongo, "10.0.1.7")
-			if err := saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3"}); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3"}))
 			app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
-			if err := os.WriteFile(app, saved, 0o644); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(app, saved, 0o644))
 			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: time.Second}}
 			before := snapshot(t, m)
 
@@ -74,17 +63,11 @@ func TestServerRewroteItsFiles(t *testing.T) {
 			m.Service = ams.None{}
 			leaveOffline(t, m)
 			b, err := os.ReadFile(app)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			left, err := conf.ParseProperties(b)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			was, err := conf.ParseProperties(saved)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			for _, key := range was.Keys() {
 				want, _ := was.Get(key)
 				switch key {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // usedTree is an installation after some days of use, with what its image must not
@@ -48,9 +49,7 @@ func usedTree(t *testing.T) *Machine {
 func put(t *testing.T, m *Machine, name, text string) {
 	t.Helper()
 	real := filepath.Join(m.Root, name)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, []byte(text), 0o644)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, []byte(text), 0o644)))
 }
 
 // contents is every file with its bytes, by its path below the root.
@@ -65,9 +64,7 @@ func contents(t *testing.T, m *Machine) map[string]string {
 		all[strings.TrimPrefix(name, m.Root)] = string(b)
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return all
 }
 
@@ -163,9 +160,7 @@ func TestSealRefuses(t *testing.T) {
 	t.Run("a node", func(t *testing.T) { refused(t, joinedTree(t), SealRequest{}, IDSealJoined) })
 	t.Run("a node of the vendor's script", func(t *testing.T) {
 		m := joinedTree(t)
-		if err := os.RemoveAll(filepath.Join(m.Root, StateDir)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.RemoveAll(filepath.Join(m.Root, StateDir)))
 		refused(t, m, SealRequest{}, IDSealJoined)
 	})
 	t.Run("a server that runs", func(t *testing.T) {
@@ -201,16 +196,10 @@ func TestSealGoesOn(t *testing.T) {
 	}
 	m := usedTree(t)
 	dir := filepath.Join(m.Root, ams.DefaultDir, "log")
-	if err := os.Remove(filepath.Join(dir, "ant-media-server.log")); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.Remove(dir), os.Symlink("/proc/self/nothing/there", filepath.Join(m.Root, "loop"))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(dir, "ant-media-server.log")))
+	must.OK(t, errors.Join(os.Remove(dir), os.Symlink("/proc/self/nothing/there", filepath.Join(m.Root, "loop"))))
 	// A folder that leads round in a circle.
-	if err := os.Symlink("log", dir); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Symlink("log", dir))
 	res, err := m.Seal(t.Context(), SealRequest{})
 	var failed *FailedError
 	if !errors.As(err, &failed) {
@@ -307,9 +296,7 @@ func TestSealFollowsNoLinkOut(t *testing.T) {
 	put(t, m, "data/users", "somebody's")
 	put(t, m, "var/log/antmedia/ant-media-server.log", "…")
 	for link, to := range map[string]string{"fqdn": "/data/users", "link.db": "/data/users", "conf/privkey.pem": "/data/users", "log": "/data"} {
-		if err := errors.Join(os.RemoveAll(filepath.Join(dir, link)), os.Symlink(to, filepath.Join(dir, link))); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.RemoveAll(filepath.Join(dir, link)), os.Symlink(to, filepath.Join(dir, link))))
 	}
 	res := sealed(t, m, SealRequest{Remove: []SealItem{SealTLS}})
 	all := contents(t, m)
@@ -317,9 +304,7 @@ func TestSealFollowsNoLinkOut(t *testing.T) {
 		t.Errorf("%+v", res.Warnings)
 	}
 	// As the vendor's installation has it.
-	if err := errors.Join(os.Remove(filepath.Join(dir, "log")), os.Symlink("/var/log/antmedia", filepath.Join(dir, "log"))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Remove(filepath.Join(dir, "log")), os.Symlink("/var/log/antmedia", filepath.Join(dir, "log"))))
 	if res = sealed(t, m, SealRequest{}); contents(t, m)["/var/log/antmedia/ant-media-server.log"] != "" || len(res.Found) == 0 {
 		t.Errorf("%+v", res)
 	}
@@ -331,14 +316,10 @@ func TestSealOfAnExchangedFolder(t *testing.T) {
 	dir := filepath.Join(m.Root, ams.DefaultDir)
 	put(t, m, "data/ant-media-server.log", "somebody's")
 	install, err := m.open()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	s := &sealer{Machine: m, store: m.store(), install: install, result: &SealResult{}}
 	s.matching(SealLogs, path.Join(ams.DefaultDir, "log"), func(string) bool {
-		if err := errors.Join(os.Rename(filepath.Join(dir, "log"), filepath.Join(dir, "former")), os.Symlink("/data", filepath.Join(dir, "log"))); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.Rename(filepath.Join(dir, "log"), filepath.Join(dir, "former")), os.Symlink("/data", filepath.Join(dir, "log"))))
 		return true
 	})
 	all := contents(t, m)
@@ -353,16 +334,12 @@ func TestSealOfAMovedLink(t *testing.T) {
 	dir := filepath.Join(m.Root, ams.DefaultDir)
 	put(t, m, "etc/ssl/private/site.key", "root's")
 	install, err := m.open()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if err := os.Chown(dir, 4711, 4711); err != nil {
 		t.Skipf("needs root to give files away: %v", err)
 	}
 	// Root made it as ssl.
-	if err := errors.Join(os.Rename(filepath.Join(dir, "conf"), filepath.Join(dir, "former")), os.Symlink("/etc/ssl/private", filepath.Join(dir, "conf"))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Rename(filepath.Join(dir, "conf"), filepath.Join(dir, "former")), os.Symlink("/etc/ssl/private", filepath.Join(dir, "conf"))))
 	s := &sealer{Machine: m, store: m.store(), install: install, req: SealRequest{Remove: []SealItem{SealTLS}}, result: &SealResult{}}
 	s.files()
 	s.file(SealTLS, path.Join(ams.DefaultDir, "conf/site.key"))

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // roundTrip is a server without a network.
@@ -110,9 +111,7 @@ func TestAskAllBounds(t *testing.T) {
 		// Those that hang keep no other from being asked, in the next round at the latest.
 		apps = append(apps[:3*maxAsks:3*maxAsks], "serves")
 		install, err := m.open()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		install.Apps = nil
 		for _, name := range apps {
 			install.Apps = append(install.Apps, ams.App{Name: name})
@@ -192,9 +191,7 @@ func TestConvergeWhileStarting(t *testing.T) {
 				edit(t, m, name, "db.type=mongodb", "db.type=mapdb")
 				real := filepath.Join(m.Root, ams.DefaultDir, name)
 				before, err := os.ReadFile(real)
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				service := running()
 				service.state.Activity = tt.activity
 				m.Service = service
@@ -220,9 +217,7 @@ func TestConvergeWhileStarting(t *testing.T) {
 				req.Mode = ConvergeByCommand
 				c, err := m.Converge(t.Context(), req)
 				after, rerr := os.ReadFile(real)
-				if rerr != nil {
-					t.Fatal(rerr)
-				}
+				must.OK(t, rerr)
 				var failed *FailedError
 				switch {
 				case serves < asked.Load():
@@ -304,9 +299,7 @@ func TestConvergeFailsAfterRecovery(t *testing.T) {
 	}{
 		"the lock is held": {func(t *testing.T, m *Machine) {
 			lock, err := m.lock(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			t.Cleanup(func() { _ = lock.Unlock() })
 		}, true},
 		"the record is damaged": {func(t *testing.T, m *Machine) { put(t, m, StateDir+"/undo.json", "{") }, true},
@@ -318,9 +311,7 @@ func TestConvergeFailsAfterRecovery(t *testing.T) {
 				m.Service = running()
 				// An undo record is the journal of the commit that made it.
 				b, err := os.ReadFile(filepath.Join(m.Root, StateDir, "undo.json"))
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				put(t, m, StateDir+"/journal", string(b))
 				edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
 				var asked atomic.Int64
@@ -417,9 +408,7 @@ func TestNotAskedInItsStart(t *testing.T) {
 			if tt.old {
 				for _, file := range []string{"", "WEB-INF/red5-web.properties"} {
 					before := started.Add(-time.Second)
-					if err := os.Chtimes(filepath.Join(m.Root, app, file), before, before); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, os.Chtimes(filepath.Join(m.Root, app, file), before, before))
 				}
 			}
 			want, times := ams.AppAnswer{Name: "LiveApp", State: ams.AppStarting}, 0
@@ -450,9 +439,7 @@ func TestNotDeployed(t *testing.T) {
 	put(t, m, filepath.Join(app, "WEB-INF/web.xml"), "")
 	put(t, m, filepath.Join(app, ".initialized"), "")
 	in, err := m.open()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, tt := range map[string]struct {
 		started start
 		want    ams.AppServing
@@ -567,9 +554,7 @@ func TestPortOfAServerThatServes(t *testing.T) {
 	m := joinedTree(t)
 	settings := filepath.Join(ams.DefaultDir, "conf/red5.properties")
 	before, err := os.ReadFile(filepath.Join(m.Root, settings))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	put(t, m, settings, string(before)+"\nhttp.port=5080\n")
 	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
 	synctest.Test(t, func(t *testing.T) {
@@ -677,9 +662,7 @@ func TestNotAskedAfterNobodyListened(t *testing.T) {
 			put(t, m, filepath.Join(app, ams.InitializedName), "")
 			hour := time.Now().Add(-time.Hour)
 			for _, file := range []string{"", "WEB-INF/red5-web.properties"} {
-				if err := os.Chtimes(filepath.Join(m.Root, app, file), hour, hour); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.Chtimes(filepath.Join(m.Root, app, file), hour, hour))
 			}
 			asked := 0
 			m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
@@ -702,9 +685,7 @@ func TestNotAskedAfterNobodyListened(t *testing.T) {
 				t.Errorf("asked %d times: %+v", asked, a)
 			}
 			later := time.Now().Add(time.Second) // the clock of files is some milliseconds behind
-			if err := os.Chtimes(filepath.Join(m.Root, app, "WEB-INF/red5-web.properties"), later, later); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Chtimes(filepath.Join(m.Root, app, "WEB-INF/red5-web.properties"), later, later))
 			if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() {
 				t.Errorf("%+v", a)
 			}

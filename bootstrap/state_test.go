@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestStateEqual: two readings of one file are equal, and each field counts.
@@ -15,9 +17,7 @@ func TestStateEqual(t *testing.T) {
 	read := func() *State {
 		t.Helper()
 		s := &State{}
-		if err := json.Unmarshal([]byte(text), s); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.Unmarshal([]byte(text), s))
 		return s
 	}
 	var none *State

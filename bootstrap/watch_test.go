@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -78,9 +79,7 @@ func TestWatchWritesTheAgentsOwn(t *testing.T) {
 		"drop-in of an earlier agent": {func(m *Machine) { m.Program = "/usr/bin/amsagent" }, ams.DropInPath},
 		"an application more": {func(m *Machine) {
 			dir := filepath.Join(m.Root, ams.DefaultDir, "webapps")
-			if err := os.CopyFS(filepath.Join(dir, "panel"), os.DirFS(filepath.Join(dir, "LiveApp"))); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.CopyFS(filepath.Join(dir, "panel"), os.DirFS(filepath.Join(dir, "LiveApp"))))
 		}, ams.DropInPath},
 		"a name that does not resolve": {func(m *Machine) { named(m, "") }, hostsPath},
 		"cloud-init wrote /etc/hosts again": {func(m *Machine) {
@@ -163,9 +162,7 @@ func TestBeforeStart(t *testing.T) {
 	// A join or a leave starts the server with the lock held.
 	change(t, m, func(s *State) { s.Phase = PhaseJoining })
 	lock, err := m.lock(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = lock.Unlock() }()
 	if c := converge(t, m, req); c.Phase != PhaseJoining {
 		t.Errorf("got %+v", c)
@@ -201,9 +198,7 @@ func TestMadeStandaloneByHand(t *testing.T) {
 		fresh := ownTree(t, "3.0", "3.0.3")
 		for name, text := range treeFiles(t, fresh) {
 			_, content, _ := strings.Cut(text, "\n")
-			if err := os.WriteFile(filepath.Join(m.Root, ams.DefaultDir, name), []byte(content), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filepath.Join(m.Root, ams.DefaultDir, name), []byte(content), 0o644))
 		}
 	}
 	for _, mode := range []ConvergeMode{ConvergeWatch, ConvergeBeforeStart, ConvergeByCommand} {
@@ -257,14 +252,10 @@ func (s told) Start(context.Context) error  { s.start(); return nil }
 func TestReleaseIsNotedLast(t *testing.T) {
 	m := joinedTree(t)
 	change(t, m, func(s *State) { s.Release = "2.17.1" })
-	if err := os.Remove(filepath.Join(m.Root, ams.DropInPath)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(m.Root, ams.DropInPath)))
 	release := func() string {
 		s, err := loadState(m.store())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return s.Release
 	}
 	during := ""
@@ -304,9 +295,7 @@ func TestStopServer(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m := joinedTree(t)
 			if tt.left {
-				if err := os.Remove(filepath.Join(m.Root, statePath)); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.Remove(filepath.Join(m.Root, statePath)))
 			}
 			s := &ending{states: tt.states}
 			m.Service = s
@@ -343,12 +332,8 @@ func TestTornBeforeStart(t *testing.T) {
 	m.Service = running()
 	app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
 	whole, err := os.ReadFile(app)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(app, []byte("#Sat Nov 21 00:34:56 UTC 2026\nsettings.hls"), 0o640); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(app, []byte("#Sat Nov 21 00:34:56 UTC 2026\nsettings.hls"), 0o640))
 	c := converge(t, m, watchRequest(t))
 	if len(c.Torn) != 1 || len(c.Differences) != 1 || c.Differences[0].Old != "half written or empty" || !strings.Contains(ids(c.Warnings), IDTorn) {
 		t.Errorf("got %+v", c)
@@ -363,9 +348,7 @@ func TestTornBeforeStart(t *testing.T) {
 	if kept, err := os.ReadFile(conf.SavedName(app)); err != nil || !strings.HasSuffix(string(kept), "settings.hls") {
 		t.Errorf("what was there is not kept: %v\n%s", err, kept)
 	}
-	if err := errors.Join(os.Remove(conf.SavedName(app)), os.WriteFile(app, []byte("#Sat Nov 21 00:34:56 UTC 2026\nsettings.x=1"), 0o640)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Remove(conf.SavedName(app)), os.WriteFile(app, []byte("#Sat Nov 21 00:34:56 UTC 2026\nsettings.x=1"), 0o640)))
 	if res := leaveOffline(t, m); !strings.Contains(ids(res.Warnings), IDTorn) {
 		t.Errorf("a leave says %+v", res)
 	}
@@ -386,9 +369,7 @@ func TestPermissionsAreNoDrift(t *testing.T) {
 		m.viewFiles(m.store(), StatusRequest{Mongo: mustTarget(t, mongo), Valve: ValveKeep}, &State{Phase: PhaseJoined, Address: "10.0.1.7"}, ams.State{}, &s)
 		return s.Files.Drift
 	}
-	if err := os.Chmod(app, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(app, 0o644))
 	if got := drift(); len(got) > 0 {
 		t.Errorf("permissions: %v", got)
 	}
@@ -406,9 +387,7 @@ func TestMongoFileBecomesPrivate(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	put(t, m, MongoPath, "10.0.2.4\n")
 	name := filepath.Join(m.Root, MongoPath)
-	if err := os.Chmod(name, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(name, 0o644))
 	joinOffline(t, m, "mongodb://u:hunter22@10.0.2.4/", "10.0.1.7")
 	info, err := os.Stat(name)
 	if err != nil || info.Mode().Perm() != 0o640 {

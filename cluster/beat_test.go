@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // fullLoad is that of a machine with eight devices, all readings there and none
@@ -128,9 +130,7 @@ func TestBeatOnTheWire(t *testing.T) {
 				if i == 0 {
 					b, before = first, nil
 				}
-				if err := c.Beat(t.Context(), b, before); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, c.Beat(t.Context(), b, before))
 				last = b
 			}
 			sent := w.updates()

@@ -33,6 +33,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // quick is a time that a healthy local exchange never needs and a test can
@@ -45,16 +47,12 @@ const driverDefault = 25 * time.Second
 func connect(t *testing.T, uri string, o Options) *Client {
 	t.Helper()
 	target, err := ParseTarget(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if o.Timeout == 0 {
 		o.Timeout = time.Minute
 	}
 	c, err := Connect(t.Context(), target, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := c.Close(context.Background()); err != nil {
 			t.Errorf("Close: %v", err)
@@ -107,17 +105,11 @@ func atOnce(n int, do func(i int)) {
 func closedPort(t *testing.T) string {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = syscall.Close(fd) })
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
 	name, err := syscall.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
 }
 
@@ -275,9 +267,7 @@ func TestCallIsRepeated(t *testing.T) {
 	c := connect(t, s.addr(), Options{
 		Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
-	if err := c.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Ping(t.Context()))
 	if got := len(s.sent("ping")); got != 3 {
 		t.Errorf("ping was sent %d times, want 3", got)
 	}
@@ -339,9 +329,7 @@ func TestCanceled(t *testing.T) {
 func TestCanceledByTheDriver(t *testing.T) {
 	t.Parallel()
 	target, err := ParseTarget("mongodb://db1:27017")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	gone := fmt.Errorf("looking: %w", context.Canceled)
 	search := topology.ServerSelectionError{
 		Wrapped: context.DeadlineExceeded,
@@ -393,9 +381,7 @@ func TestServerClock(t *testing.T) {
 func selfSigned(t *testing.T, name string) (tls.Certificate, string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -405,13 +391,9 @@ func selfSigned(t *testing.T, name string) (tls.Certificate, string) {
 		template.DNSNames, template.IPAddresses = nil, []net.IP{ip}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	file := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, file
 }
 
@@ -488,9 +470,7 @@ func TestCommandsOnTheWire(t *testing.T) {
 	s := startFake(t, nil)
 	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(bson.E{Key: "n", Value: 1}), nil }
 	c := connect(t, "mongodb://"+s.addr()+"/?w=0&readPreference=secondary", Options{AppName: "test"})
-	if err := c.SetOwnState(t.Context(), Node{ID: "i-1"}, StateActive, "verified", Details{}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetOwnState(t.Context(), Node{ID: "i-1"}, StateActive, "verified", Details{}))
 	sent := s.sent("update")
 	if len(sent) != 1 {
 		t.Fatalf("%d updates, want 1", len(sent))
@@ -516,9 +496,7 @@ func TestForbiddenWithoutLogin(t *testing.T) {
 		"mongodb://u:" + secretMark + "@10.0.2.4/": "MongoDB at 10.0.2.4:27017 does not allow it to this user",
 	} {
 		target, err := ParseTarget(address)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		e := newError("reading the nodes", forbidden, target, nil)
 		e.Host = "10.0.2.4:27017"
 		if e.Kind != KindForbidden || e.Summary() != want {
@@ -530,9 +508,7 @@ func TestForbiddenWithoutLogin(t *testing.T) {
 // DNS that does not answer for mongodb+srv:// is DNS's failure, not one of a server.
 func TestSRVWithoutAnswer(t *testing.T) {
 	target, err := ParseTarget("mongodb+srv://u:" + secretMark + "@cluster0.invalid/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 0)
 	defer cancel()
 	_, err = applyURI(ctx, target, time.Minute)

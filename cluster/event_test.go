@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // FuzzReadEvent: every node and every application with the same login may write events. Whatever one holds, reading
@@ -51,9 +53,7 @@ func FuzzReadEvent(f *testing.F) {
 		{},
 	} {
 		data, err := bson.Marshal(doc)
-		if err != nil {
-			f.Fatal(err)
-		}
+		must.OK(f, err)
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

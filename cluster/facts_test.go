@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestServerFacts(t *testing.T) {
@@ -18,9 +20,7 @@ func TestServerFacts(t *testing.T) {
 		bson.E{Key: "hosts", Value: bson.A{"a:1", "b:1", "c:1"}}, bson.E{Key: "me", Value: s.listener.Addr().String()})
 	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(), nil }
 	f, err := connect(t, "mongodb://"+s.listener.Addr().String()+"/?directConnection=true", Options{}).ServerFacts(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if d := cmp.Diff(ServerFacts{ReplicaSet: "rs0", Members: 3, Hosts: []string{"a:1", "b:1", "c:1"}, Writable: true}, f); d != "" {
 		t.Error(d)
 	}
@@ -57,9 +57,7 @@ func TestOpenToAll(t *testing.T) {
 				}
 			}
 			target, err := ParseTarget("mongodb://amsagent:secret@" + s.listener.Addr().String() + "/?authSource=admin")
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			open, err := OpenToAll(t.Context(), target, Options{Timeout: 5 * time.Second})
 			if open != tt.open || KindOf(err) != tt.kind {
 				t.Errorf("%v, %v", open, err)
@@ -89,9 +87,7 @@ func TestHostNames(t *testing.T) {
 		"mongodb+srv://c.example.net/": {"c.example.net"},
 	} {
 		target, err := ParseTarget(text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if got := target.HostNames(); !slices.Equal(got, want) {
 			t.Errorf("%s: %v", text, got)
 		}

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // fakeServer speaks as much of MongoDB's wire protocol as a driver needs, and
@@ -51,9 +53,7 @@ func errorReply(code int32, name, message string) bson.D {
 func startFake(t *testing.T, wrap func(net.Listener) net.Listener) *fakeServer {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	s := &fakeServer{t: t, listener: l, done: make(chan struct{}), changed: make(chan struct{})}
 	s.setHello(bson.E{Key: "isWritablePrimary", Value: true})
 	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(), nil }

@@ -18,6 +18,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func findReply(docs ...any) bson.D {
@@ -119,9 +121,7 @@ func TestManyValuesTakeNoMemory(t *testing.T) {
 		doc := append([]byte{0, 0, 0, 0, list}, key...)
 		doc = append(append(append(doc, 0), inner...), 0, 0)
 		binary.LittleEndian.PutUint32(doc, uint32(len(doc)))
-		if err := bson.Raw(doc).Validate(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, bson.Raw(doc).Validate())
 		return doc
 	}
 	row, event := many("gpus", byte(bson.TypeArray)), many("details", byte(bson.TypeEmbeddedDocument))
@@ -179,9 +179,7 @@ func TestErrorsAreBounded(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("ä", 1<<20)
 	target, err := ParseTarget("mongodb://u:hunter22@10.0.0.1/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, err := range map[string]error{
 		"an error":                mongo.CommandError{Code: 1, Name: "Name", Message: long},
 		"one without a code":      mongo.CommandError{Message: long},

@@ -11,6 +11,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // The driver drops a server for good that was started once without its replica set, or that
@@ -75,9 +77,7 @@ func TestLostLink(t *testing.T) {
 func mustOpen(t *testing.T, c *Client) *link {
 	t.Helper()
 	l, err := c.open(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return l
 }
 
@@ -109,18 +109,12 @@ func TestPrimaryHangs(t *testing.T) {
 		return okReply(), nil
 	}
 	target, err := ParseTarget("mongodb://" + old.addr() + "," + now.addr() + "/?replicaSet=rs0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c, err := Connect(t.Context(), target, Options{Timeout: time.Hour, Elections: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	// The driver may not hear that it is to stop while a member tells.
 	defer func() { _ = c.Close(context.Background()) }()
-	if err := c.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Ping(t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- c.AddEvent(t.Context(), Event{Node: "i-1", Kind: "asked"}) }()
 	<-asked

@@ -14,14 +14,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func raw(t *testing.T, doc any) bson.Raw {
 	t.Helper()
 	data, err := bson.Marshal(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return data
 }
 
@@ -31,9 +31,7 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, int(250*time.Millisecond), time.UTC)
 	ms := at.UnixMilli()
 	dec, err := bson.ParseDecimal128("1772366400250")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	oid := bson.NewObjectID()
 	tests := []struct {
 		name string
@@ -129,9 +127,7 @@ func FuzzReadDocuments(f *testing.F) {
 		},
 	} {
 		data, err := bson.Marshal(seed)
-		if err != nil {
-			f.Fatal(err)
-		}
+		must.OK(f, err)
 		f.Add(data)
 	}
 	f.Add([]byte{5, 0, 0, 0, 0})
@@ -208,9 +204,7 @@ func TestNodeTagsAgree(t *testing.T) {
 		facts = append(facts, f.key)
 	}
 	elements, err := raw(t, n).Elements()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var tags []string
 	for _, e := range elements {
 		tags = append(tags, e.Key())

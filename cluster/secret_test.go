@@ -17,6 +17,8 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // printouts renders v in every way something could end in a log or a file.
@@ -58,9 +60,7 @@ func printouts(t *testing.T, v any) map[string]string {
 
 func TestNothingPrintsASecret(t *testing.T) {
 	target, err := ParseTarget("mongodb://u:" + secretMark + "@h/?proxyPassword=" + secretMark)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	secret := Secret(secretMark)
 	for name, v := range map[string]any{
 		"secret":         secret,
@@ -117,9 +117,7 @@ func TestRedactText(t *testing.T) {
 		"mixed":            "p%40s:s%2fw=o%23r!d\\ %C3%A4𝄞",
 	}
 	js, err := json.Marshal(pw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	spelled["json"] = string(js)
 	for name, s := range spelled {
 		got := RedactText("connecting with ["+s+"] failed", Secret(pw))

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // secretMark is a password that no message could hold by accident.
@@ -421,9 +423,7 @@ func TestParseTargetRefuses(t *testing.T) {
 
 func TestTargetWarnings(t *testing.T) {
 	got, err := ParseTarget("mongodb+srv://db.internal/?nosuch=1&tlsCAFile=x&w=1&w=2&proxyHost=p&apiToken=" + secretMark)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := []string{
 		"option nosuch is not known to MongoDB's drivers",
 		"option tlsCAFile: AMS's Java driver ignores it and uses the trust and key stores of its JVM",

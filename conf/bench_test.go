@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // BenchmarkCommitRatio compares the commit of a tree of four applications —
@@ -24,12 +26,8 @@ func BenchmarkCommitRatio(b *testing.B) {
 	for i := range 4 {
 		p := fmt.Sprintf("/ams/webapps/app%d/WEB-INF/red5-web.properties", i)
 		real := filepath.Join(s.Root, p)
-		if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
-			b.Fatal(err)
-		}
-		if err := os.WriteFile(real, fmt.Appendf(nil, app, p), 0o644); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, os.MkdirAll(filepath.Dir(real), 0o755))
+		must.OK(b, os.WriteFile(real, fmt.Appendf(nil, app, p), 0o644))
 		paths = append(paths, p)
 	}
 	paths = append(paths, "/ams/conf/red5.properties")
@@ -60,24 +58,18 @@ func BenchmarkCommitRatio(b *testing.B) {
 		}); err != nil {
 			b.Fatal(err)
 		}
-		if err := p.Commit("join"); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, p.Commit("join"))
 		ours += time.Since(start)
 		changed := p.Changed()
 		undoAll(b, s)
 
 		start = time.Now()
 		for _, f := range changed {
-			if err := bareWrite(filepath.Join(s.Root, f.Before.Path), f.After); err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, bareWrite(filepath.Join(s.Root, f.Before.Path), f.After))
 		}
 		bare += time.Since(start)
 		for _, f := range changed {
-			if err := os.WriteFile(filepath.Join(s.Root, f.Before.Path), f.Before.Bytes, 0o644); err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, os.WriteFile(filepath.Join(s.Root, f.Before.Path), f.Before.Bytes, 0o644))
 		}
 	}
 	b.ReportMetric(float64(ours)/float64(bare), "ratio")

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // standaloneXML is a small jee-container.xml of our own with three sections,
@@ -53,9 +55,7 @@ var clusterXML = strings.NewReplacer(
 func mustContainer(t *testing.T, src string) *Container {
 	t.Helper()
 	c, err := ParseContainer([]byte(src))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return c
 }
 
@@ -64,9 +64,7 @@ func TestContainerToggles(t *testing.T) {
 	if c.Mode() != ModeStandalone || !c.Marked() {
 		t.Fatalf("mode %s, marked %v", c.Mode(), c.Marked())
 	}
-	if err := c.SetMode(ModeCluster); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetMode(ModeCluster))
 	if got := string(c.Bytes()); got != clusterXML {
 		t.Errorf("cluster form:\n%s", got)
 	}
@@ -74,9 +72,7 @@ func TestContainerToggles(t *testing.T) {
 	if d.Mode() != ModeCluster {
 		t.Fatalf("mode %s", d.Mode())
 	}
-	if err := d.SetMode(ModeStandalone); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, d.SetMode(ModeStandalone))
 	if got := string(d.Bytes()); got != standaloneXML {
 		t.Errorf("standalone form:\n%s", got)
 	}
@@ -85,9 +81,7 @@ func TestContainerToggles(t *testing.T) {
 func TestContainerCRLF(t *testing.T) {
 	crlf := func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }
 	c := mustContainer(t, "\ufeff"+crlf(standaloneXML))
-	if err := c.SetMode(ModeCluster); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetMode(ModeCluster))
 	if got, want := string(c.Bytes()), "\ufeff"+crlf(clusterXML); got != want {
 		t.Errorf("got\n%q\nwant\n%q", got, want)
 	}
@@ -101,9 +95,7 @@ func TestContainerVendorDrift(t *testing.T) {
 	if c.Mode() != ModeStandalone {
 		t.Fatalf("mode %s", c.Mode())
 	}
-	if err := c.SetMode(ModeCluster); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetMode(ModeCluster))
 	if got := string(c.Bytes()); got != clusterXML {
 		t.Errorf("cluster form of a drifted file:\n%s", got)
 	}
@@ -115,9 +107,7 @@ func TestContainerVendorDrift(t *testing.T) {
 	// What the script makes of that file in cluster mode, without a record.
 	script := strings.ReplaceAll(clusterXML, "<!-- cluster start -->\n", "<!-- cluster start -->  \n")
 	d := mustContainer(t, script)
-	if err := d.SetMode(ModeStandalone); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, d.SetMode(ModeStandalone))
 	if got := string(d.Bytes()); got != standaloneXML {
 		t.Errorf("clean standalone form:\n%s", got)
 	}
@@ -148,9 +138,7 @@ func TestContainerRefuses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c, err := ParseContainer([]byte(tt.src))
 			if tt.setMode != "" {
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				err = c.SetMode(tt.setMode)
 				if got := c.Bytes(); !bytes.Equal(got, []byte(tt.src)) {
 					t.Errorf("refused, yet changed the file")
@@ -178,12 +166,8 @@ func TestRemoteIPValve(t *testing.T) {
 	if !c.HasRemoteIPValve() {
 		t.Fatal("valve not found")
 	}
-	if err := c.RemoveRemoteIPValve(); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.SetMode(ModeCluster); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.RemoveRemoteIPValve())
+	must.OK(t, c.SetMode(ModeCluster))
 	line := "\t\t\t\t<bean id=\"valve.access\" class=\"org.apache.catalina.valves.RemoteIpValve\" />\n"
 	if got, want := string(c.Bytes()), strings.Replace(clusterXML, line, "", 1); got != want {
 		t.Errorf("got\n%s", got)
@@ -208,9 +192,7 @@ func TestRemoteIPValve(t *testing.T) {
 	}
 	long := strings.Replace(standaloneXML, line, strings.Replace(line, " />", "><property name='x'><bean class='y'/></property></bean>", 1), 1)
 	c = mustContainer(t, long)
-	if err := c.RemoveRemoteIPValve(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.RemoveRemoteIPValve())
 	if got, want := string(c.Bytes()), strings.Replace(standaloneXML, line, "", 1); got != want {
 		t.Errorf("element with children: got\n%s", got)
 	}
@@ -255,9 +237,7 @@ func TestRemoteIPValveForms(t *testing.T) {
 func TestUndoKeepsHTTPSOff(t *testing.T) {
 	on := strings.NewReplacer("<!-- https start\n", "<!-- https start -->\n", "\thttps end -->", "\t<!-- https end -->").Replace(standaloneXML)
 	c := mustContainer(t, on)
-	if err := c.SetMode(ModeCluster); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetMode(ModeCluster))
 	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(on), Spans: c.Spans()}
 	off := strings.NewReplacer("<!-- https start -->", "<!-- https start", "<!-- https end -->", "https end -->")
 	if u, err := rec.Undo([]byte(off.Replace(string(c.Bytes())))); err != nil || string(u.Bytes) != standaloneXML {
@@ -267,16 +247,12 @@ func TestUndoKeepsHTTPSOff(t *testing.T) {
 
 func TestContainerUndoDrift(t *testing.T) {
 	c := mustContainer(t, standaloneXML)
-	if err := c.SetMode(ModeCluster); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetMode(ModeCluster))
 	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(standaloneXML), Spans: c.Spans()}
 	// The vendor's script ran over it: blanks behind the markers.
 	drifted := strings.ReplaceAll(clusterXML, "<!-- cluster start -->\n", "<!-- cluster start --> \n")
 	u, err := rec.Undo([]byte(drifted))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if string(u.Bytes) != standaloneXML || len(u.Conflicts) > 0 {
 		t.Errorf("conflicts %v, undone to\n%s", u.Conflicts, u.Bytes)
 	}
@@ -327,13 +303,9 @@ func FuzzContainer(f *testing.F) {
 func TestDifferenceMasked(t *testing.T) {
 	const text = `<beans><property name="password" value="hunter2"/><value>hunter2</value><!-- hunter2 --><a uri="mongodb://u:hunter2@h"/></beans>`
 	before, err := readBeans([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tokens, err := before.tokens()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for i := range tokens {
 		other := slices.Clone(tokens)
 		other[i] = "end of all"

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // crashRoot tells the test binary that it is the child to be killed.
@@ -60,18 +62,14 @@ func TestCrash(t *testing.T) {
 		t.Skip("a hundred child processes")
 	}
 	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, op := range []string{"join", "leave", "leave, keeping the record"} {
 		kills := 0
 		for _, call := range []string{"renameat", "fsync", "write", "unlinkat", "linkat", "mkdirat", "fchmod", "openat"} {
 			for n := 1; ; n++ {
 				s := newTree(t)
 				standalone := snapshot(t, s)
-				if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 				joined := snapshot(t, s)
 				old, want := joined, standalone
 				if op == "join" {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 var (
@@ -87,9 +88,7 @@ func TestFaults(t *testing.T) {
 	tree := faultRoot(t)
 	s := tree()
 	standalone := snapshot(t, s)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	joined := snapshot(t, s)
 	kinds := []error{errKilled, unix.EIO, unix.ENOSPC}
 	recoveryKinds := append(slices.Clone(kinds), errStays)
@@ -113,9 +112,7 @@ func TestFaults(t *testing.T) {
 			t.Fatalf("%s: neither all old nor all new; against joined (-want +got):\n%s", where, cmp.Diff(joined, after))
 		}
 		left, err := s.List(stateDir)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, name := range left {
 			if name != undoName {
 				t.Fatalf("%s: left behind: %s", where, name)
@@ -130,9 +127,7 @@ func TestFaults(t *testing.T) {
 	prepare := func(op string) *Store {
 		s := tree()
 		if op == "leave" {
-			if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 		}
 		return s
 	}
@@ -277,28 +272,18 @@ func TestFaultsOfAPlan(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { // what is half written is waited for
 				s := newTree(t)
 				target, err := s.Follow(tt.path)
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				real := filepath.Join(s.Root, target)
-				if err := errors.Join(os.Chown(real, owner, -1), os.Chmod(real, 0o644)); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, errors.Join(os.Chown(real, owner, -1), os.Chmod(real, 0o644)))
 				if tt.joined {
 					p := s.NewPlan(nil)
-					if err := errors.Join(edit(p, tt.path), p.Commit("join")); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, errors.Join(edit(p, tt.path), p.Commit("join")))
 				}
 				if tt.now != "" {
-					if err := os.WriteFile(real, []byte(tt.now), 0o600); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, os.WriteFile(real, []byte(tt.now), 0o600))
 				}
 				record, err := s.Record()
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				plan := func(f *faults) (*Plan, error) {
 					s.hook = f.hook
 					defer func() { s.hook = nil }()
@@ -310,9 +295,7 @@ func TestFaultsOfAPlan(t *testing.T) {
 				}
 				all := &faults{}
 				p, err := plan(all)
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				// The copy of a half written file comes before it.
 				if got := p.files[len(p.files)-1]; got.Before.Path != tt.path || !tt.leave && got.Mode != 0o640 || strings.Contains(string(got.After), secret) == tt.leave {
 					t.Fatalf("%s %v: %q", got.Before.Path, got.Mode, got.After)

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestSameProperties(t *testing.T) {
@@ -68,9 +70,7 @@ func TestSameBeans(t *testing.T) {
 func stored(t *testing.T, src []byte) []byte {
 	t.Helper()
 	p, err := ParseProperties(src)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`, "=", `\=`, "#", `\#`, "!", `\!`, "\t", `\t`, "\n", `\n`)
 	b := bytes.NewBufferString("#Sat Nov 21 00:34:56 UTC 2026\n")
 	keys := p.Keys()
@@ -88,28 +88,20 @@ func stored(t *testing.T, src []byte) []byte {
 func TestPlanAfterServerStored(t *testing.T) {
 	const host = "mongodb://u:p@10.0.0.1:27017/?authSource=admin&w=1"
 	s := newTree(t)
-	if err := planCluster(t, s, host).Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, host).Commit("join"))
 	rewritten := map[string]string{}
 	for _, path := range propertyPaths {
 		f, err := s.Read(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		rewritten[path] = string(stored(t, f.Bytes))
-		if err := os.WriteFile(filepath.Join(s.Root, f.Target), []byte(rewritten[path]), f.Mode); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(s.Root, f.Target), []byte(rewritten[path]), f.Mode))
 	}
 	before := snapshot(t, s)
 	again := planCluster(t, s, host)
 	for _, f := range again.Changed() {
 		t.Errorf("%s is planned as changed:\n%s", f.Before.Path, f.Diff())
 	}
-	if err := again.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, again.Commit("join"))
 	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
 		t.Errorf("a second join wrote (-before +after):\n%s", d)
 	}
@@ -120,26 +112,18 @@ func TestPlanAfterServerStored(t *testing.T) {
 	if got := again.Changed(); len(got) != 1 || got[0].Before.Path != "/ams/conf/red5.properties" {
 		t.Fatalf("changed: %d files", len(got))
 	}
-	if err := again.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, again.Commit("join"))
 	if len(planCluster(t, s, host).Changed()) > 0 {
 		t.Error("the plan after that changes something")
 	}
 
 	// Another database, taken back after the server has stored the files once more.
 	second := planCluster(t, s, "10.0.0.2")
-	if err := second.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, second.Commit("join"))
 	for _, path := range propertyPaths {
 		f, err := s.Read(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(s.Root, f.Target), stored(t, f.Bytes), f.Mode); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
+		must.OK(t, os.WriteFile(filepath.Join(s.Root, f.Target), stored(t, f.Bytes), f.Mode))
 	}
 	if conflicts, err := second.Revert("rollback"); err != nil || len(conflicts) > 0 {
 		t.Fatal(err, conflicts)
@@ -150,13 +134,9 @@ func TestPlanAfterServerStored(t *testing.T) {
 	undoAll(t, s)
 	for _, path := range propertyPaths {
 		f, err := s.Read(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		p, err := ParseProperties(f.Bytes)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for key, want := range map[string]string{"db.host": "localhost", "clusterdb.host": "localhost", "db.type": "mapdb", "written.by.the.server": "true"} {
 			if got, ok := p.Get(key); ok && got != want {
 				t.Errorf("%s: %s is %q after the undo, want %q", path, key, got, want)
@@ -172,25 +152,15 @@ func TestPlanAfterServerStored(t *testing.T) {
 func TestPlanChangesModeAlone(t *testing.T) {
 	s := newTree(t)
 	original := snapshot(t, s)
-	if err := planCluster(t, s, "h:1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "h:1").Commit("join"))
 	const path = "/ams/webapps/Live App/WEB-INF/red5-web.properties"
 	f, err := s.Read(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	real := filepath.Join(s.Root, path)
 	saved := stored(t, f.Bytes)
-	if err := os.WriteFile(real, saved, 0o640); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(real, 0o664); err != nil {
-		t.Fatal(err)
-	}
-	if err := planCluster(t, s, "h:1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(real, saved, 0o640))
+	must.OK(t, os.Chmod(real, 0o664))
+	must.OK(t, planCluster(t, s, "h:1").Commit("join"))
 	if now, err := s.Read(path); err != nil || !bytes.Equal(now.Bytes, saved) || now.Mode != 0o660 {
 		t.Errorf("mode %o, %v; same bytes: %v", now.Mode, err, bytes.Equal(now.Bytes, saved))
 	}

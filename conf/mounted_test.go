@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // ownFuse mounts a file system of user 4711 on a file, as his fusermount does: root may not
@@ -44,9 +46,7 @@ func hisTree(t *testing.T) *Store {
 	}
 	s := newTree(t)
 	for _, path := range []string{"/ams/conf", "/ams/conf/jee-container.xml", serverPath} {
-		if err := os.Chown(filepath.Join(s.Root, path), 4711, 4711); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chown(filepath.Join(s.Root, path), 4711, 4711))
 	}
 	return s
 }
@@ -54,15 +54,11 @@ func hisTree(t *testing.T) *Store {
 // A copy is kept under another name, where the owner of the folder has closed the usual one.
 func TestMountedCopy(t *testing.T) {
 	s := hisTree(t)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	const half = "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po"
 	putFile(t, s, half, 4711, 0o640)
 	saved := filepath.Join(s.Root, savedName(serverPath))
-	if err := os.WriteFile(saved, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(saved, nil, 0o644))
 	ownFuse(t, saved)
 	undoAll(t, s)
 	if b, err := os.ReadFile(saved + "-1"); err != nil || string(b) != half {
@@ -120,9 +116,7 @@ func TestMountedBeside(t *testing.T) {
 			var stay []string
 			s.Left = func(path string, _ error) { stay = append(stay, path) }
 			r, err := s.Recover()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			var conflicts []string
 			for _, c := range r.Conflicts {
 				conflicts = append(conflicts, c.Path)

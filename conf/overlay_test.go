@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // An overlay whose layers are on two file systems gives the two names of a file
@@ -22,14 +24,10 @@ func TestOverlay(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(top) })
 	for _, dir := range []string{lower + "/data/conf", top + "/upper", top + "/work"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(dir, 0o755))
 	}
 	const name, before = "/data/conf/red5.properties", "a=1\n"
-	if err := os.WriteFile(lower+name, []byte(before), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(lower+name, []byte(before), 0o644))
 	layers := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", lower, top, top)
 	if err := unix.Mount("overlay", merged, "overlay", 0, layers); err != nil {
 		t.Skipf("an overlay cannot be mounted: %v", err)
@@ -39,9 +37,7 @@ func TestOverlay(t *testing.T) {
 	s := &Store{Root: merged, Dir: "/state"}
 	for i, value := range []string{"2", "3"} {
 		record, err := s.Record()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		p := s.NewPlan(record)
 		err = p.Edit(Target{Path: name, Kind: KindProperties}, func(b []byte) ([]Span, error) {
 			props, err := ParseProperties(b)
@@ -51,9 +47,7 @@ func TestOverlay(t *testing.T) {
 			props.Set("a", value, nil)
 			return props.Spans(), nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if err := p.Commit("test"); err != nil {
 			t.Fatalf("commit %d: %v", i+1, err)
 		}
@@ -62,9 +56,7 @@ func TestOverlay(t *testing.T) {
 		}
 	}
 	p := planUndo(t, s)
-	if err := p.CommitUndo("test"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.CommitUndo("test"))
 	if got, err := os.ReadFile(filepath.Join(merged, name)); err != nil || string(got) != before {
 		t.Errorf("undone: %q, %v", got, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const serverPath = "/ams/conf/red5.properties"
@@ -22,26 +23,16 @@ const serverPath = "/ams/conf/red5.properties"
 func putFile(t *testing.T, s *Store, content string, uid int, mode fs.FileMode) {
 	t.Helper()
 	real := filepath.Join(s.Root, serverPath)
-	if err := os.Remove(real); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(real, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(real, uid, uid); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(real, mode); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(real))
+	must.OK(t, os.WriteFile(real, []byte(content), 0o600))
+	must.OK(t, os.Chown(real, uid, uid))
+	must.OK(t, os.Chmod(real, mode))
 }
 
 func planServer(t *testing.T, s *Store) (*Plan, error) {
 	t.Helper()
 	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p := s.NewPlan(record)
 	local := "localhost"
 	return p, p.Edit(Target{Path: serverPath, Kind: KindProperties, Private: true, Owner: 4711}, func(src []byte) ([]Span, error) {
@@ -87,15 +78,11 @@ func TestRecordOfAnotherOwner(t *testing.T) {
 			s := newTree(t)
 			putFile(t, s, "http.port=5080\nclusterdb.host="+secret+"\nclusterdb.password="+secret+"\n", tt.uid, tt.mode)
 			p, err := planServer(t, s)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if tt.unknown {
 				p.files[0].record.Owner = nil
 			}
-			if err := p.Commit("join"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, p.Commit("join"))
 			shown := func(when string) {
 				t.Helper()
 				b, err := os.ReadFile(filepath.Join(s.Root, serverPath))
@@ -105,18 +92,14 @@ func TestRecordOfAnotherOwner(t *testing.T) {
 			}
 			putFile(t, s, tt.content, tt.now, tt.nowMode)
 			if p, err := planServer(t, s); err == nil {
-				if err := p.Commit("join"); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, p.Commit("join"))
 			} else if tt.back {
 				t.Errorf("not planned: %v", err)
 			}
 			shown("joined")
 			putFile(t, s, tt.content, tt.now, tt.nowMode)
 			p = planUndo(t, s)
-			if err := p.CommitUndo("leave"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, p.CommitUndo("leave"))
 			shown("left")
 		})
 	}
@@ -130,12 +113,8 @@ func TestModeOfAnotherOwner(t *testing.T) {
 	s := newTree(t)
 	putFile(t, s, "clusterdb.host=localhost\n", 4711, 0o644)
 	p, err := planServer(t, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, p.Commit("join"))
 	check := func(when string) {
 		t.Helper()
 		if info, err := os.Stat(filepath.Join(s.Root, serverPath)); err != nil || info.Mode().Perm() != 0o640 {
@@ -148,9 +127,7 @@ func TestModeOfAnotherOwner(t *testing.T) {
 	if p, err = planServer(t, s); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Commit("converge"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.Commit("converge"))
 	check("converged")
 	if _, err := p.Revert("rollback"); err != nil {
 		t.Fatal(err)
@@ -158,9 +135,7 @@ func TestModeOfAnotherOwner(t *testing.T) {
 	check("rolled back")
 	putFile(t, s, roots, 0, 0o640)
 	p = planUndo(t, s)
-	if err := p.CommitUndo("leave"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.CommitUndo("leave"))
 	check("left")
 }
 
@@ -171,12 +146,8 @@ func TestFileOfRootInAnothersFolder(t *testing.T) {
 	const original = "http.port=5080\nclusterdb.host=localhost\n"
 	putFile(t, s, original, 0, 0o644)
 	p, err := planServer(t, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, p.Commit("join"))
 	undoAll(t, s)
 	if f, err := s.Read(serverPath); err != nil || string(f.Bytes) != original || f.UID != 0 || f.Mode != 0o644 {
 		t.Errorf("%q, %v; %d %v", f.Bytes, err, f.UID, f.Mode)
@@ -215,21 +186,15 @@ func TestKeptCopy(t *testing.T) {
 				putFile(t, s, "http.port=5080\nclusterdb.host=localhost\n", owner, 0o644)
 			}
 			p, err := planServer(t, s)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := p.Commit("join"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
+			must.OK(t, p.Commit("join"))
 			putFile(t, s, edited, owner, tt.mode)
 			outside := filepath.Join(s.Root, "/data/root.properties")
 			saved := filepath.Join(s.Root, savedName(serverPath))
 			put := func(late bool) {
 				t.Helper()
 				if tt.there != nil && (tt.late != nil) == late {
-					if err := tt.there(saved, outside); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, tt.there(saved, outside))
 				}
 			}
 			put(false)
@@ -243,9 +208,7 @@ func TestKeptCopy(t *testing.T) {
 				}
 				return
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			after := snapshot(t, s)
 			kept := savedName(serverPath)
 			if tt.other {

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestPropertiesGrammar checks our reading of the grammar against what
@@ -47,9 +49,7 @@ func TestPropertiesGrammar(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := ParseProperties([]byte(tt.src))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			got := map[string]string{}
 			for _, k := range p.Keys() {
 				got[k], _ = p.Get(k)
@@ -106,17 +106,13 @@ func TestPropertiesSet(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := ParseProperties([]byte(tt.src))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			p.Set(tt.key, tt.value, nil)
 			if got := string(p.Bytes()); got != tt.want {
 				t.Errorf("got %q\nwant %q", got, tt.want)
 			}
 			q, err := ParseProperties(p.Bytes())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if got, _ := q.Get(tt.key); got != tt.value {
 				t.Errorf("read back %q, want %q", got, tt.value)
 			}
@@ -126,9 +122,7 @@ func TestPropertiesSet(t *testing.T) {
 
 func TestPropertiesSetTwice(t *testing.T) {
 	p, err := ParseProperties([]byte("a=1\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p.Set("a", "2", nil)
 	p.Set("b", "3", nil)
 	p.Set("a", "1", nil)
@@ -189,9 +183,7 @@ func FuzzProperties(f *testing.F) {
 		}
 		moved := append([]byte("zz.unrelated=1\n"), out...)
 		u, err = rec.Undo(moved)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		r, err := ParseProperties(u.Bytes)
 		if err != nil {
 			t.Fatalf("%q: %v", u.Bytes, err)

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // interrupted leaves a join as a crash does after so many of its renames: staged
@@ -25,9 +26,7 @@ import (
 func interrupted(t *testing.T, s *Store, renames int) (before, after map[string]string, j *journal) {
 	t.Helper()
 	before = snapshot(t, s)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	after = snapshot(t, s)
 	undoAll(t, s)
 	p := planCluster(t, s, "10.0.0.1")
@@ -41,30 +40,18 @@ func interrupted(t *testing.T, s *Store, renames int) (before, after map[string]
 func interruptedCommit(t *testing.T, s *Store, purpose string, changes []Change, record *Record, dirs []string, renames int) *journal {
 	t.Helper()
 	state, err := s.makeStateDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tx := s.begin(state)
 	defer tx.end()
 	j, err := tx.newJournal(purpose, changes, record, dirs)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	data, err := j.encode()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	plan, err := state.Create(journalName, data, files.Own(0o600))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tx.stage(j, changes, plan); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, tx.stage(j, changes, plan))
 	for _, f := range j.Files[:renames] {
-		if err := tx.installFile(f); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, tx.installFile(f))
 	}
 	return j
 }
@@ -72,9 +59,7 @@ func interruptedCommit(t *testing.T, s *Store, purpose string, changes []Change,
 func recovered(t *testing.T, s *Store) *Recovery {
 	t.Helper()
 	r, err := s.Recover()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return r
 }
 
@@ -82,9 +67,7 @@ func recovered(t *testing.T, s *Store) *Recovery {
 func makeState(t *testing.T, s *Store) string {
 	t.Helper()
 	d, err := s.makeStateDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	d.Close()
 	return filepath.Join(s.Root, stateDir)
 }
@@ -92,9 +75,7 @@ func makeState(t *testing.T, s *Store) string {
 func stateNames(t *testing.T, s *Store) []string {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(s.Root, stateDir))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	names := []string{}
 	for _, e := range entries {
 		names = append(names, e.Name())
@@ -104,9 +85,7 @@ func stateNames(t *testing.T, s *Store) []string {
 
 func remove(t *testing.T, s *Store, path string) {
 	t.Helper()
-	if err := os.Remove(filepath.Join(s.Root, path)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(s.Root, path)))
 }
 
 // TestRecoverFinishes: with everything staged, however many were replaced, the
@@ -172,12 +151,8 @@ func TestRecoverImpossible(t *testing.T) {
 	}
 	j.Record = nil
 	data, err := j.encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.Root, stateDir, journalName), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(filepath.Join(s.Root, stateDir, journalName), data, 0o600))
 	was := snapshot(t, s)
 	_, err = s.Recover()
 	var damaged *DamagedError
@@ -207,9 +182,7 @@ func TestRecoverForeignEdits(t *testing.T) {
 			if op == "join" {
 				interrupted(t, s, renames)
 			} else {
-				if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 				p := planUndo(t, s)
 				interruptedCommit(t, s, "leave", p.changes(), nil, p.dirs, renames)
 			}
@@ -246,9 +219,7 @@ func TestDamagedFiles(t *testing.T) {
 		} {
 			s := newTree(t)
 			makeState(t, s)
-			if err := os.WriteFile(filepath.Join(s.Root, stateDir, name), []byte(tt.content), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filepath.Join(s.Root, stateDir, name), []byte(tt.content), 0o600))
 			was := snapshot(t, s)
 			var err error
 			if name == journalName {
@@ -274,29 +245,19 @@ func TestDamagedFiles(t *testing.T) {
 // TestDamagedRecord: a record that reads, but does not give what was written.
 func TestDamagedRecord(t *testing.T) {
 	s := newTree(t)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	path := filepath.Join(s.Root, stateDir, undoName)
 	j, err := s.loadJournal(undoName)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	j.Record.Files[0].Original = append(j.Record.Files[0].Original, 'x')
 	if _, err := j.encode(); err == nil {
 		t.Error("it was written")
 	}
 	body, err := json.Marshal(j)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	data, err := json.Marshal(envelope{Version: journalVersion, SHA256: sum(body), Journal: body})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(path, data, 0o600))
 	var damaged *DamagedError
 	if _, err := s.Record(); !errors.As(err, &damaged) {
 		t.Errorf("Record = %v, want a DamagedError", err)
@@ -309,9 +270,7 @@ func TestTornStaging(t *testing.T) {
 	before := snapshot(t, s)
 	dir := makeState(t, s)
 	for _, name := range []string{stagingName, ".state.json" + writeSuffix} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(`{"versi`), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(`{"versi`), 0o600))
 	}
 	if r := recovered(t, s); r != nil {
 		t.Errorf("recovered %+v", r)
@@ -333,14 +292,10 @@ func TestRollbackKeepsEveryCopy(t *testing.T) {
 	saved := savedName(f.Target)
 	texts := map[string]string{f.Target: "into the new one\n", f.Backup: "into the old one\n", saved: "an edit of last year\n"}
 	for name, text := range texts {
-		if err := os.WriteFile(filepath.Join(s.Root, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(s.Root, name), []byte(text), 0o644))
 	}
 	state, err := s.stateFolder()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tx := s.begin(state)
 	defer tx.end()
 	if edited, err := tx.putBack(f); err != nil || !edited {
@@ -359,16 +314,12 @@ func TestRevertOfTwoNames(t *testing.T) {
 		s := newTree(t)
 		before := snapshot(t, s)
 		p := planCluster(t, s, "10.0.0.1")
-		if err := p.Commit("join"); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, p.Commit("join"))
 		kept := propertyPaths[0]
 		if gone == kept {
 			kept = propertyPaths[1]
 		}
-		if err := errors.Join(os.Remove(filepath.Join(s.Root, gone)), os.Symlink(kept, filepath.Join(s.Root, gone))); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.Remove(filepath.Join(s.Root, gone)), os.Symlink(kept, filepath.Join(s.Root, gone))))
 		conflicts, err := p.Revert("rollback")
 		if err != nil || len(conflicts) != 1 || conflicts[0].Path != gone {
 			t.Errorf("%s is %s: %v, %v", gone, kept, conflicts, err)
@@ -388,14 +339,10 @@ func TestRevertOfTwoNames(t *testing.T) {
 // TestRevertBesideAnUnchangedFile: one that the commit changed is by now a link to one that it only looked at.
 func TestRevertBesideAnUnchangedFile(t *testing.T) {
 	s := newTree(t)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	const later = "/ams/webapps/later/WEB-INF/red5-web.properties"
 	real := filepath.Join(s.Root, later)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, []byte("db.type=mapdb\ndb.host=localhost\n"), 0o644)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, []byte("db.type=mapdb\ndb.host=localhost\n"), 0o644)))
 	p := planCluster(t, s, "10.0.0.1")
 	if err := p.Edit(Target{Path: later, Kind: KindProperties}, func(src []byte) ([]Span, error) {
 		props, err := ParseProperties(src)
@@ -407,14 +354,10 @@ func TestRevertBesideAnUnchangedFile(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.Commit("join"))
 	before := snapshot(t, s)
 	kept := propertyPaths[1]
-	if err := errors.Join(os.Remove(real), os.Symlink(kept, real)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Remove(real), os.Symlink(kept, real)))
 	if conflicts, err := p.Revert("rollback"); err != nil || len(conflicts) != 1 || conflicts[0].Path != later {
 		t.Error(conflicts, err)
 	}
@@ -427,13 +370,9 @@ func TestRevertBesideAnUnchangedFile(t *testing.T) {
 func TestRevertOfAThirdFile(t *testing.T) {
 	s := newTree(t)
 	p := planCluster(t, s, "10.0.0.1")
-	if err := p.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.Commit("join"))
 	for _, gone := range propertyPaths[:2] {
-		if err := errors.Join(os.Rename(filepath.Join(s.Root, gone), filepath.Join(s.Root, "/ams/third")), os.Symlink("/ams/third", filepath.Join(s.Root, gone))); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.Rename(filepath.Join(s.Root, gone), filepath.Join(s.Root, "/ams/third")), os.Symlink("/ams/third", filepath.Join(s.Root, gone))))
 	}
 	if conflicts, err := p.Revert("rollback"); err != nil || len(conflicts) == 0 {
 		t.Fatal(conflicts, err)
@@ -449,22 +388,14 @@ func TestLongName(t *testing.T) {
 	for size, refused := range map[int]bool{maxBase: false, maxBase + 1: true, 255: true} {
 		s := newTree(t)
 		p := planCluster(t, s, "10.0.0.1")
-		if err := p.Commit("join"); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, p.Commit("join"))
 		path := filepath.Join(s.Root, propertyPaths[0])
 		name := strings.Repeat("x", size)
-		if err := errors.Join(os.Rename(path, filepath.Join(filepath.Dir(path), name)), os.Symlink(name, path)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.Rename(path, filepath.Join(filepath.Dir(path), name)), os.Symlink(name, path)))
 		record, err := s.Record()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		undo, err := s.PlanUndo(record)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if named := slices.ContainsFunc(undo.Conflicts, func(c Conflict) bool { return c.Path == propertyPaths[0] }); named != refused {
 			t.Errorf("a name of %d bytes: %v", size, undo.Conflicts)
 		}
@@ -485,9 +416,7 @@ func TestThenManyNames(t *testing.T) {
 	s := newTree(t)
 	p := s.NewPlan(nil)
 	whole := func([]byte) ([]Span, error) { return nil, nil }
-	if err := p.Then(propertyPaths[0], KindProperties, whole); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.Then(propertyPaths[0], KindProperties, whole))
 	p.names = maxRecordSize / 2
 	if err := p.Then(propertyPaths[0], KindProperties, whole); err != nil {
 		t.Error("the plan has it already:", err)
@@ -505,9 +434,7 @@ func TestRecoverInterruptedRollback(t *testing.T) {
 			s := newTree(t)
 			before, after, j := interrupted(t, s, renames)
 			state, err := s.stateFolder()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			tx := s.begin(state)
 			for i := renames - 1; i >= renames-back; i-- {
 				if edited, err := tx.putBack(j.Files[i]); err != nil || edited {
@@ -542,9 +469,7 @@ func TestRecoverFolders(t *testing.T) {
 				if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 					t.Fatal(err)
 				}
-				if err := os.MkdirAll(filepath.Join(name, "his"), 0o755); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.MkdirAll(filepath.Join(name, "his"), 0o755))
 				made++
 			}
 			for _, f := range j.Files {
@@ -582,23 +507,15 @@ func TestRecoverFolders(t *testing.T) {
 // noticed, paths included, or changes nothing.
 func TestDamagedLetter(t *testing.T) {
 	s := newTree(t)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	undo, err := os.ReadFile(filepath.Join(s.Root, stateDir, undoName))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p := planUndo(t, s)
 	leave, err := interruptedCommit(t, s, "leave", p.changes(), nil, nil, 1).encode()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, data := range map[string][]byte{undoName: undo, journalName: leave} {
 		want, err := decodeJournal(name, data)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		header := strings.Index(string(data), `"journal"`)
 		for i := range data {
 			for by := byte(1); by != 0 && (i < header || by == 1); by++ {
@@ -621,21 +538,13 @@ func TestDamagedLetter(t *testing.T) {
 func TestFormat1(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	j, err := s.loadJournal(undoName)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	j.Version = 1
 	data, err := json.Marshal(j)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.Root, stateDir, undoName), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(filepath.Join(s.Root, stateDir, undoName), data, 0o600))
 	undoAll(t, s)
 	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
 		t.Errorf("after undo (-want +got):\n%s", d)
@@ -670,16 +579,12 @@ func TestRecordTooLarge(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
 	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p := s.NewPlan(record)
 	err = p.Edit(Target{Path: dropInPath, Kind: KindWhole, CreateMode: 0o644}, func([]byte) ([]Span, error) {
 		return []Span{{Anchor: "whole", New: make([]byte, maxRecordSize)}}, nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if err := p.Commit("join"); !errors.Is(err, ErrRecordTooLarge) {
 		t.Errorf("Commit = %v, want ErrRecordTooLarge", err)
 	}
@@ -697,29 +602,19 @@ func TestUndoKeepsTheRecord(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
 	real := filepath.Join(s.Root, serverPath)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	joined, err := os.ReadFile(real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p := planUndo(t, s)
-	if err := p.CommitUndoKeeping("leave", p.record); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(real, joined, 0o640); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.CommitUndoKeeping("leave", p.record))
+	must.OK(t, os.WriteFile(real, joined, 0o640))
 	p = planUndo(t, s)
 	if paths := p.ChangedPaths(); !slices.Equal(paths, []string{serverPath}) {
 		t.Errorf("undone again: %v", paths)
 	}
 	large := *p.record
 	large.Dirs = []string{"/" + strings.Repeat("a", maxRecordSize)}
-	if err := p.CommitUndoKeeping("leave", &large); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.CommitUndoKeeping("leave", &large))
 	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
 		t.Errorf("after undoing (-want +got):\n%s", d)
 	}
@@ -739,9 +634,7 @@ func TestRestageOfAnExchangedFile(t *testing.T) {
 	remove(t, s, j.Files[4].Temp)
 	target := filepath.Join(s.Root, serverPath)
 	roots, his := filepath.Join(s.Root, "/ams/conf/roots"), filepath.Join(s.Root, "/ams/conf/his")
-	if err := os.WriteFile(roots, []byte("x=y\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(roots, []byte("x=y\n"), 0o644))
 	swap := func(from, aside string) {
 		if err := errors.Join(os.Rename(target, aside), os.Rename(from, target)); err != nil {
 			t.Error(err)
@@ -767,9 +660,7 @@ func TestRestageOfAnExchangedFile(t *testing.T) {
 		t.Fatalf("step %d", step)
 	}
 	info, err := os.Stat(target)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 4711 {
 		t.Errorf("the file that was restored belongs to uid %d", uid)
 	}

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const stateDir = "/var/lib/amsagent"
@@ -40,26 +41,16 @@ func newTreeIn(t testing.TB, root string) *Store {
 	t.Helper()
 	write := func(path, content string, mode fs.FileMode) {
 		real := filepath.Join(root, path)
-		if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(real, []byte(content), mode); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(real), 0o755))
+		must.OK(t, os.WriteFile(real, []byte(content), mode))
 	}
 	write("/ams/conf/jee-container.xml", standaloneXML, 0o644)
 	write("/ams/conf/red5.properties", "# server\nhttp.port=5080\nclusterdb.host=localhost\n", 0o640)
 	write("/ams/webapps/Live App/WEB-INF/red5-web.properties", "db.type=mapdb\ndb.host=localhost\ndb.password=", 0o644)
 	write("/data/root.properties", "db.type=mapdb\r\ndb.host=localhost\r\n", 0o600)
-	if err := os.MkdirAll(filepath.Join(root, "/ams/webapps/root/WEB-INF"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/data/root.properties", filepath.Join(root, "/ams/webapps/root/WEB-INF/red5-web.properties")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Join(root, "/etc/systemd/system"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Join(root, "/ams/webapps/root/WEB-INF"), 0o755))
+	must.OK(t, os.Symlink("/data/root.properties", filepath.Join(root, "/ams/webapps/root/WEB-INF/red5-web.properties")))
+	must.OK(t, os.MkdirAll(filepath.Join(root, "/etc/systemd/system"), 0o755))
 	return &Store{Root: root, Dir: stateDir}
 }
 
@@ -81,9 +72,7 @@ func planCluster(t testing.TB, s *Store, host string) *Plan {
 func planClusterAfter(t testing.TB, s *Store, host string, committed *Plan) *Plan {
 	t.Helper()
 	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p := s.NewPlan(record)
 	p.Follow(committed)
 	if err := errors.Join(
@@ -104,9 +93,7 @@ func planClusterAfter(t testing.TB, s *Store, host string, committed *Plan) *Pla
 	local := "localhost"
 	for _, path := range propertyPaths {
 		now, err := s.Read(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		err = p.Edit(Target{Path: path, Kind: KindProperties, Private: true, Owner: now.UID}, func(src []byte) ([]Span, error) {
 			q, err := ParseProperties(src)
 			if err != nil {
@@ -120,9 +107,7 @@ func planClusterAfter(t testing.TB, s *Store, host string, committed *Plan) *Pla
 			q.Set("added.key", "x", &local)
 			return q.Spans(), nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 	}
 	return p
 }
@@ -134,17 +119,13 @@ func TestFollow(t *testing.T) {
 	const file = "/ams/conf/red5.properties"
 	write := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(s.Root, file), []byte(text), 0o640); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(s.Root, file), []byte(text), 0o640))
 	}
 	write("# ours\nclusterdb.host = mongo.local\nhttp.port=5080\n")
 	before := snapshot(t, s)
 	commit := func(p *Plan) *Plan {
 		t.Helper()
-		if err := p.Commit("join"); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, p.Commit("join"))
 		return p
 	}
 	first := commit(planCluster(t, s, "10.0.0.1"))
@@ -161,16 +142,12 @@ func TestFollow(t *testing.T) {
 	}
 	commit(third)
 	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	undo, err := s.PlanUndo(record)
 	if err != nil || len(undo.Conflicts) > 0 {
 		t.Fatal(err, undo.Conflicts)
 	}
-	if err := undo.CommitUndo("leave"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, undo.CommitUndo("leave"))
 	if diff := cmp.Diff(before, snapshot(t, s)); diff != "" {
 		t.Errorf("(-before +after):\n%s", diff)
 	}
@@ -195,12 +172,8 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	// A link may lead to such a name, also after the join.
 	s := newTree(t)
 	const app = "/ams/webapps/Live App"
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.Rename(filepath.Join(s.Root, app), filepath.Join(s.Root, bad)), os.Symlink(bad, filepath.Join(s.Root, app))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+	must.OK(t, errors.Join(os.Rename(filepath.Join(s.Root, app), filepath.Join(s.Root, bad)), os.Symlink(bad, filepath.Join(s.Root, app))))
 	edit := func([]byte) ([]Span, error) { return nil, nil }
 	path := app + "/WEB-INF/red5-web.properties"
 	for _, path := range []string{path, bad + "/WEB-INF/red5-web.properties"} {
@@ -224,9 +197,7 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	if undo = planUndo(t, s); !slices.ContainsFunc(undo.Conflicts, func(c Conflict) bool { return strings.Contains(c.Msg, "not kept") }) {
 		t.Errorf("conflicts: %v", undo.Conflicts)
 	}
-	if err := undo.CommitUndo("leave"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, undo.CommitUndo("leave"))
 	if f, err := s.Read("/ams/conf/red5.properties"); err != nil || bytes.Contains(f.Bytes, []byte("10.0.0.1")) {
 		t.Errorf("%v; the other file is\n%s", err, f.Bytes)
 	}
@@ -269,9 +240,7 @@ func snapshot(t testing.TB, s *Store) map[string]string {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return out
 }
 
@@ -279,13 +248,9 @@ func snapshot(t testing.TB, s *Store) map[string]string {
 func planUndo(t testing.TB, s *Store) *Plan {
 	t.Helper()
 	record, err := s.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p, err := s.PlanUndo(record)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return p
 }
 
@@ -295,17 +260,13 @@ func undoAll(t testing.TB, s *Store) {
 	if len(p.Conflicts) > 0 {
 		t.Errorf("conflicts: %v", p.Conflicts)
 	}
-	if err := p.CommitUndo("leave"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.CommitUndo("leave"))
 }
 
 func TestCommitAndUndo(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	joined := snapshot(t, s)
 	for path, want := range map[string]string{
 		"/ams/conf/red5.properties":                         "-rw-r----- # server\nhttp.port=5080\nclusterdb.host=10.0.0.1\nadded.key=x\n",
@@ -323,9 +284,7 @@ func TestCommitAndUndo(t *testing.T) {
 		t.Errorf("a second plan changes %d files, want none: %v", len(again), again[0].Before.Path)
 	}
 	// Another database: leave must still give back what the first join found.
-	if err := planCluster(t, s, "10.0.0.2").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.2").Commit("join"))
 	undoAll(t, s)
 	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
 		t.Errorf("after undo (-before +after):\n%s", d)
@@ -342,9 +301,7 @@ func TestCommitAndUndo(t *testing.T) {
 func TestUndoKeepsUnrelatedEdits(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	edits := []struct{ path, old, repl string }{
 		{"/ams/conf/jee-container.xml", `value="a > b"`, `value="combined"`},
 		{"/ams/conf/red5.properties", "http.port=5080", "http.port=8080\nnew.key=1"},
@@ -365,29 +322,21 @@ func replaceIn(t testing.TB, s *Store, path, old, repl string) {
 	t.Helper()
 	real := filepath.Join(s.Root, path)
 	b, err := os.ReadFile(real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if !bytes.Contains(b, []byte(old)) {
 		t.Fatalf("%s does not hold %q", path, old)
 	}
-	if err := os.WriteFile(real, bytes.Replace(b, []byte(old), []byte(repl), 1), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(real, bytes.Replace(b, []byte(old), []byte(repl), 1), 0o644))
 }
 
 // TestUndoConflicts: what we wrote was edited since. It is said, and the
 // standalone form is written.
 func TestUndoConflicts(t *testing.T) {
 	s := newTree(t)
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	replaceIn(t, s, "/ams/conf/red5.properties", "clusterdb.host=10.0.0.1", "clusterdb.host=10.9.9.9")
 	replaceIn(t, s, dropInPath, "10.0.0.1", "10.9.9.9")
-	if err := os.Remove(filepath.Join(s.Root, "/data/root.properties")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(s.Root, "/data/root.properties")))
 	p := planUndo(t, s)
 	var got []string
 	for _, c := range p.Conflicts {
@@ -401,9 +350,7 @@ func TestUndoConflicts(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("conflicts (-want +got):\n%s", d)
 	}
-	if err := p.CommitUndo("leave"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, p.CommitUndo("leave"))
 	after := snapshot(t, s)
 	if got, want := after["/ams/conf/red5.properties"], "-rw-r----- # server\nhttp.port=5080\nclusterdb.host=localhost\n"; got != want {
 		t.Errorf("red5.properties: %q, want %q", got, want)
@@ -430,9 +377,7 @@ func TestUndoOfAnUpgradeToMarks(t *testing.T) {
 	if err == nil {
 		err = c.SetMode(ModeCluster)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, current := range []string{standaloneXML, string(c.Bytes())} {
 		u, err := rec.Undo([]byte(current))
 		if err != nil || string(u.Bytes) != standaloneXML || u.Keep {
@@ -448,14 +393,10 @@ func TestUndoOfAnUpgradeToMarks(t *testing.T) {
 func TestUndoAfterPanelSave(t *testing.T) {
 	s := newTree(t)
 	host := "mongodb://u:p%40@h1,h2/?a=b"
-	if err := planCluster(t, s, host).Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, host).Commit("join"))
 	path := "/ams/conf/red5.properties"
 	saved := "#Fri Nov 20 06:08:31 UTC 2026\nadded.key=x\nclusterdb.host=mongodb\\://u\\:p%40@h1,h2/?a\\=b\nhttp.port=5080\n"
-	if err := os.WriteFile(filepath.Join(s.Root, path), []byte(saved), 0o640); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(s.Root, path), []byte(saved), 0o640))
 	undoAll(t, s)
 	got := snapshot(t, s)[path]
 	if want := "-rw-r----- #Fri Nov 20 06:08:31 UTC 2026\nclusterdb.host=localhost\nhttp.port=5080\n"; got != want {
@@ -470,12 +411,8 @@ func TestCommitKeepsMetadata(t *testing.T) {
 	s := newTree(t)
 	path := "/ams/conf/red5.properties"
 	real := filepath.Join(s.Root, path)
-	if err := os.Chown(real, 4711, 4712); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(real, 0o664); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chown(real, 4711, 4712))
+	must.OK(t, os.Chmod(real, 0o664))
 	setXattr := func(name string, value []byte) {
 		if err := unix.Setxattr(real, name, value, 0); err != nil {
 			t.Skipf("this file system has no %s: %v", name, err)
@@ -487,15 +424,11 @@ func TestCommitKeepsMetadata(t *testing.T) {
 		aclEntry{0x10, 6, 0xffffffff}, aclEntry{0x20, 4, 0xffffffff})
 	setXattr("system.posix_acl_access", acl)
 
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	check := func(when string, mode fs.FileMode) {
 		t.Helper()
 		f, err := s.Read(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if f.UID != 4711 || f.GID != 4712 || f.Mode != mode {
 			t.Errorf("%s: owner %d:%d mode %o, want 4711:4712 %o", when, f.UID, f.GID, f.Mode, mode)
 		}
@@ -541,9 +474,7 @@ func posixACL(entries ...aclEntry) []byte {
 func TestReadReportsHardLinks(t *testing.T) {
 	s := newTree(t)
 	path := "/ams/conf/red5.properties"
-	if err := os.Link(filepath.Join(s.Root, path), filepath.Join(s.Root, "/data/other")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Link(filepath.Join(s.Root, path), filepath.Join(s.Root, "/data/other")))
 	f, err := s.Read(path)
 	if err != nil || f.Links != 2 {
 		t.Errorf("links %d, %v; want 2", f.Links, err)
@@ -559,18 +490,14 @@ func TestReadRefuses(t *testing.T) {
 	if _, err := s.Read("/ams/conf"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("a directory: %v", err)
 	}
-	if err := syscall.Mkfifo(filepath.Join(s.Root, "/ams/fifo"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Mkfifo(filepath.Join(s.Root, "/ams/fifo"), 0o600))
 	if _, err := s.Read("/ams/fifo"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("a fifo: %v", err)
 	}
 	if f, err := s.Read("/nothing"); err != nil || f.Exists() {
 		t.Errorf("a missing file: %v %v", f, err)
 	}
-	if err := os.WriteFile(filepath.Join(s.Root, "empty"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(s.Root, "empty"), nil, 0o600))
 	if f, err := s.Read("/empty"); err != nil || !f.Exists() {
 		t.Errorf("an empty file must not read as a missing one: %v", err)
 	}
@@ -604,9 +531,7 @@ func TestRevert(t *testing.T) {
 		t.Errorf("undo after a revert (-want +got):\n%s", d)
 	}
 	third := planCluster(t, s, "10.0.0.3")
-	if err := third.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, third.Commit("join"))
 	if _, err := third.Revert("rollback"); err != nil {
 		t.Fatal(err)
 	}
@@ -618,14 +543,10 @@ func TestRevert(t *testing.T) {
 // joinedTwice joins, and joins another cluster: the tree between the two, and the plan of the second.
 func joinedTwice(t *testing.T, s *Store) (between map[string]string, second *Plan) {
 	t.Helper()
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	between = snapshot(t, s)
 	second = planCluster(t, s, "10.0.0.2")
-	if err := second.Commit("join"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, second.Commit("join"))
 	return between, second
 }
 
@@ -641,12 +562,8 @@ func TestRevertTorn(t *testing.T) {
 			path := propertyPaths[0]
 			real := filepath.Join(s.Root, path)
 			b, err := os.ReadFile(real)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(real, []byte(cut(string(stored(t, b)))), 0o640); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
+			must.OK(t, os.WriteFile(real, []byte(cut(string(stored(t, b)))), 0o640))
 			conflicts, err := second.Revert("rollback")
 			if err != nil || len(conflicts) != 1 || conflicts[0].Path != path {
 				t.Fatal(err, conflicts)
@@ -671,9 +588,7 @@ func TestRevertRefused(t *testing.T) {
 			s := hisTree(t)
 			want, second := joinedTwice(t, s)
 			real := filepath.Join(s.Root, serverPath)
-			if err := spoil(real); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, spoil(real))
 			conflicts, err := second.Revert("rollback")
 			if err != nil || len(conflicts) != 1 || conflicts[0].Path != serverPath {
 				t.Fatal(err, conflicts)
@@ -698,23 +613,17 @@ func TestFullDisk(t *testing.T) {
 	dir = filepath.Join(s.Root, "ams/conf")
 	small(t, dir, "size=64k", func() {
 		for name, content := range map[string]string{"jee-container.xml": standaloneXML, "red5.properties": "clusterdb.host=localhost\n"} {
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644))
 		}
 		fill, err := os.Create(filepath.Join(dir, "fill"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for err == nil {
 			_, err = fill.Write(make([]byte, 1024))
 		}
 		if !errors.Is(err, syscall.ENOSPC) {
 			t.Fatal(err)
 		}
-		if err := fill.Close(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, fill.Close())
 	})
 	before := snapshot(t, s)
 	if err := planCluster(t, s, "10.0.0.1").Commit("join"); !errors.Is(err, syscall.ENOSPC) {
@@ -730,13 +639,9 @@ func TestReadOnlyTree(t *testing.T) {
 	dir := filepath.Join(s.Root, "ams/conf")
 	small(t, dir, "size=64k", func() {
 		for name, content := range map[string]string{"jee-container.xml": standaloneXML, "red5.properties": "clusterdb.host=localhost\n"} {
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644))
 		}
-		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	})
 	before := snapshot(t, s)
 	if err := planCluster(t, s, "10.0.0.1").Commit("join"); !errors.Is(err, syscall.EROFS) {
@@ -765,27 +670,19 @@ func TestWriteFile(t *testing.T) {
 	s := newTree(t)
 	path := "/run/amsagent/result.json"
 	for _, content := range []string{"a", "b"} {
-		if err := s.WriteFile(path, []byte(content), 0o644, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, s.WriteFile(path, []byte(content), 0o644, 0o755))
 		if f, err := s.Read(path); err != nil || string(f.Bytes) != content || f.Mode != 0o644 {
 			t.Errorf("read %q %o, %v", f.Bytes, f.Mode, err)
 		}
 	}
 	real := filepath.Join(s.Root, path)
 	was, err := os.Stat(real)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.WriteFile(path, []byte("b"), 0o644, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, s.WriteFile(path, []byte("b"), 0o644, 0o755))
 	if now, err := os.Stat(real); err != nil || !os.SameFile(was, now) {
 		t.Errorf("the same content was written again (%v)", err)
 	}
-	if err := s.RemoveFile(path); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.RemoveFile(path))
 	if err := s.RemoveFile(path); err != nil {
 		t.Errorf("removing what is not there: %v", err)
 	}
@@ -817,9 +714,7 @@ func TestLock(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	a, err := s.Lock(ctx, "/run/amsagent/lock", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer stop()
 	if _, err := s.Lock(short, "/run/amsagent/lock", nil); !errors.Is(err, ErrLocked) {
@@ -835,9 +730,7 @@ func TestLock(t *testing.T) {
 		got <- err
 	}()
 	<-told
-	if err := a.Unlock(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.Unlock())
 	if err := <-got; err != nil {
 		t.Error(err)
 	}
@@ -940,9 +833,7 @@ func TestDiffShowsNoSecret(t *testing.T) {
 
 func BenchmarkPlanNothingToDo(b *testing.B) {
 	s := newTree(b)
-	if err := planCluster(b, s, "10.0.0.1").Commit("join"); err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, planCluster(b, s, "10.0.0.1").Commit("join"))
 	for b.Loop() {
 		if n := len(planCluster(b, s, "10.0.0.1").Changed()); n != 0 {
 			b.Fatal(fmt.Sprint(n, " changes"))
@@ -984,9 +875,7 @@ func TestExchangedAfterThePlan(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newTree(t)
 			p := planCluster(t, s, "10.0.0.1")
-			if err := exchange(func(path string) string { return filepath.Join(s.Root, path) }); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, exchange(func(path string) string { return filepath.Join(s.Root, path) }))
 			before := snapshot(t, s)
 			if err := p.Commit("join"); !errors.Is(err, ErrChanged) && !files.Refused(err) {
 				t.Errorf("Commit = %v, want ErrChanged", err)
@@ -1004,9 +893,7 @@ func TestBounds(t *testing.T) {
 	edit := func([]byte) ([]Span, error) { return nil, nil }
 	large := func(path string, size int) {
 		real := filepath.Join(s.Root, path)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, bytes.Repeat([]byte("#\n"), size/2), 0o644)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, bytes.Repeat([]byte("#\n"), size/2), 0o644)))
 	}
 	large("/one", MaxSettings+2)
 	if err := s.NewPlan(nil).Edit(Target{Path: "/one", Kind: KindProperties}, edit); !errors.Is(err, files.ErrTooLarge) {
@@ -1128,12 +1015,8 @@ func TestBackupCopiesTheOpenFile(t *testing.T) {
 	const path = "/ams/conf/red5.properties"
 	real := filepath.Join(s.Root, path)
 	want, err := os.ReadFile(real)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(real+".other", []byte("other=1\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(real+".other", []byte("other=1\n"), 0o600))
 	opens := 0
 	s.hook = func(call, asked string) error {
 		switch {
@@ -1148,24 +1031,16 @@ func TestBackupCopiesTheOpenFile(t *testing.T) {
 		return nil
 	}
 	state, err := s.makeStateDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tx := s.begin(state)
 	defer tx.end()
 	d, name, err := tx.at(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	f, _, err := d.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer f.Close()
 	const second = "/ams/conf/.red5.properties.amsagent-1.old"
-	if err := tx.backup(journalFile{Target: path, Backup: second}, f, len(want)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, tx.backup(journalFile{Target: path, Backup: second}, f, len(want)))
 	if got, err := os.ReadFile(filepath.Join(s.Root, second)); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the backup is %q, %v", got, err)
 	}

@@ -15,6 +15,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // The server writes in place: a crash or a full disk leaves a part of the file,
@@ -37,19 +39,13 @@ func TestTornFile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newTree(t)
 			original := snapshot(t, s)
-			if err := planCluster(t, s, host).Commit("join"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, planCluster(t, s, host).Commit("join"))
 			joined := snapshot(t, s)
 			real := filepath.Join(s.Root, path)
 			b, err := os.ReadFile(real)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			half := cut(string(stored(t, b)))
-			if err := os.WriteFile(real, []byte(half), 0o640); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(real, []byte(half), 0o640))
 			kept := func(all map[string]string) map[string]string {
 				if text := all[savedName(path)]; !strings.HasSuffix(text, half) || (text == "") != (half == "") {
 					t.Errorf("kept is %q", text)
@@ -61,16 +57,12 @@ func TestTornFile(t *testing.T) {
 			if d := cmp.Diff([]string{path}, p.Torn); d != "" || len(p.Conflicts) > 0 {
 				t.Fatalf("torn (-want +got):\n%s\nconflicts %v", d, p.Conflicts)
 			}
-			if err := p.Commit("join"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, p.Commit("join"))
 			if d := cmp.Diff(joined, kept(snapshot(t, s))); d != "" {
 				t.Errorf("made whole (-want +got):\n%s", d)
 			}
 			// A leave makes it whole, too.
-			if err := os.WriteFile(real, []byte(half), 0o640); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(real, []byte(half), 0o640))
 			undoAll(t, s)
 			if d := cmp.Diff(original, kept(snapshot(t, s))); d != "" {
 				t.Errorf("after the leave (-want +got):\n%s", d)
@@ -107,9 +99,7 @@ func TestTornUnknown(t *testing.T) {
 	s := newTree(t)
 	real := filepath.Join(s.Root, propertyPaths[0])
 	for text, want := range map[string]error{"": ErrEmpty, "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po": ErrTorn, "#Sat No": ErrTorn, "#": ErrTorn} {
-		if err := os.WriteFile(real, []byte(text), 0o640); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(real, []byte(text), 0o640))
 		err := s.NewPlan(nil).Edit(Target{Path: propertyPaths[0], Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
 		if !errors.Is(err, want) {
 			t.Errorf("%q: %v, want %v", text, err, want)
@@ -131,12 +121,8 @@ func TestTornIsWaitedForOnce(t *testing.T) {
 	plan := s.NewPlan(nil)
 	for _, path := range propertyPaths {
 		f, err := s.Read(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(s.Root, f.Target), nil, f.Mode); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
+		must.OK(t, os.WriteFile(filepath.Join(s.Root, f.Target), nil, f.Mode))
 		reads = 0
 		err = plan.Edit(Target{Path: path, Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
 		if !errors.Is(err, ErrEmpty) {
@@ -161,9 +147,7 @@ func TestUndoOfMalformed(t *testing.T) {
 			path := propertyPaths[1]
 			real := filepath.Join(s.Root, path)
 			original, err := os.ReadFile(real)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			plan := s.NewPlan(nil)
 			err = plan.Edit(Target{Path: path, Kind: KindProperties}, func(src []byte) ([]Span, error) {
 				p, err := ParseProperties(src)
@@ -173,36 +157,22 @@ func TestUndoOfMalformed(t *testing.T) {
 				p.Set("db.host", "secret", nil)
 				return p.Spans(), nil
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := plan.Commit("join"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
+			must.OK(t, plan.Commit("join"))
 			b, err := os.ReadFile(real)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			edited := edit(string(b))
-			if err := os.WriteFile(real, []byte(edited), 0o640); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(real, []byte(edited), 0o640))
 			record, err := s.Record()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			// Another join touches it not at all.
 			err = s.NewPlan(record).Edit(Target{Path: path, Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
 			if _, ok := errors.AsType[*SyntaxError](err); !ok {
 				t.Errorf("a join: %v", err)
 			}
 			undo, err := s.PlanUndo(record)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := undo.CommitUndo("leave"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
+			must.OK(t, undo.CommitUndo("leave"))
 			want := string(original)
 			if kept, err := os.ReadFile(real + ".amsagent-saved"); err != nil || string(kept) != edited {
 				t.Errorf("kept %q, %v", kept, err)

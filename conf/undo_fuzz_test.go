@@ -8,6 +8,8 @@ import (
 	"maps"
 	"net/netip"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // properties reads a file as Java does, as a map.
@@ -73,9 +75,7 @@ func TestUndoHosts(t *testing.T) {
 	const before, other = "127.0.0.1 localhost\n", "10.0.0.9 other\n"
 	spans := AddHost([]byte(before), netip.MustParseAddr("10.0.0.1"), "node")
 	written, err := applySpans([]byte(before), spans)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	rec := &FileRecord{Path: "/etc/hosts", Kind: KindHosts, Existed: true, Original: []byte(before), Spans: spans, Written: sum(written)}
 	if u, err := rec.Undo(append(written, other...)); err != nil || string(u.Bytes) != before+other || len(u.Conflicts) > 0 {
 		t.Errorf("%q, %v, %v", u.Bytes, u.Conflicts, err)
@@ -138,13 +138,9 @@ func FuzzUndo(f *testing.F) {
 // written as it was.
 func FuzzStateFiles(f *testing.F) {
 	s := newTree(f)
-	if err := planCluster(f, s, "10.0.0.1").Commit("join"); err != nil {
-		f.Fatal(err)
-	}
+	must.OK(f, planCluster(f, s, "10.0.0.1").Commit("join"))
 	good, err := s.read(s.statePath(undoName), maxRecordSize)
-	if err != nil {
-		f.Fatal(err)
-	}
+	must.OK(f, err)
 	f.Add(good.Bytes)
 	f.Add([]byte(`{"version":1,"id":"1","record":{"version":1,"files":[null]}}`))
 	f.Add([]byte(`{"version":1,"id":"1","files":[{"target":"/a/b","temp":"/a/.b.amsagent-1.new"}],"make_dirs":["/etc"]}`))
@@ -165,9 +161,7 @@ func FuzzStateFiles(f *testing.F) {
 			}
 		}
 		out, err := j.encode()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if _, err := decodeJournal("/undo.json", out); err != nil {
 			t.Fatalf("written and not read again: %v", err)
 		}

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestXattrsWithoutAdmin: a daemon without CAP_SYS_ADMIN, which its unit takes away, can write a file with the label of a
@@ -24,32 +26,22 @@ func TestXattrsWithoutAdmin(t *testing.T) {
 	}
 	dir := t.TempDir()
 	real := filepath.Join(dir, "labelled")
-	if err := os.WriteFile(real, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(real, nil, 0o600))
 	for name, value := range map[string]string{"security.elsewhere": "a label", "user.mine": "kept"} {
 		if err := unix.Setxattr(real, name, []byte(value), 0); err != nil {
 			t.Skipf("no %s can be written here: %v", name, err)
 		}
 	}
 	f, err := os.Create(filepath.Join(dir, "new"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = f.Close() }()
 	labelled, err := os.Open(real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = labelled.Close() }()
 	info, err := statFD(int(labelled.Fd()), real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a, err := AttributesOf(labelled, info)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	type outcome struct{ label, copied error }
 	ch := make(chan outcome, 1)
 	go func() {
@@ -97,9 +89,7 @@ func TestXattrBounds(t *testing.T) {
 		t.Helper()
 		reads = 0
 		list, err := keptXattrs(slices.Sorted(maps.Keys(given)), get)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		var names []string
 		for _, x := range list {
 			names = append(names, x.name)
@@ -134,9 +124,7 @@ func TestXattrsUnlisted(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	f, err := os.Create(filepath.Join(dir, "file"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = f.Close() }()
 	for i := range maxXattrValue/200 + 1 {
 		if err := unix.Fsetxattr(int(f.Fd()), fmt.Sprintf("user.%0200d", i), nil, 0); err != nil {
@@ -148,24 +136,16 @@ func TestXattrsUnlisted(t *testing.T) {
 		"\x04\x00\x00\x00\xff\xff\xff\xff" + "\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff")
 	hasACL := unix.Fsetxattr(int(f.Fd()), accessACL, acl, 0) == nil
 	info, err := statFD(int(f.Fd()), f.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a, err := AttributesOf(f, info)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if hasACL != (len(a.xattrs) == 1) {
 		t.Errorf("kept: %v", a.xattrs)
 	}
 	second, err := os.Create(filepath.Join(dir, "new"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = second.Close() }()
-	if err := a.apply(second); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.apply(second))
 	if got, err := getXattr(int(second.Fd()), accessACL); hasACL && !slices.Equal(got, acl) {
 		t.Errorf("the new file has the ACL %x, %v", got, err)
 	}

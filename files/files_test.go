@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // hostile is a user who is not root, and tree the folder that belongs to him.
@@ -32,9 +34,7 @@ func newRoot(t *testing.T) Root {
 	}
 	r := Root{Path: t.TempDir()}
 	for _, dir := range []string{"/etc", "/mnt/disk", "/home/him", "/tmp", tree + "/conf", tree + "/webapps/app"} {
-		if err := os.MkdirAll(r.Path+dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(r.Path+dir, 0o755))
 	}
 	put(t, r, "/etc/passwd", "root", 0, 0o644)
 	put(t, r, "/mnt/disk/his", "his", hostile, 0o644)
@@ -63,28 +63,20 @@ func eachKernel(t *testing.T, test func(*testing.T, func(*testing.T) Root)) {
 
 func put(t *testing.T, r Root, path, content string, uid int, mode fs.FileMode) {
 	t.Helper()
-	if err := os.WriteFile(r.Path+path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(r.Path+path, []byte(content), 0o600))
 	chown(t, r.Path+path, uid)
-	if err := os.Chmod(r.Path+path, mode); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(r.Path+path, mode))
 }
 
 func chown(t *testing.T, real string, uid int) {
 	t.Helper()
-	if err := os.Lchown(real, uid, uid); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Lchown(real, uid, uid))
 }
 
 func symlink(t *testing.T, r Root, to, path string, uid int) {
 	t.Helper()
 	_ = os.Remove(r.Path + path)
-	if err := os.Symlink(to, r.Path+path); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Symlink(to, r.Path+path))
 	chown(t, r.Path+path, uid)
 }
 
@@ -185,14 +177,10 @@ func testResolvedFolder(t *testing.T, newRoot func(*testing.T) Root) {
 		t.Errorf("not there: %v", err)
 	}
 	d, err := r.ResolvedFolder(tree + "/conf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
 	// The folder is exchanged for a link: what is open stays what it was.
-	if err := os.Rename(r.Path+tree+"/conf", r.Path+tree+"/other"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(r.Path+tree+"/conf", r.Path+tree+"/other"))
 	symlink(t, r, "/etc", tree+"/conf", hostile)
 	if b, _, err := d.Read("settings", 100); err != nil || string(b) != "settings" {
 		t.Errorf("%q, %v", b, err)
@@ -207,12 +195,8 @@ func TestOpenRefuses(t *testing.T) { eachKernel(t, testOpenRefuses) }
 
 func testOpenRefuses(t *testing.T, newRoot func(*testing.T) Root) {
 	r := newRoot(t)
-	if err := unix.Mkfifo(r.Path+tree+"/fifo", 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Link(r.Path+"/etc/passwd", r.Path+tree+"/second"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Mkfifo(r.Path+tree+"/fifo", 0o644))
+	must.OK(t, os.Link(r.Path+"/etc/passwd", r.Path+tree+"/second"))
 	put(t, r, tree+"/large", strings.Repeat("x", 101), hostile, 0o644)
 	for path, want := range map[string]error{
 		tree + "/fifo":   ErrNotRegular,
@@ -237,14 +221,10 @@ func testOpenRefuses(t *testing.T, newRoot func(*testing.T) Root) {
 		}
 	}
 	for _, path := range []string{"/circle", "/endless"} {
-		if err := os.Remove(r.Path + tree + path); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Remove(r.Path+tree+path))
 	}
 	d, err := r.Folder(tree)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
 	for _, name := range []string{"", ".", "..", "conf/settings", "a\x00b"} {
 		if _, _, err := d.Read(name, 100); err == nil {
@@ -282,9 +262,7 @@ func TestMovedFile(t *testing.T) {
 	} {
 		path := tree + "/conf/" + name
 		put(t, r, path, "secret", tt.uid, tt.mode)
-		if err := os.Chown(r.Path+path, tt.uid, tt.gid); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chown(r.Path+path, tt.uid, tt.gid))
 		if b, _, err := r.Read(path, 100); errors.Is(err, ErrLink) != tt.refused || tt.refused && len(b) > 0 || !tt.refused && err != nil {
 			t.Errorf("%s: %q, %v", name, b, err)
 		}
@@ -303,9 +281,7 @@ func TestSharedFolder(t *testing.T) {
 		symlink(t, r, "/etc/file", "/srv/link", 0)
 		symlink(t, r, tree, "/srv/folder", 0)
 		put(t, r, "/srv/alone", "x", 0, 0o600)
-		if err := errors.Join(os.Link(r.Path+"/etc/passwd", r.Path+"/srv/second"), os.Chmod(r.Path+"/srv", mode)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.Link(r.Path+"/etc/passwd", r.Path+"/srv/second"), os.Chmod(r.Path+"/srv", mode)))
 		for path, can := range map[string]bool{"/srv/link": true, "/srv/second": true, "/srv/alone": false, "/srv/folder/conf/settings": false} {
 			if _, _, err := r.Read(path, 100); (err != nil) != (can && refused) || err != nil && !errors.Is(err, ErrLink) {
 				t.Errorf("%v: %s: %v", mode, path, err)
@@ -325,9 +301,7 @@ func TestRootsAlone(t *testing.T) {
 	symlink(t, r, "/etc/run", "/etc/link", 0)
 	symlink(t, r, "/etc/run", tree+"/link", 0)
 	symlink(t, r, tree+"/link", "/etc/far", 0)
-	if err := os.Chmod(r.Path+"/tmp", fs.ModeSticky|0o777); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(r.Path+"/tmp", fs.ModeSticky|0o777))
 	for path, want := range map[string]string{
 		"/etc/run": "", "/etc/link": "", "/tmp/run": "", "/etc/../etc/run": "",
 		"/etc/shared":  "a group, or everybody, may write to /etc/shared",
@@ -347,9 +321,7 @@ func TestRootsAlone(t *testing.T) {
 func TestMakeFolderExchanged(t *testing.T) {
 	r := newRoot(t)
 	roots := r.Path + "/srv/roots"
-	if err := errors.Join(os.Mkdir(roots, 0o755), os.WriteFile(roots+"/file", nil, 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Mkdir(roots, 0o755), os.WriteFile(roots+"/file", nil, 0o600)))
 	r.Hook = func(call, name string) error {
 		if call != "openat" || name != tree+"/new" {
 			return nil
@@ -357,9 +329,7 @@ func TestMakeFolderExchanged(t *testing.T) {
 		return errors.Join(os.Remove(r.Path+name), os.Rename(roots, r.Path+name))
 	}
 	d, err := r.Folder(tree)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
 	if _, err := d.MakeFolder("new", 0o755); !Refused(err) {
 		t.Errorf("made: %v", err)
@@ -384,20 +354,14 @@ func testHindered(t *testing.T, newRoot func(*testing.T) Root) {
 	long := strings.Repeat("d", 255)
 	d, err := r.Folder(tree + "/webapps")
 	for range 2 * half {
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		up := d
 		d, err = up.MakeFolder(long, 0o755)
 		up.Close()
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
-	if err := d.Write("settings", nil, d.In(0o644)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, d.Write("settings", nil, d.In(0o644)))
 	symlink(t, r, strings.Repeat(long+"/", half), tree+"/webapps/long", hostile)
 	// What his links lead to is an error in a folder of root's.
 	for name, to := range map[string]string{"byfile": "/etc/file/settings", "bycircle": "/etc/circle", "bylong": "/etc/" + strings.Repeat("x", 256)} {
@@ -427,9 +391,7 @@ func testHindered(t *testing.T, newRoot func(*testing.T) Root) {
 // TestRemoveNothing: neither a file that is not there nor a name that no file can have is in the way.
 func TestRemoveNothing(t *testing.T) {
 	d, err := newRoot(t).Folder(tree + "/conf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
 	for _, name := range []string{"nothing", strings.Repeat("x", 256)} {
 		if err := errors.Join(d.Remove(name), d.Free(name)); err != nil {
@@ -442,14 +404,10 @@ func TestEach(t *testing.T) {
 	r := Root{Path: t.TempDir()}
 	const n = 3*eachNames + 1
 	for i := range n {
-		if err := os.WriteFile(filepath.Join(r.Path, strconv.Itoa(i)), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(r.Path, strconv.Itoa(i)), nil, 0o600))
 	}
 	d, err := r.Folder("/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
 	for most, want := range map[int]int{1: 1, eachNames + 1: eachNames + 1, 2 * n: n} {
 		seen := map[string]bool{}
@@ -464,15 +422,11 @@ func TestEach(t *testing.T) {
 func TestCreate(t *testing.T) {
 	r := newRoot(t)
 	d, err := r.Folder(tree + "/conf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
 	check := func(name string, a Attributes, uid int, mode fs.FileMode) {
 		t.Helper()
-		if err := d.Write(name, []byte("x"), a); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, d.Write(name, []byte("x"), a))
 		if info, err := d.Stat(name); err != nil || info.UID != uid || info.GID != uid || info.Mode != mode {
 			t.Errorf("%s: %d:%d %v, %v; want %d %v", name, info.UID, info.GID, info.Mode, err, uid, mode)
 		}
@@ -481,9 +435,7 @@ func TestCreate(t *testing.T) {
 	check("own", Own(0o600), 0, 0o600)
 	put(t, r, tree+"/conf/setuid", "x", hostile, fs.ModeSetuid|fs.ModeSetgid|0o755)
 	f, info, err := d.Open("setuid")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer f.Close()
 	t.Run("capabilities", func(t *testing.T) {
 		err := unix.Setxattr(filepath.Join(r.Path, tree, "conf/setuid"), capabilities,
@@ -491,21 +443,15 @@ func TestCreate(t *testing.T) {
 		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) {
 			t.Skipf("a file can have no capabilities here: %v", err)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		a, err := AttributesOf(f, info)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if len(a.xattrs) > 0 {
 			t.Errorf("capabilities go on: %v", a.xattrs)
 		}
 	})
 	a, err := AttributesOf(f, info)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	check("copy", a, hostile, 0o755)
 	if err := d.Write("new", nil, d.In(0o600)); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("written over another file: %v", err)
@@ -515,9 +461,7 @@ func TestCreate(t *testing.T) {
 		t.Errorf("written through a link: %v", err)
 	}
 	sub, err := d.MakeFolder("sub", 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer sub.Close()
 	if sub.Info().UID != hostile {
 		t.Errorf("the folder belongs to uid %d", sub.Info().UID)
@@ -530,18 +474,12 @@ func TestCreateMode(t *testing.T) {
 	defer unix.Umask(unix.Umask(0o077))
 	r := Root{Path: t.TempDir()}
 	d, err := r.Folder("/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
 	sub, err := d.MakeFolder("sub", 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer sub.Close()
-	if err := sub.Write("file", nil, Own(0o644)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, sub.Write("file", nil, Own(0o644)))
 	if mode := sub.Info().Mode; mode != fs.ModeDir|0o755 {
 		t.Errorf("the folder says that it has mode %v", mode)
 	}
@@ -562,9 +500,7 @@ func TestHook(t *testing.T) {
 		return nil
 	}
 	d, err := r.Folder(tree + "/conf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer d.Close()
 	if err := d.Remove("settings"); !errors.Is(err, unix.EIO) {
 		t.Errorf("Remove = %v", err)

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // FuzzWalk compares the walk with the kernel's own below a root (RESOLVE_IN_ROOT), in a tree of folders, files and links that
@@ -87,9 +89,7 @@ const nowhere = "nowhere"
 func kernelWalk(t *testing.T, root, path string) string {
 	t.Helper()
 	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = unix.Close(dir) }()
 	fd, err := unix.Openat2(dir, filepath.Join("/", path), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
@@ -100,9 +100,7 @@ func kernelWalk(t *testing.T, root, path string) string {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Fstat(fd, &st))
 	return fmt.Sprint(st.Ino)
 }
 

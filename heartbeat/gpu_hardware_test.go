@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestGPUHardware watches real devices of NVIDIA's: they are told as nvidia-smi tells them, its
@@ -41,9 +43,7 @@ func TestGPUHardware(t *testing.T) {
 	first := awaitGPUs(t, w, began)
 	t.Logf("ready after %.1f s: %+v", time.Since(began).Seconds(), first)
 	told, err := exec.CommandContext(t.Context(), gpuTool, "--query-gpu=index,uuid,name,driver_version,memory.total", "--format=csv,noheader,nounits").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var got bytes.Buffer
 	for _, d := range first.Devices {
 		if d.MemTotal == nil || d.MemUsed == nil {
@@ -60,22 +60,16 @@ func TestGPUHardware(t *testing.T) {
 	if len(child) != 1 {
 		t.Fatalf("%d processes of nvidia-smi", len(child))
 	}
-	if err := syscall.Kill(child[0], syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Kill(child[0], syscall.SIGKILL))
 	killed := time.Now()
 	awaitGPUs(t, w, killed.Add(interval))
 	t.Logf("ready again %.1f s after kill -9", time.Since(killed).Seconds())
 
 	var self syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &self); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Getrusage(syscall.RUSAGE_SELF, &self))
 	before, at := time.Duration(self.Utime.Nano()+self.Stime.Nano()), time.Now()
 	awaitGPUs(t, w, at.Add(20*interval))
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &self); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Getrusage(syscall.RUSAGE_SELF, &self))
 	t.Logf("%.1f ms of a processor per reading", float64(time.Duration(self.Utime.Nano()+self.Stime.Nano())-before)/1e6/20)
 
 	stop()
@@ -105,9 +99,7 @@ func awaitGPUs(t *testing.T, w *GPUWatcher, since time.Time) GPUReading {
 func gpuChildren(t *testing.T) (pids []int) {
 	t.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, name := range stats {
 		b, err := os.ReadFile(name)
 		if err != nil {
@@ -119,9 +111,7 @@ func gpuChildren(t *testing.T) (pids []int) {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		pids = append(pids, pid)
 	}
 	return pids

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 var updateGPU = flag.Bool("update", false, "write the expected readings anew")
@@ -40,9 +42,7 @@ func gpuOutputs(t testing.TB) []gpuOutput {
 	var all []gpuOutput
 	for _, file := range files {
 		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		lines := bytes.SplitN(b, []byte("\n"), 3)
 		fields, ok := bytes.CutPrefix(lines[1], []byte("# fields: "))
 		if len(lines) != 3 || !ok || !bytes.HasPrefix(lines[0], []byte("# ")) {
@@ -77,20 +77,14 @@ func TestGPUOutputs(t *testing.T) {
 				Unknown string `json:",omitempty"`
 				Lost    bool   `json:",omitempty"`
 			}{r, s.said, s.unknown, s.lost}, "", "  ")
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			got = append(got, '\n')
 			file := filepath.Join("testdata/nvidia-smi", o.name+".json")
 			if *updateGPU {
-				if err := os.WriteFile(file, got, 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(file, got, 0o644))
 			}
 			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if diff := cmp.Diff(string(want), string(got)); diff != "" {
 				t.Error(diff)
 			}

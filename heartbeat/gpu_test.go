@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // gpuWorld is a machine with a driver, and an nvidia-smi that passes on what the
@@ -43,9 +44,7 @@ func newGPUWorld(t *testing.T) *gpuWorld {
 	g := &gpuWorld{t: t, root: t.TempDir(), log: &locked.Buffer{}}
 	g.write("dev/nvidiactl", "")
 	fifo := filepath.Join(g.root, "fifo")
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Mkfifo(fifo, 0o600))
 	var err error
 	// For reading too, so that opening does not wait for a reader.
 	if g.pipe, err = os.OpenFile(fifo, os.O_RDWR, 0); err != nil {
@@ -58,12 +57,8 @@ func newGPUWorld(t *testing.T) *gpuWorld {
 func (g *gpuWorld) write(path, content string) {
 	g.t.Helper()
 	file := filepath.Join(g.root, path)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
-		g.t.Fatal(err)
-	}
+	must.OK(g.t, os.MkdirAll(filepath.Dir(file), 0o755))
+	must.OK(g.t, os.WriteFile(file, []byte(content), 0o644))
 }
 
 // tool installs an nvidia-smi: a shell script, in which $root is our folder.
@@ -71,16 +66,10 @@ func (g *gpuWorld) tool(body string) {
 	g.t.Helper()
 	script := "#!/bin/sh\nroot='" + g.root + "'\necho $$ >>$root/pids\necho \"$@\" >>$root/args\n" + body + "\n"
 	path := filepath.Join(g.root, "usr/bin/nvidia-smi")
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		g.t.Fatal(err)
-	}
+	must.OK(g.t, os.MkdirAll(filepath.Dir(path), 0o755))
 	// In one step: the watcher may be looking.
-	if err := os.WriteFile(path+".new", []byte(script), 0o755); err != nil {
-		g.t.Fatal(err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		g.t.Fatal(err)
-	}
+	must.OK(g.t, os.WriteFile(path+".new", []byte(script), 0o755))
+	must.OK(g.t, os.Rename(path+".new", path))
 }
 
 const gpuPipe = "exec cat $root/fifo"
@@ -244,9 +233,7 @@ func TestGPUStreams(t *testing.T) {
 
 	read := func(name string) string {
 		b, err := os.ReadFile(filepath.Join(g.root, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return strings.TrimSpace(string(b))
 	}
 	pid := g.pids()[0]
@@ -370,9 +357,7 @@ func TestGPUOldDriver(t *testing.T) {
 	*driver_version*) echo 'Field "driver_version" is not a valid field to query.'; exec cat $root/never;;
 esac
 ` + gpuPipe)
-	if err := unix.Mkfifo(filepath.Join(g.root, "never"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Mkfifo(filepath.Join(g.root, "never"), 0o600))
 	g.watch(0, func(p *gpuPace) { p.first, p.most, p.reap = time.Hour, time.Hour, 8*time.Second }) // no start here may wait; one child has to be ended
 	g.say("0, GPU-1, 9, 612, 7618, Tesla M60\n")
 	r := g.becomes(GPUReady)
@@ -412,9 +397,7 @@ func TestGPUBlind(t *testing.T) {
 // comes, then its driver, then the tool.
 func TestGPUAppearsLater(t *testing.T) {
 	g := newGPUWorld(t)
-	if err := os.RemoveAll(filepath.Join(g.root, "dev")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.RemoveAll(filepath.Join(g.root, "dev")))
 	g.tool(gpuPipe)
 	g.write("sys/bus/pci/devices/0000:00:02.0/vendor", "0x8086\n")
 	g.write("sys/bus/pci/devices/0000:00:02.0/class", "0x030000\n")
@@ -425,21 +408,15 @@ func TestGPUAppearsLater(t *testing.T) {
 	if r := g.w.Latest(); r.Reason != "" || r.Devices != nil || g.w.starts.Load() != 0 {
 		t.Errorf("%+v, %d starts", r, g.w.starts.Load())
 	}
-	if err := os.Remove(filepath.Join(g.root, "usr/bin/nvidia-smi")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(g.root, "usr/bin/nvidia-smi")))
 	g.write("sys/bus/pci/devices/0000:00:1e.0/class", "0x030200\n")
 	g.write("sys/bus/pci/devices/0000:00:1e.0/vendor", "0x10de\n")
 	g.becomes(GPUFailing, "1 NVIDIA device is on the PCI bus, but NVIDIA's driver is not installed")
 	driver := filepath.Join(g.root, "sys/bus/pci/devices/0000:00:1e.0/driver")
-	if err := os.Symlink("../../../drivers/nouveau", driver); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Symlink("../../../drivers/nouveau", driver))
 	g.becomes(GPUFailing, "driven by nouveau")
 	_ = os.Remove(driver)
-	if err := os.Symlink("../../../drivers/vfio-pci", driver); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Symlink("../../../drivers/vfio-pci", driver))
 	g.becomes(GPUAbsent) // it is a virtual machine's
 	_ = os.Remove(driver)
 	g.write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.90.07\n")
@@ -457,9 +434,7 @@ func TestGPULeavesNothing(t *testing.T) {
 	g := newGPUWorld(t)
 	// Two children of its own, one of which holds the output.
 	g.tool(`cat $root/never & cat $root/never >/dev/null & echo $! >>$root/pids; head -c 1 /dev/zero; echo oh >&2; exit 1`)
-	if err := unix.Mkfifo(filepath.Join(g.root, "never"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Mkfifo(filepath.Join(g.root, "never"), 0o600))
 	fds := func() int { e, _ := os.ReadDir("/proc/self/fd"); return len(e) }
 	goroutines, descriptors := runtime.NumGoroutine(), fds()
 	g.watch(0, func(p *gpuPace) { p.most = time.Millisecond })
@@ -487,9 +462,7 @@ func TestGPUDiesWithUs(t *testing.T) {
 	us.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig is about this thread
 	defer runtime.UnlockOSThread()
-	if err := us.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, us.Start())
 	eventually(t, "its child", func() bool { return len(g.pids()) == 1 })
 	_ = us.Process.Kill()
 	_ = us.Wait()

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestMoved(t *testing.T) {
@@ -53,9 +55,7 @@ func TestInterfacesAreSortedAgain(t *testing.T) {
 	if counted() {
 		t.Fatal("a bridge counts")
 	}
-	if err := os.WriteFile(filepath.Join(m.dir, "1/sys/class/net/docker0/device"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(m.dir, "1/sys/class/net/docker0/device"), nil, 0o644))
 	for range 11 {
 		m.now = m.now.Add(5 * time.Second)
 		if counted() {

@@ -26,6 +26,7 @@ import (
 	"github.com/shirou/gopsutil/v4/common"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // machine is a tree below testdata/machines at two looks, five seconds apart.
@@ -43,9 +44,7 @@ type machine struct {
 func openMachine(t testing.TB, file string) *machine {
 	t.Helper()
 	ar, err := txtar.ParseFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	m := &machine{dir: t.TempDir(), now: time.Unix(1_700_000_000, 0)}
 	for line := range strings.Lines(string(ar.Comment)) {
 		if v, ok := strings.CutPrefix(line, "ams: "); ok {
@@ -60,17 +59,13 @@ func openMachine(t testing.TB, file string) *machine {
 			continue
 		}
 		name := filepath.Join(m.dir, f.Name)
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(name), 0o755))
 		if link, ok := strings.CutSuffix(name, "@"); ok {
 			err = os.Symlink(strings.TrimSpace(string(f.Data)), link)
 		} else {
 			err = os.WriteFile(name, f.Data, 0o644)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 	}
 	m.look(t, 1)
 	return m
@@ -81,9 +76,7 @@ func (m *machine) look(t testing.TB, n int) {
 	t.Helper()
 	root := filepath.Join(m.dir, "root")
 	_ = os.Remove(root)
-	if err := os.Symlink(strconv.Itoa(n), root); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Symlink(strconv.Itoa(n), root))
 }
 
 func (m *machine) sampler() *Sampler {
@@ -215,15 +208,11 @@ func TestLimitsOfARestartedServer(t *testing.T) {
 	}
 	process := filepath.Join(m.dir, "1/proc/812")
 	gone = true
-	if err := os.Rename(process, process+"x"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(process, process+"x"))
 	if got := s.Sample(t.Context()); got.Load.Mem != nil || asked != 2 {
 		t.Errorf("memory %v, asked %d times", got.Load.Mem, asked)
 	}
-	if err := errors.Join(os.Rename(process+"x", filepath.Join(m.dir, "1/proc/813")), os.Remove(filepath.Join(m.dir, "1/sys/fs/cgroup/system.slice/antmedia.service/memory.max"))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Rename(process+"x", filepath.Join(m.dir, "1/proc/813")), os.Remove(filepath.Join(m.dir, "1/sys/fs/cgroup/system.slice/antmedia.service/memory.max"))))
 	gone, m.pid = false, 813
 	if got := s.Sample(t.Context()); got.Load.Mem == nil || *got.Load.Mem != 20 || asked != 3 {
 		t.Errorf("memory %v, missing %v, asked %d times", got.Load.Mem, got.Missing, asked)
@@ -241,9 +230,7 @@ func TestUnreadable(t *testing.T) {
 	for _, name := range []string{"stat", "meminfo", "net/dev", "812/cgroup"} {
 		// A folder opens and cannot be read, for root too.
 		name = filepath.Join(m.dir, "2/proc", name)
-		if err := errors.Join(os.Remove(name), os.Mkdir(name, 0o755)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.Remove(name), os.Mkdir(name, 0o755)))
 	}
 	got := s.Sample(t.Context())
 	checkConsistent(t, got)
@@ -265,9 +252,7 @@ func TestPipesDoNotHang(t *testing.T) {
 	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
 	for _, name := range []string{"812/cgroup"} {
 		name = filepath.Join(m.dir, "1/proc", name)
-		if err := errors.Join(os.Remove(name), syscall.Mkfifo(name, 0o644)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.Remove(name), syscall.Mkfifo(name, 0o644)))
 	}
 	done := make(chan Sample, 1)
 	go func() { done <- m.sampler().Sample(context.Background()) }()
@@ -528,9 +513,7 @@ func BenchmarkSample(b *testing.B) {
 
 func cpuTime(b testing.TB) time.Duration {
 	var ru syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, syscall.Getrusage(syscall.RUSAGE_SELF, &ru))
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
@@ -541,9 +524,7 @@ func cpuTime(b testing.TB) time.Duration {
 func FuzzReadings(f *testing.F) {
 	for _, name := range []string{"linux-6.8-vm", "cgroup1-service", "network-garbage"} {
 		ar, err := txtar.ParseFile("testdata/machines/" + name + ".txtar")
-		if err != nil {
-			f.Fatal(err)
-		}
+		must.OK(f, err)
 		for _, file := range ar.Files {
 			f.Add(file.Data)
 		}
@@ -560,17 +541,11 @@ func FuzzReadings(f *testing.F) {
 		group := filepath.Join(sys, "fs/cgroup/system.slice/antmedia.service")
 		for _, name := range []string{"stat", "meminfo", "net/dev", "812/cgroup"} {
 			name = filepath.Join(proc, name)
-			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, data, 0o644)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, data, 0o644)))
 		}
-		if err := os.MkdirAll(group, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(group, 0o755))
 		for _, name := range []string{"memory.max", "cpu.max"} {
-			if err := os.WriteFile(filepath.Join(group, name), data, 0o644); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filepath.Join(group, name), data, 0o644))
 		}
 		fuzzed := context.WithValue(t.Context(), common.EnvKey, common.EnvMap{common.HostProcEnvKey: proc, common.HostSysEnvKey: sys})
 		sound := context.WithValue(t.Context(), common.EnvKey, whole.env)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestScore(t *testing.T) {
@@ -90,9 +91,7 @@ func TestReadLimits(t *testing.T) {
 				}
 			}
 			p, err := conf.ParseProperties([]byte(tt.file))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if diff := cmp.Diff(tt.want, ReadLimits(r, p.Get)); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // fakeStreams is the cluster's memory of streams and nodes.
@@ -70,9 +71,7 @@ type counted struct {
 func newCounted(t *testing.T, settings string) *counted {
 	t.Helper()
 	c := &counted{t: t, root: t.TempDir(), now: time.Unix(1_800_000_000, 0), streams: &fakeStreams{}, address: "10.0.0.3"}
-	if err := os.CopyFS(filepath.Join(c.root, ams.DefaultDir), os.DirFS("../testdata/trees/3.0")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.CopyFS(filepath.Join(c.root, ams.DefaultDir), os.DirFS("../testdata/trees/3.0")))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.asked++
 		if c.answer == nil {
@@ -83,9 +82,7 @@ func newCounted(t *testing.T, settings string) *counted {
 	}))
 	t.Cleanup(srv.Close)
 	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if c.port, err = strconv.Atoi(port); err != nil {
 		t.Fatal(err)
 	}
@@ -107,9 +104,7 @@ func newCounted(t *testing.T, settings string) *counted {
 func (c *counted) settings(lines string) {
 	c.t.Helper()
 	text := fmt.Sprintf("http.host=127.0.0.1\nhttp.port=%d\n%s", c.port, lines)
-	if err := os.WriteFile(filepath.Join(c.root, ams.DefaultDir, "conf/red5.properties"), []byte(text), 0o644); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, os.WriteFile(filepath.Join(c.root, ams.DefaultDir, "conf/red5.properties"), []byte(text), 0o644))
 }
 
 // connections are established ones from these addresses to the server's port.
@@ -132,12 +127,8 @@ func (c *counted) established(from map[int][]string) {
 		}
 	}
 	dir := filepath.Join(c.root, "proc/net")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "tcp"), []byte(b.String()), 0o644); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, os.MkdirAll(dir, 0o755))
+	must.OK(c.t, os.WriteFile(filepath.Join(dir, "tcp"), []byte(b.String()), 0o644))
 }
 
 // is counts, and fails where the figures are others; -1 is not known.
@@ -206,9 +197,7 @@ func TestPublishers(t *testing.T) {
 	c.streams.err = errors.New("away")
 	c.later(11 * time.Second)
 	tcp := filepath.Join(c.root, "proc/net/tcp")
-	if err := os.Rename(tcp, tcp+".away"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(tcp, tcp+".away"))
 	c.is("MongoDB is away, and connections are not known", -1, -1, "")
 	c.is("MongoDB is still away", -1, -1, "")
 	c.streams.err = nil
@@ -216,9 +205,7 @@ func TestPublishers(t *testing.T) {
 	if n := c.streams.asked - asked; n != 3 {
 		t.Errorf("asked %d times", n)
 	}
-	if err := os.Rename(tcp+".away", tcp); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(tcp+".away", tcp))
 
 	// What was counted in one cluster says nothing of another.
 	c.streams = &fakeStreams{live: map[string][]string{database: {"x"}}}
@@ -228,17 +215,13 @@ func TestPublishers(t *testing.T) {
 	c.is("another address", 0, 0, cluster.CountedByConnections)
 	c.streams = nil
 	c.is("no node: the RTMP port tells", 0, 0, cluster.CountedByConnections)
-	if err := os.Rename(tcp, tcp+".away"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(tcp, tcp+".away"))
 	for _, m := range c.is("no node, and connections are not known", -1, -1, "") {
 		if m.What == whatPublishers && !errors.Is(m.Err, errNotMember) {
 			t.Errorf("%v", m)
 		}
 	}
-	if err := os.Rename(tcp+".away", tcp); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(tcp+".away", tcp))
 	// The clock is set back: an old count is not good for ever.
 	c.streams = &fakeStreams{}
 	c.is("again", 0, 0, cluster.CountedByConnections)
@@ -282,9 +265,7 @@ func TestViewers(t *testing.T) {
 
 	// Nobody can tell: that is not zero.
 	c.answer = nil
-	if err := os.Remove(filepath.Join(c.root, "proc/net/tcp")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(c.root, "proc/net/tcp")))
 	missing := c.is("nobody can tell", 0, -1, "")
 	if len(missing) != 1 || !errors.Is(missing[0].Err, ams.ErrForbidden) {
 		t.Errorf("the reasons: %v", missing)
@@ -353,13 +334,9 @@ func TestPeers(t *testing.T) {
 func TestSessionsWithoutServer(t *testing.T) {
 	c := newCounted(t, "")
 	file := filepath.Join(c.root, ams.DefaultDir, "conf/red5.properties")
-	if err := os.Rename(file, file+".away"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(file, file+".away"))
 	c.is("no file", -1, -1, "")
-	if err := os.Rename(file+".away", file); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Rename(file+".away", file))
 	c.later(time.Second)
 	c.is("the file is back", 0, 0, cluster.CountedByConnections)
 }
@@ -437,9 +414,7 @@ func TestMongoIsAskedRarely(t *testing.T) {
 // beside its unit, proves nothing.
 func TestDeadServerHasNoSessions(t *testing.T) {
 	c := newCounted(t, "")
-	if err := os.Remove(filepath.Join(c.root, "proc/net/tcp")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(c.root, "proc/net/tcp")))
 	c.streams.err = errors.New("MongoDB is away")
 	state := ams.State{Activity: ams.ActivityFailed}
 	var err error
@@ -477,9 +452,7 @@ func TestDeadServerHasNoSessions(t *testing.T) {
 func listenAt(t *testing.T, port int) (net.Listener, int) {
 	t.Helper()
 	l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return l, l.Addr().(*net.TCPAddr).Port
 }
 
@@ -488,9 +461,7 @@ func TestPortEditedWhileTheServerRuns(t *testing.T) {
 	c := newCounted(t, serverKey)
 	c.is("the server refuses", 0, 0, cluster.CountedByConnections)
 	l, free := listenAt(t, 0)
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, l.Close())
 	old := c.port
 	c.port = free
 	c.settings(serverKey)
@@ -512,9 +483,7 @@ func TestPortEditedWhileTheServerRuns(t *testing.T) {
 // The answer of a real Community Edition has negative counts: not counted.
 func TestRealStatistics(t *testing.T) {
 	answer, err := os.ReadFile("testdata/system-resources-2.17.1.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c := newCounted(t, serverKey)
 	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) }
 	c.streams.err = errors.New("MongoDB is away")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 )
 
@@ -312,14 +313,10 @@ func TestAlibabaHeartbeats(t *testing.T) {
 			f := removing(alibaba.Action{Hook: "ash-1", Token: "t-1", Others: others})
 			c := NewAlibabaCompleter(f, AlibabaCompleterOptions{})
 			h, err := c.Discover(t.Context(), false)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			end := time.Now().Add(6 * time.Hour)
 			for time.Now().Before(end) {
-				if err := c.Heartbeat(t.Context(), *h); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, c.Heartbeat(t.Context(), *h))
 				<-time.After(h.Timeout / 2) // as the manager does
 			}
 			// The cloud allows a token twenty heartbeats.
@@ -382,9 +379,7 @@ func TestAlibabaComplete(t *testing.T) {
 	f := removing(one, two)
 	c := NewAlibabaCompleter(f, AlibabaCompleterOptions{})
 	h, err := c.Discover(t.Context(), false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	// One of two does not answer: the other is not told twice.
 	f.err["t-1"] = alibaba.ErrThrottled
 	if err := c.Complete(t.Context(), *h); !errors.Is(err, alibaba.ErrThrottled) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // fastNode is a node whose answers take no time.
@@ -62,9 +63,7 @@ func BenchmarkNotice(b *testing.B) {
 			Node: n, Completer: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Uptime: BootClock("/"),
 		})
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, err)
 		n.ready = func() bool { return m.View().Ready }
 		ctx, cancel := context.WithCancel(b.Context())
 		ended := make(chan error, 1)
@@ -104,9 +103,7 @@ func BenchmarkLastSession(b *testing.B) {
 			Node: n, Completer: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			SampleInterval: interval,
 		})
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, err)
 		ctx, cancel := context.WithCancel(b.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- m.Run(ctx) }()

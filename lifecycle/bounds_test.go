@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // A metadata service that invents a new event at each poll, each with a text that
@@ -21,9 +23,7 @@ func TestHostileNotices(t *testing.T) {
 		said := &counting{}
 		l := w.live(func(o *Options) { o.Log = slog.New(said) })
 		begin := time.Now()
-		if err := l.Drain(DrainRequest{Deadline: 6 * time.Hour, Reason: "kernel update", Who: "root"}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Drain(DrainRequest{Deadline: 6 * time.Hour, Reason: "kernel update", Who: "root"}))
 		earliest := begin.Add(2 * time.Hour)
 		long := strings.Repeat("<\x1b&\u2028\xff", 2<<10)
 		for i := range 500 {

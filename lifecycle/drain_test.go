@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestTerminateDrainsAndCompletesLast(t *testing.T) {
@@ -110,9 +111,7 @@ func TestDeadlineCutsAndCounts(t *testing.T) {
 		l := w.live()
 		defer l.kill()
 		began := time.Now()
-		if err := l.Drain(DrainRequest{Deadline: 11 * time.Minute, Who: "root", RepairStreams: true}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Drain(DrainRequest{Deadline: 11 * time.Minute, Who: "root", RepairStreams: true}))
 		tick(3 * time.Second)
 		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 10m to the deadline (--deadline of root)"; got != want {
 			t.Errorf("progress %q, want %q", got, want)
@@ -356,9 +355,7 @@ func TestDiskHangs(t *testing.T) {
 	o := w.options()
 	o.Files = disk
 	m, err := NewManager(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ran, asked := make(chan error, 1), make(chan error, 1)
 	go func() { ran <- m.Run(ctx) }()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -67,9 +68,7 @@ func TestParseEventShapes(t *testing.T) {
 	for _, f := range files {
 		name := strings.TrimSuffix(filepath.Base(f), ".json")
 		data, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		// What editors and shells do to a file on its way here.
 		for how, data := range map[string][]byte{
 			"as it is": data,
@@ -79,9 +78,7 @@ func TestParseEventShapes(t *testing.T) {
 		} {
 			t.Run(name+"/"+how, func(t *testing.T) {
 				got, err := lifecycle.ParseEvent(data)
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				if diff := cmp.Diff(want[name], got); diff != "" {
 					t.Error(diff)
 				}
@@ -210,14 +207,10 @@ func TestEventStale(t *testing.T) {
 
 func FuzzEvent(f *testing.F) {
 	files, err := filepath.Glob("testdata/events/*.json")
-	if err != nil {
-		f.Fatal(err)
-	}
+	must.OK(f, err)
 	for _, name := range files {
 		data, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
+		must.OK(f, err)
 		f.Add(data)
 	}
 	f.Add([]byte(`{"Records":[{"body":"\"{}\""}]}`))

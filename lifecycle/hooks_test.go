@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/aws"
 )
@@ -252,9 +253,7 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		l.until("others' hooks", time.Minute, func(v View) bool { return v.Trouble["hooks"] != "" })
-		if err := l.Undrain("somebody", ""); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Undrain("somebody", ""))
 		tick(time.Hour)
 		if v := l.View(); !v.Ready || len(v.Trouble) != 0 {
 			t.Errorf("%+v", v)

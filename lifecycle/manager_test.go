@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestNewManagerSaysAllThatIsMissing(t *testing.T) {
@@ -207,9 +208,7 @@ func TestViewIsOneDocument(t *testing.T) {
 		l.Notice(terminate())
 		tick(2 * time.Second)
 		data, err := json.Marshal(l.View())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		var back View
 		if err := json.Unmarshal(data, &back); err != nil || back.State != StateDraining || *back.Sessions.Viewers != 3 {
 			t.Errorf("%s %v", data, err)
@@ -234,9 +233,7 @@ func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 		}
 		l := w.live(func(o *Options) { o.Log = slog.New(said) })
 		defer l.kill()
-		if err := l.Drain(DrainRequest{Deadline: 20 * time.Minute}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Drain(DrainRequest{Deadline: 20 * time.Minute}))
 		changing := func(w *world) { n := *w.viewers%2 + 1; w.viewers = &n }
 		for range 100 { // the reason of the row changes, so that it is written
 			tick(6 * time.Second)

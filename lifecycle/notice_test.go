@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/aws"
 )
@@ -165,9 +166,7 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 		}
 		l.Notice(terminate())
 		tick(time.Second)
-		if err := l.Undrain("root", ""); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Undrain("root", ""))
 		for range 5 {
 			l.Notice(terminate()) // the source sees it still
 			tick(2 * time.Second)
@@ -209,9 +208,7 @@ func TestOverruledStaysSo(t *testing.T) {
 			if l.View().State != StateDraining {
 				t.Fatal("it does not drain")
 			}
-			if err := l.Undrain("root", ""); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, l.Undrain("root", ""))
 			for range 2 {
 				l.kill()
 				l = w.live()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func goesDown(in time.Duration) Notice {
@@ -113,9 +114,7 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		w := newWorld(t)
 		w.countErr = errors.New("nobody answers")
 		l := w.live()
-		if err := l.Drain(DrainRequest{Deadline: time.Hour}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Drain(DrainRequest{Deadline: time.Hour}))
 		tick(10 * time.Minute)
 		if v := l.View(); v.Step != StepDraining {
 			t.Fatalf("step %s", v.Step)
@@ -170,9 +169,7 @@ func TestShutdownWithoutMongo(t *testing.T) {
 		w := without(t)
 		l := w.live()
 		defer l.kill()
-		if err := l.Drain(DrainRequest{Deadline: time.Hour}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Drain(DrainRequest{Deadline: time.Hour}))
 		tick(10 * time.Minute)
 		if v := l.View(); v.Step != StepDraining || !strings.Contains(v.Trouble["sessions"], "RTMP port") {
 			t.Errorf("step %s, trouble %s", v.Step, v.Trouble["sessions"])
@@ -210,9 +207,7 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 		w := newWorld(t)
 		w.cloudErr = func(op) error { return errors.New("somebody asked") }
 		l := w.live()
-		if err := l.Drain(DrainRequest{}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Drain(DrainRequest{}))
 		tick(500 * time.Millisecond)
 		l.kill()
 		if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil {
@@ -260,9 +255,7 @@ func TestLastWord(t *testing.T) {
 		word := func() *Tombstone {
 			t.Helper()
 			tomb, err := LastWord(w, "boot-1")
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			return tomb
 		}
 		if tomb := word(); tomb != nil {
@@ -270,9 +263,7 @@ func TestLastWord(t *testing.T) {
 		}
 		w.viewers = p(2)
 		l := w.live()
-		if err := l.Drain(DrainRequest{Deadline: time.Hour, Reason: "maintenance", Who: "root", RepairStreams: true}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Drain(DrainRequest{Deadline: time.Hour, Reason: "maintenance", Who: "root", RepairStreams: true}))
 		l.Notice(goesDown(30 * time.Second))
 		tick(5 * time.Second)
 		// Killed now, nobody has counted who is cut.

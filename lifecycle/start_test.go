@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func park() Notice { n := terminate(); n.ID, n.Kind, n.Reason = "pool", Park, "warm pool"; return n }
@@ -80,9 +81,7 @@ func TestRejoined(t *testing.T) {
 		l.Notice(park())
 		l.until("parked", time.Minute, isDone)
 		w.set(func(w *world) { w.row, w.running = cluster.StateActive, true })
-		if err := l.Forget(false); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, l.Forget(false))
 		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {
 			l.kill()
 			w.boot = boot

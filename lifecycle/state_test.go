@@ -17,6 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestKilledAtEveryWrite lets a drain be killed after each write of its record,
@@ -168,15 +169,11 @@ func TestClockJumps(t *testing.T) {
 				if c.boot {
 					boot = "boot-1"
 				}
-				if err := r.save(w, now, boot, time.Hour); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, r.save(w, now, boot, time.Hour))
 				// One minute later, by a clock that was set: as if all was written at
 				// another time.
 				back, err := load(w)
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				back.Saved = back.Saved.Add(-c.jump)
 				back.each(func(t *time.Time) { *t = t.Add(-c.jump) })
 				tick(time.Minute)
@@ -198,9 +195,7 @@ func TestDeadlinesAreMonotonic(t *testing.T) {
 	w := newWorld(t)
 	w.viewers = p(1)
 	m, err := NewManager(w.options())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	wall := time.Now().Round(0).Add(time.Minute) // as a cloud gives it
 	n := terminate()
 	n.Deadline, n.Received, n.Hook.Limit = wall, wall.Add(-2*time.Minute), wall
@@ -292,9 +287,7 @@ func TestRecordOnARealDisk(t *testing.T) {
 	o := w.options()
 	o.Files = store
 	m, err := NewManager(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	path := filepath.Join(root, RecordPath)
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a record of nothing: %v", err)
@@ -312,9 +305,7 @@ func TestRecordOnARealDisk(t *testing.T) {
 	if err != nil || again.View().State != StateDraining || !again.View().Deadline.Equal(m.View().Deadline) {
 		t.Errorf("%+v %v", again.View(), err)
 	}
-	if err := again.Undrain("root", ""); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, again.Undrain("root", ""))
 	again.mu.Lock()
 	again.r.Dismissed, again.r.Said = nil, cluster.StateActive
 	again.commit()
@@ -330,12 +321,8 @@ func TestBootClock(t *testing.T) {
 		t.Errorf("boot %q without a kernel to ask", boot)
 	}
 	dir := filepath.Join(root, "proc/sys/kernel/random")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "boot_id"), []byte("abc\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(dir, 0o755))
+	must.OK(t, os.WriteFile(filepath.Join(dir, "boot_id"), []byte("abc\n"), 0o600))
 	boot, up := BootClock(root)()
 	_, later := BootClock(root)()
 	if boot != "abc" || up <= 0 || later < up {
@@ -388,18 +375,14 @@ func FuzzRecord(f *testing.F) {
 	now := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 	n := terminate()
 	r := &record{Step: StepDraining, Begun: now, Notices: []Notice{n}, Hooks: []waiter{{Hook: *n.Hook, Since: now}}, Say: cluster.StateDraining}
-	if err := r.save(w, now, "boot", time.Hour); err != nil {
-		f.Fatal(err)
-	}
+	must.OK(f, r.save(w, now, "boot", time.Hour))
 	f.Add(w.file)
 	f.Add([]byte(`{"version":1,"step":"done","begun":"2026-11-20T08:00:00Z","notices":[{"id":"x","kind":"park","hook":{}}],"start":{}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		w := newWorld(t)
 		w.file = bytes.Clone(data)
 		m, err := NewManager(w.options())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		v := m.View()
 		if _, err := json.Marshal(v); err != nil && !strings.Contains(err.Error(), "year outside") {
 			t.Errorf("%v", err)

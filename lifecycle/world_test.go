@@ -17,6 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // world is a machine, its cluster and its cloud, all of them fakes that fail as
@@ -423,9 +424,7 @@ func (w *world) live(change ...func(*Options)) *life {
 		c(&o)
 	}
 	m, err := NewManager(o)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	must.OK(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &life{Manager: m, t: w.t, cancel: cancel, ended: make(chan error, 1)}
 	go func() { l.ended <- m.Run(ctx) }()

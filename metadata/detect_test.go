@@ -20,6 +20,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -29,12 +30,8 @@ func tree(t testing.TB, files map[string]string) string {
 	root := t.TempDir()
 	for name, body := range files {
 		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		must.OK(t, os.WriteFile(path, []byte(body), 0o600))
 	}
 	return root
 }
@@ -146,9 +143,7 @@ func TestDetect(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			root := tree(t, tt.files)
 			d, err := metadata.Detect(t.Context(), metadata.Options{Root: root, NoNetwork: true, DialContext: noDial(t)})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if d.Provider != tt.provider || d.Platform != tt.platform {
 				t.Errorf("detected %s %q, want %s %q", d.Provider, d.Platform, tt.provider, tt.platform)
 			}
@@ -167,9 +162,7 @@ func TestDetectIsNotTempted(t *testing.T) {
 	tempting := map[string]string{}
 	for name, start := range map[string]func(testing.TB) string{"aws": fakeAWS, "azure": fakeAzure, "gcp": fakeGCP, "alibaba": fakeAlibaba} {
 		behind, err := url.Parse(start(t))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		proxy := &httputil.ReverseProxy{
 			Transport: &http.Transport{}, // not the default one: it reads the proxy variables once for all tests
 			// Not a Director: EC2 serves nothing that was forwarded.
@@ -187,9 +180,7 @@ func TestDetectIsNotTempted(t *testing.T) {
 				d, err := metadata.Detect(t.Context(), metadata.Options{
 					Root: tree(t, tt.files), Endpoints: map[string]string{"aws": u, "azure": u, "gcp": u, "alibaba": u},
 				})
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				if tt.decidedBy == "network" {
 					// Here he is asked, and believed: the control, without which the rest would show nothing.
 					if d.Provider != name {
@@ -246,9 +237,7 @@ func checkEvidence(t *testing.T, d metadata.Detection) {
 		t.Errorf("%d pieces of evidence decided, want one: %+v", decided, d.Evidence)
 	}
 	js, err := json.Marshal(d)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	// Serial numbers and UUIDs identify hardware, and this goes into tickets.
 	for _, secret := range []string{"-9099-", "012345abcdef", "012345ABCDEF", otherID, "0123456789ABCDEF", "srv-1ab2c"} {
 		if strings.Contains(string(js), secret) {
@@ -269,13 +258,9 @@ func TestDetectAsUser(t *testing.T) {
 	if os.Geteuid() == 0 {
 		// Root reads everything; a folder in the place of the file cannot be read by anybody.
 		root := tree(t, dmi("sys_vendor=Hetzner"))
-		if err := os.MkdirAll(filepath.Join(root, "sys/class/dmi/id/product_uuid"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Join(root, "sys/class/dmi/id/product_uuid"), 0o755))
 		d, err := metadata.Detect(t.Context(), metadata.Options{Root: root, NoNetwork: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		i := slices.IndexFunc(d.Evidence, func(e metadata.Evidence) bool { return e.Source == dirDMI+"product_uuid" })
 		if i < 0 || d.Evidence[i].Verdict != "cannot be read by this user" {
 			t.Errorf("evidence: %+v", d.Evidence)
@@ -286,9 +271,7 @@ func TestDetectAsUser(t *testing.T) {
 		return
 	}
 	root := tree(t, dmi("sys_vendor=Hetzner", "product_uuid="+otherID))
-	if err := os.Chmod(filepath.Join(root, "sys/class/dmi/id/product_uuid"), 0); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(filepath.Join(root, "sys/class/dmi/id/product_uuid"), 0))
 	if d, err := metadata.Detect(t.Context(), metadata.Options{Root: root, NoNetwork: true}); err != nil || d.Platform != "hetzner" {
 		t.Errorf("detected %+v, %v", d, err)
 	}
@@ -327,9 +310,7 @@ func TestDetectWithoutNetworkIsQuick(t *testing.T) {
 		begin := time.Now()
 		// Without a root, so that the network is asked; the firmware strings are those of the machine this test runs on.
 		d, err := metadata.Detect(t.Context(), metadata.Options{DialContext: hang})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		took := time.Since(begin)
 		if d.Decisive().Source != "all of the above" {
 			t.Skipf("this machine is known by %s", d.Decisive().Source)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
@@ -64,17 +65,11 @@ func TestDetectOpenInstance(t *testing.T) {
 		Root: tree(t, dmi("board_asset_tag=i-0abc1234567890def")), Endpoints: map[string]string{"aws": fakeAWS(t)},
 	}
 	d, err := metadata.Detect(t.Context(), opts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p, err := metadata.Open(d.Provider, opts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	role, _ := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role")
 	if inst.ID != "i-0abc1234567890def" || inst.Address != netip.MustParseAddr("10.0.1.23") || role != "edge" || inst.Group != "edge-asg" {
 		t.Errorf("instance: %+v", inst)
@@ -93,17 +88,13 @@ func TestHouseRules(t *testing.T) {
 			t.Errorf("%s/doc.go does not say that the API is not stable yet", dir)
 		}
 		files, err := os.ReadDir(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, f := range files {
 			if !strings.HasSuffix(f.Name(), ".go") {
 				continue
 			}
 			b, err := os.ReadFile(dir + "/" + f.Name())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if !strings.HasPrefix(string(b), "// Copyright The amsagent Authors\n// SPDX-License-Identifier: Apache-2.0\n\n") {
 				t.Errorf("%s/%s has no licence header", dir, f.Name())
 			}
@@ -157,13 +148,9 @@ func BenchmarkDetectAndIdentity(b *testing.B) {
 			for b.Loop() {
 				n++
 				d, err := metadata.Detect(b.Context(), opts)
-				if err != nil {
-					b.Fatal(err)
-				}
+				must.OK(b, err)
 				p, err := metadata.Open(d.Provider, opts)
-				if err != nil {
-					b.Fatal(err)
-				}
+				must.OK(b, err)
 				inst, err := p.Instance(b.Context())
 				if err != nil || len(inst.Tags) != bench.tags {
 					b.Fatalf("%+v, %v", inst, err)

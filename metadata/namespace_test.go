@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -106,18 +107,14 @@ func TestDetectInNamespaces(t *testing.T) {
 func lookInside(t *testing.T) {
 	begin := time.Now()
 	d, err := metadata.Detect(t.Context(), metadata.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	took := time.Since(begin)
 	if by := d.Decisive().Source; by != "all of the above" {
 		t.Skipf("the machine that this runs on is known by %s", by)
 	}
 	// Not by t.Log, which puts the place before it.
 	out, err := json.Marshal(seenInside{Detection: d, Took: took})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if _, err := os.Stdout.WriteString("SEEN " + string(out) + "\n"); err != nil {
 		t.Fatal(err)
 	}

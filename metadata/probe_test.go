@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
@@ -92,9 +93,7 @@ func TestDetectRemembers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := metadata.Detect(t.Context(), metadata.Options{Root: tree(t, tt.files), Endpoints: tt.endpoints, Known: tt.known})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if d.Provider != tt.want || d.Remembered != tt.remembered {
 				t.Errorf("detected %+v, want %s", d, tt.want)
 			}
@@ -199,9 +198,7 @@ func TestProbes(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d, err := metadata.Detect(t.Context(), metadata.Options{Root: tree(t, dmi("sys_vendor=QEMU")), Endpoints: tt.ends(t)})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if d.Provider != tt.want {
 				t.Errorf("detected %s, want %s: %+v", d.Provider, tt.want, d.Evidence)
 			}
@@ -213,16 +210,12 @@ func TestProbes(t *testing.T) {
 // Below a root the network is that of another machine, so only a service that somebody pointed to is asked.
 func TestProbesBelowRoot(t *testing.T) {
 	d, err := metadata.Detect(t.Context(), metadata.Options{Root: t.TempDir(), DialContext: noDial(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if d.Provider != "generic" {
 		t.Errorf("detected %s", d.Provider)
 	}
 	d, err = metadata.Detect(t.Context(), metadata.Options{Root: t.TempDir(), Endpoints: map[string]string{"gcp": fakeGCP(t)}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if d.Provider != "gcp" {
 		t.Errorf("detected %s: %+v", d.Provider, d.Evidence)
 	}
@@ -232,9 +225,7 @@ func TestProbesDisabled(t *testing.T) {
 	d, err := metadata.Detect(t.Context(), metadata.Options{
 		Root: t.TempDir(), Endpoints: map[string]string{"aws": fakeAWS(t)}, Disabled: []string{"aws"},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if d.Provider != "generic" {
 		t.Errorf("detected %s", d.Provider)
 	}
@@ -255,9 +246,7 @@ func TestProbesAreBounded(t *testing.T) {
 		Root: t.TempDir(), ProbeTimeout: time.Hour, // more than a second is not to be had
 		Endpoints: map[string]string{"aws": slow, "azure": slow, "gcp": slow, "alibaba": slow},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if took := time.Since(begin); d.Provider != "generic" || took > time.Minute {
 		t.Errorf("detected %s after %v", d.Provider, took)
 	}
@@ -284,9 +273,7 @@ func TestProbesFollowNoRedirect(t *testing.T) {
 		http.Redirect(w, r, elsewhere+r.URL.Path, http.StatusFound)
 	})
 	d, err := metadata.Detect(t.Context(), metadata.Options{Root: t.TempDir(), Endpoints: map[string]string{"gcp": here, "azure": here, "alibaba": here, "aws": here}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if asked || d.Provider != "generic" {
 		t.Errorf("redirect followed: %v; detected %s", asked, d.Provider)
 	}
@@ -318,9 +305,7 @@ func TestProbesIgnoreProxies(t *testing.T) {
 		dialled[addr] = true
 		return nil, errors.New("no network in this test")
 	}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if by := d.Decisive().Source; by != "all of the above" {
 		t.Skipf("this machine is known by %s", by)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // treeOf is a machine below another root with these files; they are holes.
@@ -23,9 +24,7 @@ func treeOf(t *testing.T, sizes map[string]int64) *patient {
 	root := t.TempDir()
 	for name, size := range sizes {
 		real := filepath.Join(root, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, nil, 0o644), os.Truncate(real, size)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(real), 0o755), os.WriteFile(real, nil, 0o644), os.Truncate(real, size)))
 	}
 	return &patient{root: root, store: &conf.Store{Root: root, Dir: bootstrap.StateDir}}
 }
@@ -49,9 +48,7 @@ func TestReadsAreBounded(t *testing.T) {
 func TestLargeUndoRecord(t *testing.T) {
 	p := treeOf(t, map[string]int64{undoPath: 8 << 20})
 	for path, mode := range map[string]fs.FileMode{undoPath: 0o644, bootstrap.StateDir: 0o755, "/var/lib": 0o755, "/var": 0o755} {
-		if err := os.Chmod(filepath.Join(p.root, path), mode); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chmod(filepath.Join(p.root, path), mode))
 	}
 	p.inspection = begin(func() (*bootstrap.Inspection, error) { return &bootstrap.Inspection{}, nil })
 	found := checkSecrets(t.Context(), p)

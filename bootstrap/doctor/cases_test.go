@@ -24,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -71,17 +72,13 @@ func serverCases() []aCase {
 		{bootstrap.IDFile, "a port with a default", func(c *clinic) { c.put(server, "http.port=${PORT:5080}\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "the default 5080 is used; if the server's environment sets PORT,"},
 		{bootstrap.IDFile, "a port that is none", func(c *clinic) { c.put(server, "http.port=many\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "no port"},
 		{bootstrap.IDFile, "a second name", func(c *clinic) {
-			if err := os.Link(filepath.Join(c.root, server), filepath.Join(c.root, "usr/local/antmedia/conf/copy")); err != nil {
-				c.t.Fatal(err)
-			}
+			must.OK(c.t, os.Link(filepath.Join(c.root, server), filepath.Join(c.root, "usr/local/antmedia/conf/copy")))
 			c.target("10.0.2.4")
 		}, Warning, bootstrap.IDHardLink, "2 names"},
 		{bootstrap.IDFile, "far too large", func(c *clinic) { c.put(liveApp, "db.type=mapdb\n"+strings.Repeat("#\n", 300_000)) }, Bad, bootstrap.IDFileSize, "too large"},
 		{bootstrap.IDFile, "a link out of the server's tree", func(c *clinic) {
 			c.put("etc/other.properties", "a=b\n")
-			if err := os.Remove(filepath.Join(c.root, liveApp)); err != nil {
-				c.t.Fatal(err)
-			}
+			must.OK(c.t, os.Remove(filepath.Join(c.root, liveApp)))
 			c.link(liveApp, "/etc/other.properties")
 			c.own("usr/local/antmedia/webapps/LiveApp/WEB-INF", 4242)
 			if err := os.Lchown(filepath.Join(c.root, liveApp), 4242, 4242); err != nil {
@@ -160,17 +157,13 @@ func (c *clinic) edit1(path, old, repl string) {
 	c.t.Helper()
 	at := filepath.Join(c.root, path)
 	b, err := os.ReadFile(at)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, err)
 	i := indexOf(string(b), old)
 	if i < 0 {
 		c.t.Fatalf("%s does not hold %q", path, old)
 	}
 	out := string(b[:i]) + repl + string(b[i+len(old):])
-	if err := os.WriteFile(at, []byte(out), 0o644); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, os.WriteFile(at, []byte(out), 0o644))
 }
 
 func indexOf(s, sub string) int {
@@ -187,9 +180,7 @@ func (c *clinic) own(path string, uid int) {
 	if os.Geteuid() != 0 {
 		c.t.Skip("only root gives files away")
 	}
-	if err := os.Chown(filepath.Join(c.root, path), uid, uid); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, os.Chown(filepath.Join(c.root, path), uid, uid))
 }
 
 // fail is a MongoDB that could not be reached, or refused us.

@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -65,13 +66,9 @@ func (s *fakeService) Reload(context.Context) error  { return errTouched }
 func newClinic(t *testing.T) *clinic {
 	t.Helper()
 	c := &clinic{t: t, root: t.TempDir()}
-	if err := os.CopyFS(filepath.Join(c.root, ams.DefaultDir), os.DirFS(filepath.Join(treesDir, "3.0"))); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.CopyFS(filepath.Join(c.root, ams.DefaultDir), os.DirFS(filepath.Join(treesDir, "3.0"))))
 	release, err := ams.ParseRelease("3.0.3")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c.put("etc/hostname", "node-1\n")
 	c.put("etc/hosts", "127.0.0.1 localhost\n10.0.0.5 node-1\n")
 	c.o = Options{
@@ -91,17 +88,13 @@ func newClinic(t *testing.T) *clinic {
 func (c *clinic) put(path, content string) {
 	c.t.Helper()
 	at := filepath.Join(c.root, path)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(content), 0o644)); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(content), 0o644)))
 }
 
 func (c *clinic) link(path, to string) {
 	c.t.Helper()
 	at := filepath.Join(c.root, path)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.Symlink(to, at)); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.Symlink(to, at)))
 }
 
 func (c *clinic) edit(path, old, repl string) {
@@ -111,31 +104,23 @@ func (c *clinic) edit(path, old, repl string) {
 	if err != nil || !strings.Contains(string(b), old) {
 		c.t.Fatalf("%s does not hold %q: %v", path, old, err)
 	}
-	if err := os.WriteFile(at, []byte(strings.ReplaceAll(string(b), old, repl)), 0o644); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, os.WriteFile(at, []byte(strings.ReplaceAll(string(b), old, repl)), 0o644))
 }
 
 func (c *clinic) mode(path string, mode os.FileMode) {
 	c.t.Helper()
-	if err := os.Chmod(filepath.Join(c.root, path), mode); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, os.Chmod(filepath.Join(c.root, path), mode))
 }
 
 func (c *clinic) remove(path string) {
 	c.t.Helper()
-	if err := os.RemoveAll(filepath.Join(c.root, path)); err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, os.RemoveAll(filepath.Join(c.root, path)))
 }
 
 func (c *clinic) target(s string) {
 	c.t.Helper()
 	t, err := cluster.ParseTarget(s)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	must.OK(c.t, err)
 	c.o.Join.Mongo = t
 }
 

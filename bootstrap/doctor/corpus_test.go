@@ -12,6 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // corpusDir holds real configuration files of AMS, beside the project.
@@ -28,9 +29,7 @@ func TestCorpus(t *testing.T) {
 			c := newClinic(t)
 			target := filepath.Join(c.root, ams.DefaultDir)
 			c.remove("usr/local/antmedia")
-			if err := os.CopyFS(target, os.DirFS(filepath.Join(corpusDir, d.Name()))); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.CopyFS(target, os.DirFS(filepath.Join(corpusDir, d.Name()))))
 			err := filepath.WalkDir(target, func(p string, e fs.DirEntry, err error) error {
 				if err != nil {
 					return err
@@ -41,9 +40,7 @@ func TestCorpus(t *testing.T) {
 				}
 				return os.Chmod(p, mode)
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			version := strings.TrimSuffix(d.Name(), "-panel-saved")
 			release(version)(c)
 			files := []string{bootstrap.IDInstall, bootstrap.IDRelease, bootstrap.IDSections, bootstrap.IDFile, IDApps, bootstrap.IDFileOwner, IDSettings}

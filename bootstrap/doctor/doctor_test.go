@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -35,9 +36,7 @@ type aListener struct {
 func listener(t *testing.T) aListener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = l.Close() })
 	addr, _ := netip.ParseAddrPort(l.Addr().String())
 	return aListener{int(addr.Port()), func() { _ = l.Close() }}
@@ -66,9 +65,7 @@ func snapshot(t *testing.T, root string) map[string]string {
 		all[p] = text
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return all
 }
 
@@ -276,9 +273,7 @@ func TestSpace(t *testing.T) {
 	}
 	c := newClinic(t)
 	at := filepath.Join(c.root, "var/log/antmedia")
-	if err := os.MkdirAll(at, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(at, 0o755))
 	if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=512m"); err != nil {
 		t.Skipf("no mount here: %v", err)
 	}

@@ -19,6 +19,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // update rewrites the list of pages: go test ./docs/errors -update
@@ -38,9 +40,7 @@ func TestPages(t *testing.T) {
 	total := 0
 	for _, id := range ids {
 		b, err := Page(id)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		text := string(b)
 		total += len(b)
 		if title(text) == "" || !strings.HasPrefix(text, "# "+id+": ") {
@@ -114,9 +114,7 @@ func literals(t *testing.T, f func(path, text string)) {
 		})
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 }
 
 // A hint leads to something that is on the machine: a command, or an id.
@@ -166,15 +164,11 @@ func TestIndex(t *testing.T) {
 		"This list is made of the pages: `go test ./docs/errors -update`.\n\n")
 	for _, id := range IDs() {
 		page, err := Page(id)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		fmt.Fprintf(&b, "- [%s](%s.md): %s\n", id, id, title(string(page)))
 	}
 	if *update {
-		if err := os.WriteFile("README.md", []byte(b.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile("README.md", []byte(b.String()), 0o644))
 	}
 	have, err := os.ReadFile("README.md")
 	if err != nil {

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // maxFile keeps databases, binaries and captured dumps out: a clone stays small for ever only if nothing large ever gets in.
@@ -37,9 +39,7 @@ func (f file) is(suffix ...string) bool {
 func (f file) read(t *testing.T) []byte {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(top, filepath.FromSlash(f.path)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return data
 }
 
@@ -49,9 +49,7 @@ const top = "../.."
 func checkout(t *testing.T) []file {
 	t.Helper()
 	files, err := walk()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if len(files) < 10 {
 		t.Fatalf("only %d files: the walk is wrong", len(files))
 	}
@@ -101,9 +99,7 @@ func TestNothingLarge(t *testing.T) {
 // TestUnitCapabilities: SECURITY.md names the capabilities that each unit keeps, and no others.
 func TestUnitCapabilities(t *testing.T) {
 	policy, err := os.ReadFile(filepath.Join(top, "SECURITY.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	capability := regexp.MustCompile(`CAP_[A-Z_]+`)
 	for _, unit := range []string{"amsagent", "amsagent-node"} {
 		var said, kept []string
@@ -118,9 +114,7 @@ func TestUnitCapabilities(t *testing.T) {
 			}
 		}
 		text, err := os.ReadFile(filepath.Join(top, "packaging", "systemd", unit+".service"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for line := range strings.Lines(string(text)) {
 			if strings.HasPrefix(line, "CapabilityBoundingSet=") {
 				kept = append(kept, capability.FindAllString(line, -1)...)

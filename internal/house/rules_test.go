@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const module = "github.com/amsagent/amsagent"
@@ -216,9 +218,7 @@ func TestRulesRefuse(t *testing.T) {
 		t.Helper()
 		fset := token.NewFileSet()
 		tree, err := parser.ParseFile(fset, name, source, parser.SkipObjectResolution)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if found := check(file{path: name, tree: tree, fset: fset}); len(found) != 1 || !strings.HasSuffix(found[0], ": "+why) {
 			t.Errorf("%s: got %q, want one complaint: %s; of\n%s", name, found, why, source)
 		}

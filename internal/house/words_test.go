@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 var update = flag.Bool("update", false, "lower the counts in testdata/words.txt")
@@ -64,9 +66,7 @@ func TestWords(t *testing.T) {
 		}
 	}
 	text, err := os.ReadFile(table)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	allowed := map[string]int{}
 	for line := range strings.Lines(string(text)) {
 		if n, dir, ok := strings.Cut(strings.TrimSpace(line), " "); ok && !strings.HasPrefix(line, "#") {
@@ -81,9 +81,7 @@ func TestWords(t *testing.T) {
 				fmt.Fprintln(&out, n, dir)
 			}
 		}
-		if err := os.WriteFile(table, []byte(out.String()), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(table, []byte(out.String()), 0o600))
 	}
 	total := 0
 	for _, dir := range slices.Sorted(maps.Keys(counts)) {

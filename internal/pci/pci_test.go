@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/pci"
 )
 
@@ -34,9 +35,7 @@ func TestNVIDIADrivers(t *testing.T) {
 		if d.driver != "" {
 			err = errors.Join(err, os.Symlink("../../drivers/"+d.driver, filepath.Join(dir, "driver")))
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 	}
 	// Of the last file only the start is read.
 	if d, err := pci.NVIDIADrivers(root); err != nil || !slices.Equal(d, []string{"nvidia", "", "vfio-pci", "nouveau"}) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
@@ -47,9 +48,7 @@ func TestText(t *testing.T) {
 // A program that reads JSON gets back what was said, but for what is no character.
 func TestWriter(t *testing.T) {
 	var out bytes.Buffer
-	if err := json.NewEncoder(plain.Writer{To: &out}).Encode("\x1b" + hostile); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.NewEncoder(plain.Writer{To: &out}).Encode("\x1b"+hostile))
 	var back string
 	if err := json.Unmarshal(out.Bytes(), &back); err != nil || back != strings.ToValidUTF8("\x1b"+hostile, "\ufffd") {
 		t.Errorf("%q, %v", back, err)

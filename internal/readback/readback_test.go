@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/readback"
 	"github.com/google/go-cmp/cmp"
 )
@@ -38,9 +39,7 @@ func TestProperties(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := java.Properties(file(t, "x.properties", tc.file))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
@@ -71,27 +70,19 @@ func TestStoreProperties(t *testing.T) {
 	java := readback.Start(t)
 	path := file(t, "app é.properties", "# a comment\nb=2\na=1\ndb.host=old\n")
 	before, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := map[string]string{"a": "1", "b": "2", "db.host": "mongodb://u:p%40ss@h1,h2/?a=b#!", "empty": "", " blank ": " b ", "é": "😀\n"}
 	set := maps.Clone(want)
 	delete(set, "a")
 	delete(set, "b")
-	if err := java.StoreProperties(path, set); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, java.StoreProperties(path, set))
 	got, err := java.Properties(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	stored, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	lines := strings.Split(string(stored), "\n")
 	if strings.Contains(string(stored), "a comment") || !strings.HasPrefix(lines[0], "#") {
 		t.Errorf("the panel drops comments and begins with a date, but here is:\n%s", stored)
@@ -100,9 +91,7 @@ func TestStoreProperties(t *testing.T) {
 		t.Errorf("there is no line %s in:\n%s", escaped, stored)
 	}
 	after, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if !os.SameFile(before, after) {
 		t.Error("the panel writes in place, but the file is another one now")
 	}
@@ -161,9 +150,7 @@ func TestBeans(t *testing.T) {
 	<bean id="three" parent="two" factory-bean="one" factory-method="make" scope="prototype" />
 	<bean class="com.example.Nameless" />
 </beans>`))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	text := func(s string) readback.Value { return readback.Value{Kind: "text", Text: s} }
 	want := readback.Beans{
 		{
@@ -322,8 +309,6 @@ func TestCorpus(t *testing.T) {
 func file(t *testing.T, name, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(path, []byte(content), 0o600))
 	return path
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -200,9 +201,7 @@ func open(t *testing.T, f *metadatatest.Fake, change func(*cloud.Options)) *alib
 		change(&o)
 	}
 	p, err := alibaba.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return p
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -121,9 +122,7 @@ func openESS(t *testing.T, f *metadatatest.Fake, s *apiServer) (*alibaba.ESS, *l
 	log := &locked.Buffer{}
 	p := open(t, f, func(o *cloud.Options) { o.Log = slog.New(slog.NewTextHandler(log, nil)) })
 	e, err := p.ESS(alibaba.APIOptions{Endpoint: s.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if strings.Contains(log.String(), "s3cret") || strings.Contains(log.String(), "token1") {
 			t.Errorf("the log holds a secret:\n%s", log.String())
@@ -144,9 +143,7 @@ func TestPendingActions(t *testing.T) {
 			t.Parallel()
 			ids := func(ids ...string) string {
 				b, err := json.Marshal(ids)
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				return shape("InstanceId", string(b))
 			}
 			act := func(hook, token, ids string) string {
@@ -201,12 +198,8 @@ func TestWords(t *testing.T) {
 	t.Parallel()
 	s := newAPIServer(t, map[string][]answer{"RecordLifecycleActionHeartbeat": {done()}, "CompleteLifecycleAction": {done()}})
 	e, _ := openESS(t, rolled(t), s)
-	if err := e.Heartbeat(t.Context(), "ash-1", "T-1", 40*time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, e.Heartbeat(t.Context(), "ash-1", "T-1", 40*time.Minute))
+	must.OK(t, e.Complete(t.Context(), "ash-1", "T-1"))
 	want := url.Values{"RegionId": {"cn-hangzhou"}, "lifecycleHookId": {"ash-1"}, "lifecycleActionToken": {"T-1"}, "heartbeatTimeout": {"2400"}}
 	if diff := cmp.Diff(want, s.called("RecordLifecycleActionHeartbeat")[0].query); diff != "" {
 		t.Error(diff)
@@ -338,9 +331,7 @@ func TestCredentialsEnd(t *testing.T) {
 	}})
 	e, log := openESS(t, f, s)
 	for range 2 {
-		if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, e.Complete(t.Context(), "ash-1", "T-1"))
 	}
 	if n := f.Count(roles + "ams-node"); n != 1 {
 		t.Errorf("the credentials were fetched %d times", n)
@@ -373,9 +364,7 @@ func TestCredentialsRenewed(t *testing.T) {
 	s := newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": {done()}})
 	e, _ := openESS(t, f, s)
 	for range 3 {
-		if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, e.Complete(t.Context(), "ash-1", "T-1"))
 	}
 	// The service gives out nothing better, and is not asked with each call for it.
 	if n := f.Count(roles + "ams-node"); n != 1 {
@@ -392,9 +381,7 @@ func TestClockSkew(t *testing.T) {
 	s := newAPIServer(t, map[string][]answer{"CompleteLifecycleAction": {wrong, done(), done()}})
 	e, log := openESS(t, rolled(t), s)
 	for range 2 {
-		if err := e.Complete(t.Context(), "ash-1", "T-1"); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, e.Complete(t.Context(), "ash-1", "T-1"))
 	}
 	calls := s.called("CompleteLifecycleAction")
 	for i, want := range []time.Time{time.Now(), ahead, ahead} {
@@ -427,9 +414,7 @@ func TestEndpointOfTheRegion(t *testing.T) {
 	}
 	f := rolled(t)
 	e, err := open(t, f, nil).ESS(alibaba.APIOptions{Transport: &http.Transport{DialContext: dial}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_, err = e.Membership(t.Context())
 	far, ok := errors.AsType[*alibaba.UnreachableError](err)
 	if !ok || !strings.Contains(far.Hint(), "AMSAGENT_ALIBABA_ESS_ENDPOINT") {
@@ -469,9 +454,7 @@ func TestEndpointOfTwoCalls(t *testing.T) {
 		r.URL.Scheme, r.URL.Host = "http", s.Listener.Addr().String()
 		return http.DefaultTransport.RoundTrip(r)
 	})})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	errs := make(chan error)
 	for range 2 {
 		go func() { errs <- e.Complete(t.Context(), "ash-1", "T-1") }()
@@ -530,9 +513,7 @@ func TestTagsOfTheAPI(t *testing.T) {
 			s := newAPIServer(t, map[string][]answer{"ListTagResources": {tt.answer}})
 			p := open(t, f, func(o *cloud.Options) { o.Endpoints[alibaba.EndpointECS] = s.URL })
 			inst, err := p.Instance(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			got := cloud.TagSet{Tags: inst.Tags, Known: inst.TagsKnown, Group: inst.Group}
 			if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b cloud.Tags) bool {
 				return fmt.Sprint(map[string]string(a)) == fmt.Sprint(map[string]string(b))

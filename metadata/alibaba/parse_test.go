@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -140,9 +141,7 @@ func TestParseSystemEvents(t *testing.T) {
 func fixture(tb testing.TB, name string) string {
 	tb.Helper()
 	b, err := os.ReadFile("testdata/" + name)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	must.OK(tb, err)
 	return string(b)
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestSignPublishedExample is the example with fixed parameters of the page that describes signature V3 (see algorithm).
@@ -23,9 +25,7 @@ func TestSignPublishedExample(t *testing.T) {
 	)
 	q := url.Values{"ImageId": {"win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd"}, "RegionId": {"cn-shanghai"}}
 	req, err := http.NewRequest(http.MethodPost, "https://ecs.cn-shanghai.aliyuncs.com/?"+canonicalQuery(q), http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	// What is not of the signature is not signed.
 	req.Header.Set("Accept", "application/json")
 	at := time.Date(2023, 10, 26, 10, 22, 32, 0, time.UTC)
@@ -44,9 +44,7 @@ func TestSignSecurityToken(t *testing.T) {
 	t.Parallel()
 	signed := func(token, nonce string, at time.Time) (string, string) {
 		req, err := http.NewRequest(http.MethodPost, "http://127.0.0.1:81/?A=1", http.NoBody)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		sign(req, Credentials{AccessKeyID: "id", AccessKeySecret: "secret", SecurityToken: token}, call{action: "A", version: "V", nonce: nonce, at: at})
 		auth := req.Header.Get("Authorization")
 		names, signature, _ := strings.Cut(auth, ",Signature=")

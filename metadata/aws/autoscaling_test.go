@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -121,15 +122,11 @@ func openAPI(t *testing.T, imds *imdsInMemory, o aws.AutoScalingOptions, answers
 	t.Helper()
 	log := &locked.Buffer{}
 	p, err := aws.New(cloud.Options{Transport: imds, RetryWait: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	api := &apiInMemory{answers: answers}
 	o.Transport = api
 	a, err := p.AutoScaling(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return a, api, log
 }
 
@@ -213,9 +210,7 @@ func TestAutoScalingPlace(t *testing.T) {
 			imds.set("services/domain", tt.domain)
 			imds.set("services/partition", tt.partition)
 			a, api, _ := openAPI(t, imds, aws.AutoScalingOptions{Endpoint: tt.given}, xmlDone("RecordLifecycleActionHeartbeat"))
-			if err := a.Heartbeat(t.Context(), aws.Action{Group: "g", Hook: "h"}); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, a.Heartbeat(t.Context(), aws.Action{Group: "g", Hook: "h"}))
 			if api.calls[0].url != tt.url {
 				t.Error(api.calls[0].url)
 			}
@@ -225,9 +220,7 @@ func TestAutoScalingPlace(t *testing.T) {
 		})
 	}
 	p, err := aws.New(cloud.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if _, err := p.AutoScaling(aws.AutoScalingOptions{Endpoint: "http://user:secret@x/path"}); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Error(err)
 	}
@@ -241,9 +234,7 @@ func TestAutoScalingDualStack(t *testing.T) {
 	none := answer{err: &net.DNSError{Err: "no such host"}}
 	a, api, _ := openAPI(t, imds, aws.AutoScalingOptions{}, none, xmlDone("RecordLifecycleActionHeartbeat"))
 	for range 2 {
-		if err := a.Heartbeat(t.Context(), aws.Action{Group: "g", Hook: "h"}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, a.Heartbeat(t.Context(), aws.Action{Group: "g", Hook: "h"}))
 	}
 	var urls []string
 	for _, c := range api.calls {
@@ -352,13 +343,9 @@ func TestAutoScalingClock(t *testing.T) {
 		return resp, nil
 	})
 	p, err := aws.New(cloud.Options{Transport: instanceWithRole(), RetryWait: time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a, err := p.AutoScaling(aws.AutoScalingOptions{Transport: clock})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for range 2 {
 		if err := a.Heartbeat(t.Context(), aws.Action{Group: "g", Hook: "h"}); err != nil {
 			t.Error(err)

@@ -23,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -281,9 +282,7 @@ func TestHopLimitHint(t *testing.T) {
 	p, err := aws.New(cloud.Options{
 		Endpoints: map[string]string{"aws": f.URL()}, AttemptTimeout: time.Second, Timeout: 2 * time.Second, RetryWait: time.Millisecond,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_, err = p.Instance(t.Context())
 	if hint := cloud.HintOf(err); !strings.Contains(hint, "--http-put-response-hop-limit 2") {
 		t.Errorf("hint = %q, want the hop limit; error: %v", hint, err)
@@ -302,9 +301,7 @@ func TestNoHopLimitHintWithoutConnection(t *testing.T) {
 			return nil, ctx.Err()
 		},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_, err = p.Instance(t.Context())
 	if hint := cloud.HintOf(err); strings.Contains(hint, "hop") || !strings.Contains(hint, "no metadata service") {
 		t.Errorf("hint = %q; error: %v", hint, err)
@@ -331,9 +328,7 @@ func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 		},
 	}
 	p, err := aws.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if _, err := p.Instance(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -373,9 +368,7 @@ func TestLostPacketOfTwoReads(t *testing.T) {
 			resp.Body = io.NopCloser(strings.NewReader(document(`"10.0.1.23"`)))
 			return resp, nil
 		})})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		errs := make(chan error, 2)
 		for range 2 {
 			go func() {
@@ -417,9 +410,7 @@ func TestNoIMDSv1Fallback(t *testing.T) {
 				limit = time.Second // is waited out
 			}
 			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: limit, RetryWait: time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			_, err = p.Instance(t.Context())
 			if !errors.Is(err, tt.kind) {
 				t.Errorf("error = %v, want %v", err, tt.kind)
@@ -458,9 +449,7 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
 		},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if _, err := p.Instance(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -474,9 +463,7 @@ func TestNoRetryQuota(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())
 	f.Break("/latest/dynamic/instance-identity/document", 150, metadatatest.Status(http.StatusInternalServerError))
 	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: 30 * time.Second, RetryWait: time.Nanosecond})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if _, err := p.Instance(t.Context()); err != nil {
 		t.Fatalf("after 150 failures: %v", err)
 	}
@@ -499,9 +486,7 @@ func TestErrorTexts(t *testing.T) {
 			f := metadatatest.NewFake(t, service(), bodies())
 			f.Break(tt.path, -1, tt.fault)
 			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if _, err = p.Instance(t.Context()); err == nil || err.Error() != tt.want {
 				t.Errorf("error:\n got %v\nwant %s", err, tt.want)
 			}
@@ -521,20 +506,14 @@ func TestTagSecretsAreNotPrinted(t *testing.T) {
 	var log bytes.Buffer
 	logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Log: logger})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if got := inst.Tags["amsagent:mongo"]; !strings.Contains(got, secret) {
 		t.Fatalf("a caller must get the whole value, got %q", got)
 	}
 	js, err := json.Marshal(inst)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	logger.Info("instance", "tags", inst.Tags)
 	for name, out := range map[string]string{
 		"json": string(js), "%v": fmt.Sprintf("%v", inst), "%+v": fmt.Sprintf("%+v", inst), "%#v": fmt.Sprintf("%#v", inst), "log": log.String(),
@@ -553,13 +532,9 @@ func TestUnreadableTagMeansUnknownTags(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())
 	f.Break(meta+"tags/instance/amsagent:role", -1, metadatatest.Status(http.StatusInternalServerError))
 	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if inst.TagsKnown || inst.TagsHint == "" || !slices.Contains(inst.Missing, "tags") {
 		t.Errorf("TagsKnown = %v, TagsHint = %q, Missing = %v", inst.TagsKnown, inst.TagsHint, inst.Missing)
 	}

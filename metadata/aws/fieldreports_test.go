@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -51,13 +52,9 @@ func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		p, err := aws.New(cloud.Options{Transport: imds})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		inst, err := p.Instance(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if _, ok := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role"); ok || !inst.TagsKnown {
 			t.Fatalf("tags %v, known %v: there is nothing to wait for", inst.Tags, inst.TagsKnown)
 		}
@@ -106,9 +103,7 @@ func TestFieldReport08_TagKeysWithSpaces(t *testing.T) {
 			t.Parallel()
 			f := metadatatest.NewFake(t, service(), bodies(tt.more, map[string]string{meta + "tags/instance/aws:autoscaling:groupName": gone}))
 			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
 			if err != nil {
 				t.Fatalf("the instance cannot be read: %v", err)

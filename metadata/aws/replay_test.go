@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -28,13 +29,9 @@ func TestReplay(t *testing.T) {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			rt := metadatatest.NewReplay(metadatatest.Load(t, os.DirFS(dir)))
 			p, err := aws.New(cloud.Options{Transport: rt, RetryWait: time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			var want cloud.Instance
 			readJSON(t, filepath.Join(dir, "instance.json"), &want)
 			if d := cmp.Diff(jsonText(t, want), jsonText(t, inst)); d != "" {
@@ -53,13 +50,9 @@ func TestReplay(t *testing.T) {
 			readJSON(t, filepath.Join(dir, "detection.json"), &detection)
 			root := t.TempDir()
 			dmi := filepath.Join(root, "sys/class/dmi/id")
-			if err := os.MkdirAll(dmi, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(dmi, 0o755))
 			for name, v := range detection.DMI {
-				if err := os.WriteFile(filepath.Join(dmi, name), []byte(v+"\n"), 0o600); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(filepath.Join(dmi, name), []byte(v+"\n"), 0o600))
 			}
 			d, err := metadata.Detect(t.Context(), metadata.Options{Root: root, NoNetwork: true})
 			if err != nil || d.Provider != detection.Provider {
@@ -72,9 +65,7 @@ func TestReplay(t *testing.T) {
 func readJSON(t *testing.T, path string, v any) {
 	t.Helper()
 	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if err := json.Unmarshal(b, v); err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
@@ -83,8 +74,6 @@ func readJSON(t *testing.T, path string, v any) {
 func jsonText(t *testing.T, v any) string {
 	t.Helper()
 	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return string(b)
 }

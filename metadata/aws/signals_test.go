@@ -27,6 +27,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -71,9 +72,7 @@ func TestParseSignals(t *testing.T) {
 				}
 				return
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
@@ -88,9 +87,7 @@ func anyOf[T any](parse func([]byte) (T, error)) func([]byte) (any, error) {
 func TestParseScheduledFile(t *testing.T) {
 	t.Parallel()
 	body, err := os.ReadFile(filepath.Join("testdata", "signals", "scheduled.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := []aws.ScheduledEvent{
 		{
 			ID: "instance-event-0d59937288b749b32", Code: "system-reboot", State: aws.EventActive, Description: "scheduled reboot",
@@ -102,9 +99,7 @@ func TestParseScheduledFile(t *testing.T) {
 		},
 	}
 	got, err := aws.ParseScheduled(body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
@@ -246,9 +241,7 @@ func watch(t *testing.T, imds *imdsInMemory, o aws.WatchOptions, body func(w *wa
 	synctest.Test(t, func(t *testing.T) {
 		w := &watching{imds: imds, log: &locked.Buffer{}}
 		p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(w.log, nil))})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -512,9 +505,7 @@ func TestWatchTokenHangs(t *testing.T) {
 	var log locked.Buffer
 	warnings := func() int { return strings.Count(log.String(), "level=WARN") }
 	p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(&log, nil)), AttemptTimeout: 5 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	seen, done := make(chan aws.Signal, 1), make(chan struct{})
 	go func() {

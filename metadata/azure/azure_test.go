@@ -22,6 +22,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/azure"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -56,9 +57,7 @@ func service() metadatatest.Service {
 func fixture(tb testing.TB, name string) string {
 	tb.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		tb.Fatal(err)
-	}
+	must.OK(tb, err)
 	return string(b)
 }
 
@@ -66,9 +65,7 @@ func fixture(tb testing.TB, name string) string {
 func doc(tb testing.TB, compute map[string]any, nics ...any) string {
 	tb.Helper()
 	var fields map[string]any
-	if err := json.Unmarshal([]byte(fixture(tb, "instance.json")), &fields); err != nil {
-		tb.Fatal(err)
-	}
+	must.OK(tb, json.Unmarshal([]byte(fixture(tb, "instance.json")), &fields))
 	c := fields["compute"].(map[string]any)
 	for k, v := range compute {
 		if v == nil {
@@ -81,9 +78,7 @@ func doc(tb testing.TB, compute map[string]any, nics ...any) string {
 		fields["network"] = map[string]any{"interface": nics}
 	}
 	b, err := json.Marshal(fields)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	must.OK(tb, err)
 	return string(b)
 }
 
@@ -244,13 +239,9 @@ func TestInstanceFacts(t *testing.T) {
 func read(t *testing.T, o cloud.Options) cloud.Instance {
 	t.Helper()
 	p, err := azure.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return inst
 }
 
@@ -303,12 +294,8 @@ func TestNIC(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			root := t.TempDir()
 			for name, text := range tt.files {
-				if err := os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o755))
+				must.OK(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o600))
 			}
 			for _, turned := range []bool{false, true} {
 				nics := []any{nic(mac1, "10.1.0.4/20.0.0.1"), nic(mac2, "10.9.0.4/20.0.0.2")}
@@ -372,9 +359,7 @@ func TestFieldReport09_Gone(t *testing.T) {
 				return http.StatusOK, body
 			}}
 			p, err := azure.New(cloud.Options{Transport: s, Root: "testdata/nowhere"})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			began := time.Now()
 			m, err := p.Machine(t.Context())
 			took := time.Since(began)
@@ -389,9 +374,7 @@ func TestFieldReport09_Gone(t *testing.T) {
 	// A service that is not there at all is not waited for that long.
 	synctest.Test(t, func(t *testing.T) {
 		p, err := azure.New(cloud.Options{Transport: &script{body: func(time.Duration) (int, string) { return http.StatusInternalServerError, "" }}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		began := time.Now()
 		if _, err := p.Machine(t.Context()); !errors.Is(err, cloud.ErrNotReady) || time.Since(began) > cloud.DefaultTimeout {
 			t.Errorf("%v after %v", err, time.Since(began))
@@ -451,13 +434,9 @@ func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{body: func(time.Duration) (int, string) { return http.StatusOK, body }}
 		reader, err := azure.New(cloud.Options{Transport: s, Timeout: time.Minute, Root: "testdata/nowhere"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		watcher, err := azure.New(cloud.Options{Transport: s, Timeout: time.Minute})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		var wg sync.WaitGroup
 		for range 20 {
 			wg.Go(func() {

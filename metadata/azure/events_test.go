@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/azure"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -115,9 +116,7 @@ func watching(t *testing.T, s *set, o azure.WatchOptions, test func(said func() 
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		p, err := azure.New(cloud.Options{Transport: s, Root: "testdata/nowhere", Log: slog.New(slog.NewTextHandler(&log, nil))})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		var (
 			mu   sync.Mutex
 			list []string
@@ -344,12 +343,8 @@ func TestStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSet(t)
 		p, err := azure.New(cloud.Options{Transport: s})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := p.Start(t.Context(), `602d9444-"x"`); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
+		must.OK(t, p.Start(t.Context(), `602d9444-"x"`))
 		if d := cmp.Diff([]string{`{"StartRequests":[{"EventId":"602d9444-\"x\""}]}`}, s.posted); d != "" {
 			t.Error(d)
 		}
@@ -374,9 +369,7 @@ func BenchmarkPoll(b *testing.B) {
 	}))
 	defer srv.Close()
 	p, err := azure.NewUnpaced(cloud.Options{Endpoints: map[string]string{"azure": srv.URL}})
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := p.Events(b.Context()); err != nil {

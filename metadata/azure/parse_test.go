@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/azure"
 )
 
@@ -112,9 +113,7 @@ func seeds(f *testing.F) {
 	}
 	for _, name := range names {
 		b, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
+		must.OK(f, err)
 		f.Add(b)
 	}
 	for _, s := range []string{``, `null`, `{}`, `[]`, `{"compute":null,"network":null}`, `{"Events":null}`, `{"Events":[null]}`, "\xff", `{"newest-versions":["2021-12-13",3]}`} {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -20,9 +21,7 @@ func TestBound(t *testing.T) {
 		ID: text(cloud.MaxText), Group: text(cloud.MaxText + 1), Zone: "z",
 		Tags: cloud.Tags{"role": "edge", "long": text(cloud.MaxTag + 1), "just": text(cloud.MaxTag), text(cloud.MaxText + 1): "v"},
 	}
-	if err := i.Bound(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, i.Bound())
 	if i.Group != "" || i.Zone != "z" || len(i.Notes) != 2 {
 		t.Errorf("%+v", i)
 	}

@@ -21,6 +21,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -319,9 +320,7 @@ func TestTagsRedacted(t *testing.T) {
 	var log bytes.Buffer
 	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "tags", tags)
 	js, err := json.Marshal(tags)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, out := range []string{fmt.Sprint(tags), fmt.Sprintf("%+v %#v %s", tags, tags, tags), log.String(), string(js)} {
 		if strings.Contains(out, "hunter2") {
 			t.Errorf("shows the password: %s", out)
@@ -334,9 +333,7 @@ func TestTagsRedacted(t *testing.T) {
 
 func TestInstanceJSON(t *testing.T) {
 	b, err := json.Marshal(cloud.Instance{Provider: "generic", ID: "x", Address: netip.MustParseAddr("10.0.0.1")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if want := `{"provider":"generic","id":"x","address":"10.0.0.1","tags_known":false}`; string(b) != want {
 		t.Errorf("got  %s\nwant %s", b, want)
 	}
@@ -368,18 +365,12 @@ func TestUserAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://metadata.example/x", http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	req.Header.Set("User-Agent", "aws-sdk-go-v2/1")
 	_, client, err := cloud.APIOptions{Transport: rt}.Open("test", time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	resp, err := client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_ = resp.Body.Close()
 	if want := []string{"amsagent", "amsagent aws-sdk-go-v2/1"}; !slices.Equal(rt.agents, want) || req.UserAgent() != "aws-sdk-go-v2/1" {
 		t.Errorf("%q, want %q; the request itself says %q", rt.agents, want, req.UserAgent())

@@ -24,6 +24,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/gcp"
@@ -58,9 +59,7 @@ func service() metadatatest.Service {
 func fixture(tb testing.TB, name string) string {
 	tb.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		tb.Fatal(err)
-	}
+	must.OK(tb, err)
 	return string(b)
 }
 
@@ -70,9 +69,7 @@ func with(tb testing.TB, doc string, change map[string]any) string {
 	d := json.NewDecoder(strings.NewReader(doc))
 	d.UseNumber()
 	var fields map[string]any
-	if err := d.Decode(&fields); err != nil {
-		tb.Fatal(err)
-	}
+	must.OK(tb, d.Decode(&fields))
 	for k, v := range change {
 		if v == nil {
 			delete(fields, k)
@@ -81,9 +78,7 @@ func with(tb testing.TB, doc string, change map[string]any) string {
 		fields[k] = v
 	}
 	b, err := json.Marshal(fields)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	must.OK(tb, err)
 	return string(b)
 }
 
@@ -130,12 +125,8 @@ func routed(tb testing.TB, mac string) func(*cloud.Options) {
 		"sys/class/net/ens5/address": strings.ToUpper(mac) + "\n",
 	} {
 		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			tb.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			tb.Fatal(err)
-		}
+		must.OK(tb, os.MkdirAll(filepath.Dir(path), 0o755))
+		must.OK(tb, os.WriteFile(path, []byte(text), 0o600))
 	}
 	return func(o *cloud.Options) { o.Root = root }
 }
@@ -286,9 +277,7 @@ func TestConformance(t *testing.T) {
 func open(t *testing.T, o cloud.Options) *gcp.Provider {
 	t.Helper()
 	p, err := gcp.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return p
 }
 
@@ -296,9 +285,7 @@ func open(t *testing.T, o cloud.Options) *gcp.Provider {
 func TestAttributesOfOthersAreNotKept(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies(t, nil))
 	inst, err := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}}).Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for k, v := range inst.Tags {
 		if strings.Contains(v, "secret") || strings.Contains(k, "ssh") || strings.Contains(k, "script") || strings.Contains(k, "user-data") {
 			t.Errorf("tag %s = %s", k, v)
@@ -356,9 +343,7 @@ func TestProjectUnread(t *testing.T) {
 	f.Break(pathProject, -1, metadatatest.Status(http.StatusServiceUnavailable))
 	p := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}, RetryWait: time.Millisecond})
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if inst.TagsKnown || inst.TagsHint == "" || inst.Tags["amsagent-role"] != "edge" || inst.AccountID != "" {
 		t.Errorf("%+v", inst)
 	}
@@ -384,13 +369,9 @@ func TestFieldReport13_probe(t *testing.T) {
 	} {
 		root := t.TempDir()
 		dir := filepath.Join(root, "sys/class/dmi/id")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(dir, 0o755))
 		for k, v := range dmi {
-			if err := os.WriteFile(filepath.Join(dir, k), []byte(v+"\n"), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filepath.Join(dir, k), []byte(v+"\n"), 0o600))
 		}
 		d, err := metadata.Detect(t.Context(), metadata.Options{Root: root, DialContext: dial})
 		if err != nil || d.Provider != "gcp" {
@@ -430,9 +411,7 @@ func TestFieldReport14_vanishes(t *testing.T) {
 		gone.Store(time.Now().Add(500 * time.Millisecond).UnixNano())
 	})
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if d := cmp.Diff(instance(), inst, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("(-want +got)\n%s\n%s", d, log.String())
 	}

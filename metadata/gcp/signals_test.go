@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/gcp"
 )
@@ -164,9 +165,7 @@ func watch(t *testing.T, items map[string]string, root string, fn func(w *watche
 
 func (w *watched) begin(root string) {
 	p, err := gcp.New(cloud.Options{Transport: w.polls, Root: root, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	must.OK(w.t, err)
 	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -327,12 +326,8 @@ func TestWatchMaintenance(t *testing.T) {
 	gpu := t.TempDir()
 	for name, text := range map[string]string{"vendor": "0x10de\n", "class": "0x030200\n"} {
 		path := filepath.Join(gpu, "sys/bus/pci/devices/0000:00:04.0", name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		must.OK(t, os.WriteFile(path, []byte(text), 0o600))
 	}
 	watch(t, nil, gpu, func(w *watched) {
 		w.settled()

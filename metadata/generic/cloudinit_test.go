@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/generic"
 )
@@ -93,9 +94,7 @@ func TestParseCloudInitData(t *testing.T) {
 					CloudName string `json:"cloud_name"`
 				}
 			}
-			if err := json.Unmarshal([]byte(tt.in), &doc); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, json.Unmarshal([]byte(tt.in), &doc))
 			want := base(doc.V1.CloudName)
 			if tt.want != nil {
 				tt.want(&want)
@@ -120,13 +119,9 @@ func TestBrokenTagIsMissing(t *testing.T) {
 	write(t, root, "etc/machine-id", machineID)
 	write(t, root, generic.CloudInitPath, `{"v1":{"cloud_name":"openstack","instance_id":"u"},"ds":{"meta_data":{"meta":{"amsagent-role":{},"a":"b"}}}}`)
 	p, err := generic.New(cloud.Options{Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if inst.TagsKnown || inst.TagsHint == "" || len(inst.Missing) != 1 || inst.Missing[0] != "tags" || inst.Tags["a"] != "b" {
 		t.Errorf("TagsKnown %v, TagsHint %q, Missing %v, Tags %v", inst.TagsKnown, inst.TagsHint, inst.Missing, inst.Tags)
 	}
@@ -139,13 +134,9 @@ func TestLaunchValues(t *testing.T) {
 	write(t, root, generic.CloudInitPath, `{"v1":{"cloud_name":"oracle","instance_id":"u"},"ds":{"freeformTags":{"amsagent-group":"west"},`+
 		`"metadata":{"amsagent-role":"edge","amsagent-group":"east","our-place":"p","db_password":"hunter2"}}}`)
 	p, err := generic.New(cloud.Options{Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if d := cmp.Diff(cloud.Tags{"amsagent-role": "edge", "amsagent-group": "west"}, inst.Tags); d != "" || !inst.TagsKnown {
 		t.Errorf("known %v: %s", inst.TagsKnown, d)
 	}
@@ -156,13 +147,9 @@ func TestPublicRouteNamesThePrivateAddress(t *testing.T) {
 	o := cloud.Options{Root: "testdata/digitalocean"}
 	lookup(map[string][]netip.Addr{"eth0": addrs("203.0.113.9")})(&o)
 	p, err := generic.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if all := strings.Join(inst.Notes, "\n"); !strings.Contains(all, "which is 10.108.0.4 by what the cloud says") {
 		t.Errorf("notes: %q", all)
 	}
@@ -172,12 +159,8 @@ func TestPublicRouteNamesThePrivateAddress(t *testing.T) {
 func write(t *testing.T, root, path, body string) {
 	t.Helper()
 	path = filepath.Join(root, path)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must.OK(t, os.WriteFile(path, []byte(body), 0o600))
 }
 
 const instanceData = `{"v1":{"cloud_name":"hetzner","instance_id":"4711"}}`
@@ -189,9 +172,7 @@ func TestWaitsForCloudInit(t *testing.T) {
 	write(t, root, "run/cloud-init/enabled", "")
 	synctest.Test(t, func(t *testing.T) {
 		p, err := generic.New(cloud.Options{Root: root})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		go func() {
 			timer := time.NewTimer(5 * time.Second)
 			<-timer.C
@@ -199,9 +180,7 @@ func TestWaitsForCloudInit(t *testing.T) {
 		}()
 		begin := time.Now()
 		inst, err := p.Instance(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if inst.ID != "4711" {
 			t.Errorf("ID = %q", inst.ID)
 		}
@@ -214,9 +193,7 @@ func TestWaitsForCloudInit(t *testing.T) {
 func TestWaitForCloudInitIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, err := generic.New(cloud.Options{Root: "testdata/booting"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		begin := time.Now()
 		_, err = p.Instance(t.Context())
 		if !errors.Is(err, cloud.ErrNotReady) || !strings.Contains(cloud.HintOf(err), "cloud-init status --wait") {
@@ -231,9 +208,7 @@ func TestWaitForCloudInitIsBounded(t *testing.T) {
 func TestWaitForCloudInitEndsWithTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, err := generic.New(cloud.Options{Root: "testdata/booting"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begin := time.Now()
@@ -283,17 +258,11 @@ func TestFirmwareForRootOnly(t *testing.T) {
 	write(t, root, "etc/machine-id", machineID)
 	write(t, root, "sys/class/dmi/id/sys_vendor", "Hetzner\n")
 	write(t, root, "sys/class/dmi/id/product_serial", "4712\n")
-	if err := os.Chmod(filepath.Join(root, "sys/class/dmi/id/product_serial"), 0); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(filepath.Join(root, "sys/class/dmi/id/product_serial"), 0))
 	p, err := generic.New(cloud.Options{Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if inst.ID != "m-"+derivedID || !strings.Contains(strings.Join(inst.Notes, "\n"), "for root only") {
 		t.Errorf("ID %q, notes %q", inst.ID, inst.Notes)
 	}
@@ -313,9 +282,7 @@ func TestFirmwareOfOthers(t *testing.T) {
 			write(t, root, "sys/class/dmi/id/"+n, v+"\n")
 		}
 		p, err := generic.New(cloud.Options{Root: root})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if inst, err := p.Instance(t.Context()); err != nil || inst.ID != "m-"+derivedID {
 			t.Errorf("%s: %q, %v", name, inst.ID, err)
 		}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/generic"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -273,13 +274,9 @@ func TestNotes(t *testing.T) {
 			o := cloud.Options{Root: m.Root}
 			m.Options(&o)
 			p, err := generic.New(o)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if all := strings.Join(inst.Notes, "\n"); !strings.Contains(all, want) {
 				t.Errorf("%s: notes %q, want %q in them", name, all, want)
 			}
@@ -289,9 +286,7 @@ func TestNotes(t *testing.T) {
 
 func TestNoIdentityHint(t *testing.T) {
 	p, err := generic.New(cloud.Options{Root: "testdata/nameless"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_, err = p.Instance(t.Context())
 	for _, want := range []string{"--offline", "on this machine: systemd-machine-id-setup --root=testdata/nameless"} {
 		if !strings.Contains(cloud.HintOf(err), want) {
@@ -303,13 +298,9 @@ func TestNoIdentityHint(t *testing.T) {
 // Below another root the interfaces of the machine we run on say nothing.
 func TestForeignRootAsksNoInterface(t *testing.T) {
 	p, err := generic.New(cloud.Options{Root: "testdata/bare-metal"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if inst.Address.IsValid() {
 		t.Errorf("Address = %s, from this machine's own interfaces", inst.Address)
 	}
@@ -340,9 +331,7 @@ func TestMachineIDAgreesWithSystemd(t *testing.T) {
 		t.Skipf("this machine has no machine id: %v", err)
 	}
 	got, err := generic.MachineID("/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if want := strings.TrimSpace(string(out)); got != want {
 		t.Errorf("MachineID() = %s, systemd says %s", got, want)
 	}
@@ -354,9 +343,7 @@ func TestMachineIDStaysInside(t *testing.T) {
 		o := cloud.Options{Root: m.Root}
 		m.Options(&o)
 		p, err := generic.New(o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		inst, err := p.Instance(t.Context())
 		if out := fmt.Sprintf("%+v %v", inst, err); strings.Contains(out, machineID) {
 			t.Errorf("%s: %s", m.Name, out)
@@ -373,12 +360,8 @@ func TestReadCloudInitAbsent(t *testing.T) {
 func TestReadCloudInitTooLarge(t *testing.T) {
 	root := t.TempDir()
 	path := filepath.Join(root, generic.CloudInitPath)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(`{"v1":{}}`+strings.Repeat(" ", 9<<20)), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must.OK(t, os.WriteFile(path, []byte(`{"v1":{}}`+strings.Repeat(" ", 9<<20)), 0o600))
 	if _, err := generic.ReadCloudInit(root); err == nil || !strings.Contains(err.Error(), "larger than") {
 		t.Errorf("error = %v", err)
 	}

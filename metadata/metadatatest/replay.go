@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // Exchange is one request and its answer, as a file of testdata/metadata holds it.
@@ -28,15 +30,11 @@ type Exchange struct {
 func Load(t *testing.T, fsys fs.FS) []Exchange {
 	t.Helper()
 	names, err := fs.Glob(fsys, "*.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var out []Exchange
 	for _, name := range names {
 		b, err := fs.ReadFile(fsys, name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		var ex Exchange
 		if err := json.Unmarshal(b, &ex); err != nil {
 			t.Fatalf("%s: %v", name, err)

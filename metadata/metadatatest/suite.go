@@ -25,6 +25,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -226,17 +227,11 @@ func (s Suite) json(t *testing.T) {
 	m := s.Machines[0]
 	p := s.open(t, patient(s.at(s.fake(t, m), m)))
 	inst, err := p.Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	b, err := json.Marshal(inst)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var fields map[string]any
-	if err := json.Unmarshal(b, &fields); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.Unmarshal(b, &fields))
 	for k := range fields {
 		if !snake.MatchString(k) {
 			t.Errorf("JSON field %q is not in snake_case", k)
@@ -557,9 +552,7 @@ func (s Suite) optionalNotFound(t *testing.T) {
 	f := s.fake(t, m)
 	f.Unset(s.Service.Optional)
 	got, err := s.open(t, patient(s.at(f, m))).Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if len(got.Missing) != 0 {
 		t.Errorf("Missing = %v; an item that is not set is absent, not missing", got.Missing)
 	}
@@ -638,9 +631,7 @@ func (s Suite) notUpYet(why error) func(*testing.T) {
 			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
 		}
 		got, err := s.open(t, o).Instance(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		s.same(t, got, m.Want)
 	}
 }
@@ -669,9 +660,7 @@ func (s Suite) coldBoot(t *testing.T) {
 		return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
 	}
 	got, err := s.open(t, o).Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	s.same(t, got, m.Want)
 }
 
@@ -717,9 +706,7 @@ func (s Suite) unknownFields(t *testing.T) {
 	f := s.fake(t, m)
 	f.Set(s.Service.Required, body[:at+1]+`"aFieldOfTomorrow":{"deep":[1,null,{"x":true}]},`+body[at+1:])
 	got, err := s.open(t, patient(s.at(f, m))).Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	s.same(t, got, m.Want)
 }
 
@@ -753,9 +740,7 @@ func (s Suite) retriesLogged(t *testing.T) {
 	lines := 0
 	for line := range strings.Lines(log.String()) {
 		var entry map[string]any
-		if err := json.Unmarshal([]byte(line), &entry); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.Unmarshal([]byte(line), &entry))
 		if entry["level"] == "WARN" && entry["provider"] == s.Name && entry["attempt"] != nil {
 			lines++
 		}
@@ -784,9 +769,7 @@ func (s Suite) answersLogged(t *testing.T) {
 			Msg, Method, Path string
 			Status, Bytes     int
 		}
-		if err := json.Unmarshal([]byte(line), &entry); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.Unmarshal([]byte(line), &entry))
 		if entry.Msg != "metadata answer" {
 			continue
 		}
@@ -821,9 +804,7 @@ func (s Suite) proxyIgnored(t *testing.T) {
 	}
 	// net/http reads the environment once in a process, so make sure that it is this one it has read.
 	origin, err := url.Parse(s.Service.Origin)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if u, err := http.ProxyFromEnvironment(&http.Request{URL: origin}); err != nil || u == nil || u.Host != proxy {
 		t.Fatalf("the control failed: Go's default would use proxy %v (%v); has a test of this binary used http.DefaultTransport before?", u, err)
 	}
@@ -842,9 +823,7 @@ func (s Suite) proxyIgnored(t *testing.T) {
 		return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
 	}
 	got, err := s.open(t, o).Instance(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	s.same(t, got, m.Want)
 	want := origin.Host
 	if origin.Port() == "" {

@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestWrite: nothing of what is made depends on when or how often, and each page of a command has its exit status.
@@ -26,9 +28,7 @@ func TestWrite(t *testing.T) {
 	for _, zone := range []string{"UTC", "Asia/Kathmandu"} {
 		t.Setenv("TZ", zone)
 		dir := t.TempDir()
-		if err := write("../..", dir); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, write("../..", dir))
 		files := map[string]string{}
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() {
@@ -38,9 +38,7 @@ func TestWrite(t *testing.T) {
 			files[strings.TrimPrefix(path, dir+"/")] = string(b)
 			return err
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		made = append(made, files)
 	}
 	if diff := cmp.Diff(made[0], made[1]); diff != "" {
@@ -56,9 +54,7 @@ func TestWrite(t *testing.T) {
 			continue
 		}
 		r, err := gzip.NewReader(strings.NewReader(zipped))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		page, err := io.ReadAll(r)
 		if err != nil || !bytes.Contains(page, []byte("\n.SH EXIT STATUS\n")) || bytes.Contains(page, []byte("HISTORY")) {
 			t.Errorf("%s, %v:\n%s", name, err, page)
@@ -73,9 +69,7 @@ func TestWrite(t *testing.T) {
 // TestNotices: every module that the program names as linked is in the list.
 func TestNotices(t *testing.T) {
 	text, err := notices("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	binary := t.TempDir() + "/amsagent"
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "./cmd/amsagent")
 	build.Dir = "../.."
@@ -83,9 +77,7 @@ func TestNotices(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	info, err := exec.Command("go", "version", "-m", binary).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	linked := regexp.MustCompile(`(?m)^\tdep\t(\S+)\t(\S+)`).FindAllSubmatch(info, -1)
 	if len(linked) < 10 {
 		t.Errorf("the program names %d modules: this test proves nothing", len(linked))
@@ -103,13 +95,9 @@ func TestNotices(t *testing.T) {
 // The page of the units says after which exit code the daemon is not started again, as its unit has it.
 func TestPageOfTheUnits(t *testing.T) {
 	unit, err := os.ReadFile("../systemd/amsagent.service")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	page, err := os.ReadFile("../man/amsagent.service.8")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_, code, _ := strings.Cut(string(unit), "\nRestartPreventExitStatus=")
 	code, _, _ = strings.Cut(code, "\n")
 	if code == "" || !strings.Contains(string(page), "After "+code+" systemd does not start the daemon again") {

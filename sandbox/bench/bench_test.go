@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/host"
 )
 
@@ -51,12 +52,8 @@ func startMongo(b *testing.B, sandbox string) (addr string, pid int) {
 	b.Helper()
 	cmd := exec.Command(sandbox, "mongo", "--listen", "127.0.0.1:0", "--die-with", strconv.Itoa(os.Getpid()))
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
+	must.OK(b, cmd.Start())
 	b.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -77,9 +74,7 @@ func newHosts(b *testing.B, n int, o host.Options) []*host.Host {
 	b.Helper()
 	// Not TempDir: the path of a socket must be short.
 	dir, err := os.MkdirTemp("", "bench") //nolint:usetesting // see above
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	b.Cleanup(func() { _ = os.RemoveAll(dir) })
 	hosts := make([]*host.Host, n)
 	for i := range hosts {
@@ -91,17 +86,13 @@ func newHosts(b *testing.B, n int, o host.Options) []*host.Host {
 			o.Address = fmt.Sprintf("10.0.9.%d", i+1)
 		}
 		h, err := host.New(b.Context(), o)
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, err)
 		b.Cleanup(func() {
 			if err := h.Close(); err != nil {
 				b.Error(err)
 			}
 		})
-		if err := h.Join(b.Context()); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, h.Join(b.Context()))
 		hosts[i] = h
 	}
 	return hosts

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -112,9 +113,7 @@ func firstBoot(b *testing.B, n *realams.Node, args []string) (took, share time.D
 	}
 	ended := time.Now()
 	started, err := os.Stat(n.Path("/run/antmedia.pid"))
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	return at.Sub(began), started.ModTime().Sub(began) + max(0, ended.Sub(at))
 }
 

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/alibaba"
@@ -64,9 +65,7 @@ type counter struct {
 func count(b *testing.B, origin string, wait time.Duration) *counter {
 	b.Helper()
 	to, err := url.Parse(origin)
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	// Rewrite and not Director: no service of a cloud answers what was forwarded.
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -114,14 +113,10 @@ func onCloud(b *testing.B, name string, wait time.Duration) (opts metadata.Optio
 	b.Helper()
 	ctx := b.Context()
 	c, err := fakecloud.Open(ctx, name, fakecloud.Options{})
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	b.Cleanup(func() { _ = c.Close() })
 	meta, err := c.Machine(ctx, fakecloud.Machine{Name: "edge-1", ID: fakecloud.ID(name, 1), Address: "10.0.2.12", Role: "edge", MAC: "0e:49:61:0f:c3:12"})
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	b.Cleanup(func() { _ = meta.Close() })
 	opts.Endpoints = map[string]string{}
 	for _, e := range meta.Environ() {
@@ -141,9 +136,7 @@ func onCloud(b *testing.B, name string, wait time.Duration) (opts metadata.Optio
 	root := b.TempDir()
 	file, value := firmware(name)
 	path := filepath.Join(root, "sys/class/dmi/id", file)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(value+"\n"), 0o600)); err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(value+"\n"), 0o600)))
 	opts.Root = root
 	return opts, environ, counters
 }
@@ -170,13 +163,9 @@ func BenchmarkCloudIdentity(b *testing.B) {
 			for b.Loop() {
 				began := time.Now()
 				d, err := metadata.Detect(b.Context(), opts)
-				if err != nil {
-					b.Fatal(err)
-				}
+				must.OK(b, err)
 				p, err := metadata.Open(d.Provider, opts)
-				if err != nil {
-					b.Fatal(err)
-				}
+				must.OK(b, err)
 				inst, err := p.Instance(b.Context())
 				took = append(took, time.Since(began))
 				if role, _ := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role"); err != nil || d.Provider != name || inst.ID != fakecloud.ID(name, 1) || role != "edge" {
@@ -300,15 +289,11 @@ func TestCloudPollingChild(t *testing.T) {
 		t.Skip("for BenchmarkCloudPolling")
 	}
 	length, err := time.ParseDuration(os.Getenv(pollSeconds) + "s")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	source, err := pollingOf(name)(metadata.Options{Endpoints: map[string]string{
 		name: os.Getenv(endpoint(name)), alibaba.EndpointECS: os.Getenv("AMSAGENT_ALIBABA_ECS_ENDPOINT"),
 	}}, fakecloud.ID(name, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var got polled
@@ -330,9 +315,7 @@ func TestCloudPollingChild(t *testing.T) {
 	cancel()
 	<-ended
 	out, err := json.Marshal(got)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	fmt.Printf("POLLED %s\n", out)
 }
 
@@ -340,8 +323,6 @@ func TestCloudPollingChild(t *testing.T) {
 func cpu(t *testing.T) time.Duration {
 	t.Helper()
 	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/host"
 )
 
@@ -43,9 +44,7 @@ func benchmarkDaemon(b *testing.B, noCloud bool) {
 		Address: address, Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: 5 * time.Second, Real: os.Geteuid() == 0, NoCloud: noCloud,
 	})[0]
 	for b.Loop() {
-		if err := h.StartAgent(); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, h.StartAgent())
 		// Starting is not what a minute costs.
 		pause(b, 20*time.Second)
 		first, began := usage(b, h), time.Now()
@@ -59,9 +58,7 @@ func benchmarkDaemon(b *testing.B, noCloud bool) {
 		}
 		last, took := usage(b, h), time.Since(began).Minutes()
 		v, err := h.View(b.Context())
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, err)
 		if v.State != "active" || v.Beat.Seq < int64(took*60/5/2) {
 			b.Fatalf("the daemon is %q and has written %d beats: there is nothing to measure", v.State, v.Beat.Seq)
 		}
@@ -85,18 +82,14 @@ func benchmarkDaemon(b *testing.B, noCloud bool) {
 			"%.3f s of CPU a minute (%.2f of the bound of %.2f); load average %s",
 			took, v.Beat.Seq, mb(last.RSS), mb(last.RSS)/mostResident, mostResident, mb(last.Anon), mb(last.File),
 			cpu, cpu/mostCPU, mostCPU, host.LoadAverage())
-		if err := h.StopAgent(syscall.SIGTERM); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, h.StopAgent(syscall.SIGTERM))
 	}
 }
 
 func usage(b *testing.B, h *host.Host) host.Usage {
 	b.Helper()
 	u, err := host.ReadUsage(h.AgentPID())
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	return u
 }
 
@@ -106,13 +99,9 @@ func scrape(b *testing.B, addr string) {
 	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	defer resp.Body.Close()
 	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n == 0 || resp.StatusCode != http.StatusOK {
 		b.Fatalf("metrics: %s, %d bytes, %v", resp.Status, n, err)

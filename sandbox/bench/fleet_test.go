@@ -22,6 +22,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/host"
 )
 
@@ -85,14 +86,10 @@ func BenchmarkFleet10k(b *testing.B) {
 	for b.Loop() {
 		for _, nodes := range []int{1000, 3000, fleetNodes} {
 			served, err := host.ReadUsage(server)
-			if err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, err)
 			r := f.beat(b.Context(), nodes, length)
 			now, err := host.ReadUsage(server)
-			if err != nil {
-				b.Fatal(err)
-			}
+			must.OK(b, err)
 			rounds := float64(max(1, r.written+r.failed))
 			written := float64(max(1, r.written))
 			b.Logf("%5d nodes: %6.1f beats/s wanted, %6.1f written (%3.0f %%), %d failed, %d dropped; latency p50 %v p99 %v; "+
@@ -139,17 +136,13 @@ func (s sender) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) er
 func newFleet(b *testing.B, addr string, nodes int) *fleet {
 	b.Helper()
 	target, err := cluster.ParseTarget(addr)
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	f := &fleet{}
 	for range fleetClients {
 		c, err := cluster.Connect(b.Context(), target, cluster.Options{
 			AppName: "fleet", Timeout: fleetBeat, MaxPool: 1, Dialer: countingDialer{&f.wire},
 		})
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, err)
 		b.Cleanup(func() { _ = c.Close(context.Background()) })
 		f.clients = append(f.clients, c)
 	}
@@ -192,9 +185,7 @@ func connect(b *testing.B, addr string, pool uint64) *mongo.Client {
 	b.Helper()
 	m, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + addr + "/?directConnection=true").
 		SetMaxPoolSize(pool).SetServerMonitoringMode("poll").SetWriteConcern(writeconcern.W1()))
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	b.Cleanup(func() { _ = m.Disconnect(context.Background()) })
 	return m
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/host"
 )
 
@@ -37,32 +38,20 @@ func BenchmarkGone(b *testing.B) {
 			for b.Loop() {
 				took := make([]time.Duration, 0, kills)
 				lines := watch(b, agent, mongo)
-				if err := h.StartAgent(); err != nil {
-					b.Fatal(err)
-				}
+				must.OK(b, h.StartAgent())
 				for range kills {
 					await(b, lines, h.Address(), "alive")
 					// Both witnesses have to have written since, and at another phase
 					// each time.
 					pause(b, 2*tt.interval+rand.N(6*time.Second))
 					start := time.Now()
-					if err := h.KillAMS(); err != nil {
-						b.Fatal(err)
-					}
-					if err := h.StopAgent(syscall.SIGKILL); err != nil {
-						b.Fatal(err)
-					}
+					must.OK(b, h.KillAMS())
+					must.OK(b, h.StopAgent(syscall.SIGKILL))
 					took = append(took, await(b, lines, h.Address(), "gone").Sub(start))
-					if err := h.StartAMS(b.Context()); err != nil {
-						b.Fatal(err)
-					}
-					if err := h.StartAgent(); err != nil {
-						b.Fatal(err)
-					}
+					must.OK(b, h.StartAMS(b.Context()))
+					must.OK(b, h.StartAgent())
 				}
-				if err := h.StopAgent(syscall.SIGTERM); err != nil {
-					b.Fatal(err)
-				}
+				must.OK(b, h.StopAgent(syscall.SIGTERM))
 				b.Logf("%d kills: median %.1f s, most %.1f s (bound %.0f s); load average %s",
 					kills, quantile(took, 0.5).Seconds(), quantile(took, 1).Seconds(), tt.bound.Seconds(), host.LoadAverage())
 				b.ReportMetric(quantile(took, 0.5).Seconds(), "s-median")
@@ -86,12 +75,8 @@ func watch(b *testing.B, agent, mongo string) <-chan seen {
 	cmd := exec.CommandContext(ctx, agent, "nodes", "--watch", "--mongo", mongo)
 	cmd.Env = []string{"NO_COLOR=1"}
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
+	must.OK(b, cmd.Start())
 	lines := make(chan seen, 100)
 	go func() {
 		defer close(lines)

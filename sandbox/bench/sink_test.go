@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // A server that speaks just enough of MongoDB's protocol to take beats, from
@@ -44,16 +46,10 @@ func startSink(b *testing.B) (addr string, pid int) {
 	cmd.Env = append(os.Environ(), sinkVariable+"=1")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe() // it ends with us
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
+	must.OK(b, err)
+	must.OK(b, cmd.Start())
 	b.Cleanup(func() {
 		_ = in.Close()
 		_ = cmd.Wait()

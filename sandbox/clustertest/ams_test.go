@@ -18,6 +18,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
@@ -42,9 +43,7 @@ func TestAMSNodes(t *testing.T) {
 		bson.M{"_id": "v6", "ip": "fd00:0:0:0:0:0:0:1", "lastUpdateTime": now.UnixMilli()},
 	)
 	got, err := c.AMSNodes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var lines []string
 	for _, n := range got {
 		cpu := "-"
@@ -163,9 +162,7 @@ func TestDeleteAMSNodes(t *testing.T) {
 			}
 			all := b.count(b.ams(), bson.M{})
 			got, err := c.DeleteAMSNodes(t.Context(), tt.removal)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			var deleted []string
 			for _, n := range got.Deleted {
 				deleted = append(deleted, named(n.ID))
@@ -262,9 +259,7 @@ func TestDeleteAMSNodesWhileAMSWrites(t *testing.T) {
 		got, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{id}})
 		stop.Store(true)
 		writer.Wait()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		there := b.count(b.ams(), bson.M{"_id": id})
 		switch {
 		case len(got.Deleted)+len(got.Kept) != 1:
@@ -336,9 +331,7 @@ func TestLocalStreams(t *testing.T) {
 		bson.M{"_id": "x", "status": "broadcasting", "originAdress": own, "updateTime": now.UnixMilli()},
 	)
 	got, err := c.LocalStreams(t.Context(), []string{"webrtcappee", "liveapp", "nosuch"}, own, now)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	want := []cluster.DatabaseStreams{
 		{Database: "webrtcappee", IDs: []string{"x"}},
 		{Database: "liveapp", IDs: []string{"dated", "double", "just-live", "live"}},
@@ -416,9 +409,7 @@ func TestWaitAMSNode(t *testing.T) {
 			b.write("earlier-life", own, clock().Add(-time.Hour))
 			b.write("neighbour", "10.0.0.30", clock())
 			before, err := c.AMSNodes(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			var reads atomic.Int64
 			type result struct {
 				node cluster.AMSNode
@@ -515,9 +506,7 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 				tt.prepare(b)
 			}
 			before, err := c.AMSNodes(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if tt.then != nil {
 				tt.then(b)
 			}
@@ -554,9 +543,7 @@ func TestWaitAMSNodeElsewhere(t *testing.T) {
 	b.write("dead", another, time.Now().Add(-time.Second))
 	began := time.Now()
 	before, err := c.AMSNodes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	wait := cluster.AMSWait{
 		Address: own, Before: before, LocalAddresses: []string{"127.0.0.1", own, docker, another},
 		Elsewhere: 1100 * time.Millisecond, Started: began, NewOnly: true, Poll: 20 * time.Millisecond,
@@ -586,9 +573,7 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{Timeout: time.Second})
 	before, err := c.AMSNodes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var failed atomic.Bool
 	done := make(chan error, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -15,6 +15,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
@@ -37,9 +38,7 @@ func TestLargeRow(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	look, err := c.Look(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if len(look.Nodes) != 2001 || len(look.AMS) != 1 {
@@ -60,9 +59,7 @@ func TestWaitsBehindOneThatHangs(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	c := connect(t, "mongodb://"+s.Addr()+"/?directConnection=true", cluster.Options{Timeout: 20 * time.Second, MaxPool: 1})
-	if err := s.Faults().Set(mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"find"}, Times: 1}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.Faults().Set(mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"find"}, Times: 1}))
 	hung := make(chan error, 1)
 	go func() {
 		_, err := c.Node(t.Context(), "i-1")
@@ -100,9 +97,7 @@ func TestStreamsByIndex(t *testing.T) {
 		docs[i] = bson.M{"streamId": fmt.Sprintf("live%d", i), "status": "broadcasting", "originAdress": own, "updateTime": now.UnixMilli()}
 	}
 	b.insert(coll, docs...)
-	if err := b.Database("liveapp").RunCommand(t.Context(), bson.D{{Key: "profile", Value: 2}}).Err(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, b.Database("liveapp").RunCommand(t.Context(), bson.D{{Key: "profile", Value: 2}}).Err())
 	streams, err := c.LocalStreams(t.Context(), []string{"liveapp"}, own, now)
 	if err != nil || len(streams) != 1 || len(streams[0].IDs) != 3 {
 		t.Fatalf("%v, %v", streams, err)
@@ -125,17 +120,13 @@ func TestRights(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Users: map[string]string{"root": "secret"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	b := openURI(t, s.URI())
 	on := func(role, db string) bson.M { return bson.M{"role": role, "db": db} }
 	run := func(command bson.D) {
 		t.Helper()
-		if err := b.Database("admin").RunCommand(t.Context(), command).Err(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, b.Database("admin").RunCommand(t.Context(), command).Err())
 	}
 	run(bson.D{
 		{Key: "createUser", Value: "node"},
@@ -160,16 +151,12 @@ func TestRights(t *testing.T) {
 	}
 
 	// The index is there with another expiry: that is no matter of rights or of the server.
-	if err := b.nodes().Indexes().DropAll(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, b.nodes().Indexes().DropAll(t.Context()))
 	other := b.Database("amsagent").RunCommand(t.Context(), bson.D{
 		{Key: "createIndexes", Value: "nodes"},
 		{Key: "indexes", Value: bson.A{bson.M{"key": bson.M{"left_at": 1}, "name": "left_at_1", "expireAfterSeconds": 60}}},
 	})
-	if err := other.Err(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, other.Err())
 	if err := c.EnsureIndexes(t.Context()); cluster.KindOf(err) != cluster.KindOther {
 		t.Errorf("another expiry: %v", err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -30,21 +31,15 @@ func TestCredentials(t *testing.T) {
 	uri := func(user, pw string) string {
 		t.Helper()
 		target, err := cluster.ParseTarget("mongodb://" + user + ":" + strings.ReplaceAll(url.QueryEscape(pw), "+", "%20") + "@" + s.Addr() + "/")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return target.URI().Reveal()
 	}
 	var log locked.Buffer
 	o := cluster.Options{Timeout: 2 * time.Minute, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 
 	good := connect(t, uri("amsagent", password), o)
-	if err := good.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := good.CheckAccess(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, good.Ping(t.Context()))
+	must.OK(t, good.CheckAccess(t.Context()))
 	for name, bad := range map[string]string{
 		"wrong password": uri("amsagent", password+"x"),
 		"wrong user":     uri("somebody", password),
@@ -148,16 +143,10 @@ func TestBounds(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	target, err := cluster.ParseTarget(s.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c, err := cluster.Connect(t.Context(), target, cluster.Options{Timeout: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, c.Ping(t.Context()))
 	fault(t, s, mongod.Fault{Mode: mongod.BlackHole})
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
@@ -185,16 +174,10 @@ func TestCloseWhileConnecting(t *testing.T) {
 	d := &stuckDialer{dialed: make(chan struct{}, 100), release: make(chan struct{})}
 	defer close(d.release)
 	target, err := cluster.ParseTarget(s.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c, err := cluster.Connect(t.Context(), target, cluster.Options{Dialer: d})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, c.Ping(t.Context()))
 	d.stuck.Store(true)
 	fault(t, s, mongod.Fault{Mode: mongod.Cut})
 	<-d.dialed

@@ -29,6 +29,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
@@ -174,13 +175,9 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	a := &agent{t: t, root: t.TempDir(), eyes: &eyes{}, reload: make(chan struct{})}
 	a.client, a.door = connect(t, uri, cluster.Options{}), openURI(t, all)
 	number, err := port.Free()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tr, err := tree.Write(a.root, tree.Options{NoUnit: true, Host: "node", HostResolves: true, HTTPPort: number})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a.svc = &service{dir: tr.Dir}
 	t.Cleanup(func() {
 		if err := a.svc.Stop(context.Background()); err != nil {
@@ -233,9 +230,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 			Witness: 50 * time.Millisecond, Stop: 2 * time.Second,
 		},
 	}
-	if err := a.svc.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.svc.Start(t.Context()))
 	if _, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: target, Role: "edge", Identify: identify}); err != nil {
 		t.Fatal(err)
 	}
@@ -309,17 +304,13 @@ func (a *agent) file(name string) string { return filepath.Join(a.svc.dir, name)
 
 func (a *agent) write(name, text string) {
 	a.t.Helper()
-	if err := os.WriteFile(a.file(name), []byte(text), 0o644); err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, os.WriteFile(a.file(name), []byte(text), 0o644))
 }
 
 func (a *agent) read(name string) string {
 	a.t.Helper()
 	b, err := os.ReadFile(a.file(name))
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	return string(b)
 }
 
@@ -340,13 +331,9 @@ func (a *agent) control(method, path, body string, answer any) {
 		},
 	}}
 	req, err := http.NewRequestWithContext(a.t.Context(), method, "http://amsagent"+path, strings.NewReader(body))
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	resp, err := client.Do(req)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	defer func() { _ = resp.Body.Close() }()
 	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil || resp.StatusCode != http.StatusOK {
 		a.t.Fatalf("%s %s: %s, %v", method, path, resp.Status, err)
@@ -511,12 +498,8 @@ func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 	a.start()
 	named := func(uri string) {
 		t.Helper()
-		if err := os.WriteFile(file+".new", []byte(uri+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(file+".new", file); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file+".new", []byte(uri+"\n"), 0o600))
+		must.OK(t, os.Rename(file+".new", file))
 	}
 	stays := func(uri string) {
 		t.Helper()

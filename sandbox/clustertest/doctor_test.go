@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
@@ -35,9 +36,7 @@ func examine(t *testing.T, uri string, limit time.Duration, now func() time.Time
 		t.Fatal(err)
 	}
 	target, err := cluster.ParseTarget(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	o := cluster.Options{AppName: "doctor", Timeout: limit / 3, Now: now}
 	results := doctor.Run(t.Context(), doctor.Options{
 		Machine: &bootstrap.Machine{Root: root, Service: ams.None{}, Version: "test", Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
@@ -96,23 +95,17 @@ func TestDoctorOpen(t *testing.T) {
 func databases(b backdoor) map[string]int64 {
 	b.t.Helper()
 	names, err := b.ListDatabaseNames(b.t.Context(), bson.D{})
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	must.OK(b.t, err)
 	all := map[string]int64{}
 	for _, db := range names {
 		if slices.Contains([]string{"admin", "config", "local"}, db) {
 			continue
 		}
 		colls, err := b.Database(db).ListCollectionNames(b.t.Context(), bson.D{})
-		if err != nil {
-			b.t.Fatal(err)
-		}
+		must.OK(b.t, err)
 		for _, c := range colls {
 			n, err := b.Database(db).Collection(c).CountDocuments(b.t.Context(), bson.D{})
-			if err != nil {
-				b.t.Fatal(err)
-			}
+			must.OK(b.t, err)
 			all[db+"."+c] = n
 		}
 	}
@@ -150,9 +143,7 @@ func TestDoctorTrouble(t *testing.T) {
 	diagnosis(t, all, "AMS-MONGO-SLOW", doctor.Warning, "for a round trip")
 	diagnosis(t, all, "AMS-ROWS", doctor.Warning, "i-0 is registered under "+own)
 
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.Close())
 	all = examine(t, s.URI(), 15*time.Second, nil)
 	diagnosis(t, all, "AMS-MONGO", doctor.Bad, "refused the connection")
 	diagnosis(t, all, "AMS-MONGO-OPEN", doctor.Unknown, "could not be asked")

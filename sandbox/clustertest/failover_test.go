@@ -26,6 +26,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
@@ -36,9 +37,7 @@ func realSet(t *testing.T) *realmongo.Set {
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Members: 3})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -130,9 +129,7 @@ func TestRealFailover(t *testing.T) {
 		a.serves()
 		t.Log("settled")
 		begin := time.Now()
-		if err := fault.harm(old); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, fault.harm(old))
 		now, since := newPrimary(t, s, old)
 		beat := beatAfter(t, now, since)
 		t.Logf("%s: a new primary after %s, the first beat %s later", fault.name, since.Sub(begin).Round(time.Millisecond), beat.Sub(since).Round(time.Millisecond))
@@ -140,9 +137,7 @@ func TestRealFailover(t *testing.T) {
 			t.Errorf("%s: the first beat came %s after the new primary; the daemon's log:\n%s", fault.name, late, a.text())
 		}
 		if fault.mend != nil {
-			if err := fault.mend(old); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, fault.mend(old))
 		}
 	}
 	a.serves()
@@ -163,30 +158,20 @@ func TestRealHang(t *testing.T) {
 	s := realSet(t)
 	first := settled(t, s)
 	target, err := cluster.ParseTarget(s.URI())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c, err := cluster.Connect(t.Context(), target, cluster.Options{Timeout: time.Hour, Elections: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	// The driver may not hear that it is to stop while a member tells.
 	defer func() { _ = c.Close(context.Background()) }()
-	if err := c.Ping(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := first.Pause(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Ping(t.Context()))
+	must.OK(t, first.Pause())
 	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second) // the driver asks by itself after 30 s
 	defer cancel()
 	// No event: that waits for a majority, and the third member may still read from the first.
 	if err := c.Ping(ctx); err != nil {
 		t.Error(err)
 	}
-	if err := first.Resume(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, first.Resume())
 }
 
 // diary writes events one after another and remembers which were acknowledged.
@@ -237,21 +222,15 @@ func TestRealAcknowledgedStays(t *testing.T) {
 	more(20)
 
 	first := settled(t, s)
-	if err := first.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, first.Kill())
 	newPrimary(t, s, first)
 	more(len(d.acknowledged()) + 20)
-	if err := first.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, first.Start(t.Context()))
 
 	first = settled(t, s)
 	others := slices.DeleteFunc(slices.Clone(s.Members()), func(m *realmongo.Member) bool { return m == first })
 	for _, m := range others {
-		if err := m.Pause(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, m.Pause())
 	}
 	eventually(t, "there is no primary", func() bool {
 		is, err := first.IsPrimary(t.Context())
@@ -267,9 +246,7 @@ func TestRealAcknowledgedStays(t *testing.T) {
 		t.Error("the daemon's loop stands still without a primary")
 	}
 	for _, m := range others {
-		if err := m.Resume(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, m.Resume())
 	}
 	now, since := newPrimary(t, s, nil)
 	if late := beatAfter(t, now, since).Sub(since); late > 2*time.Second {
@@ -320,9 +297,7 @@ func TestRealMongoDiskFull(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Dir: disk})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	a := newAgentAt(t, s.URI(), s.URI())
 	a.start()
@@ -335,9 +310,7 @@ func TestRealMongoDiskFull(t *testing.T) {
 		_, err := blocks.InsertOne(bound, bson.M{"text": strings.Repeat("0123456789abcdef", 1<<16)})
 		return err
 	}
-	if err := write(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, write())
 	filler := filepath.Join(disk, "filler")
 	if err := fill(filler); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatal(err)
@@ -348,9 +321,7 @@ func TestRealMongoDiskFull(t *testing.T) {
 	})
 	a.roundsGoOn(5)
 
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filler))
 	since := time.Now()
 	eventually(t, "MongoDB runs again", func() bool {
 		_ = s.Member(0).Start(t.Context()) // an error where it has not ended yet
@@ -387,9 +358,7 @@ func TestRealBeatAfterElection(t *testing.T) {
 		t.Fatal(err)
 	}
 	beat := cluster.Beat{ID: nodeID, Interval: 7 * time.Second}
-	if err := c.Beat(t.Context(), beat, nil); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Beat(t.Context(), beat, nil))
 	door := openURI(t, s.URI())
 	if _, err := door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$unset": bson.M{"interval_ms": ""}}); err != nil {
 		t.Fatal(err)
@@ -410,9 +379,7 @@ func TestRealBeatAfterElection(t *testing.T) {
 	if again() {
 		t.Fatal("without an election, a beat writes what the one before wrote")
 	}
-	if err := s.StepDown(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.StepDown(t.Context()))
 	newPrimary(t, s, first)
 	if !again() {
 		t.Error("the new primary was not given the whole beat")
@@ -436,9 +403,7 @@ func TestRealNoAcknowledgement(t *testing.T) {
 		}
 		admin := openURI(t, "mongodb://"+m.Addr()+"/?directConnection=true").Database("admin")
 		// A secondary that is locked answers, and takes nothing up.
-		if err := admin.RunCommand(t.Context(), bson.D{{Key: "fsync", Value: 1}, {Key: "lock", Value: true}}).Err(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, admin.RunCommand(t.Context(), bson.D{{Key: "fsync", Value: 1}, {Key: "lock", Value: true}}).Err())
 		unlock = append(unlock, func() {
 			if err := admin.RunCommand(t.Context(), bson.D{{Key: "fsyncUnlock", Value: 1}}).Err(); err != nil {
 				t.Error(err)
@@ -466,12 +431,8 @@ func TestRealLeaveOutlastsElection(t *testing.T) {
 	a := newAgentAt(t, s.URI(), s.URI())
 	a.door.write("second-card", own, time.Now().Add(-time.Hour))
 	primary, err := s.Primary(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := primary.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, primary.Kill())
 	res, err := a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: a.client.Target(), Now: true})
 	if err != nil {
 		t.Fatalf("%v (%+v)", err, res)
@@ -501,9 +462,7 @@ func TestRealJoinOutlastsHang(t *testing.T) {
 			}
 		}
 		primary, err := s.Primary(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		hangs := &hangingAt{then: sync.OnceValue(primary.Pause)}
 		a.machine.HTTP = &http.Client{Transport: hangs}
 		res, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify})
@@ -516,9 +475,7 @@ func TestRealJoinOutlastsHang(t *testing.T) {
 		if row := a.door.row(nodeID); row["state"] != "active" {
 			t.Errorf("anew %v: the row says %v", anew, row["state"])
 		}
-		if err := primary.Resume(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, primary.Resume())
 		newPrimary(t, s, primary)
 	}
 }
@@ -545,9 +502,7 @@ func TestRealOneMemberNamed(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
 	first, err := s.Primary(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a := newAgentAt(t, "mongodb://"+first.Addr()+"/", s.URI())
 	a.start()
 	f, err := a.client.ServerFacts(t.Context())
@@ -573,9 +528,7 @@ func TestRealOneMemberNamed(t *testing.T) {
 	if f, err := all.ServerFacts(t.Context()); err != nil || f.OneNamed {
 		t.Errorf("with all named: %+v, %v", f, err)
 	}
-	if err := s.StepDown(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.StepDown(t.Context()))
 	second, since := newPrimary(t, s, first)
 	if late := beatAfter(t, second, since).Sub(since); late > 2*time.Second {
 		t.Errorf("the first beat came %s after the new primary", late)
@@ -590,9 +543,7 @@ func TestRealOneMemberNamed(t *testing.T) {
 		t.Error(err)
 	}
 	// The member that was named dies: who has seen the set goes on.
-	if err := first.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, first.Kill())
 	beatAfter(t, second, time.Now())
 	if _, err := c.Nodes(t.Context()); err != nil {
 		t.Error(err)

@@ -12,6 +12,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 )
 
@@ -21,9 +22,7 @@ func TestHealthAmongOthers(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	number, err := port.Free()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a.o.Metrics = fmt.Sprintf("127.0.0.1:%d", number)
 	settings := a.o.Settings
 	a.o.Settings = func() daemon.Settings {
@@ -80,9 +79,7 @@ func TestHealthAmongOthers(t *testing.T) {
 func (a *agent) health() int {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), http.MethodGet, "http://"+a.o.Metrics+"/healthz", http.NoBody)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return 0

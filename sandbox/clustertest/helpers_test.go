@@ -15,6 +15,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
@@ -34,13 +35,9 @@ func startServer(t *testing.T, o mongod.Options) *mongod.Server {
 func connect(t *testing.T, uri string, o cluster.Options) *cluster.Client {
 	t.Helper()
 	target, err := cluster.ParseTarget(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c, err := cluster.Connect(t.Context(), target, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := c.Close(context.Background()); err != nil {
 			t.Errorf("Close: %v", err)
@@ -64,9 +61,7 @@ func open(t *testing.T, s *mongod.Server) backdoor {
 func openURI(t *testing.T, uri string) backdoor {
 	t.Helper()
 	m, err := mongo.Connect(options.Client().ApplyURI(uri).SetTimeout(20 * time.Second))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = m.Disconnect(context.Background()) })
 	return backdoor{t, m}
 }
@@ -95,27 +90,21 @@ func (b backdoor) write(id, ip string, at time.Time) {
 func (b backdoor) row(id string) bson.M {
 	b.t.Helper()
 	var doc bson.M
-	if err := b.nodes().FindOne(b.t.Context(), bson.M{"_id": id}).Decode(&doc); err != nil {
-		b.t.Fatal(err)
-	}
+	must.OK(b.t, b.nodes().FindOne(b.t.Context(), bson.M{"_id": id}).Decode(&doc))
 	return doc
 }
 
 func (b backdoor) count(coll *mongo.Collection, filter any) int {
 	b.t.Helper()
 	n, err := coll.CountDocuments(b.t.Context(), filter)
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	must.OK(b.t, err)
 	return int(n)
 }
 
 // fault puts a fault in force.
 func fault(t *testing.T, s *mongod.Server, f mongod.Fault) {
 	t.Helper()
-	if err := s.Faults().Set(f); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.Faults().Set(f))
 }
 
 // eventually polls a condition; the limit is generous, the wait is not.
@@ -135,9 +124,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func pass(t *testing.T, c *cluster.Client) {
 	t.Helper()
 	start, err := c.ServerTime(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	eventually(t, "the server's clock goes on", func() bool {
 		now, err := c.ServerTime(t.Context())
 		return err == nil && now.After(start)

@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
@@ -31,9 +32,7 @@ import (
 func (a *agent) joins() *bootstrap.JoinResult {
 	a.t.Helper()
 	res, err := a.machine.Join(a.t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	return res
 }
 
@@ -47,17 +46,11 @@ func (a *agent) joinedAt(at time.Time) {
 func (a *agent) edits(edit func(*bootstrap.State)) {
 	a.t.Helper()
 	s, err := a.machine.StateFile()
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	edit(s)
 	text, err := json.Marshal(s)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(a.root, bootstrap.StateDir, "state.json"), text, 0o600); err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
+	must.OK(a.t, os.WriteFile(filepath.Join(a.root, bootstrap.StateDir, "state.json"), text, 0o600))
 }
 
 // drainAt writes the record of a drain at a step, and a row as it is then.
@@ -67,21 +60,15 @@ func (a *agent) drainAt(step lifecycle.Step, state cluster.State) {
 	if err == nil {
 		err = a.client.SetOwnState(a.t.Context(), row, state, "drain", cluster.Details{})
 	}
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	text := `{"version":1,"step":"` + string(step) + `"}`
-	if err := os.WriteFile(filepath.Join(a.root, lifecycle.RecordPath), []byte(text), 0o600); err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, os.WriteFile(filepath.Join(a.root, lifecycle.RecordPath), []byte(text), 0o600))
 }
 
 func (a *agent) state() cluster.State {
 	a.t.Helper()
 	row, err := a.client.Node(a.t.Context(), nodeID)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	return row.State
 }
 
@@ -109,9 +96,7 @@ func TestJoinRecordsItsTime(t *testing.T) {
 			t.Errorf("%q: %s, restarted %v", tt.step, res.Outcome, res.Restarted)
 		}
 		s, err := a.machine.StateFile()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if s.Phase != bootstrap.PhaseJoined || s.Since.After(before) != tt.saved {
 			t.Errorf("%q: the state file says %s since %s, before the join since %s", tt.step, s.Phase, s.Since, before)
 		}
@@ -213,9 +198,7 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 	}
 	eventually(t, "the node has left, and the cloud is to be notified", completing)
 	<-time.After(time.Second) // the state file has whole seconds
-	if err := a.svc.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.svc.Start(t.Context()))
 	if res := a.joins(); res.Outcome != bootstrap.OutcomeUnchanged || res.Restarted {
 		t.Errorf("%s, restarted %v", res.Outcome, res.Restarted)
 	}
@@ -236,9 +219,7 @@ func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	a.drainAt(lifecycle.StepDone, cluster.StateDraining)
-	if err := a.svc.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.svc.Stop(t.Context()))
 	if res := a.joins(); res.Outcome != bootstrap.OutcomeJoined || !res.Restarted {
 		t.Errorf("%s, restarted %v", res.Outcome, res.Restarted)
 	}
@@ -272,9 +253,7 @@ func TestUndrainOfTheRow(t *testing.T) {
 	if err == nil {
 		err = a.client.SetOwnState(t.Context(), row, cluster.StateDraining, "operator", cluster.Details{})
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	eventually(t, "the daemon says what the row says", func() bool { return a.view().State == cluster.StateDraining })
 	a.control(http.MethodPost, daemon.PathUndrain, `{"who":"uid 0"}`, new(lifecycle.View))
 	eventually(t, "the row serves", func() bool { return a.state() == cluster.StateActive })

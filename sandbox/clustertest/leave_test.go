@@ -11,6 +11,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -43,22 +44,16 @@ func TestRepairStreams(t *testing.T) {
 	)
 	// Twice is once.
 	for range 2 {
-		if err := c.RepairStreams(t.Context(), []string{"liveapp", "nosuch"}, own, now); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, c.RepairStreams(t.Context(), []string{"liveapp", "nosuch"}, own, now))
 	}
 	cur, err := b.Database("liveapp").Collection("broadcast").Find(t.Context(), bson.D{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var docs []struct {
 		ID      string `bson:"_id"`
 		Status  string `bson:"status"`
 		Viewers int32  `bson:"webRTCViewerCount"`
 	}
-	if err := cur.All(t.Context(), &docs); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, cur.All(t.Context(), &docs))
 	status := map[string]string{}
 	for _, d := range docs {
 		status[d.ID] = d.Status
@@ -89,19 +84,13 @@ func TestSetLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	cut, viewers := 3, 3
-	if err := c.Beat(t.Context(), cluster.Beat{ID: n.ID, Seq: 1, Sessions: cluster.Sessions{Viewers: &viewers}, Serving: &cluster.Serving{Up: true}}, nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.SetOwnState(t.Context(), n, cluster.StateDraining, "scale-in", cluster.Details{StopFailed: true}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Beat(t.Context(), cluster.Beat{ID: n.ID, Seq: 1, Sessions: cluster.Sessions{Viewers: &viewers}, Serving: &cluster.Serving{Up: true}}, nil))
+	must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateDraining, "scale-in", cluster.Details{StopFailed: true}))
 	if got, err := c.Node(t.Context(), n.ID); err != nil || !got.StopFailed || got.LeftBy != "" || got.Cut != nil {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	for range 2 {
-		if err := c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{LeftBy: cluster.LeftByDrain, Cut: &cut}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{LeftBy: cluster.LeftByDrain, Cut: &cut}))
 		got, err := c.Node(t.Context(), n.ID)
 		if err != nil || got.State != cluster.StateLeft || got.Cut == nil || *got.Cut != 3 || got.Reason != "scale-in" || got.LeftBy != cluster.LeftByDrain || got.StopFailed {
 			t.Fatalf("%+v, %v", got, err)

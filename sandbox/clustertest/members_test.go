@@ -14,6 +14,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -22,9 +23,7 @@ func num[T any](v T) *T { return &v }
 func member(t *testing.T, c *cluster.Client, id, ip string) {
 	t.Helper()
 	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", IntervalMS: 5000, Port: 5080})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 }
 
 // A beat arrives whole, keeps what it does not name, and takes away what is not
@@ -41,9 +40,7 @@ func TestBeat(t *testing.T) {
 	}
 	member(t, c, "i-1", own)
 	before, err := c.Node(t.Context(), "i-1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	pass(t, c)
 
 	first := cluster.Beat{
@@ -58,9 +55,7 @@ func TestBeat(t *testing.T) {
 	check := func(want cluster.Beat) cluster.Node {
 		t.Helper()
 		n, err := c.Node(t.Context(), "i-1")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if diff := cmp.Diff(want.Load, *n.Load); diff != "" {
 			t.Errorf("load, -want +got:\n%s", diff)
 		}
@@ -84,36 +79,26 @@ func TestBeat(t *testing.T) {
 		}
 		return n
 	}
-	if err := c.Beat(t.Context(), first, nil); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Beat(t.Context(), first, nil))
 	check(first)
 
 	// The difference only.
 	second := first
 	second.Seq, second.Load = 2, cluster.Load{CPU: num(0)}
 	second.Sessions.Viewers, second.Serving = num(7), &cluster.Serving{Why: "LiveApp fails"}
-	if err := c.Beat(t.Context(), second, &first); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Beat(t.Context(), second, &first))
 	check(second)
 	third := second
 	third.Seq, third.Load, third.Clock, third.Devices, third.Sessions = 3, cluster.Load{}, nil, nil, cluster.Sessions{Publishers: num(0)}
-	if err := c.Beat(t.Context(), third, &second); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Beat(t.Context(), third, &second))
 	check(third)
 	fourth := third
 	fourth.Serving = nil
 	fourth.Seq, fourth.Sessions = 4, cluster.Sessions{Publishers: num(0), Viewers: num(1), By: cluster.CountedByAMS}
-	if err := c.Beat(t.Context(), fourth, &third); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Beat(t.Context(), fourth, &third))
 	check(fourth)
 	// Not known what the row holds: all of it.
-	if err := c.Beat(t.Context(), first, nil); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Beat(t.Context(), first, nil))
 	check(first)
 
 	// Another life drops what this one said.
@@ -150,9 +135,7 @@ func TestLookAndJudge(t *testing.T) {
 	says := func() string {
 		t.Helper()
 		l, err := c.Look(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if d := time.Since(l.At); l.ServerTime.IsZero() || d < 0 || d > time.Minute {
 			t.Errorf("%+v", l)
 		}
@@ -168,9 +151,7 @@ func TestLookAndJudge(t *testing.T) {
 	member(t, c, "skewed", "10.0.0.1")
 	member(t, c, "plain", "fd00::2")
 	member(t, c, "departed", "10.0.0.4")
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "departed"}, cluster.StateLeft, "test", cluster.Details{}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: "departed"}, cluster.StateLeft, "test", cluster.Details{}))
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
 	const others = "skewed 10.0.0.1 alive; departed 10.0.0.4 left; z 10.0.0.4 agent-stale; plain fd00::2 "
 	// Each round writes all signals again: on a busy machine the first ones are old before the last look.
@@ -182,9 +163,7 @@ func TestLookAndJudge(t *testing.T) {
 			if id == "skewed" {
 				beat.Clock = num(-10 * time.Minute)
 			}
-			if err := c.Beat(t.Context(), beat, nil); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, c.Beat(t.Context(), beat, nil))
 		}
 		b.write("x10.0.0.1", "10.0.0.1", ago(10*time.Minute))
 		b.write("y", "fd00:0:0:0:0:0:0:2", ago(10*time.Minute))
@@ -206,13 +185,9 @@ func TestRemoveNode(t *testing.T) {
 	member(t, c, "i-1", own)
 	member(t, c, "i-2", "10.0.0.4")
 	n, err := c.Node(t.Context(), "i-1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	pass(t, c)
-	if err := c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 1}, nil); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 1}, nil))
 	if gone, err := c.RemoveNode(t.Context(), n); err != nil || gone {
 		t.Errorf("a row that was written since: %t, %v", gone, err)
 	}

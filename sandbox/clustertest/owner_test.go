@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
@@ -55,9 +56,7 @@ func TestOneRowOneMachine(t *testing.T) {
 	}
 
 	register(t, c, first)
-	if err := beat(first, 1); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, beat(first, 1))
 	was := b.row(first.ID)
 	_, err := c.Register(t.Context(), copied)
 	unchanged("the registration of the copy", err, was)
@@ -72,9 +71,7 @@ func TestOneRowOneMachine(t *testing.T) {
 	if r, err := c.TakeOver(t.Context(), copied); err != nil || !r.Rejoined || r.Node.IP != copied.IP {
 		t.Fatalf("taking over: %+v, %v", r, err)
 	}
-	if err := beat(copied, 1); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, beat(copied, 1))
 	was = b.row(first.ID)
 	unchanged("a beat of the first", beat(first, 2), was)
 	unchanged("a drain of the first", c.SetOwnState(t.Context(), first, cluster.StateDraining, "drain", cluster.Details{}), was)
@@ -173,12 +170,8 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 		ID: n.ID, Life: n.Life(), Seq: 42, Interval: time.Second, Clock: num(time.Second), Devices: []string{"A10G"},
 		Load: cluster.Load{CPU: num(83)}, Sessions: cluster.Sessions{Viewers: num(7)},
 	}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{Cut: num(2)}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{Cut: num(2)}))
 	n.IntervalMS = 0
 	again := register(t, c, n).Node
 	if again.Beats() || again.Load != nil || again.Sessions != nil || again.ClockMS != nil || again.Devices != nil || again.Cut != nil {
@@ -196,12 +189,8 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 func boot(t *testing.T, root, id string) {
 	t.Helper()
 	file := filepath.Join(root, "proc/sys/kernel/random/boot_id")
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, []byte(id+"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	must.OK(t, os.WriteFile(file, []byte(id+"\n"), 0o644))
 }
 
 // TestDaemonAndItsCopy: a daemon whose row another machine takes says so once, leaves

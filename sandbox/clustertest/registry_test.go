@@ -18,6 +18,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
@@ -37,9 +38,7 @@ var byServer = cmpopts.IgnoreFields(cluster.Node{}, "StateSince", "UpdatedAt")
 func register(t *testing.T, c *cluster.Client, n cluster.Node) cluster.Registration {
 	t.Helper()
 	r, err := c.Register(t.Context(), n)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return r
 }
 
@@ -52,14 +51,10 @@ func TestRegister(t *testing.T) {
 		t.Fatalf("reading a node that is not there: %v", err)
 	}
 	before, err := c.ServerTime(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	first := register(t, c, node())
 	after, err := c.ServerTime(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if first.Before != nil || first.Rejoined {
 		t.Errorf("the first registration found %+v, rejoined %v", first.Before, first.Rejoined)
 	}
@@ -271,9 +266,7 @@ func TestSetState(t *testing.T) {
 				continue
 			}
 			got, err := c.Node(t.Context(), id)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if got.State != to || got.Reason != "because" || got.Seq != 3 || got.UpdatedAt.Year() < 2000 {
 				t.Errorf("%s: %+v", id, got)
 			}
@@ -332,9 +325,7 @@ func TestManyAtOnce(t *testing.T) {
 	all.Wait()
 	c := connect(t, s.URI(), cluster.Options{})
 	nodes, err := c.Nodes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if len(nodes) != clients+1 || b.count(b.nodes(), bson.M{}) != clients+1 {
 		t.Errorf("%d rows, want %d", len(nodes), clients+1)
 	}
@@ -400,13 +391,9 @@ func answerLost(t *testing.T, o mongod.Options, pause time.Duration) {
 	register(t, c, node())
 
 	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 1})
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "i-0abc"}, cluster.StateActive, "verified", cluster.Details{}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: "i-0abc"}, cluster.StateActive, "verified", cluster.Details{}))
 	n, err := c.Node(t.Context(), "i-0abc")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	// The lost attempt entered the state, the repeated one confirmed it.
 	if d := n.UpdatedAt.Sub(n.StateSince); n.State != cluster.StateActive || d < pause || pause == 0 && d != 0 {
 		t.Errorf("state %s, entered %v before it was confirmed", n.State, d)
@@ -432,9 +419,7 @@ func answerLost(t *testing.T, o mongod.Options, pause time.Duration) {
 		Details: map[string]string{"hook": "terminating"},
 	}
 	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 1})
-	if err := c.AddEvent(t.Context(), event); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.AddEvent(t.Context(), event))
 	var events []struct {
 		cluster.Event `bson:",inline"`
 		At            time.Time `bson:"at"`
@@ -452,9 +437,7 @@ func answerLost(t *testing.T, o mongod.Options, pause time.Duration) {
 	if now, err := c.ServerTime(t.Context()); err != nil || now.Sub(events[0].At) < pause || now.Sub(events[0].At) > time.Minute {
 		t.Errorf("the event is of %v, the server's clock says %v (%v)", events[0].At, now, err)
 	}
-	if err := c.AddEvent(t.Context(), cluster.Event{Node: "i-0def", Kind: "join"}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.AddEvent(t.Context(), cluster.Event{Node: "i-0def", Kind: "join"}))
 	for _, tt := range []struct {
 		q    cluster.EventQuery
 		want []string // kinds
@@ -486,9 +469,7 @@ func TestIndexes(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	if err := c.EnsureIndexes(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.EnsureIndexes(t.Context()))
 	if err := c.EnsureIndexes(t.Context()); err != nil {
 		t.Errorf("a second time: %v", err)
 	}
@@ -532,9 +513,7 @@ func TestCheckAccess(t *testing.T) {
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	b.write("a", own, time.Now())
 	b.write("", own, time.Now())
-	if err := c.CheckAccess(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.CheckAccess(t.Context()))
 	if diff := cmp.Diff(map[string]int64{"clusterdb.clusternode": 2}, databases(b)); diff != "" {
 		t.Errorf("what is there (-want +got):\n%s", diff)
 	}

@@ -15,6 +15,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -30,17 +31,13 @@ func TestDrainRequest(t *testing.T) {
 	row := func() cluster.Node {
 		t.Helper()
 		row, err := c.Node(t.Context(), n.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return row
 	}
 	ask := func(r cluster.DrainRequest) string {
 		t.Helper()
 		id, err := c.AskDrain(t.Context(), row(), r)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return id
 	}
 	if row().DrainRequest != nil {
@@ -50,9 +47,7 @@ func TestDrainRequest(t *testing.T) {
 	id := ask(cluster.DrainRequest{Now: true, Who: "bob"})
 	got := *row().DrainRequest
 	server, err := c.ServerTime(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if age := server.Sub(got.At); age < 0 || age > 30*time.Second {
 		t.Errorf("asked %s ago, by the server's clock", age)
 	}
@@ -93,9 +88,7 @@ func TestDrainRequest(t *testing.T) {
 		t.Errorf("the life before is asked: %v", err)
 	}
 	ask(cluster.DrainRequest{})
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateLeft, "bye", cluster.Details{}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateLeft, "bye", cluster.Details{}))
 	if _, err := c.AskDrain(t.Context(), row(), cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) || row().DrainRequest != nil {
 		t.Errorf("one that has left is asked: %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
@@ -27,15 +28,11 @@ func TestCertificates(t *testing.T) {
 		Binary: binary, Users: map[string]string{"root": "secret"},
 		Args: ca.Mongod(net.IPv4(127, 0, 0, 1)),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	b := openURI(t, s.URI())
 	subject := pkix.Name{CommonName: "node", OrganizationalUnit: []string{"nodes"}, Organization: []string{"amsagent"}}
-	if err := s.AddSubject(ctx, subject.String()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.AddSubject(ctx, subject.String()))
 	known, stranger := ca.Issue(subject), ca.Issue(pkix.Name{CommonName: "stranger", Organization: []string{"amsagent"}})
 	foreign := otherCA.Issue(subject)
 
@@ -74,9 +71,7 @@ func TestCertificates(t *testing.T) {
 	}
 
 	// From now on it takes nothing else.
-	if err := s.RequireTLS(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.RequireTLS(ctx))
 	err = connect(t, password, cluster.Options{Timeout: 5 * time.Second}).CheckAccess(t.Context())
 	if cluster.KindOf(err) != cluster.KindLost || !strings.Contains(err.Error(), "tls=true") {
 		t.Errorf("without TLS: kind %s: %v", cluster.KindOf(err), err)

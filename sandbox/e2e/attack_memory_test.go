@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const (
@@ -36,9 +37,7 @@ func TestAttackMemory(t *testing.T) {
 	settingsOf := func(app string) string { return filepath.Join(app, "WEB-INF/red5-web.properties") }
 	appDir := func(i int) string { return filepath.Join(n.dir, "webapps", fmt.Sprintf("App%02d", i)) }
 	settings, err := os.ReadFile(settingsOf(live))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	room := conf.MaxSettings - 4096 - len(settings) // the join adds to it
 	dense := []byte(strings.Repeat("a\n", room/2))
 	long := append(bytes.Repeat([]byte("#"), room-1), '\n')
@@ -79,9 +78,7 @@ func TestAttackMemory(t *testing.T) {
 		if err != nil || !bytes.Contains(b, []byte("db.type=mongodb")) {
 			t.Fatalf("%s is not a node's: %v", name, err)
 		}
-		if err := os.WriteFile(name, bytes.Replace(b, []byte("db.type=mongodb"), []byte("db.type=mapdb"), 1), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(name, bytes.Replace(b, []byte("db.type=mongodb"), []byte("db.type=mapdb"), 1), 0o644))
 	}
 	run("status")
 	run("converge", "--before-start", "--root", n.root)

@@ -25,6 +25,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -62,9 +63,7 @@ func newPrey(t *testing.T, root, folder, marks string) *prey {
 		t.Fatal(err)
 	}
 	for _, name := range sealedNames() {
-		if err := os.WriteFile(filepath.Join(p.outside, name), []byte("root's\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(p.outside, name), []byte("root's\n"), 0o644))
 	}
 	var err error
 	if p.was, err = tree.Snapshot(p.outside); err != nil {
@@ -88,9 +87,7 @@ func newPrey(t *testing.T, root, folder, marks string) *prey {
 	}
 	for _, name := range names {
 		info, err := os.Lstat(filepath.Join(p.outside, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		p.linkable = append(p.linkable, info.Sys().(*syscall.Stat_t).Ino)
 	}
 	return p
@@ -163,18 +160,12 @@ func (a *attacked) privilege(t *testing.T, name string) {
 	t.Helper()
 	real := filepath.Join(a.dir, name)
 	info, err := os.Lstat(real)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	marks, err := os.OpenFile(a.marks, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer marks.Close()
 	_, err = fmt.Fprintln(marks, info.Sys().(*syscall.Stat_t).Ino)
-	if err := errors.Join(err, os.Chmod(real, fs.ModeSetuid|fs.ModeSetgid|0o755), unix.Setxattr(real, capabilityXattr, capabilities, 0)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(err, os.Chmod(real, fs.ModeSetuid|fs.ModeSetgid|0o755), unix.Setxattr(real, capabilityXattr, capabilities, 0)))
 }
 
 // harmless checks that root's files are as they were, and that what the agent made in the
@@ -273,15 +264,11 @@ func TestAttackKept(t *testing.T) {
 			}
 		}
 		kept, err := filepath.Glob(filepath.Join(a.dir, "conf/jee-container.xml.amsagent-saved*"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		found := false
 		for _, name := range kept {
 			info, err := os.Lstat(name)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if info.Mode().IsRegular() {
 				found = true
 				if info.Mode()&(fs.ModeSetuid|0o111) != 0 {
@@ -378,29 +365,21 @@ func TestAttackManyLinks(t *testing.T) {
 	a := newAttacked(t, "3.0", crashNodeOptions{}) // on a disk: a file in memory has any number
 	first := filepath.Join(a.dir, "conf/red5.properties")
 	dir := filepath.Join(a.dir, "links")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(dir, amsOwner, amsOwner); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Mkdir(dir, 0o755))
+	must.OK(t, os.Chown(dir, amsOwner, amsOwner))
 	const more = 66_000 // than ext4 and btrfs allow
 	for i := range more {
 		err := os.Link(first, filepath.Join(dir, strconv.Itoa(i)))
 		if errors.Is(err, unix.EMLINK) {
 			break
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if i == more-1 {
 			t.Skip("this file system allows any number of names")
 		}
 	}
 	was, err := os.ReadFile(first)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	a.mustRun(t, "join")
 	if b, err := os.ReadFile(first); err != nil || !strings.Contains(string(b), "mongodb://") {
 		t.Errorf("it was not written: %v", err)
@@ -438,9 +417,7 @@ func buildAdversary(t *testing.T, program string) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if err := os.Chmod(program, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(program, 0o755))
 }
 
 // attackSeed is what AMSAGENT_ATTACK_SEED says, to repeat an attack, or another one each time.
@@ -458,24 +435,16 @@ func attackSeed(t *testing.T) string {
 func (p *prey) attack(t *testing.T, cmd *exec.Cmd) (all <-chan struct{}, calm func() string) {
 	t.Helper()
 	marks, err := os.OpenFile(p.marks, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer marks.Close()
 	cmd.ExtraFiles = []*os.File{marks}
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	stop, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, cmd.Start())
 	t.Cleanup(func() { _, _ = stop.Close(), cmd.Wait() }) // a machine that it is in cannot end before
 	said := bufio.NewReader(out)
 	if line, err := said.ReadString('\n'); err != nil || line != "ready\n" {
@@ -499,9 +468,7 @@ func (p *prey) attack(t *testing.T, cmd *exec.Cmd) (all <-chan struct{}, calm fu
 	}()
 	return each, func() string {
 		t.Helper()
-		if err := stop.Close(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, stop.Close())
 		text := <-rest
 		if err := cmd.Wait(); err != nil {
 			t.Fatalf("the adversary: %v\n%s", err, errs.String())
@@ -581,17 +548,13 @@ func (a *attacked) wayBack(t *testing.T) {
 	}
 	// What else is in his files is his to spoil: what was there in the middle of a join is given back by its leave.
 	in, err := ams.Open(a.root, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
 		t.Errorf("the server is in mode %v, %v", mode, err)
 	}
 	for _, pattern := range []string{"conf/*.properties", "*/*/*.properties", "*/*/*/*.properties"} {
 		files, err := filepath.Glob(filepath.Join(a.dir, pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, name := range files {
 			if b, err := os.ReadFile(name); err != nil || strings.Contains(string(b), "mongodb://") {
 				t.Errorf("%s still names the cluster: %v", name, err)
@@ -612,9 +575,7 @@ func attackNumber(t *testing.T, usual int) int {
 		return usual
 	}
 	n, err := strconv.Atoi(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return n
 }
 
@@ -658,9 +619,7 @@ func TestAttackConverge(t *testing.T) {
 	a.mustRun(t, "join")
 	where := filepath.Join(a.root, "etc/amsagent/mongo")
 	secret, err := os.ReadFile(where)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	all, calm := a.adversary(t)
 	before := []string{"converge", "--before-start", "--root", a.root, "--service-command", a.wrap} // no variable counts
 	// While the applications' files do not tell that they are complete, who runs it by hand is told to come again.
@@ -668,9 +627,7 @@ func TestAttackConverge(t *testing.T) {
 	commands := [][]string{before, before, byHand}
 	written := map[string]int{}
 	rounds(attackRounds, all, func() bool { return len(written) == 2 }, func(n int) {
-		if err := os.WriteFile(where, fmt.Appendf(nil, "%s&appName=round%d\n", strings.TrimSpace(string(secret)), n), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(where, fmt.Appendf(nil, "%s&appName=round%d\n", strings.TrimSpace(string(secret)), n), 0o600))
 		args := commands[n%len(commands)]
 		r := a.try(t, args...)
 		if n%len(commands) < 2 && r.Exit != 0 {
@@ -687,9 +644,7 @@ func TestAttackConverge(t *testing.T) {
 			t.Errorf("%v never wrote: nothing was tried", args)
 		}
 	}
-	if err := os.WriteFile(where, secret, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(where, secret, 0o600))
 	a.wayBack(t)
 }
 
@@ -717,9 +672,7 @@ func (a *attacked) drains(t *testing.T, times int) {
 	t.Helper()
 	a.mustRun(t, "join")
 	daemon, _, log := a.start("run")
-	if err := daemon.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, daemon.Start())
 	t.Cleanup(func() {
 		_, _ = daemon.Process.Kill(), daemon.Wait()
 		if t.Failed() {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakealibaba"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
@@ -33,9 +34,7 @@ const alibabaGroup = "asg-bp1ffogfdauy0jw0****"
 func newESS(t *testing.T, o fakealibaba.CloudOptions, hooks ...fakealibaba.Hook) *fakealibaba.Cloud {
 	t.Helper()
 	ess, err := fakealibaba.StartCloud(context.Background(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		_ = ess.Close()
 		if t.Failed() {
@@ -65,9 +64,7 @@ func newOnAlibaba(t *testing.T, db *mongod.Server, ess *fakealibaba.Cloud, n int
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = h.meta.Close() })
-	if err := ess.Attach(alibabaGroup, "", h.meta); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.Attach(alibabaGroup, "", h.meta))
 	h.env = []string{
 		"AMSAGENT_ALIBABA_ENDPOINT=" + h.meta.Endpoint(), "AMSAGENT_ALIBABA_ESS_ENDPOINT=" + ess.Endpoint(), "AMSAGENT_ALIBABA_ECS_ENDPOINT=" + ess.Endpoint(),
 	}
@@ -117,9 +114,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	}
 	h.viewers(2)
 	begin := time.Now()
-	if err := ess.ScaleIn(h.id); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.ScaleIn(h.id))
 	h.rowIs(cluster.StateDraining)
 	t.Logf("the cluster knew %s after the scale-in", time.Since(begin).Round(10*time.Millisecond))
 	if p.ready() {
@@ -137,9 +132,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	// From here on the API is ill, and comes back when the last viewer has gone.
 	h.meta.ExpireCredentials()
 	h.meta.ExpireTokens()
-	if err := ess.AddFault(fakealibaba.Fault{Code: "Throttling.User"}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.AddFault(fakealibaba.Fault{Code: "Throttling.User"}))
 	wait(2 * time.Second)
 	if st := h.live(); st.Live.Viewers != 2 || !h.serverRuns() {
 		t.Errorf("those who watch: %+v", st)
@@ -174,15 +167,11 @@ func TestCloudAlibabaOneToken(t *testing.T) {
 	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-drain", Timeout: 25 * time.Second})
 	db := newDatabase(t)
 	a, b := newOnAlibaba(t, db, ess, 2, nil), newOnAlibaba(t, db, ess, 3, nil)
-	if err := ess.Attach(alibabaGroup, "i-bp13znx0m0me8cq9999", nil); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.Attach(alibabaGroup, "i-bp13znx0m0me8cq9999", nil))
 	pa, pb := a.serving(), b.serving()
 	a.viewers(1)
 	b.viewers(1)
-	if err := ess.ScaleIn(a.id, b.id, "i-bp13znx0m0me8cq9999"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.ScaleIn(a.id, b.id, "i-bp13znx0m0me8cq9999"))
 	pa.counted(1)
 	pb.counted(1)
 	b.viewersGo()
@@ -235,9 +224,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			h := newOnAlibaba(t, db, ess, n, tt.meta)
 			p := h.serving()
 			h.viewers(1)
-			if err := ess.ScaleIn(h.id); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, ess.ScaleIn(h.id))
 			h.noted(fakealibaba.Wait)
 			token := ess.Members()[0].Tokens[0]
 			// A command that has no time says so: the template then says ABANDON, or waits.
@@ -248,9 +235,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			cmd.Env = h.environ()
 			var out strings.Builder
 			cmd.Stdout, cmd.Stderr = &out, &out
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, cmd.Start())
 			p.counted(1)
 			wait(time.Second)
 			if st := h.live(); st.Live.Viewers != 1 {
@@ -293,9 +278,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 		ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-oos", Timeout: 30 * time.Second})
 		h := newOnAlibaba(t, db, ess, 7, nil)
 		p := h.serving()
-		if err := ess.ScaleIn(h.id); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, ess.ScaleIn(h.id))
 		h.noted(fakealibaba.Wait)
 		hook, token, _ := strings.Cut(ess.Members()[0].Tokens[0], "=")
 		body := `{"regionId":"cn-hangzhou","instanceIds":"[\"` + h.id + `\"]","lifecycleHookId":"` + hook + `","lifecycleActionToken":"` + token + `"}`
@@ -353,9 +336,7 @@ func TestCloudAlibabaLaunch(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-ready", Launching: true, Timeout: 30 * time.Second, Default: "ABANDON"})
 	h := newOnAlibaba(t, newDatabase(t), ess, 9, nil)
-	if err := ess.ScaleOut(h.id); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.ScaleOut(h.id))
 	h.noted(fakealibaba.Wait)
 	p := h.daemon()
 	told := h.noted(fakealibaba.Completed)
@@ -368,18 +349,14 @@ func TestCloudAlibabaLaunch(t *testing.T) {
 	p.life("the start is over", func(v lifecycle.View) bool { return v.Start == "" && v.State == lifecycle.StateActive })
 	// Out of service and back, of which no hook tells.
 	h.viewers(1)
-	if err := ess.Move(h.id, "Standby"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.Move(h.id, "Standby"))
 	h.rowIs(cluster.StateDraining)
 	h.viewersGo()
 	p.life("it is parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked && v.Step == lifecycle.StepDone })
 	if h.serverRuns() || h.sessions().Cut.Viewers != 0 {
 		t.Errorf("parked: %+v", h.sessions())
 	}
-	if err := ess.Move(h.id, "InService"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.Move(h.id, "InService"))
 	h.rowIs(cluster.StateActive)
 	if !h.serverRuns() {
 		t.Error("it is in service, and Ant Media Server does not run")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakegcp"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -65,9 +66,7 @@ func (h *onGCP) gone() fakegcp.Entry {
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
 	e, err := h.gcp.WaitFor(ctx, func(e fakegcp.Entry) bool { return e.What == fakegcp.Gone })
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, err)
 	return e
 }
 
@@ -161,16 +160,12 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	t.Parallel()
 	h := newOnGCP(t, newDatabase(t), "10.0.61.4")
 	// It vanishes once more right after it has been there.
-	if err := h.gcp.Vanish(400 * time.Millisecond); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.gcp.Vanish(400*time.Millisecond))
 	p := h.serving()
 	h.viewers(1)
 	fault := func(f fakegcp.Fault) {
 		t.Helper()
-		if err := h.gcp.AddFault(f); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, h.gcp.AddFault(f))
 	}
 	quiet := func(what string) {
 		t.Helper()
@@ -191,9 +186,7 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	fault(fakegcp.Fault{Truncate: true, Times: 2})
 	fault(fakegcp.Fault{Status: 200, Body: "<html>log in</html>", Times: 2})
 	fault(fakegcp.Fault{NoFlavor: true, Times: 2})
-	if err := h.gcp.Vanish(300 * time.Millisecond); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.gcp.Vanish(300*time.Millisecond))
 	wait(3 * time.Second)
 	quiet("answers that are none")
 	h.gcp.ClearFaults()

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -115,9 +116,7 @@ type onCloud struct {
 func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakecloud.Options) *onCloud {
 	t.Helper()
 	cloud, err := fakecloud.Open(context.Background(), c.name, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = cloud.Close() })
 	m := fakecloud.Machine{
 		Name: fmt.Sprintf("edge-%d", n), ID: fakecloud.ID(c.name, n), Address: fmt.Sprintf("10.0.10.%d", n),
@@ -180,9 +179,7 @@ func (c cloudStory) taken(t *testing.T, h *onCloud, p *process) lifecycle.View {
 	}
 	begin := time.Now()
 	h.touched = h.touches()
-	if err := h.cloud.ScaleIn(h.id); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.cloud.ScaleIn(h.id))
 	// Who asks a service that fails asks it less often, 15 s apart at last.
 	until(t, "the row says draining", func() string {
 		n, err := h.client.Node(context.Background(), h.id)
@@ -212,9 +209,7 @@ func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut int) {
 	t.Helper()
 	n := h.hasLeft()
 	stopped, err := os.Stat(h.svc.StatsFile())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if st := h.sessions(); st.State != "stopped" || st.Cut.Viewers != cut || st.Left.Viewers != 1-cut || stopped.ModTime().After(n.StateSince.Add(clockGrain)) {
 		t.Errorf("the server ended at %s with %+v, and the row said left at %s", stopped.ModTime(), st, n.StateSince)
 	}

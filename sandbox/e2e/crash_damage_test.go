@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestCrashDamaged spoils what the agent wrote down on a joined machine. A join
@@ -32,15 +34,11 @@ func TestCrashDamaged(t *testing.T) {
 		{"state.json", `{"version":9}`, true},
 	} {
 		t.Run(tt.name+" "+tt.content, func(t *testing.T) {
-			if err := n.removeState(); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, n.removeState())
 			n.mustRun(t, "join")
 			file := filepath.Join(n.root, crashStateDir, tt.name)
 			was, rerr := os.ReadFile(file)
-			if err := os.WriteFile(file, []byte(tt.content), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(file, []byte(tt.content), 0o600))
 			harmless := !tt.version && (tt.name == "journal.staging" || tt.name == "state.json")
 			join := n.agent("join")
 			if harmless != (join.Exit == 0) {

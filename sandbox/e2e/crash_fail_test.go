@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // diskErrors are what a disk says when it is full, broken, read-only, over its
@@ -85,12 +86,8 @@ func TestCrashFailOnline(t *testing.T) {
 func crashCount(t *testing.T, n *crashNode, cmd string, counts func(call) bool) int {
 	t.Helper()
 	r, err := crashTarget(n, cmd, shot{Counts: counts})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.finish("leave"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, n.finish("leave"))
 	return len(r.Calls)
 }
 

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // crashWorkers is how many nodes are at work side by side. They wait for their
@@ -62,12 +64,8 @@ func TestCrashKill(t *testing.T) {
 		t.Run(cmd, func(t *testing.T) {
 			begin := time.Now()
 			probe, err := crashTarget(nodes[0], cmd, shot{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := nodes[0].finish("leave"); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
+			must.OK(t, nodes[0].finish("leave"))
 			t.Logf("%s makes %d calls: %s", cmd, len(probe.Calls), tally(probe.Calls))
 			var killed, missed atomic.Int64
 			type job struct {
@@ -123,9 +121,7 @@ func TestCrashKillRollback(t *testing.T) {
 		nodes[i] = n
 	}
 	probe, err := crashTarget(nodes[0], "join", shot{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if err := nodes[0].isLeft(); err != nil || probe.Exit != 1 {
 		t.Fatalf("exit %d, %v\n%s", probe.Exit, err, probe.Err)
 	}

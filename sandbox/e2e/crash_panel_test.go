@@ -19,6 +19,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // panelFile is a settings file that a panel saves again and again: it reads the
@@ -162,23 +164,17 @@ func (n *crashNode) panel(t testing.TB) []*panelFile {
 	// A server works in that folder: where none does, a command offline looks for nobody who writes.
 	server := exec.Command("sleep", "infinity")
 	server.Dir = n.dir
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, server.Start())
 	t.Cleanup(func() { _, _ = server.Process.Kill(), server.Wait() })
 	var files []*panelFile
 	for _, rel := range []string{"conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
 		p := &panelFile{path: filepath.Join(n.dir, rel)}
 		b, err := os.ReadFile(p.path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if len(b) > 0 && b[len(b)-1] != '\n' {
 			b = append(b, '\n')
 		}
-		if err := os.WriteFile(p.path, append(b, "panel.counter=0\n"+panelEnd...), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(p.path, append(b, "panel.counter=0\n"+panelEnd...), 0o644))
 		files = append(files, p)
 	}
 	return files

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -22,19 +23,13 @@ func TestCrashKillSeal(t *testing.T) {
 	dir := memoryDir(t)
 	used := filepath.Join(dir, "used")
 	tr, err := tree.Write(used, tree.Options{Host: "node", HostResolves: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, text := range map[string]string{
 		tr.Dir + "/conf/instanceId": "id", tr.Dir + "/server.db": "users", tr.Dir + "/liveapp.db": "streams", tr.Dir + "/log/a.log": "line\n",
 		tr.Dir + "/webapps/LiveApp/.initialized": "", used + "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
 	} {
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(name), 0o755))
+		must.OK(t, os.WriteFile(name, []byte(text), 0o644))
 	}
 	join := exec.Command(bins.agent, "join", "--root", used, "--offline", "--mongo", "10.0.2.4", "--address", "10.0.0.5", "--provider", "generic")
 	leave := exec.Command(bins.agent, "leave", "--root", used, "--offline")
@@ -59,27 +54,19 @@ func TestCrashKillSeal(t *testing.T) {
 		return root, nil
 	}
 	whole, err := fresh("whole")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	probe, err := seal(whole, shot{})
 	if err != nil || probe.Exit != 0 {
 		t.Fatalf("exit %d, %v\n%s", probe.Exit, err, probe.Err)
 	}
 	want, err := look(whole)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	killed := 0
 	for at := 1; at <= len(probe.Calls); at++ {
 		root, err := fresh(fmt.Sprintf("at-%d", at))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		r, err := seal(root, shot{At: at, Kill: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if r.Hit != nil {
 			killed++
 		}
@@ -87,15 +74,11 @@ func TestCrashKillSeal(t *testing.T) {
 			t.Errorf("killed at %d: the next seal: exit %d, %v\n%s", at, r.Exit, err, r.Err)
 		}
 		now, err := look(root)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if !slices.Equal(want, now) {
 			t.Errorf("killed before %v:\n%s", r.Hit, nodeDifference(want, now))
 		}
-		if err := os.RemoveAll(root); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.RemoveAll(root))
 	}
 	t.Logf("killed %d times: %s", killed, tally(probe.Calls))
 	if killed < len(probe.Calls)-3 || killed < 12 {

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestCrashPanelWindow saves settings in the panel at every single moment of an
@@ -96,9 +98,7 @@ func crashPanelCalls(t *testing.T, n *crashNode, cmd string) int {
 		n.mustRun(t, "join")
 	}
 	r, err := traceAgent(n.argv(cmd), n.env, shot{Counts: onlyFiles})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	n.mustRun(t, "leave")
 	return len(r.Calls)
 }

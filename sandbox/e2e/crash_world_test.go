@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/rig"
@@ -93,9 +94,7 @@ func memoryDir(t testing.TB) string {
 		return t.TempDir()
 	}
 	dir, err := os.MkdirTemp("/dev/shm", "amsagent-crash-") //nolint:usetesting // in memory: thousands of fsyncs would take an hour on a disk
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
@@ -123,14 +122,10 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 		with.User = amsOwner
 	}
 	m, err := rig.New(with)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	n.root, n.dir, n.svc = m.Tree.Root, m.Tree.Dir, m.Service
 	id := filepath.Join(n.root, "etc/machine-id")
-	if err := errors.Join(os.RemoveAll(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", number+1), 0o444)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.RemoveAll(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", number+1), 0o444)))
 	n.env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "NO_COLOR=1", "AMSAGENT_ROOT=" + n.root, "AMSAGENT_PROVIDER=generic",
 		"AMSAGENT_ADDRESS=" + n.addr, "AMSAGENT_TIMEOUT=60s",
@@ -139,16 +134,12 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 	if o.mongo != nil {
 		mongo = o.mongo.target.URI().Reveal()
 	}
-	if err := os.WriteFile(filepath.Join(n.root, secretFile), []byte(mongo), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(n.root, secretFile), []byte(mongo), 0o600))
 	if o.mongo != nil {
 		n.wrap = filepath.Join(base, "svc")
 		n.env = append(n.env, "AMSAGENT_SERVICE_COMMAND="+n.wrap)
 		if o.owner {
-			if err := errors.Join(os.Chmod(base, 0o711), os.Chmod(bins.dir, 0o711)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, errors.Join(os.Chmod(base, 0o711), os.Chmod(bins.dir, 0o711)))
 		}
 		n.wrapper(t, "")
 		t.Cleanup(func() {
@@ -156,9 +147,7 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 			defer cancel()
 			_ = n.svc.Stop(ctx)
 		})
-		if err := n.svc.Start(context.Background(), nil); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, n.svc.Start(context.Background(), nil))
 	}
 	n.clean = n.snapshot(t)
 	return n
@@ -169,9 +158,7 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 func (n *crashNode) wrapper(t testing.TB, lines string) {
 	t.Helper()
 	text := "#!/bin/sh\necho \"$1\" >>'" + n.wrap + ".log'\n" + lines + "\nexec '" + n.wrap + ".real' \"$@\"\n"
-	if err := os.WriteFile(n.wrap, []byte(text), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(n.wrap, []byte(text), 0o755))
 }
 
 // argv is a command of the agent as this node needs it.
@@ -236,9 +223,7 @@ func (n *crashNode) learn(t testing.TB) {
 func (n *crashNode) snapshot(t testing.TB) map[string]string {
 	t.Helper()
 	m, err := n.look()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return m
 }
 

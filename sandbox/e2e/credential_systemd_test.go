@@ -13,6 +13,8 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // secretScript lists where whoever reads logs, or any user of the machine, could find a secret: nothing, if all is well. The
@@ -34,9 +36,7 @@ func TestSystemdCredential(t *testing.T) {
 	m.onDisk(t, `sed -i 's/sandbox mongo /sandbox mongo --user ams:`+first+` --user watch:watch /' "$1/etc/systemd/system/mongo.service"; mkdir -p -m 0700 "$1/etc/credstore" "$1/etc/credstore.encrypted"`)
 	m.write(t, "/etc/amsagent/config.yaml", "beat_interval: 1s\n")
 	watch, err := mongo.Connect(options.Client().ApplyURI("mongodb://watch:watch@" + nodeMongo + "/admin?directConnection=true&serverSelectionTimeoutMS=3000").SetDialer(m))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = watch.Disconnect(context.Background()) })
 	m.mongo = watch
 	both := func(line string) {

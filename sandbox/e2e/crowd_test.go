@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	pretended "github.com/amsagent/amsagent/sandbox/host"
 )
 
@@ -28,9 +29,7 @@ func TestDaemonCrowd(t *testing.T) {
 		most         = 16 << 20
 	)
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &files))
 	held := int(min(crowd, files.Cur/4*3)) // the rest is for everything else
 	h := newHost(t, newDatabase(t), "10.0.7.46")
 	h.config("mongo: file:/etc/amsagent/where\n")
@@ -41,9 +40,7 @@ func TestDaemonCrowd(t *testing.T) {
 	usage := func() pretended.Usage {
 		t.Helper()
 		u, err := pretended.ReadUsage(p.cmd.Process.Pid)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return u
 	}
 	before, rows := usage(), h.row()

@@ -23,6 +23,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
@@ -77,9 +78,7 @@ func newMachine(t *testing.T) *machine {
 	m.installAll(t)
 	var err error
 	m.mongo, err = mongo.Connect(options.Client().ApplyURI("mongodb://" + nodeMongo + "/?directConnection=true&serverSelectionTimeoutMS=3000").SetDialer(m))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = m.mongo.Disconnect(context.Background()) })
 	return m
 }
@@ -200,9 +199,7 @@ func (m *machine) installAll(t *testing.T) {
 	}
 	for _, u := range units {
 		b, err := os.ReadFile(u)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		m.write(t, "/usr/lib/systemd/system/"+filepath.Base(u), string(b))
 	}
 	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1s\n")
@@ -262,12 +259,8 @@ chroot "$1" systemctl enable -q antmedia`)
 // write writes a file on the disk.
 func (m *machine) write(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(m.disk+path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(m.disk+path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(m.disk+path), 0o755))
+	must.OK(t, os.WriteFile(m.disk+path, []byte(text), 0o644))
 }
 
 // instance changes which machine the cloud says this is, from the next boot on.
@@ -411,9 +404,7 @@ func (m *machine) startedWith(t *testing.T, want ...string) {
 func micros(t *testing.T, s string) int64 {
 	t.Helper()
 	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return n
 }
 
@@ -648,13 +639,9 @@ func (m *machine) upgrade(t *testing.T) {
 func (m *machine) stream(t *testing.T, method string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+serverControl+"/stream?app=LiveApp&id=s1", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	resp, err := m.http.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_ = resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
 		t.Fatalf("%s: %s", method, resp.Status)

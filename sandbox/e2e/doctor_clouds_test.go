@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakealibaba"
 )
 
@@ -43,15 +44,11 @@ func TestCloudAlibabaDoctor(t *testing.T) {
 		"RecordLifecycleActionHeartbeat": "ess:RecordLifecycleActionHeartbeat", "DescribeLifecycleHooks": "ess:DescribeLifecycleHooks",
 		"DescribeScalingInstances": "ess:DescribeScalingInstances", "DescribeScalingActivities": "ess:DescribeScalingActivities",
 	} {
-		if err := ess.AddFault(fakealibaba.Fault{Path: call, Code: "Forbidden.RAM", Status: 403}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, ess.AddFault(fakealibaba.Fault{Path: call, Code: "Forbidden.RAM", Status: 403}))
 		finds(t, h.doctored(), "AMS-HOOK-DENIED", doctor.Bad, "permission "+permission+" is missing")
 		ess.ClearFaults()
 	}
-	if err := ess.ScaleIn(h.id); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, ess.ScaleIn(h.id))
 	h.noted(fakealibaba.Wait)
 	finds(t, h.doctored(), "AMS-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; whether this machine may keep it waiting and complete it shows only when it waits")
 	if n := written(ess, fakealibaba.Heartbeat) + written(ess, fakealibaba.Completed); n > 0 {
@@ -79,9 +76,7 @@ func TestDoctorSilence(t *testing.T) {
 	h := newOnAlibaba(t, newDatabase(t), newESS(t, fakealibaba.CloudOptions{}), 22, nil)
 	tcp := silent(t, "tcp", "127.0.0.1:0")
 	socket := filepath.Join(h.root, "run/amsagent/control.sock")
-	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(socket), 0o755))
 	silent(t, "unix", socket)
 	for i, v := range h.env {
 		name, _, _ := strings.Cut(v, "=")
@@ -115,9 +110,7 @@ func TestDoctorSilence(t *testing.T) {
 func silent(t *testing.T, network, address string) string {
 	t.Helper()
 	l, err := net.Listen(network, address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {

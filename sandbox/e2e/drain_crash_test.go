@@ -22,6 +22,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -108,9 +109,7 @@ func TestCrashKillDrain(t *testing.T) {
 
 func (h *scaled) fault(f mongod.Fault) {
 	h.t.Helper()
-	if err := h.mongo.Faults().Set(f); err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, h.mongo.Faults().Set(f))
 }
 
 // TestDrain100: a hundred scale-ins in a row, on some machines at a time, while
@@ -166,9 +165,7 @@ func TestDrain100(t *testing.T) {
 		t.Errorf("%d of %d scale-ins were played to their end", figures.rounds, total)
 	}
 	nodes, err := connectTo(t, db).Nodes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	left := 0
 	for _, n := range nodes {
 		if n.State == cluster.StateLeft {
@@ -181,9 +178,7 @@ func TestDrain100(t *testing.T) {
 		t.Errorf("%d rows say left, of %d", left, total)
 	}
 	docs, err := connectTo(t, db).AMSNodes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, d := range docs {
 		t.Errorf("a document of Ant Media Server is left behind: %+v", d)
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
@@ -52,15 +53,11 @@ type scaled struct {
 func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingOptions, hooks ...fakeaws.Hook) *scaled {
 	t.Helper()
 	asg, err := fakeaws.StartAutoScaling(context.Background(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = asg.Close() })
 	h := &scaled{host: newHost(t, m, ip), asg: asg}
 	asg.Group(scalingGroup, hooks...)
-	if err := asg.Attach(scalingGroup, "", h.aws); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, asg.Attach(scalingGroup, "", h.aws))
 	h.env = []string{"AMSAGENT_MONGO=" + mongoURI(m, daemonPassword), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + asg.Endpoint()}
 	h.config("")
 	h.statistics()
@@ -71,9 +68,7 @@ func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingO
 // connections are not in the /proc that it has here.
 func (h *host) statistics() {
 	h.t.Helper()
-	if err := h.rig.ReportSessions(); err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, h.rig.ReportSessions())
 	if out, err := exec.Command(h.wrapper, "restart").CombinedOutput(); err != nil {
 		h.t.Fatalf("restarting the service: %v: %s", err, out)
 	}
@@ -99,9 +94,7 @@ func (h *scaled) serving() *process {
 // people asks the stand-in AMS for sessions: POST lets them come, DELETE lets them go.
 func (h *scaled) people(method, path string, query ...string) {
 	h.t.Helper()
-	if err := h.tryPeople(method, path, query...); err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, h.tryPeople(method, path, query...))
 }
 
 func (h *scaled) tryPeople(method, path string, query ...string) error {
@@ -146,9 +139,7 @@ func (h *scaled) viewersGo() {
 func (h *scaled) sessions() fakeams.Stats {
 	h.t.Helper()
 	st, err := fakeams.ReadStats(h.svc.StatsFile())
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, err)
 	return st
 }
 
@@ -156,9 +147,7 @@ func (h *scaled) sessions() fakeams.Stats {
 func (h *scaled) live() fakeams.Stats {
 	h.t.Helper()
 	st, err := h.tryLive()
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, err)
 	return st
 }
 
@@ -176,9 +165,7 @@ func (h *scaled) tryLive() (st fakeams.Stats, err error) {
 func (h *scaled) serverRuns() bool {
 	h.t.Helper()
 	st, err := h.svc.Status()
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, err)
 	return st == "active"
 }
 
@@ -223,9 +210,7 @@ func (p *process) untilReady() {
 func (h *scaled) documents() []cluster.AMSNode {
 	h.t.Helper()
 	docs, err := h.client.AMSNodesByAddress(context.Background(), h.ip)
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, err)
 	return docs
 }
 
@@ -284,9 +269,7 @@ func (h *scaled) story() string {
 // terminate is a scale-in.
 func (h *scaled) terminate() {
 	h.t.Helper()
-	if err := h.asg.Terminate(h.id); err != nil {
-		h.t.Fatal(err)
-	}
+	must.OK(h.t, h.asg.Terminate(h.id))
 }
 
 // event gives an event to the agent, on its standard input.

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // playedGuides are the guides that a script plays, each command of them.
@@ -75,13 +77,9 @@ func TestGuidesArePlayed(t *testing.T) {
 	helps := map[string]string{}
 	for _, g := range playedGuides {
 		page, err := os.ReadFile(g.guide)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		script, err := os.ReadFile(g.script)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		commands, played := guideCommands(string(page)), scriptCommands(string(script))
 		if len(commands) < g.least {
 			t.Errorf("%s: %d commands, at least %d are there: %q", g.guide, len(commands), g.least, commands)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // hang mounts a file system at a folder none of whose calls comes back, as that of a network whose server is away. The
@@ -49,9 +50,7 @@ func (n *crashNode) proved(t *testing.T) {
 	t.Helper()
 	state := fmt.Sprintf(`{"version":1,"phase":"joined","instance_id":"%032x","address":"%s"}`, 2, n.addr)
 	name := filepath.Join(n.root, bootstrap.StateDir, "state.json")
-	if err := os.WriteFile(name, []byte(state), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(name, []byte(state), 0o600))
 }
 
 // A command that waits for a file system that hangs is killed: nothing is changed, and the next run does its work. The
@@ -85,9 +84,7 @@ func TestCrashFilesHang(t *testing.T) {
 					args = append(args, "--root", n.root) // no variable counts
 				}
 				cmd, out, errs := n.start(args...)
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, cmd.Start())
 				ended := make(chan struct{})
 				go func() {
 					_ = cmd.Wait()

@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"syscall"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // held is a command that is told what to do on its standard input and ends with it, in order: that comes also when this
@@ -30,9 +32,7 @@ func hold(t *testing.T, cmd *exec.Cmd) (*held, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = h.said
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if h.in, err = cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // imageRoot is a Debian tree that nobody booted, as whoever builds an image has it.
@@ -83,9 +85,7 @@ func (i imageRoot) list(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("sh", "-euc", `cd "$1"; find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./var/lib/dpkg -o -path ./var/lib/rpm -o -path ./var/log -o -path ./var/cache \
 	-o -path ./tmp -o -path ./image \) -prune -o -printf '%p %y %m %U:%G %l\n' | sort`, "sh", i.dir).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return string(out)
 }
 
@@ -94,9 +94,7 @@ func TestPackageImage(t *testing.T) {
 	set := packages(t)
 	i := newImage(t)
 	for _, dir := range []string{"/image", "/usr/share/licenses", "/var/lib/rpm"} {
-		if err := os.MkdirAll(i.dir+dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(i.dir+dir, 0o755))
 	}
 	for _, version := range []string{packageOld, packageNew} {
 		nodeCopy(t, set.deb[version], i.dir+"/image/"+version+".deb")
@@ -140,12 +138,8 @@ func TestPackageImage(t *testing.T) {
 		i.run(t, "chroot", i.dir, "systemctl", "disable", "-q", daemonUnit)
 		const mine = "role: edge # mine\n"
 		config := i.dir + "/etc/amsagent/config.yaml"
-		if err := os.MkdirAll(filepath.Dir(config), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(config, []byte(mine), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Dir(config), 0o755))
+		must.OK(t, os.WriteFile(config, []byte(mine), 0o644))
 		for _, version := range []string{packageNew, packageOld, packageOld, packageNew} {
 			dpkg(t, "-i", "/image/"+version+".deb")
 			if said := i.run(t, "chroot", i.dir, "dpkg", "--verify", "amsagent"); said != "" {
@@ -163,18 +157,12 @@ func TestPackageImage(t *testing.T) {
 	})
 	t.Run("preset", func(t *testing.T) {
 		preset := i.dir + "/etc/systemd/system-preset"
-		if err := os.MkdirAll(preset, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(preset+"/00-mine.preset", []byte("disable amsagent*\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(preset, 0o755))
+		must.OK(t, os.WriteFile(preset+"/00-mine.preset", []byte("disable amsagent*\n"), 0o644))
 		dpkg(t, "-i", "/image/"+packageNew+".deb")
 		i.wantEnabled(t, "against a preset", false)
 		dpkg(t, "-P", "amsagent")
-		if err := os.RemoveAll(preset); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.RemoveAll(preset))
 		nothingLeft(t)
 	})
 	t.Run("without systemd", func(t *testing.T) {
@@ -284,12 +272,8 @@ chmod 755 "$1/bin/sh"`, "sh", i.dir)
 		}
 		// What the agent would have left.
 		for _, f := range []string{"/etc/amsagent/config.yaml", "/var/lib/amsagent/drain.json"} {
-			if err := os.MkdirAll(filepath.Dir(i.dir+f), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(i.dir+f, nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(filepath.Dir(i.dir+f), 0o700))
+			must.OK(t, os.WriteFile(i.dir+f, nil, 0o600))
 		}
 		if said := rpm("-e", "amsagent"); said != "" {
 			t.Error(said)

@@ -20,6 +20,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // Versions of the packages that the tests install: an upgrade is from the one to the other.
@@ -37,9 +39,7 @@ var packagesOnce = sync.OnceValues(makePackages)
 func packages(t *testing.T) packageSet {
 	t.Helper()
 	set, err := packagesOnce()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return set
 }
 
@@ -161,9 +161,7 @@ func TestPackageVersions(t *testing.T) {
 // another time zone and another language.
 func TestPackageReproducible(t *testing.T) {
 	var sums []string
-	if err := packageStep("../..", nil, "make", "-s", "build/tools/nfpm"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, packageStep("../..", nil, "make", "-s", "build/tools/nfpm"))
 	for _, as := range []struct{ folder, umask, zone, lang string }{
 		{"one", "022", "UTC", "C"},
 		{"another-folder/with/a-longer-name", "077", "Asia/Kathmandu", "tr_TR.UTF-8"},
@@ -174,16 +172,12 @@ func TestPackageReproducible(t *testing.T) {
 git ls-files -z -- . ':!sandbox' | tar -c --null -T - --ignore-failed-read 2>/dev/null | tar -x -C "$1" --no-same-permissions
 cd "$1"; mkdir -p build/tools; cp "$top/build/tools/nfpm" build/tools/; touch build/tools/nfpm
 make -s package VERSION=v1.0.0-4-gabc1234 >&2`, "bash", dir, as.umask)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if sums == nil {
 			packageMachines(t, filepath.Join(dir, "build/packages"))
 		}
 		b, err := os.ReadFile(filepath.Join(dir, "build/packages/SHA256SUMS"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		sums = append(sums, string(b))
 	}
 	if strings.Count(sums[0], "\n") != 4 || sums[0] != sums[1] {
@@ -207,9 +201,7 @@ func packageMachines(t *testing.T, dir string) {
 			t.Errorf("%s is for %s, %v", filepath.Base(rpm), out, err)
 		}
 		b, err := exec.Command("sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -xO ./usr/bin/amsagent`, "sh", deb).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		f, err := elf.NewFile(bytes.NewReader(b))
 		if err != nil || f.Machine != m.machine {
 			t.Errorf("the program in %s: %v, %v", filepath.Base(deb), f, err)
@@ -220,9 +212,7 @@ func packageMachines(t *testing.T, dir string) {
 // TestPackageCompletions: each shell that is here reads its script.
 func TestPackageCompletions(t *testing.T) {
 	dir := t.TempDir()
-	if err := packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir))
 	for shell, file := range map[string]string{
 		"bash": "bash-completion/completions/amsagent", "zsh": "zsh/vendor-completions/_amsagent", "fish": "fish/vendor_completions.d/amsagent.fish",
 	} {
@@ -255,9 +245,7 @@ echo "${COMPREPLY[@]}"`, "bash", dir).CombinedOutput()
 func TestPackageManPages(t *testing.T) {
 	mandoc, groff, man := packageTool(t, "mandoc"), packageTool(t, "groff"), packageTool(t, "man")
 	dir := t.TempDir()
-	if err := packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir))
 	pages, err := filepath.Glob(dir + "/usr/share/man/man[1-8]/*.gz")
 	if err != nil || len(pages) < 15 {
 		t.Fatalf("pages %v, %v", pages, err)
@@ -296,9 +284,7 @@ func TestPackageManPages(t *testing.T) {
 func TestPackageUnits(t *testing.T) {
 	analyze := packageTool(t, "systemd-analyze")
 	dir := t.TempDir()
-	if err := packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir))
 	units, err := filepath.Glob(dir + "/usr/lib/systemd/system/amsagent*")
 	if err != nil || len(units) != 2 {
 		t.Fatalf("units %v, %v", units, err)
@@ -310,9 +296,7 @@ func TestPackageUnits(t *testing.T) {
 		t.Errorf("systemd complains:\n%s", rest)
 	}
 	policy, err := os.ReadFile("../../SECURITY.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	level := regexp.MustCompile(`Overall exposure level for (\S+): ([0-9.]+)`)
 	open := regexp.MustCompile(`(?m)^✗ ([A-Za-z]+=)`)
 	for name, threshold := range map[string]string{"amsagent": "30", "amsagent-node": "28"} {
@@ -340,15 +324,11 @@ func TestPackageUnits(t *testing.T) {
 func TestPackageInstall(t *testing.T) {
 	dir, build := t.TempDir(), t.TempDir()
 	args := []string{"-s", "DESTDIR=" + dir, "PREFIX=/opt/agent", "BUILD=" + build, "VERSION=v1"}
-	if err := packageStep("../..", nil, "make", append(args, "install")...); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, packageStep("../..", nil, "make", append(args, "install")...))
 	list := func() []string {
 		t.Helper()
 		out, err := exec.Command("find", dir, "!", "-type", "d", "-printf", "%P\n").Output()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return strings.Fields(string(out))
 	}
 	got := map[string]bool{}
@@ -360,9 +340,7 @@ func TestPackageInstall(t *testing.T) {
 		got[rest] = true
 	}
 	deb, err := exec.Command("sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -t`, "sh", packages(t).deb[packageNew]).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for f := range strings.Lines(string(deb)) {
 		f = strings.TrimPrefix(strings.TrimSpace(f), "./usr/")
 		f = strings.Replace(f, "zsh/vendor-completions", "zsh/site-functions", 1)
@@ -386,17 +364,13 @@ func TestPackageInstall(t *testing.T) {
 	if out, err := exec.Command(dir+"/opt/agent/bin/amsagent", "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "amsagent v1 ") {
 		t.Errorf("%v %s", err, out)
 	}
-	if err := packageStep("../..", nil, "make", append(args, "uninstall")...); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, packageStep("../..", nil, "make", append(args, "uninstall")...))
 	if rest := list(); len(rest) > 0 {
 		t.Errorf("left behind: %v", rest)
 	}
 	// Root, under sudo, often has no Go: what another user built is installed, and where nothing was built that is said.
 	noGo := []string{"PATH=" + pathWithout(t, "go")}
-	if err := packageStep("../..", noGo, "make", append(args, "install")...); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, packageStep("../..", noGo, "make", append(args, "install")...))
 	if out, err := exec.Command(dir+"/opt/agent/bin/amsagent", "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "amsagent v1 ") {
 		t.Errorf("without Go: %v %s", err, out)
 	}
@@ -428,8 +402,6 @@ func pathWithout(t *testing.T, missing string) string {
 			}
 		}
 	}
-	if err := os.Remove(filepath.Join(dir, missing)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(filepath.Join(dir, missing)))
 	return dir
 }

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const (
@@ -177,9 +178,7 @@ func (d *guestDisk) boot(t *testing.T, kernel string, firmware ...string) *guest
 	// No file: the path of a socket has 108 bytes at most, and that of a test's folder may have more.
 	name := fmt.Sprintf("amsagent-guest-%d", os.Getpid())
 	l, err := net.Listen("unix", "@"+name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = l.Close() }()
 	console, machine := "ttyS0", []string{"-machine", "pc"}
 	if runtime.GOARCH == "arm64" {
@@ -200,14 +199,10 @@ func (d *guestDisk) boot(t *testing.T, kernel string, firmware ...string) *guest
 	var said bytes.Buffer
 	g.qemu.Stdout, g.qemu.Stderr = &said, &said
 	begin = time.Now()
-	if err := g.qemu.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, g.qemu.Start())
 	go func() { defer close(g.over); _ = g.qemu.Wait() }()
 	t.Cleanup(func() { g.end(t) })
-	if err := l.(*net.UnixListener).SetDeadline(time.Now().Add(guestPatience)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, l.(*net.UnixListener).SetDeadline(time.Now().Add(guestPatience)))
 	if g.conn, err = l.Accept(); err != nil {
 		t.Fatalf("%s: %v\n%s", guestProgram(), err, said.String())
 	}
@@ -254,9 +249,7 @@ func (g *guest) console(t *testing.T) string {
 
 func (g *guest) line(t *testing.T) string {
 	t.Helper()
-	if err := g.conn.SetReadDeadline(time.Now().Add(guestPatience)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, g.conn.SetReadDeadline(time.Now().Add(guestPatience)))
 	line, err := g.in.ReadString('\n')
 	if err != nil {
 		t.Fatalf("the machine says nothing any more: %v", err)
@@ -276,15 +269,11 @@ func (g *guest) run(t *testing.T, script string) nodeRun {
 		t.Fatalf("%s: the machine says %q", script, answer)
 	}
 	code, err := strconv.Atoi(answer[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	r := nodeRun{code: code, took: time.Since(begin)}
 	for i, to := range []*string{&r.stdout, &r.stderr} {
 		b, err := base64.StdEncoding.DecodeString(answer[i+1])
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		*to = string(b)
 	}
 	return r

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestSELinux is a node on a machine where SELinux enforces a policy that knows nothing of the agent. The machine's disk is
@@ -80,9 +82,7 @@ func (d *guestDisk) label(t *testing.T) {
 	t.Helper()
 	d.onDisk(t, `sed -i 's/^SELINUX=.*/SELINUX=enforcing/' "$1/etc/selinux/config"`)
 	out, err := exec.Command("chroot", d.disk, "sh", "-c", `find / -xdev -print0 | xargs -0 matchpathcon`).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	labelled := 0
 	for line := range strings.Lines(string(out)) {
 		path, label, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")

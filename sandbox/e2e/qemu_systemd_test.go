@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const (
@@ -306,9 +307,7 @@ func (g *limited) neverFits(t *testing.T) {
 		}
 	}
 	before, err := strconv.Atoi(g.unit(t, daemonUnit)["NRestarts"])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	g.untouched(t, func() {
 		g.sh(t, `mkdir -p /run/systemd/system/amsagent.service.d
 printf '[Unit]\nStartLimitBurst=5\n[Service]\nRestartSec=100ms\n' >/run/systemd/system/amsagent.service.d/quick.conf; systemctl daemon-reload`)
@@ -335,9 +334,7 @@ printf '[Unit]\nStartLimitBurst=5\n[Service]\nRestartSec=100ms\n' >/run/systemd/
 func (g *limited) watchdog(t *testing.T) {
 	was := g.unit(t, daemonUnit)
 	restarts, err := strconv.Atoi(was["NRestarts"])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	g.untouched(t, func() {
 		begin := time.Now()
 		g.sh(t, "kill -STOP "+was["MainPID"])

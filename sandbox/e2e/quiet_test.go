@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
@@ -35,9 +36,7 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 		t.Fatalf("the first join: %v\n%s", err, out)
 	}
 	info, err := svc.Info()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 
 	trace := filepath.Join(dir, "trace")
 	// -y names the file behind each descriptor.
@@ -47,9 +46,7 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 		t.Fatalf("the second join: %v\n%s", err, out)
 	}
 	b, err := os.ReadFile(trace)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	seen := 0
 	create := regexp.MustCompile(`O_(WRONLY|RDWR|TRUNC)`)
 	begun := map[string]string{} // by thread: a call during which another thread made one is on two lines

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -163,9 +164,7 @@ func (n *realNode) serverName(name string) {
 	}
 	settings["serverName"] = name
 	text, err = json.Marshal(settings)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	must.OK(n.t, err)
 	code, text, err = n.AsAgent(n.t.Context(), http.MethodPost, path, bytes.NewReader(text))
 	if err != nil || code != http.StatusOK || !bytes.Contains(text, []byte(`"success":true`)) {
 		n.t.Fatalf("changing the server's settings: %d, %v: %s", code, err, text)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -75,9 +76,7 @@ func TestRealBeans(t *testing.T) {
 	// MongoDB was away, and the server does not come back to the cluster.
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if err := w.Mongo.Member(0).Stop(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, w.Mongo.Member(0).Stop())
 	n.misbehave("no-row", "")
 	until(t, "/readyz says that viewers are refused", func() string {
 		if d.readyz() == http.StatusOK {
@@ -85,9 +84,7 @@ func TestRealBeans(t *testing.T) {
 		}
 		return ""
 	})
-	if err := w.Mongo.Member(0).Start(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, w.Mongo.Member(0).Start(ctx))
 	d.ready() // viewers are served again
 	n.says("STATUS-NOT-SEEN", "look at /var/log/antmedia/ant-media-server.log")
 	d.says(2, "does not write its document")

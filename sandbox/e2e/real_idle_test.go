@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	pretended "github.com/amsagent/amsagent/sandbox/host"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
@@ -98,13 +99,9 @@ type idleNode struct {
 func (n *idleNode) usage() pretended.Usage {
 	n.t.Helper()
 	pid, err := n.d.PID()
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	must.OK(n.t, err)
 	u, err := pretended.ReadUsage(pid)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	must.OK(n.t, err)
 	return u
 }
 

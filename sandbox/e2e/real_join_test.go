@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -167,14 +168,10 @@ func (n *realNode) panel(method, path string, body []byte) []byte {
 func (n *realNode) changeSetting() {
 	n.t.Helper()
 	var settings map[string]any
-	if err := json.Unmarshal(n.panel(http.MethodGet, "settings/LiveApp", nil), &settings); err != nil {
-		n.t.Fatal(err)
-	}
+	must.OK(n.t, json.Unmarshal(n.panel(http.MethodGet, "settings/LiveApp", nil), &settings))
 	settings["hlsListSize"] = "11"
 	body, err := json.Marshal(settings)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	must.OK(n.t, err)
 	n.panel(http.MethodPost, "settings/LiveApp", body)
 	until(n.t, "the server has written the setting", func() string {
 		text := n.Read(n.t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")

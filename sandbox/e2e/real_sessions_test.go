@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -28,9 +29,7 @@ func TestRealSessions(t *testing.T) {
 	publisher, players := watched(t, w, n.Node, 2)
 	n.counts("without a token", 1, 2)
 
-	if err := w.Mongo.Member(0).Kill(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, w.Mongo.Member(0).Kill())
 	wait(20 * time.Second) // several counts later
 	n.counts("without a token and without MongoDB", 1, 1)
 	for _, p := range append(players, publisher) {

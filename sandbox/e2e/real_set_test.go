@@ -14,6 +14,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
@@ -58,9 +59,7 @@ func TestRealSet(t *testing.T) {
 	} {
 		old := n.primary(nil)
 		from := time.Now()
-		if err := fault.harm(old); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, fault.harm(old))
 		harmed := time.Now()
 		now := n.primary(old)
 		since := time.Now()
@@ -69,9 +68,7 @@ func TestRealSet(t *testing.T) {
 			t.Errorf("%s: the first beat came %s after the new primary", fault.name, late)
 		}
 		if fault.mend != nil {
-			if err := fault.mend(old); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, fault.mend(old))
 		}
 		v.until("after a "+fault.name+" the viewer is served and /readyz says so", func(m moment) bool {
 			return m.at.After(since) && m.served && m.ready
@@ -100,16 +97,12 @@ func (n *realNode) leavesInAnElection() {
 	t := n.t
 	t.Helper()
 	old := n.primary(nil)
-	if err := old.Pause(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, old.Pause())
 	began := time.Now()
 	said := n.MustRun(t, bins.agent, "leave", "--now")
 	figure(t, "a leave in an election takes %s", time.Since(began).Round(100*time.Millisecond))
 	c, err := n.primary(old).Client()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = c.Disconnect(t.Context()) }()
 	ours := bson.D{{Key: "ip", Value: n.Address}}
 	var row struct{ State string }
@@ -119,9 +112,7 @@ func (n *realNode) leavesInAnElection() {
 	if documents, err := c.Database("clusterdb").Collection("clusternode").CountDocuments(t.Context(), ours); err != nil || documents != 0 {
 		t.Errorf("a leave in an election left %d documents of the server: %v\n%s", documents, err, said)
 	}
-	if err := old.Resume(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, old.Resume())
 }
 
 // realElection is mongod's own: beats are missed for longer than a node may be silent.
@@ -149,9 +140,7 @@ func (n *realNode) primary(old *realmongo.Member) (now *realmongo.Member) {
 func (n *realNode) beatAfter(m *realmongo.Member, moment time.Time) time.Time {
 	n.t.Helper()
 	c, err := m.Client()
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	must.OK(n.t, err)
 	defer func() { _ = c.Disconnect(n.t.Context()) }()
 	var row struct {
 		UpdatedAt time.Time `bson:"updated_at"`

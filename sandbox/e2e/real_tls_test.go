@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
@@ -31,19 +32,13 @@ func TestRealTLS(t *testing.T) {
 	subject := pkix.Name{CommonName: "node", Organization: []string{"amsagent"}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := w.Mongo.AddSubject(ctx, subject.String()); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Mongo.RequireTLS(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, w.Mongo.AddSubject(ctx, subject.String()))
+	must.OK(t, w.Mongo.RequireTLS(ctx))
 	n := newRealNode(t, w, realRelease())
 	n.AllowAgent(t)
 	for name, file := range map[string]string{"ca.pem": ca.File, "node.pem": ca.Issue(subject)} {
 		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		n.write("/etc/amsagent/"+name, string(text))
 	}
 	found := n.files()

@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -43,9 +44,7 @@ func TestDaemonMongoAway(t *testing.T) {
 		{Mode: mongod.BlackHole},
 		{Mode: mongod.Delay, Delay: 30 * time.Second},
 	} {
-		if err := h.mongo.Faults().Set(f); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, h.mongo.Faults().Set(f))
 		v := p.viewIs("beats are dropped", func(v daemon.View) bool { return v.Beat.Dropped >= 2 })
 		if v.Beat.Error == "" || v.State != cluster.StateActive {
 			t.Errorf("%s: %+v", f.Mode, v.Beat)
@@ -91,22 +90,14 @@ func TestDaemonMongoAway(t *testing.T) {
 	})
 
 	// A cut is over at once, and costs a beat at most.
-	if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}))
 	p.beats()
 
 	// Started while MongoDB is away: the state is written when it is back.
 	p.end(syscall.SIGTERM)
-	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateDraining, "x", cluster.Details{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateLeft, "shutdown", cluster.Details{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateDraining, "x", cluster.Details{}))
+	must.OK(t, h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateLeft, "shutdown", cluster.Details{}))
+	must.OK(t, h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}))
 	p = h.daemon()
 	p.viewIs("beats are dropped", func(v daemon.View) bool { return v.Beat.Dropped >= 1 })
 	h.mongo.Faults().Clear()
@@ -115,9 +106,7 @@ func TestDaemonMongoAway(t *testing.T) {
 
 	// Another password: nothing works until the file says it.
 	addr := h.mongo.Addr()
-	if err := h.mongo.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.mongo.Close())
 	servers.Start(t, mongod.Options{Listen: addr, Users: map[string]string{daemonUser: "another-" + daemonPassword}})
 	p.viewIs("the password is wrong", func(v daemon.View) bool {
 		return strings.Contains(v.Beat.Error, "password") || strings.Contains(v.Beat.Error, "uthentication")
@@ -186,9 +175,7 @@ func TestDrainMongoAway(t *testing.T) {
 				h.viewers(1)
 				away := func(when string) {
 					if at == when {
-						if err := h.mongo.Faults().Set(f); err != nil {
-							t.Fatal(err)
-						}
+						must.OK(t, h.mongo.Faults().Set(f))
 					}
 				}
 				away("before")
@@ -251,9 +238,7 @@ func TestDrainOrigin(t *testing.T) {
 	})
 	wait(2 * time.Second)
 	h.people(http.MethodPost, "/behaviour", "statistics", "500")
-	if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}))
 	p.life("nobody can count", func(v lifecycle.View) bool { return v.Trouble["sessions"] != "" })
 	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
 		if st := h.live(); st.Live.Publishers != 1 {

@@ -22,6 +22,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
@@ -303,9 +304,7 @@ func newMachineOnDisk(t testing.TB, o rig.Options) *rig.Machine {
 	}
 	o.Sandbox, o.Tree.Host, o.Tree.HostResolves = bins.sandbox, "node", true
 	m, err := rig.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := m.Stop(); err != nil {
 			t.Errorf("stopping the service: %v", err)

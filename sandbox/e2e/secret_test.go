@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
@@ -36,14 +37,10 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 	dir := t.TempDir()
 	mongo := servers.Start(t, mongod.Options{Users: map[string]string{"ams": password}})
 	target, err := mongoLogin(mongo.Addr(), "ams", password)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	m := newMachineOnDisk(t, rig.Options{Dir: dir})
 	root := m.Tree.Root
-	if err := os.WriteFile(filepath.Join(root, "mongo.uri"), []byte(target.URI().Reveal()+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(root, "mongo.uri"), []byte(target.URI().Reveal()+"\n"), 0o600))
 	encoded := strings.TrimPrefix(target.URI().Reveal(), "mongodb://ams:")
 	encoded, _, _ = strings.Cut(encoded, "@")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -63,9 +60,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 			t.Fatalf("%v: %v\n%s", args, err, out)
 		}
 		seen, err := os.ReadFile(trace)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if n := strings.Count(string(seen), "execve("); n < 2 {
 			t.Errorf("%s: strace saw %d programs: this proves nothing", args[0], n)
 		}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
@@ -153,13 +154,9 @@ func (s *goingDown) viewers(t *testing.T, method string, n int) int {
 	t.Helper()
 	ask := func(method, path string) []byte {
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+serverControl+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		resp, err := s.http.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		defer func() { _ = resp.Body.Close() }()
 		var b json.RawMessage
 		_ = json.NewDecoder(resp.Body).Decode(&b)
@@ -169,9 +166,7 @@ func (s *goingDown) viewers(t *testing.T, method string, n int) int {
 		ask(method, "/viewers?app=LiveApp&stream=s1&n="+strconv.Itoa(n))
 	}
 	var st fakeams.Stats
-	if err := json.Unmarshal(ask(http.MethodGet, "/stats"), &st); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.Unmarshal(ask(http.MethodGet, "/stats"), &st))
 	return st.Live.Viewers
 }
 
@@ -200,9 +195,7 @@ func (s *goingDown) draining(t *testing.T) {
 func (s *goingDown) sessions(t *testing.T) fakeams.Stats {
 	t.Helper()
 	st, err := fakeams.ReadStats(s.disk + shutdownStats)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return st
 }
 
@@ -210,18 +203,12 @@ func (s *goingDown) sessions(t *testing.T) fakeams.Stats {
 func (s *goingDown) remains(t *testing.T) (row bson.M, documents int64, events []string) {
 	t.Helper()
 	srv, err := mongod.Start(t.Context(), mongod.Options{Binary: realmongo.Require(t), Dir: s.disk + "/opt/cloud/database"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = srv.Close() }()
 	c, err := mongo.Connect(options.Client().ApplyURI(srv.URI()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = c.Disconnect(context.Background()) }()
-	if err := c.Database("amsagent").Collection("nodes").FindOne(t.Context(), bson.D{{Key: "_id", Value: s.id}}).Decode(&row); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.Database("amsagent").Collection("nodes").FindOne(t.Context(), bson.D{{Key: "_id", Value: s.id}}).Decode(&row))
 	if documents, err = c.Database("clusterdb").Collection("clusternode").CountDocuments(t.Context(), bson.D{}); err != nil {
 		t.Fatal(err)
 	}
@@ -230,9 +217,7 @@ func (s *goingDown) remains(t *testing.T) (row bson.M, documents int64, events [
 	if err == nil {
 		err = found.All(t.Context(), &all)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, e := range all {
 		events = append(events, fmt.Sprint(e["kind"]))
 	}
@@ -283,13 +268,9 @@ func (s *goingDown) moments(t *testing.T) moments {
 			Up      string `json:"__MONOTONIC_TIMESTAMP"`
 			Message any    `json:"MESSAGE"`
 		}
-		if err := d.Decode(&e); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, d.Decode(&e))
 		up, err := strconv.ParseInt(e.Up, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		name := strings.TrimSuffix(e.Unit, ".service")
 		switch e.ID {
 		case "de5b426a63be47a7b6ac3eaac82e2f6f": // stopping, as systemd's catalog has it
@@ -466,9 +447,7 @@ func (s *goingDown) inTheMiddle(t *testing.T) {
 	s.agent(t, 0, "drain", "--deadline", "7s", "--reason", "maintenance", "--detach")
 	s.until(t, "a draining row", func() bool { return s.rows(t)[nodeID]["state"] == "draining" })
 	was, err := s.status()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	since := s.rows(t)[nodeID]["state_since"]
 	s.goDown(t, "poweroff")
 	s.until(t, "both reasons", func() bool { v, err := s.status(); return err == nil && len(v.Lifecycle.Notices) == 2 })
@@ -524,13 +503,9 @@ func (s *goingDown) hook(t *testing.T) {
 	s.up(t)
 	s.watched(t, 1)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+control+"/asg/terminate", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	resp, err := s.http.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_ = resp.Body.Close()
 	s.begun = time.Now()
 	s.draining(t)
@@ -632,9 +607,7 @@ func (s *goingDown) noMongo(t *testing.T) {
 		t.Fatalf("%d viewers are served", n)
 	}
 	v, err := s.status()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Logf("status: %s; %v", v.Lifecycle.Progress, v.Lifecycle.Trouble)
 	s.viewers(t, http.MethodDelete, 1)
 	last := time.Now()

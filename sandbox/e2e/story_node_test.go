@@ -17,6 +17,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -98,9 +99,7 @@ func (n *storyNode) seed(t *testing.T, userData string) {
 func storyTemplate(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile("../../packaging/cloud/aws/cloudformation.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	lines := regexp.MustCompile(`(?m)^ +(#!/bin/sh\n) +(until aws secretsmanager .* amsagent join .*\n)`).FindAllStringSubmatch(string(b), -1)
 	if len(lines) != 2 || lines[0][2] != lines[1][2] {
 		t.Fatalf("the template's user data: %q", lines)
@@ -170,17 +169,13 @@ func (n *storyNode) listing(t *testing.T) []string {
 	var all []string
 	for _, dir := range []string{nodeHome, "/etc"} {
 		s, err := tree.Snapshot(n.disk + dir)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, line := range s {
 			all = append(all, dir+": "+line)
 		}
 	}
 	out, err := exec.Command("find", n.disk, "-xdev", "-iname", "*amsagent*", "-not", "-path", n.disk+"/var/log/journal/*", "-printf", "/%P\n").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	named := strings.Fields(string(out))
 	slices.Sort(named)
 	return append(all, named...)

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestSystemdStory is the life of a cluster of an origin and an edge on booted machines, from their first boot by cloud-init
@@ -72,9 +74,7 @@ type story struct {
 func (s *story) file(t *testing.T, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return b
 }
 
@@ -453,9 +453,7 @@ func (s *story) purge(t *testing.T) {
 func (n *storyNode) onlyDisk(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(n.disk, path))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return string(b)
 }
 
@@ -475,9 +473,7 @@ func (n *storyNode) joinTime(t *testing.T) {
 		t.Fatal("cloud-init does not tell when it ran user data")
 	}
 	begin, err := time.Parse("2006-01-02 15:04:05,000", stamp[1])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	journal := n.lines(t, "-o", "short-unix", "-u", "cloud-final")
 	// The last line with a text.
 	at := func(text string) time.Time {
@@ -487,9 +483,7 @@ func (n *storyNode) joinTime(t *testing.T) {
 		}
 		stamp, _, _ := strings.Cut(journal[strings.LastIndex(journal[:i], "\n")+1:i], " ")
 		seconds, err := strconv.ParseFloat(stamp, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return time.UnixMicro(int64(seconds * 1e6))
 	}
 	ups := regexp.MustCompile(`(?m)^time=(\S+) .* msg=up `).FindAllStringSubmatch(n.read(t, nodeLog), -1)
@@ -499,9 +493,7 @@ func (n *storyNode) joinTime(t *testing.T) {
 		t.Fatalf("the row: %v; the server was up at %v; the journal:\n%s", n.own(t), ups, journal)
 	}
 	up, err := time.Parse(time.RFC3339Nano, ups[1][1])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if there := at(packageThere); !there.IsZero() {
 		t.Logf("%s: fetching and installing the package took %s", n.name, there.Sub(begin).Round(time.Millisecond))
 		begin = there

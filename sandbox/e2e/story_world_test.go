@@ -22,6 +22,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
@@ -82,9 +83,7 @@ wait`
 	cmd := exec.Command("unshare", "--net", "bash", "-c", script, "bash",
 		strings.Join([]string{storyMongo, storyServices, storyBalancer}, " "), bins.sandbox, balancer, w.dir)
 	shell, err := hold(t, cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	w.pid = cmd.Process.Pid
 	defer func() {
 		if t.Failed() {
@@ -133,9 +132,7 @@ defaults
 			}
 		}
 	}
-	if err := os.WriteFile(filepath.Join(w.dir, "haproxy.cfg"), []byte(b.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(w.dir, "haproxy.cfg"), []byte(b.String()), 0o600))
 }
 
 // balancer tells the load balancer something, and gives its answer.
@@ -265,9 +262,7 @@ func (v *storyViewer) cut() bool {
 func (w *storyWorld) offer(t *testing.T, files map[string][]byte) {
 	t.Helper()
 	l, err := netns.Listen(t.Context(), w.pid, "tcp", storyServices+":80")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		b, ok := files[strings.TrimPrefix(r.URL.Path, "/")]
 		if !ok {

@@ -31,6 +31,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
@@ -128,12 +129,8 @@ poweroff`
 func nodeCopy(t *testing.T, from, to string) {
 	t.Helper()
 	b, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to, b, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(to, b, 0o755))
 }
 
 // nodeTraces lists what a container could leave behind on this machine: mounts of
@@ -142,18 +139,14 @@ func nodeCopy(t *testing.T, from, to string) {
 func nodeTraces(t *testing.T, dir string) (mounts, links []string) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for line := range strings.Lines(string(b)) {
 		if strings.Contains(line, dir+"/") || strings.Contains(line, "nspawn") && !strings.Contains(line, "/amsagent/nspawn-") {
 			mounts = append(mounts, strings.TrimSpace(line))
 		}
 	}
 	ifaces, err := net.Interfaces()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, i := range ifaces {
 		if i.Name == "amsagent-wire" {
 			links = append(links, i.Name)
@@ -194,9 +187,7 @@ chmod 755 `+nodeUserData+`
 	n.http = &http.Client{Transport: &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true}}
 	var err error
 	n.mongo, err = mongo.Connect(options.Client().ApplyURI("mongodb://" + nodeMongo + "/?directConnection=true").SetDialer(n))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = n.mongo.Disconnect(context.Background()) })
 	n.until(t, "the database", func() bool { return n.mongo.Ping(t.Context(), nil) == nil })
 	n.reset(t)
@@ -211,9 +202,7 @@ chmod 755 `+nodeUserData+`
 func (n *bootedNode) reset(t *testing.T, flags ...string) {
 	t.Helper()
 	for _, db := range []string{"amsagent", "clusterdb"} {
-		if err := n.mongo.Database(db).Drop(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, n.mongo.Database(db).Drop(t.Context()))
 	}
 	n.behave(t, flags...)
 	n.sh(t, `
@@ -242,9 +231,7 @@ systemctl enable -q --now `+nodeUnit+`
 // behave changes how the stand-in behaves from its next start on.
 func (n *bootedNode) behave(t *testing.T, flags ...string) {
 	t.Helper()
-	if err := os.WriteFile(n.path(nodeFlags), []byte(strings.Join(flags, "\n")), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(n.path(nodeFlags), []byte(strings.Join(flags, "\n")), 0o644))
 }
 
 // path is a file of the machine, seen from here.
@@ -291,9 +278,7 @@ func (n *bootedNode) start(t *testing.T, args ...string) *nodeProcess {
 	t.Helper()
 	r := &nodeProcess{cmd: n.command(args...), begin: time.Now(), over: make(chan struct{})}
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.err
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, r.cmd.Start())
 	go func() { defer close(r.over); _ = r.cmd.Wait() }()
 	return r
 }
@@ -327,12 +312,8 @@ func (r *nodeProcess) wait(t *testing.T) nodeRun {
 func (r *nodeProcess) signal(t *testing.T, sig syscall.Signal) {
 	t.Helper()
 	child, err := proc.Child(r.cmd.Process.Pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(child, sig); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, syscall.Kill(child, sig))
 }
 
 // run runs a command to its end.
@@ -462,9 +443,7 @@ func (n *bootedNode) bytes(t *testing.T) []string {
 	var all []string
 	for _, dir := range []string{nodeHome, "/etc"} {
 		s, err := tree.Snapshot(n.path(dir))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, line := range s {
 			all = append(all, dir+": "+line)
 		}
@@ -528,9 +507,7 @@ func (n *bootedNode) touched(t *testing.T) []string {
 			all = append(all, fmt.Sprintf("%s inode %d size %d mtime %d ctime %d", strings.TrimPrefix(p, n.root), st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()))
 			return nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 	}
 	return all
 }
@@ -546,13 +523,9 @@ type nodeDocument struct {
 func (n *bootedNode) clusternode(t *testing.T) []nodeDocument {
 	t.Helper()
 	c, err := n.mongo.Database("clusterdb").Collection("clusternode").Find(t.Context(), bson.D{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var nodes []nodeDocument
-	if err := c.All(t.Context(), &nodes); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, c.All(t.Context(), &nodes))
 	slices.SortFunc(nodes, func(a, b nodeDocument) int { return cmp.Compare(a.IP, b.IP) })
 	return nodes
 }
@@ -575,9 +548,7 @@ func (n *bootedNode) row(t *testing.T, state string) {
 	if err == nil {
 		err = c.All(t.Context(), &rows)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if len(rows) != 1 {
 		t.Fatalf("the registry has %v", rows)
 	}
@@ -595,14 +566,10 @@ func (n *bootedNode) row(t *testing.T, state string) {
 func (n *bootedNode) looks(t *testing.T) int {
 	t.Helper()
 	resp, err := n.http.Get("http://" + nodeControl + "/commands?name=find")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var all []struct {
 		Collection string `json:"collection"`
 	}

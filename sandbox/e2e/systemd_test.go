@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const (
@@ -224,9 +226,7 @@ func (n *bootedNode) ownStart(t *testing.T, u nodeUnitState) time.Duration {
 	i := strings.LastIndex(log[:strings.Index(log, "msg=up")], "time=") + len("time=")
 	stamp, _, _ = strings.Cut(log[i:], " ")
 	end, err := time.Parse(time.RFC3339Nano, stamp)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return end.Sub(begin)
 }
 
@@ -266,9 +266,7 @@ func (n *bootedNode) doesNotComeUp(t *testing.T) {
 				if nodes := n.clusternode(t); len(nodes) != 1 || nodes[0].IP != "10.9.0.99" {
 					t.Errorf("clusternode: %+v", nodes)
 				}
-				if err := n.mongo.Database("clusterdb").Drop(t.Context()); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, n.mongo.Database("clusterdb").Drop(t.Context()))
 			}
 			n.standalone(t, "after the rollback")
 			n.row(t, "failed")

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/rig"
@@ -57,9 +58,7 @@ func (s *single) run(command string, more ...string) (string, int) {
 func (s *single) snapshot(t *testing.T) string {
 	t.Helper()
 	lines, err := tree.SnapshotBy(s.root, meaning, "var/lib", "var", "run")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return strings.Join(lines, "\n")
 }
 
@@ -73,9 +72,7 @@ func (s *single) touches(t *testing.T) int {
 func (s *single) calls(t *testing.T) (touched, asked int) {
 	t.Helper()
 	b, err := os.ReadFile(s.log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	asked = strings.Count(string(b), "status\n")
 	return strings.Count(string(b), "\n") - asked, asked
 }
@@ -170,9 +167,7 @@ func TestJoinAgain(t *testing.T) {
 		t.Errorf("the service was touched %d times, want 0; asked for its state once only: %t", n, once)
 	}
 
-	if err := os.WriteFile(filepath.Join(s.ams, "webapps/LiveApp/.closed"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(s.ams, "webapps/LiveApp/.closed"), nil, 0o644))
 	_, asked := s.calls(t)
 	var out string
 	var code int
@@ -213,13 +208,9 @@ func TestFullDisks(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				s := newSingle(t, "127.0.0.103")
 				dir := filepath.Join(s.root, tt.dir)
-				if err := os.MkdirAll(dir, 0o755); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.MkdirAll(dir, 0o755))
 				kept := t.TempDir()
-				if err := os.CopyFS(filepath.Join(kept, "c"), os.DirFS(dir)); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.CopyFS(filepath.Join(kept, "c"), os.DirFS(dir)))
 				if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k,mode=0755"); err != nil {
 					t.Skipf("mounting is not allowed here: %v", err)
 				}
@@ -228,13 +219,9 @@ func TestFullDisks(t *testing.T) {
 						t.Error(err)
 					}
 				})
-				if err := os.CopyFS(dir, os.DirFS(filepath.Join(kept, "c"))); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.CopyFS(dir, os.DirFS(filepath.Join(kept, "c"))))
 				if readOnly {
-					if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 				} else {
 					fill(t, filepath.Join(dir, "fill"))
 				}
@@ -261,9 +248,7 @@ func TestFullDisks(t *testing.T) {
 func fill(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for err == nil {
 		_, err = f.Write(make([]byte, 512))
 	}

@@ -20,6 +20,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -38,9 +39,7 @@ func mongo1(t *testing.T, o mongod.Options) *mongod.Server {
 func database(t *testing.T, uri, name string) *mongo.Database {
 	t.Helper()
 	c, err := mongo.Connect(options.Client().ApplyURI(uri))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = c.Disconnect(context.Background()) })
 	return c.Database(name)
 }
@@ -48,9 +47,7 @@ func database(t *testing.T, uri, name string) *mongo.Database {
 func install(t *testing.T, o tree.Options) tree.Tree {
 	t.Helper()
 	tr, err := tree.Write(filepath.Join(t.TempDir(), "root"), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return tr
 }
 
@@ -58,9 +55,7 @@ func install(t *testing.T, o tree.Options) tree.Tree {
 func edit(t *testing.T, file string, pairs ...string) {
 	t.Helper()
 	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	s := string(b)
 	for i := 0; i < len(pairs); i += 2 {
 		if !strings.Contains(s, pairs[i]) {
@@ -68,9 +63,7 @@ func edit(t *testing.T, file string, pairs ...string) {
 		}
 		s = strings.ReplaceAll(s, pairs[i], pairs[i+1])
 	}
-	if err := os.WriteFile(file, []byte(s), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(file, []byte(s), 0o644))
 }
 
 // join switches a tree to cluster mode the crude way.
@@ -94,9 +87,7 @@ func quick(tr tree.Tree) fakeams.Options {
 func start(t *testing.T, o fakeams.Options) *fakeams.Server {
 	t.Helper()
 	s, err := fakeams.Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
@@ -113,18 +104,12 @@ func await(t *testing.T, what string, c <-chan struct{}) {
 func request(t *testing.T, method, url string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return resp.StatusCode, string(b)
 }
 
@@ -140,13 +125,9 @@ const serverSecret = "0123456789abcdef0123456789abcdef"
 func secured(t *testing.T, tr tree.Tree) {
 	t.Helper()
 	b, err := os.ReadFile(tr.Conf("red5.properties"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	b = append(b, "\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey="+serverSecret+"\n"...)
-	if err := os.WriteFile(tr.Conf("red5.properties"), b, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(tr.Conf("red5.properties"), b, 0o644))
 }
 
 // token is HS256 by the book.
@@ -162,20 +143,14 @@ func token(secret, claims string) string {
 func ask(t *testing.T, s *fakeams.Server, token string) (int, map[string]any) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.HTTPAddr()+"/rest/v2/system-resources", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	req.Header.Set("ProxyAuthorization", token)
 	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer resp.Body.Close()
 	var told map[string]any
 	if resp.StatusCode == http.StatusOK {
-		if err := json.NewDecoder(resp.Body).Decode(&told); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.NewDecoder(resp.Body).Decode(&told))
 	}
 	return resp.StatusCode, told
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestProperties(t *testing.T) {
@@ -40,9 +42,7 @@ func TestProperties(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			got, err := parseProperties([]byte(tt.in))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -90,9 +90,7 @@ func TestMongoURI(t *testing.T) {
 	}
 	for _, tt := range tests {
 		r, err := parseRelease(tt.release)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if got := mongoURI(r, tt.store, tt.host, tt.user, tt.password); got != tt.want {
 			t.Errorf("release %s, store %v, host %q: %q, want %q", tt.release, tt.store, tt.host, got, tt.want)
 		}
@@ -146,9 +144,7 @@ func TestContainer(t *testing.T) {
 	}
 	for _, tt := range tests {
 		file := filepath.Join(t.TempDir(), "x.xml")
-		if err := os.WriteFile(file, []byte(tt.in), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte(tt.in), 0o644))
 		if _, err := readContainer(file); (err == nil) != tt.ok {
 			t.Errorf("%s: %v", tt.name, err)
 		}

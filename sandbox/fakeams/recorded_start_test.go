@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -32,9 +33,7 @@ func recordings(t *testing.T, file string) map[string][]byte {
 	all := map[string][]byte{}
 	for _, f := range files {
 		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		all[filepath.Base(filepath.Dir(f))] = b
 	}
 	return all
@@ -105,9 +104,7 @@ func TestRecordedStart(t *testing.T) {
 			What string
 			Is   any
 		}
-		if err := json.Unmarshal(b, &events); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.Unmarshal(b, &events))
 		theirs, at := phases{}, map[string]int{}
 		for i, e := range events {
 			n, ok := e.Is.(float64)
@@ -155,9 +152,7 @@ func TestRecordedStatistics(t *testing.T) {
 	}
 	for release, b := range recorded {
 		var theirs map[string]any
-		if err := json.Unmarshal(b, &theirs); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.Unmarshal(b, &theirs))
 		for field, value := range ours {
 			if got, want := fmt.Sprintf("%T", value), fmt.Sprintf("%T", theirs[field]); got != want {
 				t.Errorf("%s: %s is %s, and in the stand-in %s", release, field, want, got)
@@ -198,14 +193,10 @@ func TestRecordedShapes(t *testing.T) {
 	answer := func(path string) func() any {
 		return func() any {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.HTTPAddr()+path, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			req.Header.Set("ProxyAuthorization", token(serverSecret, "{}"))
 			resp, err := http.DefaultClient.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			defer resp.Body.Close()
 			body, err := io.ReadAll(resp.Body)
 			if err != nil || resp.StatusCode != http.StatusOK {
@@ -238,9 +229,7 @@ func TestRecordedShapes(t *testing.T) {
 			continue
 		}
 		text, err := bson.MarshalExtJSON(doc, false, false)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if diff := fewer([]any{shape(text)}, recorded); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}

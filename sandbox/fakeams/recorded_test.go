@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // The files that a real server wrote at its start lie beside the repository on some
@@ -23,14 +25,10 @@ func TestRecordedSettings(t *testing.T) {
 		t.Skip("recordings not present")
 	}
 	saved, err := parseProperties(savedSettings)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, file := range files {
 		recorded, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		lines := strings.Split(string(recorded), "\n")
 		at, err := time.Parse("#Mon Jan 02 15:04:05 UTC 2006", lines[0])
 		if strings.Contains(file, "/root/") {

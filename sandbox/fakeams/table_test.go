@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/internal/amstable"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -41,14 +42,10 @@ func TestTable(t *testing.T) {
 			s = start(t, o)
 		},
 		Stop: func(t *testing.T) {
-			if err := s.Stop(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, s.Stop(t.Context()))
 		},
 		Kill: func(t *testing.T) {
-			if err := s.Close(); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, s.Close())
 		},
 		Publish: func(t *testing.T, app, stream string) func() {
 			path := "/stream?app=" + app + "&id=" + stream
@@ -57,9 +54,7 @@ func TestTable(t *testing.T) {
 		},
 		Settings: func(t *testing.T, app string) []byte {
 			b, err := os.ReadFile(tr.App(app))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			return b
 		},
 		Complete: (&ams.Installation{Root: tr.Root, Dir: ams.DefaultDir}).Initialized,

@@ -7,14 +7,14 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestMakefile: make refuses an unknown cloud before it builds what knows them.
 func TestMakefile(t *testing.T) {
 	b, err := os.ReadFile("../../Makefile")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if line := "\nCLOUDS := " + strings.Join(Names(), " ") + "\n"; !strings.Contains(string(b), line) {
 		t.Errorf("the Makefile has no line %q", strings.TrimSpace(line))
 	}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
@@ -40,13 +41,9 @@ func newBox(t testing.TB, name, script string, args ...string) *box {
 	b := &box{name: name, cmd: exec.Command("unshare", argv...)}
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	in, err := b.cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	out, err := b.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var stderr bytes.Buffer
 	b.cmd.Stderr, b.pipe = &stderr, in
 	if err := b.cmd.Start(); err != nil {

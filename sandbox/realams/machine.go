@@ -6,6 +6,8 @@ package realams
 import (
 	"os/exec"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // Install puts a release into the tree of a machine that is not a Node, as the
@@ -29,9 +31,7 @@ exec bash -c "$4" bash "$1" "$3"`
 func Java(t testing.TB) []string {
 	t.Helper()
 	home, err := javaHome()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return []string{"--bind-ro=" + home, "--bind-ro=/etc/java-17-openjdk"}
 }
 
@@ -39,9 +39,7 @@ func Java(t testing.TB) []string {
 func Libraries(t testing.TB, root string) {
 	t.Helper()
 	home, err := javaHome()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	const script = `set -eu
 own=$(/sbin/ldconfig -p | sed -n 's/^\t\(libva\|libva-drm\|libva-x11\|libvdpau\|libapr-1\)\.so\.[0-9]* .*=> //p')
 { printf '%s\n' $own; ldd $own "$2"/lib/*.so "$2/lib/server/libjvm.so" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p'; } | sort -u |

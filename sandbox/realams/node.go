@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // Home is where the server is installed, and Service the service command.
@@ -60,9 +61,7 @@ func (w *World) Node(t testing.TB, release string) *Node {
 	Require(t, release)
 	tree, jar := parts(t, release)
 	java, err := javaOf(release)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	w.mu.Lock()
 	w.nodes++
 	i := w.nodes
@@ -92,9 +91,7 @@ func parts(t testing.TB, release string) (tree, jar string) {
 	t.Helper()
 	Require(t, release)
 	tree, err := installed(release)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if jar, err = beansJar(release); err != nil {
 		t.Fatal(err)
 	}
@@ -133,9 +130,7 @@ func (n *Node) Path(name string) string { return n.box.path(name) }
 func (n *Node) Read(t testing.TB, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(n.Path(name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return string(b)
 }
 
@@ -232,9 +227,7 @@ func (n *Node) Signal(t testing.TB, sig syscall.Signal) {
 	if pid == 0 {
 		t.Fatal("the server does not run")
 	}
-	if err := syscall.Kill(pid, sig); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Kill(pid, sig))
 }
 
 // Served asks the REST interface of one application from the node itself, where it

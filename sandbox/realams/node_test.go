@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/host"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
@@ -42,13 +43,9 @@ func TestRealNode(t *testing.T) {
 		t.Errorf("a viewer gets %d", got)
 	}
 	u, err := host.ReadUsage(n.Server())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var disk unix.Statfs_t
-	if err := unix.Statfs(n.Path("/mnt"), &disk); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Statfs(n.Path("/mnt"), &disk))
 	written := (disk.Blocks - disk.Bfree) * uint64(disk.Bsize)
 	t.Logf("the server takes %d MiB, and the node has written %.1f MiB", u.RSS>>20, float64(written)/(1<<20))
 	if u.RSS >= maxMemory || written >= maxWritten || written == 0 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/amstable"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
@@ -32,9 +33,7 @@ func table(t *testing.T, release string) {
 	n := w.Node(t, release)
 	n.AllowAgent(t)
 	mongo, err := w.Mongo.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = mongo.Disconnect(context.Background()) })
 	host, started := "mongodb://"+w.Mongo.Addrs(), false // without the scheme the script takes it for Redis
 	amstable.Hold(t, amstable.Server{

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
@@ -66,9 +67,7 @@ ip link set br0 up`)
 		Binary: realmongo.Require(t), Members: o.Members, ElectionTimeout: o.Election, Users: o.Users,
 		Host: HubAddress, Port: mongoPort, Prefix: w.hub.netPrefix(), Dial: w.Dial, Args: o.Mongod,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, m := range w.Mongo.Members() {

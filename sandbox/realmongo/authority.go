@@ -23,6 +23,8 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // Authority signs the certificates of a test.
@@ -48,13 +50,9 @@ func NewAuthority(t testing.TB) *Authority {
 func (a *Authority) Issue(name pkix.Name, addresses ...net.IP) string {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	cert := &x509.Certificate{
 		SerialNumber: serial, Subject: name, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IPAddresses: addresses, BasicConstraintsValid: true,
@@ -65,23 +63,15 @@ func (a *Authority) Issue(name pkix.Name, addresses ...net.IP) string {
 		a.cert, a.key, signer, by = cert, key, key, cert
 	}
 	der, err := x509.CreateCertificate(rand.Reader, cert, by, key.Public(), signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, err)
 	var b bytes.Buffer
 	for _, block := range []pem.Block{{Type: "CERTIFICATE", Bytes: der}, {Type: "PRIVATE KEY", Bytes: secret}} {
-		if err := pem.Encode(&b, &block); err != nil {
-			a.t.Fatal(err)
-		}
+		must.OK(a.t, pem.Encode(&b, &block))
 	}
 	file := filepath.Join(a.t.TempDir(), "certificate.pem")
-	if err := os.WriteFile(file, b.Bytes(), 0o600); err != nil {
-		a.t.Fatal(err)
-	}
+	must.OK(a.t, os.WriteFile(file, b.Bytes(), 0o600))
 	return file
 }
 

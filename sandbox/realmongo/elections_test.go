@@ -10,6 +10,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
@@ -19,35 +20,23 @@ func TestRealReplicaSet(t *testing.T) {
 	t.Parallel()
 	s := start(t, realmongo.Options{Members: 3, Users: map[string]string{"cluster": "secret"}})
 	first, err := s.Primary(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if first != s.Member(0) {
 		t.Errorf("the primary is %s, not the first member", first.Addr())
 	}
-	if err := insert(t, s.URI(), bson.M{"_id": "before"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.StepDown(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, insert(t, s.URI(), bson.M{"_id": "before"}))
+	must.OK(t, s.StepDown(t.Context()))
 	if err := insert(t, s.URI(), bson.M{"_id": "after a step down"}); err != nil {
 		t.Error(err)
 	}
 	second, err := s.Primary(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if second == first {
 		t.Errorf("%s is still the primary", first.Addr())
 	}
-	if err := second.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, second.Kill())
 	if err := insert(t, s.URI(), bson.M{"_id": "after a kill"}); err != nil {
 		t.Error(err)
 	}
-	if err := second.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, second.Start(t.Context()))
 }

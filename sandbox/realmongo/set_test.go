@@ -14,6 +14,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
@@ -23,9 +24,7 @@ func start(t *testing.T, o realmongo.Options) *realmongo.Set {
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	s, err := realmongo.Start(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -37,9 +36,7 @@ func start(t *testing.T, o realmongo.Options) *realmongo.Set {
 func insert(t *testing.T, uri string, doc any) error {
 	t.Helper()
 	c, err := mongo.Connect(options.Client().ApplyURI(uri))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = c.Disconnect(context.Background()) }()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -51,15 +48,9 @@ func TestOneServer(t *testing.T) {
 	t.Parallel()
 	s := start(t, realmongo.Options{})
 	// Only what is in the journal is promised to be there after a kill.
-	if err := insert(t, s.URI()+"?journal=true", bson.M{"_id": 1}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Member(0).Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Member(0).Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, insert(t, s.URI()+"?journal=true", bson.M{"_id": 1}))
+	must.OK(t, s.Member(0).Kill())
+	must.OK(t, s.Member(0).Start(t.Context()))
 	if err := insert(t, s.URI(), bson.M{"_id": 1}); !mongo.IsDuplicateKeyError(err) {
 		t.Errorf("after a kill and a start the document is not there: %v", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakealibaba"
 )
 
@@ -22,14 +23,10 @@ func kms(t *testing.T) (*fakealibaba.Cloud, *fakealibaba.Server) {
 		t.Skip("python3 is not installed, which cloud-init brings")
 	}
 	cloud, err := fakealibaba.StartCloud(t.Context(), fakealibaba.CloudOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = cloud.Close() })
 	meta, err := fakealibaba.Start(t.Context(), fakealibaba.Options{Cloud: cloud})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = meta.Close() })
 	return cloud, meta
 }
@@ -60,9 +57,7 @@ func TestAlibabaSecret(t *testing.T) {
 	}
 	const uri = "mongodb://amsagent:0a1b+/=&%~ü@10.42.2.10:27017/admin"
 	file := filepath.Join(t.TempDir(), "uri")
-	if err := os.WriteFile(file, []byte(uri+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(file, []byte(uri+"\n"), 0o600))
 	fails("ResourceNotFound", "get", "ams-mongo")
 	cloud.SetSecret("ams-mongo", "none yet")
 	// What the template puts there is no connection string, and no join is tried with it.
@@ -89,8 +84,6 @@ func TestAlibabaSecret(t *testing.T) {
 	meta.Update(func(i *fakealibaba.Instance) { i.Role = "" })
 	fails("ams-mongo: ", "get", "ams-mongo")
 	meta.Update(func(i *fakealibaba.Instance) { i.Role = "ams-node" })
-	if err := meta.AddFault(fakealibaba.Fault{Status: 403}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, meta.AddFault(fakealibaba.Fault{Status: 403}))
 	fails("403", "get", "ams-mongo")
 }

@@ -17,6 +17,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/zclconf/go-cty/cty"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -180,13 +181,9 @@ func TestAWSTerraform(t *testing.T) {
 // needs, and the secret.
 func TestAWSPolicy(t *testing.T) {
 	provider, err := aws.New(cloud.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	api, err := provider.AutoScaling(aws.AutoScalingOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var want []string
 	for _, s := range ownPolicy(t, api.Policy("NAME-edge")) {
 		slices.Sort(s.Action)
@@ -209,9 +206,7 @@ type statement struct {
 func ownPolicy(t *testing.T, policy string) []statement {
 	t.Helper()
 	var p struct{ Statement []statement }
-	if err := json.Unmarshal([]byte(policy), &p); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.Unmarshal([]byte(policy), &p))
 	return p.Statement
 }
 

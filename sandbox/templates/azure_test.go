@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const azureBicep = "../../packaging/cloud/azure/main.bicep"
@@ -352,9 +354,7 @@ func readAzure(t *testing.T, a *azureTemplate) azureCluster {
 	}
 	data := func(profile any) string {
 		b, err := base64.StdEncoding.DecodeString(num(armLookup(profile, "customData")))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return string(b)
 	}
 	subnet := func(v any) string {
@@ -471,17 +471,11 @@ case "$*" in
 *) echo "unknown: $*" >&2; exit 2 ;;
 esac`,
 	} {
-		if err := os.WriteFile(filepath.Join(here, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(here, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755))
 	}
-	if err := os.WriteFile(filepath.Join(here, "uri"), []byte(uri+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(here, "uri"), []byte(uri+"\n"), 0o600))
 	tmp := filepath.Join(here, "tmp")
-	if err := os.Mkdir(tmp, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Mkdir(tmp, 0o700))
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", "set -e\n"+end)
 	cmd.Env = append(os.Environ(), "HERE="+here, "PATH="+here+":"+os.Getenv("PATH"), "TMPDIR="+tmp)
 	out, err := cmd.CombinedOutput()
@@ -490,9 +484,7 @@ esac`,
 	}
 	read := func(name string) string {
 		b, err := os.ReadFile(filepath.Join(here, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return string(b)
 	}
 	var secret struct{ Value string }

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // bicep reads the part of the language that our template uses: names, texts, lists, objects, calls, a condition and
@@ -56,9 +58,7 @@ type azureTemplate struct {
 func readBicep(t *testing.T, file string) *azureTemplate {
 	t.Helper()
 	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c := &bicep{t: t, file: file, src: string(b)}
 	a := &azureTemplate{
 		t: t, file: file, statements: map[string]bicepStatement{}, parameters: map[string]any{}, used: map[string]bool{},
@@ -191,9 +191,7 @@ func (a *azureTemplate) value(e *bicepExpr) any {
 	switch e.kind {
 	case "int":
 		n, err := strconv.Atoi(e.word)
-		if err != nil {
-			a.t.Fatal(err)
-		}
+		must.OK(a.t, err)
 		return float64(n)
 	case "bool":
 		return e.word == "true"
@@ -291,9 +289,7 @@ func (a *azureTemplate) call(name string, args []any) any {
 	switch name {
 	case "loadTextContent":
 		b, err := os.ReadFile(filepath.Join(filepath.Dir(a.file), text(0)))
-		if err != nil {
-			a.t.Fatal(err)
-		}
+		must.OK(a.t, err)
 		return string(b)
 	case "resourceId":
 		return "<" + text(0) + "/" + text(1) + ">"
@@ -363,9 +359,7 @@ func (a *azureTemplate) checkOrder() {
 			a.t.Errorf("%s depends on itself", id)
 		}
 		b, err := json.Marshal(r)
-		if err != nil {
-			a.t.Fatal(err)
-		}
+		must.OK(a.t, err)
 		text := string(b)
 		text = strings.NewReplacer(`\u003c`, "<", `\u003e`, ">").Replace(text)
 		if data, ok := armLookup(r, "properties", "osProfile", "customData").(string); ok {

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // cloudformation is a template of AWS (or of Alibaba's ROS, which took over its
@@ -42,9 +44,7 @@ func load(t *testing.T, file string, given map[string]any) *cloudformation {
 		resources: map[string]object{}, outputs: map[string]any{}, used: map[string]bool{},
 	}
 	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var doc yaml.Node
 	if err := yaml.Unmarshal(b, &doc); err != nil {
 		t.Fatalf("%s: %v", file, err)
@@ -339,9 +339,7 @@ func (c *cloudformation) call(name string, arg any) any {
 		return []any{"zone-a", "zone-b", "zone-c"}
 	case "Fn::Cidr":
 		block, err := netip.ParsePrefix(fmt.Sprint(c.eval(list()[0])))
-		if err != nil {
-			c.t.Fatal(err)
-		}
+		must.OK(c.t, err)
 		var out []any
 		for i := range list()[1].(int) {
 			out = append(out, subnet(block, 32-list()[2].(int)-block.Bits(), i).String())

@@ -17,6 +17,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 )
 
@@ -37,9 +38,7 @@ func guideCommands(t *testing.T) []guideCommand {
 	var out []guideCommand
 	for _, file := range files {
 		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		lines := strings.Split(string(b), "\n")
 		for i := 0; i < len(lines); i++ {
 			text, ok := strings.CutPrefix(lines[i], "    ")
@@ -75,9 +74,7 @@ func (c guideCommand) words(t *testing.T) []string {
 // name are there, and so are the flags, variables and parameters.
 func TestGuideCommands(t *testing.T) {
 	agent, err := programs.Agent(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	seen := map[string]int{}
 	for _, c := range guideCommands(t) {
 		fail := func(format string, args ...any) {
@@ -155,9 +152,7 @@ func TestGuideCommands(t *testing.T) {
 func TestQuickStart(t *testing.T) {
 	read := func(file string) string {
 		b, err := os.ReadFile(filepath.Join("../..", file))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return string(b)
 	}
 	guide := read("docs/guides/aws.md")
@@ -232,9 +227,7 @@ func checkAliyunCommand(t *testing.T, words []string, fail func(string, ...any))
 		}
 	}
 	b, err := os.ReadFile(alibabaROS)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var template struct {
 		Parameters map[string]struct {
 			Default        any
@@ -242,16 +235,10 @@ func checkAliyunCommand(t *testing.T, words []string, fail func(string, ...any))
 		}
 	}
 	var doc map[string]any
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, yaml.Unmarshal(b, &doc))
 	j, err := json.Marshal(map[string]any{"Parameters": doc["Parameters"]})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(j, &template); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, json.Unmarshal(j, &template))
 	given := map[string]bool{}
 	for i := 1; i <= len(numbered); i++ {
 		p := numbered[strconv.Itoa(i)]
@@ -383,14 +370,10 @@ func checkAWSCommand(t *testing.T, words []string, fail func(string, ...any)) {
 // TestGuideLinks: what the guides link to within the project is there.
 func TestGuideLinks(t *testing.T) {
 	files, err := filepath.Glob("../../docs/guides/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, file := range files {
 		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, m := range regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(string(b), -1) {
 			if strings.Contains(m[1], "://") {
 				continue

@@ -16,6 +16,8 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 const (
@@ -67,15 +69,11 @@ func TestImageRefuses(t *testing.T) {
 func imageConfig(t *testing.T) string {
 	t.Helper()
 	script, err := os.ReadFile(filepath.Join(imageFolder, "prepare.sh"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for line := range strings.Lines(string(script)) {
 		if args, ok := strings.CutSuffix(strings.TrimSpace(line), " >/etc/amsagent/config.yaml"); ok {
 			out, err := exec.CommandContext(t.Context(), "sh", "-c", args).Output()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			return string(out)
 		}
 	}
@@ -150,9 +148,7 @@ func TestPacker(t *testing.T) {
 		}
 	}
 	b, err := os.ReadFile(filepath.Join(imageFolder, "amsagent.pkr.hcl"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	text := string(b)
 	for _, name := range []string{"ant-media-server.zip", "install_ant-media-server.sh", "amsagent.deb", "prepare.sh"} {
 		if strings.Count(text, `destination = "/tmp/`+name+`"`) != 1 || !strings.Contains(text, " /tmp/"+name) {
@@ -197,21 +193,15 @@ func TestPacker(t *testing.T) {
 		}
 		dir := t.TempDir()
 		for name, body := range map[string]string{"sudo": `exec "$@"`, "cloud-init": "exit 1", "waagent": `echo "waagent $*"`, "rm": `echo "rm $*"`} {
-			if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755))
 		}
 		prepare, err := filepath.Abs(filepath.Join(imageFolder, "prepare.sh"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		script := strings.Replace(strings.Join(commands, "\n"), "sh /tmp/prepare.sh ", "sh '"+prepare+"' --dry-run ", 1)
 		for _, root := range []bool{false, true} {
 			if root && typ != "azure-arm" {
 				// Where Packer is root there may be no sudo.
-				if err := os.Remove(filepath.Join(dir, "sudo")); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.Remove(filepath.Join(dir, "sudo")))
 			}
 			cmd := exec.CommandContext(t.Context(), "sh", "-euc", script)
 			cmd.Env = append(os.Environ(), "PATH="+dir+":"+withoutSudo(t))
@@ -220,9 +210,7 @@ func TestPacker(t *testing.T) {
 				t.Errorf("%s: %v\n%s", typ, err, out)
 			}
 			golden, err := os.ReadFile(filepath.Join("testdata", "image-"+want.cloud+".txt"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			// As TestImagePlan has it, but for where the files come from.
 			for line := range strings.Lines(string(golden)) {
 				if !strings.HasPrefix(line, "get: ") && !strings.Contains(string(out), line) {
@@ -245,12 +233,8 @@ func withoutSudo(t *testing.T) string {
 	dir := t.TempDir()
 	for _, name := range []string{"sh", "sync", "true", "cat", "echo", "id", "env"} {
 		path, err := exec.LookPath(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
+		must.OK(t, os.Symlink(path, filepath.Join(dir, name)))
 	}
 	return dir
 }
@@ -276,9 +260,7 @@ func goList(t *testing.T, a *hclsyntax.Attribute, context *hcl.EvalContext) any 
 func TestCloudInitRecipe(t *testing.T) {
 	file := filepath.Join(imageFolder, "cloud-init.yaml")
 	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if !strings.HasPrefix(string(b), "#cloud-config\n") {
 		t.Error("cloud-init does not take it for a cloud-config")
 	}
@@ -288,9 +270,7 @@ func TestCloudInitRecipe(t *testing.T) {
 		} `yaml:"write_files"`
 		Run [][]string `yaml:"runcmd"`
 	}
-	if err := yaml.Unmarshal(b, &recipe); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, yaml.Unmarshal(b, &recipe))
 	if len(recipe.Files) != 1 || len(recipe.Run) != 1 || len(recipe.Run[0]) != 3 {
 		t.Fatalf("%+v", recipe)
 	}
@@ -300,30 +280,20 @@ func TestCloudInitRecipe(t *testing.T) {
 		"curl":      `while [ "$1" != -o ]; do shift; done; cp "$HERE/prepare.sh" "$2"`,
 		"systemctl": `echo "systemctl $*"`,
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755))
 	}
 	prepare, err := os.ReadFile(filepath.Join(imageFolder, "prepare.sh"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "prepare.sh"), prepare, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(filepath.Join(dir, "prepare.sh"), prepare, 0o644))
 	sum, err := exec.CommandContext(t.Context(), "sha256sum", filepath.Join(dir, "prepare.sh")).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	zeros := strings.Repeat("0", 64)
 	for _, good := range []bool{true, false} {
 		env := strings.ReplaceAll(strings.Replace(recipe.Files[0].Content, "PREPARE_SHA256="+zeros, "PREPARE_SHA256="+string(sum[:64]), 1), zeros, aSum)
 		if !good {
 			env = strings.Replace(env, string(sum[:64]), aSum, 1)
 		}
-		if err := os.WriteFile(filepath.Join(dir, "image.env"), []byte(env), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(dir, "image.env"), []byte(env), 0o600))
 		script := strings.NewReplacer("/run/amsagent-image.env", dir+"/image.env", "/run/prepare.sh", dir+"/got.sh", `--cloud "$CLOUD"`, `--dry-run --cloud "$CLOUD"`).
 			Replace(recipe.Run[0][2])
 		cmd := exec.CommandContext(t.Context(), recipe.Run[0][0], recipe.Run[0][1], script)

@@ -16,6 +16,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 )
 
@@ -40,14 +41,10 @@ func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
 	if updating() {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(path, []byte(got), 0o644))
 	}
 	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if diff := gocmp.Diff(string(want), got); diff != "" {
 		t.Errorf("%s (-want +got; -update writes it anew):\n%s", path, diff)
 	}
@@ -57,9 +54,7 @@ func golden(t *testing.T, name, got string) {
 func distribution(t *testing.T, id, codename string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "os-release")
-	if err := os.WriteFile(path, []byte("ID="+id+"\nVERSION_CODENAME="+codename+"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(path, []byte("ID="+id+"\nVERSION_CODENAME="+codename+"\n"), 0o644))
 	return path
 }
 
@@ -90,9 +85,7 @@ func TestMongoInstallPlan(t *testing.T) {
 func withMongod(t *testing.T, does string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "mongod"), []byte("#!/bin/sh\n"+does+"\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(dir, "mongod"), []byte("#!/bin/sh\n"+does+"\n"), 0o755))
 	return "PATH=" + dir + ":" + os.Getenv("PATH")
 }
 
@@ -160,9 +153,7 @@ func exitCode(err error) int {
 func TestMongoConfiguration(t *testing.T) {
 	for name, set := range map[string]string{"single": "", "first": "rs0", "member": "rs0"} {
 		plan, err := os.ReadFile(filepath.Join("testdata", "mongo-"+name+".txt"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		_, rest, _ := strings.Cut(string(plan), "write: /etc/mongod.conf (0644 root:root)\n")
 		var lines []string
 		for line := range strings.Lines(rest) {
@@ -184,9 +175,7 @@ func TestMongoConfiguration(t *testing.T) {
 				Set string `yaml:"replSetName"`
 			} `yaml:"replication"`
 		}
-		if err := yaml.Unmarshal([]byte(strings.Join(lines, "")), &conf); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, yaml.Unmarshal([]byte(strings.Join(lines, "")), &conf))
 		if conf.Security.Authorization != "enabled" || conf.Net.Port != 27017 || !strings.HasPrefix(conf.Net.BindIP, "127.0.0.1,10.0.2.") {
 			t.Errorf("%s: %+v", name, conf)
 		}
@@ -239,9 +228,7 @@ func standIn(t *testing.T) string {
 	here := t.TempDir()
 	write := func(name, body string, mode os.FileMode) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(here, name), []byte(body), mode); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(here, name), []byte(body), mode))
 	}
 	for name, body := range standIns {
 		write(name, "#!/bin/sh\n"+body+"\n", 0o755)
@@ -263,17 +250,11 @@ func TestMongoDisk(t *testing.T) {
 		}
 	}
 	script, err := filepath.Abs(install)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	here := standIn(t)
 	image := filepath.Join(here, "disk.img")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(image, 400<<20); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(image, nil, 0o600))
+	must.OK(t, os.Truncate(image, 400<<20))
 	out, err := exec.CommandContext(t.Context(), "losetup", "-f", "--show", image).CombinedOutput()
 	if err != nil {
 		t.Skipf("no loop device: %v: %s", err, out)
@@ -317,9 +298,7 @@ grep -c ' /srv/mongodb xfs ' /etc/fstab; cat /srv/mongodb/secrets/amsagent.uri`)
 		t.Fatalf("%v: %s", err, out)
 	}
 	before, err := exec.CommandContext(t.Context(), "sha256sum", image).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	other, err := machine("run")
 	if exitCode(err) != 1 || !strings.Contains(other, "it was not touched") {
 		t.Errorf("a disk with another file system: %v\n%s", err, other)
@@ -344,9 +323,7 @@ func TestMongoInstallRun(t *testing.T) {
 	}
 	here := standIn(t)
 	script, err := filepath.Abs(install)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, mode := range []string{"--single", "--replica-set --members 10.0.2.4,10.0.2.5,10.0.2.6 --keyfile $HERE/key"} {
 		t.Run(strings.Fields(mode)[0][2:], func(t *testing.T) {
 			_ = os.Remove(filepath.Join(here, "mongo.json"))
@@ -401,9 +378,7 @@ stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/s
 				}
 			}
 			state, err := os.ReadFile(filepath.Join(here, "mongo.json"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			for _, s := range []string{
 				`"user":"amsagent","pwd":"` + password + `"`, `{"role":"readWrite","db":"clusterdb"}`, `{"role":"readWrite","db":"extraVoD"}`,
 				`"user":"admin"`, `"roles":["root"]`,
@@ -427,13 +402,9 @@ stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/s
 func embed(t *testing.T, into, begin, end, indent, from string) {
 	t.Helper()
 	b, err := os.ReadFile(into)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	content, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	head, rest, _ := strings.Cut(string(b), begin)
 	_, tail, ok := strings.Cut(rest, end)
 	if !ok {
@@ -446,9 +417,7 @@ func embed(t *testing.T, into, begin, end, indent, from string) {
 		}
 		block.WriteString(line)
 	}
-	if err := os.WriteFile(into, []byte(head+begin+block.String()+end+tail), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(into, []byte(head+begin+block.String()+end+tail), 0o644))
 }
 
 // TestEachTemplateHoldsInstall: the templates have to bring install.sh with them, and
@@ -456,13 +425,9 @@ func embed(t *testing.T, into, begin, end, indent, from string) {
 // program that reads the secret there.
 func TestEachTemplateHoldsInstall(t *testing.T) {
 	script, err := os.ReadFile(install)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	program, err := os.ReadFile(alibabaSecretProgram)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	prepare := filepath.Join(imageFolder, "prepare.sh")
 	if updating() {
 		const mark, secret = "<<'AMSAGENT-MONGODB'\n", "<<'AMSAGENT-SECRET'\n"
@@ -474,9 +439,7 @@ func TestEachTemplateHoldsInstall(t *testing.T) {
 		part := indent[2:] + "- |\n"
 		embed(t, alibabaROS, "amsagent-secret "+secret+part, part+indent+"AMSAGENT-SECRET\n", indent, alibabaSecretProgram)
 		embed(t, prepare, "amsagent-secret "+secret, "AMSAGENT-SECRET\n", "", alibabaSecretProgram)
-		if err := os.Chmod(prepare, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chmod(prepare, 0o755))
 	}
 	holds := func(name, data, mark string, want []byte) {
 		t.Helper()
@@ -511,9 +474,7 @@ func TestEachTemplateHoldsInstall(t *testing.T) {
 		}
 	}
 	b, err := os.ReadFile(prepare)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	holds("prepare.sh", string(b), "AMSAGENT-SECRET", program)
 	if b, err := os.ReadFile(awsCloudFormation); err != nil || len(b) > 51200 {
 		t.Errorf("the template has %d bytes (%v): more than 51200 cannot be given without a bucket", len(b), err)

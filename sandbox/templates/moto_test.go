@@ -26,6 +26,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -40,9 +41,7 @@ const motoVersion = "5.2.5"
 func awsTool(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	dir := filepath.Join(cache, "amsagent", "real", "aws-"+motoVersion)
 	program := filepath.Join(dir, "bin", name)
 	if _, err := os.Stat(program); err != nil {
@@ -79,12 +78,8 @@ func startMoto(t *testing.T) *moto {
 	t.Helper()
 	cmd := awsTool(t, "moto_server", "-H", "127.0.0.1", "-p", "0")
 	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // killed
@@ -109,16 +104,12 @@ func (m *moto) ask(service, action, version string, params url.Values, into any)
 		form[k] = v
 	}
 	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodPost, m.origin, strings.NewReader(form.Encode()))
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.OK(m.t, err)
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	// Who is asked is told by the signature's scope, which is all that moto reads of it.
 	req.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=AKIA/20260101/"+motoRegion+"/"+service+"/aws4_request, SignedHeaders=host, Signature=0")
 	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.OK(m.t, err)
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
@@ -142,9 +133,7 @@ func (m *moto) autoscaling(action string, params url.Values, into any) {
 func motoTemplate(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile(awsCloudFormation)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	text := string(b)
 	for _, cut := range []struct{ pattern, with string }{
 		{`!Cidr \[!Ref VpcCidr, 2, 7\]`, "[10.42.0.0/25, 10.42.0.128/25]"},
@@ -243,9 +232,7 @@ func (m *moto) checkRole(role string) {
 	}
 	m.ask("iam", "GetRolePolicy", "2010-05-08", url.Values{"RoleName": {roles.Names[at]}, "PolicyName": {"amsagent"}}, &policy)
 	document, err := url.QueryUnescape(policy.Document)
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.OK(m.t, err)
 	// moto keeps it as Python prints it.
 	var has struct {
 		Statement []struct{ Action, Resource any }
@@ -276,18 +263,12 @@ func (m *moto) agent(id string, tags map[string]string) *aws.AutoScaling {
 	instance := fakeaws.Sample()
 	instance.ID, instance.Region, instance.Tags, instance.TagsEnabled = id, motoRegion, tags, true
 	meta, err := fakeaws.Start(m.t.Context(), fakeaws.Options{Instance: &instance})
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.OK(m.t, err)
 	m.t.Cleanup(func() { _ = meta.Close() })
 	provider, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": meta.Endpoint()}})
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.OK(m.t, err)
 	api, err := provider.AutoScaling(aws.AutoScalingOptions{Endpoint: m.origin, Timeout: time.Minute})
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.OK(m.t, err)
 	m.t.Cleanup(api.CloseIdleConnections)
 	return api
 }

@@ -18,6 +18,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -317,13 +318,9 @@ func TestROSChoices(t *testing.T) {
 // TestROSPolicy: what the template permits is what the agent itself says that it needs.
 func TestROSPolicy(t *testing.T) {
 	provider, err := alibaba.New(cloud.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	api, err := provider.ESS(alibaba.APIOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	policy := ownPolicy(t, api.Policy())
 	var want []string
 	for _, s := range policy {
@@ -335,9 +332,7 @@ func TestROSPolicy(t *testing.T) {
 	}
 	// The page for those who make the role by hand says the same.
 	page, err := os.ReadFile("../../docs/clouds/alibaba.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, s := range policy {
 		for _, action := range s.Action {
 			if !strings.Contains(string(page), `"`+action+`"`) {
@@ -371,18 +366,12 @@ func oosRun(t *testing.T, c *cloudformation, machines []string) map[string]strin
 	// As it stands there: the names begin with a capital letter.
 	content := num(c.of("ALIYUN::OOS::Template")["OosTemplate"]["Content"])
 	var doc map[string]any
-	if err := yaml.Unmarshal([]byte(content), &doc); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, yaml.Unmarshal([]byte(content), &doc))
 	b, err := json.Marshal(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	d := json.NewDecoder(strings.NewReader(string(b)))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&template); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, d.Decode(&template))
 	if template.FormatVersion != "OOS-2019-06-01" || len(template.Tasks) != 1 {
 		t.Fatalf("%+v", template)
 	}
@@ -470,9 +459,7 @@ func TestROSHookTellsAgent(t *testing.T) {
 	}
 	for _, agent := range []string{`cat; [ "$*" = "event --detach" ]`, `echo 'no daemon' >&2; exit 1`} {
 		dir := t.TempDir()
-		if err := os.WriteFile(dir+"/amsagent", []byte("#!/bin/sh\n"+agent+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(dir+"/amsagent", []byte("#!/bin/sh\n"+agent+"\n"), 0o755))
 		cmd := exec.CommandContext(t.Context(), "sh", "-c", commands[machines[0]])
 		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
 		out, err := cmd.Output()
@@ -817,15 +804,11 @@ func readROS(t *testing.T, c *cloudformation) rosCluster {
 func covers(t *testing.T, whole string, parts []string) bool {
 	t.Helper()
 	outer, err := netip.ParsePrefix(whole)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	size := 0
 	for _, p := range parts {
 		inner, err := netip.ParsePrefix(p)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if !outer.Contains(inner.Addr()) || inner != inner.Masked() {
 			return false
 		}
@@ -839,9 +822,7 @@ func covers(t *testing.T, whole string, parts []string) bool {
 func TestROSMongoMachine(t *testing.T) {
 	data := readROS(t, loadROS(t, nil)).Mongo.UserData
 	script, err := os.ReadFile(install)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, tt := range map[string]struct {
 		install string
 		want    string
@@ -855,9 +836,7 @@ func TestROSMongoMachine(t *testing.T) {
 			api.SetSecret("ams-mongo", "none yet")
 			dir := t.TempDir()
 			for _, sub := range []string{"/sbin", "/by-id"} {
-				if err := os.Mkdir(dir+sub, 0o755); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.Mkdir(dir+sub, 0o755))
 			}
 			// The disk comes when it was asked for once, by the name of NVMe; a part of it and another disk are there, too.
 			for file, body := range map[string]string{
@@ -867,14 +846,10 @@ echo "$*" >>"$HERE/slept"
 [ "$(grep -c . "$HERE/slept")" -lt 4 ] || kill "$PPID"`,
 				"curl": `echo "$*" >>"$HERE/said"`,
 			} {
-				if err := os.WriteFile(dir+"/"+file, []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(dir+"/"+file, []byte("#!/bin/sh\n"+body+"\n"), 0o755))
 			}
 			for _, disk := range []string{"nvme-Alibaba_Cloud_Elastic_Block_Storage_bp1disk-part1", "virtio-bp1other"} {
-				if err := os.WriteFile(dir+"/by-id/"+disk, nil, 0o600); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(dir+"/by-id/"+disk, nil, 0o600))
 			}
 			body := strings.NewReplacer("/usr/local/sbin/", dir+"/sbin/", "/dev/disk/by-id/", dir+"/by-id/").
 				Replace(strings.Replace(data, string(script), "#!/bin/sh\n"+tt.install+"\n", 1))

@@ -19,6 +19,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
@@ -82,9 +83,7 @@ func joinings(t *testing.T) []joining {
 func userData(t *testing.T) map[string]string {
 	t.Helper()
 	recipe, err := os.ReadFile(filepath.Join(imageFolder, "cloud-init.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	cfn, tf := readAWSCloudFormation(t, loadAWSCloudFormation(t)), readAWSTerraform(t, loadAWSTerraform(t))
 	gcp, azure, ros := readGCP(t, loadGCP(t)), readAzure(t, loadAzure(t, nil)), readROS(t, loadROS(t, nil))
 	out := map[string]string{
@@ -116,9 +115,7 @@ func TestCloudInitTakesUserData(t *testing.T) {
 		t.Skip("cloud-init is not installed: it does not look at the user data")
 	}
 	b, err := os.ReadFile(tool)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	first, _, _ := strings.Cut(string(b), "\n")
 	python := strings.Fields(strings.TrimPrefix(first, "#!"))
 	// All at once: the interpreter is slow to start.
@@ -126,9 +123,7 @@ func TestCloudInitTakesUserData(t *testing.T) {
 	const nonsense, broken = "nonsense", "broken"
 	all[nonsense], all[broken] = "until true; do :; done\n", "#cloud-config\nruncmd: 5\n"
 	in, err := json.Marshal(all)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	cmd := exec.CommandContext(t.Context(), python[0], append(python[1:], "-c", `import json, sys
 from cloudinit.user_data import UserDataProcessor
 def parts(data):
@@ -147,9 +142,7 @@ json.dump({name: parts(data) for name, data in json.load(sys.stdin).items()}, sy
 	}
 	schema := func(data string) ([]byte, error) {
 		file := filepath.Join(t.TempDir(), "user-data")
-		if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte(data), 0o600))
 		return exec.CommandContext(t.Context(), tool, "schema", "--config-file", file).CombinedOutput()
 	}
 	// It can say no.
@@ -190,14 +183,10 @@ json.dump({name: parts(data) for name, data in json.load(sys.stdin).items()}, sy
 // TestDoctorIsContent: what the agent says of user data that people copy, it does not say of ours.
 func TestDoctorIsContent(t *testing.T) {
 	agent, err := programs.Agent(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	doctor := func(data string) (string, error) {
 		file := filepath.Join(t.TempDir(), "user-data")
-		if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte(data), 0o600))
 		out, err := exec.CommandContext(t.Context(), agent, "doctor", "--user-data", file).CombinedOutput()
 		return string(out), err
 	}
@@ -226,9 +215,7 @@ func TestScriptsParse(t *testing.T) {
 				t.Error("line ends of Windows")
 			}
 			file := filepath.Join(t.TempDir(), "script.sh")
-			if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(file, []byte(data), 0o600))
 			if out, err := exec.CommandContext(t.Context(), "sh", "-n", file).CombinedOutput(); err != nil {
 				t.Errorf("sh -n: %v\n%s", err, out)
 			}
@@ -252,9 +239,7 @@ func TestUserDataJoins(t *testing.T) {
 		t.Fatal(err)
 	}
 	sandbox, err := programs.Sandbox(t.Context(), bin)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, j := range joinings(t) {
 		t.Run(j.name, func(t *testing.T) { runJoining(t, j, bin, sandbox) })
 	}
@@ -269,32 +254,22 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	uri := "mongodb://amsagent:" + password + "@" + mongo.Addr() + "/admin"
 
 	m, err := rig.New(rig.Options{Dir: dir, Sandbox: sandbox, Tree: tree.Options{NoUnit: true, Host: "node", HostResolves: true}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = m.Stop() })
 	root := m.Tree.Root
 	const address = "10.0.1.77"
 	cloud, err := fakecloud.Open(t.Context(), j.cloud, fakecloud.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = cloud.Close() })
 	machine, err := cloud.Machine(t.Context(), fakecloud.Machine{
 		Name: "edge-1", ID: fakecloud.ID(j.cloud, 1), Address: address, Role: j.role, MAC: "02:00:00:00:00:01",
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = machine.Close() })
 
 	// As the image brings it.
-	if err := os.MkdirAll(filepath.Join(root, "etc/amsagent"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(root, "etc/amsagent/config.yaml"), []byte(imageConfig(t)), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Join(root, "etc/amsagent"), 0o755))
+	must.OK(t, os.WriteFile(filepath.Join(root, "etc/amsagent/config.yaml"), []byte(imageConfig(t)), 0o644))
 	ask, answer := "", uri+"\n\n"
 	if j.before != "" {
 		if _, err := exec.LookPath("jq"); err != nil {
@@ -316,14 +291,10 @@ cat "$HERE/secret"`,
 		"sleep": `echo "sleep $*" >>"$HERE/calls"
 [ "$(grep -c sleep "$HERE/calls")" -lt 3 ] || kill "$PPID"`,
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755))
 	}
 	for name, body := range map[string]string{"secret": answer, "userdata": j.data} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -339,9 +310,7 @@ cat "$HERE/secret"`,
 		t.Errorf("the password is in the output, which cloud-init writes to a file for everybody: %s", out)
 	}
 	calls, err := os.ReadFile(filepath.Join(dir, "calls"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	once := []string{j.args}
 	if j.before != "" {
 		// A pipe starts both ends together.
@@ -354,18 +323,12 @@ cat "$HERE/secret"`,
 		}
 	}
 	target, err := cluster.ParseTarget(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	c, err := cluster.Connect(ctx, target, cluster.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = c.Close(ctx) }()
 	nodes, err := c.Nodes(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if len(nodes) != 1 || nodes[0].IP != address || nodes[0].Role != "edge" || nodes[0].State != cluster.StateActive {
 		t.Errorf("the registry has %+v, want an active edge at %s\n%s", nodes, address, out)
 	}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -25,18 +26,14 @@ var update = flag.Bool("update", false, "copy the master files to testdata/trees
 func write(t *testing.T, o tree.Options) tree.Tree {
 	t.Helper()
 	tr, err := tree.Write(filepath.Join(t.TempDir(), "root"), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return tr
 }
 
 func read(t *testing.T, p string) string {
 	t.Helper()
 	b, err := os.ReadFile(p)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return string(b)
 }
 
@@ -46,19 +43,13 @@ func TestCopiesForTheAgentAreTheSame(t *testing.T) {
 	t.Parallel()
 	for _, variant := range tree.Variants() {
 		files, err := tree.Files(variant)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		dir := filepath.Join("..", "..", "testdata", "trees", variant)
 		if *update {
 			for name, b := range files {
 				p := filepath.Join(dir, name)
-				if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(p, b, 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.MkdirAll(filepath.Dir(p), 0o755))
+				must.OK(t, os.WriteFile(p, b, 0o644))
 			}
 		}
 		seen := 0
@@ -76,9 +67,7 @@ func TestCopiesForTheAgentAreTheSame(t *testing.T) {
 			}
 			return nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if seen != len(files) {
 			t.Errorf("%s: %d files, want %d (go test ./tree -update)", dir, seen, len(files))
 		}
@@ -92,9 +81,7 @@ func TestFirmware(t *testing.T) {
 	for _, name := range tree.Firmware() {
 		tr := write(t, tree.Options{DMI: name})
 		d, err := metadata.Detect(t.Context(), metadata.Options{Root: tr.Root, NoNetwork: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		want := name
 		if name == "kvm" {
 			want = metadata.Generic
@@ -119,16 +106,10 @@ func TestSnapshotSeesEverything(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(changes)) {
 		tr := write(t, tree.Options{})
 		before, err := tree.Snapshot(tr.Root)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := changes[name](tr); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
+		must.OK(t, changes[name](tr))
 		after, err := tree.Snapshot(tr.Root)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		if slices.Equal(before, after) {
 			t.Errorf("a change of kind %s is not seen", name)
 		}

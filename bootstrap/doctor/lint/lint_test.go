@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // A text and its findings: AMS-LINT-CRLF:3 is the id without its prefix, and the line. Warnings end in ~, unknown ones in ?.
@@ -212,9 +213,7 @@ func TestCloudInit(t *testing.T) {
 		t.Skip("cloud-init is not installed")
 	}
 	b, err := os.ReadFile(tool)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	first, _, _ := strings.Cut(string(b), "\n")
 	python := strings.Fields(strings.TrimPrefix(first, "#!"))
 	texts := map[string]string{}
@@ -224,9 +223,7 @@ func TestCloudInit(t *testing.T) {
 		}
 	}
 	in, err := json.Marshal(texts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	cmd := exec.CommandContext(t.Context(), python[0], append(python[1:], "-c", `import json, sys
 from cloudinit import util
 from cloudinit.config.schema import get_schema

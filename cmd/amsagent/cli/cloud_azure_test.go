@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -37,12 +38,8 @@ func TestCloudAzure(t *testing.T) {
 	defer srv.Close()
 	root := t.TempDir()
 	dir := filepath.Join(root, "sys/class/dmi/id")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "chassis_asset_tag"), []byte("7783-7084-3265-9085-8269-3286-77\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(dir, 0o755))
+	must.OK(t, os.WriteFile(filepath.Join(dir, "chassis_asset_tag"), []byte("7783-7084-3265-9085-8269-3286-77\n"), 0o644))
 	for _, provider := range []string{"auto", "azure"} {
 		g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
 		g.logger = slog.New(slog.DiscardHandler)

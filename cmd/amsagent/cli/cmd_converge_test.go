@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // nodeWithService is the root of a node, and a service command in it that runs a script.
@@ -24,9 +25,7 @@ func nodeWithService(t *testing.T, script string) (root, command string) {
 		"service":                      "#!/bin/sh\n" + script + "\n",
 	})
 	command = filepath.Join(root, "service")
-	if err := os.Chmod(command, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(command, 0o755))
 	return root, command
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -113,16 +114,10 @@ func TestIndented(t *testing.T) {
 func doctorTree(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
-	if err := os.CopyFS(filepath.Join(root, "usr/local/antmedia"), os.DirFS("../../../testdata/trees/3.0")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.CopyFS(filepath.Join(root, "usr/local/antmedia"), os.DirFS("../../../testdata/trees/3.0")))
 	for name, text := range map[string]string{"etc/hostname": "node-1\n", "etc/hosts": "127.0.0.1 localhost\n10.0.0.5 node-1\n"} {
-		if err := os.MkdirAll(filepath.Join(root, "etc"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(filepath.Join(root, "etc"), 0o755))
+		must.OK(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o644))
 	}
 	return root
 }
@@ -186,12 +181,8 @@ func TestDoctorSettings(t *testing.T) {
 	write := func(text string) {
 		t.Helper()
 		dir := filepath.Join(root, "etc/amsagent")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.MkdirAll(dir, 0o755))
+		must.OK(t, os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o644))
 	}
 	for _, tt := range []struct{ file, id, seen string }{
 		{"roel: edge\n", "AMS-CONFIG", "config.yaml:1: unknown key"},
@@ -218,24 +209,18 @@ func TestDoctorSettings(t *testing.T) {
 	}
 	// What the join was given is what this node is looked at by.
 	given := filepath.Join(root, bootstrap.GivenPath)
-	if err := os.MkdirAll(filepath.Dir(given), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(given), 0o700))
 	for text, want := range map[string][2]string{
 		`{"version":1,"settings":{"ams_dir":{"value":"/opt/ams"}}}`: {"AMS-INSTALL", "/opt/ams"},
 		`{"version":1,`: {"AMS-RECORD", "what was given to join cannot be used"},
 	} {
-		if err := os.WriteFile(given, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(given, []byte(text), 0o600))
 		_, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
 		if !slices.ContainsFunc(d.Checks, func(r doctor.Result) bool { return r.ID == want[0] && strings.Contains(r.Seen, want[1]) }) {
 			t.Errorf("%s: %v", text, wrongIDs(d))
 		}
 	}
-	if err := os.Remove(given); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(given))
 	for _, args := range [][]string{
 		{"--address", "here"}, {"--root", filepath.Join(root, "nowhere")}, {"extra"},
 	} {
@@ -275,9 +260,7 @@ func lintRun(t *testing.T, stdin string, args ...string) (code int, stdout, stde
 
 func TestDoctorUserData(t *testing.T) {
 	here, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	wd := t.TempDir()
 	t.Chdir(wd)
 	for name, text := range map[string]string{
@@ -288,9 +271,7 @@ func TestDoctorUserData(t *testing.T) {
 		"left.sh":     "#!/bin/sh\nexport DB_PASSWORD=hunter22\namsagent join --mongo mongodb://u:hunter22@10.0.2.4/\n",
 		"dos.sh":      "#!/bin/sh\r\n",
 	} {
-		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(name, []byte(text), 0o644))
 	}
 	files := []string{"--user-data", "boot.sh", "--user-data", "config.yaml", "--user-data", "parts.mime", "--user-data", "good.sh", "--user-data", "left.sh"}
 	code, stdout, stderr := lintRun(t, "", files...)
@@ -330,12 +311,8 @@ func TestDoctorUserData(t *testing.T) {
 			t.Errorf("%v: exit %d\n%s%s", tt.args, code, stdout, stderr)
 		}
 	}
-	if err := os.WriteFile("big.sh", []byte(strings.Repeat("# nothing\n", maxUserData/10+1)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mkfifo("fifo", 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile("big.sh", []byte(strings.Repeat("# nothing\n", maxUserData/10+1)), 0o644))
+	must.OK(t, syscall.Mkfifo("fifo", 0o600))
 	for name, want := range map[string]string{"big.sh": "larger than 256 KiB", "fifo": "not a regular file", "nowhere": "no such file", ".": "not a regular file"} {
 		if code, stdout, stderr := lintRun(t, "", "--user-data", name); code != exitUsage || stdout != "" || !strings.Contains(stderr, want) || !strings.Contains(stderr, "AMS-USAGE") {
 			t.Errorf("%s: exit %d\n%s%s", name, code, stdout, stderr)
@@ -374,15 +351,11 @@ func TestAskGPUs(t *testing.T) {
 		root := t.TempDir()
 		for path, text := range map[string]string{"dev/nvidiactl": "", "usr/bin/nvidia-smi": script} {
 			at := filepath.Join(root, path)
-			if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(filepath.Dir(at), 0o755))
 			if text == "" && path != "dev/nvidiactl" {
 				continue
 			}
-			if err := os.WriteFile(at, []byte(text), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(at, []byte(text), 0o755))
 		}
 		return root
 	}
@@ -412,13 +385,9 @@ func TestAskDaemonForDoctor(t *testing.T) {
 	if _, err := askDaemonForDoctor(t.Context(), c); !errors.Is(err, doctor.ErrNoDaemon) {
 		t.Errorf("nobody listens: %v", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(c.path), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(c.path), 0o755))
 	l, err := net.Listen("unix", c.path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(daemon.View{

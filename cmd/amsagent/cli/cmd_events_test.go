@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // aHistory is a registry as far as events reads it.
@@ -41,9 +42,7 @@ func TestEvents(t *testing.T) {
 		},
 	}
 	e := &testEnv{}
-	if err := events(t.Context(), eventsOptions{since: 2 * time.Hour, limit: 7}, []string{"10.0.1.5"}, plainGlobals(e), h); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, events(t.Context(), eventsOptions{since: 2 * time.Hour, limit: 7}, []string{"10.0.1.5"}, plainGlobals(e), h))
 	if q := h.asked; !slices.Equal(q.Nodes, []string{"10.0.1.5", "i-1"}) || !q.Since.Equal(fixedNow().Add(-2*time.Hour)) || q.Limit != 7 {
 		t.Errorf("asked %+v", q)
 	}
@@ -58,9 +57,7 @@ func TestEvents(t *testing.T) {
 	h.nodes = append(h.nodes, cluster.Node{ID: id, Hostname: "edge-7\x1b[2J"})
 	h.events = []cluster.PastEvent{{Event: cluster.Event{Node: id, Kind: "join"}}, {Event: cluster.Event{Node: gone, Kind: "left"}}}
 	e = &testEnv{}
-	if err := events(t.Context(), eventsOptions{limit: 2}, nil, plainGlobals(e), h); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, events(t.Context(), eventsOptions{limit: 2}, nil, plainGlobals(e), h))
 	want = `  -  edge-7\u001b[2J (` + id + ")  join  -  -\n" +
 		"  -  " + gone + "                    left  -  -\n"
 	if got := e.stdout.String(); got != want {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // play is a cluster that a test plays, and the terminal or pipe it is watched through.
@@ -422,14 +423,10 @@ func TestWatchTerminalGone(t *testing.T) {
 func TestProbe(t *testing.T) {
 	const own = "127.0.93.3" // where no other test is lent the port that is shut
 	l, err := net.Listen("tcp", own+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	open := l.Addr().(*net.TCPAddr).Port
 	shut, err := net.Listen("tcp", own+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	refused := shut.Addr().(*net.TCPAddr).Port
 	_ = shut.Close()
 	defer func() { _ = l.Close() }()
@@ -542,9 +539,7 @@ func TestNodesAfterFailover(t *testing.T) {
 				if tt.back {
 					time.AfterFunc(2*time.Second, func() { p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = tt.state }) })
 				}
-				if err := showNodes(t.Context(), nodesOptions{all: true, sort: "address"}, p.globals(), p); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, showNodes(t.Context(), nodesOptions{all: true, sort: "address"}, p.globals(), p))
 				var data nodesData
 				if err := json.Unmarshal([]byte(p.out.String()), &data); err != nil || data.Members[0].Verdict != tt.want {
 					t.Errorf("%v, want %s: %s", err, tt.want, p.out.String())
@@ -774,9 +769,7 @@ func TestPrune(t *testing.T) {
 // Somebody who listens is no machine that is gone, whatever it writes (issue #7045 of Ant-Media-Server).
 func TestPruneKeepsWhoListens(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = l.Close() }()
 	port := l.Addr().(*net.TCPAddr).Port
 	gone := func(i int, ip string) pruneItem {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestConfigFile(t *testing.T) {
@@ -94,15 +96,11 @@ func TestReadConfigFile(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	// Links are followed as inside a chroot.
-	if err := os.Symlink("/etc/amsagent/config.yaml", filepath.Join(root, "link.yaml")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Symlink("/etc/amsagent/config.yaml", filepath.Join(root, "link.yaml")))
 	if c, err = readConfigFile(root, "/link.yaml", nil); err != nil || c.values["role"].text != "edge" {
 		t.Errorf("absolute link: %+v, %v", c, err)
 	}
-	if err := os.Symlink("../../../../../../etc/amsagent/config.yaml", filepath.Join(root, "up.yaml")); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Symlink("../../../../../../etc/amsagent/config.yaml", filepath.Join(root, "up.yaml")))
 	if c, err = readConfigFile(root, "/up.yaml", nil); err != nil || c.values["role"].text != "edge" {
 		t.Errorf("link upwards: %+v, %v", c, err)
 	}
@@ -118,15 +116,11 @@ func TestReadConfigFile(t *testing.T) {
 		t.Errorf("directory: %v", err)
 	}
 	// A FIFO must be refused at once, not waited for.
-	if err := syscall.Mkfifo(filepath.Join(root, "fifo"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Mkfifo(filepath.Join(root, "fifo"), 0o644))
 	if _, err = readConfigFile(root, "/fifo", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("fifo: %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(root, "big"), make([]byte, maxSmallFile+1), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(filepath.Join(root, "big"), make([]byte, maxSmallFile+1), 0o644))
 	if _, err = readConfigFile(root, "/big", nil); err == nil || !strings.Contains(err.Error(), "larger than 256 KiB") {
 		t.Errorf("big: %v", err)
 	}

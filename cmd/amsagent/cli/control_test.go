@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -49,9 +50,7 @@ func newFakeDaemon(t *testing.T) *fakeDaemon {
 	t.Helper()
 	// Short: the path of a socket has at most 107 bytes.
 	root, err := os.MkdirTemp("", "cli") //nolint:usetesting // t.TempDir has the test's name in it
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(root) })
 	d := &fakeDaemon{t: t, root: root, changed: make(chan struct{})}
 	d.view = activeView()
@@ -86,17 +85,13 @@ func (d *fakeDaemon) socket() string { return d.root + controlSocket }
 // start listens, as the one that was killed did.
 func (d *fakeDaemon) start() {
 	d.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(d.socket()), 0o755); err != nil {
-		d.t.Fatal(err)
-	}
+	must.OK(d.t, os.MkdirAll(filepath.Dir(d.socket()), 0o755))
 	if err := os.Remove(d.socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.t.Fatal(err)
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(d.t.Context(), "unix", d.socket())
-	if err != nil {
-		d.t.Fatal(err)
-	}
+	must.OK(d.t, err)
 	if u, ok := l.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 	}
@@ -314,9 +309,7 @@ func TestControlNoDaemon(t *testing.T) {
 		t.Errorf("after %s: %v", time.Since(begin), err)
 	}
 	// No socket: told at once.
-	if err := os.Remove(d.socket()); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(d.socket()))
 	c.patience = 24 * time.Hour
 	if _, err = c.status(t.Context()); !as[*noDaemonError](err) {
 		t.Error(err)
@@ -365,14 +358,10 @@ func TestControlOddAnswers(t *testing.T) {
 	serve := func(t *testing.T, handle func(net.Conn)) *controlClient {
 		d := newFakeDaemon(t)
 		d.kill()
-		if err := os.Remove(d.socket()); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Remove(d.socket()))
 		var lc net.ListenConfig
 		l, err := lc.Listen(t.Context(), "unix", d.socket())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		t.Cleanup(func() { _ = l.Close() })
 		go func() {
 			for {

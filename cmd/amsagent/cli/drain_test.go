@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -291,9 +292,7 @@ func TestFollowWithoutCloud(t *testing.T) {
 		left(v)
 		v.Step, v.Trouble = lifecycle.StepCompleting, map[string]string{"discover": "the cloud cannot be asked for its hook: no route to host"}
 	})
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, <-done)
 	if out := e.stdout.String(); !strings.Contains(out, "left: this node is out of the cluster") || !strings.Contains(out, "not told yet; the daemon goes on trying") {
 		t.Errorf("%s", out)
 	}
@@ -511,16 +510,10 @@ func TestEventStdinStaysOpen(t *testing.T) {
 func TestEventWithoutDaemon(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.kill()
-	if err := os.Remove(d.socket()); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(d.root+"/run/cloud-init", 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Remove(d.socket()))
+	must.OK(t, os.MkdirAll(d.root+"/run/cloud-init", 0o755))
 	const data = `{"v1":{"cloud_name":"hetzner","instance_id":"i-7777","platform":"hetzner"}}`
-	if err := os.WriteFile(d.root+"/run/cloud-init/instance-data.json", []byte(data), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(d.root+"/run/cloud-init/instance-data.json", []byte(data), 0o644))
 	c := d.runWith(bridge, "event", "--provider", "generic")
 	c.ends(exitOK)
 	if c.stdout.String() != "not this instance: the event is about i-0abc, this is i-7777\n" {
@@ -530,12 +523,8 @@ func TestEventWithoutDaemon(t *testing.T) {
 	c = d.runWith(ours, "event", "--provider", "generic")
 	c.ends(exitNotMember)
 	c.said("this machine is not a cluster node")
-	if err := os.MkdirAll(d.root+"/var/lib/amsagent", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(d.root+"/var/lib/amsagent/state.json", []byte(`{"version":1,"phase":"joined","instance_id":"i-7777"}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(d.root+"/var/lib/amsagent", 0o700))
+	must.OK(t, os.WriteFile(d.root+"/var/lib/amsagent/state.json", []byte(`{"version":1,"phase":"joined","instance_id":"i-7777"}`), 0o600))
 	c = d.runWith(ours, "event", "--provider", "generic")
 	c.ends(exitFailed)
 	c.said("amsagent: error: cannot act on the event [AMS-NO-DAEMON]\n", "amsagent: hint: systemctl start amsagent\n")

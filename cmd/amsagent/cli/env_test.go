@@ -11,15 +11,15 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // A systemd that hangs reads no more what it is told. Who tells it goes on.
 func TestNotify(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer systemd.Close()
 	t.Setenv("NOTIFY_SOCKET", path)
 	notify("READY=1")
@@ -29,9 +29,7 @@ func TestNotify(t *testing.T) {
 	}
 
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer unix.Close(fd)
 	for err == nil {
 		err = unix.Sendto(fd, []byte("X=1"), 0, &unix.SockaddrUnix{Name: path})

@@ -26,6 +26,7 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	pages "github.com/amsagent/amsagent/docs/errors"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -225,14 +226,10 @@ func TestTerminalIsSafe(t *testing.T) {
 func TestNoSecretComesThrough(t *testing.T) {
 	const password = `p@:/?#%&\"ä ß`
 	target, err := cluster.ParseTarget("mongodb://app:" + strings.ReplaceAll(url.QueryEscape(password), "+", "%20") + "@10.0.0.1/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	uri := target.URI().Reveal()
 	quoted, err := json.Marshal(password)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	leaks := []string{password, uri, strings.TrimPrefix(uri, "mongodb://"), strings.Trim(string(quoted), `"`), fmt.Sprintf("%+q", password)}
 	for _, form := range []string{"text", "json"} {
 		for _, terminal := range []bool{false, true} {
@@ -247,9 +244,7 @@ func TestNoSecretComesThrough(t *testing.T) {
 				l := g.log().With("with", leak).WithGroup("g")
 				l.Debug("m "+leak, "string", leak, "error", errors.New(leak), "list", []string{leak}, "uri", target) //nolint:sloglint // the message leaks, too
 				g.progress("p " + leak)
-				if err := g.result("x", map[string]any{"v": leak, "n": 1}, func(w *textWriter) { w.line("%s", leak) }); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, g.result("x", map[string]any{"v": leak, "n": 1}, func(w *textWriter) { w.line("%s", leak) }))
 			}
 			all := e.stdout.String() + e.stderr.String()
 			for _, leak := range []string{password, `p%40`, `p@:`, `p\u0040`} {
@@ -276,9 +271,7 @@ func TestUnknownSecretIsMasked(t *testing.T) {
 			g.setForm(form, "never", -4)
 			g.report(t.Context(), &userError{Msg: "m", Cause: errors.New(text), Hints: []string{text}, State: text})
 			g.log().Debug("m", "string", text, "error", errors.New(text), "list", []string{text})
-			if err := g.result("x", map[string]any{"v": text}, func(w *textWriter) { w.line("%s", text) }); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, g.result("x", map[string]any{"v": text}, func(w *textWriter) { w.line("%s", text) }))
 			if all := e.stdout.String() + e.stderr.String(); strings.Contains(all, "hunter2") || !strings.Contains(all, "***") {
 				t.Errorf("%s, %s:\n%s", text, form, all)
 			}
@@ -293,9 +286,7 @@ func TestRedactedJSONStaysJSON(t *testing.T) {
 		g := errorGlobals(e)
 		g.setForm("json", "never", 0)
 		g.addSecrets(cluster.Secret(password))
-		if err := g.result("kind", map[string]any{"value": "x " + password + " y", "n": 1, "null": nil, "true": true}, nil); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, g.result("kind", map[string]any{"value": "x " + password + " y", "n": 1, "null": nil, "true": true}, nil))
 		var got map[string]any
 		if err := json.Unmarshal(e.stdout.Bytes(), &got); err != nil {
 			t.Fatalf("password %q: %v in\n%s", password, err, e.stdout.String())

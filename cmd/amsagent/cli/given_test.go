@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // kept is what an earlier join was given: key, value, and what the settings file said then.
@@ -47,9 +48,7 @@ func TestForcedAddress(t *testing.T) {
 		{name: "dropped", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2"}, dropped: []string{keyAddress}}},
 	} {
 		s, err := resolveSettings(tt.src)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		g := &globals{settings: s}
 		if forced, keep := g.addressForced(), g.toKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
 			t.Errorf("%s: forced: %v, kept %q, want %q", tt.name, forced, keep, tt.want)
@@ -85,12 +84,8 @@ func TestJoinContradictsTheFile(t *testing.T) {
 func TestGivenDamaged(t *testing.T) {
 	root := t.TempDir()
 	path := filepath.Join(root, bootstrap.GivenPath)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte("{\"version\":1,\"settings\":"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	must.OK(t, os.WriteFile(path, []byte("{\"version\":1,\"settings\":"), 0o600))
 	e := &testEnv{}
 	if code := Main([]string{"config", "--offline", "--root", root}, e.env()); code != exitOK {
 		t.Errorf("exit %d: %s", code, e.stderr.String())
@@ -105,25 +100,17 @@ func TestGivenDamaged(t *testing.T) {
 func TestDaemonFollowsTheService(t *testing.T) {
 	root := t.TempDir()
 	path := filepath.Join(root, bootstrap.GivenPath)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
 	e := &testEnv{}
 	g := newGlobals(e.env().withDefaults())
 	g.given[keyRoot] = given{text: root, name: "--root"}
 	cmd := newRunCommand(g)
-	if err := g.load(cmd); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
 	write := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := a.reread(); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(path, []byte(text), 0o600))
+		must.OK(t, a.reread())
 	}
 	write(`{"version":1,"settings":{"role":{"value":"edge"}}}`)
 	if a.outdated() || a.settings().Role != "edge" {
@@ -146,9 +133,7 @@ func TestDaemonKeepsTheService(t *testing.T) {
 	g := newGlobals(e.env().withDefaults())
 	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
 	cmd := newRunCommand(g)
-	if err := g.load(cmd); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
 	vars["AMSAGENT_ROLE"], vars["AMSAGENT_SERVICE_COMMAND"] = "origin", "/no/such/command"
 	if err := a.reread(); err == nil || a.outdated() || a.settings().Role != "edge" {
@@ -171,9 +156,7 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 		config := filepath.Join(root, "config.yaml")
 		write := func(text string) {
 			t.Helper()
-			if err := os.WriteFile(config, []byte(text+"\n"), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.WriteFile(config, []byte(text+"\n"), 0o600))
 		}
 		write("")
 		e := &testEnv{}
@@ -184,9 +167,7 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 			g.given[keyConfig] = given{text: config, name: "--config"}
 		}
 		cmd := newRunCommand(g)
-		if err := g.load(cmd); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, g.load(cmd))
 		a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
 		write(line)
 		if err := a.reread(); err != nil {
@@ -214,9 +195,7 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	g := newGlobals(e.env().withDefaults())
 	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
 	cmd := newRunCommand(g)
-	if err := g.load(cmd); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd}
 	ctx, cancel := context.WithCancel(t.Context())
 	var work sync.WaitGroup
@@ -298,9 +277,7 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 		for what, pair := range map[string][2]any{"role": {tt.role, got.Role}, "group": {tt.group, got.Group}, "address": {tt.address, got.Address}} {
 			b, err := json.Marshal(pair[0])
 			var want any
-			if err := errors.Join(err, json.Unmarshal(b, &want)); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, errors.Join(err, json.Unmarshal(b, &want)))
 			if diff := cmp.Diff(want, pair[1]); diff != "" {
 				t.Errorf("%s: %s (-want +got):\n%s", tt.name, what, diff)
 			}

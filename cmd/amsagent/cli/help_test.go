@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // everyCommand calls f for each command a person can see, the root first.
@@ -81,9 +83,7 @@ func TestHelpIsPlain(t *testing.T) {
 	}
 	for _, f := range files {
 		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for i, line := range strings.Split(string(b), "\n") {
 			if n := len([]rune(line)); n > 100 {
 				t.Errorf("%s:%d: %d characters", f, i+1, n)

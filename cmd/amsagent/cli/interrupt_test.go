@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -48,9 +49,7 @@ func hanging(t *testing.T, network, address string) (addr string, sig *processSi
 	t.Helper()
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), network, address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = l.Close() })
 	sig = &processSignals{}
 	go func() {
@@ -96,9 +95,7 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 		t.Run(tt.args+" "+tt.hangs, func(t *testing.T) {
 			t.Parallel()
 			root, err := os.MkdirTemp("", "cli") //nolint:usetesting // the path of a socket has at most 107 bytes
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			t.Cleanup(func() { _ = os.RemoveAll(root) })
 			files := map[string]string{"event.json": bridge}
 			if strings.HasPrefix(tt.args, "deregister") {
@@ -116,9 +113,7 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 				// Where nothing listens: what only needs the cloud does not ask.
 				e.vars["AMSAGENT_MONGO"], e.vars["AMSAGENT_PROVIDER"], e.vars["AMSAGENT_AWS_ENDPOINT"] = "127.0.0.1:1", "aws", "http://"+addr
 			case control:
-				if err := os.MkdirAll(filepath.Dir(root+controlSocket), 0o755); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.MkdirAll(filepath.Dir(root+controlSocket), 0o755))
 				_, sig = hanging(t, "unix", root+controlSocket)
 			}
 			env := e.env()
@@ -133,18 +128,12 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 // An undrain that was interrupted before the registry took it is no success.
 func TestUndrainInterrupted(t *testing.T) {
 	root, err := os.MkdirTemp("", "cli") //nolint:usetesting // the path of a socket has at most 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(root) })
-	if err := os.MkdirAll(filepath.Dir(root+controlSocket), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(root+controlSocket), 0o755))
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), "unix", root+controlSocket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	sig := make(chan os.Signal, 1)
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == daemon.PathDrain {
@@ -202,9 +191,7 @@ func TestNoChangeAfterASignal(t *testing.T) {
 	g := newGlobals((&testEnv{}).env().withDefaults())
 	g.setForm("text", "auto", 0)
 	m, err := g.bootstrapMachine(false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(&interruptedError{syscall.SIGTERM})
 	var sig *interruptedError

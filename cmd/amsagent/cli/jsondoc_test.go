@@ -25,6 +25,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // resultsOf are the objects that -o json prints, by their kind, with the commands that print them.
@@ -100,18 +101,14 @@ func TestJSONDoc(t *testing.T) {
 
 	// Every kind that a command prints is there.
 	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	kind := regexp.MustCompile(`\.result\("([a-z]+)"`)
 	for _, name := range files {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
 		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		for _, m := range kind.FindAllSubmatch(b, -1) {
 			if !slices.ContainsFunc(resultsOf(), func(r result) bool { return r.kind == string(m[1]) }) {
 				t.Errorf("%s prints the kind %s, which docs/json.md does not know", name, m[1])

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -78,12 +79,8 @@ func TestCloudWithoutHooks(t *testing.T) {
 func TestCloudOfTheFirmware(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "sys/class/dmi/id")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "product_name"), []byte("Google Compute Engine\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(dir, 0o755))
+	must.OK(t, os.WriteFile(filepath.Join(dir, "product_name"), []byte("Google Compute Engine\n"), 0o644))
 	g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
 	g.logger = slog.New(slog.DiscardHandler)
 	g.settings.Provider, g.settings.Root = "auto", root
@@ -130,9 +127,7 @@ func adapterOnAWS(t *testing.T, metadata *httptest.Server, root string) (*daemon
 	g := newGlobals(e.env().withDefaults())
 	g.given[keyRoot] = given{text: root, name: "--root"}
 	cmd := newRunCommand(g)
-	if err := g.load(cmd); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, g.load(cmd))
 	return &daemonAdapter{g: g, cmd: cmd}, e
 }
 
@@ -211,13 +206,9 @@ func TestDrainDeadlineOfATag(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("after it", 20*time.Minute, true)
-	if err := a.reread(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.reread())
 	check("reloaded", time.Hour, false)
 	a.g.given[keyDrainDeadline] = given{text: "2h", name: "--drain-deadline"}
-	if err := a.reread(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, a.reread())
 	check("named by a flag", 2*time.Hour, true)
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // A join with nothing to do writes nothing; but after every command a program finds that command's own outcome.
@@ -31,13 +32,9 @@ func TestOutcomeOfNothingToDo(t *testing.T) {
 			}
 			g := plainGlobals(&testEnv{})
 			g.settings.Root = tree(t, files)
-			if err := g.conclude("join", false, bootstrap.OutcomeUnchanged, nil, nil); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, g.conclude("join", false, bootstrap.OutcomeUnchanged, nil, nil))
 			b, err := os.ReadFile(g.settings.Root + resultPath)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if !tt.write {
 				if string(b) != tt.last {
 					t.Errorf("it wrote %s", b)

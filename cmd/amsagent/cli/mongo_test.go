@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -23,15 +24,9 @@ func loaded(t *testing.T, e *testEnv, args ...string) *globals {
 	g.setForm("text", "auto", slog.LevelInfo)
 	root := newRootCommand(g)
 	cmd, rest, err := root.Find(append([]string{"config"}, args...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.ParseFlags(rest); err != nil {
-		t.Fatal(err)
-	}
-	if err := g.load(cmd); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, cmd.ParseFlags(rest))
+	must.OK(t, g.load(cmd))
 	return g
 }
 
@@ -107,9 +102,7 @@ func TestMongoSources(t *testing.T) {
 			root := tree(t, tt.files)
 			e := &testEnv{vars: tt.vars}
 			g := loaded(t, e, append([]string{"--root", root}, tt.args...)...)
-			if err := g.useTags(metadata.TagSet{Tags: tt.tags, Known: true}); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, g.useTags(metadata.TagSet{Tags: tt.tags, Known: true}))
 			inRoot := func(s string) string { return strings.ReplaceAll(s, "ROOT", root) }
 			src, err := g.mongo()
 			if want, ok := strings.CutPrefix(tt.want, "!"); ok {
@@ -118,9 +111,7 @@ func TestMongoSources(t *testing.T) {
 				}
 				return
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			wantFile := ""
 			if tt.file != "" {
 				wantFile = filepath.Join(root, tt.file)
@@ -144,9 +135,7 @@ func TestMongoSources(t *testing.T) {
 
 func TestMongoFileIsNoFIFO(t *testing.T) {
 	root := t.TempDir()
-	if err := syscall.Mkfifo(filepath.Join(root, "m"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Mkfifo(filepath.Join(root, "m"), 0o600))
 	g := loaded(t, &testEnv{}, "--root", root, "--mongo", "file:/m")
 	if _, err := g.mongo(); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("%v", err)
@@ -158,9 +147,7 @@ func TestMongoNotReadable(t *testing.T) {
 		t.Skip("root may read everything")
 	}
 	root := tree(t, map[string]string{"etc/amsagent/mongo!": "10.0.0.1"})
-	if err := os.Chmod(filepath.Join(root, "etc/amsagent/mongo"), 0); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Chmod(filepath.Join(root, "etc/amsagent/mongo"), 0))
 	g := loaded(t, &testEnv{}, "--root", root)
 	_, err := g.mongo()
 	if !errors.Is(err, fs.ErrPermission) {

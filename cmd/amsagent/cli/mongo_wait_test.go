@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // open is a standard input that says nothing and is never closed.
@@ -71,9 +72,7 @@ func TestMongoStdinWaits(t *testing.T) {
 // A daemon that drains for a machine that goes down connects after the signal, too.
 func TestMongoFileAfterSignal(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mongo")
-	if err := os.WriteFile(path, []byte("10.0.2.4\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(path, []byte("10.0.2.4\n"), 0o600))
 	g := newGlobals((&testEnv{}).env().withDefaults())
 	g.setForm("text", "never", 0)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -89,9 +88,7 @@ func TestMongoFileAfterSignal(t *testing.T) {
 func TestMongoFileOwner(t *testing.T) {
 	for mode, want := range map[os.FileMode]string{0o600: "", 0o644: "", 0o646: "may write to"} {
 		path := filepath.Join(t.TempDir(), "mongo")
-		if err := errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)))
 		e := &testEnv{tty: true}
 		g := newGlobals(e.env().withDefaults())
 		g.setForm("text", "never", 0)
@@ -109,9 +106,7 @@ func TestMongoFileOwner(t *testing.T) {
 	for _, foreign := range []string{"a/b/mongo", "a/b", "a"} {
 		top := t.TempDir()
 		path := filepath.Join(top, "a/b/mongo")
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chown(filepath.Join(top, foreign), 12345, 0)); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chown(filepath.Join(top, foreign), 12345, 0)))
 		e := &testEnv{}
 		g := newGlobals(e.env().withDefaults())
 		g.setForm("text", "never", 0)

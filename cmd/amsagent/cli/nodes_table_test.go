@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -207,9 +208,7 @@ func TestFit(t *testing.T) {
 func TestNodesJSON(t *testing.T) {
 	data := dataOf(aCluster())
 	b, err := envelope("nodes", data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, want := range []string{
 		`"kind": "nodes"`, `"verdict": "agent-stale"`, `"state": "draining"`, `"agent_heard": {`, `"ams_heard": {`, `"left_hidden": 0`,
 		`"not_counted": 4`, `"viewers_estimated": true`, `"enc": 97`,

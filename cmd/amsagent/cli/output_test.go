@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestRounded(t *testing.T) {
@@ -167,9 +168,7 @@ func TestLogForms(t *testing.T) {
 				now := time.Now()
 				got := strings.ReplaceAll(e.stderr.String(), now.Format("2006-01-02T15:04:05.000Z07:00"), "T")
 				stamp, err := json.Marshal(now)
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				if got = strings.ReplaceAll(got, string(stamp), "T"); got != tt.want {
 					t.Errorf("got:\n%s\nwant:\n%s", got, tt.want)
 				}
@@ -196,9 +195,7 @@ func TestOSEnv(t *testing.T) {
 	env := OS()
 	dir := t.TempDir()
 	f, err := os.Create(filepath.Join(dir, "f"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer f.Close()
 	if env.IsTerminal(f) || env.IsTerminal((*os.File)(nil)) || env.IsTerminal(io.Discard) {
 		t.Error("a file is no terminal")

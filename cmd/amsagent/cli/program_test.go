@@ -11,23 +11,18 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // What the server's unit calls as root is root's alone.
 func TestProgramOfTheDropIn(t *testing.T) {
 	dir := t.TempDir()
 	own, anybodys := filepath.Join(dir, "amsagent"), filepath.Join(dir, "open", "amsagent")
-	if err := os.Mkdir(filepath.Dir(anybodys), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.Mkdir(filepath.Dir(anybodys), 0o755))
 	for _, name := range []string{own, anybodys} {
-		if err := os.WriteFile(name, nil, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(name, nil, 0o755))
 	}
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(anybodys), 0o777)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(anybodys), 0o777)))
 	installed := "" // unless it is here
 	if _, err := os.Stat(installedProgram); err == nil {
 		installed = installedProgram

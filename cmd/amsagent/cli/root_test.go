@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // Who is not root, and what is no node, get one answer of every command.
@@ -28,9 +29,7 @@ func TestOneAnswer(t *testing.T) {
 	// A node whose daemon is stopped: its state is root's alone.
 	node := tree(t, map[string]string{bootstrap.StateDir + "/state.json": "{}", "event.json": bridge})
 	for path, mode := range map[string]os.FileMode{filepath.Dir(node): 0o755, filepath.Join(node, bootstrap.StateDir, "state.json"): 0} {
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.Chmod(path, mode))
 	}
 	for _, args := range []string{"drain", "undrain", "event --file /event.json --instance-id i-0abc"} {
 		e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": node}}

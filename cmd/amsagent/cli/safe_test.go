@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // hostile has a control character, a C1 control, every kind of bidirectional mark, and a byte that is no UTF-8.
@@ -30,9 +32,7 @@ func TestOutputIsSafe(t *testing.T) {
 		g := newGlobals(Env{Stdout: &stdout, Stderr: &stderr}.withDefaults())
 		g.setForm(form, "never", slog.LevelDebug)
 		data := map[string]any{"role": hostile, hostile: "x"}
-		if err := g.result("test", data, func(w *textWriter) { w.line("%s", hostile) }); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, g.result("test", data, func(w *textWriter) { w.line("%s", hostile) }))
 		g.log().Warn(hostile, "error", errors.New(hostile), hostile, "x") //nolint:sloglint // the key is hostile on purpose
 		g.report(t.Context(), &userError{Msg: hostile, Cause: errors.New(hostile), Hints: []string{hostile}, State: hostile})
 		for name, out := range map[string][]byte{"stdout": stdout.Bytes(), "stderr": stderr.Bytes()} {
@@ -47,9 +47,7 @@ func TestOutputIsSafe(t *testing.T) {
 			continue
 		}
 		var got map[string]any
-		if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, json.Unmarshal(stdout.Bytes(), &got))
 		// A program gets back what was said, but for what is no character.
 		if got["role"] != strings.ToValidUTF8(hostile, "\ufffd") {
 			t.Errorf("%q", got["role"])

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -65,12 +66,8 @@ func TestPrecedence(t *testing.T) {
 				src.file = file("# settings\nrole: " + tt.file + "\n")
 			}
 			s, err := resolveSettings(src)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := s.applyTags(true, tagsOf(map[string]string{"amsagent:role": tt.tag})); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
+			must.OK(t, s.applyTags(true, tagsOf(map[string]string{"amsagent:role": tt.tag})))
 			if s.Role != tt.want || s.origin(keyRole).String() != tt.from {
 				t.Errorf("role %q from %q, want %q from %q", s.Role, s.origin(keyRole), tt.want, tt.from)
 			}
@@ -80,9 +77,7 @@ func TestPrecedence(t *testing.T) {
 
 func TestDefaults(t *testing.T) {
 	s, err := resolveSettings(sources{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if s.AMSDir != "/usr/local/antmedia" || s.Provider != "auto" || s.Service != "auto" || s.RemoteIPValve != "auto" ||
 		s.Timeout != 5*time.Minute || s.OnFailure != "rollback" || s.Output != "text" || s.LogLevel != slog.LevelInfo ||
 		s.Config != "/etc/amsagent/config.yaml" || s.Address.IsValid() || s.Root != "" || len(s.Endpoints) != 0 {
@@ -327,9 +322,7 @@ func TestServiceWithRoot(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s, err := resolveSettings(tt.src)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if s.Service != tt.service || s.ServiceCommand != tt.command || s.origin(keyService).String() != tt.from {
 				t.Errorf("service %q from %q, command %q", s.Service, s.origin(keyService), s.ServiceCommand)
 			}
@@ -364,9 +357,7 @@ func TestTags(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s, err := resolveSettings(sources{lookupEnv: lookup(tt.env)})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			err = s.applyTags(true, tagsOf(tt.tags))
 			if tt.err != "" {
 				if err == nil || err.Error() != tt.err {
@@ -383,16 +374,12 @@ func TestTags(t *testing.T) {
 
 func TestGroupOfTheCloud(t *testing.T) {
 	s, err := resolveSettings(sources{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	s.applyGroup("edge-asg", "scaling group")
 	if s.Group != "edge-asg" || s.origin(keyGroup).String() != "instance: scaling group" {
 		t.Errorf("group %q from %q", s.Group, s.origin(keyGroup))
 	}
-	if err := s.applyTags(true, tagsOf(map[string]string{"amsagent:group": "edges"})); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, s.applyTags(true, tagsOf(map[string]string{"amsagent:group": "edges"})))
 	s.applyGroup("edge-asg", "scaling group")
 	if s.Group != "edges" {
 		t.Errorf("group %q", s.Group)
@@ -416,17 +403,11 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 			g.settings.Root = t.TempDir()
 			g.settings.values[keyRoot] = value{text: g.settings.Root}
 			path := filepath.Join(g.settings.Root, bootstrap.StateDir, "state.json")
-			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
 			if tt.state != "" {
-				if err := os.WriteFile(path, []byte(tt.state), 0o600); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, os.WriteFile(path, []byte(tt.state), 0o600))
 			}
-			if err := g.useTags(metadata.TagSet{Known: tt.known, Group: "edge-asg"}); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, g.useTags(metadata.TagSet{Known: tt.known, Group: "edge-asg"}))
 			if g.settings.Group != tt.want {
 				t.Errorf("group %q, want %q", g.settings.Group, tt.want)
 			}
@@ -437,9 +418,7 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 // A tag that was taken away says nothing any more.
 func TestTagTakenAway(t *testing.T) {
 	s, err := resolveSettings(sources{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	tags := map[string]string{"amsagent:group": "edges", "amsagent:role": "edge"}
 	for range 2 {
 		if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
@@ -459,9 +438,7 @@ func TestTagTakenAway(t *testing.T) {
 // A malformed tag changes nothing, and keeps no other tag from counting.
 func TestMalformedTag(t *testing.T) {
 	s, err := resolveSettings(sources{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, tt := range []struct {
 		tags  map[string]string
 		err   string
@@ -514,9 +491,7 @@ func TestAddressField(t *testing.T) {
 // An endpoint is an origin in a variable of the environment: ours, or that of the cloud's own SDK. The manual lists them.
 func TestEndpoints(t *testing.T) {
 	page, err := os.ReadFile("../../../packaging/man/amsagent-config.5")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, e := range endpoints() {
 		for _, name := range append([]string{e.env}, e.alsoEnv...) {
 			if !strings.Contains(string(page), name) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
@@ -100,9 +101,7 @@ func FuzzReadiness(f *testing.F) {
 		g := newGlobals(e.env().withDefaults())
 		for _, form := range []string{"text", "json"} {
 			g.setForm(form, "never", 0)
-			if err := g.result("status", v, func(w *textWriter) { statusText(w, v) }); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, g.result("status", v, func(w *textWriter) { statusText(w, v) }))
 		}
 		for line := range strings.Lines(e.stdout.String()) {
 			if line = strings.TrimSuffix(line, "\n"); plain.Text(line) != line {
@@ -124,16 +123,12 @@ func TestStatusOfATree(t *testing.T) {
 	root := doctorTree(t)
 	conf := filepath.Join(root, "usr/local/antmedia/conf/red5.properties")
 	b, err := os.ReadFile(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	text := strings.ReplaceAll(string(b), "http.port=5080", "http.port="+port)
 	if text == string(b) {
 		t.Fatal("the tree has another port")
 	}
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(conf, []byte(text), 0o644))
 	for _, service := range []string{"auto", "none", "systemd"} {
 		code, stdout, stderr := run(t, nil, "status", "--root", root, "--service", service, "--provider", "generic", "-o", "json")
 		var is struct{ Process bootstrap.ProcessView }

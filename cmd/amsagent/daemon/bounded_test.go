@@ -17,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // silent is a connection on which nothing comes.
@@ -57,9 +59,7 @@ func TestBoundedListener(t *testing.T) {
 	var last net.Conn
 	for range all {
 		c, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		last = c
 	}
 	for i, c := range all {
@@ -93,9 +93,7 @@ func TestFlood(t *testing.T) {
 	var v View
 	for v.Metrics == "" {
 		if b, _, err := askSocket(path); err == nil {
-			if err := json.Unmarshal(b, &v); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, json.Unmarshal(b, &v))
 		}
 		if !pause(wait, time.Millisecond) {
 			t.Fatalf("the daemon does not listen: %s", l.text())
@@ -111,9 +109,7 @@ func TestFlood(t *testing.T) {
 	var mine []net.Conn
 	for i := range flood {
 		c, err := net.Dial("tcp", v.Metrics)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		mine = append(mine, c)
 		_, _ = io.WriteString(c, header) // fails where the daemon has closed it already
 		if i%batch != batch-1 {
@@ -163,9 +159,7 @@ func TestFlood(t *testing.T) {
 func TestRequestBounds(t *testing.T) {
 	d := newPretended(&pretended{}, &told{}, nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	srv := d.serveHTTP(l, noBody(d.metricsHandler()), requestTime)
 	defer srv.Close()
 	for name, tt := range map[string]struct {
@@ -178,9 +172,7 @@ func TestRequestBounds(t *testing.T) {
 		"long header": {"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 9<<10) + "\r\n\r\n", http.StatusRequestHeaderFieldsTooLarge},
 	} {
 		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		_, _ = io.WriteString(c, tt.request)
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {
@@ -204,9 +196,7 @@ func TestRequestBounds(t *testing.T) {
 func TestPortTaken(t *testing.T) {
 	// An address of its own, where nobody is lent the port between its two owners.
 	other, err := net.Listen("tcp", "127.0.93.2:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer other.Close()
 	path := freshSocket(t)
 	l := &told{}
@@ -233,14 +223,10 @@ func TestPortTaken(t *testing.T) {
 	if line := d.view.line(); !strings.Contains(line, want) {
 		t.Errorf("the service manager reads %q", line)
 	}
-	if err := other.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, other.Close())
 	until("the port", func(v View) bool { return v.MetricsError == "" && v.Metrics != "" })
 	resp, err := http.Get("http://" + other.Addr().String() + "/healthz")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	_ = resp.Body.Close()
 	cancel()
 	if err := <-ended; err != nil {

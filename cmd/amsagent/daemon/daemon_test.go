@@ -28,6 +28,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -451,9 +452,7 @@ func TestEventOfAMalformedTag(t *testing.T) {
 func freshSocket(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "d") //nolint:usetesting // see above
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return filepath.Join(dir, "run", "c.sock")
 }
@@ -462,13 +461,9 @@ func freshSocket(t *testing.T) string {
 func TestControlSocketStays(t *testing.T) {
 	path := freshSocket(t)
 	l, err := listenUnix(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	// A folder in the place of the staged socket: the next daemon cannot listen.
-	if err := errors.Join(l.Close(), os.MkdirAll(path+".new/x", 0o755)); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, errors.Join(l.Close(), os.MkdirAll(path+".new/x", 0o755)))
 	if _, err := listenUnix(t.Context(), path); err == nil {
 		t.Fatal("a folder was replaced")
 	}
@@ -495,17 +490,13 @@ func TestHang(t *testing.T) {
 	var v View
 	for v.Metrics == "" {
 		if b, _, err := askSocket(path); err == nil {
-			if err := json.Unmarshal(b, &v); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, json.Unmarshal(b, &v))
 		}
 		pause(ctx, time.Millisecond)
 	}
 	get := func() int {
 		resp, err := http.Get("http://" + v.Metrics + "/healthz")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		defer resp.Body.Close()
 		return resp.StatusCode
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestHold holds by the control socket, as a command does, and ends the connection, as the kernel does for one that is
@@ -29,27 +30,21 @@ func TestHold(t *testing.T) {
 	enter()
 	path := freshSocket(t)
 	l, err := listenUnix(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	srv := d.serveHTTP(l, d.controlHandler(), commandTime)
 	t.Cleanup(func() { _ = srv.Close() })
 
 	hold := func(command string) net.Conn {
 		t.Helper()
 		c, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		body := `{"command":"` + command + `"}`
 		if _, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", PathHold, len(body), body); err != nil {
 			t.Fatal(err)
 		}
 		for r := bufio.NewReader(c); ; {
 			line, err := r.ReadString('\n')
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, err)
 			if strings.HasPrefix(line, "{") {
 				return c
 			}

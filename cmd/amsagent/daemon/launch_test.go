@@ -14,6 +14,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -57,9 +58,7 @@ func TestLaunchHookWaitsForApplications(t *testing.T) {
 		l, err := newLife(w.d, Lifecycle{New: lifecycle.NewManager, Options: lifecycle.Options{
 			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir}, Completer: hook,
 		}})
-		if err != nil {
-			w.t.Fatal(err)
-		}
+		must.OK(w.t, err)
 		ctx, cancel := context.WithCancel(w.t.Context())
 		var work sync.WaitGroup
 		defer work.Wait()

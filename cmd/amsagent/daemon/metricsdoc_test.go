@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/metrics.md")
@@ -55,9 +56,7 @@ The daemon serves these at ` + "`/metrics`" + `, in the text format of Prometheu
 	}
 	const file = "../../../docs/metrics.md"
 	if *update {
-		if err := os.WriteFile(file, []byte(doc.String()), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte(doc.String()), 0o600))
 	}
 	if have, err := os.ReadFile(file); err != nil || string(have) != doc.String() {
 		t.Errorf("docs/metrics.md is not the daemon's table (-update rewrites it): %v", err)

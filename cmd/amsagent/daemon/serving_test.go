@@ -24,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -535,9 +536,7 @@ func TestReadyAfterRestart(t *testing.T) {
 			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir},
 		}}
 		l, err := newLife(w.d, o)
-		if err != nil {
-			w.t.Fatal(err)
-		}
+		must.OK(w.t, err)
 		w.becomes(true, 0)
 		l.manager.Notice(lifecycle.Notice{ID: "1", Source: "event", Kind: lifecycle.Terminate})
 		w.becomes(false, 0)
@@ -561,16 +560,12 @@ func TestJoinedWhileItJoins(t *testing.T) {
 		w.d.o.Machine = &bootstrap.Machine{Root: root}
 		l := &life{d: w.d}
 		name := filepath.Join(root, bootstrap.StateDir, "state.json")
-		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-			w.t.Fatal(err)
-		}
+		must.OK(w.t, os.MkdirAll(filepath.Dir(name), 0o700))
 		for text, want := range map[string]bool{
 			`{"version":1,"phase":"joined"}`: true, `{"version":1,"phase":"joining"}`: false,
 			`{"version":1,"phase":"joining","was_joined":true}`: true, `{"version":1,"phase":"leaving"}`: false,
 		} {
-			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-				w.t.Fatal(err)
-			}
+			must.OK(w.t, os.WriteFile(name, []byte(text), 0o600))
 			if s, err := w.d.o.Machine.StateFile(); err != nil || s == nil {
 				w.t.Fatal(s, err)
 			}

@@ -22,6 +22,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // Server is the one that is looked at. It was never started as a node.
@@ -92,9 +93,7 @@ type held struct {
 func (h *held) get(t *testing.T, path, token string) (status int, body []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.URL()+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if token != "" {
 		req.Header.Set("ProxyAuthorization", token)
 	}
@@ -270,9 +269,7 @@ func (h *held) settings(t *testing.T) {
 func properties(t *testing.T, text []byte) *conf.Properties {
 	t.Helper()
 	p, err := conf.ParseProperties(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return p
 }
 

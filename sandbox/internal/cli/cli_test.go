@@ -25,6 +25,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/cli"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -73,14 +74,10 @@ func serve(t *testing.T, args ...string) (map[string]any, *exec.Cmd) {
 	t.Helper()
 	cmd := sandbox(t, args...)
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, cmd.Start())
 	t.Cleanup(func() {
 		if cmd.ProcessState == nil {
 			_ = cmd.Process.Kill()
@@ -97,9 +94,7 @@ func serve(t *testing.T, args ...string) (map[string]any, *exec.Cmd) {
 		t.Fatalf("first line %q", line)
 	}
 	var said map[string]any
-	if err := json.Unmarshal([]byte(rest), &said); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.Unmarshal([]byte(rest), &said))
 	return said, cmd
 }
 
@@ -165,9 +160,7 @@ func TestUsage(t *testing.T) {
 func TestArgumentFile(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "args")
-	if err := os.WriteFile(file, []byte("--variant=2.10\n\n--app=My App\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.WriteFile(file, []byte("--variant=2.10\n\n--app=My App\n"), 0o644))
 	status, out, stderr := run(t, sandbox(t, "tree", "@"+file, "@"+file+"-missing", filepath.Join(t.TempDir(), "r")))
 	if status != 0 || !strings.Contains(out, `"My App"`) {
 		t.Errorf("exit %d, %s%s", status, out, stderr)
@@ -181,25 +174,19 @@ func TestMongo(t *testing.T) {
 	said, cmd := serve(t, "mongo", "--user", "ams:pa:ss", "--tls", dir)
 	uri := strings.Replace(said["uri"].(string), "mongodb://", "mongodb://ams:pa%3Ass@", 1) + "&tlsCAFile=" + filepath.Join(dir, "ca.pem")
 	c, err := mongo.Connect(options.Client().ApplyURI(uri).SetServerSelectionTimeout(5 * time.Second))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = c.Disconnect(context.Background()) }()
 	if _, err := c.Database("d").Collection("c").InsertOne(t.Context(), bson.M{}); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := http.Get("http://" + said["control"].(string) + "/stats")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	b, _ := io.ReadAll(resp.Body)
 	_ = resp.Body.Close()
 	if !strings.Contains(string(b), `"insert": 1`) {
 		t.Errorf("stats: %s", b)
 	}
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, cmd.Process.Signal(syscall.SIGTERM))
 	if status := ended(t, cmd); status != 0 {
 		t.Errorf("exit %d after SIGTERM", status)
 	}
@@ -211,9 +198,7 @@ func TestAWS(t *testing.T) {
 	userData := filepath.Join(dir, "user-data")
 	instance := filepath.Join(dir, "instance.json")
 	for file, text := range map[string]string{userData: "#!/bin/sh\n", instance: `{"zone": "eu-west-1c", "id": "i-9"}`} {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, os.WriteFile(file, []byte(text), 0o644))
 	}
 	said, cmd := serve(t, "aws", "--allow-v1", "--instance", instance, "--ip", "10.0.3.4", "--tag", "amsagent:role=origin",
 		"--tag", "Name=", "--user-data", userData)
@@ -223,9 +208,7 @@ func TestAWS(t *testing.T) {
 		"meta-data/tags/instance": "amsagent:role\naws:autoscaling:groupName", "user-data": "#!/bin/sh\n",
 	} {
 		resp, err := http.Get(said["endpoint"].(string) + "/latest/" + path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		b, _ := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
 		if string(b) != want {
@@ -242,9 +225,7 @@ func TestAWS(t *testing.T) {
 func TestClouds(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for _, c := range []struct {
 		started, begin, books string
 		leads                 []string // where: keys of the ready line
@@ -280,13 +261,9 @@ func TestClouds(t *testing.T) {
 func fetched(t *testing.T, method, url string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
@@ -320,12 +297,8 @@ func TestServersDieWithTheirParent(t *testing.T) {
 	shell := exec.Command("sh", "-c", `"$0" mongo --die-with-parent & echo $! > "$1"; wait`, os.Args[0], pidFile)
 	shell.Env = append(os.Environ(), environment...)
 	out, err := shell.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := shell.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, shell.Start())
 	r := bufio.NewReader(out)
 	if line, err := r.ReadString('\n'); err != nil || !strings.HasPrefix(line, "ready ") {
 		t.Fatalf("%q, %v", line, err)
@@ -346,18 +319,14 @@ func TestServersDieWithTheirParent(t *testing.T) {
 func TestAMS(t *testing.T) {
 	t.Parallel()
 	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for sig, want := range map[syscall.Signal]int{syscall.SIGTERM: 143, syscall.SIGINT: 0} {
 		said, cmd := serve(t, "ams", "--root", tr.Dir, "--http-port", "-1", "--local-address", "10.1.1.1")
 		if said["mode"] != "standalone" || said["address"] != "10.1.1.1" {
 			t.Errorf("ready: %v", said)
 		}
 		resp, err := http.Get("http://" + said["addr"].(string) + "/rest/v2/liveness")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		_ = resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
 			t.Errorf("liveness %d", resp.StatusCode)
@@ -375,12 +344,8 @@ func TestAMS(t *testing.T) {
 	joined(t, tr, "127.0.0.1:1")
 	cmd := sandbox(t, "ams", "--root", tr.Dir, "--http-port", "-1")
 	errs, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	must.OK(t, cmd.Start())
 	if line, err := bufio.NewReader(errs).ReadString('\n'); err != nil || !strings.Contains(line, "files read") {
 		t.Fatalf("%q, %v", line, err)
 	}
@@ -398,12 +363,8 @@ func joined(t *testing.T, tr tree.Tree, host string) {
 		tr.Conf("red5.properties"):   {"clusterdb.host=localhost", "clusterdb.host=" + host},
 	} {
 		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(strings.NewReplacer(pairs...).Replace(string(b))), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
+		must.OK(t, os.WriteFile(file, []byte(strings.NewReplacer(pairs...).Replace(string(b))), 0o644))
 	}
 }
 
@@ -433,9 +394,7 @@ func TestAMSCtl(t *testing.T) {
 	t.Parallel()
 	m := servers.Start(t, mongod.Options{})
 	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	call := service(t, tr, "--mongo-timeout", "5s", "--start-wait", "2m")
 	expect := func(action string, wantStatus int, wantOut string, env ...string) {
 		t.Helper()
@@ -479,9 +438,7 @@ func TestAMSCtl(t *testing.T) {
 	}
 
 	// A server that ends by itself has failed.
-	if err := syscall.Kill(second.PID, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, syscall.Kill(second.PID, syscall.SIGKILL))
 	eventually(t, "the failure", func() bool { status, out, _ := call("status"); return status == 3 && out == "failed\n" })
 	expect("start", 0, "")
 	expect("status", 0, "active")
@@ -489,9 +446,7 @@ func TestAMSCtl(t *testing.T) {
 	expect("status", 3, "inactive")
 
 	// So has one that does not come up.
-	if err := m.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, m.Faults().Set(mongod.Fault{Mode: mongod.Refuse}))
 	status, _, stderr := call("start")
 	if status != 1 || !strings.Contains(stderr, "server selection") {
 		t.Errorf("start without MongoDB: exit %d, %s", status, stderr)
@@ -510,17 +465,13 @@ func TestTree(t *testing.T) {
 		t.Fatalf("exit %d, %s", status, stderr)
 	}
 	var tr tree.Tree
-	if err := json.Unmarshal([]byte(out), &tr); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, json.Unmarshal([]byte(out), &tr))
 	if _, err := os.Stat(tr.Conf("red5.properties")); err != nil {
 		t.Error(err)
 	}
 	_, list, _ := run(t, sandbox(t, "tree", "--list", "--skip", "etc", root))
 	want, err := tree.Snapshot(root, "etc")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	if diff := cmp.Diff(want, strings.Split(strings.TrimSpace(list), "\n")); diff != "" {
 		t.Errorf("list (-want +got):\n%s", diff)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -22,9 +23,7 @@ import (
 func TestAMSCtlSessions(t *testing.T) {
 	t.Parallel()
 	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, flags := range map[string][]string{
 		"the state folder's file": nil,
 		"a file of one's own":     {"--stats", filepath.Join(t.TempDir(), "my stats.json")},
@@ -54,9 +53,7 @@ func TestAMSCtlSessions(t *testing.T) {
 			stats := func(want fakeams.Stats) {
 				t.Helper()
 				var got fakeams.Stats
-				if err := json.Unmarshal([]byte(call(0, "stats")), &got); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, json.Unmarshal([]byte(call(0, "stats")), &got))
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Fatalf("(-want +got):\n%s", diff)
 				}
@@ -107,12 +104,8 @@ func TestAMSCtlSessions(t *testing.T) {
 			stats(fakeams.Stats{State: fakeams.Up})
 			call(0, "publish", "LiveApp", "s2")
 			var said struct{ PID int }
-			if err := json.Unmarshal([]byte(call(0, "info")), &said); err != nil {
-				t.Fatal(err)
-			}
-			if err := syscall.Kill(said.PID, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, json.Unmarshal([]byte(call(0, "info")), &said))
+			must.OK(t, syscall.Kill(said.PID, syscall.SIGKILL))
 			eventually(t, "the end", func() bool {
 				cmd := exec.Command(wrapper, "status")
 				cmd.Env = append(os.Environ(), environment...)

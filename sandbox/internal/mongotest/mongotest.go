@@ -30,6 +30,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
@@ -89,9 +90,7 @@ func (p *Servers) Start(t testing.TB, o mongod.Options) *mongod.Server {
 	o.Binary = realmongo.Require(t)
 	// Not the test's own context, which ends before its cleanup begins.
 	s, release, err := p.Take(context.WithoutCancel(t.Context()), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := release(); err != nil {
 			t.Errorf("closing MongoDB: %v", err)
@@ -204,9 +203,7 @@ func running(t testing.TB, o mongod.Options) *mongod.Server {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
 	defer cancel()
 	address, release, err := realmongo.Borrow(ctx, strings.Split(os.Getenv(realmongo.Variable), ",")...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	o.Backend = address
 	s, err := mongod.Start(context.WithoutCancel(t.Context()), o)
 	if err != nil {
