@@ -14,12 +14,18 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// tagPause is the time between two looks at the tags: a metadata service throttles.
-const tagPause = 2 * time.Second
+const (
+	// tagPause is the time between two looks at the tags: a metadata service throttles.
+	tagPause = 2 * time.Second
+	// lateTags is how long a group may take to tag a machine. On EC2 a machine without a tag looks as one whose tags are
+	// switched off.
+	lateTags = time.Minute
+)
 
 // waitForTags waits until MongoDB and the role are known from any source: a scaling group tags a machine up to about a
 // minute after its start.
 func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
+	began := time.Now()
 	bound, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for n := 1; ; n++ {
@@ -36,7 +42,7 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 			if missing, err = g.notKnown(); err != nil || len(missing) == 0 {
 				return err
 			}
-			if tagsAreOff(m.Instance) {
+			if tagsAreOff(m.Instance) && (m.Instance.Provider != metadata.AWS || time.Since(began)+tagPause >= min(limit, lateTags)) {
 				return &userError{
 					Msg: "cannot wait for tags", ID: idPreflight, Exit: exitPreflight, State: stateUntouched,
 					Cause: fmt.Errorf("this machine sees no instance tags, and nothing else gives %s", strings.Join(missing, " and ")), Hints: []string{m.Instance.TagsHint},
