@@ -136,8 +136,7 @@ func TestDrainWords(t *testing.T) {
 	if v.Notices[0].Kind != lifecycle.Reboot || v.NextDrain.Before(time.Now().Add(70*time.Hour)) || !v.Ready {
 		t.Errorf("a reboot in three days: %+v", v)
 	}
-	h.aws.Recommend(time.Now())
-	p.says("configured is to ignore that")
+	h.aws.Recommend(time.Now()) // a rebalance recommendation ends no machine
 
 	say := func(want, exit int, text string, args ...string) {
 		t.Helper()
