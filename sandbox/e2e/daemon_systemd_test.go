@@ -612,7 +612,7 @@ func (m *machine) upgrade(t *testing.T) {
 		m.beats(t, nodeID, 1)
 	}
 	t.Logf("told after %s", time.Since(begin).Round(time.Second))
-	if r := m.agent(t, 0, "status"); !strings.Contains(r.stdout, "A restart of the server waits") || !strings.Contains(r.stdout, "amsagent converge") {
+	if r := m.agent(t, 0, "status"); !strings.Contains(r.stdout, "amsagent drain && amsagent join") {
 		t.Errorf("the status does not say what to do: %s", r)
 	}
 	m.stream(t, http.MethodDelete)
