@@ -286,3 +286,25 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 		}
 	})
 }
+
+// A pool may hibernate its machines: the same process goes on an hour later, and the launch hook waits from then on.
+func TestHibernatedInThePool(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, g := newWorld(t), newASG()
+		w.viewers = p(0)
+		g.state, g.accepts = "Warmed:Hibernated", time.Now().Add(100*time.Hour)
+		l := w.live(g.through)
+		defer l.kill()
+		signal(t, l, "", "Warmed:Hibernated")
+		l.until("parked", 5*time.Minute, func(v View) bool { return v.State == StateParked })
+		tick(time.Hour)
+
+		// The hook waits a moment after the machine is told.
+		g.set(func(g *asg) { g.state, g.accepts = "Pending:Wait", time.Now().Add(time.Minute) })
+		signal(t, l, "Warmed:Hibernated", "InService")
+		l.until("active", 10*time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
+		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg up " {
+			t.Errorf("completed %q, want the launch hook", got)
+		}
+	})
+}
