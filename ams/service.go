@@ -48,9 +48,11 @@ type State struct {
 	Fragment   string   `json:"fragment,omitempty"`
 	DropIns    []string `json:"drop_ins,omitempty"`
 	// HostAddress is AMS_HOST_ADDRESS as the next start will have it, from all
-	// drop-ins together. The rest of the environment is not ours to show.
-	HostAddress string        `json:"host_address,omitempty"`
-	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or endless
+	// drop-ins and files together. The rest of the environment is not ours to show.
+	HostAddress string `json:"host_address,omitempty"`
+	// HostAddressFile is the EnvironmentFile= that sets it, "" where none does.
+	HostAddressFile string        `json:"host_address_file,omitempty"`
+	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or endless
 
 	// Homes are the folders that the unit names.
 	Homes []Home `json:"homes,omitempty"`

@@ -10,11 +10,14 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/conf"
 )
 
 // Bounds for a systemd that does not answer. A job itself may take as long as
@@ -246,6 +249,9 @@ func unitState(p map[string]any) State {
 		st.Invocation = fmt.Sprintf("%x", id)
 	}
 	st.HostAddress = unitVariable(p, HostAddressVariable)
+	if address, file := fileAddress(p); file != "" {
+		st.HostAddress, st.HostAddressFile = address, file
+	}
 	st.Homes = unitHomes(p)
 	st.Exit = exitText(number(p, "ExecMainCode"), number(p, "ExecMainStatus"))
 	return st
@@ -260,6 +266,35 @@ func unitVariable(p map[string]any, name string) string {
 		}
 	}
 	return ""
+}
+
+// maxEnvironmentFiles bounds the files of one pattern.
+const maxEnvironmentFiles = 64
+
+// addressAssignment is a line of an EnvironmentFile= that sets the server's address.
+var addressAssignment = regexp.MustCompile(`(?m)^[ \t]*` + HostAddressVariable + `=["']?([^"'\s]*)`)
+
+// fileAddress is the address that the files of EnvironmentFile= set, which override every drop-in, and the file; "" is none.
+// A file that cannot be read is passed over: the proof of join finds what it does.
+func fileAddress(p map[string]any) (address, file string) {
+	entries, _ := p["EnvironmentFiles"].([][]any)
+	for _, entry := range entries {
+		if len(entry) == 0 {
+			continue
+		}
+		pattern, _ := entry[0].(string)
+		paths, _ := filepath.Glob(pattern)
+		for _, path := range paths[:min(len(paths), maxEnvironmentFiles)] {
+			b, _, err := readBelow("", path, conf.MaxSettings)
+			if err != nil {
+				continue
+			}
+			for _, m := range addressAssignment.FindAllSubmatch(b, -1) {
+				address, file = string(m[1]), path
+			}
+		}
+	}
+	return address, file
 }
 
 // exitText says how the main process ended, from the si_code and si_status that

@@ -6,12 +6,16 @@ package ams
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // unitsBus is a systemd with several units, each "UnitFileState ActiveState"; one
@@ -181,4 +185,27 @@ func TestUnitsStartTakesLong(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// A file of EnvironmentFile= overrides every drop-in; of several assignments the last one counts.
+func TestAddressInAnEnvironmentFile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		must.OK(t, os.WriteFile(path, []byte(text), 0o644))
+		return path
+	}
+	one := write("one.env", "# AMS_HOST_ADDRESS=10.0.0.1\nJAVA_OPTS=-Xmx1g\n AMS_HOST_ADDRESS=\"10.0.0.2\"\n")
+	two := write("two.env", "OTHER_AMS_HOST_ADDRESS=10.0.0.3\n")
+	for name, tt := range map[string]struct{ pattern, address, file string }{
+		"quoted":    {one, "10.0.0.2", one},
+		"a pattern": {filepath.Join(dir, "*.env"), "10.0.0.2", one},
+		"none":      {two, "10.0.0.9", ""},
+		"not there": {filepath.Join(dir, "gone"), "10.0.0.9", ""},
+	} {
+		st := unitState(map[string]any{"Environment": []string{"AMS_HOST_ADDRESS=10.0.0.9"}, "EnvironmentFiles": [][]any{{tt.pattern, true}}})
+		if st.HostAddress != tt.address || st.HostAddressFile != tt.file {
+			t.Errorf("%s: %s by %q, want %s by %q", name, st.HostAddress, st.HostAddressFile, tt.address, tt.file)
+		}
+	}
 }

@@ -122,3 +122,19 @@ func TestServerNotEnabled(t *testing.T) {
 		}
 	}
 }
+
+// TestAddressOfAnEnvironmentFile: systemd lets a file of EnvironmentFile= override every
+// drop-in, so the server would register under another address after a restart for nothing.
+func TestAddressOfAnEnvironmentFile(t *testing.T) {
+	for address, failed := range map[string]string{"10.0.1.9": IDAddress, "10.0.1.7": "", "": IDAddress} {
+		m := joinedTree(t)
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, HostAddress: address, HostAddressFile: "/etc/default/antmedia"}}
+		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, DryRun: true}
+		req.Identify = func(context.Context) (metadata.Instance, error) { return joinedAs(), nil }
+		f := &facts{}
+		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
+		if got := ids(f.failed); got != failed {
+			t.Errorf("%q: failed %q, want %q: %v", address, got, failed, f.failed)
+		}
+	}
+}

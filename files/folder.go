@@ -590,7 +590,16 @@ func (d *Folder) Space() (unix.Statfs_t, error) {
 	return st, pathError("statfs", d.path, unix.Fstatfs(d.fd, &st))
 }
 
-// Writable says why what has the name cannot be written; "." is the folder itself.
+// Writable says why what has the name cannot be written; "." is the folder itself. A file is opened for it: access(2) by way
+// of x/sys answers root with yes, also for one that chattr +i or +a protects.
 func (d *Folder) Writable(name string) error {
-	return pathError("write", filepath.Join(d.path, name), unix.Faccessat(d.fd, name, unix.W_OK, unix.AT_SYMLINK_NOFOLLOW))
+	path := filepath.Join(d.path, name)
+	if name == "." {
+		return pathError("write", path, unix.Faccessat(d.fd, name, unix.W_OK, 0))
+	}
+	fd, err := unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return pathError("write", path, err)
+	}
+	return unix.Close(fd)
 }

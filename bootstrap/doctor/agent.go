@@ -218,6 +218,8 @@ func checkDropIn(ctx context.Context, p *patient) []Result {
 			switch {
 			case !slices.ContainsFunc(s.DropIns, func(d string) bool { return filepath.Base(d) == filepath.Base(ams.DropInPath) }):
 				return one(bad("systemctl daemon-reload", "%s is there, and systemd does not know of it", ams.DropInPath))
+			case s.HostAddressFile != "" && !cluster.SameAddress(s.HostAddress, in.State.Address):
+				return one(bad("remove that line from "+s.HostAddressFile, "%s overrides ours: the next start gets %s=%s", s.HostAddressFile, ams.HostAddressVariable, s.HostAddress))
 			case s.HostAddress != "" && !cluster.SameAddress(s.HostAddress, in.State.Address):
 				return one(bad("systemctl cat "+p.Machine.Service.Name()+" shows which one", "another drop-in stands over ours: the next start gets %s=%s", ams.HostAddressVariable, s.HostAddress))
 			}

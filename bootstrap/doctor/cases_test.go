@@ -612,6 +612,12 @@ func agentCases() []aCase {
 				s.Fragment, s.DropIns, s.HostAddress = "/x", []string{ams.DropInPath, "/x/60-local.conf"}, "10.7.7.7"
 			})
 		}, Bad, "", "10.7.7.7"},
+		{IDDropIn, "overruled by a file", func(c *clinic) {
+			nodeWithDropIn(c)
+			c.service.state = with(active, func(s *ams.State) {
+				s.Fragment, s.DropIns, s.HostAddress, s.HostAddressFile = "/x", []string{ams.DropInPath}, "10.7.7.7", "/etc/default/antmedia"
+			})
+		}, Bad, "", "/etc/default/antmedia overrides ours"},
 		{IDDropIn, "a folder", func(c *clinic) { c.put(ams.DropInPath+"/x", "") }, Unknown, "", ""},
 
 		{bootstrap.IDDaemon, "runs", units(true, active), Good, "", "amsagent.service active"},
