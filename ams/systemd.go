@@ -268,30 +268,24 @@ func unitVariable(p map[string]any, name string) string {
 	return ""
 }
 
-// maxEnvironmentFiles bounds the files of one pattern.
-const maxEnvironmentFiles = 64
-
 // addressAssignment is a line of an EnvironmentFile= that sets the server's address.
 var addressAssignment = regexp.MustCompile(`(?m)^[ \t]*` + HostAddressVariable + `=["']?([^"'\s]*)`)
 
 // fileAddress is the address that the files of EnvironmentFile= set, which override every drop-in, and the file; "" is none.
-// A file that cannot be read is passed over: the proof of join finds what it does.
+// A pattern, and a file that cannot be read, is passed over: the proof of join finds what it does.
 func fileAddress(p map[string]any) (address, file string) {
 	entries, _ := p["EnvironmentFiles"].([][]any)
 	for _, entry := range entries {
 		if len(entry) == 0 {
 			continue
 		}
-		pattern, _ := entry[0].(string)
-		paths, _ := filepath.Glob(pattern)
-		for _, path := range paths[:min(len(paths), maxEnvironmentFiles)] {
-			b, _, err := readBelow("", path, conf.MaxSettings)
-			if err != nil {
-				continue
-			}
-			for _, m := range addressAssignment.FindAllSubmatch(b, -1) {
-				address, file = string(m[1]), path
-			}
+		path, _ := entry[0].(string)
+		b, _, err := readBelow("", path, conf.MaxSettings)
+		if err != nil {
+			continue
+		}
+		for _, m := range addressAssignment.FindAllSubmatch(b, -1) {
+			address, file = string(m[1]), path
 		}
 	}
 	return address, file

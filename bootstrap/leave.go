@@ -154,8 +154,8 @@ func (l *leaver) refused(fs ...Finding) error {
 }
 
 // recover finishes or undoes what an interrupted run left. Leaving is the way out
-// of everything: where the journal cannot be used, what the interrupted run left
-// beside the files gives them back.
+// of everything: where the journal cannot be used, it is set aside, and the files get
+// their standalone form.
 func (l *leaver) recover(ctx context.Context) error {
 	warnings, found, err := l.Machine.recover(ctx, l.store)
 	var damaged *conf.DamagedError
@@ -192,7 +192,7 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 	}
 	l.bare = true
 	l.found = "a damaged file was kept as " + name + "; beyond that nothing was changed on this machine"
-	l.warn(IDRecord, "what an interrupted run replaced is beside the file, under a hidden name that ends in .old",
+	l.warn(IDRecord, "if a run was interrupted, what it replaced is beside each file, under a hidden name that ends in .old",
 		"%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
 	return nil
 }

@@ -494,7 +494,7 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 	if n := len(refused); n > 0 {
 		err := refused[0]
 		if n > 1 {
-			err = fmt.Errorf("%w, and %s", err, plural(n-1, "more file"))
+			err = fmt.Errorf("%w, and %s", err, plural(n-1, "more path"))
 		}
 		hint := cmp.Or(deniedHint(err), "run as root")
 		if errors.Is(err, syscall.EROFS) {
@@ -508,7 +508,7 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 }
 
 // writable says why the file cannot be replaced: its folder, or the next one that exists, is not
-// writable, or root itself is refused (chattr +i).
+// writable, or root itself is refused (chattr +i, chattr +a).
 func writable(store *conf.Store, name string) error {
 	p, err := store.Files().LocateName(name)
 	if err != nil {

@@ -454,7 +454,7 @@ func (s *sealer) files() {
 }
 
 // saved removes the copies that a leave kept of files with edits of an operator, the second and third of a file among
-// them: a former or the current password of MongoDB may be in them.
+// them, and what an interrupted run left: a former or the current password of MongoDB may be in them.
 func (s *sealer) saved() {
 	paths := []string{MongoPath, ams.DropInPath, hostsPath, s.install.Container.Path, s.install.Server.Path}
 	for _, app := range s.install.Apps {
@@ -463,7 +463,7 @@ func (s *sealer) saved() {
 	for _, p := range paths {
 		kept := path.Base(conf.SavedName(p))
 		s.matching(SealAgent, path.Dir(p), func(name string) bool {
-			return name == kept || strings.HasPrefix(name, kept+"-")
+			return name == kept || strings.HasPrefix(name, kept+"-") || conf.IsBackup(p, name)
 		})
 	}
 }

@@ -234,6 +234,7 @@ func TestSealSaved(t *testing.T) {
 	}
 	// The name was taken when another leave kept one.
 	put(t, m, MongoPath+".amsagent-saved-1", rotated+"\n")
+	put(t, m, path.Dir(MongoPath)+"/."+path.Base(MongoPath)+".amsagent-0123456789ab.old", rotated+"\n")
 	res := sealed(t, m, SealRequest{})
 	if got := holders(m); len(got) > 0 {
 		t.Errorf("the password is in %v", got)

@@ -166,7 +166,7 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	}
 	install := m.viewFiles(store, req, state, service, s)
 	m.viewProcess(ctx, install, service, serr, s)
-	s.Process.older = s.Phase == PhaseJoined && m.olderThanFiles(state, service)
+	s.Process.older = s.Phase == PhaseJoined && service.Running() && m.olderThanFiles(state, service)
 	m.viewRow(ctx, req, s)
 	s.Member = s.Files.Mode == conf.ModeCluster || state != nil
 	if s.Unprivileged {
@@ -345,7 +345,7 @@ func (s *Status) compare(state *State) {
 	switch {
 	case files.ByHand:
 	case len(proc.EditedSince) > 0 && files.Mode != "" || proc.older || state != nil && state.RestartPending:
-		add("STATUS-RESTART", RestartHint, "the files say %s, but the server was started before they were written", files.Mode)
+		add("STATUS-RESTART", RestartHint, "the files were written after the server was started: it runs with other settings")
 	}
 	if files.ByHand {
 		add("STATUS-FILES", "amsagent join makes it a node again; amsagent leave ends its membership", "this machine joined, and was made standalone by hand: it is left so, and no sessions are sent here")

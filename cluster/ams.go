@@ -49,7 +49,7 @@ type AMSNode struct {
 // amsFields are the fields of AMS's document that are read.
 func amsFields() bson.D {
 	d := bson.D{}
-	for _, key := range []string{"ip", "lastUpdateTime", "memory", "cpu", "dbQueryAveargeTimeMs"} {
+	for _, key := range []string{"ip", "lastUpdateTime", "memory", "cpu"} {
 		d = append(d, bson.E{Key: key, Value: 1})
 	}
 	return d

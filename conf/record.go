@@ -140,10 +140,10 @@ type Undone struct {
 }
 
 // Undo gives what current becomes when our spans are put back. Where current is
-// what we wrote, that is the original, byte for byte. Where other lines were
-// edited since, they stay. Where a span itself was edited since, it gets its
-// standalone form and the result names a conflict. current is nil when the file
-// is gone.
+// what we wrote, that is the original, byte for byte. In a file of settings that
+// was edited since, only the keys that we set get their former values; a container
+// is switched back as it stands. Other files are given back whole, and the edited
+// one is kept beside them. current is nil when the file is gone.
 func (f *FileRecord) Undo(current []byte) (Undone, error) {
 	written, err := applySpans(f.Original, f.Spans)
 	if err != nil {

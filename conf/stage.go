@@ -41,6 +41,9 @@ func isBeside(name, base, suffix string) bool {
 	return ok && cut && !strings.ContainsAny(id, "./")
 }
 
+// IsBackup reports whether name is what a commit that was interrupted left of a file with that path.
+func IsBackup(path, name string) bool { return isBeside(name, filepath.Base(path), backupSuffix) }
+
 // beside lists what commits have beside a target, by suffix, as names in its
 // folder. A folder that cannot be read has nothing.
 func beside(base string, entries []fs.DirEntry, suffix string) []string {

@@ -25,7 +25,8 @@ import (
 // works for 20 % and is kept waiting by the host for 70 %, a tenth is left to
 // give. Java leaves it out of both sides, so that we are never below its figure
 // and are above it where the host has nothing left, as on a burstable machine
-// whose credits are spent.//
+// whose credits are spent.
+//
 // Guest time is not added: the kernel has counted it as user time already.
 type cpuMeter struct {
 	at   time.Time

@@ -219,7 +219,6 @@ func (w *GPUWatcher) nvidiaFails(reason string, lost bool) {
 type gpuLook struct {
 	state  GPUState // GPUPending: the tool is worth a start
 	reason string
-	onBus  int
 	tool   gpuToolID
 }
 
@@ -235,7 +234,7 @@ func (w *GPUWatcher) look() gpuLook {
 	at := func(path string) string { return filepath.Join(w.o.Root, path) }
 	there := func(path string) bool { _, err := os.Stat(at(path)); return err == nil }
 	n, foreign := nvidiaOnBus(w.o.Root)
-	l := gpuLook{onBus: n}
+	var l gpuLook
 	driver := there("/proc/driver/nvidia/version") || there("/dev/nvidiactl")
 	for _, dir := range gpuFolders() {
 		if tool, ok := gpuProgram(at(filepath.Join(dir, gpuTool))); ok {

@@ -24,9 +24,8 @@ var (
 	ErrNotJoined = errors.New("this machine is not a cluster node")
 	// ErrNotDraining: there is nothing to take back.
 	ErrNotDraining = errors.New("this node is not draining")
-	// ErrTooLate: Ant Media Server is being stopped already, or the machine goes
-	// down.
-	ErrTooLate = errors.New("the server is already being stopped")
+	// ErrTooLate: Ant Media Server is being stopped already, or the machine shuts down.
+	ErrTooLate = errors.New("it is too late to take the drain back")
 	// ErrLeft: the node has left, or is parked.
 	ErrLeft = errors.New("this node has left already")
 	// ErrBusy: a drain is under way.

@@ -380,7 +380,7 @@ func networkCases(open, closed int) []aCase {
 		{IDPorts, "not allowed to listen", func(c *clinic) {
 			ports("", ams.State{Activity: ams.ActivityInactive})(c)
 			c.listen = func(context.Context, string, string) error { return syscall.EACCES }
-		}, Good, "", "free"},
+		}, Unknown, "", "port 5080 (HTTP): permission denied"},
 		{IDPorts, "the service does not say", ports("", ams.State{Activity: ams.ActivityUnknown}), Unknown, "", "not known"},
 		{IDPorts, "a tree", nil, Unknown, "", "does not run"},
 	}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/amsagent/amsagent/ams"
@@ -23,27 +22,16 @@ type wanted struct {
 	what    string
 }
 
-// serverPorts are those of an installation.
-func (p *patient) serverPorts(in *ams.Installation) []wanted {
-	list := []wanted{{"tcp", in.HTTPPort, "HTTP"}}
-	s, ok := p.read(in.Server, "red5.properties")
-	add := func(key string, usual int, network, what string) {
-		port := usual
-		if ok && key != "" {
-			if n, err := strconv.Atoi(s.get(key)); err == nil && n > 0 && n < 1<<16 {
-				port = n
-			}
-		}
-		list = append(list, wanted{network, port, what})
+// serverPorts are those of an installation, with the defaults where its settings cannot be read.
+func serverPorts(in *ams.Installation) []wanted {
+	ports, _ := in.Ports()
+	list := []wanted{
+		{"tcp", in.HTTPPort, "HTTP"}, {"tcp", ports.HTTPS, "HTTPS"}, {"tcp", ports.RTMP, "RTMP"}, {"udp", ports.SRT, "SRT"},
+		{"tcp", ports.Origin, "between nodes"}, {"tcp", 9999, "shutdown"},
 	}
-	add("https.port", 5443, "tcp", "HTTPS")
-	add("rtmp.port", 1935, "tcp", "RTMP")
-	if ok && strings.EqualFold(s.get("rtmps.enabled"), "true") {
-		add("rtmps.port", 8443, "tcp", "RTMPS")
+	if ports.RTMPS > 0 {
+		list = append(list, wanted{"tcp", ports.RTMPS, "RTMPS"})
 	}
-	add("server.srt_port", 4200, "udp", "SRT")
-	add("server.origin_port", originPort, "tcp", "between nodes")
-	add("", 9999, "tcp", "shutdown")
 	return list
 }
 
@@ -56,14 +44,17 @@ func checkPorts(ctx context.Context, p *patient) []Result {
 		case !p.running:
 			return inTree()
 		case in.Service.Running() || in.Service.Starting():
-			return one(good("the server runs, and has its ports"))
+			return one(good("the server runs; its ports were not tried"))
 		case !in.Service.Known():
 			return one(unknown("whether the server runs is not known"))
 		}
 		var found []Result
-		for _, w := range p.serverPorts(in.Install) {
-			if err := p.listen(ctx, w.network, net.JoinHostPort("", strconv.Itoa(w.port))); errors.Is(err, syscall.EADDRINUSE) {
+		for _, w := range serverPorts(in.Install) {
+			switch err := p.listen(ctx, w.network, net.JoinHostPort("", strconv.Itoa(w.port))); {
+			case errors.Is(err, syscall.EADDRINUSE):
 				found = append(found, bad("`ss -l"+w.network[:1]+"np` as root names the process: stop it, or give it another port", "port %d (%s) is taken", w.port, w.what))
+			case err != nil:
+				found = append(found, unknown("port %d (%s): %v", w.port, w.what, err))
 			}
 		}
 		if len(found) > 0 {

@@ -38,7 +38,7 @@ const (
 const (
 	hintUnreachable = "no metadata service at the address: it answers only the primary address of the primary network interface, over a " +
 		"route to 169.254.169.254 that DHCP sets; if this is no Azure machine use --provider generic, else look for a firewall rule"
-	hintRequest = "the service does not have version 2021-12-13, or something between changes the requests: a proxy, " +
+	hintRequest = "the service does not have the version that this agent asks for, or something between changes the requests: a proxy, " +
 		"say, by the header X-Forwarded-For"
 	hintForbidden = "something between this process and the metadata service refuses its requests: a firewall rule for this user, or a " +
 		"metadata policy of the machine (its security profile's proxyAgentSettings); or use --provider generic"

@@ -92,7 +92,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	}{{"--keep", opts.keep, &req.Keep}, {"--remove", opts.remove, &req.Remove}} {
 		for _, word := range list.words {
 			item := bootstrap.SealItem(strings.TrimSpace(word))
-			if err := removedError(removedItem, "seal", word); err != nil {
+			if err := removedError(removedItem, "seal", string(item)); err != nil {
 				return usageError([]string{"amsagent seal --help lists the items"}, "%s: %s", list.flag, err)
 			}
 			if !slices.Contains(bootstrap.SealItems(), item) {

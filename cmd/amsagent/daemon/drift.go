@@ -86,6 +86,8 @@ func (m *member) follow(c *bootstrap.Convergence) {
 	case text == m.d.drifted:
 	case text == "":
 		m.d.log.Info("the server's files are as joined again")
+	case len(c.Differences)+len(c.Torn) == 0 && !c.Standalone:
+		m.d.log.Warn("the server runs with older settings", "what", text, "fix", strings.Join(drift.Fix, "; or "))
 	default:
 		m.d.log.Warn("the server's files are not as joined", "id", bootstrap.IDDrift, "what", text, "fix", strings.Join(drift.Fix, "; or "))
 	}

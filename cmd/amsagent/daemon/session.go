@@ -787,6 +787,8 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 		default:
 			if err == nil {
 				m.follow(c)
+			} else {
+				c.Node.Drift = m.latest().Drift // not known is not none
 			}
 			if !c.Node.SameLife(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 				return nil // the next session registers it
