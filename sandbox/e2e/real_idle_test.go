@@ -29,7 +29,7 @@ const (
 	// idleAsked is how often a balancer asks.
 	idleAsked = 10 * time.Second
 
-	idleMemory = 18 << 20
+	idleMemory = 24 << 20
 	idleCPU    = 100 * time.Millisecond // for each minute
 )
 
