@@ -91,7 +91,11 @@ func kernelWalk(t *testing.T, root, path string) string {
 	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must.OK(t, err)
 	defer func() { _ = unix.Close(dir) }()
-	fd, err := unix.Openat2(dir, filepath.Join("/", path), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(dir, filepath.Join("/", path), &how)
+	for errors.Is(err, unix.EAGAIN) { // "..", and a rename or a mount anywhere on this machine at that moment
+		fd, err = unix.Openat2(dir, filepath.Join("/", path), &how)
+	}
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
 		t.Skipf("this kernel has no openat2: %v", err)
 	}
