@@ -31,7 +31,7 @@ func (o *joinOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
 	fs.BoolVar(&o.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
 	fs.BoolVar(&o.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
-	fs.DurationVar(&o.tags, "wait-for-tags", 0, "wait this `DURATION` for MongoDB and the role to be known: a scaling group tags a machine after its start; exit 4 if the time is over, 3 if the machine sees no tags")
+	fs.DurationVar(&o.tags, "wait-for-tags", 0, "wait this `DURATION` for MongoDB and the role to be known: a scaling group tags a machine after its start; exit 4 if the time is over")
 	fs.BoolVar(&o.force, "force-address", false, "take the address although no interface of this machine has it, as behind NAT; it is kept with the address")
 	fs.BoolVar(&o.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
 }

@@ -259,8 +259,8 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
 	age := identityAge
-	if a.g.settings.Role == "" && (a.inst.TagsKnown || a.inst.Provider == metadata.AWS) {
-		age = ownFactsAge // the tag that names the role may come after the join; on EC2 no tag looks as tags switched off
+	if a.g.settings.Role == "" && a.inst.Provider != metadata.Generic {
+		age = ownFactsAge // the tag that names the role may come after the join
 	}
 	known := a.tagErr == nil && !a.identified.IsZero() && time.Since(a.identified) < age
 	local := known && a.inst.Provider == metadata.Generic

@@ -4,53 +4,44 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
-
-	"github.com/amsagent/amsagent/metadata"
 )
 
-const (
-	// tagPause is the time between two looks at the tags: a metadata service throttles.
-	tagPause = 2 * time.Second
-	// lateTags is how long a group may take to tag a machine. On EC2 a machine without a tag looks as one whose tags are
-	// switched off.
-	lateTags = time.Minute
-)
+// tagPause is the time between two looks at the tags: a metadata service throttles.
+const tagPause = 2 * time.Second
 
 // waitForTags waits until MongoDB and the role are known from any source: a scaling group tags a machine up to about a
 // minute after its start.
 func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
-	began := time.Now()
 	bound, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	for n := 1; ; n++ {
-		missing, err := g.notKnown()
-		if err != nil || len(missing) == 0 {
-			return err
-		}
-		m, err := g.instance(bound)
-		var malformed *settingError
+	missing, err := g.notKnown()
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	g.log().Info("waiting for the instance's tags", "missing", strings.Join(missing, ", "), "limit", limit)
+	q := g.instanceQuestion()
+	noTag := errors.New("no instance tag, setting or flag gives it")
+	why, hint := noTag, "tag the machine with amsagent:mongo and amsagent:role, or give --mongo and --role"
+	for {
+		m, err := g.askInstance(bound, q)
 		switch {
-		case errors.As(err, &malformed):
-			return err // waiting does not correct it
 		case err == nil:
+			g.remember(m)
+			if err = g.useTags(m.Instance.TagSet()); err != nil {
+				return err // waiting does not correct a malformed tag
+			}
 			if missing, err = g.notKnown(); err != nil || len(missing) == 0 {
 				return err
 			}
-			if tagsAreOff(m.Instance) && (m.Instance.Provider != metadata.AWS || time.Since(began)+tagPause >= min(limit, lateTags)) {
-				return &userError{
-					Msg: "cannot wait for tags", ID: idPreflight, Exit: exitPreflight, State: stateUntouched,
-					Cause: fmt.Errorf("this machine sees no instance tags, and nothing else gives %s", strings.Join(missing, " and ")), Hints: []string{m.Instance.TagsHint},
-				}
-			}
-		}
-		if n == 1 {
-			g.log().Info("waiting for the instance's tags", "missing", strings.Join(missing, ", "), "limit", limit)
+			why, hint, q.provider = noTag, cmp.Or(m.Instance.TagsHint, hint), m.Instance.Provider
+		case bound.Err() == nil:
+			why = err
 		}
 		select {
 		case <-time.After(tagPause):
@@ -60,13 +51,9 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 		if ctx.Err() != nil {
 			return &userError{Msg: "waiting for the instance's tags", Cause: context.Cause(ctx), State: stateUntouched}
 		}
-		if err == nil {
-			err = errors.New("no instance tag, setting or flag gives it")
-		}
 		return &userError{
-			Msg: fmt.Sprintf("%s: not known after %s", strings.Join(missing, " and "), shortDuration(limit)), Cause: err,
-			ID: idTimeout, Exit: exitUnknown, State: stateUntouched,
-			Hints: []string{"tag the machine with amsagent:mongo and amsagent:role, or give --mongo and --role"},
+			Msg: fmt.Sprintf("%s: not known after %s", strings.Join(missing, " and "), shortDuration(limit)), Cause: why,
+			ID: idTimeout, Exit: exitUnknown, State: stateUntouched, Hints: []string{hint},
 		}
 	}
 }
@@ -83,10 +70,4 @@ func (g *globals) notKnown() (missing []string, err error) {
 		missing = append(missing, "the role")
 	}
 	return missing, nil
-}
-
-// tagsAreOff reports whether the tags of a machine stay unknown. On Alibaba Cloud they come by an API, whose network or
-// permission may be later than the machine.
-func tagsAreOff(inst metadata.Instance) bool {
-	return !inst.TagsKnown && !slices.Contains(inst.Missing, "tags") && inst.Provider != metadata.Alibaba
 }

@@ -46,7 +46,7 @@ func TestWaitForTags(t *testing.T) {
 		"the role never comes":      {server: late(map[string]string{}), args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "the role: not known after 3s"},
 		"nothing ever comes":        {server: late(map[string]string{}), args: "--wait-for-tags 3s", code: exitUnknown, want: "the address of MongoDB and the role: not known after 3s"},
 		"all is known":              {server: off, args: "--wait-for-tags 30s --mongo 127.0.0.1:1 --role edge", code: exitPreflight, want: noServer, quick: true},
-		"tags are switched off":     {server: off, args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitPreflight, want: "InstanceMetadataTags=enabled"},
+		"tags are switched off":     {server: off, args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "InstanceMetadataTags=enabled"},
 		"no tag is there yet":       {server: none, args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitPreflight, want: noServer},
 		"a malformed tag":           {server: late(map[string]string{"amsagent:role": "two words"}), args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitUsage, want: "instance tag amsagent:role"},
 		"offline":                   {server: off, args: "--wait-for-tags 30s --offline --mongo 127.0.0.1", code: exitUsage, want: "--offline", quick: true},
