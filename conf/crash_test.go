@@ -54,6 +54,7 @@ func crashChild(s *Store, op string) error {
 // file system, for every N, in both directions: each file must be old or new,
 // and recovery must make all old or all new and leave nothing lying about.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Skip("strace is not installed: not killed at chosen system calls")

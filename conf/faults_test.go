@@ -85,6 +85,7 @@ func faultRoot(t *testing.T) func() *Store {
 // recoveries, from a commit and from a rollback, are sampled; AMSAGENT_FAULTS=all
 // (make faults) lets each call of each of them fail.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	tree := faultRoot(t)
 	s := tree()
 	standalone := snapshot(t, s)

@@ -23,6 +23,7 @@ import (
 // or nothing. That is no change of anybody's, and never gets into the record. What is
 // there is kept beside it: a person's edit may look like that.
 func TestTornFile(t *testing.T) {
+	t.Parallel()
 	const path = "/ams/webapps/Live App/WEB-INF/red5-web.properties"
 	const host = "mongodb://u:p@10.0.0.1/?w=1"
 	parts := map[string]func(whole string) string{
@@ -37,6 +38,7 @@ func TestTornFile(t *testing.T) {
 	}
 	for name, cut := range parts {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newTree(t)
 			original := snapshot(t, s)
 			must.OK(t, planCluster(t, s, host).Commit("join"))
@@ -96,6 +98,7 @@ func TestNotTorn(t *testing.T) {
 
 // Of a file that no record knows nothing can be made.
 func TestTornUnknown(t *testing.T) {
+	t.Parallel()
 	s := newTree(t)
 	real := filepath.Join(s.Root, propertyPaths[0])
 	for text, want := range map[string]error{"": ErrEmpty, "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po": ErrTorn, "#Sat No": ErrTorn, "#": ErrTorn} {
@@ -110,6 +113,7 @@ func TestTornUnknown(t *testing.T) {
 // One second is waited for all files of a plan that are being written, however many
 // their owner emptied.
 func TestTornIsWaitedForOnce(t *testing.T) {
+	t.Parallel()
 	s := newTree(t)
 	reads, all := 0, []int(nil)
 	s.hook = func(call, name string) error {

@@ -235,6 +235,7 @@ func TestDoctorSettings(t *testing.T) {
 
 // What fails on the way is a result, and not a line before it; unless somebody asks.
 func TestDoctorIsQuiet(t *testing.T) {
+	t.Parallel()
 	root := doctorTree(t)
 	args := []string{"--root", root, "--address", "10.0.0.5", "--provider", "aws"}
 	vars := map[string]string{"AMSAGENT_AWS_ENDPOINT": "http://127.0.0.1:1"}

@@ -556,6 +556,7 @@ func TestNodesAfterFailover(t *testing.T) {
 }
 
 func TestNodesUsage(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct{ args, want string }{
 		{"--state activ", `--state: "activ" is not one of joining, active`},
 		{"--sort cpuu", `--sort: "cpuu" is not one of address`},
