@@ -1,8 +1,6 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package templates reads what packaging/cloud and packaging/image give to
-// operators: it evaluates each template with sample values, as far as that goes
-// without a cloud, and holds what comes out against one list of what a cluster
-// needs. It has no API; there is nothing to import.
+// Package templates reads what packaging/cloud and packaging/image give to operators: it holds the text of each template
+// against one list of facts, and runs the scripts that they give to machines. It has no API; there is nothing to import.
 package templates

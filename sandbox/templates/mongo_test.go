@@ -453,7 +453,7 @@ func TestEachTemplateHoldsInstall(t *testing.T) {
 		"cloudformation.yaml": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
 		"aws/terraform":       readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
 		"gcp/terraform":       gcpMongoScript(t),
-		"azure":               readAzure(t, loadAzure(t, nil)).Mongo.UserData,
+		"azure":               azureMongo(t),
 		"ros.yaml":            readROS(t, loadROS(t, nil)).Mongo.UserData,
 	} {
 		holds(name, data, "AMSAGENT-MONGODB", script)

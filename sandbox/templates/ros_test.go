@@ -875,3 +875,12 @@ echo "$*" >>"$HERE/slept"
 		})
 	}
 }
+
+// armLookup follows keys through objects.
+func armLookup(v any, keys ...string) any {
+	for _, k := range keys {
+		o, _ := v.(object)
+		v = o[k]
+	}
+	return v
+}

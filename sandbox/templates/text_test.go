@@ -1,0 +1,162 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package templates
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
+)
+
+// source is a template as text, without comments and indents. Nothing here knows a schema or evaluates an expression.
+type source struct {
+	raw, text string
+	blocks    map[string]string // of text, by name: "edgeSet", "aws_lb.rtmp", "variable.region", "EdgeTargets"
+}
+
+// facts are what a template says.
+type facts struct {
+	// says: blocks -> lines that stand in each of them, in this order; others may be between them. {role} is origin or edge,
+	// and {Role} Origin or Edge, as the name of the block begins.
+	says map[string]string
+	// lists: pattern -> all that it finds in the template, in order: nothing is opened or permitted unseen.
+	lists map[string]string
+}
+
+var (
+	// Where a block begins, and its name.
+	begins = map[string]*regexp.Regexp{
+		".bicep": regexp.MustCompile(`^(?:resource|var|param) (\w+)`),
+		".tf":    regexp.MustCompile(`^(?:resource )?((?:\w+ )?(?:"[\w-]+" )*)\{`),
+		".yaml":  regexp.MustCompile(`^  (\w+):`),
+	}
+	section = regexp.MustCompile(`^(\w+):`)
+	blanks  = regexp.MustCompile(`\s+`)
+)
+
+// read reads a file, or all files of a module.
+func read(t *testing.T, pattern string) source {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	must.OK(t, err)
+	s := source{blocks: map[string]string{}}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		must.OK(t, err)
+		s.raw += string(b)
+	}
+	name, under := "", ""
+	for line := range strings.Lines(s.raw) {
+		if m := section.FindStringSubmatch(line); m != nil {
+			name, under = "", strings.TrimSuffix(m[1], "Resources")
+		}
+		if m := begins[filepath.Ext(pattern)].FindStringSubmatch(line); m != nil {
+			name = strings.Join(strings.Fields(strings.ReplaceAll(under+" "+m[1], `"`, "")), ".")
+			if s.blocks[name] != "" {
+				t.Errorf("%s: %s is there twice", pattern, name)
+			}
+			s.blocks[name] = "\n"
+		}
+		line = blanks.ReplaceAllString(strings.TrimSpace(line), " ")
+		if line == "" || strings.HasPrefix(line, "#") || strings.HasPrefix(line, "//") {
+			continue
+		}
+		s.text += line + "\n"
+		s.blocks[name] += line + "\n"
+	}
+	return s
+}
+
+// finds are all places of a pattern, each as its groups.
+func (s source) finds(pattern string) []string {
+	out := []string{}
+	for _, m := range regexp.MustCompile("(?m)"+pattern).FindAllStringSubmatch(s.text, -1) {
+		out = append(out, strings.Join(strings.Fields(strings.Join(m[1:], " ")), " "))
+	}
+	return out
+}
+
+func lines(text string) []string {
+	out := []string{}
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func (s source) check(t *testing.T, f facts) {
+	t.Helper()
+	for names, want := range f.says {
+		for _, name := range strings.Fields(names) {
+			rest, ok := s.blocks[name]
+			if !ok {
+				t.Errorf("there is no %s", name)
+				continue
+			}
+			role := "origin"
+			if strings.HasPrefix(strings.ToLower(name), "edge") {
+				role = "edge"
+			}
+			want := strings.NewReplacer("{role}", role, "{Role}", strings.ToUpper(role[:1])+role[1:]).Replace(want)
+			for _, line := range lines(want) {
+				_, after, ok := strings.Cut(rest, "\n"+line+"\n")
+				if !ok {
+					t.Errorf("%s does not say, or not here: %s", name, line)
+					continue
+				}
+				rest = "\n" + after
+			}
+		}
+	}
+	for pattern, want := range f.lists {
+		if diff := gocmp.Diff(lines(want), s.finds(pattern)); diff != "" {
+			t.Errorf("%s (-want +found):\n%s", pattern, diff)
+		}
+	}
+}
+
+// used: each name that is used is declared, and each declared one is used.
+func used(t *testing.T, declared, names []string) {
+	t.Helper()
+	for _, name := range names {
+		if !slices.Contains(declared, name) {
+			t.Errorf("%s is used, and not there", name)
+		}
+	}
+	for _, name := range declared {
+		if !slices.Contains(names, name) {
+			t.Errorf("nothing uses %s", name)
+		}
+	}
+}
+
+// filled is a script with values in the places of names, as "{{name}}" with the marks "{{" and "}}". It has each of them, and no other.
+func filled(t *testing.T, script, begin, end string, values map[string]string) string {
+	t.Helper()
+	var names []string
+	out := regexp.MustCompile(regexp.QuoteMeta(begin)+`([\w.]+)`+regexp.QuoteMeta(end)).ReplaceAllStringFunc(script, func(s string) string {
+		name := strings.TrimSuffix(strings.TrimPrefix(s, begin), end)
+		names = append(names, name)
+		return values[name]
+	})
+	used(t, slices.Sorted(maps.Keys(values)), names)
+	return out
+}
+
+func contents(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	must.OK(t, err)
+	return string(b)
+}
