@@ -44,8 +44,8 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	call := r.Header.Get("X-Acs-Action")
-	fault, healed := c.faults.Strike(func(f Fault) bool { return f.matches(call) })
-	if !fault.http().Wait(r, healed) {
+	fault, healed := c.Strike(func(f Fault) bool { return f.matches(call) })
+	if !fault.HTTP().Wait(r, healed) {
 		return
 	}
 	c.mu.Lock()

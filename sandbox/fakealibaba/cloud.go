@@ -44,10 +44,10 @@ type CloudOptions struct {
 // groups behind them: it moves instances through their states, waits at hooks, and
 // keeps books of who said what when.
 type Cloud struct {
-	o      CloudOptions
-	log    *slog.Logger
-	http   *control.Server
-	faults faults.List[Fault]
+	faults.List[Fault]
+	o    CloudOptions
+	log  *slog.Logger
+	http *control.Server
 
 	mu         sync.Mutex
 	groups     map[string]*group
@@ -168,7 +168,7 @@ func (c *Cloud) Endpoint() string { return "http://" + c.http.Addr() }
 
 // Close ends the API and everything that was under way.
 func (c *Cloud) Close() error {
-	c.faults.Clear()
+	c.ClearFaults()
 	c.mu.Lock()
 	c.closed = true
 	for _, a := range c.activities {
@@ -217,15 +217,6 @@ func (c *Cloud) Allow() {
 	defer c.mu.Unlock()
 	clear(c.denied)
 }
-
-// AddFault puts a fault of the API in force.
-func (c *Cloud) AddFault(f Fault) error { return c.faults.Add(f, f.Times, f.validate) }
-
-// ClearFaults heals the API.
-func (c *Cloud) ClearFaults() { c.faults.Clear() }
-
-// Faults lists what is in force.
-func (c *Cloud) Faults() []Fault { return c.faults.All() }
 
 // Group adds a group, or gives it other hooks. Actions that wait go on.
 func (c *Cloud) Group(id string, hooks ...Hook) {

@@ -37,15 +37,17 @@ type Fault struct {
 	Times int `json:"times,omitempty"`
 }
 
-func (f Fault) http() faults.HTTP {
+// HTTP implements [faults.Fault].
+func (f Fault) HTTP() faults.HTTP {
 	return faults.HTTP{
 		Delay: f.Delay, Status: f.Status, Body: f.Body, Truncate: f.Truncate, Huge: f.Huge, Hang: f.Hang, Reset: f.Reset, Times: f.Times,
 	}
 }
 
-func (f Fault) validate() error {
+// Validate implements [faults.Fault].
+func (f Fault) Validate() error {
 	// A code and its status are one kind.
-	return f.http().Validate("a fault has one kind: status or code, truncate, huge, hang, reset or deaf", f.Code != "" && f.Status == 0, f.Deaf)
+	return f.HTTP().Validate("a fault has one kind: status or code, truncate, huge, hang, reset or deaf", f.Code != "" && f.Status == 0, f.Deaf)
 }
 
 // matches tells whether a fault is about one of the names of what was asked for.

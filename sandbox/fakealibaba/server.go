@@ -9,17 +9,15 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/books"
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 	"github.com/amsagent/amsagent/sandbox/internal/faults"
+	"github.com/amsagent/amsagent/sandbox/internal/imds"
 )
 
 // Options says how to start. The zero value serves [Sample] on a free port of
@@ -44,17 +42,14 @@ type Options struct {
 
 // Server is a running metadata service.
 type Server struct {
-	o        Options
-	log      *slog.Logger
-	http     *control.Server
-	control  *control.Server
-	faults   faults.List[Fault]
-	requests books.Record[Request]
+	o Options
+	control.Ports
+	faults.List[Fault]
+	imds.Sessions
 
 	mu       sync.Mutex
 	instance Instance
-	tokens   map[string]time.Time // when they end
-	keys     []credentials        // all that were given out, the last is the one in force
+	keys     []credentials // all that were given out, the last is the one in force
 }
 
 // credentials are those of the role for a while.
@@ -64,34 +59,23 @@ type credentials struct {
 }
 
 // Request is one line of the record.
-type Request struct {
-	Seq    int       `json:"seq"`
-	Time   time.Time `json:"time"`
-	Method string    `json:"method"`
-	Path   string    `json:"path"`
-	Token  string    `json:"token"`         // good, bad, none
-	TTL    string    `json:"ttl,omitempty"` // asked for
-	Status int       `json:"status"`        // 0: no answer
-}
+type Request = imds.Request
 
-const (
-	ttlHeader   = "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds"
-	tokenHeader = "X-Aliyun-Ecs-Metadata-Token"
-	maxTTL      = 21600
-	rolesDir    = "meta-data/ram/security-credentials/"
-)
+const rolesDir = "meta-data/ram/security-credentials/"
 
 // Start serves until Close or until ctx is done.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	o.CredentialsLife = cmp.Or(o.CredentialsLife, 6*time.Hour)
-	s := &Server{o: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), tokens: map[string]time.Time{}}
+	s := &Server{o: o, Sessions: imds.Sessions{
+		Log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds",
+	}}
 	if o.Instance != nil {
 		s.instance = o.Instance.clone()
 	} else {
 		s.instance = Sample()
 	}
 	var err error
-	s.http, s.control, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler())
+	s.Ports, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler())
 	if err != nil {
 		return nil, err
 	}
@@ -102,22 +86,10 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return s, nil
 }
 
-// Addr is host:port of the service.
-func (s *Server) Addr() string { return s.http.Addr() }
-
-// Endpoint is the origin of the service, without a path.
-func (s *Server) Endpoint() string { return "http://" + s.Addr() }
-
-// ControlAddr is host:port of the control port, or empty.
-func (s *Server) ControlAddr() string { return s.control.Addr() }
-
 // Close ends the service.
 func (s *Server) Close() error {
 	s.ClearFaults() // lets go of what hangs
-	if err := errors.Join(s.http.Close(), s.control.Close()); err != nil {
-		return fmt.Errorf("closing the metadata service: %w", err)
-	}
-	return nil
+	return s.Ports.Close()
 }
 
 // Instance returns a copy of what is told now.
@@ -137,28 +109,10 @@ func (s *Server) Update(change func(*Instance)) {
 // AddFault puts a fault in force beside those that are; the first that matches a
 // request counts.
 func (s *Server) AddFault(f Fault) error {
-	return s.faults.Add(f, f.Times, func() error {
-		if err := f.validate(); err != nil {
-			return err
-		}
-		if f.Code != "" || f.Deaf {
-			return errors.New("code and deaf are faults of the API")
-		}
-		return nil
-	})
-}
-
-// ClearFaults heals the service. Connections that hang are closed.
-func (s *Server) ClearFaults() { s.faults.Clear() }
-
-// Faults lists what is in force.
-func (s *Server) Faults() []Fault { return s.faults.All() }
-
-// ExpireTokens makes every session token that was given out invalid.
-func (s *Server) ExpireTokens() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.tokens)
+	if f.Code != "" || f.Deaf {
+		return errors.New("code and deaf are faults of the API")
+	}
+	return s.List.AddFault(f)
 }
 
 // ExpireCredentials makes those in force invalid for the API; the next who asks gets
@@ -177,14 +131,11 @@ func (s *Server) Interrupt(at time.Time) { s.Update(func(i *Instance) { i.Termin
 // Announce tells of active system events, as text; "" takes them back.
 func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events = events }) }
 
-// Requests is the record of the last few thousand requests, oldest first.
-func (s *Server) Requests() []Request { return s.requests.All() }
-
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	seq := s.record(r)
+	seq := s.Record(r)
 	_, below, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	struck, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r.URL.Path, below) })
-	fault := struck.http()
+	struck, healed := s.Strike(func(f Fault) bool { return f.matches(r.URL.Path, below) })
+	fault := struck.HTTP()
 	reply := func(status int, body string) { s.reply(w, seq, status, body) }
 	if fault.Instead(w, r, healed, reply) {
 		return
@@ -194,42 +145,21 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) reply(w http.ResponseWriter, seq, status int, body string) {
-	s.requests.Change(seq, func(r *Request) { r.Status = status })
+	s.Answered(seq, status)
 	w.Header().Set("Content-Type", "text/plain")
 	faults.Write(w, status, body)
-}
-
-func (s *Server) record(r *http.Request) int {
-	token := "none"
-	if t := r.Header.Get(tokenHeader); t != "" {
-		token = "bad"
-		if s.good(t) {
-			token = "good"
-		}
-	}
-	s.log.Info("request", "method", r.Method, "path", r.URL.Path, "token", token)
-	return s.requests.Add(func(seq int) Request {
-		return Request{Seq: seq, Time: time.Now(), Method: r.Method, Path: r.URL.Path, Token: token, TTL: r.Header.Get(ttlHeader)}
-	})
-}
-
-func (s *Server) good(token string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return time.Now().Before(s.tokens[token])
 }
 
 func (s *Server) answer(r *http.Request) (status int, body string) {
 	version, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	if path == "api/token" {
-		return s.giveToken(r, version)
+		token, status := s.Give(r)
+		return status, cmp.Or(token, strings.ToLower(http.StatusText(status)))
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return http.StatusMethodNotAllowed, "method not allowed"
 	}
-	switch token := r.Header.Get(tokenHeader); {
-	case token == "" && s.o.Plain:
-	case token == "" || !s.good(token):
+	if token := s.Token(r); token == "bad" || token == "none" && !s.o.Plain {
 		return http.StatusUnauthorized, "unauthorized"
 	}
 	if version != "latest" && version != "2016-01-01" {
@@ -251,23 +181,6 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 		return http.StatusOK, v
 	}
 	return http.StatusNotFound, "not found"
-}
-
-func (s *Server) giveToken(r *http.Request, version string) (status int, body string) {
-	ttl, err := strconv.Atoi(r.Header.Get(ttlHeader))
-	switch {
-	case r.Method != http.MethodPut || version != "latest":
-		return http.StatusMethodNotAllowed, "method not allowed"
-	case r.Header.Get("X-Forwarded-For") != "":
-		return http.StatusForbidden, "forbidden"
-	case err != nil || ttl < 1 || ttl > maxTTL:
-		return http.StatusBadRequest, "bad request"
-	}
-	token := rand.Text() + rand.Text() + "=="
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.tokens[token] = time.Now().Add(time.Duration(ttl) * time.Second)
-	return http.StatusOK, token
 }
 
 // credentials are those in force; new ones where those have less than half of their

@@ -48,11 +48,10 @@ type AutoScalingOptions struct {
 // moves instances through their states, tells their metadata services, waits at
 // hooks, and keeps books of who said what when.
 type AutoScaling struct {
-	o       AutoScalingOptions
-	log     *slog.Logger
-	http    *control.Server
-	control *control.Server
-	faults  faults.List[APIFault]
+	control.Ports
+	faults.List[APIFault]
+	o   AutoScalingOptions
+	log *slog.Logger
 
 	mu      sync.Mutex
 	groups  map[string]*group
@@ -160,19 +159,13 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 	}
 	a.books = books.NewBounded[Entry](&a.mu)
 	var err error
-	a.http, a.control, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(a.serve), o.Control, a.Handler())
+	a.Ports, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(a.serve), o.Control, a.Handler())
 	if err != nil {
 		return nil, err
 	}
 	context.AfterFunc(ctx, func() { _ = a.Close() })
 	return a, nil
 }
-
-// Endpoint is the origin of the API, without a path.
-func (a *AutoScaling) Endpoint() string { return "http://" + a.http.Addr() }
-
-// ControlAddr is host:port of the control port, or empty.
-func (a *AutoScaling) ControlAddr() string { return a.control.Addr() }
 
 // Close ends the API and everything that was under way.
 func (a *AutoScaling) Close() error {
@@ -183,10 +176,7 @@ func (a *AutoScaling) Close() error {
 		a.enter(m, m.state) // its timers are no longer meant
 	}
 	a.mu.Unlock()
-	if err := errors.Join(a.http.Close(), a.control.Close()); err != nil {
-		return fmt.Errorf("closing the Auto Scaling API: %w", err)
-	}
-	return nil
+	return a.Ports.Close()
 }
 
 // Group adds a group, or gives it other hooks. Actions that wait go on.
@@ -553,25 +543,16 @@ type APIFault struct {
 	Times int `json:"times,omitempty"`
 }
 
-// http leaves Status out, which is no kind of its own but goes with Code, Body or Empty.
-func (f APIFault) http() faults.HTTP {
+// HTTP implements [faults.Fault]. It leaves Status out, which is no kind of its own but goes with Code, Body or Empty.
+func (f APIFault) HTTP() faults.HTTP {
 	return faults.HTTP{Delay: f.Delay, Hang: f.Hang, Reset: f.Reset, Times: f.Times}
 }
 
-func (f APIFault) validate() error {
-	err := f.http().Validate("a fault of the API has one kind: code, body, empty, hang, reset or deaf", f.Code != "", f.Body != "", f.Empty, f.Deaf)
+// Validate implements [faults.Fault].
+func (f APIFault) Validate() error {
+	err := f.HTTP().Validate("a fault of the API has one kind: code, body, empty, hang, reset or deaf", f.Code != "", f.Body != "", f.Empty, f.Deaf)
 	if err != nil {
 		return err
 	}
 	return faults.ValidStatus(f.Status)
 }
-
-// AddFault puts a fault in force beside those that are; the first that matches a
-// call counts.
-func (a *AutoScaling) AddFault(f APIFault) error { return a.faults.Add(f, f.Times, f.validate) }
-
-// ClearFaults heals the API. Calls that hang are closed.
-func (a *AutoScaling) ClearFaults() { a.faults.Clear() }
-
-// Faults lists what is in force.
-func (a *AutoScaling) Faults() []APIFault { return a.faults.All() }

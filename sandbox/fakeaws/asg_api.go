@@ -56,8 +56,8 @@ func (a *AutoScaling) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	call := form.Get("Action")
-	fault, healed := a.faults.Strike(func(f APIFault) bool { return f.Action == "" || f.Action == call })
-	if !fault.http().Wait(r, healed) {
+	fault, healed := a.Strike(func(f APIFault) bool { return f.Action == "" || f.Action == call })
+	if !fault.HTTP().Wait(r, healed) {
 		return
 	}
 	note := Entry{What: Call, Instance: form.Get("InstanceId"), Group: form.Get("AutoScalingGroupName"), Hook: form.Get("LifecycleHookName"), Text: call}

@@ -38,15 +38,17 @@ type Fault struct {
 	Times int `json:"times,omitempty"`
 }
 
-func (f Fault) http() faults.HTTP {
+// HTTP implements [faults.Fault].
+func (f Fault) HTTP() faults.HTTP {
 	return faults.HTTP{
 		Delay: f.Delay, Status: f.Status, Body: cmp.Or(f.Body, problem(http.StatusText(f.Status))),
 		Truncate: f.Truncate, Huge: f.Huge, Hang: f.Hang, Reset: f.Reset, Times: f.Times,
 	}
 }
 
-func (f Fault) validate() error {
-	if err := f.http().Validate("a fault has one kind: status, truncate, huge, hang or reset"); err != nil {
+// Validate implements [faults.Fault].
+func (f Fault) Validate() error {
+	if err := f.HTTP().Validate("a fault has one kind: status, truncate, huge, hang or reset"); err != nil {
 		return err
 	}
 	if f.Method != "" && f.Method != http.MethodGet && f.Method != http.MethodPost {

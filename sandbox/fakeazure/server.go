@@ -7,8 +7,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -50,16 +48,15 @@ type Options struct {
 
 // Server is the metadata service of one machine.
 type Server struct {
-	o        Options
+	o Options
+	control.Ports
+	faults.List[Fault]
 	log      *slog.Logger
-	http     *control.Server
-	control  *control.Server
 	set      *Set
 	own      bool            // the set is ours
 	life     context.Context // until Close
 	end      context.CancelFunc
 	started  time.Time
-	faults   faults.List[Fault]
 	requests books.Record[Request]
 
 	mu      sync.Mutex
@@ -112,22 +109,13 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	s.life, s.end = context.WithCancel(ctx)
 	var err error
-	s.http, s.control, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler())
+	s.Ports, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler())
 	if err != nil {
 		return nil, err
 	}
 	context.AfterFunc(ctx, func() { _ = s.Close() })
 	return s, nil
 }
-
-// Addr is host:port of the service.
-func (s *Server) Addr() string { return s.http.Addr() }
-
-// Endpoint is the origin of the service, without a path.
-func (s *Server) Endpoint() string { return "http://" + s.Addr() }
-
-// ControlAddr is host:port of the control port, or empty.
-func (s *Server) ControlAddr() string { return s.control.Addr() }
 
 // Set is what the machine shares with others.
 func (s *Server) Set() *Set { return s.set }
@@ -139,10 +127,7 @@ func (s *Server) Close() error {
 	if s.own {
 		_ = s.set.Close() // it never fails
 	}
-	if err := errors.Join(s.http.Close(), s.control.Close()); err != nil {
-		return fmt.Errorf("closing the metadata service: %w", err)
-	}
-	return nil
+	return s.Ports.Close()
 }
 
 // VM returns a copy of what is told now.
@@ -158,16 +143,6 @@ func (s *Server) Update(change func(*VM)) {
 	defer s.mu.Unlock()
 	change(&s.vm)
 }
-
-// AddFault puts a fault in force beside those that are; the first that matches a
-// request counts.
-func (s *Server) AddFault(f Fault) error { return s.faults.Add(f, f.Times, f.validate) }
-
-// ClearFaults heals the service. Connections that hang are closed.
-func (s *Server) ClearFaults() { s.faults.Clear() }
-
-// Faults lists what is in force.
-func (s *Server) Faults() []Fault { return s.faults.All() }
 
 // Requests is the record of the last few thousand requests, oldest first.
 func (s *Server) Requests() []Request {
@@ -202,8 +177,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		faults.Reset(w)
 		return
 	}
-	struck, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r) })
-	fault := struck.http()
+	struck, healed := s.Strike(func(f Fault) bool { return f.matches(r) })
+	fault := struck.HTTP()
 	reply := func(status int, body string) { s.reply(w, seq, status, body) }
 	if fault.Instead(w, r, healed, reply) {
 		return

@@ -42,14 +42,16 @@ type Fault struct {
 	Times int `json:"times,omitempty"`
 }
 
-func (f Fault) http() faults.HTTP {
+// HTTP implements [faults.Fault].
+func (f Fault) HTTP() faults.HTTP {
 	return faults.HTTP{
 		Delay: f.Delay, Status: f.Status, Body: f.Body, Truncate: f.Truncate, Huge: f.Huge, Hang: f.Hang, Reset: f.Reset, Times: f.Times,
 	}
 }
 
-func (f Fault) validate() error {
-	return f.http().Validate("a fault has one kind: status, truncate, huge, hang, reset, instant, no-tag or no-flavor", f.Instant, f.NoTag, f.NoFlavor)
+// Validate implements [faults.Fault].
+func (f Fault) Validate() error {
+	return f.HTTP().Validate("a fault has one kind: status, truncate, huge, hang, reset, instant, no-tag or no-flavor", f.Instant, f.NoTag, f.NoFlavor)
 }
 
 func (f Fault) matches(r *http.Request) bool {

@@ -40,11 +40,11 @@ type Options struct {
 
 // Server is a running metadata server.
 type Server struct {
+	faults.List[Fault]
 	log              *slog.Logger
 	softOff, hardOff func()
 	control          *control.Server
 	addr             string
-	faults           faults.List[Fault]
 	requests         books.Record[Request]
 
 	mu       sync.Mutex
@@ -178,24 +178,14 @@ func (s *Server) touch() {
 	s.changed = make(chan struct{})
 }
 
-// AddFault puts a fault in force beside those that are; the first that matches a
-// request counts.
-func (s *Server) AddFault(f Fault) error { return s.faults.Add(f, f.Times, f.validate) }
-
-// ClearFaults heals the service. Connections that hang are closed.
-func (s *Server) ClearFaults() { s.faults.Clear() }
-
-// Faults lists what is in force.
-func (s *Server) Faults() []Fault { return s.faults.All() }
-
 // Requests is the record of the last few thousand requests, oldest first.
 func (s *Server) Requests() []Request { return s.requests.All() }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	seq := s.record(r)
-	struck, healed := s.faults.Strike(func(f Fault) bool { return f.matches(r) })
-	fault := struck.http()
+	struck, healed := s.Strike(func(f Fault) bool { return f.matches(r) })
+	fault := struck.HTTP()
 	reply := func(status int, body string) { s.reply(w, seq, began, status, body) }
 	if !struck.NoFlavor {
 		w.Header().Set(flavorHeader, flavor)

@@ -47,20 +47,38 @@ func Serve(ctx context.Context, addr string, h http.Handler) (*Server, error) {
 	return s, nil
 }
 
+// Ports are those of a service, and of what controls it.
+type Ports struct{ service, control *Server }
+
 // ServeBoth answers service on listen, a free port of loopback where that is empty, and
 // beside it control on addr, where that is not empty.
-func ServeBoth(ctx context.Context, listen string, service http.Handler, addr string, control http.Handler) (s, c *Server, err error) {
-	if s, err = Serve(ctx, cmp.Or(listen, "127.0.0.1:0"), service); err != nil {
-		return nil, nil, err
+func ServeBoth(ctx context.Context, listen string, service http.Handler, addr string, control http.Handler) (Ports, error) {
+	s, err := Serve(ctx, cmp.Or(listen, "127.0.0.1:0"), service)
+	if err != nil || addr == "" {
+		return Ports{service: s}, err
 	}
-	if addr == "" {
-		return s, nil, nil
-	}
-	if c, err = Serve(ctx, addr, control); err != nil {
+	c, err := Serve(ctx, addr, control)
+	if err != nil {
 		_ = s.Close()
-		return nil, nil, err
 	}
-	return s, c, nil
+	return Ports{s, c}, err
+}
+
+// Addr is host:port of the service.
+func (p Ports) Addr() string { return p.service.Addr() }
+
+// Endpoint is the origin of the service, without a path.
+func (p Ports) Endpoint() string { return "http://" + p.Addr() }
+
+// ControlAddr is host:port of the control port, or empty.
+func (p Ports) ControlAddr() string { return p.control.Addr() }
+
+// Close ends both.
+func (p Ports) Close() error {
+	if err := errors.Join(p.service.Close(), p.control.Close()); err != nil {
+		return fmt.Errorf("closing the service: %w", err)
+	}
+	return nil
 }
 
 // Addr is host:port of the listener. A nil server has none.

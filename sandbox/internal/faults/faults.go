@@ -12,33 +12,39 @@ import (
 	"sync"
 )
 
+// Fault is a fault of one service: its Times end it after so many requests, 0 means never.
+type Fault interface {
+	HTTP() HTTP
+	Validate() error
+}
+
 // List holds the faults of one service. The zero value is a healthy one. All methods
 // may be called from any goroutine.
-type List[F any] struct {
+type List[F Fault] struct {
 	mu     sync.Mutex
 	armed  []*armed[F]
 	healed chan struct{} // closed and replaced when the faults are taken away
 }
 
-type armed[F any] struct {
+type armed[F Fault] struct {
 	fault F
 	left  int // strikes; 0: without an end
 }
 
-// Add puts a fault in force beside those that are, unless validate has something
-// against it. times ends it after so many strikes; 0 means never.
-func (l *List[F]) Add(f F, times int, validate func() error) error {
-	if err := validate(); err != nil {
+// AddFault puts a fault in force beside those that are; the first that matches a
+// request counts.
+func (l *List[F]) AddFault(f F) error {
+	if err := f.Validate(); err != nil {
 		return fmt.Errorf("adding a fault: %w", err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.armed = append(l.armed, &armed[F]{f, times})
+	l.armed = append(l.armed, &armed[F]{f, f.HTTP().Times})
 	return nil
 }
 
-// Clear heals the service. Who waits on what Strike gave him waits no longer.
-func (l *List[F]) Clear() {
+// ClearFaults heals the service. Requests that hang are let go of.
+func (l *List[F]) ClearFaults() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.armed = nil
@@ -48,8 +54,8 @@ func (l *List[F]) Clear() {
 	}
 }
 
-// All lists what is in force.
-func (l *List[F]) All() []F {
+// Faults lists what is in force.
+func (l *List[F]) Faults() []F {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := []F{}
