@@ -238,11 +238,7 @@ func TestUnknownIsNotZero(t *testing.T) {
 }
 
 func TestOneZeroIsNoVerdict(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Drain(DrainRequest{})
 		tick(3 * time.Second)
 		for range 50 {
@@ -259,11 +255,7 @@ func TestOneZeroIsNoVerdict(t *testing.T) {
 }
 
 func TestNowWaitsForNobody(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(9)
-		l := w.live()
-		defer l.kill()
+	living(t, 9, func(t *testing.T, w *world, l *life) {
 		l.Drain(DrainRequest{Now: true})
 		l.until("done", 3*time.Second, isDone)
 		if w.cut != 9 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 9 {
@@ -273,11 +265,7 @@ func TestNowWaitsForNobody(t *testing.T) {
 }
 
 func TestSpotHasTwoMinutes(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Drain(DrainRequest{Deadline: 3 * time.Hour})
 		tick(time.Hour + time.Minute)
 		began := time.Now()

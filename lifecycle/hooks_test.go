@@ -308,10 +308,7 @@ func TestOwnHookBesideOthers(t *testing.T) {
 }
 
 func TestNoHookNoWaiting(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Notice(unhooked(terminate()))
 		l.until("done", 3*time.Second, isDone)
 		if n := len(w.times("complete?")); n != 0 {
@@ -342,11 +339,7 @@ func TestCompleteWaitsForTheWaitState(t *testing.T) {
 }
 
 func TestHookThatTimedOutMeanwhile(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		tick(time.Minute)
 		w.set(func(w *world) { w.gone = true })
@@ -448,11 +441,7 @@ func TestHeartbeats(t *testing.T) {
 // TestHeartbeatsThatFail: one that fails is tried again before the hook lapses,
 // and when none gets through the node leaves in order before the cloud takes it.
 func TestHeartbeatsThatFail(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		tick(time.Second)
 		began := time.Now()
@@ -542,11 +531,7 @@ func TestCloudThatFailsAtTheEnd(t *testing.T) {
 
 // TestAHeartbeatThatHangsDelaysNoCompletion: the call is cut short.
 func TestAHeartbeatThatHangsDelaysNoCompletion(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		tick(5*time.Minute - 100*time.Millisecond)
 		w.set(func(w *world) { w.cloudTime = 9 * time.Second })

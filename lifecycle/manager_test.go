@@ -46,10 +46,7 @@ func TestRunsOnce(t *testing.T) {
 
 // TestNothingLiesBetweenNoticeAndRegistry: no timer, only the disk.
 func TestNothingLiesBetweenNoticeAndRegistry(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		tick(time.Hour)
 		began := time.Now()
 		l.Notice(terminate())
@@ -200,11 +197,7 @@ func TestEventsWaitForMongo(t *testing.T) {
 }
 
 func TestViewIsOneDocument(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(3)
-		l := w.live()
-		defer l.kill()
+	living(t, 3, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		tick(2 * time.Second)
 		data, err := json.Marshal(l.View())

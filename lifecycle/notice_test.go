@@ -36,10 +36,7 @@ func TestEachNoticeAloneAndTwice(t *testing.T) {
 		{Notice{}, StateActive, 0},
 	} {
 		for _, times := range []int{1, 2, 20} {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				l := w.live()
-				defer l.kill()
+			living(t, 0, func(t *testing.T, w *world, l *life) {
 				for range times {
 					l.Notice(c.n)
 					tick(10 * time.Second)
@@ -62,11 +59,7 @@ func TestEachNoticeAloneAndTwice(t *testing.T) {
 }
 
 func TestWithdrawnThenLate(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		n := Notice{ID: "r", Source: "aws-spot", Kind: Interrupt}
 		l.Notice(n)
 		tick(time.Minute)
@@ -89,11 +82,7 @@ func TestWithdrawnThenLate(t *testing.T) {
 }
 
 func TestWithdrawn(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		l.Drain(DrainRequest{Deadline: 30 * time.Minute})
 		tick(time.Minute)
@@ -137,11 +126,7 @@ func TestBackInService(t *testing.T) {
 		{"an event", &Notice{ID: "e", Source: "event", Kind: Terminate}, StateDraining},
 		{"a person", &Notice{ID: askID, Source: "drain", Kind: Ask}, StateDraining},
 	} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.viewers = p(1)
-			l := w.live()
-			defer l.kill()
+		living(t, 1, func(t *testing.T, w *world, l *life) {
 			l.Notice(terminate())
 			if c.other != nil {
 				l.Notice(*c.other)
@@ -232,11 +217,7 @@ func TestOverruledStaysSo(t *testing.T) {
 
 // TestUndrainOfARowThatDrains: the registry says draining, and nothing here drains.
 func TestUndrainOfARowThatDrains(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		tick(time.Second)
 		w.row = cluster.StateDraining // by another hand
 		if err := l.Undrain("root", w.row); err != nil {
@@ -337,11 +318,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 }
 
 func TestLaterCopiesOfANotice(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		s := spot(10 * time.Minute)
 		l.Notice(s)
 		first := l.View().Deadline
@@ -477,10 +454,7 @@ func TestTakenWhileItJoins(t *testing.T) {
 }
 
 func TestNoticesAfterTheEnd(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Drain(DrainRequest{})
 		l.until("done", time.Minute, isDone)
 		if err := l.Drain(DrainRequest{}); !errors.Is(err, ErrLeft) {
@@ -654,10 +628,7 @@ func TestJoinedByAClockThatIsAhead(t *testing.T) {
 
 // What is announced for later outlasts a drain by hand and the join after that, whenever its time comes.
 func TestJoinedAfterTheTimeOfAStopToCome(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Notice(Notice{ID: "stop", Source: "cloud", Kind: Interrupt, Deadline: time.Now().Add(2 * time.Hour)})
 		tick(time.Minute)
 		l.Drain(DrainRequest{})
@@ -693,10 +664,7 @@ func TestJoinedAfterADrain(t *testing.T) {
 		{"a restart of the machine", nil, []Notice{{ID: "reboot", Kind: Reboot}}, Reboot, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				l := w.live()
-				defer l.kill()
+			living(t, 0, func(t *testing.T, w *world, l *life) {
 				for _, n := range tt.before {
 					l.Notice(n)
 				}
@@ -723,10 +691,7 @@ func TestJoinedAfterADrain(t *testing.T) {
 }
 
 func TestHookToldAfterTheEnd(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Notice(unhooked(terminate()))
 		l.until("done", time.Minute, isDone)
 		l.Notice(terminate()) // the event comes late, with the hook
@@ -742,10 +707,7 @@ func TestHookToldAfterTheEnd(t *testing.T) {
 func TestUndrainRaces(t *testing.T) {
 	won, lost := 0, 0
 	for round := range 200 {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			l := w.live()
-			defer l.kill()
+		living(t, 0, func(t *testing.T, w *world, l *life) {
 			l.Notice(terminate())
 			// The verdict falls at the second count, one second after the first.
 			tick(999*time.Millisecond + time.Duration(round%3)*time.Millisecond/2)
@@ -848,10 +810,7 @@ func TestParkEventComesLate(t *testing.T) {
 		"no source says so":           {30 * time.Minute, false, StateParked},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				l := w.live()
-				defer l.kill()
+			living(t, 0, func(t *testing.T, w *world, l *life) {
 				if tt.inService {
 					l.Notice(Notice{ID: NoticeID("aws", "i-1", Resume), Source: "aws-lifecycle", Kind: Resume, Received: time.Now().Add(-20 * time.Minute)})
 				}
@@ -874,11 +833,7 @@ func TestResumeEventComesLate(t *testing.T) {
 		"it ends": {ID: NoticeID("aws", "i-1", Terminate), Source: "event", Kind: Terminate}, "it is parked": park(),
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				l := w.live()
-				defer l.kill()
+			living(t, 1, func(t *testing.T, w *world, l *life) {
 				late.Time = time.Now()
 				tick(time.Minute)
 				l.Notice(goes)
@@ -892,10 +847,7 @@ func TestResumeEventComesLate(t *testing.T) {
 		})
 	}
 	// It takes nothing from what comes after it.
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		late.Time = time.Now()
 		tick(time.Minute)
 		parks := Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now()}
@@ -934,10 +886,7 @@ func TestRebootIsOver(t *testing.T) {
 		"a hook waits":                  {-2 * time.Hour, &Hook{Provider: "azure", Name: "Reboot e", Token: "e", Fixed: true}, StateDraining},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				l := w.live()
-				defer l.kill()
+			living(t, 0, func(t *testing.T, w *world, l *life) {
 				seen := time.Now()
 				notices := []Notice{{ID: "azure/e", Kind: Reboot, Received: seen, Deadline: seen.Add(tt.at), Hook: tt.hook}}
 				if tt.hook == nil {

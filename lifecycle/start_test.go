@@ -101,10 +101,7 @@ func TestRejoined(t *testing.T) {
 
 // That nothing waited for a parking says nothing about the end that comes after it.
 func TestHookOfTheEndAfterAParking(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		for _, n := range []Notice{park(), terminate()} {
 			n.Hook = nil
 			l.Notice(n)
@@ -163,11 +160,7 @@ func TestPoolThatWaitsLate(t *testing.T) {
 
 // A reboot that is announced for another day is meant still when the machine is back.
 func TestAnnouncedOverAParking(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: Reboot, Deadline: time.Now().Add(72 * time.Hour)})
 		next := l.View().NextDrain
 		w.set(func(w *world) { w.viewers = p(0) })
@@ -266,10 +259,7 @@ func TestResumeBeforeItIsParked(t *testing.T) {
 
 func TestTerminateWhileParkedAndWhileResuming(t *testing.T) {
 	for _, resuming := range []bool{false, true} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			l := w.live()
-			defer l.kill()
+		living(t, 0, func(t *testing.T, w *world, l *life) {
 			l.Notice(park())
 			l.until("parked", time.Minute, isDone)
 			w.set(func(w *world) { w.gone, w.proveHang = false, true })
@@ -419,10 +409,7 @@ func TestLaunchHook(t *testing.T) {
 		})
 	}
 	t.Run("no hook", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			l := w.live()
-			defer l.kill()
+		living(t, 0, func(t *testing.T, w *world, l *life) {
 			l.Notice(launch)
 			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
 			if v := l.View(); !v.Ready || w.file != nil {
@@ -524,10 +511,7 @@ func TestNoWordForTheLaunchHookFromThePool(t *testing.T) {
 }
 
 func TestParkedAgainUnderTheSameID(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		for round := range 3 {
 			l.Notice(Notice{ID: "aws/i-1/park", Source: "aws-lifecycle", Kind: Park})
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })

@@ -81,8 +81,7 @@ type entry struct {
 }
 
 func newWorld(t *testing.T) *world {
-	zero, one := 0, 0
-	return &world{t: t, publishers: &zero, viewers: &one, running: true, joined: true, row: cluster.StateActive, boot: "boot-1", born: time.Now()}
+	return &world{t: t, publishers: p(0), viewers: p(0), running: true, joined: true, row: cluster.StateActive, boot: "boot-1", born: time.Now()}
 }
 
 func (w *world) set(change func(*world)) {
@@ -478,6 +477,18 @@ func fixed(d time.Duration) func() (time.Duration, bool) {
 func bubble(t *testing.T, f func(*testing.T)) {
 	t.Helper()
 	synctest.Test(t, f)
+}
+
+// living is a bubble with a machine that serves viewers, and its daemon.
+func living(t *testing.T, viewers int, f func(t *testing.T, w *world, l *life)) {
+	t.Helper()
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = &viewers
+		l := w.live()
+		defer l.kill()
+		f(t, w, l)
+	})
 }
 
 func terminate() Notice {
