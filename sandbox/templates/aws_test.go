@@ -15,7 +15,6 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
-	"github.com/zclconf/go-cty/cty"
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -137,15 +136,6 @@ func loadAWSCloudFormation(t *testing.T) *cloudformation {
 	})
 }
 
-func loadAWSTerraform(t *testing.T) *terraform {
-	t.Helper()
-	return evaluate(t, awsTerraform, map[string]cty.Value{
-		"region": cty.StringVal("eu-west-1"), "node_image": cty.StringVal("ami-node"), "mongo_image": cty.StringVal("ami-mongo"),
-		"certificate": cty.StringVal("arn:aws:acm:eu-west-1:1:certificate/x"),
-		"viewer_cidr": cty.StringVal("198.51.100.0/24"), "publisher_cidr": cty.StringVal("203.0.113.0/24"),
-	})
-}
-
 func TestAWSCloudFormation(t *testing.T) {
 	got := readAWSCloudFormation(t, loadAWSCloudFormation(t))
 	got.Mongo.UserData = ""
@@ -169,12 +159,183 @@ func TestTerraformForm(t *testing.T) {
 	}
 }
 
+// awsTerraformFacts: what the module makes is what cloudformation.yaml makes.
+var awsTerraformFacts = facts{
+	says: map[string]string{
+		"locals": `
+			http = { port = 80, role = "origin", protocol = "HTTP" }
+			edge_http = { port = 5080, role = "edge", protocol = "HTTP" }
+			var.certificate == "" ? {} : {
+			https = { port = 443, role = "origin", protocol = "HTTPS" }
+			edge_https = { port = 5443, role = "edge", protocol = "HTTPS" }`,
+		"variable.roles": `
+			origin = { type = "c7i.xlarge", min = 1, max = 10 }
+			edge = { type = "c7i.xlarge", min = 1, max = 10 }`,
+		"variable.drain_seconds":  `default = 3600`,
+		"variable.hook_seconds":   `default = 300`,
+		"variable.launch_seconds": `default = 900`,
+		"aws_lb_target_group.node": `
+			for_each = var.roles
+			protocol = "HTTP"
+			port = 5080
+			deregistration_delay = var.drain_seconds
+			protocol = "HTTP"
+			port = "9771"
+			path = "/readyz"
+			interval = 10
+			healthy_threshold = 2
+			unhealthy_threshold = 2
+			matcher = "200"
+			enabled = true`,
+		"aws_lb_target_group.rtmp": `
+			protocol = "TCP"
+			port = 1935
+			deregistration_delay = var.drain_seconds
+			connection_termination = false
+			enable_unhealthy_connection_termination = false
+			protocol = "HTTP"
+			port = "9771"
+			path = "/readyz"
+			interval = 10
+			healthy_threshold = 2
+			unhealthy_threshold = 2
+			matcher = "200"`,
+		"aws_lb_listener.cluster": `
+			for_each = local.balancer_ports
+			load_balancer_arn = aws_lb.cluster.arn
+			protocol = each.value.protocol
+			port = each.value.port
+			certificate_arn = each.value.protocol == "HTTPS" ? var.certificate : null
+			target_group_arn = aws_lb_target_group.node[each.value.role].arn`,
+		"aws_lb_listener.rtmp": `
+			load_balancer_arn = aws_lb.rtmp.arn
+			protocol = "TCP"
+			port = 1935
+			target_group_arn = aws_lb_target_group.rtmp.arn`,
+		"aws_iam_role_policy.mongo": `
+			role = aws_iam_role.mongo.id
+			policy = data.aws_iam_policy_document.mongo.json`,
+		"aws_iam_role_policy.node": `
+			role = aws_iam_role.node[each.key].id
+			policy = data.aws_iam_policy_document.node[each.key].json`,
+		"aws_iam_instance_profile.mongo": `role = aws_iam_role.mongo.name`,
+		"aws_iam_instance_profile.node":  `role = aws_iam_role.node[each.key].name`,
+		"aws_ebs_volume.mongo": `
+			size = var.mongo_disk_size
+			type = "gp3"
+			encrypted = true
+			snapshot_id = var.mongo_snapshot == "" ? null : var.mongo_snapshot
+			final_snapshot = true`,
+		"aws_instance.mongo": `
+			ami = var.mongo_image
+			vpc_security_group_ids = [aws_security_group.mongo.id]
+			iam_instance_profile = aws_iam_instance_profile.mongo.name
+			http_endpoint = "enabled"
+			http_tokens = "required"
+			http_put_response_hop_limit = 1
+			encrypted = true
+			user_data_base64 = base64gzip(templatefile("${path.module}/mongo.sh.tftpl", {
+			region = var.region
+			secret = aws_secretsmanager_secret.mongo.arn
+			release = var.mongo_release
+			databases = join(",", var.mongo_databases)
+			volume = replace(aws_ebs_volume.mongo.id, "-", "")
+			install = file("${path.module}/../../../image/mongodb/install.sh")
+			}))`,
+		"aws_launch_template.node": `
+			for_each = var.roles
+			image_id = var.node_image
+			arn = aws_iam_instance_profile.node[each.key].arn
+			http_endpoint = "enabled"
+			http_tokens = "required"
+			http_put_response_hop_limit = 1
+			instance_metadata_tags = "enabled"
+			associate_public_ip_address = true
+			security_groups = each.key == "origin" ? [aws_security_group.node.id, aws_security_group.origin.id] : [aws_security_group.node.id]
+			encrypted = true
+			resource_type = "instance"
+			tags = { Name = "${var.name}-${each.key}", "amsagent:role" = each.key }`,
+		"aws_autoscaling_group.node": `
+			for_each = var.roles
+			name = "${var.name}-${each.key}"
+			min_size = each.value.min
+			max_size = each.value.max
+			id = aws_launch_template.node[each.key].id
+			version = aws_launch_template.node[each.key].latest_version
+			target_group_arns = each.key == "origin" ? [aws_lb_target_group.node["origin"].arn, aws_lb_target_group.rtmp.arn] : [aws_lb_target_group.node["edge"].arn]
+			health_check_type = "EC2"
+			lifecycle_transition = "autoscaling:EC2_INSTANCE_LAUNCHING"
+			heartbeat_timeout = var.launch_seconds
+			default_result = "ABANDON"
+			lifecycle_transition = "autoscaling:EC2_INSTANCE_TERMINATING"
+			heartbeat_timeout = var.hook_seconds
+			default_result = "CONTINUE"
+			aws_volume_attachment.mongo, aws_iam_role_policy.node, aws_route_table_association.cluster,`,
+		"aws_autoscaling_policy.cpu": `
+			autoscaling_group_name = aws_autoscaling_group.node[each.key].name
+			policy_type = "TargetTrackingScaling"
+			predefined_metric_type = "ASGAverageCPUUtilization"
+			target_value = 60
+			disable_scale_in = false`,
+	},
+	lists: map[string]string{
+		`^(?:for_each = (.+)\n)?security_group_id = aws_security_group\.(\w+)\.id\ndescription = .+\nip_protocol = "(\w+)"\nfrom_port = (\S+)\nto_port = (\S+)\n\w+ = (.+)`: `
+			local.balancer_ports balancer tcp each.value.port each.value.port var.viewer_cidr
+			rtmp tcp 1935 1935 var.publisher_cidr
+			node udp 50000 60000 var.viewer_cidr
+			node tcp 5080 5080 aws_security_group.balancer.id
+			node tcp 9771 9771 aws_security_group.balancer.id
+			node tcp 5080 5080 aws_security_group.node.id
+			node tcp 5000 5000 aws_security_group.node.id
+			origin tcp 1935 1935 aws_security_group.rtmp.id
+			origin tcp 9771 9771 aws_security_group.rtmp.id
+			mongo tcp 27017 27017 aws_security_group.node.id`,
+		`^(ingress\b.*|from_port)|^resource "aws_(?:security|network)\w*_(rule|acl\w*)"|^resource "aws_vpc_security_group_(ingress)`: strings.Repeat("ingress\nfrom_port\n", 10),
+		`^data "aws_iam_policy_document" "(\w+)"|^(?:actions|resources|policy_arn) = (.+)|^("arn:.+"),|^(secret_string.*)`: `
+			ec2
+			["sts:AssumeRole"]
+			mongo
+			["secretsmanager:PutSecretValue"]
+			[aws_secretsmanager_secret.mongo.arn]
+			node
+			["autoscaling:CompleteLifecycleAction", "autoscaling:RecordLifecycleActionHeartbeat"]
+			[
+			"arn:${data.aws_partition.here.partition}:autoscaling:${var.region}:${data.aws_caller_identity.me.account_id}:autoScalingGroup:*:autoScalingGroupName/${var.name}-${each.key}"
+			["autoscaling:DescribeAutoScalingInstances", "autoscaling:DescribeLifecycleHooks"]
+			["*"]
+			["secretsmanager:GetSecretValue"]
+			[aws_secretsmanager_secret.mongo.arn]
+			"arn:${data.aws_partition.here.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"`,
+		`^resource "(aws_iam\w+|aws_secret\w+)" "(\w+)"`: `
+			aws_secretsmanager_secret mongo
+			aws_iam_role mongo
+			aws_iam_role_policy mongo
+			aws_iam_instance_profile mongo
+			aws_iam_role node
+			aws_iam_role_policy node
+			aws_iam_instance_profile node
+			aws_iam_role_policy_attachment session_manager`,
+	},
+}
+
 func TestAWSTerraform(t *testing.T) {
-	got := readAWSTerraform(t, loadAWSTerraform(t))
-	got.Mongo.UserData = ""
-	if diff := gocmp.Diff(wantAWS(), got); diff != "" {
-		t.Errorf("the module makes something else than wanted (-want +got):\n%s", diff)
-	}
+	s := read(t, awsTerraform+"/*.tf")
+	s.check(t, awsTerraformFacts)
+	s.references(t)
+}
+
+// awsTerraformNode is the user data of a node, the same for each role.
+func awsTerraformNode(t *testing.T) string {
+	t.Helper()
+	return filled(t, read(t, awsTerraform+"/*.tf").heredoc(t), "${", "}", map[string]string{"var.region": "REGION", "aws_secretsmanager_secret.mongo.arn": "SECRET"})
+}
+
+// awsTerraformMongo is the user data of MongoDB's machine.
+func awsTerraformMongo(t *testing.T) string {
+	t.Helper()
+	return filled(t, contents(t, awsTerraform+"/mongo.sh.tftpl"), "${", "}", map[string]string{
+		"region": "REGION", "secret": "SECRET", "release": "8.0", "databases": "live", "volume": "vol0abc", "install": contents(t, install),
+	})
 }
 
 // TestAWSPolicy: what the templates permit is what the agent itself says that it
@@ -455,147 +616,4 @@ func checkTagKeys(t *testing.T, tags []string) {
 			t.Errorf("the tag %q cannot be shown in the metadata", key)
 		}
 	}
-}
-
-// readAWSTerraform tells what the module makes in the words of the test.
-func readAWSTerraform(t *testing.T, m *terraform) awsCluster {
-	t.Helper()
-	words := strings.NewReplacer("data.aws_caller_identity.me.account_id", "ACCOUNT", "data.aws_partition.here.partition", "PARTITION",
-		"aws_secretsmanager_secret.mongo.arn", awsSecret, "autoscaling:eu-west-1:", "autoscaling:REGION:", "--region eu-west-1", "--region REGION",
-		"ams-origin", "NAME-origin", "ams-edge", "NAME-edge")
-	say := func(v any) string { return words.Replace(num(v)) }
-	target := func(v any) string {
-		s := num(v)
-		if s == "aws_lb_target_group.rtmp.arn" {
-			return "rtmp"
-		}
-		return strings.TrimSuffix(strings.TrimPrefix(s, `aws_lb_target_group.node["`), `"].arn`)
-	}
-	security := func(v any) string {
-		return strings.TrimSuffix(strings.TrimPrefix(num(v), "aws_security_group."), ".id")
-	}
-	each := func(v any, f func(any) string) []string {
-		var out []string
-		for _, s := range strs(v) {
-			out = append(out, f(s))
-		}
-		return sorted(out)
-	}
-	unquote := func(key string) string { return strings.TrimSuffix(strings.TrimPrefix(key, `node["`), `"]`) }
-	out := awsCluster{Targets: map[string]awsTargets{}, Groups: map[string]awsGroup{}, Policies: map[string][]string{}}
-
-	for _, l := range m.of("aws_lb_listener") {
-		out.Listeners = append(out.Listeners, fmt.Sprintf("%v %v %s", l["port"], l["protocol"], target(m.one(l, "default_action")["target_group_arn"])))
-		if (l["load_balancer_arn"] == "aws_lb.rtmp.arn") != (l["protocol"] == "TCP") {
-			t.Errorf("%v is at %v", l["port"], l["load_balancer_arn"])
-		}
-		if (l["protocol"] == "HTTPS") != (l["certificate_arn"] != nil) {
-			t.Errorf("%v: certificate %v", l["port"], l["certificate_arn"])
-		}
-	}
-	slices.Sort(out.Listeners)
-	for key, g := range m.of("aws_lb_target_group") {
-		h := m.one(g, "health_check")
-		cuts := false
-		if g["protocol"] == "TCP" {
-			cuts = g["connection_termination"] != false || m.one(g, "target_health_state")["enable_unhealthy_connection_termination"] != false
-		}
-		out.Targets[unquote(key)] = awsTargets{
-			Port: num(g["port"]), Protocol: num(g["protocol"]), Drain: num(g["deregistration_delay"]), Cuts: cuts,
-			Health: fmt.Sprintf("%v %v %v %v, every %v s, %v up, %v down", h["protocol"], h["port"], h["path"], h["matcher"], h["interval"],
-				h["healthy_threshold"], h["unhealthy_threshold"]),
-		}
-	}
-	for _, r := range m.of("aws_vpc_security_group_ingress_rule") {
-		from := who(r["cidr_ipv4"])
-		if g := r["referenced_security_group_id"]; g != nil {
-			from = security(g)
-		}
-		out.Rules = append(out.Rules, fmt.Sprintf("%s %v %s from %s", security(r["security_group_id"]), r["ip_protocol"], ports(r["from_port"], r["to_port"]), from))
-	}
-	slices.Sort(out.Rules)
-	for key, g := range m.of("aws_security_group") {
-		if g["ingress"] != nil {
-			t.Errorf("%s has rules of its own", key)
-		}
-	}
-	for key, p := range m.of("aws_iam_role_policy") {
-		document := m.resources[strings.TrimSuffix(num(p["policy"]), ".json")]
-		for _, s := range statements(document["statement"].([]any)) {
-			out.Policies[unquote(key)] = append(out.Policies[unquote(key)], words.Replace(s))
-		}
-		if got := num(p["role"]); got != "aws_iam_role."+key+".id" {
-			t.Errorf("the policy %s is %s's", key, got)
-		}
-	}
-	if extra := m.of("aws_iam_role_policy_attachment"); len(extra) != 0 {
-		t.Errorf("further policies: %v", extra)
-	}
-	options := func(o object) []string {
-		list := []string{num(o["http_endpoint"]), num(o["http_tokens"]), "hops " + num(o["http_put_response_hop_limit"])}
-		if tags := o["instance_metadata_tags"]; tags != nil {
-			list = append(list, "tags "+num(tags))
-		}
-		return list
-	}
-	for key, g := range m.of("aws_autoscaling_group") {
-		role := unquote(key)
-		template := "aws_launch_template." + key
-		use := m.one(g, "launch_template")
-		if use["id"] != template+".id" || use["version"] != template+".latest_version" {
-			t.Errorf("%s starts %v", key, use)
-		}
-		d := m.resources[template]
-		nic := m.one(d, "network_interfaces")
-		group := awsGroup{
-			Name: say(g["name"]), Min: num(g["min_size"]), Max: num(g["max_size"]), Image: num(d["image_id"]), Type: num(d["instance_type"]),
-			Subnets: len(strs(g["vpc_zone_identifier"])), Targets: each(g["target_group_arns"], target), Security: each(nic["security_groups"], security),
-			HealthCheck: num(g["health_check_type"]), Metadata: options(m.one(d, "metadata_options")),
-			Encrypted: m.one(m.one(d, "block_device_mappings"), "ebs")["encrypted"] == true, Public: nic["associate_public_ip_address"] == true,
-			UserData: say(d["user_data"]),
-		}
-		for _, h := range g["initial_lifecycle_hook"].([]any) {
-			h := h.(object)
-			group.Hooks = append(group.Hooks, fmt.Sprintf("%v %v %v", h["lifecycle_transition"], h["heartbeat_timeout"], h["default_result"]))
-		}
-		slices.Sort(group.Hooks)
-		for _, p := range m.of("aws_autoscaling_policy") {
-			if p["autoscaling_group_name"] == "aws_autoscaling_group."+key+".name" {
-				tracking := m.one(p, "target_tracking_configuration")
-				group.Scaling += trackingWords(p["policy_type"], m.one(tracking, "predefined_metric_specification")["predefined_metric_type"],
-					tracking["target_value"], tracking["disable_scale_in"])
-			}
-		}
-		for _, spec := range d["tag_specifications"].([]any) {
-			if spec := spec.(object); spec["resource_type"] == "instance" {
-				for name, value := range spec["tags"].(object) {
-					group.Tags = append(group.Tags, name+"="+say(value))
-				}
-			}
-		}
-		slices.Sort(group.Tags)
-		checkTagKeys(t, group.Tags)
-		for _, on := range g["depends_on"].([]any) {
-			if o, ok := on.(object); ok && strings.HasPrefix(num(o["id"]), "aws_volume_attachment.mongo") {
-				group.After = append(group.After, "mongo")
-			}
-		}
-		if got := m.one(d, "iam_instance_profile")["arn"]; got != "aws_iam_instance_profile."+key+".arn" {
-			t.Errorf("%s has the profile %v", key, got)
-		}
-		if got := m.resources["aws_iam_instance_profile."+key]["role"]; got != "aws_iam_role."+key+".name" {
-			t.Errorf("%s has the role %v", key, got)
-		}
-		out.Groups[role] = group
-	}
-	i := m.resources["aws_instance.mongo"]
-	disk := m.resources["aws_ebs_volume.mongo"]
-	out.Mongo = awsMongo{
-		Image: num(i["ami"]), Type: num(i["instance_type"]), Security: each(i["vpc_security_group_ids"], security), Metadata: options(m.one(i, "metadata_options")),
-		Encrypted: m.one(i, "root_block_device")["encrypted"] == true, Public: i["associate_public_ip_address"] == true,
-		Identity: strings.TrimSuffix(strings.TrimPrefix(num(i["iam_instance_profile"]), "aws_iam_instance_profile."), ".name"),
-		UserData: num(i["user_data_base64"]), Disk: diskWords(disk["type"], disk["size"], disk["encrypted"]), Survives: disk["final_snapshot"] == true,
-		ConnectionIsEmpty: len(m.of("aws_secretsmanager_secret_version")) == 0,
-	}
-	return out
 }

@@ -34,6 +34,9 @@ type cloudformation struct {
 	used       map[string]bool
 }
 
+// object is a resource, or a part of it.
+type object = map[string]any
+
 // noValue is what AWS::NoValue becomes: the property is not there.
 type noValue struct{}
 
@@ -378,4 +381,12 @@ func (c *cloudformation) of(typ string) map[string]object {
 		}
 	}
 	return out
+}
+
+// subnet is the nth of the networks into which bits more bits cut p.
+func subnet(p netip.Prefix, bits, n int) netip.Prefix {
+	a := p.Addr().As4()
+	v := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
+	v += uint32(n) << (32 - p.Bits() - bits)
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}), p.Bits()+bits)
 }

@@ -4,6 +4,7 @@
 package templates
 
 import (
+	"compress/gzip"
 	"errors"
 	"flag"
 	"os"
@@ -451,14 +452,21 @@ func TestEachTemplateHoldsInstall(t *testing.T) {
 	}
 	for name, data := range map[string]string{
 		"cloudformation.yaml": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
-		"aws/terraform":       readAWSTerraform(t, loadAWSTerraform(t)).Mongo.UserData,
-		"gcp/terraform":       gcpMongoScript(t),
+		"aws/terraform":       awsTerraformMongo(t),
+		"gcp/terraform":       gcpMongo(t),
 		"azure":               azureMongo(t),
 		"ros.yaml":            readROS(t, loadROS(t, nil)).Mongo.UserData,
 	} {
 		holds(name, data, "AMSAGENT-MONGODB", script)
 		more := 0
 		switch name {
+		case "aws/terraform":
+			var b strings.Builder
+			z := gzip.NewWriter(&b)
+			_, err := z.Write([]byte(data))
+			must.OK(t, err)
+			must.OK(t, z.Close())
+			data = b.String()
 		case "cloudformation.yaml":
 			// The URL of the wait condition is that much longer than its name.
 			more = 400

@@ -37,6 +37,7 @@ var (
 	begins = map[string]*regexp.Regexp{
 		".bicep": regexp.MustCompile(`^(?:resource|var|param) (\w+)`),
 		".tf":    regexp.MustCompile(`^(?:resource )?((?:\w+ )?(?:"[\w-]+" )*)\{`),
+		".hcl":   regexp.MustCompile(`^((?:\w+ )(?:"[\w-]+" )*)\{`),
 		".yaml":  regexp.MustCompile(`^  (\w+):`),
 	}
 	section = regexp.MustCompile(`^(\w+):`)
@@ -152,6 +153,32 @@ func filled(t *testing.T, script, begin, end string, values map[string]string) s
 	})
 	used(t, slices.Sorted(maps.Keys(values)), names)
 	return out
+}
+
+// references: what a module of Terraform names is declared, and a variable that is declared is named.
+func (s source) references(t *testing.T) {
+	t.Helper()
+	used(t, s.finds(`^variable "(\w+)"`), s.finds(`\bvar\.(\w+)`))
+	for _, name := range s.finds(`\b((?:data\.)?(?:aws|google)_\w+\.\w+)`) {
+		if s.blocks[name] == "" {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	for _, name := range s.finds(`\blocal\.(\w+)`) {
+		if !strings.Contains(s.blocks["locals"], "\n"+name+" = ") {
+			t.Errorf("there is no local.%s", name)
+		}
+	}
+}
+
+// heredoc is the only text of a module between marks.
+func (s source) heredoc(t *testing.T) string {
+	t.Helper()
+	all := regexp.MustCompile(`(?s)<<-END\n(.*?\n) *END\n`).FindAllStringSubmatch(s.raw, -1)
+	if len(all) != 1 {
+		t.Fatalf("%d texts", len(all))
+	}
+	return regexp.MustCompile(`(?m)^ +`).ReplaceAllString(all[0][1], "")
 }
 
 func contents(t *testing.T, file string) string {

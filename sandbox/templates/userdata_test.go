@@ -44,24 +44,15 @@ type joining struct {
 func joinings(t *testing.T) []joining {
 	t.Helper()
 	var out []joining
-	aws := func(name string, c awsCluster) {
-		role := ""
-		for _, tag := range c.Groups["edge"].Tags {
-			if v, ok := strings.CutPrefix(tag, "amsagent:role="); ok {
-				role = v
-			}
-		}
-		out = append(out, joining{
-			name: name, cloud: "aws", data: c.Groups["edge"].UserData, cli: "aws", role: role,
-			args: "secretsmanager get-secret-value --region REGION --secret-id SECRET --query SecretString --output text",
-		})
+	data := readAWSCloudFormation(t, loadAWSCloudFormation(t)).Groups["edge"].UserData
+	if diff := gocmp.Diff(data, awsTerraformNode(t)); diff != "" {
+		t.Errorf("the module's user data are others:\n%s", diff)
 	}
-	aws("cloudformation", readAWSCloudFormation(t, loadAWSCloudFormation(t)))
-	aws("aws terraform", readAWSTerraform(t, loadAWSTerraform(t)))
-	gcp := readGCP(t, loadGCP(t)).Groups["edge"]
 	out = append(out, joining{
-		name: "gcp terraform", cloud: "gcp", data: gcp.UserData, cli: "gcloud", role: gcp.Role,
-		args: "secrets versions access latest --project PROJECT --secret SECRET",
+		name: "cloudformation", cloud: "aws", data: data, cli: "aws", role: "edge",
+		args: "secretsmanager get-secret-value --region REGION --secret-id SECRET --query SecretString --output text",
+	}, joining{
+		name: "gcp terraform", cloud: "gcp", data: gcpNode(t), cli: "gcloud", role: "edge", args: "secrets versions access latest --project PROJECT --secret SECRET",
 	})
 	out = append(out, joining{
 		name: "azure", cloud: "azure", data: azureNode(t, "edge"), cli: "curl", role: "edge",
@@ -83,16 +74,15 @@ func userData(t *testing.T) map[string]string {
 	t.Helper()
 	recipe, err := os.ReadFile(filepath.Join(imageFolder, "cloud-init.yaml"))
 	must.OK(t, err)
-	cfn, tf := readAWSCloudFormation(t, loadAWSCloudFormation(t)), readAWSTerraform(t, loadAWSTerraform(t))
-	gcp, ros := readGCP(t, loadGCP(t)), readROS(t, loadROS(t, nil))
+	cfn, ros := readAWSCloudFormation(t, loadAWSCloudFormation(t)), readROS(t, loadROS(t, nil))
 	out := map[string]string{
 		"image recipe":            string(recipe),
-		"mongo of cloudformation": cfn.Mongo.UserData, "mongo of aws terraform": tf.Mongo.UserData, "mongo of gcp terraform": gcpMongoScript(t),
+		"mongo of cloudformation": cfn.Mongo.UserData, "mongo of aws terraform": awsTerraformMongo(t), "mongo of gcp terraform": gcpMongo(t),
 		"mongo of azure": azureMongo(t), "mongo of alibaba": ros.Mongo.UserData,
 	}
 	for _, role := range []string{"origin", "edge"} {
-		out[role+" of cloudformation"], out[role+" of aws terraform"] = cfn.Groups[role].UserData, tf.Groups[role].UserData
-		out[role+" of gcp terraform"] = gcp.Groups[role].UserData
+		out[role+" of cloudformation"], out[role+" of aws terraform"] = cfn.Groups[role].UserData, awsTerraformNode(t)
+		out[role+" of gcp terraform"] = gcpNode(t)
 		out[role+" of azure"], out[role+" of alibaba"] = azureNode(t, role), ros.Groups[role].UserData
 	}
 	return out
