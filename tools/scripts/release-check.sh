@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # usage: release-check.sh VERSION BUILD-DIR
-# Makes the release a second time, in another folder and with an empty cache of Go, compares both, and verifies the signature as docs/releases.md tells an
-# operator to do it: with a key made for this run, and once more after one byte was changed.
+# Builds the release again, in another folder with an empty Go cache, and compares the two.
+# Then verifies the signature as in docs/releases.md, and that it fails after one byte was changed.
 set -euo pipefail
 
 version=$1 build=$(cd "$2" && pwd -P)

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # usage: release.sh BUILD-DIR [KEY]
-# Puts what a release consists of into BUILD-DIR/release: the packages that package.sh made, a tarball and a bill of materials
-# for each machine, and SHA256SUMS of all of them. KEY is the file of an SSH key that signs SHA256SUMS (SHA256SUMS.sig); without it nothing is signed.
+# Writes BUILD-DIR/release: the packages of package.sh, a tarball and a bill of materials for each
+# architecture, and SHA256SUMS. With KEY, the file of an SSH key, SHA256SUMS is signed (SHA256SUMS.sig).
 # The same sources give the same bytes, in any folder and at any time.
 set -euo pipefail
 
