@@ -101,6 +101,8 @@ type configRow struct {
 type configData struct {
 	ConfigFile configPlace `json:"config_file"`
 	Settings   []configRow `json:"settings"`
+	// Endpoints are the addresses of cloud services that the environment sets.
+	Endpoints []configRow `json:"endpoints,omitempty"`
 	// Notes say what could not be looked at.
 	Notes []string `json:"notes,omitempty"`
 }
@@ -159,6 +161,12 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 		}
 		data.Settings = append(data.Settings, r)
 	}
+	for _, e := range endpoints() {
+		if url, ok := g.settings.Endpoints[e.name]; ok {
+			name, _ := e.variable(g.env.LookupEnv)
+			data.Endpoints = append(data.Endpoints, configRow{Key: e.name, Value: &url, Origin: origin{Layer: layerEnv, Name: name}})
+		}
+	}
 	return g.result("config", data, func(w *textWriter) { configText(w, data) })
 }
 
@@ -201,6 +209,9 @@ func configText(w *textWriter, data configData) {
 	}
 	w.line("%s; %d of %d differ from the default", w.color.green("the settings are valid"), set, len(rows))
 	w.b.WriteByte('\n')
+	for _, e := range data.Endpoints {
+		rows = append(rows, []string{"endpoint " + e.Key, *e.Value, e.Origin.String()})
+	}
 	w.table(rows)
 	w.b.WriteByte('\n')
 	found := "not there"

@@ -34,23 +34,30 @@ func endpoints() []endpoint {
 	}
 }
 
+// variable returns the first variable that is set; "" if none is.
+func (e endpoint) variable(lookup func(string) (string, bool)) (name, text string) {
+	for _, name := range append([]string{e.env}, e.alsoEnv...) {
+		if text := lookupNonEmpty(lookup, name); text != "" {
+			return name, text
+		}
+	}
+	return "", ""
+}
+
 // readEndpoints returns the endpoints that the environment names.
 func readEndpoints(lookup func(string) (string, bool)) (map[string]string, []error) {
 	found := map[string]string{}
 	var errs []error
 	for _, e := range endpoints() {
-		for _, name := range append([]string{e.env}, e.alsoEnv...) {
-			text := lookupNonEmpty(lookup, name)
-			if text == "" {
-				continue
-			}
-			origin, err := checkOrigin(text)
-			if err != nil {
-				errs = append(errs, &settingError{source: name, layer: layerEnv, err: err})
-			}
-			found[e.name] = origin
-			break
+		name, text := e.variable(lookup)
+		if name == "" {
+			continue
 		}
+		origin, err := checkOrigin(text)
+		if err != nil {
+			errs = append(errs, &settingError{source: name, layer: layerEnv, err: err})
+		}
+		found[e.name] = origin
 	}
 	return found, errs
 }

@@ -58,7 +58,7 @@ var removed = []struct {
 	{removedValue, keyProvider, "none", "use generic"},
 	{removedCommand, "help", "exit-codes", "the help of each command lists its codes"},
 	{removedCommand, "help", "errors", "`amsagent doctor --explain ID` prints the page of an id"},
-	{removedCommand, "help", "environment", "the variable of a setting is AMSAGENT_ and its key in capitals: amsagent help config"},
+	{removedCommand, "help", "environment", "man 5 amsagent-config lists the variables; that of a setting is AMSAGENT_ and its key in capitals"},
 	{removedSetting, "", "tag_mongo", tagsAreFixed},
 	{removedSetting, "", "tag_role", tagsAreFixed},
 	{removedSetting, "", "tag_group", tagsAreFixed},

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -488,18 +490,43 @@ func TestAddressField(t *testing.T) {
 	}
 }
 
-// An endpoint is an origin in a variable of the environment: ours, or that of the cloud's own SDK. The manual lists them.
-func TestEndpoints(t *testing.T) {
+// The manual lists each variable of the environment that this package reads.
+func TestVariables(t *testing.T) {
 	page, err := os.ReadFile("../../../packaging/man/amsagent-config.5")
 	must.OK(t, err)
+	files, err := filepath.Glob("*.go")
+	must.OK(t, err)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(name)
+		must.OK(t, err)
+		for _, m := range regexp.MustCompile(`"([A-Z]+(?:_[A-Z0-9]+)+|USER|LOGNAME|TERM)"`).FindAllStringSubmatch(string(text), -1) {
+			field := m[1] == "SYSLOG_IDENTIFIER" || m[1] == "OBJECT_SYSTEMD_UNIT" // of the journal
+			if !field && !strings.Contains(string(page), m[1]) {
+				t.Errorf("%s: the manual lacks %s", name, m[1])
+			}
+		}
+	}
+}
+
+// An endpoint is an origin in a variable of the environment: ours, or that of the cloud's own SDK. `config` shows it.
+func TestEndpoints(t *testing.T) {
 	for _, e := range endpoints() {
 		for _, name := range append([]string{e.env}, e.alsoEnv...) {
-			if !strings.Contains(string(page), name) {
-				t.Errorf("the manual lacks %s", name)
+			vars := map[string]string{name: "http://127.0.0.1:1"}
+			code, stdout, _ := run(t, vars, "config", "--offline")
+			line := regexp.MustCompile(`(?m)^  endpoint (\S+) +(\S+) +(\S+)$`).FindAllStringSubmatch(stdout, -1)
+			if code != exitOK || len(line) != 1 || !slices.Equal(line[0][1:], []string{e.name, "http://127.0.0.1:1", name}) {
+				t.Errorf("%s: exit %d, %q", name, code, line)
 			}
-			s, err := resolveSettings(sources{lookupEnv: lookup(map[string]string{name: "http://127.0.0.1:1"})})
-			if err != nil || s.Endpoints[e.name] != "http://127.0.0.1:1" || len(s.Endpoints) != 1 {
-				t.Errorf("%s: %v, %v", name, s, err)
+			_, stdout, _ = run(t, vars, "config", "--offline", "-o", "json")
+			var got struct{ Endpoints []any }
+			must.OK(t, json.Unmarshal([]byte(stdout), &got))
+			want := []any{map[string]any{"key": e.name, "value": "http://127.0.0.1:1", "origin": map[string]any{"layer": "env", "name": name}}}
+			if diff := cmp.Diff(want, got.Endpoints); diff != "" {
+				t.Error(diff)
 			}
 		}
 	}
