@@ -61,6 +61,7 @@ func newNodesCommand(g *globals) *cobra.Command {
 			"  agent-stale  AMS is heard, the agent is silent for two beats and a second, or is none\n" +
 			"  gone         neither is heard: AMS not for 11 s, or nobody listens on its port\n" +
 			"  left         it said itself that it goes: nothing is expected of it\n\n" +
+			"If the rows do not fit the terminal of --watch, nodes that need attention come first.\n\n" +
 			"Where no node is heard and one ought to be, it looks again after 6 s: MongoDB may have\n" +
 			"been away until now.\n\n" +
 			"The verdict is one thing, the state (joining, active, draining, left, failed) another:\n" +
@@ -436,6 +437,10 @@ func (w *watcher) show() error {
 			what = ce.Summary()
 		}
 		text.line("%s", t.color.red(printable(what)+"; this is from "+roughly(time.Since(w.seen))+" ago"))
+	}
+	// Six lines are not of the table's rows: the time, the summary, a blank one, the header, the count of what is cut, the cursor's.
+	if t.height > 0 && len(w.data.Members) > t.height-6 {
+		slices.SortStableFunc(w.data.Members, func(a, b nodeView) int { return cmp.Compare(a.rank(), b.rank()) })
 	}
 	nodesText(text, w.data, t)
 	lines := strings.Split(strings.TrimRight(w.g.redact(text.b.String()), "\n"), "\n")

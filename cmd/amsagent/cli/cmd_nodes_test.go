@@ -363,6 +363,11 @@ func TestWatchScreen(t *testing.T) {
 		for i := range 5 {
 			p.node(fmt.Sprintf("i-%d", i+1), fmt.Sprintf("10.0.0.%d", i+1))
 		}
+		p.set(func(p *play) {
+			for _, ip := range []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.5"} {
+				p.docs = append(p.docs, cluster.AMSNode{ID: ip, IP: ip, LastUpdate: time.Now()})
+			}
+		})
 		err := p.watch(t, nodesOptions{noProbe: true}, func() {
 			passes(time.Second)
 			if out := p.out.String(); !strings.HasPrefix(out, clearScreen) || strings.Count(out, clearScreen) != 1 || strings.Count(out, "\n") != 9 {
@@ -371,7 +376,7 @@ func TestWatchScreen(t *testing.T) {
 			p.set(func(p *play) { p.columns, p.rows = 20, 7 })
 			passes(2 * time.Second)
 			lines := strings.Split(strings.TrimPrefix(p.frame(), clearScreen), "\n")
-			if len(lines) != 7 || withoutColor(lines[5]) != "... 4 more lines" {
+			if len(lines) != 7 || !strings.HasPrefix(lines[4], "i-4") || withoutColor(lines[5]) != "... 4 more lines" {
 				t.Errorf("%q", lines)
 			}
 		})

@@ -522,6 +522,17 @@ func fit(s string, width int) string {
 	return string([]rune(s)[:width-len(more)]) + more
 }
 
+// rank is 0 for a node that needs attention, 1 for one that is alive and active, 2 for one that has left.
+func (v nodeView) rank() int {
+	switch {
+	case v.Verdict == cluster.VerdictLeft:
+		return 2
+	case v.Verdict == cluster.VerdictAlive && v.State() == cluster.StateActive:
+		return 1
+	}
+	return 0
+}
+
 // sortKeys are the words that --sort takes.
 func sortKeys() []string { return []string{"address", "state", "cpu", "sessions"} }
 
