@@ -271,8 +271,12 @@ func (l *life) SetState(ctx context.Context, s cluster.State, reason string, sto
 		return err
 	}
 	self := cluster.Node{ID: id, IP: address, BootID: l.d.view.bootID()}
+	details := cluster.Details{StopFailed: stopFailed}
+	if s == cluster.StateDraining {
+		details.LeftBy = cluster.LeftByDrain
+	}
 	if err := l.with(ctx, func(c *cluster.Client) error {
-		return c.SetOwnState(ctx, self, s, reason, cluster.Details{StopFailed: stopFailed})
+		return c.SetOwnState(ctx, self, s, reason, details)
 	}); err != nil {
 		return err
 	}
