@@ -472,7 +472,7 @@ func TestControlStreams(t *testing.T) {
 // That no viewers may be sent here is named in status, and makes it strict.
 func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	d := newFakeDaemon(t)
-	d.status = daemon.View{State: cluster.StateActive, Proved: true, NotReady: "no application is known", MetricsError: "127.0.0.1:9771 is taken"}
+	d.status = daemon.View{State: cluster.StateActive, Proved: true, NotReady: "no application is known", MetricsError: "127.0.0.1:9771 is taken", Drift: &daemon.DriftView{Means: "a restart is pending"}}
 	g := newGlobals((&testEnv{}).env().withDefaults())
 	g.settings.Root = d.root
 	v := &statusView{Status: &bootstrap.Status{}}
@@ -482,6 +482,7 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	for _, want := range []string{
 		"STATUS-NOT-SERVING: the node is not ready for new sessions: no application is known",
 		"STATUS-PORT: the daemon does not serve /metrics, /healthz and /readyz: 127.0.0.1:9771 is taken",
+		"\nServer settings\n",
 	} {
 		if !strings.Contains(w.b.String(), want) {
 			t.Errorf("got:\n%s\nwant %q", w.b.String(), want)

@@ -232,7 +232,7 @@ func (s *statusView) driftText(w *textWriter) {
 		return
 	}
 	if d := s.Daemon.Drift; d != nil {
-		w.heading("Not as joined")
+		w.heading("Server settings")
 		w.fields("since", w.ago(d.Since), "means", printable(d.Means), "fix", printable(strings.Join(d.Fix, ", or ")))
 		valuesText(w, d.Values, d.Omitted)
 	}
