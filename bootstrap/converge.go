@@ -336,8 +336,11 @@ func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance,
 	}
 	var err error
 	if f.address, err = k.address(k.req.Address, k.req.ForceAddress, inst); err != nil {
-		// The network may not be up yet; the address is looked at again later.
-		k.warn(IDAddress, "%v; %s, as joined, is kept", err, known)
+		// The network may not be up yet, and the answer may lack this address: it is looked at again later.
+		unsure := k.result.Unidentified || slices.Contains(inst.Missing, "public_address") || slices.Contains(inst.Missing, "ipv6")
+		if !unsure || !errors.Is(err, ams.ErrAddressNotHere) {
+			k.warn(IDAddress, "%v; %s, as joined, is kept", err, known)
+		}
 		f.address = ams.Address{Addr: known, Reason: "as joined"}
 	}
 	if f.address.Addr != known {

@@ -177,6 +177,27 @@ func TestConvergeMalformedTag(t *testing.T) {
 	}
 }
 
+// An address that is behind a translation is the cloud's to confirm. While its answer lacks it, nothing contradicts it.
+func TestConvergeTranslatedAddress(t *testing.T) {
+	partly := joinedAs()
+	partly.Missing = []string{"public_address"}
+	for _, c := range []struct {
+		inst metadata.Instance
+		err  error
+		want bool
+	}{{err: errors.New("it does not answer")}, {inst: partly}, {inst: joinedAs(), want: true}} {
+		m := joinedTree(t)
+		m.Interfaces = func() ([]ams.Interface, error) {
+			return []ams.Interface{{Name: "eth0", Up: true, Addrs: []netip.Addr{partly.Address}}}, nil
+		}
+		req := convergeRequest(t, c.inst, c.err)
+		req.Address, req.ForceAddress = "203.0.113.9", false
+		if got := converge(t, m, req); strings.Contains(ids(got.Warnings), IDAddress) != c.want || got.Node.IP != "10.0.1.7" {
+			t.Errorf("%+v, %v: %v, %s", c.inst, c.err, got.Warnings, got.Node.IP)
+		}
+	}
+}
+
 // A signal ends the question to the cloud, and the convergence with it.
 func TestConvergeInterrupted(t *testing.T) {
 	m := joinedTree(t)
