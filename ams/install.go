@@ -30,6 +30,8 @@ const (
 	DefaultUnit = "antmedia.service"
 	// DefaultHTTPPort is what the server listens on where nothing is configured.
 	DefaultHTTPPort = 5080
+	// DefaultOriginPort is where nodes call each other.
+	DefaultOriginPort = 5000
 
 	containerName = "conf/jee-container.xml"
 	serverName    = "conf/red5.properties"

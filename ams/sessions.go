@@ -34,7 +34,7 @@ func (p Ports) Viewers() []int { return []int{p.HTTP, p.HTTPS} }
 
 // defaultPorts are AMS's own where red5.properties says nothing.
 func defaultPorts() Ports {
-	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: 5000}
+	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
 }
 
 const defaultRTMPSPort = 8443

@@ -163,8 +163,6 @@ const (
 	// what keeps this one from reaching them is the same for all.
 	mostPeers = 5
 	peerTime  = 2 * time.Second
-	// originPort is where nodes call each other where nothing is configured.
-	originPort = 5000
 )
 
 // checkPeers connects to other nodes as their Ant Media Servers do.
@@ -206,7 +204,7 @@ func checkPeers(ctx context.Context, p *patient, look cluster.Look, in *bootstra
 	slices.Sort(closed)
 	var found []Result
 	if len(silent) > 0 {
-		found = append(found, bad(fmt.Sprintf("the security group of the nodes must admit TCP %d and %d from each other", ams.DefaultHTTPPort, originPort),
+		found = append(found, bad(fmt.Sprintf("the security group of the nodes must admit TCP %d and %d from each other", ams.DefaultHTTPPort, ams.DefaultOriginPort),
 			"no connection to %s: streams do not travel between these nodes", few(silent)))
 	}
 	if len(closed) > 0 {
@@ -238,7 +236,7 @@ func others(look cluster.Look, in *bootstrap.Inspection) []peer {
 		if _, ok := cluster.Dialable(a); !ok {
 			continue
 		}
-		x := peer{address: a, port: ams.DefaultHTTPPort, origin: originPort}
+		x := peer{address: a, port: ams.DefaultHTTPPort, origin: ams.DefaultOriginPort}
 		if in.Install != nil {
 			x.port = in.Install.HTTPPort
 		}

@@ -26,7 +26,7 @@ type wanted struct {
 func serverPorts(in *ams.Installation) []wanted {
 	ports, _ := in.Ports()
 	list := []wanted{
-		{"tcp", in.HTTPPort, "HTTP"}, {"tcp", ports.HTTPS, "HTTPS"}, {"tcp", ports.RTMP, "RTMP"}, {"udp", ports.SRT, "SRT"},
+		{"tcp", ports.HTTP, "HTTP"}, {"tcp", ports.HTTPS, "HTTPS"}, {"tcp", ports.RTMP, "RTMP"}, {"udp", ports.SRT, "SRT"},
 		{"tcp", ports.Origin, "between nodes"}, {"tcp", 9999, "shutdown"},
 	}
 	if ports.RTMPS > 0 {

@@ -128,7 +128,6 @@ func TestDrainSpot(t *testing.T) {
 	h := newScaled(t, newDatabase(t), "10.0.8.3", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	p := h.serving()
 	h.viewers(2)
-	h.aws.Recommend(time.Now())
 	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
 	h.aws.Interrupt("terminate", at)
 	v := p.counted(2)
