@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 // Each name in the table is refused with its replacement, in each place where it could stand.
 func TestRemoved(t *testing.T) {
+	var list strings.Builder
 	for _, r := range removed {
 		type example struct {
 			shown, config string
@@ -52,6 +54,7 @@ func TestRemoved(t *testing.T) {
 			variable(row.env(), r.name, r.name)
 		}
 		for _, e := range examples {
+			fmt.Fprintf(&list, "%s: %s\n", strings.Join(e.args, " "), e.shown)
 			vars := map[string]string{"AMSAGENT_ROOT": tree(t, map[string]string{"etc/amsagent/config.yaml": e.config})}
 			for name, value := range e.vars {
 				vars[name] = value
@@ -62,6 +65,7 @@ func TestRemoved(t *testing.T) {
 			}
 		}
 	}
+	golden(t, "removed.txt", list.String())
 }
 
 // A removed key is named with its file and line, and a variable that is set to nothing is not refused.
