@@ -4,13 +4,10 @@
 package templates
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -26,122 +23,178 @@ const (
 	awsTerraform      = "../../packaging/cloud/aws/terraform"
 )
 
-// awsCluster is what a template makes on AWS, with the names of things in the
-// words of this test. Both templates have to come out as the same.
-type awsCluster struct {
-	// Listeners: port, protocol and to whom.
-	Listeners []string
-	Targets   map[string]awsTargets
-	// Rules: who lets in whom, at which ports. What is not here is closed.
-	Rules  []string
-	Groups map[string]awsGroup
-	// Policies: role -> what it may do with what.
-	Policies map[string][]string
-	Mongo    awsMongo
+// awsFacts: the agent's readiness decides who gets new viewers and never who is replaced, a machine that starts or ends waits for
+// its agent, and each role has what the agent says that it needs, and one right to the secret.
+var awsFacts = facts{
+	says: map[string]string{
+		"Parameters.DrainSeconds":                      `Default: 3600`,
+		"Parameters.HookSeconds":                       `Default: 300`,
+		"Parameters.LaunchSeconds":                     `Default: 900`,
+		"Parameters.OriginMin Parameters.EdgeMin":      `Default: 1`,
+		"Parameters.OriginMax Parameters.EdgeMax":      `Default: 10`,
+		"Parameters.OriginType Parameters.EdgeType":    `Default: c7i.xlarge`,
+		"Parameters.ViewerCidr Parameters.Certificate": `Type: String`,
+		"Balancer": `
+			Type: application
+			SecurityGroups: [!Ref BalancerGroup]`,
+		"RtmpBalancer": `
+			Type: network
+			SecurityGroups: [!Ref RtmpGroup]
+			- {Key: load_balancing.cross_zone.enabled, Value: 'true'}`,
+		"OriginTargets EdgeTargets": `
+			Protocol: HTTP
+			Port: 5080
+			HealthCheckProtocol: HTTP
+			HealthCheckPort: '9771'
+			HealthCheckPath: /readyz
+			HealthCheckIntervalSeconds: 10
+			HealthyThresholdCount: 2
+			UnhealthyThresholdCount: 2
+			Matcher: {HttpCode: '200'}
+			- {Key: deregistration_delay.timeout_seconds, Value: !Ref DrainSeconds}
+			- {Key: stickiness.enabled, Value: 'true'}`,
+		"RtmpTargets": `
+			Protocol: TCP
+			Port: 1935
+			HealthCheckProtocol: HTTP
+			HealthCheckPort: '9771'
+			HealthCheckPath: /readyz
+			HealthCheckIntervalSeconds: 10
+			HealthyThresholdCount: 2
+			UnhealthyThresholdCount: 2
+			Matcher: {HttpCode: '200'}
+			- {Key: deregistration_delay.timeout_seconds, Value: !Ref DrainSeconds}
+			- {Key: deregistration_delay.connection_termination.enabled, Value: 'false'}
+			- {Key: target_health_state.unhealthy.connection_termination.enabled, Value: 'false'}`,
+		"HttpsListener EdgeHttpsListener": `
+			Condition: HasCertificate
+			Certificates: [{CertificateArn: !Ref Certificate}]`,
+		"MongoDisk": `
+			DeletionPolicy: Snapshot
+			UpdateReplacePolicy: Snapshot
+			VolumeType: gp3
+			Encrypted: true
+			SnapshotId: !If [HasSnapshot, !Ref MongoSnapshot, !Ref AWS::NoValue]`,
+		"MongoAttachment": `
+			InstanceId: !Ref Mongo
+			VolumeId: !Ref MongoDisk`,
+		"MongoProfile": `Properties: {Roles: [!Ref MongoRole]}`,
+		"Mongo": `
+			ImageId: !Ref MongoImage
+			IamInstanceProfile: !Ref MongoProfile
+			- {DeviceIndex: '0', SubnetId: !Ref SubnetA, GroupSet: [!Ref MongoGroup], AssociatePublicIpAddress: true, DeleteOnTermination: true}
+			MetadataOptions: {HttpTokens: required, HttpEndpoint: enabled, HttpPutResponseHopLimit: 1}
+			- {DeviceName: /dev/xvda, Ebs: {VolumeType: gp3, VolumeSize: 16, Encrypted: true, DeleteOnTermination: true}}
+			trap 'word FAILURE "see /var/log/cloud-init-output.log"' EXIT
+			set -e
+			aws secretsmanager put-secret-value --region "$region" --secret-id "$vault" --secret-string "file://$uri" >/dev/null
+			trap - EXIT
+			word SUCCESS 'MongoDB takes connections'`,
+		"MongoReady": `
+			DependsOn: MongoAttachment
+			Handle: !Ref MongoReadyHandle`,
+		"OriginProfile EdgeProfile": `Properties: {Roles: [!Ref {Role}Role]}`,
+		"OriginTemplate EdgeTemplate": `
+			ImageId: !Ref NodeImage
+			InstanceType: !Ref {Role}Type
+			IamInstanceProfile: {Arn: !GetAtt {Role}Profile.Arn}
+			MetadataOptions: {HttpTokens: required, HttpEndpoint: enabled, HttpPutResponseHopLimit: 1, InstanceMetadataTags: enabled}
+			- {DeviceName: /dev/xvda, Ebs: {VolumeType: gp3, VolumeSize: 30, Encrypted: true, DeleteOnTermination: true}}
+			- ResourceType: instance
+			Tags: [{Key: Name, Value: !Sub '${AWS::StackName}-{role}'}, {Key: 'amsagent:role', Value: {role}}]`,
+		"OriginTemplate": `- {DeviceIndex: 0, AssociatePublicIpAddress: true, DeleteOnTermination: true, Groups: [!Ref NodeGroup, !Ref OriginGroup]}`,
+		"EdgeTemplate":   `- {DeviceIndex: 0, AssociatePublicIpAddress: true, DeleteOnTermination: true, Groups: [!Ref NodeGroup]}`,
+		"Origins":        `TargetGroupARNs: [!Ref OriginTargets, !Ref RtmpTargets]`,
+		"Edges":          `TargetGroupARNs: [!Ref EdgeTargets]`,
+		"Origins Edges": `
+			DependsOn: [MongoReady, DefaultRoute, SubnetARoutes, SubnetBRoutes]
+			AutoScalingGroupName: !Sub '${AWS::StackName}-{role}'
+			MinSize: !Ref {Role}Min
+			MaxSize: !Ref {Role}Max
+			VPCZoneIdentifier: [!Ref SubnetA, !Ref SubnetB]
+			LaunchTemplate: {LaunchTemplateId: !Ref {Role}Template, Version: !GetAtt {Role}Template.LatestVersionNumber}
+			HealthCheckType: EC2
+			LifecycleTransition: autoscaling:EC2_INSTANCE_LAUNCHING
+			HeartbeatTimeout: !Ref LaunchSeconds
+			DefaultResult: ABANDON
+			LifecycleTransition: autoscaling:EC2_INSTANCE_TERMINATING
+			HeartbeatTimeout: !Ref HookSeconds
+			DefaultResult: CONTINUE`,
+		"OriginScaling EdgeScaling": `
+			AutoScalingGroupName: !Ref {Role}s
+			PolicyType: TargetTrackingScaling
+			PredefinedMetricSpecification: {PredefinedMetricType: ASGAverageCPUUtilization}
+			TargetValue: 60
+			DisableScaleIn: false`,
+	},
+	lists: map[string]string{
+		`^LoadBalancerArn: !Ref (\w+)\nProtocol: (\w+)\nPort: (\d+)(?:\n.+){0,2}\n.*TargetGroupArn: !Ref (\w+)`: `
+			Balancer HTTP 80 OriginTargets
+			Balancer HTTP 5080 EdgeTargets
+			Balancer HTTPS 443 OriginTargets
+			Balancer HTTPS 5443 EdgeTargets
+			RtmpBalancer TCP 1935 RtmpTargets`,
+		`^(\w+Group):$|(?:GroupId: !Ref (\w+), )?(IpProtocol.*), Description`: `
+			BalancerGroup
+			IpProtocol: tcp, FromPort: 80, ToPort: 80, CidrIp: !Ref ViewerCidr
+			IpProtocol: tcp, FromPort: 443, ToPort: 443, CidrIp: !Ref ViewerCidr
+			IpProtocol: tcp, FromPort: 5080, ToPort: 5080, CidrIp: !Ref ViewerCidr
+			IpProtocol: tcp, FromPort: 5443, ToPort: 5443, CidrIp: !Ref ViewerCidr
+			RtmpGroup
+			IpProtocol: tcp, FromPort: 1935, ToPort: 1935, CidrIp: !Ref PublisherCidr
+			NodeGroup
+			IpProtocol: udp, FromPort: 50000, ToPort: 60000, CidrIp: !Ref ViewerCidr
+			IpProtocol: tcp, FromPort: 5080, ToPort: 5080, SourceSecurityGroupId: !Ref BalancerGroup
+			IpProtocol: tcp, FromPort: 9771, ToPort: 9771, SourceSecurityGroupId: !Ref BalancerGroup
+			NodeGroup IpProtocol: tcp, FromPort: 5080, ToPort: 5080, SourceSecurityGroupId: !Ref NodeGroup
+			NodeGroup IpProtocol: tcp, FromPort: 5000, ToPort: 5000, SourceSecurityGroupId: !Ref NodeGroup
+			OriginGroup
+			IpProtocol: tcp, FromPort: 1935, ToPort: 1935, SourceSecurityGroupId: !Ref RtmpGroup
+			IpProtocol: tcp, FromPort: 9771, ToPort: 9771, SourceSecurityGroupId: !Ref RtmpGroup
+			MongoGroup
+			IpProtocol: tcp, FromPort: 27017, ToPort: 27017, SourceSecurityGroupId: !Ref NodeGroup`,
+		`(IpProtocol)`: strings.Repeat("IpProtocol\n", 13),
+		`^(\w+Role):$|^Type: AWS::(IAM::.+)|(Principal: .+), Action: sts|\b(policy/\w+|\w*SecretString:)`: `
+			MongoRole
+			IAM::Role
+			Principal: {Service: !Sub 'ec2.${AWS::URLSuffix}'}
+			policy/AmazonSSMManagedInstanceCore
+			IAM::InstanceProfile
+			OriginRole
+			IAM::Role
+			Principal: {Service: !Sub 'ec2.${AWS::URLSuffix}'}
+			policy/AmazonSSMManagedInstanceCore
+			EdgeRole
+			IAM::Role
+			Principal: {Service: !Sub 'ec2.${AWS::URLSuffix}'}
+			policy/AmazonSSMManagedInstanceCore
+			IAM::InstanceProfile
+			IAM::InstanceProfile`,
+	},
 }
 
-type awsTargets struct {
-	Port, Protocol, Health string
-	Drain                  string
-	Cuts                   bool // connections to a node that is not ready
-}
-
-type awsGroup struct {
-	Name, Min, Max, Image, Type string
-	Subnets                     int
-	Targets, Security           []string
-	HealthCheck                 string
-	Hooks                       []string
-	Scaling                     string
-	Metadata                    []string
-	Tags                        []string
-	Encrypted, Public           bool
-	UserData                    string
-	After                       []string // of what it waits for: the disk of MongoDB, and so on
-}
-
-type awsMongo struct {
-	Image, Type        string
-	Security           []string
-	Metadata           []string
-	Encrypted          bool
-	Disk               string
-	Survives           bool
-	ConnectionIsEmpty  bool // no value of the secret in the template
-	Public             bool
-	UserData, Identity string
-}
-
-const awsSecret = "SECRET"
-
-// wantAWS is the list that both templates are held against.
-func wantAWS() awsCluster {
-	health := "HTTP 9771 /readyz 200, every 10 s, 2 up, 2 down"
-	hooks := []string{
-		"autoscaling:EC2_INSTANCE_LAUNCHING 900 ABANDON",
-		"autoscaling:EC2_INSTANCE_TERMINATING 300 CONTINUE",
-	}
-	join := "#!/bin/sh\nuntil aws secretsmanager get-secret-value --region REGION --secret-id SECRET --query SecretString --output text" +
-		" | amsagent join --mongo file:-; do [ $? = 2 ] && exit 2; sleep 15; done\n"
-	group := func(role string, targets, security []string) awsGroup {
-		return awsGroup{
-			Name: "NAME-" + role, Min: "1", Max: "10", Image: "ami-node", Type: "c7i.xlarge", Subnets: 2,
-			Targets: targets, Security: security, HealthCheck: "EC2", Hooks: hooks, Scaling: "ASGAverageCPUUtilization 60, out and in",
-			Metadata: []string{"enabled", "required", "hops 1", "tags enabled"}, Tags: []string{"Name=NAME-" + role, "amsagent:role=" + role},
-			Encrypted: true, Public: true, UserData: join, After: []string{"mongo"},
-		}
-	}
-	policy := func(role string) []string {
-		return []string{
-			"autoscaling:CompleteLifecycleAction autoscaling:RecordLifecycleActionHeartbeat" +
-				" on arn:PARTITION:autoscaling:REGION:ACCOUNT:autoScalingGroup:*:autoScalingGroupName/NAME-" + role,
-			"autoscaling:DescribeAutoScalingInstances autoscaling:DescribeLifecycleHooks on *",
-			"secretsmanager:GetSecretValue on SECRET",
-		}
-	}
-	return awsCluster{
-		Listeners: []string{"1935 TCP rtmp", "443 HTTPS origin", "5080 HTTP edge", "5443 HTTPS edge", "80 HTTP origin"},
-		Targets: map[string]awsTargets{
-			"origin": {Port: "5080", Protocol: "HTTP", Health: health, Drain: "3600"},
-			"edge":   {Port: "5080", Protocol: "HTTP", Health: health, Drain: "3600"},
-			"rtmp":   {Port: "1935", Protocol: "TCP", Health: health, Drain: "3600"},
-		},
-		Rules: []string{
-			"balancer tcp 443 from viewers", "balancer tcp 5080 from viewers", "balancer tcp 5443 from viewers", "balancer tcp 80 from viewers",
-			"mongo tcp 27017 from node",
-			"node tcp 5000 from node", "node tcp 5080 from balancer", "node tcp 5080 from node", "node tcp 9771 from balancer",
-			"node udp 50000-60000 from viewers",
-			"origin tcp 1935 from rtmp", "origin tcp 9771 from rtmp",
-			"rtmp tcp 1935 from publishers",
-		},
-		Groups: map[string]awsGroup{
-			"origin": group("origin", []string{"origin", "rtmp"}, []string{"node", "origin"}),
-			"edge":   group("edge", []string{"edge"}, []string{"node"}),
-		},
-		Policies: map[string][]string{
-			"origin": policy("origin"), "edge": policy("edge"), "mongo": {"secretsmanager:PutSecretValue on SECRET"},
-		},
-		Mongo: awsMongo{
-			Image: "ami-mongo", Type: "m7i.large", Security: []string{"mongo"}, Metadata: []string{"enabled", "required", "hops 1"},
-			Encrypted: true, Disk: "gp3 50 encrypted", Survives: true, ConnectionIsEmpty: true, Public: true, Identity: "mongo",
-		},
-	}
-}
-
-func loadAWSCloudFormation(t *testing.T) *cloudformation {
+func loadAWS(t *testing.T) *stack {
 	t.Helper()
-	return load(t, awsCloudFormation, map[string]any{
-		"NodeImage": "ami-node", "MongoImage": "ami-mongo", "Certificate": "arn:aws:acm:eu-west-1:1:certificate/x",
-		"ViewerCidr": "198.51.100.0/24", "PublisherCidr": "203.0.113.0/24",
+	return loadStack(t, awsCloudFormation, map[string]any{
+		"AWS::StackName": "NAME", "AWS::Region": "REGION", "AWS::AccountId": "ACCOUNT", "AWS::Partition": "PARTITION",
+		"MongoSecret": "SECRET", "MongoReadyHandle": "https://HANDLE/?a=b&c=d", "MongoDisk": "vol-0abc",
 	})
 }
 
 func TestAWSCloudFormation(t *testing.T) {
-	got := readAWSCloudFormation(t, loadAWSCloudFormation(t))
-	got.Mongo.UserData = ""
-	if diff := gocmp.Diff(wantAWS(), got); diff != "" {
-		t.Errorf("cloudformation.yaml makes something else than wanted (-want +got):\n%s", diff)
+	c := loadAWS(t)
+	c.check(t, awsFacts)
+	c.references()
+}
+
+// awsUserData is that of a node ("edge") or of MongoDB's machine ("mongo").
+func awsUserData(t *testing.T, role string) string {
+	t.Helper()
+	c := loadAWS(t)
+	if role == "mongo" {
+		return fmt.Sprint(c.of("Mongo")["UserData"])
 	}
+	return fmt.Sprint(at(c.of(strings.ToUpper(role[:1])+role[1:]+"Template"), "LaunchTemplateData", "UserData"))
 }
 
 // TestTerraformForm: as OpenTofu and Terraform write it themselves.
@@ -338,23 +391,24 @@ func awsTerraformMongo(t *testing.T) string {
 	})
 }
 
-// TestAWSPolicy: what the templates permit is what the agent itself says that it
-// needs, and the secret.
+// TestAWSPolicy: what the template permits is what the agent itself says that it needs, and the secret.
 func TestAWSPolicy(t *testing.T) {
 	provider, err := aws.New(cloud.Options{})
 	must.OK(t, err)
 	api, err := provider.AutoScaling(aws.AutoScalingOptions{})
 	must.OK(t, err)
-	var want []string
-	for _, s := range ownPolicy(t, api.Policy("NAME-edge")) {
-		slices.Sort(s.Action)
-		resource := strings.NewReplacer("arn:aws:autoscaling:*:*:", "arn:PARTITION:autoscaling:REGION:ACCOUNT:").Replace(s.Resource)
-		want = append(want, strings.Join(s.Action, " ")+" on "+resource)
+	c := loadAWS(t)
+	for _, role := range []string{"Origin", "Edge"} {
+		want := []string{"Allow secretsmanager:GetSecretValue on SECRET"}
+		for _, s := range ownPolicy(t, api.Policy("NAME-"+strings.ToLower(role))) {
+			want = append(want, "Allow "+strings.Join(sorted(s.Action), " ")+" on "+strings.Replace(s.Resource, "arn:aws:autoscaling:*:*:", "arn:PARTITION:autoscaling:REGION:ACCOUNT:", 1))
+		}
+		if diff := gocmp.Diff(sorted(want), c.statements(role+"Role")); diff != "" {
+			t.Errorf("-agent +template:\n%s", diff)
+		}
 	}
-	want = append(want, "secretsmanager:GetSecretValue on SECRET")
-	slices.Sort(want)
-	if diff := gocmp.Diff(want, wantAWS().Policies["edge"]); diff != "" {
-		t.Errorf("-agent +template:\n%s", diff)
+	if diff := gocmp.Diff([]string{"Allow secretsmanager:PutSecretValue on SECRET"}, c.statements("MongoRole")); diff != "" {
+		t.Errorf("-want +template:\n%s", diff)
 	}
 }
 
@@ -369,251 +423,4 @@ func ownPolicy(t *testing.T, policy string) []statement {
 	var p struct{ Statement []statement }
 	must.OK(t, json.Unmarshal([]byte(policy), &p))
 	return p.Statement
-}
-
-func num(v any) string {
-	if v == nil {
-		return ""
-	}
-	return fmt.Sprint(v)
-}
-
-func strs(v any) []string {
-	var out []string
-	list, ok := v.([]any)
-	if !ok && v != nil {
-		list = []any{v}
-	}
-	for _, e := range list {
-		out = append(out, fmt.Sprint(e))
-	}
-	return out
-}
-
-func ports(from, to any) string {
-	if num(from) == num(to) {
-		return num(from)
-	}
-	return num(from) + "-" + num(to)
-}
-
-func who(cidr any) string {
-	switch cidr {
-	case "198.51.100.0/24":
-		return "viewers"
-	case "203.0.113.0/24":
-		return "publishers"
-	}
-	return num(cidr)
-}
-
-func sorted(s []string) []string {
-	slices.Sort(s)
-	return s
-}
-
-// statements are a policy as lines. Whoever denies or names no resource is told as such.
-func statements(list []any) []string {
-	var out []string
-	for _, e := range list {
-		s := e.(object)
-		line := strings.Join(sorted(strs(cmp.Or[any](s["Action"], s["actions"]))), " ") + " on " +
-			strings.Join(strs(cmp.Or[any](s["Resource"], s["resources"])), " ")
-		if effect := cmp.Or[any](s["Effect"], s["effect"], "Allow"); effect != "Allow" {
-			line = num(effect) + " " + line
-		}
-		out = append(out, line)
-	}
-	return sorted(out)
-}
-
-// readAWSCloudFormation tells what the template makes in the words of the test.
-func readAWSCloudFormation(t *testing.T, c *cloudformation) awsCluster {
-	t.Helper()
-	words := strings.NewReplacer("${AWS::StackName}", "NAME", "${AWS::Region}", "REGION", "${AWS::AccountId}", "ACCOUNT",
-		"${AWS::Partition}", "PARTITION", "${MongoSecret}", awsSecret, "${MongoReadyHandle}", "https://HANDLE/?a=b&c=d", "${MongoDisk}", "vol0abc")
-	say := func(v any) string { return words.Replace(num(v)) }
-	// ${OriginTargets} -> origin
-	name := func(v any, suffix string) string {
-		s := strings.TrimSuffix(strings.TrimPrefix(num(v), "${"), "}")
-		if !strings.HasSuffix(s, suffix) || s == suffix {
-			t.Errorf("%v is no %s", v, suffix)
-		}
-		return strings.ToLower(strings.TrimSuffix(s, suffix))
-	}
-	names := func(v any, suffix string) []string {
-		var out []string
-		for _, s := range strs(v) {
-			out = append(out, name(s, suffix))
-		}
-		return sorted(out)
-	}
-	out := awsCluster{Targets: map[string]awsTargets{}, Groups: map[string]awsGroup{}, Policies: map[string][]string{}}
-
-	for _, l := range c.of("AWS::ElasticLoadBalancingV2::Listener") {
-		action := l["DefaultActions"].([]any)[0].(object)
-		out.Listeners = append(out.Listeners, fmt.Sprintf("%v %v %s", l["Port"], l["Protocol"], name(action["TargetGroupArn"], "Targets")))
-		if balancer := num(l["LoadBalancerArn"]); (balancer == "${RtmpBalancer}") != (l["Protocol"] == "TCP") {
-			t.Errorf("%v is at %s", l["Port"], balancer)
-		}
-	}
-	slices.Sort(out.Listeners)
-	for key, g := range c.of("AWS::ElasticLoadBalancingV2::TargetGroup") {
-		attributes := map[string]string{}
-		for _, a := range g["TargetGroupAttributes"].([]any) {
-			attributes[num(a.(object)["Key"])] = num(a.(object)["Value"])
-		}
-		out.Targets[strings.ToLower(strings.TrimSuffix(key, "Targets"))] = awsTargets{
-			Port: num(g["Port"]), Protocol: num(g["Protocol"]), Drain: attributes["deregistration_delay.timeout_seconds"],
-			Health: fmt.Sprintf("%v %v %v %v, every %v s, %v up, %v down", g["HealthCheckProtocol"], g["HealthCheckPort"], g["HealthCheckPath"],
-				g["Matcher"].(object)["HttpCode"], g["HealthCheckIntervalSeconds"], g["HealthyThresholdCount"], g["UnhealthyThresholdCount"]),
-			Cuts: g["Protocol"] == "TCP" && (attributes["target_health_state.unhealthy.connection_termination.enabled"] != "false" ||
-				attributes["deregistration_delay.connection_termination.enabled"] != "false"),
-		}
-	}
-	rule := func(group string, r object) {
-		from := who(r["CidrIp"])
-		if s := r["SourceSecurityGroupId"]; s != nil {
-			from = name(s, "Group")
-		}
-		out.Rules = append(out.Rules, fmt.Sprintf("%s %v %s from %s", group, r["IpProtocol"], ports(r["FromPort"], r["ToPort"]), from))
-	}
-	for key, g := range c.of("AWS::EC2::SecurityGroup") {
-		list, _ := g["SecurityGroupIngress"].([]any)
-		for _, r := range list {
-			rule(strings.ToLower(strings.TrimSuffix(key, "Group")), r.(object))
-		}
-	}
-	for _, r := range c.of("AWS::EC2::SecurityGroupIngress") {
-		rule(name(r["GroupId"], "Group"), r)
-	}
-	slices.Sort(out.Rules)
-
-	for key, r := range c.of("AWS::IAM::Role") {
-		var list []string
-		for _, p := range r["Policies"].([]any) {
-			for _, s := range statements(p.(object)["PolicyDocument"].(object)["Statement"].([]any)) {
-				list = append(list, words.Replace(s))
-			}
-		}
-		list = append(list, strs(r["ManagedPolicyArns"])...)
-		out.Policies[strings.ToLower(strings.TrimSuffix(key, "Role"))] = list
-	}
-	profiles := c.of("AWS::IAM::InstanceProfile")
-	identity := func(v any) string {
-		key := strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(num(v), "${"), "}"), ".Arn")
-		return strings.Join(names(profiles[key]["Roles"], "Role"), " ")
-	}
-	options := func(v any) []string {
-		o := v.(object)
-		list := []string{num(o["HttpEndpoint"]), num(o["HttpTokens"]), "hops " + num(o["HttpPutResponseHopLimit"])}
-		if tags := o["InstanceMetadataTags"]; tags != nil {
-			list = append(list, "tags "+num(tags))
-		}
-		return list
-	}
-	encrypted := func(v any) bool {
-		list, _ := v.([]any)
-		for _, d := range list {
-			if d.(object)["Ebs"].(object)["Encrypted"] != true {
-				return false
-			}
-		}
-		return len(list) > 0
-	}
-	public := func(v any) (object, bool) {
-		n := v.([]any)[0].(object)
-		return n, n["AssociatePublicIpAddress"] == true
-	}
-	scaling := map[string]string{}
-	for _, p := range c.of("AWS::AutoScaling::ScalingPolicy") {
-		scaling[num(p["AutoScalingGroupName"])] += trackingWords(p["PolicyType"], p["TargetTrackingConfiguration"].(object)["PredefinedMetricSpecification"].(object)["PredefinedMetricType"],
-			p["TargetTrackingConfiguration"].(object)["TargetValue"], p["TargetTrackingConfiguration"].(object)["DisableScaleIn"])
-	}
-	for key, g := range c.of("AWS::AutoScaling::AutoScalingGroup") {
-		role := strings.ToLower(strings.TrimSuffix(key, "s"))
-		lt := strings.TrimSuffix(strings.TrimPrefix(num(g["LaunchTemplate"].(object)["LaunchTemplateId"]), "${"), "}")
-		if got := num(g["LaunchTemplate"].(object)["Version"]); got != "${"+lt+".LatestVersionNumber}" {
-			t.Errorf("%s starts version %s", key, got)
-		}
-		d := c.of("AWS::EC2::LaunchTemplate")[lt]["LaunchTemplateData"].(object)
-		nic, isPublic := public(d["NetworkInterfaces"])
-		group := awsGroup{
-			Name: say(g["AutoScalingGroupName"]), Min: num(g["MinSize"]), Max: num(g["MaxSize"]), Image: num(d["ImageId"]), Type: num(d["InstanceType"]),
-			Subnets: len(strs(g["VPCZoneIdentifier"])), Targets: names(g["TargetGroupARNs"], "Targets"), Security: names(nic["Groups"], "Group"),
-			HealthCheck: num(g["HealthCheckType"]), Scaling: scaling["${"+key+"}"], Metadata: options(d["MetadataOptions"]),
-			Encrypted: encrypted(d["BlockDeviceMappings"]), Public: isPublic, UserData: say(d["UserData"]),
-		}
-		for _, h := range g["LifecycleHookSpecificationList"].([]any) {
-			h := h.(object)
-			group.Hooks = append(group.Hooks, fmt.Sprintf("%v %v %v", h["LifecycleTransition"], h["HeartbeatTimeout"], h["DefaultResult"]))
-		}
-		slices.Sort(group.Hooks)
-		for _, spec := range d["TagSpecifications"].([]any) {
-			if spec := spec.(object); spec["ResourceType"] == "instance" {
-				for _, tag := range spec["Tags"].([]any) {
-					group.Tags = append(group.Tags, num(tag.(object)["Key"])+"="+say(tag.(object)["Value"]))
-				}
-			}
-		}
-		slices.Sort(group.Tags)
-		checkTagKeys(t, group.Tags)
-		// The groups come when the machine of MongoDB has said that it is ready.
-		for _, on := range strs(c.all[key]["DependsOn"]) {
-			if c.all[on]["Type"] == "AWS::CloudFormation::WaitCondition" {
-				group.After = append(group.After, "mongo")
-			}
-		}
-		if got := identity(d["IamInstanceProfile"].(object)["Arn"]); got != role {
-			t.Errorf("%s has the role %s", key, got)
-		}
-		out.Groups[role] = group
-	}
-
-	m := c.of("AWS::EC2::Instance")["Mongo"]
-	nic, isPublic := public(m["NetworkInterfaces"])
-	disk := c.of("AWS::EC2::Volume")["MongoDisk"]
-	secret := c.of("AWS::SecretsManager::Secret")["MongoSecret"]
-	out.Mongo = awsMongo{
-		Image: num(m["ImageId"]), Type: num(m["InstanceType"]), Security: names(nic["GroupSet"], "Group"), Metadata: options(m["MetadataOptions"]),
-		Encrypted: encrypted(m["BlockDeviceMappings"]), Public: isPublic, Identity: identity(m["IamInstanceProfile"]), UserData: say(m["UserData"]),
-		Disk:              diskWords(disk["VolumeType"], disk["Size"], disk["Encrypted"]),
-		Survives:          c.all["MongoDisk"]["DeletionPolicy"] == "Snapshot" && c.all["MongoDisk"]["UpdateReplacePolicy"] == "Snapshot",
-		ConnectionIsEmpty: secret["SecretString"] == nil && secret["GenerateSecretString"] == nil,
-	}
-	if a := c.of("AWS::EC2::VolumeAttachment")["MongoAttachment"]; a["VolumeId"] != "${MongoDisk}" || a["InstanceId"] != "${Mongo}" {
-		t.Errorf("the disk of MongoDB is attached as %v", a)
-	}
-	return out
-}
-
-func trackingWords(kind, metric, target, noIn any) string {
-	if kind != "TargetTrackingScaling" {
-		return num(kind)
-	}
-	direction := "out and in"
-	if noIn != false {
-		direction = "out"
-	}
-	return fmt.Sprintf("%v %v, %s", metric, target, direction)
-}
-
-func diskWords(kind, size, encrypted any) string {
-	words := fmt.Sprintf("%v %v", kind, size)
-	if encrypted == true {
-		words += " encrypted"
-	}
-	return words
-}
-
-// A machine with tags in its metadata does not start where a key has another letter (facts of EC2's user guide).
-var tagKey = regexp.MustCompile(`^[A-Za-z0-9+=.,_:@-]+$`)
-
-func checkTagKeys(t *testing.T, tags []string) {
-	t.Helper()
-	for _, tag := range tags {
-		if key, _, _ := strings.Cut(tag, "="); !tagKey.MatchString(key) {
-			t.Errorf("the tag %q cannot be shown in the metadata", key)
-		}
-	}
 }

@@ -5,11 +5,8 @@ package templates
 
 import (
 	"fmt"
-	"net/netip"
-	"os"
-	"regexp"
+	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -18,375 +15,184 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// cloudformation is a template of AWS (or of Alibaba's ROS, which took over its
-// form) that was evaluated with the defaults of its parameters and with the values
-// given. What only the cloud can tell stands for itself: a Ref to a resource is
-// "${Vpc}", an attribute "${Mongo.PrivateIp}".
-type cloudformation struct {
-	t          *testing.T
-	file       string
-	ros        bool // of Alibaba Cloud
-	parameters map[string]any
-	conditions map[string]bool
-	all        map[string]object // the resources as they are written
-	resources  map[string]object // evaluated, those whose condition holds
-	outputs    map[string]any
-	used       map[string]bool
+// stack is a template of AWS, or of Alibaba's ROS, which took over its form.
+type stack struct {
+	source
+	t     *testing.T
+	known map[string]any // by name, what a reference becomes: given, or a parameter's default
+	all   map[string]any // the sections, with their references followed
+	names []string       // of all that is referred to
 }
 
-// object is a resource, or a part of it.
 type object = map[string]any
 
-// noValue is what AWS::NoValue becomes: the property is not there.
-type noValue struct{}
-
-func load(t *testing.T, file string, given map[string]any) *cloudformation {
+// loadStack follows the references of a template. Of a choice the half counts that is there if the condition holds.
+func loadStack(t *testing.T, file string, given map[string]any) *stack {
 	t.Helper()
-	c := &cloudformation{
-		t: t, file: file, parameters: map[string]any{}, conditions: map[string]bool{}, all: map[string]object{},
-		resources: map[string]object{}, outputs: map[string]any{}, used: map[string]bool{},
-	}
-	b, err := os.ReadFile(file)
-	must.OK(t, err)
+	c := &stack{source: read(t, file), t: t, known: maps.Clone(given)}
 	var doc yaml.Node
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		t.Fatalf("%s: %v", file, err)
+	must.OK(t, yaml.Unmarshal([]byte(c.raw), &doc))
+	must.OK(t, yaml.Unmarshal([]byte(c.raw), &map[string]any{})) // which refuses a key that is there twice
+	var parameters struct {
+		Parameters map[string]struct {
+			Default any `yaml:"Default"`
+		} `yaml:"Parameters"`
 	}
-	top := c.tree(doc.Content[0]).(object)
-	for name := range top {
-		if !slices.Contains(strings.Fields("AWSTemplateFormatVersion Conditions Description Metadata Outputs Parameters ROSTemplateFormatVersion Resources"), name) {
-			t.Errorf("%s has a section %s", file, name)
-		}
-	}
-	c.ros = top["ROSTemplateFormatVersion"] == "2015-09-01"
-	if !c.ros && top["AWSTemplateFormatVersion"] != "2010-09-09" {
-		t.Errorf("%s says not whose template it is", file)
-	}
-	section := func(name string) object {
-		o, _ := top[name].(object)
-		return o
-	}
-	for name, p := range section("Parameters") {
-		p := p.(object)
-		if p["Description"] == nil || p["Type"] == nil {
-			t.Errorf("%s: the parameter %s has no description or no type", file, name)
-		}
-		for key := range p {
-			if !slices.Contains(strings.Fields("AllowedPattern AllowedValues Default Description MaxValue MinValue Type"), key) && (!c.ros || key != "AssociationProperty") {
-				t.Errorf("%s: the parameter %s has a part %s", file, name, key)
-			}
-		}
-		switch v, ok := given[name]; {
-		case ok:
-			c.parameters[name] = v
-		case p["Default"] != nil:
-			c.parameters[name] = p["Default"]
-		default:
-			t.Fatalf("%s: the parameter %s has no default, and the test gives none", file, name)
-		}
-		if pattern, ok := p["AllowedPattern"].(string); ok && !regexp.MustCompile(pattern).MatchString(fmt.Sprint(c.parameters[name])) {
-			t.Errorf("%s: %s=%v does not match its own pattern %s", file, name, c.parameters[name], pattern)
+	must.OK(t, doc.Decode(&parameters))
+	for name, p := range parameters.Parameters {
+		if c.known[name] == nil && p.Default != nil {
+			c.known[name] = p.Default
 		}
 	}
-	for name := range given {
-		if c.parameters[name] == nil {
-			t.Errorf("%s: there is no parameter %s", file, name)
-		}
-	}
-	for name, r := range section("Resources") {
-		c.all[name] = r.(object)
-	}
-	for name, v := range section("Conditions") {
-		c.conditions[name] = c.eval(v) == true
-	}
-	for name, r := range c.all {
-		condition, ok := r["Condition"].(string)
-		if ok {
-			c.holds(condition)
-		}
-		on := r["DependsOn"]
-		if _, one := on.(string); one {
-			on = []any{on}
-		}
-		list, _ := on.([]any)
-		for _, d := range list {
-			if c.all[d.(string)] == nil {
-				t.Errorf("%s: %s depends on %v, which is not there", file, name, d)
-			}
-		}
-		// Evaluated in any case, so that its references are looked at.
-		e := c.eval(r).(object)
-		if !ok || c.conditions[condition] {
-			c.resources[name] = e
-		}
-	}
-	for name, o := range section("Outputs") {
-		o := c.eval(o).(object)
-		if o["Description"] == nil {
-			t.Errorf("%s: the output %s has no description", file, name)
-		}
-		c.outputs[name] = o["Value"]
-	}
-	for name := range c.parameters {
-		if !c.used[name] {
-			t.Errorf("%s: nobody uses the parameter %s", file, name)
-		}
-	}
-	for name := range c.conditions {
-		if !c.used["condition "+name] {
-			t.Errorf("%s: nobody uses the condition %s", file, name)
-		}
-	}
-	c.groups(section("Metadata"))
+	c.all, _ = c.value(doc.Content[0]).(object)
 	return c
 }
 
-// groups: every parameter is asked for under some heading, and no other.
-func (c *cloudformation) groups(metadata object) {
+func (c *stack) value(n *yaml.Node) any {
 	c.t.Helper()
-	for key, v := range metadata {
-		shown := map[string]bool{}
-		groups, _ := v.(object)["ParameterGroups"].([]any)
-		for _, g := range groups {
-			list, _ := g.(object)["Parameters"].([]any)
-			for _, p := range list {
-				shown[p.(string)] = true
-				if _, ok := c.parameters[p.(string)]; !ok {
-					c.t.Errorf("%s: %s names %v, which is no parameter", c.file, key, p)
-				}
-			}
-		}
-		for name := range c.parameters {
-			if !shown[name] {
-				c.t.Errorf("%s: %s does not name the parameter %s", c.file, key, name)
-			}
-		}
+	if tag, ok := strings.CutPrefix(n.Tag, "!"); ok && !strings.HasPrefix(tag, "!") {
+		plain := *n
+		plain.Tag = ""
+		return c.call(tag, &plain)
 	}
-}
-
-// tree is the document with short forms (!Ref x) spelt out ({Ref: x}).
-func (c *cloudformation) tree(n *yaml.Node) any {
-	c.t.Helper()
-	if n.Anchor != "" || n.Kind == yaml.AliasNode {
-		// CloudFormation's own reader is documented to know none.
-		c.t.Errorf("%s:%d: anchors and aliases are not for this template", c.file, n.Line)
-	}
-	var v any
 	switch n.Kind {
 	case yaml.MappingNode:
 		o := object{}
 		for i := 0; i < len(n.Content); i += 2 {
 			key := n.Content[i].Value
-			if _, twice := o[key]; twice {
-				c.t.Errorf("%s:%d: %s is there twice", c.file, n.Content[i].Line, key)
+			name, function := strings.CutPrefix(key, "Fn::")
+			if len(n.Content) == 2 && (function || key == "Ref") {
+				return c.call(name, n.Content[1])
 			}
-			o[key] = c.tree(n.Content[i+1])
-		}
-		v = o
-	case yaml.SequenceNode:
-		list := []any{}
-		for _, e := range n.Content {
-			list = append(list, c.tree(e))
-		}
-		v = list
-	default:
-		plain := *n
-		if strings.HasPrefix(n.Tag, "!") && !strings.HasPrefix(n.Tag, "!!") {
-			plain.Tag = "!!str"
-		}
-		if err := plain.Decode(&v); err != nil {
-			c.t.Errorf("%s:%d: %v", c.file, n.Line, err)
-		}
-	}
-	switch tag := strings.TrimPrefix(n.Tag, "!"); {
-	case strings.HasPrefix(n.Tag, "!!") || tag == "":
-		return v
-	case tag == "Ref" || tag == "Condition":
-		return object{tag: v}
-	case tag == "GetAtt":
-		name, attribute, _ := strings.Cut(v.(string), ".")
-		return object{"Fn::GetAtt": []any{name, attribute}}
-	default:
-		return object{"Fn::" + tag: v}
-	}
-}
-
-func (c *cloudformation) holds(condition string) bool {
-	c.t.Helper()
-	v, ok := c.conditions[condition]
-	if !ok {
-		c.t.Errorf("%s: there is no condition %s", c.file, condition)
-	}
-	c.used["condition "+condition] = true
-	return v
-}
-
-func (c *cloudformation) ref(name string) any {
-	c.t.Helper()
-	if v, ok := c.parameters[name]; ok {
-		c.used[name] = true
-		return v
-	}
-	if pseudo, ok := strings.CutPrefix(name, map[bool]string{false: "AWS::", true: "ALIYUN::"}[c.ros]); ok {
-		switch {
-		case pseudo == "NoValue":
-			return noValue{}
-		case pseudo == "Region" || pseudo == "StackName" || c.ros && pseudo == "TenantId" ||
-			!c.ros && (pseudo == "AccountId" || pseudo == "Partition" || pseudo == "URLSuffix"):
-			return "${" + name + "}"
-		}
-	} else if base, attribute, _ := strings.Cut(name, "."); c.all[base] != nil {
-		if c.ros {
-			c.rosAttribute(base, attribute)
-		}
-		return "${" + name + "}"
-	}
-	c.t.Errorf("%s: a reference to %s, which is not there", c.file, name)
-	return ""
-}
-
-func (c *cloudformation) eval(v any) any {
-	c.t.Helper()
-	switch v := v.(type) {
-	case []any:
-		list := []any{}
-		for _, e := range v {
-			if e = c.eval(e); e != (noValue{}) {
-				list = append(list, e)
-			} else if c.ros {
-				c.t.Errorf("%s: ALIYUN::NoValue is documented for properties, and not within a list", c.file)
-			}
-		}
-		return list
-	case object:
-		if len(v) == 1 {
-			for name, arg := range v {
-				if name == "Ref" || name == "Condition" || strings.HasPrefix(name, "Fn::") {
-					return c.call(name, arg)
-				}
-			}
-		}
-		o := object{}
-		for key, e := range v {
-			if key == "Type" || key == "DependsOn" || key == "Condition" {
-				o[key] = e
-				continue
-			}
-			if e = c.eval(e); e != (noValue{}) {
-				o[key] = e
+			o[key] = c.value(n.Content[i+1])
+			if key == "DependsOn" || key == "Condition" {
+				c.names = append(c.names, strs(o[key])...)
 			}
 		}
 		return o
+	case yaml.SequenceNode:
+		list := []any{}
+		for _, e := range n.Content {
+			list = append(list, c.value(e))
+		}
+		return list
+	}
+	var v any
+	must.OK(c.t, n.Decode(&v))
+	return v
+}
+
+func (c *stack) ref(name string) any {
+	base, _, _ := strings.Cut(name, ".")
+	if !strings.Contains(base, "::") {
+		c.names = append(c.names, base)
+	}
+	if v := c.known[name]; v != nil {
+		return v
+	}
+	return "${" + name + "}"
+}
+
+// call follows the functions that make texts and choices.
+func (c *stack) call(name string, arg *yaml.Node) any {
+	c.t.Helper()
+	v := c.value(arg)
+	list, _ := v.([]any)
+	switch name {
+	case "Ref":
+		return c.ref(fmt.Sprint(v))
+	case "GetAtt":
+		return c.ref(strings.Join(strs(v), "."))
+	case "If":
+		c.names = append(c.names, fmt.Sprint(list[0]))
+		return list[1]
+	case "Join":
+		return strings.Join(strs(list[1]), fmt.Sprint(list[0]))
+	case "Split":
+		return strings.Split(fmt.Sprint(list[1]), fmt.Sprint(list[0]))
+	case "Sub":
+		names := object{}
+		if list != nil {
+			v, names = list[0], list[1].(object)
+		}
+		return reference.ReplaceAllStringFunc(fmt.Sprint(v), func(s string) string {
+			name := strings.Trim(s, "${}")
+			if local, ok := names[name]; ok {
+				return fmt.Sprint(local)
+			}
+			return fmt.Sprint(c.ref(name))
+		})
 	}
 	return v
 }
 
-var substitution = regexp.MustCompile(`\$\{(!?)([^}]*)\}`)
-
-// call evaluates the functions that the templates use, and no other.
-func (c *cloudformation) call(name string, arg any) any {
+// of are the properties of a resource.
+func (c *stack) of(name string) object {
 	c.t.Helper()
-	list := func() []any {
-		l, ok := arg.([]any)
-		if !ok {
-			c.t.Fatalf("%s: %s wants a list, not %v", c.file, name, arg)
-		}
-		return l
+	p, ok := at(c.all, "Resources", name, "Properties").(object)
+	if !ok {
+		c.t.Fatalf("there is no %s", name)
 	}
-	switch name {
-	case "Ref":
-		return c.ref(arg.(string))
-	case "Condition":
-		return c.holds(arg.(string))
-	case "Fn::GetAtt":
-		return c.ref(list()[0].(string) + "." + list()[1].(string))
-	case "Fn::If":
-		yes, no := c.eval(list()[1]), c.eval(list()[2])
-		if c.holds(list()[0].(string)) {
-			return yes
-		}
-		return no
-	case "Fn::Not":
-		if !c.ros {
-			arg = list()[0]
-		}
-		not, ok := c.eval(arg).(bool)
-		if !ok {
-			c.t.Errorf("%s: %s wants a condition, not %v", c.file, name, arg)
-		}
-		return !not
-	case "Fn::Equals":
-		return fmt.Sprint(c.eval(list()[0])) == fmt.Sprint(c.eval(list()[1]))
-	case map[bool]string{false: "Fn::Base64", true: "Fn::Base64Encode"}[c.ros]:
-		return c.eval(arg)
-	case "Fn::Join":
-		var words []string
-		for _, e := range c.eval(list()[1]).([]any) {
-			words = append(words, fmt.Sprint(e))
-		}
-		return strings.Join(words, list()[0].(string))
-	case "Fn::Split":
-		var out []any
-		for _, s := range strings.Split(fmt.Sprint(c.eval(list()[1])), list()[0].(string)) {
-			out = append(out, s)
-		}
-		return out
-	case "Fn::Select":
-		i, err := strconv.Atoi(fmt.Sprint(list()[0]))
-		from, ok := c.eval(list()[1]).([]any)
-		if err != nil || !ok || i >= len(from) {
-			c.t.Fatalf("%s: nothing to select in %v", c.file, arg)
-		}
-		return from[i]
-	case "Fn::GetAZs":
-		return []any{"zone-a", "zone-b", "zone-c"}
-	case "Fn::Cidr":
-		block, err := netip.ParsePrefix(fmt.Sprint(c.eval(list()[0])))
-		must.OK(c.t, err)
-		var out []any
-		for i := range list()[1].(int) {
-			out = append(out, subnet(block, 32-list()[2].(int)-block.Bits(), i).String())
-		}
-		return out
-	case "Fn::Sub":
-		pattern, names := arg, object{}
-		if l, ok := arg.([]any); ok {
-			pattern, names = l[0], c.eval(l[1]).(object)
-		}
-		return substitution.ReplaceAllStringFunc(pattern.(string), func(s string) string {
-			m := substitution.FindStringSubmatch(s)
-			if m[1] == "!" {
-				return "${" + m[2] + "}"
-			}
-			if v, ok := names[m[2]]; ok {
-				return fmt.Sprint(v)
-			}
-			return fmt.Sprint(c.ref(m[2]))
-		})
-	}
-	c.t.Fatalf("%s: the function %s is not known", c.file, name)
-	return nil
+	return p
 }
 
-// of are the properties of all resources of a type.
-func (c *cloudformation) of(typ string) map[string]object {
-	out := map[string]object{}
-	for name, r := range c.resources {
-		if r["Type"] == typ {
-			p, _ := r["Properties"].(object)
-			if p == nil {
-				p = object{}
-			}
-			out[name] = p
+// statements are the policies of a role as lines. Whoever denies or names no resource is told as such.
+func (c *stack) statements(role string) []string {
+	c.t.Helper()
+	var out []string
+	for _, p := range c.of(role)["Policies"].([]any) {
+		for _, s := range at(p, "PolicyDocument", "Statement").([]any) {
+			out = append(out, fmt.Sprintf("%v %s on %s", at(s, "Effect"), strings.Join(sorted(strs(at(s, "Action"))), " "), strings.Join(strs(at(s, "Resource")), " ")))
 		}
 	}
-	return out
+	return sorted(out)
 }
 
-// subnet is the nth of the networks into which bits more bits cut p.
-func subnet(p netip.Prefix, bits, n int) netip.Prefix {
-	a := p.Addr().As4()
-	v := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
-	v += uint32(n) << (32 - p.Bits() - bits)
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}), p.Bits()+bits)
+// references: what the template refers to is declared, and every parameter and condition is referred to and shown under a heading.
+func (c *stack) references() {
+	c.t.Helper()
+	var parameters, conditions []string
+	for name := range c.all["Parameters"].(object) {
+		parameters = append(parameters, name)
+	}
+	for name := range c.all["Conditions"].(object) {
+		conditions = append(conditions, name)
+	}
+	names := slices.DeleteFunc(slices.Clone(c.names), func(name string) bool { return at(c.all, "Resources", name) != nil })
+	used(c.t, slices.Concat(parameters, conditions), names)
+	var shown []string
+	for _, list := range c.finds(`^Parameters: \[(.+)\]$`) {
+		shown = append(shown, strings.Split(list, ", ")...)
+	}
+	used(c.t, parameters, shown)
+}
+
+// at follows keys through objects.
+func at(v any, keys ...string) any {
+	for _, k := range keys {
+		o, _ := v.(object)
+		v = o[k]
+	}
+	return v
+}
+
+func strs(v any) []string {
+	switch v := v.(type) {
+	case nil:
+		return nil
+	case []string:
+		return v
+	case []any:
+		var out []string
+		for _, e := range v {
+			out = append(out, fmt.Sprint(e))
+		}
+		return out
+	}
+	return []string{fmt.Sprint(v)}
+}
+
+func sorted(s []string) []string {
+	slices.Sort(s)
+	return s
 }

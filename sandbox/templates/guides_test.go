@@ -4,7 +4,6 @@
 package templates
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -226,19 +225,13 @@ func checkAliyunCommand(t *testing.T, words []string, fail func(string, ...any))
 			fail("%s is no parameter", w)
 		}
 	}
-	b, err := os.ReadFile(alibabaROS)
-	must.OK(t, err)
 	var template struct {
 		Parameters map[string]struct {
-			Default        any
-			AllowedPattern string
-		}
+			Default any    `yaml:"Default"`
+			Pattern string `yaml:"AllowedPattern"`
+		} `yaml:"Parameters"`
 	}
-	var doc map[string]any
-	must.OK(t, yaml.Unmarshal(b, &doc))
-	j, err := json.Marshal(map[string]any{"Parameters": doc["Parameters"]})
-	must.OK(t, err)
-	must.OK(t, json.Unmarshal(j, &template))
+	must.OK(t, yaml.Unmarshal([]byte(contents(t, alibabaROS)), &template))
 	given := map[string]bool{}
 	for i := 1; i <= len(numbered); i++ {
 		p := numbered[strconv.Itoa(i)]
@@ -248,7 +241,7 @@ func checkAliyunCommand(t *testing.T, words []string, fail func(string, ...any))
 			fail("the parameter %d is %q", i, p)
 		}
 		given[name] = true
-		if !regexp.MustCompile(known.AllowedPattern).MatchString(value) {
+		if !regexp.MustCompile(known.Pattern).MatchString(value) {
 			fail("%s does not take %s", name, value)
 		}
 	}

@@ -451,11 +451,11 @@ func TestEachTemplateHoldsInstall(t *testing.T) {
 		}
 	}
 	for name, data := range map[string]string{
-		"cloudformation.yaml": readAWSCloudFormation(t, loadAWSCloudFormation(t)).Mongo.UserData,
+		"cloudformation.yaml": awsUserData(t, "mongo"),
 		"aws/terraform":       awsTerraformMongo(t),
 		"gcp/terraform":       gcpMongo(t),
 		"azure":               azureMongo(t),
-		"ros.yaml":            readROS(t, loadROS(t, nil)).Mongo.UserData,
+		"ros.yaml":            rosUserData(t, "mongo"),
 	} {
 		holds(name, data, "AMSAGENT-MONGODB", script)
 		more := 0

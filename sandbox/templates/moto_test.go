@@ -275,13 +275,12 @@ func (m *moto) agent(id string, tags map[string]string) *aws.AutoScaling {
 
 func (m *moto) checkHooks(role, id string) {
 	m.t.Helper()
-	group := loadAWSCloudFormation(m.t).of("AWS::AutoScaling::AutoScalingGroup")[strings.ToUpper(role[:1])+role[1:]+"s"]
-	hooks, _ := group["LifecycleHookSpecificationList"].([]any)
+	hooks, _ := loadAWS(m.t).of(strings.ToUpper(role[:1]) + role[1:] + "s")["LifecycleHookSpecificationList"].([]any)
 	for _, h := range hooks {
 		h := h.(object)
 		m.autoscaling("PutLifecycleHook", url.Values{
-			"AutoScalingGroupName": {"live-" + role}, "LifecycleHookName": {num(h["LifecycleHookName"])}, "LifecycleTransition": {num(h["LifecycleTransition"])},
-			"HeartbeatTimeout": {num(h["HeartbeatTimeout"])}, "DefaultResult": {num(h["DefaultResult"])},
+			"AutoScalingGroupName": {"live-" + role}, "LifecycleHookName": {fmt.Sprint(h["LifecycleHookName"])}, "LifecycleTransition": {fmt.Sprint(h["LifecycleTransition"])},
+			"HeartbeatTimeout": {fmt.Sprint(h["HeartbeatTimeout"])}, "DefaultResult": {fmt.Sprint(h["DefaultResult"])},
 		}, nil)
 	}
 	api := m.agent(id, nil)

@@ -42,6 +42,8 @@ var (
 	}
 	section = regexp.MustCompile(`^(\w+):`)
 	blanks  = regexp.MustCompile(`\s+`)
+	// What Fn::Sub puts a value for.
+	reference = regexp.MustCompile(`\$\{[\w:.]+\}`)
 )
 
 // read reads a file, or all files of a module.

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +43,7 @@ type joining struct {
 func joinings(t *testing.T) []joining {
 	t.Helper()
 	var out []joining
-	data := readAWSCloudFormation(t, loadAWSCloudFormation(t)).Groups["edge"].UserData
+	data := awsUserData(t, "edge")
 	if diff := gocmp.Diff(data, awsTerraformNode(t)); diff != "" {
 		t.Errorf("the module's user data are others:\n%s", diff)
 	}
@@ -59,13 +58,10 @@ func joinings(t *testing.T) []joining {
 		before: "-fsS --noproxy * -H Metadata: true " + azureIdentityURL("ams-edge"), token: "T0K3N",
 		args: "-fsS -H @- https://" + azureVaultHost + "/secrets/mongo?api-version=7.4",
 	})
-	ros := readROS(t, loadROS(t, nil)).Groups["edge"]
-	role := alibaba.ParseUserData([]byte(ros.UserData))["amsagent-role"]
-	if !slices.Contains(ros.Tags, "amsagent-role="+role) {
-		t.Errorf("the user data say that the machine is %q, its tags are %q", role, ros.Tags)
-	}
+	ros := rosUserData(t, "edge")
+	role := alibaba.ParseUserData([]byte(ros))["amsagent-role"] // TestROS has the tag
 	// The program is ours: TestAlibabaSecret runs it.
-	out = append(out, joining{name: "alibaba", cloud: "alibaba", data: ros.UserData, cli: "amsagent-secret", role: role, args: "get ams-mongo"})
+	out = append(out, joining{name: "alibaba", cloud: "alibaba", data: ros, cli: "amsagent-secret", role: role, args: "get ams-mongo"})
 	return out
 }
 
@@ -74,16 +70,12 @@ func userData(t *testing.T) map[string]string {
 	t.Helper()
 	recipe, err := os.ReadFile(filepath.Join(imageFolder, "cloud-init.yaml"))
 	must.OK(t, err)
-	cfn, ros := readAWSCloudFormation(t, loadAWSCloudFormation(t)), readROS(t, loadROS(t, nil))
-	out := map[string]string{
-		"image recipe":            string(recipe),
-		"mongo of cloudformation": cfn.Mongo.UserData, "mongo of aws terraform": awsTerraformMongo(t), "mongo of gcp terraform": gcpMongo(t),
-		"mongo of azure": azureMongo(t), "mongo of alibaba": ros.Mongo.UserData,
+	out := map[string]string{"image recipe": string(recipe), "mongo of aws terraform": awsTerraformMongo(t), "mongo of gcp terraform": gcpMongo(t), "mongo of azure": azureMongo(t)}
+	for _, role := range []string{"mongo", "origin", "edge"} {
+		out[role+" of cloudformation"], out[role+" of alibaba"] = awsUserData(t, role), rosUserData(t, role)
 	}
 	for _, role := range []string{"origin", "edge"} {
-		out[role+" of cloudformation"], out[role+" of aws terraform"] = cfn.Groups[role].UserData, awsTerraformNode(t)
-		out[role+" of gcp terraform"] = gcpNode(t)
-		out[role+" of azure"], out[role+" of alibaba"] = azureNode(t, role), ros.Groups[role].UserData
+		out[role+" of aws terraform"], out[role+" of gcp terraform"], out[role+" of azure"] = awsTerraformNode(t), gcpNode(t), azureNode(t, role)
 	}
 	return out
 }
