@@ -22,7 +22,7 @@ import (
 func TestTimeoutOfAJoin(t *testing.T) {
 	t.Parallel()
 	var moments []time.Duration
-	for n := 100 * time.Millisecond; n < 3*time.Second; n += 350 * time.Millisecond {
+	for n := 100 * time.Millisecond; n < 3*time.Second; n += 700 * time.Millisecond {
 		moments = append(moments, n)
 	}
 	interruptJoins(t, moments)
