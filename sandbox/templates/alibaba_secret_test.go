@@ -42,6 +42,7 @@ func kmsEnviron(cloud *fakealibaba.Cloud, meta *fakealibaba.Server) []string {
 // TestAlibabaSecret runs the program by which machines read and write the secret, with metadata and an API that computes
 // the signature again.
 func TestAlibabaSecret(t *testing.T) {
+	t.Parallel()
 	cloud, meta := kms(t)
 	run := func(args ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), "python3", append([]string{alibabaSecretProgram}, args...)...)

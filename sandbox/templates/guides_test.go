@@ -4,6 +4,8 @@
 package templates
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	gocmp "github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -72,9 +75,11 @@ func (c guideCommand) words(t *testing.T) []string {
 // TestGuideCommands reads every command in the guides: files and folders that they
 // name are there, and so are the flags, variables and parameters.
 func TestGuideCommands(t *testing.T) {
+	t.Parallel()
 	agent, err := programs.Agent(t.Context(), t.TempDir())
 	must.OK(t, err)
 	seen := map[string]int{}
+	var aws [][]string
 	for _, c := range guideCommands(t) {
 		fail := func(format string, args ...any) {
 			t.Errorf("%s:%d: %s: %s", c.file, c.line, c.text, fmt.Sprintf(format, args...))
@@ -131,6 +136,7 @@ func TestGuideCommands(t *testing.T) {
 			}
 		case "aws":
 			checkAWSCommand(t, words, fail)
+			aws = append(aws, words[1:])
 		case "aliyun":
 			checkAliyunCommand(t, words, fail)
 			if i := slices.Index(words, "--CommandContent"); i >= 0 {
@@ -140,6 +146,7 @@ func TestGuideCommands(t *testing.T) {
 			fail("nobody checks a command %s", words[0])
 		}
 	}
+	awsTakes(t, aws)
 	for _, name := range []string{"aliyun", "aws", "az", "packer", "tofu", "amsagent", "make", "./install.sh"} {
 		if seen[name] == 0 {
 			t.Errorf("no command %s was found: is the page read at all?", name)
@@ -332,34 +339,50 @@ func checkVariables(t *testing.T, file string, words []string, fail func(string,
 	}
 }
 
-// checkAWSCommand: parameters are the template's; and where the command itself is
-// installed, it takes the words (it reads no credentials to show its own skeleton).
+// checkAWSCommand: parameters are the template's.
 func checkAWSCommand(t *testing.T, words []string, fail func(string, ...any)) {
 	t.Helper()
-	b, err := os.ReadFile(awsCloudFormation)
-	if err != nil {
-		fail("%v", err)
+	i := slices.Index(words, "--parameter-overrides")
+	if i < 0 {
+		return
 	}
-	overrides := false
-	for _, w := range words {
-		overrides = overrides || w == "--parameter-overrides"
-		name, _, ok := strings.Cut(w, "=")
-		if overrides && ok && !strings.Contains(string(b), "\n  "+name+":\n") {
+	for _, w := range words[i+1:] {
+		if name, _, ok := strings.Cut(w, "="); ok && !strings.Contains(contents(t, awsCloudFormation), "\n  "+name+":\n") {
 			fail("the template has no parameter %s", name)
 		}
 	}
-	if _, err := exec.LookPath("aws"); err != nil {
+}
+
+// awsTakes: where version 1 of the command is installed it takes the words (it reads no credentials to show its own skeleton). One
+// process reads all of them, since each takes a second to start. `deploy`, which is several calls of the API, has no skeleton.
+func awsTakes(t *testing.T, commands [][]string) {
+	t.Helper()
+	if exec.CommandContext(t.Context(), "python3", "-c", "import awscli").Run() != nil {
 		t.Log("aws is not installed: its own words are not checked")
 		return
 	}
-	if words[1] == "cloudformation" && words[2] == "deploy" {
-		// No call of the API but several: it has no skeleton.
-		return
-	}
-	cmd := exec.CommandContext(t.Context(), "aws", append(words[1:], "--generate-cli-skeleton", "input")...)
+	commands = append(slices.DeleteFunc(commands, func(c []string) bool { return c[1] == "deploy" }), []string{"elbv2", "describe-target-health", "--target", "x"})
+	in, err := json.Marshal(commands)
+	must.OK(t, err)
+	cmd := exec.CommandContext(t.Context(), "python3", "-c", `import contextlib, json, sys
+from awscli.clidriver import create_clidriver
+driver, refused = create_clidriver(), []
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stdout(sys.stderr):
+        try: code = driver.main(words + ['--generate-cli-skeleton', 'input'])
+        except SystemExit as e: code = e.code
+    if code: refused.append(words)
+json.dump(refused, sys.stdout)`)
 	cmd.Env = append(os.Environ(), "AWS_EC2_METADATA_DISABLED=true")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fail("%v: %s", err, out)
+	var said bytes.Buffer
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), &said
+	out, err := cmd.Output()
+	must.OK(t, err)
+	var refused [][]string
+	must.OK(t, json.Unmarshal(out, &refused))
+	// It can say no.
+	if diff := gocmp.Diff(commands[len(commands)-1:], refused); diff != "" {
+		t.Errorf("aws refuses (-want +got):\n%s%s", diff, said.String())
 	}
 }
 
