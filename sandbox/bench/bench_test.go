@@ -5,8 +5,8 @@ package bench
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,7 +48,7 @@ func build(b *testing.B, module, name string, flags ...string) string {
 
 // startMongo runs a MongoDB-wire server in a process of its own, so that its work
 // is not counted as ours, and returns its address.
-func startMongo(b *testing.B, sandbox string) (addr string, pid int) {
+func startMongo(b *testing.B, sandbox string) string {
 	b.Helper()
 	cmd := exec.Command(sandbox, "mongo", "--listen", "127.0.0.1:0", "--die-with", strconv.Itoa(os.Getpid()))
 	out, err := cmd.StdoutPipe()
@@ -66,36 +66,27 @@ func startMongo(b *testing.B, sandbox string) (addr string, pid int) {
 	if err := json.Unmarshal([]byte(strings.TrimPrefix(line, "ready ")), &said); err != nil || said.Addr == "" {
 		b.Fatalf("the server said %q: %v", line, err)
 	}
-	return said.Addr, cmd.Process.Pid
+	return said.Addr
 }
 
-// newHosts makes machines that joined.
-func newHosts(b *testing.B, n int, o host.Options) []*host.Host {
+// newHost makes a machine that joined.
+func newHost(b *testing.B, o host.Options) *host.Host {
 	b.Helper()
 	// Not TempDir: the path of a socket must be short.
 	dir, err := os.MkdirTemp("", "bench") //nolint:usetesting // see above
 	must.OK(b, err)
 	b.Cleanup(func() { _ = os.RemoveAll(dir) })
-	hosts := make([]*host.Host, n)
-	for i := range hosts {
-		o := o
-		o.Dir = filepath.Join(dir, strconv.Itoa(i))
-		o.Name, o.ID = fmt.Sprintf("edge-%d", i+1), fmt.Sprintf("i-0be0c000000%06d", i+1)
-		o.Role = "edge"
-		if o.Address == "" {
-			o.Address = fmt.Sprintf("10.0.9.%d", i+1)
+	o.Dir, o.Name, o.ID, o.Role = dir, "edge-1", "i-0be0c000000000001", "edge"
+	o.Address = cmp.Or(o.Address, "10.0.9.1")
+	h, err := host.New(b.Context(), o)
+	must.OK(b, err)
+	b.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			b.Error(err)
 		}
-		h, err := host.New(b.Context(), o)
-		must.OK(b, err)
-		b.Cleanup(func() {
-			if err := h.Close(); err != nil {
-				b.Error(err)
-			}
-		})
-		must.OK(b, h.Join(b.Context()))
-		hosts[i] = h
-	}
-	return hosts
+	})
+	must.OK(b, h.Join(b.Context()))
+	return h
 }
 
 // setting reads a number of the environment.

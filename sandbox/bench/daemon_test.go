@@ -35,14 +35,14 @@ func BenchmarkDaemon(b *testing.B) {
 func benchmarkDaemon(b *testing.B, noCloud bool) {
 	minutes := setting(b, "BENCH_MINUTES", 10)
 	agent, sandbox := buildAgent(b), buildSandbox(b)
-	mongo, _ := startMongo(b, sandbox)
+	mongo := startMongo(b, sandbox)
 	address := ""
 	if noCloud {
 		address = "127.0.0.1" // one that this machine has: the agent looks
 	}
-	h := newHosts(b, 1, host.Options{
+	h := newHost(b, host.Options{
 		Address: address, Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: 5 * time.Second, Real: os.Geteuid() == 0, NoCloud: noCloud,
-	})[0]
+	})
 	for b.Loop() {
 		must.OK(b, h.StartAgent())
 		// Starting is not what a minute costs.

@@ -32,9 +32,9 @@ func BenchmarkGone(b *testing.B) {
 		b.Run(tt.name, func(b *testing.B) {
 			kills := int(setting(b, "BENCH_KILLS", 10))
 			agent, sandbox := buildAgent(b), buildSandbox(b)
-			mongo, _ := startMongo(b, sandbox)
+			mongo := startMongo(b, sandbox)
 			// On the address that the stand-in listens on: who looks tries its port.
-			h := newHosts(b, 1, host.Options{Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: tt.interval, Address: "127.0.0.1", NoCloud: true})[0]
+			h := newHost(b, host.Options{Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: tt.interval, Address: "127.0.0.1", NoCloud: true})
 			for b.Loop() {
 				took := make([]time.Duration, 0, kills)
 				lines := watch(b, agent, mongo)

@@ -9,7 +9,7 @@ ams=/usr/local/antmedia pidfile=/run/antmedia.pid asked=/run/antmedia.asked
 # shellcheck source=/dev/null
 . /usr/local/sbin/antmedia-service.env
 
-# pid is of the server; empty without one. Benchmarks ask for the status, too: no other process is started for it.
+# pid is of the server; empty without one.
 pid=
 { read -r pid <"$pidfile"; } 2>/dev/null
 alive() { [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; }
