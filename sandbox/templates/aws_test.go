@@ -27,13 +27,13 @@ const (
 // its agent, and each role has what the agent says that it needs, and one right to the secret.
 var awsFacts = facts{
 	says: map[string]string{
-		"Parameters.DrainSeconds":                      `Default: 3600`,
-		"Parameters.HookSeconds":                       `Default: 300`,
-		"Parameters.LaunchSeconds":                     `Default: 900`,
-		"Parameters.OriginMin Parameters.EdgeMin":      `Default: 1`,
-		"Parameters.OriginMax Parameters.EdgeMax":      `Default: 10`,
-		"Parameters.OriginType Parameters.EdgeType":    `Default: c7i.xlarge`,
-		"Parameters.ViewerCidr Parameters.Certificate": `Type: String`,
+		"Parameters.DrainSeconds":                   `Default: 3600`,
+		"Parameters.HookSeconds":                    `Default: 300`,
+		"Parameters.LaunchSeconds":                  `Default: 900`,
+		"Parameters.OriginMin Parameters.EdgeMin":   `Default: 1`,
+		"Parameters.OriginMax Parameters.EdgeMax":   `Default: 10`,
+		"Parameters.OriginType Parameters.EdgeType": `Default: c7i.xlarge`,
+		"Parameters.SessionManager":                 `Default: 'no'`,
 		"Balancer": `
 			Type: application
 			SecurityGroups: [!Ref BalancerGroup]`,
@@ -153,21 +153,25 @@ var awsFacts = facts{
 			IpProtocol: tcp, FromPort: 9771, ToPort: 9771, SourceSecurityGroupId: !Ref RtmpGroup
 			MongoGroup
 			IpProtocol: tcp, FromPort: 27017, ToPort: 27017, SourceSecurityGroupId: !Ref NodeGroup`,
+		`^(Has\w+: .+)`: `
+			HasCertificate: !Not [!Equals [!Ref Certificate, '']]
+			HasSessionManager: !Equals [!Ref SessionManager, 'yes']
+			HasSnapshot: !Not [!Equals [!Ref MongoSnapshot, '']]`,
 		`(IpProtocol)`: strings.Repeat("IpProtocol\n", 13),
-		`^(\w+Role):$|^Type: AWS::(IAM::.+)|(Principal: .+), Action: sts|\b(policy/\w+|\w*SecretString:)`: `
+		`^(\w+Role):$|^Type: AWS::(IAM::.+)|(Principal: .+), Action: sts|(\[HasSessionManager, .*policy/\w+|\w*SecretString:)`: `
 			MongoRole
 			IAM::Role
 			Principal: {Service: !Sub 'ec2.${AWS::URLSuffix}'}
-			policy/AmazonSSMManagedInstanceCore
+			[HasSessionManager, !Sub 'arn:${AWS::Partition}:iam::aws:policy/AmazonSSMManagedInstanceCore
 			IAM::InstanceProfile
 			OriginRole
 			IAM::Role
 			Principal: {Service: !Sub 'ec2.${AWS::URLSuffix}'}
-			policy/AmazonSSMManagedInstanceCore
+			[HasSessionManager, !Sub 'arn:${AWS::Partition}:iam::aws:policy/AmazonSSMManagedInstanceCore
 			EdgeRole
 			IAM::Role
 			Principal: {Service: !Sub 'ec2.${AWS::URLSuffix}'}
-			policy/AmazonSSMManagedInstanceCore
+			[HasSessionManager, !Sub 'arn:${AWS::Partition}:iam::aws:policy/AmazonSSMManagedInstanceCore
 			IAM::InstanceProfile
 			IAM::InstanceProfile`,
 	},
@@ -224,9 +228,22 @@ var awsTerraformFacts = facts{
 		"variable.roles": `
 			origin = { type = "c7i.xlarge", min = 1, max = 10 }
 			edge = { type = "c7i.xlarge", min = 1, max = 10 }`,
-		"variable.drain_seconds":  `default = 3600`,
-		"variable.hook_seconds":   `default = 300`,
-		"variable.launch_seconds": `default = 900`,
+		"variable.drain_seconds":   `default = 3600`,
+		"variable.hook_seconds":    `default = 300`,
+		"variable.launch_seconds":  `default = 900`,
+		"variable.session_manager": `default = false`,
+		"aws_iam_role_policy_attachment.session_manager": `
+			for_each = var.session_manager ? {
+			} : {}`,
+		"aws_subnet.cluster": `count = 2`,
+		"aws_lb.cluster": `
+			load_balancer_type = "application"
+			security_groups = [aws_security_group.balancer.id]
+			idle_timeout = 300`,
+		"aws_lb.rtmp": `
+			load_balancer_type = "network"
+			security_groups = [aws_security_group.rtmp.id]
+			enable_cross_zone_load_balancing = true`,
 		"aws_lb_target_group.node": `
 			for_each = var.roles
 			protocol = "HTTP"
@@ -313,6 +330,7 @@ var awsTerraformFacts = facts{
 			name = "${var.name}-${each.key}"
 			min_size = each.value.min
 			max_size = each.value.max
+			vpc_zone_identifier = aws_subnet.cluster[*].id
 			id = aws_launch_template.node[each.key].id
 			version = aws_launch_template.node[each.key].latest_version
 			target_group_arns = each.key == "origin" ? [aws_lb_target_group.node["origin"].arn, aws_lb_target_group.rtmp.arn] : [aws_lb_target_group.node["edge"].arn]

@@ -28,11 +28,10 @@ var rosFacts = facts{
 	says: map[string]string{
 		"Parameters.HookSeconds":                    `Default: 600`,
 		"Parameters.LaunchSeconds":                  `Default: 900`,
+		"Parameters.Oos":                            `Default: 'yes'`,
 		"Parameters.OriginMin Parameters.EdgeMin":   `Default: 1`,
 		"Parameters.OriginMax Parameters.EdgeMax":   `Default: 10`,
 		"Parameters.OriginType Parameters.EdgeType": `Default: ecs.c7.xlarge`,
-		"Conditions.HasKms":                         `HasKms: {'Fn::Not': {'Fn::Equals': [{Ref: KmsInstance}, '']}}`,
-		"Conditions.HasOos":                         `HasOos: {'Fn::Equals': [{Ref: Oos}, 'yes']}`,
 		"Balancer": `
 			LoadBalancerEdition: Standard
 			AddressType: Internet
@@ -182,6 +181,11 @@ var rosFacts = facts{
 			HTTPS 443 OriginTargets
 			HTTPS 5443 EdgeTargets
 			TCP 1935 RtmpTargets`,
+		`^(Has\w+: .+)`: `
+			HasCertificate: {'Fn::Not': {'Fn::Equals': [{Ref: Certificate}, '']}}
+			HasSnapshot: {'Fn::Not': {'Fn::Equals': [{Ref: MongoSnapshot}, '']}}
+			HasKms: {'Fn::Not': {'Fn::Equals': [{Ref: KmsInstance}, '']}}
+			HasOos: {'Fn::Equals': [{Ref: Oos}, 'yes']}`,
 		// Where a rule has an address, it means one of these networks.
 		`(\w+)Switch[AB]?:\nType: ALIYUN::ECS::VSwitch\n.*CidrBlock: (.+)\}`: `
 			Balancer 10.42.0.0/24
