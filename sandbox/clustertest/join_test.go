@@ -72,40 +72,6 @@ func (a *agent) state() cluster.State {
 	return row.State
 }
 
-// The end of a drain looks at when the last join ended. So a join that restarts nothing
-// records its time where the drain has stopped the server before, and else writes nothing.
-func TestJoinRecordsItsTime(t *testing.T) {
-	t.Parallel()
-	a := newAgent(t)
-	for _, tt := range []struct {
-		step      lifecycle.Step
-		was, want cluster.State
-		saved     bool
-	}{
-		{lifecycle.StepNone, cluster.StateActive, cluster.StateActive, false},
-		{lifecycle.StepDraining, cluster.StateDraining, cluster.StateDraining, false},
-		{lifecycle.StepStopping, cluster.StateDraining, cluster.StateDraining, false},
-		{lifecycle.StepDeregistering, cluster.StateDraining, cluster.StateDraining, true},
-		{lifecycle.StepCompleting, cluster.StateLeft, cluster.StateActive, true},
-		{lifecycle.StepDone, cluster.StateLeft, cluster.StateActive, true},
-	} {
-		a.drainAt(tt.step, tt.was)
-		before := time.Now().Add(-time.Hour).Truncate(time.Second)
-		a.joinedAt(before)
-		if res := a.joins(); res.Outcome != bootstrap.OutcomeUnchanged || res.Restarted {
-			t.Errorf("%q: %s, restarted %v", tt.step, res.Outcome, res.Restarted)
-		}
-		s, err := a.machine.StateFile()
-		must.OK(t, err)
-		if s.Phase != bootstrap.PhaseJoined || s.Since.After(before) != tt.saved {
-			t.Errorf("%q: the state file says %s since %s, before the join since %s", tt.step, s.Phase, s.Since, before)
-		}
-		if got := a.state(); got != tt.want {
-			t.Errorf("%q: the row says %s, want %s", tt.step, got, tt.want)
-		}
-	}
-}
-
 // roundTrip is a transport that a test sees.
 type roundTrip func(*http.Request) (*http.Response, error)
 

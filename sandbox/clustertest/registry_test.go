@@ -549,3 +549,24 @@ func TestInterrupted(t *testing.T) {
 		t.Errorf("interrupted: %v", err)
 	}
 }
+
+// databases is what the server holds: collections, and how many documents.
+func databases(b backdoor) map[string]int64 {
+	b.t.Helper()
+	names, err := b.ListDatabaseNames(b.t.Context(), bson.D{})
+	must.OK(b.t, err)
+	all := map[string]int64{}
+	for _, db := range names {
+		if slices.Contains([]string{"admin", "config", "local"}, db) {
+			continue
+		}
+		colls, err := b.Database(db).ListCollectionNames(b.t.Context(), bson.D{})
+		must.OK(b.t, err)
+		for _, c := range colls {
+			n, err := b.Database(db).Collection(c).CountDocuments(b.t.Context(), bson.D{})
+			must.OK(b.t, err)
+			all[db+"."+c] = n
+		}
+	}
+	return all
+}
