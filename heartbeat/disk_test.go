@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestVolume(t *testing.T) {
@@ -60,7 +62,7 @@ func TestVolumeAsDFShowsIt(t *testing.T) {
 	t.Parallel()
 	for _, dir := range []string{"/", "/dev/shm", t.TempDir()} {
 		// Others write meanwhile: another percentage once is theirs, and one that stays is ours.
-		eventually(t, "what df shows of "+dir, func() bool {
+		must.Until(t, "what df shows of "+dir, func() bool {
 			shown, err := df(dir)
 			if err != nil {
 				t.Skipf("df: %v", err)

@@ -142,22 +142,6 @@ func gpuTestRow(index, enc int) string {
 	return fmt.Sprintf("%d, GPU-0000000%d, 550.90.07, 10, %d, 5, 1000, 23034, NVIDIA L4\n", index, index, enc)
 }
 
-// eventually waits for something to become true.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(2 * time.Minute)
-	defer deadline.Stop()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !is() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatal("never: " + what)
-		}
-	}
-}
-
 // becomes waits for a state and a reason that contains all of these words.
 func (g *gpuWorld) becomes(state GPUState, words ...string) GPUReading {
 	g.t.Helper()
@@ -167,7 +151,7 @@ func (g *gpuWorld) becomes(state GPUState, words ...string) GPUReading {
 			g.t.Logf("it is %+v", r)
 		}
 	}()
-	eventually(g.t, fmt.Sprint(state, words), func() bool {
+	must.Until(g.t, fmt.Sprint(state, words), func() bool {
 		r = g.w.Latest()
 		ok := r.State == state
 		for _, w := range words {
@@ -197,13 +181,13 @@ func TestGPUStreams(t *testing.T) {
 	t.Setenv("AMSAGENT_MONGO", "mongodb://u:hush@h/")
 	t.Setenv("LANG", "de_DE.UTF-8")
 	g.watch(0)
-	eventually(t, "started", func() bool { return len(g.pids()) == 1 })
+	must.Until(t, "started", func() bool { return len(g.pids()) == 1 })
 	if r := g.w.Latest(); r.State != GPUPending || r.Devices != nil {
 		t.Errorf("before the first reading: %+v", r)
 	}
 	before := time.Now()
 	g.say("%s%s", gpuTestRow(0, 20), gpuTestRow(1, 30))
-	eventually(t, "first reading", g.encoder(1, 30))
+	must.Until(t, "first reading", g.encoder(1, 30))
 	r := g.w.Latest()
 	if len(r.Devices) != 2 || r.At.Before(before) || r.Reason != "" || r.Devices[0].Driver != "550.90.07" || *r.Devices[1].MemUsed != 1000<<20 {
 		t.Errorf("got %+v", r)
@@ -217,16 +201,16 @@ func TestGPUStreams(t *testing.T) {
 	// In pieces, and with a row cut in the middle by a pause.
 	g.say("%s%s", gpuTestRow(0, 21), gpuTestRow(1, 31)[:40])
 	g.say("%s", gpuTestRow(1, 31)[40:])
-	eventually(t, "second reading", g.encoder(1, 31))
+	must.Until(t, "second reading", g.encoder(1, 31))
 	// A line without an end does no harm, and what follows it is read.
 	g.say("%s\n", strings.Repeat("9, ", 100_000))
 	g.say("%s%s", gpuTestRow(0, 22), gpuTestRow(1, 32))
-	eventually(t, "third reading", g.encoder(1, 32))
+	must.Until(t, "third reading", g.encoder(1, 32))
 	// A device more, a device less.
 	g.say("%s%s%s", gpuTestRow(0, 23), gpuTestRow(1, 33), gpuTestRow(2, 43))
-	eventually(t, "third device", g.encoder(2, 43))
+	must.Until(t, "third device", g.encoder(2, 43))
 	g.say("%s%s", gpuTestRow(0, 24), gpuTestRow(0, 25))
-	eventually(t, "one device", func() bool { return len(g.w.Latest().Devices) == 1 })
+	must.Until(t, "one device", func() bool { return len(g.w.Latest().Devices) == 1 })
 	if g.w.starts.Load() != 1 || len(g.pids()) != 1 {
 		t.Errorf("%d starts", g.w.starts.Load())
 	}
@@ -281,13 +265,13 @@ func TestGPUSilent(t *testing.T) {
 		seen := g.encoder(0, float64(enc))
 		return func() bool { g.say("%s", gpuTestRow(0, enc)); return seen() }
 	}
-	eventually(t, "first reading", talks(20))
+	must.Until(t, "first reading", talks(20))
 	g.becomes(GPUFailing, "silent for 300ms")
-	eventually(t, "second start", func() bool { return g.w.starts.Load() >= 2 && len(g.pids()) >= 2 })
+	must.Until(t, "second start", func() bool { return g.w.starts.Load() >= 2 && len(g.pids()) >= 2 })
 	if pid := g.pids()[0]; alive(pid) {
 		t.Errorf("process %d is left", pid)
 	}
-	eventually(t, "reading of the second one", talks(21))
+	must.Until(t, "reading of the second one", talks(21))
 }
 
 // The reading of a moment ago holds while the child is started again, and says
@@ -298,7 +282,7 @@ func TestGPUDies(t *testing.T) {
 	g.watch(0)
 	for i := range 5 {
 		g.say("%s", gpuTestRow(0, 20+i))
-		eventually(t, "a reading", g.encoder(0, float64(20+i)))
+		must.Until(t, "a reading", g.encoder(0, float64(20+i)))
 	}
 	g.becomes(GPUReady, "exit status 7", "out of luck")
 	if n := g.w.starts.Load(); n < 5 {
@@ -310,11 +294,11 @@ func TestGPUDies(t *testing.T) {
 		}
 	}
 	// What it was killed by is told as well.
-	eventually(t, "the sixth, which waits", func() bool { return len(g.pids()) == 6 })
+	must.Until(t, "the sixth, which waits", func() bool { return len(g.pids()) == 6 })
 	g.tool(gpuPipe)
 	n := len(g.pids())
 	g.say("%s", gpuTestRow(0, 50)) // ends the waiting one
-	eventually(t, "the new one", func() bool { return len(g.pids()) > n })
+	must.Until(t, "the new one", func() bool { return len(g.pids()) > n })
 	pids := g.pids()
 	_ = unix.Kill(pids[len(pids)-1], unix.SIGSEGV)
 	g.becomes(GPUReady, "segmentation fault")
@@ -340,7 +324,7 @@ func TestGPUCannotSpeakToDriver(t *testing.T) {
 					t.Errorf("%+v", r)
 				}
 				// It is tried again.
-				eventually(t, "three starts", func() bool { return g.w.starts.Load() >= 3 })
+				must.Until(t, "three starts", func() bool { return g.w.starts.Load() >= 3 })
 				g.stop()
 			}
 		})
@@ -371,9 +355,9 @@ esac
 	kill := func() { _ = unix.Kill(g.pids()[len(g.pids())-1], unix.SIGKILL) }
 	g.tool(gpuPipe)
 	kill()
-	eventually(t, "the new driver", func() bool { return len(g.pids()) == 5 })
+	must.Until(t, "the new driver", func() bool { return len(g.pids()) == 5 })
 	g.say("%s", gpuTestRow(0, 77))
-	eventually(t, "its encoder", g.encoder(0, 77))
+	must.Until(t, "its encoder", g.encoder(0, 77))
 }
 
 // Some drivers tell everything once and then only errors.
@@ -382,12 +366,12 @@ func TestGPUBlind(t *testing.T) {
 	g.tool(gpuPipe)
 	g.watch(0)
 	g.say("%s", gpuTestRow(0, 20))
-	eventually(t, "a reading", g.encoder(0, 20))
+	must.Until(t, "a reading", g.encoder(0, 20))
 	bad := "0, GPU-1, 550.90.07" + strings.Repeat(", [Unknown Error]", 5) + ", NVIDIA L4\n"
 	g.say("%s%s%s", bad, bad, bad)
 	g.becomes(GPUFailing, "Unknown Error")
 	g.say("%s%s", bad, bad)
-	eventually(t, "started again", func() bool { return g.w.starts.Load() == 2 })
+	must.Until(t, "started again", func() bool { return g.w.starts.Load() == 2 })
 	if !strings.Contains(g.log.String(), "no values any more") {
 		t.Error("nobody was told why")
 	}
@@ -426,7 +410,7 @@ func TestGPUAppearsLater(t *testing.T) {
 	}
 	g.tool(gpuPipe)
 	g.say("%s", gpuTestRow(0, 33))
-	eventually(t, "a reading", g.encoder(0, 33))
+	must.Until(t, "a reading", g.encoder(0, 33))
 }
 
 // Hundreds of children later there is nothing left of them.
@@ -438,14 +422,14 @@ func TestGPULeavesNothing(t *testing.T) {
 	fds := func() int { e, _ := os.ReadDir("/proc/self/fd"); return len(e) }
 	goroutines, descriptors := runtime.NumGoroutine(), fds()
 	g.watch(0, func(p *gpuPace) { p.most = time.Millisecond })
-	eventually(t, "starts", func() bool { return g.w.starts.Load() >= 60 })
+	must.Until(t, "starts", func() bool { return g.w.starts.Load() >= 60 })
 	g.stop()
-	eventually(t, "goroutines gone", func() bool { return runtime.NumGoroutine() <= goroutines })
+	must.Until(t, "goroutines gone", func() bool { return runtime.NumGoroutine() <= goroutines })
 	if n := fds(); n > descriptors {
 		t.Errorf("%d descriptors, before %d", n, descriptors)
 	}
 	for _, pid := range g.pids() {
-		eventually(t, "process gone", func() bool { return !alive(pid) })
+		must.Until(t, "process gone", func() bool { return !alive(pid) })
 	}
 	var st unix.WaitStatus
 	if pid, err := unix.Wait4(-1, &st, unix.WNOHANG, nil); err != unix.ECHILD {
@@ -463,11 +447,11 @@ func TestGPUDiesWithUs(t *testing.T) {
 	runtime.LockOSThread() // Pdeathsig is about this thread
 	defer runtime.UnlockOSThread()
 	must.OK(t, us.Start())
-	eventually(t, "its child", func() bool { return len(g.pids()) == 1 })
+	must.Until(t, "its child", func() bool { return len(g.pids()) == 1 })
 	_ = us.Process.Kill()
 	_ = us.Wait()
 	// It is init's now, who may take its time to bury it.
-	eventually(t, "its child is gone", func() bool {
+	must.Until(t, "its child is gone", func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", g.pids()[0]))
 		return err != nil || bytes.Contains(stat, []byte(") Z "))
 	})

@@ -213,7 +213,7 @@ func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 		r, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine", "other"}})
 		done <- result{r, err}
 	}()
-	eventually(t, "the delete is on its way", func() bool { return s.Stats().Struck > 0 })
+	must.Until(t, "the delete is on its way", func() bool { return s.Stats().Struck > 0 })
 	b.write("mine", own, at.Add(5*time.Second))
 	s.Faults().Clear()
 	r := <-done
@@ -430,7 +430,7 @@ func TestWaitAMSNode(t *testing.T) {
 				})
 				done <- result{n, err}
 			}()
-			eventually(t, "it looks several times", func() bool { return reads.Load() >= 3 })
+			must.Until(t, "it looks several times", func() bool { return reads.Load() >= 3 })
 			select {
 			case r := <-done:
 				t.Fatalf("old documents were taken as proof: %+v, %v", r.node, r.err)
@@ -586,7 +586,7 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 		})
 		done <- err
 	}()
-	eventually(t, "it notices the outage", failed.Load)
+	must.Until(t, "it notices the outage", failed.Load)
 	s.Faults().Clear()
 	b.write("mine", own, time.Now())
 	if err := <-done; err != nil {

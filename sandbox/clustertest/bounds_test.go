@@ -65,7 +65,7 @@ func TestWaitsBehindOneThatHangs(t *testing.T) {
 		_, err := c.Node(t.Context(), "i-1")
 		hung <- err
 	}()
-	eventually(t, "the first call is swallowed", func() bool { return s.Faults().Current().Mode == mongod.None })
+	must.Until(t, "the first call is swallowed", func() bool { return s.Faults().Current().Mode == mongod.None })
 	<-time.After(10 * time.Second) // so that this one's time is not up with the other's
 	if _, err := c.Node(t.Context(), "i-1"); !errors.Is(err, cluster.ErrNoNode) {
 		t.Errorf("the second call: %v", err)

@@ -118,7 +118,7 @@ func TestServerMisbehaves(t *testing.T) {
 				o.Timeout = 30 * time.Second
 			}
 			c := connect(t, s.URI(), o)
-			eventually(t, "the server answers", func() bool { return c.Ping(t.Context()) == nil })
+			must.Until(t, "the server answers", func() bool { return c.Ping(t.Context()) == nil })
 			fault(t, s, tt.fault)
 			start := time.Now()
 			_, err := c.Nodes(t.Context())
@@ -133,7 +133,7 @@ func TestServerMisbehaves(t *testing.T) {
 			}
 			// It is over when the server is well again.
 			s.Faults().Clear()
-			eventually(t, "the client recovers", func() bool { _, err := c.Nodes(t.Context()); return err == nil })
+			must.Until(t, "the client recovers", func() bool { _, err := c.Nodes(t.Context()); return err == nil })
 		})
 	}
 }

@@ -277,7 +277,7 @@ func (a *agent) start() {
 // serves waits until the node beats and is active.
 func (a *agent) serves() {
 	a.t.Helper()
-	eventually(a.t, "the node is active and beats", func() bool {
+	must.Until(a.t, "the node is active and beats", func() bool {
 		return strings.HasPrefix(a.status(), "active; ") && strings.Contains(a.status(), "last beat at")
 	})
 }
@@ -290,14 +290,14 @@ func (a *agent) end() {
 // says waits until the log has a text so many times.
 func (a *agent) says(text string, times int) {
 	a.t.Helper()
-	eventually(a.t, "the log says "+text, func() bool { return strings.Count(a.text(), text) >= times })
+	must.Until(a.t, "the log says "+text, func() bool { return strings.Count(a.text(), text) >= times })
 }
 
 // roundsGoOn waits for so many more rounds of the loop.
 func (a *agent) roundsGoOn(n int) {
 	a.t.Helper()
 	to := a.rounds() + n
-	eventually(a.t, "the loop goes round", func() bool { return a.rounds() >= to })
+	must.Until(a.t, "the loop goes round", func() bool { return a.rounds() >= to })
 }
 
 func (a *agent) file(name string) string { return filepath.Join(a.svc.dir, name) }
@@ -357,7 +357,7 @@ func TestDaemonUnmended(t *testing.T) {
 		t.Errorf("the row: %v", row)
 	}
 	a.write(container, joined)
-	eventually(t, "nothing is wrong", func() bool { return !strings.Contains(a.status(), "AMS") && strings.Contains(a.status(), "last beat") })
+	must.Until(t, "nothing is wrong", func() bool { return !strings.Contains(a.status(), "AMS") && strings.Contains(a.status(), "last beat") })
 }
 
 // What the cloud does not say at a start of the daemon stays in the row as it was, and
@@ -381,7 +381,7 @@ func TestDaemonUnidentified(t *testing.T) {
 	}
 	answer.Store(&known)
 	a.start()
-	eventually(t, "the row has what the cloud says", func() bool { return row() == "azure edges_7 westeurope 2 F8s active" })
+	must.Until(t, "the row has what the cloud says", func() bool { return row() == "azure edges_7 westeurope 2 F8s active" })
 	a.end()
 
 	answer.Store(nil)
@@ -394,11 +394,11 @@ func TestDaemonUnidentified(t *testing.T) {
 	moved := known
 	moved.Zone, moved.Type = "3", "F16s"
 	answer.Store(new(moved))
-	eventually(t, "the row has what the cloud says now", func() bool { return row() == "azure edges_7 westeurope 3 F16s active" })
+	must.Until(t, "the row has what the cloud says now", func() bool { return row() == "azure edges_7 westeurope 3 F16s active" })
 	// Nor does what changes later wait for the next session, as the address that a machine is given while it runs.
 	moved.PublicAddress, moved.Hostname = netip.MustParseAddr("203.0.113.9"), "edges-7"
 	answer.Store(&moved)
-	eventually(t, "the row has the public address and the name", func() bool {
+	must.Until(t, "the row has the public address and the name", func() bool {
 		r := a.door.row(nodeID)
 		return r["public_ip"] == "203.0.113.9" && r["hostname"] == "edges-7" && r["state"] == "active"
 	})
@@ -406,7 +406,7 @@ func TestDaemonUnidentified(t *testing.T) {
 	partly.PublicAddress, partly.Hostname, partly.Zone, partly.Missing = netip.Addr{}, "", "", []string{"public_address"}
 	partly.Type = "F32s"
 	answer.Store(&partly)
-	eventually(t, "the row has the part that the cloud says, and keeps the other", func() bool {
+	must.Until(t, "the row has the part that the cloud says, and keeps the other", func() bool {
 		r := a.door.row(nodeID)
 		return row() == "azure edges_7 westeurope 3 F32s active" && r["public_ip"] == "203.0.113.9" && r["hostname"] == "edges-7"
 	})
@@ -416,7 +416,7 @@ func TestDaemonUnidentified(t *testing.T) {
 		t.Errorf("while the cloud does not answer the row says %s", got)
 	}
 	answer.Store(&moved)
-	eventually(t, "the row has all of it again", func() bool { return row() == "azure edges_7 westeurope 3 F16s active" })
+	must.Until(t, "the row has all of it again", func() bool { return row() == "azure edges_7 westeurope 3 F16s active" })
 	a.serves()
 	if strings.Contains(a.text(), "AMS-CLONED") {
 		t.Error("the machine was taken for another one")
@@ -443,7 +443,7 @@ func TestStopWhileJoinLooks(t *testing.T) {
 		_, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
 		joined <- err
 	}()
-	eventually(t, "the join looks for the document", func() bool { return looked() >= before+3 })
+	must.Until(t, "the join looks for the document", func() bool { return looked() >= before+3 })
 	began := time.Now()
 	if _, err := a.machine.StopServer(t.Context()); err != nil {
 		t.Fatal(err)
@@ -472,7 +472,7 @@ func TestDaemonMongoElsewhere(t *testing.T) {
 	to := client.Target()
 	a.target.Store(&to)
 	fault(t, a.mongo, mongod.Fault{Mode: mongod.Refuse})
-	eventually(t, "the node is in the other MongoDB, and its server is not", func() bool {
+	must.Until(t, "the node is in the other MongoDB, and its server is not", func() bool {
 		n, err := client.Node(t.Context(), nodeID)
 		return err == nil && n.State == cluster.StateJoining
 	})
@@ -511,7 +511,7 @@ func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 	// As another password would: the same servers.
 	again := a.mongo.URI() + "?retryWrites=true"
 	named(again)
-	eventually(t, "the settings of the server are said to differ", func() bool {
+	must.Until(t, "the settings of the server are said to differ", func() bool {
 		d := a.view().Drift
 		return d != nil && slices.ContainsFunc(d.Values, func(d bootstrap.Difference) bool { return d.New == again })
 	})

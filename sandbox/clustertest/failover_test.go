@@ -52,7 +52,7 @@ func settled(t *testing.T, s *realmongo.Set) *realmongo.Member {
 	t.Helper()
 	first := s.Member(0)
 	door := openURI(t, "mongodb://"+first.Addr()+"/?directConnection=true")
-	eventually(t, "the set is well", func() bool {
+	must.Until(t, "the set is well", func() bool {
 		var status struct {
 			Members []struct {
 				State int `bson:"state"`
@@ -75,7 +75,7 @@ func settled(t *testing.T, s *realmongo.Set) *realmongo.Member {
 func newPrimary(t *testing.T, s *realmongo.Set, old *realmongo.Member) (*realmongo.Member, time.Time) {
 	t.Helper()
 	var now *realmongo.Member
-	eventually(t, "another member is the primary", func() bool {
+	must.Until(t, "another member is the primary", func() bool {
 		for _, m := range s.Members() {
 			if m == old {
 				continue
@@ -98,7 +98,7 @@ func beatAfter(t *testing.T, m *realmongo.Member, moment time.Time) time.Time {
 		UpdatedAt time.Time `bson:"updated_at"`
 		State     string    `bson:"state"`
 	}
-	eventually(t, "a beat", func() bool {
+	must.Until(t, "a beat", func() bool {
 		err := door.nodes().FindOne(t.Context(), bson.M{"_id": nodeID}).Decode(&row)
 		return err == nil && row.UpdatedAt.After(moment)
 	})
@@ -217,7 +217,7 @@ func TestRealAcknowledgedStays(t *testing.T) {
 	defer cancel()
 	more := func(n int) {
 		t.Helper()
-		eventually(t, "more is acknowledged", func() bool { return len(d.acknowledged()) >= n })
+		must.Until(t, "more is acknowledged", func() bool { return len(d.acknowledged()) >= n })
 	}
 	more(20)
 
@@ -232,7 +232,7 @@ func TestRealAcknowledgedStays(t *testing.T) {
 	for _, m := range others {
 		must.OK(t, m.Pause())
 	}
-	eventually(t, "there is no primary", func() bool {
+	must.Until(t, "there is no primary", func() bool {
 		is, err := first.IsPrimary(t.Context())
 		return err == nil && !is
 	})
@@ -259,7 +259,7 @@ func TestRealAcknowledgedStays(t *testing.T) {
 
 	// The first member becomes the primary again as soon as it can: another election.
 	var events []cluster.PastEvent
-	eventually(t, "the diary can be read", func() bool {
+	must.Until(t, "the diary can be read", func() bool {
 		var err error
 		events, err = a.client.Events(t.Context(), cluster.EventQuery{Nodes: []string{"the diary"}, Limit: 100_000})
 		return err == nil
@@ -315,7 +315,7 @@ func TestRealMongoDiskFull(t *testing.T) {
 	if err := fill(filler); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatal(err)
 	}
-	eventually(t, "MongoDB takes no more, beats neither", func() bool {
+	must.Until(t, "MongoDB takes no more, beats neither", func() bool {
 		_ = write()
 		return strings.Contains(a.text(), "a beat could not be written")
 	})
@@ -323,7 +323,7 @@ func TestRealMongoDiskFull(t *testing.T) {
 
 	must.OK(t, os.Remove(filler))
 	since := time.Now()
-	eventually(t, "MongoDB runs again", func() bool {
+	must.Until(t, "MongoDB runs again", func() bool {
 		_ = s.Member(0).Start(t.Context()) // an error where it has not ended yet
 		is, err := s.Member(0).IsPrimary(t.Context())
 		return err == nil && is
@@ -366,7 +366,7 @@ func TestRealBeatAfterElection(t *testing.T) {
 	again := func() (written bool) {
 		t.Helper()
 		last := &beat
-		eventually(t, "a beat is written", func() bool {
+		must.Until(t, "a beat is written", func() bool {
 			err := c.Beat(t.Context(), beat, last)
 			if errors.Is(err, cluster.ErrNewPrimary) {
 				last = nil
@@ -535,7 +535,7 @@ func TestRealOneMemberNamed(t *testing.T) {
 	}
 	// A new client that is told of a secondary reads what the primary has.
 	c := connect(t, "mongodb://"+first.Addr()+"/", cluster.Options{})
-	eventually(t, "the client follows the set", func() bool {
+	must.Until(t, "the client follows the set", func() bool {
 		f, err := c.ServerFacts(t.Context())
 		return err == nil && f.Writable
 	})

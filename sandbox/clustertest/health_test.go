@@ -34,7 +34,7 @@ func TestHealthAmongOthers(t *testing.T) {
 	is := func(status int, when string) {
 		t.Helper()
 		last := 0
-		eventually(t, fmt.Sprintf("/healthz is %d: %s", status, when), func() bool {
+		must.Until(t, fmt.Sprintf("/healthz is %d: %s", status, when), func() bool {
 			last = a.health()
 			return last == status
 		})
@@ -44,7 +44,7 @@ func TestHealthAmongOthers(t *testing.T) {
 			t.Errorf("%s: /healthz is %d, want %d", when, last, status)
 		}
 	}
-	eventually(t, "the server serves", func() bool { return a.view().Server.Up })
+	must.Until(t, "the server serves", func() bool { return a.view().Server.Up })
 	is(http.StatusOK, "all is well")
 	a.svc.hang(true)
 	is(http.StatusServiceUnavailable, "nobody else is there")

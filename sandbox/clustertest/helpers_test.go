@@ -107,25 +107,12 @@ func fault(t *testing.T, s *mongod.Server, f mongod.Fault) {
 	must.OK(t, s.Faults().Set(f))
 }
 
-// eventually polls a condition; the limit is generous, the wait is not.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(2 * time.Minute)
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatalf("it did not come true: %s", what)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
-
 // pass waits until the clock of the server shows another millisecond.
 func pass(t *testing.T, c *cluster.Client) {
 	t.Helper()
 	start, err := c.ServerTime(t.Context())
 	must.OK(t, err)
-	eventually(t, "the server's clock goes on", func() bool {
+	must.Until(t, "the server's clock goes on", func() bool {
 		now, err := c.ServerTime(t.Context())
 		return err == nil && now.After(start)
 	})

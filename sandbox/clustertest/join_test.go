@@ -162,7 +162,7 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 		l := a.view().Lifecycle
 		return l != nil && l.Step == lifecycle.StepCompleting && l.RegistryTold
 	}
-	eventually(t, "the node has left, and the cloud is to be notified", completing)
+	must.Until(t, "the node has left, and the cloud is to be notified", completing)
 	<-time.After(time.Second) // the state file has whole seconds
 	must.OK(t, a.svc.Start(t.Context()))
 	if res := a.joins(); res.Outcome != bootstrap.OutcomeUnchanged || res.Restarted {
@@ -172,7 +172,7 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 		t.Errorf("after the join the row says %s: %+v", got, a.view().Lifecycle)
 	}
 	cloud.back.Store(true)
-	eventually(t, "the drain is over", func() bool { l := a.view().Lifecycle; return l == nil || l.Step != lifecycle.StepCompleting })
+	must.Until(t, "the drain is over", func() bool { l := a.view().Lifecycle; return l == nil || l.Step != lifecycle.StepCompleting })
 	if l := a.view().Lifecycle; l != nil && !l.Ready {
 		t.Fatalf("the node is not ready: %+v", l)
 	}
@@ -220,9 +220,9 @@ func TestUndrainOfTheRow(t *testing.T) {
 		err = a.client.SetOwnState(t.Context(), row, cluster.StateDraining, "operator", cluster.Details{})
 	}
 	must.OK(t, err)
-	eventually(t, "the daemon says what the row says", func() bool { return a.view().State == cluster.StateDraining })
+	must.Until(t, "the daemon says what the row says", func() bool { return a.view().State == cluster.StateDraining })
 	a.control(http.MethodPost, daemon.PathUndrain, `{"who":"uid 0"}`, new(lifecycle.View))
-	eventually(t, "the row serves", func() bool { return a.state() == cluster.StateActive })
+	must.Until(t, "the row serves", func() bool { return a.state() == cluster.StateActive })
 	a.serves()
 }
 
@@ -243,7 +243,7 @@ func TestRowRemovedDuringADrain(t *testing.T) {
 			a.eyes.see(0, 1) // who stays
 			now := time.Now()
 			source <- lifecycle.Notice{ID: "t", Source: "test", Kind: lifecycle.Terminate, Received: now, Deadline: now.Add(time.Hour)}
-			eventually(t, "the row drains", func() bool { return a.state() == cluster.StateDraining })
+			must.Until(t, "the row drains", func() bool { return a.state() == cluster.StateDraining })
 			<-time.After(5 * time.Second) // what it says of the drain is the same from now on
 			// From now on the test finds nothing: that is spoilt.
 			fault(t, a.mongo, spoilt)
@@ -255,7 +255,7 @@ func TestRowRemovedDuringADrain(t *testing.T) {
 				n, err := a.door.nodes().CountDocuments(t.Context(), want)
 				return err == nil && n == 1
 			}
-			eventually(t, "the row is back, and drains", func() bool {
+			must.Until(t, "the row is back, and drains", func() bool {
 				drains := has(bson.M{"_id": nodeID, "state": cluster.StateDraining})
 				if back.IsZero() && (drains || has(bson.M{"_id": nodeID})) {
 					back = time.Now()

@@ -156,7 +156,7 @@ func TestLookAndJudge(t *testing.T) {
 	const others = "skewed 10.0.0.1 alive; departed 10.0.0.4 left; z 10.0.0.4 agent-stale; plain fd00::2 "
 	// Each round writes all signals again: on a busy machine the first ones are old before the last look.
 	seq := int64(0)
-	eventually(t, "two looks judge by the age, then by the change", func() bool {
+	must.Until(t, "two looks judge by the age, then by the change", func() bool {
 		for _, id := range []string{"skewed", "plain"} {
 			seq++
 			beat := cluster.Beat{ID: id, Seq: seq}

@@ -113,7 +113,7 @@ func TestTakenWhileRegistering(t *testing.T) {
 				_, err := c.Register(t.Context(), n)
 				done <- err
 			}()
-			eventually(t, "the write is held back", func() bool { return s.Faults().Current().Mode == mongod.None })
+			must.Until(t, "the write is held back", func() bool { return s.Faults().Current().Mode == mongod.None })
 			o := other()
 			o.IntervalMS = 60_000
 			if _, err := copied.TakeOver(t.Context(), o); err != nil {
@@ -200,14 +200,14 @@ func TestDaemonAndItsCopy(t *testing.T) {
 	a := newAgent(t)
 	boot(t, a.root, "boot-1")
 	a.start()
-	eventually(t, "the row is of this boot", func() bool { return a.door.row(nodeID)["boot_id"] == "boot-1" })
+	must.Until(t, "the row is of this boot", func() bool { return a.door.row(nodeID)["boot_id"] == "boot-1" })
 	n := other()
 	n.ID, n.IntervalMS, n.State = nodeID, 60_000, cluster.StateActive
 	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
 	a.says("another machine uses this node's id", 1)
-	eventually(t, "the status names it", func() bool { return strings.Contains(a.status(), "10.0.0.77 uses this node's row") })
+	must.Until(t, "the status names it", func() bool { return strings.Contains(a.status(), "10.0.0.77 uses this node's row") })
 	was := a.door.row(nodeID)
 	a.roundsGoOn(10)
 	if diff := cmp.Diff(was, a.door.row(nodeID)); diff != "" {
@@ -218,7 +218,7 @@ func TestDaemonAndItsCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.serves()
-	eventually(t, "the row is this machine's again", func() bool { return a.door.row(nodeID)["ip"] == own })
+	must.Until(t, "the row is this machine's again", func() bool { return a.door.row(nodeID)["ip"] == own })
 	if n := strings.Count(a.text(), "another machine uses this node's id"); n != 1 {
 		t.Errorf("said %d times", n)
 	}

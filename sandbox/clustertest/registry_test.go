@@ -484,7 +484,7 @@ func TestIndexes(t *testing.T) {
 	b.insert(b.nodes(), bson.M{"_id": "i-old", "left_at": old}, bson.M{"_id": "i-new", "left_at": now}, bson.M{"_id": "i-active", "updated_at": old})
 	events := b.Database("amsagent").Collection("events")
 	b.insert(events, bson.M{"_id": "e-old", "at": old}, bson.M{"_id": "e-new", "at": now})
-	eventually(t, "the old ones go", func() bool { return b.count(b.nodes(), bson.M{}) == 2 && b.count(events, bson.M{}) == 1 })
+	must.Until(t, "the old ones go", func() bool { return b.count(b.nodes(), bson.M{}) == 2 && b.count(events, bson.M{}) == 1 })
 	if n := b.count(b.nodes(), bson.M{"_id": bson.M{"$in": bson.A{"i-new", "i-active"}}}); n != 2 {
 		t.Errorf("%d of two rows are left", n)
 	}
@@ -543,7 +543,7 @@ func TestInterrupted(t *testing.T) {
 		_, err := c.Register(ctx, node())
 		done <- err
 	}()
-	eventually(t, "the update arrives", func() bool { return s.Stats().Struck > 0 })
+	must.Until(t, "the update arrives", func() bool { return s.Stats().Struck > 0 })
 	cancel()
 	if err := <-done; cluster.KindOf(err) != cluster.KindCanceled || !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: %v", err)

@@ -127,7 +127,7 @@ func TestDaemonOldRequest(t *testing.T) {
 	if _, err := b.nodes().UpdateByID(t.Context(), id, bson.M{"$set": request}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the request is refused", func() bool {
+	must.Until(t, "the request is refused", func() bool {
 		events, err := a.client.Events(t.Context(), cluster.EventQuery{Nodes: []string{id}, Limit: 10})
 		return err == nil && slices.ContainsFunc(events, func(e cluster.PastEvent) bool {
 			return e.Kind == "refused" && e.Who == "ann" && strings.Contains(e.Why, "the request is 2m")

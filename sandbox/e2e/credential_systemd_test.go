@@ -73,7 +73,7 @@ func TestSystemdCredential(t *testing.T) {
 		// Who looks does find what is there to be found.
 		const planted = "planted-Pa55w0rd"
 		open := m.start(t, "env", "SECRET="+planted, "sleep", "300")
-		m.until(t, "the planted word", func() bool { return m.sh(t, secretScript(planted)) != "" })
+		must.Until(t, "the planted word", func() bool { return m.sh(t, secretScript(planted)) != "" })
 		open.signal(t, syscall.SIGTERM)
 		open.wait(t)
 	})

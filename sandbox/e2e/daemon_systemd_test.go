@@ -358,12 +358,12 @@ func (m *machine) rows(t *testing.T) map[string]bson.M {
 // address, and beats; systemd says the same.
 func (m *machine) active(t *testing.T, id, ip string) bson.M {
 	t.Helper()
-	m.until(t, "an active row of "+id+" at "+ip, func() bool {
+	must.Until(t, "an active row of "+id+" at "+ip, func() bool {
 		r := m.rows(t)[id]
 		return r != nil && r["state"] == "active" && r["ip"] == ip
 	})
 	m.beats(t, id, 1)
-	m.until(t, "the status", func() bool {
+	must.Until(t, "the status", func() bool {
 		return strings.HasPrefix(m.unit(t, daemonUnit)["StatusText"], "active; 0 publishers; 0 viewers; last beat at ")
 	})
 	return m.rows(t)[id]
@@ -373,7 +373,7 @@ func (m *machine) active(t *testing.T, id, ip string) bson.M {
 func (m *machine) beats(t *testing.T, id string, n int) {
 	t.Helper()
 	seen := map[any]bool{}
-	m.until(t, "beats of "+id, func() bool {
+	must.Until(t, "beats of "+id, func() bool {
 		if r := m.rows(t)[id]; r != nil && r["load"] != nil {
 			seen[r["updated_at"]] = true
 		}
@@ -413,7 +413,7 @@ func (m *machine) goldenImage(t *testing.T) {
 	m.boot(t)
 	ready := m.unit(t, daemonUnit)
 	var told []string
-	m.until(t, "an active row", func() bool {
+	must.Until(t, "an active row", func() bool {
 		if s := m.unit(t, daemonUnit)["StatusText"]; len(told) == 0 || told[len(told)-1] != s {
 			told = append(told, s)
 		}
@@ -496,7 +496,7 @@ func (m *machine) reload(t *testing.T) {
 	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1500ms\n")
 	m.still(t, func() {
 		m.run(t, "systemctl", "reload", "amsagent").expect(t, 0)
-		m.until(t, "the new interval", func() bool { return m.rows(t)[nodeID]["interval_ms"] == int64(1500) })
+		must.Until(t, "the new interval", func() bool { return m.rows(t)[nodeID]["interval_ms"] == int64(1500) })
 	})
 	now := m.unit(t, daemonUnit)
 	if now["MainPID"] != was["MainPID"] || now["ActiveState"] != "active" || now["SubState"] != "running" {
@@ -544,7 +544,7 @@ func (m *machine) secondDaemon(t *testing.T) {
 	byHand.signal(t, syscall.SIGTERM)
 	byHand.wait(t).expect(t, 0)
 	m.still(t, func() {
-		m.until(t, "the daemon of systemd is back", func() bool { return m.unit(t, daemonUnit)["ActiveState"] == "active" })
+		must.Until(t, "the daemon of systemd is back", func() bool { return m.unit(t, daemonUnit)["ActiveState"] == "active" })
 	})
 }
 
@@ -558,7 +558,7 @@ systemctl daemon-reload; systemctl restart amsagent`)
 	m.still(t, func() {
 		begin := time.Now()
 		m.sh(t, "kill -STOP "+was["MainPID"])
-		m.until(t, "another process", func() bool {
+		must.Until(t, "another process", func() bool {
 			now := m.unit(t, daemonUnit)
 			return now["NRestarts"] == "1" && now["ActiveState"] == "active" && now["MainPID"] != was["MainPID"]
 		})
@@ -595,7 +595,7 @@ func (m *machine) otherAddress(t *testing.T) {
 func (m *machine) upgrade(t *testing.T) {
 	const moved = "10.9.0.8"
 	m.stream(t, http.MethodPost)
-	m.until(t, "a publisher", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "1 publisher") })
+	must.Until(t, "a publisher", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "1 publisher") })
 	begin := time.Now()
 	const container = nodeHome + "/conf/jee-container.xml"
 	joined := m.read(t, container)
@@ -677,7 +677,7 @@ func (m *machine) leaveAndJoin(t *testing.T) {
 	}
 	t.Logf("leave: %s", r)
 	off("after the leave")
-	m.until(t, "a standalone server", func() bool { return m.mode(t) == "standalone" })
+	must.Until(t, "a standalone server", func() bool { return m.mode(t) == "standalone" })
 	left := m.rows(t)[nodeID]
 	m.agent(t, 0, "leave").says(t, "nothing to do")
 	if r := m.agent(t, 0, "join", "--dry-run"); !strings.Contains(r.stdout, "would be started") {
@@ -705,7 +705,7 @@ func (m *machine) leaveAndJoin(t *testing.T) {
 	if now := m.active(t, nodeID, moved); now["state_since"] != since {
 		t.Errorf("the daemon began another life of the row: %v, before %v", now, since)
 	}
-	m.until(t, "the daemon's note that this release serves", func() bool { return m.run(t, "test", "-e", "/var/lib/amsagent/served.json").code == 0 })
+	must.Until(t, "the daemon's note that this release serves", func() bool { return m.run(t, "test", "-e", "/var/lib/amsagent/served.json").code == 0 })
 	daemon, server, files := m.unit(t, daemonUnit), m.unit(t, nodeUnit), m.touched(t)
 	r = m.agent(t, 0, "join")
 	r.says(t, "nothing to do")
@@ -756,7 +756,7 @@ func (m *machine) mongoAwayAtBoot(t *testing.T) {
 	if held > 3000 || server["ActiveState"] != "active" || m.unit(t, daemonUnit)["ActiveState"] != "active" {
 		t.Errorf("%v, %v", u, server)
 	}
-	m.until(t, "a status that tells", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "MongoDB") })
+	must.Until(t, "a status that tells", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "MongoDB") })
 	t.Logf("status: %s", m.unit(t, daemonUnit)["StatusText"])
 	begin := time.Now()
 	m.sh(t, "rm "+cloudNoMongo+"; systemctl start mongo")
@@ -785,9 +785,9 @@ func (m *machine) staysLeft(t *testing.T) {
 	m.agent(t, 0, "leave")
 	left := m.rows(t)[nodeID]
 	m.reboot(t, func() {})
-	m.until(t, "a standalone server", func() bool { return m.mode(t) == "standalone" })
+	must.Until(t, "a standalone server", func() bool { return m.mode(t) == "standalone" })
 	m.startedWith(t, "")
-	m.until(t, "the database", func() bool { return m.rows(t) != nil })
+	must.Until(t, "the database", func() bool { return m.rows(t) != nil })
 	if now := m.rows(t)[nodeID]; now["state"] != "left" || now["updated_at"] != left["updated_at"] {
 		t.Errorf("the row is %v", now)
 	}

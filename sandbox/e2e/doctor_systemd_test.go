@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // doctorOn lets the doctor look at a booted machine.
@@ -136,7 +137,7 @@ systemctl daemon-reload; systemctl restart `+nodeUnit)
 
 	// The server is stopped, and another process has one of its ports.
 	n.sh(t, `systemctl stop `+nodeUnit+`; systemd-run -q --unit=squatter -p Type=exec sandbox mongo --listen 127.0.0.1:1935`)
-	n.until(t, "somebody on port 1935", func() bool {
+	must.Until(t, "somebody on port 1935", func() bool {
 		return strings.Contains(n.sh(t, `ss -ltn`), ":1935 ")
 	})
 	all = doctorOn(t, n)

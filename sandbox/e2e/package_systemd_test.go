@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // TestSystemdPackage is the life of a machine to which the agent came as a package: first as a .deb, then, on the same
@@ -66,7 +68,7 @@ mkdir -p "$1/usr/share/licenses" # as on every distribution that has rpm`)
 		}
 	}
 	p.boot(t)
-	p.until(t, "a standalone server", func() bool { return p.mode(t) == "standalone" })
+	must.Until(t, "a standalone server", func() bool { return p.mode(t) == "standalone" })
 	p.pure = p.everything(t)
 }
 
@@ -197,7 +199,7 @@ func (p *packaged) joinNode(t *testing.T) {
 	}
 	p.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "joined: ")
 	p.active(t, nodeID, nodeAddress)
-	p.until(t, "the unit that waits for a node", func() bool { return p.unit(t, "waits.service")["ActiveState"] == "active" })
+	must.Until(t, "the unit that waits for a node", func() bool { return p.unit(t, "waits.service")["ActiveState"] == "active" })
 	p.sh(t, "systemctl stop waits")
 	// From here on the daemon beats as often as the tests wait for it.
 	p.write(t, "/etc/amsagent/config.yaml", "beat_interval: 1s\n")
@@ -305,7 +307,7 @@ func (p *packaged) loop(t *testing.T) {
 		p.sh(t, `mkdir -p /run/systemd/system/amsagent.service.d
 printf '[Service]\nRestartSec=10ms\nExecStart=\nExecStart=/bin/sh -c "kill -KILL $$$$"\n' >/run/systemd/system/amsagent.service.d/loop.conf
 systemctl daemon-reload; systemctl restart --no-block amsagent`)
-		p.until(t, "the end of the loop", func() bool { return p.unit(t, daemonUnit)["ActiveState"] == "failed" })
+		must.Until(t, "the end of the loop", func() bool { return p.unit(t, daemonUnit)["ActiveState"] == "failed" })
 		u := p.unit(t, daemonUnit)
 		t.Logf("given up after %s restarts", u["NRestarts"])
 		if n := micros(t, u["NRestarts"]); n < 5 || n > 20 {

@@ -14,6 +14,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -108,7 +109,7 @@ func (s *realGoingDown) share(t *testing.T) time.Duration {
 func (s *realGoingDown) empty(t *testing.T) {
 	t.Helper()
 	since := time.Now().Add(10 * time.Second)
-	s.until(t, "nobody is counted", func() bool {
+	must.Until(t, "nobody is counted", func() bool {
 		v, err := s.status()
 		if err != nil {
 			return false
@@ -142,7 +143,7 @@ func (s *realGoingDown) reboot(t *testing.T) {
 func (s *realGoingDown) audience(t *testing.T, node *realams.Node, viewers int) []*realams.Process {
 	t.Helper()
 	publisher, players := watched(t, s.booted.world, node, viewers)
-	s.until(t, "the publisher and the viewers are counted", func() bool {
+	must.Until(t, "the publisher and the viewers are counted", func() bool {
 		v, err := s.status()
 		return err == nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1 && v.Sessions.Viewers != nil && *v.Sessions.Viewers >= viewers
 	})
@@ -157,7 +158,7 @@ func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 	viewer := s.booted.world.HTTP(2 * time.Second)
 
 	s.goDown(t, "poweroff")
-	s.until(t, "a node that is not ready and drains", func() bool {
+	must.Until(t, "a node that is not ready and drains", func() bool {
 		v, err := s.status()
 		return err == nil && !v.Ready && s.record(t)["state"] == "draining"
 	})
@@ -218,7 +219,7 @@ func (s *realGoingDown) mongoIsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := time.Now()
-	s.until(t, "a row that drains", func() bool { return s.record(t)["state"] == "draining" })
+	must.Until(t, "a row that drains", func() bool { return s.record(t)["state"] == "draining" })
 	figure(t, "the row says so %s after MongoDB is back", time.Since(back).Round(100*time.Millisecond))
 	for _, p := range people {
 		p.Signal(syscall.SIGTERM)

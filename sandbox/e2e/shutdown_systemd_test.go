@@ -96,7 +96,7 @@ func (s *goingDown) up(t *testing.T) bson.M {
 	s.onDisk(t, `rm -f "$1`+nodeStarts+`"`)
 	s.boot(t)
 	r := s.active(t, s.id, nodeAddress)
-	s.until(t, "readiness", func() bool { v, err := s.status(); return err == nil && v.Ready })
+	must.Until(t, "readiness", func() bool { v, err := s.status(); return err == nil && v.Ready })
 	return r
 }
 
@@ -176,7 +176,7 @@ func (s *goingDown) watched(t *testing.T, n int) {
 	if got := s.viewers(t, http.MethodPost, n); got != n {
 		t.Fatalf("%d viewers, want %d", got, n)
 	}
-	s.until(t, "the count of the viewers", func() bool {
+	must.Until(t, "the count of the viewers", func() bool {
 		v, err := s.status()
 		return err == nil && v.Sessions.Viewers != nil && *v.Sessions.Viewers == n
 	})
@@ -185,9 +185,9 @@ func (s *goingDown) watched(t *testing.T, n int) {
 // draining waits until nobody new is sent here.
 func (s *goingDown) draining(t *testing.T) {
 	t.Helper()
-	s.until(t, "readiness off", func() bool { v, err := s.status(); return err == nil && !v.Ready })
+	must.Until(t, "readiness off", func() bool { v, err := s.status(); return err == nil && !v.Ready })
 	ready := time.Since(s.begun)
-	s.until(t, "a draining row", func() bool { return s.rows(t)[s.id]["state"] == "draining" })
+	must.Until(t, "a draining row", func() bool { return s.rows(t)[s.id]["state"] == "draining" })
 	t.Logf("readiness off within %s, the row draining within %s", ready.Round(time.Millisecond), time.Since(s.begun).Round(time.Millisecond))
 }
 
@@ -331,7 +331,7 @@ func (s *goingDown) noLeave(t *testing.T) {
 	s.beats(t, nodeID, 2)
 	same("a stop of the server")
 	s.run(t, "systemctl", "start", "antmedia").expect(t, 0)
-	s.until(t, "a server that is up", func() bool { return s.mode(t) == "cluster" })
+	must.Until(t, "a server that is up", func() bool { return s.mode(t) == "cluster" })
 	s.goDown(t, "poweroff")
 	s.off(t)
 	s.left(t, 0)
@@ -445,19 +445,19 @@ func (s *goingDown) inTheMiddle(t *testing.T) {
 	s.watched(t, 1)
 	asked := time.Now()
 	s.agent(t, 0, "drain", "--deadline", "7s", "--reason", "maintenance", "--detach")
-	s.until(t, "a draining row", func() bool { return s.rows(t)[nodeID]["state"] == "draining" })
+	must.Until(t, "a draining row", func() bool { return s.rows(t)[nodeID]["state"] == "draining" })
 	was, err := s.status()
 	must.OK(t, err)
 	since := s.rows(t)[nodeID]["state_since"]
 	s.goDown(t, "poweroff")
-	s.until(t, "both reasons", func() bool { v, err := s.status(); return err == nil && len(v.Lifecycle.Notices) == 2 })
+	must.Until(t, "both reasons", func() bool { v, err := s.status(); return err == nil && len(v.Lifecycle.Notices) == 2 })
 	if now, err := s.status(); err != nil || !now.Lifecycle.Deadline.Equal(was.Lifecycle.Deadline) || !now.Lifecycle.Begun.Equal(was.Lifecycle.Begun) {
 		t.Errorf("another drain: %+v, before %+v, %v", now.Lifecycle, was.Lifecycle, err)
 	}
 	if now := s.rows(t)[nodeID]; now["state"] != "draining" || now["state_since"] != since {
 		t.Errorf("the row is %v", now)
 	}
-	s.until(t, "the end of the daemon", func() bool { _, err := s.status(); return err != nil })
+	must.Until(t, "the end of the daemon", func() bool { _, err := s.status(); return err != nil })
 	if took := time.Since(asked); took < 7*time.Second || took > 10*time.Second {
 		t.Errorf("it was served for %s", took)
 	}
@@ -509,12 +509,12 @@ func (s *goingDown) hook(t *testing.T) {
 	_ = resp.Body.Close()
 	s.begun = time.Now()
 	s.draining(t)
-	s.until(t, "a heartbeat of the hook", func() bool {
+	must.Until(t, "a heartbeat of the hook", func() bool {
 		v, err := s.status()
 		return err == nil && len(v.Lifecycle.Hooks) == 1 && v.Lifecycle.Hooks[0].Beats > 0
 	})
 	s.goDown(t, "poweroff")
-	s.until(t, "both reasons", func() bool { v, err := s.status(); return err == nil && len(v.Lifecycle.Notices) == 2 })
+	must.Until(t, "both reasons", func() bool { v, err := s.status(); return err == nil && len(v.Lifecycle.Notices) == 2 })
 	s.viewers(t, http.MethodDelete, 1)
 	s.off(t)
 	s.moments(t)
@@ -538,7 +538,7 @@ func (s *goingDown) hook(t *testing.T) {
 	// it for as long as it usually takes to tell it, and no longer.
 	s.onDisk(t, `rm -r "$1/etc/systemd/system/imds.service.d"`)
 	s.boot(t)
-	s.until(t, "a node that has left once more", func() bool {
+	must.Until(t, "a node that has left once more", func() bool {
 		v, err := s.status()
 		return err == nil && v.Lifecycle != nil && v.Lifecycle.Step == "completing"
 	})
@@ -601,7 +601,7 @@ func (s *goingDown) noMongo(t *testing.T) {
 	s.watched(t, 1)
 	s.run(t, "systemctl", "stop", "mongo").expect(t, 0)
 	s.goDown(t, "poweroff")
-	s.until(t, "readiness off", func() bool { v, err := s.status(); return err == nil && !v.Ready })
+	must.Until(t, "readiness off", func() bool { v, err := s.status(); return err == nil && !v.Ready })
 	s.run(t, "sleep", "6")
 	if n := s.viewers(t, "", 0); n != 1 || s.unit(t, daemonUnit)["ActiveState"] != "deactivating" {
 		t.Fatalf("%d viewers are served", n)
@@ -634,7 +634,7 @@ func (s *goingDown) noMongoNoSessions(t *testing.T) {
 	s.up(t)
 	s.beats(t, nodeID, 1)
 	s.run(t, "systemctl", "stop", "mongo").expect(t, 0)
-	s.until(t, "a daemon that knows that MongoDB is away", func() bool { v, err := s.status(); return err == nil && v.Beat.Dropped > 0 })
+	must.Until(t, "a daemon that knows that MongoDB is away", func() bool { v, err := s.status(); return err == nil && v.Beat.Dropped > 0 })
 	s.goDown(t, "poweroff")
 	s.off(t)
 	at := s.moments(t)

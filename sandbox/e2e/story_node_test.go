@@ -140,16 +140,16 @@ func (n *storyNode) documents(t *testing.T, address string) []nodeDocument {
 // isNode waits until all agree that this machine is a node: registry, Ant Media Server, agent, load balancer.
 func (n *storyNode) isNode(t *testing.T) bson.M {
 	t.Helper()
-	storyUntil(t, "an active row of "+n.name+" at "+n.address, func() bool {
+	must.Until(t, "an active row of "+n.name+" at "+n.address, func() bool {
 		r := n.own(t)
 		return r != nil && r["state"] == "active" && r["ip"] == n.address
 	})
-	storyUntil(t, "a living document of the server of "+n.name, func() bool {
+	must.Until(t, "a living document of the server of "+n.name, func() bool {
 		d := n.documents(t, n.address)
 		return len(d) == 1 && time.Since(time.UnixMilli(d[0].Updated)) < 20*time.Second
 	})
 	n.world.sees(t, n.name, "UP")
-	storyUntil(t, "readiness of "+n.name, func() bool { v, err := n.status(); return err == nil && v.Ready })
+	must.Until(t, "readiness of "+n.name, func() bool { v, err := n.status(); return err == nil && v.Ready })
 	row := n.own(t)
 	if row["role"] != n.role || row["provider"] != "aws" {
 		t.Errorf("the row of %s: %v", n.name, row)

@@ -86,7 +86,7 @@ func (s *story) image(t *testing.T) {
 	n.instance(t, "i-0a1b2c3d4e5f60009", "10.77.0.19")
 	nodeCopy(t, s.set.deb[packageOld], n.disk+"/opt/packages/agent.deb")
 	n.boots(t)
-	storyUntil(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
+	must.Until(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
 	n.sh(t, `dpkg -i /opt/packages/agent.deb
 mkdir -p /etc/amsagent
 printf '# Written when the image was made.\nmetrics_address: 0.0.0.0:9771\nbeat_interval: 1s\n' >/etc/amsagent/config.yaml
@@ -217,7 +217,7 @@ func (s *story) agentUpgrade(t *testing.T) {
 	nodeCopy(t, s.set.deb[packageNew], n.path("/opt/packages/agent.deb"))
 	stop := s.follow(t, n)
 	n.run(t, "dpkg", "-i", "/opt/packages/agent.deb").expect(t, 0)
-	storyUntil(t, "the new agent in the row", func() bool { return n.own(t)["agent"] == "v0.2.0-rc.1" })
+	must.Until(t, "the new agent in the row", func() bool { return n.own(t)["agent"] == "v0.2.0-rc.1" })
 	states, unready := stop()
 	now := n.isNode(t)
 	n.beats(t, n.id, 2)
@@ -294,7 +294,7 @@ func (s *story) follow(t *testing.T, n *storyNode) (stop func() (states map[stri
 	})
 	t.Cleanup(halt)
 	return func() (map[string]int, time.Duration) {
-		storyUntil(t, "readiness of "+n.name, ready)
+		must.Until(t, "readiness of "+n.name, ready)
 		halt()
 		return states, unready
 	}
@@ -313,7 +313,7 @@ sed -i 's/"release": "[^"]*"/"release": "2.17.1"/' /var/lib/amsagent/state.json
 mv `+nodeHome+` `+nodeHome+`-backup
 cp -a /opt/cloud/vendor `+nodeHome+`
 systemctl start antmedia amsagent`)
-	storyUntil(t, "a node", func() bool { return n.mode(t) == "cluster" })
+	must.Until(t, "a node", func() bool { return n.mode(t) == "cluster" })
 	n.goDown(t, "reboot")
 	n.off(t)
 	n.boots(t)
@@ -340,7 +340,7 @@ func (s *story) poweroffWithViewers(t *testing.T) {
 	for range 3 {
 		viewers = append(viewers, s.world.watch(t, n))
 	}
-	storyUntil(t, "the count of the viewers", func() bool {
+	must.Until(t, "the count of the viewers", func() bool {
 		v, err := n.status()
 		return err == nil && v.Sessions.Viewers != nil && *v.Sessions.Viewers == 3
 	})
@@ -428,7 +428,7 @@ func (s *story) purge(t *testing.T) {
 	n := s.a
 	n.isNode(t)
 	n.agent(t, 0, "leave").says(t, "left: ")
-	storyUntil(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
+	must.Until(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
 	n.sh(t, "rm -f /opt/packages/*")
 	n.run(t, "dpkg", "-P", "amsagent").expect(t, 0)
 	if r := n.own(t); r["state"] != "left" {

@@ -36,9 +36,6 @@ const (
 	storyURI      = "mongodb://amsagent:" + storyPassword + "@" + storyMongo + ":27017/admin"
 )
 
-// storyLimit is longer than anything here takes on a machine that has much else to do.
-const storyLimit = 2 * time.Minute
-
 // storyPorts are those of the templates: 80 leads to origins, 5080 to edges.
 var storyPorts = map[string]string{"origin": "80", "edge": "5080"}
 
@@ -99,8 +96,8 @@ wait`
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.mongo.Disconnect(context.Background()) })
-	storyUntil(t, "the database", func() bool { return w.mongo.Ping(t.Context(), nil) == nil })
-	storyUntil(t, "the load balancer", func() bool { return len(w.servers()) == len(nodes) })
+	must.Until(t, "the database", func() bool { return w.mongo.Ping(t.Context(), nil) == nil })
+	must.Until(t, "the load balancer", func() bool { return len(w.servers()) == len(nodes) })
 	return w
 }
 
@@ -182,7 +179,7 @@ func (w *storyWorld) servers() map[string]map[string]string {
 // sees waits until the load balancer takes a node for this: UP or DOWN.
 func (w *storyWorld) sees(t *testing.T, node, status string) {
 	t.Helper()
-	storyUntil(t, "a load balancer that sees "+node+" "+status, func() bool { return w.servers()[node]["status"] == status })
+	must.Until(t, "a load balancer that sees "+node+" "+status, func() bool { return w.servers()[node]["status"] == status })
 }
 
 // http is a client in that network.
@@ -202,7 +199,7 @@ func (w *storyWorld) get(role, path string) (node string, status int, body io.Re
 // serves: a request to the role's port is answered by this node's server.
 func (w *storyWorld) serves(t *testing.T, n *storyNode) {
 	t.Helper()
-	storyUntil(t, "an answer of "+n.name+" at the port of "+n.role+"s", func() bool {
+	must.Until(t, "an answer of "+n.name+" at the port of "+n.role+"s", func() bool {
 		node, status, body, err := w.get(n.role, "/rest/v2/liveness")
 		if err != nil {
 			return false
@@ -222,7 +219,7 @@ type storyViewer struct {
 func (w *storyWorld) watch(t *testing.T, n *storyNode) *storyViewer {
 	t.Helper()
 	v := &storyViewer{over: make(chan struct{})}
-	storyUntil(t, "somebody who watches on "+n.name, func() bool {
+	must.Until(t, "somebody who watches on "+n.name, func() bool {
 		node, status, body, err := w.get(n.role, "/LiveApp/play/s1?kind=hls")
 		if err != nil {
 			return false
@@ -286,18 +283,4 @@ func (w *storyWorld) tells() string {
 		fmt.Fprintf(&b, "server %s: %s %s %s, %s\n", name, s["addr"], s["status"], s["check_desc"], s["last_chk"])
 	}
 	return b.String()
-}
-
-// storyUntil waits for something that must come.
-func storyUntil(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(storyLimit)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-		<-tick.C
-	}
 }

@@ -189,7 +189,7 @@ chmod 755 `+nodeUserData+`
 	n.mongo, err = mongo.Connect(options.Client().ApplyURI("mongodb://" + nodeMongo + "/?directConnection=true").SetDialer(n))
 	must.OK(t, err)
 	t.Cleanup(func() { _ = n.mongo.Disconnect(context.Background()) })
-	n.until(t, "the database", func() bool { return n.mongo.Ping(t.Context(), nil) == nil })
+	must.Until(t, "the database", func() bool { return n.mongo.Ping(t.Context(), nil) == nil })
 	n.reset(t)
 	if n.unit, err = os.ReadFile(n.path("/etc/systemd/system/" + nodeUnit)); err != nil {
 		t.Fatal(err)
@@ -219,7 +219,7 @@ systemctl reset-failed `+nodeUnit+` 2>/dev/null || true
 systemctl enable -q --now `+nodeUnit+`
 `)
 	// LiveApp is the last that the server marks: from then on it writes nothing by itself.
-	n.until(t, "a server that is up", func() bool {
+	must.Until(t, "a server that is up", func() bool {
 		_, err := os.Lstat(n.path(nodeHome + "/webapps/LiveApp/" + ams.InitializedName))
 		return err == nil && n.mode(t) == "standalone"
 	})
@@ -588,18 +588,4 @@ func (n *bootedNode) looks(t *testing.T) int {
 // DialContext connects inside the machine's network.
 func (n *bootedNode) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return netns.Dial(ctx, n.leader, network, address)
-}
-
-// until waits for something that must come.
-func (n *bootedNode) until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-		<-tick.C
-	}
 }

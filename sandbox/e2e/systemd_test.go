@@ -53,7 +53,7 @@ func (n *bootedNode) standalone(t *testing.T, when string) {
 	if _, err := os.Stat(n.path("/etc/systemd/system/" + nodeUnit + ".d")); err == nil {
 		t.Errorf("%s the folder of the drop-in is still there", when)
 	}
-	n.until(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
+	must.Until(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
 	if nodes := n.clusternode(t); len(nodes) != 0 {
 		t.Errorf("%s clusternode still has %+v", when, nodes)
 	}
@@ -83,7 +83,7 @@ func (n *bootedNode) joined(t *testing.T, when string) {
 // waits for them, a start by hand does not.
 func (n *bootedNode) serves(t *testing.T) {
 	t.Helper()
-	n.until(t, "applications that serve", func() bool { return n.run(t, "amsagent", "status", "--strict").code == 0 })
+	must.Until(t, "applications that serve", func() bool { return n.run(t, "amsagent", "status", "--strict").code == 0 })
 }
 
 // userData is what an instance runs at its first boot, from cloud-init: no
@@ -161,7 +161,7 @@ func (n *bootedNode) story(t *testing.T) {
 		was, content := n.touched(t), n.bytes(t)
 		begin := time.Now()
 		n.sh(t, "systemctl restart "+nodeUnit)
-		n.until(t, "the server's document", func() bool {
+		must.Until(t, "the server's document", func() bool {
 			nodes := n.clusternode(t)
 			return len(nodes) == 1 && time.UnixMilli(nodes[0].Updated).After(begin) && n.mode(t) == "cluster"
 		})
@@ -378,12 +378,12 @@ systemctl daemon-reload`)
 // verifying waits until a join has restarted the server and looks for it.
 func (n *bootedNode) verifying(t *testing.T, p *nodeProcess, before nodeUnitState) {
 	t.Helper()
-	n.until(t, "the restart", func() bool {
+	must.Until(t, "the restart", func() bool {
 		u := n.show(t)
 		return p.ended() || u["InvocationID"] != before["InvocationID"] && u["SubState"] == "running"
 	})
 	looks := n.looks(t)
-	n.until(t, "the proof", func() bool { return p.ended() || n.looks(t) > looks })
+	must.Until(t, "the proof", func() bool { return p.ended() || n.looks(t) > looks })
 	if p.ended() {
 		t.Fatalf("it ended before it could be interrupted: %s", p.wait(t))
 	}
@@ -439,7 +439,7 @@ chmod 755 /run/systemd/system-generators/hold
 // held waits until systemd is held. It answers nobody now.
 func (n *bootedNode) held(t *testing.T) {
 	t.Helper()
-	n.until(t, "the reload", func() bool { return n.read(t, "/run/fakeams-hold") == "held\n" })
+	must.Until(t, "the reload", func() bool { return n.read(t, "/run/fakeams-hold") == "held\n" })
 }
 
 func (n *bootedNode) release(t *testing.T) {

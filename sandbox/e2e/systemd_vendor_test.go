@@ -8,6 +8,8 @@ package e2e
 import (
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // vendorsNode: a node that the vendor's script made, and made well, is taken over without a restart: its next start is
@@ -21,7 +23,7 @@ sed -i 's/^clusterdb.host=.*/clusterdb.host=`+nodeMongo+`/' conf/red5.properties
 sed -i 's/^db.type=.*/db.type=mongodb/; s/^db.host=.*/db.host=`+nodeMongo+`/' webapps/*/WEB-INF/red5-web.properties
 echo '`+nodeAddress+` `+nodeHostname+`' >>/etc/hosts
 systemctl restart `+nodeUnit)
-	n.until(t, "a node of the script's", func() bool { return n.mode(t) == "cluster" && len(n.clusternode(t)) == 1 })
+	must.Until(t, "a node of the script's", func() bool { return n.mode(t) == "cluster" && len(n.clusternode(t)) == 1 })
 	before, starts := n.show(t), n.starts(t)
 
 	n.agent(t, 0, "join", "--mongo", nodeMongo, "--dry-run").says(t, "a join would write 2 files, with no restart; nothing was touched")
@@ -36,17 +38,17 @@ systemctl restart `+nodeUnit)
 	n.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "nothing to do: ")
 
 	n.sh(t, "systemctl restart "+nodeUnit)
-	n.until(t, "a server that was told its address", func() bool {
+	must.Until(t, "a server that was told its address", func() bool {
 		u := n.show(t)
 		return strings.Contains(n.read(t, "/proc/"+u["MainPID"]+"/environ"), "\x00AMS_HOST_ADDRESS="+nodeAddress+"\x00")
 	})
-	n.until(t, "a node again", func() bool { return n.mode(t) == "cluster" })
+	must.Until(t, "a node again", func() bool { return n.mode(t) == "cluster" })
 
 	// Under another address than the server found for itself it has to be restarted.
 	n.sh(t, "rm -r /var/lib/amsagent "+nodeDropIn+"; systemctl daemon-reload")
 	n.behave(t, "--local-address=10.9.0.8")
 	n.sh(t, "systemctl restart "+nodeUnit)
-	n.until(t, "a node under another address", func() bool {
+	must.Until(t, "a node under another address", func() bool {
 		for _, d := range n.clusternode(t) {
 			if d.IP == "10.9.0.8" {
 				return true

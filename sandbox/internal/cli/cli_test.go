@@ -110,20 +110,6 @@ func ended(t *testing.T, cmd *exec.Cmd) int {
 	return cmd.ProcessState.ExitCode()
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(2 * time.Minute)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("waited in vain for %s", what)
-		}
-	}
-}
-
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -249,7 +235,7 @@ func TestClouds(t *testing.T) {
 		control := "http://" + said["control"].(string)
 		before := fetched(t, http.MethodGet, control+c.books)
 		fetched(t, http.MethodPost, control+strings.Replace(c.begin, "=ID", "=i-bp13znx0m0me8cq0001", 1))
-		eventually(t, "a line in the books", func() bool { return fetched(t, http.MethodGet, control+c.books) != before })
+		must.Until(t, "a line in the books", func() bool { return fetched(t, http.MethodGet, control+c.books) != before })
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		if status := ended(t, cmd); status != 0 {
 			t.Errorf("%s: exit %d", c.started, status)
@@ -439,7 +425,7 @@ func TestAMSCtl(t *testing.T) {
 
 	// A server that ends by itself has failed.
 	must.OK(t, syscall.Kill(second.PID, syscall.SIGKILL))
-	eventually(t, "the failure", func() bool { status, out, _ := call("status"); return status == 3 && out == "failed\n" })
+	must.Until(t, "the failure", func() bool { status, out, _ := call("status"); return status == 3 && out == "failed\n" })
 	expect("start", 0, "")
 	expect("status", 0, "active")
 	expect("stop", 0, "")

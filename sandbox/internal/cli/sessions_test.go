@@ -106,7 +106,7 @@ func TestAMSCtlSessions(t *testing.T) {
 			var said struct{ PID int }
 			must.OK(t, json.Unmarshal([]byte(call(0, "info")), &said))
 			must.OK(t, syscall.Kill(said.PID, syscall.SIGKILL))
-			eventually(t, "the end", func() bool {
+			must.Until(t, "the end", func() bool {
 				cmd := exec.Command(wrapper, "status")
 				cmd.Env = append(os.Environ(), environment...)
 				_, out, _ := run(t, cmd)
