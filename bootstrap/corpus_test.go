@@ -106,6 +106,7 @@ func leaveOffline(t *testing.T, m *Machine) *LeaveResult {
 // TestCorpus joins and leaves on the real files of every release, and asks
 // Java and Spring what they read in between.
 func TestCorpus(t *testing.T) {
+	t.Parallel()
 	java := readback.Start(t)
 	for _, release := range corpusReleases(t) {
 		for _, mongo := range []string{"10.0.2.4", "mongodb://us%20er:p%40%3A%2F%3F%23%25%26%5C@h1,h2:27018/?replicaSet=rs0&authSource=admin"} {
@@ -229,6 +230,7 @@ func checkBeans(t *testing.T, release string, was, got readback.Beans) {
 // TestCorpusUnrelatedEdit edits a line that is none of ours between join and
 // leave: it must survive, and the rest be as before.
 func TestCorpusUnrelatedEdit(t *testing.T) {
+	t.Parallel()
 	for _, release := range corpusReleases(t) {
 		t.Run(release, func(t *testing.T) {
 			m := corpusTree(t, release)

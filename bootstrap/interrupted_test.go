@@ -118,6 +118,7 @@ func TestInterruptedLeave(t *testing.T) {
 // What a person had written is kept beside the file that a leave gives back. The server, killed
 // while it saves, takes nothing of that away.
 func TestKeptEditOutlivesATornFile(t *testing.T) {
+	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	m := ownTree(t, "3.0", "3.0.3")
 	before := treeFiles(t, m)

@@ -19,6 +19,7 @@ import (
 // TestManyApplications: a server with 325 applications, whose files are of the size that the server writes, joins and
 // leaves again: plan, journal and undo record hold them all.
 func TestManyApplications(t *testing.T) {
+	t.Parallel()
 	const many, size = 325, 9 << 10
 	m := ownTree(t, "3.0", "3.0.3")
 	before := map[string][]byte{}

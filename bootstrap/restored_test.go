@@ -97,6 +97,7 @@ func TestLeaveTellsOfEachFile(t *testing.T) {
 // What the owner of the tree can do to one file at any time does not keep the machine
 // from leaving: all else is given back, and that file is named.
 func TestLeaveOfAHinderedTree(t *testing.T) {
+	t.Parallel()
 	const container = "conf/jee-container.xml"
 	write := func(text string) func(string) error {
 		return func(real string) error { return os.WriteFile(real, []byte(text), 0o644) }
@@ -174,6 +175,7 @@ func TestLeaveKeepsAStandaloneContainer(t *testing.T) {
 // The same where no record leads back, as the vendor's script, and not join, had made the
 // server a cluster node.
 func TestLeaveOfAHinderedCluster(t *testing.T) {
+	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for what, tt := range map[string]struct {
 		name string
@@ -232,6 +234,7 @@ func appendText(text string) func(real string) error {
 
 // What is missing, or too many, is no reason either, as long as the disk is there.
 func TestLeaveOfAnIncompleteTree(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		harm  func(tree string) error
 		holds string // of the file that was harmed
@@ -404,6 +407,7 @@ func TestLeaveIsOverwritten(t *testing.T) {
 
 // What the server saves over a join that is rolled back, as it ends, is not what is left.
 func TestRollbackIsNotOverwritten(t *testing.T) {
+	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, "10.0.2.9", "10.0.1.7")
@@ -466,6 +470,7 @@ func TestRollbackTellsItsRestart(t *testing.T) {
 // An application whose file its owner made unreadable is left out of a convergence, which
 // looks after all other files.
 func TestConvergeLeavesOutAnApplication(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to give files away")
 	}

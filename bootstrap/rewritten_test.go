@@ -23,6 +23,7 @@ const realDir = "../../shared/corpus/real"
 // Nothing is repaired, written or restarted for that, and leave still takes back
 // what join did.
 func TestServerRewroteItsFiles(t *testing.T) {
+	t.Parallel()
 	const mongo = "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin"
 	sources := map[string]string{"own": "testdata/rewritten.properties"}
 	found, err := filepath.Glob(filepath.Join(realDir, "*/webapps/*/WEB-INF/red5-web.properties"))

@@ -248,6 +248,7 @@ func TestSealSaved(t *testing.T) {
 
 // One that is killed between any two files is finished by the next: it comes to the same end.
 func TestSealKilled(t *testing.T) {
+	t.Parallel()
 	whole := usedTree(t)
 	plan := sealed(t, whole, SealRequest{DryRun: true})
 	sealed(t, whole, SealRequest{})

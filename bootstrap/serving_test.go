@@ -361,6 +361,7 @@ func process(t *testing.T, root string, age time.Duration) int {
 // From 2.16.2 on a question makes an application lose its settings while its context is being
 // made: it is not asked before its files tell that it is complete, unless that takes too long.
 func TestNotAskedInItsStart(t *testing.T) {
+	t.Parallel()
 	const unknown = -time.Hour
 	mark, closed := ".initialized", ".closed"
 	for name, tt := range map[string]struct {

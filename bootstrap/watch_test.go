@@ -328,6 +328,7 @@ func (s *ending) State(context.Context) (ams.State, error) {
 // A file that the server left half written is told, and made whole before the next
 // start.
 func TestTornBeforeStart(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.Service = running()
 	app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
