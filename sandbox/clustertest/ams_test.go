@@ -572,7 +572,7 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{Timeout: time.Second})
-	before, err := c.AMSNodes(t.Context())
+	before, err := connect(t, s.URI(), cluster.Options{}).AMSNodes(t.Context())
 	must.OK(t, err)
 	var failed atomic.Bool
 	done := make(chan error, 1)

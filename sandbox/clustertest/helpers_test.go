@@ -4,6 +4,7 @@
 package clustertest
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"strings"
@@ -34,6 +35,7 @@ func startServer(t *testing.T, o mongod.Options) *mongod.Server {
 
 func connect(t *testing.T, uri string, o cluster.Options) *cluster.Client {
 	t.Helper()
+	o.Timeout = cmp.Or(o.Timeout, time.Minute) // a busy machine may take more than the usual 10 s
 	target, err := cluster.ParseTarget(uri)
 	must.OK(t, err)
 	c, err := cluster.Connect(t.Context(), target, o)

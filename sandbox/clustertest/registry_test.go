@@ -518,7 +518,7 @@ func TestCheckAccess(t *testing.T) {
 		t.Errorf("what is there (-want +got):\n%s", diff)
 	}
 	// An election may be waited out, so this lasts until the time is up.
-	impatient := connect(t, s.URI(), cluster.Options{Timeout: time.Second})
+	impatient := connect(t, s.URI(), cluster.Options{Timeout: 3 * time.Second})
 	for _, command := range []string{"find", "update", "delete"} {
 		fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{command}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
 		if err := c.CheckAccess(t.Context()); cluster.KindOf(err) != cluster.KindForbidden {
