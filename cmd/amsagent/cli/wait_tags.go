@@ -26,8 +26,8 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 	}
 	g.log().Info("waiting for the instance's tags", "missing", strings.Join(missing, ", "), "limit", limit)
 	q := g.instanceQuestion()
-	noTag := errors.New("no instance tag, setting or flag gives it")
-	why, hint := noTag, "tag the machine with amsagent:mongo and amsagent:role, or give --mongo and --role"
+	noTag, tagIt := errors.New("no instance tag, setting or flag gives it"), "tag the machine with amsagent:mongo and amsagent:role, or give --mongo and --role"
+	why, hint := noTag, tagIt
 	for {
 		m, err := g.askInstance(bound, q)
 		switch {
@@ -39,7 +39,7 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 			if missing, err = g.notKnown(); err != nil || len(missing) == 0 {
 				return err
 			}
-			why, hint, q.provider = noTag, cmp.Or(m.Instance.TagsHint, hint), m.Instance.Provider
+			why, hint, q.provider = noTag, cmp.Or(m.Instance.TagsHint, tagIt), m.Instance.Provider
 		case bound.Err() == nil:
 			why = err
 		}

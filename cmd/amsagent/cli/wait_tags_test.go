@@ -24,6 +24,12 @@ func TestWaitForTags(t *testing.T) {
 		}
 		return map[string]string{"amsagent:role": "edge"}
 	})
+	unnamed := metadataOfAWS(t, func() map[string]string {
+		if time.Since(begin()) < time.Second {
+			return nil
+		}
+		return map[string]string{"Name": "edge-1"}
+	})
 	late := func(tags map[string]string) *httptest.Server {
 		begin := sync.OnceValue(time.Now) // when they are asked for first
 		return metadataOfAWS(t, func() map[string]string {
@@ -41,15 +47,16 @@ func TestWaitForTags(t *testing.T) {
 		want   string
 		quick  bool
 	}{
-		"tags that come late":       {server: late(map[string]string{"amsagent:mongo": "127.0.0.1:1", "amsagent:role": "edge"}), args: "--wait-for-tags 30s", code: exitPreflight, want: noServer},
-		"the role alone, with pipe": {server: late(map[string]string{"amsagent:role": "edge"}), args: "--wait-for-tags 30s --mongo file:-", stdin: "127.0.0.1:1\n", code: exitPreflight, want: noServer},
-		"the role never comes":      {server: late(map[string]string{}), args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "the role: not known after 3s"},
-		"nothing ever comes":        {server: late(map[string]string{}), args: "--wait-for-tags 3s", code: exitUnknown, want: "the address of MongoDB and the role: not known after 3s"},
-		"all is known":              {server: off, args: "--wait-for-tags 30s --mongo 127.0.0.1:1 --role edge", code: exitPreflight, want: noServer, quick: true},
-		"tags are switched off":     {server: off, args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "InstanceMetadataTags=enabled"},
-		"no tag is there yet":       {server: none, args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitPreflight, want: noServer},
-		"a malformed tag":           {server: late(map[string]string{"amsagent:role": "two words"}), args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitUsage, want: "instance tag amsagent:role"},
-		"offline":                   {server: off, args: "--wait-for-tags 30s --offline --mongo 127.0.0.1", code: exitUsage, want: "--offline", quick: true},
+		"tags that come late":           {server: late(map[string]string{"amsagent:mongo": "127.0.0.1:1", "amsagent:role": "edge"}), args: "--wait-for-tags 30s", code: exitPreflight, want: noServer},
+		"the role alone, with pipe":     {server: late(map[string]string{"amsagent:role": "edge"}), args: "--wait-for-tags 30s --mongo file:-", stdin: "127.0.0.1:1\n", code: exitPreflight, want: noServer},
+		"the role never comes":          {server: late(map[string]string{}), args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "the role: not known after 3s"},
+		"nothing ever comes":            {server: late(map[string]string{}), args: "--wait-for-tags 3s", code: exitUnknown, want: "the address of MongoDB and the role: not known after 3s"},
+		"all is known":                  {server: off, args: "--wait-for-tags 30s --mongo 127.0.0.1:1 --role edge", code: exitPreflight, want: noServer, quick: true},
+		"tags are switched off":         {server: off, args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "InstanceMetadataTags=enabled"},
+		"no tag is there yet":           {server: none, args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitPreflight, want: noServer},
+		"tags are switched on, too few": {server: unnamed, args: "--wait-for-tags 6s --mongo 127.0.0.1:1", code: exitUnknown, want: "hint: tag the machine with amsagent:mongo"},
+		"a malformed tag":               {server: late(map[string]string{"amsagent:role": "two words"}), args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitUsage, want: "instance tag amsagent:role"},
+		"offline":                       {server: off, args: "--wait-for-tags 30s --offline --mongo 127.0.0.1", code: exitUsage, want: "--offline", quick: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
