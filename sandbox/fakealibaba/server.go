@@ -159,7 +159,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return http.StatusMethodNotAllowed, "method not allowed"
 	}
-	if token := s.Token(r); token == "bad" || token == "none" && !s.o.Plain {
+	if !s.Admits(r, s.o.Plain) {
 		return http.StatusUnauthorized, "unauthorized"
 	}
 	if version != "latest" && version != "2016-01-01" {

@@ -138,7 +138,7 @@ func (s *Server) answer(r *http.Request) (status int, body string, header http.H
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return http.StatusMethodNotAllowed, page(http.StatusMethodNotAllowed), nil
 	}
-	if token := s.Token(r); token == "bad" || token == "none" && !s.allowV1 {
+	if !s.Admits(r, s.allowV1) {
 		return http.StatusUnauthorized, page(http.StatusUnauthorized), nil
 	}
 	if version == "" {

@@ -72,8 +72,14 @@ func (s *Sessions) Give(r *http.Request) (token string, status int) {
 	return token, http.StatusOK
 }
 
-// Token is what the token of a request is worth: good, bad, or none.
-func (s *Sessions) Token(r *http.Request) string {
+// Admits reports whether a request has a good token, or none where plain ones are answered, too.
+func (s *Sessions) Admits(r *http.Request, plain bool) bool {
+	token := s.token(r)
+	return token == "good" || token == "none" && plain
+}
+
+// token is what the token of a request is worth: good, bad, or none.
+func (s *Sessions) token(r *http.Request) string {
 	t := r.Header.Get(s.Header)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,7 +95,7 @@ func (s *Sessions) Token(r *http.Request) string {
 
 // Record puts a request down.
 func (s *Sessions) Record(r *http.Request) (seq int) {
-	token := s.Token(r)
+	token := s.token(r)
 	s.Log.Info("request", "method", r.Method, "path", r.URL.Path, "token", token)
 	return s.requests.Add(func(seq int) Request {
 		return Request{Seq: seq, Time: time.Now(), Method: r.Method, Path: r.URL.Path, Token: token, TTL: r.Header.Get(s.TTLHeader)}
