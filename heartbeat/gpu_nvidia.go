@@ -145,11 +145,11 @@ func parseGPURow(line []byte, fields []string, like []GPU) (gpuRow, error) {
 			}
 			r.gpu.Driver = gpuText(cell, told, same.Driver)
 		case "utilization.gpu":
-			r.gpu.Util, err = gpuNumber(cell, told, 0, 100, &v.util)
+			r.gpu.Util, err = gpuNumber(cell, told, 100, &v.util)
 		case "utilization.encoder":
-			r.gpu.Enc, err = gpuNumber(cell, told, 0, 100, &v.enc)
+			r.gpu.Enc, err = gpuNumber(cell, told, 100, &v.enc)
 		case "utilization.decoder":
-			r.gpu.Dec, err = gpuNumber(cell, told, 0, 100, &v.dec)
+			r.gpu.Dec, err = gpuNumber(cell, told, 100, &v.dec)
 		case "memory.used":
 			r.gpu.MemUsed, err = gpuMiB(cell, told, &v.used)
 		case "memory.total":
@@ -207,7 +207,7 @@ func gpuText(cell []byte, told bool, same string) string {
 
 // gpuNumber reads a number into room. One out of its range is not known; what is
 // no number at all tells that the line was torn.
-func gpuNumber(cell []byte, told bool, lowest, highest float64, room *float64) (*float64, error) {
+func gpuNumber(cell []byte, told bool, highest float64, room *float64) (*float64, error) {
 	if !told {
 		return nil, nil // nothing told is no error
 	}
@@ -225,7 +225,7 @@ func gpuNumber(cell []byte, told bool, lowest, highest float64, room *float64) (
 	if err != nil {
 		return nil, errGPUTorn
 	}
-	if f < lowest || f > highest {
+	if f < 0 || f > highest {
 		return nil, nil // not credible is not known
 	}
 	*room = f
@@ -234,7 +234,7 @@ func gpuNumber(cell []byte, told bool, lowest, highest float64, room *float64) (
 
 func gpuMiB(cell []byte, told bool, room *uint64) (*uint64, error) {
 	var mib float64
-	p, err := gpuNumber(cell, told, 0, 1<<30, &mib)
+	p, err := gpuNumber(cell, told, 1<<30, &mib)
 	if p == nil || err != nil {
 		return nil, err
 	}

@@ -26,8 +26,12 @@ type wanted struct {
 func serverPorts(in *ams.Installation) []wanted {
 	ports, _ := in.Ports()
 	list := []wanted{
-		{"tcp", ports.HTTP, "HTTP"}, {"tcp", ports.HTTPS, "HTTPS"}, {"tcp", ports.RTMP, "RTMP"}, {"udp", ports.SRT, "SRT"},
-		{"tcp", ports.Origin, "between nodes"}, {"tcp", 9999, "shutdown"},
+		{"tcp", ports.HTTP, "HTTP"},
+		{"tcp", ports.HTTPS, "HTTPS"},
+		{"tcp", ports.RTMP, "RTMP"},
+		{"udp", ports.SRT, "SRT"},
+		{"tcp", ports.Origin, "between nodes"},
+		{"tcp", 9999, "shutdown"},
 	}
 	if ports.RTMPS > 0 {
 		list = append(list, wanted{"tcp", ports.RTMPS, "RTMPS"})

@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/internal/mask"
 )
 
+// The ids of what is found.
 const (
 	IDHeader   = "AMS-LINT-HEADER"   // a first line that neither cloud-init nor the kernel knows
 	IDFormat   = "AMS-LINT-FORMAT"   // a format that is not checked

@@ -29,7 +29,7 @@ func runLint(opts doctorOptions, g *globals) error {
 	for _, name := range opts.userData {
 		src, err := g.readUserData(name)
 		switch {
-		case err != nil && g.waiting().Err() != nil:
+		case err != nil && g.ctx.Err() != nil:
 			return &userError{Msg: "cannot look at " + name, Cause: err}
 		case err != nil:
 			return &userError{Msg: "cannot look at " + name, Cause: err, ID: idUsage, Exit: exitUsage, Hints: []string{"a script or a cloud-config"}}
@@ -61,7 +61,7 @@ func (g *globals) readUserData(name string) ([]byte, error) {
 		b, _, err := readSmallFile(path)
 		return b, err
 	}
-	b, err := g.readStdin(g.waiting(), maxUserData, g.within(pipeTime))
+	b, err := g.readStdin(maxUserData, g.within(pipeTime))
 	if err == nil && len(b) > maxUserData {
 		err = fmt.Errorf("more than %d KiB", maxUserData>>10)
 	}

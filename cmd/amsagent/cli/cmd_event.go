@@ -151,7 +151,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 		}
 		return b, nil
 	}
-	b, err := g.readStdin(ctx, lifecycle.MaxEvent, patience)
+	b, err := g.readStdin(lifecycle.MaxEvent, patience)
 	switch {
 	case errors.Is(err, errTerminal):
 		return nil, usageError(how, "the event is missing: standard input is a terminal")

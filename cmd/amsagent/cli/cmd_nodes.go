@@ -393,10 +393,10 @@ func (w *watcher) take(ctx context.Context, l cluster.Look, failed error) error 
 	switch {
 	case w.terminal:
 		return w.show()
-	case failed != nil:
-		return nil
+	case w.failed == nil:
+		return w.changes(first)
 	}
-	return w.changes(first)
+	return nil
 }
 
 // pollFor looks twice as often as the fastest agent beats.

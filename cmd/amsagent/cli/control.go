@@ -243,7 +243,7 @@ func (c *controlClient) hold(ctx context.Context, r daemon.HoldRequest) (release
 	late := time.AfterFunc(c.timeout, func() {
 		cancel(fmt.Errorf("the daemon gave no answer in %s: %w", rounded(c.timeout), context.DeadlineExceeded))
 	})
-	resp, err := c.send(held, http.MethodPost, daemon.PathHold, r)
+	resp, err := c.send(held, http.MethodPost, daemon.PathHold, r) //nolint:bodyclose // release closes it
 	late.Stop()
 	stop()
 	if err != nil {

@@ -173,9 +173,9 @@ func notify(state string) {
 		return
 	}
 	if c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"}); err == nil {
-		defer c.Close()
 		_ = c.SetWriteDeadline(time.Now().Add(notifyTime))
 		_, _ = c.Write([]byte(state)) // a failure has no other reader
+		_ = c.Close()
 	}
 }
 

@@ -169,13 +169,13 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 	}
 	if g.piped == nil {
 		limit := g.within(pipeTime)
-		b, err := g.readStdin(g.waiting(), maxSmallFile, limit)
+		b, err := g.readStdin(maxSmallFile, limit)
 		switch {
 		case errors.Is(err, errTerminal):
 			return fail(errors.New("it is a terminal"))
 		case errors.Is(err, errOpenInput):
 			return notYet(fmt.Errorf("it was not closed within %s", limit))
-		case err != nil && g.waiting().Err() != nil:
+		case err != nil && g.ctx.Err() != nil:
 			return mongoSource{}, &userError{Msg: "waiting for the MongoDB address on standard input", Cause: err, State: stateUntouched}
 		}
 		g.piped = &piped{b, err}

@@ -34,7 +34,7 @@ func (e *outputError) Unwrap() error { return e.err }
 // A command that only reads prints nothing after a signal: what the signal cut short would read as not known, or as absent. What another
 // command has done is printed all the same.
 func (g *globals) result(kind string, data any, text func(*textWriter)) error {
-	if g.readsOnly.Load() && g.ctx != nil && g.ctx.Err() != nil {
+	if g.readsOnly.Load() && g.ctx.Err() != nil {
 		return context.Cause(g.ctx)
 	}
 	var out []byte

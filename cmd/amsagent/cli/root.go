@@ -84,7 +84,7 @@ type globals struct {
 }
 
 func newGlobals(env Env) *globals {
-	return &globals{env: env, given: map[string]given{}, settings: &settings{values: map[string]value{}}}
+	return &globals{env: env, ctx: context.Background(), given: map[string]given{}, settings: &settings{values: map[string]value{}}}
 }
 
 // once reports whether something is said for the first time since the settings were read.
@@ -99,14 +99,6 @@ func (g *globals) once(what string) bool {
 	}
 	g.said[what] = true
 	return true
-}
-
-// waiting is the context of what is read before a command has its own.
-func (g *globals) waiting() context.Context {
-	if g.ctx == nil {
-		return context.Background()
-	}
-	return g.ctx
 }
 
 // setForm fixes how everything from here on is printed.

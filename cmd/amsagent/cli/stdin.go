@@ -18,9 +18,9 @@ var (
 )
 
 // readStdin reads standard input to its end, but no more than one byte beyond limit, and
-// waits until ctx ends or for patience: no command hangs on a pipe that nobody closes. It
-// fails with errTerminal, errOpenInput, the cause of ctx's end, or with what reading says.
-func (g *globals) readStdin(ctx context.Context, limit int, patience time.Duration) ([]byte, error) {
+// waits until a signal comes or for patience: no command hangs on a pipe that nobody closes. It
+// fails with errTerminal, errOpenInput, the signal, or with what reading says.
+func (g *globals) readStdin(limit int, patience time.Duration) ([]byte, error) {
 	if g.env.IsTerminal(g.env.Stdin) {
 		return nil, errTerminal
 	}
@@ -38,8 +38,8 @@ func (g *globals) readStdin(ctx context.Context, limit int, patience time.Durati
 	select {
 	case r := <-done:
 		return r.b, r.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	case <-g.ctx.Done():
+		return nil, context.Cause(g.ctx)
 	case <-timer.C:
 		return nil, errOpenInput
 	}
