@@ -5,15 +5,19 @@ package conf
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -281,6 +285,28 @@ func TestTornStaging(t *testing.T) {
 	if names := stateNames(t, s); len(names) > 0 {
 		t.Errorf("left: %v", names)
 	}
+}
+
+// TestWriteBesideARecovery: a file is written while another process removes what interrupted writes left.
+func TestWriteBesideARecovery(t *testing.T) {
+	s := newTree(t)
+	must.OK(t, s.WriteFile("/state/served.json", []byte("0"), 0o600, 0o700))
+	ctx, cancel := context.WithCancel(t.Context())
+	var recovery sync.WaitGroup
+	recovery.Go(func() {
+		for ; ctx.Err() == nil; <-time.After(20 * time.Millisecond) {
+			if err := s.RemoveTemps("/state"); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for i := range 60 {
+		if err := s.WriteFile("/state/served.json", []byte(strconv.Itoa(i)), 0o600, 0o700); err != nil {
+			t.Fatalf("write %d: %v", i, err)
+		}
+	}
+	cancel()
+	recovery.Wait()
 }
 
 // TestRollbackKeepsEveryCopy: the old file and the new one are both written while the old one is put back.

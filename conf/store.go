@@ -223,7 +223,18 @@ func (s *Store) writeFile(path string, data []byte, mode, dirMode fs.FileMode, l
 	if f, err := readIn(d, name, limit); err == nil && f.Exists() && bytes.Equal(f.Bytes, data) && f.Mode == mode {
 		return nil
 	}
-	temp := "." + name + writeSuffix
+	for range writeAttempts {
+		// Another process, which recovers, takes the temporary file for one of a process that was killed.
+		if err = replace(d, "."+name+writeSuffix, name, data, mode); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return err
+}
+
+const writeAttempts = 5
+
+func replace(d *files.Folder, temp, name string, data []byte, mode fs.FileMode) error {
 	if err := d.Remove(temp); err != nil {
 		return err
 	}

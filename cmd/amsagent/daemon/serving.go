@@ -136,6 +136,8 @@ type serving struct {
 	turn   time.Time // when to ask the next one, while all serve
 	listed time.Time // when the applications were listed; zero before the first time
 	noted  bool      // that this release serves
+	// noteFailed says that this was tried in vain, and logged.
+	noteFailed bool
 }
 
 func newServing(d *Daemon, p ServerProbe) *serving {
@@ -520,10 +522,11 @@ func (s *serving) report(was, is ServerView, now time.Time) {
 		}
 	})
 	if is.Up && !s.noted {
-		s.noted = true
-		if err := s.probe.Served(); err != nil {
+		err := s.probe.Served()
+		if s.noted = err == nil; err != nil && !s.noteFailed {
 			s.d.log.Warn("the release that serves could not be noted", "error", err)
 		}
+		s.noteFailed = err != nil
 	}
 	if was.Up == is.Up {
 		return
