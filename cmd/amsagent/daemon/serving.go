@@ -136,7 +136,7 @@ type serving struct {
 	turn   time.Time // when to ask the next one, while all serve
 	listed time.Time // when the applications were listed; zero before the first time
 	noted  bool      // that this release serves
-	// noteFailed says that this was tried in vain, and logged.
+	// noteFailed is true after a failure, which is logged once.
 	noteFailed bool
 }
 
