@@ -203,12 +203,12 @@ func wordsInMarkdown(text string) []string {
 func TestWordRules(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int{
-		"The daemon reports whether the server runs.": 0,
-		"Nobody is to go.":                            2,
-		"It tells whether he joins.":                  2,
-		"What is it?":                                 0,
-		"What is left goes.":                          1,
-		"Where there is none.":                        2,
+		"The daemon reports whether it runs.": 0,
+		"Nobody is to go.":                    2,
+		"It tells whether he joins.":          2,
+		"What is it?":                         0,
+		"What is left goes.":                  1,
+		"Where there is none.":                2,
 	} {
 		if got := wordsIn(1, text); len(got) != want {
 			t.Errorf("%q: %q, want %d finds", text, got, want)
