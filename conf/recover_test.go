@@ -293,6 +293,8 @@ func TestWriteBesideARecovery(t *testing.T) {
 	must.OK(t, s.WriteFile("/state/served.json", []byte("0"), 0o600, 0o700))
 	ctx, cancel := context.WithCancel(t.Context())
 	var recovery sync.WaitGroup
+	defer recovery.Wait()
+	defer cancel()
 	recovery.Go(func() {
 		for ; ctx.Err() == nil; <-time.After(20 * time.Millisecond) {
 			if err := s.RemoveTemps("/state"); err != nil {
@@ -305,8 +307,6 @@ func TestWriteBesideARecovery(t *testing.T) {
 			t.Fatalf("write %d: %v", i, err)
 		}
 	}
-	cancel()
-	recovery.Wait()
 }
 
 // TestRollbackKeepsEveryCopy: the old file and the new one are both written while the old one is put back.

@@ -136,8 +136,8 @@ type serving struct {
 	turn   time.Time // when to ask the next one, while all serve
 	listed time.Time // when the applications were listed; zero before the first time
 	noted  bool      // that this release serves
-	// noteFailed is true after a failure, which is logged once.
-	noteFailed bool
+	// noteLog is for failures of that.
+	noteLog throttle
 }
 
 func newServing(d *Daemon, p ServerProbe) *serving {
@@ -523,10 +523,9 @@ func (s *serving) report(was, is ServerView, now time.Time) {
 	})
 	if is.Up && !s.noted {
 		err := s.probe.Served()
-		if s.noted = err == nil; err != nil && !s.noteFailed {
+		if s.noted = err == nil; err != nil && s.noteLog.allows(err.Error(), now) {
 			s.d.log.Warn("the release that serves could not be noted", "error", err)
 		}
-		s.noteFailed = err != nil
 	}
 	if was.Up == is.Up {
 		return
