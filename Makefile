@@ -108,7 +108,7 @@ faults: build build-sandbox $(BUILD)/tools/gotestsum ## each call of each recove
 	@AMSAGENT_FAULTS=all tools/scripts/gotest.sh . ./conf -count=1 -timeout 20m -run '^TestFaults$$'
 
 .PHONY: arm64
-arm64: build build-sandbox $(BUILD)/tools/gotestsum ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (2 to 4 minutes)
+arm64: build build-sandbox $(BUILD)/tools/gotestsum ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (about 6 minutes)
 	@tools/scripts/deps.sh arm64 $(DEPS)
 	@DEPS=$(DEPS) tools/scripts/arm64.sh
 
@@ -118,7 +118,10 @@ fuzz: ## every fuzz target for FUZZTIME each
 
 # Proofs: each takes longer than three minutes, so the heavy tier has a sample of it. They run before a release and after a
 # change of what they prove.
-.PHONY: prove-crash prove-fuzz prove-surroundings
+.PHONY: prove-attack prove-crash prove-fuzz prove-surroundings
+prove-attack: ## 160 drains of nodes whose files the server's user exchanges meanwhile (about 10 minutes, as root)
+	@AMSAGENT_ATTACKS=160 $(MAKE) --no-print-directory e2e RUN='^TestAttackDrain$$'
+
 prove-crash: ## joins and leaves are killed, and fail, at every system call in every way (about an hour, as root)
 	@$(MAKE) --no-print-directory e2e RUN='$(or $(RUN),^TestCrash)'
 
