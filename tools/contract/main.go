@@ -53,7 +53,9 @@ func run(out io.Writer, tier, contract string, files []string) (bool, error) {
 		}
 		ran.read(data)
 	}
-	return report(out, tier, names, ran), nil
+	told, passed := report(tier, names, ran)
+	_, err = io.WriteString(out, told)
+	return passed, err
 }
 
 // due returns the names of one tier.
@@ -142,7 +144,8 @@ func (o outcomes) of(name string) string {
 }
 
 // report groups the names by reason, so that one missing program is one line and not three hundred.
-func report(out io.Writer, tier string, names []string, ran outcomes) bool {
+func report(tier string, names []string, ran outcomes) (text string, passed bool) {
+	var out strings.Builder
 	broken := map[string][]string{}
 	for _, name := range names {
 		if why := ran.of(name); why != "" {
@@ -157,17 +160,17 @@ func report(out io.Writer, tier string, names []string, ran outcomes) bool {
 	const most = 10
 	for _, why := range reasons {
 		list := broken[why]
-		fmt.Fprintf(out, "contract: %s (%d):\n", why, len(list))
+		fmt.Fprintf(&out, "contract: %s (%d):\n", why, len(list))
 		for i, name := range list {
 			if i == most && len(list) > 2*most {
-				fmt.Fprintf(out, "  … and %d more\n", len(list)-most)
+				fmt.Fprintf(&out, "  … and %d more\n", len(list)-most)
 				break
 			}
-			fmt.Fprintf(out, "  %s\n", name)
+			fmt.Fprintf(&out, "  %s\n", name)
 		}
 	}
 	if len(broken) == 0 {
-		fmt.Fprintf(out, "contract: all %d names of the tier %s ran and passed\n", len(names), tier)
+		fmt.Fprintf(&out, "contract: all %d names of the tier %s ran and passed\n", len(names), tier)
 	}
-	return len(broken) == 0
+	return out.String(), len(broken) == 0
 }
