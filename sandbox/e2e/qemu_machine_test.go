@@ -210,7 +210,8 @@ func (d *guestDisk) boot(t *testing.T, kernel string, firmware ...string) *guest
 	if line := g.line(t); line != "up" {
 		t.Fatalf("it says %q", line)
 	}
-	r := g.run(t, "systemctl is-system-running --wait")
+	// What it waits for in vain is the cause.
+	r := g.run(t, "timeout 240 systemctl is-system-running --wait || { code=$?; systemctl list-jobs --no-pager; exit $code; }")
 	t.Logf("image made in %s, booted in %s: %s", made.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond), strings.TrimSpace(r.stdout))
 	if r.code != 0 {
 		t.Errorf("%s%s", r, g.sh(t, "systemctl --failed --no-legend --plain"))
